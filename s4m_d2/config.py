@@ -22,6 +22,8 @@ def _add_mask2former_config(cfg: CN) -> None:
     cfg.INPUT.MIN_SCALE = 0.1  # range of the large-scale jitter
     cfg.INPUT.MAX_SCALE = 2.0
 
+    cfg.DATASETS.UNLABELED = ()  # names of the unlabeled sets; their annotations are never read
+
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone relative to the rest
@@ -128,8 +130,8 @@ def _s4m_config() -> CN:
     s4m.STRONG_VIEW.BLUR_SIGMA = (0.1, 2.0)  # px
     s4m.STRONG_VIEW.BLUR_PROB = 0.5
 
-    # Splits: where a fraction stands in a data set's name, its subset is drawn with this seed,
-    # unless a list of file names is given for it.
+    # Splits: `..._10pct` names a stable 10 % of its set, drawn with this seed, unless a list of
+    # file names is given.
     s4m.SPLIT_SEED = 0
     s4m.SPLIT_FILE = ""  # text file, one image file name a line: the labeled set
 
