@@ -1,8 +1,10 @@
-"""Pseudo-labels: what the teacher says about one unlabeled image."""
+"""Pseudo-labels (what the teacher says about an unlabeled image) and a sample's generators."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,3 +82,18 @@ class PseudoLabels:
             gt_masks=masks,
             gt_boxes=masks.get_bounding_boxes().to(self.labels.device),
         )
+
+
+def sample_generators(
+    batched_inputs: Sequence[Mapping[str, Any]], purpose: str, device: torch.device | str
+) -> list[torch.Generator] | None:
+    """One generator on ``device`` a sample, from ``sample["seeds"][purpose]``.
+
+    None, which stands for PyTorch's default generator, when a loader without seeds made the batch.
+    """
+    if not all("seeds" in sample for sample in batched_inputs):
+        return None
+    return [
+        torch.Generator(device=device).manual_seed(sample["seeds"][purpose])
+        for sample in batched_inputs
+    ]
