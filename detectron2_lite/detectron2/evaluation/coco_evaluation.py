@@ -1,0 +1,200 @@
+"""Box and mask AP with pycocotools."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import itertools
+import json
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import pycocotools.mask as mask_util
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tabulate import tabulate
+
+from detectron2.data import MetadataCatalog
+from detectron2.structures import BoxMode, Instances
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+
+from .evaluator import DatasetEvaluator
+
+_TASKS = ("bbox", "segm")
+_NAN = float("nan")
+
+
+class COCOEvaluator(DatasetEvaluator):
+    """COCO's AP of boxes and masks for any data set with a COCO json; scores are in percent."""
+
+    def __init__(
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | None = None,
+        distributed: bool = True,
+        output_dir: str | None = None,
+        *,
+        max_dets_per_image: int | None = None,
+        use_fast_impl: bool = True,
+        allow_cached_coco: bool = True,
+    ):
+        """
+        Args:
+            dataset_name: registered; a data set without the metadata "json_file" is converted,
+                into ``output_dir``.
+            tasks: of "bbox" and "segm"; by default what the predictions have.
+            distributed: collect the predictions of all processes in the main one, which evaluates.
+            output_dir: folder for coco_instances_results.json.
+            max_dets_per_image: detections that count, 100 by default.
+            use_fast_impl: accepted for compatibility; pycocotools' own code is always used.
+            allow_cached_coco: reuse a former conversion.
+        """
+        self._logger = logging.getLogger(__name__)
+        self._tasks = tasks
+        self._distributed = distributed
+        self._output_dir = output_dir
+        self._max_dets = [1, 10, 100 if max_dets_per_image is None else max_dets_per_image]
+        self._metadata = MetadataCatalog.get(dataset_name)
+        if not hasattr(self._metadata, "json_file"):
+            if output_dir is None:
+                raise ValueError(
+                    f"'{dataset_name}' is not in COCO format: COCOEvaluator needs output_dir, "
+                    "to convert it there"
+                )
+            from detectron2.data.datasets.coco import convert_to_coco_json
+
+            path = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
+            convert_to_coco_json(dataset_name, path, allow_cached=allow_cached_coco)
+            self._metadata.json_file = path
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._coco_api = COCO(PathManager.get_local_path(self._metadata.json_file))
+        self._do_evaluation = "annotations" in self._coco_api.dataset  # test sets have none
+
+    def reset(self) -> None:
+        self._predictions: list[dict] = []
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Args: inputs with "image_id"; outputs with "instances", in the image's own frame."""
+        for image, output in zip(inputs, outputs, strict=True):
+            if "instances" in output:
+                image_id, instances = image["image_id"], output["instances"].to("cpu")
+                results = instances_to_coco_json(instances, image_id)
+                self._predictions.append({"image_id": image_id, "instances": results})
+
+    def evaluate(self, img_ids: Sequence[int] | None = None) -> dict:
+        """{task: {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-<class>"}}; NaN: not defined.
+
+        ``img_ids``: the images that count, by default all. {} on other processes than the main
+        one, and without predictions or annotations.
+        """
+        predictions = self._predictions
+        if self._distributed:
+            comm.synchronize()
+            predictions = list(itertools.chain(*comm.gather(predictions, dst=0)))
+            if not comm.is_main_process():
+                return {}
+        if not predictions:
+            self._logger.warning("[COCOEvaluator] Did not receive valid predictions.")
+            return {}
+        results = list(itertools.chain(*[p["instances"] for p in predictions]))
+        has_masks = any("segmentation" in result for result in results)
+        tasks = self._tasks or (_TASKS if has_masks else ("bbox",))
+        self._to_dataset_ids(results)
+        if self._output_dir:
+            self._save(results)
+        if not self._do_evaluation:
+            self._logger.info("Annotations are not available for evaluation.")
+            return {}
+        return OrderedDict((task, self._evaluate_task(results, task, img_ids)) for task in tasks)
+
+    def _to_dataset_ids(self, results: list[dict]) -> None:
+        mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if mapping is None:
+            return
+        dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in mapping.items()}
+        assert sorted(dataset_ids) == list(range(len(mapping))), f"not contiguous: {mapping}"
+        for result in results:
+            label = result["category_id"]
+            assert label in dataset_ids, (
+                f"A prediction has class={label}, but classes are in [0, {len(mapping) - 1}]"
+            )
+            result["category_id"] = dataset_ids[label]
+
+    def _save(self, results: list[dict]) -> None:
+        os.makedirs(self._output_dir, exist_ok=True)
+        path = os.path.join(self._output_dir, "coco_instances_results.json")
+        self._logger.info(f"Saving results to {path}")
+        with open(path + ".tmp", "w", encoding="utf-8") as file:
+            json.dump(results, file)
+        os.replace(path + ".tmp", path)
+
+    def _evaluate_task(
+        self, results: list[dict], task: str, img_ids: Sequence[int] | None
+    ) -> dict[str, float]:
+        assert task in _TASKS, f"unknown task: {task}"
+        if not results:
+            self._logger.warning("No predictions from the model!")
+            return dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), _NAN)
+        results = copy.deepcopy(results)  # pycocotools writes into them
+        if task == "segm":
+            for result in results:
+                result.pop("bbox")  # else the box's area decides what is small or large
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco_eval = COCOeval(self._coco_api, self._coco_api.loadRes(results), task)
+            coco_eval.params.maxDets = self._max_dets
+            if img_ids is not None:
+                coco_eval.params.imgIds = img_ids
+            coco_eval.evaluate()
+            coco_eval.accumulate()
+        scores = _summarize(coco_eval, self._metadata.get("thing_classes"))
+        table = tabulate(scores.items(), headers=("metric", task), floatfmt=".3f")
+        self._logger.info(f"Evaluation results for {task}:\n{table}")
+        return scores
+
+
+def _summarize(coco_eval: COCOeval, class_names: Sequence[str] | None) -> dict[str, float]:
+    """The scores, all at the largest number of detections."""
+    params = coco_eval.params
+    # (IoU thresholds, recalls, classes, areas), -1 where not defined
+    precision = coco_eval.eval["precision"][..., -1]
+
+    def percent(part: np.ndarray) -> float:
+        part = part[part > -1]
+        return float(part.mean() * 100) if part.size else _NAN
+
+    area = {name[0]: precision[..., i] for i, name in enumerate(params.areaRngLbl)}
+    scores = {"AP": percent(area["a"])}
+    for threshold in (50, 75):
+        at = np.isclose(params.iouThrs, threshold / 100)
+        scores[f"AP{threshold}"] = percent(area["a"][at])
+    scores.update({f"AP{size}": percent(area[size]) for size in "sml"})
+    if class_names is not None and len(class_names) > 1:
+        assert len(class_names) == precision.shape[2], (len(class_names), precision.shape[2])
+        for i, name in enumerate(class_names):
+            scores[f"AP-{name}"] = percent(area["a"][:, :, i])
+    return scores
+
+
+def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict]:
+    """COCO's result dicts of an image's instances, on the CPU; ``category_id`` is the class."""
+    if len(instances) == 0:
+        return []
+    boxes = BoxMode.convert(
+        instances.pred_boxes.tensor.numpy(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
+    ).tolist()
+    scores, classes = instances.scores.tolist(), instances.pred_classes.tolist()
+    results = [
+        {"image_id": img_id, "category_id": label, "bbox": box, "score": score}
+        for box, score, label in zip(boxes, scores, classes, strict=True)
+    ]
+    if instances.has("pred_masks"):
+        for result, mask in zip(results, instances.pred_masks, strict=True):
+            rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+            rle["counts"] = rle["counts"].decode("ascii")  # json has no bytes
+            result["segmentation"] = rle
+    return results

@@ -1,0 +1,280 @@
+"""Scalars and images of a training run: one storage, several writers."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from fvcore.common.history_buffer import HistoryBuffer
+
+from detectron2.utils.file_io import PathManager
+
+__all__ = [
+    "CommonMetricPrinter",
+    "EventStorage",
+    "EventWriter",
+    "JSONWriter",
+    "TensorboardXWriter",
+    "get_event_storage",
+    "has_event_storage",
+]
+
+_BYTES_PER_MB = 2**20
+_ETA_WINDOW = 1000  # recorded iteration times whose median predicts the time left
+
+_storage_stack: list[EventStorage] = []
+
+
+def get_event_storage() -> EventStorage:
+    """The innermost storage in use. Raises AssertionError outside ``with EventStorage()``."""
+    assert _storage_stack, "get_event_storage() works only inside 'with EventStorage(...)'"
+    return _storage_stack[-1]
+
+
+def has_event_storage() -> bool:
+    return bool(_storage_stack)
+
+
+class EventStorage:
+    """Holds what happened, by name and iteration. Use it as a context manager."""
+
+    def __init__(self, start_iter: int = 0):
+        self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
+        self._smoothing_hints: dict[str, bool] = {}
+        self._latest_scalars: dict[str, tuple[float, int]] = {}
+        self._iter = start_iter
+        self._current_prefix = ""
+        self._vis_data: list[tuple[str, Any, int]] = []
+
+    def put_image(self, img_name: str, img_tensor: Any) -> None:
+        """Keep a (3, H, W) RGB image, float in [0, 1] or uint8, for TensorBoard."""
+        self._vis_data.append((img_name, img_tensor, self._iter))
+
+    def clear_images(self) -> None:
+        self._vis_data = []
+
+    def put_scalar(
+        self, name: str, value: Any, smoothing_hint: bool = True, cur_iter: int | None = None
+    ) -> None:
+        """Record a scalar.
+
+        Args:
+            value: anything ``float`` takes.
+            smoothing_hint: whether writers should show a median over a window, not the latest
+                value; the same in every call for one name.
+            cur_iter: the iteration it belongs to, by default the current one.
+        """
+        name = self._current_prefix + name
+        cur_iter = self._iter if cur_iter is None else cur_iter
+        value = float(value)
+        self._history[name].update(value, cur_iter)
+        self._latest_scalars[name] = (value, cur_iter)
+        hint = self._smoothing_hints.setdefault(name, smoothing_hint)
+        assert hint == smoothing_hint, f"scalar {name} was put with another smoothing_hint before"
+
+    def put_scalars(
+        self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: Any
+    ) -> None:
+        """Record several scalars, given by keyword."""
+        for name, value in kwargs.items():
+            self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
+
+    def history(self, name: str) -> HistoryBuffer:
+        """All recorded values of a scalar. Raises KeyError for an unknown name."""
+        if name not in self._history:
+            raise KeyError(f"No history metric available for {name}!")
+        return self._history[name]
+
+    def histories(self) -> dict[str, HistoryBuffer]:
+        return self._history
+
+    def latest(self) -> dict[str, tuple[float, int]]:
+        """name -> (latest value, its iteration)"""
+        return self._latest_scalars
+
+    def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
+        """Like ``latest``, but hinted scalars are medians over the last iterations.
+
+        ``window_size`` counts iterations up to the scalar's latest one, not recorded values.
+        """
+        return {
+            name: (self._smoothed(name, window_size) if self._smoothing_hints[name] else value, it)
+            for name, (value, it) in self._latest_scalars.items()
+        }
+
+    def _smoothed(self, name: str, window_size: int) -> float:
+        return self._history[name].median(self.count_samples(name, window_size))
+
+    def count_samples(self, name: str, window_size: int = 20) -> int:
+        """Number of values recorded in the ``window_size`` iterations up to the latest one."""
+        values = self._history[name].values()
+        first = values[-1][1] - window_size
+        count = 0
+        for _, iteration in reversed(values):
+            if iteration <= first:
+                break
+            count += 1
+        return count
+
+    def smoothing_hints(self) -> dict[str, bool]:
+        return self._smoothing_hints
+
+    def step(self) -> None:
+        """Go to the next iteration, for loops that do not set ``iter`` themselves."""
+        self._iter += 1
+
+    @property
+    def iter(self) -> int:
+        """The current iteration; a trainer keeps it equal to its own."""
+        return self._iter
+
+    @iter.setter
+    def iter(self, value: int) -> None:
+        self._iter = int(value)
+
+    @property
+    def iteration(self) -> int:
+        return self._iter
+
+    @contextmanager
+    def name_scope(self, name: str) -> Iterator[None]:
+        """Prefix all names put inside with ``name/``; scopes do not add up."""
+        outer, self._current_prefix = self._current_prefix, name.rstrip("/") + "/"
+        try:
+            yield
+        finally:
+            self._current_prefix = outer
+
+    def __enter__(self) -> EventStorage:
+        _storage_stack.append(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        assert _storage_stack[-1] is self, "event storages must close in reverse order"
+        _storage_stack.pop()
+
+
+class EventWriter:
+    """Takes events from the current storage and puts them somewhere."""
+
+    def write(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        return None
+
+
+class JSONWriter(EventWriter):
+    """Append the scalars to a file, one JSON object with an "iteration" key per line."""
+
+    def __init__(self, json_file: str, window_size: int = 20):
+        self._file = PathManager.open(json_file, "a")
+        self._window_size = window_size
+        self._last_write = -1
+
+    def write(self) -> None:
+        latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
+        lines: dict[int, dict[str, float]] = {}
+        for name, (value, iteration) in latest.items():
+            if iteration > self._last_write:
+                lines.setdefault(iteration, {"iteration": iteration})[name] = value
+        self._last_write = max(lines, default=self._last_write)
+        for scalars in lines.values():
+            self._file.write(json.dumps(scalars, sort_keys=True) + "\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorboardXWriter(EventWriter):
+    """Write scalars and images as TensorBoard events; ``kwargs`` go to ``SummaryWriter``."""
+
+    def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any):
+        self._window_size = window_size
+        self._writer_args = {"log_dir": log_dir, **kwargs}
+        self._last_write = -1
+
+    @cached_property
+    def _writer(self) -> Any:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, so on first use
+
+        return SummaryWriter(**self._writer_args)
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        newest = self._last_write
+        latest = storage.latest_with_smoothing_hint(self._window_size)
+        for name, (value, iteration) in latest.items():
+            if iteration > self._last_write:
+                self._writer.add_scalar(name, value, iteration)
+                newest = max(newest, iteration)
+        self._last_write = newest
+        for name, image, iteration in storage._vis_data:
+            self._writer.add_image(name, image, iteration)
+        storage.clear_images()
+
+    def close(self) -> None:
+        if "_writer" in self.__dict__:
+            self._writer.close()
+
+
+class CommonMetricPrinter(EventWriter):
+    """Log a line with the time left, losses, ``[metric]`` scalars, times, lr and GPU memory."""
+
+    def __init__(self, max_iter: int | None = None, window_size: int = 20):
+        """Without ``max_iter`` the time left is not shown."""
+        self.logger = logging.getLogger(__name__)
+        self._max_iter = max_iter
+        self._window_size = window_size
+        self._last_write: tuple[int, float] | None = None  # (iteration, time)
+
+    def _eta(self, storage: EventStorage) -> str | None:
+        if self._max_iter is None:
+            return None
+        iterations_left = self._max_iter - storage.iter - 1
+        if "time" in storage.histories():
+            seconds = storage.history("time").median(_ETA_WINDOW) * iterations_left
+            storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
+            return str(datetime.timedelta(seconds=int(seconds)))
+        now, previous = time.perf_counter(), self._last_write
+        self._last_write = (storage.iter, now)
+        if previous is None or previous[0] == storage.iter:
+            return None
+        seconds = (now - previous[1]) / (storage.iter - previous[0]) * iterations_left
+        return str(datetime.timedelta(seconds=int(seconds)))
+
+    def write(self) -> None:
+        storage = get_event_storage()
+        if storage.iter == self._max_iter:
+            return  # training is over: nothing new about its progress
+        histories = storage.histories()
+        parts = []
+        if eta := self._eta(storage):
+            parts.append(f"eta: {eta}")
+        parts.append(f"iter: {storage.iter}")
+        for keyword in ("loss", "[metric]"):
+            for name in histories:
+                if keyword in name:
+                    parts.append(f"{name}: {storage._smoothed(name, self._window_size):.4g}")
+        if "time" in histories:
+            parts.append(f"time: {histories['time'].global_avg():.4f}")
+            parts.append(f"last_time: {histories['time'].latest():.4f}")
+        if "data_time" in histories:
+            window = storage.count_samples("data_time", self._window_size)
+            parts.append(f"data_time: {histories['data_time'].avg(window):.4f}")
+            parts.append(f"last_data_time: {histories['data_time'].latest():.4f}")
+        parts.append(f"lr: {histories['lr'].latest():.5g}" if "lr" in histories else "lr: N/A")
+        if torch.cuda.is_available():
+            parts.append(f"max_mem: {torch.cuda.max_memory_allocated() / _BYTES_PER_MB:.0f}M")
+        self.logger.info(" " + "  ".join(parts))
