@@ -1,0 +1,182 @@
+"""Cityscapes' fine instance annotations, from the polygons or from the instance-id images."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import multiprocessing
+import os
+from collections.abc import Iterator
+from itertools import chain
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+from cityscapesscripts.helpers.labels import Label, id2label, labels, name2label
+from PIL import Image
+from shapely.geometry import MultiPolygon, Polygon
+
+from detectron2.structures import BoxMode
+from detectron2.utils.comm import get_world_size
+from detectron2.utils.file_io import PathManager
+
+__all__ = ["load_cityscapes_instances"]
+
+logger = logging.getLogger(__name__)
+
+_IMAGE_SUFFIX = "leftImg8bit.png"
+_INSTANCE_SUFFIX = "gtFine_instanceIds.png"
+_POLYGON_SUFFIX = "gtFine_polygons.json"
+_GROUP_SUFFIX = "group"  # a crowd, such as "cargroup"
+_FIRST_THING_ID = 24
+_IDS_PER_LABEL = 1000  # instance id = label id * 1000 + number; without a number: a crowd
+_FILES_PER_PROCESS = 200
+_HALF_PIXEL = 0.5
+_DILATION_SEGMENTS = 4  # straight segments of a quarter circle
+_MIN_CONTOUR_POINTS = 3
+
+
+def load_cityscapes_instances(
+    image_dir: str, gt_dir: str, from_json: bool = True, to_polygons: bool = True
+) -> list[dict[str, Any]]:
+    """Read all images of a split, ordered by city and file name.
+
+    Args:
+        image_dir: such as ``cityscapes/leftImg8bit/train``, with one folder for each city.
+        gt_dir: such as ``cityscapes/gtFine/train``.
+        from_json: read ``*_polygons.json``, else ``*_instanceIds.png``.
+        to_polygons: segmentations are polygons, else (only from the images) compressed RLEs.
+
+    Returns:
+        Records with "file_name", "image_id" (the image's base name), "height", "width" and
+        "annotations": "iscrowd", "category_id" in [0, 8), "bbox" XYXY in pixels, "segmentation".
+    """
+    assert to_polygons or not from_json, (
+        "Cityscapes' json annotations are polygons: use from_json=False to get masks."
+    )
+    files = _list_files(image_dir, gt_dir)
+    read = functools.partial(_read_record, from_json=from_json, to_polygons=to_polygons)
+    cpus = (os.cpu_count() or 1) // get_world_size()
+    num_processes = min(cpus, len(files) // _FILES_PER_PROCESS)
+    if num_processes > 1:
+        with multiprocessing.Pool(num_processes) as pool:
+            records = pool.map(read, files)
+    else:
+        records = [read(f) for f in files]
+    logger.info(f"Loaded {len(records)} images from {image_dir}")
+
+    contiguous = {label.id: i for i, label in enumerate(x for x in labels if _is_thing(x))}
+    for anno in chain.from_iterable(r["annotations"] for r in records):
+        anno["category_id"] = contiguous[anno["category_id"]]
+    return records
+
+
+def _is_thing(label: Label) -> bool:
+    return label.hasInstances and not label.ignoreInEval
+
+
+def _list_files(image_dir: str, gt_dir: str) -> list[tuple[str, str, str]]:
+    """(image, instance ids, polygons) of every image."""
+    files = []
+    for city in sorted(PathManager.ls(image_dir)):
+        for name in sorted(PathManager.ls(os.path.join(image_dir, city))):
+            assert name.endswith(_IMAGE_SUFFIX), f"Not a Cityscapes image: {city}/{name}"
+            stem = os.path.join(gt_dir, city, name[: -len(_IMAGE_SUFFIX)])
+            image = os.path.join(image_dir, city, name)
+            files.append((image, stem + _INSTANCE_SUFFIX, stem + _POLYGON_SUFFIX))
+    assert files, f"No images found in {image_dir}"
+    for path in files[0]:
+        assert PathManager.isfile(path), f"Missing file: {path}"
+    return files
+
+
+def _read_record(files: tuple[str, str, str], from_json: bool, to_polygons: bool) -> dict[str, Any]:
+    """One image's record, with Cityscapes' own label ids as category ids."""
+    image_file, instance_file, polygon_file = files
+    if from_json:
+        with PathManager.open(polygon_file, "r") as f:
+            content = json.load(f)
+        height, width = content["imgHeight"], content["imgWidth"]
+        annotations = list(_from_polygons(content["objects"]))
+    else:
+        with PathManager.open(instance_file, "rb") as f:
+            instance_ids = np.asarray(Image.open(f), order="F")
+        height, width = instance_ids.shape
+        annotations = list(_from_instance_ids(instance_ids, to_polygons))
+    return {
+        "file_name": image_file,
+        "image_id": os.path.basename(image_file),
+        "height": height,
+        "width": width,
+        "annotations": annotations,
+    }
+
+
+def _find_label(name: str) -> Label:
+    if name not in name2label and name.endswith(_GROUP_SUFFIX):
+        name = name[: -len(_GROUP_SUFFIX)]
+    return name2label[name]
+
+
+def _from_polygons(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Annotations without overlaps, from the last object to the first.
+
+    Later objects lie over earlier ones, so going backward each keeps what is not yet covered.
+    Cityscapes' tools draw a polygon's border pixels as part of it: the integer coordinates are
+    pixel centers, and the shape is half a pixel wider than the polygon.
+    """
+    covered = Polygon()
+    for obj in reversed(objects):
+        name = obj["label"]
+        label = _find_label(name)
+        if "deleted" in obj or label.id < 0:
+            continue
+        corners = np.asarray(obj["polygon"], dtype="f4") + _HALF_PIXEL
+        shape = Polygon(corners).buffer(_HALF_PIXEL, quad_segs=_DILATION_SEGMENTS)
+        visible = shape.difference(covered) if _is_thing(label) else Polygon()
+        if not (_is_thing(label) and visible.is_empty):
+            covered = covered.union(shape)
+        if visible.is_empty:
+            continue
+        if not isinstance(visible, (Polygon, MultiPolygon)):
+            raise NotImplementedError(f"Unknown geometric structure {visible}")
+        parts = visible.geoms if isinstance(visible, MultiPolygon) else [visible]
+        yield {
+            "iscrowd": name.endswith(_GROUP_SUFFIX),
+            "category_id": label.id,
+            # Only outlines: a COCO polygon cannot have holes.
+            "segmentation": [list(chain(*part.exterior.coords)) for part in parts],
+            "bbox": visible.bounds,
+            "bbox_mode": BoxMode.XYXY_ABS,
+        }
+
+
+def _from_instance_ids(instance_ids: np.ndarray, to_polygons: bool) -> Iterator[dict[str, Any]]:
+    """Annotations from an (H, W) image of instance ids, in the order of the ids."""
+    for instance_id in np.unique(instance_ids[instance_ids >= _FIRST_THING_ID]):
+        is_crowd = instance_id < _IDS_PER_LABEL
+        label = id2label[instance_id if is_crowd else instance_id // _IDS_PER_LABEL]
+        if not _is_thing(label):
+            continue
+        mask = np.asarray(instance_ids == instance_id, dtype=np.uint8, order="F")
+        ys, xs = np.nonzero(mask)
+        box = (xs.min(), ys.min(), xs.max(), ys.max())
+        if box[2] <= box[0] or box[3] <= box[1]:
+            continue
+        if to_polygons:
+            found = cv2.findContours(mask.copy(), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+            contours = [c for c in found[-2] if len(c) >= _MIN_CONTOUR_POINTS]
+            if not contours:
+                continue
+            segmentation = [c.reshape(-1).tolist() for c in contours]
+        else:
+            segmentation = mask_util.encode(mask[:, :, None])[0]
+        yield {
+            "iscrowd": is_crowd,
+            "category_id": label.id,
+            "bbox": box,
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "segmentation": segmentation,
+        }
