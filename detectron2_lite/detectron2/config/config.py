@@ -1,0 +1,141 @@
+"""CfgNode with `_BASE_` inheritance, and the bridge from a config to explicit arguments."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+from fvcore.common.config import CfgNode as _CfgNode
+
+from detectron2.utils.file_io import PathManager
+
+__all__ = ["CfgNode", "configurable", "get_cfg"]
+
+
+class UnsafeYamlError(yaml.constructor.ConstructorError):
+    """A config file asks YAML to build Python objects."""
+
+
+class CfgNode(_CfgNode):
+    """fvcore's CfgNode (attribute access, `_BASE_` files, freezing, merging) with a VERSION key.
+
+    Unlike in Detectron2, a file with unsafe YAML tags (`!!python/...`) is always refused.
+    """
+
+    @classmethod
+    def _open_cfg(cls, filename: str):
+        return PathManager.open(filename, "r")
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
+        """Read a YAML file and everything its `_BASE_` names into nested dicts.
+
+        Raises UnsafeYamlError (a yaml ConstructorError) at a tag that YAML's safe loader lacks,
+        whatever `allow_unsafe` says.
+        """
+        try:
+            return super().load_yaml_with_base(filename, allow_unsafe=False)
+        except UnsafeYamlError:
+            raise
+        except yaml.constructor.ConstructorError as error:
+            raise UnsafeYamlError(
+                f"config file '{filename}' cannot be read safely",
+                error.context_mark,
+                error.problem,
+                error.problem_mark,
+                note="Replace the tag by the plain value that it computes.",
+            ) from error
+
+    def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
+        """Merge a YAML file into this config; unknown keys raise KeyError.
+
+        `allow_unsafe` exists for Detectron2's signature and is ignored.
+        """
+        assert PathManager.isfile(cfg_filename), f"Config file '{cfg_filename}' does not exist!"
+        loaded = type(self)(self.load_yaml_with_base(cfg_filename))
+        if "VERSION" not in loaded:
+            logging.getLogger(__name__).warning(
+                "Config '%s' has no VERSION. Assuming version %d.", cfg_filename, self.VERSION
+            )
+        assert loaded.get("VERSION", self.VERSION) == self.VERSION, (
+            f"Cannot merge the version {loaded.VERSION} config '{cfg_filename}' "
+            f"into a config of version {self.VERSION}."
+        )
+        self.merge_from_other_cfg(loaded)
+
+
+def get_cfg() -> CfgNode:
+    """Return a copy of the default config."""
+    from .defaults import DEFAULTS
+
+    return DEFAULTS.clone()
+
+
+def configurable(init_func: Callable | None = None, *, from_config: Callable | None = None):
+    """Let a class or a function be called with a config in place of its explicit arguments.
+
+    On a class, decorate `__init__` and give the class a `from_config(cls, cfg, ...)` classmethod
+    that returns the arguments as a dict; on a function, pass `from_config=` a function that does.
+    A call whose first argument (or `cfg=`) is a CfgNode goes through `from_config`; arguments
+    that `from_config` does not take override what it returns.
+
+    Raises AttributeError or TypeError, at the call, if `from_config` is missing or malformed.
+    """
+    if init_func is not None:
+        valid = inspect.isfunction(init_func) and init_func.__name__ == "__init__"
+        assert valid and from_config is None, "Bare @configurable is for __init__ methods only."
+        return _configurable_init(init_func)
+    if from_config is None:
+        return configurable
+    assert inspect.isfunction(from_config), "from_config of @configurable must be a function."
+    return functools.partial(_configurable_function, from_config=from_config)
+
+
+def _configurable_init(init_func: Callable) -> Callable:
+    @functools.wraps(init_func)
+    def wrapped(self, *args, **kwargs):
+        name = type(self).__name__
+        translate = getattr(type(self), "from_config", None)
+        if translate is None:
+            raise AttributeError(f"{name} is @configurable and needs a 'from_config' classmethod.")
+        if not inspect.ismethod(translate):
+            raise TypeError(f"{name}.from_config must be a classmethod.")
+        if _called_with_cfg(*args, **kwargs):
+            init_func(self, **_arguments_from_config(translate, *args, **kwargs))
+        else:
+            init_func(self, *args, **kwargs)
+
+    return wrapped
+
+
+def _configurable_function(func: Callable, from_config: Callable) -> Callable:
+    @functools.wraps(func)
+    def wrapped(*args, **kwargs):
+        if _called_with_cfg(*args, **kwargs):
+            return func(**_arguments_from_config(from_config, *args, **kwargs))
+        return func(*args, **kwargs)
+
+    wrapped.from_config = from_config
+    return wrapped
+
+
+def _called_with_cfg(*args, **kwargs) -> bool:
+    first = args[0] if args else None
+    return isinstance(first, _CfgNode) or isinstance(kwargs.get("cfg"), _CfgNode)
+
+
+def _arguments_from_config(from_config: Callable, *args, **kwargs) -> dict[str, Any]:
+    """Call `from_config` with the arguments it takes; the others are overrides of its result."""
+    parameters = inspect.signature(from_config).parameters
+    if next(iter(parameters), None) != "cfg":
+        name = getattr(from_config, "__qualname__", from_config)
+        raise TypeError(f"{name} must take 'cfg' as the first argument!")
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if any(parameter.kind in variadic for parameter in parameters.values()):
+        return from_config(*args, **kwargs)
+    overrides = {k: kwargs.pop(k) for k in list(kwargs) if k not in parameters}
+    return {**from_config(*args, **kwargs), **overrides}

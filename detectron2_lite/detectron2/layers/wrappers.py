@@ -1,0 +1,51 @@
+"""torch's functions and layers under Detectron2's names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+BatchNorm2d = nn.BatchNorm2d
+ConvTranspose2d = nn.ConvTranspose2d
+Linear = nn.Linear
+interpolate = F.interpolate
+
+
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """torch.cat that returns a single tensor as it is, without a copy."""
+    assert isinstance(tensors, (list, tuple))
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
+
+
+def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
+    """Indices of the nonzero entries, one (N,) tensor for each dimension."""
+    return x.nonzero(as_tuple=True)
+
+
+def move_device_like(src: Tensor, dst: Tensor) -> Tensor:
+    """Move `src` to the device of `dst`."""
+    return src.to(dst.device)
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d, then `norm` (a module), then `activation` (a callable), where given."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        norm = kwargs.pop("norm", None)
+        activation = kwargs.pop("activation", None)
+        super().__init__(*args, **kwargs)
+        self.norm = norm
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.numel() == 0 and self.training and isinstance(self.norm, nn.SyncBatchNorm):
+            raise AssertionError("SyncBatchNorm does not support empty inputs!")
+        x = super().forward(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        if self.activation is not None:
+            x = self.activation(x)
+        return x

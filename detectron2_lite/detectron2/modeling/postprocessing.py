@@ -1,0 +1,19 @@
+"""From the network's resolution to the output's."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def sem_seg_postprocess(
+    result: Tensor, img_size: tuple[int, int], output_height: int, output_width: int
+) -> Tensor:
+    """Crop the padding off per-pixel predictions and resize them bilinearly.
+
+    result: (C, H, W) on the padded input. img_size: (H, W) of the content in it.
+    Returns (C, output_height, output_width).
+    """
+    content = result[None, :, : img_size[0], : img_size[1]]
+    size = (output_height, output_width)
+    return F.interpolate(content, size=size, mode="bilinear", align_corners=False)[0]

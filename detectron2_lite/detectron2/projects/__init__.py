@@ -1,0 +1,1 @@
+"""The parts of Detectron2's projects that Mask2Former-like models use."""

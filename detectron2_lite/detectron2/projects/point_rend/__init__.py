@@ -1,0 +1,5 @@
+"""Point sampling as in PointRend (Kirillov et al., CVPR 2020)."""
+
+from . import point_features
+
+__all__ = ["point_features"]

@@ -1,0 +1,178 @@
+"""Optimizers and schedules from a config."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+from fvcore.common.param_scheduler import (
+    CosineParamScheduler,
+    MultiStepParamScheduler,
+    ParamScheduler,
+    StepWithFixedGammaParamScheduler,
+)
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from detectron2.config import CfgNode
+
+from .lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
+
+_NORM_LAYERS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.LayerNorm,
+    nn.LocalResponseNorm,
+)
+
+
+def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
+    """Build SGD with `cfg.SOLVER`'s rates, weight decays and gradient clipping."""
+    solver = cfg.SOLVER
+    params = get_default_optimizer_params(
+        model,
+        base_lr=solver.BASE_LR,
+        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
+        bias_lr_factor=solver.BIAS_LR_FACTOR,
+        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
+    )
+    optimizer = SGD(
+        params,
+        lr=solver.BASE_LR,
+        momentum=solver.MOMENTUM,
+        nesterov=solver.NESTEROV,
+        weight_decay=solver.WEIGHT_DECAY,
+        foreach=True,
+    )
+    return maybe_add_gradient_clipping(cfg, optimizer)
+
+
+def maybe_add_gradient_clipping(
+    cfg: CfgNode, optimizer: Optimizer | type[Optimizer]
+) -> Optimizer | type[Optimizer]:
+    """Let an optimizer, or a class of them, clip each parameter's gradient before a step.
+
+    Follows `cfg.SOLVER.CLIP_GRADIENTS`: CLIP_TYPE "value" or "norm", anything else raises
+    ValueError. Returns the argument itself if clipping is off; an object is changed in place.
+    """
+    clipping = copy.deepcopy(cfg.SOLVER.CLIP_GRADIENTS)
+    if not clipping.ENABLED:
+        return optimizer
+    if clipping.CLIP_TYPE not in ("value", "norm"):
+        raise ValueError(f"unknown SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clipping.CLIP_TYPE!r}")
+    is_class = isinstance(optimizer, type)
+    base = optimizer if is_class else type(optimizer)
+    assert issubclass(base, Optimizer), base
+
+    def step(self, closure=None):
+        for param in (param for group in self.param_groups for param in group["params"]):
+            if clipping.CLIP_TYPE == "norm":
+                nn.utils.clip_grad_norm_(param, clipping.CLIP_VALUE, clipping.NORM_TYPE)
+            else:
+                nn.utils.clip_grad_value_(param, clipping.CLIP_VALUE)
+        return base.step(self, closure)
+
+    clipped = type(base.__name__ + "WithGradientClip", (base,), {"step": step})
+    if is_class:
+        return clipped
+    optimizer.__class__ = clipped
+    return optimizer
+
+
+def get_default_optimizer_params(
+    model: nn.Module,
+    base_lr: float | None = None,
+    weight_decay: float | None = None,
+    weight_decay_norm: float | None = None,
+    bias_lr_factor: float | None = 1.0,
+    weight_decay_bias: float | None = None,
+    lr_factor_func: Callable[[str], float] | None = None,
+    overrides: dict[str, dict[str, float]] | None = None,
+) -> list[dict[str, Any]]:
+    """Return parameter groups for a torch optimizer, one for each set of hyper-parameters.
+
+    base_lr, weight_decay: for all parameters; None leaves them to the optimizer.
+    weight_decay_norm: for the parameters of normalization layers.
+    bias_lr_factor, weight_decay_bias: for parameters named "bias".
+    lr_factor_func: a parameter's full name -> factor on its rate; needs `base_lr`.
+    overrides: a parameter's own name ("bias") -> hyper-parameters that replace the others.
+    """
+    overrides = dict(overrides or {})
+    defaults = {"lr": base_lr, "weight_decay": weight_decay}
+    defaults = {key: value for key, value in defaults.items() if value is not None}
+    bias = {} if weight_decay_bias is None else {"weight_decay": weight_decay_bias}
+    if bias_lr_factor is not None and bias_lr_factor != 1.0:
+        if base_lr is None:
+            raise ValueError("bias_lr_factor requires base_lr")
+        bias = {"lr": base_lr * bias_lr_factor, **bias}
+    if bias:
+        if "bias" in overrides:
+            raise ValueError("Conflicting overrides for 'bias'")
+        overrides["bias"] = bias
+    if lr_factor_func is not None and base_lr is None:
+        raise ValueError("lr_factor_func requires base_lr")
+
+    groups: dict[tuple, list[nn.Parameter]] = defaultdict(list)
+    seen: set[nn.Parameter] = set()
+    for module_name, module in model.named_modules():
+        for name, param in module.named_parameters(recurse=False):
+            if not param.requires_grad or param in seen:
+                continue
+            seen.add(param)
+            options = dict(defaults)
+            if isinstance(module, _NORM_LAYERS) and weight_decay_norm is not None:
+                options["weight_decay"] = weight_decay_norm
+            if lr_factor_func is not None:
+                options["lr"] *= lr_factor_func(f"{module_name}.{name}")
+            options.update(overrides.get(name, {}))
+            groups[tuple(options.items())].append(param)
+    return [{**dict(options), "params": params} for options, params in groups.items()]
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
+    """Build the schedule `cfg.SOLVER.LR_SCHEDULER_NAME`, warm-up included.
+
+    WarmupMultiStepLR, WarmupCosineLR or WarmupStepWithFixedGammaLR; others raise ValueError.
+    """
+    solver = cfg.SOLVER
+    schedule = WarmupParamScheduler(
+        _build_schedule(solver),
+        solver.WARMUP_FACTOR,
+        min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
+        solver.WARMUP_METHOD,
+        solver.RESCALE_INTERVAL,
+    )
+    return LRMultiplier(optimizer, multiplier=schedule, max_iter=solver.MAX_ITER)
+
+
+def _build_schedule(solver: CfgNode) -> ParamScheduler:
+    name = solver.LR_SCHEDULER_NAME
+    if name == "WarmupMultiStepLR":
+        steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
+        if len(steps) != len(solver.STEPS):
+            logging.getLogger(__name__).warning(
+                "SOLVER.STEPS contains values larger than SOLVER.MAX_ITER: they are ignored."
+            )
+        values = [solver.GAMMA**k for k in range(len(steps) + 1)]
+        return MultiStepParamScheduler(values, num_updates=solver.MAX_ITER, milestones=steps)
+    if name == "WarmupCosineLR":
+        end_value = solver.BASE_LR_END / solver.BASE_LR
+        assert 0.0 <= end_value <= 1.0, end_value
+        return CosineParamScheduler(1, end_value)
+    if name == "WarmupStepWithFixedGammaLR":
+        return StepWithFixedGammaParamScheduler(
+            base_value=1.0,
+            gamma=solver.GAMMA,
+            num_decays=solver.NUM_DECAYS,
+            num_updates=solver.MAX_ITER,
+        )
+    raise ValueError(f"Unknown LR scheduler: {name}")

@@ -1,0 +1,181 @@
+"""Instance masks as bitmaps and as polygons."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from torch import Tensor
+
+from .boxes import Boxes
+
+_MIN_COORDINATES = 6  # a polygon has at least three points
+
+
+def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
+    """Area of one polygon (shoelace formula)."""
+    return 0.5 * np.abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
+
+
+def polygons_to_bitmask(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Rasterize the union of polygons [x0, y0, x1, y1, ...] to a (height, width) bool mask."""
+    if len(polygons) == 0:  # which pycocotools refuses
+        return np.zeros((height, width), dtype=bool)
+    rle = mask_util.merge(mask_util.frPyObjects(polygons, height, width))
+    return mask_util.decode(rle).astype(bool)
+
+
+class BitMasks:
+    """N masks as a (N, H, W) bool tensor, indexed like a tensor."""
+
+    def __init__(self, tensor: Tensor | np.ndarray):
+        if isinstance(tensor, Tensor):
+            tensor = tensor.to(torch.bool)
+        else:
+            tensor = torch.as_tensor(tensor, dtype=torch.bool, device=torch.device("cpu"))
+        assert tensor.dim() == 3, tensor.size()
+        self.image_size = tensor.shape[1:]
+        self.tensor = tensor
+
+    def to(self, *args: Any, **kwargs: Any) -> BitMasks:
+        return BitMasks(self.tensor.to(*args, **kwargs))
+
+    @property
+    def device(self) -> torch.device:
+        return self.tensor.device
+
+    def __getitem__(self, item: int | slice | Tensor) -> BitMasks:
+        if isinstance(item, int):
+            return BitMasks(self.tensor[item].unsqueeze(0))
+        masks = self.tensor[item]
+        assert masks.dim() == 3, f"indexing BitMasks with {item} gives the shape {masks.shape}"
+        return BitMasks(masks)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.tensor
+
+    def __len__(self) -> int:
+        return self.tensor.shape[0]
+
+    def __repr__(self) -> str:
+        return f"BitMasks(num_instances={len(self)})"
+
+    def nonempty(self) -> Tensor:
+        """(N,) bool: the mask has a pixel."""
+        return self.tensor.flatten(1).any(dim=1)
+
+    @staticmethod
+    def from_polygon_masks(
+        polygon_masks: PolygonMasks | list[list[np.ndarray]], height: int, width: int
+    ) -> BitMasks:
+        """Rasterize the polygons of each instance."""
+        masks = torch.empty(len(polygon_masks), height, width, dtype=torch.bool)
+        for mask, polygons in zip(masks, polygon_masks, strict=True):
+            mask.copy_(torch.from_numpy(polygons_to_bitmask(polygons, height, width)))
+        return BitMasks(masks)
+
+    def get_bounding_boxes(self) -> Boxes:
+        """Tight boxes on the CPU, the last pixel included; zeros for an empty mask."""
+        boxes = torch.zeros(len(self), 4)
+        columns, rows = self.tensor.any(dim=1).cpu(), self.tensor.any(dim=2).cpu()
+        for i in self.nonempty().nonzero()[:, 0].tolist():
+            x, y = columns[i].nonzero(), rows[i].nonzero()
+            boxes[i] = torch.cat((x[0], y[0], x[-1] + 1, y[-1] + 1))
+        return Boxes(boxes)
+
+    @staticmethod
+    def cat(bitmasks_list: Sequence[BitMasks]) -> BitMasks:
+        """Join masks of images of one size."""
+        assert isinstance(bitmasks_list, (list, tuple)) and len(bitmasks_list) > 0
+        assert all(isinstance(masks, BitMasks) for masks in bitmasks_list)
+        return BitMasks(torch.cat([masks.tensor for masks in bitmasks_list], dim=0))
+
+
+class PolygonMasks:
+    """N masks, each a list of polygons: float64 vectors [x0, y0, x1, y1, ...], on the CPU."""
+
+    def __init__(self, polygons: list[list[Tensor | np.ndarray]]):
+        """Raises ValueError unless given lists of lists of polygons of at least three points."""
+        if not isinstance(polygons, list):
+            raise ValueError(
+                "Cannot create PolygonMasks: Expect a list of list of polygons per image. "
+                f"Got '{type(polygons)}' instead."
+            )
+        self.polygons = [_check_polygons(instance) for instance in polygons]
+
+    def to(self, *args: Any, **kwargs: Any) -> PolygonMasks:
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_bounding_boxes(self) -> Boxes:
+        """Tight boxes around each instance's polygons."""
+        boxes = torch.zeros(len(self), 4)
+        for box, polygons in zip(boxes, self.polygons, strict=True):
+            points = np.concatenate([np.zeros(0), *polygons]).reshape(-1, 2)
+            box[:2] = torch.as_tensor(points.min(axis=0, initial=np.inf))
+            box[2:] = torch.as_tensor(points.max(axis=0, initial=0.0))
+        return Boxes(boxes)
+
+    def nonempty(self) -> Tensor:
+        """(N,) bool: the instance has a polygon."""
+        return torch.tensor([len(polygons) > 0 for polygons in self.polygons], dtype=torch.bool)
+
+    def area(self) -> Tensor:
+        """(N,) sums of the polygons' areas, overlaps counted twice."""
+        areas = [
+            sum((polygon_area(p[0::2], p[1::2]) for p in polygons), 0.0)
+            for polygons in self.polygons
+        ]
+        return torch.tensor(areas, dtype=torch.float64)
+
+    def __getitem__(self, item: int | slice | list[int] | Tensor) -> PolygonMasks:
+        if isinstance(item, slice):
+            return PolygonMasks(self.polygons[item])
+        if isinstance(item, Tensor):
+            if item.dtype == torch.bool:
+                assert item.dim() == 1, item.shape
+                item = item.nonzero().squeeze(1)
+            elif item.dtype not in (torch.int32, torch.int64):
+                raise ValueError(f"Unsupported tensor dtype={item.dtype} for indexing!")
+            item = item.tolist()
+        indices = [item] if isinstance(item, int) else item
+        return PolygonMasks([self.polygons[i] for i in indices])
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        return iter(self.polygons)
+
+    def __len__(self) -> int:
+        return len(self.polygons)
+
+    def __repr__(self) -> str:
+        return f"PolygonMasks(num_instances={len(self)})"
+
+    @staticmethod
+    def cat(polymasks_list: Sequence[PolygonMasks]) -> PolygonMasks:
+        """Join the instances of several objects."""
+        assert isinstance(polymasks_list, (list, tuple)) and len(polymasks_list) > 0
+        assert all(isinstance(masks, PolygonMasks) for masks in polymasks_list)
+        return PolygonMasks(list(itertools.chain.from_iterable(polymasks_list)))
+
+
+def _check_polygons(polygons: list[Tensor | np.ndarray]) -> list[np.ndarray]:
+    """Bring one instance's polygons to float64 arrays, or raise ValueError."""
+    if not isinstance(polygons, list):
+        raise ValueError(
+            "Cannot create polygons: Expect a list of polygons per instance. "
+            f"Got '{type(polygons)}' instead."
+        )
+    arrays = [
+        np.asarray(p.cpu() if isinstance(p, Tensor) else p).astype("float64") for p in polygons
+    ]
+    for array in arrays:
+        if len(array) % 2 != 0 or len(array) < _MIN_COORDINATES:
+            raise ValueError(f"Cannot create a polygon from {len(array)} coordinates.")
+    return arrays

@@ -1,0 +1,154 @@
+"""Logging set-up and rate-limited logging."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import logging
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+
+from tabulate import tabulate
+from termcolor import colored
+
+from detectron2.utils.file_io import PathManager
+
+__all__ = [
+    "create_small_table",
+    "log_every_n",
+    "log_every_n_seconds",
+    "log_first_n",
+    "setup_logger",
+]
+
+_DATE_FORMAT = "%m/%d %H:%M:%S"
+_PLAIN_FORMAT = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
+
+
+class _ColorfulFormatter(logging.Formatter):
+    """Abbreviates the root logger's name and marks warnings and errors in red."""
+
+    def __init__(self, root_name: str, abbrev_name: str):
+        head = colored("[%(asctime)s %(name)s]: ", "green")
+        super().__init__(head + "%(message)s", datefmt=_DATE_FORMAT)
+        self._root = root_name + "."
+        self._abbrev = abbrev_name + "." if abbrev_name else ""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        fields = {**record.__dict__, "name": record.name.replace(self._root, self._abbrev)}
+        text = super().formatMessage(logging.makeLogRecord(fields))
+        if record.levelno == logging.WARNING:
+            return colored("WARNING", "red", attrs=["blink"]) + " " + text
+        if record.levelno >= logging.ERROR:
+            return colored("ERROR", "red", attrs=["blink", "underline"]) + " " + text
+        return text
+
+
+@functools.lru_cache  # a second call with the same arguments adds no second handler
+def setup_logger(
+    output: str | None = None,
+    distributed_rank: int = 0,
+    *,
+    color: bool = True,
+    name: str = "detectron2",
+    abbrev_name: str | None = None,
+    enable_propagation: bool = False,
+    configure_stdout: bool = True,
+) -> logging.Logger:
+    """Set up the logger `name` at level DEBUG: stdout on rank 0, and a file on every rank.
+
+    output: a file (ends in .txt or .log) or a folder, which gets `log.txt`; ranks above 0 append
+        `.rankN` to the name. None writes no file.
+    abbrev_name: replaces `name` on stdout ("d2" for "detectron2"); "" leaves it out.
+    """
+    logger = logging.getLogger(name)
+    logger.setLevel(logging.DEBUG)
+    logger.propagate = enable_propagation
+    plain = logging.Formatter(_PLAIN_FORMAT, datefmt=_DATE_FORMAT)
+    if configure_stdout and distributed_rank == 0:
+        if abbrev_name is None:
+            abbrev_name = "d2" if name == "detectron2" else name
+        formatter = _ColorfulFormatter(name, abbrev_name) if color else plain
+        _add_handler(logger, sys.stdout, formatter)
+    if output is not None:
+        filename = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
+        if distributed_rank > 0:
+            filename += f".rank{distributed_rank}"
+        PathManager.mkdirs(os.path.dirname(filename))
+        _add_handler(logger, _log_stream(filename), plain)
+    return logger
+
+
+def _add_handler(logger: logging.Logger, stream, formatter: logging.Formatter) -> None:
+    handler = logging.StreamHandler(stream)
+    handler.setLevel(logging.DEBUG)
+    handler.setFormatter(formatter)
+    logger.addHandler(handler)
+
+
+@functools.cache  # loggers that write to one file share one stream
+def _log_stream(filename: str):
+    stream = PathManager.open(filename, "a")
+    atexit.register(stream.close)
+    return stream
+
+
+_log_counter: Counter = Counter()
+_last_logged: dict[tuple, float] = {}
+
+
+def _find_caller() -> tuple[str, tuple]:
+    """Return the module name of the first frame outside this file, and a key of its line."""
+    frame = sys._getframe(1)
+    while frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    module = frame.f_globals["__name__"]
+    key = (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+    return ("detectron2" if module == "__main__" else module), key
+
+
+def log_first_n(
+    lvl: int, msg: str, n: int = 1, *, name: str | None = None, key: str | tuple = "caller"
+) -> None:
+    """Log `msg` the first `n` times only.
+
+    key: "caller", "message" or both: what makes two calls the same.
+    """
+    keys = (key,) if isinstance(key, str) else key
+    module, caller = _find_caller()
+    identity = (caller if "caller" in keys else ()) + ((msg,) if "message" in keys else ())
+    _log_counter[identity] += 1
+    if _log_counter[identity] <= n:
+        logging.getLogger(name or module).log(lvl, msg)
+
+
+def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
+    """Log on the 1st, the (n+1)th, the (2n+1)th … call from this line."""
+    module, caller = _find_caller()
+    _log_counter[caller] += 1
+    if n == 1 or _log_counter[caller] % n == 1:
+        logging.getLogger(name or module).log(lvl, msg)
+
+
+def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = None) -> None:
+    """Log at most once in `n` seconds from this line."""
+    module, caller = _find_caller()
+    now = time.time()
+    if now - _last_logged.get(caller, float("-inf")) >= n:
+        logging.getLogger(name or module).log(lvl, msg)
+        _last_logged[caller] = now
+
+
+def create_small_table(small_dict: Mapping[str, float]) -> str:
+    """Return a one-row Markdown table whose header is the dictionary's keys."""
+    return tabulate(
+        [tuple(small_dict.values())],
+        headers=tuple(small_dict),
+        tablefmt="pipe",
+        floatfmt=".3f",
+        stralign="center",
+        numalign="center",
+    )
