@@ -1,0 +1,19 @@
+"""Training: the two trainers, their hooks, loaders, checkpoints and checks."""
+
+from s4m_d2.engine.build import build_optimizer, stage_config
+from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.hooks import EMATeacherHook, SeedHook
+from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
+from s4m_d2.engine.trainer import S4MTrainer, TeacherTrainer
+
+__all__ = [
+    "EMATeacherHook",
+    "PseudoLabeling",
+    "S4MCheckpointer",
+    "S4MTrainer",
+    "SeedHook",
+    "TeacherStudentModel",
+    "TeacherTrainer",
+    "build_optimizer",
+    "stage_config",
+]

@@ -1,0 +1,85 @@
+"""Hooks of the teacher–student training. Any Detectron2 trainer can register them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from s4m_d2.engine.rng import derive_seed
+from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase
+from s4m_d2.semi.ema_teacher import EMATeacher
+
+logger = logging.getLogger(__name__)
+
+
+class EMATeacherHook(HookBase):
+    """Burn-in and EMA of the teacher (Guided Distillation, section 3.2).
+
+    Before iteration i, and so before the teacher labels that iteration's batch: nothing happens
+    while i < ``burn_in``; at i == ``burn_in`` the teacher becomes a copy of the student; afterwards
+    its weights move towards the student's by ``1 - decay``. Where a run continues decides what
+    happens, so a resumed run neither repeats nor loses its burn-in. The teacher's weights are part
+    of the trainer's state.
+
+    Args:
+        teacher: the frozen model and its update rule.
+        student: the model that is trained, without a DDP wrapper.
+        burn_in: iterations for which the stage-1 teacher stays frozen.
+    """
+
+    def __init__(self, teacher: EMATeacher, student: nn.Module, burn_in: int) -> None:
+        self.teacher = teacher
+        self.student = student
+        self.burn_in = burn_in
+
+    @property
+    def phase(self) -> TeacherPhase:
+        """The teacher's state in the trainer's current iteration."""
+        return teacher_phase(self.trainer.iter, self.burn_in)
+
+    def before_step(self) -> None:
+        phase = self.phase
+        if phase is TeacherPhase.COPY:
+            logger.info("Burn-in ends: the teacher becomes a copy of the student.")
+        self.teacher.step(self.student, phase)
+        get_event_storage().put_scalar("teacher/phase", phase.value, smoothing_hint=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"teacher": self.teacher.model.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.teacher.model.load_state_dict(state_dict["teacher"])
+
+
+class SeedHook(HookBase):
+    """Make what PyTorch's default generators draw in an iteration a function of that iteration.
+
+    Our own draws have generators of their own; this covers draws inside other libraries' layers
+    (dropout and the like), so that a continued run does not depend on the run before it.
+    """
+
+    def __init__(self, seed: int, rank: int) -> None:
+        self.seed = seed
+        self.rank = rank
+
+    def before_step(self) -> None:
+        torch.manual_seed(derive_seed(self.seed, "iteration", self.trainer.iter, self.rank))
+
+
+class ResultsHook(HookBase):
+    """Hand what the last evaluation found to ``write`` when training ends."""
+
+    def __init__(self, results: Callable[[], Mapping[str, Any] | None], write: Callable) -> None:
+        self._results = results
+        self._write = write
+
+    def after_train(self) -> None:
+        results = self._results()
+        if results:
+            self._write(results)

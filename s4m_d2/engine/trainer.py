@@ -1,0 +1,145 @@
+"""The trainers of the two stages, on Detectron2's ``DefaultTrainer``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections import OrderedDict
+
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+from detectron2.engine.hooks import EvalHook, PeriodicWriter
+from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from s4m_d2.engine import build
+from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.hooks import EMATeacherHook, ResultsHook, SeedHook
+from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
+from s4m_d2.errors import DatasetError
+from s4m_d2.evaluation import build_evaluator
+from s4m_d2.report import write_results
+from s4m_d2.semi.burn_in import TeacherPhase
+from s4m_d2.semi.ema_teacher import EMATeacher
+
+logger = logging.getLogger(__name__)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a DDP wrapper, or the model itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+class TeacherTrainer(DefaultTrainer):
+    """Stage 1: supervised training of the teacher, with structural distillation when enabled.
+
+    Also a plain supervised Mask2Former trainer (S4M.DISTILL.ENABLED False). A stopped run is
+    continued exactly: draws and data order are functions of the iteration.
+    """
+
+    def build_hooks(self):
+        # Detectron2 builds its hooks last, around self.checkpointer: ours takes that place here.
+        self.checkpointer = S4MCheckpointer(
+            self.trained_model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        ours = [
+            SeedHook(self.cfg.SEED, comm.get_rank()),
+            ResultsHook(lambda: getattr(self, "_last_eval_results", None), self._write_results),
+        ]
+        return ours + super().build_hooks()
+
+    @property
+    def trained_model(self) -> nn.Module:
+        """The model whose weights are trained and saved, without wrappers."""
+        return unwrap(self._trainer.model)
+
+    def _write_results(self, results) -> None:
+        if comm.is_main_process():
+            write_results(results, os.path.join(self.cfg.OUTPUT_DIR, "results.json"))
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        if self.start_iter > 0:
+            logger.info("Continuing from iteration %d.", self.start_iter)
+            self._trainer.reset_data_loader(
+                lambda: self.build_train_loader(self.cfg, self.start_iter)
+            )
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
+        return build.build_labeled_loader(cfg, start_iter)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module):
+        return build.build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer):
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
+        return build_evaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+
+class S4MTrainer(TeacherTrainer):
+    """Stage 2: the student learns from labeled images and from what the teacher sees.
+
+    Args:
+        cfg: config of the stage (:func:`~s4m_d2.engine.build.stage_config`).
+        teacher_weights: checkpoint of stage 1; it must hold every parameter of the model.
+
+    Attributes:
+        teacher: the EMA teacher; frozen during burn-in.
+        pseudo_labeling: what turns an unlabeled batch into the student's targets.
+    """
+
+    def __init__(self, cfg: CfgNode, teacher_weights: str) -> None:
+        self.teacher = EMATeacher(self.build_model(cfg), decay=cfg.S4M.EMA_DECAY)
+        S4MCheckpointer(self.teacher.model).load(teacher_weights, branch="teacher", require=True)
+        self.pseudo_labeling = PseudoLabeling(cfg, self.teacher)
+        super().__init__(cfg)
+        self._trainer.model = TeacherStudentModel(
+            self._trainer.model, self.pseudo_labeling, cfg.S4M.UNSUP_LOSS_WEIGHT, self._log
+        ).train()
+
+    @property
+    def trained_model(self) -> nn.Module:
+        model = self._trainer.model
+        return unwrap(model.student if isinstance(model, TeacherStudentModel) else model)
+
+    def build_hooks(self):
+        self._teacher_hook = EMATeacherHook(self.teacher, self.trained_model, self.cfg.S4M.BURN_IN)
+        hooks = super().build_hooks()
+        hooks = [hook for hook in hooks if not isinstance(hook, EvalHook)]
+        evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_both)
+        writers = [i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter)]
+        hooks.insert(writers[0] if writers else len(hooks), evaluation)
+        return [self._teacher_hook, *hooks]
+
+    def _evaluate_both(self) -> OrderedDict:
+        """Results of the student; the teacher's too, under "teacher", once it follows it."""
+        results = OrderedDict(self.test(self.cfg, self.trained_model))
+        if self._teacher_hook.phase is not TeacherPhase.FROZEN:
+            results["teacher"] = self.test(self.cfg, self.teacher.model)
+        self._last_eval_results = results
+        return results
+
+    def _log(self, stats: dict[str, float]) -> None:
+        get_event_storage().put_scalars(**stats)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
+        if not cfg.DATASETS.UNLABELED:
+            raise DatasetError(
+                "DATASETS.UNLABELED is empty: stage 2 needs the name of an unlabeled data set, "
+                'for example ("cityscapes_fine_instance_seg_train_unlabeled",).'
+            )
+        return build.PairedLoader(
+            build.build_labeled_loader(cfg, start_iter),
+            build.build_unlabeled_loader(cfg, start_iter),
+        )

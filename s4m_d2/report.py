@@ -1,0 +1,48 @@
+"""What a run found, as files that other tools read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from s4m_d2.files import atomic_write
+
+
+def write_results(results: Mapping[str, Any], path: str) -> None:
+    """Write nested evaluation results as JSON; a value that is not finite becomes null."""
+
+    def plain(value):
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return float(value) if math.isfinite(value) else None
+
+    with atomic_write(path) as file:
+        json.dump(plain(results), file, indent=2)
+        file.write("\n")
+
+
+def read_results(path: str) -> dict[str, Any]:
+    """What :func:`write_results` wrote."""
+    with open(path) as file:
+        return json.load(file)
+
+
+def results_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """A Markdown table of mask AP and AP50, a row for each model.
+
+    Args:
+        rows: name of the model → evaluation results with an entry "segm".
+
+    >>> print(results_table({"student": {"segm": {"AP": 31.25, "AP50": 50.0}}}))
+    | model | AP | AP50 |
+    |---|---|---|
+    | student | 31.2 | 50.0 |
+    """
+    lines = ["| model | AP | AP50 |", "|---|---|---|"]
+    for name, results in rows.items():
+        values = [results.get("segm", {}).get(key) for key in ("AP", "AP50")]
+        cells = ["–" if value is None else f"{value:.1f}" for value in values]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
