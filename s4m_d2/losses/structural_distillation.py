@@ -1,0 +1,260 @@
+"""Structural distillation: the teacher learns SAM's feature similarities (paper, section 3.2).
+
+``S4M.DISTILL.NAME`` is looked up in DISTILLATION_REGISTRY, whose entries are called as
+``entry(cfg, backend)`` and return a loss like :class:`StructuralDistillation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from fvcore.common.registry import Registry
+from torch import Generator, Tensor
+
+from s4m_d2.errors import ConfigError, InputError
+
+DISTILLATION_REGISTRY = Registry("DISTILLATION")
+DISTILLATION_REGISTRY.__doc__ = """Losses ``(cfg, backend) -> loss`` that distill SAM's features."""
+
+NORM_EPSILON = 1e-8  # smallest product of two norms in a cosine
+
+ImageSize = tuple[int, int]
+
+
+def build_distillation(cfg, backend):
+    """The loss that the config selects.
+
+    Raises:
+        ConfigError: if S4M.DISTILL.NAME is not registered.
+    """
+    name = cfg.S4M.DISTILL.NAME
+    if name not in DISTILLATION_REGISTRY:
+        known = ", ".join(sorted(entry for entry, _ in DISTILLATION_REGISTRY))
+        raise ConfigError(f"S4M.DISTILL.NAME {name!r} is not registered; choose from: {known}")
+    return DISTILLATION_REGISTRY.get(name)(cfg, backend)
+
+
+@DISTILLATION_REGISTRY.register()
+class StructuralDistillation:
+    """Huber loss between two maps of cosine similarities, SAM's and the teacher's.
+
+    For each query point p_i, SAM is prompted with p_i alone as a positive click; C_SAM[i, j] is the
+    cosine between its prompt-conditioned feature at p_i and at grid cell j. C_T[i, j] is the same
+    of the teacher's mask features, resized bilinearly to that grid. The loss is the mean over
+    images of the mean of Huber(C_SAM - C_T) over all i and all cells j that hold image content.
+
+    Features at p_i are read bilinearly between the centers of content cells, so that padding
+    enters on neither side. SAM's side carries no gradient; everything is computed in float32, under
+    autocast too.
+
+    Args:
+        backend: a :class:`~s4m_d2.sam.backend.SamBackend`.
+        weight: factor of the loss.
+        num_points: query points an image.
+        foreground_fraction: of them, drawn from the ground-truth masks (rounded).
+        huber_delta: where Huber turns from quadratic to linear.
+        max_prompts: prompts whose features (C, S, S) are held at once; bounds the memory.
+
+    Raises:
+        InputError: if an argument is out of range.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backend,
+        weight: float = 1.0,
+        num_points: int = 128,
+        foreground_fraction: float = 0.5,
+        huber_delta: float = 1.0,
+        max_prompts: int = 128,
+    ) -> None:
+        for name, value, valid in (
+            ("num_points", num_points, num_points >= 1),
+            ("foreground_fraction", foreground_fraction, 0 <= foreground_fraction <= 1),
+            ("huber_delta", huber_delta, huber_delta > 0),
+            ("max_prompts", max_prompts, max_prompts >= 1),
+        ):
+            if not valid:
+                raise InputError(f"structural distillation: {name} is out of range: {value}")
+        self.backend = backend
+        self.weight = weight
+        self.num_points = num_points
+        self.num_foreground = round(foreground_fraction * num_points)
+        self.huber_delta = huber_delta
+        self.max_prompts = max_prompts
+
+    @classmethod
+    def from_config(cls, cfg, backend) -> dict:
+        distill = cfg.S4M.DISTILL
+        return {
+            "backend": backend,
+            "weight": distill.WEIGHT,
+            "num_points": distill.NUM_POINTS,
+            "foreground_fraction": distill.FOREGROUND_FRACTION,
+            "huber_delta": distill.HUBER_DELTA,
+            "max_prompts": cfg.S4M.SAM.MAX_PROMPTS,
+        }
+
+    def __call__(
+        self,
+        mask_features: Tensor,
+        images: Tensor,
+        image_sizes: Sequence[ImageSize],
+        masks: Sequence[Tensor],
+        generators: Sequence[Generator] | None = None,
+    ) -> dict[str, Tensor]:
+        """The weighted loss of a batch.
+
+        Args:
+            mask_features: (B, C, h, w) of the padded batch, with gradients.
+            images: (B, 3, H, W) RGB, 0..255, padded at the bottom and right.
+            image_sizes: (H, W) of the contents.
+            masks: for each image (N, H, W) bool ground-truth masks, in the padded frame or cropped
+                to the content; N may be 0.
+            generators: one for each image, on the device of ``images``; None: PyTorch's own.
+
+        Returns:
+            {"loss_sd": 0-dim float32 tensor}.
+
+        Raises:
+            InputError: if numbers or sizes disagree.
+        """
+        _check_batch(mask_features, images, image_sizes, masks, generators)
+        query = self._query_points(images, image_sizes, masks, generators)
+        scale, content = self._grid_geometry(image_sizes, images.device)
+        anchors = _inside_content(query * scale[:, None], content)
+        target = self._sam_similarity(images, image_sizes, query, anchors)
+        resized = self._resize_to_grid(mask_features, images, image_sizes, scale)
+        similarity = similarity_maps(resized, anchors)
+        huber = F.huber_loss(similarity, target, reduction="none", delta=self.huber_delta)
+        cells = content.flatten(1).float()
+        loss = (huber.mean(dim=1) * cells).sum(dim=1) / cells.sum(dim=1)
+        return {"loss_sd": self.weight * loss.mean()}
+
+    def _query_points(self, images, image_sizes, masks, generators) -> Tensor:
+        """(B, P, 2), normalized to the content."""
+        points = [
+            sample_query_points(
+                mask, size, self.num_points, self.num_foreground, generator, images.device
+            )
+            for mask, size, generator in zip(
+                masks, image_sizes, generators or [None] * len(masks), strict=True
+            )
+        ]
+        return torch.stack(points)
+
+    def _grid_geometry(
+        self, image_sizes: Sequence[ImageSize], device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """(B, 2) factors (x, y) from content to grid, and (B, S, S) bool: which cells count."""
+        scales = [self.backend.grid_scale(size) for size in image_sizes]
+        content = [self.backend.content_mask(size) for size in image_sizes]
+        return torch.tensor(scales, device=device), torch.stack(content).to(device)
+
+    @torch.no_grad()
+    def _sam_similarity(
+        self, images: Tensor, image_sizes: Sequence[ImageSize], query: Tensor, anchors: Tensor
+    ) -> Tensor:
+        """(B, P, S*S) cosines of SAM; each chunk's features are reduced before the next."""
+        encoded = self.backend.encode(images, list(image_sizes))
+        chunk = max(1, self.max_prompts // len(images))
+        maps = []
+        for points, places in zip(query.split(chunk, 1), anchors.split(chunk, 1), strict=True):
+            outputs = self.backend.prompt(
+                encoded, list(points[:, :, None]), None, masks=False, features=True
+            )
+            pairs = zip(outputs, places, strict=True)
+            maps.append(
+                torch.stack([similarity_maps(o.features, p[:, None])[:, 0] for o, p in pairs])
+            )
+        return torch.cat(maps, dim=1)
+
+    def _resize_to_grid(
+        self, mask_features: Tensor, images: Tensor, image_sizes: Sequence[ImageSize], scale: Tensor
+    ) -> Tensor:
+        """(B, C, S, S) mask features, float32, read where the grid cells' centers lie."""
+        side, device = self.backend.grid_side, images.device
+        padded = torch.tensor(images.shape[2:], dtype=torch.float32, device=device)
+        shown = torch.tensor(image_sizes, device=device) / padded
+        in_content = (_cell_centers(side, device) / scale[:, None]).clamp(max=1)
+        resized = _read(mask_features.float(), in_content * shown.flip(1)[:, None])
+        return resized.unflatten(2, (side, side))
+
+
+def sample_query_points(
+    masks: Tensor,
+    image_size: ImageSize,
+    num_points: int,
+    num_foreground: int,
+    generator: Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """(P, 2) query points (x, y), normalized to the content of ``image_size`` (H, W).
+
+    The first ``num_foreground`` lie in distinct pixels of the union of ``masks`` (N, H', W'),
+    which are drawn uniformly; the place within the pixel is uniform too. The others, and those for
+    which the union has too few pixels, are uniform over the content.
+    """
+    height, width = image_size
+    union = masks[:, :height, :width].to(device).any(dim=0).flatten()
+    uniform = torch.rand((num_points, 2), generator=generator, device=device)
+    keys = torch.rand(height * width, generator=generator, device=device)
+    keys, index = keys.masked_fill(~union, -1.0).topk(min(num_foreground, len(keys)))
+    corners = torch.stack([index % width, index // width], dim=-1)
+    head, rest = uniform.split([len(keys), num_points - len(keys)])
+    inside = (corners + head) / torch.tensor([width, height], device=device)
+    return torch.cat([torch.where(keys[:, None] >= 0, inside, head), rest])
+
+
+def similarity_maps(maps: Tensor, anchors: Tensor) -> Tensor:
+    """Cosine between the features at ``anchors`` and in every cell.
+
+    maps: (N, C, S, S); anchors: (N, P, 2), normalized to the grid. Returns (N, P, S*S), float32.
+    """
+    with torch.autocast(maps.device.type, enabled=False):
+        features, chosen = maps.float().flatten(2), _read(maps.float(), anchors)
+        dots = chosen.transpose(1, 2) @ features
+        norms = chosen.norm(dim=1)[:, :, None] * features.norm(dim=1)[:, None]
+        return dots / norms.clamp_min(NORM_EPSILON)
+
+
+def _read(maps: Tensor, points: Tensor) -> Tensor:
+    """(N, C, P) bilinear values of (N, C, h, w) maps at (N, P, 2) points, normalized to them."""
+    grid = 2 * points[:, :, None] - 1
+    values = F.grid_sample(maps, grid, "bilinear", padding_mode="border", align_corners=False)
+    return values.squeeze(-1)
+
+
+def _cell_centers(side: int, device: torch.device) -> Tensor:
+    """(S*S, 2) centers (x, y) of the grid's cells, normalized to the grid, row by row."""
+    axis = (torch.arange(side, device=device) + 0.5) / side
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    return torch.stack([x, y], dim=-1).flatten(0, 1)
+
+
+def _inside_content(points: Tensor, content: Tensor) -> Tensor:
+    """Move (B, P, 2) grid points to where only content cells (B, S, S) are interpolated."""
+    cells = torch.stack([content.any(dim=1).sum(dim=1), content.any(dim=2).sum(dim=1)], dim=-1)
+    side = content.shape[1]
+    return torch.minimum(points, ((cells - 0.5) / side)[:, None])
+
+
+def _check_batch(mask_features, images, image_sizes, masks, generators) -> None:
+    counts = [len(mask_features), len(images), len(image_sizes), len(masks)]
+    counts += [len(generators)] if generators else []
+    if len(set(counts)) > 1 or not counts[0]:
+        raise InputError(
+            "mask_features, images, image_sizes, masks and generators must name the same images, "
+            f"at least one, got {counts} of them"
+        )
+    for index, (mask, (height, width)) in enumerate(zip(masks, image_sizes, strict=True)):
+        if mask.ndim != 3 or mask.shape[1] < height or mask.shape[2] < width:
+            raise InputError(
+                f"masks of image {index} are {tuple(mask.shape)}, but its content is "
+                f"{height} x {width}: expected (N, H, W) masks at image size"
+            )

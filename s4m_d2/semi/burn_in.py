@@ -1,0 +1,31 @@
+"""When the teacher is frozen, copied from the student, or follows it (Guided Distillation)."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from s4m_d2.errors import InputError
+
+
+class TeacherPhase(Enum):
+    """What happens to the teacher before it labels an iteration's batch; values are logged."""
+
+    FROZEN = 0  #: the stage-1 teacher, unchanged
+    COPY = 1  #: becomes a copy of the student
+    EMA = 2  #: moves towards the student
+
+
+def teacher_phase(iteration: int, burn_in: int) -> TeacherPhase:
+    """The phase of ``iteration`` (from 0): frozen before ``burn_in``, a copy at it, then EMA.
+
+    Raises:
+        InputError: if ``burn_in`` is negative.
+
+    >>> [teacher_phase(i, burn_in=1).name for i in range(3)]
+    ['FROZEN', 'COPY', 'EMA']
+    """
+    if burn_in < 0:
+        raise InputError(f"burn_in (S4M.BURN_IN) must be >= 0 iterations, got {burn_in}")
+    if iteration < burn_in:
+        return TeacherPhase.FROZEN
+    return TeacherPhase.COPY if iteration == burn_in else TeacherPhase.EMA

@@ -1,0 +1,101 @@
+"""The teacher: a frozen model whose weights follow the student's (Guided Distillation)."""
+
+from __future__ import annotations
+
+from itertools import chain
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+
+from s4m_d2.errors import InputError
+from s4m_d2.semi.burn_in import TeacherPhase
+
+
+class EMATeacher:
+    """Freezes a model and updates it from a student of the same architecture.
+
+    The model is put into eval mode and stays there: ``train()``, on it, on one of its parts or on
+    a module that contains it, leaves it as it is. Its parameters take no gradients.
+
+    Not an ``nn.Module``, so that an attribute of a trained model can hold it without making the
+    teacher's weights part of that model.
+
+    Args:
+        teacher: the model to freeze, in place.
+        decay: d in ``teacher <- d * teacher + (1 - d) * student``, in [0, 1].
+
+    Attributes:
+        model: the teacher's model.
+        decay: as given.
+    """
+
+    def __init__(self, teacher: nn.Module, decay: float) -> None:
+        if not 0.0 <= decay <= 1.0:
+            raise InputError(f"decay (S4M.EMA_DECAY) must lie in [0, 1], got {decay}")
+        self.model = teacher.eval().requires_grad_(False)
+        self.decay = decay
+        for module in teacher.modules():
+            module.train = MethodType(_stay_in_eval, module)
+
+    def step(self, student: nn.Module, phase: TeacherPhase) -> None:
+        """Do what ``phase`` asks for; call it before the teacher labels the iteration's batch."""
+        if phase is TeacherPhase.COPY:
+            self.copy_from(student)
+        elif phase is TeacherPhase.EMA:
+            self.update(student)
+
+    @torch.no_grad()
+    def copy_from(self, student: nn.Module) -> None:
+        """Set every parameter and buffer to the student's.
+
+        Raises:
+            InputError: naming the first tensor in which the two models differ in name, shape or
+                dtype. The same holds for :meth:`update`; nothing is changed then.
+        """
+        mine, theirs = self._paired_tensors(student)
+        torch._foreach_copy_(mine, theirs)
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """One EMA step of floating-point parameters and buffers; other buffers are copied.
+
+        ``student`` is the bare model: unwrap it from DistributedDataParallel first.
+        """
+        mine, theirs = self._paired_tensors(student)
+        floating = [tensor.is_floating_point() for tensor in mine]
+        averaged = [i for i, is_float in enumerate(floating) if is_float]
+        copied = [i for i, is_float in enumerate(floating) if not is_float]
+        if averaged:
+            torch._foreach_lerp_(
+                [mine[i] for i in averaged], [theirs[i] for i in averaged], 1.0 - self.decay
+            )
+        if copied:
+            torch._foreach_copy_([mine[i] for i in copied], [theirs[i] for i in copied])
+
+    def _paired_tensors(self, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        mine, theirs = _named_tensors(self.model), _named_tensors(student)
+        for name in chain(mine, theirs):
+            if name not in theirs or name not in mine:
+                owner, other = ("teacher", "student") if name in mine else ("student", "teacher")
+                raise InputError(
+                    f"the {owner} has {name!r}, the {other} has not: both need the same "
+                    "architecture (unwrap a DistributedDataParallel student)"
+                )
+            a, b = mine[name], theirs[name]
+            if a.shape != b.shape or a.dtype != b.dtype:
+                raise InputError(
+                    f"{name!r} is {tuple(a.shape)} {a.dtype} in the teacher but "
+                    f"{tuple(b.shape)} {b.dtype} in the student: both need the same architecture"
+                )
+        return list(mine.values()), [theirs[name] for name in mine]
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and all buffers, non-persistent ones included."""
+    return dict(chain(model.named_parameters(), model.named_buffers()))
+
+
+def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
+    """Stands in for ``nn.Module.train``."""
+    return module
