@@ -1,0 +1,6 @@
+"""Layers that need nothing but torch."""
+
+from s4m_d2.layers.ms_deform_attn import MSDeformAttn, deformable_sampling
+from s4m_d2.layers.position_encoding import sine_position_encoding
+
+__all__ = ["MSDeformAttn", "deformable_sampling", "sine_position_encoding"]

@@ -1,0 +1,43 @@
+"""Sinusoidal encoding of positions on a feature map (DETR)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+TEMPERATURE = 10000.0  # ratio between the longest and the shortest wavelength
+_EPS = 1e-6
+
+
+def sine_position_encoding(
+    size: tuple[int, int], channels: int, *, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Encode every cell of a feature map.
+
+    Rows and columns are counted from 1 and scaled so that the last one is at 2π; even channels of
+    each half are sines, odd ones cosines.
+
+    Args:
+        size: (H, W) of the feature map.
+        channels: number of channels, a multiple of 4; the first half encodes y, the second x.
+
+    Returns:
+        (channels, H, W) float32.
+    """
+    height, width = size
+    frequencies = torch.arange(channels // 4, dtype=torch.float32, device=device)
+    frequencies = TEMPERATURE ** (2 * frequencies / (channels // 2))
+    code_y = _encode_axis(height, frequencies)
+    code_x = _encode_axis(width, frequencies)
+    return torch.cat(
+        [code_y[:, :, None].expand(-1, -1, width), code_x[:, None, :].expand(-1, height, -1)]
+    )
+
+
+def _encode_axis(length: int, frequencies: Tensor) -> Tensor:
+    """(2F, length): sine and cosine of each frequency, interleaved."""
+    steps = torch.arange(1, length + 1, dtype=torch.float32, device=frequencies.device)
+    angles = steps / (length + _EPS) * (2 * math.pi) / frequencies[:, None]
+    return torch.stack([angles.sin(), angles.cos()], dim=1).flatten(0, 1)

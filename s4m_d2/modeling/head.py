@@ -1,0 +1,100 @@
+"""The segmentation head: pixel decoder and transformer decoder."""
+
+from __future__ import annotations
+
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from s4m_d2.errors import ConfigError
+from s4m_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
+from s4m_d2.modeling.registry import register_if_free
+from s4m_d2.modeling.transformer_decoder import build_transformer_decoder
+
+MULTI_SCALE = "multi_scale_pixel_decoder"
+
+
+@register_if_free(SEM_SEG_HEADS_REGISTRY)
+class MaskFormerHead(nn.Module):
+    """Queries with classes and masks, from the backbone's feature maps.
+
+    Args:
+        num_classes: object classes, without "no object".
+        pixel_decoder: backbone maps -> (mask features, three maps from coarse to fine).
+        transformer_predictor: (maps, mask features) -> predictions.
+    """
+
+    @configurable
+    def __init__(
+        self, *, num_classes: int, pixel_decoder: nn.Module, transformer_predictor: nn.Module
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.pixel_decoder = pixel_decoder
+        self.predictor = transformer_predictor
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        head = cfg.MODEL.SEM_SEG_HEAD
+        missing = sorted(set(head.IN_FEATURES) - set(input_shape))
+        if missing:
+            raise ConfigError(
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, which the backbone does not "
+                f"give; it gives {sorted(input_shape)} (MODEL.RESNETS.OUT_FEATURES)"
+            )
+        in_feature = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+        if in_feature != MULTI_SCALE:
+            raise ConfigError(
+                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE must be {MULTI_SCALE!r}, "
+                f"got {in_feature!r}"
+            )
+        return {
+            "num_classes": head.NUM_CLASSES,
+            "pixel_decoder": _build("PIXEL_DECODER_NAME", cfg, input_shape),
+            "transformer_predictor": build_transformer_decoder(cfg, head.CONVS_DIM),
+        }
+
+    def forward(
+        self, features: dict[str, Tensor], *, aux_outputs: bool = True
+    ) -> dict[str, Tensor | list[dict[str, Tensor]]]:
+        """Predict.
+
+        Args:
+            features: backbone maps (B, C_i, H_i, W_i) by name.
+            aux_outputs: also predict from every decoder layer but the last (deep supervision).
+
+        Returns:
+            ``pred_logits`` (B, Q, num_classes + 1), ``pred_masks`` (B, Q, h, w) logits,
+            ``aux_outputs`` (see the transformer decoder) and ``mask_features`` (B, C, h, w).
+        """
+        mask_features, maps = self.pixel_decoder(features)
+        outputs = self.predictor(maps, mask_features, aux_outputs=aux_outputs)
+        return {**outputs, "mask_features": mask_features}
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Accept early checkpoints, whose pixel decoder stands directly under the head."""
+        current = (f"{prefix}pixel_decoder.", f"{prefix}predictor.")
+        for key in list(state_dict):
+            if key.startswith(prefix) and not key.startswith(current):
+                state_dict[current[0] + key.removeprefix(prefix)] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def build_head(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """The head that ``MODEL.SEM_SEG_HEAD.NAME`` names."""
+    return _build("NAME", cfg, input_shape)
+
+
+def _build(key: str, cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+    """Our class of the name that the key holds, or else the registered one."""
+    name = cfg.MODEL.SEM_SEG_HEAD[key]
+    ours = {cls.__name__: cls for cls in (MaskFormerHead, MSDeformAttnPixelDecoder)}
+    if name in ours:
+        return ours[name](cfg, input_shape)
+    if name not in SEM_SEG_HEADS_REGISTRY:
+        raise ConfigError(
+            f"MODEL.SEM_SEG_HEAD.{key} {name!r} is not in SEM_SEG_HEADS_REGISTRY; "
+            f"ours are {sorted(ours)}"
+        )
+    return SEM_SEG_HEADS_REGISTRY.get(name)(cfg, input_shape)

@@ -1,0 +1,227 @@
+"""The model that both stages train: Mask2Former for instances, with optional distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.structures import ImageList
+from torch import Tensor, nn
+
+from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.losses import SetCriterion
+from s4m_d2.modeling.head import build_head
+from s4m_d2.modeling.inference import instance_inference
+from s4m_d2.modeling.targets import prepare_targets
+from s4m_d2.structures import sample_generators
+
+Sample = Mapping[str, Any]
+LARGE_SCALE_JITTER = "coco_instance_lsj"
+
+
+@META_ARCH_REGISTRY.register()
+class S4MMaskFormer(nn.Module):
+    """Mask2Former for instance segmentation.
+
+    Args:
+        backbone: Detectron2 backbone.
+        sem_seg_head: maps of the backbone -> queries (see MaskFormerHead).
+        criterion: L_sup.
+        distillation: L_SD (paper, section 3.2), added in training; None switches it off. It is a
+            plain attribute, and the SAM inside is neither a submodule nor in the state dict.
+        pixel_mean, pixel_std: 0..255 units, in the order of ``input_format``.
+        input_format: "RGB" or "BGR", the channel order of the samples' images.
+        size_divisibility: inputs are padded to multiples of it.
+        train_square_size: training batches are padded to squares of this side, px; 0: to the
+            largest image.
+        max_instances: instances an image at inference.
+
+    Attributes:
+        distillation: as above; may be set at any time.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        sem_seg_head: nn.Module,
+        criterion: nn.Module,
+        distillation=None,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        input_format: str = "RGB",
+        size_divisibility: int,
+        train_square_size: int = 0,
+        max_instances: int = 100,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.criterion = criterion
+        self.distillation = distillation
+        self.input_format = input_format
+        self.size_divisibility = size_divisibility
+        self.train_square_size = train_square_size
+        self.max_instances = max_instances
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            values = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, values, persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        _check_supported(cfg)
+        backbone = build_backbone(cfg)
+        divisibility = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
+        jitter = cfg.INPUT.DATASET_MAPPER_NAME == LARGE_SCALE_JITTER
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_head(cfg, backbone.output_shape()),
+            "criterion": SetCriterion(cfg),
+            "distillation": _build_distillation(cfg) if cfg.S4M.DISTILL.ENABLED else None,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+            "size_divisibility": backbone.size_divisibility if divisibility < 0 else divisibility,
+            "train_square_size": cfg.INPUT.IMAGE_SIZE if jitter else 0,
+            "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.pixel_mean.device
+
+    def forward(self, batched_inputs: Sequence[Sample]) -> dict[str, Tensor] | list[dict]:
+        """Train on, or segment, a batch.
+
+        Args:
+            batched_inputs: samples with "image" (3, H, W), 0..255 in ``input_format``; for
+                training "instances" (see :func:`prepare_targets`) and optionally "seeds"; for
+                inference optionally "height" and "width", the size of the result.
+
+        Returns:
+            in training the weighted losses: ``loss_ce``, ``loss_mask``, ``loss_dice``, the same
+            with ``_i`` for each earlier layer, and ``loss_sd`` with distillation. Otherwise a dict
+            an image with "instances" (see :func:`instance_inference`).
+        """
+        if self.training:
+            return self._losses(batched_inputs)
+        images, outputs = self._run(batched_inputs, aux_outputs=False)
+        return [
+            {
+                "instances": instance_inference(
+                    logits,
+                    masks,
+                    padded_size=_padded_size(images),
+                    image_size=size,
+                    output_size=(sample.get("height", size[0]), sample.get("width", size[1])),
+                    max_instances=self.max_instances,
+                )
+            }
+            for logits, masks, size, sample in zip(
+                outputs["pred_logits"],
+                outputs["pred_masks"],
+                images.image_sizes,
+                batched_inputs,
+                strict=True,
+            )
+        ]
+
+    def predict_queries(self, batched_inputs: Sequence[Sample]) -> dict[str, Any]:
+        """All queries of a batch, before any selection; annotations are not read.
+
+        Returns:
+            ``pred_logits`` (B, Q, K + 1), ``pred_masks`` (B, Q, h, w) logits of the padded batch at
+            1/4 of its size, ``image_sizes`` [(H, W)] of the contents, ``padded_size`` (H, W).
+        """
+        images, outputs = self._run(batched_inputs, aux_outputs=False)
+        return {
+            "pred_logits": outputs["pred_logits"],
+            "pred_masks": outputs["pred_masks"],
+            "image_sizes": images.image_sizes,
+            "padded_size": _padded_size(images),
+        }
+
+    def _run(
+        self, batched_inputs: Sequence[Sample], *, aux_outputs: bool
+    ) -> tuple[ImageList, dict[str, Any]]:
+        normalized = [
+            (_image(sample).to(self.device) - self.pixel_mean) / self.pixel_std
+            for sample in batched_inputs
+        ]
+        images = self._pad(normalized)
+        features = self.backbone(images.tensor)
+        return images, self.sem_seg_head(features, aux_outputs=aux_outputs)
+
+    def _losses(self, batched_inputs: Sequence[Sample]) -> dict[str, Tensor]:
+        images, outputs = self._run(batched_inputs, aux_outputs=self.criterion.deep_supervision)
+        targets = prepare_targets(
+            batched_inputs,
+            padded_size=_padded_size(images),
+            num_classes=self.sem_seg_head.num_classes,
+            device=self.device,
+        )
+        generators = sample_generators(batched_inputs, "loss_points", self.device)
+        losses = self.criterion(outputs, targets, generators)
+        if self.distillation is not None:
+            losses |= self.distillation(
+                outputs["mask_features"],
+                self._rgb(batched_inputs),
+                images.image_sizes,
+                [target["masks"] for target in targets],
+                sample_generators(batched_inputs, "prompt_points", self.device),
+            )
+        return losses
+
+    def _rgb(self, batched_inputs: Sequence[Sample]) -> Tensor:
+        """(B, 3, H, W) RGB, 0..255, padded as the network's input."""
+        tensor = self._pad([sample["image"].to(self.device) for sample in batched_inputs]).tensor
+        return tensor if self.input_format == "RGB" else tensor.flip(1)
+
+    def _pad(self, images: list[Tensor]) -> ImageList:
+        """Pad with zeros at the bottom and right to one size."""
+        square = self.train_square_size if self.training else 0
+        largest = max(max(image.shape[-2:]) for image in images)
+        if square and largest > square:
+            raise InputError(
+                f"an image of side {largest} does not fit the training square of {square} px; "
+                "raise INPUT.IMAGE_SIZE or use a mapper that crops to it"
+            )
+        constraints = {"size_divisibility": self.size_divisibility, "square_size": square}
+        return ImageList.from_tensors(images, padding_constraints=constraints)
+
+
+def _padded_size(images: ImageList) -> tuple[int, int]:
+    return images.tensor.shape[-2], images.tensor.shape[-1]
+
+
+def _image(sample: Sample) -> Tensor:
+    image = sample["image"]
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise InputError(
+            f"{sample.get('file_name', 'image')}: expected a (3, H, W) tensor, "
+            f"got {tuple(image.shape)}"
+        )
+    return image
+
+
+def _build_distillation(cfg):
+    from s4m_d2.losses.structural_distillation import build_distillation
+    from s4m_d2.sam import build_sam_backend  # only a model that distills needs SAM
+
+    return build_distillation(cfg, build_sam_backend(cfg))
+
+
+def _check_supported(cfg) -> None:
+    test = cfg.MODEL.MASK_FORMER.TEST
+    for key, wanted in (("SEMANTIC_ON", False), ("PANOPTIC_ON", False), ("INSTANCE_ON", True)):
+        if test[key] != wanted:
+            raise ConfigError(
+                f"MODEL.MASK_FORMER.TEST.{key} must be {wanted}: instance segmentation only"
+            )
+    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
+        raise ConfigError(f"INPUT.FORMAT must be 'RGB' or 'BGR', got {cfg.INPUT.FORMAT!r}")

@@ -1,0 +1,263 @@
+"""Pixel decoder: multi-scale features and per-pixel mask features from the backbone's maps."""
+
+from __future__ import annotations
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from s4m_d2.errors import ConfigError
+from s4m_d2.layers import MSDeformAttn, sine_position_encoding
+from s4m_d2.modeling.registry import register_if_free
+
+NUM_GROUPS = 32  # of the group normalization after each input projection
+ENCODER_FEEDFORWARD = 1024  # Mask2Former fixes it for the deformable encoder
+
+
+class DeformableEncoderLayer(nn.Module):
+    """Deformable self-attention over all levels and a feed-forward network, post-norm."""
+
+    def __init__(
+        self,
+        *,
+        embed_dim: int,
+        feedforward_dim: int,
+        dropout: float,
+        num_levels: int,
+        num_heads: int,
+        num_points: int,
+    ) -> None:
+        super().__init__()
+        self.self_attn = MSDeformAttn(
+            embed_dim=embed_dim, num_levels=num_levels, num_heads=num_heads, num_points=num_points
+        )
+        self.norm1 = nn.LayerNorm(embed_dim)
+        self.linear1 = nn.Linear(embed_dim, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, embed_dim)
+        self.norm2 = nn.LayerNorm(embed_dim)
+        self.dropout = nn.Dropout(dropout)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        reference_points: Tensor,
+        level_sizes: list[tuple[int, int]],
+    ) -> Tensor:
+        """tokens (B, S, C), positions (1, S, C), reference_points (1, S, 2) -> (B, S, C)."""
+        attended = self.self_attn(tokens + positions, reference_points, tokens, level_sizes)
+        tokens = self.norm1(tokens + self.dropout(attended))
+        hidden = self.linear2(self.dropout(F.relu(self.linear1(tokens))))
+        return self.norm2(tokens + self.dropout(hidden))
+
+
+class DeformableEncoder(nn.Module):
+    """A stack of encoder layers over the flattened cells of all levels."""
+
+    def __init__(self, *, num_layers: int, **layer_args: int | float) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DeformableEncoderLayer(**layer_args) for _ in range(num_layers))
+
+    def forward(
+        self, tokens: Tensor, positions: Tensor, level_sizes: list[tuple[int, int]]
+    ) -> Tensor:
+        """tokens (B, S, C), positions (1, S, C) -> (B, S, C)."""
+        centers = torch.cat([_cell_centers(size, tokens.device) for size in level_sizes])[None]
+        for layer in self.layers:
+            tokens = layer(tokens, positions, centers, level_sizes)
+        return tokens
+
+
+class MultiScaleEncoder(nn.Module):
+    """Flattens feature maps, adds level embeddings, encodes, and unflattens."""
+
+    def __init__(self, *, embed_dim: int, num_levels: int, **encoder_args: int | float) -> None:
+        super().__init__()
+        self.encoder = DeformableEncoder(
+            embed_dim=embed_dim, num_levels=num_levels, **encoder_args
+        )
+        self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
+        nn.init.normal_(self.level_embed)
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """[(B, C, H_l, W_l)] -> the same shapes."""
+        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
+        tokens = torch.cat([feature.flatten(2) for feature in features], dim=2).transpose(1, 2)
+        positions = torch.cat(
+            [
+                self._encode(size, embed).flatten(1)
+                for size, embed in zip(sizes, self.level_embed, strict=True)
+            ],
+            dim=1,
+        ).T[None]
+        tokens = self.encoder(tokens, positions, sizes)
+        levels = tokens.transpose(1, 2).split([height * width for height, width in sizes], dim=2)
+        return [level.unflatten(2, size) for level, size in zip(levels, sizes, strict=True)]
+
+    @staticmethod
+    def _encode(size: tuple[int, int], level_embed: Tensor) -> Tensor:
+        code = sine_position_encoding(size, len(level_embed), device=level_embed.device)
+        return code + level_embed[:, None, None]
+
+
+@register_if_free(SEM_SEG_HEADS_REGISTRY)
+class MSDeformAttnPixelDecoder(nn.Module):
+    """Deformable encoder on the coarse maps, then feature-pyramid levels down to the mask features.
+
+    Always float32: autocast is switched off inside.
+
+    Args:
+        input_shape: channels and stride of each backbone map.
+        transformer_in_features: names of the maps that go through the encoder.
+        conv_dim: channels inside, a multiple of 32 and of ``transformer_nheads``.
+        mask_dim: channels of the mask features.
+        norm: normalization of the pyramid's convolutions, as in ``detectron2.layers.get_norm``.
+        common_stride: stride of the mask features.
+        transformer_*: dropout, heads, layers, sampling points a head and level, and hidden size of
+            the encoder.
+    """
+
+    num_feature_levels = 3  # maps handed to the transformer decoder
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        transformer_in_features: list[str],
+        transformer_dropout: float,
+        transformer_nheads: int,
+        transformer_enc_layers: int,
+        transformer_num_points: int,
+        transformer_dim_feedforward: int = ENCODER_FEEDFORWARD,
+        conv_dim: int,
+        mask_dim: int,
+        norm: str,
+        common_stride: int,
+    ) -> None:
+        super().__init__()
+        _check_features(input_shape, transformer_in_features, conv_dim)
+        names = sorted(input_shape, key=lambda name: input_shape[name].stride)
+        encoded = [name for name in names if name in transformer_in_features]
+        finest = input_shape[encoded[0]].stride
+        self.coarse_to_fine = encoded[::-1]
+        self.pyramid_features = [
+            name for name in names[::-1] if common_stride <= input_shape[name].stride < finest
+        ]
+        self.input_proj = nn.ModuleList(
+            _input_projection(input_shape[name].channels, conv_dim) for name in self.coarse_to_fine
+        )
+        self.transformer = MultiScaleEncoder(
+            embed_dim=conv_dim,
+            num_levels=len(encoded),
+            num_layers=transformer_enc_layers,
+            feedforward_dim=transformer_dim_feedforward,
+            dropout=transformer_dropout,
+            num_heads=transformer_nheads,
+            num_points=transformer_num_points,
+        )
+        for index, name in enumerate(self.pyramid_features[::-1], start=1):  # 1: the finest
+            lateral, output = _pyramid_convs(input_shape[name].channels, conv_dim, norm)
+            self.add_module(f"adapter_{index}", lateral)
+            self.add_module(f"layer_{index}", output)
+        self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
+        weight_init.c2_xavier_fill(self.mask_features)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        head = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
+            "transformer_in_features": head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES,
+            "transformer_dropout": cfg.MODEL.MASK_FORMER.DROPOUT,
+            "transformer_nheads": head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS,
+            "transformer_enc_layers": head.TRANSFORMER_ENC_LAYERS,
+            "transformer_num_points": head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS,
+            "conv_dim": head.CONVS_DIM,
+            "mask_dim": head.MASK_DIM,
+            "norm": head.NORM,
+            "common_stride": head.COMMON_STRIDE,
+        }
+
+    def forward(self, features: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Decode.
+
+        Args:
+            features: backbone maps (B, C_i, H_i, W_i) by name.
+
+        Returns:
+            mask features (B, mask_dim, H/4, W/4) float32, and the three coarsest maps
+            (B, conv_dim, H_l, W_l) float32, from coarse to fine.
+        """
+        device_type = next(iter(features.values())).device.type
+        with torch.autocast(device_type=device_type, enabled=False):
+            maps = self.transformer(
+                [
+                    projection(features[name].float())
+                    for projection, name in zip(self.input_proj, self.coarse_to_fine, strict=True)
+                ]
+            )
+            for index, name in enumerate(self.pyramid_features):
+                number = len(self.pyramid_features) - index
+                lateral = getattr(self, f"adapter_{number}")(features[name].float())
+                coarse = F.interpolate(
+                    maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False
+                )
+                maps.append(getattr(self, f"layer_{number}")(lateral + coarse))
+            return self.mask_features(maps[-1]), maps[: self.num_feature_levels]
+
+
+def _check_features(
+    input_shape: dict[str, ShapeSpec], transformer_in_features: list[str], conv_dim: int
+) -> None:
+    unknown = sorted(set(transformer_in_features) - set(input_shape))
+    if unknown or not transformer_in_features:
+        raise ConfigError(
+            "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES must name some of "
+            f"IN_FEATURES {sorted(input_shape)}, got {list(transformer_in_features)}"
+        )
+    if conv_dim % NUM_GROUPS:
+        raise ConfigError(
+            f"MODEL.SEM_SEG_HEAD.CONVS_DIM must be a multiple of {NUM_GROUPS}, got {conv_dim}"
+        )
+
+
+def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, conv_dim, kernel_size=1)
+    nn.init.xavier_uniform_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return nn.Sequential(conv, nn.GroupNorm(NUM_GROUPS, conv_dim))
+
+
+def _pyramid_convs(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, Conv2d]:
+    bias = norm == ""
+    lateral = Conv2d(
+        in_channels, conv_dim, kernel_size=1, bias=bias, norm=get_norm(norm, conv_dim)
+    )
+    output = Conv2d(
+        conv_dim,
+        conv_dim,
+        kernel_size=3,
+        padding=1,
+        bias=bias,
+        norm=get_norm(norm, conv_dim),
+        activation=F.relu,
+    )
+    for conv in (lateral, output):
+        weight_init.c2_xavier_fill(conv)
+    return lateral, output
+
+
+def _cell_centers(size: tuple[int, int], device: torch.device) -> Tensor:
+    """(H·W, 2): (x, y) of the cells' centers in [0, 1], row-major."""
+    height, width = size
+    y = (torch.arange(height, device=device) + 0.5) / height
+    x = (torch.arange(width, device=device) + 0.5) / width
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1)

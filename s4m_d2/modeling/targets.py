@@ -1,0 +1,94 @@
+"""Training targets: checked, and padded to the size of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import BitMasks, Instances
+from torch import Tensor
+
+from s4m_d2.errors import DatasetError, InputError
+
+
+def prepare_targets(
+    batched_inputs: Sequence[Mapping[str, Any]],
+    *,
+    padded_size: tuple[int, int],
+    num_classes: int,
+    device: torch.device,
+) -> list[dict[str, Tensor]]:
+    """The criterion's targets of a batch.
+
+    Args:
+        batched_inputs: samples with "instances": ``gt_classes`` (N,) and ``gt_masks`` (BitMasks or
+            an (N, H, W) tensor at the image's size; may be absent where N is 0).
+        padded_size: (H, W) of the padded batch.
+        num_classes: valid class ids are 0 .. num_classes - 1.
+
+    Returns:
+        for each image ``labels`` (N,) int64 and ``masks`` (N, *padded_size) bool.
+
+    Raises:
+        InputError: if instances are missing or their masks are of another kind.
+        DatasetError: if a class id is out of range or sizes or numbers disagree; it names the
+            file.
+    """
+    return [
+        {
+            "labels": _labels(sample, num_classes).to(device),
+            "masks": _pad(_masks(sample).to(device), padded_size),
+        }
+        for sample in batched_inputs
+    ]
+
+
+def _name(sample: Mapping[str, Any]) -> str:
+    return str(sample.get("file_name", sample.get("image_id", "<unnamed image>")))
+
+
+def _instances(sample: Mapping[str, Any]) -> Instances:
+    if "instances" not in sample:
+        raise InputError(
+            f"{_name(sample)}: a training sample needs 'instances'; use a mapper for labeled "
+            "images (INPUT.DATASET_MAPPER_NAME)"
+        )
+    return sample["instances"]
+
+
+def _labels(sample: Mapping[str, Any], num_classes: int) -> Tensor:
+    labels = _instances(sample).gt_classes.to(torch.int64)
+    bad = labels[(labels < 0) | (labels >= num_classes)]
+    if len(bad):
+        raise DatasetError(
+            f"{_name(sample)}: class id {int(bad[0])} is out of range 0..{num_classes - 1}; check "
+            "the annotations' categories and MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+        )
+    return labels
+
+
+def _masks(sample: Mapping[str, Any]) -> Tensor:
+    instances = _instances(sample)
+    size = tuple(sample["image"].shape[-2:])
+    if not instances.has("gt_masks") and not len(instances):
+        return torch.zeros((0, *size), dtype=torch.bool)
+    masks = instances.gt_masks
+    masks = masks.tensor if isinstance(masks, BitMasks) else masks
+    if not isinstance(masks, Tensor):
+        raise InputError(
+            f"{_name(sample)}: gt_masks must be BitMasks or a tensor, got {type(masks).__name__}; "
+            "set INPUT.MASK_FORMAT to 'bitmask'"
+        )
+    if tuple(masks.shape) != (len(instances), *size):
+        raise DatasetError(
+            f"{_name(sample)}: masks {tuple(masks.shape)} do not fit {len(instances)} instances on "
+            f"an image of {size}; the annotation belongs to another image or size"
+        )
+    return masks.bool()
+
+
+def _pad(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    height, width = masks.shape[-2:]
+    return F.pad(masks, (0, size[1] - width, 0, size[0] - height))

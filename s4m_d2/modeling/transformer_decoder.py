@@ -1,0 +1,263 @@
+"""Masked-attention transformer decoder: queries that look only where their own mask is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import Conv2d
+from torch import Tensor, nn
+
+from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.layers import sine_position_encoding
+from s4m_d2.modeling.registry import TRANSFORMER_DECODER_REGISTRY
+
+NUM_FEATURE_LEVELS = 3  # feature maps that the layers attend to in turn
+MASK_EMBED_LAYERS = 3
+
+
+class SelfAttentionLayer(nn.Module):
+    """Attention among the queries, post-norm."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.norm = nn.LayerNorm(dim)
+        _xavier_matrices(self)
+
+    def forward(self, queries: Tensor, query_positions: Tensor) -> Tensor:
+        """queries and positions (B, Q, C) -> (B, Q, C)."""
+        keys = queries + query_positions
+        attended, _ = self.self_attn(keys, keys, queries, need_weights=False)
+        return self.norm(queries + attended)
+
+
+class CrossAttentionLayer(nn.Module):
+    """Masked attention of the queries to the cells of one feature map, post-norm."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.multihead_attn = nn.MultiheadAttention(dim, num_heads, batch_first=True)
+        self.norm = nn.LayerNorm(dim)
+        _xavier_matrices(self)
+
+    def forward(
+        self,
+        queries: Tensor,
+        query_positions: Tensor,
+        cells: Tensor,
+        cell_positions: Tensor,
+        blocked: Tensor,
+    ) -> Tensor:
+        """queries (B, Q, C), cells (B, S, C), blocked (B, Q, S) bool: True is not looked at."""
+        heads = self.multihead_attn.num_heads
+        attended, _ = self.multihead_attn(
+            queries + query_positions,
+            cells + cell_positions,
+            cells,
+            attn_mask=blocked.repeat_interleave(heads, dim=0),
+            need_weights=False,
+        )
+        return self.norm(queries + attended)
+
+
+class FFNLayer(nn.Module):
+    """Feed-forward network, post-norm."""
+
+    def __init__(self, dim: int, feedforward_dim: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, feedforward_dim)
+        self.linear2 = nn.Linear(feedforward_dim, dim)
+        self.norm = nn.LayerNorm(dim)
+        _xavier_matrices(self)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        """(B, Q, C) -> (B, Q, C)."""
+        return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, dims: list[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(dims[i], dims[i + 1]) for i in range(len(dims) - 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dims[0]) -> (..., dims[-1])."""
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+@TRANSFORMER_DECODER_REGISTRY.register()
+class MultiScaleMaskedTransformerDecoder(nn.Module):
+    """Mask2Former's decoder: learnable queries, refined layer by layer over three scales in turn.
+
+    Args:
+        in_channels: channels of the feature maps.
+        num_classes: object classes, without "no object".
+        hidden_dim: channels of the queries, a multiple of 4 and of ``nheads``.
+        num_queries: number of queries Q.
+        dec_layers: decoder layers; predictions exist for one more, the learnable queries.
+        mask_dim: channels of the mask features.
+        enforce_input_project: project the feature maps even where their channels fit.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        num_classes: int,
+        hidden_dim: int,
+        num_queries: int,
+        nheads: int,
+        dim_feedforward: int,
+        dec_layers: int,
+        mask_dim: int,
+        enforce_input_project: bool,
+    ) -> None:
+        super().__init__()
+        self.num_layers = dec_layers
+        self.transformer_self_attention_layers = nn.ModuleList(
+            SelfAttentionLayer(hidden_dim, nheads) for _ in range(dec_layers)
+        )
+        self.transformer_cross_attention_layers = nn.ModuleList(
+            CrossAttentionLayer(hidden_dim, nheads) for _ in range(dec_layers)
+        )
+        self.transformer_ffn_layers = nn.ModuleList(
+            FFNLayer(hidden_dim, dim_feedforward) for _ in range(dec_layers)
+        )
+        self.decoder_norm = nn.LayerNorm(hidden_dim)
+        self.query_feat = nn.Embedding(num_queries, hidden_dim)
+        self.query_embed = nn.Embedding(num_queries, hidden_dim)
+        self.level_embed = nn.Embedding(NUM_FEATURE_LEVELS, hidden_dim)
+        project = in_channels != hidden_dim or enforce_input_project
+        self.input_proj = nn.ModuleList(
+            _projection(in_channels, hidden_dim) if project else nn.Identity()
+            for _ in range(NUM_FEATURE_LEVELS)
+        )
+        self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
+        self.mask_embed = MLP([hidden_dim] * MASK_EMBED_LAYERS + [mask_dim])
+
+    @classmethod
+    def from_config(cls, cfg, in_channels: int) -> dict:
+        former = cfg.MODEL.MASK_FORMER
+        if former.PRE_NORM:
+            raise ConfigError("MODEL.MASK_FORMER.PRE_NORM True is not supported: set it to False")
+        if former.DEC_LAYERS < 1:
+            raise ConfigError(f"MODEL.MASK_FORMER.DEC_LAYERS must be >= 1, got {former.DEC_LAYERS}")
+        return {
+            "in_channels": in_channels,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "hidden_dim": former.HIDDEN_DIM,
+            "num_queries": former.NUM_OBJECT_QUERIES,
+            "nheads": former.NHEADS,
+            "dim_feedforward": former.DIM_FEEDFORWARD,
+            "dec_layers": former.DEC_LAYERS - 1,
+            "mask_dim": cfg.MODEL.SEM_SEG_HEAD.MASK_DIM,
+            "enforce_input_project": former.ENFORCE_INPUT_PROJ,
+        }
+
+    def forward(
+        self, features: list[Tensor], mask_features: Tensor, *, aux_outputs: bool = True
+    ) -> dict[str, Tensor | list[dict[str, Tensor]]]:
+        """Decode.
+
+        Args:
+            features: three maps (B, in_channels, H_l, W_l), from coarse to fine.
+            mask_features: (B, mask_dim, h, w).
+            aux_outputs: also predict classes from every earlier layer.
+
+        Returns:
+            ``pred_logits`` (B, Q, num_classes + 1), the last class being "no object";
+            ``pred_masks`` (B, Q, h, w), logits; ``aux_outputs``, dicts with the same two entries
+            for the learnable queries and every layer but the last (empty where not asked for).
+        """
+        if len(features) != NUM_FEATURE_LEVELS:
+            raise InputError(f"expected {NUM_FEATURE_LEVELS} feature maps, got {len(features)}")
+        sizes = [feature.shape[-2:] for feature in features]
+        cells, cell_positions = self._flatten(features)
+        batch = len(mask_features)
+        queries = self.query_feat.weight.expand(batch, -1, -1)
+        query_positions = self.query_embed.weight.expand(batch, -1, -1)
+
+        normed = self.decoder_norm(queries)
+        masks = self._predict_masks(normed, mask_features)
+        auxiliary = []
+        for index in range(self.num_layers):
+            if aux_outputs:
+                auxiliary.append({"pred_logits": self.class_embed(normed), "pred_masks": masks})
+            level = index % NUM_FEATURE_LEVELS
+            blocked = _attention_mask(masks, sizes[level])
+            queries = self.transformer_cross_attention_layers[index](
+                queries, query_positions, cells[level], cell_positions[level], blocked
+            )
+            queries = self.transformer_self_attention_layers[index](queries, query_positions)
+            queries = self.transformer_ffn_layers[index](queries)
+            normed = self.decoder_norm(queries)
+            masks = self._predict_masks(normed, mask_features)
+        return {
+            "pred_logits": self.class_embed(normed),
+            "pred_masks": masks,
+            "aux_outputs": auxiliary,
+        }
+
+    def _flatten(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Per level: cells (B, S, C) with the level's embedding, and their positions (1, S, C)."""
+        cells, positions = [], []
+        for feature, projection, embed in zip(
+            features, self.input_proj, self.level_embed.weight, strict=True
+        ):
+            cells.append(projection(feature).flatten(2).transpose(1, 2) + embed)
+            code = sine_position_encoding(feature.shape[-2:], len(embed), device=feature.device)
+            positions.append(code.flatten(1).T[None])
+        return cells, positions
+
+    def _predict_masks(self, normed: Tensor, mask_features: Tensor) -> Tensor:
+        return torch.einsum("bqc,bchw->bqhw", self.mask_embed(normed), mask_features)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
+        """Accept the name that early Mask2Former checkpoints give to the learnable queries."""
+        _rename(state_dict, f"{prefix}static_query.weight", f"{prefix}query_feat.weight")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def build_transformer_decoder(cfg, in_channels: int) -> nn.Module:
+    """The decoder that ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME`` names."""
+    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+    if name not in TRANSFORMER_DECODER_REGISTRY:
+        known = sorted(key for key, _ in TRANSFORMER_DECODER_REGISTRY)
+        raise ConfigError(
+            f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME {name!r} is unknown; known: {known}"
+        )
+    return TRANSFORMER_DECODER_REGISTRY.get(name)(cfg, in_channels)
+
+
+def _attention_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, Q, S) bool from mask logits: True outside the mask; nothing is blocked if all would."""
+    with torch.no_grad():
+        resized = F.interpolate(masks.detach(), size=size, mode="bilinear", align_corners=False)
+        blocked = resized.flatten(2) < 0
+        return blocked & ~blocked.all(dim=-1, keepdim=True)
+
+
+def _projection(in_channels: int, hidden_dim: int) -> Conv2d:
+    conv = Conv2d(in_channels, hidden_dim, kernel_size=1)
+    weight_init.c2_xavier_fill(conv)
+    return conv
+
+
+def _xavier_matrices(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)
+
+
+def _rename(state_dict: Mapping, old: str, new: str) -> None:
+    if old in state_dict:
+        state_dict[new] = state_dict.pop(old)

@@ -1,0 +1,99 @@
+"""Configs and models for the tests of the model."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Instances
+
+import s4m_d2.modeling  # noqa: F401 (registers the model)
+from s4m_d2.config import add_s4m_config
+
+RESNET = [
+    "MODEL.BACKBONE.NAME", "build_resnet_backbone",
+    "MODEL.BACKBONE.FREEZE_AT", 0,
+    "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"],
+    "MODEL.RESNETS.STRIDE_IN_1X1", False,
+]  # fmt: skip
+CITYSCAPES = [
+    "MODEL.DEVICE", "cpu",
+    "MODEL.META_ARCHITECTURE", "S4MMaskFormer",
+    "MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD", [58.395, 57.12, 57.375],
+    "MODEL.SEM_SEG_HEAD.NAME", "MaskFormerHead",
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 8,
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM", 256,
+    "MODEL.SEM_SEG_HEAD.NORM", "GN",
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res3", "res4", "res5"],
+    "INPUT.FORMAT", "RGB",
+    "S4M.DISTILL.ENABLED", False,
+]  # fmt: skip
+TINY = [
+    "MODEL.RESNETS.DEPTH", 18,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS", 64,
+    "MODEL.RESNETS.NORM", "BN",
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM", 64,
+    "MODEL.SEM_SEG_HEAD.MASK_DIM", 64,
+    "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS", 2,
+    "MODEL.MASK_FORMER.HIDDEN_DIM", 64,
+    "MODEL.MASK_FORMER.DEC_LAYERS", 4,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", 20,
+    "MODEL.MASK_FORMER.DIM_FEEDFORWARD", 256,
+    "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 256,
+]  # fmt: skip
+
+
+def _config(options):
+    cfg = get_cfg()
+    add_s4m_config(cfg)
+    cfg.merge_from_list([*RESNET, *CITYSCAPES, *options])
+    return cfg
+
+
+@pytest.fixture
+def cityscapes_cfg():
+    """Mask2Former R50 for Cityscapes, through our keys."""
+    return _config(["MODEL.RESNETS.NORM", "SyncBN"])
+
+
+@pytest.fixture
+def make_tiny_cfg():
+    """The fixture's configuration, with overrides."""
+    return lambda *overrides: _config([*TINY, *overrides])
+
+
+@pytest.fixture
+def make_tiny_model(make_tiny_cfg):
+    """A small seeded model with overrides of its config."""
+
+    def make(*overrides):
+        torch.manual_seed(0)
+        return build_model(make_tiny_cfg(*overrides))
+
+    return make
+
+
+@pytest.fixture
+def make_sample():
+    """A labeled sample: random image, one box-shaped instance a label."""
+
+    def make(height, width, labels=(), *, seed=0, name="street.png"):
+        generator = torch.Generator().manual_seed(seed)
+        masks = torch.zeros(len(labels), height, width, dtype=torch.bool)
+        for index in range(len(labels)):
+            top, left = 4 * index, 6 * index
+            masks[index, top : top + height // 3, left : left + width // 3] = True
+        return {
+            "file_name": name,
+            "image": torch.randint(
+                0, 256, (3, height, width), generator=generator, dtype=torch.uint8
+            ),
+            "instances": Instances(
+                (height, width),
+                gt_classes=torch.tensor(labels, dtype=torch.int64),
+                gt_masks=BitMasks(masks),
+            ),
+            "seeds": {"loss_points": seed + 1, "prompt_points": seed + 2},
+        }
+
+    return make
