@@ -1,0 +1,31 @@
+"""Data sets, views and loaders; importing it registers the data sets and the mappers."""
+
+from s4m_d2.data.arp_mapper import ARPDatasetMapper
+from s4m_d2.data.build import DATASET_MAPPER_REGISTRY, StreamLoader, build_stream_loader
+from s4m_d2.data.cityscapes import CityscapesFormat
+from s4m_d2.data.coco import CocoFormat
+from s4m_d2.data.labeled_mapper import LabeledDatasetMapper
+from s4m_d2.data.splits import (
+    labeled_dataset_names,
+    register_splits,
+    register_unlabeled_folder,
+)
+from s4m_d2.data.subsets import stable_subset
+from s4m_d2.data.transforms import GEOMETRY_REGISTRY, ColorDistortion, StrongView
+
+__all__ = [
+    "DATASET_MAPPER_REGISTRY",
+    "GEOMETRY_REGISTRY",
+    "ARPDatasetMapper",
+    "CityscapesFormat",
+    "CocoFormat",
+    "ColorDistortion",
+    "LabeledDatasetMapper",
+    "StreamLoader",
+    "StrongView",
+    "build_stream_loader",
+    "labeled_dataset_names",
+    "register_splits",
+    "register_unlabeled_folder",
+    "stable_subset",
+]

@@ -1,0 +1,176 @@
+"""The loader of one stream of samples, which can start anywhere in it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import torch
+from detectron2.data import DatasetFromList
+from detectron2.utils import comm
+from detectron2.utils.registry import Registry
+from torch.utils.data import DataLoader, Dataset
+
+from s4m_d2.errors import DatasetError, S4MError
+
+DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
+"""Mappers by INPUT.DATASET_MAPPER_NAME and S4M.UNLABELED_MAPPER: ``(cfg, is_train) -> mapper``."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A user's mistake on its way from a worker to the main process, unchanged."""
+
+    error: S4MError
+
+
+class StreamDataset(Dataset):
+    """Samples by (index of the record, position in the stream)."""
+
+    def __init__(
+        self,
+        records: Sequence[dict],
+        mapper: Callable[[dict], dict],
+        seeds: Callable[[int], dict[str, int]],
+        max_skipped: int,
+    ) -> None:
+        self._records = DatasetFromList(list(records), copy=False)
+        self._mapper = mapper
+        self._seeds = seeds
+        self._max_skipped = max_skipped if getattr(mapper, "skip_unreadable", False) else 0
+
+    def __getitem__(self, item: tuple[int, int]) -> dict | _Failure:
+        index, position = item
+        skipped: list[str] = []
+        try:
+            while True:
+                record = {
+                    **self._records[index],
+                    "seeds": self._seeds(position),
+                    "stream_position": position,
+                }
+                try:
+                    sample = self._mapper(record)
+                except DatasetError:
+                    skipped.append(record["file_name"])
+                    if len(skipped) > self._max_skipped or len(skipped) == len(self._records):
+                        raise
+                    index = (index + 1) % len(self._records)
+                    continue
+                return {**sample, "skipped_images": skipped} if skipped else sample
+        except S4MError as error:
+            return _Failure(error)
+
+
+class _Positions:
+    """(index, position) pairs of this process from a sampler, from ``start`` on."""
+
+    def __init__(self, sampler: Iterable[int], start: int) -> None:
+        self._sampler = sampler
+        self._start = start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rank, world_size = comm.get_rank(), comm.get_world_size()
+        indices = itertools.islice(self._sampler, self._start, None)
+        for step, index in enumerate(indices, start=self._start):
+            yield index, step * world_size + rank
+
+
+class StreamLoader(DataLoader):
+    """A DataLoader that hands on users' mistakes as they are and counts skipped images.
+
+    Each ``iter`` starts at the loader's start position.
+
+    Attributes:
+        skipped_images: different unreadable files met so far by this process, in order.
+    """
+
+    def __init__(self, dataset: Dataset, max_skipped: int, **kwargs) -> None:
+        super().__init__(dataset, **kwargs)
+        self._max_skipped_images = max_skipped
+        self.skipped_images: list[str] = []
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for batch in super().__iter__():
+            for sample in batch:
+                if isinstance(sample, _Failure):
+                    raise sample.error
+                self._count(sample.get("skipped_images", ()))
+            yield batch
+
+    def _count(self, file_names: Iterable[str]) -> None:
+        for file_name in file_names:
+            if file_name in self.skipped_images:
+                continue
+            self.skipped_images.append(file_name)
+            logger.warning(
+                "Skipped the unlabeled image %s, which cannot be read (%d skipped so far).",
+                file_name,
+                len(self.skipped_images),
+            )
+        if len(self.skipped_images) > self._max_skipped_images:
+            raise DatasetError(
+                f"{len(self.skipped_images)} unlabeled images cannot be read, more than "
+                f"S4M.MAX_SKIPPED_IMAGES allows; the last is {self.skipped_images[-1]}. "
+                "Replace the damaged files, or raise the limit."
+            )
+
+
+def build_stream_loader(
+    dataset_dicts: Sequence[dict],
+    mapper: Callable[[dict], dict],
+    sampler: Iterable[int],
+    *,
+    batch_size: int,
+    num_workers: int,
+    start_position: int = 0,
+    seeds: Callable[[int], dict[str, int]],
+    max_skipped: int,
+) -> StreamLoader:
+    """The endless stream of one process; its samples do not depend on the number of workers.
+
+    A sample's position is its index in the global stream: ``k * world_size + rank`` for the k-th
+    one of this process. Where the mapper says ``skip_unreadable``, an image that raises
+    DatasetError is replaced by the next record's, and the sample lists the files skipped for it in
+    "skipped_images"; other mappers' errors end the stream.
+
+    Args:
+        dataset_dicts: Detectron2 records.
+        mapper: from a record with "seeds" and "stream_position" to a sample.
+        sampler: Detectron2's: yields this process' share of the indices, always the same.
+        batch_size: samples a batch of this process.
+        num_workers: loading processes; 0 loads in this one.
+        start_position: samples of this process already consumed; they are not loaded again.
+        seeds: position -> the sample's seeds by purpose.
+        max_skipped: different unreadable images tolerated.
+
+    Returns:
+        An iterable of lists of samples.
+
+    Raises:
+        DatasetError: (while iterating) a labeled image or annotation is bad, or too many
+            unlabeled images are.
+    """
+    return StreamLoader(
+        StreamDataset(dataset_dicts, mapper, seeds, max_skipped),
+        max_skipped,
+        sampler=_Positions(sampler, start_position),
+        batch_size=batch_size,
+        num_workers=num_workers,
+        collate_fn=_as_list,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else starting workers would draw from the global one
+    )
+
+
+def _as_list(samples: list) -> list:
+    return samples
+
+
+def _start_worker(worker_id: int) -> None:
+    cv2.setNumThreads(0)  # one thread for each worker; torch limits itself

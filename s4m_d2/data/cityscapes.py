@@ -1,0 +1,170 @@
+"""Data sets in Cityscapes' layout: images in one folder a city, instance ids in PNG files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pycocotools.mask as mask_util
+from cityscapesscripts.helpers.labels import id2label, labels
+from detectron2.structures import BoxMode
+from detectron2.utils import comm
+from PIL import Image
+
+from s4m_d2.data.images import READ_ERRORS, image_size, unreadable
+from s4m_d2.data.listing import dataset_path, list_images
+from s4m_d2.errors import DatasetError
+
+IMAGE_SUFFIX = "_leftImg8bit.png"
+INSTANCE_SUFFIX = "_gtFine_instanceIds.png"
+
+_THINGS = [label for label in labels if label.hasInstances and not label.ignoreInEval]
+_CONTIGUOUS = {label.id: index for index, label in enumerate(_THINGS)}
+_IDS_PER_CLASS = 1000  # instance id = class id * 1000 + number; a group has the class id alone
+_MAX_READERS = 8  # threads; decoding and the array work below release the interpreter's lock
+
+
+@dataclass(frozen=True)
+class CityscapesFormat:
+    """A data set with ``image_dir/CITY/*_leftImg8bit.png`` and ``gt_dir/CITY/*_instanceIds.png``.
+
+    Attributes:
+        image_dir, gt_dir: folders of one split; relative ones lie under $DETECTRON2_DATASETS.
+        remedy: what a user does when the data set is missing.
+    """
+
+    image_dir: str
+    gt_dir: str
+    remedy: str = "Set DETECTRON2_DATASETS to the folder that holds it."
+
+    def metadata(self) -> dict:
+        """What Detectron2's evaluators and visualizer read, but for the paths."""
+        return {
+            "thing_classes": [label.name for label in _THINGS],
+            "thing_colors": [list(label.color) for label in _THINGS],
+            "thing_dataset_id_to_contiguous_id": dict(_CONTIGUOUS),
+            "evaluator_type": "cityscapes_instance",
+        }
+
+    def paths(self) -> dict[str, str]:
+        """Where the data set lies now."""
+        return {"image_dir": dataset_path(self.image_dir), "gt_dir": dataset_path(self.gt_dir)}
+
+    def unlabeled_images(self) -> list[str]:
+        """Paths of all images, sorted."""
+        return list_images(dataset_path(self.image_dir), (IMAGE_SUFFIX,), self.remedy)
+
+    def load(
+        self, choose: Callable[[Sequence[str]], list[str]], dataset_name: str | None = None
+    ) -> list[dict]:
+        """Records of the chosen images; only their annotations are read.
+
+        Args:
+            choose: from the paths of all images to those wanted.
+            dataset_name: not used; the classes are Cityscapes' own.
+
+        Returns:
+            Detectron2 records; segmentations are compressed RLEs, boxes XYXY in pixels.
+
+        Raises:
+            DatasetError: an image has no instance ids, sizes differ, or an id has no class.
+        """
+        images = choose(self.unlabeled_images())
+        image_dir, gt_dir = dataset_path(self.image_dir), dataset_path(self.gt_dir)
+        if not os.path.isdir(gt_dir):
+            raise DatasetError(f"The folder of annotations {gt_dir} does not exist. {self.remedy}")
+        pairs = [(image, _instance_file(image, image_dir, gt_dir)) for image in images]
+        cpus = (os.cpu_count() or 1) // comm.get_local_size()
+        with ThreadPoolExecutor(max(1, min(cpus, _MAX_READERS))) as pool:
+            return list(pool.map(lambda pair: read_record(*pair), pairs))
+
+
+def _instance_file(image: str, image_dir: str, gt_dir: str) -> str:
+    relative = os.path.relpath(image, image_dir)
+    return os.path.join(gt_dir, relative[: -len(IMAGE_SUFFIX)] + INSTANCE_SUFFIX)
+
+
+def read_record(image_file: str, instance_file: str) -> dict:
+    """One image's record from its file of instance ids.
+
+    As in Detectron2, an id below 1000 marks a group (``iscrowd``), and an instance only one pixel
+    wide or high is left out.
+
+    Raises:
+        DatasetError: names the file, and what is wrong with it.
+    """
+    ids = _read_ids(instance_file)
+    size = image_size(image_file)
+    if ids.shape != size:
+        raise DatasetError(
+            f"{instance_file} has (height, width) {ids.shape}, but its image {image_file} has "
+            f"{size}. Replace the one that does not belong to the data set."
+        )
+    return {
+        "file_name": image_file,
+        "image_id": os.path.basename(image_file),
+        "height": size[0],
+        "width": size[1],
+        "annotations": _annotations(ids, instance_file),
+    }
+
+
+def _read_ids(instance_file: str) -> np.ndarray:
+    """(H, W) integers."""
+    try:
+        with Image.open(instance_file) as image:
+            ids = np.asarray(image)
+    except READ_ERRORS as error:
+        raise unreadable(instance_file, error) from error
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise DatasetError(
+            f"{instance_file} must have one channel of integer instance ids, got shape "
+            f"{ids.shape} {ids.dtype}. Recreate it with cityscapesscripts' createInstanceImgs."
+        )
+    return ids
+
+
+def _annotations(ids: np.ndarray, instance_file: str) -> list[dict]:
+    """All instances of an (H, W) id map, from one pass over its runs in column order."""
+    height, width = ids.shape
+    flat = ids.T.reshape(-1).astype(np.int64)
+    starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))
+    ends = np.append(starts[1:], flat.size)
+    run_ids = flat[starts]
+    annotations = []
+    for instance_id in np.unique(run_ids):
+        label_id = instance_id // _IDS_PER_CLASS if instance_id >= _IDS_PER_CLASS else instance_id
+        if int(label_id) not in id2label:
+            raise DatasetError(
+                f"{instance_file} contains the id {instance_id}, but Cityscapes has no class "
+                f"{label_id}. Recreate the file with cityscapesscripts' createInstanceImgs."
+            )
+        if int(label_id) not in _CONTIGUOUS:
+            continue
+        runs = run_ids == instance_id
+        rle = _encode_runs(starts[runs], ends[runs], height, width)
+        x, y, box_width, box_height = mask_util.toBbox(rle).tolist()
+        if min(box_width, box_height) <= 1:
+            continue
+        annotations.append(
+            {
+                "iscrowd": int(instance_id < _IDS_PER_CLASS),
+                "category_id": _CONTIGUOUS[int(label_id)],
+                "bbox": [x, y, x + box_width, y + box_height],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "segmentation": rle,
+            }
+        )
+    return annotations
+
+
+def _encode_runs(starts: np.ndarray, ends: np.ndarray, height: int, width: int) -> dict:
+    """Compressed RLE of the mask that the runs [start, end) of column-order pixels make up."""
+    edges = np.stack((starts, ends), axis=1).reshape(-1)
+    counts = np.diff(edges, prepend=0, append=height * width)
+    return mask_util.frPyObjects(
+        {"counts": counts.tolist(), "size": [height, width]}, height, width
+    )

@@ -1,0 +1,129 @@
+"""Annotations' segmentations as masks of a transformed view."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.data import transforms as T
+from torch import Tensor
+
+from s4m_d2.errors import DatasetError
+
+_MIN_POLYGON_NUMBERS = 6  # three points
+_LAYER_CAPACITY = 255  # masks that a uint8 map tells apart, 0 being background
+
+
+def transform_masks(
+    segmentations: Sequence[object],
+    transforms: T.TransformList,
+    image_size: tuple[int, int],
+    view_size: tuple[int, int],
+) -> Tensor:
+    """Segmentations of an image in the frame of its view.
+
+    Polygons move as points and are drawn in the view; masks are resampled (nearest pixel), those
+    that do not overlap together.
+
+    Args:
+        segmentations: polygons [[x0, y0, x1, ...], ...] in pixels of the image, RLE dicts
+            (compressed or not), or (H, W) arrays.
+        transforms: what made the view from the image.
+        image_size, view_size: (H, W) before and after.
+
+    Returns:
+        (N, H', W') bool.
+
+    Raises:
+        DatasetError: a segmentation is malformed, or of another size than the image.
+    """
+    masks = torch.zeros((len(segmentations), *view_size), dtype=torch.bool)
+    bitmaps = {}
+    for index, segmentation in enumerate(segmentations):
+        if isinstance(segmentation, list):
+            drawn = _draw_polygons(segmentation, transforms, view_size)
+            masks[index] = torch.from_numpy(drawn)
+        else:
+            bitmaps[index] = _bitmap(segmentation, image_size)
+    for layer, members in _pack(bitmaps, image_size):
+        moved = transforms.apply_segmentation(layer)
+        for value, index in enumerate(members, start=1):
+            masks[index] = torch.from_numpy(moved == value)
+    return masks
+
+
+def _draw_polygons(
+    polygons: list, transforms: T.TransformList, view_size: tuple[int, int]
+) -> np.ndarray:
+    """(H', W') bool: the union of the polygons; parts outside the view are cut off."""
+    moved = []
+    for polygon in polygons:
+        points = np.asarray(polygon, dtype=np.float64).reshape(-1)
+        if len(points) % 2 or len(points) < _MIN_POLYGON_NUMBERS or not np.isfinite(points).all():
+            raise DatasetError(
+                "a polygon must have at least three points (x, y) of finite numbers, "
+                f"got {len(points)} numbers"
+            )
+        moved.append(transforms.apply_coords(points.reshape(-1, 2)).reshape(-1))
+    if not moved:
+        raise DatasetError("the list of polygons is empty")
+    rle = mask_util.merge(mask_util.frPyObjects(moved, *view_size))
+    return mask_util.decode(rle).astype(bool)
+
+
+def _bitmap(segmentation: object, image_size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool from an RLE or an array, in the image's frame."""
+    if isinstance(segmentation, dict):
+        if not {"size", "counts"} <= segmentation.keys():
+            raise DatasetError("an RLE needs the keys 'size' and 'counts'")
+        _check_size(segmentation["size"], image_size)
+        return _decode(segmentation)
+    if isinstance(segmentation, np.ndarray):
+        _check_size(segmentation.shape, image_size)
+        return segmentation.astype(bool)
+    raise DatasetError(
+        f"the segmentation is of type {type(segmentation).__name__}; expected a list of polygons, "
+        "an RLE dict or a (H, W) array"
+    )
+
+
+def _check_size(size: Sequence[int], image_size: tuple[int, int]) -> None:
+    if tuple(size) != image_size:
+        raise DatasetError(
+            f"the mask has (height, width) {tuple(size)}, but the image has {image_size}"
+        )
+
+
+def _decode(rle: dict) -> np.ndarray:
+    height, width = rle["size"]
+    try:
+        if isinstance(rle["counts"], list):
+            if sum(rle["counts"]) != height * width:
+                raise ValueError(f"the counts sum to {sum(rle['counts'])}, not {height * width}")
+            rle = mask_util.frPyObjects(rle, height, width)
+        return mask_util.decode(rle).astype(bool)
+    except (ValueError, TypeError) as error:
+        raise DatasetError(f"the RLE cannot be decoded ({error})") from error
+
+
+def _pack(
+    bitmaps: dict[int, np.ndarray], image_size: tuple[int, int]
+) -> list[tuple[np.ndarray, list[int]]]:
+    """Few (H, W) uint8 maps that hold all masks, and the indices that their values 1, 2, ... mean.
+
+    A mask goes into the first map where it covers no other mask, so that resampling a map
+    resamples each of its masks exactly as it would be alone.
+    """
+    layers: list[tuple[np.ndarray, list[int]]] = []
+    for index, bitmap in bitmaps.items():
+        for layer, members in layers:
+            if len(members) < _LAYER_CAPACITY and not layer[bitmap].any():
+                break
+        else:
+            layer, members = np.zeros(image_size, dtype=np.uint8), []
+            layers.append((layer, members))
+        members.append(index)
+        layer[bitmap] = len(members)
+    return layers

@@ -1,0 +1,232 @@
+"""Labeled and unlabeled data sets, registered on import without reading any file.
+
+``$DETECTRON2_DATASETS`` (default: ``datasets``) is looked up whenever a set is loaded.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from s4m_d2.data.cityscapes import CityscapesFormat
+from s4m_d2.data.coco import CocoFormat
+from s4m_d2.data.listing import IMAGE_EXTENSIONS, dataset_path, list_images, unlabeled_records
+from s4m_d2.data.subsets import listed_subset, read_split_file, stable_subset
+from s4m_d2.errors import ConfigError, DatasetError
+
+DatasetFormat = CityscapesFormat | CocoFormat
+
+CITYSCAPES_PERCENTS = (5, 10, 20, 30)
+COCO_PERCENTS = (1, 2, 5, 10)
+DEFAULT_SPLIT_SEED = 0
+
+_PERCENT_NAME = re.compile(r"(?P<base>.+)_(?P<percent>\d+)pct")
+_HASH_BYTES = 4
+_FORMATS: dict[str, DatasetFormat] = {}  # of the labeled sets registered here
+
+
+def register_splits(
+    name: str, dataset: DatasetFormat, percents: Sequence[int], *, full: bool = False
+) -> None:
+    """Register the labeled splits and the unlabeled set of a training set.
+
+    Registers ``{name}_{p}pct`` for each percentage, and ``{name}_unlabeled`` with all images.
+
+    Args:
+        name: such as ``fruit_train``.
+        dataset: where the images and annotations lie.
+        percents: whole percentages of the images.
+        full: also register ``name`` itself, with all annotations.
+
+    Raises:
+        DatasetError: a name is taken.
+
+    Example:
+        >>> register_splits("fruit_train", CocoFormat("/data/fruit.json", "/data/fruit"), (5, 10))
+        >>> "fruit_train_10pct" in DatasetCatalog.list()
+        True
+    """
+    if full:
+        _register_labeled(name, dataset, sorted)
+    for percent in percents:
+        choose = functools.partial(stable_subset, fraction=percent / 100, seed=DEFAULT_SPLIT_SEED)
+        _register_labeled(f"{name}_{percent}pct", dataset, choose)
+    _register(
+        f"{name}_unlabeled",
+        functools.partial(_load_unlabeled, f"{name}_unlabeled", dataset),
+        dataset.metadata(),
+        dataset.paths(),
+    )
+
+
+def register_unlabeled_folder(name: str, image_dir: str) -> None:
+    """Register all images below a folder as an unlabeled set; nothing else is ever read.
+
+    Args:
+        name: for DATASETS.UNLABELED.
+        image_dir: a relative one lies under $DETECTRON2_DATASETS.
+
+    Raises:
+        DatasetError: the name is taken.
+    """
+
+    def load() -> list[dict]:
+        folder = dataset_path(image_dir)
+        remedy = f"It was registered as the unlabeled data set '{name}'."
+        return unlabeled_records(list_images(folder, IMAGE_EXTENSIONS, remedy), folder)
+
+    _register(name, load, {}, {"image_dir": dataset_path(image_dir)})
+
+
+def labeled_dataset_names(
+    names: Sequence[str], split_file: str = "", split_seed: int = DEFAULT_SPLIT_SEED
+) -> tuple[str, ...]:
+    """The data sets to train on, where S4M.SPLIT_FILE or S4M.SPLIT_SEED choose other images.
+
+    Args:
+        names: DATASETS.TRAIN.
+        split_file: a list of file names (see :func:`~s4m_d2.data.subsets.read_split_file`); it
+            takes the place of the fraction in the one name given. Any registered set can be named.
+        split_seed: draws every ``..._train_Npct`` of ``names`` with this seed.
+
+    Returns:
+        ``names`` themselves, or new ones (``..._train_10pct_seed3``, ``..._train_list_1f0e2d3c``)
+        that are registered here.
+
+    Raises:
+        ConfigError: the two keys do not fit ``names`` or each other.
+        DatasetError: the list is missing, empty or has duplicates.
+    """
+    if split_file and split_seed != DEFAULT_SPLIT_SEED:
+        raise ConfigError("S4M.SPLIT_FILE and S4M.SPLIT_SEED exclude each other; set only one.")
+    if split_file:
+        if len(names) != 1:
+            raise ConfigError(
+                "S4M.SPLIT_FILE lists images of one data set, but DATASETS.TRAIN names "
+                f"{len(names)}: {', '.join(names)}."
+            )
+        return (_listed_dataset(names[0], split_file),)
+    if split_seed != DEFAULT_SPLIT_SEED:
+        return tuple(_seeded_dataset(name, split_seed) for name in names)
+    return tuple(names)
+
+
+def _seeded_dataset(name: str, seed: int) -> str:
+    match = _PERCENT_NAME.fullmatch(name)
+    if match is None or name not in _FORMATS:
+        raise ConfigError(
+            f"S4M.SPLIT_SEED is {seed}, but '{name}' of DATASETS.TRAIN is no split to draw; name "
+            "a set that register_splits made, such as cityscapes_fine_instance_seg_train_10pct."
+        )
+    seeded = f"{name}_seed{seed}"
+    if seeded not in _FORMATS:
+        fraction = int(match["percent"]) / 100
+        choose = functools.partial(stable_subset, fraction=fraction, seed=seed)
+        _register_labeled(seeded, _FORMATS[name], choose)
+    return seeded
+
+
+def _listed_dataset(name: str, split_file: str) -> str:
+    stems = read_split_file(split_file)
+    digest = hashlib.blake2b("\n".join(sorted(stems)).encode(), digest_size=_HASH_BYTES).hexdigest()
+    match = _PERCENT_NAME.fullmatch(name)
+    listed = f"{match['base'] if match else name}_list_{digest}"
+    if listed in DatasetCatalog.list():
+        return listed
+    choose = functools.partial(listed_subset, stems=stems, origin=split_file)
+    if name in _FORMATS:
+        _register_labeled(listed, _FORMATS[name], choose)
+        return listed
+    if name not in DatasetCatalog.list():
+        raise DatasetError(f"DATASETS.TRAIN names '{name}', which is not registered.")
+
+    def load() -> list[dict]:
+        records = {record["file_name"]: record for record in DatasetCatalog.get(name)}
+        return [records[file_name] for file_name in choose(list(records))]
+
+    metadata = MetadataCatalog.get(name).as_dict()
+    _register(listed, load, {key: value for key, value in metadata.items() if key != "name"}, {})
+    return listed
+
+
+def _register_labeled(
+    name: str, dataset: DatasetFormat, choose: Callable[[Sequence[str]], list[str]]
+) -> None:
+    load = functools.partial(_load_labeled, name, dataset, choose)
+    _register(name, load, dataset.metadata(), dataset.paths())
+    _FORMATS[name] = dataset
+
+
+def _load_labeled(
+    name: str, dataset: DatasetFormat, choose: Callable[[Sequence[str]], list[str]]
+) -> list[dict]:
+    _set_paths(name, dataset.paths())
+    try:
+        return dataset.load(choose, name)
+    except DatasetError as error:
+        raise DatasetError(f"Data set '{name}': {error}") from error
+
+
+def _load_unlabeled(name: str, dataset: DatasetFormat) -> list[dict]:
+    _set_paths(name, dataset.paths())
+    return unlabeled_records(dataset.unlabeled_images(), dataset.paths()["image_dir"])
+
+
+def _register(
+    name: str, load: Callable[[], list[dict]], metadata: dict, paths: dict[str, str]
+) -> None:
+    if name in DatasetCatalog.list():
+        raise DatasetError(
+            f"The data set name '{name}' is registered already. Choose another name, or remove "
+            "the other registration (DatasetCatalog.remove)."
+        )
+    DatasetCatalog.register(name, load)
+    MetadataCatalog.get(name).set(**metadata, **paths)
+
+
+def _set_paths(name: str, paths: dict[str, str]) -> None:
+    """Follow $DETECTRON2_DATASETS, which may have changed since the set was registered."""
+    metadata = MetadataCatalog.get(name)
+    for key, path in paths.items():
+        if metadata.get(key) != path:
+            delattr(metadata, key)
+        setattr(metadata, key, path)
+
+
+def _register_builtin() -> None:
+    check = "Run datasets/prepare_{}.py: it says what is missing and where to get it."
+    register_splits(
+        "cityscapes_fine_instance_seg_train",
+        CityscapesFormat(
+            "cityscapes/leftImg8bit/train",
+            "cityscapes/gtFine/train",
+            check.format("cityscapes"),
+        ),
+        CITYSCAPES_PERCENTS,
+    )
+    coco = MetadataCatalog.get("coco_2017_train")
+    keys = ("thing_classes", "thing_colors", "thing_dataset_id_to_contiguous_id")
+    register_splits(
+        "coco_2017_train",
+        CocoFormat(
+            "coco/annotations/instances_train2017.json",
+            "coco/train2017",
+            {key: coco.get(key) for key in keys},
+            check.format("coco"),
+        ),
+        COCO_PERCENTS,
+    )
+    make = "Make it with: python datasets/make_toyscapes.py (DETECTRON2_DATASETS names its parent)."
+    toyscapes = {
+        split: CityscapesFormat(f"toyscapes/leftImg8bit/{split}", f"toyscapes/gtFine/{split}", make)
+        for split in ("train", "val")
+    }
+    register_splits("toyscapes_train", toyscapes["train"], CITYSCAPES_PERCENTS, full=True)
+    _register_labeled("toyscapes_val", toyscapes["val"], sorted)
+
+
+_register_builtin()

@@ -1,0 +1,128 @@
+"""Choosing the labeled images: a stable share of a set, or a user's own list of file names."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from s4m_d2.data.cityscapes import IMAGE_SUFFIX
+from s4m_d2.data.listing import IMAGE_EXTENSIONS
+from s4m_d2.errors import DatasetError, InputError
+
+_SHOWN_NAMES = 5  # offenders that an error message lists
+_KEY_BYTES = 16
+_DECIMALS = 6  # removes the floating-point error of fraction * count before rounding
+
+
+def stable_subset(names: Sequence[str], fraction: float, seed: int) -> list[str]:
+    """The share of a data set that ``seed`` draws, the same everywhere and always.
+
+    Each name has a key, the BLAKE2b hash of its base name keyed with the seed; the smallest keys
+    are taken. So the subset depends on neither the folder nor the order of listing, and for one
+    seed a smaller fraction is a subset of a larger one.
+
+    Args:
+        names: file names or paths with different base names.
+        fraction: in (0, 1]; fraction * len(names) is rounded half up, to at least 1.
+        seed: any integer.
+
+    Returns:
+        The chosen names, sorted.
+
+    Raises:
+        DatasetError: ``names`` is empty or two base names are equal.
+        InputError: the fraction is out of range.
+
+    >>> stable_subset(["a/1.png", "a/2.png", "b/3.png", "b/4.png"], 0.5, seed=0)
+    ['a/2.png', 'b/3.png']
+    """
+    if not 0 < fraction <= 1:
+        raise InputError(f"fraction must be in (0, 1], got {fraction}.")
+    if not names:
+        raise DatasetError("There are no images to draw a labeled split from.")
+    _refuse_duplicates([os.path.basename(name) for name in names], "The data set")
+    count = max(1, math.floor(round(fraction * len(names), _DECIMALS) + 0.5))
+    seed_bytes = str(seed).encode()
+
+    def key(name: str) -> bytes:
+        base = os.path.basename(name).encode()
+        return hashlib.blake2b(base, key=seed_bytes, digest_size=_KEY_BYTES).digest()
+
+    return sorted(sorted(names, key=key)[:count])
+
+
+def read_split_file(path: str) -> list[str]:
+    """The stems of the file names that a text file lists, in its order.
+
+    One name a line, with or without folder, extension and ``_leftImg8bit``; ``#`` starts a comment.
+
+    Raises:
+        DatasetError: the file is missing or no text, lists nothing, or lists a name twice.
+    """
+    try:
+        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(
+            f"The list of labeled images {path} (S4M.SPLIT_FILE) cannot be read: {error}."
+        ) from error
+    stems = [stem(line) for line in (line.split("#")[0].strip() for line in lines) if line]
+    if not stems:
+        raise DatasetError(
+            f"The list of labeled images {path} is empty; write one image file name a line."
+        )
+    _refuse_duplicates(stems, f"The list of labeled images {path}")
+    return stems
+
+
+def listed_subset(names: Sequence[str], stems: Sequence[str], origin: str) -> list[str]:
+    """The names whose stem is listed, sorted.
+
+    Args:
+        names: file names or paths of the data set.
+        stems: as :func:`read_split_file` returns them.
+        origin: what to call the list in errors.
+
+    Raises:
+        DatasetError: a listed name is not in the data set, or fits more than one image.
+    """
+    wanted = set(stems)
+    chosen = [name for name in names if stem(name) in wanted]
+    found = [stem(name) for name in chosen]
+    missing = sorted(wanted - set(found))
+    if missing:
+        raise DatasetError(
+            f"{len(missing)} of the {len(wanted)} images that {origin} lists are not in the data "
+            f"set: {_some(missing)}. Correct the list, or name its data set in DATASETS.TRAIN."
+        )
+    _refuse_duplicates(found, "The data set")
+    return sorted(chosen)
+
+
+def stem(name: str) -> str:
+    """A file name without folder, image extension and ``_leftImg8bit``.
+
+    >>> stem("train/aachen/aachen_000000_000019_leftImg8bit.png")
+    'aachen_000000_000019'
+    """
+    base = os.path.basename(name)
+    root, extension = os.path.splitext(base)
+    root = root if extension.lower() in IMAGE_EXTENSIONS else base
+    return root.removesuffix(os.path.splitext(IMAGE_SUFFIX)[0])
+
+
+def _refuse_duplicates(names: Sequence[str], owner: str) -> None:
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise DatasetError(
+            f"{owner} has {len(twice)} names more than once: {_some(twice)}. Images are told apart "
+            "by their file names: make these unique."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(names[:_SHOWN_NAMES]) + more

@@ -1,0 +1,261 @@
+"""What is done to images: shared geometry, the weak view's color distortion, the strong view."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+from detectron2.utils.registry import Registry
+from torch import Tensor
+from torchvision.transforms import functional as F
+
+from s4m_d2.errors import ConfigError, InputError
+
+GEOMETRY_REGISTRY = Registry("GEOMETRY")
+"""Geometry of the training views by INPUT.DATASET_MAPPER_NAME: ``cfg -> list[Augmentation]``."""
+
+_SEED_WORDS = 8  # 32-bit words that initialize numpy's global generator
+_HUE_RANGE = 180  # of OpenCV's 8-bit HSV
+_BLUR_REACH = 3  # standard deviations that the blur's kernel covers on each side
+
+
+def build_geometry(cfg: CfgNode) -> list[T.Augmentation]:
+    """The geometry that labeled and unlabeled images share.
+
+    Raises:
+        ConfigError: INPUT.DATASET_MAPPER_NAME has no registered geometry.
+    """
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name not in GEOMETRY_REGISTRY:
+        known = sorted(key for key, _ in GEOMETRY_REGISTRY)
+        raise ConfigError(
+            f"INPUT.DATASET_MAPPER_NAME is {name!r}, which has no geometry; choose one of {known} "
+            "or register one in GEOMETRY_REGISTRY."
+        )
+    return GEOMETRY_REGISTRY.get(name)(cfg)
+
+
+@GEOMETRY_REGISTRY.register()
+def mask_former_instance(cfg: CfgNode) -> list[T.Augmentation]:
+    """Cityscapes: random shortest edge, crop of fixed size, flip."""
+    resize = T.ResizeShortestEdge(
+        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+    )
+    crop = cfg.INPUT.CROP
+    if crop.SINGLE_CATEGORY_MAX_AREA < 1:
+        raise ConfigError(
+            f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {crop.SINGLE_CATEGORY_MAX_AREA}, but crops of "
+            "instances ignore categories (unlabeled images have none): set it to 1.0."
+        )
+    crops = [T.RandomCrop(crop.TYPE, crop.SIZE)] if crop.ENABLED else []
+    return [resize, *crops, *_flip(cfg)]
+
+
+@GEOMETRY_REGISTRY.register()
+def coco_instance_lsj(cfg: CfgNode) -> list[T.Augmentation]:
+    """COCO: large-scale jitter. The crop is not padded, so that a view holds content only."""
+    side = cfg.INPUT.IMAGE_SIZE
+    return [
+        *_flip(cfg),
+        T.ResizeScale(cfg.INPUT.MIN_SCALE, cfg.INPUT.MAX_SCALE, side, side),
+        T.FixedSizeCrop((side, side), pad=False),
+    ]
+
+
+def _flip(cfg: CfgNode) -> list[T.Augmentation]:
+    kind = cfg.INPUT.RANDOM_FLIP
+    if kind not in ("none", "horizontal", "vertical"):
+        raise ConfigError(f"INPUT.RANDOM_FLIP is {kind!r}; choose none, horizontal or vertical.")
+    if kind == "none":
+        return []
+    return [T.RandomFlip(horizontal=kind == "horizontal", vertical=kind == "vertical")]
+
+
+@contextlib.contextmanager
+def seeded_numpy(seed: int) -> Iterator[None]:
+    """Seed numpy's global generator, which Detectron2's augmentations draw from, and restore it."""
+    state = np.random.get_state()
+    np.random.seed(np.random.SeedSequence(seed).generate_state(_SEED_WORDS))
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
+def apply_geometry(
+    augmentations: Sequence[T.Augmentation], image: np.ndarray, seed: int
+) -> tuple[np.ndarray, T.TransformList]:
+    """Transform an image as ``seed`` decides.
+
+    Args:
+        augmentations: Detectron2's, which see the image only.
+        image: (H, W, 3) uint8.
+        seed: non-negative.
+
+    Returns:
+        The view, (H', W', 3) uint8, and the transforms that made it.
+    """
+    view = T.AugInput(image)
+    with seeded_numpy(seed):
+        transforms = T.AugmentationList(augmentations)(view)
+    return view.image, transforms
+
+
+class ColorDistortion:
+    """Color distortion of SSD, as Mask2Former uses it.
+
+    Brightness, then contrast, saturation and hue, or saturation, hue and contrast; each of the
+    four with probability ``probability``.
+
+    Args:
+        image_format: "RGB" or "BGR", the order of the channels.
+        brightness: largest shift, in levels of 0..255.
+        contrast, saturation: ranges of the factors.
+        hue: largest shift, in half degrees.
+        probability: of each distortion, and of contrast coming before saturation.
+    """
+
+    def __init__(
+        self,
+        image_format: str,
+        *,
+        brightness: float = 32,
+        contrast: tuple[float, float] = (0.5, 1.5),
+        saturation: tuple[float, float] = (0.5, 1.5),
+        hue: int = 18,
+        probability: float = 0.5,
+    ) -> None:
+        codes = {
+            "RGB": (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB),
+            "BGR": (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR),
+        }
+        if image_format not in codes:
+            raise ConfigError(f"INPUT.FORMAT is {image_format!r}; choose RGB or BGR.")
+        self._to_hsv, self._from_hsv = codes[image_format]
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+        self.probability = probability
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Distort a (H, W, 3) uint8 image into a new one, with draws from ``rng``."""
+        contrast_first, *chosen = rng.random(5) < self.probability
+        shift = rng.uniform(-self.brightness, self.brightness)
+        contrast = rng.uniform(*self.contrast)
+        saturation = rng.uniform(*self.saturation)
+        hue = int(rng.integers(-self.hue, self.hue, endpoint=True))
+        brighten, change_contrast, saturate, rotate_hue = chosen
+
+        image = _scale_and_shift(image, 1, shift) if brighten else image.copy()
+        if change_contrast and contrast_first:
+            image = _scale_and_shift(image, contrast, 0)
+        if saturate or rotate_hue:
+            hsv = cv2.cvtColor(image, self._to_hsv)
+            if saturate:
+                hsv[..., 1] = _scale_and_shift(hsv[..., 1], saturation, 0)
+            if rotate_hue:
+                hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % _HUE_RANGE
+            image = cv2.cvtColor(hsv, self._from_hsv)
+        if change_contrast and not contrast_first:
+            image = _scale_and_shift(image, contrast, 0)
+        return image
+
+
+def _scale_and_shift(values: np.ndarray, factor: float, shift: float) -> np.ndarray:
+    return np.clip(values.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
+
+
+class StrongView:
+    """Color augmentation of the student's unlabeled images; the geometry stays.
+
+    Args:
+        jitter: strengths of brightness, contrast, saturation (factors in 1 ± strength, at least
+            0) and hue (shift in ± strength of a turn, at most 0.5).
+        jitter_prob, grayscale_prob, blur_prob: probability of each step.
+        blur_sigma: range of the Gaussian's standard deviation, px.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        jitter: Sequence[float],
+        jitter_prob: float,
+        grayscale_prob: float,
+        blur_sigma: Sequence[float],
+        blur_prob: float,
+    ) -> None:
+        *factors, hue = jitter
+        self._ranges = [(max(0.0, 1 - s), 1 + s) for s in factors] + [(-hue, hue)]
+        self._jitter_prob = jitter_prob
+        self._grayscale_prob = grayscale_prob
+        self._blur_sigma = tuple(blur_sigma)
+        self._blur_prob = blur_prob
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        view = cfg.S4M.STRONG_VIEW
+        return {
+            "jitter": view.JITTER,
+            "jitter_prob": view.JITTER_PROB,
+            "grayscale_prob": view.GRAYSCALE_PROB,
+            "blur_sigma": view.BLUR_SIGMA,
+            "blur_prob": view.BLUR_PROB,
+        }
+
+    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Augment one image.
+
+        Args:
+            image: (3, H, W) uint8, RGB, on any device.
+            generator: on any device; None draws fresh ones. The number of draws is always the
+                same.
+
+        Returns:
+            A new (3, H, W) uint8 tensor.
+        """
+        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+            raise InputError(
+                f"image must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}."
+            )
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        device = generator.device
+        order = torch.randperm(len(self._ranges), generator=generator, device=device).tolist()
+        draws = torch.rand(len(self._ranges) + 4, generator=generator, device=device).tolist()
+        use_jitter, use_grayscale, use_blur, sigma, *strengths = draws
+
+        if use_jitter < self._jitter_prob:
+            operations = (
+                F.adjust_brightness,
+                F.adjust_contrast,
+                F.adjust_saturation,
+                F.adjust_hue,
+            )
+            for index in order:
+                amount = _between(self._ranges[index], strengths[index])
+                image = operations[index](image, amount)
+        if use_grayscale < self._grayscale_prob:
+            image = F.rgb_to_grayscale(image, num_output_channels=3)
+        if use_blur < self._blur_prob:
+            image = _blur(image, _between(self._blur_sigma, sigma))
+        return image.clone()
+
+
+def _between(limits: Sequence[float], share: float) -> float:
+    low, high = limits
+    return low + (high - low) * share
+
+
+def _blur(image: Tensor, sigma: float) -> Tensor:
+    reach = math.ceil(_BLUR_REACH * sigma)
+    kernel = [2 * min(reach, side - 1) + 1 for side in (image.shape[2], image.shape[1])]
+    return F.gaussian_blur(image, kernel, [sigma, sigma])
