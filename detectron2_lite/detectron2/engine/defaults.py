@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
 import weakref
 from argparse import Namespace
 from collections import OrderedDict
@@ -14,46 +13,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-
+from detectron2 import data, evaluation, modeling, solver
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
-from detectron2.data import (
-    MetadataCatalog,
-    build_detection_test_loader,
-    build_detection_train_loader,
-)
-from detectron2.data import transforms as T
-from detectron2.evaluation import (
-    DatasetEvaluator,
-    inference_on_dataset,
-    print_csv_format,
-    verify_results,
-)
-from detectron2.modeling import build_model
-from detectron2.solver import build_lr_scheduler, build_optimizer
-from detectron2.utils import comm
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm, events
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
-from detectron2.utils.events import (
-    CommonMetricPrinter,
-    EventWriter,
-    JSONWriter,
-    TensorboardXWriter,
-)
 from detectron2.utils.logger import setup_logger
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
 
 from . import hooks
 from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [
-    "DefaultPredictor",
-    "DefaultTrainer",
-    "create_ddp_model",
-    "default_argument_parser",
-    "default_setup",
-    "default_writers",
+    "DefaultPredictor", "DefaultTrainer", "create_ddp_model", "default_argument_parser",
+    "default_setup", "default_writers",
 ]
 
 _WRITE_PERIOD = 20  # iterations between two log lines
@@ -71,15 +48,7 @@ def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """The options every training script takes; ``opts`` holds "KEY VALUE" config overrides."""
-    script = sys.argv[0]
-    parser = argparse.ArgumentParser(
-        epilog=epilog
-        or f"Examples:\n"
-        f"  {script} --config-file cfg.yaml --num-gpus 8\n"
-        f"  {script} --config-file cfg.yaml MODEL.WEIGHTS weights.pth SOLVER.BASE_LR 0.001\n"
-        f"  {script} --num-machines 2 --machine-rank 0 --dist-url <URL> (and rank 1 likewise)",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(epilog=epilog)
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="path to config file")
     add("--resume", action="store_true", help="continue from OUTPUT_DIR's last checkpoint")
@@ -111,12 +80,11 @@ def default_setup(cfg: CfgNode, args: Namespace) -> None:
         with open(config_file, encoding="utf-8") as file:
             logger.info(f"Contents of args.config_file={config_file}:\n{file.read()}")
     if comm.is_main_process() and output_dir:
-        logger.info(f"Running with full config:\n{cfg.dump()}")
         path = os.path.join(output_dir, "config.yaml")
         with open(path + ".tmp", "w", encoding="utf-8") as file:
             file.write(cfg.dump())
         os.replace(path + ".tmp", path)
-        logger.info(f"Full config saved to {path}")
+        logger.info(f"Running with full config, saved to {path}:\n{cfg.dump()}")
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not getattr(args, "eval_only", False):  # sizes vary in evaluation: benchmarks do not pay
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
@@ -125,13 +93,13 @@ def default_setup(cfg: CfgNode, args: Namespace) -> None:
         torch.backends.cudnn.allow_tf32 = precision != "highest"
 
 
-def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
+def default_writers(output_dir: str, max_iter: int | None = None) -> list[events.EventWriter]:
     """Console, OUTPUT_DIR/metrics.json and TensorBoard events in OUTPUT_DIR."""
     os.makedirs(output_dir, exist_ok=True)
     return [
-        CommonMetricPrinter(max_iter),
-        JSONWriter(os.path.join(output_dir, "metrics.json")),
-        TensorboardXWriter(output_dir),
+        events.CommonMetricPrinter(max_iter),
+        events.JSONWriter(os.path.join(output_dir, "metrics.json")),
+        events.TensorboardXWriter(output_dir),
     ]
 
 
@@ -140,13 +108,13 @@ class DefaultPredictor:
 
     def __init__(self, cfg: CfgNode):
         self.cfg = cfg.clone()
-        self.model = build_model(self.cfg)
+        self.model = modeling.build_model(self.cfg)
         self.model.eval()
         if len(cfg.DATASETS.TEST):
-            self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0])
+            self.metadata = data.MetadataCatalog.get(cfg.DATASETS.TEST[0])
         DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        size = cfg.INPUT.MIN_SIZE_TEST
-        self.aug = T.ResizeShortestEdge([size, size], cfg.INPUT.MAX_SIZE_TEST)
+        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        self.aug = data.transforms.ResizeShortestEdge(*sizes)
         self.input_format = cfg.INPUT.FORMAT
         assert self.input_format in ("RGB", "BGR"), self.input_format
 
@@ -188,13 +156,11 @@ class DefaultTrainer(TrainerBase):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = create_ddp_model(model, broadcast_buffers=False)
-        trainer_class = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = trainer_class(model, data_loader, optimizer)
+        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = step(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
-        self.start_iter = 0
+        proxy = weakref.proxy(self)
+        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=proxy)
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
@@ -211,10 +177,7 @@ class DefaultTrainer(TrainerBase):
         leaves a checkpoint, and the writers see its results."""
         cfg = self.cfg
         if cfg.TEST.PRECISE_BN.ENABLED:
-            raise NotImplementedError(
-                "TEST.PRECISE_BN.ENABLED is True, but this engine has no PreciseBN: set it to "
-                "False, or install Detectron2 itself"
-            )
+            raise NotImplementedError("PreciseBN is missing here: TEST.PRECISE_BN.ENABLED False")
 
         def test_and_save_results() -> dict:
             self._last_eval_results = self.test(self.cfg, self.model)
@@ -229,7 +192,7 @@ class DefaultTrainer(TrainerBase):
             ret.append(hooks.PeriodicWriter(self.build_writers(), period=_WRITE_PERIOD))
         return ret
 
-    def build_writers(self) -> list[EventWriter]:
+    def build_writers(self) -> list[events.EventWriter]:
         return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def train(self) -> dict | None:
@@ -238,7 +201,7 @@ class DefaultTrainer(TrainerBase):
         super().train(self.start_iter, self.max_iter)
         if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
             assert hasattr(self, "_last_eval_results"), "no evaluation ran during training"
-            verify_results(self.cfg, self._last_eval_results)
+            evaluation.verify_results(self.cfg, self._last_eval_results)
             return self._last_eval_results
         return None
 
@@ -255,27 +218,25 @@ class DefaultTrainer(TrainerBase):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        model = build_model(cfg)
+        model = modeling.build_model(cfg)
         logging.getLogger(__name__).info(f"Model:\n{model}")
         return model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(cfg, model)
+        return solver.build_optimizer(cfg, model)
 
     @classmethod
-    def build_lr_scheduler(
-        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        return build_lr_scheduler(cfg, optimizer)
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer) -> LRScheduler:
+        return solver.build_lr_scheduler(cfg, optimizer)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Iterable:
-        return build_detection_train_loader(cfg)
+        return data.build_detection_train_loader(cfg)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
-        return build_detection_test_loader(cfg, dataset_name)
+        return data.build_detection_test_loader(cfg, dataset_name)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -283,9 +244,7 @@ class DefaultTrainer(TrainerBase):
 
     @classmethod
     def test(
-        cls,
-        cfg: CfgNode,
-        model: nn.Module,
+        cls, cfg: CfgNode, model: nn.Module,
         evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
     ) -> dict:
         """Evaluate the model, as it is, on DATASETS.TEST.
@@ -308,11 +267,11 @@ class DefaultTrainer(TrainerBase):
                 logger.warning(f"No evaluator for {name}: implement build_evaluator.")
                 results[name] = {}
                 continue
-            results[name] = inference_on_dataset(model, data_loader, evaluator)
+            results[name] = evaluation.inference_on_dataset(model, data_loader, evaluator)
             if comm.is_main_process():
                 assert isinstance(results[name], dict), f"not a dict: {results[name]!r}"
                 logger.info(f"Evaluation results for {name} in csv format:")
-                print_csv_format(results[name])
+                evaluation.print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results
 
     @staticmethod
@@ -327,21 +286,17 @@ class DefaultTrainer(TrainerBase):
             return cfg
         frozen, cfg = cfg.is_frozen(), cfg.clone()
         cfg.defrost()
-        solver = cfg.SOLVER
-        assert solver.IMS_PER_BATCH % reference == 0, "Invalid REFERENCE_WORLD_SIZE in config!"
+        options = cfg.SOLVER
+        assert options.IMS_PER_BATCH % reference == 0, "Invalid REFERENCE_WORLD_SIZE in config!"
         scale = num_workers / reference
-        solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * scale)
-        solver.BASE_LR *= scale
+        options.IMS_PER_BATCH = round(options.IMS_PER_BATCH * scale)
+        options.BASE_LR *= scale
         for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
-            solver[key] = round(solver[key] / scale)
-        solver.STEPS = tuple(round(step / scale) for step in solver.STEPS)
+            options[key] = round(options[key] / scale)
+        options.STEPS = tuple(round(step / scale) for step in options.STEPS)
         cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
-        solver.REFERENCE_WORLD_SIZE = num_workers
-        logging.getLogger(__name__).info(
-            f"Auto-scaling the config to batch_size={solver.IMS_PER_BATCH}, "
-            f"learning_rate={solver.BASE_LR}, max_iter={solver.MAX_ITER}, "
-            f"warmup={solver.WARMUP_ITERS}."
-        )
+        options.REFERENCE_WORLD_SIZE = num_workers
+        logging.getLogger(__name__).info(f"Auto-scaled config.SOLVER:\n{options}")
         if frozen:
             cfg.freeze()
         return cfg

@@ -10,7 +10,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-
 from detectron2.utils import comm
 
 __all__ = ["DEFAULT_TIMEOUT", "launch"]
@@ -37,11 +36,10 @@ def launch(
 
     Args:
         main_func: importable by name, because the processes are spawned.
-        num_gpus_per_machine: processes per machine. They speak NCCL and own one GPU each where
-            CUDA is available, and speak gloo on the CPU where it is not.
+        num_gpus_per_machine: processes per machine: over NCCL with one GPU each where CUDA is
+            available, over gloo on the CPU where it is not.
         machine_rank: this machine's place in [0, num_machines); every machine calls ``launch``.
-        dist_url: address of rank 0, such as "tcp://127.0.0.1:8686", or "auto" for a free port
-            on this machine.
+        dist_url: address of rank 0, "tcp://HOST:PORT", or "auto" for a free port here.
         timeout: of the collective operations.
     """
     world_size = num_machines * num_gpus_per_machine
@@ -51,41 +49,26 @@ def launch(
     if dist_url == "auto":
         assert num_machines == 1, "dist_url=auto is for one machine only; give rank 0's address"
         dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
-    mp.start_processes(
-        _distributed_worker,
-        nprocs=num_gpus_per_machine,
-        args=(
-            main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout
-        ),
-        daemon=False,
-    )  # fmt: skip
+    worker_args = (
+        main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout
+    )
+    mp.start_processes(_distributed_worker, worker_args, nprocs=num_gpus_per_machine)
 
 
 def _distributed_worker(
-    local_rank: int,
-    main_func: Callable,
-    world_size: int,
-    num_gpus_per_machine: int,
-    machine_rank: int,
-    dist_url: str | None,
-    args: tuple,
-    timeout: timedelta,
-) -> None:
+    local_rank, main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout
+):
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         count = torch.cuda.device_count()
         assert num_gpus_per_machine <= count, f"{num_gpus_per_machine} GPUs asked, {count} found"
         torch.cuda.set_device(local_rank)
+    rank = machine_rank * num_gpus_per_machine + local_rank
+    backend = "nccl" if has_gpu else "gloo"
     try:
-        dist.init_process_group(
-            backend="nccl" if has_gpu else "gloo",
-            init_method=dist_url,
-            world_size=world_size,
-            rank=machine_rank * num_gpus_per_machine + local_rank,
-            timeout=timeout,
-        )
+        dist.init_process_group(backend, dist_url, timeout, world_size, rank)
     except Exception:
-        logging.getLogger(__name__).error(f"No process group could be made at {dist_url}")
+        logging.getLogger(__name__).error(f"Process group URL: {dist_url}")
         raise
     comm.create_local_process_group(num_gpus_per_machine)
     comm.synchronize()

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage, get_event_storage
+from torch import nn
 
 __all__ = ["AMPTrainer", "HookBase", "SimpleTrainer", "TrainerBase"]
 
@@ -29,20 +28,15 @@ class HookBase:
 
     trainer: TrainerBase = None  # a weak reference
 
-    def before_train(self) -> None:
-        return None
+    def before_train(self) -> None: ...
 
-    def after_train(self) -> None:
-        return None
+    def after_train(self) -> None: ...
 
-    def before_step(self) -> None:
-        return None
+    def before_step(self) -> None: ...
 
-    def after_backward(self) -> None:
-        return None
+    def after_backward(self) -> None: ...
 
-    def after_step(self) -> None:
-        return None
+    def after_step(self) -> None: ...
 
     def state_dict(self) -> dict:
         return {}
@@ -55,12 +49,12 @@ class TrainerBase:
     training finished; ``start_iter``, ``max_iter``; ``storage``, open while training runs.
     """
 
+    max_iter: int
+    storage: EventStorage
+
     def __init__(self) -> None:
         self._hooks: list[HookBase] = []
-        self.iter = 0
-        self.start_iter = 0
-        self.max_iter: int
-        self.storage: EventStorage
+        self.iter = self.start_iter = 0
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
         """Add hooks, which run in the order of registration; None is left out."""
@@ -93,27 +87,26 @@ class TrainerBase:
     def run_step(self) -> None:
         raise NotImplementedError
 
-    def before_train(self) -> None:
+    def _run_hooks(self, point: str) -> None:
         for hook in self._hooks:
-            hook.before_train()
+            getattr(hook, point)()
+
+    def before_train(self) -> None:
+        self._run_hooks("before_train")
 
     def after_train(self) -> None:
         self.storage.iter = self.iter
-        for hook in self._hooks:
-            hook.after_train()
+        self._run_hooks("after_train")
 
     def before_step(self) -> None:
         self.storage.iter = self.iter
-        for hook in self._hooks:
-            hook.before_step()
+        self._run_hooks("before_step")
 
     def after_backward(self) -> None:
-        for hook in self._hooks:
-            hook.after_backward()
+        self._run_hooks("after_backward")
 
     def after_step(self) -> None:
-        for hook in self._hooks:
-            hook.after_step()
+        self._run_hooks("after_step")
 
     def state_dict(self) -> dict[str, Any]:
         """The iteration and, by class name, the first state of each kind of hook."""
@@ -125,46 +118,39 @@ class TrainerBase:
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.iter = state_dict["iteration"]
+        by_name = {type(hook).__qualname__: hook for hook in reversed(self._hooks)}
         for name, state in state_dict.get("hooks", {}).items():
-            matching = [hook for hook in self._hooks if type(hook).__qualname__ == name]
-            if matching:
-                matching[0].load_state_dict(state)
+            if name in by_name:
+                by_name[name].load_state_dict(state)
             else:
-                logging.getLogger(__name__).warning(
-                    f"Cannot find the hook '{name}', its state_dict is ignored."
-                )
+                logger = logging.getLogger(__name__)
+                logger.warning(f"Cannot find the hook '{name}', its state_dict is ignored.")
 
 
 class SimpleTrainer(TrainerBase):
-    """One model, one data source, one optimizer: losses, gradients, update."""
+    """One model, one data source, one optimizer: losses, gradients, update.
+
+    Args:
+        model: put into training mode; takes an element of ``data_loader`` and returns a loss or a
+            dict of losses, which are summed.
+        gather_metric_period: iterations between collections of metrics from all ranks.
+        zero_grad_before_forward: zero the gradients before instead of after the forward pass.
+        async_write_metrics: collect the metrics in a thread.
+    """
 
     def __init__(
-        self,
-        model: nn.Module,
-        data_loader: Iterable,
-        optimizer: torch.optim.Optimizer,
-        gather_metric_period: int = 1,
-        zero_grad_before_forward: bool = False,
+        self, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer,
+        gather_metric_period: int = 1, zero_grad_before_forward: bool = False,
         async_write_metrics: bool = False,
     ):
-        """
-        Args:
-            model: put into training mode; takes an element of ``data_loader`` and returns a loss
-                or a dict of losses, which are summed.
-            gather_metric_period: iterations between collections of metrics from all ranks.
-            zero_grad_before_forward: zero the gradients before instead of after the forward pass.
-            async_write_metrics: collect the metrics in a thread.
-        """
         super().__init__()
         model.train()
-        self.model = model
-        self.data_loader = data_loader
-        self.optimizer = optimizer
+        self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
         self.gather_metric_period = gather_metric_period
         self.zero_grad_before_forward = zero_grad_before_forward
         self.async_write_metrics = async_write_metrics
         self._data_loader_iter_obj: Iterator | None = None
-        self.concurrent_executor = ThreadPoolExecutor(max_workers=1)  # keeps the order
+        self.concurrent_executor = ThreadPoolExecutor(max_workers=1)  # one: keeps the order
 
     @property
     def _data_loader_iter(self) -> Iterator:
@@ -194,9 +180,8 @@ class SimpleTrainer(TrainerBase):
         self._backward(losses)
         self.after_backward()
         if self.async_write_metrics:
-            self.concurrent_executor.submit(
-                self._write_metrics, loss_dict, data_time, iter=self.iter
-            )
+            write = self.concurrent_executor.submit
+            write(self._write_metrics, loss_dict, data_time, iter=self.iter)
         else:
             self._write_metrics(loss_dict, data_time)
         self._update()
@@ -211,11 +196,7 @@ class SimpleTrainer(TrainerBase):
         self.optimizer.step()
 
     def _write_metrics(
-        self,
-        loss_dict: Mapping[str, torch.Tensor],
-        data_time: float,
-        prefix: str = "",
-        iter: int | None = None,
+        self, loss_dict: Mapping, data_time: float, prefix: str = "", iter: int | None = None
     ) -> None:
         iter = self.iter if iter is None else iter
         if (iter + 1) % self.gather_metric_period:
@@ -232,8 +213,7 @@ class SimpleTrainer(TrainerBase):
     ) -> None:
         """Put losses, averaged over the ranks, and the slowest rank's loading time.
 
-        ``prefix`` goes before "total_loss". Raises FloatingPointError for a total that is not
-        finite.
+        ``prefix`` goes before "total_loss". Raises FloatingPointError if that is not finite.
         """
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
@@ -265,31 +245,23 @@ class SimpleTrainer(TrainerBase):
 
 
 class AMPTrainer(SimpleTrainer):
-    """``SimpleTrainer`` with automatic mixed precision on CUDA."""
+    """``SimpleTrainer`` with automatic mixed precision on CUDA.
+
+    Args:
+        grad_scaler: scales the loss; by default a new ``GradScaler``.
+        precision: what autocast computes in.
+        log_grad_scaler: put the scale as "[metric]grad_scaler".
+    """
 
     def __init__(
-        self,
-        model: nn.Module,
-        data_loader: Iterable,
-        optimizer: torch.optim.Optimizer,
-        gather_metric_period: int = 1,
-        zero_grad_before_forward: bool = False,
-        grad_scaler: torch.amp.GradScaler | None = None,
-        precision: torch.dtype = torch.float16,
-        log_grad_scaler: bool = False,
-        async_write_metrics: bool = False,
+        self, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer,
+        gather_metric_period: int = 1, zero_grad_before_forward: bool = False,
+        grad_scaler: torch.amp.GradScaler | None = None, precision: torch.dtype = torch.float16,
+        log_grad_scaler: bool = False, async_write_metrics: bool = False,
     ):
-        """
-        Args (the others as in ``SimpleTrainer``):
-            grad_scaler: scales the loss; by default a new ``GradScaler``.
-            precision: what autocast computes in.
-            log_grad_scaler: put the scale as "[metric]grad_scaler".
-        """
         assert not isinstance(model, nn.DataParallel), "AMPTrainer needs one device a process"
-        super().__init__(
-            model, data_loader, optimizer,
-            gather_metric_period, zero_grad_before_forward, async_write_metrics,
-        )  # fmt: skip
+        settings = gather_metric_period, zero_grad_before_forward, async_write_metrics
+        super().__init__(model, data_loader, optimizer, *settings)
         self.grad_scaler = torch.amp.GradScaler("cuda") if grad_scaler is None else grad_scaler
         self.precision = precision
         self.log_grad_scaler = log_grad_scaler

@@ -9,32 +9,27 @@ import tempfile
 from collections import OrderedDict
 
 import numpy as np
-from PIL import Image
-
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
-from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from .evaluator import DatasetEvaluator
 
 
 class CityscapesInstanceEvaluator(DatasetEvaluator):
-    """AP and AP50 of instance masks on a data set in Cityscapes' layout.
+    """AP and AP50 of instance masks; the data set has the metadata "thing_classes" and "gt_dir".
 
-    Every image of ``gt_dir`` counts, so each must have been processed. All processes, on one
-    machine, write masks into one temporary folder; the main one evaluates, and nothing is written
-    anywhere else. Cityscapes' scripts ignore ground truth under 100 pixels.
+    Every image of ``gt_dir`` counts, so each must be processed. All processes, on one machine,
+    write masks into one temporary folder, and the main one evaluates; nothing is written anywhere
+    else. Cityscapes ignores ground truth under 100 pixels.
     """
 
     def __init__(self, dataset_name: str):
-        """``dataset_name``: registered, with the metadata "thing_classes" and "gt_dir"."""
         self._metadata = MetadataCatalog.get(dataset_name)
         self._logger = logging.getLogger(__name__)
 
     def reset(self) -> None:
-        assert comm.get_local_size() == comm.get_world_size(), (
-            "CityscapesInstanceEvaluator works on one machine only"
-        )
+        assert comm.get_local_size() == comm.get_world_size(), "works on one machine only"
         self._working_dir = tempfile.TemporaryDirectory(prefix="cityscapes_eval_")
         self._temp_dir = comm.all_gather(self._working_dir.name)[0]
         if self._temp_dir != self._working_dir.name:
@@ -48,16 +43,13 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
 
         for image, output in zip(inputs, outputs, strict=True):
             stem = os.path.splitext(os.path.basename(image["file_name"]))[0]
-            lines = []
-            if "instances" in output:
-                instances = output["instances"].to("cpu")
-                for i in range(len(instances)):
-                    name = self._metadata.thing_classes[instances.pred_classes[i]]
-                    mask_file = f"{stem}_{i}_{name}.png"
-                    mask = np.asarray(instances.pred_masks[i]).astype(np.uint8) * 255
-                    Image.fromarray(mask).save(os.path.join(self._temp_dir, mask_file))
-                    score = float(instances.scores[i])
-                    lines.append(f"{mask_file} {name2label[name].id} {score}\n")
+            instances, lines = output["instances"].to("cpu"), []
+            for i, mask in enumerate(instances.pred_masks):
+                name = self._metadata.thing_classes[instances.pred_classes[i]]
+                mask_file = f"{stem}_{i}_{name}.png"
+                pixels = np.asarray(mask).astype(np.uint8) * 255
+                Image.fromarray(pixels).save(os.path.join(self._temp_dir, mask_file))
+                lines.append(f"{mask_file} {name2label[name].id} {float(instances.scores[i])}\n")
             with open(os.path.join(self._temp_dir, stem + "_pred.txt"), "w") as file:
                 file.writelines(lines)  # an image without predictions has an empty list
 
@@ -67,9 +59,8 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         if not comm.is_main_process():
             return None
         self._logger.info(f"Evaluating results under {self._temp_dir} ...")
-        gt_dir = os.path.abspath(PathManager.get_local_path(self._metadata.gt_dir))
-        pattern = os.path.join(gt_dir, "*", "*_gtFine_instanceIds.png")
-        ground_truth = sorted(glob.glob(pattern))
+        pattern = os.path.join(self._metadata.gt_dir, "*", "*_gtFine_instanceIds.png")
+        ground_truth = sorted(glob.glob(os.path.abspath(pattern)))
         assert ground_truth, f"no ground truth found; searched for {pattern}"
         averages = _score(self._temp_dir, ground_truth)
         self._working_dir.cleanup()
@@ -78,8 +69,7 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
 
 
 def _score(prediction_dir: str, ground_truth: list[str]) -> dict:
-    """Cityscapes' averages, from the steps of its ``evaluateImgLists``, which itself would
-    write a file into the working folder."""
+    """The steps of Cityscapes' ``evaluateImgLists``, which writes into the working folder."""
     from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as scripts
     from cityscapesscripts.evaluation.instances2dict import instances2dict
 
@@ -91,6 +81,5 @@ def _score(prediction_dir: str, ground_truth: list[str]) -> dict:
     instances = instances2dict(ground_truth, verbose=False)
     matches = scripts.matchGtWithPreds(predictions, ground_truth, instances, args)
     averages = scripts.computeAverages(scripts.evaluateMatches(matches, args), args)
-    args.quiet = False
     scripts.printResults(averages, args)
     return averages

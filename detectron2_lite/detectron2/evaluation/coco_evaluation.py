@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import itertools
 import json
@@ -14,63 +13,43 @@ from collections.abc import Sequence
 
 import numpy as np
 import pycocotools.mask as mask_util
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
-from tabulate import tabulate
-
 from detectron2.data import MetadataCatalog
 from detectron2.structures import BoxMode, Instances
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import create_small_table
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from .evaluator import DatasetEvaluator
 
 _TASKS = ("bbox", "segm")
+_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _NAN = float("nan")
 
 
 class COCOEvaluator(DatasetEvaluator):
-    """COCO's AP of boxes and masks for any data set with a COCO json; scores are in percent."""
+    """COCO's AP of boxes and masks, in percent, for a data set with the metadata "json_file".
+
+    Args:
+        tasks: of "bbox" and "segm"; by default what the predictions have.
+        distributed: collect the predictions of all processes in the main one, which evaluates.
+        output_dir: folder for coco_instances_results.json.
+        max_dets_per_image: detections that count, 100 by default.
+        use_fast_impl: accepted for compatibility; pycocotools' own code is always used.
+    """
 
     def __init__(
-        self,
-        dataset_name: str,
-        tasks: Sequence[str] | None = None,
-        distributed: bool = True,
-        output_dir: str | None = None,
-        *,
-        max_dets_per_image: int | None = None,
+        self, dataset_name: str, tasks: Sequence[str] | None = None, distributed: bool = True,
+        output_dir: str | None = None, *, max_dets_per_image: int | None = None,
         use_fast_impl: bool = True,
-        allow_cached_coco: bool = True,
     ):
-        """
-        Args:
-            dataset_name: registered; a data set without the metadata "json_file" is converted,
-                into ``output_dir``.
-            tasks: of "bbox" and "segm"; by default what the predictions have.
-            distributed: collect the predictions of all processes in the main one, which evaluates.
-            output_dir: folder for coco_instances_results.json.
-            max_dets_per_image: detections that count, 100 by default.
-            use_fast_impl: accepted for compatibility; pycocotools' own code is always used.
-            allow_cached_coco: reuse a former conversion.
-        """
         self._logger = logging.getLogger(__name__)
-        self._tasks = tasks
-        self._distributed = distributed
-        self._output_dir = output_dir
+        self._tasks, self._distributed, self._output_dir = tasks, distributed, output_dir
         self._max_dets = [1, 10, 100 if max_dets_per_image is None else max_dets_per_image]
         self._metadata = MetadataCatalog.get(dataset_name)
         if not hasattr(self._metadata, "json_file"):
-            if output_dir is None:
-                raise ValueError(
-                    f"'{dataset_name}' is not in COCO format: COCOEvaluator needs output_dir, "
-                    "to convert it there"
-                )
-            from detectron2.data.datasets.coco import convert_to_coco_json
-
-            path = os.path.join(output_dir, f"{dataset_name}_coco_format.json")
-            convert_to_coco_json(dataset_name, path, allow_cached=allow_cached_coco)
-            self._metadata.json_file = path
+            raise ValueError(f"'{dataset_name}' is not in COCO format: it has no json_file")
         with contextlib.redirect_stdout(io.StringIO()):
             self._coco_api = COCO(PathManager.get_local_path(self._metadata.json_file))
         self._do_evaluation = "annotations" in self._coco_api.dataset  # test sets have none
@@ -101,9 +80,9 @@ class COCOEvaluator(DatasetEvaluator):
         if not predictions:
             self._logger.warning("[COCOEvaluator] Did not receive valid predictions.")
             return {}
-        results = list(itertools.chain(*[p["instances"] for p in predictions]))
+        results = [dict(result) for image in predictions for result in image["instances"]]
         has_masks = any("segmentation" in result for result in results)
-        tasks = self._tasks or (_TASKS if has_masks else ("bbox",))
+        tasks = self._tasks or (_TASKS if has_masks else _TASKS[:1])
         self._to_dataset_ids(results)
         if self._output_dir:
             self._save(results)
@@ -117,21 +96,18 @@ class COCOEvaluator(DatasetEvaluator):
         if mapping is None:
             return
         dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in mapping.items()}
-        assert sorted(dataset_ids) == list(range(len(mapping))), f"not contiguous: {mapping}"
         for result in results:
             label = result["category_id"]
-            assert label in dataset_ids, (
-                f"A prediction has class={label}, but classes are in [0, {len(mapping) - 1}]"
-            )
+            assert label in dataset_ids, f"class {label} predicted, but there are {dataset_ids}"
             result["category_id"] = dataset_ids[label]
 
     def _save(self, results: list[dict]) -> None:
         os.makedirs(self._output_dir, exist_ok=True)
         path = os.path.join(self._output_dir, "coco_instances_results.json")
-        self._logger.info(f"Saving results to {path}")
         with open(path + ".tmp", "w", encoding="utf-8") as file:
             json.dump(results, file)
         os.replace(path + ".tmp", path)
+        self._logger.info(f"Results saved to {path}")
 
     def _evaluate_task(
         self, results: list[dict], task: str, img_ids: Sequence[int] | None
@@ -139,11 +115,10 @@ class COCOEvaluator(DatasetEvaluator):
         assert task in _TASKS, f"unknown task: {task}"
         if not results:
             self._logger.warning("No predictions from the model!")
-            return dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl"), _NAN)
-        results = copy.deepcopy(results)  # pycocotools writes into them
-        if task == "segm":
-            for result in results:
-                result.pop("bbox")  # else the box's area decides what is small or large
+            return dict.fromkeys(_METRICS, _NAN)
+        # pycocotools writes into its input, and without "bbox" it takes a mask's own area
+        without = {"bbox"} if task == "segm" else set()
+        results = [{key: r[key] for key in r.keys() - without} for r in results]
         with contextlib.redirect_stdout(io.StringIO()):
             coco_eval = COCOeval(self._coco_api, self._coco_api.loadRes(results), task)
             coco_eval.params.maxDets = self._max_dets
@@ -152,45 +127,31 @@ class COCOEvaluator(DatasetEvaluator):
             coco_eval.evaluate()
             coco_eval.accumulate()
         scores = _summarize(coco_eval, self._metadata.get("thing_classes"))
-        table = tabulate(scores.items(), headers=("metric", task), floatfmt=".3f")
-        self._logger.info(f"Evaluation results for {task}:\n{table}")
+        self._logger.info(f"Evaluation results for {task}:\n{create_small_table(scores)}")
         return scores
 
 
 def _summarize(coco_eval: COCOeval, class_names: Sequence[str] | None) -> dict[str, float]:
-    """The scores, all at the largest number of detections."""
-    params = coco_eval.params
-    # (IoU thresholds, recalls, classes, areas), -1 where not defined
+    """The scores, all at the largest number of detections, which COCOeval.summarize cannot do."""
+    # (IoU thresholds, recalls, classes, areas "all", "small", …), -1 where not defined
     precision = coco_eval.eval["precision"][..., -1]
-
-    def percent(part: np.ndarray) -> float:
-        part = part[part > -1]
-        return float(part.mean() * 100) if part.size else _NAN
-
-    area = {name[0]: precision[..., i] for i, name in enumerate(params.areaRngLbl)}
-    scores = {"AP": percent(area["a"])}
-    for threshold in (50, 75):
-        at = np.isclose(params.iouThrs, threshold / 100)
-        scores[f"AP{threshold}"] = percent(area["a"][at])
-    scores.update({f"AP{size}": percent(area[size]) for size in "sml"})
+    overall, sizes = precision[..., 0], (precision[..., i] for i in (1, 2, 3))
+    at = {iou: np.isclose(coco_eval.params.iouThrs, iou) for iou in (0.5, 0.75)}
+    parts = dict(zip(_METRICS, (overall, overall[at[0.5]], overall[at[0.75]], *sizes), strict=True))
     if class_names is not None and len(class_names) > 1:
-        assert len(class_names) == precision.shape[2], (len(class_names), precision.shape[2])
-        for i, name in enumerate(class_names):
-            scores[f"AP-{name}"] = percent(area["a"][:, :, i])
-    return scores
+        classes = zip(class_names, np.moveaxis(overall, 2, 0), strict=True)
+        parts.update({f"AP-{name}": part for name, part in classes})
+    valid = {name: part[part > -1] for name, part in parts.items()}
+    return {name: float(v.mean() * 100) if v.size else _NAN for name, v in valid.items()}
 
 
 def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict]:
     """COCO's result dicts of an image's instances, on the CPU; ``category_id`` is the class."""
-    if len(instances) == 0:
-        return []
-    boxes = BoxMode.convert(
-        instances.pred_boxes.tensor.numpy(), BoxMode.XYXY_ABS, BoxMode.XYWH_ABS
-    ).tolist()
-    scores, classes = instances.scores.tolist(), instances.pred_classes.tolist()
+    boxes = BoxMode.convert(instances.pred_boxes.tensor, BoxMode.XYXY_ABS, BoxMode.XYWH_ABS)
+    fields = boxes.tolist(), instances.scores.tolist(), instances.pred_classes.tolist()
     results = [
         {"image_id": img_id, "category_id": label, "bbox": box, "score": score}
-        for box, score, label in zip(boxes, scores, classes, strict=True)
+        for box, score, label in zip(*fields, strict=True)
     ]
     if instances.has("pred_masks"):
         for result, mask in zip(results, instances.pred_masks, strict=True):

@@ -11,14 +11,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from detectron2.utils.comm import get_world_size, is_main_process
+from detectron2.utils.logger import log_every_n_seconds
 from torch import nn
 
-from detectron2.utils.comm import get_world_size, is_main_process
-
-_MAX_WARMUP = 5  # first batches that do not count in the timing
-_LOG_PERIOD = 5.0  # seconds
-_SLOW_BATCH = 5.0  # seconds of inference after which the warm-up is logged too
-_STAGES = ("Dataloading", "Inference", "Eval")
+_MAX_WARMUP = 5  # first batches, which do not count in the timing
+_LOG_PERIOD = 5  # seconds
 
 
 class DatasetEvaluator:
@@ -52,77 +50,67 @@ class DatasetEvaluators(DatasetEvaluator):
         results = OrderedDict()
         for evaluator in self._evaluators:
             result = evaluator.evaluate()
-            if not is_main_process() or result is None:
-                continue
-            for task, scores in result.items():
-                assert task not in results, f"two evaluators produce results named {task}"
-                results[task] = scores
+            if is_main_process() and result is not None:
+                assert not results.keys() & result.keys(), f"not unique: {list(result)}"
+                results.update(result)
         return results
 
 
 class _Clock:
-    """Mean seconds per batch of each stage, without the first ``warmup`` batches."""
+    """Time spent in each stage, without the first batches."""
 
-    def __init__(self, total: int, logger: logging.Logger):
-        self.total, self.warmup, self.logger = total, min(_MAX_WARMUP, total - 1), logger
-        self.seconds = dict.fromkeys(_STAGES, 0.0)
+    def __init__(self, total: int):
+        self.total, self.warmup, self.count = total, min(_MAX_WARMUP, total - 1), 0
+        self.restart()
+
+    def restart(self) -> None:
+        self.seconds = {"Dataloading": 0.0, "Inference": 0.0, "Eval": 0.0}
         self.started = self.last = time.perf_counter()
-        self.last_log = -float("inf")
 
     def lap(self, stage: str) -> None:
-        """Count the time since the last call as ``stage``'s."""
+        """Count the time since the last lap as ``stage``'s."""
         now = time.perf_counter()
         self.seconds[stage] += now - self.last
         self.last = now
 
-    def restart(self) -> None:
-        self.seconds = dict.fromkeys(_STAGES, 0.0)
-        self.started = self.last = time.perf_counter()
-
-    def log_progress(self, index: int) -> None:
-        count = index + 1 - (self.warmup if index >= self.warmup else 0)
-        is_slow = self.seconds["Inference"] / count > _SLOW_BATCH
-        due = time.perf_counter() - self.last_log >= _LOG_PERIOD
-        if not due or not (index >= 2 * self.warmup or is_slow):
+    def log_batch(self) -> None:
+        self.count += 1
+        if self.count == self.warmup:
+            self.restart()
+        if (timed := self.count - self.warmup) <= 0:
             return
-        self.last_log = time.perf_counter()
-        mean = (self.last_log - self.started) / count
-        left = datetime.timedelta(seconds=int(mean * (self.total - index - 1)))
-        stages = " ".join(f"{name}: {s / count:.4f} s/iter." for name, s in self.seconds.items())
-        self.logger.info(
-            f"Inference done {index + 1}/{self.total}. {stages} "
-            f"Total: {mean:.4f} s/iter. ETA={left}"
-        )
+        stages = " ".join(f"{name}: {s / timed:.4f} s/iter." for name, s in self.seconds.items())
+        mean = (self.last - self.started) / timed
+        eta = datetime.timedelta(seconds=int(mean * (self.total - self.count)))
+        progress = f"Inference done {self.count}/{self.total}. {stages} "
+        message = f"{progress}Total: {mean:.4f} s/iter. ETA={eta}"
+        log_every_n_seconds(logging.INFO, message, n=_LOG_PERIOD, name=__name__)
 
     def log_summary(self) -> None:
-        count = max(self.total - self.warmup, 1)
         elapsed = time.perf_counter() - self.started
         for name, seconds in (("", elapsed), ("pure compute ", self.seconds["Inference"])):
-            self.logger.info(
+            mean = seconds / max(self.total - self.warmup, 1)
+            logging.getLogger(__name__).info(
                 f"Total inference {name}time: {datetime.timedelta(seconds=int(seconds))} "
-                f"({seconds / count:.6f} s / iter per device, on {get_world_size()} devices)"
+                f"({mean:.6f} s / iter per device, on {get_world_size()} devices)"
             )
 
 
 def inference_on_dataset(
-    model: Callable,
-    data_loader: Iterable,
+    model: Callable, data_loader: Iterable,
     evaluator: DatasetEvaluator | list[DatasetEvaluator] | None,
     callbacks: dict[str, Callable[[], Any]] | None = None,
 ) -> dict:
-    """Run the model over a loader that has a length, without gradients, and evaluate it.
+    """Run the model, without gradients, over a loader that has a length; returns the evaluator's
+    results.
 
     Args:
         model: a module is in eval mode meanwhile.
-        evaluator: one, several, or None to measure speed only.
+        evaluator: one, several, or None to measure the speed only.
         callbacks: any of "on_start", "before_inference", "after_inference", "on_end".
-
-    Returns:
-        what the evaluator returns; {} instead of None.
     """
-    logger = logging.getLogger(__name__)
     total = len(data_loader)
-    logger.info(f"Start inference on {total} batches")
+    logging.getLogger(__name__).info(f"Start inference on {total} batches")
     if evaluator is None or isinstance(evaluator, list):
         evaluator = DatasetEvaluators(evaluator or [])
     evaluator.reset()
@@ -131,16 +119,14 @@ def inference_on_dataset(
         if callbacks and stage in callbacks:
             callbacks[stage]()
 
-    clock = _Clock(total, logger)
+    clock = _Clock(total)
     with ExitStack() as stack:
         if isinstance(model, nn.Module):
             stack.enter_context(inference_context(model))
         stack.enter_context(torch.no_grad())
         call("on_start")
-        for index, inputs in enumerate(data_loader):
+        for inputs in data_loader:
             clock.lap("Dataloading")
-            if index == clock.warmup:
-                clock.restart()
             call("before_inference")
             outputs = model(inputs)
             call("after_inference")
@@ -149,11 +135,10 @@ def inference_on_dataset(
             clock.lap("Inference")
             evaluator.process(inputs, outputs)
             clock.lap("Eval")
-            clock.log_progress(index)
+            clock.log_batch()
         call("on_end")
     clock.log_summary()
-    results = evaluator.evaluate()
-    return {} if results is None else results
+    return evaluator.evaluate() or {}
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-"""Communication between the processes of one training run.
+"""Communication between the processes of one run; without a process group, a world of one.
 
-Objects travel through ``torch.distributed``'s own object collectives, so only what the
-processes of this run sent is ever decoded. Every function also works without a process group,
-where it acts as a world of one process.
+Objects travel through torch.distributed's own object collectives, so that only what this run's
+processes sent is ever decoded.
 """
 
 from __future__ import annotations
@@ -35,10 +34,9 @@ def is_main_process() -> bool:
 
 @functools.lru_cache
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Create the group of the ranks on this machine; all processes must call it together.
+    """Create the group of this machine's ranks; all processes call it together.
 
-    ``launch`` does this. Processes started in another way call it once after
-    ``init_process_group``; ``get_local_rank`` and ``get_local_size`` need it.
+    ``launch`` does this; processes started in another way do it after init_process_group.
     """
     global _local_process_group
     assert _local_process_group is None, "the local process group exists already"
@@ -52,9 +50,8 @@ def create_local_process_group(num_workers_per_machine: int) -> None:
 
 
 def get_local_process_group() -> dist.ProcessGroup:
-    """The group of the processes on this machine."""
     assert _local_process_group is not None, (
-        "The local process group does not exist. Start the processes with launch(), or call "
+        "There is no local process group. Start the processes with launch(), or call "
         "comm.create_local_process_group(workers_per_machine) after init_process_group()."
     )
     return _local_process_group
@@ -71,24 +68,20 @@ def get_local_size() -> int:
 
 def synchronize() -> None:
     """Wait until every process has come here."""
-    if get_world_size() == 1:
-        return
-    if dist.get_backend() == dist.Backend.NCCL:
-        dist.barrier(device_ids=[torch.cuda.current_device()])
-    else:
-        dist.barrier()
+    if get_world_size() > 1:
+        is_nccl = dist.get_backend() == dist.Backend.NCCL
+        dist.barrier(device_ids=[torch.cuda.current_device()] if is_nccl else None)
 
 
 @functools.lru_cache
 def _get_global_gloo_group() -> dist.ProcessGroup:
-    """All ranks, over gloo, so that gathered objects do not occupy GPU memory."""
-    if dist.get_backend() == dist.Backend.NCCL:
-        return dist.new_group(backend="gloo")
-    return dist.group.WORLD
+    """All ranks, over gloo, so that gathered objects take no GPU memory."""
+    is_nccl = dist.get_backend() == dist.Backend.NCCL
+    return dist.new_group(backend="gloo") if is_nccl else dist.group.WORLD
 
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list:
-    """Collect a picklable object from every rank on every rank, in rank order."""
+    """A picklable object of every rank, in rank order, on every rank."""
     if get_world_size() == 1:
         return [data]
     group = group or _get_global_gloo_group()
@@ -98,30 +91,27 @@ def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list:
 
 
 def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> list:
-    """Collect a picklable object from every rank on ``dst``, in rank order; others get []."""
+    """A picklable object of every rank, in rank order, on rank ``dst``; [] on the others."""
     if get_world_size() == 1:
         return [data]
     group = group or _get_global_gloo_group()
-    is_receiver = dist.get_rank(group) == dst
-    output = [None] * dist.get_world_size(group) if is_receiver else None
+    output = [None] * dist.get_world_size(group) if dist.get_rank(group) == dst else None
     dist.gather_object(data, output, dst=dst, group=group)
-    return output if is_receiver else []
+    return output or []
 
 
 def shared_random_seed() -> int:
-    """A random number that is the same in all processes; all of them must call this."""
+    """A random number that is the same in all processes; all of them call this."""
     return all_gather(np.random.randint(2**31))[0]
 
 
 def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict:
-    """Sum or average scalar tensors over the ranks; only rank 0 holds the full result."""
-    world_size = get_world_size()
-    if world_size < 2:
+    """Sum or average scalar tensors over the ranks; only rank 0 holds the result."""
+    if get_world_size() == 1:
         return input_dict
-    with torch.no_grad():
-        names = sorted(input_dict)  # the same order on every rank
-        values = torch.stack([input_dict[name] for name in names])
-        dist.reduce(values, dst=0)
-        if average and is_main_process():
-            values /= world_size
+    names = sorted(input_dict)  # the same order on every rank
+    values = torch.stack([input_dict[name].detach() for name in names])
+    dist.reduce(values, dst=0)
+    if average and is_main_process():
+        values /= get_world_size()
     return dict(zip(names, values, strict=True))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import logging
 import os
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,22 +14,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from detectron2.utils.file_io import PathManager
 from fvcore.common.history_buffer import HistoryBuffer
 
-from detectron2.utils.file_io import PathManager
-
-__all__ = [
-    "CommonMetricPrinter",
-    "EventStorage",
-    "EventWriter",
-    "JSONWriter",
-    "TensorboardXWriter",
-    "get_event_storage",
-    "has_event_storage",
-]
-
 _BYTES_PER_MB = 2**20
-_ETA_WINDOW = 1000  # recorded iteration times whose median predicts the time left
+_ETA_WINDOW = 1000  # iteration times whose median predicts the time left
 
 _storage_stack: list[EventStorage] = []
 
@@ -45,19 +34,23 @@ def has_event_storage() -> bool:
 
 
 class EventStorage:
-    """Holds what happened, by name and iteration. Use it as a context manager."""
+    """What happened, by name and iteration; a context manager."""
 
     def __init__(self, start_iter: int = 0):
+        self.iter = start_iter  # a trainer keeps it equal to its own
         self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._smoothing_hints: dict[str, bool] = {}
         self._latest_scalars: dict[str, tuple[float, int]] = {}
-        self._iter = start_iter
         self._current_prefix = ""
         self._vis_data: list[tuple[str, Any, int]] = []
 
+    def step(self) -> None:
+        """Go to the next iteration, for loops that do not set ``iter`` themselves."""
+        self.iter += 1
+
     def put_image(self, img_name: str, img_tensor: Any) -> None:
         """Keep a (3, H, W) RGB image, float in [0, 1] or uint8, for TensorBoard."""
-        self._vis_data.append((img_name, img_tensor, self._iter))
+        self._vis_data.append((img_name, img_tensor, self.iter))
 
     def clear_images(self) -> None:
         self._vis_data = []
@@ -65,16 +58,13 @@ class EventStorage:
     def put_scalar(
         self, name: str, value: Any, smoothing_hint: bool = True, cur_iter: int | None = None
     ) -> None:
-        """Record a scalar.
+        """Record ``float(value)`` for ``cur_iter``, by default the current iteration.
 
-        Args:
-            value: anything ``float`` takes.
-            smoothing_hint: whether writers should show a median over a window, not the latest
-                value; the same in every call for one name.
-            cur_iter: the iteration it belongs to, by default the current one.
+        ``smoothing_hint``: whether writers show a median over a window instead of the latest
+        value; the same in every call for one name.
         """
         name = self._current_prefix + name
-        cur_iter = self._iter if cur_iter is None else cur_iter
+        cur_iter = self.iter if cur_iter is None else cur_iter
         value = float(value)
         self._history[name].update(value, cur_iter)
         self._latest_scalars[name] = (value, cur_iter)
@@ -89,7 +79,7 @@ class EventStorage:
             self.put_scalar(name, value, smoothing_hint=smoothing_hint, cur_iter=cur_iter)
 
     def history(self, name: str) -> HistoryBuffer:
-        """All recorded values of a scalar. Raises KeyError for an unknown name."""
+        """All values of a scalar. Raises KeyError for an unknown name."""
         if name not in self._history:
             raise KeyError(f"No history metric available for {name}!")
         return self._history[name]
@@ -97,15 +87,16 @@ class EventStorage:
     def histories(self) -> dict[str, HistoryBuffer]:
         return self._history
 
+    def smoothing_hints(self) -> dict[str, bool]:
+        return self._smoothing_hints
+
     def latest(self) -> dict[str, tuple[float, int]]:
         """name -> (latest value, its iteration)"""
         return self._latest_scalars
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
-        """Like ``latest``, but hinted scalars are medians over the last iterations.
-
-        ``window_size`` counts iterations up to the scalar's latest one, not recorded values.
-        """
+        """Like ``latest``, but scalars with the hint are medians over ``window_size`` iterations
+        (not values) up to their latest one."""
         return {
             name: (self._smoothed(name, window_size) if self._smoothing_hints[name] else value, it)
             for name, (value, it) in self._latest_scalars.items()
@@ -118,36 +109,12 @@ class EventStorage:
         """Number of values recorded in the ``window_size`` iterations up to the latest one."""
         values = self._history[name].values()
         first = values[-1][1] - window_size
-        count = 0
-        for _, iteration in reversed(values):
-            if iteration <= first:
-                break
-            count += 1
-        return count
-
-    def smoothing_hints(self) -> dict[str, bool]:
-        return self._smoothing_hints
-
-    def step(self) -> None:
-        """Go to the next iteration, for loops that do not set ``iter`` themselves."""
-        self._iter += 1
-
-    @property
-    def iter(self) -> int:
-        """The current iteration; a trainer keeps it equal to its own."""
-        return self._iter
-
-    @iter.setter
-    def iter(self, value: int) -> None:
-        self._iter = int(value)
-
-    @property
-    def iteration(self) -> int:
-        return self._iter
+        recent = itertools.takewhile(lambda item: item[1] > first, reversed(values))
+        return sum(1 for _ in recent)
 
     @contextmanager
     def name_scope(self, name: str) -> Iterator[None]:
-        """Prefix all names put inside with ``name/``; scopes do not add up."""
+        """Prefix all names put inside with ``name/``; an inner scope replaces the outer one."""
         outer, self._current_prefix = self._current_prefix, name.rstrip("/") + "/"
         try:
             yield
@@ -173,21 +140,30 @@ class EventWriter:
         return None
 
 
-class JSONWriter(EventWriter):
-    """Append the scalars to a file, one JSON object with an "iteration" key per line."""
-
-    def __init__(self, json_file: str, window_size: int = 20):
-        self._file = PathManager.open(json_file, "a")
+class _ScalarWriter(EventWriter):
+    def __init__(self, window_size: int):
         self._window_size = window_size
         self._last_write = -1
 
-    def write(self) -> None:
+    def _new_scalars(self) -> dict[str, tuple[float, int]]:
+        """name -> (value, iteration) of what came after the last call."""
         latest = get_event_storage().latest_with_smoothing_hint(self._window_size)
+        new = {name: item for name, item in latest.items() if item[1] > self._last_write}
+        self._last_write = max((item[1] for item in new.values()), default=self._last_write)
+        return new
+
+
+class JSONWriter(_ScalarWriter):
+    """Append scalars to a file, one JSON object with an "iteration" key per line."""
+
+    def __init__(self, json_file: str, window_size: int = 20):
+        super().__init__(window_size)
+        self._file = PathManager.open(json_file, "a")
+
+    def write(self) -> None:
         lines: dict[int, dict[str, float]] = {}
-        for name, (value, iteration) in latest.items():
-            if iteration > self._last_write:
-                lines.setdefault(iteration, {"iteration": iteration})[name] = value
-        self._last_write = max(lines, default=self._last_write)
+        for name, (value, iteration) in self._new_scalars().items():
+            lines.setdefault(iteration, {"iteration": iteration})[name] = value
         for scalars in lines.values():
             self._file.write(json.dumps(scalars, sort_keys=True) + "\n")
         self._file.flush()
@@ -197,13 +173,12 @@ class JSONWriter(EventWriter):
         self._file.close()
 
 
-class TensorboardXWriter(EventWriter):
+class TensorboardXWriter(_ScalarWriter):
     """Write scalars and images as TensorBoard events; ``kwargs`` go to ``SummaryWriter``."""
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any):
-        self._window_size = window_size
+        super().__init__(window_size)
         self._writer_args = {"log_dir": log_dir, **kwargs}
-        self._last_write = -1
 
     @cached_property
     def _writer(self) -> Any:
@@ -213,13 +188,8 @@ class TensorboardXWriter(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
-        newest = self._last_write
-        latest = storage.latest_with_smoothing_hint(self._window_size)
-        for name, (value, iteration) in latest.items():
-            if iteration > self._last_write:
-                self._writer.add_scalar(name, value, iteration)
-                newest = max(newest, iteration)
-        self._last_write = newest
+        for name, (value, iteration) in self._new_scalars().items():
+            self._writer.add_scalar(name, value, iteration)
         for name, image, iteration in storage._vis_data:
             self._writer.add_image(name, image, iteration)
         storage.clear_images()
@@ -237,36 +207,19 @@ class CommonMetricPrinter(EventWriter):
         self.logger = logging.getLogger(__name__)
         self._max_iter = max_iter
         self._window_size = window_size
-        self._last_write: tuple[int, float] | None = None  # (iteration, time)
-
-    def _eta(self, storage: EventStorage) -> str | None:
-        if self._max_iter is None:
-            return None
-        iterations_left = self._max_iter - storage.iter - 1
-        if "time" in storage.histories():
-            seconds = storage.history("time").median(_ETA_WINDOW) * iterations_left
-            storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
-            return str(datetime.timedelta(seconds=int(seconds)))
-        now, previous = time.perf_counter(), self._last_write
-        self._last_write = (storage.iter, now)
-        if previous is None or previous[0] == storage.iter:
-            return None
-        seconds = (now - previous[1]) / (storage.iter - previous[0]) * iterations_left
-        return str(datetime.timedelta(seconds=int(seconds)))
 
     def write(self) -> None:
         storage = get_event_storage()
         if storage.iter == self._max_iter:
             return  # training is over: nothing new about its progress
-        histories = storage.histories()
-        parts = []
-        if eta := self._eta(storage):
-            parts.append(f"eta: {eta}")
-        parts.append(f"iter: {storage.iter}")
+        histories, parts = storage.histories(), [f"iter: {storage.iter}"]
+        if self._max_iter is not None and "time" in histories:
+            time_left = histories["time"].median(_ETA_WINDOW) * (self._max_iter - storage.iter - 1)
+            storage.put_scalar("eta_seconds", time_left, smoothing_hint=False)
+            parts.insert(0, f"eta: {datetime.timedelta(seconds=int(time_left))}")
         for keyword in ("loss", "[metric]"):
-            for name in histories:
-                if keyword in name:
-                    parts.append(f"{name}: {storage._smoothed(name, self._window_size):.4g}")
+            for name in [name for name in histories if keyword in name]:
+                parts.append(f"{name}: {storage._smoothed(name, self._window_size):.4g}")
         if "time" in histories:
             parts.append(f"time: {histories['time'].global_avg():.4f}")
             parts.append(f"last_time: {histories['time'].latest():.4f}")
