@@ -7,11 +7,10 @@ from typing import Any
 from urllib.parse import parse_qs, urlparse
 
 import torch
-from fvcore.common.checkpoint import Checkpointer
-from torch import nn
-
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
+from fvcore.common.checkpoint import Checkpointer
+from torch import nn
 
 from .c2_model_loading import align_and_update_state_dicts
 

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 import yaml
-from fvcore.common.config import CfgNode as _CfgNode
-
 from detectron2.utils.file_io import PathManager
+from fvcore.common.config import CfgNode as _CfgNode
 
 __all__ = ["CfgNode", "configurable", "get_cfg"]
 

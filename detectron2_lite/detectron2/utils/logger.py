@@ -11,10 +11,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 
+from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from termcolor import colored
-
-from detectron2.utils.file_io import PathManager
 
 __all__ = [
     "create_small_table",

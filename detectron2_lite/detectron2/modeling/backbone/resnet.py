@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
+from detectron2.config import CfgNode
+from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from detectron2.config import CfgNode
-from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY
@@ -147,8 +146,8 @@ class ResNet(Backbone):
         self.stem = stem
         self.num_classes = num_classes
         if out_features is not None:
-            last = max(int(name[3:]) if name.startswith("res") else 0 for name in out_features)
-            stages = stages[: max(last - 1, 0)]
+            names = [f"res{i}" for i in range(2, len(stages) + 2)]
+            stages = stages[: max(names.index(f) + 1 if f in names else 0 for f in out_features)]
         self.stages = [nn.Sequential(*blocks) for blocks in stages]
         self.stage_names = tuple(f"res{i}" for i in range(2, len(self.stages) + 2))
         self._out_feature_strides = {"stem": stem.stride}

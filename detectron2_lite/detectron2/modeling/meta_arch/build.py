@@ -1,10 +1,9 @@
 """Whole models by name."""
 
 import torch
-from torch import nn
-
 from detectron2.config import CfgNode
 from detectron2.utils.registry import Registry
+from torch import nn
 
 META_ARCH_REGISTRY = Registry("META_ARCH")
 META_ARCH_REGISTRY.__doc__ = "Whole models: called with the config, return an nn.Module."

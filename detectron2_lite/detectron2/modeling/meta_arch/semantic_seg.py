@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
+from torch import nn
 
 SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")
 SEM_SEG_HEADS_REGISTRY.__doc__ = "Heads: called with the config and the backbone's shapes."

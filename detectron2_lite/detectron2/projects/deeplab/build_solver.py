@@ -1,10 +1,9 @@
 """Schedules from a config, the poly schedule included."""
 
-from torch.optim import Optimizer
-
 from detectron2.config import CfgNode
 from detectron2.solver import LRScheduler
 from detectron2.solver import build_lr_scheduler as build_plain_lr_scheduler
+from torch.optim import Optimizer
 
 from .lr_scheduler import WarmupPolyLR
 

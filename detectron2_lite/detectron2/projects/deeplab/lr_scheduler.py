@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch.optim import Optimizer
-
 from detectron2.solver.lr_scheduler import LRScheduler, _get_warmup_factor_at_iter
+from torch.optim import Optimizer
 
 
 class WarmupPolyLR(LRScheduler):
