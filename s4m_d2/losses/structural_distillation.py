@@ -46,8 +46,8 @@ class StructuralDistillation:
     of the teacher's mask features, resized bilinearly to that grid. The loss is the mean over
     images of the mean of Huber(C_SAM - C_T) over all i and all cells j that hold image content.
 
-    Features at p_i are read bilinearly between the centers of content cells, so that padding
-    enters on neither side. SAM's side carries no gradient; everything is computed in float32, under
+    Features are read bilinearly between the centers of cells with content, so that padding enters
+    on neither side. SAM's side carries no gradient; everything is computed in float32, under
     autocast too.
 
     Args:
@@ -127,13 +127,14 @@ class StructuralDistillation:
         _check_batch(mask_features, images, image_sizes, masks, generators)
         query = self._query_points(images, image_sizes, masks, generators)
         scale, content = self._grid_geometry(image_sizes, images.device)
-        anchors = _inside_content(query * scale[:, None], content)
+        cells = torch.stack([content.any(dim=1).sum(dim=1), content.any(dim=2).sum(dim=1)], dim=-1)
+        anchors = _inside_cells(query * scale[:, None], cells, cells.new_tensor(content.shape[1:]))
         target = self._sam_similarity(images, image_sizes, query, anchors)
         resized = self._resize_to_grid(mask_features, images, image_sizes, scale)
         similarity = similarity_maps(resized, anchors)
         huber = F.huber_loss(similarity, target, reduction="none", delta=self.huber_delta)
-        cells = content.flatten(1).float()
-        loss = (huber.mean(dim=1) * cells).sum(dim=1) / cells.sum(dim=1)
+        counts = content.flatten(1).float()
+        loss = (huber.mean(dim=1) * counts).sum(dim=1) / counts.sum(dim=1)
         return {"loss_sd": self.weight * loss.mean()}
 
     def _query_points(self, images, image_sizes, masks, generators) -> Tensor:
@@ -179,10 +180,13 @@ class StructuralDistillation:
     ) -> Tensor:
         """(B, C, S, S) mask features, float32, read where the grid cells' centers lie."""
         side, device = self.backend.grid_side, images.device
-        padded = torch.tensor(images.shape[2:], dtype=torch.float32, device=device)
-        shown = torch.tensor(image_sizes, device=device) / padded
+        padded = torch.tensor(images.shape[:1:-1], device=device)
+        total = torch.tensor(mask_features.shape[:1:-1], device=device)
+        shown = torch.tensor(image_sizes, device=device).flip(1)
         in_content = (_cell_centers(side, device) / scale[:, None]).clamp(max=1)
-        resized = _read(mask_features.float(), in_content * shown.flip(1)[:, None])
+        where = in_content * (shown / padded)[:, None]
+        cells = (shown * total + padded - 1) // padded  # rounded up: they hold some content
+        resized = _read(mask_features.float(), _inside_cells(where, cells, total))
         return resized.unflatten(2, (side, side))
 
 
@@ -237,11 +241,12 @@ def _cell_centers(side: int, device: torch.device) -> Tensor:
     return torch.stack([x, y], dim=-1).flatten(0, 1)
 
 
-def _inside_content(points: Tensor, content: Tensor) -> Tensor:
-    """Move (B, P, 2) grid points to where only content cells (B, S, S) are interpolated."""
-    cells = torch.stack([content.any(dim=1).sum(dim=1), content.any(dim=2).sum(dim=1)], dim=-1)
-    side = content.shape[1]
-    return torch.minimum(points, ((cells - 0.5) / side)[:, None])
+def _inside_cells(points: Tensor, cells: Tensor, total: Tensor) -> Tensor:
+    """Move (B, P, 2) points to where reading bilinearly touches the first ``cells`` (B, 2) only.
+
+    ``points`` are normalized to a map of ``total`` (2,) cells; x before y everywhere.
+    """
+    return torch.minimum(points, ((cells - 0.5) / total)[:, None])
 
 
 def _check_batch(mask_features, images, image_sizes, masks, generators) -> None:

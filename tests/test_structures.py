@@ -1,0 +1,75 @@
+"""PseudoLabels: what it accepts, how it is indexed and what becomes of it."""
+
+import pytest
+import torch
+
+from s4m_d2.errors import InputError
+from s4m_d2.structures import PseudoLabels, sample_generators
+
+
+def make_labels() -> PseudoLabels:
+    masks = torch.zeros(3, 4, 6, dtype=torch.bool)
+    masks[0, 1:3, 2:5] = True
+    masks[2, 3, 0] = True
+    return PseudoLabels(torch.tensor([5, 0, 2]), masks, torch.tensor([0.9, 0.8, 0.7]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "masks", "scores", "message"),
+    [
+        (torch.zeros(2).long(), torch.zeros(2, 3, 3), torch.zeros(2), "masks must be"),
+        (torch.zeros(2).long(), torch.zeros(2, 3).bool(), torch.zeros(2), "masks must be"),
+        (torch.zeros(2).int(), torch.zeros(2, 3, 3).bool(), torch.zeros(2), "labels must be int64"),
+        (torch.zeros(2).long(), torch.zeros(2, 3, 3).bool(), torch.zeros(2).long(), "floating"),
+        (torch.zeros(1).long(), torch.zeros(2, 3, 3).bool(), torch.zeros(2), "2 masks need"),
+        (torch.zeros(2).long(), torch.zeros(2, 3, 3).bool(), torch.zeros(2, 1), "2 masks need"),
+    ],
+)
+def test_disagreeing_parts_are_refused(labels, masks, scores, message):
+    with pytest.raises(InputError, match=message):
+        PseudoLabels(labels, masks, scores)
+
+
+@pytest.mark.parametrize(
+    "index", [torch.tensor([True, False, True]), torch.tensor([0, 2]), slice(0, 3, 2)]
+)
+def test_indexing_keeps_labels_masks_and_scores_aligned(index):
+    labels = make_labels()
+    kept = labels[index]
+    assert kept.labels.tolist() == [5, 2]
+    assert torch.equal(kept.masks, labels.masks[[0, 2]])
+    assert torch.equal(kept.scores, labels.scores[[0, 2]])
+
+
+def test_empty_has_a_frame_but_no_instances():
+    empty = PseudoLabels.empty((7, 9))
+    assert len(empty) == 0 and empty.image_size == (7, 9)
+    assert len(empty[empty.scores > 0.5]) == 0
+
+
+def test_with_masks_changes_the_frame_and_nothing_else():
+    labels = make_labels()
+    moved = labels.with_masks(torch.ones(3, 8, 12, dtype=torch.bool))
+    assert moved.image_size == (8, 12) and labels.image_size == (4, 6)
+    assert torch.equal(moved.labels, labels.labels)
+    with pytest.raises(InputError, match="2 masks need"):
+        labels.with_masks(torch.ones(2, 8, 12, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("count", [3, 0])
+def test_instances_carry_the_same_classes_and_tight_boxes(count):
+    labels = make_labels()[:count]
+    instances = labels.to_instances()
+    assert instances.image_size == (4, 6) and len(instances) == count
+    assert torch.equal(instances.gt_classes, labels.labels)
+    assert torch.equal(instances.gt_masks.tensor, labels.masks)
+    expected = [[2, 1, 5, 3], [0, 0, 0, 0], [0, 3, 1, 4]][:count]
+    assert instances.gt_boxes.tensor.tolist() == expected
+
+
+def test_generators_come_from_the_samples_own_seeds():
+    batch = [{"seeds": {"arp": 7, "loss_points": 8}}, {"seeds": {"arp": 9, "loss_points": 8}}]
+    draws = [torch.rand(3, generator=g) for g in sample_generators(batch, "arp", "cpu")]
+    assert torch.equal(draws[0], torch.rand(3, generator=torch.Generator().manual_seed(7)))
+    assert torch.equal(draws[1], torch.rand(3, generator=torch.Generator().manual_seed(9)))
+    assert sample_generators([*batch, {}], "arp", "cpu") is None
