@@ -1,0 +1,341 @@
+"""ARP against literal pasting, and what holds for any batch: conservation, disjointness, purity."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s4m_d2.config import add_s4m_config
+from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.semi.arp import ARP, draw_placement
+from s4m_d2.structures import PseudoLabels
+
+MIN_AREA = 6
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def generators(batch: int, seed: int = 0) -> list[torch.Generator]:
+    return [seeded(seed + i) for i in range(batch)]
+
+
+def rectangle(size, top, left, height, width) -> torch.Tensor:
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def labels_of(masks, first_label=0, size=None) -> PseudoLabels:
+    if not len(masks):
+        return PseudoLabels.empty(size)
+    index = torch.arange(len(masks))
+    return PseudoLabels(first_label + index, torch.stack(list(masks)), 0.5 + index / 100)
+
+
+def random_batch(batch: int, seed: int, same_size: bool = False):
+    """Images of distinct pixel values and up to four rectangles, some overlapping, some small."""
+    generator = seeded(seed)
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    images, labels = [], []
+    for i in range(batch):
+        size = (9, 12) if same_size else (draw(6, 12), draw(6, 14))
+        images.append((torch.rand(3, *size, generator=generator) * 25 + 26 * i).to(torch.uint8))
+        masks = [
+            rectangle(size, draw(0, 5), draw(0, 5), draw(1, 6), draw(1, 6))
+            for _ in range(draw(0, 5))
+        ]
+        labels.append(labels_of(masks, 10 * i, size))
+    return images, labels
+
+
+def paste_literally(source, source_labels, base, base_labels):
+    """Static pasting, pixel by pixel."""
+    big = [i for i in range(len(source_labels)) if source_labels.masks[i].sum() >= MIN_AREA]
+    if not big:
+        return base, base_labels
+    image = base.clone()
+    height, width = base_labels.image_size
+    source_h, source_w = source_labels.image_size
+    masks = torch.zeros(len(base_labels) + len(big), height, width, dtype=torch.bool)
+    for y in range(height):
+        for x in range(width):
+            owner = None
+            for i in range(len(base_labels)):
+                if base_labels.masks[i, y, x]:
+                    owner = i
+            for position, i in enumerate(big):
+                if y < source_h and x < source_w and source_labels.masks[i, y, x]:
+                    owner = len(base_labels) + position
+                    image[:, y, x] = source[:, y, x]
+            if owner is not None:
+                masks[owner, y, x] = True
+    merged = PseudoLabels(
+        torch.cat([base_labels.labels, source_labels.labels[big]]),
+        masks,
+        torch.cat([base_labels.scores, source_labels.scores[big]]),
+    )
+    return image, merged[torch.tensor([bool(mask.any()) for mask in masks])]
+
+
+def same(a: PseudoLabels, b: PseudoLabels) -> bool:
+    return (
+        torch.equal(a.labels, b.labels)
+        and torch.equal(a.masks, b.masks)
+        and torch.equal(a.scores, b.scores)
+    )
+
+
+def partner_of(images, labels, results, index) -> int | None:
+    """The image that ``index`` received from under static pasting; None: nobody fits."""
+    for other in range(len(images)):
+        if other == index:
+            continue
+        image, merged = paste_literally(images[other], labels[other], images[index], labels[index])
+        if torch.equal(image, results[0][index]) and same(merged, results[1][index]):
+            return other
+    return None
+
+
+@pytest.mark.parametrize(
+    ("batch", "pairs"), [(0, 0), (1, 0), (2, 1), (3, 1), (4, 1), (7, 1), (8, 2), (9, 2), (12, 3)]
+)
+def test_disjoint_pairs_exchange_in_both_directions(batch, pairs):
+    size = (6, 7)
+    images = [torch.full((3, *size), float(i)) for i in range(batch)]
+    labels = [labels_of([rectangle(size, 1, 1, 3, 4)], i) for i in range(batch)]
+    seen = set()
+    for seed in range(30):
+        new_images, new_labels = ARP(min_area=MIN_AREA)(images, labels, generators(batch, seed))
+        partners = {i: int(image[0, 2, 2]) for i, image in enumerate(new_images)}
+        changed = {i: partner for i, partner in partners.items() if partner != i}
+        assert len(changed) == 2 * pairs
+        assert all(changed[partner] == i for i, partner in changed.items())
+        assert all(label.labels.tolist() == [partners[i]] for i, label in enumerate(new_labels))
+        seen |= set(changed)
+    assert seen == (set(range(batch)) if pairs else set()), "every image takes part sometimes"
+
+
+@pytest.mark.parametrize("batch", [2, 3, 4, 9])
+@given(seed=st.integers(0, 10**6))
+def test_static_pasting_equals_the_literal_loop(batch, seed):
+    images, labels = random_batch(batch, seed)
+    results = ARP(min_area=MIN_AREA)(images, labels, generators(batch, seed))
+    for index in range(batch):
+        untouched = results[0][index] is images[index] and results[1][index] is labels[index]
+        assert untouched or partner_of(images, labels, results, index) is not None
+
+
+def test_a_paste_by_hand():
+    size = (4, 6)
+    base = labels_of([rectangle(size, 0, 0, 4, 3), rectangle(size, 1, 1, 2, 1)], 10)
+    source = labels_of([rectangle(size, 0, 1, 3, 2), rectangle(size, 3, 5, 1, 1)], 20)
+    images = [torch.zeros(3, *size), torch.ones(3, *size)]
+    new_images, new_labels = ARP(min_area=MIN_AREA)(images, [base, source], generators(2))
+    expected = torch.tensor(
+        [
+            [10, 20, 20, 0, 0, 0],
+            [10, 20, 20, 0, 0, 0],
+            [10, 20, 20, 0, 0, 0],
+            [10, 10, 10, 0, 0, 0],
+        ]
+    )
+    assert new_labels[0].labels.tolist() == [10, 20], "11 is covered, 21 is too small"
+    drawn = (new_labels[0].masks * new_labels[0].labels[:, None, None]).sum(0)
+    assert torch.equal(drawn, expected)
+    assert torch.equal(new_images[0], (expected == 20).float().expand(3, -1, -1))
+    assert new_labels[1].labels.tolist() == [21, 10], "20 is covered by the larger 10"
+
+
+def test_an_area_at_the_minimum_is_pasted():
+    size = (5, 5)
+    labels = [PseudoLabels.empty(size), labels_of([rectangle(size, 0, 0, 2, 3)])]
+    images = [torch.zeros(3, *size), torch.ones(3, *size)]
+    assert len(ARP(min_area=6)(images, labels, generators(2))[1][0]) == 1
+    assert len(ARP(min_area=6.5)(images, labels, generators(2))[1][0]) == 0
+
+
+@pytest.mark.parametrize("random_placement", [False, True])
+@given(seed=st.integers(0, 10**6), batch=st.sampled_from([1, 2, 3, 4, 9]))
+def test_what_holds_for_any_batch(random_placement, seed, batch):
+    images, labels = random_batch(batch, seed)
+    arp = ARP(min_area=MIN_AREA, random_placement=random_placement)
+    before = [image.clone() for image in images], [mask.masks.clone() for mask in labels]
+    new_images, new_labels = arp(images, labels, generators(batch, seed))
+
+    assert all(map(torch.equal, images, before[0])), "inputs are never mutated"
+    assert all(
+        torch.equal(label.masks, mask) for label, mask in zip(labels, before[1], strict=True)
+    )
+    again = arp(images, labels, generators(batch, seed))
+    assert all(map(torch.equal, new_images, again[0])), "the generators decide"
+    assert all(map(same, new_labels, again[1]))
+
+    scores = {
+        int(name): float(score)
+        for label in labels
+        for name, score in zip(label.labels, label.scores, strict=True)
+    }
+    for i, (image, label) in enumerate(zip(new_images, new_labels, strict=True)):
+        assert image.shape == images[i].shape and image.dtype == torch.uint8
+        if label is labels[i]:
+            assert image is images[i]
+            continue
+        assert label.masks.sum(dim=0).max() <= 1, "disjoint"
+        assert label.masks.flatten(1).any(1).all(), "no empty instance"
+        assert [scores[int(k)] for k in label.labels] == label.scores.tolist(), "aligned"
+        own = label.labels // 10 == i
+        pasted = label.masks[~own].any(0)
+        assert torch.equal(image[:, ~pasted], images[i][:, ~pasted]), "the base elsewhere"
+        source = set((label.labels[~own] // 10).tolist())
+        if pasted.any():  # each image has a range of values of its own
+            assert source == set((image[:, pasted] // 26).flatten().tolist())
+            assert len(source) == 1
+        for k, mask in zip(label.labels[own], label.masks[own], strict=True):
+            original = labels[i].masks[labels[i].labels == k][0]
+            assert not (mask & ~original).any(), "own instances only lose pixels"
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_static_pixels_are_exact(dtype):
+    size = (200, 317)
+    images = [(255 * torch.rand(3, *size, generator=seeded(i))).to(dtype) for i in range(2)]
+    labels = [labels_of([rectangle(size, 3, 5, 190, 300)]), PseudoLabels.empty(size)]
+    new_images, _ = ARP(min_area=1)(images, labels, generators(2))
+    mask = labels[0].masks[0]
+    assert torch.equal(new_images[1], torch.where(mask, images[0], images[1]))
+
+
+def coordinate_image(size) -> torch.Tensor:
+    """Each pixel's own center (x, y), and -1."""
+    y, x = torch.meshgrid(*(torch.arange(side) + 0.5 for side in size), indexing="ij")
+    return torch.stack([x, y, torch.full_like(x, -1.0)])
+
+
+@given(seed=st.integers(0, 10**6))
+def test_dynamic_image_and_mask_go_through_one_scale_and_shift(seed):
+    """The pasted pixels of an image of coordinates tell where they came from."""
+    source_size, base_size = (30, 44), (37, 29)
+    mask = rectangle(source_size, 8, 10, 12, 9)
+    mask[8:12, 10:13] = False  # not a rectangle
+    images = [coordinate_image(source_size), torch.zeros(3, *base_size)]
+    labels = [labels_of([mask]), PseudoLabels.empty(base_size)]
+    arp = ARP(min_area=1, random_placement=True, scale_range=(0.5, 2.0))
+    new_images, new_labels = arp(images, labels, generators(2, seed))
+    [pasted] = new_labels[1].masks
+    assert torch.equal(new_images[1][2] == -1, pasted)
+
+    came_from = new_images[1][:2, pasted]
+    x, y = came_from.floor().long()
+    assert mask[y, x].all()
+    here = coordinate_image(base_size)[:2, pasted]
+    scale = (here[:, 0] - here[:, -1]) / (came_from[:, 0] - came_from[:, -1])
+    assert (scale > 0.5 - 1e-3).all() and (scale < 2 + 1e-3).all()
+    torch.testing.assert_close(scale[0], scale[1], rtol=1e-3, atol=0)
+    shift = here - scale[:, None] * came_from
+    torch.testing.assert_close(shift, shift[:, :1].expand_as(shift), rtol=0, atol=1e-2)
+    assert pasted.sum() == pytest.approx(float(mask.sum() * scale[0] ** 2), rel=0.35)
+
+
+def test_scales_and_positions_are_uniform_and_inside_the_frame():
+    size, base = (40, 60), (50, 80)
+    masks = rectangle(size, 11, 20, 10, 16).expand(4000, -1, -1)
+    placement = draw_placement(masks, base, (0.8, 1.2), seeded(0))
+    assert placement.scale.min() >= 0.8 and placement.scale.max() <= 1.2
+    assert placement.scale.mean().item() == pytest.approx(1.0, abs=0.01)
+    start = placement.scale[:, None] * torch.tensor([20.0, 11.0]) + placement.offset
+    end = placement.scale[:, None] * torch.tensor([36.0, 21.0]) + placement.offset
+    frame = torch.tensor([80.0, 50.0])
+    assert (start > -1e-9).all() and (end < frame + 1e-9).all()
+    position = start / (frame - (end - start))
+    torch.testing.assert_close(
+        position.mean(0), torch.tensor([0.5, 0.5]).double(), rtol=0, atol=0.02
+    )
+    assert (position.amin(0) < 0.01).all() and (position.amax(0) > 0.99).all()
+
+
+def test_an_instance_larger_than_the_frame_covers_it():
+    images = [torch.ones(3, 40, 50), torch.zeros(3, 8, 50)]
+    labels = [labels_of([rectangle((40, 50), 2, 4, 30, 20)]), PseudoLabels.empty((8, 50))]
+    for seed in range(10):
+        arp = ARP(min_area=1, random_placement=True)
+        _, new_labels = arp(images, labels, generators(2, seed))
+        columns = new_labels[1].masks[0].all(dim=0)
+        assert torch.equal(columns, new_labels[1].masks[0].any(dim=0))
+        assert 15 <= columns.sum() <= 25
+
+
+def test_each_instance_has_a_placement_of_its_own():
+    size = (60, 60)
+    labels = [
+        labels_of([rectangle(size, 0, 0, 10, 10), rectangle(size, 0, 20, 10, 10)]),
+        PseudoLabels.empty(size),
+    ]
+    arp = ARP(min_area=1, random_placement=True)
+    masks = arp([torch.zeros(3, *size)] * 2, labels, generators(2, 3))[1][1].masks
+    corners = [mask.nonzero().amin(0) for mask in masks]
+    assert corners[0][0] != corners[1][0]
+    assert corners[1][1] - corners[0][1] != 20
+
+
+def test_an_image_without_a_partner_keeps_its_overlapping_masks():
+    size = (6, 6)
+    overlapping = labels_of([rectangle(size, 0, 0, 4, 4), rectangle(size, 2, 2, 3, 1)])
+    labels = [overlapping, PseudoLabels.empty(size)]
+    _, new_labels = ARP(min_area=MIN_AREA)([torch.zeros(3, *size)] * 2, labels, generators(2))
+    assert same(new_labels[0], overlapping), "nothing was pasted onto it"
+    assert len(new_labels[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"min_area": -1}, "MIN_AREA_FRACTION"),
+        ({"min_area": 1, "pair_fraction": 0.6}, "PAIR_FRACTION"),
+        ({"min_area": 1, "pair_fraction": 0.0}, "PAIR_FRACTION"),
+        ({"min_area": 1, "scale_range": (1.2, 0.8)}, "SCALE_RANGE"),
+        ({"min_area": 1, "scale_range": (0.0, 0.8)}, "SCALE_RANGE"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        ARP(**arguments)
+
+
+def test_disagreeing_inputs_are_named():
+    labels = [PseudoLabels.empty((4, 4)), PseudoLabels.empty((4, 5))]
+    images = [torch.zeros(3, 4, 4)] * 2
+    with pytest.raises(InputError, match=r"image 1 is \(3, 4, 4\)"):
+        ARP(min_area=1)(images, labels)
+    with pytest.raises(InputError, match="2 images need as many labels"):
+        ARP(min_area=1)(images, labels[:1])
+
+
+@pytest.mark.parametrize(
+    ("mapper", "area"), [("mask_former_instance", 512 * 1024), ("coco_instance_lsj", 640**2)]
+)
+def test_the_config_gives_the_minimum_area_of_the_training_crop(mapper, area):
+    cfg = get_cfg()
+    add_s4m_config(cfg)
+    cfg.INPUT.DATASET_MAPPER_NAME = mapper
+    cfg.INPUT.IMAGE_SIZE = 640
+    cfg.INPUT.CROP.ENABLED = True
+    cfg.INPUT.CROP.TYPE = "absolute"
+    cfg.INPUT.CROP.SIZE = [512, 1024]
+    cfg.S4M.ARP.MIN_AREA_FRACTION = 0.01
+    cfg.S4M.ARP.RANDOM_PLACEMENT = True
+    arp = ARP(cfg)
+    assert arp.min_area == pytest.approx(0.01 * area)
+    assert arp.random_placement and arp.scale_range == (0.8, 1.2)
+
+
+def test_a_crop_without_a_size_in_pixels_is_refused():
+    cfg = get_cfg()
+    add_s4m_config(cfg)
+    with pytest.raises(ConfigError, match="INPUT.CROP"):
+        ARP(cfg)

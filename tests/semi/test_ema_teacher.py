@@ -1,0 +1,171 @@
+"""The EMA teacher: what moves, what is copied, what stays frozen."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from s4m_d2.errors import InputError
+from s4m_d2.semi.burn_in import TeacherPhase
+from s4m_d2.semi.ema_teacher import EMATeacher
+
+
+class Model(nn.Module):
+    """A parameter, two floating-point buffers (one not saved), an integer and a bool buffer."""
+
+    def __init__(self, value: float, count: int = 0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((2,), value))
+        self.part = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(2))
+        self.register_buffer("running", torch.full((2,), 10 * value))
+        self.register_buffer("scratch", torch.full((1,), -value), persistent=False)
+        self.register_buffer("count", torch.tensor(count))
+        self.register_buffer("flag", torch.tensor(count > 0))
+
+    def forward(self, x):
+        return self.part(x) * self.weight
+
+
+def values(model: nn.Module) -> dict[str, torch.Tensor]:
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor.detach().clone() for name, tensor in named}
+
+
+def test_one_step_by_hand():
+    teacher, student = Model(1.0, count=3), Model(2.0, count=7)
+    ema = EMATeacher(teacher, decay=0.75)
+    ema.update(student)
+    assert teacher.weight.tolist() == [1.25, 1.25]
+    assert teacher.running.tolist() == [12.5, 12.5]
+    assert teacher.scratch.tolist() == [-1.25]
+    assert teacher.count.item() == 7 and teacher.flag.item() is True
+    ema.update(student)
+    assert teacher.weight.tolist() == [1.4375, 1.4375]
+    assert student.weight.tolist() == [2.0, 2.0]
+
+
+def test_many_steps_follow_the_closed_form():
+    teacher, student = Model(1.0), Model(3.0)
+    ema = EMATeacher(teacher, decay=0.9996)
+    for _ in range(1000):
+        ema.update(student)
+    expected = 3.0 + (1.0 - 3.0) * 0.9996**1000
+    torch.testing.assert_close(
+        teacher.weight.detach(), torch.full((2,), expected), rtol=1e-4, atol=0
+    )
+
+
+def test_what_is_equal_in_both_does_not_drift():
+    teacher, student = Model(0.1), Model(0.1)
+    before = values(teacher)
+    ema = EMATeacher(teacher, decay=0.9996)
+    for _ in range(50):
+        ema.update(student)
+    assert all(torch.equal(before[name], value) for name, value in values(teacher).items())
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_the_extreme_decays(decay):
+    teacher, student = Model(1.0), Model(2.0)
+    EMATeacher(teacher, decay).update(student)
+    assert teacher.weight.tolist() == [2.0 - decay] * 2
+
+
+def test_frozen_changes_nothing_copy_copies_everything_ema_moves():
+    teacher, student = Model(1.0, count=3), Model(2.0, count=7)
+    ema = EMATeacher(teacher, decay=0.5)
+    before = values(teacher)
+    ema.step(student, TeacherPhase.FROZEN)
+    assert all(torch.equal(before[name], value) for name, value in values(teacher).items())
+    ema.step(student, TeacherPhase.COPY)
+    assert all(torch.equal(values(student)[name], value) for name, value in values(teacher).items())
+    with torch.no_grad():
+        student.weight.fill_(4.0)
+    assert teacher.weight.tolist() == [2.0, 2.0], "a copy, not a reference"
+    ema.step(student, TeacherPhase.EMA)
+    assert teacher.weight.tolist() == [3.0, 3.0]
+
+
+def test_nothing_puts_the_teacher_into_train_mode():
+    teacher = Model(1.0).train()
+    ema = EMATeacher(teacher, decay=0.5)
+    container = nn.ModuleList([teacher])
+    for call in (teacher.train, teacher.part.train, teacher.part[1].train, container.train):
+        call()
+        assert not any(module.training for module in teacher.modules())
+    assert teacher.train() is teacher and ema.model is teacher
+    assert container.training
+
+    x = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
+    before = values(teacher)
+    first, second = teacher(x), teacher(x)
+    assert torch.equal(first, second), "dropout is off"
+    assert all(torch.equal(before[name], value) for name, value in values(teacher).items())
+
+
+def test_a_deep_copy_is_protected_by_itself():
+    teacher = Model(1.0)
+    EMATeacher(teacher, decay=0.5)
+    twin = copy.deepcopy(teacher)
+    assert twin.train() is twin and not twin.part.training
+
+
+def test_the_teacher_takes_no_gradients_and_is_no_submodule():
+    teacher = Model(1.0)
+    owner = Model(2.0)
+    before = len(list(owner.parameters()))
+    owner.teacher = EMATeacher(teacher, decay=0.5)
+    assert len(list(owner.parameters())) == before
+    assert not teacher(torch.ones(2, 2)).requires_grad
+    owner.teacher.update(owner_student := Model(3.0))
+    assert teacher.weight.grad_fn is None and owner_student.weight.requires_grad
+
+
+def renamed():
+    student = Model(2.0)
+    student.renamed = student.weight
+    del student.weight
+    return student
+
+
+def resized():
+    student = Model(2.0)
+    student.part[1] = nn.BatchNorm1d(3)
+    return student
+
+
+def half():
+    return Model(2.0).half()
+
+
+@pytest.mark.parametrize(
+    ("make_student", "message"),
+    [
+        (renamed, "the teacher has 'weight', the student has not"),
+        (lambda: nn.Sequential(Model(2.0)), "the teacher has 'weight', the student has not"),
+        (resized, r"'part.1.weight' is \(2,\).* but \(3,\)"),
+        (half, r"'weight' is \(2,\) torch.float32 .* \(2,\) torch.float16"),
+    ],
+)
+@pytest.mark.parametrize("operation", ["copy_from", "update"])
+def test_another_architecture_is_refused_before_anything_changes(make_student, message, operation):
+    teacher = Model(1.0)
+    ema = EMATeacher(teacher, decay=0.5)
+    before = values(teacher)
+    with pytest.raises(InputError, match=message):
+        getattr(ema, operation)(make_student())
+    assert all(torch.equal(before[name], value) for name, value in values(teacher).items())
+
+
+def test_an_extra_tensor_of_the_student_is_named():
+    student = Model(2.0)
+    student.extra = nn.Parameter(torch.zeros(1))
+    with pytest.raises(InputError, match="the student has 'extra', the teacher has not"):
+        EMATeacher(Model(1.0), decay=0.5).update(student)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.1])
+def test_decay_out_of_range_is_refused(decay):
+    with pytest.raises(InputError, match="S4M.EMA_DECAY"):
+        EMATeacher(Model(1.0), decay)

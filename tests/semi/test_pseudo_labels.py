@@ -1,0 +1,158 @@
+"""Selection of pseudo-labels: each rule alone, at equality, and against a literal loop."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s4m_d2.errors import InputError
+from s4m_d2.semi.pseudo_labels import select_pseudo_labels
+
+CLASSES = 3
+RULES = dict(score_thresh=0.7, min_area=5.0)
+
+
+def class_logits(*probabilities) -> torch.Tensor:
+    """(Q, 4) logits whose softmax is the given rows (three classes, then no-object)."""
+    return torch.tensor(probabilities, dtype=torch.float64).log()
+
+
+def mask_with_area(pixels: int, size=(6, 8), value: float = 30.0) -> torch.Tensor:
+    mask = torch.full((size[0] * size[1],), -30.0)
+    mask[:pixels] = value
+    return mask.view(1, *size)
+
+
+def select(logits, masks, content_size=(6, 8), **changes):
+    return select_pseudo_labels(logits, masks, content_size=content_size, **{**RULES, **changes})
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "pixels", "fate"),
+    [
+        ((0.1, 0.8, 0.05, 0.05), 10, "kept"),
+        ((0.1, 0.05, 0.05, 0.8), 10, "dropped_no_object"),
+        ((0.4, 0.05, 0.05, 0.5), 10, "dropped_no_object"),
+        ((0.6, 0.3, 0.05, 0.05), 10, "dropped_score"),
+        ((0.1, 0.8, 0.05, 0.05), 3, "dropped_area"),
+        ((0.1, 0.8, 0.05, 0.05), 0, "dropped_area"),
+        ((0.4, 0.05, 0.05, 0.5), 0, "dropped_no_object"),
+        ((0.6, 0.3, 0.05, 0.05), 0, "dropped_score"),
+    ],
+)
+def test_each_rule_drops_and_counts_its_own(probabilities, pixels, fate):
+    selection = select(class_logits(probabilities), mask_with_area(pixels))
+    expected = dict.fromkeys(
+        ("queries", "dropped_no_object", "dropped_score", "dropped_area", "kept"), 0
+    )
+    assert selection.stats == {**expected, "queries": 1, fate: 1}
+    assert len(selection.labels) == (fate == "kept")
+    if fate == "kept":
+        assert selection.labels.labels.tolist() == [1]
+        assert selection.labels.scores.tolist() == pytest.approx([0.8])
+        assert selection.labels.masks.flatten().nonzero().flatten().tolist() == list(range(10))
+
+
+def test_a_score_at_the_threshold_is_dropped():
+    logits = torch.tensor([[1.0, 3.0, 0.0, 0.5]])
+    score = float(logits.softmax(-1)[0, 1])
+    assert select(logits, mask_with_area(10), score_thresh=score).stats["dropped_score"] == 1
+    below = math.nextafter(score, 0.0) - 1e-7
+    assert select(logits, mask_with_area(10), score_thresh=below).stats["kept"] == 1
+
+
+def test_an_area_at_the_threshold_is_dropped_and_the_area_is_soft():
+    logits = class_logits((0.1, 0.8, 0.05, 0.05))
+    half = torch.zeros(1, 2, 5)  # probability 0.5 exactly, 10 px: area 5 exactly
+    assert select(logits, half, (2, 5)).stats["dropped_area"] == 1
+    assert select(logits, half, (2, 5), min_area=4.999).stats["kept"] == 1
+
+
+def test_a_pixel_at_the_mask_threshold_is_outside():
+    logits = class_logits((0.1, 0.8, 0.05, 0.05))
+    masks = torch.tensor([[[0.0, 1e-3, -1e-3, 9.0]]])
+    kept = select(logits, masks, (1, 4), min_area=0.5).labels
+    assert kept.masks.tolist() == [[[False, True, False, True]]]
+    stricter = select(logits, masks, (1, 4), min_area=0.5, mask_thresh=0.9).labels
+    assert stricter.masks.tolist() == [[[False, False, False, True]]]
+
+
+def test_padding_is_neither_counted_nor_returned():
+    logits = class_logits((0.1, 0.8, 0.05, 0.05), (0.1, 0.8, 0.05, 0.05))
+    masks = torch.full((2, 6, 8), -30.0)
+    masks[0, 4:] = 30.0  # 16 px in the padding
+    masks[1, 2:5, 1:5] = 30.0  # 6 px in the content (rows 2-3, columns 1-3), 6 in the padding
+    selection = select(logits, masks, content_size=(4, 4))
+    assert selection.stats["dropped_area"] == 1 and selection.stats["kept"] == 1
+    assert selection.mask_logits.shape == selection.labels.masks.shape == (1, 4, 4)
+    assert selection.labels.masks.sum() == 6
+    assert torch.equal(selection.mask_logits, masks[1:, :4, :4])
+
+
+def test_a_content_that_ends_inside_a_pixel_keeps_that_pixel_and_its_extent():
+    logits = class_logits((0.1, 0.8, 0.05, 0.05))
+    selection = select(logits, mask_with_area(48), content_size=(3.25, 7.75))
+    assert selection.labels.image_size == (4, 8)
+    assert selection.content_size == (3.25, 7.75)
+
+
+@pytest.mark.parametrize("queries", [0, 4])
+def test_a_teacher_without_pseudo_labels_yields_an_empty_selection(queries):
+    logits = torch.zeros(queries, CLASSES + 1)
+    logits[:, -1] = 9.0
+    selection = select(logits, torch.zeros(queries, 6, 8), content_size=(5, 7))
+    assert len(selection.labels) == 0 and selection.labels.image_size == (5, 7)
+    assert selection.mask_logits.shape == (0, 5, 7)
+    assert selection.stats["dropped_no_object"] == selection.stats["queries"] == queries
+
+
+@given(seed=st.integers(0, 10**6), height=st.integers(1, 5), width=st.integers(1, 6))
+def test_selection_equals_the_rules_applied_query_by_query(seed, height, width):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(12, CLASSES + 1, generator=generator)
+    masks = 4 * torch.randn(12, 5, 6, generator=generator)
+    selection = select(logits, masks, (height, width), score_thresh=0.6, min_area=3.0)
+
+    kept = []
+    for query in range(12):
+        exponentials = [math.exp(value) for value in logits[query].tolist()]
+        probabilities = [value / sum(exponentials) for value in exponentials]
+        best = max(range(CLASSES + 1), key=probabilities.__getitem__)
+        pixels = [masks[query, y, x].item() for y in range(height) for x in range(width)]
+        area = sum(1 / (1 + math.exp(-value)) for value in pixels)
+        if best != CLASSES and probabilities[best] > 0.6 and area > 3.0:
+            kept.append((best, probabilities[best], [value > 0 for value in pixels]))
+
+    labels = selection.labels
+    assert labels.labels.tolist() == [label for label, _, _ in kept]
+    assert labels.scores.tolist() == pytest.approx([score for _, score, _ in kept], rel=1e-5)
+    assert labels.masks.flatten(1).tolist() == [mask for _, _, mask in kept]
+    stats = selection.stats
+    assert stats["kept"] == len(kept)
+    assert sum(stats.values()) == 2 * stats["queries"] == 24
+
+
+def test_half_precision_predictions_are_compared_in_single_precision():
+    logits = class_logits((0.1, 0.8, 0.05, 0.05)).bfloat16()
+    masks = torch.full((1, 6, 8), -2.0).bfloat16()  # area 48 * sigmoid(-2) = 5.7216
+    assert masks.sigmoid().sum().item() < 5.72, "too coarse in bfloat16"
+    selection = select(logits, masks, min_area=5.72)
+    assert selection.mask_logits.dtype == selection.labels.scores.dtype == torch.float32
+    assert selection.stats["kept"] == 1
+
+
+@pytest.mark.parametrize(
+    ("logits", "masks", "content_size", "message"),
+    [
+        (torch.zeros(2, 4), torch.zeros(3, 6, 8), (6, 8), "one image"),
+        (torch.zeros(1, 2, 4), torch.zeros(1, 6, 8), (6, 8), "one image"),
+        (torch.zeros(2, 4), torch.zeros(2, 6, 8), (7, 8), "content_size"),
+        (torch.zeros(2, 4), torch.zeros(2, 6, 8), (24, 32), "not of the image"),
+        (torch.zeros(2, 4), torch.zeros(2, 6, 8), (0, 8), "content_size"),
+    ],
+)
+def test_disagreeing_shapes_are_named(logits, masks, content_size, message):
+    with pytest.raises(InputError, match=message):
+        select(logits, masks, content_size)

@@ -1,0 +1,302 @@
+"""Refinement: where the clicks fall, which of SAM's masks is taken, what it falls back to."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import permutations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.config import get_cfg
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from torch import Tensor
+
+from s4m_d2.config import add_s4m_config
+from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.semi.pseudo_labels import Selection
+from s4m_d2.semi.refinement import (
+    MASKS_AT_ONCE,
+    PointRefiner,
+    TeacherMasks,
+    build_refiner,
+    sample_mask_points,
+    teacher_masks,
+)
+from s4m_d2.structures import PseudoLabels
+
+LOW_RES = 8
+
+
+@dataclass
+class FakeOutput:
+    mask_logits: Tensor
+    iou_predictions: Tensor
+
+
+@dataclass
+class FakeBackend:
+    """Mask m of a prompt covers the m-th third of the columns; IoUs are set by the test.
+
+    ``ious`` holds (N, 3) for each encoded image, ``empty`` the masks (image, prompt, m) that are
+    empty.
+    """
+
+    ious: list[Tensor] = field(default_factory=list)
+    empty: set[tuple[int, int, int]] = field(default_factory=set)
+    encoded: list[tuple[Tensor, list]] = field(default_factory=list)
+    prompts: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    largest_upscale: int = 0
+
+    def encode(self, images, image_sizes):
+        assert len(images) == len(image_sizes)
+        self.encoded.append((images, list(image_sizes)))
+        return images
+
+    def prompt(self, encoded, points, labels, *, multimask=True, masks=True, features=False):
+        assert multimask and masks and len(encoded) == len(points) == len(labels)
+        self.prompts.extend(zip(points, labels, strict=True))
+        columns = torch.arange(9) // 3
+        outputs = []
+        for image, clicks in enumerate(points):
+            logits = torch.where(columns == torch.arange(3)[:, None], 5.0, -5.0)
+            logits = logits[:, None, :].repeat(len(clicks), 1, LOW_RES, 1).view(-1, 3, LOW_RES, 9)
+            for of_image, prompt, mask in self.empty:
+                if of_image == image:
+                    logits[prompt, mask] = -5.0
+            outputs.append(FakeOutput(logits, self.ious[image]))
+        return outputs
+
+    def upscale(self, mask_logits, image_size):
+        self.largest_upscale = max(self.largest_upscale, len(mask_logits))
+        return F.interpolate(mask_logits[:, None], image_size, mode="nearest")[:, 0]
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_selection(mask_logits: Tensor, content_size=None, mask_thresh=0.0) -> Selection:
+    count, height, width = mask_logits.shape
+    labels = PseudoLabels(
+        torch.arange(count) + 10, mask_logits > mask_thresh, torch.linspace(0.7, 1.0, count)
+    )
+    return Selection(labels, mask_logits, content_size or (height, width), {"kept": count})
+
+
+def blobs(count: int, size=(6, 9), seed=0) -> Tensor:
+    return 3 * torch.randn(count, *size, generator=seeded(seed)) + 0.5
+
+
+def pixels_of(points: Tensor, content_size) -> Tensor:
+    return (points * torch.tensor(content_size[::-1])).floor().long()
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    count=st.integers(0, 4),
+    num_points=st.integers(1, 7),
+    density=st.sampled_from([-4.0, -1.5, 0.0, 2.0]),
+)
+def test_clicks_are_distinct_centers_of_pixels_inside_the_mask(seed, count, num_points, density):
+    size = (5, 7)
+    selection = make_selection(torch.randn(count, *size, generator=seeded(seed)) + density)
+    points, labels = sample_mask_points(selection, num_points, seeded(seed + 1))
+    assert points.shape == (count, num_points, 2) and labels.shape == (count, num_points)
+    centers = points * torch.tensor(size[::-1])
+    torch.testing.assert_close(centers - centers.floor(), torch.full_like(centers, 0.5))
+    for mask, pixels, label in zip(
+        selection.labels.masks, centers.floor().long(), labels, strict=True
+    ):
+        clicked = [
+            (x, y) for (x, y), positive in zip(pixels.tolist(), label, strict=True) if positive == 1
+        ]
+        assert set(label.tolist()) <= {1, -1}
+        assert len(clicked) == min(num_points, int(mask.sum()))
+        assert len(set(clicked)) == len(clicked)
+        assert all(mask[y, x] for x, y in clicked)
+
+
+def test_a_mask_smaller_than_its_clicks_takes_every_pixel():
+    logits = torch.full((1, 4, 4), -2.0)
+    logits[0, 1, 2] = logits[0, 3, 0] = 1.0
+    points, labels = sample_mask_points(make_selection(logits), 3, seeded(0))
+    assert labels.tolist() == [[1, 1, -1]]
+    assert sorted(points[0, :2].tolist()) == [[0.125, 0.875], [0.625, 0.375]]
+
+
+def test_the_first_click_follows_the_softmax_over_the_pixels_inside():
+    logits = torch.tensor([[[2.0, 0.5, 9.0], [1.0, 0.1, 1.5]]])
+    mask = torch.tensor([[[True, True, False], [True, True, True]]])
+    labels = PseudoLabels(torch.zeros(1).long(), mask, torch.ones(1))
+    copies = 20000
+    selection = Selection(
+        labels[torch.zeros(copies).long()], logits.repeat(copies, 1, 1), (2, 3), {}
+    )
+    points, _ = sample_mask_points(selection, 1, seeded(0))
+    pixels = pixels_of(points[:, 0], (2, 3))
+    counts = (pixels[:, 1] * 3 + pixels[:, 0]).bincount(minlength=6).double()
+    inside = mask.flatten()
+    expected = logits.flatten()[inside].double().softmax(0) * copies
+    assert counts[~inside].sum() == 0
+    assert chisquare(counts[inside].numpy(), expected.numpy()).pvalue > 0.01
+
+
+def test_clicks_without_replacement_follow_the_sequential_draw():
+    """Each ordered pair (a, b) has probability p_a * p_b / (1 - p_a)."""
+    logits = torch.tensor([[[2.0, 0.5, 1.0, 0.1]]])
+    copies = 20000
+    points, _ = sample_mask_points(make_selection(logits.repeat(copies, 1, 1)), 2, seeded(0))
+    counts = Counter(map(tuple, pixels_of(points, (1, 4))[:, :, 0].tolist()))
+    p = logits.flatten().double().softmax(0).tolist()
+    pairs = list(permutations(range(4), 2))
+    expected = [copies * p[a] * p[b] / (1 - p[a]) for a, b in pairs]
+    assert chisquare([counts[pair] for pair in pairs], expected).pvalue > 0.01
+
+
+def test_clicks_are_normalized_to_a_content_that_ends_inside_a_pixel():
+    logits = torch.full((1, 4, 4), -1.0)
+    logits[0, 3, 3] = logits[0, 0, 0] = 1.0
+    selection = make_selection(logits, content_size=(3.25, 4.0))
+    points, _ = sample_mask_points(selection, 2, seeded(0))
+    expected = [[0.5 / 4, 0.5 / 3.25], [3.5 / 4, 1.0]]  # the center (3.5) lies below the content
+    torch.testing.assert_close(torch.tensor(sorted(points[0].tolist())), torch.tensor(expected))
+
+
+def test_the_mask_with_the_best_predicted_iou_replaces_the_teachers():
+    ious = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3], [0.4, 0.5, 0.6]])
+    backend = FakeBackend([ious])
+    selection = make_selection(blobs(3))
+    refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 24, 45), [(20, 36)])
+    labels = refined.labels[0]
+    thirds = torch.arange(36) // 12
+    for mask, best in zip(labels.masks, (1, 0, 2), strict=True):
+        assert torch.equal(mask, (thirds == best).expand(20, -1))
+    assert torch.equal(labels.labels, selection.labels.labels)
+    assert torch.equal(labels.scores, selection.labels.scores)
+    torch.testing.assert_close(refined.predicted_ious, torch.tensor([0.9, 0.8, 0.6]))
+    assert refined.num_fallbacks == 0
+
+
+def test_an_empty_refined_mask_falls_back_to_the_teachers():
+    ious = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3]])
+    backend = FakeBackend([ious], empty={(0, 0, 1), (0, 1, 1)})
+    selection = make_selection(blobs(2))
+    refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 24, 36), [(24, 36)])
+    teacher = F.interpolate(selection.mask_logits[None], (24, 36), mode="bilinear")[0] > 0
+    assert torch.equal(refined.labels[0].masks[0], teacher[0])
+    assert torch.equal(refined.labels[0].masks[1], (torch.arange(36) < 12).expand(24, -1))
+    assert refined.num_fallbacks == 1 and len(refined.predicted_ious) == 2
+
+
+def test_only_images_with_pseudo_labels_are_encoded():
+    ious = torch.tensor([[0.1, 0.9, 0.5]])
+    backend = FakeBackend([ious, ious.repeat(2, 1)])
+    selections = [make_selection(blobs(n)) for n in (0, 1, 0, 2)]
+    images = torch.arange(4.0)[:, None, None, None].expand(4, 3, 30, 40)
+    sizes = [(24, 36), (30, 40), (12, 40), (18, 27)]
+    refined = PointRefiner(backend=backend)(selections, images, sizes)
+    [(encoded, encoded_sizes)] = backend.encoded
+    assert encoded[:, 0, 0, 0].tolist() == [1.0, 3.0] and encoded_sizes == [sizes[1], sizes[3]]
+    assert [len(labels) for labels in refined.labels] == [0, 1, 0, 2]
+    assert [labels.image_size for labels in refined.labels] == sizes
+
+
+def test_a_batch_without_pseudo_labels_never_reaches_sam():
+    backend = FakeBackend()
+    selections = [make_selection(blobs(0)), make_selection(torch.full((2, 6, 9), -1.0))]
+    refined = PointRefiner(backend=backend)(selections, torch.zeros(2, 3, 24, 36), [(24, 36)] * 2)
+    assert not backend.encoded and not backend.prompts
+    assert [len(labels) for labels in refined.labels] == [0, 0]
+    assert len(refined.predicted_ious) == 0 and refined.num_fallbacks == 0
+
+
+def test_an_instance_without_pixels_is_left_out_and_the_others_stay_aligned():
+    logits = blobs(3)
+    logits[1] = -1.0
+    backend = FakeBackend([torch.tensor([[0.1, 0.9, 0.5], [0.1, 0.9, 0.5]])])
+    selection = make_selection(logits)
+    refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 24, 36), [(24, 36)])
+    assert refined.labels[0].labels.tolist() == [10, 12]
+    assert torch.equal(refined.labels[0].scores, selection.labels.scores[[0, 2]])
+
+
+def test_many_masks_are_upscaled_in_chunks():
+    count = 2 * MASKS_AT_ONCE + 3
+    backend = FakeBackend([torch.rand(count, 3, generator=seeded(0))])
+    selection = make_selection(blobs(count))
+    refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 24, 36), [(24, 36)])
+    best = backend.ious[0].argmax(1)
+    thirds = torch.arange(36) // 12
+    expected = (thirds == best[:, None])[:, None].expand(-1, 24, -1)
+    assert torch.equal(refined.labels[0].masks, expected)
+    assert backend.largest_upscale == MASKS_AT_ONCE
+
+
+def test_each_image_draws_from_its_own_generator():
+    ious = [torch.rand(2, 3, generator=seeded(0))] * 2
+    selections = [make_selection(blobs(2, seed=seed)) for seed in (1, 2)]
+    images = torch.zeros(2, 3, 24, 36)
+    together, alone = FakeBackend(ious), FakeBackend(ious)
+    PointRefiner(backend=together)(selections, images, [(24, 36)] * 2, [seeded(5), seeded(6)])
+    PointRefiner(backend=alone)(selections[1:], images[1:], [(24, 36)], [seeded(6)])
+    assert torch.equal(together.prompts[1][0], alone.prompts[0][0])
+    assert together.prompts[0][0].shape == (2, 3, 2)
+
+
+def test_teacher_masks_line_up_with_the_padded_prediction():
+    """Resizing the content alone equals resizing the padded prediction and cropping."""
+    stride, padded = 4, (40, 48)
+    logits = 3 * torch.randn(3, 10, 12, generator=seeded(0))
+    whole = F.interpolate(logits[None], padded, mode="bilinear", align_corners=False)[0]
+    for size in [(40, 48), (33, 45), (38, 30), (3, 48)]:
+        content = (size[0] / stride, size[1] / stride)
+        rows, columns = -(-size[0] // stride), -(-size[1] // stride)
+        selection = make_selection(logits[:, :rows, :columns], content)
+        masks = teacher_masks(selection, size)
+        interior = (max(size[0] - stride, 1), max(size[1] - stride, 1))
+        expected = whole[:, : interior[0], : interior[1]] > 0
+        assert torch.equal(masks[:, : interior[0], : interior[1]], expected)
+        assert masks.shape == (3, *size)
+
+
+@pytest.mark.parametrize("mask_thresh", [0.5, 0.8])
+def test_without_refinement_the_teachers_masks_are_resized_and_thresholded(mask_thresh):
+    selection = make_selection(blobs(MASKS_AT_ONCE + 2))
+    sizes = [(24, 36), (13, 17)]
+    refiner = TeacherMasks(mask_thresh=mask_thresh)
+    refined = refiner([selection, make_selection(blobs(0))], torch.zeros(2, 3, 30, 40), sizes)
+    resized = F.interpolate(selection.mask_logits[None], sizes[0], mode="bilinear")[0]
+    assert torch.equal(refined.labels[0].masks, resized.sigmoid() > mask_thresh)
+    assert refined.labels[1].image_size == sizes[1] and len(refined.labels[1]) == 0
+    assert len(refined.predicted_ious) == refined.num_fallbacks == 0
+
+
+@pytest.mark.parametrize("refiner", [TeacherMasks(), PointRefiner(backend=None)])
+def test_disagreeing_batches_are_named(refiner):
+    selections = [make_selection(blobs(0))]
+    with pytest.raises(InputError, match=r"same images, got \[1, 2, 1\]"):
+        refiner(selections, torch.zeros(2, 3, 24, 36), [(24, 36)])
+
+
+def test_arguments_out_of_range_are_named():
+    with pytest.raises(InputError, match="S4M.REFINE.NUM_POINTS"):
+        PointRefiner(backend=None, num_points=0)
+    with pytest.raises(InputError, match="S4M.PSEUDO_LABEL.MASK_THRESH"):
+        TeacherMasks(mask_thresh=1.0)
+
+
+def test_the_config_selects_the_refiner():
+    cfg = get_cfg()
+    add_s4m_config(cfg)
+    cfg.S4M.REFINE.NUM_POINTS = 5
+    backend = FakeBackend()
+    refiner = build_refiner(cfg, backend)
+    assert isinstance(refiner, PointRefiner)
+    assert refiner.backend is backend and refiner.num_points == 5
+    cfg.S4M.REFINE.METHOD = "unheard"
+    with pytest.raises(ConfigError, match="unheard.*points"):
+        build_refiner(cfg, backend)
+    cfg.S4M.REFINE.ENABLED = False
+    assert isinstance(build_refiner(cfg, None), TeacherMasks)
