@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,17 @@ _TORCH_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 _PICKLE_MAGIC = b"\x80"
 _HEAD_BYTES = 64
 _MODEL_ENTRIES = ("model", "model_state", "state_dict")  # the last two: pycls and many others
+_FLAGS = ("matching_heuristics", "__author__")
+_TORCH_ERRORS = (
+    pickle.UnpicklingError,
+    EOFError,
+    RuntimeError,
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 _TRUNCATED = ("truncated", "unexpected eof", "ran out of input", "unexpected end of data")
 _QUERIES_BEFORE_2022 = ("static_query", "query_feat")  # Mask2Former renamed its queries
 _TORCHVISION_RESNET = "layer1.0.conv1.weight"
@@ -98,7 +110,7 @@ def _reader(path: str, head: bytes) -> Callable[[str], Any]:
 def _read_torch(path: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, LookupError) as error:
+    except _TORCH_ERRORS as error:
         if _ends_early(error):
             raise _truncated(path) from error
         names = re.findall(r"GLOBAL (\S+)", str(error))
@@ -132,7 +144,8 @@ def _read_pickle(path: str) -> Any:
 
 
 def _ends_early(error: Exception) -> bool:
-    return isinstance(error, EOFError) or any(word in str(error).lower() for word in _TRUNCATED)
+    short_read = isinstance(error, EOFError | IndexError | struct.error)
+    return short_read or any(word in str(error).lower() for word in _TRUNCATED)
 
 
 def _first_line(error: Exception) -> str:
@@ -162,7 +175,8 @@ def model_weights(content: Mapping[str, Any], branch: str, path: str) -> ModelWe
     state: Any = _teacher_entry(content) if branch == "teacher" else None
     if state is None:
         entries = (content[key] for key in _MODEL_ENTRIES if isinstance(content.get(key), Mapping))
-        state = next(entries, content.get("blobs", content))
+        bare = {key: value for key, value in content.items() if key not in _FLAGS}
+        state = next(entries, content.get("blobs", bare))
     state = _tensors(state, path)
     for prefix in ("module.", *_branch_prefixes(state, branch), "module."):
         state = _strip(state, prefix)

@@ -1,0 +1,98 @@
+"""From a config file and command-line overrides to a config."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from s4m_d2.config import add_s4m_config
+from s4m_d2.errors import ConfigError
+
+_UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
+# What Detectron2's, fvcore's and yacs' merging raise on a file or override that does not fit.
+_MERGE_ERRORS = (
+    AssertionError,
+    AttributeError,
+    KeyError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    yaml.YAMLError,
+)
+
+
+def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
+    """Defaults, then the file (with its ``_BASE_``), then the overrides; frozen.
+
+    Args:
+        config_file: YAML; "" for none. Tags that build Python objects are refused.
+        opts: KEY VALUE KEY VALUE …, values as Python literals or plain strings.
+
+    Raises:
+        ConfigError: names the file or override, the key, and the nearest key that exists.
+    """
+    cfg = get_cfg()
+    add_s4m_config(cfg)
+    if config_file:
+        _merge_file(cfg, config_file)
+    if len(opts) % 2:
+        raise ConfigError(f"Overrides come as KEY VALUE pairs; '{opts[-1]}' has no value.")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        try:
+            cfg.merge_from_list([key, value])
+        except _MERGE_ERRORS as error:
+            raise ConfigError(f"Override '{key} {value}': {_explain(cfg, error)}") from error
+    cfg.freeze()
+    return cfg
+
+
+def _merge_file(cfg: CfgNode, config_file: str) -> None:
+    if not os.path.isfile(config_file):
+        raise ConfigError(f"Config file '{config_file}' does not exist (in '{os.getcwd()}').")
+    try:
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except _MERGE_ERRORS as error:
+        raise ConfigError(f"Config file '{config_file}': {_explain(cfg, error)}") from error
+
+
+def _explain(cfg: CfgNode, error: Exception) -> str:
+    """An error's message in the user's terms."""
+    if isinstance(error, RecursionError):
+        return "_BASE_ leads back to the file itself."
+    if isinstance(error, yaml.constructor.ConstructorError):
+        return f"only plain YAML values are read, no tags that build objects. {error}"
+    if isinstance(error, yaml.YAMLError):
+        return f"this is no valid YAML: {error}"
+    if isinstance(error, OSError):
+        return f"'{error.filename}', named as _BASE_, cannot be read: {error.strerror}."
+    message = str(error.args[0]) if error.args else type(error).__name__
+    unknown = _UNKNOWN_KEY.search(message)
+    if unknown:
+        return f"the key {unknown[1]} does not exist.{_suggest(cfg, unknown[1])}"
+    if isinstance(error, AttributeError | TypeError):
+        return f"expected keys and values as in configs/; {message}"
+    return message
+
+
+def _suggest(cfg: CfgNode, key: str) -> str:
+    known = {name.upper(): name for name in _leaf_keys(cfg)}
+    # The last word counts twice: most mistakes keep it and misplace it, or misspell it in place.
+    near = difflib.get_close_matches(key.upper(), known, n=1)
+    last = key.upper().rsplit(".", 1)[-1]
+    same = [name for upper, name in known.items() if upper.rsplit(".", 1)[-1] == last]
+    found = same[:1] or [known[name] for name in near]
+    return f" Did you mean {found[0]}?" if found else " s4m_d2/config.py lists ours."
+
+
+def _leaf_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _leaf_keys(value, f"{prefix}{key}.")
