@@ -52,7 +52,9 @@ def test_state_dict_has_the_names_and_shapes_of_mask2former_r50(cityscapes_cfg):
 
 @torch.no_grad()
 def test_queries_match_the_reference(reference, reference_model):
-    predictions = reference_model.predict_queries([{"image": image} for image in reference["image"]])
+    predictions = reference_model.predict_queries(
+        [{"image": image} for image in reference["image"]]
+    )
     for name in ("pred_logits", "pred_masks"):
         torch.testing.assert_close(predictions[name], reference[name], rtol=0, atol=TOLERANCE)
 

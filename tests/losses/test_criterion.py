@@ -1,0 +1,204 @@
+"""The set-prediction loss."""
+
+import math
+
+import pytest
+import torch
+from detectron2.utils import comm
+
+from s4m_d2.errors import ConfigError
+from s4m_d2.losses import HungarianMatcher, SetCriterion
+
+WEIGHTS = {"loss_ce": 2.0, "loss_mask": 5.0, "loss_dice": 5.0}
+CLASSES, QUERIES, POINTS = 2, 4, 128
+MASK = torch.zeros(1, 16, 16, dtype=torch.bool)
+MASK[0, 4:12, 4:12] = True
+
+
+def generators(*seeds):
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def make_criterion(loss_weights=WEIGHTS, **overrides):
+    matcher = HungarianMatcher(class_cost=2.0, mask_cost=5.0, dice_cost=5.0, num_points=POINTS)
+    options = {
+        "num_classes": CLASSES,
+        "matcher": matcher,
+        "loss_weights": loss_weights,
+        "no_object_weight": 0.1,
+        "num_points": POINTS,
+        "oversample_ratio": 3.0,
+        "importance_ratio": 0.75,
+    }
+    return SetCriterion(**{**options, **overrides})
+
+
+def random_outputs(batch, seed=0, aux=0):
+    rng = torch.Generator().manual_seed(seed)
+
+    def layer():
+        return {
+            "pred_logits": torch.randn(batch, QUERIES, CLASSES + 1, generator=rng),
+            "pred_masks": torch.randn(batch, QUERIES, 8, 8, generator=rng),
+        }
+
+    outputs = {**layer(), "aux_outputs": [layer() for _ in range(aux)]}
+    for each in (outputs, *outputs["aux_outputs"]):
+        for name in ("pred_logits", "pred_masks"):
+            each[name].requires_grad_()
+    return outputs
+
+
+def random_target(instances, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return {
+        "labels": torch.randint(CLASSES, (instances,), generator=rng),
+        "masks": torch.rand(instances, 16, 16, generator=rng) > 0.5,
+    }
+
+
+def test_class_loss_by_hand():
+    """One of two queries is matched: CE = (1·a + 0.1·b) / 1.1 with log-softmax a, b."""
+    logits = torch.tensor([[[2.0, 0.0, 1.0], [0.0, 3.0, 0.0]]])
+    masks = torch.stack([torch.where(MASK[0], 9.0, -9.0), torch.where(MASK[0], -9.0, 9.0)])[None]
+    target = {"labels": torch.tensor([0]), "masks": MASK}
+    losses = make_criterion()({"pred_logits": logits, "pred_masks": masks}, [target], generators(0))
+    matched = math.log(math.exp(2) + 1 + math.e) - 2  # class 0 of query 0
+    unmatched = math.log(1 + math.exp(3) + 1) - 0  # "no object" of query 1
+    expected = 2.0 * (matched + 0.1 * unmatched) / 1.1
+    assert losses["loss_ce"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_right_undecided_and_wrong_masks_cost_ever_more():
+    """Undecided logits (all zero) cost log 2 at every point, whatever the target."""
+    target = {"labels": torch.tensor([0]), "masks": MASK}
+    right = torch.where(MASK, 30.0, -30.0)[None]
+    losses = [
+        make_criterion(importance_ratio=0.0)(
+            {"pred_logits": torch.zeros(1, 1, CLASSES + 1), "pred_masks": masks},
+            [target],
+            generators(0),
+        )
+        for masks in (right, torch.zeros_like(right), -right)
+    ]
+    assert losses[1]["loss_mask"].item() == pytest.approx(5 * math.log(2), rel=1e-5)
+    assert losses[0]["loss_mask"] < 0.5 * losses[1]["loss_mask"]
+    assert losses[2]["loss_mask"] > 10 * losses[1]["loss_mask"]
+    dice = [loss["loss_dice"].item() / 5 for loss in losses]
+    assert 0 <= dice[0] < 0.15 and 0.3 < dice[1] < 0.8 and 0.85 < dice[2] < 1
+
+
+def test_each_loss_is_proportional_to_its_own_weight():
+    outputs, targets = random_outputs(1, aux=1), [random_target(2)]
+    base = make_criterion()(outputs, targets, generators(0))
+    for name in WEIGHTS:
+        heavier = {**WEIGHTS, name: 3 * WEIGHTS[name]}
+        losses = make_criterion(heavier)(outputs, targets, generators(0))
+        for key, loss in losses.items():
+            factor = 3 if key.startswith(name) else 1
+            torch.testing.assert_close(loss, factor * base[key])
+
+
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_every_auxiliary_output_is_supervised_or_none(deep_supervision):
+    criterion = make_criterion(deep_supervision=deep_supervision)
+    losses = criterion(random_outputs(1, aux=3), [random_target(2)], generators(0))
+    suffixes = ["", *(f"_{i}" for i in range(3))] if deep_supervision else [""]
+    assert set(losses) == {name + suffix for name in WEIGHTS for suffix in suffixes}
+
+
+def test_auxiliary_losses_are_those_of_their_own_output():
+    outputs, targets = random_outputs(1, aux=2), [random_target(2)]
+    losses = make_criterion()(outputs, targets, generators(0))
+    last = {**outputs["aux_outputs"][1], "aux_outputs": []}
+    alone = make_criterion()(last, targets, generators(0))
+    torch.testing.assert_close(losses["loss_ce_1"], alone["loss_ce"])
+    sum(loss for name, loss in losses.items() if name.endswith("_0")).backward()
+    assert outputs["aux_outputs"][0]["pred_masks"].grad.any()
+    assert outputs["pred_masks"].grad is None or not outputs["pred_masks"].grad.any()
+
+
+def test_losses_do_not_depend_on_batch_composition():
+    """Per instance, a batch's mask losses are the mean of what its images give alone."""
+    first, second = random_outputs(1, seed=1), random_outputs(1, seed=2)
+    targets = [random_target(1, seed=1), random_target(3, seed=2)]
+    both = {key: torch.cat([first[key], second[key]]) for key in ("pred_logits", "pred_masks")}
+    together = make_criterion()(both, targets, generators(1, 2))
+    alone = [
+        make_criterion()(outputs, [target], generators(seed))
+        for outputs, target, seed in zip((first, second), targets, (1, 2), strict=True)
+    ]
+    for name in ("loss_mask", "loss_dice"):
+        torch.testing.assert_close(together[name], (alone[0][name] + 3 * alone[1][name]) / 4)
+
+
+def test_permuting_instances_changes_nothing():
+    outputs, target = random_outputs(1), random_target(3)
+    order = torch.tensor([2, 0, 1])
+    permuted = {key: value[order] for key, value in target.items()}
+    losses = make_criterion(importance_ratio=0.0, num_points=4000)(outputs, [target], generators(0))
+    others = make_criterion(importance_ratio=0.0, num_points=4000)(
+        outputs, [permuted], generators(0)
+    )
+    torch.testing.assert_close(losses["loss_ce"], others["loss_ce"])
+    for name in ("loss_mask", "loss_dice"):  # other points for each mask
+        torch.testing.assert_close(losses[name], others[name], rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_images_without_instances_teach_no_object(batch):
+    outputs = random_outputs(batch)
+    targets = [random_target(0) for _ in range(batch)]
+    losses = make_criterion()(outputs, targets, generators(*range(batch)))
+    expected = -2.0 * outputs["pred_logits"].log_softmax(-1)[..., -1].mean()
+    torch.testing.assert_close(losses["loss_ce"], expected)
+    assert losses["loss_mask"] == 0 and losses["loss_dice"] == 0
+    sum(losses.values()).backward()
+    assert outputs["pred_logits"].grad.any()
+    assert outputs["pred_masks"].grad is not None and not outputs["pred_masks"].grad.any()
+
+
+def test_more_instances_than_queries_are_matched_as_far_as_queries_go():
+    outputs, target = random_outputs(1), random_target(QUERIES + 3)
+    losses = make_criterion()(outputs, [target], generators(0))
+    assert all(loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert outputs["pred_masks"].grad.flatten(2).any(-1).all()
+
+
+def test_mask_losses_are_divided_by_the_mean_number_of_masks_over_processes(monkeypatch):
+    outputs, targets = random_outputs(1), [random_target(2)]
+    alone = make_criterion()(outputs, targets, generators(0))
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    other_process = 4
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: t.add_(other_process))
+    losses = make_criterion()(outputs, targets, generators(0))
+    for name in ("loss_mask", "loss_dice"):
+        torch.testing.assert_close(losses[name], alone[name] * 2 / 3)  # (2 + 4) / 2 = 3 masks
+    torch.testing.assert_close(losses["loss_ce"], alone["loss_ce"])
+
+
+def test_half_precision_outputs_give_float32_losses_under_autocast():
+    outputs = {
+        key: value.bfloat16() for key, value in random_outputs(1).items() if key != "aux_outputs"
+    }
+    full = {key: value.float() for key, value in outputs.items()}
+    expected = make_criterion()(full, [random_target(2)], generators(0))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = make_criterion()(outputs, [random_target(2)], generators(0))
+    for name, loss in losses.items():
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "key"),
+    [
+        ("num_points", 0, "TRAIN_NUM_POINTS"),
+        ("oversample_ratio", 0.5, "OVERSAMPLE_RATIO"),
+        ("importance_ratio", 1.5, "IMPORTANCE_SAMPLE_RATIO"),
+    ],
+)
+def test_impossible_sampling_options_are_refused_by_key(option, value, key):
+    with pytest.raises(ConfigError, match=f"MODEL.MASK_FORMER.{key}"):
+        make_criterion(**{option: value})

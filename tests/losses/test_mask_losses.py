@@ -1,0 +1,135 @@
+"""Point sampling and the mask losses."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s4m_d2.losses.mask_losses import (
+    dice_loss,
+    pairwise_dice_loss,
+    pairwise_sigmoid_ce_loss,
+    sample_each,
+    sample_shared,
+    sigmoid_ce_loss,
+    uncertain_points,
+)
+
+SAMPLING = {"num_points": 100, "oversample_ratio": 3.0, "importance_ratio": 0.75}
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def literal_dice(logits, targets):
+    p = [1 / (1 + math.exp(-x)) for x in logits]
+    overlap = sum(a * b for a, b in zip(p, targets, strict=True))
+    return 1 - (2 * overlap + 1) / (sum(p) + sum(targets) + 1)
+
+
+def literal_bce(logits, targets):
+    terms = [
+        t * math.log1p(math.exp(-x)) + (1 - t) * math.log1p(math.exp(x))
+        for x, t in zip(logits, targets, strict=True)
+    ]
+    return sum(terms) / len(terms)
+
+
+logit = st.floats(-15, 15, width=32)
+rows = st.lists(st.tuples(logit, st.floats(0, 1, width=32)), min_size=1, max_size=12)
+
+
+@given(rows)
+def test_losses_equal_double_precision_formulas(pairs):
+    logits, targets = zip(*pairs, strict=True)
+    x, t = torch.tensor([logits]), torch.tensor([targets])
+    assert dice_loss(x, t).item() == pytest.approx(literal_dice(logits, targets), abs=2e-6)
+    assert sigmoid_ce_loss(x, t).item() == pytest.approx(literal_bce(logits, targets), abs=2e-6)
+
+
+def test_losses_by_hand():
+    logits, targets = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
+    assert dice_loss(logits, targets).item() == pytest.approx(1 / 3)  # 1 - (1 + 1) / (1 + 1 + 1)
+    assert sigmoid_ce_loss(logits, targets).item() == pytest.approx(math.log(2))
+
+
+def test_pairwise_losses_are_the_losses_of_every_pair():
+    logits = torch.randn(4, 50, generator=generator(0)) * 8
+    targets = torch.rand(3, 50, generator=generator(1)).round(decimals=1)
+    for pairwise, single in (
+        (pairwise_dice_loss, dice_loss),
+        (pairwise_sigmoid_ce_loss, sigmoid_ce_loss),
+    ):
+        expected = torch.stack([single(logits, t.expand(4, -1)) for t in targets], dim=1)
+        torch.testing.assert_close(pairwise(logits, targets), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_sampling_reads_pixel_centers_and_halfway_between_them():
+    mask = torch.tensor([[[1.0, 3.0], [5.0, 7.0]]])
+    points = torch.tensor([[0.25, 0.25], [0.75, 0.25], [0.5, 0.25], [0.5, 0.5]])  # x, y
+    expected = torch.tensor([[1.0, 3.0, 2.0, 4.0]])
+    torch.testing.assert_close(sample_shared(mask, points), expected)
+    torch.testing.assert_close(sample_each(mask, points[None]), expected)
+
+
+def test_points_of_an_image_do_not_depend_on_the_batch():
+    masks = torch.randn(5, 16, 24, generator=generator(0))
+    together = uncertain_points(
+        masks, [2, 0, 3], generators=[generator(1), generator(2), generator(3)], **SAMPLING
+    )
+    first = uncertain_points(masks[:2], [2], generators=[generator(1)], **SAMPLING)
+    last = uncertain_points(masks[2:], [3], generators=[generator(3)], **SAMPLING)
+    assert torch.equal(together, torch.cat([first, last]))
+    other = uncertain_points(masks[:2], [2], generators=[generator(9)], **SAMPLING)
+    assert not torch.equal(first, other)
+
+
+def test_given_generators_leave_the_global_one_untouched():
+    state = torch.get_rng_state()
+    uncertain_points(torch.randn(1, 4, 4, generator=generator(0)), [1],
+                     generators=[generator(1)], **SAMPLING)  # fmt: skip
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+RAMP = torch.linspace(-10, 10, 64).expand(1, 64, 64)  # crosses zero at x = 1/2
+
+
+def inner_distances(points):
+    """|x - 1/2| of the points away from the upper and lower border, where zeros blend in."""
+    x, y = points[0].unbind(-1)
+    return (x - 0.5).abs()[(y > 0.02) & (y < 0.98)]
+
+
+def test_uncertain_points_gather_where_the_mask_is_undecided():
+    """The best 1/8 of the candidates lie within 1/16 of the ramp's zero, or hardly further."""
+    points = uncertain_points(
+        RAMP,
+        [1],
+        num_points=2000,
+        oversample_ratio=8.0,
+        importance_ratio=1.0,
+        generators=[generator(0)],
+    )
+    assert points.shape == (1, 2000, 2) and 0 <= points.min() and points.max() <= 1
+    assert inner_distances(points).max() < 0.07
+    assert points[..., 1].std() == pytest.approx(math.sqrt(1 / 12), rel=0.05)  # y stays uniform
+
+
+def test_importance_ratio_is_the_share_of_uncertain_points():
+    points = uncertain_points(
+        RAMP,
+        [1],
+        num_points=4000,
+        oversample_ratio=8.0,
+        importance_ratio=0.75,
+        generators=[generator(0)],
+    )
+    near = (inner_distances(points) < 0.07).float().mean().item()
+    assert near == pytest.approx(0.75 + 0.25 * 0.14, abs=0.02)
+
+
+def test_without_masks_there_are_no_points():
+    assert uncertain_points(torch.zeros(0, 4, 4), [0, 0], **SAMPLING).shape == (0, 100, 2)
