@@ -1,8 +1,7 @@
-# ruff: noqa: F401
 """Catalogs, loading, augmentation and batching. Importing it registers the builtin data sets."""
+# ruff: noqa: F401
 
-from . import transforms  # isort: skip
-
+from . import datasets, samplers, transforms
 from .build import (
     build_batch_data_loader,
     build_detection_test_loader,
@@ -11,9 +10,7 @@ from .build import (
     print_instances_class_histogram,
 )
 from .catalog import DatasetCatalog, Metadata, MetadataCatalog
-from .common import DatasetFromList, MapDataset, ToIterableDataset
+from .common import DatasetFromList, MapDataset
 from .dataset_mapper import DatasetMapper
-
-from . import datasets, samplers  # isort: skip
 
 __all__ = [name for name in globals() if not name.startswith("_")]

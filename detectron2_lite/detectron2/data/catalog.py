@@ -11,14 +11,11 @@ __all__ = ["DatasetCatalog", "Metadata", "MetadataCatalog"]
 
 
 class _Catalog(UserDict):
-    """A dict with the few extra methods both catalogs share."""
-
     def list(self) -> list[str]:
         """Names of all entries, in order of registration."""
         return [*self.keys()]
 
     def remove(self, name: str) -> None:
-        """Drop one entry; ``KeyError`` if it is unknown."""
         self.pop(name)
 
     def __repr__(self) -> str:
@@ -31,17 +28,13 @@ class _DatasetCatalog(_Catalog):
     """Maps a name to a function without arguments that returns ``list[dict]``."""
 
     def register(self, name: str, func: Callable[[], list[dict]]) -> None:
-        """Add a data set. ``func`` must return the same records on every call.
-
-        Raises:
-            AssertionError: ``func`` is not callable, or ``name`` is already taken.
-        """
+        """Raises AssertionError if ``func`` is not callable or ``name`` is taken."""
         assert callable(func), f"Dataset '{name}' needs a function to register, got {func!r}."
         assert name not in self, f"Dataset '{name}' is already registered!"
         self[name] = func
 
     def get(self, name: str) -> list[dict]:
-        """Call the registered function. ``KeyError`` lists the known names."""
+        """Call the registered function; KeyError if there is none."""
         if name not in self:
             known = ", ".join(self.keys())
             raise KeyError(f"Dataset '{name}' is not registered! Available datasets are: {known}")
@@ -49,7 +42,7 @@ class _DatasetCatalog(_Catalog):
 
 
 class Metadata(types.SimpleNamespace):
-    """Facts about one data set as attributes; an attribute keeps its first value."""
+    """Facts about one data set as attributes; an attribute keeps its value."""
 
     name: str = "N/A"  # a class attribute, so that error messages can always read it
 
@@ -63,25 +56,21 @@ class Metadata(types.SimpleNamespace):
     def __setattr__(self, key: str, val: Any) -> None:
         if not hasattr(self, key):
             super().__setattr__(key, val)
-            return
-        old = getattr(self, key)
-        assert old == val, (
-            f"Attribute '{key}' in the metadata of '{self.name}' cannot be set to a different "
-            f"value!\n{old} != {val}"
-        )
+        elif (old := getattr(self, key)) != val:
+            raise AssertionError(
+                f"Attribute '{key}' in the metadata of '{self.name}' cannot be set to a different "
+                f"value!\n{old} != {val}"
+            )
 
     def as_dict(self) -> dict[str, Any]:
-        """A shallow copy of everything that is set."""
         return dict(self.__dict__)
 
     def set(self, **kwargs: Any) -> Metadata:
-        """Set several attributes; returns itself."""
         for key, val in kwargs.items():
             setattr(self, key, val)
         return self
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The attribute, or ``default`` where it is not set."""
         return getattr(self, key, default)
 
 
@@ -89,11 +78,8 @@ class _MetadataCatalog(_Catalog):
     """Maps a name to its one :class:`Metadata`, created on first access."""
 
     def get(self, name: str) -> Metadata:
-        """The metadata of ``name``; the same object on every call."""
         assert len(name), "A dataset's name cannot be empty."
-        if name not in self:
-            self[name] = Metadata(name=name)
-        return self[name]
+        return self.setdefault(name, Metadata(name=name))
 
 
 DatasetCatalog = _DatasetCatalog()

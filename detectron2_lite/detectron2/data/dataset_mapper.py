@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-
 from detectron2.config import configurable
 
 from . import detection_utils as utils
@@ -20,25 +19,17 @@ __all__ = ["DatasetMapper"]
 class DatasetMapper:
     """Read the image, augment image and annotations, convert to tensors.
 
-    Args:
-        is_train: annotations become "instances" in training and are dropped otherwise.
-        image_format: see :func:`detection_utils.read_image`.
-        instance_mask_format: "polygon" or "bitmask".
-        recompute_boxes: replace the boxes by the tight boxes of the masks, which a crop makes
-            smaller than the cropped boxes.
+    image_format: see :func:`detection_utils.read_image`. instance_mask_format: "polygon" or
+    "bitmask". recompute_boxes: use the masks' tight boxes, which a crop may make smaller than the
+    cropped boxes. Without ``is_train`` annotations are dropped.
     """
 
     @configurable
     def __init__(
-        self,
-        is_train: bool,
-        *,
-        augmentations: list[T.Augmentation | T.Transform],
-        image_format: str,
-        use_instance_mask: bool = False,
-        instance_mask_format: str = "polygon",
+        self, is_train: bool, *, augmentations: list[T.Augmentation | T.Transform],
+        image_format: str, use_instance_mask: bool = False, instance_mask_format: str = "polygon",
         recompute_boxes: bool = False,
-    ):
+    ):  # fmt: skip
         assert use_instance_mask or not recompute_boxes, "recompute_boxes requires instance masks"
         self.is_train = is_train
         self.augmentations = T.AugmentationList(augmentations)
@@ -46,8 +37,7 @@ class DatasetMapper:
         self.use_instance_mask = use_instance_mask
         self.instance_mask_format = instance_mask_format
         self.recompute_boxes = recompute_boxes
-        mode = "training" if is_train else "inference"
-        logging.getLogger(__name__).info(f"Augmentations used in {mode}: {augmentations}")
+        logging.getLogger(__name__).info(f"is_train={is_train}, augmentations: {augmentations}")
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
@@ -80,8 +70,8 @@ class DatasetMapper:
         dataset_dict["instances"] = utils.filter_empty_instances(instances)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map one record (left unchanged) to a new one with "image" (C, H, W) of the image's
-        type and, where the record has them, "sem_seg" (H, W) int64 and "instances".
+        """A new record with "image" (C, H, W) and, where there are such files or annotations,
+        "sem_seg" (H, W) int64 and "instances".
         """
         dataset_dict = copy.deepcopy(dataset_dict)
         image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
@@ -96,7 +86,6 @@ class DatasetMapper:
         dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
         if sem_seg is not None:
             dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
-
         if not self.is_train:
             dataset_dict.pop("annotations", None)
         elif "annotations" in dataset_dict:

@@ -7,50 +7,19 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
-from PIL import Image
-
-from detectron2.structures import (
-    BitMasks,
-    Boxes,
-    BoxMode,
-    Instances,
-    PolygonMasks,
-    polygons_to_bitmask,
-)
+from detectron2.structures import BitMasks, Boxes, BoxMode, Instances, PolygonMasks
+from detectron2.structures.masks import polygons_to_bitmask
 from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from . import transforms as T
 from .catalog import MetadataCatalog
 
-__all__ = [
-    "SizeMismatchError",
-    "annotations_to_instances",
-    "build_augmentation",
-    "check_image_size",
-    "check_metadata_consistency",
-    "convert_PIL_to_numpy",
-    "convert_image_to_rgb",
-    "filter_empty_instances",
-    "read_image",
-    "transform_instance_annotations",
-]
-
-_YUV = "YUV-BT.601"  # https://en.wikipedia.org/wiki/YUV#SDTV_with_BT.601
-_RGB_TO_YUV = np.array(
-    [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]]
-)
-_YUV_TO_RGB = np.array([[1.0, 0.0, 1.13983], [1.0, -0.39465, -0.58060], [1.0, 2.03211, 0.0]])
-
 _EXIF_ORIENTATION_TAG = 274
 _UNDO_EXIF_ORIENTATION = {
-    2: Image.FLIP_LEFT_RIGHT,
-    3: Image.ROTATE_180,
-    4: Image.FLIP_TOP_BOTTOM,
-    5: Image.TRANSPOSE,
-    6: Image.ROTATE_270,
-    7: Image.TRANSVERSE,
-    8: Image.ROTATE_90,
-}
+    2: Image.FLIP_LEFT_RIGHT, 3: Image.ROTATE_180, 4: Image.FLIP_TOP_BOTTOM, 5: Image.TRANSPOSE,
+    6: Image.ROTATE_270, 7: Image.TRANSVERSE, 8: Image.ROTATE_90,
+}  # fmt: skip
 
 
 class SizeMismatchError(ValueError):
@@ -58,63 +27,34 @@ class SizeMismatchError(ValueError):
 
 
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
-    """Read an image file upright, as its EXIF orientation says.
+    """Read an image file, turned upright as its EXIF data says, to (H, W, C) uint8.
 
-    Args:
-        format: a PIL mode, "BGR" or "YUV-BT.601"; None keeps the file's own.
-
-    Returns:
-        (H, W, C), uint8 in [0, 255], or float64 with Y in [0, 1] for YUV. Only with
-        ``format=None`` can a one-channel image come back as (H, W).
+    format: "BGR" or a PIL mode; None keeps the file's own, which may give (H, W) or another type.
     """
     with PathManager.open(file_name, "rb") as f:
-        return convert_PIL_to_numpy(_upright(Image.open(f)), format)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION_TAG)
-    except Exception:  # PIL raises many kinds of errors on broken EXIF data: show it as it is
-        return image
-    method = _UNDO_EXIF_ORIENTATION.get(orientation)
-    return image if method is None else image.transpose(method)
+        image = Image.open(f)
+        try:
+            orientation = image.getexif().get(_EXIF_ORIENTATION_TAG)
+        except Exception:  # PIL raises many kinds of errors on broken EXIF data: ignore the data
+            orientation = None
+        if orientation in _UNDO_EXIF_ORIENTATION:
+            image = image.transpose(_UNDO_EXIF_ORIENTATION[orientation])
+        return convert_PIL_to_numpy(image, format)
 
 
 def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray:
     """A PIL image as an array in ``format``; see :func:`read_image`."""
     if format is not None:
-        image = image.convert("RGB" if format in ("BGR", _YUV) else format)
+        image = image.convert("RGB" if format == "BGR" else format)
     array = np.asarray(image)
     if format == "L":
         return array[:, :, None]
-    if format == "BGR":
-        return array[:, :, ::-1]
-    if format == _YUV:
-        return np.dot(array / 255.0, _RGB_TO_YUV.T)
-    return array
-
-
-def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
-    """(H, W, C) in ``format`` to (H, W, 3) RGB in [0, 255]: uint8 from a PIL mode, else the type
-    that comes out of the conversion.
-    """
-    if isinstance(image, torch.Tensor):
-        image = image.cpu().numpy()
-    if format == "BGR":
-        return image[:, :, [2, 1, 0]]
-    if format == _YUV:
-        return np.dot(image, _YUV_TO_RGB.T) * 255.0
-    image = image.astype(np.uint8)
-    if format == "L":
-        return np.repeat(image[:, :, :1], 3, axis=2)
-    return image if format == "RGB" else np.asarray(Image.fromarray(image, format).convert("RGB"))
+    return array[:, :, ::-1] if format == "BGR" else array
 
 
 def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
-    """Compare "width" and "height" of the record with the image, and fill them in if absent.
-
-    Raises:
-        SizeMismatchError: they differ.
+    """Raise SizeMismatchError unless the image has the record's "width" and "height", which are
+    filled in if absent.
     """
     height, width = image.shape[:2]
     if "width" in dataset_dict or "height" in dataset_dict:
@@ -125,29 +65,21 @@ def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
                 f"Mismatched image shape{name}, got {(width, height)}, expect {expected}. "
                 "Please check the width/height in your annotation."
             )
-    dataset_dict.setdefault("width", width)
-    dataset_dict.setdefault("height", height)
+    dataset_dict.update(width=width, height=height)
 
 
 def transform_instance_annotations(
-    annotation: dict[str, Any],
-    transforms: T.Transform | list[T.Transform],
+    annotation: dict[str, Any], transforms: T.Transform | list[T.Transform],
     image_size: tuple[int, int],
-) -> dict[str, Any]:
-    """Transform the box and segmentation of one instance.
+) -> dict[str, Any]:  # fmt: skip
+    """Transform the box and segmentation of one instance, in place.
 
-    Args:
-        annotation: changed in place. "bbox" becomes XYXY_ABS, clipped to the image; polygons stay
-            polygons (cropping may drop or split them), an RLE becomes an (H, W) array.
-        image_size: (H, W) after the transforms.
-
-    Returns:
-        ``annotation`` itself.
+    "bbox" becomes XYXY_ABS, clipped to the transformed image of ``image_size`` (H, W); polygons
+    stay polygons (a crop may drop or split them), an RLE becomes an (H, W) array. Keypoints are
+    not supported.
     """
     if "keypoints" in annotation:
-        raise NotImplementedError(
-            "detectron2 lite does not transform keypoints: drop them or install Detectron2."
-        )
+        raise NotImplementedError("detectron2 lite cannot transform keypoints: drop them.")
     if isinstance(transforms, (tuple, list)):
         transforms = T.TransformList(transforms)
     height, width = image_size
@@ -156,58 +88,40 @@ def transform_instance_annotations(
     annotation["bbox"] = np.minimum(box, [width, height, width, height])
     annotation["bbox_mode"] = BoxMode.XYXY_ABS
 
-    if "segmentation" in annotation:
-        segm = annotation["segmentation"]
-        if isinstance(segm, list):
-            polygons = [np.asarray(p).reshape(-1, 2) for p in segm]
-            segm = [p.reshape(-1) for p in transforms.apply_polygons(polygons)]
-        elif isinstance(segm, dict):
-            segm = transforms.apply_segmentation(mask_util.decode(segm))
-            assert segm.shape[:2] == tuple(image_size), (segm.shape, image_size)
-        else:
-            raise ValueError(
-                f"Cannot transform segmentation of type '{type(segm)}'! Supported types are: "
-                "polygons as list[list[float] or ndarray], COCO-style RLE as a dict."
-            )
-        annotation["segmentation"] = segm
+    segm = annotation.get("segmentation")
+    if isinstance(segm, list):
+        polygons = [np.asarray(p).reshape(-1, 2) for p in segm]
+        annotation["segmentation"] = [p.reshape(-1) for p in transforms.apply_polygons(polygons)]
+    elif isinstance(segm, dict):
+        mask = transforms.apply_segmentation(mask_util.decode(segm))
+        assert mask.shape == tuple(image_size), (mask.shape, image_size)
+        annotation["segmentation"] = mask
+    elif "segmentation" in annotation:
+        raise ValueError(f"A segmentation is a list of polygons or an RLE dict, got {type(segm)}.")
     return annotation
 
 
 def annotations_to_instances(
     annos: list[dict[str, Any]], image_size: tuple[int, int], mask_format: str = "polygon"
 ) -> Instances:
-    """Collect the annotations of one image.
+    """Collect an image's annotations: ``gt_boxes`` XYXY, ``gt_classes`` (N,) int64 and, if the
+    first annotation has a segmentation, ``gt_masks``, PolygonMasks or (``mask_format`` "bitmask")
+    BitMasks.
 
-    Args:
-        image_size: (H, W).
-        mask_format: "polygon" or "bitmask".
-
-    Returns:
-        ``gt_boxes`` (Boxes, XYXY), ``gt_classes`` (N,) int64 and, if the first annotation has a
-        segmentation, ``gt_masks``: PolygonMasks or BitMasks. Without annotations there are none.
-
-    Raises:
-        ValueError: segmentations that ``mask_format`` cannot hold.
+    Raises ValueError for segmentations that ``mask_format`` cannot hold.
     """
     boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annos]
     target = Instances(image_size)
     target.gt_boxes = Boxes(np.stack(boxes) if annos else np.zeros((0, 4)))
     target.gt_classes = torch.tensor([int(a["category_id"]) for a in annos], dtype=torch.int64)
-    if not annos or "segmentation" not in annos[0]:
-        return target
-
-    segms = [a["segmentation"] for a in annos]
-    if mask_format == "polygon":
-        try:
+    if annos and "segmentation" in annos[0]:
+        segms = [a["segmentation"] for a in annos]
+        if mask_format == "polygon":
             target.gt_masks = PolygonMasks(segms)
-        except ValueError as e:
-            raise ValueError(
-                "Failed to use mask_format=='polygon' from the given annotations!"
-            ) from e
-    else:
-        assert mask_format == "bitmask", mask_format
-        masks = [np.ascontiguousarray(_to_bitmask(s, image_size)) for s in segms]
-        target.gt_masks = BitMasks(torch.stack([torch.from_numpy(m) for m in masks]))
+        else:
+            assert mask_format == "bitmask", mask_format
+            masks = [np.ascontiguousarray(_to_bitmask(s, image_size)) for s in segms]
+            target.gt_masks = BitMasks(torch.stack([torch.from_numpy(m) for m in masks]))
     return target
 
 
@@ -220,21 +134,14 @@ def _to_bitmask(segm: Any, image_size: tuple[int, int]) -> np.ndarray:
     if isinstance(segm, np.ndarray):
         assert segm.ndim == 2, f"Expect segmentation of 2 dimensions, got {segm.ndim}."
         return segm
-    raise ValueError(
-        f"Cannot convert segmentation of type '{type(segm)}' to BitMasks! Supported types are: "
-        "polygons as list[list[float] or ndarray], COCO-style RLE as a dict, or a binary "
-        "segmentation mask in a 2D numpy array of shape HxW."
-    )
+    raise ValueError(f"A mask is a list of polygons, an RLE dict or an array, got {type(segm)}.")
 
 
 def filter_empty_instances(
-    instances: Instances,
-    by_box: bool = True,
-    by_mask: bool = True,
-    box_threshold: float = 1e-5,
+    instances: Instances, by_box: bool = True, by_mask: bool = True, box_threshold: float = 1e-5,
     return_mask: bool = False,
-) -> Instances | tuple[Instances, torch.Tensor]:
-    """Drop instances whose box (a side of at most ``box_threshold`` px) or mask is empty.
+) -> Instances | tuple[Instances, torch.Tensor]:  # fmt: skip
+    """Drop instances with a box side of at most ``box_threshold`` px or an empty mask.
 
     With ``return_mask`` also returns which were kept, (N,) bool.
     """
@@ -251,29 +158,21 @@ def filter_empty_instances(
 
 
 def check_metadata_consistency(key: str, dataset_names: list[str]) -> None:
-    """Raise ``ValueError`` if the data sets disagree on metadata ``key``, ``AttributeError`` if
-    one does not have it.
-    """
-    entries = [getattr(MetadataCatalog.get(name), key) for name in dataset_names]
-    for name, entry in zip(dataset_names, entries, strict=True):
-        if entry != entries[0]:
-            raise ValueError(
-                f"Datasets have different metadata '{key}'! "
-                f"'{dataset_names[0]}': {entries[0]}; '{name}': {entry}."
-            )
+    """Raise ValueError if the data sets differ in metadata ``key``."""
+    entries = {name: getattr(MetadataCatalog.get(name), key) for name in dataset_names}
+    if any(entry != entries[dataset_names[0]] for entry in entries.values()):
+        raise ValueError(f"Datasets have different metadata '{key}'! {entries}")
 
 
 def build_augmentation(cfg: Any, is_train: bool) -> list[T.Augmentation]:
     """Resize and, for training, flip, as ``cfg.INPUT`` says."""
-    options = cfg.INPUT
+    inp = cfg.INPUT
     if not is_train:
-        return [T.ResizeShortestEdge(options.MIN_SIZE_TEST, options.MAX_SIZE_TEST, "choice")]
+        return [T.ResizeShortestEdge(inp.MIN_SIZE_TEST, inp.MAX_SIZE_TEST, "choice")]
     augs: list[T.Augmentation] = [
-        T.ResizeShortestEdge(
-            options.MIN_SIZE_TRAIN, options.MAX_SIZE_TRAIN, options.MIN_SIZE_TRAIN_SAMPLING
-        )
+        T.ResizeShortestEdge(inp.MIN_SIZE_TRAIN, inp.MAX_SIZE_TRAIN, inp.MIN_SIZE_TRAIN_SAMPLING)
     ]
-    if options.RANDOM_FLIP != "none":
-        vertical = options.RANDOM_FLIP == "vertical"
-        augs.append(T.RandomFlip(horizontal=not vertical, vertical=vertical))
+    if inp.RANDOM_FLIP != "none":
+        horizontal, vertical = inp.RANDOM_FLIP == "horizontal", inp.RANDOM_FLIP == "vertical"
+        augs.append(T.RandomFlip(horizontal=horizontal, vertical=vertical))
     return augs

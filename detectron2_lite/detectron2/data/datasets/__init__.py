@@ -1,5 +1,4 @@
-# ruff: noqa: F401
-from . import builtin as _builtin
+from . import builtin as _builtin  # noqa: F401
 from .cityscapes import load_cityscapes_instances
 from .coco import load_coco_json, register_coco_instances
 

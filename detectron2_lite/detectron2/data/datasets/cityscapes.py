@@ -15,12 +15,11 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 from cityscapesscripts.helpers.labels import Label, id2label, labels, name2label
-from PIL import Image
-from shapely.geometry import MultiPolygon, Polygon
-
 from detectron2.structures import BoxMode
 from detectron2.utils.comm import get_world_size
 from detectron2.utils.file_io import PathManager
+from PIL import Image
+from shapely.geometry import MultiPolygon, Polygon
 
 __all__ = ["load_cityscapes_instances"]
 
@@ -41,21 +40,16 @@ _MIN_CONTOUR_POINTS = 3
 def load_cityscapes_instances(
     image_dir: str, gt_dir: str, from_json: bool = True, to_polygons: bool = True
 ) -> list[dict[str, Any]]:
-    """Read all images of a split, ordered by city and file name.
+    """Read the records of a split, ordered by city and file name.
 
     Args:
-        image_dir: such as ``cityscapes/leftImg8bit/train``, with one folder for each city.
-        gt_dir: such as ``cityscapes/gtFine/train``.
+        image_dir, gt_dir: such as ``leftImg8bit/train`` and ``gtFine/train``.
         from_json: read ``*_polygons.json``, else ``*_instanceIds.png``.
         to_polygons: segmentations are polygons, else (only from the images) compressed RLEs.
 
-    Returns:
-        Records with "file_name", "image_id" (the image's base name), "height", "width" and
-        "annotations": "iscrowd", "category_id" in [0, 8), "bbox" XYXY in pixels, "segmentation".
+    "image_id" is the image's base name, "category_id" in [0, 8), "bbox" XYXY in pixels.
     """
-    assert to_polygons or not from_json, (
-        "Cityscapes' json annotations are polygons: use from_json=False to get masks."
-    )
+    assert to_polygons or not from_json, "The json files have polygons: use from_json=False."
     files = _list_files(image_dir, gt_dir)
     read = functools.partial(_read_record, from_json=from_json, to_polygons=to_polygons)
     cpus = (os.cpu_count() or 1) // get_world_size()
@@ -99,25 +93,19 @@ def _read_record(files: tuple[str, str, str], from_json: bool, to_polygons: bool
         with PathManager.open(polygon_file, "r") as f:
             content = json.load(f)
         height, width = content["imgHeight"], content["imgWidth"]
-        annotations = list(_from_polygons(content["objects"]))
+        annotations = _from_polygons(content["objects"])
     else:
         with PathManager.open(instance_file, "rb") as f:
-            instance_ids = np.asarray(Image.open(f), order="F")
+            instance_ids = np.asarray(Image.open(f))
         height, width = instance_ids.shape
-        annotations = list(_from_instance_ids(instance_ids, to_polygons))
+        annotations = _from_instance_ids(instance_ids, to_polygons)
     return {
         "file_name": image_file,
         "image_id": os.path.basename(image_file),
         "height": height,
         "width": width,
-        "annotations": annotations,
+        "annotations": [{**a, "bbox_mode": BoxMode.XYXY_ABS} for a in annotations],
     }
-
-
-def _find_label(name: str) -> Label:
-    if name not in name2label and name.endswith(_GROUP_SUFFIX):
-        name = name[: -len(_GROUP_SUFFIX)]
-    return name2label[name]
 
 
 def _from_polygons(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -130,53 +118,53 @@ def _from_polygons(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     covered = Polygon()
     for obj in reversed(objects):
         name = obj["label"]
-        label = _find_label(name)
+        is_crowd = name.endswith(_GROUP_SUFFIX) and name not in name2label
+        label = name2label[name.removesuffix(_GROUP_SUFFIX) if is_crowd else name]
         if "deleted" in obj or label.id < 0:
             continue
         corners = np.asarray(obj["polygon"], dtype="f4") + _HALF_PIXEL
         shape = Polygon(corners).buffer(_HALF_PIXEL, quad_segs=_DILATION_SEGMENTS)
-        visible = shape.difference(covered) if _is_thing(label) else Polygon()
-        if not (_is_thing(label) and visible.is_empty):
-            covered = covered.union(shape)
-        if visible.is_empty:
+        visible = shape.difference(covered) if _is_thing(label) else None
+        if visible is not None and visible.is_empty:
+            continue
+        covered = covered.union(shape)
+        if visible is None:
             continue
         if not isinstance(visible, (Polygon, MultiPolygon)):
             raise NotImplementedError(f"Unknown geometric structure {visible}")
         parts = visible.geoms if isinstance(visible, MultiPolygon) else [visible]
         yield {
-            "iscrowd": name.endswith(_GROUP_SUFFIX),
+            "iscrowd": is_crowd,
             "category_id": label.id,
             # Only outlines: a COCO polygon cannot have holes.
             "segmentation": [list(chain(*part.exterior.coords)) for part in parts],
             "bbox": visible.bounds,
-            "bbox_mode": BoxMode.XYXY_ABS,
         }
 
 
 def _from_instance_ids(instance_ids: np.ndarray, to_polygons: bool) -> Iterator[dict[str, Any]]:
     """Annotations from an (H, W) image of instance ids, in the order of the ids."""
-    for instance_id in np.unique(instance_ids[instance_ids >= _FIRST_THING_ID]):
+    for instance_id in np.unique(instance_ids[instance_ids >= _FIRST_THING_ID]).tolist():
         is_crowd = instance_id < _IDS_PER_LABEL
         label = id2label[instance_id if is_crowd else instance_id // _IDS_PER_LABEL]
         if not _is_thing(label):
             continue
-        mask = np.asarray(instance_ids == instance_id, dtype=np.uint8, order="F")
+        mask = (instance_ids == instance_id).astype(np.uint8)
         ys, xs = np.nonzero(mask)
         box = (xs.min(), ys.min(), xs.max(), ys.max())
         if box[2] <= box[0] or box[3] <= box[1]:
             continue
         if to_polygons:
-            found = cv2.findContours(mask.copy(), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-            contours = [c for c in found[-2] if len(c) >= _MIN_CONTOUR_POINTS]
+            contours = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[-2]
+            contours = [c for c in contours if len(c) >= _MIN_CONTOUR_POINTS]
             if not contours:
                 continue
             segmentation = [c.reshape(-1).tolist() for c in contours]
         else:
-            segmentation = mask_util.encode(mask[:, :, None])[0]
+            segmentation = mask_util.encode(np.asfortranarray(mask))
         yield {
             "iscrowd": is_crowd,
             "category_id": label.id,
-            "bbox": box,
-            "bbox_mode": BoxMode.XYXY_ABS,
+            "bbox": tuple(int(x) for x in box),
             "segmentation": segmentation,
         }

@@ -1,37 +1,10 @@
-# ruff: noqa: F401
-"""Transforms (from fvcore, and resize) and augmentations; used as ``T``."""
+"""fvcore's transforms, :class:`ResizeTransform` and the augmentations; used as ``T``."""
+# ruff: noqa: F403
 
-from fvcore.transforms.transform import (
-    BlendTransform,
-    CropTransform,
-    HFlipTransform,
-    NoOpTransform,
-    PadTransform,
-    ScaleTransform,
-    Transform,
-    TransformList,
-    VFlipTransform,
-)
+from fvcore.transforms.transform import *
 
-from .augmentation import (
-    AugInput,
-    Augmentation,
-    AugmentationList,
-    StandardAugInput,
-    apply_augmentations,
-)
-from .augmentation_impl import (
-    FixedSizeCrop,
-    RandomApply,
-    RandomBrightness,
-    RandomContrast,
-    RandomCrop,
-    RandomCrop_CategoryAreaConstraint,
-    RandomFlip,
-    RandomSaturation,
-    ResizeScale,
-    ResizeShortestEdge,
-)
-from .transform import ResizeTransform
+from .augmentation import *
+from .augmentation_impl import *
+from .transform import *
 
 __all__ = [name for name in globals() if not name.startswith("_")]

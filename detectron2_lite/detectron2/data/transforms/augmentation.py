@@ -1,26 +1,14 @@
-"""Augmentations: random policies that look at their input and choose a deterministic transform."""
+"""Augmentations: policies that look at their input and choose a deterministic transform."""
 
 from __future__ import annotations
 
 import inspect
-import pprint
 from typing import Any
 
 import numpy as np
 from fvcore.transforms.transform import Transform, TransformList
 
-__all__ = [
-    "AugInput",
-    "Augmentation",
-    "AugmentationList",
-    "StandardAugInput",
-    "apply_augmentations",
-]
-
-
-def _check_image(img: np.ndarray) -> None:
-    assert isinstance(img, np.ndarray), f"An augmentation needs a numpy array, got a {type(img)}!"
-    assert img.ndim in (2, 3), f"An image is (H, W) or (H, W, C), got shape {img.shape}."
+__all__ = ["AugInput", "Augmentation", "AugmentationList", "apply_augmentations"]
 
 
 class Augmentation:
@@ -56,15 +44,7 @@ class Augmentation:
     def _collect_args(self, aug_input: Any) -> list[Any]:
         if self.input_args is None:
             params = inspect.signature(self.get_transform).parameters
-            if len(params) == 1:
-                self.input_args = ("image",)
-            elif any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in params.values()):
-                raise TypeError(
-                    f"{type(self)}.get_transform takes *args or **kwargs, so its inputs are "
-                    "unknown: set `input_args` or override `__call__`."
-                )
-            else:
-                self.input_args = tuple(params)
+            self.input_args = ("image",) if len(params) == 1 else tuple(params)
         for name in self.input_args:
             if not hasattr(aug_input, name):
                 raise AttributeError(
@@ -82,19 +62,12 @@ class Augmentation:
     def __repr__(self) -> str:
         """Name and the arguments that differ from their defaults."""
         parts = []
-        for name, param in inspect.signature(type(self).__init__).parameters.items():
-            if name == "self":
-                continue
-            if param.kind in (param.VAR_POSITIONAL, param.VAR_KEYWORD) or not hasattr(self, name):
+        for name, param in inspect.signature(type(self)).parameters.items():
+            if not hasattr(self, name):
                 return super().__repr__()
-            value = getattr(self, name)
-            if value is not param.default:
-                text = pprint.pformat(value)
-                parts.append(f"{name}={'...' if chr(10) in text else text}")
+            if (value := getattr(self, name)) is not param.default:
+                parts.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
-
-    def __str__(self) -> str:
-        return repr(self)
 
 
 class _TransformToAug(Augmentation):
@@ -106,25 +79,18 @@ class _TransformToAug(Augmentation):
     def get_transform(self, *args: Any) -> Transform:
         return self.tfm
 
-    def __call__(self, aug_input: AugInput) -> Transform:
-        aug_input.transform(self.tfm)
-        return self.tfm
-
     def __repr__(self) -> str:
         return repr(self.tfm)
 
 
 def _transform_to_aug(tfm_or_aug: Transform | Augmentation) -> Augmentation:
-    assert isinstance(tfm_or_aug, (Transform, Augmentation)), (
-        f"Expected a Transform or an Augmentation, got {tfm_or_aug!r}."
-    )
+    assert isinstance(tfm_or_aug, (Transform, Augmentation)), tfm_or_aug
     return tfm_or_aug if isinstance(tfm_or_aug, Augmentation) else _TransformToAug(tfm_or_aug)
 
 
 class AugmentationList(Augmentation):
-    """Apply augmentations one after the other; each sees the output of the one before.
-
-    It can only be called: there is no :meth:`get_transform` for the whole chain in advance.
+    """Apply augmentations in sequence. It can only be called: each policy needs to see what the
+    one before it made.
     """
 
     def __init__(self, augs: list[Augmentation | Transform]):
@@ -138,28 +104,20 @@ class AugmentationList(Augmentation):
 
 
 class AugInput:
-    """What augmentations look at and change in place.
-
-    Args:
-        image: (H, W) or (H, W, C), uint8 in [0, 255] or float.
-        boxes: (N, 4) float32, XYXY in pixels.
-        sem_seg: (H, W) uint8 labels.
+    """What augmentations look at and change: ``image`` (H, W[, C]) uint8 in [0, 255] or float,
+    ``boxes`` (N, 4) float32 XYXY in pixels, ``sem_seg`` (H, W) uint8 labels.
     """
 
     def __init__(
-        self,
-        image: np.ndarray,
-        *,
-        boxes: np.ndarray | None = None,
+        self, image: np.ndarray, *, boxes: np.ndarray | None = None,
         sem_seg: np.ndarray | None = None,
-    ):
-        _check_image(image)
-        self.image = image
-        self.boxes = boxes
-        self.sem_seg = sem_seg
+    ):  # fmt: skip
+        assert isinstance(image, np.ndarray), f"An image is a numpy array, got {type(image)}!"
+        assert image.ndim in (2, 3), f"An image is (H, W) or (H, W, C), got {image.shape}."
+        self.image, self.boxes, self.sem_seg = image, boxes, sem_seg
 
     def transform(self, tfm: Transform) -> None:
-        """Apply ``tfm`` to everything that is set."""
+        """Apply ``tfm`` to everything that is set, in place."""
         self.image = tfm.apply_image(self.image)
         if self.boxes is not None:
             self.boxes = tfm.apply_box(self.boxes)
@@ -167,19 +125,14 @@ class AugInput:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
 
     def apply_augmentations(self, augmentations: list[Augmentation | Transform]) -> TransformList:
-        """The same as ``AugmentationList(augmentations)(self)``."""
         return AugmentationList(augmentations)(self)
-
-
-StandardAugInput = AugInput
 
 
 def apply_augmentations(
     augmentations: list[Augmentation | Transform], inputs: np.ndarray | AugInput
 ) -> tuple[np.ndarray | AugInput, TransformList]:
     """Augment an image or an :class:`AugInput`; returns the result and the transforms used."""
-    if isinstance(inputs, np.ndarray):
-        aug_input = AugInput(inputs)
-        transforms = aug_input.apply_augmentations(augmentations)
-        return aug_input.image, transforms
-    return inputs, inputs.apply_augmentations(augmentations)
+    is_image = isinstance(inputs, np.ndarray)
+    aug_input = AugInput(inputs) if is_image else inputs
+    transforms = aug_input.apply_augmentations(augmentations)
+    return aug_input.image if is_image else aug_input, transforms

@@ -10,21 +10,14 @@ from PIL import Image
 
 __all__ = ["ResizeTransform"]
 
-_TORCH_MODES = {
-    Image.NEAREST: "nearest",
-    Image.BILINEAR: "bilinear",
-    Image.BICUBIC: "bicubic",
-}
+_TORCH_MODES = {Image.NEAREST: "nearest", Image.BILINEAR: "bilinear", Image.BICUBIC: "bicubic"}
 
 
 class ResizeTransform(Transform):
-    """Resize from ``(h, w)`` to ``(new_h, new_w)``.
+    """Resize from ``(h, w)`` to ``(new_h, new_w)`` with a PIL interpolation code.
 
-    uint8 images go through PIL (its filters widen when shrinking, so there is no aliasing), all
-    other types through :func:`torch.nn.functional.interpolate`. Segmentations use nearest.
-
-    Args:
-        interp: a PIL interpolation code, bilinear by default.
+    uint8 images go through PIL (antialiased), other types through torch's interpolate (not
+    antialiased). Segmentations use nearest.
     """
 
     def __init__(self, h: int, w: int, new_h: int, new_w: int, interp: int | None = None):
@@ -33,21 +26,13 @@ class ResizeTransform(Transform):
         self._set_attributes(locals())
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """(H, W) or (H, W, C) of any type that the chosen path takes; the type is kept."""
-        assert img.shape[:2] == (self.h, self.w), (
-            f"ResizeTransform was made for {(self.h, self.w)}, got an image of {img.shape[:2]}."
-        )
+        """(H, W) or (H, W, C); the type is kept."""
+        assert img.shape[:2] == (self.h, self.w), (img.shape, self.h, self.w)
         interp = self.interp if interp is None else interp
-        resize = self._with_pil if img.dtype == np.uint8 else self._with_torch
-        return resize(img, interp)
-
-    def _with_pil(self, img: np.ndarray, interp: int) -> np.ndarray:
-        single = img.ndim > 2 and img.shape[2] == 1
-        pil_image = Image.fromarray(img[:, :, 0] if single else img)
-        resized = np.asarray(pil_image.resize((self.new_w, self.new_h), interp))
-        return resized[:, :, None] if single else resized
-
-    def _with_torch(self, img: np.ndarray, interp: int) -> np.ndarray:
+        if img.dtype == np.uint8:
+            flat = img[:, :, 0] if img.shape[2:] == (1,) else img  # PIL has no (H, W, 1)
+            resized = np.asarray(Image.fromarray(flat).resize((self.new_w, self.new_h), interp))
+            return resized.reshape(self.new_h, self.new_w, *img.shape[2:])
         mode = _TORCH_MODES[interp]
         nchw = torch.from_numpy(np.ascontiguousarray(img)).reshape(1, *img.shape[:2], -1)
         nchw = F.interpolate(
@@ -65,9 +50,7 @@ class ResizeTransform(Transform):
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        """(H, W) labels, resized with nearest."""
         return self.apply_image(segmentation, interp=Image.NEAREST)
 
     def inverse(self) -> ResizeTransform:
-        """Resize back to the old size."""
         return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)

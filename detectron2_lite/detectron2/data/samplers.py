@@ -9,32 +9,29 @@ from collections import Counter
 from collections.abc import Iterator
 
 import torch
+from detectron2.utils import comm
 from torch.utils.data.sampler import Sampler
 
-from detectron2.utils import comm
+__all__ = ["InferenceSampler", "RepeatFactorTrainingSampler", "TrainingSampler"]
 
 logger = logging.getLogger(__name__)
 
 
 class _InfiniteSampler(Sampler):
-    """An endless stream of epochs; rank ``r`` of ``n`` takes elements ``r, r + n, ...`` of it.
-
-    ``seed`` must be the same in all processes; None draws a shared one.
+    """An endless stream of epochs, of which rank ``r`` of ``n`` takes elements ``r, r + n, ...``;
+    ``seed`` must be the same in all processes, None draws a shared one.
     """
 
     def __init__(self, shuffle: bool, seed: int | None):
         self._shuffle = shuffle
         self._seed = int(comm.shared_random_seed() if seed is None else seed)
-        self._rank = comm.get_rank()
-        self._world_size = comm.get_world_size()
+        self._rank, self._world_size = comm.get_rank(), comm.get_world_size()
 
     def _epoch(self, generator: torch.Generator) -> torch.Tensor:
-        """Indices of one epoch before shuffling, (N,) int64."""
         raise NotImplementedError
 
     def _infinite_indices(self) -> Iterator[int]:
-        generator = torch.Generator()
-        generator.manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(self._seed)
         while True:
             indices = self._epoch(generator)
             if self._shuffle:
@@ -46,12 +43,7 @@ class _InfiniteSampler(Sampler):
 
 
 class TrainingSampler(_InfiniteSampler):
-    """``shuffle(range(size)) + shuffle(range(size)) + ...``, endless.
-
-    Raises:
-        TypeError: ``size`` is not an int.
-        ValueError: ``size`` is not positive.
-    """
+    """``shuffle(range(size)) + shuffle(range(size)) + ...``, endless."""
 
     def __init__(self, size: int, shuffle: bool = True, seed: int | None = None):
         if not isinstance(size, int):
@@ -66,11 +58,8 @@ class TrainingSampler(_InfiniteSampler):
 
 
 class RepeatFactorTrainingSampler(_InfiniteSampler):
-    """Like :class:`TrainingSampler`, with image ``i`` on average ``repeat_factors[i]`` times an
-    epoch. The fractional part is rounded at random, anew for each epoch.
-
-    Args:
-        repeat_factors: (N,) float, each >= 0.
+    """Image ``i`` on average ``repeat_factors[i]`` times an epoch, (N,) float; the fractional
+    part is rounded at random, anew in each epoch.
     """
 
     def __init__(
@@ -84,13 +73,10 @@ class RepeatFactorTrainingSampler(_InfiniteSampler):
     def repeat_factors_from_category_frequency(
         dataset_dicts: list[dict], repeat_thresh: float, sqrt: bool = True
     ) -> torch.Tensor:
-        """Repeat factors that favor images with rare categories (LVIS, arXiv 1908.03195, B.2).
+        """Factors that favor images with rare categories (LVIS, arXiv 1908.03195, B.2).
 
         A category in a share ``f`` of the images has factor ``max(1, sqrt(repeat_thresh / f))``
-        (no root if ``sqrt`` is False); an image has the largest factor of its categories, or 1.
-
-        Returns:
-            (N,) float32, one factor for each record.
+        (no root if ``sqrt`` is False); an image has the largest of its categories', or 1.
         """
         categories = [{a["category_id"] for a in d["annotations"]} for d in dataset_dicts]
         counts = Counter(itertools.chain.from_iterable(categories))
@@ -114,10 +100,8 @@ class InferenceSampler(Sampler):
 
     def __init__(self, size: int):
         assert size > 0, f"InferenceSampler(size=) expects a positive int. Got {size}."
-        self._size = size
-        self._rank = comm.get_rank()
-        self._world_size = comm.get_world_size()
-        self._local_indices = self._get_local_indices(size, self._world_size, self._rank)
+        world_size, rank = comm.get_world_size(), comm.get_rank()
+        self._local_indices = self._get_local_indices(size, world_size, rank)
 
     @staticmethod
     def _get_local_indices(total_size: int, world_size: int, rank: int) -> range:

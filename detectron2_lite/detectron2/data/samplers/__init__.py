@@ -1,3 +1,0 @@
-from .distributed_sampler import InferenceSampler, RepeatFactorTrainingSampler, TrainingSampler
-
-__all__ = ["InferenceSampler", "RepeatFactorTrainingSampler", "TrainingSampler"]
