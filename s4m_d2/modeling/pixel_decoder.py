@@ -79,9 +79,7 @@ class MultiScaleEncoder(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_levels: int, **encoder_args: int | float) -> None:
         super().__init__()
-        self.encoder = DeformableEncoder(
-            embed_dim=embed_dim, num_levels=num_levels, **encoder_args
-        )
+        self.encoder = DeformableEncoder(embed_dim=embed_dim, num_levels=num_levels, **encoder_args)
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
         nn.init.normal_(self.level_embed)
 
@@ -237,9 +235,7 @@ def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
 
 def _pyramid_convs(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, Conv2d]:
     bias = norm == ""
-    lateral = Conv2d(
-        in_channels, conv_dim, kernel_size=1, bias=bias, norm=get_norm(norm, conv_dim)
-    )
+    lateral = Conv2d(in_channels, conv_dim, kernel_size=1, bias=bias, norm=get_norm(norm, conv_dim))
     output = Conv2d(
         conv_dim,
         conv_dim,

@@ -74,12 +74,12 @@ def _masks(sample: Mapping[str, Any]) -> Tensor:
     size = tuple(sample["image"].shape[-2:])
     if not instances.has("gt_masks") and not len(instances):
         return torch.zeros((0, *size), dtype=torch.bool)
-    masks = instances.gt_masks
+    masks = instances.gt_masks if instances.has("gt_masks") else None
     masks = masks.tensor if isinstance(masks, BitMasks) else masks
     if not isinstance(masks, Tensor):
         raise InputError(
             f"{_name(sample)}: gt_masks must be BitMasks or a tensor, got {type(masks).__name__}; "
-            "set INPUT.MASK_FORMAT to 'bitmask'"
+            "set MODEL.MASK_ON to True and INPUT.MASK_FORMAT to 'bitmask'"
         )
     if tuple(masks.shape) != (len(instances), *size):
         raise DatasetError(

@@ -1,0 +1,144 @@
+"""Pixel decoder, head, their registration and config errors."""
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_model
+from fvcore.common.registry import Registry
+
+from s4m_d2.errors import ConfigError
+from s4m_d2.modeling import (
+    TRANSFORMER_DECODER_REGISTRY,
+    MaskFormerHead,
+    MSDeformAttnPixelDecoder,
+    MultiScaleMaskedTransformerDecoder,
+    S4MMaskFormer,
+)
+from s4m_d2.modeling.registry import register_if_free
+
+SHAPES = {
+    f"res{i + 2}": ShapeSpec(channels=8 * 2**i, stride=4 * 2**i, height=None, width=None)
+    for i in range(4)
+}
+
+
+def random_features(batch=2, height=64, width=96):
+    rng = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(batch, s.channels, height // s.stride, width // s.stride, generator=rng)
+        for name, s in SHAPES.items()
+    }
+
+
+def make_pixel_decoder(**overrides):
+    torch.manual_seed(0)
+    options = {
+        "transformer_in_features": ["res3", "res4", "res5"],
+        "transformer_dropout": 0.0,
+        "transformer_nheads": 4,
+        "transformer_enc_layers": 2,
+        "transformer_num_points": 2,
+        "conv_dim": 32,
+        "mask_dim": 16,
+        "norm": "GN",
+        "common_stride": 4,
+    }
+    return MSDeformAttnPixelDecoder(SHAPES, **{**options, **overrides})
+
+
+def test_pixel_decoder_gives_mask_features_at_a_quarter_and_three_scales():
+    mask_features, maps = make_pixel_decoder()(random_features())
+    assert mask_features.shape == (2, 16, 16, 24)
+    assert [tuple(m.shape) for m in maps] == [(2, 32, 2, 3), (2, 32, 4, 6), (2, 32, 8, 12)]
+
+
+def test_fewer_encoder_levels_leave_more_to_the_pyramid():
+    decoder = make_pixel_decoder(transformer_in_features=["res4", "res5"])
+    mask_features, maps = decoder(random_features())
+    assert mask_features.shape == (2, 16, 16, 24)
+    assert [m.shape[-2:] for m in maps] == [(2, 3), (4, 6), (8, 12)]
+    assert decoder.adapter_1.in_channels == 8 and decoder.adapter_2.in_channels == 16
+
+
+def test_pixel_decoder_computes_in_float32_under_autocast():
+    decoder, features = make_pixel_decoder(), random_features()
+    expected, _ = decoder({name: f.bfloat16().float() for name, f in features.items()})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual, maps = decoder({name: f.bfloat16() for name, f in features.items()})
+    assert actual.dtype == torch.float32 and all(m.dtype == torch.float32 for m in maps)
+    torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ({"conv_dim": 40}, "CONVS_DIM"),
+        ({"transformer_nheads": 3}, "DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS"),
+        ({"transformer_in_features": ["res7"]}, "DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"),
+        ({"transformer_in_features": []}, "DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"),
+    ],
+)
+def test_impossible_pixel_decoders_are_refused_by_key(overrides, key):
+    with pytest.raises(ConfigError, match=key):
+        make_pixel_decoder(**overrides)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("MODEL.MASK_FORMER.PRE_NORM", True),
+        ("MODEL.MASK_FORMER.DEC_LAYERS", 0),
+        ("MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "res5"),
+        ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "Unknown"),
+        ("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True),
+        ("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True),
+        ("MODEL.MASK_FORMER.TEST.INSTANCE_ON", False),
+        ("MODEL.SEM_SEG_HEAD.NAME", "Unknown"),
+        ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "Unknown"),
+        ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res5", "res9"]),
+        ("INPUT.FORMAT", "YUV"),
+    ],
+)
+def test_unsupported_options_are_refused_by_key(make_tiny_cfg, key, value):
+    with pytest.raises(ConfigError, match=key):
+        build_model(make_tiny_cfg(key, value))
+
+
+def test_parts_are_chosen_by_registry_names(make_tiny_cfg):
+    model = build_model(make_tiny_cfg())
+    assert type(model) is S4MMaskFormer
+    assert type(model.sem_seg_head) is SEM_SEG_HEADS_REGISTRY.get("MaskFormerHead")
+    assert type(model.sem_seg_head.pixel_decoder) is MSDeformAttnPixelDecoder
+    decoder = TRANSFORMER_DECODER_REGISTRY.get("MultiScaleMaskedTransformerDecoder")
+    assert decoder is MultiScaleMaskedTransformerDecoder is type(model.sem_seg_head.predictor)
+
+
+def test_a_name_that_is_taken_stays_with_its_owner():
+    registry = Registry("TEST")
+
+    @registry.register()
+    class Head:
+        pass
+
+    @register_if_free(registry)
+    class Other:
+        pass
+
+    taken = type("Head", (), {})
+    assert register_if_free(registry)(taken) is taken
+    assert registry.get("Head") is Head and registry.get("Other") is Other
+
+
+def test_early_checkpoints_load_strictly(make_tiny_model):
+    """Before the pixel decoder had its own level, and when the queries were called static."""
+    head = make_tiny_model().sem_seg_head
+    old = {
+        key.removeprefix("pixel_decoder.").replace("query_feat", "static_query"): value + 1
+        for key, value in head.state_dict().items()
+    }
+    assert "predictor.static_query.weight" in old and "mask_features.weight" in old
+    expected = {key: value + 1 for key, value in head.state_dict().items()}
+    assert isinstance(head, MaskFormerHead)
+    head.load_state_dict(old)
+    for key, value in head.state_dict().items():
+        assert torch.equal(value, expected[key])

@@ -1,0 +1,128 @@
+"""Instances from hand-made queries."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from s4m_d2.modeling import inference
+from s4m_d2.modeling.inference import instance_inference
+
+SIZE = (8, 12)
+FULL = {"padded_size": SIZE, "image_size": SIZE, "output_size": SIZE}
+
+
+def logits_of(probabilities):
+    """(Q, K + 1) logits whose softmax gives these class probabilities and the rest to nothing."""
+    rows = [[*row, 1 - sum(row)] for row in probabilities]
+    return torch.tensor(rows).log()
+
+
+def box_mask(rows, columns, *, size=SIZE, inside=3.0):
+    mask = torch.full(size, -5.0)
+    mask[slice(*rows), slice(*columns)] = inside
+    return mask
+
+
+MASKS = torch.stack([box_mask((1, 4), (2, 9)), box_mask((5, 8), (0, 3), inside=1.0)])
+PROBABILITIES = [[0.1, 0.6, 0.2], [0.5, 0.05, 0.3]]
+
+
+def test_best_pairs_of_query_and_class_in_order():
+    result = instance_inference(logits_of(PROBABILITIES), MASKS, max_instances=4, **FULL)
+    assert result.pred_classes.tolist() == [1, 0, 2, 2]
+    torch.testing.assert_close(
+        result.scores,
+        torch.tensor([0.6, 0.5, 0.3, 0.2]) * torch.tensor([3.0, 1.0, 1.0, 3.0]).sigmoid(),
+    )
+    for index, query in enumerate([0, 1, 1, 0]):
+        assert torch.equal(result.pred_masks[index], MASKS[query] > 0)
+    assert result.pred_masks.dtype == torch.bool and result.image_size == SIZE
+    expected = torch.tensor([[2.0, 1, 9, 4], [0, 5, 3, 8], [0, 5, 3, 8], [2, 1, 9, 4]])
+    assert torch.equal(result.pred_boxes.tensor, expected)
+
+
+def test_at_most_every_pair_is_returned():
+    assert len(instance_inference(logits_of(PROBABILITIES), MASKS, max_instances=99, **FULL)) == 6
+
+
+def test_no_object_is_never_predicted():
+    result = instance_inference(logits_of([[0.01, 0.02, 0.0]]), MASKS[:1], max_instances=1, **FULL)
+    assert result.pred_classes.tolist() == [1]
+    assert result.scores.item() == pytest.approx(0.02 / (1 + math.exp(-3)), rel=1e-4)
+
+
+def test_score_is_the_mean_probability_inside_the_mask_only():
+    mask = torch.full(SIZE, -9.0)
+    mask[0, :2] = torch.tensor([1.0, 3.0])
+    result = instance_inference(logits_of([[0.5]]), mask[None], max_instances=1, **FULL)
+    expected = 0.5 * torch.tensor([1.0, 3.0]).sigmoid().mean().item()
+    assert result.scores.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_empty_mask_scores_zero_and_has_an_empty_box():
+    empty = torch.full((1, *SIZE), -1.0)
+    result = instance_inference(logits_of([[0.9]]), empty, max_instances=1, **FULL)
+    assert result.scores.tolist() == [0] and not result.pred_masks.any()
+    assert result.pred_boxes.tensor.tolist() == [[0, 0, 0, 0]]
+
+
+def test_padding_is_cropped_before_the_mask_is_resized_to_the_output():
+    """A quarter-resolution mask over a padded 16 x 16 input with 8 x 12 content, shown doubled."""
+    small = torch.full((1, 4, 4), -4.0)
+    small[0, :3, 1:] = 4.0  # input columns from 4 on, reaching into the padding
+    result = instance_inference(
+        logits_of([[0.9]]),
+        small,
+        padded_size=(16, 16),
+        image_size=(8, 12),
+        output_size=(16, 24),
+        max_instances=1,
+    )
+    expected = torch.zeros(1, 16, 24, dtype=torch.bool)
+    expected[:, :, 8:] = True
+    assert torch.equal(result.pred_masks, expected)
+    assert result.pred_boxes.tensor.tolist() == [[8, 0, 24, 16]]
+
+
+def test_upsampling_in_chunks_changes_nothing(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    logits = torch.randn(7, 4, generator=rng)
+    masks = torch.randn(7, 4, 4, generator=rng)
+    sizes = {"padded_size": (16, 16), "image_size": (12, 16), "output_size": (30, 41)}
+    whole = instance_inference(logits, masks, max_instances=12, **sizes)
+    monkeypatch.setattr(inference, "CHUNK_PIXELS", 2 * 30 * 41)
+    sizes_seen = []
+    monkeypatch.setattr(
+        inference.F,
+        "interpolate",
+        lambda x, **kw: sizes_seen.append(x.shape[1]) or interpolate(x, **kw),
+    )
+    parts = instance_inference(logits, masks, max_instances=12, **sizes)
+    for name in ("scores", "pred_classes", "pred_masks"):
+        assert torch.equal(getattr(whole, name), getattr(parts, name))
+    assert max(sizes_seen) == 2
+
+
+interpolate = F.interpolate
+
+
+def test_only_kept_queries_are_upsampled(monkeypatch):
+    sizes_seen = []
+    monkeypatch.setattr(
+        inference.F,
+        "interpolate",
+        lambda x, **kw: sizes_seen.append(x.shape[1]) or interpolate(x, **kw),
+    )
+    logits = torch.zeros(50, 3)
+    logits[7, 0] = logits[7, 1] = logits[30, 0] = 5.0
+    result = instance_inference(
+        logits,
+        torch.randn(50, 4, 4, generator=torch.Generator().manual_seed(0)),
+        padded_size=(16, 16),
+        image_size=(16, 16),
+        output_size=(20, 20),
+        max_instances=3,
+    )
+    assert len(result) == 3 and sizes_seen == [2, 2]

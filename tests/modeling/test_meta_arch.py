@@ -1,0 +1,197 @@
+"""The whole model: batching, padding, training, distillation."""
+
+import pytest
+import torch
+
+from s4m_d2.errors import InputError
+
+LAYERS = 4  # of the tiny model, the learnable queries included
+NAMES = {
+    f"{name}{suffix}"
+    for name in ("loss_ce", "loss_mask", "loss_dice")
+    for suffix in ("", *(f"_{i}" for i in range(LAYERS - 1)))
+}
+
+
+class RecordingDistillation:
+    """Notes its arguments; its loss depends on the mask features alone."""
+
+    def __call__(self, mask_features, images, image_sizes, masks, generators):
+        self.images, self.image_sizes, self.masks = images, image_sizes, masks
+        self.seeds = None if generators is None else [g.initial_seed() for g in generators]
+        return {"loss_sd": mask_features.square().mean()}
+
+
+def assert_same_queries(actual, expected, index):
+    for name in ("pred_logits", "pred_masks"):
+        torch.testing.assert_close(
+            actual[name][index], expected[name][0], rtol=1e-4, atol=1e-4, msg=name
+        )
+
+
+@torch.no_grad()
+def test_batched_predictions_equal_single_ones(make_tiny_model, make_sample):
+    model = make_tiny_model().eval()
+    samples = [make_sample(64, 96, seed=seed) for seed in range(3)]
+    together = model.predict_queries(samples)
+    for index, sample in enumerate(samples):
+        assert_same_queries(together, model.predict_queries([sample]), index)
+
+
+@torch.no_grad()
+def test_padding_is_a_border_of_the_mean_color(make_tiny_model, make_sample):
+    """A small image beside a larger one sees what it would see alone with that border."""
+    model = make_tiny_model().eval()
+    small, large = make_sample(64, 96), make_sample(96, 128, seed=1)
+    bordered = model.pixel_mean.expand(3, 96, 128).clone()
+    bordered[:, :64, :96] = small["image"]
+    together = model.predict_queries([small, large])
+    assert_same_queries(together, model.predict_queries([{"image": bordered}]), 0)
+    assert together["image_sizes"] == [(64, 96), (96, 128)]
+    assert together["padded_size"] == (96, 128)
+
+
+@torch.no_grad()
+def test_results_have_the_size_asked_for_or_the_image_s(make_tiny_model, make_sample):
+    model = make_tiny_model("TEST.DETECTIONS_PER_IMAGE", 7).eval()
+    samples = [
+        {**make_sample(50, 70), "height": 101, "width": 139},
+        make_sample(40, 90, seed=1),
+    ]
+    results = [result["instances"] for result in model(samples)]
+    assert [tuple(r.pred_masks.shape) for r in results] == [(7, 101, 139), (7, 40, 90)]
+    assert [tuple(r.image_size) for r in results] == [(101, 139), (40, 90)]
+
+
+@torch.no_grad()
+def test_inference_ignores_annotations(make_tiny_model, make_sample):
+    model = make_tiny_model().eval()
+    labeled = make_sample(64, 64, [1, 2])
+    unlabeled = {"image": labeled["image"]}
+    (a,), (b,) = model([labeled]), model([unlabeled])
+    assert torch.equal(a["instances"].scores, b["instances"].scores)
+
+
+def test_every_parameter_gets_a_gradient_with_and_without_instances(make_tiny_model, make_sample):
+    """What DistributedDataParallel needs, too."""
+    model = make_tiny_model().train()
+    for labels in ([1, 5, 5], []):
+        model.zero_grad()
+        losses = model([make_sample(64, 96, labels), make_sample(64, 64, labels, seed=1)])
+        assert set(losses) == NAMES
+        assert all(loss.isfinite() for loss in losses.values())
+        sum(losses.values()).backward()
+        missing = [name for name, p in model.named_parameters() if p.grad is None]
+        assert not missing
+        assert model.sem_seg_head.predictor.class_embed.weight.grad.any()
+        assert model.backbone.stem.conv1.weight.grad.any()
+        mask_gradient = model.sem_seg_head.predictor.mask_embed.layers[2].weight.grad.any()
+        assert mask_gradient == bool(labels)
+
+
+def test_without_deep_supervision_only_the_last_layer_is_trained(make_tiny_model, make_sample):
+    model = make_tiny_model("MODEL.MASK_FORMER.DEEP_SUPERVISION", False).train()
+    losses = model([make_sample(64, 64, [1])])
+    assert set(losses) == {"loss_ce", "loss_mask", "loss_dice"}
+    sum(losses.values()).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_losses_are_a_function_of_the_samples_seeds(make_tiny_model, make_sample):
+    model = make_tiny_model().train()
+    for module in model.backbone.modules():  # batch statistics couple the images
+        module.eval()
+    sample = make_sample(64, 64, [1, 2])
+    state = torch.get_rng_state()
+    first = model([sample])
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(1)
+    again = model([sample])
+    other = model([{**sample, "seeds": {"loss_points": 99, "prompt_points": 0}}])
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_samples_without_seeds_train_too(make_tiny_model, make_sample):
+    sample = make_sample(64, 64, [1])
+    del sample["seeds"]
+    assert all(loss.isfinite() for loss in make_tiny_model().train()([sample]).values())
+
+
+def test_a_few_steps_fit_one_image(make_tiny_model, make_sample):
+    model = make_tiny_model().train()
+    sample = make_sample(64, 64, [3])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
+    totals = []
+    for _ in range(12):
+        total = sum(model([sample]).values())
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        totals.append(total.item())
+    assert totals[-1] < 0.75 * totals[0]
+
+
+def test_distillation_gets_features_rgb_images_and_padded_masks(make_tiny_model, make_sample):
+    model = make_tiny_model("INPUT.FORMAT", "BGR").train()
+    model.distillation = RecordingDistillation()
+    samples = [make_sample(40, 60, [1, 2]), make_sample(64, 50, [], seed=7)]
+    losses = model(samples)
+    assert set(losses) == NAMES | {"loss_sd"}
+    losses["loss_sd"].backward()
+    assert model.sem_seg_head.pixel_decoder.mask_features.weight.grad.any()
+    seen = model.distillation
+    assert seen.images.shape == (2, 3, 64, 64) and seen.image_sizes == [(40, 60), (64, 50)]
+    assert torch.equal(seen.images[0, :, :40, :60], samples[0]["image"].flip(0))
+    assert not seen.images[0, :, 40:].any() and not seen.images[1, :, :, 50:].any()
+    assert [tuple(m.shape) for m in seen.masks] == [(2, 64, 64), (0, 64, 64)]
+    assert seen.seeds == [sample["seeds"]["prompt_points"] for sample in samples]
+
+
+def test_distillation_leaves_no_trace_in_modules_weights_or_evaluation(
+    make_tiny_model, make_sample
+):
+    model = make_tiny_model()
+    names = [name for name, _ in model.named_modules()], list(model.state_dict())
+    model.distillation = RecordingDistillation()
+    assert ([name for name, _ in model.named_modules()], list(model.state_dict())) == names
+    with torch.no_grad():
+        model.eval()([make_sample(64, 64)])
+    assert not hasattr(model.distillation, "images")
+
+
+def test_large_scale_jitter_batches_are_squares_in_training_only(make_tiny_model, make_sample):
+    model = make_tiny_model(
+        "INPUT.DATASET_MAPPER_NAME", "coco_instance_lsj", "INPUT.IMAGE_SIZE", 96
+    )
+    model.distillation = RecordingDistillation()
+    model.train()([make_sample(40, 70, [1])])
+    assert model.distillation.images.shape == (1, 3, 96, 96)
+    with pytest.raises(InputError, match="INPUT.IMAGE_SIZE"):
+        model([make_sample(40, 100, [1])])
+    with torch.no_grad():
+        assert model.eval().predict_queries([make_sample(40, 100)])["padded_size"] == (64, 128)
+
+
+def test_predict_queries_pads_to_the_size_divisibility(make_tiny_model, make_sample):
+    model = make_tiny_model("MODEL.MASK_FORMER.SIZE_DIVISIBILITY", 64).eval()
+    with torch.no_grad():
+        found = model.predict_queries([make_sample(60, 70)])
+    assert found["padded_size"] == (64, 128) and found["image_sizes"] == [(60, 70)]
+    assert found["pred_masks"].shape == (1, 20, 16, 32)
+
+
+def test_training_under_autocast_gives_finite_float32_losses(make_tiny_model, make_sample):
+    model = make_tiny_model().train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model([make_sample(64, 64, [1, 2])])
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_gray_images_are_refused(make_tiny_model):
+    with pytest.raises(InputError, match=r"gray.png.*\(3, H, W\)"):
+        make_tiny_model().eval()(
+            [{"file_name": "gray.png", "image": torch.zeros(64, 64, dtype=torch.uint8)}]
+        )

@@ -1,0 +1,131 @@
+"""Masked attention, auxiliary outputs and old weights."""
+
+import pytest
+import torch
+
+from s4m_d2.errors import InputError
+from s4m_d2.modeling import MultiScaleMaskedTransformerDecoder
+from s4m_d2.modeling.transformer_decoder import CrossAttentionLayer, _attention_mask
+
+QUERIES, DIM = 5, 16
+
+
+@pytest.fixture
+def make_decoder():
+    def make(**overrides):
+        torch.manual_seed(0)
+        options = {
+            "num_classes": 3,
+            "hidden_dim": DIM,
+            "num_queries": QUERIES,
+            "nheads": 4,
+            "dim_feedforward": 32,
+            "dec_layers": 4,
+            "mask_dim": 8,
+            "enforce_input_project": False,
+        }
+        return MultiScaleMaskedTransformerDecoder(DIM, **{**options, **overrides})
+
+    return make
+
+
+def random_maps(batch=2, channels=DIM):
+    rng = torch.Generator().manual_seed(0)
+    maps = [torch.randn(batch, channels, 2**i, 2 ** (i + 1), generator=rng) for i in (1, 2, 3)]
+    return maps, torch.randn(batch, 8, 16, 32, generator=rng)
+
+
+def test_attention_is_blocked_outside_the_mask_unless_all_would_be():
+    masks = torch.tensor([[[[1.0, -1.0], [-0.5, 2.0]], [[-1.0, -2.0], [-3.0, -4.0]]]])
+    blocked = _attention_mask(masks, (2, 2))
+    assert blocked.tolist() == [[[False, True, True, False], [False] * 4]]
+
+
+def test_attention_mask_is_resized_bilinearly():
+    masks = torch.tensor([[[[-3.0, 1.0, 1.0, -0.5]]]])  # pairs average to -1 and 0.25
+    assert _attention_mask(masks, (1, 2)).tolist() == [[[True, False]]]
+
+
+def test_blocked_cells_have_no_influence():
+    torch.manual_seed(0)
+    layer = CrossAttentionLayer(DIM, 4)
+    queries, cells = torch.randn(2, QUERIES, DIM), torch.randn(2, 6, DIM)
+    blocked = torch.zeros(2, QUERIES, 6, dtype=torch.bool)
+    blocked[0, :, 2] = True
+    blocked[1, 1, 4] = True
+    zeros = torch.zeros(1, 1, DIM)
+    before = layer(queries, zeros, cells, zeros, blocked)
+    cells[0, 2] += 1
+    cells[1, 4] += 1
+    after = layer(queries, zeros, cells, zeros, blocked)
+    same = (before - after).abs().amax(-1) < 1e-6
+    expected = torch.ones(2, QUERIES, dtype=torch.bool)
+    expected[1] = False
+    expected[1, 1] = True
+    assert torch.equal(same, expected)
+
+
+def test_auxiliary_outputs_cover_the_queries_and_all_layers_but_the_last(make_decoder):
+    decoder = make_decoder()
+    maps, mask_features = random_maps()
+    full = decoder(maps, mask_features)
+    assert len(full["aux_outputs"]) == 4
+    lean = decoder(maps, mask_features, aux_outputs=False)
+    assert lean["aux_outputs"] == []
+    for name, shape in (("pred_logits", (2, QUERIES, 4)), ("pred_masks", (2, QUERIES, 16, 32))):
+        assert full[name].shape == shape
+        assert torch.equal(full[name], lean[name])
+        assert all(aux[name].shape == shape for aux in full["aux_outputs"])
+    first = full["aux_outputs"][0]["pred_logits"]  # of the learnable queries: same for all images
+    assert torch.equal(first[0], first[1])
+
+
+def test_auxiliary_classes_are_not_computed_when_not_asked_for(make_decoder):
+    decoder = make_decoder()
+    calls = []
+    decoder.class_embed.register_forward_hook(lambda *_: calls.append(1))
+    maps, mask_features = random_maps()
+    decoder(maps, mask_features, aux_outputs=False)
+    assert len(calls) == 1
+    decoder(maps, mask_features)
+    assert len(calls) == 1 + 5
+
+
+@pytest.mark.parametrize(
+    ("in_channels", "enforce", "projected"),
+    [(16, False, False), (16, True, True), (8, False, True)],
+)
+def test_input_is_projected_where_needed_or_enforced(in_channels, enforce, projected):
+    decoder = MultiScaleMaskedTransformerDecoder(
+        in_channels,
+        num_classes=3,
+        hidden_dim=DIM,
+        num_queries=QUERIES,
+        nheads=4,
+        dim_feedforward=32,
+        dec_layers=1,
+        mask_dim=8,
+        enforce_input_project=enforce,
+    )
+    assert ("input_proj.0.weight" in decoder.state_dict()) == projected
+    maps, mask_features = random_maps(channels=in_channels)
+    assert decoder(maps, mask_features)["pred_masks"].shape == (2, QUERIES, 16, 32)
+
+
+def test_each_of_three_scales_is_required(make_decoder):
+    maps, mask_features = random_maps()
+    with pytest.raises(InputError, match="expected 3 feature maps, got 2"):
+        make_decoder()(maps[:2], mask_features)
+
+
+def test_decoder_weights_start_as_xavier_uniform(make_decoder):
+    decoder = make_decoder(hidden_dim=64)
+    for name, fan_in, fan_out in (
+        ("transformer_cross_attention_layers.0.multihead_attn.in_proj_weight", 64, 192),
+        ("transformer_self_attention_layers.1.self_attn.out_proj.weight", 64, 64),
+        ("transformer_ffn_layers.2.linear1.weight", 64, 32),
+    ):
+        weight = decoder.get_parameter(name)
+        bound = (6 / (fan_in + fan_out)) ** 0.5
+        assert weight.abs().max() <= bound
+        assert weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.05)
