@@ -44,7 +44,8 @@ class StructuralDistillation:
     For each query point p_i, SAM is prompted with p_i alone as a positive click; C_SAM[i, j] is the
     cosine between its prompt-conditioned feature at p_i and at grid cell j. C_T[i, j] is the same
     of the teacher's mask features, resized bilinearly to that grid. The loss is the mean over
-    images of the mean of Huber(C_SAM - C_T) over all i and all cells j that hold image content.
+    images of the mean of Huber(C_SAM - C_T) over all i and all cells j that hold image content
+    (0 for an image too thin to fill a cell).
 
     Features are read bilinearly between the centers of cells with content, so that padding enters
     on neither side. SAM's side carries no gradient; everything is computed in float32, under
@@ -134,7 +135,7 @@ class StructuralDistillation:
         similarity = similarity_maps(resized, anchors)
         huber = F.huber_loss(similarity, target, reduction="none", delta=self.huber_delta)
         counts = content.flatten(1).float()
-        loss = (huber.mean(dim=1) * counts).sum(dim=1) / counts.sum(dim=1)
+        loss = (huber.mean(dim=1) * counts).sum(dim=1) / counts.sum(dim=1).clamp_min(1)
         return {"loss_sd": self.weight * loss.mean()}
 
     def _query_points(self, images, image_sizes, masks, generators) -> Tensor:

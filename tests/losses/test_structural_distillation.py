@@ -217,6 +217,16 @@ def test_descending_the_gradient_reproduces_sams_similarities():
     assert losses[-1] < 0.02 * losses[0]
 
 
+def test_an_image_too_thin_for_a_grid_cell_costs_nothing():
+    backend = FakeBackend(padded=True)
+    features, images, _, masks = make_batch([(1, 32)], (32, 32))
+    assert not backend.content_mask((1, 32)).any()
+    loss_fn = StructuralDistillation(backend=backend, num_points=8)
+    loss = loss_fn(features, images, [(1, 32)], masks, [seeded(0)])["loss_sd"]
+    loss.backward()
+    assert loss.item() == 0 and not features.grad.any()
+
+
 def test_autocast_does_not_change_the_arithmetic():
     backend = FakeBackend(padded=False)
     features, images, sizes, masks = make_batch([(24, 24)], (24, 24))
