@@ -1,0 +1,30 @@
+# VENV: the environment to use; made if missing. One of yours keeps every version that it has.
+# PYTHON: what makes a new environment.
+VENV ?= .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+WORKERS ?= 2
+
+.PHONY: setup test test-slow quickstart lint clean
+
+setup:
+	@$(PYTHON) tools/install.py --venv $(VENV)
+
+test: setup
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n $(WORKERS) --dist loadfile
+
+test-slow: setup
+	$(PY) -m pytest -m slow
+
+quickstart: setup
+	$(PY) tools/quickstart.py
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+# Keeps the environment, data sets and outputs.
+clean:
+	rm -rf build dist *.egg-info detectron2_lite/build detectron2_lite/*.egg-info
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,38 @@
+"""The engine (the module ``detectron2``) is no dependency here: `make setup` installs one.
+
+Detectron2 is not on package indexes, and whichever engine an environment has must stay.
+"""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="s4m_d2",
+    version="0.1.0",
+    description="S4M, semi-supervised instance segmentation with SAM, for Detectron2",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["s4m_d2", "s4m_d2.*"]),
+    package_data={"s4m_d2": ["sam/weights/*.pth"]},
+    install_requires=[
+        "cityscapesscripts",
+        "fvcore",
+        "iopath",
+        "matplotlib",
+        "numpy>=1.24,<2.3",  # cityscapesscripts calls functions that later versions dropped
+        "opencv-python-headless",  # headless: needs no libGL, which servers lack
+        "pillow",
+        "pycocotools",
+        "pyyaml",
+        "scipy",
+        "segment-anything",
+        "shapely",
+        "tabulate",
+        "tensorboard",
+        "torch>=2.4",
+        "torchvision",
+        "tqdm",
+    ],
+    extras_require={
+        "dev": ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff"],
+    },
+)

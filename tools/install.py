@@ -1,0 +1,139 @@
+#!/usr/bin/env python
+"""Prepare an environment: requirements, an engine, and this project in editable mode.
+
+An environment that this script makes gets the tested versions of requirements.txt. An existing one
+keeps every version that it has, Detectron2 and PyTorch above all, and gets only what it lacks.
+Run again, it does nothing unless the requirements changed. Needs only Python's standard library.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+ENGINE = ROOT / "detectron2_lite"
+REQUIREMENTS = ROOT / "requirements.txt"
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)  # of the tested versions in requirements.txt
+LIMITS = {"numpy": "numpy<2.3", "torch": "torch>=2.4"}  # as in setup.py
+OPENCV = "opencv-python-headless"  # all distributions of OpenCV provide the same module
+OURS = ".s4m_d2_made"  # in an environment that this script made
+STAMP = ".s4m_d2_setup"  # what the last complete set-up was made from
+
+NO_ENGINE = 3
+ENGINE_CHECK = f"""
+import sys
+try:
+    import detectron2
+except ModuleNotFoundError as error:
+    if error.name != "detectron2":
+        raise
+    sys.exit({NO_ENGINE})
+import detectron2.config
+print(f"engine: detectron2 {{detectron2.__version__}} at {{detectron2.__path__[0]}}")
+"""
+LIST_INSTALLED = """
+import importlib.metadata as metadata, json
+print(json.dumps({d.metadata["Name"]: d.version for d in metadata.distributions()}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--venv", type=Path, default=ROOT / ".venv", help="made if missing")
+    environment = parser.parse_args().venv.resolve()
+    python = environment / "bin" / "python"
+    if not python.exists():
+        make_environment(environment)
+    stamp, wanted = environment / STAMP, fingerprint()
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    if (environment / OURS).exists():
+        pip(python, "-r", str(REQUIREMENTS))
+    else:
+        install_missing(python)
+    install_engine(python)
+    pip(python, "--no-deps", "--editable", str(ROOT))
+    stamp.write_text(wanted)
+
+
+def make_environment(environment: Path) -> None:
+    if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
+        oldest, newest = (".".join(map(str, v)) for v in (OLDEST_PYTHON, NEWEST_PYTHON))
+        sys.exit(
+            f"The tested versions need Python {oldest} to {newest}; this is {sys.version.split()[0]}."
+            f"\nChoose one with: make setup PYTHON=python{newest}"
+            "\nor name an environment of yours: make setup VENV=path"
+        )
+    print(f"making the environment {environment}")
+    try:
+        venv.create(environment, with_pip=True)
+    except subprocess.CalledProcessError:
+        sys.exit("Python's module venv lacks pip here. On Debian: apt install python3-venv")
+    (environment / OURS).touch()
+
+
+def fingerprint() -> str:
+    files = (REQUIREMENTS, ROOT / "setup.py", ENGINE / "pyproject.toml")
+    digest = hashlib.sha256(str(ROOT).encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def pip(python: Path, *arguments: str) -> None:
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
+    if subprocess.run(command).returncode:
+        sys.exit(f"pip failed: {' '.join(command)}")
+
+
+def install_missing(python: Path) -> None:
+    """Add what an environment lacks; every version that it has is a constraint."""
+    output = subprocess.run(
+        [python, "-c", LIST_INSTALLED], check=True, capture_output=True, text=True
+    ).stdout
+    installed = {normalized(name): version for name, version in json.loads(output).items() if name}
+    names = re.findall(r"^([\w.-]+)==", REQUIREMENTS.read_text(), re.MULTILINE)
+    missing = [name for name in names if normalized(name) not in installed]
+    if any(name.startswith("opencv-") for name in installed):
+        missing = [name for name in missing if name != OPENCV]
+    if not missing:
+        return
+    # A local version ("2.4.0+cu121") stays a constraint: it is what is there.
+    constraints = [f"{name}=={version}" for name, version in installed.items()]
+    constraints += [limit for name, limit in LIMITS.items() if name not in installed]
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as file:
+        file.write("\n".join(constraints))
+    try:
+        pip(python, "--constraint", file.name, *missing)
+    finally:
+        os.unlink(file.name)
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def install_engine(python: Path) -> None:
+    """Install the embedded engine where there is none; never over Detectron2."""
+    # From the root folder: no folder of the checkout can pass for the module.
+    status = subprocess.run([python, "-c", ENGINE_CHECK], cwd="/").returncode
+    if status == NO_ENGINE:
+        pip(python, "--no-deps", "--editable", str(ENGINE))
+    elif status:
+        sys.exit(
+            "Detectron2 is installed but cannot be imported (see above). Repair it, or remove it "
+            "(pip uninstall detectron2) to use the embedded engine."
+        )
+
+
+if __name__ == "__main__":
+    main()
