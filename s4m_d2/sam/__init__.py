@@ -1,0 +1,19 @@
+"""The frozen SAM: one interface, one file a backend. Importing this registers the backends."""
+
+import s4m_d2.sam.segment_anything
+import s4m_d2.sam.tiny  # noqa: F401
+from s4m_d2.sam.backend import (
+    SAM_BACKEND_REGISTRY,
+    EncodedImages,
+    PromptOutput,
+    SamBackend,
+    build_sam_backend,
+)
+
+__all__ = [
+    "SAM_BACKEND_REGISTRY",
+    "EncodedImages",
+    "PromptOutput",
+    "SamBackend",
+    "build_sam_backend",
+]

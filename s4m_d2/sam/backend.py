@@ -1,0 +1,127 @@
+"""The frozen promptable segmenter that the method consults: interface and registry."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fvcore.common.registry import Registry
+from torch import Tensor
+
+from s4m_d2.errors import ConfigError
+
+SAM_BACKEND_REGISTRY = Registry("SAM_BACKEND")
+SAM_BACKEND_REGISTRY.__doc__ = """
+Backends by the name that S4M.SAM.BACKEND gives. An entry is called with the cfg and returns a
+SamBackend with its weights, on MODEL.DEVICE.
+"""
+
+
+@dataclass
+class EncodedImages:
+    """Image embeddings of a batch, to be prompted any number of times.
+
+    embeddings: (B, C, S, S). image_sizes: (H, W) of each image's content, in pixels of the frame
+    that was given to ``encode``.
+    """
+
+    embeddings: Tensor
+    image_sizes: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.image_sizes)
+
+    def select(self, indices: Sequence[int]) -> EncodedImages:
+        """The images at the given positions, in that order."""
+        indices = list(indices)
+        return EncodedImages(self.embeddings[indices], [self.image_sizes[i] for i in indices])
+
+
+@dataclass
+class PromptOutput:
+    """Answers to the N prompts of one image; what was not asked for is None.
+
+    mask_logits: (N, M, h, w) in the backend's square frame, low resolution: see ``upscale``.
+    iou_predictions: (N, M) the backend's own estimate of each mask's IoU.
+    features: (N, C, S, S) image tokens after the decoder's two-way transformer; they depend on
+    the prompt (paper, structural distillation).
+    """
+
+    mask_logits: Tensor | None
+    iou_predictions: Tensor | None
+    features: Tensor | None
+
+
+class SamBackend(ABC):
+    """A frozen SAM. Not an ``nn.Module``: holding one adds no parameters to a model.
+
+    image_side: side of the square frame that the encoder sees, in pixels.
+    grid_side: S, side of the feature grid.
+    """
+
+    image_side: int
+    grid_side: int
+    device: torch.device
+
+    @abstractmethod
+    def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
+        """Encode a batch once.
+
+        Args:
+            images: (B, 3, H, W) RGB in 0..255, uint8 or float; content at the top left.
+            image_sizes: (H, W) of each image's content.
+        """
+
+    @abstractmethod
+    def prompt(
+        self,
+        encoded: EncodedImages,
+        points: Sequence[Tensor],
+        labels: Sequence[Tensor] | None = None,
+        *,
+        multimask: bool = True,
+        masks: bool = True,
+        features: bool = False,
+    ) -> list[PromptOutput]:
+        """Answer point prompts, those of all images together.
+
+        Args:
+            points: one (N_i, P, 2) tensor an image, (x, y) in [0, 1] over its content; N_i may
+                be 0.
+            labels: one (N_i, P) tensor an image: 1 positive, 0 negative, -1 padding, which
+                changes nothing. Default: all positive.
+            multimask: three masks a prompt instead of one.
+            masks: whether to predict masks and their IoUs.
+            features: whether to return the prompt-conditioned image tokens.
+        """
+
+    @abstractmethod
+    def grid_scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
+        """(sx, sy) in (0, 1]: content-normalized (x, y) times it is grid-normalized."""
+
+    @abstractmethod
+    def upscale(self, mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Logits (N, h, w) of the square frame, cut to the content and resized: (N, H, W)."""
+
+    def content_mask(self, image_size: tuple[int, int]) -> Tensor:
+        """(S, S) bool: the grid cells whose center lies on content."""
+        centers = (torch.arange(self.grid_side, device=self.device) + 0.5) / self.grid_side
+        scale_x, scale_y = self.grid_scale(image_size)
+        return (centers < scale_y)[:, None] & (centers < scale_x)[None, :]
+
+
+def build_sam_backend(cfg: Any) -> SamBackend:
+    """The backend that ``cfg.S4M.SAM.BACKEND`` names, with its weights, frozen, on MODEL.DEVICE.
+
+    Raises:
+        ConfigError: no backend has that name.
+        WeightsError: its weights are missing or of another model.
+    """
+    name = cfg.S4M.SAM.BACKEND
+    if name not in SAM_BACKEND_REGISTRY:
+        known = ", ".join(sorted(key for key, _ in SAM_BACKEND_REGISTRY))
+        raise ConfigError(f"S4M.SAM.BACKEND is '{name}'; the registered backends are: {known}")
+    return SAM_BACKEND_REGISTRY.get(name)(cfg)

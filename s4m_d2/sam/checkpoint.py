@@ -1,0 +1,119 @@
+"""Reading SAM weights, with errors that say what was found and where to get the right file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from segment_anything.modeling import Sam
+from torch import Tensor
+
+from s4m_d2.errors import WeightsError
+
+logger = logging.getLogger(__name__)
+
+PUBLISHED_WEIGHTS = {
+    "vit_b": "sam_vit_b_01ec64.pth",
+    "vit_l": "sam_vit_l_0b3195.pth",
+    "vit_h": "sam_vit_h_4b8939.pth",
+}
+PUBLISHED_AT = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
+NAMED_MISMATCHES = 3  # how many wrong entries an error message lists
+HASH_IN_NAME = re.compile(r"_([0-9a-f]{6,64})\.pth$")
+READ_BLOCK = 1 << 20  # bytes
+
+
+def load_sam(build: Callable[[], Sam], path: str | Path, model: str) -> Sam:
+    """A SAM with the weights of a file; the file's content is read as tensors only.
+
+    Args:
+        build: makes the model, without weights.
+        path: a state dict saved by torch.
+        model: the model's name in messages, such as ``vit_b``.
+
+    Raises:
+        WeightsError: the file is missing, unreadable or of another model.
+    """
+    path = Path(path)
+    remedy = _remedy(model)
+    if not path.is_file():
+        found = "it is a folder" if path.is_dir() else "there is no such file"
+        raise WeightsError(f"SAM weights for {model}: '{path}': {found}. {remedy}")
+    state = _read_state(path, model, remedy)
+    with torch.random.fork_rng(devices=[]):  # the weights replace what is drawn here
+        sam = build()
+    _check_architecture(state, sam.state_dict(), path, model, remedy)
+    sam.load_state_dict(state)
+    _warn_on_other_hash(path)
+    return sam
+
+
+def _remedy(model: str) -> str:
+    if model not in PUBLISHED_WEIGHTS:
+        return 'Set S4M.SAM.CHECKPOINT to "" for the packaged weights.'
+    return (
+        f"Download {PUBLISHED_WEIGHTS[model]} from {PUBLISHED_AT} and set S4M.SAM.CHECKPOINT to "
+        "its path."
+    )
+
+
+def _read_state(path: Path, model: str, remedy: str) -> Mapping[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise WeightsError(
+            f"SAM weights for {model}: '{path}' ({path.stat().st_size:,} bytes) cannot be read as "
+            f"a file of tensors; it is truncated or something else ({type(error).__name__}). "
+            f"{remedy}"
+        ) from error
+    is_state = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
+    if not is_state:
+        found = f"a {type(state).__name__}"
+        if isinstance(state, Mapping):
+            found = f"a mapping with the keys {', '.join(list(map(str, state))[:NAMED_MISMATCHES])}"
+        raise WeightsError(
+            f"SAM weights for {model}: '{path}' holds {found}; expected a state dict, from "
+            f"parameter name to tensor. {remedy}"
+        )
+    return state
+
+
+def _check_architecture(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, model: str, remedy: str
+) -> None:
+    problems = [f"{name} is missing" for name in expected if name not in state]
+    problems += [
+        f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+        for name, value in expected.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    problems += [f"{name} is unknown" for name in state if name not in expected]
+    if problems:
+        listed = "; ".join(problems[:NAMED_MISMATCHES])
+        more = len(problems) - NAMED_MISMATCHES
+        listed += f"; and {more} more" if more > 0 else ""
+        raise WeightsError(
+            f"SAM weights for {model}: '{path}' is of another model ({len(state)} entries, "
+            f"expected {len(expected)}): {listed}. {remedy}"
+        )
+
+
+def _warn_on_other_hash(path: Path) -> None:
+    """Published files carry the start of their SHA-256 in their name."""
+    named = HASH_IN_NAME.search(path.name)
+    if named is None:
+        return
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(READ_BLOCK):
+            digest.update(block)
+    if not digest.hexdigest().startswith(named[1]):
+        logger.warning(
+            "'%s' has the SHA-256 %s..., not %s... as its name says: not the published file",
+            path, digest.hexdigest()[: len(named[1])], named[1],
+        )  # fmt: skip

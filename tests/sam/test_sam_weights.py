@@ -1,0 +1,161 @@
+"""Building backends from a config, and the errors of missing, damaged and wrong weights."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from functools import partial
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam
+from segment_anything.modeling import TwoWayTransformer as Transformer
+
+from s4m_d2.config import add_s4m_config
+from s4m_d2.errors import ConfigError, WeightsError
+from s4m_d2.sam import SAM_BACKEND_REGISTRY, build_sam_backend
+from s4m_d2.sam.tiny import PACKAGED_WEIGHTS, build_tiny_sam
+
+
+def config(**sam):
+    cfg = get_cfg()
+    add_s4m_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.S4M.SAM.merge_from_list([x for pair in sam.items() for x in pair])
+    return cfg
+
+
+def small_published_model() -> Sam:
+    """Stands in for vit_b: the same classes, a size that a test can hold."""
+    encoder = ImageEncoderViT(
+        img_size=64, patch_size=16, embed_dim=16, depth=1, num_heads=2, out_chans=16,
+        use_rel_pos=True, norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+    )  # fmt: skip
+    prompts = PromptEncoder(16, (4, 4), (64, 64), mask_in_chans=4)
+    transformer = Transformer(depth=2, embedding_dim=16, num_heads=2, mlp_dim=16)
+    return Sam(encoder, prompts, MaskDecoder(transformer_dim=16, transformer=transformer))
+
+
+@pytest.fixture
+def vit_b(monkeypatch):
+    monkeypatch.setitem(sam_model_registry, "vit_b", small_published_model)
+
+
+def test_the_registry_has_both_backends_under_the_names_of_the_config():
+    assert "segment_anything" in SAM_BACKEND_REGISTRY and "tiny" in SAM_BACKEND_REGISTRY
+
+
+def test_tiny_with_an_empty_checkpoint_has_the_packaged_weights():
+    backend = build_sam_backend(config(BACKEND="tiny", CHECKPOINT="", MAX_PROMPTS=7))
+    assert (backend.image_side, backend.grid_side) == (256, 32)
+    assert backend.max_prompts_per_chunk == 7
+    packaged = torch.load(PACKAGED_WEIGHTS, weights_only=True)
+    for name, value in backend.sam.state_dict().items():
+        torch.testing.assert_close(value, packaged[name].float(), rtol=0, atol=0)
+
+
+def test_the_packaged_weights_are_small():
+    assert PACKAGED_WEIGHTS.stat().st_size < 5_000_000
+
+
+def test_building_a_backend_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    build_sam_backend(config(BACKEND="tiny", CHECKPOINT=""))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_published_model_loads_from_its_path(vit_b, tmp_path):
+    weights = small_published_model().state_dict()
+    path = tmp_path / "weights.pth"
+    torch.save(weights, path)
+    backend = build_sam_backend(
+        config(BACKEND="segment_anything", MODEL_TYPE="vit_b", CHECKPOINT=str(path))
+    )
+    assert (backend.image_side, backend.grid_side) == (64, 4)
+    for name, value in backend.sam.state_dict().items():
+        assert torch.equal(value, weights[name])
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match="'sam3'.*segment_anything, tiny"):
+        build_sam_backend(config(BACKEND="sam3"))
+    with pytest.raises(ConfigError, match="'vit_x'.*vit_b, vit_l, vit_h"):
+        build_sam_backend(config(BACKEND="segment_anything", MODEL_TYPE="vit_x"))
+
+
+@pytest.mark.parametrize("model", ["vit_b", "vit_l", "vit_h"])
+def test_a_missing_file_names_the_path_the_file_and_the_source(model, tmp_path):
+    path = str(tmp_path / "none.pth")
+    with pytest.raises(WeightsError) as caught:
+        build_sam_backend(config(BACKEND="segment_anything", MODEL_TYPE=model, CHECKPOINT=path))
+    message = str(caught.value)
+    assert path in message and "no such file" in message
+    assert f"sam_{model}_" in message and "segment-anything#model-checkpoints" in message
+
+
+def test_an_empty_checkpoint_of_a_published_model_is_missing(vit_b):
+    with pytest.raises(WeightsError, match="Download sam_vit_b"):
+        build_sam_backend(config(BACKEND="segment_anything", MODEL_TYPE="vit_b", CHECKPOINT=""))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "pickle of code"])
+def test_a_damaged_file_is_told_with_its_size(damage, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(build_tiny_sam().state_dict(), path)
+    content = {
+        "truncated": path.read_bytes()[:5000],
+        "text": b"<html>not found</html>",
+        "empty": b"",
+        "pickle of code": b"cos\nsystem\n(S'touch /nowhere'\ntR.",
+    }[damage]
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"{len(content):,} bytes\) cannot be read"):
+        build_sam_backend(config(BACKEND="tiny", CHECKPOINT=str(path)))
+
+
+@pytest.mark.parametrize("content", [{"model": {"a": torch.zeros(1)}, "epoch": 3}, [1, 2]])
+def test_a_file_that_is_no_state_dict_is_told_with_what_it_holds(content, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    with pytest.raises(WeightsError, match="holds a (list|mapping with the keys model, epoch)"):
+        build_sam_backend(config(BACKEND="tiny", CHECKPOINT=str(path)))
+
+
+def test_another_architecture_names_the_first_mismatches(vit_b, tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save(build_tiny_sam().state_dict(), path)
+    with pytest.raises(WeightsError) as caught:
+        build_sam_backend(
+            config(BACKEND="segment_anything", MODEL_TYPE="vit_b", CHECKPOINT=str(path))
+        )
+    assert "image_encoder.pos_embed is (1, 32, 32, 96) instead of (1, 4, 4, 16)" in str(
+        caught.value
+    )
+    assert "more" in str(caught.value)
+
+
+def test_missing_and_unknown_entries_are_named(tmp_path):
+    state = build_tiny_sam().state_dict()
+    state["extra.weight"] = state.pop("mask_decoder.iou_token.weight")
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    with pytest.raises(
+        WeightsError, match="mask_decoder.iou_token.weight is missing; extra.weight is unknown"
+    ):
+        build_sam_backend(config(BACKEND="tiny", CHECKPOINT=str(path)))
+
+
+def test_a_hash_in_the_file_name_is_compared_and_only_warned_about(tmp_path, caplog):
+    state = build_tiny_sam().state_dict()
+    wrong = tmp_path / "sam_vit_b_000000.pth"
+    torch.save(state, wrong)
+    with caplog.at_level(logging.WARNING, logger="s4m_d2.sam.checkpoint"):
+        build_sam_backend(config(BACKEND="tiny", CHECKPOINT=str(wrong)))
+        assert "not 000000" in caplog.text
+        caplog.clear()
+        digest = hashlib.sha256(wrong.read_bytes()).hexdigest()
+        right = wrong.rename(tmp_path / f"sam_vit_b_{digest[:6]}.pth")
+        build_sam_backend(config(BACKEND="tiny", CHECKPOINT=str(right)))
+        assert not caplog.text
