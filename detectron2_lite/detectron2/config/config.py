@@ -12,8 +12,6 @@ import yaml
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import CfgNode as _CfgNode
 
-__all__ = ["CfgNode", "configurable", "get_cfg"]
-
 
 class UnsafeYamlError(yaml.constructor.ConstructorError):
     """A config file asks YAML to build Python objects."""
@@ -60,9 +58,9 @@ class CfgNode(_CfgNode):
             logging.getLogger(__name__).warning(
                 "Config '%s' has no VERSION. Assuming version %d.", cfg_filename, self.VERSION
             )
-        assert loaded.get("VERSION", self.VERSION) == self.VERSION, (
-            f"Cannot merge the version {loaded.VERSION} config '{cfg_filename}' "
-            f"into a config of version {self.VERSION}."
+        version = loaded.get("VERSION", self.VERSION)
+        assert version == self.VERSION, (
+            f"Cannot merge '{cfg_filename}' of version {version} into version {self.VERSION}."
         )
         self.merge_from_other_cfg(loaded)
 
@@ -84,17 +82,11 @@ def configurable(init_func: Callable | None = None, *, from_config: Callable | N
 
     Raises AttributeError or TypeError, at the call, if `from_config` is missing or malformed.
     """
-    if init_func is not None:
-        valid = inspect.isfunction(init_func) and init_func.__name__ == "__init__"
-        assert valid and from_config is None, "Bare @configurable is for __init__ methods only."
-        return _configurable_init(init_func)
-    if from_config is None:
-        return configurable
-    assert inspect.isfunction(from_config), "from_config of @configurable must be a function."
-    return functools.partial(_configurable_function, from_config=from_config)
+    if init_func is None:
+        return configurable if from_config is None else functools.partial(_wrap, from_config)
+    valid = inspect.isfunction(init_func) and init_func.__name__ == "__init__"
+    assert valid and from_config is None, "@configurable without arguments is for __init__ only."
 
-
-def _configurable_init(init_func: Callable) -> Callable:
     @functools.wraps(init_func)
     def wrapped(self, *args, **kwargs):
         name = type(self).__name__
@@ -103,38 +95,31 @@ def _configurable_init(init_func: Callable) -> Callable:
             raise AttributeError(f"{name} is @configurable and needs a 'from_config' classmethod.")
         if not inspect.ismethod(translate):
             raise TypeError(f"{name}.from_config must be a classmethod.")
-        if _called_with_cfg(*args, **kwargs):
-            init_func(self, **_arguments_from_config(translate, *args, **kwargs))
-        else:
-            init_func(self, *args, **kwargs)
+        args, kwargs = _translate(translate, args, kwargs)
+        init_func(self, *args, **kwargs)
 
     return wrapped
 
 
-def _configurable_function(func: Callable, from_config: Callable) -> Callable:
+def _wrap(from_config: Callable, func: Callable) -> Callable:
     @functools.wraps(func)
     def wrapped(*args, **kwargs):
-        if _called_with_cfg(*args, **kwargs):
-            return func(**_arguments_from_config(from_config, *args, **kwargs))
+        args, kwargs = _translate(from_config, args, kwargs)
         return func(*args, **kwargs)
 
     wrapped.from_config = from_config
     return wrapped
 
 
-def _called_with_cfg(*args, **kwargs) -> bool:
-    first = args[0] if args else None
-    return isinstance(first, _CfgNode) or isinstance(kwargs.get("cfg"), _CfgNode)
-
-
-def _arguments_from_config(from_config: Callable, *args, **kwargs) -> dict[str, Any]:
-    """Call `from_config` with the arguments it takes; the others are overrides of its result."""
+def _translate(from_config: Callable, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """Return explicit arguments: the given ones, or `from_config`'s if one of them is a config."""
+    if not any(isinstance(value, _CfgNode) for value in (*args[:1], kwargs.get("cfg"))):
+        return args, kwargs
     parameters = inspect.signature(from_config).parameters
     if next(iter(parameters), None) != "cfg":
-        name = getattr(from_config, "__qualname__", from_config)
-        raise TypeError(f"{name} must take 'cfg' as the first argument!")
+        raise TypeError(f"{from_config.__qualname__} must take 'cfg' as the first argument!")
+    overrides = {}
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    if any(parameter.kind in variadic for parameter in parameters.values()):
-        return from_config(*args, **kwargs)
-    overrides = {k: kwargs.pop(k) for k in list(kwargs) if k not in parameters}
-    return {**from_config(*args, **kwargs), **overrides}
+    if not any(parameter.kind in variadic for parameter in parameters.values()):
+        overrides = {name: kwargs.pop(name) for name in list(kwargs) if name not in parameters}
+    return (), {**from_config(*args, **kwargs), **overrides}

@@ -88,8 +88,4 @@ def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -
     """
     if not norm:
         return None
-    if isinstance(norm, str):
-        if norm not in _NORMS:
-            raise KeyError(f"unknown norm {norm!r}: use one of {', '.join(_NORMS)}, or ''")
-        norm = _NORMS[norm]
-    return norm(out_channels)
+    return (_NORMS[norm] if isinstance(norm, str) else norm)(out_channels)

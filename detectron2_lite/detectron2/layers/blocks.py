@@ -1,10 +1,22 @@
-"""The base of convolutional blocks."""
+"""The base of convolutional blocks, and the shapes that they exchange."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from torch import nn
 
 from .batch_norm import FrozenBatchNorm2d
+
+
+@dataclass
+class ShapeSpec:
+    """What is known of a feature map: channels, size in pixels, stride to the input image."""
+
+    channels: int | None = None
+    height: int | None = None
+    width: int | None = None
+    stride: int | None = None
 
 
 class CNNBlockBase(nn.Module):
@@ -18,7 +30,6 @@ class CNNBlockBase(nn.Module):
 
     def freeze(self) -> CNNBlockBase:
         """Stop gradients to all parameters, turn BatchNorm into FrozenBatchNorm; return self."""
-        for parameter in self.parameters():
-            parameter.requires_grad = False
+        self.requires_grad_(False)
         FrozenBatchNorm2d.convert_frozen_batchnorm(self)
         return self

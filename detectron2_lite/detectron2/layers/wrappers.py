@@ -6,17 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-BatchNorm2d = nn.BatchNorm2d
-ConvTranspose2d = nn.ConvTranspose2d
-Linear = nn.Linear
-interpolate = F.interpolate
+from torch.nn import BatchNorm2d as BatchNorm2d
+from torch.nn import Linear as Linear
+from torch.nn.functional import interpolate as interpolate
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """torch.cat that returns a single tensor as it is, without a copy."""
-    assert isinstance(tensors, (list, tuple))
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
@@ -33,19 +29,13 @@ def move_device_like(src: Tensor, dst: Tensor) -> Tensor:
 class Conv2d(nn.Conv2d):
     """nn.Conv2d, then `norm` (a module), then `activation` (a callable), where given."""
 
-    def __init__(self, *args, **kwargs) -> None:
-        norm = kwargs.pop("norm", None)
-        activation = kwargs.pop("activation", None)
+    def __init__(self, *args, norm: nn.Module | None = None, activation=None, **kwargs):
         super().__init__(*args, **kwargs)
         self.norm = norm
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() == 0 and self.training and isinstance(self.norm, nn.SyncBatchNorm):
-            raise AssertionError("SyncBatchNorm does not support empty inputs!")
         x = super().forward(x)
         if self.norm is not None:
             x = self.norm(x)
-        if self.activation is not None:
-            x = self.activation(x)
-        return x
+        return x if self.activation is None else self.activation(x)

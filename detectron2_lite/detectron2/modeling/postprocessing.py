@@ -9,10 +9,9 @@ from torch.nn import functional as F
 def sem_seg_postprocess(
     result: Tensor, img_size: tuple[int, int], output_height: int, output_width: int
 ) -> Tensor:
-    """Crop the padding off per-pixel predictions and resize them bilinearly.
+    """Crop the padding off (C, H, W) predictions and resize them bilinearly.
 
-    result: (C, H, W) on the padded input. img_size: (H, W) of the content in it.
-    Returns (C, output_height, output_width).
+    img_size: (H, W) of the content. Returns (C, output_height, output_width).
     """
     content = result[None, :, : img_size[0], : img_size[1]]
     size = (output_height, output_width)

@@ -3,11 +3,8 @@
 from .build import build_lr_scheduler, build_optimizer, get_default_optimizer_params
 from .lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
 
+# fmt: off
 __all__ = [
-    "LRMultiplier",
-    "LRScheduler",
-    "WarmupParamScheduler",
-    "build_lr_scheduler",
-    "build_optimizer",
+    "LRMultiplier", "LRScheduler", "WarmupParamScheduler", "build_lr_scheduler", "build_optimizer",
     "get_default_optimizer_params",
 ]

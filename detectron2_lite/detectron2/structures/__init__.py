@@ -5,13 +5,8 @@ from .image_list import ImageList
 from .instances import Instances
 from .masks import BitMasks, PolygonMasks, polygons_to_bitmask
 
+# fmt: off
 __all__ = [
-    "BitMasks",
-    "BoxMode",
-    "Boxes",
-    "ImageList",
-    "Instances",
-    "PolygonMasks",
-    "pairwise_iou",
+    "BitMasks", "BoxMode", "Boxes", "ImageList", "Instances", "PolygonMasks", "pairwise_iou",
     "polygons_to_bitmask",
 ]

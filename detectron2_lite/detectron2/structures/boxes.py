@@ -31,24 +31,15 @@ class BoxMode(IntEnum):
         """
         if from_mode == to_mode:
             return box
-        relative = (BoxMode.XYXY_REL, BoxMode.XYWH_REL)
-        assert from_mode not in relative and to_mode not in relative, (
-            "Relative mode not yet supported!"
-        )
+        relative = {BoxMode.XYXY_REL, BoxMode.XYWH_REL}
+        assert not relative & {from_mode, to_mode}, "Relative mode not yet supported!"
+        if {from_mode, to_mode} != {BoxMode.XYXY_ABS, BoxMode.XYWH_ABS}:
+            raise NotImplementedError(f"no conversion from BoxMode {from_mode!r} to {to_mode!r}")
         single = isinstance(box, (list, tuple))
-        if single:
-            assert len(box) == 4, f"a single box has four numbers, got {len(box)}"
-            boxes = torch.tensor(box)[None]
-        else:
-            boxes = torch.as_tensor(box).clone()
-        if (from_mode, to_mode) == (BoxMode.XYWH_ABS, BoxMode.XYXY_ABS):
-            boxes[:, 2:] += boxes[:, :2]
-        elif (from_mode, to_mode) == (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
-            boxes[:, 2:] -= boxes[:, :2]
-        else:
-            raise NotImplementedError(
-                f"Conversion from BoxMode {from_mode!r} to {to_mode!r} is not supported"
-            )
+        boxes = torch.tensor(box)[None] if single else torch.as_tensor(box).clone()
+        assert boxes.shape[-1] == 4, f"a box has four numbers, got {boxes.shape[-1]}"
+        sign = 1 if from_mode == BoxMode.XYWH_ABS else -1
+        boxes[:, 2:] += sign * boxes[:, :2]
         if single:
             return type(box)(boxes.flatten().tolist())
         return boxes.numpy() if isinstance(box, np.ndarray) else boxes
@@ -58,10 +49,7 @@ class Boxes:
     """N boxes as a float32 (N, 4) tensor of (x1, y1, x2, y2) in pixels, indexed like a tensor."""
 
     def __init__(self, tensor: Tensor | np.ndarray | Sequence[Sequence[float]]):
-        if isinstance(tensor, Tensor):
-            tensor = tensor.to(torch.float32)
-        else:
-            tensor = torch.as_tensor(tensor, dtype=torch.float32, device=torch.device("cpu"))
+        tensor = torch.as_tensor(tensor, dtype=torch.float32)
         if tensor.numel() == 0:
             tensor = tensor.reshape(-1, 4)
         assert tensor.dim() == 2 and tensor.size(-1) == 4, tensor.size()
@@ -77,13 +65,9 @@ class Boxes:
     def device(self) -> torch.device:
         return self.tensor.device
 
-    def _sides(self) -> tuple[Tensor, Tensor]:
-        return (self.tensor[:, 2:] - self.tensor[:, :2]).unbind(dim=1)
-
     def area(self) -> Tensor:
         """(N,) areas."""
-        width, height = self._sides()
-        return width * height
+        return (self.tensor[:, 2:] - self.tensor[:, :2]).prod(dim=1)
 
     def clip(self, box_size: tuple[int, int]) -> None:
         """Clip in place to an image of size (height, width)."""
@@ -94,19 +78,7 @@ class Boxes:
 
     def nonempty(self, threshold: float = 0.0) -> Tensor:
         """(N,) bool: both sides are longer than `threshold`."""
-        width, height = self._sides()
-        return (width > threshold) & (height > threshold)
-
-    def inside_box(self, box_size: tuple[int, int], boundary_threshold: int = 0) -> Tensor:
-        """(N,) bool: no side lies beyond an image (height, width) by `boundary_threshold`."""
-        height, width = box_size
-        limit = self.tensor.new_tensor([width, height]) + boundary_threshold
-        starts, ends = self.tensor[:, :2], self.tensor[:, 2:]
-        return (starts >= -boundary_threshold).all(dim=1) & (ends < limit).all(dim=1)
-
-    def get_centers(self) -> Tensor:
-        """(N, 2) centers (x, y)."""
-        return (self.tensor[:, :2] + self.tensor[:, 2:]) / 2
+        return (self.tensor[:, 2:] - self.tensor[:, :2] > threshold).all(dim=1)
 
     def scale(self, scale_x: float, scale_y: float) -> None:
         """Multiply the coordinates in place."""
@@ -114,9 +86,7 @@ class Boxes:
         self.tensor[:, 1::2] *= scale_y
 
     def __getitem__(self, item: int | slice | Tensor) -> Boxes:
-        if isinstance(item, int):
-            return Boxes(self.tensor[item].view(1, -1))
-        boxes = self.tensor[item]
+        boxes = self.tensor[item][None] if isinstance(item, int) else self.tensor[item]
         assert boxes.dim() == 2, f"Indexing on Boxes with {item} failed to return a matrix!"
         return Boxes(boxes)
 
@@ -132,22 +102,14 @@ class Boxes:
     @classmethod
     def cat(cls, boxes_list: Sequence[Boxes]) -> Boxes:
         """Join lists of boxes; the result shares no memory with them."""
-        assert isinstance(boxes_list, (list, tuple))
-        if not boxes_list:
-            return cls(torch.empty(0))
         assert all(isinstance(boxes, Boxes) for boxes in boxes_list)
-        return cls(torch.cat([boxes.tensor for boxes in boxes_list], dim=0))
-
-
-def pairwise_intersection(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """(N, M) areas of intersection."""
-    first, second = boxes1.tensor[:, None], boxes2.tensor
-    sides = torch.min(first[..., 2:], second[:, 2:]) - torch.max(first[..., :2], second[:, :2])
-    return sides.clamp_(min=0).prod(dim=2)
+        return cls(torch.cat([b.tensor for b in boxes_list]) if boxes_list else torch.empty(0))
 
 
 def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
     """(N, M) intersections over unions; 0 where nothing intersects."""
-    intersection = pairwise_intersection(boxes1, boxes2)
+    first, second = boxes1.tensor[:, None], boxes2.tensor
+    sides = torch.min(first[..., 2:], second[:, 2:]) - torch.max(first[..., :2], second[:, :2])
+    intersection = sides.clamp(min=0).prod(dim=2)
     union = boxes1.area()[:, None] + boxes2.area() - intersection
     return torch.where(intersection > 0, intersection / union, intersection.new_zeros(()))

@@ -10,14 +10,13 @@ import torch
 
 
 class Instances:
-    """N instances of one image: fields of length N, set and read as attributes.
+    """N instances of one image of size (height, width): fields of length N, read as attributes.
 
-    Indexing by an int, a slice, a list, an index vector or a bool mask indexes every field. Names
-    that start with "_" are private and no fields.
+    Indexing by an int, a slice, a list, an index vector or a bool mask indexes every field.
+    Names that start with "_" are private and no fields.
     """
 
     def __init__(self, image_size: tuple[int, int], **kwargs: Any):
-        """image_size: (height, width); kwargs: fields."""
         self._image_size = image_size
         self._fields: dict[str, Any] = {}
         for name, value in kwargs.items():
@@ -25,7 +24,6 @@ class Instances:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width)"""
         return self._image_size
 
     def __setattr__(self, name: str, val: Any) -> None:
@@ -50,11 +48,11 @@ class Instances:
     def has(self, name: str) -> bool:
         return name in self._fields
 
-    def remove(self, name: str) -> None:
-        del self._fields[name]
-
     def get(self, name: str) -> Any:
         return self._fields[name]
+
+    def remove(self, name: str) -> None:
+        del self._fields[name]
 
     def get_fields(self) -> dict[str, Any]:
         """The fields by name; changing the dict changes the instances."""
@@ -62,19 +60,15 @@ class Instances:
 
     def to(self, *args: Any, **kwargs: Any) -> Instances:
         """Call `to` of every field that has one."""
-        moved = {
-            name: value.to(*args, **kwargs) if hasattr(value, "to") else value
-            for name, value in self._fields.items()
-        }
-        return Instances(self._image_size, **moved)
+        moved = {k: v.to(*args, **kwargs) for k, v in self._fields.items() if hasattr(v, "to")}
+        return Instances(self._image_size, **{**self._fields, **moved})
 
     def __getitem__(self, item: int | slice | list[int] | torch.Tensor) -> Instances:
         if type(item) is int:
             if not -len(self) <= item < len(self):
                 raise IndexError("Instances index out of range!")
             item = slice(item, None, len(self))
-        selected = {name: value[item] for name, value in self._fields.items()}
-        return Instances(self._image_size, **selected)
+        return Instances(self._image_size, **{k: v[item] for k, v in self._fields.items()})
 
     def __len__(self) -> int:
         for value in self._fields.values():
@@ -87,33 +81,24 @@ class Instances:
     @staticmethod
     def cat(instance_lists: Sequence[Instances]) -> Instances:
         """Join instances of images of one size; fields are tensors, lists or have `cat`."""
-        assert all(isinstance(instances, Instances) for instances in instance_lists)
-        assert len(instance_lists) > 0
         first = instance_lists[0]
         if len(instance_lists) == 1:
             return first
         assert all(instances.image_size == first.image_size for instances in instance_lists)
-        joined = {
-            name: _join([instances.get(name) for instances in instance_lists])
-            for name in first.get_fields()
-        }
+        joined = {k: _join([i.get(k) for i in instance_lists]) for k in first.get_fields()}
         return Instances(first.image_size, **joined)
 
     def __repr__(self) -> str:
-        height, width = self._image_size
+        size = "image_height={}, image_width={}".format(*self._image_size)
         fields = ", ".join(f"{name}: {value}" for name, value in self._fields.items())
-        return (
-            f"Instances(num_instances={len(self)}, image_height={height}, image_width={width}, "
-            f"fields=[{fields}])"
-        )
+        return f"Instances(num_instances={len(self)}, {size}, fields=[{fields}])"
 
 
 def _join(values: list) -> Any:
-    kind = type(values[0])
     if isinstance(values[0], torch.Tensor):
-        return torch.cat(values, dim=0)
+        return torch.cat(values)
     if isinstance(values[0], list):
         return list(itertools.chain(*values))
-    if hasattr(kind, "cat"):
-        return kind.cat(values)
-    raise ValueError(f"Unsupported type {kind} for concatenation")
+    if not hasattr(values[0], "cat"):
+        raise ValueError(f"Unsupported type {type(values[0])} for concatenation")
+    return type(values[0]).cat(values)

@@ -16,9 +16,9 @@ from .boxes import Boxes
 _MIN_COORDINATES = 6  # a polygon has at least three points
 
 
-def polygon_area(x: np.ndarray, y: np.ndarray) -> float:
-    """Area of one polygon (shoelace formula)."""
-    return 0.5 * np.abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))
+def _area(polygon: np.ndarray) -> float:
+    x, y = polygon[0::2], polygon[1::2]
+    return 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))  # shoelace formula
 
 
 def polygons_to_bitmask(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
@@ -33,10 +33,7 @@ class BitMasks:
     """N masks as a (N, H, W) bool tensor, indexed like a tensor."""
 
     def __init__(self, tensor: Tensor | np.ndarray):
-        if isinstance(tensor, Tensor):
-            tensor = tensor.to(torch.bool)
-        else:
-            tensor = torch.as_tensor(tensor, dtype=torch.bool, device=torch.device("cpu"))
+        tensor = torch.as_tensor(tensor, dtype=torch.bool)
         assert tensor.dim() == 3, tensor.size()
         self.image_size = tensor.shape[1:]
         self.tensor = tensor
@@ -49,9 +46,7 @@ class BitMasks:
         return self.tensor.device
 
     def __getitem__(self, item: int | slice | Tensor) -> BitMasks:
-        if isinstance(item, int):
-            return BitMasks(self.tensor[item].unsqueeze(0))
-        masks = self.tensor[item]
+        masks = self.tensor[item][None] if isinstance(item, int) else self.tensor[item]
         assert masks.dim() == 3, f"indexing BitMasks with {item} gives the shape {masks.shape}"
         return BitMasks(masks)
 
@@ -90,9 +85,7 @@ class BitMasks:
     @staticmethod
     def cat(bitmasks_list: Sequence[BitMasks]) -> BitMasks:
         """Join masks of images of one size."""
-        assert isinstance(bitmasks_list, (list, tuple)) and len(bitmasks_list) > 0
-        assert all(isinstance(masks, BitMasks) for masks in bitmasks_list)
-        return BitMasks(torch.cat([masks.tensor for masks in bitmasks_list], dim=0))
+        return BitMasks(torch.cat([masks.tensor for masks in bitmasks_list]))
 
 
 class PolygonMasks:
@@ -101,10 +94,7 @@ class PolygonMasks:
     def __init__(self, polygons: list[list[Tensor | np.ndarray]]):
         """Raises ValueError unless given lists of lists of polygons of at least three points."""
         if not isinstance(polygons, list):
-            raise ValueError(
-                "Cannot create PolygonMasks: Expect a list of list of polygons per image. "
-                f"Got '{type(polygons)}' instead."
-            )
+            raise ValueError(f"PolygonMasks takes a list of list of polygons, got {type(polygons)}")
         self.polygons = [_check_polygons(instance) for instance in polygons]
 
     def to(self, *args: Any, **kwargs: Any) -> PolygonMasks:
@@ -129,10 +119,7 @@ class PolygonMasks:
 
     def area(self) -> Tensor:
         """(N,) sums of the polygons' areas, overlaps counted twice."""
-        areas = [
-            sum((polygon_area(p[0::2], p[1::2]) for p in polygons), 0.0)
-            for polygons in self.polygons
-        ]
+        areas = [sum(_area(polygon) for polygon in polygons) for polygons in self.polygons]
         return torch.tensor(areas, dtype=torch.float64)
 
     def __getitem__(self, item: int | slice | list[int] | Tensor) -> PolygonMasks:
@@ -160,21 +147,14 @@ class PolygonMasks:
     @staticmethod
     def cat(polymasks_list: Sequence[PolygonMasks]) -> PolygonMasks:
         """Join the instances of several objects."""
-        assert isinstance(polymasks_list, (list, tuple)) and len(polymasks_list) > 0
-        assert all(isinstance(masks, PolygonMasks) for masks in polymasks_list)
         return PolygonMasks(list(itertools.chain.from_iterable(polymasks_list)))
 
 
 def _check_polygons(polygons: list[Tensor | np.ndarray]) -> list[np.ndarray]:
     """Bring one instance's polygons to float64 arrays, or raise ValueError."""
     if not isinstance(polygons, list):
-        raise ValueError(
-            "Cannot create polygons: Expect a list of polygons per instance. "
-            f"Got '{type(polygons)}' instead."
-        )
-    arrays = [
-        np.asarray(p.cpu() if isinstance(p, Tensor) else p).astype("float64") for p in polygons
-    ]
+        raise ValueError(f"expected a list of polygons per instance, got {type(polygons)}")
+    arrays = [np.array(p.cpu() if isinstance(p, Tensor) else p, dtype=float) for p in polygons]
     for array in arrays:
         if len(array) % 2 != 0 or len(array) < _MIN_COORDINATES:
             raise ValueError(f"Cannot create a polygon from {len(array)} coordinates.")

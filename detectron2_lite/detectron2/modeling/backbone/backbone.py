@@ -1,11 +1,15 @@
-"""What every backbone offers."""
+"""What every backbone offers, and backbones by name."""
 
 from __future__ import annotations
 
 from abc import ABCMeta, abstractmethod
 
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
+from detectron2.utils.registry import Registry
 from torch import Tensor, nn
+
+BACKBONE_REGISTRY = Registry("BACKBONE")  # called with the config and the input's ShapeSpec
 
 
 class Backbone(nn.Module, metaclass=ABCMeta):
@@ -32,7 +36,13 @@ class Backbone(nn.Module, metaclass=ABCMeta):
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of each feature map that `forward` returns."""
         channels, strides = self._out_feature_channels, self._out_feature_strides
-        return {
-            name: ShapeSpec(channels=channels[name], stride=strides[name])
-            for name in self._out_features
-        }
+        return {f: ShapeSpec(channels=channels[f], stride=strides[f]) for f in self._out_features}
+
+
+def build_backbone(cfg: CfgNode, input_shape: ShapeSpec | None = None) -> Backbone:
+    """Build `cfg.MODEL.BACKBONE.NAME`; the input has len(PIXEL_MEAN) channels by default."""
+    if input_shape is None:
+        input_shape = ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
+    backbone = BACKBONE_REGISTRY.get(cfg.MODEL.BACKBONE.NAME)(cfg, input_shape)
+    assert isinstance(backbone, Backbone)
+    return backbone

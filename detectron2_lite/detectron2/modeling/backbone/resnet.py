@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import torch
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
 from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .backbone import Backbone
-from .build import BACKBONE_REGISTRY
+from .backbone import BACKBONE_REGISTRY, Backbone
 
 Norm = str | Callable[[int], nn.Module]
 
@@ -25,44 +23,38 @@ _BLOCKS_PER_STAGE = {
     152: (3, 8, 36, 3),
 }
 _BASIC_DEPTHS = (18, 34)  # the depths built of BasicBlock
-_BASIC_RES2_CHANNELS = 64
+_BASIC_OPTIONS = {"RES2_OUT_CHANNELS": 64, "RES5_DILATION": 1, "NUM_GROUPS": 1}
 _STEM_STRIDE = 4
-_LINEAR_INIT_STD = 0.01
 _PER_BLOCK = "_per_block"
 
 
-def _conv(in_channels: int, out_channels: int, kernel_size: int, norm: Norm, **kwargs) -> Conv2d:
-    padding = kwargs.get("dilation", 1) * (kernel_size // 2)
-    layer = get_norm(norm, out_channels)
-    return Conv2d(
-        in_channels, out_channels, kernel_size, padding=padding, bias=False, norm=layer, **kwargs
-    )
+def _conv(in_channels: int, out_channels: int, size: int, norm: Norm, **kwargs) -> Conv2d:
+    kwargs |= {"padding": kwargs.get("dilation", 1) * (size // 2), "bias": False}
+    return Conv2d(in_channels, out_channels, size, norm=get_norm(norm, out_channels), **kwargs)
 
 
 class _ResidualBlock(CNNBlockBase):
-    """A residual branch of convolutions and a shortcut, projected where the channels change."""
+    """Convolutions conv1, conv2, … beside a shortcut, projected where the channels change."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm):
         super().__init__(in_channels, out_channels, stride)
-        projected = in_channels != out_channels
-        self.shortcut = (
-            _conv(in_channels, out_channels, 1, norm, stride=stride) if projected else None
-        )
+        self.shortcut = None
+        if in_channels != out_channels:
+            self.shortcut = _conv(in_channels, out_channels, 1, norm, stride=stride)
 
-    def _branch(self) -> tuple[Conv2d, ...]:
-        raise NotImplementedError
-
-    def _init_weights(self) -> None:
-        for conv in (*self._branch(), self.shortcut):
+    def _add_branch(self, *convs: Conv2d) -> None:
+        self._branch = [f"conv{i}" for i in range(1, len(convs) + 1)]
+        for name, conv in zip(self._branch, convs, strict=True):
+            self.add_module(name, conv)
+        for conv in (*convs, self.shortcut):
             if conv is not None:
                 c2_msra_fill(conv)
 
     def forward(self, x: Tensor) -> Tensor:
-        *inner, last = self._branch()
         out = x
-        for conv in inner:
-            out = F.relu_(conv(out))
-        out = last(out)
+        for name in self._branch[:-1]:
+            out = F.relu_(getattr(self, name)(out))
+        out = getattr(self, self._branch[-1])(out)
         out += x if self.shortcut is None else self.shortcut(x)
         return F.relu_(out)
 
@@ -72,12 +64,10 @@ class BasicBlock(_ResidualBlock):
 
     def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, norm: Norm = "BN"):
         super().__init__(in_channels, out_channels, stride, norm)
-        self.conv1 = _conv(in_channels, out_channels, 3, norm, stride=stride)
-        self.conv2 = _conv(out_channels, out_channels, 3, norm)
-        self._init_weights()
-
-    def _branch(self) -> tuple[Conv2d, ...]:
-        return self.conv1, self.conv2
+        self._add_branch(
+            _conv(in_channels, out_channels, 3, norm, stride=stride),
+            _conv(out_channels, out_channels, 3, norm),
+        )
 
 
 class BottleneckBlock(_ResidualBlock):
@@ -100,17 +90,13 @@ class BottleneckBlock(_ResidualBlock):
         dilation: int = 1,
     ):
         super().__init__(in_channels, out_channels, stride, norm)
-        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
-        width = bottleneck_channels
-        self.conv1 = _conv(in_channels, width, 1, norm, stride=stride_1x1)
-        self.conv2 = _conv(
-            width, width, 3, norm, stride=stride_3x3, groups=num_groups, dilation=dilation
+        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
+        width, middle = bottleneck_channels, {"groups": num_groups, "dilation": dilation}
+        self._add_branch(
+            _conv(in_channels, width, 1, norm, stride=first),
+            _conv(width, width, 3, norm, stride=second, **middle),
+            _conv(width, out_channels, 1, norm),
         )
-        self.conv3 = _conv(width, out_channels, 1, norm)
-        self._init_weights()
-
-    def _branch(self) -> tuple[Conv2d, ...]:
-        return self.conv1, self.conv2, self.conv3
 
 
 class BasicStem(CNNBlockBase):
@@ -122,15 +108,14 @@ class BasicStem(CNNBlockBase):
         c2_msra_fill(self.conv1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu_(self.conv1(x))
-        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
+        return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=1)
 
 
 class ResNet(Backbone):
-    """A stem, stages named res2, res3, …, and a classifier if `num_classes` is given.
+    """A stem and stages named res2, res3, …
 
-    out_features: what `forward` returns, of "stem", "res2" … "res5", "linear"; by default the
-        last layer. Stages above the last one named are dropped.
+    out_features: what `forward` returns, of "stem", "res2", …; by default the last stage. Stages
+        above the last one named are dropped.
     freeze_at: see `freeze`.
     """
 
@@ -138,13 +123,12 @@ class ResNet(Backbone):
         self,
         stem: CNNBlockBase,
         stages: Sequence[Sequence[CNNBlockBase]],
-        num_classes: int | None = None,
+        *,
         out_features: Sequence[str] | None = None,
         freeze_at: int = 0,
     ):
         super().__init__()
         self.stem = stem
-        self.num_classes = num_classes
         if out_features is not None:
             names = [f"res{i}" for i in range(2, len(stages) + 2)]
             stages = stages[: max(names.index(f) + 1 if f in names else 0 for f in out_features)]
@@ -152,17 +136,12 @@ class ResNet(Backbone):
         self.stage_names = tuple(f"res{i}" for i in range(2, len(self.stages) + 2))
         self._out_feature_strides = {"stem": stem.stride}
         self._out_feature_channels = {"stem": stem.out_channels}
-        stride, channels = stem.stride, stem.out_channels
+        stride = stem.stride
         for name, stage in zip(self.stage_names, self.stages, strict=True):
             self.add_module(name, stage)
             stride *= math.prod(block.stride for block in stage)
-            channels = stage[-1].out_channels
             self._out_feature_strides[name] = stride
-            self._out_feature_channels[name] = channels
-        if num_classes is not None:
-            self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-            self.linear = nn.Linear(channels, num_classes)
-            nn.init.normal_(self.linear.weight, std=_LINEAR_INIT_STD)
+            self._out_feature_channels[name] = stage[-1].out_channels
         children = [name for name, _ in self.named_children()]
         self._out_features = children[-1:] if out_features is None else out_features
         for name in self._out_features:
@@ -176,8 +155,6 @@ class ResNet(Backbone):
         outputs = {"stem": x}
         for name, stage in zip(self.stage_names, self.stages, strict=True):
             x = outputs[name] = stage(x)
-        if self.num_classes is not None:
-            outputs["linear"] = self.linear(torch.flatten(self.avgpool(x), 1))
         return {name: x for name, x in outputs.items() if name in self._out_features}
 
     def freeze(self, freeze_at: int = 0) -> ResNet:
@@ -202,16 +179,15 @@ class ResNet(Backbone):
 
         An argument `x_per_block` gives each block its own value of `x`; others go to all blocks.
         """
-        per_block = {k: v for k, v in kwargs.items() if k.endswith(_PER_BLOCK)}
-        shared = {k: v for k, v in kwargs.items() if k not in per_block}
-        for key, values in per_block.items():
-            name = key.removesuffix(_PER_BLOCK)
-            assert len(values) == num_blocks, f"{key} needs {num_blocks} values, got {len(values)}"
-            assert name not in shared, f"make_stage cannot take both {key} and {name}"
+        own = {k.removesuffix(_PER_BLOCK): v for k, v in kwargs.items() if k.endswith(_PER_BLOCK)}
+        shared = {k: v for k, v in kwargs.items() if not k.endswith(_PER_BLOCK)}
+        assert not own.keys() & shared.keys(), f"given twice: {own.keys() & shared.keys()}"
+        for name, values in own.items():
+            assert len(values) == num_blocks, f"{name}{_PER_BLOCK} needs {num_blocks} values"
         blocks = []
         for i in range(num_blocks):
-            own = {key.removesuffix(_PER_BLOCK): values[i] for key, values in per_block.items()}
-            blocks.append(block_class(in_channels, out_channels, **own, **shared))
+            options = shared | {name: values[i] for name, values in own.items()}
+            blocks.append(block_class(in_channels, out_channels, **options))
             in_channels = out_channels
         return blocks
 
@@ -220,31 +196,26 @@ class ResNet(Backbone):
 def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Build the ResNet that `cfg.MODEL.RESNETS` and `cfg.MODEL.BACKBONE.FREEZE_AT` describe."""
     options = cfg.MODEL.RESNETS
-    stem = BasicStem(input_shape.channels, options.STEM_OUT_CHANNELS, options.NORM)
     _check(options)
-    basic = options.DEPTH in _BASIC_DEPTHS
+    stem = BasicStem(input_shape.channels, options.STEM_OUT_CHANNELS, options.NORM)
     in_channels, out_channels = options.STEM_OUT_CHANNELS, options.RES2_OUT_CHANNELS
     width = options.NUM_GROUPS * options.WIDTH_PER_GROUP
     stages = []
     for number, num_blocks in enumerate(_BLOCKS_PER_STAGE[options.DEPTH], start=2):
         dilation = options.RES5_DILATION if number == 5 else 1
         first_stride = 1 if number == 2 or dilation > 1 else 2
-        bottleneck = {
-            "bottleneck_channels": width,
-            "stride_in_1x1": options.STRIDE_IN_1X1,
-            "dilation": dilation,
-            "num_groups": options.NUM_GROUPS,
-        }
-        blocks = ResNet.make_stage(
-            BasicBlock if basic else BottleneckBlock,
-            num_blocks,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            stride_per_block=[first_stride] + [1] * (num_blocks - 1),
-            norm=options.NORM,
-            **({} if basic else bottleneck),
-        )
-        stages.append(blocks)
+        kind, extra = BasicBlock, {}
+        if options.DEPTH not in _BASIC_DEPTHS:
+            kind, extra = BottleneckBlock, {
+                "bottleneck_channels": width,
+                "stride_in_1x1": options.STRIDE_IN_1X1,
+                "dilation": dilation,
+                "num_groups": options.NUM_GROUPS,
+            }
+        strides = [first_stride] + [1] * (num_blocks - 1)
+        channels = {"in_channels": in_channels, "out_channels": out_channels}
+        shared = {"norm": options.NORM, **channels, **extra}
+        stages.append(ResNet.make_stage(kind, num_blocks, stride_per_block=strides, **shared))
         in_channels, out_channels, width = out_channels, 2 * out_channels, 2 * width
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
     return ResNet(stem, stages, out_features=options.OUT_FEATURES, freeze_at=freeze_at)
@@ -254,15 +225,7 @@ def _check(options: CfgNode) -> None:
     """Refuse combinations that no ResNet has, and deformable convolutions."""
     assert options.RES5_DILATION in (1, 2), f"RES5_DILATION cannot be {options.RES5_DILATION}"
     if any(options.DEFORM_ON_PER_STAGE):
-        raise NotImplementedError(
-            "MODEL.RESNETS.DEFORM_ON_PER_STAGE: deformable convolutions need Detectron2 itself; "
-            "set all four to False or install Detectron2"
-        )
+        raise NotImplementedError("DEFORM_ON_PER_STAGE needs Detectron2 itself: set it to False")
     if options.DEPTH in _BASIC_DEPTHS:
-        channels = options.RES2_OUT_CHANNELS
-        assert channels == _BASIC_RES2_CHANNELS, (
-            f"depth {options.DEPTH} needs MODEL.RESNETS.RES2_OUT_CHANNELS = "
-            f"{_BASIC_RES2_CHANNELS}, got {channels}"
-        )
-        assert options.RES5_DILATION == 1, f"depth {options.DEPTH} needs RES5_DILATION = 1"
-        assert options.NUM_GROUPS == 1, f"depth {options.DEPTH} needs NUM_GROUPS = 1"
+        for key, value in _BASIC_OPTIONS.items():
+            assert options[key] == value, f"Depth {options.DEPTH} needs RESNETS.{key} = {value}"

@@ -1,4 +1,4 @@
-"""Segmentation heads by name."""
+"""Whole models and segmentation heads by name."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import nn
 
-SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")
-SEM_SEG_HEADS_REGISTRY.__doc__ = "Heads: called with the config and the backbone's shapes."
+META_ARCH_REGISTRY = Registry("META_ARCH")  # called with the config
+SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")  # called with the config and input shapes
+
+
+def build_model(cfg: CfgNode) -> nn.Module:
+    """Build `cfg.MODEL.META_ARCHITECTURE` on `cfg.MODEL.DEVICE`; no weights are loaded."""
+    return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg).to(cfg.MODEL.DEVICE)
 
 
 def build_sem_seg_head(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
