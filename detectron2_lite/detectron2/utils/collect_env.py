@@ -17,13 +17,12 @@ def collect_env_info() -> str:
     """A table of the interpreter, the libraries and the devices."""
     import detectron2
 
-    installed = {d.metadata["Name"]: d.version for d in metadata.distributions()}
     rows = [
         ("platform", platform.platform()),
         ("Python", platform.python_version()),
         ("detectron2", f"{detectron2.__version__} @{detectron2.__path__[0]}"),
         ("PyTorch", f"{torch.__version__} (CUDA {torch.version.cuda or 'no'})"),
         *((f"GPU {i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())),
-        *((name, installed.get(name, "not installed")) for name in _LIBRARIES),
+        *((name, metadata.version(name)) for name in _LIBRARIES),
     ]
     return tabulate(rows)
