@@ -33,7 +33,7 @@ SIMILAR_COLOR_CHANCE = 0.65
 # Chance of a scene to hold a class, chance of each further neighbor, range of the ground line's
 # distance from the horizon (fraction of the image height), chance to be seen end-on.
 _LARGE = {
-    "train": (0.52, 0.0, (0.07, 0.17), 0.0),
+    "train": (0.64, 0.0, (0.07, 0.17), 0.0),
     "bus": (0.46, 0.3, (0.09, 0.36), 0.35),
     "truck": (0.46, 0.3, (0.09, 0.36), 0.3),
 }
