@@ -42,7 +42,8 @@ class StreamDataset(Dataset):
         self._records = DatasetFromList(list(records), copy=False)
         self._mapper = mapper
         self._seeds = seeds
-        self._max_skipped = max_skipped if getattr(mapper, "skip_unreadable", False) else 0
+        self._skips_unreadable = getattr(mapper, "skip_unreadable", False)
+        self._max_skipped = max_skipped
 
     def __getitem__(self, item: tuple[int, int]) -> dict | _Failure:
         index, position = item
@@ -57,9 +58,11 @@ class StreamDataset(Dataset):
                 try:
                     sample = self._mapper(record)
                 except DatasetError:
-                    skipped.append(record["file_name"])
-                    if len(skipped) > self._max_skipped or len(skipped) == len(self._records):
+                    if not self._skips_unreadable:
                         raise
+                    skipped.append(record["file_name"])
+                    if len(skipped) > min(self._max_skipped, len(self._records) - 1):
+                        raise _too_many(skipped) from None
                     index = (index + 1) % len(self._records)
                     continue
                 return {**sample, "skipped_images": skipped} if skipped else sample
@@ -114,11 +117,15 @@ class StreamLoader(DataLoader):
                 len(self.skipped_images),
             )
         if len(self.skipped_images) > self._max_skipped_images:
-            raise DatasetError(
-                f"{len(self.skipped_images)} unlabeled images cannot be read, more than "
-                f"S4M.MAX_SKIPPED_IMAGES allows; the last is {self.skipped_images[-1]}. "
-                "Replace the damaged files, or raise the limit."
-            )
+            raise _too_many(self.skipped_images)
+
+
+def _too_many(skipped: Sequence[str]) -> DatasetError:
+    return DatasetError(
+        f"{len(skipped)} unlabeled images cannot be read, the last is {skipped[-1]}: more than "
+        "S4M.MAX_SKIPPED_IMAGES allows, or all there are. Replace the damaged files, or raise the "
+        "limit."
+    )
 
 
 def build_stream_loader(

@@ -60,7 +60,7 @@ def _draw_polygons(
     """(H', W') bool: the union of the polygons; parts outside the view are cut off."""
     moved = []
     for polygon in polygons:
-        points = np.asarray(polygon, dtype=np.float64).reshape(-1)
+        points = np.array(polygon, dtype=np.float64).reshape(-1)  # transforms work in place
         if len(points) % 2 or len(points) < _MIN_POLYGON_NUMBERS or not np.isfinite(points).all():
             raise DatasetError(
                 "a polygon must have at least three points (x, y) of finite numbers, "

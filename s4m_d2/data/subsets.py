@@ -38,7 +38,7 @@ def stable_subset(names: Sequence[str], fraction: float, seed: int) -> list[str]
         InputError: the fraction is out of range.
 
     >>> stable_subset(["a/1.png", "a/2.png", "b/3.png", "b/4.png"], 0.5, seed=0)
-    ['a/2.png', 'b/3.png']
+    ['a/1.png', 'b/3.png']
     """
     if not 0 < fraction <= 1:
         raise InputError(f"fraction must be in (0, 1], got {fraction}.")

@@ -1,0 +1,179 @@
+import functools
+import itertools
+import logging
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from data_scenes import truncate
+from detectron2.data import DatasetCatalog
+from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from test_mappers import arp_mapper, labeled_mapper
+
+from s4m_d2.data import build_stream_loader
+from s4m_d2.engine.rng import sample_seeds
+from s4m_d2.errors import ConfigError, DatasetError, InputError
+
+BATCH = 3
+
+
+def stream(name, mapper, *, batches, workers=0, start=0, max_skipped=5, sampler=None):
+    records = DatasetCatalog.get(name)
+    loader = build_stream_loader(
+        records,
+        mapper,
+        sampler or TrainingSampler(len(records), seed=11),
+        batch_size=BATCH,
+        num_workers=workers,
+        start_position=start,
+        seeds=functools.partial(sample_seeds, 5, "stream"),
+        max_skipped=max_skipped,
+    )
+    samples = [s for batch in itertools.islice(loader, batches) for s in batch]
+    return samples, loader
+
+
+def fingerprint(samples):
+    """Everything that a sample's draws and origin decide."""
+    return [
+        (
+            sample["file_name"],
+            sample["stream_position"],
+            sample["seeds"],
+            sample.get("skipped_images"),
+            sample["image"].numpy().tobytes(),
+            sample["image_weak"].numpy().tobytes() if "image_weak" in sample else None,
+            sample["instances"].gt_masks.tensor.numpy().tobytes()
+            if "instances" in sample
+            else None,
+        )
+        for sample in samples
+    ]
+
+
+@pytest.fixture(params=["labeled", "unlabeled"])
+def kind(request, data_root):
+    if request.param == "labeled":
+        return "toyscapes_train", labeled_mapper(COLOR_AUG_SSD=True)
+    return "toyscapes_train_unlabeled", arp_mapper(COLOR_AUG_SSD=True)
+
+
+def test_the_number_of_workers_changes_nothing(kind):
+    expected = fingerprint(stream(*kind, batches=9)[0])
+    assert len({name for name, *_ in expected}) == 20
+    for workers in (1, 2):
+        assert fingerprint(stream(*kind, batches=9, workers=workers)[0]) == expected
+
+
+@pytest.mark.parametrize("start", [0, BATCH, 7 * BATCH])
+def test_a_stream_that_starts_later_is_the_tail_of_the_whole(kind, start):
+    whole = fingerprint(stream(*kind, batches=10)[0])
+    tail = fingerprint(stream(*kind, batches=10 - start // BATCH, start=start)[0])
+    assert tail == whole[start:]
+
+
+def test_samples_before_the_start_are_not_loaded(data_root):
+    mapper = mock.Mock(side_effect=lambda record: record)
+    stream("toyscapes_train_unlabeled", mapper, batches=1, start=300)
+    assert mapper.call_count == BATCH
+    assert mapper.call_args_list[0].args[0]["stream_position"] == 300
+
+
+def test_repeat_factors_and_restarts(data_root):
+    sampler = RepeatFactorTrainingSampler(torch.full((20,), 1.5), seed=3)
+    identity = {"mapper": dict, "name": "toyscapes_train_unlabeled", "sampler": sampler}
+    samples, loader = stream(**identity, batches=20)
+    again = [s["file_name"] for batch in itertools.islice(loader, 20) for s in batch]
+    assert [s["file_name"] for s in samples] == again
+    tail, _ = stream(**identity, batches=5, start=15 * BATCH)
+    assert [s["file_name"] for s in tail] == again[15 * BATCH :]
+
+
+def test_ranks_share_one_stream(data_root):
+    def names_and_positions(rank, world_size, batches):
+        with (
+            mock.patch("detectron2.utils.comm.get_rank", return_value=rank),
+            mock.patch("detectron2.utils.comm.get_world_size", return_value=world_size),
+        ):
+            samples, _ = stream("toyscapes_train_unlabeled", dict, batches=batches)
+        return [(s["stream_position"], s["file_name"]) for s in samples]
+
+    whole = names_and_positions(0, 1, 8)
+    parts = names_and_positions(0, 2, 4) + names_and_positions(1, 2, 4)
+    assert sorted(parts) == whole
+
+
+def test_global_generators_are_left_alone(kind):
+    torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    stream(*kind, batches=2, workers=1)
+    stream(*kind, batches=2)
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+
+
+def damage(data_root, count):
+    """Truncate the first images of the training set; returns their paths."""
+    paths = sorted(Path(data_root).rglob("leftImg8bit/train/*/*.png"))[:count]
+    for path in paths:
+        truncate(path)
+    return [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_damaged_unlabeled_images_are_skipped_counted_and_logged(data_root, count, caplog):
+    damaged = damage(data_root, count)
+    mapper = arp_mapper()
+    with caplog.at_level(logging.WARNING, "s4m_d2.data.build"):
+        samples, loader = stream("toyscapes_train_unlabeled", mapper, batches=14)
+    assert len(samples) == 14 * BATCH  # every image twice
+    assert not set(damaged) & {sample["file_name"] for sample in samples}
+    assert sorted(loader.skipped_images) == damaged  # each counted once
+    assert len(caplog.records) == count and damaged[0] in caplog.text
+    assert {n for s in samples for n in s.get("skipped_images", ())} == set(damaged)
+    expected = fingerprint(samples)
+    for workers in (1, 2):
+        others = stream("toyscapes_train_unlabeled", mapper, batches=14, workers=workers)[0]
+        assert fingerprint(others) == expected
+    tail = stream("toyscapes_train_unlabeled", mapper, batches=4, start=10 * BATCH)[0]
+    assert fingerprint(tail) == expected[10 * BATCH :]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_damaged_unlabeled_images_end_the_stream(data_root, workers):
+    damage(data_root, 4)
+    with pytest.raises(DatasetError, match="MAX_SKIPPED_IMAGES"):
+        stream(
+            "toyscapes_train_unlabeled", arp_mapper(), batches=14, max_skipped=3, workers=workers
+        )
+
+
+def test_a_set_without_one_good_image_ends(data_root):
+    damage(data_root, 20)
+    with pytest.raises(DatasetError, match="20 unlabeled images cannot be read"):
+        stream("toyscapes_train_unlabeled", arp_mapper(), batches=1, max_skipped=100)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_labeled_image_ends_the_stream_with_a_clean_message(data_root, workers):
+    (damaged,) = damage(data_root, 1)
+    with pytest.raises(DatasetError) as error:
+        stream("toyscapes_train", labeled_mapper(), batches=14, workers=workers)
+    assert str(error.value).startswith(damaged)
+    assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind_of_error", [ConfigError, InputError])
+def test_other_mistakes_of_users_are_never_skipped(data_root, kind_of_error):
+    mapper = mock.Mock(side_effect=kind_of_error("wrong key"), skip_unreadable=True)
+    with pytest.raises(kind_of_error, match="^wrong key$"):
+        stream("toyscapes_train_unlabeled", mapper, batches=1)
+
+
+def test_bugs_keep_their_traceback(data_root):
+    def broken(record):
+        raise ZeroDivisionError("bug")
+
+    with pytest.raises(ZeroDivisionError, match="bug"):
+        stream("toyscapes_train_unlabeled", broken, batches=1, workers=1)

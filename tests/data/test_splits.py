@@ -1,0 +1,325 @@
+import json
+import os
+import shutil
+import uuid
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from data_scenes import CAR, HEIGHT, PERSON, WIDTH, coco_content, save, scene, truncate
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+
+from s4m_d2.data import (
+    CityscapesFormat,
+    CocoFormat,
+    labeled_dataset_names,
+    register_splits,
+    register_unlabeled_folder,
+    stable_subset,
+)
+from s4m_d2.errors import ConfigError, DatasetError
+
+CITYSCAPES = "cityscapes_fine_instance_seg_train"
+
+
+@pytest.fixture
+def name():
+    """A prefix of data set names; what is registered under it is removed again."""
+    prefix = f"test_{uuid.uuid4().hex[:8]}"
+    yield prefix
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        for key in [key for key in catalog.list() if key.startswith(prefix)]:
+            catalog.remove(key)
+
+
+def test_all_sets_are_registered_with_their_metadata():
+    things = ["person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
+    for base in (CITYSCAPES, "toyscapes_train"):
+        for suffix in ("5pct", "10pct", "20pct", "30pct"):
+            meta = MetadataCatalog.get(f"{base}_{suffix}")
+            assert meta.thing_classes == things
+            assert meta.thing_dataset_id_to_contiguous_id[33] == 7
+            assert meta.evaluator_type == "cityscapes_instance"
+            assert meta.gt_dir.endswith("gtFine/train")
+            assert len(meta.thing_colors) == 8
+    for suffix in ("1pct", "2pct", "5pct", "10pct"):
+        meta = MetadataCatalog.get(f"coco_2017_train_{suffix}")
+        assert len(meta.thing_classes) == 80 and meta.thing_dataset_id_to_contiguous_id[90] == 79
+        assert meta.evaluator_type == "coco"
+        assert meta.json_file.endswith("instances_train2017.json")
+    unlabeled = {f"{b}_unlabeled" for b in (CITYSCAPES, "toyscapes_train", "coco_2017_train")}
+    assert unlabeled | {"toyscapes_val", "toyscapes_train"} <= set(DatasetCatalog.list())
+
+
+def test_a_labeled_split_reads_the_annotations_of_its_images_only(data_root):
+    gt_dir = data_root / "toyscapes/gtFine/train"
+    images = [record["file_name"] for record in DatasetCatalog.get("toyscapes_train")]
+    assert len(images) == 20
+    chosen = stable_subset(images, 0.1, 0)
+    for image in set(images) - set(chosen):
+        os.remove(
+            image.replace("leftImg8bit", "gtFine").replace("gtFine.png", "gtFine_instanceIds.png")
+        )
+    assert [r["file_name"] for r in DatasetCatalog.get("toyscapes_train_10pct")] == chosen
+    assert len(list(gt_dir.rglob("*.png"))) == 2
+
+
+def test_instances_are_those_of_the_id_image(data_root):
+    for index, record in enumerate(
+        sorted(DatasetCatalog.get("toyscapes_train"), key=lambda r: r["file_name"][-26:])
+    ):
+        ids = scene(index)[1]
+        assert (record["height"], record["width"]) == (HEIGHT, WIDTH)
+        assert record["image_id"] == os.path.basename(record["file_name"])
+        group, person, car = record["annotations"]
+        assert [a["category_id"] for a in (group, person, car)] == [2, 0, 2]
+        assert [a["iscrowd"] for a in (group, person, car)] == [1, 0, 0]
+        for annotation, value in ((person, PERSON), (car, CAR), (group, 26)):
+            mask = ids == value
+            assert np.array_equal(mask_util.decode(annotation["segmentation"]), mask)
+            rows, columns = np.nonzero(mask)
+            box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert annotation["bbox"] == box and annotation["bbox_mode"] == BoxMode.XYXY_ABS
+            assert annotation["segmentation"] == mask_util.encode(np.asfortranarray(mask, np.uint8))
+
+
+def test_an_id_map_of_noise_is_read_exactly(tmp_path):
+    rng = np.random.default_rng(0)
+    ids = rng.choice([0, 24, 24000, 24001, 29000, 33012], (17, 23)).astype(np.uint16)
+    save(tmp_path / "i/c/a_leftImg8bit.png", np.zeros((17, 23, 3), np.uint8))
+    save(tmp_path / "g/c/a_gtFine_instanceIds.png", ids)
+    (record,) = CityscapesFormat(str(tmp_path / "i"), str(tmp_path / "g")).load(sorted)
+    masks = [mask_util.decode(a["segmentation"]) for a in record["annotations"]]
+    expected = [ids == value for value in (24, 24000, 24001, 33012)]  # 29: caravan, not evaluated
+    assert np.array_equal(masks, expected)
+
+
+def test_unlabeled_sets_need_no_annotations(data_root):
+    shutil.rmtree(data_root / "toyscapes/gtFine")
+    records = DatasetCatalog.get("toyscapes_train_unlabeled")
+    assert len(records) == 20
+    assert set(records[0]) == {"file_name", "image_id", "height", "width"}
+    assert (records[0]["height"], records[0]["width"]) == (HEIGHT, WIDTH)
+    with pytest.raises(DatasetError, match="gtFine/train does not exist.*make_toyscapes"):
+        DatasetCatalog.get("toyscapes_train_10pct")
+
+
+def test_the_unlabeled_set_holds_every_training_image(data_root):
+    labeled = [r["file_name"] for r in DatasetCatalog.get("toyscapes_train")]
+    unlabeled = [r["file_name"] for r in DatasetCatalog.get("toyscapes_train_unlabeled")]
+    assert labeled == unlabeled
+
+
+def test_the_root_is_looked_up_when_a_set_is_loaded(data_root, monkeypatch):
+    DatasetCatalog.get("toyscapes_val")
+    shutil.move(data_root / "toyscapes", data_root / "other/toyscapes")
+    with pytest.raises(DatasetError, match="does not exist.*make_toyscapes"):
+        DatasetCatalog.get("toyscapes_val")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data_root / "other"))
+    assert len(DatasetCatalog.get("toyscapes_val")) == 3
+    assert MetadataCatalog.get("toyscapes_val").gt_dir.startswith(str(data_root / "other"))
+
+
+def test_a_damaged_header_keeps_its_unlabeled_record(data_root, name):
+    folder = data_root / "toyscapes/leftImg8bit/val"
+    (folder / "notes.txt").write_text("not an image")
+    (folder / "a.png").write_bytes(b"no png")
+    register_unlabeled_folder(name, str(folder))
+    records = {r["image_id"]: r for r in DatasetCatalog.get(name)}
+    assert len(records) == 4
+    assert "height" not in records["a.png"]
+    assert records["alpha/alpha_000000_000019_leftImg8bit.png"]["height"] == HEIGHT
+
+
+def _write_ids(change):
+    def spoil(root):
+        path = root / "toyscapes/gtFine/val/alpha/alpha_000000_000019_gtFine_instanceIds.png"
+        change(path)
+
+    return spoil
+
+
+def _unknown_id(path):
+    save(path, np.full((HEIGHT, WIDTH), 49001, np.uint16))
+
+
+def _wrong_size(path):
+    save(path, np.zeros((HEIGHT, WIDTH - 1), np.uint16))
+
+
+def _colors(path):
+    save(path, np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+
+
+def _damage_image(root):
+    path = root / "toyscapes/leftImg8bit/val/alpha/alpha_000000_000019_leftImg8bit.png"
+    path.write_bytes(b"no png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_write_ids(os.remove), "000000_000019_gtFine_instanceIds.png does not exist"),
+        (_write_ids(truncate), "instanceIds.png cannot be read.*truncated"),
+        (_write_ids(_unknown_id), "the id 49001, but Cityscapes has no class 49"),
+        (_write_ids(_wrong_size), r"\(32, 63\), but its image .* has \(32, 64\)"),
+        (_write_ids(_colors), "one channel"),
+        (_damage_image, "leftImg8bit.png cannot be read"),
+        (lambda root: shutil.rmtree(root / "toyscapes"), "does not exist.*make_toyscapes"),
+        (lambda root: [p.unlink() for p in root.rglob("val/*/*_left*")], "holds no image"),
+    ],
+)
+def test_bad_cityscapes_input(data_root, spoil, message):
+    spoil(data_root)
+    with pytest.raises(DatasetError, match=message) as error:
+        DatasetCatalog.get("toyscapes_val")
+    assert "toyscapes_val" in str(error.value)
+
+
+def test_missing_public_sets_name_their_checkers(data_root):
+    with pytest.raises(DatasetError, match="prepare_cityscapes.py"):
+        DatasetCatalog.get(f"{CITYSCAPES}_10pct")
+    with pytest.raises(DatasetError, match="prepare_coco.py"):
+        DatasetCatalog.get("coco_2017_train_1pct")
+    with pytest.raises(DatasetError, match="prepare_coco.py"):
+        DatasetCatalog.get("coco_2017_train_unlabeled")
+
+
+def test_coco_splits(coco_root, name):
+    dataset = CocoFormat(str(coco_root / "instances.json"), str(coco_root / "images"))
+    register_splits(name, dataset, (20, 50), full=True)
+    records = DatasetCatalog.get(f"{name}_20pct")
+    names = [f"{i:06d}.jpg" for i in range(10)]
+    assert [os.path.basename(r["file_name"]) for r in records] == stable_subset(names, 0.2, 0)
+    assert [a["category_id"] for a in records[0]["annotations"]] == [0, 1]
+    assert MetadataCatalog.get(f"{name}_20pct").thing_classes == ["apple", "pear"]
+    assert len(DatasetCatalog.get(name)) == 10
+    os.remove(coco_root / "instances.json")
+    unlabeled = DatasetCatalog.get(f"{name}_unlabeled")
+    assert len(unlabeled) == 10 and "annotations" not in unlabeled[0]
+
+
+def _without(section, key):
+    def spoil(content):
+        del content[section][1][key]
+
+    return spoil
+
+
+def _assign(section, key, value):
+    def spoil(content):
+        content[section][1][key] = value
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda content: content.pop("images"), "no list 'images'"),
+        (lambda content: content.pop("categories"), "no list 'categories'"),
+        (_without("images", "height"), "entry 1 of 'images' lacks height"),
+        (_without("annotations", "segmentation"), "entry 1 of 'annotations' lacks segmentation"),
+        (_assign("annotations", "category_id", 99), "annotation 7 has category_id 99"),
+        (_assign("annotations", "image_id", 99), "annotation 7 has image_id 99"),
+        (_assign("annotations", "id", 3), "ids of 'annotations' are not unique"),
+        (_assign("annotations", "bbox", []), "(?i)empty 'bbox'"),
+        (_assign("images", "file_name", "gone.jpg"), "1 of 10 images .* gone.jpg"),
+        (lambda content: content["images"].clear() or content["annotations"].clear(), "no images"),
+    ],
+)
+def test_bad_coco_input(coco_root, name, spoil, message):
+    content = coco_content(10)
+    spoil(content)
+    (coco_root / "instances.json").write_text(json.dumps(content))
+    dataset = CocoFormat(str(coco_root / "instances.json"), str(coco_root / "images"))
+    register_splits(name, dataset, (100,))
+    with pytest.raises(DatasetError, match=message):
+        DatasetCatalog.get(f"{name}_100pct")
+
+
+@pytest.mark.parametrize("text", ["", "[1, 2", "[]", "{}"])
+def test_malformed_json(coco_root, name, text):
+    (coco_root / "instances.json").write_text(text)
+    register_splits(name, CocoFormat(str(coco_root / "instances.json"), str(coco_root)), (100,))
+    with pytest.raises(DatasetError, match="instances.json"):
+        DatasetCatalog.get(f"{name}_100pct")
+
+
+def test_other_classes_than_registered_are_refused(coco_root, name):
+    classes = {"thing_classes": ["apple", "plum"]}
+    dataset = CocoFormat(str(coco_root / "instances.json"), str(coco_root / "images"), classes)
+    register_splits(name, dataset, (100,))
+    with pytest.raises(DatasetError, match="thing_classes"):
+        DatasetCatalog.get(f"{name}_100pct")
+
+
+def test_taken_names_are_refused(coco_root, name):
+    register_unlabeled_folder(name, str(coco_root))
+    with pytest.raises(DatasetError, match=f"'{name}' is registered already"):
+        register_unlabeled_folder(name, str(coco_root))
+
+
+def test_without_keys_the_names_stay():
+    assert labeled_dataset_names(["a", "b"], "", 0) == ("a", "b")
+
+
+def test_a_seed_draws_another_split_of_the_same_size(data_root):
+    (seeded,) = labeled_dataset_names(["toyscapes_train_20pct"], "", 3)
+    assert seeded == "toyscapes_train_20pct_seed3"
+    assert labeled_dataset_names(["toyscapes_train_20pct"], "", 3) == (seeded,)
+    images = [r["file_name"] for r in DatasetCatalog.get("toyscapes_train_unlabeled")]
+    assert [r["file_name"] for r in DatasetCatalog.get(seeded)] == stable_subset(images, 0.2, 3)
+    assert MetadataCatalog.get(seeded).evaluator_type == "cityscapes_instance"
+
+
+def test_a_list_takes_the_place_of_the_fraction(data_root, tmp_path):
+    path = tmp_path / "mine.txt"
+    path.write_text("alpha_000004_000019\nbeta_000001_000019_leftImg8bit.png\n")
+    for spelling in ("toyscapes_train_10pct", "toyscapes_train"):
+        (listed,) = labeled_dataset_names([spelling], str(path), 0)
+        assert listed.startswith("toyscapes_train_list_")
+        names = [os.path.basename(r["file_name"]) for r in DatasetCatalog.get(listed)]
+        assert names == [
+            "alpha_000004_000019_leftImg8bit.png",
+            "beta_000001_000019_leftImg8bit.png",
+        ]
+    path.write_text("alpha_000004_000019\n")
+    assert labeled_dataset_names(["toyscapes_train"], str(path), 0) != (listed,)
+
+
+def test_a_list_chooses_from_any_registered_set(name, tmp_path):
+    DatasetCatalog.register(name, lambda: [{"file_name": f"x/{i}.png"} for i in range(3)])
+    MetadataCatalog.get(name).set(thing_classes=["thing"])
+    path = tmp_path / "mine.txt"
+    path.write_text("2\n")
+    (listed,) = labeled_dataset_names([name], str(path), 0)
+    assert DatasetCatalog.get(listed) == [{"file_name": "x/2.png"}]
+    assert MetadataCatalog.get(listed).thing_classes == ["thing"]
+
+
+@pytest.mark.parametrize(
+    ("names", "content", "seed", "error", "message"),
+    [
+        (["toyscapes_train_10pct"], "alpha_000000_000019\n", 3, ConfigError, "exclude each other"),
+        (["toyscapes_train", "coco_2017_train"], "x\n", 0, ConfigError, "names 2"),
+        (["toyscapes_train"], None, 3, ConfigError, "no split to draw"),
+        (["toyscapes_train"], "", 0, DatasetError, "is empty"),
+        (["toyscapes_trian"], "x\n", 0, DatasetError, "'toyscapes_trian'.* not registered"),
+    ],
+)
+def test_bad_choices_of_labels(tmp_path, names, content, seed, error, message):
+    path = tmp_path / "list.txt"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(error, match=message):
+        labeled_dataset_names(names, str(path) if content is not None else "", seed)
+
+
+def test_a_listed_image_that_is_not_in_the_set(data_root, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("alpha_000000_000019\ngamma_000000_000019\n")
+    (listed,) = labeled_dataset_names(["toyscapes_train"], str(path), 0)
+    with pytest.raises(DatasetError, match="gamma_000000_000019"):
+        DatasetCatalog.get(listed)
