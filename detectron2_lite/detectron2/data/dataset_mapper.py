@@ -13,15 +13,12 @@ from detectron2.config import configurable
 from . import detection_utils as utils
 from . import transforms as T
 
-__all__ = ["DatasetMapper"]
-
 
 class DatasetMapper:
-    """Read the image, augment image and annotations, convert to tensors.
+    """Read the image, augment it and, if ``is_train``, its annotations, convert to tensors.
 
-    image_format: see :func:`detection_utils.read_image`. instance_mask_format: "polygon" or
-    "bitmask". recompute_boxes: use the masks' tight boxes, which a crop may make smaller than the
-    cropped boxes. Without ``is_train`` annotations are dropped.
+    instance_mask_format: "polygon" or "bitmask". recompute_boxes: use the masks' tight boxes,
+    which a crop may make smaller than the cropped boxes.
     """
 
     @configurable

@@ -100,14 +100,10 @@ class InferenceSampler(Sampler):
 
     def __init__(self, size: int):
         assert size > 0, f"InferenceSampler(size=) expects a positive int. Got {size}."
-        world_size, rank = comm.get_world_size(), comm.get_rank()
-        self._local_indices = self._get_local_indices(size, world_size, rank)
-
-    @staticmethod
-    def _get_local_indices(total_size: int, world_size: int, rank: int) -> range:
-        share, longer = divmod(total_size, world_size)  # the first `longer` ranks get one more
+        rank = comm.get_rank()
+        share, longer = divmod(size, comm.get_world_size())  # the first `longer` get one more
         begin = rank * share + min(rank, longer)
-        return range(begin, begin + share + (rank < longer))
+        self._local_indices = range(begin, begin + share + (rank < longer))
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._local_indices)

@@ -21,8 +21,6 @@ from detectron2.utils.file_io import PathManager
 from PIL import Image
 from shapely.geometry import MultiPolygon, Polygon
 
-__all__ = ["load_cityscapes_instances"]
-
 logger = logging.getLogger(__name__)
 
 _IMAGE_SUFFIX = "leftImg8bit.png"
@@ -40,25 +38,17 @@ _MIN_CONTOUR_POINTS = 3
 def load_cityscapes_instances(
     image_dir: str, gt_dir: str, from_json: bool = True, to_polygons: bool = True
 ) -> list[dict[str, Any]]:
-    """Read the records of a split, ordered by city and file name.
+    """Read the records of a split (``leftImg8bit/train`` and ``gtFine/train``), ordered by city.
 
-    Args:
-        image_dir, gt_dir: such as ``leftImg8bit/train`` and ``gtFine/train``.
-        from_json: read ``*_polygons.json``, else ``*_instanceIds.png``.
-        to_polygons: segmentations are polygons, else (only from the images) compressed RLEs.
-
-    "image_id" is the image's base name, "category_id" in [0, 8), "bbox" XYXY in pixels.
+    ``from_json`` reads ``*_polygons.json``, else ``*_instanceIds.png``. Segmentations are polygons
+    or, only from the images, compressed RLEs. "category_id" is in [0, 8), "bbox" XYXY in pixels.
     """
     assert to_polygons or not from_json, "The json files have polygons: use from_json=False."
     files = _list_files(image_dir, gt_dir)
     read = functools.partial(_read_record, from_json=from_json, to_polygons=to_polygons)
-    cpus = (os.cpu_count() or 1) // get_world_size()
-    num_processes = min(cpus, len(files) // _FILES_PER_PROCESS)
-    if num_processes > 1:
-        with multiprocessing.Pool(num_processes) as pool:
-            records = pool.map(read, files)
-    else:
-        records = [read(f) for f in files]
+    cpus = max((os.cpu_count() or 1) // get_world_size(), 1)
+    with multiprocessing.Pool(min(cpus, 1 + len(files) // _FILES_PER_PROCESS)) as pool:
+        records = pool.map(read, files)
     logger.info(f"Loaded {len(records)} images from {image_dir}")
 
     contiguous = {label.id: i for i, label in enumerate(x for x in labels if _is_thing(x))}
@@ -124,14 +114,12 @@ def _from_polygons(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             continue
         corners = np.asarray(obj["polygon"], dtype="f4") + _HALF_PIXEL
         shape = Polygon(corners).buffer(_HALF_PIXEL, quad_segs=_DILATION_SEGMENTS)
-        visible = shape.difference(covered) if _is_thing(label) else None
-        if visible is not None and visible.is_empty:
+        visible = shape.difference(covered) if _is_thing(label) else shape
+        if visible.is_empty:
             continue
         covered = covered.union(shape)
-        if visible is None:
+        if not _is_thing(label):
             continue
-        if not isinstance(visible, (Polygon, MultiPolygon)):
-            raise NotImplementedError(f"Unknown geometric structure {visible}")
         parts = visible.geoms if isinstance(visible, MultiPolygon) else [visible]
         yield {
             "iscrowd": is_crowd,
