@@ -1,7 +1,5 @@
 """The checkpointer of detection models."""
 
-from __future__ import annotations
-
 import pickle
 from typing import Any
 from urllib.parse import parse_qs, urlparse
@@ -44,10 +42,9 @@ class DetectionCheckpointer(Checkpointer):
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Load `path` (file, URL or detectron2://), with an optional query, into the model."""
-        self._queries = {}
+        url = urlparse(path or "")
+        self._queries = parse_qs(url.query)
         if path:
-            url = urlparse(path)
-            self._queries = parse_qs(url.query)
             path = self.path_manager.get_local_path(url._replace(query="").geturl())
         return super().load(path, *args, **kwargs)
 
@@ -60,20 +57,19 @@ class DetectionCheckpointer(Checkpointer):
         loaded = torch.load(f, map_location="cpu", weights_only=True)
         if "model" not in loaded:
             loaded = {"model": loaded}
-        queries = dict(self._queries)
-        if queries.pop(_HEURISTICS, None) == ["True"]:
+        unknown = {name: value for name, value in self._queries.items() if name != _HEURISTICS}
+        if unknown:
+            raise ValueError(f"unsupported query {unknown} after the file name {f}")
+        if self._queries.get(_HEURISTICS) == ["True"]:
             loaded[_HEURISTICS] = True
-        if queries:
-            raise ValueError(f"unsupported query {queries} after the file name {f}")
         return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]):
         if checkpoint.get(_HEURISTICS, False):
             self._convert_ndarray_to_tensor(checkpoint["model"])
+            from_caffe2 = checkpoint.get("__author__") == "Caffe2"
             checkpoint["model"] = align_and_update_state_dicts(
-                self.model.state_dict(),
-                checkpoint["model"],
-                c2_conversion=checkpoint.get("__author__") == "Caffe2",
+                self.model.state_dict(), checkpoint["model"], c2_conversion=from_caffe2
             )
         incompatible = super()._load_model(checkpoint)
         buffers = dict(self.model.named_buffers(recurse=False))

@@ -1,7 +1,5 @@
 """CfgNode with `_BASE_` inheritance, and the bridge from a config to explicit arguments."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 import logging

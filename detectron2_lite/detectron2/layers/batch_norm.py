@@ -1,7 +1,5 @@
 """Normalization layers and their lookup by name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

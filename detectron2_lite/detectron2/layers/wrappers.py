@@ -1,7 +1,5 @@
 """torch's functions and layers under Detectron2's names."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Whole models and segmentation heads by name."""
 
-from __future__ import annotations
-
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry

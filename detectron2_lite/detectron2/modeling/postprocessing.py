@@ -1,7 +1,5 @@
 """From the network's resolution to the output's."""
 
-from __future__ import annotations
-
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -1,7 +1,5 @@
 """Optimizers and schedules from a config."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from collections import defaultdict
@@ -9,29 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
-from fvcore.common.param_scheduler import (
-    CosineParamScheduler,
-    MultiStepParamScheduler,
-    ParamScheduler,
-    StepWithFixedGammaParamScheduler,
-)
+from fvcore.common.param_scheduler import MultiStepParamScheduler
 from torch import nn
 from torch.optim import SGD, Optimizer
 
 from .lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
 
+# fmt: off
 _NORM_LAYERS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.LayerNorm,
-    nn.LocalResponseNorm,
+    nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm,
+    nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm,
 )
+# fmt: on
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
@@ -68,9 +55,7 @@ def maybe_add_gradient_clipping(
         return optimizer
     if clipping.CLIP_TYPE not in ("value", "norm"):
         raise ValueError(f"unknown SOLVER.CLIP_GRADIENTS.CLIP_TYPE {clipping.CLIP_TYPE!r}")
-    is_class = isinstance(optimizer, type)
-    base = optimizer if is_class else type(optimizer)
-    assert issubclass(base, Optimizer), base
+    base = optimizer if isinstance(optimizer, type) else type(optimizer)
 
     def step(self, closure=None):
         for param in (param for group in self.param_groups for param in group["params"]):
@@ -81,7 +66,7 @@ def maybe_add_gradient_clipping(
         return base.step(self, closure)
 
     clipped = type(base.__name__ + "WithGradientClip", (base,), {"step": step})
-    if is_class:
+    if optimizer is base:
         return clipped
     optimizer.__class__ = clipped
     return optimizer
@@ -106,19 +91,15 @@ def get_default_optimizer_params(
     overrides: a parameter's own name ("bias") -> hyper-parameters that replace the others.
     """
     overrides = dict(overrides or {})
-    defaults = {"lr": base_lr, "weight_decay": weight_decay}
-    defaults = {key: value for key, value in defaults.items() if value is not None}
-    bias = {} if weight_decay_bias is None else {"weight_decay": weight_decay_bias}
-    if bias_lr_factor is not None and bias_lr_factor != 1.0:
-        if base_lr is None:
-            raise ValueError("bias_lr_factor requires base_lr")
-        bias = {"lr": base_lr * bias_lr_factor, **bias}
-    if bias:
-        if "bias" in overrides:
-            raise ValueError("Conflicting overrides for 'bias'")
-        overrides["bias"] = bias
-    if lr_factor_func is not None and base_lr is None:
-        raise ValueError("lr_factor_func requires base_lr")
+    scales_bias = bias_lr_factor is not None and bias_lr_factor != 1.0
+    if base_lr is None and (scales_bias or lr_factor_func is not None):
+        raise ValueError("bias_lr_factor and lr_factor_func require base_lr")
+    bias = {"lr": base_lr * bias_lr_factor} if scales_bias else {}
+    if weight_decay_bias is not None:
+        bias["weight_decay"] = weight_decay_bias
+    if bias and "bias" in overrides:
+        raise ValueError("Conflicting overrides for 'bias'")
+    overrides |= {"bias": bias} if bias else {}
 
     groups: dict[tuple, list[nn.Parameter]] = defaultdict(list)
     seen: set[nn.Parameter] = set()
@@ -127,51 +108,30 @@ def get_default_optimizer_params(
             if not param.requires_grad or param in seen:
                 continue
             seen.add(param)
-            options = dict(defaults)
+            options = {"lr": base_lr, "weight_decay": weight_decay}
             if isinstance(module, _NORM_LAYERS) and weight_decay_norm is not None:
                 options["weight_decay"] = weight_decay_norm
             if lr_factor_func is not None:
                 options["lr"] *= lr_factor_func(f"{module_name}.{name}")
-            options.update(overrides.get(name, {}))
-            groups[tuple(options.items())].append(param)
+            options |= overrides.get(name, {})
+            groups[tuple((k, v) for k, v in options.items() if v is not None)].append(param)
     return [{**dict(options), "params": params} for options, params in groups.items()]
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
-    """Build the schedule `cfg.SOLVER.LR_SCHEDULER_NAME`, warm-up included.
-
-    WarmupMultiStepLR, WarmupCosineLR or WarmupStepWithFixedGammaLR; others raise ValueError.
-    """
+    """Build the schedule "WarmupMultiStepLR" of `cfg.SOLVER`; others raise ValueError."""
     solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
+        raise ValueError(f"Unknown LR scheduler: {solver.LR_SCHEDULER_NAME}")
+    steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
+    if len(steps) != len(solver.STEPS):
+        logging.getLogger(__name__).warning("SOLVER.STEPS beyond SOLVER.MAX_ITER are ignored.")
+    values = [solver.GAMMA**k for k in range(len(steps) + 1)]
     schedule = WarmupParamScheduler(
-        _build_schedule(solver),
+        MultiStepParamScheduler(values, num_updates=solver.MAX_ITER, milestones=steps),
         solver.WARMUP_FACTOR,
         min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
         solver.WARMUP_METHOD,
         solver.RESCALE_INTERVAL,
     )
     return LRMultiplier(optimizer, multiplier=schedule, max_iter=solver.MAX_ITER)
-
-
-def _build_schedule(solver: CfgNode) -> ParamScheduler:
-    name = solver.LR_SCHEDULER_NAME
-    if name == "WarmupMultiStepLR":
-        steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
-        if len(steps) != len(solver.STEPS):
-            logging.getLogger(__name__).warning(
-                "SOLVER.STEPS contains values larger than SOLVER.MAX_ITER: they are ignored."
-            )
-        values = [solver.GAMMA**k for k in range(len(steps) + 1)]
-        return MultiStepParamScheduler(values, num_updates=solver.MAX_ITER, milestones=steps)
-    if name == "WarmupCosineLR":
-        end_value = solver.BASE_LR_END / solver.BASE_LR
-        assert 0.0 <= end_value <= 1.0, end_value
-        return CosineParamScheduler(1, end_value)
-    if name == "WarmupStepWithFixedGammaLR":
-        return StepWithFixedGammaParamScheduler(
-            base_value=1.0,
-            gamma=solver.GAMMA,
-            num_decays=solver.NUM_DECAYS,
-            num_updates=solver.MAX_ITER,
-        )
-    raise ValueError(f"Unknown LR scheduler: {name}")

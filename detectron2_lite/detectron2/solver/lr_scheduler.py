@@ -1,7 +1,5 @@
 """Learning-rate schedules: fvcore's relative ones as torch schedulers, with warm-up."""
 
-from __future__ import annotations
-
 from fvcore.common.param_scheduler import (
     CompositeParamScheduler,
     ConstantParamScheduler,
@@ -10,8 +8,6 @@ from fvcore.common.param_scheduler import (
 )
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-
-__all__ = ["LRMultiplier", "LRScheduler", "WarmupParamScheduler"]
 
 
 class WarmupParamScheduler(CompositeParamScheduler):
@@ -35,14 +31,13 @@ class WarmupParamScheduler(CompositeParamScheduler):
         if warmup_method == "constant":
             warmup = ConstantParamScheduler(start)
         elif warmup_method == "linear":
-            end = scheduler(0.0) if rescale_interval else scheduler(warmup_length)
+            end = scheduler(0.0 if rescale_interval else warmup_length)
             warmup = LinearParamScheduler(start, end)
         else:
             raise ValueError(f"Unknown warmup method: {warmup_method}")
+        lengths = [warmup_length, 1 - warmup_length]
         super().__init__(
-            [warmup, scheduler],
-            lengths=[warmup_length, 1 - warmup_length],
-            interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
+            [warmup, scheduler], lengths, ["rescaled", "rescaled" if rescale_interval else "fixed"]
         )
 
 
@@ -67,15 +62,11 @@ class LRMultiplier(LRScheduler):
         return [base_lr * factor for base_lr in self.base_lrs]
 
 
-def _get_warmup_factor_at_iter(
-    method: str, iter: int, warmup_iters: int, warmup_factor: float
-) -> float:
+def _get_warmup_factor_at_iter(method: str, iter: int, warmup_iters: int, factor: float) -> float:
     """Factor on the learning rate at iteration `iter`: 1 from `warmup_iters` on."""
     if iter >= warmup_iters:
         return 1.0
-    if method == "constant":
-        return warmup_factor
-    if method == "linear":
-        progress = iter / warmup_iters
-        return warmup_factor * (1 - progress) + progress
-    raise ValueError(f"Unknown warmup method: {method}")
+    if method not in ("constant", "linear"):
+        raise ValueError(f"Unknown warmup method: {method}")
+    progress = iter / warmup_iters if method == "linear" else 0.0
+    return factor * (1 - progress) + progress

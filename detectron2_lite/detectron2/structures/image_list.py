@@ -10,10 +10,7 @@ from torch import Tensor
 
 
 class ImageList:
-    """A padded batch and the true size of each image.
-
-    tensor: (N, ..., H, W). image_sizes: N pairs (h, w), the content's top left rectangle.
-    """
+    """A padded batch (N, ..., H, W) and the size (h, w) of each image, its top left part."""
 
     def __init__(self, tensor: Tensor, image_sizes: list[tuple[int, int]]):
         self.tensor = tensor
@@ -47,10 +44,6 @@ class ImageList:
         padding_constraints: "size_divisibility" goes before the argument; "square_size", if
             positive, is the common side of all.
         """
-        assert isinstance(tensors, (tuple, list)) and len(tensors) > 0
-        for image in tensors:
-            assert isinstance(image, Tensor), type(image)
-            assert image.shape[:-2] == tensors[0].shape[:-2], image.shape
         constraints = padding_constraints or {}
         image_sizes = [(image.shape[-2], image.shape[-1]) for image in tensors]
         sides = [max(side) for side in zip(*image_sizes, strict=True)]
@@ -60,5 +53,6 @@ class ImageList:
         sides = [-(-side // stride) * stride for side in sides]
         batch = tensors[0].new_full((len(tensors), *tensors[0].shape[:-2], *sides), pad_value)
         for padded, image in zip(batch, tensors, strict=True):
+            assert image.shape[:-2] == padded.shape[:-2], image.shape
             padded[..., : image.shape[-2], : image.shape[-1]].copy_(image)
         return ImageList(batch, image_sizes)

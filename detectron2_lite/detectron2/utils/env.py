@@ -1,6 +1,4 @@
-"""Process-wide settings: the torch version and the global random states."""
-
-from __future__ import annotations
+"""The process's global random states."""
 
 import logging
 import os
@@ -8,10 +6,6 @@ import random
 
 import numpy as np
 import torch
-
-__all__ = ["TORCH_VERSION", "seed_all_rng"]
-
-TORCH_VERSION = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 _MAX_DRAWN_SEED = 2**31
 

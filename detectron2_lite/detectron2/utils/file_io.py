@@ -1,11 +1,7 @@
 """The package's own path manager: local files, http(s):// and detectron2:// addresses."""
 
-from __future__ import annotations
-
 from iopath.common.file_io import HTTPURLHandler, PathHandler
 from iopath.common.file_io import PathManager as _PathManager
-
-__all__ = ["PathHandler", "PathManager"]
 
 PathManager = _PathManager()
 
@@ -19,14 +15,12 @@ class Detectron2Handler(PathHandler):
     def _get_supported_prefixes(self) -> list[str]:
         return [self.PREFIX]
 
-    def _to_url(self, path: str) -> str:
-        return self.S3_DETECTRON2_PREFIX + path.removeprefix(self.PREFIX)
-
     def _get_local_path(self, path: str, **kwargs) -> str:
-        return PathManager.get_local_path(self._to_url(path), **kwargs)
+        url = self.S3_DETECTRON2_PREFIX + path.removeprefix(self.PREFIX)
+        return PathManager.get_local_path(url, **kwargs)
 
     def _open(self, path: str, mode: str = "r", **kwargs):
-        return PathManager.open(self._to_url(path), mode, **kwargs)
+        return open(self._get_local_path(path), mode, **kwargs)
 
 
 PathManager.register_handler(HTTPURLHandler())

@@ -1,7 +1,5 @@
 """Logging set-up and rate-limited logging."""
 
-from __future__ import annotations
-
 import atexit
 import functools
 import logging
@@ -15,35 +13,25 @@ from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from termcolor import colored
 
-__all__ = [
-    "create_small_table",
-    "log_every_n",
-    "log_every_n_seconds",
-    "log_first_n",
-    "setup_logger",
-]
-
 _DATE_FORMAT = "%m/%d %H:%M:%S"
 _PLAIN_FORMAT = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
+_COLOR_FORMAT = colored("[%(asctime)s %(name)s]: ", "green") + "%(message)s"
 
 
 class _ColorfulFormatter(logging.Formatter):
     """Abbreviates the root logger's name and marks warnings and errors in red."""
 
     def __init__(self, root_name: str, abbrev_name: str):
-        head = colored("[%(asctime)s %(name)s]: ", "green")
-        super().__init__(head + "%(message)s", datefmt=_DATE_FORMAT)
-        self._root = root_name + "."
-        self._abbrev = abbrev_name + "." if abbrev_name else ""
+        super().__init__(_COLOR_FORMAT, datefmt=_DATE_FORMAT)
+        self._root, self._abbrev = root_name + ".", abbrev_name + "." if abbrev_name else ""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         fields = {**record.__dict__, "name": record.name.replace(self._root, self._abbrev)}
         text = super().formatMessage(logging.makeLogRecord(fields))
-        if record.levelno == logging.WARNING:
-            return colored("WARNING", "red", attrs=["blink"]) + " " + text
-        if record.levelno >= logging.ERROR:
-            return colored("ERROR", "red", attrs=["blink", "underline"]) + " " + text
-        return text
+        if record.levelno < logging.WARNING:
+            return text
+        name = "WARNING" if record.levelno == logging.WARNING else "ERROR"
+        return colored(name, "red", attrs=["blink"]) + " " + text
 
 
 @functools.lru_cache  # a second call with the same arguments adds no second handler
@@ -67,25 +55,21 @@ def setup_logger(
     logger.setLevel(logging.DEBUG)
     logger.propagate = enable_propagation
     plain = logging.Formatter(_PLAIN_FORMAT, datefmt=_DATE_FORMAT)
+    handlers = []
     if configure_stdout and distributed_rank == 0:
-        if abbrev_name is None:
-            abbrev_name = "d2" if name == "detectron2" else name
-        formatter = _ColorfulFormatter(name, abbrev_name) if color else plain
-        _add_handler(logger, sys.stdout, formatter)
+        short = ("d2" if name == "detectron2" else name) if abbrev_name is None else abbrev_name
+        formatter = _ColorfulFormatter(name, short) if color else plain
+        handlers.append((sys.stdout, formatter))
     if output is not None:
         filename = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
-        if distributed_rank > 0:
-            filename += f".rank{distributed_rank}"
+        filename += f".rank{distributed_rank}" if distributed_rank > 0 else ""
         PathManager.mkdirs(os.path.dirname(filename))
-        _add_handler(logger, _log_stream(filename), plain)
+        handlers.append((_log_stream(filename), plain))
+    for stream, formatter in handlers:
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(formatter)
+        logger.addHandler(handler)
     return logger
-
-
-def _add_handler(logger: logging.Logger, stream, formatter: logging.Formatter) -> None:
-    handler = logging.StreamHandler(stream)
-    handler.setLevel(logging.DEBUG)
-    handler.setFormatter(formatter)
-    logger.addHandler(handler)
 
 
 @functools.cache  # loggers that write to one file share one stream
@@ -112,23 +96,11 @@ def _find_caller() -> tuple[str, tuple]:
 def log_first_n(
     lvl: int, msg: str, n: int = 1, *, name: str | None = None, key: str | tuple = "caller"
 ) -> None:
-    """Log `msg` the first `n` times only.
-
-    key: "caller", "message" or both: what makes two calls the same.
-    """
-    keys = (key,) if isinstance(key, str) else key
+    """Log the first `n` messages; `key` tells them apart by "caller", "message" or both."""
     module, caller = _find_caller()
-    identity = (caller if "caller" in keys else ()) + ((msg,) if "message" in keys else ())
+    identity = (caller if "caller" in key else ()) + ((msg,) if "message" in key else ())
     _log_counter[identity] += 1
     if _log_counter[identity] <= n:
-        logging.getLogger(name or module).log(lvl, msg)
-
-
-def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
-    """Log on the 1st, the (n+1)th, the (2n+1)th … call from this line."""
-    module, caller = _find_caller()
-    _log_counter[caller] += 1
-    if n == 1 or _log_counter[caller] % n == 1:
         logging.getLogger(name or module).log(lvl, msg)
 
 
@@ -143,11 +115,5 @@ def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = 
 
 def create_small_table(small_dict: Mapping[str, float]) -> str:
     """Return a one-row Markdown table whose header is the dictionary's keys."""
-    return tabulate(
-        [tuple(small_dict.values())],
-        headers=tuple(small_dict),
-        tablefmt="pipe",
-        floatfmt=".3f",
-        stralign="center",
-        numalign="center",
-    )
+    style = {"tablefmt": "pipe", "floatfmt": ".3f", "stralign": "center", "numalign": "center"}
+    return tabulate([tuple(small_dict.values())], headers=tuple(small_dict), **style)

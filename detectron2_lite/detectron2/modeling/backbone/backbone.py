@@ -1,7 +1,5 @@
 """What every backbone offers, and backbones by name."""
 
-from __future__ import annotations
-
 from abc import ABCMeta, abstractmethod
 
 from detectron2.config import CfgNode

@@ -1,5 +1,3 @@
 """Point sampling as in PointRend (Kirillov et al., CVPR 2020)."""
 
-from . import point_features
-
-__all__ = ["point_features"]
+from . import point_features as point_features

@@ -3,8 +3,6 @@
 Points are (x, y) in [0, 1] x [0, 1] over the whole map, (0, 0) its top left corner.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
