@@ -1,16 +1,13 @@
-"""DefaultTrainer, DefaultPredictor and the set-up functions, on a model of one number."""
+"""DefaultTrainer and the set-up functions, on a model of one number."""
 
 import json
 from argparse import Namespace
 
-import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import get_cfg
 from detectron2.engine import (
-    DefaultPredictor,
     DefaultTrainer,
     default_argument_parser,
     default_setup,
@@ -31,7 +28,8 @@ class EngineTestModel(nn.Module):
 
     def forward(self, batch):
         if self.training:
-            return {"loss_w": ((self.weight - batch) ** 2).sum(), "loss_zero": 0 * self.weight.sum()}
+            loss = ((self.weight - batch) ** 2).sum()
+            return {"loss_w": loss, "loss_zero": 0 * loss}
         return [{**x, "means": self.weight * x["image"].mean((1, 2))} for x in batch]
 
 
@@ -235,20 +233,3 @@ def test_set_up_saves_the_config_and_seeds(cfg, tmp_path):
     saved.merge_from_file(str(tmp_path / "new" / "folder" / "config.yaml"))
     assert (saved.SEED, saved.OUTPUT_DIR, saved.SOLVER) == (7, cfg.OUTPUT_DIR, cfg.SOLVER)
     assert "used.yaml" in (tmp_path / "new" / "folder" / "log.txt").read_text()
-
-
-def test_the_predictor_resizes_and_orders_channels(cfg, tmp_path):
-    model = EngineTestModel(cfg)
-    nn.init.constant_(model.weight, 2.0)
-    DetectionCheckpointer(model, str(tmp_path)).save("two")
-    cfg.MODEL.WEIGHTS = str(tmp_path / "two.pth")
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 20, 30
-    path = str(tmp_path / "image.png")
-    cv2.imwrite(path, np.full((10, 40, 3), (1, 2, 3), np.uint8))
-    for order, expected in (("BGR", [2, 4, 6]), ("RGB", [6, 4, 2])):
-        cfg.INPUT.FORMAT = order
-        output = DefaultPredictor(cfg)(cv2.imread(path))
-        assert (output["height"], output["width"]) == (10, 40)
-        assert output["image"].shape == (3, 8, 30)  # the long side is bounded
-        assert output["means"].tolist() == expected
-        assert not output["means"].requires_grad

@@ -6,8 +6,6 @@ import pytest
 import torch
 from detectron2.engine import TrainerBase
 from detectron2.engine.hooks import (
-    BestCheckpointer,
-    CallbackHook,
     EvalHook,
     IterationTimer,
     LRScheduler,
@@ -31,16 +29,6 @@ class Loop(TrainerBase):
     def run_step(self):
         if self.iter == self.fail_at:
             raise RuntimeError("failed on purpose")
-
-
-def test_callbacks_get_the_trainer():
-    calls = []
-    points = ("before_train", "after_train", "before_step", "after_step")
-    hook = CallbackHook(**{p: lambda t, p=p: calls.append((p, t.iter)) for p in points})
-    Loop(hook, CallbackHook()).train(0, 1)
-    assert calls == [
-        ("before_train", 0), ("before_step", 0), ("after_step", 0), ("after_train", 1),
-    ]  # fmt: skip
 
 
 class CountingWriter(EventWriter):
@@ -117,29 +105,6 @@ def test_checkpoints_are_named_after_the_iteration_they_follow():
     Loop(PeriodicCheckpointer(checkpointer, period=2)).train(0, 5)
     expected = [("model_0000001", 1), ("model_0000003", 3), ("model_final", 4)]
     assert checkpointer.saved == expected
-
-
-@pytest.mark.parametrize(
-    "mode, scores, expected",
-    [
-        ("max", [1.0, 3.0, 2.0, 4.0], [0, 1, 4]),
-        ("min", [2.0, 3.0, 1.0, 4.0], [0, 2]),
-        ("max", [float("nan"), 1.0, float("nan"), 0.5], [1]),
-    ],
-)
-def test_the_best_checkpoint_is_kept(mode, scores, expected):
-    checkpointer, values = Names(), iter(scores)
-    Loop(
-        EvalHook(1, lambda: {"segm": {"AP": next(values)}}),
-        BestCheckpointer(1, checkpointer, "segm/AP", mode),
-    ).train(0, 4)
-    assert checkpointer.saved == [("model_best", iteration) for iteration in expected]
-
-
-def test_the_best_checkpoint_needs_its_metric():
-    checkpointer = Names()
-    Loop(BestCheckpointer(1, checkpointer, "segm/AP")).train(0, 2)
-    assert not checkpointer.saved
 
 
 def optimizer_of(*groups):

@@ -117,16 +117,6 @@ def test_gradients_of_earlier_steps_do_not_accumulate(zero_first):
     assert trainer.model.weight.item() == pytest.approx(0.2)
 
 
-def test_asynchronous_metrics_are_the_same():
-    results = []
-    for asynchronous in (False, True):
-        trainer = make_trainer(async_write_metrics=asynchronous)
-        trainer.train(0, 4)
-        results.append([value for value, _ in trainer.storage.history("total_loss").values()])
-    assert results[0] == results[1]
-    assert len(results[0]) == 4
-
-
 def test_metrics_are_gathered_each_period():
     trainer = make_trainer(gather_metric_period=3)
     trainer.train(0, 7)
@@ -152,7 +142,6 @@ def test_a_replaced_loader_starts_anew():
     trainer = make_trainer(data=[2.0, 100.0])
     trainer.train(0, 1)
     trainer.reset_data_loader(lambda: [1.0, 100.0])
-    trainer.after_train = lambda: None  # the executor is shut down
     trainer.train(1, 2)
     assert trainer.model.weight.item() == pytest.approx(0.2 - LR * 0.4)
 

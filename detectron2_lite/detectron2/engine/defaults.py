@@ -6,12 +6,10 @@ import argparse
 import logging
 import os
 import weakref
-from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2 import data, evaluation, modeling, solver
 from detectron2.checkpoint import DetectionCheckpointer
@@ -29,8 +27,8 @@ from . import hooks
 from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [
-    "DefaultPredictor", "DefaultTrainer", "create_ddp_model", "default_argument_parser",
-    "default_setup", "default_writers",
+    "DefaultTrainer", "create_ddp_model", "default_argument_parser", "default_setup",
+    "default_writers",
 ]
 
 _WRITE_PERIOD = 20  # iterations between two log lines
@@ -48,7 +46,8 @@ def create_ddp_model(model: nn.Module, **kwargs: Any) -> nn.Module:
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """The options every training script takes; ``opts`` holds "KEY VALUE" config overrides."""
-    parser = argparse.ArgumentParser(epilog=epilog)
+    as_written = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(epilog=epilog, formatter_class=as_written)
     add = parser.add_argument
     add("--config-file", default="", metavar="FILE", help="path to config file")
     add("--resume", action="store_true", help="continue from OUTPUT_DIR's last checkpoint")
@@ -63,7 +62,7 @@ def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParse
     return parser
 
 
-def default_setup(cfg: CfgNode, args: Namespace) -> None:
+def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     """Set up logging, log and save the config to OUTPUT_DIR/config.yaml, seed, set up cuDNN.
 
     Rank r seeds with SEED + r; a negative SEED means a random one.
@@ -74,8 +73,7 @@ def default_setup(cfg: CfgNode, args: Namespace) -> None:
     setup_logger(output_dir, distributed_rank=rank, name="fvcore")
     logger = setup_logger(output_dir, distributed_rank=rank)
     logger.info(f"Rank of current process: {rank}. World size: {comm.get_world_size()}")
-    logger.info(f"Environment info:\n{collect_env_info()}")
-    logger.info(f"Command line arguments: {args}")
+    logger.info(f"Environment info:\n{collect_env_info()}\nCommand line arguments: {args}")
     if config_file := getattr(args, "config_file", ""):
         with open(config_file, encoding="utf-8") as file:
             logger.info(f"Contents of args.config_file={config_file}:\n{file.read()}")
@@ -101,32 +99,6 @@ def default_writers(output_dir: str, max_iter: int | None = None) -> list[events
         events.JSONWriter(os.path.join(output_dir, "metrics.json")),
         events.TensorboardXWriter(output_dir),
     ]
-
-
-class DefaultPredictor:
-    """Runs the model with cfg.MODEL.WEIGHTS on one image; ``metadata`` is the test set's."""
-
-    def __init__(self, cfg: CfgNode):
-        self.cfg = cfg.clone()
-        self.model = modeling.build_model(self.cfg)
-        self.model.eval()
-        if len(cfg.DATASETS.TEST):
-            self.metadata = data.MetadataCatalog.get(cfg.DATASETS.TEST[0])
-        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        self.aug = data.transforms.ResizeShortestEdge(*sizes)
-        self.input_format = cfg.INPUT.FORMAT
-        assert self.input_format in ("RGB", "BGR"), self.input_format
-
-    @torch.no_grad()
-    def __call__(self, original_image: np.ndarray) -> dict:
-        """The model's output for an (H, W, 3) BGR image, in the image's own frame."""
-        if self.input_format == "RGB":
-            original_image = original_image[:, :, ::-1]
-        height, width = original_image.shape[:2]
-        image = self.aug.get_transform(original_image).apply_image(original_image)
-        image = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
-        return self.model([{"image": image, "height": height, "width": width}])[0]
 
 
 def _forwarded(name: str) -> property:
@@ -156,13 +128,12 @@ class DefaultTrainer(TrainerBase):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         model = create_ddp_model(model, broadcast_buffers=False)
-        step = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = step(model, data_loader, optimizer)
+        step_trainer = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = step_trainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        proxy = weakref.proxy(self)
-        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, trainer=proxy)
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
+        state = {"trainer": weakref.proxy(self)}
+        self.checkpointer = DetectionCheckpointer(model, cfg.OUTPUT_DIR, **state)
+        self.cfg, self.max_iter = cfg, cfg.SOLVER.MAX_ITER
         self.register_hooks(self.build_hooks())
 
     def resume_or_load(self, resume: bool = True) -> None:
@@ -196,14 +167,13 @@ class DefaultTrainer(TrainerBase):
         return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
 
     def train(self) -> dict | None:
-        """Train from ``start_iter``; returns the last results if TEST.EXPECTED_RESULTS is set,
-        and verifies them."""
+        """Train from ``start_iter``; if TEST.EXPECTED_RESULTS is set, verify the last results and
+        return them."""
         super().train(self.start_iter, self.max_iter)
-        if len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process():
-            assert hasattr(self, "_last_eval_results"), "no evaluation ran during training"
-            evaluation.verify_results(self.cfg, self._last_eval_results)
-            return self._last_eval_results
-        return None
+        if not (len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process()):
+            return None
+        evaluation.verify_results(self.cfg, self._last_eval_results)
+        return self._last_eval_results
 
     def run_step(self) -> None:
         self._trainer.iter = self.iter
@@ -252,24 +222,21 @@ class DefaultTrainer(TrainerBase):
         ``evaluators``: one per test set, by default those of ``build_evaluator``. Returns the
         results by data set, or those of the only data set.
         """
-        logger = logging.getLogger(__name__)
-        names = cfg.DATASETS.TEST
+        logger, names = logging.getLogger(__name__), cfg.DATASETS.TEST
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
-        if evaluators is not None:
-            assert len(names) == len(evaluators), f"{len(names)} != {len(evaluators)}"
+        assert evaluators is None or len(evaluators) == len(names), "one evaluator per test set"
         results = OrderedDict()
         for index, name in enumerate(names):
-            data_loader = cls.build_test_loader(cfg, name)
             try:
                 evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
             except NotImplementedError:
                 logger.warning(f"No evaluator for {name}: implement build_evaluator.")
                 results[name] = {}
                 continue
-            results[name] = evaluation.inference_on_dataset(model, data_loader, evaluator)
+            loader = cls.build_test_loader(cfg, name)
+            results[name] = evaluation.inference_on_dataset(model, loader, evaluator)
             if comm.is_main_process():
-                assert isinstance(results[name], dict), f"not a dict: {results[name]!r}"
                 logger.info(f"Evaluation results for {name} in csv format:")
                 evaluation.print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results
@@ -284,19 +251,18 @@ class DefaultTrainer(TrainerBase):
         reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
         if reference in (0, num_workers):
             return cfg
-        frozen, cfg = cfg.is_frozen(), cfg.clone()
-        cfg.defrost()
-        options = cfg.SOLVER
-        assert options.IMS_PER_BATCH % reference == 0, "Invalid REFERENCE_WORLD_SIZE in config!"
+        assert cfg.SOLVER.IMS_PER_BATCH % reference == 0, "Invalid REFERENCE_WORLD_SIZE in config!"
         scale = num_workers / reference
+        scaled = cfg.clone()
+        scaled.defrost()
+        options = scaled.SOLVER
+        options.REFERENCE_WORLD_SIZE = num_workers
         options.IMS_PER_BATCH = round(options.IMS_PER_BATCH * scale)
         options.BASE_LR *= scale
+        options.STEPS = tuple(round(step / scale) for step in options.STEPS)
         for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
             options[key] = round(options[key] / scale)
-        options.STEPS = tuple(round(step / scale) for step in options.STEPS)
-        cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
-        options.REFERENCE_WORLD_SIZE = num_workers
-        logging.getLogger(__name__).info(f"Auto-scaled config.SOLVER:\n{options}")
-        if frozen:
-            cfg.freeze()
-        return cfg
+        scaled.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
+        if cfg.is_frozen():
+            scaled.freeze()
+        return scaled

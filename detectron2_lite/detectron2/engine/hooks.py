@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-import math
-import operator
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,49 +14,14 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter
-from fvcore.common.checkpoint import Checkpointer
 from fvcore.common.checkpoint import PeriodicCheckpointer as _PeriodicCheckpointer
 from fvcore.common.param_scheduler import ParamScheduler
 from fvcore.common.timer import Timer
 from torch.optim.lr_scheduler import LRScheduler as _LRScheduler
 
-from .train_loop import HookBase, TrainerBase
+from .train_loop import HookBase
 
-__all__ = [
-    "BestCheckpointer", "CallbackHook", "EvalHook", "IterationTimer", "LRScheduler",
-    "PeriodicCheckpointer", "PeriodicWriter",
-]
-
-_Callback = Callable[[TrainerBase], Any] | None
-
-
-class CallbackHook(HookBase):
-    """A hook made of functions that take the trainer."""
-
-    def __init__(
-        self, *, before_train: _Callback = None, after_train: _Callback = None,
-        before_step: _Callback = None, after_step: _Callback = None,
-    ):
-        self._before_train, self._after_train = before_train, after_train
-        self._before_step, self._after_step = before_step, after_step
-
-    def before_train(self) -> None:
-        if self._before_train:
-            self._before_train(self.trainer)
-
-    def after_train(self) -> None:
-        if self._after_train:
-            self._after_train(self.trainer)
-        # closures may hold the trainer
-        self._before_train = self._after_train = self._before_step = self._after_step = None
-
-    def before_step(self) -> None:
-        if self._before_step:
-            self._before_step(self.trainer)
-
-    def after_step(self) -> None:
-        if self._after_step:
-            self._after_step(self.trainer)
+__all__ = ["EvalHook", "IterationTimer", "LRScheduler", "PeriodicCheckpointer", "PeriodicWriter"]
 
 
 class IterationTimer(HookBase):
@@ -95,9 +58,8 @@ class IterationTimer(HookBase):
         in_steps = self._total_timer.seconds()
         total = datetime.timedelta(seconds=int(time.perf_counter() - self._start_time))
         count = self.trainer.storage.iter + 1 - self.trainer.start_iter - self._warmup_iter
-        if count > 0 and in_steps > 0:
-            speed = f"{count} iterations ({in_steps / count:.4f} s / it)"
-            logger.info(f"Overall training speed: {speed}")
+        if count > 0:
+            logger.info(f"Overall speed: {count} iterations ({in_steps / count:.4f} s / it)")
         logger.info(f"Total training time: {total}, {int(in_steps)} s of it outside of hooks")
 
 
@@ -105,10 +67,8 @@ class PeriodicWriter(HookBase):
     """Calls the writers every ``period`` iterations and at the end, then closes them."""
 
     def __init__(self, writers: Sequence[EventWriter], period: int = 20):
-        for writer in writers:
-            assert isinstance(writer, EventWriter), f"not an EventWriter: {writer!r}"
-        self._writers = writers
-        self._period = period
+        assert all(isinstance(writer, EventWriter) for writer in writers), writers
+        self._writers, self._period = writers, period
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -143,8 +103,7 @@ class LRScheduler(HookBase):
         self, optimizer: torch.optim.Optimizer | None = None,
         scheduler: _LRScheduler | ParamScheduler | None = None,
     ):
-        self._optimizer = optimizer
-        self._scheduler = scheduler
+        self._optimizer, self._scheduler = optimizer, scheduler
 
     @property
     def scheduler(self) -> _LRScheduler | ParamScheduler:
@@ -159,8 +118,7 @@ class LRScheduler(HookBase):
 
     @staticmethod
     def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
-        """The group to report: the one with most tensors or, if all have one, of the commonest
-        rate."""
+        """The group with most tensors or, if all have one, with the commonest rate."""
         sizes = [len(group["params"]) for group in optimizer.param_groups]
         if max(sizes) > 1:
             return sizes.index(max(sizes))
@@ -180,30 +138,11 @@ class LRScheduler(HookBase):
             self.scheduler.load_state_dict(state_dict)
 
 
-class _PeriodicEvaluation(HookBase):
-    """Acts every ``_period`` iterations (0: never), and after the last one if all went well."""
-
-    _period: int
-    _at_end = True
-
-    def _act(self) -> None:
-        raise NotImplementedError
-
-    def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
-            self._act()
-
-    def after_train(self) -> None:
-        if self._at_end and self.trainer.iter + 1 >= self.trainer.max_iter:
-            self._act()
-
-
-class EvalHook(_PeriodicEvaluation):
+class EvalHook(HookBase):
     """Evaluates every ``eval_period`` iterations (0: never) and, if asked, after training.
 
-    ``eval_function`` returns a nested dict of numbers, put as scalars named "task/metric", or
-    nothing. All processes or none have this hook, because it ends with a barrier.
+    ``eval_function`` returns nothing, or a nested dict of numbers, put as "task/metric". All
+    processes or none have this hook, because it ends with a barrier.
     """
 
     def __init__(
@@ -211,7 +150,7 @@ class EvalHook(_PeriodicEvaluation):
     ):
         self._period, self._func, self._at_end = eval_period, eval_function, eval_after_train
 
-    def _act(self) -> None:
+    def _do_eval(self) -> None:
         if results := self._func():
             assert isinstance(results, dict), f"eval_function must return a dict, got {results!r}"
             scalars = flatten_results_dict(results)
@@ -222,37 +161,12 @@ class EvalHook(_PeriodicEvaluation):
             self.trainer.storage.put_scalars(**scalars, smoothing_hint=False)
         comm.synchronize()
 
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
+            self._do_eval()
+
     def after_train(self) -> None:
-        super().after_train()
+        if self._at_end and self.trainer.iter + 1 >= self.trainer.max_iter:  # not after a failure
+            self._do_eval()
         self._func = None  # it may hold the trainer
-
-
-class BestCheckpointer(_PeriodicEvaluation):
-    """Saves ``file_prefix`` whenever a metric improves; goes after the ``EvalHook``.
-
-    Args:
-        eval_period: the ``EvalHook``'s period.
-        val_metric: name of the scalar to follow, such as "segm/AP50".
-        mode: "max" or "min", what is better.
-    """
-
-    def __init__(
-        self, eval_period: int, checkpointer: Checkpointer, val_metric: str,
-        mode: str = "max", file_prefix: str = "model_best",
-    ):
-        assert mode in ("max", "min"), f"mode is 'max' or 'min', not {mode!r}"
-        self._period, self._checkpointer, self._val_metric = eval_period, checkpointer, val_metric
-        self._is_better = operator.gt if mode == "max" else operator.lt
-        self._file_prefix = file_prefix
-        self.best_metric: float | None = None
-        self.best_iter: int | None = None
-
-    def _act(self) -> None:
-        logger = logging.getLogger(__name__)
-        value, iteration = self.trainer.storage.latest().get(self._val_metric, (math.nan, None))
-        if not math.isfinite(value):
-            logger.warning(f"{self._val_metric} is missing or not finite: no best checkpoint")
-        elif self.best_metric is None or self._is_better(value, self.best_metric):
-            self._checkpointer.save(self._file_prefix, iteration=iteration)
-            self.best_metric, self.best_iter = value, iteration
-            logger.info(f"Saved best model: {self._val_metric} is {value:.5f} @ {iteration}")

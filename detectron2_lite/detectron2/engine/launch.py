@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections.abc import Callable
 from datetime import timedelta
@@ -17,20 +16,9 @@ __all__ = ["DEFAULT_TIMEOUT", "launch"]
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
-def _find_free_port() -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 def launch(
-    main_func: Callable,
-    num_gpus_per_machine: int,
-    num_machines: int = 1,
-    machine_rank: int = 0,
-    dist_url: str | None = None,
-    args: tuple = (),
-    timeout: timedelta = DEFAULT_TIMEOUT,
+    main_func: Callable, num_gpus_per_machine: int, num_machines: int = 1, machine_rank: int = 0,
+    dist_url: str | None = None, args: tuple = (), timeout: timedelta = DEFAULT_TIMEOUT,
 ) -> None:
     """Run ``main_func(*args)``, in this process for a world of one, else in spawned processes.
 
@@ -48,29 +36,24 @@ def launch(
         return
     if dist_url == "auto":
         assert num_machines == 1, "dist_url=auto is for one machine only; give rank 0's address"
-        dist_url = f"tcp://127.0.0.1:{_find_free_port()}"
-    worker_args = (
-        main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout
-    )
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            dist_url = f"tcp://127.0.0.1:{sock.getsockname()[1]}"
+    first_rank = machine_rank * num_gpus_per_machine
+    group_args = dist_url, timeout, world_size
+    worker_args = main_func, args, num_gpus_per_machine, first_rank, group_args
     mp.start_processes(_distributed_worker, worker_args, nprocs=num_gpus_per_machine)
 
 
-def _distributed_worker(
-    local_rank, main_func, world_size, num_gpus_per_machine, machine_rank, dist_url, args, timeout
-):
+def _distributed_worker(local_rank, main_func, args, num_local, first_rank, group_args) -> None:
     has_gpu = torch.cuda.is_available()
     if has_gpu:
         count = torch.cuda.device_count()
-        assert num_gpus_per_machine <= count, f"{num_gpus_per_machine} GPUs asked, {count} found"
+        assert num_local <= count, f"{num_local} GPUs asked for, {count} found"
         torch.cuda.set_device(local_rank)
-    rank = machine_rank * num_gpus_per_machine + local_rank
     backend = "nccl" if has_gpu else "gloo"
-    try:
-        dist.init_process_group(backend, dist_url, timeout, world_size, rank)
-    except Exception:
-        logging.getLogger(__name__).error(f"Process group URL: {dist_url}")
-        raise
-    comm.create_local_process_group(num_gpus_per_machine)
+    dist.init_process_group(backend, *group_args, rank=first_rank + local_rank)
+    comm.create_local_process_group(num_local)
     comm.synchronize()
     main_func(*args)
     dist.destroy_process_group()

@@ -6,7 +6,6 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,8 @@ __all__ = ["AMPTrainer", "HookBase", "SimpleTrainer", "TrainerBase"]
 class HookBase:
     """Called at fixed points of the loop; ``self.trainer`` is set on registration.
 
-    ``before_train``; per iteration ``before_step``, the step with ``after_backward`` inside it,
-    ``after_step``; then ``after_train``, which also runs after an exception. ``before_step``
-    should be cheap. A hook with a ``state_dict`` that is not empty also has ``load_state_dict``.
+    ``after_train`` also runs after an exception. ``before_step`` should be cheap. A hook with a
+    ``state_dict`` that is not empty also has ``load_state_dict``.
     """
 
     trainer: TrainerBase = None  # a weak reference
@@ -123,34 +121,27 @@ class TrainerBase:
             if name in by_name:
                 by_name[name].load_state_dict(state)
             else:
-                logger = logging.getLogger(__name__)
-                logger.warning(f"Cannot find the hook '{name}', its state_dict is ignored.")
+                logging.getLogger(__name__).warning(f"There is no hook for the state of {name}")
 
 
 class SimpleTrainer(TrainerBase):
     """One model, one data source, one optimizer: losses, gradients, update.
 
-    Args:
-        model: put into training mode; takes an element of ``data_loader`` and returns a loss or a
-            dict of losses, which are summed.
-        gather_metric_period: iterations between collections of metrics from all ranks.
-        zero_grad_before_forward: zero the gradients before instead of after the forward pass.
-        async_write_metrics: collect the metrics in a thread.
+    ``model``, put into training mode, takes an element of ``data_loader`` and returns a loss or a
+    dict of losses, which are summed. Metrics of all ranks are collected every
+    ``gather_metric_period`` iterations.
     """
 
     def __init__(
         self, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer,
         gather_metric_period: int = 1, zero_grad_before_forward: bool = False,
-        async_write_metrics: bool = False,
     ):
         super().__init__()
         model.train()
         self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
         self.gather_metric_period = gather_metric_period
         self.zero_grad_before_forward = zero_grad_before_forward
-        self.async_write_metrics = async_write_metrics
         self._data_loader_iter_obj: Iterator | None = None
-        self.concurrent_executor = ThreadPoolExecutor(max_workers=1)  # one: keeps the order
 
     @property
     def _data_loader_iter(self) -> Iterator:
@@ -179,11 +170,7 @@ class SimpleTrainer(TrainerBase):
             self.optimizer.zero_grad()
         self._backward(losses)
         self.after_backward()
-        if self.async_write_metrics:
-            write = self.concurrent_executor.submit
-            write(self._write_metrics, loss_dict, data_time, iter=self.iter)
-        else:
-            self._write_metrics(loss_dict, data_time)
+        self._write_metrics(loss_dict, data_time)
         self._update()
 
     def _forward(self, data: Any) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -199,22 +186,15 @@ class SimpleTrainer(TrainerBase):
         self, loss_dict: Mapping, data_time: float, prefix: str = "", iter: int | None = None
     ) -> None:
         iter = self.iter if iter is None else iter
-        if (iter + 1) % self.gather_metric_period:
-            return
-        try:
+        if (iter + 1) % self.gather_metric_period == 0:
             SimpleTrainer.write_metrics(loss_dict, data_time, iter, prefix)
-        except Exception:
-            logging.getLogger(__name__).exception("Exception in writing metrics: ")
-            raise
 
     @staticmethod
     def write_metrics(
         loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int, prefix: str = ""
     ) -> None:
-        """Put losses, averaged over the ranks, and the slowest rank's loading time.
-
-        ``prefix`` goes before "total_loss". Raises FloatingPointError if that is not finite.
-        """
+        """Put losses, averaged over the ranks, their sum as ``prefix`` + "total_loss", and the
+        slowest rank's loading time. Raises FloatingPointError for a sum that is not finite."""
         storage = get_event_storage()
         storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
         losses = {name: loss.detach().cpu().item() for name, loss in loss_dict.items()}
@@ -225,16 +205,10 @@ class SimpleTrainer(TrainerBase):
         means = {name: np.mean([other[name] for other, _ in gathered]) for name in losses}
         total = sum(means.values())
         if not np.isfinite(total):
-            raise FloatingPointError(
-                f"Loss became infinite or NaN at iteration={cur_iter}!\nloss_dict = {means}"
-            )
+            raise FloatingPointError(f"Loss is infinite or NaN at iteration={cur_iter}: {means}")
         storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
         if len(means) > 1:
             storage.put_scalars(cur_iter=cur_iter, **means)
-
-    def after_train(self) -> None:
-        super().after_train()
-        self.concurrent_executor.shutdown(wait=True)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -247,24 +221,20 @@ class SimpleTrainer(TrainerBase):
 class AMPTrainer(SimpleTrainer):
     """``SimpleTrainer`` with automatic mixed precision on CUDA.
 
-    Args:
-        grad_scaler: scales the loss; by default a new ``GradScaler``.
-        precision: what autocast computes in.
-        log_grad_scaler: put the scale as "[metric]grad_scaler".
+    ``precision`` is autocast's; ``log_grad_scaler`` puts the scale as "[metric]grad_scaler".
     """
 
     def __init__(
         self, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer,
         gather_metric_period: int = 1, zero_grad_before_forward: bool = False,
         grad_scaler: torch.amp.GradScaler | None = None, precision: torch.dtype = torch.float16,
-        log_grad_scaler: bool = False, async_write_metrics: bool = False,
+        log_grad_scaler: bool = False,
     ):
         assert not isinstance(model, nn.DataParallel), "AMPTrainer needs one device a process"
-        settings = gather_metric_period, zero_grad_before_forward, async_write_metrics
+        settings = gather_metric_period, zero_grad_before_forward
         super().__init__(model, data_loader, optimizer, *settings)
         self.grad_scaler = torch.amp.GradScaler("cuda") if grad_scaler is None else grad_scaler
-        self.precision = precision
-        self.log_grad_scaler = log_grad_scaler
+        self.precision, self.log_grad_scaler = precision, log_grad_scaler
 
     def run_step(self) -> None:
         assert torch.cuda.is_available(), "[AMPTrainer] CUDA is required for AMP training!"

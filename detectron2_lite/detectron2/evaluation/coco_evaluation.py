@@ -93,10 +93,8 @@ class COCOEvaluator(DatasetEvaluator):
 
     def _to_dataset_ids(self, results: list[dict]) -> None:
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
-        if mapping is None:
-            return
-        dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in mapping.items()}
-        for result in results:
+        dataset_ids = {contiguous: dataset_id for dataset_id, contiguous in (mapping or {}).items()}
+        for result in results if mapping else ():
             label = result["category_id"]
             assert label in dataset_ids, f"class {label} predicted, but there are {dataset_ids}"
             result["category_id"] = dataset_ids[label]
@@ -127,7 +125,9 @@ class COCOEvaluator(DatasetEvaluator):
             coco_eval.evaluate()
             coco_eval.accumulate()
         scores = _summarize(coco_eval, self._metadata.get("thing_classes"))
-        self._logger.info(f"Evaluation results for {task}:\n{create_small_table(scores)}")
+        main = create_small_table({name: scores[name] for name in _METRICS})
+        classes = ", ".join(f"{k[3:]} {v:.3f}" for k, v in scores.items() if k.startswith("AP-"))
+        self._logger.info(f"Evaluation results for {task}:\n{main}\nAP of classes: {classes}")
         return scores
 
 

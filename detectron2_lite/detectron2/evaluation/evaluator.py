@@ -20,16 +20,16 @@ _LOG_PERIOD = 5  # seconds
 
 
 class DatasetEvaluator:
-    """Sees all pairs of inputs and outputs of a data set, then computes the results."""
+    """After ``reset``, sees all batches of a model's inputs and outputs, then evaluates them.
 
-    def reset(self) -> None:
-        """Forget everything; called before each round."""
+    ``evaluate`` returns {task: {metric: score}}, or None on other processes than the main one.
+    """
 
-    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
-        """Take a batch of the model's inputs and outputs, in the same order."""
+    def reset(self) -> None: ...
 
-    def evaluate(self) -> dict | None:
-        """{task: {metric: score}}; processes other than the main one may return None."""
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None: ...
+
+    def evaluate(self) -> dict | None: ...
 
 
 class DatasetEvaluators(DatasetEvaluator):
@@ -57,7 +57,7 @@ class DatasetEvaluators(DatasetEvaluator):
 
 
 class _Clock:
-    """Time spent in each stage, without the first batches."""
+    """Seconds spent in each stage, without the first batches."""
 
     def __init__(self, total: int):
         self.total, self.warmup, self.count = total, min(_MAX_WARMUP, total - 1), 0
@@ -75,25 +75,17 @@ class _Clock:
 
     def log_batch(self) -> None:
         self.count += 1
-        if self.count == self.warmup:
-            self.restart()
         if (timed := self.count - self.warmup) <= 0:
+            self.restart()
             return
         stages = " ".join(f"{name}: {s / timed:.4f} s/iter." for name, s in self.seconds.items())
         mean = (self.last - self.started) / timed
         eta = datetime.timedelta(seconds=int(mean * (self.total - self.count)))
-        progress = f"Inference done {self.count}/{self.total}. {stages} "
-        message = f"{progress}Total: {mean:.4f} s/iter. ETA={eta}"
+        message = f"Inference done {self.count}/{self.total}. {stages} ETA={eta}"
         log_every_n_seconds(logging.INFO, message, n=_LOG_PERIOD, name=__name__)
-
-    def log_summary(self) -> None:
-        elapsed = time.perf_counter() - self.started
-        for name, seconds in (("", elapsed), ("pure compute ", self.seconds["Inference"])):
-            mean = seconds / max(self.total - self.warmup, 1)
-            logging.getLogger(__name__).info(
-                f"Total inference {name}time: {datetime.timedelta(seconds=int(seconds))} "
-                f"({mean:.6f} s / iter per device, on {get_world_size()} devices)"
-            )
+        if self.count == self.total:
+            took = f"{mean:.6f} s / iter per device, on {get_world_size()} devices"
+            logging.getLogger(__name__).info(f"Inference took {took}. {stages}")
 
 
 def inference_on_dataset(
@@ -137,7 +129,6 @@ def inference_on_dataset(
             clock.lap("Eval")
             clock.log_batch()
         call("on_end")
-    clock.log_summary()
     return evaluator.evaluate() or {}
 
 

@@ -34,15 +34,9 @@ def is_main_process() -> bool:
 
 @functools.lru_cache
 def create_local_process_group(num_workers_per_machine: int) -> None:
-    """Create the group of this machine's ranks; all processes call it together.
-
-    ``launch`` does this; processes started in another way do it after init_process_group.
-    """
+    """Create the group of this machine's ranks, as ``launch`` does; all processes call it."""
     global _local_process_group
-    assert _local_process_group is None, "the local process group exists already"
-    world_size = get_world_size()
-    assert world_size % num_workers_per_machine == 0, (world_size, num_workers_per_machine)
-    for first in range(0, world_size, num_workers_per_machine):
+    for first in range(0, get_world_size(), num_workers_per_machine):
         ranks = list(range(first, first + num_workers_per_machine))
         group = dist.new_group(ranks)  # a collective call: every rank creates every group
         if get_rank() in ranks:
@@ -58,12 +52,12 @@ def get_local_process_group() -> dist.ProcessGroup:
 
 
 def get_local_rank() -> int:
-    return dist.get_rank(group=get_local_process_group()) if _is_distributed() else 0
+    return dist.get_rank(get_local_process_group()) if _is_distributed() else 0
 
 
 def get_local_size() -> int:
     """Number of processes on this machine."""
-    return dist.get_world_size(group=get_local_process_group()) if _is_distributed() else 1
+    return dist.get_world_size(get_local_process_group()) if _is_distributed() else 1
 
 
 def synchronize() -> None:
@@ -103,15 +97,3 @@ def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> l
 def shared_random_seed() -> int:
     """A random number that is the same in all processes; all of them call this."""
     return all_gather(np.random.randint(2**31))[0]
-
-
-def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict:
-    """Sum or average scalar tensors over the ranks; only rank 0 holds the result."""
-    if get_world_size() == 1:
-        return input_dict
-    names = sorted(input_dict)  # the same order on every rank
-    values = torch.stack([input_dict[name].detach() for name in names])
-    dist.reduce(values, dst=0)
-    if average and is_main_process():
-        values /= get_world_size()
-    return dict(zip(names, values, strict=True))

@@ -52,17 +52,11 @@ class EventStorage:
         """Keep a (3, H, W) RGB image, float in [0, 1] or uint8, for TensorBoard."""
         self._vis_data.append((img_name, img_tensor, self.iter))
 
-    def clear_images(self) -> None:
-        self._vis_data = []
-
     def put_scalar(
         self, name: str, value: Any, smoothing_hint: bool = True, cur_iter: int | None = None
     ) -> None:
-        """Record ``float(value)`` for ``cur_iter``, by default the current iteration.
-
-        ``smoothing_hint``: whether writers show a median over a window instead of the latest
-        value; the same in every call for one name.
-        """
+        """Record ``float(value)`` for ``cur_iter``, by default the current iteration. With the
+        hint, the same in every call for a name, writers show a median over a window."""
         name = self._current_prefix + name
         cur_iter = self.iter if cur_iter is None else cur_iter
         value = float(value)
@@ -136,8 +130,7 @@ class EventWriter:
     def write(self) -> None:
         raise NotImplementedError
 
-    def close(self) -> None:
-        return None
+    def close(self) -> None: ...
 
 
 class _ScalarWriter(EventWriter):
@@ -190,9 +183,8 @@ class TensorboardXWriter(_ScalarWriter):
         storage = get_event_storage()
         for name, (value, iteration) in self._new_scalars().items():
             self._writer.add_scalar(name, value, iteration)
-        for name, image, iteration in storage._vis_data:
-            self._writer.add_image(name, image, iteration)
-        storage.clear_images()
+        while storage._vis_data:
+            self._writer.add_image(*storage._vis_data.pop(0))
 
     def close(self) -> None:
         if "_writer" in self.__dict__:
@@ -200,13 +192,12 @@ class TensorboardXWriter(_ScalarWriter):
 
 
 class CommonMetricPrinter(EventWriter):
-    """Log a line with the time left, losses, ``[metric]`` scalars, times, lr and GPU memory."""
+    """Log a line with the time left (if ``max_iter`` is given), losses, ``[metric]`` scalars,
+    times, learning rate and GPU memory."""
 
     def __init__(self, max_iter: int | None = None, window_size: int = 20):
-        """Without ``max_iter`` the time left is not shown."""
         self.logger = logging.getLogger(__name__)
-        self._max_iter = max_iter
-        self._window_size = window_size
+        self._max_iter, self._window_size = max_iter, window_size
 
     def write(self) -> None:
         storage = get_event_storage()
@@ -220,13 +211,10 @@ class CommonMetricPrinter(EventWriter):
         for keyword in ("loss", "[metric]"):
             for name in [name for name in histories if keyword in name]:
                 parts.append(f"{name}: {storage._smoothed(name, self._window_size):.4g}")
-        if "time" in histories:
-            parts.append(f"time: {histories['time'].global_avg():.4f}")
-            parts.append(f"last_time: {histories['time'].latest():.4f}")
-        if "data_time" in histories:
-            window = storage.count_samples("data_time", self._window_size)
-            parts.append(f"data_time: {histories['data_time'].avg(window):.4f}")
-            parts.append(f"last_data_time: {histories['data_time'].latest():.4f}")
+        for name in [name for name in ("time", "data_time") if name in histories]:
+            window = storage.count_samples(name, self._window_size)
+            parts.append(f"{name}: {histories[name].avg(window):.4f}")
+            parts.append(f"last_{name}: {histories[name].latest():.4f}")
         parts.append(f"lr: {histories['lr'].latest():.5g}" if "lr" in histories else "lr: N/A")
         if torch.cuda.is_available():
             parts.append(f"max_mem: {torch.cuda.max_memory_allocated() / _BYTES_PER_MB:.0f}M")
