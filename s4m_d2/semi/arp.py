@@ -141,8 +141,8 @@ class Placement:
     Coordinates are continuous pixels; pixel (i, j) has its center at (j + 0.5, i + 0.5).
 
     Attributes:
-        scale: (N,) float64, > 0.
-        offset: (N, 2) float64, (x, y).
+        scale: (N,) float32, > 0.
+        offset: (N, 2) float32, (x, y).
     """
 
     scale: Tensor
@@ -151,7 +151,7 @@ class Placement:
     @classmethod
     def in_place(cls, masks: Tensor) -> Placement:
         """The identity for each of the (N, H, W) ``masks``."""
-        ones = torch.ones(len(masks), dtype=torch.float64, device=masks.device)
+        ones = torch.ones(len(masks), device=masks.device)
         return cls(scale=ones, offset=ones.new_zeros(len(masks), 2))
 
     def to_source(self, centers: Tensor, axis: int) -> Tensor:
@@ -162,7 +162,7 @@ class Placement:
         """(N, H, W) masks of the source in the base frame of ``size``, nearest pixel."""
         indices, inside = [], []
         for axis, length, limit in ((1, size[0], masks.shape[1]), (0, size[1], masks.shape[2])):
-            centers = torch.arange(length, device=masks.device, dtype=torch.float64) + 0.5
+            centers = torch.arange(length, device=masks.device) + 0.5
             index = self.to_source(centers, axis).floor().long()
             inside.append((index >= 0) & (index < limit))
             indices.append(index.clamp(0, limit - 1))
@@ -195,9 +195,8 @@ def draw_placement(
 
     Three draws an instance, on the generator's device: scale, x and y.
     """
-    draws = torch.rand(
-        (len(masks), 3), generator=generator, device=_device_of(generator), dtype=torch.float64
-    ).to(masks.device)
+    draws = torch.rand((len(masks), 3), generator=generator, device=_device_of(generator))
+    draws = draws.to(masks.device)
     low, high = scale_range
     scale = low + (high - low) * draws[:, 0]
     starts, ends = zip(_extent(masks.any(dim=1)), _extent(masks.any(dim=2)), strict=True)
@@ -228,11 +227,11 @@ def _read_bilinear(image: Tensor, points: Tensor) -> Tensor:
 
 
 def _extent(profile: Tensor) -> tuple[Tensor, Tensor]:
-    """First and one past the last True of each row of (N, L), float64."""
+    """First and one past the last True of each row of (N, L), float32."""
     profile = profile.to(torch.uint8)
     start = profile.argmax(dim=1)
     end = profile.shape[1] - profile.flip(1).argmax(dim=1)
-    return start.double(), end.double()
+    return start.float(), end.float()
 
 
 def _device_of(generator: Generator | None) -> torch.device:

@@ -246,16 +246,14 @@ def test_scales_and_positions_are_uniform_and_inside_the_frame():
     size, base = (40, 60), (50, 80)
     masks = rectangle(size, 11, 20, 10, 16).expand(4000, -1, -1)
     placement = draw_placement(masks, base, (0.8, 1.2), seeded(0))
-    assert placement.scale.min() >= 0.8 and placement.scale.max() <= 1.2
+    assert placement.scale.min() >= 0.8 - 1e-6 and placement.scale.max() <= 1.2 + 1e-6
     assert placement.scale.mean().item() == pytest.approx(1.0, abs=0.01)
     start = placement.scale[:, None] * torch.tensor([20.0, 11.0]) + placement.offset
     end = placement.scale[:, None] * torch.tensor([36.0, 21.0]) + placement.offset
     frame = torch.tensor([80.0, 50.0])
-    assert (start > -1e-9).all() and (end < frame + 1e-9).all()
+    assert (start > -1e-4).all() and (end < frame + 1e-4).all()
     position = start / (frame - (end - start))
-    torch.testing.assert_close(
-        position.mean(0), torch.tensor([0.5, 0.5]).double(), rtol=0, atol=0.02
-    )
+    torch.testing.assert_close(position.mean(0), torch.tensor([0.5, 0.5]), rtol=0, atol=0.02)
     assert (position.amin(0) < 0.01).all() and (position.amax(0) > 0.99).all()
 
 
