@@ -16,7 +16,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from s4m_d2.engine import S4MTrainer, TeacherTrainer, stage_config
+from s4m_d2.engine import S4MTrainer, TeacherTrainer, run_config, stage_config
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.preflight import check_config, check_datasets, check_output_dir, load_config
 from s4m_d2.errors import S4MError, WeightsError
@@ -26,7 +26,7 @@ logger = logging.getLogger("s4m_d2.train_net")
 
 def setup(args):
     """The checked, frozen config of this run; loggers and OUTPUT_DIR are ready afterwards."""
-    cfg = load_config(args.config_file, args.opts)
+    cfg = run_config(load_config(args.config_file, args.opts))
     check_config(cfg, eval_only=args.eval_only)
     if not args.eval_only:
         check_output_dir(cfg, resume=args.resume)

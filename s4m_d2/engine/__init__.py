@@ -1,6 +1,6 @@
 """Training: the two trainers, their hooks, loaders, checkpoints and checks."""
 
-from s4m_d2.engine.build import build_optimizer, stage_config
+from s4m_d2.engine.build import build_optimizer, run_config, stage_config
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.hooks import EMATeacherHook, SeedHook
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
@@ -15,5 +15,6 @@ __all__ = [
     "TeacherStudentModel",
     "TeacherTrainer",
     "build_optimizer",
+    "run_config",
     "stage_config",
 ]

@@ -21,6 +21,21 @@ STAGES = ("teacher", "student")
 SAMPLER_SEED_BITS = 31  # Detectron2's samplers take a seed that fits a C int
 
 
+def run_config(cfg: CfgNode) -> CfgNode:
+    """The config as this machine runs it: AMP on CUDA only, and always a seed.
+
+    A negative SEED (Detectron2: a different one in each run) becomes 0, because a run that is to be
+    continued exactly needs the same seed again.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        cfg.SOLVER.AMP.ENABLED = False
+    cfg.SEED = max(cfg.SEED, 0)
+    cfg.freeze()
+    return cfg
+
+
 def stage_config(cfg: CfgNode, stage: str) -> CfgNode:
     """The config of one stage: its output folder, batch, schedule, and distillation off in 2."""
     cfg = cfg.clone()

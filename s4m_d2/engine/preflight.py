@@ -109,7 +109,6 @@ _RULES = (
         lambda v: len(v) == 4 and min(v) >= 0 and v[3] <= 0.5,
         ("S4M.STRONG_VIEW.JITTER",),
     ),
-    _Rule("RGB, the order that SAM expects", lambda v: v == "RGB", ("INPUT.FORMAT",)),
     _Rule(
         "False: the model segments instances",
         lambda v: not v,
@@ -119,6 +118,7 @@ _RULES = (
 
 _CHOICES: dict[str, Iterable[Any]] = {
     "DATALOADER.SAMPLER_TRAIN": _SAMPLERS,
+    "INPUT.FORMAT": ("RGB", "BGR"),
     "INPUT.DATASET_MAPPER_NAME": DATASET_MAPPER_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
     "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": TRANSFORMER_DECODER_REGISTRY,

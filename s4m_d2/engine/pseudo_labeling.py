@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -130,7 +129,7 @@ class PseudoLabeling:
             select_pseudo_labels(
                 logits.float(),
                 masks.float(),
-                content_size=(math.ceil(h * grid_h / height), math.ceil(w * grid_w / width)),
+                content_size=(h * grid_h / height, w * grid_w / width),
                 **self.selection,
             )
             for logits, masks, (h, w) in zip(

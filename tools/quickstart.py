@@ -1,0 +1,151 @@
+"""Make toyscapes, train both stages on it, and show the result.
+
+    python tools/quickstart.py --output output/quickstart
+
+Prints a table (stage-1 teacher, student, EMA teacher) and writes ``overview.png`` and
+``results.md`` into the output folder. A stopped run continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from s4m_d2.data import LabeledDatasetMapper
+from s4m_d2.engine import PseudoLabeling, S4MTrainer, run_config, stage_config
+from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.preflight import load_config
+from s4m_d2.engine.rng import sample_seeds
+from s4m_d2.files import atomic_write
+from s4m_d2.report import read_results, results_table
+from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.semi.refinement import teacher_masks
+from s4m_d2.visualization import overlay, panel_grid
+
+ROOT = Path(__file__).resolve().parent.parent
+COLUMNS = (
+    "image",
+    "ground truth",
+    "teacher's pseudo-labels",
+    "refined by SAM",
+    "ARP view (student's input)",
+    "student's prediction",
+)
+SCORE_SHOWN = 0.5  # predictions below it are not drawn
+PAIR_ALL = 0.5  # pairs an image: every image of the overview exchanges instances
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config-file", default=str(ROOT / "configs" / "toyscapes_10pct.yaml"))
+    parser.add_argument("--output", default=str(ROOT / "output" / "quickstart"))
+    parser.add_argument("--images", type=int, default=4, help="rows of the overview")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    args = parser.parse_args()
+    os.environ.setdefault("DETECTRON2_DATASETS", str(ROOT / "datasets"))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    opts = ["MODEL.DEVICE", device, *args.opts, "OUTPUT_DIR", args.output]
+
+    data = Path(os.environ["DETECTRON2_DATASETS"]) / "toyscapes"
+    _run("datasets/make_toyscapes.py", "--output", str(data))
+    _run("train_net.py", "--config-file", args.config_file, "--resume", *opts)
+
+    table = quickstart_table(args.output)
+    with atomic_write(os.path.join(args.output, "results.md")) as file:
+        file.write(table + "\n")
+    overview = os.path.join(args.output, "overview.png")
+    draw_overview(run_config(load_config(args.config_file, opts)), overview, args.images)
+    print(f"\n{table}\n\nPicture: {overview}")
+
+
+def _run(script: str, *arguments: str) -> None:
+    """Run one of the project's scripts; its failure is ours, its own message is enough."""
+    status = subprocess.run([sys.executable, str(ROOT / script), *arguments]).returncode
+    if status:
+        sys.exit(status)
+
+
+def quickstart_table(output: str) -> str:
+    """AP and AP50 of the three models, in Markdown."""
+    first = read_results(os.path.join(output, "teacher", "results.json"))
+    second = read_results(os.path.join(output, "student", "results.json"))
+    return results_table(
+        {"stage-1 teacher": first, "student": second, "EMA teacher": second["teacher"]}
+    )
+
+
+@torch.no_grad()
+def draw_overview(cfg, path: str, num_images: int) -> None:
+    """Draw what happens to a few validation images on their way through stage 2."""
+    cfg = stage_config(cfg, "student")
+    cfg.defrost()
+    cfg.S4M.ARP.PAIR_FRACTION = PAIR_ALL
+    cfg.freeze()
+    weights = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    student, teacher = S4MTrainer.build_model(cfg).eval(), S4MTrainer.build_model(cfg)
+    S4MCheckpointer(student).load(weights, branch="student", require=True)
+    S4MCheckpointer(teacher).load(weights, branch="teacher", require=True)
+
+    samples = validation_samples(cfg, num_images)
+    views = PseudoLabeling(cfg, EMATeacher(teacher, cfg.S4M.EMA_DECAY))(samples)
+    names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
+    rows = []
+    for i, (sample, result) in enumerate(zip(samples, student(samples), strict=True)):
+        image = to_array(sample["image"])
+        truth, found = sample["instances"], result["instances"]
+        found = found[found.scores > SCORE_SHOWN]
+        unrefined = at_image_size(views.selections[i], image.shape[:2])
+        refined, pasted = views.refined[i], views.arp_labels[i]
+        mixed = to_array(views.student_batch[i]["image"])
+        rows.append(
+            [
+                image,
+                overlay(image, truth.gt_masks.tensor, truth.gt_classes, names),
+                overlay(image, unrefined.masks, unrefined.labels, names, unrefined.scores),
+                overlay(image, refined.masks, refined.labels, names),
+                overlay(mixed, pasted.masks, pasted.labels, names),
+                overlay(image, found.pred_masks, found.pred_classes, names, found.scores),
+            ]
+        )
+    panel_grid(rows, COLUMNS, path)
+
+
+def at_image_size(selection, size: tuple[int, int]):
+    """The teacher's kept predictions with masks of ``size`` (H, W)."""
+    return selection.labels.with_masks(teacher_masks(selection, size))
+
+
+def validation_samples(cfg, count: int) -> list[dict]:
+    """The validation images with most instances of evenly spaced groups, unaugmented."""
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    group = max(1, len(records) // count)
+    chosen = [
+        max(records[start : start + group], key=lambda record: len(record["annotations"]))
+        for start in range(0, group * count, group)
+    ]
+    mapper = LabeledDatasetMapper(
+        geometry=[],
+        color=None,
+        image_format=cfg.INPUT.FORMAT,
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+    )
+    samples = [
+        mapper({**record, "seeds": sample_seeds(cfg.SEED, "overview", position)})
+        for position, record in enumerate(chosen)
+    ]
+    return [{**sample, "image_weak": sample["image"]} for sample in samples]
+
+
+def to_array(image: torch.Tensor):
+    """(3, H, W) uint8 → (H, W, 3) array."""
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
+if __name__ == "__main__":
+    main()
