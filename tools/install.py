@@ -69,8 +69,8 @@ def make_environment(environment: Path) -> None:
     if not OLDEST_PYTHON <= sys.version_info[:2] <= NEWEST_PYTHON:
         oldest, newest = (".".join(map(str, v)) for v in (OLDEST_PYTHON, NEWEST_PYTHON))
         sys.exit(
-            f"The tested versions need Python {oldest} to {newest}; this is {sys.version.split()[0]}."
-            f"\nChoose one with: make setup PYTHON=python{newest}"
+            f"The tested versions need Python {oldest} to {newest}; this is "
+            f"{sys.version.split()[0]}.\nChoose one with: make setup PYTHON=python{newest}"
             "\nor name an environment of yours: make setup VENV=path"
         )
     print(f"making the environment {environment}")

@@ -1,0 +1,259 @@
+"""The rules of the house that a parser can check: layers, budgets, safety, randomness."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "s4m_d2"
+LITE = ROOT / "detectron2_lite" / "detectron2"
+
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 50
+MAX_LITE_LINES = 4500
+MAX_COMMAND_LINES = 100  # train_net.py
+
+BASE = {"errors", "structures", "files"}
+LEAVES = {"layers", "losses", "sam", "semi", "sepl"}
+# What each part of the package may import from the package, beside itself.
+MAY_IMPORT = {
+    "errors": set(),
+    "files": set(),
+    "structures": {"errors"},
+    "config": {"errors"},
+    "data": BASE,
+    **{leaf: BASE | LEAVES for leaf in LEAVES},
+    "modeling": BASE | LEAVES,
+    "evaluation": BASE,
+    "visualization": BASE,
+    "report": BASE,
+    "engine": BASE
+    | LEAVES
+    | {"config", "data", "modeling", "evaluation", "visualization", "report"},
+}
+
+MAY_UNPICKLE = PACKAGE / "engine" / "restricted_pickle.py"
+# (file, called name): the only uses of generators that nobody passed, and why.
+MAY_USE_GLOBAL_RANDOMNESS = {
+    # Detectron2's transforms draw from NumPy's generator; it is set for each sample and restored.
+    ("s4m_d2/data/transforms.py", "np.random.seed"),
+    ("s4m_d2/data/transforms.py", "np.random.get_state"),
+    ("s4m_d2/data/transforms.py", "np.random.set_state"),
+    # A mapper in a foreign loader, which attaches no seeds.
+    ("s4m_d2/data/sampling.py", "np.random.default_rng"),
+    # Other libraries' layers (dropout) draw from PyTorch's: it is set in every iteration.
+    ("s4m_d2/engine/hooks.py", "torch.manual_seed"),
+    # Initial weights.
+    ("tools/train_tiny_sam.py", "torch.manual_seed"),
+}
+
+TORCH_DRAWS = {
+    "bernoulli",
+    "multinomial",
+    "normal",
+    "poisson",
+    "rand",
+    "rand_like",
+    "randint",
+    "randint_like",
+    "randn",
+    "randn_like",
+    "randperm",
+}
+TENSOR_DRAWS = {
+    "bernoulli",
+    "bernoulli_",
+    "exponential_",
+    "multinomial",
+    "normal_",
+    "random_",
+    "uniform_",
+}
+NUMPY_OWN_GENERATORS = {"Generator", "SeedSequence", "PCG64", "Philox", "default_rng"}
+
+
+def python_files(*folders: Path) -> list[Path]:
+    return sorted(file for folder in folders for file in folder.rglob("*.py"))
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(), str(file))
+
+
+def name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+OURS = python_files(PACKAGE)
+PROGRAMS = python_files(ROOT / "tools", ROOT / "datasets") + [ROOT / "train_net.py"]
+ALL = OURS + PROGRAMS
+ENGINE = python_files(LITE)
+
+
+def imported_modules(file: Path) -> Iterator[str]:
+    """Absolute names of everything that a file imports, within functions too."""
+    package = file.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*start, *filter(None, [node.module])))
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
+    """(dotted name, node) of every call."""
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def keywords(call: ast.Call) -> dict[str, ast.expr]:
+    return {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+
+
+def part(file: Path) -> str:
+    """The package's part that a file belongs to: its folder, or its own name."""
+    return file.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+@pytest.mark.parametrize("file", OURS, ids=name)
+def test_imports_go_one_way(file):
+    if part(file) == "__init__":
+        return  # the public names
+    allowed = MAY_IMPORT[part(file)] | {part(file)}
+    for module in imported_modules(file):
+        if module.split(".")[0] == "s4m_d2":
+            assert len(module.split(".")) > 1, f"{name(file)} imports the whole package"
+            assert module.split(".")[1] in allowed, f"{name(file)} must not import {module}"
+
+
+def test_the_engine_does_not_know_the_project():
+    lite_tests = python_files(LITE.parent / "tests")
+    for file in ENGINE + lite_tests:
+        assert not [m for m in imported_modules(file) if m.split(".")[0] == "s4m_d2"], name(file)
+
+
+@pytest.mark.parametrize("file", OURS, ids=name)
+def test_only_builders_see_a_config(file):
+    """In leaves, data and models, a cfg goes no further than builders and what they call."""
+    if part(file) not in LEAVES | {"modeling", "data"}:
+        return
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.FunctionDef) and "cfg" in [a.arg for a in node.args.args]:
+            registered = any("register" in ast.unparse(d) for d in node.decorator_list)
+            helper = node.name.startswith("_") and not node.name.startswith("__")
+            builder = node.name == "from_config" or node.name.startswith("build_")
+            assert registered or helper or builder, f"{name(file)}: {node.name} takes a cfg"
+
+
+@pytest.mark.parametrize("file", OURS, ids=name)
+def test_no_object_keeps_a_config(file):
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            assert node.attr not in ("cfg", "_cfg"), f"{name(file)}:{node.lineno} keeps a cfg"
+
+
+@pytest.mark.parametrize("file", ALL, ids=name)
+def test_files_and_functions_stay_short(file):
+    limit = MAX_COMMAND_LINES if file.name == "train_net.py" else MAX_FILE_LINES
+    lines = len(file.read_text().splitlines())
+    assert lines <= limit, f"{name(file)} has {lines} lines: split it by concept"
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            assert lines <= MAX_FUNCTION_LINES, f"{name(file)}: {node.name} has {lines} lines"
+
+
+def test_the_engine_stays_small():
+    lines = {name(file): len(file.read_text().splitlines()) for file in ENGINE}
+    assert sum(lines.values()) <= MAX_LITE_LINES, lines
+
+
+@pytest.mark.parametrize("file", ALL + ENGINE, ids=name)
+def test_nothing_that_a_user_gives_is_run(file):
+    for called, call in calls(file):
+        where = f"{name(file)}:{call.lineno} calls {called}"
+        assert called not in ("eval", "exec", "compile", "os.system", "os.popen"), where
+        assert called.split(".")[-1] not in ("unsafe_load", "full_load", "load_all"), where
+        assert called != "yaml.load", where
+        if called == "torch.load":
+            value = keywords(call).get("weights_only")
+            assert isinstance(value, ast.Constant) and value.value is True, where
+        if called.split(".")[-1] in ("run", "Popen", "call", "check_call", "check_output"):
+            assert "shell" not in keywords(call), where
+
+
+@pytest.mark.parametrize("file", [f for f in ALL if f != MAY_UNPICKLE], ids=name)
+def test_only_the_restricted_reader_unpickles(file):
+    for module in imported_modules(file):
+        parts = module.split(".")
+        assert parts[0] not in ("cPickle", "dill", "joblib", "marshal", "shelve"), name(file)
+        assert parts[0] != "pickle" or len(parts) == 1, f"{name(file)} imports {module}"
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
+            assert node.attr == "UnpicklingError", f"{name(file)}:{node.lineno} uses {node.attr}"
+    for called, call in calls(file):
+        if called in ("np.load", "numpy.load"):
+            assert "allow_pickle" not in keywords(call), f"{name(file)}:{call.lineno}"
+
+
+def global_draw(called: str, call: ast.Call) -> bool:
+    """Whether a call draws from a generator that the caller did not pass, or sets it."""
+    owner, _, method = called.rpartition(".")
+    given = "generator" in keywords(call)
+    if owner in ("torch", "torch.random"):
+        sets = method in ("manual_seed", "seed", "set_rng_state")
+        return sets or (method in TORCH_DRAWS and not given)
+    if owner in ("np.random", "numpy.random"):
+        own = method in NUMPY_OWN_GENERATORS and (call.args or call.keywords)
+        return not own
+    if owner == "random":
+        return not (method == "Random" and call.args)
+    if owner in ("np.random.default_rng", "rng", "self._rng", "generator") or "init" in owner:
+        return False  # NumPy's generators; nn.init, which runs before training
+    return bool(owner) and method in TENSOR_DRAWS and not given
+
+
+@pytest.mark.parametrize("file", ALL, ids=name)
+def test_no_draw_comes_from_a_global_generator(file):
+    for called, call in calls(file):
+        if (name(file), called) not in MAY_USE_GLOBAL_RANDOMNESS:
+            assert not global_draw(called, call), f"{name(file)}:{call.lineno} calls {called}"
+
+
+def test_the_list_of_exceptions_has_no_dead_entries():
+    used = {(name(file), called) for file in ALL for called, _ in calls(file)}
+    assert used >= MAY_USE_GLOBAL_RANDOMNESS
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("torch.rand(3)", True),
+        ("torch.rand(3, generator=g)", False),
+        ("torch.rand_like(x)", True),
+        ("torch.manual_seed(0)", True),
+        ("torch.Generator().manual_seed(0)", False),
+        ("weights.multinomial(3)", True),
+        ("weights.multinomial(3, generator=g)", False),
+        ("nn.init.normal_(weight)", False),
+        ("weight.normal_()", True),
+        ("np.random.rand(3)", True),
+        ("np.random.default_rng(0)", False),
+        ("np.random.default_rng()", True),
+        ("rng.random(3)", False),
+        ("random.random()", True),
+        ("random.Random(0)", False),
+    ],
+)
+def test_the_check_of_draws_tells_global_from_own(code, expected):
+    call = ast.parse(code, mode="eval").body
+    assert global_draw(ast.unparse(call.func), call) is expected

@@ -1,0 +1,115 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from s4m_d2.errors import InputError
+from s4m_d2.visualization import instance_colors, overlay, panel_grid
+
+NAMES = ["person", "car"]
+
+
+def boxes(size, corners):
+    """Masks that are rectangles (y0, x0, y1, x1)."""
+    masks = torch.zeros(len(corners), *size, dtype=torch.bool)
+    for mask, (y0, x0, y1, x1) in zip(masks, corners, strict=True):
+        mask[y0:y1, x0:x1] = True
+    return masks
+
+
+def gray(height, width):
+    return np.full((height, width, 3), 128, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(("size", "expected"), [((128, 256), (384, 768)), ((400, 500), (400, 500))])
+def test_small_images_are_enlarged_until_names_are_readable(size, expected):
+    masks = boxes(size, [(10, 10, 60, 60)])
+    assert overlay(gray(*size), masks, [1], NAMES).shape == (*expected, 3)
+    assert overlay(gray(*size), masks[:0], [], NAMES).shape == (*expected, 3)
+
+
+def test_pixels_change_only_where_instances_and_names_are():
+    masks = boxes((320, 400), [(100, 100, 200, 250)])
+    drawn = overlay(gray(320, 400), masks, [1], NAMES, scores=[0.5], scale=1)
+    changed = (drawn != 128).any(2)
+    assert changed[masks[0].numpy()].mean() > 0.99  # a pixel of a letter's edge may be gray
+    near = torch.nn.functional.max_pool2d(masks.float(), 7, 1, 3)[0].bool().numpy()
+    assert not changed[~near].any()
+
+
+def test_the_name_is_written_and_the_score_makes_a_difference():
+    masks = boxes((320, 400), [(100, 100, 200, 250)])
+    pictures = [
+        overlay(gray(320, 400), masks, label, NAMES, scores)
+        for label, scores in (([0], None), ([1], None), ([1], [0.5]), ([1], [0.6]))
+    ]
+    for one, other in itertools.combinations(pictures, 2):
+        assert (one != other).any()
+
+
+def test_inputs_stay_as_they_are():
+    image, masks = gray(320, 400), boxes((320, 400), [(0, 0, 320, 400)])
+    overlay(image, masks, [0], NAMES)
+    assert (image == 128).all() and masks.all()
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.integers(0, 40)] * 2, *[st.integers(1, 30)] * 2), min_size=1, max_size=16
+    )
+)
+def test_touching_instances_have_different_colors(corners):
+    masks = boxes((48, 48), [(y, x, y + h, x + w) for y, x, h, w in corners])
+    colors = instance_colors(masks)
+    grown = torch.nn.functional.max_pool2d(masks[:, None].float(), 3, 1, 1)[:, 0].bool()
+    for i, j in itertools.combinations(range(len(masks)), 2):
+        if (grown[i] & masks[j]).any():
+            assert colors[i] != colors[j]
+
+
+def test_even_a_crowd_at_one_place_has_a_color_each():
+    colors = instance_colors(torch.ones(40, 20, 20, dtype=torch.bool))
+    assert len(set(colors)) == 40
+
+
+@pytest.mark.parametrize(
+    ("image", "masks", "labels", "scores", "message"),
+    [
+        (np.zeros((4, 4, 3)), torch.zeros(0, 4, 4).bool(), [], None, "uint8"),
+        (gray(4, 4), torch.zeros(1, 4, 5).bool(), [0], None, r"\(N, 4, 4\) bool"),
+        (gray(4, 4), torch.zeros(1, 4, 4), [0], None, "float32"),
+        (gray(4, 4), torch.zeros(1, 4, 4).bool(), [], None, "1 masks need as many labels"),
+        (gray(4, 4), torch.zeros(1, 4, 4).bool(), [0], [], "and scores"),
+    ],
+)
+def test_disagreeing_arguments_are_named(image, masks, labels, scores, message):
+    with pytest.raises(InputError, match=message):
+        overlay(image, masks, labels, NAMES, scores)
+
+
+def test_the_grid_has_a_row_for_each_image_and_a_column_for_each_title(tmp_path):
+    red, blue = gray(64, 128), gray(64, 128)
+    red[:] = 255, 0, 0
+    blue[:] = 0, 0, 255
+    path = tmp_path / "new" / "overview.png"
+    panel_grid([[red, blue, None], [blue, None, red]], ["one", "two", "three"], path)
+    picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    height, width = picture.shape[:2]
+    top = height - width / 3 * 64 / 128 * 2  # titles above
+    expected = [["red", "blue", "white"], ["blue", "white", "red"]]
+    colors = {"red": (255, 0, 0), "blue": (0, 0, 255), "white": (255, 255, 255)}
+    for row, column in itertools.product(range(2), range(3)):
+        y = int(top + (row + 0.5) * (height - top) / 2)
+        x = int((column + 0.5) * width / 3)
+        assert np.abs(picture[y, x] - colors[expected[row][column]]).max() < 8
+    assert [entry.name for entry in path.parent.iterdir()] == ["overview.png"]
+
+
+@pytest.mark.parametrize("rows", [[], [[None, None]], [[gray(4, 4)]]])
+def test_a_grid_needs_pictures_that_fit_its_titles(tmp_path, rows):
+    with pytest.raises(InputError, match="2 column titles"):
+        panel_grid(rows, ["one", "two"], tmp_path / "overview.png")
