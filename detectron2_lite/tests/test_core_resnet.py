@@ -3,15 +3,7 @@
 import pytest
 import torch
 from detectron2.config import get_cfg
-from detectron2.layers import (
-    Conv2d,
-    FrozenBatchNorm2d,
-    ShapeSpec,
-    cat,
-    get_norm,
-    move_device_like,
-    nonzero_tuple,
-)
+from detectron2.layers import Conv2d, FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import (
     BACKBONE_REGISTRY,
     META_ARCH_REGISTRY,
@@ -192,14 +184,6 @@ def test_a_convolution_applies_its_norm_before_its_activation():
     x = torch.tensor([0.5, 3.0]).view(1, 1, 1, 2)
     torch.testing.assert_close(conv(x).flatten(), torch.tensor([0.0, 2.0]), rtol=1e-4, atol=1e-4)
     assert "activation" not in conv.state_dict()
-
-
-def test_small_tensor_helpers():
-    x = torch.tensor([[0, 2], [3, 0]])
-    assert [i.tolist() for i in nonzero_tuple(x)] == [[0, 1], [1, 0]]
-    assert cat([x]) is x
-    assert cat([x, x], dim=1).shape == (2, 4)
-    assert move_device_like(x, x).equal(x)
 
 
 @pytest.mark.parametrize("size, output", [((4, 6), (4, 6)), ((4, 6), (8, 12)), ((3, 5), (6, 10))])

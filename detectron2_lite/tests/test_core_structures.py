@@ -10,7 +10,6 @@ from detectron2.structures import (
     ImageList,
     Instances,
     PolygonMasks,
-    pairwise_iou,
     polygons_to_bitmask,
 )
 
@@ -68,14 +67,6 @@ def test_boxes_are_indexed_and_joined_like_tensors():
         Boxes(torch.zeros(2, 5))
 
 
-def test_iou_of_every_pair():
-    first = Boxes([[0, 0, 2, 2], [5, 5, 5, 5]])
-    second = Boxes([[1, 1, 3, 3], [0, 0, 2, 2], [5, 5, 5, 5]])
-    expected = torch.tensor([[1 / 7, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    torch.testing.assert_close(pairwise_iou(first, second), expected)
-    assert pairwise_iou(first[:0], second).shape == (0, 3)
-
-
 def test_polygons_are_filled():
     mask = polygons_to_bitmask([np.array(SQUARE)], 6, 8)
     expected = np.zeros((6, 8), dtype=bool)
@@ -129,7 +120,6 @@ def test_polygons_become_bit_masks():
 def test_polygon_masks_measure_themselves():
     masks = PolygonMasks([[torch.tensor(SQUARE)], [SQUARE, TRIANGLE]])
     assert masks.polygons[0][0].dtype == np.float64
-    assert masks.area().tolist() == [12, 24]
     assert masks.get_bounding_boxes().tensor.tolist() == [[1, 1, 5, 4], [0, 0, 5, 6]]
     assert PolygonMasks([[SQUARE], []]).nonempty().tolist() == [True, False]
     assert masks.to("cuda") is masks

@@ -1,4 +1,4 @@
-"""Point sampling, logging, seeding, paths and the retry after running out of memory."""
+"""Point sampling, logging, seeding and paths."""
 
 import logging
 import random
@@ -12,8 +12,7 @@ from detectron2.projects.point_rend.point_features import (
 )
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import create_small_table, log_first_n, setup_logger
-from detectron2.utils.memory import retry_if_cuda_oom
+from detectron2.utils.logger import create_small_table, log_every_n_seconds, setup_logger
 
 
 def test_points_at_pixel_centers_read_the_pixels():
@@ -99,14 +98,13 @@ def test_rank_0_abbreviates_names_on_stdout(capsys):
     assert "cto.x" in out and "WARNING" in out and "careful" in out
 
 
-def test_a_line_logs_its_first_messages_only(caplog):
+def test_a_line_logs_at_most_once_in_its_period(caplog):
     with caplog.at_level(logging.INFO):
-        for i in range(5):
-            log_first_n(logging.INFO, f"caller {i}", n=2, name="core_test_first")
-        for i in range(4):
-            log_first_n(logging.INFO, f"text {i % 2}", key="message", name="core_test_first")
+        for i in range(3):
+            log_every_n_seconds(logging.INFO, f"rarely {i}", n=3600, name="core_test_every")
+            log_every_n_seconds(logging.INFO, f"always {i}", n=0, name="core_test_every")
     messages = [record.message for record in caplog.records]
-    assert messages == ["caller 0", "caller 1", "text 0", "text 1"]
+    assert messages == ["rarely 0", "always 0", "always 1", "always 2"]
 
 
 def test_a_small_table_has_one_row():
@@ -119,25 +117,3 @@ def test_the_model_zoos_addresses_are_known():
     handler = PathManager._path_handlers["detectron2://"]
     assert handler.S3_DETECTRON2_PREFIX == "https://dl.fbaipublicfiles.com/detectron2/"
     assert "http://" in PathManager._path_handlers
-
-
-def test_a_call_is_repeated_after_running_out_of_memory():
-    calls = []
-
-    def fail(times):
-        calls.append(1)
-        if len(calls) <= times:
-            raise RuntimeError("CUDA out of memory. Tried to allocate 1 GiB")
-        return len(calls)
-
-    assert retry_if_cuda_oom(fail)(2) == 3
-    calls.clear()
-    with pytest.raises(RuntimeError, match="out of memory"):
-        retry_if_cuda_oom(fail)(3)
-    assert len(calls) == 3
-
-    def other():
-        raise RuntimeError("something else")
-
-    with pytest.raises(RuntimeError, match="something else"):
-        retry_if_cuda_oom(other)()

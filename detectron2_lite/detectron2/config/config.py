@@ -6,13 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import yaml
 from detectron2.utils.file_io import PathManager
 from fvcore.common.config import CfgNode as _CfgNode
-
-
-class UnsafeYamlError(yaml.constructor.ConstructorError):
-    """A config file asks YAML to build Python objects."""
 
 
 class CfgNode(_CfgNode):
@@ -29,21 +24,10 @@ class CfgNode(_CfgNode):
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict[str, Any]:
         """Read a YAML file and everything its `_BASE_` names into nested dicts.
 
-        Raises UnsafeYamlError (a yaml ConstructorError) at a tag that YAML's safe loader lacks,
-        whatever `allow_unsafe` says.
+        Raises yaml.constructor.ConstructorError, which names the file, the line and the tag, at a
+        tag that YAML's safe loader lacks, whatever `allow_unsafe` says.
         """
-        try:
-            return super().load_yaml_with_base(filename, allow_unsafe=False)
-        except UnsafeYamlError:
-            raise
-        except yaml.constructor.ConstructorError as error:
-            raise UnsafeYamlError(
-                f"config file '{filename}' cannot be read safely",
-                error.context_mark,
-                error.problem,
-                error.problem_mark,
-                note="Replace the tag by the plain value that it computes.",
-            ) from error
+        return super().load_yaml_with_base(filename, allow_unsafe=False)
 
     def merge_from_file(self, cfg_filename: str, allow_unsafe: bool = False) -> None:
         """Merge a YAML file into this config; unknown keys raise KeyError.

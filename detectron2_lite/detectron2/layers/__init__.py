@@ -2,10 +2,6 @@
 
 from .batch_norm import FrozenBatchNorm2d, get_norm
 from .blocks import CNNBlockBase, ShapeSpec
-from .wrappers import BatchNorm2d, Conv2d, Linear, cat, interpolate, move_device_like, nonzero_tuple
+from .wrappers import Conv2d
 
-# fmt: off
-__all__ = [
-    "BatchNorm2d", "CNNBlockBase", "Conv2d", "FrozenBatchNorm2d", "Linear", "ShapeSpec",
-    "cat", "get_norm", "interpolate", "move_device_like", "nonzero_tuple",
-]
+__all__ = ["CNNBlockBase", "Conv2d", "FrozenBatchNorm2d", "ShapeSpec", "get_norm"]

@@ -3,7 +3,6 @@
 import copy
 import logging
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -79,7 +78,6 @@ def get_default_optimizer_params(
     weight_decay_norm: float | None = None,
     bias_lr_factor: float | None = 1.0,
     weight_decay_bias: float | None = None,
-    lr_factor_func: Callable[[str], float] | None = None,
     overrides: dict[str, dict[str, float]] | None = None,
 ) -> list[dict[str, Any]]:
     """Return parameter groups for a torch optimizer, one for each set of hyper-parameters.
@@ -87,13 +85,12 @@ def get_default_optimizer_params(
     base_lr, weight_decay: for all parameters; None leaves them to the optimizer.
     weight_decay_norm: for the parameters of normalization layers.
     bias_lr_factor, weight_decay_bias: for parameters named "bias".
-    lr_factor_func: a parameter's full name -> factor on its rate; needs `base_lr`.
     overrides: a parameter's own name ("bias") -> hyper-parameters that replace the others.
     """
     overrides = dict(overrides or {})
     scales_bias = bias_lr_factor is not None and bias_lr_factor != 1.0
-    if base_lr is None and (scales_bias or lr_factor_func is not None):
-        raise ValueError("bias_lr_factor and lr_factor_func require base_lr")
+    if base_lr is None and scales_bias:
+        raise ValueError("bias_lr_factor requires base_lr")
     bias = {"lr": base_lr * bias_lr_factor} if scales_bias else {}
     if weight_decay_bias is not None:
         bias["weight_decay"] = weight_decay_bias
@@ -103,7 +100,7 @@ def get_default_optimizer_params(
 
     groups: dict[tuple, list[nn.Parameter]] = defaultdict(list)
     seen: set[nn.Parameter] = set()
-    for module_name, module in model.named_modules():
+    for module in model.modules():
         for name, param in module.named_parameters(recurse=False):
             if not param.requires_grad or param in seen:
                 continue
@@ -111,8 +108,6 @@ def get_default_optimizer_params(
             options = {"lr": base_lr, "weight_decay": weight_decay}
             if isinstance(module, _NORM_LAYERS) and weight_decay_norm is not None:
                 options["weight_decay"] = weight_decay_norm
-            if lr_factor_func is not None:
-                options["lr"] *= lr_factor_func(f"{module_name}.{name}")
             options |= overrides.get(name, {})
             groups[tuple((k, v) for k, v in options.items() if v is not None)].append(param)
     return [{**dict(options), "params": params} for options, params in groups.items()]

@@ -104,12 +104,3 @@ class Boxes:
         """Join lists of boxes; the result shares no memory with them."""
         assert all(isinstance(boxes, Boxes) for boxes in boxes_list)
         return cls(torch.cat([b.tensor for b in boxes_list]) if boxes_list else torch.empty(0))
-
-
-def pairwise_iou(boxes1: Boxes, boxes2: Boxes) -> Tensor:
-    """(N, M) intersections over unions; 0 where nothing intersects."""
-    first, second = boxes1.tensor[:, None], boxes2.tensor
-    sides = torch.min(first[..., 2:], second[:, 2:]) - torch.max(first[..., :2], second[:, :2])
-    intersection = sides.clamp(min=0).prod(dim=2)
-    union = boxes1.area()[:, None] + boxes2.area() - intersection
-    return torch.where(intersection > 0, intersection / union, intersection.new_zeros(()))

@@ -16,11 +16,6 @@ from .boxes import Boxes
 _MIN_COORDINATES = 6  # a polygon has at least three points
 
 
-def _area(polygon: np.ndarray) -> float:
-    x, y = polygon[0::2], polygon[1::2]
-    return 0.5 * abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1)))  # shoelace formula
-
-
 def polygons_to_bitmask(polygons: list[np.ndarray], height: int, width: int) -> np.ndarray:
     """Rasterize the union of polygons [x0, y0, x1, y1, ...] to a (height, width) bool mask."""
     if len(polygons) == 0:  # which pycocotools refuses
@@ -116,11 +111,6 @@ class PolygonMasks:
     def nonempty(self) -> Tensor:
         """(N,) bool: the instance has a polygon."""
         return torch.tensor([len(polygons) > 0 for polygons in self.polygons], dtype=torch.bool)
-
-    def area(self) -> Tensor:
-        """(N,) sums of the polygons' areas, overlaps counted twice."""
-        areas = [sum(_area(polygon) for polygon in polygons) for polygons in self.polygons]
-        return torch.tensor(areas, dtype=torch.float64)
 
     def __getitem__(self, item: int | slice | list[int] | Tensor) -> PolygonMasks:
         if isinstance(item, slice):

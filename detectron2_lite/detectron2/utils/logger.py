@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping
 
 from detectron2.utils.file_io import PathManager
@@ -79,38 +78,16 @@ def _log_stream(filename: str):
     return stream
 
 
-_log_counter: Counter = Counter()
-_last_logged: dict[tuple, float] = {}
-
-
-def _find_caller() -> tuple[str, tuple]:
-    """Return the module name of the first frame outside this file, and a key of its line."""
-    frame = sys._getframe(1)
-    while frame.f_code.co_filename == __file__:
-        frame = frame.f_back
-    module = frame.f_globals["__name__"]
-    key = (frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
-    return ("detectron2" if module == "__main__" else module), key
-
-
-def log_first_n(
-    lvl: int, msg: str, n: int = 1, *, name: str | None = None, key: str | tuple = "caller"
-) -> None:
-    """Log the first `n` messages; `key` tells them apart by "caller", "message" or both."""
-    module, caller = _find_caller()
-    identity = (caller if "caller" in key else ()) + ((msg,) if "message" in key else ())
-    _log_counter[identity] += 1
-    if _log_counter[identity] <= n:
-        logging.getLogger(name or module).log(lvl, msg)
+_last_logged: dict[tuple[str, int], float] = {}
 
 
 def log_every_n_seconds(lvl: int, msg: str, n: float = 1, *, name: str | None = None) -> None:
-    """Log at most once in `n` seconds from this line."""
-    module, caller = _find_caller()
-    now = time.time()
-    if now - _last_logged.get(caller, float("-inf")) >= n:
-        logging.getLogger(name or module).log(lvl, msg)
-        _last_logged[caller] = now
+    """Log at most once in `n` seconds from the calling line; `name` is by default its module."""
+    frame = sys._getframe(1)
+    line, now = (frame.f_code.co_filename, frame.f_lineno), time.time()
+    if now - _last_logged.get(line, float("-inf")) >= n:
+        logging.getLogger(name or frame.f_globals["__name__"]).log(lvl, msg)
+        _last_logged[line] = now
 
 
 def create_small_table(small_dict: Mapping[str, float]) -> str:

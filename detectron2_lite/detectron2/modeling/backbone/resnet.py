@@ -129,11 +129,11 @@ class ResNet(Backbone):
     ):
         super().__init__()
         self.stem = stem
+        names = [f"res{i}" for i in range(2, len(stages) + 2)]
         if out_features is not None:
-            names = [f"res{i}" for i in range(2, len(stages) + 2)]
-            stages = stages[: max(names.index(f) + 1 if f in names else 0 for f in out_features)]
-        self.stages = [nn.Sequential(*blocks) for blocks in stages]
-        self.stage_names = tuple(f"res{i}" for i in range(2, len(self.stages) + 2))
+            names = names[: max(names.index(f) + 1 if f in names else 0 for f in out_features)]
+        self.stage_names = tuple(names)
+        self.stages = [nn.Sequential(*blocks) for blocks in stages[: len(names)]]
         self._out_feature_strides = {"stem": stem.stride}
         self._out_feature_channels = {"stem": stem.out_channels}
         stride = stem.stride
