@@ -39,19 +39,19 @@ def transform_masks(
     Raises:
         DatasetError: a segmentation is malformed, or of another size than the image.
     """
-    masks = torch.zeros((len(segmentations), *view_size), dtype=torch.bool)
+    masks = np.zeros((len(segmentations), *view_size), dtype=bool)
     bitmaps = {}
     for index, segmentation in enumerate(segmentations):
         if isinstance(segmentation, list):
-            drawn = _draw_polygons(segmentation, transforms, view_size)
-            masks[index] = torch.from_numpy(drawn)
+            masks[index] = _draw_polygons(segmentation, transforms, view_size)
         else:
             bitmaps[index] = _bitmap(segmentation, image_size)
     for layer, members in _pack(bitmaps, image_size):
-        moved = transforms.apply_segmentation(layer)
-        for value, index in enumerate(members, start=1):
-            masks[index] = torch.from_numpy(moved == value)
-    return masks
+        moved = np.ascontiguousarray(transforms.apply_segmentation(layer))
+        for value in np.flatnonzero(np.bincount(moved.reshape(-1))):
+            if value:
+                np.equal(moved, value, out=masks[members[value - 1]])
+    return torch.from_numpy(masks)
 
 
 def _draw_polygons(
@@ -118,12 +118,22 @@ def _pack(
     """
     layers: list[tuple[np.ndarray, list[int]]] = []
     for index, bitmap in bitmaps.items():
+        window = _bounds(bitmap)
+        covered = bitmap[window]
         for layer, members in layers:
-            if len(members) < _LAYER_CAPACITY and not layer[bitmap].any():
+            if len(members) < _LAYER_CAPACITY and not layer[window][covered].any():
                 break
         else:
             layer, members = np.zeros(image_size, dtype=np.uint8), []
             layers.append((layer, members))
         members.append(index)
-        layer[bitmap] = len(members)
+        layer[window][covered] = len(members)
     return layers
+
+
+def _bounds(bitmap: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns that hold all set pixels."""
+    rows, columns = (np.flatnonzero(bitmap.any(axis)) for axis in (1, 0))
+    if not len(rows):
+        return slice(0, 0), slice(0, 0)
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)

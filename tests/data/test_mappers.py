@@ -338,3 +338,10 @@ def test_instance_ids_of_the_scene_are_the_masks(data_root):
     instances = simple_mapper()(record_of("toyscapes_train"))["instances"]
     ids = scene(0)[1]
     assert np.array_equal(instances.gt_masks.tensor.numpy(), [ids == PERSON, ids == CAR])
+
+
+def test_polygons_of_a_record_stay_as_they_are():
+    polygon = np.array(SQUARE[0])
+    transforms = T.TransformList([T.ResizeTransform(HEIGHT, WIDTH, 64, 128)])
+    transform_masks([[polygon]], transforms, (HEIGHT, WIDTH), (64, 128))
+    assert polygon.tolist() == SQUARE[0]

@@ -1,3 +1,4 @@
+import doctest
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from s4m_d2.data import (
     labeled_dataset_names,
     register_splits,
     register_unlabeled_folder,
+    splits,
     stable_subset,
 )
 from s4m_d2.errors import ConfigError, DatasetError
@@ -323,3 +325,12 @@ def test_a_listed_image_that_is_not_in_the_set(data_root, tmp_path):
     (listed,) = labeled_dataset_names(["toyscapes_train"], str(path), 0)
     with pytest.raises(DatasetError, match="gamma_000000_000019"):
         DatasetCatalog.get(listed)
+
+
+def test_doctests_of_splits():
+    try:
+        assert doctest.testmod(splits).failed == 0
+    finally:
+        for suffix in ("5pct", "10pct", "unlabeled"):
+            DatasetCatalog.remove(f"fruit_train_{suffix}")
+            MetadataCatalog.remove(f"fruit_train_{suffix}")
