@@ -206,12 +206,15 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         first_stride = 1 if number == 2 or dilation > 1 else 2
         kind, extra = BasicBlock, {}
         if options.DEPTH not in _BASIC_DEPTHS:
-            kind, extra = BottleneckBlock, {
-                "bottleneck_channels": width,
-                "stride_in_1x1": options.STRIDE_IN_1X1,
-                "dilation": dilation,
-                "num_groups": options.NUM_GROUPS,
-            }
+            kind, extra = (
+                BottleneckBlock,
+                {
+                    "bottleneck_channels": width,
+                    "stride_in_1x1": options.STRIDE_IN_1X1,
+                    "dilation": dilation,
+                    "num_groups": options.NUM_GROUPS,
+                },
+            )
         strides = [first_stride] + [1] * (num_blocks - 1)
         channels = {"in_channels": in_channels, "out_channels": out_channels}
         shared = {"norm": options.NORM, **channels, **extra}
