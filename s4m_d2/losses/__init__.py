@@ -2,5 +2,16 @@
 
 from s4m_d2.losses.criterion import SetCriterion
 from s4m_d2.losses.matcher import HungarianMatcher
+from s4m_d2.losses.structural_distillation import (
+    DISTILLATION_REGISTRY,
+    StructuralDistillation,
+    build_distillation,
+)
 
-__all__ = ["HungarianMatcher", "SetCriterion"]
+__all__ = [
+    "DISTILLATION_REGISTRY",
+    "HungarianMatcher",
+    "SetCriterion",
+    "StructuralDistillation",
+    "build_distillation",
+]

@@ -72,7 +72,7 @@ def uncertain_points(
     candidates, uniform = drawn.split([num_candidates, num_uniform], dim=1)
     with torch.no_grad():
         doubt = -sample_each(mask_logits, candidates).abs()
-    chosen = doubt.topk(num_important, dim=1).indices
+    chosen = doubt.topk(num_important, dim=1, sorted=False).indices
     important = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
     return torch.cat([important, uniform], dim=1)
 

@@ -12,10 +12,11 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.losses import SetCriterion
+from s4m_d2.losses import SetCriterion, build_distillation
 from s4m_d2.modeling.head import build_head
 from s4m_d2.modeling.inference import instance_inference
 from s4m_d2.modeling.targets import prepare_targets
+from s4m_d2.sam import build_sam_backend
 from s4m_d2.structures import sample_generators
 
 Sample = Mapping[str, Any]
@@ -81,7 +82,9 @@ class S4MMaskFormer(nn.Module):
             "backbone": backbone,
             "sem_seg_head": build_head(cfg, backbone.output_shape()),
             "criterion": SetCriterion(cfg),
-            "distillation": _build_distillation(cfg) if cfg.S4M.DISTILL.ENABLED else None,
+            "distillation": (
+                build_distillation(cfg, build_sam_backend(cfg)) if cfg.S4M.DISTILL.ENABLED else None
+            ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,
@@ -207,13 +210,6 @@ def _image(sample: Sample) -> Tensor:
             f"got {tuple(image.shape)}"
         )
     return image
-
-
-def _build_distillation(cfg):
-    from s4m_d2.losses.structural_distillation import build_distillation
-    from s4m_d2.sam import build_sam_backend  # only a model that distills needs SAM
-
-    return build_distillation(cfg, build_sam_backend(cfg))
 
 
 def _check_supported(cfg) -> None:

@@ -159,22 +159,33 @@ def test_images_without_instances_teach_no_object(batch):
 
 
 def test_more_instances_than_queries_are_matched_as_far_as_queries_go():
+    """The mask losses are those of the matched instances alone, spread over all instances."""
     outputs, target = random_outputs(1), random_target(QUERIES + 3)
-    losses = make_criterion()(outputs, [target], generators(0))
-    assert all(loss.isfinite() for loss in losses.values())
-    sum(losses.values()).backward()
-    assert outputs["pred_masks"].grad.flatten(2).any(-1).all()
+    criterion = make_criterion()
+    losses = criterion(outputs, [target], generators(0))
+    [(_, matched)] = criterion.matcher(outputs, [target], generators(0))
+    assert matched.tolist() != list(range(QUERIES))
+    subset = {key: value[matched] for key, value in target.items()}
+    alone = criterion(outputs, [subset], generators(0))
+    torch.testing.assert_close(losses["loss_ce"], alone["loss_ce"])
+    for name in ("loss_mask", "loss_dice"):
+        torch.testing.assert_close(losses[name] * (QUERIES + 3), alone[name] * QUERIES)
 
 
-def test_mask_losses_are_divided_by_the_mean_number_of_masks_over_processes(monkeypatch):
+@pytest.mark.parametrize(
+    ("world_size", "elsewhere", "mean"), [(2, 4, 3.0), (2, 0, 1.0), (8, 1, 1.0)]
+)
+def test_mask_losses_are_divided_by_the_mean_number_of_masks_over_processes(
+    monkeypatch, world_size, elsewhere, mean
+):
+    """Two masks here; the mean counts as one at least."""
     outputs, targets = random_outputs(1), [random_target(2)]
     alone = make_criterion()(outputs, targets, generators(0))
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    other_process = 4
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: t.add_(other_process))
+    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: t.add_(elsewhere))
     losses = make_criterion()(outputs, targets, generators(0))
     for name in ("loss_mask", "loss_dice"):
-        torch.testing.assert_close(losses[name], alone[name] * 2 / 3)  # (2 + 4) / 2 = 3 masks
+        torch.testing.assert_close(losses[name], alone[name] * 2 / mean)
     torch.testing.assert_close(losses["loss_ce"], alone["loss_ce"])
 
 

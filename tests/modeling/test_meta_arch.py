@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from s4m_d2.errors import InputError
+from s4m_d2.losses import StructuralDistillation
+from s4m_d2.modeling import meta_arch
 
 LAYERS = 4  # of the tiny model, the learnable queries included
 NAMES = {
@@ -158,6 +161,15 @@ def test_distillation_leaves_no_trace_in_modules_weights_or_evaluation(
     with torch.no_grad():
         model.eval()([make_sample(64, 64)])
     assert not hasattr(model.distillation, "images")
+
+
+def test_config_builds_the_distillation_around_the_configured_sam(make_tiny_cfg, monkeypatch):
+    backend = object()
+    monkeypatch.setattr(meta_arch, "build_sam_backend", lambda cfg: backend)
+    model = build_model(make_tiny_cfg("S4M.DISTILL.ENABLED", True, "S4M.DISTILL.NUM_POINTS", 17))
+    assert type(model.distillation) is StructuralDistillation
+    assert model.distillation.backend is backend and model.distillation.num_points == 17
+    assert build_model(make_tiny_cfg()).distillation is None
 
 
 def test_large_scale_jitter_batches_are_squares_in_training_only(make_tiny_model, make_sample):
