@@ -184,8 +184,7 @@ class StructuralDistillation:
         padded = torch.tensor(images.shape[:1:-1], device=device)
         total = torch.tensor(mask_features.shape[:1:-1], device=device)
         shown = torch.tensor(image_sizes, device=device).flip(1)
-        in_content = (_cell_centers(side, device) / scale[:, None]).clamp(max=1)
-        where = in_content * (shown / padded)[:, None]
+        where = _cell_centers(side, device) * (shown / padded / scale)[:, None]
         cells = (shown * total + padded - 1) // padded  # rounded up: they hold some content
         resized = _read(mask_features.float(), _inside_cells(where, cells, total))
         return resized.unflatten(2, (side, side))

@@ -255,6 +255,8 @@ def test_scales_and_positions_are_uniform_and_inside_the_frame():
     position = start / (frame - (end - start))
     torch.testing.assert_close(position.mean(0), torch.tensor([0.5, 0.5]), rtol=0, atol=0.02)
     assert (position.amin(0) < 0.01).all() and (position.amax(0) > 0.99).all()
+    draws = torch.stack([placement.scale, *position.T])
+    assert (torch.corrcoef(draws) - torch.eye(3)).abs().max() < 0.05, "drawn independently"
 
 
 def test_an_instance_larger_than_the_frame_covers_it():
@@ -279,6 +281,17 @@ def test_each_instance_has_a_placement_of_its_own():
     corners = [mask.nonzero().amin(0) for mask in masks]
     assert corners[0][0] != corners[1][0]
     assert corners[1][1] - corners[0][1] != 20
+
+
+def test_the_receiving_images_generator_places_what_it_receives():
+    size = (60, 60)
+    labels = [labels_of([rectangle(size, 0, 0, 10, 10)]), PseudoLabels.empty(size)]
+    arp = ARP(min_area=1, random_placement=True)
+    results = {
+        seeds: arp([torch.zeros(3, *size)] * 2, labels, [seeded(seed) for seed in seeds])[1][1]
+        for seeds in ((0, 1), (2, 1), (0, 3))
+    }
+    assert same(results[0, 1], results[2, 1]) and not same(results[0, 1], results[0, 3])
 
 
 def test_an_image_without_a_partner_keeps_its_overlapping_masks():

@@ -181,12 +181,13 @@ def test_the_mask_with_the_best_predicted_iou_replaces_the_teachers():
 
 def test_an_empty_refined_mask_falls_back_to_the_teachers():
     ious = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3]])
-    backend = FakeBackend([ious], empty={(0, 0, 1), (0, 1, 1)})
+    backend = FakeBackend([ious], empty={(0, 1, 0), (0, 0, 0)})
     selection = make_selection(blobs(2))
     refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 24, 36), [(24, 36)])
     teacher = F.interpolate(selection.mask_logits[None], (24, 36), mode="bilinear")[0] > 0
-    assert torch.equal(refined.labels[0].masks[0], teacher[0])
-    assert torch.equal(refined.labels[0].masks[1], (torch.arange(36) < 12).expand(24, -1))
+    middle = torch.arange(36) // 12 == 1
+    assert torch.equal(refined.labels[0].masks[0], middle.expand(24, -1))
+    assert torch.equal(refined.labels[0].masks[1], teacher[1])
     assert refined.num_fallbacks == 1 and len(refined.predicted_ious) == 2
 
 
