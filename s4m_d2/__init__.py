@@ -1,4 +1,7 @@
-"""S4M: semi-supervised instance segmentation with a foundation model, for Detectron2."""
+"""S4M: semi-supervised instance segmentation with a foundation model, for Detectron2.
+
+Importing it registers the models, data sets, mappers, refiners, SAM backends and distillation.
+"""
 
 try:
     import detectron2  # noqa: F401
@@ -11,30 +14,55 @@ except ModuleNotFoundError as error:
         "  Detectron2 itself: https://detectron2.readthedocs.io/tutorials/install.html"
     ) from None
 
-__version__ = "0.1.0"
-
 from s4m_d2.config import add_s4m_config
-from s4m_d2.data import ARPDatasetMapper, LabeledDatasetMapper
+from s4m_d2.data import (
+    DATASET_MAPPER_REGISTRY,
+    ARPDatasetMapper,
+    LabeledDatasetMapper,
+    register_splits,
+    register_unlabeled_folder,
+)
 from s4m_d2.engine import EMATeacherHook, S4MCheckpointer, S4MTrainer, TeacherTrainer
-from s4m_d2.losses.structural_distillation import StructuralDistillation
-from s4m_d2.modeling import S4MMaskFormer
-from s4m_d2.sam import build_sam_backend
-from s4m_d2.semi import ARP, EMATeacher, PointRefiner
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.errors import ConfigError, DatasetError, InputError, S4MError, WeightsError
+from s4m_d2.evaluation import build_evaluator
+from s4m_d2.losses.structural_distillation import DISTILLATION_REGISTRY, StructuralDistillation
+from s4m_d2.modeling import TRANSFORMER_DECODER_REGISTRY, S4MMaskFormer
+from s4m_d2.sam import SAM_BACKEND_REGISTRY, SamBackend, build_sam_backend
+from s4m_d2.semi import ARP, REFINER_REGISTRY, EMATeacher, PointRefiner, select_pseudo_labels
 from s4m_d2.structures import PseudoLabels
+
+__version__ = "0.1.0"
 
 __all__ = [
     "ARP",
+    "DATASET_MAPPER_REGISTRY",
+    "DISTILLATION_REGISTRY",
+    "REFINER_REGISTRY",
+    "SAM_BACKEND_REGISTRY",
+    "TRANSFORMER_DECODER_REGISTRY",
     "ARPDatasetMapper",
+    "ConfigError",
+    "DatasetError",
     "EMATeacher",
     "EMATeacherHook",
+    "InputError",
     "LabeledDatasetMapper",
     "PointRefiner",
     "PseudoLabels",
     "S4MCheckpointer",
+    "S4MError",
     "S4MMaskFormer",
     "S4MTrainer",
+    "SamBackend",
     "StructuralDistillation",
     "TeacherTrainer",
+    "WeightsError",
     "add_s4m_config",
+    "build_evaluator",
     "build_sam_backend",
+    "load_config",
+    "register_splits",
+    "register_unlabeled_folder",
+    "select_pseudo_labels",
 ]

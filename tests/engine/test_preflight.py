@@ -1,0 +1,371 @@
+import logging
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from s4m_d2.engine.preflight import check_config, check_datasets, check_output_dir, load_config
+from s4m_d2.errors import ConfigError, DatasetError, WeightsError
+
+HEIGHT, WIDTH = 20, 30
+CLASSES = ["person", "car"]
+VALID = {
+    "MODEL.DEVICE": "cpu",
+    "MODEL.META_ARCHITECTURE": "S4MMaskFormer",
+    "MODEL.BACKBONE.NAME": "build_resnet_backbone",
+    "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(CLASSES),
+    "INPUT.FORMAT": "RGB",
+    "DATASETS.TRAIN": ("preflight_labeled",),
+    "DATASETS.UNLABELED": ("preflight_unlabeled",),
+    "DATASETS.TEST": ("preflight_test",),
+    "S4M.SAM.BACKEND": "tiny",
+    "S4M.SAM.CHECKPOINT": "",
+    "S4M.BURN_IN": 100,
+    "SOLVER.MAX_ITER": 1000,
+}
+
+
+def config(changes=None, file=""):
+    settings = VALID | (changes or {})
+    return load_config(file, [str(word) for item in settings.items() for word in item])
+
+
+# Values
+
+
+def test_a_sound_config_passes():
+    check_config(config(), num_processes=1)
+    check_config(config({"SOLVER.IMS_PER_BATCH": 12}), num_processes=4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"S4M.PSEUDO_LABEL.SCORE_THRESH": 1.5}, r"SCORE_THRESH is 1\.5; expected .* 0 to 1"),
+        ({"S4M.PSEUDO_LABEL.MASK_THRESH": -0.1}, "MASK_THRESH"),
+        ({"S4M.EMA_DECAY": 1.0}, r"EMA_DECAY is 1\.0; expected at least 0 and below 1"),
+        ({"S4M.EMA_DECAY": -0.5}, "EMA_DECAY"),
+        ({"S4M.BURN_IN": 1001}, r"BURN_IN is 1001; expected at most SOLVER\.MAX_ITER, 1000"),
+        ({"S4M.BURN_IN": -1}, "BURN_IN"),
+        ({"S4M.ARP.PAIR_FRACTION": 0.75}, "PAIR_FRACTION"),
+        ({"S4M.ARP.SCALE_RANGE": "(1.2, 0.8)"}, "the smaller first"),
+        ({"S4M.STRONG_VIEW.JITTER": "(0.4, 0.4, 0.4)"}, "four numbers"),
+        ({"S4M.STRONG_VIEW.JITTER": "(0.4, 0.4, 0.4, 0.6)"}, "hue up to 0.5"),
+        ({"S4M.REFINE.NUM_POINTS": 0}, "NUM_POINTS is 0; expected 1 or more"),
+        ({"SOLVER.IMS_PER_BATCH": 0}, "IMS_PER_BATCH is 0; expected 1 or more"),
+        ({"SOLVER.IMS_PER_BATCH": 3}, "IMS_PER_BATCH is 3; expected a multiple of the 2 processes"),
+        ({"S4M.UNLABELED_IMS_PER_BATCH": 5}, r"S4M\.UNLABELED_IMS_PER_BATCH is 5"),
+        ({"S4M.TEACHER.IMS_PER_BATCH": 7}, r"S4M\.TEACHER\.IMS_PER_BATCH is 7"),
+        ({"S4M.SAM.BACKEND": "sam3"}, "'sam3'; choose one of segment_anything, tiny"),
+        ({"S4M.REFINE.METHOD": "boxes"}, "'boxes'; choose one of .*points"),
+        ({"S4M.DISTILL.NAME": "none"}, "choose one of .*StructuralDistillation"),
+        ({"S4M.UNLABELED_MAPPER": "Mapper"}, "choose one of .*ARPDatasetMapper"),
+        ({"S4M.UNLABELED_SAMPLER": "Random"}, "choose one of RepeatFactorTrainingSampler"),
+        ({"MODEL.META_ARCHITECTURE": "MaskFormer"}, "choose one of .*S4MMaskFormer"),
+        ({"MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": "FPN"}, "choose .*MSDeformAttnPixelDecoder"),
+        ({"S4M.EVAL": "all"}, "'all'; choose one of both, student, teacher"),
+        ({"S4M.STAGE": "first"}, "'first'; choose one of both, student, teacher"),
+        ({"SOLVER.OPTIMIZER": "ADAM"}, "'ADAM'; choose one of ADAMW, SGD"),
+        ({"INPUT.FORMAT": "L"}, "'L'; choose one of BGR, RGB"),
+        ({"MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True}, "SEMANTIC_ON is True; expected False"),
+        ({"MODEL.MASK_FORMER.NHEADS": 7}, r"HIDDEN_DIM is 256; .* multiple of .*NHEADS, 7"),
+        ({"INPUT.MIN_SCALE": 3.0}, r"MIN_SCALE is 3\.0 and INPUT\.MAX_SCALE 2\.0"),
+        ({"DATASETS.TRAIN": ()}, r"DATASETS\.TRAIN is empty"),
+        ({"DATASETS.UNLABELED": ()}, r"DATASETS\.UNLABELED is empty"),
+        ({"DATASETS.TEST": ("preflight_labeled",)}, r"in DATASETS\.TRAIN and in DATASETS\.TEST"),
+        ({"DATASETS.TEST": ("preflight_unlabeled",)}, r"in DATASETS\.UNLABELED and in"),
+        ({"S4M.STAGE": "student"}, r"S4M\.TEACHER_WEIGHTS is empty"),
+        ({"S4M.STAGE": "teacher", "S4M.TEACHER_WEIGHTS": "t.pth"}, "nothing is left to train"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        check_config(config(changes), num_processes=2)
+
+
+def test_stage_1_alone_needs_neither_unlabeled_images_nor_a_burn_in():
+    changes = {"S4M.STAGE": "teacher", "DATASETS.UNLABELED": (), "S4M.BURN_IN": 10**6}
+    check_config(config(changes), num_processes=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({}, True),
+        ({"S4M.REFINE.ENABLED": False}, True),
+        ({"S4M.DISTILL.ENABLED": False}, True),
+        ({"S4M.REFINE.ENABLED": False, "S4M.DISTILL.ENABLED": False}, False),
+        ({"S4M.STAGE": "teacher", "S4M.DISTILL.ENABLED": False}, False),
+    ],
+)
+def test_sams_weights_must_exist_where_they_are_needed(changes, needed):
+    changes = {
+        "S4M.SAM.BACKEND": "segment_anything",
+        "S4M.SAM.CHECKPOINT": "nowhere/sam_vit_l.pth",
+        **changes,
+    }
+    if not needed:
+        check_config(config(changes), num_processes=1)
+        return
+    with pytest.raises(WeightsError, match=r"'nowhere/sam_vit_l\.pth' does not exist.*github"):
+        check_config(config(changes), num_processes=1)
+    check_config(config(changes), eval_only=True)
+
+
+def test_teacher_weights_must_exist(tmp_path):
+    changes = {"S4M.STAGE": "student", "S4M.TEACHER_WEIGHTS": str(tmp_path / "model.pth")}
+    with pytest.raises(WeightsError, match=r"TEACHER_WEIGHTS: '.*model\.pth' does not exist"):
+        check_config(config(changes), num_processes=1)
+    (tmp_path / "model.pth").touch()
+    check_config(config(changes), num_processes=1)
+
+
+def test_evaluation_needs_a_test_set():
+    with pytest.raises(ConfigError, match=r"DATASETS\.TEST is empty"):
+        check_config(config({"DATASETS.TEST": ()}), eval_only=True)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"MODEL\.DEVICE cpu"):
+        check_config(config({"MODEL.DEVICE": "cuda"}), num_processes=1)
+
+
+def test_an_old_run_is_not_written_over(tmp_path):
+    cfg = config({"OUTPUT_DIR": str(tmp_path / "run")})
+    check_output_dir(cfg, resume=False)
+    (tmp_path / "run" / "teacher").mkdir()
+    (tmp_path / "run" / "teacher" / "last_checkpoint").touch()
+    with pytest.raises(ConfigError, match=r"teacher' holds a run already.*--resume"):
+        check_output_dir(cfg, resume=False)
+    check_output_dir(cfg, resume=True)
+
+
+def test_an_output_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="OUTPUT_DIR"):
+        check_output_dir(config({"OUTPUT_DIR": str(tmp_path / "file" / "run")}), resume=False)
+
+
+# Files and overrides
+
+
+def test_the_file_comes_before_the_overrides_and_the_config_is_frozen(tmp_path):
+    base = tmp_path / "base.yaml"
+    base.write_text("VERSION: 2\nS4M:\n  BURN_IN: 1\n  EMA_DECAY: 0.5\n")
+    file = tmp_path / "config.yaml"
+    file.write_text("_BASE_: base.yaml\nS4M:\n  BURN_IN: 2\n")
+    cfg = load_config(str(file), ["S4M.UNSUP_LOSS_WEIGHT", "3.0"])
+    assert (cfg.S4M.BURN_IN, cfg.S4M.EMA_DECAY, cfg.S4M.UNSUP_LOSS_WEIGHT) == (2, 0.5, 3.0)
+    assert cfg.is_frozen()
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["S4M.BURNIN", "3"], r"S4M\.BURNIN does not exist\. Did you mean S4M\.BURN_IN\?"),
+        (["S4M.SCORE_THRESH", "0.5"], r"Did you mean S4M\.PSEUDO_LABEL\.SCORE_THRESH\?"),
+        (["s4m.burn_in", "3"], r"Did you mean S4M\.BURN_IN\?"),
+        (["S4M.BURN_IN", "soon"], r"Override 'S4M\.BURN_IN soon'.*Type mismatch"),
+        (["S4M.BURN_IN"], r"'S4M\.BURN_IN' has no value"),
+    ],
+)
+def test_overrides_that_do_not_fit(opts, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("", opts)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("S4M:\n  EMADECAY: 0.9\n", r"S4M\.EMADECAY does not exist. Did you mean S4M\.EMA_DECAY"),
+        ("S4M:\n  BURN_IN: soon\n", "Type mismatch"),
+        ("S4M: [1\n", "no valid YAML"),
+        ("S4M: 3\n", "config.yaml"),
+        ("just words\n", "config.yaml"),
+        ("", "config.yaml"),
+        ("S4M:\n  BURN_IN: !!python/name:os.system\n", "no tags that build objects"),
+        ("_BASE_: none.yaml\n", r"none\.yaml'.*_BASE_"),
+        ("_BASE_: config.yaml\n", "leads back to the file itself"),
+    ],
+)
+def test_files_that_do_not_fit(tmp_path, content, message):
+    file = tmp_path / "config.yaml"
+    file.write_text(content and "VERSION: 2\n" * content.startswith(("S4M", "_BASE_")) + content)
+    with pytest.raises(ConfigError, match=message):
+        load_config(str(file))
+
+
+def test_no_code_of_a_config_runs(tmp_path):
+    proof = tmp_path / "proof"
+    file = tmp_path / "config.yaml"
+    file.write_text(f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{proof}']\n")
+    with pytest.raises(ConfigError, match="no tags that build objects"):
+        load_config(str(file))
+    assert not proof.exists()
+
+
+def test_a_file_that_does_not_exist():
+    with pytest.raises(ConfigError, match=r"'configs/none\.yaml' does not exist"):
+        load_config("configs/none.yaml")
+
+
+# Data sets
+
+
+def record(folder, number, labels=(0,), **changes):
+    path = folder / f"{number}.png"
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), number, dtype=np.uint8)).save(path)
+    annotations = [
+        {
+            "bbox": [2, 2, 10, 10],
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "category_id": label,
+            "segmentation": [[2, 2, 10, 2, 10, 10, 2, 10]],
+            "iscrowd": 0,
+        }
+        for label in labels
+    ]
+    return {
+        "file_name": str(path),
+        "image_id": number,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "annotations": annotations,
+        **changes,
+    }
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Records of the three data sets of VALID; a test may change them before they are loaded."""
+    records = {
+        "preflight_labeled": [record(tmp_path, n, labels=(0, 1)) for n in range(3)],
+        "preflight_unlabeled": [record(tmp_path, n) for n in range(6)],
+        "preflight_test": [record(tmp_path, n) for n in (7, 8)],
+    }
+    for unlabeled in records["preflight_unlabeled"]:
+        del unlabeled["annotations"]
+    for name in records:
+        DatasetCatalog.register(name, lambda name=name: records[name])
+        MetadataCatalog.get(name).set(thing_classes=CLASSES)
+    yield records
+    for name in records:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_sound_data_sets_are_counted(sets, caplog):
+    with caplog.at_level(logging.INFO, "s4m_d2"):
+        counts = check_datasets(config())
+    assert [(c.role, c.name, c.images, c.instances) for c in counts] == [
+        ("labeled", "preflight_labeled", 3, 6),
+        ("unlabeled", "preflight_unlabeled", 6, None),
+        ("test", "preflight_test", 2, 2),
+    ]
+    assert "not read" in caplog.text
+
+
+def test_stage_1_alone_does_not_look_at_unlabeled_sets(sets):
+    sets["preflight_unlabeled"].clear()
+    counts = check_datasets(config({"S4M.STAGE": "teacher"}))
+    assert [c.role for c in counts] == ["labeled", "test"]
+
+
+def no_images(records):
+    records["preflight_labeled"].clear()
+
+
+def no_instances(records):
+    for item in records["preflight_labeled"]:
+        item["annotations"] = []
+
+
+def class_out_of_range(records):
+    records["preflight_labeled"][2]["annotations"][0]["category_id"] = 2
+
+
+def other_size(records):
+    records["preflight_labeled"][0]["width"] += 1
+
+
+def damaged_image(records):
+    path = records["preflight_test"][1]["file_name"]
+    with open(path, "rb+") as file:
+        file.truncate(60)
+
+
+def missing_image(records):
+    records["preflight_labeled"][1]["file_name"] = "none.png"
+
+
+def damaged_annotation(records):
+    records["preflight_labeled"][1]["annotations"][0]["segmentation"] = [[1, 2, 3]]
+
+
+def test_image_in_training(records):
+    records["preflight_test"].append(dict(records["preflight_labeled"][0]))
+
+
+def test_image_unlabeled(records):
+    path = records["preflight_unlabeled"][5]["file_name"]
+    records["preflight_test"][0]["file_name"] = path
+
+
+def image_twice(records):
+    records["preflight_labeled"].append(records["preflight_labeled"][0])
+
+
+test_image_in_training.__test__ = test_image_unlabeled.__test__ = False
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (no_images, "'preflight_labeled' has no images"),
+        (no_instances, "'preflight_labeled' has 3 images and no instance"),
+        (class_out_of_range, r"2\.png has the class id 2; expected one from 0 to 1"),
+        (other_size, r"0\.png has \(height, width\) \(20, 30\).*\(20, 31\)"),
+        (damaged_image, r"8\.png cannot be read"),
+        (missing_image, r"none\.png does not exist"),
+        (damaged_annotation, r"1\.png.*polygon"),
+        (test_image_in_training, r"0\.png is in 'preflight_.*labeled'.*'preflight_test' \(test\)"),
+        (test_image_unlabeled, r"5\.png is in 'preflight_unlabeled' \(unlabeled\)"),
+        (image_twice, r"0\.png is in 'preflight_labeled' \(labeled\) and in 'preflight_labeled'"),
+    ],
+)
+def test_bad_data_sets_are_named(sets, change, message):
+    change(sets)
+    with pytest.raises(DatasetError, match=message):
+        check_datasets(config())
+
+
+def test_one_unreadable_unlabeled_image_is_trainings_business(sets, caplog):
+    for number, item in enumerate(sets["preflight_unlabeled"]):
+        item["file_name"] = "none.png" if number == 0 else item["file_name"]
+    check_datasets(config())
+    assert "none.png" in caplog.text
+
+
+def test_no_readable_unlabeled_image_at_all(sets):
+    for number, item in enumerate(sets["preflight_unlabeled"]):
+        item["file_name"] = f"none{number}.png"
+    with pytest.raises(DatasetError, match="none of 6 sampled images can be read"):
+        check_datasets(config())
+
+
+def test_the_number_of_classes_must_be_the_data_sets(sets):
+    with pytest.raises(ConfigError, match="NUM_CLASSES is 3; expected 2.*preflight_labeled"):
+        check_datasets(config({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3}))
+
+
+def test_an_unknown_data_set_and_a_broken_loader(sets):
+    with pytest.raises(DatasetError, match=r"'fruit' is not registered.*preflight_labeled"):
+        check_datasets(config({"DATASETS.TRAIN": ("fruit",)}))
+    sets.pop("preflight_labeled")
+    with pytest.raises(DatasetError, match="'preflight_labeled' cannot be loaded"):
+        check_datasets(config())
+    sets["preflight_labeled"] = []

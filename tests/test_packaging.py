@@ -1,0 +1,161 @@
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LITE = ROOT / "detectron2_lite"
+MAX_WEIGHTS_BYTES = 5 * 2**20
+
+BLOCK_ENGINE = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name == "detectron2":
+            raise ModuleNotFoundError("No module named 'detectron2'", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def run(code, *paths):
+    """Run Python code in a fresh process that finds modules in ``paths`` first."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT)))}
+    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+
+
+def fake_engine(folder, content):
+    (folder / "detectron2").mkdir()
+    (folder / "detectron2" / "__init__.py").write_text(content)
+    return folder
+
+
+@pytest.fixture
+def installer():
+    spec = importlib.util.spec_from_file_location("install", ROOT / "tools" / "install.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_without_an_engine_one_error_names_both():
+    result = run(BLOCK_ENGINE + "import s4m_d2")
+    assert result.returncode == 1
+    error = result.stderr[result.stderr.rindex("\nImportError: ") :]
+    assert "pip install ./detectron2_lite" in error
+    assert "https://detectron2.readthedocs.io/tutorials/install.html" in error
+    assert "ModuleNotFoundError" not in result.stderr  # one error, no chain
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("import no_such_extension", "ModuleNotFoundError: No module named 'no_such_extension'"),
+        ("import detectron2._C", "ModuleNotFoundError: No module named 'detectron2._C'"),
+        ("raise ImportError('undefined symbol')", "ImportError: undefined symbol"),
+        ("raise RuntimeError('built for CUDA 9')", "RuntimeError: built for CUDA 9"),
+    ],
+)
+def test_a_broken_engine_shows_its_own_error(tmp_path, content, error):
+    result = run("import s4m_d2", fake_engine(tmp_path, content))
+    assert result.returncode == 1
+    assert error in result.stderr
+    assert "detectron2_lite" not in result.stderr
+
+
+def test_the_embedded_engine_is_detectron2_by_name_and_says_which_version():
+    project = (LITE / "pyproject.toml").read_text()  # Python 3.10 has no reader of TOML
+    assert re.search(r'^name = "(.+)"', project, re.MULTILINE)[1] == "detectron2"
+    assert re.search(r'^version = "(.+)"', project, re.MULTILINE)[1] == "0.6+lite"
+    init = (LITE / "detectron2" / "__init__.py").read_text()
+    assert re.search(r'__version__ = "(.+)"', init)[1] == "0.6+lite"
+
+
+def requirement_names(lines):
+    names = (re.match(r"[\w.-]+", line) for line in lines)
+    return {re.sub(r"[-_.]+", "-", name[0]).lower() for name in names if name}
+
+
+def setup_arguments(monkeypatch):
+    import setuptools
+
+    arguments = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **kwargs: arguments.update(kwargs))
+    monkeypatch.chdir(ROOT)
+    exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), {"__name__": "setup"})
+    return arguments
+
+
+def test_every_dependency_is_pinned_and_none_is_an_engine(monkeypatch):
+    arguments = setup_arguments(monkeypatch)
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins)
+    pinned = requirement_names(pins)
+    project = (LITE / "pyproject.toml").read_text()
+    lite = re.findall(r'"(.+?)"', re.search(r"dependencies = \[(.+?)\]", project, re.DOTALL)[1])
+    assert "torch>=2.4" in lite
+    needed = requirement_names(arguments["install_requires"] + arguments["extras_require"]["dev"])
+    assert needed <= pinned
+    assert requirement_names(lite) <= pinned
+    assert "detectron2" not in pinned | needed
+
+
+def test_every_part_and_the_weights_of_sam_are_packaged(monkeypatch):
+    arguments = setup_arguments(monkeypatch)
+    folders = {file.parent for file in (ROOT / "s4m_d2").rglob("*.py")}
+    parts = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(arguments["packages"]) == parts
+    weights = list((ROOT / "s4m_d2").glob(arguments["package_data"]["s4m_d2"][0]))
+    assert weights
+    assert all(file.stat().st_size < MAX_WEIGHTS_BYTES for file in weights)
+
+
+def test_setup_leaves_a_working_engine_alone(installer, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(installer, "pip", lambda *arguments: calls.append(arguments))
+    fake_engine(tmp_path, "__version__ = '0.6'")
+    (tmp_path / "detectron2" / "config.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    installer.install_engine(Path(sys.executable))
+    assert calls == []
+
+
+def test_setup_never_installs_over_a_broken_engine(installer, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(installer, "pip", lambda *arguments: calls.append(arguments))
+    monkeypatch.setenv("PYTHONPATH", str(fake_engine(tmp_path, "import no_such_extension")))
+    with pytest.raises(SystemExit, match="pip uninstall detectron2"):
+        installer.install_engine(Path(sys.executable))
+    assert calls == []
+
+
+def test_setup_installs_the_embedded_engine_where_there_is_none(installer, monkeypatch):
+    calls = []
+    monkeypatch.setattr(installer, "pip", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr(installer, "ENGINE_CHECK", BLOCK_ENGINE + installer.ENGINE_CHECK)
+    installer.install_engine(Path(sys.executable))
+    assert [arguments[1:] for arguments in calls] == [("--no-deps", "--editable", str(LITE))]
+
+
+def test_an_existing_environment_gets_only_what_it_lacks(installer, tmp_path, monkeypatch):
+    import numpy
+
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text(
+        "# a comment\nno-such-thing==1.0\nnumpy==0.1\nopencv-python-headless==0.1\n"
+    )
+    calls = []
+
+    def pip(python, *arguments):
+        calls.append((arguments, Path(arguments[1]).read_text().splitlines()))
+
+    monkeypatch.setattr(installer, "pip", pip)
+    monkeypatch.setattr(installer, "REQUIREMENTS", requirements)
+    installer.install_missing(Path(sys.executable))
+    ((arguments, constraints),) = calls
+    assert arguments[0] == "--constraint" and arguments[2:] == ("no-such-thing",)
+    assert f"numpy=={numpy.__version__}" in constraints
