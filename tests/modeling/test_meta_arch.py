@@ -110,9 +110,11 @@ def test_losses_are_a_function_of_the_samples_seeds(make_tiny_model, make_sample
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(1)
     again = model([sample])
-    other = model([{**sample, "seeds": {"loss_points": 99, "prompt_points": 0}}])
     assert all(torch.equal(first[name], again[name]) for name in first)
-    assert any(not torch.equal(first[name], other[name]) for name in first)
+    prompts = model([{**sample, "seeds": {**sample["seeds"], "prompt_points": 99}}])
+    assert all(torch.equal(first[name], prompts[name]) for name in first)
+    points = model([{**sample, "seeds": {**sample["seeds"], "loss_points": 99}}])
+    assert any(not torch.equal(first[name], points[name]) for name in first)
 
 
 def test_samples_without_seeds_train_too(make_tiny_model, make_sample):
