@@ -46,9 +46,8 @@ def select_pseudo_labels(
     Args:
         pred_logits: (Q, K + 1) class logits; the last class is no-object.
         pred_masks: (Q, h, w) mask logits of the padded image (content at the top left).
-        content_size: (h', w') of the content in prediction pixels, the only part that is looked
-            at. It may be fractional, ``h' = H_content * h / H_padded``, which keeps everything
-            derived from it aligned with the image; the masks have ceil(h') x ceil(w') pixels.
+        content_size: (h', w') of the content in prediction pixels; padding is not looked at. It may
+            be fractional, H_content * h / H_padded; the masks have ceil(h') x ceil(w') pixels.
         score_thresh: the class probability must exceed it.
         min_area: the sum of the mask's probabilities must exceed it, px of the prediction.
         mask_thresh: a pixel belongs to the mask if its probability exceeds it.
@@ -58,9 +57,9 @@ def select_pseudo_labels(
     """
     height, width = (math.ceil(side) for side in content_size)
     _check_shapes(pred_logits, pred_masks, (height, width))
-    num_queries, num_classes = len(pred_logits), pred_logits.shape[1] - 1
+    no_object = pred_logits.shape[1] - 1
     scores, classes = pred_logits.float().softmax(dim=-1).max(dim=-1)
-    is_object = classes != num_classes
+    is_object = classes != no_object
     confident = is_object & (scores > score_thresh)
 
     mask_logits = pred_masks[confident, :height, :width].float()
@@ -77,8 +76,8 @@ def select_pseudo_labels(
         mask_logits=mask_logits[large],
         content_size=(float(content_size[0]), float(content_size[1])),
         stats={
-            "queries": num_queries,
-            "dropped_no_object": num_queries - num_objects,
+            "queries": len(pred_logits),
+            "dropped_no_object": len(pred_logits) - num_objects,
             "dropped_score": num_objects - len(mask_logits),
             "dropped_area": len(mask_logits) - len(labels),
             "kept": len(labels),
