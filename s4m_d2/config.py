@@ -10,12 +10,13 @@ def add_s4m_config(cfg: CN) -> None:
     """Add Mask2Former's keys and ours to a Detectron2 config, in place."""
     add_deeplab_config(cfg)  # WarmupPolyLR and the keys that Mask2Former's configs mention
     _add_mask2former_config(cfg)
+    _add_pixel_decoder_config(cfg)
     cfg.S4M = _s4m_config()
 
 
 def _add_mask2former_config(cfg: CN) -> None:
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_instance"
-    cfg.INPUT.COLOR_AUG_SSD = False  # SSD color distortion (labeled images and the weak view)
+    cfg.INPUT.COLOR_AUG_SSD = False  # SSD distortion: weak view, labeled images but LSJ's
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0  # 1.0: plain random crop
     cfg.INPUT.SIZE_DIVISIBILITY = -1
     cfg.INPUT.IMAGE_SIZE = 1024  # side of the large-scale-jitter crop, px
@@ -58,6 +59,8 @@ def _add_mask2former_config(cfg: CN) -> None:
     former.TEST.OVERLAP_THRESHOLD = 0.8
     former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
 
+
+def _add_pixel_decoder_config(cfg: CN) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     head.MASK_DIM = 256
     head.TRANSFORMER_ENC_LAYERS = 6

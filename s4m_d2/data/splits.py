@@ -199,15 +199,18 @@ def _set_paths(name: str, paths: dict[str, str]) -> None:
 
 def _register_builtin() -> None:
     check = "Run datasets/prepare_{}.py: it says what is missing and where to get it."
-    register_splits(
-        "cityscapes_fine_instance_seg_train",
-        CityscapesFormat(
-            "cityscapes/leftImg8bit/train",
-            "cityscapes/gtFine/train",
+    cityscapes = {
+        split: CityscapesFormat(
+            f"cityscapes/leftImg8bit/{split}",
+            f"cityscapes/gtFine/{split}",
             check.format("cityscapes"),
-        ),
-        CITYSCAPES_PERCENTS,
-    )
+        )
+        for split in ("train", "val")
+    }
+    register_splits("cityscapes_fine_instance_seg_train", cityscapes["train"], CITYSCAPES_PERCENTS)
+    # Detectron2 registers "..._val" itself, but its newest loader imports a module that only its
+    # authors have; this one reads the same images with the masks of instanceIds.
+    _register_labeled("cityscapes_fine_instance_seg_val_ids", cityscapes["val"], sorted)
     coco = MetadataCatalog.get("coco_2017_train")
     keys = ("thing_classes", "thing_colors", "thing_dataset_id_to_contiguous_id")
     register_splits(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -70,16 +70,3 @@ class SeedHook(HookBase):
 
     def before_step(self) -> None:
         torch.manual_seed(derive_seed(self.seed, "iteration", self.trainer.iter, self.rank))
-
-
-class ResultsHook(HookBase):
-    """Hand what the last evaluation found to ``write`` when training ends."""
-
-    def __init__(self, results: Callable[[], Mapping[str, Any] | None], write: Callable) -> None:
-        self._results = results
-        self._write = write
-
-    def after_train(self) -> None:
-        results = self._results()
-        if results:
-            self._write(results)

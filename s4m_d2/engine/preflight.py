@@ -59,8 +59,8 @@ _RULES = (
     ),
     _Rule("at least 0 and below 1", lambda v: 0 <= v < 1, ("S4M.EMA_DECAY",)),
     _Rule(
-        "from 0 to 0.5 (a pair has two images)",
-        lambda v: 0 <= v <= 0.5,
+        "above 0, up to 0.5 (a pair has two images); S4M.ARP.ENABLED False switches ARP off",
+        lambda v: 0 < v <= 0.5,
         ("S4M.ARP.PAIR_FRACTION",),
     ),
     _Rule(

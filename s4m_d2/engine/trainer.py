@@ -6,10 +6,13 @@ import logging
 import os
 import weakref
 from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer
-from detectron2.engine.hooks import EvalHook, PeriodicWriter
+from detectron2.engine.hooks import EvalHook
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -18,8 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from s4m_d2.engine import build
 from s4m_d2.engine.checkpoint import S4MCheckpointer
-from s4m_d2.engine.hooks import EMATeacherHook, ResultsHook, SeedHook
+from s4m_d2.engine.hooks import EMATeacherHook, SeedHook
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
+from s4m_d2.engine.rng import derive_seed
 from s4m_d2.errors import DatasetError
 from s4m_d2.evaluation import build_evaluator
 from s4m_d2.report import write_results
@@ -46,20 +50,26 @@ class TeacherTrainer(DefaultTrainer):
         self.checkpointer = S4MCheckpointer(
             self.trained_model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
-        ours = [
-            SeedHook(self.cfg.SEED, comm.get_rank()),
-            ResultsHook(lambda: getattr(self, "_last_eval_results", None), self._write_results),
+        evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write)
+        hooks = [
+            evaluation if isinstance(hook, EvalHook) else hook for hook in super().build_hooks()
         ]
-        return ours + super().build_hooks()
+        return [SeedHook(self.cfg.SEED, comm.get_rank()), *hooks]
+
+    def evaluate(self) -> Mapping[str, Any]:
+        """Results on DATASETS.TEST, as Detectron2 nests them."""
+        return self.test(self.cfg, self.trained_model)
+
+    def _evaluate_and_write(self) -> Mapping[str, Any]:
+        self._last_eval_results = self.evaluate()
+        if comm.is_main_process():
+            write_results(self._last_eval_results, f"{self.cfg.OUTPUT_DIR}/results.json")
+        return self._last_eval_results
 
     @property
     def trained_model(self) -> nn.Module:
         """The model whose weights are trained and saved, without wrappers."""
         return unwrap(self._trainer.model)
-
-    def _write_results(self, results) -> None:
-        if comm.is_main_process():
-            write_results(results, os.path.join(self.cfg.OUTPUT_DIR, "results.json"))
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -68,6 +78,12 @@ class TeacherTrainer(DefaultTrainer):
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
             )
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """A model whose initial weights follow from SEED, whatever was drawn before."""
+        torch.manual_seed(derive_seed(cfg.SEED, "initial weights"))
+        return super().build_model(cfg)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
@@ -114,19 +130,13 @@ class S4MTrainer(TeacherTrainer):
 
     def build_hooks(self):
         self._teacher_hook = EMATeacherHook(self.teacher, self.trained_model, self.cfg.S4M.BURN_IN)
-        hooks = super().build_hooks()
-        hooks = [hook for hook in hooks if not isinstance(hook, EvalHook)]
-        evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_both)
-        writers = [i for i, hook in enumerate(hooks) if isinstance(hook, PeriodicWriter)]
-        hooks.insert(writers[0] if writers else len(hooks), evaluation)
-        return [self._teacher_hook, *hooks]
+        return [self._teacher_hook, *super().build_hooks()]
 
-    def _evaluate_both(self) -> OrderedDict:
+    def evaluate(self) -> Mapping[str, Any]:
         """Results of the student; the teacher's too, under "teacher", once it follows it."""
-        results = OrderedDict(self.test(self.cfg, self.trained_model))
+        results = OrderedDict(super().evaluate())
         if self._teacher_hook.phase is not TeacherPhase.FROZEN:
             results["teacher"] = self.test(self.cfg, self.teacher.model)
-        self._last_eval_results = results
         return results
 
     def _log(self, stats: dict[str, float]) -> None:

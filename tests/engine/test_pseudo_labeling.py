@@ -1,0 +1,195 @@
+"""From unlabeled batches to the student's targets, with a teacher whose predictions are known."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
+from s4m_d2.engine.rng import sample_seeds
+from s4m_d2.semi.arp import ARP
+from s4m_d2.semi.refinement import TeacherMasks
+
+STRIDE = 4
+CLASSES = 3
+CERTAIN = 20.0
+
+
+class KnownTeacher:
+    """Finds a rectangle of class 1 in each image, and remembers what it was shown."""
+
+    def __init__(self, boxes, padded_size) -> None:
+        self.boxes, self.padded_size = boxes, padded_size
+        self.seen: list[torch.Tensor] = []
+
+    def predict_queries(self, batch):
+        self.seen = [sample["image"] for sample in batch]
+        height, width = (side // STRIDE for side in self.padded_size)
+        logits = torch.zeros(len(batch), 2, CLASSES + 1)
+        masks = torch.full((len(batch), 2, height, width), -CERTAIN)
+        for i, box in enumerate(self.boxes):
+            logits[i, 0, 1] = CERTAIN
+            logits[i, 1, CLASSES] = CERTAIN  # the second query sees nothing
+            if box is None:
+                logits[i, 0] = torch.tensor([0.0, 0.0, 0.0, CERTAIN])
+                continue
+            x0, y0, x1, y1 = (side // STRIDE for side in box)
+            masks[i, 0, y0:y1, x0:x1] = CERTAIN
+        sizes = [tuple(sample["image"].shape[-2:]) for sample in batch]
+        return {
+            "pred_logits": logits,
+            "pred_masks": masks,
+            "image_sizes": sizes,
+            "padded_size": self.padded_size,
+        }
+
+
+def unlabeled(sizes):
+    """Samples whose views are constant: 10 * (i + 1), and 200 in the weak view."""
+    return [
+        {
+            "file_name": f"image_{i}.png",
+            "height": 2 * height,
+            "width": 2 * width,
+            "image": torch.full((3, height, width), 10 * (i + 1), dtype=torch.uint8),
+            "image_weak": torch.full((3, height, width), 200, dtype=torch.uint8),
+            "seeds": sample_seeds(0, "unlabeled", i),
+        }
+        for i, (height, width) in enumerate(sizes)
+    ]
+
+
+def labeling(teacher, arp=None, refiner=None, strong_view=lambda image, generator: image):
+    return PseudoLabeling(
+        teacher=SimpleNamespace(model=teacher),
+        refiner=refiner or TeacherMasks(),
+        arp=arp,
+        strong_view=strong_view,
+        score_thresh=0.7,
+        min_area=5.0,
+        mask_thresh=0.5,
+    )
+
+
+SIZES = [(32, 64), (24, 48)]  # the second is padded to the first
+BOXES = [(8, 0, 32, 32), (0, 0, 16, 24)]  # no corners inside, which resizing would round
+
+
+def inside(box, size):
+    mask = torch.zeros(size, dtype=torch.bool)
+    x0, y0, x1, y1 = box
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def test_pseudo_labels_reach_the_student_in_the_frame_of_its_image():
+    teacher = KnownTeacher(BOXES, SIZES[0])
+    views = labeling(teacher)(unlabeled(SIZES))
+    for sample, size, box in zip(views.student_batch, SIZES, BOXES, strict=True):
+        instances = sample["instances"]
+        assert instances.image_size == size == tuple(sample["image"].shape[-2:])
+        assert instances.gt_classes.tolist() == [1]
+        assert torch.equal(instances.gt_masks.tensor[0], inside(box, size))
+        assert instances.gt_boxes.tensor.tolist() == [list(map(float, box))]
+
+
+def test_the_teacher_sees_the_weak_view_and_the_student_the_undistorted_one():
+    teacher = KnownTeacher(BOXES, SIZES[0])
+    batch = unlabeled(SIZES)
+    views = labeling(teacher)(batch)
+    assert all((image == 200).all() for image in teacher.seen)
+    for i, sample in enumerate(views.student_batch):
+        assert (sample["image"] == 10 * (i + 1)).all()
+        assert sample["seeds"] == batch[i]["seeds"]
+        assert "image_weak" not in sample
+
+
+def test_the_refiner_sees_the_weak_view_in_rgb():
+    shown = []
+
+    class Spy(TeacherMasks):
+        def __call__(self, selections, images, image_sizes, generators=None):
+            shown.append((images, list(map(tuple, image_sizes))))
+            return super().__call__(selections, images, image_sizes, generators)
+
+    batch = unlabeled(SIZES)
+    for sample in batch:
+        sample["image_weak"][0] = 1  # blue first
+    pipeline = labeling(KnownTeacher(BOXES, SIZES[0]), refiner=Spy())
+    pipeline.input_format = "BGR"
+    pipeline(batch)
+    images, sizes = shown[0]
+    assert sizes == SIZES
+    assert (images[0, 2] == 1).all() and (images[0, 0] == 200).all()
+
+
+def test_arp_exchanges_pixels_and_labels_before_the_strong_view():
+    sizes = [(32, 64)] * 2
+    views = labeling(
+        KnownTeacher([BOXES[0], (40, 0, 64, 32)], sizes[0]),
+        arp=ARP(min_area=1, pair_fraction=0.5),
+        strong_view=lambda image, generator: image + 100,
+    )(unlabeled(sizes))
+    first = views.student_batch[0]
+    pasted = inside((40, 0, 64, 32), sizes[0])
+    assert (first["image"][:, pasted] == 120).all() and (first["image"][:, ~pasted] == 110).all()
+    assert len(first["instances"]) == 2
+    assert views.stats["pseudo_labels/per_image"] == 1
+    assert views.stats["pseudo_labels/per_image_after_arp"] == 2
+
+
+def test_statistics_are_shares_of_all_queries():
+    views = labeling(KnownTeacher([BOXES[0], None], SIZES[0]))(unlabeled(SIZES))
+    assert views.stats == {
+        "pseudo_labels/per_image": 0.5,
+        "pseudo_labels/per_image_after_arp": 0.5,
+        "pseudo_labels/dropped_no_object": 0.75,
+        "pseudo_labels/dropped_score": 0.0,
+        "pseudo_labels/dropped_area": 0.0,
+    }
+
+
+def test_views_depend_on_the_samples_seeds_only():
+    def noise(image, generator):
+        return torch.randint(0, 256, image.shape, generator=generator, dtype=torch.uint8)
+
+    pipeline = labeling(KnownTeacher(BOXES, SIZES[0]), strong_view=noise)
+    torch.manual_seed(1)
+    first = pipeline(unlabeled(SIZES)).student_batch
+    torch.manual_seed(2)
+    second = pipeline(unlabeled(SIZES)).student_batch
+    assert all(torch.equal(a["image"], b["image"]) for a, b in zip(first, second, strict=True))
+    assert not torch.equal(first[0]["image"][:, :24, :48], first[1]["image"])
+
+
+class TwoLosses(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, batch):
+        if not self.training:
+            return "evaluated"
+        return {"loss_ce": self.weight * len(batch), "loss_mask": self.weight * 10.0}
+
+
+def test_the_unsupervised_losses_are_weighted_and_named():
+    logged = {}
+    model = TeacherStudentModel(
+        TwoLosses(),
+        lambda batch: SimpleNamespace(student_batch=batch[:1], stats={"n": len(batch)}),
+        unsup_loss_weight=2.0,
+        log=logged.update,
+    ).train()
+    losses = {name: loss.item() for name, loss in model(([1, 2, 3], [4, 5])).items()}
+    assert losses == pytest.approx(
+        {"loss_ce": 3, "loss_mask": 10, "unsup/loss_ce": 2, "unsup/loss_mask": 20}
+    )
+    assert logged == {"n": 2}
+
+
+def test_in_evaluation_the_model_is_the_student():
+    model = TeacherStudentModel(TwoLosses(), None, 2.0).eval()
+    assert model([1]) == "evaluated"
+    assert [name for name, _ in model.named_parameters()] == ["student.weight"]

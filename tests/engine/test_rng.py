@@ -1,0 +1,29 @@
+"""Seeds as functions of (seed, stream, position)."""
+
+from s4m_d2.engine.rng import PURPOSES, derive_seed, sample_seeds
+
+
+def test_seeds_are_the_same_on_every_machine():
+    assert derive_seed(0, "labeled", 7, "augment") == 2972669034037773081
+
+
+def test_seeds_differ_by_seed_stream_position_and_purpose():
+    seeds = [
+        value
+        for seed in (0, 1)
+        for stream in ("labeled", "unlabeled")
+        for position in range(50)
+        for value in sample_seeds(seed, stream, position).values()
+    ]
+    assert len(set(seeds)) == len(seeds) == 2 * 2 * 50 * len(PURPOSES)
+
+
+def test_keys_do_not_run_into_each_other():
+    assert derive_seed(1, 23) != derive_seed(12, 3)
+    assert derive_seed("1") != derive_seed(1)
+
+
+def test_seeds_fit_a_torch_generator_and_spread_over_its_range():
+    seeds = [derive_seed(position) for position in range(1000)]
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert sum(seed >= 2**62 for seed in seeds) in range(430, 570)

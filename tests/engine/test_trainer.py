@@ -1,0 +1,202 @@
+"""Both stages on a very small data set: continuing exactly, states, what is saved and logged."""
+
+import json
+import os
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+
+from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
+
+ITERATIONS = 4
+BURN_IN = 2
+
+
+class Killed(Exception):
+    """Stands for whatever ends a run."""
+
+
+class KillAfter(HookBase):
+    def __init__(self, iteration: int) -> None:
+        self.iteration = iteration
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            raise Killed
+
+
+def run(trainer, resume=False, kill_after=None):
+    os.makedirs(trainer.cfg.OUTPUT_DIR, exist_ok=True)
+    trainer.resume_or_load(resume=resume)
+    if kill_after is not None:
+        trainer.register_hooks([KillAfter(kill_after)])
+    trainer.train()
+    return trainer
+
+
+def final_state(trainer) -> dict:
+    path = os.path.join(trainer.cfg.OUTPUT_DIR, "model_final.pth")
+    return torch.load(path, weights_only=True)
+
+
+def assert_same(first, second, where="") -> None:
+    """Bit for bit, through nested dictionaries and lists."""
+    assert type(first) is type(second), where
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    else:
+        assert first == second, where
+
+
+@pytest.fixture
+def configs(small_config, tmp_path):
+    """(stage, folder, more overrides) → config of that stage."""
+
+    def make(stage, folder, **changes):
+        changes = {
+            "SOLVER__MAX_ITER": ITERATIONS,
+            "SOLVER__CHECKPOINT_PERIOD": 2,
+            "S4M__TEACHER__MAX_ITER": ITERATIONS,
+            "S4M__BURN_IN": BURN_IN,
+            "S4M__EMA_DECAY": 0.5,
+        } | changes
+        return stage_config(small_config(OUTPUT_DIR=str(tmp_path / folder), **changes), stage)
+
+    return make
+
+
+@pytest.fixture
+def teacher_weights(configs) -> str:
+    """An untrained stage-1 checkpoint: whatever it labels will do here."""
+    cfg = configs("student", "untrained", SEED=5)
+    model = S4MTrainer.build_model(cfg)
+    S4MCheckpointer(model, cfg.OUTPUT_DIR).save("model_final")
+    return os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+
+
+def test_a_teacher_continued_after_a_kill_is_the_teacher_of_an_unbroken_run(configs):
+    whole = run(TeacherTrainer(configs("teacher", "whole", DATALOADER__NUM_WORKERS=1)))
+    with pytest.raises(Killed):
+        run(TeacherTrainer(configs("teacher", "broken")), kill_after=2)
+    torch.manual_seed(99)  # whatever the new process drew before
+    resumed = run(TeacherTrainer(configs("teacher", "broken")), resume=True)
+    assert resumed.start_iter == 2
+    assert_same(final_state(whole), final_state(resumed))
+
+
+@pytest.mark.parametrize("last_saved", [1, 2], ids=["before-burn-in-ends", "after"])
+def test_a_student_continued_after_a_kill_is_the_student_of_an_unbroken_run(
+    configs, teacher_weights, last_saved
+):
+    changes = {"SOLVER__CHECKPOINT_PERIOD": last_saved + 1}
+    whole = run(S4MTrainer(configs("student", "whole", **changes), teacher_weights))
+    torch.manual_seed(98)
+    with pytest.raises(Killed):
+        run(
+            S4MTrainer(configs("student", "broken", **changes), teacher_weights),
+            kill_after=last_saved,
+        )
+    torch.manual_seed(99)
+    resumed = S4MTrainer(configs("student", "broken", **changes), teacher_weights)
+    run(resumed, resume=True)
+    assert resumed.start_iter == last_saved + 1
+    first, second = final_state(whole), final_state(resumed)
+    assert_same(first["model"], second["model"])
+    assert_same(first["trainer"]["hooks"], second["trainer"]["hooks"])
+
+
+def test_the_student_starts_afresh_and_the_teacher_from_stage_one(configs, teacher_weights):
+    trainer = S4MTrainer(configs("student", "run"), teacher_weights)
+    stage_one = torch.load(teacher_weights, weights_only=True)["model"]
+    own = trainer.trained_model.state_dict()
+    teacher = trainer.teacher.model.state_dict()
+    assert all(torch.equal(teacher[name], value) for name, value in stage_one.items())
+    name = "sem_seg_head.predictor.query_feat.weight"
+    assert not torch.equal(own[name], stage_one[name])
+
+
+def test_sam_and_the_teacher_are_not_part_of_the_student(configs, teacher_weights):
+    trainer = run(S4MTrainer(configs("student", "run", S4M__BURN_IN=1), teacher_weights))
+    stage_one = torch.load(teacher_weights, weights_only=True)["model"]
+    saved = final_state(trainer)
+    assert saved["model"].keys() == stage_one.keys()
+    assert saved["trainer"]["hooks"]["EMATeacherHook"]["teacher"].keys() == stage_one.keys()
+    trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in trainer.trained_model.parameters() if p.requires_grad}
+
+
+def test_what_a_step_does_is_logged(configs, teacher_weights):
+    trainer = run(S4MTrainer(configs("student", "run"), teacher_weights))
+    with open(os.path.join(trainer.cfg.OUTPUT_DIR, "metrics.json")) as file:
+        logged = [json.loads(line) for line in file]
+    last = {key: value for line in logged for key, value in line.items()}
+    assert {
+        "loss_ce",
+        "loss_mask",
+        "loss_dice",
+        "unsup/loss_ce",
+        "unsup/loss_mask",
+        "unsup/loss_dice",
+        "pseudo_labels/per_image",
+        "pseudo_labels/dropped_no_object",
+        "pseudo_labels/dropped_score",
+        "pseudo_labels/dropped_area",
+        "teacher/phase",
+        "segm/AP",
+        "teacher/segm/AP",
+    } <= last.keys()
+    assert "loss_sd" not in last
+
+
+def test_results_are_written_when_training_ends(configs, teacher_weights):
+    trainer = run(S4MTrainer(configs("student", "run"), teacher_weights))
+    with open(os.path.join(trainer.cfg.OUTPUT_DIR, "results.json")) as file:
+        results = json.load(file)
+    assert {"AP", "AP50"} <= results["segm"].keys()
+    assert {"AP", "AP50"} <= results["teacher"]["segm"].keys()
+
+
+@pytest.mark.parametrize(
+    "switched_off",
+    [("DISTILL",), ("REFINE",), ("ARP",), ("DISTILL", "REFINE", "ARP")],
+    ids="+".join,
+)
+def test_each_component_switches_off_by_one_key(configs, teacher_weights, switched_off):
+    changes = {f"S4M__{name}__ENABLED": False for name in switched_off}
+    changes |= {"SOLVER__MAX_ITER": 1, "S4M__TEACHER__MAX_ITER": 1, "S4M__BURN_IN": 1}
+    if len(switched_off) == 3:  # nothing is left that needs SAM
+        changes |= {"S4M__SAM__CHECKPOINT": "missing.pth"}
+    teacher = TeacherTrainer(configs("teacher", "run", **changes))
+    assert (teacher.trained_model.distillation is None) == ("DISTILL" in switched_off)
+    student = S4MTrainer(configs("student", "run", **changes), teacher_weights)
+    assert student.trained_model.distillation is None
+    labeling = student.pseudo_labeling
+    assert (labeling.arp is None) == ("ARP" in switched_off)
+    assert hasattr(labeling.refiner, "backend") != ("REFINE" in switched_off)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_small_batches_and_a_teacher_without_pseudo_labels_train(configs, teacher_weights, batch):
+    changes = {
+        "SOLVER__MAX_ITER": 1,
+        "S4M__BURN_IN": 1,
+        "SOLVER__IMS_PER_BATCH": batch,
+        "S4M__PSEUDO_LABEL__SCORE_THRESH": 1.0,  # nothing is that certain
+    }
+    trainer = S4MTrainer(configs("student", "run", **changes), teacher_weights)
+    before = {name: p.clone() for name, p in trainer.trained_model.named_parameters()}
+    run(trainer)
+    changed = [
+        name for name, p in trainer.trained_model.named_parameters() if not p.equal(before[name])
+    ]
+    assert any(name.startswith("backbone") for name in changed)
+    assert all(torch.isfinite(p).all() for p in trainer.trained_model.parameters())
