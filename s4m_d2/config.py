@@ -90,48 +90,12 @@ def _s4m_config() -> CN:
     s4m.EMA_DECAY = 0.9996  # half-life 1,730 iterations; short schedules need a smaller one
     s4m.UNSUP_LOSS_WEIGHT = 2.0
 
-    s4m.SAM = CN()
-    s4m.SAM.BACKEND = "segment_anything"  # a name of SAM_BACKEND_REGISTRY
-    s4m.SAM.MODEL_TYPE = "vit_l"  # vit_b, vit_l or vit_h
-    s4m.SAM.CHECKPOINT = "models/sam_vit_l_0b3195.pth"  # "": the packaged weights (tiny only)
-    s4m.SAM.MAX_PROMPTS = 256  # prompts that go through SAM's decoder together (memory)
-
-    # Structural distillation (paper, section 3.2), stage 1.
-    s4m.DISTILL = CN()
-    s4m.DISTILL.ENABLED = True
-    s4m.DISTILL.NAME = "StructuralDistillation"  # a name of DISTILLATION_REGISTRY
-    s4m.DISTILL.WEIGHT = 1.0
-    s4m.DISTILL.NUM_POINTS = 128  # query points an image
-    s4m.DISTILL.FOREGROUND_FRACTION = 0.5  # of them, drawn from the ground-truth masks
-    s4m.DISTILL.HUBER_DELTA = 1.0
-
-    # Selection of the teacher's predictions, at the prediction's 1/4 resolution.
-    s4m.PSEUDO_LABEL = CN()
-    s4m.PSEUDO_LABEL.SCORE_THRESH = 0.7  # class probability
-    s4m.PSEUDO_LABEL.MIN_AREA = 5.0  # sum of mask probabilities, px at 1/4 resolution
-    s4m.PSEUDO_LABEL.MASK_THRESH = 0.5  # mask probability
-
-    # Pseudo-label refinement (paper, section 3.3).
-    s4m.REFINE = CN()
-    s4m.REFINE.ENABLED = True
-    s4m.REFINE.METHOD = "points"  # a name of REFINER_REGISTRY
-    s4m.REFINE.NUM_POINTS = 3  # clicks a mask
-
-    # Augmentation with refined pseudo-labels (paper, section 3.4).
-    s4m.ARP = CN()
-    s4m.ARP.ENABLED = True
-    s4m.ARP.MIN_AREA_FRACTION = 0.0057  # of the training crop's area; smaller ones are not pasted
-    s4m.ARP.PAIR_FRACTION = 0.25  # pairs an unlabeled image of the batch
-    s4m.ARP.RANDOM_PLACEMENT = False  # False: pasted in place (static); True: dynamic
-    s4m.ARP.SCALE_RANGE = (0.8, 1.2)  # dynamic variant only
-
-    # Strong view of the student's unlabeled images.
-    s4m.STRONG_VIEW = CN()
-    s4m.STRONG_VIEW.JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
-    s4m.STRONG_VIEW.JITTER_PROB = 0.8
-    s4m.STRONG_VIEW.GRAYSCALE_PROB = 0.2
-    s4m.STRONG_VIEW.BLUR_SIGMA = (0.1, 2.0)  # px
-    s4m.STRONG_VIEW.BLUR_PROB = 0.5
+    s4m.SAM = _sam_config()
+    s4m.DISTILL = _distill_config()
+    s4m.PSEUDO_LABEL = _pseudo_label_config()
+    s4m.REFINE = _refine_config()
+    s4m.ARP = _arp_config()
+    s4m.STRONG_VIEW = _strong_view_config()
 
     # Splits: `..._10pct` names a stable 10 % of its set, drawn with this seed, unless a list of
     # file names is given.
@@ -140,3 +104,65 @@ def _s4m_config() -> CN:
 
     s4m.MAX_SKIPPED_IMAGES = 100  # unreadable unlabeled images a process skips before it stops
     return s4m
+
+
+def _sam_config() -> CN:
+    """The frozen SAM."""
+    sam = CN()
+    sam.BACKEND = "segment_anything"  # a name of SAM_BACKEND_REGISTRY
+    sam.MODEL_TYPE = "vit_l"  # vit_b, vit_l or vit_h
+    sam.CHECKPOINT = "models/sam_vit_l_0b3195.pth"  # "": the packaged weights (tiny only)
+    sam.MAX_PROMPTS = 256  # prompts that go through SAM's decoder together (memory)
+    return sam
+
+
+def _distill_config() -> CN:
+    """Structural distillation (paper, section 3.2), stage 1."""
+    distill = CN()
+    distill.ENABLED = True
+    distill.NAME = "StructuralDistillation"  # a name of DISTILLATION_REGISTRY
+    distill.WEIGHT = 1.0
+    distill.NUM_POINTS = 128  # query points an image
+    distill.FOREGROUND_FRACTION = 0.5  # of them, drawn from the ground-truth masks
+    distill.HUBER_DELTA = 1.0
+    return distill
+
+
+def _pseudo_label_config() -> CN:
+    """Selection of the teacher's predictions, at the prediction's 1/4 resolution."""
+    pseudo_label = CN()
+    pseudo_label.SCORE_THRESH = 0.7  # class probability
+    pseudo_label.MIN_AREA = 5.0  # sum of mask probabilities, px at 1/4 resolution
+    pseudo_label.MASK_THRESH = 0.5  # mask probability
+    return pseudo_label
+
+
+def _refine_config() -> CN:
+    """Pseudo-label refinement (paper, section 3.3)."""
+    refine = CN()
+    refine.ENABLED = True
+    refine.METHOD = "points"  # a name of REFINER_REGISTRY
+    refine.NUM_POINTS = 3  # clicks a mask
+    return refine
+
+
+def _arp_config() -> CN:
+    """Augmentation with refined pseudo-labels (paper, section 3.4)."""
+    arp = CN()
+    arp.ENABLED = True
+    arp.MIN_AREA_FRACTION = 0.0057  # of the training crop's area; smaller ones are not pasted
+    arp.PAIR_FRACTION = 0.25  # pairs an unlabeled image of the batch
+    arp.RANDOM_PLACEMENT = False  # False: pasted in place (static); True: dynamic
+    arp.SCALE_RANGE = (0.8, 1.2)  # dynamic variant only
+    return arp
+
+
+def _strong_view_config() -> CN:
+    """Strong view of the student's unlabeled images."""
+    strong_view = CN()
+    strong_view.JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
+    strong_view.JITTER_PROB = 0.8
+    strong_view.GRAYSCALE_PROB = 0.2
+    strong_view.BLUR_SIGMA = (0.1, 2.0)  # px
+    strong_view.BLUR_PROB = 0.5
+    return strong_view

@@ -49,6 +49,7 @@ MAY_USE_GLOBAL_RANDOMNESS = {
     # Other libraries' layers (dropout) draw from PyTorch's: it is set in every iteration.
     ("s4m_d2/engine/hooks.py", "torch.manual_seed"),
     # Initial weights.
+    ("s4m_d2/engine/trainer.py", "torch.manual_seed"),
     ("tools/train_tiny_sam.py", "torch.manual_seed"),
 }
 

@@ -66,9 +66,7 @@ def select_pseudo_labels(
     probabilities = mask_logits.sigmoid()
     large = probabilities.sum(dim=(1, 2)) > min_area
     labels = PseudoLabels(
-        labels=classes[confident][large],
-        masks=probabilities[large] > mask_thresh,
-        scores=scores[confident][large],
+        classes[confident][large], probabilities[large] > mask_thresh, scores[confident][large]
     )
     num_objects = int(is_object.sum())
     return Selection(
