@@ -117,7 +117,7 @@ def test_small_resnets_refuse_what_they_cannot_be():
         build_backbone(resnet_cfg(18, RES2_OUT_CHANNELS=256))
 
 
-def test_make_stage_gives_each_block_its_own_values():
+def test_make_stage_gives_each_block_its_own_stride():
     stage = ResNet.make_stage(
         BottleneckBlock,
         3,
@@ -125,10 +125,10 @@ def test_make_stage_gives_each_block_its_own_values():
         in_channels=8,
         out_channels=16,
         stride_per_block=[2, 1, 1],
-        dilation_per_block=[1, 1, 2],
+        dilation=2,
     )
     assert [b.stride for b in stage] == [2, 1, 1]
-    assert [b.conv2.dilation[0] for b in stage] == [1, 1, 2]
+    assert [b.conv2.dilation[0] for b in stage] == [2, 2, 2]
     assert [b.in_channels for b in stage] == [8, 16, 16]
     with pytest.raises(AssertionError):
         ResNet.make_stage(BasicBlock, 2, in_channels=8, out_channels=8, stride_per_block=[1])

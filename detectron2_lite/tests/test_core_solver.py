@@ -5,14 +5,8 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config, build_lr_scheduler
-from detectron2.solver import (
-    LRMultiplier,
-    WarmupParamScheduler,
-    build_optimizer,
-    get_default_optimizer_params,
-)
+from detectron2.solver import build_optimizer
 from detectron2.solver.build import maybe_add_gradient_clipping
-from fvcore.common.param_scheduler import LinearParamScheduler
 from torch import nn
 
 BASE_LR = 0.5
@@ -110,17 +104,6 @@ def test_steps_beyond_the_end_are_ignored_and_unknown_names_refused():
         rates(solver_cfg(WARMUP_METHOD="quadratic"))
 
 
-def test_a_schedule_can_start_after_its_warm_up():
-    plain = LinearParamScheduler(1.0, 0.0)
-    under = WarmupParamScheduler(plain, 0.5, 0.2)
-    after = WarmupParamScheduler(plain, 0.5, 0.2, rescale_interval=True)
-    assert [under(x) for x in (0.0, 0.1, 0.2, 0.6)] == pytest.approx([0.5, 0.65, 0.8, 0.4])
-    assert [after(x) for x in (0.0, 0.1, 0.2, 0.6)] == pytest.approx([0.5, 0.75, 1.0, 0.5])
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=BASE_LR)
-    with pytest.raises(ValueError):
-        LRMultiplier(optimizer, multiplier=lambda x: x, max_iter=10)
-
-
 def toy():
     model = nn.Sequential(
         nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2), nn.GroupNorm(1, 2)
@@ -139,43 +122,6 @@ def by_parameter(groups, model):
     }
     assert sum(len(group["params"]) for group in groups) == len(options)
     return {name: options.get(id(p)) for name, p in model.named_parameters()}
-
-
-def test_each_kind_of_parameter_gets_its_own_decay_and_rate():
-    model = toy()
-    groups = get_default_optimizer_params(
-        model,
-        base_lr=1.0,
-        weight_decay=0.3,
-        weight_decay_norm=0.0,
-        weight_decay_bias=0.1,
-        bias_lr_factor=2.0,
-    )
-    assert by_parameter(groups, model) == {
-        "0.weight": {"lr": 1.0, "weight_decay": 0.3},
-        "0.bias": {"lr": 2.0, "weight_decay": 0.1},
-        "1.weight": {"lr": 1.0, "weight_decay": 0.0},
-        "1.bias": {"lr": 2.0, "weight_decay": 0.1},
-        "2.weight": None,
-        "2.bias": {"lr": 2.0, "weight_decay": 0.1},
-        "3.weight": {"lr": 1.0, "weight_decay": 0.0},
-        "3.bias": {"lr": 2.0, "weight_decay": 0.1},
-    }
-    assert len(groups) == 3
-
-
-def test_overrides_go_by_the_parameters_own_name():
-    model = toy()
-    groups = get_default_optimizer_params(model, base_lr=1.0, overrides={"weight": {"lr": 9.0}})
-    rates_ = {name: o and o["lr"] for name, o in by_parameter(groups, model).items()}
-    assert rates_["0.weight"] == rates_["1.weight"] == 9.0
-    assert rates_["0.bias"] == 1.0
-    with pytest.raises(ValueError, match="bias"):
-        get_default_optimizer_params(
-            model, base_lr=1.0, bias_lr_factor=2.0, overrides={"bias": {"lr": 1.0}}
-        )
-    with pytest.raises(ValueError, match="base_lr"):
-        get_default_optimizer_params(model, bias_lr_factor=2.0)
 
 
 def test_sgd_follows_the_config():

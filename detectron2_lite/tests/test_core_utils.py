@@ -1,6 +1,5 @@
 """Point sampling, logging, seeding and paths."""
 
-import logging
 import random
 
 import numpy as np
@@ -12,7 +11,7 @@ from detectron2.projects.point_rend.point_features import (
 )
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.file_io import PathManager
-from detectron2.utils.logger import create_small_table, log_every_n_seconds, setup_logger
+from detectron2.utils.logger import create_small_table, setup_logger
 
 
 def test_points_at_pixel_centers_read_the_pixels():
@@ -69,12 +68,8 @@ def test_one_seed_sets_every_generator():
 
 def test_logs_go_to_the_files_they_are_named(tmp_path):
     for number, (output, written) in enumerate([("run", "run/log.txt"), ("a.log", "a.log")]):
-        logger = setup_logger(
-            str(tmp_path / output), name=f"core_test_{number}", configure_stdout=False
-        )
-        again = setup_logger(
-            str(tmp_path / output), name=f"core_test_{number}", configure_stdout=False
-        )
+        logger = setup_logger(str(tmp_path / output), name=f"core_test_{number}")
+        again = setup_logger(str(tmp_path / output), name=f"core_test_{number}")
         assert logger is again
         logger.getChild("child").info("the %s message", "first")
         for handler in logger.handlers:
@@ -91,20 +86,11 @@ def test_other_ranks_write_their_own_file_and_nothing_to_stdout(tmp_path, capsys
     assert (tmp_path / "log.txt.rank2").exists()
 
 
-def test_rank_0_abbreviates_names_on_stdout(capsys):
-    logger = setup_logger(name="core_test_out", abbrev_name="cto", color=True)
+def test_rank_0_marks_warnings_on_stdout(capsys):
+    logger = setup_logger(name="core_test_out", color=True)
     logger.getChild("x").warning("careful")
     out = capsys.readouterr().out
-    assert "cto.x" in out and "WARNING" in out and "careful" in out
-
-
-def test_a_line_logs_at_most_once_in_its_period(caplog):
-    with caplog.at_level(logging.INFO):
-        for i in range(3):
-            log_every_n_seconds(logging.INFO, f"rarely {i}", n=3600, name="core_test_every")
-            log_every_n_seconds(logging.INFO, f"always {i}", n=0, name="core_test_every")
-    messages = [record.message for record in caplog.records]
-    assert messages == ["rarely 0", "always 0", "always 1", "always 2"]
+    assert "core_test_out.x" in out and "WARNING" in out and "careful" in out
 
 
 def test_a_small_table_has_one_row():

@@ -67,10 +67,10 @@ def test_coco_records_follow_the_image_ids_and_categories_become_contiguous(tmp_
     assert (metadata.note, metadata.evaluator_type, metadata.json_file) == ("x", "coco", path)
 
 
-def test_coco_without_a_name_keeps_the_ids_and_takes_extra_keys(tmp_path):
-    path = _write_coco(tmp_path, [_annotation(1, category_id=77, color="red")])
-    [annotation] = load_coco_json(path, "", extra_annotation_keys=["color"])[1]["annotations"]
-    assert (annotation["category_id"], annotation["color"]) == (77, "red")
+def test_coco_without_a_name_keeps_the_ids(tmp_path):
+    path = _write_coco(tmp_path, [_annotation(1, category_id=77)])
+    [annotation] = load_coco_json(path, "")[1]["annotations"]
+    assert annotation["category_id"] == 77
 
 
 def test_coco_segmentations_lose_bad_polygons_and_get_compressed(tmp_path):
@@ -182,8 +182,7 @@ def test_cityscapes_polygons_are_dilated_and_occluded_by_later_objects(tmp_path,
     np.testing.assert_array_equal(_rasterize(car["segmentation"]), expected)
 
 
-@pytest.mark.parametrize("to_polygons", [True, False])
-def test_cityscapes_instance_ids(tmp_path, cityscapes_tools, to_polygons):
+def test_cityscapes_instance_ids(tmp_path, cityscapes_tools):
     ids = np.full(SIZE, 7, np.uint16)  # road
     ids[2:6, 3:9] = 26001  # a car
     ids[2:6, 20:30] = 26  # a group of cars
@@ -192,21 +191,12 @@ def test_cityscapes_instance_ids(tmp_path, cityscapes_tools, to_polygons):
     ids[10, 30:35] = 33002  # one pixel high: dropped
     ids[12:14, 30:35] = 29000  # a caravan: not evaluated
     folders = _write_cityscapes(tmp_path, [], ids)
-    records = load_cityscapes_instances(*folders, from_json=False, to_polygons=to_polygons)
+    records = load_cityscapes_instances(*folders, from_json=False)
     annotations = records[0]["annotations"]
     assert [(bool(a["iscrowd"]), a["category_id"], tuple(a["bbox"])) for a in annotations] == [
         (True, 2, (20, 2, 29, 5)),
         (False, 0, (6, 10, 7, 15)),
         (False, 2, (3, 2, 8, 15)),
     ]
-    if to_polygons:
-        assert len(annotations[1]["segmentation"]) == 1
-        assert all(len(p) % 2 == 0 and len(p) >= 6 for p in annotations[1]["segmentation"])
-    else:
-        mask = mask_util.decode(annotations[2]["segmentation"])
-        np.testing.assert_array_equal(mask, ids == 26001)
-
-
-def test_cityscapes_masks_need_the_instance_images(tmp_path, cityscapes_tools):
-    with pytest.raises(AssertionError):
-        load_cityscapes_instances(str(tmp_path), str(tmp_path), from_json=True, to_polygons=False)
+    assert len(annotations[1]["segmentation"]) == 1
+    assert all(len(p) % 2 == 0 and len(p) >= 6 for p in annotations[1]["segmentation"])

@@ -146,10 +146,10 @@ def test_empty_instances_are_dropped_by_box_and_by_mask():
         _annotation(segmentation=full, bbox=[1.0, 2.0, 0.0, 4.0]),
     ]
     instances = utils.annotations_to_instances(annotations, (8, 10), mask_format="bitmask")
-    kept, mask = utils.filter_empty_instances(instances, return_mask=True)
-    assert mask.tolist() == [True, False, False] and len(kept) == 1
-    assert len(utils.filter_empty_instances(instances, by_mask=False)) == 2
-    assert len(utils.filter_empty_instances(instances, by_box=False)) == 2
+    instances.index = torch.arange(3)
+    assert utils.filter_empty_instances(instances).index.tolist() == [0]
+    instances.remove("gt_masks")
+    assert utils.filter_empty_instances(instances).index.tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("mask_format", ["polygon", "bitmask"])

@@ -111,9 +111,7 @@ def test_half_of_the_objects_found(evaluator):
 def test_a_false_positive_costs_precision(evaluator, false_score, expected):
     """(recall, precision) is (1, 1/2) with both predictions; with the more confident one alone it
     is (0, 0) if that is the false one, which leaves a step of 1/2 at precision 1/2, else (1, 1)."""
-    results = evaluate(
-        evaluator([[(CAR, LEFT)]]), [[(CAR, LEFT, 0.5), (CAR, RIGHT, false_score)]]
-    )
+    results = evaluate(evaluator([[(CAR, LEFT)]]), [[(CAR, LEFT, 0.5), (CAR, RIGHT, false_score)]])
     assert results["segm"] == pytest.approx({"AP": expected, "AP50": expected})
 
 

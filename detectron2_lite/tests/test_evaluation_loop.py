@@ -77,13 +77,6 @@ def test_no_result_is_an_empty_one():
     assert inference_on_dataset(Doubler(), BATCHES, None) == {}
 
 
-def test_callbacks_surround_each_stage():
-    calls, stages = [], ("on_start", "before_inference", "after_inference", "on_end")
-    callbacks = {stage: lambda stage=stage: calls.append(stage) for stage in stages}
-    inference_on_dataset(Doubler(), BATCHES, None, callbacks)
-    assert calls == ["on_start", *stages[1:3] * 2, "on_end"]
-
-
 def test_several_evaluators_give_one_result():
     evaluators = [Collector("a"), Collector("b")]
     results = inference_on_dataset(Doubler(), BATCHES, evaluators)

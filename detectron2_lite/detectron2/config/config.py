@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -36,10 +35,6 @@ class CfgNode(_CfgNode):
         """
         assert PathManager.isfile(cfg_filename), f"Config file '{cfg_filename}' does not exist!"
         loaded = type(self)(self.load_yaml_with_base(cfg_filename))
-        if "VERSION" not in loaded:
-            logging.getLogger(__name__).warning(
-                "Config '%s' has no VERSION. Assuming version %d.", cfg_filename, self.VERSION
-            )
         version = loaded.get("VERSION", self.VERSION)
         assert version == self.VERSION, (
             f"Cannot merge '{cfg_filename}' of version {version} into version {self.VERSION}."

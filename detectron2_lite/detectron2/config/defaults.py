@@ -8,7 +8,7 @@ _MODEL = {
     "META_ARCHITECTURE": "GeneralizedRCNN",
     "WEIGHTS": "",  # path or URL of a checkpoint to start from
     "PIXEL_MEAN": [103.530, 116.280, 123.675], "PIXEL_STD": [1.0, 1.0, 1.0],  # as INPUT.FORMAT
-    "LOAD_PROPOSALS": False, "MASK_ON": False, "KEYPOINT_ON": False,
+    "MASK_ON": False,
     "BACKBONE": {"NAME": "build_resnet_backbone", "FREEZE_AT": 2},  # see ResNet.freeze
     "RESNETS": {
         "DEPTH": 50,
@@ -19,8 +19,6 @@ _MODEL = {
         "RES5_DILATION": 1,
         "RES2_OUT_CHANNELS": 256,  # 64 for depth 18 and 34
         "STEM_OUT_CHANNELS": 64,
-        "DEFORM_ON_PER_STAGE": [False, False, False, False],  # True is not supported
-        "DEFORM_MODULATED": False, "DEFORM_NUM_GROUPS": 1,
     },
     "SEM_SEG_HEAD": {
         "NAME": "SemSegFPNHead",
@@ -38,10 +36,6 @@ _INPUT = {
     "FORMAT": "BGR",
     "MASK_FORMAT": "polygon",  # or "bitmask"
 }
-_DATASETS = {
-    "TRAIN": (), "PROPOSAL_FILES_TRAIN": (), "PRECOMPUTED_PROPOSAL_TOPK_TRAIN": 2000,
-    "TEST": (), "PROPOSAL_FILES_TEST": (), "PRECOMPUTED_PROPOSAL_TOPK_TEST": 1000,
-}
 _DATALOADER = {
     "NUM_WORKERS": 4,  # for each training process
     "ASPECT_RATIO_GROUPING": True,
@@ -52,18 +46,12 @@ _DATALOADER = {
 _SOLVER = {
     "LR_SCHEDULER_NAME": "WarmupMultiStepLR",
     "MAX_ITER": 40000,
-    "BASE_LR": 0.001, "BIAS_LR_FACTOR": 1.0,
-    "BASE_LR_END": 0.0,  # WarmupCosineLR
-    "MOMENTUM": 0.9, "NESTEROV": False,
+    "BASE_LR": 0.001, "MOMENTUM": 0.9, "NESTEROV": False,
     "WEIGHT_DECAY": 0.0001, "WEIGHT_DECAY_NORM": 0.0,
-    "WEIGHT_DECAY_BIAS": None,  # None: the same as WEIGHT_DECAY
     "GAMMA": 0.1, "STEPS": (30000,),  # iterations at which the rate is multiplied by GAMMA
-    "NUM_DECAYS": 3,  # WarmupStepWithFixedGammaLR
     "WARMUP_FACTOR": 1.0 / 1000, "WARMUP_ITERS": 1000, "WARMUP_METHOD": "linear",
-    "RESCALE_INTERVAL": False,
     "CHECKPOINT_PERIOD": 5000,
     "IMS_PER_BATCH": 16,  # over all processes
-    "REFERENCE_WORLD_SIZE": 0,  # 0: no automatic scaling
     "CLIP_GRADIENTS": {
         "ENABLED": False, "CLIP_TYPE": "value", "CLIP_VALUE": 1.0, "NORM_TYPE": 2.0,
     },
@@ -72,21 +60,17 @@ _SOLVER = {
 _TEST = {
     "EXPECTED_RESULTS": [],
     "EVAL_PERIOD": 0,  # iterations; 0: only at the end
-    "KEYPOINT_OKS_SIGMAS": [],
     "DETECTIONS_PER_IMAGE": 100,
     "AUG": {
         "ENABLED": False, "MIN_SIZES": (400, 500, 600, 700, 800, 900, 1000, 1100, 1200),
         "MAX_SIZE": 4000, "FLIP": True,
     },
-    "PRECISE_BN": {"ENABLED": False, "NUM_ITER": 200},
 }
 DEFAULTS = CfgNode({
     "VERSION": 2,
-    "MODEL": _MODEL, "INPUT": _INPUT, "DATASETS": _DATASETS, "DATALOADER": _DATALOADER,
-    "SOLVER": _SOLVER, "TEST": _TEST,
+    "MODEL": _MODEL, "INPUT": _INPUT, "DATASETS": {"TRAIN": (), "TEST": ()},
+    "DATALOADER": _DATALOADER, "SOLVER": _SOLVER, "TEST": _TEST,
     "OUTPUT_DIR": "./output",
     "SEED": -1,  # negative: a random seed
-    "CUDNN_BENCHMARK": False, "FLOAT32_PRECISION": "",
-    "VIS_PERIOD": 0,
-    "GLOBAL": {"HACK": 1.0},
+    "CUDNN_BENCHMARK": False,
 })

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy as copy_module
-import itertools
-import logging
 import pickle
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,9 +14,6 @@ from torch.utils import data
 
 __all__ = ["AspectRatioGroupedDataset", "DatasetFromList", "MapDataset"]
 
-logger = logging.getLogger(__name__)
-
-_WARN_AFTER_RETRIES = 3
 _FALLBACK_SEED = 42
 
 
@@ -30,22 +25,17 @@ class MapDataset(data.Dataset):
     def __init__(self, dataset: Sequence, map_func: Callable):
         self._dataset, self._map_func = dataset, map_func
         self._rng = random.Random(_FALLBACK_SEED)
-        self._fallback_candidates = set(range(len(dataset)))
+        self._candidates = set(range(len(dataset)))
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, idx: int) -> Any:
         current = int(idx)
-        for retry in itertools.count(1):
-            mapped = self._map_func(self._dataset[current])
-            if mapped is not None:
-                self._fallback_candidates.add(current)
-                return mapped
-            self._fallback_candidates.discard(current)
-            current = self._rng.sample(list(self._fallback_candidates), k=1)[0]
-            if retry >= _WARN_AFTER_RETRIES:
-                logger.warning(f"Failed to apply `_map_func` for idx: {idx}, retry count: {retry}")
+        while (mapped := self._map_func(self._dataset[current])) is None:
+            self._candidates.discard(current)
+            current = self._rng.choice(sorted(self._candidates))
+        return mapped
 
 
 class _SerializedList:

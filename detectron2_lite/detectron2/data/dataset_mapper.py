@@ -57,7 +57,6 @@ class DatasetMapper:
         """Replace "annotations" by "instances", without crowds and empty instances."""
         annos = [a for a in dataset_dict.pop("annotations") if a.get("iscrowd", 0) == 0]
         for anno in annos:
-            anno.pop("keypoints", None)
             if not self.use_instance_mask:
                 anno.pop("segmentation", None)
             utils.transform_instance_annotations(anno, transforms, image_shape)
@@ -67,22 +66,14 @@ class DatasetMapper:
         dataset_dict["instances"] = utils.filter_empty_instances(instances)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """A new record with "image" (C, H, W) and, where there are such files or annotations,
-        "sem_seg" (H, W) int64 and "instances".
-        """
+        """A new record with "image" (C, H, W) and, in training, "instances"."""
         dataset_dict = copy.deepcopy(dataset_dict)
         image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
         utils.check_image_size(dataset_dict, image)
-        sem_seg = None
-        if "sem_seg_file_name" in dataset_dict:
-            sem_seg = utils.read_image(dataset_dict.pop("sem_seg_file_name"), "L").squeeze(2)
-
-        aug_input = T.AugInput(image, sem_seg=sem_seg)
+        aug_input = T.AugInput(image)
         transforms = self.augmentations(aug_input)
         image = aug_input.image
         dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        if sem_seg is not None:
-            dataset_dict["sem_seg"] = torch.as_tensor(aug_input.sem_seg.astype("long"))
         if not self.is_train:
             dataset_dict.pop("annotations", None)
         elif "annotations" in dataset_dict:

@@ -137,24 +137,12 @@ def _to_bitmask(segm: Any, image_size: tuple[int, int]) -> np.ndarray:
     raise ValueError(f"A mask is a list of polygons, an RLE dict or an array, got {type(segm)}.")
 
 
-def filter_empty_instances(
-    instances: Instances, by_box: bool = True, by_mask: bool = True, box_threshold: float = 1e-5,
-    return_mask: bool = False,
-) -> Instances | tuple[Instances, torch.Tensor]:  # fmt: skip
-    """Drop instances with a box side of at most ``box_threshold`` px or an empty mask.
-
-    With ``return_mask`` also returns which were kept, (N,) bool.
-    """
-    assert by_box or by_mask
-    tests = []
-    if by_box:
-        tests.append(instances.gt_boxes.nonempty(threshold=box_threshold))
-    if by_mask and instances.has("gt_masks"):
-        tests.append(instances.gt_masks.nonempty())
-    if not tests:
-        return instances
-    keep = torch.stack(tests).all(dim=0)
-    return (instances[keep], keep) if return_mask else instances[keep]
+def filter_empty_instances(instances: Instances, box_threshold: float = 1e-5) -> Instances:
+    """Drop instances with a box side of at most ``box_threshold`` px or an empty mask."""
+    keep = instances.gt_boxes.nonempty(threshold=box_threshold)
+    if instances.has("gt_masks"):
+        keep = keep & instances.gt_masks.nonempty()
+    return instances[keep]
 
 
 def check_metadata_consistency(key: str, dataset_names: list[str]) -> None:

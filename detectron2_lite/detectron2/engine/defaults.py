@@ -27,7 +27,10 @@ from . import hooks
 from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [
-    "DefaultTrainer", "create_ddp_model", "default_argument_parser", "default_setup",
+    "DefaultTrainer",
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
     "default_writers",
 ]
 
@@ -86,9 +89,6 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if not getattr(args, "eval_only", False):  # sizes vary in evaluation: benchmarks do not pay
         torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
-    if torch.cuda.is_available() and (precision := cfg.get("FLOAT32_PRECISION", "")):
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = precision != "highest"
 
 
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[events.EventWriter]:
@@ -123,7 +123,6 @@ class DefaultTrainer(TrainerBase):
         super().__init__()
         if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
             setup_logger()  # the script did not call default_setup
-        cfg = DefaultTrainer.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
@@ -147,8 +146,6 @@ class DefaultTrainer(TrainerBase):
         """Timer, scheduler, checkpoints, evaluation, writers, in this order: a failing evaluation
         leaves a checkpoint, and the writers see its results."""
         cfg = self.cfg
-        if cfg.TEST.PRECISE_BN.ENABLED:
-            raise NotImplementedError("PreciseBN is missing here: TEST.PRECISE_BN.ENABLED False")
 
         def test_and_save_results() -> dict:
             self._last_eval_results = self.test(self.cfg, self.model)
@@ -213,23 +210,16 @@ class DefaultTrainer(TrainerBase):
         raise NotImplementedError(f"{cls.__name__}.build_evaluator is not implemented")
 
     @classmethod
-    def test(
-        cls, cfg: CfgNode, model: nn.Module,
-        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
-    ) -> dict:
-        """Evaluate the model, as it is, on DATASETS.TEST.
+    def test(cls, cfg: CfgNode, model: nn.Module) -> dict:
+        """Evaluate the model, as it is, on DATASETS.TEST with what ``build_evaluator`` builds.
 
-        ``evaluators``: one per test set, by default those of ``build_evaluator``. Returns the
-        results by data set, or those of the only data set.
+        Returns the results by data set, or those of the only data set.
         """
-        logger, names = logging.getLogger(__name__), cfg.DATASETS.TEST
-        if isinstance(evaluators, DatasetEvaluator):
-            evaluators = [evaluators]
-        assert evaluators is None or len(evaluators) == len(names), "one evaluator per test set"
+        logger = logging.getLogger(__name__)
         results = OrderedDict()
-        for index, name in enumerate(names):
+        for name in cfg.DATASETS.TEST:
             try:
-                evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
+                evaluator = cls.build_evaluator(cfg, name)
             except NotImplementedError:
                 logger.warning(f"No evaluator for {name}: implement build_evaluator.")
                 results[name] = {}
@@ -240,29 +230,3 @@ class DefaultTrainer(TrainerBase):
                 logger.info(f"Evaluation results for {name} in csv format:")
                 evaluation.print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results
-
-    @staticmethod
-    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
-        """Adapt a config written for SOLVER.REFERENCE_WORLD_SIZE processes (0: never adapt).
-
-        With s times the processes, batch and learning rate get s times larger, and all numbers
-        of iterations s times smaller, so that each process keeps its batch.
-        """
-        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
-        if reference in (0, num_workers):
-            return cfg
-        assert cfg.SOLVER.IMS_PER_BATCH % reference == 0, "Invalid REFERENCE_WORLD_SIZE in config!"
-        scale = num_workers / reference
-        scaled = cfg.clone()
-        scaled.defrost()
-        options = scaled.SOLVER
-        options.REFERENCE_WORLD_SIZE = num_workers
-        options.IMS_PER_BATCH = round(options.IMS_PER_BATCH * scale)
-        options.BASE_LR *= scale
-        options.STEPS = tuple(round(step / scale) for step in options.STEPS)
-        for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
-            options[key] = round(options[key] / scale)
-        scaled.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / scale)
-        if cfg.is_frozen():
-            scaled.freeze()
-        return scaled

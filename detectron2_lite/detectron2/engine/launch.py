@@ -17,8 +17,13 @@ DEFAULT_TIMEOUT = timedelta(minutes=30)
 
 
 def launch(
-    main_func: Callable, num_gpus_per_machine: int, num_machines: int = 1, machine_rank: int = 0,
-    dist_url: str | None = None, args: tuple = (), timeout: timedelta = DEFAULT_TIMEOUT,
+    main_func: Callable,
+    num_gpus_per_machine: int,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str | None = None,
+    args: tuple = (),
+    timeout: timedelta = DEFAULT_TIMEOUT,
 ) -> None:
     """Run ``main_func(*args)``, in this process for a world of one, else in spawned processes.
 

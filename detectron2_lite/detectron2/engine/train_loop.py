@@ -128,19 +128,13 @@ class SimpleTrainer(TrainerBase):
     """One model, one data source, one optimizer: losses, gradients, update.
 
     ``model``, put into training mode, takes an element of ``data_loader`` and returns a loss or a
-    dict of losses, which are summed. Metrics of all ranks are collected every
-    ``gather_metric_period`` iterations.
+    dict of losses, which are summed.
     """
 
-    def __init__(
-        self, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer,
-        gather_metric_period: int = 1, zero_grad_before_forward: bool = False,
-    ):
+    def __init__(self, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer):
         super().__init__()
         model.train()
         self.model, self.data_loader, self.optimizer = model, data_loader, optimizer
-        self.gather_metric_period = gather_metric_period
-        self.zero_grad_before_forward = zero_grad_before_forward
         self._data_loader_iter_obj: Iterator | None = None
 
     @property
@@ -160,15 +154,11 @@ class SimpleTrainer(TrainerBase):
         start = time.perf_counter()
         data = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
-        if self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
         loss_dict = self._forward(data)
         if isinstance(loss_dict, torch.Tensor):
             loss_dict = {"total_loss": loss_dict}
-        losses = sum(loss_dict.values())
-        if not self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        self._backward(losses)
+        self.optimizer.zero_grad()
+        self._backward(sum(loss_dict.values()))
         self.after_backward()
         self._write_metrics(loss_dict, data_time)
         self._update()
@@ -182,33 +172,23 @@ class SimpleTrainer(TrainerBase):
     def _update(self) -> None:
         self.optimizer.step()
 
-    def _write_metrics(
-        self, loss_dict: Mapping, data_time: float, prefix: str = "", iter: int | None = None
-    ) -> None:
-        iter = self.iter if iter is None else iter
-        if (iter + 1) % self.gather_metric_period == 0:
-            SimpleTrainer.write_metrics(loss_dict, data_time, iter, prefix)
-
-    @staticmethod
-    def write_metrics(
-        loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int, prefix: str = ""
-    ) -> None:
-        """Put losses, averaged over the ranks, their sum as ``prefix`` + "total_loss", and the
-        slowest rank's loading time. Raises FloatingPointError for a sum that is not finite."""
+    def _write_metrics(self, loss_dict: Mapping[str, torch.Tensor], data_time: float) -> None:
+        """Put losses, averaged over the ranks, their sum as "total_loss", and the slowest rank's
+        loading time. Raises FloatingPointError for a sum that is not finite."""
         storage = get_event_storage()
-        storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
+        storage.put_scalar("rank_data_time", data_time, cur_iter=self.iter)
         losses = {name: loss.detach().cpu().item() for name, loss in loss_dict.items()}
         gathered = comm.gather((losses, data_time))
         if not comm.is_main_process():
             return
-        storage.put_scalar("data_time", max(t for _, t in gathered), cur_iter=cur_iter)
+        storage.put_scalar("data_time", max(t for _, t in gathered), cur_iter=self.iter)
         means = {name: np.mean([other[name] for other, _ in gathered]) for name in losses}
         total = sum(means.values())
         if not np.isfinite(total):
-            raise FloatingPointError(f"Loss is infinite or NaN at iteration={cur_iter}: {means}")
-        storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
+            raise FloatingPointError(f"Loss is infinite or NaN at iteration={self.iter}: {means}")
+        storage.put_scalar("total_loss", total, cur_iter=self.iter)
         if len(means) > 1:
-            storage.put_scalars(cur_iter=cur_iter, **means)
+            storage.put_scalars(cur_iter=self.iter, **means)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}
@@ -219,22 +199,20 @@ class SimpleTrainer(TrainerBase):
 
 
 class AMPTrainer(SimpleTrainer):
-    """``SimpleTrainer`` with automatic mixed precision on CUDA.
-
-    ``precision`` is autocast's; ``log_grad_scaler`` puts the scale as "[metric]grad_scaler".
-    """
+    """``SimpleTrainer`` with automatic mixed precision on CUDA; ``precision`` is autocast's."""
 
     def __init__(
-        self, model: nn.Module, data_loader: Iterable, optimizer: torch.optim.Optimizer,
-        gather_metric_period: int = 1, zero_grad_before_forward: bool = False,
-        grad_scaler: torch.amp.GradScaler | None = None, precision: torch.dtype = torch.float16,
-        log_grad_scaler: bool = False,
+        self,
+        model: nn.Module,
+        data_loader: Iterable,
+        optimizer: torch.optim.Optimizer,
+        *,
+        grad_scaler: torch.amp.GradScaler | None = None,
+        precision: torch.dtype = torch.float16,
     ):
-        assert not isinstance(model, nn.DataParallel), "AMPTrainer needs one device a process"
-        settings = gather_metric_period, zero_grad_before_forward
-        super().__init__(model, data_loader, optimizer, *settings)
+        super().__init__(model, data_loader, optimizer)
         self.grad_scaler = torch.amp.GradScaler("cuda") if grad_scaler is None else grad_scaler
-        self.precision, self.log_grad_scaler = precision, log_grad_scaler
+        self.precision = precision
 
     def run_step(self) -> None:
         assert torch.cuda.is_available(), "[AMPTrainer] CUDA is required for AMP training!"
@@ -246,8 +224,6 @@ class AMPTrainer(SimpleTrainer):
 
     def _backward(self, losses: torch.Tensor) -> None:
         self.grad_scaler.scale(losses).backward()
-        if self.log_grad_scaler:
-            get_event_storage().put_scalar("[metric]grad_scaler", self.grad_scaler.get_scale())
 
     def _update(self) -> None:
         self.grad_scaler.step(self.optimizer)

@@ -15,6 +15,8 @@ from PIL import Image
 
 from .evaluator import DatasetEvaluator
 
+logger = logging.getLogger(__name__)
+
 
 class CityscapesInstanceEvaluator(DatasetEvaluator):
     """AP and AP50 of instance masks; the data set has the metadata "thing_classes" and "gt_dir".
@@ -26,7 +28,6 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
 
     def __init__(self, dataset_name: str):
         self._metadata = MetadataCatalog.get(dataset_name)
-        self._logger = logging.getLogger(__name__)
 
     def reset(self) -> None:
         assert comm.get_local_size() == comm.get_world_size(), "works on one machine only"
@@ -34,7 +35,7 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         self._temp_dir = comm.all_gather(self._working_dir.name)[0]
         if self._temp_dir != self._working_dir.name:
             self._working_dir.cleanup()
-        self._logger.info(f"Writing cityscapes results to temporary directory {self._temp_dir}")
+        logger.info(f"Writing cityscapes results to temporary directory {self._temp_dir}")
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Args: inputs with "file_name"; outputs with "instances": scores, pred_classes and
@@ -58,7 +59,7 @@ class CityscapesInstanceEvaluator(DatasetEvaluator):
         comm.synchronize()
         if not comm.is_main_process():
             return None
-        self._logger.info(f"Evaluating results under {self._temp_dir} ...")
+        logger.info(f"Evaluating results under {self._temp_dir} ...")
         pattern = os.path.join(self._metadata.gt_dir, "*", "*_gtFine_instanceIds.png")
         ground_truth = sorted(glob.glob(os.path.abspath(pattern)))
         assert ground_truth, f"no ground truth found; searched for {pattern}"

@@ -23,6 +23,8 @@ from pycocotools.cocoeval import COCOeval
 
 from .evaluator import DatasetEvaluator
 
+logger = logging.getLogger(__name__)
+
 _TASKS = ("bbox", "segm")
 _METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 _NAN = float("nan")
@@ -33,19 +35,21 @@ class COCOEvaluator(DatasetEvaluator):
 
     Args:
         tasks: of "bbox" and "segm"; by default what the predictions have.
-        distributed: collect the predictions of all processes in the main one, which evaluates.
         output_dir: folder for coco_instances_results.json.
         max_dets_per_image: detections that count, 100 by default.
         use_fast_impl: accepted for compatibility; pycocotools' own code is always used.
     """
 
     def __init__(
-        self, dataset_name: str, tasks: Sequence[str] | None = None, distributed: bool = True,
-        output_dir: str | None = None, *, max_dets_per_image: int | None = None,
+        self,
+        dataset_name: str,
+        tasks: Sequence[str] | None = None,
+        *,
+        output_dir: str | None = None,
+        max_dets_per_image: int | None = None,
         use_fast_impl: bool = True,
     ):
-        self._logger = logging.getLogger(__name__)
-        self._tasks, self._distributed, self._output_dir = tasks, distributed, output_dir
+        self._tasks, self._output_dir = tasks, output_dir
         self._max_dets = [1, 10, 100 if max_dets_per_image is None else max_dets_per_image]
         self._metadata = MetadataCatalog.get(dataset_name)
         if not hasattr(self._metadata, "json_file"):
@@ -65,20 +69,16 @@ class COCOEvaluator(DatasetEvaluator):
                 results = instances_to_coco_json(instances, image_id)
                 self._predictions.append({"image_id": image_id, "instances": results})
 
-    def evaluate(self, img_ids: Sequence[int] | None = None) -> dict:
+    def evaluate(self) -> dict:
         """{task: {"AP", "AP50", "AP75", "APs", "APm", "APl", "AP-<class>"}}; NaN: not defined.
 
-        ``img_ids``: the images that count, by default all. {} on other processes than the main
-        one, and without predictions or annotations.
+        {} on other processes than the main one, and without predictions or annotations.
         """
-        predictions = self._predictions
-        if self._distributed:
-            comm.synchronize()
-            predictions = list(itertools.chain(*comm.gather(predictions, dst=0)))
-            if not comm.is_main_process():
-                return {}
+        predictions = list(itertools.chain(*comm.gather(self._predictions)))
+        if not comm.is_main_process():
+            return {}
         if not predictions:
-            self._logger.warning("[COCOEvaluator] Did not receive valid predictions.")
+            logger.warning("[COCOEvaluator] Did not receive valid predictions.")
             return {}
         results = [dict(result) for image in predictions for result in image["instances"]]
         has_masks = any("segmentation" in result for result in results)
@@ -87,9 +87,9 @@ class COCOEvaluator(DatasetEvaluator):
         if self._output_dir:
             self._save(results)
         if not self._do_evaluation:
-            self._logger.info("Annotations are not available for evaluation.")
+            logger.info("Annotations are not available for evaluation.")
             return {}
-        return OrderedDict((task, self._evaluate_task(results, task, img_ids)) for task in tasks)
+        return OrderedDict((task, self._evaluate_task(results, task)) for task in tasks)
 
     def _to_dataset_ids(self, results: list[dict]) -> None:
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
@@ -105,14 +105,12 @@ class COCOEvaluator(DatasetEvaluator):
         with open(path + ".tmp", "w", encoding="utf-8") as file:
             json.dump(results, file)
         os.replace(path + ".tmp", path)
-        self._logger.info(f"Results saved to {path}")
+        logger.info(f"Results saved to {path}")
 
-    def _evaluate_task(
-        self, results: list[dict], task: str, img_ids: Sequence[int] | None
-    ) -> dict[str, float]:
+    def _evaluate_task(self, results: list[dict], task: str) -> dict[str, float]:
         assert task in _TASKS, f"unknown task: {task}"
         if not results:
-            self._logger.warning("No predictions from the model!")
+            logger.warning("No predictions from the model!")
             return dict.fromkeys(_METRICS, _NAN)
         # pycocotools writes into its input, and without "bbox" it takes a mask's own area
         without = {"bbox"} if task == "segm" else set()
@@ -120,14 +118,12 @@ class COCOEvaluator(DatasetEvaluator):
         with contextlib.redirect_stdout(io.StringIO()):
             coco_eval = COCOeval(self._coco_api, self._coco_api.loadRes(results), task)
             coco_eval.params.maxDets = self._max_dets
-            if img_ids is not None:
-                coco_eval.params.imgIds = img_ids
             coco_eval.evaluate()
             coco_eval.accumulate()
         scores = _summarize(coco_eval, self._metadata.get("thing_classes"))
         main = create_small_table({name: scores[name] for name in _METRICS})
         classes = ", ".join(f"{k[3:]} {v:.3f}" for k, v in scores.items() if k.startswith("AP-"))
-        self._logger.info(f"Evaluation results for {task}:\n{main}\nAP of classes: {classes}")
+        logger.info(f"Evaluation results for {task}:\n{main}\nAP of classes: {classes}")
         return scores
 
 

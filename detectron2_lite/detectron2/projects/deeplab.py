@@ -3,7 +3,7 @@
 from detectron2.config import CfgNode
 from detectron2.solver import LRScheduler
 from detectron2.solver import build_lr_scheduler as build_plain_lr_scheduler
-from detectron2.solver.lr_scheduler import _get_warmup_factor_at_iter
+from detectron2.solver.lr_scheduler import WarmupLR
 from torch.optim import Optimizer
 
 
@@ -24,11 +24,8 @@ def add_deeplab_config(cfg: CfgNode) -> None:
     cfg.MODEL.RESNETS.STEM_TYPE = "deeplab"
 
 
-class WarmupPolyLR(LRScheduler):
-    """Base rate x warm-up x (1 - t / max_iters) ** power.
-
-    After the warm-up the factor does not fall below `constant_ending`, if that is positive.
-    """
+class WarmupPolyLR(WarmupLR):
+    """(1 - t / max_iters) ** power, at least `constant_ending`."""
 
     def __init__(
         self,
@@ -41,22 +38,11 @@ class WarmupPolyLR(LRScheduler):
         power: float = 0.9,
         constant_ending: float = 0.0,
     ):
-        self.max_iters = max_iters
-        self.warmup_factor = warmup_factor
-        self.warmup_iters = warmup_iters
-        self.warmup_method = warmup_method
-        self.power = power
-        self.constant_ending = constant_ending
-        super().__init__(optimizer, last_epoch)
+        self._max_iters, self._power, self._floor = max_iters, power, constant_ending
+        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
 
-    def get_lr(self) -> list[float]:
-        warmup = _get_warmup_factor_at_iter(
-            self.warmup_method, self.last_epoch, self.warmup_iters, self.warmup_factor
-        )
-        poly = (1.0 - self.last_epoch / self.max_iters) ** self.power
-        if warmup == 1.0 and self.constant_ending > 0:
-            poly = max(poly, self.constant_ending)
-        return [base_lr * warmup * poly for base_lr in self.base_lrs]
+    def factor(self, iteration: int) -> float:
+        return max((1 - iteration / self._max_iters) ** self._power, self._floor)
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:

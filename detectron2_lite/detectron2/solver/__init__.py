@@ -1,10 +1,10 @@
 """Optimizers and learning-rate schedules."""
 
-from .build import build_lr_scheduler, build_optimizer, get_default_optimizer_params
-from .lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
+from .build import build_lr_scheduler, build_optimizer, maybe_add_gradient_clipping
+from .lr_scheduler import LRScheduler, WarmupMultiStepLR
 
 # fmt: off
 __all__ = [
-    "LRMultiplier", "LRScheduler", "WarmupParamScheduler", "build_lr_scheduler", "build_optimizer",
-    "get_default_optimizer_params",
+    "LRScheduler", "WarmupMultiStepLR", "build_lr_scheduler", "build_optimizer",
+    "maybe_add_gradient_clipping",
 ]

@@ -1,16 +1,12 @@
 """Optimizers and schedules from a config."""
 
 import copy
-import logging
-from collections import defaultdict
-from typing import Any
 
 from detectron2.config import CfgNode
-from fvcore.common.param_scheduler import MultiStepParamScheduler
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from .lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
+from .lr_scheduler import LRScheduler, WarmupMultiStepLR
 
 # fmt: off
 _NORM_LAYERS = (
@@ -21,22 +17,24 @@ _NORM_LAYERS = (
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
-    """Build SGD with `cfg.SOLVER`'s rates, weight decays and gradient clipping."""
+    """Build SGD as `cfg.SOLVER` says; normalization layers have a weight decay of their own."""
     solver = cfg.SOLVER
-    params = get_default_optimizer_params(
-        model,
-        base_lr=solver.BASE_LR,
-        weight_decay_norm=solver.WEIGHT_DECAY_NORM,
-        bias_lr_factor=solver.BIAS_LR_FACTOR,
-        weight_decay_bias=solver.WEIGHT_DECAY_BIAS,
-    )
+    norms = [module for module in model.modules() if isinstance(module, _NORM_LAYERS)]
+    in_norms = {param for norm in norms for param in norm.parameters(recurse=False)}
+    params = [param for param in model.parameters() if param.requires_grad]
+    groups = [
+        {"params": [param for param in params if param not in in_norms]},
+        {
+            "params": [param for param in params if param in in_norms],
+            "weight_decay": solver.WEIGHT_DECAY_NORM,
+        },
+    ]
     optimizer = SGD(
-        params,
+        [group for group in groups if group["params"]],
         lr=solver.BASE_LR,
         momentum=solver.MOMENTUM,
         nesterov=solver.NESTEROV,
         weight_decay=solver.WEIGHT_DECAY,
-        foreach=True,
     )
     return maybe_add_gradient_clipping(cfg, optimizer)
 
@@ -71,62 +69,16 @@ def maybe_add_gradient_clipping(
     return optimizer
 
 
-def get_default_optimizer_params(
-    model: nn.Module,
-    base_lr: float | None = None,
-    weight_decay: float | None = None,
-    weight_decay_norm: float | None = None,
-    bias_lr_factor: float | None = 1.0,
-    weight_decay_bias: float | None = None,
-    overrides: dict[str, dict[str, float]] | None = None,
-) -> list[dict[str, Any]]:
-    """Return parameter groups for a torch optimizer, one for each set of hyper-parameters.
-
-    base_lr, weight_decay: for all parameters; None leaves them to the optimizer.
-    weight_decay_norm: for the parameters of normalization layers.
-    bias_lr_factor, weight_decay_bias: for parameters named "bias".
-    overrides: a parameter's own name ("bias") -> hyper-parameters that replace the others.
-    """
-    overrides = dict(overrides or {})
-    scales_bias = bias_lr_factor is not None and bias_lr_factor != 1.0
-    if base_lr is None and scales_bias:
-        raise ValueError("bias_lr_factor requires base_lr")
-    bias = {"lr": base_lr * bias_lr_factor} if scales_bias else {}
-    if weight_decay_bias is not None:
-        bias["weight_decay"] = weight_decay_bias
-    if bias and "bias" in overrides:
-        raise ValueError("Conflicting overrides for 'bias'")
-    overrides |= {"bias": bias} if bias else {}
-
-    groups: dict[tuple, list[nn.Parameter]] = defaultdict(list)
-    seen: set[nn.Parameter] = set()
-    for module in model.modules():
-        for name, param in module.named_parameters(recurse=False):
-            if not param.requires_grad or param in seen:
-                continue
-            seen.add(param)
-            options = {"lr": base_lr, "weight_decay": weight_decay}
-            if isinstance(module, _NORM_LAYERS) and weight_decay_norm is not None:
-                options["weight_decay"] = weight_decay_norm
-            options |= overrides.get(name, {})
-            groups[tuple((k, v) for k, v in options.items() if v is not None)].append(param)
-    return [{**dict(options), "params": params} for options, params in groups.items()]
-
-
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
     """Build the schedule "WarmupMultiStepLR" of `cfg.SOLVER`; others raise ValueError."""
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
         raise ValueError(f"Unknown LR scheduler: {solver.LR_SCHEDULER_NAME}")
-    steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
-    if len(steps) != len(solver.STEPS):
-        logging.getLogger(__name__).warning("SOLVER.STEPS beyond SOLVER.MAX_ITER are ignored.")
-    values = [solver.GAMMA**k for k in range(len(steps) + 1)]
-    schedule = WarmupParamScheduler(
-        MultiStepParamScheduler(values, num_updates=solver.MAX_ITER, milestones=steps),
-        solver.WARMUP_FACTOR,
-        min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
-        solver.WARMUP_METHOD,
-        solver.RESCALE_INTERVAL,
+    return WarmupMultiStepLR(
+        optimizer,
+        solver.STEPS,
+        gamma=solver.GAMMA,
+        warmup_factor=solver.WARMUP_FACTOR,
+        warmup_iters=solver.WARMUP_ITERS,
+        warmup_method=solver.WARMUP_METHOD,
     )
-    return LRMultiplier(optimizer, multiplier=schedule, max_iter=solver.MAX_ITER)

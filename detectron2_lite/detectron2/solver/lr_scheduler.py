@@ -1,72 +1,63 @@
-"""Learning-rate schedules: fvcore's relative ones as torch schedulers, with warm-up."""
+"""Learning-rate schedules over iterations, with warm-up."""
 
-from fvcore.common.param_scheduler import (
-    CompositeParamScheduler,
-    ConstantParamScheduler,
-    LinearParamScheduler,
-    ParamScheduler,
-)
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-class WarmupParamScheduler(CompositeParamScheduler):
-    """Another schedule with a warm-up in place of its beginning.
+class WarmupLR(LRScheduler):
+    """Base rate x warm-up x `factor(iteration)`, which a subclass defines.
 
-    warmup_factor: the first value, relative to the schedule's first value.
-    warmup_length: in [0, 1], relative to the whole training.
-    warmup_method: "linear" (up to the schedule's value where warm-up ends) or "constant".
-    rescale_interval: start the schedule after the warm-up instead of underneath it.
+    During the first `warmup_iters` iterations the warm-up rises from `warmup_factor` to 1
+    ("linear") or stays there ("constant"). The state is the position, not the schedule.
     """
 
     def __init__(
         self,
-        scheduler: ParamScheduler,
+        optimizer: Optimizer,
         warmup_factor: float,
-        warmup_length: float,
-        warmup_method: str = "linear",
-        rescale_interval: bool = False,
+        warmup_iters: int,
+        warmup_method: str,
+        last_epoch: int,
     ):
-        start = warmup_factor * scheduler(0.0)
-        if warmup_method == "constant":
-            warmup = ConstantParamScheduler(start)
-        elif warmup_method == "linear":
-            end = scheduler(0.0 if rescale_interval else warmup_length)
-            warmup = LinearParamScheduler(start, end)
-        else:
+        if warmup_method not in ("constant", "linear"):
             raise ValueError(f"Unknown warmup method: {warmup_method}")
-        lengths = [warmup_length, 1 - warmup_length]
-        super().__init__(
-            [warmup, scheduler], lengths, ["rescaled", "rescaled" if rescale_interval else "fixed"]
-        )
+        self._warmup = warmup_factor, warmup_iters, warmup_method == "linear"
+        super().__init__(optimizer, last_epoch)
 
-
-class LRMultiplier(LRScheduler):
-    """Multiplies each parameter group's initial learning rate by a schedule over `max_iter`."""
-
-    def __init__(
-        self, optimizer: Optimizer, multiplier: ParamScheduler, max_iter: int, last_iter: int = -1
-    ):
-        if not isinstance(multiplier, ParamScheduler):
-            raise ValueError(f"multiplier must be an fvcore ParamScheduler, got {multiplier}")
-        self._multiplier = multiplier
-        self._max_iter = max_iter
-        super().__init__(optimizer, last_epoch=last_iter)
-
-    def state_dict(self) -> dict:
-        """The position only: fvcore's schedules have no state."""
-        return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
+    def factor(self, iteration: int) -> float:
+        raise NotImplementedError
 
     def get_lr(self) -> list[float]:
-        factor = self._multiplier(self.last_epoch / self._max_iter)
+        factor, (warmup_factor, warmup_iters, rises) = self.factor(self.last_epoch), self._warmup
+        if self.last_epoch < warmup_iters:
+            progress = self.last_epoch / warmup_iters if rises else 0.0
+            factor *= warmup_factor * (1 - progress) + progress
         return [base_lr * factor for base_lr in self.base_lrs]
 
+    def state_dict(self) -> dict:
+        return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
 
-def _get_warmup_factor_at_iter(method: str, iter: int, warmup_iters: int, factor: float) -> float:
-    """Factor on the learning rate at iteration `iter`: 1 from `warmup_iters` on."""
-    if iter >= warmup_iters:
-        return 1.0
-    if method not in ("constant", "linear"):
-        raise ValueError(f"Unknown warmup method: {method}")
-    progress = iter / warmup_iters if method == "linear" else 0.0
-    return factor * (1 - progress) + progress
+
+class WarmupMultiStepLR(WarmupLR):
+    """`gamma` to the power of the number of `milestones` (iterations, ascending) reached."""
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        milestones: Sequence[int],
+        gamma: float = 0.1,
+        warmup_factor: float = 0.001,
+        warmup_iters: int = 1000,
+        warmup_method: str = "linear",
+        last_epoch: int = -1,
+    ):
+        self._milestones, self._gamma = milestones, gamma
+        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
+
+    def factor(self, iteration: int) -> float:
+        return self._gamma ** bisect_right(self._milestones, iteration)

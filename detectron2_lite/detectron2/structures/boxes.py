@@ -55,9 +55,6 @@ class Boxes:
         assert tensor.dim() == 2 and tensor.size(-1) == 4, tensor.size()
         self.tensor = tensor
 
-    def clone(self) -> Boxes:
-        return Boxes(self.tensor.clone())
-
     def to(self, device: torch.device) -> Boxes:
         return Boxes(self.tensor.to(device=device))
 
@@ -79,11 +76,6 @@ class Boxes:
     def nonempty(self, threshold: float = 0.0) -> Tensor:
         """(N,) bool: both sides are longer than `threshold`."""
         return (self.tensor[:, 2:] - self.tensor[:, :2] > threshold).all(dim=1)
-
-    def scale(self, scale_x: float, scale_y: float) -> None:
-        """Multiply the coordinates in place."""
-        self.tensor[:, 0::2] *= scale_x
-        self.tensor[:, 1::2] *= scale_y
 
     def __getitem__(self, item: int | slice | Tensor) -> Boxes:
         boxes = self.tensor[item][None] if isinstance(item, int) else self.tensor[item]

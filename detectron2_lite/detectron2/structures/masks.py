@@ -116,12 +116,7 @@ class PolygonMasks:
         if isinstance(item, slice):
             return PolygonMasks(self.polygons[item])
         if isinstance(item, Tensor):
-            if item.dtype == torch.bool:
-                assert item.dim() == 1, item.shape
-                item = item.nonzero().squeeze(1)
-            elif item.dtype not in (torch.int32, torch.int64):
-                raise ValueError(f"Unsupported tensor dtype={item.dtype} for indexing!")
-            item = item.tolist()
+            item = (item.nonzero().squeeze(1) if item.dtype == torch.bool else item).tolist()
         indices = [item] if isinstance(item, int) else item
         return PolygonMasks([self.polygons[i] for i in indices])
 
@@ -144,7 +139,7 @@ def _check_polygons(polygons: list[Tensor | np.ndarray]) -> list[np.ndarray]:
     """Bring one instance's polygons to float64 arrays, or raise ValueError."""
     if not isinstance(polygons, list):
         raise ValueError(f"expected a list of polygons per instance, got {type(polygons)}")
-    arrays = [np.array(p.cpu() if isinstance(p, Tensor) else p, dtype=float) for p in polygons]
+    arrays = [np.array(p.tolist() if isinstance(p, Tensor) else p, dtype=float) for p in polygons]
     for array in arrays:
         if len(array) % 2 != 0 or len(array) < _MIN_COORDINATES:
             raise ValueError(f"Cannot create a polygon from {len(array)} coordinates.")

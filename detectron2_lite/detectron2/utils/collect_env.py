@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 __all__ = ["collect_env_info"]
 
-_LIBRARIES = ("numpy", "torchvision", "fvcore", "iopath", "pycocotools", "Pillow")
+_LIBRARIES = ("numpy", "torchvision", "fvcore", "iopath", "pycocotools")
 
 
 def collect_env_info() -> str:

@@ -74,23 +74,21 @@ def _get_global_gloo_group() -> dist.ProcessGroup:
     return dist.new_group(backend="gloo") if is_nccl else dist.group.WORLD
 
 
-def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list:
+def all_gather(data: Any) -> list:
     """A picklable object of every rank, in rank order, on every rank."""
     if get_world_size() == 1:
         return [data]
-    group = group or _get_global_gloo_group()
-    output = [None] * dist.get_world_size(group)
-    dist.all_gather_object(output, data, group=group)
+    output = [None] * get_world_size()
+    dist.all_gather_object(output, data, group=_get_global_gloo_group())
     return output
 
 
-def gather(data: Any, dst: int = 0, group: dist.ProcessGroup | None = None) -> list:
+def gather(data: Any, dst: int = 0) -> list:
     """A picklable object of every rank, in rank order, on rank ``dst``; [] on the others."""
     if get_world_size() == 1:
         return [data]
-    group = group or _get_global_gloo_group()
-    output = [None] * dist.get_world_size(group) if dist.get_rank(group) == dst else None
-    dist.gather_object(data, output, dst=dst, group=group)
+    output = [None] * get_world_size() if get_rank() == dst else None
+    dist.gather_object(data, output, dst=dst, group=_get_global_gloo_group())
     return output or []
 
 

@@ -1,4 +1,4 @@
-"""Scalars and images of a training run: one storage, several writers."""
+"""Scalars of a training run: one storage, several writers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -29,10 +27,6 @@ def get_event_storage() -> EventStorage:
     return _storage_stack[-1]
 
 
-def has_event_storage() -> bool:
-    return bool(_storage_stack)
-
-
 class EventStorage:
     """What happened, by name and iteration; a context manager."""
 
@@ -40,28 +34,13 @@ class EventStorage:
         self.iter = start_iter  # a trainer keeps it equal to its own
         self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._smoothing_hints: dict[str, bool] = {}
-        self._latest_scalars: dict[str, tuple[float, int]] = {}
-        self._current_prefix = ""
-        self._vis_data: list[tuple[str, Any, int]] = []
-
-    def step(self) -> None:
-        """Go to the next iteration, for loops that do not set ``iter`` themselves."""
-        self.iter += 1
-
-    def put_image(self, img_name: str, img_tensor: Any) -> None:
-        """Keep a (3, H, W) RGB image, float in [0, 1] or uint8, for TensorBoard."""
-        self._vis_data.append((img_name, img_tensor, self.iter))
 
     def put_scalar(
         self, name: str, value: Any, smoothing_hint: bool = True, cur_iter: int | None = None
     ) -> None:
         """Record ``float(value)`` for ``cur_iter``, by default the current iteration. With the
         hint, the same in every call for a name, writers show a median over a window."""
-        name = self._current_prefix + name
-        cur_iter = self.iter if cur_iter is None else cur_iter
-        value = float(value)
-        self._history[name].update(value, cur_iter)
-        self._latest_scalars[name] = (value, cur_iter)
+        self._history[name].update(float(value), self.iter if cur_iter is None else cur_iter)
         hint = self._smoothing_hints.setdefault(name, smoothing_hint)
         assert hint == smoothing_hint, f"scalar {name} was put with another smoothing_hint before"
 
@@ -81,19 +60,16 @@ class EventStorage:
     def histories(self) -> dict[str, HistoryBuffer]:
         return self._history
 
-    def smoothing_hints(self) -> dict[str, bool]:
-        return self._smoothing_hints
-
     def latest(self) -> dict[str, tuple[float, int]]:
         """name -> (latest value, its iteration)"""
-        return self._latest_scalars
+        return {name: history.values()[-1] for name, history in self._history.items()}
 
     def latest_with_smoothing_hint(self, window_size: int = 20) -> dict[str, tuple[float, int]]:
         """Like ``latest``, but scalars with the hint are medians over ``window_size`` iterations
         (not values) up to their latest one."""
         return {
             name: (self._smoothed(name, window_size) if self._smoothing_hints[name] else value, it)
-            for name, (value, it) in self._latest_scalars.items()
+            for name, (value, it) in self.latest().items()
         }
 
     def _smoothed(self, name: str, window_size: int) -> float:
@@ -105,15 +81,6 @@ class EventStorage:
         first = values[-1][1] - window_size
         recent = itertools.takewhile(lambda item: item[1] > first, reversed(values))
         return sum(1 for _ in recent)
-
-    @contextmanager
-    def name_scope(self, name: str) -> Iterator[None]:
-        """Prefix all names put inside with ``name/``; an inner scope replaces the outer one."""
-        outer, self._current_prefix = self._current_prefix, name.rstrip("/") + "/"
-        try:
-            yield
-        finally:
-            self._current_prefix = outer
 
     def __enter__(self) -> EventStorage:
         _storage_stack.append(self)
@@ -167,7 +134,7 @@ class JSONWriter(_ScalarWriter):
 
 
 class TensorboardXWriter(_ScalarWriter):
-    """Write scalars and images as TensorBoard events; ``kwargs`` go to ``SummaryWriter``."""
+    """Write scalars as TensorBoard events; ``kwargs`` go to ``SummaryWriter``."""
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any):
         super().__init__(window_size)
@@ -180,11 +147,8 @@ class TensorboardXWriter(_ScalarWriter):
         return SummaryWriter(**self._writer_args)
 
     def write(self) -> None:
-        storage = get_event_storage()
         for name, (value, iteration) in self._new_scalars().items():
             self._writer.add_scalar(name, value, iteration)
-        while storage._vis_data:
-            self._writer.add_image(*storage._vis_data.pop(0))
 
     def close(self) -> None:
         if "_writer" in self.__dict__:

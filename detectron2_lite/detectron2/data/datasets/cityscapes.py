@@ -13,7 +13,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 from cityscapesscripts.helpers.labels import Label, id2label, labels, name2label
 from detectron2.structures import BoxMode
 from detectron2.utils.comm import get_world_size
@@ -36,16 +35,15 @@ _MIN_CONTOUR_POINTS = 3
 
 
 def load_cityscapes_instances(
-    image_dir: str, gt_dir: str, from_json: bool = True, to_polygons: bool = True
+    image_dir: str, gt_dir: str, from_json: bool = True
 ) -> list[dict[str, Any]]:
     """Read the records of a split (``leftImg8bit/train`` and ``gtFine/train``), ordered by city.
 
-    ``from_json`` reads ``*_polygons.json``, else ``*_instanceIds.png``. Segmentations are polygons
-    or, only from the images, compressed RLEs. "category_id" is in [0, 8), "bbox" XYXY in pixels.
+    ``from_json`` reads ``*_polygons.json``, else ``*_instanceIds.png``. Segmentations are polygons,
+    "category_id" is in [0, 8), "bbox" XYXY in pixels.
     """
-    assert to_polygons or not from_json, "The json files have polygons: use from_json=False."
     files = _list_files(image_dir, gt_dir)
-    read = functools.partial(_read_record, from_json=from_json, to_polygons=to_polygons)
+    read = functools.partial(_read_record, from_json=from_json)
     cpus = max((os.cpu_count() or 1) // get_world_size(), 1)
     with multiprocessing.Pool(min(cpus, 1 + len(files) // _FILES_PER_PROCESS)) as pool:
         records = pool.map(read, files)
@@ -76,7 +74,7 @@ def _list_files(image_dir: str, gt_dir: str) -> list[tuple[str, str, str]]:
     return files
 
 
-def _read_record(files: tuple[str, str, str], from_json: bool, to_polygons: bool) -> dict[str, Any]:
+def _read_record(files: tuple[str, str, str], from_json: bool) -> dict[str, Any]:
     """One image's record, with Cityscapes' own label ids as category ids."""
     image_file, instance_file, polygon_file = files
     if from_json:
@@ -88,7 +86,7 @@ def _read_record(files: tuple[str, str, str], from_json: bool, to_polygons: bool
         with PathManager.open(instance_file, "rb") as f:
             instance_ids = np.asarray(Image.open(f))
         height, width = instance_ids.shape
-        annotations = _from_instance_ids(instance_ids, to_polygons)
+        annotations = _from_instance_ids(instance_ids)
     return {
         "file_name": image_file,
         "image_id": os.path.basename(image_file),
@@ -130,7 +128,7 @@ def _from_polygons(objects: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _from_instance_ids(instance_ids: np.ndarray, to_polygons: bool) -> Iterator[dict[str, Any]]:
+def _from_instance_ids(instance_ids: np.ndarray) -> Iterator[dict[str, Any]]:
     """Annotations from an (H, W) image of instance ids, in the order of the ids."""
     for instance_id in np.unique(instance_ids[instance_ids >= _FIRST_THING_ID]).tolist():
         is_crowd = instance_id < _IDS_PER_LABEL
@@ -142,17 +140,13 @@ def _from_instance_ids(instance_ids: np.ndarray, to_polygons: bool) -> Iterator[
         box = (xs.min(), ys.min(), xs.max(), ys.max())
         if box[2] <= box[0] or box[3] <= box[1]:
             continue
-        if to_polygons:
-            contours = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[-2]
-            contours = [c for c in contours if len(c) >= _MIN_CONTOUR_POINTS]
-            if not contours:
-                continue
-            segmentation = [c.reshape(-1).tolist() for c in contours]
-        else:
-            segmentation = mask_util.encode(np.asfortranarray(mask))
+        contours = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[-2]
+        contours = [c for c in contours if len(c) >= _MIN_CONTOUR_POINTS]
+        if not contours:
+            continue
         yield {
             "iscrowd": is_crowd,
             "category_id": label.id,
             "bbox": tuple(int(x) for x in box),
-            "segmentation": segmentation,
+            "segmentation": [c.reshape(-1).tolist() for c in contours],
         }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import logging
 import os
 from typing import Any
@@ -18,9 +17,8 @@ from ..catalog import DatasetCatalog, MetadataCatalog
 
 logger = logging.getLogger(__name__)
 
-_ANNOTATION_KEYS = ("iscrowd", "bbox", "keypoints", "category_id")
+_ANNOTATION_KEYS = ("iscrowd", "bbox", "category_id")
 _MIN_POLYGON_LENGTH = 6  # three points
-_KEYPOINT_SHIFT = (0.5, 0.5, 0)  # x, y, visibility: pixel indices to continuous coordinates
 
 
 def register_coco_instances(
@@ -35,13 +33,12 @@ def register_coco_instances(
 
 
 def load_coco_json(
-    json_file: str | os.PathLike, image_root: str | os.PathLike, dataset_name: str | None = None,
-    extra_annotation_keys: list[str] | None = None,
-) -> list[dict[str, Any]]:  # fmt: skip
+    json_file: str | os.PathLike, image_root: str | os.PathLike, dataset_name: str | None = None
+) -> list[dict[str, Any]]:
     """Read a COCO instances file into records, in the order of the image ids.
 
     dataset_name: if given, category ids become contiguous from 0, and the class names and the map
-    of the ids go into its metadata. extra_annotation_keys: further keys to take over.
+    of the ids go into its metadata.
 
     Boxes stay XYWH in pixels; segmentations are polygons or compressed RLEs. Instances without any
     valid polygon are left out. Raises AssertionError for annotation ids that repeat or annotations
@@ -52,11 +49,10 @@ def load_coco_json(
         api = COCO(json_file)
     id_map = None if dataset_name is None else _map_category_ids(api, dataset_name)
     _check_annotation_ids(api, json_file)
-    keys = (*_ANNOTATION_KEYS, *(extra_annotation_keys or ()))
     records = []
     num_dropped = 0
     for image_id, image in sorted(api.imgs.items()):
-        objects = [_convert(a, keys, id_map) for a in api.imgToAnns[image_id]]
+        objects = [_convert(a, id_map) for a in api.imgToAnns[image_id]]
         num_dropped += objects.count(None)
         records.append(
             {
@@ -90,17 +86,14 @@ def _check_annotation_ids(api: COCO, json_file: str) -> None:
     ids = [a["id"] for image_id in api.imgs for a in api.imgToAnns[image_id]]
     if len(ids) < len(api.anns):
         logger.warning(f"{len(api.anns) - len(ids)} annotations of {json_file} belong to no image.")
-    if "minival" not in json_file:  # COCO 2014's minival files are known to repeat a few ids
-        assert len(set(ids)) == len(ids), f"Annotation ids in '{json_file}' are not unique!"
+    assert len(set(ids)) == len(ids), f"Annotation ids in '{json_file}' are not unique!"
 
 
-def _convert(
-    anno: dict[str, Any], keys: tuple[str, ...], id_map: dict[int, int] | None
-) -> dict[str, Any] | None:
+def _convert(anno: dict[str, Any], id_map: dict[int, int] | None) -> dict[str, Any] | None:
     """One annotation as an object of a record; None if no polygon of it is valid."""
     where = f"annotation {anno['id']} of image {anno['image_id']}"
     assert anno.get("ignore", 0) == 0, f'"ignore" is not supported: {where}'
-    obj = {key: anno[key] for key in keys if key in anno}
+    obj = {key: anno[key] for key in _ANNOTATION_KEYS if key in anno}
     if "bbox" in obj and len(obj["bbox"]) == 0:
         raise ValueError(f"Empty 'bbox': {where}")
     if segm := anno.get("segmentation"):
@@ -111,9 +104,6 @@ def _convert(
         elif isinstance(segm["counts"], list):
             segm = mask_util.frPyObjects(segm, *segm["size"])
         obj["segmentation"] = segm
-    if obj.get("keypoints"):
-        shift = itertools.cycle(_KEYPOINT_SHIFT)
-        obj["keypoints"] = [value + next(shift) for value in obj["keypoints"]]
     obj["bbox_mode"] = BoxMode.XYWH_ABS
     if id_map:
         if obj["category_id"] not in id_map:

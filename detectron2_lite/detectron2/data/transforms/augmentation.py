@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from fvcore.transforms.transform import Transform, TransformList
 
-__all__ = ["AugInput", "Augmentation", "AugmentationList", "apply_augmentations"]
+__all__ = ["AugInput", "Augmentation", "AugmentationList"]
 
 
 class Augmentation:
@@ -45,19 +45,7 @@ class Augmentation:
         if self.input_args is None:
             params = inspect.signature(self.get_transform).parameters
             self.input_args = ("image",) if len(params) == 1 else tuple(params)
-        for name in self.input_args:
-            if not hasattr(aug_input, name):
-                raise AttributeError(
-                    f"{type(self)}.get_transform needs input attribute '{name}', "
-                    f"but it is not an attribute of {type(aug_input)}!"
-                )
         return [getattr(aug_input, name) for name in self.input_args]
-
-    def _rand_range(self, low: float = 1.0, high: float | None = None, size: Any = None):
-        """Uniform in [low, high), or in [0, low) without ``high``; numpy's global generator."""
-        if high is None:
-            low, high = 0, low
-        return np.random.uniform(low, high, [] if size is None else size)
 
     def __repr__(self) -> str:
         """Name and the arguments that differ from their defaults."""
@@ -79,14 +67,6 @@ class _TransformToAug(Augmentation):
     def get_transform(self, *args: Any) -> Transform:
         return self.tfm
 
-    def __repr__(self) -> str:
-        return repr(self.tfm)
-
-
-def _transform_to_aug(tfm_or_aug: Transform | Augmentation) -> Augmentation:
-    assert isinstance(tfm_or_aug, (Transform, Augmentation)), tfm_or_aug
-    return tfm_or_aug if isinstance(tfm_or_aug, Augmentation) else _TransformToAug(tfm_or_aug)
-
 
 class AugmentationList(Augmentation):
     """Apply augmentations in sequence. It can only be called: each policy needs to see what the
@@ -94,7 +74,7 @@ class AugmentationList(Augmentation):
     """
 
     def __init__(self, augs: list[Augmentation | Transform]):
-        self.augs = [_transform_to_aug(x) for x in augs]
+        self.augs = [x if isinstance(x, Augmentation) else _TransformToAug(x) for x in augs]
 
     def __call__(self, aug_input: AugInput) -> TransformList:
         return TransformList([aug(aug_input) for aug in self.augs])
@@ -123,16 +103,3 @@ class AugInput:
             self.boxes = tfm.apply_box(self.boxes)
         if self.sem_seg is not None:
             self.sem_seg = tfm.apply_segmentation(self.sem_seg)
-
-    def apply_augmentations(self, augmentations: list[Augmentation | Transform]) -> TransformList:
-        return AugmentationList(augmentations)(self)
-
-
-def apply_augmentations(
-    augmentations: list[Augmentation | Transform], inputs: np.ndarray | AugInput
-) -> tuple[np.ndarray | AugInput, TransformList]:
-    """Augment an image or an :class:`AugInput`; returns the result and the transforms used."""
-    is_image = isinstance(inputs, np.ndarray)
-    aug_input = AugInput(inputs) if is_image else inputs
-    transforms = aug_input.apply_augmentations(augmentations)
-    return aug_input.image if is_image else aug_input, transforms

@@ -35,7 +35,7 @@ class RandomFlip(Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         h, w = image.shape[:2]
-        if self._rand_range() >= self.prob:
+        if np.random.uniform() >= self.prob:
             return NoOpTransform()
         return HFlipTransform(w) if self.horizontal else VFlipTransform(h)
 

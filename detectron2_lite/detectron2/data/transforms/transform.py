@@ -51,6 +51,3 @@ class ResizeTransform(Transform):
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
         return self.apply_image(segmentation, interp=Image.NEAREST)
-
-    def inverse(self) -> ResizeTransform:
-        return ResizeTransform(self.new_h, self.new_w, self.h, self.w, self.interp)

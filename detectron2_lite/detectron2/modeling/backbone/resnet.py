@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
-from fvcore.nn.weight_init import c2_msra_fill
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,12 +24,16 @@ _BLOCKS_PER_STAGE = {
 _BASIC_DEPTHS = (18, 34)  # the depths built of BasicBlock
 _BASIC_OPTIONS = {"RES2_OUT_CHANNELS": 64, "RES5_DILATION": 1, "NUM_GROUPS": 1}
 _STEM_STRIDE = 4
-_PER_BLOCK = "_per_block"
 
 
 def _conv(in_channels: int, out_channels: int, size: int, norm: Norm, **kwargs) -> Conv2d:
     kwargs |= {"padding": kwargs.get("dilation", 1) * (size // 2), "bias": False}
     return Conv2d(in_channels, out_channels, size, norm=get_norm(norm, out_channels), **kwargs)
+
+
+def _init_msra(conv: Conv2d) -> None:
+    """He et al., ICCV 2015. (fvcore has it too, but importing fvcore.nn compiles and warns.)"""
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
 
 
 class _ResidualBlock(CNNBlockBase):
@@ -48,7 +51,7 @@ class _ResidualBlock(CNNBlockBase):
             self.add_module(name, conv)
         for conv in (*convs, self.shortcut):
             if conv is not None:
-                c2_msra_fill(conv)
+                _init_msra(conv)
 
     def forward(self, x: Tensor) -> Tensor:
         out = x
@@ -105,7 +108,7 @@ class BasicStem(CNNBlockBase):
     def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = "BN"):
         super().__init__(in_channels, out_channels, _STEM_STRIDE)
         self.conv1 = _conv(in_channels, out_channels, 7, norm, stride=2)
-        c2_msra_fill(self.conv1)
+        _init_msra(self.conv1)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=1)
@@ -173,21 +176,14 @@ class ResNet(Backbone):
         *,
         in_channels: int,
         out_channels: int,
+        stride_per_block: Sequence[int],
         **kwargs,
     ) -> list[CNNBlockBase]:
-        """Build the blocks of one stage.
-
-        An argument `x_per_block` gives each block its own value of `x`; others go to all blocks.
-        """
-        own = {k.removesuffix(_PER_BLOCK): v for k, v in kwargs.items() if k.endswith(_PER_BLOCK)}
-        shared = {k: v for k, v in kwargs.items() if not k.endswith(_PER_BLOCK)}
-        assert not own.keys() & shared.keys(), f"given twice: {own.keys() & shared.keys()}"
-        for name, values in own.items():
-            assert len(values) == num_blocks, f"{name}{_PER_BLOCK} needs {num_blocks} values"
+        """Build the blocks of one stage, each with its own stride and all with `kwargs`."""
+        assert len(stride_per_block) == num_blocks, f"stride_per_block needs {num_blocks} values"
         blocks = []
-        for i in range(num_blocks):
-            options = shared | {name: values[i] for name, values in own.items()}
-            blocks.append(block_class(in_channels, out_channels, **options))
+        for stride in stride_per_block:
+            blocks.append(block_class(in_channels, out_channels, stride=stride, **kwargs))
             in_channels = out_channels
         return blocks
 
@@ -196,7 +192,9 @@ class ResNet(Backbone):
 def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
     """Build the ResNet that `cfg.MODEL.RESNETS` and `cfg.MODEL.BACKBONE.FREEZE_AT` describe."""
     options = cfg.MODEL.RESNETS
-    _check(options)
+    if options.DEPTH in _BASIC_DEPTHS:
+        for key, value in _BASIC_OPTIONS.items():
+            assert options[key] == value, f"Depth {options.DEPTH} needs RESNETS.{key} = {value}"
     stem = BasicStem(input_shape.channels, options.STEM_OUT_CHANNELS, options.NORM)
     in_channels, out_channels = options.STEM_OUT_CHANNELS, options.RES2_OUT_CHANNELS
     width = options.NUM_GROUPS * options.WIDTH_PER_GROUP
@@ -206,15 +204,13 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         first_stride = 1 if number == 2 or dilation > 1 else 2
         kind, extra = BasicBlock, {}
         if options.DEPTH not in _BASIC_DEPTHS:
-            kind, extra = (
-                BottleneckBlock,
-                {
-                    "bottleneck_channels": width,
-                    "stride_in_1x1": options.STRIDE_IN_1X1,
-                    "dilation": dilation,
-                    "num_groups": options.NUM_GROUPS,
-                },
-            )
+            kind = BottleneckBlock
+            extra = {
+                "bottleneck_channels": width,
+                "stride_in_1x1": options.STRIDE_IN_1X1,
+                "dilation": dilation,
+                "num_groups": options.NUM_GROUPS,
+            }
         strides = [first_stride] + [1] * (num_blocks - 1)
         channels = {"in_channels": in_channels, "out_channels": out_channels}
         shared = {"norm": options.NORM, **channels, **extra}
@@ -222,13 +218,3 @@ def build_resnet_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> ResNet:
         in_channels, out_channels, width = out_channels, 2 * out_channels, 2 * width
     freeze_at = cfg.MODEL.BACKBONE.FREEZE_AT
     return ResNet(stem, stages, out_features=options.OUT_FEATURES, freeze_at=freeze_at)
-
-
-def _check(options: CfgNode) -> None:
-    """Refuse combinations that no ResNet has, and deformable convolutions."""
-    assert options.RES5_DILATION in (1, 2), f"RES5_DILATION cannot be {options.RES5_DILATION}"
-    if any(options.DEFORM_ON_PER_STAGE):
-        raise NotImplementedError("DEFORM_ON_PER_STAGE needs Detectron2 itself: set it to False")
-    if options.DEPTH in _BASIC_DEPTHS:
-        for key, value in _BASIC_OPTIONS.items():
-            assert options[key] == value, f"Depth {options.DEPTH} needs RESNETS.{key} = {value}"
