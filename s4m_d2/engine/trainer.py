@@ -140,7 +140,8 @@ class S4MTrainer(TeacherTrainer):
         return results
 
     def _log(self, stats: dict[str, float]) -> None:
-        get_event_storage().put_scalars(**stats)
+        skipped = len(self._trainer.data_loader.unlabeled.skipped_images)
+        get_event_storage().put_scalars(**stats, **{"data/skipped_images": skipped})
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):

@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, StrongView
@@ -112,3 +114,16 @@ def test_the_quickstart_needs_no_download():
     assert cfg.S4M.SAM.BACKEND == "tiny"
     assert cfg.S4M.DISTILL.ENABLED and cfg.S4M.REFINE.ENABLED and cfg.S4M.ARP.ENABLED
     assert cfg.S4M.BURN_IN < cfg.SOLVER.MAX_ITER
+
+
+@pytest.mark.parametrize("name", ["Base-Cityscapes", "Base-COCO", "toyscapes_10pct"])
+def test_configs_build_and_segment_on_the_cpu(name):
+    """Without SAM, whose published weights are no part of the project."""
+    cfg = load(f"{name}.yaml")
+    cfg.merge_from_list(["MODEL.DEVICE", "cpu", "S4M.DISTILL.ENABLED", False])
+    model = build_model(cfg).eval()
+    image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        instances = model([{"image": image, "height": 32, "width": 48}])[0]["instances"]
+    assert tuple(instances.pred_masks.shape[1:]) == (32, 48)
+    assert instances.pred_classes.max() < cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES

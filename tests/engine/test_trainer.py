@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
@@ -38,6 +41,12 @@ def run(trainer, resume=False, kill_after=None):
 def final_state(trainer) -> dict:
     path = os.path.join(trainer.cfg.OUTPUT_DIR, "model_final.pth")
     return torch.load(path, weights_only=True)
+
+
+def logged(trainer) -> dict[str, float]:
+    """The last value of everything that the run logged."""
+    lines = Path(trainer.cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
+    return {key: value for line in lines for key, value in json.loads(line).items()}
 
 
 def assert_same(first, second, where="") -> None:
@@ -136,9 +145,7 @@ def test_sam_and_the_teacher_are_not_part_of_the_student(configs, teacher_weight
 
 def test_what_a_step_does_is_logged(configs, teacher_weights):
     trainer = run(S4MTrainer(configs("student", "run"), teacher_weights))
-    with open(os.path.join(trainer.cfg.OUTPUT_DIR, "metrics.json")) as file:
-        logged = [json.loads(line) for line in file]
-    last = {key: value for line in logged for key, value in line.items()}
+    last = logged(trainer)
     assert {
         "loss_ce",
         "loss_mask",
@@ -182,6 +189,23 @@ def test_each_component_switches_off_by_one_key(configs, teacher_weights, switch
     labeling = student.pseudo_labeling
     assert (labeling.arp is None) == ("ARP" in switched_off)
     assert hasattr(labeling.refiner, "backend") != ("REFINE" in switched_off)
+
+
+def test_a_corrupt_unlabeled_image_is_skipped_counted_and_training_goes_on(
+    configs, teacher_weights, small_data, monkeypatch, tmp_path, caplog
+):
+    data = tmp_path / "damaged"
+    shutil.copytree(small_data, data)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(data))
+    labeled = {record["file_name"] for record in DatasetCatalog.get("toyscapes_train_30pct")}
+    unlabeled = [record["file_name"] for record in DatasetCatalog.get("toyscapes_train_unlabeled")]
+    damaged = next(name for name in unlabeled if name not in labeled)
+    Path(damaged).write_bytes(Path(damaged).read_bytes()[:500])
+
+    changes = {"SOLVER__MAX_ITER": 6, "S4M__BURN_IN": 6}  # 12 images: all 10 at least once
+    trainer = run(S4MTrainer(configs("student", "run", **changes), teacher_weights))
+    assert logged(trainer)["data/skipped_images"] == 1
+    assert damaged in caplog.text
 
 
 @pytest.mark.parametrize("batch", [1, 2])
