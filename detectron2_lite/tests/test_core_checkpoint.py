@@ -142,15 +142,17 @@ def test_weights_that_match_nothing_keep_their_names():
         ("res4_22_branch2b_bn_s", "res4.22.conv2.norm.weight"),
         ("res5_2_branch2c_bn_riv", "res5.2.conv3.norm.running_var"),
         ("res5_2_branch2c_bn_rm", "res5.2.conv3.norm.running_mean"),
-        ("conv1_gn_s", "stem.conv1.gn.s"),
+        ("res5_2_branch2c_bn_gamma", "res5.2.conv3.norm.weight"),
+        ("res5_2_branch2c_bn_beta", "res5.2.conv3.norm.bias"),
+        ("res5_2_branch2c_bn_running_mean", "res5.2.conv3.norm.running_mean"),
+        ("res5_2_branch2c_bn_running_var", "res5.2.conv3.norm.running_var"),
+        ("conv1_gn_s", "stem.conv1.norm.weight"),
         ("res2_0_branch2a_gn_s", "res2.0.conv1.norm.weight"),
         ("fc1000_w", "fc1000.weight"),
         ("pred_b", "linear.bias"),
     ],
 )
 def test_caffe2_names(old, new):
-    if old == "conv1_gn_s":
-        new = "stem.conv1.norm.weight"
     weights, originals = convert_c2_detectron_names({old: torch.ones(1)})
     assert list(weights) == [new]
     assert originals == {new: old}

@@ -16,7 +16,6 @@ from detectron2.modeling import (
 )
 from detectron2.modeling.backbone import ResNet
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock
-from detectron2.modeling.postprocessing import sem_seg_postprocess
 from torch import nn
 from torchvision.models import resnet as tv
 
@@ -184,13 +183,6 @@ def test_a_convolution_applies_its_norm_before_its_activation():
     x = torch.tensor([0.5, 3.0]).view(1, 1, 1, 2)
     torch.testing.assert_close(conv(x).flatten(), torch.tensor([0.0, 2.0]), rtol=1e-4, atol=1e-4)
     assert "activation" not in conv.state_dict()
-
-
-@pytest.mark.parametrize("size, output", [((4, 6), (4, 6)), ((4, 6), (8, 12)), ((3, 5), (6, 10))])
-def test_predictions_lose_their_padding_before_they_are_resized(size, output):
-    logits = torch.zeros(2, 6, 8)
-    logits[:, : size[0], : size[1]] = 1.0
-    assert sem_seg_postprocess(logits, size, *output).equal(torch.ones(2, *output))
 
 
 def test_models_heads_and_backbones_are_found_by_name():
