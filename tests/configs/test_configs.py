@@ -77,7 +77,7 @@ def test_published_settings_of_cityscapes(percent):
     base = "cityscapes_fine_instance_seg"
     assert cfg.DATASETS.TRAIN == (f"{base}_train_{percent}pct",)
     assert cfg.DATASETS.UNLABELED == (f"{base}_train_unlabeled",)
-    assert cfg.DATASETS.TEST == (f"{base}_val",)
+    assert cfg.DATASETS.TEST == (f"{base}_val_ids",)
     assert (cfg.S4M.TEACHER.IMS_PER_BATCH, cfg.SOLVER.IMS_PER_BATCH) == (4, 16)
     assert (cfg.SOLVER.MAX_ITER, cfg.S4M.BURN_IN) == (90_000, 15_000)
     assert (cfg.SOLVER.LR_SCHEDULER_NAME, cfg.SOLVER.POLY_LR_POWER) == ("WarmupPolyLR", 0.9)
