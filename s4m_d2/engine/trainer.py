@@ -140,8 +140,10 @@ class S4MTrainer(TeacherTrainer):
         return results
 
     def _log(self, stats: dict[str, float]) -> None:
+        storage = get_event_storage()
+        storage.put_scalars(**stats)
         skipped = len(self._trainer.data_loader.unlabeled.skipped_images)
-        get_event_storage().put_scalars(**stats, **{"data/skipped_images": skipped})
+        storage.put_scalar("data/skipped_images", skipped, smoothing_hint=False)  # a count so far
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
