@@ -39,7 +39,7 @@ class Backdrop:
             height,
             horizon=height * rng.uniform(0.3, 0.42),
             vanishing_x=width * rng.uniform(0.3, 0.7),
-            camera_height=rng.uniform(2.1, 2.9),
+            camera_height=rng.uniform(1.4, 1.9),
         )
 
     def pixels_per_meter(self, y: float) -> float:

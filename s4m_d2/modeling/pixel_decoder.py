@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -11,7 +10,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError
-from s4m_d2.layers import MSDeformAttn, sine_position_encoding
+from s4m_d2.layers import MSDeformAttn, sine_position_encoding, xavier_fill
 from s4m_d2.modeling.registry import register_if_free
 
 NUM_GROUPS = 32  # of the group normalization after each input projection
@@ -165,7 +164,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             self.add_module(f"adapter_{index}", lateral)
             self.add_module(f"layer_{index}", output)
         self.mask_features = Conv2d(conv_dim, mask_dim, kernel_size=1)
-        weight_init.c2_xavier_fill(self.mask_features)
+        xavier_fill(self.mask_features)
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -246,7 +245,7 @@ def _pyramid_convs(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, 
         activation=F.relu,
     )
     for conv in (lateral, output):
-        weight_init.c2_xavier_fill(conv)
+        xavier_fill(conv)
     return lateral, output
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import fvcore.nn.weight_init as weight_init
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -12,7 +11,7 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.layers import sine_position_encoding
+from s4m_d2.layers import sine_position_encoding, xavier_fill
 from s4m_d2.modeling.registry import TRANSFORMER_DECODER_REGISTRY
 
 NUM_FEATURE_LEVELS = 3  # feature maps that the layers attend to in turn
@@ -248,7 +247,7 @@ def _attention_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _projection(in_channels: int, hidden_dim: int) -> Conv2d:
     conv = Conv2d(in_channels, hidden_dim, kernel_size=1)
-    weight_init.c2_xavier_fill(conv)
+    xavier_fill(conv)
     return conv
 
 
