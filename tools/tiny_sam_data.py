@@ -20,11 +20,13 @@ SCENE_SIZE = (256, 128)  # (width, height) of a scene at scale 1
 MIN_STUFF_AREA = 120  # px at scale 1: smaller background fragments are no target
 STUFF_OFFSET = 40_000  # region ids: instance ids stay, background regions count up from here
 TILE_OFFSET = 1 << 17  # keeps the regions of the scenes in a mosaic apart
-MIN_TARGET_AREA = 16  # px of the view
+MIN_TARGET_AREA = 25  # px of the view
+CELL = 8  # px of a view between the cells of the auxiliary targets: the encoder's patch size
+OFFSET_UNIT = 32.0  # px
 CONTENT_SIZES = ((128, 256), (256, 256), (192, 256))  # (H, W) of a view
-CONTENT_CHANCES = (0.6, 0.3, 0.1)
-PLAIN_VIEW_CHANCE = 0.35  # a whole scene at scale 1, as the method sees it
-ZOOM_RANGE = (0.6, 2.0)
+CONTENT_CHANCES = (0.45, 0.45, 0.1)
+PLAIN_VIEW_CHANCE = 0.4  # a whole scene at scale 1, as the method sees it
+ZOOM_RANGE = (0.75, 1.6)
 STUFF_CHANCE = 0.22
 CLICK_COUNTS, CLICK_CHANCES = (1, 2, 3), (0.4, 0.15, 0.45)
 SLOPPY_CHANCE, SLOPPY_SIGMA = 0.08, 2.0  # px
@@ -37,7 +39,9 @@ class PromptBatch:
 
     images: (B, 3, H, W) float 0..255 RGB. image_index: (N,). points: (N, P, 2) continuous px of
     the view. labels: (N, P). targets: (N, H / 2, W / 2) covered share of each cell. valid: the
-    same shape, where the labels are known.
+    same shape, where the labels are known. cell_regions: (B, H / 8, W / 8) region at each cell's
+    center, 0 where unknown. cell_shapes: (B, 4, H / 8, W / 8) from there to the centroid of an
+    instance (x, y, in units of 32 px) and the logarithm of its spread (x, y, px); 0 on background.
     """
 
     images: torch.Tensor
@@ -46,6 +50,8 @@ class PromptBatch:
     labels: torch.Tensor
     targets: torch.Tensor
     valid: torch.Tensor
+    cell_regions: torch.Tensor
+    cell_shapes: torch.Tensor
 
 
 @dataclass
@@ -96,16 +102,18 @@ def sample_batch(
     """Random views of the pool's scenes with random clicks on random regions."""
     size = CONTENT_SIZES[rng.choice(len(CONTENT_SIZES), p=CONTENT_CHANCES)]
     clicks = int(rng.choice(CLICK_COUNTS, p=CLICK_CHANCES))
-    views, rows = [], []
+    views, cells, rows = [], [], []
     for number in range(images):
         image, regions = sample_view(pool, rng, size)
         views.append(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1))
+        cells.append(_cell_targets(regions))
         known = _half(regions > 0) > 0.99
         for region in _choose_regions(regions, rng, prompts):
             mask = regions == region
             points, labels = _clicks(mask, rng, clicks)
             rows.append((number, points, labels, _half(mask), known))
     index, points, labels, targets, valid = zip(*rows, strict=True)
+    cell_regions, cell_shapes = zip(*cells, strict=True)
     return PromptBatch(
         torch.stack(views).float(),
         torch.tensor(index),
@@ -113,7 +121,31 @@ def sample_batch(
         torch.from_numpy(np.stack(labels)),
         torch.from_numpy(np.stack(targets)),
         torch.from_numpy(np.stack(valid)),
+        torch.from_numpy(np.stack(cell_regions)),
+        torch.from_numpy(np.stack(cell_shapes)).float(),
     )
+
+
+def _cell_targets(regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Region (h, w) and shape (4, h, w) of the instance at the center of each encoder cell."""
+    ids, inverse = np.unique(regions, return_inverse=True)
+    inverse = inverse.reshape(regions.shape)
+    ys, xs = np.indices(regions.shape)
+    area = np.bincount(inverse.ravel())
+    moments = []
+    for axis in (xs, ys):
+        mean = np.bincount(inverse.ravel(), axis.ravel()) / area
+        square = np.bincount(inverse.ravel(), axis.ravel() ** 2) / area
+        moments.append((mean, np.sqrt(np.maximum(square - mean**2, 0))))
+    center = (slice(CELL // 2, None, CELL), slice(CELL // 2, None, CELL))
+    cell = inverse[center]
+    (mean_x, spread_x), (mean_y, spread_y) = moments
+    shape = np.stack([
+        (mean_x[cell] - xs[center]) / OFFSET_UNIT, (mean_y[cell] - ys[center]) / OFFSET_UNIT,
+        np.log1p(spread_x[cell]), np.log1p(spread_y[cell]),
+    ])  # fmt: skip
+    is_instance = (ids > 0) & (ids % TILE_OFFSET < STUFF_OFFSET)
+    return regions[center].astype(np.int64), shape * is_instance[cell]
 
 
 def _half(mask: np.ndarray) -> np.ndarray:
@@ -133,14 +165,17 @@ def sample_view(
     image, regions = _mosaic(pool, rng, tuple(tiles), enlarge=zoom > 1)
     scale = image.shape[1] / (SCENE_SIZE[0] * tiles[1])
     window = np.minimum(np.round(window * scale).astype(int), image.shape[:2])
-    top, left = (int(rng.integers(full - part + 1))
-                 for full, part in zip(image.shape[:2], window, strict=True))
+    top, left = (
+        int(rng.integers(full - part + 1))
+        for full, part in zip(image.shape[:2], window, strict=True)
+    )
     crop = (slice(top, top + window[0]), slice(left, left + window[1]))
     image, regions = image[crop], regions[crop]
     if regions.shape != size:
         shrink = window[0] > size[0]
-        image = cv2.resize(image, size[::-1],
-                           interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+        image = cv2.resize(
+            image, size[::-1], interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+        )
         regions = cv2.resize(regions, size[::-1], interpolation=cv2.INTER_NEAREST)
     if rng.random() < 0.5:
         image, regions = image[:, ::-1], regions[:, ::-1]
@@ -155,7 +190,8 @@ def _mosaic(
     scale = scales.max() if enlarge else scales.min()
     choice = rng.choice(np.flatnonzero(scales == scale), size=tiles)
     image = np.concatenate(
-        [np.concatenate([pool.images[i] for i in row], axis=1) for row in choice])
+        [np.concatenate([pool.images[i] for i in row], axis=1) for row in choice]
+    )
     offsets = TILE_OFFSET * np.arange(choice.size).reshape(tiles)
     regions = np.concatenate([
         np.concatenate([pool.regions[i] + o * (pool.regions[i] > 0)
@@ -189,8 +225,9 @@ def _choose_regions(regions: np.ndarray, rng: np.random.Generator, count: int) -
     stuff = ids % TILE_OFFSET >= STUFF_OFFSET
     if not len(ids):
         return ids
-    share = np.where(stuff, STUFF_CHANCE / max(stuff.sum(), 1),
-                     (1 - STUFF_CHANCE) / max((~stuff).sum(), 1))
+    share = np.where(
+        stuff, STUFF_CHANCE / max(stuff.sum(), 1), (1 - STUFF_CHANCE) / max((~stuff).sum(), 1)
+    )
     return rng.choice(ids, size=count, p=share / share.sum())
 
 

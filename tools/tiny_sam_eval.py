@@ -67,8 +67,16 @@ def evaluate_clicks(sam: torch.nn.Module, pool: ScenePool, seed: int) -> ClickSc
         touching = touching_neighbors(regions)
         by_count = [_prompt(sam, embedding, points[:, :n], masks) for n in (1, 3)]
         for k, region in enumerate(ids.tolist()):
-            rows.append((region >= STUFF_OFFSET, region in touching, by_count[0][k, 0],
-                         by_count[1][k, 0], by_count[1][k, 1], by_count[1][k, 2]))
+            rows.append(
+                (
+                    region >= STUFF_OFFSET,
+                    region in touching,
+                    by_count[0][k, 0],
+                    by_count[1][k, 0],
+                    by_count[1][k, 1],
+                    by_count[1][k, 2],
+                )
+            )
     stuff, touch, one, three, best, error = (np.array(column) for column in zip(*rows, strict=True))
     stuff, touch = stuff.astype(bool), touch.astype(bool)
     return ClickScores(

@@ -4,7 +4,8 @@
 
 The scenes are rendered in memory; none of them is in a toyscapes data set of another seed. A run
 continues from OUTPUT/last.pth if that exists. The averaged weights go to OUTPUT/tiny_sam.pth
-(half precision); copy them to s4m_d2/sam/weights/ to make them the packaged ones.
+(half precision); copy them to s4m_d2/sam/weights/ to make them the packaged ones. Needs
+PyTorch >= 2.9 for its Muon optimizer, which halves the steps.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,12 +33,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from tiny_sam_data import PromptBatch, ScenePool, sample_batch  # noqa: E402
 from tiny_sam_eval import evaluate_clicks  # noqa: E402
+from tiny_sam_init import initialize_tiny_sam  # noqa: E402
+from tiny_sam_losses import EncoderHead, mask_losses, true_quality  # noqa: E402
 
 from s4m_d2.sam.decoder import predict_masks, transform_tokens  # noqa: E402
 from s4m_d2.sam.tiny import PATCH_SIZE, build_tiny_sam  # noqa: E402
 
-FOCAL_GAMMA = 2.0
-FOCAL_WEIGHT, DICE_WEIGHT, QUALITY_WEIGHT = 10.0, 1.0, 2.0
+QUALITY_WEIGHT = 2.0
+AUXILIARY_WEIGHT = 0.5
 ALL_MASKS_WEIGHT = 0.1  # keeps the masks that are not chosen from drifting
 NORM_CLIP = 1.0
 WEIGHT_DECAY = 0.05
@@ -47,76 +51,83 @@ def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/tiny_sam"))
+    parser.add_argument("--init", type=Path, help="last.pth or tiny_sam.pth of a run to start from")
     parser.add_argument("--seed", type=int, default=1000, help="of scenes, prompts and weights")
-    parser.add_argument("--scenes", type=int, default=1500)
+    parser.add_argument("--scenes", type=int, default=1200)
     parser.add_argument("--held-out", type=int, default=100, help="scenes of the evaluation")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--images", type=int, default=8, help="per step")
     parser.add_argument("--prompts", type=int, default=10, help="per image")
-    parser.add_argument("--lr", type=float, default=1.2e-3)
-    parser.add_argument("--warmup", type=int, default=150)
+    parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW")
+    parser.add_argument("--muon-lr", type=float, default=1e-2)
+    parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--ema", type=float, default=0.998)
-    parser.add_argument("--save-every", type=int, default=250)
+    parser.add_argument("--save-every", type=int, default=200, help="steps")
+    parser.add_argument("--evaluate-every", type=int, default=400, help="steps")
     parser.add_argument("--workers", type=int, default=2, help="processes that render scenes")
-    parser.add_argument("--threads", type=int, default=2,
-                        help="replicas that share a step's images, one thread each")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=2,
+        help="replicas that share a step's images, one thread each",
+    )
     parser.add_argument("--float32", action="store_true", help="no bfloat16 in the forward pass")
     return parser.parse_args()
 
 
-def mask_losses(logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """(N, M) focal plus dice loss of logits (N, M, h, w) on soft targets (N, h, w) in [0, 1].
+class Trainee(nn.Module):
+    """The tiny SAM with the auxiliary head that helps its encoder to learn."""
 
-    valid: (N, h, w) bool, False where the label is unknown.
-    """
-    target = targets[:, None].expand_as(logits)
-    weight = valid[:, None].float()
-    pixels = weight.sum(dim=(2, 3))
-    probability = logits.sigmoid()
-    focal = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    focal = focal * (probability - target).abs().pow(FOCAL_GAMMA) * weight
-    probability, target = probability * weight, target * weight
-    overlap = 2 * (probability * target).sum(dim=(2, 3))
-    extent = probability.pow(2).sum(dim=(2, 3)) + target.pow(2).sum(dim=(2, 3))
-    dice = 1 - (overlap + 1) / (extent + 1)
-    return FOCAL_WEIGHT * focal.sum(dim=(2, 3)) / pixels + DICE_WEIGHT * dice
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.sam = build_tiny_sam()
+        initialize_tiny_sam(self.sam, generator)
+        self.head = EncoderHead(self.sam.prompt_encoder.embed_dim)
 
-
-def true_quality(
-    logits: torch.Tensor, targets: torch.Tensor, valid: torch.Tensor
-) -> torch.Tensor:
-    """(N, M) IoU of the predicted masks with the targets."""
-    predicted = (logits > 0) & valid[:, None]
-    target = (targets > 0.5)[:, None]
-    union = (predicted | target).sum(dim=(2, 3)).clamp(min=1)
-    return (predicted & target).sum(dim=(2, 3)) / union
-
-
-def training_loss(sam: torch.nn.Module, batch: PromptBatch, bfloat16: bool) -> torch.Tensor:
-    """Loss of one batch; only the part of the mask frame that holds content is computed on."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-        embeddings = sam.image_encoder(sam.preprocess(batch.images))
-        hidden, features = transform_tokens(
-            sam, embeddings, batch.image_index, batch.points, batch.labels
-        )
-        rows, columns = (math.ceil(side / PATCH_SIZE) for side in batch.images.shape[-2:])
-        decoded = predict_masks(sam, hidden, features[..., :rows, :columns], slice(None))
-    logits, quality = (value.float() for value in decoded)
-    losses = mask_losses(logits, batch.targets, batch.valid)
-    multi = losses[:, 1:]
-    mask_loss = multi.amin(dim=1) + losses[:, 0] + ALL_MASKS_WEIGHT * multi.mean(dim=1)
-    with torch.no_grad():
-        truth = true_quality(logits, batch.targets, batch.valid)
-    quality_loss = F.mse_loss(quality, truth, reduction="none").sum(dim=1)
-    return (mask_loss + QUALITY_WEIGHT * quality_loss).mean()
+    def loss(self, batch: PromptBatch, generator: torch.Generator, bfloat16: bool) -> torch.Tensor:
+        """Loss of one batch; masks are computed only where there is content."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            embeddings = self.sam.image_encoder(self.sam.preprocess(batch.images))
+            hidden, features = transform_tokens(
+                self.sam, embeddings, batch.image_index, batch.points, batch.labels
+            )
+            rows, columns = (math.ceil(side / PATCH_SIZE) for side in batch.images.shape[-2:])
+            content = features[..., :rows, :columns]
+            decoded = predict_masks(self.sam, hidden, content, slice(None))
+        logits, quality = (value.float() for value in decoded)
+        losses = mask_losses(logits, batch.targets, batch.valid)
+        multi = losses[:, 1:]
+        mask_loss = multi.amin(dim=1) + losses[:, 0] + ALL_MASKS_WEIGHT * multi.mean(dim=1)
+        with torch.no_grad():
+            truth = true_quality(logits, batch.targets, batch.valid)
+        quality_loss = F.mse_loss(quality, truth, reduction="none").sum(dim=1)
+        dense = self.head(embeddings.float(), batch.cell_regions, batch.cell_shapes, generator)
+        return (mask_loss + QUALITY_WEIGHT * quality_loss).mean() + AUXILIARY_WEIGHT * dense
 
 
-def learning_rate(step: int, args: argparse.Namespace) -> float:
-    """Linear warm-up, then a cosine to 1 % of the base rate."""
+def learning_rate_factor(step: int, args: argparse.Namespace) -> float:
+    """Linear warm-up, then a cosine to 1 %."""
     if step < args.warmup:
-        return args.lr * (step + 1) / args.warmup
+        return (step + 1) / args.warmup
     progress = (step - args.warmup) / max(args.steps - args.warmup, 1)
-    return args.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def build_optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the linear layers, AdamW for everything else."""
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
+    trained = [p for n, p in model.named_parameters() if "mask_downscaling" not in n]
+    matrices = [p for p in trained if id(p) in linear]
+    others = [p for p in trained if id(p) not in linear]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [
+        torch.optim.Muon(matrices, lr=args.muon_lr, weight_decay=WEIGHT_DECAY,
+                         adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98)),
+    ]  # fmt: skip
 
 
 class Replicas:
@@ -156,38 +167,49 @@ class Run:
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
         self.args = args
-        self.sam = build_tiny_sam()
-        torch.nn.init.trunc_normal_(self.sam.image_encoder.pos_embed, std=0.02)
-        self.average = build_tiny_sam().eval().requires_grad_(False)
-        self.average.load_state_dict(self.sam.state_dict())
-        trained = [p for n, p in self.sam.named_parameters() if "mask_downscaling" not in n]
-        decayed = [p for p in trained if p.ndim > 1]
-        plain = [p for p in trained if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY},
-                  {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
-        self.replicas = Replicas(self.sam, args.threads)
+        self.model = Trainee(torch.Generator().manual_seed(args.seed))
+        if args.init is not None:
+            self._start_from(args.init)
+        self.average = copy.deepcopy(self.model.sam).eval().requires_grad_(False)
+        self.optimizers = build_optimizers(self.model, args)
+        self.rates = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
+        self.replicas = Replicas(self.model, args.threads)
         self.step = 0
         self.seconds = 0.0
         self.checkpoint = args.output / "last.pth"
         if self.checkpoint.exists():
             self._load()
 
+    def _start_from(self, path: Path) -> None:
+        """Take the weights of another run: of its last.pth, or of its tiny_sam.pth."""
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if "model" in state:
+            self.model.load_state_dict(state["model"])
+        else:
+            self.model.sam.load_state_dict(state)
+
     def _load(self) -> None:
         state = torch.load(self.checkpoint, weights_only=True)
-        self.sam.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
         """Write the state of the run and the averaged weights."""
-        state = {"model": self.sam.state_dict(), "average": self.average.state_dict(),
-                 "optimizer": self.optimizer.state_dict(), "step": self.step,
-                 "seconds": self.seconds}
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "step": self.step,
+            "seconds": self.seconds,
+        }
         weights = {name: value.half() for name, value in self.average.state_dict().items()}
-        for path, content in ((self.checkpoint, state),
-                              (self.args.output / "tiny_sam.pth", weights)):
+        for path, content in (
+            (self.checkpoint, state),
+            (self.args.output / "tiny_sam.pth", weights),
+        ):
             temporary = path.with_name(path.name + ".tmp")
             torch.save(content, temporary)
             os.replace(temporary, path)
@@ -200,18 +222,23 @@ class Run:
         def loss_of(model: torch.nn.Module, number: int) -> torch.Tensor:
             rng = np.random.default_rng([args.seed, self.step, number])
             batch = sample_batch(pool, rng, images, args.prompts)
-            return training_loss(model, batch, bfloat16=not args.float32)
+            generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
+            return model.loss(batch, generator, bfloat16=not args.float32)
 
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, args)
-        self.optimizer.zero_grad()
+        factor = learning_rate_factor(self.step, args)
+        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+            optimizer.zero_grad()
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
         loss = self.replicas.backward(loss_of)
-        torch.nn.utils.clip_grad_norm_(self.sam.parameters(), NORM_CLIP)
-        self.optimizer.step()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), NORM_CLIP)
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         decay = min(args.ema, self.step / (self.step + 10))
         with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.sam.parameters(), strict=True):
+            trained = self.model.sam.parameters()
+            for mean, value in zip(self.average.parameters(), trained, strict=True):
                 mean.lerp_(value, 1 - decay)
         return loss
 
@@ -223,8 +250,7 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     run = Run(args)
     pool = ScenePool.render(args.seed, "train", args.scenes, args.workers)
-    held_out = ScenePool.render(args.seed, HELD_OUT_SPLIT, args.held_out, args.workers,
-                                scales=(1,))
+    held_out = ScenePool.render(args.seed, HELD_OUT_SPLIT, args.held_out, args.workers, scales=(1,))
     smooth = None
     with tqdm(total=args.steps, initial=run.step, mininterval=5) as progress:
         while run.step < args.steps:
@@ -234,11 +260,17 @@ def main() -> None:
             smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
             progress.update()
             progress.set_postfix(loss=f"{smooth:.3f}", refresh=False)
-            if run.step % args.save_every == 0 or run.step == args.steps:
+            last = run.step == args.steps
+            if last or run.step % args.save_every == 0:
                 run.save()
+            if last or run.step % args.evaluate_every == 0:
                 scores = evaluate_clicks(run.average, held_out, args.seed)
-                record = {"step": run.step, "seconds": round(run.seconds), "loss": smooth,
-                          **asdict(scores)}
+                record = {
+                    "step": run.step,
+                    "seconds": round(run.seconds),
+                    "loss": smooth,
+                    **asdict(scores),
+                }
                 with open(args.output / "log.jsonl", "a") as log:
                     log.write(json.dumps(record) + "\n")
                 tqdm.write(f"step {run.step}: {scores}")

@@ -144,9 +144,7 @@ class SegmentAnythingBackend(SamBackend):
         target = self._resized(tuple(content.shape[-2:]))
         if target == tuple(content.shape[-2:]):
             return content
-        return F.interpolate(
-            content, target, mode="bilinear", align_corners=False, antialias=True
-        )
+        return F.interpolate(content, target, mode="bilinear", align_corners=False, antialias=True)
 
 
 @SAM_BACKEND_REGISTRY.register()
@@ -162,9 +160,7 @@ def segment_anything(cfg: Any) -> SegmentAnythingBackend:
     )
 
 
-def _check_images(
-    images: Tensor, image_sizes: Sequence[tuple[int, int]]
-) -> list[tuple[int, int]]:
+def _check_images(images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """The sizes as tuples of int, or an InputError."""
     if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(image_sizes):
         raise InputError(

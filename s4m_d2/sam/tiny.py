@@ -52,7 +52,11 @@ def build_tiny_sam() -> Sam:
     decoder = MaskDecoder(
         transformer_dim=PROMPT_DIM,
         transformer=TwoWayTransformer(
-            depth=2, embedding_dim=PROMPT_DIM, num_heads=4, mlp_dim=256
+            depth=2,
+            embedding_dim=PROMPT_DIM,
+            num_heads=2,
+            mlp_dim=256,
+            attention_downsample_rate=1,
         ),
         num_multimask_outputs=3,
         iou_head_depth=3,
