@@ -18,6 +18,7 @@ SKIES: tuple[tuple[Color, Color], ...] = (
     ((110, 120, 160), (238, 190, 150)),
 )
 FOLIAGE: tuple[Color, ...] = ((70, 104, 52), (92, 120, 50), (58, 90, 66), (130, 118, 52))
+SATURATION = 0.5  # of the stage's colors: the toys are the brighter ones
 StuffPolygon = tuple[str, np.ndarray]
 
 
@@ -79,14 +80,17 @@ class _Painter:
         pixels = np.round(points * self.scale - 0.5).astype(np.int32)
         cv2.fillPoly(self.canvas, [pixels], color)
 
-    def box(self, x0: float, y0: float, x1: float, y1: float, color: Color,
-            label: str | None = None) -> None:
+    def box(
+        self, x0: float, y0: float, x1: float, y1: float, color: Color, label: str | None = None
+    ) -> None:
         """Fill an axis-aligned rectangle."""
         self.fill(np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)]), color, label)
 
 
 def draw_backdrop(
-    backdrop: Backdrop, layout_rng: np.random.Generator, look_rng: np.random.Generator,
+    backdrop: Backdrop,
+    layout_rng: np.random.Generator,
+    look_rng: np.random.Generator,
     supersampling: int,
 ) -> tuple[np.ndarray, list[StuffPolygon]]:
     """The empty street: float32 (H, W, 3) canvas times the supersampling, and stuff polygons."""
@@ -98,13 +102,19 @@ def draw_backdrop(
     for _ in range(int(layout_rng.integers(0, 4))):
         _draw_tree(painter, backdrop, foot, layout_rng)
     height, width = painter.canvas.shape[:2]
+    gray = painter.canvas.mean(axis=2, keepdims=True)
+    painter.canvas = gray + SATURATION * (painter.canvas - gray)
     grain = noise_field(look_rng, height, width, octaves=(1, 3, 12))
     painter.canvas *= 1 + look_rng.uniform(0.03, 0.08) * grain[..., None]
     return painter.canvas, painter.stuff
 
 
-def _draw_sky(painter: _Painter, backdrop: Backdrop, layout_rng: np.random.Generator,
-              look_rng: np.random.Generator) -> None:
+def _draw_sky(
+    painter: _Painter,
+    backdrop: Backdrop,
+    layout_rng: np.random.Generator,
+    look_rng: np.random.Generator,
+) -> None:
     top, bottom = SKIES[layout_rng.integers(len(SKIES))]
     painter.box(0, 0, backdrop.width, backdrop.height, bottom, "sky")
     height, width = painter.canvas.shape[:2]
@@ -127,8 +137,12 @@ def _draw_buildings(
         x += width + (unit * rng.uniform(0, 0.15) if rng.random() < 0.3 else 0)
 
 
-def _draw_facade(painter: _Painter, frame: tuple[float, float, float, float], unit: float,
-                 rng: np.random.Generator) -> None:
+def _draw_facade(
+    painter: _Painter,
+    frame: tuple[float, float, float, float],
+    unit: float,
+    rng: np.random.Generator,
+) -> None:
     x0, y0, x1, y1 = frame
     color = jitter(FACADES[rng.integers(len(FACADES))], rng, 18)
     painter.box(x0, y0, x1, y1, color, "building")

@@ -16,6 +16,11 @@ STEEL: Color = (112, 116, 122)
 HEADLIGHT: Color = (246, 236, 180)
 TAILLIGHT: Color = (196, 30, 34)
 CIRCLE_POINTS = 20
+PAINT_HUES = {
+    "person": 0.0, "rider": 0.08, "car": 0.6, "truck": 0.42, "bus": 0.15, "train": 0.28,
+    "motorcycle": 0.75, "bicycle": 0.9,
+}  # fmt: skip
+HUE_DEVIATION = 0.06
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,13 @@ def random_color(rng: np.random.Generator) -> Color:
         gray = rng.uniform(45, 235)
         return (gray, gray + rng.uniform(-4, 4), gray + rng.uniform(-4, 8))
     rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.35, 0.9), rng.uniform(0.35, 0.95))
+    return tuple(255 * channel for channel in rgb)
+
+
+def paint_color(label: str, rng: np.random.Generator) -> Color:
+    """The plastic a toy is cast in: a saturated color, whose hue hints at the class."""
+    hue = (PAINT_HUES[label] + rng.normal(0, HUE_DEVIATION)) % 1
+    rgb = colorsys.hsv_to_rgb(hue, rng.uniform(0.55, 0.95), rng.uniform(0.45, 1.0))
     return tuple(255 * channel for channel in rgb)
 
 

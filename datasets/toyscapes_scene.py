@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from toyscapes_background import Backdrop, draw_backdrop, noise_field
 from toyscapes_figures import FIGURES, rider
-from toyscapes_parts import Part, jitter, random_color
+from toyscapes_parts import Color, Part, jitter, paint_color
 
 LABEL_IDS = {
     "road": 7, "sidewalk": 8, "building": 11, "vegetation": 21, "sky": 23, "person": 24,
@@ -28,7 +28,9 @@ SUBPIXEL_BITS = 4
 REFERENCE_AREA = 256 * 128
 MIN_VISIBLE_AREA = 24  # px at the reference area: an instance hidden further is left out
 MIN_INSTANCES, MAX_INSTANCES = 4, 9
-SIMILAR_COLOR_CHANCE = 0.65
+SIMILAR_COLOR_CHANCE = 0.4
+PAINT_SHARE = 0.8  # how much of a figure is of its one paint; the rest keeps its parts' own colors
+OUTLINE_SHADE = 0.35
 
 # Chance of a scene to hold a class, chance of each further neighbor, range of the ground line's
 # distance from the horizon (fraction of the image height), chance to be seen end-on.
@@ -77,10 +79,11 @@ class Scene:
 
 @dataclass(frozen=True)
 class _Placement:
-    """A figure on the ground: its parts in pixels of the output frame."""
+    """A figure on the ground: its parts in pixels of the output frame, and its paint."""
 
     label: str
     parts: list[Part]
+    paint: Color
     ground: float
     scale: float
 
@@ -151,24 +154,24 @@ def _group(label: str, rng: np.random.Generator, backdrop: Backdrop) -> list[_Pl
     ground = backdrop.horizon + backdrop.height * rng.uniform(*distances)
     center = rng.uniform(0.02, 0.98) * backdrop.width
     direction = rng.choice([-1.0, 1.0])
-    similar, base_color = rng.random() < SIMILAR_COLOR_CHANCE, random_color(rng)
+    similar, base_color = rng.random() < SIMILAR_COLOR_CHANCE, paint_color(label, rng)
     facing, squeeze = rng.choice([-1.0, 1.0]), rng.uniform(0.75, 1.0)
     placements = []
     for _ in range(count):
         y = ground + rng.uniform(-0.012, 0.012) * backdrop.height
         scale = backdrop.pixels_per_meter(y)
-        color = jitter(base_color, rng, 10) if similar else random_color(rng)
+        color = jitter(base_color, rng, 20) if similar else paint_color(label, rng)
         flip = facing if rng.random() < 0.75 else -facing
         size = rng.uniform(0.92, 1.12)
-        figures = [(label, FIGURES[label](rng, color, **end_on))]
+        figures = [(label, color, FIGURES[label](rng, color, **end_on))]
         if label in _CYCLES and rng.random() < _RIDDEN_CHANCE:
-            figures.append(("rider", rider(rng, random_color(rng),
-                                           on_motorcycle=label == "motorcycle")))
-        width = float(np.ptp(np.concatenate([p.points[:, 0] for p in figures[0][1]])))
+            color = paint_color("rider", rng)
+            figures.append(("rider", color, rider(rng, color, on_motorcycle=label == "motorcycle")))
+        width = float(np.ptp(np.concatenate([p.points[:, 0] for p in figures[0][2]])))
         stretch = np.array([flip * squeeze * size * scale, -size * scale])
-        for order, (name, parts) in enumerate(figures):
+        for order, (name, color, parts) in enumerate(figures):
             moved = [_moved(p, (width / 2, 0.0), stretch, (center, y)) for p in parts]
-            placements.append(_Placement(name, moved, y + 0.01 * order, scale))
+            placements.append(_Placement(name, moved, color, y + 0.01 * order, scale))
         center += direction * rng.uniform(*_GROUP_SPACING) * width * squeeze * size * scale
     return placements
 
@@ -214,7 +217,10 @@ def _fixed_point(points: np.ndarray, offset: tuple[float, float] = (0.0, 0.0)) -
 
 
 def _draw_figure(
-    canvas: np.ndarray, placement: _Placement, texture: np.ndarray, light: float,
+    canvas: np.ndarray,
+    placement: _Placement,
+    texture: np.ndarray,
+    light: float,
     rng: np.random.Generator,
 ) -> None:
     """Paint a figure with shading, texture and a soft contact shadow onto the canvas (float)."""
@@ -235,12 +241,21 @@ def _draw_figure(
     patch = canvas[y0 : y0 + h, x0 : x0 + w]
     _cast_shadow(patch, points, placement, low)
     dy, dx = rng.integers(texture.shape[0] - h + 1), rng.integers(texture.shape[1] - w + 1)
-    grain = 1 + rng.uniform(0.05, 0.16) * texture[dy : dy + h, dx : dx + w]
+    painted = _paint(color, alpha, placement.paint)
+    grain = 1 + rng.uniform(0.03, 0.09) * texture[dy : dy + h, dx : dx + w]
     vertical = np.linspace(1.12, 0.84, h)[:, None]
     sideways = np.linspace(1 - light, 1 + light, w)[None, :]
-    lit = color * (grain * vertical * sideways * rng.uniform(0.85, 1.1))[..., None]
+    lit = painted * (grain * vertical * sideways * rng.uniform(0.85, 1.1))[..., None]
     weight = (alpha / 255.0)[..., None]
     patch += weight * (lit - patch)
+
+
+def _paint(color: np.ndarray, alpha: np.ndarray, paint: Color) -> np.ndarray:
+    """Toys are cast in one plastic: parts differ in lightness, and a dark line runs around them."""
+    lightness = (color @ np.array([0.3, 0.6, 0.1]) / 160)[..., None]
+    painted = (1 - PAINT_SHARE) * color + PAINT_SHARE * (0.35 + 0.65 * lightness) * paint
+    inner = cv2.erode(np.pad(alpha, 2), np.ones((3, 3), np.uint8), iterations=2)[2:-2, 2:-2]
+    return np.where((alpha > inner)[..., None], OUTLINE_SHADE * np.asarray(paint), painted)
 
 
 def _cast_shadow(
@@ -258,15 +273,12 @@ def _cast_shadow(
 
 
 def _finish(canvas: np.ndarray, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """The camera: exposure, white balance, sometimes blur or haze, sensor noise, 8 bits."""
+    """The camera: exposure, white balance, sometimes blur, sensor noise, 8 bits."""
     image = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA)
-    exposure, contrast = rng.uniform(0.68, 1.12), rng.uniform(0.82, 1.12)
-    balance = 1 + rng.uniform(-0.07, 0.07, size=3)
+    exposure, contrast = rng.uniform(0.85, 1.12), rng.uniform(0.9, 1.12)
+    balance = 1 + rng.uniform(-0.04, 0.04, size=3)
     image = ((image - 120) * contrast + 120) * exposure * balance
-    if rng.random() < 0.3:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.35, 0.75) * size[1] / 128)
-    if rng.random() < 0.25:
-        image += rng.uniform(0.05, 0.2) * (rng.uniform(150, 210) - image)
-    image += rng.normal(0.0, rng.uniform(1.5, 6.0), size=image.shape)
+    if rng.random() < 0.2:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 0.5) * size[1] / 128)
+    image += rng.normal(0.0, rng.uniform(1.0, 4.0), size=image.shape)
     return np.clip(np.round(image), 0, 255).astype(np.uint8)
-

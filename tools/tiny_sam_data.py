@@ -24,9 +24,9 @@ MIN_TARGET_AREA = 25  # px of the view
 CELL = 8  # px of a view between the cells of the auxiliary targets: the encoder's patch size
 OFFSET_UNIT = 32.0  # px
 CONTENT_SIZES = ((128, 256), (256, 256), (192, 256))  # (H, W) of a view
-CONTENT_CHANCES = (0.45, 0.45, 0.1)
-PLAIN_VIEW_CHANCE = 0.4  # a whole scene at scale 1, as the method sees it
-ZOOM_RANGE = (0.75, 1.6)
+CONTENT_CHANCES = (0.45, 0.5, 0.05)
+PLAIN_VIEW_CHANCE = 0.6  # a whole scene at scale 1, as the method sees it
+ZOOM_RANGE = (0.8, 1.5)
 STUFF_CHANCE = 0.22
 CLICK_COUNTS, CLICK_CHANCES = (1, 2, 3), (0.4, 0.15, 0.45)
 SLOPPY_CHANCE, SLOPPY_SIGMA = 0.08, 2.0  # px
@@ -202,17 +202,17 @@ def _mosaic(
 
 
 def distort_color(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """SSD's photometric distortion: brightness, contrast, saturation, hue; each at random."""
+    """A mild photometric distortion as SSD's: brightness, contrast, saturation, hue; each at random."""
     pixels = image.astype(np.float32)
     if rng.random() < 0.5:
-        pixels += rng.uniform(-32, 32)
+        pixels += rng.uniform(-20, 20)
     if rng.random() < 0.5:
-        pixels *= rng.uniform(0.5, 1.5)
+        pixels *= rng.uniform(0.75, 1.25)
     pixels = np.clip(pixels, 0, 255)
     hsv = None
     if rng.random() < 0.75:
         hsv = cv2.cvtColor(pixels.astype(np.uint8), cv2.COLOR_RGB2HSV).astype(np.float32)
-        hsv[..., 1] *= rng.uniform(0.5, 1.5)
+        hsv[..., 1] *= rng.uniform(0.7, 1.3)
         hsv[..., 0] = (hsv[..., 0] + rng.uniform(-18, 18)) % 180
         hsv = np.clip(hsv, 0, 255).astype(np.uint8)
         pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
