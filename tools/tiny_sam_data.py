@@ -202,7 +202,7 @@ def _mosaic(
 
 
 def distort_color(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A mild photometric distortion as SSD's: brightness, contrast, saturation, hue; each at random."""
+    """Distort mildly as SSD does: brightness, contrast, saturation, hue; each at random."""
     pixels = image.astype(np.float32)
     if rng.random() < 0.5:
         pixels += rng.uniform(-20, 20)
