@@ -291,12 +291,6 @@ def rider(rng: np.random.Generator, color: Color, *, on_motorcycle: bool = False
 
 
 FIGURES: dict[str, Callable[..., list[Part]]] = {
-    "person": person,
-    "rider": rider,
-    "car": car,
-    "truck": truck,
-    "bus": bus,
-    "train": train,
-    "motorcycle": motorcycle,
-    "bicycle": bicycle,
+    figure.__name__: figure
+    for figure in (person, rider, car, truck, bus, train, motorcycle, bicycle)
 }
