@@ -28,7 +28,7 @@ from tqdm import tqdm
 CITIES = {"train": ("blockburg", "puppenheim", "tintown"), "val": ("kitehaven", "marbleton")}
 FRAME = 19  # Cityscapes annotates the twentieth frame of each sequence
 PARAMETERS_FILE = "toyscapes.json"
-GENERATOR_VERSION = 4  # raise it when the same parameters give other pictures
+GENERATOR_VERSION = 5  # raise it when the same parameters give other pictures
 MIN_SIDE = 64
 
 

@@ -26,27 +26,29 @@ INSTANCES_PER_LABEL = 1000  # Cityscapes: instance id = label id * 1000 + runnin
 SUPERSAMPLING = 2
 SUBPIXEL_BITS = 4
 REFERENCE_AREA = 256 * 128
-MIN_VISIBLE_AREA = 24  # px at the reference area: an instance hidden further is left out
-MIN_INSTANCES, MAX_INSTANCES = 4, 9
+MIN_VISIBLE_SHARE = 0.3  # of a figure inside the image: one hidden further is left out, too
+MIN_VISIBLE_AREA = 48  # px at the reference area: an instance hidden further is left out
+MIN_INSTANCES, MAX_INSTANCES = 5, 8  # before the hidden ones are left out
 SIMILAR_COLOR_CHANCE = 0.4
 PAINT_SHARE = 0.8  # how much of a figure is of its one paint; the rest keeps its parts' own colors
-OUTLINE_SHADE = 0.35
+OUTLINE_SHARE = 0.8  # how much of a figure's outline is white
 
 # Chance of a scene to hold a class, chance of each further neighbor, range of the ground line's
 # distance from the horizon (fraction of the image height), chance to be seen end-on.
 _LARGE = {
-    "train": (0.64, 0.0, (0.07, 0.17), 0.0),
-    "bus": (0.46, 0.3, (0.09, 0.36), 0.35),
-    "truck": (0.46, 0.3, (0.09, 0.36), 0.3),
+    "train": (0.85, 0.0, (0.09, 0.2), 0.0),
+    "bus": (0.46, 0.3, (0.11, 0.36), 0.35),
+    "truck": (0.46, 0.3, (0.11, 0.36), 0.3),
 }
 _CROWD = {
-    "car": (1.0, 0.62, (0.1, 0.48), 0.4),
-    "person": (1.0, 0.6, (0.15, 0.6), 0.0),
+    "car": (1.0, 0.62, (0.14, 0.48), 0.4),
+    "person": (1.0, 0.6, (0.2, 0.6), 0.0),
 }
-_CYCLES = {"bicycle": (0.55, 0.3, (0.16, 0.58), 0.0), "motorcycle": (0.5, 0.25, (0.16, 0.56), 0.0)}
+_CYCLES = {"bicycle": (0.55, 0.3, (0.22, 0.58), 0.0), "motorcycle": (0.5, 0.25, (0.22, 0.56), 0.0)}
+_TOY_SIZE = {"car": 1.2, "person": 1.4, "bicycle": 1.4, "motorcycle": 1.4}  # against life
 _RIDDEN_CHANCE = 0.72
 _MAX_GROUP = {"car": 4, "person": 4, "bus": 2, "truck": 2, "bicycle": 3, "motorcycle": 3}
-_GROUP_SPACING = (0.5, 0.98)  # of the neighbor's width: below 1 the two overlap
+_GROUP_SPACING = (0.6, 0.98)  # of the neighbor's width: below 1 the two overlap
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def _group(label: str, rng: np.random.Generator, backdrop: Backdrop) -> list[_Pl
         scale = backdrop.pixels_per_meter(y)
         color = jitter(base_color, rng, 20) if similar else paint_color(label, rng)
         flip = facing if rng.random() < 0.75 else -facing
-        size = rng.uniform(0.92, 1.12)
+        size = rng.uniform(0.92, 1.12) * _TOY_SIZE.get(label, 1.1)
         figures = [(label, color, FIGURES[label](rng, color, **end_on))]
         if label in _CYCLES and rng.random() < _RIDDEN_CHANCE:
             color = paint_color("rider", rng)
@@ -191,8 +193,10 @@ def _drop_hidden(
     drawer = ImageDraw.Draw(owner)
     for number, (_, polygon) in enumerate(outlined, start=1):
         drawer.polygon([tuple(point) for point in polygon.tolist()], fill=number)
-    area = np.bincount(np.asarray(owner).ravel(), minlength=len(outlined) + 1)[1:]
-    kept = [pair for pair, visible in zip(outlined, area, strict=True) if visible >= min_area]
+    visible = np.bincount(np.asarray(owner).ravel(), minlength=len(outlined) + 1)[1:]
+    own = np.array([cv2.contourArea(polygon) for _, polygon in outlined])
+    shown = (visible >= min_area) & (visible >= MIN_VISIBLE_SHARE * own)
+    kept = [pair for pair, show in zip(outlined, shown, strict=True) if show]
     return [p for p, _ in kept], [SceneObject(p.label, polygon) for p, polygon in kept]
 
 
@@ -253,11 +257,12 @@ def _draw_figure(
 
 
 def _paint(color: np.ndarray, alpha: np.ndarray, paint: Color) -> np.ndarray:
-    """Toys are cast in one plastic: parts differ in lightness, and a dark line runs around them."""
+    """Toys are cast in one plastic: parts differ in lightness, and a pale line runs around them."""
     lightness = (color @ np.array([0.3, 0.6, 0.1]) / 160)[..., None]
     painted = (1 - PAINT_SHARE) * color + PAINT_SHARE * (0.35 + 0.65 * lightness) * paint
     inner = cv2.erode(np.pad(alpha, 2), np.ones((3, 3), np.uint8), iterations=2)[2:-2, 2:-2]
-    return np.where((alpha > inner)[..., None], OUTLINE_SHADE * np.asarray(paint), painted)
+    outline = OUTLINE_SHARE * 235.0 + (1 - OUTLINE_SHARE) * np.asarray(paint)
+    return np.where((alpha > inner)[..., None], outline, painted)
 
 
 def _cast_shadow(
