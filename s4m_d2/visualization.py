@@ -71,7 +71,8 @@ def overlay(
     colors = instance_colors(masks)
     enlarged = masks.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
     canvas = torch.from_numpy(image).permute(2, 0, 1)
-    filled = draw_segmentation_masks(canvas, enlarged, alpha=FILL_ALPHA, colors=colors)
+    visible = _smallest_on_top(enlarged)  # torchvision paints what masks share black
+    filled = draw_segmentation_masks(canvas, visible, alpha=FILL_ALPHA, colors=colors)
     drawn = np.ascontiguousarray(filled.permute(1, 2, 0).numpy())
     for mask, color in zip(enlarged.numpy().astype(np.uint8), colors, strict=True):
         outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -92,6 +93,14 @@ def _check_instances(image: np.ndarray, masks: Tensor, labels: Sequence, scores:
         )
     if len(labels) != len(masks) or (scores is not None and len(scores) != len(masks)):
         raise InputError(f"{len(masks)} masks need as many labels and scores")
+
+
+def _smallest_on_top(masks: Tensor) -> Tensor:
+    """(N, H, W) bool masks without overlaps: a pixel goes to the smallest that covers it."""
+    areas = masks.flatten(1).sum(1)
+    cost = torch.where(masks, areas[:, None, None], masks[0].numel() + 1)
+    owner = cost.argmin(0)
+    return masks & (owner == torch.arange(len(masks))[:, None, None])
 
 
 def instance_colors(masks: Tensor) -> list[tuple[int, int, int]]:

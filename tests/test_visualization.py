@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from s4m_d2.errors import InputError
-from s4m_d2.visualization import instance_colors, overlay, panel_grid
+from s4m_d2.visualization import FILL_ALPHA, instance_colors, overlay, panel_grid
 
 NAMES = ["person", "car"]
 
@@ -39,6 +39,16 @@ def test_pixels_change_only_where_instances_and_names_are():
     assert changed[masks[0].numpy()].mean() > 0.99  # a pixel of a letter's edge may be gray
     near = torch.nn.functional.max_pool2d(masks.float(), 7, 1, 3)[0].bool().numpy()
     assert not changed[~near].any()
+
+
+def test_a_pixel_of_several_instances_has_the_color_of_the_smallest():
+    corners = [(40, 40, 300, 360), (60, 60, 120, 120), (40, 40, 300, 360)]
+    masks = boxes((320, 400), corners)
+    colors = np.array(instance_colors(masks))
+    drawn = overlay(gray(320, 400), masks, [0, 1, 1], NAMES, scale=1)
+    expected = 128 * (1 - FILL_ALPHA) + colors * FILL_ALPHA
+    assert np.abs(drawn[70, 70] - expected[1]).max() <= 1
+    assert np.abs(drawn[280, 60] - expected[0]).max() <= 1  # of equals the first
 
 
 def test_the_name_is_written_and_the_score_makes_a_difference():
