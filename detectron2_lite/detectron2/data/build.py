@@ -6,7 +6,7 @@ import itertools
 import logging
 import operator
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -76,6 +76,19 @@ def get_detection_dataset_dicts(
     return dataset_dicts
 
 
+class _InterleavedSampler(torchdata.Sampler):
+    """The order of ``num_workers`` workers that take turns, each with whole batches of indices."""
+
+    def __init__(self, sampler: torchdata.Sampler, num_workers: int, batch_size: int):
+        self._sampler, self._num_workers, self._batch_size = sampler, num_workers, batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        indices = iter(self._sampler)
+        while block := list(itertools.islice(indices, self._num_workers * self._batch_size)):
+            for i in range(self._batch_size):
+                yield from block[i :: self._batch_size]
+
+
 def build_batch_data_loader(
     dataset: torchdata.Dataset, sampler: torchdata.Sampler, total_batch_size: int, *,
     aspect_ratio_grouping: bool = False, num_workers: int = 0, collate_fn: Callable | None = None,
@@ -98,6 +111,7 @@ def build_batch_data_loader(
     if aspect_ratio_grouping:
         assert drop_last and collate_fn is None, "not available with aspect_ratio_grouping"
         # This loader makes batches of one, and the collation unwraps them.
+        kwargs["sampler"] = _InterleavedSampler(sampler, max(num_workers, 1), batch_size)
         single = torchdata.DataLoader(dataset, collate_fn=operator.itemgetter(0), **kwargs)
         return AspectRatioGroupedDataset(single, batch_size)
     collate_fn = collate_fn or trivial_batch_collator

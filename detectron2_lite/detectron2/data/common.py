@@ -19,7 +19,7 @@ _FALLBACK_SEED = 42
 
 class MapDataset(data.Dataset):
     """Apply ``map_func`` to every element; where it returns None, the answer is another element,
-    drawn from those for which it did not.
+    drawn from those for which it last did not.
     """
 
     def __init__(self, dataset: Sequence, map_func: Callable):
@@ -34,7 +34,8 @@ class MapDataset(data.Dataset):
         current = int(idx)
         while (mapped := self._map_func(self._dataset[current])) is None:
             self._candidates.discard(current)
-            current = self._rng.choice(sorted(self._candidates))
+            current = self._rng.choice(list(self._candidates))
+        self._candidates.add(current)
         return mapped
 
 

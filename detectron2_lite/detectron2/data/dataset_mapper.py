@@ -57,6 +57,7 @@ class DatasetMapper:
         """Replace "annotations" by "instances", without crowds and empty instances."""
         annos = [a for a in dataset_dict.pop("annotations") if a.get("iscrowd", 0) == 0]
         for anno in annos:
+            anno.pop("keypoints", None)
             if not self.use_instance_mask:
                 anno.pop("segmentation", None)
             utils.transform_instance_annotations(anno, transforms, image_shape)

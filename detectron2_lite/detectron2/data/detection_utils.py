@@ -137,7 +137,7 @@ def _to_bitmask(segm: Any, image_size: tuple[int, int]) -> np.ndarray:
     raise ValueError(f"A mask is a list of polygons, an RLE dict or an array, got {type(segm)}.")
 
 
-def filter_empty_instances(instances: Instances, box_threshold: float = 1e-5) -> Instances:
+def filter_empty_instances(instances: Instances, *, box_threshold: float = 1e-5) -> Instances:
     """Drop instances with a box side of at most ``box_threshold`` px or an empty mask."""
     keep = instances.gt_boxes.nonempty(threshold=box_threshold)
     if instances.has("gt_masks"):

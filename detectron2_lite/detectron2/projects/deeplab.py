@@ -3,7 +3,6 @@
 from detectron2.config import CfgNode
 from detectron2.solver import LRScheduler
 from detectron2.solver import build_lr_scheduler as build_plain_lr_scheduler
-from detectron2.solver.lr_scheduler import WarmupLR
 from torch.optim import Optimizer
 
 
@@ -24,8 +23,13 @@ def add_deeplab_config(cfg: CfgNode) -> None:
     cfg.MODEL.RESNETS.STEM_TYPE = "deeplab"
 
 
-class WarmupPolyLR(WarmupLR):
-    """(1 - t / max_iters) ** power, at least `constant_ending`."""
+class WarmupPolyLR(LRScheduler):
+    """Base rate x warm-up x (1 - t / max_iters) ** power, after the warm-up at least base rate x
+    `constant_ending`.
+
+    In the first `warmup_iters` iterations the warm-up rises from `warmup_factor` to 1 ("linear")
+    or stays there ("constant"). The state holds the schedule too.
+    """
 
     def __init__(
         self,
@@ -38,11 +42,21 @@ class WarmupPolyLR(WarmupLR):
         power: float = 0.9,
         constant_ending: float = 0.0,
     ):
-        self._max_iters, self._power, self._floor = max_iters, power, constant_ending
-        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
+        if warmup_method not in ("constant", "linear"):
+            raise ValueError(f"Unknown warmup method: {warmup_method}")
+        self.max_iters, self.power, self.constant_ending = max_iters, power, constant_ending
+        self.warmup_factor, self.warmup_iters = warmup_factor, warmup_iters
+        self.warmup_method = warmup_method
+        super().__init__(optimizer, last_epoch)
 
-    def factor(self, iteration: int) -> float:
-        return max((1 - iteration / self._max_iters) ** self._power, self._floor)
+    def get_lr(self) -> list[float]:
+        factor, warmup = (1.0 - self.last_epoch / self.max_iters) ** self.power, 1.0
+        if self.last_epoch < self.warmup_iters:
+            progress = self.last_epoch / self.warmup_iters if self.warmup_method == "linear" else 0
+            warmup = self.warmup_factor * (1 - progress) + progress
+        if warmup == 1.0:
+            factor = max(factor, self.constant_ending)
+        return [base_lr * warmup * factor for base_lr in self.base_lrs]
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:

@@ -1,10 +1,9 @@
 """Optimizers and learning-rate schedules."""
 
-from .build import build_lr_scheduler, build_optimizer, maybe_add_gradient_clipping
-from .lr_scheduler import LRScheduler, WarmupMultiStepLR
+from .build import build_lr_scheduler, build_optimizer
+from .lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
 
 # fmt: off
 __all__ = [
-    "LRScheduler", "WarmupMultiStepLR", "build_lr_scheduler", "build_optimizer",
-    "maybe_add_gradient_clipping",
+    "LRMultiplier", "LRScheduler", "WarmupParamScheduler", "build_lr_scheduler", "build_optimizer",
 ]

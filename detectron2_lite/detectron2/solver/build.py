@@ -3,10 +3,11 @@
 import copy
 
 from detectron2.config import CfgNode
+from fvcore.common.param_scheduler import MultiStepParamScheduler
 from torch import nn
 from torch.optim import SGD, Optimizer
 
-from .lr_scheduler import LRScheduler, WarmupMultiStepLR
+from .lr_scheduler import LRMultiplier, LRScheduler, WarmupParamScheduler
 
 # fmt: off
 _NORM_LAYERS = (
@@ -21,16 +22,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
     solver = cfg.SOLVER
     norms = [module for module in model.modules() if isinstance(module, _NORM_LAYERS)]
     in_norms = {param for norm in norms for param in norm.parameters(recurse=False)}
-    params = [param for param in model.parameters() if param.requires_grad]
-    groups = [
-        {"params": [param for param in params if param not in in_norms]},
-        {
-            "params": [param for param in params if param in in_norms],
-            "weight_decay": solver.WEIGHT_DECAY_NORM,
-        },
-    ]
+    groups: dict[bool, list] = {}  # in the order in which the model has them
+    for param in model.parameters():
+        if param.requires_grad:
+            groups.setdefault(param in in_norms, []).append(param)
+    options = {True: {"weight_decay": solver.WEIGHT_DECAY_NORM}, False: {}}
     optimizer = SGD(
-        [group for group in groups if group["params"]],
+        [{"params": params, **options[is_norm]} for is_norm, params in groups.items()],
         lr=solver.BASE_LR,
         momentum=solver.MOMENTUM,
         nesterov=solver.NESTEROV,
@@ -70,15 +68,19 @@ def maybe_add_gradient_clipping(
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: Optimizer) -> LRScheduler:
-    """Build the schedule "WarmupMultiStepLR" of `cfg.SOLVER`; others raise ValueError."""
+    """Build the schedule "WarmupMultiStepLR" of `cfg.SOLVER`; others raise ValueError.
+
+    STEPS beyond MAX_ITER are left out; a warm-up takes at most the whole training.
+    """
     solver = cfg.SOLVER
     if solver.LR_SCHEDULER_NAME != "WarmupMultiStepLR":
         raise ValueError(f"Unknown LR scheduler: {solver.LR_SCHEDULER_NAME}")
-    return WarmupMultiStepLR(
-        optimizer,
-        solver.STEPS,
-        gamma=solver.GAMMA,
-        warmup_factor=solver.WARMUP_FACTOR,
-        warmup_iters=solver.WARMUP_ITERS,
-        warmup_method=solver.WARMUP_METHOD,
+    steps = [step for step in solver.STEPS if step <= solver.MAX_ITER]
+    factors = [solver.GAMMA**k for k in range(len(steps) + 1)]
+    multiplier = WarmupParamScheduler(
+        MultiStepParamScheduler(factors, num_updates=solver.MAX_ITER, milestones=steps),
+        solver.WARMUP_FACTOR,
+        min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0),
+        solver.WARMUP_METHOD,
     )
+    return LRMultiplier(optimizer, multiplier, solver.MAX_ITER)

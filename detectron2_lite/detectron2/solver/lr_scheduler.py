@@ -2,62 +2,58 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
-
+from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
+    ConstantParamScheduler,
+    LinearParamScheduler,
+    ParamScheduler,
+)
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-class WarmupLR(LRScheduler):
-    """Base rate x warm-up x `factor(iteration)`, which a subclass defines.
+class WarmupParamScheduler(CompositeParamScheduler):
+    """`scheduler`, with its first part replaced by a warm-up. All times are shares of the training.
 
-    During the first `warmup_iters` iterations the warm-up rises from `warmup_factor` to 1
-    ("linear") or stays there ("constant"). The state is the position, not the schedule.
+    The warm-up takes `warmup_length`. It rises ("linear") from `warmup_factor` x the first value
+    to the value that `scheduler` has by then, or stays ("constant"). With `rescale_interval` all
+    of `scheduler` follows, squeezed into the rest.
     """
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        scheduler: ParamScheduler,
         warmup_factor: float,
-        warmup_iters: int,
-        warmup_method: str,
-        last_epoch: int,
+        warmup_length: float,
+        warmup_method: str = "linear",
+        rescale_interval: bool = False,
     ):
         if warmup_method not in ("constant", "linear"):
             raise ValueError(f"Unknown warmup method: {warmup_method}")
-        self._warmup = warmup_factor, warmup_iters, warmup_method == "linear"
-        super().__init__(optimizer, last_epoch)
-
-    def factor(self, iteration: int) -> float:
-        raise NotImplementedError
-
-    def get_lr(self) -> list[float]:
-        factor, (warmup_factor, warmup_iters, rises) = self.factor(self.last_epoch), self._warmup
-        if self.last_epoch < warmup_iters:
-            progress = self.last_epoch / warmup_iters if rises else 0.0
-            factor *= warmup_factor * (1 - progress) + progress
-        return [base_lr * factor for base_lr in self.base_lrs]
-
-    def state_dict(self) -> dict:
-        return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
+        first = warmup_factor * scheduler(0.0)
+        last = scheduler(0.0 if rescale_interval else warmup_length)
+        rises = warmup_method == "linear"
+        warmup = LinearParamScheduler(first, last) if rises else ConstantParamScheduler(first)
+        scaling = ["rescaled", "rescaled" if rescale_interval else "fixed"]
+        super().__init__([warmup, scheduler], [warmup_length, 1 - warmup_length], scaling)
 
 
-class WarmupMultiStepLR(WarmupLR):
-    """`gamma` to the power of the number of `milestones` (iterations, ascending) reached."""
+class LRMultiplier(LRScheduler):
+    """Base rates x `multiplier(iteration / max_iter)`. The state is the position only."""
 
     def __init__(
         self,
         optimizer: Optimizer,
-        milestones: Sequence[int],
-        gamma: float = 0.1,
-        warmup_factor: float = 0.001,
-        warmup_iters: int = 1000,
-        warmup_method: str = "linear",
-        last_epoch: int = -1,
+        multiplier: ParamScheduler,
+        max_iter: int,
+        last_iter: int = -1,
     ):
-        self._milestones, self._gamma = milestones, gamma
-        super().__init__(optimizer, warmup_factor, warmup_iters, warmup_method, last_epoch)
+        self._multiplier, self._max_iter = multiplier, max_iter
+        super().__init__(optimizer, last_epoch=last_iter)
 
-    def factor(self, iteration: int) -> float:
-        return self._gamma ** bisect_right(self._milestones, iteration)
+    def get_lr(self) -> list[float]:
+        factor = self._multiplier(self.last_epoch / self._max_iter)
+        return [base_lr * factor for base_lr in self.base_lrs]
+
+    def state_dict(self) -> dict:
+        return {"base_lrs": self.base_lrs, "last_epoch": self.last_epoch}
