@@ -14,9 +14,16 @@ RECORD = "DETECTRON2_RECORD"  # an environment variable; data/README.md says wha
 
 
 def plain(value):
-    """Tensors, arrays and tuples as lists, numpy's numbers as Python's: what JSON holds."""
+    """Tensors, arrays and tuples as lists, numpy's numbers as Python's: what JSON holds.
+
+    Floats keep nine digits.
+    """
     if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
-        return value.tolist()
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return float(f"{value:.9g}")
+    if isinstance(value, int):
+        return value if isinstance(value, bool) else int(value)  # an IntEnum has a number
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value

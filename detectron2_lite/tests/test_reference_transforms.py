@@ -63,8 +63,17 @@ def test_output_shapes(reference):
     reference("transforms/output_shapes", shapes)
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
-@pytest.mark.parametrize("channels", [None, 1, 3])
+@pytest.mark.parametrize(
+    "dtype, channels",
+    [
+        ("uint8", None),
+        ("uint8", 1),
+        ("uint8", 3),
+        ("float32", 2),
+        ("float32", 1),
+        ("float64", None),
+    ],
+)
 def test_resized_pixels(reference, dtype, channels):
     """Of uint8 images up to one level, because Pillow's rounding is its own matter."""
     random = np.random.RandomState(3)
