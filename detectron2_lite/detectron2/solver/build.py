@@ -33,6 +33,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> Optimizer:
         momentum=solver.MOMENTUM,
         nesterov=solver.NESTEROV,
         weight_decay=solver.WEIGHT_DECAY,
+        foreach=True,
     )
     return maybe_add_gradient_clipping(cfg, optimizer)
 
