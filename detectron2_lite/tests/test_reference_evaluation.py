@@ -95,8 +95,7 @@ def coco(tmp_path_factory):
     [
         ("both", {}),
         ("segm", {"tasks": ("segm",)}),
-        ("few", {"max_dets_per_image": 3}),
-        ("many", {"max_dets_per_image": 200}),
+        ("few", {"max_dets_per_image": 1}),
     ],
 )
 @pytest.mark.parametrize("fast", [False, True])
@@ -108,7 +107,8 @@ def test_coco_ap(reference, coco, tmp_path, name, options, fast):
     for image_id, instances in enumerate(predictions):
         made.process([{"image_id": image_id}], [{"instances": instances}])
     results = {task: dict(scores) for task, scores in made.evaluate().items()}
-    reference(f"evaluation/coco/{name}/{fast}", results, rel=1e-7)
+    if reference.recorded is None or not fast:
+        reference(f"evaluation/coco/{name}", results, rel=1e-7)
     saved = json.loads((tmp_path / "coco_instances_results.json").read_text())
     assert 30 < len(saved) < 100
     if name == "both" and not fast:
