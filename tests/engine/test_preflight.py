@@ -59,7 +59,7 @@ def test_a_sound_config_passes():
         ({"SOLVER.IMS_PER_BATCH": 3}, "IMS_PER_BATCH is 3; expected a multiple of the 2 processes"),
         ({"S4M.UNLABELED_IMS_PER_BATCH": 5}, r"S4M\.UNLABELED_IMS_PER_BATCH is 5"),
         ({"S4M.TEACHER.IMS_PER_BATCH": 7}, r"S4M\.TEACHER\.IMS_PER_BATCH is 7"),
-        ({"S4M.SAM.BACKEND": "sam3"}, "'sam3'; choose one of segment_anything, tiny"),
+        ({"S4M.SAM.BACKEND": "sam3"}, "'sam3'; choose one of sam2, segment_anything, tiny"),
         ({"S4M.REFINE.METHOD": "boxes"}, "'boxes'; choose one of .*points"),
         ({"S4M.DISTILL.NAME": "none"}, "choose one of .*StructuralDistillation"),
         ({"S4M.UNLABELED_MAPPER": "Mapper"}, "choose one of .*ARPDatasetMapper"),
