@@ -1,4 +1,6 @@
 import logging
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -113,6 +115,21 @@ def test_sams_weights_must_exist_where_they_are_needed(changes, needed):
     with pytest.raises(WeightsError, match=r"'nowhere/sam_vit_l\.pth' does not exist.*github"):
         check_config(config(changes), num_processes=1)
     check_config(config(changes), eval_only=True)
+
+
+def test_sam2_is_checked_by_its_own_names(monkeypatch, tmp_path):
+    changes = {"S4M.SAM.BACKEND": "sam2", "S4M.SAM.CHECKPOINT": "nowhere/sam2.pt"}
+    with pytest.raises(ConfigError, match=r"MODEL_TYPE is 'vit_l'; expected one of hiera_t"):
+        check_config(config(changes), num_processes=1)
+    changes["S4M.SAM.MODEL_TYPE"] = "hiera_l"
+    monkeypatch.setitem(sys.modules, "sam2", types.ModuleType("sam2"))
+    with pytest.raises(WeightsError, match=r"'nowhere/sam2\.pt' does not exist.*sam2_hiera_large"):
+        check_config(config(changes), num_processes=1)
+    monkeypatch.setitem(sys.modules, "sam2", None)
+    with pytest.raises(ConfigError, match="needs the package sam2"):
+        check_config(config(changes), num_processes=1)
+    without = {"S4M.REFINE.ENABLED": False, "S4M.DISTILL.ENABLED": False}
+    check_config(config(changes | without), num_processes=1)
 
 
 def test_teacher_weights_must_exist(tmp_path):
