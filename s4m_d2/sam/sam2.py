@@ -4,7 +4,8 @@ The classes are the package's; only the part that images need is built, and buil
 package's own builder composes its configs in Hydra's global state. SAM 2 and 2.1 differ in the
 parts for video alone, so either's weights fit.
 
-The package is optional (``s4m_d2[sam2]``) and is imported where a backend is built.
+The package is optional (``s4m_d2[sam2]``) and is imported where a backend is built; its import
+initializes Hydra's global state, unless that has been done before.
 """
 
 from __future__ import annotations
