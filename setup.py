@@ -33,6 +33,7 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "sam2": ["sam2>=1.1"],  # not Meta's own upload: see requirements-sam2.txt
         "dev": ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff"],
     },
 )

@@ -110,7 +110,8 @@ def _sam_config() -> CN:
     """The frozen SAM."""
     sam = CN()
     sam.BACKEND = "segment_anything"  # a name of SAM_BACKEND_REGISTRY
-    sam.MODEL_TYPE = "vit_l"  # vit_b, vit_l or vit_h
+    # segment_anything: vit_b, vit_l or vit_h. sam2: hiera_t, hiera_s, hiera_b+ or hiera_l.
+    sam.MODEL_TYPE = "vit_l"  # the paper: hiera_l
     sam.CHECKPOINT = "models/sam_vit_l_0b3195.pth"  # "": the packaged weights (tiny only)
     sam.MAX_PROMPTS = 256  # prompts that go through SAM's decoder together (memory)
     return sam

@@ -93,8 +93,12 @@ def test_every_dependency_is_pinned_and_none_is_an_engine(monkeypatch):
     arguments = setup_arguments(monkeypatch)
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins)
+    optional = (ROOT / "requirements-sam2.txt").read_text().splitlines()
+    optional = [line for line in optional if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins + optional)
+    assert requirement_names(arguments["extras_require"]["sam2"]) <= requirement_names(optional)
     pinned = requirement_names(pins)
+    assert not pinned & requirement_names(optional)
     project = (LITE / "pyproject.toml").read_text()
     lite = re.findall(r'"(.+?)"', re.search(r"dependencies = \[(.+?)\]", project, re.DOTALL)[1])
     assert "torch>=2.4" in lite
@@ -159,3 +163,22 @@ def test_an_existing_environment_gets_only_what_it_lacks(installer, tmp_path, mo
     ((arguments, constraints),) = calls
     assert arguments[0] == "--constraint" and arguments[2:] == ("no-such-thing",)
     assert f"numpy=={numpy.__version__}" in constraints
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_optional_sam2_is_built_against_what_is_there_and_may_fail(
+    status, installer, monkeypatch, capsys
+):
+    calls = []
+
+    def run(command, env):
+        calls.append((command, env["SAM2_BUILD_CUDA"]))
+        return subprocess.CompletedProcess(command, status)
+
+    monkeypatch.setattr(installer.subprocess, "run", run)
+    installer.install_sam2(Path("python"))
+    ((command, cuda),) = calls
+    assert "--no-build-isolation" in command and cuda == "0"
+    assert command[command.index("--constraint") + 1] == str(ROOT / "requirements.txt")
+    assert command[command.index("-r") + 1] == str(ROOT / "requirements-sam2.txt")
+    assert ("WARNING" in capsys.readouterr().out) is (status == 1)

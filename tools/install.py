@@ -1,8 +1,9 @@
 #!/usr/bin/env python
 """Prepare an environment: requirements, an engine, and this project in editable mode.
 
-An environment that this script makes gets the tested versions of requirements.txt. An existing one
-keeps every version that it has, Detectron2 and PyTorch above all, and gets only what it lacks.
+An environment that this script makes gets the tested versions of requirements.txt, and the optional
+ones of requirements-sam2.txt. An existing one keeps every version that it has, Detectron2 and
+PyTorch above all, and gets only what it lacks of the first.
 Run again, it does nothing unless the requirements changed. Needs only Python's standard library.
 """
 
@@ -22,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 ENGINE = ROOT / "detectron2_lite"
 REQUIREMENTS = ROOT / "requirements.txt"
+SAM2_REQUIREMENTS = ROOT / "requirements-sam2.txt"
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)  # of the tested versions in requirements.txt
 LIMITS = {"numpy": "numpy<2.3", "torch": "torch>=2.4"}  # as in setup.py
 OPENCV = "opencv-python-headless"  # all distributions of OpenCV provide the same module
@@ -58,6 +60,7 @@ def main() -> None:
         return
     if (environment / OURS).exists():
         pip(python, "-r", str(REQUIREMENTS))
+        install_sam2(python)
     else:
         install_missing(python)
     install_engine(python)
@@ -82,7 +85,7 @@ def make_environment(environment: Path) -> None:
 
 
 def fingerprint() -> str:
-    files = (REQUIREMENTS, ROOT / "setup.py", ENGINE / "pyproject.toml")
+    files = (REQUIREMENTS, SAM2_REQUIREMENTS, ROOT / "setup.py", ENGINE / "pyproject.toml")
     digest = hashlib.sha256(str(ROOT).encode())
     for file in files:
         digest.update(file.read_bytes())
@@ -90,9 +93,25 @@ def fingerprint() -> str:
 
 
 def pip(python: Path, *arguments: str) -> None:
-    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
+    command = pip_command(python, *arguments)
     if subprocess.run(command).returncode:
         sys.exit(f"pip failed: {' '.join(command)}")
+
+
+def pip_command(python: Path, *arguments: str) -> list[str]:
+    return [str(python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
+
+
+def install_sam2(python: Path) -> None:
+    """Add the optional package sam2; without it only the SAM 2 backend is missing."""
+    # Its build would download a PyTorch of its own, and compile CUDA code that images do not need.
+    files = ("--constraint", str(REQUIREMENTS), "-r", str(SAM2_REQUIREMENTS))
+    command = pip_command(python, "--no-build-isolation", *files)
+    if subprocess.run(command, env=os.environ | {"SAM2_BUILD_CUDA": "0"}).returncode:
+        print(
+            "WARNING: the optional package sam2 could not be installed: S4M.SAM.BACKEND sam2 is "
+            f"not available, and its tests are skipped. To try again: {' '.join(command)}"
+        )
 
 
 def install_missing(python: Path) -> None:

@@ -21,6 +21,8 @@ from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.losses.structural_distillation import DISTILLATION_REGISTRY
 from s4m_d2.modeling import TRANSFORMER_DECODER_REGISTRY
 from s4m_d2.sam import SAM_BACKEND_REGISTRY
+from s4m_d2.sam.checkpoint import check_model_type, where_to_get
+from s4m_d2.sam.sam2 import require_sam2_package
 from s4m_d2.semi import REFINER_REGISTRY
 
 __all__ = ["check_config", "check_datasets", "check_output_dir", "load_config"]
@@ -281,11 +283,13 @@ def _check_sam(cfg: CfgNode) -> None:
     sam = cfg.S4M.SAM
     if not (distills or refines) or (sam.BACKEND == _PACKAGED_SAM and not sam.CHECKPOINT):
         return
+    check_model_type(sam.BACKEND, sam.MODEL_TYPE)
+    if sam.BACKEND == "sam2":
+        require_sam2_package()
     if not os.path.isfile(sam.CHECKPOINT):
         needs = "S4M.DISTILL.ENABLED" if distills else "S4M.REFINE.ENABLED"
         raise WeightsError(
-            f"S4M.SAM.CHECKPOINT: '{sam.CHECKPOINT}' does not exist, and {needs} needs it. Get the "
-            f"weights of '{sam.MODEL_TYPE}' from "
-            "https://github.com/facebookresearch/segment-anything#model-checkpoints, or set "
-            "S4M.DISTILL.ENABLED False S4M.REFINE.ENABLED False to train without SAM."
+            f"S4M.SAM.CHECKPOINT: '{sam.CHECKPOINT}' does not exist, and {needs} needs it. "
+            f"{where_to_get(sam.MODEL_TYPE)} Or set S4M.DISTILL.ENABLED False S4M.REFINE.ENABLED "
+            "False to train without SAM."
         )

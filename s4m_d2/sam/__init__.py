@@ -1,5 +1,6 @@
 """The frozen SAM: one interface, one file a backend. Importing this registers the backends."""
 
+import s4m_d2.sam.sam2
 import s4m_d2.sam.segment_anything
 import s4m_d2.sam.tiny  # noqa: F401
 from s4m_d2.sam.backend import (

@@ -25,11 +25,13 @@ class EncodedImages:
     """Image embeddings of a batch, to be prompted any number of times.
 
     embeddings: (B, C, S, S). image_sizes: (H, W) of each image's content, in pixels of the frame
-    that was given to ``encode``.
+    that was given to ``encode``. finer_maps: (B, C_i, S_i, S_i) maps with S_i > S, finest first,
+    which the backend's mask decoder reads beside the embeddings; none where it reads no others.
     """
 
     embeddings: Tensor
     image_sizes: list[tuple[int, int]]
+    finer_maps: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_sizes)
@@ -37,7 +39,11 @@ class EncodedImages:
     def select(self, indices: Sequence[int]) -> EncodedImages:
         """The images at the given positions, in that order."""
         indices = list(indices)
-        return EncodedImages(self.embeddings[indices], [self.image_sizes[i] for i in indices])
+        return EncodedImages(
+            self.embeddings[indices],
+            [self.image_sizes[i] for i in indices],
+            tuple(finer[indices] for finer in self.finer_maps),
+        )
 
 
 @dataclass

@@ -8,43 +8,60 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from segment_anything.modeling import Sam
-from torch import Tensor
+from torch import Tensor, nn
 
-from s4m_d2.errors import WeightsError
+from s4m_d2.errors import ConfigError, WeightsError
 
 logger = logging.getLogger(__name__)
 
-PUBLISHED_WEIGHTS = {
-    "vit_b": "sam_vit_b_01ec64.pth",
-    "vit_l": "sam_vit_l_0b3195.pth",
-    "vit_h": "sam_vit_h_4b8939.pth",
+PUBLISHED_WEIGHTS = {  # by S4M.SAM.BACKEND and MODEL_TYPE: file names, the newest first
+    "segment_anything": {
+        "vit_b": ("sam_vit_b_01ec64.pth",),
+        "vit_l": ("sam_vit_l_0b3195.pth",),
+        "vit_h": ("sam_vit_h_4b8939.pth",),
+    },
+    "sam2": {
+        "hiera_t": ("sam2.1_hiera_tiny.pt", "sam2_hiera_tiny.pt"),
+        "hiera_s": ("sam2.1_hiera_small.pt", "sam2_hiera_small.pt"),
+        "hiera_b+": ("sam2.1_hiera_base_plus.pt", "sam2_hiera_base_plus.pt"),
+        "hiera_l": ("sam2.1_hiera_large.pt", "sam2_hiera_large.pt"),
+    },
 }
-PUBLISHED_AT = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
+PUBLISHED_AT = {
+    "segment_anything": "https://github.com/facebookresearch/segment-anything#model-checkpoints",
+    "sam2": "https://github.com/facebookresearch/sam2#download-checkpoints",
+}
 NAMED_MISMATCHES = 3  # how many wrong entries an error message lists
 HASH_IN_NAME = re.compile(r"_([0-9a-f]{6,64})\.pth$")
 READ_BLOCK = 1 << 20  # bytes
 
 
-def load_sam(build: Callable[[], Sam], path: str | Path, model: str) -> Sam:
+def load_sam(
+    build: Callable[[], nn.Module],
+    path: str | Path,
+    model: str,
+    unpack: Callable[[Any], Any] = lambda content: content,
+) -> nn.Module:
     """A SAM with the weights of a file; the file's content is read as tensors only.
 
     Args:
         build: makes the model, without weights.
-        path: a state dict saved by torch.
+        path: a file saved by torch.
         model: the model's name in messages, such as ``vit_b``.
+        unpack: finds the model's state dict in the file's content; what is none is given back.
 
     Raises:
         WeightsError: the file is missing, unreadable or of another model.
     """
     path = Path(path)
-    remedy = _remedy(model)
+    remedy = where_to_get(model)
     if not path.is_file():
         found = "it is a folder" if path.is_dir() else "there is no such file"
         raise WeightsError(f"SAM weights for {model}: '{path}': {found}. {remedy}")
-    state = _read_state(path, model, remedy)
+    state = _read_state(path, model, unpack, remedy)
     with torch.random.fork_rng(devices=[]):  # the weights replace what is drawn here
         sam = build()
     _check_architecture(state, sam.state_dict(), path, model, remedy)
@@ -53,24 +70,39 @@ def load_sam(build: Callable[[], Sam], path: str | Path, model: str) -> Sam:
     return sam
 
 
-def _remedy(model: str) -> str:
-    if model not in PUBLISHED_WEIGHTS:
-        return 'Set S4M.SAM.CHECKPOINT to "" for the packaged weights.'
-    return (
-        f"Download {PUBLISHED_WEIGHTS[model]} from {PUBLISHED_AT} and set S4M.SAM.CHECKPOINT to "
-        "its path."
-    )
+def check_model_type(backend: str, model: str) -> None:
+    """Raises: ConfigError: the backend has published models, and ``model`` is none of them."""
+    models = PUBLISHED_WEIGHTS.get(backend, {})
+    if models and model not in models:
+        raise ConfigError(
+            f"S4M.SAM.MODEL_TYPE is '{model}'; expected one of {', '.join(models)}, which "
+            f"S4M.SAM.BACKEND {backend} offers"
+        )
 
 
-def _read_state(path: Path, model: str, remedy: str) -> Mapping[str, Tensor]:
+def where_to_get(model: str) -> str:
+    """What to do for weights of ``model``, a value of S4M.SAM.MODEL_TYPE or a packaged model."""
+    for backend, models in PUBLISHED_WEIGHTS.items():
+        if model in models:
+            return (
+                f"Download {' or '.join(models[model])} from {PUBLISHED_AT[backend]} and set "
+                "S4M.SAM.CHECKPOINT to its path."
+            )
+    return 'Set S4M.SAM.CHECKPOINT to "" for the packaged weights.'
+
+
+def _read_state(
+    path: Path, model: str, unpack: Callable[[Any], Any], remedy: str
+) -> Mapping[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise WeightsError(
             f"SAM weights for {model}: '{path}' ({path.stat().st_size:,} bytes) cannot be read as "
             f"a file of tensors; it is truncated or something else ({type(error).__name__}). "
             f"{remedy}"
         ) from error
+    state = unpack(content)
     is_state = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
     if not is_state:
         found = f"a {type(state).__name__}"

@@ -1,21 +1,32 @@
-"""SAM's mask decoder over prompts of several images at once, from segment-anything's own parts.
+"""SAM's mask decoder over prompts of several images at once, from the libraries' own parts.
 
-The library decodes the prompts of one image per call. Here every prompt names its image and
-gathers that image's embedding, so that all prompts of a batch share one pass.
+The libraries decode the prompts of one image per call. Here every prompt names its image and
+gathers that image's embedding, so that all prompts of a batch share one pass. SAM 2's decoder is
+SAM's with two additions, which the same functions serve: a token that scores whether there is an
+object at all, and finer feature maps that join the upscaling.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol
+
 import torch
-from segment_anything.modeling import Sam
-from torch import Tensor
+from torch import Tensor, nn
 
 PADDING_LABEL = -1
-PIXEL_CENTER = 0.5  # segment-anything adds this to every point: pixel index -> pixel center
+PIXEL_CENTER = 0.5  # the libraries add this to every point: pixel index -> pixel center
+
+
+class PromptedDecoder(Protocol):
+    """The two modules that answer prompts, under the names that segment-anything's Sam uses."""
+
+    prompt_encoder: nn.Module
+    mask_decoder: nn.Module
 
 
 def transform_tokens(
-    sam: Sam, embeddings: Tensor, image_index: Tensor, points: Tensor, labels: Tensor
+    sam: PromptedDecoder, embeddings: Tensor, image_index: Tensor, points: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """SAM's two-way transformer over point prompts of several images, in one pass.
 
@@ -39,28 +50,53 @@ def transform_tokens(
 
 
 def predict_masks(
-    sam: Sam, hidden: Tensor, features: Tensor, chosen: slice
+    sam: PromptedDecoder,
+    hidden: Tensor,
+    features: Tensor,
+    chosen: slice,
+    finer_maps: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """Mask logits (N, M, 4h, 4w) and predicted IoUs (N, M) of the chosen mask tokens.
 
     hidden: (N, T, C) output tokens of the transformer. features: (N, C, h, w) image tokens; a
     crop of the grid gives the same crop of the masks, because the upscaling is local.
+    finer_maps: of each prompt's image, at 4 and 2 times the grid's resolution (SAM 2), or none.
     """
     decoder = sam.mask_decoder
-    upscaled = decoder.output_upscaling(features)
-    mask_tokens = hidden[:, 1 : 1 + decoder.num_mask_tokens].unbind(dim=1)
+    upscaled = _upscale(decoder, features, finer_maps)
+    iou_token, *mask_tokens = hidden[:, _tokens_before_iou(decoder) :].unbind(dim=1)
+    mask_tokens = mask_tokens[: decoder.num_mask_tokens]
     heads = list(zip(decoder.output_hypernetworks_mlps, mask_tokens, strict=True))[chosen]
     kernels = torch.stack([head(token) for head, token in heads], dim=1)
     logits = (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
-    return logits, decoder.iou_prediction_head(hidden[:, 0])[:, chosen]
+    return logits, decoder.iou_prediction_head(iou_token)[:, chosen]
 
 
-def _prompt_tokens(sam: Sam, points: Tensor, labels: Tensor) -> Tensor:
-    """(N, T, C): IoU token, mask tokens, then the points and the library's padding token."""
+def _upscale(decoder: nn.Module, features: Tensor, finer_maps: Sequence[Tensor]) -> Tensor:
+    """(N, C/8, 4h, 4w). A finer map is added to what the upscaling has at its resolution."""
+    if not finer_maps:
+        return decoder.output_upscaling(features)
+    finest, finer = finer_maps
+    to_finer, norm, activation, to_finest, last_activation = decoder.output_upscaling
+    upscaled = activation(norm(to_finer(features) + finer))
+    return last_activation(to_finest(upscaled) + finest)
+
+
+def _prompt_tokens(sam: PromptedDecoder, points: Tensor, labels: Tensor) -> Tensor:
+    """(N, T, C): learned tokens, then the points and the library's padding token.
+
+    The learned ones are the object score's, where there is one, the IoU's and the masks'.
+    """
     decoder = sam.mask_decoder
-    learned = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+    learned = [decoder.iou_token.weight, decoder.mask_tokens.weight]
+    if _tokens_before_iou(decoder):
+        learned.insert(0, decoder.obj_score_token.weight)
     sparse, _ = sam.prompt_encoder(points=(points - PIXEL_CENTER, labels), boxes=None, masks=None)
-    return torch.cat([learned.expand(len(points), -1, -1), sparse], dim=1)
+    return torch.cat([torch.cat(learned).expand(len(points), -1, -1), sparse], dim=1)
+
+
+def _tokens_before_iou(decoder: nn.Module) -> int:
+    return int(getattr(decoder, "pred_obj_scores", False))  # an attribute of SAM 2's decoder
 
 
 def valid_point_groups(points: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:

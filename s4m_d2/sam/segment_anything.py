@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
-from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY, EncodedImages, PromptOutput, SamBackend
-from s4m_d2.sam.checkpoint import PUBLISHED_WEIGHTS, load_sam
-from s4m_d2.sam.decoder import PADDING_LABEL, predict_masks, transform_tokens, valid_point_groups
-
-DEFAULT_MAX_PROMPTS = 256
-VALID_LABELS = (1, 0, PADDING_LABEL)
+from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
+from s4m_d2.sam.checkpoint import check_model_type, load_sam
+from s4m_d2.sam.point_prompts import DEFAULT_MAX_PROMPTS, PointPromptBackend
 
 
-class SegmentAnythingBackend(SamBackend):
+class SegmentAnythingBackend(PointPromptBackend):
     """Any model built from segment-anything's classes.
 
     The long side of an image's content is resized to ``image_side``; the rest of the square is
@@ -30,17 +24,10 @@ class SegmentAnythingBackend(SamBackend):
 
     def __init__(self, sam: Sam, *, max_prompts_per_chunk: int = DEFAULT_MAX_PROMPTS) -> None:
         """Freeze ``sam``; at most ``max_prompts_per_chunk`` prompts share a decoder pass."""
-        if max_prompts_per_chunk < 1:
-            raise ConfigError(f"S4M.SAM.MAX_PROMPTS is {max_prompts_per_chunk}; expected 1 or more")
         self.sam = sam.eval().requires_grad_(False)
-        self.max_prompts_per_chunk = max_prompts_per_chunk
-        self.image_side = sam.image_encoder.img_size
-        self.grid_side = sam.prompt_encoder.image_embedding_size[0]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model and everything it returns is."""
-        return self.sam.device
+        super().__init__(
+            sam, sam.image_encoder.img_size, max_prompts_per_chunk=max_prompts_per_chunk
+        )
 
     def grid_scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
         height, width = self._resized(image_size)
@@ -53,146 +40,28 @@ class SegmentAnythingBackend(SamBackend):
         content = square[..., :height, :width]
         return F.interpolate(content, image_size, mode="bilinear", align_corners=False)[:, 0]
 
-    @torch.no_grad()
-    def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
-        sizes = _check_images(images, image_sizes)
-        if not sizes:
-            channels = self.sam.prompt_encoder.embed_dim
-            empty = torch.zeros(0, channels, self.grid_side, self.grid_side, device=self.device)
-            return EncodedImages(empty, [])
-        images = images.to(self.device)
-        frames = torch.zeros(len(sizes), 3, self.image_side, self.image_side, device=self.device)
-        for size in dict.fromkeys(sizes):
-            rows = [i for i, other in enumerate(sizes) if other == size]
-            content = images[rows, :, : size[0], : size[1]].float()
-            frames[rows] = self.sam.preprocess(self._resize(content))
-        return EncodedImages(self.sam.image_encoder(frames).float(), sizes)
+    def _to_frames(self, content: Tensor) -> Tensor:
+        target = self._resized(tuple(content.shape[-2:]))
+        if target != tuple(content.shape[-2:]):
+            content = F.interpolate(
+                content, target, mode="bilinear", align_corners=False, antialias=True
+            )
+        return self.sam.preprocess(content)
 
-    @torch.no_grad()
-    def prompt(
-        self,
-        encoded: EncodedImages,
-        points: Sequence[Tensor],
-        labels: Sequence[Tensor] | None = None,
-        *,
-        multimask: bool = True,
-        masks: bool = True,
-        features: bool = False,
-    ) -> list[PromptOutput]:
-        if labels is None:
-            labels = [torch.ones(p.shape[:2], dtype=torch.long) for p in points]
-        _check_prompts(encoded, points, labels)
-        counts = [len(p) for p in points]
-        results = self._empty_results(sum(counts), multimask, masks, features)
-        if sum(counts):
-            for rows, *chunk in self._chunks(encoded, points, labels):
-                hidden, attended = transform_tokens(self.sam, encoded.embeddings, *chunk)
-                if features:
-                    results["features"][rows] = attended.float()
-                if masks:
-                    tokens = slice(1, None) if multimask else slice(0, 1)
-                    logits, quality = predict_masks(self.sam, hidden, attended, tokens)
-                    results["mask_logits"][rows] = logits.float()
-                    results["iou_predictions"][rows] = quality.float()
-        split = {name: value.split(counts) for name, value in results.items()}
-        names = ("mask_logits", "iou_predictions", "features")
-        return [
-            PromptOutput(*(split[name][i] if name in split else None for name in names))
-            for i in range(len(counts))
-        ]
-
-    def _chunks(
-        self, encoded: EncodedImages, points: Sequence[Tensor], labels: Sequence[Tensor]
-    ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """(rows, image index, frame points, labels) of the prompts that share a decoder pass."""
-        longest = max(p.shape[1] for p in points)
-        all_points, all_labels = [], []
-        for p, x, size in zip(points, labels, encoded.image_sizes, strict=True):
-            frame = torch.tensor(self._resized(size)[::-1], device=self.device)
-            missing = longest - p.shape[1]
-            all_points.append(F.pad(p.to(self.device).float() * frame, (0, 0, 0, missing)))
-            all_labels.append(F.pad(x.to(self.device), (0, missing), value=PADDING_LABEL))
-        image_index = torch.cat([
-            torch.full((len(p),), i, device=self.device) for i, p in enumerate(points)
-        ])  # fmt: skip
-        chunks = []
-        for group in valid_point_groups(torch.cat(all_points), torch.cat(all_labels)):
-            parts = (tensor.split(self.max_prompts_per_chunk) for tensor in group)
-            for rows, chunk_points, chunk_labels in zip(*parts, strict=True):
-                chunks.append((rows, image_index[rows], chunk_points, chunk_labels))
-        return chunks
-
-    def _empty_results(
-        self, count: int, multimask: bool, masks: bool, features: bool
-    ) -> dict[str, Tensor]:
-        """Uninitialized outputs for ``count`` prompts, by field of PromptOutput."""
-        channels, grid, low = self.sam.prompt_encoder.embed_dim, self.grid_side, 4 * self.grid_side
-        outputs = self.sam.mask_decoder.num_multimask_outputs if multimask else 1
-        shapes: dict[str, tuple[int, ...]] = {}
-        if masks:
-            shapes["mask_logits"] = (count, outputs, low, low)
-            shapes["iou_predictions"] = (count, outputs)
-        if features:
-            shapes["features"] = (count, channels, grid, grid)
-        return {name: torch.empty(shape, device=self.device) for name, shape in shapes.items()}
+    def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return self.sam.image_encoder(frames), ()
 
     def _resized(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of a content inside the square frame."""
         return ResizeLongestSide.get_preprocess_shape(*image_size, self.image_side)
-
-    def _resize(self, content: Tensor) -> Tensor:
-        target = self._resized(tuple(content.shape[-2:]))
-        if target == tuple(content.shape[-2:]):
-            return content
-        return F.interpolate(content, target, mode="bilinear", align_corners=False, antialias=True)
 
 
 @SAM_BACKEND_REGISTRY.register()
 def segment_anything(cfg: Any) -> SegmentAnythingBackend:
     """The published model that ``cfg.S4M.SAM`` names."""
     model_type = cfg.S4M.SAM.MODEL_TYPE
-    if model_type not in PUBLISHED_WEIGHTS:
-        known = ", ".join(PUBLISHED_WEIGHTS)
-        raise ConfigError(f"S4M.SAM.MODEL_TYPE is '{model_type}'; expected one of {known}")
+    check_model_type("segment_anything", model_type)
     sam = load_sam(sam_model_registry[model_type], cfg.S4M.SAM.CHECKPOINT, model_type)
     return SegmentAnythingBackend(
         sam.to(cfg.MODEL.DEVICE), max_prompts_per_chunk=cfg.S4M.SAM.MAX_PROMPTS
     )
-
-
-def _check_images(images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The sizes as tuples of int, or an InputError."""
-    if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(image_sizes):
-        raise InputError(
-            f"images of shape {tuple(images.shape)} with {len(image_sizes)} image_sizes; "
-            "expected (B, 3, H, W) and one (H, W) an image"
-        )
-    sizes = [(int(height), int(width)) for height, width in image_sizes]
-    for number, size in enumerate(sizes):
-        if min(size) < 1 or size[0] > images.shape[2] or size[1] > images.shape[3]:
-            raise InputError(
-                f"image {number} has a content of {size}, which does not fit into the batch's "
-                f"{tuple(images.shape[2:])}"
-            )
-    return sizes
-
-
-def _check_prompts(
-    encoded: EncodedImages, points: Sequence[Tensor], labels: Sequence[Tensor]
-) -> None:
-    if not len(points) == len(labels) == len(encoded):
-        raise InputError(
-            f"{len(encoded)} encoded images, but points for {len(points)} and labels for "
-            f"{len(labels)}; give one tensor an image, with no rows where there is no prompt"
-        )
-    for number, (p, x) in enumerate(zip(points, labels, strict=True)):
-        if p.ndim != 3 or p.shape[2] != 2 or x.shape != p.shape[:2]:
-            raise InputError(
-                f"image {number} has points {tuple(p.shape)} and labels {tuple(x.shape)}; "
-                "expected (N, P, 2) and (N, P)"
-            )
-        if not torch.isin(x.cpu(), torch.tensor(VALID_LABELS, dtype=x.dtype)).all():
-            raise InputError(
-                f"image {number} has point labels {torch.unique(x).tolist()}; expected 1, 0 or "
-                "-1 (padding)"
-            )

@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, StrongView
+from s4m_d2.sam.checkpoint import PUBLISHED_WEIGHTS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = sorted(path.name for path in CONFIGS.glob("*.yaml"))
@@ -57,7 +58,8 @@ def test_published_settings_of_both_data_sets(name):
     assert cfg.S4M.UNLABELED_SAMPLER == "TrainingSampler"
     assert cfg.S4M.UNLABELED_IMS_PER_BATCH == 0  # as many as labeled ones
     assert cfg.MODEL.WEIGHTS == "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
-    assert (cfg.S4M.SAM.BACKEND, cfg.S4M.SAM.MODEL_TYPE) == ("segment_anything", "vit_l")
+    sam = ("sam2", "hiera_l") if name.endswith("_sam2.yaml") else ("segment_anything", "vit_l")
+    assert (cfg.S4M.SAM.BACKEND, cfg.S4M.SAM.MODEL_TYPE) == sam
     assert (cfg.S4M.EMA_DECAY, cfg.S4M.UNSUP_LOSS_WEIGHT) == (0.9996, 2.0)
     assert (cfg.S4M.PSEUDO_LABEL.SCORE_THRESH, cfg.S4M.PSEUDO_LABEL.MIN_AREA) == (0.7, 5)
     assert (cfg.S4M.DISTILL.NUM_POINTS, cfg.S4M.DISTILL.WEIGHT) == (128, 1)
@@ -106,6 +108,13 @@ def test_published_settings_of_coco(percent):
     assert (cfg.MODEL.RESNETS.NORM, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES) == ("FrozenBN", 80)
     assert cfg.S4M.ARP.RANDOM_PLACEMENT and tuple(cfg.S4M.ARP.SCALE_RANGE) == (0.8, 1.2)
     assert cfg.S4M.ARP.MIN_AREA_FRACTION * 1024 * 1024 == pytest.approx(3000, rel=0.02)
+
+
+def test_the_override_for_sam2_changes_nothing_but_sam():
+    cfg, other = load("cityscapes_10pct.yaml"), load("cityscapes_10pct_sam2.yaml")
+    assert Path(other.S4M.SAM.CHECKPOINT).name in PUBLISHED_WEIGHTS["sam2"]["hiera_l"]
+    cfg.S4M.SAM = other.S4M.SAM
+    assert cfg == other
 
 
 def test_the_quickstart_needs_no_download():

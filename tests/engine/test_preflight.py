@@ -1,4 +1,6 @@
 import logging
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -59,7 +61,7 @@ def test_a_sound_config_passes():
         ({"SOLVER.IMS_PER_BATCH": 3}, "IMS_PER_BATCH is 3; expected a multiple of the 2 processes"),
         ({"S4M.UNLABELED_IMS_PER_BATCH": 5}, r"S4M\.UNLABELED_IMS_PER_BATCH is 5"),
         ({"S4M.TEACHER.IMS_PER_BATCH": 7}, r"S4M\.TEACHER\.IMS_PER_BATCH is 7"),
-        ({"S4M.SAM.BACKEND": "sam3"}, "'sam3'; choose one of segment_anything, tiny"),
+        ({"S4M.SAM.BACKEND": "sam3"}, "'sam3'; choose one of sam2, segment_anything, tiny"),
         ({"S4M.REFINE.METHOD": "boxes"}, "'boxes'; choose one of .*points"),
         ({"S4M.DISTILL.NAME": "none"}, "choose one of .*StructuralDistillation"),
         ({"S4M.UNLABELED_MAPPER": "Mapper"}, "choose one of .*ARPDatasetMapper"),
@@ -113,6 +115,21 @@ def test_sams_weights_must_exist_where_they_are_needed(changes, needed):
     with pytest.raises(WeightsError, match=r"'nowhere/sam_vit_l\.pth' does not exist.*github"):
         check_config(config(changes), num_processes=1)
     check_config(config(changes), eval_only=True)
+
+
+def test_sam2_is_checked_by_its_own_names(monkeypatch, tmp_path):
+    changes = {"S4M.SAM.BACKEND": "sam2", "S4M.SAM.CHECKPOINT": "nowhere/sam2.pt"}
+    with pytest.raises(ConfigError, match=r"MODEL_TYPE is 'vit_l'; expected one of hiera_t"):
+        check_config(config(changes), num_processes=1)
+    changes["S4M.SAM.MODEL_TYPE"] = "hiera_l"
+    monkeypatch.setitem(sys.modules, "sam2", types.ModuleType("sam2"))
+    with pytest.raises(WeightsError, match=r"'nowhere/sam2\.pt' does not exist.*sam2_hiera_large"):
+        check_config(config(changes), num_processes=1)
+    monkeypatch.setitem(sys.modules, "sam2", None)
+    with pytest.raises(ConfigError, match="needs the package sam2"):
+        check_config(config(changes), num_processes=1)
+    without = {"S4M.REFINE.ENABLED": False, "S4M.DISTILL.ENABLED": False}
+    check_config(config(changes | without), num_processes=1)
 
 
 def test_teacher_weights_must_exist(tmp_path):

@@ -1,0 +1,195 @@
+"""SAM 2 and 2.1 (Ravi et al., 2024) on single images, through the sam2 package.
+
+The classes are the package's; only the part that images need is built, and built directly: the
+package's own builder composes its configs in Hydra's global state. SAM 2 and 2.1 differ in the
+parts for video alone, so either's weights fit.
+
+The package is optional (``s4m_d2[sam2]``) and is imported where a backend is built; its import
+initializes Hydra's global state, unless that has been done before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s4m_d2.errors import ConfigError
+from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
+from s4m_d2.sam.checkpoint import check_model_type, load_sam
+from s4m_d2.sam.point_prompts import DEFAULT_MAX_PROMPTS, PointPromptBackend
+
+if TYPE_CHECKING:
+    from sam2.modeling.sam2_base import SAM2Base
+
+IMAGE_SIDE = 1024
+EMBED_DIM = 256
+PIXEL_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1
+PIXEL_STD = (0.229, 0.224, 0.225)
+MAX_PIXEL = 255.0
+TOP_DOWN_LEVELS = [2, 3]  # of the feature pyramid; the two finest maps are the trunk's alone
+DROPPED_LEVELS = 1  # the coarsest map of the pyramid is not an output
+# What the published files hold beside the image model, by the start of the parameter's name.
+VIDEO_ONLY = (
+    "mask_downsample.",
+    "maskmem_tpos_enc",
+    "memory_attention.",
+    "memory_encoder.",
+    "no_mem_pos_enc",
+    "no_obj_embed_spatial",
+    "no_obj_ptr",
+    "obj_ptr_proj.",
+    "obj_ptr_tpos_proj.",
+)
+NEEDS_PACKAGE = (
+    "S4M.SAM.BACKEND sam2 needs the package sam2, which is not installed here. With PyTorch 2.5.1 "
+    'or newer: pip install "s4m_d2[sam2]" (add --no-build-isolation, and its build does not '
+    "download another PyTorch)"
+)
+
+
+@dataclass(frozen=True)
+class HieraSize:
+    """Arguments of the package's ``Hiera``, the trunk of SAM 2's image encoder."""
+
+    embed_dim: int
+    num_heads: int
+    stages: tuple[int, ...]  # blocks
+    global_att_blocks: tuple[int, ...]
+    window_pos_embed_bkg_spatial_size: tuple[int, int] = (7, 7)
+    window_spec: tuple[int, ...] = (8, 4, 14, 7)
+
+
+SIZES = {
+    "hiera_t": HieraSize(96, 1, (1, 2, 7, 2), (5, 7, 9)),
+    "hiera_s": HieraSize(96, 1, (1, 2, 11, 2), (7, 10, 13)),
+    "hiera_b+": HieraSize(112, 2, (2, 3, 16, 3), (12, 16, 20), (14, 14)),
+    "hiera_l": HieraSize(144, 2, (2, 6, 36, 4), (23, 33, 43), window_spec=(8, 4, 16, 8)),
+}
+
+
+@dataclass(frozen=True)
+class _Decoder:
+    """SAM 2's modules under the names of a :class:`~s4m_d2.sam.decoder.PromptedDecoder`."""
+
+    prompt_encoder: nn.Module
+    mask_decoder: nn.Module
+
+
+class Sam2Backend(PointPromptBackend):
+    """Any ``SAM2Base`` of the sam2 package, used as its ``SAM2ImagePredictor`` uses it.
+
+    An image's content is stretched to the square: all of the grid holds content. A single mask
+    (``multimask=False``) is always the single-mask token's; the package's builder can make models
+    that replace it by another mask where it is unstable.
+    """
+
+    def __init__(self, sam: SAM2Base, *, max_prompts_per_chunk: int = DEFAULT_MAX_PROMPTS) -> None:
+        """Freeze ``sam``; at most ``max_prompts_per_chunk`` prompts share a decoder pass."""
+        self.sam = sam.eval().requires_grad_(False)
+        decoder = _Decoder(sam.sam_prompt_encoder, sam.sam_mask_decoder)
+        super().__init__(decoder, sam.image_size, max_prompts_per_chunk=max_prompts_per_chunk)
+
+    def grid_scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
+        return 1.0, 1.0
+
+    def upscale(self, mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
+        resized = F.interpolate(
+            mask_logits[:, None], image_size, mode="bilinear", align_corners=False
+        )
+        return resized[:, 0]
+
+    def _to_frames(self, content: Tensor) -> Tensor:
+        square = F.interpolate(
+            content / MAX_PIXEL,
+            (self.image_side, self.image_side),
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )
+        mean, std = (square.new_tensor(value)[:, None, None] for value in (PIXEL_MEAN, PIXEL_STD))
+        return (square - mean) / std
+
+    def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        maps = self.sam.forward_image(frames)["backbone_fpn"]
+        embeddings = maps[-1]
+        if self.sam.directly_add_no_mem_embed:  # an image is a video's first frame
+            embeddings = embeddings + self.sam.no_mem_embed.reshape(1, -1, 1, 1)
+        return embeddings, tuple(maps[:-1]) if self.sam.use_high_res_features_in_sam else ()
+
+
+def build_sam2_image_model(
+    size: HieraSize, *, image_side: int = IMAGE_SIDE, embed_dim: int = EMBED_DIM
+) -> SAM2Base:
+    """An untrained SAM 2 without its memory; of the published sizes by default.
+
+    Args:
+        image_side: of the square frame, in pixels; a multiple of 32.
+        embed_dim: C, channels of the embeddings; a multiple of 16.
+
+    Raises:
+        ConfigError: the package sam2 is not installed.
+    """
+    require_sam2_package()
+    from sam2.modeling.backbones.hieradet import Hiera
+    from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
+    from sam2.modeling.position_encoding import PositionEmbeddingSine
+    from sam2.modeling.sam2_base import SAM2Base
+
+    trunk = Hiera(**vars(size))
+    neck = FpnNeck(
+        position_encoding=PositionEmbeddingSine(embed_dim, warmup_cache=False),
+        d_model=embed_dim,
+        backbone_channel_list=trunk.channel_list,
+        fpn_top_down_levels=TOP_DOWN_LEVELS,
+        fpn_interp_model="nearest",
+    )
+    sam = SAM2Base(
+        image_encoder=ImageEncoder(trunk, neck, scalp=DROPPED_LEVELS),
+        memory_attention=nn.Identity(),
+        memory_encoder=nn.Identity(),
+        image_size=image_side,
+        directly_add_no_mem_embed=True,
+        use_high_res_features_in_sam=True,
+        iou_prediction_use_sigmoid=True,
+        pred_obj_scores=True,
+        pred_obj_scores_mlp=True,
+    )
+    del sam.maskmem_tpos_enc, sam.no_mem_pos_enc  # for video
+    return sam
+
+
+def require_sam2_package() -> None:
+    """Raises: ConfigError: the package sam2, or Hydra, which it imports, is not installed."""
+    try:
+        import sam2  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name not in ("sam2", "hydra"):  # installed but broken: its own error says why
+            raise
+        raise ConfigError(NEEDS_PACKAGE) from None
+
+
+@SAM_BACKEND_REGISTRY.register()
+def sam2(cfg: Any) -> Sam2Backend:
+    """The published model that ``cfg.S4M.SAM`` names, of SAM 2 or 2.1."""
+    model_type = cfg.S4M.SAM.MODEL_TYPE
+    check_model_type("sam2", model_type)
+    require_sam2_package()
+    sam = load_sam(
+        lambda: build_sam2_image_model(SIZES[model_type]),
+        cfg.S4M.SAM.CHECKPOINT,
+        model_type,
+        unpack=_image_part,
+    )
+    return Sam2Backend(sam.to(cfg.MODEL.DEVICE), max_prompts_per_chunk=cfg.S4M.SAM.MAX_PROMPTS)
+
+
+def _image_part(content: Any) -> Any:
+    """The image model's entries of a file: a state dict, under ``model`` in the published ones."""
+    state = content.get("model") if isinstance(content, Mapping) else None
+    if not isinstance(state, Mapping):
+        return content
+    return {name: value for name, value in state.items() if not name.startswith(VIDEO_ONLY)}
