@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from s4m_d2.engine import weight_files
+from s4m_d2.engine import weight_names
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.restricted_pickle import UnsafePickleError, load_arrays
 from s4m_d2.errors import WeightsError
@@ -575,6 +575,6 @@ def test_addresses_that_cannot_be_fetched_are_named(monkeypatch):
 
 
 def test_a_branch_that_does_not_exist_is_the_callers_mistake():
-    assert set(weight_files.BRANCHES) == {"student", "teacher"}
+    assert set(weight_names.BRANCHES) == {"student", "teacher"}
     with pytest.raises(ValueError, match="branch"):
         S4MCheckpointer(Model()).load("x", branch="ema")

@@ -1,0 +1,108 @@
+"""Where a run stands beside its weights, and whether a continued run is still the same run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+
+from s4m_d2.engine.rng import default_generator_states, restore_default_generators
+from s4m_d2.semi.burn_in import teacher_phase
+
+logger = logging.getLogger(__name__)
+
+PROCESSES = "processes"  # the setting that is no config key
+# setting -> what a continued run does otherwise if it has changed
+_CONSEQUENCES = {
+    "SEED": "other images come next, and all draws differ",
+    "SOLVER.IMS_PER_BATCH": "labeled images are skipped or come again",
+    "S4M.UNLABELED_IMS_PER_BATCH": "unlabeled images are skipped or come again",
+    "S4M.BURN_IN": "the teacher is frozen, copied and averaged in other iterations",
+    PROCESSES: "the same images come next, but the processes share them and draw otherwise",
+}
+
+
+def run_settings(cfg: CfgNode, processes: int) -> dict[str, int]:
+    """What a stage's order of images and draws depends on, by config key."""
+    labeled = cfg.SOLVER.IMS_PER_BATCH
+    return {
+        "SEED": cfg.SEED,
+        "SOLVER.IMS_PER_BATCH": labeled,
+        "S4M.UNLABELED_IMS_PER_BATCH": cfg.S4M.UNLABELED_IMS_PER_BATCH or labeled,
+        "S4M.BURN_IN": cfg.S4M.BURN_IN,
+        PROCESSES: processes,
+    }
+
+
+class RunStateHook(HookBase):
+    """Puts the run's position and random states into checkpoints, and checks them on resume.
+
+    Positions in the streams of images and in the burn-in follow from the iteration and the
+    settings; they are written out so that a file says where its run stood. A run that continues
+    with other settings is not the same run: each difference is logged as a warning. Files without
+    this state (of older versions or of other programs) are continued all the same, with a warning.
+
+    The states of the default generators are the main process', restored before training. All
+    processes seed them in each iteration (:class:`~s4m_d2.engine.hooks.SeedHook`), so that they
+    matter only to what draws before the first step.
+
+    Args:
+        settings: of :func:`run_settings`.
+    """
+
+    def __init__(self, settings: Mapping[str, int]) -> None:
+        self.settings = dict(settings)
+        self._restored: Mapping[str, Any] | None = None
+
+    def before_train(self) -> None:
+        if self._restored is not None and comm.is_main_process():
+            restore_default_generators(self._restored["random"])
+        elif self._restored is None and self.trainer.start_iter > 0:
+            logger.warning(
+                "The checkpoint does not say with which seed, batch size and burn-in it was made: "
+                "the run continues from iteration %d with the order of images and the draws of "
+                "this config.",
+                self.trainer.start_iter,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        settings, finished = self.settings, self.trainer.iter + 1
+        return {
+            "settings": dict(settings),
+            "position": {
+                "iteration": finished,
+                "labeled_images": finished * settings["SOLVER.IMS_PER_BATCH"],
+                "unlabeled_images": finished * settings["S4M.UNLABELED_IMS_PER_BATCH"],
+                "burn_in": min(finished, settings["S4M.BURN_IN"]),
+                "teacher_phase": teacher_phase(finished, settings["S4M.BURN_IN"]).name,
+            },
+            "random": default_generator_states(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._restored = state_dict
+        before = state_dict["settings"]
+        for name, value in self.settings.items():
+            if before.get(name, value) != value:
+                logger.warning(
+                    "%s was %s when the checkpoint was written and is %s now: %s.",
+                    name, before[name], value, _CONSEQUENCES.get(name, "this is another run"),
+                )  # fmt: skip
+
+
+def with_scaler_state(state: Mapping[str, Any], trainer: Any) -> Mapping[str, Any]:
+    """A trainer's state with the AMP scaler's that a run without AMP did not write.
+
+    Args:
+        state: of Detectron2's ``DefaultTrainer``.
+        trainer: its inner trainer, which has a ``grad_scaler`` if AMP is on.
+    """
+    scaler, inner = getattr(trainer, "grad_scaler", None), state.get("_trainer")
+    if scaler is None or inner is None or "grad_scaler" in inner:
+        return state
+    logger.warning("The checkpoint was written without AMP: the loss scale starts anew.")
+    return {**state, "_trainer": {**inner, "grad_scaler": scaler.state_dict()}}
