@@ -209,7 +209,7 @@ def refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) -
         raise WeightsError(
             f"Weights '{path}' lack {len(report.missing)} of the model's {len(own)} "
             f"parameters: {first_names(report.missing)}. A whole model is needed here, not a "
-            f"backbone. {_advice(report)}"
+            f"backbone. {_advice(report, 'Use a checkpoint of a training run with this config.')}"
         )
     deeper = [name for name in report.deeper if require or not _is_head(name, own)]
     if deeper:
@@ -228,8 +228,11 @@ def refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) -
         )
 
 
-def _advice(report: LoadReport) -> str:
-    """Which keys make the config fit the file."""
+_TRAINED_WITH = "Use the config that the file was trained with, or weights that fit this config."
+
+
+def _advice(report: LoadReport, otherwise: str = _TRAINED_WITH) -> str:
+    """Which keys make the config fit the file, where that can be told."""
     wanted = {}
     for name, in_file, in_model in report.mismatched:
         for pattern, dim, key, extra in _SIZES:
@@ -249,7 +252,7 @@ def _advice(report: LoadReport) -> str:
         keys = f"{keys} and MODEL.RESNETS.DEPTH as in the file".removeprefix(" and ")
     if keys:
         return f"To fit the file, set {keys}; or use weights that fit this config."
-    return "Use the config that the file was trained with, or weights that fit this config."
+    return otherwise
 
 
 def _is_head(name: str, own: Iterable[str]) -> bool:

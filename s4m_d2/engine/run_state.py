@@ -15,27 +15,42 @@ from s4m_d2.semi.burn_in import teacher_phase
 
 logger = logging.getLogger(__name__)
 
+LABELED, UNLABELED = "SOLVER.IMS_PER_BATCH", "S4M.UNLABELED_IMS_PER_BATCH"
+BURN_IN = "S4M.BURN_IN"
 PROCESSES = "processes"  # the setting that is no config key
 # setting -> what a continued run does otherwise if it has changed
 _CONSEQUENCES = {
     "SEED": "other images come next, and all draws differ",
-    "SOLVER.IMS_PER_BATCH": "labeled images are skipped or come again",
-    "S4M.UNLABELED_IMS_PER_BATCH": "unlabeled images are skipped or come again",
-    "S4M.BURN_IN": "the teacher is frozen, copied and averaged in other iterations",
+    "DATASETS.TRAIN": "other labeled images come next",
+    "DATASETS.UNLABELED": "other unlabeled images come next",
+    "S4M.SPLIT_SEED": "other images are labeled",
+    LABELED: "labeled images are skipped or come again",
+    UNLABELED: "unlabeled images are skipped or come again",
+    BURN_IN: "the teacher is frozen, copied and averaged in other iterations",
     PROCESSES: "the same images come next, but the processes share them and draw otherwise",
 }
 
 
-def run_settings(cfg: CfgNode, processes: int) -> dict[str, int]:
-    """What a stage's order of images and draws depends on, by config key."""
-    labeled = cfg.SOLVER.IMS_PER_BATCH
-    return {
+def run_settings(cfg: CfgNode, processes: int, *, has_teacher: bool) -> dict[str, Any]:
+    """What a stage's order of images and draws depends on, by config key.
+
+    Args:
+        cfg: config of the stage.
+        processes: that share a batch.
+        has_teacher: stage 2.
+    """
+    settings = {
         "SEED": cfg.SEED,
-        "SOLVER.IMS_PER_BATCH": labeled,
-        "S4M.UNLABELED_IMS_PER_BATCH": cfg.S4M.UNLABELED_IMS_PER_BATCH or labeled,
-        "S4M.BURN_IN": cfg.S4M.BURN_IN,
+        "DATASETS.TRAIN": tuple(cfg.DATASETS.TRAIN),
+        "S4M.SPLIT_SEED": cfg.S4M.SPLIT_SEED,
+        LABELED: cfg.SOLVER.IMS_PER_BATCH,
         PROCESSES: processes,
     }
+    if has_teacher:
+        settings["DATASETS.UNLABELED"] = tuple(cfg.DATASETS.UNLABELED)
+        settings[UNLABELED] = cfg.S4M.UNLABELED_IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
+        settings[BURN_IN] = cfg.S4M.BURN_IN
+    return settings
 
 
 class RunStateHook(HookBase):
@@ -54,7 +69,7 @@ class RunStateHook(HookBase):
         settings: of :func:`run_settings`.
     """
 
-    def __init__(self, settings: Mapping[str, int]) -> None:
+    def __init__(self, settings: Mapping[str, Any]) -> None:
         self.settings = dict(settings)
         self._restored: Mapping[str, Any] | None = None
 
@@ -70,18 +85,21 @@ class RunStateHook(HookBase):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        settings, finished = self.settings, self.trainer.iter + 1
         return {
-            "settings": dict(settings),
-            "position": {
-                "iteration": finished,
-                "labeled_images": finished * settings["SOLVER.IMS_PER_BATCH"],
-                "unlabeled_images": finished * settings["S4M.UNLABELED_IMS_PER_BATCH"],
-                "burn_in": min(finished, settings["S4M.BURN_IN"]),
-                "teacher_phase": teacher_phase(finished, settings["S4M.BURN_IN"]).name,
-            },
+            "settings": dict(self.settings),
+            "position": self._position(self.trainer.iter + 1),
             "random": default_generator_states(),
         }
+
+    def _position(self, finished: int) -> dict[str, int | str]:
+        """Where the run stands after so many iterations; images are those of all processes."""
+        position = {"iteration": finished, "labeled_images": finished * self.settings[LABELED]}
+        if BURN_IN in self.settings:
+            burn_in = self.settings[BURN_IN]
+            position["unlabeled_images"] = finished * self.settings[UNLABELED]
+            position["burn_in"] = min(finished, burn_in)
+            position["next_teacher_phase"] = teacher_phase(finished, burn_in).name
+        return position
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._restored = state_dict
@@ -90,7 +108,7 @@ class RunStateHook(HookBase):
             if before.get(name, value) != value:
                 logger.warning(
                     "%s was %s when the checkpoint was written and is %s now: %s.",
-                    name, before[name], value, _CONSEQUENCES.get(name, "this is another run"),
+                    name, before[name], value, _CONSEQUENCES[name],
                 )  # fmt: skip
 
 

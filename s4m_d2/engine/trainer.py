@@ -46,6 +46,8 @@ class TeacherTrainer(DefaultTrainer):
     continued exactly: draws and data order are functions of the iteration.
     """
 
+    has_teacher = False
+
     def build_hooks(self):
         # Detectron2 builds its hooks last, around self.checkpointer: ours takes that place here.
         self.checkpointer = S4MCheckpointer(
@@ -55,8 +57,8 @@ class TeacherTrainer(DefaultTrainer):
         hooks = [
             evaluation if isinstance(hook, EvalHook) else hook for hook in super().build_hooks()
         ]
-        state = RunStateHook(run_settings(self.cfg, comm.get_world_size()))
-        return [state, SeedHook(self.cfg.SEED, comm.get_rank()), *hooks]
+        settings = run_settings(self.cfg, comm.get_world_size(), has_teacher=self.has_teacher)
+        return [RunStateHook(settings), SeedHook(self.cfg.SEED, comm.get_rank()), *hooks]
 
     def evaluate(self) -> Mapping[str, Any]:
         """Results on DATASETS.TEST, as Detectron2 nests them."""
@@ -118,6 +120,8 @@ class S4MTrainer(TeacherTrainer):
         teacher: the EMA teacher; frozen during burn-in.
         pseudo_labeling: what turns an unlabeled batch into the student's targets.
     """
+
+    has_teacher = True
 
     def __init__(self, cfg: CfgNode, teacher_weights: str) -> None:
         self.teacher = EMATeacher(self.build_model(cfg), decay=cfg.S4M.EMA_DECAY)
