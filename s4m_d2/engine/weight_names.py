@@ -74,7 +74,6 @@ def model_weights(content: Mapping[str, Any], branch: str, path: str) -> ModelWe
         state = next(entries, content.get("blobs", bare))
     state = _unwrapped(_tensors(state, path))
     state, found = _of_branch(state, branch)
-    state = _unwrapped(state)
     if found is None and teacher is not None:
         found = branch
     by_suffix = bool(content.get("matching_heuristics")) or "model_state" in content
