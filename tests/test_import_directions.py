@@ -46,8 +46,16 @@ MAY_USE_GLOBAL_RANDOMNESS = {
     ("s4m_d2/data/transforms.py", "np.random.set_state"),
     # A mapper in a foreign loader, which attaches no seeds.
     ("s4m_d2/data/sampling.py", "np.random.default_rng"),
-    # Other libraries' layers (dropout) draw from PyTorch's: it is set in every iteration.
-    ("s4m_d2/engine/hooks.py", "torch.manual_seed"),
+    # Other libraries (dropout) draw from the default ones: they are set in every iteration, and
+    # their states are part of a checkpoint.
+    ("s4m_d2/engine/rng.py", "torch.manual_seed"),
+    ("s4m_d2/engine/rng.py", "torch.set_rng_state"),
+    ("s4m_d2/engine/rng.py", "np.random.seed"),
+    ("s4m_d2/engine/rng.py", "np.random.get_state"),
+    ("s4m_d2/engine/rng.py", "np.random.set_state"),
+    ("s4m_d2/engine/rng.py", "random.seed"),
+    ("s4m_d2/engine/rng.py", "random.getstate"),
+    ("s4m_d2/engine/rng.py", "random.setstate"),
     # Initial weights.
     ("s4m_d2/engine/trainer.py", "torch.manual_seed"),
     ("tools/train_tiny_sam.py", "torch.manual_seed"),

@@ -4,59 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from torch import Tensor
 
-from s4m_d2.engine.weight_files import BRANCHES, ModelWeights, model_weights, read_weight_file
+from s4m_d2.engine.load_report import LoadReport, compare, refuse_unfit
+from s4m_d2.engine.weight_files import read_weight_file
+from s4m_d2.engine.weight_names import BRANCHES, ModelWeights, model_weights
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import atomic_write
 
 LAST_CHECKPOINT = "last_checkpoint"
-BACKBONE_PREFIX = "backbone."
-MIN_BACKBONE_SHARE = 0.9  # with less of the backbone in it, a file is of another backbone
-SHOWN_NAMES = 5
-
-_SET_BY_CONFIG = ("pixel_mean", "pixel_std")  # older files lack them
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of a file's weights. All names are the model's, but for ``unexpected``.
-
-    Attributes:
-        path: the file.
-        matched: loaded.
-        missing: of the model, not in the file.
-        unexpected: of the file, not in the model.
-        mismatched: (name, shape in the file, shape in the model), not loaded.
-    """
-
-    path: str
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-
-    def __str__(self) -> str:
-        parts = [f"{len(self.matched)} parameters loaded from {self.path}"]
-        parts += [
-            f"{len(names)} {what} ({_first(names)})"
-            for what, names in (
-                ("not in the file", self.missing),
-                ("of another shape", [_shapes(entry) for entry in self.mismatched]),
-                ("of the file unused", self.unexpected),
-            )
-            if names
-        ]
-        return "; ".join(parts)
 
 
 class S4MCheckpointer(DetectionCheckpointer):
@@ -64,8 +26,9 @@ class S4MCheckpointer(DetectionCheckpointer):
 
     - A file appears under its name only when it is complete, and ``last_checkpoint`` after it.
     - Loading runs no code of the file: tensors and plain values from ``.pth``, arrays from
-      ``.pkl``. It reads our own files, published ones of Mask2Former, Guided Distillation and S4M,
-      bare state dicts, and backbones of Detectron2's model zoo and of torchvision.
+      ``.pkl``, tensors from ``.safetensors``. It reads our own files, published ones of
+      Mask2Former, Guided Distillation and S4M, bare state dicts, and backbones of Detectron2's
+      model zoo and of torchvision.
     - What was not loaded is never silent: see :class:`LoadReport`, and ``require`` of :meth:`load`.
     """
 
@@ -104,7 +67,8 @@ class S4MCheckpointer(DetectionCheckpointer):
             path: a file, or an address that Detectron2's path manager knows; "?matching_heuristics=
                 True" after it matches names as suffixes. "" loads nothing.
             checkpointables: names of the other objects; None: all that the file holds.
-            branch: "student" or "teacher", where the file holds both.
+            branch: "student" or "teacher", where the file holds both. If it says that it holds the
+                other one only, that one is loaded, with a warning.
             require: every parameter and buffer of the model must be in the file. Without it, heads
                 may start anew, but something must match, and a backbone's shapes must be right.
 
@@ -124,7 +88,13 @@ class S4MCheckpointer(DetectionCheckpointer):
             return {}
         local_path, query = self._local_path(path)
         content = {**read_weight_file(local_path), **query}
-        self._load_weights(model_weights(content, branch, path), path, require)
+        weights = model_weights(content, branch, path)
+        if weights.branch not in (None, branch):
+            self.logger.warning(
+                "%s holds a %s and no %s: the %s is loaded.",
+                path, weights.branch, branch, weights.branch,
+            )  # fmt: skip
+        self._load_weights(weights, path, require)
         return self._load_rest(
             content, self.checkpointables if checkpointables is None else checkpointables
         )
@@ -156,8 +126,17 @@ class S4MCheckpointer(DetectionCheckpointer):
     def _load_rest(self, content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
         """Load the state of other objects; return what is left."""
         for name in names:
-            if name in content:
+            if name not in content:
+                continue
+            try:
                 self.checkpointables[name].load_state_dict(content.pop(name))
+            except (LookupError, TypeError, ValueError, RuntimeError) as error:
+                raise WeightsError(
+                    f"Cannot continue: the checkpoint's state of {name!r} does not fit this run "
+                    f"({type(error).__name__}: {error}). Continue with the config and the number "
+                    "of parameters that the run began with, or start without --resume and give "
+                    "the file as MODEL.WEIGHTS."
+                ) from error
         content.pop("model", None)
         return content
 
@@ -182,87 +161,10 @@ class S4MCheckpointer(DetectionCheckpointer):
                 state = align_and_update_state_dicts(own, state, c2_conversion=weights.caffe2)
             except ValueError as error:
                 raise WeightsError(f"Weights '{path}': {error}") from error
-        report = _compare(own, state, weights.by_suffix, path)
-        _check(report, own, require)
+        report = compare(own, state, path, by_suffix=weights.by_suffix, branch=weights.branch)
+        refuse_unfit(report, own, require)
         self.model.load_state_dict({name: state[name] for name in report.matched}, strict=False)
         self.last_report = report
-        self.logger.log(logging.WARNING if _is_surprising(report) else logging.INFO, "%s", report)
-
-
-def _compare(
-    own: Mapping[str, Tensor], state: Mapping[str, Tensor], by_suffix: bool, path: str
-) -> LoadReport:
-    matched, missing, mismatched, used = [], [], [], set()
-    for name, value in own.items():
-        found = next((key for key in _candidates(name, by_suffix) if key in state), None)
-        if found is None:
-            if not name.endswith((*_SET_BY_CONFIG, "num_batches_tracked")):
-                missing.append(name)
-            continue
-        used.add(found)
-        if state[found].shape != value.shape:
-            mismatched.append((name, tuple(state[found].shape), tuple(value.shape)))
-        else:
-            (matched if found == name else missing).append(name)
-    unexpected = [key for key in state if key not in used]
-    return LoadReport(path, *map(tuple, (matched, missing, unexpected, mismatched)))
-
-
-def _candidates(name: str, by_suffix: bool) -> list[str]:
-    """The names under which a file may hold a parameter, the longest first."""
-    words = name.split(".")
-    return [".".join(words[i:]) for i in range(len(words) if by_suffix else 1)]
-
-
-def _check(report: LoadReport, own: Mapping[str, Tensor], require: bool) -> None:
-    """Refuse a file that is not of this model, or not enough of it."""
-    mismatched = [
-        entry for entry in report.mismatched if require or entry[0].startswith(BACKBONE_PREFIX)
-    ]
-    if mismatched:
-        raise WeightsError(
-            f"Weights '{report.path}' are of another architecture: "
-            f"{_first([_shapes(entry) for entry in mismatched])}. Use the config that the file was "
-            "trained with, or weights that fit this config."
-        )
-    if not report.matched:
-        raise WeightsError(
-            f"Weights '{report.path}' hold nothing of this model: it has {_first(list(own))}; the "
-            f"file has {_first(report.unexpected)}."
-        )
-    if require and report.missing:
-        raise WeightsError(
-            f"Weights '{report.path}' lack {len(report.missing)} of the model's {len(own)} "
-            f"parameters: {_first(report.missing)}. A whole model is needed here, not a backbone; "
-            "use a checkpoint of a training run with this config."
-        )
-    missing = [name for name in report.missing if _is_backbone_weight(name)]
-    backbone = [name for name in own if _is_backbone_weight(name)]
-    present = len(backbone) - len(missing)
-    if 0 < present < MIN_BACKBONE_SHARE * len(backbone):
-        raise WeightsError(
-            f"Weights '{report.path}' hold only {present} of the backbone's {len(backbone)} "
-            f"parameters; {_first(missing)} are missing. Set the backbone's depth to that of the "
-            "file, or use weights that fit this config."
-        )
-
-
-def _is_surprising(report: LoadReport) -> bool:
-    """Something did not fit, beyond a bare backbone that leaves the heads at their start."""
-    bare = all(name.startswith(BACKBONE_PREFIX) for name in report.matched)
-    missing = [name for name in report.missing if not bare or _is_backbone_weight(name)]
-    return bool(report.mismatched or missing)
-
-
-def _is_backbone_weight(name: str) -> bool:
-    return name.startswith(BACKBONE_PREFIX) and not name.endswith(_STATISTICS)
-
-
-def _shapes(entry: tuple[str, tuple[int, ...], tuple[int, ...]]) -> str:
-    name, in_file, in_model = entry
-    return f"{name} is {in_file} in the file and {in_model} in the model"
-
-
-def _first(names: Sequence[str]) -> str:
-    more = ", …" if len(names) > SHOWN_NAMES else ""
-    return ", ".join(names[:SHOWN_NAMES]) + more
+        self.logger.log(logging.WARNING if report.is_surprising else logging.INFO, "%s", report)
+        for line in report.lists():
+            self.logger.debug("%s", line)

@@ -6,12 +6,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
-from s4m_d2.engine.rng import derive_seed
+from s4m_d2.engine.rng import derive_seed, seed_default_generators
 from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase
 from s4m_d2.semi.ema_teacher import EMATeacher
 
@@ -37,6 +36,7 @@ class EMATeacherHook(HookBase):
         self.teacher = teacher
         self.student = student
         self.burn_in = burn_in
+        self.restored = False  # whether the teacher's weights are a checkpoint's
 
     @property
     def phase(self) -> TeacherPhase:
@@ -55,13 +55,15 @@ class EMATeacherHook(HookBase):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.teacher.model.load_state_dict(state_dict["teacher"])
+        self.restored = True
 
 
 class SeedHook(HookBase):
-    """Make what PyTorch's default generators draw in an iteration a function of that iteration.
+    """Make what the default generators draw in an iteration a function of that iteration.
 
-    Our own draws have generators of their own; this covers draws inside other libraries' layers
-    (dropout and the like), so that a continued run does not depend on the run before it.
+    Those of PyTorch, NumPy and Python. Our own draws have generators of their own; this covers
+    draws inside other libraries' layers (dropout and the like) and users' components, on every
+    process, so that a continued run does not depend on the run before it.
     """
 
     def __init__(self, seed: int, rank: int) -> None:
@@ -69,4 +71,4 @@ class SeedHook(HookBase):
         self.rank = rank
 
     def before_step(self) -> None:
-        torch.manual_seed(derive_seed(self.seed, "iteration", self.trainer.iter, self.rank))
+        seed_default_generators(derive_seed(self.seed, "iteration", self.trainer.iter, self.rank))

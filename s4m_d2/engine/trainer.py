@@ -24,7 +24,8 @@ from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.hooks import EMATeacherHook, SeedHook
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
 from s4m_d2.engine.rng import derive_seed
-from s4m_d2.errors import DatasetError
+from s4m_d2.engine.run_state import RunStateHook, run_settings, with_scaler_state
+from s4m_d2.errors import DatasetError, WeightsError
 from s4m_d2.evaluation import build_evaluator
 from s4m_d2.report import write_results
 from s4m_d2.semi.burn_in import TeacherPhase
@@ -45,6 +46,8 @@ class TeacherTrainer(DefaultTrainer):
     continued exactly: draws and data order are functions of the iteration.
     """
 
+    has_teacher = False
+
     def build_hooks(self):
         # Detectron2 builds its hooks last, around self.checkpointer: ours takes that place here.
         self.checkpointer = S4MCheckpointer(
@@ -54,7 +57,8 @@ class TeacherTrainer(DefaultTrainer):
         hooks = [
             evaluation if isinstance(hook, EvalHook) else hook for hook in super().build_hooks()
         ]
-        return [SeedHook(self.cfg.SEED, comm.get_rank()), *hooks]
+        settings = run_settings(self.cfg, comm.get_world_size(), has_teacher=self.has_teacher)
+        return [RunStateHook(settings), SeedHook(self.cfg.SEED, comm.get_rank()), *hooks]
 
     def evaluate(self) -> Mapping[str, Any]:
         """Results on DATASETS.TEST, as Detectron2 nests them."""
@@ -78,6 +82,9 @@ class TeacherTrainer(DefaultTrainer):
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
             )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(with_scaler_state(state_dict, self._trainer))
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -114,6 +121,8 @@ class S4MTrainer(TeacherTrainer):
         pseudo_labeling: what turns an unlabeled batch into the student's targets.
     """
 
+    has_teacher = True
+
     def __init__(self, cfg: CfgNode, teacher_weights: str) -> None:
         self.teacher = EMATeacher(self.build_model(cfg), decay=cfg.S4M.EMA_DECAY)
         S4MCheckpointer(self.teacher.model).load(teacher_weights, branch="teacher", require=True)
@@ -131,6 +140,16 @@ class S4MTrainer(TeacherTrainer):
     def build_hooks(self):
         self._teacher_hook = EMATeacherHook(self.teacher, self.trained_model, self.cfg.S4M.BURN_IN)
         return [self._teacher_hook, *super().build_hooks()]
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        if self.start_iter > self.cfg.S4M.BURN_IN and not self._teacher_hook.restored:
+            raise WeightsError(
+                f"Cannot continue from '{self.checkpointer.get_checkpoint_file()}': iteration "
+                f"{self.start_iter} is past the burn-in of {self.cfg.S4M.BURN_IN}, and the file "
+                "holds no EMA teacher (EMATeacherHook). Start without --resume and give the file "
+                "as MODEL.WEIGHTS."
+            )
 
     def evaluate(self) -> Mapping[str, Any]:
         """Results of the student; the teacher's too, under "teacher", once it follows it."""

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from s4m_d2.engine.restricted_pickle import UnsafePickleError, load_arrays
 from s4m_d2.errors import WeightsError
 
-BRANCHES = {"student": "modelStudent.", "teacher": "modelTeacher."}
-
 _ZIP_MAGIC = b"PK\x03\x04"
 _TORCH_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 _PICKLE_MAGIC = b"\x80"
+_SAFETENSORS_LENGTH = struct.Struct("<Q")  # the length of the header, which follows
+_SAFETENSORS_START = slice(_SAFETENSORS_LENGTH.size, _SAFETENSORS_LENGTH.size + 2)
+_MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, as in the format's description
 _HEAD_BYTES = 64
-_MODEL_ENTRIES = ("model", "model_state", "state_dict")  # the last two: pycls and many others
-_FLAGS = ("matching_heuristics", "__author__")
 _TORCH_ERRORS = (
     pickle.UnpicklingError,
     EOFError,
@@ -37,34 +34,12 @@ _TORCH_ERRORS = (
     struct.error,
 )
 _TRUNCATED = ("truncated", "unexpected eof", "ran out of input", "unexpected end of data")
-_QUERIES_BEFORE_2022 = ("static_query", "query_feat")  # Mask2Former renamed its queries
-_TORCHVISION_RESNET = "layer1.0.conv1.weight"
-_TORCHVISION_NAMES = (
-    (re.compile(r"^(conv1|bn1)\."), r"stem.\1."),
-    (re.compile(r"^layer(\d)\."), lambda match: f"res{int(match[1]) + 1}."),
-    (re.compile(r"\bbn(\d)\."), r"conv\1.norm."),
-    (re.compile(r"\bdownsample\.0\."), "shortcut."),
-    (re.compile(r"\bdownsample\.1\."), "shortcut.norm."),
-)
-
-
-@dataclass(frozen=True)
-class ModelWeights:
-    """The weights of one model, as a file names them.
-
-    Attributes:
-        state: name → tensor; prefixes of wrappers and branches are gone.
-        by_suffix: names are those of a bare backbone, to be matched as suffixes of the model's.
-        caffe2: names are Caffe2's (``res2_0_branch2a_w``).
-    """
-
-    state: dict[str, Tensor]
-    by_suffix: bool = False
-    caffe2: bool = False
 
 
 def read_weight_file(path: str) -> dict[str, Any]:
-    """The content of a ``.pth`` (PyTorch) or ``.pkl`` (NumPy arrays) file, told apart by content.
+    """The content of a ``.pth`` (PyTorch), ``.pkl`` (NumPy arrays) or ``.safetensors`` file.
+
+    The three are told apart by their content. Tensors are on the CPU.
 
     Raises:
         WeightsError: the file is missing, ends early, is damaged, holds more than data, or is no
@@ -73,8 +48,8 @@ def read_weight_file(path: str) -> dict[str, Any]:
     if not os.path.isfile(path):
         found = "a folder" if os.path.isdir(path) else "no such file"
         raise WeightsError(
-            f"Weights '{path}': {found}. Give the path of a .pth or .pkl file "
-            "(keys MODEL.WEIGHTS, S4M.TEACHER_WEIGHTS); relative paths start at the folder in "
+            f"Weights '{path}': {found}. Give the path of a .pth, .pkl or .safetensors "
+            "file (keys MODEL.WEIGHTS, S4M.TEACHER_WEIGHTS); relative paths start at the folder in "
             "which the command runs."
         )
     with open(path, "rb") as file:
@@ -96,14 +71,16 @@ def _reader(path: str, head: bytes) -> Callable[[str], Any]:
         return _read_torch
     if head.startswith(_TORCH_LEGACY_MAGIC):
         return _read_torch
+    if head[_SAFETENSORS_START] == b'{"' or path.endswith(".safetensors"):
+        return _read_safetensors
     if head.startswith(_PICKLE_MAGIC) or path.endswith(".pkl"):
         return _read_pickle
     if head.startswith(b"version https://git-lfs"):
         raise WeightsError(f"Weights '{path}' is a Git LFS pointer: run 'git lfs pull' first.")
     kind = "a web page, so its download failed" if head.lstrip().startswith(b"<") else "neither"
     raise WeightsError(
-        f"Weights '{path}': expected a PyTorch .pth or a model-zoo .pkl file; this is {kind}. "
-        "Download it again or give another file."
+        f"Weights '{path}': expected a PyTorch .pth, a model-zoo .pkl or a .safetensors file; this "
+        f"is {kind}. Download it again or give another file."
     )
 
 
@@ -123,6 +100,45 @@ def _read_torch(path: str) -> Any:
             f"Weights '{path}' are damaged or no PyTorch checkpoint ({_first_line(error)}). "
             "Download or copy the file again."
         ) from error
+
+
+def _read_safetensors(path: str) -> Any:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise WeightsError(
+            f"Weights '{path}' need the package that reads them: pip install safetensors."
+        ) from error
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        if _is_short_safetensors(path):
+            raise _truncated(path) from error
+        raise WeightsError(
+            f"Weights '{path}' are damaged or no safetensors file ({_first_line(error)}). "
+            "Download or copy the file again."
+        ) from error
+
+
+def _is_short_safetensors(path: str) -> bool:
+    """Whether the file has fewer bytes than its header says, or not even all of its header."""
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        start = file.read(_SAFETENSORS_LENGTH.size)
+        if len(start) < _SAFETENSORS_LENGTH.size:
+            return True
+        (length,) = _SAFETENSORS_LENGTH.unpack(start)
+        if length > _MAX_SAFETENSORS_HEADER:
+            return False
+        if size < len(start) + length:
+            return True
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for entry in header.values() if "dtype" in entry]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return False
+    return size < len(start) + length + max(ends, default=0)
 
 
 def _read_pickle(path: str) -> Any:
@@ -157,97 +173,3 @@ def _truncated(path: str) -> WeightsError:
         f"Weights '{path}' end early ({os.path.getsize(path):,} bytes): the file is truncated. "
         "Download or copy it again; after an interrupted run, use an older checkpoint."
     )
-
-
-def model_weights(content: Mapping[str, Any], branch: str, path: str) -> ModelWeights:
-    """Find a model's weights in the content of a file.
-
-    Args:
-        content: what :func:`read_weight_file` returned.
-        branch: "student" or "teacher": which of the two, where a file holds both (ours, and those
-            with ``modelStudent.`` and ``modelTeacher.`` before their names). A file that holds one
-            model serves for either.
-        path: for messages.
-
-    Raises:
-        WeightsError: there are none, or an entry is no tensor.
-    """
-    state: Any = _teacher_entry(content) if branch == "teacher" else None
-    if state is None:
-        entries = (content[key] for key in _MODEL_ENTRIES if isinstance(content.get(key), Mapping))
-        bare = {key: value for key, value in content.items() if key not in _FLAGS}
-        state = next(entries, content.get("blobs", bare))
-    state = _tensors(state, path)
-    for prefix in ("module.", *_branch_prefixes(state, branch), "module."):
-        state = _strip(state, prefix)
-    by_suffix = bool(content.get("matching_heuristics")) or "model_state" in content
-    if _TORCHVISION_RESNET in state:
-        state, by_suffix = {_detectron2_name(k): v for k, v in state.items()}, True
-    state = {k.replace(*_QUERIES_BEFORE_2022): v for k, v in state.items()}
-    caffe2 = content.get("__author__") == "Caffe2" or _has_caffe2_names(state)
-    if caffe2:
-        state = {k: v for k, v in state.items() if not k.endswith("_momentum")}
-    return ModelWeights(state, by_suffix or caffe2, caffe2)
-
-
-def _teacher_entry(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The EMA teacher in one of our files: an entry of its own, or the state of its hook."""
-    state: Any = content.get("teacher")
-    if state is None:
-        state = content
-        for key in ("trainer", "hooks", "EMATeacherHook", "teacher"):
-            state = state.get(key) if isinstance(state, Mapping) else None
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        return state["model"]
-    return state
-
-
-def _tensors(state: Any, path: str) -> dict[str, Tensor]:
-    if not isinstance(state, Mapping) or not state:
-        raise WeightsError(
-            f"Weights '{path}' hold no model: expected a dictionary of tensors, or one under "
-            f"{', '.join(_MODEL_ENTRIES)}."
-        )
-    tensors = {}
-    for name, value in state.items():
-        if isinstance(value, np.ndarray | np.generic):
-            value = torch.from_numpy(np.array(value))
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise WeightsError(
-                f"Weights '{path}': expected names and tensors, found {name!r} with a "
-                f"{type(value).__name__}. The known entries of a checkpoint with more than weights "
-                f"are {', '.join(_MODEL_ENTRIES)}."
-            )
-        tensors[name] = value
-    return tensors
-
-
-def _branch_prefixes(state: Mapping[str, Tensor], branch: str) -> list[str]:
-    """The prefix of the wanted branch, or else of the only one that the file holds, if any."""
-    found = [p for p in BRANCHES.values() if any(_has_prefix(name, p) for name in state)]
-    wanted = BRANCHES[branch]
-    return [wanted] if wanted in found else found[:1]
-
-
-def _has_prefix(name: str, prefix: str) -> bool:
-    return name.removeprefix("module.").startswith(prefix)
-
-
-def _strip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Without a wrapper's prefix if all names have it; of a branch, the names that have it."""
-    stripped = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-    if prefix in BRANCHES.values():
-        return stripped
-    return stripped if len(stripped) == len(state) else state
-
-
-def _has_caffe2_names(state: Mapping[str, Tensor]) -> bool:
-    """As in ``res2_0_branch2a_w``: words joined by underscores only."""
-    return any(k.endswith("_w") for k in state) and not any("." in k for k in state)
-
-
-def _detectron2_name(name: str) -> str:
-    """Detectron2's name of a weight of torchvision's ResNet."""
-    for pattern, replacement in _TORCHVISION_NAMES:
-        name = pattern.sub(replacement, name)
-    return name

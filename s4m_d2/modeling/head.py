@@ -25,6 +25,8 @@ class MaskFormerHead(nn.Module):
         transformer_predictor: (maps, mask features) -> predictions.
     """
 
+    _version = 2  # Mask2Former's of these names: without it, it would rename our weights
+
     @configurable
     def __init__(
         self, *, num_classes: int, pixel_decoder: nn.Module, transformer_predictor: nn.Module

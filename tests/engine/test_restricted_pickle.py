@@ -1,0 +1,108 @@
+"""The reader of pickled arrays: what it reads, and that it runs nothing."""
+
+import io
+import pickle
+import pickletools
+import sys
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+
+from s4m_d2.engine.restricted_pickle import UnsafePickleError, load_arrays
+
+
+def opcodes(*parts):
+    """A pickle from raw opcodes (protocol 0 and 2)."""
+    return b"\x80\x02" + b"".join(parts) + b"."
+
+
+GET_NDARRAY = b"cnumpy\nndarray\n"
+GET_RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
+SET_DEFAULTS = b"N}U\x0c__defaults__)s\x86b"  # BUILD with the slot state {"__defaults__": ()}
+SET_CLASS = b"N}U\x09__class__" + GET_NDARRAY + b"s\x86b"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        opcodes(b"cos\nsystem\nU\x04true\x85R"),
+        opcodes(b"cnumpy.core.multiarray\n__dict__\n"),
+        opcodes(b"cbuiltins\ngetattr\n", GET_NDARRAY, b"U\x05dumps\x86R"),
+        opcodes(b"ctorch\nload\n"),
+        opcodes(GET_RECONSTRUCT, SET_DEFAULTS),
+        opcodes(GET_NDARRAY, SET_DEFAULTS),
+        opcodes(GET_RECONSTRUCT, b")R", SET_CLASS),
+        opcodes(GET_NDARRAY, b")\x81"),
+        opcodes(GET_NDARRAY),
+        opcodes(GET_RECONSTRUCT, b")R(K\x01K\x02K\x03tb"),
+        opcodes(b"\x8f"),
+    ],
+)
+def test_opcodes_beyond_arrays_are_refused(content):
+    with pytest.raises(pickle.UnpicklingError):
+        load_arrays(io.BytesIO(content))
+
+
+def test_dotted_names_of_protocol_4_do_not_reach_attributes():
+    name = b"\x8c\x05numpy\x8c\x10ndarray.__init__\x93"
+    with pytest.raises(UnsafePickleError, match=r"ndarray\.__init__"):
+        load_arrays(io.BytesIO(b"\x80\x04" + name + b"."))
+
+
+@pytest.mark.parametrize(
+    "value", [np.array([{}], dtype=object), np.array(["a"]), np.zeros(2, dtype="f4,i4")]
+)
+def test_arrays_of_other_things_than_numbers_are_refused(value):
+    with pytest.raises(UnsafePickleError):
+        load_arrays(io.BytesIO(pickle.dumps({"a": value}, protocol=4)))
+
+
+def test_an_array_with_too_few_bytes_for_its_shape_is_refused():
+    content = pickle.dumps(np.zeros(3, dtype=np.uint8), protocol=2)
+    shape = b"K\x03\x85"  # the tuple (3,)
+    assert content.count(shape) == 1
+    with pytest.raises(UnsafePickleError, match=r"shape \(200,\) and 3 bytes"):
+        load_arrays(io.BytesIO(content.replace(shape, b"K\xc8\x85")))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_come_back_as_they_were(protocol):
+    content = OrderedDict(
+        plain=np.arange(6, dtype=np.float32).reshape(2, 3),
+        fortran=np.asfortranarray(np.arange(6).reshape(2, 3)),
+        big_endian=np.arange(6, dtype=">f8"),
+        half=np.arange(4, dtype=np.float16),
+        bits=np.array([True, False]),
+        empty=np.zeros((0, 3), dtype=np.int64),
+        scalar_array=np.array(3.5),
+        scalar=np.float32(2.5),
+        nested={"list": [1, (2, b"bytes", "text", None)]},
+    )
+    loaded = load_arrays(io.BytesIO(pickle.dumps(content, protocol=protocol)))
+    assert list(loaded) == list(content)
+    assert loaded["nested"] == content["nested"]
+    for name in list(content)[:-1]:
+        assert np.array_equal(loaded[name], content[name])
+        assert loaded[name].dtype.isnative and loaded[name].dtype.type == content[name].dtype.type
+    loaded["plain"][0, 0] = 1  # writable
+
+
+def test_python_2_files_are_read():
+    # What Python 2 wrote for {"w": np.arange(2, dtype="<f4")}: bytes are str there.
+    raw = np.arange(2, dtype="<f4").tobytes()
+    content = (
+        b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b"
+        b"\x87R(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xff"
+        b"J\xff\xff\xff\xffK\x00tb\x89U\x08" + raw + b"tbs."
+    )
+    pickletools.dis(content, out=io.StringIO())  # well-formed
+    loaded = load_arrays(io.BytesIO(content))
+    assert loaded["w"].tolist() == [0.0, 1.0]
+
+
+def test_nothing_is_imported_for_a_pickle(monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with pytest.raises(UnsafePickleError, match="colorsys"):
+        load_arrays(io.BytesIO(opcodes(b"ccolorsys\nrgb_to_hsv\n")))
+    assert "colorsys" not in sys.modules
