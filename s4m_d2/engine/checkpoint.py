@@ -17,6 +17,7 @@ from torch import Tensor
 from s4m_d2.engine.weight_files import BRANCHES, ModelWeights, model_weights, read_weight_file
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import atomic_write
+from s4m_d2.modeling.backbones.weight_names import ADDED_LAYERS, to_own_names
 
 LAST_CHECKPOINT = "last_checkpoint"
 BACKBONE_PREFIX = "backbone."
@@ -176,13 +177,14 @@ class S4MCheckpointer(DetectionCheckpointer):
 
     def _load_weights(self, weights: ModelWeights, path: str, require: bool) -> None:
         own = self.model.state_dict()
-        state = weights.state
-        if weights.by_suffix:
+        state = to_own_names(weights.state, own)
+        by_suffix = weights.by_suffix and state.keys() == weights.state.keys()
+        if by_suffix:
             try:
                 state = align_and_update_state_dicts(own, state, c2_conversion=weights.caffe2)
             except ValueError as error:
                 raise WeightsError(f"Weights '{path}': {error}") from error
-        report = _compare(own, state, weights.by_suffix, path)
+        report = _compare(own, state, by_suffix, path)
         _check(report, own, require)
         self.model.load_state_dict({name: state[name] for name in report.matched}, strict=False)
         self.last_report = report
@@ -255,7 +257,9 @@ def _is_surprising(report: LoadReport) -> bool:
 
 
 def _is_backbone_weight(name: str) -> bool:
-    return name.startswith(BACKBONE_PREFIX) and not name.endswith(_STATISTICS)
+    """Of a backbone that a file may hold: no statistics, and nothing that starts anew."""
+    new = name.startswith(ADDED_LAYERS) or name.endswith(_STATISTICS)
+    return name.startswith(BACKBONE_PREFIX) and not new
 
 
 def _shapes(entry: tuple[str, tuple[int, ...], tuple[int, ...]]) -> str:
