@@ -77,9 +77,12 @@ def test_maps_equal_those_of_timm_s_own_extractor(build, name, indices):
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["s4m_swin", "s4m_swinv2"])
 def test_shifted_windows_do_not_join_opposite_borders(build, name):
-    """Maps of 16 x 24 tokens and windows of 3: the bottom row of windows is padded."""
+    """32 rows of tokens, windows of 3, shifted by 1: one row of padding below."""
     backbone = build(name).eval()
-    image = images(64, 96, batch=1)
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.weight.fill_(1.0)  # some are 0 at the start and switch their branches off
+    image = images(128, 96, batch=1)
     changed = image.clone()
     changed[:, :, :4] += 3.0  # the first row of tokens
     difference = (backbone(changed)["res2"] - backbone(image)["res2"]).abs().amax(dim=(0, 1, 3))
@@ -165,6 +168,16 @@ def test_checkpointing_activations_changes_no_gradient(build, name):
         gradients.append([parameter.grad for parameter in backbone.parameters()])
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed)
+
+
+@pytest.mark.parametrize("name", ["s4m_swin", "s4m_vit14"])
+def test_a_whole_model_trains_under_autocast(make_tiny_model, make_sample, name):
+    model = make_tiny_model(*TIMM, name).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model([make_sample(64, 96, [1, 5])])
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
 @torch.no_grad()
@@ -264,6 +277,7 @@ def test_colors_other_than_the_pretrained_model_s_are_reported(
         (("s4m_swin", "MODEL.TIMM.PRETRAINED", True), "has no weights of 's4m_swin'"),
         (("beit_base_patch16_224",), "images of one size only"),
         (("hrnet_w18_small", "MODEL.TIMM.DROP_PATH", 0.1), "no stochastic depth"),
+        (("s4m_swin", "MODEL.TIMM.DROP_PATH", 1.0), "is 1.0; expected at least 0 and below 1"),
         (("test_resnet", "MODEL.TIMM.NORM", "GN"), "NORM is 'GN'; choose one of BN, FrozenBN"),
         (("test_resnet", "MODEL.TIMM.OUT_INDICES", (0, 1, 2, 3)), r"strides \[4, 8, 16, 32\]"),
         (("test_resnet", "MODEL.TIMM.OUT_INDICES", (1, 2, 3, 9)), r"\[2, 4, 8, 16, 32\]"),

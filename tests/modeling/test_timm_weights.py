@@ -1,9 +1,11 @@
 """Weights of others in models with a timm backbone: Mask2Former's and the authors' Swin, DINOv2."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.modeling import ShapeSpec, build_backbone
-from swin_reference import Swin, random_swin_weights
+from swin_reference import Swin, random_swin_weights, swin_shapes
 from tiny_timm import SWIN_CHANNELS, SWIN_DEPTHS, SWIN_HEADS, SWIN_WINDOW
 
 from s4m_d2.engine.checkpoint import S4MCheckpointer
@@ -16,6 +18,7 @@ SWIN = (
     "MODEL.TIMM.OUT_NORM", True,
 )  # fmt: skip
 VIT = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME", "s4m_vit14")
+CONFIG = Path(__file__).parents[2] / "configs" / "cityscapes_10pct_swinl.yaml"
 COMPUTED = "layers.0.blocks.1.attn.relative_position_index"
 
 
@@ -38,6 +41,19 @@ def test_mask2former_s_swin_weights_give_swin_s_maps(make_tiny_cfg, swin_weights
     for name, reference in zip(("res2", "res3", "res4", "res5"), expected, strict=True):
         actual = features[name][0].permute(1, 2, 0)
         torch.testing.assert_close(actual, reference, rtol=1e-9, atol=1e-9, msg=name)
+
+
+def test_every_weight_of_mask2former_s_swin_l_has_its_place_in_our_config(make_tiny_cfg):
+    """Names and shapes at full size, on the meta device."""
+    cfg = make_tiny_cfg()
+    cfg.merge_from_file(str(CONFIG))
+    cfg.merge_from_list(["MODEL.TIMM.PRETRAINED", False])
+    with torch.device("meta"):
+        own = build_backbone(cfg, ShapeSpec(channels=3)).state_dict()
+    own = {f"backbone.{name}": tuple(value.shape) for name, value in own.items()}
+    shapes = swin_shapes(192, (2, 2, 18, 2), (6, 12, 24, 48), 12)
+    published = {f"backbone.{name}": shape for name, shape in shapes.items()}
+    assert to_own_names(published, own) == own
 
 
 def mask2former_state(model, swin_weights):

@@ -109,6 +109,8 @@ def _options(timm: ModuleType, name: str, drop_path: float) -> dict[str, bool | 
             "that takes any, such as a ResNet, a ConvNeXt, a Swin or a vit_*."
         )
     options = {key: value for key, value in _ANY_SIZE.items() if key in accepted}
+    if not 0 <= drop_path < 1:
+        raise ConfigError(f"MODEL.TIMM.DROP_PATH is {drop_path}; expected at least 0 and below 1.")
     if "drop_path_rate" in accepted:
         options["drop_path_rate"] = drop_path  # 0 too: the default of some models is higher
     elif drop_path:
