@@ -11,6 +11,7 @@ def add_s4m_config(cfg: CN) -> None:
     add_deeplab_config(cfg)  # WarmupPolyLR and the keys that Mask2Former's configs mention
     _add_mask2former_config(cfg)
     _add_pixel_decoder_config(cfg)
+    cfg.MODEL.TIMM = _timm_config()
     cfg.S4M = _s4m_config()
 
 
@@ -68,6 +69,23 @@ def _add_pixel_decoder_config(cfg: CN) -> None:
     head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
+
+
+def _timm_config() -> CN:
+    """The backbone "build_timm_backbone" of MODEL.BACKBONE.NAME."""
+    timm = CN()
+    timm.NAME = "resnet50"  # a model of timm, or model.tag, the tag naming its weights
+    # timm's weights, fetched once, then from the cache; not used where MODEL.WEIGHTS is set
+    timm.PRETRAINED = False
+    # four maps of strides 4, 8, 16, 32, or one of a plain ViT; (): the last of each
+    timm.OUT_INDICES = ()
+    timm.OUT_NORM = False  # a layer norm over the channels of each map (Mask2Former's Swin)
+    timm.NORM = "BN"  # batch norms, where the model has them: BN, FrozenBN or SyncBN
+    timm.DROP_PATH = 0.0  # rate of stochastic depth at the last block, rising from 0
+    timm.FROZEN = False  # the model keeps its weights; what is added to it is trained
+    timm.GRAD_CHECKPOINT = False  # less memory, more time: activations are computed again
+    timm.PYRAMID_CHANNELS = 256  # of the maps of a plain ViT
+    return timm
 
 
 def _s4m_config() -> CN:

@@ -18,6 +18,15 @@ from s4m_d2.engine.rng import derive_seed, sample_seeds
 from s4m_d2.errors import ConfigError
 
 STAGES = ("teacher", "student")
+# Embeddings that are bare parameters (Mask2Former's names, and those of timm's ViTs).
+_EMBEDDINGS = {
+    "absolute_pos_embed",
+    "cls_token",
+    "dist_token",
+    "pos_embed",
+    "reg_token",
+    "relative_position_bias_table",
+}
 SAMPLER_SEED_BITS = 31  # Detectron2's samplers take a seed that fits a C int
 
 
@@ -88,7 +97,6 @@ def _clip_full_model(optimizer: torch.optim.Optimizer, max_norm: float, norm_typ
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
     """Trainable parameters grouped by (learning rate, weight decay), each parameter once."""
-    norms = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.LocalResponseNorm)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
     for module_name, module in model.named_modules():
@@ -98,9 +106,9 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
                 continue
             seen.add(parameter)
             decay = cfg.SOLVER.WEIGHT_DECAY
-            if name in ("relative_position_bias_table", "absolute_pos_embed", "pos_embed"):
+            if name in _EMBEDDINGS:
                 decay = 0.0
-            if isinstance(module, norms):
+            if _is_norm(module):
                 decay = cfg.SOLVER.WEIGHT_DECAY_NORM
             if isinstance(module, nn.Embedding):
                 decay = cfg.SOLVER.WEIGHT_DECAY_EMBED
@@ -110,6 +118,11 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
         {"params": parameters, "lr": rate, "weight_decay": decay}
         for (rate, decay), parameters in groups.items()
     ]
+
+
+def _is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm, by class names: timm has some that are none of PyTorch's."""
+    return any("norm" in cls.__name__.lower() for cls in type(module).__mro__)
 
 
 def build_labeled_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict]]:

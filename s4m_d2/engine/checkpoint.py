@@ -17,6 +17,7 @@ from s4m_d2.engine.weight_files import read_weight_file
 from s4m_d2.engine.weight_names import BRANCHES, ModelWeights, model_weights
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import atomic_write
+from s4m_d2.modeling.backbones.weight_names import to_own_names
 
 LAST_CHECKPOINT = "last_checkpoint"
 
@@ -155,13 +156,14 @@ class S4MCheckpointer(DetectionCheckpointer):
 
     def _load_weights(self, weights: ModelWeights, path: str, require: bool) -> None:
         own = self.model.state_dict()
-        state = weights.state
-        if weights.by_suffix:
+        state = to_own_names(weights.state, own)
+        by_suffix = weights.by_suffix and state.keys() == weights.state.keys()
+        if by_suffix:
             try:
                 state = align_and_update_state_dicts(own, state, c2_conversion=weights.caffe2)
             except ValueError as error:
                 raise WeightsError(f"Weights '{path}': {error}") from error
-        report = compare(own, state, path, by_suffix=weights.by_suffix, branch=weights.branch)
+        report = compare(own, state, path, by_suffix=by_suffix, branch=weights.branch)
         refuse_unfit(report, own, require)
         self.model.load_state_dict({name: state[name] for name in report.matched}, strict=False)
         self.last_report = report

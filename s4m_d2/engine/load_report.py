@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from s4m_d2.errors import WeightsError
+from s4m_d2.modeling.backbones.weight_names import ADDED_LAYERS
 
 BACKBONE_PREFIX = "backbone."
 MIN_BACKBONE_SHARE = 0.9  # with less of the backbone in it, a file is of another backbone
@@ -266,7 +267,9 @@ def _in_backbone(name: str) -> bool:
 
 
 def _is_backbone_weight(name: str) -> bool:
-    return _in_backbone(name) and not name.endswith(_STATISTICS)
+    """Of a backbone that a file may hold: no statistics, and nothing that starts anew."""
+    new = name.startswith(ADDED_LAYERS) or name.endswith(_STATISTICS)
+    return _in_backbone(name) and not new
 
 
 def _shape(entry: Mismatch) -> str:

@@ -1,5 +1,6 @@
 """The model; importing this registers its parts."""
 
+from s4m_d2.modeling.backbones import TimmBackbone, build_timm_backbone
 from s4m_d2.modeling.head import MaskFormerHead
 from s4m_d2.modeling.inference import instance_inference
 from s4m_d2.modeling.meta_arch import S4MMaskFormer
@@ -16,6 +17,8 @@ __all__ = [
     "MaskFormerHead",
     "MultiScaleMaskedTransformerDecoder",
     "S4MMaskFormer",
+    "TimmBackbone",
+    "build_timm_backbone",
     "build_transformer_decoder",
     "instance_inference",
 ]

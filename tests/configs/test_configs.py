@@ -13,6 +13,8 @@ from s4m_d2.sam.checkpoint import PUBLISHED_WEIGHTS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+SWIN_L = ["cityscapes_10pct_swinl.yaml", "coco_10pct_swinl.yaml"]
+DINOV2_B = ["cityscapes_10pct_dinov2b.yaml", "coco_10pct_dinov2b.yaml"]
 
 
 def load(name):
@@ -27,6 +29,7 @@ def test_the_configs_of_the_paper_exist():
     coco = {f"coco_{p}pct.yaml" for p in (1, 2, 5, 10)}
     bases = {"Base-Cityscapes.yaml", "Base-COCO.yaml"}
     assert cityscapes | coco | bases | {"toyscapes_10pct.yaml"} <= set(ALL)
+    assert {*SWIN_L, *DINOV2_B} <= set(ALL)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -57,7 +60,10 @@ def test_published_settings_of_both_data_sets(name):
     assert cfg.DATALOADER.REPEAT_THRESHOLD == 10
     assert cfg.S4M.UNLABELED_SAMPLER == "TrainingSampler"
     assert cfg.S4M.UNLABELED_IMS_PER_BATCH == 0  # as many as labeled ones
-    assert cfg.MODEL.WEIGHTS == "detectron2://ImageNetPretrained/torchvision/R-50.pkl"
+    resnet = cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone"
+    assert resnet == (name not in SWIN_L + DINOV2_B)
+    weights = "detectron2://ImageNetPretrained/torchvision/R-50.pkl" if resnet else ""
+    assert cfg.MODEL.WEIGHTS == weights
     sam = ("sam2", "hiera_l") if name.endswith("_sam2.yaml") else ("segment_anything", "vit_l")
     assert (cfg.S4M.SAM.BACKEND, cfg.S4M.SAM.MODEL_TYPE) == sam
     assert (cfg.S4M.EMA_DECAY, cfg.S4M.UNSUP_LOSS_WEIGHT) == (0.9996, 2.0)
@@ -69,7 +75,7 @@ def test_published_settings_of_both_data_sets(name):
     assert (former.CLASS_WEIGHT, former.MASK_WEIGHT, former.DICE_WEIGHT) == (2, 5, 5)
     assert (former.TRAIN_NUM_POINTS, former.OVERSAMPLE_RATIO) == (12544, 3)
     assert (former.IMPORTANCE_SAMPLE_RATIO, former.NO_OBJECT_WEIGHT) == (0.75, 0.1)
-    assert former.NUM_OBJECT_QUERIES == 100
+    assert former.NUM_OBJECT_QUERIES == (200 if name in SWIN_L else 100)
     assert cfg.INPUT.COLOR_AUG_SSD  # the weak view's
 
 
@@ -136,3 +142,42 @@ def test_configs_build_and_segment_on_the_cpu(name):
         instances = model([{"image": image, "height": 32, "width": 48}])[0]["instances"]
     assert tuple(instances.pred_masks.shape[1:]) == (32, 48)
     assert instances.pred_classes.max() < cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+
+
+@pytest.mark.parametrize("name", SWIN_L + DINOV2_B)
+def test_other_backbones_change_nothing_but_the_model(name):
+    data_set = name.partition("_")[0]
+    cfg, base = load(name), load(f"{data_set}_10pct.yaml")
+    for section in ("DATASETS", "DATALOADER", "INPUT", "SOLVER", "TEST", "S4M"):
+        assert cfg[section] == base[section]
+    assert cfg.MODEL.TIMM.PRETRAINED
+    assert cfg.MODEL.TIMM.DROP_PATH == (0.3 if name in SWIN_L else 0)
+
+
+@pytest.mark.parametrize(
+    ("names", "parameters", "channels"),
+    [(SWIN_L, 195e6, (192, 384, 768, 1536)), (DINOV2_B, 86.6e6, (256,) * 4)],
+)
+def test_the_large_backbones_build_at_full_size(names, parameters, channels):
+    """On the meta device, which needs no memory; without their weights."""
+    timm = pytest.importorskip("timm")
+    for name in names:
+        cfg = load(name)
+        known = timm.get_pretrained_cfg(cfg.MODEL.TIMM.NAME)
+        assert known.has_weights
+        for key, values in (("PIXEL_MEAN", known.mean), ("PIXEL_STD", known.std)):
+            assert cfg.MODEL[key] == pytest.approx([255 * value for value in values])
+        cfg.merge_from_list(["MODEL.TIMM.PRETRAINED", False, "MODEL.DEVICE", "meta"])
+        cfg.merge_from_list(["S4M.DISTILL.ENABLED", False])
+        with torch.device("meta"):
+            model = build_model(cfg)
+        size = sum(parameter.numel() for parameter in model.backbone.net.parameters())
+        assert size == pytest.approx(parameters, rel=0.01)
+        shapes = model.backbone.output_shape()
+        assert tuple(shape.channels for shape in shapes.values()) == channels
+        crop = (512, 1024) if name.startswith("cityscapes") else (1024, 1024)
+        features = model.backbone(torch.empty(1, 3, *crop, device="meta"))
+        assert {key: tuple(value.shape[1:]) for key, value in features.items()} == {
+            key: (shape.channels, crop[0] // shape.stride, crop[1] // shape.stride)
+            for key, shape in shapes.items()
+        }

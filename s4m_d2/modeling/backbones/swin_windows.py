@@ -1,0 +1,43 @@
+"""timm's Swin blocks on maps whose sides are no multiples of the window.
+
+timm shifts such a map before it pads it, so that the rows that the shift brings from the top to the
+bottom share windows with the bottom ones, and no attention mask parts them. Here, as in the
+original (Liu et al., ICCV 2021), the map is padded first. On other maps nothing changes.
+
+Imports timm: import it where a timm model is at hand.
+"""
+
+from __future__ import annotations
+
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.swin_transformer_v2 import SwinTransformerV2Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _PadsFirst:
+    """Mixed into a block of timm's; adds no state."""
+
+    def _attn(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> the same shape."""
+        height, width = x.shape[1:3]
+        window_height, window_width = self.window_size
+        padding = (0, 0, 0, -width % window_width, 0, -height % window_height)
+        return super()._attn(F.pad(x, padding))[:, :height, :width].contiguous()
+
+
+class PaddedSwinBlock(_PadsFirst, SwinTransformerBlock):
+    """A Swin block that pads, then shifts."""
+
+
+class PaddedSwinV2Block(_PadsFirst, SwinTransformerV2Block):
+    """A Swin v2 block that pads, then shifts."""
+
+
+_PADDED = {SwinTransformerBlock: PaddedSwinBlock, SwinTransformerV2Block: PaddedSwinV2Block}
+
+
+def pad_before_shift(net: nn.Module) -> None:
+    """Let all Swin blocks of a model pad before they shift, in place; weights keep their names."""
+    for module in net.modules():
+        module.__class__ = _PADDED.get(type(module), type(module))

@@ -1,0 +1,222 @@
+"""Any timm model as a Detectron2 backbone with the maps res2 to res5.
+
+Models with several strides (ResNet, ConvNeXt, Swin) give the maps themselves. A plain ViT gives one
+map, from which a simple feature pyramid makes four. Strides are exact: where the side of a ViT's
+patch is no power of two, the images are resized so that one patch covers as many pixels as the next
+power of two. With DINOv2's patches of 14 px an image of 512 x 1024 becomes 448 x 896, which is a
+grid of 32 x 64 patches, each of 16 x 16 px of the image.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import Tensor, nn
+
+from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.modeling.backbones.feature_pyramid import (
+    ChannelNorm,
+    SimpleFeaturePyramid,
+    resize_to_grid,
+)
+from s4m_d2.modeling.backbones.timm_models import create_net
+
+OUT_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+_COARSEST = max(OUT_STRIDES.values())
+_PIXEL_TOLERANCE = 0.5  # of a normalization, in 0..255 units
+
+logger = logging.getLogger(__name__)
+
+
+class TimmBackbone(Backbone):
+    """A timm model, its maps at strides 4, 8, 16 and 32.
+
+    Args:
+        net: a timm model; layers that no map needs are removed.
+        out_indices: which of the model's feature maps to take: four, of strides 4, 8, 16 and 32,
+            or one of a plain ViT. Empty: the last of each stride, or the ViT's last, after the
+            model's final norm.
+        out_norm: a layer norm over the channels of every map, as Mask2Former's Swin has; not for
+            a plain ViT, whose pyramid has its own.
+        pyramid_channels: channels of the four maps of a plain ViT.
+        frozen: the model's weights and statistics stay as they are.
+        grad_checkpoint: compute activations again in the backward pass instead of keeping them.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        net: nn.Module,
+        out_indices: Sequence[int] = (),
+        out_norm: bool = False,
+        pyramid_channels: int = 256,
+        frozen: bool = False,
+        grad_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        strides, channels = _feature_info(net)
+        self.is_plain = len(set(strides)) == 1
+        indices = _choose(strides, out_indices)
+        self.out_indices = net.prune_intermediate_layers(indices, prune_norm=not self.is_plain)
+        self.net = net
+        if grad_checkpoint:
+            net.set_grad_checkpointing(True)
+        self.frozen = frozen
+        if frozen:
+            net.requires_grad_(False)
+        self.patch = strides[-1]
+        self.grid_stride = 2 ** round(math.log2(self.patch))
+        self.pyramid = self.norms = None
+        if self.is_plain and out_norm:
+            raise ConfigError(
+                "MODEL.TIMM.OUT_NORM is True, but the maps of a plain ViT come from a pyramid with "
+                "norms of its own: set it to False."
+            )
+        if self.is_plain:
+            self._out_channels = dict.fromkeys(OUT_STRIDES, pyramid_channels)
+            self.pyramid = SimpleFeaturePyramid(
+                in_channels=channels[indices[0]],
+                stride=self.grid_stride,
+                out_strides=tuple(OUT_STRIDES.values()),
+                out_channels=pyramid_channels,
+            )
+            return
+        self._out_channels = {
+            name: channels[index] for name, index in zip(OUT_STRIDES, indices, strict=True)
+        }
+        if out_norm:
+            self.norms = nn.ModuleDict(
+                {name: ChannelNorm(size) for name, size in self._out_channels.items()}
+            )
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
+        options = cfg.MODEL.TIMM
+        if options.PRETRAINED and cfg.MODEL.WEIGHTS:
+            logger.info("MODEL.WEIGHTS is set: timm's weights of %s are not loaded.", options.NAME)
+        net = create_net(
+            options.NAME,
+            pretrained=options.PRETRAINED and not cfg.MODEL.WEIGHTS,
+            in_channels=input_shape.channels,
+            drop_path=options.DROP_PATH,
+            norm=options.NORM,
+        )
+        if options.PRETRAINED:
+            _warn_of_normalization(cfg, net)
+        return {
+            "net": net,
+            "out_indices": options.OUT_INDICES,
+            "out_norm": options.OUT_NORM,
+            "pyramid_channels": options.PYRAMID_CHANNELS,
+            "frozen": options.FROZEN,
+            "grad_checkpoint": options.GRAD_CHECKPOINT,
+        }
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Feature maps.
+
+        Args:
+            images: (B, C, H, W), normalized; for a plain ViT H and W are multiples of 32.
+
+        Returns:
+            "res2" to "res5": (B, C_i, H / s, W / s) for s = 4, 8, 16, 32.
+
+        Raises:
+            InputError: the sides do not fit.
+        """
+        if self.is_plain:
+            if any(side % _COARSEST for side in images.shape[-2:]):
+                raise InputError(
+                    f"expected images whose sides are multiples of {_COARSEST}, got "
+                    f"{tuple(images.shape[-2:])}; pad them (MODEL.MASK_FORMER.SIZE_DIVISIBILITY)"
+                )
+            images = resize_to_grid(images, patch=self.patch, stride=self.grid_stride)
+        maps = self.net.forward_intermediates(
+            images,
+            indices=self.out_indices,
+            norm=self.is_plain,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        maps = self.pyramid(maps[0]) if self.pyramid is not None else maps
+        features = dict(zip(OUT_STRIDES, maps, strict=True))
+        if self.norms is not None:
+            features = {name: self.norms[name](value) for name, value in features.items()}
+        return features
+
+    def train(self, mode: bool = True) -> TimmBackbone:
+        """A frozen model stays in evaluation mode: no stochastic depth, no new statistics."""
+        super().train(mode)
+        if self.frozen:
+            self.net.eval()
+        return self
+
+    @property
+    def size_divisibility(self) -> int:
+        """What the sides of images must be multiples of, px."""
+        return _COARSEST
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        """Channels and stride of each map."""
+        return {
+            name: ShapeSpec(channels=self._out_channels[name], stride=stride)
+            for name, stride in OUT_STRIDES.items()
+        }
+
+
+@BACKBONE_REGISTRY.register()
+def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
+    """The backbone that ``MODEL.TIMM`` describes."""
+    return TimmBackbone(cfg, input_shape)
+
+
+def _feature_info(net: nn.Module) -> tuple[list[int], list[int]]:
+    """Stride and channels of each of the model's feature maps."""
+    info = getattr(net, "feature_info", None)
+    if not info or not hasattr(net, "forward_intermediates"):
+        raise ConfigError(
+            f"MODEL.TIMM.NAME: a {type(net).__name__} of timm gives no feature maps; choose "
+            "another model."
+        )
+    entries = getattr(info, "info", info)
+    return [entry["reduction"] for entry in entries], [entry["num_chs"] for entry in entries]
+
+
+def _choose(strides: Sequence[int], out_indices: Sequence[int]) -> list[int]:
+    """The indices of the maps to take, checked."""
+    plain = len(set(strides)) == 1
+    wanted = [strides[0]] if plain else list(OUT_STRIDES.values())
+    if not out_indices and set(wanted) <= set(strides):
+        last = {stride: index for index, stride in enumerate(strides)}
+        return [last[stride] for stride in wanted]
+    in_range = [index for index in out_indices if 0 <= index < len(strides)]
+    if [strides[index] for index in in_range] == wanted and len(in_range) == len(out_indices):
+        return in_range
+    raise ConfigError(
+        f"MODEL.TIMM.OUT_INDICES is {list(out_indices)}; expected the "
+        f"{'index of one map' if plain else f'indices of maps of strides {wanted}'}. The maps of "
+        f"this model have strides {list(strides)}."
+    )
+
+
+def _warn_of_normalization(cfg, net: nn.Module) -> None:
+    """Pre-trained weights see other colors than they know without any error."""
+    flip = slice(None, None, 1 if cfg.INPUT.FORMAT == "RGB" else -1)
+    for key, name in (("PIXEL_MEAN", "mean"), ("PIXEL_STD", "std")):
+        known = torch.tensor(net.pretrained_cfg[name]) * 255
+        given = torch.tensor(cfg.MODEL[key][flip])
+        if given.shape == known.shape and (given - known).abs().max() > _PIXEL_TOLERANCE:
+            logger.warning(
+                "MODEL.%s is %s, but %s was trained with %s (RGB).",
+                key,
+                list(cfg.MODEL[key]),
+                cfg.MODEL.TIMM.NAME,
+                [round(value, 3) for value in known.tolist()],
+            )

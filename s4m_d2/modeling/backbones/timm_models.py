@@ -1,0 +1,137 @@
+"""timm's models by name, open to images of any size."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from types import ModuleType
+
+import torch
+from torch import nn
+
+from s4m_d2.errors import ConfigError, WeightsError
+
+MISSING = (
+    'MODEL.BACKBONE.NAME "build_timm_backbone" needs timm, which is not installed: '
+    'pip install "s4m_d2[timm]"'
+)
+NORMS = ("BN", "FrozenBN", "SyncBN")
+NUM_SUGGESTIONS = 5
+
+# What lets the models that know these options take images of any size. Swin's windows then have
+# their full size, shifted in every second block, whatever the size of the map.
+_ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False, "always_partition": True}
+_SWITCHES = ("dynamic_img_size", "strict_img_size")
+
+
+def create_net(
+    name: str, *, pretrained: bool, in_channels: int = 3, drop_path: float = 0.0, norm: str = "BN"
+) -> nn.Module:
+    """A timm model without its classifier.
+
+    Args:
+        name: "architecture" or "architecture.tag", the tag naming timm's weights.
+        pretrained: load timm's weights, from the network or from the cache of an earlier load.
+        in_channels: of the images.
+        drop_path: stochastic depth's rate at the last block.
+        norm: "BN": batch norms as they are; "FrozenBN" and "SyncBN" replace them.
+
+    Raises:
+        ConfigError: timm is missing, or cannot give such a model.
+        WeightsError: the pre-trained weights cannot be fetched.
+    """
+    timm = _import_timm()
+    _check_name(timm, name, pretrained)
+    options = _options(timm, name, drop_path)
+    try:
+        net = timm.create_model(
+            name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options
+        )
+    except OSError as error:
+        raise WeightsError(
+            f"MODEL.TIMM.PRETRAINED: the weights of {name!r} cannot be fetched "
+            f"({_first_line(error)}). Run once with a network, so that they are in the "
+            "cache, copy that cache (HF_HOME) here, or set MODEL.TIMM.PRETRAINED False and give a "
+            "file of this model's weights as MODEL.WEIGHTS."
+        ) from error
+    _open_windows(net)
+    return _convert_norms(net, norm)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _import_timm() -> ModuleType:
+    try:
+        import timm
+    except ModuleNotFoundError as error:
+        if error.name != "timm":  # timm is there but broken: its own error says why
+            raise
+        raise ConfigError(MISSING) from None
+    return timm
+
+
+def _check_name(timm: ModuleType, name: str, pretrained: bool) -> None:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise ConfigError(
+            f"MODEL.TIMM.NAME is {name!r}, which timm {timm.__version__} does not know; "
+            f"{_suggest(architecture, timm.list_models())}."
+        )
+    names = timm.list_models(f"{architecture}.*", pretrained=True)
+    if tag and name not in names:
+        raise ConfigError(
+            f"MODEL.TIMM.NAME is {name!r}; timm {timm.__version__} has no weights {tag!r} of "
+            f"{architecture!r}, {_suggest(name, names)}."
+        )
+    if pretrained and not names:
+        raise ConfigError(
+            f"MODEL.TIMM.PRETRAINED: timm {timm.__version__} has no weights of {name!r}. Choose "
+            "another MODEL.TIMM.NAME, or set MODEL.TIMM.PRETRAINED False."
+        )
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=NUM_SUGGESTIONS, cutoff=0.0)
+    return f"the closest names are {', '.join(close)}" if close else "and none at all"
+
+
+def _options(timm: ModuleType, name: str, drop_path: float) -> dict[str, bool | float]:
+    """Those of our options that the model's class knows."""
+    with torch.device("meta"):  # its class is known once it is built: here without memory
+        net = timm.create_model(name)
+    accepted = inspect.signature(type(net)).parameters
+    fixed = net.pretrained_cfg["fixed_input_size"]
+    if fixed and not any(switch in accepted for switch in _SWITCHES):
+        raise ConfigError(
+            f"MODEL.TIMM.NAME is {name!r}, which takes images of one size only; choose a model "
+            "that takes any, such as a ResNet, a ConvNeXt, a Swin or a vit_*."
+        )
+    options = {key: value for key, value in _ANY_SIZE.items() if key in accepted}
+    if not 0 <= drop_path < 1:
+        raise ConfigError(f"MODEL.TIMM.DROP_PATH is {drop_path}; expected at least 0 and below 1.")
+    if "drop_path_rate" in accepted:
+        options["drop_path_rate"] = drop_path  # 0 too: the default of some models is higher
+    elif drop_path:
+        raise ConfigError(
+            f"MODEL.TIMM.DROP_PATH is {drop_path}, but {name!r} has no stochastic depth: set it "
+            "to 0."
+        )
+    return options
+
+
+def _open_windows(net: nn.Module) -> None:
+    from s4m_d2.modeling.backbones.swin_windows import pad_before_shift
+
+    pad_before_shift(net)
+
+
+def _convert_norms(net: nn.Module, norm: str) -> nn.Module:
+    from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+
+    converters = {"BN": lambda net: net, "FrozenBN": freeze_batch_norm_2d}
+    converters["SyncBN"] = convert_sync_batchnorm
+    if norm not in converters:
+        raise ConfigError(f"MODEL.TIMM.NORM is {norm!r}; choose one of {', '.join(NORMS)}.")
+    return converters[norm](net)

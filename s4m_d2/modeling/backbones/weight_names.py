@@ -1,0 +1,58 @@
+"""Names of weights of timm's models, of their authors and of Mask2Former, inside our models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+BACKBONE = "backbone."
+NET = f"{BACKBONE}net."
+#: Layers of our backbones that no pre-trained model has: they start anew.
+ADDED_LAYERS = (f"{BACKBONE}norms.", f"{BACKBONE}pyramid.")
+
+# The original Swin merges patches at the end of a stage, timm at the start of the next.
+_ORIGINAL_SWIN = "layers.0.downsample.reduction.weight"
+_MERGING = re.compile(r"^layers\.(\d+)\.downsample\.")
+_OUT_NORM = re.compile(r"^norm(\d)\.")  # Mask2Former's, one a stage
+_COMPUTED = ("relative_position_index", "attn_mask")  # timm keeps them out of its files
+_FIRST_LEVEL = 2  # stage 0 gives res2
+
+
+def to_own_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
+    """Rename a file's weights to the names that a model with a timm backbone has for them.
+
+    Understood are timm's names and those of the authors' files (Swin, DINOv2), bare or after
+    "backbone.", and Mask2Former's Swin. Other names, and those of other models, stay.
+
+    Args:
+        state: name → weight, as in a file.
+        own: names of the model's weights.
+    """
+    state = dict(state)
+    if not any(name.startswith(NET) for name in own):
+        return state
+    for prefix in (BACKBONE, ""):
+        if prefix + _ORIGINAL_SWIN in state:
+            state = _from_original_swin(state, prefix)
+    return {_own_name(name, own): value for name, value in state.items()}
+
+
+def _own_name(name: str, own: Collection[str]) -> str:
+    inside = NET + name.removeprefix(BACKBONE)
+    return inside if name not in own and inside in own else name
+
+
+def _from_original_swin(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    renamed = {}
+    for name, value in state.items():
+        if name.endswith(_COMPUTED):
+            continue
+        if name.startswith(prefix):
+            bare = name.removeprefix(prefix)
+            bare = _MERGING.sub(lambda match: f"layers.{int(match[1]) + 1}.downsample.", bare)
+            bare = _OUT_NORM.sub(lambda match: f"norms.res{int(match[1]) + _FIRST_LEVEL}.", bare)
+            name = prefix + bare
+        renamed[name] = value
+    return renamed

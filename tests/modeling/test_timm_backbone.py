@@ -1,0 +1,302 @@
+"""timm's models as backbones: maps, strides, sizes, options and what is refused."""
+
+import logging
+import re
+import sys
+
+import pytest
+import tiny_timm
+import torch
+from detectron2.modeling import ShapeSpec, build_backbone, build_model
+from tiny_timm import timm
+from torch.nn import functional as F
+
+from s4m_d2.engine.build import parameter_groups
+from s4m_d2.errors import ConfigError, InputError, WeightsError
+
+HIERARCHIES = ("test_resnet", "test_convnext", "s4m_swin", "s4m_swinv2")
+PLAIN = ("test_vit", "s4m_vit14")
+STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
+TIMM = ("MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.NAME")
+
+
+@pytest.fixture
+def build(make_tiny_cfg):
+    def build(name, *options):
+        torch.manual_seed(0)
+        return build_backbone(make_tiny_cfg(*TIMM, name, *options), ShapeSpec(channels=3))
+
+    return build
+
+
+def images(height, width, batch=2, seed=0):
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", HIERARCHIES + PLAIN)
+def test_maps_have_the_strides_and_channels_that_are_promised_at_any_size(build, name):
+    backbone = build(name).eval()
+    shapes = backbone.output_shape()
+    assert {key: spec.stride for key, spec in shapes.items()} == STRIDES
+    assert backbone.size_divisibility == 32
+    for height, width in ((64, 128), (128, 256), (160, 160), (32, 32)):
+        features = backbone(images(height, width))
+        assert {key: tuple(value.shape) for key, value in features.items()} == {
+            key: (2, spec.channels, height // spec.stride, width // spec.stride)
+            for key, spec in shapes.items()
+        }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", HIERARCHIES + PLAIN)
+def test_an_image_s_maps_do_not_depend_on_its_batch(build, name):
+    backbone, batch = build(name).eval(), images(64, 96)
+    together, alone = backbone(batch), backbone(batch[1:])
+    for key in STRIDES:
+        torch.testing.assert_close(together[key][1:], alone[key], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "indices"), [("test_resnet", (1, 2, 3, 4)), ("test_convnext", (0, 1, 2, 3))]
+)
+def test_maps_equal_those_of_timm_s_own_extractor(build, name, indices):
+    """timm's ``features_only`` walks the layers in another way (FeatureListNet)."""
+    backbone = build(name).eval()
+    extractor = timm.create_model(name, features_only=True, out_indices=indices)
+    weights = backbone.net.state_dict()
+    renamed = {key: re.sub(r"^stages\.(\d)\.", r"stages_\1.", key) for key in weights}
+    renamed = {key: re.sub(r"^stem\.(\d)\.", r"stem_\1.", value) for key, value in renamed.items()}
+    extractor.load_state_dict({renamed[key]: value for key, value in weights.items()})
+    expected = extractor.eval()(images(64, 96))
+    for actual, reference in zip(backbone(images(64, 96)).values(), expected, strict=True):
+        torch.testing.assert_close(actual, reference)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["s4m_swin", "s4m_swinv2"])
+def test_shifted_windows_do_not_join_opposite_borders(build, name):
+    """32 rows of tokens, windows of 3, shifted by 1: one row of padding below."""
+    backbone = build(name).eval()
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.weight.fill_(1.0)  # some are 0 at the start and switch their branches off
+    image = images(128, 96, batch=1)
+    changed = image.clone()
+    changed[:, :, :4] += 3.0  # the first row of tokens
+    difference = (backbone(changed)["res2"] - backbone(image)["res2"]).abs().amax(dim=(0, 1, 3))
+    assert difference[0] > 1e-3 and difference[8:].max() == 0
+
+
+@torch.no_grad()
+def test_a_vit_s_map_is_that_of_its_tokens(build):
+    """The pyramid sees timm's normalized patch tokens of the resized image, row by row."""
+    backbone = build("s4m_vit14").eval()
+    seen = []
+    backbone.pyramid.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    batch = images(64, 128)
+    backbone(batch)
+    resized = F.interpolate(batch, size=(56, 112), mode="bilinear", antialias=True)
+    tokens = backbone.net.forward_features(resized)[:, backbone.net.num_prefix_tokens :]
+    expected = tokens.transpose(1, 2).unflatten(2, (4, 8))
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_out_indices_choose_the_block_of_a_vit(build):
+    assert len(build("test_vit").net.blocks) == 6
+    assert len(build("test_vit", "MODEL.TIMM.OUT_INDICES", (3,)).net.blocks) == 4
+
+
+@pytest.mark.parametrize("name", HIERARCHIES + PLAIN)
+def test_gradients_reach_every_parameter(build, name):
+    backbone = build(name).train()
+    features = backbone(images(64, 64))
+    sum(value.square().mean() for value in features.values()).backward()
+    assert not [key for key, parameter in backbone.named_parameters() if parameter.grad is None]
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "s4m_vit14"])
+def test_a_frozen_model_stays_as_it_is(build, name):
+    backbone = build(name, "MODEL.TIMM.FROZEN", True).train()
+    before = {key: value.clone() for key, value in backbone.net.state_dict().items()}
+    features = backbone(images(64, 64))
+    assert not any(parameter.requires_grad for parameter in backbone.net.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in backbone.net.state_dict().items())
+    if name == "s4m_vit14":
+        sum(value.square().mean() for value in features.values()).backward()
+        assert all(p.grad is not None for p in backbone.pyramid.parameters())
+
+
+def test_frozen_batch_norms_are_the_norms_of_evaluation(build):
+    plain, frozen = build("test_resnet").eval(), build("test_resnet", "MODEL.TIMM.NORM", "FrozenBN")
+    statistics = {"running_mean": 0.1, "running_var": 1.7}
+    for net in (plain.net, frozen.net):
+        for key, value in net.state_dict().items():
+            if key.endswith(tuple(statistics)):
+                value.fill_(statistics[key.rpartition(".")[2]])
+    with torch.no_grad():
+        expected, actual = plain(images(64, 64)), frozen.train()(images(64, 64))
+    for key in STRIDES:
+        torch.testing.assert_close(actual[key], expected[key])
+    assert not [key for key, _ in frozen.net.named_parameters() if "bn" in key]
+
+
+def test_batch_norms_synchronize_on_demand(build):
+    kinds = {type(m).__mro__ for m in build("test_resnet", "MODEL.TIMM.NORM", "SyncBN").modules()}
+    assert any(torch.nn.SyncBatchNorm in kind for kind in kinds)
+    assert not any(torch.nn.BatchNorm2d in kind for kind in kinds)
+
+
+@torch.no_grad()
+def test_stochastic_depth_is_off_unless_asked_for(build):
+    """timm's Swin has 0.1 of it otherwise."""
+    batch = images(64, 64)
+    backbone = build("s4m_swin").train()
+    assert torch.equal(backbone(batch)["res5"], backbone(batch)["res5"])
+    backbone = build("s4m_swin", "MODEL.TIMM.DROP_PATH", 0.9).train()
+    assert not torch.equal(backbone(batch)["res5"], backbone(batch)["res5"])
+
+
+@pytest.mark.parametrize("name", ["s4m_swin", "test_vit"])
+def test_checkpointing_activations_changes_no_gradient(build, name):
+    gradients = []
+    for checkpoint in (False, True):
+        backbone = build(name, "MODEL.TIMM.GRAD_CHECKPOINT", checkpoint).train()
+        sum(value.square().mean() for value in backbone(images(64, 64)).values()).backward()
+        gradients.append([parameter.grad for parameter in backbone.parameters()])
+    for plain, checkpointed in zip(*gradients, strict=True):
+        torch.testing.assert_close(plain, checkpointed)
+
+
+@pytest.mark.parametrize("name", ["s4m_swin", "s4m_vit14"])
+def test_a_whole_model_trains_under_autocast(make_tiny_model, make_sample, name):
+    model = make_tiny_model(*TIMM, name).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model([make_sample(64, 96, [1, 5])])
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def test_output_norms_normalize_every_position_over_the_channels(build):
+    backbone = build("test_convnext", "MODEL.TIMM.OUT_NORM", True).eval()
+    for value in backbone(images(64, 96)).values():
+        torch.testing.assert_close(value.mean(1), torch.zeros_like(value[:, 0]), rtol=0, atol=1e-5)
+        variance = value.var(1, unbiased=False)
+        torch.testing.assert_close(variance, torch.ones_like(variance), rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("name", HIERARCHIES + PLAIN)
+def test_a_whole_model_trains_and_segments_at_another_size(make_tiny_model, make_sample, name):
+    options = ("MODEL.TIMM.OUT_NORM", name.startswith("s4m_swin"))
+    model = make_tiny_model(*TIMM, name, *options).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    sample = make_sample(64, 96, [1, 5])
+    first = next(model.backbone.parameters())  # of the stem
+    before = first.detach().clone()
+    sum(model([sample, make_sample(32, 64, [2], seed=1)]).values()).backward()
+    assert not [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    optimizer.step()
+    assert not torch.equal(first, before)
+    with torch.no_grad():
+        (result,) = model.eval()([make_sample(150, 130)])
+    assert result["instances"].pred_masks.shape[1:] == (150, 130)
+    assert result["instances"].scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [*HIERARCHIES, *PLAIN])
+def test_norms_and_embeddings_are_not_decayed_and_the_backbone_learns_slowly(make_tiny_cfg, name):
+    cfg = make_tiny_cfg(*TIMM, name, "SOLVER.BASE_LR", 0.1, "SOLVER.WEIGHT_DECAY", 0.05)
+    model = build_model(cfg)
+    settings = {
+        parameter: (group["lr"], group["weight_decay"])
+        for group in parameter_groups(cfg, model)
+        for parameter in group["params"]
+    }
+    assert len(settings) == len(list(model.parameters()))
+    embeddings = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_table")
+    undecayed = {key for key, _ in model.backbone.named_parameters() if key.endswith(embeddings)}
+    for prefix, module in model.backbone.named_modules():
+        if any("norm" in cls.__name__.lower() for cls in type(module).__mro__):
+            own = module.named_parameters(recurse=False)
+            undecayed |= {f"{prefix}.{key}" for key, _ in own}
+    assert undecayed
+    for key, parameter in model.backbone.named_parameters():
+        rate, decay = settings[parameter]
+        assert rate == pytest.approx(0.01), key
+        assert decay == (0.0 if key in undecayed else 0.05), key
+
+
+def test_norms_that_are_none_of_pytorch_s_are_not_decayed_either(make_tiny_cfg):
+    model = torch.nn.Sequential(timm.layers.RmsNorm(4), torch.nn.Linear(4, 4))
+    cfg = make_tiny_cfg("SOLVER.WEIGHT_DECAY", 0.05, "SOLVER.WEIGHT_DECAY_NORM", 0.0)
+    groups = parameter_groups(cfg, model)
+    assert sorted((len(g["params"]), g["weight_decay"]) for g in groups) == [(1, 0.0), (2, 0.05)]
+
+
+def test_pretrained_weights_are_read_unless_the_config_names_others(build, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ("MODEL.TIMM.PRETRAINED", True)
+    with pytest.raises(WeightsError, match=r"s4m_vit14.*cannot be fetched.*MODEL\.WEIGHTS"):
+        build("s4m_vit14", *options)
+    build("s4m_vit14", *options, "MODEL.WEIGHTS", "output/model_final.pth")  # nothing to fetch
+    torch.manual_seed(1)
+    known = timm.create_model("s4m_vit14", num_classes=0)
+    torch.save(known.state_dict(), tiny_timm.VIT_FILE)
+    loaded = build("s4m_vit14", *options).net.state_dict()
+    assert all(torch.equal(value, loaded[key]) for key, value in known.state_dict().items())
+
+
+def test_colors_other_than_the_pretrained_model_s_are_reported(
+    build, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    known = timm.create_model("s4m_vit14", num_classes=0)
+    torch.save(known.state_dict(), tiny_timm.VIT_FILE)
+    logger = "s4m_d2.modeling.backbones.timm_backbone"
+    monkeypatch.setattr(logging.getLogger("s4m_d2"), "propagate", True)
+    options = ("MODEL.TIMM.PRETRAINED", True)
+    with caplog.at_level(logging.WARNING, logger=logger):
+        build("s4m_vit14", *options)
+        mean = [103.53, 116.28, 123.675]
+        build("s4m_vit14", *options, "INPUT.FORMAT", "BGR", "MODEL.PIXEL_MEAN", mean,
+              "MODEL.PIXEL_STD", [57.375, 57.12, 58.395])  # fmt: skip
+        assert not caplog.records
+        build("s4m_vit14", *options, "MODEL.PIXEL_MEAN", mean)
+    assert "MODEL.PIXEL_MEAN" in caplog.text and "123.675" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("swin_lage_patch4_window12_384",), "closest names are swin_large_patch4_window12_384"),
+        (("resnet50.imagenet",), r"no weights 'imagenet'.*resnet50\.\w+_in1k"),
+        (("s4m_swin", "MODEL.TIMM.PRETRAINED", True), "has no weights of 's4m_swin'"),
+        (("beit_base_patch16_224",), "images of one size only"),
+        (("hrnet_w18_small", "MODEL.TIMM.DROP_PATH", 0.1), "no stochastic depth"),
+        (("s4m_swin", "MODEL.TIMM.DROP_PATH", 1.0), "is 1.0; expected at least 0 and below 1"),
+        (("test_resnet", "MODEL.TIMM.NORM", "GN"), "NORM is 'GN'; choose one of BN, FrozenBN"),
+        (("test_resnet", "MODEL.TIMM.OUT_INDICES", (0, 1, 2, 3)), r"strides \[4, 8, 16, 32\]"),
+        (("test_resnet", "MODEL.TIMM.OUT_INDICES", (1, 2, 3, 9)), r"\[2, 4, 8, 16, 32\]"),
+        (("test_vit", "MODEL.TIMM.OUT_INDICES", (1, 3)), "index of one map"),
+        (("test_vit", "MODEL.TIMM.OUT_NORM", True), "norms of its own"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_with_a_way_out(build, options, message):
+    with pytest.raises(ConfigError, match=message):
+        build(*options)
+
+
+def test_without_timm_one_error_says_how_to_get_it(build, monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match=re.escape('pip install "s4m_d2[timm]"')) as caught:
+        build("resnet50")
+    assert caught.value.__suppress_context__  # one error, no chain
+
+
+def test_a_vit_refuses_images_that_its_strides_do_not_divide(build):
+    with pytest.raises(InputError, match=r"multiples of 32.*\(64, 80\)"):
+        build("s4m_vit14")(images(64, 80))
