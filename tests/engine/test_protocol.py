@@ -180,15 +180,16 @@ def pseudo_labels(teacher, num_classes=CLASSES):
     return labeling([{"image": image, "image_weak": image} for image in images])
 
 
-def test_images_may_have_different_numbers_of_queries_and_resolutions():
-    fine = MASKS[1].repeat_interleave(2, 1).repeat_interleave(2, 2)
-    found = predictions(pred_masks=[MASKS[0], fine])
+@pytest.mark.parametrize("half", [(slice(None), slice(32)), (slice(16), slice(None))])
+def test_images_may_have_different_numbers_of_queries_and_resolutions(half):
+    frame = torch.zeros(32, 64, dtype=torch.bool)  # the padded one
+    frame[half] = True
+    coarse, fine = (CERTAIN * (2 * frame[None, ::step, ::step].float() - 1) for step in (4, 2))
+    found = predictions(pred_masks=[coarse.repeat(2, 1, 1), fine])
     views = pseudo_labels(SimpleNamespace(predict_queries=lambda batch: found))
-    for labels, size in zip(views.refined, SIZES, strict=True):
-        left = torch.zeros(size, dtype=torch.bool)
-        left[:, :32] = True  # of the padded frame's 64 columns
+    for labels, (height, width) in zip(views.refined, SIZES, strict=True):
         assert labels.labels.tolist() == [1]
-        assert torch.equal(labels.masks[0], left)
+        assert torch.equal(labels.masks[0], frame[:height, :width])
     assert views.stats["pseudo_labels/dropped_no_object"] == pytest.approx(1 / 3)
 
 
