@@ -17,6 +17,7 @@ from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.checkpoint import LAST_CHECKPOINT
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.dataset_checks import check_datasets
+from s4m_d2.engine.protocol import check_architecture
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.losses.structural_distillation import DISTILLATION_REGISTRY
 from s4m_d2.modeling import TRANSFORMER_DECODER_REGISTRY
@@ -158,6 +159,8 @@ def check_config(
         raise ConfigError("DATASETS.TEST is empty: name the data set to evaluate on.")
     if eval_only:
         return
+    if runs_stage(cfg, "student"):
+        check_architecture(cfg.MODEL.META_ARCHITECTURE)
     _check_dataset_names(cfg)
     _check_stages(cfg)
     _check_batches(cfg, comm.get_world_size() if num_processes is None else num_processes)

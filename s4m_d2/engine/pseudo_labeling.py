@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from detectron2.config import configurable
@@ -12,20 +12,13 @@ from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from s4m_d2.data.transforms import StrongView
+from s4m_d2.engine.protocol import QueryPredictions, check_losses, check_predictions
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.pseudo_labels import Selection, select_pseudo_labels
 from s4m_d2.semi.refinement import Refinement, build_refiner
 from s4m_d2.structures import PseudoLabels, sample_generators
-
-
-class QueryPredictor(Protocol):
-    """What the teacher's model must offer beside losses: its raw predictions."""
-
-    def predict_queries(self, batched_inputs: list[dict]) -> dict[str, Any]:
-        """``pred_logits`` (B, Q, K+1), ``pred_masks`` (B, Q, h, w) logits of the padded batch,
-        ``image_sizes`` [(H, W)] of the contents and ``padded_size`` (H, W)."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +49,13 @@ class PseudoLabeling:
     without the weak view's color distortion. Nothing here is differentiated.
 
     Args:
-        teacher: its model must be a :class:`QueryPredictor`.
+        teacher: its model must be :class:`~s4m_d2.engine.protocol.S4MTrainable`.
         refiner: a refiner of REFINER_REGISTRY, or the teacher's own masks.
         arp: None switches it off.
         strong_view: color augmentation of the student's images.
         score_thresh, min_area, mask_thresh: see :func:`select_pseudo_labels`.
         input_format: "RGB" or "BGR", the channel order of the samples' images.
+        num_classes: K, which the teacher's logits must have; None: not checked.
     """
 
     @configurable
@@ -76,6 +70,7 @@ class PseudoLabeling:
         min_area: float,
         mask_thresh: float,
         input_format: str = "RGB",
+        num_classes: int | None = None,
     ) -> None:
         self.teacher = teacher
         self.refiner = refiner
@@ -83,6 +78,7 @@ class PseudoLabeling:
         self.strong_view = strong_view
         self.selection = dict(score_thresh=score_thresh, min_area=min_area, mask_thresh=mask_thresh)
         self.input_format = input_format
+        self.num_classes = num_classes
 
     @classmethod
     def from_config(cls, cfg, teacher: EMATeacher, backend: SamBackend | None = None):
@@ -97,14 +93,22 @@ class PseudoLabeling:
             "min_area": cfg.S4M.PSEUDO_LABEL.MIN_AREA,
             "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
             "input_format": cfg.INPUT.FORMAT,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         }
 
     @torch.no_grad()
     def __call__(self, batch: Sequence[Mapping[str, Any]]) -> UnlabeledViews:
-        """Label ``batch``, samples of :class:`~s4m_d2.data.ARPDatasetMapper`."""
+        """Label ``batch``, samples of :class:`~s4m_d2.data.ARPDatasetMapper`.
+
+        Raises:
+            InputError: the teacher's predictions are not of the form that the protocol asks for.
+        """
         weak = [{**sample, "image": sample["image_weak"]} for sample in batch]
-        predictions = self.teacher.model.predict_queries(weak)
-        device = predictions["pred_logits"].device
+        teacher = self.teacher.model
+        predictions = teacher.predict_queries(weak)
+        sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
+        check_predictions(predictions, sizes, teacher, self.num_classes)
+        device = predictions["pred_logits"][0].device
         selections = self.select(predictions)
         refinement = self.refine(weak, selections, device)
 
@@ -121,15 +125,14 @@ class PseudoLabeling:
             stats=label_statistics(selections, refinement, labels),
         )
 
-    def select(self, predictions: Mapping[str, Any]) -> list[Selection]:
+    def select(self, predictions: QueryPredictions) -> list[Selection]:
         """Apply the thresholds to each image of ``predict_queries``' result."""
         height, width = predictions["padded_size"]
-        grid_h, grid_w = predictions["pred_masks"].shape[-2:]
         return [
             select_pseudo_labels(
                 logits.float(),
                 masks.float(),
-                content_size=(h * grid_h / height, w * grid_w / width),
+                content_size=(h * masks.shape[1] / height, w * masks.shape[2] / width),
                 **self.selection,
             )
             for logits, masks, (h, w) in zip(
@@ -219,7 +222,7 @@ class TeacherStudentModel(nn.Module):
         labeled, unlabeled = batch
         views = self.pseudo_labeling(unlabeled)
         self._log(views.stats)
-        losses = dict(self.student(labeled))
-        for name, loss in self.student(views.student_batch).items():
+        losses = check_losses(self.student(labeled), self.student)
+        for name, loss in check_losses(self.student(views.student_batch), self.student).items():
             losses[f"unsup/{name}"] = self.unsup_loss_weight * loss
         return losses

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from s4m_d2.engine import build
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.hooks import EMATeacherHook, SeedHook
+from s4m_d2.engine.protocol import check_distillation, check_model
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.run_state import RunStateHook, run_settings, with_scaler_state
@@ -90,7 +91,9 @@ class TeacherTrainer(DefaultTrainer):
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """A model whose initial weights follow from SEED, whatever was drawn before."""
         torch.manual_seed(derive_seed(cfg.SEED, "initial weights"))
-        return super().build_model(cfg)
+        model = super().build_model(cfg)
+        check_distillation(cfg, model)
+        return model
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
@@ -113,7 +116,8 @@ class S4MTrainer(TeacherTrainer):
     """Stage 2: the student learns from labeled images and from what the teacher sees.
 
     Args:
-        cfg: config of the stage (:func:`~s4m_d2.engine.build.stage_config`).
+        cfg: config of the stage (:func:`~s4m_d2.engine.build.stage_config`); its
+            MODEL.META_ARCHITECTURE is any :class:`~s4m_d2.engine.protocol.S4MTrainable`.
         teacher_weights: checkpoint of stage 1; it must hold every parameter of the model.
 
     Attributes:
@@ -124,7 +128,9 @@ class S4MTrainer(TeacherTrainer):
     has_teacher = True
 
     def __init__(self, cfg: CfgNode, teacher_weights: str) -> None:
-        self.teacher = EMATeacher(self.build_model(cfg), decay=cfg.S4M.EMA_DECAY)
+        model = self.build_model(cfg)
+        check_model(model)
+        self.teacher = EMATeacher(model, decay=cfg.S4M.EMA_DECAY)
         S4MCheckpointer(self.teacher.model).load(teacher_weights, branch="teacher", require=True)
         self.pseudo_labeling = PseudoLabeling(cfg, self.teacher)
         super().__init__(cfg)

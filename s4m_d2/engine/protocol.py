@@ -1,0 +1,209 @@
+"""What the teacher–student trainer asks of a model, and checks that name what a model lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, TypedDict, runtime_checkable
+
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from s4m_d2.errors import ConfigError, InputError
+
+_WHERE = "s4m_d2.engine.S4MTrainable says what is expected; examples/own_meta_arch shows two models"
+
+
+class QueryPredictions(TypedDict):
+    """All that a model sees in B images, before any selection.
+
+    A query is a candidate: a query of Mask2Former, a cell of a grid, a detected box. Where images
+    have different numbers of them, ``pred_logits`` and ``pred_masks`` are lists of B tensors.
+
+    Keys:
+        pred_logits: (B, Q, K + 1) float class logits for a softmax; the last class is "no object".
+            K is MODEL.SEM_SEG_HEAD.NUM_CLASSES. Logarithms of probabilities are such logits.
+        pred_masks: (B, Q, h, w) float mask logits (a pixel belongs to the mask above 0). They
+            cover the padded frame, so a pixel is padded_size / (h, w) wide. S4M.PSEUDO_LABEL's
+            MIN_AREA counts these pixels; its published value is for a quarter of the frame's side.
+        image_sizes: B pairs (H, W), the size of each image as it was given.
+        padded_size: (H, W) of the frame that all images share, each at its top left.
+    """
+
+    pred_logits: Tensor | Sequence[Tensor]
+    pred_masks: Tensor | Sequence[Tensor]
+    image_sizes: Sequence[tuple[int, int]]
+    padded_size: tuple[int, int]
+
+
+@runtime_checkable
+class S4MTrainable(Protocol):
+    """A Detectron2 meta-architecture that :class:`~s4m_d2.engine.S4MTrainer` can train.
+
+    Register an ``nn.Module`` with these two methods in META_ARCH_REGISTRY and name it in
+    MODEL.META_ARCHITECTURE; nothing has to be inherited. ``forward`` is what every Detectron2 model
+    has. ``predict_queries`` is new: pseudo-labels are selected by probability, and SAM is prompted
+    where mask logits are high, so scores and masks are needed before any threshold. (A detector
+    that finds objects more than once applies its NMS first.)
+
+    In each iteration of stage 2 the student's ``forward`` is called twice in training mode, on
+    labeled images and on pseudo-labeled ones; the teacher, a copy of the same architecture in eval
+    mode, gets one call of ``predict_queries`` under ``torch.no_grad``. Weights and buffers of the
+    teacher follow the student's by name.
+
+    To be trained with structural distillation (S4M.DISTILL.ENABLED, stage 1), a model must add that
+    loss itself and have it as a non-empty attribute ``distillation``.
+    """
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses in training mode, instances in eval mode.
+
+        Args:
+            batched_inputs: samples with "image" (3, H, W) uint8, in the order INPUT.FORMAT. In
+                training also "instances" of the image's size, none or more, with ``gt_classes``
+                (N,) int64 in [0, K), ``gt_masks`` BitMasks (N, H, W) and ``gt_boxes`` around them.
+                In eval mode optionally "height" and "width", the size of the result.
+
+        Returns:
+            in training mode a dictionary of weighted 0-dim losses, which are summed (also where no
+            image has an instance); in eval mode a dictionary an image whose "instances" have
+            ``pred_masks``, ``pred_classes`` and ``scores``.
+        """
+
+    def predict_queries(self, batched_inputs: list[dict[str, Any]]) -> QueryPredictions:
+        """All candidates of each image; annotations, if any, are not read."""
+
+
+def check_architecture(name: str) -> None:
+    """Refuse a registered meta-architecture that stage 2 cannot train.
+
+    A registry may hold builders instead of classes; what they build is checked when it is built.
+
+    Raises:
+        ConfigError: names the methods that the class lacks.
+    """
+    entry = META_ARCH_REGISTRY.get(name)
+    if isinstance(entry, type):
+        check_model(entry)
+
+
+def check_model(model: nn.Module | type) -> None:
+    """Refuse a model, or a class of models, that is no :class:`S4MTrainable`.
+
+    Raises:
+        ConfigError: names the methods that it lacks.
+    """
+    lacking = [name for name in ("forward", "predict_queries") if not _has_method(model, name)]
+    if lacking:
+        methods = " and ".join(f"{method}(batched_inputs)" for method in lacking)
+        raise ConfigError(
+            f"MODEL.META_ARCHITECTURE: {_name(model)} has no {methods}, which the teacher–student "
+            f"training needs. Add it, for example in a subclass: {_WHERE}. (S4M.STAGE teacher "
+            "trains the model on labeled images alone.)"
+        )
+
+
+def check_distillation(cfg: CfgNode, model: nn.Module) -> None:
+    """Refuse to train a model without the distillation that the config asks for.
+
+    Raises:
+        ConfigError: S4M.DISTILL.ENABLED is True, and the model has no ``distillation``.
+    """
+    if cfg.S4M.DISTILL.ENABLED and getattr(model, "distillation", None) is None:
+        raise ConfigError(
+            f"S4M.DISTILL.ENABLED is True, but {_name(model)} has no attribute 'distillation': it "
+            "would train without. Set S4M.DISTILL.ENABLED False, or add the loss to the model as "
+            "examples/distilled_mask2former does."
+        )
+
+
+def check_losses(losses: Any, model: nn.Module) -> dict[str, Tensor]:
+    """What ``forward`` returned in training mode, if it is a dictionary of scalars.
+
+    Raises:
+        InputError: it is not.
+    """
+    if not isinstance(losses, Mapping):
+        raise InputError(
+            f"{_name(model)}.forward returned a {type(losses).__name__} in training mode; expected "
+            f"a dictionary of losses. {_WHERE}."
+        )
+    for name, loss in losses.items():
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise InputError(
+                f"{_name(model)}.forward returned {name!r} of shape or type {found}; expected a "
+                f"0-dim tensor: reduce the loss. {_WHERE}."
+            )
+    return dict(losses)
+
+
+def check_predictions(
+    predictions: Any,
+    image_sizes: Sequence[tuple[int, int]],
+    model: Any,
+    num_classes: int | None = None,
+) -> None:
+    """Refuse what is no :class:`QueryPredictions` of images of these sizes (H, W).
+
+    Args:
+        predictions: what ``model.predict_queries`` returned.
+        image_sizes: of the images that it was given.
+        model: for messages.
+        num_classes: K; None: not checked.
+
+    Raises:
+        InputError: names the first entry that is missing or of another shape, and the image.
+    """
+    where = f"{_name(model)}.predict_queries"
+    keys = QueryPredictions.__annotations__
+    lacking = [k for k in keys if not isinstance(predictions, Mapping) or k not in predictions]
+    if lacking:
+        raise InputError(f"{where}: the result has no {' and '.join(lacking)}. {_WHERE}.")
+    for key in ("pred_logits", "pred_masks", "image_sizes"):
+        if len(predictions[key]) != len(image_sizes):
+            raise InputError(
+                f"{where}: {key} are of {len(predictions[key])} images; {len(image_sizes)} images "
+                f"were given. {_WHERE}."
+            )
+    found = zip(*(predictions[key] for key in keys if key != "padded_size"), strict=True)
+    for index, (entry, given) in enumerate(zip(found, image_sizes, strict=True)):
+        problem = _problem(*entry, given, tuple(predictions["padded_size"]), num_classes)
+        if problem:
+            raise InputError(f"{where}: of image {index}, {problem}. {_WHERE}.")
+
+
+def _problem(logits, masks, size, given, padded, num_classes) -> str:
+    """What is wrong with the predictions of one image; "" if nothing is."""
+    if logits.ndim != 2 or masks.ndim != 3 or len(logits) != len(masks):
+        return (
+            f"pred_logits are {tuple(logits.shape)} and pred_masks {tuple(masks.shape)}; expected "
+            "(Q, K + 1) and (Q, h, w)"
+        )
+    if num_classes is not None and logits.shape[1] != num_classes + 1:
+        return (
+            f"pred_logits have {logits.shape[1]} classes; expected {num_classes + 1}: those of "
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES, {num_classes}, and no-object as the last"
+        )
+    if not (logits.is_floating_point() and masks.is_floating_point()):
+        return f"logits are {logits.dtype} and masks {masks.dtype}; expected floating-point logits"
+    if tuple(size) != tuple(given):
+        return f"image_sizes say {tuple(size)}, but the image was {tuple(given)}"
+    if padded[0] < given[0] or padded[1] < given[1]:
+        return f"padded_size {padded} is smaller than the image, {tuple(given)}"
+    return ""
+
+
+def _has_method(model: nn.Module | type, name: str) -> bool:
+    method = getattr(model, name, None)
+    unimplemented = name == "forward" and _class(model).forward is nn.Module.forward
+    return callable(method) and not unimplemented
+
+
+def _class(model: Any) -> type:
+    return model if isinstance(model, type) else type(model)
+
+
+def _name(model: Any) -> str:
+    return _class(model.module if isinstance(model, DistributedDataParallel) else model).__name__

@@ -1,0 +1,199 @@
+"""What S4MTrainer asks of a model: sound ones pass, and each defect is named."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import nn
+
+from s4m_d2.engine import PseudoLabeling, S4MTrainable, S4MTrainer, TeacherStudentModel
+from s4m_d2.engine.preflight import check_config
+from s4m_d2.engine.protocol import check_losses, check_model, check_predictions
+from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.modeling import S4MMaskFormer
+from s4m_d2.semi.refinement import TeacherMasks
+
+SIZES = [(32, 64), (24, 48)]
+CLASSES = 3
+CERTAIN = 20.0
+
+
+class OnlyLosses(nn.Module):
+    """A Detectron2 model as it usually is."""
+
+    def __init__(self, cfg=None):
+        super().__init__()
+
+    def forward(self, batched_inputs):
+        return {"loss": torch.zeros(())}
+
+
+class OnlyPredictions(nn.Module):
+    def predict_queries(self, batched_inputs):
+        return {}
+
+
+@pytest.fixture
+def registered():
+    """Register classes for the time of a test; returns the names."""
+    names = []
+
+    def register(entry):
+        META_ARCH_REGISTRY.register(entry)
+        names.append(entry.__name__)
+        return entry.__name__
+
+    yield register
+    for name in names:
+        del META_ARCH_REGISTRY._obj_map[name]
+
+
+def test_our_model_has_what_the_protocol_asks_for():
+    check_model(S4MMaskFormer)
+    assert issubclass(S4MMaskFormer, S4MTrainable)
+    assert not issubclass(OnlyLosses, S4MTrainable)
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (OnlyLosses, r"OnlyLosses has no predict_queries\(batched_inputs\)"),
+        (OnlyPredictions, r"OnlyPredictions has no forward\(batched_inputs\)"),
+        (nn.Module, r"Module has no forward\(batched_inputs\) and predict_queries\("),
+    ],
+)
+def test_what_a_model_lacks_is_named_of_classes_and_of_instances(cls, message):
+    for model in (cls, cls()):
+        with pytest.raises(ConfigError, match=message) as error:
+            check_model(model)
+        assert "s4m_d2.engine.S4MTrainable" in str(error.value)
+
+
+def test_a_run_is_refused_before_stage_1_if_stage_2_could_not_train_the_model(
+    small_config, registered
+):
+    changes = {"MODEL__META_ARCHITECTURE": registered(OnlyLosses), "S4M__DISTILL__ENABLED": False}
+    with pytest.raises(ConfigError, match="OnlyLosses has no predict_queries"):
+        check_config(small_config(**changes))
+    check_config(small_config(**changes, S4M__STAGE="teacher"))  # losses are all that it needs
+
+
+def test_what_a_builder_builds_is_checked_by_the_trainer(small_config, registered):
+    def build_only_losses(cfg):
+        return OnlyLosses()
+
+    name = registered(build_only_losses)
+    cfg = small_config(MODEL__META_ARCHITECTURE=name, S4M__DISTILL__ENABLED=False)
+    check_config(cfg)  # a function: what it builds is not known yet
+    with pytest.raises(ConfigError, match="OnlyLosses has no predict_queries"):
+        S4MTrainer(cfg, "not reached.pth")
+
+
+def test_distillation_that_a_model_does_not_have_is_never_skipped_silently(
+    small_config, registered
+):
+    name = registered(OnlyLosses)
+    with pytest.raises(ConfigError, match="OnlyLosses has no attribute 'distillation'"):
+        S4MTrainer.build_model(small_config(MODEL__META_ARCHITECTURE=name))
+    cfg = small_config(MODEL__META_ARCHITECTURE=name, S4M__DISTILL__ENABLED=False)
+    assert isinstance(S4MTrainer.build_model(cfg), OnlyLosses)
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        (torch.zeros(()), "OnlyLosses.forward returned a Tensor in training mode"),
+        ([torch.zeros(())], "returned a list"),
+        ({"loss_a": torch.zeros(()), "loss_b": torch.zeros(3)}, r"'loss_b' .* \(3,\)"),
+        ({"loss_a": 1.0}, "'loss_a' of shape or type float"),
+    ],
+)
+def test_losses_that_cannot_be_summed_are_named(losses, message):
+    with pytest.raises(InputError, match=message):
+        check_losses(losses, OnlyLosses())
+
+
+def test_the_training_step_checks_the_losses():
+    student = OnlyLosses()
+    student.forward = lambda batch: torch.zeros(())
+    views = SimpleNamespace(student_batch=[], stats={})
+    with pytest.raises(InputError, match="OnlyLosses.forward returned a Tensor"):
+        TeacherStudentModel(student, lambda batch: views, 2.0).train()(([], []))
+
+
+def predictions(**changes):
+    """Two queries on the first image, one on the second; each masks the left half."""
+    masks = torch.full((2, 8, 16), -CERTAIN)
+    masks[:, :, :8] = CERTAIN
+    logits = torch.tensor([[0.0, CERTAIN, 0.0, 0.0], [0.0, 0.0, 0.0, CERTAIN]])
+    return {
+        "pred_logits": [logits, logits[:1]],
+        "pred_masks": [masks, masks[:1]],
+        "image_sizes": SIZES,
+        "padded_size": (32, 64),
+    } | changes
+
+
+def test_sound_predictions_pass_as_lists_and_as_tensors():
+    check_predictions(predictions(), SIZES, OnlyLosses(), CLASSES)
+    stacked = {key: torch.stack([v[:1] for v in predictions()[key]]) for key in ("pred_logits",)}
+    masks = torch.stack([v[:1] for v in predictions()["pred_masks"]])
+    check_predictions(predictions(**stacked, pred_masks=masks), SIZES, OnlyLosses(), CLASSES)
+
+
+LOGITS, MASKS = predictions()["pred_logits"], predictions()["pred_masks"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (None, "has no pred_logits and pred_masks and image_sizes and padded_size"),
+        ({"pred_logits": LOGITS[0]}, "the result has no pred_masks"),
+        (predictions(pred_masks=MASKS[:1]), "pred_masks are of 1 images; 2 images were given"),
+        (predictions(pred_logits=LOGITS[::-1]), r"of image 0, .*\(1, 4\) and pred_masks \(2, 8"),
+        (predictions(pred_logits=[x[0] for x in LOGITS]), r"expected \(Q, K \+ 1\)"),
+        (predictions(pred_logits=[x[:, :3] for x in LOGITS]), "have 3 classes; expected 4"),
+        (predictions(pred_masks=[x > 0 for x in MASKS]), "masks torch.bool; expected floating"),
+        (predictions(image_sizes=SIZES[::-1]), r"image 0, image_sizes say \(24, 48\), but"),
+        (predictions(padded_size=(32, 60)), r"padded_size \(32, 60\) is smaller than the image"),
+    ],
+)
+def test_each_defect_of_predictions_is_named(broken, message):
+    with pytest.raises(InputError, match=message) as error:
+        check_predictions(broken, SIZES, OnlyLosses(), CLASSES)
+    assert "OnlyLosses.predict_queries" in str(error.value)
+
+
+def pseudo_labels(teacher, num_classes=CLASSES):
+    labeling = PseudoLabeling(
+        teacher=SimpleNamespace(model=teacher),
+        refiner=TeacherMasks(),
+        arp=None,
+        strong_view=lambda image, generator: image,
+        score_thresh=0.7,
+        min_area=5.0,
+        mask_thresh=0.5,
+        num_classes=num_classes,
+    )
+    images = [torch.zeros(3, *size, dtype=torch.uint8) for size in SIZES]
+    return labeling([{"image": image, "image_weak": image} for image in images])
+
+
+@pytest.mark.parametrize("half", [(slice(None), slice(32)), (slice(16), slice(None))])
+def test_images_may_have_different_numbers_of_queries_and_resolutions(half):
+    frame = torch.zeros(32, 64, dtype=torch.bool)  # the padded one
+    frame[half] = True
+    coarse, fine = (CERTAIN * (2 * frame[None, ::step, ::step].float() - 1) for step in (4, 2))
+    found = predictions(pred_masks=[coarse.repeat(2, 1, 1), fine])
+    views = pseudo_labels(SimpleNamespace(predict_queries=lambda batch: found))
+    for labels, (height, width) in zip(views.refined, SIZES, strict=True):
+        assert labels.labels.tolist() == [1]
+        assert torch.equal(labels.masks[0], frame[:height, :width])
+    assert views.stats["pseudo_labels/dropped_no_object"] == pytest.approx(1 / 3)
+
+
+def test_pseudo_labeling_checks_what_the_teacher_predicts():
+    teacher = SimpleNamespace(predict_queries=lambda batch: predictions())
+    with pytest.raises(InputError, match="have 4 classes; expected 9"):
+        pseudo_labels(teacher, num_classes=8)

@@ -1,0 +1,132 @@
+"""The examples' modules, imported as their scripts import them, and a very small data set."""
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.engine import HookBase, default_argument_parser
+
+from s4m_d2 import add_s4m_config
+from s4m_d2.engine import run_config
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+SMALL = {
+    "MODEL.DEVICE": "cpu",
+    "DATASETS.TRAIN": "('toyscapes_train_30pct',)",
+    "DATALOADER.NUM_WORKERS": 0,
+    "INPUT.MIN_SIZE_TRAIN": "(64, 72)",
+    "INPUT.MIN_SIZE_TEST": 64,
+    "INPUT.MAX_SIZE_TEST": 128,
+    "INPUT.CROP.SIZE": "(64, 128)",
+    "SOLVER.IMS_PER_BATCH": 2,
+    "S4M.TEACHER.IMS_PER_BATCH": 2,
+    "S4M.PSEUDO_LABEL.SCORE_THRESH": 0.0,
+    "S4M.ARP.MIN_AREA_FRACTION": 0.0,
+}
+
+
+@pytest.fixture(scope="session")
+def import_example():
+    """(project, module) → the module, once: importing it registers models."""
+    loaded = {}
+
+    def load(project, module):
+        if (project, module) not in loaded:
+            folder = str(EXAMPLES / project)
+            if folder not in sys.path:
+                sys.path.append(folder)
+            if module != "train_net":
+                return importlib.import_module(module)
+            file = EXAMPLES / project / "train_net.py"  # every project has one
+            spec = importlib.util.spec_from_file_location(f"{project}_train_net", file)
+            loaded[project, module] = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(loaded[project, module])
+        return loaded[project, module]
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory) -> Path:
+    """A folder for DETECTRON2_DATASETS: toyscapes with 10 training and 2 validation images."""
+    sys.path.insert(0, str(ROOT / "datasets"))
+    from make_toyscapes import make_toyscapes
+
+    root = tmp_path_factory.mktemp("datasets")
+    make_toyscapes(root / "toyscapes", seed=3, counts={"train": 10, "val": 2}, size=(128, 64))
+    return root
+
+
+@pytest.fixture
+def command_line(small_data, monkeypatch, tmp_path):
+    """(config file, *flags, KEY=VALUE) → what a script's parser returns for a small run."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_data))
+
+    def parse(config_file, *flags, **changes):
+        merged = SMALL | {"OUTPUT_DIR": str(tmp_path / "run")}
+        merged |= {key.replace("__", "."): value for key, value in changes.items()}
+        opts = [str(item) for pair in merged.items() for item in pair]
+        config_file = ["--config-file", str(EXAMPLES / config_file)]
+        return default_argument_parser().parse_args([*config_file, *flags, *opts])
+
+    return parse
+
+
+@pytest.fixture
+def example_config(command_line, import_example):
+    """(config file, KEY=VALUE) → the config of a small run of examples/own_meta_arch."""
+
+    def config(config_file, **changes):
+        args = command_line(config_file, **changes)
+        cfg = get_cfg()
+        add_s4m_config(cfg)
+        import_example("own_meta_arch", "tiny_solo").add_tiny_solo_config(cfg)
+        cfg.merge_from_file(args.config_file)
+        cfg.merge_from_list(args.opts)
+        return run_config(cfg)
+
+    return config
+
+
+class WeightRecorder(HookBase):
+    """As vectors: the student's weights before each step, the teacher's after it."""
+
+    def __init__(self):
+        self.student, self.teacher = [], []
+
+    def before_step(self):
+        self.student.append(weights(self.trainer.trained_model))
+
+    def after_step(self):
+        self.teacher.append(weights(self.trainer.teacher.model))
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
+
+
+@pytest.fixture
+def assert_teacher_follows():
+    """Train; the teacher must stay, become the student at burn-in's end, and then follow it."""
+
+    def train(trainer, burn_in, decay):
+        stage_1, recorder = weights(trainer.teacher.model), WeightRecorder()
+        trainer.register_hooks([recorder])
+        trainer.train()
+        student, teacher = recorder.student, recorder.teacher
+        steps = zip(student, student[1:], strict=False)
+        assert all(not torch.equal(before, after) for before, after in steps)
+        assert not torch.equal(stage_1, student[0])
+        assert all(torch.equal(teacher[i], stage_1) for i in range(burn_in))
+        assert torch.equal(teacher[burn_in], student[burn_in])
+        for i in range(burn_in + 1, len(teacher)):
+            expected = decay * teacher[i - 1] + (1 - decay) * student[i]
+            torch.testing.assert_close(teacher[i], expected)
+        assert len(teacher) > burn_in + 1
+
+    return train

@@ -1,0 +1,152 @@
+"""examples/distilled_mask2former: structural distillation added to a model from outside."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Instances
+
+from s4m_d2 import StructuralDistillation, build_sam_backend
+
+PROJECT = "distilled_mask2former"
+CONFIG = f"{PROJECT}/toyscapes.yaml"
+SMALL = {
+    "MODEL__SEM_SEG_HEAD__CONVS_DIM": 32,
+    "MODEL__SEM_SEG_HEAD__MASK_DIM": 32,
+    "MODEL__SEM_SEG_HEAD__TRANSFORMER_ENC_LAYERS": 1,
+    "MODEL__MASK_FORMER__HIDDEN_DIM": 32,
+    "MODEL__MASK_FORMER__DIM_FEEDFORWARD": 32,
+    "MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": 8,
+    "MODEL__MASK_FORMER__DEC_LAYERS": 2,
+    "MODEL__MASK_FORMER__TRAIN_NUM_POINTS": 64,
+    "S4M__DISTILL__NUM_POINTS": 4,
+}
+SIZES = [(64, 128), (60, 90)]  # the second is padded
+
+
+@pytest.fixture
+def distillation(import_example):
+    return import_example(PROJECT, "distillation")
+
+
+@pytest.fixture
+def cfg(example_config):
+    return example_config(CONFIG, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def sam():
+    return []
+
+
+@pytest.fixture
+def loss(cfg, sam):
+    if not sam:
+        sam.append(build_sam_backend(cfg))
+    return StructuralDistillation(cfg, sam[0])
+
+
+def new_model(cfg):
+    torch.manual_seed(0)
+    return build_model(cfg)
+
+
+@pytest.fixture
+def samples():
+    generator = torch.Generator().manual_seed(3)
+    batch = []
+    for height, width in SIZES:
+        masks = torch.zeros(2, height, width, dtype=torch.bool)
+        masks[0, 5:40, 10:60] = masks[1, 30:55, 50:85] = True
+        noise = torch.randint(0, 100, (3, height, width), generator=generator, dtype=torch.uint8)
+        noise[0] += 100 * masks[0].to(torch.uint8)
+        noise[2] += 150 * masks[1].to(torch.uint8)
+        targets = Instances((height, width))
+        targets.gt_masks, targets.gt_classes = BitMasks(masks), torch.tensor([1, 5])
+        batch.append({"image": noise, "instances": targets})
+    return batch
+
+
+def losses(model, samples):
+    torch.manual_seed(1)  # samples without seeds: PyTorch's own generator draws the points
+    return model.train()(samples)
+
+
+@pytest.mark.parametrize("input_format", ["RGB", "BGR"])
+def test_the_loss_added_from_outside_is_the_built_in_one(
+    cfg, distillation, loss, samples, input_format
+):
+    built_in = new_model(cfg)
+    built_in.distillation, built_in.input_format = loss, input_format
+    outside = distillation.add_structural_distillation(
+        new_model(cfg), loss, input_format=input_format
+    )
+    expected, found = losses(built_in, samples), losses(outside, samples)
+    assert found.keys() == expected.keys() and found["loss_sd"] > 0
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+
+
+def test_its_gradient_reaches_what_makes_mask_features_and_nothing_else(
+    cfg, distillation, loss, samples
+):
+    model = distillation.add_structural_distillation(new_model(cfg), loss)
+    losses(model, samples)["loss_sd"].backward()
+    reached = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    head = "sem_seg_head."
+    assert f"{head}pixel_decoder.mask_features.weight" in reached
+    assert "backbone.stem.conv1.weight" in reached
+    assert not [name for name in reached if name.startswith(f"{head}predictor")]
+
+
+def test_nothing_else_of_the_model_changes(cfg, distillation, loss, samples):
+    plain = new_model(cfg)
+    model = distillation.add_structural_distillation(new_model(cfg), loss)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+    assert type(model) is type(plain)
+    with torch.no_grad():
+        results = zip(model.eval()(samples), plain.eval()(samples), strict=True)
+    for found, expected in results:
+        assert torch.equal(found["instances"].scores, expected["instances"].scores)
+    supervised = losses(plain, samples)
+    distilled = losses(model, samples)
+    assert distilled.keys() - supervised.keys() == {"loss_sd"}
+    assert all(torch.equal(distilled[name], value) for name, value in supervised.items())
+
+
+def test_masks_as_the_published_mappers_give_them_do_as_well(cfg, distillation, samples):
+    for sample in samples:
+        masks = sample["instances"].gt_masks
+        as_bit_masks = distillation.instance_masks(sample["instances"])
+        sample["instances"].gt_masks = masks.tensor.float()
+        assert torch.equal(distillation.instance_masks(sample["instances"]), as_bit_masks)
+        assert as_bit_masks.dtype == torch.bool
+
+
+def test_it_decreases_when_trained(cfg, distillation, loss, samples):
+    model = distillation.add_structural_distillation(new_model(cfg), loss)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    history = []
+    for _ in range(5):
+        distilled = losses(model, samples)["loss_sd"]
+        optimizer.zero_grad()
+        distilled.backward()
+        optimizer.step()
+        history.append(distilled.item())
+    assert history[-1] < 0.7 * history[0]
+
+
+def test_the_script_trains_and_evaluates_without_sam(import_example, command_line, tmp_path):
+    script = import_example(PROJECT, "train_net")
+    script.main(command_line(CONFIG, **SMALL, SOLVER__MAX_ITER=2))
+    run = Path(tmp_path, "run")
+    logged = {}
+    for line in (run / "metrics.json").read_text().splitlines():
+        logged |= json.loads(line)
+    assert 0 < logged["loss_sd"] < logged["total_loss"] < float("inf")
+    weights = str(run / "model_final.pth")
+    plain = {"MODEL__WEIGHTS": weights, "S4M__SAM__BACKEND": "not there"}
+    results = script.main(command_line(CONFIG, "--eval-only", **SMALL, **plain))
+    assert results["segm"]["AP"] == pytest.approx(logged["segm/AP"], nan_ok=True)

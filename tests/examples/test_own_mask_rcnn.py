@@ -1,0 +1,128 @@
+"""examples/own_meta_arch: Detectron2's Mask R-CNN. The embedded engine has none."""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2.modeling.roi_heads", reason="needs Detectron2 itself")
+
+from detectron2.layers import paste_masks_in_image
+from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
+
+from s4m_d2.engine import S4MCheckpointer, S4MTrainer, stage_config
+from s4m_d2.engine.preflight import check_config
+from s4m_d2.engine.protocol import check_model, check_predictions
+from s4m_d2.errors import ConfigError
+
+PROJECT = "own_meta_arch"
+CONFIG = "own_meta_arch/mask_rcnn.yaml"
+CLASS = 2
+SURE = 8.0
+BURN_IN, DECAY = 1, 0.5
+
+
+@pytest.fixture
+def mask_rcnn(import_example):
+    return import_example(PROJECT, "mask_rcnn")
+
+
+@pytest.fixture
+def cfg(mask_rcnn, example_config):
+    changes = {"SOLVER__MAX_ITER": 3, "S4M__BURN_IN": BURN_IN, "S4M__EMA_DECAY": DECAY}
+    few = {"TEST__DETECTIONS_PER_IMAGE": 3}  # SAM is asked about each
+    return example_config(CONFIG, **changes, **few, DATASETS__TEST="()")
+
+
+def confident(model):
+    """Let the model see class 2 in every proposal, and all of the box as its mask."""
+    with torch.no_grad():
+        model.roi_heads.box_predictor.cls_score.bias[CLASS] = SURE
+        model.roi_heads.mask_head.predictor.bias.fill_(SURE)
+    return model
+
+
+def samples(*sizes):
+    generator = torch.Generator().manual_seed(1)
+    draw = {"generator": generator, "dtype": torch.uint8}
+    return [{"image": torch.randint(0, 256, (3, *size), **draw)} for size in sizes]
+
+
+def test_class_logits_give_each_class_its_score(mask_rcnn):
+    scores, classes = torch.tensor([0.9, 0.3]), torch.tensor([1, 0])
+    probabilities = mask_rcnn.class_logits(scores, classes, 3).softmax(1)
+    expected = torch.tensor([[0, 0.9, 0, 0.1], [0.3, 0, 0, 0.7]])
+    torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
+
+
+def test_masks_are_pasted_where_detectron2_pastes_them(mask_rcnn):
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.rand(20, 1, 14, 14, generator=generator)
+    corner = torch.rand(20, 2, generator=generator) * torch.tensor([100.0, 40.0]) - 10
+    boxes = torch.cat([corner, corner + 6 + 60 * torch.rand(20, 2, generator=generator)], dim=1)
+    logits = mask_rcnn.paste_mask_logits(masks, boxes, (64, 128))
+    stride = mask_rcnn.STRIDE
+    shape = (64 // stride, 128 // stride)
+    expected = paste_masks_in_image(masks[:, 0], Boxes(boxes / stride), shape)
+    assert logits.shape == expected.shape and expected.any()
+    certain = logits.abs() > 1e-4
+    assert torch.equal((logits > 0)[certain], expected[certain]) and certain.float().mean() > 0.99
+    assert (logits[:, -1, -1] < -10).any()  # outside a box
+
+
+def test_detections_are_the_queries(mask_rcnn, cfg, monkeypatch):
+    model = build_model(cfg).eval()
+    found = [Instances((64, 96)), Instances((60, 128))]
+    for instances, boxes in zip(found, ([[8.0, 8.0, 40.0, 56.0]], []), strict=True):
+        instances.pred_boxes = Boxes(torch.tensor(boxes).view(-1, 4))
+        instances.scores = torch.full((len(boxes),), 0.75)
+        instances.pred_classes = torch.full((len(boxes),), CLASS)
+        instances.pred_masks = torch.full((len(boxes), 1, 28, 28), 0.99)
+    monkeypatch.setattr(model, "inference", lambda batch, do_postprocess: found)
+    predictions = model.predict_queries(samples((64, 96), (60, 128)))
+    check_predictions(predictions, [(64, 96), (60, 128)], model, 8)
+    assert predictions["padded_size"] == (64, 128)
+    assert predictions["pred_logits"][0].softmax(1)[0, CLASS] == pytest.approx(0.75, abs=1e-4)
+    mask = predictions["pred_masks"][0][0] > 0
+    inside = torch.zeros(16, 32, dtype=torch.bool)
+    inside[2:14, 2:10] = True  # the box, in quarters
+    assert torch.equal(mask, inside)
+    assert predictions["pred_masks"][1].shape == (0, 16, 32)
+
+
+def test_the_real_models_predictions_are_what_the_protocol_asks_for(cfg):
+    model = confident(build_model(cfg)).eval()
+    check_model(model)
+    with torch.no_grad():
+        found = model.predict_queries(samples((64, 100), (58, 128)))
+    check_predictions(found, [(64, 100), (58, 128)], model, 8)
+    assert all(len(logits) for logits in found["pred_logits"])
+    assert (torch.cat(found["pred_logits"]).argmax(1) == CLASS).all()
+
+
+def test_plain_mask_rcnn_is_refused_with_what_it_lacks(cfg):
+    cfg.defrost()
+    cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
+    with pytest.raises(ConfigError, match=r"GeneralizedRCNN has no predict_queries\("):
+        check_config(cfg)
+
+
+def test_mask_rcnn_learns_from_pseudo_labels_and_its_teacher_follows(
+    cfg, tmp_path, assert_teacher_follows
+):
+    cfg = stage_config(cfg, "student")
+    os.makedirs(cfg.OUTPUT_DIR)
+    S4MCheckpointer(confident(S4MTrainer.build_model(cfg)), str(tmp_path)).save("stage_1")
+    trainer = S4MTrainer(cfg, str(tmp_path / "stage_1.pth"))
+    steps, views = [], []
+    model, labeling = trainer._trainer.model, trainer.pseudo_labeling
+    forward = model.forward
+    model.forward = lambda batch: steps.append(forward(batch)) or steps[-1]
+    model.pseudo_labeling = lambda batch: views.append(labeling(batch)) or views[-1]
+    assert_teacher_follows(trainer, BURN_IN, DECAY)
+
+    labels = [label for found in views[0].arp_labels for label in found.labels.tolist()]
+    assert labels and set(labels) == {CLASS}
+    assert steps[0]["unsup/loss_mask"] > 0 and steps[0]["unsup/loss_box_reg"] > 0
+    assert all(torch.isfinite(loss) for losses in steps for loss in losses.values())
