@@ -33,7 +33,9 @@ setup(
         "tqdm",
     ],
     extras_require={
+        "safetensors": ["safetensors"],
         "sam2": ["sam2>=1.1"],  # not Meta's own upload: see requirements-sam2.txt
+        "timm": ["timm>=1.0.31"],
         "dev": ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff"],
     },
 )
