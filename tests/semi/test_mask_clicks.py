@@ -1,8 +1,10 @@
 """The clicks that refinement draws inside each mask."""
 
+import math
 from collections import Counter
 from itertools import permutations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,33 +65,77 @@ def test_a_mask_smaller_than_its_clicks_takes_every_pixel():
     assert sorted(points[0, :2].tolist()) == [[0.125, 0.875], [0.625, 0.375]]
 
 
-def test_the_first_click_follows_the_softmax_over_the_pixels_inside():
-    logits = torch.tensor([[[2.0, 0.5, 9.0], [1.0, 0.1, 1.5]]])
-    mask = torch.tensor([[[True, True, False], [True, True, True]]])
-    labels = PseudoLabels(torch.zeros(1).long(), mask, torch.ones(1))
-    copies = 20000
+MASK = torch.tensor([[0, 1, 1], [1, 0, 1], [0, 0, 1]]).bool()  # five pixels, 0 to 4 row by row
+INSIDE = [
+    pytest.param([0.0, 0.0, 0.0, 0.0, 0.0], id="even"),
+    pytest.param([2.0, 0.5, 1.0, 0.1, 1.5], id="uneven"),
+    pytest.param([40.0, 41.0, 40.5, 39.2, 40.1], id="probabilities of 1"),
+    pytest.param([-1.0, 0.7, -0.2, 0.3, -2.0], id="below the threshold of 0.5"),
+]
+
+
+def draw_clicks(inside: list[float], num_points: int, copies: int) -> list[tuple[int, ...]]:
+    """The pixels of MASK, in order, that were clicked in each of ``copies`` draws.
+
+    The pixels outside have the highest logit of all.
+    """
+    logits = torch.full(MASK.shape, 50.0).masked_scatter(MASK, torch.tensor(inside))
     selection = Selection(
-        labels[torch.zeros(copies).long()], logits.repeat(copies, 1, 1), (2, 3), {}
+        PseudoLabels(torch.zeros(copies).long(), MASK.expand(copies, -1, -1), torch.ones(copies)),
+        logits.repeat(copies, 1, 1),
+        tuple(MASK.shape),
+        {},
     )
-    points, _ = sample_mask_points(selection, 1, seeded(0))
-    pixels = pixels_of(points[:, 0], (2, 3))
-    counts = (pixels[:, 1] * 3 + pixels[:, 0]).bincount(minlength=6).double()
-    inside = mask.flatten()
-    expected = logits.flatten()[inside].double().softmax(0) * copies
-    assert counts[~inside].sum() == 0
-    assert chisquare(counts[inside].numpy(), expected.numpy()).pvalue > 0.01
+    points, labels = sample_mask_points(selection, num_points, seeded(0))
+    assert (labels == 1).all()
+    x, y = pixels_of(points, MASK.shape).unbind(-1)
+    number = torch.full(MASK.shape, -1).masked_scatter(MASK, torch.arange(5))
+    return list(map(tuple, number[y, x].tolist()))
 
 
-def test_clicks_without_replacement_follow_the_sequential_draw():
-    """Each ordered pair (a, b) has probability p_a * p_b / (1 - p_a)."""
-    logits = torch.tensor([[[2.0, 0.5, 1.0, 0.1]]])
-    copies = 20000
-    points, _ = sample_mask_points(make_selection(logits.repeat(copies, 1, 1)), 2, seeded(0))
-    counts = Counter(map(tuple, pixels_of(points, (1, 4))[:, :, 0].tolist()))
-    p = logits.flatten().double().softmax(0).tolist()
-    pairs = list(permutations(range(4), 2))
-    expected = [copies * p[a] * p[b] / (1 - p[a]) for a, b in pairs]
-    assert chisquare([counts[pair] for pair in pairs], expected).pvalue > 0.01
+def successive_probabilities(inside: list[float], num_points: int) -> dict[tuple, float]:
+    """P of each ordered draw: softmax over what is left, one pixel after the other."""
+    weights = [math.exp(value - max(inside)) for value in inside]
+    probabilities = {}
+    for order in permutations(range(len(inside)), num_points):
+        probability, left = 1.0, sum(weights)
+        for pixel in order:
+            probability *= weights[pixel] / left
+            left -= weights[pixel]
+        probabilities[order] = probability
+    return probabilities
+
+
+def p_value(counts: Counter, probabilities: dict) -> float:
+    assert set(counts) <= set(probabilities) and sum(probabilities.values()) == pytest.approx(1)
+    draws = sum(counts.values())
+    return chisquare(
+        [counts[outcome] for outcome in probabilities],
+        [draws * probability for probability in probabilities.values()],
+    ).pvalue
+
+
+@pytest.mark.parametrize("inside", INSIDE)
+@pytest.mark.parametrize("num_points", [1, 3, 4])
+def test_clicks_follow_the_successive_draw_by_softmax_without_replacement(inside, num_points):
+    drawn = draw_clicks(inside, num_points, copies=40000)
+    ordered = successive_probabilities(inside, num_points)
+    assert p_value(Counter(drawn), ordered) > 0.001
+    first = Counter(pixels[:1] for pixels in drawn)
+    assert p_value(first, successive_probabilities(inside, 1)) > 0.001
+
+    unordered = Counter()
+    for order, probability in ordered.items():
+        unordered[frozenset(order)] += probability
+    assert p_value(Counter(map(frozenset, drawn)), unordered) > 0.001
+
+
+def test_the_clicks_of_two_masks_are_independent():
+    inside = [2.0, 0.5, 1.0, 0.1, 1.5]
+    first = [pixels[0] for pixels in draw_clicks(inside, 3, copies=40000)]
+    alone = successive_probabilities(inside, 1)
+    both = {(a, b): alone[a,] * alone[b,] for a in range(5) for b in range(5)}
+    assert p_value(Counter(zip(first[::2], first[1::2], strict=True)), both) > 0.001
 
 
 def test_clicks_are_normalized_to_a_content_that_ends_inside_a_pixel():

@@ -108,30 +108,55 @@ def test_a_teacher_without_pseudo_labels_yields_an_empty_selection(queries):
     assert selection.stats["dropped_no_object"] == selection.stats["queries"] == queries
 
 
-@given(seed=st.integers(0, 10**6), height=st.integers(1, 5), width=st.integers(1, 6))
-def test_selection_equals_the_rules_applied_query_by_query(seed, height, width):
+@given(
+    seed=st.integers(0, 10**6),
+    content=st.tuples(st.floats(0.25, 5.0), st.floats(0.25, 6.0)),
+    score_thresh=st.sampled_from([0.4, 0.7, 0.9]),
+    min_area=st.sampled_from([0.0, 1.5, 5.0]),
+    mask_thresh=st.sampled_from([0.2, 0.5, 0.7]),
+)
+def test_selection_equals_the_rules_applied_query_by_query(
+    seed, content, score_thresh, min_area, mask_thresh
+):
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(12, CLASSES + 1, generator=generator)
+    logits[:, 0] += 2
     masks = 4 * torch.randn(12, 5, 6, generator=generator)
-    selection = select(logits, masks, (height, width), score_thresh=0.6, min_area=3.0)
+    masks += 3 * torch.randn(12, 1, 1, generator=generator)
+    thresholds = dict(score_thresh=score_thresh, min_area=min_area, mask_thresh=mask_thresh)
+    selection = select_pseudo_labels(logits, masks, content_size=content, **thresholds)
 
-    kept = []
+    names = ("dropped_no_object", "dropped_score", "dropped_area", "kept")
+    kept, stats = [], {"queries": 12, **dict.fromkeys(names, 0)}
     for query in range(12):
         exponentials = [math.exp(value) for value in logits[query].tolist()]
         probabilities = [value / sum(exponentials) for value in exponentials]
         best = max(range(CLASSES + 1), key=probabilities.__getitem__)
-        pixels = [masks[query, y, x].item() for y in range(height) for x in range(width)]
-        area = sum(1 / (1 + math.exp(-value)) for value in pixels)
-        if best != CLASSES and probabilities[best] > 0.6 and area > 3.0:
-            kept.append((best, probabilities[best], [value > 0 for value in pixels]))
+        pixels = [
+            1 / (1 + math.exp(-masks[query, y, x].item()))
+            for y in range(math.ceil(content[0]))
+            for x in range(math.ceil(content[1]))
+        ]
+        if best == CLASSES:
+            stats["dropped_no_object"] += 1
+        elif probabilities[best] <= score_thresh:
+            stats["dropped_score"] += 1
+        elif sum(pixels) <= min_area:
+            stats["dropped_area"] += 1
+        else:
+            stats["kept"] += 1
+            inside = [probability > mask_thresh for probability in pixels]
+            kept.append((query, best, probabilities[best], inside))
 
     labels = selection.labels
-    assert labels.labels.tolist() == [label for label, _, _ in kept]
-    assert labels.scores.tolist() == pytest.approx([score for _, score, _ in kept], rel=1e-5)
-    assert labels.masks.flatten(1).tolist() == [mask for _, _, mask in kept]
-    stats = selection.stats
-    assert stats["kept"] == len(kept)
-    assert sum(stats.values()) == 2 * stats["queries"] == 24
+    assert selection.stats == stats and selection.content_size == content
+    assert labels.labels.tolist() == [label for _, label, _, _ in kept]
+    assert labels.scores.tolist() == pytest.approx([score for _, _, score, _ in kept], rel=1e-5)
+    assert labels.masks.flatten(1).tolist() == [mask for _, _, _, mask in kept]
+    height, width = labels.image_size
+    assert torch.equal(
+        selection.mask_logits, masks[[query for query, *_ in kept], :height, :width]
+    ), "the logits are those of the kept queries"
 
 
 def test_half_precision_predictions_are_compared_in_single_precision():

@@ -1,0 +1,279 @@
+"""ARP against a literal reference: the method's rules, pixel by pixel, in double precision."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations, product
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare
+from torch import Generator, Tensor
+
+from s4m_d2.semi.arp import ARP
+from s4m_d2.structures import PseudoLabels
+
+ON_AN_EDGE = 1e-4  # px; nearer to the edge of a source pixel, rounding may choose either side
+
+
+class Instance(NamedTuple):
+    label: int
+    score: float
+    mask: np.ndarray
+
+
+class Placed(NamedTuple):
+    """base = scale * source + (dx, dy), continuous pixels."""
+
+    instance: Instance
+    scale: float
+    dx: float
+    dy: float
+
+
+class Result(NamedTuple):
+    """What one image becomes; ``edge`` is the least distance of a read to a source pixel's edge."""
+
+    image: np.ndarray
+    instances: list[Instance]
+    edge: float
+
+
+def arp_literally(
+    images: list[Tensor],
+    labels: list[PseudoLabels],
+    generators: list[Generator],
+    min_area: float,
+    scale_range: tuple[float, float] | None,
+) -> list[Result | None]:
+    """None for an image that nothing is pasted onto. ``scale_range`` None: static placement."""
+    arrays = [image.double().numpy() for image in images]
+    instances = [instances_of(label) for label in labels]
+    results: list[Result | None] = [None] * len(images)
+    for pair in draw_pairs(len(images), generators[0] if generators else None):
+        for source, base in (pair, pair[::-1]):
+            large = [i for i in instances[source] if count_pixels(i.mask) >= min_area]
+            if not large:
+                continue
+            if scale_range is None:
+                placed = [Placed(instance, 1.0, 0.0, 0.0) for instance in large]
+            else:
+                size = arrays[base].shape[1:]
+                placed = place_randomly(large, size, scale_range, generators[base])
+            results[base] = paste(arrays[source], placed, arrays[base], instances[base])
+    return results
+
+
+def draw_pairs(batch: int, generator: Generator | None) -> list[tuple[int, int]]:
+    if batch < 2:
+        return []
+    order = torch.randperm(batch, generator=generator).tolist()
+    return [(order[2 * pair], order[2 * pair + 1]) for pair in range(max(1, batch // 4))]
+
+
+def place_randomly(
+    large: list[Instance],
+    size: tuple[int, int],
+    scale_range: tuple[float, float],
+    generator: Generator,
+) -> list[Placed]:
+    draws = torch.rand((len(large), 3), generator=generator).tolist()
+    placed = []
+    for instance, (of_scale, of_x, of_y) in zip(large, draws, strict=True):
+        height, width = instance.mask.shape
+        inside = [(x, y) for y in range(height) for x in range(width) if instance.mask[y, x]]
+        left, right = min(x for x, _ in inside), max(x for x, _ in inside) + 1
+        top, bottom = min(y for _, y in inside), max(y for _, y in inside) + 1
+        scale = scale_range[0] + (scale_range[1] - scale_range[0]) * of_scale
+        new_left = of_x * (size[1] - scale * (right - left))
+        new_top = of_y * (size[0] - scale * (bottom - top))
+        placed.append(Placed(instance, scale, new_left - scale * left, new_top - scale * top))
+    return placed
+
+
+def paste(
+    source: np.ndarray, placed: list[Placed], base: np.ndarray, own: list[Instance]
+) -> Result:
+    _, height, width = base.shape
+    image, edge = base.copy(), math.inf
+    merged = own + [place.instance for place in placed]
+    masks = [np.zeros((height, width), dtype=bool) for _ in merged]
+    for y, x in product(range(height), range(width)):
+        owner = None
+        for index, instance in enumerate(own):
+            if instance.mask[y, x]:
+                owner = index
+        for index, place in enumerate(placed, start=len(own)):
+            source_x = (x + 0.5 - place.dx) / place.scale
+            source_y = (y + 0.5 - place.dy) / place.scale
+            edge = min(edge, *(abs(value - round(value)) for value in (source_x, source_y)))
+            if covers(place.instance.mask, source_x, source_y):
+                owner = index
+                image[:, y, x] = bilinear(source, source_x, source_y)
+        if owner is not None:
+            masks[owner][y, x] = True
+    kept = [
+        Instance(instance.label, instance.score, mask)
+        for instance, mask in zip(merged, masks, strict=True)
+        if count_pixels(mask)
+    ]
+    return Result(image, kept, edge)
+
+
+def covers(mask: np.ndarray, x: float, y: float) -> bool:
+    height, width = mask.shape
+    return 0 <= x < width and 0 <= y < height and bool(mask[math.floor(y), math.floor(x)])
+
+
+def bilinear(image: np.ndarray, x: float, y: float) -> np.ndarray:
+    """Pixel (i, j) has its center at (j + 0.5, i + 0.5); the border is repeated."""
+    _, height, width = image.shape
+    column, row = min(max(x - 0.5, 0), width - 1), min(max(y - 0.5, 0), height - 1)
+    value = np.zeros(3)
+    for i, j in product(range(height), range(width)):
+        value += max(0, 1 - abs(row - i)) * max(0, 1 - abs(column - j)) * image[:, i, j]
+    return value
+
+
+def count_pixels(mask: np.ndarray) -> int:
+    return sum(bool(pixel) for row in mask for pixel in row)
+
+
+def instances_of(labels: PseudoLabels) -> list[Instance]:
+    return [
+        Instance(int(label), float(score), mask.numpy())
+        for label, score, mask in zip(labels.labels, labels.scores, labels.masks, strict=True)
+    ]
+
+
+def seeded(seed: int) -> Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def generators(batch: int, seed: int) -> list[Generator]:
+    return [seeded(seed + i) for i in range(batch)]
+
+
+def random_batch(
+    batch: int, seed: int, dtype: torch.dtype = torch.uint8
+) -> tuple[list[Tensor], list[PseudoLabels]]:
+    """Frames of various sizes with up to four ragged masks; some images and masks are empty."""
+    generator = seeded(seed)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    images, labels = [], []
+    for index in range(batch):
+        size, count = (draw(3, 9), draw(3, 10)), draw(0, 4)
+        images.append((255 * torch.rand(3, *size, generator=generator)).to(dtype))
+        masks = torch.zeros(count, *size, dtype=torch.bool)
+        for mask in masks:
+            top, left = draw(0, size[0] - 1), draw(0, size[1] - 1)
+            box = mask[top : top + draw(1, 7), left : left + draw(1, 7)]
+            box[:] = torch.rand(box.shape, generator=generator) < draw(0, 4) / 3
+        scores = torch.rand(count, generator=generator)
+        labels.append(PseudoLabels(10 * index + torch.arange(count), masks, scores))
+    return images, labels
+
+
+def assert_same_instances(labels: PseudoLabels, expected: list[Instance]) -> None:
+    assert labels.labels.tolist() == [instance.label for instance in expected]
+    assert labels.scores.tolist() == [instance.score for instance in expected]
+    for mask, instance in zip(labels.masks, expected, strict=True):
+        np.testing.assert_array_equal(mask.numpy(), instance.mask)
+
+
+any_batch = st.sampled_from([1, 2, 3, 4, 8, 9])
+any_area = st.sampled_from([1, 3, 5.5, 9])
+any_seed = st.integers(0, 10**6)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@given(batch=any_batch, seed=any_seed, min_area=any_area)
+def test_static_placement_equals_the_loop_over_pixels(dtype, batch, seed, min_area):
+    images, labels = random_batch(batch, seed, dtype)
+    expected = arp_literally(images, labels, generators(batch, seed), min_area, None)
+    new_images, new_labels = ARP(min_area=min_area)(images, labels, generators(batch, seed))
+    assert len(new_images) == len(new_labels) == batch
+    for index, result in enumerate(expected):
+        if result is None:
+            assert new_images[index] is images[index] and new_labels[index] is labels[index]
+            continue
+        assert new_images[index].dtype == dtype
+        np.testing.assert_array_equal(new_images[index].numpy(), result.image)
+        assert_same_instances(new_labels[index], result.instances)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@given(
+    batch=any_batch,
+    seed=any_seed,
+    min_area=any_area,
+    scale_range=st.sampled_from([(0.8, 1.2), (0.4, 0.7), (1.5, 2.5), (1.0, 1.0)]),
+)
+def test_random_placement_equals_the_loop_over_pixels(dtype, batch, seed, min_area, scale_range):
+    images, labels = random_batch(batch, seed, dtype)
+    expected = arp_literally(images, labels, generators(batch, seed), min_area, scale_range)
+    assume(all(result is None or result.edge > ON_AN_EDGE for result in expected))
+    arp = ARP(min_area=min_area, random_placement=True, scale_range=scale_range)
+    new_images, new_labels = arp(images, labels, generators(batch, seed))
+    rounding = 0.5 + 1e-3 if dtype == torch.uint8 else 1e-3
+    for index, result in enumerate(expected):
+        if result is None:
+            assert new_images[index] is images[index] and new_labels[index] is labels[index]
+            continue
+        assert new_images[index].dtype == dtype
+        np.testing.assert_allclose(
+            new_images[index].double().numpy(), result.image, rtol=0, atol=rounding
+        )
+        assert_same_instances(new_labels[index], result.instances)
+
+
+def paint(labels: PseudoLabels) -> Tensor:
+    """(3, H, W) image of label + 1, later over earlier, 0 where there is none."""
+    canvas = torch.zeros(labels.image_size)
+    for label, mask in zip(labels.labels, labels.masks, strict=True):
+        canvas[mask] = label + 1.0
+    return canvas.expand(3, -1, -1)
+
+
+@given(batch=any_batch, seed=any_seed)
+def test_an_image_painted_by_its_masks_is_painted_by_them_afterwards(batch, seed):
+    """Image and masks are pasted alike: nothing is moved, clipped or covered in one of them only.
+
+    Where all instances are pasted, what their masks hide of each other is hidden in the image too.
+    """
+    _, labels = random_batch(batch, seed)
+    images = [paint(label) for label in labels]
+    new_images, new_labels = ARP(min_area=1)(images, labels, generators(batch, seed))
+    assert all(map(torch.equal, new_images, map(paint, new_labels)))
+
+
+def test_all_pairs_are_equally_likely():
+    size, batch, draws = (2, 2), 5, 1500
+    images = [torch.full((3, *size), float(i)) for i in range(batch)]
+    full = torch.ones(1, *size, dtype=torch.bool)
+    labels = [PseudoLabels(torch.tensor([i]), full, torch.ones(1)) for i in range(batch)]
+    counts = dict.fromkeys(combinations(range(batch), 2), 0)
+    generator = seeded(0)
+    for _ in range(draws):
+        new_images, _ = ARP(min_area=1)(images, labels, [generator] * batch)
+        pair = tuple(i for i, image in enumerate(new_images) if image is not images[i])
+        counts[pair] += 1
+    assert chisquare(list(counts.values())).pvalue > 0.01
+
+
+@settings(max_examples=20)
+@given(seed=any_seed)
+def test_the_reference_itself_reads_a_plane_at_the_point(seed):
+    """Bilinear reading reproduces a + b x + c y between the outermost centers."""
+    a, b, c, u, v = torch.rand(5, generator=seeded(seed), dtype=torch.float64).tolist()
+    y, x = np.mgrid[:4, :6] + 0.5
+    plane = np.stack([a + b * x + c * y] * 3)
+    point = (0.5 + 5 * u, 0.5 + 3 * v)
+    np.testing.assert_allclose(bilinear(plane, *point), a + b * point[0] + c * point[1])

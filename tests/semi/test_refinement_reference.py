@@ -1,0 +1,261 @@
+"""Refinement against a literal reference: resizing by hand, instance by instance, in double.
+
+SAM's answers are random, its geometry is the real one: low-resolution logits of a square frame,
+upscaled to the square, cut to the content and resized to the image.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from s4m_d2.sam import EncodedImages, PromptOutput
+from s4m_d2.sam.segment_anything import SegmentAnythingBackend
+from s4m_d2.sam.tiny import build_tiny_sam
+from s4m_d2.semi.pseudo_labels import Selection, select_pseudo_labels
+from s4m_d2.semi.refinement import PointRefiner, TeacherMasks, sample_mask_points
+from s4m_d2.structures import PseudoLabels
+
+SIDE, LOW_RES = 256, 64  # the square frame of the tiny SAM and of its mask logits
+CANVAS, STRIDE = (72, 80), 4  # the padded batch and the teacher's masks in it
+FRAMES = [(72, 80), (72, 72), (40, 40), (37, 80), (72, 31), (13, 17), (5, 6), (2, 41)]
+NEAR_ZERO = 1e-4  # closer to the threshold, rounding may choose either side
+THRESHOLDS = [0.5, 0.3, 0.8]
+
+
+class ScriptedBackend(SegmentAnythingBackend):
+    """Answers the prompts of each image with the given logits and IoUs."""
+
+    answers: list[PromptOutput]
+
+    def encode(self, images, image_sizes):
+        return EncodedImages(torch.zeros(len(images), 1, 1, 1), list(image_sizes))
+
+    def prompt(self, encoded, points, labels=None, *, multimask=True, masks=True, features=False):
+        assert multimask and masks
+        assert [len(p) for p in points] == [len(answer.mask_logits) for answer in self.answers]
+        return self.answers
+
+
+class Instance(NamedTuple):
+    """``values`` (H, W) are positive inside the mask."""
+
+    label: int
+    score: float
+    values: np.ndarray
+
+
+class Expected(NamedTuple):
+    """``margin``: how far the decision whether a mask is empty is from the other one."""
+
+    instances: list[Instance]
+    ious: list[float]
+    fallbacks: int
+    margin: float
+
+
+@cache
+def reading(length: int, pixels: int, extent: float) -> np.ndarray:
+    """(length, pixels) weights that resize the first ``extent`` of ``pixels`` to ``length``.
+
+    Centers lie at i + 0.5; a read beyond the outermost center repeats it.
+    """
+    weights = np.zeros((length, pixels))
+    for i in range(length):
+        position = min(max((i + 0.5) * extent / length - 0.5, 0.0), pixels - 1.0)
+        before = math.floor(position)
+        after = min(before + 1, pixels - 1)
+        weights[i, before] += 1 - (position - before)
+        weights[i, after] += position - before
+    return weights
+
+
+def resize(logits: np.ndarray, size: tuple[int, int], extent: tuple[float, float]) -> np.ndarray:
+    rows, columns = (
+        reading(*axis) for axis in zip(size, logits.shape, map(float, extent), strict=True)
+    )
+    return rows @ logits @ columns.T
+
+
+def upscale_sam(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """SAM's rule: the long side of the image fills the square."""
+    square = resize(logits, (SIDE, SIDE), logits.shape)
+    scale = SIDE / max(size)
+    height, width = (int(side * scale + 0.5) for side in size)
+    content = square[:height, :width]
+    return resize(content, size, content.shape)
+
+
+def logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def teacher_values(selection: Selection, size: tuple[int, int], thresh: float) -> list[np.ndarray]:
+    """For each instance, logits at image size minus the threshold's."""
+    return [
+        resize(logits.double().numpy(), size, selection.content_size) - logit(thresh)
+        for logits in selection.mask_logits
+    ]
+
+
+def refine_literally(
+    selection: Selection, answer: PromptOutput | None, size: tuple[int, int], thresh: float
+) -> Expected:
+    """``answer`` has a row for each instance with a pixel; None where there is none."""
+    instances, ious, fallbacks, margin = [], [], 0, math.inf
+    teachers = teacher_values(selection, size, thresh)
+    for index, mask in enumerate(selection.labels.masks):
+        if not mask.any():
+            continue
+        row = len(ious)
+        best = max(range(3), key=answer.iou_predictions[row].tolist().__getitem__)
+        ious.append(float(answer.iou_predictions[row, best]))
+        values = upscale_sam(answer.mask_logits[row, best].double().numpy(), size)
+        margin = min(margin, abs(values.max()))
+        if not (values > 0).any():
+            values, fallbacks = teachers[index], fallbacks + 1
+            margin = min(margin, abs(values.max()))
+        if (values > 0).any():
+            label, score = selection.labels.labels[index], selection.labels.scores[index]
+            instances.append(Instance(int(label), float(score), values))
+    return Expected(instances, ious, fallbacks, margin)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def smooth(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Logits with blobs of either sign; a third of the maps have hardly a positive pixel."""
+    coarse = 4 * torch.randn(count, 1, 4, 5, generator=generator)
+    coarse -= 11.0 * (torch.rand(count, 1, 1, 1, generator=generator) < 0.35)
+    return F.interpolate(coarse, size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def random_selection(size: tuple[int, int], seed: int, thresh: float) -> Selection:
+    """The content of a padded prediction; some of its masks have no pixel."""
+    generator = seeded(seed)
+    queries = int(torch.randint(0, 6, (), generator=generator))
+    class_logits = torch.full((queries, 4), -8.0)
+    classes = torch.randint(0, 3, (queries,), generator=generator)
+    class_logits[torch.arange(queries), classes] = torch.rand(queries, generator=generator)
+    return select_pseudo_labels(
+        class_logits,
+        smooth(queries, (CANVAS[0] // STRIDE, CANVAS[1] // STRIDE), generator),
+        content_size=(size[0] / STRIDE, size[1] / STRIDE),
+        score_thresh=0.7,
+        min_area=0.0,
+        mask_thresh=thresh,
+    )
+
+
+def random_answer(selection: Selection, seed: int) -> PromptOutput | None:
+    generator = seeded(seed)
+    count = int(selection.labels.masks.flatten(1).any(1).sum())
+    logits = smooth(3 * count, (LOW_RES, LOW_RES), generator).view(count, 3, LOW_RES, LOW_RES)
+    ious = torch.rand(count, 3, generator=generator)
+    return PromptOutput(logits, ious, None) if count else None
+
+
+def assert_same_instances(labels: PseudoLabels, expected: list[Instance]) -> None:
+    assert labels.labels.tolist() == [instance.label for instance in expected]
+    assert labels.scores.tolist() == [instance.score for instance in expected]
+    for mask, instance in zip(labels.masks, expected, strict=True):
+        sure = np.abs(instance.values) > NEAR_ZERO
+        np.testing.assert_array_equal(mask.numpy()[sure], (instance.values > 0)[sure])
+
+
+@pytest.fixture(scope="module")
+def backend() -> ScriptedBackend:
+    return ScriptedBackend(build_tiny_sam())
+
+
+@settings(max_examples=60)
+@given(
+    sizes=st.lists(st.sampled_from(FRAMES), min_size=1, max_size=3),
+    seed=st.integers(0, 10**6),
+    thresh=st.sampled_from(THRESHOLDS),
+)
+def test_a_batch_equals_the_rules_applied_instance_by_instance(backend, sizes, seed, thresh):
+    selections = [random_selection(size, seed + i, thresh) for i, size in enumerate(sizes)]
+    answers = [random_answer(selection, seed + 9 + i) for i, selection in enumerate(selections)]
+    expected = [
+        refine_literally(selection, answer, size, thresh)
+        for selection, answer, size in zip(selections, answers, sizes, strict=True)
+    ]
+    assume(all(of_image.margin > NEAR_ZERO for of_image in expected))
+    backend.answers = [answer for answer in answers if answer is not None]
+    refiner = PointRefiner(backend=backend, mask_thresh=thresh)
+    refined = refiner(selections, torch.zeros(len(sizes), 3, *CANVAS), sizes)
+    for labels, size, of_image in zip(refined.labels, sizes, expected, strict=True):
+        assert labels.image_size == size
+        assert_same_instances(labels, of_image.instances)
+    assert refined.predicted_ious.tolist() == sum((of_image.ious for of_image in expected), [])
+    assert refined.num_fallbacks == sum(of_image.fallbacks for of_image in expected)
+
+
+@settings(max_examples=60)
+@given(
+    size=st.sampled_from(FRAMES),
+    seed=st.integers(0, 10**6),
+    thresh=st.sampled_from(THRESHOLDS),
+)
+def test_without_sam_each_mask_is_resized_by_hand(size, seed, thresh):
+    selection = random_selection(size, seed, thresh)
+    values = teacher_values(selection, size, thresh)
+    assume(all(abs(value.max()) > NEAR_ZERO for value in values))
+    refined = TeacherMasks(mask_thresh=thresh)([selection], torch.zeros(1, 3, *CANVAS), [size])
+    expected = [
+        Instance(int(label), float(score), value)
+        for label, score, value in zip(
+            selection.labels.labels, selection.labels.scores, values, strict=True
+        )
+        if (value > 0).any()
+    ]
+    assert_same_instances(refined.labels[0], expected)
+
+
+def test_an_instance_that_neither_sam_nor_the_teacher_has_at_image_size_is_dropped(backend):
+    """A pixel barely inside, between pixels far outside, is interpolated away."""
+    masks = torch.full((3, 8, 10), -6.0)
+    masks[0, 2:5, 3:7] = masks[2, 5:7, 1:4] = 6.0
+    masks[1, 4, 4] = 0.1
+    scores = torch.tensor([0.9, 0.8, 0.7])
+    selection = Selection(PseudoLabels(torch.arange(3), masks > 0, scores), masks, (8.0, 10.0), {})
+    logits = torch.full((3, 3, LOW_RES, LOW_RES), -1.0)
+    logits[2, 1, 20:40, 10:30] = 1.0
+    backend.answers = [PromptOutput(logits, torch.tensor([[0.1, 0.9, 0.2]] * 3), None)]
+    refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 32, 40), [(32, 40)])
+    assert refined.num_fallbacks == 2 and len(refined.predicted_ious) == 3
+    [labels] = refined.labels
+    assert labels.labels.tolist() == [0, 2]
+    assert torch.equal(labels.scores, scores[[0, 2]])
+    assert labels.masks[0, 15, 19] and not labels.masks[1, 15, 19], "the teacher's; SAM's"
+
+
+@given(size=st.sampled_from(FRAMES), seed=st.integers(0, 10**6))
+def test_clicks_of_a_padded_prediction_fall_on_the_same_place_of_the_image(size, seed):
+    """In the image the centers of the prediction's pixels are STRIDE px apart, padding or not.
+
+    One that lies beyond the content, which may end inside a pixel, moves onto its border.
+    """
+    selection = random_selection(size, seed, 0.5)
+    clicks, positive = sample_mask_points(selection, 3, seeded(seed))
+    for mask, points, flags in zip(selection.labels.masks, clicks, positive, strict=True):
+        centers = {
+            (min(STRIDE * x + STRIDE // 2, size[1]), min(STRIDE * y + STRIDE // 2, size[0]))
+            for y, x in mask.nonzero().tolist()
+        }
+        clicked = points[flags == 1] * torch.tensor(size[::-1])
+        torch.testing.assert_close(clicked, clicked.round(), rtol=0, atol=1e-3)
+        distinct = set(map(tuple, clicked.round().long().tolist()))
+        assert distinct <= centers and len(distinct) == min(3, len(centers))
