@@ -40,8 +40,9 @@ class EMATeacherHook(HookBase):
 
     @property
     def phase(self) -> TeacherPhase:
-        """The teacher's state in the trainer's current iteration."""
-        return teacher_phase(self.trainer.iter, self.burn_in)
+        """The teacher's state in the trainer's current iteration, or in the last one of a run."""
+        last = self.trainer.max_iter - 1  # after training, the trainer's iteration is past it
+        return teacher_phase(min(self.trainer.iter, last), self.burn_in)
 
     def before_step(self) -> None:
         phase = self.phase

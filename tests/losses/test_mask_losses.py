@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from literal_losses import bce, dice, read
 
 from s4m_d2.losses.mask_losses import (
     dice_loss,
@@ -24,21 +25,7 @@ def generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def literal_dice(logits, targets):
-    p = [1 / (1 + math.exp(-x)) for x in logits]
-    overlap = sum(a * b for a, b in zip(p, targets, strict=True))
-    return 1 - (2 * overlap + 1) / (sum(p) + sum(targets) + 1)
-
-
-def literal_bce(logits, targets):
-    terms = [
-        t * math.log1p(math.exp(-x)) + (1 - t) * math.log1p(math.exp(x))
-        for x, t in zip(logits, targets, strict=True)
-    ]
-    return sum(terms) / len(terms)
-
-
-logit = st.floats(-15, 15, width=32)
+logit = st.floats(-60, 60, width=32)
 rows = st.lists(st.tuples(logit, st.floats(0, 1, width=32)), min_size=1, max_size=12)
 
 
@@ -46,8 +33,9 @@ rows = st.lists(st.tuples(logit, st.floats(0, 1, width=32)), min_size=1, max_siz
 def test_losses_equal_double_precision_formulas(pairs):
     logits, targets = zip(*pairs, strict=True)
     x, t = torch.tensor([logits]), torch.tensor([targets])
-    assert dice_loss(x, t).item() == pytest.approx(literal_dice(logits, targets), abs=2e-6)
-    assert sigmoid_ce_loss(x, t).item() == pytest.approx(literal_bce(logits, targets), abs=2e-6)
+    tolerance = {"rel": 1e-6, "abs": 2e-6}
+    assert dice_loss(x, t).item() == pytest.approx(dice(logits, targets), **tolerance)
+    assert sigmoid_ce_loss(x, t).item() == pytest.approx(bce(logits, targets), **tolerance)
 
 
 def test_losses_by_hand():
@@ -73,6 +61,25 @@ def test_sampling_reads_pixel_centers_and_halfway_between_them():
     expected = torch.tensor([[1.0, 3.0, 2.0, 4.0]])
     torch.testing.assert_close(sample_shared(mask, points), expected)
     torch.testing.assert_close(sample_each(mask, points[None]), expected)
+
+
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    count=st.integers(0, 3),
+    num_points=st.integers(1, 12),
+    seed=st.integers(0, 2**20),
+)
+def test_sampling_equals_literal_interpolation_with_zeros_outside(size, count, num_points, seed):
+    rng = generator(seed)
+    masks = torch.randn(count, *size, generator=rng)
+    points = torch.rand(count, num_points, 2, generator=rng)
+    expected = torch.zeros(count, num_points)
+    for row, mask, its_points in zip(expected, masks, points, strict=True):
+        row[:] = torch.tensor(read(mask.double().numpy(), its_points.tolist()))
+    torch.testing.assert_close(sample_each(masks, points), expected, rtol=1e-5, atol=1e-5)
+    for i in range(count):
+        shared = sample_shared(masks[i : i + 1], points[i])
+        torch.testing.assert_close(shared[0], expected[i], rtol=1e-5, atol=1e-5)
 
 
 def test_points_of_an_image_do_not_depend_on_the_batch():

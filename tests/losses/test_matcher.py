@@ -2,9 +2,11 @@
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from literal_losses import cost_matrix
 
 from s4m_d2.losses import HungarianMatcher
 from s4m_d2.losses.mask_losses import draw_points
@@ -20,11 +22,11 @@ def make_matcher(num_points=64, **weights):
     return HungarianMatcher(num_points=num_points, **{**WEIGHTS, **weights})
 
 
-def random_image(queries, instances, *, classes=3, seed=0):
+def random_image(queries, instances, *, classes=3, grid=(6, 8), seed=0):
     rng = generator(seed)
     outputs = {
         "pred_logits": torch.randn(1, queries, classes + 1, generator=rng),
-        "pred_masks": torch.randn(1, queries, 6, 8, generator=rng) * 3,
+        "pred_masks": torch.randn(1, queries, *grid, generator=rng) * 3,
     }
     target = {
         "labels": torch.randint(classes, (instances,), generator=rng),
@@ -33,48 +35,24 @@ def random_image(queries, instances, *, classes=3, seed=0):
     return outputs, target
 
 
-def literal_bilinear(image, x, y):
-    """Value of a 2-d array at pixel coordinates, zero outside."""
-    value = 0.0
-    for row in (int(np.floor(y)), int(np.floor(y)) + 1):
-        for column in (int(np.floor(x)), int(np.floor(x)) + 1):
-            if 0 <= row < image.shape[0] and 0 <= column < image.shape[1]:
-                value += (1 - abs(y - row)) * (1 - abs(x - column)) * image[row, column]
-    return value
-
-
-def literal_cost(outputs, target, points):
-    """The cost matrix in double precision, point by point."""
-
-    def sample(masks):
-        height, width = masks.shape[1:]
-        return np.array(
-            [
-                [literal_bilinear(m, x * width - 0.5, y * height - 0.5) for x, y in points]
-                for m in masks.double().numpy()
-            ]
-        )
-
-    logits, truth = sample(outputs["pred_masks"][0]), sample(target["masks"])
-    classes = np.exp(outputs["pred_logits"][0].double().numpy())
-    classes /= classes.sum(1, keepdims=True)
-    cost = np.zeros((len(logits), len(truth)))
-    for q, n in np.ndindex(cost.shape):
-        x, t = logits[q], truth[n]
-        p = 1 / (1 + np.exp(-x))
-        bce = np.mean(-t * np.log(p) - (1 - t) * np.log(1 - p))
-        dice = 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
-        cost[q, n] = 5 * bce + 5 * dice - 2 * classes[q, target["labels"][n]]
-    return cost
-
-
-def test_costs_equal_a_literal_computation():
-    outputs, target = random_image(4, 3)
-    matcher = make_matcher(num_points=9)
-    points = draw_points(1, 9, generator=generator(5), device=torch.device("cpu"))[0].tolist()
-    cost = matcher.cost(outputs["pred_logits"][0], outputs["pred_masks"][0], target, generator(5))
-    expected = torch.from_numpy(literal_cost(outputs, target, points)).float()
-    torch.testing.assert_close(cost, expected, rtol=1e-4, atol=1e-4)
+@given(
+    queries=st.integers(1, 6),
+    instances=st.integers(0, 5),
+    grid=st.tuples(st.integers(1, 8), st.integers(1, 8)),
+    num_points=st.integers(1, 12),
+    seed=st.integers(0, 2**20),
+)
+def test_costs_equal_literal_loops_in_double_precision(queries, instances, grid, num_points, seed):
+    outputs, target = random_image(queries, instances, grid=grid, seed=seed)
+    logits, masks = outputs["pred_logits"][0], outputs["pred_masks"][0]
+    cost = make_matcher(num_points).cost(logits, masks, target, generator(5))
+    points = draw_points(1, num_points, generator=generator(5), device=torch.device("cpu"))[0]
+    expected = cost_matrix(
+        *(logits.double().numpy(), masks.double().numpy()),
+        *(target["labels"].tolist(), target["masks"].double().numpy()),
+        points.double().numpy(),
+    )
+    torch.testing.assert_close(cost.double(), torch.from_numpy(expected), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("queries", "instances"), [(5, 3), (4, 4), (2, 4), (3, 1)])

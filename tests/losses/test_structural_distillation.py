@@ -1,69 +1,16 @@
-"""Structural distillation against a literal double loop, and what holds for any batch."""
-
-import math
-from dataclasses import dataclass
+"""Structural distillation: what holds for any batch."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import get_cfg
-from torch import Tensor
+from literal_distillation import CHANNELS, RandomSam
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.losses.structural_distillation import (
-    StructuralDistillation,
-    build_distillation,
-    sample_query_points,
-)
+from s4m_d2.losses import StructuralDistillation, build_distillation
 
 SIDE = 6
-CHANNELS = 5
-
-
-@dataclass
-class FakeOutput:
-    features: Tensor
-
-
-class FakeBackend:
-    """Features that depend on the image and the prompt; stretches the image or pads it."""
-
-    grid_side = SIDE
-
-    def __init__(self, padded: bool, prompt_dependent: bool = True) -> None:
-        self.padded = padded
-        self.prompt_dependent = prompt_dependent
-        self.base = torch.randn(8, CHANNELS, SIDE, SIDE, generator=seeded(99)).requires_grad_()
-        self.tilt = torch.randn(2, CHANNELS, SIDE, SIDE, generator=seeded(98)).requires_grad_()
-        self.largest_call = 0
-
-    def encode(self, images, image_sizes):
-        assert len(images) == len(image_sizes)
-        return images.mean(dim=(1, 2, 3))
-
-    def features(self, image_mean: Tensor, point: Tensor) -> Tensor:
-        base = self.base[int(image_mean) % len(self.base)]
-        return base + self.prompt_dependent * (point[:, None, None, None] * self.tilt).sum(0)
-
-    def prompt(self, encoded, points, labels, *, multimask=True, masks=True, features=False):
-        assert features and not masks and labels is None
-        self.largest_call = max(self.largest_call, sum(map(len, points)))
-        outputs = []
-        for mean, clicks in zip(encoded, points, strict=True):
-            assert clicks.shape[1:] == (1, 2)
-            outputs.append(FakeOutput(torch.stack([self.features(mean, c[0]) for c in clicks])))
-        return outputs
-
-    def grid_scale(self, image_size):
-        height, width = image_size
-        longest = max(image_size)
-        return (width / longest, height / longest) if self.padded else (1.0, 1.0)
-
-    def content_mask(self, image_size):
-        sx, sy = self.grid_scale(image_size)
-        centers = (torch.arange(SIDE) + 0.5) / SIDE
-        return (centers < sy)[:, None] & (centers < sx)[None, :]
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -80,91 +27,12 @@ def make_batch(sizes, padded_size, seed=0):
     return features, images, sizes, masks
 
 
-def read_literally(values: Tensor, x: float, y: float, columns: int, rows: int) -> Tensor:
-    """Bilinear value of (C, h, w) at (x, y) in cells, using the first rows and columns only."""
-    x = min(max(x - 0.5, 0.0), columns - 1.0)
-    y = min(max(y - 0.5, 0.0), rows - 1.0)
-    x0, y0 = math.floor(x), math.floor(y)
-    x1, y1 = min(x0 + 1, columns - 1), min(y0 + 1, rows - 1)
-    top = values[:, y0, x0] * (1 - (x - x0)) + values[:, y0, x1] * (x - x0)
-    bottom = values[:, y1, x0] * (1 - (x - x0)) + values[:, y1, x1] * (x - x0)
-    return top * (1 - (y - y0)) + bottom * (y - y0)
-
-
-def cosine(a: Tensor, b: Tensor) -> float:
-    return float(a @ b / (a.norm() * b.norm()))
-
-
-def reference_loss(backend, features, images, sizes, all_points, delta) -> float:
-    """The formula, one image, one point and one grid cell at a time."""
-    per_image = []
-    features = features.detach().double()
-    padded_h, padded_w = images.shape[2:]
-    for b, (height, width) in enumerate(sizes):
-        sx, sy = backend.grid_scale((height, width))
-        content = backend.content_mask((height, width))
-        rows, columns = int(content.any(1).sum()), int(content.any(0).sum())
-        map_h, map_w = features.shape[2:]
-        teacher = torch.zeros(CHANNELS, SIDE, SIDE, dtype=torch.float64)
-        for j_y in range(rows):
-            for j_x in range(columns):
-                x = (j_x + 0.5) / SIDE / sx * width / padded_w * map_w
-                y = (j_y + 0.5) / SIDE / sy * height / padded_h * map_h
-                shown_w = math.ceil(width * map_w / padded_w)
-                shown_h = math.ceil(height * map_h / padded_h)
-                teacher[:, j_y, j_x] = read_literally(features[b], x, y, shown_w, shown_h)
-        terms = []
-        for point in all_points[b]:
-            x, y = float(point[0]) * sx * SIDE, float(point[1]) * sy * SIDE
-            sam = backend.features(images[b].mean(), point).detach().double()
-            sam_at_point = read_literally(sam, x, y, columns, rows)
-            teacher_at_point = read_literally(teacher, x, y, columns, rows)
-            for j_y in range(rows):
-                for j_x in range(columns):
-                    difference = abs(
-                        cosine(sam_at_point, sam[:, j_y, j_x])
-                        - cosine(teacher_at_point, teacher[:, j_y, j_x])
-                    )
-                    linear = delta * (difference - 0.5 * delta)
-                    terms.append(0.5 * difference**2 if difference <= delta else linear)
-        per_image.append(sum(terms) / len(terms))
-    return sum(per_image) / len(per_image)
-
-
-CASES = {
-    "square": (False, [(24, 24)], (24, 24)),
-    "stretched, non-square": (False, [(16, 32), (32, 12)], (32, 32)),
-    "SAM pads, image fills its tensor": (True, [(16, 32)], (16, 32)),
-    "SAM pads and the batch pads": (True, [(16, 32), (27, 13), (31, 32)], (32, 36)),
-}
-
-
-@pytest.mark.parametrize("delta", [1.0, 0.2])
-@pytest.mark.parametrize("case", CASES)
-def test_loss_equals_the_double_loop_over_points_and_content_cells(case, delta):
-    padded, sizes, padded_size = CASES[case]
-    backend = FakeBackend(padded)
-    batch = make_batch(sizes, padded_size)
-    loss_fn = StructuralDistillation(
-        backend=backend, weight=0.5, num_points=9, huber_delta=delta, max_prompts=7
-    )
-    loss = loss_fn(*batch, [seeded(i) for i in range(len(sizes))])["loss_sd"]
-
-    points = [
-        sample_query_points(mask, size, 9, 4, seeded(i))
-        for i, (mask, size) in enumerate(zip(batch[3], sizes, strict=True))
-    ]
-    expected = 0.5 * reference_loss(backend, *batch[:3], points, delta)
-    assert loss.ndim == 0
-    assert loss.item() == pytest.approx(expected, rel=1e-4)
-
-
 def test_square_images_use_the_ordinary_bilinear_resize():
     """No prompt dependence and the resized features themselves as SAM's: nothing to distill."""
-    backend = FakeBackend(padded=False, prompt_dependent=False)
+    backend = RandomSam(SIDE, pads=False, prompt_dependent=False)
     features = torch.randn(1, CHANNELS, 15, 15, generator=seeded(3))
     resized = F.interpolate(features, (SIDE, SIDE), mode="bilinear", align_corners=False)
-    backend.base = resized.expand(8, -1, -1, -1)
+    backend.base = resized.double().expand(8, -1, -1, -1)
     loss_fn = StructuralDistillation(backend=backend, num_points=20)
     masks = [torch.zeros(0, 60, 60, dtype=torch.bool)]
     loss = loss_fn(features, torch.zeros(1, 3, 60, 60), [(60, 60)], masks, [seeded(0)])
@@ -172,7 +40,7 @@ def test_square_images_use_the_ordinary_bilinear_resize():
 
 
 def test_padding_enters_on_neither_side():
-    backend = FakeBackend(padded=True)
+    backend = RandomSam(SIDE, pads=True)
     features, images, sizes, masks = make_batch([(16, 32), (32, 20)], (32, 32))
     loss_fn = StructuralDistillation(backend=backend, num_points=64)
     before = loss_fn(features, images, sizes, masks, [seeded(0), seeded(1)])["loss_sd"]
@@ -189,7 +57,7 @@ def test_padding_enters_on_neither_side():
 
 
 def test_gradients_reach_the_mask_features_only():
-    backend = FakeBackend(padded=False)
+    backend = RandomSam(SIDE, pads=False)
     features, images, sizes, masks = make_batch([(24, 24)], (24, 24))
     images.requires_grad_()
     loss_fn = StructuralDistillation(backend=backend, num_points=8)
@@ -200,7 +68,7 @@ def test_gradients_reach_the_mask_features_only():
 
 
 def test_descending_the_gradient_reproduces_sams_similarities():
-    backend = FakeBackend(padded=False, prompt_dependent=False)
+    backend = RandomSam(SIDE, pads=False, prompt_dependent=False)
     features, images, sizes, masks = make_batch([(24, 24)], (24, 24))
     loss_fn = StructuralDistillation(backend=backend, num_points=32)
     optimizer = torch.optim.Adam([features], lr=0.1)
@@ -215,7 +83,7 @@ def test_descending_the_gradient_reproduces_sams_similarities():
 
 
 def test_an_image_too_thin_for_a_grid_cell_costs_nothing():
-    backend = FakeBackend(padded=True)
+    backend = RandomSam(SIDE, pads=True)
     features, images, _, masks = make_batch([(1, 32)], (32, 32))
     assert not backend.content_mask((1, 32)).any()
     loss_fn = StructuralDistillation(backend=backend, num_points=8)
@@ -225,7 +93,7 @@ def test_an_image_too_thin_for_a_grid_cell_costs_nothing():
 
 
 def test_autocast_does_not_change_the_arithmetic():
-    backend = FakeBackend(padded=False)
+    backend = RandomSam(SIDE, pads=False)
     features, images, sizes, masks = make_batch([(24, 24)], (24, 24))
     half = features.detach().bfloat16().requires_grad_()
     loss_fn = StructuralDistillation(backend=backend, num_points=16)
@@ -241,7 +109,7 @@ def test_autocast_does_not_change_the_arithmetic():
 def test_chunks_of_prompts_bound_the_memory_and_change_nothing(max_prompts):
     sizes = [(16, 32), (32, 20)]
     batch = make_batch(sizes, (32, 32))
-    whole, chunked = FakeBackend(padded=True), FakeBackend(padded=True)
+    whole, chunked = RandomSam(SIDE, pads=True), RandomSam(SIDE, pads=True)
     generators = [[seeded(0), seeded(1)] for _ in range(2)]
     expected = StructuralDistillation(backend=whole, num_points=11)(*batch, generators[0])
     loss_fn = StructuralDistillation(backend=chunked, num_points=11, max_prompts=max_prompts)
@@ -253,7 +121,7 @@ def test_a_batch_is_the_mean_of_its_images():
     sizes = [(16, 32), (32, 20), (32, 32)]
     features, images, _, masks = make_batch(sizes, (32, 32))
     masks[1] = masks[1][:0]
-    loss_fn = StructuralDistillation(backend=FakeBackend(padded=True), num_points=10)
+    loss_fn = StructuralDistillation(backend=RandomSam(SIDE, pads=True), num_points=10)
     batch = loss_fn(features, images, sizes, masks, [seeded(i) for i in range(3)])["loss_sd"]
     single = [
         loss_fn(features[i, None], images[i, None], sizes[i : i + 1], [masks[i]], [seeded(i)])
@@ -273,7 +141,7 @@ def test_disagreeing_inputs_are_named(change, message):
     batch = list(make_batch([(24, 24)], (24, 24)))
     change(batch)
     with pytest.raises(InputError, match=message):
-        StructuralDistillation(backend=FakeBackend(padded=False))(*batch)
+        StructuralDistillation(backend=RandomSam(SIDE, pads=False))(*batch)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +159,7 @@ def test_the_config_selects_and_parametrizes_the_loss():
     cfg.S4M.DISTILL.NUM_POINTS = 10
     cfg.S4M.DISTILL.FOREGROUND_FRACTION = 0.3
     cfg.S4M.DISTILL.WEIGHT = 2.5
-    backend = FakeBackend(padded=False)
+    backend = RandomSam(SIDE, pads=False)
     loss_fn = build_distillation(cfg, backend)
     assert isinstance(loss_fn, StructuralDistillation) and loss_fn.backend is backend
     assert (loss_fn.num_points, loss_fn.num_foreground, loss_fn.weight) == (10, 3, 2.5)

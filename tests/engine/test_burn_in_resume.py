@@ -1,0 +1,265 @@
+"""Burn-in and EMA in real stage-2 runs: exact in every iteration, through a stop at any of them."""
+
+import json
+import os
+from dataclasses import dataclass
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+from torch import Tensor
+
+from s4m_d2.engine import S4MCheckpointer, S4MTrainer, stage_config
+from s4m_d2.engine.build import build_unlabeled_loader, run_config
+from s4m_d2.engine.config_file import load_config
+
+from .conftest import ROOT, SMALL
+
+ITERATIONS, BURN_IN, DECAY = 4, 2, 0.75
+FORWARDS = 2  # of the student in an iteration: labeled and unlabeled images
+TRACKED_AT_STAGE_ONE = 1000
+
+State = dict[str, Tensor]
+
+
+class Killed(Exception):
+    """Stands for whatever ends a run."""
+
+
+@dataclass
+class Step:
+    """One iteration: the models when the teacher labeled, the batch, and its predictions."""
+
+    student: State
+    teacher: State
+    batch: list[dict]
+    predictions: dict
+    phase: float = -1.0  # as logged
+
+
+def state_of(model) -> State:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+class Watch(HookBase):
+    """Remembers what the teacher does in a run, and ends the run after one of its iterations."""
+
+    def __init__(self, trainer: S4MTrainer, kill_after: int | None) -> None:
+        self.steps: dict[int, Step] = {}
+        self.kill_after = kill_after
+        self.updated = state_of(trainer.trained_model)  # by the iteration before
+        teacher = trainer.teacher.model
+        predict_queries = teacher.predict_queries
+
+        def watched(batch):
+            assert trainer.iter not in self.steps, "the teacher labeled twice"
+            step = Step(self.updated, state_of(teacher), batch, predict_queries(batch))
+            self.steps[trainer.iter] = step
+            return step.predictions
+
+        teacher.predict_queries = watched
+        trainer.register_hooks([self])
+
+    def after_step(self) -> None:
+        self.updated = state_of(self.trainer.trained_model)
+        latest = self.trainer.storage.latest()
+        self.steps[self.trainer.iter].phase = latest["teacher/phase"][0]
+        if self.trainer.iter == self.kill_after:
+            raise Killed
+
+
+@pytest.fixture(scope="module")
+def make_config(small_data):
+    """(folder, overrides) → config of stage 2, without evaluation."""
+
+    def make(folder, **changes):
+        options = SMALL | {
+            "OUTPUT_DIR": str(folder),
+            "SOLVER.MAX_ITER": ITERATIONS,
+            "DATASETS.TEST": "()",
+            "S4M.REFINE.ENABLED": False,  # tested elsewhere, and slow
+            "MODEL.RESNETS.DEPTH": 50,  # narrow: many statistics, few weights
+            "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+            "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+            "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
+            "S4M.BURN_IN": BURN_IN,
+            "S4M.EMA_DECAY": DECAY,
+        }
+        options |= {key.replace("__", "."): value for key, value in changes.items()}
+        pairs = [str(item) for pair in options.items() for item in pair]
+        path = str(ROOT / "configs" / "toyscapes_10pct.yaml")
+        return stage_config(run_config(load_config(path, pairs)), "student")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(small_data))
+        yield make
+
+
+@pytest.fixture(scope="module")
+def stage_one(make_config, tmp_path_factory) -> str:
+    """An untrained stage-1 checkpoint, with what longer training would have counted."""
+    cfg = make_config(tmp_path_factory.mktemp("stage_one"), SEED=5)
+    model = S4MTrainer.build_model(cfg)
+    for name, value in model.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            value.fill_(TRACKED_AT_STAGE_ONE)
+        elif name.endswith("running_mean"):
+            value.fill_(0.25)
+    S4MCheckpointer(model, cfg.OUTPUT_DIR).save("model_final")
+    return os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+
+
+@pytest.fixture(scope="module")
+def run(make_config, stage_one):
+    """(folder, overrides) → the trainer of a run that ended, and what the teacher did."""
+
+    def run(folder, *, resume=False, kill_after=None, **changes):
+        cfg = make_config(folder, **changes)
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        trainer = S4MTrainer(cfg, stage_one)
+        trainer.resume_or_load(resume=resume)
+        watch = Watch(trainer, kill_after)
+        if kill_after is None:
+            trainer.train()
+        else:
+            with pytest.raises(Killed):
+                trainer.train()
+        return trainer, watch.steps
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """burn_in → a run that nothing stopped."""
+    runs = {}
+
+    def whole(burn_in=BURN_IN):
+        if burn_in not in runs:
+            runs[burn_in] = run(tmp_path_factory.mktemp(f"whole_{burn_in}"), S4M__BURN_IN=burn_in)
+        return runs[burn_in]
+
+    return whole
+
+
+def load(path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+def saved(trainer) -> dict:
+    return load(os.path.join(trainer.cfg.OUTPUT_DIR, "model_final.pth"))
+
+
+def teacher_by_hand(stage_one: State, students: list[State], burn_in: int) -> State:
+    """The teacher of the last of the iterations before which the students were these.
+
+    In double precision: before burn-in ends stage 1's; at its end the student s_b; then
+    d·teacher + (1 - d)·student, and whatever counts is the student's.
+    """
+    teacher = {name: value.clone() for name, value in stage_one.items()}
+    for iteration, student in enumerate(students):
+        for name, value in student.items():
+            if iteration == burn_in or (iteration > burn_in and not value.is_floating_point()):
+                teacher[name] = value.clone()
+            elif iteration > burn_in:
+                teacher[name] = DECAY * teacher[name].double() + (1 - DECAY) * value.double()
+    return teacher
+
+
+def assert_same(first, second, where="") -> None:
+    """Bit for bit, through whatever a batch or a checkpoint nests."""
+    assert type(first) is type(second), where
+    if isinstance(first, Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    else:
+        assert first == second, where
+
+
+@pytest.mark.parametrize("iteration", range(ITERATIONS))
+@pytest.mark.parametrize("burn_in", [0, BURN_IN])
+def test_the_teacher_of_each_iteration_is_the_one_computed_by_hand(
+    whole, stage_one, burn_in, iteration
+):
+    _, steps = whole(burn_in)
+    students = [steps[i].student for i in range(iteration + 1)]
+    expected = teacher_by_hand(load(stage_one)["model"], students, burn_in)
+    teacher = steps[iteration].teacher
+    assert teacher.keys() == expected.keys()
+    for name, value in teacher.items():
+        if iteration <= burn_in or not value.is_floating_point():
+            assert torch.equal(value, expected[name]), name
+        else:
+            torch.testing.assert_close(value.double(), expected[name], rtol=1e-6, atol=1e-8)
+
+    tracked = {int(v) for name, v in teacher.items() if name.endswith("num_batches_tracked")}
+    assert tracked == {TRACKED_AT_STAGE_ONE if iteration < burn_in else FORWARDS * iteration}
+    assert steps[iteration].phase == (iteration >= burn_in) + (iteration > burn_in)
+
+
+@pytest.mark.parametrize(
+    "name", ["backbone.stem.conv1.norm.running_mean", "sem_seg_head.predictor.query_feat.weight"]
+)
+def test_no_model_here_is_like_another(whole, stage_one, name):
+    """Otherwise the other tests could not tell a teacher from one that came too late."""
+    trainer, steps = whole()
+    assert_same(steps[0].student, state_of(S4MTrainer.build_model(trainer.cfg)))
+    students = [steps[i].student for i in range(ITERATIONS)]
+    states = [load(stage_one)["model"], *students, saved(trainer)["model"]]
+    for first, second in zip(states, states[1:], strict=False):
+        difference = (first[name] - second[name]).abs().max()
+        assert difference > 2e-5 * first[name].abs().max()
+
+
+@pytest.mark.parametrize("iteration", [BURN_IN - 1, BURN_IN, BURN_IN + 1])
+def test_the_teacher_labels_the_batch_of_the_iteration_with_these_weights(whole, iteration):
+    trainer, steps = whole()
+    step = steps[iteration]
+    batch = next(iter(build_unlabeled_loader(trainer.cfg, start_iter=iteration)))
+    weak = [{**sample, "image": sample["image_weak"]} for sample in batch]
+    assert [s["file_name"] for s in weak] == [s["file_name"] for s in step.batch]
+    model = S4MTrainer.build_model(trainer.cfg).eval().requires_grad_(False)
+    model.load_state_dict(step.teacher)
+    assert_same(step.predictions, model.predict_queries(weak))
+
+
+@pytest.mark.parametrize(
+    ("burn_in", "start"),
+    [(BURN_IN, BURN_IN - 1), (BURN_IN, BURN_IN), (BURN_IN, BURN_IN + 1), (0, 1)],
+)
+def test_a_run_stopped_before_an_iteration_goes_on_as_if_it_was_not(
+    run, whole, tmp_path, burn_in, start
+):
+    trainer, steps = whole(burn_in)
+    changes = {"S4M__BURN_IN": burn_in, "SOLVER__CHECKPOINT_PERIOD": start}
+    _, before = run(tmp_path, kill_after=start - 1, **changes)
+    torch.manual_seed(99)  # whatever the new process drew before
+    resumed, after = run(tmp_path, resume=True, **changes)
+    assert sorted(before) == list(range(start)) and sorted(after) == list(range(start, ITERATIONS))
+    for iteration, step in (before | after).items():
+        assert_same(vars(step), vars(steps[iteration]), f"iteration {iteration}")
+    first, second = saved(trainer), saved(resumed)
+    assert_same(first["model"], second["model"], "student")
+    for part in ("hooks", "_trainer"):
+        assert_same(first["trainer"][part], second["trainer"][part], part)
+
+
+@pytest.mark.parametrize("burn_in", [1, 2, 9])
+def test_a_teacher_that_stays_frozen_is_stage_ones_and_not_evaluated(
+    run, stage_one, tmp_path, burn_in
+):
+    """In a run of two iterations; continuing it once it is finished evaluates again."""
+    for resume in (False, True):
+        trainer, steps = run(tmp_path, resume=resume, SOLVER__MAX_ITER=2, S4M__BURN_IN=burn_in)
+        assert sorted(steps) == ([] if resume else [0, 1])
+        with open(os.path.join(trainer.cfg.OUTPUT_DIR, "results.json")) as file:
+            assert ("teacher" in json.load(file)) == (burn_in < 2)
+        if burn_in >= 2:
+            assert_same(state_of(trainer.teacher.model), dict(load(stage_one)["model"]))

@@ -1,0 +1,274 @@
+"""The whole set-prediction loss against literal loops, at the same points and matches."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from literal_losses import (
+    NO_OBJECT_WEIGHT,
+    WEIGHTS,
+    Layer,
+    cheapest,
+    cost_matrix,
+    criterion,
+    loss_points,
+)
+
+from s4m_d2.losses import HungarianMatcher, SetCriterion, mask_losses, matcher
+
+TOLERANCE = {"rel": 2e-5, "abs": 1e-6}
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of a random problem."""
+
+    instances: list[int]  # of each image
+    queries: int
+    classes: int
+    grid: tuple[int, int]  # of the predicted masks
+    frame: tuple[int, int]  # of the targets
+    layers: int
+    num_points: int
+    oversample_ratio: float
+    importance_ratio: float
+    scale: float  # of the mask logits
+    seed: int
+
+    @property
+    def num_important(self):
+        return int(self.num_points * self.importance_ratio)
+
+    @property
+    def num_candidates(self):
+        return int(self.num_points * self.oversample_ratio)
+
+
+cases = st.builds(
+    Case,
+    instances=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    queries=st.integers(1, 5),
+    classes=st.integers(1, 4),
+    grid=st.tuples(st.integers(1, 7), st.integers(1, 9)),
+    frame=st.tuples(st.integers(1, 15), st.integers(1, 17)),
+    layers=st.integers(1, 3),
+    num_points=st.integers(1, 12),
+    oversample_ratio=st.sampled_from([1.0, 1.6, 3.0]),
+    importance_ratio=st.sampled_from([0.0, 0.4, 0.75, 1.0]),
+    scale=st.sampled_from([0.3, 4.0, 40.0]),
+    seed=st.integers(0, 2**20),
+)
+
+
+def make_problem(case):
+    """Outputs and targets as the criterion takes them; masks of random pixels, some empty."""
+    rng = np.random.default_rng(case.seed)
+    batch = len(case.instances)
+
+    def layer():
+        logits = rng.normal(size=(batch, case.queries, case.classes + 1)) * 2
+        masks = rng.normal(size=(batch, case.queries, *case.grid)) * case.scale
+        return {
+            "pred_logits": torch.from_numpy(logits).float().requires_grad_(),
+            "pred_masks": torch.from_numpy(masks).float().requires_grad_(),
+        }
+
+    outputs = {**layer(), "aux_outputs": [layer() for _ in range(case.layers - 1)]}
+    targets = [
+        {
+            "labels": torch.from_numpy(rng.integers(case.classes, size=count)),
+            "masks": torch.from_numpy(rng.random((count, *case.frame)) < rng.random()),
+        }
+        for count in case.instances
+    ]
+    return outputs, targets
+
+
+def make_criterion(case):
+    costs = {"class_cost": 2.0, "mask_cost": 5.0, "dice_cost": 5.0}
+    return SetCriterion(
+        num_classes=case.classes,
+        matcher=HungarianMatcher(**costs, num_points=case.num_points),
+        loss_weights=WEIGHTS,
+        no_object_weight=NO_OBJECT_WEIGHT,
+        num_points=case.num_points,
+        oversample_ratio=case.oversample_ratio,
+        importance_ratio=case.importance_ratio,
+    )
+
+
+@contextmanager
+def recorded_points():
+    """All points that are drawn meanwhile, in their order, as arrays."""
+    drawn, draw_points = [], mask_losses.draw_points
+
+    def record(*args, **kwargs):
+        drawn.append(draw_points(*args, **kwargs).double().numpy())
+        return torch.from_numpy(drawn[-1]).float()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mask_losses, "draw_points", record)
+        patch.setattr(matcher, "draw_points", record)
+        yield drawn
+
+
+class RecordingMatcher:
+    """Remembers what another matcher found: for each call, pairs for each image."""
+
+    def __init__(self, matcher):
+        self.matcher = matcher
+        self.calls = []
+
+    def __call__(self, *args):
+        found = self.matcher(*args)
+        self.calls.append([list(zip(q.tolist(), n.tolist(), strict=True)) for q, n in found])
+        return found
+
+
+def array(tensor):
+    return tensor.detach().double().numpy()
+
+
+def check_matches(layer, targets, matching_points):
+    """One to one, as many as possible, and as cheap as the reference's best assignment."""
+    images = zip(layer.logits, layer.masks, targets, layer.matches, matching_points, strict=True)
+    for logits, masks, (labels, truth), pairs, points in images:
+        cost = cost_matrix(logits, masks, labels, truth, points[0])
+        for side in (0, 1):
+            assert len({pair[side] for pair in pairs}) == len(pairs) == min(cost.shape)
+        best = sum(cost[pair] for pair in cheapest(cost))
+        assert sum(cost[pair] for pair in pairs) == pytest.approx(best, **TOLERANCE)
+
+
+def reference_losses(case, outputs, targets, drawn, matches):
+    """The literal losses at the drawn points; checks each layer's matches on the way."""
+    targets = [(target["labels"].tolist(), array(target["masks"])) for target in targets]
+    layers = []
+    for output, found in zip([outputs, *outputs["aux_outputs"]], matches, strict=True):
+        layer = Layer(array(output["pred_logits"]), array(output["pred_masks"]), found)
+        for_matching, drawn = drawn[: len(targets)], drawn[len(targets) :]
+        for_losses, drawn = drawn[: len(targets)], drawn[len(targets) :]
+        check_matches(layer, targets, for_matching)
+        for masks, pairs, points in zip(layer.masks, found, for_losses, strict=True):
+            assert len(points) == len(pairs)
+            layer.points.append(
+                [
+                    loss_points(
+                        masks[query],
+                        mine[: case.num_candidates],
+                        mine[case.num_candidates :],
+                        case.num_important,
+                    )
+                    for (query, _), mine in zip(pairs, points, strict=True)
+                ]
+            )
+        layers.append(layer)
+    assert not drawn, "points that no loss asked for"
+    assert all(len(p) == case.num_points for layer in layers for i in layer.points for p in i)
+    return criterion(layers, targets)
+
+
+@settings(max_examples=100)
+@given(cases)
+def test_all_losses_of_all_layers_equal_literal_loops_in_double_precision(case):
+    outputs, targets = make_problem(case)
+    criterion = make_criterion(case)
+    criterion.matcher = RecordingMatcher(criterion.matcher)
+    generators = [torch.Generator().manual_seed(case.seed + i) for i in range(len(targets))]
+    with recorded_points() as drawn:
+        losses = criterion(outputs, targets, generators)
+    expected = reference_losses(case, outputs, targets, drawn, criterion.matcher.calls)
+    assert losses.keys() == expected.keys()
+    for name, value in expected.items():
+        assert losses[name].item() == pytest.approx(value, **TOLERANCE), name
+
+
+WORLD = 2
+# Instances of the images of each process, and what the mean of the processes' mask losses is, as a
+# share of the loss of all images in one process: fewer than one mask a process count as one.
+SPREAD = {
+    "some in each": (([3, 1], [2, 0]), 1.0),
+    "none in one": (([0, 0], [4, 1]), 1.0),
+    "one in all": (([0, 1], [0, 0]), 0.5),
+    "none at all": (([0, 0], [0, 0]), 0.0),
+}
+
+
+def spread_problem(spread):
+    case = Case(
+        instances=[count for counts in spread for count in counts],
+        queries=5,
+        classes=3,
+        grid=(6, 8),
+        frame=(12, 16),
+        layers=2,
+        num_points=20,
+        oversample_ratio=3.0,
+        importance_ratio=0.75,
+        scale=4.0,
+        seed=7,
+    )
+    return case, *make_problem(case)
+
+
+def run_images(spread, images):
+    """Losses of some of the images, and the gradients of their mask logits, layer by layer."""
+    case, outputs, targets = spread_problem(spread)
+    layers = [outputs, *outputs["aux_outputs"]]
+    rows = [{key: layer[key][images] for key in ("pred_logits", "pred_masks")} for layer in layers]
+    generators = [torch.Generator().manual_seed(i) for i in range(len(targets))[images]]
+    losses = make_criterion(case)({**rows[0], "aux_outputs": rows[1:]}, targets[images], generators)
+    sum(losses.values()).backward()
+    return (
+        {name: loss.item() for name, loss in losses.items()},
+        [layer["pred_masks"].grad for layer in layers],
+    )
+
+
+def run_rank(rank, folder):
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
+    )
+    results = {
+        name: run_images(spread, slice(2 * rank, 2 * rank + 2))
+        for name, (spread, _) in SPREAD.items()
+    }
+    torch.save(results, f"{folder}/rank_{rank}.pth")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two processes, joined by gloo, compute of two images each: losses and gradients."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.start_processes(run_rank, (str(folder),), nprocs=WORLD, start_method="fork")
+    return [torch.load(folder / f"rank_{rank}.pth", weights_only=True) for rank in range(WORLD)]
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_the_mean_over_processes_is_the_loss_of_all_images_in_one_process(ranks, name):
+    """DDP averages the processes' gradients: every mask then weighs the same, wherever it is."""
+    spread, share = SPREAD[name]
+    losses, gradients = run_images(spread, slice(0, 4))
+    parts = [rank[name] for rank in ranks]
+    for key, whole in losses.items():
+        if not key.startswith("loss_ce"):
+            mean = sum(own[key] for own, _ in parts) / WORLD
+            assert mean == pytest.approx(share * whole, rel=1e-5), key
+    for layer, whole in enumerate(gradients):
+        mean = sum(own[layer] for _, own in parts) / WORLD
+        torch.testing.assert_close(mean, share * whole, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_the_class_loss_of_a_process_is_that_of_its_own_images(ranks, name):
+    for rank, results in enumerate(ranks):
+        alone, _ = run_images(SPREAD[name][0], slice(2 * rank, 2 * rank + 2))
+        for key in ("loss_ce", "loss_ce_0"):
+            assert results[name][0][key] == pytest.approx(alone[key], rel=1e-6)

@@ -1,0 +1,144 @@
+"""Structural distillation against literal double-precision loops, for any sizes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from literal_distillation import CHANNELS, RandomSam, distillation_loss, teacher_on_grid
+
+from s4m_d2.losses import StructuralDistillation
+from s4m_d2.losses.structural_distillation import sample_query_points
+
+STRIDE = 4
+WEIGHT = 0.5
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes of a random batch; SAM pads or stretches."""
+
+    sizes: tuple[tuple[int, int], ...]
+    extra: tuple[int, int]  # rows and columns of padding in cells of the mask features
+    pads: bool
+    grid_side: int
+    instances: int
+    num_points: int
+    seed: int
+    delta: float = 1.0
+
+    @property
+    def padded_size(self):
+        """A multiple of the stride that holds every content."""
+        return tuple(
+            STRIDE * (-(-max(size[axis] for size in self.sizes) // STRIDE) + self.extra[axis])
+            for axis in (0, 1)
+        )
+
+
+side = st.integers(1, 40)
+cases = st.builds(
+    Case,
+    sizes=st.lists(st.tuples(side, side), min_size=1, max_size=3).map(tuple),
+    extra=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    pads=st.booleans(),
+    grid_side=st.integers(1, 8),
+    instances=st.integers(0, 2),
+    num_points=st.integers(1, 6),
+    seed=st.integers(0, 2**20),
+    delta=st.sampled_from([1.0, 1.0, 0.1]),
+)
+SQUARE = Case(((24, 24),), (0, 0), False, 6, 2, 9, seed=0)
+STRETCHED = Case(((16, 32), (32, 12)), (0, 0), False, 6, 2, 9, seed=1)
+PADDED = Case(((16, 32), (27, 13), (31, 32)), (0, 1), True, 6, 1, 9, seed=2)
+TOO_THIN = Case(((1, 40), (40, 30)), (1, 0), True, 6, 1, 4, seed=3)  # fills no cell of the grid
+
+
+def make_batch(case):
+    """Mask features, images of means 0, 1, 2, and masks in the padded frame."""
+    rng = np.random.default_rng(case.seed)
+    height, width = case.padded_size
+    batch = len(case.sizes)
+    features = rng.normal(size=(batch, CHANNELS, height // STRIDE, width // STRIDE))
+    images = torch.arange(batch, dtype=torch.float32)[:, None, None, None]
+    masks = torch.from_numpy(rng.random((batch, case.instances, height, width)) < 0.2)
+    return (
+        torch.from_numpy(features).float().requires_grad_(),
+        images.expand(batch, 3, height, width).clone(),
+        list(case.sizes),
+        list(masks),
+    )
+
+
+def generators(case):
+    return [torch.Generator().manual_seed(case.seed + i) for i in range(len(case.sizes))]
+
+
+def run(case):
+    """The package's loss, and a function of the mask features that is the literal one."""
+    backend = RandomSam(case.grid_side, pads=case.pads, seed=case.seed)
+    batch = make_batch(case)
+    loss_fn = StructuralDistillation(
+        backend=backend,
+        weight=WEIGHT,
+        num_points=case.num_points,
+        huber_delta=case.delta,
+        max_prompts=5,
+    )
+    loss = loss_fn(*batch, generators(case))["loss_sd"]
+    points = [
+        sample_query_points(mask, size, loss_fn.num_points, loss_fn.num_foreground, rng).tolist()
+        for mask, size, rng in zip(batch[3], case.sizes, generators(case), strict=True)
+    ]
+
+    def literal(features):
+        return WEIGHT * distillation_loss(
+            backend, features, case.sizes, case.padded_size, points, case.delta
+        )
+
+    return loss, batch[0], literal
+
+
+@settings(max_examples=150)
+@given(cases)
+@example(SQUARE)
+@example(STRETCHED)
+@example(PADDED)
+@example(TOO_THIN)
+def test_the_loss_equals_the_loops_of_the_method(case):
+    loss, features, literal = run(case)
+    expected = literal(features.detach().double().numpy())
+    assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("case", [SQUARE, STRETCHED, PADDED, TOO_THIN])
+def test_the_gradient_is_the_slope_of_the_loops(case):
+    """Central differences of the literal loss, along a few directions."""
+    loss, features, literal = run(case)
+    loss.backward()
+    center, slope = (t.detach().double().numpy() for t in (features, features.grad))
+    rng = np.random.default_rng(case.seed + 1)
+    for _ in range(3):
+        direction = rng.normal(size=center.shape)
+        step = 1e-6 * direction
+        expected = (literal(center + step) - literal(center - step)) / 2e-6
+        assert expected != 0
+        assert (slope * direction).sum() == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+@given(
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    grid_side=st.integers(1, 8),
+    seed=st.integers(0, 2**20),
+)
+def test_the_loops_resize_as_pytorch_does_where_the_content_fills_the_tensor(size, grid_side, seed):
+    features = np.random.default_rng(seed).normal(size=(CHANNELS, *size))
+    image_size = (STRIDE * size[0], STRIDE * size[1])
+    resized = teacher_on_grid(RandomSam(grid_side, pads=False), features, image_size, image_size)
+    expected = F.interpolate(
+        torch.from_numpy(features)[None], (grid_side, grid_side), mode="bilinear"
+    )
+    torch.testing.assert_close(torch.from_numpy(resized), expected[0])
