@@ -65,7 +65,7 @@ def test_a_whole_model_loads_to_the_last_weight(tmp_path, caplog, kind, require)
     assert same(loaded, saved)
     report = checkpointer.last_report
     assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
-    assert caplog.records == []
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
 BACKBONES = {

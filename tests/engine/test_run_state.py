@@ -132,7 +132,7 @@ def test_what_draws_before_the_first_step_draws_as_in_the_unbroken_run(tmp_path,
     random.seed(99)
     with caplog.at_level(logging.WARNING):
         assert resume(tmp_path) == expected
-    assert caplog.records == []
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
 CHANGES = {
@@ -170,7 +170,7 @@ def test_a_checkpoint_without_this_state_continues_with_a_warning(tmp_path, capl
 def test_a_new_run_is_not_warned(caplog):
     with caplog.at_level(logging.WARNING):
         make_trainer(RunStateHook(SETTINGS)).train(0, 2)
-    assert caplog.records == []
+    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
 class Scaler:
