@@ -125,6 +125,10 @@ def test_stage_one_has_no_position_in_a_burn_in():
     assert hook.state_dict()["position"] == {"iteration": 3, "labeled_images": 12}
 
 
+def warnings_in(caplog):
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
 def test_what_draws_before_the_first_step_draws_as_in_the_unbroken_run(tmp_path, caplog):
     expected = run_and_save(tmp_path)
     torch.manual_seed(99)  # the new process
@@ -132,7 +136,7 @@ def test_what_draws_before_the_first_step_draws_as_in_the_unbroken_run(tmp_path,
     random.seed(99)
     with caplog.at_level(logging.WARNING):
         assert resume(tmp_path) == expected
-    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+    assert warnings_in(caplog) == []
 
 
 CHANGES = {
@@ -153,7 +157,7 @@ def test_a_run_that_continues_with_other_settings_is_warned(tmp_path, caplog, na
     run_and_save(tmp_path)
     with caplog.at_level(logging.WARNING):
         resume(tmp_path, SETTINGS | {name: value})
-    warnings = [record.getMessage() for record in caplog.records]
+    warnings = warnings_in(caplog)
     assert len(warnings) == 1 and message in warnings[0]
 
 
@@ -170,7 +174,7 @@ def test_a_checkpoint_without_this_state_continues_with_a_warning(tmp_path, capl
 def test_a_new_run_is_not_warned(caplog):
     with caplog.at_level(logging.WARNING):
         make_trainer(RunStateHook(SETTINGS)).train(0, 2)
-    assert [r for r in caplog.records if r.levelno >= logging.WARNING] == []
+    assert warnings_in(caplog) == []
 
 
 class Scaler:
