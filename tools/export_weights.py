@@ -25,6 +25,7 @@ from s4m_d2.engine.weight_files import read_weight_file
 from s4m_d2.engine.weight_names import BRANCHES, ModelWeights, model_weights
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
 from s4m_d2.files import atomic_write
+from s4m_d2.modeling.backbones.weight_names import to_mask2former_names
 
 # Mask2Former renames weights of a head that states no version, or an earlier one.
 HEAD, HEAD_VERSION = "sem_seg_head", 2
@@ -66,7 +67,8 @@ def export(checkpoint: str, output: str, branch: str, *, overwrite: bool = False
     content = read_weight_file(checkpoint)
     weights = model_weights(content, branch, checkpoint)
     _check_weights(weights, branch, checkpoint)
-    state = {name: tensor.detach().clone() for name, tensor in weights.state.items()}
+    named = to_mask2former_names(weights.state)
+    state = {name: tensor.detach().clone() for name, tensor in named.items()}
     try:
         with atomic_write(output, "wb") as file:
             write(state, file)

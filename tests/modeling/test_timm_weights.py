@@ -10,7 +10,11 @@ from tiny_timm import SWIN_CHANNELS, SWIN_DEPTHS, SWIN_HEADS, SWIN_WINDOW
 
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.errors import WeightsError
-from s4m_d2.modeling.backbones.weight_names import ADDED_LAYERS, to_own_names
+from s4m_d2.modeling.backbones.weight_names import (
+    ADDED_LAYERS,
+    to_mask2former_names,
+    to_own_names,
+)
 
 SWIN = (
     "MODEL.BACKBONE.NAME", "build_timm_backbone",
@@ -75,6 +79,21 @@ def test_a_whole_mask2former_with_swin_loads_completely(make_tiny_model, swin_we
     second_merging = swin_weights["layers.1.downsample.reduction.weight"].float()
     assert torch.equal(net.layers[2].downsample.reduction.weight, second_merging)
     assert torch.equal(model.backbone.norms["res5"].bias, swin_weights["norm3.bias"].float())
+
+
+def test_a_model_with_swin_is_written_under_mask2former_s_names(make_tiny_model, swin_weights):
+    model = make_tiny_model(*SWIN)
+    published = mask2former_state(model, swin_weights)
+    own = to_own_names(published, model.state_dict())
+    written = to_mask2former_names(own)
+    del published[f"backbone.{COMPUTED}"]
+    assert written.keys() == published.keys()
+    assert all(torch.equal(written[name], published[name]) for name in published)
+
+
+def test_only_swin_has_mask2former_names(make_tiny_model):
+    state = make_tiny_model(*VIT).state_dict()
+    assert to_mask2former_names(state).keys() == state.keys()
 
 
 def test_a_swin_of_its_authors_loads_into_the_backbone_alone(

@@ -18,6 +18,9 @@ _MERGING = re.compile(r"^layers\.(\d+)\.downsample\.")
 _OUT_NORM = re.compile(r"^norm(\d)\.")  # Mask2Former's, one a stage
 _COMPUTED = ("relative_position_index", "attn_mask")  # timm keeps them out of its files
 _FIRST_LEVEL = 2  # stage 0 gives res2
+_TIMM_SWIN = f"{NET}layers.0.blocks.0.attn.relative_position_bias_table"
+_TIMM_MERGING = re.compile(rf"^{re.escape(NET)}layers\.(\d+)\.downsample\.")
+_RES_NORM = re.compile(rf"^{re.escape(BACKBONE)}norms\.res(\d)\.")
 
 
 def to_own_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
@@ -56,3 +59,25 @@ def _from_original_swin(state: Mapping[str, Tensor], prefix: str) -> dict[str, T
             name = prefix + bare
         renamed[name] = value
     return renamed
+
+
+def to_mask2former_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names that Mask2Former has for the weights of a model with timm's Swin.
+
+    It computes the buffers that its files hold beside these. Other models' names stay: Mask2Former
+    has no other backbone of timm's.
+
+    Args:
+        state: name → weight of our model.
+    """
+    if _TIMM_SWIN not in state:
+        return dict(state)
+    return {_mask2former_name(name): value for name, value in state.items()}
+
+
+def _mask2former_name(name: str) -> str:
+    name = _RES_NORM.sub(lambda match: f"{BACKBONE}norm{int(match[1]) - _FIRST_LEVEL}.", name)
+    name = _TIMM_MERGING.sub(
+        lambda match: f"{BACKBONE}layers.{int(match[1]) - 1}.downsample.", name
+    )
+    return name.replace(NET, BACKBONE, 1) if name.startswith(NET) else name
