@@ -2,9 +2,9 @@
 
 Models with several strides (ResNet, ConvNeXt, Swin) give the maps themselves. A plain ViT gives one
 map, from which a simple feature pyramid makes four. Strides are exact: where the side of a ViT's
-patch is no power of two, the images are resized so that one patch covers as many pixels as the next
-power of two. With DINOv2's patches of 14 px an image of 512 x 1024 becomes 448 x 896, which is a
-grid of 32 x 64 patches, each of 16 x 16 px of the image.
+patch is no power of two, the images are resized so that one patch covers as many pixels as the
+nearest power of two. With DINOv2's patches of 14 px an image of 512 x 1024 becomes 448 x 896, which
+is a grid of 32 x 64 patches, each of 16 x 16 px of the image.
 """
 
 from __future__ import annotations
