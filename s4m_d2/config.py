@@ -121,6 +121,8 @@ def _s4m_config() -> CN:
     s4m.SPLIT_FILE = ""  # text file, one image file name a line: the labeled set
 
     s4m.MAX_SKIPPED_IMAGES = 100  # unreadable unlabeled images a process skips before it stops
+    # Steps in a row that are skipped, because a loss or gradient is not finite, before a run stops
+    s4m.MAX_BAD_STEPS = 10
     return s4m
 
 
@@ -153,6 +155,10 @@ def _pseudo_label_config() -> CN:
     pseudo_label.SCORE_THRESH = 0.7  # class probability
     pseudo_label.MIN_AREA = 5.0  # sum of mask probabilities, px at 1/4 resolution
     pseudo_label.MASK_THRESH = 0.5  # mask probability
+    # A warning if the labels an image (smoothed) stay outside (low, high) for so many iterations.
+    # COCO has 7 instances an image, Cityscapes 18; 0 iterations: no warning.
+    pseudo_label.COUNT_BAND = (0.1, 60.0)
+    pseudo_label.COUNT_BAND_ITERS = 200
     return pseudo_label
 
 

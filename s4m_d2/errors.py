@@ -21,5 +21,9 @@ class WeightsError(S4MError, ValueError):
     """A checkpoint (model, backbone or SAM) is missing, damaged, unsafe or of another model."""
 
 
+class DivergenceError(S4MError, FloatingPointError):
+    """Training has stopped making progress: losses or gradients are no longer finite."""
+
+
 class InputError(S4MError, ValueError):
     """An argument of a public function has the wrong shape, dtype or range."""

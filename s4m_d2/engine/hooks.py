@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from detectron2.engine import HookBase
+from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from s4m_d2.engine.bad_steps import BadSteps
 from s4m_d2.engine.rng import derive_seed, seed_default_generators
+from s4m_d2.errors import ConfigError
 from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase
 from s4m_d2.semi.ema_teacher import EMATeacher
 
 logger = logging.getLogger(__name__)
+
+COUNT = "pseudo_labels/per_image"
+_TOO_FEW = (
+    "The student learns next to nothing from unlabeled images. Compare the teacher's results with "
+    "stage 1's; if they have fallen, raise S4M.BURN_IN or S4M.EMA_DECAY or lower SOLVER.BASE_LR; "
+    "if not, lower S4M.PSEUDO_LABEL.SCORE_THRESH."
+)
+_TOO_MANY = (
+    "Most of them are probably wrong. Raise S4M.PSEUDO_LABEL.SCORE_THRESH; if the teacher's "
+    "results have fallen since stage 1, raise S4M.BURN_IN or S4M.EMA_DECAY or lower SOLVER.BASE_LR."
+)
 
 
 class EMATeacherHook(HookBase):
@@ -24,18 +38,27 @@ class EMATeacherHook(HookBase):
     while i < ``burn_in``; at i == ``burn_in`` the teacher becomes a copy of the student; afterwards
     its weights move towards the student's by ``1 - decay``. Where a run continues decides what
     happens, so a resumed run neither repeats nor loses its burn-in. The teacher's weights are part
-    of the trainer's state.
+    of the trainer's state. After a step that was skipped the teacher is not averaged: there is
+    nothing new to follow.
 
     Args:
         teacher: the frozen model and its update rule.
         student: the model that is trained, without a DDP wrapper.
         burn_in: iterations for which the stage-1 teacher stays frozen.
+        bad_steps: knows which steps were skipped; None: none are.
     """
 
-    def __init__(self, teacher: EMATeacher, student: nn.Module, burn_in: int) -> None:
+    def __init__(
+        self,
+        teacher: EMATeacher,
+        student: nn.Module,
+        burn_in: int,
+        bad_steps: BadSteps | None = None,
+    ) -> None:
         self.teacher = teacher
         self.student = student
         self.burn_in = burn_in
+        self.bad_steps = bad_steps
         self.restored = False  # whether the teacher's weights are a checkpoint's
 
     @property
@@ -48,7 +71,9 @@ class EMATeacherHook(HookBase):
         phase = self.phase
         if phase is TeacherPhase.COPY:
             logger.info("Burn-in ends: the teacher becomes a copy of the student.")
-        self.teacher.step(self.student, phase)
+        skipped = self.bad_steps is not None and self.bad_steps.in_a_row > 0
+        if not (skipped and phase is TeacherPhase.EMA):
+            self.teacher.step(self.student, phase)
         get_event_storage().put_scalar("teacher/phase", phase.value, smoothing_hint=False)
 
     def state_dict(self) -> dict[str, Any]:
@@ -57,6 +82,66 @@ class EMATeacherHook(HookBase):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.teacher.model.load_state_dict(state_dict["teacher"])
         self.restored = True
+
+
+class PseudoLabelCountHook(HookBase):
+    """Warns when the teacher labels next to nothing, or nearly everything it is asked for.
+
+    Watches the logged ``pseudo_labels/per_image``, exponentially averaged over about SMOOTHING
+    iterations. Once the average has been outside the band for ``iterations`` in a row, the main
+    process warns; it warns again only after the average has come back. Where it stands is part of
+    the trainer's state.
+
+    Args:
+        band: least and largest number of pseudo-labels an image that are no cause for concern.
+        iterations: for which the average must be outside; 0 switches the warning off.
+    """
+
+    SMOOTHING = 20
+
+    def __init__(self, band: Sequence[float], iterations: int) -> None:
+        if len(band) != 2 or not 0 <= band[0] <= band[1]:
+            raise ConfigError(
+                f"S4M.PSEUDO_LABEL.COUNT_BAND is {band!r}; expected two numbers of at least 0, the "
+                "smaller first."
+            )
+        self.low, self.high = band
+        self.iterations = iterations
+        self.average: float | None = None
+        self.outside = 0  # iterations in a row
+
+    def after_step(self) -> None:
+        count, iteration = get_event_storage().latest().get(COUNT, (0.0, None))
+        if iteration != self.trainer.iter:
+            return  # nothing was labeled
+        average = count if self.average is None else self.average
+        self.average = average + (count - average) / self.SMOOTHING
+        if self.low <= self.average <= self.high:
+            if self.outside >= self.iterations > 0:
+                logger.info("Pseudo-labels an image: %.2f, in the band again.", self.average)
+            self.outside = 0
+            return
+        self.outside += 1
+        if self.outside == self.iterations and comm.is_main_process():
+            self._warn()
+
+    def _warn(self) -> None:
+        few = self.average < self.low
+        logger.warning(
+            "The teacher gives %.2f pseudo-labels an image, and for %d iterations it has been %s "
+            "%g (S4M.PSEUDO_LABEL.COUNT_BAND). %s",
+            self.average,
+            self.iterations,
+            "less than" if few else "more than",
+            self.low if few else self.high,
+            _TOO_FEW if few else _TOO_MANY,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": self.average, "outside": self.outside}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.average, self.outside = state_dict["average"], state_dict["outside"]
 
 
 class SeedHook(HookBase):

@@ -20,8 +20,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s4m_d2.engine import build
+from s4m_d2.engine.bad_steps import BadSteps, skip_bad_steps
 from s4m_d2.engine.checkpoint import S4MCheckpointer
-from s4m_d2.engine.hooks import EMATeacherHook, SeedHook
+from s4m_d2.engine.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
 from s4m_d2.engine.protocol import check_distillation, check_model
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
 from s4m_d2.engine.rng import derive_seed
@@ -45,9 +46,18 @@ class TeacherTrainer(DefaultTrainer):
 
     Also a plain supervised Mask2Former trainer (S4M.DISTILL.ENABLED False). A stopped run is
     continued exactly: draws and data order are functions of the iteration.
+
+    Attributes:
+        bad_steps: skips and counts steps whose losses or gradients are not finite.
     """
 
     has_teacher = False
+
+    def __init__(self, cfg: CfgNode) -> None:
+        folder = os.path.join(cfg.OUTPUT_DIR, "bad_batches")
+        self.bad_steps = BadSteps(cfg.S4M.MAX_BAD_STEPS, folder, cfg.SEED)
+        super().__init__(cfg)
+        self._trainer = skip_bad_steps(self._trainer, self.bad_steps)
 
     def build_hooks(self):
         # Detectron2 builds its hooks last, around self.checkpointer: ours takes that place here.
@@ -59,7 +69,8 @@ class TeacherTrainer(DefaultTrainer):
             evaluation if isinstance(hook, EvalHook) else hook for hook in super().build_hooks()
         ]
         settings = run_settings(self.cfg, comm.get_world_size(), has_teacher=self.has_teacher)
-        return [RunStateHook(settings), SeedHook(self.cfg.SEED, comm.get_rank()), *hooks]
+        seeds = SeedHook(self.cfg.SEED, comm.get_rank())
+        return [RunStateHook(settings), seeds, self.bad_steps, *hooks]
 
     def evaluate(self) -> Mapping[str, Any]:
         """Results on DATASETS.TEST, as Detectron2 nests them."""
@@ -144,8 +155,12 @@ class S4MTrainer(TeacherTrainer):
         return unwrap(model.student if isinstance(model, TeacherStudentModel) else model)
 
     def build_hooks(self):
-        self._teacher_hook = EMATeacherHook(self.teacher, self.trained_model, self.cfg.S4M.BURN_IN)
-        return [self._teacher_hook, *super().build_hooks()]
+        self._teacher_hook = EMATeacherHook(
+            self.teacher, self.trained_model, self.cfg.S4M.BURN_IN, self.bad_steps
+        )
+        labels = self.cfg.S4M.PSEUDO_LABEL
+        counts = PseudoLabelCountHook(labels.COUNT_BAND, labels.COUNT_BAND_ITERS)
+        return [self._teacher_hook, counts, *super().build_hooks()]
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)

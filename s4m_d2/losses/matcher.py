@@ -16,8 +16,8 @@ from s4m_d2.losses.mask_losses import (
     sample_shared,
 )
 
-#: What a cost that is not finite counts as, and the most any cost counts. Small enough for the
-#: differences of ordinary costs to survive in float64.
+#: What a cost that is not finite counts as, and the bound of every cost's magnitude. Small enough
+#: for the differences of ordinary costs to survive in float64.
 WORST_COST = 1e6
 
 
@@ -99,9 +99,13 @@ class HungarianMatcher:
 
 
 def _assign(cost: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and instances of the cheapest assignment; costs that are not finite lose."""
+    """Queries and instances of the cheapest assignment; costs that are not finite lose.
+
+    The matches then say nothing, but the losses of diverged predictions are still computed, and it
+    is these that show that the step has to be skipped.
+    """
     bounded = cost.double().nan_to_num(nan=WORST_COST, posinf=WORST_COST, neginf=WORST_COST)
-    queries, instances = linear_sum_assignment(bounded.clamp(max=WORST_COST).cpu().numpy())
+    queries, instances = linear_sum_assignment(bounded.clamp(-WORST_COST, WORST_COST).cpu().numpy())
     order = instances.argsort()
     return (
         torch.as_tensor(queries[order], dtype=torch.int64, device=cost.device),

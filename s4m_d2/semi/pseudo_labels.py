@@ -21,8 +21,9 @@ class Selection:
         mask_logits: (N, h', w') float32 logits of these masks.
         content_size: (h', w') extent of the image content in the masks' pixels; fractional where
             the content ends inside the last row or column.
-        stats: counts of ``queries``, ``dropped_no_object``, ``dropped_score``, ``dropped_area``
-            (each query counts for the first rule that drops it) and ``kept``.
+        stats: counts of ``queries``, ``dropped_no_object``, ``dropped_score``, ``dropped_area``,
+            ``dropped_non_finite`` (each query counts for the first rule that drops it) and
+            ``kept``.
     """
 
     labels: PseudoLabels
@@ -43,6 +44,9 @@ def select_pseudo_labels(
 ) -> Selection:
     """Keep a query if its arg-max class is an object, its score and its soft area are high enough.
 
+    A query whose class probabilities are nan, or which passes so far but has a mask logit that is
+    not finite, is dropped as well.
+
     Args:
         pred_logits: (Q, K + 1) class logits; the last class is no-object.
         pred_masks: (Q, h, w) mask logits of the padded image (content at the top left).
@@ -59,25 +63,29 @@ def select_pseudo_labels(
     _check_shapes(pred_logits, pred_masks, (height, width))
     no_object = pred_logits.shape[1] - 1
     scores, classes = pred_logits.float().softmax(dim=-1).max(dim=-1)
-    is_object = classes != no_object
-    confident = is_object & (scores > score_thresh)
+    is_finite = scores.isfinite()
+    is_object = is_finite & (classes != no_object)
+    confident = (is_object & (scores > score_thresh)).nonzero().flatten()
 
     mask_logits = pred_masks[confident, :height, :width].float()
+    usable = mask_logits.isfinite().flatten(1).all(dim=1)
+    mask_logits, queries = mask_logits[usable], confident[usable]
     probabilities = mask_logits.sigmoid()
     large = probabilities.sum(dim=(1, 2)) > min_area
     labels = PseudoLabels(
-        classes[confident][large], probabilities[large] > mask_thresh, scores[confident][large]
+        classes[queries][large], probabilities[large] > mask_thresh, scores[queries][large]
     )
-    num_objects = int(is_object.sum())
+    num_queries, num_finite, num_objects = len(scores), int(is_finite.sum()), int(is_object.sum())
     return Selection(
         labels=labels,
         mask_logits=mask_logits[large],
         content_size=(float(content_size[0]), float(content_size[1])),
         stats={
-            "queries": len(pred_logits),
-            "dropped_no_object": len(pred_logits) - num_objects,
-            "dropped_score": num_objects - len(mask_logits),
-            "dropped_area": len(mask_logits) - len(labels),
+            "queries": num_queries,
+            "dropped_no_object": num_finite - num_objects,
+            "dropped_score": num_objects - len(confident),
+            "dropped_non_finite": num_queries - num_finite + len(confident) - len(queries),
+            "dropped_area": len(queries) - len(labels),
             "kept": len(labels),
         },
     )

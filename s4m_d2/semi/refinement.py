@@ -25,6 +25,7 @@ REFINER_REGISTRY = Registry("REFINER")
 REFINER_REGISTRY.__doc__ = """Builders ``(cfg, backend) -> refiner`` of pseudo-label masks."""
 
 POSITIVE, PADDING = 1, -1  # labels of prompt points
+NO_MASK = -1e3  # a logit that is outside wherever a mask is thresholded
 MASKS_AT_ONCE = 16  # masks resized to image size together; bounds the memory
 
 
@@ -36,7 +37,8 @@ class Refinement:
         labels: for each image, its pseudo-labels with (N, H, W) masks at content size, none empty.
         predicted_ious: SAM's prediction for the chosen mask of every prompted instance, all images
             together; of length 0 without SAM.
-        num_fallbacks: how many of these masks were empty and gave way to the teacher's.
+        num_fallbacks: how many of these masks were empty or not finite and gave way to the
+            teacher's.
     """
 
     labels: list[PseudoLabels]
@@ -82,8 +84,9 @@ class PointRefiner:
     """Replaces each mask by what SAM segments from a few clicks inside it.
 
     The clicks of a mask are drawn by :func:`sample_mask_points` and prompt SAM together; of its
-    multi-mask output the mask with the highest predicted IoU is taken, thresholded at logit 0. An
-    empty one falls back to the teacher's mask. Classes and scores stay.
+    multi-mask output the mask with the highest predicted IoU is taken, thresholded at logit 0.
+    Masks or IoUs that are not finite do not count. Where nothing or an empty mask is left, the
+    teacher's mask stays. Classes and scores stay.
 
     Args:
         backend: a :class:`~s4m_d2.sam.backend.SamBackend`.
@@ -145,8 +148,7 @@ class PointRefiner:
             clicks, click_labels = map(list, zip(*prompts, strict=True))
             outputs = self.backend.prompt(encoded, clicks, click_labels)
             for i, output in zip(active, outputs, strict=True):
-                iou, best = output.iou_predictions.max(dim=1)
-                low_res = output.mask_logits[torch.arange(len(best), device=best.device), best]
+                low_res, iou = _best_masks(output.mask_logits, output.iou_predictions)
                 masks, empty = self._image_masks(selections[i], low_res, image_sizes[i])
                 labels[i] = _without_empty(selections[i].labels.with_masks(masks))
                 ious.append(iou)
@@ -212,6 +214,18 @@ def sample_mask_points(
     clicks = ((pixels + 0.5) / extent).clamp(max=1.0)
     labels = torch.where(keys > -math.inf, POSITIVE, PADDING)
     return clicks, labels
+
+
+def _best_masks(mask_logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (N, M, h, w) masks the (N, h, w) ones with the best of (N, M) IoUs, and these (N,).
+
+    Only finite ones count; where there is none, the mask is empty and the IoU 0.
+    """
+    usable = ious.isfinite() & mask_logits.isfinite().flatten(2).all(dim=2)
+    best, chosen = ious.masked_fill(~usable, -math.inf).max(dim=1)
+    masks = mask_logits[torch.arange(len(chosen), device=chosen.device), chosen]
+    found = best > -math.inf
+    return masks.where(found[:, None, None], masks.new_tensor(NO_MASK)), best.where(found, 0.0)
 
 
 def teacher_masks(

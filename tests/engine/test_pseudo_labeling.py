@@ -147,6 +147,7 @@ def test_statistics_are_shares_of_all_queries():
         "pseudo_labels/dropped_no_object": 0.75,
         "pseudo_labels/dropped_score": 0.0,
         "pseudo_labels/dropped_area": 0.0,
+        "pseudo_labels/dropped_non_finite": 0.0,
     }
 
 

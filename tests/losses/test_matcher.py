@@ -124,6 +124,20 @@ def test_all_queries_diverged_still_gives_a_one_to_one_assignment():
     assert len(set(queries.tolist())) == 3 and instances.tolist() == [0, 1, 2]
 
 
+def test_a_query_too_large_for_float32_sums_does_not_hide_the_others_differences():
+    """Sums of its cost cancel to numbers as low as -1e30: next to them nothing else counts."""
+    outputs, target = random_image(5, 3)
+    [(queries, _)] = make_matcher()(outputs, [target], [generator()])
+    large = torch.full((1, 1, *outputs["pred_masks"].shape[2:]), 3e37)
+    logits = torch.full((1, 1, outputs["pred_logits"].shape[2]), float("nan"))
+    grown = {
+        "pred_masks": torch.cat([outputs["pred_masks"], large], dim=1),
+        "pred_logits": torch.cat([outputs["pred_logits"], logits], dim=1),
+    }
+    [(found, _)] = make_matcher()(grown, [target], [generator()])
+    assert torch.equal(found, queries)
+
+
 def test_image_without_instances_matches_nothing():
     outputs, target = random_image(5, 0)
     [(queries, instances)] = make_matcher()(outputs, [target])

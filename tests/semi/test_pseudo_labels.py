@@ -12,6 +12,7 @@ from s4m_d2.semi.pseudo_labels import select_pseudo_labels
 
 CLASSES = 3
 RULES = dict(score_thresh=0.7, min_area=5.0)
+FATES = ("dropped_no_object", "dropped_score", "dropped_area", "dropped_non_finite", "kept")
 
 
 def class_logits(*probabilities) -> torch.Tensor:
@@ -44,15 +45,42 @@ def select(logits, masks, content_size=(6, 8), **changes):
 )
 def test_each_rule_drops_and_counts_its_own(probabilities, pixels, fate):
     selection = select(class_logits(probabilities), mask_with_area(pixels))
-    expected = dict.fromkeys(
-        ("queries", "dropped_no_object", "dropped_score", "dropped_area", "kept"), 0
-    )
-    assert selection.stats == {**expected, "queries": 1, fate: 1}
+    assert selection.stats == {**dict.fromkeys(FATES, 0), "queries": 1, fate: 1}
     assert len(selection.labels) == (fate == "kept")
     if fate == "kept":
         assert selection.labels.labels.tolist() == [1]
         assert selection.labels.scores.tolist() == pytest.approx([0.8])
         assert selection.labels.masks.flatten().nonzero().flatten().tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", ["class", "mask", "padding"])
+def test_a_query_that_is_not_finite_is_dropped_and_the_others_stay(where, value):
+    logits = class_logits(*[(0.1, 0.8, 0.05, 0.05)] * 3)
+    masks = mask_with_area(20).repeat(3, 1, 1)
+    whole = select(logits, masks, (5, 8))
+    if where == "class":
+        logits[1] = value  # all of its row: no class has a probability
+    else:
+        masks[1, 0 if where == "mask" else 5, 3] = value
+    selection = select(logits, masks, (5, 8))
+    kept = [0, 1, 2] if where == "padding" else [0, 2]  # padding is not looked at
+    assert selection.stats["dropped_non_finite"] == 3 - len(kept)
+    assert selection.stats["kept"] == len(selection.labels) == len(kept)
+    assert torch.equal(selection.mask_logits, whole.mask_logits[kept])
+    assert torch.equal(selection.labels.masks, whole.labels.masks[kept])
+
+
+def test_an_impossible_class_is_no_reason_to_drop_a_query():
+    logits = class_logits((0.0, 0.9, 0.0, 0.1))  # logarithms of probabilities: -inf
+    assert select(logits, mask_with_area(20)).stats["kept"] == 1
+
+
+def test_a_mask_that_is_not_finite_counts_for_the_rule_that_drops_it_first():
+    logits = class_logits((0.1, 0.05, 0.05, 0.8), (0.6, 0.3, 0.05, 0.05))
+    stats = select(logits, torch.full((2, 6, 8), math.nan)).stats
+    assert (stats["dropped_no_object"], stats["dropped_score"]) == (1, 1)
+    assert stats["dropped_non_finite"] == 0
 
 
 def test_a_score_at_the_threshold_is_dropped():
@@ -126,8 +154,7 @@ def test_selection_equals_the_rules_applied_query_by_query(
     thresholds = dict(score_thresh=score_thresh, min_area=min_area, mask_thresh=mask_thresh)
     selection = select_pseudo_labels(logits, masks, content_size=content, **thresholds)
 
-    names = ("dropped_no_object", "dropped_score", "dropped_area", "kept")
-    kept, stats = [], {"queries": 12, **dict.fromkeys(names, 0)}
+    kept, stats = [], {"queries": 12, **dict.fromkeys(FATES, 0)}
     for query in range(12):
         exponentials = [math.exp(value) for value in logits[query].tolist()]
         probabilities = [value / sum(exponentials) for value in exponentials]

@@ -110,6 +110,32 @@ def test_an_empty_refined_mask_falls_back_to_the_teachers():
     assert refined.num_fallbacks == 1 and len(refined.predicted_ious) == 2
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("broken", ["iou", "mask"])
+def test_the_best_finite_mask_is_taken_and_without_one_the_teachers(broken, value):
+    """Prompt 0 loses its best mask, prompt 1 all three."""
+    backend = FakeBackend([torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3]])])
+    prompt = backend.prompt
+
+    def broken_prompt(*args, **kwargs):
+        outputs = prompt(*args, **kwargs)
+        for row, masks in ((0, [1]), (1, [0, 1, 2])):
+            if broken == "iou":
+                outputs[0].iou_predictions[row, masks] = value
+            else:
+                outputs[0].mask_logits[row, masks, 2, 4] = value
+        return outputs
+
+    backend.prompt = broken_prompt
+    selection = make_selection(blobs(2))
+    refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 24, 36), [(24, 36)])
+    last = torch.arange(36) // 12 == 2
+    assert torch.equal(refined.labels[0].masks[0], last.expand(24, -1))
+    assert torch.equal(refined.labels[0].masks[1], teacher_masks(selection, (24, 36))[1])
+    assert refined.num_fallbacks == 1
+    assert refined.predicted_ious.tolist() == pytest.approx([0.5, 0.0])
+
+
 def test_only_images_with_pseudo_labels_are_encoded():
     ious = torch.tensor([[0.1, 0.9, 0.5]])
     backend = FakeBackend([ious, ious.repeat(2, 1)])

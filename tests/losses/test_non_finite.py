@@ -1,0 +1,86 @@
+"""Predictions that are not finite: never an exception, and the loss says so."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s4m_d2.losses import HungarianMatcher, SetCriterion
+
+CLASSES, QUERIES, POINTS = 2, 4, 16
+VALUES = (math.nan, math.inf, -math.inf, 3e38, -3e38)
+
+
+def criterion():
+    return SetCriterion(
+        num_classes=CLASSES,
+        matcher=HungarianMatcher(class_cost=2.0, mask_cost=5.0, dice_cost=5.0, num_points=POINTS),
+        loss_weights={"loss_ce": 2.0, "loss_mask": 5.0, "loss_dice": 5.0},
+        no_object_weight=0.1,
+        num_points=POINTS,
+        oversample_ratio=3.0,
+        importance_ratio=0.75,
+    )
+
+
+def problem(seed, instances):
+    """A batch of one image for each entry of ``instances``, with one auxiliary layer."""
+    rng = torch.Generator().manual_seed(seed)
+    layers = [
+        {
+            "pred_logits": torch.randn(len(instances), QUERIES, CLASSES + 1, generator=rng),
+            "pred_masks": torch.randn(len(instances), QUERIES, 6, 8, generator=rng),
+        }
+        for _ in range(2)
+    ]
+    targets = [
+        {
+            "labels": torch.randint(CLASSES, (count,), generator=rng),
+            "masks": torch.rand(count, 12, 16, generator=rng) > 0.5,
+        }
+        for count in instances
+    ]
+    return layers, targets
+
+
+def losses_of(layers, targets):
+    generators = [torch.Generator().manual_seed(i) for i in range(len(targets))]
+    return criterion()({**layers[0], "aux_outputs": layers[1:]}, targets, generators)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    instances=st.lists(st.integers(0, QUERIES + 2), min_size=1, max_size=2),
+    entry=st.sampled_from(["pred_logits", "pred_masks"]),
+    layer=st.integers(0, 1),
+    value=st.sampled_from(VALUES),
+    share=st.sampled_from([0.05, 0.5, 1.0]),
+)
+def test_whatever_a_model_predicts_the_losses_are_computed(
+    seed, instances, entry, layer, value, share
+):
+    layers, targets = problem(seed, instances)
+    for each in layers:
+        each["pred_logits"].requires_grad_()
+        each["pred_masks"].requires_grad_()
+    chosen = torch.rand(layers[layer][entry].shape, generator=torch.Generator().manual_seed(seed))
+    broken = layers[layer][entry].masked_fill(chosen < share, value)
+    layers[layer] = {**layers[layer], entry: broken}
+    losses = losses_of(layers, targets)
+    sum(losses.values()).backward()
+    suffix = "" if layer == 0 else "_0"
+    spoiled = {f"{name}{suffix}" for name in ("loss_ce", "loss_mask", "loss_dice")}
+    assert all(loss.isfinite() for name, loss in losses.items() if name not in spoiled)
+    if entry == "pred_logits" and math.isnan(value) and bool((chosen < share).any()):
+        assert losses[f"loss_ce{suffix}"].isnan()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_masks_of_all_queries_that_are_not_finite_make_the_mask_losses_so(value):
+    layers, targets = problem(0, [3, 1])
+    layers[0]["pred_masks"][1] = value
+    losses = losses_of(layers, targets)
+    assert not losses["loss_mask"].isfinite()
+    assert losses["loss_ce"].isfinite() and losses["loss_mask_0"].isfinite()
