@@ -88,9 +88,9 @@ class PseudoLabelCountHook(HookBase):
     """Warns when the teacher labels next to nothing, or nearly everything it is asked for.
 
     Watches the logged ``pseudo_labels/per_image``, exponentially averaged over about SMOOTHING
-    iterations. Once the average has been outside the band for ``iterations`` in a row, the main
-    process warns; it warns again only after the average has come back. Where it stands is part of
-    the trainer's state.
+    iterations (the first ones evenly). Once the average has been outside the band for
+    ``iterations`` in a row, the main process warns; it warns again only after the average has come
+    back. Where it stands is part of the trainer's state.
 
     Args:
         band: least and largest number of pseudo-labels an image that are no cause for concern.
@@ -107,15 +107,15 @@ class PseudoLabelCountHook(HookBase):
             )
         self.low, self.high = band
         self.iterations = iterations
-        self.average: float | None = None
+        self.average, self.averaged = 0.0, 0
         self.outside = 0  # iterations in a row
 
     def after_step(self) -> None:
         count, iteration = get_event_storage().latest().get(COUNT, (0.0, None))
         if iteration != self.trainer.iter:
             return  # nothing was labeled
-        average = count if self.average is None else self.average
-        self.average = average + (count - average) / self.SMOOTHING
+        self.averaged += 1
+        self.average += (count - self.average) / min(self.averaged, self.SMOOTHING)
         if self.low <= self.average <= self.high:
             if self.outside >= self.iterations > 0:
                 logger.info("Pseudo-labels an image: %.2f, in the band again.", self.average)
@@ -138,10 +138,11 @@ class PseudoLabelCountHook(HookBase):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average, "outside": self.outside}
+        return {"average": self.average, "averaged": self.averaged, "outside": self.outside}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.average, self.outside = state_dict["average"], state_dict["outside"]
+        self.average, self.averaged = state_dict["average"], state_dict["averaged"]
+        self.outside = state_dict["outside"]
 
 
 class SeedHook(HookBase):

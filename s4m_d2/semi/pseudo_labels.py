@@ -75,20 +75,27 @@ def select_pseudo_labels(
     labels = PseudoLabels(
         classes[queries][large], probabilities[large] > mask_thresh, scores[queries][large]
     )
-    num_queries, num_finite, num_objects = len(scores), int(is_finite.sum()), int(is_object.sum())
+    passed = (len(scores), is_finite.sum(), is_object.sum(), len(confident), len(queries))
     return Selection(
         labels=labels,
         mask_logits=mask_logits[large],
         content_size=(float(content_size[0]), float(content_size[1])),
-        stats={
-            "queries": num_queries,
-            "dropped_no_object": num_finite - num_objects,
-            "dropped_score": num_objects - len(confident),
-            "dropped_non_finite": num_queries - num_finite + len(confident) - len(queries),
-            "dropped_area": len(queries) - len(labels),
-            "kept": len(labels),
-        },
+        stats=_statistics(*map(int, passed), kept=len(labels)),
     )
+
+
+def _statistics(
+    queries: int, finite: int, objects: int, confident: int, usable: int, kept: int
+) -> dict[str, int]:
+    """How many queries each rule dropped, from how many were left after each."""
+    return {
+        "queries": queries,
+        "dropped_no_object": finite - objects,
+        "dropped_score": objects - confident,
+        "dropped_area": usable - kept,
+        "dropped_non_finite": queries - finite + confident - usable,
+        "kept": kept,
+    }
 
 
 def _check_shapes(pred_logits: Tensor, pred_masks: Tensor, content: tuple[int, int]) -> None:

@@ -78,10 +78,14 @@ def test_single_batches_are_averaged_away(warnings):
     assert len(warnings(counts, hook(smoothing=1, iterations=1))) == 100
 
 
-def test_the_average_is_exponential(warnings):
+@pytest.mark.parametrize(
+    ("counts", "average"),
+    [([8.0], 8.0), ([8.0, 0.0], 4.0), ([8.0, 0.0, 0.0, 0.0], 2.0), ([8.0, *[0.0] * 5], 1.125)],
+)
+def test_the_average_is_the_mean_at_first_and_exponential_later(warnings, counts, average):
     watching = hook(smoothing=4, iterations=1)
-    warnings([8.0, 0.0, 0.0], watching)
-    assert watching.average == pytest.approx(8.0 * 0.75**2)
+    warnings(counts, watching)
+    assert watching.average == pytest.approx(average)
 
 
 def test_no_iterations_means_no_warning(warnings):
