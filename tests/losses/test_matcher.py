@@ -124,18 +124,24 @@ def test_all_queries_diverged_still_gives_a_one_to_one_assignment():
     assert len(set(queries.tolist())) == 3 and instances.tolist() == [0, 1, 2]
 
 
-def test_a_query_too_large_for_float32_sums_does_not_hide_the_others_differences():
-    """Sums of its cost cancel to numbers as low as -1e30: next to them nothing else counts."""
-    outputs, target = random_image(5, 3)
-    [(queries, _)] = make_matcher()(outputs, [target], [generator()])
-    large = torch.full((1, 1, *outputs["pred_masks"].shape[2:]), 3e37)
-    logits = torch.full((1, 1, outputs["pred_logits"].shape[2]), float("nan"))
-    grown = {
-        "pred_masks": torch.cat([outputs["pred_masks"], large], dim=1),
-        "pred_logits": torch.cat([outputs["pred_logits"], logits], dim=1),
-    }
-    [(found, _)] = make_matcher()(grown, [target], [generator()])
-    assert torch.equal(found, queries)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_cost_far_below_zero_does_not_hide_the_differences_of_the_others(seed):
+    """The sums of huge logits cancel to anything; 1e30 swallows ordinary costs even in float64."""
+    outputs, target = random_image(4, 3)
+    costs = torch.rand(4, 3, generator=generator(seed))
+    costs[0] = -1e30
+    matcher = make_matcher()
+    matcher.cost = lambda *args: costs
+    [(queries, instances)] = matcher(outputs, [target])
+    assert instances.tolist() == [0, 1, 2]
+    cheapest = min(
+        sum(costs[q, n].item() for q, n in zip(order, range(3), strict=True) if q)
+        for order in itertools.permutations(range(4), 3)
+        if 0 in order
+    )
+    others = queries != 0
+    assert others.sum() == 2
+    assert costs[queries, instances][others].sum().item() == pytest.approx(cheapest)
 
 
 def test_image_without_instances_matches_nothing():

@@ -65,8 +65,8 @@ def test_a_query_that_is_not_finite_is_dropped_and_the_others_stay(where, value)
         masks[1, 0 if where == "mask" else 5, 3] = value
     selection = select(logits, masks, (5, 8))
     kept = [0, 1, 2] if where == "padding" else [0, 2]  # padding is not looked at
-    assert selection.stats["dropped_non_finite"] == 3 - len(kept)
-    assert selection.stats["kept"] == len(selection.labels) == len(kept)
+    counts = {"queries": 3, "dropped_non_finite": 3 - len(kept), "kept": len(kept)}
+    assert selection.stats == {**dict.fromkeys(FATES, 0), **counts}
     assert torch.equal(selection.mask_logits, whole.mask_logits[kept])
     assert torch.equal(selection.labels.masks, whole.labels.masks[kept])
 
