@@ -160,7 +160,7 @@ class _SkipsBadSteps:
     def _write_metrics(self, loss_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
         watched = [loss.detach().float().reshape(()) for loss in loss_dict.values()]
         if self._gradients_should_be_finite():
-            watched += _largest_gradients(self.optimizer)
+            watched += _gradient_norms(self.optimizer)
         if not finite_everywhere(watched):
             raise _NotFinite(loss_dict)
         super()._write_metrics(loss_dict, *args, **kwargs)
@@ -208,11 +208,11 @@ def finite_everywhere(values: Sequence[Tensor]) -> bool:
     return not bad.item()
 
 
-def _largest_gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """For each gradient the largest absolute value, float32; nan where there is one."""
+def _gradient_norms(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The norm of each gradient, float32: not finite if a value is not, or if it overflows."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
     gradients = [gradient for gradient in gradients if gradient is not None and gradient.numel()]
-    return [norm.float() for norm in torch._foreach_norm(gradients, math.inf)] if gradients else []
+    return [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
 
 
 def file_names(batch: Any) -> dict[str, list[str]]:
@@ -244,7 +244,7 @@ def describe(
         "gradients": [
             name
             for name, parameter in model.named_parameters()
-            if parameter.grad is not None and not parameter.grad.isfinite().all()
+            if parameter.grad is not None and not parameter.grad.norm().isfinite()
         ],
     }
 

@@ -280,7 +280,8 @@ def run_rank(rank, folder):
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
     )
     torch.set_num_threads(1)
-    samples = [*GOOD[:2], {"x": NAN if rank == 1 else 4.0}, *GOOD[2:]]
+    # The bad loss has no gradient, which DDP would hand to both processes.
+    samples = [*GOOD[:2], {"x": 4.0, "second": -INF if rank == 1 else 0.0}, *GOOD[2:]]
     data = batches(*samples)
     for index, [sample] in enumerate(data):
         sample["file_name"] = f"rank_{rank}_{index}.png"
@@ -309,7 +310,7 @@ def test_processes_agree_to_skip_what_one_of_them_finds(tmp_path):
         assert rank["total"] == 1 and rank["ended"] == 1
         assert_same(rank["with"], rank["without"])
     [record] = records(tmp_path / "bad")
-    assert record["reason"] == "the loss 'first' is nan"
+    assert record["reason"] == "the loss 'second' is -inf"
     assert [process["rank"] for process in record["processes"]] == [0, 1]
     assert [process["files"] for process in record["processes"]] == [
         {"labeled": ["rank_0_2.png"]},
