@@ -1,0 +1,140 @@
+"""The report as a whole, and the command line that prints it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from s4m_d2.engine.findings import Finding, PreflightReport, in_units, raise_all
+from s4m_d2.engine.preflight import preflight
+from s4m_d2.errors import ConfigError, DatasetError
+
+from .conftest import ROOT
+
+CONFIG = str(ROOT / "configs" / "toyscapes_10pct.yaml")
+
+
+def train_net(*arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train_net.py"), "--config-file", CONFIG, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def statuses(report):
+    return {finding.item: finding.status for finding in report.findings}
+
+
+def test_the_table_and_then_every_problem_with_its_number():
+    report = PreflightReport(
+        (
+            Finding("data", "3 images"),
+            Finding("SAM", "x.pth", (ConfigError("A is wrong. Do B."),), ("C is odd.",)),
+            Finding("disk", "full", (DatasetError("D is wrong. Do E."),)),
+        )
+    )
+    lines = str(report).splitlines()
+    assert lines[0].split() == ["item", "finding", "status"]
+    assert [line.split()[-1] for line in lines[2:5]] == ["ok", "error", "error"]
+    assert lines[5:] == [
+        "1. Error: A is wrong. Do B.",
+        "2. Error: D is wrong. Do E.",
+        "3. Warning: C is odd.",
+    ]
+
+
+def test_one_error_is_raised_as_it_is_and_several_together():
+    raise_all([])
+    first, second = DatasetError("a"), ConfigError("b")
+    with pytest.raises(DatasetError) as raised:
+        raise_all([first])
+    assert raised.value is first
+    with pytest.raises(DatasetError, match=r"2 problems:\n1\. a\n2\. b"):
+        raise_all([first, second])
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 * 2**40, "5.0 TiB"), (2**21, "2.0 MiB")],
+)
+def test_sizes_for_people(size, text):
+    assert in_units(size) == text
+
+
+def test_a_sound_run_has_a_short_report_without_problems(small_config, tmp_path):
+    state = torch.get_rng_state()
+    report = preflight(small_config(S4M__BURN_IN=1))
+    assert not report.errors
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(statuses(report)) == [
+        "settings", "device", "labeled data", "labeled classes", "unlabeled data", "test data",
+        "test classes", "model", "SAM", "first weights", "teacher", "output", "disk", "memory",
+    ]  # fmt: skip
+    assert "10 images; 8 decoded" in str(report)
+    assert not (tmp_path / "run").exists()
+
+
+def test_problems_of_every_kind_come_together(small_config, tmp_path):
+    (tmp_path / "file").touch()
+    cfg = small_config(
+        DATASETS__TRAIN="('toyscapes_9pct',)",
+        MODEL__WEIGHTS="nowhere.pth",
+        S4M__SAM__CHECKPOINT="no_sam.pth",
+        S4M__TEACHER_WEIGHTS="no_teacher.pth",
+        OUTPUT_DIR=str(tmp_path / "file" / "run"),
+    )
+    report = preflight(cfg)
+    words = ["toyscapes_9pct", "no_sam.pth", "nowhere.pth", "no_teacher.pth", "is a file"]
+    assert len(report.errors) == len(words)
+    assert all(word in str(error) for word, error in zip(words, report.errors, strict=True))
+
+
+def test_all_wrong_settings_come_together_with_the_data_sets(small_config):
+    cfg = small_config(
+        SOLVER__OPTIMIZER="ADAM",
+        SOLVER__IMS_PER_BATCH=3,
+        S4M__EMA_DECAY=2.0,
+        MODEL__SEM_SEG_HEAD__NUM_CLASSES=4,
+    )
+    report = preflight(cfg, num_processes=2)
+    found = statuses(report)
+    assert found["settings"] == found["labeled data"] == found["test data"] == "error"
+    text = str(report)
+    for key in ("SOLVER.OPTIMIZER", "IMS_PER_BATCH is 3", "S4M.EMA_DECAY", "NUM_CLASSES is 4"):
+        assert key in text
+    assert "not checked before the settings are right" in text
+
+
+def test_check_prints_the_report_and_writes_nothing(small_options, tmp_path):
+    options = small_options(S4M__BURN_IN=1)
+    before = sorted(tmp_path.rglob("*"))
+    good = train_net("--check", *options)
+    assert good.returncode == 0, good.stderr
+    assert "error" not in good.stdout and "toyscapes_train_30pct" in good.stdout
+    assert sorted(tmp_path.rglob("*")) == before
+
+    wrong = {"S4M__SAM__CHECKPOINT": "no_sam.pth", "S4M__TEACHER_WEIGHTS": "no_teacher.pth"}
+    bad = train_net("--check", *small_options(S4M__BURN_IN=1, **wrong))
+    assert bad.returncode == 1
+    assert "1. Error: S4M.SAM.CHECKPOINT: 'no_sam.pth'" in bad.stdout
+    assert "2. Error: S4M.TEACHER_WEIGHTS: 'no_teacher.pth'" in bad.stdout
+    assert "Traceback" not in bad.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_training_starts_with_the_same_report_or_not_at_all(small_options, tmp_path):
+    stage = {"S4M__STAGE": "teacher", "S4M__TEACHER__MAX_ITER": 1}
+    bad = train_net(*small_options(S4M__DISTILL__NAME="none", **stage))
+    assert bad.returncode == 1
+    assert "Training was not started" in bad.stderr and "S4M.DISTILL.NAME" in bad.stderr
+    assert not (tmp_path / "run").exists()
+
+    good = train_net(*small_options(**stage))
+    assert good.returncode == 0, good.stderr
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.index("labeled classes") < log.index("Starting training")
+    assert (tmp_path / "run" / "teacher" / "model_final.pth").exists()
