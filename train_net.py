@@ -67,8 +67,10 @@ def main(args, report=""):
 
 
 def start(args):
-    report = ""
-    if not args.eval_only and int(os.environ.get("LOCAL_RANK", 0)) == 0:  # torchrun's
+    report, first = "", int(os.environ.get("LOCAL_RANK", 0)) == 0  # torchrun's
+    if args.check and not first:
+        return 0
+    if not args.eval_only and first:
         report = check_run(args)
         if args.check:
             print(report)

@@ -1,5 +1,6 @@
 """The report as a whole, and the command line that prints it."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -16,13 +17,17 @@ from .conftest import ROOT
 CONFIG = str(ROOT / "configs" / "toyscapes_10pct.yaml")
 
 
-def train_net(*arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train_net.py"), "--config-file", CONFIG, *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+@pytest.fixture
+def start(monkeypatch):
+    """Arguments -> exit status of the command line, in this process."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    command = importlib.import_module("train_net")
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["train_net.py", "--config-file", CONFIG, *arguments])
+        return command.start(command.parse_args())
+
+    return run
 
 
 def statuses(report):
@@ -109,32 +114,53 @@ def test_all_wrong_settings_come_together_with_the_data_sets(small_config):
     assert "not checked before the settings are right" in text
 
 
-def test_check_prints_the_report_and_writes_nothing(small_options, tmp_path):
-    options = small_options(S4M__BURN_IN=1)
+def test_check_prints_the_report_and_writes_nothing(start, small_options, tmp_path, capsys):
     before = sorted(tmp_path.rglob("*"))
-    good = train_net("--check", *options)
-    assert good.returncode == 0, good.stderr
-    assert "error" not in good.stdout and "toyscapes_train_30pct" in good.stdout
+    assert start("--check", *small_options(S4M__BURN_IN=1)) == 0
+    output = capsys.readouterr().out
+    assert "error" not in output and "toyscapes_train_30pct" in output
     assert sorted(tmp_path.rglob("*")) == before
 
     wrong = {"S4M__SAM__CHECKPOINT": "no_sam.pth", "S4M__TEACHER_WEIGHTS": "no_teacher.pth"}
-    bad = train_net("--check", *small_options(S4M__BURN_IN=1, **wrong))
-    assert bad.returncode == 1
-    assert "1. Error: S4M.SAM.CHECKPOINT: 'no_sam.pth'" in bad.stdout
-    assert "2. Error: S4M.TEACHER_WEIGHTS: 'no_teacher.pth'" in bad.stdout
-    assert "Traceback" not in bad.stderr
+    assert start("--check", *small_options(S4M__BURN_IN=1, **wrong)) == 1
+    output = capsys.readouterr().out
+    assert "1. Error: S4M.SAM.CHECKPOINT: 'no_sam.pth'" in output
+    assert "2. Error: S4M.TEACHER_WEIGHTS: 'no_teacher.pth'" in output
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_training_starts_with_the_same_report_or_not_at_all(small_options, tmp_path):
-    stage = {"S4M__STAGE": "teacher", "S4M__TEACHER__MAX_ITER": 1}
-    bad = train_net(*small_options(S4M__DISTILL__NAME="none", **stage))
-    assert bad.returncode == 1
-    assert "Training was not started" in bad.stderr and "S4M.DISTILL.NAME" in bad.stderr
+def test_training_with_errors_is_not_started(start, small_options, tmp_path, capsys):
+    assert start(*small_options(S4M__DISTILL__NAME="none", S4M__STAGE="teacher")) == 1
+    output = capsys.readouterr()
+    assert "Training was not started" in output.err and "S4M.DISTILL.NAME" in output.err
+    assert not output.out
     assert not (tmp_path / "run").exists()
 
-    good = train_net(*small_options(**stage))
-    assert good.returncode == 0, good.stderr
+
+def test_other_processes_of_a_machine_leave_the_check_to_its_first(
+    start, small_options, monkeypatch, capsys
+):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert start("--check", *small_options(S4M__DISTILL__NAME="none")) == 0
+    assert not capsys.readouterr().out
+
+
+def test_check_is_not_for_evaluation(start, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        start("--check", "--eval-only")
+    assert stopped.value.code == 2
+    assert "--check is for training runs" in capsys.readouterr().err
+
+
+def test_the_command_checks_first_and_its_log_holds_the_report(small_options, tmp_path):
+    options = small_options(S4M__STAGE="teacher", S4M__TEACHER__MAX_ITER=1)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train_net.py"), "--config-file", CONFIG, *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.index("labeled classes") < log.index("Starting training")
     assert (tmp_path / "run" / "teacher" / "model_final.pth").exists()

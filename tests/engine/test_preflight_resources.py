@@ -44,7 +44,7 @@ class Tiny(nn.Module):
 
 
 def train(trainer):
-    Path(trainer.cfg.OUTPUT_DIR).mkdir(parents=True)
+    Path(trainer.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     trainer.resume_or_load(resume=False)
     trainer.train()
     return trainer
