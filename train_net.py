@@ -67,17 +67,19 @@ def main(args, report=""):
 
 
 def start(args):
-    report, first = "", int(os.environ.get("LOCAL_RANK", 0)) == 0  # torchrun's
-    if args.check and not first:
-        return 0
-    if not args.eval_only and first:
+    """Check and train, or evaluate; the exit status."""
+    report = ""
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0  # of this machine's processes under torchrun
+    if first and not args.eval_only:
         report = check_run(args)
         if args.check:
             print(report)
         elif report.errors:
             print(f"{report}\nTraining was not started.", file=sys.stderr)
-        if args.check or report.errors:
-            return 1 if report.errors else 0
+        if report.errors:
+            return 1
+    if args.check:
+        return 0
     launch(
         main,
         args.num_gpus,

@@ -33,7 +33,7 @@ class DatasetCount:
     Attributes:
         role: "labeled", "unlabeled" or "test".
         name: in Detectron2's catalog.
-        images: number of them.
+        images: number of them; None if the data set cannot be loaded, as all that follows.
         instances: number of them, crowds excluded; None where annotations are not read.
         per_image: the smallest, mean and largest number of instances of an image; None likewise.
         per_class: instances by the name of the class, in the order of ids; None likewise.
@@ -42,13 +42,15 @@ class DatasetCount:
 
     role: str
     name: str
-    images: int
+    images: int | None = None
     instances: int | None = None
     per_image: tuple[int, float, int] | None = None
     per_class: dict[str, int] | None = None
     decoded: int = 0
 
     def __str__(self) -> str:
+        if self.images is None:
+            return f"{self.name}: cannot be loaded"
         text = f"{self.name}: {self.images:,} images"
         if self.per_image is not None:
             low, mean, high = self.per_image
@@ -81,7 +83,7 @@ def check_datasets(cfg: CfgNode) -> list[DatasetCount]:
     for _, _, warnings in results:
         for warning in warnings:
             logger.warning("%s", warning)
-    counts = [count for count, _, _ in results if count is not None]
+    counts = [count for count, _, _ in results]
     rows = [(c.role, c.name, c.images, c.instances) for c in counts]
     table = tabulate(rows, ("role", "data set", "images", "instances"), missingval="not read")
     logger.info("Data sets:\n%s", table)
@@ -91,9 +93,6 @@ def check_datasets(cfg: CfgNode) -> list[DatasetCount]:
 def dataset_findings(cfg: CfgNode) -> Iterator[Finding]:
     """The same as lines of a report, nothing raised: one a data set, and one for its classes."""
     for count, errors, warnings in inspect_datasets(cfg):
-        if count is None:
-            yield Finding("data sets", "cannot be loaded", tuple(errors))
-            continue
         yield Finding(f"{count.role} data", str(count), tuple(errors), tuple(warnings))
         if count.per_class is not None and not errors:
             yield _class_finding(count)
@@ -110,16 +109,16 @@ def _class_finding(count: DatasetCount) -> Finding:
     return Finding(f"{count.role} classes", count.classes(), (), tuple(warnings))
 
 
-Inspection = tuple[DatasetCount | None, list[S4MError], list[str]]
+Inspection = tuple[DatasetCount, list[S4MError], list[str]]
 
 
 def inspect_datasets(cfg: CfgNode) -> Iterator[Inspection]:
-    """(size, errors, warnings) of each data set of a run; no size where it cannot be loaded."""
+    """(size, errors, warnings) of each data set of a run."""
     unlabeled = cfg.DATASETS.UNLABELED if runs_stage(cfg, "student") else ()
     try:
         labeled = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
     except S4MError as error:
-        yield None, [error], []
+        yield DatasetCount("labeled", ", ".join(cfg.DATASETS.TRAIN)), [error], []
         labeled = ()
     roles = {"labeled": labeled, "unlabeled": unlabeled, "test": cfg.DATASETS.TEST}
     owners: dict[str, tuple[str, str]] = {}
@@ -128,7 +127,7 @@ def inspect_datasets(cfg: CfgNode) -> Iterator[Inspection]:
             try:
                 records = _load(name)
             except S4MError as error:
-                yield None, [error], []
+                yield DatasetCount(role, name), [error], []
                 continue
             shared = _shared_images(owners, role, name, records)
             inspect = _inspect_unlabeled if role == "unlabeled" else _inspect_annotated

@@ -12,7 +12,6 @@ from tabulate import tabulate
 from s4m_d2.errors import S4MError
 
 _FINDING_WIDTH = 76  # characters of the table's middle column
-_LINE_WIDTH = 100
 _KIBI = 1024
 
 
@@ -57,18 +56,7 @@ class PreflightReport:
         parts = [tabulate(rows, ("item", "finding", "status"))]
         problems = [f"Error: {error}" for error in self.errors]
         problems += [f"Warning: {warning}" for warning in self.warnings]
-        parts += [
-            # Paths and keys stay whole, to be found and copied.
-            textwrap.fill(
-                problem,
-                _LINE_WIDTH,
-                initial_indent=f"{number}. ",
-                subsequent_indent="   ",
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
-            for number, problem in enumerate(problems, start=1)
-        ]
+        parts += [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
         return "\n".join(parts)
 
 

@@ -95,6 +95,7 @@ def test_problems_of_every_kind_come_together(small_config, tmp_path):
     report = preflight(cfg)
     words = ["toyscapes_9pct", "no_sam.pth", "nowhere.pth", "no_teacher.pth", "is a file"]
     assert len(report.errors) == len(words)
+    assert "labeled data    toyscapes_9pct: cannot be loaded" in str(report)
     assert all(word in str(error) for word, error in zip(words, report.errors, strict=True))
 
 
