@@ -24,17 +24,21 @@ class Finding:
         text: what was found, short.
         errors: why the run cannot work; each message ends with a remedy.
         warnings: what may be meant otherwise or may go wrong later, in the same form.
+        checked: False where something else has to be put right first.
     """
 
     item: str
     text: str
     errors: tuple[S4MError, ...] = ()
     warnings: tuple[str, ...] = ()
+    checked: bool = True
 
     @property
     def status(self) -> str:
-        """The worst of them: "ok", "warning" or "error"."""
-        return "error" if self.errors else "warning" if self.warnings else "ok"
+        """The worst of them: "ok", "not checked", "warning" or "error"."""
+        if self.errors or self.warnings:
+            return "error" if self.errors else "warning"
+        return "ok" if self.checked else "not checked"
 
 
 @dataclass(frozen=True)

@@ -53,15 +53,14 @@ def preflight(
     findings = [settings, _device_finding(cfg, num_processes, num_local)]
     if cfg.INPUT.FORMAT in ("RGB", "BGR") and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES > 0:
         findings += dataset_findings(cfg)
-    if errors:
-        # A model of such settings cannot be built, or is another than will be meant.
-        findings += [Finding("weights, disk, memory", "not checked before the settings are right")]
-        findings += [output_dir_finding(cfg, resume=resume)]
-        return PreflightReport(tuple(findings))
-    blueprints, lines = blueprint_findings(cfg)
+    # A model of wrong settings cannot be built, or is another than will be meant.
+    blueprints, lines = blueprint_findings(cfg, settings_are_right=not errors)
     findings += [*lines, *weight_findings(cfg, blueprints.model, resume=resume)]
     findings += [output_dir_finding(cfg, resume=resume)]
-    if blueprints.model is not None:
+    if blueprints.model is None:
+        text = "estimated when the model can be built"
+        findings += [Finding(item, text, checked=False) for item in ("disk", "memory")]
+    else:
         findings += [
             disk_finding(cfg, blueprints.model, resume=resume),
             memory_finding(

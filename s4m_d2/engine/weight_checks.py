@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -91,28 +92,39 @@ class Blueprints:
     sam: SamBackend | None
 
 
-def blueprint_findings(cfg: CfgNode) -> tuple[Blueprints, list[Finding]]:
-    """Build the model and SAM without values; the lines of a report on them and on SAM's file."""
-    findings, model, sam = [], None, None
-    try:
-        model = model_blueprint(cfg)
-        count = sum(parameter.numel() for parameter in model.parameters())
-        text = f"{cfg.MODEL.META_ARCHITECTURE}, {count / 1e6:.1f} million parameters"
-        findings.append(Finding("model", text))
-    except S4MError as error:
-        findings.append(Finding("model", "cannot be built", (error,)))
+def blueprint_findings(
+    cfg: CfgNode, *, settings_are_right: bool = True
+) -> tuple[Blueprints, list[Finding]]:
+    """Build the model and SAM without values; the lines of a report on them and on SAM's file.
+
+    Args:
+        cfg: of a whole run.
+        settings_are_right: without that nothing is built, and only SAM's file is looked for.
+    """
+    model, sam = None, None
+    if settings_are_right:
+        try:
+            model = model_blueprint(cfg)
+            count = sum(parameter.numel() for parameter in model.parameters())
+            text = f"{cfg.MODEL.META_ARCHITECTURE}, {count / 1e6:.1f} million parameters"
+            line = Finding("model", text)
+        except S4MError as error:
+            line = Finding("model", "cannot be built", (error,))
+    else:
+        line = Finding("model", "not built before the settings are right", checked=False)
     if not any(needs_sam(cfg, stage) for stage in STAGES):
-        return Blueprints(model, None), [*findings, Finding("SAM", "not used")]
+        return Blueprints(model, None), [line, Finding("SAM", "not used")]
     name, path = cfg.S4M.SAM.BACKEND, cfg.S4M.SAM.CHECKPOINT
     errors = list(sam_errors(cfg))
-    if not errors:
+    if settings_are_right and not errors:
         try:
             sam = sam_blueprint(cfg)
         except S4MError as error:
             errors.append(error)
     size = f" ({in_units(sam_bytes(sam))})" if sam is not None else ""
-    text = f"{name}, {path}{size}" if path else f"{name}, the packaged weights{size}"
-    return Blueprints(model, sam), [*findings, Finding("SAM", text, tuple(errors))]
+    text = f"{name}, {path or 'the packaged weights'}{size}"
+    sam_line = Finding("SAM", text, tuple(errors), checked=settings_are_right)
+    return Blueprints(model, sam), [line, sam_line]
 
 
 def weight_findings(cfg: CfgNode, model: nn.Module | None, *, resume: bool) -> Iterator[Finding]:
@@ -161,10 +173,12 @@ def _file_finding(
     branch: str = "student",
     whole: bool = False,
 ) -> Finding:
-    if model is None:
-        return Finding(item, f"{path}: not compared, because there is no model")
+    if model is None and ("://" in path or os.path.isfile(path)):
+        return Finding(item, f"{path}: compared when the model can be built", checked=False)
     try:
-        report = S4MCheckpointer(model).inspect(path, branch=branch, require=whole)
+        report = S4MCheckpointer(nn.Module() if model is None else model).inspect(
+            path, branch=branch, require=whole
+        )
     except S4MError as error:
         return Finding(item, path, (error,))
     entries = len(model.state_dict())

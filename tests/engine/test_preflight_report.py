@@ -105,6 +105,8 @@ def test_all_wrong_settings_come_together_with_the_data_sets(small_config):
         SOLVER__IMS_PER_BATCH=3,
         S4M__EMA_DECAY=2.0,
         MODEL__SEM_SEG_HEAD__NUM_CLASSES=4,
+        MODEL__WEIGHTS="nowhere.pth",
+        S4M__SAM__CHECKPOINT="no_sam.pth",
     )
     report = preflight(cfg, num_processes=2)
     found = statuses(report)
@@ -112,7 +114,8 @@ def test_all_wrong_settings_come_together_with_the_data_sets(small_config):
     text = str(report)
     for key in ("SOLVER.OPTIMIZER", "IMS_PER_BATCH is 3", "S4M.EMA_DECAY", "NUM_CLASSES is 4"):
         assert key in text
-    assert "not checked before the settings are right" in text
+    assert "no_sam.pth" in text and "nowhere.pth': no such file" in text
+    assert found["model"] == found["disk"] == found["memory"] == "not checked"
 
 
 def test_check_prints_the_report_and_writes_nothing(start, small_options, tmp_path, capsys):
