@@ -17,10 +17,9 @@ from s4m_d2.engine.findings import Finding, in_units, raise_all
 from s4m_d2.engine.weight_checks import Blueprints, bytes_of, sam_bytes
 from s4m_d2.errors import ConfigError, S4MError
 
-# A checkpoint beside its tensors: names, alignment and directory entries, for each of them, and
-# settings, schedule and random states.
-_BYTES_A_TENSOR = 350
-_BYTES_A_FILE = 20_000
+# A checkpoint beside the values of its tensors, measured: mostly names, alignment and directory
+# entries; settings, schedule and random states are few.
+_BYTES_A_TENSOR = 330
 _BYTES_A_STEP = 4  # AdamW counts the steps of each parameter in a tensor
 _OPTIMIZER_COPIES = {"ADAMW": 2, "SGD": 1}  # tensors of a parameter's size in its state
 
@@ -103,7 +102,7 @@ def checkpoint_bytes(cfg: CfgNode, stage: str, model: nn.Module) -> int:
     if cfg.SOLVER.OPTIMIZER == "ADAMW":
         size += _BYTES_A_STEP * len(trained)
         tensors += len(trained)
-    return size + tensors * _BYTES_A_TENSOR + _BYTES_A_FILE
+    return size + tensors * _BYTES_A_TENSOR
 
 
 def kept_checkpoints(cfg: CfgNode) -> int:
