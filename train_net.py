@@ -2,6 +2,7 @@
 """Train S4M (stage 1: the teacher, stage 2: the student) or evaluate a checkpoint.
 
     python train_net.py --config-file configs/cityscapes_10pct.yaml
+    python train_net.py --config-file configs/cityscapes_10pct.yaml --check
     python train_net.py --config-file configs/cityscapes_10pct.yaml --resume
     python train_net.py --config-file configs/cityscapes_10pct.yaml \
         --eval-only MODEL.WEIGHTS output/student/model_final.pth S4M.EVAL both
@@ -12,21 +13,43 @@ import os
 import sys
 
 from detectron2.engine import default_argument_parser, default_setup, launch
-from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from s4m_d2.engine import S4MTrainer, TeacherTrainer, run_config, stage_config
-from s4m_d2.engine.checkpoint import S4MCheckpointer
-from s4m_d2.engine.preflight import check_config, check_datasets, check_output_dir, load_config
-from s4m_d2.errors import S4MError, WeightsError
+from s4m_d2.engine import run, run_config
+from s4m_d2.engine.preflight import check_config, check_output_dir, load_config, preflight
+from s4m_d2.errors import S4MError
 
 logger = logging.getLogger("s4m_d2.train_net")
 
 
+def parse_args():
+    parser = default_argument_parser(epilog=__doc__)
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="report on settings, data, weights, disk and memory; train nothing, write nothing",
+    )
+    args = parser.parse_args()
+    if args.check and args.eval_only:
+        parser.error("--check is for training runs; --eval-only checks its settings by itself")
+    return args
+
+
+def read_config(args):
+    return run_config(load_config(args.config_file, args.opts))
+
+
+def check_run(args):
+    """The report on a training run, before any process is started."""
+    started = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))  # torchrun's
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus))
+    return preflight(read_config(args), resume=args.resume, num_processes=started, num_local=local)
+
+
 def setup(args):
     """The checked, frozen config of this run; loggers and OUTPUT_DIR are ready afterwards."""
-    cfg = run_config(load_config(args.config_file, args.opts))
+    cfg = read_config(args)
     check_config(cfg, eval_only=args.eval_only)
     if not args.eval_only:
         check_output_dir(cfg, resume=args.resume)
@@ -35,64 +58,41 @@ def setup(args):
     return cfg
 
 
-def train(cfg, resume: bool):
-    """Run the stages that S4M.STAGE asks for; a finished stage is not run again on resume."""
-    check_datasets(cfg)
-    teacher_weights = cfg.S4M.TEACHER_WEIGHTS
-    results = None
-    if cfg.S4M.STAGE != "student" and not teacher_weights:
-        stage = stage_config(cfg, "teacher")
-        teacher_weights = os.path.join(stage.OUTPUT_DIR, "model_final.pth")
-        if not (resume and os.path.isfile(teacher_weights)):
-            results = run(TeacherTrainer(stage), resume)
-    if cfg.S4M.STAGE != "teacher":
-        stage = stage_config(cfg, "student")
-        finished = os.path.isfile(os.path.join(stage.OUTPUT_DIR, "model_final.pth"))
-        if not (resume and finished):
-            results = run(S4MTrainer(stage, teacher_weights), resume)
-    return results
-
-
-def run(trainer, resume: bool):
-    os.makedirs(trainer.cfg.OUTPUT_DIR, exist_ok=True)
-    trainer.resume_or_load(resume=resume)
-    return trainer.train()
-
-
-def evaluate(cfg):
-    """Evaluate MODEL.WEIGHTS: the student, the teacher or both, as S4M.EVAL says."""
-    if not cfg.MODEL.WEIGHTS:
-        raise WeightsError("--eval-only needs MODEL.WEIGHTS: the checkpoint to evaluate.")
-    cfg = stage_config(cfg, "student")
-    model = TeacherTrainer.build_model(cfg)
-    branches = ("student", "teacher") if cfg.S4M.EVAL == "both" else (cfg.S4M.EVAL,)
-    results = {}
-    for branch in branches:
-        S4MCheckpointer(model).load(cfg.MODEL.WEIGHTS, branch=branch, require=True)
-        logger.info("Evaluating the %s of %s", branch, cfg.MODEL.WEIGHTS)
-        results[branch] = TeacherTrainer.test(cfg, model)
-    if len(branches) == 1:
-        results = results[branches[0]]
-    if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
-        verify_results(cfg, results)
-    return results
-
-
-def main(args):
+def main(args, report=""):
     cfg = setup(args)
-    return evaluate(cfg) if args.eval_only else train(cfg, args.resume)
+    if args.eval_only:
+        return run.evaluate(cfg)
+    logger.info("Checked before training:\n%s", report)
+    return run.train(cfg, resume=args.resume)
+
+
+def start(args):
+    """Check and train, or evaluate; the exit status."""
+    report = ""
+    first = int(os.environ.get("LOCAL_RANK", 0)) == 0  # of this machine's processes under torchrun
+    if first and not args.eval_only:
+        report = check_run(args)
+        if args.check:
+            print(report)
+        elif report.errors:
+            print(f"{report}\nTraining was not started.", file=sys.stderr)
+        if report.errors:
+            return 1
+    if args.check:
+        return 0
+    launch(
+        main,
+        args.num_gpus,
+        num_machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        dist_url=args.dist_url,
+        args=(args, str(report)),
+    )
+    return 0
 
 
 if __name__ == "__main__":
-    args = default_argument_parser(epilog=__doc__).parse_args()
     try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        sys.exit(start(parse_args()))
     except S4MError as error:
         sys.exit(f"{type(error).__name__}: {error}")

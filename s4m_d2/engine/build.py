@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -43,6 +44,27 @@ def run_config(cfg: CfgNode) -> CfgNode:
     cfg.SEED = max(cfg.SEED, 0)
     cfg.freeze()
     return cfg
+
+
+def runs_stage(cfg: CfgNode, stage: str) -> bool:
+    """Whether a run with this config trains the "teacher" (stage 1) or the "student" (stage 2)."""
+    if stage == "teacher":
+        return cfg.S4M.STAGE != "student" and not cfg.S4M.TEACHER_WEIGHTS
+    return cfg.S4M.STAGE != "teacher"
+
+
+def stages_to_run(cfg: CfgNode, *, resume: bool) -> list[str]:
+    """The stages that a run trains; with ``resume``, without those that are finished."""
+    return [
+        stage
+        for stage in STAGES
+        if runs_stage(cfg, stage) and not (resume and os.path.isfile(final_weights(cfg, stage)))
+    ]
+
+
+def final_weights(cfg: CfgNode, stage: str) -> str:
+    """Where a stage writes its last checkpoint."""
+    return os.path.join(stage_config(cfg, stage).OUTPUT_DIR, "model_final.pth")
 
 
 def stage_config(cfg: CfgNode, stage: str) -> CfgNode:

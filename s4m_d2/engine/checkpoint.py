@@ -11,6 +11,7 @@ from urllib.parse import parse_qs
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from torch import Tensor
 
 from s4m_d2.engine.load_report import LoadReport, compare, refuse_unfit
 from s4m_d2.engine.weight_files import read_weight_file
@@ -87,8 +88,7 @@ class S4MCheckpointer(DetectionCheckpointer):
                 raise WeightsError("No weights given: set MODEL.WEIGHTS to a checkpoint.")
             self.logger.info("No weights given: the model starts from its initial values.")
             return {}
-        local_path, query = self._local_path(path)
-        content = {**read_weight_file(local_path), **query}
+        content = self._read(path)
         weights = model_weights(content, branch, path)
         if weights.branch not in (None, branch):
             self.logger.warning(
@@ -99,6 +99,14 @@ class S4MCheckpointer(DetectionCheckpointer):
         return self._load_rest(
             content, self.checkpointables if checkpointables is None else checkpointables
         )
+
+    def inspect(self, path: str, *, branch: str = "student", require: bool = False) -> LoadReport:
+        """What :meth:`load` would do with a file of weights; the model may be on the meta device.
+
+        Args and errors are those of :meth:`load`. The values of a ``.pth`` are not read.
+        """
+        weights = model_weights(self._read(path, mapped=True), branch, path)
+        return self._compare(weights, path, require)[0]
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Continue from ``save_dir``'s last checkpoint if asked and possible, or load ``path``.
@@ -141,6 +149,10 @@ class S4MCheckpointer(DetectionCheckpointer):
         content.pop("model", None)
         return content
 
+    def _read(self, path: str, *, mapped: bool = False) -> dict[str, Any]:
+        local_path, query = self._local_path(path)
+        return {**read_weight_file(local_path, mapped=mapped), **query}
+
     def _local_path(self, path: str) -> tuple[str, dict[str, bool]]:
         name, _, query = (path, "", "") if os.path.exists(path) else path.partition("?")
         options = parse_qs(query)
@@ -155,6 +167,17 @@ class S4MCheckpointer(DetectionCheckpointer):
             ) from error
 
     def _load_weights(self, weights: ModelWeights, path: str, require: bool) -> None:
+        report, state = self._compare(weights, path, require)
+        self.model.load_state_dict({name: state[name] for name in report.matched}, strict=False)
+        self.last_report = report
+        self.logger.log(logging.WARNING if report.is_surprising else logging.INFO, "%s", report)
+        for line in report.lists():
+            self.logger.debug("%s", line)
+
+    def _compare(
+        self, weights: ModelWeights, path: str, require: bool
+    ) -> tuple[LoadReport, dict[str, Tensor]]:
+        """What fits of a file's weights, and these under the model's names."""
         own = self.model.state_dict()
         state = to_own_names(weights.state, own)
         by_suffix = weights.by_suffix and state.keys() == weights.state.keys()
@@ -165,8 +188,4 @@ class S4MCheckpointer(DetectionCheckpointer):
                 raise WeightsError(f"Weights '{path}': {error}") from error
         report = compare(own, state, path, by_suffix=by_suffix, branch=weights.branch)
         refuse_unfit(report, own, require)
-        self.model.load_state_dict({name: state[name] for name in report.matched}, strict=False)
-        self.last_report = report
-        self.logger.log(logging.WARNING if report.is_surprising else logging.INFO, "%s", report)
-        for line in report.lists():
-            self.logger.debug("%s", line)
+        return report, state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
@@ -14,23 +14,56 @@ from tabulate import tabulate
 
 from s4m_d2.data import LabeledDatasetMapper, labeled_dataset_names
 from s4m_d2.data.images import read_image
-from s4m_d2.errors import ConfigError, DatasetError
+from s4m_d2.engine.build import runs_stage
+from s4m_d2.engine.findings import Finding, first_of, raise_all
+from s4m_d2.errors import ConfigError, DatasetError, S4MError
 
 logger = logging.getLogger(__name__)
 
 SAMPLED_IMAGES = 8  # decoded of each data set, at equal distances
+LISTED_CLASSES = 10  # with more, only the rarest and the most frequent are named
 # What loaders of data sets raise when files are missing or malformed.
 _LOADER_ERRORS = (OSError, AssertionError, LookupError, ValueError, TypeError)
 
 
 @dataclass(frozen=True)
 class DatasetCount:
-    """Size of one data set; ``instances`` is None where annotations are not read."""
+    """Size of one data set.
+
+    Attributes:
+        role: "labeled", "unlabeled" or "test".
+        name: in Detectron2's catalog.
+        images: number of them; None if the data set cannot be loaded, as all that follows.
+        instances: number of them, crowds excluded; None where annotations are not read.
+        per_image: the smallest, mean and largest number of instances of an image; None likewise.
+        per_class: instances by the name of the class, in the order of ids; None likewise.
+        decoded: images (and their masks) that were read as a sample, without an error.
+    """
 
     role: str
     name: str
-    images: int
-    instances: int | None
+    images: int | None = None
+    instances: int | None = None
+    per_image: tuple[int, float, int] | None = None
+    per_class: dict[str, int] | None = None
+    decoded: int = 0
+
+    def __str__(self) -> str:
+        if self.images is None:
+            return f"{self.name}: cannot be loaded"
+        text = f"{self.name}: {self.images:,} images"
+        if self.per_image is not None:
+            low, mean, high = self.per_image
+            text += f", {self.instances:,} instances ({low} / {mean:.1f} / {high} an image)"
+        return f"{text}; {self.decoded} decoded"
+
+    def classes(self) -> str:
+        """Instances of each class, or of the rarest and the most frequent one."""
+        counts = self.per_class or {}
+        if len(counts) <= LISTED_CLASSES:
+            return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        low, high = min(counts, key=counts.get), max(counts, key=counts.get)
+        return f"{len(counts)} classes, from {low} {counts[low]:,} to {high} {counts[high]:,}"
 
 
 def check_datasets(cfg: CfgNode) -> list[DatasetCount]:
@@ -43,29 +76,63 @@ def check_datasets(cfg: CfgNode) -> list[DatasetCount]:
         ConfigError: the number of classes is not the data set's.
         DatasetError: a data set is unknown, missing or empty; an image or annotation is damaged,
             of another size or of a class out of range; an image is in two sets, or twice in one.
+            If there are several problems, all are listed.
     """
-    unlabeled = () if cfg.S4M.STAGE == "teacher" else cfg.DATASETS.UNLABELED
-    labeled = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
-    roles = {"labeled": labeled, "unlabeled": unlabeled, "test": cfg.DATASETS.TEST}
-    counts, owners = [], {}
-    for role, names in roles.items():
-        for name in names:
-            records = _load(name)
-            _check_disjoint(owners, role, name, records)
-            if role == "unlabeled":
-                _check_images(cfg, name, records)
-                instances = None
-            else:
-                instances = _check_annotations(cfg, name, records)
-            counts.append(DatasetCount(role, name, len(records), instances))
-    logger.info("Data sets:\n%s", summary_table(counts))
+    results = list(inspect_datasets(cfg))
+    raise_all(error for _, errors, _ in results for error in errors)
+    for _, _, warnings in results:
+        for warning in warnings:
+            logger.warning("%s", warning)
+    counts = [count for count, _, _ in results]
+    rows = [(c.role, c.name, c.images, c.instances) for c in counts]
+    table = tabulate(rows, ("role", "data set", "images", "instances"), missingval="not read")
+    logger.info("Data sets:\n%s", table)
     return counts
 
 
-def summary_table(counts: Sequence[DatasetCount]) -> str:
-    """The counts as text, a line for each data set."""
-    rows = [(c.role, c.name, c.images, c.instances) for c in counts]
-    return tabulate(rows, ("role", "data set", "images", "instances"), missingval="not read")
+def dataset_findings(cfg: CfgNode) -> Iterator[Finding]:
+    """The same as lines of a report, nothing raised: one a data set, and one for its classes."""
+    for count, errors, warnings in inspect_datasets(cfg):
+        yield Finding(f"{count.role} data", str(count), tuple(errors), tuple(warnings))
+        if count.per_class is not None and not errors:
+            yield _class_finding(count)
+
+
+def _class_finding(count: DatasetCount) -> Finding:
+    absent = [name for name, number in count.per_class.items() if not number]
+    warnings = []
+    if absent and count.role == "labeled":
+        warnings.append(
+            f"'{count.name}' has no instance of {', '.join(absent)}: the model cannot learn it. "
+            "Use a larger split, another S4M.SPLIT_SEED, or a list of images (S4M.SPLIT_FILE)."
+        )
+    return Finding(f"{count.role} classes", count.classes(), (), tuple(warnings))
+
+
+Inspection = tuple[DatasetCount, list[S4MError], list[str]]
+
+
+def inspect_datasets(cfg: CfgNode) -> Iterator[Inspection]:
+    """(size, errors, warnings) of each data set of a run."""
+    unlabeled = cfg.DATASETS.UNLABELED if runs_stage(cfg, "student") else ()
+    try:
+        labeled = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
+    except S4MError as error:
+        yield DatasetCount("labeled", ", ".join(cfg.DATASETS.TRAIN)), [error], []
+        labeled = ()
+    roles = {"labeled": labeled, "unlabeled": unlabeled, "test": cfg.DATASETS.TEST}
+    owners: dict[str, tuple[str, str]] = {}
+    for role, names in roles.items():
+        for name in names:
+            try:
+                records = _load(name)
+            except S4MError as error:
+                yield DatasetCount(role, name), [error], []
+                continue
+            shared = _shared_images(owners, role, name, records)
+            inspect = _inspect_unlabeled if role == "unlabeled" else _inspect_annotated
+            count, errors, warnings = inspect(cfg, role, name, records)
+            yield count, [*shared, *errors], warnings
 
 
 def _load(name: str) -> list[dict]:
@@ -88,76 +155,121 @@ def _load(name: str) -> list[dict]:
     return records
 
 
-def _check_disjoint(
+def _shared_images(
     owners: dict[str, tuple[str, str]], role: str, name: str, records: Sequence[dict]
-) -> None:
+) -> list[S4MError]:
     """No image twice in a role, and no test image in training; labeled ones may be unlabeled too.
 
     ``owners`` maps the images seen so far to (role, data set), and takes up these.
     """
+    shared = []
     for record in records:
         path = os.path.abspath(record["file_name"])
         other_role, other = owners.get(path, (None, None))
         if other_role == role or (other_role and role == "test"):
-            raise DatasetError(
+            shared.append(
                 f"{path} is in '{other}' ({other_role}) and in '{name}' ({role}). "
                 "Remove it from one, or name other data sets."
             )
         owners[path] = role, name
+    return [DatasetError(first_of(shared))] if shared else []
 
 
-def _sampled(records: Sequence[dict]) -> list[dict]:
-    step = max(1, len(records) // SAMPLED_IMAGES)
-    return list(records[::step][:SAMPLED_IMAGES])
+def sampled(records: Sequence[dict]) -> list[dict]:
+    """A few records at equal distances, the first and the last among them."""
+    count = min(SAMPLED_IMAGES, len(records))
+    steps = max(count - 1, 1)
+    return [records[step * (len(records) - 1) // steps] for step in range(count)]
 
 
-def _check_images(cfg: CfgNode, name: str, records: Sequence[dict]) -> None:
-    errors = []
-    sample = _sampled(records)
+def _inspect_unlabeled(cfg: CfgNode, role: str, name: str, records: Sequence[dict]) -> Inspection:
+    sample = sampled(records)
+    unreadable = []
     for record in sample:
         try:
             read_image(record["file_name"], cfg.INPUT.FORMAT)
         except DatasetError as error:
-            errors.append(error)
-    if len(errors) == len(sample):
-        raise DatasetError(
-            f"The unlabeled data set '{name}': none of {len(sample)} sampled images can be read. "
-            f"{errors[0]}"
-        )
-    for error in errors:
-        logger.warning("Unlabeled data set '%s': %s", name, error)
+            unreadable.append(f"Unlabeled data set '{name}': {error}")
+    count = DatasetCount(role, name, len(records), decoded=len(sample) - len(unreadable))
+    if len(unreadable) < len(sample):
+        return count, [], unreadable
+    error = DatasetError(
+        f"The unlabeled data set '{name}': none of {len(sample)} sampled images can be read. "
+        f"{unreadable[0]}"
+    )
+    return count, [error], []
 
 
-def _check_annotations(cfg: CfgNode, name: str, records: Sequence[dict]) -> int:
-    """Number of instances, crowds excluded."""
-    classes = MetadataCatalog.get(name).get("thing_classes")
+def _inspect_annotated(cfg: CfgNode, role: str, name: str, records: Sequence[dict]) -> Inspection:
+    errors: list[S4MError] = []
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    classes = MetadataCatalog.get(name).get("thing_classes")
     if classes is not None and len(classes) != num_classes:
-        raise ConfigError(
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected {len(classes)}, the "
-            f"number of classes of '{name}'."
+        errors.append(
+            ConfigError(
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected {len(classes)}, the "
+                f"number of classes of '{name}'."
+            )
         )
-    counts: Counter[int] = Counter()
+    per_image, per_class, out_of_range = _count_instances(name, records, num_classes)
+    if out_of_range and not errors:  # with another number of classes, that is the cause
+        errors.append(DatasetError(first_of(out_of_range)))
+    if not any(per_image):
+        errors.append(
+            DatasetError(
+                f"The data set '{name}' has {len(records)} images and no instance: there is "
+                "nothing to learn from or to evaluate. Choose a larger split, or check its "
+                "annotations."
+            )
+        )
+    decoded, unreadable = 0, []
+    if not errors:  # else every image would repeat them
+        decoded, unreadable = _decode(cfg, sampled(records))
+    names = classes if classes is not None else [str(label) for label in range(num_classes)]
+    count = DatasetCount(
+        role,
+        name,
+        len(records),
+        sum(per_image),
+        (min(per_image), sum(per_image) / len(per_image), max(per_image)),
+        {class_name: per_class[label] for label, class_name in enumerate(names)},
+        decoded,
+    )
+    return count, errors + unreadable, []
+
+
+def _count_instances(
+    name: str, records: Sequence[dict], num_classes: int
+) -> tuple[list[int], Counter[int], list[str]]:
+    """Instances of each image and of each class, crowds excluded; ids that are out of range."""
+    per_image, per_class, out_of_range = [], Counter(), []
     for record in records:
-        for annotation in record.get("annotations", ()):
-            if annotation.get("iscrowd", 0):
-                continue
-            label = annotation.get("category_id")
-            if label not in range(num_classes):
-                raise DatasetError(
+        annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+        per_image.append(len(annotations))
+        for label in (annotation.get("category_id") for annotation in annotations):
+            if label in range(num_classes):
+                per_class[label] += 1
+            else:
+                out_of_range.append(
                     f"Data set '{name}': an annotation of {record['file_name']} has the class id "
                     f"{label}; expected one from 0 to {num_classes - 1}. Correct the annotation, "
                     "or the map of the data set's ids to contiguous ones."
                 )
-            counts[label] += 1
-    if not counts:
-        raise DatasetError(
-            f"The data set '{name}' has {len(records)} images and no instance: there is nothing to "
-            "learn from or to evaluate. Choose a larger split, or check its annotations."
-        )
+    return per_image, per_class, out_of_range
+
+
+def _decode(cfg: CfgNode, sample: Sequence[dict]) -> tuple[int, list[S4MError]]:
+    """Read images and masks as training does; how many could be, and what was wrong."""
     mapper = LabeledDatasetMapper(
-        geometry=(), color=None, image_format=cfg.INPUT.FORMAT, num_classes=num_classes
+        geometry=(),
+        color=None,
+        image_format=cfg.INPUT.FORMAT,
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
     )
-    for record in _sampled(records):
-        mapper(record)
-    return counts.total()
+    errors: list[S4MError] = []
+    for record in sample:
+        try:
+            mapper(record)
+        except DatasetError as error:
+            errors.append(error)
+    return len(sample) - len(errors), errors

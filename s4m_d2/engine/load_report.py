@@ -121,7 +121,8 @@ def compare(
     """Compare a model's state with a file's, whose names have been matched to the model's.
 
     Args:
-        own, state: the model's and the file's.
+        own, state: the model's and the file's. A model on the meta device has no values: none are
+            then ``overridden``.
         path: of the file.
         by_suffix: names that the matching left alone because of their shapes may be the endings of
             the model's.
@@ -143,7 +144,9 @@ def compare(
     overridden = [
         name
         for name in matched
-        if name in _SET_BY_CONFIG and not state[name].to(own[name]).equal(own[name])
+        if name in _SET_BY_CONFIG
+        and not own[name].is_meta
+        and not state[name].to(own[name]).equal(own[name])
     ]
     return LoadReport(
         path=path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickle
@@ -36,10 +37,15 @@ _TORCH_ERRORS = (
 _TRUNCATED = ("truncated", "unexpected eof", "ran out of input", "unexpected end of data")
 
 
-def read_weight_file(path: str) -> dict[str, Any]:
+def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
     """The content of a ``.pth`` (PyTorch), ``.pkl`` (NumPy arrays) or ``.safetensors`` file.
 
     The three are told apart by their content. Tensors are on the CPU.
+
+    Args:
+        path: of the file.
+        mapped: for a look at names and shapes: a ``.pth``'s tensors stay in the file until their
+            values are used (but for the oldest format of PyTorch's).
 
     Raises:
         WeightsError: the file is missing, ends early, is damaged, holds more than data, or is no
@@ -54,7 +60,7 @@ def read_weight_file(path: str) -> dict[str, Any]:
         )
     with open(path, "rb") as file:
         head = file.read(_HEAD_BYTES)
-    content = _reader(path, head)(path)
+    content = _reader(path, head, mapped)(path)
     if not isinstance(content, Mapping):
         raise WeightsError(
             f"Weights '{path}': expected a dictionary of tensors, found a {type(content).__name__}."
@@ -62,13 +68,13 @@ def read_weight_file(path: str) -> dict[str, Any]:
     return dict(content)
 
 
-def _reader(path: str, head: bytes) -> Callable[[str], Any]:
+def _reader(path: str, head: bytes, mapped: bool) -> Callable[[str], Any]:
     if not head:
         raise _truncated(path)
     if head.startswith(_ZIP_MAGIC):
         if not zipfile.is_zipfile(path):  # the table of contents is the end of the file
             raise _truncated(path)
-        return _read_torch
+        return functools.partial(_read_torch, mapped=mapped)
     if head.startswith(_TORCH_LEGACY_MAGIC):
         return _read_torch
     if head[_SAFETENSORS_START] == b'{"' or path.endswith(".safetensors"):
@@ -84,9 +90,9 @@ def _reader(path: str, head: bytes) -> Callable[[str], Any]:
     )
 
 
-def _read_torch(path: str) -> Any:
+def _read_torch(path: str, mapped: bool = False) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except _TORCH_ERRORS as error:
         if _ends_early(error):
             raise _truncated(path) from error

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import pickle
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ def load_sam(
 ) -> nn.Module:
     """A SAM with the weights of a file; the file's content is read as tensors only.
 
+    Under ``torch.device("meta")`` the file is checked, and the model keeps no values.
+
     Args:
         build: makes the model, without weights.
         path: a file saved by torch.
@@ -65,6 +68,8 @@ def load_sam(
     with torch.random.fork_rng(devices=[]):  # the weights replace what is drawn here
         sam = build()
     _check_architecture(state, sam.state_dict(), path, model, remedy)
+    if next(sam.parameters()).is_meta:
+        return sam
     sam.load_state_dict(state)
     _warn_on_other_hash(path)
     return sam
@@ -95,7 +100,9 @@ def _read_state(
     path: Path, model: str, unpack: Callable[[Any], Any], remedy: str
 ) -> Mapping[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Values are read when they are used, but in the oldest format of PyTorch's.
+        mapped = zipfile.is_zipfile(path)
+        content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
         raise WeightsError(
             f"SAM weights for {model}: '{path}' ({path.stat().st_size:,} bytes) cannot be read as "

@@ -1,0 +1,63 @@
+"""What the command line runs: the stages that a config asks for, or an evaluation."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from s4m_d2.engine.build import final_weights, stage_config, stages_to_run
+from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.trainer import S4MTrainer, TeacherTrainer
+from s4m_d2.errors import WeightsError
+
+logger = logging.getLogger(__name__)
+
+
+def train(cfg: CfgNode, *, resume: bool) -> Mapping[str, Any] | None:
+    """Run the stages that S4M.STAGE asks for; a finished stage is not run again on resume.
+
+    Returns:
+        what the last stage's trainer returns.
+    """
+    results = None
+    for stage in stages_to_run(cfg, resume=resume):
+        of_stage = stage_config(cfg, stage)
+        if stage == "teacher":
+            trainer = TeacherTrainer(of_stage)
+        else:
+            weights = cfg.S4M.TEACHER_WEIGHTS or final_weights(cfg, "teacher")
+            trainer = S4MTrainer(of_stage, weights)
+        os.makedirs(of_stage.OUTPUT_DIR, exist_ok=True)
+        trainer.resume_or_load(resume=resume)
+        results = trainer.train()
+        del trainer  # the next stage needs the memory
+    return results
+
+
+def evaluate(cfg: CfgNode) -> dict[str, Any]:
+    """Evaluate MODEL.WEIGHTS: the student, the teacher or both, as S4M.EVAL says.
+
+    Raises:
+        WeightsError: MODEL.WEIGHTS is empty or does not hold what is evaluated.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise WeightsError("--eval-only needs MODEL.WEIGHTS: the checkpoint to evaluate.")
+    cfg = stage_config(cfg, "student")
+    model = TeacherTrainer.build_model(cfg)
+    branches = ("student", "teacher") if cfg.S4M.EVAL == "both" else (cfg.S4M.EVAL,)
+    results = {}
+    for branch in branches:
+        S4MCheckpointer(model).load(cfg.MODEL.WEIGHTS, branch=branch, require=True)
+        logger.info("Evaluating the %s of %s", branch, cfg.MODEL.WEIGHTS)
+        results[branch] = TeacherTrainer.test(cfg, model)
+    if len(branches) == 1:
+        results = results[branches[0]]
+    if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
+        verify_results(cfg, results)
+    return results

@@ -1,0 +1,237 @@
+"""Data sets: counts by hand, and every defect is named before training."""
+
+import logging
+
+import numpy as np
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from s4m_d2.engine.dataset_checks import dataset_findings, sampled
+from s4m_d2.engine.preflight import check_datasets
+from s4m_d2.errors import ConfigError, DatasetError
+
+from .preflight_cases import CLASSES, config
+
+HEIGHT, WIDTH = 20, 30
+
+
+def record(folder, number, labels=(0,), **changes):
+    path = folder / f"{number}.png"
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), number, dtype=np.uint8)).save(path)
+    annotations = [
+        {
+            "bbox": [2, 2, 10, 10],
+            "bbox_mode": BoxMode.XYXY_ABS,
+            "category_id": label,
+            "segmentation": [[2, 2, 10, 2, 10, 10, 2, 10]],
+            "iscrowd": 0,
+        }
+        for label in labels
+    ]
+    return {
+        "file_name": str(path),
+        "image_id": number,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "annotations": annotations,
+        **changes,
+    }
+
+
+@pytest.fixture
+def sets(tmp_path):
+    """Records of the three data sets of VALID; a test may change them before they are loaded."""
+    records = {
+        "preflight_labeled": [record(tmp_path, n, labels=(0, 1)) for n in range(3)],
+        "preflight_unlabeled": [record(tmp_path, n) for n in range(6)],
+        "preflight_test": [record(tmp_path, n) for n in (7, 8)],
+    }
+    for unlabeled in records["preflight_unlabeled"]:
+        del unlabeled["annotations"]
+    for name in records:
+        DatasetCatalog.register(name, lambda name=name: records[name])
+        MetadataCatalog.get(name).set(thing_classes=CLASSES)
+    yield records
+    for name in records:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+def test_sound_data_sets_are_counted(sets, caplog):
+    with caplog.at_level(logging.INFO, "s4m_d2"):
+        counts = check_datasets(config())
+    assert [(c.role, c.name, c.images, c.instances) for c in counts] == [
+        ("labeled", "preflight_labeled", 3, 6),
+        ("unlabeled", "preflight_unlabeled", 6, None),
+        ("test", "preflight_test", 2, 2),
+    ]
+    assert "not read" in caplog.text
+
+
+def test_stage_1_alone_does_not_look_at_unlabeled_sets(sets):
+    sets["preflight_unlabeled"].clear()
+    counts = check_datasets(config({"S4M.STAGE": "teacher"}))
+    assert [c.role for c in counts] == ["labeled", "test"]
+
+
+def no_images(records):
+    records["preflight_labeled"].clear()
+
+
+def no_instances(records):
+    for item in records["preflight_labeled"]:
+        item["annotations"] = []
+
+
+def class_out_of_range(records):
+    records["preflight_labeled"][2]["annotations"][0]["category_id"] = 2
+
+
+def other_size(records):
+    records["preflight_labeled"][0]["width"] += 1
+
+
+def damaged_image(records):
+    path = records["preflight_test"][1]["file_name"]
+    with open(path, "rb+") as file:
+        file.truncate(60)
+
+
+def missing_image(records):
+    records["preflight_labeled"][1]["file_name"] = "none.png"
+
+
+def damaged_annotation(records):
+    records["preflight_labeled"][1]["annotations"][0]["segmentation"] = [[1, 2, 3]]
+
+
+def test_image_in_training(records):
+    records["preflight_test"].append(dict(records["preflight_labeled"][0]))
+
+
+def test_image_unlabeled(records):
+    path = records["preflight_unlabeled"][5]["file_name"]
+    records["preflight_test"][0]["file_name"] = path
+
+
+def image_twice(records):
+    records["preflight_labeled"].append(records["preflight_labeled"][0])
+
+
+test_image_in_training.__test__ = test_image_unlabeled.__test__ = False
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (no_images, "'preflight_labeled' has no images"),
+        (no_instances, "'preflight_labeled' has 3 images and no instance"),
+        (class_out_of_range, r"2\.png has the class id 2; expected one from 0 to 1"),
+        (other_size, r"0\.png has \(height, width\) \(20, 30\).*\(20, 31\)"),
+        (damaged_image, r"8\.png cannot be read"),
+        (missing_image, r"none\.png does not exist"),
+        (damaged_annotation, r"1\.png.*polygon"),
+        (test_image_in_training, r"0\.png is in 'preflight_.*labeled'.*'preflight_test' \(test\)"),
+        (test_image_unlabeled, r"5\.png is in 'preflight_unlabeled' \(unlabeled\)"),
+        (image_twice, r"0\.png is in 'preflight_labeled' \(labeled\) and in 'preflight_labeled'"),
+    ],
+)
+def test_bad_data_sets_are_named(sets, change, message):
+    change(sets)
+    with pytest.raises(DatasetError, match=message):
+        check_datasets(config())
+
+
+def test_one_unreadable_unlabeled_image_is_trainings_business(sets, caplog):
+    for number, item in enumerate(sets["preflight_unlabeled"]):
+        item["file_name"] = "none.png" if number == 0 else item["file_name"]
+    check_datasets(config())
+    assert "none.png" in caplog.text
+
+
+def test_no_readable_unlabeled_image_at_all(sets):
+    for number, item in enumerate(sets["preflight_unlabeled"]):
+        item["file_name"] = f"none{number}.png"
+    with pytest.raises(DatasetError, match="none of 6 sampled images can be read"):
+        check_datasets(config())
+
+
+def test_the_number_of_classes_must_be_the_data_sets(sets):
+    with pytest.raises(ConfigError, match="NUM_CLASSES is 3; expected 2.*preflight_labeled"):
+        check_datasets(config({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3}))
+
+
+def test_an_unknown_data_set_and_a_broken_loader(sets):
+    with pytest.raises(DatasetError, match=r"'fruit' is not registered.*preflight_labeled"):
+        check_datasets(config({"DATASETS.TRAIN": ("fruit",)}))
+    sets.pop("preflight_labeled")
+    with pytest.raises(DatasetError, match="'preflight_labeled' cannot be loaded"):
+        check_datasets(config())
+    sets["preflight_labeled"] = []
+
+
+def test_instances_are_counted_by_image_and_class(sets, tmp_path):
+    sets["preflight_labeled"][:] = [
+        record(tmp_path, n, labels) for n, labels in enumerate([(0, 0, 1), (0,), (), (1, 0)])
+    ]
+    sets["preflight_labeled"][1]["annotations"].append(
+        record(tmp_path, 1, (1,))["annotations"][0] | {"iscrowd": 1}
+    )
+    labeled = check_datasets(config())[0]
+    assert (labeled.images, labeled.instances, labeled.decoded) == (4, 6, 4)
+    assert labeled.per_image == (0, 1.5, 3)
+    assert labeled.per_class == {"person": 4, "car": 2}
+    assert str(labeled) == (
+        "preflight_labeled: 4 images, 6 instances (0 / 1.5 / 3 an image); 4 decoded"
+    )
+    assert labeled.classes() == "person 4, car 2"
+
+
+def test_a_class_that_the_labeled_images_lack_is_a_warning(sets, tmp_path):
+    sets["preflight_labeled"][:] = [record(tmp_path, 0, (0, 0))]
+    lines = {finding.item: finding for finding in dataset_findings(config())}
+    assert lines["labeled data"].status == "ok"
+    assert lines["labeled classes"].text == "person 2, car 0"
+    assert lines["labeled classes"].status == "warning"
+    assert "no instance of car" in lines["labeled classes"].warnings[0]
+    assert lines["test classes"].status == "ok"  # of the test set: car 0 is no problem
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 15, 100, 2975])
+def test_the_sample_spreads_over_the_set_with_both_ends(count):
+    numbers = [item["n"] for item in sampled([{"n": n} for n in range(count)])]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) == min(count, 8)
+    assert (numbers[0], numbers[-1]) == (0, count - 1)
+    steps = np.diff(numbers)
+    assert len(steps) == 0 or steps.max() - steps.min() <= 1
+
+
+def test_the_last_of_many_images_is_looked_at(sets, tmp_path):
+    sets["preflight_labeled"][:] = [record(tmp_path, 10 + n) for n in range(40)]
+    sets["preflight_labeled"][-1]["height"] += 5
+    with pytest.raises(DatasetError, match=r"49\.png has \(height, width\)"):
+        check_datasets(config())
+
+
+def test_problems_of_all_data_sets_are_listed_together(sets):
+    for change in (other_size, damaged_image):
+        change(sets)
+    sets["preflight_labeled"].append(sets["preflight_labeled"][1])
+    sets["preflight_unlabeled"].clear()
+    expected = ["1.png is in", "20, 31", "'preflight_unlabeled' has no images", "8.png cannot be"]
+    errors = [error for finding in dataset_findings(config()) for error in finding.errors]
+    assert len(errors) == len(expected)
+    assert all(text in str(error) for text, error in zip(expected, errors, strict=True))
+    with pytest.raises(DatasetError, match="4 problems") as raised:
+        check_datasets(config())
+    assert all(text in str(raised.value) for text in expected)
+
+
+def test_many_wrong_class_ids_are_one_problem(sets):
+    for item in sets["preflight_labeled"]:
+        item["annotations"][0]["category_id"] = 7
+    with pytest.raises(DatasetError, match=r"0\.png has the class id 7; .*\(2 more like this\.\)"):
+        check_datasets(config())

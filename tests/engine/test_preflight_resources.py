@@ -1,0 +1,187 @@
+"""Disk and memory: the estimates against what runs write and hold."""
+
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from s4m_d2.engine import S4MTrainer, TeacherTrainer, resource_checks, stage_config
+from s4m_d2.engine.build import STAGES
+from s4m_d2.engine.resource_checks import (
+    checkpoint_bytes,
+    disk_finding,
+    existing_parent,
+    kept_checkpoints,
+    memory_finding,
+    output_dir_errors,
+    stage_memory,
+)
+from s4m_d2.engine.weight_checks import Blueprints, model_blueprint, sam_blueprint, sam_bytes
+
+SCHEDULE = {
+    "SOLVER__MAX_ITER": 3,
+    "SOLVER__CHECKPOINT_PERIOD": 2,
+    "S4M__TEACHER__MAX_ITER": 3,
+    "S4M__BURN_IN": 1,
+    "S4M__DISTILL__ENABLED": False,
+    "S4M__REFINE__ENABLED": False,
+    "S4M__ARP__ENABLED": False,
+}
+DiskUsage = namedtuple("DiskUsage", "total used free")
+
+
+class Tiny(nn.Module):
+    """3 x 4 trained weights, 5 frozen ones and a buffer of 2, all float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.trained = nn.Parameter(torch.zeros(3, 4))
+        self.frozen = nn.Parameter(torch.zeros(5), requires_grad=False)
+        self.register_buffer("counts", torch.zeros(2))
+
+
+def train(trainer):
+    Path(trainer.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    return trainer
+
+
+def held_bytes(trainer):
+    """Of the tensors of a trainer: weights, gradients, optimizer's state."""
+    model = trainer.trained_model
+    tensors = [*model.parameters(), *model.buffers()]
+    tensors += [p.grad for p in model.parameters() if p.grad is not None]
+    for state in trainer.optimizer.state.values():
+        tensors += [value for key, value in state.items() if key != "step"]
+    if hasattr(trainer, "teacher"):
+        tensors += [*trainer.teacher.model.parameters(), *trainer.teacher.model.buffers()]
+    return sum(value.numel() * value.element_size() for value in tensors)
+
+
+def test_estimates_of_both_stages_against_what_they_write_and_hold(small_config):
+    cfg = small_config(**SCHEDULE)
+    model = model_blueprint(cfg)
+    blueprints = Blueprints(model, None)
+    teacher = train(TeacherTrainer(stage_config(cfg, "teacher")))
+    weights = f"{teacher.cfg.OUTPUT_DIR}/model_final.pth"
+    trainers = {
+        "teacher": teacher,
+        "student": train(S4MTrainer(stage_config(cfg, "student"), weights)),
+    }
+    for stage, trainer in trainers.items():
+        files = list(Path(trainer.cfg.OUTPUT_DIR).glob("*.pth"))
+        assert len(files) == kept_checkpoints(trainer.cfg) == 2
+        for file in files:
+            estimate = checkpoint_bytes(trainer.cfg, stage, model)
+            assert estimate == pytest.approx(file.stat().st_size, rel=0.001)
+        assert stage_memory(cfg, stage, blueprints) == held_bytes(trainer)
+
+
+@pytest.mark.parametrize(
+    ("stage", "optimizer", "processes", "expected"),
+    [
+        # weights 12 + 5 + 2, gradients 12, optimizer 2 x 12
+        ("teacher", "ADAMW", 1, 4 * (19 + 12 + 24)),
+        ("teacher", "SGD", 1, 4 * (19 + 12 + 12)),
+        ("teacher", "ADAMW", 2, 4 * (19 + 24 + 24)),
+        ("student", "ADAMW", 1, 4 * (19 + 12 + 24 + 19)),
+    ],
+)
+def test_memory_by_hand(small_config, stage, optimizer, processes, expected):
+    cfg = small_config(SOLVER__OPTIMIZER=optimizer)
+    assert stage_memory(cfg, stage, Blueprints(Tiny(), None), processes) == expected
+
+
+def test_sam_counts_in_the_stages_that_consult_it(small_config):
+    sam = sam_blueprint(small_config())
+    blueprints = Blueprints(Tiny(), sam)
+    cfg = small_config(S4M__REFINE__ENABLED=False)
+    without = Blueprints(Tiny(), None)
+    extra = [stage_memory(cfg, s, blueprints) - stage_memory(cfg, s, without) for s in STAGES]
+    assert extra == [sam_bytes(sam), 0]
+
+
+@pytest.mark.parametrize(
+    ("max_iter", "period", "keep", "expected"),
+    [
+        (10, 3, None, 4),  # after 3, 6, 9, and the last
+        (10, 5, None, 3),
+        (10, 20, None, 1),
+        (10, 3, 0, 4),
+        (10, 3, 2, 3),
+        (10, 3, 9, 4),
+    ],
+)
+def test_how_many_checkpoints_stay(small_config, max_iter, period, keep, expected):
+    cfg = small_config(SOLVER__MAX_ITER=max_iter, SOLVER__CHECKPOINT_PERIOD=period).clone()
+    cfg.defrost()
+    cfg.SOLVER.pop("CHECKPOINT_KEEP", None)
+    if keep is not None:
+        cfg.SOLVER.CHECKPOINT_KEEP = keep
+    assert kept_checkpoints(cfg) == expected
+
+
+@pytest.mark.parametrize(
+    ("free", "status"),
+    [(0.9, "error"), (1.1, "warning"), (3.9, "warning"), (4.1, "ok")],
+)
+def test_one_checkpoint_must_fit_and_all_should(small_config, monkeypatch, free, status):
+    """Free space in checkpoints, of which stage 1 keeps 3 + 1."""
+    cfg = small_config(S4M__STAGE="teacher", S4M__TEACHER__MAX_ITER=7, SOLVER__CHECKPOINT_PERIOD=2)
+    size = checkpoint_bytes(cfg, "teacher", Tiny())
+    usage = DiskUsage(0, 0, int(free * size))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    finding = disk_finding(cfg, Tiny(), resume=False)
+    assert finding.status == status
+    problems = [*map(str, finding.errors), *finding.warnings]
+    assert all(cfg.OUTPUT_DIR in problem for problem in problems)
+
+
+def test_checkpoints_that_are_there_need_no_new_space(small_config, monkeypatch, tmp_path):
+    cfg = small_config(S4M__STAGE="teacher", S4M__TEACHER__MAX_ITER=7, SOLVER__CHECKPOINT_PERIOD=2)
+    size = checkpoint_bytes(cfg, "teacher", Tiny())
+    usage = DiskUsage(0, 0, int(2.5 * size))
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    assert disk_finding(cfg, Tiny(), resume=True).status == "warning"
+    (tmp_path / "run" / "teacher").mkdir(parents=True)
+    for name in ("model_0000001.pth", "model_0000003.pth"):
+        (tmp_path / "run" / "teacher" / name).write_bytes(bytes(size))
+    assert disk_finding(cfg, Tiny(), resume=True).status == "ok"
+
+
+@pytest.mark.parametrize(("processes", "status"), [(1, "ok"), (2, "warning")])
+def test_processes_on_a_cpu_share_its_memory(small_config, monkeypatch, processes, status):
+    cfg = small_config(S4M__STAGE="teacher")
+    one = stage_memory(cfg, "teacher", Blueprints(Tiny(), None), processes)
+    monkeypatch.setattr(resource_checks, "available_memory", lambda device: one)
+    finding = memory_finding(
+        cfg,
+        Blueprints(Tiny(), None),
+        resume=False,
+        num_processes=processes,
+        num_local=processes,
+    )
+    assert finding.status == status
+    assert "+ activations" in finding.text
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads Linux' own account")
+def test_the_memory_of_this_machine_is_known_in_bytes():
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert resource_checks._meminfo("MemTotal") == pytest.approx(total, rel=0.02)
+    assert 0 < resource_checks.available_memory("cpu") <= total
+
+
+def test_an_output_folder_is_judged_without_making_it(small_config, tmp_path):
+    deep = tmp_path / "a" / "b"
+    assert existing_parent(str(deep)) == str(tmp_path)
+    assert not list(output_dir_errors(small_config(OUTPUT_DIR=str(deep)), resume=False))
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a").touch()
+    errors = list(output_dir_errors(small_config(OUTPUT_DIR=str(deep)), resume=False))
+    assert f"'{tmp_path / 'a'}' is a file" in str(errors[0])
