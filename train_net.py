@@ -5,6 +5,9 @@
     python train_net.py --config-file configs/cityscapes_10pct.yaml --resume
     python train_net.py --config-file configs/cityscapes_10pct.yaml \
         --eval-only MODEL.WEIGHTS output/student/model_final.pth S4M.EVAL both
+
+SIGTERM and SIGUSR1 end a training after its current iteration: it is saved, the exit status is 75,
+and the same command with --resume continues it exactly.
 """
 
 import logging
@@ -16,9 +19,10 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from s4m_d2.engine import S4MTrainer, TeacherTrainer, run_config, stage_config
+from s4m_d2.engine import S4MTrainer, TeacherTrainer, run_config, stage_config, stage_is_finished
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.preflight import check_config, check_datasets, check_output_dir, load_config
+from s4m_d2.engine.stop_signals import listen, passed_on_to_ranks
 from s4m_d2.errors import S4MError, WeightsError
 
 logger = logging.getLogger("s4m_d2.train_net")
@@ -43,12 +47,11 @@ def train(cfg, resume: bool):
     if cfg.S4M.STAGE != "student" and not teacher_weights:
         stage = stage_config(cfg, "teacher")
         teacher_weights = os.path.join(stage.OUTPUT_DIR, "model_final.pth")
-        if not (resume and os.path.isfile(teacher_weights)):
+        if not (resume and stage_is_finished(stage)):
             results = run(TeacherTrainer(stage), resume)
     if cfg.S4M.STAGE != "teacher":
         stage = stage_config(cfg, "student")
-        finished = os.path.isfile(os.path.join(stage.OUTPUT_DIR, "model_final.pth"))
-        if not (resume and finished):
+        if not (resume and stage_is_finished(stage)):
             results = run(S4MTrainer(stage, teacher_weights), resume)
     return results
 
@@ -80,19 +83,17 @@ def evaluate(cfg):
 
 def main(args):
     cfg = setup(args)
-    return evaluate(cfg) if args.eval_only else train(cfg, args.resume)
+    if args.eval_only:
+        return evaluate(cfg)
+    listen()
+    return train(cfg, args.resume)
 
 
 if __name__ == "__main__":
     args = default_argument_parser(epilog=__doc__).parse_args()
+    ranks = dict(num_machines=args.num_machines, machine_rank=args.machine_rank)
     try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        with passed_on_to_ranks(args.num_gpus * args.num_machines):
+            launch(main, args.num_gpus, **ranks, dist_url=args.dist_url, args=(args,))
     except S4MError as error:
         sys.exit(f"{type(error).__name__}: {error}")

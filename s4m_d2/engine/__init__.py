@@ -5,7 +5,7 @@ from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.hooks import EMATeacherHook, SeedHook
 from s4m_d2.engine.protocol import QueryPredictions, S4MTrainable
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
-from s4m_d2.engine.trainer import S4MTrainer, TeacherTrainer
+from s4m_d2.engine.trainer import S4MTrainer, TeacherTrainer, stage_is_finished
 
 __all__ = [
     "EMATeacherHook",
@@ -20,4 +20,5 @@ __all__ = [
     "build_optimizer",
     "run_config",
     "stage_config",
+    "stage_is_finished",
 ]

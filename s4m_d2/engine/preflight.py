@@ -14,7 +14,7 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from detectron2.utils import comm
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
-from s4m_d2.engine.checkpoint import LAST_CHECKPOINT
+from s4m_d2.engine.checkpoint_files import holds_run
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.dataset_checks import check_datasets
 from s4m_d2.engine.protocol import check_architecture
@@ -98,6 +98,7 @@ _RULES = (
             "S4M.UNLABELED_IMS_PER_BATCH",
             "S4M.UNSUP_LOSS_WEIGHT",
             "SOLVER.BACKBONE_MULTIPLIER",
+            "SOLVER.CHECKPOINT_KEEP",
             "TEST.EVAL_PERIOD",
         ),
     ),
@@ -188,8 +189,7 @@ def check_output_dir(cfg: CfgNode, *, resume: bool) -> None:
         raise ConfigError(f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' is not writable; choose another folder.")
     for stage in ("teacher", "student"):
         folder = os.path.join(cfg.OUTPUT_DIR, stage)
-        old = os.path.exists(os.path.join(folder, LAST_CHECKPOINT))
-        if old and runs_stage(cfg, stage) and not resume:
+        if holds_run(folder) and runs_stage(cfg, stage) and not resume:
             raise ConfigError(
                 f"OUTPUT_DIR: '{folder}' holds a run already. Continue it with --resume, or "
                 "choose another OUTPUT_DIR."
