@@ -82,11 +82,10 @@ def evaluate(cfg):
 
 
 def main(args):
+    if not args.eval_only:
+        listen()
     cfg = setup(args)
-    if args.eval_only:
-        return evaluate(cfg)
-    listen()
-    return train(cfg, args.resume)
+    return evaluate(cfg) if args.eval_only else train(cfg, args.resume)
 
 
 if __name__ == "__main__":

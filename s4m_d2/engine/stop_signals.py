@@ -11,9 +11,8 @@ import logging
 import multiprocessing
 import os
 import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -68,24 +67,23 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     _note.received = signal.Signals(number)
     if _note.passes_on:
         for child in multiprocessing.active_children():
-            os.kill(child.pid, number)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(child.pid, number)
     if _note.interrupts:
         _note.interrupts = False
         raise _EvaluationInterrupted
 
 
 def listen(*, pass_on: bool = False) -> dict[int, Any]:
-    """Take note of the stop signals from now on, in this process.
+    """Take note of the stop signals from now on, in this process. For programs: they own signals.
 
     Args:
         pass_on: send them to this process' children too.
 
     Returns:
-        the handlers that were there before; none in a thread, which cannot have any.
+        the handlers that were there before.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    _note.process, _note.passes_on = os.getpid(), pass_on
+    _note.process, _note.passes_on, _note.received = os.getpid(), pass_on, None
     return {number: signal.signal(number, _on_signal) for number in STOP_SIGNALS}
 
 
@@ -109,7 +107,7 @@ def passed_on_to_ranks(world_size: int) -> Iterator[None]:
 class StopHook(HookBase):
     """Saves and ends the run after the iteration in which a process of it got a stop signal.
 
-    Stands after the hooks that hold state and save, and before evaluation.
+    Stands after the hooks that hold state and save, and before evaluation. Needs :func:`listen`.
 
     Args:
         checkpointer: of the trainer; only the main process writes.
@@ -117,21 +115,12 @@ class StopHook(HookBase):
 
     def __init__(self, checkpointer: S4MCheckpointer) -> None:
         self._checkpointer = checkpointer
-        self._previous: dict[int, Any] = {}
         self._stopping = False
         self._completed: int | None = None  # the last iteration that ended
-
-    def before_train(self) -> None:
-        self._previous = listen()
 
     def after_step(self) -> None:
         self._completed = self.trainer.iter
         self._stop_if_asked()
-
-    def after_train(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
 
     @property
     def stopping(self) -> bool:
