@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from s4m_d2.engine.checkpoint import S4MCheckpointer
-from s4m_d2.engine.checkpoint_files import ranked, read_complete, superseded
+from s4m_d2.engine.checkpoint_files import is_finished, ranked, read_complete, superseded
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import remove_temporaries
 
@@ -292,3 +292,30 @@ def test_a_file_that_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatc
     monkeypatch.setattr(os, "unlink", refused)
     save(tmp_path, 3, keep=1)
     assert "model_0000001.pth' cannot be removed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("final", "results", "damaged", "expected"),
+    [
+        (None, None, False, False),
+        (5, None, False, False),  # killed before its evaluation
+        (5, 4, False, False),  # killed within it; the results are an earlier iteration's
+        (5, 5, False, True),
+        (5, 6, False, True),
+        (5, 6, True, False),
+    ],
+)
+def test_a_stage_is_finished_when_it_is_saved_and_evaluated(
+    tmp_path, caplog, final, results, damaged, expected
+):
+    """Times of the two files, None: there is none."""
+    for name, written in (("model_final", final), ("results", results)):
+        path = tmp_path / f"{name}.pth"
+        if written is not None:
+            checkpointer(tmp_path).save(name)
+            if damaged:
+                truncate(path)
+            os.utime(path, ns=(written, written))
+    assert is_finished(str(tmp_path), "results.pth") is expected
+    assert is_finished(str(tmp_path), None) is (final is not None and not damaged)
+    assert ("result is unusable" in caplog.text) is damaged

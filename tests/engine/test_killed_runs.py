@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from s4m_d2.engine.stop_signals import EXIT_STOPPED
-from s4m_d2.report import read_results
 
 from .conftest import ROOT, SMALL
 from .killed_runs import (
@@ -25,9 +24,10 @@ from .killed_runs import (
     kill_while_it_writes,
 )
 
-ITERATIONS, BURN_IN, KEEP = 4, 2, 2
+ITERATIONS, BURN_IN, KEEP = 3, 1, 2
 OPTIONS = SMALL | {
-    "DATALOADER.NUM_WORKERS": 2,
+    "DATALOADER.NUM_WORKERS": 1,  # for each of the two loaders
+    "DATASETS.TEST": "()",
     "SOLVER.MAX_ITER": ITERATIONS,
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "SOLVER.CHECKPOINT_KEEP": KEEP,
@@ -65,8 +65,6 @@ def whole(data, tmp_path_factory):
 def assert_same_end(whole, output):
     assert_same(final_states(whole), final_states(output))
     for stage in STAGES:
-        results = [read_results(str(folder / stage / "results.json")) for folder in (whole, output)]
-        assert results[0] == results[1]
         numbered = {f"model_{i:07d}.pth" for i in range(ITERATIONS - KEEP, ITERATIONS)}
         found = {path.name for path in (output / stage).glob("*.pth")}
         assert found == numbered | {"model_final.pth"}
@@ -134,17 +132,15 @@ def test_a_signal_to_all_processes_saves_and_ends_the_run(whole, tmp_path):
     assert_same_end(whole[0], output)
 
 
-def test_what_a_finished_run_lost_is_made_again(whole, tmp_path):
-    """The end of stage 1's result, and the evaluation of stage 2 (killed before it was done)."""
+def test_a_damaged_result_of_stage_one_is_made_again(whole, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(whole[0], output)
     damaged, kept = (output / stage / "model_final.pth" for stage in STAGES)
     damaged.write_bytes(damaged.read_bytes()[:-100])
     os.utime(kept, ns=(1, 1))
-    os.utime(kept.with_name("results.json"), ns=(0, 0))
     run = start(output, "--resume")
     assert run.wait() == 0, run.log()
     before = damaged.with_name(f"model_{ITERATIONS - 1:07d}.pth")
     assert f"Cannot continue from '{damaged}'; continuing from '{before}'" in run.log()
     assert_same_end(whole[0], output)
-    assert kept.with_name("results.json").stat().st_mtime_ns > 1 == kept.stat().st_mtime_ns
+    assert kept.stat().st_mtime_ns == 1  # what is finished stays as it is
