@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import multiprocessing
 import os
 import signal
 import threading
@@ -195,12 +196,13 @@ def _outlive_stop_signals() -> None:
     its iteration, for which it still needs the worker's batches.
     """
     signals = {signal.SIGTERM, signal.SIGUSR1}
+    training = multiprocessing.parent_process().pid  # not getppid(): there may be a fork server
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     def take() -> None:
         while True:
             info = signal.sigwaitinfo(signals)
-            if info.si_signo == signal.SIGTERM and info.si_pid == os.getppid():
+            if info.si_signo == signal.SIGTERM and info.si_pid == training:
                 os._exit(0)
 
     threading.Thread(target=take, daemon=True).start()

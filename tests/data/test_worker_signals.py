@@ -12,18 +12,30 @@ from s4m_d2.data import build_stream_loader
 TIME_TO_END = 4.0  # seconds; PyTorch waits 5 for a worker before it sends SIGTERM itself
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_workers_outlive_stop_signals_and_end_with_the_loader(number):
+def as_it_is(record):
+    return record
+
+
+def no_seeds(position):
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("number", "method"),
+    [(signal.SIGTERM, "fork"), (signal.SIGUSR1, "fork"), (signal.SIGTERM, "forkserver")],
+)
+def test_workers_outlive_stop_signals_and_end_with_the_loader(number, method):
     records = [{"file_name": str(i)} for i in range(5)]
     loader = build_stream_loader(
         records,
-        lambda record: record,
+        as_it_is,
         itertools.cycle(range(5)),
         batch_size=1,
         num_workers=2,
-        seeds=lambda position: {},
+        seeds=no_seeds,
         max_skipped=0,
     )
+    loader.multiprocessing_context = method
     before = set(multiprocessing.active_children())
     batches = iter(loader)
     names = [next(batches)[0]["file_name"] for _ in range(3)]

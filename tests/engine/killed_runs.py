@@ -76,6 +76,7 @@ def _train_net(arguments, log, environment) -> None:
     os.dup2(handle, 2)
     os.environ.update(environment)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loading processes: the usual one
     sys.argv = [TRAIN_NET, *arguments]
     runpy.run_path(TRAIN_NET, run_name="__main__")
 
