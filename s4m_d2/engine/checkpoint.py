@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import parse_qs
@@ -15,6 +16,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from s4m_d2.engine.checkpoint_files import (
+    FINAL_CHECKPOINT,
     LAST_CHECKPOINT,
     find_complete,
     holds_run,
@@ -163,6 +165,15 @@ class S4MCheckpointer(DetectionCheckpointer):
         self._load_weights(model_weights(content, "student", path), path, require=True)
         self.resumed_from = path
         return self._load_rest(content, self.checkpointables)
+
+    def finish(self) -> None:
+        """Make the checkpoint that the run was continued from its final one: it was the last."""
+        final = os.path.join(self.save_dir, FINAL_CHECKPOINT)
+        if not self.save_to_disk or self.resumed_from == final:
+            return
+        with open(self.resumed_from, "rb") as source, atomic_write(final, "wb") as file:
+            shutil.copyfileobj(source, file)
+        self.tag_last_checkpoint(FINAL_CHECKPOINT)
 
     def _complete_checkpoint(self) -> tuple[str, dict[str, Any]]:
         """Path and content of what to continue from; the main process chooses for all."""

@@ -103,6 +103,8 @@ class TeacherTrainer(DefaultTrainer):
         super().resume_or_load(resume)
         if self.start_iter > 0:
             logger.info("Continuing from iteration %d.", self.start_iter)
+            if self.start_iter == self.max_iter:  # killed before the final checkpoint was complete
+                self.checkpointer.finish()
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
             )
