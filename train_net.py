@@ -6,6 +6,9 @@
     python train_net.py --config-file configs/cityscapes_10pct.yaml --resume
     python train_net.py --config-file configs/cityscapes_10pct.yaml \
         --eval-only MODEL.WEIGHTS output/student/model_final.pth S4M.EVAL both
+
+SIGTERM and SIGUSR1 end a training after its current iteration: it is saved, the exit status is 75,
+and the same command with --resume continues it exactly.
 """
 
 import logging
@@ -18,6 +21,7 @@ from detectron2.utils.logger import setup_logger
 
 from s4m_d2.engine import run, run_config
 from s4m_d2.engine.preflight import check_config, check_output_dir, load_config, preflight
+from s4m_d2.engine.stop_signals import listen, passed_on_to_ranks
 from s4m_d2.errors import S4MError
 
 logger = logging.getLogger("s4m_d2.train_net")
@@ -58,11 +62,13 @@ def setup(args):
     return cfg
 
 
-def main(args, report=""):
+def main(args):
+    if not args.eval_only:
+        listen()
     cfg = setup(args)
     if args.eval_only:
         return run.evaluate(cfg)
-    logger.info("Checked before training:\n%s", report)
+    logger.info("Checked before training:\n%s", args.report)
     return run.train(cfg, resume=args.resume)
 
 
@@ -80,14 +86,10 @@ def start(args):
             return 1
     if args.check:
         return 0
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args, str(report)),
-    )
+    args.report = str(report)
+    ranks = dict(num_machines=args.num_machines, machine_rank=args.machine_rank)
+    with passed_on_to_ranks(args.num_gpus * args.num_machines):
+        launch(main, args.num_gpus, **ranks, dist_url=args.dist_url, args=(args,))
     return 0
 
 

@@ -29,6 +29,9 @@ def _add_mask2former_config(cfg: CN) -> None:
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone relative to the rest
+    # model_<iteration>.pth files that stay beside model_final.pth; 0: all. With 2 or more, one is
+    # left to continue from if the newest is damaged. While one is written, there is one more.
+    cfg.SOLVER.CHECKPOINT_KEEP = 0
 
     cfg.MODEL.MASK_FORMER = CN()
     former = cfg.MODEL.MASK_FORMER

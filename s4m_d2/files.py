@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+_TEMPORARY = re.compile(r"\..+\.\w{8}\.tmp")  # as named by atomic_write
 DEFAULT_PERMISSIONS = 0o666  # reduced by the user's umask, as open() does
 
 
@@ -21,7 +23,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     path = os.path.abspath(path)
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
+    prefix = f".{os.path.basename(path)}."
+    handle, temporary = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".tmp")
     try:
         with os.fdopen(handle, mode) as file:
             yield file
@@ -33,6 +36,19 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
         os.unlink(temporary)
         raise
     _sync_folder(folder)
+
+
+def remove_temporaries(folder: str | os.PathLike[str]) -> list[str]:
+    """Remove what :func:`atomic_write` left in a folder in processes that were killed.
+
+    Only for a folder that no other process writes to. Returns the names, sorted.
+    """
+    if not os.path.isdir(folder):
+        return []
+    names = sorted(name for name in os.listdir(folder) if _TEMPORARY.fullmatch(name))
+    for name in names:
+        os.unlink(os.path.join(folder, name))
+    return names
 
 
 def _umask() -> int:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -181,3 +185,24 @@ def _as_list(samples: list) -> list:
 
 def _start_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)  # one thread for each worker; torch limits itself
+    if hasattr(signal, "sigwaitinfo"):
+        _outlive_stop_signals()
+
+
+def _outlive_stop_signals() -> None:
+    """Let nobody but the training process end this worker by SIGTERM or SIGUSR1.
+
+    Schedulers send them to every process of a job. The training process then saves and stops after
+    its iteration, for which it still needs the worker's batches.
+    """
+    signals = {signal.SIGTERM, signal.SIGUSR1}
+    training = multiprocessing.parent_process().pid  # not getppid(): there may be a fork server
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+
+    def take() -> None:
+        while True:
+            info = signal.sigwaitinfo(signals)
+            if info.si_signo == signal.SIGTERM and info.si_pid == training:
+                os._exit(0)
+
+    threading.Thread(target=take, daemon=True).start()

@@ -1,7 +1,7 @@
 """Training: the two trainers, their hooks, loaders, checkpoints and checks."""
 
 from s4m_d2.engine.bad_steps import BadSteps
-from s4m_d2.engine.build import build_optimizer, run_config, stage_config
+from s4m_d2.engine.build import build_optimizer, run_config, stage_config, stage_is_finished
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
 from s4m_d2.engine.protocol import QueryPredictions, S4MTrainable
@@ -23,4 +23,5 @@ __all__ = [
     "build_optimizer",
     "run_config",
     "stage_config",
+    "stage_is_finished",
 ]

@@ -15,10 +15,12 @@ from detectron2.utils import comm
 from torch import nn
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, build_stream_loader, labeled_dataset_names
+from s4m_d2.engine.checkpoint_files import FINAL_CHECKPOINT, is_finished
 from s4m_d2.engine.rng import derive_seed, sample_seeds
 from s4m_d2.errors import ConfigError
 
 STAGES = ("teacher", "student")
+RESULTS = "results.json"  # of the last evaluation, in a stage's folder
 # Embeddings that are bare parameters (Mask2Former's names, and those of timm's ViTs).
 _EMBEDDINGS = {
     "absolute_pos_embed",
@@ -58,13 +60,22 @@ def stages_to_run(cfg: CfgNode, *, resume: bool) -> list[str]:
     return [
         stage
         for stage in STAGES
-        if runs_stage(cfg, stage) and not (resume and os.path.isfile(final_weights(cfg, stage)))
+        if runs_stage(cfg, stage) and not (resume and stage_is_finished(stage_config(cfg, stage)))
     ]
+
+
+def stage_is_finished(cfg: CfgNode) -> bool:
+    """Whether nothing is left to do for a stage: trained, and evaluated if DATASETS.TEST says so.
+
+    Args:
+        cfg: config of the stage.
+    """
+    return is_finished(cfg.OUTPUT_DIR, RESULTS if cfg.DATASETS.TEST else None)
 
 
 def final_weights(cfg: CfgNode, stage: str) -> str:
     """Where a stage writes its last checkpoint."""
-    return os.path.join(stage_config(cfg, stage).OUTPUT_DIR, "model_final.pth")
+    return os.path.join(stage_config(cfg, stage).OUTPUT_DIR, FINAL_CHECKPOINT)
 
 
 def stage_config(cfg: CfgNode, stage: str) -> CfgNode:

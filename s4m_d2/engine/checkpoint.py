@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import parse_qs
@@ -11,8 +12,18 @@ from urllib.parse import parse_qs
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from torch import Tensor
+from detectron2.utils import comm
+from torch import Tensor, nn
 
+from s4m_d2.engine.checkpoint_files import (
+    FINAL_CHECKPOINT,
+    LAST_CHECKPOINT,
+    find_complete,
+    holds_run,
+    read_complete,
+    superseded,
+    tagged,
+)
 from s4m_d2.engine.load_report import LoadReport, compare, refuse_unfit
 from s4m_d2.engine.weight_files import read_weight_file
 from s4m_d2.engine.weight_names import BRANCHES, ModelWeights, model_weights
@@ -20,25 +31,39 @@ from s4m_d2.errors import WeightsError
 from s4m_d2.files import atomic_write
 from s4m_d2.modeling.backbones.weight_names import to_own_names
 
-LAST_CHECKPOINT = "last_checkpoint"
-
 
 class S4MCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, on either engine, with three things changed.
+    """Detectron2's checkpointer, on either engine, with four things changed.
 
     - A file appears under its name only when it is complete, and ``last_checkpoint`` after it.
+    - Continuing passes over damaged files, and old files can be removed (``keep``).
     - Loading runs no code of the file: tensors and plain values from ``.pth``, arrays from
       ``.pkl``, tensors from ``.safetensors``. It reads our own files, published ones of
       Mask2Former, Guided Distillation and S4M, bare state dicts, and backbones of Detectron2's
       model zoo and of torchvision.
     - What was not loaded is never silent: see :class:`LoadReport`, and ``require`` of :meth:`load`.
+
+    Args:
+        model: is saved and loaded under "model".
+        save_dir: folder of the checkpoints; "" saves nothing.
+        keep: numbered checkpoints (model_0000099.pth) that stay there; 0: all.
+        **options: Detectron2's, and the other objects to save and load, by name.
     """
 
     #: The report of the last call to :meth:`load`.
     last_report: LoadReport | None = None
+    #: Iteration of the last checkpoint that this object wrote.
+    saved_iteration: int | None = None
+    #: The checkpoint that the run was continued from.
+    resumed_from: str = ""
+
+    def __init__(self, model: nn.Module, save_dir: str = "", *, keep: int = 0, **options: Any):
+        super().__init__(model, save_dir, **options)
+        self.keep = keep
+        self._damaged: set[str] = set()  # names in save_dir that could not be continued from
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``name``.pth into ``save_dir`` and tag it as the last checkpoint."""
+        """Write ``name``.pth into ``save_dir``, tag it as the last checkpoint, remove old ones."""
         if not self.save_dir or not self.save_to_disk:
             return
         content = {"model": self.model.state_dict()}
@@ -49,6 +74,27 @@ class S4MCheckpointer(DetectionCheckpointer):
         with atomic_write(path, "wb") as file:
             torch.save(content, file)
         self.tag_last_checkpoint(f"{name}.pth")
+        self.saved_iteration = kwargs.get("iteration")
+        self._damaged.discard(f"{name}.pth")
+        if self.keep:
+            self._remove_old(f"{name}.pth")
+
+    def _remove_old(self, newest: str) -> None:
+        for name in superseded(self.save_dir, newest, self.keep, self._damaged):
+            path = os.path.join(self.save_dir, name)
+            try:
+                os.unlink(path)
+            except OSError as error:
+                self.logger.warning("The old checkpoint '%s' cannot be removed: %s", path, error)
+
+    def has_checkpoint(self) -> bool:
+        """Whether ``save_dir`` holds a run, even if ``last_checkpoint`` is lost."""
+        return bool(self.save_dir) and holds_run(self.save_dir)
+
+    def get_checkpoint_file(self) -> str:
+        """What ``last_checkpoint`` names, with ``save_dir``; "" if it names nothing."""
+        name = tagged(self.save_dir)
+        return os.path.join(self.save_dir, name) if name else ""
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make ``resume_or_load`` continue from this file of ``save_dir``."""
@@ -111,18 +157,12 @@ class S4MCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Continue from ``save_dir``'s last checkpoint if asked and possible, or load ``path``.
 
-        Continuing needs all of the model in the file, and the state of every other object.
+        Continuing needs all of the model in the file, and the state of every other object. A file
+        that is damaged is passed over, with a warning, for the one before it.
         """
         if not (resume and self.has_checkpoint()):
             return self.load(path, checkpointables=[])
-        path = self.get_checkpoint_file()
-        try:
-            content = read_weight_file(path)
-        except WeightsError as error:
-            tag = os.path.join(self.save_dir, LAST_CHECKPOINT)
-            raise WeightsError(
-                f"{error} To continue from an older checkpoint, write its name into '{tag}'."
-            ) from error
+        path, content = self._complete_checkpoint()
         absent = [key for key in self.checkpointables if key not in content]
         if absent:
             raise WeightsError(
@@ -130,7 +170,32 @@ class S4MCheckpointer(DetectionCheckpointer):
                 "Start without --resume and give the file as MODEL.WEIGHTS."
             )
         self._load_weights(model_weights(content, "student", path), path, require=True)
+        self.resumed_from = path
         return self._load_rest(content, self.checkpointables)
+
+    def finish(self) -> None:
+        """Make the checkpoint that the run was continued from its final one: it was the last."""
+        final = os.path.join(self.save_dir, FINAL_CHECKPOINT)
+        if not self.save_to_disk or self.resumed_from == final:
+            return
+        with open(self.resumed_from, "rb") as source, atomic_write(final, "wb") as file:
+            shutil.copyfileobj(source, file)
+        self.tag_last_checkpoint(FINAL_CHECKPOINT)
+
+    def _complete_checkpoint(self) -> tuple[str, dict[str, Any]]:
+        """Path and content of what to continue from; the main process chooses for all."""
+        name, content, problem = "", {}, None
+        if comm.is_main_process():
+            try:
+                name, content, damaged = find_complete(self.save_dir)
+                self._damaged.update(damaged)
+            except WeightsError as error:
+                problem = error
+        name, problem = comm.all_gather((name, problem))[0]
+        if problem is not None:
+            raise problem
+        path = os.path.join(self.save_dir, name)
+        return path, content or read_complete(path)
 
     def _load_rest(self, content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
         """Load the state of other objects; return what is left."""

@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from s4m_d2.engine.build import STAGES, runs_stage, stage_config, stages_to_run
-from s4m_d2.engine.checkpoint import LAST_CHECKPOINT
+from s4m_d2.engine.checkpoint_files import holds_run
 from s4m_d2.engine.config_checks import needs_sam
 from s4m_d2.engine.findings import Finding, in_units, raise_all
 from s4m_d2.engine.weight_checks import Blueprints, bytes_of, sam_bytes
@@ -54,8 +54,7 @@ def output_dir_errors(cfg: CfgNode, *, resume: bool) -> Iterator[S4MError]:
         )
     for stage in STAGES:
         folder = stage_config(cfg, stage).OUTPUT_DIR
-        old = os.path.exists(os.path.join(folder, LAST_CHECKPOINT))
-        if old and runs_stage(cfg, stage) and not resume:
+        if holds_run(folder) and runs_stage(cfg, stage) and not resume:
             yield ConfigError(
                 f"OUTPUT_DIR: '{folder}' holds a run already. Continue it with --resume, or "
                 "choose another OUTPUT_DIR."
@@ -112,7 +111,7 @@ def kept_checkpoints(cfg: CfgNode) -> int:
         cfg: of the stage.
     """
     periodic = cfg.SOLVER.MAX_ITER // cfg.SOLVER.CHECKPOINT_PERIOD
-    kept = cfg.SOLVER.get("CHECKPOINT_KEEP", 0)  # 0: all; a new one is written before one goes
+    kept = cfg.SOLVER.CHECKPOINT_KEEP  # 0: all; a new one is written before one goes
     return (min(periodic, kept) if kept > 0 else periodic) + 1
 
 
@@ -131,10 +130,8 @@ def disk_finding(cfg: CfgNode, model: nn.Module, *, resume: bool) -> Finding:
     text = f"checkpoints {' + '.join(parts) or 'none'}; {in_units(free)} free"
     remedy = (
         "Free space, choose an OUTPUT_DIR on another disk, or raise SOLVER.CHECKPOINT_PERIOD "
-        f"({cfg.SOLVER.CHECKPOINT_PERIOD})"
+        f"({cfg.SOLVER.CHECKPOINT_PERIOD}) or set SOLVER.CHECKPOINT_KEEP (0: all are kept)"
     )
-    if "CHECKPOINT_KEEP" in cfg.SOLVER:
-        remedy += " or lower SOLVER.CHECKPOINT_KEEP"
     if largest > free:
         error = ConfigError(
             f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': one checkpoint has about {in_units(largest)}, and "

@@ -27,8 +27,10 @@ from s4m_d2.engine.protocol import check_distillation, check_model
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.run_state import RunStateHook, run_settings, with_scaler_state
+from s4m_d2.engine.stop_signals import StopHook
 from s4m_d2.errors import DatasetError, WeightsError
 from s4m_d2.evaluation import build_evaluator
+from s4m_d2.files import remove_temporaries
 from s4m_d2.report import write_results
 from s4m_d2.semi.burn_in import TeacherPhase
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -62,12 +64,16 @@ class TeacherTrainer(DefaultTrainer):
     def build_hooks(self):
         # Detectron2 builds its hooks last, around self.checkpointer: ours takes that place here.
         self.checkpointer = S4MCheckpointer(
-            self.trained_model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+            self.trained_model,
+            self.cfg.OUTPUT_DIR,
+            keep=self.cfg.SOLVER.CHECKPOINT_KEEP,
+            trainer=weakref.proxy(self),
         )
+        self._stop_hook = StopHook(self.checkpointer)
         evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write)
-        hooks = [
-            evaluation if isinstance(hook, EvalHook) else hook for hook in super().build_hooks()
-        ]
+        hooks = []
+        for hook in super().build_hooks():
+            hooks += [self._stop_hook, evaluation] if isinstance(hook, EvalHook) else [hook]
         settings = run_settings(self.cfg, comm.get_world_size(), has_teacher=self.has_teacher)
         seeds = SeedHook(self.cfg.SEED, comm.get_rank())
         return [RunStateHook(settings), seeds, self.bad_steps, *hooks]
@@ -76,10 +82,13 @@ class TeacherTrainer(DefaultTrainer):
         """Results on DATASETS.TEST, as Detectron2 nests them."""
         return self.test(self.cfg, self.trained_model)
 
-    def _evaluate_and_write(self) -> Mapping[str, Any]:
-        self._last_eval_results = self.evaluate()
-        if comm.is_main_process():
-            write_results(self._last_eval_results, f"{self.cfg.OUTPUT_DIR}/results.json")
+    def _evaluate_and_write(self) -> Mapping[str, Any] | None:
+        if self._stop_hook.stopping:
+            return None
+        with self._stop_hook.during_evaluation():
+            self._last_eval_results = self.evaluate()
+            if comm.is_main_process():
+                write_results(self._last_eval_results, f"{self.cfg.OUTPUT_DIR}/{build.RESULTS}")
         return self._last_eval_results
 
     @property
@@ -88,9 +97,13 @@ class TeacherTrainer(DefaultTrainer):
         return unwrap(self._trainer.model)
 
     def resume_or_load(self, resume: bool = True) -> None:
+        if comm.is_main_process():
+            remove_temporaries(self.cfg.OUTPUT_DIR)  # of a process killed while it wrote
         super().resume_or_load(resume)
         if self.start_iter > 0:
             logger.info("Continuing from iteration %d.", self.start_iter)
+            if self.start_iter == self.max_iter:  # killed before the final checkpoint was complete
+                self.checkpointer.finish()
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
             )
@@ -166,7 +179,7 @@ class S4MTrainer(TeacherTrainer):
         super().resume_or_load(resume)
         if self.start_iter > self.cfg.S4M.BURN_IN and not self._teacher_hook.restored:
             raise WeightsError(
-                f"Cannot continue from '{self.checkpointer.get_checkpoint_file()}': iteration "
+                f"Cannot continue from '{self.checkpointer.resumed_from}': iteration "
                 f"{self.start_iter} is past the burn-in of {self.cfg.S4M.BURN_IN}, and the file "
                 "holds no EMA teacher (EMATeacherHook). Start without --resume and give the file "
                 "as MODEL.WEIGHTS."

@@ -68,11 +68,19 @@ def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
     return dict(content)
 
 
+def is_archive(path: str) -> bool:
+    """Whether a file ends as the archives of ``torch.save`` do."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:  # some Pythons raise this for a damaged end
+        return False
+
+
 def _reader(path: str, head: bytes, mapped: bool) -> Callable[[str], Any]:
     if not head:
         raise _truncated(path)
     if head.startswith(_ZIP_MAGIC):
-        if not zipfile.is_zipfile(path):  # the table of contents is the end of the file
+        if not is_archive(path):  # the table of contents is the end of the file
             raise _truncated(path)
         return functools.partial(_read_torch, mapped=mapped)
     if head.startswith(_TORCH_LEGACY_MAGIC):

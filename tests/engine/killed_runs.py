@@ -1,0 +1,140 @@
+"""Starts train_net.py in processes of its own, kills them at chosen moments, compares results."""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from .conftest import ROOT
+
+TRAIN_NET = str(ROOT / "train_net.py")
+POLL = 0.001  # seconds
+LIMIT = 240.0  # seconds; a run takes a few, more where many share the machine
+STAGES = ("teacher", "student")
+
+
+class Run:
+    """A running train_net.py: by its command line, or, quicker, as a fork with imports done."""
+
+    def __init__(self, arguments, log: Path, fork: bool) -> None:
+        self._log = log
+        if not fork:
+            with log.open("a") as file:
+                self._process = subprocess.Popen(
+                    [sys.executable, TRAIN_NET, *arguments],
+                    stdout=file,
+                    stderr=file,
+                    start_new_session=True,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                )
+            return
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["s4m_d2.engine", "s4m_d2.engine.preflight"])
+        environment = {"DETECTRON2_DATASETS": os.environ["DETECTRON2_DATASETS"]}
+        self._process = context.Process(
+            target=_train_net, args=(arguments, str(log), environment), daemon=False
+        )
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def status(self) -> int | None:
+        """Exit status; negative: the signal that ended it; None: it runs."""
+        if isinstance(self._process, subprocess.Popen):
+            return self._process.poll()
+        return self._process.exitcode
+
+    def wait(self) -> int:
+        end = time.monotonic() + LIMIT
+        while self.status is None:
+            if time.monotonic() > end:
+                self.kill()
+                raise AssertionError(f"train_net.py does not end:\n{self.log()}")
+            time.sleep(POLL)
+        return self.status
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+
+    def log(self) -> str:
+        return self._log.read_text()
+
+
+def _train_net(arguments, log, environment) -> None:
+    os.setsid()
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of loading processes: the usual one
+    sys.argv = [TRAIN_NET, *arguments]
+    runpy.run_path(TRAIN_NET, run_name="__main__")
+
+
+def half_written(output: Path) -> list[Path]:
+    """Checkpoints that a process is writing, or was when it was killed."""
+    return [path for stage in STAGES for path in (output / stage).glob(".model_*.tmp")]
+
+
+def kill_after(run: Run, seconds: float) -> bool:
+    """Kill a run after so much time; False: it had ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and run.status is None:
+        time.sleep(POLL)
+    return _kill(run)
+
+
+def kill_while_it_writes(run: Run, output: Path, nth: int) -> bool:
+    """Kill a run in the middle of the nth checkpoint that it is seen writing; False: it ended."""
+    seen = set(half_written(output))  # older ones
+    left = nth
+    while run.status is None:
+        new = [path for path in half_written(output) if path not in seen]
+        seen.update(new)
+        left -= len(new)
+        if left <= 0 and new:
+            os.kill(run.pid, signal.SIGSTOP)
+            if any(path.exists() for path in new):
+                return _kill(run)
+            os.kill(run.pid, signal.SIGCONT)  # too late: the next one
+        time.sleep(POLL / 4)
+    return False
+
+
+def _kill(run: Run) -> bool:
+    if run.status is None:
+        run.kill()
+    return run.wait() == -signal.SIGKILL
+
+
+def final_states(output: Path) -> dict[str, dict]:
+    """All that the two stages saved at their ends."""
+    paths = {stage: output / stage / "model_final.pth" for stage in STAGES}
+    return {stage: torch.load(path, weights_only=True) for stage, path in paths.items()}
+
+
+def assert_same(first, second, where="") -> None:
+    """Bit for bit, through whatever a checkpoint nests."""
+    assert type(first) is type(second), where
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_same(first[key], second[key], f"{where}.{key}")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for index, pair in enumerate(zip(first, second, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    else:
+        assert first == second, where

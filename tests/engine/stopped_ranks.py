@@ -1,0 +1,57 @@
+"""Two processes train a toy; one of them gets a signal. Run as a script: FOLDER."""
+
+import itertools
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from detectron2.engine import HookBase, SimpleTrainer, launch
+from detectron2.utils import comm
+from torch import nn
+
+from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.stop_signals import StopHook, listen, passed_on_to_ranks
+
+SIGNALED_RANK, SIGNALED_ITERATION = 1, 3
+WORLD_SIZE, MANY = 2, 100
+
+
+class Line(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, data):
+        return {"loss": self.weight * 1.0}
+
+
+class Signal(HookBase):
+    def before_step(self) -> None:
+        if (comm.get_rank(), self.trainer.iter) == (SIGNALED_RANK, SIGNALED_ITERATION):
+            signal.raise_signal(signal.SIGUSR1)
+
+
+class Diary(HookBase):
+    def __init__(self, folder: str) -> None:
+        self.path = Path(folder, f"rank_{comm.get_rank()}.txt")
+
+    def after_train(self) -> None:
+        self.path.write_text(str(self.trainer.iter))
+
+
+def main(folder: str) -> None:
+    listen()
+    model = Line()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer = SimpleTrainer(model, itertools.repeat(None), optimizer)
+    checkpointer = S4MCheckpointer(model, folder, trainer=trainer)
+    trainer.register_hooks([Signal(), StopHook(checkpointer), Diary(folder)])
+    trainer.train(0, MANY)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    with passed_on_to_ranks(WORLD_SIZE):
+        launch(main, WORLD_SIZE, dist_url="auto", args=(sys.argv[1],))

@@ -1,0 +1,146 @@
+"""Runs of both stages, killed or stopped from outside and continued: the same final weights."""
+
+import os
+import random
+import re
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from s4m_d2.engine.stop_signals import EXIT_STOPPED
+
+from .conftest import ROOT, SMALL
+from .killed_runs import (
+    POLL,
+    STAGES,
+    Run,
+    assert_same,
+    final_states,
+    half_written,
+    kill_after,
+    kill_while_it_writes,
+)
+
+ITERATIONS, BURN_IN, KEEP = 3, 1, 2
+OPTIONS = SMALL | {
+    "DATALOADER.NUM_WORKERS": 1,  # for each of the two loaders
+    "DATASETS.TEST": "()",
+    "SOLVER.MAX_ITER": ITERATIONS,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.CHECKPOINT_KEEP": KEEP,
+    "S4M.TEACHER.MAX_ITER": ITERATIONS,
+    "S4M.BURN_IN": BURN_IN,
+    "S4M.EMA_DECAY": 0.5,
+}
+
+
+def start(output, *flags, fork=True) -> Run:
+    config = str(ROOT / "configs" / "toyscapes_10pct.yaml")
+    options = OPTIONS | {"OUTPUT_DIR": str(output)}
+    pairs = [str(item) for pair in options.items() for item in pair]
+    output.mkdir(exist_ok=True)
+    return Run(["--config-file", config, *flags, *pairs], output / "stdout.txt", fork)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def data(small_data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(small_data))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The output of a run that nothing stopped, and the seconds that it took."""
+    output = tmp_path_factory.mktemp("whole")
+    begin = time.monotonic()
+    run = start(output)
+    assert run.wait() == 0, run.log()
+    return output, time.monotonic() - begin
+
+
+def assert_same_end(whole, output):
+    assert_same(final_states(whole), final_states(output))
+    for stage in STAGES:
+        numbered = {f"model_{i:07d}.pth" for i in range(ITERATIONS - KEEP, ITERATIONS)}
+        found = {path.name for path in (output / stage).glob("*.pth")}
+        assert found == numbered | {"model_final.pth"}
+    assert half_written(output) == []
+
+
+@pytest.mark.parametrize(
+    ("kills", "fork"),
+    [
+        pytest.param(2, True, id="2-kills"),
+        pytest.param(24, False, id="24-kills", marks=(pytest.mark.slow, pytest.mark.timeout(3600))),
+    ],
+)
+def test_a_run_killed_at_random_moments_ends_as_if_it_was_not(whole, tmp_path, kills, fork):
+    """Every other kill hits a checkpoint that is half written, in either stage."""
+    expected, seconds = whole
+    rng = random.Random(kills)
+    in_the_middle = 0
+    output, rounds, killed = tmp_path / "run_0", 0, 0
+    while killed < kills:
+        run = start(output, "--resume", fork=fork)
+        if killed % 2 == 0:
+            hit = kill_while_it_writes(run, output, nth=rng.randint(1, ITERATIONS))
+            in_the_middle += hit
+        else:
+            hit = kill_after(run, rng.uniform(0, seconds))
+        killed += hit
+        if not hit:  # it ended before: the next round
+            assert run.status == 0, run.log()
+            assert_same_end(expected, output)
+            shutil.rmtree(output)
+            rounds += 1
+            output = tmp_path / f"run_{rounds}"
+    assert in_the_middle == (kills + 1) // 2
+    last = start(output, "--resume", fork=fork)
+    assert last.wait() == 0, last.log()
+    assert_same_end(expected, output)
+
+
+def wait_for(run, path):
+    while not path.exists():
+        assert run.status is None, run.log()
+        time.sleep(POLL)
+
+
+def newest(folder):
+    name = (folder / "last_checkpoint").read_text()
+    return name, torch.load(folder / name, weights_only=True)["iteration"]
+
+
+def test_a_signal_to_all_processes_saves_and_ends_the_run(whole, tmp_path):
+    """To loading processes as well, as Slurm does."""
+    output = tmp_path / "run"
+    run = start(output)
+    wait_for(run, output / "student" / "last_checkpoint")
+    os.killpg(run.pid, signal.SIGTERM)
+    assert run.wait() == EXIT_STOPPED, run.log()
+    assert "Traceback" not in run.log()
+    assert re.search("Stopped by SIGTERM.*--resume", run.log())
+    name, iteration = newest(output / "student")
+    assert name in ("model_final.pth", f"model_{iteration:07d}.pth")
+
+    resumed = start(output, "--resume")
+    assert resumed.wait() == 0, resumed.log()
+    assert_same_end(whole[0], output)
+
+
+def test_a_damaged_result_of_stage_one_is_made_again(whole, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(whole[0], output)
+    damaged, kept = (output / stage / "model_final.pth" for stage in STAGES)
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    os.utime(kept, ns=(1, 1))
+    run = start(output, "--resume")
+    assert run.wait() == 0, run.log()
+    before = damaged.with_name(f"model_{ITERATIONS - 1:07d}.pth")
+    assert f"Cannot continue from '{damaged}'; continuing from '{before}'" in run.log()
+    assert_same_end(whole[0], output)
+    assert kept.stat().st_mtime_ns == 1  # what is finished stays as it is

@@ -1,0 +1,242 @@
+"""SIGTERM and SIGUSR1: saved within the iteration, ended with a status of its own, continued."""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
+from torch import nn
+from torch.multiprocessing import ProcessExitedException
+
+from s4m_d2.engine import TeacherTrainer, stage_config, stage_is_finished
+from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.stop_signals import (
+    EXIT_STOPPED,
+    STOP_SIGNALS,
+    StopHook,
+    Stopped,
+    listen,
+    passed_on_to_ranks,
+)
+
+from . import stopped_ranks
+from .stopped_ranks import SIGNALED_ITERATION, WORLD_SIZE
+
+MAX_ITER = 6
+
+
+@pytest.fixture(autouse=True)
+def listening():
+    before = listen()
+    yield
+    listen()  # forgets what was received
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+class Line(nn.Module):
+    """Its weight after i steps with momentum tells i, and whether the momentum was restored."""
+
+    def __init__(self, on_forward=lambda: None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.on_forward = on_forward
+
+    def forward(self, data):
+        self.on_forward()
+        return {"loss": self.weight * 1.0}
+
+
+class Toy:
+    """A trainer with the hooks that matter; ``act(iteration)`` is called within each step."""
+
+    def __init__(self, folder, act=lambda i: None, evaluate=dict, period=100) -> None:
+        self.model = Line(lambda: act(self.trainer.iter))
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0, momentum=0.5)
+        self.trainer = SimpleTrainer(self.model, itertools.repeat(None), optimizer)
+        self.checkpointer = S4MCheckpointer(self.model, str(folder), trainer=self.trainer)
+        self.saved = []
+        save = self.checkpointer.save
+        self.checkpointer.save = lambda name, **more: (self.saved.append(name), save(name, **more))
+        self.stop = StopHook(self.checkpointer)
+
+        def evaluate_unless_stopping():
+            if not self.stop.stopping:
+                with self.stop.during_evaluation():
+                    return evaluate()
+
+        periodic = PeriodicCheckpointer(self.checkpointer, period)
+        evaluation = EvalHook(2, evaluate_unless_stopping)
+        self.trainer.register_hooks([periodic, self.stop, evaluation])
+
+    def train(self, resume=False) -> float:
+        start = 0
+        if resume:
+            self.checkpointer.resume_or_load("")
+            start = self.trainer.iter + 1
+        self.trainer.train(start, MAX_ITER)
+        return self.model.weight.item()
+
+
+def raise_at(iteration, number):
+    return lambda i: signal.raise_signal(number) if i == iteration else None
+
+
+def finished(folder, name):
+    return torch.load(folder / f"{name}.pth", weights_only=True)["iteration"]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("iteration", [0, 3])
+def test_a_signal_saves_after_its_iteration_and_the_run_goes_on_exactly(
+    tmp_path, caplog, number, iteration
+):
+    expected = Toy(tmp_path / "whole").train()
+    toy = Toy(tmp_path, raise_at(iteration, number))
+    with pytest.raises(Stopped) as stopped:
+        toy.train()
+    assert stopped.value.code == EXIT_STOPPED == 75
+    assert toy.trainer.iter == iteration
+    assert toy.saved == [f"model_{iteration:07d}"]
+    assert finished(tmp_path, toy.saved[0]) == iteration
+    assert number.name in caplog.text and "--resume" in caplog.text
+    resumed = Toy(tmp_path)
+    assert resumed.train(resume=True) == expected
+    assert resumed.trainer.start_iter == iteration + 1
+
+
+def test_nothing_is_saved_twice(tmp_path):
+    toy = Toy(tmp_path, raise_at(3, signal.SIGTERM), period=2)
+    with pytest.raises(Stopped):
+        toy.train()
+    assert toy.saved == ["model_0000001", "model_0000003"]
+
+
+def test_a_signal_in_the_last_iteration_leaves_the_evaluation_to_the_next_run(tmp_path):
+    evaluations = []
+    toy = Toy(tmp_path, raise_at(MAX_ITER - 1, signal.SIGTERM), lambda: evaluations.append(1))
+    with pytest.raises(Stopped):
+        toy.train()
+    assert toy.saved == ["model_final"]
+    assert len(evaluations) == 2  # after iterations 1 and 3
+    Toy(tmp_path, evaluate=lambda: evaluations.append(1)).train(resume=True)
+    assert len(evaluations) == 3
+
+
+@pytest.mark.parametrize("worker_dies", [False, True])
+def test_a_signal_ends_an_evaluation_at_once(tmp_path, worker_dies, monkeypatch):
+    def evaluate():
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+            raise AssertionError("the evaluation went on")
+        except BaseException:
+            if worker_dies:
+                raise RuntimeError("DataLoader worker is killed by signal: User signal 1") from None
+            raise
+
+    toy = Toy(tmp_path, evaluate=evaluate)
+    with pytest.raises(Stopped):
+        toy.train()
+    assert toy.saved == ["model_0000001"]
+    assert finished(tmp_path, "model_0000001") == 1
+    assert Toy(tmp_path).train(resume=True) == Toy(tmp_path / "whole").train()
+
+
+def test_a_failing_evaluation_is_no_stop(tmp_path):
+    def fail():
+        raise RuntimeError("no such image")
+
+    with pytest.raises(RuntimeError, match="no such image"):
+        Toy(tmp_path, evaluate=fail).train()
+
+
+def test_a_failed_iteration_is_never_saved_as_complete(tmp_path):
+    """Detectron2 evaluates after a failure in the last iteration; a signal may come then."""
+
+    def fail(iteration):
+        if iteration == MAX_ITER - 1:
+            raise FloatingPointError("Loss is infinite or NaN")
+
+    def evaluate():
+        if toy.trainer.iter == MAX_ITER - 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    toy = Toy(tmp_path, fail, evaluate)
+    with pytest.raises(Stopped):
+        toy.train()
+    assert toy.saved == []
+
+
+def test_the_evaluation_of_a_stage_is_done_when_it_is_continued(
+    small_config, tmp_path, monkeypatch
+):
+    cfg = stage_config(
+        small_config(S4M__TEACHER__MAX_ITER=2, TEST__EVAL_PERIOD=1, S4M__DISTILL__ENABLED=False),
+        "teacher",
+    )
+    evaluate = TeacherTrainer.evaluate
+    stops = {0, 2}  # iterations, when evaluated; 2: after training
+
+    def stopped(trainer):
+        if trainer.iter in stops:
+            stops.remove(trainer.iter)
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(trainer)
+
+    monkeypatch.setattr(TeacherTrainer, "evaluate", stopped)
+    for name, start in (("model_0000000.pth", 0), ("model_final.pth", 1)):
+        trainer = TeacherTrainer(cfg)
+        trainer.resume_or_load(resume=True)
+        assert trainer.start_iter == start
+        with pytest.raises(Stopped):
+            trainer.train()
+        assert os.path.basename(trainer.checkpointer.get_checkpoint_file()) == name
+        assert not os.path.exists(os.path.join(cfg.OUTPUT_DIR, "results.json"))
+        assert not stage_is_finished(cfg)
+    trainer = TeacherTrainer(cfg)
+    trainer.resume_or_load(resume=True)
+    trainer.train()
+    assert stage_is_finished(cfg) and not stops
+
+
+def test_all_ranks_stop_together_when_one_gets_a_signal(tmp_path):
+    result = subprocess.run(
+        [sys.executable, stopped_ranks.__file__, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert result.returncode == EXIT_STOPPED, result.stderr
+    assert "Traceback" not in result.stderr
+    for rank in range(WORLD_SIZE):
+        assert (tmp_path / f"rank_{rank}.txt").read_text() == str(SIGNALED_ITERATION)
+    name = f"model_{SIGNALED_ITERATION:07d}"
+    assert [path.stem for path in tmp_path.glob("*.pth")] == [name]
+    assert finished(tmp_path, name) == SIGNALED_ITERATION
+
+
+def test_the_launcher_hands_signals_on_and_ends_as_the_ranks_do():
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    rank = context.Process(target=_wait_for_a_signal, args=(ready,))
+    with pytest.raises(Stopped), passed_on_to_ranks(world_size=2):
+        rank.start()
+        ready.wait()
+        signal.raise_signal(signal.SIGUSR1)
+        rank.join()
+        raise ProcessExitedException("", 0, rank.pid, exit_code=rank.exitcode)
+    with pytest.raises(ProcessExitedException), passed_on_to_ranks(world_size=2):
+        raise ProcessExitedException("", 0, rank.pid, exit_code=1)
+
+
+def _wait_for_a_signal(ready):
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    ready.set()
+    number = signal.sigwait(STOP_SIGNALS)
+    os._exit(EXIT_STOPPED if number == signal.SIGUSR1 else 1)
