@@ -2,7 +2,8 @@
 
     python memory_run.py OUTPUT.json [KEY VALUE ...]
 
-The stage-1 checkpoint is an untrained one, in OUTPUT_DIR. OUTPUT.json maps iterations to bytes.
+The stage-1 checkpoint is an untrained one, in OUTPUT_DIR. OUTPUT.json maps iterations to
+bytes, of the process itself and of each loader's worker.
 """
 
 import json
@@ -19,31 +20,28 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs" / "toyscapes_10pct.yaml
 PERIOD = 10  # iterations between two records
 
 
-def resident_bytes(pid: int | str = "self") -> int:
-    """Resident memory of a process and of all processes that it started (loaders' workers).
-
-    Pages that processes share count for each of them.
-    """
+def resident_bytes(pid: int | str = "self") -> list[int]:
+    """Resident memory of a process and of all processes that it started (loaders' workers)."""
     status = Path(f"/proc/{pid}/status").read_text()
     fields = dict(line.split(":", 1) for line in status.splitlines())
-    total = int(fields["VmRSS"].split()[0]) * 1024
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        children = (task / "children").read_text().split()
-        total += sum(resident_bytes(child) for child in children)
-    return total
+    found = [int(fields["VmRSS"].split()[0]) * 1024]
+    for task in sorted(Path(f"/proc/{pid}/task").iterdir()):
+        for child in (task / "children").read_text().split():
+            found += resident_bytes(child)
+    return found
 
 
 class RecordMemory(HookBase):
     """Resident memory after every PERIOD-th iteration, by the count of iterations done."""
 
     def __init__(self) -> None:
-        self.record: dict[int, int] = {}
+        self.record: dict[int, list[int]] = {}
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
         if done % PERIOD == 0:
             self.record[done] = resident_bytes()
-            print(done, self.record[done] >> 20, "MiB", flush=True)
+            print(done, [size >> 20 for size in self.record[done]], "MiB", flush=True)
 
 
 def main(output: str, options: list[str]) -> None:
