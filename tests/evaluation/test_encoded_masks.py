@@ -1,5 +1,6 @@
 """Evaluators see the same in encoded masks as in a tensor of masks."""
 
+import io
 import json
 from pathlib import Path
 
@@ -131,6 +132,9 @@ def test_cityscapes_scripts_are_given_the_same(dataset, tmp_path, monkeypatch):
         results.append(run(evaluator, [output_of(image, encode) for image in range(2)]))
     assert len(contents[0]) == 2 * (COUNT + 1)
     assert contents[0] == contents[1]
+    for index, mask in enumerate(masks_of(0)):
+        written = Image.open(io.BytesIO(contents[0][f"aachen_0_{index}.png"]))
+        assert np.array_equal(np.asarray(written), mask.numpy())
     assert repr(results[0]) == repr(results[1])
     assert results[0]["segm"]["AP-car"] > 0
 
