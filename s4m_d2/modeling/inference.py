@@ -50,15 +50,8 @@ def instance_inference(
     class_scores, pairs = probabilities.flatten().topk(count)
     kept, query_of_pair = torch.unique(pairs // num_classes, return_inverse=True)
     store = (_EncodedMasks if rle_masks else _DenseMasks)(query_of_pair, output_size)
-    mask_scores = class_scores.new_zeros(len(kept))
-    boxes = class_scores.new_zeros(len(kept), 4)
-    chunk = _chunk_size(padded_size, output_size)
-    for start in range(0, len(kept), chunk):
-        part = slice(start, start + chunk)
-        sizes = padded_size, image_size, output_size
-        masks, mask_scores[part] = _upsample(pred_masks[kept[part]], *sizes)
-        boxes[part] = BitMasks(masks).get_bounding_boxes().tensor.to(boxes)
-        store.add(start, masks)
+    sizes = padded_size, image_size, output_size
+    boxes, mask_scores = _fill(store, pred_masks, kept, sizes)
     return Instances(
         output_size,
         pred_masks=store.result(),
@@ -101,10 +94,27 @@ class _EncodedMasks:
         return RLEMasks([self.rles[query] for query in self.queries], self.size)
 
 
-def _chunk_size(padded_size: tuple[int, int], output_size: tuple[int, int]) -> int:
-    """How many masks are upsampled together."""
-    largest = max(padded_size[0] * padded_size[1], output_size[0] * output_size[1])
-    return max(1, CHUNK_PIXELS // largest)
+def _fill(
+    store: _DenseMasks | _EncodedMasks,
+    pred_masks: Tensor,
+    kept: Tensor,
+    sizes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
+) -> tuple[Tensor, Tensor]:
+    """Put the masks of ``kept`` queries, N indices, into ``store``, a few at a time.
+
+    ``sizes`` are those of the padded input, the content and the output. Returns the masks' boxes
+    (N, 4) and their mean probability inside, (N,).
+    """
+    boxes = torch.zeros(len(kept), 4, device=kept.device)
+    scores = torch.zeros(len(kept), device=kept.device)
+    largest = max(height * width for height, width in (sizes[0], sizes[2]))
+    chunk = max(1, CHUNK_PIXELS // largest)
+    for start in range(0, len(kept), chunk):
+        part = slice(start, start + chunk)
+        masks, scores[part] = _upsample(pred_masks[kept[part]], *sizes)
+        boxes[part] = BitMasks(masks).get_bounding_boxes().tensor.to(boxes)
+        store.add(start, masks)
+    return boxes, scores
 
 
 def _upsample(
