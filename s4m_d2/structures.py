@@ -1,11 +1,14 @@
-"""Pseudo-labels (what the teacher says about an unlabeled image) and a sample's generators."""
+"""Pseudo-labels (what the teacher says about an unlabeled image), encoded masks, and a sample's
+generators."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import pycocotools.mask as mask_util
 import torch
 from torch import Tensor
 
@@ -82,6 +85,63 @@ class PseudoLabels:
             gt_masks=masks,
             gt_boxes=masks.get_bounding_boxes().to(self.labels.device),
         )
+
+
+def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
+    """COCO's run-length encoding of (N, H, W) bool masks: N dicts of "size", "counts" (bytes)."""
+    by_column = masks.transpose(1, 2).contiguous().cpu().numpy().view(np.uint8)
+    return [mask_util.encode(mask.T) for mask in by_column]
+
+
+class RLEMasks:
+    """N masks of one image, run-length encoded: a few KiB each, whatever the size of the image.
+
+    Takes the place of the (N, H, W) bool tensor ``Instances.pred_masks`` where that would fill the
+    memory. An int as the index, and iteration, give (H, W) bool tensors on the CPU, decoded when
+    asked for; this is how evaluators read masks. Every other index gives RLEMasks. ``np.asarray``
+    decodes all.
+
+    Args:
+        rles: COCO's encoding of each mask (:func:`encode_masks`).
+        image_size: (H, W).
+    """
+
+    def __init__(self, rles: Sequence[Mapping[str, Any]], image_size: tuple[int, int]) -> None:
+        self.rles = list(rles)
+        self.image_size = image_size
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (_decode(rle) for rle in self.rles)
+
+    def __getitem__(self, item: int | slice | Sequence[int] | Tensor) -> Tensor | RLEMasks:
+        if isinstance(item, Tensor):
+            item = item.cpu()
+        chosen = torch.arange(len(self))[item].tolist()
+        if isinstance(chosen, int):
+            return _decode(self.rles[chosen])
+        return RLEMasks([self.rles[index] for index in chosen], self.image_size)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        masks = np.zeros((len(self), *self.image_size), dtype=bool)
+        for decoded, mask in zip(masks, self, strict=True):
+            decoded[:] = mask.numpy()
+        return masks if dtype is None else masks.astype(dtype, copy=False)
+
+    def to(self, *args: Any, **kwargs: Any) -> RLEMasks:
+        """Itself: encoded masks stay on the CPU."""
+        return self
+
+    @staticmethod
+    def cat(parts: Sequence[RLEMasks]) -> RLEMasks:
+        """Join masks of one size, as ``Instances.cat`` does."""
+        return RLEMasks([rle for part in parts for rle in part.rles], parts[0].image_size)
+
+
+def _decode(rle: Mapping[str, Any]) -> Tensor:
+    return torch.from_numpy(mask_util.decode(rle).view(bool))
 
 
 def sample_generators(

@@ -29,7 +29,7 @@ from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.run_state import RunStateHook, run_settings, with_scaler_state
 from s4m_d2.engine.stop_signals import StopHook
 from s4m_d2.errors import DatasetError, WeightsError
-from s4m_d2.evaluation import build_evaluator
+from s4m_d2.evaluation import build_evaluator, masks_as_rle
 from s4m_d2.files import remove_temporaries
 from s4m_d2.report import write_results
 from s4m_d2.semi.burn_in import TeacherPhase
@@ -130,6 +130,12 @@ class TeacherTrainer(DefaultTrainer):
     @classmethod
     def build_lr_scheduler(cls, cfg: CfgNode, optimizer):
         return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
+        """Detectron2's, with encoded masks: memory does not grow with the size of the images."""
+        with masks_as_rle(model):
+            return super().test(cfg, model, *args, **kwargs)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):

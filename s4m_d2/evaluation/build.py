@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator
 
 from s4m_d2.errors import ConfigError
 from s4m_d2.evaluation.cityscapes import CityscapesInstanceAP
+from s4m_d2.evaluation.coco import COCOInstanceAP
 
 COCO_TASKS = ("bbox", "segm")  # stated, so that a model without predictions has both results too
 
@@ -25,7 +26,7 @@ def build_evaluator(dataset_name: str, output_dir: str | None = None) -> Dataset
     if kind == "cityscapes_instance":
         return CityscapesInstanceAP(dataset_name)
     if kind == "coco":
-        return COCOEvaluator(dataset_name, tasks=COCO_TASKS, output_dir=output_dir)
+        return COCOInstanceAP(dataset_name, tasks=COCO_TASKS, output_dir=output_dir)
     raise ConfigError(
         f"DATASETS.TEST: no evaluator for '{dataset_name}', whose evaluator_type is {kind!r}. Set "
         "MetadataCatalog.get(name).evaluator_type to 'coco' or 'cityscapes_instance'."

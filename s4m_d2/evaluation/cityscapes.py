@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -50,15 +49,14 @@ class CityscapesInstanceAP(DatasetEvaluator):
         ids = [name2label[name].id for name in self._metadata.thing_classes]
         for sample, output in zip(inputs, outputs, strict=True):
             stem = _stem(sample["file_name"])
-            instances = output["instances"].to("cpu")
-            masks = np.asarray(instances.pred_masks, dtype=bool)
+            instances = output["instances"]
+            labels, scores = instances.pred_classes.tolist(), instances.scores.tolist()
             lines = []
-            for i, (label, score) in enumerate(
-                zip(instances.pred_classes.tolist(), instances.scores.tolist(), strict=True)
-            ):
+            for i, mask in enumerate(instances.pred_masks):  # one at a time: they may be encoded
                 name = f"{stem}_{i}.png"
-                Image.fromarray(masks[i]).save(os.path.join(self._root, name))
-                lines.append(f"{name} {ids[label]} {score}\n")
+                pixels = mask.cpu().numpy().astype(bool)
+                Image.fromarray(pixels).save(os.path.join(self._root, name))
+                lines.append(f"{name} {ids[labels[i]]} {scores[i]}\n")
             Path(self._root, f"{stem}.txt").write_text("".join(lines))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
+from s4m_d2.structures import RLEMasks, encode_masks
+
 CHUNK_PIXELS = 1 << 24  # mask pixels that are upsampled together: 64 MiB of float32
 _EPS = 1e-6
 
@@ -19,12 +21,14 @@ def instance_inference(
     image_size: tuple[int, int],
     output_size: tuple[int, int],
     max_instances: int,
+    rle_masks: bool = False,
 ) -> Instances:
     """The best (query, class) pairs of one image, as Mask2Former ranks them.
 
     The ``max_instances`` pairs with the highest class probability are kept; one query may appear
     with several classes. Score = class probability times the mean mask probability inside the
-    mask. Only the masks of kept queries are upsampled, a few at a time.
+    mask. Only the masks of kept queries are upsampled, a few at a time: beside the result, the
+    memory that this takes does not depend on how many they are.
 
     Args:
         pred_logits: (Q, K + 1), the last class being "no object".
@@ -33,26 +37,84 @@ def instance_inference(
         image_size: (H, W) of the content, at the top left of the input.
         output_size: (H, W) of the result.
         max_instances: how many pairs to keep at most.
+        rle_masks: encode each mask as soon as it is known, so that all n are never in memory.
 
     Returns:
         Instances of ``output_size``, by descending class probability: ``pred_masks`` (n, H, W)
-        bool, ``pred_boxes`` (the masks' extents; zeros for an empty mask), ``scores``,
-        ``pred_classes``.
+        bool, or :class:`RLEMasks` of the same masks; ``pred_boxes`` (the masks' extents; zeros for
+        an empty mask), ``scores``, ``pred_classes``.
     """
     probabilities = pred_logits.float().softmax(-1)[:, :-1]
     num_classes = probabilities.shape[1]
     count = min(max_instances, probabilities.numel())
     class_scores, pairs = probabilities.flatten().topk(count)
     kept, query_of_pair = torch.unique(pairs // num_classes, return_inverse=True)
-    masks, mask_scores = _upsample(pred_masks[kept], padded_size, image_size, output_size)
-    boxes = BitMasks(masks).get_bounding_boxes().tensor.to(masks.device)
+    store = (_EncodedMasks if rle_masks else _DenseMasks)(query_of_pair, output_size)
+    sizes = padded_size, image_size, output_size
+    boxes, mask_scores = _fill(store, pred_masks, kept, sizes)
     return Instances(
         output_size,
-        pred_masks=masks[query_of_pair],
+        pred_masks=store.result(),
         pred_boxes=Boxes(boxes[query_of_pair]),
         scores=class_scores * mask_scores[query_of_pair],
         pred_classes=pairs % num_classes,
     )
+
+
+class _DenseMasks:
+    """Puts each query's mask where the pairs of that query are in the result."""
+
+    def __init__(self, query_of_pair: Tensor, size: tuple[int, int]) -> None:
+        self.queries = query_of_pair.tolist()
+        shape = len(query_of_pair), *size
+        self.masks = torch.zeros(shape, dtype=torch.bool, device=query_of_pair.device)
+
+    def add(self, start: int, masks: Tensor) -> None:
+        """Masks (C, H, W) of the queries from ``start`` on."""
+        for pair, query in enumerate(self.queries):
+            if start <= query < start + len(masks):
+                self.masks[pair] = masks[query - start]
+
+    def result(self) -> Tensor:
+        return self.masks
+
+
+class _EncodedMasks:
+    """The same, encoded: pairs of one query share its code."""
+
+    def __init__(self, query_of_pair: Tensor, size: tuple[int, int]) -> None:
+        self.queries = query_of_pair.tolist()
+        self.size = size
+        self.rles: list[dict] = []
+
+    def add(self, start: int, masks: Tensor) -> None:
+        self.rles += encode_masks(masks)
+
+    def result(self) -> RLEMasks:
+        return RLEMasks([self.rles[query] for query in self.queries], self.size)
+
+
+def _fill(
+    store: _DenseMasks | _EncodedMasks,
+    pred_masks: Tensor,
+    kept: Tensor,
+    sizes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
+) -> tuple[Tensor, Tensor]:
+    """Put the masks of ``kept`` queries, N indices, into ``store``, a few at a time.
+
+    ``sizes`` are those of the padded input, the content and the output. Returns the masks' boxes
+    (N, 4) and their mean probability inside, (N,).
+    """
+    boxes = torch.zeros(len(kept), 4, device=kept.device)
+    scores = torch.zeros(len(kept), device=kept.device)
+    largest = max(height * width for height, width in (sizes[0], sizes[2]))
+    chunk = max(1, CHUNK_PIXELS // largest)
+    for start in range(0, len(kept), chunk):
+        part = slice(start, start + chunk)
+        masks, scores[part] = _upsample(pred_masks[kept[part]], *sizes)
+        boxes[part] = BitMasks(masks).get_bounding_boxes().tensor.to(boxes)
+        store.add(start, masks)
+    return boxes, scores
 
 
 def _upsample(
@@ -61,21 +123,17 @@ def _upsample(
     image_size: tuple[int, int],
     output_size: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
-    """Binary masks (N, H, W) of the output and their mean probability inside, (N,)."""
-    masks = torch.zeros(
-        (len(mask_logits), *output_size), dtype=torch.bool, device=mask_logits.device
-    )
-    scores = torch.zeros(len(mask_logits), device=mask_logits.device)
-    largest = max(padded_size[0] * padded_size[1], output_size[0] * output_size[1])
-    chunk = max(1, CHUNK_PIXELS // largest)
-    for start in range(0, len(mask_logits), chunk):
-        part = slice(start, start + chunk)
-        logits = _resize(mask_logits[None, part].float(), padded_size)
-        logits = _resize(logits[..., : image_size[0], : image_size[1]], output_size)[0]
-        masks[part] = logits > 0
-        inside = logits.sigmoid().mul_(masks[part]).sum((1, 2))
-        scores[part] = inside / (masks[part].sum((1, 2)) + _EPS)
-    return masks, scores
+    """Binary masks (N, H, W) of the output and their mean probability inside, (N,).
+
+    ``mask_logits`` may be overwritten.
+    """
+    logits = _resize(mask_logits[None].float(), padded_size)
+    logits = _resize(logits[..., : image_size[0], : image_size[1]], output_size)[0]
+    masks = logits > 0
+    # In place, and without arithmetic on bool, which copies a whole mask to a wider type first.
+    inside = logits.sigmoid_().masked_fill_(~masks, 0).sum((1, 2))
+    areas = torch.stack([mask.count_nonzero() for mask in masks])
+    return masks, inside / (areas + _EPS)
 
 
 def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:

@@ -42,6 +42,8 @@ class S4MMaskFormer(nn.Module):
 
     Attributes:
         distillation: as above; may be set at any time.
+        rle_masks: return masks at inference as :class:`~s4m_d2.structures.RLEMasks`, not as one
+            tensor; may be set at any time (:func:`s4m_d2.evaluation.masks_as_rle`).
     """
 
     @configurable
@@ -68,6 +70,7 @@ class S4MMaskFormer(nn.Module):
         self.size_divisibility = size_divisibility
         self.train_square_size = train_square_size
         self.max_instances = max_instances
+        self.rle_masks = False
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             values = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
             self.register_buffer(name, values, persistent=False)
@@ -123,6 +126,7 @@ class S4MMaskFormer(nn.Module):
                     image_size=size,
                     output_size=(sample.get("height", size[0]), sample.get("width", size[1])),
                     max_instances=self.max_instances,
+                    rle_masks=self.rle_masks,
                 )
             }
             for logits, masks, size, sample in zip(

@@ -1,0 +1,132 @@
+"""Memory of inference on large images, and that saving it changes no bit of the result."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from s4m_d2.modeling import inference
+from s4m_d2.modeling.inference import CHUNK_PIXELS, instance_inference
+
+LARGE = (2000, 4000)
+FEW, MANY = 20, 100  # queries
+CLASSES = 8
+MASK_BYTES = LARGE[0] * LARGE[1]  # of one bool mask
+CHUNK_BYTES = 4 * CHUNK_PIXELS  # of the float32 logits that are upsampled together
+PEAK_CHUNKS = 2.5  # the bound on the peak: 160 MiB
+
+
+def peak_bytes(function, path):
+    """Most memory that tensors take at one time during a call, by PyTorch's own accounting."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    profiler.export_chrome_trace(str(path))
+    events = json.loads(path.read_text())["traceEvents"]
+    totals = [e["args"]["Total Allocated"] for e in events if e["name"] == "[memory]"]
+    sizes = [e["args"]["Bytes"] for e in events if e["name"] == "[memory]"]
+    return max(totals) - (totals[0] - sizes[0])
+
+
+def whole_inference(pred_logits, pred_masks, padded_size, image_size, output_size, max_instances):
+    """The definition: every mask of the result at once, in float32."""
+    probabilities = pred_logits.float().softmax(-1)[:, :-1]
+    scores, pairs = probabilities.flatten().topk(min(max_instances, probabilities.numel()))
+    logits = pred_masks[pairs // probabilities.shape[1]][None].float()
+    logits = F.interpolate(logits, size=padded_size, mode="bilinear", align_corners=False)
+    logits = logits[..., : image_size[0], : image_size[1]]
+    logits = F.interpolate(logits, size=output_size, mode="bilinear", align_corners=False)[0]
+    masks = logits > 0
+    means = (logits.sigmoid() * masks).sum((1, 2)) / (masks.sum((1, 2)) + 1e-6)
+    return scores * means, pairs % probabilities.shape[1], masks
+
+
+def random_queries(queries, size, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(queries, CLASSES + 1, generator=generator) * 3
+    masks = torch.randn(queries, *size, generator=generator)
+    masks[0] = -1  # an empty one, which is kept
+    logits[0, 2] = 9
+    return logits.to(dtype), masks.to(dtype)
+
+
+SIZES = [
+    {"padded_size": (32, 64), "image_size": (30, 50), "output_size": (41, 77)},
+    {"padded_size": (32, 64), "image_size": (32, 64), "output_size": (16, 24)},
+    {"padded_size": (8, 16), "image_size": (8, 16), "output_size": (8, 16)},  # as predicted
+]
+
+
+@pytest.mark.parametrize("rle_masks", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("masks_in_chunk", [1, 3, 1000])
+def test_chunked_and_encoded_masks_are_those_of_the_definition(
+    monkeypatch, rle_masks, dtype, sizes, masks_in_chunk
+):
+    logits, masks = random_queries(30, (8, 16), dtype)
+    given = logits.clone(), masks.clone()
+    area = max(np.prod(sizes["padded_size"]), np.prod(sizes["output_size"]))
+    monkeypatch.setattr(inference, "CHUNK_PIXELS", int(area) * masks_in_chunk)
+    result = instance_inference(logits, masks, max_instances=20, rle_masks=rle_masks, **sizes)
+    scores, classes, expected = whole_inference(logits, masks, max_instances=20, **sizes)
+    assert not expected.flatten(1).any(1).all()
+    # The last bit of a sigmoid depends on where in memory, to a vector register, its number is.
+    torch.testing.assert_close(result.scores, scores, rtol=1e-6, atol=0)
+    assert torch.equal(result.pred_classes, classes)
+    assert np.array_equal(np.asarray(result.pred_masks), expected.numpy())
+    boxes = [mask.nonzero() for mask in expected]
+    boxes = [[*b.amin(0).flip(0), *(b.amax(0).flip(0) + 1)] if len(b) else [0] * 4 for b in boxes]
+    assert torch.equal(result.pred_boxes.tensor, torch.tensor(boxes).float())
+    assert torch.equal(logits, given[0]) and torch.equal(masks, given[1])
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_encoding_changes_no_bit(sizes):
+    logits, masks = random_queries(30, (8, 16))
+    dense, encoded = (
+        instance_inference(logits, masks, max_instances=20, rle_masks=rle_masks, **sizes)
+        for rle_masks in (False, True)
+    )
+    assert torch.equal(dense.scores, encoded.scores)
+    assert torch.equal(dense.pred_classes, encoded.pred_classes)
+    assert torch.equal(dense.pred_boxes.tensor, encoded.pred_boxes.tensor)
+    assert np.array_equal(dense.pred_masks.numpy(), np.asarray(encoded.pred_masks))
+
+
+def large_queries(count):
+    """Each query one blob of its own, on a grid at 1/16 of the image."""
+    y, x = torch.meshgrid(torch.arange(125.0), torch.arange(250.0), indexing="ij")
+    centers = torch.arange(count)[:, None, None]
+    masks = 20 - ((y - centers % 10 * 12) ** 2 + (x - centers // 10 * 25) ** 2).sqrt()
+    logits = torch.full((count, CLASSES + 1), -10.0)
+    logits[:, 0] = torch.linspace(2, -2, count)  # every query is kept, in order
+    return logits, masks
+
+
+@pytest.mark.parametrize("rle_masks", [True, False], ids=["encoded", "dense"])
+@pytest.mark.parametrize("queries", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+def test_peak_of_a_large_image(queries, rle_masks, tmp_path):
+    """A constant; with dense masks also the result, and no second copy of it."""
+    logits, masks = large_queries(queries)
+    sizes = {"padded_size": (1024, 2048), "image_size": (1000, 2000), "output_size": LARGE}
+    results = []
+
+    def infer():
+        results.append(
+            instance_inference(logits, masks, max_instances=queries, rle_masks=rle_masks, **sizes)
+        )
+
+    bound = PEAK_CHUNKS * CHUNK_BYTES + (0 if rle_masks else queries * MASK_BYTES)
+    peak = peak_bytes(infer, tmp_path / "trace.json")
+    print(f"\n{queries} queries: peak {peak / 2**20:.0f} MiB, bound {bound / 2**20:.0f} MiB")
+    assert peak <= bound
+    (result,) = results
+    assert len(result) == queries and result.pred_masks[-1].shape == LARGE
+    chosen = [0, queries // 2 + 1]
+    scores, _, expected = whole_inference(logits[chosen], masks[chosen], max_instances=2, **sizes)
+    torch.testing.assert_close(result.scores[chosen], scores, rtol=1e-6, atol=0)
+    for index, mask in zip(chosen, expected, strict=True):
+        assert torch.equal(result.pred_masks[index], mask)
