@@ -21,5 +21,9 @@ class WeightsError(S4MError, ValueError):
     """A checkpoint (model, backbone or SAM) is missing, damaged, unsafe or of another model."""
 
 
+class OutputError(S4MError, OSError):
+    """A file cannot be written: the disk is full, read-only or not the user's."""
+
+
 class InputError(S4MError, ValueError):
     """An argument of a public function has the wrong shape, dtype or range."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, WeightsError
+from s4m_d2.files import TENSOR_FILE_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _read_state(
 ) -> Mapping[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except TENSOR_FILE_ERRORS as error:
         raise WeightsError(
             f"SAM weights for {model}: '{path}' ({path.stat().st_size:,} bytes) cannot be read as "
             f"a file of tensors; it is truncated or something else ({type(error).__name__}). "
