@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from s4m_d2.engine import S4MTrainer, TeacherTrainer, run_config, stage_config
+from s4m_d2.engine.arguments import check_arguments
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.preflight import check_config, check_datasets, check_output_dir, load_config
 from s4m_d2.errors import S4MError, WeightsError
@@ -28,8 +29,7 @@ def setup(args):
     """The checked, frozen config of this run; loggers and OUTPUT_DIR are ready afterwards."""
     cfg = run_config(load_config(args.config_file, args.opts))
     check_config(cfg, eval_only=args.eval_only)
-    if not args.eval_only:
-        check_output_dir(cfg, resume=args.resume)
+    check_output_dir(cfg, resume=args.resume or args.eval_only)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s4m_d2")
     return cfg
@@ -86,6 +86,7 @@ def main(args):
 if __name__ == "__main__":
     args = default_argument_parser(epilog=__doc__).parse_args()
     try:
+        check_arguments(args)
         launch(
             main,
             args.num_gpus,

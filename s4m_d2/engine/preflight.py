@@ -183,7 +183,9 @@ def check_output_dir(cfg: CfgNode, *, resume: bool) -> None:
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: {error}") from error
+        raise ConfigError(
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: {error}. Choose another folder."
+        ) from error
     if not os.access(cfg.OUTPUT_DIR, os.W_OK):
         raise ConfigError(f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' is not writable; choose another folder.")
     for stage in ("teacher", "student"):
