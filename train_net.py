@@ -20,6 +20,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from s4m_d2.engine import run, run_config
+from s4m_d2.engine.arguments import check_arguments
 from s4m_d2.engine.preflight import check_config, check_output_dir, load_config, preflight
 from s4m_d2.engine.stop_signals import listen, passed_on_to_ranks
 from s4m_d2.errors import S4MError
@@ -55,8 +56,7 @@ def setup(args):
     """The checked, frozen config of this run; loggers and OUTPUT_DIR are ready afterwards."""
     cfg = read_config(args)
     check_config(cfg, eval_only=args.eval_only)
-    if not args.eval_only:
-        check_output_dir(cfg, resume=args.resume)
+    check_output_dir(cfg, resume=args.resume or args.eval_only)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s4m_d2")
     return cfg
@@ -74,6 +74,7 @@ def main(args):
 
 def start(args):
     """Check and train, or evaluate; the exit status."""
+    check_arguments(args)
     report = ""
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0  # of this machine's processes under torchrun
     if first and not args.eval_only:

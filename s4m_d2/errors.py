@@ -25,5 +25,9 @@ class DivergenceError(S4MError, FloatingPointError):
     """Training has stopped making progress: losses or gradients are no longer finite."""
 
 
+class OutputError(S4MError, OSError):
+    """A file cannot be written: the disk is full, read-only or not the user's."""
+
+
 class InputError(S4MError, ValueError):
     """An argument of a public function has the wrong shape, dtype or range."""

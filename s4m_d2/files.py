@@ -1,16 +1,43 @@
-"""Files that a reader never sees half-written."""
+"""Files that a reader never sees half-written, and errors of files that are damaged."""
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import re
+import struct
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
+from s4m_d2.errors import OutputError
+
 _TEMPORARY = re.compile(r"\..+\.\w{8}\.tmp")  # as named by atomic_write
 DEFAULT_PERMISSIONS = 0o666  # reduced by the user's umask, as open() does
+#: What ``torch.load`` raises for a damaged or foreign file: its unpickler checks little.
+TENSOR_FILE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+# How the system says that a disk is full, read-only or broken, while a file is being written.
+_DISK_ERRORS = frozenset(
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EISDIR)
+)
 
 
 @contextmanager
@@ -18,13 +45,21 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     """Open a temporary file next to ``path`` and rename it to ``path`` when the block succeeds.
 
     The content is on disk before the rename, so that after a crash or a power cut ``path`` holds
-    either the old content or the new one. When the block raises, the old file stays as it was.
+    either the old content or the new one. When the block raises, the old file stays as it was, and
+    nothing else is left.
+
+    Raises:
+        OutputError: the system refuses to write, because the disk is full, read-only or not the
+            user's.
     """
     path = os.path.abspath(path)
     folder = os.path.dirname(path)
-    os.makedirs(folder, exist_ok=True)
     prefix = f".{os.path.basename(path)}."
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".tmp")
+    try:
+        os.makedirs(folder, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".tmp")
+    except OSError as error:
+        raise _refused(path, error) from error
     try:
         with os.fdopen(handle, mode) as file:
             yield file
@@ -32,9 +67,12 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
             os.fsync(file.fileno())
         os.chmod(temporary, DEFAULT_PERMISSIONS & ~_umask())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
-        raise
+        cause = _disk_error(error)
+        if cause is None:
+            raise
+        raise _refused(path, cause) from error
     _sync_folder(folder)
 
 
@@ -49,6 +87,22 @@ def remove_temporaries(folder: str | os.PathLike[str]) -> list[str]:
     for name in names:
         os.unlink(os.path.join(folder, name))
     return names
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """The disk's error that led to ``error``, which a library may have wrapped in its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _refused(path: str, error: OSError) -> OutputError:
+    return OutputError(
+        f"'{path}' cannot be written: {error.strerror or error}. What the file held before is as "
+        "it was. Free space or correct the permissions, or choose another folder."
+    )
 
 
 def _umask() -> int:

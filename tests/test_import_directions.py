@@ -23,7 +23,7 @@ LEAVES = {"layers", "losses", "sam", "semi", "sepl"}
 # What each part of the package may import from the package, beside itself.
 MAY_IMPORT = {
     "errors": set(),
-    "files": set(),
+    "files": {"errors"},
     "structures": {"errors"},
     "config": {"errors"},
     "data": BASE,

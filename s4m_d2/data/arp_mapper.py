@@ -70,7 +70,7 @@ class ARPDatasetMapper:
         """
         image = read_image(record["file_name"], self._image_format)
         seeds = self._seeds.of(record)
-        view, _ = apply_geometry(self._geometry, image, seeds.geometry)
+        view, _ = apply_geometry(self._geometry, image, seeds.geometry, record["file_name"])
         weak = view if self._color is None else self._color(view, seeds.color())
         sample = start_sample(record, image)
         sample["image"] = torch.from_numpy(view.transpose(2, 0, 1).copy())

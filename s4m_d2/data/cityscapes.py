@@ -12,7 +12,7 @@ import pycocotools.mask as mask_util
 from cityscapesscripts.helpers.labels import id2label, labels
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
-from PIL import Image
+from PIL import Image, ImageOps
 
 from s4m_d2.data.images import READ_ERRORS, image_size, unreadable
 from s4m_d2.data.listing import dataset_path, list_images
@@ -23,6 +23,7 @@ INSTANCE_SUFFIX = "_gtFine_instanceIds.png"
 
 _THINGS = [label for label in labels if label.hasInstances and not label.ignoreInEval]
 _CONTIGUOUS = {label.id: index for index, label in enumerate(_THINGS)}
+_ID_MODE = "I"  # Pillow's modes of integers with more than 8 bits begin with it
 _IDS_PER_CLASS = 1000  # instance id = class id * 1000 + number; a group has the class id alone
 _MAX_READERS = 8  # threads; decoding and the array work below release the interpreter's lock
 
@@ -113,16 +114,18 @@ def read_record(image_file: str, instance_file: str) -> dict:
 
 
 def _read_ids(instance_file: str) -> np.ndarray:
-    """(H, W) integers."""
+    """(H, W) integers, turned upright as the image is."""
     try:
         with Image.open(instance_file) as image:
-            ids = np.asarray(image)
+            mode = image.mode
+            ids = np.asarray(ImageOps.exif_transpose(image))
     except READ_ERRORS as error:
         raise unreadable(instance_file, error) from error
-    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+    if not mode.startswith(_ID_MODE):
         raise DatasetError(
-            f"{instance_file} must have one channel of integer instance ids, got shape "
-            f"{ids.shape} {ids.dtype}. Recreate it with cityscapesscripts' createInstanceImgs."
+            f"{instance_file} must have one channel of integer ids with at least 16 bits, got "
+            f"Pillow's mode {mode}: 8 bits cannot tell instances apart, so this may be the file of "
+            "labels or of colors. Recreate it with cityscapesscripts' createInstanceImgs."
         )
     return ids
 

@@ -10,14 +10,9 @@ from dataclasses import dataclass, field
 
 from detectron2.data.datasets import load_coco_json
 
+from s4m_d2.data.coco_checks import check_chosen, check_content
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, dataset_path, list_images
 from s4m_d2.errors import DatasetError
-
-_SECTIONS = {
-    "images": ("id", "file_name", "height", "width"),
-    "annotations": ("id", "image_id", "category_id", "bbox", "segmentation"),
-    "categories": ("id", "name"),
-}
 
 
 @dataclass(frozen=True)
@@ -69,6 +64,7 @@ class CocoFormat:
         content = self._read(json_file)
         chosen = set(choose([image["file_name"] for image in content["images"]]))
         subset = _subset(content, chosen)
+        check_chosen(subset["images"], subset["annotations"], json_file, image_root)
         missing = [n for n in sorted(chosen) if not os.path.isfile(os.path.join(image_root, n))]
         if missing:
             raise DatasetError(
@@ -81,7 +77,7 @@ class CocoFormat:
                 json.dump(subset, file)
             try:
                 return load_coco_json(path, image_root, dataset_name)
-            except (AssertionError, KeyError, TypeError, ValueError) as error:
+            except (AssertionError, ArithmeticError, KeyError, TypeError, ValueError) as error:
                 raise DatasetError(
                     f"{json_file} cannot be used as data set {dataset_name!r}: {error} "
                     "Correct the file, or register it under a name of its own."
@@ -89,43 +85,16 @@ class CocoFormat:
 
     def _read(self, json_file: str) -> dict:
         try:
-            with open(json_file) as file:
+            with open(json_file, encoding="utf-8") as file:
                 content = json.load(file)
         except FileNotFoundError as error:
             raise DatasetError(f"{json_file} does not exist. {self.remedy}") from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DatasetError(
                 f"{json_file} is no valid JSON: {error}. Replace it with a fresh copy."
             ) from error
-        _check(content, json_file)
+        check_content(content, json_file)
         return content
-
-
-def _check(content: object, json_file: str) -> None:
-    """Raise :class:`DatasetError` unless the content is COCO's, with unique and resolved ids."""
-    for section, keys in _SECTIONS.items():
-        rows = content.get(section) if isinstance(content, dict) else None
-        if not isinstance(rows, list):
-            raise DatasetError(f"{json_file} has no list '{section}': it is no COCO file.")
-        for index, row in enumerate(rows):
-            lacking = [k for k in keys if k not in row] if isinstance(row, dict) else list(keys)
-            if lacking:
-                raise DatasetError(
-                    f"{json_file}: entry {index} of '{section}' lacks {', '.join(lacking)}."
-                )
-        if len({row["id"] for row in rows}) < len(rows):
-            raise DatasetError(f"{json_file}: the ids of '{section}' are not unique.")
-    known = {
-        "image_id": {row["id"] for row in content["images"]},
-        "category_id": {row["id"] for row in content["categories"]},
-    }
-    for annotation in content["annotations"]:
-        for key, ids in known.items():
-            if annotation[key] not in ids:
-                raise DatasetError(
-                    f"{json_file}: annotation {annotation['id']} has {key} {annotation[key]}, "
-                    "which the file does not define."
-                )
 
 
 def _subset(content: dict, file_names: set[str]) -> dict:

@@ -11,11 +11,26 @@ from s4m_d2.errors import DatasetError
 #: What Pillow raises for a damaged, truncated or foreign file.
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
-_FIRST_TRANSPOSED = 5  # EXIF orientations 5 to 8 swap height and width
+_DEEP_MODES = ("I", "F")  # Pillow's modes of more than 8 bits begin with these
+_EXIF_SOURCES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+_TURNS = {  # what turns an image of this EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TRANSPOSED = (5, 6, 7, 8)  # of them, those that swap height and width
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
-    """Decode an image and turn it upright.
+    """Decode an image as 8-bit color and turn it upright, as its EXIF data say.
+
+    Gray and palette images become color, transparency is dropped, and of several frames the first
+    is read. Of color images with 16 bits a channel the upper 8 are kept; gray ones of more than 8
+    bits are refused, because what range their values have is not known.
 
     Args:
         file_name: path.
@@ -25,13 +40,22 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
         (H, W, 3) uint8, contiguous.
 
     Raises:
-        DatasetError: the file is missing, damaged, truncated or no image.
+        DatasetError: the file is missing, damaged, truncated, no image, or of more than 8 bits.
     """
     try:
-        image = detection_utils.read_image(file_name, format=image_format)
+        with Image.open(file_name) as image:
+            if image.mode.startswith(_DEEP_MODES):
+                raise DatasetError(
+                    f"{file_name} has gray values of more than 8 bits (Pillow's mode {image.mode})."
+                    " Scale them to 0..255 and save the image with 8 bits a channel."
+                )
+            image.load()  # asking a damaged PNG for its orientation first would hide the damage
+            turn = _TURNS.get(_orientation(image))
+            upright = image if turn is None else image.transpose(turn)
+            array = detection_utils.convert_PIL_to_numpy(upright, image_format)
     except READ_ERRORS as error:
         raise unreadable(file_name, error) from error
-    return np.ascontiguousarray(image)
+    return np.ascontiguousarray(array)
 
 
 def image_size(file_name: str) -> tuple[int, int]:
@@ -43,13 +67,21 @@ def image_size(file_name: str) -> tuple[int, int]:
     try:
         with Image.open(file_name) as image:
             width, height = image.size
-            # Without this check, asking a PNG for its orientation would decode all of it.
-            exif = image.getexif() if "exif" in image.info else {}
-            if exif.get(ExifTags.Base.Orientation, 1) >= _FIRST_TRANSPOSED:
+            # Asking a PNG without these for its orientation would decode all of it.
+            described = any(source in image.info for source in _EXIF_SOURCES)
+            if described and _orientation(image) in _TRANSPOSED:
                 width, height = height, width
     except READ_ERRORS as error:
         raise unreadable(file_name, error) from error
     return height, width
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """EXIF's number, 1 to 8, if there is one."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises many kinds on broken EXIF data, which Detectron2 ignores
+        return None
 
 
 def unreadable(file_name: str, error: Exception) -> DatasetError:
@@ -58,7 +90,11 @@ def unreadable(file_name: str, error: Exception) -> DatasetError:
         return DatasetError(
             f"{file_name} does not exist. Complete the data set, or take the file out of the list."
         )
+    if isinstance(error, Image.DecompressionBombError):
+        return DatasetError(
+            f"{file_name} is too large: {error} Scale the image down, or cut it into pieces."
+        )
     return DatasetError(
         f"{file_name} cannot be read: {error}. The file is damaged, truncated or of another "
-        "format; replace it with a fresh copy."
+        "format. Replace it with a fresh copy."
     )

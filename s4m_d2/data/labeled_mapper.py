@@ -78,7 +78,9 @@ class LabeledDatasetMapper:
         image = read_image(record["file_name"], self._image_format)
         _check_image_size(record, image)
         seeds = self._seeds.of(record)
-        view, transforms = apply_geometry(self._geometry, image, seeds.geometry)
+        view, transforms = apply_geometry(
+            self._geometry, image, seeds.geometry, record["file_name"]
+        )
         sample = start_sample(record, image)
         sample["instances"] = self._instances(record, transforms, image.shape[:2], view.shape[:2])
         if self._color is not None:
@@ -102,7 +104,9 @@ class LabeledDatasetMapper:
                 view_size,
             )
         except DatasetError as error:
-            raise DatasetError(f"Annotations of {record['file_name']}: {error}.") from error
+            raise DatasetError(
+                f"Annotations of {record['file_name']}: {error}. Correct or remove the annotation."
+            ) from error
         classes = torch.tensor([a["category_id"] for _, a in annotations], dtype=torch.int64)
         visible = masks.flatten(1).any(1)
         masks = BitMasks(masks[visible])

@@ -10,6 +10,7 @@ import torch
 from detectron2.data import transforms as T
 from torch import Tensor
 
+from s4m_d2.data.segmentations import check_segmentation, read_polygons
 from s4m_d2.errors import DatasetError
 
 _MIN_POLYGON_NUMBERS = 6  # three points
@@ -43,9 +44,11 @@ def transform_masks(
     bitmaps = {}
     for index, segmentation in enumerate(segmentations):
         if isinstance(segmentation, list):
-            masks[index] = _draw_polygons(segmentation, transforms, view_size)
+            polygons = read_polygons(segmentation, image_size)
+            masks[index] = _draw_polygons(polygons, transforms, view_size)
         else:
-            bitmaps[index] = _bitmap(segmentation, image_size)
+            check_segmentation(segmentation, image_size)
+            bitmaps[index] = _bitmap(segmentation)
     for layer, members in _pack(bitmaps, image_size):
         moved = np.ascontiguousarray(transforms.apply_segmentation(layer))
         for value in np.flatnonzero(np.bincount(moved.reshape(-1))):
@@ -55,54 +58,29 @@ def transform_masks(
 
 
 def _draw_polygons(
-    polygons: list, transforms: T.TransformList, view_size: tuple[int, int]
+    polygons: list[np.ndarray], transforms: T.TransformList, view_size: tuple[int, int]
 ) -> np.ndarray:
     """(H', W') bool: the union of the polygons; parts outside the view are cut off."""
     moved = []
-    for polygon in polygons:
-        points = np.array(polygon, dtype=np.float64).reshape(-1)  # transforms work in place
-        if len(points) % 2 or len(points) < _MIN_POLYGON_NUMBERS or not np.isfinite(points).all():
+    for points in polygons:
+        if len(points) % 2 or len(points) < _MIN_POLYGON_NUMBERS:
             raise DatasetError(
-                "a polygon must have at least three points (x, y) of finite numbers, "
-                f"got {len(points)} numbers"
+                f"a polygon must have at least three points (x, y), got {len(points)} numbers"
             )
         moved.append(transforms.apply_coords(points.reshape(-1, 2)).reshape(-1))
-    if not moved:
-        raise DatasetError("the list of polygons is empty")
     rle = mask_util.merge(mask_util.frPyObjects(moved, *view_size))
     return mask_util.decode(rle).astype(bool)
 
 
-def _bitmap(segmentation: object, image_size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool from an RLE or an array, in the image's frame."""
-    if isinstance(segmentation, dict):
-        if not {"size", "counts"} <= segmentation.keys():
-            raise DatasetError("an RLE needs the keys 'size' and 'counts'")
-        _check_size(segmentation["size"], image_size)
-        return _decode(segmentation)
-    if isinstance(segmentation, np.ndarray):
-        _check_size(segmentation.shape, image_size)
-        return segmentation.astype(bool)
-    raise DatasetError(
-        f"the segmentation is of type {type(segmentation).__name__}; expected a list of polygons, "
-        "an RLE dict or a (H, W) array"
-    )
-
-
-def _check_size(size: Sequence[int], image_size: tuple[int, int]) -> None:
-    if tuple(size) != image_size:
-        raise DatasetError(
-            f"the mask has (height, width) {tuple(size)}, but the image has {image_size}"
-        )
+def _bitmap(segmentation: dict | np.ndarray) -> np.ndarray:
+    """(H, W) bool from an RLE or an array that fits its image."""
+    return _decode(segmentation) if isinstance(segmentation, dict) else segmentation.astype(bool)
 
 
 def _decode(rle: dict) -> np.ndarray:
-    height, width = rle["size"]
     try:
         if isinstance(rle["counts"], list):
-            if sum(rle["counts"]) != height * width:
-                raise ValueError(f"the counts sum to {sum(rle['counts'])}, not {height * width}")
-            rle = mask_util.frPyObjects(rle, height, width)
+            rle = mask_util.frPyObjects(rle, *rle["size"])
         return mask_util.decode(rle).astype(bool)
     except (ValueError, TypeError) as error:
         raise DatasetError(f"the RLE cannot be decoded ({error})") from error

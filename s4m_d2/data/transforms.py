@@ -15,11 +15,12 @@ from detectron2.utils.registry import Registry
 from torch import Tensor
 from torchvision.transforms import functional as F
 
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import ConfigError, DatasetError, InputError
 
 GEOMETRY_REGISTRY = Registry("GEOMETRY")
 """Geometry of the training views by INPUT.DATASET_MAPPER_NAME: ``cfg -> list[Augmentation]``."""
 
+_NARROW = 10  # ratio of an image's sides above which resizing may leave no pixel of the shorter
 _SEED_WORDS = 8  # 32-bit words that initialize numpy's global generator
 _HUE_RANGE = 180  # of OpenCV's 8-bit HSV
 _BLUR_REACH = 3  # standard deviations that the blur's kernel covers on each side
@@ -89,7 +90,7 @@ def seeded_numpy(seed: int) -> Iterator[None]:
 
 
 def apply_geometry(
-    augmentations: Sequence[T.Augmentation], image: np.ndarray, seed: int
+    augmentations: Sequence[T.Augmentation], image: np.ndarray, seed: int, name: str = "An image"
 ) -> tuple[np.ndarray, T.TransformList]:
     """Transform an image as ``seed`` decides.
 
@@ -97,13 +98,26 @@ def apply_geometry(
         augmentations: Detectron2's, which see the image only.
         image: (H, W, 3) uint8.
         seed: non-negative.
+        name: of the image, in messages.
 
     Returns:
         The view, (H', W', 3) uint8, and the transforms that made it.
+
+    Raises:
+        DatasetError: of an image so narrow, nothing is left after resizing.
     """
     view = T.AugInput(image)
-    with seeded_numpy(seed):
-        transforms = T.AugmentationList(augmentations)(view)
+    try:
+        with seeded_numpy(seed):
+            transforms = T.AugmentationList(augmentations)(view)
+    except ValueError as error:
+        short, long = sorted(image.shape[:2])
+        if long <= _NARROW * short:
+            raise
+        raise DatasetError(
+            f"{name} has (height, width) {image.shape[:2]}, too narrow for the sizes of INPUT "
+            f"({error}). Crop the image, or take it out of the data set."
+        ) from error
     return view.image, transforms
 
 

@@ -43,7 +43,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     if config_file:
         _merge_file(cfg, config_file)
     if len(opts) % 2:
-        raise ConfigError(f"Overrides come as KEY VALUE pairs; '{opts[-1]}' has no value.")
+        raise ConfigError(f"Overrides come as KEY VALUE pairs; '{opts[-1]}' has no value. Add it.")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         try:
             cfg.merge_from_list([key, value])
@@ -55,7 +55,10 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
 
 def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if not os.path.isfile(config_file):
-        raise ConfigError(f"Config file '{config_file}' does not exist (in '{os.getcwd()}').")
+        raise ConfigError(
+            f"Config file '{config_file}' does not exist. Give a path that starts at "
+            f"'{os.getcwd()}', or an absolute one."
+        )
     try:
         cfg.merge_from_file(config_file, allow_unsafe=False)
     except _MERGE_ERRORS as error:
@@ -65,20 +68,25 @@ def _merge_file(cfg: CfgNode, config_file: str) -> None:
 def _explain(cfg: CfgNode, error: Exception) -> str:
     """An error's message in the user's terms."""
     if isinstance(error, RecursionError):
-        return "_BASE_ leads back to the file itself."
+        return "_BASE_ leads back to the file itself, or values nest too deep. Correct the file."
     if isinstance(error, yaml.constructor.ConstructorError):
         return f"only plain YAML values are read, no tags that build objects. {error}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"this is no text file ({error}); give a YAML file as in configs/."
     if isinstance(error, yaml.YAMLError):
-        return f"this is no valid YAML: {error}"
+        return f"this is no valid YAML: {error}. Correct it; configs/ has examples."
     if isinstance(error, OSError):
-        return f"'{error.filename}', named as _BASE_, cannot be read: {error.strerror}."
+        return (
+            f"'{error.filename}', named as _BASE_, cannot be read: {error.strerror}. "
+            "Correct the path; a relative one starts at the file's own folder."
+        )
     message = str(error.args[0]) if error.args else type(error).__name__
     unknown = _UNKNOWN_KEY.search(message)
     if unknown:
         return f"the key {unknown[1]} does not exist.{_suggest(cfg, unknown[1])}"
-    if isinstance(error, AttributeError | TypeError):
-        return f"expected keys and values as in configs/; {message}"
-    return message
+    if "Type mismatch" in message:
+        return f"{message}. Give a value of the first of the two types."
+    return f"expected keys and values as in configs/; {message}"
 
 
 def _suggest(cfg: CfgNode, key: str) -> str:
@@ -88,7 +96,7 @@ def _suggest(cfg: CfgNode, key: str) -> str:
     last = key.upper().rsplit(".", 1)[-1]
     same = [name for upper, name in known.items() if upper.rsplit(".", 1)[-1] == last]
     found = same[:1] or [known[name] for name in near]
-    return f" Did you mean {found[0]}?" if found else " s4m_d2/config.py lists ours."
+    return f" Did you mean {found[0]}?" if found else " Choose one of s4m_d2/config.py."
 
 
 def _leaf_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -23,7 +23,16 @@ logger = logging.getLogger(__name__)
 SAMPLED_IMAGES = 8  # decoded of each data set, at equal distances
 LISTED_CLASSES = 10  # with more, only the rarest and the most frequent are named
 # What loaders of data sets raise when files are missing or malformed.
-_LOADER_ERRORS = (OSError, AssertionError, LookupError, ValueError, TypeError)
+_LOADER_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -147,11 +156,20 @@ def _load(name: str) -> list[dict]:
         raise
     except _LOADER_ERRORS as error:
         raise DatasetError(
-            f"The data set '{name}' cannot be loaded: {error}. Relative paths lie under "
-            "$DETECTRON2_DATASETS (default: datasets); datasets/README.md shows the layout."
+            f"The data set '{name}' cannot be loaded: {error}. Correct its files: relative paths "
+            "lie under $DETECTRON2_DATASETS (default: datasets), and datasets/README.md shows the "
+            "layout."
         ) from error
     if not records:
-        raise DatasetError(f"The data set '{name}' has no images.")
+        raise DatasetError(
+            f"The data set '{name}' has no images. Complete it, or take it out of DATASETS."
+        )
+    for index, record in enumerate(records):
+        if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
+            raise DatasetError(
+                f"The data set '{name}': record {index} has no 'file_name'. Correct its loader, "
+                "which must return Detectron2's records: dictionaries with the path of an image."
+            )
     return records
 
 

@@ -207,7 +207,7 @@ def refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) -
     if not report.matched:
         raise WeightsError(
             f"Weights '{path}' hold nothing of this model: it has {first_names(list(own))}; the "
-            f"file has {first_names(report.unexpected)}."
+            f"file has {first_names(report.unexpected)}. Give weights of this model."
         )
     if require and report.missing:
         raise WeightsError(

@@ -37,7 +37,9 @@ def check_output_dir(cfg: CfgNode, *, resume: bool) -> None:
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: {error}") from error
+        raise ConfigError(
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: {error}. Choose another folder."
+        ) from error
 
 
 def output_dir_errors(cfg: CfgNode, *, resume: bool) -> Iterator[S4MError]:

@@ -16,6 +16,7 @@ import torch
 
 from s4m_d2.engine.restricted_pickle import UnsafePickleError, load_arrays
 from s4m_d2.errors import WeightsError
+from s4m_d2.files import TENSOR_FILE_ERRORS
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _TORCH_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
@@ -24,16 +25,6 @@ _SAFETENSORS_LENGTH = struct.Struct("<Q")  # the length of the header, which fol
 _SAFETENSORS_START = slice(_SAFETENSORS_LENGTH.size, _SAFETENSORS_LENGTH.size + 2)
 _MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, as in the format's description
 _HEAD_BYTES = 64
-_TORCH_ERRORS = (
-    pickle.UnpicklingError,
-    EOFError,
-    RuntimeError,
-    OSError,
-    LookupError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
 _TRUNCATED = ("truncated", "unexpected eof", "ran out of input", "unexpected end of data")
 
 
@@ -72,8 +63,8 @@ def is_archive(path: str) -> bool:
     """Whether a file ends as the archives of ``torch.save`` do."""
     try:
         return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:  # some Pythons raise this for a damaged end
-        return False
+    except zipfile.BadZipFile:  # it has the end of one, which makes no sense: its reader will say
+        return True
 
 
 def _reader(path: str, head: bytes, mapped: bool) -> Callable[[str], Any]:
@@ -101,7 +92,7 @@ def _reader(path: str, head: bytes, mapped: bool) -> Callable[[str], Any]:
 def _read_torch(path: str, mapped: bool = False) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except _TORCH_ERRORS as error:
+    except TENSOR_FILE_ERRORS as error:
         if _ends_early(error):
             raise _truncated(path) from error
         names = re.findall(r"GLOBAL (\S+)", str(error))
@@ -162,7 +153,8 @@ def _read_pickle(path: str) -> Any:
     except UnsafePickleError as error:
         raise WeightsError(
             f"Weights '{path}' are refused: {error}. A model-zoo .pkl file holds a dictionary of "
-            "NumPy arrays and nothing else; no code of the file was run."
+            "NumPy arrays and nothing else; no code of the file was run. Download it from a source "
+            "that you trust."
         ) from error
     except (pickle.UnpicklingError, EOFError) as error:
         if _ends_early(error):

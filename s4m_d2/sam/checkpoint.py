@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, WeightsError
+from s4m_d2.files import TENSOR_FILE_ERRORS
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def _read_state(
         # Values are read when they are used, but in the oldest format of PyTorch's.
         mapped = zipfile.is_zipfile(path)
         content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except TENSOR_FILE_ERRORS as error:
         raise WeightsError(
             f"SAM weights for {model}: '{path}' ({path.stat().st_size:,} bytes) cannot be read as "
             f"a file of tensors; it is truncated or something else ({type(error).__name__}). "

@@ -1,0 +1,125 @@
+"""What a segmentation must hold to be drawn in its image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+
+import numpy as np
+
+from s4m_d2.errors import DatasetError
+
+_MAX_REACH = 10  # longer sides of its image by which a polygon may leave it
+# Of a compressed RLE's text: see _read_text.
+_TEXT_ZERO = ord("0")
+_TEXT_BITS = 5
+_TEXT_MORE = 1 << _TEXT_BITS
+_TEXT_MAX_DIGITS = 7  # of a 32-bit number
+
+
+def check_segmentation(segmentation: object, image_size: tuple[int, int]) -> None:
+    """Refuse polygons and RLEs that could not be drawn in an image; nothing is decoded.
+
+    How many points a polygon has shows only when it is drawn.
+
+    Args:
+        segmentation: polygons, RLE dict or array, of any content.
+        image_size: (H, W).
+
+    Raises:
+        DatasetError: says what is wrong, as part of a sentence.
+    """
+    if isinstance(segmentation, list):
+        read_polygons(segmentation, image_size)
+    elif isinstance(segmentation, dict):
+        _check_rle(segmentation, image_size)
+    elif isinstance(segmentation, np.ndarray):
+        _check_size(segmentation.shape, image_size)
+    else:
+        raise DatasetError(
+            f"the segmentation is of type {type(segmentation).__name__}; expected a list of "
+            "polygons, an RLE dict or a (H, W) array"
+        )
+
+
+def read_polygons(segmentation: list, image_size: tuple[int, int]) -> list[np.ndarray]:
+    """New float64 arrays [x0, y0, x1, ...] of a list of polygons.
+
+    Raises:
+        DatasetError: as :func:`check_segmentation`.
+    """
+    if not segmentation:
+        raise DatasetError("the list of polygons is empty")
+    return [_points(polygon, image_size) for polygon in segmentation]
+
+
+def _points(polygon: object, image_size: tuple[int, int]) -> np.ndarray:
+    """The numbers of a polygon as a new float64 array of one dimension."""
+    try:
+        points = np.array(polygon, dtype=np.float64)
+    except (TypeError, ValueError):
+        points = np.array(np.nan)
+    if not points.ndim or not np.isfinite(points).all():
+        raise DatasetError("a polygon must be a list of finite numbers x, y, x, y, ...")
+    if np.abs(points).max(initial=0) > (_MAX_REACH + 1) * max(image_size):
+        raise DatasetError(
+            f"a polygon has the coordinate {points.flat[np.abs(points).argmax()]:g}, far outside "
+            f"the image, which has (height, width) {image_size}"
+        )
+    return points.reshape(-1)
+
+
+def _check_rle(rle: dict, image_size: tuple[int, int]) -> None:
+    if not {"size", "counts"} <= rle.keys():
+        raise DatasetError("an RLE needs the keys 'size' and 'counts'")
+    if not np.iterable(rle["size"]):
+        raise DatasetError(f"an RLE's size must be [height, width], got {rle['size']!r}")
+    _check_size(rle["size"], image_size)
+    counts = rle["counts"]
+    if isinstance(counts, str | bytes):
+        counts = _read_text(counts)
+    if not isinstance(counts, list) or not all(isinstance(n, Integral) and n >= 0 for n in counts):
+        raise DatasetError(
+            "an RLE's counts must be COCO's text or a list of whole numbers from 0 on"
+        )
+    if sum(counts) != image_size[0] * image_size[1]:
+        raise DatasetError(
+            f"an RLE's counts sum to {sum(counts)}; expected height * width, "
+            f"{image_size[0] * image_size[1]}"
+        )
+
+
+def _read_text(text: str | bytes) -> list[int] | None:
+    """The run lengths of a compressed RLE, None if it is none.
+
+    COCO's API checks too little: where the text ends early, the rest of its mask is left as the
+    memory was. Its format: digits to the base of 32, the smallest first, as the characters from "0"
+    on; 32 added to a digit says that more follow, 16 in the last one that the number is negative.
+    From the fourth number on, each is a difference to the run before the previous one.
+    """
+    raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
+    digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - _TEXT_ZERO
+    last = np.flatnonzero(digits < _TEXT_MORE)
+    lengths = np.diff(last, prepend=-1)
+    if (
+        not len(last)
+        or last[-1] != len(digits) - 1
+        or lengths.max() > _TEXT_MAX_DIGITS
+        or digits.min() < 0
+        or digits.max() >= 2 * _TEXT_MORE
+    ):
+        return None
+    first = last - lengths + 1
+    place = np.arange(len(digits)) - np.repeat(first, lengths)
+    values = np.add.reduceat((digits % _TEXT_MORE) << (_TEXT_BITS * place), first)
+    values -= (digits[last] >= _TEXT_MORE // 2).astype(np.int64) << (_TEXT_BITS * lengths)
+    values[1::2] = values[1::2].cumsum()
+    values[2::2] = values[2::2].cumsum()
+    return values.tolist()
+
+
+def _check_size(size: Sequence[int], image_size: tuple[int, int]) -> None:
+    if tuple(size) != image_size:
+        raise DatasetError(
+            f"the mask has (height, width) {tuple(size)}, but the image has {image_size}"
+        )

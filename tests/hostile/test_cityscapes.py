@@ -1,0 +1,153 @@
+"""Cityscapes folders with missing, foreign or mismatched files."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+
+from s4m_d2.data import CityscapesFormat
+from s4m_d2.errors import DatasetError
+
+from .rows import HEIGHT, WIDTH, labeled, mask, one_error, save, scene
+
+STEM = "aachen/aachen_000000_000019"
+CAR = 26
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Changes to (image file, id file, root) -> the record of the only image."""
+    image = save(tmp_path / "left" / f"{STEM}_leftImg8bit.png", scene())
+    ids = save(tmp_path / "fine" / f"{STEM}_gtFine_instanceIds.png", ids_of(CAR * 1000))
+
+    def read(change):
+        change(image, ids, tmp_path)
+        dataset = CityscapesFormat(str(tmp_path / "left"), str(tmp_path / "fine"))
+        (record,) = dataset.load(sorted)
+        return labeled()(record)["instances"]
+
+    return read
+
+
+def ids_of(value, dtype=np.uint16):
+    return np.where(mask(), value, 7).astype(dtype)
+
+
+def ids_become(array, kind="PNG"):
+    return lambda image, ids, root: Image.fromarray(array).save(ids, kind)
+
+
+def ids_as_palette(image, ids, root):
+    Image.fromarray(ids_of(CAR, np.uint8)).convert("P").save(ids)
+
+
+def truncated_ids(image, ids, root):
+    ids.write_bytes(ids.read_bytes()[:60])
+
+
+def ids_are_a_folder(image, ids, root):
+    ids.unlink()
+    ids.mkdir()
+
+
+def swapped(image, ids, root):
+    content = image.read_bytes()
+    image.write_bytes(ids.read_bytes())
+    ids.write_bytes(content)
+
+
+def other_city(image, ids, root):
+    (root / "fine" / "bonn").mkdir()
+    ids.rename(root / "fine" / "bonn" / ids.name)
+
+
+def no_images(image, ids, root):
+    image.unlink()
+
+
+def all_left(image, ids, root):
+    shutil.rmtree(root / "left")
+
+
+def all_fine(image, ids, root):
+    shutil.rmtree(root / "fine")
+
+
+def image_of_text(image, ids, root):
+    image.write_text("left to be done")
+
+
+MALFORMED = {
+    "no partner": (lambda image, ids, root: ids.unlink(), "instanceIds.png does not exist"),
+    "partner in another city": (other_city, "instanceIds.png does not exist"),
+    "partner is a folder": (ids_are_a_folder, "instanceIds.png cannot be read"),
+    "empty file of ids": (lambda image, ids, root: ids.write_bytes(b""), "Ids.png cannot be read"),
+    "truncated ids": (truncated_ids, "instanceIds.png cannot be read"),
+    "other size": (ids_become(ids_of(7)[:, 1:]), r"\(24, 39\), but its image .*\(24, 40\)"),
+    "sides swapped": (ids_become(ids_of(7).T), r"\(40, 24\), but its image .*\(24, 40\)"),
+    "unknown class": (ids_become(ids_of(49_001)), "id 49001, but Cityscapes has no class 49"),
+    "unknown small id": (ids_become(ids_of(77)), "id 77, but Cityscapes has no class 77"),
+    "negative id": (ids_become(ids_of(-5, np.int32), "TIFF"), "id -5, but .* has no class -5"),
+    "huge id": (ids_become(ids_of(2**31 - 1, np.int32), "TIFF"), "no class 2147483"),
+    "file of labels": (ids_become(ids_of(CAR, np.uint8)), "Ids.png must have .* 16 bits.*mode L"),
+    "file of colors": (ids_become(scene()), "one channel of integer ids.*mode RGB"),
+    "palette": (ids_as_palette, "one channel of integer ids.*mode P"),
+    "black and white": (ids_become(mask()), "one channel of integer ids.*mode 1"),
+    "floats": (ids_become(ids_of(7, np.float32), "TIFF"), "one channel of integer ids.*mode F"),
+    "image and ids swapped": (swapped, "one channel of integer ids.*mode RGB"),
+    "image is text": (image_of_text, "leftImg8bit.png cannot be read"),
+    "no images": (no_images, "left holds no image that ends in _leftImg8bit.png"),
+    "no folder of images": (all_left, "left does not exist"),
+    "no folder of ids": (all_fine, "fine does not exist"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", MALFORMED)
+def test_malformed_folders_are_refused_and_the_file_named(load, tmp_path, row):
+    change, says = MALFORMED[row]
+    with one_error(DatasetError, str(tmp_path), says):
+        load(change)
+
+
+SOUND = {
+    "as it is": (lambda image, ids, root: None, 1),
+    "32 bits": (ids_become(ids_of(CAR * 1000, np.int32), "TIFF"), 1),
+    "a group": (ids_become(ids_of(CAR)), 0),
+    "no instance": (ids_become(ids_of(7)), 0),
+    "license plate": (ids_become(ids_of(-1, np.int32), "TIFF"), 0),
+    "a folder beside the images": (lambda image, ids, root: os.mkdir(
+        root / "left" / "aachen" / "x_leftImg8bit.png"), 1),
+    "a file of the system": (lambda image, ids, root: (
+        image.parent / "._x_leftImg8bit.png").write_bytes(b"\0"), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", SOUND)
+def test_what_is_unusual_but_sound_is_read(load, row):
+    change, count = SOUND[row]
+    instances = load(change)
+    assert len(instances) == count
+    for found in instances.gt_masks.tensor.numpy():
+        assert np.array_equal(found, mask())
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_exif_orientation_turns_images_and_ids_alike(load, orientation):
+    turns = {3: 2, 6: 1, 8: 3}[orientation]  # quarter turns that undo it
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+
+    def turn(image, ids, root):
+        for path, array in ((image, scene()), (ids, ids_of(CAR * 1000))):
+            save(path, np.ascontiguousarray(np.rot90(array, turns)), exif=exif)
+
+    assert np.array_equal(load(turn).gt_masks.tensor[0].numpy(), mask())
+
+
+def test_an_image_turned_by_exif_data_needs_ids_of_the_upright_size(load):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    with one_error(DatasetError, "instanceIds.png", rf"\({WIDTH}, {HEIGHT}\)"):
+        load(lambda image, ids, root: save(image, scene(), exif=exif))

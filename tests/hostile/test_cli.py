@@ -1,0 +1,113 @@
+"""The command line: one message, exit status 1 or 2, nothing written."""
+
+import errno
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from detectron2.engine import default_argument_parser
+
+from s4m_d2.engine.arguments import check_arguments
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.preflight import check_output_dir
+from s4m_d2.errors import ConfigError
+
+from .rows import one_error
+
+ROOT = Path(__file__).parents[2]
+TRAIN_NET = str(ROOT / "train_net.py")
+CONFIG = ["--config-file", str(ROOT / "configs" / "toyscapes_10pct.yaml")]
+CPU = ["MODEL.DEVICE", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path, monkeypatch):
+    """What a command writes in spite of its mistake would be seen."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "no_data"))
+    return tmp_path
+
+
+def in_this_process(arguments, monkeypatch, capsys):
+    """Exit status and stderr of train_net.py, as the interpreter would give them."""
+    monkeypatch.setattr(sys, "argv", [TRAIN_NET, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(TRAIN_NET, run_name="__main__")
+    code = ended.value.code
+    stderr = capsys.readouterr().err
+    return (1, f"{stderr}{code}\n") if isinstance(code, str) else (code, stderr)
+
+
+def refused(status, stderr, *expected):
+    """One message that has all of ``expected``."""
+    assert status not in (0, None)
+    assert "Traceback" not in stderr
+    errors = re.findall(r"^(?:\w+Error|train_net\.py: error): .*", stderr, re.MULTILINE)
+    assert len(errors) == 1, stderr
+    for pattern in expected:
+        assert re.search(pattern, stderr), stderr
+    assert os.listdir() == []
+
+
+COMMANDS = {
+    "unknown option": (["--bogus"], "unrecognized arguments: --bogus"),
+    "unknown option before overrides": ([*CONFIG, "--bogus", *CPU], "unrecognized .*--bogus"),
+    "option without a value": (["--config-file"], "--config-file: expected one argument"),
+    "processes in words": (["--num-gpus", "two"], "--num-gpus: invalid int value: 'two'"),
+    "no process": (["--num-gpus", "0"], "--num-gpus is 0; expected 1 or more"),
+    "negative processes": (["--num-gpus", "-2"], "--num-gpus is -2; expected 1 or more"),
+    "no machine": (["--num-machines", "0"], "--num-machines is 0; expected 1 or more"),
+    "machine that is not there": (["--machine-rank", "1"], "--machine-rank is 1; expected .* 0 to"),
+    "option after overrides": ([*CONFIG, *CPU, "--num-gpus", "2"], "'--num-gpus' comes after over"),
+    "flag after overrides": ([*CONFIG, *CPU, "--resume"], "'--resume' comes after overrides"),
+    "odd number of overrides": ([*CONFIG, *CPU, "S4M.BURN_IN"], "'S4M.BURN_IN' has no value"),
+    "unknown key": ([*CONFIG, *CPU, "S4M.BURNIN", "3"], "Did you mean S4M.BURN_IN"),
+    "missing config": (["--config-file", "none.yaml"], "'none.yaml' does not exist. Give a path"),
+    "config is a folder": (["--config-file", "."], "'.' does not exist. Give a path"),
+    "output is a file": ([*CONFIG, *CPU, "OUTPUT_DIR", TRAIN_NET], "OUTPUT_DIR .* cannot be made"),
+    "evaluation into a file": (
+        [*CONFIG, "--eval-only", *CPU, "OUTPUT_DIR", TRAIN_NET], "OUTPUT_DIR .* cannot be made"),
+    "output below a file": (
+        [*CONFIG, *CPU, "OUTPUT_DIR", f"{TRAIN_NET}/run"], "OUTPUT_DIR .* cannot be made"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", COMMANDS)
+def test_commands_are_refused_with_one_message(row, monkeypatch, capsys):
+    arguments, says = COMMANDS[row]
+    refused(*in_this_process(arguments, monkeypatch, capsys), says)
+
+
+@pytest.mark.parametrize("row", ["unknown option", "odd number of overrides"])
+def test_commands_are_refused_with_one_message_in_a_process_of_their_own(row):
+    arguments, says = COMMANDS[row]
+    done = subprocess.run([sys.executable, TRAIN_NET, *arguments], capture_output=True, text=True)
+    refused(done.returncode, done.stderr, says)
+
+
+def test_all_sound_options_pass():
+    words = ["--num-gpus", "2", "--num-machines", "3", "--machine-rank", "2", "S4M.BURN_IN", "-1"]
+    check_arguments(default_argument_parser().parse_args(words))
+
+
+def test_an_output_folder_that_may_not_be_written(tmp_path, monkeypatch):
+    """Through the system's answer, as the superuser may write everywhere."""
+    cfg = load_config("", ["OUTPUT_DIR", str(tmp_path / "run")])
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    with one_error(ConfigError, f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' is not writable"):
+        check_output_dir(cfg, resume=False)
+
+
+def test_an_output_folder_on_a_read_only_disk(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    cfg = load_config("", ["OUTPUT_DIR", str(tmp_path / "run")])
+    monkeypatch.setattr(os, "makedirs", refuse)
+    with one_error(ConfigError, "OUTPUT_DIR '.*/run' cannot be made.*Read-only"):
+        check_output_dir(cfg, resume=False)

@@ -1,0 +1,143 @@
+"""A disk that fills up, or refuses, while a file is written."""
+
+import errno
+import io
+import os
+import resource
+import tempfile
+
+import pytest
+import torch
+
+from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.errors import OutputError
+from s4m_d2.files import atomic_write
+
+from .rows import one_error
+
+
+class FullDisk(io.FileIO):
+    """Takes ``room`` bytes, as a disk that fills up."""
+
+    room = 0
+
+    def write(self, data):
+        data = memoryview(data).cast("B")
+        left = self.room - self.tell()
+        if len(data) <= left:
+            return super().write(data)
+        super().write(data[:left])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def fills_up_after(room):
+    def prepare(monkeypatch):
+        def fdopen(handle, mode):
+            raw = FullDisk(handle, "w")
+            raw.room = room
+            buffered = io.BufferedWriter(raw)
+            return buffered if "b" in mode else io.TextIOWrapper(buffered)
+
+        monkeypatch.setattr(os, "fdopen", fdopen)
+
+    return prepare
+
+
+def fails_in(module, function, code):
+    def prepare(monkeypatch):
+        def fail(*args, **kwargs):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(module, function, fail)
+
+    return prepare
+
+
+FULL = {
+    "at once": (fills_up_after(0), "No space left"),
+    "in the header": (fills_up_after(100), "No space left"),
+    "in the tensors": (fills_up_after(20_000), "No space left"),
+    "with the last bytes": (fills_up_after(41_000), "No space left"),
+    "when the system writes its buffers": (fails_in(os, "fsync", errno.ENOSPC), "No space left"),
+    "quota": (fails_in(os, "fsync", errno.EDQUOT), "quota"),
+    "disk that fails": (fails_in(os, "fsync", errno.EIO), "Input/output error"),
+    "in the folder": (fails_in(tempfile, "mkstemp", errno.ENOSPC), "No space left"),
+    "folder of another user": (fails_in(tempfile, "mkstemp", errno.EACCES), "Permission"),
+    "when it is renamed": (fails_in(os, "replace", errno.ENOSPC), "No space left"),
+}
+
+
+def checkpointer(folder, value):
+    model = torch.nn.Linear(100, 100)
+    torch.nn.init.constant_(model.weight, value)
+    return S4MCheckpointer(model, str(folder))
+
+
+def content_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["model_0000009", "model_0000004"], ids=["new", "over the old"])
+@pytest.mark.parametrize("row", FULL)
+def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(
+    tmp_path, monkeypatch, row, name
+):
+    prepare, says = FULL[row]
+    folder = tmp_path / "run"
+    folder.mkdir()
+    checkpointer(folder, 4.0).save("model_0000004")
+    before = content_of(folder)
+    with monkeypatch.context() as patch:
+        prepare(patch)
+        with one_error(OutputError, rf"{folder}/{name}\.pth' cannot be written", says):
+            checkpointer(folder, 9.0).save(name)
+    assert content_of(folder) == before
+    resumed = checkpointer(folder, 0.0)
+    resumed.resume_or_load("", resume=True)
+    assert (resumed.model.weight == 4.0).all()
+    resumed.save(name)  # as soon as there is room
+    assert set(content_of(folder)) == {"model_0000004.pth", f"{name}.pth", "last_checkpoint"}
+
+
+def test_a_limit_of_the_system_itself(tmp_path):
+    """RLIMIT_FSIZE: the kernel refuses what goes beyond it."""
+    checkpointer(tmp_path, 4.0).save("old")
+    before = content_of(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with one_error(OutputError, "new.pth' cannot be written: File too large"):
+            checkpointer(tmp_path, 9.0).save("new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert content_of(tmp_path) == before
+
+
+def test_text_on_a_full_disk(tmp_path, monkeypatch):
+    (tmp_path / "results.json").write_text("old")
+    fills_up_after(3)(monkeypatch)
+    with one_error(OutputError, "results.json' cannot be written: No space left"):
+        with atomic_write(tmp_path / "results.json") as file:
+            file.write("new and longer")
+    assert content_of(tmp_path) == {"results.json": b"old"}
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path):
+    (tmp_path / "model.pth").mkdir()
+    with one_error(OutputError, "model.pth' cannot be written: Is a directory"):
+        with atomic_write(tmp_path / "model.pth", "wb") as file:
+            file.write(b"content")
+    assert os.listdir(tmp_path) == ["model.pth"]
+
+
+ERRORS = [KeyError("bug"), FileNotFoundError(errno.ENOENT, "gone"), KeyboardInterrupt()]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_errors_of_the_writer_itself_stay_as_they_are(tmp_path, error):
+    with pytest.raises(type(error)) as caught:
+        with atomic_write(tmp_path / "file") as file:
+            file.write("some")
+            raise error
+    assert caught.value is error
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,244 @@
+"""Image files of every kind that turns up in a folder of images."""
+
+import io
+import itertools
+import logging
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from detectron2.data import transforms as T
+from detectron2.data.samplers import TrainingSampler
+from PIL import ExifTags, Image, PngImagePlugin
+
+from s4m_d2.data import build_stream_loader
+from s4m_d2.data.images import image_size, read_image
+from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images, unlabeled_records
+from s4m_d2.errors import DatasetError
+
+from .rows import BOX_POLYGON, HEIGHT, WIDTH, labeled, mask, one_error, save, scene, unlabeled
+
+
+def encoded(image_format, array=None, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(scene() if array is None else array).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def png_of(width, height, depth=8, color=2, rows=b"") -> bytes:
+    """A PNG with this header, whatever its rows are."""
+
+    def chunk(name, data):
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def gray16() -> bytes:
+    return encoded("PNG", np.full((HEIGHT, WIDTH), 40_000, dtype=np.uint16))
+
+
+REFUSED = {  # file name, content, what the message says of it
+    "0 bytes": ("a.png", b"", "cannot be read"),
+    "truncated PNG": ("a.png", half(encoded("PNG", np.random.default_rng(0).integers(
+        0, 256, (64, 64, 3), dtype=np.uint8))), "truncated"),
+    "truncated JPEG": ("a.jpg", half(encoded("JPEG")), "truncated"),
+    "truncated WebP": ("a.webp", half(encoded("WEBP")), "cannot be read"),
+    "header alone": ("a.png", encoded("PNG")[:40], "cannot be read"),
+    "rows missing": ("a.png", png_of(WIDTH, HEIGHT, rows=b"\0" * 9), "truncated"),
+    "damaged pixels": ("a.png", encoded("PNG").replace(b"IDAT", b"IDAT\xff", 1), "cannot be read"),
+    "text named .png": ("a.png", b"left to be done\n", "cannot be read"),
+    "web page named .jpg": ("a.jpg", b"<!DOCTYPE html><html>404</html>", "cannot be read"),
+    "JSON named .png": ("a.png", b'{"images": []}', "cannot be read"),
+    "decompression bomb": ("a.png", png_of(30_000, 30_000), "too large.*pixels.*Scale"),
+    "no width": ("a.png", png_of(0, 10), "cannot be read"),
+    "16-bit gray": ("a.png", gray16(), "more than 8 bits.*Scale"),
+    "32-bit integers": ("a.tiff", encoded(
+        "TIFF", np.full((4, 4), 70_000, dtype=np.int32)), "more than 8 bits.*Scale"),
+    "floats": ("a.tif", encoded("TIFF", np.ones((4, 4), dtype=np.float32)), "more than 8 bits"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_damaged_and_foreign_files_are_refused_and_named(tmp_path, row):
+    name, content, says = REFUSED[row]
+    path = tmp_path / name
+    path.write_bytes(content)
+    record = {"file_name": str(path), "annotations": []}
+    for read in (labeled(), unlabeled(), lambda r: read_image(r["file_name"], "BGR")):
+        with one_error(DatasetError, f"{path} ", says):
+            read(record)
+
+
+def missing(folder):
+    return folder / "gone.png"
+
+
+def folder_named_like_an_image(folder):
+    (folder / "street.png").mkdir()
+    return folder / "street.png"
+
+
+def dangling_link(folder):
+    (folder / "link.png").symlink_to(folder / "gone.png")
+    return folder / "link.png"
+
+
+@pytest.mark.parametrize("make", [missing, folder_named_like_an_image, dangling_link])
+def test_paths_that_are_no_files_are_refused_and_named(tmp_path, make):
+    path = make(tmp_path)
+    for read in (labeled(), unlabeled(), lambda r: image_size(r["file_name"])):
+        with one_error(DatasetError, str(path)):
+            read({"file_name": str(path), "annotations": []})
+
+
+def palette(image):
+    return image.quantize(8)
+
+
+def transparent_palette(image):
+    image = image.quantize(8)
+    image.info["transparency"] = bytes([0, 128, 255])
+    return image
+
+
+def rgba(image):
+    image.putalpha(7)
+    return image
+
+
+# What becomes of a file of another kind: its name, how to make it, the expected pixels.
+RED, BLUE = (220, 30, 30), (20, 40, 200)
+READ = {
+    "grayscale": ("a.png", lambda image: image.convert("L"), np.asarray(
+        Image.fromarray(scene()).convert("L"))[..., None].repeat(3, axis=2)),
+    "black and white": ("a.png", lambda image: Image.fromarray(mask()), np.uint8(255)
+        * mask()[..., None].repeat(3, axis=2)),
+    "RGBA": ("a.png", rgba, scene()),
+    "palette": ("a.png", palette, scene()),
+    "palette with transparency": ("a.png", transparent_palette, scene()),
+    "BMP": ("a.bmp", lambda image: image, scene()),
+    "wrong extension": ("a.jpg", lambda image: image, scene()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", READ)
+@pytest.mark.filterwarnings("ignore:Palette images")
+def test_other_kinds_become_color(tmp_path, row):
+    name, convert, expected = READ[row]
+    path = tmp_path / name
+    image = convert(Image.fromarray(scene()))
+    image.save(path, None if name.endswith(".bmp") else "PNG")
+    assert np.array_equal(read_image(str(path), "RGB"), expected)
+    assert np.array_equal(read_image(str(path), "BGR"), expected[..., ::-1])
+    assert image_size(str(path)) == (HEIGHT, WIDTH)
+
+
+def test_color_of_16_bits_keeps_the_upper_8(tmp_path):
+    values = np.random.default_rng(0).integers(0, 2**16, (5, 7, 3)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    (tmp_path / "a.png").write_bytes(png_of(7, 5, depth=16, rows=rows))
+    assert np.array_equal(read_image(str(tmp_path / "a.png"), "RGB"), values >> 8)
+
+
+def test_of_an_animation_the_first_frame_is_read(tmp_path):
+    frames = [Image.new("RGB", (6, 4), color) for color in (RED, BLUE)]
+    path = tmp_path / "a.png"
+    frames[0].save(path, "GIF", save_all=True, append_images=frames[1:])
+    assert (read_image(str(path), "RGB") == RED).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "XMP"])
+def test_exif_orientation_turns_the_image_and_the_masks_fit_it(tmp_path, orientation, kind):
+    """Annotations are in the frame of the upright image, as in Detectron2."""
+    stored = scene()  # turn back what a viewer turns
+    undo = {
+        1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
+        5: lambda x: x.swapaxes(0, 1), 6: lambda x: x.swapaxes(0, 1)[::-1],
+        7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: lambda x: x.swapaxes(0, 1)[:, ::-1],
+    }  # fmt: skip
+    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](stored)))
+    path = tmp_path / ("a.jpg" if kind == "JPEG" else "a.png")
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    if kind == "XMP":
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
+        stored.save(path, pnginfo=text)
+    else:
+        stored.save(path, exif=exif, **({"quality": 100} if kind == "JPEG" else {}))
+    record = {
+        "file_name": str(path), "height": HEIGHT, "width": WIDTH,
+        "annotations": [{"category_id": 0, "segmentation": [BOX_POLYGON]}],
+    }  # fmt: skip
+    sample = labeled()(record)
+    red = sample["image"].permute(1, 2, 0).numpy()[..., 0] > 128
+    assert image_size(str(path)) == (HEIGHT, WIDTH)
+    assert np.array_equal(sample["instances"].gt_masks.tensor[0].numpy(), mask())
+    assert (red != mask()).mean() < (0.05 if kind == "JPEG" else 1e-9)
+
+
+def test_broken_exif_data_are_ignored(tmp_path):
+    save(tmp_path / "a.jpg", scene(), exif=b"Exif\0\0MM\0*\0\0\xff\xff\x01\x12")
+    assert image_size(str(tmp_path / "a.jpg")) == (HEIGHT, WIDTH)
+    assert read_image(str(tmp_path / "a.jpg"), "RGB").shape == (HEIGHT, WIDTH, 3)
+
+
+GEOMETRIES = {
+    "resize and crop": [T.ResizeShortestEdge((32, 48), 96), T.RandomCrop("absolute", (24, 48))],
+    "large-scale jitter": [T.ResizeScale(0.1, 2.0, 64, 64), T.FixedSizeCrop((64, 64), pad=False)],
+}
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 1), (7, 1)])
+def test_tiny_images_are_augmented(tmp_path, geometry, size):
+    path = save(tmp_path / "a.png", np.full((*size, 3), 9, dtype=np.uint8))
+    for seed in range(20):
+        record = {"file_name": str(path), "seeds": {"augment": seed}}
+        image = unlabeled(GEOMETRIES[geometry])(record)["image"]
+        assert image.shape[0] == 3 and image.numel() and (image == 9).all()
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1)])
+def test_images_too_narrow_to_resize_are_refused_and_named(tmp_path, geometry, size):
+    path = save(tmp_path / "a.png", np.full((*size, 3), 9, dtype=np.uint8))
+    with one_error(DatasetError, str(path), "too narrow"):
+        for seed in range(8):
+            unlabeled(GEOMETRIES[geometry])({"file_name": str(path), "seeds": {"augment": seed}})
+
+
+def fill_with_hostile_files(folder):
+    """Every refused row; returns how many."""
+    for number, (name, content, _) in enumerate(REFUSED.values()):
+        (folder / f"{number}_{name}").write_bytes(content)
+    dangling_link(folder)
+    folder_named_like_an_image(folder)  # a folder is no file: it is not listed
+    return len(REFUSED) + 1
+
+
+def test_training_on_unlabeled_images_skips_counts_and_logs_every_bad_one(tmp_path, caplog):
+    count = fill_with_hostile_files(tmp_path)
+    good = [str(save(tmp_path / f"good{n}.png", scene())) for n in range(2)]
+    records = unlabeled_records(list_images(str(tmp_path), IMAGE_EXTENSIONS, ""), str(tmp_path))
+    assert len(records) == count + len(good)
+    loader = build_stream_loader(
+        records, unlabeled(), TrainingSampler(len(records), seed=1), batch_size=4, num_workers=0,
+        seeds=lambda position: {"augment": position}, max_skipped=count,
+    )  # fmt: skip
+    with caplog.at_level(logging.WARNING, "s4m_d2.data.build"):
+        batches = list(itertools.islice(loader, len(records)))
+    assert {sample["file_name"] for batch in batches for sample in batch} == set(good)
+    assert len(set(loader.skipped_images)) == len(loader.skipped_images) == count
+    assert sum(os.fspath(tmp_path) in record.message for record in caplog.records) == count

@@ -1,0 +1,171 @@
+"""Checkpoints of SAM and of the model that are missing, damaged, foreign or malicious."""
+
+import functools
+import io
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.errors import WeightsError
+from s4m_d2.sam.checkpoint import load_sam
+
+from .rows import one_error
+
+
+def build(width=4):
+    with torch.random.fork_rng(devices=[]):
+        return nn.Sequential(nn.Linear(3, width), nn.Linear(width, 2))
+
+
+def as_file(content, **options) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, **options)
+    return buffer.getvalue()
+
+
+class Exploit:
+    """Unpickling this creates a file, with any unpickler that imports what it is asked for."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def load_model(path):
+    S4MCheckpointer(build()).load(str(path), require=True)
+
+
+def load_sam_weights(path):
+    load_sam(build, path, "vit_b")
+
+
+READERS = {"model": load_model, "SAM": load_sam_weights}
+STATE = build().state_dict()
+ZIP, LEGACY = as_file(STATE), as_file(STATE, _use_new_zipfile_serialization=False)
+
+
+def middle_replaced(content: bytes) -> bytes:
+    third = len(content) // 3
+    return content[:third] + b"\0" * third + content[2 * third :]
+
+
+def without_entry(name: str) -> bytes:
+    """The archive without a file of it."""
+    result = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(ZIP)) as old, zipfile.ZipFile(result, "w") as new:
+        for entry in old.namelist():
+            if not entry.endswith(name):
+                new.writestr(entry, old.read(entry))
+    return result.getvalue()
+
+
+FILES = {
+    "empty": b"",
+    "one byte": b"P",
+    "truncated": ZIP[: len(ZIP) // 2],
+    "truncated by one byte": ZIP[:-1],
+    "truncated, old format": LEGACY[: len(LEGACY) // 2],
+    "zeros in the middle": middle_replaced(ZIP),
+    "zeros in the middle, old format": middle_replaced(LEGACY),
+    "archive without data": without_entry("data/0"),
+    "archive without its index": without_entry("data.pkl"),
+    "another archive": b"PK\x05\x06" + b"\0" * 18,  # empty
+    "zeros": b"\0" * 4096,
+    "web page": b"<!DOCTYPE html><html><body>Sign in</body></html>",
+    "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 375042383\n",
+    "text": b"left to be done\n",
+    "image": b"\x89PNG\r\n\x1a\n" + b"\0" * 64,
+    "a number": as_file(3),
+    "a list": as_file([torch.zeros(3)]),
+    "a tensor": as_file(torch.zeros(3)),
+    "no entries": as_file({}),
+    "only a few of the entries": as_file({"0.weight": STATE["0.weight"]}),
+    "another architecture": as_file({"conv.weight": torch.zeros(2, 3, 3, 3)}),
+    "another width": as_file(build(width=5).state_dict()),
+    "names that are numbers": as_file({1: torch.zeros(3)}),
+    "values that are text": as_file({name: "0" for name in STATE}),
+    "a whole model": as_file(build()),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("row", FILES)
+def test_files_are_refused_and_named(tmp_path, reader, row):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(FILES[row])
+    with one_error(WeightsError, str(path)):
+        READERS[reader](path)
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("make", [None, os.mkdir, lambda path: path.symlink_to("nowhere")])
+def test_paths_that_are_no_files_are_refused_and_named(tmp_path, reader, make):
+    path = tmp_path / "weights.pth"
+    if make:
+        make(path)
+    with one_error(WeightsError, str(path)):
+        READERS[reader](path)
+
+
+MALICIOUS = {
+    "PyTorch": as_file,
+    "PyTorch, old format": functools.partial(as_file, _use_new_zipfile_serialization=False),
+    "pickle": pickle.dumps,
+    "pickle of protocol 0": functools.partial(pickle.dumps, protocol=0),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("suffix", [".pth", ".pkl"])
+@pytest.mark.parametrize("row", MALICIOUS)
+def test_no_code_of_a_file_runs(tmp_path, reader, suffix, row):
+    proof = tmp_path / "proof"
+    content = MALICIOUS[row]({"more": Exploit(proof), **STATE})
+    if row.startswith("PyTorch"):
+        torch.load(io.BytesIO(content), weights_only=False)
+        assert proof.is_dir()  # the file does what it is meant to do
+        proof.rmdir()
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with one_error(WeightsError, str(path)):
+        READERS[reader](path)
+    assert not proof.exists()
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("content", [ZIP, LEGACY], ids=["zip", "old"])
+def test_a_damaged_file_never_ends_in_another_error(tmp_path, reader, content):
+    """Bytes changed at random: the file loads (a weight changed) or is refused."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "weights.pth"
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(content)
+        for position in rng.integers(0, len(content), 1 + rng.integers(20)):
+            damaged[position] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            READERS[reader](path)
+        except WeightsError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 20
+
+
+def test_a_refused_file_leaves_the_model_as_it_was(tmp_path):
+    model = build()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for row, content in FILES.items():
+        (tmp_path / "weights.pth").write_bytes(content)
+        with pytest.raises(WeightsError):
+            S4MCheckpointer(model).load(str(tmp_path / "weights.pth"), require=True)
+        for name, value in model.state_dict().items():
+            assert torch.equal(value, before[name]), row
