@@ -3,23 +3,24 @@
 
     python train_net.py --config-file configs/cityscapes_10pct.yaml
     python train_net.py --config-file configs/cityscapes_10pct.yaml --resume
+    torchrun --nproc-per-node 4 train_net.py --config-file configs/cityscapes_10pct.yaml
     python train_net.py --config-file configs/cityscapes_10pct.yaml \
         --eval-only MODEL.WEIGHTS output/student/model_final.pth S4M.EVAL both
 """
 
 import logging
 import os
-import sys
 
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from s4m_d2.engine import S4MTrainer, TeacherTrainer, run_config, stage_config
 from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.launch import launch
 from s4m_d2.engine.preflight import check_config, check_datasets, check_output_dir, load_config
-from s4m_d2.errors import S4MError, WeightsError
+from s4m_d2.errors import WeightsError
 
 logger = logging.getLogger("s4m_d2.train_net")
 
@@ -56,7 +57,9 @@ def train(cfg, resume: bool):
 def run(trainer, resume: bool):
     os.makedirs(trainer.cfg.OUTPUT_DIR, exist_ok=True)
     trainer.resume_or_load(resume=resume)
-    return trainer.train()
+    results = trainer.train()
+    comm.synchronize()  # the first process has written what the others may read next
+    return results
 
 
 def evaluate(cfg):
@@ -84,15 +87,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    args = default_argument_parser(epilog=__doc__).parse_args()
-    try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
-    except S4MError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    launch(main, default_argument_parser(epilog=__doc__).parse_args())

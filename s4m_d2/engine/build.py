@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -16,6 +17,8 @@ from torch import nn
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, build_stream_loader, labeled_dataset_names
 from s4m_d2.engine.rng import derive_seed, sample_seeds
 from s4m_d2.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 STAGES = ("teacher", "student")
 # Embeddings that are bare parameters (Mask2Former's names, and those of timm's ViTs).
@@ -145,13 +148,19 @@ def build_labeled_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dic
 def build_unlabeled_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict]]:
     """The unlabeled stream of stage 2, from iteration ``start_iter`` on."""
     records = get_detection_dataset_dicts(cfg.DATASETS.UNLABELED, filter_empty=False)
+    total_batch = cfg.S4M.UNLABELED_IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
+    if cfg.S4M.ARP.ENABLED and total_batch < 2 * comm.get_world_size():
+        logger.warning(
+            "S4M.ARP.ENABLED has no effect: the images of a process exchange instances, and each "
+            "process has one unlabeled image a batch. Use fewer processes or a larger batch."
+        )
     return _stream(
         cfg,
         "unlabeled",
         records,
         cfg.S4M.UNLABELED_MAPPER,
         cfg.S4M.UNLABELED_SAMPLER,
-        cfg.S4M.UNLABELED_IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH,
+        total_batch,
         start_iter,
     )
 

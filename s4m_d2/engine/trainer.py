@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from s4m_d2.engine import build
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.hooks import EMATeacherHook, SeedHook
+from s4m_d2.engine.processes import BufferSyncHook, FinishedEvalHook
 from s4m_d2.engine.protocol import check_distillation, check_model
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
 from s4m_d2.engine.rng import derive_seed
@@ -54,12 +55,17 @@ class TeacherTrainer(DefaultTrainer):
         self.checkpointer = S4MCheckpointer(
             self.trained_model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
         )
-        evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write)
+        evaluation = FinishedEvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write)
         hooks = [
             evaluation if isinstance(hook, EvalHook) else hook for hook in super().build_hooks()
         ]
         settings = run_settings(self.cfg, comm.get_world_size(), has_teacher=self.has_teacher)
-        return [RunStateHook(settings), SeedHook(self.cfg.SEED, comm.get_rank()), *hooks]
+        return [
+            RunStateHook(settings),
+            SeedHook(self.cfg.SEED, comm.get_rank()),
+            BufferSyncHook(self.trained_model),
+            *hooks,
+        ]
 
     def evaluate(self) -> Mapping[str, Any]:
         """Results on DATASETS.TEST, as Detectron2 nests them."""
