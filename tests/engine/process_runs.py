@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,15 +15,17 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 
 from s4m_d2.engine import S4MTrainer, TeacherTrainer
+from s4m_d2.errors import DatasetError
 
-BATCH = 4
+MISTAKE = "frankfurt_000000_000294.png is truncated."
+LABELED, UNLABELED = 2, 4  # images a batch
 COMMON = {
-    "SOLVER.IMS_PER_BATCH": BATCH,
-    "S4M.TEACHER.IMS_PER_BATCH": BATCH,
+    "SOLVER.IMS_PER_BATCH": LABELED,
+    "S4M.TEACHER.IMS_PER_BATCH": LABELED,
+    "S4M.UNLABELED_IMS_PER_BATCH": UNLABELED,
     "SOLVER.OPTIMIZER": "SGD",  # AdamW's first steps blow rounding errors up to the learning rate
-    "SOLVER.BASE_LR": 0.01,
+    "SOLVER.BASE_LR": 0.03,
     "MODEL.RESNETS.NORM": "GN",
-    "S4M.BURN_IN": 3,
     "S4M.EMA_DECAY": 0.5,
     "S4M.ARP.PAIR_FRACTION": 0.5,  # two pairs of four images, one pair of two
     "DATASETS.TEST": "()",
@@ -36,6 +39,7 @@ class Run:
     Attributes:
         stage: "teacher" or "student".
         iterations: its length.
+        burn_in: iterations in which the teacher stays as it is.
         empty_from: from this iteration on, the images in odd places of a batch, all those of the
             second of two processes, have neither labels nor pseudo-labels.
         changes: of COMMON.
@@ -43,15 +47,20 @@ class Run:
 
     stage: str
     iterations: int
+    burn_in: int = 0
     empty_from: int = 1000
     changes: dict[str, str] = field(default_factory=dict)
 
 
 RUNS = {
     "teacher": Run("teacher", 10),
-    "student": Run("student", 10),
-    "one-sided": Run("student", 4, empty_from=1),
-    "batch norm": Run("student", 5, changes={"MODEL.RESNETS.NORM": "BN"}),
+    "student": Run("student", 10, burn_in=6, empty_from=7),
+    "batch norm": Run(
+        "student",
+        4,
+        burn_in=1,
+        changes={"MODEL.RESNETS.NORM": "BN", "S4M.REFINE.ENABLED": "False"},
+    ),
 }
 
 
@@ -158,10 +167,19 @@ def train(name: str, cfg: CfgNode, teacher_weights: str, folder: str) -> None:
 
 
 def train_all(cfgs: dict[str, CfgNode], teachers: dict[str, str], folder: str) -> None:
-    """All runs, one after the other; ``teachers`` are files of stage 1 by run."""
+    """Some of the runs, one after the other; ``teachers`` are files of stage 1 by run."""
     torch.set_num_threads(1)
     for name, cfg in cfgs.items():
         train(name, cfg, teachers.get(name, ""), folder)
+
+
+def train_all_then_fail(args: Namespace) -> None:
+    """In the end the second process makes a mistake, and the first one waits for it in vain."""
+    train_all(args.cfgs, args.teachers, args.folder)
+    comm.synchronize()
+    if comm.get_rank() == 1:
+        raise DatasetError(MISTAKE)
+    comm.synchronize()
 
 
 def result_path(name: str, folder: str, rank: int, world_size: int) -> str:
