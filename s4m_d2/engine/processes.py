@@ -1,13 +1,37 @@
-"""Hooks that keep the processes of a run together."""
+"""What keeps the processes of a run together."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 import torch.distributed as dist
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, defaults
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 from torch import nn
+
+
+@contextlib.contextmanager
+def ddp_on_any_device() -> Iterator[None]:
+    """Let ``DefaultTrainer`` be made in several processes without a GPU too.
+
+    Detectron2's ``create_ddp_model`` always names a GPU, which DistributedDataParallel refuses for
+    a model on the CPU, and ``DefaultTrainer`` offers no other place to say so.
+    """
+    create_ddp_model = defaults.create_ddp_model
+
+    def create(model: nn.Module, **kwargs):
+        if next(model.parameters()).device.type == "cpu":
+            kwargs["device_ids"] = None
+        return create_ddp_model(model, **kwargs)
+
+    defaults.create_ddp_model = create
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = create_ddp_model
 
 
 class BufferSyncHook(HookBase):

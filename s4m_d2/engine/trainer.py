@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from s4m_d2.engine import build
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.hooks import EMATeacherHook, SeedHook
-from s4m_d2.engine.processes import BufferSyncHook, FinishedEvalHook
+from s4m_d2.engine.processes import BufferSyncHook, FinishedEvalHook, ddp_on_any_device
 from s4m_d2.engine.protocol import check_distillation, check_model
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
 from s4m_d2.engine.rng import derive_seed
@@ -49,6 +49,10 @@ class TeacherTrainer(DefaultTrainer):
     """
 
     has_teacher = False
+
+    def __init__(self, cfg: CfgNode) -> None:
+        with ddp_on_any_device():
+            super().__init__(cfg)
 
     def build_hooks(self):
         # Detectron2 builds its hooks last, around self.checkpointer: ours takes that place here.
