@@ -4,6 +4,7 @@
     python train_net.py --config-file configs/cityscapes_10pct.yaml
     python train_net.py --config-file configs/cityscapes_10pct.yaml --check
     python train_net.py --config-file configs/cityscapes_10pct.yaml --resume
+    torchrun --nproc-per-node 4 train_net.py --config-file configs/cityscapes_10pct.yaml
     python train_net.py --config-file configs/cityscapes_10pct.yaml \
         --eval-only MODEL.WEIGHTS output/student/model_final.pth S4M.EVAL both
 
@@ -15,14 +16,15 @@ import logging
 import os
 import sys
 
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from s4m_d2.engine import run, run_config
 from s4m_d2.engine.arguments import check_arguments
+from s4m_d2.engine.launch import launch
 from s4m_d2.engine.preflight import check_config, check_output_dir, load_config, preflight
-from s4m_d2.engine.stop_signals import listen, passed_on_to_ranks
+from s4m_d2.engine.stop_signals import listen
 from s4m_d2.errors import S4MError
 
 logger = logging.getLogger("s4m_d2.train_net")
@@ -88,9 +90,7 @@ def start(args):
     if args.check:
         return 0
     args.report = str(report)
-    ranks = dict(num_machines=args.num_machines, machine_rank=args.machine_rank)
-    with passed_on_to_ranks(args.num_gpus * args.num_machines):
-        launch(main, args.num_gpus, **ranks, dist_url=args.dist_url, args=(args,))
+    launch(main, args)
     return 0
 
 

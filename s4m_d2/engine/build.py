@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Iterable, Iterator
 
@@ -18,6 +19,8 @@ from s4m_d2.data import DATASET_MAPPER_REGISTRY, build_stream_loader, labeled_da
 from s4m_d2.engine.checkpoint_files import FINAL_CHECKPOINT, is_finished
 from s4m_d2.engine.rng import derive_seed, sample_seeds
 from s4m_d2.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 STAGES = ("teacher", "student")
 RESULTS = "results.json"  # of the last evaluation, in a stage's folder
@@ -178,13 +181,19 @@ def build_labeled_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dic
 def build_unlabeled_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict]]:
     """The unlabeled stream of stage 2, from iteration ``start_iter`` on."""
     records = get_detection_dataset_dicts(cfg.DATASETS.UNLABELED, filter_empty=False)
+    total_batch = cfg.S4M.UNLABELED_IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
+    if cfg.S4M.ARP.ENABLED and total_batch < 2 * comm.get_world_size():
+        logger.warning(
+            "S4M.ARP.ENABLED has no effect: the images of a process exchange instances, and each "
+            "process has one unlabeled image a batch. Use fewer processes or a larger batch."
+        )
     return _stream(
         cfg,
         "unlabeled",
         records,
         cfg.S4M.UNLABELED_MAPPER,
         cfg.S4M.UNLABELED_SAMPLER,
-        cfg.S4M.UNLABELED_IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH,
+        total_batch,
         start_iter,
     )
 

@@ -38,10 +38,6 @@ class _Rule:
     keys: tuple[str, ...]
 
 
-def _ordered_pair(value: tuple[float, ...]) -> bool:
-    return len(value) == 2 and 0 < value[0] <= value[1]
-
-
 _RULES = (
     _Rule(
         "a number from 0 to 1",
@@ -109,7 +105,7 @@ _RULES = (
     _Rule("above 0", lambda v: v > 0, ("S4M.DISTILL.HUBER_DELTA", "SOLVER.BASE_LR")),
     _Rule(
         "two numbers above 0, the smaller first",
-        _ordered_pair,
+        lambda v: len(v) == 2 and 0 < v[0] <= v[1],
         ("S4M.ARP.SCALE_RANGE", "S4M.STRONG_VIEW.BLUR_SIGMA"),
     ),
     _Rule(

@@ -36,6 +36,7 @@ def train(cfg: CfgNode, *, resume: bool) -> Mapping[str, Any] | None:
         os.makedirs(of_stage.OUTPUT_DIR, exist_ok=True)
         trainer.resume_or_load(resume=resume)
         results = trainer.train()
+        comm.synchronize()  # the first process has written what the others may read next
         del trainer  # the next stage needs the memory
     return results
 

@@ -23,6 +23,7 @@ from s4m_d2.engine import build
 from s4m_d2.engine.bad_steps import BadSteps, skip_bad_steps
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
+from s4m_d2.engine.processes import BufferSyncHook, FinishedEvalHook, ddp_on_any_device
 from s4m_d2.engine.protocol import check_distillation, check_model
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
 from s4m_d2.engine.rng import derive_seed
@@ -58,7 +59,8 @@ class TeacherTrainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode) -> None:
         folder = os.path.join(cfg.OUTPUT_DIR, "bad_batches")
         self.bad_steps = BadSteps(cfg.S4M.MAX_BAD_STEPS, folder, cfg.SEED)
-        super().__init__(cfg)
+        with ddp_on_any_device():
+            super().__init__(cfg)
         self._trainer = skip_bad_steps(self._trainer, self.bad_steps)
 
     def build_hooks(self):
@@ -70,13 +72,18 @@ class TeacherTrainer(DefaultTrainer):
             trainer=weakref.proxy(self),
         )
         self._stop_hook = StopHook(self.checkpointer)
-        evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write)
+        evaluation = FinishedEvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write)
         hooks = []
         for hook in super().build_hooks():
             hooks += [self._stop_hook, evaluation] if isinstance(hook, EvalHook) else [hook]
         settings = run_settings(self.cfg, comm.get_world_size(), has_teacher=self.has_teacher)
-        seeds = SeedHook(self.cfg.SEED, comm.get_rank())
-        return [RunStateHook(settings), seeds, self.bad_steps, *hooks]
+        return [
+            RunStateHook(settings),
+            SeedHook(self.cfg.SEED, comm.get_rank()),
+            BufferSyncHook(self.trained_model),
+            self.bad_steps,
+            *hooks,
+        ]
 
     def evaluate(self) -> Mapping[str, Any]:
         """Results on DATASETS.TEST, as Detectron2 nests them."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,28 @@ from s4m_d2.losses.matcher import HungarianMatcher
 Matches = list[tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True)
+class _BatchSizes:
+    """What turns the sums and means of one process into its part of those of all processes.
+
+    Attributes:
+        num_masks: 0-dim; instances of all images, at least 1, divided by the number of processes.
+        class_share: 0-dim; the class weights of this process' queries over the mean of all
+            processes'. Exactly 1 in one process.
+    """
+
+    num_masks: Tensor
+    class_share: Tensor
+
+
 class SetCriterion(nn.Module):
     """Weighted losses of every supervised layer.
+
+    Each loss is a weighted mean over the batch of all processes: the mean of the processes' losses,
+    whose gradient DDP computes, is the loss of the same images in one process. Mask2Former divides
+    so for the masks (by at least one mask a process, here one in all), but takes the class loss of
+    each process alone, where a process without instances would push its queries towards "no object"
+    many times as hard as the others.
 
     Args:
         num_classes: object classes K, without "no object".
@@ -99,24 +120,42 @@ class SetCriterion(nn.Module):
         device = outputs["pred_logits"].device
         with torch.autocast(device_type=device.type, enabled=False):
             targets = [{**target, "masks": target["masks"].float()} for target in targets]
-            num_masks = _mean_over_processes(sum(len(t["labels"]) for t in targets), device)
-            losses = self._layer_losses(outputs, targets, num_masks, generators)
+            sizes = self._batch_sizes(targets, outputs["pred_logits"].shape[1])
+            losses = self._layer_losses(outputs, targets, sizes, generators)
             auxiliary_outputs = outputs.get("aux_outputs", []) if self.deep_supervision else []
             for index, auxiliary in enumerate(auxiliary_outputs):
-                layer = self._layer_losses(auxiliary, targets, num_masks, generators)
+                layer = self._layer_losses(auxiliary, targets, sizes, generators)
                 losses.update({f"{name}_{index}": loss for name, loss in layer.items()})
         return losses
+
+    def _batch_sizes(self, targets: Sequence[dict[str, Tensor]], num_queries: int) -> _BatchSizes:
+        """Of this process' share of the batch, from one exchange between the processes."""
+        instances = [len(target["labels"]) for target in targets]
+        matched = sum(min(count, num_queries) for count in instances)  # an object class weighs 1
+        unmatched = len(targets) * num_queries - matched
+        own_weight = matched + unmatched * self.empty_weight[-1]
+        counts = torch.stack([own_weight.new_tensor(float(sum(instances))), own_weight])
+        world_size = comm.get_world_size()
+        if world_size > 1:
+            torch.distributed.all_reduce(counts)
+        num_masks, class_weight = counts
+        return _BatchSizes(
+            num_masks.clamp(min=1) / world_size, own_weight * world_size / class_weight
+        )
 
     def _layer_losses(
         self,
         outputs: dict[str, Tensor],
         targets: Sequence[dict[str, Tensor]],
-        num_masks: Tensor,
+        sizes: _BatchSizes,
         generators: Sequence[torch.Generator | None] | None,
     ) -> dict[str, Tensor]:
         matches = self.matcher(outputs, targets, generators)
-        losses = {"loss_ce": self._class_loss(outputs["pred_logits"].float(), targets, matches)}
-        losses |= self._mask_losses(outputs["pred_masks"], targets, matches, num_masks, generators)
+        class_loss = self._class_loss(outputs["pred_logits"].float(), targets, matches)
+        losses = {"loss_ce": class_loss * sizes.class_share}
+        losses |= self._mask_losses(
+            outputs["pred_masks"], targets, matches, sizes.num_masks, generators
+        )
         return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
 
     def _class_loss(
@@ -169,15 +208,6 @@ class SetCriterion(nn.Module):
 def _select(masks: Tensor, instances: Tensor) -> Tensor:
     """``masks[instances]`` without a copy where all are wanted (matches come in their order)."""
     return masks if len(instances) == len(masks) else masks[instances]
-
-
-def _mean_over_processes(count: int, device: torch.device) -> Tensor:
-    """0-dim float: the mean of ``count`` over all processes, at least 1."""
-    total = torch.tensor(float(count), device=device)
-    world_size = comm.get_world_size()
-    if world_size > 1:
-        torch.distributed.all_reduce(total)
-    return (total / world_size).clamp(min=1)
 
 
 def _check_sampling(num_points: int, oversample_ratio: float, importance_ratio: float) -> None:

@@ -17,6 +17,9 @@ from s4m_d2.structures import PseudoLabels
 class ARP:
     """Pastes instances between pairs of images of a batch, both ways.
 
+    The batch is that of one process: images on different processes are never paired. Where several
+    share a batch, each draws its own pairs, so that the pairs differ from those of one process.
+
     Of B images, ``max(1, floor(pair_fraction * B))`` disjoint pairs are drawn (none if B < 2). Each
     image of a pair receives the other's instances of at least ``min_area`` px, as they were before
     any pasting. On an image that received something all masks end up disjoint, later ones over

@@ -173,20 +173,24 @@ def test_more_instances_than_queries_are_matched_as_far_as_queries_go():
 
 
 @pytest.mark.parametrize(
-    ("world_size", "elsewhere", "mean"), [(2, 4, 3.0), (2, 0, 1.0), (8, 1, 1.0)]
+    ("world_size", "images", "masks", "mean"),
+    [(2, 1, 4, 3.0), (2, 1, 0, 1.0), (8, 7, 1, 3 / 8)],
 )
-def test_mask_losses_are_divided_by_the_mean_number_of_masks_over_processes(
-    monkeypatch, world_size, elsewhere, mean
+def test_losses_are_means_over_the_batch_of_all_processes(
+    monkeypatch, world_size, images, masks, mean
 ):
-    """Two masks here; the mean counts as one at least."""
+    """Two masks here, others in the images elsewhere; a mask and its query have the weight 1."""
     outputs, targets = random_outputs(1), [random_target(2)]
     alone = make_criterion()(outputs, targets, generators(0))
+    own_weight, weight = 2 + 0.1 * (QUERIES - 2), masks + 0.1 * (images * QUERIES - masks)
+    elsewhere = torch.tensor([float(masks), weight])
     monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: t.add_(elsewhere))
     losses = make_criterion()(outputs, targets, generators(0))
     for name in ("loss_mask", "loss_dice"):
         torch.testing.assert_close(losses[name], alone[name] * 2 / mean)
-    torch.testing.assert_close(losses["loss_ce"], alone["loss_ce"])
+    share = own_weight * world_size / (own_weight + weight)
+    torch.testing.assert_close(losses["loss_ce"], alone["loss_ce"] * share)
 
 
 def test_half_precision_outputs_give_float32_losses_under_autocast():

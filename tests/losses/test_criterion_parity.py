@@ -190,13 +190,13 @@ def test_all_losses_of_all_layers_equal_literal_loops_in_double_precision(case):
 
 
 WORLD = 2
-# Instances of the images of each process, and what the mean of the processes' mask losses is, as a
-# share of the loss of all images in one process: fewer than one mask a process count as one.
+# Instances of the images of each process.
 SPREAD = {
-    "some in each": (([3, 1], [2, 0]), 1.0),
-    "none in one": (([0, 0], [4, 1]), 1.0),
-    "one in all": (([0, 1], [0, 0]), 0.5),
-    "none at all": (([0, 0], [0, 0]), 0.0),
+    "some in each": ([3, 1], [2, 0]),
+    "none in one": ([0, 0], [4, 1]),
+    "one in all": ([0, 1], [0, 0]),
+    "none at all": ([0, 0], [0, 0]),
+    "more than queries": ([7, 1], [0, 2]),
 }
 
 
@@ -218,7 +218,7 @@ def spread_problem(spread):
 
 
 def run_images(spread, images):
-    """Losses of some of the images, and the gradients of their mask logits, layer by layer."""
+    """Losses of some of the images, and the gradients of all images' logits, layer by layer."""
     case, outputs, targets = spread_problem(spread)
     layers = [outputs, *outputs["aux_outputs"]]
     rows = [{key: layer[key][images] for key in ("pred_logits", "pred_masks")} for layer in layers]
@@ -227,7 +227,7 @@ def run_images(spread, images):
     sum(losses.values()).backward()
     return (
         {name: loss.item() for name, loss in losses.items()},
-        [layer["pred_masks"].grad for layer in layers],
+        [layer[key].grad for layer in layers for key in ("pred_logits", "pred_masks")],
     )
 
 
@@ -236,8 +236,7 @@ def run_rank(rank, folder):
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
     )
     results = {
-        name: run_images(spread, slice(2 * rank, 2 * rank + 2))
-        for name, (spread, _) in SPREAD.items()
+        name: run_images(spread, slice(2 * rank, 2 * rank + 2)) for name, spread in SPREAD.items()
     }
     torch.save(results, f"{folder}/rank_{rank}.pth")
     dist.destroy_process_group()
@@ -253,22 +252,12 @@ def ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SPREAD)
 def test_the_mean_over_processes_is_the_loss_of_all_images_in_one_process(ranks, name):
-    """DDP averages the processes' gradients: every mask then weighs the same, wherever it is."""
-    spread, share = SPREAD[name]
-    losses, gradients = run_images(spread, slice(0, 4))
+    """DDP averages the processes' gradients: every query and mask weighs the same."""
+    losses, gradients = run_images(SPREAD[name], slice(0, 4))
     parts = [rank[name] for rank in ranks]
     for key, whole in losses.items():
-        if not key.startswith("loss_ce"):
-            mean = sum(own[key] for own, _ in parts) / WORLD
-            assert mean == pytest.approx(share * whole, rel=1e-5), key
-    for layer, whole in enumerate(gradients):
-        mean = sum(own[layer] for _, own in parts) / WORLD
-        torch.testing.assert_close(mean, share * whole, rtol=1e-4, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", SPREAD)
-def test_the_class_loss_of_a_process_is_that_of_its_own_images(ranks, name):
-    for rank, results in enumerate(ranks):
-        alone, _ = run_images(SPREAD[name][0], slice(2 * rank, 2 * rank + 2))
-        for key in ("loss_ce", "loss_ce_0"):
-            assert results[name][0][key] == pytest.approx(alone[key], rel=1e-6)
+        mean = sum(own[key] for own, _ in parts) / WORLD
+        assert mean == pytest.approx(whole, rel=1e-5), key
+    for index, whole in enumerate(gradients):
+        mean = sum(own[index] for _, own in parts) / WORLD
+        torch.testing.assert_close(mean, whole, rtol=1e-4, atol=1e-8)

@@ -1,0 +1,180 @@
+"""Two processes with half of each batch do what one process does with all of it."""
+
+import contextlib
+import os
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from s4m_d2.engine import S4MCheckpointer, S4MTrainer, run_config, stage_config
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.launch import launch
+
+from .conftest import ROOT, SMALL
+from .process_runs import (
+    COMMON,
+    LABELED,
+    MISTAKE,
+    RUNS,
+    UNLABELED,
+    result_path,
+    train_all,
+    train_all_then_fail,
+)
+
+FOLLOWED = ("teacher", "student")  # not with a BatchNorm: each process has statistics of its own
+WORLD = 2
+# Where rounding moves a pixel of a pseudo-label over a threshold, its loss makes a small step.
+TOLERANCE, TOLERANCE_OF_PSEUDO_LABELS = 1e-4, 1e-2
+
+
+def make_configs(folder):
+    """The config of each run's stage."""
+    cfgs = {}
+    for name, run in RUNS.items():
+        options = SMALL | COMMON | run.changes
+        options |= {
+            "OUTPUT_DIR": str(folder / name),
+            "SOLVER.MAX_ITER": run.iterations,
+            "S4M.TEACHER.MAX_ITER": run.iterations,
+            "S4M.BURN_IN": run.burn_in,
+        }
+        path = str(ROOT / "configs" / "toyscapes_10pct.yaml")
+        pairs = [str(item) for pair in options.items() for item in pair]
+        cfgs[name] = stage_config(run_config(load_config(path, pairs)), run.stage)
+    return cfgs
+
+
+def untrained_teacher(cfg, path):
+    model = S4MTrainer.build_model(cfg)
+    S4MCheckpointer(model, str(path.parent)).save(path.stem)
+    return str(path)
+
+
+@contextlib.contextmanager
+def stderr_into(path):
+    """What this process and those that it starts write to stderr."""
+    shown = os.dup(2)
+    with open(path, "wb") as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+
+
+@pytest.fixture(scope="module")
+def runs(small_data, tmp_path_factory):
+    """(name, processes) → what each process saw."""
+    folder = tmp_path_factory.mktemp("processes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(small_data))
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        weights = {}
+        for name, cfg in make_configs(folder / "one").items():
+            if RUNS[name].stage == "student":
+                weights[name] = untrained_teacher(cfg, folder / f"{name}.pth")
+        alone = {
+            name: cfg for name, cfg in make_configs(folder / "one").items() if name in FOLLOWED
+        }
+        train_all(alone, weights, str(folder))
+        args = Namespace(
+            cfgs=make_configs(folder / "two"),
+            teachers=weights,
+            folder=str(folder),
+            num_gpus=WORLD,
+            num_machines=1,
+            machine_rank=0,
+            dist_url="auto",
+        )
+        with stderr_into(folder / "stderr.txt"), pytest.raises(SystemExit) as ended:
+            launch(train_all_then_fail, args)
+
+    def seen(name, world_size):
+        paths = [result_path(name, str(folder), rank, world_size) for rank in range(world_size)]
+        return [SimpleNamespace(**torch.load(path, weights_only=True)) for path in paths]
+
+    seen.exit_code = ended.value.code
+    seen.stderr = (folder / "stderr.txt").read_text()
+    return seen
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_the_processes_share_the_images_of_each_iteration(runs, name):
+    [whole], parts = runs(name, 1), runs(name, WORLD)
+    for stream, (size, expected) in enumerate(
+        zip((LABELED, UNLABELED), whole.positions, strict=False)
+    ):
+        shares = zip(*(part.positions[stream] for part in parts), strict=True)
+        assert [sorted(sum(share, [])) for share in shares] == expected
+        assert expected == [list(range(i * size, (i + 1) * size)) for i in range(10)]
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_losses_follow_those_of_one_process(runs, name):
+    """The class loss too, which Mask2Former would take of each process alone."""
+    [whole], (first, _) = runs(name, 1), runs(name, WORLD)
+    assert len(first.losses) == len(whole.losses) == RUNS[name].iterations
+    for ours, expected in zip(first.losses, whole.losses, strict=True):
+        assert ours.keys() == expected.keys()
+        labeled = [loss for loss in expected if loss.startswith("loss_")]
+        assert len(labeled) >= 6
+        for loss in expected:
+            rel = TOLERANCE if loss in labeled else TOLERANCE_OF_PSEUDO_LABELS
+            assert ours[loss] == pytest.approx(expected[loss], rel=rel, abs=1e-6), loss
+    if RUNS[name].stage == "student":
+        assert {"loss_ce", "unsup/loss_mask_0"} <= whole.losses[0].keys()
+        assert all(losses["unsup/loss_mask"] > 0 for losses in whole.losses)
+    else:
+        assert all(losses["loss_sd"] > 0 for losses in whole.losses)
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_weights_follow_those_of_one_process(runs, name):
+    """Each parameter, to a thousandth of what training has changed it by."""
+    [whole], parts = runs(name, 1), runs(name, WORLD)
+    for key, expected in whole.after.items():
+        change = (expected - whole.before[key]).abs().max()
+        for part in parts:
+            assert torch.equal(part.before[key], whole.before[key])
+            error = (part.after[key] - expected).abs().max()
+            assert error <= 1e-3 * change + 1e-6, key
+
+
+@pytest.mark.parametrize("name", [name for name, run in RUNS.items() if run.stage == "student"])
+def test_teacher_and_student_are_the_same_on_every_process_after_every_step(runs, name):
+    """With the running averages of a plain BatchNorm too."""
+    first, second = runs(name, WORLD)
+    assert first.teachers == second.teachers
+    assert first.students == second.students
+    assert len(set(first.students)) == len(first.students) == RUNS[name].iterations
+    assert (
+        len(set(first.teachers)) == RUNS[name].iterations - RUNS[name].burn_in + 1
+    )  # frozen, then moving
+
+
+def test_every_process_has_the_same_labeled_subset(runs):
+    [whole], (first, second) = runs("student", 1), runs("student", WORLD)
+    assert len(whole.labeled_set) == 3
+    assert first.labeled_set == second.labeled_set == whole.labeled_set
+    for part in (whole, first, second):  # ten images or more of three
+        assert part.labeled_files == sorted(whole.labeled_set)
+
+
+def test_processes_follow_although_the_second_has_no_labels_or_pseudo_labels_in_the_end(runs):
+    """What the two tests above say of the student's last iterations too."""
+    [whole], (first, second) = runs("student", 1), runs("student", WORLD)
+    start = RUNS["student"].empty_from
+    assert min(first.pseudo_labels) > 0 and min(second.pseudo_labels[:start]) > 0
+    assert not any(second.pseudo_labels[start:])
+    for one, half in zip(whole.pseudo_labels[start:], first.pseudo_labels[start:], strict=True):
+        assert one == pytest.approx(half / WORLD)
+
+
+def test_the_failure_of_one_process_ends_the_other_and_is_shown(runs):
+    assert runs.exit_code == 1
+    assert f"[rank 1] DatasetError: {MISTAKE}" in runs.stderr
