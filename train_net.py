@@ -8,8 +8,7 @@
     python train_net.py --config-file configs/cityscapes_10pct.yaml \
         --eval-only MODEL.WEIGHTS output/student/model_final.pth S4M.EVAL both
 
-SIGTERM and SIGUSR1 end a training after its current iteration: it is saved, the exit status is 75,
-and the same command with --resume continues it exactly.
+SIGTERM and SIGUSR1 save a training after its iteration and end it: status 75; --resume continues.
 """
 
 import logging

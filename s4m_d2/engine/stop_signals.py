@@ -62,7 +62,9 @@ _note = _Note()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    if os.getpid() != _note.process:
+    if os.getpid() != _note.process:  # forked from it: there the signal means what it always does
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
         return
     _note.received = signal.Signals(number)
     if _note.passes_on:

@@ -109,20 +109,17 @@ def test_sam_counts_in_the_stages_that_consult_it(small_config):
 @pytest.mark.parametrize(
     ("max_iter", "period", "keep", "expected"),
     [
-        (10, 3, None, 4),  # after 3, 6, 9, and the last
-        (10, 5, None, 3),
-        (10, 20, None, 1),
-        (10, 3, 0, 4),
+        (10, 3, 0, 4),  # after 3, 6, 9, and the last
+        (10, 5, 0, 3),
+        (10, 20, 0, 1),
         (10, 3, 2, 3),
         (10, 3, 9, 4),
     ],
 )
 def test_how_many_checkpoints_stay(small_config, max_iter, period, keep, expected):
-    cfg = small_config(SOLVER__MAX_ITER=max_iter, SOLVER__CHECKPOINT_PERIOD=period).clone()
-    cfg.defrost()
-    cfg.SOLVER.pop("CHECKPOINT_KEEP", None)
-    if keep is not None:
-        cfg.SOLVER.CHECKPOINT_KEEP = keep
+    cfg = small_config(
+        SOLVER__MAX_ITER=max_iter, SOLVER__CHECKPOINT_PERIOD=period, SOLVER__CHECKPOINT_KEEP=keep
+    )
     assert kept_checkpoints(cfg) == expected
 
 

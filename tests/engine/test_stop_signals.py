@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -205,6 +206,17 @@ def test_the_evaluation_of_a_stage_is_done_when_it_is_continued(
     assert stage_is_finished(cfg) and not stops
 
 
+def test_other_processes_forked_while_listening_still_end_by_the_signal():
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    child = context.Process(target=_sleep, args=(started,))
+    child.start()
+    assert started.wait(30)
+    child.terminate()  # as a pool ends its processes
+    child.join(30)
+    assert child.exitcode == -signal.SIGTERM
+
+
 def test_all_ranks_stop_together_when_one_gets_a_signal(tmp_path):
     result = subprocess.run(
         [sys.executable, stopped_ranks.__file__, str(tmp_path)],
@@ -233,6 +245,11 @@ def test_the_launcher_hands_signals_on_and_ends_as_the_ranks_do():
         raise ProcessExitedException("", 0, rank.pid, exit_code=rank.exitcode)
     with pytest.raises(ProcessExitedException), passed_on_to_ranks(world_size=2):
         raise ProcessExitedException("", 0, rank.pid, exit_code=1)
+
+
+def _sleep(started):
+    started.set()
+    time.sleep(60)
 
 
 def _wait_for_a_signal(ready):

@@ -69,11 +69,8 @@ COMMANDS = {
     "unknown key": ([*CONFIG, *CPU, "S4M.BURNIN", "3"], "Did you mean S4M.BURN_IN"),
     "missing config": (["--config-file", "none.yaml"], "'none.yaml' does not exist. Give a path"),
     "config is a folder": (["--config-file", "."], "'.' does not exist. Give a path"),
-    "output is a file": ([*CONFIG, *CPU, "OUTPUT_DIR", TRAIN_NET], "OUTPUT_DIR .* cannot be made"),
     "evaluation into a file": (
         [*CONFIG, "--eval-only", *CPU, "OUTPUT_DIR", TRAIN_NET], "OUTPUT_DIR .* cannot be made"),
-    "output below a file": (
-        [*CONFIG, *CPU, "OUTPUT_DIR", f"{TRAIN_NET}/run"], "OUTPUT_DIR .* cannot be made"),
 }  # fmt: skip
 
 
@@ -81,6 +78,14 @@ COMMANDS = {
 def test_commands_are_refused_with_one_message(row, monkeypatch, capsys):
     arguments, says = COMMANDS[row]
     refused(*in_this_process(arguments, monkeypatch, capsys), says)
+
+
+@pytest.mark.parametrize("output", [TRAIN_NET, f"{TRAIN_NET}/run"], ids=["a file", "below a file"])
+def test_an_output_folder_that_cannot_be_made_is_in_the_report(output, monkeypatch, capsys):
+    """A training run's report has all of its problems, each with its remedy."""
+    status, stderr = in_this_process([*CONFIG, *CPU, "OUTPUT_DIR", output], monkeypatch, capsys)
+    assert status == 1 and "Traceback" not in stderr and os.listdir() == []
+    assert re.search(r"Error: OUTPUT_DIR .* cannot be made: .* Choose another folder", stderr)
 
 
 @pytest.mark.parametrize("row", ["unknown option", "odd number of overrides"])
@@ -98,8 +103,8 @@ def test_all_sound_options_pass():
 def test_an_output_folder_that_may_not_be_written(tmp_path, monkeypatch):
     """Through the system's answer, as the superuser may write everywhere."""
     cfg = load_config("", ["OUTPUT_DIR", str(tmp_path / "run")])
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
-    with one_error(ConfigError, f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' is not writable"):
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    with one_error(ConfigError, f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': '{tmp_path}' is not writable"):
         check_output_dir(cfg, resume=False)
 
 
