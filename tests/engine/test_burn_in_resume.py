@@ -14,6 +14,7 @@ from s4m_d2.engine.build import build_unlabeled_loader, run_config
 from s4m_d2.engine.config_file import load_config
 
 from .conftest import ROOT, SMALL
+from .sameness import assert_same
 
 ITERATIONS, BURN_IN, DECAY = 4, 2, 0.75
 FORWARDS = 2  # of the student in an iteration: labeled and unlabeled images
@@ -164,23 +165,6 @@ def teacher_by_hand(stage_one: State, students: list[State], burn_in: int) -> St
             elif iteration > burn_in:
                 teacher[name] = DECAY * teacher[name].double() + (1 - DECAY) * value.double()
     return teacher
-
-
-def assert_same(first, second, where="") -> None:
-    """Bit for bit, through whatever a batch or a checkpoint nests."""
-    assert type(first) is type(second), where
-    if isinstance(first, Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), where
-        for index, pair in enumerate(zip(first, second, strict=True)):
-            assert_same(*pair, f"{where}[{index}]")
-    else:
-        assert first == second, where
 
 
 @pytest.mark.parametrize("iteration", range(ITERATIONS))

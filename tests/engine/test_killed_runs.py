@@ -17,12 +17,12 @@ from .killed_runs import (
     POLL,
     STAGES,
     Run,
-    assert_same,
     final_states,
     half_written,
     kill_after,
     kill_while_it_writes,
 )
+from .sameness import assert_same
 
 ITERATIONS, BURN_IN, KEEP = 3, 1, 2
 OPTIONS = SMALL | {

@@ -12,6 +12,8 @@ from detectron2.engine import HookBase
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
 
+from .sameness import assert_same
+
 ITERATIONS = 4
 BURN_IN = 2
 
@@ -47,23 +49,6 @@ def logged(trainer) -> dict[str, float]:
     """The last value of everything that the run logged."""
     lines = Path(trainer.cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines()
     return {key: value for line in lines for key, value in json.loads(line).items()}
-
-
-def assert_same(first, second, where="") -> None:
-    """Bit for bit, through nested dictionaries and lists."""
-    assert type(first) is type(second), where
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), where
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), where
-        for key in first:
-            assert_same(first[key], second[key], f"{where}.{key}")
-    elif isinstance(first, (list, tuple)):
-        assert len(first) == len(second), where
-        for index, pair in enumerate(zip(first, second, strict=True)):
-            assert_same(*pair, f"{where}[{index}]")
-    else:
-        assert first == second, where
 
 
 @pytest.fixture
