@@ -14,7 +14,7 @@ from s4m_d2.errors import WeightsError
 from s4m_d2.files import remove_temporaries
 
 from .checkpoint_files import Counter, Model, same
-from .killed_runs import assert_same
+from .sameness import assert_same
 
 
 def name(iteration):
