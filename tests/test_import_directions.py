@@ -18,13 +18,14 @@ MAX_FUNCTION_LINES = 50
 MAX_LITE_LINES = 4500
 MAX_COMMAND_LINES = 100  # train_net.py
 
-BASE = {"errors", "structures", "files"}
+BASE = {"errors", "structures", "files", "transfers"}
 LEAVES = {"layers", "losses", "sam", "semi", "sepl"}
 # What each part of the package may import from the package, beside itself.
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
     "structures": {"errors"},
+    "transfers": set(),
     "config": {"errors"},
     "data": BASE,
     **{leaf: BASE | LEAVES for leaf in LEAVES},

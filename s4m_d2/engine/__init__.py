@@ -5,7 +5,8 @@ from s4m_d2.engine.build import build_optimizer, run_config, stage_config, stage
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
 from s4m_d2.engine.protocol import QueryPredictions, S4MTrainable
-from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
+from s4m_d2.engine.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.teacher_student import TeacherStudentModel
 from s4m_d2.engine.trainer import S4MTrainer, TeacherTrainer
 
 __all__ = [

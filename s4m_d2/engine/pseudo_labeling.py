@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from detectron2.config import configurable
 from detectron2.structures import ImageList
-from torch import Tensor, nn
+from torch import Tensor
 
 from s4m_d2.data.transforms import StrongView
-from s4m_d2.engine.protocol import QueryPredictions, check_losses, check_predictions
+from s4m_d2.engine.protocol import QueryPredictions, check_predictions
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -191,38 +191,3 @@ def label_statistics(
         stats["refinement/predicted_iou"] = float(refinement.predicted_ious.mean())
         stats["refinement/fallbacks"] = refinement.num_fallbacks / len(refinement.predicted_ious)
     return stats
-
-
-class TeacherStudentModel(nn.Module):
-    """The student as Detectron2's training loop sees it in stage 2.
-
-    In training it takes (labeled, unlabeled) batches and returns one dictionary of losses, the
-    unsupervised ones named ``unsup/...`` and weighted; in evaluation it is the student. The teacher
-    and SAM are no submodules: nothing of them is trained, counted or saved with the student.
-
-    Args:
-        student: the model to train, as the trainer holds it (DDP-wrapped or not).
-        pseudo_labeling: labels the unlabeled batch.
-        unsup_loss_weight: weight of the losses on pseudo-labels.
-        log: receives the labeling's scalars in each step.
-    """
-
-    def __init__(
-        self, student: nn.Module, pseudo_labeling, unsup_loss_weight: float, log=None
-    ) -> None:
-        super().__init__()
-        self.student = student
-        self.pseudo_labeling = pseudo_labeling
-        self.unsup_loss_weight = unsup_loss_weight
-        self._log = log or (lambda stats: None)
-
-    def forward(self, batch):
-        if not self.training:
-            return self.student(batch)
-        labeled, unlabeled = batch
-        views = self.pseudo_labeling(unlabeled)
-        self._log(views.stats)
-        losses = check_losses(self.student(labeled), self.student)
-        for name, loss in check_losses(self.student(views.student_batch), self.student).items():
-            losses[f"unsup/{name}"] = self.unsup_loss_weight * loss
-        return losses

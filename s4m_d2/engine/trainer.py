@@ -25,10 +25,11 @@ from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
 from s4m_d2.engine.processes import BufferSyncHook, FinishedEvalHook, ddp_on_any_device
 from s4m_d2.engine.protocol import check_distillation, check_model
-from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
+from s4m_d2.engine.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.run_state import RunStateHook, run_settings, with_scaler_state
 from s4m_d2.engine.stop_signals import StopHook
+from s4m_d2.engine.teacher_student import TeacherStudentModel
 from s4m_d2.errors import DatasetError, WeightsError
 from s4m_d2.evaluation import build_evaluator, masks_as_rle
 from s4m_d2.files import remove_temporaries

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from s4m_d2.engine.pseudo_labeling import PseudoLabeling, TeacherStudentModel
+from s4m_d2.engine.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds
+from s4m_d2.engine.teacher_student import TeacherStudentModel
 from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.refinement import TeacherMasks
 

@@ -1,0 +1,46 @@
+"""Between host and device: every wait of the training step for the device is a call from here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+TO_HOST = "s4m_d2::to_host"  # the name of a call in a profile
+
+
+def to_device(values: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of what the host knows, on ``device``; a GPU is not waited for.
+
+    Args:
+        values: a tensor, array, number or nested list.
+    """
+    tensor = torch.as_tensor(values, dtype=dtype)
+    device = torch.device(device)
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(*tensors: Tensor) -> list[np.ndarray]:
+    """What tensors hold, in one copy, for which the host waits once, however many there are.
+
+    Args:
+        tensors: of one device, of types that NumPy knows.
+
+    Returns:
+        an array for each, to be read only: on the CPU it shares the tensor's memory.
+    """
+    with record_function(TO_HOST):
+        if all(tensor.device.type == "cpu" for tensor in tensors):
+            return [tensor.detach().numpy() for tensor in tensors]
+        parts = [tensor.detach().contiguous().flatten().view(torch.uint8) for tensor in tensors]
+        packed = torch.cat(parts).cpu()
+        split = packed.split([len(part) for part in parts])
+        return [
+            part.clone().view(tensor.dtype).view(tensor.shape).numpy()  # aligned by the copy
+            for part, tensor in zip(split, tensors, strict=True)
+        ]
