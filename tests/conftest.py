@@ -1,8 +1,13 @@
-"""Shared by all tests: one thread for each process, deterministic properties, the gpu marker."""
+"""Shared by all tests: one thread a process, deterministic properties, the gpu marker, data."""
+
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
 settings.register_profile("s4m_d2", deadline=None, derandomize=True)
@@ -15,3 +20,14 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory) -> Path:
+    """A folder for DETECTRON2_DATASETS: toyscapes with 10 training and 2 validation images."""
+    sys.path.insert(0, str(ROOT / "datasets"))
+    from make_toyscapes import make_toyscapes
+
+    root = tmp_path_factory.mktemp("datasets")
+    make_toyscapes(root / "toyscapes", seed=3, counts={"train": 10, "val": 2}, size=(128, 64))
+    return root

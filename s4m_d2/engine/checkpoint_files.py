@@ -6,7 +6,6 @@ import logging
 import math
 import os
 import re
-import struct
 import zipfile
 import zlib
 from collections.abc import Collection
@@ -14,23 +13,12 @@ from typing import Any
 
 from s4m_d2.engine.weight_files import is_archive, read_weight_file
 from s4m_d2.errors import WeightsError
+from s4m_d2.files import TENSOR_FILE_ERRORS
 
 LAST_CHECKPOINT = "last_checkpoint"
 FINAL_CHECKPOINT = "model_final.pth"
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 _FINAL = math.inf
-# What Python's reader of archives raises where their headers make no sense.
-_ARCHIVE_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    LookupError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    ValueError,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +95,7 @@ def _check_sums(path: str) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
-    except _ARCHIVE_ERRORS as error:
+    except (*TENSOR_FILE_ERRORS, zlib.error) as error:
         raise WeightsError(f"Weights '{path}' are damaged ({error}).") from error
     if wrong is not None:
         raise WeightsError(f"Weights '{path}' are damaged: the checksum of '{wrong}' is wrong.")

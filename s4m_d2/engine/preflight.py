@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import CfgNode
 
@@ -49,31 +51,32 @@ def preflight(
     """
     num_local = num_processes if num_local is None else num_local
     errors = config_errors(cfg, num_processes=num_processes)
-    settings = Finding("settings", _schedule(cfg, resume), tuple(errors))
+    stages = stages_to_run(cfg, resume=resume)
+    settings = Finding("settings", _schedule(cfg, stages), tuple(errors))
     findings = [settings, _device_finding(cfg, num_processes, num_local)]
     if cfg.INPUT.FORMAT in ("RGB", "BGR") and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES > 0:
         findings += dataset_findings(cfg)
     # A model of wrong settings cannot be built, or is another than will be meant.
     blueprints, lines = blueprint_findings(cfg, settings_are_right=not errors)
-    findings += [*lines, *weight_findings(cfg, blueprints.model, resume=resume)]
-    findings += [output_dir_finding(cfg, resume=resume)]
+    findings += [*lines, *weight_findings(cfg, blueprints.model, stages, resume=resume)]
+    findings += [output_dir_finding(cfg, stages, resume=resume)]
     if blueprints.model is None:
         text = "estimated when the model can be built"
         findings += [Finding(item, text, checked=False) for item in ("disk", "memory")]
     else:
         findings += [
-            disk_finding(cfg, blueprints.model, resume=resume),
+            disk_finding(cfg, blueprints.model, stages),
             memory_finding(
-                cfg, blueprints, resume=resume, num_processes=num_processes, num_local=num_local
+                cfg, blueprints, stages, num_processes=num_processes, num_local=num_local
             ),
         ]
     return PreflightReport(tuple(findings))
 
 
-def _schedule(cfg: CfgNode, resume: bool) -> str:
+def _schedule(cfg: CfgNode, stages: Sequence[str]) -> str:
     """What will be trained, with which batches."""
     parts = []
-    for stage in stages_to_run(cfg, resume=resume):
+    for stage in stages:
         solver = stage_config(cfg, stage).SOLVER
         batch = f"{solver.IMS_PER_BATCH} labeled"
         if stage == "student":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from s4m_d2.engine.build import STAGES, runs_stage, stage_config, stages_to_run
+from s4m_d2.engine.build import STAGES, runs_stage, stage_config
 from s4m_d2.engine.checkpoint_files import holds_run
 from s4m_d2.engine.config_checks import needs_sam
 from s4m_d2.engine.findings import Finding, in_units, raise_all
@@ -71,10 +71,9 @@ def existing_parent(path: str) -> str:
     return path
 
 
-def output_dir_finding(cfg: CfgNode, *, resume: bool) -> Finding:
+def output_dir_finding(cfg: CfgNode, stages: Sequence[str], *, resume: bool) -> Finding:
     """The line of a report; nothing is made."""
     errors = tuple(output_dir_errors(cfg, resume=resume))
-    stages = stages_to_run(cfg, resume=resume)
     what = " and ".join(f"{stage}/" for stage in stages) or "nothing, every stage is finished"
     return Finding("output", f"{cfg.OUTPUT_DIR}: {what}", errors)
 
@@ -117,11 +116,11 @@ def kept_checkpoints(cfg: CfgNode) -> int:
     return (min(periodic, kept) if kept > 0 else periodic) + 1
 
 
-def disk_finding(cfg: CfgNode, model: nn.Module, *, resume: bool) -> Finding:
+def disk_finding(cfg: CfgNode, model: nn.Module, stages: Sequence[str]) -> Finding:
     """Whether the checkpoints of the stages to run fit into what is free."""
     largest = total = there = 0
     parts = []
-    for stage in stages_to_run(cfg, resume=resume):
+    for stage in stages:
         of_stage = stage_config(cfg, stage)
         size, count = checkpoint_bytes(of_stage, stage, model), kept_checkpoints(of_stage)
         parts.append(f"{count} x {in_units(size)} ({stage})")
@@ -180,10 +179,14 @@ def stage_memory(cfg: CfgNode, stage: str, blueprints: Blueprints, num_processes
 
 
 def memory_finding(
-    cfg: CfgNode, blueprints: Blueprints, *, resume: bool, num_processes: int, num_local: int
+    cfg: CfgNode,
+    blueprints: Blueprints,
+    stages: Sequence[str],
+    *,
+    num_processes: int,
+    num_local: int,
 ) -> Finding:
     """Compare the largest stage's memory with the device's."""
-    stages = stages_to_run(cfg, resume=resume)
     if not stages:
         return Finding("memory", "nothing to train")
     needs = {s: stage_memory(cfg, s, blueprints, num_processes) for s in stages}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from s4m_d2.engine.build import STAGES, final_weights, stage_config, stages_to_run
+from s4m_d2.engine.build import STAGES, final_weights, stage_config
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.config_checks import needs_sam, sam_errors, teacher_weights_errors
 from s4m_d2.engine.findings import Finding, in_units
@@ -127,15 +127,17 @@ def blueprint_findings(
     return Blueprints(model, sam), [line, sam_line]
 
 
-def weight_findings(cfg: CfgNode, model: nn.Module | None, *, resume: bool) -> Iterator[Finding]:
+def weight_findings(
+    cfg: CfgNode, model: nn.Module | None, stages: Sequence[str], *, resume: bool
+) -> Iterator[Finding]:
     """Lines on MODEL.WEIGHTS and on the teacher of stage 2.
 
     Args:
         cfg: of a whole run.
         model: of :func:`model_blueprint`; without one, only the files' existence is checked.
+        stages: that will be trained.
         resume: a stage with a checkpoint continues from it and needs no other weights.
     """
-    stages = stages_to_run(cfg, resume=resume)
     starting = [stage for stage in stages if not (resume and _has_checkpoint(cfg, stage))]
     path, timm = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM
     if not starting:

@@ -1,6 +1,5 @@
-"""A small toyscapes data set and a very small model of the quickstart's kind."""
+"""A very small model of the quickstart's kind, on a small toyscapes data set."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,17 +30,6 @@ SMALL = {
     "S4M.PSEUDO_LABEL.SCORE_THRESH": 0.0,
     "S4M.ARP.MIN_AREA_FRACTION": 0.0,
 }
-
-
-@pytest.fixture(scope="session")
-def small_data(tmp_path_factory) -> Path:
-    """A folder for DETECTRON2_DATASETS: toyscapes with 10 training and 2 validation images."""
-    sys.path.insert(0, str(ROOT / "datasets"))
-    from make_toyscapes import make_toyscapes
-
-    root = tmp_path_factory.mktemp("datasets")
-    make_toyscapes(root / "toyscapes", seed=3, counts={"train": 10, "val": 2}, size=(128, 64))
-    return root
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def test_one_checkpoint_must_fit_and_all_should(small_config, monkeypatch, free,
     size = checkpoint_bytes(cfg, "teacher", Tiny())
     usage = DiskUsage(0, 0, int(free * size))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    finding = disk_finding(cfg, Tiny(), resume=False)
+    finding = disk_finding(cfg, Tiny(), ["teacher"])
     assert finding.status == status
     problems = [*map(str, finding.errors), *finding.warnings]
     assert all(cfg.OUTPUT_DIR in problem for problem in problems)
@@ -144,11 +144,11 @@ def test_checkpoints_that_are_there_need_no_new_space(small_config, monkeypatch,
     size = checkpoint_bytes(cfg, "teacher", Tiny())
     usage = DiskUsage(0, 0, int(2.5 * size))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    assert disk_finding(cfg, Tiny(), resume=True).status == "warning"
+    assert disk_finding(cfg, Tiny(), ["teacher"]).status == "warning"
     (tmp_path / "run" / "teacher").mkdir(parents=True)
     for name in ("model_0000001.pth", "model_0000003.pth"):
         (tmp_path / "run" / "teacher" / name).write_bytes(bytes(size))
-    assert disk_finding(cfg, Tiny(), resume=True).status == "ok"
+    assert disk_finding(cfg, Tiny(), ["teacher"]).status == "ok"
 
 
 @pytest.mark.parametrize(("processes", "status"), [(1, "ok"), (2, "warning")])
@@ -159,7 +159,7 @@ def test_processes_on_a_cpu_share_its_memory(small_config, monkeypatch, processe
     finding = memory_finding(
         cfg,
         Blueprints(Tiny(), None),
-        resume=False,
+        ["teacher"],
         num_processes=processes,
         num_local=processes,
     )

@@ -6,6 +6,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
+from s4m_d2.engine.build import STAGES
 from s4m_d2.engine.weight_checks import (
     blueprint_findings,
     bytes_of,
@@ -121,12 +122,12 @@ def test_weights_and_teacher_have_a_line_each(small_config, real_model, tmp_path
     model = model_blueprint(small_config())
     total = len(real_model.state_dict())
 
-    lines = by_item(weight_findings(small_config(), model, resume=False))
+    lines = by_item(weight_findings(small_config(), model, STAGES, resume=False))
     assert "from scratch" in lines["first weights"].text
     assert lines["teacher"].text == "made by stage 1 of this run"
 
     cfg = small_config(MODEL__WEIGHTS=path, S4M__TEACHER_WEIGHTS=path)
-    lines = by_item(weight_findings(cfg, model, resume=False))
+    lines = by_item(weight_findings(cfg, model, STAGES, resume=False))
     for item in ("first weights", "teacher"):
         assert lines[item].status == "ok"
         assert lines[item].text == f"{path}: {total} of the model's {total} tensors"
@@ -142,7 +143,7 @@ def test_unfit_weights_and_teacher_are_both_named_with_the_key_to_change(
         S4M__TEACHER_WEIGHTS=path,
         MODEL__MASK_FORMER__NUM_OBJECT_QUERIES=9,
     )
-    lines = by_item(weight_findings(cfg, model_blueprint(cfg), resume=False))
+    lines = by_item(weight_findings(cfg, model_blueprint(cfg), STAGES, resume=False))
     assert "'nowhere.pth': no such file" in str(lines["first weights"].errors[0])
     assert "set MODEL.MASK_FORMER.NUM_OBJECT_QUERIES 8" in str(lines["teacher"].errors[0])
 
@@ -152,7 +153,7 @@ def test_a_backbone_is_no_teacher(small_config, real_model, tmp_path):
     state = real_model.state_dict()
     torch.save({k: v for k, v in state.items() if k.startswith("backbone.")}, path)
     cfg = small_config(MODEL__WEIGHTS=path, S4M__TEACHER_WEIGHTS=path)
-    lines = by_item(weight_findings(cfg, model_blueprint(cfg), resume=False))
+    lines = by_item(weight_findings(cfg, model_blueprint(cfg), STAGES, resume=False))
     assert lines["first weights"].status == "ok"
     assert "A whole model is needed" in str(lines["teacher"].errors[0])
 
@@ -163,5 +164,5 @@ def test_stages_that_continue_need_no_other_weights(small_config, tmp_path):
         (tmp_path / "run" / stage / "last_checkpoint").write_text("model_0000001.pth")
     cfg = small_config(MODEL__WEIGHTS="nowhere.pth")
     model = model_blueprint(cfg)
-    assert by_item(weight_findings(cfg, model, resume=False))["first weights"].errors
-    assert not by_item(weight_findings(cfg, model, resume=True))["first weights"].errors
+    assert by_item(weight_findings(cfg, model, STAGES, resume=False))["first weights"].errors
+    assert not by_item(weight_findings(cfg, model, STAGES, resume=True))["first weights"].errors

@@ -1,7 +1,8 @@
-"""The examples' modules, imported as their scripts import them, and a very small data set."""
+"""The examples' modules, imported as their scripts import them, with small settings."""
 
 import importlib
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from detectron2.engine import HookBase, default_argument_parser
 
 from s4m_d2 import add_s4m_config
 from s4m_d2.engine import run_config
+from s4m_d2.engine.stop_signals import STOP_SIGNALS
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -51,15 +53,13 @@ def import_example():
     return load
 
 
-@pytest.fixture(scope="session")
-def small_data(tmp_path_factory) -> Path:
-    """A folder for DETECTRON2_DATASETS: toyscapes with 10 training and 2 validation images."""
-    sys.path.insert(0, str(ROOT / "datasets"))
-    from make_toyscapes import make_toyscapes
-
-    root = tmp_path_factory.mktemp("datasets")
-    make_toyscapes(root / "toyscapes", seed=3, counts={"train": 10, "val": 2}, size=(128, 64))
-    return root
+@pytest.fixture(autouse=True)
+def keep_signals():
+    """The scripts listen to the signals that stop a run; here pytest owns them."""
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture
