@@ -56,6 +56,11 @@ def output_dir_errors(cfg: CfgNode, *, resume: bool) -> Iterator[S4MError]:
         )
     for stage in STAGES:
         folder = stage_config(cfg, stage).OUTPUT_DIR
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            yield ConfigError(
+                f"OUTPUT_DIR: '{folder}' is a file, where the stage's folder has to be. Move it "
+                "away, or choose another OUTPUT_DIR."
+            )
         if holds_run(folder) and runs_stage(cfg, stage) and not resume:
             yield ConfigError(
                 f"OUTPUT_DIR: '{folder}' holds a run already. Continue it with --resume, or "

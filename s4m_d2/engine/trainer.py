@@ -30,6 +30,7 @@ from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.run_state import RunStateHook, run_settings, with_scaler_state
 from s4m_d2.engine.stop_signals import StopHook
 from s4m_d2.engine.teacher_student import TeacherStudentModel
+from s4m_d2.engine.writers import ForgivingWriter
 from s4m_d2.errors import DatasetError, WeightsError
 from s4m_d2.evaluation import build_evaluator, masks_as_rle
 from s4m_d2.files import remove_temporaries
@@ -85,6 +86,9 @@ class TeacherTrainer(DefaultTrainer):
             self.bad_steps,
             *hooks,
         ]
+
+    def build_writers(self):
+        return [ForgivingWriter(writer) for writer in super().build_writers()]
 
     def evaluate(self) -> Mapping[str, Any]:
         """Results on DATASETS.TEST, as Detectron2 nests them."""

@@ -182,3 +182,11 @@ def test_an_output_folder_is_judged_without_making_it(small_config, tmp_path):
     (tmp_path / "a").touch()
     errors = list(output_dir_errors(small_config(OUTPUT_DIR=str(deep)), resume=False))
     assert f"'{tmp_path / 'a'}' is a file" in str(errors[0])
+
+
+def test_a_file_in_the_place_of_a_stages_folder_is_named(small_config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "student").touch()
+    for resume in (False, True):
+        (error,) = output_dir_errors(small_config(), resume=resume)
+        assert f"'{tmp_path / 'run' / 'student'}' is a file" in str(error)
