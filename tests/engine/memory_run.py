@@ -2,8 +2,8 @@
 
     python memory_run.py OUTPUT.json [KEY VALUE ...]
 
-The stage-1 checkpoint is an untrained one, in OUTPUT_DIR. OUTPUT.json maps iterations to
-bytes, of the process itself and of each loader's worker.
+The stage-1 checkpoint is S4M.TEACHER_WEIGHTS. OUTPUT.json maps iterations to bytes, of the process
+itself and of each loader's worker.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from detectron2.engine import HookBase
 
-from s4m_d2.engine import S4MCheckpointer, S4MTrainer, run_config, stage_config
+from s4m_d2.engine import S4MTrainer, run_config, stage_config
 from s4m_d2.engine.config_file import load_config
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "toyscapes_10pct.yaml"
@@ -47,8 +47,7 @@ class RecordMemory(HookBase):
 def main(output: str, options: list[str]) -> None:
     cfg = stage_config(run_config(load_config(str(CONFIG), options)), "student")
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    S4MCheckpointer(S4MTrainer.build_model(cfg), cfg.OUTPUT_DIR).save("untrained")
-    trainer = S4MTrainer(cfg, os.path.join(cfg.OUTPUT_DIR, "untrained.pth"))
+    trainer = S4MTrainer(cfg, cfg.S4M.TEACHER_WEIGHTS)
     trainer.resume_or_load(resume=False)
     memory = RecordMemory()
     trainer.register_hooks([memory])
