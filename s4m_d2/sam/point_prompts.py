@@ -13,7 +13,13 @@ from torch import Tensor, nn
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend, check_images
 from s4m_d2.sam.decoder import PromptedDecoder, predict_masks, transform_tokens
-from s4m_d2.sam.precision import AUTO, ImageBudget, compute_dtype, computing_in
+from s4m_d2.sam.precision import (
+    AUTO,
+    ImageBudget,
+    compute_dtype,
+    computing_in,
+    prompts_per_pass,
+)
 from s4m_d2.sam.prompt_groups import (
     PromptGroup,
     group_prompts,
@@ -157,7 +163,9 @@ class PointPromptBackend(SamBackend):
         if labels is None:
             labels = [torch.ones(p.shape[:2], dtype=torch.long) for p in points]
         _check_prompts(encoded, points, labels)
-        groups = group_prompts(labels_on_host(labels), self.max_prompts_per_chunk)
+        token_bytes = encoded.embeddings[:1].nbytes if len(encoded) else 1
+        together = prompts_per_pass(self.max_prompts_per_chunk, token_bytes, self.device)
+        groups = group_prompts(labels_on_host(labels), together)
         counts = [len(p) for p in points]
         asked = {"multimask": multimask, "masks": masks, "features": features}
         clicks = self._frame_points(encoded, points) if groups else None

@@ -10,6 +10,7 @@ from sam_cases import LOGITS, batch_of, build_smallest, image_of, needs_sam2
 from torch.profiler import ProfilerActivity, profile
 
 from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.sam import precision
 from s4m_d2.sam.precision import ImageBudget, compute_dtype
 from s4m_d2.sam.prompt_groups import PADDING_LABEL, group_prompts
 from s4m_d2.transfers import TO_HOST
@@ -56,7 +57,7 @@ def three_images():
 def test_a_batch_is_one_call_of_the_encoder_and_one_of_the_decoder_for_each_length(backend, calls):
     encoder, decoder = calls
     points, labels = mixed_prompts()
-    encoded = backend.encode(*three_images())
+    encoded = type(backend)(backend.sam, max_images_per_chunk=8).encode(*three_images())
     assert encoder.sizes == [3]
     backend.prompt(encoded, points, labels)
     assert decoder.sizes == [3, 2, 1]  # prompts of 1, 2 and 3 clicks
@@ -69,7 +70,7 @@ def test_a_batch_is_one_call_of_the_encoder_and_one_of_the_decoder_for_each_leng
 
 
 def test_chunks_are_as_large_as_asked_for_and_agree(backend, calls):
-    whole = backend
+    whole = type(backend)(backend.sam, max_images_per_chunk=3)
     parts = type(backend)(backend.sam, max_images_per_chunk=2, max_prompts_per_chunk=2)
     encoder, decoder = calls
     points, labels = mixed_prompts()
@@ -89,6 +90,40 @@ def test_chunks_are_as_large_as_asked_for_and_agree(backend, calls):
         torch.testing.assert_close(other.iou_predictions, one.iou_predictions, **LOGITS)
         torch.testing.assert_close(other.features, one.features, **LOGITS)
     assert decoder.sizes == [2, 1, 2, 1]
+
+
+def test_on_the_cpu_an_images_embeddings_do_not_depend_on_the_batch(backend):
+    images = [image_of(128, 256, 1), image_of(64, 64, 2), image_of(100, 60, 3)]
+    together = backend.encode(*batch_of(*images))
+    for i, image in enumerate(images):
+        alone = backend.encode(*batch_of(image))
+        assert torch.equal(together.select([i]).embeddings, alone.embeddings)
+        for finer, other in zip(together.finer_maps, alone.finer_maps, strict=True):
+            assert torch.equal(finer[i : i + 1], other)
+
+
+def test_on_the_cpu_passes_stay_small_unless_the_config_says_so(backend, calls, monkeypatch):
+    encoder, decoder = calls
+    encoded = backend.encode(*three_images())
+    assert encoder.sizes == [1, 1, 1]
+    monkeypatch.setattr(precision, "CPU_PASS_BYTES", 2 * encoded.embeddings[0].nbytes)
+    points = [torch.rand(3, 1, 2), torch.rand(0, 1, 2), torch.rand(2, 1, 2)]
+    backend.prompt(encoded, points)
+    type(backend)(backend.sam, max_prompts_per_chunk=1).prompt(encoded, points[:1] + points[:2])
+    assert decoder.sizes == [2, 2, 1] + 6 * [1]
+
+
+@pytest.mark.parametrize(
+    ("max_prompts", "token_bytes", "device", "expected"),
+    [
+        (256, 256 << 10, "cpu", 16),
+        (7, 256 << 10, "cpu", 7),
+        (256, 16 << 20, "cpu", 1),
+        (256, 16 << 20, "cuda", 256),
+    ],
+)
+def test_prompts_of_a_pass(max_prompts, token_bytes, device, expected):
+    assert precision.prompts_per_pass(max_prompts, token_bytes, torch.device(device)) == expected
 
 
 def test_neither_encoding_nor_prompting_waits(backend):
@@ -227,7 +262,7 @@ def test_the_budget_of_images_follows_what_the_first_one_needed(monkeypatch):
     state["reserved"] = 1000
     assert budget.take(7, device) == 1  # never none
     assert ImageBudget(3).take(8, device) == 3
-    assert ImageBudget().take(8, torch.device("cpu")) == 8
+    assert ImageBudget().take(8, torch.device("cpu")) == 1
 
 
 def test_wrong_labels_are_told_with_their_values(backend):
