@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +17,6 @@ from s4m_d2.files import TENSOR_FILE_ERRORS
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend, check_images
 from s4m_d2.sam.cache_folder import CacheFolder
 from s4m_d2.transfers import to_device, to_host
-
-logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 
@@ -88,7 +85,13 @@ class CachedBackend(SamBackend):
         on_device = [to_device(values, self.device) for values in maps]
         return EncodedImages(on_device[0], sizes, tuple(on_device[1:]))
 
-    def prompt(self, encoded: EncodedImages, points, labels=None, **asked) -> list[PromptOutput]:
+    def prompt(
+        self,
+        encoded: EncodedImages,
+        points: Sequence[Tensor],
+        labels: Sequence[Tensor] | None = None,
+        **asked: bool,
+    ) -> list[PromptOutput]:
         return self.backend.prompt(encoded, points, labels, **asked)
 
     def grid_scale(self, image_size: tuple[int, int]) -> tuple[float, float]:

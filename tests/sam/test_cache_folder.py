@@ -52,6 +52,22 @@ def test_entries_of_earlier_runs_and_other_processes_count(tmp_path):
     assert held(one) == [1, 2, 3]
 
 
+def test_the_bound_holds_between_the_listings_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("s4m_d2.files.os.fsync", lambda handle: None)
+    folder = CacheFolder(tmp_path, max_bytes=64 * 210)
+    listings = []
+    files = folder._files
+    monkeypatch.setattr(folder, "_files", lambda: listings.append(1) or files())
+    total = 0
+    for number in range(330):  # 320 fit
+        folder.write(key(number), bytes(10))
+        if number % 3 == 0:
+            total = sum(file.stat().st_size for file in tmp_path.iterdir())
+            assert total <= folder.max_bytes
+    assert total == folder.max_bytes
+    assert 64 <= len(listings) <= 64 + 10  # every fifth write, and where something has to go
+
+
 def test_files_of_others_are_left_alone_and_old_temporaries_go(tmp_path):
     mine = tmp_path / f".sam_{key(7)}.pt.abcd1234.tmp"
     foreign = [tmp_path / name for name in ("notes.txt", "sam_vit_l.pt", ".other.abcd1234.tmp")]
