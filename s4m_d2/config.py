@@ -136,7 +136,17 @@ def _sam_config() -> CN:
     # segment_anything: vit_b, vit_l or vit_h. sam2: hiera_t, hiera_s, hiera_b+ or hiera_l.
     sam.MODEL_TYPE = "vit_l"  # the paper: hiera_l
     sam.CHECKPOINT = "models/sam_vit_l_0b3195.pth"  # "": the packaged weights (tiny only)
-    sam.MAX_PROMPTS = 256  # prompts that go through SAM's decoder together (memory)
+    sam.MAX_PROMPTS = 256  # prompts that go through SAM's decoder together (memory), at most
+    # Images that go through SAM's encoder together. 0: on a GPU as many as need half of the memory
+    # that is free then, by what the first image was seen to need; on the CPU one (it is faster).
+    sam.MAX_IMAGES = 0
+    # float32, bfloat16 or float16: of SAM's computing, whatever the training's. auto: float32 on
+    # the CPU, on a GPU bfloat16, or float16 where it has no bfloat16.
+    sam.PRECISION = "auto"
+    # Folder where stage 1 keeps SAM's embeddings of labeled images, by the pixels that SAM sees;
+    # "": not kept. It pays where an image comes again just the same: without crop and SSD colors.
+    sam.CACHE = ""
+    sam.CACHE_SIZE_GB = 10.0  # the least recently used ones go first; 1024 x 1024: 4 to 16 MB each
     return sam
 
 

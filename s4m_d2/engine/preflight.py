@@ -18,6 +18,7 @@ from s4m_d2.engine.resource_checks import (
     memory_finding,
     output_dir_finding,
 )
+from s4m_d2.engine.sam_checks import sam_cache_findings
 from s4m_d2.engine.weight_checks import blueprint_findings, weight_findings
 from s4m_d2.errors import ConfigError
 
@@ -59,7 +60,7 @@ def preflight(
     # A model of wrong settings cannot be built, or is another than will be meant.
     blueprints, lines = blueprint_findings(cfg, settings_are_right=not errors)
     findings += [*lines, *weight_findings(cfg, blueprints.model, stages, resume=resume)]
-    findings += [output_dir_finding(cfg, stages, resume=resume)]
+    findings += [*sam_cache_findings(cfg), output_dir_finding(cfg, stages, resume=resume)]
     if blueprints.model is None:
         text = "estimated when the model can be built"
         findings += [Finding(item, text, checked=False) for item in ("disk", "memory")]

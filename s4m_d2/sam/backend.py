@@ -5,13 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from fvcore.common.registry import Registry
 from torch import Tensor
 
-from s4m_d2.errors import ConfigError
+from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.transfers import to_device
 
 SAM_BACKEND_REGISTRY = Registry("SAM_BACKEND")
 SAM_BACKEND_REGISTRY.__doc__ = """
@@ -39,10 +39,13 @@ class EncodedImages:
     def select(self, indices: Sequence[int]) -> EncodedImages:
         """The images at the given positions, in that order."""
         indices = list(indices)
+        if indices == list(range(len(self))):
+            return self
+        chosen = to_device(indices, self.embeddings.device, torch.long)
         return EncodedImages(
-            self.embeddings[indices],
+            self.embeddings[chosen],
             [self.image_sizes[i] for i in indices],
-            tuple(finer[indices] for finer in self.finer_maps),
+            tuple(finer[chosen] for finer in self.finer_maps),
         )
 
 
@@ -74,7 +77,7 @@ class SamBackend(ABC):
 
     @abstractmethod
     def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
-        """Encode a batch once.
+        """Encode a batch once; the host does not wait for the device.
 
         Args:
             images: (B, 3, H, W) RGB in 0..255, uint8 or float; content at the top left.
@@ -98,7 +101,8 @@ class SamBackend(ABC):
             points: one (N_i, P, 2) tensor an image, (x, y) in [0, 1] over its content; N_i may
                 be 0.
             labels: one (N_i, P) tensor an image: 1 positive, 0 negative, -1 padding, which
-                changes nothing. Default: all positive.
+                changes nothing. Default: all positive. The host reads them: give them on the CPU,
+                where it need not wait for them; those on the device cost one wait together.
             multimask: three masks a prompt instead of one.
             masks: whether to predict masks and their IoUs.
             features: whether to return the prompt-conditioned image tokens.
@@ -112,6 +116,17 @@ class SamBackend(ABC):
     def upscale(self, mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Logits (N, h, w) of the square frame, cut to the content and resized: (N, H, W)."""
 
+    def fingerprint(self) -> str:
+        """Names what ``encode`` computes: equal for equal weights and settings only.
+
+        Raises:
+            ConfigError: the backend does not tell; then its embeddings cannot be kept.
+        """
+        raise ConfigError(
+            f"S4M.SAM.CACHE: the backend {type(self).__name__} has no fingerprint() that names its "
+            'weights and settings. Set S4M.SAM.CACHE "", or define it.'
+        )
+
     def content_mask(self, image_size: tuple[int, int]) -> Tensor:
         """(S, S) bool: the grid cells whose center lies on content."""
         centers = (torch.arange(self.grid_side, device=self.device) + 0.5) / self.grid_side
@@ -119,15 +134,22 @@ class SamBackend(ABC):
         return (centers < scale_y)[:, None] & (centers < scale_x)[None, :]
 
 
-def build_sam_backend(cfg: Any) -> SamBackend:
-    """The backend that ``cfg.S4M.SAM.BACKEND`` names, with its weights, frozen, on MODEL.DEVICE.
+def check_images(images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The sizes of a batch's contents as tuples of int.
 
     Raises:
-        ConfigError: no backend has that name.
-        WeightsError: its weights are missing or of another model.
+        InputError: they do not fit the images (B, 3, H, W).
     """
-    name = cfg.S4M.SAM.BACKEND
-    if name not in SAM_BACKEND_REGISTRY:
-        known = ", ".join(sorted(key for key, _ in SAM_BACKEND_REGISTRY))
-        raise ConfigError(f"S4M.SAM.BACKEND is '{name}'; the registered backends are: {known}")
-    return SAM_BACKEND_REGISTRY.get(name)(cfg)
+    if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(image_sizes):
+        raise InputError(
+            f"images of shape {tuple(images.shape)} with {len(image_sizes)} image_sizes; "
+            "expected (B, 3, H, W) and one (H, W) an image"
+        )
+    sizes = [(int(height), int(width)) for height, width in image_sizes]
+    for number, size in enumerate(sizes):
+        if min(size) < 1 or size[0] > images.shape[2] or size[1] > images.shape[3]:
+            raise InputError(
+                f"image {number} has a content of {size}, which does not fit into the batch's "
+                f"{tuple(images.shape[2:])}"
+            )
+    return sizes

@@ -14,9 +14,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-PADDING_LABEL = -1
-PIXEL_CENTER = 0.5  # the libraries add this to every point: pixel index -> pixel center
-
 
 class PromptedDecoder(Protocol):
     """The two modules that answer prompts, under the names that segment-anything's Sam uses."""
@@ -34,7 +31,8 @@ def transform_tokens(
         embeddings: (B, C, S, S) image embeddings.
         image_index: (N,) long, the image of each prompt.
         points: (N, P, 2) continuous (x, y) in pixels of SAM's square input frame.
-        labels: (N, P) 1 positive, 0 negative. No padding: see :func:`valid_point_groups`.
+        labels: (N, P) 1 positive, 0 negative. No padding: see
+            :func:`~s4m_d2.sam.prompt_groups.group_prompts`.
 
     Returns:
         Output tokens (N, T, C) and image tokens (N, C, S, S), which depend on the prompt.
@@ -43,8 +41,9 @@ def transform_tokens(
         tokens = _prompt_tokens(sam, points.float(), labels)
         position = sam.prompt_encoder.get_dense_pe()
     image_tokens = embeddings + sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-    image_tokens = image_tokens[image_index]
-    position = position.expand_as(image_tokens)
+    # Channels last: a token lies together in memory, and no projection has to copy it first.
+    image_tokens = image_tokens.contiguous(memory_format=torch.channels_last)[image_index]
+    position = position.contiguous(memory_format=torch.channels_last).expand_as(image_tokens)
     hidden, attended = sam.mask_decoder.transformer(image_tokens, position, tokens)
     return hidden, attended.transpose(1, 2).reshape(image_tokens.shape)
 
@@ -85,36 +84,22 @@ def _upscale(decoder: nn.Module, features: Tensor, finer_maps: Sequence[Tensor])
 def _prompt_tokens(sam: PromptedDecoder, points: Tensor, labels: Tensor) -> Tensor:
     """(N, T, C): learned tokens, then the points and the library's padding token.
 
-    The learned ones are the object score's, where there is one, the IoU's and the masks'.
+    The learned ones are the object score's, where there is one, the IoU's and the masks'. The
+    points' are those of the libraries' prompt encoders, from the same tables: segment-anything's
+    own function selects by masks, for which the host waits for the device.
     """
     decoder = sam.mask_decoder
     learned = [decoder.iou_token.weight, decoder.mask_tokens.weight]
     if _tokens_before_iou(decoder):
         learned.insert(0, decoder.obj_score_token.weight)
-    sparse, _ = sam.prompt_encoder(points=(points - PIXEL_CENTER, labels), boxes=None, masks=None)
-    return torch.cat([torch.cat(learned).expand(len(points), -1, -1), sparse], dim=1)
+    encoder = sam.prompt_encoder
+    positions = encoder.pe_layer.forward_with_coords(points, encoder.input_image_size)
+    kinds = torch.cat([table.weight for table in encoder.point_embeddings[:2]])  # 0 and 1
+    clicks = positions + kinds[labels.long()]
+    learned, padding = torch.cat(learned), encoder.not_a_point_embed.weight
+    count = len(points)
+    return torch.cat([learned.expand(count, -1, -1), clicks, padding.expand(count, -1, -1)], dim=1)
 
 
 def _tokens_before_iou(decoder: nn.Module) -> int:
     return int(getattr(decoder, "pred_obj_scores", False))  # an attribute of SAM 2's decoder
-
-
-def valid_point_groups(points: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Prompts grouped by their number of points, with the padding points removed.
-
-    A padding point is no neutral token in SAM: it takes part in every attention. Prompts of equal
-    length share a pass, so padding never reaches the decoder.
-
-    Returns:
-        (rows (n,), points (n, k, 2), labels (n, k)) for each k that occurs.
-    """
-    padding = labels == PADDING_LABEL
-    order = torch.argsort(padding.int(), dim=1, stable=True)
-    points = points.gather(1, order[..., None].expand_as(points))
-    labels = labels.gather(1, order)
-    counts = (~padding).sum(dim=1)
-    groups = []
-    for count in torch.unique(counts).tolist():
-        rows = torch.nonzero(counts == count).squeeze(1)
-        groups.append((rows, points[rows, :count], labels[rows, :count]))
-    return groups

@@ -2,49 +2,110 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend
-from s4m_d2.sam.decoder import (
-    PADDING_LABEL,
-    PromptedDecoder,
-    predict_masks,
-    transform_tokens,
-    valid_point_groups,
+from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend, check_images
+from s4m_d2.sam.decoder import PromptedDecoder, predict_masks, transform_tokens
+from s4m_d2.sam.precision import (
+    AUTO,
+    ImageBudget,
+    compute_dtype,
+    computing_in,
+    prompts_per_pass,
 )
+from s4m_d2.sam.prompt_groups import (
+    PromptGroup,
+    group_prompts,
+    groups_on_device,
+    labels_on_host,
+)
+from s4m_d2.transfers import to_device, to_host
 
 DEFAULT_MAX_PROMPTS = 256
-VALID_LABELS = (1, 0, PADDING_LABEL)
+
+
+def build_compute_options(cfg: Any) -> dict[str, Any]:
+    """The options of a :class:`PointPromptBackend` that ``cfg.S4M.SAM`` gives."""
+    sam = cfg.S4M.SAM
+    return {
+        "max_prompts_per_chunk": sam.MAX_PROMPTS,
+        "max_images_per_chunk": sam.MAX_IMAGES,
+        "precision": sam.PRECISION,
+    }
 
 
 class PointPromptBackend(SamBackend):
     """Encodes images of any sizes in one batch and decodes their prompts together.
 
-    A backend adds the geometry (``grid_scale``, ``upscale`` and :meth:`_to_frames`) and the image
-    encoder (:meth:`_encode_frames`).
+    Neither waits for the device, but for labels that are there. How many images and prompts share
+    a pass moves results by no more than rounding does. What is returned is float32.
+
+    A backend adds the geometry (``grid_scale``, ``upscale`` and :meth:`_to_frames`), the image
+    encoder (:meth:`_encode_frames`) and its model, ``sam``.
+
+    Args:
+        decoder: the modules that answer prompts.
+        image_side: of the square frame, in pixels.
+        max_prompts_per_chunk: prompts that share a decoder pass, at most.
+        max_images_per_chunk: images that share an encoder pass, at most; 0: as
+            :class:`~s4m_d2.sam.precision.ImageBudget` finds.
+        precision: a value of S4M.SAM.PRECISION; a caller's autocast does not count. Positions
+            are computed in float32 with each.
+
+    Raises:
+        ConfigError: an option is out of range.
     """
 
+    sam: nn.Module
+
     def __init__(
-        self, decoder: PromptedDecoder, image_side: int, *, max_prompts_per_chunk: int
+        self,
+        decoder: PromptedDecoder,
+        image_side: int,
+        *,
+        max_prompts_per_chunk: int = DEFAULT_MAX_PROMPTS,
+        max_images_per_chunk: int = 0,
+        precision: str = AUTO,
     ) -> None:
-        """At most ``max_prompts_per_chunk`` prompts share a decoder pass."""
         if max_prompts_per_chunk < 1:
             raise ConfigError(f"S4M.SAM.MAX_PROMPTS is {max_prompts_per_chunk}; expected 1 or more")
+        compute_dtype(precision, torch.device("cpu"))  # refuses what it does not know
         self.decoder = decoder
         self.max_prompts_per_chunk = max_prompts_per_chunk
+        self.precision = precision
         self.image_side = image_side
         self.grid_side = decoder.prompt_encoder.image_embedding_size[0]
+        self._budget = ImageBudget(max_images_per_chunk)
 
     @property
     def device(self) -> torch.device:
         """Where the model and everything it returns is."""
         return self.decoder.mask_decoder.mask_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the model computes."""
+        return compute_dtype(self.precision, self.device)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the weights, their names, the frame, the precision and the kind of device.
+
+        All weights are read: the host waits for the device.
+        """
+        digest = hashlib.sha256()
+        about = (type(self).__name__, self.image_side, str(self.dtype), self.device.type)
+        digest.update(repr(about).encode())
+        for name, value in sorted(self.sam.state_dict().items()):
+            digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+            digest.update(to_host(value.contiguous().flatten().view(torch.uint8))[0])
+        return digest.hexdigest()
 
     @abstractmethod
     def _to_frames(self, content: Tensor) -> Tensor:
@@ -56,20 +117,37 @@ class PointPromptBackend(SamBackend):
 
     @torch.no_grad()
     def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
-        sizes = _check_images(images, image_sizes)
+        sizes = check_images(images, image_sizes)
         if not sizes:
             channels = self.decoder.prompt_encoder.embed_dim
             empty = torch.zeros(0, channels, self.grid_side, self.grid_side, device=self.device)
             return EncodedImages(empty, [])
-        images = images.to(self.device)
-        frames = torch.zeros(len(sizes), 3, self.image_side, self.image_side, device=self.device)
-        for size in dict.fromkeys(sizes):
-            rows = [i for i, other in enumerate(sizes) if other == size]
-            frames[rows] = self._to_frames(images[rows, :, : size[0], : size[1]].float())
-        embeddings, finer_maps = self._encode_frames(frames)
-        return EncodedImages(
-            embeddings.float(), sizes, tuple(finer.float() for finer in finer_maps)
-        )
+        images, device = to_device(images, self.device), self.device
+        chunks: list[tuple[Tensor, ...]] = []
+        start = 0
+        while start < len(sizes):
+            chunk = slice(start, start + self._budget.take(len(sizes) - start, device))
+            with self._budget.observed(len(sizes[chunk]), device):
+                chunks.append(self._encode_chunk(images[chunk], sizes[chunk]))
+            start = chunk.stop
+        maps = chunks[0]
+        if len(chunks) > 1:
+            maps = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+        return EncodedImages(maps[0], sizes, tuple(maps[1:]))
+
+    def _encode_chunk(self, images: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, ...]:
+        """Embeddings and finer maps, float32, of images that go through the encoder together."""
+        frames: dict[int, Tensor] = {}
+        for height, width in dict.fromkeys(sizes):
+            rows = [i for i, size in enumerate(sizes) if size == (height, width)]
+            content = torch.stack([images[i, :, :height, :width] for i in rows]).float()
+            frames.update(zip(rows, self._to_frames(content), strict=True))
+        stacked = torch.stack([frames[i] for i in range(len(sizes))])
+        # segment-anything makes indices in each block, on the default device: for those made on
+        # the CPU the host would wait.
+        with computing_in(self.dtype, self.device), self.device:
+            embeddings, finer_maps = self._encode_frames(stacked)
+        return embeddings.float(), *(finer.float() for finer in finer_maps)
 
     @torch.no_grad()
     def prompt(
@@ -85,21 +163,20 @@ class PointPromptBackend(SamBackend):
         if labels is None:
             labels = [torch.ones(p.shape[:2], dtype=torch.long) for p in points]
         _check_prompts(encoded, points, labels)
+        token_bytes = encoded.embeddings[:1].nbytes if len(encoded) else 1
+        together = prompts_per_pass(self.max_prompts_per_chunk, token_bytes, self.device)
+        groups = group_prompts(labels_on_host(labels), together)
         counts = [len(p) for p in points]
-        results = self._empty_results(sum(counts), multimask, masks, features)
-        if sum(counts):
-            tokens = slice(1, None) if multimask else slice(0, 1)
-            for rows, index, *prompts in self._chunks(encoded, points, labels):
-                hidden, attended = transform_tokens(
-                    self.decoder, encoded.embeddings, index, *prompts
-                )
-                if features:
-                    results["features"][rows] = attended.float()
-                if masks:
-                    finer = [finer_map[index] for finer_map in encoded.finer_maps]
-                    logits, quality = predict_masks(self.decoder, hidden, attended, tokens, finer)
-                    results["mask_logits"][rows] = logits.float()
-                    results["iou_predictions"][rows] = quality.float()
+        asked = {"multimask": multimask, "masks": masks, "features": features}
+        clicks = self._frame_points(encoded, points) if groups else None
+        if len(groups) == 1:  # all prompts, in their order
+            (group,) = groups_on_device(groups, self.device)
+            results = self._decode(encoded, clicks, group, **asked)
+        else:
+            results = self._empty_results(sum(counts), **asked)
+            for group, there in zip(groups, groups_on_device(groups, self.device), strict=True):
+                for name, values in self._decode(encoded, clicks, there, **asked).items():
+                    _store(results[name], values, group, there)
         split = {name: value.split(counts) for name, value in results.items()}
         names = ("mask_logits", "iou_predictions", "features")
         return [
@@ -107,29 +184,45 @@ class PointPromptBackend(SamBackend):
             for i in range(len(counts))
         ]
 
-    def _chunks(
-        self, encoded: EncodedImages, points: Sequence[Tensor], labels: Sequence[Tensor]
-    ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """(rows, image index, frame points, labels) of the prompts that share a decoder pass."""
-        longest = max(p.shape[1] for p in points)
-        all_points, all_labels = [], []
-        for p, x, size in zip(points, labels, encoded.image_sizes, strict=True):
-            frame = torch.tensor(self.grid_scale(size), device=self.device) * self.image_side
-            missing = longest - p.shape[1]
-            all_points.append(F.pad(p.to(self.device).float() * frame, (0, 0, 0, missing)))
-            all_labels.append(F.pad(x.to(self.device), (0, missing), value=PADDING_LABEL))
-        image_index = torch.cat([
-            torch.full((len(p),), i, device=self.device) for i, p in enumerate(points)
-        ])  # fmt: skip
-        chunks = []
-        for group in valid_point_groups(torch.cat(all_points), torch.cat(all_labels)):
-            parts = (tensor.split(self.max_prompts_per_chunk) for tensor in group)
-            for rows, chunk_points, chunk_labels in zip(*parts, strict=True):
-                chunks.append((rows, image_index[rows], chunk_points, chunk_labels))
-        return chunks
+    def _frame_points(self, encoded: EncodedImages, points: Sequence[Tensor]) -> Tensor:
+        """(sum of N_i * P_i, 2) points of all images, in pixels of the square frame."""
+        flat = [p.detach().reshape(-1, 2).float() for p in points]
+        if any(p.device.type != "cpu" for p in points):
+            flat = [to_device(p, self.device) for p in flat]
+        flat = to_device(torch.cat(flat), self.device)
+        scales = [self.grid_scale(size) for size in encoded.image_sizes]
+        frames = to_device(scales, self.device, torch.float32) * self.image_side
+        parts = flat.split([p.shape[0] * p.shape[1] for p in points])
+        return torch.cat([part * frame for part, frame in zip(parts, frames, strict=True)])
+
+    def _decode(
+        self,
+        encoded: EncodedImages,
+        clicks: Tensor,
+        group: PromptGroup,
+        *,
+        multimask: bool,
+        masks: bool,
+        features: bool,
+    ) -> dict[str, Tensor]:
+        """Fields of PromptOutput for the prompts of a group, in one pass."""
+        found = {}
+        with computing_in(self.dtype, self.device):
+            hidden, attended = transform_tokens(
+                self.decoder, encoded.embeddings, group.images, clicks[group.points], group.labels
+            )
+            if features:
+                found["features"] = attended
+            if masks:
+                tokens = slice(1, None) if multimask else slice(0, 1)
+                finer = [finer_map[group.images] for finer_map in encoded.finer_maps]
+                found["mask_logits"], found["iou_predictions"] = predict_masks(
+                    self.decoder, hidden, attended, tokens, finer
+                )
+        return {name: values.float() for name, values in found.items()}
 
     def _empty_results(
-        self, count: int, multimask: bool, masks: bool, features: bool
+        self, count: int, *, multimask: bool, masks: bool, features: bool
     ) -> dict[str, Tensor]:
         """Uninitialized outputs for ``count`` prompts, by field of PromptOutput."""
         channels, grid = self.decoder.prompt_encoder.embed_dim, self.grid_side
@@ -143,21 +236,13 @@ class PointPromptBackend(SamBackend):
         return {name: torch.empty(shape, device=self.device) for name, shape in shapes.items()}
 
 
-def _check_images(images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The sizes as tuples of int, or an InputError."""
-    if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(image_sizes):
-        raise InputError(
-            f"images of shape {tuple(images.shape)} with {len(image_sizes)} image_sizes; "
-            "expected (B, 3, H, W) and one (H, W) an image"
-        )
-    sizes = [(int(height), int(width)) for height, width in image_sizes]
-    for number, size in enumerate(sizes):
-        if min(size) < 1 or size[0] > images.shape[2] or size[1] > images.shape[3]:
-            raise InputError(
-                f"image {number} has a content of {size}, which does not fit into the batch's "
-                f"{tuple(images.shape[2:])}"
-            )
-    return sizes
+def _store(results: Tensor, values: Tensor, group: PromptGroup, there: PromptGroup) -> None:
+    """Put a group's values into its rows of all prompts' results; ``there``: on the device."""
+    first, last = int(group.rows[0]), int(group.rows[-1])
+    if last - first + 1 == len(group):  # rows ascend
+        results[first : last + 1] = values
+    else:
+        results.index_copy_(0, there.rows, values)
 
 
 def _check_prompts(
@@ -173,9 +258,4 @@ def _check_prompts(
             raise InputError(
                 f"image {number} has points {tuple(p.shape)} and labels {tuple(x.shape)}; "
                 "expected (N, P, 2) and (N, P)"
-            )
-        if not torch.isin(x.cpu(), torch.tensor(VALID_LABELS, dtype=x.dtype)).all():
-            raise InputError(
-                f"image {number} has point labels {torch.unique(x).tolist()}; expected 1, 0 or "
-                "-1 (padding)"
             )

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 from s4m_d2.errors import ConfigError
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, load_sam
-from s4m_d2.sam.point_prompts import DEFAULT_MAX_PROMPTS, PointPromptBackend
+from s4m_d2.sam.point_prompts import (
+    DEFAULT_MAX_PROMPTS,
+    PointPromptBackend,
+    build_compute_options,
+)
+from s4m_d2.sam.precision import AUTO
+from s4m_d2.transfers import to_device
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
@@ -87,11 +93,24 @@ class Sam2Backend(PointPromptBackend):
     that replace it by another mask where it is unstable.
     """
 
-    def __init__(self, sam: SAM2Base, *, max_prompts_per_chunk: int = DEFAULT_MAX_PROMPTS) -> None:
-        """Freeze ``sam``; at most ``max_prompts_per_chunk`` prompts share a decoder pass."""
+    def __init__(
+        self,
+        sam: SAM2Base,
+        *,
+        max_prompts_per_chunk: int = DEFAULT_MAX_PROMPTS,
+        max_images_per_chunk: int = 0,
+        precision: str = AUTO,
+    ) -> None:
+        """Freeze ``sam``; options as those of :class:`PointPromptBackend`."""
         self.sam = sam.eval().requires_grad_(False)
         decoder = _Decoder(sam.sam_prompt_encoder, sam.sam_mask_decoder)
-        super().__init__(decoder, sam.image_size, max_prompts_per_chunk=max_prompts_per_chunk)
+        super().__init__(
+            decoder,
+            sam.image_size,
+            max_prompts_per_chunk=max_prompts_per_chunk,
+            max_images_per_chunk=max_images_per_chunk,
+            precision=precision,
+        )
 
     def grid_scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
         return 1.0, 1.0
@@ -110,7 +129,7 @@ class Sam2Backend(PointPromptBackend):
             align_corners=False,
             antialias=True,
         )
-        mean, std = (square.new_tensor(value)[:, None, None] for value in (PIXEL_MEAN, PIXEL_STD))
+        mean, std = to_device((PIXEL_MEAN, PIXEL_STD), square.device)[..., None, None]
         return (square - mean) / std
 
     def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -184,7 +203,7 @@ def sam2(cfg: Any) -> Sam2Backend:
         model_type,
         unpack=_image_part,
     )
-    return Sam2Backend(sam.to(cfg.MODEL.DEVICE), max_prompts_per_chunk=cfg.S4M.SAM.MAX_PROMPTS)
+    return Sam2Backend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))
 
 
 def _image_part(content: Any) -> Any:

@@ -12,7 +12,12 @@ from torch import Tensor
 
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, load_sam
-from s4m_d2.sam.point_prompts import DEFAULT_MAX_PROMPTS, PointPromptBackend
+from s4m_d2.sam.point_prompts import (
+    DEFAULT_MAX_PROMPTS,
+    PointPromptBackend,
+    build_compute_options,
+)
+from s4m_d2.sam.precision import AUTO
 
 
 class SegmentAnythingBackend(PointPromptBackend):
@@ -22,11 +27,22 @@ class SegmentAnythingBackend(PointPromptBackend):
     padding on the right or at the bottom, as in the library.
     """
 
-    def __init__(self, sam: Sam, *, max_prompts_per_chunk: int = DEFAULT_MAX_PROMPTS) -> None:
-        """Freeze ``sam``; at most ``max_prompts_per_chunk`` prompts share a decoder pass."""
+    def __init__(
+        self,
+        sam: Sam,
+        *,
+        max_prompts_per_chunk: int = DEFAULT_MAX_PROMPTS,
+        max_images_per_chunk: int = 0,
+        precision: str = AUTO,
+    ) -> None:
+        """Freeze ``sam``; options as those of :class:`PointPromptBackend`."""
         self.sam = sam.eval().requires_grad_(False)
         super().__init__(
-            sam, sam.image_encoder.img_size, max_prompts_per_chunk=max_prompts_per_chunk
+            sam,
+            sam.image_encoder.img_size,
+            max_prompts_per_chunk=max_prompts_per_chunk,
+            max_images_per_chunk=max_images_per_chunk,
+            precision=precision,
         )
 
     def grid_scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
@@ -62,6 +78,4 @@ def segment_anything(cfg: Any) -> SegmentAnythingBackend:
     model_type = cfg.S4M.SAM.MODEL_TYPE
     check_model_type("segment_anything", model_type)
     sam = load_sam(sam_model_registry[model_type], cfg.S4M.SAM.CHECKPOINT, model_type)
-    return SegmentAnythingBackend(
-        sam.to(cfg.MODEL.DEVICE), max_prompts_per_chunk=cfg.S4M.SAM.MAX_PROMPTS
-    )
+    return SegmentAnythingBackend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))

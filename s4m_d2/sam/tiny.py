@@ -17,6 +17,7 @@ from segment_anything.modeling import (
 
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import load_sam
+from s4m_d2.sam.point_prompts import build_compute_options
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 
 IMAGE_SIDE = 256
@@ -69,6 +70,4 @@ def build_tiny_sam() -> Sam:
 def tiny(cfg: Any) -> SegmentAnythingBackend:
     """The packaged tiny SAM where ``cfg.S4M.SAM.CHECKPOINT`` is "", else that file's weights."""
     sam = load_sam(build_tiny_sam, cfg.S4M.SAM.CHECKPOINT or PACKAGED_WEIGHTS, "tiny")
-    return SegmentAnythingBackend(
-        sam.to(cfg.MODEL.DEVICE), max_prompts_per_chunk=cfg.S4M.SAM.MAX_PROMPTS
-    )
+    return SegmentAnythingBackend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 
 import pytest
 import torch
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
 from torch import nn
 
 from s4m_d2.sam.sam2 import HieraSize, Sam2Backend, build_sam2_image_model
@@ -40,6 +48,21 @@ def build_small(name: str, **options) -> SegmentAnythingBackend | Sam2Backend:
     if name == "sam2":
         return Sam2Backend(small_sam2(), **options)
     return SegmentAnythingBackend(with_random_weights(build_tiny_sam()), **options)
+
+
+def build_smallest(name: str, **options) -> SegmentAnythingBackend | Sam2Backend:
+    """The same, where many images have to be encoded: frames of 64 (SAM) and 128 px (SAM 2)."""
+    if name == "sam2":
+        return build_small(name, **options)
+    encoder = ImageEncoderViT(
+        img_size=64, patch_size=8, embed_dim=16, depth=2, num_heads=2, out_chans=32,
+        use_rel_pos=True, window_size=3, global_attn_indexes=(1,),
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )  # fmt: skip
+    prompts = PromptEncoder(32, (8, 8), (64, 64), mask_in_chans=4)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=32, num_heads=2, mlp_dim=32)
+    decoder = MaskDecoder(transformer_dim=32, transformer=transformer)
+    return SegmentAnythingBackend(with_random_weights(Sam(encoder, prompts, decoder)), **options)
 
 
 def image_of(height: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -123,6 +123,33 @@ def test_the_answer_depends_on_the_prompt_and_on_the_image(backend):
         assert not torch.allclose(values[0], getattr(second, name)[0], **LOGITS), name
 
 
+def test_features_are_the_image_tokens_after_the_librarys_two_way_transformer(backend):
+    size, points = (128, 256), torch.rand(2, 3, 2)
+    labels = torch.tensor([[1, 0, 1], [1, 1, 0]])
+    encoded = backend.encode(image_of(*size)[None], [size])
+    encoder, decoder = backend.decoder.prompt_encoder, backend.decoder.mask_decoder
+    seen = []
+    hook = decoder.transformer.register_forward_hook(
+        lambda module, inputs, output: seen.append(output[1])
+    )
+    pixels = points * torch.tensor(backend.grid_scale(size)) * backend.image_side - 0.5
+    sparse, dense = encoder(points=(pixels, labels), boxes=None, masks=None)
+    finer = {"repeat_image": True, "high_res_features": list(encoded.finer_maps)}
+    decoder(
+        image_embeddings=encoded.embeddings,
+        image_pe=encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=True,
+        **(finer if encoded.finer_maps else {}),
+    )
+    hook.remove()
+    (answer,) = backend.prompt(encoded, [points], [labels], masks=False, features=True)
+    expected = seen[0].transpose(1, 2).reshape(2, -1, backend.grid_side, backend.grid_side)
+    torch.testing.assert_close(answer.features, expected, **LOGITS)
+    assert answer.mask_logits is None and answer.iou_predictions is None
+
+
 def test_the_model_is_frozen_and_stays_out_of_its_holder(backend):
     class Holder(nn.Module):
         def __init__(self) -> None:

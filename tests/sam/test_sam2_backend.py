@@ -95,22 +95,6 @@ def test_a_batch_of_unequal_images_equals_the_librarys_batch(backend):
         torch.testing.assert_close(upscaled, torch.from_numpy(expected), **CLOSE)
 
 
-def test_features_are_the_image_tokens_after_the_librarys_two_way_transformer(backend):
-    seen = []
-    hook = backend.sam.sam_mask_decoder.transformer.register_forward_hook(
-        lambda module, inputs, output: seen.append(output[1])
-    )
-    image, points = image_of(64, 128), torch.rand(2, 1, 2)
-    library_answer(backend, image, points, torch.ones(2, 1), True)
-    hook.remove()
-    encoded = backend.encode(image[None], [(64, 128)])
-    (answer,) = backend.prompt(encoded, [points], masks=False, features=True)
-    grid = SAM2_SIDE // 16
-    expected = seen[0].transpose(1, 2).reshape(2, -1, grid, grid)
-    torch.testing.assert_close(answer.features, expected, **LOGITS)
-    assert answer.mask_logits is None and answer.iou_predictions is None
-
-
 def test_the_finer_maps_reach_the_masks_and_nothing_else(backend):
     encoded = backend.encode(image_of(64, 128)[None], [(64, 128)])
     points = [torch.rand(2, 1, 2)]

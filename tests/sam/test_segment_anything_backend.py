@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from sam_cases import LOGITS, build_small, image_of
+from sam_cases import build_small, image_of
 from segment_anything import SamPredictor
 
 SIDE = 256
@@ -49,21 +49,6 @@ def test_equals_the_librarys_predictor_on_one_image(backend, size, multimask):
     torch.testing.assert_close(answer.iou_predictions, quality, atol=2e-4, rtol=1e-3)
     upscaled = backend.upscale(answer.mask_logits[:, 0], size)
     torch.testing.assert_close(upscaled, masks[:, 0], atol=2e-4, rtol=1e-3)
-
-
-def test_features_are_the_image_tokens_after_the_librarys_two_way_transformer(backend):
-    seen = []
-    hook = backend.sam.mask_decoder.transformer.register_forward_hook(
-        lambda module, inputs, output: seen.append(output[1])
-    )
-    image, points = image_of(128, 256), torch.rand(2, 1, 2)
-    library_answer(backend, image, points, torch.ones(2, 1), True)
-    hook.remove()
-    encoded = backend.encode(image[None], [(128, 256)])
-    (answer,) = backend.prompt(encoded, [points], masks=False, features=True)
-    expected = seen[0].transpose(1, 2).reshape(2, -1, backend.grid_side, backend.grid_side)
-    torch.testing.assert_close(answer.features, expected, **LOGITS)
-    assert answer.mask_logits is None and answer.iou_predictions is None
 
 
 @pytest.mark.parametrize(

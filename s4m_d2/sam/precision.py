@@ -1,0 +1,105 @@
+"""In which type of numbers SAM computes, and how many images and prompts go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from s4m_d2.errors import ConfigError
+
+AUTO = "auto"
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+BFLOAT16_CAPABILITY = (8, 0)  # the first CUDA devices that compute with it
+SHARE_OF_FREE_MEMORY = 0.5  # the rest is for what is estimated wrongly, and for fragments
+# Image tokens of the prompts of one decoder pass on a CPU, in bytes: larger passes leave its
+# caches. Measured with the tiny SAM: a quarter less time than with 5 times as much.
+CPU_PASS_BYTES = 4 << 20
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type that a value of S4M.SAM.PRECISION means on a device.
+
+    Raises:
+        ConfigError: there is no such value.
+    """
+    if precision != AUTO:
+        if precision not in PRECISIONS:
+            known = ", ".join((AUTO, *PRECISIONS))
+            raise ConfigError(f"S4M.SAM.PRECISION is {precision!r}; choose one of {known}.")
+        return PRECISIONS[precision]
+    if device.type != "cuda":
+        return torch.float32
+    modern = torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
+    return torch.bfloat16 if modern else torch.float16
+
+
+@contextmanager
+def computing_in(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
+    """Autocast to ``dtype``, and none with float32; an autocast around it does not count."""
+    low = dtype != torch.float32
+    with torch.autocast(device.type, dtype=dtype if low else None, enabled=low):
+        yield
+
+
+class ImageBudget:
+    """How many images go through the encoder together.
+
+    Args:
+        max_images: S4M.SAM.MAX_IMAGES. 0: on the CPU one, as a batch leaves its caches and takes
+            longer; on a GPU the first image goes alone, and what it needs beyond the memory held
+            before tells how many of the next ones fit into half of the memory that is free when
+            they come.
+
+    Raises:
+        ConfigError: ``max_images`` is negative.
+    """
+
+    def __init__(self, max_images: int = 0) -> None:
+        if max_images < 0:
+            raise ConfigError(f"S4M.SAM.MAX_IMAGES is {max_images}; expected 0 or more")
+        self.max_images = max_images
+        self.bytes_per_image: int | None = None  # unknown
+
+    def take(self, remaining: int, device: torch.device) -> int:
+        """How many of the ``remaining`` images to encode now, at least 1."""
+        if self.max_images:
+            return min(remaining, self.max_images)
+        if device.type != "cuda" or self.bytes_per_image is None:
+            return 1
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        free = torch.cuda.mem_get_info(device)[0] + unused
+        fitting = int(SHARE_OF_FREE_MEMORY * free / max(self.bytes_per_image, 1))
+        return max(1, min(remaining, fitting))
+
+    @contextmanager
+    def observed(self, images: int, device: torch.device) -> Iterator[None]:
+        """Around the encoding of some images; the first time, the memory it needs is kept.
+
+        The device's peak of memory begins anew there.
+        """
+        if self.max_images or device.type != "cuda" or self.bytes_per_image is not None:
+            yield
+            return
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        yield
+        peak = torch.cuda.max_memory_allocated(device)
+        self.bytes_per_image = (peak - before) // images
+
+
+def prompts_per_pass(max_prompts: int, token_bytes: int, device: torch.device) -> int:
+    """How many prompts go through the decoder together.
+
+    Args:
+        max_prompts: S4M.SAM.MAX_PROMPTS, which holds on a GPU; on the CPU fewer may be faster.
+        token_bytes: of one prompt's image tokens.
+    """
+    if device.type != "cpu":
+        return max_prompts
+    return max(1, min(max_prompts, CPU_PASS_BYTES // token_bytes))
