@@ -10,6 +10,7 @@ import torch
 from detectron2.data import transforms as T
 from torch import Tensor
 
+from s4m_d2.data.cropping import source_pixels
 from s4m_d2.data.segmentations import check_segmentation, read_polygons
 from s4m_d2.errors import DatasetError
 
@@ -41,14 +42,20 @@ def transform_masks(
         DatasetError: a segmentation is malformed, or of another size than the image.
     """
     masks = np.zeros((len(segmentations), *view_size), dtype=bool)
+    pixels = source_pixels(transforms, image_size)
     bitmaps = {}
     for index, segmentation in enumerate(segmentations):
         if isinstance(segmentation, list):
             polygons = read_polygons(segmentation, image_size)
-            masks[index] = _draw_polygons(polygons, transforms, view_size)
-        else:
-            check_segmentation(segmentation, image_size)
+            _draw_polygons(polygons, transforms, masks[index])
+            continue
+        check_segmentation(segmentation, image_size)
+        if isinstance(segmentation, dict):
+            segmentation = _compressed(segmentation)
+        if pixels is None:
             bitmaps[index] = _bitmap(segmentation)
+        else:
+            _resample(segmentation, *pixels, masks[index])
     for layer, members in _pack(bitmaps, image_size):
         moved = np.ascontiguousarray(transforms.apply_segmentation(layer))
         for value in np.flatnonzero(np.bincount(moved.reshape(-1))):
@@ -58,9 +65,9 @@ def transform_masks(
 
 
 def _draw_polygons(
-    polygons: list[np.ndarray], transforms: T.TransformList, view_size: tuple[int, int]
-) -> np.ndarray:
-    """(H', W') bool: the union of the polygons; parts outside the view are cut off."""
+    polygons: list[np.ndarray], transforms: T.TransformList, view: np.ndarray
+) -> None:
+    """Set the union of the polygons in an empty (H', W') bool view; parts outside are cut off."""
     moved = []
     for points in polygons:
         if len(points) % 2 or len(points) < _MIN_POLYGON_NUMBERS:
@@ -68,22 +75,60 @@ def _draw_polygons(
                 f"a polygon must have at least three points (x, y), got {len(points)} numbers"
             )
         moved.append(transforms.apply_coords(points.reshape(-1, 2)).reshape(-1))
-    rle = mask_util.merge(mask_util.frPyObjects(moved, *view_size))
-    return mask_util.decode(rle).astype(bool)
+    rle = mask_util.merge(mask_util.frPyObjects(moved, *view.shape))
+    window = _bounds(rle)
+    if view[window].size:
+        view[window] = mask_util.decode(rle)[window]
+
+
+def _resample(
+    segmentation: dict | np.ndarray, rows: np.ndarray, columns: np.ndarray, view: np.ndarray
+) -> None:
+    """``view[:] = mask[rows][:, columns]``, done only where a mask's bounds reach the view.
+
+    Args:
+        segmentation: compressed RLE, or (H, W) array.
+        rows, columns: (H',), (W',) monotone indices.
+        view: empty (H', W') bool.
+    """
+    spans = [
+        _span(indices, bounds)
+        for indices, bounds in zip((rows, columns), _bounds(segmentation), strict=True)
+    ]
+    rows, columns = rows[spans[0]], columns[spans[1]]
+    if not rows.size or not columns.size:
+        return
+    top, left = rows.min(), columns.min()
+    source = _bitmap(segmentation)[top : rows.max() + 1, left : columns.max() + 1]
+    view[tuple(spans)] = source.take(columns - left, axis=1).take(rows - top, axis=0)
+
+
+def _span(indices: np.ndarray, bounds: slice) -> slice:
+    """Where monotone indices lie within bounds."""
+    inside = np.flatnonzero((indices >= bounds.start) & (indices < bounds.stop))
+    return slice(inside[0], inside[-1] + 1) if inside.size else slice(0, 0)
+
+
+def _compressed(rle: dict) -> dict:
+    try:
+        plain = isinstance(rle["counts"], list)
+        return mask_util.frPyObjects(rle, *rle["size"]) if plain else rle
+    except (ValueError, TypeError) as error:
+        raise _undecodable(error) from error
 
 
 def _bitmap(segmentation: dict | np.ndarray) -> np.ndarray:
-    """(H, W) bool from an RLE or an array that fits its image."""
-    return _decode(segmentation) if isinstance(segmentation, dict) else segmentation.astype(bool)
-
-
-def _decode(rle: dict) -> np.ndarray:
+    """(H, W) bool from a compressed RLE or an array that fits its image."""
+    if isinstance(segmentation, np.ndarray):
+        return segmentation.astype(bool, copy=False)
     try:
-        if isinstance(rle["counts"], list):
-            rle = mask_util.frPyObjects(rle, *rle["size"])
-        return mask_util.decode(rle).astype(bool)
+        return mask_util.decode(segmentation).view(bool)
     except (ValueError, TypeError) as error:
-        raise DatasetError(f"the RLE cannot be decoded ({error})") from error
+        raise _undecodable(error) from error
+
+
+def _undecodable(error: Exception) -> DatasetError:
+    return DatasetError(f"the RLE cannot be decoded ({error})")
 
 
 def _pack(
@@ -109,9 +154,13 @@ def _pack(
     return layers
 
 
-def _bounds(bitmap: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns that hold all set pixels."""
-    rows, columns = (np.flatnonzero(bitmap.any(axis)) for axis in (1, 0))
+def _bounds(segmentation: dict | np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns that hold all set pixels; of an RLE they may be more than that."""
+    if isinstance(segmentation, dict):
+        height, width = segmentation["size"]
+        x, y, reach_x, reach_y = (int(value) for value in mask_util.toBbox(segmentation))
+        return slice(y, min(y + reach_y, height)), slice(x, min(x + reach_x, width))
+    rows, columns = (np.flatnonzero(segmentation.any(axis)) for axis in (1, 0))
     if not len(rows):
         return slice(0, 0), slice(0, 0)
     return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
