@@ -11,7 +11,8 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from s4m_d2.data.cropping import source_pixels
-from s4m_d2.data.segmentations import check_segmentation, read_polygons
+from s4m_d2.data.run_lengths import RunLengths
+from s4m_d2.data.segmentations import read_mask, read_polygons, read_rle
 from s4m_d2.errors import DatasetError
 
 _MIN_POLYGON_NUMBERS = 6  # three points
@@ -26,8 +27,8 @@ def transform_masks(
 ) -> Tensor:
     """Segmentations of an image in the frame of its view.
 
-    Polygons move as points and are drawn in the view; masks are resampled (nearest pixel), those
-    that do not overlap together.
+    Polygons move as points and are drawn in the view; masks are resampled (nearest pixel), only
+    where they lie where the transforms allow that, else those that do not overlap together.
 
     Args:
         segmentations: polygons [[x0, y0, x1, ...], ...] in pixels of the image, RLE dicts
@@ -49,19 +50,26 @@ def transform_masks(
             polygons = read_polygons(segmentation, image_size)
             _draw_polygons(polygons, transforms, masks[index])
             continue
-        check_segmentation(segmentation, image_size)
-        if isinstance(segmentation, dict):
-            segmentation = _compressed(segmentation)
+        mask = read_mask(segmentation, image_size)
         if pixels is None:
-            bitmaps[index] = _bitmap(segmentation)
+            bitmaps[index] = _columns(mask, 0, image_size[1])
         else:
-            _resample(segmentation, *pixels, masks[index])
+            _resample(mask, *pixels, masks[index])
     for layer, members in _pack(bitmaps, image_size):
         moved = np.ascontiguousarray(transforms.apply_segmentation(layer))
         for value in np.flatnonzero(np.bincount(moved.reshape(-1))):
             if value:
                 np.equal(moved, value, out=masks[members[value - 1]])
     return torch.from_numpy(masks)
+
+
+def tight_boxes(masks: Tensor) -> Tensor:
+    """(N, 4) float32 boxes (x0, y0, x1, y1) around (N, H, W) bool masks, of empty ones all 0."""
+    boxes = np.zeros((len(masks), 4), dtype=np.float32)
+    for box, mask in zip(boxes, masks.numpy(), strict=True):
+        rows, columns = _bounds(mask)
+        box[:] = columns.start, rows.start, columns.stop, rows.stop
+    return torch.from_numpy(boxes)
 
 
 def _draw_polygons(
@@ -76,31 +84,28 @@ def _draw_polygons(
             )
         moved.append(transforms.apply_coords(points.reshape(-1, 2)).reshape(-1))
     rle = mask_util.merge(mask_util.frPyObjects(moved, *view.shape))
-    window = _bounds(rle)
-    if view[window].size:
-        view[window] = mask_util.decode(rle)[window]
+    drawn = read_rle(rle, view.shape)
+    rows, columns = drawn.bounds()
+    view[rows, columns] = drawn.columns(columns.start, columns.stop)[rows]
 
 
 def _resample(
-    segmentation: dict | np.ndarray, rows: np.ndarray, columns: np.ndarray, view: np.ndarray
+    mask: RunLengths | np.ndarray, rows: np.ndarray, columns: np.ndarray, view: np.ndarray
 ) -> None:
     """``view[:] = mask[rows][:, columns]``, done only where a mask's bounds reach the view.
 
     Args:
-        segmentation: compressed RLE, or (H, W) array.
+        mask: of (H, W).
         rows, columns: (H',), (W',) monotone indices.
         view: empty (H', W') bool.
     """
-    spans = [
-        _span(indices, bounds)
-        for indices, bounds in zip((rows, columns), _bounds(segmentation), strict=True)
-    ]
-    rows, columns = rows[spans[0]], columns[spans[1]]
-    if not rows.size or not columns.size:
-        return
-    top, left = rows.min(), columns.min()
-    source = _bitmap(segmentation)[top : rows.max() + 1, left : columns.max() + 1]
-    view[tuple(spans)] = source.take(columns - left, axis=1).take(rows - top, axis=0)
+    row_bounds, column_bounds = _bounds(mask)
+    row_span, column_span = _span(rows, row_bounds), _span(columns, column_bounds)
+    rows, columns = rows[row_span], columns[column_span]
+    if rows.size and columns.size:
+        left = columns.min()
+        source = _columns(mask, left, columns.max() + 1)
+        view[row_span, column_span] = source[rows].take(columns - left, axis=1)
 
 
 def _span(indices: np.ndarray, bounds: slice) -> slice:
@@ -109,26 +114,11 @@ def _span(indices: np.ndarray, bounds: slice) -> slice:
     return slice(inside[0], inside[-1] + 1) if inside.size else slice(0, 0)
 
 
-def _compressed(rle: dict) -> dict:
-    try:
-        plain = isinstance(rle["counts"], list)
-        return mask_util.frPyObjects(rle, *rle["size"]) if plain else rle
-    except (ValueError, TypeError) as error:
-        raise _undecodable(error) from error
-
-
-def _bitmap(segmentation: dict | np.ndarray) -> np.ndarray:
-    """(H, W) bool from a compressed RLE or an array that fits its image."""
-    if isinstance(segmentation, np.ndarray):
-        return segmentation.astype(bool, copy=False)
-    try:
-        return mask_util.decode(segmentation).view(bool)
-    except (ValueError, TypeError) as error:
-        raise _undecodable(error) from error
-
-
-def _undecodable(error: Exception) -> DatasetError:
-    return DatasetError(f"the RLE cannot be decoded ({error})")
+def _columns(mask: RunLengths | np.ndarray, start: int, stop: int) -> np.ndarray:
+    """(H, stop - start) bool."""
+    if isinstance(mask, RunLengths):
+        return mask.columns(start, stop)
+    return mask[:, start:stop].astype(bool, copy=False)
 
 
 def _pack(
@@ -154,13 +144,13 @@ def _pack(
     return layers
 
 
-def _bounds(segmentation: dict | np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns that hold all set pixels; of an RLE they may be more than that."""
-    if isinstance(segmentation, dict):
-        height, width = segmentation["size"]
-        x, y, reach_x, reach_y = (int(value) for value in mask_util.toBbox(segmentation))
-        return slice(y, min(y + reach_y, height)), slice(x, min(x + reach_x, width))
-    rows, columns = (np.flatnonzero(segmentation.any(axis)) for axis in (1, 0))
+def _bounds(mask: RunLengths | np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns that hold all set pixels; run lengths may give more rows than that."""
+    if isinstance(mask, RunLengths):
+        return mask.bounds()
+    rows = np.flatnonzero(mask.any(1))
     if not len(rows):
         return slice(0, 0), slice(0, 0)
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    rows = slice(rows[0], rows[-1] + 1)
+    columns = np.flatnonzero(mask[rows].any(0))
+    return rows, slice(columns[0], columns[-1] + 1)
