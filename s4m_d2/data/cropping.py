@@ -106,13 +106,16 @@ def _resize_and_crop(
 ) -> np.ndarray:
     """Each axis is resized at full length, but only for the lines that the crop needs.
 
-    Pillow resizes rows first and rounds between the axes, so its values come out exactly. (It can
-    resize a part of an image at once, but then rounds that part's place.)
+    Pillow rounds between the two axes. Of an image that becomes no less high, it takes the width
+    first, so the same steps give its exact values; else some versions take the height first, and
+    the whole image, which is not larger then, is resized as ever. (Pillow can resize a part of an
+    image at once, but then it rounds that part's place.)
     """
     height = image.shape[0]
     rows, columns = _window(crop, resize.new_h, resize.new_w)
-    if (len(rows), len(columns)) == (resize.new_h, resize.new_w):
-        return resize.apply_image(image)
+    is_whole = (len(rows), len(columns)) == (resize.new_h, resize.new_w)
+    if is_whole or resize.new_h < height:
+        return crop.apply_image(resize.apply_image(image))
     scale = height / resize.new_h
     margin = _BILINEAR_REACH * max(scale, 1) + _ROUNDING
     top = max(math.floor((rows.start + 0.5) * scale - margin), 0)
