@@ -10,7 +10,12 @@ from PIL import ExifTags, Image
 
 _COLOR = {"RGB": cv2.IMREAD_COLOR_RGB, "BGR": cv2.IMREAD_COLOR_BGR}
 _UPRIGHT = (None, 1)  # EXIF's numbers of an image that is stored upright
-_JPEG_END = b"\xff\xd9"
+# Of a JPEG: markers, each one byte after 0xff, and those that pixels may hold: an escaped 0xff,
+# restarts, and what begins another scan of a progressive image.
+_MARKER, _MARKER_SIZE = 0xFF, 2
+_JPEG_FIRST_SEGMENT, _JPEG_SCAN, _JPEG_END = 2, 0xFFDA, 0xD9
+_SEGMENT_HEAD = struct.Struct(">HH")
+_SCAN_CODES = (0x00, *range(0xD0, 0xD8), 0xC4, 0xDA)
 # Of a PNG: where things stand, and the chunks that tell neither orientation nor transparency
 # nor further frames. Texts may tell an orientation.
 _PNG_FIRST_CHUNK, _PNG_DEPTH, _PNG_INTERLACED = 8, 24, 28
@@ -59,8 +64,21 @@ def _is_plain_png(image: Image.Image, content: np.ndarray) -> bool:
 
 
 def _is_plain_jpeg(image: Image.Image, content: np.ndarray) -> bool:
-    """OpenCV fills up what is missing of a truncated file, which has no end marker."""
-    return content[-len(_JPEG_END) :].tobytes() == _JPEG_END and orientation(image) in _UPRIGHT
+    """Not so if markers stand where only damage puts them, or the one at the end is missing.
+
+    Pillow refuses such files, OpenCV fills up what is missing.
+    """
+    start = _JPEG_FIRST_SEGMENT
+    while start + _SEGMENT_HEAD.size <= len(content):
+        marker, length = _SEGMENT_HEAD.unpack_from(content, start)
+        start += _MARKER_SIZE + length
+        if marker == _JPEG_SCAN:
+            break
+    pixels = content[start:]
+    codes = pixels[1:][pixels[:-1] == _MARKER]  # what follows each byte that begins a marker
+    is_whole = codes.size > 0 and codes[-1] == _JPEG_END and pixels[-1] == _JPEG_END
+    is_intact = is_whole and np.isin(codes[:-1], _SCAN_CODES).all()
+    return is_intact and orientation(image) in _UPRIGHT
 
 
 def orientation(image: Image.Image) -> int | None:

@@ -112,13 +112,17 @@ def test_truncated_files_are_read_or_refused_as_by_pillow(tmp_path, name):
     assert refused > 50
 
 
-@pytest.mark.parametrize("name", ["PNG", "gray PNG"])
+@pytest.mark.parametrize("name", ["PNG", "gray PNG", "JPEG", "progressive JPEG", "gray JPEG"])
 def test_damaged_files_are_read_or_refused_as_by_pillow(tmp_path, name):
     rng = np.random.default_rng(0)
     path = tmp_path / "image"
-    for _ in range(150):
+    for number in range(100):
         content = bytearray(PLAIN[name])
-        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        place = rng.integers(len(content))
+        if number % 2:
+            content[place] ^= 1 << rng.integers(8)
+        else:
+            content[place : place + 9] = rng.bytes(9)
         path.write_bytes(bytes(content))
         assert outcome(read_image, path) == outcome(by_pillow, path)
 
