@@ -35,6 +35,19 @@ def with_chunk(name, body):
     return content[:place] + chunk + content[place:]
 
 
+def interlaced():
+    """A PNG of one pixel, all of which is in the first of Adam7's passes."""
+    chunks = b""
+    for name, body in (
+        (b"IHDR", bytes([0, 0, 0, 1, 0, 0, 0, 1, 8, 2, 0, 0, 1])),
+        (b"IDAT", zlib.compress(bytes([0, 10, 20, 30]))),
+        (b"IEND", b""),
+    ):
+        chunk = name + body
+        chunks += len(body).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
 def exif(orientation):
     tags = Image.Exif()
     tags[274] = orientation
@@ -67,6 +80,7 @@ OTHER = {
     "black and white": encoded("PNG", "1"),
     "PNG with orientation": encoded("PNG", exif=exif(6)),
     "PNG with orientation in a text": encoded("PNG", pnginfo=described()),
+    "interlaced PNG": interlaced(),
     "PNG with transparency": with_chunk(b"tRNS", bytes(6)),
     "JPEG with orientation": encoded("JPEG", exif=exif(6)),
     "CMYK": encoded("JPEG", "CMYK"),
