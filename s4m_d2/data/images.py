@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from detectron2.data import detection_utils
-from PIL import ExifTags, Image
+from PIL import Image
 
+from s4m_d2.data.decoding import decode_plain, orientation
 from s4m_d2.errors import DatasetError
 
 #: What Pillow raises for a damaged, truncated or foreign file.
@@ -49,8 +50,11 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
                     f"{file_name} has gray values of more than 8 bits (Pillow's mode {image.mode})."
                     " Scale them to 0..255 and save the image with 8 bits a channel."
                 )
+            plain = decode_plain(image, file_name, image_format)
+            if plain is not None:
+                return plain
             image.load()  # asking a damaged PNG for its orientation first would hide the damage
-            turn = _TURNS.get(_orientation(image))
+            turn = _TURNS.get(orientation(image))
             upright = image if turn is None else image.transpose(turn)
             array = detection_utils.convert_PIL_to_numpy(upright, image_format)
     except READ_ERRORS as error:
@@ -69,19 +73,11 @@ def image_size(file_name: str) -> tuple[int, int]:
             width, height = image.size
             # Asking a PNG without these for its orientation would decode all of it.
             described = any(source in image.info for source in _EXIF_SOURCES)
-            if described and _orientation(image) in _TRANSPOSED:
+            if described and orientation(image) in _TRANSPOSED:
                 width, height = height, width
     except READ_ERRORS as error:
         raise unreadable(file_name, error) from error
     return height, width
-
-
-def _orientation(image: Image.Image) -> int | None:
-    """EXIF's number, 1 to 8, if there is one."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # Pillow raises many kinds on broken EXIF data, which Detectron2 ignores
-        return None
 
 
 def unreadable(file_name: str, error: Exception) -> DatasetError:

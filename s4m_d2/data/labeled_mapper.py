@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import BitMasks, Boxes, Instances
 
 from s4m_d2.data.build import DATASET_MAPPER_REGISTRY
 from s4m_d2.data.images import read_image
-from s4m_d2.data.masks import transform_masks
+from s4m_d2.data.masks import tight_boxes, transform_masks
 from s4m_d2.data.sampling import SampleSeeds, start_sample
 from s4m_d2.data.transforms import ColorDistortion, apply_geometry, build_geometry
 from s4m_d2.errors import DatasetError, InputError
@@ -108,13 +108,13 @@ class LabeledDatasetMapper:
                 f"Annotations of {record['file_name']}: {error}. Correct or remove the annotation."
             ) from error
         classes = torch.tensor([a["category_id"] for _, a in annotations], dtype=torch.int64)
-        visible = masks.flatten(1).any(1)
-        masks = BitMasks(masks[visible])
+        boxes = tight_boxes(masks)
+        visible = boxes.any(1)
         return Instances(
             view_size,
             gt_classes=classes[visible],
-            gt_masks=masks,
-            gt_boxes=masks.get_bounding_boxes(),
+            gt_masks=BitMasks(masks if visible.all() else masks[visible]),
+            gt_boxes=Boxes(boxes[visible]),
         )
 
     def _check_annotation(self, file_name: str, index: int, annotation: dict) -> None:

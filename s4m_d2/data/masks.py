@@ -10,7 +10,9 @@ import torch
 from detectron2.data import transforms as T
 from torch import Tensor
 
-from s4m_d2.data.segmentations import check_segmentation, read_polygons
+from s4m_d2.data.cropping import source_pixels
+from s4m_d2.data.run_lengths import RunLengths
+from s4m_d2.data.segmentations import read_mask, read_polygons, read_rle
 from s4m_d2.errors import DatasetError
 
 _MIN_POLYGON_NUMBERS = 6  # three points
@@ -25,8 +27,8 @@ def transform_masks(
 ) -> Tensor:
     """Segmentations of an image in the frame of its view.
 
-    Polygons move as points and are drawn in the view; masks are resampled (nearest pixel), those
-    that do not overlap together.
+    Polygons move as points and are drawn in the view; masks are resampled (nearest pixel), only
+    where they lie where the transforms allow that, else those that do not overlap together.
 
     Args:
         segmentations: polygons [[x0, y0, x1, ...], ...] in pixels of the image, RLE dicts
@@ -41,14 +43,18 @@ def transform_masks(
         DatasetError: a segmentation is malformed, or of another size than the image.
     """
     masks = np.zeros((len(segmentations), *view_size), dtype=bool)
+    pixels = source_pixels(transforms, image_size)
     bitmaps = {}
     for index, segmentation in enumerate(segmentations):
         if isinstance(segmentation, list):
             polygons = read_polygons(segmentation, image_size)
-            masks[index] = _draw_polygons(polygons, transforms, view_size)
+            _draw_polygons(polygons, transforms, masks[index])
+            continue
+        mask = read_mask(segmentation, image_size)
+        if pixels is None:
+            bitmaps[index] = _columns(mask, 0, image_size[1])
         else:
-            check_segmentation(segmentation, image_size)
-            bitmaps[index] = _bitmap(segmentation)
+            _resample(mask, *pixels, masks[index])
     for layer, members in _pack(bitmaps, image_size):
         moved = np.ascontiguousarray(transforms.apply_segmentation(layer))
         for value in np.flatnonzero(np.bincount(moved.reshape(-1))):
@@ -57,10 +63,19 @@ def transform_masks(
     return torch.from_numpy(masks)
 
 
+def tight_boxes(masks: Tensor) -> Tensor:
+    """(N, 4) float32 boxes (x0, y0, x1, y1) around (N, H, W) bool masks, of empty ones all 0."""
+    boxes = np.zeros((len(masks), 4), dtype=np.float32)
+    for box, mask in zip(boxes, masks.numpy(), strict=True):
+        rows, columns = _bounds(mask)
+        box[:] = columns.start, rows.start, columns.stop, rows.stop
+    return torch.from_numpy(boxes)
+
+
 def _draw_polygons(
-    polygons: list[np.ndarray], transforms: T.TransformList, view_size: tuple[int, int]
-) -> np.ndarray:
-    """(H', W') bool: the union of the polygons; parts outside the view are cut off."""
+    polygons: list[np.ndarray], transforms: T.TransformList, view: np.ndarray
+) -> None:
+    """Set the union of the polygons in an empty (H', W') bool view; parts outside are cut off."""
     moved = []
     for points in polygons:
         if len(points) % 2 or len(points) < _MIN_POLYGON_NUMBERS:
@@ -68,22 +83,42 @@ def _draw_polygons(
                 f"a polygon must have at least three points (x, y), got {len(points)} numbers"
             )
         moved.append(transforms.apply_coords(points.reshape(-1, 2)).reshape(-1))
-    rle = mask_util.merge(mask_util.frPyObjects(moved, *view_size))
-    return mask_util.decode(rle).astype(bool)
+    rle = mask_util.merge(mask_util.frPyObjects(moved, *view.shape))
+    drawn = read_rle(rle, view.shape)
+    rows, columns = drawn.bounds()
+    view[rows, columns] = drawn.columns(columns.start, columns.stop)[rows]
 
 
-def _bitmap(segmentation: dict | np.ndarray) -> np.ndarray:
-    """(H, W) bool from an RLE or an array that fits its image."""
-    return _decode(segmentation) if isinstance(segmentation, dict) else segmentation.astype(bool)
+def _resample(
+    mask: RunLengths | np.ndarray, rows: np.ndarray, columns: np.ndarray, view: np.ndarray
+) -> None:
+    """``view[:] = mask[rows][:, columns]``, done only where a mask's bounds reach the view.
+
+    Args:
+        mask: of (H, W).
+        rows, columns: (H',), (W',) monotone indices.
+        view: empty (H', W') bool.
+    """
+    row_bounds, column_bounds = _bounds(mask)
+    row_span, column_span = _span(rows, row_bounds), _span(columns, column_bounds)
+    rows, columns = rows[row_span], columns[column_span]
+    if rows.size and columns.size:
+        left = columns.min()
+        source = _columns(mask, left, columns.max() + 1)
+        view[row_span, column_span] = source[rows].take(columns - left, axis=1)
 
 
-def _decode(rle: dict) -> np.ndarray:
-    try:
-        if isinstance(rle["counts"], list):
-            rle = mask_util.frPyObjects(rle, *rle["size"])
-        return mask_util.decode(rle).astype(bool)
-    except (ValueError, TypeError) as error:
-        raise DatasetError(f"the RLE cannot be decoded ({error})") from error
+def _span(indices: np.ndarray, bounds: slice) -> slice:
+    """Where monotone indices lie within bounds."""
+    inside = np.flatnonzero((indices >= bounds.start) & (indices < bounds.stop))
+    return slice(inside[0], inside[-1] + 1) if inside.size else slice(0, 0)
+
+
+def _columns(mask: RunLengths | np.ndarray, start: int, stop: int) -> np.ndarray:
+    """(H, stop - start) bool."""
+    if isinstance(mask, RunLengths):
+        return mask.columns(start, stop)
+    return mask[:, start:stop].astype(bool, copy=False)
 
 
 def _pack(
@@ -109,9 +144,13 @@ def _pack(
     return layers
 
 
-def _bounds(bitmap: np.ndarray) -> tuple[slice, slice]:
-    """The rows and columns that hold all set pixels."""
-    rows, columns = (np.flatnonzero(bitmap.any(axis)) for axis in (1, 0))
+def _bounds(mask: RunLengths | np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns that hold all set pixels; run lengths may give more rows than that."""
+    if isinstance(mask, RunLengths):
+        return mask.bounds()
+    rows = np.flatnonzero(mask.any(1))
     if not len(rows):
         return slice(0, 0), slice(0, 0)
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    rows = slice(rows[0], rows[-1] + 1)
+    columns = np.flatnonzero(mask[rows].any(0))
+    return rows, slice(columns[0], columns[-1] + 1)

@@ -7,6 +7,7 @@ from numbers import Integral
 
 import numpy as np
 
+from s4m_d2.data.run_lengths import RunLengths
 from s4m_d2.errors import DatasetError
 
 _MAX_REACH = 10  # longer sides of its image by which a polygon may leave it
@@ -18,7 +19,7 @@ _TEXT_MAX_DIGITS = 7  # of a 32-bit number
 
 
 def check_segmentation(segmentation: object, image_size: tuple[int, int]) -> None:
-    """Refuse polygons and RLEs that could not be drawn in an image; nothing is decoded.
+    """Refuse polygons and masks that could not be drawn in an image; nothing is decoded.
 
     How many points a polygon has shows only when it is drawn.
 
@@ -31,15 +32,25 @@ def check_segmentation(segmentation: object, image_size: tuple[int, int]) -> Non
     """
     if isinstance(segmentation, list):
         read_polygons(segmentation, image_size)
-    elif isinstance(segmentation, dict):
-        _check_rle(segmentation, image_size)
-    elif isinstance(segmentation, np.ndarray):
-        _check_size(segmentation.shape, image_size)
     else:
-        raise DatasetError(
-            f"the segmentation is of type {type(segmentation).__name__}; expected a list of "
-            "polygons, an RLE dict or a (H, W) array"
-        )
+        read_mask(segmentation, image_size)
+
+
+def read_mask(segmentation: object, image_size: tuple[int, int]) -> RunLengths | np.ndarray:
+    """What is no polygon: the run lengths of an RLE dict, or the (H, W) array itself.
+
+    Raises:
+        DatasetError: as :func:`check_segmentation`.
+    """
+    if isinstance(segmentation, dict):
+        return read_rle(segmentation, image_size)
+    if isinstance(segmentation, np.ndarray):
+        _check_size(segmentation.shape, image_size)
+        return segmentation
+    raise DatasetError(
+        f"the segmentation is of type {type(segmentation).__name__}; expected a list of polygons, "
+        "an RLE dict or a (H, W) array"
+    )
 
 
 def read_polygons(segmentation: list, image_size: tuple[int, int]) -> list[np.ndarray]:
@@ -69,7 +80,12 @@ def _points(polygon: object, image_size: tuple[int, int]) -> np.ndarray:
     return points.reshape(-1)
 
 
-def _check_rle(rle: dict, image_size: tuple[int, int]) -> None:
+def read_rle(rle: dict, image_size: tuple[int, int]) -> RunLengths:
+    """The run lengths of an RLE dict of an image, compressed or not.
+
+    Raises:
+        DatasetError: as :func:`check_segmentation`.
+    """
     if not {"size", "counts"} <= rle.keys():
         raise DatasetError("an RLE needs the keys 'size' and 'counts'")
     if not np.iterable(rle["size"]):
@@ -77,20 +93,24 @@ def _check_rle(rle: dict, image_size: tuple[int, int]) -> None:
     _check_size(rle["size"], image_size)
     counts = rle["counts"]
     if isinstance(counts, str | bytes):
-        counts = _read_text(counts)
-    if not isinstance(counts, list) or not all(isinstance(n, Integral) and n >= 0 for n in counts):
+        lengths = _read_text(counts)
+    else:
+        whole = isinstance(counts, list) and all(isinstance(n, Integral) for n in counts)
+        lengths = np.array(counts, dtype=object) if whole else None  # of any size
+    if lengths is None or (lengths < 0).any():
         raise DatasetError(
             "an RLE's counts must be COCO's text or a list of whole numbers from 0 on"
         )
-    if sum(counts) != image_size[0] * image_size[1]:
+    if lengths.sum() != image_size[0] * image_size[1]:
         raise DatasetError(
-            f"an RLE's counts sum to {sum(counts)}; expected height * width, "
+            f"an RLE's counts sum to {lengths.sum()}; expected height * width, "
             f"{image_size[0] * image_size[1]}"
         )
+    return RunLengths(lengths.astype(np.int64), image_size[0])
 
 
-def _read_text(text: str | bytes) -> list[int] | None:
-    """The run lengths of a compressed RLE, None if it is none.
+def _read_text(text: str | bytes) -> np.ndarray | None:
+    """The run lengths, (R,) int64, of a compressed RLE, None if it is none.
 
     COCO's API checks too little: where the text ends early, the rest of its mask is left as the
     memory was. Its format: digits to the base of 32, the smallest first, as the characters from "0"
@@ -115,7 +135,7 @@ def _read_text(text: str | bytes) -> list[int] | None:
     values -= (digits[last] >= _TEXT_MORE // 2).astype(np.int64) << (_TEXT_BITS * lengths)
     values[1::2] = values[1::2].cumsum()
     values[2::2] = values[2::2].cumsum()
-    return values.tolist()
+    return values
 
 
 def _check_size(size: Sequence[int], image_size: tuple[int, int]) -> None:

@@ -15,6 +15,7 @@ from detectron2.utils.registry import Registry
 from torch import Tensor
 from torchvision.transforms import functional as F
 
+from s4m_d2.data.cropping import draw_transforms, transform_image
 from s4m_d2.errors import ConfigError, DatasetError, InputError
 
 GEOMETRY_REGISTRY = Registry("GEOMETRY")
@@ -22,6 +23,7 @@ GEOMETRY_REGISTRY = Registry("GEOMETRY")
 
 _NARROW = 10  # ratio of an image's sides above which resizing may leave no pixel of the shorter
 _SEED_WORDS = 8  # 32-bit words that initialize numpy's global generator
+_LEVELS = np.arange(256, dtype=np.uint8)  # all values of a channel, as a look-up table
 _HUE_RANGE = 180  # of OpenCV's 8-bit HSV
 _BLUR_REACH = 3  # standard deviations that the blur's kernel covers on each side
 
@@ -106,10 +108,13 @@ def apply_geometry(
     Raises:
         DatasetError: of an image so narrow, nothing is left after resizing.
     """
-    view = T.AugInput(image)
     try:
         with seeded_numpy(seed):
-            transforms = T.AugmentationList(augmentations)(view)
+            transforms = draw_transforms(augmentations, image.shape[:2])
+            if transforms is None:
+                view = T.AugInput(image)
+                transforms = T.AugmentationList(augmentations)(view)
+                return view.image, transforms
     except ValueError as error:
         short, long = sorted(image.shape[:2])
         if long <= _NARROW * short:
@@ -118,7 +123,7 @@ def apply_geometry(
             f"{name} has (height, width) {image.shape[:2]}, too narrow for the sizes of INPUT "
             f"({error}). Crop the image, or take it out of the data set."
         ) from error
-    return view.image, transforms
+    return transform_image(image, transforms), transforms
 
 
 class ColorDistortion:
@@ -167,23 +172,30 @@ class ColorDistortion:
         hue = int(rng.integers(-self.hue, self.hue, endpoint=True))
         brighten, change_contrast, saturate, rotate_hue = chosen
 
-        image = _scale_and_shift(image, 1, shift) if brighten else image.copy()
+        levels = _LEVELS
+        if brighten:
+            levels = _scale_and_shift(levels, 1, shift)
         if change_contrast and contrast_first:
-            image = _scale_and_shift(image, contrast, 0)
+            levels = _scale_and_shift(levels, contrast, 0)
+        image = cv2.LUT(image, levels)  # a copy, where no level changes
         if saturate or rotate_hue:
             hsv = cv2.cvtColor(image, self._to_hsv)
-            if saturate:
-                hsv[..., 1] = _scale_and_shift(hsv[..., 1], saturation, 0)
-            if rotate_hue:
-                hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % _HUE_RANGE
-            image = cv2.cvtColor(hsv, self._from_hsv)
+            hues = (_LEVELS.astype(int) + hue) % _HUE_RANGE if rotate_hue else _LEVELS
+            saturations = _scale_and_shift(_LEVELS, saturation, 0) if saturate else _LEVELS
+            cv2.LUT(hsv, _per_channel(hues, saturations, _LEVELS), dst=image)
+            image = cv2.cvtColor(image, self._from_hsv, dst=hsv)
         if change_contrast and not contrast_first:
-            image = _scale_and_shift(image, contrast, 0)
+            image = cv2.LUT(image, _scale_and_shift(_LEVELS, contrast, 0))
         return image
 
 
-def _scale_and_shift(values: np.ndarray, factor: float, shift: float) -> np.ndarray:
-    return np.clip(values.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
+def _scale_and_shift(levels: np.ndarray, factor: float, shift: float) -> np.ndarray:
+    return np.clip(levels.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
+
+
+def _per_channel(*levels: np.ndarray) -> np.ndarray:
+    """OpenCV's look-up table of channels that change differently."""
+    return np.stack(levels, axis=-1).astype(np.uint8)[None]
 
 
 class StrongView:

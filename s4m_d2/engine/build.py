@@ -215,6 +215,7 @@ def _stream(cfg, stream, records, mapper_name, sampler_name, total_batch, start_
         start_position=start_iter * batch_size,
         seeds=functools.partial(sample_seeds, cfg.SEED, stream),
         max_skipped=cfg.S4M.MAX_SKIPPED_IMAGES,
+        pin_memory=cfg.MODEL.DEVICE.startswith("cuda"),
     )
 
 

@@ -11,15 +11,19 @@ from data_scenes import truncate
 from detectron2.data import DatasetCatalog
 from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
 from test_mappers import arp_mapper, labeled_mapper
+from test_transforms import config
 
 from s4m_d2.data import build_stream_loader
+from s4m_d2.engine.build import build_unlabeled_loader
 from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.errors import ConfigError, DatasetError, InputError
 
 BATCH = 3
 
 
-def stream(name, mapper, *, batches, workers=0, start=0, max_skipped=5, sampler=None):
+def stream(
+    name, mapper, *, batches, workers=0, start=0, max_skipped=5, sampler=None, pin_memory=False
+):
     records = DatasetCatalog.get(name)
     loader = build_stream_loader(
         records,
@@ -30,6 +34,7 @@ def stream(name, mapper, *, batches, workers=0, start=0, max_skipped=5, sampler=
         start_position=start,
         seeds=functools.partial(sample_seeds, 5, "stream"),
         max_skipped=max_skipped,
+        pin_memory=pin_memory,
     )
     samples = [s for batch in itertools.islice(loader, batches) for s in batch]
     return samples, loader
@@ -177,3 +182,22 @@ def test_bugs_keep_their_traceback(data_root):
 
     with pytest.raises(ZeroDivisionError, match="bug"):
         stream("toyscapes_train_unlabeled", broken, batches=1, workers=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+def test_images_for_a_gpu_lie_in_page_locked_memory(kind, workers):
+    name, mapper = kind
+    samples, _ = stream(name, mapper, batches=2, workers=workers, pin_memory=True)
+    assert all(sample["image"].is_pinned() for sample in samples)
+    plain, _ = stream(name, mapper, batches=2)
+    assert fingerprint(samples) == fingerprint(plain)
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cuda", True), ("cuda:1", True), ("cpu", False)])
+def test_page_locked_memory_is_for_gpus_alone(data_root, device, pinned):
+    cfg = config(FORMAT="RGB")
+    cfg.DATASETS.UNLABELED = ("toyscapes_train_unlabeled",)
+    cfg.DATALOADER.NUM_WORKERS = 0
+    cfg.MODEL.DEVICE = device
+    assert build_unlabeled_loader(cfg).pin_memory == pinned

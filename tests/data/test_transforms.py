@@ -165,6 +165,41 @@ def test_contrast_comes_before_or_after_saturation():
     assert len(outputs) == 5  # nothing, one, the other, both in either order
 
 
+def slowly_distorted(settings, image_format, image, rng):
+    """The same distortion, without tables: every value is computed in float32."""
+
+    def scaled(values, factor, shift):
+        return np.clip(values.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
+
+    contrast_first, *chosen = rng.random(5) < settings.probability
+    shift = rng.uniform(-settings.brightness, settings.brightness)
+    contrast, saturation = rng.uniform(*settings.contrast), rng.uniform(*settings.saturation)
+    hue = int(rng.integers(-settings.hue, settings.hue, endpoint=True))
+    if chosen[0]:
+        image = scaled(image, 1, shift)
+    if chosen[1] and contrast_first:
+        image = scaled(image, contrast, 0)
+    hsv = cv2.cvtColor(image, getattr(cv2, f"COLOR_{image_format}2HSV"))
+    if chosen[2]:
+        hsv[..., 1] = scaled(hsv[..., 1], saturation, 0)
+    if chosen[3]:
+        hsv[..., 0] = (hsv[..., 0].astype(int) + hue) % 180
+    if chosen[2] or chosen[3]:
+        image = cv2.cvtColor(hsv, getattr(cv2, f"COLOR_HSV2{image_format}"))
+    return scaled(image, contrast, 0) if chosen[1] and not contrast_first else image
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_tables_of_levels_give_every_value_exactly(image_format):
+    image = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
+    image.flags.writeable = False
+    for probability in (0.5, 1.0):
+        distort = ColorDistortion(image_format, probability=probability)
+        for seed in range(60):
+            expected = slowly_distorted(distort, image_format, image, np.random.default_rng(seed))
+            assert np.array_equal(distort(image, np.random.default_rng(seed)), expected)
+
+
 def test_unknown_channel_order():
     with pytest.raises(ConfigError, match="'HSV'"):
         ColorDistortion("HSV")

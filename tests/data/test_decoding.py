@@ -1,0 +1,149 @@
+"""What OpenCV decodes is what Pillow would have decoded, and damage is seen as before."""
+
+import io
+import zlib
+from unittest import mock
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from s4m_d2.data import images
+from s4m_d2.data.images import read_image
+from s4m_d2.errors import DatasetError
+
+
+def smooth(height=61, width=83, seed=0):
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def encoded(kind, mode="RGB", **options):
+    buffer = io.BytesIO()
+    Image.fromarray(smooth()).convert(mode).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def with_chunk(name, body):
+    """A PNG with one more chunk before its pixels."""
+    content = encoded("PNG")
+    chunk = len(body).to_bytes(4, "big") + name + body
+    chunk += zlib.crc32(name + body).to_bytes(4, "big")
+    place = content.index(b"IDAT") - 4
+    return content[:place] + chunk + content[place:]
+
+
+def interlaced():
+    """A PNG of one pixel, all of which is in the first of Adam7's passes."""
+    chunks = b""
+    for name, body in (
+        (b"IHDR", bytes([0, 0, 0, 1, 0, 0, 0, 1, 8, 2, 0, 0, 1])),
+        (b"IDAT", zlib.compress(bytes([0, 10, 20, 30]))),
+        (b"IEND", b""),
+    ):
+        chunk = name + body
+        chunks += len(body).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def exif(orientation):
+    tags = Image.Exif()
+    tags[274] = orientation
+    return tags
+
+
+def described():
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", '<x tiff:Orientation="6"/>')
+    return text
+
+
+PLAIN = {
+    "PNG": encoded("PNG"),
+    "gray PNG": encoded("PNG", "L"),
+    "PNG of many chunks": encoded("PNG", compress_level=0),
+    "PNG with gamma": with_chunk(b"gAMA", (45455).to_bytes(4, "big")),
+    "PNG with another gamma": with_chunk(b"gAMA", (20000).to_bytes(4, "big")),
+    "PNG with resolution": encoded("PNG", dpi=(72, 72)),
+    "JPEG": encoded("JPEG"),
+    "JPEG without subsampling": encoded("JPEG", subsampling=0, quality=95),
+    "JPEG 4:2:2": encoded("JPEG", subsampling=1, quality=40),
+    "progressive JPEG": encoded("JPEG", progressive=True),
+    "gray JPEG": encoded("JPEG", "L"),
+    "JPEG with EXIF": encoded("JPEG", exif=exif(1)),
+}
+OTHER = {
+    "RGBA": encoded("PNG", "RGBA"),
+    "palette": encoded("PNG", "P"),
+    "black and white": encoded("PNG", "1"),
+    "PNG with orientation": encoded("PNG", exif=exif(6)),
+    "PNG with orientation in a text": encoded("PNG", pnginfo=described()),
+    "interlaced PNG": interlaced(),
+    "PNG with transparency": with_chunk(b"tRNS", bytes(6)),
+    "JPEG with orientation": encoded("JPEG", exif=exif(6)),
+    "CMYK": encoded("JPEG", "CMYK"),
+    "WebP": encoded("WEBP", lossless=True),
+    "bytes after the end": encoded("PNG") + b"more",
+}
+
+
+def by_pillow(path, image_format):
+    with mock.patch.object(images, "decode_plain", return_value=None):
+        return read_image(path, image_format)
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+@pytest.mark.parametrize("name", [*PLAIN, *OTHER])
+def test_pixels_are_pillow_s(tmp_path, name, image_format):
+    path = tmp_path / "image"
+    path.write_bytes({**PLAIN, **OTHER}[name])
+    with mock.patch.object(cv2, "imdecode", wraps=cv2.imdecode) as by_opencv:
+        array = read_image(str(path), image_format)
+    assert by_opencv.called == (name in PLAIN)
+    expected = by_pillow(str(path), image_format)
+    assert array.dtype == np.uint8 and array.flags.c_contiguous
+    assert np.array_equal(array, expected)
+
+
+def outcome(read, path):
+    try:
+        return read(str(path), "RGB").tobytes()
+    except DatasetError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", ["PNG", "gray PNG", "JPEG", "progressive JPEG", "gray JPEG"])
+def test_truncated_files_are_read_or_refused_as_by_pillow(tmp_path, name):
+    content, path = PLAIN[name], tmp_path / "image"
+    refused = 0
+    for end in (*range(0, len(content), max(1, len(content) // 60)), len(content) - 1):
+        path.write_bytes(content[:end])
+        result = outcome(read_image, path)
+        assert result == outcome(by_pillow, path)
+        refused += isinstance(result, str)
+    assert refused > 50
+
+
+@pytest.mark.parametrize("name", ["PNG", "gray PNG", "JPEG", "progressive JPEG", "gray JPEG"])
+def test_damaged_files_are_read_or_refused_as_by_pillow(tmp_path, name):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "image"
+    for number in range(100):
+        content = bytearray(PLAIN[name])
+        place = rng.integers(len(content))
+        if number % 2:
+            content[place] ^= 1 << rng.integers(8)
+        else:
+            content[place : place + 9] = rng.bytes(9)
+        path.write_bytes(bytes(content))
+        assert outcome(read_image, path) == outcome(by_pillow, path)
+
+
+def test_a_file_that_opencv_cannot_decode_is_left_to_pillow(tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(PLAIN["PNG"])
+    for fault in ({"return_value": None}, {"side_effect": cv2.error("too large")}):
+        with mock.patch.object(cv2, "imdecode", **fault):
+            assert np.array_equal(read_image(str(path), "RGB"), smooth())
