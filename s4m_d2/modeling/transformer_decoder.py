@@ -170,7 +170,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         Args:
             features: three maps (B, in_channels, H_l, W_l), from coarse to fine.
             mask_features: (B, mask_dim, h, w).
-            aux_outputs: also predict classes from every earlier layer.
+            aux_outputs: also predict from every earlier layer. Where not asked for, no classes are
+                predicted there, and masks only at the size of the next layer's feature map, from
+                mask features resized once: resizing is linear, so these are the resized masks but
+                for rounding (a cell within rounding of a mask's border may fall on its other side).
 
         Returns:
             ``pred_logits`` (B, Q, num_classes + 1), the last class being "no object";
@@ -186,25 +189,23 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         query_positions = self.query_embed.weight.expand(batch, -1, -1)
 
         normed = self.decoder_norm(queries)
-        masks = self._predict_masks(normed, mask_features)
         auxiliary = []
+        used = [] if aux_outputs else sizes[: self.num_layers]
+        level_features = [_resize(mask_features, size) for size in used]
         for index in range(self.num_layers):
-            if aux_outputs:
-                auxiliary.append({"pred_logits": self.class_embed(normed), "pred_masks": masks})
             level = index % NUM_FEATURE_LEVELS
-            blocked = _attention_mask(masks, sizes[level])
+            if aux_outputs:
+                auxiliary.append(self._predict(normed, mask_features))
+                masks = _resize(auxiliary[-1]["pred_masks"].detach(), sizes[level])
+            else:
+                masks = self._predict_masks(normed, level_features[level])
             queries = self.transformer_cross_attention_layers[index](
-                queries, query_positions, cells[level], cell_positions[level], blocked
+                queries, query_positions, cells[level], cell_positions[level], _blocked(masks)
             )
             queries = self.transformer_self_attention_layers[index](queries, query_positions)
             queries = self.transformer_ffn_layers[index](queries)
             normed = self.decoder_norm(queries)
-            masks = self._predict_masks(normed, mask_features)
-        return {
-            "pred_logits": self.class_embed(normed),
-            "pred_masks": masks,
-            "aux_outputs": auxiliary,
-        }
+        return {**self._predict(normed, mask_features), "aux_outputs": auxiliary}
 
     def _flatten(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level: cells (B, S, C) with the level's embedding, and their positions (1, S, C)."""
@@ -216,6 +217,12 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             code = sine_position_encoding(feature.shape[-2:], len(embed), device=feature.device)
             positions.append(code.flatten(1).T[None])
         return cells, positions
+
+    def _predict(self, normed: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
+        return {
+            "pred_logits": self.class_embed(normed),
+            "pred_masks": self._predict_masks(normed, mask_features),
+        }
 
     def _predict_masks(self, normed: Tensor, mask_features: Tensor) -> Tensor:
         return torch.einsum("bqc,bchw->bqhw", self.mask_embed(normed), mask_features)
@@ -237,12 +244,15 @@ def build_transformer_decoder(cfg, in_channels: int) -> nn.Module:
     return TRANSFORMER_DECODER_REGISTRY.get(name)(cfg, in_channels)
 
 
-def _attention_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, Q, S) bool from mask logits: True outside the mask; nothing is blocked if all would."""
-    with torch.no_grad():
-        resized = F.interpolate(masks.detach(), size=size, mode="bilinear", align_corners=False)
-        blocked = resized.flatten(2) < 0
-        return blocked & ~blocked.all(dim=-1, keepdim=True)
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size)."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def _blocked(masks: Tensor) -> Tensor:
+    """(B, Q, H·W) bool from mask logits: True outside the mask; nothing is blocked if all would."""
+    blocked = masks.detach().flatten(2) < 0
+    return blocked & ~blocked.all(dim=-1, keepdim=True)
 
 
 def _projection(in_channels: int, hidden_dim: int) -> Conv2d:

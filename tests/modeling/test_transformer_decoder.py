@@ -5,7 +5,7 @@ import torch
 
 from s4m_d2.errors import InputError
 from s4m_d2.modeling import MultiScaleMaskedTransformerDecoder
-from s4m_d2.modeling.transformer_decoder import CrossAttentionLayer, _attention_mask
+from s4m_d2.modeling.transformer_decoder import CrossAttentionLayer, _blocked, _resize
 
 QUERIES, DIM = 5, 16
 
@@ -37,13 +37,13 @@ def random_maps(batch=2, channels=DIM):
 
 def test_attention_is_blocked_outside_the_mask_unless_all_would_be():
     masks = torch.tensor([[[[1.0, -1.0], [-0.5, 2.0]], [[-1.0, -2.0], [-3.0, -4.0]]]])
-    blocked = _attention_mask(masks, (2, 2))
+    blocked = _blocked(masks)
     assert blocked.tolist() == [[[False, True, True, False], [False] * 4]]
 
 
-def test_attention_mask_is_resized_bilinearly():
+def test_attention_masks_are_resized_bilinearly():
     masks = torch.tensor([[[[-3.0, 1.0, 1.0, -0.5]]]])  # pairs average to -1 and 0.25
-    assert _attention_mask(masks, (1, 2)).tolist() == [[[True, False]]]
+    assert _resize(masks, (1, 2)).tolist() == [[[[-1.0, 0.25]]]]
 
 
 def test_blocked_cells_have_no_influence():
@@ -74,7 +74,7 @@ def test_auxiliary_outputs_cover_the_queries_and_all_layers_but_the_last(make_de
     assert lean["aux_outputs"] == []
     for name, shape in (("pred_logits", (2, QUERIES, 4)), ("pred_masks", (2, QUERIES, 16, 32))):
         assert full[name].shape == shape
-        assert torch.equal(full[name], lean[name])
+        torch.testing.assert_close(full[name], lean[name], rtol=1e-5, atol=1e-5)
         assert all(aux[name].shape == shape for aux in full["aux_outputs"])
     first = full["aux_outputs"][0]["pred_logits"]  # of the learnable queries: same for all images
     assert torch.equal(first[0], first[1])
@@ -89,6 +89,39 @@ def test_auxiliary_classes_are_not_computed_when_not_asked_for(make_decoder):
     assert len(calls) == 1
     decoder(maps, mask_features)
     assert len(calls) == 1 + 5
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_without_auxiliary_outputs_the_queries_see_the_same_cells(make_decoder, batch):
+    """In double precision, where no cell lies within rounding of a mask's border."""
+    decoder = make_decoder(dec_layers=7).double()
+    maps, mask_features = random_maps(batch)
+    maps, mask_features = [m.double() for m in maps], mask_features.double()
+    seen = []
+    for layer in decoder.transformer_cross_attention_layers:
+        layer.register_forward_hook(lambda module, args, output: seen.append(args[-1]))
+    full = decoder(maps, mask_features)
+    lean = decoder(maps, mask_features, aux_outputs=False)
+    for masks, lean_masks in zip(seen[:7], seen[7:], strict=True):
+        assert torch.equal(masks, lean_masks)
+        assert masks.any() and not masks.all()
+    for name in ("pred_logits", "pred_masks"):
+        torch.testing.assert_close(lean[name], full[name], rtol=1e-9, atol=1e-9)
+
+
+def test_full_masks_are_computed_once_without_auxiliary_outputs(make_decoder):
+    decoder = make_decoder()
+    maps, mask_features = random_maps()
+    shapes = []
+    predict_masks = decoder._predict_masks
+
+    def noting(normed, features):
+        shapes.append(tuple(features.shape[-2:]))
+        return predict_masks(normed, features)
+
+    decoder._predict_masks = noting
+    decoder(maps, mask_features, aux_outputs=False)
+    assert shapes == [(2, 4), (4, 8), (8, 16), (2, 4), (16, 32)]
 
 
 @pytest.mark.parametrize(
