@@ -16,7 +16,7 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s4m_d2.engine import build
@@ -173,7 +173,11 @@ class S4MTrainer(TeacherTrainer):
         self.pseudo_labeling = PseudoLabeling(cfg, self.teacher)
         super().__init__(cfg)
         self._trainer.model = TeacherStudentModel(
-            self._trainer.model, self.pseudo_labeling, cfg.S4M.UNSUP_LOSS_WEIGHT, self._log
+            self._trainer.model,
+            self.pseudo_labeling,
+            cfg.S4M.UNSUP_LOSS_WEIGHT,
+            self._log,
+            shared_forward=cfg.S4M.SHARED_FORWARD,
         ).train()
 
     @property
@@ -206,9 +210,9 @@ class S4MTrainer(TeacherTrainer):
             results["teacher"] = self.test(self.cfg, self.teacher.model)
         return results
 
-    def _log(self, stats: dict[str, float]) -> None:
+    def _log(self, stats: Mapping[str, float | Tensor]) -> None:
+        self._trainer.log(stats)
         storage = get_event_storage()
-        storage.put_scalars(**stats)
         skipped = len(self._trainer.data_loader.unlabeled.skipped_images)
         storage.put_scalar("data/skipped_images", skipped, smoothing_hint=False)  # a count so far
 
