@@ -28,6 +28,7 @@ from s4m_d2.engine.protocol import check_distillation, check_model
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.run_state import RunStateHook, run_settings, with_scaler_state
+from s4m_d2.engine.speed import compile_parts, set_precision
 from s4m_d2.engine.stop_signals import StopHook
 from s4m_d2.engine.teacher_student import TeacherStudentModel
 from s4m_d2.errors import DatasetError, WeightsError
@@ -62,6 +63,7 @@ class TeacherTrainer(DefaultTrainer):
         self.bad_steps = BadSteps(cfg.S4M.MAX_BAD_STEPS, folder, cfg.SEED)
         with ddp_on_any_device():
             super().__init__(cfg)
+        set_precision(self._trainer, cfg.S4M.AMP_PRECISION)
         self._trainer = skip_bad_steps(self._trainer, self.bad_steps)
 
     def build_hooks(self):
@@ -125,6 +127,8 @@ class TeacherTrainer(DefaultTrainer):
         torch.manual_seed(derive_seed(cfg.SEED, "initial weights"))
         model = super().build_model(cfg)
         check_distillation(cfg, model)
+        if cfg.S4M.COMPILE:
+            compile_parts(model)
         return model
 
     @classmethod
