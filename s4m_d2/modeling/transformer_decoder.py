@@ -171,9 +171,10 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             features: three maps (B, in_channels, H_l, W_l), from coarse to fine.
             mask_features: (B, mask_dim, h, w).
             aux_outputs: also predict from every earlier layer. Where not asked for, no classes are
-                predicted there, and masks only at the size of the next layer's feature map, from
-                mask features resized once: resizing is linear, so these are the resized masks but
-                for rounding (a cell within rounding of a mask's border may fall on its other side).
+                predicted there, and where that is less to resize, masks only at the size of the
+                next layer's feature map, from mask features resized once: resizing is linear, so
+                these are the resized masks but for rounding (a cell within rounding of a mask's
+                border may fall on its other side).
 
         Returns:
             ``pred_logits`` (B, Q, num_classes + 1), the last class being "no object";
@@ -190,22 +191,24 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
         normed = self.decoder_norm(queries)
         auxiliary = []
-        used = [] if aux_outputs else sizes[: self.num_layers]
-        level_features = [_resize(mask_features, size) for size in used]
+        small = [] if aux_outputs else self._small_features(mask_features, sizes)
         for index in range(self.num_layers):
             level = index % NUM_FEATURE_LEVELS
+            masks = self._predict_masks(normed, small[level] if small else mask_features)
             if aux_outputs:
-                auxiliary.append(self._predict(normed, mask_features))
-                masks = _resize(auxiliary[-1]["pred_masks"].detach(), sizes[level])
-            else:
-                masks = self._predict_masks(normed, level_features[level])
+                auxiliary.append({"pred_logits": self.class_embed(normed), "pred_masks": masks})
+            blocked = _attention_mask(masks, sizes[level])
             queries = self.transformer_cross_attention_layers[index](
-                queries, query_positions, cells[level], cell_positions[level], _blocked(masks)
+                queries, query_positions, cells[level], cell_positions[level], blocked
             )
             queries = self.transformer_self_attention_layers[index](queries, query_positions)
             queries = self.transformer_ffn_layers[index](queries)
             normed = self.decoder_norm(queries)
-        return {**self._predict(normed, mask_features), "aux_outputs": auxiliary}
+        return {
+            "pred_logits": self.class_embed(normed),
+            "pred_masks": self._predict_masks(normed, mask_features),
+            "aux_outputs": auxiliary,
+        }
 
     def _flatten(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Per level: cells (B, S, C) with the level's embedding, and their positions (1, S, C)."""
@@ -218,11 +221,12 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             positions.append(code.flatten(1).T[None])
         return cells, positions
 
-    def _predict(self, normed: Tensor, mask_features: Tensor) -> dict[str, Tensor]:
-        return {
-            "pred_logits": self.class_embed(normed),
-            "pred_masks": self._predict_masks(normed, mask_features),
-        }
+    def _small_features(self, mask_features: Tensor, sizes: list) -> list[Tensor]:
+        """Mask features at each level's size; none if it is less to resize each layer's masks."""
+        num_queries = self.query_feat.num_embeddings
+        if NUM_FEATURE_LEVELS * mask_features.shape[1] > self.num_layers * num_queries:
+            return []
+        return [_resize(mask_features, size) for size in sizes]
 
     def _predict_masks(self, normed: Tensor, mask_features: Tensor) -> Tensor:
         return torch.einsum("bqc,bchw->bqhw", self.mask_embed(normed), mask_features)
@@ -246,12 +250,14 @@ def build_transformer_decoder(cfg, in_channels: int) -> nn.Module:
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, C, H, W) -> (B, C, *size)."""
+    if maps.shape[-2:] == size:
+        return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def _blocked(masks: Tensor) -> Tensor:
-    """(B, Q, H·W) bool from mask logits: True outside the mask; nothing is blocked if all would."""
-    blocked = masks.detach().flatten(2) < 0
+def _attention_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, Q, S) bool from mask logits: True outside the mask; nothing is blocked if all would."""
+    blocked = _resize(masks.detach(), size).flatten(2) < 0
     return blocked & ~blocked.all(dim=-1, keepdim=True)
 
 

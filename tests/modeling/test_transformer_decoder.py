@@ -5,7 +5,7 @@ import torch
 
 from s4m_d2.errors import InputError
 from s4m_d2.modeling import MultiScaleMaskedTransformerDecoder
-from s4m_d2.modeling.transformer_decoder import CrossAttentionLayer, _blocked, _resize
+from s4m_d2.modeling.transformer_decoder import CrossAttentionLayer, _attention_mask
 
 QUERIES, DIM = 5, 16
 
@@ -37,13 +37,13 @@ def random_maps(batch=2, channels=DIM):
 
 def test_attention_is_blocked_outside_the_mask_unless_all_would_be():
     masks = torch.tensor([[[[1.0, -1.0], [-0.5, 2.0]], [[-1.0, -2.0], [-3.0, -4.0]]]])
-    blocked = _blocked(masks)
+    blocked = _attention_mask(masks, (2, 2))
     assert blocked.tolist() == [[[False, True, True, False], [False] * 4]]
 
 
-def test_attention_masks_are_resized_bilinearly():
+def test_attention_mask_is_resized_bilinearly():
     masks = torch.tensor([[[[-3.0, 1.0, 1.0, -0.5]]]])  # pairs average to -1 and 0.25
-    assert _resize(masks, (1, 2)).tolist() == [[[[-1.0, 0.25]]]]
+    assert _attention_mask(masks, (1, 2)).tolist() == [[[True, False]]]
 
 
 def test_blocked_cells_have_no_influence():
@@ -109,8 +109,16 @@ def test_without_auxiliary_outputs_the_queries_see_the_same_cells(make_decoder, 
         torch.testing.assert_close(lean[name], full[name], rtol=1e-9, atol=1e-9)
 
 
-def test_full_masks_are_computed_once_without_auxiliary_outputs(make_decoder):
-    decoder = make_decoder()
+@pytest.mark.parametrize(
+    ("layers", "aux_outputs", "expected"),
+    [
+        (5, False, [(2, 4), (4, 8), (8, 16), (2, 4), (4, 8), (16, 32)]),
+        (4, False, [(16, 32)] * 5),  # 3 maps of 8 channels: more than 4 maps of 5 queries
+        (5, True, [(16, 32)] * 6),
+    ],
+)
+def test_full_masks_are_computed_where_they_are_needed(make_decoder, layers, aux_outputs, expected):
+    decoder = make_decoder(dec_layers=layers)
     maps, mask_features = random_maps()
     shapes = []
     predict_masks = decoder._predict_masks
@@ -120,8 +128,8 @@ def test_full_masks_are_computed_once_without_auxiliary_outputs(make_decoder):
         return predict_masks(normed, features)
 
     decoder._predict_masks = noting
-    decoder(maps, mask_features, aux_outputs=False)
-    assert shapes == [(2, 4), (4, 8), (8, 16), (2, 4), (16, 32)]
+    decoder(maps, mask_features, aux_outputs=aux_outputs)
+    assert shapes == expected
 
 
 @pytest.mark.parametrize(
