@@ -19,6 +19,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
+from s4m_d2.engine.step_values import fetch_step, gradient_norms
 from s4m_d2.errors import ConfigError, DivergenceError
 from s4m_d2.files import atomic_write
 
@@ -27,8 +28,6 @@ logger = logging.getLogger(__name__)
 STREAMS = ("labeled", "unlabeled")
 MAX_RECORDS = 100  # files of skipped steps that are kept, the latest
 MAX_NAMES = 8  # file names or parameters in a message; a record holds all files
-#: At this loss scale and below, gradients that overflow do so on their own account.
-NEUTRAL_SCALE = 1.0
 
 
 class BadSteps(HookBase):
@@ -125,15 +124,47 @@ class _NotFinite(Exception):
         self.losses = losses
 
 
+class _KeptBuffers:
+    """Copies of a model's buffers, written anew in place."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def keep(self, model: torch.nn.Module) -> None:
+        """Take the buffers' values."""
+        buffers = dict(model.named_buffers())
+        kept = self._kept
+        if list(map(_form, kept.items())) != list(map(_form, buffers.items())):
+            self._kept = {name: buffer.clone() for name, buffer in buffers.items()}
+        elif buffers:
+            torch._foreach_copy_(list(kept.values()), list(buffers.values()))
+
+    @torch.no_grad()
+    def restore(self, model: torch.nn.Module) -> None:
+        """Give the buffers the values that were taken."""
+        for name, buffer in model.named_buffers():
+            if name in self._kept:
+                buffer.copy_(self._kept[name])
+
+
+def _form(item: tuple[str, Tensor]) -> tuple:
+    name, tensor = item
+    return name, tensor.shape, tensor.dtype, tensor.device
+
+
 class _SkipsBadSteps:
     """Detectron2's step, ended before its update if anything in it is not finite.
 
     Beside a :class:`~detectron2.engine.SimpleTrainer`, whose ``_write_metrics`` comes after the
-    gradients, before the update, and would raise for such losses.
+    gradients, before the update, and would raise for such losses. It gets losses that have come to
+    the host already, in the one transfer that also says whether they are finite.
     """
 
     bad_steps: BadSteps
     _files: dict[str, list[str]]
+    _buffers: _KeptBuffers
+    _scalars: dict[str, float | Tensor]
 
     @property
     def _data_loader_iter(self) -> Iterator[Any]:
@@ -143,14 +174,21 @@ class _SkipsBadSteps:
         self._files = file_names(batch)
         return batch
 
+    def log(self, scalars: Mapping[str, float | Tensor]) -> None:
+        """Put scalars of the current step into the event storage, once its losses are known.
+
+        Args:
+            scalars: numbers, or tensors of one element, for which nobody waits before.
+        """
+        self._scalars.update(scalars)
+
     def run_step(self) -> None:
-        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        self._buffers.keep(self.model)
+        self._scalars.clear()  # of a step that failed
         try:
             super().run_step()
         except _NotFinite as found:
-            for name, buffer in self.model.named_buffers():
-                if name in before:
-                    buffer.copy_(before[name])  # the forward pass has updated batch norms
+            self._buffers.restore(self.model)  # the forward pass has updated batch norms
             step = describe(found.losses, self._files, self.model, self.optimizer)
             self.optimizer.zero_grad()
             self.bad_steps.skipped(self.iter, step)
@@ -158,15 +196,16 @@ class _SkipsBadSteps:
             self.bad_steps.made()
 
     def _write_metrics(self, loss_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
-        watched = [loss.detach().float().reshape(()) for loss in loss_dict.values()]
-        if self._gradients_should_be_finite():
-            watched += _gradient_norms(self.optimizer)
-        if not finite_everywhere(watched):
+        norms = gradient_norms(self.optimizer)
+        step = fetch_step(loss_dict, norms, self._scalars, self._loss_scale())
+        self._scalars.clear()
+        get_event_storage().put_scalars(**step.scalars)
+        if not step.finite:
             raise _NotFinite(loss_dict)
-        super()._write_metrics(loss_dict, *args, **kwargs)
+        super()._write_metrics(step.losses, *args, **kwargs)
 
-    def _gradients_should_be_finite(self) -> bool:
-        return True
+    def _loss_scale(self) -> Tensor | None:
+        return None
 
 
 class SkippingTrainer(_SkipsBadSteps, SimpleTrainer):
@@ -180,8 +219,9 @@ class SkippingAMPTrainer(_SkipsBadSteps, AMPTrainer):
     then and lowers the scale: that is normal, and no bad step.
     """
 
-    def _gradients_should_be_finite(self) -> bool:
-        return self.grad_scaler.get_scale() <= NEUTRAL_SCALE
+    def _loss_scale(self) -> Tensor:
+        one = torch.ones((), device=next(self.model.parameters()).device)
+        return self.grad_scaler.scale(one)  # get_scale() would wait for it
 
 
 def skip_bad_steps(trainer: SimpleTrainer, bad_steps: BadSteps) -> SimpleTrainer:
@@ -194,25 +234,8 @@ def skip_bad_steps(trainer: SimpleTrainer, bad_steps: BadSteps) -> SimpleTrainer
     else:
         skipping = SkippingTrainer(*parts)
     skipping.bad_steps = bad_steps
+    skipping._buffers, skipping._scalars = _KeptBuffers(), {}
     return skipping
-
-
-def finite_everywhere(values: Sequence[Tensor]) -> bool:
-    """Whether all values (0-dim floats of one device) of all processes are finite.
-
-    All processes call this together and get the same answer.
-    """
-    bad = (~torch.stack(list(values)).isfinite()).any().float()
-    if comm.get_world_size() > 1:
-        torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
-    return not bad.item()
-
-
-def _gradient_norms(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The norm of each gradient, float32: not finite if a value is not, or if it overflows."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
-    gradients = [gradient for gradient in gradients if gradient is not None and gradient.numel()]
-    return [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
 
 
 def file_names(batch: Any) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from s4m_d2.engine.build import STAGES, runs_stage
 from s4m_d2.engine.findings import collected, raise_all
 from s4m_d2.engine.protocol import check_architecture
 from s4m_d2.engine.sam_checks import sam_setting_errors
+from s4m_d2.engine.speed import speed_errors
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
 from s4m_d2.losses.structural_distillation import DISTILLATION_REGISTRY
 from s4m_d2.modeling import TRANSFORMER_DECODER_REGISTRY
@@ -166,7 +167,7 @@ def config_errors(
     cfg: CfgNode, *, eval_only: bool = False, num_processes: int | None = None
 ) -> list[S4MError]:
     """What is wrong with the settings alone, no file looked at; arguments as above."""
-    errors: list[S4MError] = [*_value_errors(cfg), *_device_errors(cfg)]
+    errors: list[S4MError] = [*_value_errors(cfg), *_device_errors(cfg), *speed_errors(cfg)]
     if eval_only:
         if not cfg.DATASETS.TEST:
             text = "DATASETS.TEST is empty: name the data set to evaluate on."

@@ -113,14 +113,18 @@ class RunStateHook(HookBase):
 
 
 def with_scaler_state(state: Mapping[str, Any], trainer: Any) -> Mapping[str, Any]:
-    """A trainer's state with the AMP scaler's that a run without AMP did not write.
+    """A trainer's state with the loss scale that a run without AMP, or in bfloat16, did not write.
 
     Args:
         state: of Detectron2's ``DefaultTrainer``.
         trainer: its inner trainer, which has a ``grad_scaler`` if AMP is on.
     """
     scaler, inner = getattr(trainer, "grad_scaler", None), state.get("_trainer")
-    if scaler is None or inner is None or "grad_scaler" in inner:
+    if scaler is None or inner is None or inner.get("grad_scaler"):
         return state
-    logger.warning("The checkpoint was written without AMP: the loss scale starts anew.")
-    return {**state, "_trainer": {**inner, "grad_scaler": scaler.state_dict()}}
+    own = scaler.state_dict()  # empty in bfloat16, as in its checkpoints
+    if own:
+        logger.warning(
+            "The checkpoint was written without AMP or in bfloat16: the loss scale starts anew."
+        )
+    return {**state, "_trainer": {**inner, "grad_scaler": own}}

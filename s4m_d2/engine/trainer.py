@@ -16,7 +16,7 @@ from detectron2.engine.hooks import EvalHook
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s4m_d2.engine import build
@@ -28,6 +28,7 @@ from s4m_d2.engine.protocol import check_distillation, check_model
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.run_state import RunStateHook, run_settings, with_scaler_state
+from s4m_d2.engine.speed import compile_parts, set_precision
 from s4m_d2.engine.stop_signals import StopHook
 from s4m_d2.engine.teacher_student import TeacherStudentModel
 from s4m_d2.engine.writers import ForgivingWriter
@@ -63,6 +64,7 @@ class TeacherTrainer(DefaultTrainer):
         self.bad_steps = BadSteps(cfg.S4M.MAX_BAD_STEPS, folder, cfg.SEED)
         with ddp_on_any_device():
             super().__init__(cfg)
+        set_precision(self._trainer, cfg.S4M.AMP_PRECISION)
         self._trainer = skip_bad_steps(self._trainer, self.bad_steps)
 
     def build_hooks(self):
@@ -129,6 +131,8 @@ class TeacherTrainer(DefaultTrainer):
         torch.manual_seed(derive_seed(cfg.SEED, "initial weights"))
         model = super().build_model(cfg)
         check_distillation(cfg, model)
+        if cfg.S4M.COMPILE:
+            compile_parts(model)
         return model
 
     @classmethod
@@ -177,7 +181,11 @@ class S4MTrainer(TeacherTrainer):
         self.pseudo_labeling = PseudoLabeling(cfg, self.teacher)
         super().__init__(cfg)
         self._trainer.model = TeacherStudentModel(
-            self._trainer.model, self.pseudo_labeling, cfg.S4M.UNSUP_LOSS_WEIGHT, self._log
+            self._trainer.model,
+            self.pseudo_labeling,
+            cfg.S4M.UNSUP_LOSS_WEIGHT,
+            self._log,
+            shared_forward=cfg.S4M.SHARED_FORWARD,
         ).train()
 
     @property
@@ -210,9 +218,9 @@ class S4MTrainer(TeacherTrainer):
             results["teacher"] = self.test(self.cfg, self.teacher.model)
         return results
 
-    def _log(self, stats: dict[str, float]) -> None:
+    def _log(self, stats: Mapping[str, float | Tensor]) -> None:
+        self._trainer.log(stats)
         storage = get_event_storage()
-        storage.put_scalars(**stats)
         skipped = len(self._trainer.data_loader.unlabeled.skipped_images)
         storage.put_scalar("data/skipped_images", skipped, smoothing_hint=False)  # a count so far
 

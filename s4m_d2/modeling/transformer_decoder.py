@@ -170,7 +170,11 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         Args:
             features: three maps (B, in_channels, H_l, W_l), from coarse to fine.
             mask_features: (B, mask_dim, h, w).
-            aux_outputs: also predict classes from every earlier layer.
+            aux_outputs: also predict from every earlier layer. Where not asked for, no classes are
+                predicted there, and where that is less to resize, masks only at the size of the
+                next layer's feature map, from mask features resized once: resizing is linear, so
+                these are the resized masks but for rounding (a cell within rounding of a mask's
+                border may fall on its other side).
 
         Returns:
             ``pred_logits`` (B, Q, num_classes + 1), the last class being "no object";
@@ -186,12 +190,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         query_positions = self.query_embed.weight.expand(batch, -1, -1)
 
         normed = self.decoder_norm(queries)
-        masks = self._predict_masks(normed, mask_features)
         auxiliary = []
+        small = [] if aux_outputs else self._small_features(mask_features, sizes)
         for index in range(self.num_layers):
+            level = index % NUM_FEATURE_LEVELS
+            masks = self._predict_masks(normed, small[level] if small else mask_features)
             if aux_outputs:
                 auxiliary.append({"pred_logits": self.class_embed(normed), "pred_masks": masks})
-            level = index % NUM_FEATURE_LEVELS
             blocked = _attention_mask(masks, sizes[level])
             queries = self.transformer_cross_attention_layers[index](
                 queries, query_positions, cells[level], cell_positions[level], blocked
@@ -199,10 +204,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             queries = self.transformer_self_attention_layers[index](queries, query_positions)
             queries = self.transformer_ffn_layers[index](queries)
             normed = self.decoder_norm(queries)
-            masks = self._predict_masks(normed, mask_features)
         return {
             "pred_logits": self.class_embed(normed),
-            "pred_masks": masks,
+            "pred_masks": self._predict_masks(normed, mask_features),
             "aux_outputs": auxiliary,
         }
 
@@ -216,6 +220,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             code = sine_position_encoding(feature.shape[-2:], len(embed), device=feature.device)
             positions.append(code.flatten(1).T[None])
         return cells, positions
+
+    def _small_features(self, mask_features: Tensor, sizes: list) -> list[Tensor]:
+        """Mask features at each level's size; none if it is less to resize each layer's masks."""
+        num_queries = self.query_feat.num_embeddings
+        if NUM_FEATURE_LEVELS * mask_features.shape[1] > self.num_layers * num_queries:
+            return []
+        return [_resize(mask_features, size) for size in sizes]
 
     def _predict_masks(self, normed: Tensor, mask_features: Tensor) -> Tensor:
         return torch.einsum("bqc,bchw->bqhw", self.mask_embed(normed), mask_features)
@@ -237,12 +248,17 @@ def build_transformer_decoder(cfg, in_channels: int) -> nn.Module:
     return TRANSFORMER_DECODER_REGISTRY.get(name)(cfg, in_channels)
 
 
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size)."""
+    if maps.shape[-2:] == size:
+        return maps
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
 def _attention_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, Q, S) bool from mask logits: True outside the mask; nothing is blocked if all would."""
-    with torch.no_grad():
-        resized = F.interpolate(masks.detach(), size=size, mode="bilinear", align_corners=False)
-        blocked = resized.flatten(2) < 0
-        return blocked & ~blocked.all(dim=-1, keepdim=True)
+    blocked = _resize(masks.detach(), size).flatten(2) < 0
+    return blocked & ~blocked.all(dim=-1, keepdim=True)
 
 
 def _projection(in_channels: int, hidden_dim: int) -> Conv2d:

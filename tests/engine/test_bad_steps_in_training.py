@@ -29,8 +29,8 @@ class Diverge(HookBase):
             return {**outputs, self.entry: outputs[self.entry] * float("nan")}
         return outputs
 
-    def note(self, module, inputs):
-        self.files[-1] |= {sample["file_name"] for sample in inputs[0]}
+    def note(self, module, parts):
+        self.files[-1] |= {sample["file_name"] for part in parts for sample in part}
 
     def before_step(self) -> None:
         self.files.append(set())
