@@ -9,7 +9,8 @@ from torch import Tensor
 
 from s4m_d2.transfers import to_device
 
-PIXELS_AT_ONCE = 1 << 22  # of masks that are float32 at the same time
+# Pixels of masks that are float32 at the same time: few on a CPU, whose cache then holds them.
+PIXELS_AT_ONCE = {"cpu": 1 << 21, "other": 1 << 26}
 POINTS_AT_ONCE = 1 << 23  # candidates of the uncertain points at the same time
 
 
@@ -61,7 +62,8 @@ def _read_shared(masks: Tensor, points: Tensor) -> Tensor:
 
 
 def _masks_at_once(masks: Tensor) -> int:
-    return max(1, PIXELS_AT_ONCE // max(1, masks.shape[1] * masks.shape[2]))
+    pixels = PIXELS_AT_ONCE.get(masks.device.type, PIXELS_AT_ONCE["other"])
+    return max(1, pixels // max(1, masks.shape[1] * masks.shape[2]))
 
 
 def uncertain_points(
@@ -128,6 +130,8 @@ def pairwise_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def pairwise_sigmoid_ce_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """:func:`sigmoid_ce_loss` of every pair: (..., Q, P), (..., N, P) -> (..., Q, N).
 
-    From ``bce(x, t) = softplus(x) - x·t``, so that one matrix product serves all pairs.
+    From ``bce(x, t) = softplus(x) - x·t``, so that one matrix product serves all pairs, and
+    ``softplus(x) = max(x, 0) - log sigmoid(|x|)``, whose parts are several times as fast on a CPU.
     """
-    return (F.softplus(logits).sum(-1)[..., None] - logits @ targets.mT) / logits.shape[-1]
+    softplus = logits.relu() - logits.abs().sigmoid_().log_()
+    return (softplus.sum(-1)[..., None] - logits @ targets.mT) / logits.shape[-1]
