@@ -100,8 +100,8 @@ def uncertain_points(
             device=logits.device,
         )
         candidates, uniform = drawn.split([num_candidates, num_uniform], dim=1)
-        doubt = sample_each(logits, candidates).abs_()
-        chosen = doubt.topk(num_important, dim=1, largest=False, sorted=False).indices
+        doubt = sample_each(logits, candidates).abs_().neg_()  # what is NaN comes first
+        chosen = doubt.topk(num_important, dim=1, sorted=False).indices
         important = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
         parts.append(torch.cat([important, uniform], dim=1))
     return torch.cat(parts)

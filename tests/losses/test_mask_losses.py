@@ -125,5 +125,20 @@ def test_importance_ratio_is_the_share_of_uncertain_points():
     assert near == pytest.approx(0.75 + 0.25 * 0.14, abs=0.02)
 
 
+def test_what_is_not_a_number_is_chosen_first():
+    """Few pixels that diverged must show in the loss."""
+    mask = torch.randn(1, 40, 40, generator=generator(0))
+    mask[0, 3:5, 7:9] = math.nan
+    points = uncertain_points(
+        mask,
+        num_points=4000,
+        oversample_ratio=3.0,
+        importance_ratio=1.0,
+        generator=generator(1),
+    )
+    expected = 3 * 4000 * 9 / 1600  # candidates in the 3 x 3 pixels between whose centers NaN lies
+    assert sample_each(mask, points).isnan().sum().item() == pytest.approx(expected, rel=0.3)
+
+
 def test_without_masks_there_are_no_points():
     assert uncertain_points(torch.zeros(0, 4, 4), **SAMPLING).shape == (0, 100, 2)
