@@ -229,15 +229,18 @@ class SetCriterion(nn.Module):
         if not any(counts):  # zero, but part of the graph: every parameter gets a gradient
             nothing = torch.stack([masks.float().sum() for masks in matched])
             return {"loss_mask": nothing, "loss_dice": nothing}
-        of_images = zip(*(masks.split(counts) for masks in matched), strict=True)
+        images = zip(
+            zip(*(masks.split(counts) for masks in matched), strict=True),
+            (target["masks"] for target in targets),
+            indices.instances,
+            generators or [None] * len(targets),
+            strict=True,
+        )
         losses = [
-            self._image_mask_losses(masks, target["masks"], instances, generator)
-            for masks, target, instances, generator in zip(
-                of_images, targets, indices.instances, generators or [None] * len(targets),
-                strict=True,
-            )
-            if len(masks[0])
-        ]  # fmt: skip
+            self._image_mask_losses(*image)
+            for image, count in zip(images, counts, strict=True)
+            if count
+        ]
         mask, dice = torch.cat(losses, dim=2).sum(2) / sizes.num_masks
         return {"loss_mask": mask, "loss_dice": dice}
 
