@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -12,24 +13,44 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError
-from s4m_d2.losses.mask_losses import dice_loss, sample_each, sigmoid_ce_loss, uncertain_points
-from s4m_d2.losses.matcher import HungarianMatcher
-
-Matches = list[tuple[Tensor, Tensor]]
+from s4m_d2.losses.mask_losses import (
+    dice_loss,
+    sample_chosen,
+    sample_each,
+    sigmoid_ce_loss,
+    uncertain_points,
+)
+from s4m_d2.losses.matcher import HungarianMatcher, ImageMatches
+from s4m_d2.transfers import to_device
 
 
 @dataclass(frozen=True)
 class _BatchSizes:
-    """What turns the sums and means of one process into its part of those of all processes.
+    """What turns the sums of one process into its part of the means over all processes.
 
     Attributes:
         num_masks: 0-dim; instances of all images, at least 1, divided by the number of processes.
-        class_share: 0-dim; the class weights of this process' queries over the mean of all
-            processes'. Exactly 1 in one process.
+        class_weight: 0-dim; class weights of all queries of a layer, divided so too.
     """
 
     num_masks: Tensor
-    class_share: Tensor
+    class_weight: Tensor
+
+
+@dataclass(frozen=True)
+class _Indices:
+    """What the matches say, on the device.
+
+    Attributes:
+        classes: (L, B, Q) int64, the class that each query of each layer should say.
+        queries: (L, M) int64, matched queries of all images, counted through the batch.
+        instances: for each image the instances to be read, of all layers at once if they match the
+            same ones, else layer after layer; None: all in their order.
+    """
+
+    classes: Tensor
+    queries: Tensor
+    instances: list[Tensor | None]
 
 
 class SetCriterion(nn.Module):
@@ -103,111 +124,168 @@ class SetCriterion(nn.Module):
         targets: Sequence[dict[str, Tensor]],
         generators: Sequence[torch.Generator | None] | None = None,
     ) -> dict[str, Tensor]:
-        """Compute all losses, in float32.
+        """Compute all losses, in float32. The device is waited for once, in the matcher.
 
         Args:
             outputs: ``pred_logits`` (B, Q, K + 1), ``pred_masks`` (B, Q, h, w) logits of the padded
                 batch, and optionally ``aux_outputs``, a list of dicts with the same two entries.
             targets: for each image ``labels`` (N,) int64 and ``masks`` (N, H, W) of the padded
-                batch. N may be 0.
+                batch. N may be 0. Optionally ``valid`` (N,) bool: the other instances count as
+                absent.
             generators: one for each image, or None for torch's default one. What is drawn for an
-                image does not depend on the rest of the batch.
+                image does not depend on the rest of the batch: first the points of the matching,
+                layer by layer, then those of the losses, mask by mask of each layer; the last
+                layer comes first.
 
         Returns:
             weighted 0-dim losses: ``loss_ce``, ``loss_mask``, ``loss_dice``, and the same with the
             suffix ``_i`` for entry i of ``aux_outputs``.
+
+        Raises:
+            InputError: if a label is none of the K classes.
         """
+        layers = [outputs]
+        if self.deep_supervision:
+            layers += outputs.get("aux_outputs", [])
         device = outputs["pred_logits"].device
         with torch.autocast(device_type=device.type, enabled=False):
-            targets = [{**target, "masks": target["masks"].float()} for target in targets]
-            sizes = self._batch_sizes(targets, outputs["pred_logits"].shape[1])
-            losses = self._layer_losses(outputs, targets, sizes, generators)
-            auxiliary_outputs = outputs.get("aux_outputs", []) if self.deep_supervision else []
-            for index, auxiliary in enumerate(auxiliary_outputs):
-                layer = self._layer_losses(auxiliary, targets, sizes, generators)
-                losses.update({f"{name}_{index}": loss for name, loss in layer.items()})
-        return losses
+            matches = self.matcher(layers, targets, generators)
+            sizes = self._batch_sizes(matches, outputs["pred_logits"].shape[1])
+            indices = self._indices(matches, targets, outputs["pred_logits"])
+            losses = {
+                "loss_ce": self._class_losses(layers, indices.classes) / sizes.class_weight,
+                **self._mask_losses(layers, targets, matches, indices, sizes, generators),
+            }
+        suffixes = ["", *(f"_{index}" for index in range(len(layers) - 1))]
+        return {
+            name + suffix: loss * self.loss_weights[name]
+            for name, of_layers in losses.items()
+            for suffix, loss in zip(suffixes, of_layers.unbind(), strict=True)
+        }
 
-    def _batch_sizes(self, targets: Sequence[dict[str, Tensor]], num_queries: int) -> _BatchSizes:
+    def _batch_sizes(self, matches: Sequence[ImageMatches], num_queries: int) -> _BatchSizes:
         """Of this process' share of the batch, from one exchange between the processes."""
-        instances = [len(target["labels"]) for target in targets]
-        matched = sum(min(count, num_queries) for count in instances)  # an object class weighs 1
-        unmatched = len(targets) * num_queries - matched
-        own_weight = matched + unmatched * self.empty_weight[-1]
-        counts = torch.stack([own_weight.new_tensor(float(sum(instances))), own_weight])
+        instances = sum(match.num_instances for match in matches)
+        matched = sum(map(len, matches))  # an object class weighs 1
+        unmatched = len(matches) * num_queries - matched
+        counts = to_device([instances, matched], self.empty_weight.device, torch.float32)
+        counts[1] += unmatched * self.empty_weight[-1]
         world_size = comm.get_world_size()
         if world_size > 1:
             torch.distributed.all_reduce(counts)
-        num_masks, class_weight = counts
-        return _BatchSizes(
-            num_masks.clamp(min=1) / world_size, own_weight * world_size / class_weight
-        )
+        num_masks, class_weight = counts.unbind()
+        return _BatchSizes(num_masks.clamp(min=1) / world_size, class_weight / world_size)
 
-    def _layer_losses(
+    def _indices(
         self,
-        outputs: dict[str, Tensor],
+        matches: Sequence[ImageMatches],
         targets: Sequence[dict[str, Tensor]],
-        sizes: _BatchSizes,
-        generators: Sequence[torch.Generator | None] | None,
-    ) -> dict[str, Tensor]:
-        matches = self.matcher(outputs, targets, generators)
-        class_loss = self._class_loss(outputs["pred_logits"].float(), targets, matches)
-        losses = {"loss_ce": class_loss * sizes.class_share}
-        losses |= self._mask_losses(
-            outputs["pred_masks"], targets, matches, sizes.num_masks, generators
+        logits: Tensor,
+    ) -> _Indices:
+        """One copy to the device."""
+        num_layers, num_queries = len(matches[0].queries), logits.shape[1]
+        classes = np.full((num_layers, len(matches), num_queries), self.num_classes)
+        for image, match in enumerate(matches):
+            np.put_along_axis(classes[:, image], match.queries, match.labels, axis=1)
+        queries = np.concatenate(
+            [match.queries + image * num_queries for image, match in enumerate(matches)], axis=1
         )
-        return {name: loss * self.loss_weights[name] for name, loss in losses.items()}
+        wanted = [
+            _wanted(match.instances, len(target["labels"]))
+            for match, target in zip(matches, targets, strict=True)
+        ]
+        parts = [classes.ravel(), queries.ravel(), *(part for part in wanted if part is not None)]
+        moved = to_device(np.concatenate(parts), logits.device).split([len(p) for p in parts])
+        instances = iter(moved[2:])
+        return _Indices(
+            moved[0].view(classes.shape),
+            moved[1].view(queries.shape),
+            [None if part is None else next(instances) for part in wanted],
+        )
 
-    def _class_loss(
-        self, logits: Tensor, targets: Sequence[dict[str, Tensor]], matches: Matches
-    ) -> Tensor:
-        """Class-weighted cross-entropy; unmatched queries should say "no object"."""
-        classes = torch.full(
-            logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device
+    def _class_losses(self, layers: Sequence[dict[str, Tensor]], classes: Tensor) -> Tensor:
+        """(L,) sums of class-weighted cross-entropies."""
+        logits = torch.stack([layer["pred_logits"] for layer in layers]).float()
+        each = F.cross_entropy(
+            logits.flatten(0, 2), classes.flatten(), self.empty_weight, reduction="none"
         )
-        for row, target, (queries, instances) in zip(classes, targets, matches, strict=True):
-            row[queries] = target["labels"][instances]
-        return F.cross_entropy(logits.transpose(1, 2), classes, self.empty_weight)
+        return each.view(len(layers), -1).sum(1)
 
     def _mask_losses(
         self,
-        masks: Tensor,
+        layers: Sequence[dict[str, Tensor]],
         targets: Sequence[dict[str, Tensor]],
-        matches: Matches,
-        num_masks: Tensor,
+        matches: Sequence[ImageMatches],
+        indices: _Indices,
+        sizes: _BatchSizes,
         generators: Sequence[torch.Generator | None] | None,
     ) -> dict[str, Tensor]:
-        counts = [len(queries) for queries, _ in matches]
-        images = torch.repeat_interleave(torch.tensor(counts, device=masks.device))
-        logits = masks[images, torch.cat([queries for queries, _ in matches])].float()
+        """(L,) of each loss. Images are taken one by one, all layers of each together."""
+        matched = [
+            layer["pred_masks"].flatten(0, 1)[queries]
+            for layer, queries in zip(layers, indices.queries.unbind(), strict=True)
+        ]
+        counts = [len(match) for match in matches]
+        if not any(counts):  # zero, but part of the graph: every parameter gets a gradient
+            nothing = torch.stack([masks.float().sum() for masks in matched])
+            return {"loss_mask": nothing, "loss_dice": nothing}
+        images = zip(
+            zip(*(masks.split(counts) for masks in matched), strict=True),
+            (target["masks"] for target in targets),
+            indices.instances,
+            generators or [None] * len(targets),
+            strict=True,
+        )
+        losses = [
+            self._image_mask_losses(*image)
+            for image, count in zip(images, counts, strict=True)
+            if count
+        ]
+        mask, dice = torch.cat(losses, dim=2).sum(2) / sizes.num_masks
+        return {"loss_mask": mask, "loss_dice": dice}
+
+    def _image_mask_losses(
+        self,
+        masks: Sequence[Tensor],
+        truth: Tensor,
+        instances: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """(2, L, M) BCE and dice of one image's matched masks, (M, h, w) in each layer."""
+        logits = torch.cat(masks).float()
         points = uncertain_points(
-            logits.detach(),
-            counts,
+            logits,
             num_points=self.num_points,
             oversample_ratio=self.oversample_ratio,
             importance_ratio=self.importance_ratio,
-            generators=generators,
+            generator=generator,
         )
-        labels = torch.cat(
-            [
-                sample_each(_select(target["masks"], instances), image_points)
-                for target, (_, instances), image_points in zip(
-                    targets, matches, points.split(counts), strict=True
-                )
-            ]
-        )
-        if not len(logits):  # zero, but part of the graph: every parameter gets a gradient
-            return {"loss_mask": logits.sum(), "loss_dice": logits.sum()}
+        labels = _read_truth(truth, instances, points.unflatten(0, (len(masks), -1)))
         point_logits = sample_each(logits, points)
-        return {
-            "loss_mask": sigmoid_ce_loss(point_logits, labels).sum() / num_masks,
-            "loss_dice": dice_loss(point_logits, labels).sum() / num_masks,
-        }
+        losses = torch.stack(
+            [sigmoid_ce_loss(point_logits, labels), dice_loss(point_logits, labels)]
+        )
+        return losses.unflatten(1, (len(masks), -1))
 
 
-def _select(masks: Tensor, instances: Tensor) -> Tensor:
-    """``masks[instances]`` without a copy where all are wanted (matches come in their order)."""
-    return masks if len(instances) == len(masks) else masks[instances]
+def _wanted(instances: np.ndarray, count: int) -> np.ndarray | None:
+    """See :attr:`_Indices.instances`; of (L, M) matched instances out of ``count``."""
+    if not (instances == instances[0]).all():
+        return instances.ravel()
+    return None if instances.shape[1] == count else instances[0]
+
+
+def _read_truth(masks: Tensor, instances: Tensor | None, points: Tensor) -> Tensor:
+    """(L * M, P) values of instances at the points (L, M, P, 2) of each layer.
+
+    An instance that all layers match is read at the points of all of them at once.
+    """
+    num_layers, matched, num_points = points.shape[:3]
+    together = num_layers if instances is None or len(instances) == matched else 1
+    grouped = points.unflatten(0, (-1, together)).transpose(1, 2)  # (groups, M, together, P, 2)
+    values = sample_chosen(masks, instances, grouped.flatten(2, 3).flatten(0, 1))
+    values = values.view(-1, matched, together, num_points)
+    return values.transpose(1, 2).flatten(0, 2)
 
 
 def _check_sampling(num_points: int, oversample_ratio: float, importance_ratio: float) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from detectron2.projects.point_rend.point_features import point_sample
 from torch import Tensor
+
+from s4m_d2.transfers import to_device
+
+# Pixels of masks that are float32 at the same time: few on a CPU, whose cache then holds them.
+PIXELS_AT_ONCE = {"cpu": 1 << 21, "other": 1 << 26}
+POINTS_AT_ONCE = 1 << 23  # candidates of the uncertain points at the same time
 
 
 def draw_points(
@@ -15,7 +19,7 @@ def draw_points(
 ) -> Tensor:
     """(count, num_points, 2) float32 uniform points; None draws from torch's default generator."""
     source = device if generator is None else generator.device
-    return torch.rand(count, num_points, 2, generator=generator, device=source).to(device)
+    return to_device(torch.rand(count, num_points, 2, generator=generator, device=source), device)
 
 
 def sample_each(masks: Tensor, points: Tensor) -> Tensor:
@@ -26,31 +30,60 @@ def sample_each(masks: Tensor, points: Tensor) -> Tensor:
 
 
 def sample_shared(masks: Tensor, points: Tensor) -> Tensor:
-    """Bilinear values of all masks at the same points: (N, H, W), (P, 2) -> (N, P) float32."""
+    """Bilinear values of all masks at the same points: (N, H, W), (P, 2) -> (N, P) float32.
+
+    Masks of other types than float32 are converted a few at a time.
+    """
     if len(masks) == 0:
         return masks.new_zeros((0, len(points)), dtype=torch.float32)
+    parts = masks.split(_masks_at_once(masks))
+    return torch.cat([_read_shared(part, points) for part in parts])
+
+
+def sample_chosen(masks: Tensor, chosen: Tensor | None, points: Tensor) -> Tensor:
+    """:func:`sample_each` of ``masks[chosen]``, of which a few are copied at a time.
+
+    Args:
+        masks: (N, H, W) of any type.
+        chosen: (M,) int64 indices; None: all masks in their order.
+        points: (M, P, 2).
+
+    Returns:
+        (M, P) float32.
+    """
+    size = _masks_at_once(masks)
+    places = points.split(size)
+    parts = masks.split(size) if chosen is None else (masks[c] for c in chosen.split(size))
+    return torch.cat([sample_each(part, its) for part, its in zip(parts, places, strict=True)])
+
+
+def _read_shared(masks: Tensor, points: Tensor) -> Tensor:
     return point_sample(masks[None].float(), points[None], align_corners=False)[0]
+
+
+def _masks_at_once(masks: Tensor) -> int:
+    pixels = PIXELS_AT_ONCE.get(masks.device.type, PIXELS_AT_ONCE["other"])
+    return max(1, pixels // max(1, masks.shape[1] * masks.shape[2]))
 
 
 def uncertain_points(
     mask_logits: Tensor,
-    counts: Sequence[int],
     *,
     num_points: int,
     oversample_ratio: float,
     importance_ratio: float,
-    generators: Sequence[torch.Generator | None] | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw points that lie mostly where a mask is undecided.
+    """Draw points for each mask of an image that lie mostly where it is undecided.
 
     Of ``num_points * oversample_ratio`` uniform candidates a mask, the
     ``num_points * importance_ratio`` whose logit is nearest to zero are kept; further uniform
-    points fill up. The points of an image depend on its own masks and generator only.
+    points fill up. Points are drawn mask by mask, so many at a time that the memory for them stays
+    bounded.
 
     Args:
-        mask_logits: (N, H, W), the masks of all images, image after image.
-        counts: number of masks of each image; they add up to N.
-        generators: one for each image, or None for torch's default one.
+        mask_logits: (N, H, W).
+        generator: the image's, or None for torch's default one.
 
     Returns:
         (N, num_points, 2) float32, without gradient.
@@ -58,23 +91,20 @@ def uncertain_points(
     num_candidates = int(num_points * oversample_ratio)
     num_important = int(num_points * importance_ratio)
     num_uniform = num_points - num_important
-    drawn = torch.cat(
-        [
-            draw_points(
-                count,
-                num_candidates + num_uniform,
-                generator=generator,
-                device=mask_logits.device,
-            )
-            for count, generator in zip(counts, generators or [None] * len(counts), strict=True)
-        ]
-    )
-    candidates, uniform = drawn.split([num_candidates, num_uniform], dim=1)
-    with torch.no_grad():
-        doubt = -sample_each(mask_logits, candidates).abs()
-    chosen = doubt.topk(num_important, dim=1, sorted=False).indices
-    important = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
-    return torch.cat([important, uniform], dim=1)
+    parts = []
+    for logits in mask_logits.detach().split(max(1, POINTS_AT_ONCE // num_candidates)):
+        drawn = draw_points(
+            len(logits),
+            num_candidates + num_uniform,
+            generator=generator,
+            device=logits.device,
+        )
+        candidates, uniform = drawn.split([num_candidates, num_uniform], dim=1)
+        doubt = sample_each(logits, candidates).abs_().neg_()  # what is NaN comes first
+        chosen = doubt.topk(num_important, dim=1, sorted=False).indices
+        important = candidates.gather(1, chosen[..., None].expand(-1, -1, 2))
+        parts.append(torch.cat([important, uniform], dim=1))
+    return torch.cat(parts)
 
 
 def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -90,15 +120,18 @@ def sigmoid_ce_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def pairwise_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """:func:`dice_loss` of every pair: (Q, P) logits, (N, P) targets -> (Q, N)."""
+    """:func:`dice_loss` of every pair: (..., Q, P) logits, (..., N, P) targets -> (..., Q, N)."""
     probabilities = logits.sigmoid()
-    overlap = 2 * probabilities @ targets.T
-    return 1 - (overlap + 1) / (probabilities.sum(-1)[:, None] + targets.sum(-1) + 1)
+    overlap = 2 * (probabilities @ targets.mT)
+    totals = probabilities.sum(-1)[..., :, None] + targets.sum(-1)[..., None, :]
+    return 1 - (overlap + 1) / (totals + 1)
 
 
 def pairwise_sigmoid_ce_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """:func:`sigmoid_ce_loss` of every pair: (Q, P) logits, (N, P) targets -> (Q, N).
+    """:func:`sigmoid_ce_loss` of every pair: (..., Q, P), (..., N, P) -> (..., Q, N).
 
-    From ``bce(x, t) = softplus(x) - x·t``, so that one matrix product serves all pairs.
+    From ``bce(x, t) = softplus(x) - x·t``, so that one matrix product serves all pairs, and
+    ``softplus(x) = max(x, 0) - log sigmoid(|x|)``, whose parts are several times as fast on a CPU.
     """
-    return (F.softplus(logits).sum(-1)[:, None] - logits @ targets.T) / logits.shape[1]
+    softplus = logits.relu() - logits.abs().sigmoid_().log_()
+    return (softplus.sum(-1)[..., None] - logits @ targets.mT) / logits.shape[-1]

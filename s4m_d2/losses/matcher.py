@@ -3,33 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from detectron2.config import configurable
+from detectron2.projects.point_rend.point_features import point_sample
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from s4m_d2.errors import InputError
 from s4m_d2.losses.mask_losses import (
     draw_points,
     pairwise_dice_loss,
     pairwise_sigmoid_ce_loss,
     sample_shared,
 )
+from s4m_d2.transfers import to_host
 
 #: What a cost that is not finite counts as, and the bound of every cost's magnitude. Small enough
 #: for the differences of ordinary costs to survive in float64.
 WORST_COST = 1e6
 
 
+@dataclass(frozen=True)
+class ImageMatches:
+    """The matches of one image in L layers, on the host; M = min(Q, ``num_instances``).
+
+    Attributes:
+        queries: (L, M) int64.
+        instances: (L, M) int64 positions in the image's target that the queries match, ascending.
+        labels: (L, M) int64, the instances' classes.
+        num_instances: instances of the target that count.
+    """
+
+    queries: np.ndarray
+    instances: np.ndarray
+    labels: np.ndarray
+    num_instances: int
+
+    def __len__(self) -> int:
+        """M, in each layer."""
+        return self.queries.shape[1]
+
+
 class HungarianMatcher:
     """Finds the one-to-one assignment of queries to instances with the least total cost.
 
     The cost of a pair is ``class_cost · (-p(class)) + mask_cost · BCE + dice_cost · dice``, the
-    mask terms on points that all queries and instances of an image share.
+    mask terms on points that all queries and instances of an image share, in one layer: each layer
+    has its own.
 
     Args:
         class_cost, mask_cost, dice_cost: weights, >= 0.
-        num_points: points an image.
+        num_points: points an image and layer.
     """
 
     @configurable
@@ -51,63 +79,130 @@ class HungarianMatcher:
             "num_points": former.TRAIN_NUM_POINTS,
         }
 
-    @torch.no_grad()
     def __call__(
         self,
-        outputs: dict[str, Tensor],
+        layers: Sequence[dict[str, Tensor]],
         targets: Sequence[dict[str, Tensor]],
         generators: Sequence[torch.Generator | None] | None = None,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Match every image of a batch.
+    ) -> list[ImageMatches]:
+        """Match every image in every layer. The device is waited for once.
 
         Args:
-            outputs: ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, h, w) logits.
-            targets: for each image ``labels`` (N,) int64 and ``masks`` (N, H, W), in the same
-                frame as the predicted masks up to scale.
-            generators: one for each image, or None for torch's default one.
+            layers: of each, ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, h, w) logits.
+            targets: for each image ``labels`` (N,) int64, ``masks`` (N, H, W), in the same frame
+                as the predicted masks up to scale, and optionally ``valid`` (N,) bool: the others
+                count as absent.
+            generators: one for each image, or None for torch's default one; of each, the points of
+                all layers are drawn.
 
         Returns:
-            for each image two (min(Q, N),) int64 tensors: the queries, and the instances that they
-            match, in ascending order.
+            the matches of each image.
+
+        Raises:
+            InputError: if a label is none of the K classes.
         """
-        generators = generators or [None] * len(targets)
+        num_queries, num_labels = layers[0]["pred_logits"].shape[1:]
+        counts = [len(target["labels"]) for target in targets]
+        if not any(counts):
+            nothing = np.zeros((len(layers), 0), dtype=np.int64)
+            return [ImageMatches(nothing, nothing, nothing, 0) for _ in targets]
+        costs, labels, *flags = to_host(
+            self.costs(layers, targets, generators),
+            torch.cat([target["labels"] for target in targets]),
+            *(target["valid"] for target in targets if "valid" in target),
+        )
+        flags = iter(flags)
         matches = []
-        for logits, masks, target, generator in zip(
-            outputs["pred_logits"], outputs["pred_masks"], targets, generators, strict=True
-        ):
-            cost = self.cost(logits.float(), masks, target, generator)
-            matches.append(_assign(cost))
+        for image, label in enumerate(np.split(labels, np.cumsum(counts)[:-1])):
+            present = np.arange(len(label))
+            if "valid" in targets[image]:
+                present = np.flatnonzero(next(flags))
+            _check_labels(label[present], image, num_labels - 1)
+            matches.append(_assign(costs[:, image, :num_queries], present, label))
         return matches
 
-    def cost(
+    @torch.no_grad()
+    def costs(
         self,
-        logits: Tensor,
-        masks: Tensor,
-        target: dict[str, Tensor],
-        generator: torch.Generator | None = None,
+        layers: Sequence[dict[str, Tensor]],
+        targets: Sequence[dict[str, Tensor]],
+        generators: Sequence[torch.Generator | None] | None = None,
     ) -> Tensor:
-        """(Q, N) costs of one image: logits (Q, K + 1), masks (Q, h, w), one entry of targets."""
-        points = draw_points(1, self.num_points, generator=generator, device=masks.device)[0]
-        mask_logits = sample_shared(masks, points)
-        mask_targets = sample_shared(target["masks"], points)
-        probabilities = logits.softmax(-1)[:, target["labels"]]
+        """(L, B, Q, N) float32 costs; N is that of the image with most instances.
+
+        What stands beyond an image's own instances means nothing. Arguments as of a call.
+        """
+        device = layers[0]["pred_masks"].device
+        points = torch.stack(
+            [
+                draw_points(len(layers), self.num_points, generator=generator, device=device)
+                for generator in generators or [None] * len(targets)
+            ],
+            dim=1,
+        )  # (L, B, P, 2)
+        read = [
+            sample_shared(target["masks"], its_points.flatten(0, 1))
+            for target, its_points in zip(targets, points.unbind(1), strict=True)
+        ]
+        masks = pad_sequence(read, batch_first=True).unflatten(2, (len(layers), self.num_points))
+        labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
+        return torch.stack(
+            [
+                self._layer_costs(layer, labels, its_masks, its_points)
+                for layer, its_masks, its_points in zip(
+                    layers, masks.unbind(2), points, strict=True
+                )
+            ]
+        )
+
+    def _layer_costs(
+        self, layer: dict[str, Tensor], labels: Tensor, masks: Tensor, points: Tensor
+    ) -> Tensor:
+        """(B, Q, N); labels (B, N), and masks (B, N, P) read at points (B, P, 2)."""
+        logits = point_sample(layer["pred_masks"].float(), points, align_corners=False)
+        probabilities = layer["pred_logits"].float().softmax(-1)
+        known = labels.clamp(0, probabilities.shape[2] - 1)  # the host refuses others
+        classes = known[:, None].expand(-1, probabilities.shape[1], -1)
         return (
-            self.mask_cost * pairwise_sigmoid_ce_loss(mask_logits, mask_targets)
-            + self.dice_cost * pairwise_dice_loss(mask_logits, mask_targets)
-            - self.class_cost * probabilities
+            self.mask_cost * pairwise_sigmoid_ce_loss(logits, masks)
+            + self.dice_cost * pairwise_dice_loss(logits, masks)
+            - self.class_cost * probabilities.gather(2, classes)
         )
 
 
-def _assign(cost: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries and instances of the cheapest assignment; costs that are not finite lose.
+def _assign(costs: np.ndarray, present: np.ndarray, labels: np.ndarray) -> ImageMatches:
+    """The cheapest assignment in each layer; costs that are not finite lose.
 
     The matches then say nothing, but the losses of diverged predictions are still computed, and it
     is these that show that the step has to be skipped.
+
+    Args:
+        costs: (L, Q, N) of one image.
+        present: (N',) the instances that count, ascending.
+        labels: (N,) of all instances.
     """
-    bounded = cost.double().nan_to_num(nan=WORST_COST, posinf=WORST_COST, neginf=WORST_COST)
-    queries, instances = linear_sum_assignment(bounded.clamp(-WORST_COST, WORST_COST).cpu().numpy())
+    bounded = np.nan_to_num(
+        costs[:, :, present].astype(np.float64),
+        nan=WORST_COST,
+        posinf=WORST_COST,
+        neginf=WORST_COST,
+    ).clip(-WORST_COST, WORST_COST)
+    pairs = [_in_order(*linear_sum_assignment(cost)) for cost in bounded]
+    queries, columns = (np.stack(side).astype(np.int64) for side in zip(*pairs, strict=True))
+    instances = present[columns]
+    return ImageMatches(queries, instances, labels[instances], len(present))
+
+
+def _in_order(queries: np.ndarray, instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     order = instances.argsort()
-    return (
-        torch.as_tensor(queries[order], dtype=torch.int64, device=cost.device),
-        torch.as_tensor(instances[order], dtype=torch.int64, device=cost.device),
-    )
+    return queries[order], instances[order]
+
+
+def _check_labels(labels: np.ndarray, image: int, num_classes: int) -> None:
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise InputError(
+            f"target of image {image} of the batch: class id {wrong[0]} is out of range "
+            f"0..{num_classes - 1}; whoever labels the images must know the classes of the model "
+            "(MODEL.SEM_SEG_HEAD.NUM_CLASSES)"
+        )

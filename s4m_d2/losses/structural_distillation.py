@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -15,6 +16,7 @@ from fvcore.common.registry import Registry
 from torch import Generator, Tensor
 
 from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.transfers import to_device
 
 DISTILLATION_REGISTRY = Registry("DISTILLATION")
 DISTILLATION_REGISTRY.__doc__ = """Losses ``(cfg, backend) -> loss`` that distill SAM's features."""
@@ -129,7 +131,7 @@ class StructuralDistillation:
         query = self._query_points(images, image_sizes, masks, generators)
         scale, content = self._grid_geometry(image_sizes, images.device)
         cells = torch.stack([content.any(dim=1).sum(dim=1), content.any(dim=2).sum(dim=1)], dim=-1)
-        anchors = _inside_cells(query * scale[:, None], cells, cells.new_tensor(content.shape[1:]))
+        anchors = _inside_cells(query * scale[:, None], (cells - 0.5) / self.backend.grid_side)
         target = self._sam_similarity(images, image_sizes, query, anchors)
         resized = self._resize_to_grid(mask_features, images, image_sizes, scale)
         similarity = similarity_maps(resized, anchors)
@@ -156,7 +158,7 @@ class StructuralDistillation:
         """(B, 2) factors (x, y) from content to grid, and (B, S, S) bool: which cells count."""
         scales = [self.backend.grid_scale(size) for size in image_sizes]
         content = [self.backend.content_mask(size) for size in image_sizes]
-        return torch.tensor(scales, device=device), torch.stack(content).to(device)
+        return to_device(scales, device, torch.float32), to_device(torch.stack(content), device)
 
     @torch.no_grad()
     def _sam_similarity(
@@ -180,13 +182,14 @@ class StructuralDistillation:
         self, mask_features: Tensor, images: Tensor, image_sizes: Sequence[ImageSize], scale: Tensor
     ) -> Tensor:
         """(B, C, S, S) mask features, float32, read where the grid cells' centers lie."""
-        side, device = self.backend.grid_side, images.device
-        padded = torch.tensor(images.shape[:1:-1], device=device)
-        total = torch.tensor(mask_features.shape[:1:-1], device=device)
-        shown = torch.tensor(image_sizes, device=device).flip(1)
-        where = _cell_centers(side, device) * (shown / padded / scale)[:, None]
-        cells = (shown * total + padded - 1) // padded  # rounded up: they hold some content
-        resized = _read(mask_features.float(), _inside_cells(where, cells, total))
+        side = self.backend.grid_side
+        padded, total = (np.array(t.shape[:1:-1]) for t in (images, mask_features))
+        shown = np.array(image_sizes)[:, ::-1]
+        cells = -(-shown * total // padded)  # rounded up: they hold some content
+        known = np.stack([shown / padded, (cells - 0.5) / total])
+        share, last = to_device(known, images.device, torch.float32).unbind()
+        where = _cell_centers(side, images.device) * (share / scale)[:, None]
+        resized = _read(mask_features.float(), _inside_cells(where, last))
         return resized.unflatten(2, (side, side))
 
 
@@ -205,13 +208,13 @@ def sample_query_points(
     which the union has too few pixels, are uniform over the content.
     """
     height, width = image_size
-    union = masks[:, :height, :width].to(device).any(dim=0).flatten()
+    union = to_device(masks[:, :height, :width], device).any(dim=0).flatten()
     uniform = torch.rand((num_points, 2), generator=generator, device=device)
     keys = torch.rand(height * width, generator=generator, device=device)
     keys, index = keys.masked_fill(~union, -1.0).topk(min(num_foreground, len(keys)))
-    corners = torch.stack([index % width, index // width], dim=-1)
     head, rest = uniform.split([len(keys), num_points - len(keys)])
-    inside = (corners + head) / torch.tensor([width, height], device=device)
+    x, y = head.unbind(dim=1)
+    inside = torch.stack([(index % width + x) / width, (index // width + y) / height], dim=1)
     return torch.cat([torch.where(keys[:, None] >= 0, inside, head), rest])
 
 
@@ -241,12 +244,12 @@ def _cell_centers(side: int, device: torch.device) -> Tensor:
     return torch.stack([x, y], dim=-1).flatten(0, 1)
 
 
-def _inside_cells(points: Tensor, cells: Tensor, total: Tensor) -> Tensor:
-    """Move (B, P, 2) points to where reading bilinearly touches the first ``cells`` (B, 2) only.
+def _inside_cells(points: Tensor, last: Tensor) -> Tensor:
+    """Move (B, P, 2) points to where reading bilinearly touches no cell beyond the ``last`` ones.
 
-    ``points`` are normalized to a map of ``total`` (2,) cells; x before y everywhere.
+    These are given as the centers (B, 2) of the last column and row; x before y everywhere.
     """
-    return torch.minimum(points, ((cells - 0.5) / total)[:, None])
+    return torch.minimum(points, last[:, None])
 
 
 def _check_batch(mask_features, images, image_sizes, masks, generators) -> None:

@@ -11,6 +11,7 @@ from detectron2.structures import BitMasks, Instances
 from torch import Tensor
 
 from s4m_d2.errors import DatasetError, InputError
+from s4m_d2.transfers import to_device
 
 
 def prepare_targets(
@@ -24,25 +25,34 @@ def prepare_targets(
 
     Args:
         batched_inputs: samples with "instances": ``gt_classes`` (N,) and ``gt_masks`` (BitMasks or
-            an (N, H, W) tensor at the image's size; may be absent where N is 0).
+            an (N, H, W) tensor at the image's size; may be absent where N is 0), and optionally
+            ``gt_valid`` (N,) bool: False marks instances that count as absent.
         padded_size: (H, W) of the padded batch.
         num_classes: valid class ids are 0 .. num_classes - 1.
 
     Returns:
-        for each image ``labels`` (N,) int64 and ``masks`` (N, *padded_size) bool.
+        for each image ``labels`` (N,) int64, ``masks`` (N, *padded_size) bool and, if the sample
+        has ``gt_valid``, ``valid`` (N,) bool; the masks of other instances are then empty.
 
     Raises:
         InputError: if instances are missing or their masks are of another kind.
         DatasetError: if a class id is out of range or sizes or numbers disagree; it names the
-            file.
+            file. Ids on a GPU are not waited for: the matcher checks those.
     """
-    return [
-        {
-            "labels": _labels(sample, num_classes).to(device),
-            "masks": _pad(_masks(sample).to(device), padded_size),
-        }
-        for sample in batched_inputs
-    ]
+    return [_target(sample, padded_size, num_classes, device) for sample in batched_inputs]
+
+
+def _target(
+    sample: Mapping[str, Any], size: tuple[int, int], num_classes: int, device: torch.device
+) -> dict[str, Tensor]:
+    target = {
+        "labels": to_device(_labels(sample, num_classes), device),
+        "masks": _pad(to_device(_masks(sample), device), size),
+    }
+    if _instances(sample).has("gt_valid"):
+        target["valid"] = to_device(_instances(sample).gt_valid, device, torch.bool)
+        target["masks"] = target["masks"] & target["valid"][:, None, None]
+    return target
 
 
 def _name(sample: Mapping[str, Any]) -> str:
@@ -60,6 +70,8 @@ def _instances(sample: Mapping[str, Any]) -> Instances:
 
 def _labels(sample: Mapping[str, Any], num_classes: int) -> Tensor:
     labels = _instances(sample).gt_classes.to(torch.int64)
+    if labels.device.type != "cpu":
+        return labels
     bad = labels[(labels < 0) | (labels >= num_classes)]
     if len(bad):
         raise DatasetError(

@@ -163,7 +163,8 @@ def test_more_instances_than_queries_are_matched_as_far_as_queries_go():
     outputs, target = random_outputs(1), random_target(QUERIES + 3)
     criterion = make_criterion()
     losses = criterion(outputs, [target], generators(0))
-    [(_, matched)] = criterion.matcher(outputs, [target], generators(0))
+    [matches] = criterion.matcher([outputs], [target], generators(0))
+    matched = torch.from_numpy(matches.instances[0])
     assert matched.tolist() != list(range(QUERIES))
     subset = {key: value[matched] for key, value in target.items()}
     alone = criterion(outputs, [subset], generators(0))

@@ -119,15 +119,22 @@ def recorded_points():
 
 
 class RecordingMatcher:
-    """Remembers what another matcher found: for each call, pairs for each image."""
+    """Remembers what another matcher found: for each layer, pairs for each image."""
 
     def __init__(self, matcher):
         self.matcher = matcher
-        self.calls = []
 
-    def __call__(self, *args):
-        found = self.matcher(*args)
-        self.calls.append([list(zip(q.tolist(), n.tolist(), strict=True)) for q, n in found])
+    def __call__(self, layers, *args):
+        found = self.matcher(layers, *args)
+        self.layers = [
+            [
+                list(
+                    zip(image.queries[layer].tolist(), image.instances[layer].tolist(), strict=True)
+                )
+                for image in found
+            ]
+            for layer in range(len(layers))
+        ]
         return found
 
 
@@ -139,24 +146,44 @@ def check_matches(layer, targets, matching_points):
     """One to one, as many as possible, and as cheap as the reference's best assignment."""
     images = zip(layer.logits, layer.masks, targets, layer.matches, matching_points, strict=True)
     for logits, masks, (labels, truth), pairs, points in images:
-        cost = cost_matrix(logits, masks, labels, truth, points[0])
+        cost = cost_matrix(logits, masks, labels, truth, points)
         for side in (0, 1):
             assert len({pair[side] for pair in pairs}) == len(pairs) == min(cost.shape)
         best = sum(cost[pair] for pair in cheapest(cost))
         assert sum(cost[pair] for pair in pairs) == pytest.approx(best, **TOLERANCE)
 
 
+def split_points(drawn, targets, matches):
+    """Of each image and layer: the points (P, 2) for matching, and those of each mask's loss.
+
+    First come all images' points for matching, then the points for the losses of each image with
+    matches; those of an image are of one layer after another.
+    """
+    if not any(len(labels) for labels, _ in targets):
+        assert not drawn, "points that no loss asked for"
+        return [[None] * len(matches)] * len(targets), [[[]] * len(matches)] * len(targets)
+    for_matching, drawn = drawn[: len(targets)], drawn[len(targets) :]
+    assert all(len(points) == len(matches) for points in for_matching)
+    for_losses = []
+    for image in range(len(targets)):
+        count = len(matches[0][image])
+        points = drawn.pop(0) if count else np.zeros((0, 1, 2))
+        assert len(points) == count * len(matches)
+        for_losses.append([points[i * count : (i + 1) * count] for i in range(len(matches))])
+    assert not drawn, "points that no loss asked for"
+    return for_matching, for_losses
+
+
 def reference_losses(case, outputs, targets, drawn, matches):
     """The literal losses at the drawn points; checks each layer's matches on the way."""
     targets = [(target["labels"].tolist(), array(target["masks"])) for target in targets]
+    for_matching, for_losses = split_points(drawn, targets, matches)
     layers = []
-    for output, found in zip([outputs, *outputs["aux_outputs"]], matches, strict=True):
-        layer = Layer(array(output["pred_logits"]), array(output["pred_masks"]), found)
-        for_matching, drawn = drawn[: len(targets)], drawn[len(targets) :]
-        for_losses, drawn = drawn[: len(targets)], drawn[len(targets) :]
-        check_matches(layer, targets, for_matching)
-        for masks, pairs, points in zip(layer.masks, found, for_losses, strict=True):
-            assert len(points) == len(pairs)
+    for index, output in enumerate([outputs, *outputs["aux_outputs"]]):
+        layer = Layer(array(output["pred_logits"]), array(output["pred_masks"]), matches[index])
+        check_matches(layer, targets, [points[index] for points in for_matching])
+        for image, (masks, pairs) in enumerate(zip(layer.masks, matches[index], strict=True)):
+            its_points = for_losses[image][index]
             layer.points.append(
                 [
                     loss_points(
@@ -165,11 +192,10 @@ def reference_losses(case, outputs, targets, drawn, matches):
                         mine[case.num_candidates :],
                         case.num_important,
                     )
-                    for (query, _), mine in zip(pairs, points, strict=True)
+                    for (query, _), mine in zip(pairs, its_points, strict=True)
                 ]
             )
         layers.append(layer)
-    assert not drawn, "points that no loss asked for"
     assert all(len(p) == case.num_points for layer in layers for i in layer.points for p in i)
     return criterion(layers, targets)
 
@@ -183,7 +209,7 @@ def test_all_losses_of_all_layers_equal_literal_loops_in_double_precision(case):
     generators = [torch.Generator().manual_seed(case.seed + i) for i in range(len(targets))]
     with recorded_points() as drawn:
         losses = criterion(outputs, targets, generators)
-    expected = reference_losses(case, outputs, targets, drawn, criterion.matcher.calls)
+    expected = reference_losses(case, outputs, targets, drawn, criterion.matcher.layers)
     assert losses.keys() == expected.keys()
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value, **TOLERANCE), name

@@ -82,22 +82,11 @@ def test_sampling_equals_literal_interpolation_with_zeros_outside(size, count, n
         torch.testing.assert_close(shared[0], expected[i], rtol=1e-5, atol=1e-5)
 
 
-def test_points_of_an_image_do_not_depend_on_the_batch():
-    masks = torch.randn(5, 16, 24, generator=generator(0))
-    together = uncertain_points(
-        masks, [2, 0, 3], generators=[generator(1), generator(2), generator(3)], **SAMPLING
-    )
-    first = uncertain_points(masks[:2], [2], generators=[generator(1)], **SAMPLING)
-    last = uncertain_points(masks[2:], [3], generators=[generator(3)], **SAMPLING)
-    assert torch.equal(together, torch.cat([first, last]))
-    other = uncertain_points(masks[:2], [2], generators=[generator(9)], **SAMPLING)
-    assert not torch.equal(first, other)
-
-
 def test_given_generators_leave_the_global_one_untouched():
     state = torch.get_rng_state()
-    uncertain_points(torch.randn(1, 4, 4, generator=generator(0)), [1],
-                     generators=[generator(1)], **SAMPLING)  # fmt: skip
+    uncertain_points(
+        torch.randn(1, 4, 4, generator=generator(0)), generator=generator(1), **SAMPLING
+    )
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -114,11 +103,10 @@ def test_uncertain_points_gather_where_the_mask_is_undecided():
     """The best 1/8 of the candidates lie within 1/16 of the ramp's zero, or hardly further."""
     points = uncertain_points(
         RAMP,
-        [1],
         num_points=2000,
         oversample_ratio=8.0,
         importance_ratio=1.0,
-        generators=[generator(0)],
+        generator=generator(0),
     )
     assert points.shape == (1, 2000, 2) and 0 <= points.min() and points.max() <= 1
     assert inner_distances(points).max() < 0.07
@@ -128,15 +116,29 @@ def test_uncertain_points_gather_where_the_mask_is_undecided():
 def test_importance_ratio_is_the_share_of_uncertain_points():
     points = uncertain_points(
         RAMP,
-        [1],
         num_points=4000,
         oversample_ratio=8.0,
         importance_ratio=0.75,
-        generators=[generator(0)],
+        generator=generator(0),
     )
     near = (inner_distances(points) < 0.07).float().mean().item()
     assert near == pytest.approx(0.75 + 0.25 * 0.14, abs=0.02)
 
 
+def test_what_is_not_a_number_is_chosen_first():
+    """Few pixels that diverged must show in the loss."""
+    mask = torch.randn(1, 40, 40, generator=generator(0))
+    mask[0, 3:5, 7:9] = math.nan
+    points = uncertain_points(
+        mask,
+        num_points=4000,
+        oversample_ratio=3.0,
+        importance_ratio=1.0,
+        generator=generator(1),
+    )
+    expected = 3 * 4000 * 9 / 1600  # candidates in the 3 x 3 pixels between whose centers NaN lies
+    assert sample_each(mask, points).isnan().sum().item() == pytest.approx(expected, rel=0.3)
+
+
 def test_without_masks_there_are_no_points():
-    assert uncertain_points(torch.zeros(0, 4, 4), [0, 0], **SAMPLING).shape == (0, 100, 2)
+    assert uncertain_points(torch.zeros(0, 4, 4), **SAMPLING).shape == (0, 100, 2)

@@ -35,6 +35,12 @@ def random_image(queries, instances, *, classes=3, grid=(6, 8), seed=0):
     return outputs, target
 
 
+def match(matcher, outputs, targets, generators=None):
+    """One layer: for each image the queries and the instances."""
+    found = matcher([outputs], targets, generators)
+    return [(torch.from_numpy(m.queries[0]), torch.from_numpy(m.instances[0])) for m in found]
+
+
 @given(
     queries=st.integers(1, 6),
     instances=st.integers(0, 5),
@@ -45,7 +51,7 @@ def random_image(queries, instances, *, classes=3, grid=(6, 8), seed=0):
 def test_costs_equal_literal_loops_in_double_precision(queries, instances, grid, num_points, seed):
     outputs, target = random_image(queries, instances, grid=grid, seed=seed)
     logits, masks = outputs["pred_logits"][0], outputs["pred_masks"][0]
-    cost = make_matcher(num_points).cost(logits, masks, target, generator(5))
+    [[cost]] = make_matcher(num_points).costs([outputs], [target], [generator(5)])
     points = draw_points(1, num_points, generator=generator(5), device=torch.device("cpu"))[0]
     expected = cost_matrix(
         *(logits.double().numpy(), masks.double().numpy()),
@@ -60,10 +66,8 @@ def test_costs_equal_literal_loops_in_double_precision(queries, instances, grid,
 def test_assignment_is_the_cheapest_of_all(queries, instances, seed):
     outputs, target = random_image(queries, instances, seed=seed)
     matcher = make_matcher()
-    cost = matcher.cost(
-        outputs["pred_logits"][0], outputs["pred_masks"][0], target, generator(seed)
-    )
-    [(found_queries, found_instances)] = matcher(outputs, [target], [generator(seed)])
+    [[cost]] = matcher.costs([outputs], [target], [generator(seed)])
+    [(found_queries, found_instances)] = match(matcher, outputs, [target], [generator(seed)])
     size = min(queries, instances)
     cheapest = min(
         sum(cost[q, n].item() for q, n in zip(chosen, order, strict=True))
@@ -89,7 +93,7 @@ def test_each_cost_decides_where_the_others_are_off(weights, expected):
     right = torch.where(mask, 9.0, -9.0)
     outputs = {"pred_logits": logits, "pred_masks": torch.stack([-right, right], dim=1)}
     target = {"labels": torch.tensor([0]), "masks": mask}
-    [(queries, _)] = make_matcher(**weights)(outputs, [target], [generator()])
+    [(queries, _)] = match(make_matcher(**weights), outputs, [target], [generator()])
     assert queries.tolist() == expected
 
 
@@ -98,10 +102,10 @@ def test_matches_of_an_image_do_not_depend_on_the_batch():
     second, target_2 = random_image(6, 2, seed=2)
     matcher = make_matcher(num_points=3)
     both = {key: torch.cat([first[key], second[key]]) for key in first}
-    together = matcher(both, [target_1, target_2], [generator(1), generator(2)])
+    together = match(matcher, both, [target_1, target_2], [generator(1), generator(2)])
     alone = [
-        *matcher(first, [target_1], [generator(1)]),
-        *matcher(second, [target_2], [generator(2)]),
+        *match(matcher, first, [target_1], [generator(1)]),
+        *match(matcher, second, [target_2], [generator(2)]),
     ]
     for (queries, instances), (queries_alone, instances_alone) in zip(together, alone, strict=True):
         assert torch.equal(queries, queries_alone) and torch.equal(instances, instances_alone)
@@ -112,7 +116,7 @@ def test_matches_of_an_image_do_not_depend_on_the_batch():
 def test_diverged_queries_lose_instead_of_raising(entry, value):
     outputs, target = random_image(5, 3)
     outputs[entry][0, :2] = value
-    [(queries, instances)] = make_matcher()(outputs, [target], [generator()])
+    [(queries, instances)] = match(make_matcher(), outputs, [target], [generator()])
     assert instances.tolist() == [0, 1, 2]
     assert set(queries.tolist()) == {2, 3, 4}
 
@@ -120,7 +124,7 @@ def test_diverged_queries_lose_instead_of_raising(entry, value):
 def test_all_queries_diverged_still_gives_a_one_to_one_assignment():
     outputs, target = random_image(5, 3)
     outputs["pred_masks"].fill_(float("nan"))
-    [(queries, instances)] = make_matcher()(outputs, [target], [generator()])
+    [(queries, instances)] = match(make_matcher(), outputs, [target], [generator()])
     assert len(set(queries.tolist())) == 3 and instances.tolist() == [0, 1, 2]
 
 
@@ -131,8 +135,8 @@ def test_a_cost_far_below_zero_does_not_hide_the_differences_of_the_others(seed)
     costs = torch.rand(4, 3, generator=generator(seed))
     costs[0] = -1e30
     matcher = make_matcher()
-    matcher.cost = lambda *args: costs
-    [(queries, instances)] = matcher(outputs, [target])
+    matcher.costs = lambda *args: costs[None, None]
+    [(queries, instances)] = match(matcher, outputs, [target])
     assert instances.tolist() == [0, 1, 2]
     cheapest = min(
         sum(costs[q, n].item() for q, n in zip(order, range(3), strict=True) if q)
@@ -146,5 +150,5 @@ def test_a_cost_far_below_zero_does_not_hide_the_differences_of_the_others(seed)
 
 def test_image_without_instances_matches_nothing():
     outputs, target = random_image(5, 0)
-    [(queries, instances)] = make_matcher()(outputs, [target])
+    [(queries, instances)] = match(make_matcher(), outputs, [target])
     assert queries.shape == instances.shape == (0,) and queries.dtype == torch.int64

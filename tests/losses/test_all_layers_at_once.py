@@ -1,0 +1,237 @@
+"""The criterion takes all layers together: equal to one after another, and it waits once."""
+
+import pytest
+import torch
+from detectron2.utils import comm
+from layer_by_layer import NO_OBJECT_WEIGHT, WEIGHTS, layer_losses
+from torch.profiler import ProfilerActivity, profile
+
+from s4m_d2.errors import InputError
+from s4m_d2.losses import HungarianMatcher, SetCriterion, mask_losses, matcher
+from s4m_d2.losses.structural_distillation import sample_query_points
+from s4m_d2.transfers import TO_HOST
+
+CLASSES, QUERIES, LAYERS, POINTS = 3, 5, 3, 40
+CANDIDATES, IMPORTANT = 3 * POINTS, 30
+# Names under which PyTorch shows that the host reads a value of the device, or a size that
+# depends on values.
+WAITING = {
+    "aten::item",
+    "aten::_local_scalar_dense",
+    "aten::is_nonzero",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::repeat_interleave",
+    "aten::_unique2",
+    "aten::unique_dim",
+    "aten::equal",
+}
+
+
+def make_criterion():
+    costs = {"class_cost": 2.0, "mask_cost": 5.0, "dice_cost": 5.0}
+    return SetCriterion(
+        num_classes=CLASSES,
+        matcher=HungarianMatcher(**costs, num_points=POINTS),
+        loss_weights=WEIGHTS,
+        no_object_weight=NO_OBJECT_WEIGHT,
+        num_points=POINTS,
+        oversample_ratio=3.0,
+        importance_ratio=0.75,
+    )
+
+
+def make_layers(batch, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "pred_logits": torch.randn(batch, QUERIES, CLASSES + 1, generator=rng),
+            "pred_masks": torch.randn(batch, QUERIES, 8, 12, generator=rng) * 4,
+        }
+        for _ in range(LAYERS)
+    ]
+
+
+def make_target(count, seed=0):
+    rng = torch.Generator().manual_seed(100 + seed)
+    return {
+        "labels": torch.randint(CLASSES, (count,), generator=rng),
+        "masks": torch.rand(count, 16, 24, generator=rng) > 0.6,
+    }
+
+
+def make_targets(*counts):
+    return [make_target(count, seed) for seed, count in enumerate(counts)]
+
+
+def generators(count, device="cpu"):
+    return [torch.Generator(device).manual_seed(seed) for seed in range(count)]
+
+
+def evaluate(layers, targets, criterion=None):
+    """Losses and the gradient of their sum (weighted, so that layers do not cancel)."""
+    tensors = [tensor for layer in layers for tensor in layer.values()]
+    for tensor in tensors:
+        tensor.grad = None
+        tensor.requires_grad_()
+    losses = (criterion or make_criterion())(
+        {**layers[0], "aux_outputs": layers[1:]}, targets, generators(len(targets))
+    )
+    sum(loss * (2 + i) for i, loss in enumerate(losses.values())).backward()
+    return losses, [tensor.grad for tensor in tensors]
+
+
+@pytest.mark.parametrize("counts", [(3,), (2, 0, 4), (QUERIES, 1), (QUERIES + 3, 2), (1, 0)])
+def test_all_layers_together_are_the_layers_one_by_one(counts, monkeypatch):
+    drawn, draw_points = [], mask_losses.draw_points
+
+    def record(*args, **kwargs):
+        drawn.append(draw_points(*args, **kwargs))
+        return drawn[-1]
+
+    monkeypatch.setattr(mask_losses, "draw_points", record)
+    monkeypatch.setattr(matcher, "draw_points", record)
+    layers, targets = make_layers(len(counts)), make_targets(*counts)
+    losses, gradients = evaluate(layers, targets)
+
+    for_matching, for_losses = drawn[: len(counts)], iter(drawn[len(counts) :])
+    for_losses = [next(for_losses).unflatten(0, (LAYERS, -1)) if n else [None] * 3 for n in counts]
+    copies = [{k: v.detach().clone().requires_grad_() for k, v in x.items()} for x in layers]
+    expected = {}
+    for index, layer in enumerate(copies):
+        points = [image[index] for image in for_matching], [image[index] for image in for_losses]
+        one = layer_losses(layer, targets, *points, CANDIDATES, IMPORTANT)
+        suffix = f"_{index - 1}" if index else ""
+        expected |= {name + suffix: loss for name, loss in one.items()}
+    assert losses.keys() == expected.keys()
+    torch.testing.assert_close(losses, {name: expected[name] for name in losses})
+    sum(expected[name] * (2 + i) for i, name in enumerate(losses)).backward()
+    for gradient, reference in zip(
+        gradients, (tensor.grad for layer in copies for tensor in layer.values()), strict=True
+    ):
+        torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-7)
+
+
+def mark_invalid(target, keep):
+    """The instances of a target among others that count as absent, at the places not kept."""
+    junk = make_target(len(keep), seed=77)
+    junk["labels"][:] = CLASSES + 5  # never read
+    for name in ("labels", "masks"):
+        junk[name][keep] = target[name]
+    return {**junk, "valid": keep}
+
+
+@pytest.mark.parametrize(
+    "keeps",
+    [
+        ["1011", "0"],
+        ["0011", ""],
+        ["1101111011", "010"],  # more valid ones than queries
+        ["000", "00"],
+        ["111", "0001"],
+    ],
+)
+@pytest.mark.parametrize("flag_all", [True, False])
+def test_invalid_instances_are_as_if_removed_bit_for_bit(keeps, flag_all, monkeypatch):
+    exchanged = []
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: exchanged.append(t.clone()))
+    keeps = [torch.tensor([c == "1" for c in keep], dtype=torch.bool) for keep in keeps]
+    plain = make_targets(*(int(keep.sum()) for keep in keeps))
+    flagged = [mark_invalid(t, keep) for t, keep in zip(plain, keeps, strict=True)]
+    if not flag_all:
+        flagged[1] = plain[1]  # a labeled image beside an unlabeled one
+    layers = make_layers(2)
+    losses, gradients = evaluate(layers, flagged)
+    expected, reference = evaluate(layers, plain)
+    assert {name: loss.item() for name, loss in losses.items()} == {
+        name: loss.item() for name, loss in expected.items()
+    }
+    assert all(map(torch.equal, gradients, reference))
+    assert torch.equal(*exchanged)
+
+
+@pytest.mark.parametrize(
+    ("counts", "keep", "waits"), [((3, 0, 7), None, 1), ((4, 2), "1010", 1), ((0, 0), None, 0)]
+)
+def test_the_host_waits_once_for_all_images_and_layers(counts, keep, waits):
+    layers, targets = make_layers(len(counts)), make_targets(*counts)
+    if keep:
+        targets[0]["valid"] = torch.tensor([c == "1" for c in keep])
+    evaluate(layers, targets)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        evaluate(layers, targets)
+    names = [event.name for event in profiled.events()]
+    assert names.count(TO_HOST) == waits
+    assert not WAITING & set(names)
+    assert "aten::grid_sampler_2d" in names or not any(counts)
+
+
+def test_query_points_of_distillation_wait_for_nothing():
+    masks = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0)) > 0.8
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        sample_query_points(masks, (18, 30), 16, 8, torch.Generator().manual_seed(0))
+    names = {event.name for event in profiled.events()}
+    assert "aten::topk" in names and not WAITING & names
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_waited_for_in_the_matcher_only(monkeypatch):
+    """PyTorch itself raises where the host would wait."""
+
+    def allowed(*tensors):
+        torch.cuda.set_sync_debug_mode("default")
+        try:
+            return to_host(*tensors)
+        finally:
+            torch.cuda.set_sync_debug_mode("error")
+
+    to_host = matcher.to_host
+    monkeypatch.setattr(matcher, "to_host", allowed)
+    layers = [{k: v.cuda().requires_grad_() for k, v in x.items()} for x in make_layers(2)]
+    targets = [{k: v.cuda() for k, v in target.items()} for target in make_targets(3, 7)]
+    targets[0]["valid"] = torch.tensor([True, False, True]).cuda()
+    criterion, outputs = make_criterion().cuda(), {**layers[0], "aux_outputs": layers[1:]}
+    sum(criterion(outputs, targets, generators(2, "cuda")).values()).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sum(criterion(outputs, targets, generators(2, "cuda")).values()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_order_of_images_and_instances_does_not_matter_to_the_matches():
+    """An image beside one with more instances, or fewer, finds what it finds alone."""
+    counts = (1, 4, 0, 8)
+    layers, targets = make_layers(len(counts)), make_targets(*counts)
+    find = make_criterion().matcher
+    together = find(layers, targets, generators(4))
+    for image, (target, rng) in enumerate(zip(targets, generators(4), strict=True)):
+        alone = [{k: v[image : image + 1] for k, v in layer.items()} for layer in layers]
+        order = torch.arange(counts[image]).flip(0)
+        [found] = find(alone, [{k: v[order] for k, v in target.items()}], [rng])
+        assert found.num_instances == counts[image]
+        for layer in range(LAYERS):
+            mine = zip(
+                together[image].queries[layer], together[image].instances[layer], strict=True
+            )
+            again = zip(found.queries[layer], order[found.instances[layer]].tolist(), strict=True)
+            assert sorted(mine) == sorted(again)
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES, 99])
+def test_a_label_that_is_no_class_is_refused(label):
+    targets = make_targets(2, 3)
+    targets[1]["labels"][2] = label
+    with pytest.raises(InputError, match=rf"image 1 .* class id {label} .* 0\.\.2"):
+        make_criterion()({**make_layers(2)[0]}, targets, generators(2))
+
+
+def test_reading_a_few_masks_at_a_time_changes_nothing(monkeypatch):
+    layers, targets = make_layers(2), make_targets(4, QUERIES + 3)
+    targets[0]["valid"] = torch.tensor([True, True, False, True])
+    expected, _ = evaluate(layers, targets)
+    monkeypatch.setitem(mask_losses.PIXELS_AT_ONCE, "cpu", 2 * 16 * 24)
+    monkeypatch.setattr(mask_losses, "POINTS_AT_ONCE", 4 * CANDIDATES)
+    losses, _ = evaluate(layers, targets)
+    torch.testing.assert_close(losses, expected, rtol=1e-6, atol=1e-6)
