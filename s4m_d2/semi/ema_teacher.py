@@ -80,9 +80,8 @@ class EMATeacher:
         held = _held_tensors(self.model), _held_tensors(student)
         if not self._pairs.match(*held):
             self._pairs = _Pairs(*held, _checked_pairs(self.model, student))
-        return tuple(
-            [tensors[i] for i in order] for tensors, order in zip(held, self._pairs.orders)
-        )
+        mine, theirs = self._pairs.orders
+        return [held[0][i] for i in mine], [held[1][i] for i in theirs]
 
 
 class _Pairs:
@@ -98,16 +97,15 @@ class _Pairs:
     ) -> None:
         pairs = sorted(pairs, key=lambda pair: not pair[0].is_floating_point())
         self.floating = sum(tensor.is_floating_point() for tensor, _ in pairs)
-        self.orders = []
-        for held, chosen in zip((mine, theirs), zip(*pairs, strict=True) if pairs else ((), ())):
-            position = {id(tensor): i for i, tensor in enumerate(held)}
-            self.orders.append([position[id(tensor)] for tensor in chosen])
+        places = [{id(tensor): i for i, tensor in enumerate(held)} for held in (mine, theirs)]
+        self.orders = [[place[id(pair[m])] for pair in pairs] for m, place in enumerate(places)]
         self._seen = [[weakref.ref(tensor) for tensor in held] for held in (mine, theirs)]
 
     def match(self, *held: list[Tensor]) -> bool:
         """Whether two models hold the very tensors, in the same places, that were paired."""
         return all(
-            len(seen) == len(now) and all(ref() is tensor for ref, tensor in zip(seen, now))
+            len(seen) == len(now)
+            and all(ref() is tensor for ref, tensor in zip(seen, now, strict=True))
             for seen, now in zip(self._seen, held, strict=True)
         )
 
@@ -121,7 +119,7 @@ def _held_tensors(model: nn.Module) -> list[Tensor]:
     for module in modules:  # grows on the way
         tensors += module._parameters.values()
         tensors += module._buffers.values()
-        modules += module._modules.values()
+        modules += [part for part in module._modules.values() if part is not None]
     return [tensor for tensor in tensors if tensor is not None]
 
 
