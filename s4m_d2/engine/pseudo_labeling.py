@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from detectron2.config import configurable
-from detectron2.structures import ImageList
 from torch import Tensor
 
 from s4m_d2.data.strong_view import StrongView
@@ -149,10 +148,14 @@ class PseudoLabeling:
         self, weak: list[dict], selections: list[Selection], device: torch.device
     ) -> Refinement:
         """Refined pseudo-labels at image size; SAM sees the weak view."""
-        images = ImageList.from_tensors([to_device(sample["image"], device) for sample in weak])
-        rgb = images.tensor if self.input_format == "RGB" else images.tensor.flip(1)
+        sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
+        padded = [max(sides) for sides in zip(*sizes, strict=True)]
+        images = torch.zeros(len(weak), 3, *padded, dtype=weak[0]["image"].dtype, device=device)
+        for image, sample, (height, width) in zip(images, weak, sizes, strict=True):
+            image[:, :height, :width] = to_device(sample["image"], device)
+        rgb = images if self.input_format == "RGB" else images.flip(1)
         generators = sample_generators(weak, "refine_points", "cpu")
-        return self.refiner(selections, rgb, images.image_sizes, generators)
+        return self.refiner(selections, rgb, sizes, generators)
 
     def _student_batch(
         self,

@@ -14,7 +14,8 @@ from s4m_d2.structures import mask_areas
 from s4m_d2.transfers import to_device, to_host
 
 POSITIVE, PADDING = 1, -1  # labels of prompt points
-MAX_GAP = 80.0  # logits further below a mask's highest count as this far: exp stays above zero
+MAX_GAP = 80.0  # logits further below a mask's highest count as this far: no weight inside is zero
+OUTSIDE = 1e30  # subtracted from the logits of pixels outside
 CPU_PIXELS, GPU_PIXELS = 1 << 20, 1 << 26  # worked on together: what caches, what memory can hold
 
 
@@ -78,9 +79,10 @@ def sample_points_in_batch(
 
 def _draw(logits: Tensor, masks: Tensor, draws: Tensor) -> Tensor:
     """(N, P, 2) pixels (x, y) inside (N, h, w) masks by (N, P) float64 draws in [0, 1)."""
-    weights = logits.masked_fill(~masks, -torch.inf)
+    inside = masks.view(torch.uint8).to(logits.dtype)
+    weights = (inside - 1.0).mul_(OUTSIDE).add_(logits)
     weights = weights.sub_(weights.amax(dim=(1, 2), keepdim=True)).clamp_(min=-MAX_GAP).exp_()
-    weights.mul_(masks)
+    weights.mul_(inside)
     of_rows = weights.sum(dim=2).double()
     mask = torch.arange(len(weights), device=weights.device)
     pixels = []
