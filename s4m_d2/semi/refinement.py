@@ -158,7 +158,8 @@ class PointRefiner:
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         if not active:
             return Refinement(labels, torch.zeros(0, device=images.device))
-        encoded = self.backend.encode(images[active], [image_sizes[i] for i in active])
+        shown = images[to_device(active, images.device)]
+        encoded = self.backend.encode(shown, [image_sizes[i] for i in active])
         clicks, click_labels = sample_points_in_batch(
             [selections[i] for i in active],
             self.num_points,
