@@ -4,7 +4,7 @@ generators."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 
 from s4m_d2.errors import InputError
+from s4m_d2.transfers import to_device, to_host
+
+_MAX_BYTE = 255
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class PseudoLabels:
         labels: (N,) int64, contiguous class ids.
         masks: (N, H, W) bool, in the frame of the image or of a prediction (the producer says).
         scores: (N,) float, class probabilities in [0, 1].
+        valid: (N,) bool on the masks' device; False: counts as not there. It spares the host a wait
+            where only the device knows which masks are empty. None: all are valid.
 
     Raises:
         InputError: if the lengths, shapes or dtypes disagree.
@@ -31,6 +36,7 @@ class PseudoLabels:
     labels: Tensor
     masks: Tensor
     scores: Tensor
+    valid: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.masks.ndim != 3 or self.masks.dtype != torch.bool:
@@ -48,6 +54,11 @@ class PseudoLabels:
                 f"{count[0]} masks need as many labels and scores, "
                 f"got {tuple(self.labels.shape)} and {tuple(self.scores.shape)}"
             )
+        valid = self.valid
+        if valid is not None and (tuple(valid.shape) != count or valid.dtype != torch.bool):
+            raise InputError(
+                f"valid must be ({count[0]},) bool or None, got {tuple(valid.shape)} {valid.dtype}"
+            )
 
     @classmethod
     def empty(cls, image_size: tuple[int, int], device: torch.device | str = "cpu") -> PseudoLabels:
@@ -59,11 +70,13 @@ class PseudoLabels:
         )
 
     def __len__(self) -> int:
+        """The number of instances, the ones that are not valid included."""
         return len(self.labels)
 
     def __getitem__(self, index: Tensor | slice) -> PseudoLabels:
         """Keep the instances that ``index`` (a slice, bool mask or index tensor) names."""
-        return PseudoLabels(self.labels[index], self.masks[index], self.scores[index])
+        valid = None if self.valid is None else self.valid[index]
+        return PseudoLabels(self.labels[index], self.masks[index], self.scores[index], valid)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -71,20 +84,69 @@ class PseudoLabels:
         return self.masks.shape[1], self.masks.shape[2]
 
     def with_masks(self, masks: Tensor) -> PseudoLabels:
-        """The same labels and scores with other masks, (N, H', W') bool."""
-        return PseudoLabels(self.labels, masks, self.scores)
+        """The same labels, scores and flags with other masks, (N, H', W') bool."""
+        return replace(self, masks=masks)
 
     def to_instances(self):
-        """As ``detectron2.structures.Instances`` with gt_classes, gt_masks and gt_boxes."""
-        from detectron2.structures import BitMasks, Instances
+        """As ``detectron2.structures.Instances`` with gt_classes, gt_masks and gt_boxes.
 
-        masks = BitMasks(self.masks)
+        Where there are flags they are in ``gt_valid``, for a model that reads them; for any other
+        one, :func:`drop_invalid` comes first.
+        """
+        from detectron2.structures import BitMasks, Boxes, Instances
+
+        flags = {} if self.valid is None else {"gt_valid": self.valid}
         return Instances(
             self.image_size,
             gt_classes=self.labels,
-            gt_masks=masks,
-            gt_boxes=masks.get_bounding_boxes().to(self.labels.device),
+            gt_masks=BitMasks(self.masks),
+            gt_boxes=Boxes(mask_boxes(self.masks)),
+            **flags,
         )
+
+
+def drop_invalid(labels: Sequence[PseudoLabels]) -> list[PseudoLabels]:
+    """Pseudo-labels of a batch without the instances that are not valid, and without flags.
+
+    The host waits once, if there are flags at all.
+    """
+    flagged = [i for i, label in enumerate(labels) if label.valid is not None]
+    result = list(labels)
+    if not flagged:
+        return result
+    for i, valid in zip(flagged, to_host(*(labels[i].valid for i in flagged)), strict=True):
+        label = replace(labels[i], valid=None)
+        rows = np.flatnonzero(valid)
+        result[i] = label if len(rows) == len(label) else label[to_device(rows, label.masks.device)]
+    return result
+
+
+def mask_areas(masks: Tensor) -> Tensor:
+    """(N,) int64: the pixels of each of (N, H, W) bool masks.
+
+    Summed as bytes down the columns, in bands short enough for a byte; what is left is small.
+    """
+    bands = masks.view(torch.uint8).split(_MAX_BYTE, dim=1)
+    return torch.stack([band.sum(dim=1, dtype=torch.uint8).sum(dim=1) for band in bands]).sum(dim=0)
+
+
+def nonempty_masks(masks: Tensor) -> Tensor:
+    """(N,) bool: the mask of (N, H, W) bool ones has a pixel."""
+    return masks.view(torch.uint8).amax(dim=(1, 2)).bool()  # the maximum of bytes is vectorized
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """(N, 4) float32 boxes (x0, y0, x1, y1) in pixels around (N, H, W) bool masks, on their device.
+
+    The last pixel is included; an empty mask has zeros, as in ``BitMasks.get_bounding_boxes``.
+    """
+    starts, ends = [], []
+    for dim in (1, 2):  # along y, which leaves x; along x
+        profile = masks.view(torch.uint8).amax(dim=dim)
+        starts.append(profile.argmax(dim=1))
+        ends.append(profile.shape[1] - profile.flip(1).argmax(dim=1))
+    boxes = torch.stack(starts + ends, dim=1)
+    return torch.where(profile.amax(dim=1, keepdim=True) > 0, boxes, 0).float()
 
 
 def encode_masks(masks: Tensor) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ LEAVES = {"layers", "losses", "sam", "semi", "sepl"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
-    "structures": {"errors"},
+    "structures": {"errors", "transfers"},
     "transfers": set(),
     "config": {"errors"},
     "data": BASE,

@@ -2,9 +2,19 @@
 
 import pytest
 import torch
+from detectron2.structures import BitMasks
+from hypothesis import given
+from hypothesis import strategies as st
 
 from s4m_d2.errors import InputError
-from s4m_d2.structures import PseudoLabels, sample_generators
+from s4m_d2.structures import (
+    PseudoLabels,
+    drop_invalid,
+    mask_areas,
+    mask_boxes,
+    nonempty_masks,
+    sample_generators,
+)
 
 
 def make_labels() -> PseudoLabels:
@@ -73,3 +83,39 @@ def test_generators_come_from_the_samples_own_seeds():
     assert torch.equal(draws[0], torch.rand(3, generator=torch.Generator().manual_seed(7)))
     assert torch.equal(draws[1], torch.rand(3, generator=torch.Generator().manual_seed(9)))
     assert sample_generators([*batch, {}], "arp", "cpu") is None
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(0, 4))
+def test_measures_of_masks_are_those_of_their_pixels(seed, count):
+    """Also of masks taller than a byte counts, full ones and ones that are views of others."""
+    generator = torch.Generator().manual_seed(seed)
+    density = torch.rand(count, 1, 1, generator=generator).mul(1.6).sub(0.3)
+    masks = torch.rand(count, 5, 600, generator=generator) < density
+    for view in (masks, masks.transpose(1, 2), masks[:, 1:4, 7:9]):
+        assert mask_areas(view).tolist() == [int(mask.sum()) for mask in view]
+        assert nonempty_masks(view).tolist() == [bool(mask.any()) for mask in view]
+        assert torch.equal(mask_boxes(view), BitMasks(view).get_bounding_boxes().tensor)
+
+
+def test_flags_go_with_their_instances_and_can_be_acted_upon():
+    labels = make_labels()
+    flagged = PseudoLabels(
+        labels.labels, labels.masks, labels.scores, torch.tensor([True, False, True])
+    )
+    assert flagged[1:].valid.tolist() == [False, True]
+    assert flagged.with_masks(~labels.masks).valid.tolist() == [True, False, True]
+    assert flagged.to_instances().gt_valid.tolist() == [True, False, True]
+    assert not labels.to_instances().has("gt_valid")
+    dropped, kept = drop_invalid([flagged, labels])
+    assert dropped.labels.tolist() == [5, 2] and dropped.valid is None
+    assert torch.equal(dropped.masks, labels.masks[[0, 2]])
+    assert kept is labels
+    [nothing_left] = drop_invalid([flagged[1:2]])
+    assert len(nothing_left) == 0 and nothing_left.image_size == (4, 6)
+
+
+@pytest.mark.parametrize("valid", [torch.ones(2).bool(), torch.ones(3)])
+def test_flags_that_do_not_fit_are_refused(valid):
+    labels = make_labels()
+    with pytest.raises(InputError, match=r"valid must be \(3,\) bool"):
+        PseudoLabels(labels.labels, labels.masks, labels.scores, valid)

@@ -26,6 +26,7 @@ from s4m_d2.files import atomic_write
 from s4m_d2.report import read_results, results_table
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.refinement import teacher_masks
+from s4m_d2.structures import drop_invalid
 from s4m_d2.visualization import overlay, panel_grid
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -103,13 +104,14 @@ def draw_overview(cfg, path: str, num_images: int) -> None:
     samples = validation_samples(cfg, num_images)
     views = PseudoLabeling(cfg, EMATeacher(teacher, cfg.S4M.EMA_DECAY))(samples)
     names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
+    all_refined, all_pasted = drop_invalid(views.refined), drop_invalid(views.arp_labels)
     rows = []
     for i, (sample, result) in enumerate(zip(samples, student(samples), strict=True)):
         image = to_array(sample["image"])
         truth, found = sample["instances"], result["instances"]
         found = found[found.scores > SCORE_SHOWN]
         unrefined = at_image_size(views.selections[i], image.shape[:2])
-        refined, pasted = views.refined[i], views.arp_labels[i]
+        refined, pasted = all_refined[i], all_pasted[i]
         mixed = to_array(views.student_batch[i]["image"])
         rows.append(
             [

@@ -10,8 +10,9 @@ from s4m_d2.data.splits import (
     register_splits,
     register_unlabeled_folder,
 )
+from s4m_d2.data.strong_view import StrongView
 from s4m_d2.data.subsets import stable_subset
-from s4m_d2.data.transforms import GEOMETRY_REGISTRY, ColorDistortion, StrongView
+from s4m_d2.data.transforms import GEOMETRY_REGISTRY, ColorDistortion
 
 __all__ = [
     "DATASET_MAPPER_REGISTRY",

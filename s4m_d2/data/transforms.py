@@ -1,22 +1,18 @@
-"""What is done to images: shared geometry, the weak view's color distortion, the strong view."""
+"""What is done to images: shared geometry and the weak view's color distortion."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
-import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.utils.registry import Registry
-from torch import Tensor
-from torchvision.transforms import functional as F
 
 from s4m_d2.data.cropping import draw_transforms, transform_image
-from s4m_d2.errors import ConfigError, DatasetError, InputError
+from s4m_d2.errors import ConfigError, DatasetError
 
 GEOMETRY_REGISTRY = Registry("GEOMETRY")
 """Geometry of the training views by INPUT.DATASET_MAPPER_NAME: ``cfg -> list[Augmentation]``."""
@@ -25,7 +21,6 @@ _NARROW = 10  # ratio of an image's sides above which resizing may leave no pixe
 _SEED_WORDS = 8  # 32-bit words that initialize numpy's global generator
 _LEVELS = np.arange(256, dtype=np.uint8)  # all values of a channel, as a look-up table
 _HUE_RANGE = 180  # of OpenCV's 8-bit HSV
-_BLUR_REACH = 3  # standard deviations that the blur's kernel covers on each side
 
 
 def build_geometry(cfg: CfgNode) -> list[T.Augmentation]:
@@ -196,92 +191,3 @@ def _scale_and_shift(levels: np.ndarray, factor: float, shift: float) -> np.ndar
 def _per_channel(*levels: np.ndarray) -> np.ndarray:
     """OpenCV's look-up table of channels that change differently."""
     return np.stack(levels, axis=-1).astype(np.uint8)[None]
-
-
-class StrongView:
-    """Color augmentation of the student's unlabeled images; the geometry stays.
-
-    Args:
-        jitter: strengths of brightness, contrast, saturation (factors in 1 ± strength, at least
-            0) and hue (shift in ± strength of a turn, at most 0.5).
-        jitter_prob, grayscale_prob, blur_prob: probability of each step.
-        blur_sigma: range of the Gaussian's standard deviation, px.
-    """
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        jitter: Sequence[float],
-        jitter_prob: float,
-        grayscale_prob: float,
-        blur_sigma: Sequence[float],
-        blur_prob: float,
-    ) -> None:
-        *factors, hue = jitter
-        self._ranges = [(max(0.0, 1 - s), 1 + s) for s in factors] + [(-hue, hue)]
-        self._jitter_prob = jitter_prob
-        self._grayscale_prob = grayscale_prob
-        self._blur_sigma = tuple(blur_sigma)
-        self._blur_prob = blur_prob
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
-        view = cfg.S4M.STRONG_VIEW
-        return {
-            "jitter": view.JITTER,
-            "jitter_prob": view.JITTER_PROB,
-            "grayscale_prob": view.GRAYSCALE_PROB,
-            "blur_sigma": view.BLUR_SIGMA,
-            "blur_prob": view.BLUR_PROB,
-        }
-
-    def __call__(self, image: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Augment one image.
-
-        Args:
-            image: (3, H, W) uint8, RGB, on any device.
-            generator: on any device; None draws fresh ones. The number of draws is always the
-                same.
-
-        Returns:
-            A new (3, H, W) uint8 tensor.
-        """
-        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-            raise InputError(
-                f"image must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}."
-            )
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()
-        device = generator.device
-        order = torch.randperm(len(self._ranges), generator=generator, device=device).tolist()
-        draws = torch.rand(len(self._ranges) + 4, generator=generator, device=device).tolist()
-        use_jitter, use_grayscale, use_blur, sigma, *strengths = draws
-
-        if use_jitter < self._jitter_prob:
-            operations = (
-                F.adjust_brightness,
-                F.adjust_contrast,
-                F.adjust_saturation,
-                F.adjust_hue,
-            )
-            for index in order:
-                amount = _between(self._ranges[index], strengths[index])
-                image = operations[index](image, amount)
-        if use_grayscale < self._grayscale_prob:
-            image = F.rgb_to_grayscale(image, num_output_channels=3)
-        if use_blur < self._blur_prob:
-            image = _blur(image, _between(self._blur_sigma, sigma))
-        return image.clone()
-
-
-def _between(limits: Sequence[float], share: float) -> float:
-    low, high = limits
-    return low + (high - low) * share
-
-
-def _blur(image: Tensor, sigma: float) -> Tensor:
-    reach = math.ceil(_BLUR_REACH * sigma)
-    kernel = [2 * min(reach, side - 1) + 1 for side in (image.shape[2], image.shape[1])]
-    return F.gaussian_blur(image, kernel, [sigma, sigma])

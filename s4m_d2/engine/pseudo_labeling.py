@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from detectron2.config import configurable
-from detectron2.structures import ImageList
 from torch import Tensor
 
-from s4m_d2.data.transforms import StrongView
+from s4m_d2.data.strong_view import StrongView
 from s4m_d2.engine.protocol import QueryPredictions, check_predictions
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.ema_teacher import EMATeacher
-from s4m_d2.semi.pseudo_labels import Selection, select_pseudo_labels
+from s4m_d2.semi.pseudo_labels import Selection, select_in_batch
 from s4m_d2.semi.refinement import Refinement, build_refiner
-from s4m_d2.structures import PseudoLabels, sample_generators
+from s4m_d2.structures import PseudoLabels, drop_invalid, sample_generators
+from s4m_d2.transfers import to_device
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,11 @@ class UnlabeledViews:
     Attributes:
         student_batch: samples as the model trains on them: strong view and pseudo-labels.
         selections: the teacher's kept predictions, at prediction resolution.
-        refined: the pseudo-labels at image size, before ARP.
+        refined: the pseudo-labels at image size, before ARP. They may have flags, as those after
+            ARP: :func:`~s4m_d2.structures.drop_invalid` leaves what is there.
         arp_images: (3, H, W) uint8 after ARP, before the strong view's colors.
         arp_labels: the pseudo-labels after ARP.
-        stats: scalars to log.
+        stats: scalars to log: numbers, or 0-dim tensors that nobody has waited for.
     """
 
     student_batch: list[dict]
@@ -39,7 +40,7 @@ class UnlabeledViews:
     refined: list[PseudoLabels]
     arp_images: list[Tensor]
     arp_labels: list[PseudoLabels]
-    stats: dict[str, float] = field(default_factory=dict)
+    stats: dict[str, float | Tensor] = field(default_factory=dict)
 
 
 class PseudoLabeling:
@@ -48,11 +49,16 @@ class PseudoLabeling:
     The teacher and SAM see the weak view; ARP and the strong view start from the same geometry
     without the weak view's color distortion. Nothing here is differentiated.
 
+    The host waits for the device once, for what the teacher found. Which masks are empty further on
+    only the device knows: a model with a true attribute ``reads_gt_valid`` gets flags, the field
+    ``gt_valid`` of its instances, and for any other one the host waits once more and drops them.
+
     Args:
         teacher: its model must be :class:`~s4m_d2.engine.protocol.S4MTrainable`.
         refiner: a refiner of REFINER_REGISTRY, or the teacher's own masks.
         arp: None switches it off.
-        strong_view: color augmentation of the student's images.
+        strong_view: ``(images, generators) -> images``, color augmentation of the student's images:
+            :meth:`StrongView.batch <s4m_d2.data.StrongView.batch>`.
         score_thresh, min_area, mask_thresh: see :func:`select_pseudo_labels`.
         input_format: "RGB" or "BGR", the channel order of the samples' images.
         num_classes: K, which the teacher's logits must have; None: not checked.
@@ -65,7 +71,7 @@ class PseudoLabeling:
         teacher: EMATeacher,
         refiner,
         arp: ARP | None,
-        strong_view: StrongView,
+        strong_view: Callable[..., list[Tensor]],
         score_thresh: float,
         min_area: float,
         mask_thresh: float,
@@ -88,7 +94,7 @@ class PseudoLabeling:
             "teacher": teacher,
             "refiner": build_refiner(cfg, backend),
             "arp": ARP(cfg) if cfg.S4M.ARP.ENABLED else None,
-            "strong_view": StrongView(cfg),
+            "strong_view": StrongView(cfg).batch,
             "score_thresh": cfg.S4M.PSEUDO_LABEL.SCORE_THRESH,
             "min_area": cfg.S4M.PSEUDO_LABEL.MIN_AREA,
             "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
@@ -112,10 +118,12 @@ class PseudoLabeling:
         selections = self.select(predictions)
         refinement = self.refine(weak, selections, device)
 
-        images = [sample["image"].to(device) for sample in batch]
+        images = [to_device(sample["image"], device) for sample in batch]
         labels = refinement.labels
         if self.arp is not None:
             images, labels = self.arp(images, labels, sample_generators(batch, "arp", "cpu"))
+        if not getattr(teacher, "reads_gt_valid", False):  # the student is of the same class
+            labels = drop_invalid(labels)
         return UnlabeledViews(
             student_batch=self._student_batch(batch, images, labels),
             selections=selections,
@@ -126,31 +134,28 @@ class PseudoLabeling:
         )
 
     def select(self, predictions: QueryPredictions) -> list[Selection]:
-        """Apply the thresholds to each image of ``predict_queries``' result."""
+        """Apply the thresholds to all images of ``predict_queries``' result; here is the wait."""
         height, width = predictions["padded_size"]
-        return [
-            select_pseudo_labels(
-                logits.float(),
-                masks.float(),
-                content_size=(h * masks.shape[1] / height, w * masks.shape[2] / width),
-                **self.selection,
-            )
-            for logits, masks, (h, w) in zip(
-                predictions["pred_logits"],
-                predictions["pred_masks"],
-                predictions["image_sizes"],
-                strict=True,
-            )
+        masks = list(predictions["pred_masks"])
+        content_sizes = [
+            (h * of_image.shape[1] / height, w * of_image.shape[2] / width)
+            for of_image, (h, w) in zip(masks, predictions["image_sizes"], strict=True)
         ]
+        logits = list(predictions["pred_logits"])
+        return select_in_batch(logits, masks, content_sizes=content_sizes, **self.selection)
 
     def refine(
         self, weak: list[dict], selections: list[Selection], device: torch.device
     ) -> Refinement:
         """Refined pseudo-labels at image size; SAM sees the weak view."""
-        images = ImageList.from_tensors([sample["image"].to(device) for sample in weak])
-        rgb = images.tensor if self.input_format == "RGB" else images.tensor.flip(1)
-        generators = sample_generators(weak, "refine_points", device)
-        return self.refiner(selections, rgb, images.image_sizes, generators)
+        sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
+        padded = [max(sides) for sides in zip(*sizes, strict=True)]
+        images = torch.zeros(len(weak), 3, *padded, dtype=weak[0]["image"].dtype, device=device)
+        for image, sample, (height, width) in zip(images, weak, sizes, strict=True):
+            image[:, :height, :width] = to_device(sample["image"], device)
+        rgb = images if self.input_format == "RGB" else images.flip(1)
+        generators = sample_generators(weak, "refine_points", "cpu")
+        return self.refiner(selections, rgb, sizes, generators)
 
     def _student_batch(
         self,
@@ -158,36 +163,38 @@ class PseudoLabeling:
         images: list[Tensor],
         labels: list[PseudoLabels],
     ) -> list[dict]:
-        generators = sample_generators(batch, "strong_view", "cpu") or [None] * len(batch)
+        views = self.strong_view(images, sample_generators(batch, "strong_view", "cpu"))
         kept = ("file_name", "image_id", "height", "width", "seeds")
         return [
             {
                 **{key: sample[key] for key in kept if key in sample},
-                "image": self.strong_view(image, generator),
+                "image": view,
                 "instances": label.to_instances(),
             }
-            for sample, image, label, generator in zip(
-                batch, images, labels, generators, strict=True
-            )
+            for sample, view, label in zip(batch, views, labels, strict=True)
         ]
 
 
 def label_statistics(
     selections: Sequence[Selection], refinement: Refinement, after_arp: Sequence[PseudoLabels]
-) -> dict[str, float]:
-    """Scalars that show how the labeling is doing (means over the batch of one process)."""
+) -> dict[str, float | Tensor]:
+    """Scalars that show how the labeling is doing (means over the batch of one process).
+
+    Numbers, or 0-dim tensors of what only the device knows.
+    """
     totals: dict[str, float] = {}
     for selection in selections:
         for name, value in selection.stats.items():
             totals[name] = totals.get(name, 0.0) + float(value)
     images, queries = len(selections), max(totals.pop("queries"), 1.0)
     kept = totals.pop("kept")
+    counts = [len(label) if label.valid is None else label.valid.sum() for label in after_arp]
     stats = {
         "pseudo_labels/per_image": kept / images,
-        "pseudo_labels/per_image_after_arp": sum(map(len, after_arp)) / images,
+        "pseudo_labels/per_image_after_arp": sum(counts) / images,
     }
     stats.update({f"pseudo_labels/{name}": value / queries for name, value in totals.items()})
     if len(refinement.predicted_ious):
-        stats["refinement/predicted_iou"] = float(refinement.predicted_ious.mean())
+        stats["refinement/predicted_iou"] = refinement.predicted_ious.mean()
         stats["refinement/fallbacks"] = refinement.num_fallbacks / len(refinement.predicted_ious)
     return stats

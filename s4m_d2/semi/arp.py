@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from detectron2.config import configurable
 from torch import Generator, Tensor
 
 from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.structures import PseudoLabels
+from s4m_d2.semi.placement import device_of, draw_placement
+from s4m_d2.semi.rows import rows_to_compute
+from s4m_d2.structures import PseudoLabels, mask_areas, nonempty_masks
 
 
 class ARP:
@@ -30,6 +31,10 @@ class ARP:
     each instance a scale and a position at which its scaled box lies inside the receiving frame
     (or covers it, along an axis where it is too long); the image is read bilinearly and the mask at
     the nearest pixel, through the same transform.
+
+    Which instances are large enough, and of which something is left, only the device knows. So
+    every instance of a partner is among the labels of an image that may have received it, and
+    ``PseudoLabels.valid`` says which are there; nothing is waited for.
 
     Args:
         min_area: px of the refined mask.
@@ -105,7 +110,7 @@ class ARP:
     def _draw_pairs(self, batch: int, generators: Sequence[Generator | None]) -> list[list[int]]:
         if batch < 2:
             return []
-        order = torch.randperm(batch, generator=generators[0], device=_device_of(generators[0]))
+        order = torch.randperm(batch, generator=generators[0], device=device_of(generators[0]))
         pairs = max(1, math.floor(self.pair_fraction * batch))
         return order[: 2 * pairs].view(pairs, 2).tolist()
 
@@ -117,128 +122,97 @@ class ARP:
         base_labels: PseudoLabels,
         generator: Generator | None,
     ) -> tuple[Tensor, PseudoLabels]:
-        pasted = source_labels[source_labels.masks.sum(dim=(1, 2)) >= self.min_area]
-        if not len(pasted):
+        own, masks, size = base_labels.masks, source_labels.masks, base_labels.image_size
+        if not len(masks):
             return base, base_labels
-        size = base_labels.image_size
+        is_pasted = mask_areas(masks) >= self.min_area
+        if source_labels.valid is not None:
+            is_pasted &= source_labels.valid
+        placement = None
         if self.random_placement:
-            placement = draw_placement(pasted.masks, size, self.scale_range, generator)
+            placement = draw_placement(masks, size, self.scale_range, generator, is_pasted)
+            masks = placement.place_masks(masks, size)
         else:
-            placement = Placement.in_place(pasted.masks)
-        masks = torch.cat([base_labels.masks, placement.place_masks(pasted.masks, size)])
-        owner = owner_map(masks)
-        image = placement.place_pixels(source, base, owner - len(base_labels))
-        index = torch.arange(len(masks), dtype=owner.dtype, device=owner.device)
-        merged = PseudoLabels(
-            labels=torch.cat([base_labels.labels, pasted.labels]),
-            masks=owner == index[:, None, None],
-            scores=torch.cat([base_labels.scores, pasted.scores]),
+            masks = _clip(masks, size)
+        owner = owner_map([own, masks], [base_labels.valid, is_pasted])
+        covered = owner > len(own)
+        if placement is None:
+            image = _overwrite(base, _clip(source, size), covered)
+        else:
+            image = placement.place_pixels(source, base, covered, owner - (len(own) + 1))
+        merged, left = _disjoint_masks(owner, own, len(masks), is_pasted.any())
+        if base_labels.valid is not None:
+            left[: len(own)] &= base_labels.valid
+        return image, PseudoLabels(
+            labels=torch.cat([base_labels.labels, source_labels.labels]),
+            masks=merged,
+            scores=torch.cat([base_labels.scores, source_labels.scores]),
+            valid=left,
         )
-        return image, merged[merged.masks.flatten(1).any(dim=1)]
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where N instances of a source frame go in a base frame: base = scale * source + offset.
+def owner_map(parts: Sequence[Tensor], valid: Sequence[Tensor | None]) -> Tensor:
+    """(H, W) numbers, from 1, of the last valid mask that covers a pixel; 0 where none does.
 
-    Coordinates are continuous pixels; pixel (i, j) has its center at (j + 0.5, i + 0.5).
+    Args:
+        parts: (N, H, W) bool masks each, counted through.
+        valid: (N,) bool flags of each part; None: all are valid.
 
-    Attributes:
-        scale: (N,) float32, > 0.
-        offset: (N, 2) float32, (x, y).
+    Returns:
+        uint8, or int16 for more than 255 masks.
     """
-
-    scale: Tensor
-    offset: Tensor
-
-    @classmethod
-    def in_place(cls, masks: Tensor) -> Placement:
-        """The identity for each of the (N, H, W) ``masks``."""
-        ones = torch.ones(len(masks), device=masks.device)
-        return cls(scale=ones, offset=ones.new_zeros(len(masks), 2))
-
-    def to_source(self, centers: Tensor, axis: int) -> Tensor:
-        """(N, L) source coordinates along ``axis`` (0: x, 1: y) of L base coordinates."""
-        return (centers - self.offset[:, axis, None]) / self.scale[:, None]
-
-    def place_masks(self, masks: Tensor, size: tuple[int, int]) -> Tensor:
-        """(N, H, W) masks of the source in the base frame of ``size``, nearest pixel."""
-        indices, inside = [], []
-        for axis, length, limit in ((1, size[0], masks.shape[1]), (0, size[1], masks.shape[2])):
-            centers = torch.arange(length, device=masks.device) + 0.5
-            index = self.to_source(centers, axis).floor().long()
-            inside.append((index >= 0) & (index < limit))
-            indices.append(index.clamp(0, limit - 1))
-        instance = torch.arange(len(masks), device=masks.device)[:, None, None]
-        placed = masks[instance, indices[0][:, :, None], indices[1][:, None, :]]
-        return placed & inside[0][:, :, None] & inside[1][:, None, :]
-
-    def place_pixels(self, source: Tensor, base: Tensor, owner: Tensor) -> Tensor:
-        """A copy of ``base`` with the pixels that ``owner`` (H, W) >= 0 assigns to an instance.
-
-        Only these pixels are read from ``source``, bilinearly (its border is repeated); where the
-        transform is the identity they are exact.
-        """
-        rows, columns = torch.nonzero(owner >= 0, as_tuple=True)
-        instance = owner[rows, columns].long()
-        points = torch.stack([columns, rows], dim=-1) + 0.5
-        points = (points - self.offset[instance]) / self.scale[instance, None]
-        image = base.clone()
-        image[:, rows, columns] = _read_bilinear(source, points).to(base.dtype)
-        return image
+    owner, before = None, 0
+    dtype = _number_type(sum(map(len, parts)))
+    for masks, flags in zip(parts, valid, strict=True):
+        numbers = torch.arange(before + 1, before + 1 + len(masks), device=masks.device)
+        numbers = numbers if flags is None else numbers * flags
+        before += len(masks)
+        if len(masks):
+            numbered = masks.view(torch.uint8) * numbers.to(dtype)[:, None, None]
+            last = numbered.amax(dim=0)
+            owner = last if owner is None else torch.maximum(owner, last)
+    return owner
 
 
-def draw_placement(
-    masks: Tensor,
-    size: tuple[int, int],
-    scale_range: tuple[float, float],
-    generator: Generator | None = None,
-) -> Placement:
-    """A random scale and position in a frame of ``size`` (H, W) for each non-empty mask.
+def _number_type(count: int) -> torch.dtype:
+    return torch.uint8 if count <= torch.iinfo(torch.uint8).max else torch.int16
 
-    Three draws an instance, on the generator's device: scale, x and y.
+
+def _disjoint_masks(
+    owner: Tensor, own: Tensor, pasted: int, received: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(N, H, W) bool masks of all numbers of ``owner``, and (N,) bool: which have a pixel left.
+
+    Where nothing was ``received``, a 0-dim flag, the image's own masks stay as they are.
     """
-    draws = torch.rand((len(masks), 3), generator=generator, device=_device_of(generator))
-    draws = draws.to(masks.device)
-    low, high = scale_range
-    scale = low + (high - low) * draws[:, 0]
-    starts, ends = zip(_extent(masks.any(dim=1)), _extent(masks.any(dim=2)), strict=True)
-    start, end = torch.stack(starts, dim=-1), torch.stack(ends, dim=-1)  # (N, 2), (x, y)
-    slack = start.new_tensor(size[::-1]) - scale[:, None] * (end - start)
-    return Placement(scale=scale, offset=draws[:, 1:] * slack - scale[:, None] * start)
+    numbers = torch.arange(1, len(own) + pasted + 1, device=owner.device).to(owner.dtype)
+    masks = owner.new_empty((len(numbers), *owner.shape), dtype=torch.uint8)
+    torch.eq(owner, numbers[:, None, None], out=masks)  # to bytes, which is vectorized
+    untouched = ~received
+    if len(own) and len(rows_to_compute(untouched[None])):
+        masks[: len(own)] |= own.view(torch.uint8) * untouched
+    masks = masks.view(torch.bool)
+    left = nonempty_masks(masks)
+    left[: len(own)] |= untouched
+    return masks, left
 
 
-def owner_map(masks: Tensor) -> Tensor:
-    """(H, W) int16: the last of the (N, H, W) masks that covers a pixel, -1 where none does."""
-    order = torch.arange(len(masks), dtype=torch.int16, device=masks.device)
-    return torch.where(masks, order[:, None, None], -1).amax(dim=0)
+def _clip(values: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, H, W) values in a frame of ``size``, at the same place; zeros where they do not reach."""
+    if tuple(values.shape[1:]) == size:
+        return values
+    height, width = (min(sides) for sides in zip(values.shape[1:], size, strict=True))
+    clipped = values.new_zeros((len(values), *size))
+    clipped[:, :height, :width] = values[:, :height, :width]
+    return clipped
 
 
-def _read_bilinear(image: Tensor, points: Tensor) -> Tensor:
-    """(3, P) values of ``image`` (3, H, W) at P points (x, y) in continuous pixels."""
-    limit = points.new_tensor(image.shape[:0:-1]) - 1
-    points = (points - 0.5).clamp(points.new_zeros(2), limit)
-    floor = points.floor()
-    x0, y0 = floor.long().unbind(-1)
-    x1, y1 = torch.minimum(floor + 1, limit).long().unbind(-1)
-    values = image if image.is_floating_point() else image.to(torch.float32)
-    wx, wy = (points - floor).to(values.dtype).unbind(-1)
-    top = torch.lerp(values[:, y0, x0], values[:, y0, x1], wx)
-    bottom = torch.lerp(values[:, y1, x0], values[:, y1, x1], wx)
-    read = torch.lerp(top, bottom, wy)
-    return read if image.is_floating_point() else read.round()
-
-
-def _extent(profile: Tensor) -> tuple[Tensor, Tensor]:
-    """First and one past the last True of each row of (N, L), float32."""
-    profile = profile.to(torch.uint8)
-    start = profile.argmax(dim=1)
-    end = profile.shape[1] - profile.flip(1).argmax(dim=1)
-    return start.float(), end.float()
-
-
-def _device_of(generator: Generator | None) -> torch.device:
-    return torch.device("cpu") if generator is None else generator.device
+def _overwrite(base: Tensor, source: Tensor, covered: Tensor) -> Tensor:
+    """``source`` where (H, W) ``covered``, else ``base``; both (3, H, W)."""
+    if base.dtype != torch.uint8:
+        return torch.where(covered, source.to(base.dtype), base)
+    bits = covered.view(torch.uint8) * torch.iinfo(torch.uint8).max
+    return base ^ ((base ^ source) & bits)  # vectorized, as torch.where is not for bytes
 
 
 def _crop_area(cfg) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from itertools import chain
 from types import MethodType
 
@@ -35,6 +36,7 @@ class EMATeacher:
             raise InputError(f"decay (S4M.EMA_DECAY) must lie in [0, 1], got {decay}")
         self.model = teacher.eval().requires_grad_(False)
         self.decay = decay
+        self._pairs = _NO_PAIRS
         for module in teacher.modules():
             module.train = MethodType(_stay_in_eval, module)
 
@@ -63,32 +65,85 @@ class EMATeacher:
         ``student`` is the bare model: unwrap it from DistributedDataParallel first.
         """
         mine, theirs = self._paired_tensors(student)
-        floating = [tensor.is_floating_point() for tensor in mine]
-        averaged = [i for i, is_float in enumerate(floating) if is_float]
-        copied = [i for i, is_float in enumerate(floating) if not is_float]
-        if averaged:
-            torch._foreach_lerp_(
-                [mine[i] for i in averaged], [theirs[i] for i in averaged], 1.0 - self.decay
-            )
-        if copied:
-            torch._foreach_copy_([mine[i] for i in copied], [theirs[i] for i in copied])
+        split = self._pairs.floating
+        if split:
+            torch._foreach_lerp_(mine[:split], theirs[:split], 1.0 - self.decay)
+        if split < len(mine):
+            torch._foreach_copy_(mine[split:], theirs[split:])
 
     def _paired_tensors(self, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        mine, theirs = _named_tensors(self.model), _named_tensors(student)
-        for name in chain(mine, theirs):
-            if name not in theirs or name not in mine:
-                owner, other = ("teacher", "student") if name in mine else ("student", "teacher")
-                raise InputError(
-                    f"the {owner} has {name!r}, the {other} has not: both need the same "
-                    "architecture (unwrap a DistributedDataParallel student)"
-                )
-            a, b = mine[name], theirs[name]
-            if a.shape != b.shape or a.dtype != b.dtype:
-                raise InputError(
-                    f"{name!r} is {tuple(a.shape)} {a.dtype} in the teacher but "
-                    f"{tuple(b.shape)} {b.dtype} in the student: both need the same architecture"
-                )
-        return list(mine.values()), [theirs[name] for name in mine]
+        """The tensors of both models in the order of ``self._pairs``.
+
+        Names, shapes and dtypes are compared once; then it is enough that both models still hold
+        the tensors that were compared.
+        """
+        held = _held_tensors(self.model), _held_tensors(student)
+        if not self._pairs.match(*held):
+            self._pairs = _Pairs(*held, _checked_pairs(self.model, student))
+        mine, theirs = self._pairs.orders
+        return [held[0][i] for i in mine], [held[1][i] for i in theirs]
+
+
+class _Pairs:
+    """Which tensors of two models belong together, as positions; keeps none of them alive.
+
+    Attributes:
+        orders: for each model the positions of its tensors, floating-point ones first.
+        floating: how many of them are floating-point.
+    """
+
+    def __init__(
+        self, mine: list[Tensor], theirs: list[Tensor], pairs: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        pairs = sorted(pairs, key=lambda pair: not pair[0].is_floating_point())
+        self.floating = sum(tensor.is_floating_point() for tensor, _ in pairs)
+        places = [{id(tensor): i for i, tensor in enumerate(held)} for held in (mine, theirs)]
+        self.orders = [[place[id(pair[m])] for pair in pairs] for m, place in enumerate(places)]
+        self._seen = [[weakref.ref(tensor) for tensor in held] for held in (mine, theirs)]
+
+    def match(self, *held: list[Tensor]) -> bool:
+        """Whether two models hold the very tensors, in the same places, that were paired."""
+        return all(
+            len(seen) == len(now)
+            and all(ref() is tensor for ref, tensor in zip(seen, now, strict=True))
+            for seen, now in zip(self._seen, held, strict=True)
+        )
+
+
+_NO_PAIRS = _Pairs([], [], [])
+
+
+def _held_tensors(model: nn.Module) -> list[Tensor]:
+    """Every parameter and buffer where a module holds it, without names, in a fixed order."""
+    tensors, modules = [], [model]
+    for module in modules:  # grows on the way
+        tensors += module._parameters.values()
+        tensors += module._buffers.values()
+        modules += [part for part in module._modules.values() if part is not None]
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _checked_pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Tensors of equal names.
+
+    Raises:
+        InputError: the models differ in the name, shape or dtype of a tensor.
+    """
+    mine, theirs = _named_tensors(teacher), _named_tensors(student)
+    for name in chain(mine, theirs):
+        if name not in theirs or name not in mine:
+            owner, other = ("teacher", "student") if name in mine else ("student", "teacher")
+            raise InputError(
+                f"the {owner} has {name!r}, the {other} has not: both need the same "
+                "architecture (unwrap a DistributedDataParallel student)"
+            )
+        a, b = mine[name], theirs[name]
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise InputError(
+                f"{name!r} is {tuple(a.shape)} {a.dtype} in the teacher but "
+                f"{tuple(b.shape)} {b.dtype} in the student: both need the same architecture"
+            )
+    return [(mine[name], theirs[name]) for name in mine]
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:

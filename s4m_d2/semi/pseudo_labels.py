@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from s4m_d2.errors import InputError
-from s4m_d2.structures import PseudoLabels
+from s4m_d2.semi.rows import rows_to_compute
+from s4m_d2.structures import PseudoLabels, mask_areas
+from s4m_d2.transfers import to_device, to_host
 
 
 @dataclass(frozen=True)
@@ -24,12 +29,14 @@ class Selection:
         stats: counts of ``queries``, ``dropped_no_object``, ``dropped_score``, ``dropped_area``,
             ``dropped_non_finite`` (each query counts for the first rule that drops it) and
             ``kept``.
+        pixels: of each mask, as the host knows them; None: it would have to ask the device.
     """
 
     labels: PseudoLabels
     mask_logits: Tensor
     content_size: tuple[float, float]
     stats: dict[str, int]
+    pixels: tuple[int, ...] | None = None
 
 
 @torch.no_grad()
@@ -59,29 +66,104 @@ def select_pseudo_labels(
     Raises:
         InputError: if shapes disagree or the content does not fit into the prediction.
     """
-    height, width = (math.ceil(side) for side in content_size)
-    _check_shapes(pred_logits, pred_masks, (height, width))
-    no_object = pred_logits.shape[1] - 1
-    scores, classes = pred_logits.float().softmax(dim=-1).max(dim=-1)
-    is_finite = scores.isfinite()
-    is_object = is_finite & (classes != no_object)
-    confident = (is_object & (scores > score_thresh)).nonzero().flatten()
+    rules = dict(score_thresh=score_thresh, min_area=min_area, mask_thresh=mask_thresh)
+    [selection] = select_in_batch(
+        [pred_logits], [pred_masks], content_sizes=[content_size], **rules
+    )
+    return selection
 
-    mask_logits = pred_masks[confident, :height, :width].float()
-    usable = mask_logits.isfinite().flatten(1).all(dim=1)
-    mask_logits, queries = mask_logits[usable], confident[usable]
+
+@torch.no_grad()
+def select_in_batch(
+    pred_logits: Sequence[Tensor],
+    pred_masks: Sequence[Tensor],
+    *,
+    content_sizes: Sequence[tuple[float, float]],
+    score_thresh: float,
+    min_area: float,
+    mask_thresh: float = 0.5,
+) -> list[Selection]:
+    """:func:`select_pseudo_labels` for each image of a batch; the host waits once for all.
+
+    Args:
+        pred_logits: (Q, K + 1) an image; Q may differ, K may not.
+        pred_masks: (Q, h, w) an image.
+        content_sizes: (h', w') an image.
+    """
+    frames = [tuple(math.ceil(side) for side in size) for size in content_sizes]
+    for logits, masks, frame in zip(pred_logits, pred_masks, frames, strict=True):
+        _check_shapes(logits, masks, frame)
+    if not frames:
+        return []
+    scores, classes = torch.cat(list(pred_logits)).float().softmax(dim=-1).max(dim=-1)
+    is_finite = scores.isfinite()
+    is_object = is_finite & (classes != pred_logits[0].shape[1] - 1)
+    is_confident = is_object & (scores > score_thresh)
+
+    queries = [len(logits) for logits in pred_logits]
+    rows = [rows_to_compute(flags) for flags in is_confident.split(queries)]
+    measures = [
+        _measure(_content(masks, of_image, frame), min_area, mask_thresh)
+        for masks, of_image, frame in zip(pred_masks, rows, frames, strict=True)
+    ]
+    fates = _fates(torch.stack([is_finite, is_object, is_confident]), queries, rows, measures)
+    per_image = (pred_masks, frames, content_sizes, classes.split(queries), scores.split(queries))
+    selections = []
+    for fate, masks, frame, size, labels, probabilities in zip(fates, *per_image, strict=True):
+        kept = to_device(fate.kept, masks.device)
+        logits = _content(masks, kept, frame)
+        selections.append(
+            Selection(
+                PseudoLabels(labels[kept], logits.sigmoid() > mask_thresh, probabilities[kept]),
+                mask_logits=logits,
+                content_size=(float(size[0]), float(size[1])),
+                stats=fate.stats,
+                pixels=fate.pixels,
+            )
+        )
+    return selections
+
+
+class _Fate(NamedTuple):
+    """What became of an image's queries: the rows kept, the pixels of their masks, the counts."""
+
+    kept: np.ndarray
+    pixels: tuple[int, ...]
+    stats: dict[str, int]
+
+
+def _content(masks: Tensor, rows: Tensor, frame: tuple[int, int]) -> Tensor:
+    return masks[:, : frame[0], : frame[1]].index_select(0, rows).float()
+
+
+def _measure(mask_logits: Tensor, min_area: float, mask_thresh: float) -> tuple[Tensor, ...]:
+    """Whether each mask is finite and large enough, and its pixels; (N,) each."""
+    dims = (1, 2)
+    usable = mask_logits.amax(dim=dims).isfinite() & mask_logits.amin(dim=dims).isfinite()
     probabilities = mask_logits.sigmoid()
-    large = probabilities.sum(dim=(1, 2)) > min_area
-    labels = PseudoLabels(
-        classes[queries][large], probabilities[large] > mask_thresh, scores[queries][large]
-    )
-    passed = (len(scores), is_finite.sum(), is_object.sum(), len(confident), len(queries))
-    return Selection(
-        labels=labels,
-        mask_logits=mask_logits[large],
-        content_size=(float(content_size[0]), float(content_size[1])),
-        stats=_statistics(*map(int, passed), kept=len(labels)),
-    )
+    large = probabilities.sum(dim=dims) > min_area
+    return usable, large, mask_areas(probabilities > mask_thresh)
+
+
+def _fates(
+    passed: Tensor, queries: list[int], rows: list[Tensor], measures: list[tuple[Tensor, ...]]
+) -> list[_Fate]:
+    """The one wait: flags (3, sum of Q) of the class rules, measures of the rows of each image."""
+    measured = (torch.cat(values) for values in (rows, *zip(*measures, strict=True)))
+    passed, *measured = to_host(passed, *measured)
+    ends, ends_measured = np.cumsum(queries)[:-1], np.cumsum([len(of_image) for of_image in rows])
+    fates = []
+    for flags, row, usable, large, pixels in zip(
+        np.split(passed, ends, axis=1),
+        *(np.split(values, ends_measured[:-1]) for values in measured),
+        strict=True,
+    ):
+        finite, objects, confident = flags.sum(axis=1).tolist()
+        usable = usable & flags[2, row]
+        kept = usable & large
+        counts = (flags.shape[1], finite, objects, confident, int(usable.sum()), int(kept.sum()))
+        fates.append(_Fate(row[kept], tuple(pixels[kept].tolist()), _statistics(*counts)))
+    return fates
 
 
 def _statistics(

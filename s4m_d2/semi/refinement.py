@@ -11,22 +11,40 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from fvcore.common.registry import Registry
 from torch import Generator, Tensor
 
 from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.semi.image_masks import (
+    MASKS_AT_ONCE,
+    teacher_masks,
+    teacher_resize,
+    threshold_in_chunks,
+)
+from s4m_d2.semi.mask_points import pixel_counts, sample_mask_points, sample_points_in_batch
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.structures import PseudoLabels
+from s4m_d2.semi.rows import rows_to_compute
+from s4m_d2.structures import PseudoLabels, nonempty_masks
+from s4m_d2.transfers import to_device
+
+__all__ = [
+    "MASKS_AT_ONCE",
+    "REFINER_REGISTRY",
+    "PointRefiner",
+    "Refinement",
+    "TeacherMasks",
+    "build_refiner",
+    "sample_mask_points",
+    "teacher_masks",
+]
 
 REFINER_REGISTRY = Registry("REFINER")
 REFINER_REGISTRY.__doc__ = """Builders ``(cfg, backend) -> refiner`` of pseudo-label masks."""
 
-POSITIVE, PADDING = 1, -1  # labels of prompt points
 NO_MASK = -1e3  # a logit that is outside wherever a mask is thresholded
-MASKS_AT_ONCE = 16  # masks resized to image size together; bounds the memory
 
 
 @dataclass(frozen=True)
@@ -34,16 +52,17 @@ class Refinement:
     """Pseudo-labels at image size.
 
     Attributes:
-        labels: for each image, its pseudo-labels with (N, H, W) masks at content size, none empty.
+        labels: for each image, its pseudo-labels with (N, H, W) masks at content size; ``valid``
+            is False for the ones without a pixel.
         predicted_ious: SAM's prediction for the chosen mask of every prompted instance, all images
             together; of length 0 without SAM.
         num_fallbacks: how many of these masks were empty or not finite and gave way to the
-            teacher's.
+            teacher's; 0-dim on the device, since nothing waits for it here.
     """
 
     labels: list[PseudoLabels]
     predicted_ious: Tensor
-    num_fallbacks: int = 0
+    num_fallbacks: Tensor | int = 0
 
 
 class TeacherMasks:
@@ -71,12 +90,12 @@ class TeacherMasks:
     ) -> Refinement:
         """See :class:`PointRefiner`; of ``images`` only the device is used."""
         _check_batch(selections, images, image_sizes, generators)
-        labels = [
-            _without_empty(
-                selection.labels.with_masks(teacher_masks(selection, size, self.logit_thresh))
-            )
-            for selection, size in zip(selections, image_sizes, strict=True)
-        ]
+        labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
+        for group in _groups(selections, image_sizes, range(len(selections))):
+            size = image_sizes[group[0]]
+            logits, resize = _teacher_logits([selections[i] for i in group], size)
+            masks = threshold_in_chunks(logits, size, resize, self.logit_thresh)
+            _fill(labels, selections, group, masks)
         return Refinement(labels, predicted_ious=torch.zeros(0, device=images.device))
 
 
@@ -124,50 +143,59 @@ class PointRefiner:
             selections: one for each image.
             images: (B, 3, H, W) RGB, 0..255, padded at the bottom and right: the weak view.
             image_sizes: (H, W) of the contents.
-            generators: one for each image, on the device of ``images``; None: PyTorch's own.
+            generators: one for each image, on any device; None: PyTorch's own.
 
         Returns:
-            Labels at content size. Instances without any pixel, before or after, are left out.
+            Labels at content size. Instances without a pixel before are left out, those without one
+            afterwards are not valid.
 
         Raises:
             InputError: if the numbers of selections, images, sizes and generators differ.
         """
         _check_batch(selections, images, image_sizes, generators)
-        selections = [_clickable(selection) for selection in selections]
+        selections = _clickable(selections)
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
-        ious, fallbacks = [torch.zeros(0, device=images.device)], 0
-        if active:
-            encoded = self.backend.encode(images[active], [image_sizes[i] for i in active])
-            prompts = [
-                sample_mask_points(
-                    selections[i], self.num_points, generators[i] if generators else None
-                )
-                for i in active
-            ]
-            clicks, click_labels = map(list, zip(*prompts, strict=True))
-            outputs = self.backend.prompt(encoded, clicks, click_labels)
-            for i, output in zip(active, outputs, strict=True):
-                low_res, iou = _best_masks(output.mask_logits, output.iou_predictions)
-                masks, empty = self._image_masks(selections[i], low_res, image_sizes[i])
-                labels[i] = _without_empty(selections[i].labels.with_masks(masks))
-                ious.append(iou)
-                fallbacks += empty
-        return Refinement(labels, torch.cat(ious), fallbacks)
+        if not active:
+            return Refinement(labels, torch.zeros(0, device=images.device))
+        shown = images[to_device(active, images.device)]
+        encoded = self.backend.encode(shown, [image_sizes[i] for i in active])
+        clicks, click_labels = sample_points_in_batch(
+            [selections[i] for i in active],
+            self.num_points,
+            [generators[i] for i in active] if generators else None,
+        )
+        outputs = self.backend.prompt(encoded, clicks, click_labels)
+        best = [_best_masks(output.mask_logits, output.iou_predictions) for output in outputs]
+        low_res = {i: logits for i, (logits, _) in zip(active, best, strict=True)}
+        fallbacks = []
+        for group in _groups(selections, image_sizes, active):
+            size, logits = image_sizes[group[0]], torch.cat([low_res[i] for i in group])
+            masks, empty = self._image_masks(logits, [selections[i] for i in group], size)
+            _fill(labels, selections, group, masks)
+            fallbacks.append(empty.sum())
+        ious = torch.cat([iou for _, iou in best])
+        return Refinement(labels, ious, torch.stack(fallbacks).sum())
 
     def _image_masks(
-        self, selection: Selection, mask_logits: Tensor, image_size: tuple[int, int]
-    ) -> tuple[Tensor, int]:
-        """(N, H, W) bool masks and how many of them are the teacher's."""
-        masks = _upscale_in_chunks(
-            mask_logits, image_size, lambda chunk: self.backend.upscale(chunk, image_size) > 0
+        self,
+        mask_logits: Tensor,
+        group: Sequence[Selection],
+        size: tuple[int, int],
+    ) -> tuple[Tensor, Tensor]:
+        """(N, H, W) bool masks of a group of images, and which (N,) of them are the teacher's."""
+        masks = threshold_in_chunks(
+            mask_logits, size, lambda chunk: self.backend.upscale(chunk, size), 0.0
         )
-        empty = ~masks.flatten(1).any(dim=1)
-        count = int(empty.sum())
-        if count:
-            dropped = replace(selection, mask_logits=selection.mask_logits[empty])
-            masks[empty] = teacher_masks(dropped, image_size, self.logit_thresh)
-        return masks, count
+        empty = ~nonempty_masks(masks)
+        rows = rows_to_compute(empty)
+        if len(rows):
+            logits, resize = _teacher_logits(group, size)
+            for part in rows.split(MASKS_AT_ONCE):
+                teachers = threshold_in_chunks(logits[part], size, resize, self.logit_thresh)
+                chosen = torch.where(empty[part, None, None], teachers, masks[part])
+                masks.index_copy_(0, part, chosen)
+        return masks, empty
 
 
 @REFINER_REGISTRY.register()
@@ -191,89 +219,61 @@ def build_refiner(cfg, backend) -> Callable[..., Refinement]:
     return REFINER_REGISTRY.get(method)(cfg, backend)
 
 
-def sample_mask_points(
-    selection: Selection, num_points: int, generator: Generator | None = None
-) -> tuple[Tensor, Tensor]:
-    """Draw clicks inside each mask, without replacement, P(pixel) ∝ softmax of the mask logits.
-
-    The softmax runs over the pixels inside the mask. Perturbing the logits by Gumbel noise and
-    taking the largest is exactly this draw, for all masks at once.
-
-    Returns:
-        points (N, P, 2): pixel centers (x, y), normalized to the content, within [0, 1];
-        labels (N, P) int64: 1, or -1 in the places that a mask with too few pixels cannot fill.
-    """
-    masks, logits = selection.labels.masks, selection.mask_logits
-    width = logits.shape[2]
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    gumbel = -noise.clamp_min(torch.finfo(noise.dtype).tiny).log()
-    keys = (logits + gumbel).masked_fill(~masks, -math.inf).flatten(1)
-    keys, index = keys.topk(min(num_points, keys.shape[1]), dim=1)
-    pixels = torch.stack([index % width, index // width], dim=-1)
-    extent = keys.new_tensor(selection.content_size[::-1])
-    clicks = ((pixels + 0.5) / extent).clamp(max=1.0)
-    labels = torch.where(keys > -math.inf, POSITIVE, PADDING)
-    return clicks, labels
-
-
 def _best_masks(mask_logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
     """Of (N, M, h, w) masks the (N, h, w) ones with the best of (N, M) IoUs, and these (N,).
 
     Only finite ones count; where there is none, the mask is empty and the IoU 0.
     """
-    usable = ious.isfinite() & mask_logits.isfinite().flatten(2).all(dim=2)
-    best, chosen = ious.masked_fill(~usable, -math.inf).max(dim=1)
+    dims = (2, 3)
+    usable = mask_logits.amax(dim=dims).isfinite() & mask_logits.amin(dim=dims).isfinite()
+    best, chosen = ious.masked_fill(~(usable & ious.isfinite()), -math.inf).max(dim=1)
     masks = mask_logits[torch.arange(len(chosen), device=chosen.device), chosen]
     found = best > -math.inf
-    return masks.where(found[:, None, None], masks.new_tensor(NO_MASK)), best.where(found, 0.0)
+    return masks.masked_fill_(~found[:, None, None], NO_MASK), best.where(found, 0.0)
 
 
-def teacher_masks(
-    selection: Selection, image_size: tuple[int, int], logit_thresh: float = 0.0
-) -> Tensor:
-    """The selection's masks at ``image_size`` (H, W): logits read bilinearly, then thresholded.
-
-    Both frames show the same content, also where it ends inside a pixel of the prediction.
-    """
-    logits = selection.mask_logits
-    axes = [
-        (torch.arange(side, device=logits.device) + 0.5) * (2 * extent / (side * pixels)) - 1
-        for side, extent, pixels in zip(
-            image_size, selection.content_size, logits.shape[1:], strict=True
-        )
-    ]
-    y, x = torch.meshgrid(*axes, indexing="ij")
-    grid = torch.stack([x, y], dim=-1)[None]
-
-    def resize(chunk: Tensor) -> Tensor:
-        resized = F.grid_sample(
-            chunk[None], grid, mode="bilinear", padding_mode="border", align_corners=False
-        )
-        return resized[0] > logit_thresh
-
-    return _upscale_in_chunks(logits, image_size, resize)
-
-
-def _upscale_in_chunks(
-    logits: Tensor, image_size: tuple[int, int], to_masks: Callable[[Tensor], Tensor]
-) -> Tensor:
-    masks = torch.empty((len(logits), *image_size), dtype=torch.bool, device=logits.device)
-    for start in range(0, len(logits), MASKS_AT_ONCE):
-        chunk = slice(start, start + MASKS_AT_ONCE)
-        masks[chunk] = to_masks(logits[chunk])
-    return masks
-
-
-def _clickable(selection: Selection) -> Selection:
+def _clickable(selections: Sequence[Selection]) -> list[Selection]:
     """Only the instances that have a pixel to click on."""
-    keep = selection.labels.masks.flatten(1).any(dim=1)
-    return replace(
-        selection, labels=selection.labels[keep], mask_logits=selection.mask_logits[keep]
-    )
+    result = []
+    for selection, counts in zip(selections, pixel_counts(selections), strict=True):
+        kept = np.flatnonzero(counts)
+        labels, logits = selection.labels, selection.mask_logits
+        if len(kept) < len(counts):
+            index = to_device(kept, logits.device)
+            labels, logits = labels[index], logits[index]
+        pixels = tuple(counts[kept].tolist())
+        result.append(replace(selection, labels=labels, mask_logits=logits, pixels=pixels))
+    return result
 
 
-def _without_empty(labels: PseudoLabels) -> PseudoLabels:
-    return labels[labels.masks.flatten(1).any(dim=1)]
+def _groups(
+    selections: Sequence[Selection], image_sizes: Sequence[tuple[int, int]], images: Sequence[int]
+) -> list[list[int]]:
+    """Those of ``images`` together whose masks can be resized together."""
+    groups: dict[tuple, list[int]] = {}
+    for i in images:
+        selection = selections[i]
+        key = (tuple(image_sizes[i]), selection.content_size, selection.mask_logits.shape[1:])
+        groups.setdefault(key, []).append(i)
+    return list(groups.values())
+
+
+def _teacher_logits(
+    group: Sequence[Selection], size: tuple[int, int]
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The teacher's mask logits of a group of images, and what resizes them to the image."""
+    logits = torch.cat([selection.mask_logits for selection in group])
+    return logits, teacher_resize(logits, group[0].content_size, size)
+
+
+def _fill(
+    labels: list[PseudoLabels], selections: Sequence[Selection], group: Sequence[int], masks: Tensor
+) -> None:
+    """Set the labels of a group of images, with flags for those that have a pixel."""
+    counts = [len(selections[i].labels) for i in group]
+    parts = zip(masks.split(counts), nonempty_masks(masks).split(counts), strict=True)
+    for i, (of_image, valid) in zip(group, parts, strict=True):
+        labels[i] = replace(selections[i].labels, masks=of_image, valid=valid)
 
 
 def _logit(probability: float) -> float:

@@ -1,16 +1,13 @@
 import cv2
 import numpy as np
 import pytest
-import torch
 from data_scenes import HEIGHT, WIDTH, scene
 from detectron2.config import get_cfg
-from hypothesis import given
-from hypothesis import strategies as st
 
 from s4m_d2.config import add_s4m_config
-from s4m_d2.data import ColorDistortion, StrongView
+from s4m_d2.data import ColorDistortion
 from s4m_d2.data.transforms import apply_geometry, build_geometry, seeded_numpy
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import ConfigError
 
 SEEDS = range(20)
 
@@ -203,92 +200,3 @@ def test_tables_of_levels_give_every_value_exactly(image_format):
 def test_unknown_channel_order():
     with pytest.raises(ConfigError, match="'HSV'"):
         ColorDistortion("HSV")
-
-
-def strong_view(**changes):
-    settings = {
-        "jitter": (0.4, 0.4, 0.4, 0.1),
-        "jitter_prob": 0.8,
-        "grayscale_prob": 0.2,
-        "blur_sigma": (0.1, 2.0),
-        "blur_prob": 0.5,
-    }
-    return StrongView(**{**settings, **changes})
-
-
-def image_tensor():
-    return torch.from_numpy(scene(2)[0]).permute(2, 0, 1).contiguous()
-
-
-def test_the_strong_view_is_a_function_of_the_seed():
-    view, image = strong_view(), image_tensor()
-    before = image.clone()
-    global_state = torch.random.get_rng_state()
-    outputs = [view(image, torch.Generator().manual_seed(seed)) for seed in (*SEEDS, *SEEDS)]
-    assert torch.equal(torch.random.get_rng_state(), global_state)
-    assert torch.equal(image, before)
-    for first, second in zip(outputs[: len(SEEDS)], outputs[len(SEEDS) :], strict=True):
-        assert torch.equal(first, second)
-        assert first.dtype == torch.uint8 and first.shape == image.shape
-    assert len({output.numpy().tobytes() for output in outputs}) > len(SEEDS) - 5
-
-
-def test_without_a_generator_the_strong_view_draws_fresh_and_not_globally():
-    view, image = strong_view(jitter_prob=1), image_tensor()
-    global_state = torch.random.get_rng_state()
-    assert not torch.equal(view(image), view(image))
-    assert torch.equal(torch.random.get_rng_state(), global_state)
-
-
-@given(st.integers(0, 2**63 - 1))
-def test_the_strong_view_always_draws_as_often(seed):
-    image = image_tensor()
-    states = []
-    for probability in (0.0, 1.0):
-        generator = torch.Generator().manual_seed(seed)
-        strong_view(jitter_prob=probability, grayscale_prob=probability, blur_prob=probability)(
-            image, generator
-        )
-        states.append(generator.get_state())
-    assert torch.equal(*states)
-
-
-def test_steps_of_the_strong_view():
-    image = image_tensor()
-    nothing = {"jitter_prob": 0.0, "grayscale_prob": 0.0, "blur_prob": 0.0}
-    same = strong_view(**nothing)(image, torch.Generator().manual_seed(0))
-    assert torch.equal(same, image) and same.data_ptr() != image.data_ptr()
-    gray = strong_view(**{**nothing, "grayscale_prob": 1.0})(image)
-    assert torch.equal(gray[0], gray[1]) and torch.equal(gray[0], gray[2])
-    blurred = strong_view(**{**nothing, "blur_prob": 1.0}, blur_sigma=(2.0, 2.0))(image)
-    assert blurred.float().std() < image.float().std()
-    jittered = strong_view(**{**nothing, "jitter_prob": 1.0}, jitter=(0, 0, 0, 0))(image)
-    assert (jittered.int() - image.int()).abs().max() <= 1  # rounding of the change of color space
-
-
-def test_brightness_of_the_strong_view_stays_in_its_range():
-    gray = torch.full((3, 2, 2), 100, dtype=torch.uint8)
-    view = strong_view(jitter=(0.4, 0, 0, 0), jitter_prob=1, grayscale_prob=0, blur_prob=0)
-    levels = [int(view(gray, torch.Generator().manual_seed(s))[0, 0, 0]) for s in range(200)]
-    assert 58 <= min(levels) <= 64 and 136 <= max(levels) <= 141
-
-
-def test_small_images_can_be_blurred():
-    view = strong_view(blur_prob=1, blur_sigma=(2.0, 2.0))
-    assert view(torch.zeros(3, 2, 5, dtype=torch.uint8)).shape == (3, 2, 5)
-
-
-def test_the_strong_view_reads_its_config():
-    cfg = config()
-    cfg.S4M.STRONG_VIEW.JITTER_PROB = 0.0
-    cfg.S4M.STRONG_VIEW.GRAYSCALE_PROB = 0.0
-    cfg.S4M.STRONG_VIEW.BLUR_PROB = 0.0
-    assert torch.equal(StrongView(cfg)(image_tensor()), image_tensor())
-
-
-@pytest.mark.parametrize(
-    "image", [torch.zeros(3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8), torch.zeros(4, 4)]
-)
-def test_the_strong_view_refuses_other_tensors(image):
-    with pytest.raises(InputError, match="uint8"):
-        strong_view()(image)

@@ -170,7 +170,7 @@ def pseudo_labels(teacher, num_classes=CLASSES):
         teacher=SimpleNamespace(model=teacher),
         refiner=TeacherMasks(),
         arp=None,
-        strong_view=lambda image, generator: image,
+        strong_view=lambda images, generators: images,
         score_thresh=0.7,
         min_area=5.0,
         mask_thresh=0.5,

@@ -61,7 +61,7 @@ def unlabeled(sizes):
     ]
 
 
-def labeling(teacher, arp=None, refiner=None, strong_view=lambda image, generator: image):
+def labeling(teacher, arp=None, refiner=None, strong_view=lambda images, generators: images):
     return PseudoLabeling(
         teacher=SimpleNamespace(model=teacher),
         refiner=refiner or TeacherMasks(),
@@ -130,7 +130,7 @@ def test_arp_exchanges_pixels_and_labels_before_the_strong_view():
     views = labeling(
         KnownTeacher([BOXES[0], (40, 0, 64, 32)], sizes[0]),
         arp=ARP(min_area=1, pair_fraction=0.5),
-        strong_view=lambda image, generator: image + 100,
+        strong_view=lambda images, generators: [image + 100 for image in images],
     )(unlabeled(sizes))
     first = views.student_batch[0]
     pasted = inside((40, 0, 64, 32), sizes[0])
@@ -153,8 +153,11 @@ def test_statistics_are_shares_of_all_queries():
 
 
 def test_views_depend_on_the_samples_seeds_only():
-    def noise(image, generator):
-        return torch.randint(0, 256, image.shape, generator=generator, dtype=torch.uint8)
+    def noise(images, generators):
+        return [
+            torch.randint(0, 256, image.shape, generator=generator, dtype=torch.uint8)
+            for image, generator in zip(images, generators, strict=True)
+        ]
 
     pipeline = labeling(KnownTeacher(BOXES, SIZES[0]), strong_view=noise)
     torch.manual_seed(1)

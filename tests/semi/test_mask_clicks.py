@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from torch import Tensor
 
+from s4m_d2.semi import mask_points
+from s4m_d2.semi.mask_points import sample_points_in_batch
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.semi.refinement import sample_mask_points
 from s4m_d2.structures import PseudoLabels
@@ -145,3 +147,27 @@ def test_clicks_are_normalized_to_a_content_that_ends_inside_a_pixel():
     points, _ = sample_mask_points(selection, 2, seeded(0))
     expected = [[0.5 / 4, 0.5 / 3.25], [3.5 / 4, 1.0]]  # the center (3.5) lies below the content
     torch.testing.assert_close(torch.tensor(sorted(points[0].tolist())), torch.tensor(expected))
+
+
+def test_a_mask_whose_logits_are_far_apart_still_gives_all_its_pixels():
+    logits = torch.full((1, 4, 4), -500.0)
+    logits[0, 0, 0], logits[0, 2, 1], logits[0, 2, 3] = 900.0, 1.0, 400.0
+    for seed in range(20):
+        points, labels = sample_mask_points(make_selection(logits), 4, seeded(seed))
+        clicked = pixels_of(points[0, :3], (4, 4)).tolist()
+        assert labels.tolist() == [[1, 1, 1, -1]]
+        assert clicked[0] == [0, 0] and sorted(clicked) == [[0, 0], [1, 2], [3, 2]]
+
+
+@pytest.mark.parametrize("limit", [1, 200, 1 << 30])
+def test_clicks_of_an_image_are_its_own_generators_in_any_batch(monkeypatch, limit):
+    monkeypatch.setattr(mask_points, "CPU_PIXELS", limit)
+    shapes = [(3, 5, 7), (0, 5, 7), (4, 5, 7), (2, 4, 6)]
+    selections = [
+        make_selection(3 * torch.randn(shape, generator=seeded(seed)))
+        for seed, shape in enumerate(shapes)
+    ]
+    points, labels = sample_points_in_batch(selections, 3, [seeded(9 + i) for i in range(4)])
+    for i, selection in enumerate(selections):
+        alone = sample_mask_points(selection, 3, seeded(9 + i))
+        assert torch.equal(points[i], alone[0]) and torch.equal(labels[i], alone[1])

@@ -1,0 +1,131 @@
+"""Clicks inside masks, drawn for a whole batch on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from s4m_d2.semi.placement import device_of
+from s4m_d2.semi.pseudo_labels import Selection
+from s4m_d2.structures import mask_areas
+from s4m_d2.transfers import to_device, to_host
+
+POSITIVE, PADDING = 1, -1  # labels of prompt points
+MAX_GAP = 80.0  # logits further below a mask's highest count as this far: no weight inside is zero
+OUTSIDE = 1e30  # subtracted from the logits of pixels outside
+CPU_PIXELS, GPU_PIXELS = 1 << 20, 1 << 26  # worked on together: what caches, what memory can hold
+
+
+def pixel_counts(selections: Sequence[Selection]) -> list[np.ndarray]:
+    """The pixels of each mask, (N,) an image; the host waits only for what it does not know."""
+    unknown = [i for i, selection in enumerate(selections) if selection.pixels is None]
+    counts = [np.array(selection.pixels or (), dtype=np.int64) for selection in selections]
+    if unknown:
+        asked = to_host(*(mask_areas(selections[i].labels.masks) for i in unknown))
+        for i, areas in zip(unknown, asked, strict=True):
+            counts[i] = areas
+    return counts
+
+
+def sample_mask_points(
+    selection: Selection, num_points: int, generator: Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """Draw clicks inside each mask, without replacement, P(pixel) ∝ softmax of the mask logits.
+
+    The softmax runs over the pixels inside the mask. One pixel after the other is drawn by the
+    inverse of the cumulative distribution, first its row, then its column, for all masks at once;
+    a click takes one random number. Differences of logits above MAX_GAP count as MAX_GAP.
+
+    Returns:
+        points (N, P, 2): pixel centers (x, y), normalized to the content, within [0, 1];
+        labels (N, P) int64, on the CPU: 1, or -1 in the places that a mask with too few pixels
+        cannot fill.
+    """
+    generators = None if generator is None else [generator]
+    [points], [labels] = sample_points_in_batch([selection], num_points, generators)
+    return points, labels
+
+
+def sample_points_in_batch(
+    selections: Sequence[Selection], num_points: int, generators: Sequence[Generator] | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """:func:`sample_mask_points` for each image; an image's draws are its own generator's."""
+    draws = []
+    for selection, generator in zip(
+        selections, generators or [None] * len(selections), strict=True
+    ):
+        shape = (len(selection.labels), num_points)
+        device = device_of(generator)
+        draws.append(torch.rand(shape, generator=generator, device=device, dtype=torch.float64))
+    points: list[Tensor] = []
+    for chunk in _chunks(selections):
+        parts = [selections[i] for i in chunk]
+        logits = _joined([part.mask_logits for part in parts])
+        masks = _joined([part.labels.masks for part in parts])
+        pixels = _draw(logits, masks, to_device(_joined([draws[i] for i in chunk]), logits.device))
+        for part, of_image in zip(parts, pixels.split([len(p.labels) for p in parts]), strict=True):
+            extent = to_device(part.content_size[::-1], logits.device, torch.float32)
+            points.append(((of_image + 0.5) / extent).clamp(max=1.0))
+    places = np.arange(num_points)
+    labels = [
+        torch.from_numpy(np.where(places < count[:, None], POSITIVE, PADDING))
+        for count in pixel_counts(selections)
+    ]
+    return points, labels
+
+
+def _draw(logits: Tensor, masks: Tensor, draws: Tensor) -> Tensor:
+    """(N, P, 2) pixels (x, y) inside (N, h, w) masks by (N, P) float64 draws in [0, 1)."""
+    inside = masks.view(torch.uint8).to(logits.dtype)
+    weights = (inside - 1.0).mul_(OUTSIDE).add_(logits)
+    weights = weights.sub_(weights.amax(dim=(1, 2), keepdim=True)).clamp_(min=-MAX_GAP).exp_()
+    weights.mul_(inside)
+    of_rows = weights.sum(dim=2).double()
+    mask = torch.arange(len(weights), device=weights.device)
+    pixels = []
+    for draw in draws.unbind(dim=1):
+        row, share = _invert(of_rows, draw)
+        line = weights[mask, row].double()
+        column, _ = _invert(line, share)
+        pixels.append(torch.stack([column, row], dim=1))
+        weights[mask, row, column] = weights.new_zeros(())  # what is drawn is gone
+        left = line.scatter_(1, column[:, None], 0.0).sum(dim=1, keepdim=True)
+        of_rows.scatter_(1, row[:, None], left)
+    return torch.stack(pixels, dim=1)
+
+
+def _invert(weights: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) places drawn with P ∝ (N, L) weights, and where in its place each draw lies, in [0, 1).
+
+    A place of weight zero is drawn only where all are zero.
+    """
+    ends = weights.cumsum(dim=1)
+    target = draw * ends[:, -1]
+    place = (ends <= target[:, None]).sum(dim=1).clamp(max=weights.shape[1] - 1)
+    weight = weights.gather(1, place[:, None])[:, 0]
+    start = ends.gather(1, place[:, None])[:, 0] - weight
+    below_one = 1.0 - torch.finfo(weights.dtype).eps
+    return place, ((target - start) / weight).nan_to_num().clamp(0.0, below_one)
+
+
+def _chunks(selections: Sequence[Selection]) -> list[list[int]]:
+    """Consecutive images whose masks are of one size and not too many together."""
+    chunks: list[list[int]] = []
+    pixels, previous = 0, None
+    for i, selection in enumerate(selections):
+        logits = selection.mask_logits
+        limit = CPU_PIXELS if logits.device.type == "cpu" else GPU_PIXELS
+        pixels += logits.numel()
+        if not chunks or logits.shape[1:] != previous or pixels > limit:
+            chunks.append([])
+            pixels = logits.numel()
+        chunks[-1].append(i)
+        previous = logits.shape[1:]
+    return chunks
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

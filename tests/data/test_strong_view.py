@@ -1,0 +1,200 @@
+"""The strong view: its steps, its draws, and torchvision's operations one by one as a reference."""
+
+import math
+
+import pytest
+import torch
+from data_scenes import scene
+from detectron2.config import get_cfg
+from hypothesis import given
+from hypothesis import strategies as st
+from torchvision.transforms import functional as F
+
+from s4m_d2.config import add_s4m_config
+from s4m_d2.data import StrongView
+from s4m_d2.errors import InputError
+
+SEEDS = range(20)
+RANGES = [(0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1)]
+OPERATIONS = [F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue]
+
+
+def strong_view(**changes):
+    settings = {
+        "jitter": (0.4, 0.4, 0.4, 0.1),
+        "jitter_prob": 0.8,
+        "grayscale_prob": 0.2,
+        "blur_sigma": (0.1, 2.0),
+        "blur_prob": 0.5,
+    }
+    return StrongView(**{**settings, **changes})
+
+
+def image_tensor():
+    return torch.from_numpy(scene(2)[0]).permute(2, 0, 1).contiguous()
+
+
+def test_the_strong_view_is_a_function_of_the_seed():
+    view, image = strong_view(), image_tensor()
+    before = image.clone()
+    global_state = torch.random.get_rng_state()
+    outputs = [view(image, torch.Generator().manual_seed(seed)) for seed in (*SEEDS, *SEEDS)]
+    assert torch.equal(torch.random.get_rng_state(), global_state)
+    assert torch.equal(image, before)
+    for first, second in zip(outputs[: len(SEEDS)], outputs[len(SEEDS) :], strict=True):
+        assert torch.equal(first, second)
+        assert first.dtype == torch.uint8 and first.shape == image.shape
+    assert len({output.numpy().tobytes() for output in outputs}) > len(SEEDS) - 5
+
+
+def test_without_a_generator_the_strong_view_draws_fresh_and_not_globally():
+    view, image = strong_view(jitter_prob=1), image_tensor()
+    global_state = torch.random.get_rng_state()
+    assert not torch.equal(view(image), view(image))
+    assert torch.equal(torch.random.get_rng_state(), global_state)
+
+
+@given(st.integers(0, 2**63 - 1))
+def test_the_strong_view_always_draws_as_often(seed):
+    image = image_tensor()
+    states = []
+    for probability in (0.0, 1.0):
+        generator = torch.Generator().manual_seed(seed)
+        strong_view(jitter_prob=probability, grayscale_prob=probability, blur_prob=probability)(
+            image, generator
+        )
+        states.append(generator.get_state())
+    assert torch.equal(*states)
+
+
+def test_steps_of_the_strong_view():
+    image = image_tensor()
+    nothing = {"jitter_prob": 0.0, "grayscale_prob": 0.0, "blur_prob": 0.0}
+    same = strong_view(**nothing)(image, torch.Generator().manual_seed(0))
+    assert torch.equal(same, image) and same.data_ptr() != image.data_ptr()
+    gray = strong_view(**{**nothing, "grayscale_prob": 1.0})(image)
+    assert torch.equal(gray[0], gray[1]) and torch.equal(gray[0], gray[2])
+    blurred = strong_view(**{**nothing, "blur_prob": 1.0}, blur_sigma=(2.0, 2.0))(image)
+    assert blurred.float().std() < image.float().std()
+    jittered = strong_view(**{**nothing, "jitter_prob": 1.0}, jitter=(0, 0, 0, 0))(image)
+    assert (jittered.int() - image.int()).abs().max() <= 1  # rounding of the change of color space
+
+
+def test_brightness_of_the_strong_view_stays_in_its_range():
+    gray = torch.full((3, 2, 2), 100, dtype=torch.uint8)
+    view = strong_view(jitter=(0.4, 0, 0, 0), jitter_prob=1, grayscale_prob=0, blur_prob=0)
+    levels = [int(view(gray, torch.Generator().manual_seed(s))[0, 0, 0]) for s in range(200)]
+    assert 58 <= min(levels) <= 64 and 136 <= max(levels) <= 141
+
+
+def test_small_images_can_be_blurred():
+    view = strong_view(blur_prob=1, blur_sigma=(2.0, 2.0))
+    assert view(torch.zeros(3, 2, 5, dtype=torch.uint8)).shape == (3, 2, 5)
+
+
+def test_the_strong_view_reads_its_config():
+    cfg = get_cfg()
+    add_s4m_config(cfg)
+    cfg.S4M.STRONG_VIEW.JITTER_PROB = 0.0
+    cfg.S4M.STRONG_VIEW.GRAYSCALE_PROB = 0.0
+    cfg.S4M.STRONG_VIEW.BLUR_PROB = 0.0
+    assert torch.equal(StrongView(cfg)(image_tensor()), image_tensor())
+
+
+@pytest.mark.parametrize(
+    "image", [torch.zeros(3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.uint8), torch.zeros(4, 4)]
+)
+def test_the_strong_view_refuses_other_tensors(image):
+    with pytest.raises(InputError, match="uint8"):
+        strong_view()(image)
+
+
+def between(limits, share):
+    return limits[0] + (limits[1] - limits[0]) * share
+
+
+def literally(image, generator):
+    """The strong view by torchvision's functions, with the draws in the documented order."""
+    order = torch.randperm(4, generator=generator).tolist()
+    jitter, grayscale, blur, sigma, *shares = torch.rand(8, generator=generator).tolist()
+    if jitter < 0.8:
+        for index in order:
+            image = OPERATIONS[index](image, between(RANGES[index], shares[index]))
+    if grayscale < 0.2:
+        image = F.rgb_to_grayscale(image, num_output_channels=3)
+    if blur < 0.5:
+        sigma = between((0.1, 2.0), sigma)
+        reach = math.ceil(3 * sigma)
+        kernel = [2 * min(reach, side - 1) + 1 for side in (image.shape[2], image.shape[1])]
+        image = F.gaussian_blur(image, kernel, [sigma, sigma])
+    return image
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(size, seed):
+    return torch.randint(0, 256, (3, *size), generator=seeded(seed), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (3, 7)])
+def test_a_view_is_torchvisions_up_to_rounding(size):
+    """One level of difference in one step may be two after a contrast of 1.4."""
+    view, different = strong_view(), 0.0
+    for seed in range(40):
+        image = noise(size, seed)
+        expected = literally(image, seeded(seed)).int()
+        distance = (view(image, seeded(seed)).int() - expected).abs()
+        assert distance.max() <= 2
+        different += (distance > 0).float().mean().item() / 40
+    assert different < 2e-3, "nearly all pixels are the same to the level"
+
+
+@pytest.mark.parametrize("index", range(4))
+@given(seed=st.integers(0, 10**6), share=st.floats(0, 1))
+def test_each_operation_alone_is_torchvisions(index, seed, share):
+    """Bit by bit for brightness and saturation; contrast and hue may round to the next level."""
+    amount = between(RANGES[index], share)
+    image = noise((16, 24), seed)
+    view = strong_view(jitter_prob=1, grayscale_prob=0, blur_prob=0)
+    view._ranges = [(1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (0.0, 0.0)]
+    view._ranges[index] = (amount, amount)
+    distance = (view(image, seeded(seed)).int() - OPERATIONS[index](image, amount).int()).abs()
+    assert distance.max() <= (0 if index in (0, 2) else 1)
+
+
+def test_a_gray_view_is_torchvisions_bit_by_bit():
+    image = noise((64, 64), 0)
+    view = strong_view(jitter_prob=0, grayscale_prob=1, blur_prob=0)
+    assert torch.equal(view(image), F.rgb_to_grayscale(image, num_output_channels=3))
+
+
+def test_a_batch_of_any_sizes_is_what_each_image_becomes_alone(monkeypatch):
+    """Also when images of equal size share their operations, as on a GPU."""
+    sizes = [(16, 24), (20, 12), (16, 24), (16, 24), (20, 12)] * 4
+    images = [noise(size, seed) for seed, size in enumerate(sizes)]
+    view = strong_view()
+    alone = [view(image, seeded(seed)) for seed, image in enumerate(images)]
+    batch = view.batch(images, [seeded(seed) for seed in range(len(images))])
+    assert all(map(torch.equal, batch, alone))
+
+    def by_size(images):
+        groups = {}
+        for i, image in enumerate(images):
+            groups.setdefault(image.shape, []).append(i)
+        return list(groups.values())
+
+    monkeypatch.setattr("s4m_d2.data.strong_view._together", by_size)
+    together = view.batch(images, [seeded(seed) for seed in range(len(images))])
+    assert all(map(torch.equal, together, alone))
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_view_up_to_rounding():
+    images = [noise((48, 64), seed) for seed in range(20)]
+    view = strong_view()
+    on_cpu = view.batch(images, [seeded(seed) for seed in range(20)])
+    on_gpu = view.batch([i.cuda() for i in images], [seeded(seed) for seed in range(20)])
+    for a, b in zip(on_cpu, on_gpu, strict=True):
+        assert (a.int() - b.cpu().int()).abs().max() <= 2

@@ -1,0 +1,232 @@
+"""How often labeling waits for the device, and that its way on a GPU gives what the CPU's gives."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+
+from s4m_d2 import transfers
+from s4m_d2.data import StrongView
+from s4m_d2.engine import pseudo_labeling
+from s4m_d2.engine.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.rng import sample_seeds
+from s4m_d2.semi import arp, image_masks, placement, pseudo_labels, refinement
+from s4m_d2.semi.arp import ARP
+from s4m_d2.semi.refinement import PointRefiner, TeacherMasks
+from s4m_d2.structures import drop_invalid
+from s4m_d2.transfers import TO_HOST
+
+STRIDE, CLASSES, QUERIES = 4, 3, 6
+SIZES = [(32, 48), (32, 48), (24, 40), (32, 48)]
+PADDED = (32, 48)
+WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
+
+
+class RandomTeacher:
+    """Predicts from each image's own mean: nothing in image 1, broken and tiny masks elsewhere."""
+
+    def __init__(self, reads_gt_valid: bool) -> None:
+        self.reads_gt_valid = reads_gt_valid
+
+    def predict_queries(self, batch):
+        images = [sample["image"] for sample in batch]
+        device = images[0].device
+        logits, masks = [], []
+        for image in images:
+            name = int(image[0, 0, 0])
+            generator = torch.Generator().manual_seed(name)
+            of_image = torch.zeros(QUERIES, CLASSES + 1)
+            of_image[:, 3 if name == 1 else name % CLASSES] = 9.0
+            of_image[QUERIES - 1] = 0.0  # not confident
+            grid = torch.randn(QUERIES, 1, 3, 4, generator=generator)
+            mask = F.interpolate(6 * grid, (8, 12), mode="bilinear")[:, 0]
+            mask[0, 2, 3] = torch.nan
+            mask[1] = -9.0
+            mask[1, 1:3, 2] = 9.0  # fewer pixels than clicks
+            mask[2] = -0.01  # a soft area, but no pixel
+            logits.append(of_image)
+            masks.append(mask)
+        return {
+            "pred_logits": torch.stack(logits).to(device),
+            "pred_masks": torch.stack(masks).to(device),
+            "image_sizes": [tuple(image.shape[-2:]) for image in images],
+            "padded_size": PADDED,
+        }
+
+
+class BlobBackend:
+    """Answers each prompt with blobs around its first click; every other answer is empty."""
+
+    def encode(self, images, image_sizes):
+        return images.device
+
+    def prompt(self, device, points, labels):
+        assert all(of_image.device.type == "cpu" for of_image in labels)
+        outputs = []
+        axis = (torch.arange(16, device=device) + 0.5) / 16
+        for of_image in points:
+            x, y = of_image[:, 0, :, None].unbind(1)
+            distance = (axis - x)[:, None] ** 2 + (axis - y)[:, :, None] ** 2
+            radii = torch.tensor([0.1, 0.3, 0.5], device=device)[:, None, None]
+            logits = radii**2 - distance[:, None]
+            logits[::2] = -1.0
+            if len(logits) > 1:
+                logits[1, 2, 0, 0] = torch.inf
+            ious = (of_image.sum(dim=(1, 2))[:, None] * radii[:, 0, 0] * 7) % 1
+            outputs.append(SimpleNamespace(mask_logits=logits, iou_predictions=ious))
+        return outputs
+
+    def upscale(self, mask_logits, image_size):
+        return F.interpolate(mask_logits[:, None], image_size, mode="bilinear")[:, 0]
+
+
+def samples(indices):
+    result = []
+    for i in indices:
+        image = torch.randint(0, 256, (3, *SIZES[i]), dtype=torch.uint8, generator=seeded(i))
+        weak = torch.full_like(image, i)
+        seeds = sample_seeds(0, "unlabeled", i)
+        result.append({"image": image, "image_weak": weak, "seeds": seeds})
+    return result
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def labeling(reads_gt_valid=True, refined=True, random_placement=False, device="cpu", arp=True):
+    teacher = RandomTeacher(reads_gt_valid)
+    predict = teacher.predict_queries
+    teacher.predict_queries = lambda batch: {
+        key: value.to(device) if isinstance(value, torch.Tensor) else value
+        for key, value in predict(batch).items()
+    }
+    view = StrongView(
+        jitter=(0.4, 0.4, 0.4, 0.1),
+        jitter_prob=0.8,
+        grayscale_prob=0.2,
+        blur_sigma=(0.1, 2.0),
+        blur_prob=0.5,
+    )
+    exchange = ARP(min_area=60, pair_fraction=0.5, random_placement=random_placement)
+    return PseudoLabeling(
+        teacher=SimpleNamespace(model=teacher),
+        refiner=PointRefiner(backend=BlobBackend()) if refined else TeacherMasks(),
+        arp=exchange if arp else None,
+        strong_view=view.batch,
+        score_thresh=0.7,
+        min_area=1.5,
+        mask_thresh=0.5,
+    )
+
+
+def assert_equal_views(first, second):
+    for a, b in zip(first.student_batch, second.student_batch, strict=True):
+        assert torch.equal(a["image"], b["image"])
+    for name in ("refined", "arp_labels"):
+        for a, b in zip(
+            drop_invalid(getattr(first, name)), drop_invalid(getattr(second, name)), strict=True
+        ):
+            assert torch.equal(a.labels, b.labels) and torch.equal(a.scores, b.scores)
+            assert torch.equal(a.masks, b.masks)
+
+
+def test_the_batch_holds_every_case():
+    """What the tests below label, so that they cover what they claim."""
+    views = labeling()(samples(range(4)))
+    stats = [selection.stats for selection in views.selections]
+    assert stats[1]["kept"] == 0 and stats[0]["kept"] >= 3
+    assert stats[0]["dropped_non_finite"] == 1 and stats[0]["dropped_score"] == 1
+    assert 0 in views.selections[0].pixels and 2 in views.selections[0].pixels
+    assert 0 < views.stats["refinement/fallbacks"] < 1
+    flags = torch.cat([label.valid for label in views.arp_labels if label.valid is not None])
+    assert flags.any() and not flags.all()
+
+
+@pytest.mark.parametrize("random_placement", [False, True])
+@pytest.mark.parametrize("refined", [True, False])
+@pytest.mark.parametrize(("reads_gt_valid", "waits"), [(True, 1), (False, 2)])
+def test_labeling_waits_once_for_a_student_that_reads_flags(
+    reads_gt_valid, waits, refined, random_placement
+):
+    pipeline = labeling(reads_gt_valid, refined, random_placement)
+    batch = samples(range(4))
+    predictions = pipeline.teacher.model.predict_queries(
+        [{"image": sample["image_weak"]} for sample in batch]
+    )
+    pipeline.teacher.model.predict_queries = lambda batch: predictions
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        views = pipeline(batch)
+    names = [event.name for event in profiled.events()]
+    assert names.count(TO_HOST) == waits
+    assert not WAITING & set(names)
+    flagged = [sample["instances"].has("gt_valid") for sample in views.student_batch]
+    assert any(flagged) == reads_gt_valid
+    if not reads_gt_valid:
+        masks = [sample["instances"].gt_masks.tensor for sample in views.student_batch]
+        assert all(mask.any() for of_image in masks for mask in of_image)
+
+
+@pytest.mark.parametrize("random_placement", [False, True])
+@pytest.mark.parametrize("refined", [True, False])
+def test_computing_all_rows_as_on_a_gpu_changes_nothing(monkeypatch, refined, random_placement):
+    expected = labeling(True, refined, random_placement)(samples(range(4)))
+    for module in (arp, placement, pseudo_labels, refinement):
+        monkeypatch.setattr(module, "rows_to_compute", lambda flags: torch.arange(len(flags)))
+    views = labeling(True, refined, random_placement)(samples(range(4)))
+    assert_equal_views(views, expected)
+    assert views.stats == expected.stats
+    assert [a.stats for a in views.selections] == [b.stats for b in expected.selections]
+
+
+@pytest.mark.parametrize("refined", [True, False])
+def test_an_image_is_labeled_alike_in_any_batch(refined):
+    """Without ARP, which exchanges instances within the batch."""
+    together = labeling(True, refined, arp=False)(samples(range(4)))
+    for i in range(4):
+        alone = labeling(True, refined, arp=False)(samples([i]))
+        part = pseudo_labeling.UnlabeledViews(
+            *(getattr(together, name)[i : i + 1] for name in (
+                "student_batch", "selections", "refined", "arp_images", "arp_labels",
+            ))
+        )  # fmt: skip
+        assert_equal_views(part, alone)
+        assert together.selections[i].stats == alone.selections[0].stats
+
+
+def test_masks_resized_in_other_chunks_are_the_same(monkeypatch):
+    expected = labeling()(samples(range(4)))
+    for module in (image_masks, refinement):
+        monkeypatch.setattr(module, "MASKS_AT_ONCE", 2)
+    assert_equal_views(labeling()(samples(range(4))), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("random_placement", [False, True])
+def test_on_a_gpu_nothing_else_waits(monkeypatch, random_placement):
+    pipeline = labeling(True, True, random_placement, device="cuda")
+    batch = samples(range(4))
+    pipeline(batch)  # libraries initialize
+    predictions = pipeline.teacher.model.predict_queries(
+        [{"image": sample["image_weak"]} for sample in batch]
+    )
+    pipeline.teacher.model.predict_queries = lambda batch: predictions
+    waits = []
+
+    def to_host(*tensors):
+        waits.append(len(tensors))
+        torch.cuda.set_sync_debug_mode("default")
+        arrays = transfers.to_host(*tensors)
+        torch.cuda.set_sync_debug_mode("error")
+        return arrays
+
+    monkeypatch.setattr(pseudo_labels, "to_host", to_host)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        views = pipeline(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(waits) == 1
+    assert views.student_batch[0]["image"].is_cuda
