@@ -63,7 +63,7 @@ class PlainDeformableSampling(torch.autograd.Function):
         grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
         for image, grad in enumerate(grad_output):
             table = plan.table(value[image])
-            corners, factors = [], []
+            collected = []
             for piece, sums in plan.pieces():
                 lookups = plan.lookups(locations[image, piece], weights[image, piece])
                 products = _products(table, grad[sums], lookups.rows, plan.starts(lookups))
@@ -74,12 +74,38 @@ class PlainDeformableSampling(torch.autograd.Function):
                     grad_locations[image, piece],
                     grad_weights[image, piece],
                 )
-                corners.append(lookups.rows[..., 0].flatten())
-                factors.append(lookups.factors.view(-1, 4).t().contiguous())
-            plan.write_table_gradient(
-                grad, torch.cat(corners), torch.cat(factors, dim=1), grad_value[image]
-            )
+                collected.append(lookups)
+            plan.write_table_gradient(grad, collected, grad_value[image])
         return grad_value, None, grad_locations, grad_weights
+
+
+def table_gradient(
+    grad_output: Tensor,
+    shape: torch.Size,
+    level_sizes: list[tuple[int, int]],
+    locations: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """The gradient of the values alone, by sorted sums.
+
+    Args:
+        grad_output: (B, Q, heads · C).
+        shape: of the values, (B, S, heads, C).
+        level_sizes, locations, weights: as in ``deformable_sampling``, in the dtype of
+            ``grad_output``.
+
+    Returns:
+        a tensor of ``shape``, in the dtype of ``grad_output``.
+    """
+    plan = _Plan(level_sizes, locations)
+    grad_value = grad_output.new_empty(shape)
+    for image, grad in enumerate(grad_output.reshape(len(locations), -1, shape[-1])):
+        collected = [
+            plan.lookups(locations[image, piece], weights[image, piece])
+            for piece, _ in plan.pieces()
+        ]
+        plan.write_table_gradient(grad, collected, grad_value[image])
+    return grad_value
 
 
 class _Lookups(NamedTuple):
@@ -189,23 +215,18 @@ class _Plan:
         grad_locations.mul_(self.sizes)
 
     def write_table_gradient(
-        self, grad: Tensor, corners: Tensor, factors: Tensor, grad_value: Tensor
+        self, grad: Tensor, collected: list[_Lookups], grad_value: Tensor
     ) -> None:
-        """Gradient (S, heads, C) of an image's values.
-
-        Args:
-            grad: (Q · heads, C), of the sums.
-            corners: (look-ups of the image,), row of the upper left corner.
-            factors: (4, look-ups), of the four corners.
-            grad_value: what is written.
-        """
+        """Gradient (S, heads, C) of an image's values, from that of its sums (Q · heads, C)."""
+        corners = torch.cat([lookups.rows[..., 0].flatten() for lookups in collected])
+        factors = [lookups.factors.view(-1, 4) for lookups in collected]
         corners, order = corners.sort(stable=True)
-        tables = torch.arange(self.cells * self.heads + 1, dtype=torch.int32, device=grad.device)
-        starts = torch.searchsorted(corners, tables, out_int32=True)
+        rows = torch.arange(self.cells * self.heads + 1, dtype=torch.int32, device=grad.device)
+        starts = torch.searchsorted(corners, rows, out_int32=True)
         sums = order.div(self.lookups_per_sum, rounding_mode="floor").to(torch.int32)
         for corner, (up, left) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
-            table = _sum_rows(grad, sums, starts, factors[corner].index_select(0, order))
-            table = table.view(self.cells, self.heads, -1)
+            ordered = torch.cat([factor[:, corner] for factor in factors]).index_select(0, order)
+            table = _sum_rows(grad, sums, starts, ordered).view(self.cells, self.heads, -1)
             for level, part in zip(
                 self._levels(grad_value), self._insides(table, up, left), strict=True
             ):
