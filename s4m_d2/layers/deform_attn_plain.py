@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from s4m_d2.transfers import to_device
 
 _BORDER = 2  # cells around a level; a row's right border is the left one of the next row
-_PIECE = 1 << 16  # look-ups that are prepared at a time
+_PIECE = 1 << 17  # look-ups that are prepared at a time
 
 
 class PlainDeformableSampling(torch.autograd.Function):

@@ -21,16 +21,26 @@ from s4m_d2.layers.deform_attn_plain import table_gradient
 from s4m_d2.transfers import to_device
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_TILE = 1024  # elements that a program accumulates
+_ELEMENTS = 1024  # that a program accumulates: sums times channels
 _WARPS = 4
 
 
 @triton.jit
-def _lookup(table, locations, weights, sample, level, inside):
-    """Cell, fractions, weight and the level's size and first cell, for one look-up of each sum."""
+def _own_part(sums, queries, cells, heads, channels, block: tl.constexpr, tile: tl.constexpr):
+    """The program's sums, which exist, their first row of values; channels, and which exist."""
+    index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
+    inside = index < sums
+    start = index // (queries * heads) * cells * heads + index % heads
+    channel = tl.arange(0, tile)[None, :]
+    return index, inside, start, channel, channel < channels
+
+
+@triton.jit
+def _lookup(table, locations, weights, sample, level, start, heads, inside):
+    """Upper left cell, fractions, weight, the level's size and first row, for each sum's sample."""
     height = tl.load(table + 3 * level)
     width = tl.load(table + 3 * level + 1)
-    first = tl.load(table + 3 * level + 2)
+    first = start + tl.load(table + 3 * level + 2) * heads
     x = tl.load(locations + 2 * sample, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(locations + 2 * sample + 1, mask=inside, other=0.0).to(tl.float32)
     weight = tl.load(weights + sample, mask=inside, other=0.0).to(tl.float32)
@@ -44,16 +54,16 @@ def _lookup(table, locations, weights, sample, level, inside):
 
 
 @triton.jit
-def _places(column, row, width, height, first, start, heads, channels, inside):
-    """Where the channels of each sum's cell begin, and whether there is such a cell."""
-    found = inside & (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    return (start + (first + row * width + column) * heads) * channels, found
+def _row(column, line, width, height, first, heads, inside):
+    """Row of the values' (cells · heads, channels) for each sum's cell, and whether it exists."""
+    found = inside & (column >= 0) & (column < width) & (line >= 0) & (line < height)
+    return first + (line * width + column) * heads, found
 
 
 @triton.jit
 def _forward_kernel(
-    value,
     table,
+    value,
     locations,
     weights,
     output,
@@ -65,45 +75,35 @@ def _forward_kernel(
     levels: tl.constexpr,
     points: tl.constexpr,
     block: tl.constexpr,
-    width_of_tile: tl.constexpr,
+    tile: tl.constexpr,
 ):
-    index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = index < sums
-    start = index // (queries * heads) * cells * heads + index % heads
-    channel = tl.arange(0, width_of_tile)[None, :]
-    exists = channel < channels
-    total = tl.zeros((block, width_of_tile), dtype=tl.float32)
-    for level in range(levels):
-        for point in range(points):
-            sample = (index * levels + level) * points + point
-            left, top, x, y, weight, width, height, first = _lookup(
-                table, locations, weights, sample, level, inside
-            )
-            for corner in tl.static_range(4):
-                right: tl.constexpr = corner % 2
-                lower: tl.constexpr = corner // 2
-                factor = weight * (x if right else 1 - x) * (y if lower else 1 - y)
-                place, found = _places(
-                    left + right, top + lower, width, height, first, start, heads, channels, inside
-                )
-                cell = tl.load(
-                    value + place[:, None] + channel, mask=found[:, None] & exists, other=0.0
-                )
-                total += factor[:, None] * cell.to(tl.float32)
-    tl.store(
-        output + index[:, None] * channels + channel,
-        total.to(output.dtype.element_ty),
-        mask=inside[:, None] & exists,
+    index, inside, start, channel, exists = _own_part(
+        sums, queries, cells, heads, channels, block, tile
     )
+    total = tl.zeros((block, tile), dtype=tl.float32)
+    for number in range(levels * points):
+        sample = index * (levels * points) + number
+        left, top, x, y, weight, width, height, first = _lookup(
+            table, locations, weights, sample, number // points, start, heads, inside
+        )
+        for lower in tl.static_range(2):
+            for right in tl.static_range(2):
+                factor = weight * (x if right else 1 - x) * (y if lower else 1 - y)
+                row, found = _row(left + right, top + lower, width, height, first, heads, inside)
+                where = row[:, None] * channels + channel
+                cell = tl.load(value + where, mask=found[:, None] & exists, other=0.0)
+                total += factor[:, None] * cell.to(tl.float32)
+    where = index[:, None] * channels + channel
+    tl.store(output + where, total.to(output.dtype.element_ty), mask=inside[:, None] & exists)
 
 
 @triton.jit
 def _backward_kernel(
-    grad_output,
-    value,
     table,
+    value,
     locations,
     weights,
+    grad_output,
     grad_value,
     grad_locations,
     grad_weights,
@@ -115,79 +115,56 @@ def _backward_kernel(
     levels: tl.constexpr,
     points: tl.constexpr,
     block: tl.constexpr,
-    width_of_tile: tl.constexpr,
+    tile: tl.constexpr,
     atomic: tl.constexpr,
 ):
-    index = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    inside = index < sums
-    start = index // (queries * heads) * cells * heads + index % heads
-    channel = tl.arange(0, width_of_tile)[None, :]
-    exists = channel < channels
-    grad = tl.load(
-        grad_output + index[:, None] * channels + channel,
-        mask=inside[:, None] & exists,
-        other=0.0,
-    ).to(tl.float32)
-    for level in range(levels):
-        for point in range(points):
-            sample = (index * levels + level) * points + point
-            left, top, x, y, weight, width, height, first = _lookup(
-                table, locations, weights, sample, level, inside
-            )
-            along_x = tl.zeros((block,), dtype=tl.float32)
-            along_y = tl.zeros((block,), dtype=tl.float32)
-            along_weight = tl.zeros((block,), dtype=tl.float32)
-            for corner in tl.static_range(4):
-                right: tl.constexpr = corner % 2
-                lower: tl.constexpr = corner // 2
-                share_x = x if right else 1 - x
-                share_y = y if lower else 1 - y
-                place, found = _places(
-                    left + right, top + lower, width, height, first, start, heads, channels, inside
-                )
-                where = place[:, None] + channel
-                mask = found[:, None] & exists
+    index, inside, start, channel, exists = _own_part(
+        sums, queries, cells, heads, channels, block, tile
+    )
+    where = index[:, None] * channels + channel
+    grad = tl.load(grad_output + where, mask=inside[:, None] & exists, other=0.0).to(tl.float32)
+    for number in range(levels * points):
+        sample = index * (levels * points) + number
+        left, top, x, y, weight, width, height, first = _lookup(
+            table, locations, weights, sample, number // points, start, heads, inside
+        )
+        along_x = tl.zeros((block,), dtype=tl.float32)
+        along_y = tl.zeros((block,), dtype=tl.float32)
+        along_weight = tl.zeros((block,), dtype=tl.float32)
+        for lower in tl.static_range(2):
+            for right in tl.static_range(2):
+                of_x, of_y = x if right else 1 - x, y if lower else 1 - y
+                row, found = _row(left + right, top + lower, width, height, first, heads, inside)
+                where, mask = row[:, None] * channels + channel, found[:, None] & exists
                 cell = tl.load(value + where, mask=mask, other=0.0).to(tl.float32)
                 product = tl.sum(cell * grad, axis=1)
-                along_x += product * share_y * (2 * right - 1)
-                along_y += product * share_x * (2 * lower - 1)
-                along_weight += product * share_x * share_y
+                along_x += product * of_y * (2 * right - 1)
+                along_y += product * of_x * (2 * lower - 1)
+                along_weight += product * of_x * of_y
                 if atomic:
-                    factor = weight * share_x * share_y
-                    tl.atomic_add(grad_value + where, factor[:, None] * grad, mask, sem="relaxed")
-            kind = grad_locations.dtype.element_ty
-            tl.store(grad_locations + 2 * sample, (along_x * weight * width).to(kind), inside)
-            tl.store(grad_locations + 2 * sample + 1, (along_y * weight * height).to(kind), inside)
-            tl.store(grad_weights + sample, along_weight.to(grad_weights.dtype.element_ty), inside)
+                    part = (weight * of_x * of_y)[:, None] * grad
+                    tl.atomic_add(grad_value + where, part, mask, sem="relaxed")
+        kind = grad_locations.dtype.element_ty
+        tl.store(grad_locations + 2 * sample, (along_x * weight * width).to(kind), inside)
+        tl.store(grad_locations + 2 * sample + 1, (along_y * weight * height).to(kind), inside)
+        tl.store(grad_weights + sample, along_weight.to(grad_weights.dtype.element_ty), inside)
 
 
-def _launch(kernel, level_sizes: list[int], value: Tensor, locations: Tensor, *, before, after):
-    """Start ``kernel`` with ``before`` and the levels' table, ``after`` and the common sizes."""
+def _launch(kernel, level_sizes: list[int], value, locations, weights, *tensors, **options) -> None:
     table, first = [], 0
     for height, width in zip(level_sizes[::2], level_sizes[1::2], strict=True):
         table += [height, width, first]
         first += height * width
     batch, queries, heads, levels, points, _ = locations.shape
     channels = value.shape[-1]
-    sums, width_of_tile = batch * queries * heads, triton.next_power_of_2(channels)
-    block = max(1, _TILE // width_of_tile)
-    arguments, options = after
+    sums, tile = batch * queries * heads, triton.next_power_of_2(channels)
+    block = max(1, _ELEMENTS // tile)
+    table = to_device(table, value.device, torch.int32)
     with torch.cuda.device_of(value):
         kernel[(triton.cdiv(sums, block),)](
-            *before,
-            value,
-            to_device(table, value.device, torch.int32),
-            *arguments,
-            sums,
-            queries,
-            value.shape[1],
-            heads,
-            channels,
-            levels=levels,
-            points=points,
-            block=block,
-            width_of_tile=width_of_tile,
-            num_warps=_WARPS,
+            *(table, value, locations, weights, *tensors),
+            *(sums, queries, value.shape[1], heads, channels),
+            **dict(levels=levels, points=points, block=block, tile=tile, num_warps=_WARPS),
             **options,
         )
 
@@ -203,8 +180,7 @@ def sample(value: Tensor, level_sizes: list[int], locations: Tensor, weights: Te
     value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
     output = value.new_empty(_output_shape(value, locations))
     if output.numel():
-        after = ((locations, weights, output), {})
-        _launch(_forward_kernel, level_sizes, value, locations, before=(), after=after)
+        _launch(_forward_kernel, level_sizes, value, locations, weights, output)
     return output
 
 
@@ -227,10 +203,9 @@ def sample_backward(
     grad_value = torch.zeros_like(value, dtype=torch.float32)
     grad_locations, grad_weights = torch.zeros_like(locations), torch.zeros_like(weights)
     if grad_output.numel():
-        arguments = (locations, weights, grad_value, grad_locations, grad_weights)
-        after = (arguments, {"atomic": not deterministic})
-        before = (grad_output,)
-        _launch(_backward_kernel, level_sizes, value, locations, before=before, after=after)
+        grads = grad_output, grad_value, grad_locations, grad_weights
+        inputs = level_sizes, value, locations, weights
+        _launch(_backward_kernel, *inputs, *grads, atomic=not deterministic)
         if deterministic:
             sizes = list(zip(level_sizes[::2], level_sizes[1::2], strict=True))
             grad_value = table_gradient(
