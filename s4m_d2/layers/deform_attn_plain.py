@@ -49,7 +49,7 @@ class PlainDeformableSampling(torch.autograd.Function):
                 output[image, sums] = _sum_rows(
                     table, lookups.rows.view(-1), plan.starts(lookups), lookups.factors.view(-1)
                 )
-        return output.view(batch, queries, -1)
+        return output.view(batch, queries, heads * value.shape[-1])
 
     @staticmethod
     @once_differentiable
@@ -57,7 +57,8 @@ class PlainDeformableSampling(torch.autograd.Function):
         """Gradients of the values, the locations and the weights."""
         value, locations, weights = ctx.saved_tensors
         plan = _Plan(ctx.level_sizes, locations)
-        grad_output = grad_output.contiguous().view(len(value), -1, value.shape[-1])
+        batch, queries, heads = locations.shape[:3]
+        grad_output = grad_output.reshape(batch, queries * heads, value.shape[-1])
         grad_value = torch.empty_like(value, memory_format=torch.contiguous_format)
         grad_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
         grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
@@ -98,8 +99,9 @@ def table_gradient(
         a tensor of ``shape``, in the dtype of ``grad_output``.
     """
     plan = _Plan(level_sizes, locations)
+    batch, queries, heads = locations.shape[:3]
     grad_value = grad_output.new_empty(shape)
-    for image, grad in enumerate(grad_output.reshape(len(locations), -1, shape[-1])):
+    for image, grad in enumerate(grad_output.reshape(batch, queries * heads, shape[-1])):
         collected = [
             plan.lookups(locations[image, piece], weights[image, piece])
             for piece, _ in plan.pieces()
@@ -218,6 +220,9 @@ class _Plan:
         self, grad: Tensor, collected: list[_Lookups], grad_value: Tensor
     ) -> None:
         """Gradient (S, heads, C) of an image's values, from that of its sums (Q · heads, C)."""
+        if not collected:
+            grad_value.zero_()
+            return
         corners = torch.cat([lookups.rows[..., 0].flatten() for lookups in collected])
         factors = [lookups.factors.view(-1, 4) for lookups in collected]
         corners, order = corners.sort(stable=True)
