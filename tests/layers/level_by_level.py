@@ -30,7 +30,7 @@ def random_inputs(
     value = torch.randn(batch, total, heads, channels, generator=generator, dtype=torch.float64)
     locations = torch.rand(*shape, 2, generator=generator, dtype=torch.float64) * 1.4 - 0.2
     far = torch.rand(shape, generator=generator) < 0.1
-    locations[far] = locations[far] * 1e6 - 5e5
+    locations[far] = locations[far] * 2e4 - 1e4
     weights = torch.rand(shape, generator=generator, dtype=torch.float64)
     return [tensor.to(dtype) for tensor in (value, locations, weights)]
 
