@@ -1,15 +1,23 @@
-"""Multi-scale deformable attention (Deformable DETR) in plain PyTorch, nothing to compile."""
+"""Multi-scale deformable attention (Deformable DETR): nothing to compile at installation."""
 
 from __future__ import annotations
 
 import math
+import os
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.layers.deform_attn_plain import PlainDeformableSampling
+from s4m_d2.transfers import to_device
 
+try:
+    from s4m_d2.layers import deform_attn_triton
+except ImportError:  # builds of torch without CUDA come without Triton
+    deform_attn_triton = None
+
+USE_TRITON = os.environ.get("S4M_D2_TRITON", "1") != "0"
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -21,9 +29,9 @@ def deformable_sampling(
 ) -> Tensor:
     """Weighted sum of bilinear look-ups in several feature maps.
 
-    Half-precision inputs are computed in float32. One ``grid_sample`` a level is used because it
-    was the fastest on the CPU over forward and backward, ahead of gathering the four corners and
-    of ``embedding_bag``.
+    On a GPU Triton kernels do it, unless Triton is missing, an input is float64, ``USE_TRITON`` of
+    this module is False or the environment variable ``S4M_D2_TRITON`` was 0 when it was imported;
+    otherwise plain PyTorch does. Half-precision inputs are computed in float32 by both.
 
     Args:
         value: (B, S, heads, C), the levels' cells in row-major order, one level after the other.
@@ -35,21 +43,53 @@ def deformable_sampling(
     Returns:
         (B, Q, heads * C), in the dtype of ``value``.
     """
-    dtype = value.dtype
-    if dtype in _LOW_PRECISION:
-        value, locations, weights = value.float(), locations.float(), weights.float()
-    batch, _, heads, channels = value.shape
-    queries = locations.shape[1]
-    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # B·heads, Q, levels, points, 2
-    weights = weights.transpose(1, 2).flatten(0, 1)[:, None]  # B·heads, 1, Q, levels, points
-    levels = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in level_sizes], dim=-1)
-    output = value.new_zeros(batch * heads, channels, queries)
-    for index, (level, size) in enumerate(zip(levels, level_sizes, strict=True)):
-        sampled = F.grid_sample(
-            level.unflatten(-1, size), grids[:, :, index], mode="bilinear", align_corners=False
+    if _kernels_can_do(value, locations, weights):
+        sizes = [side for size in level_sizes for side in size]
+        return deform_attn_triton.sample(value, sizes, locations, weights)
+    return _plain_sampling(value, level_sizes, locations, weights)
+
+
+def _kernels_can_do(*tensors: Tensor) -> bool:
+    if not USE_TRITON or deform_attn_triton is None:
+        return False
+    return all(x.is_cuda and x.dtype in deform_attn_triton.DTYPES for x in tensors)
+
+
+@torch.compiler.disable  # its backward uses sparse tensors, which no compiler would speed up
+def _plain_sampling(
+    value: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    dtype = torch.float32 if value.dtype in _LOW_PRECISION else value.dtype
+    with torch.autocast(value.device.type, enabled=False):
+        output = PlainDeformableSampling.apply(
+            value.to(dtype), level_sizes, locations.to(dtype), weights.to(dtype)
         )
-        output = output + (sampled * weights[:, :, :, index]).sum(-1)
-    return output.view(batch, heads * channels, queries).transpose(1, 2).to(dtype)
+    return output.to(value.dtype)
+
+
+def deformable_sampling_bytes(
+    value: Tensor, locations: Tensor, weights: Tensor, *, backward: bool
+) -> int:
+    """What the Triton kernels must at least read from and write to the GPU's memory.
+
+    Each tensor counts once however often its cells are read; the gradient of the values, which
+    float32 atomics build, is cleared, then read and written, and once more read for its conversion
+    to another dtype. Divided by the memory's bandwidth, this is the least time of a call.
+
+    Args:
+        value, locations, weights: as in ``deformable_sampling``; only shapes and dtypes are used.
+        backward: for the backward, instead of the forward.
+    """
+    inputs = sum(tensor.numel() * tensor.element_size() for tensor in (value, locations, weights))
+    sums = locations.shape[:3].numel() * value.shape[-1]  # elements of the output
+    total = inputs + sums * value.element_size()
+    if not backward:
+        return total
+    total += inputs - value.numel() * value.element_size()  # gradients of locations and weights
+    total += value.numel() * 3 * 4
+    if value.dtype != torch.float32:
+        total += value.numel() * (4 + value.element_size())
+    return total
 
 
 class MSDeformAttn(nn.Module):
@@ -123,7 +163,7 @@ class MSDeformAttn(nn.Module):
         shape = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).view(*shape, 2)
         weights = self.attention_weights(query).view(*shape[:3], -1).softmax(-1).view(shape)
-        cells = torch.tensor([(w, h) for h, w in level_sizes], device=query.device)  # levels, 2
+        cells = to_device([(w, h) for h, w in level_sizes], query.device)  # levels, 2
         locations = reference_points[:, :, None, None, None] + offsets / cells[:, None]
         value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
         return self.output_proj(deformable_sampling(value, level_sizes, locations, weights))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.layers import MSDeformAttn, deformable_sampling
+from s4m_d2.layers import MSDeformAttn, deformable_sampling, deformable_sampling_bytes
 
 
 def bilinear(grid, x, y):
@@ -119,3 +119,19 @@ def test_sizes_that_do_not_fit_are_refused():
         layer(torch.zeros(1, 1, 4), torch.zeros(1, 1, 2), torch.zeros(1, 5, 4), [(2, 2)])
     with pytest.raises(ConfigError, match="CONVS_DIM"):
         MSDeformAttn(embed_dim=6, num_levels=1, num_heads=4, num_points=1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "forward", "backward"),
+    [
+        # 72 values; 40 look-ups of two coordinates and a weight; 60 results
+        (torch.float32, 4 * (72 + 120 + 60), 1008 + 4 * 120 + 12 * 72),
+        # values and results are of half precision; the values' gradient is converted
+        (torch.bfloat16, 2 * 72 + 4 * 120 + 2 * 60, 744 + 4 * 120 + 12 * 72 + 6 * 72),
+    ],
+)
+def test_bytes_by_hand(dtype, forward, backward):
+    value, *others = random_inputs([(2, 3)], dtype=torch.float32)
+    inputs = value.to(dtype), *others
+    assert deformable_sampling_bytes(*inputs, backward=False) == forward
+    assert deformable_sampling_bytes(*inputs, backward=True) == backward

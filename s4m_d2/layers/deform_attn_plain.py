@@ -1,0 +1,263 @@
+"""Deformable sampling in plain PyTorch: sums of table rows with a backward of its own.
+
+A bilinear look-up is a weighted sum of four rows of a table that holds a cell's channels in a row,
+so that all look-ups of a query are one sum of 4 · levels · points rows: ``embedding_bag``. What
+autograd would make of its backward is slow; here
+
+- the gradients of weights and locations need the products of each row with the gradient of its sum,
+  which are the elements of a dense matrix product at a sparse set of places (``sampled_addmm``);
+- the gradient of the table is again a sum of rows, taken from the gradient: look-ups are sorted by
+  their upper left corner, and each of the four corners is one ``embedding_bag``. Nothing is
+  scattered, so that the result is the same in every run.
+
+The table has a border of two zero cells around each level, which spares all questions of what lies
+outside. Look-ups are prepared in pieces that fit a cache, and again in the backward: only the
+inputs are kept for it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from s4m_d2.transfers import to_device
+
+_BORDER = 2  # cells around a level; a row's right border is the left one of the next row
+_PIECE = 1 << 17  # look-ups that are prepared at a time
+
+
+class PlainDeformableSampling(torch.autograd.Function):
+    """``deformable_sampling`` of float32 or float64 tensors of one dtype, on any device."""
+
+    @staticmethod
+    def forward(ctx, value, level_sizes, locations, weights):
+        """(B, Q, heads · C) for the arguments of ``deformable_sampling``."""
+        ctx.save_for_backward(value, locations, weights)
+        ctx.level_sizes = level_sizes
+        plan = _Plan(level_sizes, locations)
+        batch, queries, heads = locations.shape[:3]
+        output = value.new_empty(batch, queries * heads, value.shape[-1])
+        for image in range(batch):
+            table = plan.table(value[image])
+            for piece, sums in plan.pieces():
+                lookups = plan.lookups(locations[image, piece], weights[image, piece])
+                output[image, sums] = _sum_rows(
+                    table, lookups.rows.view(-1), plan.starts(lookups), lookups.factors.view(-1)
+                )
+        return output.view(batch, queries, heads * value.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        """Gradients of the values, the locations and the weights."""
+        value, locations, weights = ctx.saved_tensors
+        plan = _Plan(ctx.level_sizes, locations)
+        batch, queries, heads = locations.shape[:3]
+        grad_output = grad_output.reshape(batch, queries * heads, value.shape[-1])
+        grad_value = torch.empty_like(value, memory_format=torch.contiguous_format)
+        grad_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
+        grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
+        for image, grad in enumerate(grad_output):
+            table = plan.table(value[image])
+            collected = []
+            for piece, sums in plan.pieces():
+                lookups = plan.lookups(locations[image, piece], weights[image, piece])
+                products = _products(table, grad[sums], lookups.rows, plan.starts(lookups))
+                plan.write_gradients(
+                    lookups,
+                    products,
+                    weights[image, piece],
+                    grad_locations[image, piece],
+                    grad_weights[image, piece],
+                )
+                collected.append(lookups)
+            plan.write_table_gradient(grad, collected, grad_value[image])
+        return grad_value, None, grad_locations, grad_weights
+
+
+def table_gradient(
+    grad_output: Tensor,
+    shape: torch.Size,
+    level_sizes: list[tuple[int, int]],
+    locations: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """The gradient of the values alone, by sorted sums.
+
+    Args:
+        grad_output: (B, Q, heads · C).
+        shape: of the values, (B, S, heads, C).
+        level_sizes, locations, weights: as in ``deformable_sampling``, in the dtype of
+            ``grad_output``.
+
+    Returns:
+        a tensor of ``shape``, in the dtype of ``grad_output``.
+    """
+    plan = _Plan(level_sizes, locations)
+    batch, queries, heads = locations.shape[:3]
+    grad_value = grad_output.new_empty(shape)
+    for image, grad in enumerate(grad_output.reshape(batch, queries * heads, shape[-1])):
+        collected = [
+            plan.lookups(locations[image, piece], weights[image, piece])
+            for piece, _ in plan.pieces()
+        ]
+        plan.write_table_gradient(grad, collected, grad_value[image])
+    return grad_value
+
+
+class _Lookups(NamedTuple):
+    rows: Tensor  # (q, heads, levels, points, 4) int32, of the table: upper left, right, lower …
+    factors: Tensor  # the same shape
+    fractions: Tensor  # (q, heads, levels, points, 2): (x, y) from the upper left corner
+
+
+class _Plan:
+    """Where the cells of levels lie in a table of rows (padded cell, head), for one call."""
+
+    def __init__(self, level_sizes: list[tuple[int, int]], locations: Tensor) -> None:
+        _, self.queries, self.heads, levels, points, _ = locations.shape
+        device, dtype = locations.device, locations.dtype
+        self.level_sizes = level_sizes
+        self.lookups_per_sum = levels * points
+        self.paddeds = [(height + 2 * _BORDER, width + _BORDER) for height, width in level_sizes]
+        areas = [height * width for height, width in self.paddeds]
+        self.cells = sum(areas) + _BORDER  # the last row has a right border too
+        sizes, firsts, strides = [], [], []
+        for level, (height, width) in enumerate(level_sizes):
+            stride = self.paddeds[level][1] * self.heads
+            first = sum(areas[:level]) * self.heads + _BORDER * (stride + self.heads)
+            sizes.append([[width, height]] * points)
+            firsts.append([first] * points)
+            strides.append([[self.heads, stride]] * points)
+        self.sizes = to_device(sizes, device, dtype)  # levels, points, 2
+        self.strides = to_device(strides, device, torch.int32)
+        heads = torch.arange(self.heads, dtype=torch.int32, device=device)
+        self.firsts = to_device(firsts, device, torch.int32) + heads[:, None, None]
+
+    def pieces(self) -> Iterator[tuple[slice, slice]]:
+        """Queries to do at a time, and the same as a slice of (query, head)."""
+        step = max(1, _PIECE // (self.heads * self.lookups_per_sum))
+        for start in range(0, self.queries, step):
+            end = min(start + step, self.queries)
+            yield slice(start, end), slice(start * self.heads, end * self.heads)
+
+    def table(self, value: Tensor) -> Tensor:
+        """(rows, C) of the values (S, heads, C) of an image."""
+        channels = value.shape[-1]
+        table = value.new_zeros(self.cells, self.heads, channels)
+        for inside, level in zip(self._insides(table), self._levels(value), strict=True):
+            inside.copy_(level)
+        return table.view(-1, channels)
+
+    def _levels(self, value: Tensor) -> list[Tensor]:
+        parts = value.split([height * width for height, width in self.level_sizes])
+        return [part.unflatten(0, size) for part, size in zip(parts, self.level_sizes, strict=True)]
+
+    def _insides(self, table: Tensor, up: int = 0, left: int = 0) -> list[Tensor]:
+        """The levels (H, W, heads, C) in a table, or as many cells moved up and left."""
+        parts = table[: self.cells - _BORDER].split([h * w for h, w in self.paddeds])
+        return [
+            part.unflatten(0, padded)[
+                _BORDER - up : _BORDER - up + height, _BORDER - left : _BORDER - left + width
+            ]
+            for part, padded, (height, width) in zip(
+                parts, self.paddeds, self.level_sizes, strict=True
+            )
+        ]
+
+    def starts(self, lookups: _Lookups) -> Tensor:
+        """Where each sum's rows begin, and the end of the last."""
+        rows, step = lookups.rows, 4 * self.lookups_per_sum
+        return torch.arange(0, rows.numel() + 1, step, dtype=rows.dtype, device=rows.device)
+
+    def lookups(self, locations: Tensor, weights: Tensor) -> _Lookups:
+        """Rows and factors of the look-ups of some queries of an image."""
+        position = locations * self.sizes
+        position.sub_(0.5).clamp_(min=-_BORDER)
+        torch.minimum(position, self.sizes, out=position)
+        corner = position.floor()
+        fractions = position.sub_(corner)  # NaN where the location is
+        corner = corner.nan_to_num_(nan=-_BORDER).to(torch.int32).mul_(self.strides)
+        first = (corner[..., 0] + corner[..., 1]).add_(self.firsts)
+        right, below = self.strides.unbind(-1)
+        rows = torch.empty(*weights.shape, 4, dtype=torch.int32, device=weights.device)
+        factors = weights.new_empty(*weights.shape, 4)
+        rows[..., 0] = first
+        for index, step in enumerate((right, below, right + below), start=1):
+            torch.add(first, step, out=rows[..., index])
+        x, y = fractions.unbind(-1)
+        lower = weights * y
+        for index, row in ((0, weights - lower), (2, lower)):
+            torch.mul(row, x, out=factors[..., index + 1])
+            torch.sub(row, factors[..., index + 1], out=factors[..., index])
+        return _Lookups(rows, factors, fractions)
+
+    def write_gradients(
+        self,
+        lookups: _Lookups,
+        products: Tensor,
+        weights: Tensor,
+        grad_locations: Tensor,
+        grad_weights: Tensor,
+    ) -> None:
+        """Gradients from ``products`` of the rows and the gradient of their sums (as ``rows``)."""
+        upper_left, upper_right, lower_left, lower_right = products.unbind(-1)
+        x, y = lookups.fractions.unbind(-1)
+        upper = torch.lerp(upper_left, upper_right, x)
+        lower = torch.lerp(lower_left, lower_right, x)
+        torch.lerp(upper, lower, y, out=grad_weights)
+        along_x = torch.lerp(upper_right - upper_left, lower_right - lower_left, y)
+        torch.mul(along_x, weights, out=grad_locations[..., 0])
+        torch.mul(lower.sub_(upper), weights, out=grad_locations[..., 1])
+        grad_locations.mul_(self.sizes)
+
+    def write_table_gradient(
+        self, grad: Tensor, collected: list[_Lookups], grad_value: Tensor
+    ) -> None:
+        """Gradient (S, heads, C) of an image's values, from that of its sums (Q · heads, C)."""
+        if not collected:
+            grad_value.zero_()
+            return
+        corners = torch.cat([lookups.rows[..., 0].flatten() for lookups in collected])
+        factors = [lookups.factors.view(-1, 4) for lookups in collected]
+        corners, order = corners.sort(stable=True)
+        rows = torch.arange(self.cells * self.heads + 1, dtype=torch.int32, device=grad.device)
+        starts = torch.searchsorted(corners, rows, out_int32=True)
+        sums = order.div(self.lookups_per_sum, rounding_mode="floor").to(torch.int32)
+        for corner, (up, left) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+            ordered = torch.cat([factor[:, corner] for factor in factors]).index_select(0, order)
+            table = _sum_rows(grad, sums, starts, ordered).view(self.cells, self.heads, -1)
+            for level, part in zip(
+                self._levels(grad_value), self._insides(table, up, left), strict=True
+            ):
+                level.add_(part) if corner else level.copy_(part)
+
+
+def _sum_rows(table: Tensor, rows: Tensor, starts: Tensor, factors: Tensor) -> Tensor:
+    """Sums (len(starts) - 1, C) of ``table``'s rows, times factors, from each start to the next."""
+    return torch.embedding_bag(
+        table, rows, starts, mode=0, per_sample_weights=factors, include_last_offset=True
+    )[0]
+
+
+def _products(table: Tensor, grad: Tensor, rows: Tensor, starts: Tensor) -> Tensor:
+    """Product of each row with the gradient (sums, C) of the sum that it is part of."""
+    if table.device.type != "cpu":
+        found = table[rows.view(len(grad), -1).long()]
+        return torch.bmm(found, grad[..., None]).view(rows.shape)
+    with warnings.catch_warnings():  # CSR tensors are said to be in beta state
+        warnings.filterwarnings("ignore", message="Sparse CSR")
+        places = torch.sparse_csr_tensor(
+            starts,
+            rows.view(-1),
+            table.new_zeros(rows.numel()),
+            (len(grad), len(table)),
+            check_invariants=False,
+        )
+    products = torch.sparse.sampled_addmm(places, grad, table.t(), beta=0.0)
+    return products.values().view(rows.shape)

@@ -1,0 +1,199 @@
+"""The Triton kernels of deformable sampling.
+
+On a GPU the tests run as they are. Without one, a process of its own runs this file once more with
+the kernels on the CPU, in Triton's interpreter, and the kernels are compiled for a GPU.
+"""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from level_by_level import level_by_level, random_inputs, with_gradients
+
+from s4m_d2.layers import deformable_sampling, ms_deform_attn
+
+pytest.importorskip("triton", reason="Triton comes with torch's builds for CUDA only")
+from s4m_d2.layers import deform_attn_triton as kernels  # noqa: E402
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICES = ["cpu"] if INTERPRETED else [pytest.param("cuda", marks=pytest.mark.gpu)]
+on_device = pytest.mark.parametrize("device", DEVICES)
+SIZES = [(2, 3), (1, 1), (4, 5)]
+SHAPES = {
+    "one cell": ([(1, 1)], dict(batch=1, queries=4, heads=1, channels=1, points=3)),
+    "odd sizes": (SIZES, dict(batch=2, queries=7, heads=3, channels=5, points=3)),
+    "many programs": ([(5, 3), (9, 7)], dict(batch=2, queries=9, heads=2, channels=40)),
+}
+TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+
+
+def sample(value, level_sizes, locations, weights):
+    return kernels.sample(
+        value, [side for size in level_sizes for side in size], locations, weights
+    )
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def random_case(name, device, *, dtype=torch.float32, others=torch.float32):
+    """Arguments of the kernels, and output and gradients of the reference in double precision."""
+    level_sizes, shape = SHAPES[name]
+    value, locations, weights = random_inputs(level_sizes, **shape)
+    inputs = [value.to(dtype), locations.to(others), weights.to(others)]
+    rows = (len(value), locations.shape[1], value.shape[2] * value.shape[3])
+    grad = torch.randn(rows, generator=torch.Generator().manual_seed(1)).to(dtype)
+    doubles = [tensor.double() for tensor in (*inputs, grad)]
+    expected = with_gradients(level_by_level, doubles[0], level_sizes, *doubles[1:])
+    inputs = [tensor.to(device) for tensor in (*inputs, grad)]
+    return (inputs[0], level_sizes, *inputs[1:]), expected
+
+
+def assert_close_to_scale(actual, expected, tolerances):
+    """Differences are at most the tolerance times the largest value expected."""
+    for a, b, tolerance in zip(actual, expected, tolerances, strict=True):
+        allowed = tolerance * max(1.0, b.abs().max().item())
+        torch.testing.assert_close(a.double().cpu(), b, rtol=0, atol=allowed)
+
+
+@on_device
+@pytest.mark.parametrize("name", SHAPES)
+def test_output_and_gradients_equal_the_reference_in_double_precision(name, device):
+    arguments, expected = random_case(name, device)
+    assert_close_to_scale(with_gradients(sample, *arguments), expected, [1e-5] * 4)
+
+
+@on_device
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("others", [torch.float32, None], ids=["as in autocast", "all"])
+def test_half_precision_rounds_inputs_and_results_only(dtype, others, device):
+    arguments, expected = random_case("odd sizes", device, dtype=dtype, others=others or dtype)
+    results = with_gradients(sample, *arguments)
+    kinds = [dtype, dtype, others or dtype, others or dtype]
+    assert [tensor.dtype for tensor in results] == kinds
+    assert_close_to_scale(results, expected, [TOLERANCES[kind] for kind in kinds])
+
+
+@on_device
+def test_deterministic_backward_adds_nothing_atomically(device, deterministic, monkeypatch):
+    launch, atomic = kernels._launch, []
+
+    def spy(*args, **options):
+        atomic.append(options.get("atomic"))
+        launch(*args, **options)
+
+    monkeypatch.setattr(kernels, "_launch", spy)
+    arguments, expected = random_case("many programs", device)
+    first, again = (with_gradients(sample, *arguments) for _ in range(2))
+    assert_close_to_scale(first, expected, [1e-5] * 4)
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a, b)
+    assert atomic == [None, False] * 2
+    torch.use_deterministic_algorithms(False)
+    with_gradients(sample, *arguments)
+    assert atomic[-1] is True
+
+
+@on_device
+def test_views_with_strides(device):
+    (value, sizes, *others), expected = random_case("odd sizes", device)
+    strided = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (value, *others)]
+    results = with_gradients(sample, strided[0], sizes, *strided[1:])
+    assert_close_to_scale(results, expected, [1e-5] * 4)
+
+
+@on_device
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_a_broken_location_spoils_its_own_query_at_most(broken, device):
+    (value, sizes, locations, weights, grad), _ = random_case("odd sizes", device)
+    locations[1, 2, 1, 0, 1, 0] = broken
+    output, *grads = with_gradients(sample, value, sizes, locations, weights, grad)
+    spoiled = torch.zeros(2, 7, 3, 5, dtype=torch.bool)
+    spoiled[1, 2, 1] = broken != broken  # NaN shows; what is infinitely far away is outside
+    assert torch.equal(output.isnan().cpu(), spoiled.flatten(2))
+    assert all(gradient[0].isfinite().all() for gradient in grads)
+
+
+@on_device
+@pytest.mark.parametrize(("batch", "queries"), [(0, 3), (2, 0)])
+def test_nothing_to_look_up(batch, queries, device):
+    inputs = [x.to(device) for x in random_inputs(SIZES, batch=batch, queries=queries)]
+    inputs = [tensor.float() for tensor in inputs]
+    grad = torch.zeros(batch, queries, 6, device=device)
+    output, *grads = with_gradients(sample, inputs[0], SIZES, *inputs[1:], grad)
+    assert output.shape == grad.shape
+    for tensor, gradient in zip(inputs, grads, strict=True):
+        assert torch.equal(gradient, torch.zeros_like(tensor))
+
+
+@on_device
+def test_a_compiled_graph_holds_the_operators_without_a_break(device):
+    (*arguments, grad), expected = random_case("odd sizes", device)
+    compiled = torch.compile(lambda *args: sample(*args) * 2, backend="aot_eager", fullgraph=True)
+    results = with_gradients(compiled, *arguments, grad / 2)
+    assert_close_to_scale([results[0] / 2, *results[1:]], expected, [1e-5] * 4)
+
+
+@pytest.mark.gpu
+def test_tensors_on_a_gpu_go_to_the_kernels_unless_switched_off(monkeypatch):
+    launched = []
+    launch = kernels._launch
+    monkeypatch.setattr(
+        kernels, "_launch", lambda *args, **options: (launched.append(1), launch(*args, **options))
+    )
+    (*arguments, grad), expected = random_case("odd sizes", "cuda")
+    results = with_gradients(deformable_sampling, *arguments, grad)
+    assert len(launched) == 2
+    assert_close_to_scale(results, expected, [1e-5] * 4)
+    value, sizes, *others = arguments
+    doubles = [tensor.double() for tensor in others]
+    results = with_gradients(deformable_sampling, value.double(), sizes, *doubles, grad)
+    assert_close_to_scale(results, expected, [1e-6] * 4)
+    monkeypatch.setattr(ms_deform_attn, "USE_TRITON", False)
+    with_gradients(deformable_sampling, *arguments, grad)
+    assert len(launched) == 2
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is what it starts")
+def test_the_tests_above_in_tritons_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "pytest", __file__, "-q", "-p", "no:cacheprovider"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) >= 15, run.stdout
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize(
+    ("kernel", "atomic"),
+    [("_forward_kernel", None), ("_backward_kernel", True), ("_backward_kernel", False)],
+)
+def test_kernels_compile_for_a_gpu_and_add_atomically_only_where_asked(
+    kernel, atomic, tmp_path, monkeypatch
+):
+    """What the interpreter accepts, the compiler may refuse; no GPU is needed for it."""
+    compiler = pytest.importorskip("triton.compiler")
+    target = pytest.importorskip("triton.backends.compiler").GPUTarget("cuda", 80, 32)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    constants = {"levels": 3, "points": 4, "block": 32, "tile": 32, "atomic": atomic}
+    kernel = getattr(kernels, kernel)
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in ("sums", "queries", "cells", "heads", "channels"):
+            signature[name] = "i32"
+        else:
+            kinds = {"table": "i32", "value": "bf16", "output": "bf16", "grad_output": "bf16"}
+            signature[name] = "*" + kinds.get(name, "fp32")
+    constants = {name: value for name, value in constants.items() if name in signature}
+    source = compiler.ASTSource(kernel, signature, constexprs=constants)
+    assembly = compiler.compile(source, target=target).asm["ptx"]
+    assert bool(re.search(r"\b(atom|red)\.", assembly)) == bool(atomic)
