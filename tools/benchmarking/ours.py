@@ -1,0 +1,281 @@
+"""Every call of the benchmark into the project's training step.
+
+Beside :mod:`benchmarking.bench`, which builds the models, this is the only module here that knows
+what a step consists of. Where an interface of the project changes, this is what has to follow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.utils.events import EventStorage
+from torch import Tensor
+
+from benchmarking import synthetic
+from benchmarking.bench import Bench
+from benchmarking.plain import StrongDraws
+from s4m_d2.data.transforms import StrongView
+from s4m_d2.engine import BadSteps, TeacherStudentModel
+from s4m_d2.engine.bad_steps import skip_bad_steps
+from s4m_d2.layers import ms_deform_attn
+from s4m_d2.modeling.targets import prepare_targets
+from s4m_d2.semi import Selection
+from s4m_d2.semi.refinement import sample_mask_points
+from s4m_d2.structures import PseudoLabels, sample_generators
+
+BLUR_REACH = 3.0  # half width of the strong view's kernel, in sigmas
+
+
+def weak_samples(bench: Bench) -> list[dict]:
+    """The unlabeled batch as the teacher sees it."""
+    return [{**sample, "image": sample["image_weak"]} for sample in bench.unlabeled]
+
+
+@torch.no_grad()
+def predictions(bench: Bench) -> dict:
+    """The teacher's forward pass over the weak views."""
+    with bench.autocast():
+        return bench.teacher.model.predict_queries(weak_samples(bench))
+
+
+@torch.no_grad()
+def selections(bench: Bench, predicted: dict) -> list:
+    """Pseudo-labels of the batch at the prediction's resolution."""
+    return bench.labeling.select(predicted)
+
+
+def rgb(bench: Bench) -> Tensor:
+    """(B, 3, H, W) uint8 on the device: what SAM sees in this stage."""
+    samples = weak_samples(bench) if bench.stage == 2 else bench.labeled
+    return torch.stack([sample["image"] for sample in samples]).to(bench.device)
+
+
+def sizes(bench: Bench) -> list[tuple[int, int]]:
+    """(H, W) of each image of a batch."""
+    return [bench.size] * len(bench.labeled)
+
+
+@torch.no_grad()
+def encode(bench: Bench, images: Tensor):
+    """SAM's encoding of a batch."""
+    with bench.autocast():
+        return bench.sam.encode(images, sizes(bench))
+
+
+@torch.no_grad()
+def points(bench: Bench, selected: Sequence) -> list[tuple[Tensor, Tensor]]:
+    """Clicks in every mask of the batch."""
+    generators = sample_generators(bench.unlabeled, "refine_points", bench.device)
+    count = bench.cfg.S4M.REFINE.NUM_POINTS
+    return [
+        sample_mask_points(selection, count, generator)
+        for selection, generator in zip(selected, generators, strict=True)
+    ]
+
+
+@torch.no_grad()
+def clicks(selection: Selection, count: int) -> tuple[Tensor, Tensor]:
+    """Clicks in each mask of one image."""
+    device = selection.mask_logits.device
+    return sample_mask_points(selection, count, torch.Generator(device).manual_seed(0))
+
+
+def small_selection(device: torch.device, copies: int) -> Selection:
+    """``copies`` of one mask of five pixels with different logits, on a map of 3 x 4."""
+    logits = torch.full((3, 4), -2.0)
+    logits[1, 1:] = torch.tensor([0.5, 1.5, 2.5])
+    logits[2, :2] = torch.tensor([1.0, 2.0])
+    logits = logits.to(device).expand(copies, 3, 4)
+    labels = torch.zeros(copies, dtype=torch.int64, device=device)
+    kept = PseudoLabels(labels, logits > 0, torch.ones(copies, device=device))
+    return Selection(kept, logits, content_size=(3.0, 4.0), stats={})
+
+
+@torch.no_grad()
+def prompt(bench: Bench, encoded, clicks: Sequence, labels: Sequence, **options: bool) -> list:
+    """SAM's answers to the prompts of a batch."""
+    with bench.autocast():
+        return bench.sam.prompt(encoded, clicks, labels, **options)
+
+
+@torch.no_grad()
+def refine(bench: Bench, selected: Sequence) -> list:
+    """Refined pseudo-labels, with SAM's passes left out: points, best masks, image size."""
+    with bench.autocast(), bench.answers.without_passes():
+        return bench.labeling.refine(weak_samples(bench), selected, bench.device).labels
+
+
+def arp_images(bench: Bench) -> list[Tensor]:
+    """The unlabeled images on the device, as ARP gets them."""
+    return [sample["image"].to(bench.device) for sample in bench.unlabeled]
+
+
+def min_area(bench: Bench) -> float:
+    """Area of the smallest mask that ARP pastes, px."""
+    return bench.labeling.arp.min_area
+
+
+@torch.no_grad()
+def exchange(bench: Bench, images: Sequence[Tensor], labels: Sequence):
+    """ARP."""
+    return bench.labeling.arp(images, labels, sample_generators(bench.unlabeled, "arp", "cpu"))
+
+
+@torch.no_grad()
+def strong_views(bench: Bench, images: Sequence[Tensor]) -> list[Tensor]:
+    """The student's images."""
+    generators = sample_generators(bench.unlabeled, "strong_view", "cpu")
+    view = bench.labeling.strong_view
+    return [view(image, g) for image, g in zip(images, generators, strict=True)]
+
+
+def strong_view_draws(bench: Bench) -> list[StrongDraws]:
+    """What the strong view draws for each image, in :class:`StrongView`'s order."""
+    settings = bench.cfg.S4M.STRONG_VIEW
+    if getattr(bench.labeling.strong_view, "is_identity", False):
+        return [StrongDraws((), False, None)] * len(bench.unlabeled)
+    names = ("brightness", "contrast", "saturation", "hue")
+    *factors, hue = settings.JITTER
+    ranges = [(max(0.0, 1 - s), 1 + s) for s in factors] + [(-hue, hue)]
+    drawn = []
+    for generator in sample_generators(bench.unlabeled, "strong_view", "cpu"):
+        order = torch.randperm(4, generator=generator).tolist()
+        jitter, gray, blur, sigma, *shares = torch.rand(8, generator=generator).tolist()
+        amounts = [low + (high - low) * s for (low, high), s in zip(ranges, shares, strict=True)]
+        low, high = settings.BLUR_SIGMA
+        drawn.append(
+            StrongDraws(
+                tuple((names[i], amounts[i]) for i in order)
+                if jitter < settings.JITTER_PROB
+                else (),
+                gray < settings.GRAYSCALE_PROB,
+                low + (high - low) * sigma if blur < settings.BLUR_PROB else None,
+            )
+        )
+    return drawn
+
+
+def identity_view() -> StrongView:
+    """A strong view that changes nothing."""
+    view = StrongView(
+        jitter=(0.4, 0.4, 0.4, 0.1),
+        jitter_prob=0.0,
+        grayscale_prob=0.0,
+        blur_sigma=(0.1, 2.0),
+        blur_prob=0.0,
+    )
+    view.is_identity = True
+    return view
+
+
+def pseudo_labeled(bench: Bench) -> list[dict]:
+    """Unlabeled samples with instances, as the labeling hands them to the student."""
+    labeled = synthetic.samples(
+        "labeled",
+        len(bench.unlabeled),
+        bench.size,
+        bench.case.instances,
+        bench.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+    )
+    return [
+        {**sample, "image": sample["image"].to(bench.device), "instances": other["instances"]}
+        for sample, other in zip(bench.unlabeled, labeled, strict=True)
+    ]
+
+
+def student_outputs(bench: Bench, batches: Sequence[list[dict]]) -> list[tuple]:
+    """The student's training pass over each batch: (images, outputs)."""
+    with bench.autocast():
+        return [bench.student._run(batch, aux_outputs=True) for batch in batches]
+
+
+def targets(bench: Bench, batch: list[dict]) -> list[dict]:
+    """The criterion's targets."""
+    return prepare_targets(
+        batch,
+        padded_size=bench.size,
+        num_classes=bench.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        device=bench.device,
+    )
+
+
+def losses(bench: Bench, outputs: Sequence[dict], wanted: Sequence, batches: Sequence) -> Tensor:
+    """The sum of all losses but the distillation's."""
+    weights = (1.0, bench.cfg.S4M.UNSUP_LOSS_WEIGHT)
+    total = 0.0
+    for output, target, batch, weight in zip(outputs, wanted, batches, weights, strict=False):
+        generators = sample_generators(batch, "loss_points", bench.device)
+        found = bench.student.criterion(output, target, generators)
+        total = total + weight * sum(found.values())
+    return total
+
+
+def distill(bench: Bench, mask_features: Tensor, wanted: Sequence[dict]) -> Tensor:
+    """Structural distillation's loss, with SAM's passes left out."""
+    loss = bench.distillation
+    loss.backend = bench.answers
+    try:
+        with bench.autocast(), bench.answers.without_passes():
+            return loss(
+                mask_features,
+                rgb(bench),
+                sizes(bench),
+                [target["masks"] for target in wanted],
+                sample_generators(bench.labeled, "prompt_points", bench.device),
+            )["loss_sd"]
+    finally:
+        loss.backend = bench.sam
+
+
+def match(bench: Bench, output: dict, wanted: Sequence[dict], generators: Sequence | None) -> list:
+    """The matches of every supervised layer, last layer first."""
+    layers = [output, *output.get("aux_outputs", [])]
+    return [bench.student.criterion.matcher(layer, wanted, generators) for layer in layers]
+
+
+def deformable_sampling() -> Callable:
+    """The look-up of deformable attention."""
+    return ms_deform_attn.deformable_sampling
+
+
+@contextlib.contextmanager
+def with_plain_model(bench: Bench, sampling: Callable, matcher: Callable) -> Iterator[None]:
+    """Plain deformable attention in all models and plain matching in the criterion."""
+    criterion, ours = bench.student.criterion, ms_deform_attn.deformable_sampling
+    own_matcher = criterion.matcher
+    ms_deform_attn.deformable_sampling, criterion.matcher = sampling, matcher
+    try:
+        yield
+    finally:
+        ms_deform_attn.deformable_sampling, criterion.matcher = ours, own_matcher
+
+
+def training_step(bench: Bench) -> Callable[[], dict[str, float]]:
+    """Detectron2's trainer around the stage's model; a call makes one step of it.
+
+    In stage 2 the EMA update comes first, as EMATeacherHook makes it.
+    """
+    model, batch = bench.student, bench.labeled
+    if bench.stage == 2:
+        weight = bench.cfg.S4M.UNSUP_LOSS_WEIGHT
+        model = TeacherStudentModel(bench.student, bench.labeling, weight).train()
+        batch = (bench.labeled, bench.unlabeled)
+    parts = (model, itertools.repeat(batch), bench.optimizer)
+    trainer = AMPTrainer(*parts) if bench.cfg.SOLVER.AMP.ENABLED else SimpleTrainer(*parts)
+    with tempfile.TemporaryDirectory() as folder:  # nothing is written before a step is skipped
+        trainer = skip_bad_steps(trainer, BadSteps(1_000_000, folder, seed=0))
+    trainer.iter = trainer.start_iter = 0
+
+    def step() -> dict[str, float]:
+        with EventStorage(0) as trainer.storage:
+            if bench.teacher is not None:
+                bench.teacher.update(bench.student)
+            trainer.run_step()
+            return {name: value for name, (value, _) in trainer.storage.latest().items()}
+
+    return step

@@ -1,0 +1,107 @@
+"""The straightforward forms of the model: one image, one layer, one feature map at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+
+def deformable_sampling(
+    value: Tensor, level_sizes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """Deformable attention's look-up, level by level: read all points, then weigh and add.
+
+    value (B, S, heads, C), locations (B, Q, heads, levels, points, 2), weights (B, Q, heads,
+    levels, points) -> (B, Q, heads * C).
+    """
+    dtype = value.dtype
+    batch, _, heads, channels = value.shape
+    queries = locations.shape[1]
+    read, start = [], 0
+    for level, (height, width) in enumerate(level_sizes):
+        cells = value[:, start : start + height * width].float()
+        start += height * width
+        maps = cells.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        grid = 2 * locations[:, :, :, level].float() - 1  # B, Q, heads, points, 2
+        grid = grid.permute(0, 2, 1, 3, 4).reshape(batch * heads, queries, -1, 2)
+        read.append(F.grid_sample(maps, grid, align_corners=False))
+    sampled = torch.stack(read, dim=3)  # B·heads, C, Q, levels, points
+    factors = weights.float().permute(0, 2, 1, 3, 4).flatten(0, 1)[:, None]
+    mixed = (sampled * factors).sum(dim=(3, 4)).view(batch, heads * channels, queries)
+    return mixed.transpose(1, 2).to(dtype)
+
+
+class Matcher:
+    """Hungarian matching of one image and one layer at a time, each with its own transfer.
+
+    Args:
+        class_cost, mask_cost, dice_cost: weights of the terms.
+        num_points: points an image.
+    """
+
+    def __init__(
+        self, class_cost: float, mask_cost: float, dice_cost: float, num_points: int
+    ) -> None:
+        self.class_cost = class_cost
+        self.mask_cost = mask_cost
+        self.dice_cost = dice_cost
+        self.num_points = num_points
+
+    @torch.no_grad()
+    def __call__(
+        self, outputs: dict, targets: Sequence[dict], generators: Sequence | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Queries and instances of each image, by instance."""
+        matches = []
+        for index, target in enumerate(targets):
+            generator = generators[index] if generators else None
+            cost = self.cost(
+                outputs["pred_logits"][index], outputs["pred_masks"][index], target, generator
+            )
+            queries, instances = linear_sum_assignment(cost.cpu().numpy())
+            order = instances.argsort()
+            device = cost.device
+            matches.append(
+                tuple(torch.as_tensor(found[order], device=device) for found in (queries, instances))
+            )
+        return matches
+
+    def cost(self, logits: Tensor, masks: Tensor, target: dict, generator=None) -> Tensor:
+        """(Q, N) costs, the mask terms by the two sides of the cross-entropy."""
+        device = masks.device
+        source = generator.device if generator is not None else device
+        points = torch.rand(1, self.num_points, 2, generator=generator, device=source).to(device)
+        grid = (2 * points - 1)[:, None]
+        predicted = F.grid_sample(masks[None].float(), grid, align_corners=False)[0, :, 0]
+        wanted = F.grid_sample(target["masks"][None].float(), grid, align_corners=False)[0, :, 0]
+        inside = F.binary_cross_entropy_with_logits(
+            predicted, torch.ones_like(predicted), reduction="none"
+        )
+        outside = F.binary_cross_entropy_with_logits(
+            predicted, torch.zeros_like(predicted), reduction="none"
+        )
+        entropy = (inside @ wanted.T + outside @ (1 - wanted).T) / self.num_points
+        shares = predicted.sigmoid()
+        total = shares.sum(1)[:, None] + wanted.sum(1)[None]
+        dice = 1 - (2 * shares @ wanted.T + 1) / (total + 1)
+        likely = logits.float().softmax(-1)[:, target["labels"]]
+        return self.mask_cost * entropy + self.dice_cost * dice - self.class_cost * likely
+
+
+def encode_one_by_one(backend, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list:
+    """SAM's image encoder, one image a pass."""
+    return [
+        backend.encode(image[None], [size]) for image, size in zip(images, image_sizes, strict=True)
+    ]
+
+
+def prompt_one_by_one(backend, encoded: list, points: Sequence, labels: Sequence) -> list:
+    """The prompts of one image a pass."""
+    outputs = []
+    for one, clicks, kinds in zip(encoded, points, labels, strict=True):
+        outputs += backend.prompt(one, [clicks], [kinds])
+    return outputs

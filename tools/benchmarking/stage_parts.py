@@ -1,0 +1,235 @@
+"""The parts of a step of stage 1 and of stage 2."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from benchmarking import checks, ours, plain, plain_model, plain_step
+from benchmarking.bench import Bench
+from benchmarking.data_part import data_part
+from benchmarking.model_checks import deformable_part, matching_part
+from benchmarking.parts import Part, in_order, model_parts
+from benchmarking.timing import Form
+
+ORDER = (
+    "data",
+    "ema",
+    "teacher",
+    "selection",
+    "SAM encode",
+    "SAM prompts",
+    "points",
+    "refinement",
+    "arp",
+    "strong view",
+    "distillation",
+    "student forward",
+    "deformable attention",
+    "losses",
+    "matching",
+    "backward",
+    "optimizer",
+)
+COPIES = 4000  # of a mask, in the check of where clicks fall
+
+
+def parts_of(bench: Bench) -> list[Part]:
+    """All parts of the stage's step, in order."""
+    if bench.stage == 1:
+        batches = [bench.labeled]
+        found = [*sam_parts(bench, *distillation_prompts(bench)), distillation_part(bench)]
+    else:
+        batches = [bench.labeled, ours.pseudo_labeled(bench)]
+        found = labeling_parts(bench)
+    found += [*model_parts(bench, batches), matching_part(bench, batches), deformable_part(bench)]
+    return in_order([data_part(bench), *found], ORDER)
+
+
+def distillation_prompts(bench: Bench) -> tuple[list, list, dict]:
+    """Single clicks all over the images, as many as structural distillation asks for."""
+    count = bench.cfg.S4M.DISTILL.NUM_POINTS
+    rng = np.random.default_rng(0)
+    clicks = [
+        torch.from_numpy(rng.random((count, 1, 2), np.float32)).to(bench.device)
+        for _ in bench.labeled
+    ]
+    return clicks, [torch.ones(count, 1, dtype=torch.long) for _ in clicks], {
+        "masks": False,
+        "features": True,
+    }
+
+
+def sam_parts(bench: Bench, clicks: list, kinds: list, options: dict) -> list[Part]:
+    """SAM's encoder and its prompts: the batch in one pass, and image by image."""
+    images, sizes = ours.rgb(bench), ours.sizes(bench)
+
+    @torch.no_grad()
+    def encode_plainly():
+        with bench.autocast():
+            return plain_model.encode_one_by_one(bench.sam, images, sizes)
+
+    @torch.no_grad()
+    def prompt_plainly(encoded):
+        with bench.autocast():
+            return [
+                bench.sam.prompt(one, [p], [k], **options)[0]
+                for one, p, k in zip(encoded, clicks, kinds, strict=True)
+            ]
+
+    def prompt(encoded):
+        return ours.prompt(bench, encoded, clicks, kinds, **options)
+
+    def check_encode() -> None:
+        encoded = ours.encode(bench, images).embeddings
+        alone = torch.cat([one.embeddings for one in encode_plainly()])
+        tolerance = 5e-2 if bench.cfg.SOLVER.AMP.ENABLED else 1e-3
+        checks.close(encoded, alone, "SAM encode", rtol=tolerance, atol=tolerance)
+
+    def check_prompts() -> None:
+        encoded = ours.encode(bench, images)
+        name = "features" if options.get("features") else "mask_logits"
+        found = [getattr(output, name) for output in prompt(encoded)]
+        alone = prompt_plainly([encoded.select([i]) for i in range(len(images))])
+        tolerance = 5e-2 if bench.cfg.SOLVER.AMP.ENABLED else 1e-3
+        expected = [getattr(output, name) for output in alone]
+        checks.close(found, expected, "SAM prompts", rtol=tolerance, atol=tolerance)
+
+    encoded = ours.encode(bench, images)
+    alone = [encoded.select([index]) for index in range(len(images))]
+    return [
+        Part(
+            "SAM encode",
+            Form(lambda: ours.encode(bench, images)),
+            Form(encode_plainly),
+            check_encode,
+            counts_flops=True,
+        ),
+        Part(
+            "SAM prompts",
+            Form(lambda: prompt(encoded)),
+            Form(lambda: prompt_plainly(alone)),
+            check_prompts,
+            counts_flops=True,
+        ),
+    ]
+
+
+def distillation_part(bench: Bench) -> Part:
+    """Structural distillation beside SAM: points, similarities, Huber."""
+    wanted = ours.targets(bench, bench.labeled)
+    with torch.no_grad():
+        features = ours.student_outputs(bench, [bench.labeled])[0][1]["mask_features"]
+    features = features.detach().requires_grad_()
+    return Part("distillation", Form(lambda: ours.distill(bench, features, wanted)))
+
+
+def labeling_parts(bench: Bench) -> list[Part]:
+    """Everything between the unlabeled batch and the student."""
+    predicted = ours.predictions(bench)
+    selected = ours.selections(bench, predicted)
+    drawn = ours.points(bench, selected)
+    refined = ours.refine(bench, selected)
+    images = ours.arp_images(bench)
+    clicks, kinds = map(list, zip(*drawn, strict=True))
+    rng = np.random.default_rng(0)
+
+    def check_refinement() -> None:
+        checks.same_labels(
+            ours.refine(bench, selected),
+            plain_step.refine_without_passes(bench, selected, rng),
+            "refinement",
+        )
+
+    def check_views() -> None:
+        checks.same_pictures(
+            ours.strong_views(bench, images),
+            plain_step.strong_views(bench, images),
+            checks.LEVELS,
+            "strong view",
+        )
+
+    return [
+        Part("teacher", Form(lambda: ours.predictions(bench)), counts_flops=True),
+        Part("selection", Form(lambda: ours.selections(bench, predicted))),
+        *sam_parts(bench, clicks, kinds, {}),
+        Part(
+            "points",
+            Form(lambda: ours.points(bench, selected)),
+            Form(lambda: plain_step.points(bench, selected, rng)),
+            lambda: check_points(bench, rng),
+        ),
+        Part(
+            "refinement",
+            Form(lambda: ours.refine(bench, selected)),
+            Form(lambda: plain_step.refine_without_passes(bench, selected, rng)),
+            check_refinement,
+        ),
+        arp_part(bench, images, refined),
+        Part(
+            "strong view",
+            Form(lambda: ours.strong_views(bench, images)),
+            Form(lambda: plain_step.strong_views(bench, images)),
+            check_views,
+        ),
+        ema_part(bench),
+    ]
+
+
+def check_points(bench: Bench, rng: np.random.Generator) -> None:
+    """Clicks fall equally often on each pixel, in many copies of a small mask."""
+    selection = ours.small_selection(bench.device, COPIES)
+    found, _ = ours.clicks(selection, 2)
+    other, _ = plain.mask_points(
+        selection.mask_logits, selection.labels.masks, selection.content_size, 2, rng
+    )
+    checks.same_frequencies(found, other, "points")
+
+
+def arp_part(bench: Bench, images: list, refined: list) -> Part:
+    """ARP; each mask of a pair is read and written."""
+
+    def check() -> None:
+        found, labels = ours.exchange(bench, images, refined)
+        expected, wanted = plain_step.exchange(bench, images, refined)
+        checks.same_labels(labels, wanted, "arp")
+        checks.same_pictures(found, expected, 1.0, "arp: images")
+
+    area = bench.size[0] * bench.size[1]
+    pairs = max(1, int(bench.cfg.S4M.ARP.PAIR_FRACTION * len(images))) if len(images) > 1 else 0
+    moved = pairs * 2 * area * (2 * 2 * bench.case.instances + 3 * 3)
+    return Part(
+        "arp",
+        Form(lambda: ours.exchange(bench, images, refined)),
+        Form(lambda: plain_step.exchange(bench, images, refined)),
+        check,
+        moved_bytes=moved,
+    )
+
+
+def ema_part(bench: Bench) -> Part:
+    """The teacher's update; two tensors are read and one is written."""
+    teacher, student = bench.teacher, bench.student
+
+    def check() -> None:
+        start = {name: value.clone() for name, value in teacher.model.state_dict().items()}
+        with torch.no_grad():
+            for tensor in teacher.model.parameters():
+                tensor.add_(1.0)  # else the teacher is the student, and nothing would move
+        moved = {name: value.clone() for name, value in teacher.model.state_dict().items()}
+        teacher.update(student)
+        found = {name: value.clone() for name, value in teacher.model.state_dict().items()}
+        teacher.model.load_state_dict(moved)
+        plain.update_teacher(teacher.model, student, teacher.decay)
+        expected = {name: value.clone() for name, value in teacher.model.state_dict().items()}
+        teacher.model.load_state_dict(start)
+        checks.same_state(found, expected, "ema")
+
+    size = sum(p.numel() * p.element_size() for p in student.parameters())
+    return Part(
+        "ema",
+        Form(lambda: teacher.update(student)),
+        Form(lambda: plain.update_teacher(teacher.model, student, teacher.decay)),
+        check,
+        moved_bytes=3 * size,
+    )
