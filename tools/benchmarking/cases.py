@@ -46,11 +46,18 @@ CASES = {
 }
 
 
-def cases_of(shapes: str, images: int, instances: int) -> list[Case]:
-    """The named case, or all of them; 0 images or instances: the case's own."""
+def cases_of(
+    shapes: str, images: int = 0, instances: int = 0, size: tuple[int, int] | None = None
+) -> list[Case]:
+    """The named case, or all of them; 0 images or instances and no size: the case's own."""
     names = list(CASES) if shapes == "all" else [shapes]
     return [
-        replace(CASES[name], images=images, instances=instances or CASES[name].instances)
+        replace(
+            CASES[name],
+            images=images,
+            instances=instances or CASES[name].instances,
+            image_size=size or CASES[name].image_size,
+        )
         for name in names
     ]
 

@@ -23,7 +23,9 @@ def data_part(bench: Bench) -> Part:
     cfg = bench.cfg
     mappers = [(DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, True), "labeled")]
     if bench.stage == 2:
-        mappers.append((DATASET_MAPPER_REGISTRY.get(cfg.S4M.UNLABELED_MAPPER)(cfg, True), "unlabeled"))
+        mappers.append(
+            (DATASET_MAPPER_REGISTRY.get(cfg.S4M.UNLABELED_MAPPER)(cfg, True), "unlabeled")
+        )
     folder = tempfile.TemporaryDirectory()
     records = write_images(Path(folder.name), bench)
     position = 0

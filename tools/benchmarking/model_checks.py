@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from benchmarking import checks, ours, plain_model, plain_step, synthetic
@@ -11,17 +13,15 @@ from benchmarking.timing import Form
 from s4m_d2.structures import sample_generators
 
 
-def matching_part(bench: Bench, batches: list[list[dict]]) -> Part:
-    """The assignments of all layers and images of a step."""
+def matching_part(
+    bench: Bench, batches: list[list[dict]], outputs: Callable[[], tuple[list[dict]]]
+) -> Part:
+    """The assignments of all layers and images of a step; ``outputs`` gives the student's."""
     wanted = [ours.targets(bench, batch) for batch in batches]
     for targets in wanted:
         for target in targets:
             target["masks"] = target["masks"].float()
     matcher = plain_step.matcher(bench)
-
-    def outputs() -> tuple:
-        with torch.no_grad():
-            return ([found for _, found in ours.student_outputs(bench, batches)],)
 
     def run(found: list[dict]) -> list:
         return [
@@ -68,7 +68,9 @@ def _clear_outputs(bench: Bench, targets: list[dict]) -> dict:
             logits[row, chosen, target["labels"][:found].cpu()] = synthetic.CLASS_LOGIT
             small = torch.nn.functional.interpolate(target["masks"][None, :found].cpu(), size)[0]
             masks[row, chosen] = synthetic.SHARPNESS * (2 * small - 1)
-        layers.append({"pred_logits": logits.to(bench.device), "pred_masks": masks.to(bench.device)})
+        layers.append(
+            {"pred_logits": logits.to(bench.device), "pred_masks": masks.to(bench.device)}
+        )
     return {**layers[0], "aux_outputs": layers[1:]}
 
 

@@ -1,7 +1,8 @@
 """Every call of the benchmark into the project's training step.
 
-Beside :mod:`benchmarking.bench`, which builds the models, this is the only module here that knows
-what a step consists of. Where an interface of the project changes, this is what has to follow.
+Beside :mod:`benchmarking.bench`, which builds the models, and :mod:`benchmarking.ours_views`, this
+is the only module here that knows what a step consists of. Where an interface of the project
+changes, this is what has to follow.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import contextlib
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from benchmarking import synthetic
 from benchmarking.bench import Bench
-from benchmarking.plain import StrongDraws
-from s4m_d2.data.transforms import StrongView
 from s4m_d2.engine import BadSteps, TeacherStudentModel
 from s4m_d2.engine.bad_steps import skip_bad_steps
 from s4m_d2.layers import ms_deform_attn
@@ -27,8 +29,6 @@ from s4m_d2.modeling.targets import prepare_targets
 from s4m_d2.semi import Selection
 from s4m_d2.semi.refinement import sample_mask_points
 from s4m_d2.structures import PseudoLabels, sample_generators
-
-BLUR_REACH = 3.0  # half width of the strong view's kernel, in sigmas
 
 
 def weak_samples(bench: Bench) -> list[dict]:
@@ -41,6 +41,24 @@ def predictions(bench: Bench) -> dict:
     """The teacher's forward pass over the weak views."""
     with bench.autocast():
         return bench.teacher.model.predict_queries(weak_samples(bench))
+
+
+def known_predictions(bench: Bench) -> dict:
+    """The predictions that :func:`predictions` ends with, without the teacher's pass."""
+    former = bench.cfg.MODEL.MASK_FORMER
+    logits, masks = synthetic.query_predictions(
+        len(bench.unlabeled),
+        former.NUM_OBJECT_QUERIES,
+        (bench.size[0] // 4, bench.size[1] // 4),
+        bench.case.instances,
+        bench.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+    )
+    return {
+        "pred_logits": logits.to(bench.device),
+        "pred_masks": masks.to(bench.device),
+        "image_sizes": sizes(bench),
+        "padded_size": bench.size,
+    }
 
 
 @torch.no_grad()
@@ -126,53 +144,6 @@ def exchange(bench: Bench, images: Sequence[Tensor], labels: Sequence):
     return bench.labeling.arp(images, labels, sample_generators(bench.unlabeled, "arp", "cpu"))
 
 
-@torch.no_grad()
-def strong_views(bench: Bench, images: Sequence[Tensor]) -> list[Tensor]:
-    """The student's images."""
-    generators = sample_generators(bench.unlabeled, "strong_view", "cpu")
-    view = bench.labeling.strong_view
-    return [view(image, g) for image, g in zip(images, generators, strict=True)]
-
-
-def strong_view_draws(bench: Bench) -> list[StrongDraws]:
-    """What the strong view draws for each image, in :class:`StrongView`'s order."""
-    settings = bench.cfg.S4M.STRONG_VIEW
-    if getattr(bench.labeling.strong_view, "is_identity", False):
-        return [StrongDraws((), False, None)] * len(bench.unlabeled)
-    names = ("brightness", "contrast", "saturation", "hue")
-    *factors, hue = settings.JITTER
-    ranges = [(max(0.0, 1 - s), 1 + s) for s in factors] + [(-hue, hue)]
-    drawn = []
-    for generator in sample_generators(bench.unlabeled, "strong_view", "cpu"):
-        order = torch.randperm(4, generator=generator).tolist()
-        jitter, gray, blur, sigma, *shares = torch.rand(8, generator=generator).tolist()
-        amounts = [low + (high - low) * s for (low, high), s in zip(ranges, shares, strict=True)]
-        low, high = settings.BLUR_SIGMA
-        drawn.append(
-            StrongDraws(
-                tuple((names[i], amounts[i]) for i in order)
-                if jitter < settings.JITTER_PROB
-                else (),
-                gray < settings.GRAYSCALE_PROB,
-                low + (high - low) * sigma if blur < settings.BLUR_PROB else None,
-            )
-        )
-    return drawn
-
-
-def identity_view() -> StrongView:
-    """A strong view that changes nothing."""
-    view = StrongView(
-        jitter=(0.4, 0.4, 0.4, 0.1),
-        jitter_prob=0.0,
-        grayscale_prob=0.0,
-        blur_sigma=(0.1, 2.0),
-        blur_prob=0.0,
-    )
-    view.is_identity = True
-    return view
-
-
 def pseudo_labeled(bench: Bench) -> list[dict]:
     """Unlabeled samples with instances, as the labeling hands them to the student."""
     labeled = synthetic.samples(
@@ -188,10 +159,14 @@ def pseudo_labeled(bench: Bench) -> list[dict]:
     ]
 
 
-def student_outputs(bench: Bench, batches: Sequence[list[dict]]) -> list[tuple]:
-    """The student's training pass over each batch: (images, outputs)."""
+def separate_outputs(bench: Bench, batches: Sequence[list[dict]]) -> list[dict]:
+    """What the student predicts in training, from one pass a batch."""
     with bench.autocast():
-        return [bench.student._run(batch, aux_outputs=True) for batch in batches]
+        return [bench.student._run(batch, aux_outputs=True)[1] for batch in batches]
+
+
+#: The same as the project runs it.
+student_outputs = separate_outputs
 
 
 def targets(bench: Bench, batch: list[dict]) -> list[dict]:
@@ -243,16 +218,50 @@ def deformable_sampling() -> Callable:
     return ms_deform_attn.deformable_sampling
 
 
+@dataclass(frozen=True)
+class ModelForms:
+    """Other ways to do what models and criterion do."""
+
+    sampling: Callable
+    matcher: Callable
+
+
 @contextlib.contextmanager
-def with_plain_model(bench: Bench, sampling: Callable, matcher: Callable) -> Iterator[None]:
-    """Plain deformable attention in all models and plain matching in the criterion."""
-    criterion, ours = bench.student.criterion, ms_deform_attn.deformable_sampling
-    own_matcher = criterion.matcher
-    ms_deform_attn.deformable_sampling, criterion.matcher = sampling, matcher
+def forms(bench: Bench, others: ModelForms | None) -> Iterator[None]:
+    """Use other forms in all models and the criterion; None: the project's own."""
+    if others is None:
+        yield
+        return
+    criterion, sampling = bench.student.criterion, ms_deform_attn.deformable_sampling
+    matcher = criterion.matcher
+    ms_deform_attn.deformable_sampling, criterion.matcher = others.sampling, others.matcher
     try:
         yield
     finally:
-        ms_deform_attn.deformable_sampling, criterion.matcher = ours, own_matcher
+        ms_deform_attn.deformable_sampling, criterion.matcher = sampling, matcher
+
+
+def step_losses(bench: Bench) -> dict[str, Tensor]:
+    """All losses of a step, from its batches on."""
+    with bench.autocast():
+        return step_model(bench)(step_batch(bench))
+
+
+def step_model(bench: Bench) -> nn.Module:
+    """What the trainer trains: the student, in stage 2 with what labels for it."""
+    student = bench.student
+    if comm.get_world_size() > 1:
+        devices = [bench.device.index] if bench.device.type == "cuda" else None
+        student = DistributedDataParallel(student, device_ids=devices, broadcast_buffers=False)
+    if bench.stage == 1:
+        return student
+    weight = bench.cfg.S4M.UNSUP_LOSS_WEIGHT
+    return TeacherStudentModel(student, bench.labeling, weight).train()
+
+
+def step_batch(bench: Bench):
+    """What the loaders of the stage give."""
+    return bench.labeled if bench.stage == 1 else (bench.labeled, bench.unlabeled)
 
 
 def training_step(bench: Bench) -> Callable[[], dict[str, float]]:
@@ -260,12 +269,7 @@ def training_step(bench: Bench) -> Callable[[], dict[str, float]]:
 
     In stage 2 the EMA update comes first, as EMATeacherHook makes it.
     """
-    model, batch = bench.student, bench.labeled
-    if bench.stage == 2:
-        weight = bench.cfg.S4M.UNSUP_LOSS_WEIGHT
-        model = TeacherStudentModel(bench.student, bench.labeling, weight).train()
-        batch = (bench.labeled, bench.unlabeled)
-    parts = (model, itertools.repeat(batch), bench.optimizer)
+    parts = (step_model(bench), itertools.repeat(step_batch(bench)), bench.optimizer)
     trainer = AMPTrainer(*parts) if bench.cfg.SOLVER.AMP.ENABLED else SimpleTrainer(*parts)
     with tempfile.TemporaryDirectory() as folder:  # nothing is written before a step is skipped
         trainer = skip_bad_steps(trainer, BadSteps(1_000_000, folder, seed=0))

@@ -135,8 +135,7 @@ def place(
         axes.append((centers - offset) / scale)
     inside = (axes[0] >= 0) & (axes[0] < height), (axes[1] >= 0) & (axes[1] < width)
     nearest = [
-        axis.floor().long().clamp(0, side - 1)
-        for axis, side in zip(axes, mask.shape, strict=True)
+        axis.floor().long().clamp(0, side - 1) for axis, side in zip(axes, mask.shape, strict=True)
     ]
     moved = mask[nearest[0]][:, nearest[1]] & inside[0][:, None] & inside[1]
     y, x = torch.meshgrid(2 * axes[0] / height - 1, 2 * axes[1] / width - 1, indexing="ij")

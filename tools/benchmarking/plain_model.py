@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+
+from s4m_d2.sam import EncodedImages, PromptOutput
 
 
 def deformable_sampling(
@@ -66,7 +69,9 @@ class Matcher:
             order = instances.argsort()
             device = cost.device
             matches.append(
-                tuple(torch.as_tensor(found[order], device=device) for found in (queries, instances))
+                tuple(
+                    torch.as_tensor(found[order], device=device) for found in (queries, instances)
+                )
             )
         return matches
 
@@ -99,9 +104,29 @@ def encode_one_by_one(backend, images: Tensor, image_sizes: Sequence[tuple[int, 
     ]
 
 
-def prompt_one_by_one(backend, encoded: list, points: Sequence, labels: Sequence) -> list:
-    """The prompts of one image a pass."""
-    outputs = []
-    for one, clicks, kinds in zip(encoded, points, labels, strict=True):
-        outputs += backend.prompt(one, [clicks], [kinds])
-    return outputs
+class OneByOne:
+    """A SAM that encodes one image a pass and answers the prompts of one image a pass."""
+
+    def __init__(self, backend) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
+        encoded = encode_one_by_one(self._backend, images, image_sizes)
+        finer = zip(*(one.finer_maps for one in encoded), strict=True)
+        return EncodedImages(
+            torch.cat([one.embeddings for one in encoded]),
+            [size for one in encoded for size in one.image_sizes],
+            tuple(map(torch.cat, finer)),
+        )
+
+    def prompt(
+        self, encoded: EncodedImages, points: Sequence, labels=None, **options: bool
+    ) -> list[PromptOutput]:
+        outputs = []
+        for index, clicks in enumerate(points):
+            kinds = [labels[index]] if labels is not None else None
+            outputs += self._backend.prompt(encoded.select([index]), [clicks], kinds, **options)
+        return outputs

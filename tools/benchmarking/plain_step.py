@@ -9,7 +9,7 @@ import torch
 from detectron2.structures import BitMasks, Instances
 from torch import Tensor
 
-from benchmarking import ours, plain, plain_model
+from benchmarking import checks, ours, ours_views, plain, plain_model
 from benchmarking.bench import Bench
 from s4m_d2.structures import PseudoLabels, sample_generators
 
@@ -22,9 +22,9 @@ def matcher(bench: Bench) -> plain_model.Matcher:
     )
 
 
-def plain_model_forms(bench: Bench):
-    """The context in which models use the plain forms."""
-    return ours.with_plain_model(bench, plain_model.deformable_sampling, matcher(bench))
+def plain_forms(bench: Bench) -> ours.ModelForms:
+    """What models and criterion use in the plain step."""
+    return ours.ModelForms(plain_model.deformable_sampling, matcher(bench))
 
 
 @torch.no_grad()
@@ -99,9 +99,9 @@ def exchange(bench: Bench, images: Sequence[Tensor], labels: Sequence[PseudoLabe
 @torch.no_grad()
 def strong_views(bench: Bench, images: Sequence[Tensor]) -> list[Tensor]:
     """The student's images, one by one on the host."""
-    draws = ours.strong_view_draws(bench)
+    draws = ours_views.strong_view_draws(bench)
     return [
-        plain.strong_view(image, draw, ours.BLUR_REACH)
+        plain.strong_view(image, draw, ours_views.BLUR_REACH)
         for image, draw in zip(images, draws, strict=True)
     ]
 
@@ -122,23 +122,55 @@ def student_batch(bench: Bench, images: Sequence[Tensor], labels: Sequence[Pseud
 
 
 def losses(bench: Bench, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Labeling and two passes of the student: all losses of a step of stage 2."""
-    with plain_model_forms(bench):
-        selected = ours.selections(bench, ours.predictions(bench))
-        labels = refine(bench, selected, rng)
-        images, labels = exchange(bench, ours.arp_images(bench), labels)
-        batch = student_batch(bench, strong_views(bench, images), labels)
+    """All losses of a step."""
+    with ours.forms(bench, plain_forms(bench)):
+        return distilled_losses(bench) if bench.stage == 1 else unsupervised_losses(bench, rng)
+
+
+def distilled_losses(bench: Bench) -> dict[str, Tensor]:
+    """Stage 1, with SAM image by image."""
+    bench.distillation.backend = plain_model.OneByOne(bench.sam)
+    try:
         with bench.autocast():
-            found = dict(bench.student(bench.labeled))
-            weight = bench.cfg.S4M.UNSUP_LOSS_WEIGHT
-            found.update(
-                {f"unsup/{name}": weight * loss for name, loss in bench.student(batch).items()}
-            )
+            return bench.student(bench.labeled)
+    finally:
+        bench.distillation.backend = bench.sam
+
+
+def unsupervised_losses(bench: Bench, rng: np.random.Generator) -> dict[str, Tensor]:
+    """Stage 2: labeling and two passes of the student."""
+    selected = ours.selections(bench, ours.predictions(bench))
+    labels = refine(bench, selected, rng)
+    images, labels = exchange(bench, ours.arp_images(bench), labels)
+    batch = student_batch(bench, strong_views(bench, images), labels)
+    weight = bench.cfg.S4M.UNSUP_LOSS_WEIGHT
+    with bench.autocast():
+        found = dict(bench.student(bench.labeled))
+        for name, loss in bench.student(batch).items():
+            found[f"unsup/{name}"] = weight * loss
     return found
 
 
+def check_step(bench: Bench) -> None:
+    """The losses of a whole step, with the strong view, whose rounding differs, left out."""
+    view = bench.labeling.strong_view if bench.labeling else None
+    if bench.labeling:
+        bench.labeling.strong_view = ours_views.identity_view()
+    try:
+        with torch.no_grad():
+            found = ours.step_losses(bench)
+            expected = losses(bench, np.random.default_rng(0))
+    finally:
+        if bench.labeling:
+            bench.labeling.strong_view = view
+    checks.require(found.keys() == expected.keys(), "step")
+    tolerance = 0.1 if bench.cfg.SOLVER.AMP.ENABLED else 5e-3
+    for name, loss in found.items():
+        checks.close(loss, expected[name], f"step: {name}", rtol=tolerance, atol=tolerance)
+
+
 class TrainingStep:
-    """One step of stage 2 after another, as a plain loop: EMA, losses, backward, update."""
+    """One step after another, as a plain loop: EMA, losses, backward, update."""
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -148,11 +180,11 @@ class TrainingStep:
 
     def __call__(self) -> dict[str, float]:
         bench = self._bench
-        plain.update_teacher(bench.teacher.model, bench.student, bench.teacher.decay)
+        if bench.teacher is not None:
+            plain.update_teacher(bench.teacher.model, bench.student, bench.teacher.decay)
         found = losses(bench, self._rng)
         bench.optimizer.zero_grad()
-        with plain_model_forms(bench):
-            self._scaler.scale(sum(found.values())).backward()
+        self._scaler.scale(sum(found.values())).backward()
         logged = {name: loss.item() for name, loss in found.items()}
         self._scaler.unscale_(bench.optimizer)
         self._scaler.step(bench.optimizer)

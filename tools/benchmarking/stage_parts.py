@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
-from benchmarking import checks, ours, plain, plain_model, plain_step
+from benchmarking import checks, ours, ours_views, plain, plain_model, plain_step, synthetic
 from benchmarking.bench import Bench
 from benchmarking.data_part import data_part
 from benchmarking.model_checks import deformable_part, matching_part
-from benchmarking.parts import Part, in_order, model_parts
+from benchmarking.model_parts import model_parts
+from benchmarking.parts import Part, in_order
 from benchmarking.timing import Form
 
 ORDER = (
@@ -42,7 +45,17 @@ def parts_of(bench: Bench) -> list[Part]:
     else:
         batches = [bench.labeled, ours.pseudo_labeled(bench)]
         found = labeling_parts(bench)
-    found += [*model_parts(bench, batches), matching_part(bench, batches), deformable_part(bench)]
+
+    @functools.cache
+    def outputs() -> tuple[list[dict]]:
+        with torch.no_grad():
+            return (ours.separate_outputs(bench, batches),)
+
+    found += [
+        *model_parts(bench, batches, outputs),
+        matching_part(bench, batches, outputs),
+        deformable_part(bench),
+    ]
     return in_order([data_part(bench), *found], ORDER)
 
 
@@ -54,49 +67,50 @@ def distillation_prompts(bench: Bench) -> tuple[list, list, dict]:
         torch.from_numpy(rng.random((count, 1, 2), np.float32)).to(bench.device)
         for _ in bench.labeled
     ]
-    return clicks, [torch.ones(count, 1, dtype=torch.long) for _ in clicks], {
-        "masks": False,
-        "features": True,
-    }
+    return (
+        clicks,
+        [torch.ones(count, 1, dtype=torch.long) for _ in clicks],
+        {
+            "masks": False,
+            "features": True,
+        },
+    )
 
 
 def sam_parts(bench: Bench, clicks: list, kinds: list, options: dict) -> list[Part]:
     """SAM's encoder and its prompts: the batch in one pass, and image by image."""
     images, sizes = ours.rgb(bench), ours.sizes(bench)
+    alone = plain_model.OneByOne(bench.sam)
+    tolerance = 5e-2 if bench.cfg.SOLVER.AMP.ENABLED else 1e-3
 
-    @torch.no_grad()
     def encode_plainly():
-        with bench.autocast():
-            return plain_model.encode_one_by_one(bench.sam, images, sizes)
+        with torch.no_grad(), bench.autocast():
+            return alone.encode(images, sizes)
 
-    @torch.no_grad()
-    def prompt_plainly(encoded):
-        with bench.autocast():
-            return [
-                bench.sam.prompt(one, [p], [k], **options)[0]
-                for one, p, k in zip(encoded, clicks, kinds, strict=True)
-            ]
+    def prompt() -> list:
+        return ours.prompt(bench, encoded(), clicks, kinds, **options)
 
-    def prompt(encoded):
-        return ours.prompt(bench, encoded, clicks, kinds, **options)
+    def prompt_plainly() -> list:
+        with torch.no_grad(), bench.autocast():
+            return alone.prompt(encoded(), clicks, kinds, **options)
 
     def check_encode() -> None:
-        encoded = ours.encode(bench, images).embeddings
-        alone = torch.cat([one.embeddings for one in encode_plainly()])
-        tolerance = 5e-2 if bench.cfg.SOLVER.AMP.ENABLED else 1e-3
-        checks.close(encoded, alone, "SAM encode", rtol=tolerance, atol=tolerance)
+        found, expected = ours.encode(bench, images), encode_plainly()
+        where = dict(rtol=tolerance, atol=tolerance)
+        checks.close(found.embeddings, expected.embeddings, "SAM encode", **where)
 
     def check_prompts() -> None:
-        encoded = ours.encode(bench, images)
         name = "features" if options.get("features") else "mask_logits"
-        found = [getattr(output, name) for output in prompt(encoded)]
-        alone = prompt_plainly([encoded.select([i]) for i in range(len(images))])
-        tolerance = 5e-2 if bench.cfg.SOLVER.AMP.ENABLED else 1e-3
-        expected = [getattr(output, name) for output in alone]
+        found, expected = (
+            [getattr(output, name) for output in outputs]
+            for outputs in (prompt(), prompt_plainly())
+        )
         checks.close(found, expected, "SAM prompts", rtol=tolerance, atol=tolerance)
 
-    encoded = ours.encode(bench, images)
-    alone = [encoded.select([index]) for index in range(len(images))]
+    @functools.cache
+    def encoded():
+        return ours.encode(bench, images)
+
     return [
         Part(
             "SAM encode",
@@ -105,28 +119,23 @@ def sam_parts(bench: Bench, clicks: list, kinds: list, options: dict) -> list[Pa
             check_encode,
             counts_flops=True,
         ),
-        Part(
-            "SAM prompts",
-            Form(lambda: prompt(encoded)),
-            Form(lambda: prompt_plainly(alone)),
-            check_prompts,
-            counts_flops=True,
-        ),
+        Part("SAM prompts", Form(prompt), Form(prompt_plainly), check_prompts, counts_flops=True),
     ]
 
 
 def distillation_part(bench: Bench) -> Part:
     """Structural distillation beside SAM: points, similarities, Huber."""
     wanted = ours.targets(bench, bench.labeled)
-    with torch.no_grad():
-        features = ours.student_outputs(bench, [bench.labeled])[0][1]["mask_features"]
-    features = features.detach().requires_grad_()
+    channels = bench.cfg.MODEL.SEM_SEG_HEAD.MASK_DIM
+    shape = (len(bench.labeled), channels, bench.size[0] // 4, bench.size[1] // 4)
+    features = torch.rand(shape, generator=synthetic.generator("mask features"))
+    features = features.to(bench.device).requires_grad_()
     return Part("distillation", Form(lambda: ours.distill(bench, features, wanted)))
 
 
 def labeling_parts(bench: Bench) -> list[Part]:
     """Everything between the unlabeled batch and the student."""
-    predicted = ours.predictions(bench)
+    predicted = ours.known_predictions(bench)
     selected = ours.selections(bench, predicted)
     drawn = ours.points(bench, selected)
     refined = ours.refine(bench, selected)
@@ -143,14 +152,19 @@ def labeling_parts(bench: Bench) -> list[Part]:
 
     def check_views() -> None:
         checks.same_pictures(
-            ours.strong_views(bench, images),
+            ours_views.strong_views(bench, images),
             plain_step.strong_views(bench, images),
             checks.LEVELS,
             "strong view",
         )
 
     return [
-        Part("teacher", Form(lambda: ours.predictions(bench)), counts_flops=True),
+        Part(
+            "teacher",
+            Form(lambda: ours.predictions(bench)),
+            Form(lambda: predict_plainly(bench)),
+            counts_flops=True,
+        ),
         Part("selection", Form(lambda: ours.selections(bench, predicted))),
         *sam_parts(bench, clicks, kinds, {}),
         Part(
@@ -168,12 +182,18 @@ def labeling_parts(bench: Bench) -> list[Part]:
         arp_part(bench, images, refined),
         Part(
             "strong view",
-            Form(lambda: ours.strong_views(bench, images)),
+            Form(lambda: ours_views.strong_views(bench, images)),
             Form(lambda: plain_step.strong_views(bench, images)),
             check_views,
         ),
         ema_part(bench),
     ]
+
+
+def predict_plainly(bench: Bench) -> dict:
+    """The teacher's pass with plain deformable attention, which has a check of its own."""
+    with ours.forms(bench, plain_step.plain_forms(bench)):
+        return ours.predictions(bench)
 
 
 def check_points(bench: Bench, rng: np.random.Generator) -> None:

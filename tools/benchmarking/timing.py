@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,12 +54,12 @@ class Clock:
     """Seconds on a device: the device has finished before a time is read.
 
     On the CPU with one thread it is the time of the process, which other programs do not stretch;
-    otherwise that of the wall.
+    otherwise, and always with ``wall``, that of the wall.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, *, wall: bool = False) -> None:
         self.device = device
-        alone = device.type == "cpu" and torch.get_num_threads() == 1
+        alone = device.type == "cpu" and torch.get_num_threads() == 1 and not wall
         self.name = "process time" if alone else "wall time"
         self._now = time.process_time if alone else time.perf_counter
 
@@ -95,6 +98,20 @@ def ratio(plain: Sequence[float], ours: Sequence[float]) -> Summary:
     return summarize([a / b for a, b in zip(plain, ours, strict=True)])
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hide what libraries write to stderr by themselves; Python's errors still rise."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nothing:
+        os.dup2(nothing.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def peak_memory(form: Form, device: torch.device) -> int:
     """Bytes that a call needs beyond what is held before it.
 
@@ -109,7 +126,7 @@ def peak_memory(form: Form, device: torch.device) -> int:
         form.run(*arguments)
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - held
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         form.run(*arguments)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
