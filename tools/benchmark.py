@@ -94,7 +94,6 @@ def run(args: argparse.Namespace) -> None:
     names = check_names(args.parts)
     cases = cases_of(args.shapes, args.images, args.instances, args.size)
     stages = (1, 2) if args.stage == "both" else (int(args.stage),)
-    args.output.mkdir(parents=True, exist_ok=True)
     if args.device == "cpu" and args.sam == TINY_SAM:
         print("SAM on the CPU: the packaged tiny one; --sam config or a size chooses another.")
     content = {"arguments": arguments_of(args), "stages": [], "scale": [], "processes": []}
@@ -110,6 +109,7 @@ def run(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     content["environment"] = report.environment(device, Clock(device).name, machines)
     print_results(content)
+    args.output.mkdir(parents=True, exist_ok=True)
     paths = [report.write_json(args.output, content)]
     if content["stages"]:
         paths.append(report.write_chart(args.output, content["stages"]))

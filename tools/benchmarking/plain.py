@@ -27,6 +27,8 @@ def mask_points(
 ) -> tuple[Tensor, Tensor]:
     """Clicks drawn on the host, mask by mask: P(pixel) ∝ softmax of the logits inside the mask.
 
+    Each draw is one from all pixels of the map, most of which have no weight.
+
     Args:
         mask_logits, masks: (N, h, w).
         content_size: (h', w') in pixels of the masks.
@@ -39,12 +41,13 @@ def mask_points(
     labels = np.full((len(masks), num_points), -1)
     height, width = content_size
     for row, (logits, mask) in enumerate(zip(mask_logits, masks, strict=True)):
-        y, x = np.nonzero(mask.cpu().numpy())
-        inside = logits.cpu().numpy()[y, x].astype(np.float64)
-        weights = np.exp(inside - inside.max())
-        count = min(num_points, len(inside))
-        chosen = rng.choice(len(inside), count, replace=False, p=weights / weights.sum())
-        pixels = np.stack([(x[chosen] + 0.5) / width, (y[chosen] + 0.5) / height], axis=1)
+        inside = mask.cpu().numpy()
+        weights = np.where(inside, logits.cpu().numpy().astype(np.float64), -np.inf).ravel()
+        weights = np.exp(weights - weights.max())
+        count = min(num_points, int(inside.sum()))
+        chosen = rng.choice(weights.size, count, replace=False, p=weights / weights.sum())
+        y, x = np.divmod(chosen, mask.shape[1])
+        pixels = np.stack([(x + 0.5) / width, (y + 0.5) / height], axis=1)
         points[row, :count] = np.minimum(pixels, 1.0)
         labels[row, :count] = 1
     return torch.from_numpy(points).to(masks.device), torch.from_numpy(labels).to(masks.device)

@@ -19,7 +19,7 @@ from benchmarking.measuring import REST
 from s4m_d2.files import atomic_write
 
 JSON_NAME, CHART_NAME = "benchmark.json", "benchmark.png"
-PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "segment-anything")
+PACKAGES = ("torchvision", "numpy", "opencv-python-headless", "segment-anything")
 MILLI, GIGA, TERA = 1e-3, 1e9, 1e12
 MEBI = 1 << 20
 
@@ -28,7 +28,11 @@ def environment(device: torch.device, clock: str, machines: dict[str, Machine]) 
     """Versions, device, and the measured peaks by precision."""
     import detectron2
 
-    versions = {"python": platform.python_version(), "detectron2": detectron2.__version__}
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "detectron2": detectron2.__version__,
+    }
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
