@@ -138,9 +138,10 @@ def test_matching_is_the_cheapest_assignment():
         for count in (3, 0)
     ]
     matcher = plain_model.Matcher(2.0, 5.0, 5.0, 64)
-    seeded = [torch.Generator().manual_seed(1) for _ in range(4)]
-    (queries, instances), (none, _) = matcher(outputs, targets, seeded[:2])
-    cost = matcher.cost(outputs["pred_logits"][0], outputs["pred_masks"][0], targets[0], seeded[2])
+    seeded = [torch.Generator().manual_seed(1) for _ in range(3)]
+    ((queries, instances),), ((none, _),) = matcher([outputs], targets, seeded[:2])
+    points = torch.rand((64, 2), generator=seeded[2])
+    cost = matcher.cost(outputs["pred_logits"][0], outputs["pred_masks"][0], targets[0], points)
     best = min(
         itertools.permutations(range(5), 3), key=lambda rows: cost[list(rows), [0, 1, 2]].sum()
     )
@@ -152,13 +153,13 @@ def test_the_terms_of_a_cost():
     logits = torch.tensor([[math.log(3.0), 0.0]])
     target = {"labels": torch.tensor([0]), "masks": torch.ones(1, 4, 4)}
     inside = torch.full((1, 4, 4), 50.0)
-    classes = plain_model.Matcher(2.0, 0.0, 0.0, 16).cost(logits, inside, target)
+    points = torch.rand((16, 2), generator=torch.Generator().manual_seed(0))
+    classes = plain_model.Matcher(2.0, 0.0, 0.0, 16).cost(logits, inside, target, points)
     assert classes.shape == (1, 1) and classes.item() == pytest.approx(-2 * 0.75)
     for weights in ((0.0, 5.0, 0.0), (0.0, 0.0, 3.0)):
         masks = plain_model.Matcher(*weights, 16)
         right, wrong = (
-            masks.cost(logits, sign * inside, target, torch.Generator().manual_seed(0)).item()
-            for sign in (1, -1)
+            masks.cost(logits, sign * inside, target, points).item() for sign in (1, -1)
         )
         assert 0 <= right < 0.3 * wrong
 

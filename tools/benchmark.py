@@ -25,7 +25,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 from benchmarking import report  # noqa: E402
 from benchmarking.bench import build  # noqa: E402
 from benchmarking.bounds import measure_machine  # noqa: E402
-from benchmarking.cases import CASES, CONFIG_SAM, SAM_SIZES, TINY_SAM, cases_of  # noqa: E402
+from benchmarking.cases import (  # noqa: E402
+    CASES,
+    CONFIG_SAM,
+    SAM_SIZES,
+    TINY_SAM,
+    case_config,
+    cases_of,
+)
 from benchmarking.measuring import check_names, measure_stage  # noqa: E402
 from benchmarking.processes import measure_processes, start  # noqa: E402
 from benchmarking.scale import measure_scale, scale_table  # noqa: E402
@@ -161,10 +168,12 @@ def scale(args, case, stage: int) -> list[dict]:
 
 def processes(args, case, stage: int) -> list[dict]:
     """The step of one stage in one and in several processes, on the same images in all."""
+    cfg = case_config(case, stage, device=args.device, sam=args.sam, opts=tuple(args.opts))
     settings = {
         "shapes": case.name,
         "stage": stage,
-        "images": case.images or args.processes,
+        "images": cfg.SOLVER.IMS_PER_BATCH,
+        "size": case.image_size,
         "instances": case.instances,
         "device": args.device,
         "sam": args.sam,

@@ -55,9 +55,11 @@ class FixedAnswers:
         alone._answers = [self._answers[index]]
         return alone
 
-    def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
+    def encode(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]], **options: Any
+    ) -> EncodedImages:
         if self._passes:
-            return self._backend.encode(images, image_sizes)
+            return self._backend.encode(images, image_sizes, **options)
         side = self._backend.grid_side
         empty = torch.zeros(1, self._channels, side, side, device=self._backend.device)
         return EncodedImages(empty.expand(len(image_sizes), -1, -1, -1), list(image_sizes))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from benchmarking import checks, ours, plain_model, plain_step, synthetic
+from benchmarking import checks, ours_model, plain_model, plain_step, synthetic
 from benchmarking.bench import Bench
 from benchmarking.parts import Part
 from benchmarking.timing import Form
@@ -17,7 +17,7 @@ def matching_part(
     bench: Bench, batches: list[list[dict]], outputs: Callable[[], tuple[list[dict]]]
 ) -> Part:
     """The assignments of all layers and images of a step; ``outputs`` gives the student's."""
-    wanted = [ours.targets(bench, batch) for batch in batches]
+    wanted = [ours_model.targets(bench, batch) for batch in batches]
     for targets in wanted:
         for target in targets:
             target["masks"] = target["masks"].float()
@@ -25,16 +25,13 @@ def matching_part(
 
     def run(found: list[dict]) -> list:
         return [
-            ours.match(bench, output, targets, _generators(bench, batch))
+            ours_model.match(bench, output, targets, _generators(bench, batch))
             for output, targets, batch in zip(found, wanted, batches, strict=True)
         ]
 
     def run_plainly(found: list[dict]) -> list:
         return [
-            [
-                matcher(layer, targets, _generators(bench, batch))
-                for layer in (output, *output["aux_outputs"])
-            ]
+            matcher([output, *output["aux_outputs"]], targets, _generators(bench, batch))
             for output, targets, batch in zip(found, wanted, batches, strict=True)
         ]
 
@@ -102,13 +99,16 @@ def deformable_part(bench: Bench) -> Part:
         return [output, *torch.autograd.grad(output.sum(), inputs)]
 
     def check() -> None:
-        found, expected = run(ours.deformable_sampling()), run(plain_model.deformable_sampling)
+        found, expected = (
+            run(ours_model.deformable_sampling()),
+            run(plain_model.deformable_sampling),
+        )
         checks.close(found[:2], expected[:2], "deformable attention", rtol=1e-3, atol=1e-3)
         checks.close(found[3], expected[3], "deformable attention", rtol=1e-3, atol=1e-3)
 
     return Part(
         "deformable attention",
-        Form(lambda: run(ours.deformable_sampling())),
+        Form(lambda: run(ours_model.deformable_sampling())),
         Form(lambda: run(plain_model.deformable_sampling)),
         check,
     )

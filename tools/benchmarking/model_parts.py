@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarking import checks, ours, plain_step
+from benchmarking import checks, ours_model, plain_step
 from benchmarking.bench import Bench
 from benchmarking.parts import Part
 from benchmarking.timing import Form
@@ -28,18 +28,18 @@ class StudentPass:
 
     def forward(self) -> list[dict]:
         """Outputs of each batch, with their graph."""
-        with ours.forms(
+        with ours_model.forms(
             self._bench, plain_step.plain_forms(self._bench) if self._plainly else None
         ):
-            run = ours.separate_outputs if self._plainly else ours.student_outputs
+            run = ours_model.separate_outputs if self._plainly else ours_model.student_outputs
             return run(self._bench, self._batches)
 
     def losses(self, outputs: list[dict]) -> Tensor:
         """The sum of all losses."""
-        with ours.forms(
+        with ours_model.forms(
             self._bench, plain_step.plain_forms(self._bench) if self._plainly else None
         ):
-            return ours.losses(self._bench, outputs, self._wanted, self._batches)
+            return ours_model.losses(self._bench, outputs, self._wanted, self._batches)
 
     def graph(self) -> tuple[Tensor]:
         """The losses, ready for a backward pass."""
@@ -65,7 +65,7 @@ def model_parts(
 
     ``outputs`` gives what the student predicts, without a graph, for the time of the losses alone.
     """
-    wanted = [ours.targets(bench, batch) for batch in batches]
+    wanted = [ours_model.targets(bench, batch) for batch in batches]
     mine, plainly = (StudentPass(bench, batches, wanted, plain) for plain in (False, True))
     loose = 5e-2 if bench.cfg.SOLVER.AMP.ENABLED else 2e-3
 
@@ -84,13 +84,6 @@ def model_parts(
         found, expected = mine.gradient_norm(), plainly.gradient_norm()
         checks.close(found, expected, "backward", rtol=5 * loose)
 
-    def gradients() -> tuple:
-        if all(parameter.grad is None for parameter in tensors):
-            mine.backward(*mine.graph())
-        return ()
-
-    tensors = [p for group in bench.optimizer.param_groups for p in group["params"]]
-    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return [
         Part(
             "student forward",
@@ -112,6 +105,18 @@ def model_parts(
             check_backward,
             counts_flops=True,
         ),
-        # clipping reads the gradients twice and writes them; the update reads four, writes three
-        Part("optimizer", Form(lambda: bench.optimizer.step(), gradients), moved_bytes=10 * size),
+        optimizer_part(bench, mine),
     ]
+
+
+def optimizer_part(bench: Bench, student: StudentPass) -> Part:
+    """Clipping and update. It reads the gradients twice and writes them; then four and three."""
+
+    def gradients() -> tuple:
+        if all(parameter.grad is None for parameter in tensors):
+            student.backward(*student.graph())
+        return ()
+
+    tensors = [p for group in bench.optimizer.param_groups for p in group["params"]]
+    size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return Part("optimizer", Form(lambda: bench.optimizer.step(), gradients), moved_bytes=10 * size)

@@ -1,17 +1,15 @@
 """Every call of the benchmark into the project's training step.
 
-Beside :mod:`benchmarking.bench`, which builds the models, and :mod:`benchmarking.ours_views`, this
-is the only module here that knows what a step consists of. Where an interface of the project
-changes, this is what has to follow.
+Beside :mod:`benchmarking.bench`, which builds the models, ``ours_model`` and ``ours_views``, this is
+the only module here that knows what a step consists of. Where an interface of the project
+changes, these are what has to follow.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
@@ -22,12 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarking import synthetic
 from benchmarking.bench import Bench
+from s4m_d2 import structures
 from s4m_d2.engine import BadSteps, TeacherStudentModel
 from s4m_d2.engine.bad_steps import skip_bad_steps
-from s4m_d2.layers import ms_deform_attn
-from s4m_d2.modeling.targets import prepare_targets
-from s4m_d2.semi import Selection
-from s4m_d2.semi.refinement import sample_mask_points
+from s4m_d2.semi import Selection, refinement
 from s4m_d2.structures import PseudoLabels, sample_generators
 
 
@@ -90,17 +86,26 @@ def points(bench: Bench, selected: Sequence) -> list[tuple[Tensor, Tensor]]:
     """Clicks in every mask of the batch."""
     generators = sample_generators(bench.unlabeled, "refine_points", bench.device)
     count = bench.cfg.S4M.REFINE.NUM_POINTS
+    if hasattr(refinement, "sample_points_in_batch"):
+        drawn = refinement.sample_points_in_batch(selected, count, generators)
+        return list(zip(*drawn, strict=True))
     return [
-        sample_mask_points(selection, count, generator)
+        refinement.sample_mask_points(selection, count, generator)
         for selection, generator in zip(selected, generators, strict=True)
     ]
+
+
+def kept(labels: Sequence[PseudoLabels]) -> list[PseudoLabels]:
+    """Pseudo-labels without those that are flagged as absent."""
+    drop_invalid = getattr(structures, "drop_invalid", list)
+    return drop_invalid(labels)
 
 
 @torch.no_grad()
 def clicks(selection: Selection, count: int) -> tuple[Tensor, Tensor]:
     """Clicks in each mask of one image."""
     device = selection.mask_logits.device
-    return sample_mask_points(selection, count, torch.Generator(device).manual_seed(0))
+    return refinement.sample_mask_points(selection, count, torch.Generator(device).manual_seed(0))
 
 
 def small_selection(device: torch.device, copies: int) -> Selection:
@@ -159,37 +164,6 @@ def pseudo_labeled(bench: Bench) -> list[dict]:
     ]
 
 
-def separate_outputs(bench: Bench, batches: Sequence[list[dict]]) -> list[dict]:
-    """What the student predicts in training, from one pass a batch."""
-    with bench.autocast():
-        return [bench.student._run(batch, aux_outputs=True)[1] for batch in batches]
-
-
-#: The same as the project runs it.
-student_outputs = separate_outputs
-
-
-def targets(bench: Bench, batch: list[dict]) -> list[dict]:
-    """The criterion's targets."""
-    return prepare_targets(
-        batch,
-        padded_size=bench.size,
-        num_classes=bench.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-        device=bench.device,
-    )
-
-
-def losses(bench: Bench, outputs: Sequence[dict], wanted: Sequence, batches: Sequence) -> Tensor:
-    """The sum of all losses but the distillation's."""
-    weights = (1.0, bench.cfg.S4M.UNSUP_LOSS_WEIGHT)
-    total = 0.0
-    for output, target, batch, weight in zip(outputs, wanted, batches, weights, strict=False):
-        generators = sample_generators(batch, "loss_points", bench.device)
-        found = bench.student.criterion(output, target, generators)
-        total = total + weight * sum(found.values())
-    return total
-
-
 def distill(bench: Bench, mask_features: Tensor, wanted: Sequence[dict]) -> Tensor:
     """Structural distillation's loss, with SAM's passes left out."""
     loss = bench.distillation
@@ -205,40 +179,6 @@ def distill(bench: Bench, mask_features: Tensor, wanted: Sequence[dict]) -> Tens
             )["loss_sd"]
     finally:
         loss.backend = bench.sam
-
-
-def match(bench: Bench, output: dict, wanted: Sequence[dict], generators: Sequence | None) -> list:
-    """The matches of every supervised layer, last layer first."""
-    layers = [output, *output.get("aux_outputs", [])]
-    return [bench.student.criterion.matcher(layer, wanted, generators) for layer in layers]
-
-
-def deformable_sampling() -> Callable:
-    """The look-up of deformable attention."""
-    return ms_deform_attn.deformable_sampling
-
-
-@dataclass(frozen=True)
-class ModelForms:
-    """Other ways to do what models and criterion do."""
-
-    sampling: Callable
-    matcher: Callable
-
-
-@contextlib.contextmanager
-def forms(bench: Bench, others: ModelForms | None) -> Iterator[None]:
-    """Use other forms in all models and the criterion; None: the project's own."""
-    if others is None:
-        yield
-        return
-    criterion, sampling = bench.student.criterion, ms_deform_attn.deformable_sampling
-    matcher = criterion.matcher
-    ms_deform_attn.deformable_sampling, criterion.matcher = others.sampling, others.matcher
-    try:
-        yield
-    finally:
-        ms_deform_attn.deformable_sampling, criterion.matcher = sampling, matcher
 
 
 def step_losses(bench: Bench) -> dict[str, Tensor]:

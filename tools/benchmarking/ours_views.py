@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarking.bench import Bench
 from benchmarking.plain import StrongDraws
-from s4m_d2.data.transforms import StrongView
+from s4m_d2.data import StrongView
 from s4m_d2.structures import sample_generators
 
 BLUR_REACH = 3.0  # half width of the strong view's kernel, in sigmas
@@ -20,6 +20,8 @@ def strong_views(bench: Bench, images: Sequence[Tensor]) -> list[Tensor]:
     """The student's images."""
     generators = sample_generators(bench.unlabeled, "strong_view", "cpu")
     view = bench.labeling.strong_view
+    if hasattr(view, "batch"):
+        return view.batch(images, generators)
     return [view(image, g) for image, g in zip(images, generators, strict=True)]
 
 

@@ -56,31 +56,36 @@ class Matcher:
 
     @torch.no_grad()
     def __call__(
-        self, outputs: dict, targets: Sequence[dict], generators: Sequence | None = None
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Queries and instances of each image, by instance."""
+        self, layers: Sequence[dict], targets: Sequence[dict], generators: Sequence | None = None
+    ) -> list[list[tuple[Tensor, Tensor]]]:
+        """For each image and layer the matched queries and instances, by instance.
+
+        An image's generator draws the points of all layers.
+        """
         matches = []
         for index, target in enumerate(targets):
             generator = generators[index] if generators else None
-            cost = self.cost(
-                outputs["pred_logits"][index], outputs["pred_masks"][index], target, generator
-            )
-            queries, instances = linear_sum_assignment(cost.cpu().numpy())
-            order = instances.argsort()
-            device = cost.device
-            matches.append(
-                tuple(
-                    torch.as_tensor(found[order], device=device) for found in (queries, instances)
+            device = target["masks"].device
+            source = generator.device if generator is not None else device
+            shape = (len(layers), self.num_points, 2)
+            points = torch.rand(shape, generator=generator, device=source).to(device)
+            found = []
+            for layer, its_points in zip(layers, points, strict=True):
+                logits, masks = layer["pred_logits"][index], layer["pred_masks"][index]
+                cost = self.cost(logits, masks, target, its_points)
+                queries, instances = linear_sum_assignment(cost.cpu().numpy())
+                order = instances.argsort()
+                found.append(
+                    tuple(
+                        torch.as_tensor(side[order], device=device) for side in (queries, instances)
+                    )
                 )
-            )
+            matches.append(found)
         return matches
 
-    def cost(self, logits: Tensor, masks: Tensor, target: dict, generator=None) -> Tensor:
-        """(Q, N) costs, the mask terms by the two sides of the cross-entropy."""
-        device = masks.device
-        source = generator.device if generator is not None else device
-        points = torch.rand(1, self.num_points, 2, generator=generator, device=source).to(device)
-        grid = (2 * points - 1)[:, None]
+    def cost(self, logits: Tensor, masks: Tensor, target: dict, points: Tensor) -> Tensor:
+        """(Q, N) costs at points (P, 2), the mask terms by the two sides of the cross-entropy."""
+        grid = (2 * points - 1)[None, None]
         predicted = F.grid_sample(masks[None].float(), grid, align_corners=False)[0, :, 0]
         wanted = F.grid_sample(target["masks"][None].float(), grid, align_corners=False)[0, :, 0]
         inside = F.binary_cross_entropy_with_logits(
@@ -113,7 +118,9 @@ class OneByOne:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
+    def encode(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]], **options: Any
+    ) -> EncodedImages:
         encoded = encode_one_by_one(self._backend, images, image_sizes)
         finer = zip(*(one.finer_maps for one in encoded), strict=True)
         return EncodedImages(

@@ -9,7 +9,7 @@ import torch
 from detectron2.structures import BitMasks, Instances
 from torch import Tensor
 
-from benchmarking import checks, ours, ours_views, plain, plain_model
+from benchmarking import checks, ours, ours_model, ours_views, plain, plain_model
 from benchmarking.bench import Bench
 from s4m_d2.structures import PseudoLabels, sample_generators
 
@@ -22,9 +22,9 @@ def matcher(bench: Bench) -> plain_model.Matcher:
     )
 
 
-def plain_forms(bench: Bench) -> ours.ModelForms:
+def plain_forms(bench: Bench) -> ours_model.ModelForms:
     """What models and criterion use in the plain step."""
-    return ours.ModelForms(plain_model.deformable_sampling, matcher(bench))
+    return ours_model.ModelForms(plain_model.deformable_sampling, matcher(bench))
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def student_batch(bench: Bench, images: Sequence[Tensor], labels: Sequence[Pseud
 
 def losses(bench: Bench, rng: np.random.Generator) -> dict[str, Tensor]:
     """All losses of a step."""
-    with ours.forms(bench, plain_forms(bench)):
+    with ours_model.forms(bench, plain_forms(bench)):
         return distilled_losses(bench) if bench.stage == 1 else unsupervised_losses(bench, rng)
 
 

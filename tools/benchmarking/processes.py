@@ -28,6 +28,7 @@ def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     world = comm.get_world_size()
     case = replace(CASES[args.shapes], images=args.images // world, instances=args.instances)
+    case = replace(case, image_size=tuple(args.size))
     device = f"cuda:{comm.get_local_rank()}" if args.device == "cuda" else "cpu"
     bench = build(case, args.stage, device=device, sam=args.sam, opts=tuple(args.opts))
     clock = Clock(bench.device, wall=True)
@@ -41,7 +42,7 @@ def measure_processes(settings: dict[str, Any], count: int) -> list[dict[str, An
     """Steps in 1 and ``count`` processes, each started anew.
 
     Args:
-        settings: shapes, images (in all), instances, stage, device, sam, threads, repeats, opts.
+        settings: shapes, images (in all), instances, size, stage, device, sam, threads, repeats, opts.
 
     Raises:
         ConfigError: the images cannot be divided among the processes.

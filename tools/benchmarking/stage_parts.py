@@ -7,7 +7,16 @@ import functools
 import numpy as np
 import torch
 
-from benchmarking import checks, ours, ours_views, plain, plain_model, plain_step, synthetic
+from benchmarking import (
+    checks,
+    ours,
+    ours_model,
+    ours_views,
+    plain,
+    plain_model,
+    plain_step,
+    synthetic,
+)
 from benchmarking.bench import Bench
 from benchmarking.data_part import data_part
 from benchmarking.model_checks import deformable_part, matching_part
@@ -49,7 +58,7 @@ def parts_of(bench: Bench) -> list[Part]:
     @functools.cache
     def outputs() -> tuple[list[dict]]:
         with torch.no_grad():
-            return (ours.separate_outputs(bench, batches),)
+            return (ours_model.separate_outputs(bench, batches),)
 
     found += [
         *model_parts(bench, batches, outputs),
@@ -125,7 +134,7 @@ def sam_parts(bench: Bench, clicks: list, kinds: list, options: dict) -> list[Pa
 
 def distillation_part(bench: Bench) -> Part:
     """Structural distillation beside SAM: points, similarities, Huber."""
-    wanted = ours.targets(bench, bench.labeled)
+    wanted = ours_model.targets(bench, bench.labeled)
     channels = bench.cfg.MODEL.SEM_SEG_HEAD.MASK_DIM
     shape = (len(bench.labeled), channels, bench.size[0] // 4, bench.size[1] // 4)
     features = torch.rand(shape, generator=synthetic.generator("mask features"))
@@ -145,17 +154,9 @@ def labeling_parts(bench: Bench) -> list[Part]:
 
     def check_refinement() -> None:
         checks.same_labels(
-            ours.refine(bench, selected),
+            ours.kept(ours.refine(bench, selected)),
             plain_step.refine_without_passes(bench, selected, rng),
             "refinement",
-        )
-
-    def check_views() -> None:
-        checks.same_pictures(
-            ours_views.strong_views(bench, images),
-            plain_step.strong_views(bench, images),
-            checks.LEVELS,
-            "strong view",
         )
 
     return [
@@ -180,19 +181,14 @@ def labeling_parts(bench: Bench) -> list[Part]:
             check_refinement,
         ),
         arp_part(bench, images, refined),
-        Part(
-            "strong view",
-            Form(lambda: ours_views.strong_views(bench, images)),
-            Form(lambda: plain_step.strong_views(bench, images)),
-            check_views,
-        ),
+        strong_view_part(bench, images),
         ema_part(bench),
     ]
 
 
 def predict_plainly(bench: Bench) -> dict:
     """The teacher's pass with plain deformable attention, which has a check of its own."""
-    with ours.forms(bench, plain_step.plain_forms(bench)):
+    with ours_model.forms(bench, plain_step.plain_forms(bench)):
         return ours.predictions(bench)
 
 
@@ -206,22 +202,42 @@ def check_points(bench: Bench, rng: np.random.Generator) -> None:
     checks.same_frequencies(found, other, "points")
 
 
+def strong_view_part(bench: Bench, images: list) -> Part:
+    """The student's images."""
+
+    def check() -> None:
+        checks.same_pictures(
+            ours_views.strong_views(bench, images),
+            plain_step.strong_views(bench, images),
+            checks.LEVELS,
+            "strong view",
+        )
+
+    return Part(
+        "strong view",
+        Form(lambda: ours_views.strong_views(bench, images)),
+        Form(lambda: plain_step.strong_views(bench, images)),
+        check,
+    )
+
+
 def arp_part(bench: Bench, images: list, refined: list) -> Part:
     """ARP; each mask of a pair is read and written."""
 
     def check() -> None:
         found, labels = ours.exchange(bench, images, refined)
-        expected, wanted = plain_step.exchange(bench, images, refined)
-        checks.same_labels(labels, wanted, "arp")
+        expected, wanted = plain_step.exchange(bench, images, present)
+        checks.same_labels(ours.kept(labels), wanted, "arp")
         checks.same_pictures(found, expected, 1.0, "arp: images")
 
+    present = ours.kept(refined)
     area = bench.size[0] * bench.size[1]
     pairs = max(1, int(bench.cfg.S4M.ARP.PAIR_FRACTION * len(images))) if len(images) > 1 else 0
     moved = pairs * 2 * area * (2 * 2 * bench.case.instances + 3 * 3)
     return Part(
         "arp",
         Form(lambda: ours.exchange(bench, images, refined)),
-        Form(lambda: plain_step.exchange(bench, images, refined)),
+        Form(lambda: plain_step.exchange(bench, images, present)),
         check,
         moved_bytes=moved,
     )
