@@ -1,7 +1,7 @@
 """Every call of the benchmark into the project's training step.
 
-Beside :mod:`benchmarking.bench`, which builds the models, ``ours_model`` and ``ours_views``, this is
-the only module here that knows what a step consists of. Where an interface of the project
+Beside ``bench``, which builds the models, ``ours_model`` and ``ours_views``, this is the only module
+here that knows what a step consists of. Where an interface of the project
 changes, these are what has to follow.
 """
 

@@ -42,7 +42,8 @@ def measure_processes(settings: dict[str, Any], count: int) -> list[dict[str, An
     """Steps in 1 and ``count`` processes, each started anew.
 
     Args:
-        settings: shapes, images (in all), instances, size, stage, device, sam, threads, repeats, opts.
+        settings: shapes, images (in all), instances, size, stage, device, sam, threads, repeats,
+            opts.
 
     Raises:
         ConfigError: the images cannot be divided among the processes.
