@@ -1,0 +1,103 @@
+"""Images, instances and predictions that no data set is needed for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from detectron2.structures import BitMasks, Instances
+from torch import Tensor
+
+from s4m_d2.engine.rng import derive_seed, sample_seeds
+
+SHARPNESS = 6.0  # logit in the middle of an instance
+NO_MASK = -10.0  # logit where there is none
+CLASS_LOGIT = 12.0
+RADII = (0.07, 0.18)  # half axes of an instance, in sides of the image
+
+
+def generator(*keys: int | str) -> torch.Generator:
+    """On the CPU, seeded with any keys."""
+    return torch.Generator().manual_seed(derive_seed("benchmark", *keys))
+
+
+def instance_logits(count: int, size: tuple[int, int], draws: torch.Generator) -> Tensor:
+    """(N, H, W) logits of ``count`` ellipses: SHARPNESS in the middle, 0 at the border."""
+    center, radius = torch.rand((2, count, 2), generator=draws)
+    radius = RADII[0] + (RADII[1] - RADII[0]) * radius
+    y, x = ((torch.arange(side) + 0.5) / side for side in size)
+    across = ((x - center[:, :1]) / radius[:, :1]) ** 2
+    down = ((y - center[:, 1:]) / radius[:, 1:]) ** 2
+    return SHARPNESS * (1 - across[:, None] - down[:, :, None]).clamp(min=NO_MASK / SHARPNESS)
+
+
+def image(size: tuple[int, int], draws: torch.Generator) -> Tensor:
+    """(3, H, W) uint8: smooth colors and some noise, as of a photograph."""
+    coarse = torch.rand((1, 3, 8, 8), generator=draws)
+    smooth = F.interpolate(coarse, size, mode="bilinear", align_corners=False)[0]
+    noise = torch.rand((3, *size), generator=draws)
+    return (255 * (0.85 * smooth + 0.15 * noise)).to(torch.uint8)
+
+
+def samples(
+    stream: str, batch: int, size: tuple[int, int], instances: int, num_classes: int
+) -> list[dict]:
+    """A batch as the loaders give it: "labeled" ones have instances, "unlabeled" a weak view."""
+    result = []
+    for index in range(batch):
+        draws = generator(stream, index)
+        sample = {
+            "file_name": f"synthetic_{index}.png",
+            "image": image(size, draws),
+            "height": size[0],
+            "width": size[1],
+            "seeds": sample_seeds(0, stream, index),
+        }
+        if stream == "labeled":
+            masks = BitMasks(instance_logits(instances, size, draws) > 0)
+            classes = torch.randint(num_classes, (instances,), generator=draws)
+            sample["instances"] = Instances(
+                size, gt_classes=classes, gt_masks=masks, gt_boxes=masks.get_bounding_boxes()
+            )
+        else:
+            sample["image_weak"] = (255 - sample["image"]) // 2 + 64
+        result.append(sample)
+    return result
+
+
+def query_predictions(
+    batch: int, queries: int, size: tuple[int, int], instances: int, num_classes: int
+) -> tuple[Tensor, Tensor]:
+    """pred_logits (B, Q, K + 1) and pred_masks (B, Q, h, w) of a teacher that sees ``instances``.
+
+    ``size`` (h, w) is that of the predictions; all of it holds content.
+    """
+    logits = torch.zeros(batch, queries, num_classes + 1)
+    logits[..., -1] = CLASS_LOGIT
+    masks = torch.full((batch, queries, *size), NO_MASK)
+    for index in range(batch):
+        draws = generator("predictions", index)
+        seen = min(instances, queries)
+        classes = torch.randint(num_classes, (seen,), generator=draws)
+        logits[index, :seen, -1] = 0
+        logits[index, torch.arange(seen), classes] = CLASS_LOGIT
+        masks[index, :seen] = instance_logits(seen, size, draws)
+    return logits, masks
+
+
+def sam_answers(
+    counts: Sequence[int], frame: int, content: Sequence[tuple[float, float]]
+) -> list[tuple[Tensor, Tensor]]:
+    """For each image (N, 3, frame, frame) mask logits and (N, 3) IoUs, as a SAM's backend gives.
+
+    ``content`` are the shares (x, y) of the square frame that the images fill.
+    """
+    answers = []
+    for index, (count, (share_x, share_y)) in enumerate(zip(counts, content, strict=True)):
+        height, width = max(1, round(frame * share_y)), max(1, round(frame * share_x))
+        logits = torch.full((count, 3, frame, frame), NO_MASK)
+        drawn = instance_logits(count, (height, width), generator("answers", index))
+        logits[:, :, :height, :width] = drawn[:, None]
+        answers.append((logits, torch.tensor([0.5, 0.9, 0.7]).expand(count, 3).clone()))
+    return answers
