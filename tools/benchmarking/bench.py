@@ -17,7 +17,8 @@ from benchmarking.cases import Case, case_config
 from benchmarking.fixed_sam import FixedAnswers
 from s4m_d2.engine import PseudoLabeling, TeacherTrainer, build_optimizer
 from s4m_d2.losses import build_distillation
-from s4m_d2.sam import build_sam_backend, point_prompts
+from s4m_d2.sam import build_sam_backend
+from s4m_d2.sam.point_prompts import build_compute_options
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.semi import EMATeacher
 
@@ -98,9 +99,7 @@ def build_sam(cfg):
     for parameter in sam.parameters():
         if not parameter.abs().max():  # positions and biases of attention start at 0
             nn.init.normal_(parameter, std=0.02)
-    if hasattr(point_prompts, "build_compute_options"):
-        return SegmentAnythingBackend(sam, **point_prompts.build_compute_options(cfg))
-    return SegmentAnythingBackend(sam, max_prompts_per_chunk=cfg.S4M.SAM.MAX_PROMPTS)
+    return SegmentAnythingBackend(sam, **build_compute_options(cfg))
 
 
 def see_instances(bench: Bench) -> None:

@@ -1,8 +1,8 @@
 """Every call of the benchmark into the project's training step.
 
-Beside ``bench``, which builds the models, ``ours_model`` and ``ours_views``, this is the only module
-here that knows what a step consists of. Where an interface of the project
-changes, these are what has to follow.
+Beside ``bench``, which builds the models, ``ours_model`` and ``ours_views``, this is the only
+module here that knows what a step consists of. Where an interface of the project changes, these
+have to follow.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarking import synthetic
 from benchmarking.bench import Bench
-from s4m_d2 import structures
 from s4m_d2.engine import BadSteps, TeacherStudentModel
 from s4m_d2.engine.bad_steps import skip_bad_steps
-from s4m_d2.semi import Selection, refinement
-from s4m_d2.structures import PseudoLabels, sample_generators
+from s4m_d2.semi import Selection, mask_points
+from s4m_d2.structures import PseudoLabels, drop_invalid, sample_generators
 
 
 def weak_samples(bench: Bench) -> list[dict]:
@@ -84,20 +83,14 @@ def encode(bench: Bench, images: Tensor):
 @torch.no_grad()
 def points(bench: Bench, selected: Sequence) -> list[tuple[Tensor, Tensor]]:
     """Clicks in every mask of the batch."""
-    generators = sample_generators(bench.unlabeled, "refine_points", bench.device)
+    generators = sample_generators(bench.unlabeled, "refine_points", "cpu")
     count = bench.cfg.S4M.REFINE.NUM_POINTS
-    if hasattr(refinement, "sample_points_in_batch"):
-        drawn = refinement.sample_points_in_batch(selected, count, generators)
-        return list(zip(*drawn, strict=True))
-    return [
-        refinement.sample_mask_points(selection, count, generator)
-        for selection, generator in zip(selected, generators, strict=True)
-    ]
+    drawn = mask_points.sample_points_in_batch(selected, count, generators)
+    return list(zip(*drawn, strict=True))
 
 
 def kept(labels: Sequence[PseudoLabels]) -> list[PseudoLabels]:
     """Pseudo-labels without those that are flagged as absent."""
-    drop_invalid = getattr(structures, "drop_invalid", list)
     return drop_invalid(labels)
 
 
@@ -105,7 +98,7 @@ def kept(labels: Sequence[PseudoLabels]) -> list[PseudoLabels]:
 def clicks(selection: Selection, count: int) -> tuple[Tensor, Tensor]:
     """Clicks in each mask of one image."""
     device = selection.mask_logits.device
-    return refinement.sample_mask_points(selection, count, torch.Generator(device).manual_seed(0))
+    return mask_points.sample_mask_points(selection, count, torch.Generator(device).manual_seed(0))
 
 
 def small_selection(device: torch.device, copies: int) -> Selection:

@@ -12,12 +12,9 @@ from torch import Tensor, nn
 
 from benchmarking.bench import Bench
 from s4m_d2.layers import ms_deform_attn
-from s4m_d2.losses import matcher as matcher_module
+from s4m_d2.losses.matcher import ImageMatches
 from s4m_d2.modeling.targets import prepare_targets
 from s4m_d2.structures import sample_generators
-
-#: Whether the criterion's matcher takes all layers in one call.
-MATCHES_ALL_LAYERS = hasattr(matcher_module, "ImageMatches")
 
 
 class _Recorder(nn.Module):
@@ -57,8 +54,6 @@ def separate_outputs(bench: Bench, batches: Sequence[list[dict]]) -> list[dict]:
 
 def student_outputs(bench: Bench, batches: Sequence[list[dict]]) -> list[dict]:
     """The same as the project runs it: in one pass, where the model takes parts."""
-    if not getattr(bench.student.forward, "takes_parts", False):
-        return separate_outputs(bench, batches)
     with _recorded(bench) as seen:
         bench.student(*batches)
     return seen
@@ -89,15 +84,13 @@ def match(bench: Bench, output: dict, wanted: Sequence[dict], generators: Sequen
     """For each image and layer (the last layer first) the matched queries and instances."""
     layers = [output, *output.get("aux_outputs", [])]
     matcher = bench.student.criterion.matcher
-    if MATCHES_ALL_LAYERS:
-        return [
-            [
-                (torch.from_numpy(queries), torch.from_numpy(instances))
-                for queries, instances in zip(image.queries, image.instances, strict=True)
-            ]
-            for image in matcher(layers, wanted, generators)
+    return [
+        [
+            (torch.from_numpy(queries), torch.from_numpy(instances))
+            for queries, instances in zip(image.queries, image.instances, strict=True)
         ]
-    return list(zip(*(matcher(layer, wanted, generators) for layer in layers), strict=True))
+        for image in matcher(layers, wanted, generators)
+    ]
 
 
 def as_matcher(plain: Callable) -> Callable:
@@ -111,15 +104,10 @@ def as_matcher(plain: Callable) -> Callable:
                 for sides in zip(*image, strict=True)
             )
             labels = target["labels"].cpu().numpy()
-            matches.append(
-                matcher_module.ImageMatches(queries, instances, labels[instances], len(labels))
-            )
+            matches.append(ImageMatches(queries, instances, labels[instances], len(labels)))
         return matches
 
-    def match_one(layer: dict, wanted: Sequence[dict], generators=None) -> list:
-        return [image[0] for image in plain([layer], wanted, generators)]
-
-    return match_all if MATCHES_ALL_LAYERS else match_one
+    return match_all
 
 
 def deformable_sampling() -> Callable:

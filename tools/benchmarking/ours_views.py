@@ -9,7 +9,6 @@ from torch import Tensor
 
 from benchmarking.bench import Bench
 from benchmarking.plain import StrongDraws
-from s4m_d2.data import StrongView
 from s4m_d2.structures import sample_generators
 
 BLUR_REACH = 3.0  # half width of the strong view's kernel, in sigmas
@@ -19,16 +18,13 @@ BLUR_REACH = 3.0  # half width of the strong view's kernel, in sigmas
 def strong_views(bench: Bench, images: Sequence[Tensor]) -> list[Tensor]:
     """The student's images."""
     generators = sample_generators(bench.unlabeled, "strong_view", "cpu")
-    view = bench.labeling.strong_view
-    if hasattr(view, "batch"):
-        return view.batch(images, generators)
-    return [view(image, g) for image, g in zip(images, generators, strict=True)]
+    return bench.labeling.strong_view(images, generators)
 
 
 def strong_view_draws(bench: Bench) -> list[StrongDraws]:
-    """What the strong view draws for each image, in :class:`StrongView`'s order."""
+    """What the strong view draws for each image, in its order."""
     settings = bench.cfg.S4M.STRONG_VIEW
-    if getattr(bench.labeling.strong_view, "is_identity", False):
+    if bench.labeling.strong_view is unchanged:
         return [StrongDraws((), False, None)] * len(bench.unlabeled)
     names = ("brightness", "contrast", "saturation", "hue")
     *factors, hue = settings.JITTER
@@ -51,14 +47,6 @@ def strong_view_draws(bench: Bench) -> list[StrongDraws]:
     return drawn
 
 
-def identity_view() -> StrongView:
+def unchanged(images: Sequence[Tensor], generators: object) -> list[Tensor]:
     """A strong view that changes nothing."""
-    view = StrongView(
-        jitter=(0.4, 0.4, 0.4, 0.1),
-        jitter_prob=0.0,
-        grayscale_prob=0.0,
-        blur_sigma=(0.1, 2.0),
-        blur_prob=0.0,
-    )
-    view.is_identity = True
-    return view
+    return list(images)
