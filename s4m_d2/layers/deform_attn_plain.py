@@ -42,11 +42,11 @@ class PlainDeformableSampling(torch.autograd.Function):
         plan = _Plan(level_sizes, locations)
         batch, queries, heads = locations.shape[:3]
         output = value.new_empty(batch, queries * heads, value.shape[-1])
-        for image in range(batch):
-            table = plan.table(value[image])
-            for piece, sums in plan.pieces():
-                lookups = plan.lookups(locations[image, piece], weights[image, piece])
-                output[image, sums] = _sum_rows(
+        for images in plan.groups():
+            table = plan.table(value[images])
+            sums_of_group = output[images].view(-1, value.shape[-1])
+            for _, sums, lookups in plan.pieces(locations[images], weights[images]):
+                sums_of_group[sums] = _sum_rows(
                     table, lookups.rows.view(-1), plan.starts(lookups), lookups.factors.view(-1)
                 )
         return output.view(batch, queries, heads * value.shape[-1])
@@ -62,21 +62,19 @@ class PlainDeformableSampling(torch.autograd.Function):
         grad_value = torch.empty_like(value, memory_format=torch.contiguous_format)
         grad_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
         grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
-        for image, grad in enumerate(grad_output):
-            table = plan.table(value[image])
+        for images in plan.groups():
+            table, grad = plan.table(value[images]), grad_output[images].flatten(0, 1)
+            of_locations = grad_locations[images].view(-1, *locations.shape[2:])
+            of_weights = grad_weights[images].view(-1, *weights.shape[2:])
             collected = []
-            for piece, sums in plan.pieces():
-                lookups = plan.lookups(locations[image, piece], weights[image, piece])
+            for piece, sums, lookups in plan.pieces(locations[images], weights[images]):
                 products = _products(table, grad[sums], lookups.rows, plan.starts(lookups))
+                factors = weights[images].flatten(0, 1)[piece]
                 plan.write_gradients(
-                    lookups,
-                    products,
-                    weights[image, piece],
-                    grad_locations[image, piece],
-                    grad_weights[image, piece],
+                    lookups, products, factors, of_locations[piece], of_weights[piece]
                 )
                 collected.append(lookups)
-            plan.write_table_gradient(grad, collected, grad_value[image])
+            plan.write_table_gradient(grad, collected, grad_value[images])
         return grad_value, None, grad_locations, grad_weights
 
 
@@ -100,13 +98,11 @@ def table_gradient(
     """
     plan = _Plan(level_sizes, locations)
     batch, queries, heads = locations.shape[:3]
+    grad_output = grad_output.reshape(batch, queries * heads, shape[-1])
     grad_value = grad_output.new_empty(shape)
-    for image, grad in enumerate(grad_output.reshape(batch, queries * heads, shape[-1])):
-        collected = [
-            plan.lookups(locations[image, piece], weights[image, piece])
-            for piece, _ in plan.pieces()
-        ]
-        plan.write_table_gradient(grad, collected, grad_value[image])
+    for images in plan.groups():
+        collected = [lookups for *_, lookups in plan.pieces(locations[images], weights[images])]
+        plan.write_table_gradient(grad_output[images].flatten(0, 1), collected, grad_value[images])
     return grad_value
 
 
@@ -117,10 +113,13 @@ class _Lookups(NamedTuple):
 
 
 class _Plan:
-    """Where the cells of levels lie in a table of rows (padded cell, head), for one call."""
+    """Where the cells of levels lie in a table of rows (image, padded cell, head), for one call.
+
+    Small images share a table: many short operations would take longer than a few long ones.
+    """
 
     def __init__(self, level_sizes: list[tuple[int, int]], locations: Tensor) -> None:
-        _, self.queries, self.heads, levels, points, _ = locations.shape
+        self.images, self.queries, self.heads, levels, points, _ = locations.shape
         device, dtype = locations.device, locations.dtype
         self.level_sizes = level_sizes
         self.lookups_per_sum = levels * points
@@ -139,31 +138,50 @@ class _Plan:
         heads = torch.arange(self.heads, dtype=torch.int32, device=device)
         self.firsts = to_device(firsts, device, torch.int32) + heads[:, None, None]
 
-    def pieces(self) -> Iterator[tuple[slice, slice]]:
-        """Queries to do at a time, and the same as a slice of (query, head)."""
-        step = max(1, _PIECE // (self.heads * self.lookups_per_sum))
-        for start in range(0, self.queries, step):
-            end = min(start + step, self.queries)
-            yield slice(start, end), slice(start * self.heads, end * self.heads)
+    def groups(self) -> Iterator[slice]:
+        """Images that share a table: one, or as many as have their look-ups in one piece."""
+        lookups = max(1, self.queries * self.heads * self.lookups_per_sum)
+        step = max(1, _PIECE // lookups)
+        for start in range(0, self.images, step):
+            yield slice(start, min(start + step, self.images))
+
+    def pieces(self, locations: Tensor, weights: Tensor) -> Iterator[tuple[slice, slice, _Lookups]]:
+        """Queries (image after image) to do at a time, the same as a slice of (query, head), and
+        their look-ups in the table of these images."""
+        images, queries = locations.shape[:2]
+        firsts = self.firsts
+        if images > 1:  # the first row of each query's image
+            offsets = torch.arange(images, dtype=torch.int32, device=locations.device)
+            offsets = (offsets * (self.cells * self.heads)).repeat_interleave(
+                queries, output_size=images * queries
+            )
+            firsts = firsts + offsets[:, None, None, None]
+        locations, weights = locations.flatten(0, 1), weights.flatten(0, 1)
+        step = images * queries if images > 1 else _PIECE // (self.heads * self.lookups_per_sum)
+        step = max(1, step)
+        for start in range(0, images * queries, step):
+            piece = slice(start, min(start + step, images * queries))
+            sums = slice(start * self.heads, piece.stop * self.heads)
+            yield piece, sums, self.lookups(locations[piece], weights[piece], firsts)
 
     def table(self, value: Tensor) -> Tensor:
-        """(rows, C) of the values (S, heads, C) of an image."""
-        channels = value.shape[-1]
-        table = value.new_zeros(self.cells, self.heads, channels)
+        """(rows, C) of the values (images, S, heads, C) of a group of images."""
+        images, channels = len(value), value.shape[-1]
+        table = value.new_zeros(images, self.cells, self.heads, channels)
         for inside, level in zip(self._insides(table), self._levels(value), strict=True):
             inside.copy_(level)
         return table.view(-1, channels)
 
     def _levels(self, value: Tensor) -> list[Tensor]:
-        parts = value.split([height * width for height, width in self.level_sizes])
-        return [part.unflatten(0, size) for part, size in zip(parts, self.level_sizes, strict=True)]
+        parts = value.split([height * width for height, width in self.level_sizes], dim=1)
+        return [part.unflatten(1, size) for part, size in zip(parts, self.level_sizes, strict=True)]
 
     def _insides(self, table: Tensor, up: int = 0, left: int = 0) -> list[Tensor]:
-        """The levels (H, W, heads, C) in a table, or as many cells moved up and left."""
-        parts = table[: self.cells - _BORDER].split([h * w for h, w in self.paddeds])
+        """The levels (images, H, W, heads, C) in a table, or as many cells moved up and left."""
+        parts = table[:, : self.cells - _BORDER].split([h * w for h, w in self.paddeds], dim=1)
         return [
-            part.unflatten(0, padded)[
-                _BORDER - up : _BORDER - up + height, _BORDER - left : _BORDER - left + width
+            part.unflatten(1, padded)[
+                :, _BORDER - up : _BORDER - up + height, _BORDER - left : _BORDER - left + width
             ]
             for part, padded, (height, width) in zip(
                 parts, self.paddeds, self.level_sizes, strict=True
@@ -175,15 +193,15 @@ class _Plan:
         rows, step = lookups.rows, 4 * self.lookups_per_sum
         return torch.arange(0, rows.numel() + 1, step, dtype=rows.dtype, device=rows.device)
 
-    def lookups(self, locations: Tensor, weights: Tensor) -> _Lookups:
-        """Rows and factors of the look-ups of some queries of an image."""
+    def lookups(self, locations: Tensor, weights: Tensor, firsts: Tensor) -> _Lookups:
+        """Rows and factors of the look-ups of some queries; ``firsts``: rows of their levels."""
         position = locations * self.sizes
         position.sub_(0.5).clamp_(min=-_BORDER)
         torch.minimum(position, self.sizes, out=position)
         corner = position.floor()
         fractions = position.sub_(corner)  # NaN where the location is
         corner = corner.nan_to_num_(nan=-_BORDER).to(torch.int32).mul_(self.strides)
-        first = (corner[..., 0] + corner[..., 1]).add_(self.firsts)
+        first = (corner[..., 0] + corner[..., 1]).add_(firsts)
         right, below = self.strides.unbind(-1)
         rows = torch.empty(*weights.shape, 4, dtype=torch.int32, device=weights.device)
         factors = weights.new_empty(*weights.shape, 4)
@@ -219,19 +237,21 @@ class _Plan:
     def write_table_gradient(
         self, grad: Tensor, collected: list[_Lookups], grad_value: Tensor
     ) -> None:
-        """Gradient (S, heads, C) of an image's values, from that of its sums (Q · heads, C)."""
+        """Gradient (images, S, heads, C) of a group's values, from that of its sums, (…, C)."""
         if not collected:
             grad_value.zero_()
             return
         corners = torch.cat([lookups.rows[..., 0].flatten() for lookups in collected])
         factors = [lookups.factors.view(-1, 4) for lookups in collected]
         corners, order = corners.sort(stable=True)
-        rows = torch.arange(self.cells * self.heads + 1, dtype=torch.int32, device=grad.device)
+        count = len(grad_value) * self.cells * self.heads
+        rows = torch.arange(count + 1, dtype=torch.int32, device=grad.device)
         starts = torch.searchsorted(corners, rows, out_int32=True)
         sums = order.div(self.lookups_per_sum, rounding_mode="floor").to(torch.int32)
         for corner, (up, left) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
             ordered = torch.cat([factor[:, corner] for factor in factors]).index_select(0, order)
-            table = _sum_rows(grad, sums, starts, ordered).view(self.cells, self.heads, -1)
+            table = _sum_rows(grad, sums, starts, ordered)
+            table = table.view(len(grad_value), self.cells, self.heads, -1)
             for level, part in zip(
                 self._levels(grad_value), self._insides(table, up, left), strict=True
             ):
