@@ -26,35 +26,24 @@ def _build(cls, name, pretrained, kwargs, **sizes):
     return build_model_with_cfg(cls, name, pretrained, **{**sizes, **kwargs})
 
 
+SWIN = {
+    "img_size": 24,  # smaller than a window at the last stage
+    "window_size": SWIN_WINDOW,
+    "embed_dim": SWIN_CHANNELS,
+    "depths": SWIN_DEPTHS,
+    "num_heads": SWIN_HEADS,
+}
+
+
 @register_model
 def s4m_swin(pretrained=False, **kwargs):
     """Pads at each stage for images of 64 x 96: 16 x 24, 8 x 12, 4 x 6 and 2 x 3, windows of 3."""
-    return _build(
-        SwinTransformer,
-        "s4m_swin",
-        pretrained,
-        kwargs,
-        img_size=24,  # smaller than a window at the last stage
-        window_size=SWIN_WINDOW,
-        embed_dim=SWIN_CHANNELS,
-        depths=SWIN_DEPTHS,
-        num_heads=SWIN_HEADS,
-    )
+    return _build(SwinTransformer, "s4m_swin", pretrained, kwargs, **SWIN)
 
 
 @register_model
 def s4m_swinv2(pretrained=False, **kwargs):
-    return _build(
-        SwinTransformerV2,
-        "s4m_swinv2",
-        pretrained,
-        kwargs,
-        img_size=24,
-        window_size=SWIN_WINDOW,
-        embed_dim=SWIN_CHANNELS,
-        depths=SWIN_DEPTHS,
-        num_heads=SWIN_HEADS,
-    )
+    return _build(SwinTransformerV2, "s4m_swinv2", pretrained, kwargs, **SWIN)
 
 
 @register_model
