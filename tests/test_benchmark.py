@@ -206,3 +206,14 @@ def test_every_case_has_a_config_of_its_own_size():
             crop = (cfg.INPUT.IMAGE_SIZE,) * 2 if lsj else tuple(cfg.INPUT.CROP.SIZE)
             assert crop == case.image_size and cfg.SOLVER.IMS_PER_BATCH > 0
             assert cfg.S4M.DISTILL.ENABLED == (stage == 1)
+
+
+def test_another_size_is_that_of_the_training_crops():
+    (cityscapes,) = cases_of("cityscapes", size=(96, 160))
+    cfg = case_config(cityscapes, 2, device="cpu", sam="tiny")
+    assert tuple(cfg.INPUT.CROP.SIZE) == (96, 160)
+    (coco,) = cases_of("coco", size=(64, 64))
+    assert case_config(coco, 1, device="cpu", sam="tiny").INPUT.IMAGE_SIZE == 64
+    (oblong,) = cases_of("coco", size=(64, 96))
+    with pytest.raises(ConfigError, match="squares"):
+        case_config(oblong, 1, device="cpu", sam="tiny")

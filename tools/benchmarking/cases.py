@@ -71,7 +71,8 @@ def case_config(case: Case, stage: int, *, device: str, sam: str, opts: tuple = 
         sam: "config", "tiny" or a size of SAM_SIZES.
 
     Raises:
-        ConfigError: the SAM is none that can be made without its weights.
+        ConfigError: the SAM is none that can be made without its weights, or the images are not
+            square where the config trains on squares.
     """
     file = str(CONFIGS / case.config)
     plain = load_config(file)
@@ -82,6 +83,7 @@ def case_config(case: Case, stage: int, *, device: str, sam: str, opts: tuple = 
         backend = "tiny" if sam == TINY_SAM else "segment_anything"
         overrides += ["S4M.SAM.BACKEND", backend, "S4M.SAM.MODEL_TYPE", sam]
         overrides += ["S4M.SAM.CHECKPOINT", ""]
+    overrides += _training_size(case, plain)
     if case.images:
         overrides += ["SOLVER.IMS_PER_BATCH", str(case.images)]
         overrides += ["S4M.TEACHER.IMS_PER_BATCH", str(case.images)]
@@ -89,3 +91,15 @@ def case_config(case: Case, stage: int, *, device: str, sam: str, opts: tuple = 
     if cfg.S4M.SAM.BACKEND == "segment_anything" and cfg.S4M.SAM.MODEL_TYPE not in SAM_SIZES:
         raise ConfigError(f"--sam {sam} is unknown; choose tiny or one of {SAM_SIZES}")
     return stage_config(run_config(cfg), STAGES[stage])
+
+
+def _training_size(case: Case, cfg) -> list[str]:
+    """Overrides that make ``case.image_size`` the size of the training crops."""
+    height, width = case.image_size
+    if cfg.INPUT.DATASET_MAPPER_NAME != "coco_instance_lsj":
+        return ["INPUT.CROP.SIZE", str((height, width))]
+    if height != width:
+        raise ConfigError(
+            f"--size {height}x{width}: {case.config} trains on squares; give a size like 512x512"
+        )
+    return ["INPUT.IMAGE_SIZE", str(height)]

@@ -14,14 +14,15 @@ from benchmarking.cases import Case
 from benchmarking.timing import Clock, Form, measure, peak_memory, summarize
 
 QUERIES = "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
+STRIDE = 32  # sides are multiples of it
 AXES = ("area", "images", "instances", "queries")
 
 
 def points_of(case: Case, images: int, queries: int) -> Iterator[tuple[str, int, Case, tuple]]:
     """(axis, value, case, overrides): each axis from a quarter (or 1) to what the case has."""
-    height, width = case.image_size
     base = replace(case, images=images)
-    for size in ((height // 2, width // 2), (height // 2, width), (height, width)):
+    for share in (0.5, 0.75, 1.0):
+        size = tuple(max(STRIDE, round(share * side / STRIDE) * STRIDE) for side in case.image_size)
         yield "area", size[0] * size[1], replace(base, image_size=size), ()
     for count in _up_to(images):
         yield "images", count, replace(base, images=count), ()
