@@ -1,0 +1,75 @@
+"""How many pixels SAM's masks share with classes or instances: one matrix for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as mask_utils
+from torch import Tensor
+
+# Values of masks and segments that are turned into floats at once. A product of that many pixels
+# counts exactly in float32, up to 2 ** 24.
+CHUNK_VALUES = 1 << 22
+BEYOND = -1  # no class
+
+
+def label_overlaps(masks: np.ndarray, pseudo_label: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Pixels that each mask shares with each class of a label map.
+
+    Args:
+        masks: (N, H, W) bool.
+        pseudo_label: (H, W) integers.
+        classes: (K,) indices, ascending.
+
+    Returns:
+        (N, K) int64.
+    """
+    place = np.searchsorted(classes, pseudo_label)
+    is_class = np.append(classes, BEYOND)[place] == pseudo_label
+    place = np.where(is_class, place, len(classes))  # the last place: no class
+    counts = [np.bincount(place[mask], minlength=len(classes) + 1) for mask in masks]
+    return np.array(counts, dtype=np.int64).reshape(-1, len(classes) + 1)[:, :-1]
+
+
+def dense_overlaps(masks: Tensor, segments: Tensor) -> Tensor:
+    """Pixels that each mask shares with each segment, exactly.
+
+    Args:
+        masks: (N, H, W) bool.
+        segments: (K, H, W) bool, which may overlap; on the same device.
+
+    Returns:
+        (N, K) int64.
+    """
+    masks, segments = masks.flatten(1), segments.flatten(1)
+    counts = torch.zeros(len(masks), len(segments), dtype=torch.int64, device=masks.device)
+    if not counts.numel():
+        return counts
+    pixels = max(1, CHUNK_VALUES // (len(masks) + len(segments)))
+    with torch.autocast(masks.device.type, enabled=False):
+        for part, of_segments in zip(
+            masks.split(pixels, dim=1), segments.split(pixels, dim=1), strict=True
+        ):
+            counts += (part.float() @ of_segments.float().T).long()
+    return counts
+
+
+def rle_overlaps(
+    masks: Sequence[Mapping[str, Any]], pseudo_label: np.ndarray, classes: np.ndarray
+) -> np.ndarray:
+    """:func:`label_overlaps` of N compressed COCO RLEs, which are not decoded.
+
+    Args:
+        masks: dicts with ``size`` [H, W] and ``counts`` as bytes or str.
+    """
+    if not len(masks) or not len(classes):
+        return np.zeros((len(masks), len(classes)), dtype=np.int64)
+    segments = pseudo_label == classes[:, None, None]
+    encoded = mask_utils.encode(np.asfortranarray(segments.transpose(1, 2, 0).astype(np.uint8)))
+    # Of a crowd, COCO's IoU is the share of the first mask's area.
+    shares = mask_utils.iou(list(masks), encoded, [True] * len(encoded))
+    areas = mask_utils.area(list(masks)).astype(np.float64)
+    return np.rint(shares * areas[:, None]).astype(np.int64)
