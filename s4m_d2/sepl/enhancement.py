@@ -156,18 +156,23 @@ def merge_masks(
     if keep_uncovered:
         kept |= ~_union(masks, pseudo_label.shape)
     enhanced = np.where(kept, pseudo_label, np.array(BACKGROUND, pseudo_label.dtype))
+    if isinstance(masks, list):
+        enhanced = np.asfortranarray(enhanced)  # the order of decoded masks
     rows = np.flatnonzero(selection.selected)
-    mask_classes = selection.mask_classes
-    by_rank = np.lexsort(
-        (-mask_classes[rows].astype(np.int64), selection.o_p[rows], selection.o_s[rows])
-    )
+    winner = selection.mask_classes[rows].astype(np.int64)
+    by_rank = np.lexsort((-winner, selection.o_p[rows], selection.o_s[rows]))
     for row in rows[by_rank]:  # the last one painted wins
-        np.copyto(enhanced, mask_classes[row], where=_dense(masks[row]))
-    missing = selection.unmatched_classes
-    while len(missing):  # those put back share no pixel, so each is put back once at most
-        np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, missing))
-        missing = np.setdiff1d(selection.classes, enhanced)
-    return enhanced
+        np.copyto(enhanced, selection.mask_classes[row], where=_dense(masks[row]))
+    _put_back(enhanced, pseudo_label, selection.unmatched_classes)
+    while len(covered := np.setdiff1d(selection.classes, enhanced)):
+        _put_back(enhanced, pseudo_label, covered)  # once each: they share no pixels
+    return np.ascontiguousarray(enhanced)
+
+
+def _put_back(enhanced: np.ndarray, pseudo_label: np.ndarray, classes: np.ndarray) -> None:
+    """Give classes the pixels that they have in the pseudo-label, in place."""
+    if len(classes):
+        np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, classes))
 
 
 def _classes(pseudo_label: np.ndarray, num_classes: int | None) -> np.ndarray:
