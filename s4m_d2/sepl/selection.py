@@ -67,10 +67,5 @@ def assign_masks(
     shared = overlaps.gather(1, segments[:, None])[:, 0].double()
     o_s = shared / mask_areas.clamp(min=1)
     o_p = shared / segment_areas[segments].clamp(min=1)
-    is_assigned = shared > 0
-    return Assignment(
-        torch.where(is_assigned, segments, UNASSIGNED),
-        o_s,
-        o_p,
-        is_assigned & ((o_s > o_s_thresh) | (o_p > o_p_thresh)),
-    )
+    assigned = torch.where(shared > 0, segments, UNASSIGNED)
+    return Assignment(assigned, o_s, o_p, (o_s > o_s_thresh) | (o_p > o_p_thresh))
