@@ -1,4 +1,4 @@
-"""CAM pseudo-labels redrawn by SAM's masks (SEPL, arXiv 2305.05803, section 3).
+"""CAM pseudo-labels redrawn by SAM's masks (SEPL, arXiv 2305.05803).
 
 Where the masks of several classes claim a pixel, the paper leaves open what happens. Here:
 

@@ -1,4 +1,4 @@
-"""Which masks of SAM belong to which segment: assignment and selection (SEPL, section 3).
+"""Which masks of SAM belong to which segment: assignment and selection (arXiv 2305.05803).
 
 A segment is a class of a pseudo-label, or an instance. ``P`` stands for its pixels, ``S`` for those
 of a mask.
