@@ -12,7 +12,7 @@ BACKGROUND, VOID = 0, 255
 def literal_enhance(label, masks, o_s_thresh=0.5, o_p_thresh=0.85, keep_uncovered=False):
     """(H, W) pseudo-label and (N, H, W) bool masks -> (H, W), one mask and class at a time."""
     classes = sorted(set(label.flatten().tolist()) - {BACKGROUND, VOID})
-    selected = []  # (o_s, o_p, class, mask)
+    selected = []  # (area, o_s, class, mask)
     for mask in masks:
         best, shared = None, 0
         for index in classes:
@@ -24,14 +24,14 @@ def literal_enhance(label, masks, o_s_thresh=0.5, o_p_thresh=0.85, keep_uncovere
         o_s = Fraction(shared, int(mask.sum()))
         o_p = Fraction(shared, int((label == best).sum()))
         if o_s > as_fraction(o_s_thresh) or o_p > as_fraction(o_p_thresh):
-            selected.append((o_s, o_p, best, mask))
+            selected.append((int(mask.sum()), o_s, best, mask))
 
     result = np.zeros_like(label)
     for place in np.ndindex(label.shape):
-        claims = [(o_s, o_p, -index) for o_s, o_p, index, mask in selected if mask[place]]
+        claims = [(area, -o_s, index) for area, o_s, index, mask in selected if mask[place]]
         is_covered = any(mask[place] for mask in masks)
         if claims:
-            result[place] = -max(claims)[2]
+            result[place] = min(claims)[2]
         elif label[place] == VOID or (keep_uncovered and not is_covered):
             result[place] = label[place]
     with_masks = {index for _, _, index, _ in selected}

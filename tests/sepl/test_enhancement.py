@@ -66,19 +66,32 @@ CASES = {
     "a class without a selected mask stays": ("1..2222...", ["...###...."], "1..222...."),
     "whoever claims its pixels": ("222.3.222.", ["#########."], "222232222."),
     "a class that others cover comes back": (
-        "1122222222",
-        ["###.......", "##########"],  # o_s of 2/3 for class 1, of 8/10 for class 2
-        "1122222222",
+        "211.112...",
+        ["#..#..#...", "###.......", "...###....", "....###..."],  # equal in area and o_s
+        "2111112...",
     ),
-    "the mask with the larger o_s wins": (
+    # Class 3 comes back, which takes the last pixel of class 2, which comes back then.
+    "and one that this covers": (
+        "2233.11111111",
+        [
+            "###..........",
+            "..###........",
+            "#....##......",
+            ".#.....##....",
+            "...#.....##..",
+            "....#......##",
+        ],
+        "2233111111111",
+    ),
+    "the smallest mask wins": (
         "111..222..",
-        ["####......", "...######."],  # 3/4 and 3/6
+        ["####......", "...######."],
         "111122222.",
     ),
-    "of equal ones that with the larger o_p": (
-        "11.22..2..",
-        ["###.......", "..###....."],  # 2/2 and 2/3
-        "11122.....",
+    "of equally large ones that with the larger o_s": (
+        "11.222....",
+        ["####......", "..####...."],  # 2/4 (o_p 1) and 3/4
+        "112222....",
     ),
     "then the smaller index": ("22.11.....", ["###.......", "..###....."], "22111....."),
     "void is nobody's and stays": ("vv11......", ["..###....."], "vv111....."),
@@ -247,6 +260,7 @@ def test_the_selection_tells_what_happened_to_each_mask():
     selection = select_masks(label, mask_rows("####......", "#####.....", "........##"))
     assert selection.classes.tolist() == [1, 2]
     assert selection.mask_classes.tolist() == [1, 1, 0]
+    assert selection.areas.tolist() == [4, 5, 2]
     assert selection.o_s.tolist() == [3 / 4, 3 / 5, 0]
     assert selection.o_p.tolist() == [1, 1, 0]
     assert selection.selected.tolist() == [True, True, False]
