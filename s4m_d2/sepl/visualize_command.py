@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from s4m_d2.data.images import read_image
 from s4m_d2.errors import DatasetError, InputError, S4MError
 from s4m_d2.sepl.classes import add_class_arguments, classes_from
 from s4m_d2.sepl.command_line import default_workers, natural, positive, print_problems
-from s4m_d2.sepl.comparison import (
-    AFTER,
-    BEFORE,
-    TRUTH,
-    ImageScore,
-    LabelFolders,
-    compare,
-    score_image,
-)
-from s4m_d2.sepl.drawing import draw_image, draw_label, draw_masks, legend_entries
+from s4m_d2.sepl.comparison import AFTER, BEFORE, TRUTH, ImageScore, LabelFolders, compare
+from s4m_d2.sepl.drawing import legend_entries
 from s4m_d2.sepl.evaluate_command import read_report
 from s4m_d2.sepl.listing import image_files
-from s4m_d2.sepl.mask_files import find_masks, read_masks
+from s4m_d2.sepl.picture_rows import IMAGE, MASKS, Inputs, Row
 from s4m_d2.visualization import panel_grid
 
-IMAGE, MASKS = "image", "SAM's masks"
 # A column for each kind of picture, in this order.
 COLUMNS = {
     IMAGE: "image",
@@ -42,106 +29,6 @@ MASK_CACHE = "masks"  # the folder below the enhanced labels
 BEST = WORST = 5
 COUNT = 8
 SUFFIX = ".png"
-
-
-@dataclass(frozen=True)
-class Row:
-    """An image of the picture.
-
-    Attributes:
-        title: name and scores.
-        pictures: kind → (h, w, 3) uint8.
-        labels: label maps, (H, W) uint8.
-        problem: why masks are missing; None: they are not, or nobody asked for them.
-    """
-
-    title: str
-    pictures: dict[str, np.ndarray]
-    labels: list[np.ndarray]
-    problem: str | None
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Where the pictures' contents come from.
-
-    Attributes:
-        folders: of label maps, the ground truth among them or not.
-        images: by stem.
-        masks: folder of SAM's masks, which may be missing unless ``needs_masks``.
-    """
-
-    folders: LabelFolders
-    images: Mapping[str, Path]
-    masks: Path
-    needs_masks: bool
-
-    @property
-    def has_truth(self) -> bool:
-        return TRUTH in self.folders.files
-
-    def names(self) -> list[str]:
-        """Images that have all that is needed.
-
-        Raises:
-            DatasetError: there are none.
-        """
-        names = [name for name in self.folders.common_names() if name in self.images]
-        if not names:
-            kinds = ", ".join((IMAGE, *self.folders.files))
-            raise DatasetError(
-                f"no image has a file of each kind ({kinds}); files belong together by their "
-                "names without suffix. Give folders of the same images."
-            )
-        return names
-
-    def row(self, name: str, score: ImageScore | None) -> Row:
-        """Read and draw one image.
-
-        Args:
-            name: stem.
-            score: for the title; None: found if there is a ground truth.
-
-        Raises:
-            DatasetError: something is missing, damaged or of another size; but not masks.
-        """
-        if name not in self.images:
-            raise DatasetError(f"no {IMAGE} of this name")
-        labels = self.folders.read(name)
-        image = read_image(str(self.images[name]), "RGB")
-        size = image.shape[:2]
-        if size != labels[AFTER].shape:
-            raise DatasetError(
-                f"{self.images[name]} has the size {size} (H, W), but its labels have "
-                f"{labels[AFTER].shape}. Give the image that the labels were made for."
-            )
-        if score is None and self.has_truth:
-            score = score_image(name, labels, self.folders.num_classes).images[0]
-        pictures = {IMAGE: draw_image(image)}
-        pictures |= {kind: draw_label(image, label) for kind, label in labels.items()}
-        problem = None
-        try:
-            masks = self._masks(name, size)
-            if masks is not None:
-                pictures[MASKS] = draw_masks(image, masks)
-        except DatasetError as error:
-            problem = f"drawn without masks: {error}"
-        return Row(_title(name, score), pictures, list(labels.values()), problem)
-
-    def _masks(self, name: str, size: tuple[int, int]) -> list[dict] | None:
-        source = find_masks(self.masks, name)
-        if source is None and self.needs_masks:
-            raise DatasetError(f"'{self.masks}' has none")
-        return None if source is None else read_masks(source, size)
-
-
-def _title(name: str, score: ImageScore | None) -> str:
-    if score is None:
-        return name
-    if math.isnan(score.gain):
-        return f"{name}    nothing to score"
-    before, after, gain = (100 * value for value in (score.before, score.after, score.gain))
-    return f"{name}    mIoU {before:.1f} → {after:.1f} ({gain:+.1f})"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -214,10 +101,11 @@ def run(args: argparse.Namespace) -> int:
         rows.append(row)
         if row.problem is not None:
             problems[name] = row.problem
-    if rows:
-        write_picture(args.output, rows, classes.names)
-        print(f"{len(rows)} image{'s' * (len(rows) != 1)} in {args.output}")
     print_problems(problems, "with problems")
+    if not rows:
+        raise DatasetError("no image could be drawn: none of those chosen is complete, or scored")
+    write_picture(args.output, rows, classes.names)
+    print(f"{len(rows)} image{'s' * (len(rows) != 1)} in {args.output}")
     return 1 if problems else 0
 
 
@@ -252,7 +140,8 @@ def evenly_spaced(names: Sequence[str], count: int) -> list[str]:
 def _check_options(args: argparse.Namespace) -> None:
     if args.output.suffix.lower() != SUFFIX:
         raise InputError(f"--output is '{args.output}'; the picture is a PNG: give a name in .png")
-    ranked = args.best is not None or args.worst is not None or args.report is not None
+    counted = args.best is not None or args.worst is not None
+    ranked = counted or args.report is not None
     if sum((ranked, args.names is not None, args.count is not None)) > 1:
         raise InputError(
             "--names, --count and --best, --worst, --report exclude each other; say in one way "
@@ -263,8 +152,8 @@ def _check_options(args: argparse.Namespace) -> None:
             "--best and --worst need to know what the images gained: give --ground-truth DIR, or "
             "--report FILE of 'sepl evaluate --json FILE'"
         )
-    if ranked and not (args.best or args.worst) and None not in (args.best, args.worst):
-        raise InputError("--best 0 --worst 0 leaves nothing to draw")
+    if counted and not (args.best or args.worst):
+        raise InputError("--best and --worst leave nothing to draw; give one of them a number")
 
 
 def _chosen(
@@ -276,13 +165,12 @@ def _chosen(
     names = inputs.names()
     if args.count is not None or not (inputs.has_truth or args.report):
         return evenly_spaced(names, args.count or COUNT), {}, {}
-    problems: dict[str, str] = {}
     if args.report is not None:
-        images = read_report(args.report)
+        images, problems = read_report(args.report), {}
     else:
         comparison = compare(inputs.folders, names, default_workers())
         images, problems = comparison.images, comparison.problems
-    given = args.best is not None or args.worst is not None
-    best, worst = (args.best or 0, args.worst or 0) if given else (BEST, WORST)
+    counts = args.best, args.worst
+    best, worst = (BEST, WORST) if counts == (None, None) else (count or 0 for count in counts)
     scores = {image.name: image for image in images}
     return best_and_worst(images, best, worst), scores, problems
