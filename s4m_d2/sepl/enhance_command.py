@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
@@ -102,9 +103,10 @@ def _enhance_all(
         tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="sepl", unit="image") as bar,
     ):
         try:
-            for outcome in outcomes(enhancer, waiting, workers=workers, masks_here=on_gpu):
-                report.add(outcome, journal)
-                bar.update()
+            with closing(outcomes(enhancer, waiting, workers=workers, masks_here=on_gpu)) as stream:
+                for outcome in stream:
+                    report.add(outcome, journal)
+                    bar.update()
         except KeyboardInterrupt:
             bar.close()
             print("interrupted; the same command continues", file=sys.stderr)
