@@ -1,4 +1,4 @@
-"""`sepl enhance`: a folder of CAM pseudo-labels in, a folder of enhanced ones out."""
+"""``sepl enhance``: a folder of CAM pseudo-labels in, a folder of enhanced ones out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,12 @@ SHOWN_PROBLEMS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """The options that :func:`run` reads."""
+    parser.description = (
+        "Redraw class-index label maps with SAM's masks. Finished images are skipped, so that the "
+        f"same command continues an interrupted run. OUTPUT/{REPORT} tells of each image. The exit "
+        "status is 1 if any failed or lacks a file."
+    )
     parser.add_argument(
         "--pseudo-labels", type=Path, required=True, metavar="DIR", help="class-index PNGs"
     )
@@ -133,10 +138,10 @@ def _check_output(args: argparse.Namespace) -> None:
                 continue
             place, source = folder.resolve(), input_folder.resolve()
             if source in (place, *place.parents):
-                where = "is the folder" if place == source else f"lies in '{input_folder}', that"
+                where = "is" if place == source else "lies in"
                 raise ConfigError(
-                    f"{option} '{folder}' {where} of {input_option}, which is read only. Choose "
-                    "another folder."
+                    f"{option} '{folder}' {where} the folder of {input_option}, which must stay as "
+                    "it is. Choose another one."
                 )
 
 

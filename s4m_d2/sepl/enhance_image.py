@@ -1,4 +1,4 @@
-"""One image of `sepl enhance`: its files in, the enhanced label map and a record of it out."""
+"""One image of ``sepl enhance``: its files in, the enhanced label map and a record of it out."""
 
 from __future__ import annotations
 

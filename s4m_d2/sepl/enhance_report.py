@@ -1,4 +1,4 @@
-"""``sepl.json``, the report of `sepl enhance`, and its journal: what a folder's labels came from.
+"""``sepl.json``, the report of ``sepl enhance``, and its journal: what a folder's labels came from.
 
 The report is written whole, at the beginning of a run and at its end. In between the record of
 each finished image is appended to the journal, ``sepl.jsonl``, so that a run that is killed at any
@@ -108,8 +108,7 @@ class Report:
             "outdated": self.outdated(),
         }
         with atomic_write(self.folder / REPORT) as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
+            file.write(_text(content))
 
     def outdated(self) -> list[str]:
         """Images that could not be enhanced, but have a label map from an earlier run."""
@@ -193,6 +192,20 @@ def _differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
         for key in dict.fromkeys((*earlier, *now))
         if earlier.get(key) != now.get(key)
     ]
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    """JSON with a line for each entry of an inner object."""
+    parts = []
+    for key, value in content.items():
+        text = json.dumps(value)
+        if value and isinstance(value, dict):
+            entries = (
+                f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in value.items()
+            )
+            text = "{\n" + ",\n".join(entries) + "\n }"
+        parts.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _by_name(entries: Mapping[str, Any]) -> dict[str, Any]:

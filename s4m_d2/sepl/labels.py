@@ -54,8 +54,8 @@ def _check_classes(path: str | os.PathLike[str], label: np.ndarray, num_classes:
     if len(unknown):
         raise DatasetError(
             f"{path} has class indices {unknown.tolist()}, but there are {num_classes} classes, "
-            f"0..{num_classes - 1} with background, and {VOID} for void. Name the classes that the "
-            "labels were made with."
+            f"0..{num_classes - 1} with background, and {VOID} for void. Give the classes that the "
+            "labels were made with (of commands: --preset, --num-classes or --class-names)."
         )
 
 

@@ -11,11 +11,11 @@ import torch
 from s4m_d2.errors import ConfigError
 from s4m_d2.sam import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.automatic_masks import AutomaticMaskSettings
+from s4m_d2.sam.checkpoint import PUBLISHED_AT, PUBLISHED_WEIGHTS
 from s4m_d2.sepl.listing import check_folder
 from s4m_d2.sepl.mask_sources import MaskFolder, SamMasks
 
 AUTO_DEVICE = "auto"
-PACKAGED = "tiny"  # the backend that needs neither a type nor a checkpoint
 _CACHE_FOLDER = "masks"  # in the output folder
 _SAM_ONLY = ("sam_type", "sam_checkpoint", "device", "mask_cache")
 
@@ -70,12 +70,7 @@ def mask_source_from(args: argparse.Namespace) -> MaskFolder | SamMasks:
         return MaskFolder(check_folder(args.masks, "masks"))
     if args.images is None:
         raise ConfigError("--sam needs --images: SAM makes the masks of images")
-    if args.sam != PACKAGED:
-        for name in ("sam_type", "sam_checkpoint"):
-            if getattr(args, name) is None:
-                raise ConfigError(
-                    f"--sam {args.sam} needs {_option(name)}; only {PACKAGED} does not"
-                )
+    _check_model(args)
     return SamMasks(
         backend=args.sam,
         model_type=args.sam_type or "",
@@ -85,6 +80,26 @@ def mask_source_from(args: argparse.Namespace) -> MaskFolder | SamMasks:
         cache=args.mask_cache or args.output / _CACHE_FOLDER,
         automatic=AutomaticMaskSettings(**given),
     )
+
+
+def _check_model(args: argparse.Namespace) -> None:
+    """Before anything is written, and in the options' names."""
+    models = PUBLISHED_WEIGHTS.get(args.sam, {})
+    if not models and args.sam_type is not None:
+        raise ConfigError(f"--sam {args.sam} has no types. Leave --sam-type out.")
+    if models and args.sam_type not in models:
+        raise ConfigError(
+            f"--sam-type is {args.sam_type!r}; --sam {args.sam} expects one of {', '.join(models)}"
+        )
+    if models and args.sam_checkpoint is None:
+        raise ConfigError(
+            f"--sam {args.sam} needs --sam-checkpoint: {' or '.join(models[args.sam_type])} from "
+            f"{PUBLISHED_AT[args.sam]}"
+        )
+    if args.sam_checkpoint is not None and not Path(args.sam_checkpoint).is_file():
+        raise ConfigError(
+            f"--sam-checkpoint '{args.sam_checkpoint}' is no file. Give the path of the weights."
+        )
 
 
 def _device(name: str) -> str:
