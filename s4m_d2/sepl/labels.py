@@ -32,6 +32,8 @@ def read_label(path: str | os.PathLike[str], num_classes: int | None = None) -> 
     """
     try:
         with Image.open(path) as image:
+            image.verify()  # checksums, which decoding alone does not look at
+        with Image.open(path) as image:
             if image.format != "PNG" or image.mode not in _INDEX_MODES:
                 raise DatasetError(
                     f"{path} is no label map: a {image.format} of Pillow's mode {image.mode}. "

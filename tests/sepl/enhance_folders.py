@@ -44,8 +44,9 @@ def make_folders(root: Path, names=("a", "b", "c")) -> Path:
 
 def arguments(root: Path, *more: str, output: str = "out") -> list[str]:
     """The command line for such folders."""
-    given = ["--pseudo-labels", str(root / "cam"), "--output", str(root / output), *more]
-    return given if "--sam" in more else [*given, "--masks", str(root / "masks")]
+    given = ["--pseudo-labels", str(root / "cam"), "--output", str(root / output)]
+    masks = [] if "--sam" in more else ["--masks", str(root / "masks")]
+    return [*given, *masks, *more]
 
 
 def enhance(root: Path, *more: str, output: str = "out") -> int:

@@ -84,6 +84,20 @@ def truncated(path):
     path.write_bytes(path.read_bytes()[:-300])
 
 
+def without_end(path):
+    """Its pixels are all there, but nothing says so."""
+    write_label(path, LABEL)
+    path.write_bytes(path.read_bytes()[:-12])
+
+
+def one_bit_flipped(path):
+    """In the compressed pixels: the size of the map stays as it is."""
+    write_label(path, np.random.default_rng(0).integers(0, 20, (50, 50), dtype=np.uint8))
+    damaged = bytearray(path.read_bytes())
+    damaged[-400] ^= 1
+    path.write_bytes(damaged)
+
+
 def nothing(path):
     path.write_bytes(b"")
 
@@ -101,6 +115,8 @@ def absent(path):
         (jpeg, "is no label map: a JPEG"),
         (no_image, "cannot be read.*Replace it"),
         (truncated, "cannot be read.*Replace it"),
+        (without_end, "cannot be read.*Replace it"),
+        (one_bit_flipped, "cannot be read.*Replace it"),
         (nothing, "cannot be read.*Replace it"),
         (absent, "does not exist"),
     ],
