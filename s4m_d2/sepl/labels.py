@@ -32,6 +32,8 @@ def read_label(path: str | os.PathLike[str], num_classes: int | None = None) -> 
     """
     try:
         with Image.open(path) as image:
+            image.verify()  # checksums, which decoding alone does not look at
+        with Image.open(path) as image:
             if image.format != "PNG" or image.mode not in _INDEX_MODES:
                 raise DatasetError(
                     f"{path} is no label map: a {image.format} of Pillow's mode {image.mode}. "
@@ -54,8 +56,8 @@ def _check_classes(path: str | os.PathLike[str], label: np.ndarray, num_classes:
     if len(unknown):
         raise DatasetError(
             f"{path} has class indices {unknown.tolist()}, but there are {num_classes} classes, "
-            f"0..{num_classes - 1} with background, and {VOID} for void. Name the classes that the "
-            "labels were made with."
+            f"0..{num_classes - 1} with background, and {VOID} for void. Give the classes that the "
+            "labels were made with (of commands: --preset, --num-classes or --class-names)."
         )
 
 

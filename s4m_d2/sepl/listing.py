@@ -53,13 +53,23 @@ def _stem(word: str) -> str:
     return root if suffix.lower() in IMAGE_SUFFIXES else name
 
 
-def _files(folder: Path, suffixes: tuple[str, ...], kind: str) -> dict[str, Path]:
+def check_folder(folder: Path, kind: str) -> Path:
+    """A folder of files of some kind, as it was given.
+
+    Raises:
+        DatasetError: it cannot be listed.
+    """
     try:
-        paths = sorted(folder.iterdir())
+        os.scandir(folder).close()
     except OSError as error:
         raise DatasetError(
             f"'{folder}' cannot be listed: {error.strerror}. Give the folder that holds the {kind}."
         ) from error
+    return folder
+
+
+def _files(folder: Path, suffixes: tuple[str, ...], kind: str) -> dict[str, Path]:
+    paths = sorted(check_folder(folder, kind).iterdir())
     files: dict[str, Path] = {}
     for path in paths:
         if path.suffix.lower() not in suffixes or path.name.startswith(".") or path.is_dir():
