@@ -32,6 +32,7 @@ setup(
         "torchvision",
         "tqdm",
     ],
+    entry_points={"console_scripts": ["s4m-sepl=s4m_d2.sepl.cli:main"]},
     extras_require={
         "safetensors": ["safetensors"],
         "sam2": ["sam2>=1.1"],  # not Meta's own upload: see requirements-sam2.txt

@@ -29,5 +29,9 @@ class OutputError(S4MError, OSError):
     """A file cannot be written: the disk is full, read-only or not the user's."""
 
 
+class WorkerError(S4MError, RuntimeError):
+    """A process that shares the work has ended by itself: killed, or out of memory."""
+
+
 class InputError(S4MError, ValueError):
     """An argument of a public function has the wrong shape, dtype or range."""

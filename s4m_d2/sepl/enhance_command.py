@@ -1,0 +1,189 @@
+"""``sepl enhance``: a folder of CAM pseudo-labels in, a folder of enhanced ones out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+
+from tqdm import tqdm
+
+from s4m_d2.errors import ConfigError
+from s4m_d2.sepl.classes import add_class_arguments, classes_from
+from s4m_d2.sepl.enhance_image import Enhancer, ImageFiles
+from s4m_d2.sepl.enhance_report import REPORT, Report, locked
+from s4m_d2.sepl.listing import image_files, image_list, label_files
+from s4m_d2.sepl.mask_options import add_mask_arguments, mask_source_from
+from s4m_d2.sepl.mask_sources import SamMasks
+from s4m_d2.sepl.processes import outcomes
+from s4m_d2.sepl.selection import O_P_THRESH, O_S_THRESH
+
+EXIT_INTERRUPTED = 130  # as shells give it for Ctrl-C
+SHOWN_PROBLEMS = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that :func:`run` reads."""
+    parser.description = (
+        "Redraw class-index label maps with SAM's masks. Finished images are skipped, so that the "
+        f"same command continues an interrupted run. OUTPUT/{REPORT} tells of each image. The exit "
+        "status is 1 if any failed or lacks a file."
+    )
+    parser.add_argument(
+        "--pseudo-labels", type=Path, required=True, metavar="DIR", help="class-index PNGs"
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="for --sam; with --masks sizes are compared"
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--list", type=Path, metavar="FILE", help="names of images, a line each")
+    parser.add_argument(
+        "--o-s-thresh",
+        type=_share,
+        default=O_S_THRESH,
+        metavar="X",
+        help="a mask is selected if more of it than this lies on its class; default: %(default)s",
+    )
+    parser.add_argument(
+        "--o-p-thresh",
+        type=_share,
+        default=O_P_THRESH,
+        metavar="X",
+        help="or if it holds more of its class than this; default: %(default)s",
+    )
+    parser.add_argument(
+        "--keep-uncovered", action="store_true", help="pixels that no mask covers keep their label"
+    )
+    parser.add_argument(
+        "--workers", type=_positive, default=1, metavar="N", help="processes; default: %(default)s"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="make anew what the output folder holds"
+    )
+    add_mask_arguments(parser)
+    add_class_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Enhance what is not finished yet; the exit status, 1 where an image failed or is missing.
+
+    Raises:
+        S4MError: the command line is at fault, or something that concerns all images.
+    """
+    classes = classes_from(args)
+    source = mask_source_from(args)
+    _check_output(args)
+    jobs = _jobs(args)
+    enhancer = Enhancer(
+        args.output,
+        source,
+        classes.num_classes,
+        args.o_s_thresh,
+        args.o_p_thresh,
+        args.keep_uncovered,
+        needs_image=args.images is not None,
+    )
+    settings = {"pseudo_labels": str(args.pseudo_labels.resolve()), **enhancer.settings()}
+    with locked(args.output):
+        report = Report(args.output, settings, classes.names)
+        if args.overwrite:
+            report.discard()
+        else:
+            _check_origin(args.output, enhancer, jobs)
+            report.resume()
+        return _enhance_all(enhancer, jobs, report, args.workers)
+
+
+def _enhance_all(
+    enhancer: Enhancer, jobs: Mapping[str, ImageFiles], report: Report, workers: int
+) -> int:
+    finished = {name for name in report.records if enhancer.path(name).exists()}
+    report.records = {name: report.records[name] for name in finished}
+    waiting = [files for name, files in jobs.items() if name not in finished]
+    on_gpu = isinstance(enhancer.source, SamMasks) and enhancer.source.device.startswith("cuda")
+    with (
+        report.writing() as journal,
+        tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="sepl", unit="image") as bar,
+    ):
+        try:
+            with closing(outcomes(enhancer, waiting, workers=workers, masks_here=on_gpu)) as stream:
+                for outcome in stream:
+                    report.add(outcome, journal)
+                    bar.update()
+        except KeyboardInterrupt:
+            bar.close()
+            print("interrupted; the same command continues", file=sys.stderr)
+            return EXIT_INTERRUPTED
+    _print_summary(report, skipped=len(jobs) - len(waiting))
+    return 1 if report.failed or report.missing else 0
+
+
+def _jobs(args: argparse.Namespace) -> dict[str, ImageFiles]:
+    """The files of each image that is to be enhanced, by name."""
+    labels = label_files(args.pseudo_labels)
+    images = image_files(args.images) if args.images is not None else {}
+    names = image_list(args.list) if args.list is not None else list(labels)
+    return {name: ImageFiles(name, labels.get(name), images.get(name)) for name in names}
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Refuse to write into a folder that is read from, or below one."""
+    written = {"--output": args.output, "--mask-cache": args.mask_cache}
+    read = {"--pseudo-labels": args.pseudo_labels, "--images": args.images, "--masks": args.masks}
+    for option, folder in written.items():
+        for input_option, input_folder in read.items():
+            if folder is None or input_folder is None:
+                continue
+            place, source = folder.resolve(), input_folder.resolve()
+            if source in (place, *place.parents):
+                where = "is" if place == source else "lies in"
+                raise ConfigError(
+                    f"{option} '{folder}' {where} the folder of {input_option}, which must stay as "
+                    "it is. Choose another one."
+                )
+
+
+def _check_origin(output: Path, enhancer: Enhancer, jobs: Mapping[str, ImageFiles]) -> None:
+    """Refuse a folder whose label maps would be replaced and did not come from this command."""
+    if (output / REPORT).exists():
+        return
+    foreign = [name for name in jobs if enhancer.path(name).exists()]
+    if foreign:
+        raise ConfigError(
+            f"'{output}' has {len(foreign)} label maps of these images ({foreign[0]}, ...), but no "
+            f"{REPORT} that says what they are. Choose another --output, or replace them with "
+            "--overwrite."
+        )
+
+
+def _print_summary(report: Report, skipped: int) -> None:
+    problems = {**report.failed, **report.missing}
+    for name, reason in list(problems.items())[:SHOWN_PROBLEMS]:
+        kind = "missing" if name in report.missing else "failed"
+        print(f"{kind}: {name}: {reason}", file=sys.stderr)
+    if len(problems) > SHOWN_PROBLEMS:
+        print(f"... and {len(problems) - SHOWN_PROBLEMS} more", file=sys.stderr)
+    outdated = report.outdated()
+    if outdated:
+        print(f"{len(outdated)} of them have label maps from before, which stay", file=sys.stderr)
+    print(
+        f"{len(report.records)} images enhanced ({skipped} of them before), {len(report.failed)} "
+        f"failed, {len(report.missing)} missing: see {report.folder / REPORT}",
+        file=sys.stderr,
+    )
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is no share in [0, 1]")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value

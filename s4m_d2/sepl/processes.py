@@ -1,0 +1,102 @@
+"""Images that several processes work on, each with one thread."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+
+import cv2
+import torch
+
+from s4m_d2.errors import WorkerError
+from s4m_d2.sepl.enhance_image import Enhancer, ImageFiles, Outcome
+
+JOBS_AHEAD = 2  # images a process that wait for it, so that it need not wait for them
+
+
+def outcomes(
+    enhancer: Enhancer, jobs: Sequence[ImageFiles], *, workers: int, masks_here: bool = False
+) -> Iterator[Outcome]:
+    """What becomes of each image, in the order in which they are finished.
+
+    An image's result does not depend on the number of processes. When the iteration ends early,
+    images that are being worked on are finished first.
+
+    Args:
+        enhancer: does the work.
+        jobs: the images.
+        workers: processes; 1: this one.
+        masks_here: make the masks in this process, which owns a GPU, and leave the rest to others.
+
+    Raises:
+        S4MError: as Enhancer.enhance.
+        WorkerError: a process has ended by itself.
+    """
+    workers = min(workers, len(jobs))
+    if workers <= 1:
+        with _one_thread():
+            yield from map(enhancer.enhance, jobs)
+        return
+    with _one_thread(), _pool(workers) as pool:
+        running: set[Future[Outcome]] = set()
+        try:
+            for job in jobs:
+                masks = enhancer.make_masks(job) if masks_here else None
+                if isinstance(masks, Outcome):
+                    yield masks
+                    continue
+                running.add(pool.submit(enhancer.enhance, job, masks))
+                if len(running) >= workers * JOBS_AHEAD:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in done)
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                yield from (future.result() for future in done)
+        except BrokenProcessPool as error:
+            raise WorkerError(
+                f"one of the {workers} processes has ended by itself: was it killed, or out of "
+                "memory? What is finished is kept; start again, with fewer --workers."
+            ) from error
+
+
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that leave interrupts to this one, and end with it however it ends."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed does not tell its workers, which would wait for it forever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """As many threads as a worker has: their number moves sums by rounding."""
+    threads, opencv_threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(opencv_threads)
