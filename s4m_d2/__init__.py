@@ -30,6 +30,7 @@ from s4m_d2.losses.structural_distillation import DISTILLATION_REGISTRY, Structu
 from s4m_d2.modeling import TRANSFORMER_DECODER_REGISTRY, S4MMaskFormer
 from s4m_d2.sam import SAM_BACKEND_REGISTRY, SamBackend, build_sam_backend
 from s4m_d2.semi import ARP, REFINER_REGISTRY, EMATeacher, PointRefiner, select_pseudo_labels
+from s4m_d2.sepl.refiner import SEPLRefiner
 from s4m_d2.structures import PseudoLabels
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ __all__ = [
     "S4MError",
     "S4MMaskFormer",
     "S4MTrainer",
+    "SEPLRefiner",
     "SamBackend",
     "StructuralDistillation",
     "TeacherTrainer",

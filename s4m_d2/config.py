@@ -186,8 +186,26 @@ def _refine_config() -> CN:
     refine = CN()
     refine.ENABLED = True
     refine.METHOD = "points"  # a name of REFINER_REGISTRY
-    refine.NUM_POINTS = 3  # clicks a mask
+    refine.NUM_POINTS = 3  # clicks a mask; points only
+    refine.SEPL = _sepl_config()
     return refine
+
+
+def _sepl_config() -> CN:
+    """METHOD sepl: SAM's automatic masks of the unlabeled image, chosen by SEPL's rule."""
+    sepl = CN()
+    # A mask is taken for an instance if more than O_S_THRESH of its pixels are the instance's, or
+    # if it has more than O_P_THRESH of the instance's pixels (arXiv 2305.05803, section 3).
+    sepl.O_S_THRESH = 0.5
+    sepl.O_P_THRESH = 0.85
+    # Of the automatic masks, with the defaults of SAM's own generator. Each point is a prompt: the
+    # time grows with the square of POINTS_PER_SIDE.
+    sepl.POINTS_PER_SIDE = 32  # of the grid of clicks over the image
+    sepl.PRED_IOU_THRESH = 0.88  # SAM's own estimate of a mask's IoU must exceed it
+    sepl.STABILITY_SCORE_THRESH = 0.95  # IoU of the mask at a lower and at a higher threshold
+    sepl.BOX_NMS_THRESH = 0.7  # IoU of the boxes from which on the worse of two masks goes
+    sepl.MIN_MASK_REGION_AREA = 0  # px; smaller holes and islands are removed, 0: none
+    return sepl
 
 
 def _arp_config() -> CN:

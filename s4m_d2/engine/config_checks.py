@@ -17,6 +17,7 @@ from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.build import STAGES, runs_stage
 from s4m_d2.engine.findings import collected, raise_all
 from s4m_d2.engine.protocol import check_architecture
+from s4m_d2.engine.refine_checks import refine_setting_errors
 from s4m_d2.engine.sam_checks import sam_setting_errors
 from s4m_d2.engine.speed import speed_errors
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
@@ -177,7 +178,7 @@ def config_errors(
     if runs_stage(cfg, "student") and cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
         errors += collected(check_architecture, cfg.MODEL.META_ARCHITECTURE)
     errors += _dataset_name_errors(cfg)
-    errors += [*_stage_errors(cfg), *sam_setting_errors(cfg)]
+    errors += [*_stage_errors(cfg), *sam_setting_errors(cfg), *refine_setting_errors(cfg)]
     errors += _batch_errors(cfg, processes)
     return errors
 

@@ -196,5 +196,8 @@ def label_statistics(
     stats.update({f"pseudo_labels/{name}": value / queries for name, value in totals.items()})
     if len(refinement.predicted_ious):
         stats["refinement/predicted_iou"] = refinement.predicted_ious.mean()
-        stats["refinement/fallbacks"] = refinement.num_fallbacks / len(refinement.predicted_ious)
+    refined = refinement.num_instances
+    refined = len(refinement.predicted_ious) if refined is None else refined
+    if refined:
+        stats["refinement/fallbacks"] = refinement.num_fallbacks / refined
     return stats

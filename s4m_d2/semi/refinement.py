@@ -54,15 +54,17 @@ class Refinement:
     Attributes:
         labels: for each image, its pseudo-labels with (N, H, W) masks at content size; ``valid``
             is False for the ones without a pixel.
-        predicted_ious: SAM's prediction for the chosen mask of every prompted instance, all images
-            together; of length 0 without SAM.
-        num_fallbacks: how many of these masks were empty or not finite and gave way to the
-            teacher's; 0-dim on the device, since nothing waits for it here.
+        predicted_ious: SAM's prediction for every mask that it gave, all images together; of
+            length 0 without SAM.
+        num_fallbacks: how many instances kept the teacher's mask, as SAM gave none, or an empty
+            one; 0-dim on the device, since nothing waits for it here.
+        num_instances: of how many; None: as many as ``predicted_ious``.
     """
 
     labels: list[PseudoLabels]
     predicted_ious: Tensor
     num_fallbacks: Tensor | int = 0
+    num_instances: int | None = None
 
 
 class TeacherMasks:
@@ -74,7 +76,7 @@ class TeacherMasks:
 
     @configurable
     def __init__(self, *, mask_thresh: float = 0.5) -> None:
-        self.logit_thresh = _logit(mask_thresh)
+        self.logit_thresh = logit(mask_thresh)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -89,7 +91,7 @@ class TeacherMasks:
         generators: Sequence[Generator] | None = None,
     ) -> Refinement:
         """See :class:`PointRefiner`; of ``images`` only the device is used."""
-        _check_batch(selections, images, image_sizes, generators)
+        check_batch(selections, images, image_sizes, generators)
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         for group in _groups(selections, image_sizes, range(len(selections))):
             size = image_sizes[group[0]]
@@ -119,7 +121,7 @@ class PointRefiner:
             raise InputError(f"num_points (S4M.REFINE.NUM_POINTS) must be >= 1, got {num_points}")
         self.backend = backend
         self.num_points = num_points
-        self.logit_thresh = _logit(mask_thresh)
+        self.logit_thresh = logit(mask_thresh)
 
     @classmethod
     def from_config(cls, cfg, backend) -> dict:
@@ -152,8 +154,8 @@ class PointRefiner:
         Raises:
             InputError: if the numbers of selections, images, sizes and generators differ.
         """
-        _check_batch(selections, images, image_sizes, generators)
-        selections = _clickable(selections)
+        check_batch(selections, images, image_sizes, generators)
+        selections = with_pixels(selections)
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         if not active:
@@ -232,8 +234,8 @@ def _best_masks(mask_logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
     return masks.masked_fill_(~found[:, None, None], NO_MASK), best.where(found, 0.0)
 
 
-def _clickable(selections: Sequence[Selection]) -> list[Selection]:
-    """Only the instances that have a pixel to click on."""
+def with_pixels(selections: Sequence[Selection]) -> list[Selection]:
+    """Only the instances that have a pixel at the prediction's resolution."""
     result = []
     for selection, counts in zip(selections, pixel_counts(selections), strict=True):
         kept = np.flatnonzero(counts)
@@ -276,7 +278,8 @@ def _fill(
         labels[i] = replace(selections[i].labels, masks=of_image, valid=valid)
 
 
-def _logit(probability: float) -> float:
+def logit(probability: float) -> float:
+    """Of the threshold of the teacher's masks; InputError where it is outside (0, 1)."""
     if not 0.0 < probability < 1.0:
         raise InputError(
             f"mask_thresh (S4M.PSEUDO_LABEL.MASK_THRESH) must lie in (0, 1), got {probability}"
@@ -284,7 +287,8 @@ def _logit(probability: float) -> float:
     return math.log(probability / (1.0 - probability))
 
 
-def _check_batch(selections, images, image_sizes, generators) -> None:
+def check_batch(selections, images, image_sizes, generators) -> None:
+    """InputError where a refiner's arguments are not of the same number of images."""
     counts = [len(selections), len(images), len(image_sizes)]
     counts += [len(generators)] if generators else []
     if len(set(counts)) > 1:

@@ -1,0 +1,177 @@
+"""SEPL's rule as a refiner of instances: SAM's automatic masks redraw the teacher's masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from pycocotools import mask as mask_utils
+from torch import Generator, Tensor
+
+from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
+from s4m_d2.semi.image_masks import teacher_masks
+from s4m_d2.semi.pseudo_labels import Selection
+from s4m_d2.semi.refinement import REFINER_REGISTRY, Refinement, check_batch, logit, with_pixels
+from s4m_d2.sepl.overlaps import CHUNK_VALUES, dense_overlaps
+from s4m_d2.sepl.selection import O_P_THRESH, O_S_THRESH, assign_masks
+from s4m_d2.structures import PseudoLabels, mask_areas, nonempty_masks
+from s4m_d2.transfers import to_device, to_host
+
+
+class SEPLRefiner:
+    """Replaces each instance's mask by the union of the automatic masks that SEPL selects for it.
+
+    SAM segments the image without knowing of the instances. Each of its masks S is assigned to the
+    instance whose mask P (the teacher's, resized to the image) it shares most pixels with, of equal
+    ones the first, and selected if ``|P ∩ S| / |S| > o_s_thresh`` or
+    ``|P ∩ S| / |P| > o_p_thresh``. The teacher's masks may overlap. An instance without a selected
+    mask keeps the teacher's. Classes and scores stay; nothing is drawn at random.
+
+    SAM's automatic generator works image by image and on the host in between, so that the host
+    waits for the device several times an image, where :class:`~s4m_d2.semi.PointRefiner` never
+    does; only the images are encoded together.
+
+    Args:
+        backend: a :class:`~s4m_d2.sam.backend.SamBackend`.
+        automatic_masks: an :class:`~s4m_d2.sam.automatic_masks.AutomaticMasks` of this backend, or
+            what has its ``generate``.
+        o_s_thresh, o_p_thresh: in [0, 1]; 1 switches a rule off.
+        mask_thresh: threshold of the teacher's masks, in (0, 1).
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backend,
+        automatic_masks,
+        o_s_thresh: float = O_S_THRESH,
+        o_p_thresh: float = O_P_THRESH,
+        mask_thresh: float = 0.5,
+    ) -> None:
+        self.backend = backend
+        self.automatic_masks = automatic_masks
+        self.thresholds = {"o_s_thresh": o_s_thresh, "o_p_thresh": o_p_thresh}
+        self.logit_thresh = logit(mask_thresh)
+
+    @classmethod
+    def from_config(cls, cfg, backend) -> dict:
+        sepl = cfg.S4M.REFINE.SEPL
+        settings = AutomaticMaskSettings(
+            points_per_side=sepl.POINTS_PER_SIDE,
+            pred_iou_thresh=sepl.PRED_IOU_THRESH,
+            stability_score_thresh=sepl.STABILITY_SCORE_THRESH,
+            box_nms_thresh=sepl.BOX_NMS_THRESH,
+            min_mask_region_area=sepl.MIN_MASK_REGION_AREA,
+        )
+        return {
+            "backend": backend,
+            "automatic_masks": AutomaticMasks(backend, settings),
+            "o_s_thresh": sepl.O_S_THRESH,
+            "o_p_thresh": sepl.O_P_THRESH,
+            "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
+        }
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        selections: Sequence[Selection],
+        images: Tensor,
+        image_sizes: Sequence[tuple[int, int]],
+        generators: Sequence[Generator] | None = None,
+    ) -> Refinement:
+        """Refine a batch. Only images with pseudo-labels are encoded.
+
+        Args:
+            selections: one for each image.
+            images: (B, 3, H, W) RGB, 0..255, padded at the bottom and right: the weak view.
+            image_sizes: (H, W) of the contents.
+            generators: one for each image, not used; None: as well.
+
+        Returns:
+            Labels at content size. Instances without a pixel before are left out, those without one
+            afterwards are not valid. ``predicted_ious`` are those of the selected masks.
+
+        Raises:
+            InputError: if the numbers of selections, images, sizes and generators differ.
+        """
+        check_batch(selections, images, image_sizes, generators)
+        selections = with_pixels(selections)
+        labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
+        active = [i for i, selection in enumerate(selections) if len(selection.labels)]
+        ious: list[float] = []
+        fallbacks = instances = 0
+        if active:
+            shown = images[to_device(active, images.device)]
+            encoded = self.backend.encode(shown, [image_sizes[i] for i in active])
+            pictures = _pictures(shown)
+        for place, i in enumerate(active):
+            height, width = image_sizes[i]
+            records = self.automatic_masks.generate(
+                np.ascontiguousarray(pictures[place, :height, :width]),
+                encoded=encoded.select([place]),
+            )
+            masks, chosen, redrawn = self._redraw(selections[i], (height, width), records)
+            labels[i] = replace(selections[i].labels, masks=masks, valid=nonempty_masks(masks))
+            ious += [records[row]["predicted_iou"] for row in chosen]
+            instances += len(redrawn)
+            fallbacks += int((~redrawn).sum())
+        predicted = to_device(np.array(ious, dtype=np.float32), images.device)
+        return Refinement(labels, predicted, fallbacks, instances)
+
+    def _redraw(
+        self, selection: Selection, size: tuple[int, int], records: Sequence[Mapping[str, Any]]
+    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """(N, H, W) masks of one image, which records were selected, which (N,) masks are new."""
+        teachers = teacher_masks(selection, size, self.logit_thresh)
+        if not len(records):
+            return teachers, np.zeros(0, dtype=np.int64), np.zeros(len(teachers), dtype=bool)
+        objects = _decoded(records, teachers.device)
+        found = assign_masks(
+            dense_overlaps(objects, teachers),
+            mask_areas(objects),
+            mask_areas(teachers),
+            **self.thresholds,
+        )
+        owners, selected = to_host(found.segments, found.selected)
+        chosen = np.flatnonzero(selected)
+        members = owners[chosen] == np.arange(len(teachers))[:, None]
+        redrawn = members.any(axis=1)
+        unions = _unions(
+            objects[to_device(chosen, objects.device)], to_device(members, objects.device)
+        )
+        is_new = to_device(redrawn, objects.device)[:, None, None]
+        return torch.where(is_new, unions, teachers), chosen, redrawn
+
+
+def _pictures(images: Tensor) -> np.ndarray:
+    """(B, H, W, 3) uint8 on the host of (B, 3, H, W) images in 0..255."""
+    if images.is_floating_point():
+        images = images.round().clamp(0, 255)
+    [pictures] = to_host(images.to(torch.uint8).permute(0, 2, 3, 1))
+    return pictures
+
+
+def _decoded(records: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
+    """(M, H, W) bool of compressed RLEs, which are decoded column by column."""
+    columns = mask_utils.decode([record["segmentation"] for record in records]).transpose(2, 1, 0)
+    by_column = to_device(columns, device)
+    return by_column.transpose(1, 2).contiguous().view(torch.bool)
+
+
+def _unions(masks: Tensor, members: Tensor) -> Tensor:
+    """(N, H, W) bool: of (M, H, W) bool masks the union of those that (N, M) bool rows name."""
+    flat, weights = masks.flatten(1), members.float()
+    pixels = max(1, CHUNK_VALUES // max(1, sum(members.shape)))
+    parts = [(weights @ part.float()) > 0 for part in flat.split(pixels, dim=1)]
+    return torch.cat(parts, dim=1).view(len(members), *masks.shape[1:])
+
+
+@REFINER_REGISTRY.register()
+def sepl(cfg, backend) -> SEPLRefiner:
+    """``S4M.REFINE.METHOD: sepl``."""
+    return SEPLRefiner(cfg, backend)

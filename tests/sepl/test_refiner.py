@@ -1,0 +1,316 @@
+"""SEPL as a refiner: which automatic masks redraw which instance, and what is left alone."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as mask_utils
+from torch import Tensor
+
+from s4m_d2.config import add_s4m_config
+from s4m_d2.engine.pseudo_labeling import label_statistics
+from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.sam import EncodedImages
+from s4m_d2.semi import build_refiner, select_pseudo_labels
+from s4m_d2.semi.pseudo_labels import Selection
+from s4m_d2.semi.refinement import teacher_masks
+from s4m_d2.sepl import refiner as refiner_module
+from s4m_d2.sepl.refiner import SEPLRefiner
+from s4m_d2.structures import PseudoLabels, drop_invalid
+
+INSIDE = 9.0  # logit
+STRIDE = 4
+SIZES = [(24, 40), (16, 36), (24, 32)]
+PADDED = (24, 40)
+
+
+@dataclass
+class Scripted:
+    """Backend and automatic masks in one: answers each image, known by its first value."""
+
+    records: dict[int, list[dict]]
+    encoded: list[tuple[Tensor, list]] = field(default_factory=list)
+    shown: list[tuple[np.ndarray, EncodedImages]] = field(default_factory=list)
+
+    def encode(self, images, image_sizes):
+        self.encoded.append((images, list(image_sizes)))
+        names = images[:, :1, :1, :1].float()
+        return EncodedImages(names, [tuple(size) for size in image_sizes])
+
+    def generate(self, image, encoded=None):
+        self.shown.append((image, encoded))
+        assert encoded.embeddings.flatten().round().tolist() == [image[0, 0, 0]]
+        assert encoded.image_sizes == [image.shape[:2]]
+        return self.records.get(int(image[0, 0, 0]), [])
+
+
+def records_of(masks: np.ndarray, ious=None) -> list[dict]:
+    """As SAM's generator gives them: compressed, with str counts."""
+    records = []
+    for number, mask in enumerate(masks):
+        encoded = mask_utils.encode(np.asfortranarray(mask.astype(np.uint8)))
+        counts = {"size": list(mask.shape), "counts": encoded["counts"].decode()}
+        iou = 0.5 if ious is None else ious[number]
+        records.append({"segmentation": counts, "area": int(mask.sum()), "predicted_iou": iou})
+    return records
+
+
+def selection_of(masks: np.ndarray) -> Selection:
+    """Teacher's masks at image size, so that resizing changes nothing."""
+    logits = torch.where(torch.as_tensor(masks), INSIDE, -INSIDE)
+    count = len(masks)
+    labels = PseudoLabels(torch.arange(count) + 3, logits > 0, torch.linspace(0.7, 1.0, count))
+    return Selection(labels, logits, tuple(map(float, masks.shape[1:])), {"kept": count})
+
+
+def image_names(count: int, dtype=torch.uint8) -> Tensor:
+    return torch.arange(count)[:, None, None, None].expand(count, 3, *PADDED).to(dtype)
+
+
+def refine(teachers: list[np.ndarray], objects: list[np.ndarray], sizes=None, ious=None, **options):
+    """Refinement of images with such masks."""
+    sizes = sizes or [masks.shape[1:] for masks in teachers]
+    script = Scripted(
+        {i: records_of(m, None if ious is None else ious[i]) for i, m in enumerate(objects)}
+    )
+    refiner = SEPLRefiner(backend=script, automatic_masks=script, **options)
+    selections = [selection_of(masks) for masks in teachers]
+    return refiner(selections, image_names(len(teachers)), sizes), script
+
+
+def row(*spans: tuple[int, int], width=20) -> np.ndarray:
+    """(N, 1, W) bool: masks from ``start`` to before ``end``."""
+    columns = np.arange(width)
+    masks = [(start <= columns) & (columns < end) for start, end in spans]
+    return np.array(masks, dtype=bool).reshape(-1, 1, width)
+
+
+@pytest.mark.parametrize(
+    ("teachers", "objects", "expected", "fallbacks"),
+    [
+        pytest.param([(2, 8)], [(0, 10)], [(0, 10)], 0, id="a part becomes the whole object"),
+        pytest.param([(2, 8)], [(1, 4), (3, 9)], [(1, 9)], 0, id="two parts are united"),
+        pytest.param([(2, 8)], [(0, 12)], [(0, 12)], 0, id="all of P, half of S: by o_p"),
+        pytest.param([(0, 8)], [(4, 12)], [(0, 8)], 1, id="half of both is not more than half"),
+        pytest.param([(0, 8)], [(3, 12)], [(3, 12)], 0, id="5 of 9 is"),
+        pytest.param([(2, 8)], [(8, 20)], [(2, 8)], 1, id="a mask of nothing"),
+        pytest.param([(2, 8)], [], [(2, 8)], 1, id="no masks"),
+        pytest.param(
+            [(0, 6), (7, 15)], [(0, 15)], [(0, 6), (0, 15)], 1, id="over two: to the larger share"
+        ),
+        pytest.param(
+            [(0, 6), (6, 12)], [(0, 12)], [(0, 12), (6, 12)], 1, id="of equal ones to the first"
+        ),
+        pytest.param(
+            [(0, 10), (4, 10)], [(4, 11)], [(4, 11), (4, 10)], 1, id="overlapping teacher's masks"
+        ),
+        pytest.param([(2, 8), (9, 9)], [(0, 10)], [(0, 10)], 0, id="without a pixel: left out"),
+    ],
+)
+def test_what_becomes_of_masks_in_a_row(teachers, objects, expected, fallbacks):
+    refined, _ = refine([row(*teachers)], [row(*objects)])
+    [labels] = refined.labels
+    assert labels.masks.numpy().astype(int).tolist() == row(*expected).astype(int).tolist()
+    assert labels.valid.all()
+    assert (refined.num_fallbacks, refined.num_instances) == (fallbacks, len(expected))
+
+
+@pytest.mark.parametrize(("o_s", "o_p", "taken"), [(1, 1, 0), (0.7, 1, 1), (1, 0.5, 1), (0, 0, 1)])
+def test_the_thresholds_are_the_rules(o_s, o_p, taken):
+    refined, _ = refine(
+        [row((0, 8))], [row((2, 10))], o_s_thresh=float(o_s), o_p_thresh=float(o_p)
+    )  # both shares are 6 of 8
+    assert refined.num_fallbacks == 1 - taken
+
+
+def test_classes_and_scores_stay_and_the_predicted_ious_are_of_the_selected_masks():
+    teachers = [row((0, 5), (10, 15)), row(), row((3, 9))]
+    objects = [row((0, 6), (16, 19), (9, 15), (1, 5)), row((0, 9)), row((15, 18))]
+    ious = [[0.9, 0.1, 0.8, 0.7], [0.2], [0.3]]
+    refined, script = refine(teachers, objects, ious=ious)
+    for masks, labels in zip(teachers, refined.labels, strict=True):
+        before = selection_of(masks).labels
+        assert torch.equal(labels.labels, before.labels)
+        assert torch.equal(labels.scores, before.scores)
+    assert refined.predicted_ious.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    selections = [selection_of(masks) for masks in teachers]
+    for selection in selections:
+        selection.stats.update(queries=4)
+    stats = label_statistics(selections, refined, refined.labels)
+    assert stats["refinement/predicted_iou"] == pytest.approx(0.8)
+    assert stats["refinement/fallbacks"] == pytest.approx(1 / 3)
+    assert len(script.shown) == 2, "the image without pseudo-labels was segmented"
+
+
+def test_without_any_mask_of_sam_all_fallbacks_are_logged():
+    refined, _ = refine([row((0, 5), (6, 9))], [row()])
+    selection = selection_of(row((0, 5), (6, 9)))
+    selection.stats.update(queries=2)
+    stats = label_statistics([selection], refined, refined.labels)
+    assert stats["refinement/fallbacks"] == 1 and "refinement/predicted_iou" not in stats
+
+
+def literally(teachers: np.ndarray, objects: np.ndarray, o_s_thresh: float, o_p_thresh: float):
+    """A loop over masks and instances, pixel counts in Python's integers."""
+    unions = [np.zeros_like(mask) for mask in teachers]
+    taken = [False] * len(teachers)
+    for mask in objects if len(teachers) else ():
+        shared = [int((mask & teacher).sum()) for teacher in teachers]
+        best = max(range(len(teachers)), key=lambda k: (shared[k], -k))
+        if not shared[best]:
+            continue
+        o_s, o_p = shared[best] / int(mask.sum()), shared[best] / int(teachers[best].sum())
+        if o_s > o_s_thresh or o_p > o_p_thresh:
+            unions[best] |= mask
+            taken[best] = True
+    return [u if t else m for u, t, m in zip(unions, taken, teachers, strict=True)], taken
+
+
+def random_scene(seed: int, size: tuple[int, int], count: int, objects: int):
+    """Teacher's rectangles (which may overlap), and SAM's: parts, wholes, neighbors, nothing."""
+    draw = np.random.default_rng(seed)
+
+    def rectangle():
+        low, high = np.sort(draw.integers(0, np.array(size) + 1, (2, 2)), axis=0)
+        mask = np.zeros(size, dtype=bool)
+        mask[low[0] : high[0], low[1] : high[1]] = True
+        return mask
+
+    teachers = [mask for mask in (rectangle() for _ in range(count)) if mask.any()]
+    found = [rectangle() for _ in range(objects)]
+    found += [mask & (draw.random(size) < 0.9) for mask in teachers[::2]]
+    shape = (-1, *size)
+    return np.array(teachers, bool).reshape(shape), np.array(found, bool).reshape(shape)
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 10**6),
+    counts=st.lists(st.tuples(st.integers(0, 6), st.integers(0, 9)), min_size=1, max_size=3),
+    o_s=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    o_p=st.sampled_from([0.2, 0.85, 1.0]),
+)
+def test_it_is_the_literal_double_loop(seed, counts, o_s, o_p):
+    sizes = SIZES[: len(counts)]
+    scenes = [
+        random_scene(seed + i, size, *count)
+        for i, (size, count) in enumerate(zip(sizes, counts, strict=True))
+    ]
+    refined, _ = refine(*zip(*scenes, strict=True), sizes, o_s_thresh=o_s, o_p_thresh=o_p)
+    fallbacks = 0
+    for labels, (teachers, objects), size in zip(refined.labels, scenes, sizes, strict=True):
+        expected, taken = literally(teachers, objects, o_s, o_p)
+        fallbacks += taken.count(False)
+        assert np.array_equal(labels.masks.numpy(), np.array(expected).reshape(-1, *size))
+    assert refined.num_fallbacks == fallbacks
+    assert refined.num_instances == sum(len(teachers) for teachers, _ in scenes)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 10**6))
+def test_the_order_of_sams_masks_changes_nothing(seed):
+    teachers, objects = random_scene(seed, SIZES[0], 5, 12)
+    order = np.random.default_rng(seed).permutation(len(objects))
+    (first, _), (second, _) = (refine([teachers], [found]) for found in (objects, objects[order]))
+    assert torch.equal(first.labels[0].masks, second.labels[0].masks)
+    assert sorted(first.predicted_ious.tolist()) == sorted(second.predicted_ious.tolist())
+
+
+@pytest.mark.parametrize("values", [1, 100, 1000])
+def test_masks_united_in_chunks_are_the_same(monkeypatch, values):
+    scene = random_scene(4, SIZES[0], 6, 20)
+    expected, _ = refine(*([masks] for masks in scene))
+    assert 0 < expected.num_fallbacks < len(scene[0])
+    monkeypatch.setattr(refiner_module, "CHUNK_VALUES", values)
+    refined, _ = refine(*([masks] for masks in scene))
+    assert torch.equal(refined.labels[0].masks, expected.labels[0].masks)
+
+
+def test_images_are_encoded_once_and_shown_as_they_are_without_padding():
+    teachers = [np.ones((1, *size), dtype=bool) for size in SIZES]
+    teachers[1] = teachers[1][:0]  # nothing found there
+    script = Scripted({})
+    images = image_names(3, torch.float32).clone()
+    images[2] += 0.4  # a float image; it is rounded
+    images[2, 1, 5, 7] = 254.7
+    images[2, 2, 5, 7] = 300.0
+    selections = [selection_of(masks) for masks in teachers]
+    SEPLRefiner(backend=script, automatic_masks=script)(selections, images, SIZES)
+    [(encoded, sizes)] = script.encoded
+    assert torch.equal(encoded, images[[0, 2]]) and sizes == [SIZES[0], SIZES[2]]
+    first, second = (image for image, _ in script.shown)
+    assert first.shape == (*SIZES[0], 3) and second.shape == (*SIZES[2], 3)
+    assert first.dtype == second.dtype == np.uint8 and second.flags.c_contiguous
+    assert second[5, 7].tolist() == [2, 255, 255] and second[0, 0].tolist() == [2, 2, 2]
+
+
+def test_a_batch_without_pseudo_labels_never_reaches_sam():
+    refined, script = refine([row(), row((4, 4))], [row((0, 5))] * 2)
+    assert not script.encoded and not script.shown
+    assert [len(labels) for labels in refined.labels] == [0, 0]
+    assert len(refined.predicted_ious) == refined.num_fallbacks == refined.num_instances == 0
+
+
+def test_the_teachers_masks_are_those_at_image_size_with_their_threshold():
+    logits = 3 * torch.randn(4, 6, 10, generator=torch.Generator().manual_seed(0))
+    selection = select_pseudo_labels(
+        torch.tensor([[9.0, 0.0]]).repeat(4, 1),
+        logits,
+        content_size=(23 / STRIDE, 37 / STRIDE),
+        score_thresh=0.5,
+        min_area=0.0,
+        mask_thresh=0.8,
+    )
+    script = Scripted({})
+    refiner = SEPLRefiner(backend=script, automatic_masks=script, mask_thresh=0.8)
+    refined = refiner([selection], image_names(1), [(23, 37)])
+    expected = teacher_masks(selection, (23, 37), float(np.log(4)))
+    assert torch.equal(refined.labels[0].masks, expected) and expected.any()
+
+
+def test_an_instance_that_is_interpolated_away_is_not_valid():
+    logits = torch.full((2, 6, 10), -INSIDE)
+    logits[0, 2:5, 3:7] = INSIDE
+    logits[1, 4, 4] = 0.1
+    labels = PseudoLabels(torch.tensor([5, 6]), logits > 0, torch.tensor([0.9, 0.8]))
+    script = Scripted({})
+    refined = SEPLRefiner(backend=script, automatic_masks=script)(
+        [Selection(labels, logits, (6.0, 10.0), {})], image_names(1), [(24, 40)]
+    )
+    assert refined.labels[0].valid.tolist() == [True, False]
+    assert drop_invalid(refined.labels)[0].labels.tolist() == [5]
+
+
+def test_wrong_arguments_are_named():
+    with pytest.raises(InputError, match="S4M.PSEUDO_LABEL.MASK_THRESH"):
+        SEPLRefiner(backend=None, automatic_masks=None, mask_thresh=1.0)
+    with pytest.raises(InputError, match=r"same images, got \[1, 2, 1\]"):
+        SEPLRefiner(backend=None, automatic_masks=None)(
+            [selection_of(row())], image_names(2), [(1, 20)]
+        )
+
+
+def test_the_config_selects_it_with_its_settings():
+    cfg = get_cfg()
+    add_s4m_config(cfg)
+    cfg.S4M.REFINE.METHOD = "sepl"
+    keys = ("POINTS_PER_SIDE", "PRED_IOU_THRESH", "STABILITY_SCORE_THRESH", "BOX_NMS_THRESH")
+    for key, value in zip((*keys, "MIN_MASK_REGION_AREA"), (7, 0.6, 0.5, 0.4, 9), strict=True):
+        cfg.S4M.REFINE.SEPL[key] = value
+    cfg.S4M.REFINE.SEPL.O_S_THRESH, cfg.S4M.REFINE.SEPL.O_P_THRESH = 0.4, 0.9
+    cfg.S4M.PSEUDO_LABEL.MASK_THRESH = 0.8
+    backend = Scripted({})
+    refiner = build_refiner(cfg, backend)
+    assert isinstance(refiner, SEPLRefiner) and refiner.backend is backend
+    assert refiner.thresholds == {"o_s_thresh": 0.4, "o_p_thresh": 0.9}
+    assert refiner.logit_thresh == pytest.approx(np.log(4))
+    chosen = refiner.automatic_masks.settings
+    assert [getattr(chosen, key.lower()) for key in keys] == [7, 0.6, 0.5, 0.4]
+    assert chosen.min_mask_region_area == 9
+    cfg.S4M.REFINE.METHOD = "boxes"
+    with pytest.raises(ConfigError, match="'boxes' is not registered.*: points, sepl"):
+        build_refiner(cfg, backend)
