@@ -117,7 +117,7 @@ def _read_text(text: str | bytes) -> np.ndarray | None:
     on; 32 added to a digit says that more follow, 16 in the last one that the number is negative.
     From the fourth number on, each is a difference to the run before the previous one.
     """
-    raw = text.encode("utf-8", "replace") if isinstance(text, str) else text
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - _TEXT_ZERO
     last = np.flatnonzero(digits < _TEXT_MORE)
     lengths = np.diff(last, prepend=-1)
