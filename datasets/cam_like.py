@@ -1,6 +1,6 @@
 """CAM-like labels: ground truth spoilt the way that class activation maps are wrong.
 
-The failures that SEPL's paper names (arXiv 2305.05803, section 1), each with a mechanism of its own:
+The failures that SEPL names (arXiv 2305.05803), each with a mechanism of its own:
 
 - ``partial``: an object's activation has a random gain and fades with the distance from a random
   point of it, so that only a part of it, or nothing, is labeled;
@@ -25,16 +25,19 @@ VOID = 255
 FAILURES = ("partial", "false", "blobs")
 
 THRESHOLD = 0.5  # of a class's maximum
-FADE = 0.22  # how fast activation fades at strength 1, in squared standard deviations of the object
-MIN_GAIN = 0.4  # of an object at strength 1
+# At strength 1; see the functions.
+MIN_GAIN = 0.4  # of an object
+FADE = 0.22  # over squared distances in standard deviations of the object
 LEAK_CHANCE = 0.7  # of an object
 BLOB_CHANCE = 0.5  # of a class
-PEAK = 0.98  # of a leak or a blob, at most; below 1, so that no object is hidden
-MIN_PEAK = 0.6  # of the same, at least
-FALSE_GROWTH = 1.6  # their height grows up to the strength 1 / FALSE_GROWTH
-STRIDE = 16  # px, cells of the grid at strength 1 in an image of the reference side
-REFERENCE_SIDE = 256  # px, long side
-NOISE = 0.3  # standard deviation at strength 1
+MIN_PEAK, MAX_PEAK = 0.6, 0.98  # of leaks and blobs: below 1, so that none hides a whole object
+FALSE_GROWTH = 1.6  # leaks and blobs grow up to the strength 1 / FALSE_GROWTH
+RIM = 1.7  # standard deviations: how far from an object's center a leak has its own
+LEAK_RADII = (0.6, 1.2)  # standard deviations of the object
+BLOB_RADII = (0.04, 0.12)  # of the image's long side
+STRIDE = 1 / 16  # of the image's long side: a cell of the grid
+NOISE = 0.3  # standard deviation of the factor that is the noise
+MIN_FACTOR = 0.1
 
 
 def cam_label(
@@ -52,6 +55,7 @@ def cam_label(
 
     Args:
         label: (H, W) integers: 0 background, classes from 1; void (255) counts as background.
+        rng: freshly seeded: the draws come from its children.
         strength: in [0, 1]; 0 gives the ground truth, 1 is very bad.
         instances: (H, W) integers that tell objects of a class apart; default: connected regions.
         failures: which of ``FAILURES``.
@@ -72,8 +76,8 @@ def cam_label(
         activation = _partial(objects, partial, strength * ("partial" in failures))
         if "false" in failures:
             others = label != index
-            spread = min(1.0, FALSE_GROWTH * strength)
-            activation = np.maximum(activation, spread * _false(objects, others, false))
+            level = min(1.0, FALSE_GROWTH * strength)
+            activation = np.maximum(activation, level * _false(objects, others, false))
         if "blobs" in failures:
             activation = _coarse(activation, blobs, strength)
         activation /= activation.max()
@@ -90,9 +94,7 @@ def _objects(mask: np.ndarray, instances: np.ndarray | None) -> list[np.ndarray]
     return [mask & (instances == number) for number in np.unique(instances[mask])]
 
 
-def _partial(
-    objects: list[np.ndarray], rng: np.random.Generator, strength: float
-) -> np.ndarray:
+def _partial(objects: list[np.ndarray], rng: np.random.Generator, strength: float) -> np.ndarray:
     """(H, W) activation in [0, 1]: positive on the objects, 0 elsewhere."""
     activation = np.zeros(objects[0].shape)
     for mask in objects:
@@ -103,32 +105,31 @@ def _partial(
     return activation
 
 
-def _false(
-    objects: list[np.ndarray], others: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """(H, W) activation in [0, PEAK] around some of the objects and away from them."""
-    height, width = others.shape
+def _false(objects: list[np.ndarray], others: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(H, W) activation in [0, MAX_PEAK] around some of the objects and away from them."""
     activation = np.zeros(others.shape)
     for mask in objects:
         ys, xs = np.nonzero(mask)
         leaks, angle = rng.random() < LEAK_CHANCE, rng.uniform(0, 2 * np.pi)
-        spread, peak = rng.uniform(0.6, 1.2, size=2), rng.uniform(MIN_PEAK, PEAK)
-        if leaks:  # centered on the object's rim
-            center = (xs.mean() + 1.7 * xs.std() * np.cos(angle),
-                      ys.mean() + 1.7 * ys.std() * np.sin(angle))  # fmt: skip
-            radii = spread * (xs.std() + 1, ys.std() + 1)
+        spread = np.array([xs.std(), ys.std()])
+        center = (xs.mean(), ys.mean()) + RIM * spread * (np.cos(angle), np.sin(angle))
+        radii, peak = rng.uniform(*LEAK_RADII, size=2) * (spread + 1), _peak(rng)
+        if leaks:
             activation = np.maximum(activation, peak * _bump(others.shape, center, radii))
     ys, xs = np.nonzero(others)
-    blob, place = rng.random() < BLOB_CHANCE, rng.random()
-    radii, peak = rng.uniform(0.04, 0.12, size=2) * max(height, width), rng.uniform(MIN_PEAK, PEAK)
-    if blob and len(ys):
-        place = int(place * len(ys))
-        bump = _bump(others.shape, (xs[place], ys[place]), radii)
-        activation = np.maximum(activation, peak * bump)
+    is_there, place = rng.random() < BLOB_CHANCE, int(rng.random() * len(ys))
+    radii, peak = rng.uniform(*BLOB_RADII, size=2) * max(others.shape), _peak(rng)
+    if is_there and len(ys):
+        center = np.array([xs[place], ys[place]])
+        activation = np.maximum(activation, peak * _bump(others.shape, center, radii))
     return activation
 
 
-def _bump(size: tuple[int, int], center: tuple[float, float], radii: np.ndarray) -> np.ndarray:
+def _peak(rng: np.random.Generator) -> float:
+    return rng.uniform(MIN_PEAK, MAX_PEAK)
+
+
+def _bump(size: tuple[int, int], center: np.ndarray, radii: np.ndarray) -> np.ndarray:
     """(H, W) Gaussian of height 1; center and radii (x, y) in pixels."""
     ys, xs = np.indices(size)
     squared = ((xs - center[0]) / radii[0]) ** 2 + ((ys - center[1]) / radii[1]) ** 2
@@ -136,14 +137,13 @@ def _bump(size: tuple[int, int], center: tuple[float, float], radii: np.ndarray)
 
 
 def _coarse(activation: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
-    """The activation on a coarse grid with smooth noise, back at full size."""
+    """The activation with smooth noise, sampled on a coarse grid and brought back to full size."""
     height, width = activation.shape
-    cell = max(1.0, strength * STRIDE * max(height, width) / REFERENCE_SIDE)
-    # Noise of the same draws at any strength; its grid is that of the largest one.
-    largest = STRIDE * max(height, width) / REFERENCE_SIDE
+    largest = STRIDE * max(height, width)
     noise = rng.normal(size=[int(np.ceil(side / largest)) + 1 for side in (height, width)])
     noise = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
-    activation = np.maximum(activation * (1 + strength * NOISE * noise), 0)
+    activation = activation * np.maximum(1 + strength * NOISE * noise, MIN_FACTOR)
+    cell = strength * largest
     if cell > 1:
         grid = (int(np.ceil(width / cell)), int(np.ceil(height / cell)))
         activation = cv2.resize(activation, grid, interpolation=cv2.INTER_AREA)
@@ -155,9 +155,7 @@ def _check(
     label: np.ndarray, strength: float, instances: np.ndarray | None, failures: Collection[str]
 ) -> None:
     if label.ndim != 2 or label.dtype.kind not in "iu":
-        raise ValueError(
-            f"label must be (H, W) integers, got shape {label.shape} of {label.dtype}"
-        )
+        raise ValueError(f"label must be (H, W) integers, got shape {label.shape} of {label.dtype}")
     if label.size and not 0 <= label.min() <= label.max() <= VOID:
         raise ValueError(
             f"label has values from {label.min()} to {label.max()}; expected 0 for background, "

@@ -25,6 +25,7 @@ from PIL import Image
 from toyscapes_scene import INSTANCES_PER_LABEL, LABEL_IDS, THING_CLASSES
 from tqdm import tqdm
 
+from s4m_d2.data.images import READ_ERRORS, unreadable
 from s4m_d2.errors import DatasetError, S4MError
 from s4m_d2.files import atomic_write
 from s4m_d2.sepl.labels import write_label
@@ -128,9 +129,7 @@ def _claim(output: Path, data: Path, parameters: dict) -> None:
         file.write("\n".join(CLASS_NAMES) + "\n")
 
 
-def _make_one(
-    path: Path, data: Path, output: Path, name: str, strength: float, seed: int
-) -> None:
+def _make_one(path: Path, data: Path, output: Path, name: str, strength: float, seed: int) -> None:
     target = output / "pseudo-labels" / f"{name}.png"
     if target.exists():  # the last of an image's files
         return
@@ -141,7 +140,9 @@ def _make_one(
     if instance_ids.ndim != 2 or instance_ids.dtype.kind not in "iu" or instance_ids.min() < 0:
         raise DatasetError(f"{annotation}: expected Cityscapes' instanceIds, a gray 16-bit PNG")
     if instance_ids.shape != size:
-        raise DatasetError(f"{annotation} is of {instance_ids.shape} px, its image {path} of {size}")
+        raise DatasetError(
+            f"{annotation} is of {instance_ids.shape} px, its image {path} of {size}"
+        )
     label = class_map(instance_ids)
     spoilt = cam_label(label, label_generator(seed, name), strength, instances=instance_ids)
     with atomic_write(output / "images" / f"{name}.png", "wb") as file:
@@ -154,8 +155,8 @@ def _read(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: Pillow, of damaged PNGs
-        raise DatasetError(f"{path} cannot be read ({error}); get or make it again") from error
+    except READ_ERRORS as error:
+        raise unreadable(str(path), error) from error
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
