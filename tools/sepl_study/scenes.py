@@ -50,9 +50,7 @@ class StudyScene:
     def cam_label(self, seed: int, strength: float, failures: tuple[str, ...]) -> np.ndarray:
         """(H, W) uint8 CAM-like label."""
         rng = label_generator(seed, self.name)
-        return cam_label(
-            self.truth, rng, strength, instances=self.instance_ids, failures=failures
-        )
+        return cam_label(self.truth, rng, strength, instances=self.instance_ids, failures=failures)
 
 
 def render_scenes(seed: int, count: int) -> list[StudyScene]:
