@@ -47,9 +47,7 @@ def summarize(runs: Sequence[Mapping[str, Sequence[float | None]]]) -> dict[str,
             "mIoU deviation": _deviation(miou),
             "gain": float((miou - before).mean()),
             "gain deviation": _deviation(miou - before),
-            "IoU": [
-                float(v) if known else None for v, known in zip(means, occurs.any(0), strict=True)
-            ],
+            "IoU": [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)],
         }
     return result
 
