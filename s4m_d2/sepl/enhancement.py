@@ -1,9 +1,9 @@
-"""CAM pseudo-labels redrawn by SAM's masks (SEPL, arXiv 2305.05803, section 3).
+"""CAM pseudo-labels redrawn by SAM's masks (SEPL, arXiv 2305.05803).
 
 Where the masks of several classes claim a pixel, the paper leaves open what happens. Here:
 
-1. The mask with the larger ``o_s`` wins, which is the one that lies on its class more exclusively;
-   of equal ones that with the larger ``o_p``, then the class of the smaller index.
+1. The smallest mask wins: SAM's masks are nested, and the smaller one follows the object more
+   closely. Of equally large ones that with the larger ``o_s``, then the smaller class index.
 2. A class without a selected mask keeps its pixels of the pseudo-label, whoever claims them.
 3. A class that the others would cover completely gets its pixels of the pseudo-label back.
 
@@ -39,12 +39,14 @@ class MaskSelection:
     Attributes:
         classes: (K,) the classes of the pseudo-label, ascending, without background and void.
         mask_classes: (N,) the class that each mask is assigned to; ``BACKGROUND`` where none.
+        areas: (N,) int64, pixels of each mask.
         o_s, o_p: (N,) float64 shares of the mask's and of the class's pixels.
         selected: (N,) bool.
     """
 
     classes: np.ndarray
     mask_classes: np.ndarray
+    areas: np.ndarray
     o_s: np.ndarray
     o_p: np.ndarray
     selected: np.ndarray
@@ -131,6 +133,7 @@ def select_masks(
     return MaskSelection(
         classes,
         by_segment[found.segments.numpy()],
+        np.array(areas, dtype=np.int64),
         found.o_s.numpy(),
         found.o_p.numpy(),
         found.selected.numpy(),
@@ -156,18 +159,23 @@ def merge_masks(
     if keep_uncovered:
         kept |= ~_union(masks, pseudo_label.shape)
     enhanced = np.where(kept, pseudo_label, np.array(BACKGROUND, pseudo_label.dtype))
+    if isinstance(masks, list):
+        enhanced = np.asfortranarray(enhanced)  # the order of decoded masks
     rows = np.flatnonzero(selection.selected)
-    mask_classes = selection.mask_classes
-    by_rank = np.lexsort(
-        (-mask_classes[rows].astype(np.int64), selection.o_p[rows], selection.o_s[rows])
-    )
+    classes = selection.mask_classes[rows].astype(np.int64)
+    by_rank = np.lexsort((-classes, selection.o_s[rows], -selection.areas[rows]))
     for row in rows[by_rank]:  # the last one painted wins
-        np.copyto(enhanced, mask_classes[row], where=_dense(masks[row]))
-    missing = selection.unmatched_classes
-    while len(missing):  # those put back share no pixel, so each is put back once at most
-        np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, missing))
-        missing = np.setdiff1d(selection.classes, enhanced)
-    return enhanced
+        np.copyto(enhanced, selection.mask_classes[row], where=_dense(masks[row]))
+    _put_back(enhanced, pseudo_label, selection.unmatched_classes)
+    while len(covered := np.setdiff1d(selection.classes, enhanced)):
+        _put_back(enhanced, pseudo_label, covered)  # once each: they share no pixels
+    return np.ascontiguousarray(enhanced)
+
+
+def _put_back(enhanced: np.ndarray, pseudo_label: np.ndarray, classes: np.ndarray) -> None:
+    """Give classes the pixels that they have in the pseudo-label, in place."""
+    if len(classes):
+        np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, classes))
 
 
 def _classes(pseudo_label: np.ndarray, num_classes: int | None) -> np.ndarray:

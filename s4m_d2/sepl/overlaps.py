@@ -67,9 +67,11 @@ def rle_overlaps(
     """
     if not len(masks) or not len(classes):
         return np.zeros((len(masks), len(classes)), dtype=np.int64)
-    segments = pseudo_label == classes[:, None, None]
-    encoded = mask_utils.encode(np.asfortranarray(segments.transpose(1, 2, 0).astype(np.uint8)))
+    segments = [
+        mask_utils.encode(np.asfortranarray(pseudo_label == index, dtype=np.uint8))
+        for index in classes
+    ]
     # Of a crowd, COCO's IoU is the share of the first mask's area.
-    shares = mask_utils.iou(list(masks), encoded, [True] * len(encoded))
+    shares = mask_utils.iou(list(masks), segments, [True] * len(segments))
     areas = mask_utils.area(list(masks)).astype(np.float64)
     return np.rint(shares * areas[:, None]).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Which masks of SAM belong to which segment: assignment and selection (SEPL, section 3).
+"""Which masks of SAM belong to which segment: assignment and selection (arXiv 2305.05803).
 
 A segment is a class of a pseudo-label, or an instance. ``P`` stands for its pixels, ``S`` for those
 of a mask.
@@ -67,10 +67,5 @@ def assign_masks(
     shared = overlaps.gather(1, segments[:, None])[:, 0].double()
     o_s = shared / mask_areas.clamp(min=1)
     o_p = shared / segment_areas[segments].clamp(min=1)
-    is_assigned = shared > 0
-    return Assignment(
-        torch.where(is_assigned, segments, UNASSIGNED),
-        o_s,
-        o_p,
-        is_assigned & ((o_s > o_s_thresh) | (o_p > o_p_thresh)),
-    )
+    assigned = torch.where(shared > 0, segments, UNASSIGNED)
+    return Assignment(assigned, o_s, o_p, (o_s > o_s_thresh) | (o_p > o_p_thresh))
