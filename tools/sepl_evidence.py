@@ -68,7 +68,7 @@ class SeedStudy:
             masks = {cases.EXACT: exact, cases.TINY: self._dense_masks}
             return cases.measure(self.scenes, masks, cases.PAPER, self.seed, strength)
 
-        return self._kept(f"seed-{self.seed}-strength-{strength:g}", measure)
+        return self._kept(f"seed-{self.seed}-strength-{strength}", measure)
 
     def studies(self) -> dict[str, Any]:
         """What is measured at one strength only."""
@@ -98,15 +98,15 @@ def run_study(
 ) -> dict[str, Any]:
     """Measure what is missing, write the report, and return the content of results.json."""
     generator = scenes.tiny_sam()
-    runs = [SeedStudy(output, seed, images, generator) for seed in seeds]
+    runs = [SeedStudy(output, seed, images, generator) for seed in dict.fromkeys(seeds)]
     by_strength = {
-        f"{strength:g}": report.summarize([run.at(strength) for run in runs])
-        for strength in sorted(strengths)
+        str(strength): report.summarize([run.at(strength) for run in runs])
+        for strength in sorted(set(strengths))
     }
     studies = [run.studies() for run in runs]
     masks = [study.pop("masks") for study in studies]
     results = {
-        "parameters": {"images": images, "seeds": list(seeds)},
+        "parameters": {"images": images, "seeds": [run.seed for run in runs]},
         "strengths": by_strength,
         "studies": {
             name: report.summarize([study[name] for study in studies]) for name in studies[0]
