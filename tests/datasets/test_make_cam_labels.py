@@ -1,0 +1,292 @@
+"""CAM-like labels: the failures do what they say, one parameter leads to them, files are whole."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
+
+import make_cam_labels as command  # noqa: E402
+from cam_like import FAILURES, cam_label  # noqa: E402
+from make_toyscapes import make_toyscapes  # noqa: E402
+from toyscapes_scene import render_scene  # noqa: E402
+
+from s4m_d2.sepl.classes import label_classes  # noqa: E402
+from s4m_d2.sepl.labels import read_label  # noqa: E402
+
+STRENGTHS = (0.0, 0.2, 0.35, 0.5, 0.7, 1.0)
+SCENES = 12
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """(label, instance ids) of scenes."""
+    ids = [render_scene(21, "val", index).instance_ids for index in range(SCENES)]
+    return [(command.class_map(instance_ids), instance_ids) for instance_ids in ids]
+
+
+def spoilt(scenes, strength, **options):
+    return [
+        cam_label(label, np.random.default_rng(number), strength, instances=instances, **options)
+        for number, (label, instances) in enumerate(scenes)
+    ]
+
+
+def mean_iou(labels, truths):
+    """Over the classes of all images together, in percent; written out."""
+    ious = []
+    for index in range(len(command.CLASS_NAMES)):
+        pairs = [(a == index, b == index) for a, b in zip(labels, truths, strict=True)]
+        union = sum(int((a | b).sum()) for a, b in pairs)
+        ious.append(sum(int((a & b).sum()) for a, b in pairs) / union)
+    return 100 * np.mean(ious)
+
+
+def test_strength_0_gives_the_ground_truth(scenes):
+    for (truth, _), label in zip(scenes, spoilt(scenes, 0.0), strict=True):
+        np.testing.assert_array_equal(label, truth)
+        assert label.dtype == np.uint8
+
+
+def test_the_mean_iou_falls_with_the_strength_and_passes_published_cam_quality(scenes):
+    truths = [truth for truth, _ in scenes]
+    scores = [mean_iou(spoilt(scenes, strength), truths) for strength in STRENGTHS]
+    assert scores[0] == 100 and (np.diff(scores) < -2).all()
+    assert 45 < scores[STRENGTHS.index(0.5)] < 60
+    assert scores[-1] < 40
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_every_failure_alone_costs_more_at_a_larger_strength(scenes, failure):
+    truths = [truth for truth, _ in scenes]
+    scores = [mean_iou(spoilt(scenes, s, failures=[failure]), truths) for s in (0.0, 0.5, 0.9)]
+    assert scores[0] == 100 > scores[1] > scores[2]
+
+
+@pytest.mark.parametrize("strength", STRENGTHS[1:])
+def test_no_class_appears_that_the_image_lacks(scenes, strength):
+    for (truth, _), label in zip(scenes, spoilt(scenes, strength), strict=True):
+        assert set(np.unique(label)) <= set(np.unique(truth))
+
+
+def test_partial_labels_lie_within_the_truth_and_miss_some_of_it(scenes):
+    missed = []
+    for (truth, _), label in zip(scenes, spoilt(scenes, 0.6, failures=["partial"]), strict=True):
+        labeled = label > 0
+        np.testing.assert_array_equal(label[labeled], truth[labeled])
+        missed.append((~labeled & (truth > 0)).sum() / (truth > 0).sum())
+    assert 0.15 < np.mean(missed) < 0.6
+
+
+def test_what_partial_labels_keep_of_an_object_is_one_spot_of_it():
+    label = np.zeros((80, 160), np.uint8)
+    label[10:70, 10:150] = 4
+    spots, shares = [], []
+    for seed in range(8):
+        kept = cam_label(label, np.random.default_rng(seed), 0.9, failures=["partial"]) == 4
+        shares.append(kept.sum() / (label == 4).sum())
+        assert cv2.connectedComponents(kept.astype(np.uint8))[0] == 2  # background and one part
+        spots.append(np.argwhere(kept).mean(axis=0))
+    assert 0 < np.min(shares) and np.max(shares) < 0.9 and np.mean(shares) < 0.7
+    assert np.std(spots, axis=0).max() > 10  # px: not always the same
+
+
+def test_false_labels_hold_the_truth_and_more(scenes):
+    added = []
+    for (truth, _), label in zip(scenes, spoilt(scenes, 0.7, failures=["false"]), strict=True):
+        np.testing.assert_array_equal(label[truth > 0], truth[truth > 0])
+        added.append(((label > 0) & (truth == 0)).sum() / (truth > 0).sum())
+    assert 0.05 < np.mean(added) < 1
+
+
+def test_false_labels_lie_next_to_objects_and_away_from_them():
+    label = np.zeros((128, 256), np.uint8)
+    label[50:80, 100:150] = 2
+    near = cv2.dilate((label == 2).astype(np.uint8), np.ones((3, 3))) > 0
+    found = set()
+    for seed in range(20):
+        false = cam_label(label, np.random.default_rng(seed), 1.0, failures=["false"]) == 2
+        count, parts = cv2.connectedComponents((false & (label == 0)).astype(np.uint8))
+        found |= {bool((near & (parts == part)).any()) for part in range(1, count)}
+    assert found == {True, False}
+
+
+def test_blobs_err_at_the_contours_on_both_sides_and_forget_what_is_finer_than_their_grid():
+    label = np.zeros((128, 256), np.uint8)
+    label[30:100, 60:200] = 1
+    label[60:63, 10:13] = 2
+    edges = cv2.dilate((label == 1).astype(np.uint8), np.ones((27, 27))) > 0
+    edges &= cv2.erode((label == 1).astype(np.uint8), np.ones((27, 27))) == 0
+    result = cam_label(label, np.random.default_rng(1), 0.8, failures=["blobs"])
+    wrong = (result == 1) != (label == 1)
+    assert wrong[edges].mean() > max(0.03, 5 * wrong[~edges].mean())
+    assert ((result == 1) & (label == 0)).any() and ((result == 0) & (label == 1)).any()
+    assert (result == 2).sum() > 4 * (label == 2).sum()  # divided by its maximum: one cell of it
+
+
+def test_a_label_depends_on_the_generator_the_strength_and_the_objects(scenes):
+    first, again = spoilt(scenes, 0.5), spoilt(scenes, 0.5)
+    np.testing.assert_array_equal(np.stack(first), np.stack(again))
+    label, instances = scenes[0]
+    others = [
+        cam_label(label, np.random.default_rng(99), 0.5, instances=instances),
+        cam_label(label, np.random.default_rng(0), 0.6, instances=instances),
+        cam_label(label, np.random.default_rng(0), 0.5),
+    ]
+    for other in others:
+        assert (other != first[0]).any()
+
+
+def test_the_same_draws_serve_every_strength(scenes):
+    """What a weak label misses or adds, a stronger one does, too."""
+    for failure, wrong in (("partial", 0), ("false", 1)):
+        weak, strong = (spoilt(scenes, s, failures=[failure]) for s in (0.5, 0.9))
+        for (truth, _), a, b in zip(scenes, weak, strong, strict=True):
+            if failure == "partial":  # gains differ, so that the largest one may change
+                assert ((a != truth) & (b == truth)).sum() <= 0.02 * truth.size
+            else:
+                assert ((a != truth) & (b == truth)).sum() <= wrong
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_an_image_without_classes_stays_background(value):
+    label = np.full((5, 7), value, np.uint8)
+    result = cam_label(label, np.random.default_rng(0), 1.0)
+    np.testing.assert_array_equal(result, np.zeros((5, 7), np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (17, 3)])
+def test_an_object_may_fill_a_small_image(shape):
+    label = np.full(shape, 3, np.uint8)
+    for strength in (0.0, 0.5, 1.0):
+        result = cam_label(label, np.random.default_rng(0), strength)
+        assert result.shape == shape and set(np.unique(result)) <= {0, 3} and (result == 3).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": np.zeros((2, 3, 4), np.uint8)}, r"\(H, W\) integers"),
+        ({"label": np.zeros((2, 3))}, "float64"),
+        ({"label": np.full((2, 3), -1)}, "from -1"),
+        ({"label": np.full((2, 3), 256)}, "to 256"),
+        ({"strength": 1.1}, "0 .ground truth. to 1"),
+        ({"strength": float("nan")}, "0 .ground truth. to 1"),
+        ({"instances": np.zeros((3, 2), int)}, "shape"),
+        ({"failures": ["blob"]}, "blob.* partial, false, blobs"),
+    ],
+)
+def test_bad_arguments_are_refused(change, message):
+    arguments = {"label": np.ones((2, 3), np.uint8), "rng": np.random.default_rng(0)}
+    with pytest.raises(ValueError, match=message):
+        cam_label(**{**arguments, "strength": 0.5, **change})
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    make_toyscapes(tmp_path / "toyscapes", seed=4, counts={"train": 1, "val": 3}, size=(96, 64))
+    return tmp_path / "toyscapes"
+
+
+def run(data, output, *options) -> int:
+    return command.main(["--data", str(data), "--output", str(output), *options])
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_files_are_the_images_their_truth_and_labels_of_it(data, tmp_path):
+    output = tmp_path / "cam"
+    assert run(data, output, "--strength", "0.6", "--seed", "3") == 0
+    classes = label_classes(names_file=output / "classes.txt")
+    assert classes.names[1:] == (
+        "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"
+    )  # fmt: skip
+    images = sorted((output / "images").iterdir())
+    assert len(images) == 3
+    for path in images:
+        source = next(data.glob(f"leftImg8bit/val/*/{path.stem}_leftImg8bit.png"))
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(source)))
+        ids = np.asarray(Image.open(next(data.glob(f"gtFine/val/*/{path.stem}_*instanceIds.png"))))
+        truth = read_label(output / "ground-truth" / path.name, classes.num_classes)
+        order = [0, 24, 25, 26, 27, 28, 31, 32, 33]  # Cityscapes' label ids
+        np.testing.assert_array_equal(np.array(order)[truth], np.where(ids >= 1000, ids // 1000, 0))
+        rng = command.label_generator(3, path.stem)
+        expected = cam_label(truth, rng, 0.6, instances=ids)
+        label = read_label(output / "pseudo-labels" / path.name, classes.num_classes)
+        np.testing.assert_array_equal(label, expected)
+
+
+def test_an_interrupted_run_goes_on_and_ends_like_one_that_was_not(data, tmp_path, monkeypatch):
+    output, whole = tmp_path / "cam", tmp_path / "whole"
+    assert run(data, whole) == 0
+    written = []
+
+    def stop_at_the_second(path, label):
+        written.append(path)
+        if len(written) == 4:  # two files an image
+            raise KeyboardInterrupt
+        command_write(path, label)
+
+    command_write = command.write_label
+    monkeypatch.setattr(command, "write_label", stop_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, output)
+    first = next((output / "pseudo-labels").iterdir())
+    monkeypatch.setattr(command, "write_label", command_write)
+    before = first.stat().st_mtime_ns
+    assert run(data, output) == 0
+    assert first.stat().st_mtime_ns == before
+    assert content(output) == content(whole)
+
+
+def test_images_that_cannot_be_read_are_named_and_the_others_done(data, tmp_path, capsys):
+    names = sorted(
+        p.name.removesuffix("_leftImg8bit.png") for p in data.glob("leftImg8bit/val/*/*")
+    )
+    next(data.glob(f"gtFine/val/*/{names[0]}_gtFine_instanceIds.png")).unlink()
+    next(data.glob(f"leftImg8bit/val/*/{names[1]}_*")).write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    assert run(data, tmp_path / "cam") == 1
+    errors = capsys.readouterr().err
+    assert all(f"{name}_" in errors for name in names[:2]) and names[2] not in errors
+    done = [path.stem for path in (tmp_path / "cam" / "pseudo-labels").iterdir()]
+    assert done == [names[2]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--strength", "1.5"], "very bad"),
+        (["--seed", "-1"], "must not be negative"),
+        (["--split", "test"], "train, val"),
+        (["--data", "nowhere"], "make_toyscapes.py"),
+    ],
+)
+def test_bad_options_are_refused_and_nothing_is_written(data, tmp_path, capsys, options, message):
+    assert run(data, tmp_path / "cam", *options) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "cam").exists()
+
+
+def test_folders_that_hold_something_else_are_left_alone(data, tmp_path, capsys):
+    output = tmp_path / "cam"
+    assert run(data, output) == 0
+    before = content(output)
+    assert run(data, output, "--strength", "0.2") == 1
+    assert "Choose another --output" in capsys.readouterr().err
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("precious")
+    assert run(data, mine) == 1
+    assert [p.name for p in mine.iterdir()] == ["notes.txt"]
+    before_data = content(data)
+    for inside in (data, data / "leftImg8bit", data.parent):
+        assert run(data, inside) == 1
+    assert content(output) == before and content(data) == before_data
