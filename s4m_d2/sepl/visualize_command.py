@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report",
         type=Path,
         metavar="FILE",
-        help="take the gains from what 's4m-sepl evaluate --json FILE' wrote, instead of scoring all "
-        "images again",
+        help="take the gains from what 's4m-sepl evaluate --json FILE' wrote, instead of scoring "
+        "all images again",
     )
     group.add_argument("--names", nargs="+", metavar="NAME", help="these images")
     group.add_argument(
