@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from s4m_d2.errors import InputError
-from s4m_d2.visualization import FILL_ALPHA, instance_colors, overlay, panel_grid
+from s4m_d2.visualization import (
+    FILL_ALPHA,
+    instance_colors,
+    overlay,
+    panel_figure,
+    panel_grid,
+)
 
 NAMES = ["person", "car"]
 
@@ -123,3 +129,62 @@ def test_the_grid_has_a_row_for_each_image_and_a_column_for_each_title(tmp_path)
 def test_a_grid_needs_pictures_that_fit_its_titles(tmp_path, rows):
     with pytest.raises(InputError, match="2 column titles"):
         panel_grid(rows, ["one", "two"], tmp_path / "overview.png")
+
+
+def text_boxes(figure):
+    """Text → (left, bottom, right, top) in pixels."""
+    return {text.get_text(): text.get_window_extent().extents for text in figure.texts}
+
+
+def overlap(one, other):
+    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(
+        one[3], other[3]
+    )
+
+
+def test_row_titles_and_a_legend_find_a_place_each():
+    rows = [[gray(375, 500), gray(375, 500)], [gray(500, 375), None], [gray(100, 500)] * 2]
+    titles = ["2007_000032 $a_b$", "long_" * 60 + "end", "third"]
+    names = [f"class {'w' * (index % 30)}{index}" for index in range(23)]
+    legend = [(name, gray(20, 32)) for name in names]
+    figure = panel_figure(rows, ["one", "two"], titles, legend)
+    boxes_of_texts = text_boxes(figure)
+    width, height = figure.get_size_inches() * figure.dpi
+    assert len(boxes_of_texts) == 2 + 3 + 23
+    assert set(boxes_of_texts) >= {"one", "two", titles[0], "third", *names}
+    shortened = next(text for text in boxes_of_texts if text.startswith("long_"))
+    assert "…" in shortened and shortened.endswith("_end")
+    pictures = [cell.get_window_extent().extents for cell in figure.axes]
+    for left, bottom, right, top in [*boxes_of_texts.values(), *pictures]:
+        assert left >= 0 and bottom >= 0 and right <= width and top <= height
+    for one, other in itertools.combinations([*boxes_of_texts.values(), *pictures], 2):
+        assert not overlap(one, other)
+
+
+def test_each_row_is_as_high_as_its_own_pictures():
+    rows = [[gray(100, 400)], [gray(200, 400)], [gray(900, 300)]]
+    low, middle, high = (
+        cell.get_window_extent() for cell in panel_figure(rows, ["one"]).axes
+    )  # as drawn: keeping the aspect
+    assert low.y0 > middle.y1 > middle.y0 > high.y1
+    for cell, aspect in ((low, 0.25), (middle, 0.5)):
+        assert cell.height / cell.width == pytest.approx(aspect, rel=1e-6)
+    assert high.height == pytest.approx(high.width, rel=1e-6), "its cell: at most a square"
+
+
+def test_a_swatch_of_the_legend_lies_before_its_name(tmp_path):
+    green = np.full((20, 32, 3), (0, 128, 0), dtype=np.uint8)
+    path = tmp_path / "overview.png"
+    panel_grid([[gray(50, 100)]], ["one"], path, legend=[("grass", green), ("dust", gray(20, 32))])
+    picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    found = panel_figure([[gray(50, 100)]], ["one"], legend=[("grass", green), ("dust", green)])
+    left, bottom, _, top = text_boxes(found)["grass"]
+    y, x = picture.shape[0] - round((bottom + top) / 2), round(left) - 20
+    assert picture[y, x].tolist() == [0, 128, 0]
+
+
+def test_titles_must_be_as_many_as_rows_and_rows_must_fit():
+    with pytest.raises(InputError, match="2 rows need as many titles, got 1"):
+        panel_figure([[gray(4, 4)]] * 2, ["one"], ["a"])
+    with pytest.raises(InputError, match="400 rows do not fit into one picture"):
+        panel_figure([[gray(4, 4)]] * 400, ["one"])

@@ -44,6 +44,10 @@ class LabelFolders:
         """Stems that any folder has, sorted."""
         return sorted(set().union(*self.files.values()))
 
+    def common_names(self) -> list[str]:
+        """Stems that all folders have, sorted."""
+        return sorted(set.intersection(*map(set, self.files.values())))
+
     def read(self, name: str) -> dict[str, np.ndarray]:
         """An image's label maps by kind, (H, W) uint8.
 

@@ -6,18 +6,25 @@ import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write
 from s4m_d2.sepl.classes import LabelClasses, add_class_arguments, classes_from
-from s4m_d2.sepl.comparison import AFTER, BEFORE, TRUTH, Comparison, LabelFolders, compare
+from s4m_d2.sepl.command_line import default_workers, positive, print_problems
+from s4m_d2.sepl.comparison import (
+    AFTER,
+    BEFORE,
+    TRUTH,
+    Comparison,
+    ImageScore,
+    LabelFolders,
+    compare,
+)
 from s4m_d2.sepl.listing import image_list
 
-MOST_PROBLEMS = 20  # printed; the report has all
-MOST_WORKERS = 8  # by default
 NO_VALUE = "–"
 
 
@@ -53,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--workers",
-        type=_positive,
-        default=min(MOST_WORKERS, os.cpu_count() or 1),
+        type=positive,
+        default=default_workers(),
         metavar="N",
         help="threads (default: %(default)s)",
     )
@@ -128,6 +135,26 @@ def changed_counts(comparison: Comparison) -> tuple[int, int]:
     return sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
 
 
+def read_report(path: str | os.PathLike[str]) -> list[ImageScore]:
+    """The images of a report that :func:`write_report` wrote.
+
+    Raises:
+        DatasetError: the file is missing or no such report.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            images = json.load(file)["images"]
+        return [
+            ImageScore(image["name"], _number(image["before"]), _number(image["after"]))
+            for image in images
+        ]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise DatasetError(
+            f"{path} is no report of labels before and after ({type(error).__name__}: {error}). "
+            "Write one by: sepl evaluate --pseudo-labels DIR ... --json FILE"
+        ) from error
+
+
 def write_report(
     path: str | os.PathLike[str], comparison: Comparison, classes: LabelClasses
 ) -> None:
@@ -151,15 +178,8 @@ def write_report(
         file.write("\n")
 
 
-def print_problems(problems: Mapping[str, str], what: str) -> None:
-    """Say on standard error which images something is wrong with."""
-    if not problems:
-        return
-    print(f"{len(problems)} image{'s' * (len(problems) != 1)} {what}:", file=sys.stderr)
-    for name, problem in list(problems.items())[:MOST_PROBLEMS]:
-        print(f"  {name}: {problem}", file=sys.stderr)
-    if len(problems) > MOST_PROBLEMS:
-        print(f"  and {len(problems) - MOST_PROBLEMS} more", file=sys.stderr)
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _change(before: float | None, after: float) -> dict[str, float]:
@@ -190,9 +210,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)

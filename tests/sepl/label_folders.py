@@ -9,12 +9,12 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from s4m_d2.sepl.labels import write_label
-
 
 def write_labels(folder: Path, labels: dict[str, np.ndarray]) -> Path:
+    """Gray PNGs, which need no flush to the disk."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, label in labels.items():
-        write_label(folder / f"{name}.png", np.asarray(label, dtype=np.uint8))
+        Image.fromarray(np.asarray(label, dtype=np.uint8)).save(folder / f"{name}.png")
     return folder
 
 

@@ -220,4 +220,4 @@ def test_workers_must_be_a_positive_number(folders, capsys, workers):
     with pytest.raises(SystemExit) as stopped:
         evaluate(folders, f"--workers={workers}")
     assert stopped.value.code == 2
-    assert "positive number" in capsys.readouterr().err
+    assert "no whole number of at least 1" in capsys.readouterr().err

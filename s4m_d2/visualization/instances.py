@@ -1,23 +1,19 @@
-"""Pictures of instances, and grids of them."""
+"""Pictures of instances."""
 
 from __future__ import annotations
 
 import colorsys
-import os
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import draw_segmentation_masks
 
 from s4m_d2.errors import InputError
-from s4m_d2.files import atomic_write
 
 READABLE_SIDE = 320  # px; images with a shorter side are enlarged
 FILL_ALPHA = 0.45
@@ -31,10 +27,6 @@ GOLDEN_RATIO = 0.618034  # steps of it spread any number of hues evenly
 FEWEST_COLORS = 12
 TOUCH_SIDE = 256  # px; masks are compared at about this size
 TOUCH_KERNEL = 5  # px at that size: a gap up to this counts as touching
-
-CELL_WIDTH = 3.0  # inches
-TITLE_HEIGHT = 0.3  # inches
-DPI = 120
 
 
 def overlay(
@@ -168,42 +160,3 @@ def _write_names(image: np.ndarray, masks: np.ndarray, texts: Sequence[str]) -> 
             stroke_fill="black",
         )
     return np.asarray(picture)
-
-
-def panel_grid(
-    rows: Sequence[Sequence[np.ndarray | None]],
-    column_titles: Sequence[str],
-    path: str | os.PathLike[str],
-) -> None:
-    """Write a PNG with a titled column for each kind of picture and a row for each image.
-
-    Args:
-        rows: pictures, (H, W, 3) uint8 RGB; None leaves a cell empty.
-        column_titles: as many as each row has pictures.
-        path: of the PNG; it appears when it is complete.
-
-    Raises:
-        InputError: there is no picture, or a row is not as long as ``column_titles``.
-    """
-    pictures = [picture for row in rows for picture in row if picture is not None]
-    if not pictures or any(len(row) != len(column_titles) for row in rows):
-        raise InputError(
-            f"{len(column_titles)} column titles need rows of as many pictures, "
-            f"got {[len(row) for row in rows]}"
-        )
-    cell_height = CELL_WIDTH * max(p.shape[0] / p.shape[1] for p in pictures)
-    size = CELL_WIDTH * len(column_titles), TITLE_HEIGHT + cell_height * len(rows)
-    figure = Figure(figsize=size, dpi=DPI)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(rows), len(column_titles), squeeze=False)
-    for row, row_axes in zip(rows, axes, strict=True):
-        for picture, cell in zip(row, row_axes, strict=True):
-            cell.set_axis_off()
-            if picture is not None:
-                cell.imshow(picture, interpolation="lanczos")
-    for title, cell in zip(column_titles, axes[0], strict=True):
-        cell.set_title(title, fontsize=10, pad=3)
-    top = 1 - TITLE_HEIGHT / size[1]
-    figure.subplots_adjust(left=0, right=1, bottom=0, top=top, wspace=0.02, hspace=0.02)
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png")

@@ -1,0 +1,43 @@
+"""What commands share: whole numbers as options, and the list of images with problems."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+
+MOST_PROBLEMS = 20  # printed
+MOST_WORKERS = 8  # unless more are asked for
+
+
+def positive(text: str) -> int:
+    """An option's whole number from 1 on."""
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """An option's whole number from 0 on."""
+    return _whole(text, 0)
+
+
+def default_workers() -> int:
+    """Threads that read small files and count."""
+    return min(MOST_WORKERS, os.cpu_count() or 1)
+
+
+def _whole(text: str, least: int) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+    return int(text)
+
+
+def print_problems(problems: Mapping[str, str], what: str) -> None:
+    """Say on standard error how many images ``what`` befell, which and why."""
+    if not problems:
+        return
+    print(f"{len(problems)} image{'s' * (len(problems) != 1)} {what}:", file=sys.stderr)
+    for name, problem in list(problems.items())[:MOST_PROBLEMS]:
+        print(f"  {name}: {problem}", file=sys.stderr)
+    if len(problems) > MOST_PROBLEMS:
+        print(f"  and {len(problems) - MOST_PROBLEMS} more", file=sys.stderr)

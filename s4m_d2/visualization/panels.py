@@ -1,0 +1,158 @@
+"""Grids of pictures with titles and a legend."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from s4m_d2.errors import InputError
+from s4m_d2.files import atomic_write
+
+CELL_WIDTH = 3.0  # inches, as all of the figure's lengths
+HIGHEST_CELL = 1.0  # of its width; higher pictures are drawn narrower
+CELL_GAP = 0.06
+TITLE_HEIGHT = 0.3
+ROW_TITLE_HEIGHT = 0.28
+LEGEND_LINE = 0.3
+LEGEND_MARGIN = 0.1  # above the legend
+LEGEND_GAPS = 4  # around a name and between the columns
+SWATCH_SIZE = 0.32, 0.2  # width, height
+FONT_SIZE = 10  # points
+DPI = 120
+MOST_PIXELS = 1 << 16  # of a figure's side, in Matplotlib
+
+
+def panel_grid(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    column_titles: Sequence[str],
+    path: str | os.PathLike[str],
+    row_titles: Sequence[str] | None = None,
+    legend: Sequence[tuple[str, np.ndarray]] = (),
+) -> None:
+    """Write a PNG with a titled column for each kind of picture and a row for each image.
+
+    Args:
+        rows: pictures, (H, W, 3) uint8 RGB; None leaves a cell empty.
+        column_titles: as many as each row has pictures.
+        path: of the PNG; it appears when it is complete.
+        row_titles: a line above each row; None: none.
+        legend: names with the (h, w, 3) uint8 RGB pictures that explain them, below the rows.
+
+    Raises:
+        InputError: there is no picture, a row is not as long as ``column_titles``, the rows and
+            their titles differ in number, or the rows are too many for one picture.
+    """
+    figure = panel_figure(rows, column_titles, row_titles, legend)
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png")
+
+
+def panel_figure(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    column_titles: Sequence[str],
+    row_titles: Sequence[str] | None = None,
+    legend: Sequence[tuple[str, np.ndarray]] = (),
+) -> Figure:
+    """What :func:`panel_grid` writes; arguments and errors are the same."""
+    _check_panels(rows, column_titles, row_titles)
+    row_title = ROW_TITLE_HEIGHT if row_titles is not None else 0.0
+    heights = [_row_height(row) + row_title for row in rows]
+    figure = Figure(dpi=DPI)
+    FigureCanvasAgg(figure)
+    width = CELL_WIDTH * len(column_titles)
+    columns = _legend_columns(figure, legend, width)
+    legend_height = LEGEND_MARGIN + LEGEND_LINE * -(-len(legend) // columns) if legend else 0.0
+    height = TITLE_HEIGHT + sum(heights) + legend_height
+    if height * DPI >= MOST_PIXELS:
+        raise InputError(f"{len(rows)} rows do not fit into one picture; draw fewer at a time")
+    figure.set_size_inches(width, height)
+    for column, title in enumerate(column_titles):
+        _write(figure, title, (column + 0.5) * CELL_WIDTH, height - TITLE_HEIGHT / 2, "center")
+    top = height - TITLE_HEIGHT
+    for number, (row, row_height) in enumerate(zip(rows, heights, strict=True)):
+        if row_titles is not None:
+            text = _fitting(figure, row_titles[number], width - 2 * CELL_GAP)
+            _write(figure, text, CELL_GAP, top - row_title / 2)
+        for column, picture in enumerate(row):
+            left, up = column * CELL_WIDTH + CELL_GAP / 2, row_height - row_title - CELL_GAP
+            if picture is not None:
+                box = left, top - row_height + CELL_GAP / 2, CELL_WIDTH - CELL_GAP, up
+                _show(figure, picture, box)
+        top -= row_height
+    _draw_legend(figure, legend, columns, top - LEGEND_MARGIN)
+    return figure
+
+
+def _check_panels(rows: Sequence[Sequence], column_titles: Sequence, row_titles: Sequence | None):
+    empty = all(picture is None for row in rows for picture in row)
+    if empty or any(len(row) != len(column_titles) for row in rows):
+        raise InputError(
+            f"{len(column_titles)} column titles need rows of as many pictures, "
+            f"got {[len(row) for row in rows]}"
+        )
+    if row_titles is not None and len(row_titles) != len(rows):
+        raise InputError(f"{len(rows)} rows need as many titles, got {len(row_titles)}")
+
+
+def _row_height(row: Sequence[np.ndarray | None]) -> float:
+    shapes = [picture.shape for picture in row if picture is not None]
+    highest = max((height / width for height, width, _ in shapes), default=0.0)
+    return (CELL_WIDTH - CELL_GAP) * min(highest, HIGHEST_CELL) + CELL_GAP
+
+
+def _show(figure: Figure, picture: np.ndarray, box: tuple[float, float, float, float]) -> None:
+    """Draw a picture in the middle of a box (left, bottom, width, height), in inches."""
+    width, height = figure.get_size_inches()
+    left, bottom, across, up = box
+    cell = figure.add_axes((left / width, bottom / height, across / width, up / height))
+    cell.set_axis_off()
+    cell.imshow(picture, interpolation="lanczos")
+
+
+def _write(figure: Figure, text: str, x: float, y: float, align: str = "left") -> Text:
+    """Write a line at a place in inches, from the left and from below."""
+    width, height = figure.get_size_inches()
+    style = {"fontsize": FONT_SIZE, "ha": align, "va": "center", "parse_math": False}
+    return figure.text(x / width, y / height, text, **style)
+
+
+def _text_width(figure: Figure, text: str) -> float:
+    """In inches."""
+    written = _write(figure, text, 0, 0)
+    width = written.get_window_extent().width / figure.dpi
+    written.remove()
+    return width
+
+
+def _fitting(figure: Figure, text: str, width: float) -> str:
+    """The text, its middle left out where it is wider than so many inches."""
+    shorter, kept = text, len(text)
+    while kept > 2 and _text_width(figure, shorter) > width:
+        kept -= 1 + kept // 20
+        shorter = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
+    return shorter
+
+
+def _legend_columns(figure: Figure, legend: Sequence[tuple[str, np.ndarray]], width: float) -> int:
+    """How many names fit side by side."""
+    widest = max((_text_width(figure, name) for name, _ in legend), default=0.0)
+    return max(1, int(width / (widest + SWATCH_SIZE[0] + LEGEND_GAPS * CELL_GAP)))
+
+
+def _draw_legend(
+    figure: Figure, legend: Sequence[tuple[str, np.ndarray]], columns: int, top: float
+) -> None:
+    """Draw names and their pictures below ``top``, in inches."""
+    space = figure.get_size_inches()[0] / columns
+    across, up = SWATCH_SIZE
+    for number, (name, swatch) in enumerate(legend):
+        line, column = divmod(number, columns)
+        x, y = column * space + CELL_GAP, top - (line + 0.5) * LEGEND_LINE
+        _show(figure, swatch, (x, y - up / 2, across, up))
+        name = _fitting(figure, name, space - across - LEGEND_GAPS * CELL_GAP)
+        _write(figure, name, x + across + CELL_GAP, y)
