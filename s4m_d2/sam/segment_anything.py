@@ -68,8 +68,9 @@ class SegmentAnythingBackend(PointPromptBackend):
         return self.sam.image_encoder(frames), ()
 
     def _resized(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) of a content inside the square frame."""
-        return ResizeLongestSide.get_preprocess_shape(*image_size, self.image_side)
+        """(H, W) of a content inside the square frame; a narrow one has a pixel at least."""
+        height, width = ResizeLongestSide.get_preprocess_shape(*image_size, self.image_side)
+        return max(height, 1), max(width, 1)
 
 
 @SAM_BACKEND_REGISTRY.register()

@@ -59,6 +59,7 @@ def test_equals_the_librarys_predictor_on_one_image(backend, size, multimask):
         ((1024, 512), (0.5, 1.0), 32, 16),
         ((100, 256), (1.0, 100 / 256), 12, 32),  # 12.5 cells: the center of the 13th is outside
         ((101, 256), (1.0, 101 / 256), 13, 32),
+        ((1, 1000), (1.0, 1 / 256), 0, 32),  # a pixel of the square, though a quarter of one
     ],
 )
 def test_grid_scale_and_content_mask_of_a_padded_image(backend, size, scale, rows, columns):

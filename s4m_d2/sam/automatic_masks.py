@@ -1,0 +1,250 @@
+"""Masks of everything in an image: SAM asked at a grid of points (Kirillov et al., 2023).
+
+The grid, the filters and the suppression of duplicates are segment-anything's
+``SamAutomaticMaskGenerator``; what it asks and what answers is a backend, of any kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from segment_anything import SamAutomaticMaskGenerator
+from segment_anything.utils.amg import MaskData
+from torch import Tensor
+
+from s4m_d2.errors import InputError
+from s4m_d2.sam.backend import EncodedImages, SamBackend
+
+MASK_THRESHOLD = 0.0  # of mask logits, for every backend
+PIXEL_CENTER = 0.5  # SAM's clicks are pixels of the square frame and mean their centers
+
+_SMALLEST = {"points_per_side": 1, "points_per_batch": 1, "crop_n_points_downscale_factor": 1}
+_UNBOUNDED = "stability_score_offset"
+_NOT_IN_FINGERPRINT = "points_per_batch"
+
+
+@dataclass(frozen=True)
+class AutomaticMaskSettings:
+    """Settings of SAM's automatic masks: its own names and defaults, which are those of ViT-H.
+
+    Attributes:
+        points_per_side: of the grid: its square is asked.
+        points_per_batch: asked together. 3 masks of each are held at the image's size.
+        pred_iou_thresh: keeps masks that SAM rates higher, in [0, 1].
+        stability_score_thresh: keeps masks whose area hardly depends on the threshold of the
+            logits: IoU, in [0, 1], of those at + and - ``stability_score_offset``.
+        stability_score_offset: in logits.
+        box_nms_thresh: of two masks whose boxes have a larger IoU, the one rated higher stays.
+        crop_n_layers: layer i asks again in 4 ** i overlapping crops, each encoded by itself.
+        crop_nms_thresh: as ``box_nms_thresh``, between crops; masks of smaller ones stay.
+        crop_overlap_ratio: of neighboring crops of the first layer, as a share of the short side.
+        crop_n_points_downscale_factor: its i-th power divides the points a side of layer i.
+        min_mask_region_area: in pixels; smaller holes are filled, smaller islands removed. 0: not.
+
+    Raises:
+        InputError: a setting is of another type or out of its range.
+    """
+
+    points_per_side: int = 32
+    points_per_batch: int = 64
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
+    crop_n_layers: int = 0
+    crop_nms_thresh: float = 0.7
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    min_mask_region_area: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, int):
+                smallest = _SMALLEST.get(field.name, 0)
+                right = _is_number(value, Integral) and value >= smallest
+                expected = f"a whole number from {smallest} on"
+            elif field.name == _UNBOUNDED:
+                right = _is_number(value, Real) and 0 <= value < math.inf
+                expected = "a finite number from 0 on"
+            else:
+                right = _is_number(value, Real) and 0 <= value <= 1
+                expected = "a number from 0 to 1"
+            if not right:
+                raise InputError(f"{field.name} is {value!r}; expected {expected}")
+        if self.crop_n_points_downscale_factor**self.crop_n_layers > self.points_per_side:
+            raise InputError(
+                f"points_per_side is {self.points_per_side}, of which "
+                f"crop_n_points_downscale_factor {self.crop_n_points_downscale_factor} leaves none "
+                f"in layer {self.crop_n_layers} of the crops; give more points, or fewer layers"
+            )
+
+
+class AutomaticMasks:
+    """SAM's masks of everything in an image, from any backend.
+
+    Args:
+        backend: asked on its own device, where the masks stay until they are RLEs.
+        settings: the defaults are SAM's.
+    """
+
+    def __init__(self, backend: SamBackend, settings: AutomaticMaskSettings | None = None) -> None:
+        self.backend = backend
+        self.settings = settings or AutomaticMaskSettings()
+        self._fingerprint: str | None = None
+
+    def generate(
+        self, image: np.ndarray, encoded: EncodedImages | None = None
+    ) -> list[dict[str, Any]]:
+        """The masks of an image.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            encoded: the same image alone, from the backend's ``encode``, where that is at hand:
+                the encoder does not run then.
+
+        Returns:
+            SAM's records, best rated first where there are no crops: ``segmentation`` (compressed
+            COCO RLE of (H, W), counts as str), ``area`` in pixels, ``bbox`` [x, y, w, h] (of pixel
+            indices: w and h are one less than the pixels), ``predicted_iou``,
+            ``stability_score``, ``point_coords`` [[x, y]] that was asked, ``crop_box``
+            [x, y, w, h] in which it was. Masks may overlap; none is empty. [] where none passes
+            the filters.
+
+        Raises:
+            InputError: the image is of another shape or dtype, or ``encoded`` not of this image
+                alone, or given where crops are asked for, which need the encoder.
+        """
+        _check_image(image)
+        if encoded is not None:
+            self._check_encoded(encoded, image)
+        records = _Generator(self.backend, self.settings, encoded).generate(image)
+        return [record for record in records if record["area"]]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the backend's fingerprint and the settings that masks depend on.
+
+        Equal only where the masks of equal images are equal, up to rounding: that is all
+        ``points_per_batch`` changes, which does not count.
+
+        Raises:
+            ConfigError: the backend has none.
+        """
+        if self._fingerprint is None:  # the backend's reads all weights
+            settings = asdict(self.settings)
+            del settings[_NOT_IN_FINGERPRINT]
+            values = sorted((name, float(value)) for name, value in settings.items())
+            about = repr((self.backend.fingerprint(), values))
+            self._fingerprint = hashlib.sha256(about.encode()).hexdigest()
+        return self._fingerprint
+
+    def _check_encoded(self, encoded: EncodedImages, image: np.ndarray) -> None:
+        if self.settings.crop_n_layers:
+            raise InputError(
+                f"an encoded image with crop_n_layers {self.settings.crop_n_layers}: crops have to "
+                "be encoded themselves. Give the image alone, or set crop_n_layers to 0."
+            )
+        if encoded.image_sizes != [image.shape[:2]]:
+            raise InputError(
+                f"encoded has images of the sizes {encoded.image_sizes}; expected one, of the "
+                f"image's (height, width) {image.shape[:2]}. Choose it with encoded.select([i])."
+            )
+
+
+class _Generator(SamAutomaticMaskGenerator):
+    """The library's generator, asking a backend, also about images smaller than their crops."""
+
+    def __init__(
+        self, backend: SamBackend, settings: AutomaticMaskSettings, encoded: EncodedImages | None
+    ) -> None:
+        unused = SimpleNamespace(image_encoder=SimpleNamespace(img_size=backend.image_side))
+        super().__init__(unused, **asdict(settings), output_mode="coco_rle")
+        self.predictor = _BackendPredictor(backend, encoded)
+
+    def _process_crop(
+        self, image: np.ndarray, crop_box: list[int], layer: int, orig_size: tuple[int, ...]
+    ) -> MaskData:
+        left, top, right, bottom = crop_box
+        if left >= right or top >= bottom:  # of an image of less than 2 ** layers pixels a side
+            return MaskData()
+        data = super()._process_crop(image, crop_box, layer, orig_size)
+        # Without masks the library's are not (0, 4), and fail where crops are compared.
+        data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4).long()
+        return data
+
+
+class _BackendPredictor:
+    """What the library's generator uses of a ``SamPredictor``, answered by a backend.
+
+    Points stay on the CPU until the backend takes them: it does not wait for its device then.
+    """
+
+    device = torch.device("cpu")
+    model = SimpleNamespace(mask_threshold=MASK_THRESHOLD)
+
+    def __init__(self, backend: SamBackend, encoded: EncodedImages | None) -> None:
+        self._backend = backend
+        self._given = encoded
+        self._encoded = encoded
+
+    @property
+    def transform(self) -> _BackendPredictor:
+        return self
+
+    def set_image(self, image: np.ndarray) -> None:
+        """Encode an (H, W, 3) uint8 RGB image, unless it has been."""
+        if self._given is None:
+            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+            self._encoded = self._backend.encode(pixels, [image.shape[:2]])
+
+    def reset_image(self) -> None:
+        self._encoded = None
+
+    def apply_coords(self, points: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
+        """(N, 2) pixels (x, y) of an image as the backend's points: normalized over the content.
+
+        What the library makes pixels of the square frame means their centers.
+        """
+        height, width = image_size
+        frame = np.array(self._backend.grid_scale(image_size)) * self._backend.image_side
+        normalized = points / np.array([width, height]) + PIXEL_CENTER / frame
+        return normalized.clip(max=1.0)  # of contents of a few pixels, half of one is beyond
+
+    def predict_torch(
+        self,
+        points: Tensor,
+        labels: Tensor,
+        *,
+        multimask_output: bool = True,
+        return_logits: bool = True,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (N, M, H, W) of the image, ratings (N, M), logits of the square frame."""
+        (answer,) = self._backend.prompt(
+            self._encoded, [points.float()], [labels.long()], multimask=multimask_output
+        )
+        low = answer.mask_logits
+        masks = self._backend.upscale(low.flatten(0, 1), self._encoded.image_sizes[0])
+        masks = masks.unflatten(0, low.shape[:2])
+        return masks if return_logits else masks > MASK_THRESHOLD, answer.iou_predictions, low
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _check_image(image: object) -> None:
+    if not isinstance(image, np.ndarray):
+        raise InputError(
+            f"image is of type {type(image).__name__}; expected an (H, W, 3) uint8 RGB array"
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise InputError(
+            f"image is {image.shape} {image.dtype}; expected (H, W, 3) uint8, RGB in 0..255"
+        )

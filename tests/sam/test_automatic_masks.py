@@ -1,0 +1,327 @@
+"""SAM's automatic masks from our backends, against the library's own generator on its own SAM."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from pycocotools import mask as mask_utils
+from sam_cases import build_smallest, image_of
+from segment_anything import SamAutomaticMaskGenerator
+
+from s4m_d2.errors import InputError
+from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
+from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend
+from s4m_d2.sam.checkpoint import load_sam
+from s4m_d2.sam.segment_anything import SegmentAnythingBackend
+from s4m_d2.sam.tiny import PACKAGED_WEIGHTS, build_tiny_sam
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
+
+from toyscapes_scene import render_scene  # noqa: E402
+
+SEED = 77  # neither a data set's nor the training's
+# The defaults are ViT-H's, and few of the tiny SAM's masks pass them.
+TINY = AutomaticMaskSettings(points_per_side=5, pred_iou_thresh=0.6, stability_score_thresh=0.6)
+ALL_MASKS = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "box_nms_thresh": 1.0}
+NAMES = {
+    "segmentation", "area", "bbox", "predicted_iou", "point_coords", "stability_score", "crop_box",
+}  # fmt: skip
+
+
+def tiny_backend():
+    return SegmentAnythingBackend(load_sam(build_tiny_sam, PACKAGED_WEIGHTS, "tiny"))
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_backend()
+
+
+def scene_image(index=0, size=(256, 128)):
+    return render_scene(SEED, "test", index, size).image
+
+
+def library_masks(backend, settings, image):
+    options = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    return SamAutomaticMaskGenerator(backend.sam, **options, output_mode="coco_rle").generate(image)
+
+
+def decoded(records):
+    return np.array([mask_utils.decode(r["segmentation"]).astype(bool) for r in records])
+
+
+def overlaps(records, others):
+    """IoUs of all pairs of masks, from their pixels."""
+    first, second = (decoded(r).reshape(len(r), -1).astype(np.float64) for r in (records, others))
+    shared = first @ second.T
+    return shared / (first.sum(1)[:, None] + second.sum(1) - shared)
+
+
+@pytest.mark.parametrize("size", [(256, 128), (200, 256)])  # width, height: nothing is resized
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"points_per_side": 4, "points_per_batch": 7, "box_nms_thresh": 0.3},
+        {"stability_score_offset": 2.5, "min_mask_region_area": 60},
+        {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.9},
+    ],
+)
+def test_equals_the_librarys_generator_where_it_resizes_nothing(tiny, size, changes):
+    settings, image = replace(TINY, **changes), scene_image(size=size)
+    expected = library_masks(tiny, settings, image)
+    found = AutomaticMasks(tiny, settings).generate(image)
+    assert len(found) == len(expected) >= 2
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.keys() == theirs.keys() == NAMES
+        for name in ("predicted_iou", "stability_score"):
+            assert ours[name] == pytest.approx(theirs[name], abs=5e-3)
+        for name in ("point_coords", "crop_box"):
+            assert ours[name] == theirs[name]
+        assert ours["bbox"] == pytest.approx(theirs["bbox"], abs=1)
+        mask, other = decoded([ours, theirs])
+        assert (mask != other).sum() <= 0.005 * other.sum()
+        assert ours["area"] == mask.sum()
+
+
+@pytest.mark.parametrize(
+    "size, changes",
+    [
+        ((320, 160), {}),
+        ((120, 200), {}),
+        ((180, 140), {"crop_n_layers": 1, "crop_n_points_downscale_factor": 2}),
+    ],
+)
+def test_is_close_to_the_librarys_generator_where_images_or_crops_are_resized(tiny, size, changes):
+    """It resizes 8-bit values by Pillow, the backends floats."""
+    settings, image = replace(TINY, **changes), scene_image(1, size)
+    expected = library_masks(tiny, settings, image)
+    found = AutomaticMasks(tiny, settings).generate(image)
+    matches = overlaps(found, expected)
+    assert len(expected) >= 6
+    assert (matches.max(0) > 0.95).mean() > 0.85 and (matches.max(1) > 0.95).mean() > 0.85
+    crops = {tuple(record["crop_box"]) for record in found}
+    assert (0, 0, *size) in crops
+    assert (len(crops) > 1) == ("crop_n_layers" in changes)
+    for record in found:
+        assert record["segmentation"]["size"] == [size[1], size[0]]
+
+
+def test_without_filters_there_is_a_record_of_each_answer_to_each_point(backend):
+    image = image_of(40, 70).permute(1, 2, 0).numpy()
+    settings = AutomaticMaskSettings(points_per_side=3, points_per_batch=2, **ALL_MASKS)
+    records = AutomaticMasks(backend, settings).generate(image)
+
+    y, x = (np.mgrid[:3, :3].reshape(2, -1) + 0.5) / 3
+    encoded = backend.encode(torch.from_numpy(image).permute(2, 0, 1)[None], [(40, 70)])
+    # The library asks at the pixels (x, y) of the square frame, which means their centers.
+    scale = np.array(backend.grid_scale((40, 70))) * backend.image_side
+    points = torch.from_numpy((np.stack([x, y], axis=-1) * scale + 0.5) / scale).float()
+    (answer,) = backend.prompt(encoded, [points[:, None]])
+    expected = {}
+    for point, logits, ratings in zip(
+        zip(x, y, strict=True), answer.mask_logits, answer.iou_predictions, strict=True
+    ):
+        masks = backend.upscale(logits, (40, 70)) > 0
+        expected[point] = [(m.numpy(), r.item()) for m, r in zip(masks, ratings, strict=True)]
+    assert len(records) == sum(bool(m.any()) for masks in expected.values() for m, _ in masks) > 5
+    for record in records:
+        ((x, y),) = record["point_coords"]
+        (point,) = [p for p in expected if np.allclose(p, (x / 70, y / 40))]
+        (mask,) = decoded([record])
+        differences = [
+            (mask != other).mean() + abs(record["predicted_iou"] - rating)
+            for other, rating in expected[point]
+        ]
+        assert min(differences) < 2e-3
+
+
+class HalvesBackend(SamBackend):
+    """A third party's: a click is answered by the half of the image in which it lies, thrice."""
+
+    image_side, grid_side, device = 64, 8, torch.device("cpu")
+
+    def __init__(self):
+        self.clicks, self.encodings = [], []
+
+    def encode(self, images, image_sizes):
+        assert images.dtype == torch.uint8
+        self.encodings.append(images.clone())
+        return EncodedImages(torch.zeros(len(images), 1, 8, 8), list(image_sizes))
+
+    def prompt(self, encoded, points, labels=None, *, multimask=True, masks=True, features=False):
+        assert multimask and (labels is None or all((x == 1).all() for x in labels))
+        assert all(((p >= 0) & (p <= 1)).all() for p in points)
+        self.clicks += points
+        halves = torch.arange(16) >= 8
+        is_right = torch.cat(points)[:, :, :1] >= 0.5
+        logits = torch.where(halves == is_right, 10.0, -10.0)[:, :, None].expand(-1, 3, 16, 16)
+        ratings = torch.tensor([0.95, 0.9, 0.89]).expand(len(logits), 3)
+        return [PromptOutput(logits, ratings, None)]
+
+    def grid_scale(self, image_size):
+        return 1.0, 1.0
+
+    def upscale(self, mask_logits, image_size):
+        return F.interpolate(mask_logits[:, None], image_size, mode="nearest")[:, 0]
+
+
+def test_a_backend_of_a_third_party_gives_its_masks():
+    backend = HalvesBackend()
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    settings = AutomaticMaskSettings(points_per_side=4)
+    left, right = sorted(AutomaticMasks(backend, settings).generate(image), key=lambda r: r["bbox"])
+    for record, columns in ((left, slice(0, 24)), (right, slice(24, 48))):
+        expected = np.zeros((32, 48), dtype=bool)
+        expected[:, columns] = True
+        np.testing.assert_array_equal(decoded([record])[0], expected)
+        assert record["area"] == 32 * 24 and record["bbox"] == [columns.start, 0, 23, 31]
+        assert record["predicted_iou"] == pytest.approx(0.95)
+        assert record["stability_score"] == 1.0 and record["crop_box"] == [0, 0, 48, 32]
+        ((x, y),) = record["point_coords"]
+        assert x in (6, 18, 30, 42) and (x >= 24) == (record is right) and y in (4, 12, 20, 28)
+    (pixels,) = backend.encodings
+    np.testing.assert_array_equal(pixels[0].permute(1, 2, 0).numpy(), image)
+    # Centers of a grid of 4 x 4, and half a pixel of a square of 64.
+    lines = torch.tensor([8.5, 24.5, 40.5, 56.5]) / 64
+    expected = torch.stack(torch.meshgrid(lines, lines, indexing="xy"), dim=-1).reshape(16, 1, 2)
+    torch.testing.assert_close(torch.cat(backend.clicks), expected)
+
+
+def test_an_encoded_image_is_not_encoded_again():
+    backend = HalvesBackend()
+    encoded = backend.encode(image_of(32, 48)[None], [(32, 48)])
+    generator = AutomaticMasks(backend, AutomaticMaskSettings(points_per_side=2))
+    image = image_of(32, 48).permute(1, 2, 0).numpy()
+    assert generator.generate(image, encoded) == generator.generate(image, encoded)
+    assert len(backend.encodings) == 1
+    assert generator.generate(image) == generator.generate(image, encoded)
+    assert len(backend.encodings) == 2
+
+
+def test_an_encoded_image_of_a_batch_gives_the_masks_of_the_image(tiny):
+    images = [scene_image(0), scene_image(1)]
+    batch = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images])
+    encoded = tiny.encode(batch, [(128, 256)] * 2)
+    generator = AutomaticMasks(tiny, TINY)
+    alone = generator.generate(images[1])
+    together = generator.generate(images[1], encoded.select([1]))
+    assert len(alone) == len(together) > 3
+    assert np.diag(overlaps(alone, together)).min() > 0.99
+
+
+def encoded_of(*sizes):
+    return EncodedImages(torch.zeros(len(sizes), 1, 8, 8), list(sizes))
+
+
+@pytest.mark.parametrize(
+    "encoded, layers, message",
+    [
+        (encoded_of((32, 48)), 1, "crop_n_layers 1: crops have to be encoded themselves"),
+        (encoded_of((48, 32)), 0, r"of the image's \(height, width\) \(32, 48\)"),
+        (encoded_of((32, 48), (32, 48)), 0, r"expected one, .*select"),
+        (encoded_of(), 0, "expected one"),
+    ],
+)
+def test_an_encoded_image_that_does_not_fit_is_refused(encoded, layers, message):
+    settings = AutomaticMaskSettings(points_per_side=2, crop_n_layers=layers)
+    image = np.zeros((32, 48, 3), dtype=np.uint8)
+    with pytest.raises(InputError, match=message):
+        AutomaticMasks(HalvesBackend(), settings).generate(image, encoded)
+
+
+@pytest.mark.parametrize(
+    "image, message",
+    [
+        (np.zeros((8, 8), np.uint8), r"image is \(8, 8\) uint8; expected \(H, W, 3\)"),
+        (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\)"),
+        (np.zeros((8, 8, 4), np.uint8), r"\(8, 8, 4\)"),
+        (np.zeros((8, 8, 3), np.float32), "float32; expected"),
+        (np.zeros((0, 8, 3), np.uint8), r"\(0, 8, 3\)"),
+        (torch.zeros(8, 8, 3, dtype=torch.uint8), "of type Tensor; expected an"),
+    ],
+)
+def test_an_image_of_another_kind_is_refused(image, message):
+    with pytest.raises(InputError, match=message):
+        AutomaticMasks(HalvesBackend()).generate(image)
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("area", [0, 20])
+def test_where_no_mask_passes_there_is_none(layers, area):
+    settings = AutomaticMaskSettings(
+        points_per_side=2, pred_iou_thresh=1.0, crop_n_layers=layers, min_mask_region_area=area
+    )
+    generator = AutomaticMasks(HalvesBackend(), settings)
+    assert generator.generate(np.zeros((40, 60, 3), np.uint8)) == []
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("size", [(5, 7), (1, 40), (40, 1), (1, 1), (2, 2), (1, 200)])
+def test_masks_of_tiny_images(size, layers):
+    """A side of 1 px has no halves; a frame of 64 has less than a pixel for 1 of 200."""
+    backend = build_smallest("segment_anything")
+    settings = AutomaticMaskSettings(points_per_side=2, crop_n_layers=layers, **ALL_MASKS)
+    image = image_of(*size).permute(1, 2, 0).numpy()
+    records = AutomaticMasks(backend, settings).generate(image)
+    assert records
+    for record, mask in zip(records, decoded(records), strict=True):
+        assert mask.shape == size and record["area"] == mask.sum() > 0
+
+
+def test_no_mask_is_empty_where_nothing_filters():
+    """The library's records of masks without a pixel have a stability of 0 / 0."""
+
+    class EmptyBackend(HalvesBackend):
+        def prompt(self, *args, **kwargs):
+            (answer,) = super().prompt(*args, **kwargs)
+            return [replace(answer, mask_logits=torch.full_like(answer.mask_logits, -9.0))]
+
+    settings = AutomaticMaskSettings(points_per_side=2, **ALL_MASKS)
+    assert AutomaticMasks(EmptyBackend(), settings).generate(np.zeros((8, 8, 3), np.uint8)) == []
+
+
+def test_how_many_points_are_asked_together_changes_no_mask(tiny):
+    image = scene_image(2)
+    first, second = (
+        AutomaticMasks(tiny, replace(TINY, points_per_batch=count)).generate(image)
+        for count in (4, 64)
+    )
+    assert [r["point_coords"] for r in first] == [r["point_coords"] for r in second]
+    assert len(first) > 3 and np.diag(overlaps(first, second)).min() > 0.99
+
+
+def test_the_tiny_sams_masks_find_most_instances(tiny):
+    settings = replace(TINY, points_per_side=8)
+    best = []
+    for index in range(3):
+        scene = render_scene(SEED, "test", index)
+        ids = np.unique(scene.instance_ids)
+        instances = scene.instance_ids == ids[ids >= 1000][:, None, None]
+        masks = AutomaticMasks(tiny, settings).generate(scene.image)
+        assert 5 < len(masks) < 60
+        truth = mask_utils.encode(np.asfortranarray(instances.transpose(1, 2, 0), dtype=np.uint8))
+        rles = [record["segmentation"] for record in masks]
+        best += mask_utils.iou(rles, truth, [False] * len(truth)).max(axis=0).tolist()
+    assert len(best) > 12
+    assert np.mean(np.array(best) > 0.5) > 0.65
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layers", [0, 1])
+def test_on_cuda_the_masks_are_those_of_the_cpu(tiny, layers):
+    sam = load_sam(build_tiny_sam, PACKAGED_WEIGHTS, "tiny").cuda()
+    there = SegmentAnythingBackend(sam, precision="float32")
+    settings = replace(TINY, crop_n_layers=layers)
+    expected, found = (
+        AutomaticMasks(backend, settings).generate(scene_image(1)) for backend in (tiny, there)
+    )
+    matches = overlaps(found, expected)
+    assert len(expected) > 5
+    assert (matches.max(0) > 0.95).mean() > 0.85 and (matches.max(1) > 0.95).mean() > 0.85
