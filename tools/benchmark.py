@@ -4,6 +4,7 @@
     python tools/benchmark.py --shapes cityscapes --device cuda
     python tools/benchmark.py --shapes cityscapes --device cpu --images 2 --parts points arp ema
     python tools/benchmark.py --shapes quickstart --scale --processes 2
+    python tools/benchmark.py --sepl --threads 1
 
 Weights are random, images and pseudo-labels synthetic: no data set or checkpoint is needed. On the
 CPU the packaged tiny SAM stands in for the config's, unless --sam names another. Where a part has a
@@ -36,6 +37,7 @@ from benchmarking.cases import (  # noqa: E402
 from benchmarking.measuring import check_names, measure_stage  # noqa: E402
 from benchmarking.processes import measure_processes, start  # noqa: E402
 from benchmarking.scale import measure_scale, scale_table  # noqa: E402
+from benchmarking.sepl import measure_sepl, sepl_table  # noqa: E402
 from benchmarking.timing import Clock  # noqa: E402
 
 from s4m_d2.errors import ConfigError, S4MError  # noqa: E402
@@ -61,6 +63,9 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=positive, help="of PyTorch on the CPU")
     parser.add_argument("--no-memory", action="store_true", help="leave out the peak memory")
     parser.add_argument("--scale", action="store_true", help="how the step grows, not its parts")
+    parser.add_argument(
+        "--sepl", action="store_true", help="SEPL's enhancement, which is no part of a step, alone"
+    )
     parser.add_argument("--processes", type=positive, help="also a step in so many processes")
     parser.add_argument("--output", type=Path, default=Path("output/benchmark"))
     parser.add_argument("--as-processes", help=argparse.SUPPRESS)
@@ -98,21 +103,12 @@ def run(args: argparse.Namespace) -> None:
     args.sam = args.sam or (TINY_SAM if args.device == "cpu" else CONFIG_SAM)
     if args.threads:
         torch.set_num_threads(args.threads)
-    names = check_names(args.parts)
-    cases = cases_of(args.shapes, args.images, args.instances, args.size)
-    stages = (1, 2) if args.stage == "both" else (int(args.stage),)
-    if args.device == "cpu" and args.sam == TINY_SAM:
-        print("SAM on the CPU: the packaged tiny one; --sam config or a size chooses another.")
     content = {"arguments": arguments_of(args), "stages": [], "scale": [], "processes": []}
     machines: dict = {}
-    for case in cases:
-        for stage in stages:
-            if args.scale:
-                content["scale"] += scale(args, case, stage)
-            else:
-                content["stages"].append(measure(args, case, stage, names, machines))
-            if args.processes:
-                content["processes"] += processes(args, case, stage)
+    if args.sepl:
+        content["sepl"] = measure_sepl(repeats=args.repeats, warmup=args.warmup, say=say)
+    else:
+        measure_cases(args, content, machines)
     device = torch.device(args.device)
     content["environment"] = report.environment(device, Clock(device).name, machines)
     print_results(content)
@@ -121,6 +117,23 @@ def run(args: argparse.Namespace) -> None:
     if content["stages"]:
         paths.append(report.write_chart(args.output, content["stages"]))
     print("\n" + ", ".join(map(str, paths)))
+
+
+def measure_cases(args: argparse.Namespace, content: dict, machines: dict) -> None:
+    """Fill in what is measured of each case and stage, and the peaks of the machine."""
+    names = check_names(args.parts)
+    cases = cases_of(args.shapes, args.images, args.instances, args.size)
+    stages = (1, 2) if args.stage == "both" else (int(args.stage),)
+    if args.device == "cpu" and args.sam == TINY_SAM:
+        print("SAM on the CPU: the packaged tiny one; --sam config or a size chooses another.")
+    for case in cases:
+        for stage in stages:
+            if args.scale:
+                content["scale"] += scale(args, case, stage)
+            else:
+                content["stages"].append(measure(args, case, stage, names, machines))
+            if args.processes:
+                content["processes"] += processes(args, case, stage)
 
 
 def arguments_of(args: argparse.Namespace) -> dict:
@@ -190,6 +203,8 @@ def print_results(content: dict) -> None:
     """All tables."""
     for stage in content["stages"]:
         print("\n" + report.stage_table(stage))
+    if "sepl" in content:
+        print("\n" + sepl_table(content["sepl"]))
     if content["environment"]["peaks"]:
         print("\nmeasured peaks: " + report.peaks_line(content["environment"]["peaks"]))
     if content["scale"]:

@@ -14,14 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from s4m_d2.data.segmentations import check_segmentation
+from s4m_d2.data.run_lengths import RunLengths
+from s4m_d2.data.segmentations import read_rle
 from s4m_d2.errors import DatasetError, InputError
 from s4m_d2.sepl.overlaps import label_overlaps, rle_overlaps
 from s4m_d2.sepl.selection import O_P_THRESH, O_S_THRESH, assign_masks
@@ -98,10 +99,10 @@ def enhance(
         >>> enhance(label, masks)  # the class 7 has no mask and stays
         array([[3, 3, 3, 0, 7]])
     """
-    selection = select_masks(
-        pseudo_label, masks, o_s_thresh=o_s_thresh, o_p_thresh=o_p_thresh, num_classes=num_classes
-    )
-    return merge_masks(pseudo_label, masks, selection, keep_uncovered=keep_uncovered)
+    classes = _classes(pseudo_label, num_classes)
+    checked = _checked(masks, pseudo_label.shape)
+    selection = _select(pseudo_label, classes, checked, o_s_thresh, o_p_thresh)
+    return _merge(pseudo_label, checked, selection, keep_uncovered)
 
 
 def select_masks(
@@ -114,10 +115,20 @@ def select_masks(
 ) -> MaskSelection:
     """The first two steps of :func:`enhance`, with its arguments: assignment and selection."""
     classes = _classes(pseudo_label, num_classes)
-    masks = _checked(masks, pseudo_label.shape)
+    checked = _checked(masks, pseudo_label.shape)
+    return _select(pseudo_label, classes, checked, o_s_thresh, o_p_thresh)
+
+
+def _select(
+    pseudo_label: np.ndarray,
+    classes: np.ndarray,
+    masks: np.ndarray | list[_Encoded],
+    o_s_thresh: float,
+    o_p_thresh: float,
+) -> MaskSelection:
     if isinstance(masks, list):
-        overlaps = rle_overlaps(masks, pseudo_label, classes)
-        areas = [int(mask_utils.area(mask)) for mask in masks]
+        overlaps = rle_overlaps([mask.rle for mask in masks], pseudo_label, classes)
+        areas = [mask.runs.lengths[1::2].sum() for mask in masks]
     else:
         overlaps = label_overlaps(masks, pseudo_label, classes)
         areas = [np.count_nonzero(mask) for mask in masks]
@@ -149,27 +160,44 @@ def merge_masks(
 ) -> np.ndarray:
     """The last step of :func:`enhance`, with its arguments: the selected masks, class by class."""
     _classes(pseudo_label, None)
-    masks = _checked(masks, pseudo_label.shape)
-    if len(masks) != len(selection.selected):
+    checked = _checked(masks, pseudo_label.shape)
+    if len(checked) != len(selection.selected):
         raise InputError(
-            f"{len(masks)} masks with a selection from {len(selection.selected)}; give the masks "
+            f"{len(checked)} masks with a selection from {len(selection.selected)}; give the masks "
             "that select_masks was given"
         )
+    return _merge(pseudo_label, checked, selection, keep_uncovered)
+
+
+def _merge(
+    pseudo_label: np.ndarray,
+    masks: np.ndarray | list[_Encoded],
+    selection: MaskSelection,
+    keep_uncovered: bool,
+) -> np.ndarray:
     kept = pseudo_label == VOID
     if keep_uncovered:
         kept |= ~_union(masks, pseudo_label.shape)
     enhanced = np.where(kept, pseudo_label, np.array(BACKGROUND, pseudo_label.dtype))
     if isinstance(masks, list):
-        enhanced = np.asfortranarray(enhanced)  # the order of decoded masks
+        enhanced = np.asfortranarray(enhanced)  # the order of run lengths
     rows = np.flatnonzero(selection.selected)
     classes = selection.mask_classes[rows].astype(np.int64)
     by_rank = np.lexsort((-classes, selection.o_s[rows], -selection.areas[rows]))
     for row in rows[by_rank]:  # the last one painted wins
-        np.copyto(enhanced, selection.mask_classes[row], where=_dense(masks[row]))
+        _paint(enhanced, masks[row], selection.mask_classes[row])
     _put_back(enhanced, pseudo_label, selection.unmatched_classes)
     while len(covered := np.setdiff1d(selection.classes, enhanced)):
         _put_back(enhanced, pseudo_label, covered)  # once each: they share no pixels
     return np.ascontiguousarray(enhanced)
+
+
+def _paint(enhanced: np.ndarray, mask: np.ndarray | _Encoded, index: int) -> None:
+    """Set the pixels of a mask, in place; where it is encoded, ``enhanced`` is in Fortran order."""
+    if isinstance(mask, np.ndarray):
+        np.copyto(enhanced, index, where=mask)
+    else:
+        enhanced.reshape(-1, order="F")[mask.pixels()] = index
 
 
 def _put_back(enhanced: np.ndarray, pseudo_label: np.ndarray, classes: np.ndarray) -> None:
@@ -208,8 +236,24 @@ def _classes(pseudo_label: np.ndarray, num_classes: int | None) -> np.ndarray:
     return classes
 
 
-def _checked(masks: Masks, size: tuple[int, int]) -> np.ndarray | list[dict]:
-    """(N, H, W) bool array, or list of compressed RLEs, of the given size."""
+class _Encoded(NamedTuple):
+    """A mask as COCO's compressed RLE and as its run lengths."""
+
+    rle: dict
+    runs: RunLengths
+
+    def pixels(self) -> np.ndarray:
+        """(P,) int64: the set pixels, counted down the columns."""
+        lengths = self.runs.lengths
+        of_mask = lengths[1::2]
+        places = np.arange(of_mask.sum())
+        starts = lengths.cumsum()[1::2] - of_mask
+        places += np.repeat(starts - (of_mask.cumsum() - of_mask), of_mask)
+        return places
+
+
+def _checked(masks: Masks, size: tuple[int, int]) -> np.ndarray | list[_Encoded]:
+    """(N, H, W) bool array, or list of RLEs, of the given size."""
     if isinstance(masks, Tensor):
         masks = masks.detach().cpu().numpy()
     if isinstance(masks, np.ndarray):
@@ -219,31 +263,30 @@ def _checked(masks: Masks, size: tuple[int, int]) -> np.ndarray | list[dict]:
                 f"{masks.shape} {masks.dtype}"
             )
         return masks
-    return [_compressed(mask, number, size) for number, mask in enumerate(masks)]
+    return [_encoded(mask, number, size) for number, mask in enumerate(masks)]
 
 
-def _compressed(mask: Mapping[str, Any], number: int, size: tuple[int, int]) -> dict:
+def _encoded(mask: Mapping[str, Any], number: int, size: tuple[int, int]) -> _Encoded:
     if not isinstance(mask, Mapping):
         raise InputError(
             f"mask {number} is of type {type(mask).__name__}; expected a COCO RLE, a dict with "
             "size and counts, or give all masks as one (N, H, W) bool array"
         )
     try:
-        check_segmentation(dict(mask), size)
+        runs = read_rle(dict(mask), size)
     except DatasetError as error:
         raise InputError(f"mask {number}: {error}") from error
     if isinstance(mask["counts"], (list, np.ndarray)):
-        return mask_utils.frPyObjects({"size": list(size), "counts": list(mask["counts"])}, *size)
-    return {"size": list(size), "counts": mask["counts"]}
+        rle = mask_utils.frPyObjects({"size": list(size), "counts": list(mask["counts"])}, *size)
+    else:
+        rle = {"size": list(size), "counts": mask["counts"]}
+    return _Encoded(rle, runs)
 
 
-def _dense(mask: np.ndarray | dict) -> np.ndarray:
-    """(H, W) bool."""
-    return mask_utils.decode(mask).view(bool) if isinstance(mask, dict) else mask
-
-
-def _union(masks: np.ndarray | list[dict], size: tuple[int, int]) -> np.ndarray:
+def _union(masks: np.ndarray | list[_Encoded], size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool: pixels of any mask."""
     if not len(masks):
         return np.zeros(size, dtype=bool)
-    return masks.any(0) if isinstance(masks, np.ndarray) else _dense(mask_utils.merge(masks))
+    if isinstance(masks, np.ndarray):
+        return masks.any(0)
+    return mask_utils.decode(mask_utils.merge([mask.rle for mask in masks])).view(bool)

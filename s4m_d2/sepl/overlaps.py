@@ -67,10 +67,8 @@ def rle_overlaps(
     """
     if not len(masks) or not len(classes):
         return np.zeros((len(masks), len(classes)), dtype=np.int64)
-    segments = [
-        mask_utils.encode(np.asfortranarray(pseudo_label == index, dtype=np.uint8))
-        for index in classes
-    ]
+    by_column = np.asfortranarray(pseudo_label)  # the order of run lengths
+    segments = [mask_utils.encode((by_column == index).view(np.uint8)) for index in classes]
     # Of a crowd, COCO's IoU is the share of the first mask's area.
     shares = mask_utils.iou(list(masks), segments, [True] * len(segments))
     areas = mask_utils.area(list(masks)).astype(np.float64)

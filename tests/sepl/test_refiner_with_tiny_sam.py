@@ -23,9 +23,7 @@ from toyscapes_scene import render_scene  # noqa: E402
 SIZE = (128, 256)
 PADDED = (160, 288)
 SCENES = (0, 1)
-SETTINGS = AutomaticMaskSettings(
-    points_per_side=12, pred_iou_thresh=0.6, stability_score_thresh=0.6
-)
+SETTINGS = AutomaticMaskSettings(points_per_side=8, pred_iou_thresh=0.6, stability_score_thresh=0.6)
 MIN_AREA = 150  # px
 
 
