@@ -107,10 +107,9 @@ def _images(data: Path, split: str) -> dict[str, Path]:
 def _claim(output: Path, data: Path, parameters: dict) -> None:
     """Begin an output folder, or go on in one that has the same parameters."""
     inside, around = output.resolve(), data.resolve()
-    if inside == around or inside in around.parents or around in inside.parents:
+    if around in (inside, *inside.parents):
         raise DatasetError(
-            f"--output {output} and --data {data} lie in one another; choose another folder, the "
-            "data are only read"
+            f"--output {output} lies in --data {data}, which is only read; choose another folder"
         )
     saved = output / PARAMETERS_FILE
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -33,7 +33,7 @@ from s4m_d2.errors import S4MError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 from s4m_d2.sam.automatic_masks import AutomaticMasks  # noqa: E402
 
-STRENGTHS = (0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.8)
+STRENGTHS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.8)
 
 
 class SeedStudy:

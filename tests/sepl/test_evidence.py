@@ -214,3 +214,14 @@ def test_options_out_of_range_are_refused(options, tmp_path, capsys):
         sepl_evidence.main(["--output", str(tmp_path / "out"), *options])
     assert stopped.value.code == 2 and options[1] in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_tiny_sams_masks_gain_where_labels_are_as_good_as_published_cams(tmp_path):
+    strengths = (0.45, cases.STUDY_STRENGTH)
+    results = sepl_evidence.run_study(tmp_path, 20, (0, 1, 2), strengths)
+    for row in results["strengths"].values():
+        assert 50 < row[cases.BEFORE]["mIoU"] < 62
+        assert row[cases.TINY]["gain"] > 3 * row[cases.TINY]["gain deviation"] > 0
+        assert row[cases.EXACT]["gain"] > row[cases.TINY]["gain"]

@@ -120,7 +120,7 @@ def _case_table(cases: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 def draw_gains(strengths: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """A chart: the gain against the mIoU before, a line a kind of masks."""
-    figure = Figure(figsize=(6, 3.6), dpi=120)
+    figure = Figure(figsize=(6, 3.8), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.axvspan(*PUBLISHED_QUALITY, color="0.9", label="published CAM labels of VOC")
@@ -133,9 +133,8 @@ def draw_gains(strengths: Mapping[str, Any], path: str | os.PathLike[str]) -> No
         axes.errorbar(before, gains, deviations, marker=marker, markersize=4, capsize=3, label=name)
     axes.set_xlabel("mIoU of the CAM-like labels")
     axes.set_ylabel("gain of SEPL in mIoU")
-    axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png")
 
