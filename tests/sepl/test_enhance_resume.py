@@ -83,6 +83,16 @@ def within_a_line(patch):
     patch.setattr(enhance_report.Report, "add", add_half)
 
 
+def after_the_first_report(patch):
+    original = enhance_report.Report._write
+
+    def write_and_die(self):
+        original(self)
+        die()
+
+    patch.setattr(enhance_report.Report, "_write", write_and_die)
+
+
 def within(kill, words):
     """The command in a process of its own that ``kill`` prepares; its exit status."""
 
@@ -195,11 +205,12 @@ def test_overwriting_gives_what_a_new_folder_gives(root, whole):
     assert content(root / "out") == whole
 
 
-def test_a_killed_overwriting_run_is_continued(root, whole):
+@pytest.mark.parametrize("kill", [before_the_image, after_the_first_report])
+def test_a_killed_overwriting_run_is_continued(kill, root, whole):
     """Records of the earlier settings must not pass for those of the new ones."""
     earlier = arguments(root, "--o-s-thresh", "1", "--o-p-thresh", "1")
     assert within(before_the_journal, earlier) == -signal.SIGKILL
-    assert within(before_the_image, [*arguments(root), "--overwrite"]) == -signal.SIGKILL
+    assert within(kill, [*arguments(root), "--overwrite"]) == -signal.SIGKILL
     assert enhance(root) == 0
     assert content(root / "out") == whole
 
