@@ -6,10 +6,13 @@ Ground truth is spoilt with rising strength (datasets/cam_like.py) and enhanced 
 instance's exact mask and with the tiny SAM's automatic masks. At one strength: each failure alone,
 other settings, masks over several objects, of background and of the whole image.
 
-Writes results.json, results.md, gain.png and examples.png. Masks and the results of each seed and
-strength are kept beside them: a second run makes what is missing, or was made by other code. The
-scenes are none that the tiny SAM was trained on (seed 1000, other splits), but come from the same
-generator: the figures show the mechanism, they are no benchmark.
+Writes results.json, results.md, gain.png and examples.png; with --refiners instead refiners.md: the
+rule for instances beside the paper's three clicks, on masks of a teacher that errs.
+
+Masks and the results of each seed and strength are kept beside them: a second run makes what is
+missing, or was made by other code. The scenes are none that the tiny SAM was trained on (seed 1000,
+other splits), but come from the same generator: the figures show the mechanism, they are no
+benchmark.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "datasets")]
 
-from sepl_study import cases, report, scenes  # noqa: E402
+from sepl_study import cases, refiners, report, scenes  # noqa: E402
 
 from s4m_d2.errors import S4MError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
@@ -122,6 +125,16 @@ def run_study(
     return results
 
 
+def run_refiners(output: Path, images: int, seed: int) -> int:
+    """Measure both refiners on a seed's scenes and write refiners.md; the exit status."""
+    found = refiners.measure_refiners(scenes.render_scenes(seed, images), scenes.tiny_sam().backend)
+    table = refiners.refiner_table(found)
+    with atomic_write(output / "refiners.md") as file:
+        file.write(table)
+    print(table)
+    return 0
+
+
 def _count(text: str) -> int:
     if int(text) < 1:
         raise ValueError(text)
@@ -147,7 +160,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--images", type=_count, default=60, help="scenes a seed")
     parser.add_argument("--seeds", type=_seed, nargs="+", default=[0, 1, 2])
     parser.add_argument("--strengths", type=_strength, nargs="+", default=STRENGTHS, help="0 to 1")
+    parser.add_argument("--refiners", action="store_true", help="of instances, on the first seed")
     args = parser.parse_args(arguments)
+    if args.refiners:
+        return run_refiners(args.output, args.images, args.seeds[0])
     try:
         results = run_study(args.output, args.images, args.seeds, args.strengths)
     except S4MError as error:
