@@ -144,7 +144,7 @@ def overlap(one, other):
 
 def test_row_titles_and_a_legend_find_a_place_each():
     rows = [[gray(375, 500), gray(375, 500)], [gray(500, 375), None], [gray(100, 500)] * 2]
-    titles = ["2007_000032 $a_b$", "long_" * 60 + "end", "third"]
+    titles = ["2007_000032 $a{$", "long_" * 60 + "end", "third"]
     names = [f"class {'w' * (index % 30)}{index}" for index in range(23)]
     legend = [(name, gray(20, 32)) for name in names]
     figure = panel_figure(rows, ["one", "two"], titles, legend)

@@ -17,11 +17,12 @@ from s4m_d2.visualization import instance_colors
 
 LONG_SIDE = 640  # px, of a drawn picture
 COLOR_SIDE = 256  # px; at this size it is found which masks touch
-GRAY_SHARE = 0.6  # brightness that an image keeps under labels and masks
-FILL_ALPHA = 0.65
+WHITE_SHARE = 0.6  # by which an image fades under labels and masks: VOC's colors are dark
+FILL_ALPHA = 0.75
 CONTOUR_WIDTH = 2  # px
+WHITE = 255
 STRIPE = 6  # px, half the period of void's stripes
-STRIPE_COLORS = (255, 255, 255), (110, 110, 110)
+STRIPE_COLORS = (255, 255, 255), (0, 0, 0)
 SWATCH_SIZE = 32, 20  # px, width and height
 VOID_NAME = "void"
 
@@ -42,7 +43,7 @@ def draw_image(image: np.ndarray) -> np.ndarray:
 
 
 def draw_label(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """A label map in VOC's colors over the image, which is gray and darker.
+    """A label map in VOC's colors over the image, which is gray and faded.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -112,9 +113,10 @@ def legend_entries(
 
 
 def _ground(image: np.ndarray) -> np.ndarray:
-    """The image in dark gray, on which colors show."""
+    """The image in light gray, on which colors show."""
     gray = cv2.cvtColor(draw_image(image), cv2.COLOR_RGB2GRAY)
-    return np.repeat((gray * GRAY_SHARE).astype(np.uint8)[..., None], 3, axis=2)
+    faded = np.rint(gray * (1 - WHITE_SHARE) + WHITE * WHITE_SHARE).astype(np.uint8)
+    return np.repeat(faded[..., None], 3, axis=2)
 
 
 def _resized(values: np.ndarray, like: np.ndarray) -> np.ndarray:

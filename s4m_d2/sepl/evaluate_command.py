@@ -1,4 +1,4 @@
-"""``sepl evaluate``: IoU of label maps before and after they were enhanced."""
+"""``s4m-sepl evaluate``: IoU of label maps before and after they were enhanced."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def read_report(path: str | os.PathLike[str]) -> list[ImageScore]:
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise DatasetError(
             f"{path} is no report of labels before and after ({type(error).__name__}: {error}). "
-            "Write one by: sepl evaluate --pseudo-labels DIR ... --json FILE"
+            "Write one by: s4m-sepl evaluate --pseudo-labels DIR ... --json FILE"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""One image of ``sepl visualize``: its labels, masks and scores, read and drawn."""
+"""One image of ``s4m-sepl visualize``: its labels, masks and scores, read and drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sepl visualize``: a picture of what the enhancement changed, a row an image."""
+"""``s4m-sepl visualize``: a picture of what the enhancement changed, a row an image."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report",
         type=Path,
         metavar="FILE",
-        help="take the gains from what 'sepl evaluate --json FILE' wrote, instead of scoring all "
-        "images again",
+        help="take the gains from what 's4m-sepl evaluate --json FILE' wrote, instead of scoring "
+        "all images again",
     )
     group.add_argument("--names", nargs="+", metavar="NAME", help="these images")
     group.add_argument(
@@ -150,7 +150,7 @@ def _check_options(args: argparse.Namespace) -> None:
     if ranked and args.ground_truth is None and args.report is None:
         raise InputError(
             "--best and --worst need to know what the images gained: give --ground-truth DIR, or "
-            "--report FILE of 'sepl evaluate --json FILE'"
+            "--report FILE of 's4m-sepl evaluate --json FILE'"
         )
     if counted and not (args.best or args.worst):
         raise InputError("--best and --worst leave nothing to draw; give one of them a number")

@@ -8,9 +8,9 @@ from pycocotools import mask as mask_utils
 from s4m_d2.errors import InputError
 from s4m_d2.sepl.drawing import (
     FILL_ALPHA,
-    GRAY_SHARE,
     LONG_SIDE,
     STRIPE_COLORS,
+    WHITE_SHARE,
     draw_image,
     draw_label,
     draw_masks,
@@ -18,6 +18,7 @@ from s4m_d2.sepl.drawing import (
 )
 
 GRAY = 100
+FADED = round(GRAY + WHITE_SHARE * (255 - GRAY))
 # VOC's colors, as its development kit lists them.
 AEROPLANE, BICYCLE, PERSON = (128, 0, 0), (0, 128, 0), (192, 128, 128)
 
@@ -27,7 +28,7 @@ def gray(height, width):
 
 
 def blended(color):
-    return np.array(color) * FILL_ALPHA + GRAY * GRAY_SHARE * (1 - FILL_ALPHA)
+    return np.array(color) * FILL_ALPHA + FADED * (1 - FILL_ALPHA)
 
 
 def encoded(masks):
@@ -56,14 +57,14 @@ def test_pictures_of_an_image_have_one_size_whatever_they_show(size, expected):
     assert all(picture.dtype == np.uint8 for picture in pictures)
 
 
-def test_classes_have_vocs_colors_over_a_darker_image():
+def test_classes_have_vocs_colors_over_a_faded_image():
     label = np.zeros((120, 160), np.uint8)
     label[:40, :40], label[:40, 80:], label[80:, :] = 1, 2, 15
     drawn = draw_label(gray(120, 160), label).astype(int)
     for place, color in (((20, 20), AEROPLANE), ((20, 120), BICYCLE), ((100, 80), PERSON)):
         y, x = (4 * value for value in place)
         assert np.abs(drawn[y, x] - blended(color)).max() <= 1
-    assert (drawn[4 * 60, 4 * 60] == GRAY * GRAY_SHARE).all()  # background
+    assert (drawn[4 * 60, 4 * 60] == FADED).all()  # background
     assert (drawn[4 * 20, 4 * 40 - 1] == AEROPLANE).all()  # its border
 
 
