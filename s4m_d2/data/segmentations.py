@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from numbers import Integral
 
 import numpy as np
+from pycocotools import mask as mask_utils
 
 from s4m_d2.data.run_lengths import RunLengths
 from s4m_d2.errors import DatasetError
@@ -107,6 +108,32 @@ def read_rle(rle: dict, image_size: tuple[int, int]) -> RunLengths:
             f"{image_size[0] * image_size[1]}"
         )
     return RunLengths(lengths.astype(np.int64), image_size[0])
+
+
+def compressed_rle(rle: dict, image_size: tuple[int, int]) -> dict:
+    """An RLE dict of an image, compressed or not, as one that COCO's API handles: counts are a str.
+
+    No run has length 0, but the first where the mask begins with the image: where two masks have
+    such runs at one place, their union by COCO's API ends there, and may not come to an end at all.
+
+    Raises:
+        DatasetError: as :func:`check_segmentation`.
+    """
+    lengths = read_rle(rle, image_size).lengths
+    counts, size = rle["counts"], [int(side) for side in image_size]
+    if not isinstance(counts, str) or not lengths[1:].all():
+        whole = {"size": size, "counts": _without_empty_runs(lengths)}
+        counts = mask_utils.frPyObjects(whole, *size)["counts"].decode("ascii")
+    return {"size": size, "counts": counts}
+
+
+def _without_empty_runs(lengths: np.ndarray) -> list[int]:
+    """The same mask with neighboring runs of one value joined."""
+    value = np.arange(len(lengths)) % 2
+    value, ends = value[lengths > 0], lengths.cumsum()[lengths > 0]
+    is_last = np.append(value[1:] != value[:-1], True)
+    runs = np.diff(ends[is_last], prepend=0).tolist()
+    return [0, *runs] if value[0] else runs
 
 
 def _read_text(text: str | bytes) -> np.ndarray | None:

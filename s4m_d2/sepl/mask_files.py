@@ -26,7 +26,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from s4m_d2.data.images import READ_ERRORS, unreadable
-from s4m_d2.data.segmentations import read_rle
+from s4m_d2.data.segmentations import compressed_rle
 from s4m_d2.errors import DatasetError, InputError
 from s4m_d2.files import atomic_write
 
@@ -247,22 +247,4 @@ def _compressed(mask: Any, size: tuple[int, int]) -> dict[str, Any]:
             f"a segmentation is of type {type(rle).__name__}; expected an RLE with 'size' and "
             "'counts'"
         )
-    lengths = read_rle(dict(rle), size).lengths  # malformed text crashes COCO's API
-    counts = rle["counts"]
-    if isinstance(counts, bytes):
-        counts = counts.decode("ascii")
-    # Where two masks have runs of length 0 at one place, COCO's API ends their union there.
-    if not isinstance(counts, str) or not lengths[1:].all():
-        whole = {"size": list(size), "counts": _without_empty_runs(lengths)}
-        counts = mask_utils.frPyObjects(whole, *size)["counts"].decode("ascii")
-    return {"size": list(size), "counts": counts}
-
-
-def _without_empty_runs(lengths: np.ndarray) -> list[int]:
-    """The same mask with no run of length 0, but the first: it may be, where the mask begins."""
-    ends = lengths.cumsum()
-    value = np.arange(len(lengths)) % 2
-    value, ends = value[lengths > 0], ends[lengths > 0]
-    is_last = np.append(value[1:] != value[:-1], True)
-    runs = np.diff(ends[is_last], prepend=0).tolist()
-    return [0, *runs] if value[0] else runs
+    return compressed_rle(dict(rle), size)

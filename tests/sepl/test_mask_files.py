@@ -136,7 +136,7 @@ def test_a_folder_without_pngs_is_that_of_an_image_without_masks(tmp_path, names
 
 
 def test_the_union_of_masks_with_runs_of_length_0_is_whole(tmp_path):
-    """COCO's API ends a union where two masks have such runs."""
+    """COCO's API ends a union where two masks have such runs, or does not come to an end."""
     size = (5, 2)
     counts = [[2, 0, 3, 4, 1], [0, 0, 2, 0, 3, 0, 0, 1, 4], [10, 0], [0, 4, 0, 6], [0, 0, 0, 10]]
     path = save_json(tmp_path / "a.json", [{"size": size, "counts": runs} for runs in counts])
@@ -156,6 +156,7 @@ def test_the_union_of_masks_with_runs_of_length_0_is_whole(tmp_path):
         rles = read_masks(source, size)
         columns = decoded(rles, size).transpose(0, 2, 1).reshape(len(counts), -1)
         np.testing.assert_array_equal(columns, expected)
+        assert rles == [compressed(mask) for mask in decoded(rles, size)]
         union = mask_utils.decode(mask_utils.merge(rles[:3]))
         np.testing.assert_array_equal(union.T.ravel(), expected[:3].max(axis=0))
 
@@ -280,6 +281,8 @@ def test_masks_that_are_written_are_read(tmp_path, name, form, count):
         np.testing.assert_array_equal(decoded(read), masks)
     assert find_masks(tmp_path / "new", "a") == path
     assert [file.name for file in path.parent.iterdir()] == [name]
+    if name.endswith(".gz"):
+        assert path.read_bytes()[4:8] == bytes(4)  # no time: equal masks make equal files
 
 
 def test_a_written_file_keeps_all_that_sam_said_of_a_mask(tmp_path):
