@@ -57,6 +57,8 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
             turn = _TURNS.get(orientation(image))
             upright = image if turn is None else image.transpose(turn)
             array = detection_utils.convert_PIL_to_numpy(upright, image_format)
+    except DatasetError:  # which is a ValueError too
+        raise
     except READ_ERRORS as error:
         raise unreadable(file_name, error) from error
     return np.ascontiguousarray(array)
