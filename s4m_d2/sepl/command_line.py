@@ -1,8 +1,9 @@
-"""What commands share: whole numbers as options, and the list of images with problems."""
+"""What commands share: numbers as options, and the list of images with problems."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,17 @@ def positive(text: str) -> int:
 def natural(text: str) -> int:
     """An option's whole number from 0 on."""
     return _whole(text, 0)
+
+
+def share(text: str) -> float:
+    """An option's number in [0, 1]."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+    return value
 
 
 def default_workers() -> int:

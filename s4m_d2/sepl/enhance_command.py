@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from s4m_d2.errors import ConfigError
 from s4m_d2.sepl.classes import add_class_arguments, classes_from
+from s4m_d2.sepl.command_line import positive, print_problems, share
 from s4m_d2.sepl.enhance_image import Enhancer, ImageFiles
 from s4m_d2.sepl.enhance_report import REPORT, Report, locked
 from s4m_d2.sepl.listing import image_files, image_list, label_files
@@ -21,7 +22,6 @@ from s4m_d2.sepl.processes import outcomes
 from s4m_d2.sepl.selection import O_P_THRESH, O_S_THRESH
 
 EXIT_INTERRUPTED = 130  # as shells give it for Ctrl-C
-SHOWN_PROBLEMS = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,14 +41,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", type=Path, metavar="FILE", help="names of images, a line each")
     parser.add_argument(
         "--o-s-thresh",
-        type=_share,
+        type=share,
         default=O_S_THRESH,
         metavar="X",
         help="a mask is selected if more of it than this lies on its class; default: %(default)s",
     )
     parser.add_argument(
         "--o-p-thresh",
-        type=_share,
+        type=share,
         default=O_P_THRESH,
         metavar="X",
         help="or if it holds more of its class than this; default: %(default)s",
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-uncovered", action="store_true", help="pixels that no mask covers keep their label"
     )
     parser.add_argument(
-        "--workers", type=_positive, default=1, metavar="N", help="processes; default: %(default)s"
+        "--workers", type=positive, default=1, metavar="N", help="processes; default: %(default)s"
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="make anew what the output folder holds"
@@ -159,12 +159,8 @@ def _check_origin(output: Path, enhancer: Enhancer, jobs: Mapping[str, ImageFile
 
 
 def _print_summary(report: Report, skipped: int) -> None:
-    problems = {**report.failed, **report.missing}
-    for name, reason in list(problems.items())[:SHOWN_PROBLEMS]:
-        kind = "missing" if name in report.missing else "failed"
-        print(f"{kind}: {name}: {reason}", file=sys.stderr)
-    if len(problems) > SHOWN_PROBLEMS:
-        print(f"... and {len(problems) - SHOWN_PROBLEMS} more", file=sys.stderr)
+    print_problems(report.missing, "with a missing file")
+    print_problems(report.failed, "failed")
     outdated = report.outdated()
     if outdated:
         print(f"{len(outdated)} of them have label maps from before, which stay", file=sys.stderr)
@@ -173,17 +169,3 @@ def _print_summary(report: Report, skipped: int) -> None:
         f"failed, {len(report.missing)} missing: see {report.folder / REPORT}",
         file=sys.stderr,
     )
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is no share in [0, 1]")
-    return value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value

@@ -14,15 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from pycocotools import mask as mask_utils
 from torch import Tensor
 
-from s4m_d2.data.run_lengths import RunLengths
-from s4m_d2.data.segmentations import read_rle
+from s4m_d2.data.segmentations import compressed_rle, read_rle
 from s4m_d2.errors import DatasetError, InputError
 from s4m_d2.sepl.overlaps import label_overlaps, rle_overlaps
 from s4m_d2.sepl.selection import O_P_THRESH, O_S_THRESH, assign_masks
@@ -122,13 +121,13 @@ def select_masks(
 def _select(
     pseudo_label: np.ndarray,
     classes: np.ndarray,
-    masks: np.ndarray | list[_Encoded],
+    masks: np.ndarray | list[dict],
     o_s_thresh: float,
     o_p_thresh: float,
 ) -> MaskSelection:
     if isinstance(masks, list):
-        overlaps = rle_overlaps([mask.rle for mask in masks], pseudo_label, classes)
-        areas = [mask.runs.lengths[1::2].sum() for mask in masks]
+        overlaps = rle_overlaps(masks, pseudo_label, classes)
+        areas = mask_utils.area(masks) if masks else []
     else:
         overlaps = label_overlaps(masks, pseudo_label, classes)
         areas = [np.count_nonzero(mask) for mask in masks]
@@ -171,7 +170,7 @@ def merge_masks(
 
 def _merge(
     pseudo_label: np.ndarray,
-    masks: np.ndarray | list[_Encoded],
+    masks: np.ndarray | list[dict],
     selection: MaskSelection,
     keep_uncovered: bool,
 ) -> np.ndarray:
@@ -192,12 +191,17 @@ def _merge(
     return np.ascontiguousarray(enhanced)
 
 
-def _paint(enhanced: np.ndarray, mask: np.ndarray | _Encoded, index: int) -> None:
-    """Set the pixels of a mask, in place; where it is encoded, ``enhanced`` is in Fortran order."""
+def _paint(canvas: np.ndarray, mask: np.ndarray | dict, value: int) -> None:
+    """Set the pixels of a mask, in place; where it is an RLE, ``canvas`` is in Fortran order."""
     if isinstance(mask, np.ndarray):
-        np.copyto(enhanced, index, where=mask)
-    else:
-        enhanced.reshape(-1, order="F")[mask.pixels()] = index
+        np.copyto(canvas, value, where=mask)
+        return
+    lengths = read_rle(mask, canvas.shape).lengths
+    of_mask = lengths[1::2]
+    starts = lengths.cumsum()[1::2] - of_mask
+    places = np.arange(of_mask.sum())
+    places += np.repeat(starts - (of_mask.cumsum() - of_mask), of_mask)
+    canvas.reshape(-1, order="F")[places] = value
 
 
 def _put_back(enhanced: np.ndarray, pseudo_label: np.ndarray, classes: np.ndarray) -> None:
@@ -236,23 +240,7 @@ def _classes(pseudo_label: np.ndarray, num_classes: int | None) -> np.ndarray:
     return classes
 
 
-class _Encoded(NamedTuple):
-    """A mask as COCO's compressed RLE and as its run lengths."""
-
-    rle: dict
-    runs: RunLengths
-
-    def pixels(self) -> np.ndarray:
-        """(P,) int64: the set pixels, counted down the columns."""
-        lengths = self.runs.lengths
-        of_mask = lengths[1::2]
-        places = np.arange(of_mask.sum())
-        starts = lengths.cumsum()[1::2] - of_mask
-        places += np.repeat(starts - (of_mask.cumsum() - of_mask), of_mask)
-        return places
-
-
-def _checked(masks: Masks, size: tuple[int, int]) -> np.ndarray | list[_Encoded]:
+def _checked(masks: Masks, size: tuple[int, int]) -> np.ndarray | list[dict]:
     """(N, H, W) bool array, or list of RLEs, of the given size."""
     if isinstance(masks, Tensor):
         masks = masks.detach().cpu().numpy()
@@ -263,30 +251,24 @@ def _checked(masks: Masks, size: tuple[int, int]) -> np.ndarray | list[_Encoded]
                 f"{masks.shape} {masks.dtype}"
             )
         return masks
-    return [_encoded(mask, number, size) for number, mask in enumerate(masks)]
+    return [_compressed(mask, number, size) for number, mask in enumerate(masks)]
 
 
-def _encoded(mask: Mapping[str, Any], number: int, size: tuple[int, int]) -> _Encoded:
+def _compressed(mask: Mapping[str, Any], number: int, size: tuple[int, int]) -> dict:
     if not isinstance(mask, Mapping):
         raise InputError(
             f"mask {number} is of type {type(mask).__name__}; expected a COCO RLE, a dict with "
             "size and counts, or give all masks as one (N, H, W) bool array"
         )
     try:
-        runs = read_rle(dict(mask), size)
+        return compressed_rle(dict(mask), size)
     except DatasetError as error:
         raise InputError(f"mask {number}: {error}") from error
-    if isinstance(mask["counts"], (list, np.ndarray)):
-        rle = mask_utils.frPyObjects({"size": list(size), "counts": list(mask["counts"])}, *size)
-    else:
-        rle = {"size": list(size), "counts": mask["counts"]}
-    return _Encoded(rle, runs)
 
 
-def _union(masks: np.ndarray | list[_Encoded], size: tuple[int, int]) -> np.ndarray:
+def _union(masks: np.ndarray | list[dict], size: tuple[int, int]) -> np.ndarray:
     """(H, W) bool: pixels of any mask."""
-    if not len(masks):
-        return np.zeros(size, dtype=bool)
-    if isinstance(masks, np.ndarray):
-        return masks.any(0)
-    return mask_utils.decode(mask_utils.merge([mask.rle for mask in masks])).view(bool)
+    covered = np.zeros(size, dtype=bool, order="F")
+    for mask in masks:
+        _paint(covered, mask, True)
+    return covered

@@ -117,21 +117,22 @@ def test_a_listed_image_without_label(root, capsys):
     (root / "train.txt").write_text("a\nz\n../x\n")
     assert enhance(root, "--list", str(root / "train.txt")) == 1
     assert sorted(report(root)["missing"]) == ["x", "z"]
-    assert "missing: z: there is no pseudo-label of it" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "2 images with a missing file:" in printed
+    assert "  z: there is no pseudo-label of it" in printed
 
 
 def test_many_problems_are_counted_and_the_first_ones_printed(tmp_path, capsys):
-    names = [f"{number:02d}" for number in range(13)]
+    names = [f"{number:02d}" for number in range(23)]
     root = make_folders(tmp_path / "data", names)
     for name in names[1:]:
         (root / "masks" / f"{name}.json").unlink()
     assert enhance(root) == 1
     printed = capsys.readouterr().err
-    assert (
-        len(re.findall("^missing: ", printed, re.MULTILINE)) == 10 and "... and 2 more" in printed
-    )
-    assert "1 images enhanced (0 of them before), 0 failed, 12 missing" in printed
-    assert len(report(root)["missing"]) == 12
+    assert "22 images with a missing file:" in printed
+    assert len(re.findall("no masks of it", printed)) == 20 and "  and 2 more" in printed
+    assert "1 images enhanced (0 of them before), 0 failed, 22 missing" in printed
+    assert len(report(root)["missing"]) == 22
 
 
 REFUSED = {

@@ -84,6 +84,6 @@ def test_the_script_from_another_folder(tmp_path):
     words = [sys.executable, str(ROOT / "tools" / "sepl.py"), *arguments(root, "--workers", "2")]
     done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1 and done.stdout == ""
-    assert "missing: b: " in done.stderr and "Traceback" not in done.stderr
+    assert "  b: " in done.stderr and "Traceback" not in done.stderr
     assert enhance(root, output="serial") == 1
     assert content(root / "out") == content(root / "serial")
