@@ -40,9 +40,10 @@ class LabelFolders:
         self.files = {kind: label_files(path) for kind, path in self._folders.items()}
         self.num_classes = num_classes
 
-    def all_names(self) -> list[str]:
-        """Stems that any folder has, sorted."""
-        return sorted(set().union(*self.files.values()))
+    def label_names(self) -> list[str]:
+        """Stems that any folder but the ground truth's has, sorted: that may be of more images."""
+        labels = [files for kind, files in self.files.items() if kind != TRUTH]
+        return sorted(set().union(*labels))
 
     def common_names(self) -> list[str]:
         """Stems that all folders have, sorted."""
@@ -124,10 +125,10 @@ def compare(
 
     Args:
         folders: with a ground truth.
-        names: stems of the images; None: all that any folder has.
+        names: stems of the images; None: all that have a label, enhanced or not.
         workers: threads. The result does not depend on their number.
     """
-    names = folders.all_names() if names is None else sorted(set(names))
+    names = folders.label_names() if names is None else sorted(set(names))
     chunks = [names[start : start + CHUNK_IMAGES] for start in range(0, len(names), CHUNK_IMAGES)]
     total = _compare([], folders)
     with ThreadPoolExecutor(workers) as pool:

@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--list",
         type=Path,
         metavar="FILE",
-        help="names of the images to compare, such as VOC's train.txt (default: those of all "
-        "folders together)",
+        help="names of the images to compare, such as VOC's train.txt (default: all that have a "
+        "label; the ground truth may be of more)",
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write a report, with the mIoU of each image"

@@ -1,8 +1,8 @@
 """How well class-index maps agree with the ground truth: IoU by class, mIoU, pixel accuracy.
 
 As in VOC's benchmark, pixels of the whole data set are counted before anything is divided, and
-background is a class. (The authors' code reports the mean of the images' mIoUs, a higher number
-that lets one pixel of a small image weigh more than one of a large image.)
+background is a class. (The mean of the images' mIoUs is another number, in which a pixel of a small
+image weighs more than one of a large image.)
 
 Void (255) in the ground truth is not scored. Void in a label is an answer withheld: the pixel
 counts as missed for its true class and as a false positive for none. Were it not scored at all,
