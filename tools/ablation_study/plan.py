@@ -63,7 +63,9 @@ def listing(runs: Sequence[Run], left: Sequence[Run], results: Results, folder: 
             clock: Clock) -> str:  # fmt: skip
     """A line a run: done, with its AP and time, or missing, with the time that it will take."""
     lines, total = [], 0.0
-    for run in dict.fromkeys([*runs, *left]):
+    for run in with_teachers(runs):
+        if run not in runs and run not in left:
+            continue  # a teacher that nobody asked for and nobody needs
         if run not in left:
             result = results[run.name]
             ap = result["models"][TEACHER if run.method.is_teacher else STUDENT]["AP"]
