@@ -208,6 +208,8 @@ def test_the_report_by_hand():
     assert row(text, "all of S⁴M (− Guided Distillation)")[0] == "+4.5 ± 0.0"
     assert row(text, "20 %") == ["14.0", "17.0", "21.5", "+4.5", "+4.2", "1"]
     assert row(text, "10 %")[3:] == ["+4.5 ± 0.0", "+2.5", "3"]
+    as_claimed = [line for line in text.splitlines() if line.startswith("- Loss, as in the paper")]
+    assert as_claimed == ["- Loss, as in the paper: ARP, with SD, without PR."]
     assert "45 of 45 runs." in text and "Missing" not in text
 
 

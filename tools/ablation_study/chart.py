@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 
@@ -57,7 +58,14 @@ def _draw_bars(axes: Axes, results: Results, seeds: Sequence[int]) -> None:
         dots = list(found.by_seed.values())
         axes.plot(dots, [place] * len(dots), "o", color="black", markersize=3)
         end = max(*dots, found.mean + (found.deviation or 0))
-        axes.annotate(found.text(), (end, place), (6, 0), textcoords="offset points", va="center")
+        axes.annotate(
+            found.text(),
+            (end, place),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+        )
     ceiling = summary(results, SUPERVISED, seeds, percent=FULL_PERCENT)
     if ceiling.mean is not None:
         label = f"supervised, 100 % labels: {ceiling}"
@@ -83,7 +91,7 @@ def _draw_shares(axes: Axes, results: Results, seeds: Sequence[int]) -> None:
         axes.errorbar(
             present,
             [found[percent].mean for percent in present],
-            [found[percent].deviation or 0 for percent in present],
+            [found[percent].deviation or math.nan for percent in present],
             color=_COLORS[method],
             marker=_MARKERS[method],
             markersize=5,

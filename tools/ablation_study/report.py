@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from ablation_study.comparisons import COMPARISONS, PUBLISHED_MARGINS
+from ablation_study.comparisons import COMPARISONS, PUBLISHED_MARGINS, Comparison
 from ablation_study.figures import Results, Summary, labeling_summary, summary
 from ablation_study.results import EMA, STUDENT, TEACHER
 from ablation_study.runs import (
@@ -52,6 +52,8 @@ def markdown(results: Results, seeds: Sequence[int]) -> str:
         "larger than its deviation.",
         "",
         *_contributions(results, seeds),
+        "",
+        *_reading(results, seeds),
         "",
         "By the share of labels, the student's AP; the margin is that of S⁴M over Guided "
         "Distillation.",
@@ -101,20 +103,33 @@ def _methods(results: Results, seeds: Sequence[int]) -> Iterator[str]:
     return _table(header, (cells(*row) for row in rows))
 
 
-def _contributions(results: Results, seeds: Sequence[int]) -> Iterator[str]:
-    def cells(comparison: Any) -> list[str]:
-        def difference(model: str) -> Summary:
-            more = summary(results, comparison.more, seeds, model=model)
-            return more.minus(summary(results, comparison.less, seeds, model=model))
+def _difference(
+    results: Results, comparison: Comparison, seeds: Sequence[int], model: str
+) -> Summary:
+    more = summary(results, comparison.more, seeds, model=model)
+    return more.minus(summary(results, comparison.less, seeds, model=model))
 
-        own = difference(comparison.model)
+
+def _contributions(results: Results, seeds: Sequence[int]) -> Iterator[str]:
+    def cells(comparison: Comparison) -> list[str]:
+        own = _difference(results, comparison, seeds, comparison.model)
         by_seed = ", ".join(f"{value:+.1f}" for value in own.by_seed.values()) or NONE
-        ema = difference(EMA).text("+")
+        ema = _difference(results, comparison, seeds, EMA).text("+")
         verdict = comparison.verdict(own)
         return [comparison.title, own.text("+"), by_seed, ema, str(own.count), verdict]
 
     header = ["", "AP", "each seed", "EMA teacher", "n", "reading"]
     return _table(header, map(cells, COMPARISONS))
+
+
+def _reading(results: Results, seeds: Sequence[int]) -> Iterator[str]:
+    """The comparisons by what they say, a line each."""
+    found: dict[str, list[str]] = {}
+    for comparison in COMPARISONS:
+        verdict = comparison.verdict(_difference(results, comparison, seeds, comparison.model))
+        found.setdefault(verdict, []).append(comparison.title)
+    for verdict in sorted(found):
+        yield f"- {verdict[0].upper()}{verdict[1:]}: {'; '.join(found[verdict])}."
 
 
 def _shares(results: Results, seeds: Sequence[int]) -> Iterator[str]:
@@ -169,31 +184,31 @@ def _making(results: Results, seeds: Sequence[int]) -> Iterator[str]:
     """What was run, how long it took, with which code, and what is missing."""
     runs = all_runs(seeds)
     done = [results[run.name] for run in runs if run.name in results]
-    yield f"{len(done)} of {len(runs)} runs."
+    yield f"- {len(done)} of {len(runs)} runs."
     if done:
         longest = max(done, key=lambda result: result["seconds"])
         total = sum(result["seconds"] for result in done)
         yield (
-            f"Together they took {minutes(total)}; the longest, {longest['name']}, "
+            f"- Together they took {minutes(total)}; the longest, {longest['name']}, "
             f"{minutes(longest['seconds'])}."
         )
         kinds = (("teachers", True), ("all others", False))
         for name, is_teacher in kinds:
             of_kind = {r["iterations"] for r in done if ("teacher" in r["method"]) == is_teacher}
             if of_kind:
-                yield f"Iterations, {name}: {', '.join(map(str, sorted(of_kind)))}."
+                yield f"- Iterations, {name}: {', '.join(map(str, sorted(of_kind)))}."
         for key in ("data", "engine", "torch", "device", "commit"):
             values = dict.fromkeys(_plain(result.get(key)) for result in done)
-            yield f"{key.capitalize()}: {'; '.join(values)}."
+            yield f"- {key.capitalize()}: {'; '.join(values)}."
         versions = {version for result in done for version in result["code"]}
         if len(versions) > 1:
             yield (
-                f"**The runs were made by {len(versions)} versions of the code** "
+                f"- **The runs were made by {len(versions)} versions of the code** "
                 f"({', '.join(sorted(versions))}): what differs between them may be the code."
             )
     missing = [run.name for run in runs if run.name not in results]
     if missing:
-        yield f"**Missing:** {', '.join(missing)}."
+        yield f"- **Missing:** {', '.join(missing)}."
 
 
 def _plain(value: Any) -> str:
