@@ -5,7 +5,7 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 WORKERS ?= 2
 
-.PHONY: setup test test-slow quickstart lint clean
+.PHONY: setup test test-slow quickstart ablation lint clean
 
 setup:
 	@$(PYTHON) tools/install.py --venv $(VENV)
@@ -18,6 +18,10 @@ test-slow: setup
 
 quickstart: setup
 	$(PY) tools/quickstart.py
+
+# Hours, in runs below 10 minutes; stopped, it continues. ARGS="--max-minutes 30" does a piece.
+ablation: setup
+	$(PY) tools/ablation.py $(ARGS)
 
 lint: setup
 	$(PY) -m ruff check .
