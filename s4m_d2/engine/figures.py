@@ -96,12 +96,13 @@ def pseudo_label_panels(
     for sample, selection, refined in zip(
         samples, views.selections, drop_invalid(views.refined), strict=True
     ):
+        weak_sample = {**sample, "image": sample["image_weak"]}
         weak = to_rgb(sample["image_weak"], order)
         before = at_image_size(selection, weak.shape[:2])
         rows.append(
             [
                 weak,
-                draw_truth(sample, names, order) if "instances" in sample else None,
+                draw_truth(weak_sample, names, order) if "instances" in sample else None,
                 draw_labels(weak, before, names, scores=True),
                 draw_labels(weak, refined, names),
             ]

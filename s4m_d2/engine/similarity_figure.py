@@ -21,10 +21,7 @@ from s4m_d2.visualization.instances import READABLE_SIDE
 Sample = Mapping[str, Any]
 COSINE_STEP = 0.1  # the color scale begins at a multiple of it
 HIGHEST_COSINE = 1.0
-CAPTION = (
-    "The ring marks the point. SAM: its decoder's image tokens, prompted with the point; "
-    "models: the pixel decoder's mask features on SAM's grid."
-)
+CAPTION = "Ring: the point. SAM: its tokens, prompted there. Models: mask features on SAM's grid."
 
 
 @dataclass(frozen=True)
