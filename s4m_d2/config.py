@@ -123,6 +123,7 @@ def _s4m_config() -> CN:
     s4m.REFINE = _refine_config()
     s4m.ARP = _arp_config()
     s4m.STRONG_VIEW = _strong_view_config()
+    s4m.FIGURES = _figures_config()
 
     # Splits: `..._10pct` names a stable 10 % of its set, drawn with this seed, unless a list of
     # file names is given.
@@ -228,3 +229,13 @@ def _strong_view_config() -> CN:
     strong_view.BLUR_SIGMA = (0.1, 2.0)  # px
     strong_view.BLUR_PROB = 0.5
     return strong_view
+
+
+def _figures_config() -> CN:
+    """Pictures of fixed images while training, into OUTPUT_DIR/figures and TensorBoard."""
+    figures = CN()
+    figures.PERIOD = 0  # iterations from one to the next; 0: none
+    figures.IMAGES = 4  # of each figure
+    # Of these, the ones that a stage has; labeled and views, which do not change, come once.
+    figures.WHAT = ("labeled", "views", "pseudo_labels", "arp", "similarity", "predictions")
+    return figures

@@ -15,19 +15,19 @@ import sys
 from pathlib import Path
 
 import torch
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
-from s4m_d2.data import LabeledDatasetMapper
 from s4m_d2.engine import PseudoLabeling, S4MTrainer, run_config, stage_config
 from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.figure_samples import validation_samples
+from s4m_d2.engine.figure_set import PAIR_ALL
+from s4m_d2.engine.figures import at_image_size, draw_found, draw_labels, draw_truth, to_rgb
 from s4m_d2.engine.preflight import load_config
-from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.files import atomic_write
 from s4m_d2.report import read_results, results_table
 from s4m_d2.semi.ema_teacher import EMATeacher
-from s4m_d2.semi.refinement import teacher_masks
 from s4m_d2.structures import drop_invalid
-from s4m_d2.visualization import overlay, panel_grid
+from s4m_d2.visualization import panel_grid
 
 ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = (
@@ -45,8 +45,6 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 33),
     "MALLOC_ARENA_MAX": "1",
 }
-SCORE_SHOWN = 0.5  # predictions below it are not drawn
-PAIR_ALL = 0.5  # pairs an image: every image of the overview exchanges instances
 
 
 def main() -> None:
@@ -107,54 +105,20 @@ def draw_overview(cfg, path: str, num_images: int) -> None:
     all_refined, all_pasted = drop_invalid(views.refined), drop_invalid(views.arp_labels)
     rows = []
     for i, (sample, result) in enumerate(zip(samples, student(samples), strict=True)):
-        image = to_array(sample["image"])
-        truth, found = sample["instances"], result["instances"]
-        found = found[found.scores > SCORE_SHOWN]
+        image = to_rgb(sample["image"])
         unrefined = at_image_size(views.selections[i], image.shape[:2])
-        refined, pasted = all_refined[i], all_pasted[i]
-        mixed = to_array(views.student_batch[i]["image"])
+        mixed = to_rgb(views.student_batch[i]["image"])
         rows.append(
             [
                 image,
-                overlay(image, truth.gt_masks.tensor, truth.gt_classes, names),
-                overlay(image, unrefined.masks, unrefined.labels, names, unrefined.scores),
-                overlay(image, refined.masks, refined.labels, names),
-                overlay(mixed, pasted.masks, pasted.labels, names),
-                overlay(image, found.pred_masks, found.pred_classes, names, found.scores),
+                draw_truth(sample, names),
+                draw_labels(image, unrefined, names, scores=True),
+                draw_labels(image, all_refined[i], names),
+                draw_labels(mixed, all_pasted[i], names),
+                draw_found(image, result["instances"], names),
             ]
         )
     panel_grid(rows, COLUMNS, path)
-
-
-def at_image_size(selection, size: tuple[int, int]):
-    """The teacher's kept predictions with masks of ``size`` (H, W)."""
-    return selection.labels.with_masks(teacher_masks(selection, size))
-
-
-def validation_samples(cfg, count: int) -> list[dict]:
-    """The validation images with most instances of evenly spaced groups, unaugmented."""
-    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
-    group = max(1, len(records) // count)
-    chosen = [
-        max(records[start : start + group], key=lambda record: len(record["annotations"]))
-        for start in range(0, group * count, group)
-    ]
-    mapper = LabeledDatasetMapper(
-        geometry=[],
-        color=None,
-        image_format=cfg.INPUT.FORMAT,
-        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-    )
-    samples = [
-        mapper({**record, "seeds": sample_seeds(cfg.SEED, "overview", position)})
-        for position, record in enumerate(chosen)
-    ]
-    return [{**sample, "image_weak": sample["image"]} for sample in samples]
-
-
-def to_array(image: torch.Tensor):
-    """(3, H, W) uint8 → (H, W, 3) array."""
-    return image.permute(1, 2, 0).cpu().numpy()
 
 
 if __name__ == "__main__":

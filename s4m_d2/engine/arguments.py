@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 
 from s4m_d2.errors import ConfigError
+
+_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|SEED|OUTPUT_DIR|CUDNN_BENCHMARK|VERSION")
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line before the first config key, and the KEY VALUE pairs from it on.
+
+    An option that takes several values may so stand last: argparse alone would take keys for them.
+
+    Raises:
+        ConfigError: an option comes after overrides.
+
+    >>> split_overrides(["--input", "a.jpg", "b.jpg", "MODEL.DEVICE", "cpu"])
+    (['--input', 'a.jpg', 'b.jpg'], ['MODEL.DEVICE', 'cpu'])
+    """
+    words = list(words)
+    first = next((i for i, word in enumerate(words) if _KEY.fullmatch(word)), len(words))
+    _check_overrides(words[first:])
+    return words[:first], words[first:]
 
 
 def check_arguments(args: argparse.Namespace) -> None:
@@ -24,7 +45,11 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"--machine-rank is {args.machine_rank}; expected one from 0 to "
             f"{args.num_machines - 1}, as --num-machines is {args.num_machines}."
         )
-    misplaced = [word for word in args.opts if word.startswith("--")]
+    _check_overrides(args.opts)
+
+
+def _check_overrides(words: Sequence[str]) -> None:
+    misplaced = [word for word in words if word.startswith("--")]
     if misplaced:
         raise ConfigError(
             f"'{misplaced[0]}' comes after overrides, which end the options. Write all options "

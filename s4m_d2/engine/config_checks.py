@@ -15,6 +15,7 @@ from detectron2.utils import comm
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.build import STAGES, runs_stage
+from s4m_d2.engine.figure_checks import figure_setting_errors
 from s4m_d2.engine.findings import collected, raise_all
 from s4m_d2.engine.protocol import check_architecture
 from s4m_d2.engine.refine_checks import refine_setting_errors
@@ -171,15 +172,14 @@ def config_errors(
     errors: list[S4MError] = [*_value_errors(cfg), *_device_errors(cfg), *speed_errors(cfg)]
     if eval_only:
         if not cfg.DATASETS.TEST:
-            text = "DATASETS.TEST is empty: name the data set to evaluate on."
-            errors.append(ConfigError(text))
+            errors.append(ConfigError("DATASETS.TEST is empty: name the data set to evaluate on."))
         return errors
     processes = comm.get_world_size() if num_processes is None else num_processes
     if runs_stage(cfg, "student") and cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
         errors += collected(check_architecture, cfg.MODEL.META_ARCHITECTURE)
     errors += _dataset_name_errors(cfg)
     errors += [*_stage_errors(cfg), *sam_setting_errors(cfg), *refine_setting_errors(cfg)]
-    errors += _batch_errors(cfg, processes)
+    errors += [*_batch_errors(cfg, processes), *figure_setting_errors(cfg)]
     return errors
 
 

@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from s4m_d2.engine import build
 from s4m_d2.engine.bad_steps import BadSteps, skip_bad_steps
 from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.figure_hook import figure_hooks
 from s4m_d2.engine.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
 from s4m_d2.engine.processes import BufferSyncHook, FinishedEvalHook, ddp_on_any_device
 from s4m_d2.engine.protocol import check_distillation, check_model
@@ -77,9 +78,11 @@ class TeacherTrainer(DefaultTrainer):
         )
         self._stop_hook = StopHook(self.checkpointer)
         evaluation = FinishedEvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write)
+        figures = figure_hooks(self.cfg, self.trained_model, getattr(self, "pseudo_labeling", None))
         hooks = []
         for hook in super().build_hooks():
-            hooks += [self._stop_hook, evaluation] if isinstance(hook, EvalHook) else [hook]
+            own = [self._stop_hook, evaluation, *figures]
+            hooks += own if isinstance(hook, EvalHook) else [hook]
         settings = run_settings(self.cfg, comm.get_world_size(), has_teacher=self.has_teacher)
         return [
             RunStateHook(settings),

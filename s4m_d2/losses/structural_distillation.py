@@ -129,16 +129,35 @@ class StructuralDistillation:
         """
         _check_batch(mask_features, images, image_sizes, masks, generators)
         query = self._query_points(images, image_sizes, masks, generators)
-        scale, content = self._grid_geometry(image_sizes, images.device)
-        cells = torch.stack([content.any(dim=1).sum(dim=1), content.any(dim=2).sum(dim=1)], dim=-1)
-        anchors = _inside_cells(query * scale[:, None], (cells - 0.5) / self.backend.grid_side)
-        target = self._sam_similarity(images, image_sizes, query, anchors)
-        resized = self._resize_to_grid(mask_features, images, image_sizes, scale)
-        similarity = similarity_maps(resized, anchors)
+        similarity, target, content = self.similarities(mask_features, images, image_sizes, query)
         huber = F.huber_loss(similarity, target, reduction="none", delta=self.huber_delta)
         counts = content.flatten(1).float()
         loss = (huber.mean(dim=1) * counts).sum(dim=1) / counts.sum(dim=1).clamp_min(1)
         return {"loss_sd": self.weight * loss.mean()}
+
+    def similarities(
+        self,
+        mask_features: Tensor,
+        images: Tensor,
+        image_sizes: Sequence[ImageSize],
+        points: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The two maps that the loss compares, for given query points.
+
+        Args:
+            mask_features, images, image_sizes: as for the loss.
+            points: (B, P, 2) query points (x, y), normalized to the contents.
+
+        Returns:
+            C_T, with gradients, and C_SAM, both (B, P, S*S) float32, rows of the grid one after
+            another; (B, S, S) bool: the cells that hold image content.
+        """
+        scale, content = self._grid_geometry(image_sizes, images.device)
+        cells = torch.stack([content.any(dim=1).sum(dim=1), content.any(dim=2).sum(dim=1)], dim=-1)
+        anchors = _inside_cells(points * scale[:, None], (cells - 0.5) / self.backend.grid_side)
+        target = self._sam_similarity(images, image_sizes, points, anchors)
+        resized = self._resize_to_grid(mask_features, images, image_sizes, scale)
+        return similarity_maps(resized, anchors), target, content
 
     def _query_points(self, images, image_sizes, masks, generators) -> Tensor:
         """(B, P, 2), normalized to the content."""

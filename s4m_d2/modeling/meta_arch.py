@@ -176,6 +176,18 @@ class S4MMaskFormer(nn.Module):
             "padded_size": _padded_size(images),
         }
 
+    def mask_features(
+        self, batched_inputs: Sequence[Sample]
+    ) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+        """What structural distillation compares with SAM.
+
+        Returns:
+            the pixel decoder's mask features (B, C, h, w) of the padded batch, the batch itself
+            (B, 3, H, W) in RGB, 0..255, and the sizes (H, W) of its contents.
+        """
+        images, outputs = self._run(batched_inputs)
+        return outputs["mask_features"], self._rgb(batched_inputs), images.image_sizes
+
     def _run(self, batched_inputs: Sequence[Sample]) -> tuple[ImageList, dict[str, Any]]:
         """The last layer's outputs, and the images that went in."""
         images = self._normalized(batched_inputs)

@@ -1,6 +1,19 @@
-"""Drawing, on libraries: instances on an image, and grids of pictures."""
+"""Drawing, on libraries: instances on an image, numbers as colors, and grids of pictures."""
 
+from s4m_d2.visualization.heat import ColorScale, heat_map, mark_point, outline
 from s4m_d2.visualization.instances import FILL_ALPHA, instance_colors, overlay
-from s4m_d2.visualization.panels import panel_figure, panel_grid
+from s4m_d2.visualization.panels import panel_figure, panel_grid, rendered, write_png
 
-__all__ = ["FILL_ALPHA", "instance_colors", "overlay", "panel_figure", "panel_grid"]
+__all__ = [
+    "FILL_ALPHA",
+    "ColorScale",
+    "heat_map",
+    "instance_colors",
+    "mark_point",
+    "outline",
+    "overlay",
+    "panel_figure",
+    "panel_grid",
+    "rendered",
+    "write_png",
+]

@@ -9,9 +9,11 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 
 from s4m_d2.errors import InputError
 from s4m_d2.files import atomic_write
+from s4m_d2.visualization.heat import ColorScale
 
 CELL_WIDTH = 3.0  # inches, as all of the figure's lengths
 HIGHEST_CELL = 1.0  # of its width; higher pictures are drawn narrower
@@ -22,6 +24,10 @@ LEGEND_LINE = 0.3
 LEGEND_MARGIN = 0.1  # above the legend
 LEGEND_GAPS = 4  # around a name and between the columns
 SWATCH_SIZE = 0.32, 0.2  # width, height
+CAPTION_HEIGHT = 0.28
+BAR_HEIGHT = 0.6  # of a color bar with its numbers and label
+BAR_SIZE = 3.0, 0.14  # width, height of its colors
+BAR_COLORS = 256
 FONT_SIZE = 10  # points
 DPI = 120
 MOST_PIXELS = 1 << 16  # of a figure's side, in Matplotlib
@@ -57,8 +63,16 @@ def panel_figure(
     column_titles: Sequence[str],
     row_titles: Sequence[str] | None = None,
     legend: Sequence[tuple[str, np.ndarray]] = (),
+    scale: ColorScale | None = None,
+    caption: str = "",
 ) -> Figure:
-    """What :func:`panel_grid` writes; arguments and errors are the same."""
+    """What :func:`panel_grid` writes, with more below the rows.
+
+    Args:
+        rows, column_titles, row_titles, legend: as there, and so are the errors.
+        scale: is shown as a color bar; None: no bar.
+        caption: a line below all.
+    """
     _check_panels(rows, column_titles, row_titles)
     row_title = ROW_TITLE_HEIGHT if row_titles is not None else 0.0
     heights = [_row_height(row) + row_title for row in rows]
@@ -67,7 +81,8 @@ def panel_figure(
     width = CELL_WIDTH * len(column_titles)
     columns = _legend_columns(figure, legend, width)
     legend_height = LEGEND_MARGIN + LEGEND_LINE * -(-len(legend) // columns) if legend else 0.0
-    height = TITLE_HEIGHT + sum(heights) + legend_height
+    bar_height, caption_height = BAR_HEIGHT * (scale is not None), CAPTION_HEIGHT * bool(caption)
+    height = TITLE_HEIGHT + sum(heights) + bar_height + legend_height + caption_height
     if height * DPI >= MOST_PIXELS:
         raise InputError(f"{len(rows)} rows do not fit into one picture; draw fewer at a time")
     figure.set_size_inches(width, height)
@@ -84,8 +99,29 @@ def panel_figure(
                 box = left, top - row_height + CELL_GAP / 2, CELL_WIDTH - CELL_GAP, up
                 _show(figure, picture, box)
         top -= row_height
-    _draw_legend(figure, legend, columns, top - LEGEND_MARGIN)
+    if scale is not None:
+        _draw_bar(figure, scale, top)
+    _draw_legend(figure, legend, columns, top - bar_height - LEGEND_MARGIN)
+    if caption:
+        text = _fitting(figure, caption, width - 2 * CELL_GAP)
+        _write(figure, text, CELL_GAP, caption_height / 2)
     return figure
+
+
+def rendered(figure: Figure) -> np.ndarray:
+    """The (H, W, 3) uint8 RGB pixels of a figure."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def write_png(picture: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Write an (H, W, 3) uint8 RGB picture; it appears when it is complete.
+
+    Raises:
+        OutputError: the system refuses to write.
+    """
+    with atomic_write(path, "wb") as file:
+        Image.fromarray(picture).save(file, format="png")
 
 
 def _check_panels(rows: Sequence[Sequence], column_titles: Sequence, row_titles: Sequence | None):
@@ -156,3 +192,17 @@ def _draw_legend(
         _show(figure, swatch, (x, y - up / 2, across, up))
         name = _fitting(figure, name, space - across - LEGEND_GAPS * CELL_GAP)
         _write(figure, name, x + across + CELL_GAP, y)
+
+
+def _draw_bar(figure: Figure, scale: ColorScale, top: float) -> None:
+    """Draw a color bar with numbers and a label in the middle, below ``top``, in inches."""
+    width, height = figure.get_size_inches()
+    across, up = min(BAR_SIZE[0], width / 2), BAR_SIZE[1]
+    left, bottom = (width - across) / 2, top - 2 * CELL_GAP - up
+    bar = figure.add_axes((left / width, bottom / height, across / width, up / height))
+    values = np.linspace(scale.low, scale.high, BAR_COLORS)[None]
+    extent = (scale.low, scale.high, 0, 1)
+    bar.imshow(scale.colors(values), aspect="auto", extent=extent, interpolation="nearest")
+    bar.set_yticks([])
+    bar.tick_params(labelsize=0.8 * FONT_SIZE)
+    _write(figure, scale.label, left - CELL_GAP, bottom + up / 2, "right")

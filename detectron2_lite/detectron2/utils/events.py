@@ -34,6 +34,15 @@ class EventStorage:
         self.iter = start_iter  # a trainer keeps it equal to its own
         self._history: dict[str, HistoryBuffer] = defaultdict(HistoryBuffer)
         self._smoothing_hints: dict[str, bool] = {}
+        self._vis_data: list[tuple[str, Any, int]] = []
+
+    def put_image(self, img_name: str, img_tensor: Any) -> None:
+        """Record an RGB picture (3, H, W), uint8 in 0..255 or float in [0, 1], for TensorBoard."""
+        self._vis_data.append((img_name, img_tensor, self.iter))
+
+    def clear_images(self) -> None:
+        """Forget all pictures: a writer has them."""
+        self._vis_data = []
 
     def put_scalar(
         self, name: str, value: Any, smoothing_hint: bool = True, cur_iter: int | None = None
@@ -134,7 +143,7 @@ class JSONWriter(_ScalarWriter):
 
 
 class TensorboardXWriter(_ScalarWriter):
-    """Write scalars as TensorBoard events; ``kwargs`` go to ``SummaryWriter``."""
+    """Write scalars and pictures as TensorBoard events; ``kwargs`` go to ``SummaryWriter``."""
 
     def __init__(self, log_dir: str, window_size: int = 20, **kwargs: Any):
         super().__init__(window_size)
@@ -149,6 +158,10 @@ class TensorboardXWriter(_ScalarWriter):
     def write(self) -> None:
         for name, (value, iteration) in self._new_scalars().items():
             self._writer.add_scalar(name, value, iteration)
+        storage = get_event_storage()
+        for picture in storage._vis_data:
+            self._writer.add_image(*picture)
+        storage.clear_images()
 
     def close(self) -> None:
         if "_writer" in self.__dict__:

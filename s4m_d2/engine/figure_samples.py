@@ -1,0 +1,104 @@
+"""The images of figures: fixed ones of a data set, with their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, labeled_dataset_names
+from s4m_d2.data.transforms import build_geometry
+from s4m_d2.engine.rng import sample_seeds
+from s4m_d2.errors import ConfigError
+
+Record = Mapping[str, Any]
+SEED_STREAM = "overview"
+UNLABELED_SUFFIX = "_unlabeled"
+
+
+def validation_samples(cfg: CfgNode, count: int) -> list[dict]:
+    """The validation images with most instances of evenly spaced groups, unaugmented.
+
+    Returns:
+        samples with "image", the same as "image_weak", "instances" and "seeds".
+    """
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty: name the data set whose images are drawn.")
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    group = max(1, len(records) // count)
+    chosen = [
+        max(records[start : start + group], key=lambda record: len(record["annotations"]))
+        for start in range(0, min(group * count, len(records)), group)
+    ]
+    mapper = _plain_mapper(cfg, geometry=[])
+    samples = [mapper(record) for record in _seeded(cfg, chosen)]
+    return [{**sample, "image_weak": sample["image"]} for sample in samples]
+
+
+def labeled_samples(cfg: CfgNode, count: int, draws: int) -> list[list[dict]]:
+    """Labeled images: each as it is, then in ``draws`` of the training's augmentations."""
+    names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
+    records = [record for name in names for record in DatasetCatalog.get(name)]
+    chosen = evenly_spaced(records, count)
+    plain = _plain_mapper(cfg, geometry=[])
+    augmented = DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, True)
+    rows = [[plain(record)] for record in _seeded(cfg, chosen)]
+    for draw in range(draws):
+        for row, record in zip(rows, _seeded(cfg, chosen, f"draw {draw}"), strict=True):
+            row.append(augmented(record))
+    return rows
+
+
+def unlabeled_samples(cfg: CfgNode, count: int) -> list[dict]:
+    """Unlabeled images in the training's views: "image", "image_weak" and "seeds".
+
+    Where the set is ``NAME_unlabeled`` and NAME is registered too, a sample also has the truth of
+    its view, "instances".
+    """
+    records = [record for name in cfg.DATASETS.UNLABELED for record in DatasetCatalog.get(name)]
+    if not records:
+        raise ConfigError("DATASETS.UNLABELED is empty: name the unlabeled set that is drawn.")
+    chosen = _seeded(cfg, evenly_spaced(records, count), "unlabeled")
+    views = DATASET_MAPPER_REGISTRY.get(cfg.S4M.UNLABELED_MAPPER)(cfg, True)
+    truth = _plain_mapper(cfg, geometry=build_geometry(cfg))
+    labels = _annotations(cfg.DATASETS.UNLABELED, {record["file_name"] for record in chosen})
+    samples = []
+    for record in chosen:
+        sample = views(record)
+        if record["file_name"] in labels:  # the same seeds: the same geometry
+            known = {**labels[record["file_name"]], "seeds": record["seeds"]}
+            sample["instances"] = truth(known)["instances"]
+        samples.append(sample)
+    return samples
+
+
+def evenly_spaced(items: Sequence[Any], count: int) -> list[Any]:
+    """So many of the items, or all if there are fewer."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def _annotations(unlabeled: Sequence[str], wanted: set[str]) -> dict[str, Record]:
+    """Records with annotations of unlabeled images, by file name, where they are registered."""
+    names = [n.removesuffix(UNLABELED_SUFFIX) for n in unlabeled if n.endswith(UNLABELED_SUFFIX)]
+    known = [name for name in names if name in DatasetCatalog.list()]
+    records = (record for name in known for record in DatasetCatalog.get(name))
+    return {record["file_name"]: record for record in records if record["file_name"] in wanted}
+
+
+def _seeded(cfg: CfgNode, records: Sequence[Record], stream: str = SEED_STREAM) -> list[dict]:
+    return [
+        {**record, "seeds": sample_seeds(cfg.SEED, stream, position)}
+        for position, record in enumerate(records)
+    ]
+
+
+def _plain_mapper(cfg: CfgNode, geometry: Sequence[Any]) -> LabeledDatasetMapper:
+    return LabeledDatasetMapper(
+        geometry=geometry,
+        color=None,
+        image_format=cfg.INPUT.FORMAT,
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+    )

@@ -1,0 +1,97 @@
+"""Numbers as colors: maps of similarities, and marks on pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import matplotlib
+import numpy as np
+
+from s4m_d2.errors import InputError
+
+MARK_SHARE = 28  # a mark's radius is the picture's shorter side divided by this
+FEWEST_MARK_PIXELS = 4
+EDGE_WIDTH = 2  # px, of the white line inside the black one
+
+
+@dataclass(frozen=True)
+class ColorScale:
+    """Which number has which color, the same for all pictures that share it.
+
+    Attributes:
+        low, high: what the first and the last color stand for; numbers beyond have these colors.
+        label: what the numbers are, for the color bar.
+        colormap: Matplotlib's name.
+    """
+
+    low: float
+    high: float
+    label: str = ""
+    colormap: str = "viridis"
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise InputError(f"a color scale needs low < high, got {self.low} and {self.high}")
+
+    def colors(self, values: np.ndarray) -> np.ndarray:
+        """(..., 3) uint8 RGB of (...) numbers."""
+        shares = (np.asarray(values, dtype=np.float64) - self.low) / (self.high - self.low)
+        return matplotlib.colormaps[self.colormap](shares.clip(0, 1), bytes=True)[..., :3]
+
+
+def heat_map(
+    values: np.ndarray,
+    size: tuple[int, int],
+    scale: ColorScale,
+    cells: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """A grid of numbers as a picture, interpolated linearly between the cells' centers.
+
+    Args:
+        values: (rows, columns) float.
+        size: (H, W) of the picture.
+        scale: of the colors.
+        cells: how many (rows, columns) the picture covers, from the grid's upper left corner;
+            default: all. Where it covers more than there are, the last ones go on.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    if values.ndim != 2 or not values.size:
+        raise InputError(f"values must be (rows, columns), got {values.shape}")
+    rows, columns = cells or values.shape
+    y, x = (
+        np.clip((np.arange(n) + 0.5) / n * covered - 0.5, 0, there - 1).astype(np.float32)
+        for n, covered, there in zip(size, (rows, columns), values.shape, strict=True)
+    )
+    x, y = np.meshgrid(x, y)
+    source = np.asarray(values, dtype=np.float32)
+    return scale.colors(cv2.remap(source, x, y, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE))
+
+
+def mark_point(picture: np.ndarray, point: Sequence[float]) -> np.ndarray:
+    """A copy of an (H, W, 3) uint8 picture with a ring around ``point``, (x, y) in pixels."""
+    marked = np.ascontiguousarray(picture).copy()
+    radius = max(FEWEST_MARK_PIXELS, min(picture.shape[:2]) // MARK_SHARE)
+    center = tuple(int(value) for value in point)
+    cv2.circle(marked, center, radius, (0, 0, 0), 2 * EDGE_WIDTH, cv2.LINE_AA)
+    cv2.circle(marked, center, radius, (255, 255, 255), EDGE_WIDTH, cv2.LINE_AA)
+    return marked
+
+
+def outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """A copy of a picture with a black and white line around a mask.
+
+    Args:
+        picture: (n·H, n·W, 3) uint8, RGB: as enlarged by :func:`overlay`.
+        mask: (H, W) bool.
+    """
+    outlined = np.ascontiguousarray(picture).copy()
+    size = picture.shape[1], picture.shape[0]
+    large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    lines, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(outlined, lines, -1, (0, 0, 0), 3 * EDGE_WIDTH)
+    cv2.drawContours(outlined, lines, -1, (255, 255, 255), EDGE_WIDTH)
+    return outlined

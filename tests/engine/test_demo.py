@@ -1,0 +1,270 @@
+"""tools/demo.py: what it finds is what evaluation finds, and what it draws is what it writes."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from PIL import Image
+from pycocotools.coco import COCO
+
+from s4m_d2.data.media import Media, Video, find_media
+from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
+from s4m_d2.engine.predictor import Predictor, class_names, load_model
+from s4m_d2.errors import ConfigError, DatasetError
+from s4m_d2.visualization import overlay
+
+from .conftest import ROOT
+
+CONFIG = str(ROOT / "configs" / "toyscapes_10pct.yaml")
+EIGHT = "ant bee cat dog elk fox gnu hen".split()
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "tools" / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Where the untrained models of this module are: (cfg) → a checkpoint with two models."""
+    folder = tmp_path_factory.mktemp("weights")
+
+    def save(cfg):
+        path = folder / "both.pth"
+        if not path.exists():
+            student = TeacherTrainer.build_model(stage_config(cfg, "student"))
+            teacher = {k: v * 1.01 for k, v in student.state_dict().items()}
+            hooks = {"EMATeacherHook": {"teacher": teacher}}
+            trainer = type("Trainer", (), {"state_dict": lambda self: {"hooks": hooks}})()
+            S4MCheckpointer(student, str(folder), trainer=trainer).save("both")
+        return str(path)
+
+    return save
+
+
+@pytest.fixture
+def demo(tool, weights, small_config, small_options, tmp_path, monkeypatch):
+    """(inputs, more arguments) → exit status, results, images, the output folder."""
+    path = weights(small_config())
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
+
+    def run(*inputs, more=(), output="out", score="0"):
+        output = tmp_path / output
+        words = ["--config-file", CONFIG, "--weights", path, "--score", score]
+        words += ["--output", str(output), *more, "--input", *map(str, inputs), *small_options()]
+        status = tool.main(words)
+        if not (output / "predictions.json").exists():
+            return status, None, None, output
+        results = json.loads((output / "predictions.json").read_text())
+        return status, results, json.loads((output / "images.json").read_text()), output
+
+    return run
+
+
+@pytest.fixture
+def scenes(small_data):
+    return sorted(small_data.glob("toyscapes/leftImg8bit/val/*/*.png"))
+
+
+def read_rgb(path):
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def write_clip(path, frames, fps=10):
+    height, width = frames[0].shape[:2]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
+    for frame in frames:
+        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+    writer.release()
+
+
+def drawn_from_json(image, results, images):
+    """The overlay of what the json says of one image."""
+    masks = [mask_util.decode(result["segmentation"]).astype(bool) for result in results]
+    masks = np.stack(masks) if masks else np.zeros((0, *image.shape[:2]), dtype=bool)
+    ids = [category["id"] for category in images["categories"]]
+    names = [category["name"] for category in images["categories"]]
+    labels = [ids.index(result["category_id"]) for result in results]
+    return overlay(image, masks, labels, names, [result["score"] for result in results])
+
+
+def test_a_folder_is_drawn_and_written_alike_and_bad_files_do_not_stop_it(
+    demo, scenes, tmp_path, capsys
+):
+    folder = tmp_path / "in"
+    (folder / "below").mkdir(parents=True)
+    (folder / "a.png").write_bytes(scenes[0].read_bytes())
+    (folder / "below" / "b.png").write_bytes(scenes[1].read_bytes())
+    (folder / "cut.png").write_bytes(scenes[0].read_bytes()[:900])
+    (folder / "noise.mp4").write_bytes(b"no video")
+    (folder / "notes.txt").write_text("not looked at")
+    status, results, images, output = demo(folder, tmp_path / "missing.jpg")
+    assert status == 1
+    errors = capsys.readouterr().err
+    assert "3 of the inputs cannot be read" in errors and "notes.txt" not in errors
+    for name in ("cut.png", "noise.mp4", "missing.jpg"):
+        assert errors.count(f"{name} ") == 1
+
+    files = [folder / "a.png", folder / "below" / "b.png"]
+    assert [image["file_name"] for image in images["images"]] == [str(file) for file in files]
+    drawn = sorted(p.relative_to(output / "overlays") for p in output.rglob("*.png"))
+    assert drawn == [Path("a.png"), Path("below/b.png")]
+    for number, file in enumerate(files, 1):
+        own = [result for result in results if result["image_id"] == number]
+        expected = drawn_from_json(read_rgb(file), own, images)
+        found = read_rgb(output / "overlays" / file.relative_to(folder))
+        assert len(own) > 0 and (found == expected).all()
+        for result in own:
+            y, x = np.nonzero(mask_util.decode(result["segmentation"]))
+            box = [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1] if len(x) else [0] * 4
+            assert result["bbox"] == box
+    coco = COCO(str(output / "images.json")).loadRes(str(output / "predictions.json"))
+    assert len(coco.getAnnIds()) == len(results)
+    assert coco.loadCats([24])[0]["name"] == "person"  # Cityscapes' ids, from the metadata
+
+
+def test_it_finds_what_evaluation_finds(weights, small_config):
+    cfg = small_config(INPUT__MIN_SIZE_TEST=48)  # resized on the way in
+    model, branch = load_model(cfg, weights(cfg), "student")
+    assert branch == "student"
+    stage = stage_config(cfg, "student")
+    (sample,) = next(iter(TeacherTrainer.build_test_loader(stage, cfg.DATASETS.TEST[0])))
+    with torch.no_grad():
+        expected = model([sample])[0]["instances"]
+    order = expected.scores.argsort(descending=True, stable=True)
+    found = Predictor(cfg, model)(read_rgb(sample["file_name"]))
+    assert found.image_size == (64, 128)
+    assert torch.equal(found.scores, expected.scores[order])
+    assert torch.equal(found.pred_classes, expected.pred_classes[order])
+    assert (np.asarray(found.pred_masks) == expected.pred_masks[order].numpy()).all()
+    threshold = float(found.scores[3])
+    assert len(Predictor(cfg, model)(read_rgb(sample["file_name"]), threshold)) == 4
+
+
+def test_a_bgr_model_sees_bgr(small_config):
+    class Model(torch.nn.Module):
+        def forward(self, samples):
+            self.seen = samples[0]["image"][:, 0, 0].tolist()
+            raise KeyboardInterrupt
+
+    model, image = Model(), np.full((8, 8, 3), (1, 2, 3), dtype=np.uint8)
+    for order, expected in (("RGB", [1, 2, 3]), ("BGR", [3, 2, 1])):
+        with pytest.raises(KeyboardInterrupt):
+            Predictor(small_config(INPUT__FORMAT=order), model)(image)
+        assert model.seen == expected
+
+
+def test_a_video_is_drawn_frame_by_frame(demo, scenes, tmp_path):
+    clip = tmp_path / "clip.mp4"
+    write_clip(clip, [read_rgb(scene) for scene in scenes] * 2, fps=8)
+    status, results, images, output = demo(clip, more=["--model", "teacher"])
+    assert status == 0
+    assert [image["frame"] for image in images["images"]] == [0, 1, 2, 3]
+    video = Video(str(output / "overlays" / "clip.mp4"))
+    assert video.fps == pytest.approx(8)
+    for number, (seen, drawn) in enumerate(zip(Video(str(clip)), video, strict=True), 1):
+        own = [result for result in results if result["image_id"] == number]
+        expected = drawn_from_json(seen, own, images)
+        assert drawn.shape == expected.shape  # MPEG-4 is lossy
+        assert np.abs(drawn.astype(int) - expected).mean() < 12
+        others = np.abs(drawn.astype(int) - np.roll(expected, 40, axis=1)).mean()
+        assert np.abs(drawn.astype(int) - expected).mean() < others / 2
+
+
+def test_a_truncated_video_is_used_as_far_as_it_goes_and_reported(demo, tmp_path, capsys):
+    clip = tmp_path / "clip.avi"  # whose index stands in front: frames at its end may be missing
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 256, (64, 128, 3), dtype=np.uint8) for _ in range(6)]
+    writer = cv2.VideoWriter(str(clip), cv2.VideoWriter_fourcc(*"MJPG"), 10, (128, 64))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+    clip.write_bytes(clip.read_bytes()[: clip.stat().st_size * 2 // 3])
+    status, _, images, output = demo(clip)
+    count = len(images["images"])
+    assert status == 1 and 0 < count < 6
+    assert f"ends after {count} of 6 frames" in capsys.readouterr().err
+    assert len(list(Video(str(output / "overlays" / "clip.mp4")))) == count
+
+
+def test_results_are_replaced_only_when_asked(demo, scenes, capsys):
+    assert demo(scenes[0])[0] == 0
+    status, results, _, output = demo(scenes[0], scenes[1])
+    assert status == 1 and "Add --force" in capsys.readouterr().err
+    assert {result["image_id"] for result in results} == {1}
+    status, results, _, _ = demo(scenes[0], scenes[1], more=["--force"])
+    assert status == 0 and {result["image_id"] for result in results} == {1, 2}
+
+
+def test_an_interrupted_run_leaves_older_results(demo, tool, scenes, monkeypatch):
+    before = demo(scenes[0])[1:3]
+    monkeypatch.setattr(tool, "overlay", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        demo(scenes[0], scenes[1], more=["--force"])
+    monkeypatch.undo()
+    output = demo(scenes[0])[3]
+    assert before == tuple(
+        json.loads((output / name).read_text()) for name in ("predictions.json", "images.json")
+    )
+    assert not list(output.glob(".*"))
+
+
+def test_nothing_found_is_an_empty_list(demo, scenes):
+    status, results, images, _ = demo(scenes[0], score="1")
+    assert (status, results, len(images["images"])) == (0, [], 1)
+
+
+def test_class_names_come_from_a_file_the_metadata_or_numbers(small_config, tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("\n".join([*EIGHT, ""]))
+    assert class_names(small_config(), str(file)) == EIGHT
+    assert class_names(small_config())[:2] == ["person", "rider"]
+    assert class_names(small_config(DATASETS__TEST="()")) == [f"class {i}" for i in range(8)]
+    file.write_text("one\ntwo")
+    with pytest.raises(ConfigError, match="names.txt' names 2 classes, but .*NUM_CLASSES is 8"):
+        class_names(small_config(), str(file))
+    with pytest.raises(ConfigError, match="missing.txt' cannot be read"):
+        class_names(small_config(), str(tmp_path / "missing.txt"))
+
+
+def test_categories_without_a_data_set_count_from_one(tool, small_config):
+    assert tool.category_ids(small_config(DATASETS__TEST="()")) == list(range(1, 9))
+    assert tool.category_ids(small_config())[:3] == [24, 25, 26]
+    assert "toyscapes_val" in DatasetCatalog.list()
+
+
+def test_each_file_is_found_once_and_results_are_not_inputs(tmp_path):
+    for name in ("in/a.jpg", "in/sub/a.JPG", "in/out/overlays/a.png", "in/.hidden.png", "in/b.mov"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    folder = str(tmp_path / "in")
+    inputs = [f"{folder}/b.mov", folder, f"{folder}/sub", str(tmp_path / "gone.png")]
+    media, problems = find_media(inputs, exclude=f"{folder}/out")
+    assert [item.name for item in media] == ["b.mov", "a.jpg", "sub/a.JPG", "gone.png"]
+    assert [item.is_video for item in media] == [True, False, False, False]
+    assert not problems
+    (tmp_path / "empty").mkdir()
+    media, problems = find_media([str(tmp_path / "empty")])
+    assert not media and "holds no image" in problems[str(tmp_path / "empty")]
+
+
+def test_no_two_files_have_one_overlay(tool):
+    names = ["a.jpg", "a.png", "A.bmp", "a.jpg", "b/a.jpg", "a.jpg"]
+    media = [Media(f"{index}/{name}", name) for index, name in enumerate(names)]
+    found = list(tool.output_names(media).values())
+    assert found == ["a", "a_png", "A_bmp", "a_jpg", "b/a", "a_2"]
+
+
+def test_a_missing_video_is_named(tmp_path):
+    with pytest.raises(DatasetError, match="x.mp4 does not exist"):
+        Video(str(tmp_path / "x.mp4"))

@@ -1,0 +1,210 @@
+"""Figures while training goes on: what is drawn, and that training does not notice."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.engine import HookBase
+from PIL import Image
+from torch import nn
+
+from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
+from s4m_d2.engine.config_checks import config_errors
+from s4m_d2.engine.figure_hook import FiguresHook
+from s4m_d2.engine.figure_set import FIGURES, undisturbed
+from s4m_d2.engine.rng import default_generator_states
+from s4m_d2.errors import DatasetError, OutputError
+
+from .sameness import assert_same
+
+ITERATIONS = 2
+WITH = {"S4M__FIGURES__PERIOD": 1, "S4M__FIGURES__IMAGES": 2}
+
+
+class Killed(Exception):
+    pass
+
+
+class Losses(HookBase):
+    """Every value that a step logs, exactly."""
+
+    def __init__(self):
+        self.seen = []
+
+    def after_step(self):
+        timing = ("time", "data_time", "eta_seconds", "rank_data_time")
+        latest = self.trainer.storage.latest()
+        self.seen.append({key: value for key, value in latest.items() if key not in timing})
+
+
+@pytest.fixture
+def train(small_config, tmp_path):
+    """(trainer, folder, more overrides) → what was logged; the trainer's final state."""
+
+    def teacher_weights(cfg):
+        path = tmp_path / "teacher.pth"
+        if not path.exists():
+            model = S4MTrainer.build_model(stage_config(cfg, "student"))
+            S4MCheckpointer(model, str(tmp_path)).save("teacher")
+        return str(path)
+
+    def run(stage, folder, **changes):
+        whole = small_config(
+            OUTPUT_DIR=str(tmp_path / folder),
+            SOLVER__MAX_ITER=ITERATIONS,
+            S4M__TEACHER__MAX_ITER=ITERATIONS,
+            S4M__BURN_IN=1,
+            S4M__EMA_DECAY=0.5,
+            TEST__EVAL_PERIOD=0,
+            **changes,
+        )
+        cfg = stage_config(whole, stage)
+        build = TeacherTrainer if stage == "teacher" else S4MTrainer
+        trainer = build(cfg) if stage == "teacher" else build(cfg, teacher_weights(whole))
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        trainer.evaluate = dict  # it has tests of its own
+        trainer.resume_or_load(resume=False)
+        losses = Losses()
+        trainer.register_hooks([losses])
+        trainer.train()
+        state = torch.load(Path(cfg.OUTPUT_DIR, "model_final.pth"), weights_only=True)
+        return losses.seen, state, Path(cfg.OUTPUT_DIR)
+
+    return run
+
+
+def figures_of(folder):
+    return {path.name for path in (folder / "figures").iterdir()}
+
+
+def test_a_student_with_figures_is_the_one_without_and_so_are_its_checkpoints(train):
+    losses, state, folder = train("student", "without")
+    assert not (folder / "figures").exists()
+    seen, other, folder = train("student", "with", **WITH)
+    assert len(seen) == ITERATIONS and seen == losses
+    assert_same(state, other)  # what a run is continued from
+
+    changing = ("pseudo_labels", "arp", "similarity", "predictions")
+    expected = {f"{name}_{number:07d}.png" for name in changing for number in (1, 2)}
+    once = {f"{name}_0000001.png" for name in ("labeled", "views")}
+    assert figures_of(folder) == expected | once
+
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    events = accumulator.EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
+    assert set(events.Tags()["images"]) == {f"figures/{name}" for name in FIGURES}
+    last = events.Images("figures/arp")[-1]
+    picture = Image.open(folder / "figures" / "arp_0000002.png")
+    assert (last.width, last.height) == picture.size
+
+
+def test_a_teacher_with_figures_is_the_one_without(train):
+    losses, state, _ = train("teacher", "without")
+    seen, other, folder = train("teacher", "with", **{**WITH, "S4M__FIGURES__PERIOD": 2})
+    assert seen == losses
+    assert_same(state, other)
+    names = ("labeled", "views", "similarity", "predictions")  # nothing is pseudo-labeled
+    assert figures_of(folder) == {f"{name}_0000002.png" for name in names}
+
+
+def test_modes_and_random_states_are_as_before():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.Dropout(), nn.ReLU()))
+    model[1].eval()
+    model[1][1].train()
+    modes = [module.training for module in model.modules()]
+    before = default_generator_states()
+    with pytest.raises(Killed):
+        with undisturbed(model):
+            assert not any(module.training for module in model.modules())
+            assert not model(torch.ones(3, 2)).requires_grad
+            torch.rand(5)
+            np.random.rand(5)
+            raise Killed
+    assert [module.training for module in model.modules()] == modes == [True, True, False] + [
+        False, True,
+    ]  # fmt: skip
+    assert_same(before, default_generator_states())
+    assert torch.is_grad_enabled()
+
+
+class Painter:
+    """Figures of one color; what is named "broken" cannot be drawn."""
+
+    def __init__(self):
+        self.drawn = []
+
+    def draw(self, name):
+        self.drawn.append(name)
+        if name == "broken":
+            raise DatasetError("a.png does not exist.")
+        return np.full((4, 6, 3), (10, 20, 30), dtype=np.uint8)
+
+
+def run_hook(hook, iterations):
+    from detectron2.engine import TrainerBase
+
+    class Trainer(TrainerBase):
+        def run_step(self):
+            pass
+
+    images = []
+
+    class Collect(HookBase):
+        def after_step(self):
+            images.extend(self.trainer.storage._vis_data)
+            self.trainer.storage.clear_images()
+
+    trainer = Trainer()
+    trainer.register_hooks([hook, Collect()])
+    trainer.train(0, iterations)
+    return images
+
+
+def test_figures_come_every_period_with_their_iteration(tmp_path):
+    painter = Painter()
+    hook = FiguresHook(painter, ["views", "arp"], 3, str(tmp_path))
+    images = run_hook(hook, 8)
+    assert painter.drawn == ["views", "arp", "arp"]
+    assert [(name, step) for name, _, step in images] == [
+        ("figures/views", 2),
+        ("figures/arp", 2),
+        ("figures/arp", 5),
+    ]
+    assert images[0][1].shape == (3, 4, 6) and (images[0][1][1] == 20).all()
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "views_0000003.png",
+        "arp_0000003.png",
+        "arp_0000006.png",
+    }
+    assert (np.asarray(Image.open(tmp_path / "arp_0000006.png")) == [10, 20, 30]).all()
+
+
+def test_a_figure_that_cannot_be_drawn_is_left_out_and_training_goes_on(tmp_path, caplog):
+    painter = Painter()
+    run_hook(FiguresHook(painter, ["broken", "arp"], 1, str(tmp_path)), 3)
+    assert painter.drawn == ["broken", "arp", "arp", "arp"]
+    assert caplog.text.count("a.png does not exist") == 1
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_full_disk_costs_files_and_nothing_else(tmp_path, caplog, monkeypatch):
+    def full(picture, path):
+        raise OutputError("no space")
+
+    monkeypatch.setattr("s4m_d2.engine.figure_hook.write_png", full)
+    images = run_hook(FiguresHook(Painter(), ["arp"], 1, str(tmp_path)), 2)
+    assert len(images) == 2 and "no space" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("PERIOD", -1, "S4M.FIGURES.PERIOD is -1; expected 0 or more"),
+        ("IMAGES", 0, "S4M.FIGURES.IMAGES is 0; expected 1 or more"),
+        ("WHAT", "('views', 'map')", "S4M.FIGURES.WHAT has 'map'; choose from labeled, views"),
+    ],
+)
+def test_wrong_settings_are_named(small_config, key, value, message):
+    errors = config_errors(small_config(**{f"S4M__FIGURES__{key}": value}))
+    assert [message in str(error) for error in errors] == [True]

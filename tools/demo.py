@@ -1,0 +1,234 @@
+#!/usr/bin/env python
+"""Run a checkpoint on images, folders and videos; write overlays and COCO's results.
+
+    python tools/demo.py --config-file configs/cityscapes_10pct.yaml \
+        --weights output/student/model_final.pth --input photo.jpg drive.mp4 --output output/demo
+    python tools/demo.py --config-file configs/toyscapes_10pct.yaml --model teacher \
+        --weights output/quickstart/student/model_final.pth \
+        --input datasets/toyscapes/leftImg8bit/val --output output/demo MODEL.DEVICE cpu
+
+The output folder gets overlays/, with a PNG for each image and an MP4 for each video, under the
+names that the inputs have; predictions.json, COCO's list of results; images.json, which says what
+its image and category ids are. No data set is needed. Files that cannot be read are listed at the
+end, the others are done, and the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+from s4m_d2.data.images import read_image
+from s4m_d2.data.media import Media, Video, find_media
+from s4m_d2.engine import run_config
+from s4m_d2.engine.arguments import split_overrides
+from s4m_d2.engine.config_checks import check_config
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.predictor import Predictor, class_names, load_model
+from s4m_d2.errors import ConfigError, DatasetError, S4MError
+from s4m_d2.evaluation.coco_results import RESULTS, Add, write_coco_results
+from s4m_d2.sepl.command_line import share
+from s4m_d2.visualization import overlay, write_png
+from s4m_d2.visualization.video import write_video
+
+OVERLAYS = "overlays"
+MOST_PROBLEMS = 20  # printed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit status: 0 all done, 1 an error, or files that cannot be read."""
+    try:
+        words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+        args = parse_args(words)
+        cfg = run_config(load_config(args.config_file, overrides))
+        return run(cfg, args)
+    except S4MError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def parse_args(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options] [KEY VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--weights", required=True, metavar="FILE", help="checkpoint, or weights of one model"
+    )
+    parser.add_argument("--model", choices=("student", "teacher"), default="student")
+    parser.add_argument("--input", nargs="+", required=True, metavar="PATH")
+    parser.add_argument("--output", required=True, metavar="DIR")
+    parser.add_argument(
+        "--score", type=share, default=0.5, help="least score of an instance (default: 0.5)"
+    )
+    parser.add_argument(
+        "--class-names",
+        default="",
+        metavar="FILE",
+        help="a name a line, in the order of the class ids (default: those of DATASETS.TEST)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace what --output holds")
+    return parser.parse_args(words)
+
+
+def run(cfg: CfgNode, args: argparse.Namespace) -> int:
+    """Look at everything and write what was found.
+
+    Raises:
+        S4MError: settings, weights or the output folder are wrong; predictions.json is then as it
+            was.
+    """
+    _check(cfg, args)
+    names = class_names(cfg, args.class_names)
+    media, problems = find_media(args.input, exclude=args.output)
+    model, _ = load_model(cfg, args.weights, args.model)
+    outputs = output_names(media)
+    total = sum(_frames(item) for item in media)
+    with (
+        write_coco_results(args.output, names, category_ids(cfg)) as add,
+        tqdm(total=total, unit="image", disable=None) as progress,
+    ):
+        demo = Demo(Predictor(cfg, model), names, args.score, add, progress)
+        for item in media:
+            try:
+                demo.process(item, os.path.join(args.output, OVERLAYS, outputs[item]))
+            except DatasetError as error:
+                problems[item.path] = str(error)
+    found = f"{demo.instances} instance{'s' * (demo.instances != 1)}"
+    print(f"{demo.images} image{'s' * (demo.images != 1)}, {found}: {args.output}")
+    _print_problems(problems)
+    return 1 if problems else 0
+
+
+class Demo:
+    """Segments images and frames, draws them and hands on the results.
+
+    Args:
+        predict: image, least score → instances.
+        names: of the classes.
+        score: least score of an instance.
+        add: takes an image's description and its instances.
+        progress: a bar that counts images.
+
+    Attributes:
+        images, instances: how many there were so far.
+    """
+
+    def __init__(
+        self, predict: Predictor, names: list[str], score: float, add: Add, progress: tqdm
+    ) -> None:
+        self.predict = predict
+        self.names = names
+        self.score = score
+        self.add = add
+        self.progress = progress
+        self.images = self.instances = 0
+
+    def process(self, item: Media, output: str) -> None:
+        """Look at one file and write ``output``, a path without a suffix.
+
+        Raises:
+            DatasetError: the file cannot be read, or a video not to its end; what could be read
+                of it is among the results and drawn.
+        """
+        if not item.is_video:
+            image = read_image(item.path, "RGB")
+            write_png(self._look(image, {"file_name": item.path}), f"{output}.png")
+            return
+        video = Video(item.path)
+        problem = None
+        with write_video(f"{output}.mp4", video.fps) as write:
+            try:
+                for index, frame in enumerate(video):
+                    write(self._look(frame, {"file_name": item.path, "frame": index}))
+            except DatasetError as error:
+                problem = error
+        if problem is not None:
+            raise problem
+
+    def _look(self, image: np.ndarray, description: dict) -> np.ndarray:
+        found = self.predict(image, self.score)
+        size = {"height": image.shape[0], "width": image.shape[1]}
+        self.add({**description, **size}, found)
+        self.images += 1
+        self.instances += len(found)
+        self.progress.update()
+        masks = np.asarray(found.pred_masks, dtype=bool)
+        labels, scores = found.pred_classes.tolist(), found.scores.tolist()
+        return overlay(image, masks, labels, self.names, scores)
+
+
+def output_names(media: list[Media]) -> dict[Media, str]:
+    """A path without suffix for each file, below the folder of overlays, no two the same."""
+    names: dict[Media, str] = {}
+    taken: set[str] = set()
+    for item in media:
+        stem, suffix = os.path.splitext(item.name)
+        choices = _choices(stem, suffix[1:])
+        name = next(choice for choice in choices if choice.lower() not in taken)
+        taken.add(name.lower())  # as file systems that ignore case see it
+        names[item] = name
+    return names
+
+
+def _choices(stem: str, suffix: str) -> Iterator[str]:
+    yield stem
+    yield f"{stem}_{suffix}"
+    number = 2
+    while True:
+        yield f"{stem}_{number}"
+        number += 1
+
+
+def category_ids(cfg: CfgNode) -> list[int]:
+    """Of each class its id in DATASETS.TEST, where that is known, or else 1, 2, ..."""
+    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    first = next(iter(cfg.DATASETS.TEST), "")
+    known = MetadataCatalog.get(first).get("thing_dataset_id_to_contiguous_id") if first else None
+    if known is None or sorted(known.values()) != list(range(count)):
+        return list(range(1, count + 1))
+    return sorted(known, key=known.get)
+
+
+def _check(cfg: CfgNode, args: argparse.Namespace) -> None:
+    if not cfg.DATASETS.TEST:  # asked for where results are evaluated, not here
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATASETS.TEST = ("none",)
+    check_config(cfg, eval_only=True)
+    results = os.path.join(args.output, RESULTS)
+    if os.path.exists(results) and not args.force:
+        raise ConfigError(f"The output '{results}' exists. Add --force to replace it.")
+
+
+def _frames(item: Media) -> int:
+    """How many images a file is, as far as it says."""
+    if not item.is_video:
+        return 1
+    try:
+        return Video(item.path).announced
+    except DatasetError:
+        return 0
+
+
+def _print_problems(problems: dict[str, str]) -> None:
+    if not problems:
+        return
+    print(f"{len(problems)} of the inputs cannot be read:", file=sys.stderr)
+    for problem in list(problems.values())[:MOST_PROBLEMS]:
+        print(f"  {problem}", file=sys.stderr)
+    if len(problems) > MOST_PROBLEMS:
+        print(f"  and {len(problems) - MOST_PROBLEMS} more", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+#!/usr/bin/env python
+"""Draw what a checkpoint sees and what training does to images, a PNG for each kind of figure.
+
+    python tools/visualize.py --config-file configs/toyscapes_10pct.yaml \
+        --weights output/quickstart/student/model_final.pth --output output/figures
+    python tools/visualize.py --config-file configs/toyscapes_10pct.yaml \
+        --weights output/quickstart/student/model_final.pth --output output/figures \
+        --what similarity --point 120 80 --images 2 MODEL.DEVICE cpu
+
+labeled        labeled images, and what augmentation makes of them
+views          the weak and the strong view of unlabeled images
+pseudo_labels  the teacher's pseudo-labels before and after refinement, beside the truth
+arp            images and pseudo-labels before and after the exchange of instances
+similarity     cosine similarities to a point, of SAM's tokens and of the models' mask features
+predictions    predictions beside the ground truth
+
+S4M.FIGURES.PERIOD draws the same while training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from detectron2.config import CfgNode
+
+from s4m_d2.engine import run_config
+from s4m_d2.engine.arguments import split_overrides
+from s4m_d2.engine.config_checks import check_config
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.figure_set import FIGURES, OF_TEACHER, WITHOUT_MODEL, FigureModels, FigureSet
+from s4m_d2.engine.predictor import load_model
+from s4m_d2.errors import ConfigError, S4MError
+from s4m_d2.sam import build_sam_backend
+from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.sepl.command_line import positive
+from s4m_d2.visualization import write_png
+
+
+def main(arguments: list[str] | None = None) -> None:
+    try:
+        words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+        args = parse_args(words)
+        cfg = run_config(load_config(args.config_file, overrides))
+        check_config(cfg, eval_only=True)
+        draw(cfg, args)
+    except S4MError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def parse_args(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options] [KEY VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="checkpoint of either stage, or of one model; labeled and views need none",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="for the PNG files")
+    parser.add_argument(
+        "--what", nargs="+", choices=FIGURES, default=list(FIGURES), help="default: all"
+    )
+    parser.add_argument("--images", type=positive, default=4, metavar="N", help="default: 4")
+    parser.add_argument(
+        "--point",
+        nargs=2,
+        type=float,
+        metavar=("X", "Y"),
+        help="of similarity, in pixels of the image; default: inside its largest instance",
+    )
+    parser.add_argument(
+        "--unlabeled",
+        action="store_true",
+        help="pseudo_labels and arp of unlabeled images in the training's views, instead of "
+        "validation images",
+    )
+    return parser.parse_args(words)
+
+
+def draw(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Draw and write all figures that were asked for.
+
+    Raises:
+        S4MError: a figure cannot be drawn; those before it are written.
+    """
+    models = _models(cfg, args.weights, args.what)
+    point = tuple(args.point) if args.point else None
+    figures = FigureSet(cfg, models, args.images, unlabeled=args.unlabeled, point=point)
+    for name in dict.fromkeys(args.what):
+        path = os.path.join(args.output, f"{name}.png")
+        write_png(figures.draw(name), path)
+        print(path)
+
+
+def _models(cfg: CfgNode, weights: str, what: list[str]) -> FigureModels:
+    """What the figures are drawn of, no more than they need."""
+    wanted = set(what)
+    if wanted <= set(WITHOUT_MODEL):
+        return FigureModels({})
+    if not weights:
+        raise ConfigError(
+            f"--what {sorted(wanted - set(WITHOUT_MODEL))[0]} needs a checkpoint: add --weights "
+            "output/student/model_final.pth."
+        )
+    teacher, branch = load_model(cfg, weights, "teacher")
+    if branch is None:
+        by_name = {"model": teacher}
+    else:
+        by_name = {"student": load_model(cfg, weights, "student")[0], "teacher": teacher}
+    labels = bool(wanted & set(OF_TEACHER))
+    needs_sam = "similarity" in wanted or (labels and cfg.S4M.REFINE.ENABLED)
+    return FigureModels(
+        by_name,
+        EMATeacher(teacher, cfg.S4M.EMA_DECAY) if labels else None,
+        build_sam_backend(cfg) if needs_sam else None,
+    )
+
+
+if __name__ == "__main__":
+    main()
