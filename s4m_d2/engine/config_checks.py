@@ -17,6 +17,7 @@ from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.build import STAGES, runs_stage
 from s4m_d2.engine.findings import collected, raise_all
 from s4m_d2.engine.protocol import check_architecture
+from s4m_d2.engine.quality_checks import quality_setting_errors
 from s4m_d2.engine.refine_checks import refine_setting_errors
 from s4m_d2.engine.sam_checks import sam_setting_errors
 from s4m_d2.engine.speed import speed_errors
@@ -171,14 +172,13 @@ def config_errors(
     errors: list[S4MError] = [*_value_errors(cfg), *_device_errors(cfg), *speed_errors(cfg)]
     if eval_only:
         if not cfg.DATASETS.TEST:
-            text = "DATASETS.TEST is empty: name the data set to evaluate on."
-            errors.append(ConfigError(text))
+            errors += [ConfigError("DATASETS.TEST is empty: name the data set to evaluate on.")]
         return errors
     processes = comm.get_world_size() if num_processes is None else num_processes
     if runs_stage(cfg, "student") and cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
         errors += collected(check_architecture, cfg.MODEL.META_ARCHITECTURE)
-    errors += _dataset_name_errors(cfg)
-    errors += [*_stage_errors(cfg), *sam_setting_errors(cfg), *refine_setting_errors(cfg)]
+    errors += [*_dataset_name_errors(cfg), *_stage_errors(cfg), *sam_setting_errors(cfg)]
+    errors += [*refine_setting_errors(cfg), *quality_setting_errors(cfg)]
     errors += _batch_errors(cfg, processes)
     return errors
 
