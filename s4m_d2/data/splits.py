@@ -87,6 +87,7 @@ def register_unlabeled_folder(name: str, image_dir: str) -> None:
         return unlabeled_records(list_images(folder, IMAGE_EXTENSIONS, remedy), folder)
 
     _register(name, load, {}, {"image_dir": dataset_path(image_dir)})
+    _UNLABELED.pop(name, None)  # of a set that had this name and was removed
 
 
 def labeled_dataset_names(

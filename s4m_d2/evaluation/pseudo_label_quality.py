@@ -4,7 +4,7 @@
 classes, where the IoU of their masks exceeds 0.5: the pair of the highest IoU first, then the next
 one of those left. Where neither true instances nor pseudo-labels overlap among themselves, no other
 pairs are possible; pseudo-labels may overlap, and the best one for an instance is taken, the others
-match nothing. (Of equal IoUs the higher score wins, then the right class.)
+match nothing. (Of equal IoUs the higher score wins, then the right class, then the lower class id.)
 
 **Crowds.** As in COCO's evaluation, regions that hold many instances without telling them apart
 (``iscrowd``) are neither to be found nor matched, and a pseudo-label that matches no instance and
