@@ -108,19 +108,10 @@ class PseudoLabelQuality:
             classes,
             crowds,
         )
-        if not (
-            _in_range(ids, len(self.class_names)) and _in_range(true_ids, len(self.class_names))
-        ):
-            raise InputError(
-                f"class ids must be from 0 to {len(self.class_names) - 1}, got pseudo-labels of "
-                f"{sorted(set(ids.tolist()))} and instances of {sorted(set(true_ids.tolist()))}"
-            )
+        _check_ids(ids, true_ids, len(self.class_names))
         in_crowd = (overlaps[:, crowds] > CROWD_THRESH * areas[:, None]).any(axis=1)
-        overlaps, true_areas, true_ids = (
-            overlaps[:, ~crowds],
-            true_areas[~crowds],
-            true_ids[~crowds],
-        )
+        overlaps = overlaps[:, ~crowds]
+        true_areas, true_ids = true_areas[~crowds], true_ids[~crowds]
         iou = overlaps / np.maximum(areas[:, None] + true_areas - overlaps, 1)
         match = match_masks(iou, scores, ids, true_ids)
         sizes = (areas * pixel_area, true_areas * pixel_area)
@@ -138,9 +129,17 @@ class PseudoLabelQuality:
                 f"crowds must be ({len(classes)},) bool or None, got {tuple(crowds.shape)}"
             )
 
-    def _count(self, match, iou, ids, areas, in_crowd) -> None:
+    def _count(
+        self,
+        match: np.ndarray,
+        iou: np.ndarray,
+        ids: tuple[np.ndarray, np.ndarray],
+        areas: tuple[np.ndarray, np.ndarray],
+        in_crowd: np.ndarray,
+    ) -> None:
         """Add an image's counts: (N,) ``match``, (N, M) ``iou``, pairs for labels and truth."""
         ignored = in_crowd & (match == NO_MATCH)
+        twice = ~ignored & (match == NO_MATCH) & (iou > IOU_THRESH).any(axis=1)
         rows = np.flatnonzero(match != NO_MATCH)
         columns = match[rows]
         sizes, true_sizes = (np.searchsorted(self.size_limits, a, side="right") for a in areas)
@@ -150,7 +149,6 @@ class PseudoLabelQuality:
         found = tuple(key[columns] for key in theirs)
         correct = tuple(key[is_right] for key in found)
         ious = iou[rows, columns]
-        twice = (match == NO_MATCH) & ~in_crowd & (iou > IOU_THRESH).any(axis=1)
         for name, cell, values in (
             ("instances", theirs, 1),
             ("found", found, 1),
@@ -231,5 +229,10 @@ def match_masks(
     return match
 
 
-def _in_range(ids: np.ndarray, count: int) -> bool:
-    return bool(((ids >= 0) & (ids < count)).all())
+def _check_ids(ids: np.ndarray, true_ids: np.ndarray, count: int) -> None:
+    everything = np.concatenate([ids, true_ids])
+    if ((everything < 0) | (everything >= count)).any():
+        raise InputError(
+            f"class ids must be from 0 to {count - 1}, got pseudo-labels of "
+            f"{np.unique(ids).tolist()} and instances of {np.unique(true_ids).tolist()}"
+        )

@@ -1,10 +1,11 @@
 """Pseudo-labels measured in training, beside it, and by the tool."""
 
-import importlib.util
+import contextlib
 import json
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,21 +13,20 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 
-from s4m_d2.data import register_unlabeled_folder
 from s4m_d2.data.images import read_image
-from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MCheckpointer, S4MTrainer
+from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MTrainer
 from s4m_d2.engine import quality as quality_module
 from s4m_d2.engine.config_checks import check_config
 from s4m_d2.engine.preflight import preflight
-from s4m_d2.engine.quality import RECORDS, write_line
+from s4m_d2.engine.quality import RECORDS, PseudoLabelQualityHook, write_line
 from s4m_d2.engine.quality_checks import quality_findings
 from s4m_d2.engine.rng import default_generator_states
-from s4m_d2.errors import ConfigError, DatasetError
+from s4m_d2.errors import ConfigError, DatasetError, OutputError
 from s4m_d2.evaluation.measures import MEASURES
 from s4m_d2.semi.ema_teacher import EMATeacher
 
-from .conftest import ROOT
 from .sameness import assert_same
 from .test_trainer import Killed, configs, final_state, run, teacher_weights  # noqa: F401
 
@@ -185,17 +185,6 @@ def test_an_image_that_cannot_be_read_is_left_out_with_one_warning(
     assert caplog.text.count(f"{bad} is damaged.") == 1
 
 
-def without_run_times(state):
-    return {key: value for key, value in state.items() if key != "path"}
-
-
-def recorded(trainer) -> list[dict]:
-    """Losses of each iteration, as they were logged."""
-    path = Path(trainer.cfg.OUTPUT_DIR, "metrics.json")
-    entries = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in entry.items() if "loss" in k} for entry in entries if "lr" in entry]
-
-
 class Every(HookBase):
     """Keeps the losses of every iteration, and what is drawn at its end."""
 
@@ -208,40 +197,73 @@ class Every(HookBase):
         self.seen.append((losses, torch.rand(2).tolist()))
 
 
-def test_a_run_with_the_hook_is_the_run_without_it(configs, teacher_weights):  # noqa: F811
-    runs = {}
-    for name, period in (("without", 0), ("with", 1)):
-        trainer = S4MTrainer(configs("student", name, S4M__QUALITY__PERIOD=period), teacher_weights)
+def test_a_run_with_the_hook_is_the_run_without_it_even_if_it_is_stopped(
+    configs,  # noqa: F811
+    teacher_weights,  # noqa: F811
+    tmp_path,
+):
+    """The state that a stopped run continues from is the same too, and no line comes twice."""
+    options = {"DATASETS__TEST": "()", "S4M__QUALITY__MAX_IMAGES": 2, "S4M__REFINE__ENABLED": False}
+    seen = {}
+
+    def make(name, period):
+        cfg = configs("student", name.split()[0], S4M__QUALITY__PERIOD=period, **options)
+        trainer = S4MTrainer(cfg, teacher_weights)
         trainer.register_hooks([every := Every()])
-        runs[name] = run(trainer), every.seen
-    (without, seen), (measured, seen_too) = runs.values()
-    assert seen == seen_too and len(seen) == 4 and len(seen[0][0]) > 4
-    assert_same(final_state(without), final_state(measured))
-    assert not Path(without.cfg.OUTPUT_DIR, RECORDS).exists()
-    assert [entry["iteration"] for entry in lines(measured.cfg.OUTPUT_DIR)] == [0, 1, 2, 3]
-    path = Path(measured.cfg.OUTPUT_DIR, "metrics.json")
-    logged = {}
-    for line in path.read_text().splitlines():
-        logged |= json.loads(line)
-    overall = lines(measured.cfg.OUTPUT_DIR)[-1]["after"]["overall"]
-    for name in ("precision", "recall"):
-        assert logged[f"pseudo_label_quality/after/{name}"] == overall[name]
+        seen[name] = every.seen
+        return trainer
 
-
-def test_a_continued_run_measures_again_what_it_repeats(configs, teacher_weights):  # noqa: F811
-    options = {"S4M__QUALITY__PERIOD": 1}
-    whole = run(S4MTrainer(configs("student", "whole", **options), teacher_weights))
-    broken = configs("student", "broken", **options)
+    without = run(make("without", 0))
     with pytest.raises(Killed):
-        run(S4MTrainer(broken, teacher_weights), kill_after=2)  # saved after iteration 1
-    assert [entry["iteration"] for entry in lines(broken.OUTPUT_DIR)] == [0, 1, 2]
-    resumed = run(S4MTrainer(broken, teacher_weights), resume=True)
+        run(make("with", 1), kill_after=2)  # saved after iteration 1
+    folder = tmp_path / "with" / "student"
+    assert [entry["iteration"] for entry in lines(folder)] == [0, 1, 2]
+    first = lines(folder)
+    resumed = run(make("with again", 1), resume=True)
     assert resumed.start_iter == 2
-    assert lines(broken.OUTPUT_DIR) == lines(whole.cfg.OUTPUT_DIR)
-    assert_same(final_state(whole), final_state(resumed))
+    assert len(seen["without"]) == 4 and len(seen["without"][0][0]) > 4
+    assert seen["with"] == seen["without"][:3] and seen["with again"] == seen["without"][2:]
+    assert_same(final_state(without), final_state(resumed))
+    assert not Path(without.cfg.OUTPUT_DIR, RECORDS).exists()
+    assert [entry["iteration"] for entry in lines(folder)] == [0, 1, 2, 3]
+    assert lines(folder)[:3] == first  # the third was measured anew
 
 
-def test_lines_of_others_stay_and_a_full_disk_ends_no_training(tmp_path, monkeypatch, measurement):
+@pytest.mark.parametrize("disk_is_full", [False, True])
+def test_every_period_iterations_values_are_logged_and_a_line_is_written(
+    measurement, tmp_path, monkeypatch, caplog, disk_is_full
+):
+    if disk_is_full:
+
+        def refuse(path, mode):
+            raise OutputError("The disk is full.")
+
+        monkeypatch.setattr(quality_module, "atomic_write", refuse)
+    entered = []
+
+    @contextlib.contextmanager
+    def context():
+        entered.append(hook.trainer.iter)
+        yield
+
+    hook = PseudoLabelQualityHook(measurement(wrong=True), 3, str(tmp_path / RECORDS), context)
+    for iteration in range(7):
+        hook.trainer = SimpleNamespace(iter=iteration)
+        with EventStorage(iteration) as storage:
+            hook.after_step()
+        values = {name: value for name, (value, _) in storage.latest().items()}
+        expected = {"class_accuracy": 0, "sq": 1, "precision": 0, "recall": 0, "pq": 0}
+        expected = {f"pseudo_label_quality/before/{name}": v for name, v in expected.items()}
+        assert values == (expected if iteration in (2, 5) else {})
+    assert entered == [2, 5]
+    if disk_is_full:
+        assert "Training goes on" in caplog.text and not os.listdir(tmp_path)
+    else:
+        assert [entry["iteration"] for entry in lines(tmp_path)] == [2, 5]
+        assert lines(tmp_path)[0]["before"]["by_class"]["car"]["class_accuracy"] == 0
+
+
+def test_lines_that_are_none_of_ours_stay(tmp_path):
     path = tmp_path / "lines.jsonl"
     path.write_bytes(b'{"iteration": 3}\nmy notes \xff\n{"iteration": 9}\n')
     write_line(str(path), {"iteration": 9, "new": True})
@@ -275,14 +297,6 @@ def test_settings_are_checked_and_the_report_says_what_will_be_measured(small_co
     assert finding.status == "error" and "S4M.QUALITY.PERIOD 0" in str(finding.errors[0])
 
 
-@pytest.fixture
-def folder_without_labels(small_data):
-    name = "test_quality_folder"
-    register_unlabeled_folder(name, str(small_data / "toyscapes/leftImg8bit/train"))
-    yield name
-    DatasetCatalog.remove(name)
-
-
 def test_of_a_folder_without_labels_another_set_may_be_named(small_config, folder_without_labels):
     options = {"S4M__QUALITY__PERIOD": 1, "DATASETS__UNLABELED": f"('{folder_without_labels}',)"}
     [finding] = quality_findings(small_config(**options))
@@ -291,63 +305,3 @@ def test_of_a_folder_without_labels_another_set_may_be_named(small_config, folde
     options["S4M__QUALITY__DATASETS"] = "('toyscapes_val',)"
     [finding] = quality_findings(small_config(**options))
     assert finding.status == "ok" and finding.text.startswith("2 images of toyscapes_val")
-
-
-@pytest.fixture
-def tool():
-    path = ROOT / "tools" / "pseudo_label_quality.py"
-    spec = importlib.util.spec_from_file_location("pseudo_label_quality_tool", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def checkpoint(small_config, tmp_path):
-    """Two untrained models in one file; the student sees nothing."""
-    models = {"model": small_config(SEED=1), "teacher": small_config(SEED=2)}
-    states = {name: S4MTrainer.build_model(cfg).state_dict() for name, cfg in models.items()}
-    for name, value in states["model"].items():
-        if name.endswith("class_embed.bias"):
-            value[-1] = 1e4  # "no object"
-    path = tmp_path / "both.pth"
-    torch.save(states, path)
-    return str(path)
-
-
-def test_the_tool_prints_tables_and_writes_json(
-    tool, checkpoint, small_options, small_config, tmp_path, capsys
-):
-    config = str(ROOT / "configs" / "toyscapes_10pct.yaml")
-    arguments = ["--config-file", config, "--weights", checkpoint]
-    output = tmp_path / "out"
-    tool.main([*arguments, "--images", "3", "--output", str(output), *small_options()])
-    printed = capsys.readouterr().out
-    assert "teacher on 3 images of toyscapes_train_unlabeled" in printed
-    found = json.loads((output / "pseudo_label_quality.json").read_text())
-    assert found["model"] == "teacher" and found["images"] == 3
-    assert set(found["before"]) == {"overall", "by_class", "by_size"}
-
-    cfg = small_config(S4M__QUALITY__MAX_IMAGES=3)
-    model = S4MTrainer.build_model(cfg)
-    S4MCheckpointer(model).load(checkpoint, branch="teacher")
-    expected = QualityMeasurement(cfg, PseudoLabeling(cfg, EMATeacher(model, 0.5)))()
-    assert found["after"] == expected.as_dict()["after"]
-    assert found["before"]["overall"]["pseudo_labels"] > 0
-
-    tool.main([*arguments, "--student", *small_options()])
-    row = capsys.readouterr().out.splitlines()[4].split("|")
-    assert row[2].strip() == "before" and row[4].strip() == "0"  # labels
-    assert os.listdir(output) == ["pseudo_label_quality.json"]
-
-
-def test_the_tool_names_what_is_missing(tool, checkpoint, small_options, folder_without_labels):
-    config = ["--config-file", str(ROOT / "configs" / "toyscapes_10pct.yaml")]
-    with pytest.raises(SystemExit, match="WeightsError: --weights: 'gone.pth' does not exist"):
-        tool.main([*config, "--weights", "gone.pth", *small_options()])
-    unlabeled = small_options(DATASETS__UNLABELED=f"('{folder_without_labels}',)")
-    with pytest.raises(SystemExit, match="DatasetError: .* no labels are known"):
-        tool.main([*config, "--weights", checkpoint, *unlabeled])
-    with pytest.raises(SystemExit, match="S4M.QUALITY.MAX_IMAGES is -2"):
-        tool.main([*config, "--weights", checkpoint, "--images", "-2", *small_options()])
-    assert quality_module.RECORDS.endswith(".jsonl")
