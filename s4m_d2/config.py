@@ -124,6 +124,7 @@ def _s4m_config() -> CN:
     s4m.ARP = _arp_config()
     s4m.STRONG_VIEW = _strong_view_config()
     s4m.FIGURES = _figures_config()
+    s4m.QUALITY = _quality_config()
 
     # Splits: `..._10pct` names a stable 10 % of its set, drawn with this seed, unless a list of
     # file names is given.
@@ -239,3 +240,16 @@ def _figures_config() -> CN:
     # Of these, the ones that a stage has; labeled and views, which do not change, come once.
     figures.WHAT = ("labeled", "views", "pseudo_labels", "arp", "similarity", "predictions")
     return figures
+
+
+def _quality_config() -> CN:
+    """Measuring pseudo-labels against true labels in stage 2 (paper, figure 1)."""
+    quality = CN()
+    quality.PERIOD = 0  # measured every so many iterations; 0: never
+    # Data sets with labels. (): those of DATASETS.UNLABELED whose labels are known; nothing is
+    # learnt from them. Images that DATASETS.TRAIN has are left out.
+    quality.DATASETS = ()
+    quality.MAX_IMAGES = 100  # the first ones in a fixed order that mixes folders; 0: all
+    # px of the image; from these areas of the mask on, an instance is medium, and large (COCO)
+    quality.SIZE_LIMITS = (1024.0, 9216.0)
+    return quality

@@ -1,5 +1,5 @@
-"""Pseudo-labels (what the teacher says about an unlabeled image), encoded masks, and a sample's
-generators."""
+"""Pseudo-labels (what the teacher says about an unlabeled image), measures of masks, encoded masks,
+and a sample's generators."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from s4m_d2.errors import InputError
 from s4m_d2.transfers import to_device, to_host
 
 _MAX_BYTE = 255
+# Values of masks that are turned into floats at once. A product of that many pixels counts exactly
+# in float32, up to 2 ** 24.
+CHUNK_VALUES = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,29 @@ def mask_areas(masks: Tensor) -> Tensor:
 def nonempty_masks(masks: Tensor) -> Tensor:
     """(N,) bool: the mask of (N, H, W) bool ones has a pixel."""
     return masks.view(torch.uint8).amax(dim=(1, 2)).bool()  # the maximum of bytes is vectorized
+
+
+def dense_overlaps(masks: Tensor, segments: Tensor) -> Tensor:
+    """Pixels that each mask shares with each segment, exactly.
+
+    Args:
+        masks: (N, H, W) bool.
+        segments: (K, H, W) bool, which may overlap; on the same device.
+
+    Returns:
+        (N, K) int64.
+    """
+    masks, segments = masks.flatten(1), segments.flatten(1)
+    counts = torch.zeros(len(masks), len(segments), dtype=torch.int64, device=masks.device)
+    if not counts.numel():
+        return counts
+    pixels = max(1, CHUNK_VALUES // (len(masks) + len(segments)))
+    with torch.autocast(masks.device.type, enabled=False):
+        for part, of_segments in zip(
+            masks.split(pixels, dim=1), segments.split(pixels, dim=1), strict=True
+        ):
+            counts += (part.float() @ of_segments.float().T).long()
+    return counts
 
 
 def mask_boxes(masks: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from s4m_d2.data.splits import (
 from s4m_d2.data.strong_view import StrongView
 from s4m_d2.data.subsets import stable_subset
 from s4m_d2.data.transforms import GEOMETRY_REGISTRY, ColorDistortion
+from s4m_d2.data.true_labels import TrueLabelsMapper, true_records
 
 __all__ = [
     "DATASET_MAPPER_REGISTRY",
@@ -24,9 +25,11 @@ __all__ = [
     "LabeledDatasetMapper",
     "StreamLoader",
     "StrongView",
+    "TrueLabelsMapper",
     "build_stream_loader",
     "labeled_dataset_names",
     "register_splits",
     "register_unlabeled_folder",
     "stable_subset",
+    "true_records",
 ]

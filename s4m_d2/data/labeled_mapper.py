@@ -76,7 +76,7 @@ class LabeledDatasetMapper:
                 "unlabeled set, whose name goes into DATASETS.UNLABELED."
             )
         image = read_image(record["file_name"], self._image_format)
-        _check_image_size(record, image)
+        check_image_size(record, image)
         seeds = self._seeds.of(record)
         view, transforms = apply_geometry(
             self._geometry, image, seeds.geometry, record["file_name"]
@@ -95,7 +95,7 @@ class LabeledDatasetMapper:
             if not annotation.get("iscrowd", 0)
         ]
         for index, annotation in annotations:
-            self._check_annotation(record["file_name"], index, annotation)
+            check_annotation(record["file_name"], index, annotation, self._num_classes)
         try:
             masks = transform_masks(
                 [annotation["segmentation"] for _, annotation in annotations],
@@ -117,20 +117,31 @@ class LabeledDatasetMapper:
             gt_boxes=Boxes(boxes[visible]),
         )
 
-    def _check_annotation(self, file_name: str, index: int, annotation: dict) -> None:
-        where = f"Annotation {index} of {file_name}"
-        lacking = [key for key in ("category_id", "segmentation") if key not in annotation]
-        if lacking:
-            raise DatasetError(f"{where} lacks {' and '.join(lacking)}.")
-        class_id = annotation["category_id"]
-        if class_id not in range(self._num_classes):
-            raise DatasetError(
-                f"{where} has the class id {class_id}, but the model has {self._num_classes} "
-                "classes, from 0 on. Correct the annotation or MODEL.SEM_SEG_HEAD.NUM_CLASSES."
-            )
+
+def check_annotation(file_name: str, index: int, annotation: dict, num_classes: int) -> None:
+    """Refuse an annotation that lacks its class or segmentation, or is of a class out of range.
+
+    Raises:
+        DatasetError: names the image and the annotation.
+    """
+    where = f"Annotation {index} of {file_name}"
+    lacking = [key for key in ("category_id", "segmentation") if key not in annotation]
+    if lacking:
+        raise DatasetError(f"{where} lacks {' and '.join(lacking)}.")
+    class_id = annotation["category_id"]
+    if class_id not in range(num_classes):
+        raise DatasetError(
+            f"{where} has the class id {class_id}, but the model has {num_classes} "
+            "classes, from 0 on. Correct the annotation or MODEL.SEM_SEG_HEAD.NUM_CLASSES."
+        )
 
 
-def _check_image_size(record: dict, image: np.ndarray) -> None:
+def check_image_size(record: dict, image: np.ndarray) -> None:
+    """Refuse an (H, W, 3) image of another size than its record says.
+
+    Raises:
+        DatasetError: names the image and both sizes.
+    """
     size = image.shape[:2]
     expected = record.get("height", size[0]), record.get("width", size[1])
     if size != expected:

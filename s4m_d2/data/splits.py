@@ -27,6 +27,7 @@ DEFAULT_SPLIT_SEED = 0
 _PERCENT_NAME = re.compile(r"(?P<base>.+)_(?P<percent>\d+)pct")
 _HASH_BYTES = 4
 _FORMATS: dict[str, DatasetFormat] = {}  # of the labeled sets registered here
+_UNLABELED: dict[str, DatasetFormat] = {}  # of the unlabeled ones, whose annotations stay unread
 
 
 def register_splits(
@@ -61,6 +62,12 @@ def register_splits(
         dataset.metadata(),
         dataset.paths(),
     )
+    _UNLABELED[f"{name}_unlabeled"] = dataset
+
+
+def unlabeled_format(name: str) -> DatasetFormat | None:
+    """What can read the labels of an unlabeled set of :func:`register_splits`; None for others."""
+    return _UNLABELED.get(name)
 
 
 def register_unlabeled_folder(name: str, image_dir: str) -> None:
@@ -80,6 +87,7 @@ def register_unlabeled_folder(name: str, image_dir: str) -> None:
         return unlabeled_records(list_images(folder, IMAGE_EXTENSIONS, remedy), folder)
 
     _register(name, load, {}, {"image_dir": dataset_path(image_dir)})
+    _UNLABELED.pop(name, None)  # of a set that had this name and was removed
 
 
 def labeled_dataset_names(

@@ -6,6 +6,7 @@ from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
 from s4m_d2.engine.protocol import QueryPredictions, S4MTrainable
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.quality import PseudoLabelQualityHook, QualityMeasurement
 from s4m_d2.engine.teacher_student import TeacherStudentModel
 from s4m_d2.engine.trainer import S4MTrainer, TeacherTrainer
 
@@ -13,7 +14,9 @@ __all__ = [
     "BadSteps",
     "EMATeacherHook",
     "PseudoLabelCountHook",
+    "PseudoLabelQualityHook",
     "PseudoLabeling",
+    "QualityMeasurement",
     "QueryPredictions",
     "S4MCheckpointer",
     "S4MTrainable",

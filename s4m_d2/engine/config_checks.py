@@ -15,11 +15,9 @@ from detectron2.utils import comm
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.build import STAGES, runs_stage
-from s4m_d2.engine.figure_checks import figure_setting_errors
 from s4m_d2.engine.findings import collected, raise_all
 from s4m_d2.engine.protocol import check_architecture
-from s4m_d2.engine.refine_checks import refine_setting_errors
-from s4m_d2.engine.sam_checks import sam_setting_errors
+from s4m_d2.engine.setting_checks import setting_errors
 from s4m_d2.engine.speed import speed_errors
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
 from s4m_d2.losses.structural_distillation import DISTILLATION_REGISTRY
@@ -177,9 +175,8 @@ def config_errors(
     processes = comm.get_world_size() if num_processes is None else num_processes
     if runs_stage(cfg, "student") and cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
         errors += collected(check_architecture, cfg.MODEL.META_ARCHITECTURE)
-    errors += _dataset_name_errors(cfg)
-    errors += [*_stage_errors(cfg), *sam_setting_errors(cfg), *refine_setting_errors(cfg)]
-    errors += [*_batch_errors(cfg, processes), *figure_setting_errors(cfg)]
+    errors += [*_dataset_name_errors(cfg), *_stage_errors(cfg), *setting_errors(cfg)]
+    errors += _batch_errors(cfg, processes)
     return errors
 
 

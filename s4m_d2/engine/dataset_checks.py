@@ -134,7 +134,7 @@ def inspect_datasets(cfg: CfgNode) -> Iterator[Inspection]:
     for role, names in roles.items():
         for name in names:
             try:
-                records = _load(name)
+                records = load_records(name)
             except S4MError as error:
                 yield DatasetCount(role, name), [error], []
                 continue
@@ -144,7 +144,8 @@ def inspect_datasets(cfg: CfgNode) -> Iterator[Inspection]:
             yield count, [*shared, *errors], warnings
 
 
-def _load(name: str) -> list[dict]:
+def load_records(name: str) -> list[dict]:
+    """A registered data set, or a DatasetError that says what is wrong with it."""
     if name not in DatasetCatalog.list():
         raise DatasetError(
             f"The data set '{name}' is not registered. Registered are: "

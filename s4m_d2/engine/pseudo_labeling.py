@@ -110,19 +110,15 @@ class PseudoLabeling:
             InputError: the teacher's predictions are not of the form that the protocol asks for.
         """
         weak = [{**sample, "image": sample["image_weak"]} for sample in batch]
-        teacher = self.teacher.model
-        predictions = teacher.predict_queries(weak)
-        sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
-        check_predictions(predictions, sizes, teacher, self.num_classes)
-        device = predictions["pred_logits"][0].device
-        selections = self.select(predictions)
-        refinement = self.refine(weak, selections, device)
-
+        selections, refinement = self.label(weak)
+        device = selections[0].mask_logits.device
         images = [to_device(sample["image"], device) for sample in batch]
         labels = refinement.labels
         if self.arp is not None:
             images, labels = self.arp(images, labels, sample_generators(batch, "arp", "cpu"))
-        if not getattr(teacher, "reads_gt_valid", False):  # the student is of the same class
+        if not getattr(
+            self.teacher.model, "reads_gt_valid", False
+        ):  # the student is of the same class
             labels = drop_invalid(labels)
         return UnlabeledViews(
             student_batch=self._student_batch(batch, images, labels),
@@ -132,6 +128,20 @@ class PseudoLabeling:
             arp_labels=labels,
             stats=label_statistics(selections, refinement, labels),
         )
+
+    @torch.no_grad()
+    def label(self, weak: list[dict]) -> tuple[list[Selection], Refinement]:
+        """The teacher's kept predictions on samples' "image", and their refinement.
+
+        Raises:
+            InputError: the teacher's predictions are not of the form that the protocol asks for.
+        """
+        teacher = self.teacher.model
+        predictions = teacher.predict_queries(weak)
+        sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
+        check_predictions(predictions, sizes, teacher, self.num_classes)
+        selections = self.select(predictions)
+        return selections, self.refine(weak, selections, predictions["pred_logits"][0].device)
 
     def select(self, predictions: QueryPredictions) -> list[Selection]:
         """Apply the thresholds to all images of ``predict_queries``' result; here is the wait."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -84,3 +85,13 @@ def restore_default_generators(states: Mapping[str, Any]) -> None:
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss_next"]))
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+
+@contextmanager
+def undisturbed_generators() -> Iterator[None]:
+    """Afterwards the default generators draw what they would have drawn without the block."""
+    states = default_generator_states()
+    try:
+        yield
+    finally:
+        restore_default_generators(states)

@@ -19,7 +19,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from s4m_d2.engine import build
+from s4m_d2.engine import build, quality
 from s4m_d2.engine.bad_steps import BadSteps, skip_bad_steps
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.figure_hook import figure_hooks
@@ -27,6 +27,7 @@ from s4m_d2.engine.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
 from s4m_d2.engine.processes import BufferSyncHook, FinishedEvalHook, ddp_on_any_device
 from s4m_d2.engine.protocol import check_distillation, check_model
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.quality import PseudoLabelQualityHook, QualityMeasurement
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.run_state import RunStateHook, run_settings, with_scaler_state
 from s4m_d2.engine.speed import compile_parts, set_precision
@@ -202,7 +203,18 @@ class S4MTrainer(TeacherTrainer):
         )
         labels = self.cfg.S4M.PSEUDO_LABEL
         counts = PseudoLabelCountHook(labels.COUNT_BAND, labels.COUNT_BAND_ITERS)
-        return [self._teacher_hook, counts, *super().build_hooks()]
+        hooks = [self._teacher_hook, counts, *super().build_hooks()]
+        if self.cfg.S4M.QUALITY.PERIOD:  # a stop comes first, and the values are written later
+            hooks.insert(hooks.index(self._stop_hook) + 1, self._build_quality_hook())
+        return hooks
+
+    def _build_quality_hook(self) -> PseudoLabelQualityHook:
+        return PseudoLabelQualityHook(
+            QualityMeasurement(self.cfg, self.pseudo_labeling),
+            self.cfg.S4M.QUALITY.PERIOD,
+            os.path.join(self.cfg.OUTPUT_DIR, quality.RECORDS),
+            self._stop_hook.during_evaluation,
+        )
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)

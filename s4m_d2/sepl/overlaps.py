@@ -6,13 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from pycocotools import mask as mask_utils
-from torch import Tensor
 
-# Values of masks and segments that are turned into floats at once. A product of that many pixels
-# counts exactly in float32, up to 2 ** 24.
-CHUNK_VALUES = 1 << 22
 BEYOND = -1  # no class
 
 
@@ -32,29 +27,6 @@ def label_overlaps(masks: np.ndarray, pseudo_label: np.ndarray, classes: np.ndar
     place = np.where(is_class, place, len(classes))  # the last place: no class
     counts = [np.bincount(place[mask], minlength=len(classes) + 1) for mask in masks]
     return np.array(counts, dtype=np.int64).reshape(-1, len(classes) + 1)[:, :-1]
-
-
-def dense_overlaps(masks: Tensor, segments: Tensor) -> Tensor:
-    """Pixels that each mask shares with each segment, exactly.
-
-    Args:
-        masks: (N, H, W) bool.
-        segments: (K, H, W) bool, which may overlap; on the same device.
-
-    Returns:
-        (N, K) int64.
-    """
-    masks, segments = masks.flatten(1), segments.flatten(1)
-    counts = torch.zeros(len(masks), len(segments), dtype=torch.int64, device=masks.device)
-    if not counts.numel():
-        return counts
-    pixels = max(1, CHUNK_VALUES // (len(masks) + len(segments)))
-    with torch.autocast(masks.device.type, enabled=False):
-        for part, of_segments in zip(
-            masks.split(pixels, dim=1), segments.split(pixels, dim=1), strict=True
-        ):
-            counts += (part.float() @ of_segments.float().T).long()
-    return counts
 
 
 def rle_overlaps(

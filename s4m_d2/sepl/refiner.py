@@ -16,9 +16,14 @@ from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.semi.image_masks import teacher_masks
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.semi.refinement import REFINER_REGISTRY, Refinement, check_batch, logit, with_pixels
-from s4m_d2.sepl.overlaps import CHUNK_VALUES, dense_overlaps
 from s4m_d2.sepl.selection import O_P_THRESH, O_S_THRESH, assign_masks
-from s4m_d2.structures import PseudoLabels, mask_areas, nonempty_masks
+from s4m_d2.structures import (
+    CHUNK_VALUES,
+    PseudoLabels,
+    dense_overlaps,
+    mask_areas,
+    nonempty_masks,
+)
 from s4m_d2.transfers import to_device, to_host
 
 

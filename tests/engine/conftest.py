@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from detectron2.data import DatasetCatalog
 
+from s4m_d2.data import register_unlabeled_folder
 from s4m_d2.engine.build import run_config
 from s4m_d2.engine.config_file import load_config
 
@@ -52,3 +54,12 @@ def small_config(small_options):
         return run_config(load_config(path, small_options(**changes)))
 
     return config
+
+
+@pytest.fixture
+def folder_without_labels(small_data):
+    """The name of a set of images whose labels nobody knows."""
+    name = "folder_without_labels"
+    register_unlabeled_folder(name, str(small_data / "toyscapes/leftImg8bit/train"))
+    yield name
+    DatasetCatalog.remove(name)

@@ -54,7 +54,8 @@ class Run:
 
 RUNS = {
     "teacher": Run("teacher", 10),
-    "student": Run("student", 10, burn_in=6, empty_from=7),
+    # Pseudo-labels are measured while the teacher is stage 1's, and after that.
+    "student": Run("student", 10, burn_in=6, empty_from=7, changes={"S4M.QUALITY.PERIOD": "5"}),
     "batch norm": Run(
         "student",
         4,

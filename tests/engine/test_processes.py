@@ -1,6 +1,7 @@
 """Two processes with half of each batch do what one process does with all of it."""
 
 import contextlib
+import json
 import os
 from argparse import Namespace
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import torch
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, run_config, stage_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.launch import launch
+from s4m_d2.engine.quality import RECORDS
 
 from .conftest import ROOT, SMALL
 from .process_runs import (
@@ -101,6 +103,7 @@ def runs(small_data, tmp_path_factory):
         paths = [result_path(name, str(folder), rank, world_size) for rank in range(world_size)]
         return [SimpleNamespace(**torch.load(path, weights_only=True)) for path in paths]
 
+    seen.folder = folder
     seen.exit_code = ended.value.code
     seen.stderr = (folder / "stderr.txt").read_text()
     return seen
@@ -136,6 +139,25 @@ def test_losses_follow_those_of_one_process(runs, name):
         assert all(losses["unsup/loss_mask"] > 0 for losses in whole.losses)
     else:
         assert all(losses["loss_sd"] > 0 for losses in whole.losses)
+
+
+def test_pseudo_labels_are_measured_on_the_same_images_by_all_processes_together(runs):
+    """With the teacher of stage 1 the result is the same, but for the order of its sums."""
+    alone, together = (
+        [
+            json.loads(line)
+            for line in (runs.folder / world / "student/student" / RECORDS).read_text().splitlines()
+        ]
+        for world in ("one", "two")
+    )
+    assert [entry["iteration"] for entry in together] == [4, 9]
+    assert [entry["images"] for entry in alone + together] == [7] * 4  # 10 without 3 labeled ones
+    assert together[0]["after"]["overall"]["pseudo_labels"] > 0
+    for step in ("before", "after"):
+        measured, expected = (entries[0][step]["overall"] for entries in (together, alone))
+        for key, value in expected.items():  # None: nothing to measure
+            same = None if value is None else pytest.approx(value, rel=1e-9)
+            assert measured[key] == same, key
 
 
 @pytest.mark.parametrize("name", FOLLOWED)

@@ -5,10 +5,11 @@ import pytest
 import torch
 from pycocotools import mask as mask_utils
 
+from s4m_d2 import structures as structures_module
 from s4m_d2.errors import InputError
-from s4m_d2.sepl import overlaps as overlaps_module
-from s4m_d2.sepl.overlaps import dense_overlaps, label_overlaps, rle_overlaps
+from s4m_d2.sepl.overlaps import label_overlaps, rle_overlaps
 from s4m_d2.sepl.selection import UNASSIGNED, assign_masks
+from s4m_d2.structures import dense_overlaps
 
 
 def counted(masks: np.ndarray, segments: np.ndarray) -> list[list[int]]:
@@ -38,7 +39,7 @@ def test_matrices_of_a_label(size, num_masks, classes):
 
 @pytest.mark.parametrize("chunk_values", [1, 10, 64, 1000])
 def test_instances_may_overlap_and_come_in_chunks(chunk_values, monkeypatch):
-    monkeypatch.setattr(overlaps_module, "CHUNK_VALUES", chunk_values)
+    monkeypatch.setattr(structures_module, "CHUNK_VALUES", chunk_values)
     rng = np.random.default_rng(0)
     masks, segments = rng.random((4, 9, 11)) < 0.5, rng.random((3, 9, 11)) < 0.7
     matrix = dense_overlaps(torch.from_numpy(masks), torch.from_numpy(segments))

@@ -1,0 +1,171 @@
+"""The true labels of unlabeled images, where there are any: to measure with, never to train on."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import DatasetCatalog, detection_utils
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Instances
+
+from s4m_d2.data.images import read_image
+from s4m_d2.data.labeled_mapper import check_annotation, check_image_size
+from s4m_d2.data.masks import transform_masks
+from s4m_d2.data.splits import unlabeled_format
+from s4m_d2.data.transforms import apply_geometry
+from s4m_d2.errors import DatasetError
+
+_KEY_BYTES = 16
+
+
+def has_true_labels(name: str) -> bool:
+    """Whether a data set's name says where labels of its images are; no file is looked at.
+
+    So it is of unlabeled sets that :func:`~s4m_d2.data.register_splits` made.
+    """
+    return unlabeled_format(name) is not None
+
+
+def true_records(
+    names: Sequence[str],
+    max_images: int = 0,
+    known: Collection[str] = (),
+    load: Callable[[str], list[dict]] = DatasetCatalog.get,
+) -> list[dict]:
+    """Records of images with their annotations, in a fixed order that mixes folders.
+
+    The order follows from the files' names alone. So the first images are the same everywhere, and
+    of a larger number the smaller one is the beginning.
+
+    Args:
+        names: unlabeled sets with labels (:func:`has_true_labels`), or any labeled ones.
+        max_images: of all sets together; 0: all.
+        known: paths of images to leave out, such as those that a model was trained on.
+        load: reads a labeled set by its name.
+
+    Raises:
+        DatasetError: the labels of a set are missing or malformed, or nothing is left.
+    """
+    known = {os.path.abspath(path) for path in known}
+    records = [record for name in names for record in _records_of(name, max_images, known, load)]
+    records.sort(key=lambda record: _place(record["file_name"]))
+    if not records:
+        raise DatasetError(
+            f"{', '.join(names)}: no image is left to compare pseudo-labels on, as training reads "
+            "the labels of all of them. Name other data sets in S4M.QUALITY.DATASETS."
+        )
+    return records[: max_images or None]
+
+
+def _records_of(
+    name: str,
+    max_images: int,
+    known: Collection[str],
+    load: Callable[[str], list[dict]],
+) -> list[dict]:
+    def choose(paths: Sequence[str], folder: str = "") -> list[str]:
+        left = (p for p in paths if os.path.abspath(os.path.join(folder, p)) not in known)
+        return list(itertools.islice(sorted(left, key=_place), max_images or None))
+
+    dataset = unlabeled_format(name)
+    if dataset is not None:
+        folder = dataset.paths()["image_dir"]
+        try:
+            return dataset.load(lambda paths: choose(paths, folder), name)
+        except DatasetError as error:
+            raise DatasetError(f"The true labels of '{name}' cannot be read: {error}") from error
+    records = {record["file_name"]: record for record in load(name)}
+    if not any("annotations" in record for record in records.values()):
+        raise DatasetError(
+            f"The data set '{name}' has no labels: how good pseudo-labels of its images are cannot "
+            "be known. Name a labeled set in S4M.QUALITY.DATASETS, such as one for validation."
+        )
+    return [records[path] for path in choose(list(records)) if "annotations" in records[path]]
+
+
+def _place(path: str) -> tuple[bytes, str]:
+    """Sorts files in an order that has nothing to do with what their names mean."""
+    base = os.path.basename(path).encode()
+    return hashlib.blake2b(base, digest_size=_KEY_BYTES).digest(), path
+
+
+class TrueLabelsMapper:
+    """A record as the model sees its image in a test, with all annotations in the same frame.
+
+    Args:
+        geometry: augmentations that draw nothing.
+        image_format: "RGB" or "BGR".
+        num_classes: class ids must be below it.
+    """
+
+    @configurable
+    def __init__(
+        self, *, geometry: Sequence[T.Augmentation], image_format: str, num_classes: int
+    ) -> None:
+        self._geometry = list(geometry)
+        self._image_format = image_format
+        self._num_classes = num_classes
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "geometry": detection_utils.build_augmentation(cfg, False),
+            "image_format": cfg.INPUT.FORMAT,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        }
+
+    def __call__(self, record: dict) -> dict[str, Any]:
+        """Map one record, which stays as it is.
+
+        Returns:
+            "file_name"; "height" and "width" of the image; "image", the resized (3, H, W) uint8;
+            "truth", Instances of (H, W) with ``gt_classes`` (M,) int64, ``gt_masks`` BitMasks and
+            ``gt_crowds`` (M,) bool, regions with many instances that are not told apart. What has
+            no pixel in the frame is left out.
+
+        Raises:
+            DatasetError: names the image, and what is wrong with it or with which annotation.
+        """
+        name = record["file_name"]
+        image = read_image(name, self._image_format)
+        check_image_size(record, image)
+        view, transforms = apply_geometry(self._geometry, image, 0, name)
+        annotations = []
+        for index, annotation in enumerate(record["annotations"]):
+            if annotation.get("iscrowd", 0) and not annotation.get("segmentation"):
+                continue  # a crowd without a region
+            check_annotation(name, index, annotation, self._num_classes)
+            annotations.append(annotation)
+        try:
+            masks = transform_masks(
+                [annotation["segmentation"] for annotation in annotations],
+                transforms,
+                image.shape[:2],
+                view.shape[:2],
+            )
+        except DatasetError as error:
+            raise DatasetError(f"Annotations of {name}: {error}. Correct or remove it.") from error
+        visible = masks.flatten(1).any(dim=1)
+        truth = Instances(
+            view.shape[:2],
+            gt_classes=_column(annotations, "category_id", torch.int64)[visible],
+            gt_masks=BitMasks(masks[visible]),
+            gt_crowds=_column(annotations, "iscrowd", torch.bool)[visible],
+        )
+        return {
+            "file_name": name,
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "image": torch.from_numpy(view.transpose(2, 0, 1).copy()),
+            "truth": truth,
+        }
+
+
+def _column(annotations: Sequence[dict], key: str, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor([annotation.get(key, 0) for annotation in annotations], dtype=dtype)

@@ -1,0 +1,238 @@
+"""How good pseudo-labels are, where the true labels are known (the paper's figure 1).
+
+**Matches.** In each image, pseudo-labels and true instances are paired one to one, whatever their
+classes, where the IoU of their masks exceeds 0.5: the pair of the highest IoU first, then the next
+one of those left. Where neither true instances nor pseudo-labels overlap among themselves, no other
+pairs are possible; pseudo-labels may overlap, and the best one for an instance is taken, the others
+match nothing. (Of equal IoUs the higher score wins, then the right class, then the lower class id.)
+
+**Crowds.** As in COCO's evaluation, regions that hold many instances without telling them apart
+(``iscrowd``) are neither to be found nor matched, and a pseudo-label that matches no instance and
+has more than half of its own pixels in such a region does not count. Unlike there its class does
+not matter, as in a match.
+
+**Sizes** are COCO's, by the pixels of the mask: a match counts for the size of the true instance, a
+pseudo-label without one for its own, so that the sizes add up to the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.utils import comm
+from torch import Tensor
+
+from s4m_d2.errors import InputError
+from s4m_d2.evaluation.measures import COUNTS, Quality
+from s4m_d2.structures import PseudoLabels, dense_overlaps, drop_invalid, mask_areas
+from s4m_d2.transfers import to_device, to_host
+
+IOU_THRESH = 0.5  # a match has more; with less, an instance could match several disjoint masks
+CROWD_THRESH = 0.5  # a pseudo-label with more of its pixels in a crowd is not judged
+SIZES = ("small", "medium", "large")
+SIZE_LIMITS = (32.0**2, 96.0**2)  # px: medium begins at the first, large at the second (COCO)
+NO_MATCH = -1
+_COLUMNS = {name: index for index, name in enumerate(COUNTS)}
+
+
+class PseudoLabelQuality:
+    """Accumulates the quality of pseudo-labels over images, in any order and in several processes.
+
+    Args:
+        class_names: of the K classes, in the order of ids; all different.
+        size_limits: px; from which area on an instance is medium, and large.
+
+    Attributes:
+        images: how many were added.
+        cells: (3, K, 9) float64, what :class:`Quality` counts for each size and class.
+
+    Example:
+        >>> quality = PseudoLabelQuality(["apple", "pear"])
+        >>> masks = torch.zeros(2, 10, 10, dtype=torch.bool)
+        >>> masks[0, :5], masks[1, 6:] = True, True
+        >>> labels = PseudoLabels(torch.tensor([0, 0]), masks, torch.tensor([0.9, 0.8]))
+        >>> quality.add(labels, torch.tensor([0, 1]), masks)
+        >>> quality.overall().class_accuracy, quality.by_class()["pear"].sq
+        (0.5, 1.0)
+    """
+
+    def __init__(
+        self, class_names: Sequence[str], size_limits: tuple[float, float] = SIZE_LIMITS
+    ) -> None:
+        self.class_names = tuple(class_names)
+        if not self.class_names or len(set(self.class_names)) < len(self.class_names):
+            raise InputError(f"class names must be different ones, got {self.class_names}")
+        self.size_limits = tuple(size_limits)
+        if len(self.size_limits) != 2 or not 0 <= self.size_limits[0] <= self.size_limits[1]:
+            raise InputError(f"size limits are two areas, the smaller first; got {size_limits}")
+        self.images = 0
+        self.cells = np.zeros((len(SIZES), len(self.class_names), len(_COLUMNS)))
+
+    def add(
+        self,
+        labels: PseudoLabels,
+        classes: Tensor,
+        masks: Tensor,
+        crowds: Tensor | None = None,
+        *,
+        pixel_area: float = 1.0,
+    ) -> None:
+        """Compare an image's pseudo-labels with its true instances.
+
+        Args:
+            labels: N pseudo-labels; those that are not valid are not there.
+            classes: (M,) int64 class ids of the truth.
+            masks: (M, H, W) bool, in the frame of the labels' masks. Instances that overlap are
+                taken as they are.
+            crowds: (M,) bool, the regions with many instances; None: there are none.
+            pixel_area: px of the image in a pixel of the masks, where that frame is a resized one:
+                sizes are areas in the image.
+
+        Raises:
+            InputError: frames, lengths or class ids disagree.
+        """
+        [labels] = drop_invalid([labels])
+        device = labels.masks.device
+        masks, classes = to_device(masks, device), to_device(classes, device)
+        crowds = classes.new_zeros(len(classes)).bool() if crowds is None else crowds
+        crowds = to_device(crowds, device)
+        self._check(labels, classes, masks, crowds)
+        overlaps, areas, true_areas, scores, ids, true_ids, crowds = to_host(
+            dense_overlaps(labels.masks, masks),
+            mask_areas(labels.masks),
+            mask_areas(masks),
+            labels.scores.double(),
+            labels.labels,
+            classes,
+            crowds,
+        )
+        _check_ids(ids, true_ids, len(self.class_names))
+        in_crowd = (overlaps[:, crowds] > CROWD_THRESH * areas[:, None]).any(axis=1)
+        overlaps = overlaps[:, ~crowds]
+        true_areas, true_ids = true_areas[~crowds], true_ids[~crowds]
+        iou = overlaps / np.maximum(areas[:, None] + true_areas - overlaps, 1)
+        match = match_masks(iou, scores, ids, true_ids)
+        sizes = (areas * pixel_area, true_areas * pixel_area)
+        self._count(match, iou, (ids, true_ids), sizes, in_crowd)
+        self.images += 1
+
+    def _check(self, labels: PseudoLabels, classes: Tensor, masks: Tensor, crowds: Tensor) -> None:
+        if tuple(masks.shape) != (len(classes), *labels.image_size):
+            raise InputError(
+                f"{len(classes)} true instances need masks ({len(classes)}, H, W) in the frame of "
+                f"the pseudo-labels, {labels.image_size}; got {tuple(masks.shape)}"
+            )
+        if tuple(crowds.shape) != (len(classes),):
+            raise InputError(
+                f"crowds must be ({len(classes)},) bool or None, got {tuple(crowds.shape)}"
+            )
+
+    def _count(
+        self,
+        match: np.ndarray,
+        iou: np.ndarray,
+        ids: tuple[np.ndarray, np.ndarray],
+        areas: tuple[np.ndarray, np.ndarray],
+        in_crowd: np.ndarray,
+    ) -> None:
+        """Add an image's counts: (N,) ``match``, (N, M) ``iou``, pairs for labels and truth."""
+        ignored = in_crowd & (match == NO_MATCH)
+        twice = ~ignored & (match == NO_MATCH) & (iou > IOU_THRESH).any(axis=1)
+        rows = np.flatnonzero(match != NO_MATCH)
+        columns = match[rows]
+        sizes, true_sizes = (np.searchsorted(self.size_limits, a, side="right") for a in areas)
+        sizes[rows] = true_sizes[columns]
+        is_right = ids[0][rows] == ids[1][columns]
+        mine, theirs = (sizes, ids[0]), (true_sizes, ids[1])
+        found = tuple(key[columns] for key in theirs)
+        correct = tuple(key[is_right] for key in found)
+        ious = iou[rows, columns]
+        for name, cell, values in (
+            ("instances", theirs, 1),
+            ("found", found, 1),
+            ("iou_found", found, ious),
+            ("correct", correct, 1),
+            ("iou_correct", correct, ious[is_right]),
+            ("pseudo_labels", tuple(key[~ignored] for key in mine), 1),
+            ("in_crowds", tuple(key[ignored] for key in mine), 1),
+            ("matched", tuple(key[rows] for key in mine), 1),
+            ("duplicates", tuple(key[twice] for key in mine), 1),
+        ):
+            np.add.at(self.cells[..., _COLUMNS[name]], cell, values)
+
+    def merge(self, other: PseudoLabelQuality) -> None:
+        """Add what another one has seen, of the same classes and sizes."""
+        mine, theirs = ((q.class_names, q.size_limits) for q in (self, other))
+        if mine != theirs:
+            raise InputError(f"qualities of {mine} and of {theirs} cannot be merged")
+        self.images += other.images
+        self.cells += other.cells
+
+    def gathered(self) -> PseudoLabelQuality | None:
+        """The quality over the images of all processes, None but in the main one; all call it."""
+        whole = PseudoLabelQuality(self.class_names, self.size_limits)
+        for part in comm.gather(self):
+            whole.merge(part)
+        return whole if comm.is_main_process() else None
+
+    def overall(self) -> Quality:
+        """Of all pseudo-labels."""
+        return Quality(*self.cells.sum(axis=(0, 1)).tolist())
+
+    def by_class(self) -> dict[str, Quality]:
+        """By the name of the class."""
+        rows = self.cells.sum(axis=0).tolist()
+        return {name: Quality(*row) for name, row in zip(self.class_names, rows, strict=True)}
+
+    def by_size(self) -> dict[str, Quality]:
+        """By the name of the size."""
+        rows = self.cells.sum(axis=1).tolist()
+        return {name: Quality(*row) for name, row in zip(SIZES, rows, strict=True)}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON: "overall", "by_class" and "by_size"."""
+        groups: dict[str, Mapping[str, Quality]] = {
+            "by_class": self.by_class(),
+            "by_size": self.by_size(),
+        }
+        nested = {
+            group: {name: quality.as_dict() for name, quality in rows.items()}
+            for group, rows in groups.items()
+        }
+        return {"overall": self.overall().as_dict(), **nested}
+
+
+def match_masks(
+    iou: np.ndarray, scores: np.ndarray, classes: np.ndarray, true_classes: np.ndarray
+) -> np.ndarray:
+    """Pair pseudo-labels with true instances, the pair of the highest IoU first.
+
+    Args:
+        iou: (N, M) of their masks.
+        scores, classes: (N,) of the pseudo-labels.
+        true_classes: (M,).
+
+    Returns:
+        (N,) int64, the instance that each pseudo-label matches, or NO_MATCH.
+    """
+    rows, columns = np.nonzero(iou > IOU_THRESH)
+    is_wrong = classes[rows] != true_classes[columns]
+    ties = (true_classes[columns], classes[rows], is_wrong, -scores[rows])
+    match = np.full(len(iou), NO_MATCH, dtype=np.int64)
+    taken = np.zeros(iou.shape[1], dtype=bool)
+    for pair in np.lexsort((*ties, -iou[rows, columns])):
+        row, column = rows[pair], columns[pair]
+        if match[row] == NO_MATCH and not taken[column]:
+            match[row], taken[column] = column, True
+    return match
+
+
+def _check_ids(ids: np.ndarray, true_ids: np.ndarray, count: int) -> None:
+    everything = np.concatenate([ids, true_ids])
+    if ((everything < 0) | (everything >= count)).any():
+        raise InputError(
+            f"class ids must be from 0 to {count - 1}, got pseudo-labels of "
+            f"{np.unique(ids).tolist()} and instances of {np.unique(true_ids).tolist()}"
+        )

@@ -1,0 +1,179 @@
+"""Where the labels of unlabeled images are, which images are measured, and in which frame."""
+
+import json
+import os
+import shutil
+import uuid
+
+import numpy as np
+import pytest
+import torch
+from data_scenes import HEIGHT, WIDTH, coco_content, scene
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from s4m_d2 import add_s4m_config
+from s4m_d2.data import (
+    CocoFormat,
+    TrueLabelsMapper,
+    register_splits,
+    register_unlabeled_folder,
+    true_records,
+)
+from s4m_d2.data.true_labels import has_true_labels
+from s4m_d2.errors import DatasetError
+
+UNLABELED = "toyscapes_train_unlabeled"
+PERSON_CLASS, CAR_CLASS = 0, 2  # contiguous
+
+
+@pytest.fixture
+def name():
+    """A prefix of data set names; what is registered under it is removed again."""
+    prefix = f"test_{uuid.uuid4().hex[:8]}"
+    yield prefix
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        for key in [key for key in catalog.list() if key.startswith(prefix)]:
+            catalog.remove(key)
+
+
+@pytest.fixture
+def mapper():
+    def make(side=HEIGHT, classes=8, image_format="RGB"):
+        cfg = get_cfg()
+        add_s4m_config(cfg)
+        cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.FORMAT = side, image_format
+        cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = classes
+        return TrueLabelsMapper(cfg)
+
+    return make
+
+
+def files(records):
+    return [record["file_name"] for record in records]
+
+
+def test_the_unlabeled_set_itself_still_has_no_annotations(data_root):
+    shutil.rmtree(data_root / "toyscapes/gtFine")
+    records = DatasetCatalog.get(UNLABELED)
+    assert len(records) == 20 and not any("annotations" in record for record in records)
+
+
+def test_the_labels_are_those_of_the_labeled_set(data_root):
+    labeled = {record["file_name"]: record for record in DatasetCatalog.get("toyscapes_train")}
+    records = true_records([UNLABELED])
+    assert len(records) == 20
+    for record in records:
+        assert record == labeled[record["file_name"]]
+        assert len(record["annotations"]) == 3
+
+
+def test_the_order_is_fixed_mixes_folders_and_begins_alike_for_every_number(data_root):
+    whole = files(true_records([UNLABELED]))
+    assert files(true_records([UNLABELED], 7)) == whole[:7]
+    assert files(true_records([UNLABELED], 100)) == whole
+    assert {os.path.basename(os.path.dirname(path)) for path in whole[:7]} == {"alpha", "beta"}
+    both = true_records([UNLABELED, "toyscapes_val"], 10)
+    everything = true_records(["toyscapes_val", UNLABELED])
+    assert files(both) == files(everything)[:10] and len(everything) == 23
+
+
+def test_only_annotations_of_the_chosen_images_are_read(data_root):
+    chosen = {
+        os.path.basename(path)[: -len("_leftImg8bit.png")]
+        for path in files(true_records([UNLABELED], 4))
+    }
+    for path in (data_root / "toyscapes/gtFine/train").rglob("*.png"):
+        if not path.name.startswith(tuple(chosen)):
+            path.unlink()
+    assert len(true_records([UNLABELED], 4)) == 4
+    with pytest.raises(DatasetError, match=f"true labels of '{UNLABELED}' cannot be read"):
+        true_records([UNLABELED], 5)
+
+
+def test_images_that_training_has_labels_of_are_left_out(data_root):
+    known = files(DatasetCatalog.get("toyscapes_train_30pct"))
+    left = files(true_records([UNLABELED], 0, known))
+    assert len(known) == 6 and len(left) == 14 and not set(known) & set(left)
+    assert len(true_records([UNLABELED], 14, known)) == 14
+    everything = files(DatasetCatalog.get(UNLABELED))
+    with pytest.raises(DatasetError, match="no image is left.*S4M.QUALITY.DATASETS"):
+        true_records([UNLABELED], 0, everything)
+
+
+def test_without_annotations_one_error_says_what_to_do(data_root, name):
+    shutil.rmtree(data_root / "toyscapes/gtFine")
+    with pytest.raises(DatasetError, match="true labels of.*gtFine.* does not exist.*make_toy"):
+        true_records([UNLABELED])
+    register_unlabeled_folder(name, str(data_root / "toyscapes/leftImg8bit"))
+    assert not has_true_labels(name) and has_true_labels(UNLABELED)
+    with pytest.raises(DatasetError, match=f"'{name}' has no labels.*S4M.QUALITY.DATASETS"):
+        true_records([name])
+
+
+def test_a_name_that_becomes_a_folder_without_labels_has_none(coco_root, name):
+    dataset = CocoFormat(str(coco_root / "instances.json"), str(coco_root / "images"))
+    register_splits(name, dataset, ())
+    assert has_true_labels(f"{name}_unlabeled")
+    DatasetCatalog.remove(f"{name}_unlabeled")
+    MetadataCatalog.remove(f"{name}_unlabeled")
+    register_unlabeled_folder(f"{name}_unlabeled", str(coco_root / "images"))
+    assert not has_true_labels(f"{name}_unlabeled")
+
+
+def test_coco_labels_with_polygons_run_lengths_and_a_crowd(coco_root, name, mapper):
+    content = coco_content(10)
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = int(annotation["category_id"] == 7)
+    (coco_root / "instances.json").write_text(json.dumps(content))
+    dataset = CocoFormat(str(coco_root / "instances.json"), str(coco_root / "images"))
+    register_splits(name, dataset, (50,), full=True)
+    known = files(DatasetCatalog.get(f"{name}_50pct"))
+    records = true_records([f"{name}_unlabeled"], 0, known)
+    assert len(records) == 5 and not set(files(records)) & set(known)
+    truth = mapper(classes=2)(records[0])["truth"]
+    assert truth.gt_classes.tolist() == [0, 1] and truth.gt_crowds.tolist() == [False, True]
+    assert truth.gt_masks.tensor.sum((1, 2)).tolist() == [16 * 16, 5 * HEIGHT]
+    with pytest.raises(DatasetError, match="no image is left"):
+        true_records([f"{name}_unlabeled"], 0, [*known, *files(records)])
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_the_truth_is_in_the_frame_of_the_resized_image(data_root, mapper, scale):
+    record = true_records([UNLABELED], 1)[0]
+    sample = mapper(side=scale * HEIGHT)(record)
+    image, ids = scene(int(os.path.basename(record["file_name"]).split("_")[1]))
+    truth = sample["truth"]
+    assert (sample["height"], sample["width"]) == (HEIGHT, WIDTH)
+    assert sample["image"].shape == (3, scale * HEIGHT, scale * WIDTH)
+    assert sample["image"].dtype == torch.uint8
+    assert truth.image_size == tuple(sample["image"].shape[-2:])
+    assert truth.gt_classes.tolist() == [CAR_CLASS, PERSON_CLASS, CAR_CLASS]
+    assert truth.gt_crowds.tolist() == [True, False, False]
+    larger = np.kron(ids, np.ones((scale, scale), dtype=int))
+    for mask, value in zip(truth.gt_masks.tensor, (26, 24001, 26002), strict=True):
+        assert np.array_equal(mask.numpy(), larger == value)
+    if scale == 1:
+        assert np.array_equal(sample["image"].numpy(), image.transpose(2, 0, 1))
+        flipped = mapper(image_format="BGR")(record)["image"]
+        assert torch.equal(flipped, sample["image"].flip(0))
+
+
+def test_what_is_wrong_with_an_annotation_is_named(data_root, mapper):
+    record = true_records([UNLABELED], 1)[0]
+    name = os.path.basename(record["file_name"])
+    with pytest.raises(DatasetError, match=f"{name} has the class id 2, but the model has 2"):
+        mapper(classes=2)(record)
+    broken = [{**record["annotations"][1], "segmentation": [[0, 0, 1]]}]
+    with pytest.raises(DatasetError, match=f"Annotations of .*{name}: a polygon must have"):
+        mapper()({**record, "annotations": broken})
+    with pytest.raises(DatasetError, match=f"{name} has .* but its annotations say"):
+        mapper()({**record, "height": 99})
+
+
+def test_an_image_without_instances_and_a_crowd_without_region(data_root, mapper):
+    record = true_records([UNLABELED], 1)[0]
+    crowd = {"iscrowd": 1, "category_id": 0, "segmentation": []}
+    for annotations in ([], [crowd]):
+        truth = mapper()({**record, "annotations": annotations})["truth"]
+        assert len(truth) == 0 and truth.gt_masks.tensor.shape == (0, HEIGHT, WIDTH)

@@ -1,0 +1,307 @@
+"""Pseudo-labels measured in training, beside it, and by the tool."""
+
+import contextlib
+import json
+import logging
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+
+from s4m_d2.data.images import read_image
+from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MTrainer
+from s4m_d2.engine import quality as quality_module
+from s4m_d2.engine.config_checks import check_config
+from s4m_d2.engine.preflight import preflight
+from s4m_d2.engine.quality import RECORDS, PseudoLabelQualityHook, write_line
+from s4m_d2.engine.quality_checks import quality_findings
+from s4m_d2.engine.rng import default_generator_states
+from s4m_d2.errors import ConfigError, DatasetError, OutputError
+from s4m_d2.evaluation.measures import MEASURES
+from s4m_d2.semi.ema_teacher import EMATeacher
+
+from .sameness import assert_same
+from .test_trainer import Killed, configs, final_state, run, teacher_weights  # noqa: F401
+
+UNLABELED_IMAGES = 7  # of 10, without the 3 of toyscapes_train_30pct
+
+
+def lines(folder) -> list[dict]:
+    return [json.loads(line) for line in Path(folder, RECORDS).read_text().splitlines()]
+
+
+class Oracle(torch.nn.Module):
+    """A teacher that sees the truth: of each image the file's, with certainty."""
+
+    def __init__(self, wrong=False) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.wrong = wrong
+        records = DatasetCatalog.get("toyscapes_train")
+        self.truth = {record["file_name"]: record["annotations"] for record in records}
+
+    def predict_queries(self, batch):
+        import pycocotools.mask as mask_util
+
+        [sample] = batch
+        size = tuple(sample["image"].shape[-2:])
+        truth = [a for a in self.truth[sample["file_name"]] if not a["iscrowd"]]
+        logits = torch.full((len(truth), 9), -30.0)
+        masks = torch.full((len(truth), *size), -20.0)
+        for index, annotation in enumerate(truth):
+            class_id = (annotation["category_id"] + self.wrong) % 8
+            logits[index, class_id] = 30.0
+            mask = torch.from_numpy(mask_util.decode(annotation["segmentation"])).bool()
+            masks[index][mask] = 20.0
+        return {
+            "pred_logits": logits[None],
+            "pred_masks": masks[None],
+            "image_sizes": [size],
+            "padded_size": size,
+        }
+
+
+@pytest.fixture
+def measurement(small_config):
+    """A measurement of the oracle, without SAM unless it is asked for."""
+
+    def make(wrong=False, **changes):
+        changes = {"S4M__REFINE__ENABLED": False, "S4M__PSEUDO_LABEL__MIN_AREA": 0.0} | changes
+        cfg = small_config(**changes)
+        labeling = PseudoLabeling(cfg, EMATeacher(Oracle(wrong), 0.5))
+        return QualityMeasurement(cfg, labeling)
+
+    return make
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_a_teacher_that_knows_the_masks_is_perfect_but_for_wrong_classes(measurement, wrong):
+    report = measurement(wrong)()
+    assert list(report.steps) == ["before"]  # nothing is refined
+    quality = report.steps["before"]
+    assert quality.images == UNLABELED_IMAGES and quality.overall().instances > 10
+    right = 0.0 if wrong else 1.0
+    measured = {name: getattr(quality.overall(), name) for name in MEASURES}
+    assert measured == {
+        "class_accuracy": right,
+        "sq": 1.0,
+        "precision": right,
+        "recall": right,
+        "mask_precision": 1.0,
+        "mask_recall": 1.0,
+        "rq": right,
+        "pq": right,
+    }
+
+
+def test_refinement_changes_the_masks_and_keeps_the_classes(measurement):
+    report = measurement(S4M__REFINE__ENABLED=True)()
+    before, after = (report.steps[step].overall() for step in ("before", "after"))
+    assert before.sq == 1.0
+    assert 0.5 < after.sq < 1.0  # SAM redraws them from three clicks
+    assert 0 < after.found <= before.found
+    assert report.as_dict()["after"]["overall"]["class_accuracy"] == after.class_accuracy
+
+
+def test_the_sizes_are_of_the_image_not_of_the_resized_one(measurement):
+    class Enlarged(Oracle):
+        def predict_queries(self, batch):
+            small = [{**s, "image": s["image"][:, ::2, ::2]} for s in batch]
+            predictions = super().predict_queries(small)
+            size = tuple(batch[0]["image"].shape[-2:])
+            return predictions | {"image_sizes": [size], "padded_size": size}
+
+    plain = measurement()
+    enlarged = measurement(INPUT__MIN_SIZE_TEST=128, INPUT__MAX_SIZE_TEST=256)
+    enlarged.pseudo_labeling.teacher = EMATeacher(Enlarged(), 0.5)
+    sizes = [
+        [part.instances for part in m().steps["before"].by_size().values()]
+        for m in (plain, enlarged)
+    ]
+    assert sizes[0] == sizes[1] and min(sizes[0][:2]) > 0
+
+
+def test_the_first_images_are_measured_and_the_processes_share_them(measurement, monkeypatch):
+    whole = measurement()()
+    assert measurement(S4M__QUALITY__MAX_IMAGES=3)().steps["before"].images == 3
+    gathered: dict[int, list] = {}
+    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
+    monkeypatch.setattr(comm, "is_main_process", lambda: comm.get_rank() == 0)
+    for rank in (1, 0):
+        sent = gathered.setdefault(rank, [])
+
+        def gather(part, sent=sent):
+            sent.append(part)
+            return [part, gathered[1][len(sent) - 1]] if comm.get_rank() == 0 else []
+
+        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(comm, "gather", gather)
+        report = measurement()()
+        assert (report is None) == (rank == 1)
+    assert [gathered[rank][0].images for rank in (0, 1)] == [4, 3]
+    assert report.as_dict() == whole.as_dict()
+
+
+def test_random_states_and_modes_are_left_alone(measurement):
+    measure = measurement(S4M__REFINE__ENABLED=True)
+    mapper = measure.mapper
+
+    def drawing(record):
+        torch.rand(3), np.random.rand(3)
+        return mapper(record)
+
+    measure.mapper = drawing
+    before = default_generator_states()
+    first = measure()
+    assert_same(before, default_generator_states())
+    assert not measure.pseudo_labeling.teacher.model.training
+    torch.rand(5)  # the clicks do not depend on it
+    assert first.as_dict() == measure().as_dict()
+
+
+def test_an_image_that_cannot_be_read_is_left_out_with_one_warning(
+    measurement, monkeypatch, caplog
+):
+    measure = measurement()
+    bad = measure.records[2]["file_name"]
+
+    def read(file_name, image_format):
+        if file_name == bad:
+            raise DatasetError(f"{bad} is damaged.")
+        return read_image(file_name, image_format)
+
+    monkeypatch.setattr("s4m_d2.data.true_labels.read_image", read)
+    with caplog.at_level(logging.WARNING):
+        reports = [measure(), measure()]
+    for report in reports:
+        assert report.skipped == 1 and report.as_dict()["images"] == UNLABELED_IMAGES - 1
+    assert caplog.text.count(f"{bad} is damaged.") == 1
+
+
+class Every(HookBase):
+    """Keeps the losses of every iteration, and what is drawn at its end."""
+
+    def __init__(self) -> None:
+        self.seen = []
+
+    def after_step(self) -> None:
+        latest = self.trainer.storage.latest()
+        losses = {name: value for name, (value, _) in latest.items() if "loss" in name}
+        self.seen.append((losses, torch.rand(2).tolist()))
+
+
+def test_a_run_with_the_hook_is_the_run_without_it_even_if_it_is_stopped(
+    configs,  # noqa: F811
+    teacher_weights,  # noqa: F811
+    tmp_path,
+):
+    """The state that a stopped run continues from is the same too, and no line comes twice."""
+    options = {"DATASETS__TEST": "()", "S4M__QUALITY__MAX_IMAGES": 2, "S4M__REFINE__ENABLED": False}
+    seen = {}
+
+    def make(name, period):
+        cfg = configs("student", name.split()[0], S4M__QUALITY__PERIOD=period, **options)
+        trainer = S4MTrainer(cfg, teacher_weights)
+        trainer.register_hooks([every := Every()])
+        seen[name] = every.seen
+        return trainer
+
+    without = run(make("without", 0))
+    with pytest.raises(Killed):
+        run(make("with", 1), kill_after=2)  # saved after iteration 1
+    folder = tmp_path / "with" / "student"
+    assert [entry["iteration"] for entry in lines(folder)] == [0, 1, 2]
+    first = lines(folder)
+    resumed = run(make("with again", 1), resume=True)
+    assert resumed.start_iter == 2
+    assert len(seen["without"]) == 4 and len(seen["without"][0][0]) > 4
+    assert seen["with"] == seen["without"][:3] and seen["with again"] == seen["without"][2:]
+    assert_same(final_state(without), final_state(resumed))
+    assert not Path(without.cfg.OUTPUT_DIR, RECORDS).exists()
+    assert [entry["iteration"] for entry in lines(folder)] == [0, 1, 2, 3]
+    assert lines(folder)[:3] == first  # the third was measured anew
+
+
+@pytest.mark.parametrize("disk_is_full", [False, True])
+def test_every_period_iterations_values_are_logged_and_a_line_is_written(
+    measurement, tmp_path, monkeypatch, caplog, disk_is_full
+):
+    if disk_is_full:
+
+        def refuse(path, mode):
+            raise OutputError("The disk is full.")
+
+        monkeypatch.setattr(quality_module, "atomic_write", refuse)
+    entered = []
+
+    @contextlib.contextmanager
+    def context():
+        entered.append(hook.trainer.iter)
+        yield
+
+    hook = PseudoLabelQualityHook(measurement(wrong=True), 3, str(tmp_path / RECORDS), context)
+    for iteration in range(7):
+        hook.trainer = SimpleNamespace(iter=iteration)
+        with EventStorage(iteration) as storage:
+            hook.after_step()
+        values = {name: value for name, (value, _) in storage.latest().items()}
+        expected = {"class_accuracy": 0, "sq": 1, "precision": 0, "recall": 0, "pq": 0}
+        expected = {f"pseudo_label_quality/before/{name}": v for name, v in expected.items()}
+        assert values == (expected if iteration in (2, 5) else {})
+    assert entered == [2, 5]
+    if disk_is_full:
+        assert "Training goes on" in caplog.text and not os.listdir(tmp_path)
+    else:
+        assert [entry["iteration"] for entry in lines(tmp_path)] == [2, 5]
+        assert lines(tmp_path)[0]["before"]["by_class"]["car"]["class_accuracy"] == 0
+
+
+def test_lines_that_are_none_of_ours_stay(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"iteration": 3}\nmy notes \xff\n{"iteration": 9}\n')
+    write_line(str(path), {"iteration": 9, "new": True})
+    write_line(str(path), {"iteration": 12})
+    assert path.read_bytes().splitlines() == [
+        b'{"iteration": 3}',
+        b"my notes \xff",
+        b'{"iteration": 9, "new": true}',
+        b'{"iteration": 12}',
+    ]
+
+
+def test_settings_are_checked_and_the_report_says_what_will_be_measured(small_config, tmp_path):
+    for key, value, message in (
+        ("PERIOD", -1, "S4M.QUALITY.PERIOD is -1; expected 0 or more"),
+        ("MAX_IMAGES", -1, "S4M.QUALITY.MAX_IMAGES is -1; expected 0 or more"),
+        ("SIZE_LIMITS", "(9.0, 1.0)", "S4M.QUALITY.SIZE_LIMITS is .*the smaller first"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_config(small_config(**{f"S4M__QUALITY__{key}": value}))
+    assert quality_findings(small_config()) == []
+    cfg = small_config(S4M__QUALITY__PERIOD=50, S4M__QUALITY__MAX_IMAGES=5)
+    [finding] = [f for f in preflight(cfg).findings if f.item == "label quality"]
+    assert finding.status == "ok"
+    assert finding.text == "5 images of toyscapes_train_unlabeled, every 50 iterations"
+    [finding] = quality_findings(small_config(S4M__QUALITY__PERIOD=1, DATASETS__TRAIN="('gone',)"))
+    assert finding.status == "not checked"
+    [finding] = quality_findings(
+        small_config(S4M__QUALITY__PERIOD=1, S4M__QUALITY__DATASETS="('coco_2017_val',)")
+    )
+    assert finding.status == "error" and "S4M.QUALITY.PERIOD 0" in str(finding.errors[0])
+
+
+def test_of_a_folder_without_labels_another_set_may_be_named(small_config, folder_without_labels):
+    options = {"S4M__QUALITY__PERIOD": 1, "DATASETS__UNLABELED": f"('{folder_without_labels}',)"}
+    [finding] = quality_findings(small_config(**options))
+    assert f"({folder_without_labels}) no labels are known" in str(finding.errors[0])
+    assert "S4M.QUALITY.DATASETS" in str(finding.errors[0])
+    options["S4M__QUALITY__DATASETS"] = "('toyscapes_val',)"
+    [finding] = quality_findings(small_config(**options))
+    assert finding.status == "ok" and finding.text.startswith("2 images of toyscapes_val")

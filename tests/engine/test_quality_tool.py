@@ -1,0 +1,72 @@
+"""tools/pseudo_label_quality.py: tables on the screen, JSON in a folder."""
+
+import importlib.util
+import json
+import os
+
+import pytest
+import torch
+
+from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MCheckpointer, S4MTrainer
+from s4m_d2.semi.ema_teacher import EMATeacher
+
+from .conftest import ROOT
+
+
+@pytest.fixture
+def tool():
+    path = ROOT / "tools" / "pseudo_label_quality.py"
+    spec = importlib.util.spec_from_file_location("pseudo_label_quality_tool", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def checkpoint(small_config, tmp_path):
+    """Two untrained models in one file; the student sees nothing."""
+    models = {"model": small_config(SEED=1), "teacher": small_config(SEED=2)}
+    states = {name: S4MTrainer.build_model(cfg).state_dict() for name, cfg in models.items()}
+    for name, value in states["model"].items():
+        if name.endswith("class_embed.bias"):
+            value[-1] = 1e4  # "no object"
+    path = tmp_path / "both.pth"
+    torch.save(states, path)
+    return str(path)
+
+
+def test_the_tool_prints_tables_and_writes_json(
+    tool, checkpoint, small_options, small_config, tmp_path, capsys
+):
+    config = str(ROOT / "configs" / "toyscapes_10pct.yaml")
+    arguments = ["--config-file", config, "--weights", checkpoint]
+    output = tmp_path / "out"
+    tool.main([*arguments, "--images", "3", "--output", str(output), *small_options()])
+    printed = capsys.readouterr().out
+    assert "teacher on 3 images of toyscapes_train_unlabeled" in printed
+    found = json.loads((output / "pseudo_label_quality.json").read_text())
+    assert found["model"] == "teacher" and found["images"] == 3
+    assert set(found["before"]) == {"overall", "by_class", "by_size"}
+
+    cfg = small_config(S4M__QUALITY__MAX_IMAGES=3)
+    model = S4MTrainer.build_model(cfg)
+    S4MCheckpointer(model).load(checkpoint, branch="teacher")
+    expected = QualityMeasurement(cfg, PseudoLabeling(cfg, EMATeacher(model, 0.5)))()
+    assert found["after"] == expected.as_dict()["after"]
+    assert found["before"]["overall"]["pseudo_labels"] > 0
+
+    tool.main([*arguments, "--student", *small_options()])
+    row = capsys.readouterr().out.splitlines()[4].split("|")
+    assert row[2].strip() == "before" and row[4].strip() == "0"  # labels
+    assert os.listdir(output) == ["pseudo_label_quality.json"]
+
+
+def test_the_tool_names_what_is_missing(tool, checkpoint, small_options, folder_without_labels):
+    config = ["--config-file", str(ROOT / "configs" / "toyscapes_10pct.yaml")]
+    with pytest.raises(SystemExit, match="WeightsError: --weights: 'gone.pth' does not exist"):
+        tool.main([*config, "--weights", "gone.pth", *small_options()])
+    unlabeled = small_options(DATASETS__UNLABELED=f"('{folder_without_labels}',)")
+    with pytest.raises(SystemExit, match="DatasetError: .* no labels are known"):
+        tool.main([*config, "--weights", checkpoint, *unlabeled])
+    with pytest.raises(SystemExit, match="S4M.QUALITY.MAX_IMAGES is -2"):
+        tool.main([*config, "--weights", checkpoint, "--images", "-2", *small_options()])

@@ -1,0 +1,341 @@
+"""Quality of pseudo-labels: by hand, against a literal reference, and by its properties."""
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from literal_quality import counts
+from scipy.optimize import linear_sum_assignment
+
+from s4m_d2.errors import InputError
+from s4m_d2.evaluation import PseudoLabelQuality, pseudo_label_quality
+from s4m_d2.evaluation.measures import COUNTS, MEASURES
+from s4m_d2.evaluation.pseudo_label_quality import NO_MATCH, match_masks
+from s4m_d2.evaluation.tables import quality_tables
+from s4m_d2.structures import PseudoLabels
+
+CLASSES = ["apple", "pear", "plum"]
+APPLE, PEAR, PLUM = range(3)
+HEIGHT, WIDTH = 20, 20
+LIMITS = (30.0, 60.0)
+
+
+def stack(masks):
+    return torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, HEIGHT, WIDTH))
+
+
+def rows(start, stop, columns=slice(0, 10)):
+    """A mask of (stop - start) x 10 px."""
+    mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    mask[start:stop, columns] = True
+    return mask
+
+
+def labels_of(entries):
+    """Pseudo-labels of (class id, mask[, score])."""
+    entries = [(*entry, 0.9)[:3] for entry in entries]
+    return PseudoLabels(
+        torch.tensor([entry[0] for entry in entries], dtype=torch.int64),
+        stack([entry[1] for entry in entries]),
+        torch.tensor([entry[2] for entry in entries], dtype=torch.float64),
+    )
+
+
+def measured(*images, pixel_area=1.0):
+    """Of images, each a pair of pseudo-labels and (class id, mask[, is crowd])."""
+    quality = PseudoLabelQuality(CLASSES, LIMITS)
+    for labels, truth in images:
+        truth = [(*entry, False)[:3] for entry in truth]
+        quality.add(
+            labels_of(labels),
+            torch.tensor([entry[0] for entry in truth], dtype=torch.int64),
+            stack([entry[1] for entry in truth]),
+            torch.tensor([entry[2] for entry in truth], dtype=torch.bool),
+            pixel_area=pixel_area,
+        )
+    return quality
+
+
+def values(quality, *names):
+    return tuple(getattr(quality, name) for name in names)
+
+
+def same_cells(first, second):
+    np.testing.assert_allclose(first.cells, second.cells, rtol=1e-12, atol=0)
+
+
+# One image: an apple found with IoU 8/10 and called so, a pear found with IoU 6/10 and called plum,
+# a plum that nothing matches (IoU 5/10 is too little), and a label on nothing.
+TRUTH = [(APPLE, rows(0, 10)), (PEAR, rows(10, 20)), (PLUM, rows(0, 4, slice(10, 20)))]
+LABELS = [
+    (APPLE, rows(0, 8)),
+    (PLUM, rows(14, 20)),
+    (PLUM, rows(0, 2, slice(10, 20))),
+    (APPLE, rows(15, 20, slice(10, 20))),
+]
+
+
+def test_an_image_by_hand():
+    quality = measured((LABELS, TRUTH)).overall()
+    assert values(quality, "instances", "found", "pseudo_labels", "matched") == (3, 2, 4, 2)
+    assert values(quality, "correct", "in_crowds", "duplicates") == (1, 0, 0)
+    expected = {
+        "class_accuracy": 1 / 2,
+        "sq": (0.8 + 0.6) / 2,
+        "precision": 1 / 4,
+        "recall": 1 / 3,
+        "mask_precision": 2 / 4,
+        "mask_recall": 2 / 3,
+        "rq": 1 / (1 + 3 / 2 + 2 / 2),
+        "pq": 0.8 / (1 + 3 / 2 + 2 / 2),
+    }
+    assert {name: getattr(quality, name) for name in MEASURES} == pytest.approx(expected)
+    assert quality.rq * 0.8 == pytest.approx(quality.pq)  # PQ = RQ x the correct matches' mean IoU
+
+
+def test_classes_by_hand():
+    """Recall is of the instances of a class, precision of the labels that claim to be of it."""
+    by_class = measured((LABELS, TRUTH)).by_class()
+    apple, pear, plum = (by_class[name] for name in CLASSES)
+    assert values(apple, "class_accuracy", "sq", "precision", "recall") == (1, 0.8, 1 / 2, 1)
+    assert values(pear, "class_accuracy", "sq", "recall", "mask_recall") == (0, 0.6, 0, 1)
+    assert math.isnan(pear.precision)  # nothing claims to be a pear
+    assert values(plum, "precision", "mask_precision", "recall") == (0, 1 / 2, 0)
+    assert math.isnan(plum.class_accuracy) and math.isnan(plum.sq)  # no plum was found
+
+
+def test_sizes_by_hand():
+    """A match counts where its instance does: the pear's label is of 60 px, the pear of 100."""
+    truth = [*TRUTH, (APPLE, rows(10, 13, slice(10, 20)))]  # 30 px: medium begins there
+    by_size = measured((LABELS, truth)).by_size()
+    assert [q.instances for q in by_size.values()] == [0, 2, 2]
+    assert [q.found for q in by_size.values()] == [0, 0, 2]
+    assert [q.pseudo_labels for q in by_size.values()] == [1, 1, 2]  # 20 px, 50 px; two matches
+    assert by_size["large"].mask_precision == 1
+
+
+def test_areas_are_of_the_image_where_the_masks_are_resized():
+    image = ([(APPLE, rows(0, 2))], [(APPLE, rows(0, 2))])  # 20 px
+    for pixel_area, size in ((1.0, "small"), (1.5, "medium"), (3.0, "large")):
+        by_size = measured(image, pixel_area=pixel_area).by_size()
+        assert [name for name, q in by_size.items() if q.instances] == [size]
+        assert by_size[size].precision == 1
+
+
+def test_each_instance_has_one_match_and_the_best_label_gets_it():
+    worse, best, other = (APPLE, rows(0, 7), 0.99), (PEAR, rows(0, 9), 0.1), (APPLE, rows(0, 5))
+    quality = measured(([worse, best, other], [(APPLE, rows(0, 10))])).overall()
+    assert values(quality, "matched", "found", "sq", "correct") == (1, 1, 0.9, 0)
+    assert quality.duplicates == 1  # not the one of IoU 0.5
+    assert quality.precision == 0 and quality.mask_precision == 1 / 3
+
+
+def test_of_equal_masks_the_higher_score_matches_then_the_right_class():
+    truth = [(APPLE, rows(0, 10))]
+    for first, second, correct in ((0.8, 0.9, 0), (0.9, 0.8, 1), (0.8, 0.8, 1)):
+        labels = [(APPLE, rows(0, 8), first), (PEAR, rows(0, 8), second)]
+        for order in (labels, labels[::-1]):
+            assert measured((order, truth)).overall().correct == correct
+
+
+def test_overlapping_instances_are_each_matched_once():
+    """The label of both goes to the better one; what is left may match the other."""
+    truth = [(APPLE, rows(0, 10)), (PEAR, rows(0, 8))]
+    both = measured(([(PEAR, rows(0, 8)), (APPLE, rows(0, 9))], truth)).overall()
+    assert values(both, "found", "correct") == (2, 2)
+    assert both.sq == pytest.approx((1 + 0.9) / 2)
+
+
+def test_crowds_are_neither_found_nor_missed_and_labels_in_them_do_not_count():
+    crowd = (PEAR, rows(0, 10), True)
+    apple = (APPLE, rows(12, 20))
+    inside = (PLUM, rows(0, 4))  # of whatever class
+    most = (PEAR, rows(6, 12, slice(0, 5)))  # 20 of 30 px
+    half = (PEAR, rows(8, 12, slice(5, 10)))  # 10 of 20 px: it counts
+    quality = measured(([apple, inside, most, half], [crowd, apple])).overall()
+    assert values(quality, "instances", "found", "in_crowds") == (1, 1, 2)
+    assert quality.pseudo_labels == 2 and quality.precision == 1 / 2
+    whole = measured(([crowd[:2]], [crowd])).overall()  # the same mask as the crowd
+    assert values(whole, "instances", "found", "pseudo_labels", "in_crowds") == (0, 0, 0, 1)
+
+
+def test_an_instance_within_a_crowd_is_matched_all_the_same():
+    apple = (APPLE, rows(2, 6))
+    quality = measured(([apple], [(APPLE, rows(0, 10), True), apple])).overall()
+    assert values(quality, "found", "pseudo_labels", "in_crowds") == (1, 1, 0)
+
+
+def test_images_without_labels_without_instances_or_without_both():
+    nothing = measured(([], []))
+    assert nothing.images == 1
+    assert all(math.isnan(getattr(nothing.overall(), name)) for name in MEASURES)
+    assert set(nothing.as_dict()["overall"].values()) == {None, 0}
+    missed = measured(([], TRUTH)).overall()
+    assert missed.recall == missed.rq == 0 and math.isnan(missed.precision)
+    invented = measured((LABELS, [])).overall()
+    assert invented.precision == invented.pq == 0 and math.isnan(invented.recall)
+    crowd = measured((LABELS, [(PEAR, rows(0, 20, slice(0, 20)), True)])).overall()
+    assert values(crowd, "pseudo_labels", "instances", "in_crowds") == (0, 0, 4)
+
+
+def test_labels_that_are_not_valid_are_not_there():
+    quality = PseudoLabelQuality(CLASSES, LIMITS)
+    labels = labels_of(LABELS)
+    valid = torch.tensor([True, False, False, True])
+    flagged = PseudoLabels(labels.labels, labels.masks, labels.scores, valid)
+    quality.add(flagged, torch.tensor([APPLE]), stack([TRUTH[0][1]]))
+    assert values(quality.overall(), "pseudo_labels", "found") == (2, 1)
+
+
+def test_perfect_labels_have_1_everywhere():
+    perfect = [(class_id, mask) for class_id, mask in TRUTH]
+    quality = measured((perfect, TRUTH))
+    parts = [quality.overall(), *quality.by_class().values()]
+    parts += [part for part in quality.by_size().values() if part.instances]
+    for part in parts:
+        assert values(part, *MEASURES) == (1,) * len(MEASURES)
+
+
+def test_another_label_on_nothing_lowers_precision_alone():
+    extra = (PLUM, rows(15, 20, slice(10, 20)))
+    before = measured((LABELS[:3], TRUTH)).overall()
+    after = measured(([*LABELS[:3], extra], TRUTH)).overall()
+    same = ("class_accuracy", "sq", "recall", "mask_recall")
+    assert values(after, *same) == values(before, *same)
+    for name in ("precision", "mask_precision", "rq", "pq"):
+        assert getattr(after, name) < getattr(before, name)
+
+
+def scenes(seed, number):
+    """Random images: boxes that overlap, some of them shifted copies of the truth, and crowds."""
+    rng = np.random.default_rng(seed)
+
+    def box():
+        mask = np.zeros((HEIGHT, WIDTH), dtype=bool)
+        y, x = rng.integers(0, 14, 2)
+        mask[y : y + rng.integers(1, 9), x : x + rng.integers(1, 9)] = True
+        return mask
+
+    images = []
+    for _ in range(number):
+        truth = [
+            (int(rng.integers(3)), box(), bool(rng.random() < 0.2)) for _ in range(rng.integers(7))
+        ]
+        copies = [np.roll(mask, rng.integers(-1, 2), axis=1) for _, mask, _ in truth * 2]
+        masks = [mask for mask in copies if rng.random() < 0.6] + [box(), box()]
+        scores = rng.integers(7, 10, len(masks)) / 10  # some are equal
+        labels = [(int(rng.integers(3)), m, s) for m, s in zip(masks, scores, strict=True)]
+        images.append((labels[: rng.integers(len(labels) + 1)], truth))
+    return images
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_counts_are_those_of_a_literal_reference(seed):
+    images = scenes(seed, 12)
+    quality, expected = measured(*images, pixel_area=0.75), counts(images, LIMITS, 0.75)
+    groups = {("all", None): quality.overall()}
+    groups |= {("class", CLASSES.index(n)): part for n, part in quality.by_class().items()}
+    groups |= {("size", name): part for name, part in quality.by_size().items()}
+    for group, part in groups.items():
+        literal = expected.get(group, {})
+        exact = {name: float(literal.get(name, 0)) for name in COUNTS}
+        assert {name: getattr(part, name) for name in COUNTS} == pytest.approx(exact, rel=1e-12)
+    assert groups[("all", None)].found > 5 and groups[("all", None)].duplicates > 0
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 1000), st.randoms(use_true_random=False))
+def test_the_order_of_labels_instances_and_images_does_not_matter(seed, random):
+    images = scenes(seed, 3)
+    mixed = [(random.sample(mine, len(mine)), random.sample(t, len(t))) for mine, t in images]
+    random.shuffle(mixed)
+    same_cells(measured(*images), measured(*mixed))
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 1000), st.integers(0, 4))
+def test_parts_merged_are_the_whole(seed, split):
+    images = scenes(seed, 4)
+    merged, rest = measured(*images[:split]), measured(*images[split:])
+    merged.merge(rest)
+    same_cells(merged, measured(*images))
+    assert merged.images == 4
+    whole = merged.overall()
+    for groups in (merged.by_class(), merged.by_size()):
+        sums = [sum(getattr(part, name) for part in groups.values()) for name in COUNTS]
+        assert sums == pytest.approx(values(whole, *COUNTS))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_on_disjoint_instances_the_pairs_are_the_best_of_all_assignments(seed):
+    """Every label has one candidate there, so that the greedy choice has the largest sum."""
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(0, 6, (8, 8)).repeat(5, 0).repeat(5, 1)
+    masks = np.array([truth == index for index in range(6)])
+    found = np.array([np.roll(mask, rng.integers(-2, 3), axis=0) for mask in masks for _ in "ab"])
+    overlap = (found[:, None] & masks).sum((2, 3))
+    iou = overlap / (found[:, None] | masks).sum((2, 3))
+    match = match_masks(iou, rng.random(12), np.zeros(12), np.zeros(6))
+    chosen = [(row, column) for row, column in enumerate(match) if column != NO_MATCH]
+    gain = np.where(iou > 0.5, iou, 0)
+    best = gain[linear_sum_assignment(gain, maximize=True)].sum()
+    assert sum(iou[pair] for pair in chosen) == pytest.approx(best)
+    assert len({column for _, column in chosen}) == len(chosen) >= 3
+
+
+def test_the_processes_counts_come_together(monkeypatch):
+    first, second = measured(scenes(0, 1)[0]), measured(scenes(1, 1)[0])
+    monkeypatch.setattr(pseudo_label_quality.comm, "gather", lambda part: [first, second])
+    same_cells(first.gathered(), measured(scenes(0, 1)[0], scenes(1, 1)[0]))
+    monkeypatch.setattr(pseudo_label_quality.comm, "gather", lambda part: [])
+    monkeypatch.setattr(pseudo_label_quality.comm, "is_main_process", lambda: False)
+    assert second.gathered() is None
+
+
+def test_tables_hold_percentages_and_leave_out_what_is_not_there():
+    quality = measured((LABELS[:1], TRUTH[:1]))
+    overall, by_size, by_class = quality_tables({"before": quality, "after": measured()})
+    lines = [[cell.strip() for cell in row.split("|")[1:-1]] for row in overall.splitlines()]
+    row = dict(zip(lines[0], lines[2], strict=True))
+    assert (row["refinement"], row["instances"], row["SQ"]) == ("before", "1", "80.0")
+    assert lines[3][1] == "after" and lines[3][-1] == "–"
+    assert [line.split("|")[1].strip() for line in by_class.splitlines()[2:]] == ["apple"]
+    assert [line.split("|")[1].strip() for line in by_size.splitlines()[2:]] == ["large"]
+
+
+def test_what_does_not_fit_is_refused():
+    quality = PseudoLabelQuality(CLASSES)
+    labels, mask = labels_of(LABELS[:1]), stack([TRUTH[0][1]])
+    with pytest.raises(InputError, match="in the frame of the pseudo-labels"):
+        quality.add(labels, torch.tensor([0]), mask[:, ::2])
+    with pytest.raises(InputError, match="1 true instances need masks"):
+        quality.add(labels, torch.tensor([0]), mask[:0])
+    with pytest.raises(InputError, match="crowds must be"):
+        quality.add(labels, torch.tensor([0]), mask, torch.zeros(2, dtype=torch.bool))
+    with pytest.raises(InputError, match="from 0 to 2"):
+        quality.add(labels, torch.tensor([3]), mask)
+    with pytest.raises(InputError, match="cannot be merged"):
+        quality.merge(PseudoLabelQuality(CLASSES, LIMITS))
+    with pytest.raises(InputError, match="the smaller first"):
+        PseudoLabelQuality(CLASSES, (2.0, 1.0))
+    with pytest.raises(InputError, match="different ones"):
+        PseudoLabelQuality(["a", "a"])
+    assert quality.images == 0 and not quality.cells.any()
+
+
+def test_the_example_of_the_docs():
+    names = {"torch": torch, "PseudoLabels": PseudoLabels}
+    assert doctest.testmod(pseudo_label_quality, extraglobs=names).failed == 0
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_as_on_the_cpu():
+    expected, quality = measured((LABELS, TRUTH)), PseudoLabelQuality(CLASSES, LIMITS)
+    labels = labels_of(LABELS)
+    on_gpu = PseudoLabels(labels.labels.cuda(), labels.masks.cuda(), labels.scores.cuda())
+    quality.add(on_gpu, torch.tensor([t[0] for t in TRUTH]), stack([t[1] for t in TRUTH]))
+    same_cells(quality, expected)

@@ -1,0 +1,129 @@
+#!/usr/bin/env python
+"""Compare the pseudo-labels of a checkpoint with the true labels of unlabeled images.
+
+    python tools/pseudo_label_quality.py --config-file configs/toyscapes_10pct.yaml \
+        --weights output/student/model_final.pth --images 100
+
+Images of DATASETS.UNLABELED whose labels are known, without those of DATASETS.TRAIN, or images of
+S4M.QUALITY.DATASETS are labeled as stage 2 labels them, in test form. A match is a pair of masks
+with an IoU above 0.5; class accuracy and SQ (the mean IoU) are of matches, precision and recall
+ask for the right class too. With --output, everything is also written there as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from typing import Any
+
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from s4m_d2.engine import (
+    PseudoLabeling,
+    QualityMeasurement,
+    S4MCheckpointer,
+    S4MTrainer,
+    run_config,
+    stage_config,
+)
+from s4m_d2.engine.preflight import check_config, load_config
+from s4m_d2.engine.protocol import check_model
+from s4m_d2.engine.quality import QualityReport
+from s4m_d2.engine.quality_checks import quality_datasets
+from s4m_d2.engine.weight_names import BRANCHES
+from s4m_d2.errors import S4MError, WeightsError
+from s4m_d2.evaluation.tables import quality_tables
+from s4m_d2.files import atomic_write
+from s4m_d2.semi.ema_teacher import EMATeacher
+
+RESULT = "pseudo_label_quality.json"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    args = _parse(arguments)
+    try:
+        cfg = _config(args)
+        report = measure(cfg, args.weights, args.model)
+        print(_heading(cfg, report, args), *quality_tables(report.steps), sep="\n\n")
+        if args.output:
+            path = os.path.join(args.output, RESULT)
+            _write(path, {**_origin(cfg, args), **report.as_dict()})
+            print(f"\nWritten: {path}")
+    except S4MError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of any stage")
+    for branch in sorted(BRANCHES, reverse=True):
+        parser.add_argument(
+            f"--{branch}",
+            dest="model",
+            action="store_const",
+            const=branch,
+            default="teacher",
+            help=f"the {branch} labels" + " (default)" * (branch == "teacher"),
+        )
+    parser.add_argument("--images", type=int, help="at most; 0: all; default: S4M.QUALITY")
+    parser.add_argument("--output", default="", metavar="DIR", help=f"folder for {RESULT}")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")
+    return parser.parse_args(arguments)
+
+
+def _config(args: argparse.Namespace) -> CfgNode:
+    """The checked config of a stage 2 that starts from the weights."""
+    if "://" not in args.weights and not os.path.isfile(args.weights):
+        raise WeightsError(f"--weights: '{args.weights}' does not exist. Give a checkpoint.")
+    images = [] if args.images is None else ["S4M.QUALITY.MAX_IMAGES", str(args.images)]
+    stage = ["S4M.STAGE", "student", "S4M.TEACHER_WEIGHTS", args.weights]
+    cfg = run_config(load_config(args.config_file, [*args.opts, *images, *stage]))
+    check_config(cfg)
+    return stage_config(cfg, "student")
+
+
+def measure(cfg: CfgNode, weights: str, branch: str) -> QualityReport:
+    """Label with one model of a checkpoint, and compare.
+
+    Args:
+        cfg: config of stage 2.
+        weights: path of the checkpoint.
+        branch: "student" or "teacher".
+    """
+    model = S4MTrainer.build_model(cfg)
+    check_model(model)
+    S4MCheckpointer(model).load(weights, branch=branch, require=True)
+    labeling = PseudoLabeling(cfg, EMATeacher(model, cfg.S4M.EMA_DECAY))
+    return QualityMeasurement(cfg, labeling)(lambda places: tqdm(places, disable=None))
+
+
+def _origin(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "config_file": args.config_file,
+        "weights": args.weights,
+        "model": args.model,
+        "datasets": list(quality_datasets(cfg)),
+    }
+
+
+def _heading(cfg: CfgNode, report: QualityReport, args: argparse.Namespace) -> str:
+    images = report.as_dict()["images"]
+    skipped = f", {report.skipped} unreadable ones left out" if report.skipped else ""
+    names = ", ".join(quality_datasets(cfg))
+    return f"Pseudo-labels of the {args.model} on {images:,} images of {names}{skipped}:"
+
+
+def _write(path: str, content: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+
+
+if __name__ == "__main__":
+    main()
