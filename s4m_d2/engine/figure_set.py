@@ -26,7 +26,7 @@ from s4m_d2.engine.figures import (
 )
 from s4m_d2.engine.predictor import Predictor, class_names
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling, UnlabeledViews
-from s4m_d2.engine.rng import default_generator_states, restore_default_generators
+from s4m_d2.engine.rng import undisturbed_generators
 from s4m_d2.engine.similarity_figure import point_of, similarity_panels
 from s4m_d2.losses.structural_distillation import StructuralDistillation
 from s4m_d2.sam import SamBackend
@@ -158,16 +158,14 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
     """
     modules = [module for model in models for module in model.modules()]
     modes = [module.training for module in modules]
-    states = default_generator_states()
     for module in modules:
         module.training = False
     try:
-        with torch.no_grad():
+        with torch.no_grad(), undisturbed_generators():
             yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.training = mode
-        restore_default_generators(states)
 
 
 def choose_figures(wanted: Sequence[str], models: FigureModels) -> list[str]:
