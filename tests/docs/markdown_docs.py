@@ -81,6 +81,8 @@ def words_of(line: str) -> tuple[str, ...]:
     words = shlex.split(_OPTIONAL.sub("", line), comments=True)
     while words and re.fullmatch(r"[A-Z_]\w*=.*", words[0]):
         del words[0]
+    if words:
+        words[0] = words[0].removeprefix(".venv/bin/")
     return tuple(PLACEHOLDERS.get(word, word) for word in words)
 
 
