@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LITE = ROOT / "detectron2_lite"
 MAX_WEIGHTS_BYTES = 5 * 2**20
+BY_HAND = {"build", "pre-commit"}  # for commits and releases: neither tests nor code need them
 
 BLOCK_ENGINE = """
 import sys
@@ -104,7 +105,7 @@ def test_every_dependency_is_pinned_and_none_is_an_engine(monkeypatch):
     lite = re.findall(r'"(.+?)"', re.search(r"dependencies = \[(.+?)\]", project, re.DOTALL)[1])
     assert "torch>=2.4" in lite
     needed = requirement_names(arguments["install_requires"] + arguments["extras_require"]["dev"])
-    assert needed <= pinned
+    assert needed - BY_HAND <= pinned
     assert requirement_names(lite) <= pinned
     assert "detectron2" not in pinned | needed
 
