@@ -18,8 +18,11 @@ _HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 PROGRAMS = (
     "bash",
     "cd",
+    "cp",
+    "curl",
     "export",
     "git",
+    "ls",
     "make",
     "mkdir",
     "pip",
@@ -29,7 +32,10 @@ PROGRAMS = (
     "ruff",
     "s4m-sepl",
     "sbatch",
+    "tensorboard",
     "torchrun",
+    "unzip",
+    "wget",
 )
 _OPTIONAL = re.compile(r"\[[A-Z][^\]\"']*\.\.\.\]|…")  # "[KEY VALUE ...]": what may follow
 # Values that stand for the reader's own.
@@ -95,8 +101,8 @@ def commands() -> list[Command]:
         lines = [line for block in blocks(text, "bash") for line in _joined(block)]
         lines += [span for span in spans(text) if span.split(" ")[0] in PROGRAMS and " " in span]
         name = file.relative_to(ROOT).as_posix()
-        for line in lines:
-            if words := words_of(line):
+        for part in (part for line in lines for part in line.split(" && ")):
+            if words := words_of(part):
                 found[Command(name, words)] = None
     return list(found)
 
