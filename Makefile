@@ -26,9 +26,11 @@ ablation: setup
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) tools/config_reference.py --check
+	$(PY) -m mypy
 
 # Keeps the environment, data sets and outputs.
 clean:
 	rm -rf build dist *.egg-info detectron2_lite/build detectron2_lite/*.egg-info
-	rm -rf .pytest_cache .ruff_cache .hypothesis
+	rm -rf .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -3,16 +3,26 @@
 Detectron2 is not on package indexes, and whichever engine an environment has must stay.
 """
 
+import re
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+# The version stands in the package alone. It cannot be imported: that needs an engine.
+VERSION = re.search(r'^__version__ = "(.+)"', (HERE / "s4m_d2/__init__.py").read_text(), re.M)[1]
 
 setup(
     name="s4m_d2",
-    version="0.1.0",
+    version=VERSION,
     description="S4M, semi-supervised instance segmentation with SAM, for Detectron2",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["s4m_d2", "s4m_d2.*"]),
-    package_data={"s4m_d2": ["sam/weights/*.pth"]},
+    package_data={"s4m_d2": ["py.typed", "sam/weights/*.pth", "sam/weights/README.md"]},
     install_requires=[
         "cityscapesscripts",
         "fvcore",
@@ -37,6 +47,16 @@ setup(
         "safetensors": ["safetensors"],
         "sam2": ["sam2>=1.1"],  # not Meta's own upload: see requirements-sam2.txt
         "timm": ["timm>=1.0.31"],
-        "dev": ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "ruff"],
+        "dev": [
+            "build",
+            "hypothesis",
+            "mypy",
+            "pre-commit",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "setuptools>=70.1",
+        ],
     },
 )

@@ -16,17 +16,17 @@ def add_s4m_config(cfg: CN) -> None:
 
 
 def _add_mask2former_config(cfg: CN) -> None:
-    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_instance"
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_instance"  # or coco_instance_lsj (jitter of scale)
     cfg.INPUT.COLOR_AUG_SSD = False  # SSD distortion: weak view, labeled images but LSJ's
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0  # 1.0: plain random crop
-    cfg.INPUT.SIZE_DIVISIBILITY = -1
+    cfg.INPUT.SIZE_DIVISIBILITY = -1  # not used; Mask2Former's configs set it
     cfg.INPUT.IMAGE_SIZE = 1024  # side of the large-scale-jitter crop, px
     cfg.INPUT.MIN_SCALE = 0.1  # range of the large-scale jitter
-    cfg.INPUT.MAX_SCALE = 2.0
+    cfg.INPUT.MAX_SCALE = 2.0  # the upper end of it
 
     cfg.DATASETS.UNLABELED = ()  # names of the unlabeled sets; their annotations are never read
 
-    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # weight decay of learnt embeddings
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone relative to the rest
     # model_<iteration>.pth files that stay beside model_final.pth; 0: all. With 2 or more, one is
@@ -35,43 +35,45 @@ def _add_mask2former_config(cfg: CN) -> None:
 
     cfg.MODEL.MASK_FORMER = CN()
     former = cfg.MODEL.MASK_FORMER
-    former.DEEP_SUPERVISION = True
-    former.NO_OBJECT_WEIGHT = 0.1
-    former.CLASS_WEIGHT = 2.0
-    former.DICE_WEIGHT = 5.0
-    former.MASK_WEIGHT = 5.0
-    former.NHEADS = 8
-    former.DROPOUT = 0.0
-    former.DIM_FEEDFORWARD = 2048
-    former.ENC_LAYERS = 0
+    former.DEEP_SUPERVISION = True  # losses on every decoder layer, not on the last alone
+    former.NO_OBJECT_WEIGHT = 0.1  # weight of that class in the class loss
+    former.CLASS_WEIGHT = 2.0  # of the class loss, in matching too
+    former.DICE_WEIGHT = 5.0  # of the masks' dice loss, in matching too
+    former.MASK_WEIGHT = 5.0  # of the masks' cross-entropy, in matching too
+    former.NHEADS = 8  # attention heads
+    former.DROPOUT = 0.0  # in the pixel decoder's encoder; the decoder has none
+    former.DIM_FEEDFORWARD = 2048  # width of the decoder's feed-forward layers
+    former.ENC_LAYERS = 0  # not used; Mask2Former's configs set it
     former.DEC_LAYERS = 10  # decoder layers plus one: the learnable queries are supervised too
-    former.PRE_NORM = False
-    former.HIDDEN_DIM = 256
-    former.NUM_OBJECT_QUERIES = 100
-    former.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"
-    former.ENFORCE_INPUT_PROJ = False
-    former.SIZE_DIVISIBILITY = 32
+    former.PRE_NORM = False  # layer norms come after the layers: True is refused
+    former.HIDDEN_DIM = 256  # channels of queries
+    former.NUM_OBJECT_QUERIES = 100  # most instances that can be found in an image
+    former.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"  # the only one
+    former.ENFORCE_INPUT_PROJ = False  # a projection even where channels fit already
+    former.SIZE_DIVISIBILITY = 32  # images are padded to multiples of it, px
+    # a name of TRANSFORMER_DECODER_REGISTRY
     former.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
     former.TRAIN_NUM_POINTS = 12544  # points of the mask losses and of the matcher, per mask
-    former.OVERSAMPLE_RATIO = 3.0
-    former.IMPORTANCE_SAMPLE_RATIO = 0.75
+    former.OVERSAMPLE_RATIO = 3.0  # candidates a point, of which the most uncertain stay
+    former.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of points chosen so; the rest is random
     former.TEST = CN()
     former.TEST.SEMANTIC_ON = False  # instance segmentation only: True is refused
-    former.TEST.INSTANCE_ON = True
-    former.TEST.PANOPTIC_ON = False
+    former.TEST.INSTANCE_ON = True  # False is refused
+    former.TEST.PANOPTIC_ON = False  # True is refused
     former.TEST.OBJECT_MASK_THRESHOLD = 0.8  # panoptic only; kept so that published configs load
-    former.TEST.OVERLAP_THRESHOLD = 0.8
-    former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False
+    former.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic only
+    former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False  # semantic only
 
 
 def _add_pixel_decoder_config(cfg: CN) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
-    head.MASK_DIM = 256
-    head.TRANSFORMER_ENC_LAYERS = 6
-    head.PIXEL_DECODER_NAME = "MSDeformAttnPixelDecoder"
+    head.MASK_DIM = 256  # channels of the mask features
+    head.TRANSFORMER_ENC_LAYERS = 6  # of the pixel decoder
+    head.PIXEL_DECODER_NAME = "MSDeformAttnPixelDecoder"  # a name of SEM_SEG_HEADS_REGISTRY
+    # maps of the backbone that go through the pixel decoder's encoder
     head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
-    head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4
-    head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4  # a head and map
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8  # attention heads
 
 
 def _timm_config() -> CN:
@@ -99,20 +101,20 @@ def _s4m_config() -> CN:
 
     # Stage 1 (teacher). 0 or () means: as in SOLVER.
     s4m.TEACHER = CN()
-    s4m.TEACHER.IMS_PER_BATCH = 0
-    s4m.TEACHER.MAX_ITER = 0
-    s4m.TEACHER.STEPS = ()
+    s4m.TEACHER.IMS_PER_BATCH = 0  # labeled images
+    s4m.TEACHER.MAX_ITER = 0  # iterations
+    s4m.TEACHER.STEPS = ()  # iterations at which the learning rate falls
 
-    # Stage 2 (student). Guided Distillation, and METHOD's "published settings".
+    # Stage 2 (student), as in Guided Distillation and with S4M's published settings.
     s4m.UNLABELED_IMS_PER_BATCH = 0  # 0: as many as labeled ones (SOLVER.IMS_PER_BATCH)
-    s4m.UNLABELED_MAPPER = "ARPDatasetMapper"
-    s4m.UNLABELED_SAMPLER = "TrainingSampler"
+    s4m.UNLABELED_MAPPER = "ARPDatasetMapper"  # a name of DATASET_MAPPER_REGISTRY
+    s4m.UNLABELED_SAMPLER = "TrainingSampler"  # or RepeatFactorTrainingSampler
     s4m.BURN_IN = 15000  # iterations for which the stage-1 teacher stays frozen
     s4m.EMA_DECAY = 0.9996  # half-life 1,730 iterations; short schedules need a smaller one
-    s4m.UNSUP_LOSS_WEIGHT = 2.0
+    s4m.UNSUP_LOSS_WEIGHT = 2.0  # of all losses on pseudo-labels
 
     # Speed. Labeled and unlabeled images go through the student together where nothing changes.
-    s4m.SHARED_FORWARD = True
+    s4m.SHARED_FORWARD = True  # False: two passes of the student always
     s4m.CHANNELS_LAST = False  # memory format of the backbone's maps
     s4m.AMP_PRECISION = "float16"  # with SOLVER.AMP.ENABLED; bfloat16 needs no loss scale
     s4m.COMPILE = False  # torch.compile for backbone and head; needs a C++ compiler
@@ -126,13 +128,13 @@ def _s4m_config() -> CN:
     s4m.FIGURES = _figures_config()
     s4m.QUALITY = _quality_config()
 
-    # Splits: `..._10pct` names a stable 10 % of its set, drawn with this seed, unless a list of
-    # file names is given.
-    s4m.SPLIT_SEED = 0
+    # Splits: `..._10pct` names a stable 10 % of its set, unless a list of file names is given.
+    s4m.SPLIT_SEED = 0  # another seed, another choice
     s4m.SPLIT_FILE = ""  # text file, one image file name a line: the labeled set
 
+    # Limits of a run:
     s4m.MAX_SKIPPED_IMAGES = 100  # unreadable unlabeled images a process skips before it stops
-    # Steps in a row that are skipped, because a loss or gradient is not finite, before a run stops
+    # steps in a row that are skipped, because a loss or gradient is not finite, before a run stops
     s4m.MAX_BAD_STEPS = 10
     return s4m
 
@@ -142,7 +144,7 @@ def _sam_config() -> CN:
     sam = CN()
     sam.BACKEND = "segment_anything"  # a name of SAM_BACKEND_REGISTRY
     # segment_anything: vit_b, vit_l or vit_h. sam2: hiera_t, hiera_s, hiera_b+ or hiera_l.
-    sam.MODEL_TYPE = "vit_l"  # the paper: hiera_l
+    sam.MODEL_TYPE = "vit_l"  # the paper uses hiera_l
     sam.CHECKPOINT = "models/sam_vit_l_0b3195.pth"  # "": the packaged weights (tiny only)
     sam.MAX_PROMPTS = 256  # prompts that go through SAM's decoder together (memory), at most
     # Images that go through SAM's encoder together. 0: on a GPU as many as need half of the memory
@@ -161,12 +163,12 @@ def _sam_config() -> CN:
 def _distill_config() -> CN:
     """Structural distillation (paper, section 3.2), stage 1."""
     distill = CN()
-    distill.ENABLED = True
+    distill.ENABLED = True  # False: stage 1 learns from labels alone
     distill.NAME = "StructuralDistillation"  # a name of DISTILLATION_REGISTRY
-    distill.WEIGHT = 1.0
+    distill.WEIGHT = 1.0  # of its loss
     distill.NUM_POINTS = 128  # query points an image
     distill.FOREGROUND_FRACTION = 0.5  # of them, drawn from the ground-truth masks
-    distill.HUBER_DELTA = 1.0
+    distill.HUBER_DELTA = 1.0  # where the loss turns from quadratic to linear
     return distill
 
 
@@ -177,16 +179,16 @@ def _pseudo_label_config() -> CN:
     pseudo_label.MIN_AREA = 5.0  # sum of mask probabilities, px at 1/4 resolution
     pseudo_label.MASK_THRESH = 0.5  # mask probability
     # A warning if the labels an image (smoothed) stay outside (low, high) for so many iterations.
-    # COCO has 7 instances an image, Cityscapes 18; 0 iterations: no warning.
+    # COCO has 7 instances an image, Cityscapes 18.
     pseudo_label.COUNT_BAND = (0.1, 60.0)
-    pseudo_label.COUNT_BAND_ITERS = 200
+    pseudo_label.COUNT_BAND_ITERS = 200  # 0: no warning
     return pseudo_label
 
 
 def _refine_config() -> CN:
     """Pseudo-label refinement (paper, section 3.3)."""
     refine = CN()
-    refine.ENABLED = True
+    refine.ENABLED = True  # False: the teacher's masks stay as they are
     refine.METHOD = "points"  # a name of REFINER_REGISTRY
     refine.NUM_POINTS = 3  # clicks a mask; points only
     refine.SEPL = _sepl_config()
@@ -196,10 +198,12 @@ def _refine_config() -> CN:
 def _sepl_config() -> CN:
     """METHOD sepl: SAM's automatic masks of the unlabeled image, chosen by SEPL's rule."""
     sepl = CN()
+
     # A mask is taken for an instance if more than O_S_THRESH of its pixels are the instance's, or
     # if it has more than O_P_THRESH of the instance's pixels (arXiv 2305.05803, section 3).
-    sepl.O_S_THRESH = 0.5
-    sepl.O_P_THRESH = 0.85
+    sepl.O_S_THRESH = 0.5  # share of the mask's pixels
+    sepl.O_P_THRESH = 0.85  # share of the instance's pixels
+
     # Of the automatic masks, with the defaults of SAM's own generator. Each point is a prompt: the
     # time grows with the square of POINTS_PER_SIDE.
     sepl.POINTS_PER_SIDE = 32  # of the grid of clicks over the image
@@ -213,7 +217,7 @@ def _sepl_config() -> CN:
 def _arp_config() -> CN:
     """Augmentation with refined pseudo-labels (paper, section 3.4)."""
     arp = CN()
-    arp.ENABLED = True
+    arp.ENABLED = True  # False: no instances are exchanged
     arp.MIN_AREA_FRACTION = 0.0057  # of the training crop's area; smaller ones are not pasted
     arp.PAIR_FRACTION = 0.25  # pairs an unlabeled image of the batch
     arp.RANDOM_PLACEMENT = False  # False: pasted in place (static); True: dynamic
@@ -225,10 +229,10 @@ def _strong_view_config() -> CN:
     """Strong view of the student's unlabeled images."""
     strong_view = CN()
     strong_view.JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
-    strong_view.JITTER_PROB = 0.8
-    strong_view.GRAYSCALE_PROB = 0.2
+    strong_view.JITTER_PROB = 0.8  # of the jitter, for each image
+    strong_view.GRAYSCALE_PROB = 0.2  # of losing the colors
     strong_view.BLUR_SIGMA = (0.1, 2.0)  # px
-    strong_view.BLUR_PROB = 0.5
+    strong_view.BLUR_PROB = 0.5  # of the blur
     return strong_view
 
 

@@ -113,11 +113,11 @@ def drop_invalid(labels: Sequence[PseudoLabels]) -> list[PseudoLabels]:
 
     The host waits once, if there are flags at all.
     """
-    flagged = [i for i, label in enumerate(labels) if label.valid is not None]
+    flags = {i: label.valid for i, label in enumerate(labels) if label.valid is not None}
     result = list(labels)
-    if not flagged:
+    if not flags:
         return result
-    for i, valid in zip(flagged, to_host(*(labels[i].valid for i in flagged)), strict=True):
+    for i, valid in zip(flags, to_host(*flags.values()), strict=True):
         label = replace(labels[i], valid=None)
         rows = np.flatnonzero(valid)
         result[i] = label if len(rows) == len(label) else label[to_device(rows, label.masks.device)]

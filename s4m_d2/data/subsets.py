@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from s4m_d2.data.cityscapes import IMAGE_SUFFIX
+from s4m_d2.data.cityscapes import IMAGE_SUFFIX, INSTANCE_SUFFIX
 from s4m_d2.data.listing import IMAGE_EXTENSIONS
 from s4m_d2.errors import DatasetError, InputError
 
@@ -58,7 +58,8 @@ def stable_subset(names: Sequence[str], fraction: float, seed: int) -> list[str]
 def read_split_file(path: str) -> list[str]:
     """The stems of the file names that a text file lists, in its order.
 
-    One name a line, with or without folder, extension and ``_leftImg8bit``; ``#`` starts a comment.
+    One name a line, with or without folder, extension and ``_leftImg8bit``; published lists of
+    Cityscapes have ``_gtFine_instanceIds`` there. ``#`` starts a comment.
 
     Raises:
         DatasetError: the file is missing or no text, lists nothing, or lists a name twice.
@@ -103,7 +104,7 @@ def listed_subset(names: Sequence[str], stems: Sequence[str], origin: str) -> li
 
 
 def stem(name: str) -> str:
-    """A file name without folder, image extension and ``_leftImg8bit``.
+    """A file name without folder, image extension and Cityscapes' ``_leftImg8bit`` and the like.
 
     >>> stem("train/aachen/aachen_000000_000019_leftImg8bit.png")
     'aachen_000000_000019'
@@ -111,7 +112,9 @@ def stem(name: str) -> str:
     base = os.path.basename(name)
     root, extension = os.path.splitext(base)
     root = root if extension.lower() in IMAGE_EXTENSIONS else base
-    return root.removesuffix(os.path.splitext(IMAGE_SUFFIX)[0])
+    for suffix in (IMAGE_SUFFIX, INSTANCE_SUFFIX):
+        root = root.removesuffix(os.path.splitext(suffix)[0])
+    return root
 
 
 def _refuse_duplicates(names: Sequence[str], owner: str) -> None:

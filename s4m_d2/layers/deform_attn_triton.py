@@ -151,15 +151,15 @@ def _backward_kernel(
 
 
 def _launch(kernel, level_sizes: list[int], value, locations, weights, *tensors, **options) -> None:
-    table, first = [], 0
+    sizes, first = [], 0
     for height, width in zip(level_sizes[::2], level_sizes[1::2], strict=True):
-        table += [height, width, first]
+        sizes += [height, width, first]
         first += height * width
     batch, queries, heads, levels, points, _ = locations.shape
     channels = value.shape[-1]
     sums, tile = batch * queries * heads, triton.next_power_of_2(channels)
     block = max(1, _ELEMENTS // tile)
-    table = to_device(table, value.device, torch.int32)
+    table = to_device(sizes, value.device, torch.int32)
     with torch.cuda.device_of(value):
         kernel[(triton.cdiv(sums, block),)](
             *(table, value, locations, weights, *tensors),

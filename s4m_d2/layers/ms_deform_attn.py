@@ -15,7 +15,7 @@ from s4m_d2.transfers import to_device
 try:
     from s4m_d2.layers import deform_attn_triton
 except ImportError:  # builds of torch without CUDA come without Triton
-    deform_attn_triton = None
+    deform_attn_triton = None  # type: ignore[assignment]
 
 USE_TRITON = os.environ.get("S4M_D2_TRITON", "1") != "0"
 _LOW_PRECISION = (torch.float16, torch.bfloat16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,6 +99,7 @@ class SetCriterion(nn.Module):
         self.deep_supervision = deep_supervision
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = no_object_weight
+        self.empty_weight: Tensor
         self.register_buffer("empty_weight", empty_weight)
 
     @classmethod
@@ -120,7 +122,7 @@ class SetCriterion(nn.Module):
 
     def forward(
         self,
-        outputs: dict[str, Tensor | list[dict[str, Tensor]]],
+        outputs: dict[str, Any],
         targets: Sequence[dict[str, Tensor]],
         generators: Sequence[torch.Generator | None] | None = None,
     ) -> dict[str, Tensor]:
@@ -246,7 +248,7 @@ class SetCriterion(nn.Module):
 
     def _image_mask_losses(
         self,
-        masks: Sequence[Tensor],
+        masks: tuple[Tensor, ...],
         truth: Tensor,
         instances: Tensor | None,
         generator: torch.Generator | None,

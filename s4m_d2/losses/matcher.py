@@ -106,17 +106,16 @@ class HungarianMatcher:
         if not any(counts):
             nothing = np.zeros((len(layers), 0), dtype=np.int64)
             return [ImageMatches(nothing, nothing, nothing, 0) for _ in targets]
-        costs, labels, *flags = to_host(
+        costs, labels, *all_flags = to_host(
             self.costs(layers, targets, generators),
             torch.cat([target["labels"] for target in targets]),
             *(target["valid"] for target in targets if "valid" in target),
         )
-        flags = iter(flags)
+        flags = iter(all_flags)
         matches = []
         for image, label in enumerate(np.split(labels, np.cumsum(counts)[:-1])):
-            present = np.arange(len(label))
-            if "valid" in targets[image]:
-                present = np.flatnonzero(next(flags))
+            is_valid = "valid" in targets[image]
+            present = np.flatnonzero(next(flags)) if is_valid else np.arange(len(label))
             _check_labels(label[present], image, num_labels - 1)
             matches.append(_assign(costs[:, image, :num_queries], present, label))
         return matches

@@ -226,13 +226,16 @@ class _BackendPredictor:
         return_logits: bool = True,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (N, M, H, W) of the image, ratings (N, M), logits of the square frame."""
+        encoded = self._encoded
+        assert encoded is not None  # an image was set before
         (answer,) = self._backend.prompt(
-            self._encoded, [points.float()], [labels.long()], multimask=multimask_output
+            encoded, [points.float()], [labels.long()], multimask=multimask_output
         )
-        low = answer.mask_logits
-        masks = self._backend.upscale(low.flatten(0, 1), self._encoded.image_sizes[0])
+        low, ratings = answer.mask_logits, answer.iou_predictions
+        assert low is not None and ratings is not None  # masks are what a prompt gives by itself
+        masks = self._backend.upscale(low.flatten(0, 1), encoded.image_sizes[0])
         masks = masks.unflatten(0, low.shape[:2])
-        return masks if return_logits else masks > MASK_THRESHOLD, answer.iou_predictions, low
+        return masks if return_logits else masks > MASK_THRESHOLD, ratings, low
 
 
 def _is_number(value: object, kind: type) -> bool:

@@ -50,15 +50,15 @@ class CachedBackend(SamBackend):
         self._folder = CacheFolder(folder, max_bytes)
 
     @property
-    def image_side(self) -> int:
+    def image_side(self) -> int:  # type: ignore[override]
         return self.backend.image_side
 
     @property
-    def grid_side(self) -> int:
+    def grid_side(self) -> int:  # type: ignore[override]
         return self.backend.grid_side
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]
         return self.backend.device
 
     def fingerprint(self) -> str:
@@ -116,7 +116,7 @@ class CachedBackend(SamBackend):
             content = np.ascontiguousarray(image[:, :height, :width])
             digest = hashlib.sha256(self._model_key)
             digest.update(repr((content.shape, content.dtype.str)).encode())
-            digest.update(content)
+            digest.update(content.data)
             keys.append(digest.hexdigest())
         return keys
 

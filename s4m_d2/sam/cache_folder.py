@@ -88,22 +88,24 @@ class CacheFolder:
 
     def _make_room(self, size: int) -> None:
         """Remove the entries used longest ago until ``size`` bytes more are within the bound."""
-        known = self._bytes is not None and self._since_listing + size <= self.max_bytes // _SCANS
-        if not known or self._bytes + size > self.max_bytes:
+        held = self._bytes
+        unseen = self._since_listing + size > self.max_bytes // _SCANS
+        if held is None or unseen or held + size > self.max_bytes:
             files = sorted(self._files())
-            self._bytes, self._since_listing = sum(length for _, _, length in files), 0
+            self._bytes = held = sum(length for _, _, length in files)
+            self._since_listing = 0
             for _, path, length in files:
-                if self._bytes + size <= self.max_bytes:
+                if held + size <= self.max_bytes:
                     break
                 with suppress(FileNotFoundError):  # another process was faster
                     os.unlink(path)
-                self._bytes -= length
-        self._bytes += size
+                self._bytes = held = held - length
+        self._bytes = held + size
         self._since_listing += size
 
     def _files(self) -> list[tuple[int, str, int]]:
         """(time of the last use in ns, path, bytes) of each entry."""
-        found = []
+        found: list[tuple[int, str, int]] = []
         if not self.folder.is_dir():
             return found
         with os.scandir(self.folder) as entries:

@@ -18,7 +18,8 @@ from s4m_d2.files import TENSOR_FILE_ERRORS
 
 logger = logging.getLogger(__name__)
 
-PUBLISHED_WEIGHTS = {  # by S4M.SAM.BACKEND and MODEL_TYPE: file names, the newest first
+# By S4M.SAM.BACKEND and MODEL_TYPE: file names, the newest first.
+PUBLISHED_WEIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
     "segment_anything": {
         "vit_b": ("sam_vit_b_01ec64.pth",),
         "vit_l": ("sam_vit_l_0b3195.pth",),

@@ -9,17 +9,23 @@ object at all, and finer feature maps that join the upscaling.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class PromptedDecoder(Protocol):
-    """The two modules that answer prompts, under the names that segment-anything's Sam uses."""
+    """The two modules that answer prompts, under the names that segment-anything's Sam uses.
 
-    prompt_encoder: nn.Module
-    mask_decoder: nn.Module
+    Any: the libraries have no types.
+    """
+
+    @property
+    def prompt_encoder(self) -> Any: ...
+
+    @property
+    def mask_decoder(self) -> Any: ...
 
 
 def transform_tokens(
@@ -71,7 +77,7 @@ def predict_masks(
     return logits, decoder.iou_prediction_head(iou_token)[:, chosen]
 
 
-def _upscale(decoder: nn.Module, features: Tensor, finer_maps: Sequence[Tensor]) -> Tensor:
+def _upscale(decoder: Any, features: Tensor, finer_maps: Sequence[Tensor]) -> Tensor:
     """(N, C/8, 4h, 4w). A finer map is added to what the upscaling has at its resolution."""
     if not finer_maps:
         return decoder.output_upscaling(features)
@@ -89,17 +95,17 @@ def _prompt_tokens(sam: PromptedDecoder, points: Tensor, labels: Tensor) -> Tens
     own function selects by masks, for which the host waits for the device.
     """
     decoder = sam.mask_decoder
-    learned = [decoder.iou_token.weight, decoder.mask_tokens.weight]
+    tokens = [decoder.iou_token.weight, decoder.mask_tokens.weight]
     if _tokens_before_iou(decoder):
-        learned.insert(0, decoder.obj_score_token.weight)
+        tokens.insert(0, decoder.obj_score_token.weight)
     encoder = sam.prompt_encoder
     positions = encoder.pe_layer.forward_with_coords(points, encoder.input_image_size)
     kinds = torch.cat([table.weight for table in encoder.point_embeddings[:2]])  # 0 and 1
     clicks = positions + kinds[labels.long()]
-    learned, padding = torch.cat(learned), encoder.not_a_point_embed.weight
+    learned, padding = torch.cat(tokens), encoder.not_a_point_embed.weight
     count = len(points)
     return torch.cat([learned.expand(count, -1, -1), clicks, padding.expand(count, -1, -1)], dim=1)
 
 
-def _tokens_before_iou(decoder: nn.Module) -> int:
+def _tokens_before_iou(decoder: Any) -> int:
     return int(getattr(decoder, "pred_obj_scores", False))  # an attribute of SAM 2's decoder

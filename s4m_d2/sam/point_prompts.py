@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend, check_images
@@ -63,7 +63,7 @@ class PointPromptBackend(SamBackend):
         ConfigError: an option is out of range.
     """
 
-    sam: nn.Module
+    sam: Any  # the library's model, an nn.Module
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class PointPromptBackend(SamBackend):
         self._budget = ImageBudget(max_images_per_chunk)
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> torch.device:  # type: ignore[override]
         """Where the model and everything it returns is."""
         return self.decoder.mask_decoder.mask_tokens.weight.device
 
@@ -104,7 +104,7 @@ class PointPromptBackend(SamBackend):
         digest.update(repr(about).encode())
         for name, value in sorted(self.sam.state_dict().items()):
             digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-            digest.update(to_host(value.contiguous().flatten().view(torch.uint8))[0])
+            digest.update(to_host(value.contiguous().flatten().view(torch.uint8))[0].data)
         return digest.hexdigest()
 
     @abstractmethod
@@ -132,7 +132,7 @@ class PointPromptBackend(SamBackend):
             start = chunk.stop
         maps = chunks[0]
         if len(chunks) > 1:
-            maps = [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+            maps = tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
         return EncodedImages(maps[0], sizes, tuple(maps[1:]))
 
     def _encode_chunk(self, images: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, ...]:
@@ -168,7 +168,7 @@ class PointPromptBackend(SamBackend):
         groups = group_prompts(labels_on_host(labels), together)
         counts = [len(p) for p in points]
         asked = {"multimask": multimask, "masks": masks, "features": features}
-        clicks = self._frame_points(encoded, points) if groups else None
+        clicks = self._frame_points(encoded, points) if groups else torch.zeros(0, 2)
         if len(groups) == 1:  # all prompts, in their order
             (group,) = groups_on_device(groups, self.device)
             results = self._decode(encoded, clicks, group, **asked)
@@ -189,10 +189,10 @@ class PointPromptBackend(SamBackend):
         flat = [p.detach().reshape(-1, 2).float() for p in points]
         if any(p.device.type != "cpu" for p in points):
             flat = [to_device(p, self.device) for p in flat]
-        flat = to_device(torch.cat(flat), self.device)
+        together = to_device(torch.cat(flat), self.device)
         scales = [self.grid_scale(size) for size in encoded.image_sizes]
         frames = to_device(scales, self.device, torch.float32) * self.image_side
-        parts = flat.split([p.shape[0] * p.shape[1] for p in points])
+        parts = together.split([p.shape[0] * p.shape[1] for p in points])
         return torch.cat([part * frame for part, frame in zip(parts, frames, strict=True)])
 
     def _decode(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ VALID_LABELS = (1, 0, PADDING_LABEL)
 
 @dataclass(frozen=True)
 class PromptGroup:
-    """Prompts of one length, without padding; arrays or tensors of int64.
+    """Prompts of one length, without padding; all of them arrays, or all tensors, of int64.
 
     Attributes:
         rows: (n,) their places among the prompts of all images.
@@ -27,10 +28,10 @@ class PromptGroup:
         labels: (n, k) 1 positive, 0 negative.
     """
 
-    rows: np.ndarray | Tensor
-    images: np.ndarray | Tensor
-    points: np.ndarray | Tensor
-    labels: np.ndarray | Tensor
+    rows: Any
+    images: Any
+    points: Any
+    labels: Any
 
     def __len__(self) -> int:
         return len(self.rows)

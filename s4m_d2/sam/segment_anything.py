@@ -57,8 +57,9 @@ class SegmentAnythingBackend(PointPromptBackend):
         return F.interpolate(content, image_size, mode="bilinear", align_corners=False)[:, 0]
 
     def _to_frames(self, content: Tensor) -> Tensor:
-        target = self._resized(tuple(content.shape[-2:]))
-        if target != tuple(content.shape[-2:]):
+        height, width = content.shape[-2:]
+        target = self._resized((height, width))
+        if target != (height, width):
             content = F.interpolate(
                 content, target, mode="bilinear", align_corners=False, antialias=True
             )

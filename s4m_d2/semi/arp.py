@@ -68,7 +68,7 @@ class ARP:
         self.min_area = min_area
         self.pair_fraction = pair_fraction
         self.random_placement = random_placement
-        self.scale_range = tuple(scale_range)
+        self.scale_range = (scale_range[0], scale_range[1])
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -98,12 +98,12 @@ class ARP:
             InputError: if numbers or sizes of images and labels disagree.
         """
         _check_batch(images, labels, generators)
-        generators = generators or [None] * len(images)
+        sources: Sequence[Generator | None] = generators or [None] * len(images)
         new_images, new_labels = list(images), list(labels)
-        for first, second in self._draw_pairs(len(images), generators):
+        for first, second in self._draw_pairs(len(images), sources):
             for source, base in ((first, second), (second, first)):
                 new_images[base], new_labels[base] = self._paste(
-                    images[source], labels[source], images[base], labels[base], generators[base]
+                    images[source], labels[source], images[base], labels[base], sources[base]
                 )
         return new_images, new_labels
 
@@ -171,6 +171,8 @@ def owner_map(parts: Sequence[Tensor], valid: Sequence[Tensor | None]) -> Tensor
             numbered = masks.view(torch.uint8) * numbers.to(dtype)[:, None, None]
             last = numbered.amax(dim=0)
             owner = last if owner is None else torch.maximum(owner, last)
+    if owner is None:
+        return torch.zeros(parts[0].shape[1:], dtype=dtype, device=parts[0].device)
     return owner
 
 

@@ -38,7 +38,7 @@ class EMATeacher:
         self.decay = decay
         self._pairs = _NO_PAIRS
         for module in teacher.modules():
-            module.train = MethodType(_stay_in_eval, module)
+            module.train = MethodType(_stay_in_eval, module)  # type: ignore[method-assign]
 
     def step(self, student: nn.Module, phase: TeacherPhase) -> None:
         """Do what ``phase`` asks for; call it before the teacher labels the iteration's batch."""
@@ -115,7 +115,8 @@ _NO_PAIRS = _Pairs([], [], [])
 
 def _held_tensors(model: nn.Module) -> list[Tensor]:
     """Every parameter and buffer where a module holds it, without names, in a fixed order."""
-    tensors, modules = [], [model]
+    tensors: list[Tensor | None] = []
+    modules = [model]
     for module in modules:  # grows on the way
         tensors += module._parameters.values()
         tensors += module._buffers.values()

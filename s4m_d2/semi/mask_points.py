@@ -54,9 +54,8 @@ def sample_points_in_batch(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """:func:`sample_mask_points` for each image; an image's draws are its own generator's."""
     draws = []
-    for selection, generator in zip(
-        selections, generators or [None] * len(selections), strict=True
-    ):
+    sources: Sequence[Generator | None] = generators or [None] * len(selections)
+    for selection, generator in zip(selections, sources, strict=True):
         shape = (len(selection.labels), num_points)
         device = device_of(generator)
         draws.append(torch.rand(shape, generator=generator, device=device, dtype=torch.float64))

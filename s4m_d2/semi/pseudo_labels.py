@@ -90,7 +90,7 @@ def select_in_batch(
         pred_masks: (Q, h, w) an image.
         content_sizes: (h', w') an image.
     """
-    frames = [tuple(math.ceil(side) for side in size) for size in content_sizes]
+    frames = [(math.ceil(height), math.ceil(width)) for height, width in content_sizes]
     for logits, masks, frame in zip(pred_logits, pred_masks, frames, strict=True):
         _check_shapes(logits, masks, frame)
     if not frames:
@@ -149,12 +149,12 @@ def _fates(
     passed: Tensor, queries: list[int], rows: list[Tensor], measures: list[tuple[Tensor, ...]]
 ) -> list[_Fate]:
     """The one wait: flags (3, sum of Q) of the class rules, measures of the rows of each image."""
-    measured = (torch.cat(values) for values in (rows, *zip(*measures, strict=True)))
-    passed, *measured = to_host(passed, *measured)
+    of_rows = [torch.cat(list(values)) for values in (rows, *zip(*measures, strict=True))]
+    on_host, *measured = to_host(passed, *of_rows)
     ends, ends_measured = np.cumsum(queries)[:-1], np.cumsum([len(of_image) for of_image in rows])
     fates = []
     for flags, row, usable, large, pixels in zip(
-        np.split(passed, ends, axis=1),
+        np.split(on_host, ends, axis=1),
         *(np.split(values, ends_measured[:-1]) for values in measured),
         strict=True,
     ):

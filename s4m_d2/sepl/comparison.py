@@ -109,6 +109,7 @@ class Comparison:
     def merge(self, other: Comparison) -> None:
         """Add other images."""
         if self.before is not None:
+            assert other.before is not None  # of the same folders
             self.before.merge(other.before)
         self.after.merge(other.after)
         self.images += other.images

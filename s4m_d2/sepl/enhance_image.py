@@ -84,10 +84,10 @@ class Enhancer:
             S4MError: for reasons that concern other images too; the image's own are the outcome's.
         """
         try:
-            self._check_files(files)
-            label = read_label(files.label, self.num_classes)
+            file = self._label_file(files)
+            label = read_label(file, self.num_classes)
             if masks is None:
-                masks = self._masks(files, label.shape)
+                masks = self._masks(files, file, label.shape)
             record, enhanced = self._enhanced(label, masks)
         except (DatasetError, InputError) as error:
             return _problem(files, error)
@@ -101,8 +101,8 @@ class Enhancer:
             S4MError: as :meth:`enhance`.
         """
         try:
-            self._check_files(files)
-            return self._masks(files, _stored_size(files.label))
+            file = self._label_file(files)
+            return self._masks(files, file, _stored_size(file))
         except (DatasetError, InputError) as error:
             return _problem(files, error)
 
@@ -116,15 +116,17 @@ class Enhancer:
             **self.source.settings(),
         }
 
-    def _check_files(self, files: ImageFiles) -> None:
+    def _label_file(self, files: ImageFiles) -> Path:
+        """The label map, where all that is needed is there."""
         if files.label is None:
             raise MissingPartner("there is no pseudo-label of it")
         if files.image is None and self.needs_image:
             raise MissingPartner("there is no image of it")
+        return files.label
 
-    def _masks(self, files: ImageFiles, size: tuple[int, int]) -> Masks:
+    def _masks(self, files: ImageFiles, label: Path, size: tuple[int, int]) -> Masks:
         if files.image is not None:
-            check_image_size(files.image, files.label, size)
+            check_image_size(files.image, label, size)
         return self.source.masks(files.name, files.image, size)
 
     def _enhanced(self, label: np.ndarray, masks: Masks) -> tuple[dict[str, Any], np.ndarray]:

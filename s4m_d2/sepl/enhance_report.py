@@ -97,7 +97,11 @@ class Report:
             path.unlink()
 
     def _write(self) -> None:
-        counts = {"done": self.records, "failed": self.failed, "missing": self.missing}
+        counts: dict[str, Mapping[str, Any]] = {
+            "done": self.records,
+            "failed": self.failed,
+            "missing": self.missing,
+        }
         content = {
             "settings": self.settings,
             "classes": self.classes,

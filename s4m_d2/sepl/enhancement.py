@@ -230,7 +230,9 @@ def _classes(pseudo_label: np.ndarray, num_classes: int | None) -> np.ndarray:
             f"pseudo_label has the class index {classes[0]}; expected {BACKGROUND} for background, "
             f"{VOID} for void and positive classes"
         )
-    unknown = classes[classes >= num_classes] if num_classes is not None else classes[:0]
+    if num_classes is None:
+        return classes
+    unknown = classes[classes >= num_classes]
     if len(unknown):
         raise InputError(
             f"pseudo_label has class indices {unknown.tolist()}, but there are {num_classes} "

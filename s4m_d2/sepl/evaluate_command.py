@@ -101,8 +101,10 @@ def scores(comparison: Comparison, classes: LabelClasses) -> dict[str, Any]:
     by_class = zip(classes.names, before_iou, after.iou().tolist(), strict=True)
     return {
         "iou": {name: _change(one, other) for name, one, other in by_class},
-        "miou": _change(before and before.miou(), after.miou()),
-        "pixel_accuracy": _change(before and before.pixel_accuracy(), after.pixel_accuracy()),
+        "miou": _change(None if before is None else before.miou(), after.miou()),
+        "pixel_accuracy": _change(
+            None if before is None else before.pixel_accuracy(), after.pixel_accuracy()
+        ),
     }
 
 

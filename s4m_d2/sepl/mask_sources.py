@@ -72,7 +72,7 @@ class SamMasks:
     cache: Path
     automatic: AutomaticMaskSettings = field(default_factory=AutomaticMaskSettings)
 
-    def masks(self, name: str, image: Path, size: tuple[int, int]) -> Masks:
+    def masks(self, name: str, image: Path | None, size: tuple[int, int]) -> Masks:
         """As those of :class:`MaskFolder`; from the cache where model, settings and image agree.
 
         Raises:
@@ -80,6 +80,8 @@ class SamMasks:
             ConfigError, WeightsError: the model cannot be built.
             OutputError: the cache cannot be written.
         """
+        if image is None:
+            raise MissingPartner("there is no image of it")
         generator = _generator(self)
         kept = self.cache / f"{name}.json.gz"
         fingerprint = f"{generator.fingerprint()} {_digest(image)}"

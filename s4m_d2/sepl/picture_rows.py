@@ -113,7 +113,7 @@ class Inputs:
 def _title(name: str, score: ImageScore | None) -> str:
     if score is None:
         return name
-    if math.isnan(score.gain):
+    if score.before is None or math.isnan(score.gain):
         return f"{name}    nothing to score"
     before, after, gain = (100 * value for value in (score.before, score.after, score.gain))
     return f"{name}    mIoU {before:.1f} → {after:.1f} ({gain:+.1f})"

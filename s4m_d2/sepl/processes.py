@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ JOBS_AHEAD = 2  # images a process that wait for it, so that it need not wait fo
 
 def outcomes(
     enhancer: Enhancer, jobs: Sequence[ImageFiles], *, workers: int, masks_here: bool = False
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """What becomes of each image, in the order in which they are finished.
 
     An image's result does not depend on the number of processes. When the iteration ends early,
@@ -85,7 +85,8 @@ def _start_worker() -> None:
 
 def _end_with_parent() -> None:
     """A parent that is killed does not tell its workers, which would wait for it forever."""
-    multiprocessing.parent_process().join()
+    if parent := multiprocessing.parent_process():
+        parent.join()
     os._exit(1)
 
 

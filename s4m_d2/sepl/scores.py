@@ -74,8 +74,8 @@ class ConfusionMatrix:
             )
         pairs = truth.astype(np.uint16) * np.uint16(VALUES) + label.astype(np.uint16)
         counts = np.bincount(pairs.ravel(), minlength=VALUES * VALUES).reshape(VALUES, VALUES)
-        for name, present in (("ground truth", counts.any(1)), ("label", counts.any(0))):
-            unknown = np.flatnonzero(present[self.num_classes : VOID]) + self.num_classes
+        for name, pixels in (("ground truth", counts.sum(1)), ("label", counts.sum(0))):
+            unknown = np.flatnonzero(pixels[self.num_classes : VOID]) + self.num_classes
             if len(unknown):
                 raise InputError(
                     f"the {name} has class indices {unknown.tolist()}, but there are "

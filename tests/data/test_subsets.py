@@ -72,10 +72,11 @@ def test_a_list_names_images_in_any_spelling(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text(
         "# published split\n\nx_1_leftImg8bit.png\ntrain/x/x_3.png  # with a comment\nx_4\n"
+        "x_5_gtFine_instanceIds.png\n"
     )
     names = [f"root/x/x_{i}_leftImg8bit.png" for i in range(6)]
     chosen = listed_subset(names[::-1], read_split_file(str(path)), str(path))
-    assert chosen == [names[1], names[3], names[4]]
+    assert chosen == [names[1], names[3], names[4], names[5]]
 
 
 def test_stems_keep_dots_that_are_no_extension():

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.semi.arp import ARP
+from s4m_d2.semi.arp import ARP, owner_map
 from s4m_d2.structures import PseudoLabels, drop_invalid
 
 MIN_AREA = 6
@@ -205,3 +205,12 @@ def test_a_crop_without_a_size_in_pixels_is_refused():
     add_s4m_config(cfg)
     with pytest.raises(ConfigError, match="INPUT.CROP"):
         ARP(cfg)
+
+
+def test_pixels_have_no_owner_where_there_are_no_masks():
+    nothing = torch.zeros(0, 2, 3, dtype=torch.bool)
+    owner = owner_map([nothing, nothing], [None, None])
+    assert owner.shape == (2, 3) and not owner.any()
+    mask = torch.tensor([[[True, False, True]]])
+    assert owner_map([mask[:0], mask], [None, torch.tensor([True])]).tolist() == [[1, 0, 1]]
+    assert owner_map([mask], [torch.tensor([False])]).tolist() == [[0, 0, 0]]

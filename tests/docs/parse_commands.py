@@ -1,0 +1,135 @@
+"""Run in a process of its own: parses commands with their scripts' own parsers, one by one.
+
+Reads {"commands": [words after `python`, ...], "scripts": [...]} as JSON from standard input, and
+writes what is wrong with each command ("": nothing), and the options in the help of each script.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import re
+import runpy
+import sys
+import types
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+
+from s4m_d2 import add_s4m_config
+from s4m_d2.engine import run_config
+from s4m_d2.engine.arguments import check_arguments
+from s4m_d2.engine.config_checks import config_errors
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.preflight import preflight
+from s4m_d2.errors import DatasetError, S4MError, WeightsError
+
+ROOT = Path(__file__).resolve().parents[2]
+NEEDS_DETECTRON2 = ("mask_rcnn.yaml",)
+FROM_THE_DATA = ("custom.yaml",)  # its data sets and schedule come from the reader's files
+TRAINS = ("train_net.py", "tools/quickstart.py")  # a whole run, of S4M's own config
+# Checked where there is no GPU and no network, too.
+ANYWHERE = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+PARSE_ARGS = argparse.ArgumentParser.parse_args
+
+
+class Parsed(BaseException):
+    """Carries what a script's parser made of its arguments out of the script."""
+
+    def __init__(self, namespace: argparse.Namespace) -> None:
+        self.namespace = namespace
+
+
+def stop_after_parsing(parser, *args, **kwargs):
+    raise Parsed(PARSE_ARGS(parser, *args, **kwargs))
+
+
+def run_script(words: list[str]) -> tuple[argparse.Namespace | None, str, str]:
+    """A script up to its parsed arguments: (they, None if it ended before; output; errors)."""
+    script = ROOT / words[0]
+    sys.argv = [str(script), *words[1:]]
+    sys.path.insert(0, str(script.parent))
+    out, err = io.StringIO(), io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(script), run_name="__main__")
+    except Parsed as parsed:
+        return parsed.namespace, out.getvalue(), err.getvalue()
+    except SystemExit:
+        pass
+    finally:
+        sys.path.remove(str(script.parent))
+    return None, out.getvalue(), err.getvalue()
+
+
+def problem(words: list[str]) -> str:
+    """What is wrong with a command, "" if nothing is."""
+    namespace, _, errors = run_script(words)
+    if namespace is None:
+        return errors.strip().splitlines()[-1] if errors.strip() else "the script parsed nothing"
+    try:
+        return config_problem(words[0], namespace)
+    except (AssertionError, KeyError, OSError, S4MError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def config_problem(script: str, namespace: argparse.Namespace) -> str:
+    """Load the config that a command names, with its overrides, and check the settings."""
+    file, opts = getattr(namespace, "config_file", "") or "", getattr(namespace, "opts", [])
+    if script.startswith("examples/"):
+        if Path(file).name not in NEEDS_DETECTRON2 or has_detectron2():
+            load_with_own_keys(file, opts)
+        return ""
+    load_config(file, opts)
+    if script not in TRAINS or Path(file).name in FROM_THE_DATA:
+        return ""
+    if not file:
+        return "the command names no config file"
+    if script == "train_net.py":
+        check_arguments(namespace)
+    cfg = run_config(load_config(file, [*opts, *ANYWHERE]))
+    if getattr(namespace, "eval_only", False):
+        errors = config_errors(cfg, eval_only=True)
+    else:  # what --check does
+        errors = preflight(cfg, num_processes=getattr(namespace, "num_gpus", 1)).errors
+    # The reader's data and models are not here.
+    return "; ".join(str(e) for e in errors if not isinstance(e, DatasetError | WeightsError))
+
+
+def has_detectron2() -> bool:
+    return importlib.util.find_spec("detectron2.modeling.roi_heads") is not None
+
+
+def load_with_own_keys(file: str, opts: list[str]) -> CfgNode:
+    """A config of an example: ours, with what its modules add."""
+    cfg = get_cfg()
+    add_s4m_config(cfg)
+    modules = [m for m in sys.modules.values() if isinstance(m, types.ModuleType)]
+    for module in modules:
+        if str(ROOT / "examples") in str(getattr(module, "__file__", "")):
+            for name in [n for n in vars(module) if re.fullmatch(r"add_tiny\w+_config", n)]:
+                getattr(module, name)(cfg)
+    cfg.merge_from_file(file)
+    cfg.merge_from_list(opts)
+    return cfg
+
+
+def options(words: list[str]) -> list[str]:
+    """The long options that the help of a script, or of one of its commands, names."""
+    _, output, _ = run_script([*words, "--help"])
+    return sorted(set(re.findall(r"--[a-z][\w-]*", output)))
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    argparse.ArgumentParser.parse_args = stop_after_parsing
+    answer = {
+        "problems": [problem(words) for words in request["commands"]],
+        "options": {" ".join(words): options(words) for words in request["scripts"]},
+    }
+    json.dump(answer, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""Every command in the Markdown files is one that works; none of the long ones is run."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from detectron2.config import get_cfg
+
+from s4m_d2 import add_s4m_config
+from s4m_d2.engine.config_file import load_config
+
+sys.path.insert(0, str(Path(__file__).parent))
+from markdown_docs import PROGRAMS, ROOT, Command, commands, files, spans  # noqa: E402
+
+SCRIPTS = [
+    path.relative_to(ROOT).as_posix()
+    for place in ("*.py", "tools/*.py", "datasets/*.py", "examples/*/train_net.py")
+    for path in sorted(ROOT.glob(place))
+    if "ArgumentParser" in path.read_text() or "argument_parser(" in path.read_text()
+]
+SEPL = "tools/sepl.py"  # its parser is in the package
+HELPS = [[name] for name in [*SCRIPTS, SEPL]]
+HELPS += [[SEPL, command] for command in ("enhance", "evaluate", "visualize")]
+KEY = r"(?:DATALOADER|DATASETS|INPUT|MODEL|S4M|SOLVER|TEST)(?:\.[A-Z0-9_]+)+"
+
+
+def script_words(command: Command) -> list[str] | None:
+    """The script of this project that a command starts, and its arguments."""
+    program, *rest = command.words
+    if program == "s4m-sepl":
+        return [SEPL, *rest]
+    if program == "sbatch":
+        return ["train_net.py", *rest[1:]]  # the batch script passes its arguments on
+    if program == "torchrun":
+        return rest[next(i for i, word in enumerate(rest) if word.endswith(".py")) :]
+    if program == "python" and rest[0] != "-m":
+        return rest
+    return None
+
+
+# Command → what its problem says.
+WRONG = {
+    "train_net.py --config-file configs/none.yaml": "does not exist",
+    "train_net.py --config-file configs/coco_1pct.yaml --no": "unrecognized",
+    "train_net.py --config-file configs/coco_1pct.yaml S4M.NO 1": "S4M.NO",
+    "train_net.py --config-file configs/coco_1pct.yaml S4M.BURN_IN a": "mismatch",
+    "train_net.py --config-file configs/coco_1pct.yaml S4M.EVAL a": "S4M.EVAL",
+    "train_net.py --config-file configs/coco_1pct.yaml --num-gpus 5": "multiple of the 5",
+    "train_net.py --eval-only MODEL.WEIGHTS a.pth": "no config file",
+    "tools/benchmark.py --parts step -- S4M.NO True": "S4M.NO",
+    "tools/sepl.py evaluate --presets voc": "required",
+    "examples/own_meta_arch/train_net.py --config-file no.yaml": "no.yaml",
+}
+
+PARSED = [c for c in commands() if (words := script_words(c)) and len(words) > 1]
+
+
+@pytest.fixture(scope="module")
+def answer(tmp_path_factory):
+    """What the scripts' own parsers say, all in one process."""
+    words = [script_words(command) for command in PARSED] + [line.split() for line in WRONG]
+    request = {"commands": words, "scripts": HELPS}
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "docs" / "parse_commands.py")],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"DETECTRON2_DATASETS": str(tmp_path_factory.mktemp("none"))},
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("number", range(len(PARSED)), ids=lambda n: str(PARSED[n]))
+def test_options_exist_and_settings_are_right(number, answer):
+    assert not answer["problems"][number], PARSED[number]
+
+
+@pytest.mark.parametrize("words", HELPS, ids=" ".join)
+def test_every_script_explains_itself(words, answer):
+    assert "--help" in answer["options"][" ".join(words)]
+
+
+def fails(command: Command) -> str:
+    """What is wrong with a command's words, its options apart."""
+    program, *rest = command.words
+    scripts = [word for word in rest if re.fullmatch(r"[\w./-]+\.(py|sh|sbatch)", word)]
+    missing = [word for word in scripts if not (ROOT / word).is_file()]
+    if missing:
+        return f"there is no {missing[0]}"
+    if program == "make":
+        return make_fails(rest)
+    if program == "pip":
+        return pip_fails(rest)
+    if program == "pytest" or rest[:2] == ["-m", "pytest"]:
+        paths = [word for word in rest if "/" in word and not (ROOT / word.split("::")[0]).exists()]
+        return f"there is no {paths[0]}" if paths else ""
+    return "" if program in PROGRAMS else f"no program that this test knows: {program}"
+
+
+def make_fails(words: list[str]) -> str:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    variables = set(re.findall(r"^([A-Z]+) \?=", makefile, re.MULTILINE))
+    for word in words:
+        name, is_variable, _ = word.partition("=")
+        if name not in (variables if is_variable else targets):
+            return f"make knows no {name}"
+    return ""
+
+
+def pip_fails(words: list[str]) -> str:
+    extras = re.search(r"extras_require=\{(.+?)\n    \}", (ROOT / "setup.py").read_text(), re.S)[1]
+    for word in words[1:]:
+        folder, extra = re.fullmatch(r"([^\[]*)(?:\[(\w+)\])?", word).groups()
+        if folder.startswith(".") and not any(
+            (ROOT / folder / name).is_file() for name in ("setup.py", "pyproject.toml")
+        ):
+            return f"there is no package in {folder}"
+        if extra and f'"{extra}":' not in extras:
+            return f"there is no extra {extra}"
+    return ""
+
+
+@pytest.mark.parametrize("command", commands(), ids=str)
+def test_programs_targets_scripts_and_extras_exist(command):
+    assert not fails(command)
+
+
+def inline(pattern: str) -> list:
+    """(file, code span) of all code spans in which a pattern is found."""
+    found = dict.fromkeys(
+        (file.relative_to(ROOT).as_posix(), span)
+        for file in files()
+        for span in spans(file.read_text())
+        if re.search(pattern, span)
+    )
+    return [pytest.param(*item, id=" ".join(item)) for item in found]
+
+
+@pytest.mark.parametrize(("file", "span"), inline(r"^--[a-z]"))
+def test_options_in_the_text_exist(file, span, answer):
+    option = shlex.split(span)[0].split("=")[0]
+    assert any(option in options for options in answer["options"].values())
+
+
+@pytest.mark.parametrize(("file", "span"), inline(rf"^(--[\w-]+ (\w+ )?)?{KEY}( (?!is )|$)"))
+def test_config_keys_and_values_in_the_text_fit(file, span):
+    words = shlex.split(span)
+    start = next(i for i, word in enumerate(words) if re.fullmatch(KEY, word))
+    if len(words) > start + 1:
+        load_config("", words[start:])
+        return
+    node = get_cfg()
+    add_s4m_config(node)
+    for name in words[start].split("."):
+        assert name in node, f"{words[start]} is no key"
+        node = node[name]
+
+
+@pytest.mark.parametrize(("number", "expected"), [*enumerate(WRONG.values())], ids=[*WRONG])
+def test_wrong_commands_are_noticed(number, expected, answer):
+    assert expected in answer["problems"][len(PARSED) + number]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "make qickstart",
+        "make setup ENV=a",
+        "pip install s4m_d2[sam3]",
+        "pip install ./detectron2_light",
+        "pytest tests/nowhere",
+        "python tools/no.py",
+        "sbatch tools/slurm/no.sbatch",
+        "conda install s4m_d2",
+    ],
+)
+def test_wrong_words_are_noticed(words):
+    assert fails(Command("README.md", tuple(words.split())))

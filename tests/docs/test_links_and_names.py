@@ -1,0 +1,113 @@
+"""Links, anchors, file names, modules and imports in the Markdown files lead somewhere."""
+
+import ast
+import importlib
+import re
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from markdown_docs import ROOT, anchors, blocks, files, links, spans  # noqa: E402
+
+TOP = ("configs", "datasets", "detectron2_lite", "docs", "examples", "s4m_d2", "tests", "tools")
+FILES = "md|py|sbatch|sh|yaml|yml|toml|cff"
+
+
+def name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def broken_link(file: Path, target: str) -> str:
+    """What is wrong with a relative link of a file, "" if nothing is."""
+    path, _, anchor = target.partition("#")
+    place = (file.parent / path).resolve() if path else file
+    if not place.exists():
+        return f"there is no {path}"
+    if anchor and anchor not in anchors(place.read_text()):
+        return f"{place.name} has no heading #{anchor}"
+    return ""
+
+
+@pytest.mark.parametrize("file", files(), ids=name)
+def test_links_and_pictures_exist(file):
+    relative = [link for link in links(file.read_text()) if not re.match(r"(https?|mailto):", link)]
+    assert not [problem for link in relative if (problem := broken_link(file, link))]
+
+
+def alternatives(span: str) -> list[str]:
+    """`a_{b,c}.py` → a_b.py, a_c.py."""
+    parts = re.split(r"\{([^{}]*)\}", span)
+    choices = [part.split(",") if i % 2 else [part] for i, part in enumerate(parts)]
+    return ["".join(words) for words in product(*choices)]
+
+
+def missing_files(file: Path, span: str) -> list[str]:
+    """Files of the repository that a code span names and that are not there."""
+    missing = []
+    for path in alternatives(span):
+        top, slash, _ = path.partition("/")
+        if not re.fullmatch(rf"[\w./*+-]+(\.({FILES})|/)", path):
+            continue
+        if slash and top not in TOP:
+            continue  # a folder of the user
+        places = [ROOT, file.parent] + [ROOT / "configs"] * (not slash)
+        if not any(list(place.glob(path.rstrip("/"))) for place in places):
+            missing.append(path)
+    return missing
+
+
+@pytest.mark.parametrize("file", files(), ids=name)
+def test_files_that_are_named_exist(file):
+    assert not [path for span in spans(file.read_text()) for path in missing_files(file, span)]
+
+
+def resolve(dotted: str) -> None:
+    """Import the longest module of a dotted name; the rest are attributes."""
+    parts = dotted.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            thing = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[end:]:
+            thing = getattr(thing, attribute)
+        return
+    raise ModuleNotFoundError(dotted)
+
+
+def named_objects(text: str) -> list[str]:
+    """Dotted names of the package: in code spans, and imported in blocks of Python."""
+    found = [s for s in spans(text) if re.fullmatch(r"s4m_d2(\.\w+)+", s)]
+    for block in blocks(text, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "s4m_d2":
+                found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("file", files(), ids=name)
+def test_modules_classes_and_functions_exist(file):
+    for dotted in named_objects(file.read_text()):
+        resolve(dotted)
+
+
+def test_what_is_wrong_is_noticed(tmp_path):
+    file = tmp_path / "a.md"
+    text = "# One, two\n## `a_b` c\n[x](#one-two) [y](#a_b-c) [z](#c) ![p](p.png) [f](https://a)"
+    file.write_text(text)
+    problems = [broken_link(file, link) for link in links(text) if "https" not in link]
+    assert [bool(problem) for problem in problems] == [False, False, True, True]
+    readme = ROOT / "README.md"
+    assert missing_files(readme, "s4m_d2/semi/{arp,no}.py") == ["s4m_d2/semi/no.py"]
+    assert missing_files(readme, "tests/losses/literal_*.py") == []
+    assert missing_files(readme, "tests/losses/liberal_*.py") == ["tests/losses/liberal_*.py"]
+    assert missing_files(readme, "tools/benchmarks/") == ["tools/benchmarks/"]
+    assert missing_files(readme, "OUTPUT_DIR/x.yaml") == []
+    assert named_objects("```python\nfrom s4m_d2.sepl import enhance\n```") == [
+        "s4m_d2.sepl.enhance"
+    ]
+    with pytest.raises(AttributeError):
+        resolve("s4m_d2.sepl.enchance")

@@ -1,0 +1,151 @@
+"""The wheels of both packages, built as `python -m build --no-isolation` builds them."""
+
+import email
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("configs", "docs", "examples", "s4m_d2", "tests", "tools", "detectron2_lite")
+BUILD = """
+import sys
+from setuptools import build_meta
+getattr(build_meta, "build_" + sys.argv[1])(sys.argv[2])
+"""
+
+pytest.importorskip("setuptools", minversion="70.1", reason="builds no wheels by itself")
+
+
+def build(kind: str, source: Path, output: Path) -> Path:
+    """Build a "wheel" or an "sdist" from a folder; its file."""
+    output.mkdir(exist_ok=True)
+    before = set(output.iterdir())
+    result = subprocess.run(
+        [sys.executable, "-c", BUILD, kind, str(output)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    (built,) = set(output.iterdir()) - before
+    return built
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    """A copy of the project, as building leaves files behind."""
+    copy = tmp_path_factory.mktemp("source")
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "*.png")
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
+    for file in [*ROOT.glob("*"), ROOT / ".pre-commit-config.yaml"]:
+        if file.is_file():
+            shutil.copy(file, copy)
+    (copy / "datasets").mkdir()
+    for file in (ROOT / "datasets").glob("*.*"):
+        if file.is_file():
+            shutil.copy(file, copy / "datasets")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("built")
+
+
+@pytest.fixture(scope="module")
+def wheel(source, output) -> Path:
+    return build("wheel", source, output)
+
+
+@pytest.fixture(scope="module")
+def lite_wheel(source, output) -> Path:
+    return build("wheel", source / "detectron2_lite", output)
+
+
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def metadata(wheel: Path):
+    (text,) = (text for name, text in contents(wheel).items() if name.endswith("/METADATA"))
+    return email.message_from_bytes(text)
+
+
+def package_files(folder: Path, *endings: str) -> set[str]:
+    files = (file for ending in endings for file in folder.rglob(ending))
+    return {file.relative_to(folder.parent).as_posix() for file in files}
+
+
+def test_the_wheel_holds_the_package_its_weights_and_types_and_nothing_else(wheel):
+    files = {name for name in contents(wheel) if ".dist-info/" not in name}
+    package = ROOT / "s4m_d2"
+    assert files == package_files(package, "*.py", "*.pth", "py.typed", "README.md")
+    assert "s4m_d2/py.typed" in files and "s4m_d2/sam/weights/tiny_sam.pth" in files
+
+
+def test_weights_and_code_arrive_unchanged(wheel):
+    for name, content in contents(wheel).items():
+        if ".dist-info/" not in name:
+            assert content == (ROOT / name).read_bytes(), name
+
+
+def test_the_wheel_of_the_engine_holds_the_module_alone(lite_wheel):
+    files = {name for name in contents(lite_wheel) if ".dist-info/" not in name}
+    assert files == package_files(ROOT / "detectron2_lite" / "detectron2", "*.py")
+
+
+def version_in(module: Path) -> str:
+    return re.search(r'^__version__ = "(.+)"', (module / "__init__.py").read_text(), re.M)[1]
+
+
+def test_versions_are_those_of_the_modules(wheel, lite_wheel):
+    assert metadata(wheel)["Version"] == version_in(ROOT / "s4m_d2")
+    assert metadata(lite_wheel)["Version"] == version_in(ROOT / "detectron2_lite" / "detectron2")
+    assert re.fullmatch(r"\d+\.\d+\.\d+", metadata(wheel)["Version"])  # semantic
+    for file in ("setup.py", "pyproject.toml"):
+        assert metadata(wheel)["Version"] not in (ROOT / file).read_text()
+
+
+def test_the_wheel_says_what_it_needs_and_offers(wheel):
+    data = metadata(wheel)
+    assert {"dev", "safetensors", "sam2", "timm"} == set(data.get_all("Provides-Extra"))
+    needed = [line for line in data.get_all("Requires-Dist") if "extra ==" not in line]
+    assert any(line.startswith("torch") for line in needed)
+    assert not [line for line in needed if line.startswith("detectron2")]  # either engine
+    assert data["License-Expression"] == "Apache-2.0" or data["License"] == "Apache-2.0"
+    assert data["Description-Content-Type"] == "text/markdown"
+    scripts = [text for name, text in contents(wheel).items() if name.endswith("entry_points.txt")]
+    assert scripts == [b"[console_scripts]\ns4m-sepl = s4m_d2.sepl.cli:main\n"]
+
+
+def test_the_source_distribution_is_whole_and_builds_the_same_wheel(
+    source, output, wheel, tmp_path
+):
+    archive = build("sdist", source, output)
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path, filter="data")
+    (unpacked,) = tmp_path.iterdir()
+    for needed in (
+        "CHANGELOG.md",
+        "CITATION.cff",
+        "LICENSE",
+        "configs/Base-Cityscapes.yaml",
+        "datasets/make_toyscapes.py",
+        "detectron2_lite/pyproject.toml",
+        "tests/data_reference/mask2former_tiny_fixture.npz",
+        "tools/slurm/train.sbatch",
+        "train_net.py",
+    ):
+        assert (unpacked / needed).is_file(), needed
+    assert not list(unpacked.rglob("*.pyc"))
+    again = build("wheel", unpacked, tmp_path / "again")
+    assert again.name == wheel.name
+    assert contents(again) == contents(wheel)
