@@ -3,6 +3,7 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import (
@@ -170,6 +171,28 @@ def test_tensorboard_gets_each_new_scalar_once(tmp_path):
         writer.close()
     events = accumulator.EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 2.0), (2, 5.0)]
+
+
+def test_tensorboard_gets_each_picture_once(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    picture = np.zeros((3, 4, 6), dtype=np.uint8)
+    with EventStorage(7) as storage:
+        writer = TensorboardXWriter(str(tmp_path))
+        storage.put_image("figures/a", picture)
+        writer.write()
+        writer.write()
+        storage.iter = 9
+        storage.put_image("figures/a", picture)
+        storage.clear_images()
+        storage.put_image("figures/b", torch.from_numpy(picture))
+        writer.write()
+        writer.close()
+    events = accumulator.EventAccumulator(str(tmp_path)).Reload()
+    found = {
+        tag: [(e.step, e.height, e.width) for e in events.Images(tag)]
+        for tag in ("figures/a", "figures/b")
+    }
+    assert found == {"figures/a": [(7, 4, 6)], "figures/b": [(9, 4, 6)]}
 
 
 def test_tensorboard_creates_no_file_without_events(tmp_path):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 
-from s4m_d2.errors import ConfigError
+from detectron2.config import CfgNode, get_cfg
 
-_KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|SEED|OUTPUT_DIR|CUDNN_BENCHMARK|VERSION")
+from s4m_d2.config import add_s4m_config
+from s4m_d2.errors import ConfigError
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words of a command line before the first config key, and the KEY VALUE pairs from it on.
 
     An option that takes several values may so stand last: argparse alone would take keys for them.
+    A key is what begins with a section of the config (so that IMG_1.JPG is none).
 
     Raises:
         ConfigError: an option comes after overrides.
@@ -22,8 +23,9 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     >>> split_overrides(["--input", "a.jpg", "b.jpg", "MODEL.DEVICE", "cpu"])
     (['--input', 'a.jpg', 'b.jpg'], ['MODEL.DEVICE', 'cpu'])
     """
-    words = list(words)
-    first = next((i for i, word in enumerate(words) if _KEY.fullmatch(word)), len(words))
+    words, cfg = list(words), get_cfg()
+    add_s4m_config(cfg)
+    first = next((i for i, word in enumerate(words) if _is_key(cfg, word)), len(words))
     _check_overrides(words[first:])
     return words[:first], words[first:]
 
@@ -46,6 +48,11 @@ def check_arguments(args: argparse.Namespace) -> None:
             f"{args.num_machines - 1}, as --num-machines is {args.num_machines}."
         )
     _check_overrides(args.opts)
+
+
+def _is_key(cfg: CfgNode, word: str) -> bool:
+    section, dot, _ = word.partition(".")
+    return section in cfg and isinstance(cfg[section], CfgNode) == bool(dot)
 
 
 def _check_overrides(words: Sequence[str]) -> None:

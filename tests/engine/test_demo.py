@@ -60,7 +60,8 @@ def demo(tool, weights, small_config, small_options, tmp_path, monkeypatch):
     def run(*inputs, more=(), output="out", score="0"):
         output = tmp_path / output
         words = ["--config-file", CONFIG, "--weights", path, "--score", score]
-        words += ["--output", str(output), *more, "--input", *map(str, inputs), *small_options()]
+        words += ["--output", str(output), *more, "--input", *map(str, inputs)]
+        words += small_options(TEST__DETECTIONS_PER_IMAGE=10)
         status = tool.main(words)
         if not (output / "predictions.json").exists():
             return status, None, None, output

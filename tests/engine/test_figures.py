@@ -1,0 +1,249 @@
+"""What figures show: pictures of known pixels in the right columns, of the right images."""
+
+import importlib.util
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.structures import BitMasks, Instances
+from PIL import Image
+
+from s4m_d2.data import DATASET_MAPPER_REGISTRY, StrongView
+from s4m_d2.engine.arguments import split_overrides
+from s4m_d2.engine.figure_samples import (
+    evenly_spaced,
+    labeled_samples,
+    unlabeled_samples,
+    validation_samples,
+)
+from s4m_d2.engine.figure_set import FIGURES, FigureModels, FigureSet
+from s4m_d2.engine.figures import (
+    Panels,
+    arp_panels,
+    labeled_panels,
+    prediction_panels,
+    pseudo_label_panels,
+)
+from s4m_d2.engine.pseudo_labeling import UnlabeledViews
+from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.semi.pseudo_labels import Selection
+from s4m_d2.structures import PseudoLabels, sample_generators
+
+from .conftest import ROOT
+
+SIZE = 320, 400  # readable: drawn as it is
+NAMES = ["ant", "bee"]
+LEFT, RIGHT, TOP = (slice(150, 310), slice(10, 150)), (slice(150, 310), slice(250, 390)), (
+    slice(10, 100), slice(10, 390),
+)  # fmt: skip
+
+
+def masks_of(*places):
+    masks = torch.zeros(len(places), *SIZE, dtype=torch.bool)
+    for mask, place in zip(masks, places, strict=True):
+        mask[place] = True
+    return masks
+
+
+def labels_of(*places, score=0.75):
+    count = len(places)
+    classes = torch.zeros(count, dtype=torch.int64)
+    return PseudoLabels(classes, masks_of(*places), torch.full((count,), score))
+
+
+def truth_of(*places):
+    masks = masks_of(*places)
+    return Instances(SIZE, gt_masks=BitMasks(masks), gt_classes=torch.zeros(len(masks)).long())
+
+
+def image_of(level):
+    return torch.full((3, *SIZE), level, dtype=torch.uint8)
+
+
+def drawn_places(picture, level):
+    """Which of the three places are filled; the rest of the picture must be as it was."""
+    changed = (picture != level).any(2)
+    shares = {name: changed[p].mean() for name, p in PLACES.items()}
+    assert not changed[110:140].any(), "between the places"
+    assert all(share > 0.99 or share == 0 for share in shares.values()), shares
+    return {name for name, share in shares.items() if share}
+
+
+PLACES = {"left": LEFT, "right": RIGHT, "top": TOP}
+
+
+def views_of(selections, refined, arp_images, arp_labels, student_batch):
+    return UnlabeledViews(student_batch, selections, refined, arp_images, arp_labels)
+
+
+def test_pseudo_labels_before_and_after_stand_beside_the_truth():
+    teacher = labels_of(LEFT)
+    logits = torch.where(teacher.masks, 9.0, -9.0)
+    selection = Selection(teacher, logits, SIZE, {})
+    gone = replace(labels_of(RIGHT, TOP), valid=torch.tensor([True, False]))
+    sample = {"image": image_of(50), "image_weak": image_of(80), "instances": truth_of(TOP)}
+    views = views_of([selection] * 2, [gone] * 2, [], [], [])
+    without = {key: value for key, value in sample.items() if key != "instances"}
+    panels = pseudo_label_panels([sample, without], views, NAMES, "RGB")
+    assert panels.columns[1:] == ["ground truth", "teacher's pseudo-labels", "refined by SAM"]
+    assert [drawn_places(picture, 80) for picture in panels.rows[0]] == [
+        set(), {"top"}, {"left"}, {"right"},
+    ]  # fmt: skip
+    assert panels.rows[1][1] is None
+    # Only where an image has a truth is there a column for it.
+    narrow = pseudo_label_panels([without], views_of([selection], [gone], [], [], []), NAMES, "RGB")
+    assert narrow.draw().shape[1] == panels.draw().shape[1] * 3 // 4
+
+
+def test_arp_outlines_what_was_pasted():
+    after = image_of(50)
+    after[:, RIGHT[0], RIGHT[1]] = 200
+    sample, strong = {"image": image_of(50)}, {"image": image_of(30)}
+    views = views_of([], [labels_of(LEFT)], [after], [labels_of(LEFT, RIGHT)], [strong])
+    panels = arp_panels([sample], views, NAMES, "RGB")
+    before, pasted, student = panels.rows[0]
+    assert drawn_places(before, 50) == {"left"} and drawn_places(pasted, 50) == {"left", "right"}
+    assert (student == 30).all()
+    y, x, x_end = RIGHT[0].start, RIGHT[1].start, RIGHT[1].stop
+    assert (pasted[y, x + 20 : x_end - 20] == 255).all(), "a white line along its edge"
+    assert not (pasted[LEFT[0].start, 30:130] == 255).all(1).any(), "around nothing else"
+    assert [name for name, _ in panels.legend] == ["pasted from the partner"]
+
+
+def test_predictions_are_drawn_from_half_certain_on_in_a_column_for_each_model():
+    found = Instances(SIZE)
+    found.pred_masks, found.pred_classes = masks_of(LEFT, RIGHT), torch.tensor([0, 1])
+    found.scores = torch.tensor([0.5, 0.49])
+    other = found[1:]
+    other.scores = torch.tensor([1.0])
+    sample = {"image": image_of(50), "instances": truth_of(TOP)}
+    panels = prediction_panels([sample], {"one": [found], "two": [other]}, NAMES, "RGB")
+    assert panels.columns == ["image", "ground truth", "one", "two"]
+    assert [drawn_places(picture, 50) for picture in panels.rows[0]] == [
+        set(), {"top"}, {"left"}, {"right"},
+    ]  # fmt: skip
+
+
+def test_bgr_images_are_shown_in_their_colors():
+    image = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, *SIZE)
+    sample = {"image": image, "instances": truth_of()}
+    for order, expected in (("RGB", [10, 20, 30]), ("BGR", [30, 20, 10])):
+        assert (labeled_panels([[sample]], NAMES, order).rows[0][0][0, 0] == expected).all()
+
+
+def test_labeled_images_come_as_they_are_and_in_draws_of_training(small_config):
+    cfg = small_config()
+    rows = labeled_samples(cfg, 2, draws=2)
+    assert [len(row) for row in rows] == [3, 3]
+    for plain, first, second in rows:
+        pixels = np.asarray(Image.open(plain["file_name"]).convert("RGB"))
+        assert (plain["image"].permute(1, 2, 0).numpy() == pixels).all()
+        assert first["file_name"] == second["file_name"] == plain["file_name"]
+        assert not torch.equal(first["image"], second["image"])
+    again = labeled_samples(cfg, 2, draws=2)
+    assert all(
+        torch.equal(one["image"], other["image"])
+        for row, same in zip(rows, again, strict=True)
+        for one, other in zip(row, same, strict=True)
+    )
+    labeled = {record["file_name"] for record in DatasetCatalog.get("toyscapes_train_30pct")}
+    assert {row[0]["file_name"] for row in rows} <= labeled
+
+
+def test_the_truth_of_unlabeled_images_lies_in_their_view(small_config):
+    cfg = small_config(INPUT__COLOR_AUG_SSD=False)
+    records = {r["file_name"]: r for r in DatasetCatalog.get("toyscapes_train")}
+    mapper = DATASET_MAPPER_REGISTRY.get("mask_former_instance")(cfg, True)
+    for sample in unlabeled_samples(cfg, 3):
+        expected = mapper({**records[sample["file_name"]], "seeds": sample["seeds"]})
+        assert torch.equal(sample["image"], expected["image"])
+        truth = sample["instances"]
+        assert torch.equal(truth.gt_masks.tensor, expected["instances"].gt_masks.tensor)
+        assert torch.equal(truth.gt_classes, expected["instances"].gt_classes)
+
+
+def test_fewer_images_than_asked_for_are_all_drawn(small_config):
+    assert len(validation_samples(small_config(), 5)) == 2
+    assert evenly_spaced("abcdefgh", 3) == ["a", "c", "f"] and evenly_spaced("ab", 5) == ["a", "b"]
+    with pytest.raises(ConfigError, match="DATASETS.TEST is empty"):
+        validation_samples(small_config(DATASETS__TEST="()"), 2)
+
+
+def test_views_are_those_of_the_training(small_config):
+    cfg = small_config()
+    panels = FigureSet(cfg, FigureModels({}), 2)._views_panels()
+    samples = unlabeled_samples(cfg, 2)
+    generators = sample_generators(samples, "strong_view", "cpu")
+    strong = StrongView(cfg).batch([sample["image"] for sample in samples], generators)
+    for row, sample, view in zip(panels.rows, samples, strong, strict=True):
+        for picture, image in zip(row, (sample["image"], sample["image_weak"], view), strict=True):
+            assert (picture == image.permute(1, 2, 0).numpy()).all()
+
+
+def test_what_can_be_drawn_depends_on_what_there_is():
+    model = torch.nn.Identity()
+    assert FigureModels({}).available() == ("labeled", "views")
+    assert FigureModels({"m": model}).available() == ("labeled", "views", "predictions")
+    everything = FigureModels({"m": model}, teacher=object(), backend=object())
+    assert everything.available() == FIGURES
+
+
+def test_a_column_without_a_picture_is_left_out():
+    gray = np.full((40, 80, 3), 128, dtype=np.uint8)
+    wide = Panels(["a", "b"], [[gray, gray]]).draw()
+    assert Panels(["a", "b"], [[gray, None], [None, None]]).draw().shape[1] == wide.shape[1] // 2
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("visualize", ROOT / "tools" / "visualize.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tool_writes_what_was_asked_for(tool, small_options, tmp_path, capsys):
+    words = ["--config-file", str(ROOT / "configs" / "toyscapes_10pct.yaml")]
+    words += ["--output", str(tmp_path / "figures"), "--images", "1"]
+    tool.main([*words, "--what", "views", *small_options()])
+    path = tmp_path / "figures" / "views.png"
+    assert capsys.readouterr().out.split() == [str(path)]
+    assert [entry.name for entry in path.parent.iterdir()] == ["views.png"]
+    assert Image.open(path).size[0] == 3 * 360  # 3 inches a column
+    with pytest.raises(SystemExit, match="--what arp needs a checkpoint: add --weights"):
+        tool.main([*words, "--what", "views", "arp", *small_options()])
+
+
+def test_a_point_outside_ends_in_one_message(tool, small_options, small_config, tmp_path):
+    from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
+
+    model = TeacherTrainer.build_model(stage_config(small_config(), "student"))
+    S4MCheckpointer(model, str(tmp_path)).save("model")
+    words = ["--config-file", str(ROOT / "configs" / "toyscapes_10pct.yaml")]
+    words += ["--weights", str(tmp_path / "model.pth"), "--output", str(tmp_path / "figures")]
+    words += ["--what", "similarity", "--images", "1"]
+    with pytest.raises(SystemExit, match="The point 500 5 lies outside .*128 x 64 px"):
+        tool.main([*words, "--point", "500", "5", *small_options()])
+    assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "options", "overrides"),
+    [
+        (["--input", "a.jpg", "IMG_1.JPG", "MODEL.DEVICE", "cpu"], 3, 2),
+        (["--input", "a.jpg", "SEED", "3", "S4M.BURN_IN", "1"], 2, 4),
+        (["--point", "3", "4"], 3, 0),
+    ],
+)
+def test_overrides_begin_at_the_first_key(words, options, overrides):
+    assert split_overrides(words) == (words[:options], words[options:])
+    assert len(words) == options + overrides
+
+
+def test_options_after_overrides_are_refused():
+    with pytest.raises(ConfigError, match="'--images' comes after overrides"):
+        split_overrides(["--what", "arp", "SEED", "3", "--images", "3"])
+    with pytest.raises(InputError):
+        Panels(["a"], [[None]]).draw()
