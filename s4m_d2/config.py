@@ -144,7 +144,7 @@ def _data_config() -> CN:
     data.UNLABELED = ""  # folder of images, searched recursively
     data.VAL = ""  # COCO json to evaluate on; "": a share of LABELED's images is drawn for it
     data.VAL_IMAGES = ""  # folder that its file names start from; "": as IMAGES
-    data.VAL_FRACTION = 0.2  # that share; 0: no validation
+    data.VAL_FRACTION = 0.2  # that share; 0.0: no validation
     return data
 
 

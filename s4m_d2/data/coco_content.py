@@ -53,7 +53,8 @@ def to_evaluate(content: dict, json_file: str, image_root: str) -> dict:
     """The same with all that COCO's evaluation reads: areas, crowd flags, masks it can decode.
 
     Tools leave out "area" and "iscrowd", and write polygons of two points, which COCO's API takes
-    for boxes: these go, as in training, and so do annotations without any mask.
+    for boxes: these go, as in training, and so do annotations without any mask. Annotations are
+    numbered anew, from 1: COCO's evaluation counts one with the id 0 as never found.
 
     Args:
         content: of a checked file, or :func:`subset_of` it.
@@ -73,7 +74,8 @@ def to_evaluate(content: dict, json_file: str, image_root: str) -> dict:
             continue
         area = row["area"] if _is_area(row.get("area")) else _area(segmentation, size)
         crowd = int(bool(row.get("iscrowd", 0)))
-        changed = {"segmentation": segmentation, "area": area, "iscrowd": crowd}
+        number = len(annotations) + 1
+        changed = {"id": number, "segmentation": segmentation, "area": area, "iscrowd": crowd}
         annotations.append({**row, **changed})
     return {**content, "annotations": annotations}
 

@@ -63,7 +63,7 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
         raise DatasetError(
             f"No validation split can be drawn from {len(ordered)} labeled image(s): each class "
             "has to keep one to train on. Label more images, give --val (S4M.DATA.VAL), or train "
-            "without validation: S4M.DATA.VAL_FRACTION 0."
+            "without validation: S4M.DATA.VAL_FRACTION 0.0."
         )
     return sorted(chosen)
 

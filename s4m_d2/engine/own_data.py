@@ -210,11 +210,11 @@ def _changes(
     added, gone = len(found - {*stored.unlabeled}), len({*stored.unlabeled} - found)
     if added:
         yield (
-            f"{added:,} images were added to {cfg.S4M.DATA.UNLABELED} since the run began, which "
+            f"Since the run began, {added:,} image(s) were added to {cfg.S4M.DATA.UNLABELED}: it "
             "goes on without them. To use them, start a new run in another OUTPUT_DIR."
         )
     if gone:
         yield (
-            f"{gone:,} images that the run began with are no longer in {cfg.S4M.DATA.UNLABELED}: "
-            "each is skipped, up to S4M.MAX_SKIPPED_IMAGES. Put them back."
+            f"Since the run began, {gone:,} image(s) have gone from {cfg.S4M.DATA.UNLABELED}: each "
+            "is skipped, up to S4M.MAX_SKIPPED_IMAGES. Put them back."
         )
