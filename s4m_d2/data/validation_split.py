@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 
 from s4m_d2.errors import DatasetError, InputError
 
@@ -43,22 +43,13 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
     left = Counter(name for classes in classes_of.values() for name in classes)
     wanted = max(1, math.floor(round(fraction * len(ordered), _DECIMALS) + 0.5))
     most = max(wanted, min(_MOST_FOR_CLASSES * wanted, len(ordered) // 2))
-    chosen: list[str] = []
-
-    def take_first(candidates: list[str]) -> None:
-        for image in candidates:
-            if image not in chosen and all(left[name] > 1 for name in classes_of[image]):
-                chosen.append(image)
-                left.subtract(classes_of[image])
-                return
-
+    chosen: set[str] = set()
     for rare in sorted(left, key=lambda name: (left[name], name)):
-        covered = any(rare in classes_of[image] for image in chosen)
-        if not covered and len(chosen) < most:
-            take_first([image for image in ordered if rare in classes_of[image]])
+        if len(chosen) < most and not any(rare in classes_of[image] for image in chosen):
+            _take_first((i for i in ordered if rare in classes_of[i]), chosen, classes_of, left)
     for image in ordered:
         if len(chosen) < min(wanted, len(ordered) - 1):
-            take_first([image])
+            _take_first([image], chosen, classes_of, left)
     if not any(classes_of[image] for image in chosen):
         raise DatasetError(
             f"No validation split can be drawn from {len(ordered)} labeled image(s): each class "
@@ -66,6 +57,20 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
             "without validation: S4M.DATA.VAL_FRACTION 0.0."
         )
     return sorted(chosen)
+
+
+def _take_first(
+    images: Iterable[str],
+    chosen: set[str],
+    classes_of: Mapping[str, Set[str]],
+    left: Counter[str],
+) -> None:
+    """Choose the first image that leaves one of each class; count it off in ``left``."""
+    for image in images:
+        if image not in chosen and all(left[name] > 1 for name in classes_of[image]):
+            chosen.add(image)
+            left.subtract(classes_of[image])
+            return
 
 
 def _key(name: str) -> bytes:
