@@ -23,7 +23,8 @@ from toyscapes_scene import INSTANCES_PER_LABEL, LABEL_IDS, THING_CLASSES, Scene
 
 CLASSES = tuple(sorted(THING_CLASSES))
 CLASS_OF_LABEL = {LABEL_IDS[name]: name for name in CLASSES}
-OUTLINE_TOLERANCE = 0.5  # px by which a polygon may differ from the mask's outline
+ENLARGED = 4  # times, before outlines are traced: they run through the centers of edge pixels
+OUTLINE_TOLERANCE = 0.25  # px by which a polygon may differ from the mask's outline
 FEWEST_CORNERS = 3
 FORMATS = ("coco", "via", "labelme")
 MIN_SIDE = 64
@@ -39,10 +40,12 @@ def scene_shapes(scene: Scene) -> list[Shape]:
         if name is None:
             continue
         mask = (scene.instance_ids == instance).astype(np.uint8)
-        outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-        polygons = [cv2.approxPolyDP(line, OUTLINE_TOLERANCE, True)[:, 0] for line in outlines]
-        # Outlines run through the centers of pixels; COCO's coordinates begin at their corners.
-        polygons = [(p + 0.5).tolist() for p in polygons if len(p) >= FEWEST_CORNERS]
+        large = mask.repeat(ENLARGED, 0).repeat(ENLARGED, 1)
+        outlines, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        tolerance = ENLARGED * OUTLINE_TOLERANCE
+        corners = [cv2.approxPolyDP(line, tolerance, True)[:, 0] for line in outlines]
+        # From indices of pixels to COCO's coordinates, which begin at the image's corner.
+        polygons = [((c + 0.5) / ENLARGED).tolist() for c in corners if len(c) >= FEWEST_CORNERS]
         if polygons:
             shapes.append((name, polygons))
     return shapes

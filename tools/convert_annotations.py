@@ -29,7 +29,7 @@ from s4m_d2.data.segmentations import check_segmentation  # noqa: E402
 from s4m_d2.errors import DatasetError, OutputError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 
-_DECIMALS = 2
+_DECIMALS = 3
 
 
 class Converter:
