@@ -4,6 +4,8 @@
     python train_net.py --config-file configs/cityscapes_10pct.yaml
     python train_net.py --config-file configs/cityscapes_10pct.yaml --check
     python train_net.py --config-file configs/cityscapes_10pct.yaml --resume
+    python train_net.py --config-file configs/custom.yaml --labeled annotations.json \
+        --images DIR --unlabeled DIR
     torchrun --nproc-per-node 4 train_net.py --config-file configs/cityscapes_10pct.yaml
     python train_net.py --config-file configs/cityscapes_10pct.yaml \
         --eval-only MODEL.WEIGHTS output/student/model_final.pth S4M.EVAL both
@@ -19,10 +21,11 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from s4m_d2.engine import run, run_config
-from s4m_d2.engine.arguments import check_arguments
+from s4m_d2.engine import run
+from s4m_d2.engine.arguments import add_arguments, check_arguments, num_processes, read_config
+from s4m_d2.engine.findings import PreflightReport
 from s4m_d2.engine.launch import launch
-from s4m_d2.engine.preflight import check_config, check_output_dir, load_config, preflight
+from s4m_d2.engine.preflight import check_config, check_output_dir, preflight
 from s4m_d2.engine.stop_signals import listen
 from s4m_d2.errors import S4MError
 
@@ -31,35 +34,31 @@ logger = logging.getLogger("s4m_d2.train_net")
 
 def parse_args():
     parser = default_argument_parser(epilog=__doc__)
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="report on settings, data, weights, disk and memory; train nothing, write nothing",
-    )
+    add_arguments(parser)
     args = parser.parse_args()
     if args.check and args.eval_only:
         parser.error("--check is for training runs; --eval-only checks its settings by itself")
     return args
 
 
-def read_config(args):
-    return run_config(load_config(args.config_file, args.opts))
-
-
 def check_run(args):
     """The report on a training run, before any process is started."""
-    started = int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))  # torchrun's
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus))
-    return preflight(read_config(args), resume=args.resume, num_processes=started, num_local=local)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus))  # torchrun's
+    started = num_processes(args)
+    cfg, own_data = read_config(args)
+    report = preflight(cfg, resume=args.resume, num_processes=started, num_local=local)
+    return report if own_data is None else PreflightReport((*own_data.findings(), *report.findings))
 
 
 def setup(args):
     """The checked, frozen config of this run; loggers and OUTPUT_DIR are ready afterwards."""
-    cfg = read_config(args)
+    cfg, own_data = read_config(args)
     check_config(cfg, eval_only=args.eval_only)
     check_output_dir(cfg, resume=args.resume or args.eval_only)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s4m_d2")
+    if own_data is not None:
+        own_data.save()
     return cfg
 
 

@@ -119,6 +119,7 @@ def _s4m_config() -> CN:
     s4m.AMP_PRECISION = "float16"  # with SOLVER.AMP.ENABLED; bfloat16 needs no loss scale
     s4m.COMPILE = False  # torch.compile for backbone and head; needs a C++ compiler
 
+    s4m.DATA = _data_config()
     s4m.SAM = _sam_config()
     s4m.DISTILL = _distill_config()
     s4m.PSEUDO_LABEL = _pseudo_label_config()
@@ -137,6 +138,18 @@ def _s4m_config() -> CN:
     # steps in a row that are skipped, because a loss or gradient is not finite, before a run stops
     s4m.MAX_BAD_STEPS = 10
     return s4m
+
+
+def _data_config() -> CN:
+    """Own data in files and folders (docs/own-data.md), in place of the names in DATASETS."""
+    data = CN()
+    data.LABELED = ""  # COCO json of instances; "": DATASETS names the data sets
+    data.IMAGES = ""  # folder that its file names start from; "": the json's own folder
+    data.UNLABELED = ""  # folder of images, searched recursively
+    data.VAL = ""  # COCO json to evaluate on; "": a share of LABELED's images is drawn for it
+    data.VAL_IMAGES = ""  # folder that its file names start from; "": as IMAGES
+    data.VAL_FRACTION = 0.2  # that share; 0.0: no validation
+    return data
 
 
 def _sam_config() -> CN:

@@ -1,14 +1,56 @@
-"""Command-line options that argparse takes but that cannot work."""
+"""Options of train_net.py beside Detectron2's, and values of options that cannot work."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
 from s4m_d2.config import add_s4m_config
+from s4m_d2.engine.own_data import OwnData, load_run
 from s4m_d2.errors import ConfigError
+
+# Options for own data, their keys of S4M.DATA, and the words of --help.
+_OWN_DATA = {
+    "labeled": ("JSON", "COCO json of instances to train on"),
+    "images": ("DIR", "folder that its file names start from (default: the json's folder)"),
+    "unlabeled": ("DIR", "folder of unlabeled images, searched recursively"),
+    "val": ("JSON", "COCO json to evaluate on (default: a share of the labeled images)"),
+    "val_images": ("DIR", "folder that its file names start from (default: as --images)"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that Detectron2's parser does not have."""
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="report on settings, data, weights, disk and memory; train nothing, write nothing",
+    )
+    group = parser.add_argument_group("own data (docs/own-data.md); the same as S4M.DATA's keys")
+    for name, (metavar, words) in _OWN_DATA.items():
+        group.add_argument(f"--{name.replace('_', '-')}", default="", metavar=metavar, help=words)
+
+
+def read_config(args: argparse.Namespace) -> tuple[CfgNode, OwnData | None]:
+    """The config that the options ask for, and the own data that it names, registered."""
+    paths = {name: getattr(args, name) for name in _OWN_DATA}
+    # A path is quoted, as a value is read as a Python literal: a folder may be called 2024.
+    of_options = {f"S4M.DATA.{name.upper()}": repr(path) for name, path in paths.items() if path}
+    return load_run(
+        args.config_file,
+        [word for item in of_options.items() for word in item] + args.opts,
+        resume=args.resume,
+        eval_only=args.eval_only,
+        num_processes=num_processes(args),
+    )
+
+
+def num_processes(args: argparse.Namespace) -> int:
+    """Processes of the run, on all machines: torchrun's, or those that are started."""
+    return int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -219,7 +219,7 @@ def _device_errors(cfg: CfgNode) -> Iterator[S4MError]:
 def _dataset_name_errors(cfg: CfgNode) -> Iterator[S4MError]:
     sets = cfg.DATASETS
     if not sets.TRAIN:
-        yield ConfigError("DATASETS.TRAIN is empty: name a labeled data set.")
+        yield ConfigError("DATASETS.TRAIN is empty: name a labeled data set, or give --labeled.")
     if runs_stage(cfg, "student") and not sets.UNLABELED:
         yield ConfigError(
             "DATASETS.UNLABELED is empty: stage 2 needs the name of an unlabeled data set, such as "

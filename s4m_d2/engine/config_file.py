@@ -53,6 +53,12 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
+def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:
+    """The keys that the file, with its ``_BASE_``, or the overrides set; both loaded before."""
+    nested = CfgNode.load_yaml_with_base(config_file) if config_file else {}
+    return {*_leaf_keys(nested), *opts[::2]}
+
+
 def _merge_file(cfg: CfgNode, config_file: str) -> None:
     if not os.path.isfile(config_file):
         raise ConfigError(

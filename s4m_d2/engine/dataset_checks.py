@@ -113,7 +113,7 @@ def _class_finding(count: DatasetCount) -> Finding:
     if absent and count.role == "labeled":
         warnings.append(
             f"'{count.name}' has no instance of {', '.join(absent)}: the model cannot learn it. "
-            "Use a larger split, another S4M.SPLIT_SEED, or a list of images (S4M.SPLIT_FILE)."
+            "Label images of it, or choose others: a larger split, S4M.SPLIT_SEED, S4M.SPLIT_FILE."
         )
     return Finding(f"{count.role} classes", count.classes(), (), tuple(warnings))
 

@@ -1,0 +1,93 @@
+"""The data sets of a run on own data: registered, stored and reported."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from detectron2.utils import comm
+
+from s4m_d2.data.coco_content import subset_of, to_evaluate
+from s4m_d2.data.custom import OwnCoco, register_own_data
+from s4m_d2.engine import own_data_files as files
+from s4m_d2.engine.findings import Finding
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """What a run on own data trains and is evaluated on.
+
+    Attributes:
+        stored: classes, derived settings and unlabeled images.
+        labeled, validation: annotated images; None: no evaluation.
+        ground_truth: the COCO file that evaluation compares with; it exists after :meth:`save`.
+        unlabeled_dir: "" without stage 2.
+        folder: where the run keeps its data.
+        is_new: the run begins: everything is to be stored there.
+        notes: what the user should know.
+        kept: keys that would have been derived but are the user's.
+    """
+
+    stored: files.StoredData
+    labeled: OwnCoco
+    validation: OwnCoco | None
+    ground_truth: str
+    unlabeled_dir: str
+    folder: str
+    is_new: bool
+    notes: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+
+    def register(self) -> None:
+        """Register the data sets in this process, under the names of :mod:`s4m_d2.data.custom`."""
+        validation = None
+        if self.validation is not None:
+            validation = self.validation, self.ground_truth
+        unlabeled = None
+        if self.unlabeled_dir:
+            unlabeled = self.unlabeled_dir, self.stored.unlabeled
+        register_own_data(
+            self.stored.classes, labeled=self.labeled, unlabeled=unlabeled, validation=validation
+        )
+
+    def save(self) -> None:
+        """Write what the run begins with, where that is not done; all processes call it.
+
+        Raises:
+            DatasetError: an annotation of the validation set cannot be used.
+            OutputError: the system refuses to write.
+        """
+        if comm.is_main_process():
+            self._write()
+        comm.synchronize()  # the others read the ground truth when they build an evaluator
+
+    def _write(self) -> None:
+        val = None
+        if self.validation is not None and self.ground_truth != self.validation.json_file:
+            val = _part(self.validation)
+            val = to_evaluate(val, self.validation.json_file, self.validation.image_root)
+        if self.is_new:
+            files.store(self.folder, self.stored, _part(self.labeled), val)
+        elif val is not None:
+            files.write_json(self.ground_truth, val)
+
+    def findings(self) -> list[Finding]:
+        """Lines of the report before training: the classes, then each derived setting."""
+        names = self.stored.classes
+        text = f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(names)}"
+        if self.unlabeled_dir and self.stored.left_out:
+            text += f"; {self.stored.left_out:,} unlabeled images are of the validation set: unused"
+        if not self.is_new:
+            text += f"; as the run began, in {os.path.relpath(self.folder)}"
+        lines = [Finding("own data", text, (), self.notes)]
+        kept = set(self.kept)
+        settings = [setting for setting in self.stored.settings if setting.key not in kept]
+        lines += [Finding("derived", str(setting)) for setting in settings]
+        if kept:
+            lines.append(Finding("not derived", f"set by you: {', '.join(self.kept)}"))
+        return lines
+
+
+def _part(dataset: OwnCoco) -> dict:
+    content = dataset.read()
+    return subset_of(content, dataset.choose([row["file_name"] for row in content["images"]]))

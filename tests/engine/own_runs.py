@@ -1,0 +1,105 @@
+"""Small runs on own data through train_net.py, in this process."""
+
+import importlib.util
+import json
+import logging
+import shutil
+import signal
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from s4m_d2.engine.stop_signals import STOP_SIGNALS
+
+from .conftest import ROOT, SMALL
+
+CONFIG = str(ROOT / "configs" / "custom_small.yaml")
+_LOGGERS = ("detectron2", "fvcore", "s4m_d2")
+# What the small runs of other tests have, but for the data and what follows from them.
+_MODEL = {k: v for k, v in SMALL.items() if k.startswith(("MODEL.", "S4M.DISTILL", "S4M.PSEUDO"))}
+OPTIONS = _MODEL | {
+    "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.IMS_PER_BATCH": 2,
+    "SOLVER.MAX_ITER": 2,
+    "S4M.BURN_IN": 1,
+}
+
+
+def make_data(folder: Path, *, labeled: int = 8, unlabeled: int = 4) -> Path:
+    """The generator's data: annotations.json, labeled/ and unlabeled/, of 128 x 64 pixels."""
+    sys.path.insert(0, str(ROOT / "datasets"))
+    from make_own_data import make_own_data
+
+    make_own_data(folder, labeled=labeled, unlabeled=unlabeled, seed=3, size=(128, 64), kind="coco")
+    return folder
+
+
+def copied(data: Path, target: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(data, target))
+
+
+def change_json(path: Path, change) -> None:
+    """Let ``change`` alter the content of a JSON file in place."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def own_options(data: Path, **others) -> list[str]:
+    """--labeled, --images and --unlabeled; ``others`` replace them or add to them; None: not."""
+    paths = {
+        "labeled": data / "annotations.json",
+        "images": data / "labeled",
+        "unlabeled": data / "unlabeled",
+    }
+    given = {name: path for name, path in (paths | others).items() if path is not None}
+    return [word for n, path in given.items() for word in (f"--{n.replace('_', '-')}", str(path))]
+
+
+def overrides(output: Path, **changes) -> list[str]:
+    """KEY VALUE of a small run into ``output``; ``changes`` with __ for dots; None: not given."""
+    merged = OPTIONS | {"OUTPUT_DIR": output}
+    merged |= {key.replace("__", "."): value for key, value in changes.items()}
+    return [str(word) for item in merged.items() if item[1] is not None for word in item]
+
+
+def train_net_module():
+    """train_net.py as a module."""
+    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def parsed(arguments):
+    """The options as train_net.py parses them."""
+    before, sys.argv = sys.argv, ["train_net.py", *map(str, arguments)]
+    try:
+        return train_net_module().parse_args()
+    finally:
+        sys.argv = before
+
+
+@contextmanager
+def _as_before():
+    """Logging and signals are afterwards as they were."""
+    loggers = {name: logging.getLogger(name) for name in _LOGGERS}
+    states = {n: (list(x.handlers), x.propagate, x.level) for n, x in loggers.items()}
+    signals = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in signals.items():
+            signal.signal(number, handler)
+        for name, (handlers, propagate, level) in states.items():
+            for handler in set(loggers[name].handlers) - set(handlers):
+                handler.close()
+            loggers[name].handlers[:] = handlers
+            loggers[name].propagate, loggers[name].level = propagate, level
+
+
+def train_net(*arguments) -> int:
+    """Run train_net.py with the small config; its exit status."""
+    with _as_before():
+        return train_net_module().start(parsed(["--config-file", CONFIG, *arguments]))

@@ -1,0 +1,185 @@
+"""Own data: classes, split, settings and what is refused, before training starts."""
+
+import json
+
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from s4m_d2.engine.arguments import read_config
+from s4m_d2.errors import ConfigError, DatasetError
+
+from .own_runs import CONFIG, change_json, copied, make_data, overrides, own_options, parsed
+
+CLASSES = ["bicycle", "bus", "car", "motorcycle", "person", "rider", "train", "truck"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return make_data(tmp_path_factory.mktemp("own") / "data")
+
+
+@pytest.fixture
+def changed(data, tmp_path):
+    return copied(data, tmp_path / "changed")
+
+
+@pytest.fixture
+def read(tmp_path):
+    """(options, overrides) → config and own data, as train_net.py reads them."""
+
+    def of(options, config_file=CONFIG, flags=(), **changes):
+        words = overrides(tmp_path / "run", **changes)
+        return read_config(parsed(["--config-file", config_file, *options, *flags, *words]))
+
+    return of
+
+
+def names(data_set):
+    return {record["file_name"].rsplit("/", 1)[-1] for record in DatasetCatalog.get(data_set)}
+
+
+def test_classes_come_from_the_json(data, read):
+    cfg, own = read(own_options(data))
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == len(CLASSES)
+    assert cfg.DATASETS.TRAIN == ("own_labeled",) and cfg.DATASETS.TEST == ("own_val",)
+    assert cfg.DATASETS.UNLABELED == ("own_unlabeled",)
+    assert MetadataCatalog.get("own_val").thing_classes == CLASSES
+    assert f"8 classes: {', '.join(CLASSES)}" in own.findings()[0].text
+
+
+def test_config_keys_do_the_same_as_the_options(data, read, tmp_path):
+    by_option, _ = read(own_options(data))
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        f"_BASE_: {CONFIG}\nS4M:\n  DATA:\n    LABELED: {data}/annotations.json\n"
+        f"    IMAGES: {data}/labeled\n    UNLABELED: {data}/unlabeled\n"
+    )
+    by_key, _ = read([], config_file=str(config))
+    assert by_key == by_option
+
+
+def test_paths_are_made_absolute_and_read_as_text(changed, read, monkeypatch):
+    monkeypatch.chdir(changed)
+    (changed / "unlabeled").rename(changed / "2024")
+    cfg, _ = read(own_options(changed, labeled="annotations.json", unlabeled="2024"))
+    assert f"{changed}/annotations.json" == cfg.S4M.DATA.LABELED
+    assert f"{changed}/2024" == cfg.S4M.DATA.UNLABELED
+
+
+def test_a_drawn_split_shares_no_image_with_training(data, read):
+    cfg, own = read(own_options(data, unlabeled=data))  # the labeled images are in it
+    labeled, val, unlabeled = (names(s) for s in ("own_labeled", "own_val", "own_unlabeled"))
+    assert labeled | val == {f"street_{i:05d}.png" for i in range(8)}
+    assert not labeled & val and not unlabeled & val
+    assert labeled < unlabeled and len(unlabeled) == 8 + 4 - len(val)
+    assert f"{len(val)} unlabeled images are of the validation set" in own.findings()[0].text
+    read(own_options(data))
+    assert names("own_val") == val
+
+
+def test_without_a_fraction_nothing_is_held_out(data, read):
+    cfg, own = read(own_options(data), S4M__DATA__VAL_FRACTION=0.0)
+    assert cfg.DATASETS.TEST == () and own.validation is None
+    assert len(names("own_labeled")) == 8
+
+
+def test_a_given_validation_set_leaves_all_labeled_images(changed, read):
+    def of_other_ids(content):
+        """The last two images, and categories numbered the other way round."""
+        content["images"] = content["images"][-2:]
+        ids = {row["id"] for row in content["images"]}
+        rows = [row for row in content["annotations"] if row["image_id"] in ids]
+        content["annotations"] = [{**r, "category_id": 108 - r["category_id"]} for r in rows]
+        content["categories"] = [{**r, "id": 108 - r["id"]} for r in content["categories"]]
+
+    (changed / "val").mkdir()
+    (changed / "val.json").write_text((changed / "annotations.json").read_text())
+    change_json(changed / "val.json", of_other_ids)
+    for i in (6, 7):
+        (changed / "labeled" / f"street_{i:05d}.png").rename(
+            changed / "val" / f"street_{i:05d}.png"
+        )
+    change_json(changed / "annotations.json", lambda c: c.update(images=c["images"][:-2],
+                annotations=[r for r in c["annotations"] if r["image_id"] < 7]))  # fmt: skip
+    options = own_options(changed, val=changed / "val.json", val_images=changed / "val")
+    read(options)
+    assert len(names("own_labeled")) == 6
+    before = json.loads((changed / "val.json").read_text())
+    class_of = {row["id"]: row["name"] for row in before["categories"]}
+    for record in DatasetCatalog.get("own_val"):
+        rows = [r for r in before["annotations"] if r["image_id"] == record["image_id"]]
+        expected = [class_of[row["category_id"]] for row in rows]
+        assert [CLASSES[row["category_id"]] for row in record["annotations"]] == expected
+
+
+def test_a_users_keys_win_and_are_named(data, read, tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"_BASE_: {CONFIG}\nINPUT:\n  IMAGE_SIZE: 96\n")
+    cfg, own = read(own_options(data), config_file=str(config))
+    assert (cfg.INPUT.IMAGE_SIZE, cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH) == (96, 2, 2)
+    derived = {setting.key for setting in own.stored.settings}
+    kept = {"INPUT.IMAGE_SIZE", "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "S4M.BURN_IN"}
+    assert kept < set(own.kept) and not kept & derived
+    assert "INPUT.IMAGE_SIZE" in own.findings()[-1].text
+
+
+def test_the_number_of_classes_of_another_data_sets_config_does_not_count(data, read, tmp_path):
+    config = tmp_path / "mine.yaml"
+    config.write_text(f"_BASE_: {CONFIG}\nMODEL:\n  SEM_SEG_HEAD:\n    NUM_CLASSES: 80\n")
+    assert read(own_options(data), str(config))[0].MODEL.SEM_SEG_HEAD.NUM_CLASSES == 8
+    changed = {"MODEL__SEM_SEG_HEAD__NUM_CLASSES": 80}  # the checks before training refuse it
+    assert read(own_options(data), **changed)[0].MODEL.SEM_SEG_HEAD.NUM_CLASSES == 80
+
+
+def test_classes_without_an_instance_are_named(changed, read):
+    change_json(changed / "annotations.json",
+                lambda c: c["categories"].append({"id": 99, "name": "tram"}))  # fmt: skip
+    _, own = read(own_options(changed))
+    assert [note for note in own.notes if "no instance of tram" in note]
+
+
+def test_too_few_queries_are_named(data, read):
+    _, own = read(own_options(data), MODEL__MASK_FORMER__NUM_OBJECT_QUERIES=3)
+    assert any("NUM_OBJECT_QUERIES is 3" in note for note in own.notes)
+
+
+def without_images(content):
+    content.update(images=[], annotations=[])
+
+
+REFUSED = {
+    "no labeled json": ({"labeled": None}, {}, ConfigError, "--labeled"),
+    "no unlabeled folder": ({"unlabeled": None}, {}, ConfigError, "--unlabeled"),
+    "missing files": (
+        {"labeled": "no.json", "images": "no", "unlabeled": "nowhere", "val": "x.json"}, {},
+        DatasetError, r"(?s)4 problems.*--labeled.*no\.json.*--images.*--val.*--unlabeled",
+    ),
+    "fraction": ({}, {"S4M__DATA__VAL_FRACTION": 1.0}, ConfigError, "VAL_FRACTION is 1.0"),
+    "names too": ({}, {"DATASETS__TRAIN": "('x',)"}, ConfigError, "DATASETS.TRAIN and S4M.DATA"),
+    "split seed": ({}, {"S4M__SPLIT_SEED": 3}, ConfigError, "--val"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_options_that_cannot_work_are_named(data, read, mistake):
+    options, changes, error, message = REFUSED[mistake]
+    with pytest.raises(error, match=message):
+        read(own_options(data, **options), **changes)
+
+
+def test_data_that_cannot_work_are_named(changed, read):
+    (changed / "empty").mkdir()
+    with pytest.raises(DatasetError, match="holds no image"):
+        read(own_options(changed, unlabeled=changed / "empty"))
+    (changed / "val.json").write_text((changed / "annotations.json").read_text())
+    change_json(changed / "val.json", lambda c: c["categories"][0].update(name="bike"))
+    with pytest.raises(DatasetError, match="lacks bicycle and it adds bike"):
+        read(own_options(changed, val=changed / "val.json"))
+    change_json(changed / "annotations.json", without_images)
+    with pytest.raises(DatasetError, match="no image to train on"):
+        read(own_options(changed))
+
+
+def test_without_own_data_the_config_is_as_ever(read):
+    cfg, own = read([])
+    assert own is None and cfg.DATASETS.TRAIN == ()

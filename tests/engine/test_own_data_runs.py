@@ -1,0 +1,126 @@
+"""Own data from the command line: both stages, continued, evaluated."""
+
+import json
+
+import pytest
+
+from s4m_d2.engine import own_data_files
+from s4m_d2.engine.arguments import read_config
+from s4m_d2.errors import DatasetError
+from s4m_d2.report import read_results
+
+from .own_runs import (
+    CONFIG,
+    change_json,
+    copied,
+    make_data,
+    overrides,
+    own_options,
+    parsed,
+    train_net,
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The data and the output folder of a run of both stages."""
+    root = tmp_path_factory.mktemp("own_runs")
+    data = make_data(root / "data")
+    assert train_net(*own_options(data), *overrides(root / "run")) == 0
+    return data, root / "run"
+
+
+def stamps(run):
+    """When each file of a run's data and weights was written."""
+    found = [*run.glob("data/*"), *run.glob("*/model_final.pth")]
+    return {path.relative_to(run): path.stat().st_mtime_ns for path in found}
+
+
+def test_both_stages_train_on_what_is_stored_beside_them(finished):
+    data, run = finished
+    assert (run / "teacher" / "model_final.pth").is_file()
+    results = read_results(str(run / "student" / "results.json"))
+    assert {"segm", "bbox"} <= set(results)
+    train, val = (
+        json.loads((run / "data" / f"{part}.json").read_text()) for part in ("train", "val")
+    )
+    files = [{row["file_name"] for row in part["images"]} for part in (train, val)]
+    assert not files[0] & files[1] and len(files[0] | files[1]) == 8
+    assert (run / "data" / "unlabeled.txt").read_text().split() == [
+        f"street_{i:05d}.png" for i in range(8, 12)
+    ]
+    assert "IMAGE_SIZE: 128" in (run / "config.yaml").read_text()
+
+
+def test_a_check_tells_settings_and_reasons_and_writes_nothing(finished, tmp_path, capsys):
+    data, _ = finished
+    output = tmp_path / "checked"
+    words = overrides(output, SOLVER__MAX_ITER=None, S4M__BURN_IN=None)
+    assert train_net(*own_options(data), "--check", *words) == 0
+    assert not output.exists()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "SOLVER.MAX_ITER 800: 8 times 4 unlabeled images in batches of 2" in said
+    assert "not derived set by you" in said and "own_val" in said
+
+
+def test_a_mistake_in_the_data_ends_the_check_with_an_error(finished, tmp_path, capsys):
+    data = copied(finished[0], tmp_path / "data")
+    next(iter(sorted((data / "labeled").iterdir()))).write_bytes(b"no image")
+    assert train_net(*own_options(data), "--check", *overrides(tmp_path / "run")) == 1
+    assert "street_00000.png cannot be read" in capsys.readouterr().out
+
+
+def test_a_run_continues_with_the_data_that_it_began_with(finished, tmp_path, capsys):
+    data, run = copied(finished[0], tmp_path / "data"), copied(finished[1], tmp_path / "run")
+    (run / "student" / "model_final.pth").unlink()  # as if it had been stopped in stage 2
+    (run / "student" / "results.json").unlink()
+    (run / "student" / "last_checkpoint").unlink()
+    before = stamps(run)
+    (data / "unlabeled" / "new.png").write_bytes(
+        (data / "labeled" / "street_00000.png").read_bytes()
+    )
+    (data / "unlabeled" / "street_00008.png").unlink()
+    change_json(data / "annotations.json", lambda c: c.update(annotations=c["annotations"][:-5]))
+    capsys.readouterr()
+    assert train_net(*own_options(data), "--resume", *overrides(run)) == 0
+    said = " ".join((run / "log.txt").read_text().split())
+    assert "1 image(s) were added" in said and "1 image(s) have gone" in said
+    assert "annotations.json is not what it was when the run began" in said
+    after = stamps(run)
+    assert {path: after[path] for path in before} == before  # the data and stage 1 stay
+    trained, again = (r / "student" / "results.json" for r in (finished[1], run))
+    assert trained.is_file() and again.is_file()
+
+
+def test_without_changes_a_continued_run_says_nothing(finished, tmp_path):
+    data, run = finished
+    words = ["--resume", *overrides(run)]
+    cfg, own = read_config(parsed(["--config-file", CONFIG, *own_options(data), *words]))
+    assert own.notes == () and not own.is_new
+    fresh, _ = read_config(parsed(["--config-file", CONFIG, *own_options(data), *words[1:]]))
+    assert cfg == fresh
+
+
+def test_an_evaluation_has_the_split_and_settings_of_the_weights_run(finished, tmp_path, capsys):
+    data, run = copied(finished[0], tmp_path / "data"), finished[1]
+    change_json(
+        data / "annotations.json", lambda c: c["categories"].append({"id": 99, "name": "tram"})
+    )
+    changes = {"MODEL__WEIGHTS": run / "student" / "model_final.pth"}
+    words = overrides(tmp_path / "eval", **changes)
+    assert train_net(*own_options(data, unlabeled=None), "--eval-only", *words) == 0
+    results = read_results(str(run / "student" / "results.json"))["segm"]
+    assert f"copypaste: {results['AP']:.4f},{results['AP50']:.4f}" in capsys.readouterr().out
+    assert not (tmp_path / "eval" / "data").exists()
+    # Other images than the run's own: a file beside them is compared with.
+    options = own_options(finished[0], val=finished[0] / "annotations.json")
+    assert train_net(*options, "--eval-only", *words) == 0
+    truth = json.loads((tmp_path / "eval" / "data" / "evaluated.json").read_text())
+    assert len(truth["images"]) == 8
+
+
+def test_damaged_stored_data_are_named(finished, tmp_path):
+    run = copied(finished[1], tmp_path / "run")
+    (run / "data" / "settings.json").write_text("{}")
+    with pytest.raises(DatasetError, match="start a new run"):
+        own_data_files.read_stored(str(run / "data"))

@@ -1,0 +1,87 @@
+"""Pictures of annotations and predictions: what is drawn, and what is refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as mask_utils
+from scipy.ndimage import binary_fill_holes
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
+
+import draw_annotations  # noqa: E402
+import make_own_data  # noqa: E402
+from toyscapes_scene import INSTANCES_PER_LABEL, render_scene  # noqa: E402
+
+SIZE = (128, 64)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("drawn") / "data"
+    make_own_data.make_own_data(folder, labeled=2, unlabeled=0, seed=4, size=SIZE, kind="coco")
+    return folder
+
+
+def test_the_generators_polygons_are_the_instances_without_their_holes():
+    scene = render_scene(4, "train", 0, SIZE)
+    ids = np.unique(scene.instance_ids)
+    ids = [i for i in ids.tolist() if i // INSTANCES_PER_LABEL in make_own_data.CLASS_OF_LABEL]
+    shapes = make_own_data.scene_shapes(scene)
+    assert len(shapes) == len(ids) > 2
+    for number, (_, polygons) in zip(ids, shapes, strict=True):
+        flat = [np.ravel(polygon).tolist() for polygon in polygons]
+        drawn = mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(flat, *SIZE[::-1])))
+        mask = scene.instance_ids == number
+        filled = binary_fill_holes(mask)
+        assert (filled & (drawn > 0)).sum() > 0.97 * (filled | (drawn > 0)).sum()
+
+
+def test_only_predictions_with_the_score_are_drawn(data, tmp_path, monkeypatch):
+    content = json.loads((data / "annotations.json").read_text())
+    rows = [row for row in content["annotations"] if row["image_id"] == 1][:2]
+    found = [
+        {
+            "image_id": 1,
+            "category_id": row["category_id"],
+            "score": score,
+            "segmentation": mask_utils.merge(mask_utils.frPyObjects(row["segmentation"], 64, 128)),
+        }
+        for row, score in zip(rows, (0.9, 0.4), strict=True)
+    ]
+    for row in found:
+        row["segmentation"]["counts"] = row["segmentation"]["counts"].decode()
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(found))
+    drawn = []
+
+    def note(image, masks, labels, names, scores=None):
+        drawn.append(([names[label] for label in labels], scores))
+        return image
+
+    monkeypatch.setattr(draw_annotations, "overlay", note)
+    arguments = [str(data / "annotations.json"), "--images", str(data / "labeled")]
+    picture = tmp_path / "a.png"
+    arguments += ["--output", str(picture), "--predictions", str(results), "--count", "5"]
+    assert draw_annotations.main(arguments) == 0
+    assert Image.open(picture).width > 0
+    names = {row["id"]: row["name"] for row in content["categories"]}
+    of_images = [[names[r["category_id"]] for r in content["annotations"] if r["image_id"] == i]
+                 for i in (1, 2)]  # fmt: skip
+    expected = [names[rows[0]["category_id"]]]
+    assert drawn == [(of_images[0], None), (expected, [0.9]), (of_images[1], None), ([], [])]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '[{"score": 1}]'])
+def test_files_that_are_no_predictions_are_refused(data, tmp_path, capsys, text):
+    results, picture = tmp_path / "results.json", tmp_path / "a.png"
+    results.write_text(text)
+    arguments = [str(data / "annotations.json"), "--images", str(data / "labeled")]
+    arguments += ["--output", str(picture), "--predictions", str(results)]
+    assert draw_annotations.main(arguments) == 1
+    assert "--predictions" in capsys.readouterr().err
+    assert not picture.exists()
