@@ -151,8 +151,9 @@ def test_a_run_that_would_not_be_done_in_time_is_not_begun_but_a_shorter_one_is(
     assert SUPERVISED in capsys.readouterr().out.split("Left for the next time")[1]
 
 
-def test_at_the_end_of_its_time_a_run_is_saved_and_later_continued(study, monkeypatch):
-    study.plan(wait=[TEACHER])
+@pytest.mark.parametrize("how", ["wait", "deaf"])  # deaf: too young to save, the signal ends it
+def test_at_the_end_of_its_time_a_run_is_saved_and_later_continued(study, monkeypatch, how):
+    study.plan(**{how: [TEACHER]})
     monkeypatch.setattr(ablation, "remaining_seconds", lambda *_: 0.0)
     assert study.run("--only", STUDENT, "--max-minutes", "0.03") == 0
     assert study.calls() == [TEACHER]  # and nothing after it
