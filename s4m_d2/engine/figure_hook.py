@@ -97,5 +97,6 @@ def figure_hooks(
         teacher = labeling.teacher
         models = FigureModels({"student": model, "teacher": teacher.model}, teacher, backend)
     names = choose_figures(settings.WHAT, models)
+    names = [name for name in names if name != "arp" or cfg.S4M.ARP.ENABLED]
     figures = FigureSet(cfg, models, settings.IMAGES)
     return [FiguresHook(figures, names, settings.PERIOD, os.path.join(cfg.OUTPUT_DIR, FOLDER))]

@@ -95,6 +95,7 @@ class FigureSet:
         self._unlabeled = functools.cache(lambda: unlabeled_samples(cfg, count))
         self._taught = self._unlabeled if unlabeled else self._validation
         self._strong_view = StrongView(cfg).batch
+        self._refines = cfg.S4M.REFINE.ENABLED
         self._labeling = _labeling(cfg, models) if models.teacher else None
         self._predictor = functools.partial(Predictor, cfg)
 
@@ -117,7 +118,9 @@ class FigureSet:
         return view_panels(samples, strong, self.order)
 
     def _pseudo_labels_panels(self) -> Panels:
-        return pseudo_label_panels(self._taught(), self._views(), self.names(), self.order)
+        return pseudo_label_panels(
+            self._taught(), self._views(), self.names(), self.order, refines=self._refines
+        )
 
     def _arp_panels(self) -> Panels:
         return arp_panels(self._taught(), self._views(), self.names(), self.order)
@@ -145,7 +148,6 @@ def _labeling(cfg: CfgNode, models: FigureModels) -> PseudoLabeling:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.S4M.ARP.PAIR_FRACTION = PAIR_ALL
-    cfg.S4M.ARP.ENABLED = True
     cfg.freeze()
     return PseudoLabeling(cfg, models.teacher, models.backend)
 

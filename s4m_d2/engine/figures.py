@@ -89,9 +89,17 @@ def view_panels(samples: Sequence[Sample], strong: Sequence[Tensor], order: str)
 
 
 def pseudo_label_panels(
-    samples: Sequence[Sample], views: UnlabeledViews, names: Sequence[str], order: str
+    samples: Sequence[Sample],
+    views: UnlabeledViews,
+    names: Sequence[str],
+    order: str,
+    *,
+    refines: bool = True,
 ) -> Panels:
-    """What the teacher labels, what SAM makes of it, and the truth of images that have one."""
+    """What the teacher labels, what SAM makes of it, and the truth of images that have one.
+
+    Without refinement (``refines``) there is no column for it.
+    """
     rows = []
     for sample, selection, refined in zip(
         samples, views.selections, drop_invalid(views.refined), strict=True
@@ -104,7 +112,7 @@ def pseudo_label_panels(
                 weak,
                 draw_truth(weak_sample, names, order) if "instances" in sample else None,
                 draw_labels(weak, before, names, scores=True),
-                draw_labels(weak, refined, names),
+                draw_labels(weak, refined, names) if refines else None,
             ]
         )
     columns = ["weak view", "ground truth", "teacher's pseudo-labels", "refined by SAM"]

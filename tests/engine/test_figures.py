@@ -95,6 +95,8 @@ def test_pseudo_labels_before_and_after_stand_beside_the_truth():
     # Only where an image has a truth is there a column for it.
     narrow = pseudo_label_panels([without], views_of([selection], [gone], [], [], []), NAMES, "RGB")
     assert narrow.draw().shape[1] == panels.draw().shape[1] * 3 // 4
+    unrefined = pseudo_label_panels([sample] * 2, views, NAMES, "RGB", refines=False)
+    assert [row[3] for row in unrefined.rows] == [None, None], "nothing was refined"
 
 
 def test_arp_outlines_what_was_pasted():
