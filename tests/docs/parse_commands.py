@@ -27,7 +27,8 @@ from s4m_d2.errors import DatasetError, S4MError, WeightsError
 
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS_DETECTRON2 = ("mask_rcnn.yaml",)
-FROM_THE_DATA = ("custom.yaml", "custom_small.yaml")  # its data sets and schedule come from the reader's files
+# Their data sets and schedule come from the reader's files.
+FROM_THE_DATA = ("custom.yaml", "custom_small.yaml")
 TRAINS = ("train_net.py", "tools/quickstart.py")  # a whole run, of S4M's own config
 # Checked where there is no GPU and no network, too.
 ANYWHERE = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
