@@ -25,6 +25,7 @@ from s4m_d2.engine.own_data_facts import (
     query_notes,
 )
 from s4m_d2.engine.own_data_sets import OwnData
+from s4m_d2.errors import DatasetError
 
 _PATHS = ("LABELED", "IMAGES", "UNLABELED", "VAL", "VAL_IMAGES")
 _CLASSES = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
@@ -165,6 +166,13 @@ def _new_validation(
 def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: bool) -> OwnData:
     """The data of a run that began before; its settings go into ``cfg``."""
     stored = files.read_stored(folder)
+    if runs_stage(cfg, "student") and not (stored.unlabeled or eval_only):
+        weights = os.path.join(cfg.OUTPUT_DIR, "teacher", "model_final.pth")
+        raise DatasetError(
+            f"The run in '{cfg.OUTPUT_DIR}' began with stage 1 alone, without unlabeled images, so "
+            "--resume cannot go on with stage 2. Start that in another OUTPUT_DIR, without "
+            f"--resume, with S4M.STAGE student S4M.TEACHER_WEIGHTS {weights}"
+        )
     apply(cfg, [setting for setting in stored.settings if setting.key not in explicit])
     images, val_images = _image_dirs(cfg)
     train = OwnCoco(os.path.join(folder, files.TRAIN), images, remedy=_REMEDY)

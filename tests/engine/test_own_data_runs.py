@@ -124,3 +124,15 @@ def test_damaged_stored_data_are_named(finished, tmp_path):
     (run / "data" / "settings.json").write_text("{}")
     with pytest.raises(DatasetError, match="start a new run"):
         own_data_files.read_stored(str(run / "data"))
+
+
+def test_a_run_of_stage_1_alone_cannot_go_on_with_stage_2(finished, tmp_path):
+    data, words = finished[0], overrides(tmp_path / "run")
+    first = ["--config-file", CONFIG, *own_options(data, unlabeled=None)]
+    _, own = read_config(parsed([*first, *words, "S4M.STAGE", "teacher"]))
+    own.save()
+    both = ["--config-file", CONFIG, *own_options(data), "--resume", *words]
+    with pytest.raises(DatasetError, match="another OUTPUT_DIR.*S4M.TEACHER_WEIGHTS .*teacher"):
+        read_config(parsed(both))
+    cfg, _ = read_config(parsed([*both, "S4M.STAGE", "teacher"]))
+    assert cfg.DATASETS.TRAIN and not cfg.DATASETS.UNLABELED
