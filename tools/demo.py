@@ -25,6 +25,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
+from s4m_d2.command_line import print_first, share
 from s4m_d2.data.images import read_image
 from s4m_d2.data.media import Media, Video, find_media
 from s4m_d2.engine import run_config
@@ -34,12 +35,10 @@ from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.predictor import Predictor, class_names, load_model
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.coco_results import RESULTS, Add, write_coco_results
-from s4m_d2.sepl.command_line import share
 from s4m_d2.visualization import overlay, write_png
 from s4m_d2.visualization.video import write_video
 
 OVERLAYS = "overlays"
-MOST_PROBLEMS = 20  # printed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -224,10 +223,7 @@ def _print_problems(problems: dict[str, str]) -> None:
     if not problems:
         return
     print(f"{len(problems)} of the inputs cannot be read:", file=sys.stderr)
-    for problem in list(problems.values())[:MOST_PROBLEMS]:
-        print(f"  {problem}", file=sys.stderr)
-    if len(problems) > MOST_PROBLEMS:
-        print(f"  and {len(problems) - MOST_PROBLEMS} more", file=sys.stderr)
+    print_first(list(problems.values()))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "datasets")]
 
 from sepl_study import cases, refiners, report, scenes  # noqa: E402
 
+from s4m_d2.command_line import natural, positive, share  # noqa: E402
 from s4m_d2.errors import S4MError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 from s4m_d2.sam.automatic_masks import AutomaticMasks  # noqa: E402
@@ -135,31 +136,13 @@ def run_refiners(output: Path, images: int, seed: int) -> int:
     return 0
 
 
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if int(text) < 0:
-        raise ValueError(text)
-    return int(text)
-
-
-def _strength(text: str) -> float:
-    if not 0 <= float(text) <= 1:
-        raise ValueError(text)
-    return float(text)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("output/sepl"))
-    parser.add_argument("--images", type=_count, default=60, help="scenes a seed")
-    parser.add_argument("--seeds", type=_seed, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--strengths", type=_strength, nargs="+", default=STRENGTHS, help="0 to 1")
+    parser.add_argument("--images", type=positive, default=60, help="scenes a seed")
+    parser.add_argument("--seeds", type=natural, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--strengths", type=share, nargs="+", default=STRENGTHS, help="0 to 1")
     parser.add_argument("--refiners", action="store_true", help="of instances, on the first seed")
     args = parser.parse_args(arguments)
     if args.refiners:

@@ -25,6 +25,7 @@ import sys
 
 from detectron2.config import CfgNode
 
+from s4m_d2.command_line import positive
 from s4m_d2.engine import run_config
 from s4m_d2.engine.arguments import split_overrides
 from s4m_d2.engine.config_checks import check_config
@@ -34,7 +35,6 @@ from s4m_d2.engine.predictor import load_model
 from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.semi.ema_teacher import EMATeacher
-from s4m_d2.sepl.command_line import positive
 from s4m_d2.visualization import write_png
 
 

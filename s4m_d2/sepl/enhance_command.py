@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from s4m_d2.command_line import positive, print_problems, share
 from s4m_d2.errors import ConfigError
 from s4m_d2.sepl.classes import add_class_arguments, classes_from
-from s4m_d2.sepl.command_line import positive, print_problems, share
 from s4m_d2.sepl.enhance_image import Enhancer, ImageFiles
 from s4m_d2.sepl.enhance_report import REPORT, Report, locked
 from s4m_d2.sepl.listing import image_files, image_list, label_files

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from s4m_d2.command_line import default_workers, positive, print_problems
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write
 from s4m_d2.sepl.classes import LabelClasses, add_class_arguments, classes_from
-from s4m_d2.sepl.command_line import default_workers, positive, print_problems
 from s4m_d2.sepl.comparison import (
     AFTER,
     BEFORE,

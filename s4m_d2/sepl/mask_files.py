@@ -81,7 +81,7 @@ def write_masks(
     records: Sequence[Mapping[str, Any]],
     size: tuple[int, int],
     fingerprint: str,
-) -> None:
+) -> list[dict[str, Any]]:
     """Keep an image's masks in a file, which :func:`cached_masks` and :func:`read_masks` read.
 
     Args:
@@ -90,6 +90,9 @@ def write_masks(
         size: (H, W) of the image.
         fingerprint: of what made the masks: AutomaticMasks.fingerprint(). Where images may change
             under their names, add theirs.
+
+    Returns:
+        What :func:`read_masks` reads from it.
 
     Raises:
         InputError: a mask is no RLE of that size, or the ending is another.
@@ -112,6 +115,7 @@ def write_masks(
         text = gzip.compress(text, mtime=0)  # equal masks make equal files
     with atomic_write(path, "wb") as file:
         file.write(text)
+    return rles
 
 
 def cached_masks(

@@ -88,8 +88,7 @@ class SamMasks:
         masks = cached_masks(kept, size, fingerprint)
         if masks is None:
             records = generator.generate(read_image(str(image), "RGB"))
-            write_masks(kept, records, size, fingerprint)
-            masks = read_masks(kept, size)
+            masks = write_masks(kept, records, size, fingerprint)
         return masks
 
     def settings(self) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from s4m_d2.command_line import default_workers, natural, positive, print_problems
 from s4m_d2.errors import DatasetError, InputError, S4MError
 from s4m_d2.sepl.classes import add_class_arguments, classes_from
-from s4m_d2.sepl.command_line import default_workers, natural, positive, print_problems
 from s4m_d2.sepl.comparison import AFTER, BEFORE, TRUTH, ImageScore, LabelFolders, compare
 from s4m_d2.sepl.drawing import legend_entries
 from s4m_d2.sepl.evaluate_command import read_report

@@ -83,8 +83,7 @@ def sam_masks(
         path = folder / f"{scene.name}.json.gz"
         masks = cached_masks(path, scene.size, version)
         if masks is None:
-            write_masks(path, generator.generate(scene.image), scene.size, version)
-            masks = cached_masks(path, scene.size, version)
+            masks = write_masks(path, generator.generate(scene.image), scene.size, version)
         found.append(masks)
     return found
 

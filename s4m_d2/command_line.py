@@ -6,7 +6,7 @@ import argparse
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 MOST_PROBLEMS = 20  # printed
 MOST_WORKERS = 8  # unless more are asked for
@@ -49,7 +49,12 @@ def print_problems(problems: Mapping[str, str], what: str) -> None:
     if not problems:
         return
     print(f"{len(problems)} image{'s' * (len(problems) != 1)} {what}:", file=sys.stderr)
-    for name, problem in list(problems.items())[:MOST_PROBLEMS]:
-        print(f"  {name}: {problem}", file=sys.stderr)
-    if len(problems) > MOST_PROBLEMS:
-        print(f"  and {len(problems) - MOST_PROBLEMS} more", file=sys.stderr)
+    print_first([f"{name}: {problem}" for name, problem in problems.items()])
+
+
+def print_first(lines: Sequence[str]) -> None:
+    """Say the first lines on standard error, and how many more there are."""
+    for line in lines[:MOST_PROBLEMS]:
+        print(f"  {line}", file=sys.stderr)
+    if len(lines) > MOST_PROBLEMS:
+        print(f"  and {len(lines) - MOST_PROBLEMS} more", file=sys.stderr)
