@@ -41,9 +41,9 @@ def read_label(path: str | os.PathLike[str], num_classes: int | None = None) -> 
                     "indices; turn colors into indices first."
                 )
             label = np.array(image)
+    except DatasetError:
+        raise
     except READ_ERRORS as error:
-        if isinstance(error, DatasetError):
-            raise
         raise unreadable(str(path), error) from error
     if num_classes is not None:
         _check_classes(path, label, num_classes)

@@ -276,7 +276,8 @@ def test_masks_of_another_format_are_not_taken_for_none(tmp_path):
 def test_masks_that_are_written_are_read(tmp_path, name, form, count):
     masks = masks_of(count)
     path = tmp_path / "new" / name
-    write_masks(path, JSON_FORMATS[form](masks), SIZE, FINGERPRINT)
+    written = write_masks(path, JSON_FORMATS[form](masks), SIZE, FINGERPRINT)
+    assert written == read_masks(path, SIZE)
     for read in (cached_masks(path, SIZE, FINGERPRINT), read_masks(path, SIZE)):
         np.testing.assert_array_equal(decoded(read), masks)
     assert find_masks(tmp_path / "new", "a") == path
