@@ -116,9 +116,8 @@ class PseudoLabeling:
         labels = refinement.labels
         if self.arp is not None:
             images, labels = self.arp(images, labels, sample_generators(batch, "arp", "cpu"))
-        if not getattr(
-            self.teacher.model, "reads_gt_valid", False
-        ):  # the student is of the same class
+        teacher = self.teacher.model  # the student is of the same class
+        if not getattr(teacher, "reads_gt_valid", False):
             labels = drop_invalid(labels)
         return UnlabeledViews(
             student_batch=self._student_batch(batch, images, labels),

@@ -80,9 +80,9 @@ class TeacherTrainer(DefaultTrainer):
         self._stop_hook = StopHook(self.checkpointer)
         evaluation = FinishedEvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write)
         figures = figure_hooks(self.cfg, self.trained_model, getattr(self, "pseudo_labeling", None))
+        own = [self._stop_hook, evaluation, *figures]
         hooks = []
         for hook in super().build_hooks():
-            own = [self._stop_hook, evaluation, *figures]
             hooks += own if isinstance(hook, EvalHook) else [hook]
         settings = run_settings(self.cfg, comm.get_world_size(), has_teacher=self.has_teacher)
         return [
