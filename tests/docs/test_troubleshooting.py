@@ -1,4 +1,4 @@
-"""Every message that docs/troubleshooting.md quotes is one of the program."""
+"""Every message that a table of messages in docs/ quotes is one of the program."""
 
 import ast
 import re
@@ -8,10 +8,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+TABLE = re.compile(r"^\| message \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", re.MULTILINE)
 ROW = re.compile(r"^\| `(.+?)` \|", re.MULTILINE)
-QUOTED = ROW.findall((ROOT / "docs" / "troubleshooting.md").read_text())
 VARIABLE = "…"
+MADE_ELSEWHERE = ("CUDA out of memory", "exit status 75")  # rows without a code span
 _LOGGED = re.compile(r"%[.\d]*[dfgs]")  # values of a logger's message
+
+
+def rows(page: Path) -> list[str]:
+    """The rows of all tables of messages of a page."""
+    tables = TABLE.findall(page.read_text())
+    return [row for table in tables for row in table.splitlines()]
+
+
+PAGES = {page.name: rows(page) for page in sorted((ROOT / "docs").glob("*.md"))}
+QUOTED = [m[1] for page_rows in PAGES.values() for row in page_rows if (m := ROW.match(row))]
 
 
 def texts(source: str) -> list[str]:
@@ -43,8 +54,16 @@ def test_quoted_messages_are_of_the_program(message):
     assert occurs(message, program())
 
 
+def test_tables_are_found_and_their_rows_are_messages():
+    assert len(PAGES["troubleshooting.md"]) > 40 and len(PAGES["own-data.md"]) > 4
+    others = [row for page in PAGES.values() for row in page if not ROW.match(row)]
+    assert {row.split("|")[1].strip() for row in others} == set(MADE_ELSEWHERE)
+
+
 def test_no_message_is_quoted_twice():
-    assert QUOTED and len(QUOTED) == len(set(QUOTED))
+    for page_rows in PAGES.values():
+        messages = [row.split("|")[1] for row in page_rows]
+        assert len(messages) == len(set(messages))
 
 
 def test_changed_messages_are_noticed():

@@ -1,0 +1,95 @@
+"""Files with classes and functions that the Markdown files name have these, as the source says."""
+
+import ast
+import re
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from markdown_docs import ROOT, files  # noqa: E402
+
+# `s4m_d2/semi/arp.py`: `ARP`, `ARP.__call__`
+_REFERENCE = re.compile(r"`((?:[\w.]+/)*\w+\.py)`: ((?:`[A-Za-z_][\w.]*`(?:, | and )?)+)")
+_STEP = re.compile(r"^\*\*(\d+)\. (.+?)\*\*(.*?)(?=^\*\*\d|^## |\Z)", re.MULTILINE | re.DOTALL)
+METHOD = (ROOT / "docs" / "method.md").read_text()
+# The concepts of the paper; each has a file named after it.
+CONCEPTS = (
+    "losses/structural_distillation",
+    "semi/pseudo_labels",
+    "semi/mask_points",
+    "semi/refinement",
+    "semi/arp",
+    "semi/placement",
+    "semi/burn_in",
+    "semi/ema_teacher",
+    "engine/pseudo_labeling",
+    "engine/teacher_student",
+    "engine/trainer",
+)
+
+
+def references(text: str) -> list[tuple[str, str]]:
+    """(path, dotted name) of all names that stand behind a path and a colon."""
+    text = " ".join(text.split())
+    return [
+        (path, name)
+        for path, names in _REFERENCE.findall(text)
+        for name in re.findall(r"`([^`]+)`", names)
+    ]
+
+
+@cache
+def definitions(path: str) -> frozenset[str]:
+    """Dotted names of a file: its functions, classes, constants, and what is in classes."""
+    return frozenset(_defined(ast.parse((ROOT / path).read_text()).body, ""))
+
+
+def _defined(body: list[ast.stmt], prefix: str):
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield prefix + node.name
+        if isinstance(node, ast.ClassDef):
+            yield from _defined(node.body, f"{prefix}{node.name}.")
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        yield from (prefix + target.id for target in targets if isinstance(target, ast.Name))
+
+
+def name(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("file", files(), ids=name)
+def test_what_is_named_behind_a_file_is_defined_there(file):
+    for path, dotted in references(file.read_text()):
+        assert (ROOT / path).is_file(), path
+        assert dotted in definitions(path), f"{path} has no {dotted}"
+
+
+def test_every_step_of_the_method_says_where_it_is():
+    steps = _STEP.findall(METHOD)
+    assert [int(number) for number, *_ in steps] == [*range(1, 6), *range(1, 11)]
+    assert not [title for _, title, text in steps if not references(text)]
+
+
+@pytest.mark.parametrize("concept", CONCEPTS)
+def test_every_concept_of_the_method_is_explained_with_its_code(concept):
+    assert f"s4m_d2/{concept}.py" in {path for path, _ in references(METHOD)}
+
+
+def test_wrong_names_are_noticed():
+    text = "In `s4m_d2/semi/arp.py`: `ARP`, `ARP.paste` and\n`owner_map`; `NoName`. `no.py`: `a`"
+    found = references(text)
+    assert found == [
+        ("s4m_d2/semi/arp.py", "ARP"),
+        ("s4m_d2/semi/arp.py", "ARP.paste"),
+        ("s4m_d2/semi/arp.py", "owner_map"),
+        ("no.py", "a"),
+    ]
+    assert {"ARP", "ARP._paste", "owner_map"} <= definitions("s4m_d2/semi/arp.py")
+    assert "ARP.paste" not in definitions("s4m_d2/semi/arp.py")
+    assert {"TeacherPhase.EMA", "SamBackend.grid_side"} <= (
+        definitions("s4m_d2/semi/burn_in.py") | definitions("s4m_d2/sam/backend.py")
+    )
