@@ -1,7 +1,8 @@
 """Run in a process of its own: parses commands with their scripts' own parsers, one by one.
 
 Reads {"commands": [words after `python`, ...], "scripts": [...]} as JSON from standard input, and
-writes what is wrong with each command ("": nothing), and the options in the help of each script.
+writes what is wrong with each command ("": nothing), how far it was checked (PARSED, SETTINGS,
+PREFLIGHT), and the options in the help of each script.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import re
 import runpy
 import sys
 import types
+from functools import cache
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
@@ -32,6 +34,8 @@ FROM_THE_DATA = ("custom.yaml", "custom_small.yaml")
 TRAINS = ("train_net.py", "tools/quickstart.py")  # a whole run, of S4M's own config
 # Checked where there is no GPU and no network, too.
 ANYWHERE = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+# Its options; the config that it names too; all that --check does.
+PARSED, SETTINGS, PREFLIGHT = "parsed", "settings", "preflight"
 PARSE_ARGS = argparse.ArgumentParser.parse_args
 
 
@@ -64,38 +68,42 @@ def run_script(words: list[str]) -> tuple[argparse.Namespace | None, str, str]:
     return None, out.getvalue(), err.getvalue()
 
 
-def problem(words: list[str]) -> str:
-    """What is wrong with a command, "" if nothing is."""
-    namespace, _, errors = run_script(words)
+@cache
+def problem(*words: str) -> tuple[str, str]:
+    """What is wrong with a command, "" if nothing is; and how far it was checked."""
+    namespace, _, errors = run_script([*words])
     if namespace is None:
-        return errors.strip().splitlines()[-1] if errors.strip() else "the script parsed nothing"
+        last = errors.strip().splitlines()[-1:]
+        return (last or ["the script parsed nothing"])[0], PARSED
     try:
         return config_problem(words[0], namespace)
     except (AssertionError, KeyError, OSError, S4MError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}", PARSED
 
 
-def config_problem(script: str, namespace: argparse.Namespace) -> str:
+def config_problem(script: str, namespace: argparse.Namespace) -> tuple[str, str]:
     """Load the config that a command names, with its overrides, and check the settings."""
     file, opts = getattr(namespace, "config_file", "") or "", getattr(namespace, "opts", [])
     if script.startswith("examples/"):
         if Path(file).name not in NEEDS_DETECTRON2 or has_detectron2():
             load_with_own_keys(file, opts)
-        return ""
+        return "", SETTINGS
     load_config(file, opts)
     if script not in TRAINS or Path(file).name in FROM_THE_DATA:
-        return ""
+        return "", SETTINGS
     if not file:
-        return "the command names no config file"
+        return "the command names no config file", PARSED
     if script == "train_net.py":
         check_arguments(namespace)
     cfg = run_config(load_config(file, [*opts, *ANYWHERE]))
     if getattr(namespace, "eval_only", False):
-        errors = config_errors(cfg, eval_only=True)
-    else:  # what --check does
-        errors = preflight(cfg, num_processes=getattr(namespace, "num_gpus", 1)).errors
+        errors, how = config_errors(cfg, eval_only=True), SETTINGS
+    else:
+        report = preflight(cfg, num_processes=getattr(namespace, "num_gpus", 1))
+        errors, how = report.errors, PREFLIGHT
     # The reader's data and models are not here.
-    return "; ".join(str(e) for e in errors if not isinstance(e, DatasetError | WeightsError))
+    ours = [str(e) for e in errors if not isinstance(e, DatasetError | WeightsError)]
+    return "; ".join(ours), how
 
 
 def has_detectron2() -> bool:
@@ -125,8 +133,10 @@ def options(words: list[str]) -> list[str]:
 def main() -> None:
     request = json.load(sys.stdin)
     argparse.ArgumentParser.parse_args = stop_after_parsing
+    found = [problem(*words) for words in request["commands"]]
     answer = {
-        "problems": [problem(words) for words in request["commands"]],
+        "problems": [text for text, _ in found],
+        "checked": [how for _, how in found],
         "options": {" ".join(words): options(words) for words in request["scripts"]},
     }
     json.dump(answer, sys.stdout)

@@ -1,4 +1,8 @@
-"""Every command in the Markdown files is one that works; none of the long ones is run."""
+"""Every command in the Markdown files has options and settings that exist.
+
+Trainings go through what --check does. The commands that take seconds are run, in
+test_short_commands.py.
+"""
 
 import json
 import os
@@ -23,6 +27,7 @@ SCRIPTS = [
     for path in sorted(ROOT.glob(place))
     if "ArgumentParser" in path.read_text() or "argument_parser(" in path.read_text()
 ]
+TRAININGS = ("train_net.py", "tools/quickstart.py")
 SEPL = "tools/sepl.py"  # its parser is in the package
 HELPS = [[name] for name in [*SCRIPTS, SEPL]]
 HELPS += [[SEPL, command] for command in ("enhance", "evaluate", "visualize")]
@@ -38,7 +43,7 @@ def script_words(command: Command) -> list[str] | None:
         return ["train_net.py", *rest[1:]]  # the batch script passes its arguments on
     if program == "torchrun":
         return rest[next(i for i, word in enumerate(rest) if word.endswith(".py")) :]
-    if program == "python" and rest[0] != "-m":
+    if program == "python" and not rest[0].startswith("-"):
         return rest
     return None
 
@@ -80,6 +85,19 @@ def answer(tmp_path_factory):
 @pytest.mark.parametrize("number", range(len(PARSED)), ids=lambda n: str(PARSED[n]))
 def test_options_exist_and_settings_are_right(number, answer):
     assert not answer["problems"][number], PARSED[number]
+
+
+def test_trainings_go_through_the_check(answer):
+    trainings = [
+        number
+        for number, words in enumerate(map(script_words, PARSED))
+        if words[0] in TRAININGS
+        and "--eval-only" not in words
+        # Those on own data are checked in test_short_commands.py.
+        and not any("configs/custom" in word for word in words)
+    ]
+    assert len(trainings) > 10
+    assert not [PARSED[n] for n in trainings if answer["checked"][n] != "preflight"]
 
 
 @pytest.mark.parametrize("words", HELPS, ids=" ".join)
