@@ -50,6 +50,7 @@ VALUES |= {"--points-per-side": {"12": "4"}}
 # In the place of `make quickstart`, whose result some commands look at.
 QUICKSTART = ["train_net.py", "--config-file", "configs/toyscapes_10pct.yaml", *SMALL]
 QUICKSTART += ["OUTPUT_DIR", "output/quickstart", "DATASETS.TRAIN", "('toyscapes_train_30pct',)"]
+QUICKSTART += ["S4M.PSEUDO_LABEL.SCORE_THRESH", "0.0", "S4M.QUALITY.PERIOD", "2"]
 FAILING = ("datasets/prepare_cityscapes.py", "datasets/prepare_coco.py")  # nothing is there
 # Guides whose commands need those of the same page before them; the others come afterwards.
 ORDER = ("docs/sepl.md", "docs/own-data.md", "docs/looking.md")
@@ -124,8 +125,11 @@ def results(folder) -> dict[tuple[str, ...], tuple[int, str]]:
         env=environment,
     )
     assert result.returncode == 0, result.stderr
-    answers = json.loads(result.stdout.splitlines()[-1])
-    return {words: tuple(answer) for words, answer in zip(order, answers, strict=True)}
+    answers = map(tuple, json.loads(result.stdout.splitlines()[-1]))
+    answered = dict(zip(order, answers, strict=True))
+    status, output = answered.pop(tuple(QUICKSTART))
+    assert status == 0, output
+    return answered
 
 
 @pytest.mark.parametrize("words", SHORT, ids=" ".join)
@@ -152,6 +156,22 @@ def test_they_leave_and_print_what_the_guides_show(folder, results):
     for path in ("datasets/own_via/annotations.json", "datasets/own_labelme/annotations.json"):
         assert len(json.loads((folder / path).read_text())["images"]) == 2
     assert (folder / "student.safetensors").is_file() and (folder / "teacher.pth").is_file()
+
+
+def test_what_is_logged_has_the_names_that_the_method_gives(folder, results):
+    text = (ROOT / "docs" / "method.md").read_text()
+    section = text.split("## What is logged\n")[1].split("\n## ")[0]
+    cells = [row.split("|")[1] for row in section.splitlines() if row.startswith("| `")]
+    names = [name for cell in cells for name in re.findall("`([^`]+)`", cell)]
+    logged = set()
+    for stage in ("teacher", "student"):
+        lines = (folder / "output/quickstart" / stage / "metrics.json").read_text().splitlines()
+        logged |= {key for line in lines for key in json.loads(line)}
+    assert len(names) > 15
+    for name in names:
+        start, more = name.removesuffix("…"), name.endswith("…")
+        found = [key for key in logged if key == start or (more and key.startswith(start))]
+        assert found or (name[0] == "_" and any(key.endswith(name) for key in logged)), name
 
 
 def test_every_reason_not_to_run_a_command_is_one():

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLE = re.compile(r"^\| message \|.*\n\|[-|]+\|\n((?:\|.*\n)+)", re.MULTILINE)
 ROW = re.compile(r"^\| `(.+?)` \|", re.MULTILINE)
 VARIABLE = "…"
-MADE_ELSEWHERE = ("CUDA out of memory", "exit status 75")  # rows without a code span
+# Rows without a code span.
+MADE_ELSEWHERE = ("CUDA out of memory", "exit status 75", "No module named detectron2.…")
 _LOGGED = re.compile(r"%[.\d]*[dfgs]")  # values of a logger's message
 
 
