@@ -191,6 +191,9 @@ def _pseudo_label_config() -> CN:
     pseudo_label.SCORE_THRESH = 0.7  # class probability
     pseudo_label.MIN_AREA = 5.0  # sum of mask probabilities, px at 1/4 resolution
     pseudo_label.MASK_THRESH = 0.5  # mask probability
+    # Of labels of an image whose masks, once refined, have a larger IoU than this, only the most
+    # certain one stays. 1.0: all stay, as in the paper.
+    pseudo_label.DUPLICATE_IOU = 1.0
     # A warning if the labels an image (smoothed) stay outside (low, high) for so many iterations.
     # COCO has 7 instances an image, Cityscapes 18.
     pseudo_label.COUNT_BAND = (0.1, 60.0)

@@ -16,7 +16,8 @@ import time
 from pathlib import Path
 
 AP = {"teacher": 10, "teacher-sd": 11, "supervised": 12, "gd": 15, "gd-sd": 16, "gd-pr": 17}
-AP |= {"gd-sd-pr": 18.5, "gd-sd-arp": 14.0, "gd-sd-pr-arp": 19.5}
+AP |= {"gd-sd-pr": 18.5, "gd-sd-arp": 14.0, "gd-sd-pr-arp": 19.5,
+       "gd-sd-pr-arp-unique": 20.0}  # fmt: skip
 EXIT_STOPPED = 75
 CLASSES = ("person", "car")
 

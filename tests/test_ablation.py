@@ -52,13 +52,14 @@ def test_the_study_has_the_runs_that_it_promises():
     for run in all_runs():
         found[run.percent, run.method.slug].add(run.seed)
     methods = "supervised gd gd-sd gd-pr gd-sd-pr gd-sd-arp gd-sd-pr-arp".split()
+    methods += ["gd-sd-pr-arp-unique"]
     few = "supervised gd gd-sd-pr-arp".split()
     teachers = ["teacher", "teacher-sd"]
     expected = {(10, slug): {0, 1, 2} for slug in methods + teachers}
     expected[100, "supervised"] = {0, 1, 2}
     expected |= {(percent, slug): {0} for percent in (5, 20, 30) for slug in few + teachers}
     assert found == expected
-    assert len(all_runs()) == len({run.name for run in all_runs()}) == 45
+    assert len(all_runs()) == len({run.name for run in all_runs()}) == 48
 
 
 def test_the_first_seed_comes_first_and_the_other_shares_of_labels_last():
@@ -81,7 +82,7 @@ def test_every_run_comes_after_its_teacher_which_runs_with_the_same_stage_one_sh
             assert run.teacher.method.distills == run.method.distills
             stages.setdefault((run.percent, run.seed, run.method.distills), set()).add(run.teacher)
     assert all(len(teachers) == 1 for teachers in stages.values())
-    assert len(stages) == 12  # of 30 runs with a student
+    assert len(stages) == 12  # of 33 runs with a student
 
 
 def test_only_named_runs_and_patterns_are_chosen_in_the_order_of_the_study():
@@ -210,7 +211,9 @@ def test_the_report_by_hand():
     assert row(text, "10 %")[3:] == ["+4.5 ± 0.0", "+2.5", "3"]
     as_claimed = [line for line in text.splitlines() if line.startswith("- Loss, as in the paper")]
     assert as_claimed == ["- Loss, as in the paper: ARP, with SD, without PR."]
-    assert "45 of 45 runs." in text and "Missing" not in text
+    own = row(text, "dropping duplicates, with all of S⁴M (not in the paper)")
+    assert own[0] == "+0.5 ± 0.0" and own[-1] == "gain"  # of which the paper says nothing
+    assert "48 of 48 runs." in text and "Missing" not in text
 
 
 def test_the_tables_of_classes_and_of_pseudo_labels_by_hand():
@@ -228,7 +231,7 @@ def test_what_is_missing_is_shown_as_missing_and_compared_with_nothing(tmp_path)
             "20pct-seed0-gd"]  # fmt: skip
     results = {run.name: result(run) for run in all_runs() if run.name not in gone}
     text = report.markdown(results, SEEDS)
-    assert "40 of 45 runs." in text
+    assert "43 of 48 runs." in text
     assert f"**Missing:** {', '.join(run.name for run in all_runs() if run.name in gone)}." in text
     compared = row(text, "SD")
     assert compared[1] == "+1.0, +1.0" and compared[3] == "2"

@@ -66,7 +66,7 @@ def test_two_methods_of_the_ablation_and_a_killed_run_that_continues(
         assert labels["pseudo_labels/per_image"] > 0
         assert ("refinement/predicted_iou" in labels) == (name == FULL)
     text = (whole / "ablation.md").read_text()
-    assert "4 of 45 runs." in text and "| Guided Distillation | " in text
+    assert "4 of 48 runs." in text and "| Guided Distillation | " in text
     assert (whole / "ablation.png").stat().st_size > 0
 
     kill_after_checkpoint(killed)

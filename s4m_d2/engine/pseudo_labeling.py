@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from s4m_d2.data.strong_view import StrongView
 from s4m_d2.engine.protocol import QueryPredictions, check_predictions
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.semi.arp import ARP
+from s4m_d2.semi.duplicates import mark_duplicates
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.pseudo_labels import Selection, select_in_batch
 from s4m_d2.semi.refinement import Refinement, build_refiner
@@ -62,6 +63,7 @@ class PseudoLabeling:
         score_thresh, min_area, mask_thresh: see :func:`select_pseudo_labels`.
         input_format: "RGB" or "BGR", the channel order of the samples' images.
         num_classes: K, which the teacher's logits must have; None: not checked.
+        duplicate_iou: of the refined masks, see :func:`mark_duplicates`; 1.0: not looked for.
     """
 
     @configurable
@@ -77,6 +79,7 @@ class PseudoLabeling:
         mask_thresh: float,
         input_format: str = "RGB",
         num_classes: int | None = None,
+        duplicate_iou: float = 1.0,
     ) -> None:
         self.teacher = teacher
         self.refiner = refiner
@@ -85,6 +88,7 @@ class PseudoLabeling:
         self.selection = dict(score_thresh=score_thresh, min_area=min_area, mask_thresh=mask_thresh)
         self.input_format = input_format
         self.num_classes = num_classes
+        self.duplicate_iou = duplicate_iou
 
     @classmethod
     def from_config(cls, cfg, teacher: EMATeacher, backend: SamBackend | None = None):
@@ -100,6 +104,7 @@ class PseudoLabeling:
             "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
             "input_format": cfg.INPUT.FORMAT,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "duplicate_iou": cfg.S4M.PSEUDO_LABEL.DUPLICATE_IOU,
         }
 
     @torch.no_grad()
@@ -156,7 +161,7 @@ class PseudoLabeling:
     def refine(
         self, weak: list[dict], selections: list[Selection], device: torch.device
     ) -> Refinement:
-        """Refined pseudo-labels at image size; SAM sees the weak view."""
+        """Refined pseudo-labels at image size, duplicates marked; SAM sees the weak view."""
         sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
         padded = [max(sides) for sides in zip(*sizes, strict=True)]
         images = torch.zeros(len(weak), 3, *padded, dtype=weak[0]["image"].dtype, device=device)
@@ -164,7 +169,11 @@ class PseudoLabeling:
             image[:, :height, :width] = to_device(sample["image"], device)
         rgb = images if self.input_format == "RGB" else images.flip(1)
         generators = sample_generators(weak, "refine_points", "cpu")
-        return self.refiner(selections, rgb, sizes, generators)
+        refinement = self.refiner(selections, rgb, sizes, generators)
+        if self.duplicate_iou >= 1.0:
+            return refinement
+        labels, found = mark_duplicates(refinement.labels, self.duplicate_iou)
+        return replace(refinement, labels=labels, num_duplicates=found)
 
     def _student_batch(
         self,
@@ -203,6 +212,8 @@ def label_statistics(
         "pseudo_labels/per_image_after_arp": sum(counts) / images,
     }
     stats.update({f"pseudo_labels/{name}": value / queries for name, value in totals.items()})
+    if refinement.num_duplicates is not None:
+        stats["pseudo_labels/duplicates_per_image"] = refinement.num_duplicates / images
     if len(refinement.predicted_ious):
         stats["refinement/predicted_iou"] = refinement.predicted_ious.mean()
     refined = refinement.num_instances

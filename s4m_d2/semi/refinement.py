@@ -59,12 +59,14 @@ class Refinement:
         num_fallbacks: how many instances kept the teacher's mask, as SAM gave none, or an empty
             one; 0-dim on the device, since nothing waits for it here.
         num_instances: of how many; None: as many as ``predicted_ious``.
+        num_duplicates: labels that are not valid for being duplicates, 0-dim; None: not looked for.
     """
 
     labels: list[PseudoLabels]
     predicted_ious: Tensor
     num_fallbacks: Tensor | int = 0
     num_instances: int | None = None
+    num_duplicates: Tensor | None = None
 
 
 class TeacherMasks:

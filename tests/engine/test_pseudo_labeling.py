@@ -152,6 +152,36 @@ def test_statistics_are_shares_of_all_queries():
     }
 
 
+class TwiceTheSame(KnownTeacher):
+    """Its second query sees the same rectangle, less certain, as class 2."""
+
+    def predict_queries(self, batch):
+        predictions = super().predict_queries(batch)
+        predictions["pred_logits"][:, 1] = torch.tensor([0.0, 0.0, 5.0, 0.0])
+        predictions["pred_masks"][:, 1] = predictions["pred_masks"][:, 0]
+        return predictions
+
+
+@pytest.mark.parametrize("reads_gt_valid", [False, True])
+def test_duplicates_reach_the_student_only_if_nobody_looks_for_them(reads_gt_valid):
+    teacher = TwiceTheSame(BOXES, SIZES[0])
+    teacher.reads_gt_valid = reads_gt_valid
+    pipeline = labeling(teacher)
+    views = pipeline(unlabeled(SIZES))
+    assert [of["instances"].gt_classes.tolist() for of in views.student_batch] == [[1, 2]] * 2
+    assert "pseudo_labels/duplicates_per_image" not in views.stats
+    pipeline.duplicate_iou = 0.7
+    views = pipeline(unlabeled(SIZES))
+    for sample in views.student_batch:
+        instances = sample["instances"]
+        if reads_gt_valid:
+            instances = instances[instances.gt_valid]
+        assert instances.gt_classes.tolist() == [1]
+    assert views.stats["pseudo_labels/duplicates_per_image"] == 1
+    assert views.stats["pseudo_labels/per_image"] == 2
+    assert views.stats["pseudo_labels/per_image_after_arp"] == 1
+
+
 def test_views_depend_on_the_samples_seeds_only():
     def noise(images, generators):
         return [

@@ -16,6 +16,7 @@ from ablation_study.runs import (
     SD_PR,
     SD_TEACHER,
     SUPERVISED,
+    UNIQUE,
     Method,
 )
 
@@ -27,7 +28,7 @@ class Comparison:
     Attributes:
         title: what is added.
         more, less: the method with it and the method without.
-        expected: +1 where the paper finds a gain, -1 where it finds a loss.
+        expected: of the paper: +1 where it finds a gain, -1 where a loss, 0 where it does not say.
         model: whose AP.
     """
 
@@ -40,7 +41,7 @@ class Comparison:
     def verdict(self, difference: Summary) -> str:
         """Whether the paper's finding shows here."""
         reading = difference.reading
-        if reading not in (GAIN, LOSS):
+        if reading not in (GAIN, LOSS) or not self.expected:
             return reading
         agrees = (reading == GAIN) == (self.expected > 0)
         return f"{reading}, {'as' if agrees else 'not as'} in the paper"
@@ -57,6 +58,7 @@ COMPARISONS = (
     Comparison("ARP, with SD and PR", FULL, SD_PR),
     Comparison("ARP, with SD, without PR", SD_ARP, SD, expected=-1),
     Comparison("all of S⁴M (− Guided Distillation)", FULL, GUIDED),
+    Comparison("dropping duplicates, with all of S⁴M (not in the paper)", UNIQUE, FULL, expected=0),
 )
 # Margins of S4M over Guided Distillation in the paper (Cityscapes, R50), by the share of labels.
 PUBLISHED_MARGINS = {5: 7.1, 10: 2.5, 20: 4.2, 30: 2.2}

@@ -14,6 +14,7 @@ REPORTED_SEEDS = (0, 1, 2)  # none that a schedule was chosen on
 TEACHER_STAGE = "teacher"  # as S4M.STAGE, and the folder that the stage writes into
 STUDENT_STAGE = "student"
 FINAL_CHECKPOINT = "model_final.pth"
+DUPLICATE_IOU = 0.7  # of two masks of one instance; the first that was tried
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Method:
         is_teacher: a stage-1 teacher, which methods with a student share.
         distills, refines, pastes: structural distillation (SD), refinement (PR) and augmentation
             with refined pseudo-labels (ARP).
+        drops: of several refined pseudo-labels on one instance all but the most certain.
     """
 
     slug: str
@@ -36,11 +38,12 @@ class Method:
     distills: bool = False
     refines: bool = False
     pastes: bool = False
+    drops: bool = False
 
 
 def _student(slug: str, title: str, *parts: str) -> Method:
     return Method(slug, title, has_student=True, distills="sd" in parts, refines="pr" in parts,
-                  pastes="arp" in parts)  # fmt: skip
+                  pastes="arp" in parts, drops="unique" in parts)  # fmt: skip
 
 
 PLAIN_TEACHER = Method("teacher", "stage-1 teacher", is_teacher=True)
@@ -54,13 +57,15 @@ FULL = _student("gd-sd-pr-arp", "+ SD + PR + ARP (S⁴M)", "sd", "pr", "arp")
 # ARP on the teacher's own masks. SD stays on: then it differs from the rows above and below it by
 # one part each, ARP from + SD and PR from S4M.
 SD_ARP = _student("gd-sd-arp", "+ SD + ARP (no PR)", "sd", "arp")
+# Not of the paper: what is left once SAM has drawn an instance for each query on a part of it.
+UNIQUE = _student("gd-sd-pr-arp-unique", "S⁴M, duplicates dropped", "sd", "pr", "arp", "unique")
 
 TEACHERS = (PLAIN_TEACHER, SD_TEACHER)
-COMPARED = (SUPERVISED, GUIDED, SD, PR, SD_PR, SD_ARP, FULL)  # in the order of the table
+COMPARED = (SUPERVISED, GUIDED, SD, PR, SD_PR, SD_ARP, FULL, UNIQUE)  # in the order of the table
 METHODS = {method.slug: method for method in (*TEACHERS, *COMPARED)}
 FEW = (SUPERVISED, GUIDED, FULL)  # at the other shares of labels
 # What is learnt from each first run of a seed, the largest question first.
-_ORDER = (SUPERVISED, GUIDED, FULL, SD_PR, PR, SD, SD_ARP)
+_ORDER = (SUPERVISED, GUIDED, FULL, SD_PR, PR, SD, SD_ARP, UNIQUE)
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,7 @@ class Run:
             "S4M.DISTILL.ENABLED": str(self.method.distills),
             "S4M.REFINE.ENABLED": str(self.method.refines),
             "S4M.ARP.ENABLED": str(self.method.pastes),
+            "S4M.PSEUDO_LABEL.DUPLICATE_IOU": str(DUPLICATE_IOU if self.method.drops else 1.0),
             "OUTPUT_DIR": str(runs / self.name),
         }
         if self.teacher is not None:

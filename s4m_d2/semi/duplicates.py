@@ -1,0 +1,58 @@
+"""Several pseudo-labels on one instance: all but the most certain count as not there.
+
+Not part of the paper. A teacher's queries often show parts of one instance, and from clicks in each
+part SAM draws the same whole instance, once for every query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from s4m_d2.structures import PseudoLabels, dense_overlaps
+
+
+@torch.no_grad()
+def mark_duplicates(
+    labels: Sequence[PseudoLabels], iou_thresh: float
+) -> tuple[list[PseudoLabels], Tensor]:
+    """Set ``valid`` to False where another valid label has nearly the same mask and a higher score.
+
+    Classes do not matter: an instance has one. Of equal scores the first stays. A label counts as
+    a duplicate of a better one even where that one is a duplicate itself (Fast NMS, as in YOLACT),
+    so that nothing waits for the device.
+
+    Args:
+        labels: of the images of a batch, on one device.
+        iou_thresh: the IoU of the masks must exceed it, in [0, 1].
+
+    Returns:
+        The labels, and how many duplicates there were among the valid ones, 0-dim int64.
+    """
+    marked, counts = [], []
+    for of_image in labels:
+        duplicate = _duplicates(of_image, iou_thresh)
+        marked.append(replace(of_image, valid=_valid(of_image) & ~duplicate))
+        counts.append(duplicate.sum())
+    return marked, torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.int64)
+
+
+def _valid(labels: PseudoLabels) -> Tensor:
+    if labels.valid is None:
+        return torch.ones(len(labels), dtype=torch.bool, device=labels.masks.device)
+    return labels.valid
+
+
+def _duplicates(labels: PseudoLabels, iou_thresh: float) -> Tensor:
+    """(N,) bool: valid, and another one that is valid is better and nearly the same."""
+    valid, scores = _valid(labels), labels.scores
+    shared = dense_overlaps(labels.masks, labels.masks)
+    areas = shared.diagonal()
+    is_same = shared > iou_thresh * (areas[:, None] + areas - shared)  # False for empty masks
+    order = torch.arange(len(labels), device=scores.device)
+    is_tie = scores[:, None] == scores
+    is_better = (scores[:, None] > scores) | (is_tie & (order[:, None] < order))
+    return (is_same & is_better & valid[:, None]).any(dim=0) & valid
