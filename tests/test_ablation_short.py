@@ -35,10 +35,10 @@ def final_weights(output: Path) -> dict[str, torch.Tensor]:
     return torch.load(path, map_location="cpu", weights_only=True)["model"]
 
 
-def kill_after_checkpoint(output: Path) -> None:
+def kill_after_checkpoint(output: Path, *arguments: str) -> None:
     """Start the full method's run and kill its training once it has saved something."""
     stage = output / "runs" / FULL / "student"
-    process = subprocess.Popen(command(output, "--only", FULL), start_new_session=True)
+    process = subprocess.Popen(command(output, *arguments, "--only", FULL), start_new_session=True)
     while process.poll() is None and not list(stage.glob("model_0*.pth")):
         time.sleep(0.05)
     os.killpg(process.pid, 9)
@@ -47,12 +47,10 @@ def kill_after_checkpoint(output: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_two_methods_of_the_ablation_and_a_killed_run_that_continues(
-    small_data, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_data))
+def test_two_methods_of_the_ablation_and_a_killed_run_that_continues(small_data, tmp_path):
+    data = ["--data", str(small_data)]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole, "--only", GUIDED, FULL), check=True)
+    subprocess.run(command(whole, *data, "--only", GUIDED, FULL), check=True)
     found = results(whole)
     assert set(found) == {TEACHER, SD_TEACHER, GUIDED, FULL}
     for result in found.values():
@@ -69,9 +67,9 @@ def test_two_methods_of_the_ablation_and_a_killed_run_that_continues(
     assert "4 of 48 runs." in text and "| Guided Distillation | " in text
     assert (whole / "ablation.png").stat().st_size > 0
 
-    kill_after_checkpoint(killed)
+    kill_after_checkpoint(killed, *data)
     assert FULL not in results(killed)
-    subprocess.run(command(killed, "--only", FULL), check=True)
+    subprocess.run(command(killed, *data, "--only", FULL), check=True)
     continued = results(killed)[FULL]
     assert continued["attempts"] == 2
     assert continued["models"] == found[FULL]["models"]

@@ -18,6 +18,7 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets"), str(ROOT / "tests")
 
 import ablation  # noqa: E402
 from ablation_runs import expected_ap  # noqa: E402
+from ablation_study import setup  # noqa: E402
 from ablation_study.training import read_attempts  # noqa: E402
 
 STAND_IN = ROOT / "tests" / "ablation_runs.py"
@@ -29,7 +30,8 @@ SUPERVISED = "10pct-seed0-supervised"
 class Study:
     """An output folder, what the stand-in shall do, and what it was asked."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.data = data
         self.output = folder / "study"
         self._plan = folder / "plan.json"
         self._calls = folder / "calls.txt"
@@ -41,7 +43,7 @@ class Study:
         self._plan.write_text(json.dumps(plan))
 
     def command(self, *arguments: str) -> list[str]:
-        return ["--output", str(self.output), *arguments]
+        return ["--output", str(self.output), "--data", str(self.data), *arguments]
 
     def run(self, *arguments: str) -> int:
         return ablation.main(self.command(*arguments))
@@ -59,11 +61,10 @@ class Study:
 
 @pytest.fixture
 def study(tmp_path, small_data, monkeypatch):
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(small_data))
     monkeypatch.setenv("ABLATION_PLAN", "")
     monkeypatch.setenv("ABLATION_CALLS", "")
     monkeypatch.setattr(ablation, "TRAIN_NET", STAND_IN)
-    return Study(tmp_path)
+    return Study(tmp_path, small_data)
 
 
 def test_runs_are_trained_once_after_their_teachers_and_the_report_is_made(study, capsys):
@@ -163,6 +164,19 @@ def test_at_the_end_of_its_time_a_run_is_saved_and_later_continued(study, monkey
     assert study.results()[TEACHER]["attempts"] == 2
     stage = study.output / "runs" / TEACHER / "teacher"
     assert [path.name for path in stage.glob("*.pth")] == ["model_final.pth"]
+
+
+def test_data_is_made_where_none_is_given_and_missing_data_is_refused(study, capsys, monkeypatch):
+    for name, few in (("TRAIN_IMAGES", 20), ("VAL_IMAGES", 3)):
+        monkeypatch.setattr(setup, name, few)
+    output = str(study.output)
+    assert ablation.main(["--output", output, "--only", SUPERVISED]) == 0
+    assert study.results()[SUPERVISED]["data"]["counts"] == {"train": 20, "val": 3}
+    assert (study.output / "data" / "toyscapes" / "toyscapes.json").exists()
+    assert ablation.main(["--output", output, "--data", output, "--only", SUPERVISED]) == 1
+    assert "no toyscapes in it. Make it with: python" in capsys.readouterr().err
+    assert study.run("--only", SUPERVISED) == 1  # the fixture's, in a folder of runs on another
+    assert "data.counts.train was 20 and is 10" in capsys.readouterr().err
 
 
 def wait_for_checkpoint(study: Study) -> None:

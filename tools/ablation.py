@@ -7,11 +7,12 @@
     python tools/ablation.py --report                               # table and chart again
 
 Each run is a training in a folder of its own (OUTPUT/runs/NAME), below 10 minutes on 2 CPU cores.
-A finished one leaves OUTPUT/results/NAME.json and is not trained again; to train it anew, remove
-both. Stage-1 teachers are runs that others share. A killed run continues where it stopped; one that
-failed is tried again the next time, the others go on, and the exit status is 1. OUTPUT/ablation.md
-and ablation.png are made from the results. Overrides (-- KEY VALUE ...) apply to all runs; an
-output folder holds runs of one configuration only.
+They train on a small toyscapes (OUTPUT/data), of which they see each labeled image some hundred
+times, as the paper's runs do. A finished one leaves OUTPUT/results/NAME.json and is not trained
+again; to train it anew, remove both. Stage-1 teachers are runs that others share. A killed run
+continues where it stopped; one that failed is tried again the next time, the others go on, and the
+exit status is 1. OUTPUT/ablation.md and ablation.png are made from the results. Overrides (-- KEY
+VALUE ...) apply to all runs; an output folder holds runs of one configuration only.
 """
 
 from __future__ import annotations
@@ -131,6 +132,8 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "ablation")
+    parser.add_argument("--data", type=Path, metavar="FOLDER",
+                        help="that holds the toyscapes to train on; else one is made")  # fmt: skip
     parser.add_argument("--config-file", default=str(ROOT / "configs" / "toyscapes_ablation.yaml"))
     parser.add_argument("--seeds", type=_seed, nargs="+", default=REPORTED_SEEDS)
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME",
@@ -149,7 +152,7 @@ def _run(args: argparse.Namespace) -> int:
         print(write_report(args.output, seeds))
         return 0
     runs = chosen_runs(seeds, args.only)
-    study = Study.read(args.output, args.config_file, args.overrides)
+    study = Study.read(args.output, args.data, args.config_file, args.overrides)
     results = read_results(study.output / "results", all_runs(seeds))
     if args.list:
         folder = study.output / "runs"

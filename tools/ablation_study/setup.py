@@ -27,6 +27,9 @@ from s4m_d2.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY_FILE = "study.json"
+# Of the data set that is made where none is given. So few that a run goes through the labeled ones
+# a few hundred times, as in the paper, and more labels would help.
+TRAIN_IMAGES, VAL_IMAGES = 100, 100
 _SHOWN = 5  # settings that an error message lists
 
 
@@ -35,24 +38,39 @@ class Study:
     """A configuration, checked, and an output folder that holds runs of no other.
 
     Attributes:
+        data: the toyscapes that is trained on.
         iterations: of the stage-1 teachers, and of all other runs.
     """
 
     output: Path
+    data: Path
     config_file: str
     options: tuple[str, ...]
     cfg: CfgNode
 
     @classmethod
-    def read(cls, output: Path, config_file: str, overrides: Sequence[str]) -> Study:
+    def read(
+        cls, output: Path, data: Path | None, config_file: str, overrides: Sequence[str]
+    ) -> Study:
         """
+        Args:
+            data: a folder that holds toyscapes; None: ``output``/data, where it is made.
+
         Raises:
             ConfigError: an override does not fit, or ``output`` holds runs of other settings.
+            DatasetError: ``data`` holds no toyscapes.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         options = ("MODEL.DEVICE", device, *overrides)
         cfg = run_config(load_config(config_file, options))
-        study = cls(output.absolute(), str(Path(config_file).absolute()), options, cfg)
+        output = output.absolute()
+        folder = (output / "data" if data is None else data.absolute()) / "toyscapes"
+        if data is not None and read_parameters(folder) is None:
+            raise DatasetError(
+                f"--data names '{data}', but there is no toyscapes in it. Make it with: python "
+                f"datasets/make_toyscapes.py --output '{folder}'; or leave --data out."
+            )
+        study = cls(output, folder, str(Path(config_file).absolute()), options, cfg)
         study._check_same()
         return study
 
@@ -63,23 +81,22 @@ class Study:
 
     def trainer(self, train_net: Path) -> Trainer:
         """Make the data set where there is none, and note the settings in the output folder."""
-        data = _data_folder()
-        if read_parameters(data) is None:
-            _make_data(data)
+        if read_parameters(self.data) is None:
+            _make_data(self.data)
         with atomic_write(self.output / STUDY_FILE) as file:
             json.dump(self._settings(), file, indent=1)
         options = ("--config-file", self.config_file, "--resume", *self.options)
         environment = {
             **KEEP_MEMORY,
-            "DETECTRON2_DATASETS": str(data.parent.absolute()),
             "OMP_NUM_THREADS": str(_cores()),
         }
+        environment |= {key: os.environ[key] for key in environment if key in os.environ}
         return Trainer(
             self.output,
             (str(train_net), *options),
             code_version(),
             self._about(),
-            environment | {key: os.environ[key] for key in environment if key in os.environ},
+            environment | {"DETECTRON2_DATASETS": str(self.data.parent)},
         )
 
     def _about(self) -> dict[str, Any]:
@@ -88,7 +105,7 @@ class Study:
         return {
             "config": Path(self.config_file).name,
             "overrides": list(self.options),
-            "data": read_parameters(_data_folder()),
+            "data": read_parameters(self.data),
             "device": f"{name}, {_cores()} cores",
             "engine": f"detectron2 {detectron2.__version__}",
             "torch": torch.__version__,
@@ -97,7 +114,7 @@ class Study:
 
     def _settings(self) -> dict[str, Any]:
         config = yaml.safe_load(self.cfg.dump())
-        return {"config": config, "data": read_parameters(_data_folder())}
+        return {"config": config, "data": read_parameters(self.data)}
 
     def _check_same(self) -> None:
         path = self.output / STUDY_FILE
@@ -130,17 +147,11 @@ def _flat(settings: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, A
             yield f"{start}{key}".removeprefix("config."), value
 
 
-def _data_folder() -> Path:
-    return Path(os.environ.get("DETECTRON2_DATASETS", ROOT / "datasets")) / "toyscapes"
-
-
 def _make_data(folder: Path) -> None:
     command = [sys.executable, str(ROOT / "datasets" / "make_toyscapes.py"), "--output"]
-    if subprocess.run([*command, str(folder)]).returncode:
-        raise DatasetError(
-            f"toyscapes cannot be made in '{folder}', for the reason above. DETECTRON2_DATASETS "
-            "names the folder that holds it."
-        )
+    counts = ["--train", str(TRAIN_IMAGES), "--val", str(VAL_IMAGES)]
+    if subprocess.run([*command, str(folder), *counts]).returncode:
+        raise DatasetError(f"toyscapes cannot be made in '{folder}', for the reason above.")
 
 
 def _cores() -> int:
