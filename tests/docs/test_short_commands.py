@@ -51,6 +51,7 @@ VALUES |= {"--points-per-side": {"12": "4"}}
 QUICKSTART = ["train_net.py", "--config-file", "configs/toyscapes_10pct.yaml", *SMALL]
 QUICKSTART += ["OUTPUT_DIR", "output/quickstart", "DATASETS.TRAIN", "('toyscapes_train_30pct',)"]
 QUICKSTART += ["S4M.QUALITY.PERIOD", "2", "S4M.PSEUDO_LABEL.SCORE_THRESH", "0.0"]
+QUICKSTART += ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", "0.9"]
 QUICKSTART += ["MODEL.MASK_FORMER.NO_OBJECT_WEIGHT", "0.0"]  # so that there are pseudo-labels
 FAILING = ("datasets/prepare_cityscapes.py", "datasets/prepare_coco.py")  # nothing is there
 # Guides whose commands need those of the same page before them; the others come afterwards.
