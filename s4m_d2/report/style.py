@@ -76,6 +76,7 @@ border-radius:4px}
 .say{color:var(--soft)}
 footer{color:var(--soft);font-size:13px;padding-top:26px;padding-bottom:30px}
 @media (max-width:600px){main,header,footer{padding-left:12px;padding-right:12px}
-th,td{padding:6px 9px}.pairs th{width:38%}h1{font-size:22px}.results th:first-child{padding-right:12px}.chart{padding:12px 8px 6px}}
+th,td{padding:6px 9px}.pairs th{width:38%}h1{font-size:22px}
+.results th:first-child{padding-right:12px}.chart{padding:12px 8px 6px}}
 @media print{.chart,figure,tr{break-inside:avoid}body{background:#fff}}
 """

@@ -213,7 +213,7 @@ def _bad(axes: Axes, one: Series) -> str:
 
 
 def _columns(axes: Axes, series: Sequence[Series]) -> list[str]:
-    """Invisible columns, one for each place that has points; each shows its values if pointed at."""
+    """An invisible column for each place that has points; pointed at, it shows their values."""
     at: dict[tuple[int, int], list[tuple[Series, Point]]] = {}
     for one in series:
         for point in one.points:
