@@ -47,7 +47,7 @@ def read_run(folder: str, problem: str = "") -> Run:
         config=config,
         facts=log_facts(os.path.join(folder, LOG)),
         pictures=pictures_of(
-            [(stage.title, os.path.join(folder, stage.name, FOLDER)) for stage in stages],
+            [(stage.title, os.path.join(folder, stage.name, FOLDER)) for stage in reversed(stages)],
             [("What happens to an image in stage 2", os.path.join(folder, OVERVIEW))],
         ),
         problem=problem,

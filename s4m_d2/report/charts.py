@@ -94,7 +94,8 @@ def ap_chart(stage: Stage, reference: float | None) -> str:
         ends = min(places), max(places)
         flat = [Point(end, reference, reference, reference) for end in ends]
         series.append(Series("stage-1 teacher, at its end", flat, COLORS - 1, dashed=True))
-    return Chart(f"{stage.title}: mask AP on validation images", "AP", series).html(burn_in(stage))
+    title = f"Mask AP while the {stage.name} is trained"
+    return Chart(title, "AP on validation images", series).html(burn_in(stage))
 
 
 def _charts(stage: Stage) -> Iterator[Chart]:

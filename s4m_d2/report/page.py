@@ -18,6 +18,7 @@ POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
     "form-action 'none'"
 )
+OPEN_PICTURES = 2  # the others are folded away
 _MINUTE = 60
 
 
@@ -85,8 +86,7 @@ def _ap_cards(models: tables.Models) -> Iterator[tuple[str, str]]:
         yield f"{aps[best]:.1f}", f"mask AP of the best model, the {best}"
     first, student = aps.get("stage-1 teacher"), aps.get("student")
     if first is not None and student is not None:
-        gain = f"{round(student - first, 1):+.1f}".replace("-", "−")
-        yield gain, "AP of the student against the stage-1 teacher"
+        yield tables.signed(student - first), "AP of the student against the stage-1 teacher"
 
 
 def _stage_cards(stage: Stage) -> Iterator[tuple[str, str]]:
@@ -144,13 +144,22 @@ def _gallery(pictures: Sequence[Picture]) -> str:
         return _say(
             "No pictures. S4M.FIGURES.PERIOD draws some while training, tools/visualize.py later."
         )
-    shown = "".join(
-        f"<figure><figcaption>{escape(p.title)}</figcaption><div><img loading='lazy' "
-        f"width='{p.size[0]}' height='{p.size[1]}' alt='{escape(p.title, quote=True)}' "
-        f"src='{p.uri}'></div></figure>"
-        for p in pictures
+    first, more = pictures[:OPEN_PICTURES], pictures[OPEN_PICTURES:]
+    content = f"<div class='gallery'>{''.join(map(_figure, first))}</div>"
+    if more:
+        content += (
+            f"<details><summary>{len(more)} more pictures</summary>"
+            f"<div class='gallery'>{''.join(map(_figure, more))}</div></details>"
+        )
+    return content
+
+
+def _figure(picture: Picture) -> str:
+    title, (width, height) = escape(picture.title, quote=True), picture.size
+    return (
+        f"<figure><figcaption>{title}</figcaption><div><img loading='lazy' width='{width}' "
+        f"height='{height}' alt='{title}' src='{picture.uri}'></div></figure>"
     )
-    return f"<div class='gallery'>{shown}</div>"
 
 
 def _stage(stage: Stage) -> str:

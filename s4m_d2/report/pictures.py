@@ -18,6 +18,15 @@ MOST_PICTURES = 14
 MOST_BYTES = 6 << 20  # of all pictures of a page, as files
 MOST_SIDE = 1600  # px; a larger picture is made smaller
 JPEG_QUALITY = 85
+# Kinds of figures for people, in the order of a gallery.
+TITLES = {
+    "predictions": "predictions",
+    "pseudo_labels": "pseudo-labels",
+    "arp": "ARP",
+    "similarity": "similarity to a point",
+    "views": "views of unlabeled images",
+    "labeled": "labeled images and augmentation",
+}
 _NUMBERED = re.compile(r"(.+?)_(\d{7,})\.png")
 _CANNOT_READ = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
@@ -42,34 +51,41 @@ def pictures_of(
     """
     found = [(title, path) for title, path in files if os.path.isfile(path)]
     for stage, folder in folders:
-        found += [(f"{stage} · {title}", path) for title, path in _latest(folder)]
-    pictures, size = [], 0
-    for title, path in found[:MOST_PICTURES]:
+        for kind, iteration, path in _latest(folder):
+            title = TITLES.get(kind, kind.replace("_", " "))
+            found.append((f"{stage} · {title} after {iteration:,} iterations", path))
+    pictures: dict[str, Picture] = {}  # by content: stages share what does not depend on models
+    size = 0
+    for title, path in found:
         try:
             content, shape = _jpeg(path)
         except _CANNOT_READ as error:
             logger.warning("The picture '%s' is left out of the report: %s", path, error)
             continue
+        uri = f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"
+        if uri in pictures:
+            continue
         size += len(content)
-        if size > MOST_BYTES:
+        if size > MOST_BYTES or len(pictures) == MOST_PICTURES:
             logger.warning("The report has room for %d pictures only.", len(pictures))
             break
-        text = base64.b64encode(content).decode("ascii")
-        pictures.append(Picture(title, f"data:image/jpeg;base64,{text}", shape))
-    return pictures
+        pictures[uri] = Picture(title, uri, shape)
+    return list(pictures.values())
 
 
-def _latest(folder: str) -> list[tuple[str, str]]:
-    """(title, path) of the latest figure of each kind."""
+def _rank(kind: str) -> int:
+    return list(TITLES).index(kind) if kind in TITLES else len(TITLES)
+
+
+def _latest(folder: str) -> list[tuple[str, int, str]]:
+    """(kind, iteration, path) of the latest figure of each kind, in the gallery's order."""
     latest: dict[str, tuple[int, str]] = {}
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     for name in names:
         if match := _NUMBERED.fullmatch(name):
             latest[match[1]] = max(latest.get(match[1], (0, "")), (int(match[2]), name))
-    return [
-        (f"{kind.replace('_', ' ')} after {iteration:,} iterations", os.path.join(folder, name))
-        for kind, (iteration, name) in latest.items()
-    ]
+    kinds = sorted(latest, key=_rank)
+    return [(kind, latest[kind][0], os.path.join(folder, latest[kind][1])) for kind in kinds]
 
 
 def _jpeg(path: str) -> tuple[bytes, tuple[int, int]]:

@@ -20,7 +20,7 @@ COLORS = 6
 X_TICKS, Y_TICKS = 5, 5
 MOST_DOTS = 60  # points; a curve of more is a line alone
 READOUT_LETTERS = 66  # a line
-NEAR_ZERO, NEAR_TICK = 0.1, 0.01  # shares of the range of iterations
+NEAR_ZERO, NEAR_TICK = 0.5, 0.02  # shares of the range of iterations
 LABEL_SIDE = 0.7  # of the plot; a mark beyond it has its label on the left
 GROUPED = 10_000  # from here on, thousands of ticks are set apart
 

@@ -63,7 +63,7 @@ def classes_html(models: Models) -> str:
             cells += f"<td>{_change(values['stage-1 teacher'], values['student'])}</td>"
         title = escape(key.removeprefix(_CLASS))
         rows.append(f"<tr><th scope='row' class='name'>{title}</th>{cells}</tr>")
-    heads = ["class", *names, *(["student − stage-1 teacher"] if compared else [])]
+    heads = ["class", *names, *(["gain of the student"] if compared else [])]
     opened = " open" if len(classes) <= OPEN_CLASSES else ""
     return (
         f"<details{opened}><summary>Mask AP of {len(classes)} "
@@ -173,7 +173,17 @@ def _change(before: float | None, after: float | None) -> str:
         return _DASH
     change = round(after - before, 1)
     style = "up" if change > 0 else "down" if change < 0 else "same"
-    return f'<span class="{style}">{change:+.1f}</span>'.replace("-", "−")
+    return f'<span class="{style}">{signed(change)}</span>'
+
+
+def signed(change: float) -> str:
+    """A difference of AP with its sign.
+
+    >>> signed(1.25), signed(-3.0), signed(-0.01)
+    ('+1.2', '−3.0', '0.0')
+    """
+    text = f"{change:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
 def _table(heads: Sequence[str], rows: Iterable[str], style: str = "") -> str:
