@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MOST_POINTS = 240  # of a curve
+LARGEST = 1e300  # beyond it, a value is as good as infinite
 _ITERATION = re.compile(rb'"iteration":\s*(\d{1,15})\s*[,}]')
 _NONE = -1
 
@@ -43,7 +44,7 @@ class Point:
 
     def add(self, iteration: int, value: float) -> None:
         self.iteration = min(self.iteration[0], iteration), max(self.iteration[1], iteration)
-        if not math.isfinite(value):
+        if not abs(value) <= LARGEST:
             self.bad += 1
             return
         self._count += 1

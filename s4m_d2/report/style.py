@@ -36,7 +36,8 @@ nav a:hover{text-decoration:underline}
 figure{margin:0;min-width:0}.chart b{display:block}
 .chart{padding:14px 14px 8px;display:flex;flex-direction:column}
 .chart svg:not(.swatch){width:100%;height:auto;display:block;margin-top:auto}
-.keys{display:flex;flex-wrap:wrap;gap:0 18px;font-size:13px;color:var(--soft)}
+.keys{display:flex;flex-wrap:wrap;gap:0 18px;font-size:13px;color:var(--soft);
+overflow-wrap:anywhere}
 .keys em{font-style:normal;color:var(--ink);font-variant-numeric:tabular-nums}
 .swatch{width:22px;height:8px;vertical-align:middle;margin-right:5px}
 svg text{font-size:11.5px;fill:var(--soft);font-family:inherit}

@@ -14,13 +14,14 @@ from html import escape
 from s4m_d2.report.curves import Point
 
 WIDTH, HEIGHT = 460, 240  # of the picture, in its own units, as all lengths here
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 38, 40  # margins of the plot
+LEFT, RIGHT, TOP, BOTTOM = 60, 12, 38, 40  # margins of the plot
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 COLORS = 6
 X_TICKS, Y_TICKS = 5, 5
 MOST_DOTS = 60  # points; a curve of more is a line alone
-READOUT_LETTERS = 66  # a line
+READOUT_LETTERS = 58  # a line
 NEAR_ZERO, NEAR_TICK = 0.5, 0.02  # shares of the range of iterations
+ROUNDING = 1e-9  # relative; values that differ by no more are the same
 LABEL_SIDE = 0.7  # of the plot; a mark beyond it has its label on the left
 GROUPED = 10_000  # from here on, thousands of ticks are set apart
 
@@ -98,8 +99,8 @@ def fitted(series: Sequence[Series], *, from_zero: bool = True) -> Axes:
     if from_zero:
         low, high = min(low, 0.0), max(high, 0.0)
     left, right = _widened(min(x), max(x))
-    if low == high:
-        low, high = (low - 1, high + 1) if low or not from_zero else (0.0, 1.0)
+    if high - low <= ROUNDING * max(abs(low), abs(high)):  # one value, 0 among them
+        low, high = (low - abs(low), high + abs(high)) if low else (0.0, 1.0)
     step = tick_step(high - low, Y_TICKS)
     return Axes((left, right), (math.floor(low / step) * step, math.ceil(high / step) * step))
 
@@ -244,6 +245,7 @@ def _readout(place: tuple[int, int], items: Sequence[tuple[Series, Point]]) -> s
             lines.append(word)
         else:
             lines[-1] = joined
+    lines = [x if len(x) <= READOUT_LETTERS else f"{x[: READOUT_LETTERS - 1]}…" for x in lines]
     ys = (TOP - 22, TOP - 8)[: len(lines)]
     return "".join(
         f'<text x="{LEFT}" y="{y}">{escape(line)}</text>' for y, line in zip(ys, lines, strict=True)
