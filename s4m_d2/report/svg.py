@@ -14,7 +14,7 @@ from html import escape
 from s4m_d2.report.curves import Point
 
 WIDTH, HEIGHT = 460, 240  # of the picture, in its own units, as all lengths here
-LEFT, RIGHT, TOP, BOTTOM = 60, 12, 38, 40  # margins of the plot
+LEFT, RIGHT, TOP, BOTTOM = 60, 18, 38, 40  # margins of the plot
 PLOT_WIDTH, PLOT_HEIGHT = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
 COLORS = 6
 X_TICKS, Y_TICKS = 5, 5
@@ -147,6 +147,18 @@ def number(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def short(iteration: float) -> str:
+    """An iteration on the axis.
+
+    >>> short(800.0), short(90_000.0), short(2_500_000.0)
+    ('800', '90k', '2.5M')
+    """
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if iteration >= 10 * size or iteration >= size == 1e6:
+            return f"{iteration / size:g}{unit}"
+    return f"{iteration:,.0f}"
+
+
 def _grid(axes: Axes) -> list[str]:
     parts = []
     for value in ticks(*axes.y, Y_TICKS):
@@ -159,7 +171,7 @@ def _grid(axes: Axes) -> list[str]:
             continue
         x = axes.at_x(value)
         parts.append(f'<path class="tick" d="M{x:.1f} {bottom}v4"/>')
-        parts.append(f'<text class="xt" x="{x:.1f}" y="{bottom + 17}">{number(value, 6)}</text>')
+        parts.append(f'<text class="xt" x="{x:.1f}" y="{bottom + 17}">{short(value)}</text>')
     parts.append(f'<path class="axis" d="M{LEFT} {bottom}h{PLOT_WIDTH}"/>')
     middle = LEFT + PLOT_WIDTH / 2
     parts.append(f'<text class="xt" x="{middle:g}" y="{HEIGHT - 6}">iteration</text>')

@@ -76,7 +76,7 @@ def said(result: subprocess.CompletedProcess) -> list[str]:
 def report(tmp_path_factory) -> Path:
     """The report of a run with pictures, a band, values that are not finite, and long names."""
     folder = make_run(tmp_path_factory.mktemp("browser") / "run")
-    records = [student_record(i, **{"segm/AP": i / 9000}) for i in range(0, 9000, 20)]
+    records = [student_record(i, **{"segm/AP": i / 9000}) for i in range(0, 300_000, 600)]
     records[30]["lr"] = float("nan")
     records[40][f"loss_{'long_' * 15}"] = 2.0
     write_lines(folder / "student" / "metrics.json", records)

@@ -162,9 +162,9 @@ def test_ap_of_both_models_is_a_curve_beside_the_stage_one_teacher(tmp_path):
     text, _ = page_of(folder)
     svg = text[text.index("<title>Mask AP while the student is trained") :]
     svg = svg[: svg.index("</svg>")]
-    # Iterations 200 and 300 are at 60 and 448; AP 0 to 30 at 200 to 38.
-    assert 'd="M60.0 146.0 448.0 92.0"' in svg
-    assert 'cx="448.0" cy="38.0"' in svg
+    # Iterations 200 and 300 are at 60 and 442; AP 0 to 30 at 200 to 38.
+    assert 'd="M60.0 146.0 442.0 92.0"' in svg
+    assert 'cx="442.0" cy="38.0"' in svg
     assert "stage-1 teacher, at its end from 20.25 to 20.25" in svg
 
 

@@ -24,23 +24,23 @@ def numbers(path):
 
 
 def test_values_are_drawn_where_the_axes_say():
-    # The plot reaches from 60 to 448 (iterations 0 to 100) and from 38 down to 200 (10 to 0).
+    # The plot reaches from 60 to 442 (iterations 0 to 100) and from 38 down to 200 (10 to 0).
     svg = SVG(chart("Loss", "unit", [Series("a", points((0, 10.0), (50, 5.0), (100, 0.0)))]))
     [line] = with_class(svg, "line")
-    assert numbers(line.get("d")) == [60, 38, 254, 119, 448, 200]
+    assert numbers(line.get("d")) == [60, 38, 251, 119, 442, 200]
     dots = [(float(e.get("cx")), float(e.get("cy"))) for e in with_class(svg, "dot")]
-    assert dots == [(60, 38), (254, 119), (448, 200)]
+    assert dots == [(60, 38), (251, 119), (442, 200)]
     labels = {e.text: (float(e.get("x")), float(e.get("y"))) for e in with_class(svg, "yt")}
     assert labels["0"] == (54, 204) and labels["10"] == (54, 42)
     labels = {e.text: float(e.get("x")) for e in with_class(svg, "xt")}
-    assert labels["0"] == 60 and labels["100"] == 448 and "iteration" in labels
+    assert labels["0"] == 60 and labels["100"] == 442 and "iteration" in labels
 
 
 def test_a_band_spans_the_least_and_the_greatest_of_each_point():
     wide = [Point((0, 9), 0.0, 4.0, 10.0), Point((90, 100), 2.0, 3.0, 5.0)]
     svg = SVG(chart("t", "u", [Series("a", wide)]))
     [band] = with_class(svg, "band")
-    x0, x1 = (round(60 + 388 * x / 100, 1) for x in (4.5, 95.0))
+    x0, x1 = (round(60 + 382 * x / 100, 1) for x in (4.5, 95.0))
     assert numbers(band.get("d")) == pytest.approx([x0, 38, x1, 119, x1, 167.6, x0, 200])
     narrow = SVG(chart("t", "u", [Series("a", points((0, 1.0), (9, 2.0)))]))
     assert not with_class(narrow, "band")
@@ -51,7 +51,7 @@ def test_marks_inside_the_range_are_drawn_and_others_are_not():
     marks = [Mark(50, "burn-in ends"), Mark(90, "late"), Mark(101, "never")]
     svg = SVG(chart("t", "u", series, marks))
     drawn = [e.get("d").split()[0] for e in with_class(svg, "mark")]
-    assert drawn == ["M254.0", "M409.2"]
+    assert drawn == ["M251.0", "M403.8"]
     texts = {e.text: e for e in with_class(svg, "marktext")}
     assert set(texts) == {"burn-in ends", "late"}
     assert texts["late"].get("text-anchor") == "end"  # it would not fit on the right
@@ -61,7 +61,7 @@ def test_one_point_is_a_dot_in_the_middle():
     svg = SVG(chart("t", "u", [Series("a", points((7, 3.0)))]))
     assert not with_class(svg, "line")
     [dot] = with_class(svg, "dot")
-    assert float(dot.get("cx")) == 254
+    assert float(dot.get("cx")) == 251
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -93,7 +93,7 @@ def test_texts_are_escaped_and_a_pointed_column_shows_all_series():
     shown = ["".join(e.text for e in column.iter("text")) for column in columns]
     assert shown == ['iteration 0 · <b>& 1 · "c" 3', "iteration 5 · <b>& 2.5"]
     edges = [(float(r.get("x")), float(r.get("width"))) for r in svg.iter("rect")]
-    assert edges == [(60.0, 194.0), (254.0, 194.0)]
+    assert edges == [(60.0, 191.0), (251.0, 191.0)]
 
 
 def test_ticks_are_round_and_inside():
