@@ -1,10 +1,12 @@
 """Charts: where values are drawn, and what odd values do."""
 
+import doctest
 import math
 from xml.etree import ElementTree
 
 import pytest
 
+from s4m_d2.report import page, run, svg, tables
 from s4m_d2.report.curves import Point
 from s4m_d2.report.svg import Mark, Series, chart, number, ticks
 
@@ -106,3 +108,9 @@ def test_ticks_are_round_and_inside():
         "368,750",
         "–",
     ]
+
+
+@pytest.mark.parametrize("module", [page, run, svg, tables], ids=lambda module: module.__name__)
+def test_examples(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0 and result.failed == 0
