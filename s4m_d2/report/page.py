@@ -55,10 +55,10 @@ def render_page(run: Run) -> str:
 
 def _state(run: Run) -> str:
     """How far the run is."""
-    if run.complete:
-        return "<span class='tag'>complete</span> Every stage was trained to its end."
     if run.problem:
         return f"<span class='tag open'>ended early</span> {escape(run.problem)}"
+    if run.complete:
+        return "<span class='tag'>complete</span> Every stage was trained to its end."
     if not any(stage.curves.records for stage in run.stages):
         return "<span class='tag open'>no records yet</span> No iteration has been logged."
     said = "; ".join(f"{s.title}: {_progress(s)}" for s in run.stages)
@@ -132,8 +132,8 @@ def _results(run: Run, models: tables.Models) -> str:
     if models and not any(charts):
         parts.append(
             _say(
-                "Evaluated at the end only, so there is no curve of AP: TEST.EVAL_PERIOD sets how "
-                "often it is measured while training."
+                "No model was evaluated twice, so there is no curve of AP: TEST.EVAL_PERIOD sets "
+                "how often it is measured while training."
             )
         )
     return "".join(parts)
@@ -173,8 +173,8 @@ def _stage(stage: Stage) -> str:
         count = stage.curves.get(name).last[1]
         if math.isfinite(count) and count > 0:
             said.append(f"{count:,.0f} {text}.")
-    if stage.curves.unreadable:
-        said.append(f"{stage.curves.unreadable:,} lines of metrics.json could not be read.")
+    if lines := stage.curves.unreadable:
+        said.append(f"{lines:,} line{'s' * (lines != 1)} of metrics.json could not be read.")
     said += stage.problems
     charts = stage_charts(stage)
     if not charts:

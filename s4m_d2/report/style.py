@@ -77,9 +77,9 @@ border-radius:4px}
 .say{color:var(--soft)}
 footer{color:var(--soft);font-size:13px;padding-top:26px;padding-bottom:30px}
 @media (max-width:600px){main,header,footer{padding-left:12px;padding-right:12px}
-th,td{padding:6px 9px}.pairs th{width:38%}h1{font-size:22px}
+th,td{padding:6px 7px;font-size:14px}thead th{font-size:12px}.pairs th{width:38%}h1{font-size:22px}
 .results th:first-child{padding-right:12px}.chart{padding:12px 8px 6px}
-.bar{background:none}.classes td{min-width:0}.name{min-width:106px}
+.bar{background:none}.classes td{width:auto;min-width:0}.name{min-width:96px}
 svg text{font-size:13.5px}.h text{font-size:11.5px}}
 @media print{.chart,figure,tr{break-inside:avoid}body{background:#fff}}
 """

@@ -83,6 +83,8 @@ def test_the_report_is_written_when_a_training_ends(folder):
     ],
 )
 def test_a_training_that_ends_early_has_a_report_that_says_why(folder, error, said):
+    (folder / "teacher" / "model_final.pth").touch()  # trained to its end, but not evaluated
+    (folder / "config.yaml").write_text("S4M: {STAGE: teacher}\n")
     with pytest.raises(type(error)) as raised, reported(str(folder)):
         raise error
     assert raised.value is error

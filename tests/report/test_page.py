@@ -96,7 +96,7 @@ def test_a_run_under_way_says_how_far_it_is(tmp_path):
     _, page = page_of(folder)
     assert "not complete Under way, or stopped." in page.text
     assert "Stage 2: student: 60 of 800 iterations" in page.text
-    assert "1 lines of metrics.json could not be read." in page.text
+    assert "1 line of metrics.json could not be read." in page.text
     assert page.row("stage-1 teacher") == ["20.2", "37.0"]
 
 
