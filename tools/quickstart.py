@@ -2,8 +2,8 @@
 
     python tools/quickstart.py --output output/quickstart
 
-Prints a table (stage-1 teacher, student, EMA teacher) and writes ``overview.png`` and
-``results.md`` into the output folder. A stopped run continues where it stopped.
+Prints a table (stage-1 teacher, student, EMA teacher) and writes ``overview.png``, ``results.md``
+and ``report.html`` into the output folder. A stopped run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from s4m_d2.engine.figure_samples import validation_samples
 from s4m_d2.engine.figure_set import PAIR_ALL
 from s4m_d2.engine.figures import at_image_size, draw_found, draw_labels, draw_truth, to_rgb
 from s4m_d2.engine.preflight import load_config
+from s4m_d2.engine.run_report import write_report
 from s4m_d2.files import atomic_write
 from s4m_d2.report import read_results, results_table
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -67,7 +68,8 @@ def main() -> None:
         file.write(table + "\n")
     overview = os.path.join(args.output, "overview.png")
     draw_overview(run_config(load_config(args.config_file, opts)), overview, args.images)
-    print(f"\n{table}\n\nPicture: {overview}")
+    report = write_report(args.output)  # with the overview
+    print(f"\n{table}\n\nPicture: {overview}\nReport: {report}")
 
 
 def _run(script: str, *arguments: str) -> None:

@@ -89,14 +89,18 @@ def figure_hooks(
     settings = cfg.S4M.FIGURES
     if not settings.PERIOD or not comm.is_main_process():
         return []
-    if labeling is None:
-        backend = getattr(getattr(model, "distillation", None), "backend", None)
-        models = FigureModels({"teacher": model}, backend=backend)
-    else:
-        backend = getattr(labeling.refiner, "backend", None)
-        teacher = labeling.teacher
-        models = FigureModels({"student": model, "teacher": teacher.model}, teacher, backend)
+    models = figure_models(model, labeling)
     names = choose_figures(settings.WHAT, models)
     names = [name for name in names if name != "arp" or cfg.S4M.ARP.ENABLED]
     figures = FigureSet(cfg, models, settings.IMAGES)
     return [FiguresHook(figures, names, settings.PERIOD, os.path.join(cfg.OUTPUT_DIR, FOLDER))]
+
+
+def figure_models(model: nn.Module, labeling: PseudoLabeling | None = None) -> FigureModels:
+    """What the figures of a stage are drawn of; the arguments are those of :func:`figure_hooks`."""
+    if labeling is None:
+        backend = getattr(getattr(model, "distillation", None), "backend", None)
+        return FigureModels({"teacher": model}, backend=backend)
+    backend = getattr(labeling.refiner, "backend", None)
+    teacher = labeling.teacher
+    return FigureModels({"student": model, "teacher": teacher.model}, teacher, backend)

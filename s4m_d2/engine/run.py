@@ -13,6 +13,8 @@ from detectron2.utils import comm
 
 from s4m_d2.engine.build import final_weights, stage_config, stages_to_run
 from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.run_log import VERSION, code_version
+from s4m_d2.engine.run_report import draw_final, reported
 from s4m_d2.engine.trainer import S4MTrainer, TeacherTrainer
 from s4m_d2.errors import WeightsError
 
@@ -22,9 +24,17 @@ logger = logging.getLogger(__name__)
 def train(cfg: CfgNode, *, resume: bool) -> Mapping[str, Any] | None:
     """Run the stages that S4M.STAGE asks for; a finished stage is not run again on resume.
 
+    However it ends, OUTPUT_DIR/report.html is written.
+
     Returns:
         what the last stage's trainer returns.
     """
+    logger.info("%s %s", VERSION, code_version())
+    with reported(cfg.OUTPUT_DIR):
+        return _train_stages(cfg, resume)
+
+
+def _train_stages(cfg: CfgNode, resume: bool) -> Mapping[str, Any] | None:
     results = None
     for stage in stages_to_run(cfg, resume=resume):
         of_stage = stage_config(cfg, stage)
@@ -36,6 +46,7 @@ def train(cfg: CfgNode, *, resume: bool) -> Mapping[str, Any] | None:
         os.makedirs(of_stage.OUTPUT_DIR, exist_ok=True)
         trainer.resume_or_load(resume=resume)
         results = trainer.train()
+        draw_final(of_stage, trainer.trained_model, getattr(trainer, "pseudo_labeling", None))
         comm.synchronize()  # the first process has written what the others may read next
         del trainer  # the next stage needs the memory
     return results

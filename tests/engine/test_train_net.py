@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from s4m_d2 import __version__
 from s4m_d2.report import read_results
 
 from .conftest import ROOT
@@ -43,6 +44,7 @@ def test_both_stages_train_then_resume_has_nothing_to_do_and_both_models_evaluat
     output = tmp_path / "run"
     weights = [output / stage / "model_final.pth" for stage in ("teacher", "student")]
     written = [path.stat().st_mtime_ns for path in weights]
+    check_report(output)
 
     again = train_net(*command())
     assert again.returncode != 0 and "--resume" in again.stderr
@@ -54,9 +56,19 @@ def test_both_stages_train_then_resume_has_nothing_to_do_and_both_models_evaluat
     changes = {"MODEL__WEIGHTS": str(weights[1]), "S4M__EVAL": "both"}
     evaluated = train_net(*command("--eval-only", OUTPUT_DIR=str(tmp_path / "eval"), **changes))
     assert evaluated.returncode == 0, evaluated.stderr
+    assert not (tmp_path / "eval" / "report.html").exists()
     found = re.findall(r"copypaste: ([\d.]+,[\d.]+)", evaluated.stdout)
     expected = [results["segm"], results["teacher"]["segm"]]
     assert found == [f"{segm['AP']:.4f},{segm['AP50']:.4f}" for segm in expected]
+
+
+def check_report(output):
+    """What the run's page holds: both stages, facts of the log, the final models' pictures."""
+    page = (output / "report.html").read_text()
+    for said in ("Every stage was trained", "EMA teacher", "toyscapes_val: ", f">{__version__}"):
+        assert said in page
+    for name in ("student · predictions", "student · pseudo-labels", "teacher · predictions"):
+        assert f"{name} after 2 iterations" in page
 
 
 def test_stage_two_alone_takes_a_teacher_from_elsewhere(command, tmp_path):

@@ -1,4 +1,4 @@
-"""What a run found, as files that other tools read."""
+"""Evaluation results as a file, and as a table."""
 
 from __future__ import annotations
 

@@ -1,0 +1,95 @@
+"""What a run has left in its output folder, as a page shows it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from s4m_d2.engine.build import RESULTS, STAGES
+from s4m_d2.engine.checkpoint_files import FINAL_CHECKPOINT
+from s4m_d2.engine.figure_hook import FOLDER
+from s4m_d2.engine.run_log import log_facts, text_lines
+from s4m_d2.errors import DatasetError
+from s4m_d2.report import Run, Settings, Stage, pictures_of, read_curves
+from s4m_d2.report.charts import derive
+
+METRICS, CONFIG, LOG = "metrics.json", "config.yaml", "log.txt"
+OVERVIEW = "overview.png"  # of the quickstart
+
+
+def read_run(folder: str, problem: str = "") -> Run:
+    """What a run has left in its output folder.
+
+    Raises:
+        DatasetError: that is nothing of a run.
+    """
+    config = _text(os.path.join(folder, CONFIG))
+    settings = Settings(_settings(config))
+    stages = [
+        _stage(os.path.join(folder, name), name, settings)
+        for name in STAGES
+        if os.path.isdir(os.path.join(folder, name))
+    ]
+    if not config and not stages:
+        raise DatasetError(
+            f"'{folder}' holds no run: expected {CONFIG} or the folders {' and '.join(STAGES)}. "
+            "Give the OUTPUT_DIR of a training."
+        )
+    return Run(
+        name=os.path.basename(os.path.abspath(folder)),
+        stages=stages,
+        settings=settings,
+        config=config,
+        facts=log_facts(os.path.join(folder, LOG)),
+        pictures=pictures_of(
+            [(stage.title, os.path.join(folder, stage.name, FOLDER)) for stage in reversed(stages)],
+            [("What happens to an image in stage 2", os.path.join(folder, OVERVIEW))],
+        ),
+        problem=problem,
+        written=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def _stage(folder: str, name: str, settings: Settings) -> Stage:
+    own = settings.number("S4M.TEACHER.MAX_ITER") if name == "teacher" else 0
+    results, problem = _results(os.path.join(folder, RESULTS))
+    return Stage(
+        name=name,
+        curves=read_curves(os.path.join(folder, METRICS), derive),
+        results=results,
+        iterations=int(own or settings.number("SOLVER.MAX_ITER")),
+        burn_in=int(settings.number("S4M.BURN_IN")) if name == "student" else None,
+        finished=os.path.isfile(os.path.join(folder, FINAL_CHECKPOINT)),
+        problems=[problem] if problem else [],
+    )
+
+
+def _results(path: str) -> tuple[Mapping[str, Any], str]:
+    """Evaluation results, and what is wrong with their file, "" if nothing is."""
+    if not os.path.exists(path):
+        return {}, ""
+    try:
+        results = json.loads(_text(path))
+    except (ValueError, RecursionError):
+        results = None
+    if isinstance(results, dict):
+        return results, ""
+    return {}, f"{RESULTS} of this stage cannot be read."
+
+
+def _settings(config: str) -> Mapping[str, Any]:
+    try:
+        values = yaml.safe_load(config)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _text(path: str) -> str:
+    """A file's text, "" if there is none."""
+    return "".join(text_lines(path))

@@ -1,0 +1,151 @@
+"""The report at the end of a run: when it is written, and that it costs no training."""
+
+import logging
+import re
+import runpy
+
+import pytest
+from detectron2.utils import comm
+
+from s4m_d2 import __version__
+from s4m_d2.engine import TeacherTrainer, run_report, stage_config
+from s4m_d2.engine.run_log import code_version, log_facts
+from s4m_d2.engine.run_report import draw_final, reported
+from s4m_d2.errors import DivergenceError
+
+from .conftest import ROOT
+
+LOG = """\
+[11/21 12:52:37] detectron2 INFO: Environment info:
+-----------  ------------------------------
+platform     Linux-6
+Python       3.9
+PyTorch      2.4
+GPU 0,1      NVIDIA H200 (arch=9.0)
+-----------  ------------------------------
+[11/21 12:52:37] s4m_d2.train_net INFO: Checked before training:
+item        finding  status
+----------  -------  ------
+device      cpu      ok
+[11/21 13:52:37] detectron2 INFO: Environment info:
+-----------  -----------------------
+Python       3.11
+secret       /home/someone
+-----------  -----------------------
+Command line arguments: Namespace()
+[11/21 13:52:37] s4m_d2.train_net INFO: Checked before training:
+item          finding                                    status
+------------  -----------------------------------------  --------
+settings      teacher 300 iterations of 4 labeled;       ok
+              student 800 iterations
+labeled data  a_10pct: 40 images; 1 image has no         warning
+              instances
+1. Warning: this is no row
+[11/21 13:52:38] s4m_d2.engine.run INFO: s4m_d2 of this run: 0.1.0, commit abc
+-----------  -----------------------
+not          a table of ours
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An output folder in which a run has begun."""
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "metrics.json").write_text('{"iteration": 19, "total_loss": 2.5}\n')
+    return tmp_path
+
+
+def test_a_log_tells_the_last_checks_and_versions(tmp_path):
+    (tmp_path / "log.txt").write_text(LOG)
+    facts = log_facts(str(tmp_path / "log.txt"))
+    assert facts[:2] == [
+        ("settings", "teacher 300 iterations of 4 labeled; student 800 iterations"),
+        ("labeled data", "a_10pct: 40 images; 1 image has no instances (warning)"),
+    ]
+    assert facts[-2:] == [("s4m_d2", "0.1.0, commit abc"), ("Python", "3.11")]
+    assert "secret" not in dict(facts)
+    assert log_facts(str(tmp_path / "none")) == []
+
+
+def test_the_report_is_written_when_a_training_ends(folder):
+    with reported(str(folder)):
+        assert not (folder / "report.html").exists()
+    assert "ended early" not in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (DivergenceError("the loss is <nan>"), "DivergenceError: the loss is &lt;nan&gt;"),
+        (KeyboardInterrupt(), "Stopped; --resume continues it."),
+        (SystemExit(75), "Stopped; --resume continues it."),
+        (ValueError("a bug"), "ValueError(&#x27;a bug&#x27;)"),
+    ],
+)
+def test_a_training_that_ends_early_has_a_report_that_says_why(folder, error, said):
+    (folder / "teacher" / "model_final.pth").touch()  # trained to its end, but not evaluated
+    (folder / "config.yaml").write_text("S4M: {STAGE: teacher}\n")
+    with pytest.raises(type(error)) as raised, reported(str(folder)):
+        raise error
+    assert raised.value is error
+    page = (folder / "report.html").read_text()
+    assert "ended early" in page and said in page
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyError("a bug"), RecursionError()])
+def test_a_report_that_fails_is_a_warning(folder, monkeypatch, caplog, error):
+    def fails(*args):
+        raise error
+
+    monkeypatch.setattr(run_report, "render_page", fails)
+    with caplog.at_level(logging.WARNING), reported(str(folder)):
+        pass
+    assert "could not be written" in caplog.text
+    with pytest.raises(DivergenceError), reported(str(folder)):
+        raise DivergenceError("first")
+    assert not (folder / "report.html").exists()
+
+
+def test_only_the_main_process_writes(folder, monkeypatch):
+    monkeypatch.setattr(comm, "is_main_process", lambda: False)
+    with reported(str(folder)):
+        pass
+    assert not (folder / "report.html").exists()
+
+
+def test_the_final_models_are_drawn_once_and_a_failure_is_a_warning(
+    small_config, monkeypatch, caplog
+):
+    cfg = stage_config(
+        small_config(S4M__DISTILL__ENABLED=False, S4M__TEACHER__MAX_ITER=7), "teacher"
+    )
+    model = TeacherTrainer.build_model(cfg).train()
+    figure = f"{cfg.OUTPUT_DIR}/figures/predictions_0000007.png"
+    draw_final(cfg, model)
+    with open(figure, "rb") as file:
+        assert file.read(4) == b"\x89PNG"
+    assert model.training
+
+    def fails(*args):
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setattr(run_report.FigureSet, "draw", fails)
+    draw_final(cfg, model)  # it is there
+    assert not caplog.records
+    cfg = stage_config(
+        small_config(S4M__DISTILL__ENABLED=False, S4M__TEACHER__MAX_ITER=8), "teacher"
+    )
+    draw_final(cfg, model)
+    assert "no memory left" in caplog.text
+
+
+def test_the_version_names_the_commit_of_a_clone():
+    assert re.fullmatch(rf"{re.escape(__version__)}(, commit \S+)?", code_version())
+
+
+def test_the_tool_writes_the_report_or_says_what_is_missing(folder, capsys):
+    main = runpy.run_path(str(ROOT / "tools" / "report.py"))["main"]
+    (folder / "empty").mkdir()
+    with pytest.raises(SystemExit, match="DatasetError: .*empty.* OUTPUT_DIR"):
+        main([str(folder), str(folder / "empty")])
+    assert capsys.readouterr().out == f"{folder}/report.html\n"
