@@ -1,6 +1,6 @@
 """Make toyscapes: street-like toy scenes in Cityscapes' own layout.
 
-    python datasets/make_toyscapes.py --output datasets/toyscapes --seed 0 --train 400 --val 100
+    python datasets/make_toyscapes.py --output datasets/toyscapes --seed 0 --train 100 --val 100
 
 Cityscapes' tools and Detectron2's Cityscapes loader read the result unchanged. Image ``i`` of a
 split depends on (seed, split, i, size) only, so a larger data set begins with the smaller one.
@@ -173,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("datasets/toyscapes"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--train", type=int, default=400, help="images of the training split")
+    parser.add_argument("--train", type=int, default=100, help="images of the training split")
     parser.add_argument("--val", type=int, default=100, help="images of the validation split")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 128),
                         metavar=("WIDTH", "HEIGHT"))  # fmt: skip
