@@ -65,8 +65,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, DEFAULT_PERMISSIONS & ~_umask())
-        os.replace(temporary, path)
+        _publish(temporary, path)
     except BaseException as error:
         os.unlink(temporary)
         cause = _disk_error(error)
@@ -74,6 +73,14 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
             raise
         raise _refused(path, cause) from error
     _sync_folder(folder)
+
+
+def _publish(temporary: str, path: str) -> None:
+    try:
+        os.chmod(temporary, DEFAULT_PERMISSIONS & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:  # such as another user's file in a folder that all may write to
+        raise _refused(path, error) from error
 
 
 def remove_temporaries(folder: str | os.PathLike[str]) -> list[str]:

@@ -150,6 +150,28 @@ def test_setup_installs_the_embedded_engine_where_there_is_none(installer, monke
     assert [arguments[1:] for arguments in calls] == [("--no-deps", "--editable", str(LITE))]
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_second_setup_only_brings_an_engine_back_that_was_removed(
+    installer, tmp_path, monkeypatch, is_there
+):
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    (tmp_path / "venv" / installer.STAMP).write_text(installer.fingerprint())
+    calls = []
+    monkeypatch.setattr(installer, "pip", lambda *arguments: calls.append(arguments))
+    # Broken or not: a second set-up must not import the engine, which takes seconds.
+    monkeypatch.setenv("PYTHONPATH", str(fake_engine(tmp_path, "raise SystemExit(1)")))
+    if not is_there:
+        for name in ("ENGINE_LOOKUP", "ENGINE_CHECK"):
+            monkeypatch.setattr(installer, name, BLOCK_ENGINE + getattr(installer, name))
+    monkeypatch.setattr(sys, "argv", ["install.py", "--venv", str(tmp_path / "venv")])
+    installer.main()
+    engine = (python, "--no-deps", "--editable", str(LITE))
+    assert calls == ([] if is_there else [engine])
+
+
 def test_an_existing_environment_gets_only_what_it_lacks(installer, tmp_path, monkeypatch):
     import numpy
 

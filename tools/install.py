@@ -4,7 +4,8 @@
 An environment that this script makes gets the tested versions of requirements.txt, and the optional
 ones of requirements-sam2.txt. An existing one keeps every version that it has, Detectron2 and
 PyTorch above all, and gets only what it lacks of the first.
-Run again, it does nothing unless the requirements changed. Needs only Python's standard library.
+Run again, it does nothing unless the requirements changed, or brings back an engine that was
+removed. Needs only Python's standard library.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ except ModuleNotFoundError as error:
 import detectron2.config
 print(f"engine: detectron2 {{detectron2.__version__}} at {{detectron2.__path__[0]}}")
 """
+ENGINE_LOOKUP = """
+import importlib.util, sys
+sys.exit(importlib.util.find_spec("detectron2") is None)
+"""  # at every make: nothing is imported
 LIST_INSTALLED = """
 import importlib.metadata as metadata, json
 print(json.dumps({d.metadata["Name"]: d.version for d in metadata.distributions()}))
@@ -57,6 +62,8 @@ def main() -> None:
         make_environment(environment)
     stamp, wanted = environment / STAMP, fingerprint()
     if stamp.exists() and stamp.read_text() == wanted:
+        if not has_engine(python):
+            install_engine(python)
         return
     if (environment / OURS).exists():
         pip(python, "-r", str(REQUIREMENTS))
@@ -139,6 +146,11 @@ def install_missing(python: Path) -> None:
 
 def normalized(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def has_engine(python: Path) -> bool:
+    """Whether a package detectron2 is there, working or not."""
+    return subprocess.run([python, "-c", ENGINE_LOOKUP], cwd="/").returncode == 0
 
 
 def install_engine(python: Path) -> None:

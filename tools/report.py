@@ -4,7 +4,7 @@
     python tools/report.py output/quickstart
 
 Training writes the page when it ends; this writes it again, or for a run that is under way or was
-stopped. It opens from disk, in any browser and without network: results of both models by class,
+killed. It opens from disk, in any browser and without network: results of both models by class,
 pictures, curves of losses, pseudo-labels and AP, settings.
 """
 

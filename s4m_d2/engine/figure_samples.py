@@ -7,6 +7,7 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, labeled_dataset_names
 from s4m_d2.data.transforms import build_geometry
@@ -18,8 +19,12 @@ SEED_STREAM = "overview"
 UNLABELED_SUFFIX = "_unlabeled"
 
 
-def validation_samples(cfg: CfgNode, count: int) -> list[dict]:
+def validation_samples(cfg: CfgNode, count: int, *, resized: bool = False) -> list[dict]:
     """The validation images with most instances of evenly spaced groups, unaugmented.
+
+    Args:
+        resized: as evaluation does (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST); False: they have
+            their own sizes, which may be those of a camera.
 
     Returns:
         samples with "image", the same as "image_weak", "instances" and "seeds".
@@ -32,7 +37,8 @@ def validation_samples(cfg: CfgNode, count: int) -> list[dict]:
         max(records[start : start + group], key=lambda record: len(record["annotations"]))
         for start in range(0, min(group * count, len(records)), group)
     ]
-    mapper = _plain_mapper(cfg, geometry=[])
+    sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    mapper = _plain_mapper(cfg, [T.ResizeShortestEdge(*sizes, "choice")] if resized else [])
     samples = [mapper(record) for record in _seeded(cfg, chosen)]
     return [{**sample, "image_weak": sample["image"]} for sample in samples]
 

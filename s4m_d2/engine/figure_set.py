@@ -25,7 +25,7 @@ from s4m_d2.engine.figures import (
     view_panels,
 )
 from s4m_d2.engine.predictor import Predictor, class_names
-from s4m_d2.engine.pseudo_labeling import PseudoLabeling, UnlabeledViews
+from s4m_d2.engine.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import undisturbed_generators
 from s4m_d2.engine.similarity_figure import point_of, similarity_panels
 from s4m_d2.losses.structural_distillation import StructuralDistillation
@@ -74,6 +74,7 @@ class FigureSet:
         count: images a figure.
         unlabeled: pseudo-labels and ARP are drawn of unlabeled images in the training's views;
             default: of validation images, which have a truth.
+        resized: validation images have the size that evaluation gives them, not their own.
         point: (x, y) in pixels of the image, for similarities; None: inside the largest instance.
     """
 
@@ -84,13 +85,14 @@ class FigureSet:
         count: int,
         *,
         unlabeled: bool = False,
+        resized: bool = False,
         point: tuple[float, float] | None = None,
     ) -> None:
         self.models = models
         self.order = cfg.INPUT.FORMAT
         self.point = point
         self.names = functools.cache(lambda: class_names(cfg))
-        self._validation = functools.cache(lambda: validation_samples(cfg, count))
+        self._validation = functools.cache(lambda: validation_samples(cfg, count, resized=resized))
         self._labeled = functools.cache(lambda: labeled_samples(cfg, count, DRAWS))
         self._unlabeled = functools.cache(lambda: unlabeled_samples(cfg, count))
         self._taught = self._unlabeled if unlabeled else self._validation
@@ -118,15 +120,17 @@ class FigureSet:
         return view_panels(samples, strong, self.order)
 
     def _pseudo_labels_panels(self) -> Panels:
+        # One by one: the memory of an image suffices, whatever their number.
+        views = [self._labeling([sample]) for sample in self._taught()]
+        selections = [selection for view in views for selection in view.selections]
+        refined = [labels for view in views for labels in view.refined]
         return pseudo_label_panels(
-            self._taught(), self._views(), self.names(), self.order, refines=self._refines
+            self._taught(), selections, refined, self.names(), self.order, refines=self._refines
         )
 
     def _arp_panels(self) -> Panels:
-        return arp_panels(self._taught(), self._views(), self.names(), self.order)
-
-    def _views(self) -> UnlabeledViews:
-        return self._labeling(self._taught())
+        views = self._labeling(self._taught())
+        return arp_panels(self._taught(), views, self.names(), self.order)
 
     def _similarity_panels(self) -> Panels:
         samples = self._validation()

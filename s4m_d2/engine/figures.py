@@ -90,7 +90,8 @@ def view_panels(samples: Sequence[Sample], strong: Sequence[Tensor], order: str)
 
 def pseudo_label_panels(
     samples: Sequence[Sample],
-    views: UnlabeledViews,
+    selections: Sequence[Selection],
+    refined: Sequence[PseudoLabels],
     names: Sequence[str],
     order: str,
     *,
@@ -101,9 +102,7 @@ def pseudo_label_panels(
     Without refinement (``refines``) there is no column for it.
     """
     rows = []
-    for sample, selection, refined in zip(
-        samples, views.selections, drop_invalid(views.refined), strict=True
-    ):
+    for sample, selection, after in zip(samples, selections, drop_invalid(refined), strict=True):
         weak_sample = {**sample, "image": sample["image_weak"]}
         weak = to_rgb(sample["image_weak"], order)
         before = at_image_size(selection, weak.shape[:2])
@@ -112,7 +111,7 @@ def pseudo_label_panels(
                 weak,
                 draw_truth(weak_sample, names, order) if "instances" in sample else None,
                 draw_labels(weak, before, names, scores=True),
-                draw_labels(weak, refined, names) if refines else None,
+                draw_labels(weak, after, names) if refines else None,
             ]
         )
     columns = ["weak view", "ground truth", "teacher's pseudo-labels", "refined by SAM"]

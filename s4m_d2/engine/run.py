@@ -29,7 +29,8 @@ def train(cfg: CfgNode, *, resume: bool) -> Mapping[str, Any] | None:
     Returns:
         what the last stage's trainer returns.
     """
-    logger.info("%s %s", VERSION, code_version())
+    if comm.is_main_process():
+        logger.info("%s %s", VERSION, code_version())
     with reported(cfg.OUTPUT_DIR):
         return _train_stages(cfg, resume)
 

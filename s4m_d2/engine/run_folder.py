@@ -13,13 +13,16 @@ import yaml
 from s4m_d2.engine.build import RESULTS, STAGES
 from s4m_d2.engine.checkpoint_files import FINAL_CHECKPOINT
 from s4m_d2.engine.figure_hook import FOLDER
-from s4m_d2.engine.run_log import log_facts, text_lines
+from s4m_d2.engine.run_log import log_facts
 from s4m_d2.errors import DatasetError
 from s4m_d2.report import Run, Settings, Stage, pictures_of, read_curves
 from s4m_d2.report.charts import derive
 
 METRICS, CONFIG, LOG = "metrics.json", "config.yaml", "log.txt"
 OVERVIEW = "overview.png"  # of the quickstart
+MOST_TEXT = 1 << 20  # characters; of a larger file the rest is not read
+# PyYAML checks little of what stands under a tag.
+_YAML_ERRORS = (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
 
 def read_run(folder: str, problem: str = "") -> Run:
@@ -62,7 +65,7 @@ def _stage(folder: str, name: str, settings: Settings) -> Stage:
         name=name,
         curves=read_curves(os.path.join(folder, METRICS), derive),
         results=results,
-        iterations=int(own or settings.number("SOLVER.MAX_ITER")),
+        iterations=max(0, int(own or settings.number("SOLVER.MAX_ITER"))),
         burn_in=int(settings.number("S4M.BURN_IN")) if name == "student" else None,
         finished=os.path.isfile(os.path.join(folder, FINAL_CHECKPOINT)),
         problems=[problem] if problem else [],
@@ -85,11 +88,15 @@ def _results(path: str) -> tuple[Mapping[str, Any], str]:
 def _settings(config: str) -> Mapping[str, Any]:
     try:
         values = yaml.safe_load(config)
-    except (yaml.YAMLError, ValueError, RecursionError):
+    except (*_YAML_ERRORS, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
 
 
 def _text(path: str) -> str:
     """A file's text, "" if there is none."""
-    return "".join(text_lines(path))
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(MOST_TEXT)
+    except OSError:
+        return ""

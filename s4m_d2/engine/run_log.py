@@ -25,7 +25,16 @@ def code_version() -> str:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return version
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=10"]
+    command = [
+        "git",
+        "--no-optional-locks",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=10",
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS)
     except (OSError, subprocess.SubprocessError):
@@ -38,7 +47,7 @@ def log_facts(path: str) -> list[tuple[str, str]]:
     """(name, text) of the last checks before training and of the environment, from a log."""
     tables: dict[str, list[str]] = {}
     version, open_table = "", None
-    for line in text_lines(path):
+    for line in _lines(path):
         if _LOG_LINE.match(line):
             open_table = next((key for key in (CHECKED, ENVIRONMENT) if key in line), None)
             if open_table:
@@ -80,7 +89,7 @@ def _rows(lines: Sequence[str]) -> Iterator[list[str]]:
         yield row
 
 
-def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
+def _lines(path: str | os.PathLike[str]) -> Iterator[str]:
     """The lines of a text file, none if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:

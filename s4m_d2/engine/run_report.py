@@ -53,15 +53,16 @@ def reported(folder: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        _try_report(folder, _reason(error))
+        _try_report(folder, error)
         raise
-    _try_report(folder, "")
+    _try_report(folder)
 
 
 def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None = None) -> None:
     """Draw validation images with a stage's final models, where S4M.FIGURES has not done so.
 
-    Into the stage's figures, in the main process alone. What fails is a warning.
+    Into the stage's figures, in the main process alone. The images have the size that evaluation
+    gives them, and are drawn one by one: it takes no more memory. What fails is a warning.
 
     Args:
         cfg: config of the stage.
@@ -72,26 +73,32 @@ def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None =
         return
     try:
         models = figure_models(model, labeling)
-        figures = FigureSet(cfg, models, IMAGES)
+        figures = FigureSet(cfg, models, IMAGES, resized=True)
         for name in choose_figures(DRAWN_AT_END, models):
             file = f"{name}_{cfg.SOLVER.MAX_ITER:07d}.png"
             path = os.path.join(cfg.OUTPUT_DIR, FOLDER, file)
             if not os.path.exists(path):
                 write_png(figures.draw(name), path)
     except Exception as error:  # whatever it is, it must not cost the end of a training
-        logger.warning("The report has no pictures of the final models: %s", error)
+        text = _as_text(error)
+        logger.warning("The report lacks pictures of the final models: %s", text)
 
 
-def _try_report(folder: str, problem: str) -> None:
+def _try_report(folder: str, ended_by: BaseException | None = None) -> None:
     if not comm.is_main_process():
         return
     try:
+        problem = "" if ended_by is None else _reason(ended_by)
         logger.info("Report: %s", write_report(folder, problem))
-    except Exception as error:  # as above: the training is done
-        logger.warning("The report of '%s' could not be written: %s", folder, error)
+    except (Exception, KeyboardInterrupt) as error:  # how the training ended must stay known
+        logger.warning("The report of '%s' could not be written: %s", folder, _as_text(error))
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, SystemExit | KeyboardInterrupt):
         return "Stopped; --resume continues it."
-    return f"{type(error).__name__}: {error}" if isinstance(error, S4MError) else f"{error!r}"
+    return _as_text(error)
+
+
+def _as_text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if isinstance(error, S4MError) else repr(error)

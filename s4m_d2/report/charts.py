@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 from s4m_d2.report.curves import Curve, Point
-from s4m_d2.report.run import MASKS, OF_TEACHER, Stage
+from s4m_d2.report.run import MASKS, Stage
 from s4m_d2.report.svg import COLORS, Mark, Series, chart, number
 
 LABELED, UNLABELED = "labeled", "unlabeled"
@@ -82,7 +82,10 @@ def ap_chart(stage: Stage, reference: float | None) -> str:
     Args:
         reference: AP of the stage-1 teacher, for stage 2.
     """
-    curves = {_model(name, stage): curve for name, curve in _named(stage, _AP)}
+    curves = {
+        stage.model_name([part for part in path.split("/") if part]): curve
+        for path, curve in _named(stage, _AP)
+    }
     if max((len(curve.points) for curve in curves.values()), default=0) < 2:
         return ""
     series = [
@@ -131,7 +134,11 @@ def _kinds(stage: Stage, part: str) -> list[str]:
 
 
 def _label_charts(stage: Stage) -> Iterator[Chart]:
-    counts = [("of the teacher", "per_image"), ("after ARP", "per_image_after_arp")]
+    counts = [
+        ("of the teacher", "per_image"),
+        ("after ARP", "per_image_after_arp"),
+        ("dropped as duplicates", "duplicates_per_image"),
+    ]
     yield Chart("Pseudo-labels", "an image", _prefixed(stage, "pseudo_labels/", counts))
     dropped = [
         ("no object", "dropped_no_object"),
@@ -179,14 +186,6 @@ def _named(stage: Stage, pattern: re.Pattern[str]) -> Iterator[tuple[str, Curve]
     for name, curve in stage.curves.by_name.items():
         if match := pattern.fullmatch(name):
             yield match[1].rstrip("/"), curve
-
-
-def _model(path: str, stage: Stage) -> str:
-    """The name of a model and data set, from what stands before "segm/AP"."""
-    parts = [part for part in path.split("/") if part]
-    ema = parts[:1] == [OF_TEACHER]
-    model = "EMA teacher" if ema else "stage-1 teacher" if stage.name == "teacher" else "student"
-    return ", ".join([model, *parts[ema:]])
 
 
 def _key(one: Series) -> str:

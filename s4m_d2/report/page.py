@@ -9,7 +9,7 @@ from html import escape
 from s4m_d2.report import tables
 from s4m_d2.report.charts import ap_chart, stage_charts
 from s4m_d2.report.pictures import Picture
-from s4m_d2.report.run import Run, Stage
+from s4m_d2.report.run import Run, Stage, finite, stage_title
 from s4m_d2.report.style import STYLE
 from s4m_d2.report.svg import number
 
@@ -29,7 +29,7 @@ def render_page(run: Run) -> str:
         ("results", "Results", _results(run, models)),
         ("gallery", "Gallery", _gallery(run.pictures)),
         *((s.name, s.title, _stage(s)) for s in reversed(run.stages)),
-        *((name, _title(name), _say(_absent(name, run))) for name in _missing(run)),
+        *((name, stage_title(name), _say(_absent(name, run))) for name in _missing(run)),
         ("settings", "Settings", _settings(run)),
     ]
     links = "".join(f"<a href='#{key}'>{escape(title)}</a>" for key, title, _ in sections)
@@ -80,7 +80,7 @@ def _cards(run: Run, models: tables.Models) -> str:
 
 
 def _ap_cards(models: tables.Models) -> Iterator[tuple[str, str]]:
-    aps = {name: tables.finite(values.get("AP")) for name, values in models.items()}
+    aps = {name: finite(values.get("AP")) for name, values in models.items()}
     best = tables.best_model(models)
     if best is not None:
         yield f"{aps[best]:.1f}", f"mask AP of the best model, the {best}"
@@ -92,7 +92,7 @@ def _ap_cards(models: tables.Models) -> Iterator[tuple[str, str]]:
 def _stage_cards(stage: Stage) -> Iterator[tuple[str, str]]:
     whole = f" of {stage.iterations:,}" if stage.done < stage.iterations else ""
     seconds = stage.curves.mean("time")
-    if math.isfinite(seconds) and seconds > 0:
+    if 0 < seconds * stage.done < math.inf:
         speed = f"{number(1 / seconds, 3)} a second"
         what = f"training of the {stage.name}: {stage.done:,}{whole} iterations, {speed}"
         yield f"≈ {duration(seconds * stage.done)}", what
@@ -123,7 +123,7 @@ def _results(run: Run, models: tables.Models) -> str:
         parts.append(_say("No AP: the config names no validation set (DATASETS.TEST)."))
     else:
         parts.append(_say("No AP yet: no model of this run has been evaluated."))
-    reference = tables.finite(models.get("stage-1 teacher", {}).get("AP"))
+    reference = finite(models.get("stage-1 teacher", {}).get("AP"))
     charts = [
         ap_chart(stage, reference if stage.name == "student" else None)
         for stage in reversed(run.stages)
@@ -189,10 +189,6 @@ def _missing(run: Run) -> list[str]:
 
 def _absent(name: str, run: Run) -> str:
     return f"There is no folder {name} in '{run.name}': this stage has not begun."
-
-
-def _title(name: str) -> str:
-    return "Stage 1: teacher" if name == "teacher" else "Stage 2: student"
 
 
 def _settings(run: Run) -> str:

@@ -80,7 +80,10 @@ def _rank(kind: str) -> int:
 def _latest(folder: str) -> list[tuple[str, int, str]]:
     """(kind, iteration, path) of the latest figure of each kind, in the gallery's order."""
     latest: dict[str, tuple[int, str]] = {}
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:  # there is none
+        names = []
     for name in names:
         if match := _NUMBERED.fullmatch(name):
             latest[match[1]] = max(latest.get(match[1], (0, "")), (int(match[2]), name))
@@ -89,7 +92,7 @@ def _latest(folder: str) -> list[tuple[str, int, str]]:
 
 
 def _jpeg(path: str) -> tuple[bytes, tuple[int, int]]:
-    with Image.open(path) as file:
+    with Image.open(path, formats=("PNG",)) as file:  # others may start programs
         picture = file.convert("RGB")
     picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
     content = io.BytesIO()

@@ -6,11 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from s4m_d2.report.curves import Curves
+from s4m_d2.report.curves import LARGEST, Curves
 from s4m_d2.report.pictures import Picture
 
 MASKS = "segm"  # Detectron2's name for results on masks
 OF_TEACHER = "teacher"  # under which the student's results hold the EMA teacher's
+LARGEST_SETTING = 10**15  # counts of a config beyond it are mistakes
+
+
+def finite(value: Any) -> float | None:
+    """A number, None for what is none or as good as infinite."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and abs(value) <= LARGEST else None
+
+
+def stage_title(name: str) -> str:
+    return "Stage 1: teacher" if name == "teacher" else "Stage 2: student"
 
 
 class Settings:
@@ -32,9 +43,10 @@ class Settings:
         return value
 
     def number(self, key: str) -> float:
-        """A key's number, 0 for one that is not known or no number."""
+        """A key's number, 0 for one that is not known, no number or absurdly large."""
         value = self.get(key, 0)
-        return value if isinstance(value, int | float) else 0
+        number = finite(value)
+        return value if number is not None and abs(number) <= LARGEST_SETTING else 0
 
 
 @dataclass
@@ -61,7 +73,7 @@ class Stage:
 
     @property
     def title(self) -> str:
-        return "Stage 1: teacher" if self.name == "teacher" else "Stage 2: student"
+        return stage_title(self.name)
 
     @property
     def done(self) -> int:
@@ -74,11 +86,19 @@ class Stage:
 
     def models(self) -> Iterator[tuple[str, Mapping[str, float | None]]]:
         """Each evaluated model's name and its mask AP, for each data set if there are several."""
-        own = "stage-1 teacher" if self.name == "teacher" else "student"
         for path, values in _with_masks(self.results, ()):
-            model = "EMA teacher" if path[:1] == (OF_TEACHER,) else own
-            dataset = "/".join(path[1:] if path[:1] == (OF_TEACHER,) else path)
-            yield (f"{model}, {dataset}" if dataset else model), values
+            yield self.model_name(path), values
+
+    def model_name(self, path: Sequence[str]) -> str:
+        """The name of a model and, if there are several data sets, of the data set.
+
+        Args:
+            path: of its results on masks within all results of the stage.
+        """
+        is_ema = tuple(path[:1]) == (OF_TEACHER,)
+        own = "stage-1 teacher" if self.name == "teacher" else "student"
+        dataset = "/".join(path[is_ema:])
+        return ", ".join(filter(None, ("EMA teacher" if is_ema else own, dataset)))
 
 
 @dataclass

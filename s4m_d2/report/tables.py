@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from s4m_d2.report.run import Run, Settings
+from s4m_d2.report.run import Run, Settings, finite
 
 MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 OPEN_CLASSES = 20  # more rows are folded away
@@ -23,15 +22,11 @@ def models_of(run: Run) -> dict[str, Mapping[str, float | None]]:
 
 
 def best_model(models: Models) -> str | None:
-    """The model with the highest AP; None: none has a finite one."""
-    rated = {name: ap for name, values in models.items() if (ap := finite(values.get("AP")))}
+    """The model with the highest AP; None: none has one above 0."""
+    rated = {
+        name: ap for name, values in models.items() if (ap := finite(values.get("AP")) or 0) > 0
+    }
     return max(rated, key=rated.get) if rated else None
-
-
-def finite(value: Any) -> float | None:
-    """A number, None for what is none."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
 
 
 def results_html(models: Models) -> str:

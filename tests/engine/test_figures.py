@@ -84,18 +84,19 @@ def test_pseudo_labels_before_and_after_stand_beside_the_truth():
     selection = Selection(teacher, logits, SIZE, {})
     gone = replace(labels_of(RIGHT, TOP), valid=torch.tensor([True, False]))
     sample = {"image": image_of(50), "image_weak": image_of(80), "instances": truth_of(TOP)}
-    views = views_of([selection] * 2, [gone] * 2, [], [], [])
     without = {key: value for key, value in sample.items() if key != "instances"}
-    panels = pseudo_label_panels([sample, without], views, NAMES, "RGB")
+    panels = pseudo_label_panels([sample, without], [selection] * 2, [gone] * 2, NAMES, "RGB")
     assert panels.columns[1:] == ["ground truth", "teacher's pseudo-labels", "refined by SAM"]
     assert [drawn_places(picture, 80) for picture in panels.rows[0]] == [
         set(), {"top"}, {"left"}, {"right"},
     ]  # fmt: skip
     assert panels.rows[1][1] is None
     # Only where an image has a truth is there a column for it.
-    narrow = pseudo_label_panels([without], views_of([selection], [gone], [], [], []), NAMES, "RGB")
+    narrow = pseudo_label_panels([without], [selection], [gone], NAMES, "RGB")
     assert narrow.draw().shape[1] == panels.draw().shape[1] * 3 // 4
-    unrefined = pseudo_label_panels([sample] * 2, views, NAMES, "RGB", refines=False)
+    unrefined = pseudo_label_panels(
+        [sample] * 2, [selection] * 2, [gone] * 2, NAMES, "RGB", refines=False
+    )
     assert [row[3] for row in unrefined.rows] == [None, None], "nothing was refined"
 
 
@@ -171,6 +172,32 @@ def test_fewer_images_than_asked_for_are_all_drawn(small_config):
     assert evenly_spaced("abcdefgh", 3) == ["a", "c", "f"] and evenly_spaced("ab", 5) == ["a", "b"]
     with pytest.raises(ConfigError, match="DATASETS.TEST is empty"):
         validation_samples(small_config(DATASETS__TEST="()"), 2)
+
+
+def test_pseudo_labels_are_drawn_of_one_image_after_the_other(small_config):
+    figures = FigureSet(small_config(), FigureModels({}), 3)
+    batches = []
+
+    def labeling(samples):
+        batches.append(len(samples))
+        teacher, refined = labels_of(LEFT), labels_of((TOP, RIGHT)[len(batches) % 2])
+        logits = torch.where(teacher.masks, 9.0, -9.0)
+        return views_of([Selection(teacher, logits, SIZE, {})], [refined], [], [], [])
+
+    figures._labeling = labeling
+    figures._taught = lambda: [{"image": image_of(9), "image_weak": image_of(80)}] * 3
+    rows = figures._pseudo_labels_panels().rows
+    assert batches == [1, 1, 1], "more would take the memory of more"
+    assert [drawn_places(row[3], 80) for row in rows] == [{"right"}, {"top"}, {"right"}]
+
+
+def test_validation_images_keep_their_size_or_get_that_of_evaluation(small_config):
+    cfg = small_config(INPUT__MIN_SIZE_TEST=32, INPUT__MAX_SIZE_TEST=48)
+    for sample in validation_samples(cfg, 2):
+        assert sample["image"].shape[1:] == (64, 128)
+    for sample in validation_samples(cfg, 2, resized=True):
+        assert sample["image"].shape[1:] == sample["image_weak"].shape[1:] == (24, 48)
+        assert sample["instances"].gt_masks.tensor.shape[1:] == (24, 48)
 
 
 def test_views_are_those_of_the_training(small_config):

@@ -92,7 +92,10 @@ def test_a_training_that_ends_early_has_a_report_that_says_why(folder, error, sa
     assert "ended early" in page and said in page
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyError("a bug"), RecursionError()])
+@pytest.mark.parametrize(
+    "error",
+    [OSError("disk full"), KeyError("a bug"), RecursionError(), MemoryError(), KeyboardInterrupt()],
+)
 def test_a_report_that_fails_is_a_warning(folder, monkeypatch, caplog, error):
     def fails(*args):
         raise error
@@ -116,15 +119,24 @@ def test_only_the_main_process_writes(folder, monkeypatch):
 def test_the_final_models_are_drawn_once_and_a_failure_is_a_warning(
     small_config, monkeypatch, caplog
 ):
-    cfg = stage_config(
-        small_config(S4M__DISTILL__ENABLED=False, S4M__TEACHER__MAX_ITER=7), "teacher"
-    )
+    size = {"INPUT__MIN_SIZE_TEST": 32, "INPUT__MAX_SIZE_TEST": 48}
+    cfg = small_config(S4M__DISTILL__ENABLED=False, S4M__TEACHER__MAX_ITER=7, **size)
+    cfg = stage_config(cfg, "teacher")
+    sizes = []
+    drawn = run_report.FigureSet.draw
+
+    def noted(figures, name):
+        sizes.extend(sample["image"].shape[1:] for sample in figures._validation())
+        return drawn(figures, name)
+
+    monkeypatch.setattr(run_report.FigureSet, "draw", noted)
     model = TeacherTrainer.build_model(cfg).train()
     figure = f"{cfg.OUTPUT_DIR}/figures/predictions_0000007.png"
     draw_final(cfg, model)
     with open(figure, "rb") as file:
         assert file.read(4) == b"\x89PNG"
     assert model.training
+    assert sizes == [(24, 48)] * 2, "evaluation's size, whatever the images have"
 
     def fails(*args):
         raise RuntimeError("no memory left")

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -118,12 +119,46 @@ def test_what_is_not_there_is_said(tmp_path):
         assert said in page.text
 
 
-@pytest.mark.parametrize("config", [": [", "- 1\n- 2\n", "\x00", "S4M: 5\nDATASETS: {TRAIN: 3}\n"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        ": [",
+        "- 1\n- 2\n",
+        "\x00",
+        "S4M: 5\nDATASETS: {TRAIN: 3}\n",
+        *("a: !!bool x", "a: !!timestamp x", 'a: !!int ""', "a: !!set [1]"),
+        *(f"SOLVER: {{MAX_ITER: {n}}}\n" for n in (".nan", ".inf", "-5", "1e300", "1" + "0" * 400)),
+        "S4M: {BURN_IN: .inf, TEACHER: {MAX_ITER: .nan}}",
+    ],
+)
 def test_a_config_that_is_none_costs_the_settings_only(tmp_path, config):
     folder = make_run(tmp_path / "run", None)
     (folder / "config.yaml").write_text(config)
     _, page = page_of(folder)
     assert page.row("student") == ["27.0", "46.9"]
+
+
+def test_numbers_beyond_all_sense_are_left_out(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "student" / "model_final.pth").unlink()
+    huge = 10**400
+    results = {"segm": {"AP": huge, "AP50": -huge, "AP-car": math.inf, "AP-bus": "x"}}
+    (folder / "student" / "results.json").write_text(json.dumps(results))
+    values = (1e300, 1e308, -1e300, 5e-324, huge, -huge, math.nan, "text", None, True, [1])
+    names = ("total_loss", "loss_ce", "time", "segm/AP", "train/bad_steps", "lr")
+    records = [student_record(i, **dict.fromkeys(names, v)) for i, v in enumerate(values)]
+    write_lines(folder / "student" / "metrics.json", records)
+    _, page = page_of(folder)
+    assert page.row("student") == ["–", "–"]
+    assert page.row("car") == ["30.0", "–", "–"]
+
+
+def test_no_model_without_ap_is_the_best(tmp_path):
+    folder = make_run(tmp_path / "run")
+    for name in ("teacher", "student"):
+        (folder / name / "results.json").write_text('{"segm": {"AP": 0.0}}')
+    assert page_of(folder)[1].row("student") == ["0.0"]
+    assert "class='tag'>best" not in (folder / "report.html").read_text().replace('"', "'")
 
 
 def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path):
@@ -184,6 +219,7 @@ def test_the_gallery_has_the_latest_of_each_kind_once(tmp_path, monkeypatch):
         draw(folder / stage / "figures" / "labeled_0000040.png", 200)
     (folder / "student/figures/views_0000040.png").write_bytes(b"no picture")
     (folder / "student/figures/notes.png").touch()
+    Image.new("RGB", (9, 9)).save(folder / "student/figures/similarity_0000040.png", format="gif")
     _, page = page_of(folder)
     assert [a["alt"] for tag, a in page.tags if tag == "img"] == [
         "Stage 2: student · predictions after 80 iterations",
@@ -193,6 +229,13 @@ def test_the_gallery_has_the_latest_of_each_kind_once(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "MOST_PICTURES", 2)
     _, page = page_of(folder)
     assert len([1 for tag, _ in page.tags if tag == "img"]) == 2
+
+
+def test_no_folder_of_figures_is_no_gallery(tmp_path):
+    folder = make_run(tmp_path / "run")
+    (folder / "student" / "figures").touch()
+    (folder / "teacher" / "figures").symlink_to("figures")
+    assert "No pictures." in page_of(folder)[1].text
 
 
 def test_large_pictures_are_made_smaller_and_bytes_are_bounded(tmp_path, monkeypatch):
