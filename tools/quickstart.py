@@ -66,10 +66,10 @@ def main() -> None:
     table = quickstart_table(args.output)
     with atomic_write(os.path.join(args.output, "results.md")) as file:
         file.write(table + "\n")
+    print(f"\n{table}\n", flush=True)
     overview = os.path.join(args.output, "overview.png")
     draw_overview(run_config(load_config(args.config_file, opts)), overview, args.images)
-    report = write_report(args.output)  # with the overview
-    print(f"\n{table}\n\nPicture: {overview}\nReport: {report}")
+    print(f"Picture: {overview}\nReport: {write_report(args.output)}")  # with the overview
 
 
 def _run(script: str, *arguments: str) -> None:
