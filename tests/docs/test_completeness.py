@@ -12,7 +12,7 @@ from markdown_docs import ROOT, files, links  # noqa: E402
 README = (ROOT / "README.md").read_text()
 # What the documentation has to have at least.
 PAGES = ("method", "configuration", "own-data", "performance", "engines", "porting")
-PAGES += ("troubleshooting", "training", "looking", "plugging-in", "testing", "sepl", "model-card")
+PAGES += ("troubleshooting", "training", "looking", "plugging-in", "testing", "evidence", "sepl", "model-card")
 FIRST_SCREEN = 35  # lines
 
 
@@ -41,4 +41,4 @@ def test_the_first_screen_says_what_and_how_and_shows_results():
     assert "arxiv.org/abs/2504.05301" in screen
     assert re.search(r"```bash\nmake quickstart .*\nmake test .*\n```", screen)
     assert re.search(r"!\[.+\]\(docs/overview\.png\)", screen)
-    assert re.search(r"^\| student .*\d", screen, re.MULTILINE)
+    assert re.search(r"^\|.* \(S⁴M\) \| \d", screen, re.MULTILINE)

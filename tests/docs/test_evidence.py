@@ -1,0 +1,42 @@
+"""The study's tables in the documentation are those of the results that lie beside them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from markdown_docs import ROOT  # noqa: E402
+
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
+
+from ablation_study import report  # noqa: E402
+from ablation_study.results import read_results  # noqa: E402
+from ablation_study.runs import REPORTED_SEEDS, all_runs  # noqa: E402
+
+STUDY = ROOT / "docs" / "ablation"
+# Where each page shows some of them, up to the next heading.
+SECTIONS = [("README.md", "# s4m_d2\n"), ("docs/evidence.md", "## What each part adds\n")]
+
+
+def rows(text: str) -> list[str]:
+    """The rows of tables, without headers and rules."""
+    lines = text.splitlines()
+    found = [i for i, line in enumerate(lines) if line.startswith("|")]
+    headers = {i for i in found if i + 1 < len(lines) and lines[i + 1].startswith("|---")}
+    return [lines[i] for i in found if i not in headers and not lines[i].startswith("|---")]
+
+
+def test_the_study_s_report_is_made_from_its_results():
+    results = read_results(STUDY / "results", all_runs())
+    assert len(results) == len(list((STUDY / "results").glob("*.json")))
+    assert (STUDY / "ablation.md").read_text() == report.markdown(results, REPORTED_SEEDS)
+
+
+@pytest.mark.parametrize("page, heading", SECTIONS)
+def test_tables_on_other_pages_are_taken_from_it(page, heading):
+    text = (ROOT / page).read_text()
+    found = rows(text.split(heading)[1].split("\n## ")[0])
+    assert len(found) >= 5
+    missing = [row for row in found if row not in (STUDY / "ablation.md").read_text().splitlines()]
+    assert not missing
