@@ -12,7 +12,8 @@ from markdown_docs import ROOT, files, links  # noqa: E402
 README = (ROOT / "README.md").read_text()
 # What the documentation has to have at least.
 PAGES = ("method", "configuration", "own-data", "performance", "engines", "porting")
-PAGES += ("troubleshooting", "training", "looking", "plugging-in", "testing", "evidence", "sepl", "model-card")
+PAGES += ("troubleshooting", "training", "looking", "plugging-in", "testing", "sepl", "model-card")
+PAGES += ("evidence",)
 FIRST_SCREEN = 35  # lines
 
 
