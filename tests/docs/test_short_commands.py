@@ -22,7 +22,7 @@ from make_own_data import make_own_data  # noqa: E402
 # settings of these too, and takes trainings through what --check does.
 LONG = {
     "configs/cityscapes_": "needs Cityscapes",
-    "tools/quickstart.py": "minutes; tests/test_quickstart.py",
+    "tools/ablation.py --output": "an hour; tests/test_ablation_short.py",
     "tools/benchmark.py": "minutes; tests/test_benchmark.py",
     "tools/compare_engines.py": "once on each engine",
     "tools/sepl_evidence.py": "minutes; tests/sepl/test_evidence.py",
@@ -46,7 +46,7 @@ NO_SAM = ["--check", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "S4M.SAM.BACKEN
 NO_SAM += ["S4M.SAM.CHECKPOINT", "", "OUTPUT_DIR", "output/checked"]
 ENDS = {"configs/custom_small.yaml": SMALL, "configs/custom.yaml": NO_SAM}
 VALUES = {"--labeled": {"40": "8", "10": "2"}, "--unlabeled": {"200": "4"}}
-VALUES |= {"--points-per-side": {"12": "4"}}
+VALUES |= {"--train": {"400": "10"}, "--points-per-side": {"12": "4"}}
 # In the place of `make quickstart`, whose result some commands look at.
 QUICKSTART = ["train_net.py", "--config-file", "configs/toyscapes_10pct.yaml", *SMALL]
 QUICKSTART += ["OUTPUT_DIR", "output/quickstart", "DATASETS.TRAIN", "('toyscapes_train_30pct',)"]
