@@ -7,12 +7,12 @@
     python tools/ablation.py --report                               # table and chart again
 
 Each run is a training in a folder of its own (OUTPUT/runs/NAME), below 10 minutes on 2 CPU cores.
-They train on a small toyscapes (OUTPUT/data), of which they see each labeled image some hundred
-times, as the paper's runs do. A finished one leaves OUTPUT/results/NAME.json and is not trained
-again; to train it anew, remove both. Stage-1 teachers are runs that others share. A killed run
-continues where it stopped; one that failed is tried again the next time, the others go on, and the
-exit status is 1. OUTPUT/ablation.md and ablation.png are made from the results. Overrides (-- KEY
-VALUE ...) apply to all runs; an output folder holds runs of one configuration only.
+They train on a small toyscapes (OUTPUT/data), of which they see each labeled image a few hundred
+times (the paper's runs: thousands). A finished one leaves OUTPUT/results/NAME.json and is not
+trained again; to train it anew, remove both. Stage-1 teachers are runs that others share. A killed
+run continues where it stopped; one that failed is tried again the next time, the others go on, and
+the exit status is 1. OUTPUT/ablation.md and ablation.png are made from the results. Overrides
+(-- KEY VALUE ...) apply to all runs; an output folder holds runs of one configuration only.
 """
 
 from __future__ import annotations

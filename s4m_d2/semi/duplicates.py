@@ -34,21 +34,18 @@ def mark_duplicates(
     """
     marked, counts = [], []
     for of_image in labels:
-        duplicate = _duplicates(of_image, iou_thresh)
-        marked.append(replace(of_image, valid=_valid(of_image) & ~duplicate))
+        valid = of_image.valid
+        if valid is None:
+            valid = torch.ones(len(of_image), dtype=torch.bool, device=of_image.masks.device)
+        duplicate = _duplicates(of_image, valid, iou_thresh)
+        marked.append(replace(of_image, valid=valid & ~duplicate))
         counts.append(duplicate.sum())
     return marked, torch.stack(counts).sum() if counts else torch.zeros((), dtype=torch.int64)
 
 
-def _valid(labels: PseudoLabels) -> Tensor:
-    if labels.valid is None:
-        return torch.ones(len(labels), dtype=torch.bool, device=labels.masks.device)
-    return labels.valid
-
-
-def _duplicates(labels: PseudoLabels, iou_thresh: float) -> Tensor:
-    """(N,) bool: valid, and another one that is valid is better and nearly the same."""
-    valid, scores = _valid(labels), labels.scores
+def _duplicates(labels: PseudoLabels, valid: Tensor, iou_thresh: float) -> Tensor:
+    """(N,) bool: ``valid``, and another one that is valid is better and nearly the same."""
+    scores = labels.scores
     shared = dense_overlaps(labels.masks, labels.masks)
     areas = shared.diagonal()
     is_same = shared > iou_thresh * (areas[:, None] + areas - shared)  # False for empty masks

@@ -2,7 +2,6 @@ import doctest
 import json
 import os
 import shutil
-import uuid
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -23,16 +22,6 @@ from s4m_d2.data import (
 from s4m_d2.errors import ConfigError, DatasetError
 
 CITYSCAPES = "cityscapes_fine_instance_seg_train"
-
-
-@pytest.fixture
-def name():
-    """A prefix of data set names; what is registered under it is removed again."""
-    prefix = f"test_{uuid.uuid4().hex[:8]}"
-    yield prefix
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        for key in [key for key in catalog.list() if key.startswith(prefix)]:
-            catalog.remove(key)
 
 
 def test_all_sets_are_registered_with_their_metadata():

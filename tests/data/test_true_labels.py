@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import uuid
 
 import numpy as np
 import pytest
@@ -25,16 +24,6 @@ from s4m_d2.errors import DatasetError
 
 UNLABELED = "toyscapes_train_unlabeled"
 PERSON_CLASS, CAR_CLASS = 0, 2  # contiguous
-
-
-@pytest.fixture
-def name():
-    """A prefix of data set names; what is registered under it is removed again."""
-    prefix = f"test_{uuid.uuid4().hex[:8]}"
-    yield prefix
-    for catalog in (DatasetCatalog, MetadataCatalog):
-        for key in [key for key in catalog.list() if key.startswith(prefix)]:
-            catalog.remove(key)
 
 
 @pytest.fixture

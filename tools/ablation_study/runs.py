@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from s4m_d2.engine.checkpoint_files import FINAL_CHECKPOINT
+
 MAIN_PERCENT = 10  # labels; all methods, all seeds
 OTHER_PERCENTS = (5, 20, 30)  # a few methods, the first seed
 FULL_PERCENT = 100
@@ -13,7 +15,6 @@ REPORTED_SEEDS = (0, 1, 2)  # none that a schedule was chosen on
 
 TEACHER_STAGE = "teacher"  # as S4M.STAGE, and the folder that the stage writes into
 STUDENT_STAGE = "student"
-FINAL_CHECKPOINT = "model_final.pth"
 DUPLICATE_IOU = 0.7  # of two masks of one instance; the first that was tried
 
 

@@ -28,7 +28,7 @@ from s4m_d2.files import atomic_write
 ROOT = Path(__file__).resolve().parents[2]
 STUDY_FILE = "study.json"
 # Of the data set that is made where none is given. So few that a run goes through the labeled ones
-# a few hundred times, as in the paper, and more labels would help.
+# a few hundred times (in the paper thousands), and more labels would help.
 TRAIN_IMAGES, VAL_IMAGES = 100, 100
 _SHOWN = 5  # settings that an error message lists
 
