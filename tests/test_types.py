@@ -1,4 +1,4 @@
-"""Types of the parts that pyproject.toml names, as other people's type checkers see them."""
+"""Types of the package, as other people's type checkers see them."""
 
 import subprocess
 import sys

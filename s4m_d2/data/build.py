@@ -102,7 +102,7 @@ class StreamLoader(DataLoader):
         self._max_skipped_images = max_skipped
         self.skipped_images: list[str] = []
 
-    def __iter__(self) -> Iterator[list[dict]]:
+    def __iter__(self) -> Iterator[list[dict]]:  # type: ignore[override]  # no more is promised
         for batch in super().__iter__():
             for sample in batch:
                 if isinstance(sample, _Failure):
@@ -199,7 +199,9 @@ def _outlive_stop_signals() -> None:
     its iteration, for which it still needs the worker's batches.
     """
     signals = {signal.SIGTERM, signal.SIGUSR1}
-    training = multiprocessing.parent_process().pid  # not getppid(): there may be a fork server
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
+    training = parent.pid  # not getppid(): there may be a fork server
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
 
     def take() -> None:

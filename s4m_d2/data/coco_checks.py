@@ -54,7 +54,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, Callable[[Any], bool]]]] = {
 }
 
 
-def check_content(content: object, json_file: str) -> None:
+def check_content(content: Any, json_file: str) -> None:
     """Refuse what is no COCO file of instances, or refers to what it does not define.
 
     Raises:
@@ -88,7 +88,7 @@ def check_content(content: object, json_file: str) -> None:
                 )
 
 
-def _check_row(row: object, values: dict, where: str) -> None:
+def _check_row(row: Any, values: dict, where: str) -> None:
     lacking = [key for key in values if key not in row] if isinstance(row, dict) else list(values)
     if lacking:
         raise DatasetError(f"{where} lacks {', '.join(lacking)}. Add what is missing.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from pycocotools import mask as mask_utils
 
@@ -66,7 +67,7 @@ def to_evaluate(content: dict, json_file: str, image_root: str) -> dict:
     """
     check_chosen(content["images"], content["annotations"], json_file, image_root)
     sizes = {row["id"]: (int(row["height"]), int(row["width"])) for row in content["images"]}
-    annotations = []
+    annotations: list[dict] = []
     for row in content["annotations"]:
         size = sizes[row["image_id"]]
         segmentation = _decodable(row["segmentation"], size)
@@ -84,7 +85,7 @@ def _is_area(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
-def _decodable(segmentation: object, size: tuple[int, int]) -> dict | list:
+def _decodable(segmentation: Any, size: tuple[int, int]) -> dict | list:
     """A checked segmentation as compressed RLE, or its polygons of three points and more."""
     if isinstance(segmentation, dict):
         return compressed_rle(segmentation, size)

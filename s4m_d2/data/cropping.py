@@ -43,6 +43,8 @@ def draw_transforms(
 class _SizeInput(T.AugInput):
     """An image of a size, without memory of its own, for augmentations to look at."""
 
+    image: np.ndarray
+
     def __init__(self, size: tuple[int, int]) -> None:
         super().__init__(_of_size(size))
 
@@ -89,7 +91,7 @@ def transform_image(image: np.ndarray, transforms: T.TransformList) -> np.ndarra
         step = steps.pop(0)
         if (
             type(step) is T.ResizeTransform
-            and step.interp == Image.BILINEAR
+            and step.interp == Image.Resampling.BILINEAR
             and steps
             and type(steps[0]) is T.CropTransform
         ):
@@ -122,11 +124,11 @@ def _resize_and_crop(
     bottom = min(math.ceil((rows.stop - 0.5) * scale + margin), height)
 
     strip = Image.fromarray(image[top:bottom])
-    strip = strip.resize((resize.new_w, bottom - top), Image.BILINEAR)
+    strip = strip.resize((resize.new_w, bottom - top), Image.Resampling.BILINEAR)
     strip = strip.crop((columns.start, 0, columns.stop, bottom - top))
     column = Image.new(strip.mode, (len(columns), height))
     column.paste(strip, (0, top))
-    column = column.resize((len(columns), resize.new_h), Image.BILINEAR)
+    column = column.resize((len(columns), resize.new_h), Image.Resampling.BILINEAR)
     return np.asarray(column.crop((0, rows.start, len(columns), rows.stop)))
 
 
@@ -143,7 +145,8 @@ def source_pixels(
         ``rows`` (H',) and ``columns`` (W',), monotone integers: ``apply_segmentation`` of a uint8
         map equals ``map[rows][:, columns]``. None where transforms are not known to do that.
     """
-    rows, columns = (np.arange(side) for side in image_size)
+    rows: np.ndarray = np.arange(image_size[0])
+    columns: np.ndarray = np.arange(image_size[1])
     for step in _steps(transforms):
         if type(step) is T.ResizeTransform:
             rows = rows[_nearest(step.h, step.new_h)]
@@ -164,4 +167,4 @@ def source_pixels(
 def _nearest(length: int, new_length: int) -> np.ndarray:
     """(new_length,) indices of the pixels that Pillow's nearest resize takes."""
     ramp = Image.fromarray(np.arange(length, dtype=np.int32)[None])
-    return np.asarray(ramp.resize((new_length, 1), Image.NEAREST))[0]
+    return np.asarray(ramp.resize((new_length, 1), Image.Resampling.NEAREST))[0]

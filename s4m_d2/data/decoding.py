@@ -37,7 +37,7 @@ def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.nd
     Returns:
         (H, W, 3) uint8, or None where the file is of another kind or damaged: Pillow decides then.
     """
-    is_plain = {"PNG": _is_plain_png, "JPEG": _is_plain_jpeg}.get(image.format)
+    is_plain = {"PNG": _is_plain_png, "JPEG": _is_plain_jpeg}.get(image.format or "")
     if is_plain is None or image.mode not in ("RGB", "L"):
         return None
     content = np.fromfile(file_name, dtype=np.uint8)
@@ -55,7 +55,7 @@ def _is_plain_png(image: Image.Image, content: np.ndarray) -> bool:
     names = set()
     start = _PNG_FIRST_CHUNK
     while start + _CHUNK_HEAD.size <= len(content):
-        length, name = _CHUNK_HEAD.unpack_from(content, start)
+        length, name = _CHUNK_HEAD.unpack_from(content.data, start)
         names.add(name)
         start += _CHUNK_HEAD.size + length + _CHUNK_CHECKSUM
     is_whole = start == len(content) and b"IEND" in names
@@ -70,7 +70,7 @@ def _is_plain_jpeg(image: Image.Image, content: np.ndarray) -> bool:
     """
     start = _JPEG_FIRST_SEGMENT
     while start + _SEGMENT_HEAD.size <= len(content):
-        marker, length = _SEGMENT_HEAD.unpack_from(content, start)
+        marker, length = _SEGMENT_HEAD.unpack_from(content.data, start)
         start += _MARKER_SIZE + length
         if marker == _JPEG_SCAN:
             break
@@ -78,7 +78,7 @@ def _is_plain_jpeg(image: Image.Image, content: np.ndarray) -> bool:
     codes = pixels[1:][pixels[:-1] == _MARKER]  # what follows each byte that begins a marker
     is_whole = codes.size > 0 and codes[-1] == _JPEG_END and pixels[-1] == _JPEG_END
     is_intact = is_whole and np.isin(codes[:-1], _SCAN_CODES).all()
-    return is_intact and orientation(image) in _UPRIGHT
+    return bool(is_intact) and orientation(image) in _UPRIGHT
 
 
 def orientation(image: Image.Image) -> int | None:

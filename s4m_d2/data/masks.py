@@ -148,9 +148,9 @@ def _bounds(mask: RunLengths | np.ndarray) -> tuple[slice, slice]:
     """Rows and columns that hold all set pixels; run lengths may give more rows than that."""
     if isinstance(mask, RunLengths):
         return mask.bounds()
-    rows = np.flatnonzero(mask.any(1))
-    if not len(rows):
+    in_rows = np.flatnonzero(mask.any(1))
+    if not len(in_rows):
         return slice(0, 0), slice(0, 0)
-    rows = slice(rows[0], rows[-1] + 1)
+    rows = slice(in_rows[0], in_rows[-1] + 1)
     columns = np.flatnonzero(mask[rows].any(0))
     return rows, slice(columns[0], columns[-1] + 1)

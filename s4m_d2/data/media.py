@@ -80,10 +80,11 @@ class Video:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._capture = cv2.VideoCapture(path) if os.path.isfile(path) else None
-        if self._capture is None or not self._capture.isOpened():
-            what = "does not exist" if self._capture is None else "cannot be read as a video"
+        capture = cv2.VideoCapture(path) if os.path.isfile(path) else None
+        if capture is None or not capture.isOpened():
+            what = "does not exist" if capture is None else "cannot be read as a video"
             raise DatasetError(f"{path} {what}. Give a video that OpenCV can open, such as .mp4.")
+        self._capture = capture
         fps = self._capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if np.isfinite(fps) and fps > 0 else USUAL_FPS
         self.announced = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))

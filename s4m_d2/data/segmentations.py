@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from numbers import Integral
 
 import numpy as np
@@ -129,7 +129,7 @@ def compressed_rle(rle: dict, image_size: tuple[int, int]) -> dict:
 
 def _without_empty_runs(lengths: np.ndarray) -> list[int]:
     """The same mask with neighboring runs of one value joined."""
-    value = np.arange(len(lengths)) % 2
+    value: np.ndarray = np.arange(len(lengths)) % 2
     value, ends = value[lengths > 0], lengths.cumsum()[lengths > 0]
     is_last = np.append(value[1:] != value[:-1], True)
     runs = np.diff(ends[is_last], prepend=0).tolist()
@@ -165,7 +165,7 @@ def _read_text(text: str | bytes) -> np.ndarray | None:
     return values
 
 
-def _check_size(size: Sequence[int], image_size: tuple[int, int]) -> None:
+def _check_size(size: Iterable[int], image_size: tuple[int, int]) -> None:
     if tuple(size) != image_size:
         raise DatasetError(
             f"the mask has (height, width) {tuple(size)}, but the image has {image_size}"

@@ -96,8 +96,8 @@ class StrongView:
                 raise InputError(
                     f"image must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}."
                 )
-        generators = generators or [None] * len(images)
-        steps = [self._draw(generator) for generator in generators]
+        given: Sequence[Generator | None] = generators or [None] * len(images)
+        steps = [self._draw(generator) for generator in given]
         views: list[Tensor] = [torch.empty(0)] * len(images)
         for group in _together(images):
             batch = torch.stack([images[i] for i in group])

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
@@ -22,6 +22,11 @@ from torch import Tensor
 from s4m_d2.engine.step_values import fetch_step, gradient_norms
 from s4m_d2.errors import ConfigError, DivergenceError
 from s4m_d2.files import atomic_write
+
+if TYPE_CHECKING:
+    from detectron2.engine import SimpleTrainer as _Steps
+else:
+    _Steps = object
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +158,7 @@ def _form(item: tuple[str, Tensor]) -> tuple:
     return name, tensor.shape, tensor.dtype, tensor.device
 
 
-class _SkipsBadSteps:
+class _SkipsBadSteps(_Steps):
     """Detectron2's step, ended before its update if anything in it is not finite.
 
     Beside a :class:`~detectron2.engine.SimpleTrainer`, whose ``_write_metrics`` comes after the

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from detectron2.config import CfgNode
@@ -103,7 +103,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     The backbone's learning rate is multiplied by SOLVER.BACKBONE_MULTIPLIER; norm and embedding
     parameters have their own weight decay; "full_model" clips the norm of all gradients together.
     """
-    optimizers = {
+    optimizers: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "ADAMW": torch.optim.AdamW,
         "SGD": functools.partial(torch.optim.SGD, momentum=cfg.SOLVER.MOMENTUM),
     }

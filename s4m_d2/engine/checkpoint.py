@@ -184,7 +184,8 @@ class S4MCheckpointer(DetectionCheckpointer):
 
     def _complete_checkpoint(self) -> tuple[str, dict[str, Any]]:
         """Path and content of what to continue from; the main process chooses for all."""
-        name, content, problem = "", {}, None
+        content: dict[str, Any] = {}
+        name, problem = "", None
         if comm.is_main_process():
             try:
                 name, content, damaged = find_complete(self.save_dir)

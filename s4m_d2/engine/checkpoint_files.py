@@ -47,8 +47,8 @@ def ranked(folder: str, first: str = "") -> list[str]:
     places = {name: place for name, place in positions.items() if place is not None}
     limit = _position(first)
     limit = _FINAL if limit is None else limit
-    before = sorted((n for n in places if places[n] <= limit), key=places.get, reverse=True)
-    after = sorted((n for n in places if places[n] > limit), key=places.get)
+    before = sorted((n for n in places if places[n] <= limit), key=places.__getitem__, reverse=True)
+    after = sorted((n for n in places if places[n] > limit), key=places.__getitem__)
     return [first, *before, *after] if first else before + after
 
 

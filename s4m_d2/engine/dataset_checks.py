@@ -71,7 +71,7 @@ class DatasetCount:
         counts = self.per_class or {}
         if len(counts) <= LISTED_CLASSES:
             return ", ".join(f"{name} {count:,}" for name, count in counts.items())
-        low, high = min(counts, key=counts.get), max(counts, key=counts.get)
+        low, high = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         return f"{len(counts)} classes, from {low} {counts[low]:,} to {high} {counts[high]:,}"
 
 
@@ -108,7 +108,7 @@ def dataset_findings(cfg: CfgNode) -> Iterator[Finding]:
 
 
 def _class_finding(count: DatasetCount) -> Finding:
-    absent = [name for name, number in count.per_class.items() if not number]
+    absent = [name for name, number in (count.per_class or {}).items() if not number]
     warnings = []
     if absent and count.role == "labeled":
         warnings.append(
@@ -203,7 +203,7 @@ def sampled(records: Sequence[dict]) -> list[dict]:
 
 def _inspect_unlabeled(cfg: CfgNode, role: str, name: str, records: Sequence[dict]) -> Inspection:
     sample = sampled(records)
-    unreadable = []
+    unreadable: list[str] = []
     for record in sample:
         try:
             read_image(record["file_name"], cfg.INPUT.FORMAT)
@@ -212,11 +212,11 @@ def _inspect_unlabeled(cfg: CfgNode, role: str, name: str, records: Sequence[dic
     count = DatasetCount(role, name, len(records), decoded=len(sample) - len(unreadable))
     if len(unreadable) < len(sample):
         return count, [], unreadable
-    error = DatasetError(
+    whole = DatasetError(
         f"The unlabeled data set '{name}': none of {len(sample)} sampled images can be read. "
         f"{unreadable[0]}"
     )
-    return count, [error], []
+    return count, [whole], []
 
 
 def _inspect_annotated(cfg: CfgNode, role: str, name: str, records: Sequence[dict]) -> Inspection:
@@ -241,7 +241,8 @@ def _inspect_annotated(cfg: CfgNode, role: str, name: str, records: Sequence[dic
                 "annotations."
             )
         )
-    decoded, unreadable = 0, []
+    decoded = 0
+    unreadable: list[S4MError] = []
     if not errors:  # else every image would repeat them
         decoded, unreadable = _decode(cfg, sampled(records))
     names = classes if classes is not None else [str(label) for label in range(num_classes)]
@@ -261,7 +262,9 @@ def _count_instances(
     name: str, records: Sequence[dict], num_classes: int
 ) -> tuple[list[int], Counter[int], list[str]]:
     """Instances of each image and of each class, crowds excluded; ids that are out of range."""
-    per_image, per_class, out_of_range = [], Counter(), []
+    per_image: list[int] = []
+    per_class: Counter[int] = Counter()
+    out_of_range: list[str] = []
     for record in records:
         annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
         per_image.append(len(annotations))

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,7 +99,8 @@ class FigureSet:
         self._taught = self._unlabeled if unlabeled else self._validation
         self._strong_view = StrongView(cfg).batch
         self._refines = cfg.S4M.REFINE.ENABLED
-        self._labeling = _labeling(cfg, models) if models.teacher else None
+        # Without a teacher neither of the figures is drawn that use it.
+        self._labeling: Any = _labeling(cfg, models, models.teacher) if models.teacher else None
         self._predictor = functools.partial(Predictor, cfg)
 
     def draw(self, name: str) -> np.ndarray:
@@ -148,12 +150,12 @@ class FigureSet:
         return prediction_panels(samples, found, self.names(), self.order)
 
 
-def _labeling(cfg: CfgNode, models: FigureModels) -> PseudoLabeling:
+def _labeling(cfg: CfgNode, models: FigureModels, teacher: EMATeacher) -> PseudoLabeling:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.S4M.ARP.PAIR_FRACTION = PAIR_ALL
     cfg.freeze()
-    return PseudoLabeling(cfg, models.teacher, models.backend)
+    return PseudoLabeling(cfg, teacher, models.backend)
 
 
 @contextmanager

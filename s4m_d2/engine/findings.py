@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from tabulate import tabulate
 
@@ -73,7 +73,7 @@ def collected(check: Callable[..., Any], *args: Any) -> list[S4MError]:
     return []
 
 
-def raise_all(errors: Iterable[S4MError]) -> None | NoReturn:
+def raise_all(errors: Iterable[S4MError]) -> None:
     """Raise one error for several: of the first one's type, with the messages of all.
 
     Raises:

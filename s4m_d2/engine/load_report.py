@@ -128,7 +128,7 @@ def compare(
             the model's.
         branch: as in :class:`LoadReport`.
     """
-    matched, missing, mismatched, used = [], [], [], set()
+    matched, missing, mismatched, used = list[str](), list[str](), list[Mismatch](), set[str]()
     for name, value in own.items():
         found = next((key for key in _candidates(name, by_suffix) if key in state), None)
         if found is None:
@@ -243,10 +243,10 @@ def _advice(report: LoadReport, otherwise: str = _TRAINED_WITH) -> str:
             fits = len(in_file) > dim and len(in_file) == len(in_model)
             if fits and in_file[dim] != in_model[dim] and re.search(pattern, name):
                 wanted[key] = in_file[dim] - extra
-    in_file = [*report.matched, *report.unexpected, *(name for name, *_ in report.mismatched)]
+    names = [*report.matched, *report.unexpected, *(name for name, *_ in report.mismatched)]
     unfit = [*report.missing, *report.deeper]
     for pattern, key, extra in _DEPTHS:
-        indices = [int(found[1]) for found in (re.search(pattern, n) for n in in_file) if found]
+        indices = [int(found[1]) for found in (re.search(pattern, n) for n in names) if found]
         if indices and any(re.search(pattern, name) for name in unfit):
             wanted[key] = max(indices) + extra
     keys = " ".join(f"{key} {value}" for key, value in wanted.items())

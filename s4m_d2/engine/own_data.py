@@ -115,7 +115,8 @@ def _begin(cfg: CfgNode, explicit: Collection[str], machine: Machine, eval_only:
     validation, held_out, notes = _new_validation(cfg, labeled, content)
     names = frozenset(row["file_name"] for row in content["images"])
     train = names if data.VAL else names - frozenset(held_out)
-    unlabeled, left_out = [], 0
+    unlabeled: list[str] = []
+    left_out = 0
     unlabeled_dir = data.UNLABELED if runs_stage(cfg, "student") and not eval_only else ""
     if unlabeled_dir:
         unlabeled, left_out = custom.list_unlabeled(unlabeled_dir, held_out)

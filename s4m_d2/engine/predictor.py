@@ -37,7 +37,8 @@ def load_model(cfg: CfgNode, weights: str, branch: str) -> tuple[nn.Module, str 
     model = build_model(stage_config(cfg, "student"))  # without distillation
     checkpointer = S4MCheckpointer(model)
     checkpointer.load(weights, checkpointables=[], branch=branch, require=True)
-    return model.eval(), checkpointer.last_report.branch
+    report = checkpointer.last_report
+    return model.eval(), report.branch if report else None
 
 
 def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
@@ -54,6 +55,7 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
         ConfigError: the file cannot be read, or the number is not MODEL.SEM_SEG_HEAD.NUM_CLASSES.
     """
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    names: list[str] | None
     if file_name:
         names, origin = _read_names(file_name), f"'{file_name}'"
     else:

@@ -198,8 +198,9 @@ def check_predictions(
                 f"were given. {_WHERE}."
             )
     found = zip(*(predictions[key] for key in keys if key != "padded_size"), strict=True)
-    for index, (entry, given) in enumerate(zip(found, image_sizes, strict=True)):
-        problem = _problem(*entry, given, tuple(predictions["padded_size"]), num_classes)
+    padded = tuple(predictions["padded_size"])
+    for index, ((logits, masks, size), given) in enumerate(zip(found, image_sizes, strict=True)):
+        problem = _problem(logits, masks, size, given, padded, num_classes)
         if problem:
             raise InputError(f"{where}: of image {index}, {problem}. {_WHERE}.")
 
@@ -231,7 +232,7 @@ def _has_method(model: nn.Module | type, name: str) -> bool:
     return callable(method) and not unimplemented
 
 
-def _class(model: Any) -> type:
+def _class(model: Any) -> Any:
     return model if isinstance(model, type) else type(model)
 
 

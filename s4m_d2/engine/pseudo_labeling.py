@@ -140,7 +140,7 @@ class PseudoLabeling:
         Raises:
             InputError: the teacher's predictions are not of the form that the protocol asks for.
         """
-        teacher = self.teacher.model
+        teacher: Any = self.teacher.model
         predictions = teacher.predict_queries(weak)
         sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
         check_predictions(predictions, sizes, teacher, self.num_classes)

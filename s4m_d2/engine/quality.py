@@ -130,9 +130,10 @@ class QualityMeasurement:
         places = range(comm.get_rank(), len(self.records), comm.get_world_size())
         with undisturbed_generators():
             skipped = sum(not self._measure(place, steps) for place in progress(places))
-        steps = {step: quality.gathered() for step, quality in steps.items()}
+        gathered = {step: quality.gathered() for step, quality in steps.items()}
         skipped = sum(comm.gather(skipped))
-        return QualityReport(steps, skipped) if comm.is_main_process() else None
+        whole = {step: quality for step, quality in gathered.items() if quality is not None}
+        return QualityReport(whole, skipped) if comm.is_main_process() else None
 
     def _measure(self, place: int, steps: dict[str, PseudoLabelQuality]) -> bool:
         """Add one image, unless it cannot be read."""
@@ -161,7 +162,7 @@ class QualityMeasurement:
 
     def _labels(self, sample: dict[str, Any]) -> dict[str, PseudoLabels]:
         """An image's pseudo-labels before and after refinement, at the size that the model sees."""
-        autocast = contextlib.nullcontext()
+        autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
         if self.precision is not None:
             autocast = torch.autocast("cuda", dtype=self.precision)
         labeling = self.pseudo_labeling

@@ -172,8 +172,8 @@ def stage_memory(cfg: CfgNode, stage: str, blueprints: Blueprints, num_processes
     stage 2 the teacher, and SAM where the stage consults it. Not: activations, which grow with
     the crop and the batch, images, and what PyTorch itself needs.
     """
-    weights = bytes_of(blueprints.model)
-    trained = bytes_of(blueprints.model, trainable=True)
+    model = blueprints.model or nn.Module()
+    weights, trained = bytes_of(model), bytes_of(model, trainable=True)
     gradients = 2 if num_processes > 1 else 1
     size = weights + trained * (gradients + _OPTIMIZER_COPIES[cfg.SOLVER.OPTIMIZER])
     if stage == "student":
@@ -195,7 +195,7 @@ def memory_finding(
     if not stages:
         return Finding("memory", "nothing to train")
     needs = {s: stage_memory(cfg, s, blueprints, num_processes) for s in stages}
-    stage = max(needs, key=needs.get)
+    stage = max(needs, key=needs.__getitem__)
     shared = 1 if cfg.MODEL.DEVICE.startswith("cuda") else num_local  # of one memory
     needed, available = needs[stage] * shared, available_memory(cfg.MODEL.DEVICE)
     where = "of the GPU" if cfg.MODEL.DEVICE.startswith("cuda") else "available"

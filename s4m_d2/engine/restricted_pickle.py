@@ -12,7 +12,7 @@ import math
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class _Dtype:
         if np.dtype(_text(code)).kind not in NUMERIC_KINDS:
             raise UnsafePickleError(f"an array of type {_text(code)!r} is not plain numbers")
         self._code = _text(code)
-        self._order = "="
+        self._order: Any = "="
 
     def __setstate__(self, state: tuple) -> None:
         if _text(state[1]) not in ("<", ">", "=", "|"):
@@ -51,8 +51,8 @@ class _Array:
     def __init__(self, *_ignored: Any) -> None:
         self._shape: tuple = (0,)
         self._dtype = _Dtype("u1")
-        self._order = "C"
-        self._raw = b""
+        self._order: Literal["C", "F"] = "C"
+        self._raw: bytes | str = b""
 
     def __setstate__(self, state: tuple) -> None:
         _version, self._shape, self._dtype, fortran, raw = state
@@ -60,7 +60,7 @@ class _Array:
         self._raw = raw
 
     @classmethod
-    def from_buffer(cls, raw: bytes, dtype: _Dtype, shape: tuple, order: str) -> _Array:
+    def from_buffer(cls, raw: bytes | str, dtype: _Dtype, shape: tuple, order: str) -> _Array:
         array = cls()
         array.__setstate__((1, shape, dtype, order == "F", raw))
         return array
@@ -120,7 +120,11 @@ def _ordered_dict(*items: Any) -> dict:
     return OrderedDict(*items)
 
 
-_NUMPY = {"_reconstruct": _Array, "scalar": _scalar, "_frombuffer": _Array.from_buffer}
+_NUMPY: dict[str, Callable] = {
+    "_reconstruct": _Array,
+    "scalar": _scalar,
+    "_frombuffer": _Array.from_buffer,
+}
 _ALLOWED: dict[tuple[str, str], Callable] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,

@@ -54,15 +54,15 @@ def default_generator_states() -> dict[str, Any]:
 
     PyTorch's are of the CPU and, where CUDA is in use, of the current device.
     """
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    of_numpy = np.random.get_state(legacy=False)
     version, words, gauss = random.getstate()
     states = {
         "torch": torch.get_rng_state(),
         "numpy": {
-            "keys": torch.from_numpy(keys.astype(np.int64)),
-            "position": int(position),
-            "has_gauss": int(has_gauss),
-            "cached_gaussian": float(cached),
+            "keys": torch.from_numpy(of_numpy["state"]["key"].astype(np.int64)),
+            "position": int(of_numpy["state"]["pos"]),
+            "has_gauss": int(of_numpy["has_gauss"]),
+            "cached_gaussian": float(of_numpy["gauss"]),
         },
         "python": {"version": version, "words": torch.tensor(words), "gauss_next": gauss},
     }

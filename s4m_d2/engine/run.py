@@ -64,7 +64,7 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
     cfg = stage_config(cfg, "student")
     model = TeacherTrainer.build_model(cfg)
     branches = ("student", "teacher") if cfg.S4M.EVAL == "both" else (cfg.S4M.EVAL,)
-    results = {}
+    results: dict[str, Any] = {}
     for branch in branches:
         S4MCheckpointer(model).load(cfg.MODEL.WEIGHTS, branch=branch, require=True)
         logger.info("Evaluating the %s of %s", branch, cfg.MODEL.WEIGHTS)

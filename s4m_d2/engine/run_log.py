@@ -69,7 +69,7 @@ def log_facts(path: str) -> list[tuple[str, str]]:
 
 def _rows(lines: Sequence[str]) -> Iterator[list[str]]:
     """The cells of a table whose columns stand under a line of dashes; wrapped ones are joined."""
-    spans: list[tuple[int, int]] = []
+    spans: list[tuple[int, int | None]] = []
     row: list[str] = []
     for line in lines:
         if _COLUMNS.fullmatch(line.strip()) and "--" in line:

@@ -43,7 +43,7 @@ def sam_cache_findings(cfg: CfgNode) -> Iterator[Finding]:
         yield Finding("SAM's cache", f"{text}: not used, as no stage 1 with distillation runs")
         return
     reasons = list(_why_images_seldom_repeat(cfg))
-    warnings = ()
+    warnings: tuple[str, ...] = ()
     if reasons:
         warnings = (
             f"S4M.SAM.CACHE is '{sam.CACHE}', but an image comes again with the same pixels "

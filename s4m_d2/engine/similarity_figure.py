@@ -66,7 +66,8 @@ def similarity_maps_at(
             "in pixels of the image."
         )
     query = [[[(point[0] + 0.5) / width, (point[1] + 0.5) / height]]]
-    maps, sam, content = {}, None, None
+    maps = {}
+    model: Any
     for name, model in models.items():
         if not hasattr(model, "mask_features"):
             raise ConfigError(

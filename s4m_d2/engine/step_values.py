@@ -57,12 +57,13 @@ def fetch_step(
     waiting = {
         name: v for name, v in scalars.items() if isinstance(v, Tensor) and v.device == bad.device
     }
-    bad, values, *fetched = to_host(bad, values, *([_stack(waiting.values())] if waiting else []))
+    stacks = [_stack(waiting.values())] if waiting else []
+    is_bad, numbers, *fetched = to_host(bad, values, *stacks)
     for stacked in fetched:
         scalars.update(zip(waiting, stacked, strict=True))
     return StepValues(
-        finite=not bad,
-        losses=dict(zip(losses, torch.tensor(values).unbind(), strict=True)),
+        finite=not is_bad,
+        losses=dict(zip(losses, torch.tensor(numbers).unbind(), strict=True)),
         scalars={name: float(value) for name, value in scalars.items()},
     )
 

@@ -68,9 +68,10 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         return
     _note.received = signal.Signals(number)
     if _note.passes_on:
-        for child in multiprocessing.active_children():
+        for pid in (child.pid for child in multiprocessing.active_children()):
             with suppress(ProcessLookupError):  # it has just ended
-                os.kill(child.pid, number)
+                if pid is not None:
+                    os.kill(pid, number)
     if _note.interrupts:
         _note.interrupts = False
         raise _EvaluationInterrupted

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, SimpleTrainer
 from detectron2.engine.hooks import EvalHook
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
@@ -59,6 +59,7 @@ class TeacherTrainer(DefaultTrainer):
         bad_steps: skips and counts steps whose losses or gradients are not finite.
     """
 
+    _trainer: SimpleTrainer
     has_teacher = False
 
     def __init__(self, cfg: CfgNode) -> None:

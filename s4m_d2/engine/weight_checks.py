@@ -177,15 +177,14 @@ def _file_finding(
 ) -> Finding:
     if model is None and ("://" in path or os.path.isfile(path)):
         return Finding(item, f"{path}: compared when the model can be built", checked=False)
+    compared = nn.Module() if model is None else model  # without one, there is no file either
     try:
-        report = S4MCheckpointer(nn.Module() if model is None else model).inspect(
-            path, branch=branch, require=whole
-        )
+        report = S4MCheckpointer(compared).inspect(path, branch=branch, require=whole)
     except S4MError as error:
         return Finding(item, path, (error,))
-    entries = len(model.state_dict())
+    entries = len(compared.state_dict())
     text = f"{path}: {len(report.matched)} of the model's {entries} tensors"
-    surprises = ()
+    surprises: tuple[str, ...] = ()
     if report.is_surprising:
         surprises = (
             f"{report}. If this is not meant, use the config that the file was trained with.",

@@ -92,8 +92,8 @@ class CityscapesInstanceAP(DatasetEvaluator):
     def _pairs(self) -> tuple[list[str], list[str]]:
         """Files of ground truth and of predictions of the images that were processed."""
         truths = sorted(Path(self._metadata.gt_dir).glob(f"*/*{TRUTH_SUFFIX}"))
-        pairs = [(t, Path(self._root, t.name.removesuffix(TRUTH_SUFFIX) + ".txt")) for t in truths]
-        pairs = [(str(truth), str(found)) for truth, found in pairs if found.exists()]
+        files = [(t, Path(self._root, t.name.removesuffix(TRUTH_SUFFIX) + ".txt")) for t in truths]
+        pairs = [(str(truth), str(found)) for truth, found in files if found.exists()]
         if not pairs:
             raise DatasetError(
                 f"'{self._dataset_name}' cannot be evaluated: of {len(truths)} ground truths "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -18,8 +19,9 @@ def masks_as_rle(model: nn.Module) -> Iterator[None]:
     if not hasattr(model, "rle_masks"):
         yield
         return
-    before, model.rle_masks = model.rle_masks, True
+    switch: Any = model
+    before, switch.rle_masks = switch.rle_masks, True
     try:
         yield
     finally:
-        model.rle_masks = before
+        switch.rle_masks = before

@@ -64,9 +64,9 @@ class PseudoLabelQuality:
         self.class_names = tuple(class_names)
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
             raise InputError(f"class names must be different ones, got {self.class_names}")
-        self.size_limits = tuple(size_limits)
-        if len(self.size_limits) != 2 or not 0 <= self.size_limits[0] <= self.size_limits[1]:
+        if len(size_limits) != 2 or not 0 <= size_limits[0] <= size_limits[1]:
             raise InputError(f"size limits are two areas, the smaller first; got {size_limits}")
+        self.size_limits = (size_limits[0], size_limits[1])
         self.images = 0
         self.cells = np.zeros((len(SIZES), len(self.class_names), len(_COLUMNS)))
 
@@ -99,7 +99,7 @@ class PseudoLabelQuality:
         crowds = classes.new_zeros(len(classes)).bool() if crowds is None else crowds
         crowds = to_device(crowds, device)
         self._check(labels, classes, masks, crowds)
-        overlaps, areas, true_areas, scores, ids, true_ids, crowds = to_host(
+        overlaps, areas, true_areas, scores, ids, true_ids, is_crowd = to_host(
             dense_overlaps(labels.masks, masks),
             mask_areas(labels.masks),
             mask_areas(masks),
@@ -109,9 +109,9 @@ class PseudoLabelQuality:
             crowds,
         )
         _check_ids(ids, true_ids, len(self.class_names))
-        in_crowd = (overlaps[:, crowds] > CROWD_THRESH * areas[:, None]).any(axis=1)
-        overlaps = overlaps[:, ~crowds]
-        true_areas, true_ids = true_areas[~crowds], true_ids[~crowds]
+        in_crowd = np.any(overlaps[:, is_crowd] > CROWD_THRESH * areas[:, None], axis=1)
+        overlaps = overlaps[:, ~is_crowd]
+        true_areas, true_ids = true_areas[~is_crowd], true_ids[~is_crowd]
         iou = overlaps / np.maximum(areas[:, None] + true_areas - overlaps, 1)
         match = match_masks(iou, scores, ids, true_ids)
         sizes = (areas * pixel_area, true_areas * pixel_area)

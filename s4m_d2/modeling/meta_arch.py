@@ -51,6 +51,10 @@ class S4MMaskFormer(nn.Module):
         compiled_parts: names of the submodules that S4M.COMPILE compiles.
     """
 
+    sem_seg_head: Any  # of the registry: its attributes are the head's, not nn.Module's
+    criterion: Any
+    pixel_mean: Tensor
+    pixel_std: Tensor
     reads_gt_valid = True
     compiled_parts = ("backbone", "sem_seg_head.pixel_decoder", "sem_seg_head.predictor")
 
@@ -82,8 +86,8 @@ class S4MMaskFormer(nn.Module):
         self.channels_last = channels_last
         self.rle_masks = False
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
-            values = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
-            self.register_buffer(name, values, persistent=False)
+            buffer = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
 
     @classmethod
     def from_config(cls, cfg) -> dict:
@@ -159,7 +163,7 @@ class S4MMaskFormer(nn.Module):
             )
         ]
 
-    forward.takes_parts = True  # of this very function: one that overrides it says so itself
+    forward.takes_parts = True  # type: ignore[attr-defined]  # of this very function: one that overrides it says so itself
 
     def predict_queries(self, batched_inputs: Sequence[Sample]) -> dict[str, Any]:
         """All queries of a batch, before any selection; annotations are not read.

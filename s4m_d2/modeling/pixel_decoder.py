@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -59,7 +61,7 @@ class DeformableEncoderLayer(nn.Module):
 class DeformableEncoder(nn.Module):
     """A stack of encoder layers over the flattened cells of all levels."""
 
-    def __init__(self, *, num_layers: int, **layer_args: int | float) -> None:
+    def __init__(self, *, num_layers: int, **layer_args: Any) -> None:
         super().__init__()
         self.layers = nn.ModuleList(DeformableEncoderLayer(**layer_args) for _ in range(num_layers))
 
@@ -76,7 +78,7 @@ class DeformableEncoder(nn.Module):
 class MultiScaleEncoder(nn.Module):
     """Flattens feature maps, adds level embeddings, encodes, and unflattens."""
 
-    def __init__(self, *, embed_dim: int, num_levels: int, **encoder_args: int | float) -> None:
+    def __init__(self, *, embed_dim: int, num_levels: int, **encoder_args: Any) -> None:
         super().__init__()
         self.encoder = DeformableEncoder(embed_dim=embed_dim, num_levels=num_levels, **encoder_args)
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
@@ -228,7 +230,8 @@ def _check_features(
 def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, conv_dim, kernel_size=1)
     nn.init.xavier_uniform_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
     return nn.Sequential(conv, nn.GroupNorm(NUM_GROUPS, conv_dim))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 
 import torch
 import torch.nn.functional as F
@@ -183,7 +183,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         """
         if len(features) != NUM_FEATURE_LEVELS:
             raise InputError(f"expected {NUM_FEATURE_LEVELS} feature maps, got {len(features)}")
-        sizes = [feature.shape[-2:] for feature in features]
+        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         cells, cell_positions = self._flatten(features)
         batch = len(mask_features)
         queries = self.query_feat.weight.expand(batch, -1, -1)
@@ -217,7 +217,8 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             features, self.input_proj, self.level_embed.weight, strict=True
         ):
             cells.append(projection(feature).flatten(2).transpose(1, 2) + embed)
-            code = sine_position_encoding(feature.shape[-2:], len(embed), device=feature.device)
+            size = (feature.shape[-2], feature.shape[-1])
+            code = sine_position_encoding(size, len(embed), device=feature.device)
             positions.append(code.flatten(1).T[None])
         return cells, positions
 
@@ -273,6 +274,6 @@ def _xavier_matrices(module: nn.Module) -> None:
             nn.init.xavier_uniform_(parameter)
 
 
-def _rename(state_dict: Mapping, old: str, new: str) -> None:
+def _rename(state_dict: MutableMapping, old: str, new: str) -> None:
     if old in state_dict:
         state_dict[new] = state_dict.pop(old)

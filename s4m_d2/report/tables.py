@@ -26,7 +26,7 @@ def best_model(models: Models) -> str | None:
     rated = {
         name: ap for name, values in models.items() if (ap := finite(values.get("AP")) or 0) > 0
     }
-    return max(rated, key=rated.get) if rated else None
+    return max(rated, key=rated.__getitem__) if rated else None
 
 
 def results_html(models: Models) -> str:

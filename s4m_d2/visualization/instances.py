@@ -66,7 +66,8 @@ def overlay(
     visible = _smallest_on_top(enlarged)  # torchvision paints what masks share black
     filled = draw_segmentation_masks(canvas, visible, alpha=FILL_ALPHA, colors=colors)
     drawn = np.ascontiguousarray(filled.permute(1, 2, 0).numpy())
-    for mask, color in zip(enlarged.numpy().astype(np.uint8), colors, strict=True):
+    bitmaps: np.ndarray = enlarged.numpy().astype(np.uint8)
+    for mask, color in zip(bitmaps, colors, strict=True):
         outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(drawn, outlines, -1, color, CONTOUR_WIDTH)
     texts = [class_names[label] for label in labels]
@@ -126,7 +127,8 @@ def _palette(count: int) -> list[tuple[int, int, int]]:
     for i in range(count):
         value = 1.0 if i % 2 else 0.8
         rgb = colorsys.hsv_to_rgb(i * GOLDEN_RATIO % 1, 0.9, value)
-        colors.append(tuple(round(255 * channel) for channel in rgb))
+        red, green, blue = (round(255 * channel) for channel in rgb)
+        colors.append((red, green, blue))
     return colors
 
 
@@ -142,10 +144,11 @@ def _write_names(image: np.ndarray, masks: np.ndarray, texts: Sequence[str]) -> 
         if not masks[i].any():
             continue
         depth = cv2.distanceTransform(np.pad(masks[i].astype(np.uint8), 1), cv2.DIST_L2, 3)
-        y, x = np.unravel_index(depth[1:-1, 1:-1].argmax(), (height, width))
+        center_y, center_x = np.unravel_index(depth[1:-1, 1:-1].argmax(), (height, width))
         half = draw.textlength(texts[i], font=font) / 2 + TEXT_STROKE
-        x = float(np.clip(x, half, max(half, width - half)))
-        lines = [float(np.clip(y + size * step, size, max(size, height - size))) for step in SHIFTS]
+        x = float(np.clip(center_x, half, max(half, width - half)))
+        bottom = max(size, height - size)
+        lines = [float(np.clip(center_y + size * step, size, bottom)) for step in SHIFTS]
         free = (
             line
             for line in lines

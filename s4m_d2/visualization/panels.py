@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -110,8 +111,9 @@ def panel_figure(
 
 def rendered(figure: Figure) -> np.ndarray:
     """The (H, W, 3) uint8 RGB pixels of a figure."""
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def write_png(picture: np.ndarray, path: str | os.PathLike[str]) -> None:
@@ -153,7 +155,7 @@ def _show(figure: Figure, picture: np.ndarray, box: tuple[float, float, float, f
 def _write(figure: Figure, text: str, x: float, y: float, align: str = "left") -> Text:
     """Write a line at a place in inches, from the left and from below."""
     width, height = figure.get_size_inches()
-    style = {"fontsize": FONT_SIZE, "ha": align, "va": "center", "parse_math": False}
+    style: dict[str, Any] = dict(fontsize=FONT_SIZE, ha=align, va="center", parse_math=False)
     return figure.text(x / width, y / height, text, **style)
 
 

@@ -61,7 +61,7 @@ class _Frames:
         if self._writer is None:
             self._size = height, width
             even = width + width % 2, height + height % 2
-            codec = cv2.VideoWriter_fourcc(*CODEC)
+            codec = cv2.VideoWriter.fourcc(*CODEC)
             self._writer = cv2.VideoWriter(self.part, codec, self.fps, even)
             if not self._writer.isOpened():
                 raise OutputError(

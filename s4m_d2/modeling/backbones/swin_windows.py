@@ -18,12 +18,15 @@ from torch.nn import functional as F
 class _PadsFirst:
     """Mixed into a block of timm's; adds no state."""
 
+    window_size: tuple[int, int]
+
     def _attn(self, x: Tensor) -> Tensor:
         """(B, H, W, C) -> the same shape."""
         height, width = x.shape[1:3]
         window_height, window_width = self.window_size
         padding = (0, 0, 0, -width % window_width, 0, -height % window_height)
-        return super()._attn(F.pad(x, padding))[:, :height, :width].contiguous()
+        attended = super()._attn(F.pad(x, padding))  # type: ignore[misc]  # the block's
+        return attended[:, :height, :width].contiguous()
 
 
 class PaddedSwinBlock(_PadsFirst, SwinTransformerBlock):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from detectron2.config import configurable
@@ -53,7 +54,7 @@ class TimmBackbone(Backbone):
     def __init__(
         self,
         *,
-        net: nn.Module,
+        net: Any,
         out_indices: Sequence[int] = (),
         out_norm: bool = False,
         pyramid_channels: int = 256,
@@ -206,7 +207,7 @@ def _choose(strides: Sequence[int], out_indices: Sequence[int]) -> list[int]:
     )
 
 
-def _warn_of_normalization(cfg, net: nn.Module) -> None:
+def _warn_of_normalization(cfg, net: Any) -> None:
     """Pre-trained weights see other colors than they know without any error."""
     flip = slice(None, None, 1 if cfg.INPUT.FORMAT == "RGB" else -1)
     for key, name in (("PIXEL_MEAN", "mean"), ("PIXEL_STD", "std")):

@@ -108,7 +108,9 @@ def _options(timm: ModuleType, name: str, drop_path: float) -> dict[str, bool | 
             f"MODEL.TIMM.NAME is {name!r}, which takes images of one size only; choose a model "
             "that takes any, such as a ResNet, a ConvNeXt, a Swin or a vit_*."
         )
-    options = {key: value for key, value in _ANY_SIZE.items() if key in accepted}
+    options: dict[str, bool | float] = {
+        key: value for key, value in _ANY_SIZE.items() if key in accepted
+    }
     if not 0 <= drop_path < 1:
         raise ConfigError(f"MODEL.TIMM.DROP_PATH is {drop_path}; expected at least 0 and below 1.")
     if "drop_path_rate" in accepted:
