@@ -16,7 +16,7 @@ from s4m_d2.engine.figure_set import FigureSet, choose_figures
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.run_folder import read_run
 from s4m_d2.errors import S4MError
-from s4m_d2.files import atomic_write
+from s4m_d2.files import atomic_write, remove_temporaries
 from s4m_d2.report import render_page
 from s4m_d2.visualization import write_png
 
@@ -88,6 +88,7 @@ def _try_report(folder: str, ended_by: BaseException | None = None) -> None:
     if not comm.is_main_process():
         return
     try:
+        remove_temporaries(folder)  # of a run killed while it wrote its report
         problem = "" if ended_by is None else _reason(ended_by)
         logger.info("Report: %s", write_report(folder, problem))
     except (Exception, KeyboardInterrupt) as error:  # how the training ended must stay known

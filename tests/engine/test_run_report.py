@@ -109,6 +109,15 @@ def test_a_report_that_fails_is_a_warning(folder, monkeypatch, caplog, error):
     assert not (folder / "report.html").exists()
 
 
+def test_what_a_killed_run_left_of_its_report_goes(folder):
+    left, other = folder / ".report.html.a1b2c3d4.tmp", folder / ".notes.tmp"
+    left.write_text("half a page")
+    other.write_text("the user's")
+    with reported(str(folder)):
+        pass
+    assert not left.exists() and other.exists() and (folder / "report.html").exists()
+
+
 def test_only_the_main_process_writes(folder, monkeypatch):
     monkeypatch.setattr(comm, "is_main_process", lambda: False)
     with reported(str(folder)):
