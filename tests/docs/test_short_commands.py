@@ -22,6 +22,7 @@ from make_own_data import make_own_data  # noqa: E402
 # settings of these too, and takes trainings through what --check does.
 LONG = {
     "configs/cityscapes_": "needs Cityscapes",
+    "configs/toyscapes_ablation.yaml": "minutes; tests/test_ablation_short.py",
     "tools/ablation.py --output": "an hour; tests/test_ablation_short.py",
     "tools/benchmark.py": "minutes; tests/test_benchmark.py",
     "tools/compare_engines.py": "once on each engine",
