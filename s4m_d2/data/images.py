@@ -14,9 +14,8 @@ READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 
 _DEEP_MODES = ("I", "F")  # Pillow's modes of more than 8 bits begin with these
 _EXIF_SOURCES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-_TURNS: dict[
-    int | None, Image.Transpose
-] = {  # what turns an image of this EXIF orientation upright
+# What turns an image of this EXIF orientation upright.
+_TURNS: dict[int | None, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,

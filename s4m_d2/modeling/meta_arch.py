@@ -163,7 +163,8 @@ class S4MMaskFormer(nn.Module):
             )
         ]
 
-    forward.takes_parts = True  # type: ignore[attr-defined]  # of this very function: one that overrides it says so itself
+    # Of this very function: one that overrides it says so itself.
+    forward.takes_parts = True  # type: ignore[attr-defined]
 
     def predict_queries(self, batched_inputs: Sequence[Sample]) -> dict[str, Any]:
         """All queries of a batch, before any selection; annotations are not read.
