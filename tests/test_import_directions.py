@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "s4m_d2"
 LITE = ROOT / "detectron2_lite" / "detectron2"
 
-MAX_FILE_LINES = 300
+MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 50
 MAX_LITE_LINES = 4500
 MAX_COMMAND_LINES = 100  # train_net.py
