@@ -201,7 +201,7 @@ def test_processes_share_the_images():
 def test_every_case_has_a_config_of_its_own_size():
     for case in CASES.values():
         for stage in (1, 2):
-            cfg = case_config(case, stage, device="cpu", sam="tiny")
+            cfg = case_config(case, stage, device="cpu", sam="tiny_toyscapes")
             lsj = cfg.INPUT.DATASET_MAPPER_NAME == "coco_instance_lsj"
             crop = (cfg.INPUT.IMAGE_SIZE,) * 2 if lsj else tuple(cfg.INPUT.CROP.SIZE)
             assert crop == case.image_size and cfg.SOLVER.IMS_PER_BATCH > 0
@@ -210,10 +210,10 @@ def test_every_case_has_a_config_of_its_own_size():
 
 def test_another_size_is_that_of_the_training_crops():
     (cityscapes,) = cases_of("cityscapes", size=(96, 160))
-    cfg = case_config(cityscapes, 2, device="cpu", sam="tiny")
+    cfg = case_config(cityscapes, 2, device="cpu", sam="tiny_toyscapes")
     assert tuple(cfg.INPUT.CROP.SIZE) == (96, 160)
     (coco,) = cases_of("coco", size=(64, 64))
-    assert case_config(coco, 1, device="cpu", sam="tiny").INPUT.IMAGE_SIZE == 64
+    assert case_config(coco, 1, device="cpu", sam="tiny_toyscapes").INPUT.IMAGE_SIZE == 64
     (oblong,) = cases_of("coco", size=(64, 96))
     with pytest.raises(ConfigError, match="squares"):
-        case_config(oblong, 1, device="cpu", sam="tiny")
+        case_config(oblong, 1, device="cpu", sam="tiny_toyscapes")

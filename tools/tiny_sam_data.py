@@ -1,253 +1,214 @@
-"""Training data of the tiny SAM: a pool of toyscapes scenes, views of them, and clicks."""
+"""Training data of the tiny SAM: views of COCO sets, and composites of icons over photographs."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import dataclass
-from multiprocessing import Pool
+import functools
+import json
 from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from tqdm import tqdm
+from detectron2.data import transforms as T
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "datasets"))
+from s4m_d2.data import CocoFormat
+from s4m_d2.data.images import read_image
+from s4m_d2.data.masks import transform_masks
 
-from toyscapes_scene import INSTANCES_PER_LABEL, render_scene  # noqa: E402
+SIDE = 256  # px of a view: the model's input
+MIN_AREA, MAX_SHARE = 30, 0.8  # px of a view, of the view: what is a target
+MIN_WINDOW = 90  # px of an image
+WHOLE_CHANCE = 0.4  # else a window
+MASKS_DRAWN = 24  # per view: drawing hundreds of outlines takes long
+ATTEMPTS = 10
 
-SCENE_SIZE = (256, 128)  # (width, height) of a scene at scale 1
-MIN_STUFF_AREA = 120  # px at scale 1: smaller background fragments are no target
-STUFF_OFFSET = 40_000  # region ids: instance ids stay, background regions count up from here
-TILE_OFFSET = 1 << 17  # keeps the regions of the scenes in a mosaic apart
-MIN_TARGET_AREA = 25  # px of the view
-CELL = 8  # px of a view between the cells of the auxiliary targets: the encoder's patch size
-OFFSET_UNIT = 32.0  # px
-CONTENT_SIZES = ((128, 256), (256, 256), (192, 256))  # (H, W) of a view
-CONTENT_CHANCES = (0.45, 0.5, 0.05)
-PLAIN_VIEW_CHANCE = 0.6  # a whole scene at scale 1, as the method sees it
-ZOOM_RANGE = (0.9, 1.5)
-STUFF_CHANCE = 0.22
-CLICK_COUNTS, CLICK_CHANCES = (1, 2, 3), (0.4, 0.15, 0.45)
-SLOPPY_CHANCE, SLOPPY_SIGMA = 0.08, 2.0  # px
-NEGATIVE_CHANCE, NEGATIVE_REACH = 0.12, 12  # px around the target's box
+PLAIN_CHANCE = 0.3  # no distortion of color
+BLOB_CHANCE, CROWD_CHANCE, OWN_COLOR_CHANCE, BACKDROP_CHANCE = 0.3, 0.45, 0.4, 0.45
+
+View = tuple[np.ndarray, np.ndarray]  # (h, w, 3) uint8 RGB and (M, h, w) bool, the long side 256 px
 
 
-@dataclass
-class PromptBatch:
-    """Views, clicks and targets of one training step; all views have one size.
+def load_records(json_file: str, image_root: str) -> tuple[list[dict], list[dict]]:
+    """Labeled images of a COCO set in the order of their names, and its last fifth, held out."""
+    paths = (str(Path(path).resolve()) for path in (json_file, image_root))
+    records = [r for r in CocoFormat(*paths).load(sorted) if r["annotations"]]
+    records.sort(key=lambda record: record["file_name"])
+    trained = len(records) * 4 // 5
+    return records[:trained], records[trained:]
 
-    images: (B, 3, H, W) float 0..255 RGB. image_index: (N,). points: (N, P, 2) continuous px of
-    the view. labels: (N, P). targets: (N, H / 2, W / 2) covered share of each cell. valid: the
-    same shape, where the labels are known. cell_regions: (B, H / 8, W / 8) region at each cell's
-    center, 0 where unknown. cell_shapes: (B, 4, H / 8, W / 8) from there to the centroid of an
-    instance (x, y, in units of 32 px) and the logarithm of its spread (x, y, px); 0 on background.
+
+@functools.lru_cache(maxsize=None)
+def cached_image(file_name: str) -> np.ndarray:
+    return read_image(file_name, "RGB")
+
+
+def sample_photograph(records: list[dict], rng: np.random.Generator) -> View:
+    """A random image, whole or a window of it, with some of its masks, at least one."""
+    while True:
+        record = records[rng.integers(len(records))]
+        image = cached_image(record["file_name"])
+        for _ in range(ATTEMPTS):
+            view = _view(image, record["annotations"], rng)
+            if len(view[1]):
+                return view
+
+
+def _view(image: np.ndarray, annotations: list[dict], rng: np.random.Generator) -> View:
+    height, width = window = image.shape[:2]
+    if rng.random() > WHOLE_CHANCE:
+        longest = min(window)
+        window = (round(np.exp(rng.uniform(*np.log([min(MIN_WINDOW, longest), longest])))),) * 2
+    top, left = rng.integers(height - window[0] + 1), rng.integers(width - window[1] + 1)
+    size = tuple(max(round(side * SIDE / max(window)), 1) for side in window)
+    transforms = T.TransformList(
+        [T.CropTransform(left, top, *window[::-1]), T.ResizeTransform(*window, *size)]
+    )
+    chosen = rng.permutation(len(annotations))[:MASKS_DRAWN]
+    segmentations = [annotations[i]["segmentation"] for i in chosen]
+    masks = transform_masks(segmentations, transforms, image.shape[:2], size).numpy()
+    return transforms.apply_image(image), targets(masks)
+
+
+def targets(masks: np.ndarray) -> np.ndarray:
+    """Those of (M, h, w) masks that are neither too small nor nearly all of the view."""
+    areas = masks.sum(axis=(1, 2))
+    return masks[(areas >= MIN_AREA) & (areas < MAX_SHARE * masks[0].size)]
+
+
+def augment(view: View, rng: np.random.Generator) -> View:
+    """Turn, flip and distort the colors of a view."""
+    image, masks = view
+    if rng.random() < 0.3:
+        turns = int(rng.integers(1, 4))
+        image, masks = np.rot90(image, turns), np.rot90(masks, turns, axes=(1, 2))
+    if rng.random() < 0.5:
+        image, masks = image[:, ::-1], masks[:, :, ::-1]
+    if rng.random() > PLAIN_CHANCE:
+        image = distort(image, rng)
+    return np.ascontiguousarray(image), np.ascontiguousarray(masks)
+
+
+def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Other colors, tones, sharpness and noise: the same shapes under another camera."""
+    pixels = image.astype(np.float32)
+    if rng.random() < 0.3:
+        pixels = 255 - pixels
+    if rng.random() < 0.3:
+        pixels = pixels[..., rng.permutation(3)]
+    if rng.random() < 0.3:
+        pixels = np.repeat(pixels.mean(axis=2, keepdims=True), 3, axis=2)
+    if rng.random() < 0.5:
+        pixels = np.clip(pixels * rng.uniform(0.7, 1.3, 3), 0, 255)
+    if rng.random() < 0.3:
+        pixels = 255 * (np.clip(pixels, 0, 255) / 255) ** np.exp(rng.uniform(-0.8, 0.8))
+    pixels = (pixels - 128) * rng.uniform(0.4, 1.4) + 128 + rng.uniform(-50, 50)
+    if rng.random() < 0.25:
+        pixels = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.4, 1.8))
+    if rng.random() < 0.25:
+        pixels = pixels + rng.normal(0, rng.uniform(2, 16), pixels.shape)
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+class Composites:
+    """Icons and random blobs, in their colors or in textures of photographs, over photographs.
+
+    Args:
+        icon_files: icons.json of packages ``@iconify-json/...``. Drawing them needs resvg-py.
+        records: of the photographs.
     """
 
-    images: torch.Tensor
-    image_index: torch.Tensor
-    points: torch.Tensor
-    labels: torch.Tensor
-    targets: torch.Tensor
-    valid: torch.Tensor
-    cell_regions: torch.Tensor
-    cell_shapes: torch.Tensor
+    def __init__(self, icon_files: list[Path], records: list[dict]) -> None:
+        self.records, self.icons = records, []
+        for file in icon_files:
+            content = json.loads(file.read_text())
+            for icon in content["icons"].values():
+                width = icon.get("width", content.get("width", 16))
+                height = icon.get("height", content.get("height", 16))
+                self.icons.append(
+                    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">'
+                    f"{icon['body']}</svg>"
+                )
+
+    def sample(self, rng: np.random.Generator) -> View:
+        """A scene of few different objects, or a crowd of one kind; later ones hide earlier."""
+        canvas, *textures = (self._texture(rng) for _ in range(3))
+        if rng.random() < BACKDROP_CHANCE:  # an even ground, dark or light
+            canvas = cv2.GaussianBlur(canvas, (0, 0), 20) * rng.uniform(0, 0.5)
+            canvas += rng.uniform(0, 128, 3).astype(np.float32)
+        crowd = rng.random() < CROWD_CHANCE
+        count = round(np.exp(rng.uniform(*np.log([8, 60] if crowd else [2, 14]))))
+        size = np.exp(rng.uniform(*np.log([12, 45] if crowd else [40, 110])))
+        kind, color, spread = int(rng.integers(1 << 30)), rng.uniform(0, 255, 3), rng.uniform(5, 60)
+        blobs, owner = rng.random() < BLOB_CHANCE, np.zeros((SIDE, SIDE), dtype=np.int32)
+        opacity = rng.uniform(0.6, 1)
+        for number in range(1, count + 1):
+            if not crowd:
+                kind, color, spread = int(rng.integers(1 << 30)), rng.uniform(0, 255, 3), 0
+                blobs = rng.random() < BLOB_CHANCE
+            side = max(round(size * np.exp(rng.normal(0, 0.2 if crowd else 0.5))), 8)
+            patch = blob(rng, side) if blobs else self._icon(kind, side)
+            patch = _turned(patch, rng.uniform(-30, 30))
+            if blobs or rng.random() > OWN_COLOR_CHANCE:
+                texture = textures[number % 2][:side, :side]
+                share = rng.uniform(0, 0.6)
+                paint = color + rng.normal(0, spread, 3)
+                patch[..., :3] = share * cv2.resize(texture, (side, side)) + (1 - share) * paint
+            _paste(canvas, owner, patch, number, opacity, rng)
+        canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.3, 1.2))
+        masks = owner == np.arange(1, count + 1)[:, None, None]
+        return np.clip(canvas, 0, 255).astype(np.uint8), targets(masks)
+
+    def _texture(self, rng: np.random.Generator) -> np.ndarray:
+        """(256, 256, 3) float32: a square of a photograph."""
+        image = cached_image(self.records[rng.integers(len(self.records))]["file_name"])
+        side = int(rng.integers(MIN_WINDOW, min(image.shape[:2]) + 1))
+        top, left = (rng.integers(full - side + 1) for full in image.shape[:2])
+        square = image[top : top + side, left : left + side]
+        return cv2.resize(square, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+
+    def _icon(self, kind: int, side: int) -> np.ndarray:
+        """(side, side, 4) float32 RGBA of an icon."""
+        import resvg_py
+
+        svg = self.icons[kind % len(self.icons)]
+        png = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=side, height=side))
+        bgra = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_UNCHANGED)
+        return cv2.resize(bgra[..., [2, 1, 0, 3]], (side, side)).astype(np.float32)
 
 
-@dataclass
-class ScenePool:
-    """Rendered scenes: images (h, w, 3) uint8 RGB and region maps (h, w) int32, 0 = no target."""
-
-    images: list[np.ndarray]
-    regions: list[np.ndarray]
-    scales: list[int]
-
-    @classmethod
-    def render(
-        cls, seed: int, split: str, count: int, workers: int, scales: tuple[int, ...] = (1, 2)
-    ) -> ScenePool:
-        """Render scenes 0..count-1 of a split, at the given scales in turn."""
-        jobs = [(seed, split, i, scales[i % len(scales)]) for i in range(count)]
-        with Pool(workers) as pool:
-            scenes = list(tqdm(pool.imap(_render, jobs, chunksize=8), total=count, desc=split))
-        images, regions = map(list, zip(*scenes, strict=True))
-        return cls(images, regions, [job[-1] for job in jobs])
+def blob(rng: np.random.Generator, side: int) -> np.ndarray:
+    """(side, side, 4) float32 RGBA, black: an ellipse with an uneven outline."""
+    angles = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    radius = np.ones_like(angles)
+    for order in range(2, 6):
+        radius += rng.normal(0, 0.15 / order) * np.cos(order * angles + rng.uniform(0, 2 * np.pi))
+    outline = np.stack([np.cos(angles), rng.uniform(0.5, 1) * np.sin(angles)], axis=1)
+    outline *= (radius / radius.max())[:, None] * side / 2 * 0.95
+    patch = np.zeros((side, side, 4), np.float32)
+    alpha = np.zeros((side, side), np.uint8)
+    cv2.fillPoly(alpha, [np.round((outline + side / 2) * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    patch[..., 3] = alpha
+    return _turned(patch, rng.uniform(0, 360))
 
 
-def _render(job: tuple[int, str, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    cv2.setNumThreads(1)
-    seed, split, index, scale = job
-    width, height = SCENE_SIZE
-    scene = render_scene(seed, split, index, (width * scale, height * scale))
-    return scene.image, region_map(scene.instance_ids, MIN_STUFF_AREA * scale**2)
+def _turned(patch: np.ndarray, degrees: float) -> np.ndarray:
+    side = len(patch)
+    turn = cv2.getRotationMatrix2D((side / 2, side / 2), degrees, 1.0)
+    return cv2.warpAffine(patch, turn, (side, side))
 
 
-def region_map(instance_ids: np.ndarray, min_stuff_area: float) -> np.ndarray:
-    """(H, W) int32: instances keep their ids, each connected background region gets its own."""
-    regions = np.where(instance_ids >= INSTANCES_PER_LABEL, instance_ids, 0).astype(np.int32)
-    next_region = STUFF_OFFSET
-    for label in np.unique(instance_ids[instance_ids < INSTANCES_PER_LABEL]):
-        mask = (instance_ids == label).astype(np.uint8)
-        count, parts, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
-        for part in range(1, count):
-            if stats[part, cv2.CC_STAT_AREA] >= min_stuff_area:
-                regions[parts == part] = next_region
-                next_region += 1
-    return regions
-
-
-def sample_batch(
-    pool: ScenePool, rng: np.random.Generator, images: int, prompts: int
-) -> PromptBatch:
-    """Random views of the pool's scenes with random clicks on random regions."""
-    size = CONTENT_SIZES[rng.choice(len(CONTENT_SIZES), p=CONTENT_CHANCES)]
-    clicks = int(rng.choice(CLICK_COUNTS, p=CLICK_CHANCES))
-    views, cells, rows = [], [], []
-    for number in range(images):
-        image, regions = sample_view(pool, rng, size)
-        views.append(torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1))
-        cells.append(_cell_targets(regions))
-        known = _half(regions > 0) > 0.99
-        for region in _choose_regions(regions, rng, prompts):
-            mask = regions == region
-            points, labels = _clicks(mask, rng, clicks)
-            rows.append((number, points, labels, _half(mask), known))
-    index, points, labels, targets, valid = zip(*rows, strict=True)
-    cell_regions, cell_shapes = zip(*cells, strict=True)
-    return PromptBatch(
-        torch.stack(views).float(),
-        torch.tensor(index),
-        torch.from_numpy(np.stack(points)).float(),
-        torch.from_numpy(np.stack(labels)),
-        torch.from_numpy(np.stack(targets)),
-        torch.from_numpy(np.stack(valid)),
-        torch.from_numpy(np.stack(cell_regions)),
-        torch.from_numpy(np.stack(cell_shapes)).float(),
-    )
-
-
-def _cell_targets(regions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Region (h, w) and shape (4, h, w) of the instance at the center of each encoder cell."""
-    ids, inverse = np.unique(regions, return_inverse=True)
-    inverse = inverse.reshape(regions.shape)
-    ys, xs = np.indices(regions.shape)
-    area = np.bincount(inverse.ravel())
-    moments = []
-    for axis in (xs, ys):
-        mean = np.bincount(inverse.ravel(), axis.ravel()) / area
-        square = np.bincount(inverse.ravel(), axis.ravel() ** 2) / area
-        moments.append((mean, np.sqrt(np.maximum(square - mean**2, 0))))
-    center = (slice(CELL // 2, None, CELL), slice(CELL // 2, None, CELL))
-    cell = inverse[center]
-    (mean_x, spread_x), (mean_y, spread_y) = moments
-    shape = np.stack([
-        (mean_x[cell] - xs[center]) / OFFSET_UNIT, (mean_y[cell] - ys[center]) / OFFSET_UNIT,
-        np.log1p(spread_x[cell]), np.log1p(spread_y[cell]),
-    ])  # fmt: skip
-    is_instance = (ids > 0) & (ids % TILE_OFFSET < STUFF_OFFSET)
-    return regions[center].astype(np.int64), shape * is_instance[cell]
-
-
-def _half(mask: np.ndarray) -> np.ndarray:
-    """(H / 2, W / 2) float32 share of each 2 x 2 cell that a bool mask covers."""
-    height, width = mask.shape
-    return mask.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3), dtype=np.float32)
-
-
-def sample_view(
-    pool: ScenePool, rng: np.random.Generator, size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """A crop of (a mosaic of) scenes at a random zoom, perhaps flipped, with distorted colors."""
-    plain = rng.random() < PLAIN_VIEW_CHANCE
-    zoom = 1.0 if plain else float(np.exp(rng.uniform(*np.log(ZOOM_RANGE))))
-    window = np.array(size) / zoom  # (H, W) px at scale 1
-    tiles = np.ceil(window / np.array(SCENE_SIZE[::-1]) - 1e-6).astype(int)
-    image, regions = _mosaic(pool, rng, tuple(tiles), enlarge=zoom > 1)
-    scale = image.shape[1] / (SCENE_SIZE[0] * tiles[1])
-    window = np.minimum(np.round(window * scale).astype(int), image.shape[:2])
-    top, left = (
-        int(rng.integers(full - part + 1))
-        for full, part in zip(image.shape[:2], window, strict=True)
-    )
-    crop = (slice(top, top + window[0]), slice(left, left + window[1]))
-    image, regions = image[crop], regions[crop]
-    if regions.shape != size:
-        shrink = window[0] > size[0]
-        image = cv2.resize(
-            image, size[::-1], interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-        )
-        regions = cv2.resize(regions, size[::-1], interpolation=cv2.INTER_NEAREST)
-    if rng.random() < 0.5:
-        image, regions = image[:, ::-1], regions[:, ::-1]
-    return distort_color(np.ascontiguousarray(image), rng), np.ascontiguousarray(regions)
-
-
-def _mosaic(
-    pool: ScenePool, rng: np.random.Generator, tiles: tuple[int, int], enlarge: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scenes of one scale side by side; an enlarged view prefers the larger renderings."""
-    scales = np.array(pool.scales)
-    scale = scales.max() if enlarge else scales.min()
-    choice = rng.choice(np.flatnonzero(scales == scale), size=tiles)
-    image = np.concatenate(
-        [np.concatenate([pool.images[i] for i in row], axis=1) for row in choice]
-    )
-    offsets = TILE_OFFSET * np.arange(choice.size).reshape(tiles)
-    regions = np.concatenate([
-        np.concatenate([pool.regions[i] + o * (pool.regions[i] > 0)
-                        for i, o in zip(row, shift, strict=True)], axis=1)
-        for row, shift in zip(choice, offsets, strict=True)
-    ])  # fmt: skip
-    return image, regions.astype(np.int32)
-
-
-def distort_color(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Distort mildly as SSD does: brightness, contrast, saturation, hue; each at random."""
-    pixels = image.astype(np.float32)
-    if rng.random() < 0.5:
-        pixels += rng.uniform(-20, 20)
-    if rng.random() < 0.5:
-        pixels *= rng.uniform(0.75, 1.25)
-    pixels = np.clip(pixels, 0, 255)
-    hsv = None
-    if rng.random() < 0.75:
-        hsv = cv2.cvtColor(pixels.astype(np.uint8), cv2.COLOR_RGB2HSV).astype(np.float32)
-        hsv[..., 1] *= rng.uniform(0.7, 1.3)
-        hsv[..., 0] = (hsv[..., 0] + rng.uniform(-18, 18)) % 180
-        hsv = np.clip(hsv, 0, 255).astype(np.uint8)
-        pixels = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    return pixels.astype(np.uint8)
-
-
-def _choose_regions(regions: np.ndarray, rng: np.random.Generator, count: int) -> np.ndarray:
-    ids, areas = np.unique(regions, return_counts=True)
-    ids = ids[(ids > 0) & (areas >= MIN_TARGET_AREA)]
-    stuff = ids % TILE_OFFSET >= STUFF_OFFSET
-    if not len(ids):
-        return ids
-    share = np.where(
-        stuff, STUFF_CHANCE / max(stuff.sum(), 1), (1 - STUFF_CHANCE) / max((~stuff).sum(), 1)
-    )
-    return rng.choice(ids, size=count, p=share / share.sum())
-
-
-def _clicks(
-    mask: np.ndarray, rng: np.random.Generator, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(P, 2) points and (P,) labels: uniform in the mask, now and then sloppy or one negative."""
-    height, width = mask.shape
-    ys, xs = np.nonzero(mask)
-    pick = rng.integers(len(ys), size=count)
-    points = np.stack([xs[pick], ys[pick]], axis=1) + rng.random((count, 2))
-    labels = np.ones(count, dtype=np.int64)
-    if rng.random() < SLOPPY_CHANCE:
-        points += rng.normal(0, SLOPPY_SIGMA, size=points.shape)
-    if count > 1 and rng.random() < NEGATIVE_CHANCE:
-        x0, x1 = max(xs.min() - NEGATIVE_REACH, 0), xs.max() + NEGATIVE_REACH + 1
-        y0, y1 = max(ys.min() - NEGATIVE_REACH, 0), ys.max() + NEGATIVE_REACH + 1
-        outside_y, outside_x = np.nonzero(~mask[y0:y1, x0:x1])
-        if len(outside_y):
-            j = rng.integers(len(outside_y))
-            points[-1] = (x0 + outside_x[j] + 0.5, y0 + outside_y[j] + 0.5)
-            labels[-1] = 0
-    return np.clip(points, 0, (width - 1e-3, height - 1e-3)), labels
+def _paste(
+    canvas: np.ndarray,
+    owner: np.ndarray,
+    patch: np.ndarray,
+    number: int,
+    opacity: float,
+    rng: np.random.Generator,
+) -> None:
+    """Draw a patch at a random place, perhaps cut off by the border; it then owns its pixels."""
+    side = len(patch)
+    top, left = rng.integers(-side // 3, SIDE - side * 2 // 3, 2)
+    rows, columns = (slice(max(start, 0), min(start + side, SIDE)) for start in (top, left))
+    part = patch[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+    alpha = part[..., 3:] / 255
+    canvas[rows, columns] += alpha * opacity * (part[..., :3] - canvas[rows, columns])
+    owner[rows, columns][alpha[..., 0] > 0.5] = number

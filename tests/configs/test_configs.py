@@ -126,7 +126,7 @@ def test_the_override_for_sam2_changes_nothing_but_sam():
 def test_the_quickstart_needs_no_download():
     cfg = load("toyscapes_10pct.yaml")
     assert cfg.MODEL.WEIGHTS == "" and cfg.S4M.SAM.CHECKPOINT == ""
-    assert cfg.S4M.SAM.BACKEND == "tiny"
+    assert cfg.S4M.SAM.BACKEND == "tiny_toyscapes"
     assert cfg.S4M.DISTILL.ENABLED and cfg.S4M.REFINE.ENABLED and cfg.S4M.ARP.ENABLED
     assert cfg.S4M.BURN_IN < cfg.SOLVER.MAX_ITER
 

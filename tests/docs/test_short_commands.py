@@ -43,7 +43,7 @@ SMALL = (
     "SOLVER.IMS_PER_BATCH 2 S4M.TEACHER.MAX_ITER 1 SOLVER.MAX_ITER 2 S4M.BURN_IN 1 "
     "S4M.DISTILL.NUM_POINTS 2"
 ).split()
-NO_SAM = ["--check", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "S4M.SAM.BACKEND", "tiny"]
+NO_SAM = ["--check", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "S4M.SAM.BACKEND", "tiny_toyscapes"]
 NO_SAM += ["S4M.SAM.CHECKPOINT", "", "OUTPUT_DIR", "output/checked"]
 ENDS = {"configs/custom_small.yaml": SMALL, "configs/custom.yaml": NO_SAM}
 VALUES = {"--labeled": {"40": "8", "10": "2"}, "--unlabeled": {"200": "4"}}

@@ -13,7 +13,7 @@ VALID = {
     "DATASETS.TRAIN": ("preflight_labeled",),
     "DATASETS.UNLABELED": ("preflight_unlabeled",),
     "DATASETS.TEST": ("preflight_test",),
-    "S4M.SAM.BACKEND": "tiny",
+    "S4M.SAM.BACKEND": "tiny_toyscapes",
     "S4M.SAM.CHECKPOINT": "",
     "S4M.BURN_IN": 100,
     "SOLVER.MAX_ITER": 1000,

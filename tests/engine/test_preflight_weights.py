@@ -15,7 +15,7 @@ from s4m_d2.engine.weight_checks import (
     sam_bytes,
     weight_findings,
 )
-from s4m_d2.sam.tiny import PACKAGED_WEIGHTS
+from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_blueprint_has_the_models_names_and_shapes_and_no_values(small_config,
 
 
 def test_the_packaged_sam_is_measured_without_its_values(small_config):
-    state = torch.load(PACKAGED_WEIGHTS, weights_only=True)
+    state = torch.load(TOYSCAPES_WEIGHTS, weights_only=True)
     backend = sam_blueprint(small_config())
     assert next(backend.sam.parameters()).is_meta
     # The file and the module hold the same tensors, but for the normalization of pixels.
@@ -94,7 +94,7 @@ SAM_FILES = {
 @pytest.mark.parametrize("kind", SAM_FILES)
 def test_a_damaged_sam_is_an_error_of_its_line(small_config, tmp_path, kind):
     path = tmp_path / "sam.pth"
-    path.write_bytes(SAM_FILES[kind](PACKAGED_WEIGHTS.read_bytes()))
+    path.write_bytes(SAM_FILES[kind](TOYSCAPES_WEIGHTS.read_bytes()))
     blueprints, lines = blueprint_findings(small_config(S4M__SAM__CHECKPOINT=str(path)))
     found = by_item(lines)
     assert found["model"].status == "ok" and blueprints.sam is None
@@ -103,7 +103,7 @@ def test_a_damaged_sam_is_an_error_of_its_line(small_config, tmp_path, kind):
 
 def test_a_sam_of_another_size_is_an_error(small_config, tmp_path):
     path = tmp_path / "sam.pth"
-    state = torch.load(PACKAGED_WEIGHTS, weights_only=True)
+    state = torch.load(TOYSCAPES_WEIGHTS, weights_only=True)
     torch.save({k: v for k, v in state.items() if "blocks.5" not in k}, path)
     _, lines = blueprint_findings(small_config(S4M__SAM__CHECKPOINT=str(path)))
     assert "of another model" in str(by_item(lines)["SAM"].errors[0])

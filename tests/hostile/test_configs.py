@@ -113,7 +113,7 @@ SOUND = {
     "DATASETS.TRAIN": ("toyscapes_train_10pct",),
     "DATASETS.UNLABELED": ("toyscapes_train_unlabeled",),
     "DATASETS.TEST": ("toyscapes_val",),
-    "S4M.SAM.BACKEND": "tiny",
+    "S4M.SAM.BACKEND": "tiny_toyscapes",
     "S4M.SAM.CHECKPOINT": "",
 }
 CONTRADICTIONS = {

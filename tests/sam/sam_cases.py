@@ -18,7 +18,7 @@ from torch import nn
 
 from s4m_d2.sam.sam2 import HieraSize, Sam2Backend, build_sam2_image_model
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import build_tiny_sam
+from s4m_d2.sam.tiny import build_tiny_toyscapes
 
 needs_sam2 = pytest.mark.skipif(
     importlib.util.find_spec("sam2") is None,
@@ -47,7 +47,7 @@ def build_small(name: str, **options) -> SegmentAnythingBackend | Sam2Backend:
     """The backend of that name around a small model."""
     if name == "sam2":
         return Sam2Backend(small_sam2(), **options)
-    return SegmentAnythingBackend(with_random_weights(build_tiny_sam()), **options)
+    return SegmentAnythingBackend(with_random_weights(build_tiny_toyscapes()), **options)
 
 
 def build_smallest(name: str, **options) -> SegmentAnythingBackend | Sam2Backend:

@@ -19,7 +19,7 @@ from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend
 from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import PACKAGED_WEIGHTS, build_tiny_sam
+from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
 
@@ -35,7 +35,7 @@ NAMES = {
 
 
 def tiny_backend():
-    return SegmentAnythingBackend(load_sam(build_tiny_sam, PACKAGED_WEIGHTS, "tiny"))
+    return SegmentAnythingBackend(load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes"))
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +335,7 @@ def test_the_tiny_sams_masks_find_most_instances(tiny):
 @pytest.mark.gpu
 @pytest.mark.parametrize("layers", [0, 1])
 def test_on_cuda_the_masks_are_those_of_the_cpu(tiny, layers):
-    sam = load_sam(build_tiny_sam, PACKAGED_WEIGHTS, "tiny").cuda()
+    sam = load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes").cuda()
     there = SegmentAnythingBackend(sam, precision="float32")
     settings = replace(TINY, crop_n_layers=layers)
     expected, found = (

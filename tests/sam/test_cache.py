@@ -238,7 +238,7 @@ def test_a_backend_without_fingerprint_cannot_be_cached(tmp_path):
 def test_only_who_asks_for_it_gets_the_configured_cache(tmp_path):
     cfg = get_cfg()
     add_s4m_config(cfg)
-    cfg.MODEL.DEVICE, cfg.S4M.SAM.BACKEND, cfg.S4M.SAM.CHECKPOINT = "cpu", "tiny", ""
+    cfg.MODEL.DEVICE, cfg.S4M.SAM.BACKEND, cfg.S4M.SAM.CHECKPOINT = "cpu", "tiny_toyscapes", ""
     assert not isinstance(build_sam_backend(cfg, cached=True), CachedBackend)
     cfg.S4M.SAM.CACHE, cfg.S4M.SAM.CACHE_SIZE_GB = str(tmp_path / "cache"), 0.25
     cfg.S4M.SAM.MAX_IMAGES, cfg.S4M.SAM.PRECISION = 3, "bfloat16"

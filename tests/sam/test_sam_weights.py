@@ -16,7 +16,7 @@ from segment_anything.modeling import TwoWayTransformer as Transformer
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.sam import SAM_BACKEND_REGISTRY, build_sam_backend
-from s4m_d2.sam.tiny import PACKAGED_WEIGHTS, build_tiny_sam
+from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
 
 
 def config(**sam):
@@ -48,21 +48,21 @@ def test_the_registry_has_both_backends_under_the_names_of_the_config():
 
 
 def test_tiny_with_an_empty_checkpoint_has_the_packaged_weights():
-    backend = build_sam_backend(config(BACKEND="tiny", CHECKPOINT="", MAX_PROMPTS=7))
+    backend = build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT="", MAX_PROMPTS=7))
     assert (backend.image_side, backend.grid_side) == (256, 32)
     assert backend.max_prompts_per_chunk == 7
-    packaged = torch.load(PACKAGED_WEIGHTS, weights_only=True)
+    packaged = torch.load(TOYSCAPES_WEIGHTS, weights_only=True)
     for name, value in backend.sam.state_dict().items():
         torch.testing.assert_close(value, packaged[name].float(), rtol=0, atol=0)
 
 
 def test_the_packaged_weights_are_small():
-    assert PACKAGED_WEIGHTS.stat().st_size < 5_000_000
+    assert TOYSCAPES_WEIGHTS.stat().st_size < 5_000_000
 
 
 def test_building_a_backend_leaves_the_global_random_state_alone():
     before = torch.get_rng_state()
-    build_sam_backend(config(BACKEND="tiny", CHECKPOINT=""))
+    build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT=""))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -103,7 +103,7 @@ def test_an_empty_checkpoint_of_a_published_model_is_missing(vit_b):
 @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "pickle of code"])
 def test_a_damaged_file_is_told_with_its_size(damage, tmp_path):
     path = tmp_path / "weights.pth"
-    torch.save(build_tiny_sam().state_dict(), path)
+    torch.save(build_tiny_toyscapes().state_dict(), path)
     content = {
         "truncated": path.read_bytes()[:5000],
         "text": b"<html>not found</html>",
@@ -112,7 +112,7 @@ def test_a_damaged_file_is_told_with_its_size(damage, tmp_path):
     }[damage]
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=rf"{len(content):,} bytes\) cannot be read"):
-        build_sam_backend(config(BACKEND="tiny", CHECKPOINT=str(path)))
+        build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT=str(path)))
 
 
 @pytest.mark.parametrize("content", [{"model": {"a": torch.zeros(1)}, "epoch": 3}, [1, 2]])
@@ -120,12 +120,12 @@ def test_a_file_that_is_no_state_dict_is_told_with_what_it_holds(content, tmp_pa
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     with pytest.raises(WeightsError, match="holds a (list|mapping with the keys model, epoch)"):
-        build_sam_backend(config(BACKEND="tiny", CHECKPOINT=str(path)))
+        build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT=str(path)))
 
 
 def test_another_architecture_names_the_first_mismatches(vit_b, tmp_path):
     path = tmp_path / "weights.pth"
-    torch.save(build_tiny_sam().state_dict(), path)
+    torch.save(build_tiny_toyscapes().state_dict(), path)
     with pytest.raises(WeightsError) as caught:
         build_sam_backend(
             config(BACKEND="segment_anything", MODEL_TYPE="vit_b", CHECKPOINT=str(path))
@@ -137,25 +137,25 @@ def test_another_architecture_names_the_first_mismatches(vit_b, tmp_path):
 
 
 def test_missing_and_unknown_entries_are_named(tmp_path):
-    state = build_tiny_sam().state_dict()
+    state = build_tiny_toyscapes().state_dict()
     state["extra.weight"] = state.pop("mask_decoder.iou_token.weight")
     path = tmp_path / "weights.pth"
     torch.save(state, path)
     with pytest.raises(
         WeightsError, match="mask_decoder.iou_token.weight is missing; extra.weight is unknown"
     ):
-        build_sam_backend(config(BACKEND="tiny", CHECKPOINT=str(path)))
+        build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT=str(path)))
 
 
 def test_a_hash_in_the_file_name_is_compared_and_only_warned_about(tmp_path, caplog):
-    state = build_tiny_sam().state_dict()
+    state = build_tiny_toyscapes().state_dict()
     wrong = tmp_path / "sam_vit_b_000000.pth"
     torch.save(state, wrong)
     with caplog.at_level(logging.WARNING, logger="s4m_d2.sam.checkpoint"):
-        build_sam_backend(config(BACKEND="tiny", CHECKPOINT=str(wrong)))
+        build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT=str(wrong)))
         assert "not 000000" in caplog.text
         caplog.clear()
         digest = hashlib.sha256(wrong.read_bytes()).hexdigest()
         right = wrong.rename(tmp_path / f"sam_vit_b_{digest[:6]}.pth")
-        build_sam_backend(config(BACKEND="tiny", CHECKPOINT=str(right)))
+        build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT=str(right)))
         assert not caplog.text

@@ -11,7 +11,7 @@ import torch
 
 from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import PACKAGED_WEIGHTS, build_tiny_sam
+from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
 
@@ -38,7 +38,7 @@ def scenes():
 @pytest.fixture(scope="module")
 def answers(scenes):
     """By number of clicks: (IoU of the best-rated mask, its rating) over all instances."""
-    backend = SegmentAnythingBackend(load_sam(build_tiny_sam, PACKAGED_WEIGHTS, "tiny"))
+    backend = SegmentAnythingBackend(load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes"))
     sizes = [tuple(image.shape[1:]) for image, _ in scenes]
     encoded = backend.encode(torch.stack([image for image, _ in scenes]), sizes)
     rng = np.random.default_rng(0)

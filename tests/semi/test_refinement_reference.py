@@ -20,7 +20,7 @@ from torch import Tensor
 
 from s4m_d2.sam import EncodedImages, PromptOutput
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import build_tiny_sam
+from s4m_d2.sam.tiny import build_tiny_toyscapes
 from s4m_d2.semi.pseudo_labels import Selection, select_pseudo_labels
 from s4m_d2.semi.refinement import PointRefiner, TeacherMasks, sample_mask_points
 from s4m_d2.structures import PseudoLabels, drop_invalid
@@ -176,7 +176,7 @@ def assert_same_instances(labels: PseudoLabels, expected: list[Instance]) -> Non
 
 @pytest.fixture(scope="module")
 def backend() -> ScriptedBackend:
-    return ScriptedBackend(build_tiny_sam())
+    return ScriptedBackend(build_tiny_toyscapes())
 
 
 @settings(max_examples=60)

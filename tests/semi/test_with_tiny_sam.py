@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from s4m_d2.losses.structural_distillation import StructuralDistillation, sample_query_points
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import build_tiny_sam
+from s4m_d2.sam.tiny import build_tiny_toyscapes
 from s4m_d2.semi.pseudo_labels import select_pseudo_labels
 from s4m_d2.semi.refinement import PointRefiner, sample_mask_points
 
@@ -21,7 +21,7 @@ def seeded(seed: int) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def backend() -> SegmentAnythingBackend:
-    sam = build_tiny_sam()
+    sam = build_tiny_toyscapes()
     with torch.no_grad():
         for value in sam.state_dict().values():
             value.add_(0.05 * torch.randn(value.shape, generator=seeded(1)))

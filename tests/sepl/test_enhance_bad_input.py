@@ -201,13 +201,13 @@ def test_what_is_refused_before_anything_is_written(row, root, capsys):
 @pytest.mark.parametrize("row", SAM_REFUSED)
 def test_what_is_refused_where_sam_makes_the_masks(row, root, capsys):
     words, says = SAM_REFUSED[row]
-    said = refusal(root, arguments(root, "--sam", "tiny"), list(words), capsys)
+    said = refusal(root, arguments(root, "--sam", "tiny_toyscapes"), list(words), capsys)
     assert re.search(says, said), said
 
 
 def test_a_gpu_that_is_not_there(root, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    start = arguments(root, "--sam", "tiny", "--device", "cuda:1")
+    start = arguments(root, "--sam", "tiny_toyscapes", "--device", "cuda:1")
     said = refusal(root, start, ["--images", "images"], capsys)
     assert "--device cuda:1: PyTorch finds no GPU here; use --device cpu" in said
 
@@ -219,7 +219,7 @@ def test_a_gpu_that_is_not_there(root, capsys, monkeypatch):
         ["--workers", "two"],
         ["--o-s-thresh", "1.5"],
         ["--o-p-thresh", "nan"],
-        ["--sam", "tiny"],
+        ["--sam", "tiny_toyscapes"],
         ["--preset", "ade"],
         ["--bogus"],
     ],

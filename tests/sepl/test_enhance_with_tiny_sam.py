@@ -27,7 +27,7 @@ FEW_POINTS = (
     "--stability-score-thresh",
     "0.8",
 )
-SAM = ("--sam", "tiny", "--device", "cpu", "--num-classes", "9", *FEW_POINTS)
+SAM = ("--sam", "tiny_toyscapes", "--device", "cpu", "--num-classes", "9", *FEW_POINTS)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_sams_masks_are_made_once_and_kept(scenes, generated):
     assert run(scenes, output="out") == 0
     assert generated == [SIZE, SIZE]
     found = report(scenes)
-    assert found["settings"]["sam"] == "tiny" and found["settings"]["points_per_side"] == 8
+    assert found["settings"]["sam"] == "tiny_toyscapes" and found["settings"]["points_per_side"] == 8
     assert found["settings"]["images"] == str(scenes / "images")
     kept = scenes / "out" / "masks"
     assert sorted(content(kept)) == ["0.json.gz", "1.json.gz"]
@@ -171,4 +171,4 @@ def test_the_model_is_built_once(scenes, monkeypatch, tmp_path):
     )
     assert run(scenes, "--mask-cache", str(tmp_path / "cache"), output="once") == 0
     assert len(built) == 1
-    assert built[0].S4M.SAM.BACKEND == "tiny" and built[0].MODEL.DEVICE == "cpu"
+    assert built[0].S4M.SAM.BACKEND == "tiny_toyscapes" and built[0].MODEL.DEVICE == "cpu"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import PACKAGED_WEIGHTS, build_tiny_sam
+from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.sepl.refiner import SEPLRefiner
 from s4m_d2.structures import PseudoLabels
@@ -29,7 +29,7 @@ MIN_AREA = 150  # px
 
 @pytest.fixture(scope="module")
 def refiner():
-    backend = SegmentAnythingBackend(load_sam(build_tiny_sam, PACKAGED_WEIGHTS, "tiny"))
+    backend = SegmentAnythingBackend(load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes"))
     return SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, SETTINGS))
 
 
@@ -97,7 +97,7 @@ def test_it_is_deterministic_and_the_same_for_floats(refiner, alone, scenes):
 
 @pytest.mark.gpu
 def test_on_a_gpu_it_is_the_same(alone, scenes):
-    sam = load_sam(build_tiny_sam, PACKAGED_WEIGHTS, "tiny").cuda()
+    sam = load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes").cuda()
     backend = SegmentAnythingBackend(sam)
     refiner = SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, SETTINGS))
     image, _, selection = scenes[0]

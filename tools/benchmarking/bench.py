@@ -93,7 +93,7 @@ def build(case: Case, stage: int, *, device: str, sam: str, opts: tuple = ()) ->
 
 def build_sam(cfg):
     """The SAM of the config: the packaged tiny one, or a published size with random weights."""
-    if cfg.S4M.SAM.BACKEND == "tiny":
+    if cfg.S4M.SAM.BACKEND == "tiny_toyscapes":
         return build_sam_backend(cfg)
     sam = sam_model_registry[cfg.S4M.SAM.MODEL_TYPE]().to(cfg.MODEL.DEVICE)
     for parameter in sam.parameters():

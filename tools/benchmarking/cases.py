@@ -12,7 +12,7 @@ from s4m_d2.errors import ConfigError
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 STAGES = {1: "teacher", 2: "student"}
 SAM_SIZES = ("vit_b", "vit_l", "vit_h")
-CONFIG_SAM, TINY_SAM = "config", "tiny"
+CONFIG_SAM, TINY_SAM = "config", "tiny_toyscapes"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def case_config(case: Case, stage: int, *, device: str, sam: str, opts: tuple = 
     SyncBN becomes BN, which computes the same in one process.
 
     Args:
-        sam: "config", "tiny" or a size of SAM_SIZES.
+        sam: "config", "tiny_toyscapes" or a size of SAM_SIZES.
 
     Raises:
         ConfigError: the SAM is none that can be made without its weights, or the images are not
@@ -89,7 +89,7 @@ def case_config(case: Case, stage: int, *, device: str, sam: str, opts: tuple = 
         overrides += ["S4M.TEACHER.IMS_PER_BATCH", str(case.images)]
     cfg = load_config(file, [*overrides, *opts])
     if cfg.S4M.SAM.BACKEND == "segment_anything" and cfg.S4M.SAM.MODEL_TYPE not in SAM_SIZES:
-        raise ConfigError(f"--sam {sam} is unknown; choose tiny or one of {SAM_SIZES}")
+        raise ConfigError(f"--sam {sam} is unknown; choose {TINY_SAM} or one of {SAM_SIZES}")
     return stage_config(run_config(cfg), STAGES[stage])
 
 

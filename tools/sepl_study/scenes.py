@@ -17,7 +17,7 @@ from tqdm import tqdm
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import PACKAGED_WEIGHTS, build_tiny_sam
+from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
 from s4m_d2.sepl.mask_files import cached_masks, write_masks
 
 SPLIT = "evidence"  # no data set's split: the quickstart's scenes are others, whatever the seed
@@ -65,7 +65,7 @@ def render_scenes(seed: int, count: int) -> list[StudyScene]:
 
 def tiny_sam() -> AutomaticMasks:
     """The packaged tiny SAM with the study's settings, on the CPU."""
-    sam = load_sam(build_tiny_sam, PACKAGED_WEIGHTS, "tiny")
+    sam = load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes")
     return AutomaticMasks(SegmentAnythingBackend(sam), TINY_SAM_SETTINGS)
 
 
