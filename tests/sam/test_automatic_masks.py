@@ -35,7 +35,9 @@ NAMES = {
 
 
 def tiny_backend():
-    return SegmentAnythingBackend(load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes"))
+    return SegmentAnythingBackend(
+        load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes")
+    )
 
 
 @pytest.fixture(scope="module")

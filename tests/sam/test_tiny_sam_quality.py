@@ -38,7 +38,9 @@ def scenes():
 @pytest.fixture(scope="module")
 def answers(scenes):
     """By number of clicks: (IoU of the best-rated mask, its rating) over all instances."""
-    backend = SegmentAnythingBackend(load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes"))
+    backend = SegmentAnythingBackend(
+        load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes")
+    )
     sizes = [tuple(image.shape[1:]) for image, _ in scenes]
     encoded = backend.encode(torch.stack([image for image, _ in scenes]), sizes)
     rng = np.random.default_rng(0)

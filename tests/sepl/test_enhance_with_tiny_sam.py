@@ -72,7 +72,9 @@ def test_sams_masks_are_made_once_and_kept(scenes, generated):
     assert run(scenes, output="out") == 0
     assert generated == [SIZE, SIZE]
     found = report(scenes)
-    assert found["settings"]["sam"] == "tiny_toyscapes" and found["settings"]["points_per_side"] == 8
+    assert (
+        found["settings"]["sam"] == "tiny_toyscapes" and found["settings"]["points_per_side"] == 8
+    )
     assert found["settings"]["images"] == str(scenes / "images")
     kept = scenes / "out" / "masks"
     assert sorted(content(kept)) == ["0.json.gz", "1.json.gz"]

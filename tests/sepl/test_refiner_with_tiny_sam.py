@@ -29,7 +29,9 @@ MIN_AREA = 150  # px
 
 @pytest.fixture(scope="module")
 def refiner():
-    backend = SegmentAnythingBackend(load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes"))
+    backend = SegmentAnythingBackend(
+        load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes")
+    )
     return SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, SETTINGS))
 
 
