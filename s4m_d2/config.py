@@ -158,9 +158,7 @@ def _sam_config() -> CN:
     sam.BACKEND = "segment_anything"  # a name of SAM_BACKEND_REGISTRY
     # segment_anything: vit_b, vit_l or vit_h. sam2: hiera_t, hiera_s, hiera_b+ or hiera_l.
     sam.MODEL_TYPE = "vit_l"  # the paper uses hiera_l
-    sam.CHECKPOINT = (
-        "models/sam_vit_l_0b3195.pth"  # "": the packaged weights (tiny, tiny_toyscapes)
-    )
+    sam.CHECKPOINT = "models/sam_vit_l_0b3195.pth"  # "": packaged weights (tiny, tiny_toyscapes)
     sam.MAX_PROMPTS = 256  # prompts that go through SAM's decoder together (memory), at most
     # Images that go through SAM's encoder together. 0: on a GPU as many as need half of the memory
     # that is free then, by what the first image was seen to need; on the CPU one (it is faster).

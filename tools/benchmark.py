@@ -8,8 +8,8 @@
 
 Weights are random, images and pseudo-labels synthetic: no data set or checkpoint is needed. On the
 CPU the packaged SAM tiny_toyscapes stands in for the config's, unless --sam names another. Where a
-part has a plain form, both are checked to give the same and then timed in turns. Writes benchmark.json and
-benchmark.png. Further arguments override config keys, as in train_net.py.
+part has a plain form, both are checked to give the same and then timed in turns. Writes
+benchmark.json and benchmark.png. Further arguments override config keys, as in train_net.py.
 """
 
 from __future__ import annotations

@@ -32,9 +32,7 @@ def add_mask_arguments(parser: argparse.ArgumentParser) -> None:
     )
     source.add_argument("--sam", choices=sorted(key for key, _ in SAM_BACKEND_REGISTRY))
     group.add_argument("--sam-type", metavar="T", help="vit_b, vit_l, vit_h; hiera_t ... hiera_l")
-    group.add_argument(
-        "--sam-checkpoint", metavar="FILE", help="tiny, tiny_toyscapes: default in the package"
-    )
+    group.add_argument("--sam-checkpoint", metavar="FILE", help="the tiny ones are in the package")
     group.add_argument("--device", metavar="D", help="cuda, cuda:1 or cpu; default: cuda if any")
     group.add_argument(
         "--mask-cache",

@@ -44,14 +44,8 @@ SMALL = (
     "S4M.DISTILL.NUM_POINTS 2"
 ).split()
 NO_SAM = ["--check", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
-NO_SAM += [
-    "S4M.SAM.BACKEND",
-    "tiny_toyscapes",
-    "S4M.SAM.CHECKPOINT",
-    "",
-    "OUTPUT_DIR",
-    "output/checked",
-]
+NO_SAM += ["S4M.SAM.BACKEND", "tiny_toyscapes", "S4M.SAM.CHECKPOINT", ""]
+NO_SAM += ["OUTPUT_DIR", "output/checked"]
 ENDS = {"configs/custom_small.yaml": SMALL, "configs/custom.yaml": NO_SAM}
 VALUES = {"--labeled": {"40": "8", "10": "2"}, "--unlabeled": {"200": "4"}}
 VALUES |= {"--train": {"400": "10"}, "--points-per-side": {"12": "4"}}

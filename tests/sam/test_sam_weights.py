@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from functools import partial
 
 import pytest
@@ -16,7 +17,7 @@ from segment_anything.modeling import TwoWayTransformer as Transformer
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.sam import SAM_BACKEND_REGISTRY, build_sam_backend
-from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
+from s4m_d2.sam.tiny import TINY_WEIGHTS, TOYSCAPES_WEIGHTS, build_tiny_sam, build_tiny_toyscapes
 
 
 def config(**sam):
@@ -47,17 +48,37 @@ def test_the_registry_has_both_backends_under_the_names_of_the_config():
     assert "segment_anything" in SAM_BACKEND_REGISTRY and "tiny" in SAM_BACKEND_REGISTRY
 
 
-def test_tiny_with_an_empty_checkpoint_has_the_packaged_weights():
-    backend = build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT="", MAX_PROMPTS=7))
+@pytest.mark.parametrize(
+    ("name", "path", "most"),
+    [("tiny", TINY_WEIGHTS, 12e6), ("tiny_toyscapes", TOYSCAPES_WEIGHTS, 5e6)],
+)
+def test_an_empty_checkpoint_means_the_packaged_weights_which_are_small(name, path, most):
+    backend = build_sam_backend(config(BACKEND=name, CHECKPOINT="", MAX_PROMPTS=7))
     assert (backend.image_side, backend.grid_side) == (256, 32)
     assert backend.max_prompts_per_chunk == 7
-    packaged = torch.load(TOYSCAPES_WEIGHTS, weights_only=True)
-    for name, value in backend.sam.state_dict().items():
-        torch.testing.assert_close(value, packaged[name].float(), rtol=0, atol=0)
+    packaged = torch.load(path, weights_only=True)
+    for key, value in backend.sam.state_dict().items():
+        torch.testing.assert_close(value, packaged[key].to(value.dtype), rtol=0, atol=0)
+        assert value.isfinite().all()
+    assert path.stat().st_size < most
 
 
-def test_the_packaged_weights_are_small():
-    assert TOYSCAPES_WEIGHTS.stat().st_size < 5_000_000
+def test_the_pyramid_starts_at_zero_and_is_then_added():
+    encoder = build_tiny_sam().image_encoder.eval()
+    image = torch.randn(1, 3, 256, 256)
+    with torch.no_grad():
+        alone = encoder.transformer(image)
+        torch.testing.assert_close(encoder(image), alone)
+        encoder.output[-1].weight.normal_()
+        other = encoder(image)
+    assert other.shape == alone.shape == (1, 64, 32, 32)
+    assert (other - alone).abs().mean() > 0.01
+
+
+def test_tiny_names_timm_where_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ConfigError, match=r"pip install .*timm"):
+        build_sam_backend(config(BACKEND="tiny", CHECKPOINT=""))
 
 
 def test_building_a_backend_leaves_the_global_random_state_alone():

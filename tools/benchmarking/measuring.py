@@ -81,11 +81,8 @@ def measure_stage(
 def sam_name(bench: Bench) -> str:
     """Which SAM, and whose weights."""
     sam = bench.cfg.S4M.SAM
-    return (
-        "tiny (packaged)"
-        if sam.BACKEND == "tiny_toyscapes"
-        else f"{sam.MODEL_TYPE} (random weights)"
-    )
+    packaged = sam.BACKEND == "tiny_toyscapes"
+    return f"{sam.BACKEND} (packaged)" if packaged else f"{sam.MODEL_TYPE} (random weights)"
 
 
 def measure_part(
