@@ -24,6 +24,8 @@ ATTEMPTS = 10
 PLAIN_CHANCE = 0.3  # no distortion of color
 BLOB_CHANCE, CROWD_CHANCE, OWN_COLOR_CHANCE, BACKDROP_CHANCE = 0.3, 0.45, 0.4, 0.45
 
+NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+
 View = tuple[np.ndarray, np.ndarray]  # (h, w, 3) uint8 RGB and (M, h, w) bool, the long side 256 px
 
 
@@ -124,8 +126,7 @@ class Composites:
                 width = icon.get("width", content.get("width", 16))
                 height = icon.get("height", content.get("height", 16))
                 self.icons.append(
-                    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">'
-                    f"{icon['body']}</svg>"
+                    f'<svg {NAMESPACES} viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
                 )
 
     def sample(self, rng: np.random.Generator) -> View:

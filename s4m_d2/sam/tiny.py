@@ -58,18 +58,14 @@ class PhotographEncoder(nn.Module):
             raise ConfigError(NEEDS_TIMM) from None
         self.img_size = transformer.img_size
         self.transformer = transformer
-        self.pyramid = timm.create_model(PYRAMID, features_only=True, out_indices=(2, 3, 4))
-        widths = self.pyramid.feature_info.channels()
+        pyramid: Any = timm.create_model(PYRAMID, features_only=True, out_indices=(2, 3, 4))
+        self.pyramid = pyramid.to(memory_format=torch.channels_last)  # depthwise convolutions gain
+        widths = pyramid.feature_info.channels()
         self.lateral = nn.ModuleList(nn.Conv2d(width, PROMPT_DIM, 1) for width in widths)
-        self.output = nn.Sequential(
-            nn.Conv2d(PROMPT_DIM, PROMPT_DIM, 3, padding=1),
-            nn.GroupNorm(8, PROMPT_DIM),
-            nn.ReLU(),
-            nn.Conv2d(PROMPT_DIM, PROMPT_DIM, 3, padding=1),
-        )
-        nn.init.zeros_(self.output[-1].weight)
-        nn.init.zeros_(self.output[-1].bias)
-        self.pyramid.to(memory_format=torch.channels_last)  # its depthwise convolutions gain
+        first, last = (nn.Conv2d(PROMPT_DIM, PROMPT_DIM, 3, padding=1) for _ in range(2))
+        self.output = nn.Sequential(first, nn.GroupNorm(8, PROMPT_DIM), nn.ReLU(), last)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 64, S / 8, S / 8) of normalized images (B, 3, S, S)."""
