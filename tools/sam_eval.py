@@ -27,7 +27,7 @@ from tqdm import tqdm
 from s4m_d2.config import add_s4m_config
 from s4m_d2.data.images import read_image
 from s4m_d2.data.masks import transform_masks
-from s4m_d2.errors import DatasetError, S4MError
+from s4m_d2.errors import DatasetError, InputError, S4MError
 from s4m_d2.sam import SAM_BACKEND_REGISTRY, SamBackend, build_sam_backend
 
 MIN_AREA = 40  # px
@@ -63,7 +63,15 @@ def measure(
     """Ask for the masks of Detectron2's records, in a window of ``crop`` px at the center.
 
     crop: 0 for whole images. The clicks depend on the seed and the position of the record.
+
+    Raises:
+        InputError: ``clicks`` or ``crop`` is out of range.
+        DatasetError: there is no mask of that size.
     """
+    if clicks < 1 or crop < 0:
+        raise InputError(
+            f"{clicks} clicks, a crop of {crop} px; expected at least 1, and 0 or more"
+        )
     found = []
     for number, record in enumerate(tqdm(records, disable=None)):
         image, masks, categories = _window(record, crop)

@@ -30,9 +30,18 @@ View = tuple[np.ndarray, np.ndarray]  # (h, w, 3) uint8 RGB and (M, h, w) bool, 
 
 
 def load_records(json_file: str, image_root: str) -> tuple[list[dict], list[dict]]:
-    """Labeled images of a COCO set in the order of their names, and its last fifth, held out."""
+    """Labeled images of a COCO set in the order of their names, and its last fifth, held out.
+
+    Crowds are left out.
+
+    Raises:
+        DatasetError: as :meth:`CocoFormat.load`.
+    """
     paths = (str(Path(path).resolve()) for path in (json_file, image_root))
-    records = [r for r in CocoFormat(*paths).load(sorted) if r["annotations"]]
+    records = CocoFormat(*paths, remedy="Give existing paths.").load(sorted)
+    for record in records:
+        record["annotations"] = [a for a in record["annotations"] if not a["iscrowd"]]
+    records = [record for record in records if record["annotations"]]
     records.sort(key=lambda record: record["file_name"])
     trained = len(records) * 4 // 5
     return records[:trained], records[trained:]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from s4m_d2.errors import DatasetError
+from s4m_d2.errors import DatasetError, InputError
 from s4m_d2.sam import EncodedImages, PromptOutput
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
@@ -87,9 +87,12 @@ def test_the_best_rated_and_the_best_answer_are_compared_in_the_window(data):
     assert rows["all"] == pytest.approx([4, 0.925, 1.0]) and rows["small"][0] == 2
 
 
-def test_nothing_to_measure_is_told(data):
-    with pytest.raises(DatasetError, match="at least 40 px"):
-        sam_eval.measure(Oracle(), sam_eval.load_records(*data)[0], clicks=1, crop=6)
+@pytest.mark.parametrize(
+    ("error", "clicks", "crop"), [(DatasetError, 1, 6), (InputError, 0, 0), (InputError, 1, -1)]
+)
+def test_what_cannot_be_measured_is_told(data, error, clicks, crop):
+    with pytest.raises(error):
+        sam_eval.measure(Oracle(), sam_eval.load_records(*data)[0], clicks=clicks, crop=crop)
 
 
 def test_the_command_prints_the_table_of_a_packaged_sam(data, capsys):
