@@ -17,7 +17,7 @@ def add_s4m_config(cfg: CN) -> None:
 
 def _add_mask2former_config(cfg: CN) -> None:
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_instance"  # or coco_instance_lsj (jitter of scale)
-    cfg.INPUT.COLOR_AUG_SSD = False  # SSD distortion: weak view, labeled images but LSJ's
+    cfg.INPUT.COLOR_AUG_SSD = False  # SSD color distortion of labeled images and weak views
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0  # 1.0: plain random crop
     cfg.INPUT.SIZE_DIVISIBILITY = -1  # not used; Mask2Former's configs set it
     cfg.INPUT.IMAGE_SIZE = 1024  # side of the large-scale-jitter crop, px

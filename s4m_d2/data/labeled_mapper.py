@@ -159,8 +159,5 @@ def mask_former_instance(cfg: CfgNode, is_train: bool = True) -> LabeledDatasetM
 
 @DATASET_MAPPER_REGISTRY.register()
 def coco_instance_lsj(cfg: CfgNode, is_train: bool = True) -> LabeledDatasetMapper:
-    """Large-scale jitter (COCO). As in Mask2Former, labeled images keep their colors.
-
-    INPUT.COLOR_AUG_SSD is then for the weak view alone.
-    """
-    return LabeledDatasetMapper(cfg, is_train, color=None)
+    """Large-scale jitter (COCO)."""
+    return LabeledDatasetMapper(cfg, is_train)
