@@ -104,6 +104,8 @@ def _s4m_config() -> CN:
     s4m.TEACHER.IMS_PER_BATCH = 0  # labeled images
     s4m.TEACHER.MAX_ITER = 0  # iterations
     s4m.TEACHER.STEPS = ()  # iterations at which the learning rate falls
+    # of stage 1, where DATALOADER.SAMPLER_TRAIN is stage 2's; or RepeatFactorTrainingSampler
+    s4m.TEACHER.SAMPLER = "TrainingSampler"
 
     # Stage 2 (student), as in Guided Distillation and with S4M's published settings.
     s4m.UNLABELED_IMS_PER_BATCH = 0  # 0: as many as labeled ones (SOLVER.IMS_PER_BATCH)
