@@ -134,6 +134,9 @@ def _s4m_config() -> CN:
     # Splits: `..._10pct` names a stable 10 % of its set, unless a list of file names is given.
     s4m.SPLIT_SEED = 0  # another seed, another choice
     s4m.SPLIT_FILE = ""  # text file, one image file name a line: the labeled set
+    # True: labeled instances outside the crop stay, as classes with empty masks (the released code
+    # on Cityscapes)
+    s4m.KEEP_EMPTY_INSTANCES = False
 
     # Limits of a run:
     s4m.MAX_SKIPPED_IMAGES = 100  # unreadable unlabeled images a process skips before it stops
@@ -196,6 +199,9 @@ def _pseudo_label_config() -> CN:
     # Of labels of an image whose masks, once refined, have a larger IoU than this, only the most
     # certain one stays. 1.0: all stay, as in the paper.
     pseudo_label.DUPLICATE_IOU = 1.0
+    # float32: the teacher labels outside autocast; amp: it computes as SOLVER.AMP has it, faster on
+    # a GPU. SAM, which stage 1 asks too, has S4M.SAM.PRECISION.
+    pseudo_label.PRECISION = "float32"
     # A warning if the labels an image (smoothed) stay outside (low, high) for so many iterations.
     # COCO has 7 instances an image, Cityscapes 18.
     pseudo_label.COUNT_BAND = (0.1, 60.0)

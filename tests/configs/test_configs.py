@@ -67,6 +67,7 @@ def test_published_settings_of_both_data_sets(name):
     sam = ("sam2", "hiera_l") if name.endswith("_sam2.yaml") else ("segment_anything", "vit_l")
     assert (cfg.S4M.SAM.BACKEND, cfg.S4M.SAM.MODEL_TYPE) == sam
     assert (cfg.S4M.EMA_DECAY, cfg.S4M.UNSUP_LOSS_WEIGHT) == (0.9996, 2.0)
+    assert cfg.S4M.PSEUDO_LABEL.PRECISION == cfg.S4M.SAM.PRECISION == "float32"
     assert (cfg.S4M.PSEUDO_LABEL.SCORE_THRESH, cfg.S4M.PSEUDO_LABEL.MIN_AREA) == (0.7, 5)
     assert (cfg.S4M.DISTILL.NUM_POINTS, cfg.S4M.DISTILL.WEIGHT) == (128, 1)
     assert (cfg.S4M.REFINE.NUM_POINTS, cfg.S4M.ARP.PAIR_FRACTION) == (3, 0.25)

@@ -28,8 +28,9 @@ def record_of(name, position=0):
     return {**record, "seeds": sample_seeds(7, "labeled", position), "stream_position": position}
 
 
-def labeled_mapper(**inputs):
+def labeled_mapper(keep_empty=False, **inputs):
     cfg = config(FORMAT="RGB", **inputs)
+    cfg.S4M.KEEP_EMPTY_INSTANCES = keep_empty
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 8
     return DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, True)
 
@@ -76,6 +77,20 @@ def test_instances_have_tight_boxes_and_no_crowds(data_root):
             rows, columns = mask.nonzero(as_tuple=True)
             edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
             assert box.tolist() == [float(edge) for edge in edges]
+
+
+def test_instances_outside_the_crop_go_or_stay_with_an_empty_mask(data_root):
+    outside = 0
+    for position in range(10):
+        record = record_of("toyscapes_train", position)
+        seen, every = (labeled_mapper(keep)(record)["instances"] for keep in (False, True))
+        assert every.gt_classes.tolist() == [0, 2]
+        shown = every.gt_masks.tensor.flatten(1).any(1)
+        assert seen.gt_classes.tolist() == every.gt_classes[shown].tolist()
+        assert torch.equal(seen.gt_masks.tensor, every.gt_masks.tensor[shown])
+        assert not every.gt_boxes.tensor[~shown].any()
+        outside += int((~shown).sum())
+    assert outside
 
 
 def test_a_sample_carries_the_loader_s_keys_and_no_annotations(data_root):
