@@ -13,9 +13,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
 from s4m_d2.data import LabeledDatasetMapper, labeled_dataset_names
-from s4m_d2.data.images import read_image
+from s4m_d2.data.images import image_size, read_image
+from s4m_d2.data.labeled_mapper import check_image_size
 from s4m_d2.engine.build import runs_stage
-from s4m_d2.engine.findings import Finding, first_of, raise_all
+from s4m_d2.engine.findings import Finding, collected, first_of, raise_all
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class DatasetCount:
         per_image: the smallest, mean and largest number of instances of an image; None likewise.
         per_class: instances by the name of the class, in the order of ids; None likewise.
         decoded: images (and their masks) that were read as a sample, without an error.
+        remarks: what else the annotations hold.
     """
 
     role: str
@@ -56,6 +58,7 @@ class DatasetCount:
     per_image: tuple[int, float, int] | None = None
     per_class: dict[str, int] | None = None
     decoded: int = 0
+    remarks: str = ""
 
     def __str__(self) -> str:
         if self.images is None:
@@ -64,7 +67,7 @@ class DatasetCount:
         if self.per_image is not None:
             low, mean, high = self.per_image
             text += f", {self.instances:,} instances ({low} / {mean:.1f} / {high} an image)"
-        return f"{text}; {self.decoded} decoded"
+        return f"{text}; {self.decoded} decoded" + f"; {self.remarks}" * bool(self.remarks)
 
     def classes(self) -> str:
         """Instances of each class, or of the rarest and the most frequent one."""
@@ -244,7 +247,8 @@ def _inspect_annotated(cfg: CfgNode, role: str, name: str, records: Sequence[dic
     decoded = 0
     unreadable: list[S4MError] = []
     if not errors:  # else every image would repeat them
-        decoded, unreadable = _decode(cfg, sampled(records))
+        decoded, unreadable = _decode(cfg, records)
+    findings = MetadataCatalog.get(name).get("findings")  # of our reader
     names = classes if classes is not None else [str(label) for label in range(num_classes)]
     count = DatasetCount(
         role,
@@ -254,8 +258,9 @@ def _inspect_annotated(cfg: CfgNode, role: str, name: str, records: Sequence[dic
         (min(per_image), sum(per_image) / len(per_image), max(per_image)),
         {class_name: per_class[label] for label, class_name in enumerate(names)},
         decoded,
+        findings.summary if findings else "",
     )
-    return count, errors + unreadable, []
+    return count, errors + unreadable, findings.warnings if findings else []
 
 
 def _count_instances(
@@ -280,18 +285,27 @@ def _count_instances(
     return per_image, per_class, out_of_range
 
 
-def _decode(cfg: CfgNode, sample: Sequence[dict]) -> tuple[int, list[S4MError]]:
-    """Read images and masks as training does; how many could be, and what was wrong."""
+def _decode(cfg: CfgNode, records: Sequence[dict]) -> tuple[int, list[S4MError]]:
+    """Read a sample as training does; how many could be, and what was wrong."""
     mapper = LabeledDatasetMapper(
         geometry=(),
         color=None,
         image_format=cfg.INPUT.FORMAT,
         num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
     )
-    errors: list[S4MError] = []
-    for record in sample:
-        try:
-            mapper(record)
-        except DatasetError as error:
-            errors.append(error)
+    sample = sampled(records)
+    if any(map(_size_errors, sample)):
+        wrong = [error for record in records for error in _size_errors(record)]
+        text = f"{len(wrong)} of {len(records)} images have another size than their annotations."
+        return 0, [DatasetError(f"{text} {wrong[0]}")]
+    errors = [error for record in sample for error in collected(mapper, record)]
     return len(sample) - len(errors), errors
+
+
+def _size_errors(record: dict) -> list[S4MError]:
+    """None or one, from the header of the image; one that is damaged has another error."""
+    try:
+        size = image_size(record["file_name"])
+    except DatasetError:
+        return []
+    return collected(check_image_size, record, size)
