@@ -75,12 +75,17 @@ class Findings:
         shown = {k: names for k, names in self.left_out.items() if not (k is CROWD and usual)}
         return [_message(kind, names) for kind, names in shown.items()]
 
-    def raise_for(self, json_file: str) -> None:
-        """Raise one DatasetError for all that makes the file unusable."""
+    def problems(self) -> list[str]:
+        """All that makes the file unusable."""
         problems = [_message(kind, names) for kind, names in self.errors.items()]
         if not problems and self.left_out and not self.instances:
             reasons = [_message(kind, names) for kind, names in self.left_out.items()]
-            problems = [f"no instance can be used. {' '.join(reasons)}"]
+            return [f"no instance can be used. {' '.join(reasons)}"]
+        return problems
+
+    def raise_for(self, json_file: str) -> None:
+        """Raise one DatasetError for all of these."""
+        problems = self.problems()
         if len(problems) == 1:
             raise DatasetError(f"{json_file}: {problems[0]}")
         if problems:

@@ -116,6 +116,7 @@ def read_annotations(
     classes: Sequence[str] = (),
     choose: Choose | None = None,
     remedy: str = "",
+    strict: bool = True,
 ) -> Annotations:
     """Read a COCO file of instances; a file that did not change is parsed once per process.
 
@@ -126,6 +127,7 @@ def read_annotations(
         choose: from the file names of all images to those wanted; only their annotations are
             looked at. None: all.
         remedy: ends the message about a file or image that is missing.
+        strict: False: what can be used of a file with problems, which are in the findings.
 
     Raises:
         DatasetError: the file is missing, malformed, of another kind, has other classes, or none of
@@ -136,7 +138,7 @@ def read_annotations(
     except OSError as error:
         raise DatasetError(f"{json_file}: {error.strerror}. {remedy}".strip()) from error
     stamp = (state.st_mtime_ns, state.st_size)
-    return _read(json_file, stamp, image_root, tuple(classes), choose, remedy)
+    return _read(json_file, stamp, image_root, tuple(classes), choose, remedy, strict)
 
 
 @functools.lru_cache(_KEPT_FILES)
@@ -147,6 +149,7 @@ def _read(
     classes: tuple[str, ...],
     choose: Choose | None,
     remedy: str,
+    strict: bool,
 ) -> Annotations:
     content = _load(json_file)
     findings = Findings()
@@ -178,7 +181,8 @@ def _read(
             "annotations": _instances(by_image[key], size, indices, findings),
         }
         records.append(record)
-    findings.raise_for(json_file)
+    if strict:
+        findings.raise_for(json_file)
     if numbered:
         records.sort(key=lambda record: record["image_id"])  # Detectron2's order
     return Annotations(json_file, image_root, categories, tuple(records), findings)
