@@ -7,8 +7,8 @@ no meaning is left out with a count, or refused, everything in one report.
 from __future__ import annotations
 
 import functools
+import gc
 import json
-import math
 import os
 import reprlib
 from collections import Counter, defaultdict
@@ -17,17 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from detectron2.structures import BoxMode
-from pycocotools import mask as mask_utils
-
-from s4m_d2.data.annotation_findings import CROWD, NO_IMAGE, NO_MASK, NO_PIXEL, PARTS, Findings
+from s4m_d2.data.annotation_findings import NO_IMAGE, Findings
+from s4m_d2.data.annotation_rows import Key, key_of, name_of, normalized_annotations, side_of
 from s4m_d2.data.images import image_size
-from s4m_d2.data.segmentations import as_polygons, compressed_rle, read_polygons
 from s4m_d2.errors import DatasetError
 
 _KEPT_FILES = 4  # results of reading that stay in memory
-_CROWD_FLAGS = {None: 0, 0: 0, 1: 1, "0": 0, "1": 1}
 _LARGE = 1 << 24  # px: an image is looked at before masks of such a size are made
 _ENCODINGS = ("gb18030", "shift_jis", "cp1252")  # that a file which is no UTF-8 may have
 
@@ -138,7 +133,13 @@ def read_annotations(
     except OSError as error:
         raise DatasetError(f"{json_file}: {error.strerror}. {remedy}".strip()) from error
     stamp = (state.st_mtime_ns, state.st_size)
-    return _read(json_file, stamp, image_root, tuple(classes), choose, remedy, strict)
+    collects = gc.isenabled()
+    gc.disable()  # it would walk millions of new objects again and again
+    try:
+        return _read(json_file, stamp, image_root, tuple(classes), choose, remedy, strict)
+    finally:
+        if collects:
+            gc.enable()
 
 
 @functools.lru_cache(_KEPT_FILES)
@@ -157,15 +158,14 @@ def _read(
     images = _images(_objects(content, "images", findings), findings)
     categories, indices = _categories(content, rows, classes, json_file, findings)
     chosen = _chosen(images, choose, image_root, findings, remedy)
-    by_image: dict[Hashable, list[tuple[str, dict]]] = defaultdict(list)
-    given = [row["id"] for row in rows if _key(row.get("id")) is not None]
-    for position, row in enumerate(rows):
-        key, name = _key(row.get("image_id")), f"id {row['id']}" if "id" in row else f"#{position}"
+    by_image: dict[Key, list[dict]] = defaultdict(list)
+    for row in rows:
+        key = key_of(row.get("image_id"))
         if key in chosen:
-            by_image[key].append((name, row))
+            by_image[key].append(row)
         elif key not in images:
-            findings.left_out[NO_IMAGE].append(name)
-    if len({*map(_key, given)}) < len(rows):
+            findings.left_out[NO_IMAGE].append(name_of(row))
+    if len({repr(row.get("id")) for row in rows}) < len(rows):
         findings.notes.append("ids of annotations are missing or repeat: counted anew")
     numbered = all(isinstance(key, int) for key in images)
     records = []
@@ -178,7 +178,7 @@ def _read(
             "image_id": key if numbered else position,
             "height": size[0],
             "width": size[1],
-            "annotations": _instances(by_image[key], size, indices, findings),
+            "annotations": normalized_annotations(by_image[key], size, indices, findings),
         }
         records.append(record)
     if strict:
@@ -238,24 +238,6 @@ def _objects(content: dict, section: str, findings: Findings) -> list[dict]:
     return [row for row in rows if isinstance(row, dict)]
 
 
-def _key(value: Any) -> int | str | None:
-    """An id with one form for 1, 1.0 and "1"; None for what is no id."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str):
-        return int(value) if value.isdecimal() and value.isascii() and len(value) < 19 else value
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, which may be written as text."""
-    try:
-        number = float(value) if isinstance(value, int | float | str) else math.nan
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _is_name(value: Any) -> bool:
     """A text that can be written: no lone surrogate, which no encoding has."""
     if not isinstance(value, str) or not value:
@@ -263,12 +245,12 @@ def _is_name(value: Any) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _images(rows: Sequence[dict], findings: Findings) -> dict[Hashable, dict]:
+def _images(rows: Sequence[dict], findings: Findings) -> dict[Key, dict]:
     """The file's images by their ids; each id and each file once."""
-    images: dict[Hashable, dict] = {}
+    images: dict[Key, dict] = {}
     first: dict[str, Any] = {}
     for row in rows:
-        name, key = row.get("file_name"), _key(row.get("id"))
+        name, key = row.get("file_name"), key_of(row.get("id"))
         shown = reprlib.repr(name)
         if not _is_name(name) or "\0" in str(name):
             findings.refuse("images have no usable file_name", shown, "Write a text there.")
@@ -287,24 +269,24 @@ def _images(rows: Sequence[dict], findings: Findings) -> dict[Hashable, dict]:
 
 def _categories(
     content: dict, rows: Sequence[dict], classes: Sequence[str], json_file: str, findings: Findings
-) -> tuple[tuple[tuple[int, str], ...], dict[Hashable, int]]:
+) -> tuple[tuple[tuple[int, str], ...], dict[Key, int]]:
     """(id, name) of each class in the order of class indices, and from ids to class indices."""
-    named: dict[Hashable, str] = {}
+    named: dict[Key, str] = {}
     parents = set()
     for position, row in enumerate(_objects(content, "categories", findings)):
-        key, name = _key(row.get("id")), row.get("name")
+        key, name = key_of(row.get("id")), row.get("name")
         name = str(name) if isinstance(name, int) else name
         if key is None or not _is_name(name):
             findings.refuse("categories lack an id or a name", f"#{position}", "Complete them.")
         elif key in named:
-            names = f"id {row['id']}: {named[key]} and {name}"
-            findings.refuse("ids are of two categories", names, "Number the categories anew.")
+            both = f"id {row['id']}: {named[key]} and {name}"
+            findings.refuse("ids are of two categories", both, "Number the categories anew.")
         else:
-            named[key] = name
+            named[key] = str(name)
         parent = row.get("supercategory")
         if isinstance(parent, str) and parent != name:
             parents.add(parent)
-    used = {_key(row.get("category_id")) for row in rows}
+    used = {key_of(row.get("category_id")) for row in rows}
     unused = {key: name for key, name in named.items() if key not in used}
     again = Counter(named.values())
     for key, name in unused.items():
@@ -328,20 +310,20 @@ def _categories(
     lacking = [name for name in names if name not in named.values()]
     if lacking:
         findings.notes.append(f"no category {', '.join(lacking)}: its AP is nan")
-    if not all(isinstance(key, int) for key in indices):
+    ids = {index: key for key, index in indices.items() if isinstance(key, int)}
+    if len(ids) < len(indices):
         return tuple(enumerate(names, start=1)), indices
-    ids = {index: key for key, index in indices.items()}
     fresh = max(ids.values(), default=0) + 1
     return tuple((ids.get(i, fresh + i), name) for i, name in enumerate(names)), indices
 
 
 def _chosen(
-    images: dict[Hashable, dict],
+    images: dict[Key, dict],
     choose: Choose | None,
     image_root: str,
     findings: Findings,
     remedy: str,
-) -> set[Hashable]:
+) -> set[Key]:
     """Ids of the chosen images that are there; their entries get the path and size of a file."""
     by_name = {image["file_name"]: key for key, image in images.items()}
     chosen = [by_name[name] for name in (choose(list(by_name)) if choose else by_name)]
@@ -353,27 +335,27 @@ def _chosen(
         if "\\" in name and not os.path.exists(path):
             path = os.path.join(image_root, name.replace("\\", "/"))
         image["file_name"] = path
-        sides = tuple(_side(image.get(side)) for side in ("height", "width"))
+        height, width = side_of(image.get("height")), side_of(image.get("width"))
         if os.path.commonpath((root, os.path.abspath(path))) != root:
             advice = f"Write them relative to the folder of images, {image_root}."
             findings.refuse("file names lead out of the folder of images", name, advice)
         elif not os.path.isfile(path):
             missing.append(path)
-        elif None in sides or math.prod(sides) > _LARGE:
-            unsized += None in sides
+        elif height is None or width is None or height * width > _LARGE:
+            unsized += height is None or width is None
             try:
                 image["height"], image["width"] = size = image_size(path)
             except DatasetError as error:
                 findings.refuse("images cannot be read", error, "")
                 continue
-            if None not in sides and sides != size:
-                where = f"{name}, {sides} instead of {size}"
+            if height and width and (height, width) != size:
+                where = f"{name}, {(height, width)} instead of {size}"
                 advice = "Correct the (height, width)."
                 findings.refuse("images have another size in their file", where, advice)
                 continue
             sized.add(key)
         else:
-            image["height"], image["width"] = sides
+            image["height"], image["width"] = height, width
             sized.add(key)
     if unsized:
         findings.notes.append(f"sizes of {unsized:,} images taken from their files")
@@ -386,96 +368,3 @@ def _chosen(
             text = f"of {len(chosen):,} images are not in {image_root}"
             findings.refuse(text, os.path.relpath(path, image_root), advice)
     return sized
-
-
-def _side(value: Any) -> int | None:
-    """A whole number of pixels."""
-    number = _number(value)
-    return int(number) if number is not None and number >= 1 and number.is_integer() else None
-
-
-def _instances(
-    rows: Sequence[tuple[str, dict]],
-    size: tuple[int, int],
-    indices: dict[Hashable, int],
-    findings: Findings,
-) -> list[dict]:
-    """The annotations of an image that can be used, normalized; the others are counted."""
-    found: list[tuple[str, dict, dict]] = []
-    polygons: list[list[float]] = []
-    for name, row in rows:
-        flag = row.get("iscrowd")
-        crowd = _CROWD_FLAGS.get(flag if isinstance(flag, Hashable) else ())
-        index = indices.get(_key(row.get("category_id")))
-        if crowd is None:
-            findings.refuse("annotations have an iscrowd that is not 0 or 1", name, "Correct it.")
-        elif index is None:
-            category = f"{name}: {reprlib.repr(row.get('category_id'))}"
-            text = "annotations have a category_id that the file does not define"
-            findings.refuse(text, category, "Remove them, or complete 'categories'.")
-        else:
-            shape = _shape(name, row.get("segmentation"), size, findings)
-            if shape:
-                polygons += shape if isinstance(shape, list) else []
-                entry = {"iscrowd": crowd, "category_id": index, "segmentation": shape}
-                found.append((name, row, entry))
-    drawn = iter(mask_utils.frPyObjects(polygons, *size) if polygons else ())
-    annotations = []
-    for name, row, entry in found:
-        shape = entry["segmentation"]
-        rle = shape if isinstance(shape, dict) else mask_utils.merge([next(drawn) for _ in shape])
-        area = float(mask_utils.area(rle))
-        if not area:
-            findings.left_out[NO_PIXEL].append(f"{name} ({_extent(shape, size)})")
-            continue
-        given = _number(row.get("area"))
-        entry["area"] = given if given and given > 0 else area
-        entry["bbox"] = _box(row.get("bbox")) or mask_utils.toBbox(rle).tolist()
-        entry["bbox_mode"] = BoxMode.XYWH_ABS
-        annotations.append(entry)
-        if entry["iscrowd"]:
-            findings.left_out[CROWD].append(name)
-        else:
-            findings.instances += 1
-    return annotations
-
-
-def _shape(name: str, segmentation: Any, size: tuple[int, int], findings: Findings) -> Any:
-    """Flat polygons of three points and more, or compressed RLE; None if it is neither."""
-    empty = segmentation is None or segmentation == []
-    if isinstance(segmentation, dict):
-        empty = not segmentation.get("counts")
-    polygons: list[list[float]] = []
-    try:
-        if not empty and isinstance(segmentation, dict):
-            return compressed_rle(segmentation, size)
-        if not empty and not isinstance(segmentation, list):
-            raise DatasetError("expected polygons or an RLE")
-        given = [] if empty else as_polygons(segmentation)
-        polygons = [points.tolist() for points in read_polygons(given, size)]
-    except DatasetError as error:
-        remedy = "Correct or remove them."
-        findings.refuse("segmentations cannot be drawn", f"{name} ({error})", remedy)
-        return None
-    if not polygons:
-        findings.left_out[NO_MASK].append(name)
-    elif len(polygons) < len(given):
-        findings.left_out[PARTS] += [name] * (len(given) - len(polygons))
-    return polygons
-
-
-def _extent(shape: list | dict, size: tuple[int, int]) -> str:
-    """Where a mask without a pixel lies."""
-    if isinstance(shape, dict):
-        return "an empty RLE"
-    points = np.concatenate(shape).reshape(-1, 2)
-    (left, top), (right, bottom) = points.min(0), points.max(0)
-    where = f"x from {left:g} to {right:g}, y from {top:g} to {bottom:g}"
-    return f"{where} in an image of {size[1]} x {size[0]}"
-
-
-def _box(values: Any) -> list[float] | None:
-    """[x, y, width, height] in pixels, if that is what the file has."""
-    numbers = [*map(_number, values)] if isinstance(values, list) else []
-    sides = numbers[2:]
-    return numbers if len(numbers) == 4 and None not in numbers and min(sides) > 0 else None
