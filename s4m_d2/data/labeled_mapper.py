@@ -149,8 +149,8 @@ def check_image_size(record: dict, image: np.ndarray) -> None:
     remedy = "Replace the image or the annotations."
     if size == expected[::-1] and is_turned(record["file_name"]):
         remedy = (
-            "Its EXIF orientation turns it upright, and the annotations are of the pixels as they "
-            "are stored. Remove the orientation from all such images (exiftool -Orientation= FILES)."
+            "Its EXIF orientation turns it upright, but it was annotated as it is stored. Remove "
+            "the orientation from all such images (exiftool -Orientation= FILES)."
         )
     raise DatasetError(
         f"{record['file_name']} has (height, width) {size}, but its annotations say {expected}. "

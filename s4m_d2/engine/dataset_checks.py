@@ -220,9 +220,8 @@ def _to_look_at(records: Sequence[dict]) -> list[dict]:
 
 def _narrowness(record: dict) -> float:
     """Ratio of an image's sides; 0 where its size is not known."""
-    sides = record.get("height"), record.get("width")
-    is_known = all(isinstance(side, int | float) and side > 0 for side in sides)
-    return max(sides) / min(sides) if is_known else 0
+    sides = [side for key in ("height", "width") if isinstance(side := record.get(key), int)]
+    return max(sides) / max(min(sides), 1) if len(sides) == 2 else 0
 
 
 def _mapper(cfg: CfgNode, role: str, settings_are_right: bool) -> Callable[[dict], dict]:

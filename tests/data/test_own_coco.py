@@ -1,4 +1,4 @@
-"""Own COCO files: classes by name, what evaluation needs, unlabeled images."""
+"""Own COCO files: classes by name, what evaluation needs."""
 
 import json
 
@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from s4m_d2.data.coco_content import class_names, instance_shares, to_evaluate
-from s4m_d2.data.custom import OwnCoco, list_unlabeled, register_own_data
+from s4m_d2.data.custom import OwnCoco, register_own_data
 from s4m_d2.errors import DatasetError
 
 HEIGHT, WIDTH = 20, 30
@@ -136,20 +136,3 @@ def test_a_given_area_stays_and_one_that_is_none_is_replaced(tmp_path):
     areas = [row["area"] for row in to_evaluate(data, "a.json", str(tmp_path))["annotations"]]
     assert areas == [90.5, 100]
     assert list(instance_shares(data)) == [90.5 / 600, 100 / 600]  # the second: of the box
-
-
-def test_unlabeled_images_are_found_below_a_folder_but_those_of_the_validation_set(tmp_path):
-    for name in ("1.png", "a/1.jpg", "a/b/2.JPG", "a/notes.txt", "3.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    kept, left_out = list_unlabeled(str(tmp_path), ["photos/1.png"])
-    assert (kept, left_out) == (["3.png", "a/b/2.JPG"], 2)
-    with pytest.raises(DatasetError, match="all of them in the validation"):
-        list_unlabeled(str(tmp_path), ["1.png", "2.png", "3.png"])
-
-
-@pytest.mark.parametrize("folder", ["empty", "missing"])
-def test_no_unlabeled_image_names_the_option(tmp_path, folder):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DatasetError, match="--unlabeled"):
-        list_unlabeled(str(tmp_path / folder))
