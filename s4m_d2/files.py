@@ -1,8 +1,9 @@
-"""Files that a reader never sees half-written, and errors of files that are damaged."""
+"""Files that a reader never sees half-written, their digests, and errors of damaged ones."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pickle
 import re
@@ -16,6 +17,7 @@ from typing import IO
 from s4m_d2.errors import OutputError
 
 _TEMPORARY = re.compile(r"\..+\.\w{8}\.tmp")  # as named by atomic_write
+_DIGEST_BYTES = 16
 DEFAULT_PERMISSIONS = 0o666  # reduced by the user's umask, as open() does
 #: What ``torch.load`` raises for a damaged or foreign file: its unpickler checks little.
 TENSOR_FILE_ERRORS = (
@@ -81,6 +83,15 @@ def _publish(temporary: str, path: str) -> None:
         os.replace(temporary, path)
     except OSError as error:  # such as another user's file in a folder that all may write to
         raise _refused(path, error) from error
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """A hash of a file's content; "" if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.blake2b(file.read(), digest_size=_DIGEST_BYTES).hexdigest()
+    except OSError:
+        return ""
 
 
 def remove_temporaries(folder: str | os.PathLike[str]) -> list[str]:

@@ -2,45 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from s4m_d2.data.annotations import Annotations
-from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images, unlabeled_records
-from s4m_d2.errors import DatasetError
+from s4m_d2.data.listing import unlabeled_records
 
 LABELED, UNLABELED, VALIDATION = "own_labeled", "own_unlabeled", "own_val"
-
-
-def list_unlabeled(image_dir: str, left_out: Collection[str] = ()) -> tuple[list[str], int]:
-    """Images below a folder, but those of the validation split.
-
-    Args:
-        image_dir: searched recursively.
-        left_out: file names whose stems (name without folder and extension) are left out.
-
-    Returns:
-        Paths below ``image_dir``, sorted, and how many were left out.
-
-    Raises:
-        DatasetError: the folder does not exist or holds no other image.
-    """
-    remedy = "--unlabeled (S4M.DATA.UNLABELED) names the folder of unlabeled images."
-    paths = list_images(image_dir, IMAGE_EXTENSIONS, remedy)
-    stems = {_stem(name) for name in left_out}
-    kept = [os.path.relpath(path, image_dir) for path in paths if _stem(path) not in stems]
-    if not kept:
-        raise DatasetError(
-            f"The folder {image_dir} holds {len(paths)} images, all of them in the validation "
-            f"set: nothing is left to train on. {remedy}"
-        )
-    return kept, len(paths) - len(kept)
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
 
 
 def register_own_data(
@@ -68,7 +39,10 @@ def register_own_data(
     if unlabeled is not None:
         folder, names = unlabeled
         paths = [os.path.join(folder, name) for name in names]
-        DatasetCatalog.register(UNLABELED, lambda: unlabeled_records(paths, folder))
+        # Headers are read once for the checks, the loader and the figures of a process.
+        DatasetCatalog.register(
+            UNLABELED, functools.cache(lambda: unlabeled_records(paths, folder))
+        )
         MetadataCatalog.get(UNLABELED).set(image_dir=folder)
 
 

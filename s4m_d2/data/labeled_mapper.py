@@ -148,8 +148,8 @@ def check_image_size(record: dict, size: tuple[int, int]) -> None:
     remedy = "Replace the image or the annotations."
     if size == expected[::-1] and is_turned(record["file_name"]):
         remedy = (
-            "Its EXIF orientation turns it by 90 degrees, which the annotation tool did not do. "
-            "Remove the EXIF orientation from the images, or label them upright."
+            "Its EXIF orientation turns it upright, but it was annotated as it is stored. Remove "
+            "the orientation from all such images (exiftool -Orientation= FILES)."
         )
     raise DatasetError(
         f"{record['file_name']} has (height, width) {size}, but its annotations say {expected}. "

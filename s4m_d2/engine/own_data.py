@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 
 from s4m_d2.data import custom
 from s4m_d2.data.annotations import Annotations, read_annotations
+from s4m_d2.data.listing import list_unlabeled
 from s4m_d2.engine import own_data_files as files
 from s4m_d2.engine.build import run_config, runs_stage
 from s4m_d2.engine.config_file import explicit_keys, load_config
@@ -24,6 +25,7 @@ from s4m_d2.engine.own_data_facts import (
 )
 from s4m_d2.engine.own_data_sets import OwnData
 from s4m_d2.errors import DatasetError
+from s4m_d2.files import digest
 
 _PATHS = ("LABELED", "IMAGES", "UNLABELED", "VAL", "VAL_IMAGES")
 _CLASSES = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
@@ -119,10 +121,11 @@ def _begin(cfg: CfgNode, explicit: Collection[str], machine: Machine, eval_only:
     held_out = {validation.name(record) for record in validation.records}
     train = {labeled.name(record) for record in labeled.records} - (set() if data.VAL else held_out)
     unlabeled: list[str] = []
-    left_out = 0
+    left_out: dict[str, int] = {}
     unlabeled_dir = data.UNLABELED if runs_stage(cfg, "student") and not eval_only else ""
     if unlabeled_dir:
-        unlabeled, left_out = custom.list_unlabeled(unlabeled_dir, held_out)
+        val_root = validation.image_root
+        unlabeled, left_out = list_unlabeled(unlabeled_dir, [*held_out], val_root)
     facts = data_facts(labeled, train, len(unlabeled), len(held_out))
     classes = Derived(_CLASSES, len(labeled.classes), "categories of the json")
     settings = [classes] if _CLASSES not in explicit else []
@@ -132,8 +135,8 @@ def _begin(cfg: CfgNode, explicit: Collection[str], machine: Machine, eval_only:
         classes=tuple(labeled.classes),
         settings=(*settings, *derived),
         unlabeled=tuple(unlabeled),
-        labeled_digest=files.digest(data.LABELED),
-        val_digest=files.digest(data.VAL) if data.VAL else "",
+        labeled_digest=digest(data.LABELED),
+        val_digest=digest(data.VAL) if data.VAL else "",
         left_out=left_out,
         has_val=bool(data.VAL or held_out),
     )
@@ -208,7 +211,7 @@ def _changes(
     """What is another than when the run began, and what that means."""
     digests = {cfg.S4M.DATA.LABELED: stored.labeled_digest, cfg.S4M.DATA.VAL: stored.val_digest}
     for path, before in digests.items():
-        if before and files.digest(path) != before:
+        if before and digest(path) != before:
             yield (
                 f"{path} is not what it was when the run began, which goes on with the annotations "
                 f"in {folder}. To use the new ones, start a new run in another OUTPUT_DIR."
@@ -216,7 +219,8 @@ def _changes(
     if not stored.unlabeled:
         return
     held_out = [validation.name(r) for r in validation.records] if validation else []
-    found = set(custom.list_unlabeled(cfg.S4M.DATA.UNLABELED, held_out)[0])
+    val_root = validation.image_root if validation else ""
+    found = set(list_unlabeled(cfg.S4M.DATA.UNLABELED, held_out, val_root)[0])
     added, gone = len(found - {*stored.unlabeled}), len({*stored.unlabeled} - found)
     if added:
         yield (

@@ -9,6 +9,7 @@ from detectron2.utils import comm
 
 from s4m_d2.data.annotations import Annotations
 from s4m_d2.data.custom import register_own_data
+from s4m_d2.data.listing import counted
 from s4m_d2.engine import own_data_files as files
 from s4m_d2.engine.findings import Finding
 
@@ -72,7 +73,7 @@ class OwnData:
         names = self.stored.classes
         text = f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(names)}"
         if self.unlabeled_dir and self.stored.left_out:
-            text += f"; {self.stored.left_out:,} unlabeled images are of the validation set: unused"
+            text += f"; left out of the unlabeled folder: {counted(self.stored.left_out)}"
         if not self.is_new:
             text += f"; as the run began, in {os.path.relpath(self.folder)}"
         lines = [Finding("own data", text, (), self.notes)]

@@ -57,7 +57,7 @@ def preflight(
     settings = Finding("settings", _schedule(cfg, stages), tuple(errors))
     findings = [settings, _device_finding(cfg, num_processes, num_local)]
     if cfg.INPUT.FORMAT in ("RGB", "BGR") and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES > 0:
-        findings += [*dataset_findings(cfg), *quality_findings(cfg)]
+        findings += [*dataset_findings(cfg, not errors), *quality_findings(cfg)]
     # A model of wrong settings cannot be built, or is another than will be meant.
     blueprints, lines = blueprint_findings(cfg, settings_are_right=not errors)
     findings += [*lines, *weight_findings(cfg, blueprints.model, stages, resume=resume)]

@@ -1,5 +1,6 @@
 """Own data from the command line: both stages, continued, evaluated."""
 
+import dataclasses
 import json
 
 import pytest
@@ -46,9 +47,8 @@ def test_both_stages_train_on_what_is_stored_beside_them(finished):
     )
     files = [{row["file_name"] for row in part["images"]} for part in (train, val)]
     assert not files[0] & files[1] and len(files[0] | files[1]) == 8
-    assert (run / "data" / "unlabeled.txt").read_text().split() == [
-        f"street_{i:05d}.png" for i in range(8, 12)
-    ]
+    unlabeled = [f"street_{i:05d}.png" for i in range(8, 12)]
+    assert json.loads((run / "data" / "unlabeled.json").read_text()) == unlabeled
     assert "IMAGE_SIZE: 128" in (run / "config.yaml").read_text()
 
 
@@ -124,6 +124,21 @@ def test_damaged_stored_data_are_named(finished, tmp_path):
     (run / "data" / "settings.json").write_text("{}")
     with pytest.raises(DatasetError, match="start a new run"):
         own_data_files.read_stored(str(run / "data"))
+
+
+def test_names_of_all_characters_and_lists_of_older_runs_are_read_back(finished, tmp_path):
+    stored = own_data_files.read_stored(str(finished[1] / "data"))
+    names = ("new\nline.png", "\x1b[31m.png", "sub/\udcff \u00fc.png", " ")
+    odd = dataclasses.replace(stored, unlabeled=names, left_out={"hidden": 3})
+    own_data_files.store(str(tmp_path / "odd"), odd, {}, None)
+    assert own_data_files.read_stored(str(tmp_path / "odd")) == odd
+
+    old = copied(finished[1] / "data", tmp_path / "old")
+    (old / "unlabeled.json").unlink()
+    (old / "unlabeled.txt").write_text("".join(f"{name}\n" for name in stored.unlabeled))
+    change_json(old / "settings.json", lambda content: content.update(left_out=2))
+    again = own_data_files.read_stored(str(old))
+    assert again == dataclasses.replace(stored, left_out={"in the validation set": 2})
 
 
 def test_a_run_of_stage_1_alone_cannot_go_on_with_stage_2(finished, tmp_path):

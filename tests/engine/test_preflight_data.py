@@ -1,6 +1,7 @@
 """Data sets: counts by hand, and every defect is named before training."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from s4m_d2.data import ARPDatasetMapper
+from s4m_d2.data.listing import unlabeled_records
 from s4m_d2.engine.dataset_checks import dataset_findings, sampled
 from s4m_d2.engine.preflight import check_datasets
 from s4m_d2.errors import ConfigError, DatasetError
@@ -154,8 +157,40 @@ def test_one_unreadable_unlabeled_image_is_trainings_business(sets, caplog):
 def test_no_readable_unlabeled_image_at_all(sets):
     for number, item in enumerate(sets["preflight_unlabeled"]):
         item["file_name"] = f"none{number}.png"
-    with pytest.raises(DatasetError, match="none of 6 sampled images can be read"):
+    with pytest.raises(DatasetError, match="none of 6 sampled images"):
         check_datasets(config())
+
+
+def test_what_training_will_refuse_is_told_before_for_the_same_reason(sets, tmp_path):
+    """Outside of the sample: a damaged header of 40, the narrowest image and one more like it."""
+    folder = tmp_path / "unlabeled"
+    folder.mkdir()
+    for number in range(40):
+        record(folder, number)
+    for number in (9, 10):
+        Image.new("L", (1, 400)).save(folder / f"{number}.png")
+    (folder / "24.png").write_bytes(b"no image")
+    names = sorted(os.listdir(folder))
+    records = unlabeled_records([str(folder / name) for name in names], str(folder))
+    sets["preflight_unlabeled"][:] = records
+    sets["preflight_labeled"].append(record(tmp_path, 30))
+    Image.new("RGB", (400, 1)).save(tmp_path / "30.png")
+    sets["preflight_labeled"][-1] |= {"height": 1, "width": 400}
+
+    cfg = config({"INPUT.DATASET_MAPPER_NAME": "coco_instance_lsj", "INPUT.IMAGE_SIZE": 64})
+    said = {finding.item: finding for finding in dataset_findings(cfg)}
+    training = ARPDatasetMapper(cfg)
+    refused = {}
+    for item in records:
+        try:
+            training(item)
+        except DatasetError as error:
+            refused[item["image_id"]] = str(error)
+    assert set(refused) == {"9.png", "10.png", "24.png"}
+    for name in ("24.png", "9.png"):
+        assert any(refused[name] in warning for warning in said["unlabeled data"].warnings), name
+    (error,) = said["labeled data"].errors
+    assert str(tmp_path / "30.png") in str(error) and "narrow" in str(error)
 
 
 def test_the_number_of_classes_must_be_the_data_sets(sets):
