@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import multiprocessing
@@ -10,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 
 import cv2
 import torch
@@ -24,6 +26,9 @@ DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
 """Mappers by INPUT.DATASET_MAPPER_NAME and S4M.UNLABELED_MAPPER: ``(cfg, is_train) -> mapper``."""
 
 logger = logging.getLogger(__name__)
+
+_HAS_WAIT = hasattr(signal, "sigwaitinfo")
+_STOP_SIGNALS = {signal.SIGTERM, signal.SIGUSR1} if _HAS_WAIT else set()
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,9 @@ class StreamLoader(DataLoader):
         self.skipped_images: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[list[dict]]:  # type: ignore[override]  # no more is promised
-        for batch in super().__iter__():
+        with _stop_signals_blocked():
+            batches = super().__iter__()
+        for batch in batches:
             for sample in batch:
                 if isinstance(sample, _Failure):
                     raise sample.error
@@ -183,9 +190,24 @@ def _as_list(samples: list) -> list:
     return samples
 
 
+@contextlib.contextmanager
+def _stop_signals_blocked() -> Iterator[None]:
+    """Workers that start in the block inherit the mask, and so do threads that libraries start
+    there on import: a signal that reached one of these would end the worker."""
+    if not _HAS_WAIT:
+        yield
+        return
+    resource_tracker.ensure_running()  # which unblocks SIGTERM when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)  # one thread for each worker; torch limits itself
-    if hasattr(signal, "sigwaitinfo"):
+    if _HAS_WAIT:
         _outlive_stop_signals()
 
 
@@ -195,15 +217,14 @@ def _outlive_stop_signals() -> None:
     Schedulers send them to every process of a job. The training process then saves and stops after
     its iteration, for which it still needs the worker's batches.
     """
-    signals = {signal.SIGTERM, signal.SIGUSR1}
     parent = multiprocessing.parent_process()
     assert parent is not None  # this is a worker
     training = parent.pid  # not getppid(): there may be a fork server
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
 
     def take() -> None:
         while True:
-            info = signal.sigwaitinfo(signals)
+            info = signal.sigwaitinfo(_STOP_SIGNALS)
             if info.si_signo == signal.SIGTERM and info.si_pid == training:
                 os._exit(0)
 
