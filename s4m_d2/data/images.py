@@ -84,7 +84,7 @@ def image_size(file_name: str) -> tuple[int, int]:
 
 
 def is_turned(file_name: str) -> bool:
-    """Whether an image, which can be read, is turned by 90 degrees to become upright."""
+    """Whether the EXIF data of an image that can be read swap its height and width."""
     with Image.open(file_name) as image:
         return orientation(image) in _TRANSPOSED
 

@@ -76,7 +76,7 @@ class LabeledDatasetMapper:
                 "unlabeled set, whose name goes into DATASETS.UNLABELED."
             )
         image = read_image(record["file_name"], self._image_format)
-        check_image_size(record, image)
+        check_image_size(record, image.shape[:2])
         seeds = self._seeds.of(record)
         view, transforms = apply_geometry(
             self._geometry, image, seeds.geometry, record["file_name"]
@@ -136,13 +136,12 @@ def check_annotation(file_name: str, index: int, annotation: dict, num_classes: 
         )
 
 
-def check_image_size(record: dict, image: np.ndarray) -> None:
-    """Refuse an (H, W, 3) image of another size than its record says.
+def check_image_size(record: dict, size: tuple[int, int]) -> None:
+    """Refuse an image of another (H, W) than its record says.
 
     Raises:
         DatasetError: names the image and both sizes.
     """
-    size = image.shape[:2]
     expected = record.get("height", size[0]), record.get("width", size[1])
     if size == expected:
         return

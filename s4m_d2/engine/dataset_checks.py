@@ -18,8 +18,10 @@ from s4m_d2.data import (
     LabeledDatasetMapper,
     labeled_dataset_names,
 )
+from s4m_d2.data.images import image_size
+from s4m_d2.data.labeled_mapper import check_image_size
 from s4m_d2.engine.build import runs_stage
-from s4m_d2.engine.findings import Finding, first_of, raise_all
+from s4m_d2.engine.findings import Finding, collected, first_of, raise_all
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class DatasetCount:
         per_image: the smallest, mean and largest number of instances of an image; None likewise.
         per_class: instances by the name of the class, in the order of ids; None likewise.
         decoded: images (and their masks) that were read as a sample, without an error.
+        remarks: what else the annotations hold.
     """
 
     role: str
@@ -60,6 +63,7 @@ class DatasetCount:
     per_image: tuple[int, float, int] | None = None
     per_class: dict[str, int] | None = None
     decoded: int = 0
+    remarks: str = ""
 
     def __str__(self) -> str:
         if self.images is None:
@@ -68,7 +72,7 @@ class DatasetCount:
         if self.per_image is not None:
             low, mean, high = self.per_image
             text += f", {self.instances:,} instances ({low} / {mean:.1f} / {high} an image)"
-        return f"{text}; {self.decoded} decoded"
+        return f"{text}; {self.decoded} decoded" + f"; {self.remarks}" * bool(self.remarks)
 
     def classes(self) -> str:
         """Instances of each class, or of the rarest and the most frequent one."""
@@ -299,9 +303,13 @@ def _inspect_annotated(
     decoded = 0
     if not errors:  # else every image would repeat them
         sample = _to_look_at(records)
-        refused = _refused(mapper, sample)
-        decoded = len(sample) - len(refused)
-        errors += [DatasetError(reason) for reason in _by_reason(refused)]
+        if any(map(_size_errors, sample)):
+            errors += _all_size_errors(records)
+        else:
+            refused = _refused(mapper, sample)
+            decoded = len(sample) - len(refused)
+            errors += [DatasetError(reason) for reason in _by_reason(refused)]
+    findings = MetadataCatalog.get(name).get("findings")  # of our reader
     names = classes if classes is not None else [str(label) for label in range(num_classes)]
     count = DatasetCount(
         role,
@@ -311,8 +319,24 @@ def _inspect_annotated(
         (min(per_image), sum(per_image) / len(per_image), max(per_image)),
         {class_name: per_class[label] for label, class_name in enumerate(names)},
         decoded,
+        findings.summary if findings else "",
     )
-    return count, errors, []
+    return count, errors, findings.warnings if findings else []
+
+
+def _size_errors(record: dict) -> list[S4MError]:
+    """None or one, from the header of the image; one that is damaged has another error."""
+    try:
+        size = image_size(record["file_name"])
+    except DatasetError:
+        return []
+    return collected(check_image_size, record, size)
+
+
+def _all_size_errors(records: Sequence[dict]) -> list[S4MError]:
+    wrong = [error for record in records for error in _size_errors(record)]
+    text = f"{len(wrong)} of {len(records)} images have another size than their annotations."
+    return [DatasetError(f"{text} {wrong[0]}")]
 
 
 def _count_instances(

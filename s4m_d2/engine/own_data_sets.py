@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from detectron2.utils import comm
 
-from s4m_d2.data.coco_content import subset_of, to_evaluate
-from s4m_d2.data.custom import OwnCoco, register_own_data
+from s4m_d2.data.annotations import Annotations
+from s4m_d2.data.custom import register_own_data
 from s4m_d2.data.listing import counted
 from s4m_d2.engine import own_data_files as files
 from s4m_d2.engine.findings import Finding
@@ -30,8 +30,8 @@ class OwnData:
     """
 
     stored: files.StoredData
-    labeled: OwnCoco
-    validation: OwnCoco | None
+    labeled: Annotations
+    validation: Annotations | None
     ground_truth: str
     unlabeled_dir: str
     folder: str
@@ -47,15 +47,12 @@ class OwnData:
         unlabeled = None
         if self.unlabeled_dir:
             unlabeled = self.unlabeled_dir, self.stored.unlabeled
-        register_own_data(
-            self.stored.classes, labeled=self.labeled, unlabeled=unlabeled, validation=validation
-        )
+        register_own_data(labeled=self.labeled, unlabeled=unlabeled, validation=validation)
 
     def save(self) -> None:
         """Write what the run begins with, where that is not done; all processes call it.
 
         Raises:
-            DatasetError: an annotation of the validation set cannot be used.
             OutputError: the system refuses to write.
         """
         if comm.is_main_process():
@@ -65,10 +62,9 @@ class OwnData:
     def _write(self) -> None:
         val = None
         if self.validation is not None and self.ground_truth != self.validation.json_file:
-            val = _part(self.validation)
-            val = to_evaluate(val, self.validation.json_file, self.validation.image_root)
+            val = self.validation.to_coco()
         if self.is_new:
-            files.store(self.folder, self.stored, _part(self.labeled), val)
+            files.store(self.folder, self.stored, self.labeled.to_coco(), val)
         elif val is not None:
             files.write_json(self.ground_truth, val)
 
@@ -87,8 +83,3 @@ class OwnData:
         if kept:
             lines.append(Finding("not derived", f"set by you: {', '.join(self.kept)}"))
         return lines
-
-
-def _part(dataset: OwnCoco) -> dict:
-    content = dataset.read()
-    return subset_of(content, dataset.choose([row["file_name"] for row in content["images"]]))

@@ -174,7 +174,7 @@ def test_data_that_cannot_work_are_named(changed, read):
         read(own_options(changed, unlabeled=changed / "empty"))
     (changed / "val.json").write_text((changed / "annotations.json").read_text())
     change_json(changed / "val.json", lambda c: c["categories"][0].update(name="bike"))
-    with pytest.raises(DatasetError, match="lacks bicycle and it adds bike"):
+    with pytest.raises(DatasetError, match=r"val\.json.* bike"):
         read(own_options(changed, val=changed / "val.json"))
     change_json(changed / "annotations.json", without_images)
     with pytest.raises(DatasetError, match="no image to train on"):
