@@ -22,6 +22,7 @@ IN_VALIDATION = "in the validation set"
 
 _ARCHIVE_JUNK = "__MACOSX"  # what macOS adds to archives, hidden there
 _READERS = 8  # threads that wait for the headers of images
+_PART = 64  # of them that a thread reads at a time: one at a time costs twice the work
 _SAMPLE_BYTES = 4096  # of a file, to tell it from others of its size
 
 
@@ -180,8 +181,10 @@ def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
     Sizes come from the headers. An image with a damaged header keeps its record, with the reason
     in "unreadable" in the place of a size: the loader meets it, skips it and counts it.
     """
+    parts = [paths[start : start + _PART] for start in range(0, len(paths), _PART)]
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(lambda path: _unlabeled_record(path, image_dir), paths))
+        found = pool.map(lambda part: [_unlabeled_record(path, image_dir) for path in part], parts)
+        return [record for part in found for record in part]
 
 
 def _unlabeled_record(path: str, image_dir: str) -> dict:
