@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from s4m_d2.engine.build import RESULTS, STAGES
+from s4m_d2.engine.build import METRICS, RESULTS, STAGES
 from s4m_d2.engine.checkpoint_files import FINAL_CHECKPOINT
 from s4m_d2.engine.figure_hook import FOLDER
 from s4m_d2.engine.run_log import log_facts
@@ -18,7 +18,7 @@ from s4m_d2.errors import DatasetError
 from s4m_d2.report import Run, Settings, Stage, pictures_of, read_curves
 from s4m_d2.report.charts import derive
 
-METRICS, CONFIG, LOG = "metrics.json", "config.yaml", "log.txt"
+CONFIG, LOG = "config.yaml", "log.txt"
 OVERVIEW = "overview.png"  # of the quickstart
 MOST_TEXT = 1 << 20  # characters; of a larger file the rest is not read
 # PyYAML checks little of what stands under a tag.
