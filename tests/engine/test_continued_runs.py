@@ -151,7 +151,7 @@ def test_an_undisturbed_run_logs_each_period_and_each_evaluation(whole):
 def test_a_run_killed_at_any_moment_logs_what_an_undisturbed_one_does(whole, tmp_path):
     run, snapshots = whole
     assert len(snapshots) > 10
-    for number, snapshot in enumerate(snapshots):
+    for snapshot in snapshots:
         with (snapshot / "metrics.json").open("a") as file:
             file.write('{"iteration": 6')  # half a line
         train(snapshot, resume=True)
