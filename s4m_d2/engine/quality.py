@@ -180,9 +180,8 @@ class PseudoLabelQualityHook(HookBase):
 
     Logs ``pseudo_label_quality/before/...`` and ``.../after/...`` and adds a line of JSON, with
     tables by class and by size, to a file. The training is the same as without: models, random
-    states and loaders are left alone. Nothing is part of a checkpoint: what is measured, and when,
-    follows from the settings and the iteration. A continued run replaces the lines of iterations
-    that it repeats.
+    states and loaders are left alone. It has no state: what is measured, and when, follows from the
+    settings and the iteration. A continued run replaces the lines of iterations that it repeats.
 
     Args:
         measurement: on the trainer's pseudo-labeling.

@@ -13,6 +13,7 @@ from s4m_d2.engine.findings import Finding
 from s4m_d2.engine.run_state import MAX_ITER, changes, continuation_errors, run_settings
 from s4m_d2.errors import ConfigError, S4MError
 
+_REFUSED = "the run cannot continue with these settings"
 _NOTHING = "there is nothing to continue: training begins"
 _FINISHED = "every stage is finished; a larger SOLVER.MAX_ITER would train on"
 
@@ -38,13 +39,14 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
             errors += _teacher_errors(cfg, before)
             continue
         now = run_settings(of_stage, num_processes, has_teacher=stage == "student")
-        errors += continuation_errors(finished, before, now)
-        if stage in stages:
+        refused = list(continuation_errors(finished, before, now))
+        errors += refused
+        if stage in stages and not refused:
             state = "had ended" if name == FINAL_CHECKPOINT else "was stopped"
             length = f"goes on to {now[MAX_ITER]:,}"
             texts.append(f"{stage} {state} after {finished:,} iterations, {length}")
             warnings += changes(before, now)
-    text = "; ".join(texts) or (_NOTHING if stages else _FINISHED)
+    text = "; ".join(texts) or (_REFUSED if errors else _NOTHING if stages else _FINISHED)
     return Finding("resume", text, tuple(errors), tuple(warnings))
 
 

@@ -139,9 +139,8 @@ class TeacherTrainer(DefaultTrainer):
         It does not say whether they had their turn. An evaluation that is complete is not repeated.
         """
         self.iter = self.storage.iter = self.start_iter - 1
-        path = f"{self.cfg.OUTPUT_DIR}/{build.RESULTS}"
-        results = comm.all_gather(read_results(path) if os.path.exists(path) else {})[0]
-        if results.pop(build.ITERATIONS, None) == self.start_iter:
+        results = comm.all_gather(_stored_results(f"{self.cfg.OUTPUT_DIR}/{build.RESULTS}"))[0]
+        if results.pop(build.ITERATIONS, None) == self.start_iter and results:
             self._evaluated, self._last_eval_results = self.start_iter, results
             scalars = flatten_results_dict(results)
             scalars = {name: math.nan if v is None else v for name, v in scalars.items()}
@@ -212,6 +211,14 @@ class TeacherTrainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
         return build_evaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+
+
+def _stored_results(path: str) -> dict[str, Any]:
+    """What the last evaluation has written, {} if that cannot be read."""
+    try:
+        return dict(read_results(path))
+    except (OSError, TypeError, ValueError):
+        return {}
 
 
 class S4MTrainer(TeacherTrainer):
