@@ -99,6 +99,14 @@ def test_without_changes_a_continued_run_says_nothing(finished, tmp_path):
     assert own.notes == () and not own.is_new
     fresh, _ = read_config(parsed(["--config-file", CONFIG, *own_options(data), *words[1:]]))
     assert cfg == fresh
+    # Of what was derived, nothing follows another length.
+    words += ["SOLVER.MAX_ITER", "4000"]
+    longer, own = read_config(parsed(["--config-file", CONFIG, *own_options(data), *words]))
+    longer.defrost()
+    longer.SOLVER.MAX_ITER = cfg.SOLVER.MAX_ITER
+    assert longer == cfg and {"S4M.EMA_DECAY", "TEST.EVAL_PERIOD"} <= {
+        setting.key for setting in own.stored.settings
+    }
 
 
 def test_an_evaluation_has_the_split_and_settings_of_the_weights_run(finished, tmp_path, capsys):
