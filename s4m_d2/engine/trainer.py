@@ -242,7 +242,7 @@ class S4MTrainer(TeacherTrainer):
         self.teacher = EMATeacher(model, decay=cfg.S4M.EMA_DECAY)
         S4MCheckpointer(self.teacher.model).load(teacher_weights, branch="teacher", require=True)
         self.pseudo_labeling = PseudoLabeling(cfg, self.teacher)
-        self._skipped: list[str] = []  # unlabeled images that the run has met before it continues
+        self._skipped: dict[str, str] = {}  # unlabeled images, and why, before the run continues
         super().__init__(cfg)
         self._trainer.model = TeacherStudentModel(
             self._trainer.model,
@@ -278,7 +278,7 @@ class S4MTrainer(TeacherTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
-        self._trainer.data_loader.unlabeled.skipped_images += self._skipped
+        self._trainer.data_loader.unlabeled.skipped_images |= self._skipped
         if self.start_iter > self.cfg.S4M.BURN_IN and not self._teacher_hook.restored:
             raise WeightsError(
                 f"Cannot continue from '{self.checkpointer.resumed_from}': iteration "
@@ -289,12 +289,12 @@ class S4MTrainer(TeacherTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         skipped = self._trainer.data_loader.unlabeled.skipped_images
-        return {**super().state_dict(), "skipped_images": list(skipped)}
+        return {**super().state_dict(), "skipped_images": dict(skipped)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
         if comm.is_main_process():  # whose they are
-            self._skipped = state_dict.get("skipped_images", [])
+            self._skipped = state_dict.get("skipped_images", {})
 
     def evaluate(self) -> Mapping[str, Any]:
         """Results of the student; the teacher's too, under "teacher", once it follows it."""
