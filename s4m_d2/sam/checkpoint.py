@@ -142,19 +142,19 @@ def _check_architecture(
         if name in state and state[name].shape != value.shape
     ]
     problems += [f"{name} is unknown" for name in state if name not in expected]
-    found = recognize(state) if problems else ""
+    if not problems:
+        return
+    subject = f"SAM weights for {model}: '{path}'"
+    found = recognize(state)
     if found and found != model:
-        raise WeightsError(
-            f"SAM weights for {model}: '{path}' is of {found}{_use_of(found)}. For {model}: {remedy}"
-        )
-    if problems:
-        listed = "; ".join(problems[:NAMED_MISMATCHES])
-        more = len(problems) - NAMED_MISMATCHES
-        listed += f"; and {more} more" if more > 0 else ""
-        raise WeightsError(
-            f"SAM weights for {model}: '{path}' is of another model ({len(state)} entries, "
-            f"expected {len(expected)}): {listed}. {remedy}"
-        )
+        raise WeightsError(f"{subject} is of {found}{_use_of(found)}. For {model}: {remedy}")
+    listed = "; ".join(problems[:NAMED_MISMATCHES])
+    more = len(problems) - NAMED_MISMATCHES
+    listed += f"; and {more} more" if more > 0 else ""
+    raise WeightsError(
+        f"{subject} is of another model ({len(state)} entries, expected {len(expected)}): "
+        f"{listed}. {remedy}"
+    )
 
 
 def _use_of(model: str) -> str:
