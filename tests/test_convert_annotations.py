@@ -175,7 +175,7 @@ def test_one_reason_is_one_line_with_a_count(convert):
 
 
 def test_labels_may_be_numbers_and_one_name_may_replace_them(convert):
-    files = {"1.json": labelme(shape("circle", 1), shape("polygon", "2"))}
+    files = {"1.json": labelme(shape("circle", 1, group_id=3), shape("polygon", "2", group_id=3))}
     _, content, said = convert(files=files)
     assert said == "" and [row["name"] for row in content["categories"]] == ["1", "2"]
     _, content, said = convert(files=files, options=["--class-name", "cell", "--overwrite"])
@@ -313,6 +313,15 @@ def test_embedded_images_are_written_where_they_are_missing(convert, tmp_path, n
     kept = path.read_bytes()
     assert convert(files=files, options=["--overwrite"])[1] == content
     assert path.read_bytes() == kept
+
+
+def test_the_first_of_two_embedded_images_of_a_name_is_kept(convert, tmp_path):
+    first, second = base64_png(PICTURE), base64_png(255 - PICTURE)
+    files = {"a.json": labelme(shape("circle"), name="3.tif", imageData=first),
+             "b.json": labelme(shape("polygon"), name="3.tif", imageData=second)}  # fmt: skip
+    status, content, said = convert(files=files)
+    assert status == 1 and len(content["annotations"]) == 1 and "b.json" in said
+    assert (tmp_path / "photos" / "3.png").read_bytes() == base64.b64decode(first)
 
 
 @pytest.mark.parametrize("name", ["3.png", ".", "..", "", "/"])
