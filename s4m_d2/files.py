@@ -42,6 +42,12 @@ _DISK_ERRORS = frozenset(
 )
 
 
+def refused_object(error: BaseException) -> str:
+    """The Python object that ``torch.load`` refused to make, by its name; "": another error."""
+    names = re.findall(r"GLOBAL (\S+)", str(error))
+    return names[0] if names else ""
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     """Open a temporary file next to ``path`` and rename it to ``path`` when the block succeeds.
