@@ -21,6 +21,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from s4m_d2.data import custom
 from s4m_d2.engine import build, quality
 from s4m_d2.engine.bad_steps import BadSteps, skip_bad_steps
 from s4m_d2.engine.checkpoint import S4MCheckpointer
@@ -210,7 +211,9 @@ class TeacherTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
-        return build_evaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+        most = cfg.TEST.DETECTIONS_PER_IMAGE if dataset_name == custom.VALIDATION else None
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        return build_evaluator(dataset_name, folder, max_detections=most)
 
 
 def _stored_results(path: str) -> dict[str, Any]:

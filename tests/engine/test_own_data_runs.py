@@ -7,6 +7,8 @@ import pytest
 
 from s4m_d2.engine import own_data_files
 from s4m_d2.engine.arguments import read_config
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.predictor import class_names
 from s4m_d2.errors import DatasetError
 from s4m_d2.report import read_results
 
@@ -49,7 +51,9 @@ def test_both_stages_train_on_what_is_stored_beside_them(finished):
     assert not files[0] & files[1] and len(files[0] | files[1]) == 8
     unlabeled = [f"street_{i:05d}.png" for i in range(8, 12)]
     assert json.loads((run / "data" / "unlabeled.json").read_text()) == unlabeled
-    assert "IMAGE_SIZE: 128" in (run / "config.yaml").read_text()
+    cfg = load_config(str(run / "config.yaml"))
+    assert cfg.INPUT.IMAGE_SIZE == 128
+    assert class_names(cfg) == [row["name"] for row in train["categories"]]
 
 
 def test_a_check_tells_settings_and_reasons_and_writes_nothing(finished, tmp_path, capsys):
