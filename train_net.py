@@ -58,9 +58,7 @@ def setup(args):
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s4m_d2")
     if own_data is not None:
-        own_data.save()
-        for note in own_data.notes if args.eval_only else ():
-            logger.warning("%s", note)
+        own_data.save(warn=args.eval_only)
     return cfg
 
 

@@ -87,6 +87,20 @@ def normalized_annotations(
                     "segmentation": segmentation,
                 }
                 found.append((row, entry, len(parts)))
+    return _with_pixels(found, polygons, size, findings)
+
+
+def _with_pixels(
+    found: Sequence[tuple[dict, dict, int]],
+    polygons: list[np.ndarray],
+    size: tuple[int, int],
+    findings: Findings,
+) -> list[dict]:
+    """The entries whose masks have a pixel, each with its area and box.
+
+    Args:
+        found: a row of the file, its entry, and how many of ``polygons`` are its.
+    """
     drawn: Iterator[dict] = iter(mask_utils.frPyObjects(polygons, *size) if polygons else ())
     annotations = []
     for row, entry, count in found:

@@ -360,11 +360,17 @@ def _chosen(
     if unsized:
         findings.notes.append(f"sizes of {unsized:,} images taken from their files")
     if missing:
-        base = os.path.basename(missing[0])
-        tree = os.walk(image_root)
-        below = next((os.path.join(folder, base) for folder, _, n in tree if base in n), None)
-        advice = f"{base} lies at {below}: write the sub-folders too. " * bool(below) + remedy
-        for path in missing:
-            text = f"of {len(chosen):,} images are not in {image_root}"
-            findings.refuse(text, os.path.relpath(path, image_root), advice)
+        _refuse_missing(missing, len(chosen), image_root, findings, remedy)
     return sized
+
+
+def _refuse_missing(
+    missing: Sequence[str], count: int, image_root: str, findings: Findings, remedy: str
+) -> None:
+    base = os.path.basename(missing[0])
+    tree = os.walk(image_root)
+    below = next((os.path.join(folder, base) for folder, _, n in tree if base in n), None)
+    advice = f"{base} lies at {below}: write the sub-folders too. " * bool(below) + remedy
+    for path in missing:
+        text = f"of {count:,} images are not in {image_root}"
+        findings.refuse(text, os.path.relpath(path, image_root), advice)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from s4m_d2.data.custom import register_own_data
 from s4m_d2.data.listing import counted
 from s4m_d2.engine import own_data_files as files
 from s4m_d2.engine.findings import Finding
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,19 @@ class OwnData:
             unlabeled = self.unlabeled_dir, self.stored.unlabeled
         register_own_data(labeled=self.labeled, unlabeled=unlabeled, validation=validation)
 
-    def save(self) -> None:
+    def save(self, *, warn: bool = False) -> None:
         """Write what the run begins with, where that is not done; all processes call it.
+
+        Args:
+            warn: also log the notes, where no check before the run has shown them.
 
         Raises:
             OutputError: the system refuses to write.
         """
         if comm.is_main_process():
             self._write()
+            for note in self.notes if warn else ():
+                logger.warning("%s", note)
         comm.synchronize()  # the others read the ground truth when they build an evaluator
 
     def _write(self) -> None:
