@@ -82,7 +82,7 @@ def continuation_errors(
             "a new run in another OUTPUT_DIR."
         )
     old, new = before.get(BURN_IN), now.get(BURN_IN)
-    if old != new and None not in (old, new) and finished > min(old, new):
+    if old is not None and new is not None and old != new and finished > min(old, new):
         yield ConfigError(
             f"S4M.BURN_IN is {new} and was {old} before, but the run that --resume continues has "
             f"done {finished} iterations, more than the shorter of the two: its teacher cannot "
