@@ -94,7 +94,7 @@ def final_weights(cfg: CfgNode, stage: str) -> str:
 
 
 def stage_config(cfg: CfgNode, stage: str) -> CfgNode:
-    """The config of one stage: its output folder, batch, schedule, and distillation off in 2."""
+    """One stage's config: its output folder, batch, schedule, sampler, and no distillation in 2."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR.rstrip('/')}/{stage}"
@@ -103,6 +103,7 @@ def stage_config(cfg: CfgNode, stage: str) -> CfgNode:
         cfg.SOLVER.IMS_PER_BATCH = teacher.IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
         cfg.SOLVER.MAX_ITER = teacher.MAX_ITER or cfg.SOLVER.MAX_ITER
         cfg.SOLVER.STEPS = teacher.STEPS or cfg.SOLVER.STEPS
+        cfg.DATALOADER.SAMPLER_TRAIN = teacher.SAMPLER
     else:
         cfg.S4M.DISTILL.ENABLED = False
     cfg.freeze()

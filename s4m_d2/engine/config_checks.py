@@ -17,6 +17,7 @@ from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.build import STAGES, runs_stage
 from s4m_d2.engine.findings import collected, raise_all
 from s4m_d2.engine.protocol import check_architecture
+from s4m_d2.engine.pseudo_labeling import AMP, FLOAT32
 from s4m_d2.engine.setting_checks import setting_errors
 from s4m_d2.engine.speed import speed_errors
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
@@ -134,9 +135,11 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": SEM_SEG_HEADS_REGISTRY,
     "S4M.DISTILL.NAME": DISTILLATION_REGISTRY,
     "S4M.EVAL": ("student", "teacher", "both"),
+    "S4M.PSEUDO_LABEL.PRECISION": (AMP, FLOAT32),
     "S4M.REFINE.METHOD": REFINER_REGISTRY,
     "S4M.SAM.BACKEND": SAM_BACKEND_REGISTRY,
     "S4M.STAGE": ("both", "teacher", "student"),
+    "S4M.TEACHER.SAMPLER": _SAMPLERS,
     "S4M.UNLABELED_MAPPER": DATASET_MAPPER_REGISTRY,
     "S4M.UNLABELED_SAMPLER": _SAMPLERS,
     "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from detectron2.config import configurable
-from torch import Tensor
+from torch import Tensor, nn
 
 from s4m_d2.data.strong_view import StrongView
 from s4m_d2.engine.protocol import QueryPredictions, check_predictions
 from s4m_d2.sam import SamBackend, build_sam_backend
+from s4m_d2.sam.precision import computing_in
 from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.duplicates import mark_duplicates
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -20,6 +22,8 @@ from s4m_d2.semi.pseudo_labels import Selection, select_in_batch
 from s4m_d2.semi.refinement import Refinement, build_refiner
 from s4m_d2.structures import PseudoLabels, drop_invalid, sample_generators
 from s4m_d2.transfers import to_device
+
+FLOAT32, AMP = "float32", "amp"  # values of S4M.PSEUDO_LABEL.PRECISION
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class PseudoLabeling:
         score_thresh, min_area, mask_thresh: see :func:`select_pseudo_labels`.
         input_format: "RGB" or "BGR", the channel order of the samples' images.
         num_classes: K, which the teacher's logits must have; None: not checked.
+        precision: FLOAT32: the teacher labels outside a caller's autocast; AMP: inside.
         duplicate_iou: of the refined masks, see :func:`mark_duplicates`; 1.0: not looked for.
     """
 
@@ -79,6 +84,7 @@ class PseudoLabeling:
         mask_thresh: float,
         input_format: str = "RGB",
         num_classes: int | None = None,
+        precision: str = AMP,
         duplicate_iou: float = 1.0,
     ) -> None:
         self.teacher = teacher
@@ -88,6 +94,7 @@ class PseudoLabeling:
         self.selection = dict(score_thresh=score_thresh, min_area=min_area, mask_thresh=mask_thresh)
         self.input_format = input_format
         self.num_classes = num_classes
+        self.precision = precision
         self.duplicate_iou = duplicate_iou
 
     @classmethod
@@ -104,6 +111,7 @@ class PseudoLabeling:
             "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
             "input_format": cfg.INPUT.FORMAT,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "precision": cfg.S4M.PSEUDO_LABEL.PRECISION,
             "duplicate_iou": cfg.S4M.PSEUDO_LABEL.DUPLICATE_IOU,
         }
 
@@ -141,11 +149,17 @@ class PseudoLabeling:
             InputError: the teacher's predictions are not of the form that the protocol asks for.
         """
         teacher: Any = self.teacher.model
-        predictions = teacher.predict_queries(weak)
-        sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
-        check_predictions(predictions, sizes, teacher, self.num_classes)
-        selections = self.select(predictions)
-        return selections, self.refine(weak, selections, predictions["pred_logits"][0].device)
+        with self._own_precision(teacher):
+            predictions = teacher.predict_queries(weak)
+            sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
+            check_predictions(predictions, sizes, teacher, self.num_classes)
+            selections = self.select(predictions)
+            return selections, self.refine(weak, selections, predictions["pred_logits"][0].device)
+
+    def _own_precision(self, teacher: nn.Module) -> AbstractContextManager:
+        if self.precision == AMP:
+            return nullcontext()
+        return computing_in(torch.float32, next(teacher.parameters()).device)
 
     def select(self, predictions: QueryPredictions) -> list[Selection]:
         """Apply the thresholds to all images of ``predict_queries``' result; here is the wait."""

@@ -68,5 +68,5 @@ def _why_images_seldom_repeat(cfg: CfgNode) -> Iterator[str]:
             sizes = high - low + 1
         if sizes > FEW_SIZES:
             yield f"INPUT.MIN_SIZE_TRAIN gives {sizes} sizes"
-    if image.COLOR_AUG_SSD and image.DATASET_MAPPER_NAME != "coco_instance_lsj":  # no colors there
+    if image.COLOR_AUG_SSD:
         yield "INPUT.COLOR_AUG_SSD True distorts colors at random"
