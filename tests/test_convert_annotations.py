@@ -348,6 +348,18 @@ def test_a_file_of_labelme_alone_and_hidden_folders(convert, tmp_path):
     assert json.loads(output.read_text()) == content
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "3\0\n\x1b[2J.png", "\ud800.png", "1.png/3.png"])
+def test_names_that_no_file_can_have_are_named(convert, name):
+    data = base64_png(PICTURE)
+    files = {"a.json": labelme(shape("circle"), name=name, imageData=data),
+             "b.json": labelme(shape("circle"), name="more/2.png")}  # fmt: skip
+    status, content, said = convert(files=files)
+    assert status == 1 and len(content["images"]) == 1 and "a.json" in said
+    assert said.count("\n") == 1 and said.strip().isprintable()
+    row = via_of(region("circle"), name=name)
+    assert convert({**row, **via_of(region("circle"))}, options=["--overwrite"])[0] == 1
+
+
 BAD_REGIONS = {
     "a point": (region("point"), "a 'point' has no area"),
     "an open line": (region("polyline"), "a 'polyline' has no area"),

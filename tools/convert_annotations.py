@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from annotation_formats import read_annotations  # noqa: E402
-from annotation_formats.coco import CocoFile  # noqa: E402
+from annotation_formats.coco import CocoFile, printable  # noqa: E402
 
 from s4m_d2.errors import DatasetError, OutputError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
@@ -81,7 +81,8 @@ def summary(content: dict) -> str:
         counts[row["category_id"]] += 1
     parts = [f"{row['name']} {counts[row['id']]}" for row in content["categories"]]
     images = len(content["images"])
-    return f"{images} images, {len(content['annotations'])} instances ({', '.join(parts)})"
+    instances = len(content["annotations"])
+    return printable(f"{images} images, {instances} instances ({', '.join(parts)})")
 
 
 def main(arguments: Iterable[str] | None = None) -> int:

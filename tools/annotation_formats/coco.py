@@ -72,7 +72,7 @@ class CocoFile:
         for reason, places in self._left_out.items():
             more = len(places) - _NAMED
             named = "; ".join(places[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
-            yield f"{len(places)} left out: {reason} ({named})"
+            yield printable(f"{len(places)} left out: {reason} ({named})")
 
     def content(self) -> dict:
         """Of the COCO file.
@@ -115,7 +115,7 @@ class CocoFile:
         places = [Path(os.path.abspath(path)) for path in paths]
         places = [place for place in places if self._root in place.parents]
         for place in places:
-            if place.is_file():
+            if os.path.isfile(place):  # False for what can be no name of a file
                 return place
         for place in places:
             same = self._by_stem.get(place.with_suffix(""), [])
@@ -150,10 +150,14 @@ class CocoFile:
         if suffix is None:
             raise DatasetError(f"its embedded image is of the format {form}")
         place = place.with_suffix(suffix)
-        if not place.exists():
+        try:
+            os.lstat(place)
+        except FileNotFoundError:
             with atomic_write(place, "wb") as file:
                 file.write(data)
             self.unpacked.append(place.relative_to(self._root).as_posix())
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"no file can have its name ({error})") from error
         return place
 
     def _add_instance(self, image: dict, label: str, parts: list[Polygon | Mask]) -> None:
@@ -181,6 +185,11 @@ class CocoFile:
         if masks:
             annotation["segmentation"] = {"size": size, "counts": whole["counts"].decode()}
         self._annotations.append(annotation)
+
+
+def printable(text: str) -> str:
+    """The text on one line, without what would control a terminal."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _drawn(mask: Mask, size: tuple[int, int]) -> np.ndarray:
