@@ -1,163 +1,40 @@
 """Reads the model zoo's ``.pkl`` files (dictionaries of NumPy arrays) without running them.
 
-A pickle is a program: its opcodes may call any importable function. Here every name that it asks
-for is answered from a table of our own constructors, which only note what they were given; any
-other name is refused. Arrays are then made from the noted bytes, of plain numeric types only, so
-not even NumPy's own unpickling code sees the file's content.
+A pickle is a program: its opcodes may call any importable function. Here only the opcodes and names
+that arrays need are known, and a name stands for a function of this file; NumPy sees plain numeric
+types, shapes and bytes that fit together. Keys, which are hashed, are strings, and what holds the
+same values too many times over is refused, so that a small file takes little time.
 """
 
 from __future__ import annotations
 
 import math
 import pickle
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import IO, Any, Literal
+import pickletools
+import struct
+import sys
+from collections.abc import Callable, Iterable
+from typing import IO, Any
 
 import numpy as np
 
 NUMERIC_KINDS = "biufc"  # NumPy's letters for bool, signed, unsigned, float and complex
+MOST_AXES = 32  # of an array
+MOST_VALUES = 100_000  # of a file; published ones have some hundreds
+_PLAIN = (type(None), bool, int, float, str, bytes, np.generic, np.ndarray)
+_OPCODES = """
+    PROTO FRAME STOP MARK POP_MARK PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
+    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
+    STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8
+    SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+    EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT GLOBAL STACK_GLOBAL
+""".split()
+# What the standard unpickler and NumPy raise on opcodes that make no sense.
+_MALFORMED = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
 
 
 class UnsafePickleError(pickle.UnpicklingError):
     """The file asks for something that a dictionary of arrays does not need."""
-
-
-class _Dtype:
-    """What a pickle says about a dtype; becomes the dtype once its byte order is known."""
-
-    __slots__ = ("_code", "_order")
-
-    def __init__(self, code: str, *_flags: Any) -> None:
-        if np.dtype(_text(code)).kind not in NUMERIC_KINDS:
-            raise UnsafePickleError(f"an array of type {_text(code)!r} is not plain numbers")
-        self._code = _text(code)
-        self._order: Any = "="
-
-    def __setstate__(self, state: tuple) -> None:
-        if _text(state[1]) not in ("<", ">", "=", "|"):
-            raise UnsafePickleError("a dtype with an unknown byte order")
-        self._order = _text(state[1])
-
-    def dtype(self) -> np.dtype:
-        return np.dtype(self._code).newbyteorder(self._order)
-
-
-class _Array:
-    """What a pickle says about an array; ``array()`` builds it."""
-
-    __slots__ = ("_dtype", "_order", "_raw", "_shape")
-
-    def __init__(self, *_ignored: Any) -> None:
-        self._shape: tuple = (0,)
-        self._dtype = _Dtype("u1")
-        self._order: Literal["C", "F"] = "C"
-        self._raw: bytes | str = b""
-
-    def __setstate__(self, state: tuple) -> None:
-        _version, self._shape, self._dtype, fortran, raw = state
-        self._order = "F" if fortran else "C"
-        self._raw = raw
-
-    @classmethod
-    def from_buffer(cls, raw: bytes | str, dtype: _Dtype, shape: tuple, order: str) -> _Array:
-        array = cls()
-        array.__setstate__((1, shape, dtype, order == "F", raw))
-        return array
-
-    def array(self) -> np.ndarray:
-        raw = self._raw.encode("latin1") if isinstance(self._raw, str) else self._raw
-        shape = self._shape
-        if (
-            not isinstance(raw, bytes | bytearray)
-            or not isinstance(self._dtype, _Dtype)
-            or not isinstance(shape, tuple)
-            or not all(isinstance(n, int) and n >= 0 for n in shape)
-        ):
-            raise UnsafePickleError("an array whose description is not a shape, a type and bytes")
-        dtype = self._dtype.dtype()
-        if math.prod(shape) * dtype.itemsize != len(raw):
-            raise UnsafePickleError(f"an array of shape {shape} and {len(raw)} bytes")
-        flat = np.frombuffer(raw, dtype)
-        native = flat.astype(dtype.newbyteorder("="))  # a copy: PyTorch wants native, writable data
-        return native.reshape(shape, order=self._order)
-
-
-class _Constructor:
-    """A callable that a pickle can call but neither change nor look into."""
-
-    __slots__ = ("_build",)
-
-    def __init__(self, build: Callable) -> None:
-        self._build = build
-
-    def __call__(self, *args: Any) -> Any:
-        return self._build(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise UnsafePickleError("an attempt to change a constructor")
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
-
-
-def _scalar(dtype: _Dtype, raw: bytes | str) -> Any:
-    return _Array.from_buffer(raw, dtype, (), "C").array()[()]
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":  # how Python 3 writes bytes in protocols 0 to 2
-        raise UnsafePickleError(f"bytes in the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-def _no_bytes() -> bytes:
-    return b""  # how Python 3 writes empty bytes in protocols 0 to 2
-
-
-def _ordered_dict(*items: Any) -> dict:
-    return OrderedDict(*items)
-
-
-_NUMPY: dict[str, Callable] = {
-    "_reconstruct": _Array,
-    "scalar": _scalar,
-    "_frombuffer": _Array.from_buffer,
-}
-_ALLOWED: dict[tuple[str, str], Callable] = {
-    ("numpy", "ndarray"): _Array,
-    ("numpy", "dtype"): _Dtype,
-    ("collections", "OrderedDict"): _ordered_dict,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): _no_bytes,
-    **{
-        (f"numpy.{package}.{module}", name): build
-        for package in ("core", "_core")
-        for module in ("multiarray", "numeric")
-        for name, build in _NUMPY.items()
-    },
-}
-
-
-# What the standard unpickler and the constructors raise on opcodes that make no sense.
-_MALFORMED = (
-    ArithmeticError,
-    AttributeError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise UnsafePickleError(f"it asks for {module}.{name}")
-        return _Constructor(_ALLOWED[module, name])
 
 
 def load_arrays(file: IO[bytes]) -> Any:
@@ -170,18 +47,146 @@ def load_arrays(file: IO[bytes]) -> Any:
         pickle.UnpicklingError, EOFError: if it ends early or is no pickle.
     """
     try:
-        return _materialized(_Unpickler(file, encoding="latin1").load())
+        value = _Unpickler(file, encoding="latin1").load()
+    except (struct.error, IndexError) as error:  # what is read next is not all there
+        raise EOFError("the pickle is truncated") from error
     except _MALFORMED as error:
         raise UnsafePickleError(f"its opcodes do not fit together ({error})") from error
+    left, count = [value], 0
+    while left:
+        item = left.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise UnsafePickleError(f"it holds more than {MOST_VALUES:,} values")
+        if isinstance(item, dict | list | tuple):
+            left += item.values() if isinstance(item, dict) else item
+        elif not isinstance(item, _PLAIN):
+            raise UnsafePickleError(f"it holds a {type(item).__name__}")
+    return value
 
 
-def _materialized(value: Any) -> Any:
-    if isinstance(value, _Array):
-        return value.array()
-    if isinstance(value, dict):
-        return {_materialized(k): _materialized(v) for k, v in dict.items(value)}
-    if isinstance(value, list | tuple):
-        return type(value)(_materialized(item) for item in value)
-    if value is None or isinstance(value, bool | int | float | str | bytes | np.generic):
-        return value
-    raise UnsafePickleError(f"it holds a {type(value).__name__}")
+def _bytes(raw: str | bytes | bytearray) -> bytes:
+    """Of a string too, as which Python 2's bytes are read."""
+    return raw.encode("latin1") if isinstance(raw, str) else bytes(memoryview(raw))
+
+
+def _dtype(code: str | bytes, *_flags: Any) -> np.dtype:
+    text = _bytes(code).decode("latin1")
+    dtype = np.dtype(text, False, True)  # a copy, whose byte order may be set
+    if dtype.kind not in NUMERIC_KINDS:
+        raise UnsafePickleError(f"an array of type '{text}' is not plain numbers")
+    return dtype
+
+
+def _dtype_state(state: tuple) -> tuple:
+    order = _bytes(state[1]).decode("latin1")
+    if order not in ("<", ">", "=", "|"):
+        raise UnsafePickleError("a dtype with an unknown byte order")
+    return 3, order, None, None, None, -1, -1, 0
+
+
+def _empty(*_ignored: Any) -> np.ndarray:
+    return np.empty(0, np.uint8)
+
+
+def _array_state(state: tuple) -> tuple:
+    _version, shape, dtype, fortran, raw = state
+    if (
+        not isinstance(dtype, np.dtype)
+        or not isinstance(shape, tuple)
+        or len(shape) > MOST_AXES
+        or not all(isinstance(n, int) and 0 <= n <= sys.maxsize for n in shape)
+    ):
+        raise UnsafePickleError("an array whose description is not a shape, a type and bytes")
+    raw = _bytes(raw)
+    if math.prod(shape) * dtype.itemsize != len(raw):
+        raise UnsafePickleError(f"an array of shape {shape} and {len(raw)} bytes")
+    return 1, shape, dtype, bool(fortran), raw
+
+
+def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    array = _empty()
+    array.__setstate__(_array_state((1, shape, dtype, order == "F", raw)))
+    return array
+
+
+def _scalar(dtype: Any, raw: Any) -> Any:
+    return _from_buffer(raw, dtype, (), "C")[()]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":  # how Python 3 writes bytes in protocols 0 to 2
+        raise UnsafePickleError("bytes in another encoding than latin1")
+    return text.encode("latin1")
+
+
+def _dict(pairs: Iterable = ()) -> dict:
+    pairs = list(pairs)
+    if not all(isinstance(key, str) for key, _ in pairs):
+        raise UnsafePickleError("a dictionary whose keys are not all strings")
+    return dict(pairs)
+
+
+_ALLOWED: dict[tuple[str, str], Callable] = {
+    ("numpy", "ndarray"): _empty,
+    ("numpy", "dtype"): _dtype,
+    ("collections", "OrderedDict"): _dict,
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): lambda: b"",  # how Python 3 writes empty ones there
+}
+for _package in ("numpy.core", "numpy._core"):
+    for _module in ("multiarray", "numeric"):
+        _ALLOWED[f"{_package}.{_module}", "_reconstruct"] = _empty
+        _ALLOWED[f"{_package}.{_module}", "scalar"] = _scalar
+        _ALLOWED[f"{_package}.{_module}", "_frombuffer"] = _from_buffer
+
+
+_PythonsOwn: Any = pickle._Unpickler  # written in Python, unlike pickle.Unpickler
+
+
+class _Unpickler(_PythonsOwn):
+    """Knows our opcodes only; those that call or change something are ours."""
+
+    dispatch = {
+        ord(op.code): _PythonsOwn.dispatch[ord(op.code)]
+        for op in pickletools.opcodes
+        if op.name in _OPCODES
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise UnsafePickleError(f"it asks for {module}.{name}")
+        return _ALLOWED[module, name]
+
+    def _reduce(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        if not any(function is known for known in _ALLOWED.values()):
+            raise UnsafePickleError(f"it calls a {type(function).__name__}")
+        self.stack.append(function(*args))
+
+    def _build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, np.dtype):
+            target.__setstate__(_dtype_state(state))  # type: ignore[attr-defined]
+        elif isinstance(target, np.ndarray):
+            target.__setstate__(_array_state(state))
+        else:
+            raise UnsafePickleError(f"it sets the state of a {type(target).__name__}")
+
+    def _new_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append(_dict(zip(items[::2], items[1::2], strict=True)))
+
+    def _update(self, items: list) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict):
+            raise UnsafePickleError(f"it sets items of a {type(target).__name__}")
+        target.update(_dict(zip(items[::2], items[1::2], strict=True)))
+
+    dispatch |= {
+        ord(pickle.REDUCE): _reduce,
+        ord(pickle.BUILD): _build,
+        ord(pickle.DICT): _new_dict,
+        ord(pickle.SETITEM): lambda self: self._update([self.stack.pop(-2), self.stack.pop()]),
+        ord(pickle.SETITEMS): lambda self: self._update(self.pop_mark()),
+    }

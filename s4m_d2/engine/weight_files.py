@@ -25,7 +25,7 @@ _SAFETENSORS_LENGTH = struct.Struct("<Q")  # the length of the header, which fol
 _SAFETENSORS_START = slice(_SAFETENSORS_LENGTH.size, _SAFETENSORS_LENGTH.size + 2)
 _MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, as in the format's description
 _HEAD_BYTES = 64
-_TRUNCATED = ("truncated", "unexpected eof", "ran out of input", "unexpected end of data")
+_TRUNCATED = ("truncated", "unexpected eof", "ran out of input", "end of data", "end of frame")
 
 
 def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:

@@ -50,6 +50,38 @@ def test_dotted_names_of_protocol_4_do_not_reach_attributes():
         load_arrays(io.BytesIO(b"\x80\x04" + name + b"."))
 
 
+def doubled(empty, join):
+    """Opcodes of a value that holds itself 2^60 times; the stack below stays as it was."""
+    gets = [b"h" + bytes([i]) for i in range(61)]
+    levels = b"".join(join(get) + b"q" + bytes([i]) for i, get in enumerate(gets[:-1], start=1))
+    return b"(" + empty + b"q\x00" + levels + b"1" + gets[-1]
+
+
+TUPLES = doubled(b")", lambda get: get + get + b"\x86")
+LISTS = doubled(b"]", lambda get: b"](" + get + get + b"e")
+DICTS = doubled(b"}", lambda get: b"}(U\x01a" + get + b"U\x01b" + get + b"u")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(opcodes(b"}U\x01a", value, b"s") for value in (TUPLES, LISTS, DICTS)),
+        opcodes(b"}", TUPLES, b"K\x01s"),
+        opcodes(b"}(", TUPLES, b"K\x01u"),
+        opcodes(b"(", TUPLES, b"K\x01d"),
+        opcodes(b"\x8f(", TUPLES, b"\x90"),
+        opcodes(b"ccollections\nOrderedDict\n]", TUPLES, b"K\x01\x86a\x85R"),
+        opcodes(b"cnumpy\ndtype\n", TUPLES, b"\x85R"),
+        opcodes(GET_RECONSTRUCT, b")R", LISTS, b"K\x01s"),
+        opcodes(b"]q\x00h\x00a"),
+    ],
+)
+@pytest.mark.timeout(20)
+def test_a_small_file_takes_little_time(content):
+    with pytest.raises(UnsafePickleError):
+        load_arrays(io.BytesIO(content))
+
+
 @pytest.mark.parametrize(
     "value", [np.array([{}], dtype=object), np.array(["a"]), np.zeros(2, dtype="f4,i4")]
 )
