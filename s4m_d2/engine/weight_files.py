@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from s4m_d2.engine.restricted_pickle import UnsafePickleError, load_arrays
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import TENSOR_FILE_ERRORS
+from s4m_d2.restricted_pickle import UnsafePickleError, load_arrays
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _TORCH_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"

@@ -9,7 +9,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from s4m_d2.engine.restricted_pickle import UnsafePickleError, load_arrays
+from s4m_d2.restricted_pickle import UnsafePickleError, load_arrays
 
 
 def opcodes(*parts):
