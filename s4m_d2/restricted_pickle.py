@@ -1,13 +1,14 @@
-"""Reads the model zoo's ``.pkl`` files (dictionaries of NumPy arrays) without running them.
+"""Reads pickled dictionaries of arrays without running them: the model zoo's, and ``np.save``'s.
 
 A pickle is a program: its opcodes may call any importable function. Here only the opcodes and names
 that arrays need are known, and a name stands for a function of this file; NumPy sees plain numeric
-types, shapes and bytes that fit together. Keys, which are hashed, are strings, and what holds the
-same values too many times over is refused, so that a small file takes little time.
+types, shapes and bytes that fit together. Keys, which are hashed, are strings or whole numbers, and
+what holds the same values too many times over is refused, so that a small file takes little time.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
 import pickletools
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 import numpy as np
+import torch
 
 NUMERIC_KINDS = "biufc"  # NumPy's letters for bool, signed, unsigned, float and complex
 MOST_AXES = 32  # of an array
@@ -30,7 +32,15 @@ _OPCODES = """
     EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT GLOBAL STACK_GLOBAL
 """.split()
 # What the standard unpickler and NumPy raise on opcodes that make no sense.
-_MALFORMED = (ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+_MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class UnsafePickleError(pickle.UnpicklingError):
@@ -40,7 +50,8 @@ class UnsafePickleError(pickle.UnpicklingError):
 def load_arrays(file: IO[bytes]) -> Any:
     """The dictionaries, lists and tuples of numbers, strings and arrays in a pickle.
 
-    Python 2's files are read as latin1. Arrays come out in native byte order, writable.
+    Python 2's files are read as latin1. Arrays come out in native byte order, writable; tensors as
+    arrays; an array of one Python object, as which ``np.save`` writes a dictionary, as the object.
 
     Raises:
         UnsafePickleError: if the file holds or calls anything else.
@@ -73,7 +84,7 @@ def _bytes(raw: str | bytes | bytearray) -> bytes:
 def _dtype(code: str | bytes, *_flags: Any) -> np.dtype:
     text = _bytes(code).decode("latin1")
     dtype = np.dtype(text, False, True)  # a copy, whose byte order may be set
-    if dtype.kind not in NUMERIC_KINDS:
+    if dtype.kind not in NUMERIC_KINDS and dtype != object:
         raise UnsafePickleError(f"an array of type '{text}' is not plain numbers")
     return dtype
 
@@ -93,6 +104,7 @@ def _array_state(state: tuple) -> tuple:
     _version, shape, dtype, fortran, raw = state
     if (
         not isinstance(dtype, np.dtype)
+        or dtype == object
         or not isinstance(shape, tuple)
         or len(shape) > MOST_AXES
         or not all(isinstance(n, int) and 0 <= n <= sys.maxsize for n in shape)
@@ -102,6 +114,11 @@ def _array_state(state: tuple) -> tuple:
     if math.prod(shape) * dtype.itemsize != len(raw):
         raise UnsafePickleError(f"an array of shape {shape} and {len(raw)} bytes")
     return 1, shape, dtype, bool(fortran), raw
+
+
+def _is_object(state: tuple) -> bool:
+    """Whether the state is that of an array without axes that holds a Python object."""
+    return state[1] == () and isinstance(state[2], np.dtype) and state[2] == object
 
 
 def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
@@ -114,6 +131,18 @@ def _scalar(dtype: Any, raw: Any) -> Any:
     return _from_buffer(raw, dtype, (), "C")[()]
 
 
+def _storage(raw: bytes) -> Any:
+    return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_ignored: Any) -> np.ndarray:
+    values = torch.empty(0, dtype=storage.dtype).set_(storage)
+    tensor = values.as_strided(size, stride, offset)  # which refuses to go beyond them
+    if tensor.numel() > len(values):
+        raise UnsafePickleError(f"a tensor of shape {size} and {len(values)} values")
+    return tensor.numpy().copy()
+
+
 def _encode(text: str, encoding: str) -> bytes:
     if encoding != "latin1":  # how Python 3 writes bytes in protocols 0 to 2
         raise UnsafePickleError("bytes in another encoding than latin1")
@@ -122,14 +151,16 @@ def _encode(text: str, encoding: str) -> bytes:
 
 def _dict(pairs: Iterable = ()) -> dict:
     pairs = list(pairs)
-    if not all(isinstance(key, str) for key, _ in pairs):
-        raise UnsafePickleError("a dictionary whose keys are not all strings")
+    if not all(isinstance(key, str | int | np.integer) for key, _ in pairs):
+        raise UnsafePickleError("a dictionary whose keys are not all strings or whole numbers")
     return dict(pairs)
 
 
 _ALLOWED: dict[tuple[str, str], Callable] = {
     ("numpy", "ndarray"): _empty,
     ("numpy", "dtype"): _dtype,
+    ("torch.storage", "_load_from_bytes"): _storage,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("collections", "OrderedDict"): _dict,
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): lambda: b"",  # how Python 3 writes empty ones there
@@ -167,7 +198,10 @@ class _Unpickler(_PythonsOwn):
     def _build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, np.dtype):
-            target.__setstate__(_dtype_state(state))  # type: ignore[attr-defined]
+            if target != object:
+                target.__setstate__(_dtype_state(state))  # type: ignore[attr-defined]
+        elif isinstance(target, np.ndarray) and _is_object(state):
+            (self.stack[-1],) = state[4]
         elif isinstance(target, np.ndarray):
             target.__setstate__(_array_state(state))
         else:

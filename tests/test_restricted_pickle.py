@@ -8,6 +8,7 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+import torch
 
 from s4m_d2.restricted_pickle import UnsafePickleError, load_arrays
 
@@ -83,7 +84,13 @@ def test_a_small_file_takes_little_time(content):
 
 
 @pytest.mark.parametrize(
-    "value", [np.array([{}], dtype=object), np.array(["a"]), np.zeros(2, dtype="f4,i4")]
+    "value",
+    [
+        np.array([{}], dtype=object),
+        np.array(len, dtype=object),
+        np.array(["a"]),
+        np.zeros(2, dtype="f4,i4"),
+    ],
 )
 def test_arrays_of_other_things_than_numbers_are_refused(value):
     with pytest.raises(UnsafePickleError):
@@ -118,6 +125,36 @@ def test_arrays_come_back_as_they_were(protocol):
         assert np.array_equal(loaded[name], content[name])
         assert loaded[name].dtype.isnative and loaded[name].dtype.type == content[name].dtype.type
     loaded["plain"][0, 0] = 1  # writable
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_dictionaries_that_numpy_saved(protocol):
+    """Tensors among them, and whole numbers as keys."""
+    scores = torch.rand(3, 4, 5)
+    content = {
+        "keys": torch.tensor([2, 14]),
+        "cam": scores[1:, ::2].half(),  # neither the storage's first value nor contiguous
+        "maps": {0: np.zeros(2), np.int64(3): np.ones(2, bool)},
+    }
+    saved = pickle.dumps(np.array(content), protocol=protocol)
+    loaded = load_arrays(io.BytesIO(saved))
+    assert loaded["keys"].tolist() == [2, 14]
+    np.testing.assert_array_equal(loaded["cam"], scores[1:, ::2].half().numpy())
+    assert {key: value.tolist() for key, value in loaded["maps"].items()} == {
+        0: [0.0, 0.0], 3: [True, True],
+    }  # fmt: skip
+
+
+def test_a_tensor_with_fewer_values_than_its_shape_is_refused():
+    """A stride of 0 repeats a value: a few bytes would become as many as the shape asks for."""
+    for shape, stride in (((10**6, 10**6), (0, 0)), ((2, 2), (2, 1)), ((3,), (-1,))):
+        tensor = torch.zeros(3).as_strided((2,), (1,))
+        saved = pickle.dumps(tensor, protocol=0)
+        changed = saved.replace(b"(I2\ntp", b"(" + b"".join(b"I%d\n" % n for n in shape) + b"tp")
+        assert changed != saved
+        changed = changed.replace(b"(I1\ntp", b"(" + b"".join(b"I%d\n" % n for n in stride) + b"tp")
+        with pytest.raises(UnsafePickleError):
+            load_arrays(io.BytesIO(changed))
 
 
 def test_python_2_files_are_read():
