@@ -84,7 +84,7 @@ def _bytes(raw: str | bytes | bytearray) -> bytes:
 def _dtype(code: str | bytes, *_flags: Any) -> np.dtype:
     text = _bytes(code).decode("latin1")
     dtype = np.dtype(text, False, True)  # a copy, whose byte order may be set
-    if dtype.kind not in NUMERIC_KINDS and dtype != object:
+    if dtype.kind not in NUMERIC_KINDS and not dtype.hasobject:
         raise UnsafePickleError(f"an array of type '{text}' is not plain numbers")
     return dtype
 
@@ -104,7 +104,7 @@ def _array_state(state: tuple) -> tuple:
     _version, shape, dtype, fortran, raw = state
     if (
         not isinstance(dtype, np.dtype)
-        or dtype == object
+        or dtype.hasobject
         or not isinstance(shape, tuple)
         or len(shape) > MOST_AXES
         or not all(isinstance(n, int) and 0 <= n <= sys.maxsize for n in shape)
@@ -118,7 +118,7 @@ def _array_state(state: tuple) -> tuple:
 
 def _is_object(state: tuple) -> bool:
     """Whether the state is that of an array without axes that holds a Python object."""
-    return state[1] == () and isinstance(state[2], np.dtype) and state[2] == object
+    return state[1] == () and isinstance(state[2], np.dtype) and state[2].hasobject
 
 
 def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
@@ -198,7 +198,7 @@ class _Unpickler(_PythonsOwn):
     def _build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, np.dtype):
-            if target != object:
+            if not target.hasobject:
                 target.__setstate__(_dtype_state(state))  # type: ignore[attr-defined]
         elif isinstance(target, np.ndarray) and _is_object(state):
             (self.stack[-1],) = state[4]
