@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from s4m_d2.engine.restricted_pickle import UnsafePickleError, load_arrays
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import TENSOR_FILE_ERRORS, refused_object
+from s4m_d2.restricted_pickle import UnsafePickleError, load_arrays
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _TORCH_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
@@ -24,7 +24,7 @@ _SAFETENSORS_LENGTH = struct.Struct("<Q")  # the length of the header, which fol
 _SAFETENSORS_START = slice(_SAFETENSORS_LENGTH.size, _SAFETENSORS_LENGTH.size + 2)
 _MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, as in the format's description
 _HEAD_BYTES = 64
-_TRUNCATED = ("truncated", "unexpected eof", "ran out of input", "unexpected end of data")
+_TRUNCATED = ("truncated", "unexpected eof", "ran out of input", "end of data", "end of frame")
 
 
 def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
