@@ -76,7 +76,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
         _publish(temporary, path)
     except BaseException as error:
         os.unlink(temporary)
-        cause = _disk_error(error)
+        cause = disk_error(error)
         if cause is None:
             raise
         raise _refused(path, cause) from error
@@ -113,7 +113,7 @@ def remove_temporaries(folder: str | os.PathLike[str]) -> list[str]:
     return names
 
 
-def _disk_error(error: BaseException | None) -> OSError | None:
+def disk_error(error: BaseException | None) -> OSError | None:
     """The disk's error that led to ``error``, which a library may have wrapped in its own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:

@@ -22,9 +22,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from annotation_formats import read_annotations  # noqa: E402
-from annotation_formats.coco import CocoFile, printable  # noqa: E402
+from annotation_formats.coco import CocoFile  # noqa: E402
 
-from s4m_d2.errors import DatasetError, OutputError  # noqa: E402
+from s4m_d2.errors import DatasetError, OutputError, printable  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 
 

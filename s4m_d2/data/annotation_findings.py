@@ -90,7 +90,7 @@ class Findings:
             raise DatasetError(f"{json_file}: {problems[0]}")
         if problems:
             lines = [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
-            raise DatasetError("\n".join([f"{json_file}: {len(problems)} problems:", *lines]))
+            raise DatasetError(f"{json_file}: {len(problems)} problems:", *lines)
 
 
 def _message(kind: Kind, names: Sequence[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import multiprocessing
@@ -25,10 +24,12 @@ from s4m_d2.errors import DatasetError, S4MError
 DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
 """Mappers by INPUT.DATASET_MAPPER_NAME and S4M.UNLABELED_MAPPER: ``(cfg, is_train) -> mapper``."""
 
-logger = logging.getLogger(__name__)
+_STOPS = (
+    {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} if hasattr(signal, "sigtimedwait") else set()
+)
+_ALIVE_SECONDS = 5.0  # between two looks at whether the training process is alive
 
-_HAS_WAIT = hasattr(signal, "sigwaitinfo")
-_STOP_SIGNALS = {signal.SIGTERM, signal.SIGUSR1} if _HAS_WAIT else set()
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -108,14 +109,24 @@ class StreamLoader(DataLoader):
         self.skipped_images: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[list[dict]]:  # type: ignore[override]  # no more is promised
-        with _stop_signals_blocked():
-            batches = super().__iter__()
-        for batch in batches:
+        for batch in self._start():
             for sample in batch:
                 if isinstance(sample, _Failure):
                     raise sample.error
                 self._count(sample.get("skipped_images", {}))
             yield batch
+
+    def _start(self) -> Iterator[list[dict]]:
+        """Start the workers, which inherit a mask of stop signals: so do the threads that libraries
+        start there on import, of which one would take a signal that the main thread blocks."""
+        if not _STOPS:
+            return super().__iter__()
+        resource_tracker.ensure_running()  # which unblocks SIGTERM when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _count(self, skipped: dict[str, str]) -> None:
         for file_name, reason in skipped.items():
@@ -190,42 +201,29 @@ def _as_list(samples: list) -> list:
     return samples
 
 
-@contextlib.contextmanager
-def _stop_signals_blocked() -> Iterator[None]:
-    """Workers that start in the block inherit the mask, and so do threads that libraries start
-    there on import: a signal that reached one of these would end the worker."""
-    if not _HAS_WAIT:
-        yield
-        return
-    resource_tracker.ensure_running()  # which unblocks SIGTERM when it starts
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _start_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)  # one thread for each worker; torch limits itself
-    if _HAS_WAIT:
+    if _STOPS:
         _outlive_stop_signals()
 
 
 def _outlive_stop_signals() -> None:
-    """Let nobody but the training process end this worker by SIGTERM or SIGUSR1.
+    """Let nobody but the training process end this worker by a signal that stops a run.
 
-    Schedulers send them to every process of a job. The training process then saves and stops after
-    its iteration, for which it still needs the worker's batches.
+    Schedulers and Ctrl-C send them to every process of a job. The training process then saves and
+    stops after its iteration, for which it still needs the worker's batches. Where that process is
+    gone, the worker ends; PyTorch does not notice if it went while the worker started.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None  # this is a worker
     training = parent.pid  # not getppid(): there may be a fork server
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # a fork server's processes have its mask
 
     def take() -> None:
-        while True:
-            info = signal.sigwaitinfo(_STOP_SIGNALS)
-            if info.si_signo == signal.SIGTERM and info.si_pid == training:
-                os._exit(0)
+        while parent.is_alive():
+            info = signal.sigtimedwait(_STOPS, _ALIVE_SECONDS)
+            if info and info.si_signo == signal.SIGTERM and info.si_pid == training:
+                break
+        os._exit(0)
 
     threading.Thread(target=take, daemon=True).start()

@@ -176,7 +176,7 @@ def _load_labeled(
     try:
         return dataset.load(choose, name)
     except DatasetError as error:
-        raise DatasetError(f"Data set '{name}': {error}") from error
+        raise DatasetError(*f"Data set '{name}': {error}".split("\n")) from error
 
 
 def _load_unlabeled(name: str, dataset: DatasetFormat) -> list[dict]:

@@ -44,7 +44,6 @@ from s4m_d2.engine.teacher_student import TeacherStudentModel
 from s4m_d2.engine.writers import ForgivingWriter, UnwrittenMetricsHook
 from s4m_d2.errors import DatasetError, WeightsError
 from s4m_d2.evaluation import build_evaluator, masks_as_rle
-from s4m_d2.files import remove_temporaries
 from s4m_d2.report import read_results, write_results
 from s4m_d2.semi.burn_in import TeacherPhase
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -160,8 +159,6 @@ class TeacherTrainer(DefaultTrainer):
         return unwrap(self._trainer.model)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        if comm.is_main_process():
-            remove_temporaries(self.cfg.OUTPUT_DIR)  # of a process killed while it wrote
         super().resume_or_load(resume)
         if self.start_iter > 0:
             self._run_state.check(self.start_iter)

@@ -17,7 +17,7 @@ from annotation_formats.shapes import LabeledImage, Mask, Polygon
 from s4m_d2.data.images import READ_ERRORS, image_size
 from s4m_d2.data.listing import IMAGE_EXTENSIONS
 from s4m_d2.data.segmentations import check_segmentation
-from s4m_d2.errors import DatasetError
+from s4m_d2.errors import DatasetError, printable
 from s4m_d2.files import atomic_write
 
 _DECIMALS = 3
@@ -83,7 +83,7 @@ class CocoFile:
         if not self._annotations:
             remedy = "Give VIA's JSON file or LabelMe's folder, and --images."
             count = f"{len(self._images)} images and no instance: nothing is written. {remedy}"
-            raise DatasetError("\n".join([*self.left_out(), count]))
+            raise DatasetError(*self.left_out(), count)
         found = {row["category_id"] for row in self._annotations}
         names = self._classes or tuple(sorted(found))
         ids = {name: number for number, name in enumerate(names, start=1)}
@@ -185,11 +185,6 @@ class CocoFile:
         if masks:
             annotation["segmentation"] = {"size": size, "counts": whole["counts"].decode()}
         self._annotations.append(annotation)
-
-
-def printable(text: str) -> str:
-    """The text on one line, without what would control a terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _drawn(mask: Mask, size: tuple[int, int]) -> np.ndarray:
