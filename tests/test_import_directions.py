@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "structures": {"errors", "transfers"},
     "transfers": set(),
     "restricted_pickle": set(),
-    "command_line": set(),
+    "command_line": {"errors"},
     "config": {"errors"},
     "data": BASE,
     **{leaf: BASE | LEAVES for leaf in LEAVES},
