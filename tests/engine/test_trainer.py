@@ -205,7 +205,7 @@ def test_a_corrupt_unlabeled_image_is_skipped_counted_and_training_goes_on(
     assert damaged in caplog.text
     resumed = S4MTrainer(configs("student", "run", **changes), teacher_weights)
     resumed.resume_or_load(resume=True)
-    assert resumed.data_loader.unlabeled.skipped_images == [damaged]
+    assert list(resumed.data_loader.unlabeled.skipped_images) == [damaged]
 
 
 @pytest.mark.parametrize("batch", [1, 2])
