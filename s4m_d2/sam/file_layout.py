@@ -33,7 +33,7 @@ def unwrap(content: Any) -> Any:
     if len(beginnings) != 1:
         return state
     (start,) = beginnings
-    return {n.removeprefix(start): v for n, v in state.items() if str(n).startswith(start)}
+    return {str(n).removeprefix(start): v for n, v in state.items() if str(n).startswith(start)}
 
 
 def _beginnings(state: Mapping) -> set[str]:
