@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from s4m_d2.data.build import DATASET_MAPPER_REGISTRY
-from s4m_d2.data.images import read_image
+from s4m_d2.data.images import is_turned, read_image
 from s4m_d2.data.masks import tight_boxes, transform_masks
 from s4m_d2.data.sampling import SampleSeeds, start_sample
 from s4m_d2.data.transforms import ColorDistortion, apply_geometry, build_geometry
@@ -80,7 +80,7 @@ class LabeledDatasetMapper:
                 "unlabeled set, whose name goes into DATASETS.UNLABELED."
             )
         image = read_image(record["file_name"], self._image_format)
-        check_image_size(record, image)
+        check_image_size(record, image.shape[:2])
         seeds = self._seeds.of(record)
         view, transforms = apply_geometry(
             self._geometry, image, seeds.geometry, record["file_name"]
@@ -140,19 +140,25 @@ def check_annotation(file_name: str, index: int, annotation: dict, num_classes: 
         )
 
 
-def check_image_size(record: dict, image: np.ndarray) -> None:
-    """Refuse an (H, W, 3) image of another size than its record says.
+def check_image_size(record: dict, size: tuple[int, int]) -> None:
+    """Refuse an image of another (H, W) than its record says.
 
     Raises:
         DatasetError: names the image and both sizes.
     """
-    size = image.shape[:2]
     expected = record.get("height", size[0]), record.get("width", size[1])
-    if size != expected:
-        raise DatasetError(
-            f"{record['file_name']} has (height, width) {size}, but its annotations say {expected}."
-            " Replace the image or the annotations."
+    if size == expected:
+        return
+    remedy = "Replace the image or the annotations."
+    if size == expected[::-1] and is_turned(record["file_name"]):
+        remedy = (
+            "Its EXIF orientation turns it upright, but it was annotated as it is stored. Remove "
+            "the orientation from all such images (exiftool -Orientation= FILES)."
         )
+    raise DatasetError(
+        f"{record['file_name']} has (height, width) {size}, but its annotations say {expected}. "
+        f"{remedy}"
+    )
 
 
 @DATASET_MAPPER_REGISTRY.register()

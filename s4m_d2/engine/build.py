@@ -16,14 +16,15 @@ from detectron2.utils import comm
 from torch import nn
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, build_stream_loader, labeled_dataset_names
-from s4m_d2.engine.checkpoint_files import FINAL_CHECKPOINT, is_finished
+from s4m_d2.engine.checkpoint_files import FINAL_CHECKPOINT, holds_run, is_finished
 from s4m_d2.engine.rng import derive_seed, sample_seeds
 from s4m_d2.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("teacher", "student")
-RESULTS = "results.json"  # of the last evaluation, in a stage's folder
+METRICS, RESULTS = "metrics.json", "results.json"  # in a stage's folder; of the last evaluation
+ITERATIONS = "iterations"  # of RESULTS: those that were done then
 # Embeddings that are bare parameters (Mask2Former's names, and those of timm's ViTs).
 _EMBEDDINGS = {
     "absolute_pos_embed",
@@ -59,21 +60,32 @@ def runs_stage(cfg: CfgNode, stage: str) -> bool:
 
 
 def stages_to_run(cfg: CfgNode, *, resume: bool) -> list[str]:
-    """The stages that a run trains; with ``resume``, without those that are finished."""
-    return [
-        stage
-        for stage in STAGES
-        if runs_stage(cfg, stage) and not (resume and stage_is_finished(stage_config(cfg, stage)))
-    ]
+    """The stages that a run trains; with ``resume``, without those that are finished.
+
+    The teacher of a stage 2 that has begun stays what it is, however long stage 1 is to be now.
+    """
+
+    def is_left(stage: str) -> bool:
+        kept = stage == "teacher" and student_has_begun(cfg)
+        return not stage_is_finished(stage_config(cfg, stage), 0 if kept else None)
+
+    return [s for s in STAGES if runs_stage(cfg, s) and (not resume or is_left(s))]
 
 
-def stage_is_finished(cfg: CfgNode) -> bool:
+def student_has_begun(cfg: CfgNode) -> bool:
+    """Whether OUTPUT_DIR holds a checkpoint of stage 2."""
+    return holds_run(stage_config(cfg, "student").OUTPUT_DIR)
+
+
+def stage_is_finished(cfg: CfgNode, iterations: int | None = None) -> bool:
     """Whether nothing is left to do for a stage: trained, and evaluated if DATASETS.TEST says so.
 
     Args:
         cfg: config of the stage.
+        iterations: that it is to have; default: SOLVER.MAX_ITER.
     """
-    return is_finished(cfg.OUTPUT_DIR, RESULTS if cfg.DATASETS.TEST else None)
+    iterations = cfg.SOLVER.MAX_ITER if iterations is None else iterations
+    return is_finished(cfg.OUTPUT_DIR, iterations, RESULTS if cfg.DATASETS.TEST else None)
 
 
 def final_weights(cfg: CfgNode, stage: str) -> str:

@@ -20,6 +20,7 @@ from s4m_d2.engine.checkpoint_files import (
     LAST_CHECKPOINT,
     find_complete,
     holds_run,
+    numbered_name,
     read_complete,
     superseded,
     tagged,
@@ -181,6 +182,15 @@ class S4MCheckpointer(DetectionCheckpointer):
         with open(self.resumed_from, "rb") as source, atomic_write(final, "wb") as file:
             shutil.copyfileobj(source, file)
         self.tag_last_checkpoint(FINAL_CHECKPOINT)
+
+    def reopen(self, iteration: int) -> None:
+        """Make the final checkpoint a numbered one, if the run goes on from it."""
+        final = os.path.join(self.save_dir, FINAL_CHECKPOINT)
+        if not self.save_to_disk or self.resumed_from != final:
+            return
+        name = f"{numbered_name(iteration)}.pth"
+        os.replace(final, os.path.join(self.save_dir, name))
+        self.tag_last_checkpoint(name)
 
     def _complete_checkpoint(self) -> tuple[str, dict[str, Any]]:
         """Path and content of what to continue from; the main process chooses for all."""

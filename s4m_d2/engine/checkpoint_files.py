@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -137,11 +138,23 @@ def find_complete(folder: str) -> tuple[str, dict[str, Any], list[str]]:
     )
 
 
-def is_finished(folder: str, results: str | None) -> bool:
+def saved_state(folder: str) -> tuple[str, dict[str, Any]]:
+    """Name and content of the checkpoint to continue from, its tensors left in the file.
+
+    For a look before a run: what can be read counts as complete. ("", {}): there is none.
+    """
+    for name in ranked(folder, tagged(folder)):
+        with contextlib.suppress(WeightsError, OSError):
+            return name, read_weight_file(os.path.join(folder, name), mapped=True)
+    return "", {}
+
+
+def is_finished(folder: str, iterations: int, results: str | None) -> bool:
     """Whether a stage's final checkpoint is complete, and its evaluation, if any, done since.
 
     Args:
         folder: of the stage.
+        iterations: that the stage is to have.
         results: name of the file that the evaluation writes; None: there is no evaluation.
     """
     final = os.path.join(folder, FINAL_CHECKPOINT)
@@ -152,8 +165,8 @@ def is_finished(folder: str, results: str | None) -> bool:
         if not os.path.isfile(results) or os.stat(results).st_mtime_ns < os.stat(final).st_mtime_ns:
             return False
     try:
-        read_complete(final)
+        content = read_complete(final)
     except WeightsError as error:
         logger.warning("The stage is continued, because its result is unusable. %s", error)
         return False
-    return True
+    return content.get("iteration", iterations) + 1 >= iterations

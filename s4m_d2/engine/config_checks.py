@@ -181,7 +181,15 @@ def config_errors(
         errors += collected(check_architecture, cfg.MODEL.META_ARCHITECTURE)
     errors += [*_dataset_name_errors(cfg), *_stage_errors(cfg), *setting_errors(cfg)]
     errors += _batch_errors(cfg, processes)
-    return errors
+    return errors or _mapper_errors(cfg)
+
+
+def _mapper_errors(cfg: CfgNode) -> list[S4MError]:
+    """Why a mapper of images cannot be built; one, as both mappers mostly share the reason."""
+    names = [cfg.INPUT.DATASET_MAPPER_NAME]
+    names += [cfg.S4M.UNLABELED_MAPPER] if runs_stage(cfg, "student") else []
+    found = (collected(DATASET_MAPPER_REGISTRY.get(name), cfg, True) for name in names)
+    return next(filter(None, found), [])
 
 
 def _get(cfg: CfgNode, key: str) -> Any:

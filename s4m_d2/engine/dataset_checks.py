@@ -5,17 +5,23 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
-from s4m_d2.data import LabeledDatasetMapper, labeled_dataset_names
-from s4m_d2.data.images import read_image
+from s4m_d2.data import (
+    DATASET_MAPPER_REGISTRY,
+    ARPDatasetMapper,
+    LabeledDatasetMapper,
+    labeled_dataset_names,
+)
+from s4m_d2.data.images import image_size
+from s4m_d2.data.labeled_mapper import check_image_size
 from s4m_d2.engine.build import runs_stage
-from s4m_d2.engine.findings import Finding, first_of, raise_all
+from s4m_d2.engine.findings import Finding, collected, first_of, raise_all
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 
 logger = logging.getLogger(__name__)
@@ -47,6 +53,7 @@ class DatasetCount:
         per_image: the smallest, mean and largest number of instances of an image; None likewise.
         per_class: instances by the name of the class, in the order of ids; None likewise.
         decoded: images (and their masks) that were read as a sample, without an error.
+        remarks: what else the annotations hold.
     """
 
     role: str
@@ -56,6 +63,7 @@ class DatasetCount:
     per_image: tuple[int, float, int] | None = None
     per_class: dict[str, int] | None = None
     decoded: int = 0
+    remarks: str = ""
 
     def __str__(self) -> str:
         if self.images is None:
@@ -64,7 +72,7 @@ class DatasetCount:
         if self.per_image is not None:
             low, mean, high = self.per_image
             text += f", {self.instances:,} instances ({low} / {mean:.1f} / {high} an image)"
-        return f"{text}; {self.decoded} decoded"
+        return f"{text}; {self.decoded} decoded" + f"; {self.remarks}" * bool(self.remarks)
 
     def classes(self) -> str:
         """Instances of each class, or of the rarest and the most frequent one."""
@@ -99,9 +107,12 @@ def check_datasets(cfg: CfgNode) -> list[DatasetCount]:
     return counts
 
 
-def dataset_findings(cfg: CfgNode) -> Iterator[Finding]:
-    """The same as lines of a report, nothing raised: one a data set, and one for its classes."""
-    for count, errors, warnings in inspect_datasets(cfg):
+def dataset_findings(cfg: CfgNode, settings_are_right: bool = True) -> Iterator[Finding]:
+    """The same as lines of a report, nothing raised: one a data set, and one for its classes.
+
+    Where settings are wrong, images are decoded only, and not augmented.
+    """
+    for count, errors, warnings in inspect_datasets(cfg, settings_are_right):
         yield Finding(f"{count.role} data", str(count), tuple(errors), tuple(warnings))
         if count.per_class is not None and not errors:
             yield _class_finding(count)
@@ -121,7 +132,7 @@ def _class_finding(count: DatasetCount) -> Finding:
 Inspection = tuple[DatasetCount, list[S4MError], list[str]]
 
 
-def inspect_datasets(cfg: CfgNode) -> Iterator[Inspection]:
+def inspect_datasets(cfg: CfgNode, settings_are_right: bool = True) -> Iterator[Inspection]:
     """(size, errors, warnings) of each data set of a run."""
     unlabeled = cfg.DATASETS.UNLABELED if runs_stage(cfg, "student") else ()
     try:
@@ -132,6 +143,7 @@ def inspect_datasets(cfg: CfgNode) -> Iterator[Inspection]:
     roles = {"labeled": labeled, "unlabeled": unlabeled, "test": cfg.DATASETS.TEST}
     owners: dict[str, tuple[str, str]] = {}
     for role, names in roles.items():
+        mapper = _mapper(cfg, role, settings_are_right)
         for name in names:
             try:
                 records = load_records(name)
@@ -139,8 +151,10 @@ def inspect_datasets(cfg: CfgNode) -> Iterator[Inspection]:
                 yield DatasetCount(role, name), [error], []
                 continue
             shared = _shared_images(owners, role, name, records)
-            inspect = _inspect_unlabeled if role == "unlabeled" else _inspect_annotated
-            count, errors, warnings = inspect(cfg, role, name, records)
+            if role == "unlabeled":
+                count, errors, warnings = _inspect_unlabeled(name, records, mapper)
+            else:
+                count, errors, warnings = _inspect_annotated(cfg, role, name, records, mapper)
             yield count, [*shared, *errors], warnings
 
 
@@ -201,25 +215,70 @@ def sampled(records: Sequence[dict]) -> list[dict]:
     return [records[step * (len(records) - 1) // steps] for step in range(count)]
 
 
-def _inspect_unlabeled(cfg: CfgNode, role: str, name: str, records: Sequence[dict]) -> Inspection:
+def _to_look_at(records: Sequence[dict]) -> list[dict]:
+    """A sample, and the narrowest image, of which resizing may leave nothing."""
     sample = sampled(records)
-    unreadable: list[str] = []
-    for record in sample:
+    narrowest = max(records, key=_narrowness)
+    return sample if any(record is narrowest for record in sample) else [*sample, narrowest]
+
+
+def _narrowness(record: dict) -> float:
+    """Ratio of an image's sides; 0 where its size is not known."""
+    sides = [side for key in ("height", "width") if isinstance(side := record.get(key), int)]
+    return max(sides) / max(min(sides), 1) if len(sides) == 2 else 0
+
+
+def _mapper(cfg: CfgNode, role: str, settings_are_right: bool) -> Callable[[dict], dict]:
+    """The mapper of training, or one that only decodes, to test or where settings are wrong."""
+    names = {"labeled": cfg.INPUT.DATASET_MAPPER_NAME, "unlabeled": cfg.S4M.UNLABELED_MAPPER}
+    if role in names and settings_are_right:
+        return DATASET_MAPPER_REGISTRY.get(names[role])(cfg, True)
+    plain = {"geometry": (), "color": None, "image_format": cfg.INPUT.FORMAT}
+    if role == "unlabeled":
+        return ARPDatasetMapper(**plain)
+    return LabeledDatasetMapper(**plain, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+
+
+def _refused(mapper: Callable[[dict], dict], sample: Sequence[dict]) -> dict[str, str]:
+    """The images that a mapper refuses, by path, and why."""
+    refused = {}
+    for seed, record in enumerate(sample):
         try:
-            read_image(record["file_name"], cfg.INPUT.FORMAT)
+            mapper({**record, "seeds": {"augment": seed}})
         except DatasetError as error:
-            unreadable.append(f"Unlabeled data set '{name}': {error}")
-    count = DatasetCount(role, name, len(records), decoded=len(sample) - len(unreadable))
-    if len(unreadable) < len(sample):
-        return count, [], unreadable
+            refused[record["file_name"]] = str(error)
+    return refused
+
+
+def _by_reason(refused: dict[str, str]) -> list[str]:
+    """Of messages that differ in the image alone, the first and the number of the others."""
+    alike: dict[str, list[str]] = {}
+    for file_name, reason in refused.items():
+        alike.setdefault(reason.replace(file_name, ""), []).append(reason)
+    return [first_of(reasons) for reasons in alike.values()]
+
+
+def _inspect_unlabeled(
+    name: str, records: Sequence[dict], mapper: Callable[[dict], dict]
+) -> Inspection:
+    sample = _to_look_at(records)
+    refused = _refused(mapper, sample)
+    decoded = len(sample) - len(refused)
+    refused |= {r["file_name"]: r["unreadable"] for r in records if "unreadable" in r}
+    reasons = _by_reason(refused)
+    count = DatasetCount("unlabeled", name, len(records), decoded=decoded)
+    if decoded:
+        return count, [], [f"Unlabeled data set '{name}': {reason}" for reason in reasons]
     whole = DatasetError(
-        f"The unlabeled data set '{name}': none of {len(sample)} sampled images can be read. "
-        f"{unreadable[0]}"
+        f"The unlabeled data set '{name}': none of {len(sample)} sampled images can be used. "
+        f"{reasons[0]}"
     )
     return count, [whole], []
 
 
-def _inspect_annotated(cfg: CfgNode, role: str, name: str, records: Sequence[dict]) -> Inspection:
+def _inspect_annotated(
+    cfg: CfgNode, role: str, name: str, records: Sequence[dict], mapper: Callable[[dict], dict]
+) -> Inspection:
     errors: list[S4MError] = []
     num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     classes = MetadataCatalog.get(name).get("thing_classes")
@@ -242,9 +301,15 @@ def _inspect_annotated(cfg: CfgNode, role: str, name: str, records: Sequence[dic
             )
         )
     decoded = 0
-    unreadable: list[S4MError] = []
     if not errors:  # else every image would repeat them
-        decoded, unreadable = _decode(cfg, sampled(records))
+        sample = _to_look_at(records)
+        if any(map(_size_errors, sample)):
+            errors += _all_size_errors(records)
+        else:
+            refused = _refused(mapper, sample)
+            decoded = len(sample) - len(refused)
+            errors += [DatasetError(reason) for reason in _by_reason(refused)]
+    findings = MetadataCatalog.get(name).get("findings")  # of our reader
     names = classes if classes is not None else [str(label) for label in range(num_classes)]
     count = DatasetCount(
         role,
@@ -254,8 +319,24 @@ def _inspect_annotated(cfg: CfgNode, role: str, name: str, records: Sequence[dic
         (min(per_image), sum(per_image) / len(per_image), max(per_image)),
         {class_name: per_class[label] for label, class_name in enumerate(names)},
         decoded,
+        findings.summary if findings else "",
     )
-    return count, errors + unreadable, []
+    return count, errors, findings.warnings if findings else []
+
+
+def _size_errors(record: dict) -> list[S4MError]:
+    """None or one, from the header of the image; one that is damaged has another error."""
+    try:
+        size = image_size(record["file_name"])
+    except DatasetError:
+        return []
+    return collected(check_image_size, record, size)
+
+
+def _all_size_errors(records: Sequence[dict]) -> list[S4MError]:
+    wrong = [error for record in records for error in _size_errors(record)]
+    text = f"{len(wrong)} of {len(records)} images have another size than their annotations."
+    return [DatasetError(f"{text} {wrong[0]}")]
 
 
 def _count_instances(
@@ -278,20 +359,3 @@ def _count_instances(
                     "or the map of the data set's ids to contiguous ones."
                 )
     return per_image, per_class, out_of_range
-
-
-def _decode(cfg: CfgNode, sample: Sequence[dict]) -> tuple[int, list[S4MError]]:
-    """Read images and masks as training does; how many could be, and what was wrong."""
-    mapper = LabeledDatasetMapper(
-        geometry=(),
-        color=None,
-        image_format=cfg.INPUT.FORMAT,
-        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-    )
-    errors: list[S4MError] = []
-    for record in sample:
-        try:
-            mapper(record)
-        except DatasetError as error:
-            errors.append(error)
-    return len(sample) - len(errors), errors

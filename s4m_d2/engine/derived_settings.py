@@ -161,11 +161,11 @@ def _sizes(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derive
 
 def _queries(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
     needed = _up(_QUERIES_AN_INSTANCE * facts.most_instances, _QUERY_STEP)
+    needed = max(_FEWEST_QUERIES, needed)
     why = f"an image has up to {facts.most_instances} instances"
-    key = "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
-    yield Derived(key, max(_FEWEST_QUERIES, needed), why)
-    queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
-    yield Derived("TEST.DETECTIONS_PER_IMAGE", max(_FEWEST_QUERIES, queries), why)
+    yield Derived("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", needed, why)
+    detections = max(needed, cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES)
+    yield Derived("TEST.DETECTIONS_PER_IMAGE", detections, why)
 
 
 def _batch(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derived]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from s4m_d2.errors import S4MError
+from s4m_d2.errors import S4MError, printable
 
 _FINDING_WIDTH = 76  # characters of the table's middle column
 _KIBI = 1024
@@ -56,10 +56,13 @@ class PreflightReport:
         return [warning for finding in self.findings for warning in finding.warnings]
 
     def __str__(self) -> str:
-        rows = [(f.item, textwrap.fill(f.text, _FINDING_WIDTH), f.status) for f in self.findings]
+        rows = [
+            (f.item, textwrap.fill(printable(f.text), _FINDING_WIDTH), f.status)
+            for f in self.findings
+        ]
         parts = [tabulate(rows, ("item", "finding", "status"))]
         problems = [f"Error: {error}" for error in self.errors]
-        problems += [f"Warning: {warning}" for warning in self.warnings]
+        problems += [f"Warning: {printable(warning)}" for warning in self.warnings]
         parts += [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
         return "\n".join(parts)
 
@@ -84,7 +87,7 @@ def raise_all(errors: Iterable[S4MError]) -> None:
         raise errors[0]
     if errors:
         lines = [f"{number}. {error}" for number, error in enumerate(errors, start=1)]
-        raise type(errors[0])("\n".join([f"{len(errors)} problems:", *lines]))
+        raise type(errors[0])(f"{len(errors)} problems:", *"\n".join(lines).split("\n"))
 
 
 def first_of(what: Sequence[str]) -> str:

@@ -17,8 +17,9 @@ from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing import ProcessExitedException
 
+from s4m_d2.engine.failures import plain_endings
 from s4m_d2.engine.stop_signals import passed_on_to_ranks
-from s4m_d2.errors import ConfigError, S4MError
+from s4m_d2.errors import ConfigError
 
 Main = Callable[[argparse.Namespace], Any]
 
@@ -65,8 +66,9 @@ def launch(main: Main, args: argparse.Namespace) -> None:
                 args=(main, args),
             )
     except ProcessExitedException as error:
-        print(f"The run has ended: {error}.", file=sys.stderr)
         code = error.exit_code
+        remedy = " Continue it with --resume." if code < 0 else ""  # else it has told
+        print(f"The run has ended: {error}.{remedy}", file=sys.stderr)
         sys.exit(code if code > 0 else _SIGNALED - code)
 
 
@@ -76,10 +78,8 @@ def _is_launched() -> bool:
 
 def _join(main: Main, args: argparse.Namespace) -> None:
     """Run as one of the processes that a launcher has started."""
-    try:
+    with plain_endings():
         rank, world_size, local_rank, local_size = _read_environment(args)
-    except ConfigError as error:
-        sys.exit(_as_text(error))
     if world_size > 1:
         has_cuda = torch.cuda.is_available()
         if has_cuda:
@@ -119,10 +119,8 @@ def _read_environment(args: argparse.Namespace) -> list[int]:
 
 
 def _run(main: Main, args: argparse.Namespace) -> None:
-    try:
+    with plain_endings(prefix=_of_rank("")):
         main(args)
-    except S4MError as error:
-        sys.exit(_as_text(error))
 
 
 def _run_and_report(main: Main, args: argparse.Namespace) -> None:
@@ -138,10 +136,6 @@ def _run_and_report(main: Main, args: argparse.Namespace) -> None:
         _run(main, args)
     except Exception:
         sys.exit(_of_rank(traceback.format_exc()))
-
-
-def _as_text(error: S4MError) -> str:
-    return _of_rank(f"{type(error).__name__}: {error}")
 
 
 def _of_rank(text: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Collection, Iterator, Sequence
 
@@ -10,8 +9,8 @@ import torch
 from detectron2.config import CfgNode
 
 from s4m_d2.data import custom
-from s4m_d2.data.coco_content import class_names
-from s4m_d2.data.custom import OwnCoco
+from s4m_d2.data.annotations import Annotations, read_annotations
+from s4m_d2.data.listing import list_unlabeled
 from s4m_d2.engine import own_data_files as files
 from s4m_d2.engine.build import run_config, runs_stage
 from s4m_d2.engine.config_file import explicit_keys, load_config
@@ -26,6 +25,7 @@ from s4m_d2.engine.own_data_facts import (
 )
 from s4m_d2.engine.own_data_sets import OwnData
 from s4m_d2.errors import DatasetError
+from s4m_d2.files import digest
 
 _PATHS = ("LABELED", "IMAGES", "UNLABELED", "VAL", "VAL_IMAGES")
 _CLASSES = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
@@ -110,58 +110,50 @@ def _image_dirs(cfg: CfgNode) -> tuple[str, str]:
 def _begin(cfg: CfgNode, explicit: Collection[str], machine: Machine, eval_only: bool) -> OwnData:
     """The data of a new run; derived settings go into ``cfg``."""
     data = cfg.S4M.DATA
-    labeled = OwnCoco(data.LABELED, _image_dirs(cfg)[0], remedy=_REMEDY)
-    content = labeled.read()
-    validation, held_out, notes = _new_validation(cfg, labeled, content)
-    names = frozenset(row["file_name"] for row in content["images"])
-    train = names if data.VAL else names - frozenset(held_out)
+    images, val_images = _image_dirs(cfg)
+    labeled = read_annotations(data.LABELED, images, remedy=_REMEDY)
+    notes: list[str] = []
+    if data.VAL:
+        validation = read_annotations(data.VAL, val_images, classes=labeled.classes, remedy=_REMEDY)
+    else:
+        validation = labeled.part(drawn_validation(labeled, data.VAL_FRACTION))
+        notes += absent_class_notes(validation) if validation.records else []
+    held_out = {validation.name(record) for record in validation.records}
+    train = {labeled.name(record) for record in labeled.records} - (set() if data.VAL else held_out)
     unlabeled: list[str] = []
-    left_out = 0
+    left_out: dict[str, int] = {}
     unlabeled_dir = data.UNLABELED if runs_stage(cfg, "student") and not eval_only else ""
     if unlabeled_dir:
-        unlabeled, left_out = custom.list_unlabeled(unlabeled_dir, held_out)
-    facts = data_facts(content, train, len(unlabeled), len(held_out))
-    classes = Derived(_CLASSES, len(content["categories"]), "categories of the json")
+        val_root = validation.image_root
+        unlabeled, left_out = list_unlabeled(unlabeled_dir, [*held_out], val_root)
+    facts = data_facts(labeled, train, len(unlabeled), len(held_out))
+    classes = Derived(_CLASSES, len(labeled.classes), "categories of the json")
     settings = [classes] if _CLASSES not in explicit else []
     apply(cfg, settings)
     derived, kept = derive(cfg, facts, machine, explicit)
     stored = files.StoredData(
-        classes=tuple(class_names(content)),
+        classes=tuple(labeled.classes),
         settings=(*settings, *derived),
         unlabeled=tuple(unlabeled),
-        labeled_digest=files.digest(data.LABELED),
-        val_digest=files.digest(data.VAL) if data.VAL else "",
+        labeled_digest=digest(data.LABELED),
+        val_digest=digest(data.VAL) if data.VAL else "",
         left_out=left_out,
-        has_val=validation is not None,
+        has_val=bool(data.VAL or held_out),
     )
     folder = os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
     return OwnData(
         stored=stored,
-        labeled=dataclasses.replace(labeled, file_names=train),
-        validation=validation,
+        labeled=labeled.part(train),
+        validation=validation if stored.has_val else None,
         ground_truth=os.path.join(folder, files.EVALUATED if eval_only else files.VAL),
         unlabeled_dir=unlabeled_dir,
         folder=folder,
         is_new=not eval_only,
-        notes=(*notes, *query_notes(cfg, facts)),
+        notes=(*_evaluation_notes(validation), *notes)
+        if eval_only
+        else (*notes, *query_notes(cfg, facts)),
         kept=tuple(kept),
     )
-
-
-def _new_validation(
-    cfg: CfgNode, labeled: OwnCoco, content: dict
-) -> tuple[OwnCoco | None, list[str], list[str]]:
-    """What to evaluate on, the file names of its images, and warnings."""
-    data = cfg.S4M.DATA
-    if data.VAL:
-        categories = tuple(content["categories"])
-        given = OwnCoco(data.VAL, _image_dirs(cfg)[1], remedy=_REMEDY, categories=categories)
-        return given, [row["file_name"] for row in given.read()["images"]], []
-    drawn = drawn_validation(content, data.VAL_FRACTION)
-    if not drawn:
-        return None, [], []
-    validation = dataclasses.replace(labeled, file_names=frozenset(drawn))
-    return validation, drawn, absent_class_notes(content, drawn)
 
 
 def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: bool) -> OwnData:
@@ -176,17 +168,20 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
         )
     apply(cfg, [setting for setting in stored.settings if setting.key not in explicit])
     images, val_images = _image_dirs(cfg)
-    train = OwnCoco(os.path.join(folder, files.TRAIN), images, remedy=_REMEDY)
+    train = read_annotations(os.path.join(folder, files.TRAIN), images, remedy=_REMEDY)
     validation, truth = None, os.path.join(folder, files.VAL)
+    classes = train.classes
     if eval_only and cfg.S4M.DATA.VAL:
-        categories = tuple(train.read()["categories"])
         path = cfg.S4M.DATA.VAL
-        validation = OwnCoco(path, val_images, remedy=_REMEDY, categories=categories)
+        validation = read_annotations(path, val_images, classes=classes, remedy=_REMEDY)
         truth = os.path.join(cfg.OUTPUT_DIR, files.FOLDER, files.EVALUATED)
     elif stored.has_val:
-        validation = OwnCoco(truth, val_images if stored.val_digest else images, remedy=_REMEDY)
+        folder_of_val = val_images if stored.val_digest else images
+        validation = read_annotations(truth, folder_of_val, classes=classes, remedy=_REMEDY)
     unlabeled_dir = cfg.S4M.DATA.UNLABELED if stored.unlabeled and not eval_only else ""
-    notes = [] if eval_only else _changes(cfg, stored, folder, validation)
+    notes = (
+        _evaluation_notes(validation) if eval_only else _changes(cfg, stored, folder, validation)
+    )
     kept = tuple(setting.key for setting in stored.settings if setting.key in explicit)
     return OwnData(
         stored=stored,
@@ -201,21 +196,31 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
     )
 
 
+def _evaluation_notes(validation: Annotations | None) -> list[str]:
+    """What an evaluation alone says about its annotations; before training, the checks do."""
+    if validation is None:
+        return []
+    none = f"{validation.json_file} has no instance to evaluate on: every AP is nan."
+    found = next(iter(validation.instances()), None)
+    return [*validation.findings.warnings, *[none] * (found is None)]
+
+
 def _changes(
-    cfg: CfgNode, stored: files.StoredData, folder: str, validation: OwnCoco | None
+    cfg: CfgNode, stored: files.StoredData, folder: str, validation: Annotations | None
 ) -> Iterator[str]:
     """What is another than when the run began, and what that means."""
     digests = {cfg.S4M.DATA.LABELED: stored.labeled_digest, cfg.S4M.DATA.VAL: stored.val_digest}
     for path, before in digests.items():
-        if before and files.digest(path) != before:
+        if before and digest(path) != before:
             yield (
                 f"{path} is not what it was when the run began, which goes on with the annotations "
                 f"in {folder}. To use the new ones, start a new run in another OUTPUT_DIR."
             )
     if not stored.unlabeled:
         return
-    held_out = [row["file_name"] for row in validation.read()["images"]] if validation else []
-    found = set(custom.list_unlabeled(cfg.S4M.DATA.UNLABELED, held_out)[0])
+    held_out = [validation.name(r) for r in validation.records] if validation else []
+    val_root = validation.image_root if validation else ""
+    found = set(list_unlabeled(cfg.S4M.DATA.UNLABELED, held_out, val_root)[0])
     added, gone = len(found - {*stored.unlabeled}), len({*stored.unlabeled} - found)
     if added:
         yield (

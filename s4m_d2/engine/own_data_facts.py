@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable
+from collections import Counter
+from collections.abc import Collection
 
 from detectron2.config import CfgNode
 
-from s4m_d2.data.coco_content import class_names, classes_of_images, instance_shares, subset_of
+from s4m_d2.data.annotations import Annotations
 from s4m_d2.data.validation_split import draw_validation
 from s4m_d2.engine.derived_settings import DataFacts
 from s4m_d2.errors import DatasetError
 
 
-def drawn_validation(content: dict, fraction: float) -> list[str]:
+def drawn_validation(labeled: Annotations, fraction: float) -> list[str]:
     """File names of the images to evaluate on; [] with fraction 0."""
-    classes = {name: set(found) for name, found in classes_of_images(content).items()}
+    names = labeled.classes
+    classes = {
+        labeled.name(r): {names[a["category_id"]] for a in r["annotations"] if not a["iscrowd"]}
+        for r in labeled.records
+    }
     return draw_validation(classes, fraction) if fraction and classes else []
 
 
-def absent_class_notes(content: dict, drawn: Iterable[str]) -> list[str]:
+def absent_class_notes(validation: Annotations) -> list[str]:
     """A warning about classes that the drawn images have no instance of."""
-    found = classes_of_images(content)
-    present = {name for image in drawn for name in found[image]}
-    absent = [name for name in class_names(content) if name not in present]
+    present = {annotation["category_id"] for _, annotation in validation.instances()}
+    absent = [name for index, name in enumerate(validation.classes) if index not in present]
     if not absent:
         return []
     return [
@@ -32,34 +36,37 @@ def absent_class_notes(content: dict, drawn: Iterable[str]) -> list[str]:
     ]
 
 
-def data_facts(content: dict, train: Collection[str], unlabeled: int, validation: int) -> DataFacts:
+def data_facts(
+    labeled: Annotations, train: Collection[str], unlabeled: int, validation: int
+) -> DataFacts:
     """What settings are derived from.
 
     Args:
-        content: of the COCO file of labeled images.
+        labeled: all labeled images.
         train: file names of those to train on.
         unlabeled, validation: numbers of images.
 
     Raises:
         DatasetError: there is no image to train on.
     """
-    per_image = {name: len(found) for name, found in classes_of_images(content).items()}
-    sizes = [(r["height"], r["width"]) for r in content["images"] if r["file_name"] in train]
-    if not sizes:
+    part = labeled.part(train)
+    if not part.records:
         raise DatasetError(
             "S4M.DATA.LABELED (--labeled) has no image to train on. Give a json with 'images'."
         )
-    shares = list(instance_shares(subset_of(content, train))) or [1.0]
+    sizes = [(record["height"], record["width"]) for record in part.records]
+    shares = [min(a["area"] / (r["height"] * r["width"]), 1.0) for r, a in part.instances()]
+    per_image = Counter(record["image_id"] for record, _ in labeled.instances())
     return DataFacts(
         height=statistics.median(height for height, _ in sizes),
         width=statistics.median(width for _, width in sizes),
         long_side=statistics.median(max(size) for size in sizes),
         short_side=statistics.median(min(size) for size in sizes),
-        labeled=sum(per_image[name] > 0 for name in train),
+        labeled=len({record["image_id"] for record, _ in part.instances()}),
         unlabeled=unlabeled,
         validation=validation,
-        most_instances=max(per_image.values()),
-        instance_share=statistics.median(shares),
+        most_instances=max(per_image.values(), default=0),
+        instance_share=statistics.median(shares or [1.0]),
     )
 
 

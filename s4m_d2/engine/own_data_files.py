@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+from s4m_d2.data.listing import IN_VALIDATION
 from s4m_d2.engine.derived_settings import Derived
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write
 
 FOLDER = "data"
 TRAIN, VAL, EVALUATED = "train.json", "val.json", "evaluated.json"  # COCO files
-UNLABELED = "unlabeled.txt"  # paths below S4M.DATA.UNLABELED, one a line
+UNLABELED = "unlabeled.json"  # list of paths below S4M.DATA.UNLABELED
+_OLD_UNLABELED = "unlabeled.txt"  # of older runs: one a line
 SETTINGS = "settings.json"  # written last: with it, the folder is complete
 _VERSION = 1
-_DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class StoredData:
         settings: that were derived.
         unlabeled: paths below S4M.DATA.UNLABELED; (): stage 2 was not asked for.
         labeled_digest, val_digest: of the user's files when the run began; val: "" if drawn.
-        left_out: unlabeled images that were left out as the validation set's.
+        left_out: entries of S4M.DATA.UNLABELED that were left out, by reason.
         has_val: whether there is a validation set.
     """
 
@@ -38,17 +37,8 @@ class StoredData:
     unlabeled: tuple[str, ...]
     labeled_digest: str
     val_digest: str
-    left_out: int
+    left_out: dict[str, int]
     has_val: bool
-
-
-def digest(path: str) -> str:
-    """A hash of a file's content; "" if it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.blake2b(file.read(), digest_size=_DIGEST_BYTES).hexdigest()
-    except OSError:
-        return ""
 
 
 def is_stored(folder: str) -> bool:
@@ -71,7 +61,7 @@ def store(folder: str, stored: StoredData, train: dict, val: dict | None) -> Non
     write_json(os.path.join(folder, TRAIN), train)
     if val is not None:
         write_json(os.path.join(folder, VAL), val)
-    _write_lines(os.path.join(folder, UNLABELED), stored.unlabeled)
+    write_json(os.path.join(folder, UNLABELED), stored.unlabeled, indent=0)
     settings = [
         {"key": setting.key, "value": setting.value, "reason": setting.reason}
         for setting in stored.settings
@@ -88,11 +78,6 @@ def store(folder: str, stored: StoredData, train: dict, val: dict | None) -> Non
     write_json(os.path.join(folder, SETTINGS), content, indent=2)
 
 
-def _write_lines(path: str, lines: Iterable[str]) -> None:
-    with atomic_write(path, "wb") as file:  # names that are no UTF-8 stay what they are
-        file.write(b"".join(os.fsencode(line) + b"\n" for line in lines))
-
-
 def read_stored(folder: str) -> StoredData:
     """What :func:`store` wrote.
 
@@ -103,8 +88,8 @@ def read_stored(folder: str) -> StoredData:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
-        with open(os.path.join(folder, UNLABELED), "rb") as file:
-            unlabeled = [os.fsdecode(line) for line in file.read().split(b"\n") if line]
+        unlabeled = _read_unlabeled(folder)
+        left_out = content["left_out"] or {}  # of older runs a number
         if content["version"] != _VERSION:
             raise ValueError(f"version {content['version']}, expected {_VERSION}")
         return StoredData(
@@ -113,7 +98,7 @@ def read_stored(folder: str) -> StoredData:
             unlabeled=tuple(unlabeled),
             labeled_digest=str(content["labeled_digest"]),
             val_digest=str(content["val_digest"]),
-            left_out=int(content["left_out"]),
+            left_out=left_out if isinstance(left_out, dict) else {IN_VALIDATION: left_out},
             has_val=bool(content["has_val"]),
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -121,3 +106,12 @@ def read_stored(folder: str) -> StoredData:
             f"'{folder}', what the run began with, cannot be read: {error!r}. Restore the folder, "
             "or start a new run in another OUTPUT_DIR."
         ) from error
+
+
+def _read_unlabeled(folder: str) -> list[str]:
+    path = os.path.join(folder, UNLABELED)
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    with open(os.path.join(folder, _OLD_UNLABELED), "rb") as file:
+        return [os.fsdecode(line) for line in file.read().split(b"\n") if line]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
 from detectron2.utils import comm
 
-from s4m_d2.data.coco_content import subset_of, to_evaluate
-from s4m_d2.data.custom import OwnCoco, register_own_data
+from s4m_d2.data.annotations import Annotations
+from s4m_d2.data.custom import register_own_data
+from s4m_d2.data.listing import counted
 from s4m_d2.engine import own_data_files as files
 from s4m_d2.engine.findings import Finding
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,8 @@ class OwnData:
     """
 
     stored: files.StoredData
-    labeled: OwnCoco
-    validation: OwnCoco | None
+    labeled: Annotations
+    validation: Annotations | None
     ground_truth: str
     unlabeled_dir: str
     folder: str
@@ -46,28 +50,29 @@ class OwnData:
         unlabeled = None
         if self.unlabeled_dir:
             unlabeled = self.unlabeled_dir, self.stored.unlabeled
-        register_own_data(
-            self.stored.classes, labeled=self.labeled, unlabeled=unlabeled, validation=validation
-        )
+        register_own_data(labeled=self.labeled, unlabeled=unlabeled, validation=validation)
 
-    def save(self) -> None:
+    def save(self, *, warn: bool = False) -> None:
         """Write what the run begins with, where that is not done; all processes call it.
 
+        Args:
+            warn: also log the notes, where no check before the run has shown them.
+
         Raises:
-            DatasetError: an annotation of the validation set cannot be used.
             OutputError: the system refuses to write.
         """
         if comm.is_main_process():
             self._write()
+            for note in self.notes if warn else ():
+                logger.warning("%s", note)
         comm.synchronize()  # the others read the ground truth when they build an evaluator
 
     def _write(self) -> None:
         val = None
         if self.validation is not None and self.ground_truth != self.validation.json_file:
-            val = _part(self.validation)
-            val = to_evaluate(val, self.validation.json_file, self.validation.image_root)
+            val = self.validation.to_coco()
         if self.is_new:
-            files.store(self.folder, self.stored, _part(self.labeled), val)
+            files.store(self.folder, self.stored, self.labeled.to_coco(), val)
         elif val is not None:
             files.write_json(self.ground_truth, val)
 
@@ -76,7 +81,7 @@ class OwnData:
         names = self.stored.classes
         text = f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(names)}"
         if self.unlabeled_dir and self.stored.left_out:
-            text += f"; {self.stored.left_out:,} unlabeled images are of the validation set: unused"
+            text += f"; left out of the unlabeled folder: {counted(self.stored.left_out)}"
         if not self.is_new:
             text += f"; as the run began, in {os.path.relpath(self.folder)}"
         lines = [Finding("own data", text, (), self.notes)]
@@ -86,8 +91,3 @@ class OwnData:
         if kept:
             lines.append(Finding("not derived", f"set by you: {', '.join(self.kept)}"))
         return lines
-
-
-def _part(dataset: OwnCoco) -> dict:
-    content = dataset.read()
-    return subset_of(content, dataset.choose([row["file_name"] for row in content["images"]]))

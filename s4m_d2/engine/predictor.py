@@ -14,6 +14,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import nn
 
+from s4m_d2.engine import own_data_files
 from s4m_d2.engine.build import stage_config
 from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.errors import ConfigError
@@ -45,19 +46,24 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
     """The names of a model's classes; nothing of a data set is read.
 
     Args:
-        cfg: with DATASETS.TEST, whose first set's metadata may know them.
+        cfg: of a run on own data, which stored them in its OUTPUT_DIR, or with DATASETS.TEST, whose
+            first set's metadata may know them.
         file_name: text file with a name a line, in the order of the class ids; "": none.
 
     Returns:
-        those of the file, or of the metadata, or else "class 0", "class 1", ...
+        those of the file, the run or the metadata, or else "class 0", "class 1", ...
 
     Raises:
         ConfigError: the file cannot be read, or the number is not MODEL.SEM_SEG_HEAD.NUM_CLASSES.
+        DatasetError: what the run stored cannot be read.
     """
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    folder = os.path.join(cfg.OUTPUT_DIR, own_data_files.FOLDER)
     names: list[str] | None
     if file_name:
         names, origin = _read_names(file_name), f"'{file_name}'"
+    elif cfg.S4M.DATA.LABELED and own_data_files.is_stored(folder):
+        names, origin = list(own_data_files.read_stored(folder).classes), f"'{folder}'"
     else:
         first = next(iter(cfg.DATASETS.TEST), "")
         names = MetadataCatalog.get(first).get("thing_classes") if first else None

@@ -19,6 +19,7 @@ from s4m_d2.engine.resource_checks import (
     memory_finding,
     output_dir_finding,
 )
+from s4m_d2.engine.resume_checks import resume_finding
 from s4m_d2.engine.sam_checks import sam_cache_findings
 from s4m_d2.engine.weight_checks import blueprint_findings, weight_findings
 from s4m_d2.errors import ConfigError
@@ -55,9 +56,10 @@ def preflight(
     errors = config_errors(cfg, num_processes=num_processes)
     stages = stages_to_run(cfg, resume=resume)
     settings = Finding("settings", _schedule(cfg, stages), tuple(errors))
-    findings = [settings, _device_finding(cfg, num_processes, num_local)]
+    findings = [settings, *([resume_finding(cfg, stages, num_processes)] if resume else [])]
+    findings.append(_device_finding(cfg, num_processes, num_local))
     if cfg.INPUT.FORMAT in ("RGB", "BGR") and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES > 0:
-        findings += [*dataset_findings(cfg), *quality_findings(cfg)]
+        findings += [*dataset_findings(cfg, not errors), *quality_findings(cfg)]
     # A model of wrong settings cannot be built, or is another than will be meant.
     blueprints, lines = blueprint_findings(cfg, settings_are_right=not errors)
     findings += [*lines, *weight_findings(cfg, blueprints.model, stages, resume=resume)]

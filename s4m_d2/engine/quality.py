@@ -21,6 +21,7 @@ from s4m_d2.engine.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.quality_checks import quality_class_names, quality_records
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
 from s4m_d2.engine.speed import PRECISIONS
+from s4m_d2.engine.writers import is_before
 from s4m_d2.errors import DatasetError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
 from s4m_d2.files import atomic_write
@@ -179,9 +180,8 @@ class PseudoLabelQualityHook(HookBase):
 
     Logs ``pseudo_label_quality/before/...`` and ``.../after/...`` and adds a line of JSON, with
     tables by class and by size, to a file. The training is the same as without: models, random
-    states and loaders are left alone. Nothing is part of a checkpoint: what is measured, and when,
-    follows from the settings and the iteration. A continued run replaces the lines of iterations
-    that it repeats.
+    states and loaders are left alone. It has no state: what is measured, and when, follows from the
+    settings and the iteration. A continued run replaces the lines of iterations that it repeats.
 
     Args:
         measurement: on the trainer's pseudo-labeling.
@@ -234,13 +234,6 @@ def write_line(path: str, entry: dict[str, Any]) -> None:
     lines = []
     if os.path.exists(path):
         with open(path, "rb") as file:
-            lines = [line for line in file.read().splitlines() if not _repeated(line, entry)]
+            lines = [line for line in file if is_before(line, entry["iteration"])]
     with atomic_write(path, "wb") as file:
-        file.writelines(line + b"\n" for line in [*lines, json.dumps(entry).encode()])
-
-
-def _repeated(line: bytes, entry: dict[str, Any]) -> bool:
-    try:
-        return json.loads(line)["iteration"] >= entry["iteration"]
-    except (ValueError, LookupError, TypeError):
-        return False
+        file.writelines([*lines, json.dumps(entry).encode() + b"\n"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 from collections.abc import Mapping
@@ -11,14 +12,41 @@ from detectron2.config import CfgNode
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
+from s4m_d2.engine.arguments import num_processes, read_config
 from s4m_d2.engine.build import final_weights, stage_config, stages_to_run
 from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.findings import PreflightReport
+from s4m_d2.engine.preflight import check_output_dir, preflight
+from s4m_d2.engine.run_lock import lock_run
 from s4m_d2.engine.run_log import VERSION, code_version
 from s4m_d2.engine.run_report import draw_final, reported
 from s4m_d2.engine.trainer import S4MTrainer, TeacherTrainer
 from s4m_d2.errors import WeightsError
 
 logger = logging.getLogger(__name__)
+
+
+def check(args: argparse.Namespace) -> PreflightReport:
+    """The report on a training run, before any process is started.
+
+    But for ``--check``, the first process reserves OUTPUT_DIR, which is made if nothing is wrong.
+
+    Raises:
+        ConfigError: another run uses OUTPUT_DIR.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus))  # torchrun's
+    started = num_processes(args)
+    cfg, own_data = read_config(args)
+    starts = not args.check and int(os.environ.get("RANK", args.machine_rank)) == 0
+    if starts:
+        lock_run(cfg.OUTPUT_DIR)  # before the checks: what is wrong with it may be the other's
+    report = preflight(cfg, resume=args.resume, num_processes=started, num_local=local)
+    if own_data is not None:
+        report = PreflightReport((*own_data.findings(), *report.findings))
+    if starts and not report.errors:
+        check_output_dir(cfg, resume=args.resume)
+        lock_run(cfg.OUTPUT_DIR)
+    return report
 
 
 def train(cfg: CfgNode, *, resume: bool) -> Mapping[str, Any] | None:

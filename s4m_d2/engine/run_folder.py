@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from s4m_d2.engine.build import RESULTS, STAGES
+from s4m_d2.engine.build import ITERATIONS, METRICS, RESULTS, STAGES
 from s4m_d2.engine.checkpoint_files import FINAL_CHECKPOINT
 from s4m_d2.engine.figure_hook import FOLDER
 from s4m_d2.engine.run_log import log_facts
@@ -18,7 +18,7 @@ from s4m_d2.errors import DatasetError
 from s4m_d2.report import Run, Settings, Stage, pictures_of, read_curves
 from s4m_d2.report.charts import derive
 
-METRICS, CONFIG, LOG = "metrics.json", "config.yaml", "log.txt"
+CONFIG, LOG = "config.yaml", "log.txt"
 OVERVIEW = "overview.png"  # of the quickstart
 MOST_TEXT = 1 << 20  # characters; of a larger file the rest is not read
 # PyYAML checks little of what stands under a tag.
@@ -61,13 +61,15 @@ def read_run(folder: str, problem: str = "") -> Run:
 def _stage(folder: str, name: str, settings: Settings) -> Stage:
     own = settings.number("S4M.TEACHER.MAX_ITER") if name == "teacher" else 0
     results, problem = _results(os.path.join(folder, RESULTS))
+    finished = os.path.isfile(os.path.join(folder, FINAL_CHECKPOINT))
+    done = Settings(results).number(ITERATIONS) if finished else 0
     return Stage(
         name=name,
         curves=read_curves(os.path.join(folder, METRICS), derive),
         results=results,
-        iterations=max(0, int(own or settings.number("SOLVER.MAX_ITER"))),
+        iterations=max(0, int(done or own or settings.number("SOLVER.MAX_ITER"))),
         burn_in=int(settings.number("S4M.BURN_IN")) if name == "student" else None,
-        finished=os.path.isfile(os.path.join(folder, FINAL_CHECKPOINT)),
+        finished=finished,
         problems=[problem] if problem else [],
     )
 

@@ -11,11 +11,12 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
+from s4m_d2.engine.build import STAGES
+from s4m_d2.engine.failures import as_text
 from s4m_d2.engine.figure_hook import FOLDER, figure_models
 from s4m_d2.engine.figure_set import FigureSet, choose_figures
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.run_folder import read_run
-from s4m_d2.errors import S4MError
 from s4m_d2.files import atomic_write, remove_temporaries
 from s4m_d2.report import render_page
 from s4m_d2.visualization import write_png
@@ -48,8 +49,14 @@ def write_report(folder: str, problem: str = "") -> str:
 def reported(folder: str) -> Iterator[None]:
     """Around a training: its report is written afterwards, also where it fails or is stopped.
 
-    By the main process alone. A report that cannot be written is a warning.
+    By the main process alone. A report that cannot be written is a warning. What a killed run left
+    half-written goes before.
     """
+    if comm.is_main_process():
+        remove_temporaries(folder)
+        for stage in STAGES:
+            for below, _, _ in os.walk(os.path.join(folder, stage)):
+                remove_temporaries(below)
     try:
         yield
     except BaseException as error:
@@ -80,26 +87,20 @@ def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None =
             if not os.path.exists(path):
                 write_png(figures.draw(name), path)
     except Exception as error:  # whatever it is, it must not cost the end of a training
-        text = _as_text(error)
-        logger.warning("The report lacks pictures of the final models: %s", text)
+        logger.warning("The report lacks pictures of the final models: %s", as_text(error))
 
 
 def _try_report(folder: str, ended_by: BaseException | None = None) -> None:
     if not comm.is_main_process():
         return
     try:
-        remove_temporaries(folder)  # of a run killed while it wrote its report
         problem = "" if ended_by is None else _reason(ended_by)
         logger.info("Report: %s", write_report(folder, problem))
     except (Exception, KeyboardInterrupt) as error:  # how the training ended must stay known
-        logger.warning("The report of '%s' could not be written: %s", folder, _as_text(error))
+        logger.warning("The report of '%s' could not be written: %s", folder, as_text(error))
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, SystemExit | KeyboardInterrupt):
         return "Stopped; --resume continues it."
-    return _as_text(error)
-
-
-def _as_text(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}" if isinstance(error, S4MError) else repr(error)
+    return as_text(error)

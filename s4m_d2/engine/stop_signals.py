@@ -1,8 +1,9 @@
-"""SIGTERM and SIGUSR1: a run saves itself after the iteration in which one arrives, and ends.
+"""SIGTERM, SIGUSR1, Ctrl-C: a run saves itself after the iteration in which one arrives, and ends.
 
-Schedulers send them some time before they kill a job. Python calls a handler between two steps of
-the interpreter, so the handlers here only take a note; the run looks at it where its state is
-consistent. All processes of a run stop together, whichever of them got the signal.
+Schedulers send the first two some time before they kill a job. Python calls a handler between two
+steps of the interpreter, so the handlers here only take a note; the run looks at it where its state
+is consistent. All processes of a run stop together, whichever of them got the signal. A second
+Ctrl-C ends at once.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,8 +27,9 @@ from s4m_d2.engine.checkpoint import S4MCheckpointer
 from s4m_d2.engine.checkpoint_files import numbered_name
 
 STOP_SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
 )
+_SAME_KEY = 1.0  # s; within them another SIGINT is the same Ctrl-C, passed on by a launcher
 #: Exit status of a run that was stopped, has saved itself and waits to be continued: "temporary
 #: failure, try again" of sysexits.h. Not 0, so that what comes after a training does not start.
 EXIT_STOPPED = 75
@@ -54,6 +57,7 @@ class _Note:
 
     process: int = 0  # that listens: processes forked from it inherit handlers and note
     received: signal.Signals | None = None
+    at: float = 0.0  # time.monotonic() of the first
     passes_on: bool = False  # this process waits for the ranks that it started
     interrupts: bool = False  # within an evaluation that may end at once
 
@@ -66,7 +70,12 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return
-    _note.received = signal.Signals(number)
+    if _note.received is None:
+        _note.received, _note.at = signal.Signals(number), time.monotonic()
+        if number == signal.SIGINT and comm.is_main_process() and not _note.passes_on:
+            os.write(2, b"Saving and stopping; another Ctrl-C ends at once.\n")
+    elif number == signal.SIGINT and time.monotonic() - _note.at > _SAME_KEY:
+        raise KeyboardInterrupt
     if _note.passes_on:
         for pid in (child.pid for child in multiprocessing.active_children()):
             with suppress(ProcessLookupError):  # it has just ended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import weakref
 from collections import OrderedDict
@@ -13,12 +14,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, SimpleTrainer
 from detectron2.engine.hooks import EvalHook
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from s4m_d2.data import custom
 from s4m_d2.engine import build, quality
 from s4m_d2.engine.bad_steps import BadSteps, skip_bad_steps
 from s4m_d2.engine.checkpoint import S4MCheckpointer
@@ -29,15 +32,19 @@ from s4m_d2.engine.protocol import check_distillation, check_model
 from s4m_d2.engine.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.quality import PseudoLabelQualityHook, QualityMeasurement
 from s4m_d2.engine.rng import derive_seed
-from s4m_d2.engine.run_state import RunStateHook, run_settings, with_scaler_state
+from s4m_d2.engine.run_state import (
+    RunStateHook,
+    run_settings,
+    with_own_schedule,
+    with_scaler_state,
+)
 from s4m_d2.engine.speed import compile_parts, set_precision
 from s4m_d2.engine.stop_signals import StopHook
 from s4m_d2.engine.teacher_student import TeacherStudentModel
-from s4m_d2.engine.writers import ForgivingWriter
+from s4m_d2.engine.writers import ForgivingWriter, UnwrittenMetricsHook
 from s4m_d2.errors import DatasetError, WeightsError
 from s4m_d2.evaluation import build_evaluator, masks_as_rle
-from s4m_d2.files import remove_temporaries
-from s4m_d2.report import write_results
+from s4m_d2.report import read_results, write_results
 from s4m_d2.semi.burn_in import TeacherPhase
 from s4m_d2.semi.ema_teacher import EMATeacher
 
@@ -64,9 +71,11 @@ class TeacherTrainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode) -> None:
         folder = os.path.join(cfg.OUTPUT_DIR, "bad_batches")
+        self._evaluated = 0  # iterations that were done at the last evaluation
         self.bad_steps = BadSteps(cfg.S4M.MAX_BAD_STEPS, folder, cfg.SEED)
         with ddp_on_any_device():
             super().__init__(cfg)
+        self._after_saving = self._hooks[self._hooks.index(self._stop_hook) :]
         set_precision(self._trainer, cfg.S4M.AMP_PRECISION)
         self._trainer = skip_bad_steps(self._trainer, self.bad_steps)
 
@@ -86,8 +95,10 @@ class TeacherTrainer(DefaultTrainer):
         for hook in super().build_hooks():
             hooks += own if isinstance(hook, EvalHook) else [hook]
         settings = run_settings(self.cfg, comm.get_world_size(), has_teacher=self.has_teacher)
+        self._run_state = RunStateHook(settings)
         return [
-            RunStateHook(settings),
+            self._run_state,
+            UnwrittenMetricsHook(os.path.join(self.cfg.OUTPUT_DIR, build.METRICS)),
             SeedHook(self.cfg.SEED, comm.get_rank()),
             BufferSyncHook(self.trained_model),
             self.bad_steps,
@@ -102,13 +113,45 @@ class TeacherTrainer(DefaultTrainer):
         return self.test(self.cfg, self.trained_model)
 
     def _evaluate_and_write(self) -> Mapping[str, Any] | None:
-        if self._stop_hook.stopping:
+        finished = min(self.iter + 1, self.max_iter)
+        if self._stop_hook.stopping or self._evaluated == finished:
             return None
         with self._stop_hook.during_evaluation():
             self._last_eval_results = self.evaluate()
-            if comm.is_main_process():
-                write_results(self._last_eval_results, f"{self.cfg.OUTPUT_DIR}/{build.RESULTS}")
+            self._evaluated = finished
+            if finished < self.max_iter:
+                self._write_results()
         return self._last_eval_results
+
+    def _write_results(self) -> None:
+        if comm.is_main_process():
+            results = {build.ITERATIONS: self._evaluated, **self._last_eval_results}
+            write_results(results, f"{self.cfg.OUTPUT_DIR}/{build.RESULTS}")
+
+    def before_train(self) -> None:
+        super().before_train()
+        if self.start_iter > 0:
+            self._finish_iteration()
+
+    def _finish_iteration(self) -> None:
+        """Run the hooks that come after saving, in the iteration that the checkpoint was saved in.
+
+        It does not say whether they had their turn. An evaluation that is complete is not repeated.
+        """
+        self.iter = self.storage.iter = self.start_iter - 1
+        results = comm.all_gather(_stored_results(f"{self.cfg.OUTPUT_DIR}/{build.RESULTS}"))[0]
+        if results.pop(build.ITERATIONS, None) == self.start_iter and results:
+            self._evaluated, self._last_eval_results = self.start_iter, results
+            scalars = flatten_results_dict(results)
+            scalars = {name: math.nan if v is None else v for name, v in scalars.items()}
+            self.storage.put_scalars(**scalars, smoothing_hint=False)
+        for hook in self._after_saving:
+            hook.after_step()
+
+    def after_train(self) -> None:
+        super().after_train()
+        if self._evaluated == self.max_iter:  # at last: with its results, the stage is finished
+            self._write_results()
 
     @property
     def trained_model(self) -> nn.Module:
@@ -116,19 +159,24 @@ class TeacherTrainer(DefaultTrainer):
         return unwrap(self._trainer.model)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        if comm.is_main_process():
-            remove_temporaries(self.cfg.OUTPUT_DIR)  # of a process killed while it wrote
         super().resume_or_load(resume)
         if self.start_iter > 0:
+            self._run_state.check(self.start_iter)
+            rates = self.scheduler.get_lr()  # the optimizer's state has those of the old length
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
             logger.info("Continuing from iteration %d.", self.start_iter)
             if self.start_iter == self.max_iter:  # killed before the final checkpoint was complete
                 self.checkpointer.finish()
+            else:  # a finished run may go on
+                self.checkpointer.reopen(self.start_iter - 1)
             self._trainer.reset_data_loader(
                 lambda: self.build_train_loader(self.cfg, self.start_iter)
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        super().load_state_dict(with_scaler_state(state_dict, self._trainer))
+        state = with_scaler_state(state_dict, self._trainer)
+        super().load_state_dict(with_own_schedule(state, self.scheduler))
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -160,7 +208,17 @@ class TeacherTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
-        return build_evaluator(dataset_name, os.path.join(cfg.OUTPUT_DIR, "inference"))
+        most = cfg.TEST.DETECTIONS_PER_IMAGE if dataset_name == custom.VALIDATION else None
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        return build_evaluator(dataset_name, folder, max_detections=most)
+
+
+def _stored_results(path: str) -> dict[str, Any]:
+    """What the last evaluation has written, {} if that cannot be read."""
+    try:
+        return dict(read_results(path))
+    except (OSError, TypeError, ValueError):
+        return {}
 
 
 class S4MTrainer(TeacherTrainer):
@@ -184,6 +242,7 @@ class S4MTrainer(TeacherTrainer):
         self.teacher = EMATeacher(model, decay=cfg.S4M.EMA_DECAY)
         S4MCheckpointer(self.teacher.model).load(teacher_weights, branch="teacher", require=True)
         self.pseudo_labeling = PseudoLabeling(cfg, self.teacher)
+        self._skipped: dict[str, str] = {}  # unlabeled images, and why, before the run continues
         super().__init__(cfg)
         self._trainer.model = TeacherStudentModel(
             self._trainer.model,
@@ -219,6 +278,7 @@ class S4MTrainer(TeacherTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
+        self._trainer.data_loader.unlabeled.skipped_images |= self._skipped
         if self.start_iter > self.cfg.S4M.BURN_IN and not self._teacher_hook.restored:
             raise WeightsError(
                 f"Cannot continue from '{self.checkpointer.resumed_from}': iteration "
@@ -226,6 +286,15 @@ class S4MTrainer(TeacherTrainer):
                 "holds no EMA teacher (EMATeacherHook). Start without --resume and give the file "
                 "as MODEL.WEIGHTS."
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        skipped = self._trainer.data_loader.unlabeled.skipped_images
+        return {**super().state_dict(), "skipped_images": dict(skipped)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if comm.is_main_process():  # whose they are
+            self._skipped = state_dict.get("skipped_images", {})
 
     def evaluate(self) -> Mapping[str, Any]:
         """Results of the student; the teacher's too, under "teacher", once it follows it."""

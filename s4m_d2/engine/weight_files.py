@@ -6,7 +6,6 @@ import functools
 import json
 import os
 import pickle
-import re
 import struct
 import zipfile
 from collections.abc import Callable, Mapping
@@ -14,9 +13,9 @@ from typing import Any
 
 import torch
 
-from s4m_d2.engine.restricted_pickle import UnsafePickleError, load_arrays
 from s4m_d2.errors import WeightsError
-from s4m_d2.files import TENSOR_FILE_ERRORS
+from s4m_d2.files import TENSOR_FILE_ERRORS, refused_object
+from s4m_d2.restricted_pickle import UnsafePickleError, load_arrays
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _TORCH_LEGACY_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
@@ -25,7 +24,7 @@ _SAFETENSORS_LENGTH = struct.Struct("<Q")  # the length of the header, which fol
 _SAFETENSORS_START = slice(_SAFETENSORS_LENGTH.size, _SAFETENSORS_LENGTH.size + 2)
 _MAX_SAFETENSORS_HEADER = 100_000_000  # bytes, as in the format's description
 _HEAD_BYTES = 64
-_TRUNCATED = ("truncated", "unexpected eof", "ran out of input", "unexpected end of data")
+_TRUNCATED = ("truncated", "unexpected eof", "ran out of input", "end of data", "end of frame")
 
 
 def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
@@ -95,10 +94,9 @@ def _read_torch(path: str, mapped: bool = False) -> Any:
     except TENSOR_FILE_ERRORS as error:
         if _ends_early(error):
             raise _truncated(path) from error
-        names = re.findall(r"GLOBAL (\S+)", str(error))
-        if names:
+        if refused := refused_object(error):
             raise WeightsError(
-                f"Weights '{path}' hold Python objects ({names[0]}), which are refused because "
+                f"Weights '{path}' hold Python objects ({refused}), which are refused because "
                 "loading them may run code. Save a dictionary of tensors (model.state_dict())."
             ) from error
         raise WeightsError(

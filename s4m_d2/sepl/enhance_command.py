@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
 
 from s4m_d2.command_line import positive, print_problems, share
-from s4m_d2.errors import ConfigError
+from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.sepl.classes import add_class_arguments, classes_from
 from s4m_d2.sepl.enhance_image import Enhancer, ImageFiles
 from s4m_d2.sepl.enhance_report import REPORT, Report, locked
-from s4m_d2.sepl.listing import image_files, image_list, label_files
+from s4m_d2.sepl.enhancement import BACKGROUND, VOID
+from s4m_d2.sepl.labels import add_label_arguments
+from s4m_d2.sepl.listing import content_of, image_files, image_list, label_files
+from s4m_d2.sepl.mask_files import mask_names
 from s4m_d2.sepl.mask_options import add_mask_arguments, mask_source_from
 from s4m_d2.sepl.mask_sources import SamMasks
 from s4m_d2.sepl.processes import outcomes
@@ -27,13 +30,18 @@ EXIT_INTERRUPTED = 130  # as shells give it for Ctrl-C
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that :func:`run` reads."""
     parser.description = (
-        "Redraw class-index label maps with SAM's masks. Finished images are skipped, so that the "
+        "Redraw label maps with SAM's masks. Finished images are skipped, so that the "
         f"same command continues an interrupted run. OUTPUT/{REPORT} tells of each image. The exit "
         "status is 1 if any failed or lacks a file."
     )
     parser.add_argument(
-        "--pseudo-labels", type=Path, required=True, metavar="DIR", help="class-index PNGs"
+        "--pseudo-labels",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="class indices (PNG, .npy) or CAM scores (.npy)",
     )
+    add_label_arguments(parser)
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="for --sam; with --masks sizes are compared"
     )
@@ -84,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         args.o_p_thresh,
         args.keep_uncovered,
         needs_image=args.images is not None,
+        background_score=args.background_score,
     )
     settings = {"pseudo_labels": str(args.pseudo_labels.resolve()), **enhancer.settings()}
     with locked(args.output):
@@ -122,10 +131,26 @@ def _enhance_all(
 
 def _jobs(args: argparse.Namespace) -> dict[str, ImageFiles]:
     """The files of each image that is to be enhanced, by name."""
-    labels = label_files(args.pseudo_labels)
+    labels = label_files(args.pseudo_labels, args.suffix)
     images = image_files(args.images) if args.images is not None else {}
     names = image_list(args.list) if args.list is not None else list(labels)
+    if args.images is not None:
+        _check_names(labels, images, args.images, "NAME.jpg or another image")
+    if args.masks is not None:
+        masks = mask_names(args.masks)
+        _check_names(labels, masks, args.masks, "a folder NAME of PNGs, NAME.json or NAME.json.gz")
     return {name: ImageFiles(name, labels.get(name), images.get(name)) for name in names}
+
+
+def _check_names(labels: Iterable[str], others: Iterable[str], folder: Path, form: str) -> None:
+    """Refuse a folder without a file of any image: it is another one, or names are amiss."""
+    names = list(labels)
+    if set(names).isdisjoint(others):
+        raise DatasetError(
+            f"'{folder}' has nothing of the {len(names)} images that have pseudo-labels (such as "
+            f"'{names[0]}'), but {content_of(folder)}. Expected for the image NAME: {form}. Where "
+            "the names of pseudo-labels have more than NAME, give --suffix."
+        )
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -161,6 +186,12 @@ def _check_origin(output: Path, enhancer: Enhancer, jobs: Mapping[str, ImageFile
 def _print_summary(report: Report, skipped: int) -> None:
     print_problems(report.missing, "with a missing file")
     print_problems(report.failed, "failed")
+    if report.records and not any(record["classes"] for record in report.records.values()):
+        print(
+            f"warning: no label map has a class: all pixels are background ({BACKGROUND}) or void "
+            f"({VOID}). Labels need class indices; masks of 0 and 255 have none.",
+            file=sys.stderr,
+        )
     outdated = report.outdated()
     if outdated:
         print(f"{len(outdated)} of them have label maps from before, which stay", file=sys.stderr)

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from s4m_d2.data.images import READ_ERRORS, unreadable
 from s4m_d2.errors import DatasetError, InputError
 from s4m_d2.sepl.enhancement import merge_masks, select_masks
 from s4m_d2.sepl.labels import read_label, write_label
@@ -60,6 +58,7 @@ class Enhancer:
         num_classes: with background.
         o_s_thresh, o_p_thresh, keep_uncovered: of :func:`~s4m_d2.sepl.enhance`.
         needs_image: whether an image must be there, be it only for its size.
+        background_score: of labels that are CAM scores.
     """
 
     output: Path
@@ -69,6 +68,7 @@ class Enhancer:
     o_p_thresh: float
     keep_uncovered: bool
     needs_image: bool
+    background_score: float
 
     def path(self, name: str) -> Path:
         """Where the result of an image belongs."""
@@ -85,7 +85,7 @@ class Enhancer:
         """
         try:
             file = self._label_file(files)
-            label = read_label(file, self.num_classes)
+            label = self._read(file)
             if masks is None:
                 masks = self._masks(files, file, label.shape)
             record, enhanced = self._enhanced(label, masks)
@@ -102,7 +102,7 @@ class Enhancer:
         """
         try:
             file = self._label_file(files)
-            return self._masks(files, file, _stored_size(file))
+            return self._masks(files, file, self._read(file).shape)
         except (DatasetError, InputError) as error:
             return _problem(files, error)
 
@@ -113,8 +113,12 @@ class Enhancer:
             "o_p_thresh": self.o_p_thresh,
             "keep_uncovered": self.keep_uncovered,
             "num_classes": self.num_classes,
+            "background_score": self.background_score,
             **self.source.settings(),
         }
+
+    def _read(self, file: Path) -> np.ndarray:
+        return read_label(file, self.num_classes, self.background_score)
 
     def _label_file(self, files: ImageFiles) -> Path:
         """The label map, where all that is needed is there."""
@@ -147,12 +151,3 @@ class Enhancer:
 
 def _problem(files: ImageFiles, error: Exception) -> Outcome:
     return Outcome(files.name, None, str(error), isinstance(error, MissingPartner))
-
-
-def _stored_size(label: Path) -> tuple[int, int]:
-    """(H, W) of a label map, from its header alone."""
-    try:
-        with Image.open(label) as image:
-            return image.size[::-1]
-    except READ_ERRORS as error:
-        raise unreadable(str(label), error) from error

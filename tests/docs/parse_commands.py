@@ -88,7 +88,7 @@ def config_problem(script: str, namespace: argparse.Namespace) -> tuple[str, str
         if Path(file).name not in NEEDS_DETECTRON2 or has_detectron2():
             load_with_own_keys(file, opts)
         return "", SETTINGS
-    load_config(file, opts)
+    load_config("" if file.startswith("output/") else file, opts)  # a run's own is not here
     if script not in TRAINS or Path(file).name in FROM_THE_DATA:
         return "", SETTINGS
     if not file:

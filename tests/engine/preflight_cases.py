@@ -10,6 +10,7 @@ VALID = {
     "MODEL.SEM_SEG_HEAD.NAME": "MaskFormerHead",
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(CLASSES),
     "INPUT.FORMAT": "RGB",
+    "INPUT.MIN_SIZE_TRAIN": (24,),
     "DATASETS.TRAIN": ("preflight_labeled",),
     "DATASETS.UNLABELED": ("preflight_unlabeled",),
     "DATASETS.TEST": ("preflight_test",),

@@ -203,6 +203,9 @@ def test_a_corrupt_unlabeled_image_is_skipped_counted_and_training_goes_on(
     trainer = run(S4MTrainer(configs("student", "run", **changes), teacher_weights))
     assert logged(trainer)["data/skipped_images"] == 1
     assert damaged in caplog.text
+    resumed = S4MTrainer(configs("student", "run", **changes), teacher_weights)
+    resumed.resume_or_load(resume=True)
+    assert list(resumed.data_loader.unlabeled.skipped_images) == [damaged]
 
 
 @pytest.mark.parametrize("batch", [1, 2])

@@ -8,8 +8,9 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
+import torch
 
-from s4m_d2.engine.restricted_pickle import UnsafePickleError, load_arrays
+from s4m_d2.restricted_pickle import UnsafePickleError, load_arrays
 
 
 def opcodes(*parts):
@@ -50,8 +51,46 @@ def test_dotted_names_of_protocol_4_do_not_reach_attributes():
         load_arrays(io.BytesIO(b"\x80\x04" + name + b"."))
 
 
+def doubled(empty, join):
+    """Opcodes of a value that holds itself 2^60 times; the stack below stays as it was."""
+    gets = [b"h" + bytes([i]) for i in range(61)]
+    levels = b"".join(join(get) + b"q" + bytes([i]) for i, get in enumerate(gets[:-1], start=1))
+    return b"(" + empty + b"q\x00" + levels + b"1" + gets[-1]
+
+
+TUPLES = doubled(b")", lambda get: get + get + b"\x86")
+LISTS = doubled(b"]", lambda get: b"](" + get + get + b"e")
+DICTS = doubled(b"}", lambda get: b"}(U\x01a" + get + b"U\x01b" + get + b"u")
+
+
 @pytest.mark.parametrize(
-    "value", [np.array([{}], dtype=object), np.array(["a"]), np.zeros(2, dtype="f4,i4")]
+    "content",
+    [
+        *(opcodes(b"}U\x01a", value, b"s") for value in (TUPLES, LISTS, DICTS)),
+        opcodes(b"}", TUPLES, b"K\x01s"),
+        opcodes(b"}(", TUPLES, b"K\x01u"),
+        opcodes(b"(", TUPLES, b"K\x01d"),
+        opcodes(b"\x8f(", TUPLES, b"\x90"),
+        opcodes(b"ccollections\nOrderedDict\n]", TUPLES, b"K\x01\x86a\x85R"),
+        opcodes(b"cnumpy\ndtype\n", TUPLES, b"\x85R"),
+        opcodes(GET_RECONSTRUCT, b")R", LISTS, b"K\x01s"),
+        opcodes(b"]q\x00h\x00a"),
+    ],
+)
+@pytest.mark.timeout(20)
+def test_a_small_file_takes_little_time(content):
+    with pytest.raises(UnsafePickleError):
+        load_arrays(io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([{}], dtype=object),
+        np.array(len, dtype=object),
+        np.array(["a"]),
+        np.zeros(2, dtype="f4,i4"),
+    ],
 )
 def test_arrays_of_other_things_than_numbers_are_refused(value):
     with pytest.raises(UnsafePickleError):
@@ -86,6 +125,36 @@ def test_arrays_come_back_as_they_were(protocol):
         assert np.array_equal(loaded[name], content[name])
         assert loaded[name].dtype.isnative and loaded[name].dtype.type == content[name].dtype.type
     loaded["plain"][0, 0] = 1  # writable
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_dictionaries_that_numpy_saved(protocol):
+    """Tensors among them, and whole numbers as keys."""
+    scores = torch.rand(3, 4, 5)
+    content = {
+        "keys": torch.tensor([2, 14]),
+        "cam": scores[1:, ::2].half(),  # neither the storage's first value nor contiguous
+        "maps": {0: np.zeros(2), np.int64(3): np.ones(2, bool)},
+    }
+    saved = pickle.dumps(np.array(content), protocol=protocol)
+    loaded = load_arrays(io.BytesIO(saved))
+    assert loaded["keys"].tolist() == [2, 14]
+    np.testing.assert_array_equal(loaded["cam"], scores[1:, ::2].half().numpy())
+    assert {key: value.tolist() for key, value in loaded["maps"].items()} == {
+        0: [0.0, 0.0], 3: [True, True],
+    }  # fmt: skip
+
+
+def test_a_tensor_with_fewer_values_than_its_shape_is_refused():
+    """A stride of 0 repeats a value: a few bytes would become as many as the shape asks for."""
+    for shape, stride in (((10**6, 10**6), (0, 0)), ((2, 2), (2, 1)), ((3,), (-1,))):
+        tensor = torch.zeros(3).as_strided((2,), (1,))
+        saved = pickle.dumps(tensor, protocol=0)
+        changed = saved.replace(b"(I2\ntp", b"(" + b"".join(b"I%d\n" % n for n in shape) + b"tp")
+        assert changed != saved
+        changed = changed.replace(b"(I1\ntp", b"(" + b"".join(b"I%d\n" % n for n in stride) + b"tp")
+        with pytest.raises(UnsafePickleError):
+            load_arrays(io.BytesIO(changed))
 
 
 def test_python_2_files_are_read():
