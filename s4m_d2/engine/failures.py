@@ -51,6 +51,10 @@ def as_text(error: BaseException) -> str:
     return repr(error) if mistake is None else f"{type(mistake).__name__}: {mistake}"
 
 
+def _whole(text: str) -> str:
+    return printable(text, most=len(text))
+
+
 class _Record(logging.LogRecord):
     """A log message whose names cannot act on a terminal; mistakes have no traceback."""
 
@@ -62,9 +66,9 @@ class _Record(logging.LogRecord):
 
     def getMessage(self) -> str:
         if isinstance(self.args, tuple) and "\n" not in str(self.msg):  # a table follows a "\n"
-            self.args = tuple(printable(a) if isinstance(a, str) else a for a in self.args)
+            self.args = tuple(_whole(a) if isinstance(a, str) else a for a in self.args)
         parts = _LAYOUT.split(super().getMessage())
-        message = "".join(p if i % 2 else printable(p) for i, p in enumerate(parts))
+        message = "".join(p if i % 2 else _whole(p) for i, p in enumerate(parts))
         return message if self._mistake is None else f"{message} {as_text(self._mistake)}"
 
 

@@ -65,7 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-uncovered", action="store_true", help="pixels that no mask covers keep their label"
     )
     parser.add_argument(
-        "--workers", type=positive, default=1, metavar="N", help="processes; default: %(default)s"
+        "--workers",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="processes; default: %(default)s. One where SAM works on a GPU",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="make anew what the output folder holds"
@@ -97,35 +101,31 @@ def run(args: argparse.Namespace) -> int:
     settings = {"pseudo_labels": str(args.pseudo_labels.resolve()), **enhancer.settings()}
     with locked(args.output):
         report = Report(args.output, settings, classes.names)
-        if args.overwrite:
-            report.discard()
-        else:
-            _check_origin(args.output, enhancer, jobs)
-            report.resume()
-        return _enhance_all(enhancer, jobs, report, args.workers)
+        if not args.overwrite:
+            report.resume(jobs)
+        on_gpu = isinstance(source, SamMasks) and source.device.startswith("cuda")
+        return _enhance_all(enhancer, jobs, report, 1 if on_gpu else args.workers)
 
 
 def _enhance_all(
     enhancer: Enhancer, jobs: Mapping[str, ImageFiles], report: Report, workers: int
 ) -> int:
-    finished = {name for name in report.records if enhancer.path(name).exists()}
-    report.records = {name: report.records[name] for name in finished}
-    waiting = [files for name, files in jobs.items() if name not in finished]
-    on_gpu = isinstance(enhancer.source, SamMasks) and enhancer.source.device.startswith("cuda")
-    with (
-        report.writing() as journal,
-        tqdm(total=len(jobs), initial=len(jobs) - len(waiting), desc="sepl", unit="image") as bar,
-    ):
+    waiting = [files for name, files in jobs.items() if name not in report.records]
+    skipped = len(jobs) - len(waiting)
+    report.write()  # of other settings nothing counts any more
+    with tqdm(total=len(jobs), initial=skipped, desc="sepl", unit="image") as bar:
         try:
-            with closing(outcomes(enhancer, waiting, workers=workers, masks_here=on_gpu)) as stream:
+            with closing(outcomes(enhancer, waiting, workers)) as stream:
                 for outcome in stream:
-                    report.add(outcome, journal)
+                    report.add(outcome)
                     bar.update()
         except KeyboardInterrupt:
             bar.close()
             print("interrupted; the same command continues", file=sys.stderr)
             return EXIT_INTERRUPTED
-    _print_summary(report, skipped=len(jobs) - len(waiting))
+        finally:
+            report.write()
+    _print_summary(report, skipped)
     return 1 if report.failed or report.missing else 0
 
 
@@ -168,19 +168,6 @@ def _check_output(args: argparse.Namespace) -> None:
                     f"{option} '{folder}' {where} the folder of {input_option}, which must stay as "
                     "it is. Choose another one."
                 )
-
-
-def _check_origin(output: Path, enhancer: Enhancer, jobs: Mapping[str, ImageFiles]) -> None:
-    """Refuse a folder whose label maps would be replaced and did not come from this command."""
-    if (output / REPORT).exists():
-        return
-    foreign = [name for name in jobs if enhancer.path(name).exists()]
-    if foreign:
-        raise ConfigError(
-            f"'{output}' has {len(foreign)} label maps of these images ({foreign[0]}, ...), but no "
-            f"{REPORT} that says what they are. Choose another --output, or replace them with "
-            "--overwrite."
-        )
 
 
 def _print_summary(report: Report, skipped: int) -> None:

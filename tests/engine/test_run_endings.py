@@ -126,7 +126,9 @@ def test_logged_names_cannot_act_on_a_terminal(caplog):
         with plain_endings(), caplog.at_level(logging.WARNING):
             logging.getLogger("s4m_d2.test").warning("Skipped %s", NASTY)
             logging.getLogger("s4m_d2.test").warning("Table:\n%s", "a\tb\nc")
+            logging.getLogger("s4m_d2.test").warning("Lost: %s", "weight, " * 1000)
     finally:
         logging.setLogRecordFactory(factory)
-    first, second = (record.getMessage() for record in caplog.records)
+    first, second, third = (record.getMessage() for record in caplog.records)
     assert first.isprintable() and second == "Table:\na\tb\nc"
+    assert third.count("weight") == 1000
