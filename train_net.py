@@ -26,12 +26,12 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from s4m_d2.engine import run
-from s4m_d2.engine.arguments import add_arguments, check_arguments, read_config
-from s4m_d2.engine.failures import plain_endings
-from s4m_d2.engine.launch import launch
-from s4m_d2.engine.preflight import check_config, check_output_dir
-from s4m_d2.engine.stop_signals import listen
+from s4m_d2.engine.checks.preflight import check_config, check_output_dir
+from s4m_d2.engine.command import run
+from s4m_d2.engine.command.arguments import add_arguments, check_arguments, read_config
+from s4m_d2.engine.command.failures import plain_endings
+from s4m_d2.engine.command.launch import launch
+from s4m_d2.engine.training.stop_signals import listen
 
 logger = logging.getLogger("s4m_d2.train_net")
 

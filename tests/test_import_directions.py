@@ -62,7 +62,7 @@ MAY_USE_GLOBAL_RANDOMNESS = {
     ("s4m_d2/engine/rng.py", "random.getstate"),
     ("s4m_d2/engine/rng.py", "random.setstate"),
     # Initial weights.
-    ("s4m_d2/engine/trainer.py", "torch.manual_seed"),
+    ("s4m_d2/engine/training/trainer.py", "torch.manual_seed"),
     ("tools/train_tiny_sam.py", "torch.manual_seed"),
 }
 

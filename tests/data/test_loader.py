@@ -14,8 +14,8 @@ from test_mappers import arp_mapper, labeled_mapper
 from test_transforms import config
 
 from s4m_d2.data import build_stream_loader
-from s4m_d2.engine.build import build_unlabeled_loader
 from s4m_d2.engine.rng import sample_seeds
+from s4m_d2.engine.training.build import build_unlabeled_loader
 from s4m_d2.errors import ConfigError, DatasetError, InputError
 
 BATCH = 3

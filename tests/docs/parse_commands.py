@@ -21,10 +21,10 @@ from detectron2.config import CfgNode, get_cfg
 
 from s4m_d2 import add_s4m_config
 from s4m_d2.engine import run_config
-from s4m_d2.engine.arguments import check_arguments
-from s4m_d2.engine.config_checks import config_errors
+from s4m_d2.engine.checks.config_checks import config_errors
+from s4m_d2.engine.checks.preflight import preflight
+from s4m_d2.engine.command.arguments import check_arguments
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.preflight import preflight
 from s4m_d2.errors import DatasetError, S4MError, WeightsError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,6 +1,6 @@
 """A sound config for the tests of the checks before training."""
 
-from s4m_d2.engine.preflight import load_config
+from s4m_d2.engine.checks.preflight import load_config
 
 CLASSES = ["person", "car"]
 VALID = {

@@ -8,8 +8,13 @@ import signal
 import pytest
 import torch
 
-from s4m_d2.engine.checkpoint import S4MCheckpointer
-from s4m_d2.engine.checkpoint_files import is_finished, ranked, read_complete, superseded
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checkpointing.checkpoint_files import (
+    is_finished,
+    ranked,
+    read_complete,
+    superseded,
+)
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import remove_temporaries
 

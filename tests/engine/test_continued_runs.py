@@ -13,7 +13,7 @@ from torch import nn
 
 from s4m_d2.engine import TeacherTrainer, run_config
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.stop_signals import STOP_SIGNALS, Stopped, listen
+from s4m_d2.engine.training.stop_signals import STOP_SIGNALS, Stopped, listen
 from s4m_d2.errors import ConfigError
 
 from .sameness import assert_same

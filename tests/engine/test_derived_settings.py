@@ -5,7 +5,7 @@ import json
 import pytest
 
 from s4m_d2.engine.config_file import explicit_keys, load_config
-from s4m_d2.engine.derived_settings import DataFacts, Machine, derive
+from s4m_d2.engine.own_data.derived_settings import DataFacts, Machine, derive
 
 from .conftest import ROOT
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from s4m_d2.engine.arguments import read_config
+from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.errors import ConfigError, DatasetError
 
 from .own_runs import CONFIG, change_json, copied, make_data, overrides, own_options, parsed

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from s4m_d2.engine import own_data_files
-from s4m_d2.engine.arguments import read_config
+from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.predictor import class_names
+from s4m_d2.engine.figures.predictor import class_names
+from s4m_d2.engine.own_data import own_data_files
 from s4m_d2.errors import DatasetError
 from s4m_d2.report import read_results
 

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from s4m_d2.engine.preflight import check_config, check_output_dir, load_config
+from s4m_d2.engine.checks.preflight import check_config, check_output_dir, load_config
 from s4m_d2.errors import ConfigError, WeightsError
 
 from .preflight_cases import config

@@ -11,8 +11,8 @@ from PIL import Image
 
 from s4m_d2.data import ARPDatasetMapper
 from s4m_d2.data.listing import unlabeled_records
-from s4m_d2.engine.dataset_checks import dataset_findings, inspect_datasets, sampled
-from s4m_d2.engine.preflight import check_datasets
+from s4m_d2.engine.checks.dataset_checks import dataset_findings, inspect_datasets, sampled
+from s4m_d2.engine.checks.preflight import check_datasets
 from s4m_d2.errors import ConfigError, DatasetError
 
 from .preflight_cases import CLASSES, config

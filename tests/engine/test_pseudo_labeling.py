@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from s4m_d2.engine.pseudo_labeling import AMP, FLOAT32, PseudoLabeling
+from s4m_d2.engine.labeling.pseudo_labeling import AMP, FLOAT32, PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds
-from s4m_d2.engine.teacher_student import TeacherStudentModel
+from s4m_d2.engine.training.teacher_student import TeacherStudentModel
 from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.refinement import TeacherMasks
 

@@ -17,11 +17,11 @@ from detectron2.utils.events import EventStorage
 
 from s4m_d2.data.images import read_image
 from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MTrainer
-from s4m_d2.engine import quality as quality_module
-from s4m_d2.engine.config_checks import check_config
-from s4m_d2.engine.preflight import preflight
-from s4m_d2.engine.quality import RECORDS, PseudoLabelQualityHook, write_line
-from s4m_d2.engine.quality_checks import quality_findings
+from s4m_d2.engine.checks.config_checks import check_config
+from s4m_d2.engine.checks.preflight import preflight
+from s4m_d2.engine.checks.quality_checks import quality_findings
+from s4m_d2.engine.labeling import quality as quality_module
+from s4m_d2.engine.labeling.quality import RECORDS, PseudoLabelQualityHook, write_line
 from s4m_d2.engine.rng import default_generator_states
 from s4m_d2.errors import ConfigError, DatasetError, OutputError
 from s4m_d2.evaluation.measures import MEASURES

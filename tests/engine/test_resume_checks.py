@@ -5,9 +5,9 @@ import os
 import pytest
 import torch
 
-from s4m_d2.engine.build import stage_config, stages_to_run
-from s4m_d2.engine.resume_checks import resume_finding
-from s4m_d2.engine.run_state import run_settings
+from s4m_d2.engine.checks.resume_checks import resume_finding
+from s4m_d2.engine.stages import stage_config, stages_to_run
+from s4m_d2.engine.training.run_state import run_settings
 
 from .preflight_cases import config
 

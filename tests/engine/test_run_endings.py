@@ -10,13 +10,16 @@ import time
 
 import pytest
 
-from s4m_d2.engine.failures import EXIT_INTERRUPTED, as_mistake, plain_endings
-from s4m_d2.engine.run_lock import LOCK, lock_run
+from s4m_d2.engine.command.failures import EXIT_INTERRUPTED, as_mistake, plain_endings
+from s4m_d2.engine.command.run_lock import LOCK, lock_run
 from s4m_d2.errors import ConfigError, DatasetError, OutputError, WorkerError, printable
 
 from .conftest import ROOT
 
-HOLD = "import sys, time; from s4m_d2.engine.run_lock import lock_run; lock_run(sys.argv[1])\n"
+HOLD = """import sys, time
+from s4m_d2.engine.command.run_lock import lock_run
+lock_run(sys.argv[1])
+"""
 
 
 def holder(folder, then="print('held', flush=True); time.sleep(60)"):

@@ -11,9 +11,9 @@ import torch
 from detectron2.engine import HookBase, SimpleTrainer
 from torch import nn
 
-from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.rng import default_generator_states, restore_default_generators
-from s4m_d2.engine.run_state import RunStateHook, continuation_errors, with_scaler_state
+from s4m_d2.engine.training.run_state import RunStateHook, continuation_errors, with_scaler_state
 from s4m_d2.errors import WeightsError
 
 SETTINGS = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from s4m_d2.engine.config_checks import config_errors
-from s4m_d2.engine.sam_checks import sam_cache_findings
+from s4m_d2.engine.checks.config_checks import config_errors
+from s4m_d2.engine.checks.sam_checks import sam_cache_findings
 
 from .preflight_cases import config
 

@@ -18,8 +18,8 @@ from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
 from s4m_d2.engine import TeacherTrainer, stage_config, stage_is_finished
-from s4m_d2.engine.checkpoint import S4MCheckpointer
-from s4m_d2.engine.stop_signals import (
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
+from s4m_d2.engine.training.stop_signals import (
     EXIT_STOPPED,
     STOP_SIGNALS,
     StopHook,

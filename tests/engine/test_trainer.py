@@ -12,7 +12,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
-from s4m_d2.engine.build import build_labeled_loader
+from s4m_d2.engine.training.build import build_labeled_loader
 
 from .sameness import assert_same
 

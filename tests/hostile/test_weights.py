@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.errors import WeightsError
 from s4m_d2.sam.checkpoint import load_sam
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s4m_d2.engine.run_report import write_report
+from s4m_d2.engine.command.run_report import write_report
 from s4m_d2.errors import DatasetError
 from s4m_d2.report import pictures
 

@@ -22,7 +22,7 @@ from benchmarking import synthetic
 from benchmarking.bench import Bench
 from benchmarking.fixed_sam import KnownImages
 from s4m_d2.engine import BadSteps, TeacherStudentModel
-from s4m_d2.engine.bad_steps import skip_bad_steps
+from s4m_d2.engine.training.bad_steps import skip_bad_steps
 from s4m_d2.semi import Selection, mask_points
 from s4m_d2.structures import PseudoLabels, drop_invalid, sample_generators
 
