@@ -28,7 +28,7 @@ setup(
         "fvcore",
         "iopath",
         "matplotlib",
-        "numpy>=1.24,<2.3",  # cityscapesscripts calls functions that later versions dropped
+        "numpy>=1.24",
         "opencv-python-headless",  # headless: needs no libGL, which servers lack
         "pillow",
         "pycocotools",

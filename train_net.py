@@ -10,24 +10,28 @@
     python train_net.py --config-file configs/cityscapes_10pct.yaml \
         --eval-only MODEL.WEIGHTS output/student/model_final.pth S4M.EVAL both
 
-SIGTERM and SIGUSR1 save a training after its iteration and end it: status 75; --resume continues.
+SIGTERM, SIGUSR1 and Ctrl-C save a training after its iteration and end it: status 75; --resume
+continues. A second Ctrl-C ends it at once.
 """
 
 import logging
 import os
+import signal
 import sys
+
+if __name__ in ("__main__", "__mp_main__"):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a training listens, Ctrl-C just ends it
 
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from s4m_d2.engine import run
-from s4m_d2.engine.arguments import add_arguments, check_arguments, num_processes, read_config
-from s4m_d2.engine.findings import PreflightReport
-from s4m_d2.engine.launch import launch
-from s4m_d2.engine.preflight import check_config, check_output_dir, preflight
-from s4m_d2.engine.stop_signals import listen
-from s4m_d2.errors import S4MError
+from s4m_d2.engine.checks.preflight import check_config, check_output_dir
+from s4m_d2.engine.command import run
+from s4m_d2.engine.command.arguments import add_arguments, check_arguments, read_config
+from s4m_d2.engine.command.failures import plain_endings
+from s4m_d2.engine.command.launch import launch
+from s4m_d2.engine.training.stop_signals import listen
 
 logger = logging.getLogger("s4m_d2.train_net")
 
@@ -41,15 +45,6 @@ def parse_args():
     return args
 
 
-def check_run(args):
-    """The report on a training run, before any process is started."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus))  # torchrun's
-    started = num_processes(args)
-    cfg, own_data = read_config(args)
-    report = preflight(cfg, resume=args.resume, num_processes=started, num_local=local)
-    return report if own_data is None else PreflightReport((*own_data.findings(), *report.findings))
-
-
 def setup(args):
     """The checked, frozen config of this run; loggers and OUTPUT_DIR are ready afterwards."""
     cfg, own_data = read_config(args)
@@ -58,7 +53,7 @@ def setup(args):
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s4m_d2")
     if own_data is not None:
-        own_data.save()
+        own_data.save(warn=args.eval_only)
     return cfg
 
 
@@ -78,7 +73,7 @@ def start(args):
     report = ""
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0  # of this machine's processes under torchrun
     if first and not args.eval_only:
-        report = check_run(args)
+        report = run.check(args)
         if args.check:
             print(report)
         elif report.errors:
@@ -93,7 +88,5 @@ def start(args):
 
 
 if __name__ == "__main__":
-    try:
+    with plain_endings():
         sys.exit(start(parse_args()))
-    except S4MError as error:
-        sys.exit(f"{type(error).__name__}: {error}")

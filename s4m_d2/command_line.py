@@ -8,6 +8,8 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from s4m_d2.errors import printable
+
 MOST_PROBLEMS = 20  # printed
 MOST_WORKERS = 8  # unless more are asked for
 
@@ -55,6 +57,6 @@ def print_problems(problems: Mapping[str, str], what: str) -> None:
 def print_first(lines: Sequence[str]) -> None:
     """Say the first lines on standard error, and how many more there are."""
     for line in lines[:MOST_PROBLEMS]:
-        print(f"  {line}", file=sys.stderr)
+        print(f"  {printable(line)}", file=sys.stderr)
     if len(lines) > MOST_PROBLEMS:
         print(f"  and {len(lines) - MOST_PROBLEMS} more", file=sys.stderr)

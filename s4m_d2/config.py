@@ -17,7 +17,7 @@ def add_s4m_config(cfg: CN) -> None:
 
 def _add_mask2former_config(cfg: CN) -> None:
     cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_instance"  # or coco_instance_lsj (jitter of scale)
-    cfg.INPUT.COLOR_AUG_SSD = False  # SSD distortion: weak view, labeled images but LSJ's
+    cfg.INPUT.COLOR_AUG_SSD = False  # SSD color distortion of labeled images and weak views
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0  # 1.0: plain random crop
     cfg.INPUT.SIZE_DIVISIBILITY = -1  # not used; Mask2Former's configs set it
     cfg.INPUT.IMAGE_SIZE = 1024  # side of the large-scale-jitter crop, px
@@ -104,6 +104,8 @@ def _s4m_config() -> CN:
     s4m.TEACHER.IMS_PER_BATCH = 0  # labeled images
     s4m.TEACHER.MAX_ITER = 0  # iterations
     s4m.TEACHER.STEPS = ()  # iterations at which the learning rate falls
+    # of stage 1, where DATALOADER.SAMPLER_TRAIN is stage 2's; or RepeatFactorTrainingSampler
+    s4m.TEACHER.SAMPLER = "TrainingSampler"
 
     # Stage 2 (student), as in Guided Distillation and with S4M's published settings.
     s4m.UNLABELED_IMS_PER_BATCH = 0  # 0: as many as labeled ones (SOLVER.IMS_PER_BATCH)
@@ -132,6 +134,9 @@ def _s4m_config() -> CN:
     # Splits: `..._10pct` names a stable 10 % of its set, unless a list of file names is given.
     s4m.SPLIT_SEED = 0  # another seed, another choice
     s4m.SPLIT_FILE = ""  # text file, one image file name a line: the labeled set
+    # True: labeled instances outside the crop stay, as classes with empty masks (the released code
+    # on Cityscapes)
+    s4m.KEEP_EMPTY_INSTANCES = False
 
     # Limits of a run:
     s4m.MAX_SKIPPED_IMAGES = 100  # unreadable unlabeled images a process skips before it stops
@@ -194,6 +199,9 @@ def _pseudo_label_config() -> CN:
     # Of labels of an image whose masks, once refined, have a larger IoU than this, only the most
     # certain one stays. 1.0: all stay, as in the paper.
     pseudo_label.DUPLICATE_IOU = 1.0
+    # float32: the teacher labels outside autocast; amp: it computes as SOLVER.AMP has it, faster on
+    # a GPU. SAM, which stage 1 asks too, has S4M.SAM.PRECISION.
+    pseudo_label.PRECISION = "float32"
     # A warning if the labels an image (smoothed) stay outside (low, high) for so many iterations.
     # COCO has 7 instances an image, Cityscapes 18.
     pseudo_label.COUNT_BAND = (0.1, 60.0)

@@ -4,9 +4,31 @@ A message names the input, says what was expected and what to do about it. The c
 these without a traceback; everything else is a bug and keeps its traceback.
 """
 
+MOST_SHOWN = 2000  # characters of a line; of a longer one the middle is left out
+
+
+def printable(text: str, most: int = MOST_SHOWN) -> str:
+    """A text in one line, for terminals, logs and pages: files and classes have any names.
+
+    What is no printable character is escaped, lone surrogates too.
+
+    >>> print(printable("two\\nlines, \\x1b[31mred, \\udcff"), printable("x" * 99, most=5))
+    two\\nlines, \\x1b[31mred, \\udcff xx…xx
+    """
+    if len(text) > most:
+        text = f"{text[: most // 2]}…{text[-(most // 2) :]}"
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
 
 class S4MError(Exception):
-    """Base of every error that the user, not the program, can mend."""
+    """Base of every error that the user, not the program, can mend.
+
+    Args:
+        lines: of the message, one mostly; each is made :func:`printable`.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("\n".join(printable(line) for line in lines))
 
 
 class ConfigError(S4MError, ValueError):

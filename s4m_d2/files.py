@@ -1,8 +1,9 @@
-"""Files that a reader never sees half-written, and errors of files that are damaged."""
+"""Files that a reader never sees half-written, their digests, and errors of damaged ones."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import pickle
 import re
@@ -16,6 +17,7 @@ from typing import IO
 from s4m_d2.errors import OutputError
 
 _TEMPORARY = re.compile(r"\..+\.\w{8}\.tmp")  # as named by atomic_write
+_DIGEST_BYTES = 16
 DEFAULT_PERMISSIONS = 0o666  # reduced by the user's umask, as open() does
 #: What ``torch.load`` raises for a damaged or foreign file: its unpickler checks little.
 TENSOR_FILE_ERRORS = (
@@ -38,6 +40,12 @@ TENSOR_FILE_ERRORS = (
 _DISK_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EISDIR)
 )
+
+
+def refused_object(error: BaseException) -> str:
+    """The Python object that ``torch.load`` refused to make, by its name; "": another error."""
+    names = re.findall(r"GLOBAL (\S+)", str(error))
+    return names[0] if names else ""
 
 
 @contextmanager
@@ -68,7 +76,7 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
         _publish(temporary, path)
     except BaseException as error:
         os.unlink(temporary)
-        cause = _disk_error(error)
+        cause = disk_error(error)
         if cause is None:
             raise
         raise _refused(path, cause) from error
@@ -81,6 +89,15 @@ def _publish(temporary: str, path: str) -> None:
         os.replace(temporary, path)
     except OSError as error:  # such as another user's file in a folder that all may write to
         raise _refused(path, error) from error
+
+
+def digest(path: str | os.PathLike[str]) -> str:
+    """A hash of a file's content; "" if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.blake2b(file.read(), digest_size=_DIGEST_BYTES).hexdigest()
+    except OSError:
+        return ""
 
 
 def remove_temporaries(folder: str | os.PathLike[str]) -> list[str]:
@@ -96,7 +113,7 @@ def remove_temporaries(folder: str | os.PathLike[str]) -> list[str]:
     return names
 
 
-def _disk_error(error: BaseException | None) -> OSError | None:
+def disk_error(error: BaseException | None) -> OSError | None:
     """The disk's error that led to ``error``, which a library may have wrapped in its own."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:

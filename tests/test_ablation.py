@@ -17,9 +17,9 @@ from ablation_study.comparisons import COMPARISONS  # noqa: E402
 from ablation_study.figures import Summary, summary  # noqa: E402
 from ablation_study.runs import Run, all_runs  # noqa: E402
 
-from s4m_d2.engine.build import run_config, stage_config  # noqa: E402
-from s4m_d2.engine.config_checks import config_errors  # noqa: E402
+from s4m_d2.engine.checks.config_checks import config_errors  # noqa: E402
 from s4m_d2.engine.config_file import load_config  # noqa: E402
+from s4m_d2.engine.stages import run_config, stage_config  # noqa: E402
 from s4m_d2.errors import ConfigError  # noqa: E402
 
 CONFIG = str(ROOT / "configs" / "toyscapes_ablation.yaml")

@@ -97,7 +97,7 @@ def test_what_a_result_holds(study):
     assert figures["AP50"] == 2 * student
     assert figures["by class"] == {"person": student - 1, "car": student + 1}
     labels = found["pseudo-labels"]
-    # Means over the last 2 of 15 and 3 of 30 logged iterations; the first half was logged twice.
+    # Means over the last 2 of 15 and 3 of 30 logged iterations.
     assert labels["burn-in"] == {"pseudo_labels/per_image": 290, "refinement/fallbacks": 0.25}
     assert labels["end"] == {"pseudo_labels/per_image": 580, "refinement/fallbacks": 0.25}
     assert list(labels["history"]) == [str(i) for i in range(19, 600, 20)]

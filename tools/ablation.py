@@ -42,7 +42,7 @@ from ablation_study.setup import Study  # noqa: E402
 from ablation_study.times import Clock, minutes  # noqa: E402
 from ablation_study.training import FAILED, Outcome, Trainer, has_weights  # noqa: E402
 
-from s4m_d2.engine.stop_signals import EXIT_STOPPED  # noqa: E402
+from s4m_d2.engine.training.stop_signals import EXIT_STOPPED  # noqa: E402
 from s4m_d2.errors import DatasetError, S4MError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 

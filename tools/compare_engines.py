@@ -30,8 +30,8 @@ from s4m_d2.engine import (
     run_config,
     stage_config,
 )
-from s4m_d2.engine.build import build_labeled_loader, build_unlabeled_loader
 from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.training.build import build_labeled_loader, build_unlabeled_loader
 from s4m_d2.files import atomic_write
 from s4m_d2.semi.ema_teacher import EMATeacher
 

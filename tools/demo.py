@@ -29,10 +29,10 @@ from s4m_d2.command_line import print_first, share
 from s4m_d2.data.images import read_image
 from s4m_d2.data.media import Media, Video, find_media
 from s4m_d2.engine import run_config
-from s4m_d2.engine.arguments import split_overrides
-from s4m_d2.engine.config_checks import check_config
+from s4m_d2.engine.checks.config_checks import check_config
+from s4m_d2.engine.command.arguments import split_overrides
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.predictor import Predictor, class_names, load_model
+from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.coco_results import RESULTS, Add, write_coco_results
 from s4m_d2.visualization import overlay, write_png

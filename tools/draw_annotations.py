@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Draw a COCO file's annotations on its images, and predictions beside them.
 
+What cannot be drawn is named.
+
     python tools/draw_annotations.py annotations.json --images photos --output annotations.png
     python tools/draw_annotations.py output/data/val.json --images photos --output found.png \\
         --predictions output/student/inference/coco_instances_results.json
@@ -21,7 +23,7 @@ from pycocotools.coco import COCO
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from s4m_d2.data.custom import OwnCoco  # noqa: E402
+from s4m_d2.data.annotations import read_annotations  # noqa: E402
 from s4m_d2.data.images import read_image  # noqa: E402
 from s4m_d2.errors import DatasetError, S4MError  # noqa: E402
 from s4m_d2.visualization import overlay, panel_grid  # noqa: E402
@@ -48,7 +50,10 @@ def draw(
     Raises:
         DatasetError: a file is missing, damaged, or does not fit the others.
     """
-    content = OwnCoco(json_file, images).read()
+    annotations = read_annotations(json_file, images, strict=False)
+    for problem in [*annotations.findings.problems(), *annotations.findings.warnings]:
+        print(f"not drawn: {problem}", file=sys.stderr)
+    content = annotations.to_coco()
     if not content["images"]:
         raise DatasetError(f"{json_file} has no image to draw.")
     truth = COCO()  # which prints when it reads a file itself

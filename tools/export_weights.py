@@ -21,8 +21,8 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from s4m_d2.engine.weight_files import read_weight_file
-from s4m_d2.engine.weight_names import BRANCHES, ModelWeights, model_weights
+from s4m_d2.engine.checkpointing.weight_files import read_weight_file
+from s4m_d2.engine.checkpointing.weight_names import BRANCHES, ModelWeights, model_weights
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
 from s4m_d2.files import atomic_write
 from s4m_d2.modeling.backbones.weight_names import to_mask2former_names

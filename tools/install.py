@@ -25,8 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ENGINE = ROOT / "detectron2_lite"
 REQUIREMENTS = ROOT / "requirements.txt"
 SAM2_REQUIREMENTS = ROOT / "requirements-sam2.txt"
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 13)  # of the tested versions in requirements.txt
-LIMITS = {"numpy": "numpy<2.3", "torch": "torch>=2.4"}  # as in setup.py
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 11), (3, 14)  # of the tested versions in requirements.txt
+LIMITS = {"torch": "torch>=2.4"}  # as in setup.py
 OPENCV = "opencv-python-headless"  # all distributions of OpenCV provide the same module
 OURS = ".s4m_d2_made"  # in an environment that this script made
 STAMP = ".s4m_d2_setup"  # what the last complete set-up was made from

@@ -29,11 +29,11 @@ from s4m_d2.engine import (
     run_config,
     stage_config,
 )
-from s4m_d2.engine.preflight import check_config, load_config
-from s4m_d2.engine.protocol import check_model
-from s4m_d2.engine.quality import QualityReport
-from s4m_d2.engine.quality_checks import quality_datasets
-from s4m_d2.engine.weight_names import BRANCHES
+from s4m_d2.engine.checkpointing.weight_names import BRANCHES
+from s4m_d2.engine.checks.preflight import check_config, load_config
+from s4m_d2.engine.checks.quality_checks import quality_datasets
+from s4m_d2.engine.labeling.protocol import check_model
+from s4m_d2.engine.labeling.quality import QualityReport
 from s4m_d2.errors import S4MError, WeightsError
 from s4m_d2.evaluation.tables import quality_tables
 from s4m_d2.files import atomic_write

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from s4m_d2.engine.run_report import write_report
+from s4m_d2.engine.command.run_report import write_report
 from s4m_d2.errors import S4MError
 
 

@@ -27,11 +27,17 @@ from detectron2.config import CfgNode
 
 from s4m_d2.command_line import positive
 from s4m_d2.engine import run_config
-from s4m_d2.engine.arguments import split_overrides
-from s4m_d2.engine.config_checks import check_config
+from s4m_d2.engine.checks.config_checks import check_config
+from s4m_d2.engine.command.arguments import split_overrides
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.figure_set import FIGURES, OF_TEACHER, WITHOUT_MODEL, FigureModels, FigureSet
-from s4m_d2.engine.predictor import load_model
+from s4m_d2.engine.figures.figure_set import (
+    FIGURES,
+    OF_TEACHER,
+    WITHOUT_MODEL,
+    FigureModels,
+    FigureSet,
+)
+from s4m_d2.engine.figures.predictor import load_model
 from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.semi.ema_teacher import EMATeacher

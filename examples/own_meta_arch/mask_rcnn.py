@@ -1,6 +1,7 @@
 """Detectron2's Mask R-CNN, made trainable by S4MTrainer. Needs Detectron2 itself.
 
-GeneralizedRCNN has ``forward``; S4MTrainable (s4m_d2/engine/protocol.py) asks for one method more.
+GeneralizedRCNN has ``forward``; S4MTrainable (s4m_d2/engine/labeling/protocol.py) asks for one
+method more.
 """
 
 import torch

@@ -2,7 +2,7 @@
 "is the center of an object in me, of which class, and which pixels are its own?"
 
 Nothing here knows of teachers, students or SAM. What makes it trainable by S4MTrainer is that it
-is an S4MTrainable (s4m_d2/engine/protocol.py): ``forward`` and ``predict_queries``.
+is an S4MTrainable (s4m_d2/engine/labeling/protocol.py): ``forward`` and ``predict_queries``.
 """
 
 import torch

@@ -14,10 +14,11 @@ from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser, default_setup
 
 from s4m_d2 import S4MError, add_s4m_config
-from s4m_d2.engine import run, run_config
-from s4m_d2.engine.launch import launch
-from s4m_d2.engine.preflight import check_config, check_datasets, check_output_dir
-from s4m_d2.engine.stop_signals import listen
+from s4m_d2.engine import run_config
+from s4m_d2.engine.checks.preflight import check_config, check_datasets, check_output_dir
+from s4m_d2.engine.command import run
+from s4m_d2.engine.command.launch import launch
+from s4m_d2.engine.training.stop_signals import listen
 
 if importlib.util.find_spec("detectron2.modeling.roi_heads"):  # not in detectron2 lite
     import mask_rcnn  # noqa: F401  (registers TeacherStudentRCNN)

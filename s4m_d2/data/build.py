@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 
 import cv2
 import torch
@@ -22,6 +23,11 @@ from s4m_d2.errors import DatasetError, S4MError
 
 DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
 """Mappers by INPUT.DATASET_MAPPER_NAME and S4M.UNLABELED_MAPPER: ``(cfg, is_train) -> mapper``."""
+
+_STOPS = (
+    {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} if hasattr(signal, "sigtimedwait") else set()
+)
+_ALIVE_SECONDS = 5.0  # between two looks at whether the training process is alive
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +57,7 @@ class StreamDataset(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict | _Failure:
         index, position = item
-        skipped: list[str] = []
+        skipped: dict[str, str] = {}
         try:
             while True:
                 record = {
@@ -61,10 +67,10 @@ class StreamDataset(Dataset):
                 }
                 try:
                     sample = self._mapper(record)
-                except DatasetError:
+                except DatasetError as error:
                     if not self._skips_unreadable:
                         raise
-                    skipped.append(record["file_name"])
+                    skipped[record["file_name"]] = str(error)
                     if len(skipped) > min(self._max_skipped, len(self._records) - 1):
                         raise _too_many(skipped) from None
                     index = (index + 1) % len(self._records)
@@ -94,41 +100,50 @@ class StreamLoader(DataLoader):
     Each ``iter`` starts at the loader's start position.
 
     Attributes:
-        skipped_images: different unreadable files met so far by this process, in order.
+        skipped_images: files met so far by this process that cannot be used, in order, and why.
     """
 
     def __init__(self, dataset: Dataset, max_skipped: int, **kwargs) -> None:
         super().__init__(dataset, **kwargs)
         self._max_skipped_images = max_skipped
-        self.skipped_images: list[str] = []
+        self.skipped_images: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[list[dict]]:  # type: ignore[override]  # no more is promised
-        for batch in super().__iter__():
+        for batch in self._start():
             for sample in batch:
                 if isinstance(sample, _Failure):
                     raise sample.error
-                self._count(sample.get("skipped_images", ()))
+                self._count(sample.get("skipped_images", {}))
             yield batch
 
-    def _count(self, file_names: Iterable[str]) -> None:
-        for file_name in file_names:
+    def _start(self) -> Iterator[list[dict]]:
+        """Start the workers, which inherit a mask of stop signals: so do the threads that libraries
+        start there on import, of which one would take a signal that the main thread blocks."""
+        if not _STOPS:
+            return super().__iter__()
+        resource_tracker.ensure_running()  # which unblocks SIGTERM when it starts
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _count(self, skipped: dict[str, str]) -> None:
+        for file_name, reason in skipped.items():
             if file_name in self.skipped_images:
                 continue
-            self.skipped_images.append(file_name)
-            logger.warning(
-                "Skipped the unlabeled image %s, which cannot be read (%d skipped so far).",
-                file_name,
-                len(self.skipped_images),
-            )
+            self.skipped_images[file_name] = reason
+            count = len(self.skipped_images)
+            logger.warning("Skipped an unlabeled image (%d so far): %s", count, reason)
         if len(self.skipped_images) > self._max_skipped_images:
             raise _too_many(self.skipped_images)
 
 
-def _too_many(skipped: Sequence[str]) -> DatasetError:
+def _too_many(skipped: dict[str, str]) -> DatasetError:
     return DatasetError(
-        f"{len(skipped)} unlabeled images cannot be read, the last is {skipped[-1]}: more than "
-        "S4M.MAX_SKIPPED_IMAGES allows, or all there are. Replace the damaged files, or raise the "
-        "limit."
+        f"{len(skipped)} unlabeled images cannot be used: more than S4M.MAX_SKIPPED_IMAGES allows, "
+        "or all there are. Replace them, or raise the limit. The last one: "
+        f"{list(skipped.values())[-1]}"
     )
 
 
@@ -148,8 +163,8 @@ def build_stream_loader(
 
     A sample's position is its index in the global stream: ``k * world_size + rank`` for the k-th
     one of this process. Where the mapper says ``skip_unreadable``, an image that raises
-    DatasetError is replaced by the next record's, and the sample lists the files skipped for it in
-    "skipped_images"; other mappers' errors end the stream.
+    DatasetError is replaced by the next record's, and the sample has the files skipped for it, with
+    the reasons, in "skipped_images"; other mappers' errors end the stream.
 
     Args:
         dataset_dicts: Detectron2 records.
@@ -159,7 +174,7 @@ def build_stream_loader(
         num_workers: loading processes; 0 loads in this one.
         start_position: samples of this process already consumed; they are not loaded again.
         seeds: position -> the sample's seeds by purpose.
-        max_skipped: different unreadable images tolerated.
+        max_skipped: different images tolerated that cannot be used.
         pin_memory: put images into page-locked memory, from where they reach a GPU sooner.
 
     Returns:
@@ -188,26 +203,27 @@ def _as_list(samples: list) -> list:
 
 def _start_worker(worker_id: int) -> None:
     cv2.setNumThreads(0)  # one thread for each worker; torch limits itself
-    if hasattr(signal, "sigwaitinfo"):
+    if _STOPS:
         _outlive_stop_signals()
 
 
 def _outlive_stop_signals() -> None:
-    """Let nobody but the training process end this worker by SIGTERM or SIGUSR1.
+    """Let nobody but the training process end this worker by a signal that stops a run.
 
-    Schedulers send them to every process of a job. The training process then saves and stops after
-    its iteration, for which it still needs the worker's batches.
+    Schedulers and Ctrl-C send them to every process of a job. The training process then saves and
+    stops after its iteration, for which it still needs the worker's batches. Where that process is
+    gone, the worker ends; PyTorch does not notice if it went while the worker started.
     """
-    signals = {signal.SIGTERM, signal.SIGUSR1}
     parent = multiprocessing.parent_process()
     assert parent is not None  # this is a worker
     training = parent.pid  # not getppid(): there may be a fork server
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)  # a fork server's processes have its mask
 
     def take() -> None:
-        while True:
-            info = signal.sigwaitinfo(signals)
-            if info.si_signo == signal.SIGTERM and info.si_pid == training:
-                os._exit(0)
+        while parent.is_alive():
+            info = signal.sigtimedwait(_STOPS, _ALIVE_SECONDS)
+            if info and info.si_signo == signal.SIGTERM and info.si_pid == training:
+                break
+        os._exit(0)
 
     threading.Thread(target=take, daemon=True).start()

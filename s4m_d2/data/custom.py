@@ -2,124 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from s4m_d2.data.coco import CocoFormat
-from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images, unlabeled_records
-from s4m_d2.errors import DatasetError
+from s4m_d2.data.annotations import Annotations
+from s4m_d2.data.listing import unlabeled_records
 
 LABELED, UNLABELED, VALIDATION = "own_labeled", "own_unlabeled", "own_val"
 
 
-@dataclass(frozen=True)
-class OwnCoco(CocoFormat):
-    """A COCO file whose classes are told apart by their names.
-
-    Attributes:
-        categories: entries of "categories" that the file's are mapped to; (): its own.
-        file_names: of the images that are used; None: all.
-    """
-
-    categories: tuple[dict, ...] = field(default=(), hash=False)
-    file_names: frozenset[str] | None = None
-
-    def choose(self, names: Sequence[str]) -> list[str]:
-        """Of all file names those that are used, in their order."""
-        return [name for name in names if self.file_names is None or name in self.file_names]
-
-    def read(self) -> dict:
-        """The checked content of the file, with the ids of :attr:`categories`.
-
-        Raises:
-            DatasetError: the file is missing or malformed, two categories have one name, or the
-                names are not those of :attr:`categories`.
-        """
-        return self._read(self.json_file)
-
-    def _read(self, json_file: str) -> dict:
-        content = super()._read(json_file)
-        own = {category["name"]: category["id"] for category in content["categories"]}
-        if len(own) < len(content["categories"]):
-            names = [category["name"] for category in content["categories"]]
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise DatasetError(
-                f"{json_file}: 'categories' names {', '.join(twice)} more than once. Classes are "
-                "told apart by their names: make these unique."
-            )
-        if len({isinstance(category_id, str) for category_id in own.values()}) > 1:
-            raise DatasetError(
-                f"{json_file}: the ids of 'categories' are numbers and texts. Number them anew."
-            )
-        if not self.categories:
-            return content
-        wanted = {category["name"]: category["id"] for category in self.categories}
-        if own.keys() != wanted.keys():
-            raise DatasetError(
-                f"{json_file} has other categories than the labeled images: "
-                f"{_difference(own, wanted)}. Write the same names in both files (their ids may "
-                "differ)."
-            )
-        ids = {own_id: wanted[name] for name, own_id in own.items()}
-        annotations = [
-            {**row, "category_id": ids[row["category_id"]]} for row in content["annotations"]
-        ]
-        return {**content, "annotations": annotations, "categories": list(self.categories)}
-
-
-def _difference(own: Iterable[str], wanted: Iterable[str]) -> str:
-    own, wanted = set(own), set(wanted)
-    parts = []
-    if wanted - own:
-        parts.append(f"it lacks {', '.join(sorted(wanted - own))}")
-    if own - wanted:
-        parts.append(f"it adds {', '.join(sorted(own - wanted))}")
-    return " and ".join(parts)
-
-
-def list_unlabeled(image_dir: str, left_out: Collection[str] = ()) -> tuple[list[str], int]:
-    """Images below a folder, but those of the validation split.
-
-    Args:
-        image_dir: searched recursively.
-        left_out: file names whose stems (name without folder and extension) are left out.
-
-    Returns:
-        Paths below ``image_dir``, sorted, and how many were left out.
-
-    Raises:
-        DatasetError: the folder does not exist or holds no other image.
-    """
-    remedy = "--unlabeled (S4M.DATA.UNLABELED) names the folder of unlabeled images."
-    paths = list_images(image_dir, IMAGE_EXTENSIONS, remedy)
-    stems = {_stem(name) for name in left_out}
-    kept = [os.path.relpath(path, image_dir) for path in paths if _stem(path) not in stems]
-    if not kept:
-        raise DatasetError(
-            f"The folder {image_dir} holds {len(paths)} images, all of them in the validation "
-            f"set: nothing is left to train on. {remedy}"
-        )
-    return kept, len(paths) - len(kept)
-
-
-def _stem(path: str) -> str:
-    return os.path.splitext(os.path.basename(path))[0]
-
-
 def register_own_data(
-    classes: Sequence[str],
     *,
-    labeled: OwnCoco,
+    labeled: Annotations,
     unlabeled: tuple[str, Sequence[str]] | None = None,
-    validation: tuple[OwnCoco, str] | None = None,
+    validation: tuple[Annotations, str] | None = None,
 ) -> None:
     """Register ``own_labeled``, ``own_unlabeled`` and ``own_val``; what had these names goes.
 
     Args:
-        classes: names in the order of contiguous ids.
         labeled: what to train on.
         unlabeled: a folder, and paths below it.
         validation: what to evaluate on, and where the COCO file lies, or will lie, that the
@@ -130,21 +33,24 @@ def register_own_data(
             DatasetCatalog.remove(name)
         if name in MetadataCatalog.list():
             MetadataCatalog.remove(name)
-    _register_coco(LABELED, labeled, labeled.json_file, classes)
+    _register_coco(LABELED, labeled, labeled.json_file)
     if validation is not None:
-        _register_coco(VALIDATION, *validation, classes)
+        _register_coco(VALIDATION, *validation)
     if unlabeled is not None:
         folder, names = unlabeled
         paths = [os.path.join(folder, name) for name in names]
-        DatasetCatalog.register(UNLABELED, lambda: unlabeled_records(paths, folder))
+        # Headers are read once for the checks, the loader and the figures of a process.
+        DatasetCatalog.register(
+            UNLABELED, functools.cache(lambda: unlabeled_records(paths, folder))
+        )
         MetadataCatalog.get(UNLABELED).set(image_dir=folder)
 
 
-def _register_coco(name: str, dataset: OwnCoco, json_file: str, classes: Sequence[str]) -> None:
-    DatasetCatalog.register(name, lambda: dataset.load(dataset.choose, name))
+def _register_coco(name: str, annotations: Annotations, json_file: str) -> None:
+    DatasetCatalog.register(name, lambda: list(annotations.records))
     MetadataCatalog.get(name).set(
         json_file=json_file,
-        image_root=dataset.image_root,
+        image_root=annotations.image_root,
         evaluator_type="coco",
-        thing_classes=list(classes),
+        **annotations.metadata(),
     )

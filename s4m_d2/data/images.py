@@ -83,6 +83,12 @@ def image_size(file_name: str) -> tuple[int, int]:
     return height, width
 
 
+def is_turned(file_name: str) -> bool:
+    """Whether the EXIF data of an image that can be read swap its height and width."""
+    with Image.open(file_name) as image:
+        return orientation(image) in _TRANSPOSED
+
+
 def unreadable(file_name: str, error: Exception) -> DatasetError:
     """The error for a file that exists in a listing but cannot be used."""
     if isinstance(error, FileNotFoundError):

@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from s4m_d2.data.build import DATASET_MAPPER_REGISTRY
-from s4m_d2.data.images import read_image
+from s4m_d2.data.images import is_turned, read_image
 from s4m_d2.data.masks import tight_boxes, transform_masks
 from s4m_d2.data.sampling import SampleSeeds, start_sample
 from s4m_d2.data.transforms import ColorDistortion, apply_geometry, build_geometry
@@ -27,6 +27,7 @@ class LabeledDatasetMapper:
         color: distortion of the view, or None.
         image_format: "RGB" or "BGR".
         num_classes: class ids must be below it.
+        keep_empty: S4M.KEEP_EMPTY_INSTANCES.
         rng: seeds the samples of a loader that attaches no "seeds"; default: the system's entropy.
     """
 
@@ -39,6 +40,7 @@ class LabeledDatasetMapper:
         color: ColorDistortion | None,
         image_format: str,
         num_classes: int,
+        keep_empty: bool = False,
         rng: np.random.Generator | None = None,
     ) -> None:
         if not is_train:
@@ -47,6 +49,7 @@ class LabeledDatasetMapper:
         self._color = color
         self._image_format = image_format
         self._num_classes = num_classes
+        self._keep_empty = keep_empty
         self._seeds = SampleSeeds(rng)
 
     @classmethod
@@ -57,6 +60,7 @@ class LabeledDatasetMapper:
             "color": ColorDistortion(cfg.INPUT.FORMAT) if cfg.INPUT.COLOR_AUG_SSD else None,
             "image_format": cfg.INPUT.FORMAT,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "keep_empty": cfg.S4M.KEEP_EMPTY_INSTANCES,
         }
 
     def __call__(self, record: dict) -> dict:
@@ -64,8 +68,8 @@ class LabeledDatasetMapper:
 
         Returns:
             A sample with "image" ((3, H, W) uint8, content only) and "instances" (gt_classes,
-            gt_masks as BitMasks, gt_boxes around them) in the frame of the view. Crowds and
-            instances outside the view are left out.
+            gt_masks as BitMasks, gt_boxes around them) in the frame of the view. Crowds and,
+            unless ``keep_empty``, instances outside the view are left out.
 
         Raises:
             DatasetError: names the image, and what is wrong with it or with which annotation.
@@ -76,7 +80,7 @@ class LabeledDatasetMapper:
                 "unlabeled set, whose name goes into DATASETS.UNLABELED."
             )
         image = read_image(record["file_name"], self._image_format)
-        check_image_size(record, image)
+        check_image_size(record, image.shape[:2])
         seeds = self._seeds.of(record)
         view, transforms = apply_geometry(
             self._geometry, image, seeds.geometry, record["file_name"]
@@ -109,12 +113,12 @@ class LabeledDatasetMapper:
             ) from error
         classes = torch.tensor([a["category_id"] for _, a in annotations], dtype=torch.int64)
         boxes = tight_boxes(masks)
-        visible = boxes.any(1)
+        kept = boxes.any(1) | self._keep_empty
         return Instances(
             view_size,
-            gt_classes=classes[visible],
-            gt_masks=BitMasks(masks if visible.all() else masks[visible]),
-            gt_boxes=Boxes(boxes[visible]),
+            gt_classes=classes[kept],
+            gt_masks=BitMasks(masks if kept.all() else masks[kept]),
+            gt_boxes=Boxes(boxes[kept]),
         )
 
 
@@ -136,19 +140,25 @@ def check_annotation(file_name: str, index: int, annotation: dict, num_classes: 
         )
 
 
-def check_image_size(record: dict, image: np.ndarray) -> None:
-    """Refuse an (H, W, 3) image of another size than its record says.
+def check_image_size(record: dict, size: tuple[int, int]) -> None:
+    """Refuse an image of another (H, W) than its record says.
 
     Raises:
         DatasetError: names the image and both sizes.
     """
-    size = image.shape[:2]
     expected = record.get("height", size[0]), record.get("width", size[1])
-    if size != expected:
-        raise DatasetError(
-            f"{record['file_name']} has (height, width) {size}, but its annotations say {expected}."
-            " Replace the image or the annotations."
+    if size == expected:
+        return
+    remedy = "Replace the image or the annotations."
+    if size == expected[::-1] and is_turned(record["file_name"]):
+        remedy = (
+            "Its EXIF orientation turns it upright, but it was annotated as it is stored. Remove "
+            "the orientation from all such images (exiftool -Orientation= FILES)."
         )
+    raise DatasetError(
+        f"{record['file_name']} has (height, width) {size}, but its annotations say {expected}. "
+        f"{remedy}"
+    )
 
 
 @DATASET_MAPPER_REGISTRY.register()
@@ -159,8 +169,5 @@ def mask_former_instance(cfg: CfgNode, is_train: bool = True) -> LabeledDatasetM
 
 @DATASET_MAPPER_REGISTRY.register()
 def coco_instance_lsj(cfg: CfgNode, is_train: bool = True) -> LabeledDatasetMapper:
-    """Large-scale jitter (COCO). As in Mask2Former, labeled images keep their colors.
-
-    INPUT.COLOR_AUG_SSD is then for the weak view alone.
-    """
-    return LabeledDatasetMapper(cfg, is_train, color=None)
+    """Large-scale jitter (COCO)."""
+    return LabeledDatasetMapper(cfg, is_train)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from s4m_d2.data.images import image_size
 from s4m_d2.errors import DatasetError
+from s4m_d2.files import digest
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
+# Why something of a folder is not listed.
+HIDDEN, OTHER, SPECIAL = "hidden", "not an image", "pipe or device"
+LINKED_TWICE, CLOSED = "folder linked twice", "folder that cannot be read"
+IN_VALIDATION = "in the validation set"
+
+_ARCHIVE_JUNK = "__MACOSX"  # what macOS adds to archives, hidden there
 _READERS = 8  # threads that wait for the headers of images
+_PART = 64  # of them that a thread reads at a time: one at a time costs twice the work
+_SAMPLE_BYTES = 4096  # of a file, to tell it from others of its size
 
 
 def dataset_path(path: str) -> str:
@@ -22,39 +35,162 @@ def dataset_path(path: str) -> str:
 def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[str]:
     """Paths of the files below a folder whose names end in one of ``suffixes``, sorted.
 
+    Hidden files and folders, pipes and devices are left out. Links are followed, but each folder
+    is visited once, under its own path where it has one below ``image_dir``. A broken link is
+    listed: whoever opens it names it.
+
     Raises:
         DatasetError: the folder does not exist or holds no such file; ``remedy`` ends the message.
     """
+    return _list(image_dir, suffixes, remedy)[0]
+
+
+def list_unlabeled(
+    image_dir: str, validation: Sequence[str] = (), validation_dir: str = ""
+) -> tuple[list[str], dict[str, int]]:
+    """Images below a folder, as :func:`list_images` finds them, but those of the validation set.
+
+    An image is one of these if it has the same path below its folder, or the same content.
+
+    Args:
+        image_dir: searched recursively.
+        validation, validation_dir: paths of images to leave out, below that folder.
+
+    Returns:
+        Paths below ``image_dir``, sorted, and how many entries were left out, by reason.
+
+    Raises:
+        DatasetError: the folder does not exist or holds no other image.
+    """
+    remedy = "--unlabeled (S4M.DATA.UNLABELED) names the folder of unlabeled images."
+    paths, left_out = _list(image_dir, IMAGE_EXTENSIONS, remedy)
+    names = {path: os.path.relpath(path, image_dir) for path in paths}
+    known = {os.path.normpath(name) for name in validation}
+    held_out = {path for path, name in names.items() if name in known}
+    held_out |= _copies(paths, [os.path.join(validation_dir, name) for name in validation])
+    if len(held_out) == len(paths):
+        raise DatasetError(
+            f"The folder {image_dir} holds {len(paths)} images, all of them in the validation "
+            f"set: nothing is left to train on. {remedy}"
+        )
+    if held_out:
+        left_out[IN_VALIDATION] = len(held_out)
+    return [names[path] for path in paths if path not in held_out], dict(left_out)
+
+
+def counted(left_out: dict[str, int]) -> str:
+    """What was left out, for people.
+
+    >>> counted({"hidden": 1200, "in the validation set": 2})
+    'hidden 1,200, in the validation set 2'
+    """
+    return ", ".join(f"{reason} {count:,}" for reason, count in left_out.items())
+
+
+def _list(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> tuple[list[str], Counter[str]]:
     if not os.path.isdir(image_dir):
         raise DatasetError(f"The folder of images {image_dir} does not exist. {remedy}")
-    paths = [
-        os.path.join(folder, name)
-        for folder, _, names in os.walk(image_dir, followlinks=True)
-        for name in names
-        if name.lower().endswith(tuple(suffix.lower() for suffix in suffixes))
-        and not name.startswith(".")
-    ]
+    paths, left_out = _walk(image_dir, tuple(suffix.lower() for suffix in suffixes))
     if not paths:
+        others = f" (left out: {counted(left_out)})" if left_out else ""
         raise DatasetError(
-            f"The folder {image_dir} holds no image that ends in {' or '.join(suffixes)}. {remedy}"
+            f"The folder {image_dir} holds no image that ends in {' or '.join(suffixes)}{others}. "
+            f"{remedy}"
         )
-    return sorted(paths)
+    return sorted(paths), left_out
+
+
+def _walk(image_dir: str, suffixes: tuple[str, ...]) -> tuple[list[str], Counter[str]]:
+    paths: list[str] = []
+    left_out: Counter[str] = Counter()
+    visited = {str(folder) for folder in Path(os.path.realpath(image_dir)).parents}
+    folders = deque([image_dir])  # linked ones at the end, so that others keep their own paths
+    while folders:
+        folder = folders.popleft()
+        real = os.path.realpath(folder)
+        if real in visited:
+            left_out[LINKED_TWICE] += 1
+            continue
+        visited.add(real)
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError:
+            left_out[CLOSED] += 1
+            continue
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name == _ARCHIVE_JUNK:
+                left_out[HIDDEN] += 1
+                continue
+            kind = _kind(entry)
+            if kind == stat.S_IFDIR:
+                (folders.append if entry.is_symlink() else folders.appendleft)(entry.path)
+            elif not entry.name.lower().endswith(suffixes):
+                left_out[OTHER] += 1
+            elif kind == stat.S_IFREG:
+                paths.append(entry.path)
+            else:
+                left_out[SPECIAL] += 1
+    return paths, left_out
+
+
+def _kind(entry: os.DirEntry) -> int:
+    """Of what a link leads to, as in ``st_mode``; a broken link counts as a file."""
+    try:
+        if entry.is_file():  # mostly without asking the system
+            return stat.S_IFREG
+        return stat.S_IFMT(entry.stat().st_mode)
+    except OSError:
+        return stat.S_IFREG
+
+
+def _copies(paths: Iterable[str], originals: Iterable[str]) -> set[str]:
+    """Those of ``paths`` whose files have the content of one of ``originals``."""
+    for key in (_size, _middle, digest):  # each reads more, of fewer files
+        wanted = {path: key(path) for path in originals}
+        values = set(wanted.values()) - {None, ""}
+        keys = {path: key(path) for path in paths} if values else {}
+        paths = [path for path in keys if keys[path] in values]
+        found = {keys[path] for path in paths}
+        originals = [path for path in wanted if wanted[path] in found]
+    return set(paths)
+
+
+def _size(path: str) -> int | None:
+    """In bytes; None of what is no file."""
+    try:
+        info = os.stat(path)
+    except OSError:
+        return None
+    return info.st_size if stat.S_ISREG(info.st_mode) else None
+
+
+def _middle(path: str) -> bytes | None:
+    """A few bytes from the middle of a file, as many begin alike; None if it cannot be read."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            file.seek(file.seek(0, os.SEEK_END) // 2)
+            return file.read(_SAMPLE_BYTES)
+    except OSError:
+        return None
 
 
 def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
     """Records with "file_name", "image_id" (path below ``image_dir``), "height" and "width".
 
-    Sizes come from the headers. An image with a damaged header keeps its record, without a size:
-    the loader meets it, skips it and counts it.
+    Sizes come from the headers. An image with a damaged header keeps its record, with the reason
+    in "unreadable" in the place of a size: the loader meets it, skips it and counts it.
     """
+    parts = [paths[start : start + _PART] for start in range(0, len(paths), _PART)]
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(lambda path: _unlabeled_record(path, image_dir), paths))
+        found = pool.map(lambda part: [_unlabeled_record(path, image_dir) for path in part], parts)
+        return [record for part in found for record in part]
 
 
 def _unlabeled_record(path: str, image_dir: str) -> dict:
     record = {"file_name": path, "image_id": os.path.relpath(path, image_dir)}
     try:
         height, width = image_size(path)
-    except DatasetError:
-        return record
+    except DatasetError as error:
+        return {**record, "unreadable": str(error)}
     return {**record, "height": height, "width": width}

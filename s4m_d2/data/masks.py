@@ -12,10 +12,9 @@ from torch import Tensor
 
 from s4m_d2.data.cropping import source_pixels
 from s4m_d2.data.run_lengths import RunLengths
-from s4m_d2.data.segmentations import read_mask, read_polygons, read_rle
+from s4m_d2.data.segmentations import as_polygons, read_mask, read_polygons, read_rle
 from s4m_d2.errors import DatasetError
 
-_MIN_POLYGON_NUMBERS = 6  # three points
 _LAYER_CAPACITY = 255  # masks that a uint8 map tells apart, 0 being background
 
 
@@ -47,7 +46,7 @@ def transform_masks(
     bitmaps = {}
     for index, segmentation in enumerate(segmentations):
         if isinstance(segmentation, list):
-            polygons = read_polygons(segmentation, image_size)
+            polygons = read_polygons(as_polygons(segmentation), image_size)
             _draw_polygons(polygons, transforms, masks[index])
             continue
         mask = read_mask(segmentation, image_size)
@@ -76,13 +75,9 @@ def _draw_polygons(
     polygons: list[np.ndarray], transforms: T.TransformList, view: np.ndarray
 ) -> None:
     """Set the union of the polygons in an empty (H', W') bool view; parts outside are cut off."""
-    moved = []
-    for points in polygons:
-        if len(points) % 2 or len(points) < _MIN_POLYGON_NUMBERS:
-            raise DatasetError(
-                f"a polygon must have at least three points (x, y), got {len(points)} numbers"
-            )
-        moved.append(transforms.apply_coords(points.reshape(-1, 2)).reshape(-1))
+    if not polygons:
+        raise DatasetError("no polygon has three points (x, y) or more")
+    moved = [transforms.apply_coords(p.reshape(-1, 2)).reshape(-1) for p in polygons]
     rle = mask_util.merge(mask_util.frPyObjects(moved, *view.shape))
     drawn = read_rle(rle, view.shape)
     rows, columns = drawn.bounds()

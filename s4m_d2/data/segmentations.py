@@ -11,7 +11,9 @@ from pycocotools import mask as mask_utils
 from s4m_d2.data.run_lengths import RunLengths
 from s4m_d2.errors import DatasetError
 
+_PAIR, _FEWEST_POINTS = 2, 3
 _MAX_REACH = 10  # longer sides of its image by which a polygon may leave it
+_OUTLINE, _OUTLINE_SHARE = 50_000, 25  # px of a polygon's outline; of its image's area, if more
 # Of a compressed RLE's text: see _read_text.
 _TEXT_ZERO = ord("0")
 _TEXT_BITS = 5
@@ -22,8 +24,6 @@ _TEXT_MAX_DIGITS = 7  # of a 32-bit number
 def check_segmentation(segmentation: object, image_size: tuple[int, int]) -> None:
     """Refuse polygons and masks that could not be drawn in an image; nothing is decoded.
 
-    How many points a polygon has shows only when it is drawn.
-
     Args:
         segmentation: polygons, RLE dict or array, of any content.
         image_size: (H, W).
@@ -32,7 +32,8 @@ def check_segmentation(segmentation: object, image_size: tuple[int, int]) -> Non
         DatasetError: says what is wrong, as part of a sentence.
     """
     if isinstance(segmentation, list):
-        read_polygons(segmentation, image_size)
+        if not read_polygons(as_polygons(segmentation), image_size):
+            raise DatasetError("no polygon has three points (x, y) or more")
     else:
         read_mask(segmentation, image_size)
 
@@ -54,30 +55,58 @@ def read_mask(segmentation: object, image_size: tuple[int, int]) -> RunLengths |
     )
 
 
-def read_polygons(segmentation: list, image_size: tuple[int, int]) -> list[np.ndarray]:
-    """New float64 arrays [x0, y0, x1, ...] of a list of polygons.
+def as_polygons(segmentation: list) -> list:
+    """The list of polygons that a list means: tools also write a single polygon, flat or as pairs.
+
+    >>> as_polygons([0, 0, 4, 0, 4, 4]), as_polygons([[0, 0], [4, 0], [4, 4]])
+    ([[0, 0, 4, 0, 4, 4]], [[[0, 0], [4, 0], [4, 4]]])
+    """
+    pairs = (isinstance(part, list) and len(part) == _PAIR for part in segmentation)
+    is_one = bool(segmentation) and (
+        isinstance(segmentation[0], int | float)
+        or (len(segmentation) >= _FEWEST_POINTS and all(pairs))
+    )
+    return [segmentation] if is_one else segmentation
+
+
+def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarray]:
+    """New float64 arrays [x0, y0, x1, ...] of the polygons that have at least three points.
+
+    Args:
+        polygons: lists of numbers or of pairs (x, y), such as :func:`as_polygons` returns.
+        image_size: (H, W).
 
     Raises:
         DatasetError: as :func:`check_segmentation`.
     """
-    if not segmentation:
-        raise DatasetError("the list of polygons is empty")
-    return [_points(polygon, image_size) for polygon in segmentation]
+    read = (_points(polygon, image_size) for polygon in polygons)
+    fewest = _FEWEST_POINTS * _PAIR
+    return [points for points in read if len(points) >= fewest and len(points) % _PAIR == 0]
 
 
 def _points(polygon: object, image_size: tuple[int, int]) -> np.ndarray:
     """The numbers of a polygon as a new float64 array of one dimension."""
     try:
         points = np.array(polygon, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         points = np.array(np.nan)
-    if not points.ndim or not np.isfinite(points).all():
+    if not points.ndim or (points.ndim > 1 and points.shape[-1] != _PAIR):
         raise DatasetError("a polygon must be a list of finite numbers x, y, x, y, ...")
-    if np.abs(points).max(initial=0) > (_MAX_REACH + 1) * max(image_size):
+    low, high = points.min(initial=0), points.max(initial=0)
+    reach = (_MAX_REACH + 1) * max(image_size)
+    if not (-reach <= low and high <= reach):
+        if not np.isfinite(points).all():
+            raise DatasetError("a polygon must be a list of finite numbers x, y, x, y, ...")
         raise DatasetError(
-            f"a polygon has the coordinate {points.flat[np.abs(points).argmax()]:g}, far outside "
-            f"the image, which has (height, width) {image_size}"
+            f"a polygon has the coordinate {low if -low > high else high:g}, far outside the "
+            f"image, which has (height, width) {image_size}"
         )
+    # COCO's API draws an outline point by point, in memory.
+    longest = max(_OUTLINE, image_size[0] * image_size[1] / _OUTLINE_SHARE)
+    if points.size * (high - low) > longest and points.size % _PAIR == 0:
+        steps = np.diff(points.reshape(-1, _PAIR), axis=0)
+        if np.abs(steps).sum() > longest:
+            raise DatasetError("a polygon's outline is longer than its image can hold")
     return points.reshape(-1)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from s4m_d2.data.cityscapes import CityscapesFormat
-from s4m_d2.data.coco import CocoFormat
+from s4m_d2.data.coco import CocoFormat, overwrite_metadata
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, dataset_path, list_images, unlabeled_records
 from s4m_d2.data.subsets import listed_subset, read_split_file, stable_subset
 from s4m_d2.errors import ConfigError, DatasetError
@@ -172,15 +172,15 @@ def _register_labeled(
 def _load_labeled(
     name: str, dataset: DatasetFormat, choose: Callable[[Sequence[str]], list[str]]
 ) -> list[dict]:
-    _set_paths(name, dataset.paths())
+    overwrite_metadata(name, dataset.paths())  # $DETECTRON2_DATASETS may have changed
     try:
         return dataset.load(choose, name)
     except DatasetError as error:
-        raise DatasetError(f"Data set '{name}': {error}") from error
+        raise DatasetError(*f"Data set '{name}': {error}".split("\n")) from error
 
 
 def _load_unlabeled(name: str, dataset: DatasetFormat) -> list[dict]:
-    _set_paths(name, dataset.paths())
+    overwrite_metadata(name, dataset.paths())  # $DETECTRON2_DATASETS may have changed
     return unlabeled_records(dataset.unlabeled_images(), dataset.paths()["image_dir"])
 
 
@@ -194,15 +194,6 @@ def _register(
         )
     DatasetCatalog.register(name, load)
     MetadataCatalog.get(name).set(**metadata, **paths)
-
-
-def _set_paths(name: str, paths: dict[str, str]) -> None:
-    """Follow $DETECTRON2_DATASETS, which may have changed since the set was registered."""
-    metadata = MetadataCatalog.get(name)
-    for key, path in paths.items():
-        if metadata.get(key) != path:
-            delattr(metadata, key)
-        setattr(metadata, key, path)
 
 
 def _register_builtin() -> None:

@@ -101,9 +101,14 @@ def apply_geometry(
         The view, (H', W', 3) uint8, and the transforms that made it.
 
     Raises:
-        DatasetError: of an image so narrow, nothing is left after resizing.
+        DatasetError: of an image so narrow, nothing may be left after resizing.
     """
+    short, long = sorted(image.shape[:2])
+    is_narrow = long > _NARROW * short
     try:
+        if is_narrow:  # refused whatever ``seed`` draws, so that checks and training agree
+            with seeded_numpy(seed):
+                draw_transforms([_smallest(step) for step in augmentations], image.shape[:2])
         with seeded_numpy(seed):
             transforms = draw_transforms(augmentations, image.shape[:2])
             if transforms is None:
@@ -111,14 +116,21 @@ def apply_geometry(
                 transforms = T.AugmentationList(augmentations)(view)
                 return view.image, transforms
     except ValueError as error:
-        short, long = sorted(image.shape[:2])
-        if long <= _NARROW * short:
+        if not is_narrow:
             raise
         raise DatasetError(
             f"{name} has (height, width) {image.shape[:2]}, too narrow for the sizes of INPUT "
             f"({error}). Crop the image, or take it out of the data set."
         ) from error
     return transform_image(image, transforms), transforms
+
+
+def _smallest(augmentation: T.Augmentation) -> T.Augmentation:
+    """A random scale at its smallest; other augmentations as they are."""
+    if type(augmentation) is not T.ResizeScale:
+        return augmentation
+    scale = augmentation.min_scale
+    return T.ResizeScale(scale, scale, augmentation.target_height, augmentation.target_width)
 
 
 class ColorDistortion:

@@ -134,7 +134,7 @@ class TrueLabelsMapper:
         """
         name = record["file_name"]
         image = read_image(name, self._image_format)
-        check_image_size(record, image)
+        check_image_size(record, image.shape[:2])
         view, transforms = apply_geometry(self._geometry, image, 0, name)
         annotations = []
         for index, annotation in enumerate(record["annotations"]):

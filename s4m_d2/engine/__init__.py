@@ -1,14 +1,15 @@
 """Training: the two trainers, their hooks, loaders, checkpoints and checks."""
 
-from s4m_d2.engine.bad_steps import BadSteps
-from s4m_d2.engine.build import build_optimizer, run_config, stage_config, stage_is_finished
-from s4m_d2.engine.checkpoint import S4MCheckpointer
-from s4m_d2.engine.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
-from s4m_d2.engine.protocol import QueryPredictions, S4MTrainable
-from s4m_d2.engine.pseudo_labeling import PseudoLabeling
-from s4m_d2.engine.quality import PseudoLabelQualityHook, QualityMeasurement
-from s4m_d2.engine.teacher_student import TeacherStudentModel
-from s4m_d2.engine.trainer import S4MTrainer, TeacherTrainer
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
+from s4m_d2.engine.labeling.protocol import QueryPredictions, S4MTrainable
+from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.labeling.quality import PseudoLabelQualityHook, QualityMeasurement
+from s4m_d2.engine.stages import run_config, stage_config, stage_is_finished
+from s4m_d2.engine.training.bad_steps import BadSteps
+from s4m_d2.engine.training.build import build_optimizer
+from s4m_d2.engine.training.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
+from s4m_d2.engine.training.teacher_student import TeacherStudentModel
+from s4m_d2.engine.training.trainer import S4MTrainer, TeacherTrainer
 
 __all__ = [
     "BadSteps",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import yaml
 from detectron2.config import CfgNode, get_cfg
@@ -15,6 +17,8 @@ from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError
 
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
+_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_FOR_OTHER_DATA = ("Base-", "cityscapes_", "coco_", "toyscapes_")
 # What Detectron2's, fvcore's and yacs' merging raise on a file or override that does not fit.
 _MERGE_ERRORS = (
     AssertionError,
@@ -54,9 +58,23 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
 
 
 def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:
-    """The keys that the file, with its ``_BASE_``, or the overrides set; both loaded before."""
-    nested = CfgNode.load_yaml_with_base(config_file) if config_file else {}
+    """The keys that the user set, in the file, its ``_BASE_`` or the overrides; loaded before.
+
+    What this project's configs for COCO, Cityscapes and toyscapes set, they set for those.
+    """
+    nested = _UsersConfig.load_yaml_with_base(config_file) if config_file else {}
     return {*_leaf_keys(nested), *opts[::2]}
+
+
+class _UsersConfig(CfgNode):
+    """A config whose files for other data are empty."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        path = Path(filename).resolve()
+        if path.parent == _CONFIGS and path.name.startswith(_FOR_OTHER_DATA):
+            return io.StringIO("{}")
+        return super()._open_cfg(filename)
 
 
 def _merge_file(cfg: CfgNode, config_file: str) -> None:

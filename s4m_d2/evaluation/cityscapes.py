@@ -7,8 +7,10 @@ import logging
 import os
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -75,6 +77,8 @@ class CityscapesInstanceAP(DatasetEvaluator):
         import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as scripts
         from cityscapesscripts.evaluation.instances2dict import instances2dict
 
+        if not hasattr(np, "in1d"):  # NumPy 2.4 dropped what cityscapesScripts 2.3.0 calls
+            scripts.np = SimpleNamespace(**vars(np), in1d=np.isin)
         truths, predictions = self._pairs()
         args = copy.copy(scripts.args)  # the scripts' settings are global: leave them alone
         args.predictionPath = os.path.abspath(self._root)

@@ -30,7 +30,7 @@ class _BatchSizes:
     """What turns the sums of one process into its part of the means over all processes.
 
     Attributes:
-        num_masks: 0-dim; instances of all images, at least 1, divided by the number of processes.
+        num_masks: 0-dim; instances of all images divided by the number of processes, at least 1.
         class_weight: 0-dim; class weights of all queries of a layer, divided so too.
     """
 
@@ -58,10 +58,10 @@ class SetCriterion(nn.Module):
     """Weighted losses of every supervised layer.
 
     Each loss is a weighted mean over the batch of all processes: the mean of the processes' losses,
-    whose gradient DDP computes, is the loss of the same images in one process. Mask2Former divides
-    so for the masks (by at least one mask a process, here one in all), but takes the class loss of
-    each process alone, where a process without instances would push its queries towards "no object"
-    many times as hard as the others.
+    whose gradient DDP computes, is the loss of the same images in one process. The mask losses are
+    Mask2Former's, and divide by at least one mask per process. Its class loss is a mean of each
+    process alone, where a process without instances would push its queries towards "no object" many
+    times as hard as the others.
 
     Args:
         num_classes: object classes K, without "no object".
@@ -176,7 +176,7 @@ class SetCriterion(nn.Module):
         if world_size > 1:
             torch.distributed.all_reduce(counts)
         num_masks, class_weight = counts.unbind()
-        return _BatchSizes(num_masks.clamp(min=1) / world_size, class_weight / world_size)
+        return _BatchSizes((num_masks / world_size).clamp(min=1), class_weight / world_size)
 
     def _indices(
         self,

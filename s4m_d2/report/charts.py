@@ -6,11 +6,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from s4m_d2.report.curves import Curve, Point
 from s4m_d2.report.run import MASKS, Stage
-from s4m_d2.report.svg import COLORS, Mark, Series, chart, number
+from s4m_d2.report.svg import COLORS, Mark, Series, chart, escape, number
 
 LABELED, UNLABELED = "labeled", "unlabeled"
 DISTILLATION = "loss_sd"

@@ -1,8 +1,7 @@
 """The curves of a run's metrics.json, thinned to what a page can show.
 
-The file has a JSON object a line, each with an "iteration". It may end in a torn line, and a run
-that was continued has written some iterations twice: the last value counts. Memory does not grow
-with the length of the file but for eight bytes a line.
+The file has a JSON object a line, each with an "iteration"; it may end in a torn line. Memory does
+not grow with the length of the file but for eight bytes a line.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import math
 import os
 import re
 from array import array
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -73,7 +71,7 @@ class Curves:
 
     Attributes:
         by_name: curves by the name of what was derived from a record.
-        records: iterations with a record.
+        records: lines that are one.
         unreadable: lines that are none.
         last_iteration: None: there is no record.
     """
@@ -101,15 +99,14 @@ def read_curves(path: str | os.PathLike[str], derive: Derive, most: int = MOST_P
     """
     curves = Curves()
     iterations = array("q", (_iteration(line) for line in _lines(path)))
-    left = Counter(iterations)
-    left.pop(_NONE, None)
-    if not left:
+    count = len(iterations) - iterations.count(_NONE)
+    if not count:
         return curves
-    first, last = min(left), max(left)
-    width = 1 if len(left) <= most else -(-(last - first + 1) // most)
+    first = min(i for i in iterations if i != _NONE)
+    width = 1 if count <= most else -(-(max(iterations) - first + 1) // most)
     bins: dict[str, dict[int, Point]] = {}
     lasts: dict[str, tuple[int, float]] = {}
-    for iteration, record in _records(path, iterations, left, curves):
+    for iteration, record in _records(path, iterations, curves):
         curves.records += 1
         curves.last_iteration = max(iteration, curves.last_iteration or 0)
         for name, value in derive(record).items():
@@ -130,24 +127,14 @@ def _iteration(line: bytes) -> int:
 
 
 def _records(
-    path: str | os.PathLike[str], iterations: array, left: Counter[int], curves: Curves
+    path: str | os.PathLike[str], iterations: array, curves: Curves
 ) -> Iterator[tuple[int, dict[str, float]]]:
-    """Each iteration once, when its last record was read, with all values written for it.
-
-    Counts the lines that are none in ``curves``.
-    """
-    pending: dict[int, dict[str, float]] = {}
+    """Iteration and numbers of each record; counts the lines that are none in ``curves``."""
     for iteration, line in zip(iterations, _lines(path), strict=False):
         record = None if iteration == _NONE else _parsed(line)
         curves.unreadable += record is None and bool(line.strip())
-        if iteration == _NONE:
-            continue
-        merged = pending.pop(iteration, {}) | (record or {})
-        left[iteration] -= 1
-        if left[iteration]:
-            pending[iteration] = merged
-        elif merged:
-            yield iteration, merged
+        if record:
+            yield iteration, record
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[bytes]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from html import escape
 
 from s4m_d2.report import tables
 from s4m_d2.report.charts import ap_chart, stage_charts
 from s4m_d2.report.pictures import Picture
 from s4m_d2.report.run import Run, Stage, finite, stage_title
 from s4m_d2.report.style import STYLE
-from s4m_d2.report.svg import number
+from s4m_d2.report.svg import escape, number
 
 #: The browser fetches nothing, runs nothing and sends nothing, whatever the page holds.
 POLICY = (
@@ -155,7 +154,7 @@ def _gallery(pictures: Sequence[Picture]) -> str:
 
 
 def _figure(picture: Picture) -> str:
-    title, (width, height) = escape(picture.title, quote=True), picture.size
+    title, (width, height) = escape(picture.title), picture.size
     return (
         f"<figure><figcaption>{title}</figcaption><div><img loading='lazy' width='{width}' "
         f"height='{height}' alt='{title}' src='{picture.uri}'></div></figure>"
@@ -199,9 +198,10 @@ def _settings(run: Run) -> str:
         inside = tables.pairs_html(run.facts)
         parts.append(f"<details open><summary>Data, model, versions</summary>{inside}</details>")
     if run.config:
+        config = "\n".join(map(escape, run.config.split("\n")))
         parts.append(
             "<details><summary>The whole config</summary>"
-            f"<div class='scroll'><pre>{escape(run.config)}</pre></div></details>"
+            f"<div class='scroll'><pre>{config}</pre></div></details>"
         )
     return "".join(parts)
 

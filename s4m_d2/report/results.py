@@ -16,6 +16,8 @@ def write_results(results: Mapping[str, Any], path: str) -> None:
     def plain(value):
         if isinstance(value, Mapping):
             return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, int):
+            return value
         return float(value) if math.isfinite(value) else None
 
     with atomic_write(path) as file:

@@ -6,11 +6,12 @@ its values.
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
+from s4m_d2.errors import MOST_SHOWN, printable
 from s4m_d2.report.curves import Point
 
 WIDTH, HEIGHT = 460, 240  # of the picture, in its own units, as all lengths here
@@ -24,6 +25,11 @@ NEAR_ZERO, NEAR_TICK = 0.5, 0.02  # shares of the range of iterations
 ROUNDING = 1e-9  # relative; values that differ by no more are the same
 LABEL_SIDE = 0.7  # of the plot; a mark beyond it has its label on the left
 GROUPED = 10_000  # from here on, thousands of ticks are set apart
+
+
+def escape(text: str, most: int = MOST_SHOWN) -> str:
+    """A text of a run in one line of HTML, shortened to ``most`` characters."""
+    return html.escape(printable(text, most))
 
 
 @dataclass(frozen=True)

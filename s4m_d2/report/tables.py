@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from s4m_d2.report.run import Run, Settings, finite
+from s4m_d2.report.svg import escape
 
 MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+CLASS_LETTERS = 60  # of a class's name
 OPEN_CLASSES = 20  # more rows are folded away
 _CLASS = "AP-"
 _DASH = "–"
@@ -56,7 +57,7 @@ def classes_html(models: Models) -> str:
         cells = "".join(_bar(values[name], top, i) for i, name in enumerate(names))
         if compared:
             cells += f"<td>{_change(values['stage-1 teacher'], values['student'])}</td>"
-        title = escape(key.removeprefix(_CLASS))
+        title = escape(key.removeprefix(_CLASS), CLASS_LETTERS)
         rows.append(f"<tr><th scope='row' class='name'>{title}</th>{cells}</tr>")
     heads = ["class", *names, *(["gain of the student"] if compared else [])]
     opened = " open" if len(classes) <= OPEN_CLASSES else ""

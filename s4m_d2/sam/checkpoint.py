@@ -8,13 +8,13 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, WeightsError
-from s4m_d2.files import TENSOR_FILE_ERRORS
+from s4m_d2.files import TENSOR_FILE_ERRORS, refused_object
+from s4m_d2.sam.file_layout import recognize, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +45,11 @@ def load_sam(
     build: Callable[[], nn.Module],
     path: str | Path,
     model: str,
-    unpack: Callable[[Any], Any] = lambda content: content,
+    ignored: tuple[str, ...] = (),
 ) -> nn.Module:
     """A SAM with the weights of a file; the file's content is read as tensors only.
+
+    The state dict may be wrapped: see :func:`~s4m_d2.sam.file_layout.unwrap`.
 
     Under ``torch.device("meta")`` the file is checked, and the model keeps no values.
 
@@ -55,7 +57,7 @@ def load_sam(
         build: makes the model, without weights.
         path: a file saved by torch.
         model: the model's name in messages, such as ``vit_b``.
-        unpack: finds the model's state dict in the file's content; what is none is given back.
+        ignored: beginnings of parameters' names that a file may have and the model does not.
 
     Raises:
         WeightsError: the file is missing, unreadable or of another model.
@@ -65,7 +67,7 @@ def load_sam(
     if not path.is_file():
         found = "it is a folder" if path.is_dir() else "there is no such file"
         raise WeightsError(f"SAM weights for {model}: '{path}': {found}. {remedy}")
-    state = _read_state(path, model, unpack, remedy)
+    state = _read_state(path, model, ignored, remedy)
     with torch.random.fork_rng(devices=[]):  # the weights replace what is drawn here
         sam = build()
     _check_architecture(state, sam.state_dict(), path, model, remedy)
@@ -98,20 +100,27 @@ def where_to_get(model: str) -> str:
 
 
 def _read_state(
-    path: Path, model: str, unpack: Callable[[Any], Any], remedy: str
+    path: Path, model: str, ignored: tuple[str, ...], remedy: str
 ) -> Mapping[str, Tensor]:
     try:
         # Values are read when they are used, but in the oldest format of PyTorch's.
         mapped = zipfile.is_zipfile(path)
         content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except TENSOR_FILE_ERRORS as error:
+        cause = f"it is truncated or something else ({type(error).__name__}). {remedy}"
+        if refused := refused_object(error):
+            cause = (
+                f"it holds Python objects ({refused}), which are refused because loading them may "
+                "run code. Save the SAM's state_dict() alone (micro-sam: export_custom_sam_model)."
+            )
         raise WeightsError(
             f"SAM weights for {model}: '{path}' ({path.stat().st_size:,} bytes) cannot be read as "
-            f"a file of tensors; it is truncated or something else ({type(error).__name__}). "
-            f"{remedy}"
+            f"a file of tensors; {cause}"
         ) from error
-    state = unpack(content)
-    is_state = isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())
+    state = unwrap(content)
+    is_state = isinstance(state, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    )
     if not is_state:
         found = f"a {type(state).__name__}"
         if isinstance(state, Mapping):
@@ -120,7 +129,7 @@ def _read_state(
             f"SAM weights for {model}: '{path}' holds {found}; expected a state dict, from "
             f"parameter name to tensor. {remedy}"
         )
-    return state
+    return {name: value for name, value in state.items() if not name.startswith(ignored)}
 
 
 def _check_architecture(
@@ -133,14 +142,27 @@ def _check_architecture(
         if name in state and state[name].shape != value.shape
     ]
     problems += [f"{name} is unknown" for name in state if name not in expected]
-    if problems:
-        listed = "; ".join(problems[:NAMED_MISMATCHES])
-        more = len(problems) - NAMED_MISMATCHES
-        listed += f"; and {more} more" if more > 0 else ""
-        raise WeightsError(
-            f"SAM weights for {model}: '{path}' is of another model ({len(state)} entries, "
-            f"expected {len(expected)}): {listed}. {remedy}"
-        )
+    if not problems:
+        return
+    subject = f"SAM weights for {model}: '{path}'"
+    found = recognize(state)
+    if found and found != model:
+        raise WeightsError(f"{subject} is of {found}{_use_of(found)}. For {model}: {remedy}")
+    listed = "; ".join(problems[:NAMED_MISMATCHES])
+    more = len(problems) - NAMED_MISMATCHES
+    listed += f"; and {more} more" if more > 0 else ""
+    raise WeightsError(
+        f"{subject} is of another model ({len(state)} entries, expected {len(expected)}): "
+        f"{listed}. {remedy}"
+    )
+
+
+def _use_of(model: str) -> str:
+    """What to do with a file of that model."""
+    for backend, models in PUBLISHED_WEIGHTS.items():
+        if model in models:
+            return f": set S4M.SAM.BACKEND {backend} S4M.SAM.MODEL_TYPE {model}"
+    return ", which no backend here reads"
 
 
 def _warn_on_other_hash(path: Path) -> None:

@@ -10,7 +10,6 @@ initializes Hydra's global state, unless that has been done before.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -201,14 +200,6 @@ def sam2(cfg: Any) -> Sam2Backend:
         lambda: build_sam2_image_model(SIZES[model_type]),
         cfg.S4M.SAM.CHECKPOINT,
         model_type,
-        unpack=_image_part,
+        ignored=VIDEO_ONLY,
     )
     return Sam2Backend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))
-
-
-def _image_part(content: Any) -> Any:
-    """The image model's entries of a file: a state dict, under ``model`` in the published ones."""
-    state = content.get("model") if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping):
-        return content
-    return {name: value for name, value in state.items() if not name.startswith(VIDEO_ONLY)}

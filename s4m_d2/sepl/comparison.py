@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from s4m_d2.errors import DatasetError, S4MError
+from s4m_d2.sepl.cam_scores import BACKGROUND_SCORE
 from s4m_d2.sepl.labels import read_label
 from s4m_d2.sepl.listing import label_files
 from s4m_d2.sepl.scores import ConfusionMatrix, confusion
@@ -21,24 +22,36 @@ TRUTH, BEFORE, AFTER = "ground truth", "pseudo-label", "enhanced label"  # kinds
 
 
 class LabelFolders:
-    """Label maps of the same images in several folders; files of one stem belong together.
+    """Label maps of the same images in several folders; files of one name belong together.
 
     Attributes:
-        files: kind (``TRUTH``, ...) → stem → path.
+        files: kind (``TRUTH``, ...) → name → path.
         num_classes: with background.
     """
 
-    def __init__(self, folders: Mapping[str, Path | None], num_classes: int):
+    def __init__(
+        self,
+        folders: Mapping[str, Path | None],
+        num_classes: int,
+        suffix: str = "",
+        background_score: float = BACKGROUND_SCORE,
+    ):
         """
         Args:
-            folders: kind → folder of PNGs; None: there is none of this kind.
+            folders: kind → folder of label maps; None: there is none of this kind.
+            suffix: of the names of pseudo-labels, as that of ``label_files``.
+            background_score: of CAM scores, as that of ``read_label``.
 
         Raises:
             DatasetError: a folder is missing or empty.
         """
         self._folders = {kind: path for kind, path in folders.items() if path is not None}
-        self.files = {kind: label_files(path) for kind, path in self._folders.items()}
+        self.files = {
+            kind: label_files(path, suffix if kind == BEFORE else "")
+            for kind, path in self._folders.items()
+        }
         self.num_classes = num_classes
+        self._background_score = background_score
 
     def label_names(self) -> list[str]:
         """Stems that any folder but the ground truth's has, sorted: that may be of more images."""
@@ -63,7 +76,10 @@ class LabelFolders:
         if missing:
             raise DatasetError(", ".join(missing))
         paths = {kind: files[name] for kind, files in self.files.items()}
-        labels = {kind: read_label(path, self.num_classes) for kind, path in paths.items()}
+        labels = {
+            kind: read_label(path, self.num_classes, self._background_score)
+            for kind, path in paths.items()
+        }
         if len({label.shape for label in labels.values()}) > 1:
             sizes = ", ".join(f"{paths[kind]} {label.shape}" for kind, label in labels.items())
             raise DatasetError(

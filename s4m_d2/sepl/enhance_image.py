@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from s4m_d2.data.images import READ_ERRORS, unreadable
 from s4m_d2.errors import DatasetError, InputError
 from s4m_d2.sepl.enhancement import merge_masks, select_masks
 from s4m_d2.sepl.labels import read_label, write_label
@@ -60,6 +58,7 @@ class Enhancer:
         num_classes: with background.
         o_s_thresh, o_p_thresh, keep_uncovered: of :func:`~s4m_d2.sepl.enhance`.
         needs_image: whether an image must be there, be it only for its size.
+        background_score: of labels that are CAM scores.
     """
 
     output: Path
@@ -69,42 +68,20 @@ class Enhancer:
     o_p_thresh: float
     keep_uncovered: bool
     needs_image: bool
+    background_score: float
 
-    def path(self, name: str) -> Path:
-        """Where the result of an image belongs."""
-        return self.output / f"{name}{OUTPUT_SUFFIX}"
-
-    def enhance(self, files: ImageFiles, masks: Masks | None = None) -> Outcome:
+    def enhance(self, files: ImageFiles) -> Outcome:
         """Write the enhanced label map of an image.
-
-        Args:
-            masks: those that :meth:`make_masks` returned; None: made or read here.
 
         Raises:
             S4MError: for reasons that concern other images too; the image's own are the outcome's.
         """
         try:
-            file = self._label_file(files)
-            label = read_label(file, self.num_classes)
-            if masks is None:
-                masks = self._masks(files, file, label.shape)
-            record, enhanced = self._enhanced(label, masks)
+            record, enhanced = self._enhanced(*self._inputs(files))
         except (DatasetError, InputError) as error:
-            return _problem(files, error)
-        write_label(self.path(files.name), enhanced)
+            return Outcome(files.name, None, str(error), isinstance(error, MissingPartner))
+        write_label(self.output / f"{files.name}{OUTPUT_SUFFIX}", enhanced)
         return Outcome(files.name, record)
-
-    def make_masks(self, files: ImageFiles) -> Masks | Outcome:
-        """The masks alone, for a process that owns a GPU; an outcome where that fails.
-
-        Raises:
-            S4MError: as :meth:`enhance`.
-        """
-        try:
-            file = self._label_file(files)
-            return self._masks(files, file, _stored_size(file))
-        except (DatasetError, InputError) as error:
-            return _problem(files, error)
 
     def settings(self) -> dict[str, Any]:
         """What the results depend on, beside the labels themselves."""
@@ -113,21 +90,19 @@ class Enhancer:
             "o_p_thresh": self.o_p_thresh,
             "keep_uncovered": self.keep_uncovered,
             "num_classes": self.num_classes,
+            "background_score": self.background_score,
             **self.source.settings(),
         }
 
-    def _label_file(self, files: ImageFiles) -> Path:
-        """The label map, where all that is needed is there."""
+    def _inputs(self, files: ImageFiles) -> tuple[np.ndarray, Masks]:
         if files.label is None:
             raise MissingPartner("there is no pseudo-label of it")
         if files.image is None and self.needs_image:
             raise MissingPartner("there is no image of it")
-        return files.label
-
-    def _masks(self, files: ImageFiles, label: Path, size: tuple[int, int]) -> Masks:
+        label = read_label(files.label, self.num_classes, self.background_score)
         if files.image is not None:
-            check_image_size(files.image, label, size)
-        return self.source.masks(files.name, files.image, size)
+            check_image_size(files.image, files.label, label.shape)
+        return label, self.source.masks(files.name, files.image, label.shape)
 
     def _enhanced(self, label: np.ndarray, masks: Masks) -> tuple[dict[str, Any], np.ndarray]:
         selection = select_masks(
@@ -143,16 +118,3 @@ class Enhancer:
             "changed_pixels": int(np.count_nonzero(enhanced != label)),
         }
         return record, enhanced
-
-
-def _problem(files: ImageFiles, error: Exception) -> Outcome:
-    return Outcome(files.name, None, str(error), isinstance(error, MissingPartner))
-
-
-def _stored_size(label: Path) -> tuple[int, int]:
-    """(H, W) of a label map, from its header alone."""
-    try:
-        with Image.open(label) as image:
-            return image.size[::-1]
-    except READ_ERRORS as error:
-        raise unreadable(str(label), error) from error

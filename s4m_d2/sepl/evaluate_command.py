@@ -23,6 +23,7 @@ from s4m_d2.sepl.comparison import (
     LabelFolders,
     compare,
 )
+from s4m_d2.sepl.labels import add_label_arguments
 from s4m_d2.sepl.listing import image_list
 
 NO_VALUE = "–"
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "label counts as missed."
     )
     parser.add_argument(
-        "--enhanced", type=Path, required=True, metavar="DIR", help="label maps under test (PNG)"
+        "--enhanced", type=Path, required=True, metavar="DIR", help="label maps under test"
     )
     parser.add_argument(
         "--pseudo-labels",
@@ -45,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="those before the enhancement, to compare with",
     )
     parser.add_argument(
-        "--ground-truth", type=Path, required=True, metavar="DIR", help="true label maps (PNG)"
+        "--ground-truth", type=Path, required=True, metavar="DIR", help="true label maps"
     )
+    add_label_arguments(parser)
     add_class_arguments(parser)
     parser.add_argument(
         "--list",
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     """
     classes = classes_from(args)
     paths = {TRUTH: args.ground_truth, BEFORE: args.pseudo_labels, AFTER: args.enhanced}
-    folders = LabelFolders(paths, classes.num_classes)
+    folders = LabelFolders(paths, classes.num_classes, args.suffix, args.background_score)
     names = None if args.list is None else image_list(args.list)
     comparison = compare(folders, names, args.workers)
     if args.json is not None:

@@ -1,53 +1,118 @@
-"""Label maps as PNG files: a class index a pixel, with VOC's colors."""
+"""Label maps in files: a class index per pixel; written as PNGs with VOC's colors."""
 
 from __future__ import annotations
 
+import argparse
 import os
+import pickle
 
 import numpy as np
 from PIL import Image
 
+from s4m_d2.command_line import share
 from s4m_d2.data.images import READ_ERRORS, unreadable
 from s4m_d2.errors import DatasetError, InputError
 from s4m_d2.files import atomic_write
+from s4m_d2.restricted_pickle import UnsafePickleError, load_arrays
+from s4m_d2.sepl.cam_scores import BACKGROUND_SCORE, label_of_scores
 from s4m_d2.sepl.classes import MAX_CLASSES, palette
 from s4m_d2.sepl.enhancement import VOID
 
-_INDEX_MODES = ("P", "L")  # Pillow's names of palette and gray images
+_INDEX_MODES = ("P", "L", "RGB")  # Pillow's names of palette, gray and color images
+_NPY = ".npy"
 
 
-def read_label(path: str | os.PathLike[str], num_classes: int | None = None) -> np.ndarray:
-    """Read a label map, of which the palette's colors do not matter.
+def add_label_arguments(parser: argparse.ArgumentParser) -> None:
+    """How pseudo-labels are named and read: ``--suffix`` and ``--background-score``."""
+    parser.add_argument(
+        "--suffix",
+        default="",
+        metavar="S",
+        help="of the pseudo-labels' names: with _pseudo NAME_pseudo.png is that of the image NAME",
+    )
+    parser.add_argument(
+        "--background-score",
+        type=share,
+        default=BACKGROUND_SCORE,
+        metavar="X",
+        help="of pseudo-labels that are CAM scores: a pixel has a class where its score exceeds "
+        "this; default: %(default)s",
+    )
+
+
+def read_label(
+    path: str | os.PathLike[str],
+    num_classes: int | None = None,
+    background_score: float = BACKGROUND_SCORE,
+) -> np.ndarray:
+    """Read a label map.
 
     Args:
-        path: PNG with a palette, or gray with 8 bits.
+        path: PNG with a palette, of which the colors do not matter, gray with 8 bits, or RGB with
+            three equal channels; or ``.npy``: (H, W) integers, or the CAM scores of
+            :mod:`s4m_d2.sepl.cam_scores`.
         num_classes: with background; indices from it on are refused, but 255, which is void. None:
             not checked.
+        background_score: of :func:`~s4m_d2.sepl.cam_scores.label_of_scores`.
 
     Returns:
         (H, W) uint8, as stored: orientations in EXIF data are not followed.
 
     Raises:
-        DatasetError: the file is missing, damaged, no PNG of that kind, or has other classes.
+        DatasetError: the file is missing, damaged, of another kind, or has other classes.
     """
     try:
-        with Image.open(path) as image:
-            image.verify()  # checksums, which decoding alone does not look at
-        with Image.open(path) as image:
-            if image.format != "PNG" or image.mode not in _INDEX_MODES:
-                raise DatasetError(
-                    f"{path} is no label map: a {image.format} of Pillow's mode {image.mode}. "
-                    "Expected a PNG with a palette, or gray with 8 bits, whose values are class "
-                    "indices; turn colors into indices first."
-                )
-            label = np.array(image)
+        if os.fspath(path).lower().endswith(_NPY):
+            label = _read_npy(path, background_score)
+        else:
+            label = _read_png(path)
     except DatasetError:
         raise
-    except READ_ERRORS as error:
+    except UnsafePickleError as error:
+        raise DatasetError(
+            f"{path} is refused: {error}. Expected class indices, or a dictionary of CAM scores; "
+            "no code of the file was run. Save the arrays alone."
+        ) from error
+    except (*READ_ERRORS, pickle.UnpicklingError) as error:
         raise unreadable(str(path), error) from error
     if num_classes is not None:
         _check_classes(path, label, num_classes)
     return label
+
+
+def _read_png(path: str | os.PathLike[str]) -> np.ndarray:
+    with Image.open(path) as image:
+        image.verify()  # checksums, which decoding alone does not look at
+    with Image.open(path) as image:
+        mode, is_known = image.mode, image.format == "PNG" and image.mode in _INDEX_MODES
+        label = np.array(image) if is_known else None
+    if label is not None and label.ndim == 3:
+        label = label[..., 0] if (label == label[..., :1]).all() else None
+    if label is None:
+        raise DatasetError(
+            f"{path} is no label map: a {image.format} of Pillow's mode {mode}. Expected a PNG "
+            "with a palette, gray with 8 bits, or RGB with equal channels, whose values are class "
+            "indices; turn colors into indices first."
+        )
+    return label
+
+
+def _read_npy(path: str | os.PathLike[str], background_score: float) -> np.ndarray:
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        *_, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype.hasobject:
+            try:
+                return label_of_scores(load_arrays(file), background_score)
+            except DatasetError as error:
+                raise DatasetError(f"{path} is no file of CAM scores: {error}.") from error
+    values = np.load(path, mmap_mode="r")  # nothing is allocated before the file is long enough
+    if values.ndim != 2 or dtype.kind not in "iu" or values.min() < 0 or values.max() > VOID:
+        raise DatasetError(
+            f"{path} is no label map: {values.shape} {dtype}. Expected (H, W) integers in "
+            f"0..{VOID}, or a dictionary of CAM scores."
+        )
+    return values.astype(np.uint8)
 
 
 def _check_classes(path: str | os.PathLike[str], label: np.ndarray, num_classes: int) -> None:

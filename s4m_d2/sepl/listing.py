@@ -3,26 +3,38 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 from s4m_d2.errors import DatasetError
 
-LABEL_SUFFIXES = (".png",)
+LABEL_SUFFIXES = (".png", ".npy")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 
-def label_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
-    """The PNG files of a folder by stem, sorted; not those of folders below.
+def label_files(folder: str | os.PathLike[str], suffix: str = "") -> dict[str, Path]:
+    """The label maps of a folder by the name of their image, sorted; not those of folders below.
+
+    Args:
+        suffix: what a stem has beyond the image's name; other files are left out.
 
     Raises:
-        DatasetError: the folder is missing, has none, or two of one stem.
+        DatasetError: the folder is missing, has none, or two of one name.
     """
-    return _files(Path(folder), LABEL_SUFFIXES, "label maps")
+    return _files(Path(folder), LABEL_SUFFIXES, "label maps", suffix)
 
 
 def image_files(folder: str | os.PathLike[str]) -> dict[str, Path]:
     """The images of a folder by stem; otherwise as :func:`label_files`."""
     return _files(Path(folder), IMAGE_SUFFIXES, "images")
+
+
+def content_of(folder: Path) -> str:
+    """What a folder holds, for messages: "12 .npy files, 2 folders (such as 'a.npy')"."""
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    kinds = Counter("folder" if path.is_dir() else f"{path.suffix} file" for path in paths)
+    counts = [f"{count} {kind.strip()}{'s' * (count > 1)}" for kind, count in kinds.most_common()]
+    return f"{', '.join(counts)} (such as '{paths[0].name}')" if paths else "nothing"
 
 
 def image_list(path: str | os.PathLike[str]) -> list[str]:
@@ -68,21 +80,27 @@ def check_folder(folder: Path, kind: str) -> Path:
     return folder
 
 
-def _files(folder: Path, suffixes: tuple[str, ...], kind: str) -> dict[str, Path]:
-    paths = sorted(check_folder(folder, kind).iterdir())
+def _files(
+    folder: Path, extensions: tuple[str, ...], kind: str, suffix: str = ""
+) -> dict[str, Path]:
     files: dict[str, Path] = {}
-    for path in paths:
-        if path.suffix.lower() not in suffixes or path.name.startswith(".") or path.is_dir():
+    for path in sorted(check_folder(folder, kind).iterdir()):
+        if path.suffix.lower() not in extensions or path.name.startswith(".") or path.is_dir():
             continue
-        if path.stem in files:
+        name = path.stem.removesuffix(suffix)
+        if suffix and name in ("", path.stem):
+            continue
+        if name in files:
             raise DatasetError(
-                f"'{folder}' has both {files[path.stem].name} and {path.name}: which of them "
-                f"belongs to {path.stem}? Take one away."
+                f"'{folder}' has both {files[name].name} and {path.name}: which of them belongs "
+                f"to {name}? Take one away."
             )
-        files[path.stem] = path
+        files[name] = path
     if not files:
+        ending = f" whose names end in {suffix}" if suffix else ""
         raise DatasetError(
-            f"'{folder}' has no {kind} ({', '.join(suffixes)}). Give the folder that holds them "
-            "itself: folders below are not searched."
+            f"'{folder}' has no {kind}{ending} ({', '.join(extensions)}), but "
+            f"{content_of(folder)}. Give the folder that holds them itself: folders below are not "
+            "searched."
         )
     return files

@@ -56,6 +56,16 @@ def find_masks(folder: str | os.PathLike[str], name: str) -> Path | None:
     return found[0] if found else None
 
 
+def mask_names(folder: str | os.PathLike[str]) -> set[str]:
+    """Names of the images that a folder has masks of."""
+    names = set()
+    for path in Path(folder).iterdir():
+        endings = [ending for ending in JSON_ENDINGS if path.name.endswith(ending)]
+        if endings or path.is_dir():
+            names.add(path.name.removesuffix(endings[0]) if endings else path.name)
+    return names
+
+
 def read_masks(source: str | os.PathLike[str], size: tuple[int, int]) -> list[dict[str, Any]]:
     """All masks of one image.
 

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 
@@ -17,11 +17,9 @@ import torch
 from s4m_d2.errors import WorkerError
 from s4m_d2.sepl.enhance_image import Enhancer, ImageFiles, Outcome
 
-JOBS_AHEAD = 2  # images a process that wait for it, so that it need not wait for them
-
 
 def outcomes(
-    enhancer: Enhancer, jobs: Sequence[ImageFiles], *, workers: int, masks_here: bool = False
+    enhancer: Enhancer, jobs: Sequence[ImageFiles], workers: int
 ) -> Generator[Outcome, None, None]:
     """What becomes of each image, in the order in which they are finished.
 
@@ -32,7 +30,6 @@ def outcomes(
         enhancer: does the work.
         jobs: the images.
         workers: processes; 1: this one.
-        masks_here: make the masks in this process, which owns a GPU, and leave the rest to others.
 
     Raises:
         S4MError: as Enhancer.enhance.
@@ -43,40 +40,22 @@ def outcomes(
         with _one_thread():
             yield from map(enhancer.enhance, jobs)
         return
-    with _one_thread(), _pool(workers) as pool:
-        running: set[Future[Outcome]] = set()
-        try:
-            for job in jobs:
-                masks = enhancer.make_masks(job) if masks_here else None
-                if isinstance(masks, Outcome):
-                    yield masks
-                    continue
-                running.add(pool.submit(enhancer.enhance, job, masks))
-                if len(running) >= workers * JOBS_AHEAD:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    yield from (future.result() for future in done)
-            while running:
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        except BrokenProcessPool as error:
-            raise WorkerError(
-                f"one of the {workers} processes has ended by itself: was it killed, or out of "
-                "memory? What is finished is kept; start again, with fewer --workers."
-            ) from error
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that leave interrupts to this one, and end with it however it ends."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
-        yield pool
+        for future in as_completed([pool.submit(enhancer.enhance, job) for job in jobs]):
+            yield future.result()
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            f"one of the {workers} processes has ended by itself: was it killed, or out of "
+            "memory? What is finished is kept; start again, with fewer --workers."
+        ) from error
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
+    """Leave interrupts to the parent, and end with it however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

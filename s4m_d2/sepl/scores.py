@@ -111,14 +111,6 @@ class ConfusionMatrix:
             )
         self.counts += other.counts
 
-    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
-        if not isinstance(other, ConfusionMatrix):
-            return NotImplemented
-        total = ConfusionMatrix(self.num_classes)
-        total.merge(self)
-        total.merge(other)
-        return total
-
 
 def confusion(truth: np.ndarray, label: np.ndarray, num_classes: int) -> ConfusionMatrix:
     """The matrix of one image; its ``miou()`` is over the classes of its truth and its label.

@@ -13,6 +13,7 @@ from s4m_d2.sepl.classes import add_class_arguments, classes_from
 from s4m_d2.sepl.comparison import AFTER, BEFORE, TRUTH, ImageScore, LabelFolders, compare
 from s4m_d2.sepl.drawing import legend_entries
 from s4m_d2.sepl.evaluate_command import read_report
+from s4m_d2.sepl.labels import add_label_arguments
 from s4m_d2.sepl.listing import image_files
 from s4m_d2.sepl.picture_rows import IMAGE, MASKS, Inputs, Row
 from s4m_d2.visualization import panel_grid
@@ -38,15 +39,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for option, required, text in (
         ("--images", True, "the images"),
-        ("--pseudo-labels", True, "label maps before the enhancement (PNG)"),
-        ("--enhanced", True, "those after it (PNG)"),
+        ("--pseudo-labels", True, "label maps before the enhancement"),
+        ("--enhanced", True, "those after it"),
         ("--masks", False, "SAM's masks (default: the folder 'masks' of --enhanced, if any)"),
-        ("--ground-truth", False, "true label maps (PNG)"),
+        ("--ground-truth", False, "true label maps"),
     ):
         parser.add_argument(option, type=Path, required=required, metavar="DIR", help=text)
     parser.add_argument(
         "--output", type=Path, required=True, metavar="FILE.png", help="the picture to write"
     )
+    add_label_arguments(parser)
     add_class_arguments(parser)
     group = parser.add_argument_group("which images")
     for option, count, text in (("--best", BEST, "most"), ("--worst", WORST, "least")):
@@ -85,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     classes = classes_from(args)
     paths = {BEFORE: args.pseudo_labels, AFTER: args.enhanced, TRUTH: args.ground_truth}
     inputs = Inputs(
-        LabelFolders(paths, classes.num_classes),
+        LabelFolders(paths, classes.num_classes, args.suffix, args.background_score),
         image_files(args.images),
         args.masks or args.enhanced / MASK_CACHE,
         needs_masks=args.masks is not None,

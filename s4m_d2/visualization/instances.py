@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.utils import draw_segmentation_masks
 
-from s4m_d2.errors import InputError
+from s4m_d2.errors import InputError, printable
 
 READABLE_SIDE = 320  # px; images with a shorter side are enlarged
 FILL_ALPHA = 0.45
 CONTOUR_WIDTH = 2  # px
 TEXT_SHARE = 18  # text height is the image's height divided by this
 MIN_TEXT = 11  # px
+MOST_LETTERS = 30  # of a class's name
 TEXT_STROKE = 2  # px
 SHIFTS = (0, -1, 1, -2, 2, -3, 3)  # lines by which a name gives way to others
 
@@ -70,7 +71,7 @@ def overlay(
     for mask, color in zip(bitmaps, colors, strict=True):
         outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(drawn, outlines, -1, color, CONTOUR_WIDTH)
-    texts = [class_names[label] for label in labels]
+    texts = [printable(class_names[label], MOST_LETTERS) for label in labels]
     if scores is not None:
         texts = [f"{text} {score:.0%}" for text, score in zip(texts, scores, strict=True)]
     return _write_names(drawn, enlarged.numpy(), texts)

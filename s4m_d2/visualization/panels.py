@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from s4m_d2.errors import InputError
+from s4m_d2.errors import InputError, printable
 from s4m_d2.files import atomic_write
 from s4m_d2.visualization.heat import ColorScale
 
@@ -30,6 +30,7 @@ BAR_HEIGHT = 0.6  # of a color bar with its numbers and label
 BAR_SIZE = 3.0, 0.14  # width, height of its colors
 BAR_COLORS = 256
 FONT_SIZE = 10  # points
+MOST_LETTERS = 300  # of a text
 DPI = 120
 MOST_PIXELS = 1 << 16  # of a figure's side, in Matplotlib
 
@@ -156,7 +157,7 @@ def _write(figure: Figure, text: str, x: float, y: float, align: str = "left") -
     """Write a line at a place in inches, from the left and from below."""
     width, height = figure.get_size_inches()
     style: dict[str, Any] = dict(fontsize=FONT_SIZE, ha=align, va="center", parse_math=False)
-    return figure.text(x / width, y / height, text, **style)
+    return figure.text(x / width, y / height, printable(text, MOST_LETTERS), **style)
 
 
 def _text_width(figure: Figure, text: str) -> float:

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,9 +14,11 @@ from test_transforms import config
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, ARPDatasetMapper, LabeledDatasetMapper
 from s4m_d2.data.images import image_size, read_image
 from s4m_d2.data.masks import transform_masks
+from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.errors import DatasetError, InputError
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 BLENDED = 3  # px along a figure's border whose colors are mixed, at the largest scale
 SQUARE = [[2.0, 2.0, 10.0, 2.0, 10.0, 10.0, 2.0, 10.0]]
 
@@ -25,8 +28,9 @@ def record_of(name, position=0):
     return {**record, "seeds": sample_seeds(7, "labeled", position), "stream_position": position}
 
 
-def labeled_mapper(**inputs):
+def labeled_mapper(keep_empty=False, **inputs):
     cfg = config(FORMAT="RGB", **inputs)
+    cfg.S4M.KEEP_EMPTY_INSTANCES = keep_empty
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 8
     return DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, True)
 
@@ -75,6 +79,20 @@ def test_instances_have_tight_boxes_and_no_crowds(data_root):
             assert box.tolist() == [float(edge) for edge in edges]
 
 
+def test_instances_outside_the_crop_go_or_stay_with_an_empty_mask(data_root):
+    outside = 0
+    for position in range(10):
+        record = record_of("toyscapes_train", position)
+        seen, every = (labeled_mapper(keep)(record)["instances"] for keep in (False, True))
+        assert every.gt_classes.tolist() == [0, 2]
+        shown = every.gt_masks.tensor.flatten(1).any(1)
+        assert seen.gt_classes.tolist() == every.gt_classes[shown].tolist()
+        assert torch.equal(seen.gt_masks.tensor, every.gt_masks.tensor[shown])
+        assert not every.gt_boxes.tensor[~shown].any()
+        outside += int((~shown).sum())
+    assert outside
+
+
 def test_a_sample_carries_the_loader_s_keys_and_no_annotations(data_root):
     record = record_of("toyscapes_train")
     before = copy.deepcopy(record)
@@ -105,11 +123,26 @@ def test_weak_and_base_view_share_their_geometry(data_root):
     assert any(not torch.equal(s["image"], s["image_weak"]) for s in distorted)
 
 
-def test_labeled_images_of_large_scale_jitter_keep_their_colors(data_root):
-    record = record_of("toyscapes_train", 2)
-    jitter = {"DATASET_MAPPER_NAME": "coco_instance_lsj", "IMAGE_SIZE": 64}
-    images = [labeled_mapper(**jitter, COLOR_AUG_SSD=on)(record)["image"] for on in (True, False)]
-    assert torch.equal(*images)
+@pytest.mark.parametrize(
+    ("config_file", "size", "distorts"),
+    [("cityscapes_10pct.yaml", (1024, 2048), True), ("coco_10pct.yaml", (480, 640), False)],
+)
+def test_labeled_and_weak_views_come_from_one_distribution(config_file, size, distorts, tmp_path):
+    """With the same seeds they are the same view; only SSD's distortion changes the plain one."""
+    cfg = load_config(str(CONFIGS / config_file))
+    labeled, unlabeled = (
+        DATASET_MAPPER_REGISTRY.get(name)(cfg, True)
+        for name in (cfg.INPUT.DATASET_MAPPER_NAME, cfg.S4M.UNLABELED_MAPPER)
+    )
+    path = str(tmp_path / "image.png")
+    cv2.imwrite(path, np.full((*size, 3), (40, 120, 200), dtype=np.uint8))
+    changed = 0
+    for position in range(8):
+        record = {"file_name": path, "seeds": sample_seeds(7, "labeled", position)}
+        views = unlabeled(record)
+        assert torch.equal(labeled({**record, "annotations": []})["image"], views["image_weak"])
+        changed += not torch.equal(views["image"], views["image_weak"])
+    assert changed >= 5 if distorts else changed == 0  # 15 of 16 on average
 
 
 def test_the_unlabeled_mapper_needs_a_file_name_only(data_root):
@@ -229,9 +262,9 @@ def annotation(**changes):
         (annotation(category_id=-1), "class id -1"),
         ({"category_id": 0}, "lacks segmentation"),
         ({"segmentation": SQUARE}, "lacks category_id"),
-        (annotation(segmentation=[[1, 2, 3, 4]]), "at least three points"),
+        (annotation(segmentation=[[1, 2, 3, 4]]), "three points"),
         (annotation(segmentation=[[1, 2, 3, 4, 5, float("nan")]]), "finite"),
-        (annotation(segmentation=[]), "empty"),
+        (annotation(segmentation=[]), "three points"),
         (annotation(segmentation="mask"), "type str"),
         (annotation(segmentation={"counts": [1]}), "'size' and 'counts'"),
         (annotation(segmentation={"size": [4, 4], "counts": [16]}), r"\(4, 4\), but the image"),

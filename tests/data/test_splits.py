@@ -1,12 +1,11 @@
 import doctest
-import json
 import os
 import shutil
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from data_scenes import CAR, HEIGHT, PERSON, WIDTH, coco_content, save, scene, truncate
+from data_scenes import CAR, HEIGHT, PERSON, WIDTH, save, scene, truncate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
@@ -191,58 +190,11 @@ def test_coco_splits(coco_root, name):
     assert len(unlabeled) == 10 and "annotations" not in unlabeled[0]
 
 
-def _without(section, key):
-    def spoil(content):
-        del content[section][1][key]
-
-    return spoil
-
-
-def _assign(section, key, value):
-    def spoil(content):
-        content[section][1][key] = value
-
-    return spoil
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda content: content.pop("images"), "no list 'images'"),
-        (lambda content: content.pop("categories"), "no list 'categories'"),
-        (_without("images", "height"), "entry 1 of 'images' lacks height"),
-        (_without("annotations", "segmentation"), "entry 1 of 'annotations' lacks segmentation"),
-        (_assign("annotations", "category_id", 99), "annotation 7 has category_id 99"),
-        (_assign("annotations", "image_id", 99), "annotation 7 has image_id 99"),
-        (_assign("annotations", "id", 3), "ids of 'annotations' are not unique"),
-        (_assign("annotations", "bbox", []), r"bbox \[\]; expected four finite numbers"),
-        (_assign("images", "file_name", "gone.jpg"), "1 of 10 images .* gone.jpg"),
-        (lambda content: content["images"].clear() or content["annotations"].clear(), "no images"),
-    ],
-)
-def test_bad_coco_input(coco_root, name, spoil, message):
-    content = coco_content(10)
-    spoil(content)
-    (coco_root / "instances.json").write_text(json.dumps(content))
-    dataset = CocoFormat(str(coco_root / "instances.json"), str(coco_root / "images"))
-    register_splits(name, dataset, (100,))
-    with pytest.raises(DatasetError, match=message):
-        DatasetCatalog.get(f"{name}_100pct")
-
-
-@pytest.mark.parametrize("text", ["", "[1, 2", "[]", "{}"])
-def test_malformed_json(coco_root, name, text):
-    (coco_root / "instances.json").write_text(text)
-    register_splits(name, CocoFormat(str(coco_root / "instances.json"), str(coco_root)), (100,))
-    with pytest.raises(DatasetError, match="instances.json"):
-        DatasetCatalog.get(f"{name}_100pct")
-
-
 def test_other_classes_than_registered_are_refused(coco_root, name):
     classes = {"thing_classes": ["apple", "plum"]}
     dataset = CocoFormat(str(coco_root / "instances.json"), str(coco_root / "images"), classes)
     register_splits(name, dataset, (100,))
-    with pytest.raises(DatasetError, match="thing_classes"):
+    with pytest.raises(DatasetError, match="pear"):
         DatasetCatalog.get(f"{name}_100pct")
 
 

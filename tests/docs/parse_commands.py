@@ -21,10 +21,10 @@ from detectron2.config import CfgNode, get_cfg
 
 from s4m_d2 import add_s4m_config
 from s4m_d2.engine import run_config
-from s4m_d2.engine.arguments import check_arguments
-from s4m_d2.engine.config_checks import config_errors
+from s4m_d2.engine.checks.config_checks import config_errors
+from s4m_d2.engine.checks.preflight import preflight
+from s4m_d2.engine.command.arguments import check_arguments
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.preflight import preflight
 from s4m_d2.errors import DatasetError, S4MError, WeightsError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,7 +88,7 @@ def config_problem(script: str, namespace: argparse.Namespace) -> tuple[str, str
         if Path(file).name not in NEEDS_DETECTRON2 or has_detectron2():
             load_with_own_keys(file, opts)
         return "", SETTINGS
-    load_config(file, opts)
+    load_config("" if file.startswith("output/") else file, opts)  # a run's own is not here
     if script not in TRAINS or Path(file).name in FROM_THE_DATA:
         return "", SETTINGS
     if not file:

@@ -25,9 +25,9 @@ CONCEPTS = (
     "semi/placement",
     "semi/burn_in",
     "semi/ema_teacher",
-    "engine/pseudo_labeling",
-    "engine/teacher_student",
-    "engine/trainer",
+    "engine/labeling/pseudo_labeling",
+    "engine/training/teacher_student",
+    "engine/training/trainer",
 )
 
 

@@ -6,8 +6,8 @@ import pytest
 from detectron2.data import DatasetCatalog
 
 from s4m_d2.data import register_unlabeled_folder
-from s4m_d2.engine.build import run_config
 from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.stages import run_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {

@@ -9,7 +9,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from s4m_d2.engine.stop_signals import STOP_SIGNALS
+from s4m_d2.engine.training.stop_signals import STOP_SIGNALS
 
 from .conftest import ROOT, SMALL
 

@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 import torch.distributed as dist
 from detectron2.utils import comm
 
-from s4m_d2.engine.launch import launch
+from s4m_d2.engine.command.launch import launch
 from s4m_d2.errors import DatasetError
 
 

@@ -11,8 +11,8 @@ from detectron2.engine import HookBase, SimpleTrainer, launch
 from detectron2.utils import comm
 from torch import nn
 
-from s4m_d2.engine.checkpoint import S4MCheckpointer
-from s4m_d2.engine.stop_signals import StopHook, listen, passed_on_to_ranks
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
+from s4m_d2.engine.training.stop_signals import StopHook, listen, passed_on_to_ranks
 
 SIGNALED_RANK, SIGNALED_ITERATION = 1, 3
 WORLD_SIZE, MANY = 2, 100

@@ -15,9 +15,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from s4m_d2.engine import bad_steps as module
-from s4m_d2.engine.bad_steps import BadSteps, skip_bad_steps
-from s4m_d2.engine.hooks import EMATeacherHook
+from s4m_d2.engine.training import bad_steps as module
+from s4m_d2.engine.training.bad_steps import BadSteps, skip_bad_steps
+from s4m_d2.engine.training.hooks import EMATeacherHook
 from s4m_d2.errors import ConfigError, DivergenceError, S4MError
 from s4m_d2.semi.ema_teacher import EMATeacher
 

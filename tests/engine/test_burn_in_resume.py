@@ -10,8 +10,9 @@ from detectron2.engine import HookBase
 from torch import Tensor
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, stage_config
-from s4m_d2.engine.build import build_unlabeled_loader, run_config
 from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.stages import run_config
+from s4m_d2.engine.training.build import build_unlabeled_loader
 
 from .conftest import ROOT, SMALL
 from .sameness import assert_same

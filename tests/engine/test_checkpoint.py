@@ -5,8 +5,8 @@ import os
 import pytest
 import torch
 
-from s4m_d2.engine import weight_names
-from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checkpointing import weight_names
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.errors import WeightsError
 
 from .checkpoint_files import Counter, Model, same

@@ -8,8 +8,13 @@ import signal
 import pytest
 import torch
 
-from s4m_d2.engine.checkpoint import S4MCheckpointer
-from s4m_d2.engine.checkpoint_files import is_finished, ranked, read_complete, superseded
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checkpointing.checkpoint_files import (
+    is_finished,
+    ranked,
+    read_complete,
+    superseded,
+)
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import remove_temporaries
 
@@ -295,27 +300,30 @@ def test_a_file_that_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("final", "results", "damaged", "expected"),
+    ("final", "results", "damaged", "asked", "expected"),
     [
-        (None, None, False, False),
-        (5, None, False, False),  # killed before its evaluation
-        (5, 4, False, False),  # killed within it; the results are an earlier iteration's
-        (5, 5, False, True),
-        (5, 6, False, True),
-        (5, 6, True, False),
+        (None, None, False, 8, False),
+        (5, None, False, 8, False),  # killed before its evaluation
+        (5, 4, False, 8, False),  # killed within it; the results are an earlier iteration's
+        (5, 5, False, 8, True),
+        (5, 6, False, 8, True),
+        (5, 6, True, 8, False),
+        (5, 6, False, 7, True),
+        (5, 6, False, 9, False),  # longer than it was
     ],
 )
 def test_a_stage_is_finished_when_it_is_saved_and_evaluated(
-    tmp_path, caplog, final, results, damaged, expected
+    tmp_path, caplog, final, results, damaged, asked, expected
 ):
-    """Times of the two files, None: there is none."""
+    """Times of the two files, None: there is none; of 8 iterations."""
     for name, written in (("model_final", final), ("results", results)):
         path = tmp_path / f"{name}.pth"
         if written is not None:
-            checkpointer(tmp_path).save(name)
+            checkpointer(tmp_path).save(name, iteration=7)
             if damaged:
                 truncate(path)
             os.utime(path, ns=(written, written))
-    assert is_finished(str(tmp_path), "results.pth") is expected
-    assert is_finished(str(tmp_path), None) is (final is not None and not damaged)
+    assert is_finished(str(tmp_path), asked, "results.pth") is expected
+    is_trained = final is not None and not damaged and asked <= 8
+    assert is_finished(str(tmp_path), asked, None) is is_trained
     assert ("result is unusable" in caplog.text) is damaged

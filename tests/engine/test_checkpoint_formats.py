@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.errors import WeightsError
 
 from .checkpoint_files import Model, arrays, backbone_by, caffe2_name, same, save, torchvision_name

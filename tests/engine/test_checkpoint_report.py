@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.errors import WeightsError
 
 from .checkpoint_files import Model, same, save

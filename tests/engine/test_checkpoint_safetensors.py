@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from s4m_d2.engine.checkpoint import S4MCheckpointer
-from s4m_d2.engine.weight_files import read_weight_file
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checkpointing.weight_files import read_weight_file
 from s4m_d2.errors import WeightsError
 
 from .checkpoint_files import Model, same

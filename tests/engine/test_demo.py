@@ -15,7 +15,7 @@ from pycocotools.coco import COCO
 
 from s4m_d2.data.media import Media, Video, find_media
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
-from s4m_d2.engine.predictor import Predictor, class_names, load_model
+from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.visualization import overlay
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.derived_settings import DataFacts, Machine, derive
+from s4m_d2.engine.config_file import explicit_keys, load_config
+from s4m_d2.engine.own_data.derived_settings import DataFacts, Machine, derive
 
 from .conftest import ROOT
 
@@ -65,6 +65,12 @@ def test_there_are_queries_for_half_as_many_instances_again(most, queries):
     cfg, _, _ = derived(most_instances=most)
     assert cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES == queries
     assert cfg.TEST.DETECTIONS_PER_IMAGE == queries
+
+
+@pytest.mark.parametrize(("queries", "detections"), [(20, 250), (400, 400)])
+def test_as_many_detections_as_instances_whatever_queries_the_user_sets(queries, detections):
+    options = ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", queries)
+    assert derived(options=options, most_instances=156)[0].TEST.DETECTIONS_PER_IMAGE == detections
 
 
 @pytest.mark.parametrize(
@@ -153,6 +159,19 @@ def test_a_users_key_stays_and_others_follow_from_it():
     assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH, cfg.INPUT.IMAGE_SIZE) == (100, 2, 96)
     assert cfg.S4M.TEACHER.MAX_ITER == 100  # not more than SOLVER.MAX_ITER
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (72, 96)
+
+
+@pytest.mark.parametrize("shipped", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda f: f.stem)
+def test_what_a_shipped_config_sets_is_not_the_users(shipped, tmp_path):
+    derivable = {"MODEL.SEM_SEG_HEAD.NUM_CLASSES"}
+    for mapper in ("coco_instance_lsj", "mask_former_instance"):
+        options = ("INPUT.DATASET_MAPPER_NAME", mapper)
+        derivable |= set(derived(options=options, most_instances=80)[1])
+    assert not derivable & explicit_keys(str(shipped))
+    mine = tmp_path / shipped.name
+    mine.write_text(f"_BASE_: {shipped}\nSOLVER: {{MAX_ITER: 7}}\n")
+    found = explicit_keys(str(mine), ["TEST.EVAL_PERIOD", "0"])
+    assert derivable & found == {"SOLVER.MAX_ITER", "TEST.EVAL_PERIOD"}
 
 
 def test_every_derived_key_can_be_set():

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import nn
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
-from s4m_d2.engine.config_checks import config_errors
-from s4m_d2.engine.figure_hook import FiguresHook
-from s4m_d2.engine.figure_set import FIGURES, undisturbed
+from s4m_d2.engine.checks.config_checks import config_errors
+from s4m_d2.engine.figures.figure_hook import FiguresHook
+from s4m_d2.engine.figures.figure_set import FIGURES, undisturbed
 from s4m_d2.engine.rng import default_generator_states
 from s4m_d2.errors import DatasetError, OutputError
 
@@ -192,7 +192,7 @@ def test_a_full_disk_costs_files_and_nothing_else(tmp_path, caplog, monkeypatch)
     def full(picture, path):
         raise OutputError("no space")
 
-    monkeypatch.setattr("s4m_d2.engine.figure_hook.write_png", full)
+    monkeypatch.setattr("s4m_d2.engine.figures.figure_hook.write_png", full)
     images = run_hook(FiguresHook(Painter(), ["arp"], 1, str(tmp_path)), 2)
     assert len(images) == 2 and "no space" in caplog.text
 

@@ -11,22 +11,22 @@ from detectron2.structures import BitMasks, Instances
 from PIL import Image
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, StrongView
-from s4m_d2.engine.arguments import split_overrides
-from s4m_d2.engine.figure_samples import (
+from s4m_d2.engine.command.arguments import split_overrides
+from s4m_d2.engine.figures.figure_samples import (
     evenly_spaced,
     labeled_samples,
     unlabeled_samples,
     validation_samples,
 )
-from s4m_d2.engine.figure_set import FIGURES, FigureModels, FigureSet
-from s4m_d2.engine.figures import (
+from s4m_d2.engine.figures.figure_set import FIGURES, FigureModels, FigureSet
+from s4m_d2.engine.figures.figures import (
     Panels,
     arp_panels,
     labeled_panels,
     prediction_panels,
     pseudo_label_panels,
 )
-from s4m_d2.engine.pseudo_labeling import UnlabeledViews
+from s4m_d2.engine.labeling.pseudo_labeling import UnlabeledViews
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.structures import PseudoLabels, sample_generators

@@ -9,8 +9,8 @@ import torch
 from detectron2.engine import HookBase, SimpleTrainer
 from torch import nn
 
-from s4m_d2.engine.hooks import EMATeacherHook, SeedHook
 from s4m_d2.engine.rng import default_generator_states, restore_default_generators
+from s4m_d2.engine.training.hooks import EMATeacherHook, SeedHook
 from s4m_d2.semi.ema_teacher import EMATeacher
 
 DECAY = 0.75

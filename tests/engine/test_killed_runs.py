@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from s4m_d2.engine.stop_signals import EXIT_STOPPED
+from s4m_d2.engine.training.stop_signals import EXIT_STOPPED
 
 from .conftest import ROOT, SMALL
 from .killed_runs import (

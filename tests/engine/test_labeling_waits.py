@@ -9,8 +9,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from s4m_d2 import transfers
 from s4m_d2.data import StrongView
-from s4m_d2.engine import pseudo_labeling
-from s4m_d2.engine.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.labeling import pseudo_labeling
+from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.semi import arp, image_masks, placement, pseudo_labels, refinement
 from s4m_d2.semi.arp import ARP

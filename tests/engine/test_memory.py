@@ -90,7 +90,9 @@ def test_trainers_evaluate_with_encoded_masks_and_leave_the_model_as_it_was(
     assert len(returned) == 2 and all(isinstance(masks, RLEMasks) for masks in returned)
 
     assert model.rle_masks is False
-    monkeypatch.setattr("s4m_d2.engine.trainer.masks_as_rle", lambda model: torch.no_grad())
+    monkeypatch.setattr(
+        "s4m_d2.engine.training.trainer.masks_as_rle", lambda model: torch.no_grad()
+    )
     dense = S4MTrainer.test(cfg, model)
     assert len(returned) == 4 and all(isinstance(masks, torch.Tensor) for masks in returned[2:])
     assert repr(encoded) == repr(dense)  # scores may be NaN

@@ -1,11 +1,14 @@
 """Own data from the command line: both stages, continued, evaluated."""
 
+import dataclasses
 import json
 
 import pytest
 
-from s4m_d2.engine import own_data_files
-from s4m_d2.engine.arguments import read_config
+from s4m_d2.engine.command.arguments import read_config
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.figures.predictor import class_names
+from s4m_d2.engine.own_data import own_data_files
 from s4m_d2.errors import DatasetError
 from s4m_d2.report import read_results
 
@@ -46,10 +49,11 @@ def test_both_stages_train_on_what_is_stored_beside_them(finished):
     )
     files = [{row["file_name"] for row in part["images"]} for part in (train, val)]
     assert not files[0] & files[1] and len(files[0] | files[1]) == 8
-    assert (run / "data" / "unlabeled.txt").read_text().split() == [
-        f"street_{i:05d}.png" for i in range(8, 12)
-    ]
-    assert "IMAGE_SIZE: 128" in (run / "config.yaml").read_text()
+    unlabeled = [f"street_{i:05d}.png" for i in range(8, 12)]
+    assert json.loads((run / "data" / "unlabeled.json").read_text()) == unlabeled
+    cfg = load_config(str(run / "config.yaml"))
+    assert cfg.INPUT.IMAGE_SIZE == 128
+    assert class_names(cfg) == [row["name"] for row in train["categories"]]
 
 
 def test_a_check_tells_settings_and_reasons_and_writes_nothing(finished, tmp_path, capsys):
@@ -99,6 +103,14 @@ def test_without_changes_a_continued_run_says_nothing(finished, tmp_path):
     assert own.notes == () and not own.is_new
     fresh, _ = read_config(parsed(["--config-file", CONFIG, *own_options(data), *words[1:]]))
     assert cfg == fresh
+    # Of what was derived, nothing follows another length.
+    words += ["SOLVER.MAX_ITER", "4000"]
+    longer, own = read_config(parsed(["--config-file", CONFIG, *own_options(data), *words]))
+    longer.defrost()
+    longer.SOLVER.MAX_ITER = cfg.SOLVER.MAX_ITER
+    assert longer == cfg and {"S4M.EMA_DECAY", "TEST.EVAL_PERIOD"} <= {
+        setting.key for setting in own.stored.settings
+    }
 
 
 def test_an_evaluation_has_the_split_and_settings_of_the_weights_run(finished, tmp_path, capsys):
@@ -124,6 +136,21 @@ def test_damaged_stored_data_are_named(finished, tmp_path):
     (run / "data" / "settings.json").write_text("{}")
     with pytest.raises(DatasetError, match="start a new run"):
         own_data_files.read_stored(str(run / "data"))
+
+
+def test_names_of_all_characters_and_lists_of_older_runs_are_read_back(finished, tmp_path):
+    stored = own_data_files.read_stored(str(finished[1] / "data"))
+    names = ("new\nline.png", "\x1b[31m.png", "sub/\udcff \u00fc.png", " ")
+    odd = dataclasses.replace(stored, unlabeled=names, left_out={"hidden": 3})
+    own_data_files.store(str(tmp_path / "odd"), odd, {}, None)
+    assert own_data_files.read_stored(str(tmp_path / "odd")) == odd
+
+    old = copied(finished[1] / "data", tmp_path / "old")
+    (old / "unlabeled.json").unlink()
+    (old / "unlabeled.txt").write_text("".join(f"{name}\n" for name in stored.unlabeled))
+    change_json(old / "settings.json", lambda content: content.update(left_out=2))
+    again = own_data_files.read_stored(str(old))
+    assert again == dataclasses.replace(stored, left_out={"in the validation set": 2})
 
 
 def test_a_run_of_stage_1_alone_cannot_go_on_with_stage_2(finished, tmp_path):

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from s4m_d2.engine.preflight import check_config, check_output_dir, load_config
+from s4m_d2.engine.checks.preflight import check_config, check_output_dir, load_config
 from s4m_d2.errors import ConfigError, WeightsError
 
 from .preflight_cases import config
@@ -46,6 +46,7 @@ def test_a_sound_config_passes():
         ({"S4M.EVAL": "all"}, "'all'; choose one of both, student, teacher"),
         ({"S4M.STAGE": "first"}, "'first'; choose one of both, student, teacher"),
         ({"SOLVER.OPTIMIZER": "ADAM"}, "'ADAM'; choose one of ADAMW, SGD"),
+        ({"INPUT.RANDOM_FLIP": "diagonal"}, "'diagonal'; choose none, horizontal or vertical"),
         ({"INPUT.FORMAT": "L"}, "'L'; choose one of BGR, RGB"),
         ({"MODEL.MASK_FORMER.TEST.SEMANTIC_ON": True}, "SEMANTIC_ON is True; expected False"),
         ({"MODEL.MASK_FORMER.NHEADS": 7}, r"HIDDEN_DIM is 256; .* multiple of .*NHEADS, 7"),

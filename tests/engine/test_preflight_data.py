@@ -1,6 +1,7 @@
 """Data sets: counts by hand, and every defect is named before training."""
 
 import logging
+import os
 
 import numpy as np
 import pytest
@@ -8,8 +9,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from s4m_d2.engine.dataset_checks import dataset_findings, sampled
-from s4m_d2.engine.preflight import check_datasets
+from s4m_d2.data import ARPDatasetMapper
+from s4m_d2.data.listing import unlabeled_records
+from s4m_d2.engine.checks.dataset_checks import dataset_findings, inspect_datasets, sampled
+from s4m_d2.engine.checks.preflight import check_datasets
 from s4m_d2.errors import ConfigError, DatasetError
 
 from .preflight_cases import CLASSES, config
@@ -154,8 +157,43 @@ def test_one_unreadable_unlabeled_image_is_trainings_business(sets, caplog):
 def test_no_readable_unlabeled_image_at_all(sets):
     for number, item in enumerate(sets["preflight_unlabeled"]):
         item["file_name"] = f"none{number}.png"
-    with pytest.raises(DatasetError, match="none of 6 sampled images can be read"):
+    with pytest.raises(DatasetError, match="none of 6 sampled images"):
         check_datasets(config())
+
+
+def test_what_training_will_refuse_is_told_before_for_the_same_reason(sets, tmp_path):
+    """Outside of the sample: a damaged header, and the narrowest image."""
+    folders = {name: tmp_path / name for name in ("labeled", "unlabeled")}
+    for name, folder in folders.items():
+        folder.mkdir()
+        records = [record(folder, number) for number in range(40)]
+        Image.new("RGB", (100, 1)).save(folder / "9.png")  # as wide as 0.1 to 2 times 64
+        (folder / "24.png").write_bytes(b"no image")
+        records[9] |= {"height": 1, "width": 100}
+        sets[f"preflight_{name}"][:] = records
+    paths = [item["file_name"] for item in sets["preflight_unlabeled"]]
+    unlabeled = sets["preflight_unlabeled"][:] = unlabeled_records(paths, str(tmp_path))
+    cfg = config({"INPUT.DATASET_MAPPER_NAME": "coco_instance_lsj", "INPUT.IMAGE_SIZE": 64})
+    said = {finding.item: finding for finding in dataset_findings(cfg)}
+
+    training = ARPDatasetMapper(cfg)
+    refused = {}
+    for item in unlabeled:
+        try:
+            training(item)
+        except DatasetError as error:
+            refused[os.path.basename(item["image_id"])] = str(error)
+    assert set(refused) == {"9.png", "24.png"}
+    for reason in refused.values():
+        assert any(reason in warning for warning in said["unlabeled data"].warnings)
+    (error,) = said["labeled data"].errors  # the damaged one is not in the sample
+    assert refused["9.png"] == str(error).replace("/labeled/", "/unlabeled/")
+
+
+def test_images_are_decoded_where_settings_leave_no_mapper(sets):
+    cfg = config({"INPUT.RANDOM_FLIP": "diagonal", "S4M.UNLABELED_MAPPER": "none"})
+    counts = [count for count, *_ in inspect_datasets(cfg, settings_are_right=False)]
+    assert [count.decoded for count in counts] == [3, 6, 2]
 
 
 def test_the_number_of_classes_must_be_the_data_sets(sets):

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from s4m_d2.engine.findings import Finding, PreflightReport, in_units, raise_all
-from s4m_d2.engine.preflight import preflight
+from s4m_d2.engine.checks.findings import Finding, PreflightReport, in_units, raise_all
+from s4m_d2.engine.checks.preflight import preflight
 from s4m_d2.errors import ConfigError, DatasetError
 
 from .conftest import ROOT

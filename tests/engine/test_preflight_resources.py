@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from s4m_d2.engine import S4MTrainer, TeacherTrainer, resource_checks, stage_config
-from s4m_d2.engine.build import STAGES
-from s4m_d2.engine.resource_checks import (
+from s4m_d2.engine import S4MTrainer, TeacherTrainer, stage_config
+from s4m_d2.engine.checks import resource_checks
+from s4m_d2.engine.checks.resource_checks import (
     checkpoint_bytes,
     disk_finding,
     existing_parent,
@@ -20,7 +20,8 @@ from s4m_d2.engine.resource_checks import (
     output_dir_errors,
     stage_memory,
 )
-from s4m_d2.engine.weight_checks import Blueprints, model_blueprint, sam_blueprint, sam_bytes
+from s4m_d2.engine.checks.weight_checks import Blueprints, model_blueprint, sam_blueprint, sam_bytes
+from s4m_d2.engine.stages import STAGES
 
 SCHEDULE = {
     "SOLVER__MAX_ITER": 3,

@@ -6,8 +6,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
-from s4m_d2.engine.build import STAGES
-from s4m_d2.engine.weight_checks import (
+from s4m_d2.engine.checks.weight_checks import (
     blueprint_findings,
     bytes_of,
     model_blueprint,
@@ -15,6 +14,7 @@ from s4m_d2.engine.weight_checks import (
     sam_bytes,
     weight_findings,
 )
+from s4m_d2.engine.stages import STAGES
 from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS
 
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, run_config, stage_config
+from s4m_d2.engine.command.launch import launch
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.launch import launch
-from s4m_d2.engine.quality import RECORDS
+from s4m_d2.engine.labeling.quality import RECORDS
 
 from .conftest import ROOT, SMALL
 from .process_runs import (

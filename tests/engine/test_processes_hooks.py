@@ -7,7 +7,7 @@ import torch
 from detectron2.engine import HookBase, SimpleTrainer
 from torch import nn
 
-from s4m_d2.engine.processes import FinishedEvalHook
+from s4m_d2.engine.training.processes import FinishedEvalHook
 
 ITERATIONS = 3
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from s4m_d2.engine.launch import launch
+from s4m_d2.engine.command.launch import launch
 from s4m_d2.report import read_results
 
 from .conftest import ROOT

@@ -8,8 +8,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from s4m_d2.engine import PseudoLabeling, S4MTrainable, S4MTrainer, TeacherStudentModel
-from s4m_d2.engine.preflight import check_config
-from s4m_d2.engine.protocol import check_losses, check_model, check_predictions
+from s4m_d2.engine.checks.preflight import check_config
+from s4m_d2.engine.labeling.protocol import check_losses, check_model, check_predictions
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.modeling import S4MMaskFormer
 from s4m_d2.semi.refinement import TeacherMasks

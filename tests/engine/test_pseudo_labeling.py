@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from s4m_d2.engine.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.labeling.pseudo_labeling import AMP, FLOAT32, PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds
-from s4m_d2.engine.teacher_student import TeacherStudentModel
+from s4m_d2.engine.training.teacher_student import TeacherStudentModel
 from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.refinement import TeacherMasks
 
@@ -61,6 +61,14 @@ def unlabeled(sizes):
     ]
 
 
+class ComputingTeacher(nn.Linear):
+    """The same with weights; remembers in which precision it computes."""
+
+    def predict_queries(self, batch):
+        self.computed = self(torch.ones(1, 1)).dtype
+        return KnownTeacher(BOXES, SIZES[0]).predict_queries(batch)
+
+
 def labeling(teacher, arp=None, refiner=None, strong_view=lambda images, generators: images):
     return PseudoLabeling(
         teacher=SimpleNamespace(model=teacher),
@@ -104,6 +112,19 @@ def test_the_teacher_sees_the_weak_view_and_the_student_the_undistorted_one():
         assert (sample["image"] == 10 * (i + 1)).all()
         assert sample["seeds"] == batch[i]["seeds"]
         assert "image_weak" not in sample
+
+
+@pytest.mark.parametrize(
+    ("precision", "computed"), [(FLOAT32, torch.float32), (AMP, torch.bfloat16)]
+)
+def test_in_float32_the_teacher_labels_outside_autocast(precision, computed):
+    teacher = ComputingTeacher(1, 1)
+    pipeline = labeling(teacher)
+    pipeline.precision = precision
+    with torch.autocast("cpu", torch.bfloat16):
+        views = pipeline(unlabeled(SIZES))
+        assert teacher(torch.ones(1, 1)).dtype == torch.bfloat16  # again, for the student
+    assert teacher.computed == computed and len(views.student_batch[0]["instances"]) == 1
 
 
 def test_the_refiner_sees_the_weak_view_in_rgb():

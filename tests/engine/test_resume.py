@@ -8,7 +8,7 @@ import torch
 from detectron2.engine import AMPTrainer
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
-from s4m_d2.errors import WeightsError
+from s4m_d2.errors import ConfigError, WeightsError
 
 ITERATIONS, BURN_IN = 2, 1
 
@@ -75,9 +75,14 @@ def test_a_checkpoint_without_the_teacher_is_refused_once_it_cannot_be_made_agai
     resumed = trainer()
     with pytest.raises(WeightsError, match="past the burn-in of 1.*holds no EMA teacher"):
         resumed.resume_or_load(resume=True)
-    resumed = trainer(S4M__BURN_IN=ITERATIONS)  # the student is copied there
+    longer = {"S4M__BURN_IN": ITERATIONS, "SOLVER__MAX_ITER": ITERATIONS + 1}
+    with pytest.raises(ConfigError, match="S4M.BURN_IN is 2 and was 1"):
+        trainer(**longer).resume_or_load(resume=True)
+    change(path, lambda state: state["hooks"].pop("RunStateHook"))  # of a program without it
+    resumed = trainer(**longer)  # the student is copied there
     resumed.resume_or_load(resume=True)
     assert resumed.start_iter == ITERATIONS
+    assert "model_final.pth" not in os.listdir(resumed.cfg.OUTPUT_DIR)
 
 
 def test_another_seed_and_batch_are_noticed_by_the_trainer(finished, trainer, caplog):

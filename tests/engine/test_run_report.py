@@ -8,9 +8,10 @@ import pytest
 from detectron2.utils import comm
 
 from s4m_d2 import __version__
-from s4m_d2.engine import TeacherTrainer, run_report, stage_config
-from s4m_d2.engine.run_log import code_version, log_facts
-from s4m_d2.engine.run_report import draw_final, reported
+from s4m_d2.engine import TeacherTrainer, stage_config
+from s4m_d2.engine.command import run_report
+from s4m_d2.engine.command.run_log import code_version, log_facts
+from s4m_d2.engine.command.run_report import draw_final, reported
 from s4m_d2.errors import DivergenceError
 
 from .conftest import ROOT
@@ -41,7 +42,7 @@ settings      teacher 300 iterations of 4 labeled;       ok
 labeled data  a_10pct: 40 images; 1 image has no         warning
               instances
 1. Warning: this is no row
-[11/21 13:52:38] s4m_d2.engine.run INFO: s4m_d2 of this run: 0.1.0, commit abc
+[11/21 13:52:38] s4m_d2.engine.command.run INFO: s4m_d2 of this run: 0.1.0, commit abc
 -----------  -----------------------
 not          a table of ours
 """

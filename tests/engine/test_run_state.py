@@ -11,9 +11,9 @@ import torch
 from detectron2.engine import HookBase, SimpleTrainer
 from torch import nn
 
-from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.rng import default_generator_states, restore_default_generators
-from s4m_d2.engine.run_state import RunStateHook, with_scaler_state
+from s4m_d2.engine.training.run_state import RunStateHook, continuation_errors, with_scaler_state
 from s4m_d2.errors import WeightsError
 
 SETTINGS = {
@@ -21,10 +21,12 @@ SETTINGS = {
     "DATASETS.TRAIN": ("toys_10pct",),
     "S4M.SPLIT_SEED": 0,
     "SOLVER.IMS_PER_BATCH": 4,
+    "SOLVER.MAX_ITER": 4,
     "processes": 1,
     "DATASETS.UNLABELED": ("toys_unlabeled",),
     "S4M.UNLABELED_IMS_PER_BATCH": 6,
     "S4M.BURN_IN": 5,
+    "S4M.EMA_DECAY": 0.5,
 }
 
 
@@ -143,12 +145,34 @@ CHANGES = {
     "SEED": (4, "SEED was 3 when the checkpoint was written and is 4 now"),
     "SOLVER.IMS_PER_BATCH": (8, "labeled images are skipped or come again"),
     "S4M.UNLABELED_IMS_PER_BATCH": (2, "unlabeled images are skipped or come again"),
-    "S4M.BURN_IN": (2, "S4M.BURN_IN was 5 when the checkpoint was written and is 2 now"),
+    "S4M.BURN_IN": (3, "S4M.BURN_IN was 5 when the checkpoint was written and is 3 now"),
+    "S4M.EMA_DECAY": (0.9, "the teacher follows the student at another pace"),
+    "SOLVER.MAX_ITER": (9, "SOLVER.MAX_ITER was 4 when the checkpoint was written and is 9 now"),
     "S4M.SPLIT_SEED": (1, "other images are labeled"),
     "DATASETS.TRAIN": (("toys_5pct",), "other labeled images come next"),
     "DATASETS.UNLABELED": ((), "other unlabeled images come next"),
     "processes": (2, "processes was 1 when the checkpoint was written and is 2 now"),
 }
+
+
+@pytest.mark.parametrize(
+    ("finished", "changed", "expected"),
+    [
+        (4, {}, []),
+        (5, {"SOLVER.MAX_ITER": 4}, ["SOLVER.MAX_ITER"]),
+        (5, {"S4M.BURN_IN": 9}, []),  # the teacher is copied next, or later
+        (6, {"S4M.BURN_IN": 9}, ["S4M.BURN_IN"]),  # it was copied
+        (6, {"S4M.BURN_IN": 6}, ["S4M.BURN_IN"]),
+        (3, {"S4M.BURN_IN": 3}, []),
+        (3, {"S4M.BURN_IN": 2}, ["S4M.BURN_IN"]),  # it should have been copied
+        (9, {"SOLVER.MAX_ITER": 8, "S4M.BURN_IN": 2}, ["SOLVER.MAX_ITER", "S4M.BURN_IN"]),
+    ],
+)
+def test_settings_with_which_a_run_cannot_continue(finished, changed, expected):
+    now = SETTINGS | {"SOLVER.MAX_ITER": 9} | changed
+    errors = [str(error) for error in continuation_errors(finished, SETTINGS, now)]
+    assert len(errors) == len(expected)
+    assert all(error.startswith(key) for error, key in zip(errors, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -8,9 +8,9 @@ from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch import nn
 
 from s4m_d2.engine import TeacherTrainer
-from s4m_d2.engine.bad_steps import BadSteps, skip_bad_steps
-from s4m_d2.engine.run_state import with_scaler_state
-from s4m_d2.engine.speed import compile_parts, set_precision, speed_errors
+from s4m_d2.engine.training.bad_steps import BadSteps, skip_bad_steps
+from s4m_d2.engine.training.run_state import with_scaler_state
+from s4m_d2.engine.training.speed import compile_parts, set_precision, speed_errors
 from s4m_d2.errors import ConfigError
 
 BACKEND = "eager"  # traces, but needs no compiler

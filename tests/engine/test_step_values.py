@@ -10,8 +10,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from s4m_d2.engine.bad_steps import BadSteps, skip_bad_steps
-from s4m_d2.engine.step_values import fetch_step, gradient_norms
+from s4m_d2.engine.training.bad_steps import BadSteps, skip_bad_steps
+from s4m_d2.engine.training.step_values import fetch_step, gradient_norms
 from s4m_d2.transfers import TO_HOST
 
 STEPS = 3

@@ -1,12 +1,14 @@
 """SIGTERM and SIGUSR1: saved within the iteration, ended with a status of its own, continued."""
 
 import itertools
+import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,8 +18,8 @@ from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
 from s4m_d2.engine import TeacherTrainer, stage_config, stage_is_finished
-from s4m_d2.engine.checkpoint import S4MCheckpointer
-from s4m_d2.engine.stop_signals import (
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
+from s4m_d2.engine.training.stop_signals import (
     EXIT_STOPPED,
     STOP_SIGNALS,
     StopHook,
@@ -198,12 +200,13 @@ def test_the_evaluation_of_a_stage_is_done_when_it_is_continued(
         with pytest.raises(Stopped):
             trainer.train()
         assert os.path.basename(trainer.checkpointer.get_checkpoint_file()) == name
-        assert not os.path.exists(os.path.join(cfg.OUTPUT_DIR, "results.json"))
         assert not stage_is_finished(cfg)
     trainer = TeacherTrainer(cfg)
     trainer.resume_or_load(resume=True)
     trainer.train()
     assert stage_is_finished(cfg) and not stops
+    lines = map(json.loads, Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines())
+    assert [line["iteration"] for line in lines if "segm/AP" in line] == [0, 2]
 
 
 def test_other_processes_forked_while_listening_still_end_by_the_signal():

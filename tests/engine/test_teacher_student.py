@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, stage_config
-from s4m_d2.engine.protocol import check_losses_of_parts, takes_parts
-from s4m_d2.engine.teacher_student import TeacherStudentModel
+from s4m_d2.engine.labeling.protocol import check_losses_of_parts, takes_parts
+from s4m_d2.engine.training.teacher_student import TeacherStudentModel
 from s4m_d2.errors import InputError
 from s4m_d2.modeling import S4MMaskFormer
 

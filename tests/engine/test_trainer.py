@@ -1,5 +1,6 @@
 """Both stages on a very small data set: continuing exactly, states, what is saved and logged."""
 
+import itertools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
+from s4m_d2.engine.training.build import build_labeled_loader
 
 from .sameness import assert_same
 
@@ -75,6 +77,16 @@ def teacher_weights(configs) -> str:
     model = S4MTrainer.build_model(cfg)
     S4MCheckpointer(model, cfg.OUTPUT_DIR).save("model_final")
     return os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+
+
+@pytest.mark.parametrize(("stage", "once"), [("teacher", True), ("student", False)])
+def test_repeat_factors_are_for_the_stage_that_asks_for_them(small_config, stage, once):
+    """As released: stage 2 alone, where no config says otherwise."""
+    sampler = "RepeatFactorTrainingSampler"
+    cfg = small_config(DATASETS__TRAIN="('toyscapes_train',)", DATALOADER__SAMPLER_TRAIN=sampler)
+    batches = itertools.islice(build_labeled_loader(stage_config(cfg, stage)), 5)
+    names = [sample["file_name"] for batch in batches for sample in batch]
+    assert (len(set(names)) == len(names) == 10) == once
 
 
 def test_a_teacher_continued_after_a_kill_is_the_teacher_of_an_unbroken_run(configs):
@@ -191,6 +203,9 @@ def test_a_corrupt_unlabeled_image_is_skipped_counted_and_training_goes_on(
     trainer = run(S4MTrainer(configs("student", "run", **changes), teacher_weights))
     assert logged(trainer)["data/skipped_images"] == 1
     assert damaged in caplog.text
+    resumed = S4MTrainer(configs("student", "run", **changes), teacher_weights)
+    resumed.resume_or_load(resume=True)
+    assert list(resumed.data_loader.unlabeled.skipped_images) == [damaged]
 
 
 @pytest.mark.parametrize("batch", [1, 2])

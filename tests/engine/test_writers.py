@@ -9,7 +9,7 @@ import pytest
 from detectron2.utils.events import EventStorage, EventWriter, JSONWriter
 
 from s4m_d2.engine import TeacherTrainer, stage_config
-from s4m_d2.engine.writers import ForgivingWriter
+from s4m_d2.engine.training.writers import ForgivingWriter
 
 FULL = "/dev/full"  # every write fails: no space left on device
 needs_full_device = pytest.mark.skipif(not os.path.exists(FULL), reason="needs Linux' /dev/full")
@@ -26,7 +26,7 @@ class Flaky(EventWriter):
 
 
 def warnings(caplog):
-    return [record for record in caplog.records if record.name == "s4m_d2.engine.writers"]
+    return [record for record in caplog.records if record.name == "s4m_d2.engine.training.writers"]
 
 
 def test_each_outage_is_reported_once(caplog):

@@ -7,10 +7,13 @@ import tempfile
 import numpy as np
 import pytest
 import torch
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
+from s4m_d2.data import custom
+from s4m_d2.engine import TeacherTrainer
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.evaluation import build_evaluator
 
@@ -186,6 +189,32 @@ def test_coco_ap_survives_an_image_without_predictions(coco, empty_cwd):
 def test_coco_has_mask_results_even_if_nothing_is_predicted(coco):
     results = evaluate(build_evaluator(coco), COCO_SAMPLES, [predictions(*NOTHING)] * 2)
     assert math.isnan(results["AP"]) or results["AP"] == 0
+
+
+@pytest.mark.parametrize(("own", "expected"), [(True, 100), (False, 100 * 67 / 101)])
+def test_on_own_data_all_detections_count_and_else_100(
+    dataset, tmp_path, monkeypatch, own, expected
+):
+    """All of 150 instances are found; COCO's precision is read at 101 recalls."""
+    corners = [(x, y) for x in range(0, WIDTH, 4) for y in range(0, HEIGHT, 4)]
+    rows = [
+        {"id": i, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [x, y, 4, 4], "area": 16,
+         "segmentation": [[x, y, x + 4, y, x + 4, y + 4, x, y + 4]]}
+        for i, (x, y) in enumerate(corners, start=1)
+    ]  # fmt: skip
+    image = {"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}
+    cells = [{"id": 1, "name": "cell"}]
+    content = {"info": {}, "images": [image], "annotations": rows, "categories": cells}
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    ids = {"thing_dataset_id_to_contiguous_id": {1: 0}}
+    name = dataset(evaluator_type="coco", json_file=str(tmp_path / "truth.json"), **ids)
+    if own:
+        monkeypatch.setattr(custom, "VALIDATION", name)
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR, cfg.TEST.DETECTIONS_PER_IMAGE = str(tmp_path), 150
+    found = predictions([np.s_[y : y + 4, x : x + 4] for x, y in corners], [0] * 150, [0.9] * 150)
+    results = evaluate(TeacherTrainer.build_evaluator(cfg, name), COCO_SAMPLES[:1], [found])
+    assert [results[key] for key in ("AP", "AP50", "APs")] == pytest.approx([expected] * 3)
 
 
 def test_a_data_set_without_a_measure_is_refused(dataset):

@@ -13,7 +13,7 @@ from detectron2.engine import HookBase, default_argument_parser
 
 from s4m_d2 import add_s4m_config
 from s4m_d2.engine import run_config
-from s4m_d2.engine.stop_signals import STOP_SIGNALS
+from s4m_d2.engine.training.stop_signals import STOP_SIGNALS
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"

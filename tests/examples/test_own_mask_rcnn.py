@@ -12,8 +12,8 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, stage_config
-from s4m_d2.engine.preflight import check_config
-from s4m_d2.engine.protocol import check_model, check_predictions
+from s4m_d2.engine.checks.preflight import check_config
+from s4m_d2.engine.labeling.protocol import check_model, check_predictions
 from s4m_d2.errors import ConfigError
 
 PROJECT = "own_meta_arch"

@@ -10,7 +10,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, stage_config
-from s4m_d2.engine.protocol import check_model, check_predictions
+from s4m_d2.engine.labeling.protocol import check_model, check_predictions
 
 PROJECT = "own_meta_arch"
 CONFIG = "own_meta_arch/tiny_solo.yaml"

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
+from s4m_d2.engine.checks.preflight import check_config
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.preflight import check_config
 from s4m_d2.errors import ConfigError
 
 from .rows import one_error

@@ -9,7 +9,7 @@ import tempfile
 import pytest
 import torch
 
-from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.errors import OutputError
 from s4m_d2.files import atomic_write
 

@@ -5,8 +5,8 @@ import json
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from s4m_d2.engine.checks.dataset_checks import check_datasets
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.dataset_checks import check_datasets
 from s4m_d2.errors import DatasetError
 
 from .rows import BOX_POLYGON, HEIGHT, WIDTH, one_error, save, scene

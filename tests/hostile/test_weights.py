@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.errors import WeightsError
 from s4m_d2.sam.checkpoint import load_sam
 
@@ -91,6 +91,7 @@ FILES = {
     "another architecture": as_file({"conv.weight": torch.zeros(2, 3, 3, 3)}),
     "another width": as_file(build(width=5).state_dict()),
     "names that are numbers": as_file({1: torch.zeros(3)}),
+    "one name that is a number": as_file({1: torch.zeros(3), "image_encoder.a": torch.zeros(3)}),
     "values that are text": as_file({name: "0" for name in STATE}),
     "a whole model": as_file(build()),
 }

@@ -216,11 +216,11 @@ def test_all_losses_of_all_layers_equal_literal_loops_in_double_precision(case):
 
 
 WORLD = 2
-# Instances of the images of each process.
+# Instances of the images of each process: none, or as many as processes at least.
 SPREAD = {
     "some in each": ([3, 1], [2, 0]),
     "none in one": ([0, 0], [4, 1]),
-    "one in all": ([0, 1], [0, 0]),
+    "one for each": ([0, 2], [0, 0]),
     "none at all": ([0, 0], [0, 0]),
     "more than queries": ([7, 1], [0, 2]),
 }

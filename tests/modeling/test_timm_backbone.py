@@ -11,7 +11,7 @@ from detectron2.modeling import ShapeSpec, build_backbone, build_model
 from tiny_timm import timm
 from torch.nn import functional as F
 
-from s4m_d2.engine.build import parameter_groups
+from s4m_d2.engine.training.build import parameter_groups
 from s4m_d2.errors import ConfigError, InputError, WeightsError
 
 HIERARCHIES = ("test_resnet", "test_convnext", "s4m_swin", "s4m_swinv2")

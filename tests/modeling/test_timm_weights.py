@@ -8,7 +8,7 @@ from detectron2.modeling import ShapeSpec, build_backbone
 from swin_reference import Swin, random_swin_weights, swin_shapes
 from tiny_timm import SWIN_CHANNELS, SWIN_DEPTHS, SWIN_HEADS, SWIN_WINDOW
 
-from s4m_d2.engine.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.errors import WeightsError
 from s4m_d2.modeling.backbones.weight_names import (
     ADDED_LAYERS,

@@ -1,4 +1,4 @@
-"""Curves of metrics.json: what counts of repeated, torn and non-finite records; thinning."""
+"""Curves of metrics.json: what counts of torn and non-finite records; thinning."""
 
 import json
 import math
@@ -21,25 +21,6 @@ def as_is(record):
 
 def values(curve):
     return [(point.iteration, point.low, point.mean, point.high) for point in curve.points]
-
-
-def test_the_last_record_of_an_iteration_wins_and_keys_of_several_records_are_merged(tmp_path):
-    records = [
-        {"iteration": 19, "a": 1.0},
-        {"iteration": 39, "a": 2.0, "old": 5.0},
-        {"iteration": 59, "a": 3.0},
-        {"iteration": 39, "a": 20.0},  # of the run that continued
-        {"iteration": 59, "a": 30.0, "b": 7.0},
-    ]
-    curves = read_curves(write(tmp_path / "m.json", records), as_is)
-    assert values(curves.get("a")) == [
-        ((19, 19), 1.0, 1.0, 1.0),
-        ((39, 39), 20.0, 20.0, 20.0),
-        ((59, 59), 30.0, 30.0, 30.0),
-    ]
-    assert curves.get("old").last == (39, 5.0)
-    assert curves.get("b").last == (59, 7.0)
-    assert (curves.records, curves.last_iteration, curves.unreadable) == (3, 59, 0)
 
 
 @pytest.mark.parametrize(

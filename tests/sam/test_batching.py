@@ -92,6 +92,18 @@ def test_chunks_are_as_large_as_asked_for_and_agree(backend, calls):
     assert decoder.sizes == [2, 1, 2, 1]
 
 
+@pytest.mark.parametrize("max_prompts", [1, 4, 100])
+def test_features_alone_are_those_that_come_with_masks(backend, max_prompts):
+    """Prompts of 1 to 3 clicks over several images, in passes of one image and of more."""
+    parts = type(backend)(backend.sam, max_prompts_per_chunk=max_prompts)
+    points, labels = mixed_prompts()
+    encoded = backend.encode(*three_images())
+    answers = backend.prompt(encoded, points, labels, features=True)
+    alone = parts.prompt(encoded, points, labels, masks=False, features=True)
+    for one, other in zip(answers, alone, strict=True):
+        torch.testing.assert_close(other.features, one.features, **LOGITS)
+
+
 def test_on_the_cpu_an_images_embeddings_do_not_depend_on_the_batch(backend):
     images = [image_of(128, 256, 1), image_of(64, 64, 2), image_of(100, 60, 3)]
     together = backend.encode(*batch_of(*images))

@@ -17,6 +17,7 @@ from segment_anything.modeling import TwoWayTransformer as Transformer
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.sam import SAM_BACKEND_REGISTRY, build_sam_backend
+from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.tiny import TINY_WEIGHTS, TOYSCAPES_WEIGHTS, build_tiny_sam, build_tiny_toyscapes
 
 
@@ -97,6 +98,97 @@ def test_a_published_model_loads_from_its_path(vit_b, tmp_path):
     assert (backend.image_side, backend.grid_side) == (64, 4)
     for name, value in backend.sam.state_dict().items():
         assert torch.equal(value, weights[name])
+
+
+def named(state, start):
+    return {start + name: value for name, value in state.items()}
+
+
+WRAPPERS = {
+    "MedSAM's training": lambda state: {"model": state, "optimizer": {"state": {}}, "epoch": 3},
+    "DataParallel": lambda state: named(state, "module."),
+    "both": lambda state: {"model": named(state, "module.")},
+    "Lightning": lambda state: {
+        "epoch": 1, "pytorch-lightning_version": "2.4.0", "loops": {"fit_loop": {}},
+        "state_dict": named(state, "model.sam.") | {"loss.weight": torch.zeros(3)},
+    },
+    "micro-sam's training": lambda state: {
+        "iteration": 7, "model_state": named(state, "sam."), "optimizer_state": {"state": {}},
+        "decoder_state": {"decoder.samplers.0.conv.weight": torch.zeros(2)},
+    },
+    "micro-sam's export": lambda state: {
+        "model_state": state, "decoder_state": {"out_conv.weight": torch.zeros(2)},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_weights_in_a_wrapper_load_as_the_bare_ones(wrapper, tmp_path):
+    state = small_published_model().state_dict()
+    torch.save(WRAPPERS[wrapper](state), tmp_path / "best.pt")
+    loaded = load_sam(small_published_model, tmp_path / "best.pt", "vit_b").state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+
+
+@pytest.fixture(scope="module")
+def published_vit_b():
+    """Names and shapes of the published model, without its values' size."""
+    with torch.device("meta"):
+        state = sam_model_registry["vit_b"]().state_dict()
+    return {name: torch.zeros(()).expand(value.shape) for name, value in state.items()}
+
+
+def position(width):
+    return {"image_encoder.pos_embed": torch.zeros(()).expand(1, 64, 64, width)}
+
+
+def hiera(depth):
+    names = [f"image_encoder.trunk.blocks.{i}.norm1.weight" for i in range(depth)]
+    return {"model": dict.fromkeys(names, torch.zeros(2))}
+
+
+HQ = {"mask_decoder.hf_token.weight": torch.zeros(1, 256)}
+TINY_VIT = {"image_encoder.patch_embed.seq.0.c.weight": torch.zeros(32, 3, 3, 3)}
+# From the state dict of vit_b to the file, and what its message must name.
+FOREIGN = {
+    "vit_b": (lambda state: state, "S4M.SAM.BACKEND segment_anything S4M.SAM.MODEL_TYPE vit_b"),
+    "vit_b, wrapped": (WRAPPERS["micro-sam's training"], "S4M.SAM.MODEL_TYPE vit_b"),
+    "vit_h": (lambda state: state | position(1280), "S4M.SAM.MODEL_TYPE vit_h"),
+    "HQ-SAM": (lambda state: state | HQ, "HQ-SAM"),
+    "HQ-SAM's decoder": (lambda _: {"hf_token.weight": torch.zeros(1, 256)}, "HQ-SAM"),
+    "MobileSAM": (lambda _: TINY_VIT, "MobileSAM"),
+    "Light HQ-SAM": (lambda _: TINY_VIT | HQ, "HQ-SAM"),
+    "SAM 2": (lambda _: hiera(24), "S4M.SAM.BACKEND sam2 S4M.SAM.MODEL_TYPE hiera_b+"),
+}
+
+
+@pytest.mark.parametrize("row", FOREIGN)
+def test_a_file_of_another_model_is_recognized(row, published_vit_b, tmp_path):
+    content, expected = FOREIGN[row]
+    torch.save(content(published_vit_b), tmp_path / "weights.pth")
+    with pytest.raises(WeightsError) as caught:
+        load_sam(small_published_model, tmp_path / "weights.pth", "vit_l")
+    assert expected in str(caught.value) and "sam_vit_l_0b3195.pth" in str(caught.value)
+
+
+def test_the_published_names_and_shapes_are_those_of_the_library(published_vit_b, tmp_path):
+    """MedSAM's file has them too. One entry more is named, without advice to set what is set."""
+    path = tmp_path / "medsam_vit_b.pth"
+    torch.save(published_vit_b, path)
+    with torch.device("meta"):
+        load_sam(sam_model_registry["vit_b"], path, "vit_b")
+        torch.save({**published_vit_b, "image_encoder.lora": torch.zeros(2)}, path)
+        with pytest.raises(WeightsError, match="image_encoder.lora") as caught:
+            load_sam(sam_model_registry["vit_b"], path, "vit_b")
+    assert "MODEL_TYPE" not in str(caught.value)
+
+
+def test_python_objects_in_a_file_are_refused_by_name(tmp_path):
+    content = {"model_state": small_published_model().state_dict(), "init": tmp_path}
+    torch.save(content, tmp_path / "best.pt")
+    with pytest.raises(WeightsError, match="pathlib"):
+        load_sam(small_published_model, tmp_path / "best.pt", "vit_b")
 
 
 def test_unknown_names_are_refused_with_the_known_ones():

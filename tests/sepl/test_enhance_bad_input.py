@@ -11,6 +11,7 @@ from enhance_folders import (
     CAM,
     CLASS,
     MASK,
+    SIZE,
     arguments,
     content,
     drawn,
@@ -41,7 +42,7 @@ def empty_label(root):
 
 
 def color_label(root):
-    Image.new("RGB", (8, 6)).save(root / "cam" / "b.png")
+    Image.new("RGB", (8, 6), "red").save(root / "cam" / "b.png")
 
 
 def class_beyond_the_count(root):
@@ -144,7 +145,11 @@ REFUSED = {
     "output below the masks": (["--output", "masks/new"], "lies in the folder of --masks"),
     "output is a file": (["--output", "cam/a.png"], "lies in"),
     "output is another file": (["--output", "file"], "'.*file' cannot be written.*choose another"),
-    "no labels": (["--pseudo-labels", "empty"], "'.*empty' has no label maps"),
+    "no labels": (["--pseudo-labels", "empty"], "'.*empty' has no label maps.*but nothing"),
+    "labels of another kind": (["--pseudo-labels", "images"], "label maps.*but 3 .jpg files"),
+    "labels of another suffix": (["--suffix", "_pseudo"], "label maps.*_pseudo.*but 3 .png files"),
+    "masks in one folder": (["--masks", "flat"], "flat' has nothing.*'a'.*but 2 .png files"),
+    "images of others": (["--images", "flat"], "flat' has nothing.*'a'.*but 2 .png files"),
     "labels are nowhere": (["--pseudo-labels", "none"], "'.*none' cannot be listed"),
     "masks are nowhere": (["--masks", "none"], "'.*none' cannot be listed.*holds the masks"),
     "images are nowhere": (["--images", "none"], "'.*none' cannot be listed.*holds the images"),
@@ -180,6 +185,9 @@ def refusal(root: Path, start: list[str], words: list[str], capsys) -> str:
     (root / "empty").mkdir()
     (root / "file").touch()
     (root / "link").symlink_to(root / "cam")
+    (root / "flat").mkdir()
+    for name in ("a_0", "a_1"):
+        Image.new("L", SIZE[::-1]).save(root / "flat" / f"{name}.png")
     before = content(root)
     for number, word in enumerate(words):
         if not word.startswith("--") and word not in WORDS and not word.isdigit():

@@ -46,7 +46,7 @@ def test_label_maps_are_redrawn_and_reported(root, capsys):
     }  # fmt: skip
     assert found["settings"] == {
         "pseudo_labels": str(root / "cam"), "masks": str(root / "masks"), "num_classes": 21,
-        "o_s_thresh": 0.5, "o_p_thresh": 0.85, "keep_uncovered": False,
+        "o_s_thresh": 0.5, "o_p_thresh": 0.85, "keep_uncovered": False, "background_score": 0.15,
     }  # fmt: skip
     printed = capsys.readouterr()
     assert "3 images enhanced (0 of them before), 0 failed, 0 missing" in printed.err
@@ -72,6 +72,42 @@ def test_masks_as_folders_of_pngs(root):
         Image.fromarray(drawn(MASK, 255)).save(root / "masks" / name / "0.png")
     assert enhance(root) == 0
     np.testing.assert_array_equal(label(root, "a"), drawn(MASK, CLASS))
+
+
+def test_label_maps_by_another_suffix(root):
+    assert enhance(root, output="plain") == 0
+    for path in list((root / "cam").iterdir()):
+        path.rename(path.with_name(f"{path.stem}_pseudo.png"))
+    assert enhance(root, "--suffix", "_pseudo") == 0
+    for name in "abc":
+        np.testing.assert_array_equal(label(root, name), label(root, name, "plain"))
+
+
+def test_label_maps_and_cam_scores_of_numpy(root):
+    """The scores of the class beyond its label map lie between two background scores."""
+    scores = drawn(CAM, 1) * 0.5 + drawn(MASK, 1) * 0.2
+    np.save(root / "cam" / "a.npy", drawn(CAM, CLASS).astype(int))
+    np.save(root / "cam" / "b.npy", {CLASS - 1: scores})
+    np.save(root / "cam" / "c.npy", {"keys": np.array([CLASS - 1]), "cam": scores[None]})
+    for path in (root / "cam").glob("*.png"):
+        path.unlink()
+    keep = ("--o-s-thresh", "1", "--o-p-thresh", "1")  # no mask is selected
+    assert enhance(root, *keep) == 0
+    assert enhance(root, *keep, "--background-score", "0.3", output="high") == 0
+    for output, window in (("out", MASK), ("high", CAM)):
+        np.testing.assert_array_equal(label(root, "a", output), drawn(CAM, CLASS))
+        for name in "bc":
+            np.testing.assert_array_equal(label(root, name, output), drawn(window, CLASS))
+
+
+def test_labels_of_which_none_has_a_class(root, capsys):
+    for name in "ab":
+        write_label(root / "cam" / f"{name}.png", drawn(CAM, 255))
+    assert enhance(root) == 0
+    assert "warning" not in capsys.readouterr().err
+    write_label(root / "cam" / "c.png", drawn(CAM, 255))
+    assert enhance(root, "--overwrite") == 0
+    assert "warning: no label map has a class" in capsys.readouterr().err
 
 
 def test_thresholds_on_the_command_line(root):

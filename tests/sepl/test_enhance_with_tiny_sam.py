@@ -1,8 +1,6 @@
 """`sepl enhance` with masks that the tiny SAM makes of toyscapes scenes."""
 
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +9,9 @@ from enhance_folders import content, enhance, label, report
 from PIL import Image
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks
-from s4m_d2.sepl import enhance_command, mask_sources, processes
+from s4m_d2.sepl import mask_sources
 from s4m_d2.sepl.labels import read_label, write_label
 from s4m_d2.sepl.mask_files import read_masks
-from s4m_d2.sepl.mask_sources import SamMasks
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (64, 128)
@@ -131,27 +128,6 @@ def test_bad_images_are_named_and_sam_is_not_asked(scenes, generated, tmp_path):
     assert "b.png cannot be read" in found["failed"]["b"]
     assert found["missing"] == {"c": "there is no image of it"}
     assert not generated
-
-
-def test_with_a_gpu_one_process_makes_the_masks(scenes, monkeypatch):
-    """Without one, and with threads for processes: each image's masks are asked for once."""
-    assert run(scenes, output="serial") == 0
-    original, real, makers = SamMasks.masks, enhance_command.outcomes, []
-
-    def noted(self, name, image, size):
-        makers.append((name, threading.current_thread() is threading.main_thread()))
-        return original(self, name, image, size)
-
-    def on_gpu(enhancer, jobs, *, workers, masks_here):
-        assert not masks_here
-        return real(enhancer, jobs, workers=workers, masks_here=True)
-
-    monkeypatch.setattr(SamMasks, "masks", noted)
-    monkeypatch.setattr(enhance_command, "outcomes", on_gpu)
-    monkeypatch.setattr(processes, "_pool", ThreadPoolExecutor)
-    assert run(scenes, "--workers", "2", output="parallel") == 0
-    assert sorted(makers) == [("0", True), ("1", True)]
-    assert content(scenes / "parallel") == content(scenes / "serial")
 
 
 @pytest.mark.gpu

@@ -90,6 +90,16 @@ def test_without_pseudo_labels_the_enhanced_ones_are_scored(folders, capsys):
     assert "improved" not in report
 
 
+def test_pseudo_labels_of_another_suffix_and_kind(folders):
+    _, expected = evaluate(folders)
+    for name, (_, pseudo, _) in IMAGES.items():
+        (folders / "pseudo" / f"{name}.png").unlink()
+        np.save(folders / "pseudo" / f"{name}_cam.npy", {0: np.array(pseudo) * 0.4})
+    assert evaluate(folders, "--suffix", "_cam") == (0, expected)
+    _, other = evaluate(folders, "--suffix", "_cam", "--background-score", "0.5")
+    assert other["iou"]["class 1"]["before"] == 0
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_threads_and_chunks_do_not_change_the_scores(folders, monkeypatch, workers):
     expected = evaluate(folders, "--workers", 1)
@@ -120,7 +130,7 @@ def cut_file(folders):
 
 
 def color_picture(folders):
-    Image.new("RGB", (4, 1)).save(folders / "pseudo" / "better.png")
+    Image.new("RGB", (4, 1), "red").save(folders / "pseudo" / "better.png")
 
 
 def missing(kind):

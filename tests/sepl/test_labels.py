@@ -1,4 +1,4 @@
-"""Label maps in PNG files."""
+"""Label maps in PNG and .npy files."""
 
 import numpy as np
 import pytest
@@ -45,6 +45,50 @@ def test_gray_files_and_foreign_palettes(tmp_path):
         np.testing.assert_array_equal(read_label(tmp_path / f"{name}.png"), expected)
 
 
+def test_color_files_with_equal_channels(tmp_path):
+    Image.fromarray(np.stack([LABEL] * 3, axis=-1)).save(tmp_path / "label.png")
+    np.testing.assert_array_equal(read_label(tmp_path / "label.png"), LABEL)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "<i8", ">u4"])
+def test_arrays_of_indices(dtype, tmp_path):
+    for label in (LABEL, LABEL.T):
+        np.save(tmp_path / "label.npy", label.astype(dtype))
+        read = read_label(tmp_path / "label.npy", 21)
+        assert read.dtype == np.uint8
+        np.testing.assert_array_equal(read, label)
+    with pytest.raises(DatasetError, match=r"label.npy has class indices \[20\]"):
+        read_label(tmp_path / "label.npy", 20)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        LABEL.astype(float),
+        LABEL == 1,
+        LABEL[None],
+        LABEL[0],
+        LABEL.astype(int) - 1,
+        LABEL.astype(int) + 1,
+        LABEL[:0],
+    ],
+)
+def test_arrays_that_are_no_indices(values, tmp_path):
+    np.save(tmp_path / "label.npy", values)
+    with pytest.raises(DatasetError, match=r"label\.npy"):
+        read_label(tmp_path / "label.npy")
+
+
+def test_an_array_of_more_than_its_file_holds_is_not_allocated(tmp_path):
+    np.save(tmp_path / "label.npy", LABEL)
+    content = (tmp_path / "label.npy").read_bytes()
+    larger = content.replace(b"(2, 3), }" + b" " * 9, b"(200000000, 30), }", 1)
+    assert len(larger) == len(content) and larger != content
+    (tmp_path / "label.npy").write_bytes(larger)
+    with pytest.raises(DatasetError, match=r"label\.npy cannot be read"):
+        read_label(tmp_path / "label.npy")
+
+
 def test_classes_beyond_the_count(tmp_path):
     path = tmp_path / "label.png"
     write_label(path, LABEL)
@@ -60,7 +104,7 @@ def test_classes_beyond_the_count(tmp_path):
 
 
 def colors(path):
-    Image.new("RGB", (3, 2)).save(path)
+    Image.new("RGB", (3, 2), (1, 1, 2)).save(path)
 
 
 def deep(path):

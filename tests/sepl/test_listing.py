@@ -13,12 +13,20 @@ def folder_of(root, *names):
 
 
 def test_label_maps_by_stem_and_sorted(tmp_path):
-    folder_of(tmp_path, "b.png", "a.PNG", "v1.2.png", "a.jpg", "notes.txt", ".b.png.abcdefgh.tmp")
+    folder_of(tmp_path, "b.png", "a.PNG", "v1.2.npy", "a.jpg", "notes.txt", ".b.png.abcdefgh.tmp")
     folder_of(tmp_path, ".hidden.png")
     (tmp_path / "deeper.png").mkdir()
     files = label_files(tmp_path)
     assert list(files) == ["a", "b", "v1.2"]
     assert files["a"] == tmp_path / "a.PNG"
+
+
+def test_a_suffix_of_label_maps(tmp_path):
+    folder_of(tmp_path, "a_pseudo.png", "b_pseudo.npy", "b.png", "c_pseudo_.png", "_pseudo.png")
+    files = {name: path.name for name, path in label_files(tmp_path, "_pseudo").items()}
+    assert files == {"a": "a_pseudo.png", "b": "b_pseudo.npy"}
+    with pytest.raises(DatasetError, match=r"label maps.*_cam.*4 \.png files, 1 \.npy file"):
+        label_files(tmp_path, "_cam")
 
 
 def test_images_of_several_formats(tmp_path):

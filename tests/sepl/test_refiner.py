@@ -12,7 +12,7 @@ from pycocotools import mask as mask_utils
 from torch import Tensor
 
 from s4m_d2.config import add_s4m_config
-from s4m_d2.engine.pseudo_labeling import label_statistics
+from s4m_d2.engine.labeling.pseudo_labeling import label_statistics
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.sam import EncodedImages
 from s4m_d2.semi import build_refiner, select_pseudo_labels

@@ -1,7 +1,5 @@
-import functools
 import itertools
 import math
-import operator
 
 import numpy as np
 import pytest
@@ -89,7 +87,9 @@ def test_order_and_sharding_of_the_images_do_not_matter(pairs, random, shards):
     expected = scored(pairs).counts
     random.shuffle(pairs)
     parts = [scored(pairs[shard::shards]) for shard in range(shards)]
-    total = functools.reduce(operator.add, parts, ConfusionMatrix(CLASSES))
+    total = ConfusionMatrix(CLASSES)
+    for part in parts:
+        total.merge(part)
     assert (total.counts == expected).all()
     before = [part.counts.copy() for part in parts]
     parts[0].merge(total)
@@ -112,7 +112,7 @@ def test_the_data_set_is_scored_at_once_and_not_as_a_mean_over_images():
 def test_counts_of_a_large_data_set_stay_exact():
     matrix = confusion(np.zeros((2, 2), np.uint8), np.zeros((2, 2), np.uint8), 1)
     for _ in range(31):  # 4 pixels, doubled: more than 32 bits hold
-        matrix = matrix + matrix
+        matrix.merge(matrix)
     matrix.update(maps([0]), maps([VOID]))
     assert matrix.counts.tolist() == [[2**33, 1]]
     assert matrix.pixel_accuracy() == 2**33 / (2**33 + 1)
@@ -159,7 +159,5 @@ def test_a_number_of_classes_that_cannot_be(count):
 
 def test_matrices_of_different_classes_are_not_added():
     for one, other in itertools.permutations([ConfusionMatrix(3), ConfusionMatrix(4)]):
-        with pytest.raises(InputError, match="3 and 4|4 and 3"):
-            _ = one + other
         with pytest.raises(InputError, match="3 and 4|4 and 3"):
             one.merge(other)

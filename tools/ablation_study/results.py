@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def collect(
     """
     folder = runs / run.name / run.stage
     final = json.loads((folder / "results.json").read_text())
-    lines = list(logged(folder))
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
     models = {TEACHER if run.method.is_teacher else STUDENT: _figures(final)}
     if "teacher" in final:
         models[EMA] = _figures(final["teacher"])
@@ -95,7 +95,7 @@ def collect(
         "pseudo-labels": labeling(lines),
         "losses": _at_end(lines, _LOSSES),
         "bad steps": max((line.get("train/bad_steps", 0) for line in lines), default=0),
-        "iterations": max((line["iteration"] + 1 for line in lines if "time" in line), default=0),
+        "iterations": max((x["iteration"] + 1 for x in lines if "total_loss" in x), default=0),
         "seconds": sum(attempt["seconds"] for attempt in attempts),
         "seconds an iteration": statistics.median(times) if times else None,
         "attempts": len(attempts),
@@ -113,22 +113,6 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
         "AP50": segm["AP50"],
         "by class": {k.removeprefix("AP-"): v for k, v in segm.items() if k.startswith("AP-")},
     }
-
-
-def logged(folder: Path) -> Iterator[dict[str, Any]]:
-    """Lines of ``metrics.json`` by iteration; of one that was trained again only the last.
-
-    A process that was killed may have left half a line.
-    """
-    lines: dict[tuple[int, bool], dict[str, Any]] = {}
-    for text in (folder / "metrics.json").read_text().splitlines():
-        try:
-            line = json.loads(text)
-            key = (line["iteration"], "time" in line)  # evaluation writes lines of its own
-        except (ValueError, LookupError, TypeError):
-            continue
-        lines[key] = line
-    return iter(lines[key] for key in sorted(lines))
 
 
 def labeling(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from s4m_d2.engine.checkpoint_files import FINAL_CHECKPOINT
+from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT
 
 MAIN_PERCENT = 10  # labels; all methods, all seeds
 OTHER_PERCENTS = (5, 20, 30)  # a few methods, the first seed

@@ -20,8 +20,8 @@ from make_toyscapes import read_parameters
 from quickstart import KEEP_MEMORY
 
 from ablation_study.training import Trainer
-from s4m_d2.engine.build import run_config
 from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.stages import run_config
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.files import atomic_write
 

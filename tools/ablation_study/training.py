@@ -17,8 +17,8 @@ from typing import Any
 
 from ablation_study.results import collect, write_result
 from ablation_study.runs import Run
-from s4m_d2.engine.checkpoint_files import FINAL_CHECKPOINT
-from s4m_d2.engine.stop_signals import EXIT_STOPPED
+from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT
+from s4m_d2.engine.training.stop_signals import EXIT_STOPPED
 from s4m_d2.files import atomic_write
 
 ATTEMPTS = "attempts.json"

@@ -1,4 +1,4 @@
-"""A SAM whose masks are given, with or without its passes."""
+"""A SAM whose masks are given, with or without its passes, and one whose embeddings are."""
 
 from __future__ import annotations
 
@@ -33,7 +33,6 @@ class FixedAnswers:
             for answer in synthetic.sam_answers(counts, frame, content)
         ]
         self._channels = backend.decoder.prompt_encoder.embed_dim
-        self._features = torch.zeros(0)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_backend":  # of a copy that has no attributes yet
@@ -68,21 +67,22 @@ class FixedAnswers:
         self, encoded: EncodedImages, points: Sequence[Tensor], labels=None, **options: bool
     ) -> list[PromptOutput]:
         if self._passes:
-            outputs = self._backend.prompt(encoded, points, labels, **options)
-            if options.get("features"):
-                return outputs
-        elif options.get("features"):
-            return [PromptOutput(None, None, self._some_features(len(p))) for p in points]
+            self._backend.prompt(encoded, points, labels, **options)
         return [
             PromptOutput(masks[: len(p)], ious[: len(p)], None)
             for p, (masks, ious) in zip(points, self._answers, strict=False)
         ]
 
-    def _some_features(self, count: int) -> Tensor:
-        """(N, C, S, S) random image tokens; the same ones each time."""
-        if len(self._features) < count:
-            side = self._backend.grid_side
-            shape = (count, self._channels, side, side)
-            draws = synthetic.generator("features")
-            self._features = torch.rand(shape, generator=draws).to(self._backend.device)
-        return self._features[:count]
+
+class KnownImages:
+    """A backend that gives what it encoded before and asks another one for everything else."""
+
+    def __init__(self, backend, encoded: EncodedImages) -> None:
+        self._backend = backend
+        self._encoded = encoded
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
+        return self._encoded

@@ -20,8 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarking import synthetic
 from benchmarking.bench import Bench
+from benchmarking.fixed_sam import KnownImages
 from s4m_d2.engine import BadSteps, TeacherStudentModel
-from s4m_d2.engine.bad_steps import skip_bad_steps
+from s4m_d2.engine.training.bad_steps import skip_bad_steps
 from s4m_d2.semi import Selection, mask_points
 from s4m_d2.structures import PseudoLabels, drop_invalid, sample_generators
 
@@ -113,10 +114,10 @@ def small_selection(device: torch.device, copies: int) -> Selection:
 
 
 @torch.no_grad()
-def prompt(bench: Bench, encoded, clicks: Sequence, labels: Sequence, **options: bool) -> list:
+def prompt(bench: Bench, encoded, clicks: Sequence, labels: Sequence) -> list:
     """SAM's answers to the prompts of a batch."""
     with bench.autocast():
-        return bench.sam.prompt(encoded, clicks, labels, **options)
+        return bench.sam.prompt(encoded, clicks, labels)
 
 
 @torch.no_grad()
@@ -157,12 +158,11 @@ def pseudo_labeled(bench: Bench) -> list[dict]:
     ]
 
 
-def distill(bench: Bench, mask_features: Tensor, wanted: Sequence[dict]) -> Tensor:
-    """Structural distillation's loss, with SAM's passes left out."""
-    loss = bench.distillation
-    loss.backend = bench.answers
+def distill(bench: Bench, loss, encoded, mask_features: Tensor, wanted: Sequence[dict]) -> Tensor:
+    """Structural distillation of a batch that SAM has encoded, by a loss on the bench's backend."""
+    bench.distillation.backend = KnownImages(bench.sam, encoded)
     try:
-        with bench.autocast(), bench.answers.without_passes():
+        with bench.autocast():
             return loss(
                 mask_features,
                 rgb(bench),
@@ -171,7 +171,7 @@ def distill(bench: Bench, mask_features: Tensor, wanted: Sequence[dict]) -> Tens
                 sample_generators(bench.labeled, "prompt_points", bench.device),
             )["loss_sd"]
     finally:
-        loss.backend = bench.sam
+        bench.distillation.backend = bench.sam
 
 
 def step_losses(bench: Bench) -> dict[str, Tensor]:

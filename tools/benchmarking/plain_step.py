@@ -11,6 +11,7 @@ from torch import Tensor
 
 from benchmarking import checks, ours, ours_model, ours_views, plain, plain_model
 from benchmarking.bench import Bench
+from benchmarking.plain_distillation import Distillation
 from s4m_d2.structures import PseudoLabels, sample_generators
 
 
@@ -128,13 +129,15 @@ def losses(bench: Bench, rng: np.random.Generator) -> dict[str, Tensor]:
 
 
 def distilled_losses(bench: Bench) -> dict[str, Tensor]:
-    """Stage 1, with SAM image by image."""
+    """Stage 1, with SAM and the distillation image by image."""
     bench.distillation.backend = plain_model.OneByOne(bench.sam)
+    bench.student.distillation = Distillation(bench.distillation)
     try:
         with bench.autocast():
             return bench.student(bench.labeled)
     finally:
         bench.distillation.backend = bench.sam
+        bench.student.distillation = bench.distillation
 
 
 def unsupervised_losses(bench: Bench, rng: np.random.Generator) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from benchmarking import ours
 from benchmarking.bench import build
 from benchmarking.cases import CASES
 from benchmarking.timing import Clock, Form, measure, summarize
-from s4m_d2.engine.launch import launch
+from s4m_d2.engine.command.launch import launch
 from s4m_d2.errors import ConfigError, S4MError
 
 

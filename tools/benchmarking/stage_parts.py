@@ -22,6 +22,7 @@ from benchmarking.data_part import data_part
 from benchmarking.model_checks import deformable_part, matching_part
 from benchmarking.model_parts import model_parts
 from benchmarking.parts import Part, in_order
+from benchmarking.plain_distillation import Distillation
 from benchmarking.timing import Form
 
 ORDER = (
@@ -50,7 +51,7 @@ def parts_of(bench: Bench) -> list[Part]:
     """All parts of the stage's step, in order."""
     if bench.stage == 1:
         batches = [bench.labeled]
-        found = [*sam_parts(bench, *distillation_prompts(bench)), distillation_part(bench)]
+        found = [encode_part(bench), distillation_part(bench)]
     else:
         batches = [bench.labeled, ours.pseudo_labeled(bench)]
         found = labeling_parts(bench)
@@ -68,78 +69,86 @@ def parts_of(bench: Bench) -> list[Part]:
     return in_order([data_part(bench), *found], ORDER)
 
 
-def distillation_prompts(bench: Bench) -> tuple[list, list, dict]:
-    """Single clicks all over the images, as many as structural distillation asks for."""
-    count = bench.cfg.S4M.DISTILL.NUM_POINTS
-    rng = np.random.default_rng(0)
-    clicks = [
-        torch.from_numpy(rng.random((count, 1, 2), np.float32)).to(bench.device)
-        for _ in bench.labeled
-    ]
-    return (
-        clicks,
-        [torch.ones(count, 1, dtype=torch.long) for _ in clicks],
-        {
-            "masks": False,
-            "features": True,
-        },
-    )
-
-
-def sam_parts(bench: Bench, clicks: list, kinds: list, options: dict) -> list[Part]:
-    """SAM's encoder and its prompts: the batch in one pass, and image by image."""
+def encode_part(bench: Bench) -> Part:
+    """SAM's encoder: the batch together, and image by image."""
     images, sizes = ours.rgb(bench), ours.sizes(bench)
     alone = plain_model.OneByOne(bench.sam)
-    tolerance = 5e-2 if bench.cfg.SOLVER.AMP.ENABLED else 1e-3
 
     def encode_plainly():
         with torch.no_grad(), bench.autocast():
             return alone.encode(images, sizes)
 
-    def prompt() -> list:
-        return ours.prompt(bench, encoded(), clicks, kinds, **options)
-
-    def prompt_plainly() -> list:
-        with torch.no_grad(), bench.autocast():
-            return alone.prompt(encoded(), clicks, kinds, **options)
-
-    def check_encode() -> None:
+    def check() -> None:
         found, expected = ours.encode(bench, images), encode_plainly()
-        where = dict(rtol=tolerance, atol=tolerance)
+        where = sam_tolerance(bench)
         checks.close(found.embeddings, expected.embeddings, "SAM encode", **where)
 
-    def check_prompts() -> None:
-        name = "features" if options.get("features") else "mask_logits"
-        found, expected = (
-            [getattr(output, name) for output in outputs]
-            for outputs in (prompt(), prompt_plainly())
-        )
-        checks.close(found, expected, "SAM prompts", rtol=tolerance, atol=tolerance)
+    return Part(
+        "SAM encode",
+        Form(lambda: ours.encode(bench, images)),
+        Form(encode_plainly),
+        check,
+        counts_flops=True,
+    )
+
+
+def prompts_part(bench: Bench, clicks: list, kinds: list) -> Part:
+    """SAM's answers to the clicks of all images together, and image by image."""
+    alone = plain_model.OneByOne(bench.sam)
 
     @functools.cache
     def encoded():
-        return ours.encode(bench, images)
+        return ours.encode(bench, ours.rgb(bench))
 
-    return [
-        Part(
-            "SAM encode",
-            Form(lambda: ours.encode(bench, images)),
-            Form(encode_plainly),
-            check_encode,
-            counts_flops=True,
-        ),
-        Part("SAM prompts", Form(prompt), Form(prompt_plainly), check_prompts, counts_flops=True),
-    ]
+    def prompt() -> list:
+        return ours.prompt(bench, encoded(), clicks, kinds)
+
+    def prompt_plainly() -> list:
+        with torch.no_grad(), bench.autocast():
+            return alone.prompt(encoded(), clicks, kinds)
+
+    def check() -> None:
+        found, expected = (
+            [output.mask_logits for output in outputs] for outputs in (prompt(), prompt_plainly())
+        )
+        checks.close(found, expected, "SAM prompts", **sam_tolerance(bench))
+
+    return Part("SAM prompts", Form(prompt), Form(prompt_plainly), check, counts_flops=True)
+
+
+def sam_tolerance(bench: Bench) -> dict[str, float]:
+    """How near the two forms of what SAM computes must be."""
+    tolerance = 5e-2 if bench.cfg.SOLVER.AMP.ENABLED else 1e-3
+    return {"rtol": tolerance, "atol": tolerance}
 
 
 def distillation_part(bench: Bench) -> Part:
-    """Structural distillation beside SAM: points, similarities, Huber."""
+    """Structural distillation, from SAM's embeddings on: points, prompts, similarities, Huber."""
     wanted = ours_model.targets(bench, bench.labeled)
     channels = bench.cfg.MODEL.SEM_SEG_HEAD.MASK_DIM
     shape = (len(bench.labeled), channels, bench.size[0] // 4, bench.size[1] // 4)
     features = torch.rand(shape, generator=synthetic.generator("mask features"))
     features = features.to(bench.device).requires_grad_()
-    return Part("distillation", Form(lambda: ours.distill(bench, features, wanted)))
+    plainly = Distillation(bench.distillation)
+
+    @functools.cache
+    def encoded():
+        return ours.encode(bench, ours.rgb(bench))
+
+    def distill(loss) -> torch.Tensor:
+        return ours.distill(bench, loss, encoded(), features, wanted)
+
+    def check() -> None:
+        relative = sam_tolerance(bench) | {"atol": 0.0}
+        checks.close(distill(bench.distillation), distill(plainly), "distillation", **relative)
+
+    return Part(
+        "distillation",
+        Form(lambda: distill(bench.distillation)),
+        Form(lambda: distill(plainly)),
+        check,
+        counts_flops=True,
+    )
 
 
 def labeling_parts(bench: Bench) -> list[Part]:
@@ -167,7 +176,8 @@ def labeling_parts(bench: Bench) -> list[Part]:
             counts_flops=True,
         ),
         Part("selection", Form(lambda: ours.selections(bench, predicted))),
-        *sam_parts(bench, clicks, kinds, {}),
+        encode_part(bench),
+        prompts_part(bench, clicks, kinds),
         Part(
             "points",
             Form(lambda: ours.points(bench, selected)),

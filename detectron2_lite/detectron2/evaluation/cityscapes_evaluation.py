@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -74,6 +75,8 @@ def _score(prediction_dir: str, ground_truth: list[str]) -> dict:
     from cityscapesscripts.evaluation import evalInstanceLevelSemanticLabeling as scripts
     from cityscapesscripts.evaluation.instances2dict import instances2dict
 
+    if not hasattr(np, "in1d"):  # NumPy 2.4 dropped what cityscapesScripts 2.3.0 calls
+        scripts.np = SimpleNamespace(**vars(np), in1d=np.isin)
     args = scripts.args
     args.predictionPath, args.predictionWalk = os.path.abspath(prediction_dir), None
     args.quiet, args.colorized = True, False

@@ -1,0 +1,1 @@
+"""Checkpoints and weights of others: save, load, names, safe reading."""

@@ -1,0 +1,267 @@
+"""Saving at once, loading safely: one checkpointer for training, evaluation and backbones."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from typing import Any
+from urllib.parse import parse_qs
+
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from s4m_d2.engine.checkpointing.checkpoint_files import (
+    FINAL_CHECKPOINT,
+    LAST_CHECKPOINT,
+    find_complete,
+    holds_run,
+    numbered_name,
+    read_complete,
+    superseded,
+    tagged,
+)
+from s4m_d2.engine.checkpointing.load_report import LoadReport, compare, refuse_unfit
+from s4m_d2.engine.checkpointing.weight_files import read_weight_file
+from s4m_d2.engine.checkpointing.weight_names import BRANCHES, ModelWeights, model_weights
+from s4m_d2.errors import WeightsError
+from s4m_d2.files import atomic_write
+from s4m_d2.modeling.backbones.weight_names import to_own_names
+
+
+class S4MCheckpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer, on either engine, with four things changed.
+
+    - A file appears under its name only when it is complete, and ``last_checkpoint`` after it.
+    - Continuing passes over damaged files, and old files can be removed (``keep``).
+    - Loading runs no code of the file: tensors and plain values from ``.pth``, arrays from
+      ``.pkl``, tensors from ``.safetensors``. It reads our own files, published ones of
+      Mask2Former, Guided Distillation and S4M, bare state dicts, and backbones of Detectron2's
+      model zoo and of torchvision.
+    - What was not loaded is never silent: see :class:`LoadReport`, and ``require`` of :meth:`load`.
+
+    Args:
+        model: is saved and loaded under "model".
+        save_dir: folder of the checkpoints; "" saves nothing.
+        keep: numbered checkpoints (model_0000099.pth) that stay there; 0: all.
+        **options: Detectron2's, and the other objects to save and load, by name.
+    """
+
+    #: The report of the last call to :meth:`load`.
+    last_report: LoadReport | None = None
+    #: Iteration of the last checkpoint that this object wrote.
+    saved_iteration: int | None = None
+    #: The checkpoint that the run was continued from.
+    resumed_from: str = ""
+
+    def __init__(self, model: nn.Module, save_dir: str = "", *, keep: int = 0, **options: Any):
+        super().__init__(model, save_dir, **options)
+        self.keep = keep
+        self._damaged: set[str] = set()  # names in save_dir that could not be continued from
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``name``.pth into ``save_dir``, tag it as the last checkpoint, remove old ones."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        content = {"model": self.model.state_dict()}
+        content |= {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        content |= kwargs
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        with atomic_write(path, "wb") as file:
+            torch.save(content, file)
+        self.tag_last_checkpoint(f"{name}.pth")
+        self.saved_iteration = kwargs.get("iteration")
+        self._damaged.discard(f"{name}.pth")
+        if self.keep:
+            self._remove_old(f"{name}.pth")
+
+    def _remove_old(self, newest: str) -> None:
+        for name in superseded(self.save_dir, newest, self.keep, self._damaged):
+            path = os.path.join(self.save_dir, name)
+            try:
+                os.unlink(path)
+            except OSError as error:
+                self.logger.warning("The old checkpoint '%s' cannot be removed: %s", path, error)
+
+    def has_checkpoint(self) -> bool:
+        """Whether ``save_dir`` holds a run, even if ``last_checkpoint`` is lost."""
+        return bool(self.save_dir) and holds_run(self.save_dir)
+
+    def get_checkpoint_file(self) -> str:
+        """What ``last_checkpoint`` names, with ``save_dir``; "" if it names nothing."""
+        name = tagged(self.save_dir)
+        return os.path.join(self.save_dir, name) if name else ""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Make ``resume_or_load`` continue from this file of ``save_dir``."""
+        with atomic_write(os.path.join(self.save_dir, LAST_CHECKPOINT)) as file:
+            file.write(last_filename_basename)
+
+    def load(
+        self,
+        path: str,
+        checkpointables: Sequence[str] | None = None,
+        *,
+        branch: str = "student",
+        require: bool = False,
+    ) -> dict[str, Any]:
+        """Load weights into the model, and the state of other objects that the file holds.
+
+        Args:
+            path: a file, or an address that Detectron2's path manager knows; "?matching_heuristics=
+                True" after it matches names as suffixes. "" loads nothing.
+            checkpointables: names of the other objects; None: all that the file holds.
+            branch: "student" or "teacher", where the file holds both. If it says that it holds the
+                other one only, that one is loaded, with a warning.
+            require: every parameter and buffer of the model must be in the file. Without it, heads
+                may start anew, but something must match, and a backbone's shapes must be right.
+
+        Returns:
+            What else the file holds, for example "iteration".
+
+        Raises:
+            WeightsError: the file cannot be read, is unsafe, or is of another model. The model then
+                is as it was.
+        """
+        if branch not in BRANCHES:
+            raise ValueError(f"branch must be one of {sorted(BRANCHES)}, got {branch!r}")
+        if not path:
+            if require:
+                raise WeightsError("No weights given: set MODEL.WEIGHTS to a checkpoint.")
+            self.logger.info("No weights given: the model starts from its initial values.")
+            return {}
+        content = self._read(path)
+        weights = model_weights(content, branch, path)
+        if weights.branch not in (None, branch):
+            self.logger.warning(
+                "%s holds a %s and no %s: the %s is loaded.",
+                path, weights.branch, branch, weights.branch,
+            )  # fmt: skip
+        self._load_weights(weights, path, require)
+        return self._load_rest(
+            content, self.checkpointables if checkpointables is None else checkpointables
+        )
+
+    def inspect(self, path: str, *, branch: str = "student", require: bool = False) -> LoadReport:
+        """What :meth:`load` would do with a file of weights; the model may be on the meta device.
+
+        Args and errors are those of :meth:`load`. The values of a ``.pth`` are not read.
+        """
+        weights = model_weights(self._read(path, mapped=True), branch, path)
+        return self._compare(weights, path, require)[0]
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Continue from ``save_dir``'s last checkpoint if asked and possible, or load ``path``.
+
+        Continuing needs all of the model in the file, and the state of every other object. A file
+        that is damaged is passed over, with a warning, for the one before it.
+        """
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        path, content = self._complete_checkpoint()
+        absent = [key for key in self.checkpointables if key not in content]
+        if absent:
+            raise WeightsError(
+                f"Cannot continue from '{path}': it holds no state of {', '.join(absent)}. "
+                "Start without --resume and give the file as MODEL.WEIGHTS."
+            )
+        self._load_weights(model_weights(content, "student", path), path, require=True)
+        self.resumed_from = path
+        return self._load_rest(content, self.checkpointables)
+
+    def finish(self) -> None:
+        """Make the checkpoint that the run was continued from its final one: it was the last."""
+        final = os.path.join(self.save_dir, FINAL_CHECKPOINT)
+        if not self.save_to_disk or self.resumed_from == final:
+            return
+        with open(self.resumed_from, "rb") as source, atomic_write(final, "wb") as file:
+            shutil.copyfileobj(source, file)
+        self.tag_last_checkpoint(FINAL_CHECKPOINT)
+
+    def reopen(self, iteration: int) -> None:
+        """Make the final checkpoint a numbered one, if the run goes on from it."""
+        final = os.path.join(self.save_dir, FINAL_CHECKPOINT)
+        if not self.save_to_disk or self.resumed_from != final:
+            return
+        name = f"{numbered_name(iteration)}.pth"
+        os.replace(final, os.path.join(self.save_dir, name))
+        self.tag_last_checkpoint(name)
+
+    def _complete_checkpoint(self) -> tuple[str, dict[str, Any]]:
+        """Path and content of what to continue from; the main process chooses for all."""
+        content: dict[str, Any] = {}
+        name, problem = "", None
+        if comm.is_main_process():
+            try:
+                name, content, damaged = find_complete(self.save_dir)
+                self._damaged.update(damaged)
+            except WeightsError as error:
+                problem = error
+        name, problem = comm.all_gather((name, problem))[0]
+        if problem is not None:
+            raise problem
+        path = os.path.join(self.save_dir, name)
+        return path, content or read_complete(path)
+
+    def _load_rest(self, content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+        """Load the state of other objects; return what is left."""
+        for name in names:
+            if name not in content:
+                continue
+            try:
+                self.checkpointables[name].load_state_dict(content.pop(name))
+            except (LookupError, TypeError, ValueError, RuntimeError) as error:
+                raise WeightsError(
+                    f"Cannot continue: the checkpoint's state of {name!r} does not fit this run "
+                    f"({type(error).__name__}: {error}). Continue with the config and the number "
+                    "of parameters that the run began with, or start without --resume and give "
+                    "the file as MODEL.WEIGHTS."
+                ) from error
+        content.pop("model", None)
+        return content
+
+    def _read(self, path: str, *, mapped: bool = False) -> dict[str, Any]:
+        local_path, query = self._local_path(path)
+        return {**read_weight_file(local_path, mapped=mapped), **query}
+
+    def _local_path(self, path: str) -> tuple[str, dict[str, bool]]:
+        name, _, query = (path, "", "") if os.path.exists(path) else path.partition("?")
+        options = parse_qs(query)
+        if options not in ({}, {"matching_heuristics": ["True"]}):
+            raise WeightsError(f"Weights '{path}': only ?matching_heuristics=True may follow.")
+        try:
+            return self.path_manager.get_local_path(name), {k: True for k in options}
+        except OSError as error:
+            raise WeightsError(
+                f"Weights '{name}' cannot be fetched ({error}). Download the file by other means "
+                "and give its path."
+            ) from error
+
+    def _load_weights(self, weights: ModelWeights, path: str, require: bool) -> None:
+        report, state = self._compare(weights, path, require)
+        self.model.load_state_dict({name: state[name] for name in report.matched}, strict=False)
+        self.last_report = report
+        self.logger.log(logging.WARNING if report.is_surprising else logging.INFO, "%s", report)
+        for line in report.lists():
+            self.logger.debug("%s", line)
+
+    def _compare(
+        self, weights: ModelWeights, path: str, require: bool
+    ) -> tuple[LoadReport, dict[str, Tensor]]:
+        """What fits of a file's weights, and these under the model's names."""
+        own = self.model.state_dict()
+        state = to_own_names(weights.state, own)
+        by_suffix = weights.by_suffix and state.keys() == weights.state.keys()
+        if by_suffix:
+            try:
+                state = align_and_update_state_dicts(own, state, c2_conversion=weights.caffe2)
+            except ValueError as error:
+                raise WeightsError(f"Weights '{path}': {error}") from error
+        report = compare(own, state, path, by_suffix=by_suffix, branch=weights.branch)
+        refuse_unfit(report, own, require)
+        return report, state

@@ -1,0 +1,309 @@
+"""Settings that are out of range, unknown or contradict each other."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_HEADS_REGISTRY
+from detectron2.utils import comm
+
+from s4m_d2.data import DATASET_MAPPER_REGISTRY
+from s4m_d2.engine.checks.findings import collected, raise_all
+from s4m_d2.engine.checks.setting_checks import setting_errors
+from s4m_d2.engine.labeling.protocol import check_architecture
+from s4m_d2.engine.labeling.pseudo_labeling import AMP, FLOAT32
+from s4m_d2.engine.stages import STAGES, runs_stage
+from s4m_d2.engine.training.speed import speed_errors
+from s4m_d2.errors import ConfigError, S4MError, WeightsError
+from s4m_d2.losses.structural_distillation import DISTILLATION_REGISTRY
+from s4m_d2.modeling import TRANSFORMER_DECODER_REGISTRY
+from s4m_d2.sam import SAM_BACKEND_REGISTRY
+from s4m_d2.sam.checkpoint import check_model_type, where_to_get
+from s4m_d2.sam.sam2 import require_sam2_package
+from s4m_d2.semi import REFINER_REGISTRY
+
+_SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
+_PACKAGED_SAMS = ("tiny", "tiny_toyscapes")  # the backends that need no checkpoint
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """Keys whose values pass a test, and the words for it."""
+
+    expected: str
+    passes: Callable[[Any], bool]
+    keys: tuple[str, ...]
+
+
+_RULES = (
+    _Rule(
+        "a number from 0 to 1",
+        lambda v: 0 <= v <= 1,
+        (
+            "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO",
+            "S4M.ARP.MIN_AREA_FRACTION",
+            "S4M.DISTILL.FOREGROUND_FRACTION",
+            "S4M.PSEUDO_LABEL.SCORE_THRESH",
+            "S4M.PSEUDO_LABEL.MASK_THRESH",
+            "S4M.PSEUDO_LABEL.DUPLICATE_IOU",
+            "S4M.STRONG_VIEW.BLUR_PROB",
+            "S4M.STRONG_VIEW.GRAYSCALE_PROB",
+            "S4M.STRONG_VIEW.JITTER_PROB",
+        ),
+    ),
+    _Rule("at least 0 and below 1", lambda v: 0 <= v < 1, ("S4M.EMA_DECAY",)),
+    _Rule(
+        "above 0, up to 0.5 (a pair has two images); S4M.ARP.ENABLED False switches ARP off",
+        lambda v: 0 < v <= 0.5,
+        ("S4M.ARP.PAIR_FRACTION",),
+    ),
+    _Rule(
+        "1 or more",
+        lambda v: v >= 1,
+        (
+            "INPUT.IMAGE_SIZE",
+            "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
+            "MODEL.MASK_FORMER.OVERSAMPLE_RATIO",
+            "MODEL.MASK_FORMER.TRAIN_NUM_POINTS",
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+            "S4M.DISTILL.NUM_POINTS",
+            "S4M.REFINE.NUM_POINTS",
+            "S4M.SAM.MAX_PROMPTS",
+            "SOLVER.CHECKPOINT_PERIOD",
+            "SOLVER.IMS_PER_BATCH",
+            "SOLVER.MAX_ITER",
+        ),
+    ),
+    _Rule("2 or more", lambda v: v >= 2, ("MODEL.MASK_FORMER.DEC_LAYERS",)),
+    _Rule(
+        "0 or more",
+        lambda v: v >= 0,
+        (
+            "DATALOADER.NUM_WORKERS",
+            "S4M.BURN_IN",
+            "S4M.DISTILL.WEIGHT",
+            "S4M.MAX_BAD_STEPS",
+            "S4M.MAX_SKIPPED_IMAGES",
+            "S4M.PSEUDO_LABEL.COUNT_BAND_ITERS",
+            "S4M.PSEUDO_LABEL.MIN_AREA",
+            "S4M.TEACHER.IMS_PER_BATCH",
+            "S4M.TEACHER.MAX_ITER",
+            "S4M.UNLABELED_IMS_PER_BATCH",
+            "S4M.UNSUP_LOSS_WEIGHT",
+            "SOLVER.BACKBONE_MULTIPLIER",
+            "SOLVER.CHECKPOINT_KEEP",
+            "TEST.EVAL_PERIOD",
+        ),
+    ),
+    _Rule(
+        "two numbers of at least 0, the smaller first",
+        lambda v: len(v) == 2 and 0 <= v[0] <= v[1],
+        ("S4M.PSEUDO_LABEL.COUNT_BAND",),
+    ),
+    _Rule("above 0", lambda v: v > 0, ("S4M.DISTILL.HUBER_DELTA", "SOLVER.BASE_LR")),
+    _Rule(
+        "two numbers above 0, the smaller first",
+        lambda v: len(v) == 2 and 0 < v[0] <= v[1],
+        ("S4M.ARP.SCALE_RANGE", "S4M.STRONG_VIEW.BLUR_SIGMA"),
+    ),
+    _Rule(
+        "four numbers of at least 0 (brightness, contrast, saturation, hue), hue up to 0.5",
+        lambda v: len(v) == 4 and min(v) >= 0 and v[3] <= 0.5,
+        ("S4M.STRONG_VIEW.JITTER",),
+    ),
+    _Rule(
+        "False: the model segments instances",
+        lambda v: not v,
+        ("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", "MODEL.MASK_FORMER.TEST.PANOPTIC_ON"),
+    ),
+)
+
+_CHOICES: dict[str, Iterable[Any]] = {
+    "DATALOADER.SAMPLER_TRAIN": _SAMPLERS,
+    "INPUT.FORMAT": ("RGB", "BGR"),
+    "INPUT.DATASET_MAPPER_NAME": DATASET_MAPPER_REGISTRY,
+    "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
+    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": TRANSFORMER_DECODER_REGISTRY,
+    "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
+    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": SEM_SEG_HEADS_REGISTRY,
+    "S4M.DISTILL.NAME": DISTILLATION_REGISTRY,
+    "S4M.EVAL": ("student", "teacher", "both"),
+    "S4M.PSEUDO_LABEL.PRECISION": (AMP, FLOAT32),
+    "S4M.REFINE.METHOD": REFINER_REGISTRY,
+    "S4M.SAM.BACKEND": SAM_BACKEND_REGISTRY,
+    "S4M.STAGE": ("both", "teacher", "student"),
+    "S4M.TEACHER.SAMPLER": _SAMPLERS,
+    "S4M.UNLABELED_MAPPER": DATASET_MAPPER_REGISTRY,
+    "S4M.UNLABELED_SAMPLER": _SAMPLERS,
+    "SOLVER.OPTIMIZER": ("ADAMW", "SGD"),
+}
+
+
+def check_config(
+    cfg: CfgNode, *, eval_only: bool = False, num_processes: int | None = None
+) -> None:
+    """Refuse settings that are out of range, unknown or contradict each other.
+
+    Args:
+        cfg: config of a whole run, not of a stage.
+        eval_only: only what evaluation needs is asked for.
+        num_processes: that share a batch; default: those of this run.
+
+    Raises:
+        ConfigError: names the key, its value and what was expected.
+        WeightsError: a file of weights that the run needs does not exist.
+        S4MError: several of these, all of them listed.
+    """
+    errors = config_errors(cfg, eval_only=eval_only, num_processes=num_processes)
+    if not eval_only:
+        errors += [*teacher_weights_errors(cfg), *sam_errors(cfg)]
+    raise_all(errors)
+
+
+def config_errors(
+    cfg: CfgNode, *, eval_only: bool = False, num_processes: int | None = None
+) -> list[S4MError]:
+    """What is wrong with the settings alone, no file looked at; arguments as above."""
+    errors: list[S4MError] = [*_value_errors(cfg), *_device_errors(cfg), *speed_errors(cfg)]
+    if eval_only:
+        if not cfg.DATASETS.TEST:
+            errors.append(ConfigError("DATASETS.TEST is empty: name the data set to evaluate on."))
+        return errors
+    processes = comm.get_world_size() if num_processes is None else num_processes
+    if runs_stage(cfg, "student") and cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
+        errors += collected(check_architecture, cfg.MODEL.META_ARCHITECTURE)
+    errors += [*_dataset_name_errors(cfg), *_stage_errors(cfg), *setting_errors(cfg)]
+    errors += _batch_errors(cfg, processes)
+    return errors or _mapper_errors(cfg)
+
+
+def _mapper_errors(cfg: CfgNode) -> list[S4MError]:
+    """Why a mapper of images cannot be built; one, as both mappers mostly share the reason."""
+    names = [cfg.INPUT.DATASET_MAPPER_NAME]
+    names += [cfg.S4M.UNLABELED_MAPPER] if runs_stage(cfg, "student") else []
+    found = (collected(DATASET_MAPPER_REGISTRY.get(name), cfg, True) for name in names)
+    return next(filter(None, found), [])
+
+
+def _get(cfg: CfgNode, key: str) -> Any:
+    return functools.reduce(getattr, key.split("."), cfg)
+
+
+def _value_errors(cfg: CfgNode) -> Iterator[S4MError]:
+    for rule in _RULES:
+        for key in rule.keys:
+            if not rule.passes(_get(cfg, key)):
+                yield ConfigError(f"{key} is {_get(cfg, key)!r}; expected {rule.expected}.")
+    for key, choices in _CHOICES.items():
+        names = [choice if isinstance(choice, str) else choice[0] for choice in choices]
+        if _get(cfg, key) not in names:
+            yield ConfigError(
+                f"{key} is {_get(cfg, key)!r}; choose one of {', '.join(sorted(names))}."
+            )
+    former = cfg.MODEL.MASK_FORMER
+    if former.NHEADS < 1 or former.HIDDEN_DIM % former.NHEADS:
+        yield ConfigError(
+            f"MODEL.MASK_FORMER.HIDDEN_DIM is {former.HIDDEN_DIM}; expected a multiple of "
+            f"MODEL.MASK_FORMER.NHEADS, {former.NHEADS}."
+        )
+    if not 0 < cfg.INPUT.MIN_SCALE <= cfg.INPUT.MAX_SCALE:
+        yield ConfigError(
+            f"INPUT.MIN_SCALE is {cfg.INPUT.MIN_SCALE} and INPUT.MAX_SCALE {cfg.INPUT.MAX_SCALE}; "
+            "expected numbers above 0, the minimum not above the maximum."
+        )
+
+
+def _device_errors(cfg: CfgNode) -> Iterator[S4MError]:
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        yield ConfigError(
+            f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}', but PyTorch finds no CUDA device here. "
+            "Add MODEL.DEVICE cpu to the command, or install a PyTorch that fits the driver."
+        )
+
+
+def _dataset_name_errors(cfg: CfgNode) -> Iterator[S4MError]:
+    sets = cfg.DATASETS
+    if not sets.TRAIN:
+        yield ConfigError("DATASETS.TRAIN is empty: name a labeled data set, or give --labeled.")
+    if runs_stage(cfg, "student") and not sets.UNLABELED:
+        yield ConfigError(
+            "DATASETS.UNLABELED is empty: stage 2 needs the name of an unlabeled data set, such as "
+            "cityscapes_fine_instance_seg_train_unlabeled. (S4M.STAGE teacher runs stage 1 alone.)"
+        )
+    for key in ("TRAIN", "UNLABELED"):
+        both = sorted(set(sets[key]) & set(sets.TEST))
+        if both:
+            yield ConfigError(
+                f"'{both[0]}' is in DATASETS.{key} and in DATASETS.TEST: results on it would mean "
+                "nothing. Remove it from one."
+            )
+
+
+def _stage_errors(cfg: CfgNode) -> Iterator[S4MError]:
+    stage, weights = cfg.S4M.STAGE, cfg.S4M.TEACHER_WEIGHTS
+    if stage == "teacher" and weights:
+        yield ConfigError(
+            f"S4M.STAGE is 'teacher' and S4M.TEACHER_WEIGHTS is '{weights}', which skips stage 1: "
+            "nothing is left to train. Clear one of the two."
+        )
+    if stage == "student" and not weights:
+        yield ConfigError(
+            "S4M.STAGE is 'student', but S4M.TEACHER_WEIGHTS is empty: give the checkpoint of "
+            "stage 1, such as output/teacher/model_final.pth."
+        )
+    if runs_stage(cfg, "student") and cfg.S4M.BURN_IN > cfg.SOLVER.MAX_ITER:
+        yield ConfigError(
+            f"S4M.BURN_IN is {cfg.S4M.BURN_IN}; expected at most SOLVER.MAX_ITER, "
+            f"{cfg.SOLVER.MAX_ITER}: the teacher would never follow the student."
+        )
+
+
+def _batch_errors(cfg: CfgNode, num_processes: int) -> Iterator[S4MError]:
+    for key in ("SOLVER.IMS_PER_BATCH", "S4M.TEACHER.IMS_PER_BATCH", "S4M.UNLABELED_IMS_PER_BATCH"):
+        if _get(cfg, key) % num_processes:
+            yield ConfigError(
+                f"{key} is {_get(cfg, key)}; expected a multiple of the {num_processes} processes "
+                "that share the batch."
+            )
+
+
+def teacher_weights_errors(cfg: CfgNode) -> Iterator[S4MError]:
+    """S4M.TEACHER_WEIGHTS names a file that is not there."""
+    weights = cfg.S4M.TEACHER_WEIGHTS
+    if weights and "://" not in weights and not os.path.isfile(weights):
+        yield WeightsError(
+            f"S4M.TEACHER_WEIGHTS: '{weights}' does not exist. Give the checkpoint of stage 1, "
+            "such as output/teacher/model_final.pth."
+        )
+
+
+def needs_sam(cfg: CfgNode, stage: str) -> bool:
+    """Whether the "teacher" (stage 1) or the "student" (stage 2) of this run consults SAM."""
+    part = cfg.S4M.DISTILL if stage == "teacher" else cfg.S4M.REFINE
+    return part.ENABLED and runs_stage(cfg, stage)
+
+
+def sam_errors(cfg: CfgNode) -> Iterator[S4MError]:
+    """SAM is needed and is none of its backend's models, or its package or file is missing."""
+    sam = cfg.S4M.SAM
+    users = [stage for stage in STAGES if needs_sam(cfg, stage)]
+    if not users or (sam.BACKEND in _PACKAGED_SAMS and not sam.CHECKPOINT):
+        return
+    errors = collected(check_model_type, sam.BACKEND, sam.MODEL_TYPE)
+    if sam.BACKEND == "sam2":
+        errors += collected(require_sam2_package)
+    yield from errors
+    if not os.path.isfile(sam.CHECKPOINT):
+        needs = "S4M.DISTILL.ENABLED" if "teacher" in users else "S4M.REFINE.ENABLED"
+        yield WeightsError(
+            f"S4M.SAM.CHECKPOINT: '{sam.CHECKPOINT}' does not exist, and {needs} needs it. "
+            f"{where_to_get(sam.MODEL_TYPE)} Or set S4M.DISTILL.ENABLED False S4M.REFINE.ENABLED "
+            "False to train without SAM."
+        )

@@ -1,0 +1,111 @@
+"""What checks found, collected: one table, then every problem with its remedy."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+from s4m_d2.errors import S4MError, printable
+
+_FINDING_WIDTH = 76  # characters of the table's middle column
+_KIBI = 1024
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        item: what was looked at.
+        text: what was found, short.
+        errors: why the run cannot work; each message ends with a remedy.
+        warnings: what may be meant otherwise or may go wrong later, in the same form.
+        checked: False where something else has to be put right first.
+    """
+
+    item: str
+    text: str
+    errors: tuple[S4MError, ...] = ()
+    warnings: tuple[str, ...] = ()
+    checked: bool = True
+
+    @property
+    def status(self) -> str:
+        """The worst of them: "ok", "not checked", "warning" or "error"."""
+        if self.errors or self.warnings:
+            return "error" if self.errors else "warning"
+        return "ok" if self.checked else "not checked"
+
+
+@dataclass(frozen=True)
+class PreflightReport:
+    """The findings in the order of the checks; ``str`` makes the table and the list of problems."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def errors(self) -> list[S4MError]:
+        return [error for finding in self.findings for error in finding.errors]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [warning for finding in self.findings for warning in finding.warnings]
+
+    def __str__(self) -> str:
+        rows = [
+            (f.item, textwrap.fill(printable(f.text), _FINDING_WIDTH), f.status)
+            for f in self.findings
+        ]
+        parts = [tabulate(rows, ("item", "finding", "status"))]
+        problems = [f"Error: {error}" for error in self.errors]
+        problems += [f"Warning: {printable(warning)}" for warning in self.warnings]
+        parts += [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
+        return "\n".join(parts)
+
+
+def collected(check: Callable[..., Any], *args: Any) -> list[S4MError]:
+    """The user's mistake that a check raises, as a list of none or one."""
+    try:
+        check(*args)
+    except S4MError as error:
+        return [error]
+    return []
+
+
+def raise_all(errors: Iterable[S4MError]) -> None:
+    """Raise one error for several: of the first one's type, with the messages of all.
+
+    Raises:
+        S4MError: there is at least one.
+    """
+    errors = list(errors)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        lines = [f"{number}. {error}" for number, error in enumerate(errors, start=1)]
+        raise type(errors[0])(f"{len(errors)} problems:", *"\n".join(lines).split("\n"))
+
+
+def first_of(what: Sequence[str]) -> str:
+    """The first of many messages, with the number of the others."""
+    more = f" ({len(what) - 1} more like this.)" if len(what) > 1 else ""
+    return what[0] + more
+
+
+def in_units(size: float) -> str:
+    """Bytes for people, in powers of 1024.
+
+    >>> in_units(512), in_units(1536), in_units(3 * 1024**3)
+    ('512 B', '1.5 KiB', '3.0 GiB')
+    """
+    if size < _KIBI:
+        return f"{size:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= _KIBI
+        if size < _KIBI:
+            return f"{size:.1f} {unit}"
+    return f"{size / _KIBI:.1f} TiB"

@@ -1,0 +1,239 @@
+"""Where a run writes, and whether its checkpoints fit on the disk and its models in memory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
+from s4m_d2.engine.checks.config_checks import needs_sam
+from s4m_d2.engine.checks.findings import Finding, in_units, raise_all
+from s4m_d2.engine.checks.weight_checks import Blueprints, bytes_of, sam_bytes
+from s4m_d2.engine.stages import STAGES, runs_stage, stage_config
+from s4m_d2.errors import ConfigError, S4MError
+
+# A checkpoint beside the values of its tensors, measured: mostly names, alignment and directory
+# entries; settings, schedule and random states are few.
+_BYTES_A_TENSOR = 330
+_BYTES_A_STEP = 4  # AdamW counts the steps of each parameter in a tensor
+_OPTIMIZER_COPIES = {"ADAMW": 2, "SGD": 1}  # tensors of a parameter's size in its state
+
+
+# The output folder
+
+
+def check_output_dir(cfg: CfgNode, *, resume: bool) -> None:
+    """Refuse to write a new run over an old one; make the folder.
+
+    Raises:
+        ConfigError: OUTPUT_DIR cannot be written, or holds a run and ``resume`` is False.
+    """
+    raise_all(output_dir_errors(cfg, resume=resume))
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: {error}. Choose another folder."
+        ) from error
+
+
+def output_dir_errors(cfg: CfgNode, *, resume: bool) -> Iterator[S4MError]:
+    """The same, without making anything."""
+    parent = existing_parent(cfg.OUTPUT_DIR)
+    if not os.path.isdir(parent):
+        yield ConfigError(
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: '{parent}' is a file. Choose another "
+            "folder."
+        )
+    elif not os.access(parent, os.W_OK | os.X_OK):
+        yield ConfigError(
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': '{parent}' is not writable; choose another folder."
+        )
+    for stage in STAGES:
+        folder = stage_config(cfg, stage).OUTPUT_DIR
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            yield ConfigError(
+                f"OUTPUT_DIR: '{folder}' is a file, where the stage's folder has to be. Move it "
+                "away, or choose another OUTPUT_DIR."
+            )
+        if holds_run(folder) and runs_stage(cfg, stage) and not resume:
+            yield ConfigError(
+                f"OUTPUT_DIR: '{folder}' holds a run already. Continue it with --resume, or "
+                "choose another OUTPUT_DIR."
+            )
+
+
+def existing_parent(path: str) -> str:
+    """The path itself, or the nearest folder above it that exists."""
+    path = os.path.abspath(path)
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def output_dir_finding(cfg: CfgNode, stages: Sequence[str], *, resume: bool) -> Finding:
+    """The line of a report; nothing is made."""
+    errors = tuple(output_dir_errors(cfg, resume=resume))
+    what = " and ".join(f"{stage}/" for stage in stages) or "nothing, every stage is finished"
+    return Finding("output", f"{cfg.OUTPUT_DIR}: {what}", errors)
+
+
+# The disk
+
+
+def checkpoint_bytes(cfg: CfgNode, stage: str, model: nn.Module) -> int:
+    """About how many bytes one checkpoint of a stage has.
+
+    They are the model's state, the optimizer's (two tensors for each trainable parameter with
+    AdamW) and in stage 2 the teacher's.
+
+    Args:
+        cfg: of the run or of the stage.
+        stage: "teacher" or "student".
+        model: also without values (:func:`~s4m_d2.engine.checks.weight_checks.model_blueprint`).
+    """
+    state = list(model.state_dict().values())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    models = 2 if stage == "student" else 1
+    copies = _OPTIMIZER_COPIES[cfg.SOLVER.OPTIMIZER]
+    size = models * sum(tensor.numel() * tensor.element_size() for tensor in state)
+    size += copies * sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    tensors = models * len(state) + copies * len(trained)
+    if cfg.SOLVER.OPTIMIZER == "ADAMW":
+        size += _BYTES_A_STEP * len(trained)
+        tensors += len(trained)
+    return size + tensors * _BYTES_A_TENSOR
+
+
+def kept_checkpoints(cfg: CfgNode) -> int:
+    """How many files a stage has on the disk at most: periodic ones and the last.
+
+    Args:
+        cfg: of the stage.
+    """
+    periodic = cfg.SOLVER.MAX_ITER // cfg.SOLVER.CHECKPOINT_PERIOD
+    kept = cfg.SOLVER.CHECKPOINT_KEEP  # 0: all; a new one is written before one goes
+    return (min(periodic, kept) if kept > 0 else periodic) + 1
+
+
+def disk_finding(cfg: CfgNode, model: nn.Module, stages: Sequence[str]) -> Finding:
+    """Whether the checkpoints of the stages to run fit into what is free."""
+    largest = total = there = 0
+    parts = []
+    for stage in stages:
+        of_stage = stage_config(cfg, stage)
+        size, count = checkpoint_bytes(of_stage, stage, model), kept_checkpoints(of_stage)
+        parts.append(f"{count} x {in_units(size)} ({stage})")
+        largest, total = max(largest, size), total + count * size
+        there += _bytes_of_checkpoints(of_stage.OUTPUT_DIR)
+    folder = existing_parent(cfg.OUTPUT_DIR)
+    free = shutil.disk_usage(folder).free
+    text = f"checkpoints {' + '.join(parts) or 'none'}; {in_units(free)} free"
+    remedy = (
+        "Free space, choose an OUTPUT_DIR on another disk, or raise SOLVER.CHECKPOINT_PERIOD "
+        f"({cfg.SOLVER.CHECKPOINT_PERIOD}) or set SOLVER.CHECKPOINT_KEEP (0: all are kept)"
+    )
+    if largest > free:
+        error = ConfigError(
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': one checkpoint has about {in_units(largest)}, and "
+            f"'{folder}' has {in_units(free)} free. Free space, or choose an OUTPUT_DIR on another "
+            "disk."
+        )
+        return Finding("disk", text, (error,))
+    needed = max(total - there, 0)
+    if needed > free:
+        warning = (
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': the checkpoints still to come have about "
+            f"{in_units(needed)}, and '{folder}' has {in_units(free)} free. {remedy}."
+        )
+        return Finding("disk", text, (), (warning,))
+    return Finding("disk", text)
+
+
+def _bytes_of_checkpoints(folder: str) -> int:
+    if not os.path.isdir(folder):
+        return 0
+    with os.scandir(folder) as entries:
+        return sum(e.stat().st_size for e in entries if e.name.endswith(".pth") and e.is_file())
+
+
+# Memory
+
+
+def stage_memory(cfg: CfgNode, stage: str, blueprints: Blueprints, num_processes: int = 1) -> int:
+    """Bytes that one process of a stage holds in any case, before any image.
+
+    Weights, gradients (twice with several processes: DDP's buckets), the optimizer's state, in
+    stage 2 the teacher, and SAM where the stage consults it. Not: activations, which grow with
+    the crop and the batch, images, and what PyTorch itself needs.
+    """
+    model = blueprints.model or nn.Module()
+    weights, trained = bytes_of(model), bytes_of(model, trainable=True)
+    gradients = 2 if num_processes > 1 else 1
+    size = weights + trained * (gradients + _OPTIMIZER_COPIES[cfg.SOLVER.OPTIMIZER])
+    if stage == "student":
+        size += weights
+    if blueprints.sam is not None and needs_sam(cfg, stage):
+        size += sam_bytes(blueprints.sam)
+    return size
+
+
+def memory_finding(
+    cfg: CfgNode,
+    blueprints: Blueprints,
+    stages: Sequence[str],
+    *,
+    num_processes: int,
+    num_local: int,
+) -> Finding:
+    """Compare the largest stage's memory with the device's."""
+    if not stages:
+        return Finding("memory", "nothing to train")
+    needs = {s: stage_memory(cfg, s, blueprints, num_processes) for s in stages}
+    stage = max(needs, key=needs.__getitem__)
+    shared = 1 if cfg.MODEL.DEVICE.startswith("cuda") else num_local  # of one memory
+    needed, available = needs[stage] * shared, available_memory(cfg.MODEL.DEVICE)
+    where = "of the GPU" if cfg.MODEL.DEVICE.startswith("cuda") else "available"
+    text = f"{in_units(needed)} ({stage}: weights, gradients, optimizer"
+    text += ", teacher" if stage == "student" else ""
+    text += ", SAM" if blueprints.sam is not None and needs_sam(cfg, stage) else ""
+    text += f") + activations, of {in_units(available)} {where}" if available else ")"
+    if not available or needed <= available:
+        return Finding("memory", text)
+    warning = (
+        f"The {stage} stage needs {in_units(needed)} before any image, more than the "
+        f"{in_units(available)} {where}. Use a smaller model or SAM (S4M.SAM.MODEL_TYPE), or a "
+        "device with more memory; a smaller batch does not help."
+    )
+    return Finding("memory", text, (), (warning,))
+
+
+def available_memory(device: str) -> int | None:
+    """Bytes of a GPU, or those of RAM that programs may still take; None if unknown."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_properties(torch.device(device)).total_memory
+    limits = [_meminfo("MemAvailable"), _number("/sys/fs/cgroup/memory.max")]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _meminfo(key: str) -> int | None:
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines[key].split()[0]) * 1024
+    except (OSError, LookupError, ValueError):  # not Linux
+        return None
+
+
+def _number(path: str) -> int | None:
+    """A control group's limit; "max" is none."""
+    try:
+        with open(path) as file:
+            return int(file.read())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,192 @@
+"""Files of weights are compared with the models that will load them, values left unread."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import nn
+
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checks.config_checks import needs_sam, sam_errors, teacher_weights_errors
+from s4m_d2.engine.checks.findings import Finding, in_units
+from s4m_d2.engine.stages import STAGES, final_weights, stage_config
+from s4m_d2.errors import S4MError
+from s4m_d2.sam import SamBackend, build_sam_backend
+
+_META = "meta"  # PyTorch's device of tensors without values
+_Built = TypeVar("_Built")
+
+
+def model_blueprint(cfg: CfgNode) -> nn.Module:
+    """The model of a run with names and shapes, and without values or SAM.
+
+    Models that cannot be built without values are built with them.
+
+    Raises:
+        S4MError: as building the model does.
+    """
+
+    def build(device: str) -> nn.Module:
+        blueprint = cfg.clone()
+        blueprint.defrost()
+        blueprint.MODEL.DEVICE = device
+        blueprint.MODEL.TIMM.PRETRAINED = False
+        blueprint.S4M.DISTILL.ENABLED = False
+        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(blueprint)
+
+    return _without_values(build)
+
+
+def sam_blueprint(cfg: CfgNode) -> SamBackend:
+    """The SAM of a run, its file checked, without values where it can be built so.
+
+    Raises:
+        S4MError: as building the backend does.
+    """
+
+    def build(device: str) -> SamBackend:
+        blueprint = cfg.clone()
+        blueprint.defrost()
+        blueprint.MODEL.DEVICE = device
+        return build_sam_backend(blueprint)
+
+    return _without_values(build)
+
+
+def _without_values(build: Callable[[str], _Built]) -> _Built:
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device(_META):
+                return build(_META)
+        except RuntimeError:  # it computes with values while it is built
+            return build("cpu")
+
+
+def bytes_of(*modules: nn.Module, trainable: bool = False) -> int:
+    """Bytes of the modules' parameters and buffers, or of the trainable parameters alone."""
+    tensors = {
+        tensor
+        for module in modules
+        for tensor in (*module.parameters(), *(() if trainable else module.buffers()))
+        if tensor.requires_grad or not trainable
+    }
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def sam_bytes(backend: SamBackend) -> int:
+    """Bytes of the modules that a backend holds."""
+    return bytes_of(*(part for part in vars(backend).values() if isinstance(part, nn.Module)))
+
+
+@dataclass(frozen=True)
+class Blueprints:
+    """What was built for the checks; None where it could not be, or is not needed."""
+
+    model: nn.Module | None
+    sam: SamBackend | None
+
+
+def blueprint_findings(
+    cfg: CfgNode, *, settings_are_right: bool = True
+) -> tuple[Blueprints, list[Finding]]:
+    """Build the model and SAM without values; the lines of a report on them and on SAM's file.
+
+    Args:
+        cfg: of a whole run.
+        settings_are_right: without that nothing is built, and only SAM's file is looked for.
+    """
+    model, sam = None, None
+    if settings_are_right:
+        try:
+            model = model_blueprint(cfg)
+            count = sum(parameter.numel() for parameter in model.parameters())
+            text = f"{cfg.MODEL.META_ARCHITECTURE}, {count / 1e6:.1f} million parameters"
+            line = Finding("model", text)
+        except S4MError as error:
+            line = Finding("model", "cannot be built", (error,))
+    else:
+        line = Finding("model", "not built before the settings are right", checked=False)
+    if not any(needs_sam(cfg, stage) for stage in STAGES):
+        return Blueprints(model, None), [line, Finding("SAM", "not used")]
+    name, path = cfg.S4M.SAM.BACKEND, cfg.S4M.SAM.CHECKPOINT
+    errors = list(sam_errors(cfg))
+    if settings_are_right and not errors:
+        try:
+            sam = sam_blueprint(cfg)
+        except S4MError as error:
+            errors.append(error)
+    size = f" ({in_units(sam_bytes(sam))})" if sam is not None else ""
+    text = f"{name}, {path or 'the packaged weights'}{size}"
+    sam_line = Finding("SAM", text, tuple(errors), checked=settings_are_right)
+    return Blueprints(model, sam), [line, sam_line]
+
+
+def weight_findings(
+    cfg: CfgNode, model: nn.Module | None, stages: Sequence[str], *, resume: bool
+) -> Iterator[Finding]:
+    """Lines on MODEL.WEIGHTS and on the teacher of stage 2.
+
+    Args:
+        cfg: of a whole run.
+        model: of :func:`model_blueprint`; without one, only the files' existence is checked.
+        stages: that will be trained.
+        resume: a stage with a checkpoint continues from it and needs no other weights.
+    """
+    starting = [stage for stage in stages if not (resume and _has_checkpoint(cfg, stage))]
+    path, timm = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM
+    if not starting:
+        yield Finding("first weights", "not needed: every stage continues from its checkpoint")
+    elif path:
+        yield _file_finding("first weights", model, path)
+    elif timm.PRETRAINED and cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
+        yield Finding("first weights", f"timm's of {timm.NAME}, read when training starts")
+    else:
+        yield Finding("first weights", "MODEL.WEIGHTS is empty: training starts from scratch")
+    if "student" not in stages:
+        return
+    teacher = cfg.S4M.TEACHER_WEIGHTS
+    errors = tuple(teacher_weights_errors(cfg))
+    if errors:
+        yield Finding("teacher", teacher, errors)
+    elif teacher or "teacher" not in stages:
+        yield _file_finding(
+            "teacher", model, teacher or final_weights(cfg, "teacher"), branch="teacher", whole=True
+        )
+    else:
+        yield Finding("teacher", "made by stage 1 of this run")
+
+
+def _has_checkpoint(cfg: CfgNode, stage: str) -> bool:
+    folder = stage_config(cfg, stage).OUTPUT_DIR
+    return S4MCheckpointer(nn.Module(), folder).has_checkpoint()
+
+
+def _file_finding(
+    item: str,
+    model: nn.Module | None,
+    path: str,
+    *,
+    branch: str = "student",
+    whole: bool = False,
+) -> Finding:
+    if model is None and ("://" in path or os.path.isfile(path)):
+        return Finding(item, f"{path}: compared when the model can be built", checked=False)
+    compared = nn.Module() if model is None else model  # without one, there is no file either
+    try:
+        report = S4MCheckpointer(compared).inspect(path, branch=branch, require=whole)
+    except S4MError as error:
+        return Finding(item, path, (error,))
+    entries = len(compared.state_dict())
+    text = f"{path}: {len(report.matched)} of the model's {entries} tensors"
+    surprises: tuple[str, ...] = ()
+    if report.is_surprising:
+        surprises = (
+            f"{report}. If this is not meant, use the config that the file was trained with.",
+        )
+    return Finding(item, text, (), surprises)

@@ -1,0 +1,1 @@
+"""Running a command: arguments, processes, the folder of a run, its log and report."""

@@ -1,0 +1,106 @@
+"""Options of train_net.py beside Detectron2's, and values of options that cannot work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from detectron2.config import CfgNode, get_cfg
+
+from s4m_d2.config import add_s4m_config
+from s4m_d2.engine.own_data.own_data import OwnData, load_run
+from s4m_d2.errors import ConfigError
+
+# Options for own data, their keys of S4M.DATA, and the words of --help.
+_OWN_DATA = {
+    "labeled": ("JSON", "COCO json of instances to train on"),
+    "images": ("DIR", "folder that its file names start from (default: the json's folder)"),
+    "unlabeled": ("DIR", "folder of unlabeled images, searched recursively"),
+    "val": ("JSON", "COCO json to evaluate on (default: a share of the labeled images)"),
+    "val_images": ("DIR", "folder that its file names start from (default: as --images)"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that Detectron2's parser does not have."""
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="report on settings, data, weights, disk and memory; train nothing, write nothing",
+    )
+    group = parser.add_argument_group("own data (docs/own-data.md); the same as S4M.DATA's keys")
+    for name, (metavar, words) in _OWN_DATA.items():
+        group.add_argument(f"--{name.replace('_', '-')}", default="", metavar=metavar, help=words)
+
+
+def read_config(args: argparse.Namespace) -> tuple[CfgNode, OwnData | None]:
+    """The config that the options ask for, and the own data that it names, registered."""
+    paths = {name: getattr(args, name) for name in _OWN_DATA}
+    # A path is quoted, as a value is read as a Python literal: a folder may be called 2024.
+    of_options = {f"S4M.DATA.{name.upper()}": repr(path) for name, path in paths.items() if path}
+    return load_run(
+        args.config_file,
+        [word for item in of_options.items() for word in item] + args.opts,
+        resume=args.resume,
+        eval_only=args.eval_only,
+        num_processes=num_processes(args),
+    )
+
+
+def num_processes(args: argparse.Namespace) -> int:
+    """Processes of the run, on all machines: torchrun's, or those that are started."""
+    return int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
+
+
+def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command line before the first config key, and the KEY VALUE pairs from it on.
+
+    An option that takes several values may so stand last: argparse alone would take keys for them.
+    A key is what begins with a section of the config (so that IMG_1.JPG is none).
+
+    Raises:
+        ConfigError: an option comes after overrides.
+
+    >>> split_overrides(["--input", "a.jpg", "b.jpg", "MODEL.DEVICE", "cpu"])
+    (['--input', 'a.jpg', 'b.jpg'], ['MODEL.DEVICE', 'cpu'])
+    """
+    words, cfg = list(words), get_cfg()
+    add_s4m_config(cfg)
+    first = next((i for i, word in enumerate(words) if _is_key(cfg, word)), len(words))
+    _check_overrides(words[first:])
+    return words[:first], words[first:]
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse options of Detectron2's argument parser that are out of range or misplaced.
+
+    Raises:
+        ConfigError: names the option and what was expected.
+    """
+    for option in ("num_gpus", "num_machines"):
+        if getattr(args, option) < 1:
+            raise ConfigError(
+                f"--{option.replace('_', '-')} is {getattr(args, option)}; expected 1 or more "
+                "(processes; MODEL.DEVICE cpu trains without a GPU)."
+            )
+    if args.machine_rank not in range(args.num_machines):
+        raise ConfigError(
+            f"--machine-rank is {args.machine_rank}; expected one from 0 to "
+            f"{args.num_machines - 1}, as --num-machines is {args.num_machines}."
+        )
+    _check_overrides(args.opts)
+
+
+def _is_key(cfg: CfgNode, word: str) -> bool:
+    section, dot, _ = word.partition(".")
+    return section in cfg and isinstance(cfg[section], CfgNode) == bool(dot)
+
+
+def _check_overrides(words: Sequence[str]) -> None:
+    misplaced = [word for word in words if word.startswith("--")]
+    if misplaced:
+        raise ConfigError(
+            f"'{misplaced[0]}' comes after overrides, which end the options. Write all options "
+            "first, then KEY VALUE pairs."
+        )

@@ -1,0 +1,107 @@
+"""How a program ends and speaks: a message for what users can mend, a traceback for bugs."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from s4m_d2.errors import OutputError, S4MError, WorkerError, printable
+from s4m_d2.files import disk_error
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells have it
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_LOST = re.compile(  # of a loading process, of gloo and of NCCL
+    r"DataLoader worker \(pid.*|Connection (closed|reset) by peer|Broken pipe|remote process exited"
+)
+_LAYOUT = re.compile(r"(\x1b\[[\d;]*m|[\n\t])")  # of a message: colors, lines of a table
+
+
+def as_mistake(error: BaseException | None) -> S4MError | None:
+    """The error itself, or what its text says of disks and processes, in words; None: a bug."""
+    if error is None or isinstance(error, S4MError):
+        return error
+    if not isinstance(error, OSError | RuntimeError):
+        return None
+    cause = disk_error(error)
+    if cause is not None and cause.errno in _WRITING:
+        file = f"'{cause.filename}'" if cause.filename else "A file of this run"
+        return OutputError(
+            f"{file} cannot be written: {cause.strerror}. Free space, then run the command again; "
+            "--resume continues a training."
+        )
+    if (found := _LOST.search(str(error))) is None:
+        return None
+    return WorkerError(
+        f"Another process of the run has ended ({found[0].strip(' .')}). If nobody ended it, "
+        "memory ran out: lower DATALOADER.NUM_WORKERS or the batch. Run the command again; "
+        "--resume continues a training."
+    )
+
+
+def as_text(error: BaseException) -> str:
+    """In one message, with its type."""
+    mistake = as_mistake(error)
+    return repr(error) if mistake is None else f"{type(mistake).__name__}: {mistake}"
+
+
+def _whole(text: str) -> str:
+    return printable(text, most=len(text))
+
+
+class _Record(logging.LogRecord):
+    """A log message whose names cannot act on a terminal; mistakes have no traceback."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._mistake = as_mistake(self.exc_info[1]) if self.exc_info else None
+        if self._mistake is not None:
+            self.exc_info = None
+
+    def getMessage(self) -> str:
+        if isinstance(self.args, tuple) and "\n" not in str(self.msg):  # a table follows a "\n"
+            self.args = tuple(_whole(a) if isinstance(a, str) else a for a in self.args)
+        parts = _LAYOUT.split(super().getMessage())
+        message = "".join(p if i % 2 else _whole(p) for i, p in enumerate(parts))
+        return message if self._mistake is None else f"{message} {as_text(self._mistake)}"
+
+
+def _speak_plainly() -> None:
+    """For programs: what this process logs and prints, from now on."""
+    if logging.getLogRecordFactory() is _Record:
+        return
+    logging.setLogRecordFactory(_Record)
+    logging.raiseExceptions = False  # of a log file on a full disk
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it
+    other = threading.excepthook
+
+    def in_thread(args: threading.ExceptHookArgs) -> None:  # such as TensorBoard's writer
+        if as_mistake(args.exc_value) is None:
+            other(args)
+
+    threading.excepthook = in_thread
+
+
+@contextmanager
+def plain_endings(prefix: str = "") -> Iterator[None]:
+    """Around a program: what users can mend, and Ctrl-C, end it with one message on stderr.
+
+    Log messages have no tracebacks of such errors either. ``prefix`` comes before the message.
+    """
+    _speak_plainly()
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("Interrupted. Continue a training with --resume.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if as_mistake(error) is None:
+            raise
+        sys.exit(prefix + as_text(error))

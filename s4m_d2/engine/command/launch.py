@@ -1,0 +1,143 @@
+"""Run a command in one process or in many, and end all of them when one fails."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from detectron2.engine.launch import DEFAULT_TIMEOUT
+from detectron2.engine.launch import launch as launch_here
+from detectron2.utils import comm
+from torch.distributed.elastic.multiprocessing.errors import record
+from torch.multiprocessing import ProcessExitedException
+
+from s4m_d2.engine.command.failures import plain_endings
+from s4m_d2.engine.training.stop_signals import passed_on_to_ranks
+from s4m_d2.errors import ConfigError
+
+Main = Callable[[argparse.Namespace], Any]
+
+_LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+_SIGNALED = 128  # what a shell adds to a signal's number to make an exit status
+
+
+def launch(main: Main, args: argparse.Namespace) -> None:
+    """Call ``main(args)`` in every process of a run.
+
+    Where a launcher such as torchrun has started the processes, which its environment variables
+    tell, this one joins them; otherwise Detectron2's ``launch`` starts ``args.num_gpus`` of them
+    here. They speak NCCL where CUDA is available (one GPU each), gloo where it is not.
+
+    When a process fails or dies, it writes its error to stderr and whoever started the processes
+    ends the others: at once those that wait for it, after 30 s those that do not react.
+
+    Args:
+        main: importable by name.
+        args: of Detectron2's ``default_argument_parser``.
+
+    Raises:
+        SystemExit: with a message for a user's mistake and no traceback; with the exit status of
+            the process that failed first.
+    """
+    if _is_launched():
+        record(_join)(main, args)
+        return
+    try:
+        with passed_on_to_ranks(args.num_gpus * args.num_machines):
+            launch_here(
+                _run_and_report,
+                args.num_gpus,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args),
+            )
+    except ProcessExitedException as error:
+        code = error.exit_code
+        remedy = " Continue it with --resume." if code < 0 else ""  # else it has told
+        print(f"The run has ended: {error}.{remedy}", file=sys.stderr)
+        sys.exit(code if code > 0 else _SIGNALED - code)
+
+
+def _is_launched() -> bool:
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def _join(main: Main, args: argparse.Namespace) -> None:
+    """Run as one of the processes that a launcher has started."""
+    with plain_endings():
+        rank, world_size, local_rank, local_size = _read_environment(args)
+    if world_size > 1:
+        has_cuda = torch.cuda.is_available()
+        if has_cuda:
+            torch.cuda.set_device(local_rank)
+        dist.init_process_group(
+            "nccl" if has_cuda else "gloo",
+            rank=rank,
+            world_size=world_size,
+            timeout=DEFAULT_TIMEOUT,
+        )
+        comm.create_local_process_group(local_size)
+        comm.synchronize()
+    _run(main, args)
+    if world_size > 1:  # only after success: it may wait for what the others will never send
+        dist.destroy_process_group()
+
+
+def _read_environment(args: argparse.Namespace) -> list[int]:
+    """Rank, number of processes, and both within this machine.
+
+    Raises:
+        ConfigError: a variable is missing, or the options start processes too.
+    """
+    missing = [name for name in _LAUNCHER_VARIABLES if not os.environ.get(name)]
+    if missing:
+        raise ConfigError(
+            f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start the processes with "
+            "torchrun, which sets them all, or unset RANK and WORLD_SIZE and use --num-gpus."
+        )
+    if args.num_gpus > 1 or args.num_machines > 1:
+        raise ConfigError(
+            "--num-gpus and --num-machines start processes, but a launcher (torchrun) has started "
+            "them already: give the numbers to it (--nproc-per-node, --nnodes) and leave them out "
+            "here."
+        )
+    return [int(os.environ[name]) for name in _LAUNCHER_VARIABLES[:4]]
+
+
+def _run(main: Main, args: argparse.Namespace) -> None:
+    with plain_endings(prefix=_of_rank("")):
+        main(args)
+
+
+def _run_and_report(main: Main, args: argparse.Namespace) -> None:
+    """As ``_run``; one of several processes writes a traceback itself.
+
+    The one that started them can show the error of one only, which may be that of a process whose
+    partner was gone.
+    """
+    if comm.get_world_size() == 1:
+        _run(main, args)
+        return
+    try:
+        _run(main, args)
+    except Exception:
+        sys.exit(_of_rank(traceback.format_exc()))
+
+
+def _of_rank(text: str) -> str:
+    """``text``, with the rank before it where there are several processes."""
+    return f"[rank {comm.get_rank()}] {text}" if comm.get_world_size() > 1 else text

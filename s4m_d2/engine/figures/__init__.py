@@ -1,0 +1,1 @@
+"""Figures of a model: during training and later."""

@@ -1,0 +1,185 @@
+"""The figures that a config can have, by name, of the same images each time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from s4m_d2.data import StrongView
+from s4m_d2.engine.figures.figure_samples import (
+    labeled_samples,
+    unlabeled_samples,
+    validation_samples,
+)
+from s4m_d2.engine.figures.figures import (
+    SCORE_SHOWN,
+    Panels,
+    arp_panels,
+    labeled_panels,
+    prediction_panels,
+    pseudo_label_panels,
+    to_rgb,
+    view_panels,
+)
+from s4m_d2.engine.figures.predictor import Predictor, class_names
+from s4m_d2.engine.figures.similarity_figure import point_of, similarity_panels
+from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.rng import undisturbed_generators
+from s4m_d2.losses.structural_distillation import StructuralDistillation
+from s4m_d2.sam import SamBackend
+from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.structures import sample_generators
+
+FIGURES = ("labeled", "views", "pseudo_labels", "arp", "similarity", "predictions")
+WITHOUT_MODEL = ("labeled", "views")  # always the same
+OF_TEACHER = ("pseudo_labels", "arp")
+DRAWS = 3  # of augmentations, for each labeled image
+PAIR_ALL = 0.5  # pairs an image: every image of a figure exchanges instances
+
+
+@dataclass(frozen=True)
+class FigureModels:
+    """What figures are drawn of; models are put into eval mode while they are used, no longer.
+
+    Attributes:
+        by_name: name, as figures show it → model.
+        teacher: labels images; None: no figures of pseudo-labels and ARP.
+        backend: SAM; None: no figures of similarities.
+    """
+
+    by_name: Mapping[str, nn.Module]
+    teacher: EMATeacher | None = None
+    backend: SamBackend | None = None
+
+    def available(self) -> tuple[str, ...]:
+        """The names of FIGURES that can be drawn."""
+        lacking = set(() if self.teacher else OF_TEACHER)
+        lacking |= set(() if self.backend else ("similarity",))
+        lacking |= set(() if self.by_name else ("similarity", "predictions"))
+        return tuple(name for name in FIGURES if name not in lacking)
+
+
+class FigureSet:
+    """Draws figures of fixed images; images are read when they are first drawn.
+
+    Drawing changes nothing that training depends on: the default generators draw afterwards what
+    they would have drawn, every module is in the mode it was in, and gradients are not touched.
+
+    Args:
+        cfg: config of a stage, or of a whole run.
+        models: of that stage.
+        count: images a figure.
+        unlabeled: pseudo-labels and ARP are drawn of unlabeled images in the training's views;
+            default: of validation images, which have a truth.
+        resized: validation images have the size that evaluation gives them, not their own.
+        point: (x, y) in pixels of the image, for similarities; None: inside the largest instance.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        models: FigureModels,
+        count: int,
+        *,
+        unlabeled: bool = False,
+        resized: bool = False,
+        point: tuple[float, float] | None = None,
+    ) -> None:
+        self.models = models
+        self.order = cfg.INPUT.FORMAT
+        self.point = point
+        self.names = functools.cache(lambda: class_names(cfg))
+        self._validation = functools.cache(lambda: validation_samples(cfg, count, resized=resized))
+        self._labeled = functools.cache(lambda: labeled_samples(cfg, count, DRAWS))
+        self._unlabeled = functools.cache(lambda: unlabeled_samples(cfg, count))
+        self._taught = self._unlabeled if unlabeled else self._validation
+        self._strong_view = StrongView(cfg).batch
+        self._refines = cfg.S4M.REFINE.ENABLED
+        # Without a teacher neither of the figures is drawn that use it.
+        self._labeling: Any = _labeling(cfg, models, models.teacher) if models.teacher else None
+        self._predictor = functools.partial(Predictor, cfg)
+
+    def draw(self, name: str) -> np.ndarray:
+        """One of FIGURES, (H, W, 3) uint8 RGB.
+
+        Raises:
+            S4MError: an image or annotation is missing or malformed, or a model lacks something.
+        """
+        with undisturbed(*self.models.by_name.values()):
+            return getattr(self, f"_{name}_panels")().draw()
+
+    def _labeled_panels(self) -> Panels:
+        return labeled_panels(self._labeled(), self.names(), self.order)
+
+    def _views_panels(self) -> Panels:
+        samples = self._unlabeled()
+        generators = sample_generators(samples, "strong_view", "cpu")
+        strong = self._strong_view([sample["image"] for sample in samples], generators)
+        return view_panels(samples, strong, self.order)
+
+    def _pseudo_labels_panels(self) -> Panels:
+        # One by one: the memory of an image suffices, whatever their number.
+        views = [self._labeling([sample]) for sample in self._taught()]
+        selections = [selection for view in views for selection in view.selections]
+        refined = [labels for view in views for labels in view.refined]
+        return pseudo_label_panels(
+            self._taught(), selections, refined, self.names(), self.order, refines=self._refines
+        )
+
+    def _arp_panels(self) -> Panels:
+        views = self._labeling(self._taught())
+        return arp_panels(self._taught(), views, self.names(), self.order)
+
+    def _similarity_panels(self) -> Panels:
+        samples = self._validation()
+        points = [self.point or point_of(sample) for sample in samples]
+        distillation = StructuralDistillation(backend=self.models.backend)
+        return similarity_panels(samples, points, self.models.by_name, distillation, self.order)
+
+    def _predictions_panels(self) -> Panels:
+        samples, found = self._validation(), {}
+        for name, model in self.models.by_name.items():
+            predict = self._predictor(model)
+            found[name] = [
+                predict(to_rgb(sample["image"], self.order), SCORE_SHOWN) for sample in samples
+            ]
+        return prediction_panels(samples, found, self.names(), self.order)
+
+
+def _labeling(cfg: CfgNode, models: FigureModels, teacher: EMATeacher) -> PseudoLabeling:
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.S4M.ARP.PAIR_FRACTION = PAIR_ALL
+    cfg.freeze()
+    return PseudoLabeling(cfg, teacher, models.backend)
+
+
+@contextmanager
+def undisturbed(*models: nn.Module) -> Iterator[None]:
+    """Inside, models are in eval mode and nothing takes gradients; afterwards all is as before.
+
+    The modes of all their modules, and the default generators' states.
+    """
+    modules = [module for model in models for module in model.modules()]
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.training = False
+    try:
+        with torch.no_grad(), undisturbed_generators():
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+
+
+def choose_figures(wanted: Sequence[str], models: FigureModels) -> list[str]:
+    """Those of the wanted figures that these models allow."""
+    return [name for name in wanted if name in models.available()]

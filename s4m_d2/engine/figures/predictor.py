@@ -1,0 +1,144 @@
+"""One trained model of a checkpoint, and what it sees in single images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from torch import nn
+
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
+from s4m_d2.engine.own_data import own_data_files
+from s4m_d2.engine.stages import stage_config
+from s4m_d2.errors import ConfigError
+from s4m_d2.evaluation import masks_as_rle
+
+
+def load_model(cfg: CfgNode, weights: str, branch: str) -> tuple[nn.Module, str | None]:
+    """The student or the teacher of a checkpoint, in eval mode.
+
+    Args:
+        cfg: of a whole run.
+        weights: a checkpoint of either stage, or of one model.
+        branch: "student" or "teacher".
+
+    Returns:
+        the model, and which of the two the file says it is; None: it holds one model only.
+
+    Raises:
+        WeightsError: the file is missing, damaged or of another model.
+    """
+    model = build_model(stage_config(cfg, "student"))  # without distillation
+    checkpointer = S4MCheckpointer(model)
+    checkpointer.load(weights, checkpointables=[], branch=branch, require=True)
+    report = checkpointer.last_report
+    return model.eval(), report.branch if report else None
+
+
+def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
+    """The names of a model's classes; nothing of a data set is read.
+
+    Args:
+        cfg: of a run on own data, which stored them in its OUTPUT_DIR, or with DATASETS.TEST, whose
+            first set's metadata may know them.
+        file_name: text file with a name a line, in the order of the class ids; "": none.
+
+    Returns:
+        those of the file, the run or the metadata, or else "class 0", "class 1", ...
+
+    Raises:
+        ConfigError: the file cannot be read, or the number is not MODEL.SEM_SEG_HEAD.NUM_CLASSES.
+        DatasetError: what the run stored cannot be read.
+    """
+    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    folder = os.path.join(cfg.OUTPUT_DIR, own_data_files.FOLDER)
+    names: list[str] | None
+    if file_name:
+        names, origin = _read_names(file_name), f"'{file_name}'"
+    elif cfg.S4M.DATA.LABELED and own_data_files.is_stored(folder):
+        names, origin = list(own_data_files.read_stored(folder).classes), f"'{folder}'"
+    else:
+        first = next(iter(cfg.DATASETS.TEST), "")
+        names = MetadataCatalog.get(first).get("thing_classes") if first else None
+        origin = f"the data set '{first}'"
+    if names is None:
+        return [f"class {index}" for index in range(count)]
+    if len(names) != count:
+        raise ConfigError(
+            f"{origin} names {len(names)} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}. "
+            "Give a file with a name a line, in the order of the class ids, as --class-names."
+        )
+    return list(names)
+
+
+def _read_names(file_name: str) -> list[str]:
+    try:
+        with open(file_name, encoding="utf-8") as file:
+            return [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"The class names '{os.fspath(file_name)}' cannot be read: {error}. Give a text file "
+            "with a name a line."
+        ) from error
+
+
+class Predictor:
+    """Segments single images as evaluation does: resized as INPUT.*_TEST say, masks at full size.
+
+    Args:
+        model: a Detectron2 meta-architecture in eval mode.
+        min_size, max_size: of the shorter and the longer side, px (INPUT.MIN_SIZE_TEST and
+            INPUT.MAX_SIZE_TEST).
+        input_format: "RGB" or "BGR", the channel order that the model takes.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        model: nn.Module,
+        min_size: int | Sequence[int],
+        max_size: int,
+        input_format: str = "RGB",
+    ) -> None:
+        self.model = model
+        self.resize = T.ResizeShortestEdge(min_size, max_size, "choice")
+        self.input_format = input_format
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict:
+        return {
+            "model": model,
+            "min_size": cfg.INPUT.MIN_SIZE_TEST,
+            "max_size": cfg.INPUT.MAX_SIZE_TEST,
+            "input_format": cfg.INPUT.FORMAT,
+        }
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray, min_score: float = 0.0) -> Instances:
+        """Segment one image.
+
+        Args:
+            image: (H, W, 3) uint8, RGB.
+            min_score: instances of a lower score are left out.
+
+        Returns:
+            Instances of size (H, W) on the CPU, best first: ``pred_masks``, ``pred_classes``,
+            ``scores``. The masks are :class:`~s4m_d2.structures.RLEMasks` if the model can.
+        """
+        height, width = image.shape[:2]
+        view = image if self.input_format == "RGB" else image[:, :, ::-1]
+        view = self.resize.get_transform(view).apply_image(view)
+        tensor = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
+        with masks_as_rle(self.model):
+            found = self.model([{"image": tensor, "height": height, "width": width}])
+        instances = found[0]["instances"].to("cpu")
+        instances = instances[instances.scores >= min_score]
+        return instances[instances.scores.argsort(descending=True, stable=True)]

@@ -1,0 +1,136 @@
+"""Similarity maps of SAM and of models for a clicked point (the paper's Figure 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from s4m_d2.engine.figures.figures import Panels, to_rgb
+from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.losses.structural_distillation import StructuralDistillation
+from s4m_d2.visualization import ColorScale, heat_map, mark_point
+from s4m_d2.visualization.instances import READABLE_SIDE
+
+Sample = Mapping[str, Any]
+COSINE_STEP = 0.1  # the color scale begins at a multiple of it
+HIGHEST_COSINE = 1.0
+CAPTION = "Ring: the point. SAM: its tokens, prompted there. Models: mask features on SAM's grid."
+
+
+@dataclass(frozen=True)
+class SimilarityMaps:
+    """Cosines between one point of an image and the grid's cells with content.
+
+    Attributes:
+        sam: (rows, columns) float32, of SAM's prompt-conditioned tokens.
+        models: name → the same of that model's mask features.
+        cells: how many (rows, columns) the content covers; the last may be covered in part.
+    """
+
+    sam: np.ndarray
+    models: dict[str, np.ndarray]
+    cells: tuple[float, float]
+
+
+@torch.no_grad()
+def similarity_maps_at(
+    sample: Sample,
+    point: tuple[float, float],
+    models: Mapping[str, nn.Module],
+    distillation: StructuralDistillation,
+) -> SimilarityMaps:
+    """What structural distillation compares, for one point.
+
+    Args:
+        sample: "image" (3, H, W) uint8 in the models' channel order.
+        point: (x, y) in pixels of the image.
+        models: at least one, in eval mode, with ``mask_features``.
+        distillation: the loss, which knows SAM.
+
+    Raises:
+        InputError: the point lies outside the image.
+        ConfigError: a model has no ``mask_features``.
+    """
+    height, width = sample["image"].shape[-2:]
+    if not (0 <= point[0] < width and 0 <= point[1] < height):
+        raise InputError(
+            f"The point {point[0]:g} {point[1]:g} lies outside "
+            f"{sample.get('file_name', 'the image')}, which is {width} x {height} px. Give x and y "
+            "in pixels of the image."
+        )
+    query = [[[(point[0] + 0.5) / width, (point[1] + 0.5) / height]]]
+    maps = {}
+    model: Any
+    for name, model in models.items():
+        if not hasattr(model, "mask_features"):
+            raise ConfigError(
+                f"{type(model).__name__} has no mask_features(batched_inputs), which similarity "
+                "maps need: see S4MMaskFormer.mask_features, or leave 'similarity' out."
+            )
+        features, images, sizes = model.mask_features([sample])
+        points = torch.tensor(query, device=images.device)
+        own, sam, content = distillation.similarities(features, images, sizes, points)
+        maps[name] = own
+    side = distillation.backend.grid_side
+    rows, columns = int(content[0].any(1).sum()), int(content[0].any(0).sum())
+
+    def grid(values: torch.Tensor) -> np.ndarray:
+        return values.view(side, side)[: max(rows, 1), : max(columns, 1)].cpu().numpy()
+
+    across, down = distillation.backend.grid_scale((height, width))
+    cells = (down * side, across * side)
+    return SimilarityMaps(grid(sam), {name: grid(own) for name, own in maps.items()}, cells)
+
+
+def similarity_panels(
+    samples: Sequence[Sample],
+    points: Sequence[tuple[float, float]],
+    models: Mapping[str, nn.Module],
+    distillation: StructuralDistillation,
+    order: str,
+) -> Panels:
+    """Images with a point each, and the maps of SAM and of the models, in one color scale.
+
+    Arguments are those of :func:`similarity_maps_at`, for several samples; ``order`` is "RGB" or
+    "BGR".
+    """
+    found = [
+        similarity_maps_at(sample, point, models, distillation)
+        for sample, point in zip(samples, points, strict=True)
+    ]
+    lowest = min(float(grid.min()) for maps in found for grid in (maps.sam, *maps.models.values()))
+    low = min(math.floor(lowest / COSINE_STEP) * COSINE_STEP, HIGHEST_COSINE - COSINE_STEP)
+    scale = ColorScale(low, HIGHEST_COSINE, "cosine similarity")
+    rows = []
+    for sample, point, maps in zip(samples, points, found, strict=True):
+        image = to_rgb(sample["image"], order)
+        factor = -(-READABLE_SIDE // min(image.shape[:2]))  # as other figures' pictures
+        height, width = image.shape[0] * factor, image.shape[1] * factor
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+        grids = (maps.sam, *maps.models.values())
+        colored = [heat_map(grid, (height, width), scale, maps.cells) for grid in grids]
+        place = [(value + 0.5) * factor for value in point]
+        rows.append([mark_point(picture, place) for picture in (image, *colored)])
+    return Panels(["image", "SAM", *models], rows, scale=scale, caption=CAPTION)
+
+
+def point_of(sample: Sample) -> tuple[float, float]:
+    """The point (x, y) farthest inside the largest instance of a sample; without any, its middle.
+
+    In pixels of the sample's image.
+    """
+    height, width = sample["image"].shape[-2:]
+    masks = sample["instances"].gt_masks.tensor
+    if not len(masks):
+        return (width // 2, height // 2)
+    largest = masks[int(masks.flatten(1).sum(1).argmax())].cpu().numpy().astype(np.uint8)
+    depth = cv2.distanceTransform(np.pad(largest, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return (int(x), int(y))

@@ -1,0 +1,1 @@
+"""Pseudo-labels: their protocol, how they are made, how good they are."""

@@ -1,0 +1,237 @@
+"""From a batch of unlabeled images to what the student learns from: views and pseudo-labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from torch import Tensor, nn
+
+from s4m_d2.data.strong_view import StrongView
+from s4m_d2.engine.labeling.protocol import QueryPredictions, check_predictions
+from s4m_d2.sam import SamBackend, build_sam_backend
+from s4m_d2.sam.precision import computing_in
+from s4m_d2.semi.arp import ARP
+from s4m_d2.semi.duplicates import mark_duplicates
+from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.semi.pseudo_labels import Selection, select_in_batch
+from s4m_d2.semi.refinement import Refinement, build_refiner
+from s4m_d2.structures import PseudoLabels, drop_invalid, sample_generators
+from s4m_d2.transfers import to_device
+
+FLOAT32, AMP = "float32", "amp"  # values of S4M.PSEUDO_LABEL.PRECISION
+
+
+@dataclass(frozen=True)
+class UnlabeledViews:
+    """Every step between an unlabeled batch and the student's input, for training and drawing.
+
+    Attributes:
+        student_batch: samples as the model trains on them: strong view and pseudo-labels.
+        selections: the teacher's kept predictions, at prediction resolution.
+        refined: the pseudo-labels at image size, before ARP. They may have flags, as those after
+            ARP: :func:`~s4m_d2.structures.drop_invalid` leaves what is there.
+        arp_images: (3, H, W) uint8 after ARP, before the strong view's colors.
+        arp_labels: the pseudo-labels after ARP.
+        stats: scalars to log: numbers, or 0-dim tensors that nobody has waited for.
+    """
+
+    student_batch: list[dict]
+    selections: list[Selection]
+    refined: list[PseudoLabels]
+    arp_images: list[Tensor]
+    arp_labels: list[PseudoLabels]
+    stats: dict[str, float | Tensor] = field(default_factory=dict)
+
+
+class PseudoLabeling:
+    """Teacher → selection → refinement → ARP → strong view (paper, sections 3.3 and 3.4).
+
+    The teacher and SAM see the weak view; ARP and the strong view start from the same geometry
+    without the weak view's color distortion. Nothing here is differentiated.
+
+    The host waits for the device once, for what the teacher found. Which masks are empty further on
+    only the device knows: a model with a true attribute ``reads_gt_valid`` gets flags, the field
+    ``gt_valid`` of its instances, and for any other one the host waits once more and drops them.
+
+    Args:
+        teacher: its model must be :class:`~s4m_d2.engine.labeling.protocol.S4MTrainable`.
+        refiner: a refiner of REFINER_REGISTRY, or the teacher's own masks.
+        arp: None switches it off.
+        strong_view: ``(images, generators) -> images``, color augmentation of the student's images:
+            :meth:`StrongView.batch <s4m_d2.data.StrongView.batch>`.
+        score_thresh, min_area, mask_thresh: see :func:`select_pseudo_labels`.
+        input_format: "RGB" or "BGR", the channel order of the samples' images.
+        num_classes: K, which the teacher's logits must have; None: not checked.
+        precision: FLOAT32: the teacher labels outside a caller's autocast; AMP: inside.
+        duplicate_iou: of the refined masks, see :func:`mark_duplicates`; 1.0: not looked for.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        teacher: EMATeacher,
+        refiner,
+        arp: ARP | None,
+        strong_view: Callable[..., list[Tensor]],
+        score_thresh: float,
+        min_area: float,
+        mask_thresh: float,
+        input_format: str = "RGB",
+        num_classes: int | None = None,
+        precision: str = AMP,
+        duplicate_iou: float = 1.0,
+    ) -> None:
+        self.teacher = teacher
+        self.refiner = refiner
+        self.arp = arp
+        self.strong_view = strong_view
+        self.selection = dict(score_thresh=score_thresh, min_area=min_area, mask_thresh=mask_thresh)
+        self.input_format = input_format
+        self.num_classes = num_classes
+        self.precision = precision
+        self.duplicate_iou = duplicate_iou
+
+    @classmethod
+    def from_config(cls, cfg, teacher: EMATeacher, backend: SamBackend | None = None):
+        if backend is None and cfg.S4M.REFINE.ENABLED:
+            backend = build_sam_backend(cfg)
+        return {
+            "teacher": teacher,
+            "refiner": build_refiner(cfg, backend),
+            "arp": ARP(cfg) if cfg.S4M.ARP.ENABLED else None,
+            "strong_view": StrongView(cfg).batch,
+            "score_thresh": cfg.S4M.PSEUDO_LABEL.SCORE_THRESH,
+            "min_area": cfg.S4M.PSEUDO_LABEL.MIN_AREA,
+            "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
+            "input_format": cfg.INPUT.FORMAT,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "precision": cfg.S4M.PSEUDO_LABEL.PRECISION,
+            "duplicate_iou": cfg.S4M.PSEUDO_LABEL.DUPLICATE_IOU,
+        }
+
+    @torch.no_grad()
+    def __call__(self, batch: Sequence[Mapping[str, Any]]) -> UnlabeledViews:
+        """Label ``batch``, samples of :class:`~s4m_d2.data.ARPDatasetMapper`.
+
+        Raises:
+            InputError: the teacher's predictions are not of the form that the protocol asks for.
+        """
+        weak = [{**sample, "image": sample["image_weak"]} for sample in batch]
+        selections, refinement = self.label(weak)
+        device = selections[0].mask_logits.device
+        images = [to_device(sample["image"], device) for sample in batch]
+        labels = refinement.labels
+        if self.arp is not None:
+            images, labels = self.arp(images, labels, sample_generators(batch, "arp", "cpu"))
+        teacher = self.teacher.model  # the student is of the same class
+        if not getattr(teacher, "reads_gt_valid", False):
+            labels = drop_invalid(labels)
+        return UnlabeledViews(
+            student_batch=self._student_batch(batch, images, labels),
+            selections=selections,
+            refined=refinement.labels,
+            arp_images=images,
+            arp_labels=labels,
+            stats=label_statistics(selections, refinement, labels),
+        )
+
+    @torch.no_grad()
+    def label(self, weak: list[dict]) -> tuple[list[Selection], Refinement]:
+        """The teacher's kept predictions on samples' "image", and their refinement.
+
+        Raises:
+            InputError: the teacher's predictions are not of the form that the protocol asks for.
+        """
+        teacher: Any = self.teacher.model
+        with self._own_precision(teacher):
+            predictions = teacher.predict_queries(weak)
+            sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
+            check_predictions(predictions, sizes, teacher, self.num_classes)
+            selections = self.select(predictions)
+            return selections, self.refine(weak, selections, predictions["pred_logits"][0].device)
+
+    def _own_precision(self, teacher: nn.Module) -> AbstractContextManager:
+        if self.precision == AMP:
+            return nullcontext()
+        return computing_in(torch.float32, next(teacher.parameters()).device)
+
+    def select(self, predictions: QueryPredictions) -> list[Selection]:
+        """Apply the thresholds to all images of ``predict_queries``' result; here is the wait."""
+        height, width = predictions["padded_size"]
+        masks = list(predictions["pred_masks"])
+        content_sizes = [
+            (h * of_image.shape[1] / height, w * of_image.shape[2] / width)
+            for of_image, (h, w) in zip(masks, predictions["image_sizes"], strict=True)
+        ]
+        logits = list(predictions["pred_logits"])
+        return select_in_batch(logits, masks, content_sizes=content_sizes, **self.selection)
+
+    def refine(
+        self, weak: list[dict], selections: list[Selection], device: torch.device
+    ) -> Refinement:
+        """Refined pseudo-labels at image size, duplicates marked; SAM sees the weak view."""
+        sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
+        padded = [max(sides) for sides in zip(*sizes, strict=True)]
+        images = torch.zeros(len(weak), 3, *padded, dtype=weak[0]["image"].dtype, device=device)
+        for image, sample, (height, width) in zip(images, weak, sizes, strict=True):
+            image[:, :height, :width] = to_device(sample["image"], device)
+        rgb = images if self.input_format == "RGB" else images.flip(1)
+        generators = sample_generators(weak, "refine_points", "cpu")
+        refinement = self.refiner(selections, rgb, sizes, generators)
+        if self.duplicate_iou >= 1.0:
+            return refinement
+        labels, found = mark_duplicates(refinement.labels, self.duplicate_iou)
+        return replace(refinement, labels=labels, num_duplicates=found)
+
+    def _student_batch(
+        self,
+        batch: Sequence[Mapping[str, Any]],
+        images: list[Tensor],
+        labels: list[PseudoLabels],
+    ) -> list[dict]:
+        views = self.strong_view(images, sample_generators(batch, "strong_view", "cpu"))
+        kept = ("file_name", "image_id", "height", "width", "seeds")
+        return [
+            {
+                **{key: sample[key] for key in kept if key in sample},
+                "image": view,
+                "instances": label.to_instances(),
+            }
+            for sample, view, label in zip(batch, views, labels, strict=True)
+        ]
+
+
+def label_statistics(
+    selections: Sequence[Selection], refinement: Refinement, after_arp: Sequence[PseudoLabels]
+) -> dict[str, float | Tensor]:
+    """Scalars that show how the labeling is doing (means over the batch of one process).
+
+    Numbers, or 0-dim tensors of what only the device knows.
+    """
+    totals: dict[str, float] = {}
+    for selection in selections:
+        for name, value in selection.stats.items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    images, queries = len(selections), max(totals.pop("queries"), 1.0)
+    kept = totals.pop("kept")
+    counts = [len(label) if label.valid is None else label.valid.sum() for label in after_arp]
+    stats = {
+        "pseudo_labels/per_image": kept / images,
+        "pseudo_labels/per_image_after_arp": sum(counts) / images,
+    }
+    stats.update({f"pseudo_labels/{name}": value / queries for name, value in totals.items()})
+    if refinement.num_duplicates is not None:
+        stats["pseudo_labels/duplicates_per_image"] = refinement.num_duplicates / images
+    if len(refinement.predicted_ious):
+        stats["refinement/predicted_iou"] = refinement.predicted_ious.mean()
+    refined = refinement.num_instances
+    refined = len(refinement.predicted_ious) if refined is None else refined
+    if refined:
+        stats["refinement/fallbacks"] = refinement.num_fallbacks / refined
+    return stats

@@ -1,0 +1,239 @@
+"""Pseudo-labels measured against true labels: what the hook in training and the tool share."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+
+from s4m_d2.data.true_labels import TrueLabelsMapper
+from s4m_d2.engine.checks.quality_checks import quality_class_names, quality_records
+from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
+from s4m_d2.engine.training.speed import PRECISIONS
+from s4m_d2.engine.training.writers import is_before
+from s4m_d2.errors import DatasetError
+from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
+from s4m_d2.files import atomic_write
+from s4m_d2.semi.image_masks import teacher_masks
+from s4m_d2.semi.refinement import TeacherMasks, logit
+from s4m_d2.structures import PseudoLabels, nonempty_masks
+
+logger = logging.getLogger(__name__)
+
+BEFORE, AFTER = "before", "after"  # refinement
+RECORDS = "pseudo_label_quality.jsonl"  # in the stage's folder
+LOGGED = ("class_accuracy", "sq", "precision", "recall", "pq")
+_STREAM = "pseudo-label quality"  # of the clicks' draws
+
+
+@dataclass(frozen=True)
+class QualityReport:
+    """What was measured.
+
+    Attributes:
+        steps: the quality of the teacher's masks ("before" refinement), and of what the student
+            learns from ("after"), where there is a refinement.
+        skipped: images that could not be read, or whose annotations could not.
+    """
+
+    steps: dict[str, PseudoLabelQuality]
+    skipped: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        images = self.steps[BEFORE].images
+        steps = {step: quality.as_dict() for step, quality in self.steps.items()}
+        return {"images": images, "skipped": self.skipped, **steps}
+
+
+class QualityMeasurement:
+    """Labels images as training labels them, and compares that with their true labels.
+
+    The teacher sees each image in test form instead of a random view: resized as in a test, without
+    crop, flip and change of colors. Selection, refinement and thresholds are training's; ARP and
+    the strong view are not part of it. The clicks on an image are the same in each measurement,
+    whatever the number of processes.
+
+    Args:
+        pseudo_labeling: of the training; its teacher's weights are those of the moment.
+        records: with "annotations", the same in all processes, which share them.
+        mapper: from a record to a sample with "truth" (:class:`~s4m_d2.data.TrueLabelsMapper`).
+        class_names: of the teacher's classes.
+        size_limits: px; see :class:`~s4m_d2.evaluation.PseudoLabelQuality`.
+        seed: of the run.
+        precision: of the training's autocast on CUDA; None: there is none.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        pseudo_labeling: PseudoLabeling,
+        records: Sequence[dict],
+        mapper: Callable[[dict], dict[str, Any]],
+        class_names: Sequence[str],
+        size_limits: tuple[float, float],
+        seed: int = 0,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        self.pseudo_labeling = pseudo_labeling
+        self.records = list(records)
+        self.mapper = mapper
+        self.class_names = class_names
+        self.size_limits = size_limits
+        self.seed = seed
+        self.precision = precision
+        self._skipped: set[str] = set()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, pseudo_labeling: PseudoLabeling) -> dict[str, Any]:
+        amp = cfg.SOLVER.AMP.ENABLED
+        return {
+            "pseudo_labeling": pseudo_labeling,
+            "records": quality_records(cfg),
+            "mapper": TrueLabelsMapper(cfg),
+            "class_names": quality_class_names(cfg),
+            "size_limits": cfg.S4M.QUALITY.SIZE_LIMITS,
+            "seed": cfg.SEED,
+            "precision": PRECISIONS[cfg.S4M.AMP_PRECISION] if amp else None,
+        }
+
+    @torch.no_grad()
+    def __call__(
+        self, progress: Callable[[Iterable[int]], Iterable[int]] = iter
+    ) -> QualityReport | None:
+        """Measure, in all processes together; the random states stay as they are.
+
+        Images that cannot be read are left out, with one warning each.
+
+        Args:
+            progress: wraps the places of this process' images.
+
+        Returns:
+            the report of all images in the main process, None in the others.
+        """
+        refines = not isinstance(self.pseudo_labeling.refiner, TeacherMasks)
+        steps = {
+            step: PseudoLabelQuality(self.class_names, self.size_limits)
+            for step in ((BEFORE, AFTER) if refines else (BEFORE,))
+        }
+        places = range(comm.get_rank(), len(self.records), comm.get_world_size())
+        with undisturbed_generators():
+            skipped = sum(not self._measure(place, steps) for place in progress(places))
+        gathered = {step: quality.gathered() for step, quality in steps.items()}
+        skipped = sum(comm.gather(skipped))
+        whole = {step: quality for step, quality in gathered.items() if quality is not None}
+        return QualityReport(whole, skipped) if comm.is_main_process() else None
+
+    def _measure(self, place: int, steps: dict[str, PseudoLabelQuality]) -> bool:
+        """Add one image, unless it cannot be read."""
+        record = self.records[place]
+        try:
+            sample = self.mapper(record)
+        except DatasetError as error:
+            if record["file_name"] not in self._skipped:
+                logger.warning("Left out where pseudo-labels are measured: %s", error)
+            self._skipped.add(record["file_name"])
+            return False
+        sample["seeds"] = sample_seeds(self.seed, _STREAM, place)
+        labels = self._labels(sample)
+        truth = sample["truth"]
+        height, width = truth.image_size
+        area = sample["height"] * sample["width"] / (height * width)
+        for step, quality in steps.items():
+            quality.add(
+                labels[step],
+                truth.gt_classes,
+                truth.gt_masks.tensor,
+                truth.gt_crowds,
+                pixel_area=area,
+            )
+        return True
+
+    def _labels(self, sample: dict[str, Any]) -> dict[str, PseudoLabels]:
+        """An image's pseudo-labels before and after refinement, at the size that the model sees."""
+        autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if self.precision is not None:
+            autocast = torch.autocast("cuda", dtype=self.precision)
+        labeling = self.pseudo_labeling
+        with autocast:
+            [selection], refinement = labeling.label([sample])
+        size = tuple(sample["image"].shape[-2:])
+        thresh = logit(labeling.selection["mask_thresh"])
+        before = selection.labels.with_masks(teacher_masks(selection, size, thresh))
+        return {BEFORE: before[nonempty_masks(before.masks)], AFTER: refinement.labels[0]}
+
+
+class PseudoLabelQualityHook(HookBase):
+    """Measures the pseudo-labels every ``period`` iterations, beside the training.
+
+    Logs ``pseudo_label_quality/before/...`` and ``.../after/...`` and adds a line of JSON, with
+    tables by class and by size, to a file. The training is the same as without: models, random
+    states and loaders are left alone. It has no state: what is measured, and when, follows from the
+    settings and the iteration. A continued run replaces the lines of iterations that it repeats.
+
+    Args:
+        measurement: on the trainer's pseudo-labeling.
+        period: iterations; 1 or more.
+        path: of the file of lines.
+        context: around each measurement, a function that makes it, for one that a signal may end.
+    """
+
+    def __init__(
+        self,
+        measurement: QualityMeasurement,
+        period: int,
+        path: str,
+        context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    ) -> None:
+        self.measurement = measurement
+        self.period = period
+        self.path = path
+        self.context = context
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self.period:
+            return
+        with self.context():
+            report = self.measurement()
+        if report is None:
+            return
+        for step, quality in report.steps.items():
+            values = quality.overall().as_dict()
+            for name in LOGGED:
+                if values[name] is not None:
+                    get_event_storage().put_scalar(
+                        f"pseudo_label_quality/{step}/{name}", values[name], smoothing_hint=False
+                    )
+        try:
+            write_line(self.path, {"iteration": self.trainer.iter, **report.as_dict()})
+        except OSError as error:
+            logger.warning("%s Training goes on without this record.", error)
+
+
+def write_line(path: str, entry: dict[str, Any]) -> None:
+    """Add an entry with an "iteration" to a file of JSON lines.
+
+    Lines of this and of later iterations, which a run continued from before them left, are
+    replaced; the file is complete at any time. Lines that are none of ours stay.
+
+    Raises:
+        OSError: the disk is full, or the file is not the user's.
+    """
+    lines = []
+    if os.path.exists(path):
+        with open(path, "rb") as file:
+            lines = [line for line in file if is_before(line, entry["iteration"])]
+    with atomic_write(path, "wb") as file:
+        file.writelines([*lines, json.dumps(entry).encode() + b"\n"])

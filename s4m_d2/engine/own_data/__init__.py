@@ -1,0 +1,1 @@
+"""Own data: from a json and folders to data sets and settings."""

@@ -1,0 +1,256 @@
+"""Sizes, batch and schedule that own data suggest, each with its reason.
+
+Rules of thumb between the quickstart's schedule (40 labeled images, CPU) and the published ones. A
+key that the user sets is left as it is, and what follows from it follows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from s4m_d2.engine.stages import runs_stage
+
+_GIB = 1 << 30
+SIZE_STEP = 32  # px: the backbone's largest stride
+LSJ = "coco_instance_lsj"
+_JITTER_TENTHS = range(5, 21)  # shortest edges from 0.5 to 2 times the image's
+_MOST_JITTER = 4  # the longest edge, in those of an image of usual shape
+
+# Memory of a stage-2 step: a labeled and an unlabeled image of a megapixel through a ResNet-50
+# model with AMP, and both models with SAM. Estimates.
+_BYTES_A_MEGAPIXEL_PAIR = 14 * _GIB
+_BYTES_OF_MODELS = 6 * _GIB
+_MEMORY_USED = 0.9
+_FEWEST_A_PROCESS, _MOST_IN_BATCH = 2, 16  # ARP exchanges instances between two images
+
+_FEWEST_QUERIES, _QUERY_STEP, _QUERIES_AN_INSTANCE = 100, 50, 1.5
+_ITERATION_STEP = 50
+_STUDENT_TO_TEACHER = 2  # stage 2 also begins with the backbone alone
+_BURN_IN_SHARE = {True: 1 / 6, False: 1 / 2}  # by whether the backbone is pre-trained
+_HALF_LIFE_SHARE = 0.1  # of the iterations after burn-in
+_MOST_EMA_DECAY = 0.9996  # the published one
+_EMA_DIGITS = 5
+_MOST_PASTE_SHARE = 0.0029  # COCO's 3,000 px of 1024 x 1024
+_USUAL_INSTANCES = 30  # an image, for which S4M.PSEUDO_LABEL.COUNT_BAND is made
+_PERIODS = 10  # evaluations and checkpoints of stage 2
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the settings are derived from.
+
+    Attributes:
+        height, width, long_side, short_side: medians over the labeled images, px.
+        labeled: images to train on that have instances.
+        unlabeled, validation: images.
+        most_instances: of an image.
+        instance_share: median of the instances' shares of their image's area.
+    """
+
+    height: float
+    width: float
+    long_side: float
+    short_side: float
+    labeled: int
+    unlabeled: int
+    validation: int
+    most_instances: int
+    instance_share: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a run trains: a GPU's memory in bytes, 0 for the CPU; processes on all machines."""
+
+    gpu_bytes: int = 0
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a kind of device can do: longest side in px; of each stage (epochs, fewest, most)."""
+
+    name: str
+    longest_side: int
+    teacher: tuple[int, int, int]
+    student: tuple[int, int, int]
+
+
+GPU = Budget("on a GPU", 1024, (150, 2000, 90_000), (20, 5000, 180_000))
+CPU = Budget("on a CPU", 512, (30, 300, 3000), (8, 800, 8000))
+_CPU_BATCH = 4
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A setting and why it has this value."""
+
+    key: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.value}: {self.reason}"
+
+
+def derive(
+    cfg: CfgNode, facts: DataFacts, machine: Machine, explicit: Collection[str]
+) -> tuple[list[Derived], list[str]]:
+    """Set what the user did not, in a config that is not frozen.
+
+    Args:
+        cfg: with the user's settings; changed.
+        explicit: keys that the user set.
+
+    Returns:
+        the settings made, in an order in which each follows from those before it; the keys that
+        are the user's.
+    """
+    settings, kept = [], []
+    for rule in (_sizes, _queries, _batch, _iterations, _teacher_of_student, _instances, _periods):
+        for setting in rule(cfg, facts, machine, explicit):  # reads what was set before it
+            if setting.key in explicit:
+                kept.append(setting.key)
+            else:
+                apply(cfg, [setting])
+                settings.append(setting)
+    return settings, kept
+
+
+def apply(cfg: CfgNode, settings: Sequence[Derived]) -> None:
+    """Set these in a config that is not frozen."""
+    for setting in settings:
+        cfg.merge_from_list([setting.key, setting.value])
+
+
+def _budget(machine: Machine) -> Budget:
+    return GPU if machine.gpu_bytes else CPU
+
+
+def _up(value: float, step: int) -> int:
+    return step * max(1, math.ceil(value / step))
+
+
+def _sizes(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derived]:
+    budget = _budget(machine)
+    side = min(_up(facts.long_side, SIZE_STEP), budget.longest_side)
+    why = f"median of the images' longer sides {facts.long_side:g} px"
+    why += f", at most {side} {budget.name}" if facts.long_side > side else ""
+    if cfg.INPUT.DATASET_MAPPER_NAME == LSJ:
+        yield Derived("INPUT.IMAGE_SIZE", side, f"{why}, in steps of {SIZE_STEP}")
+        side = cfg.INPUT.IMAGE_SIZE
+    scale = side / facts.long_side
+    short = max(1, round(facts.short_side * scale))
+    if cfg.INPUT.DATASET_MAPPER_NAME != LSJ:
+        crop = [_up(length * scale - 0.5, SIZE_STEP) for length in (facts.height, facts.width)]
+        yield Derived("INPUT.CROP.ENABLED", True, "images have one size after it")
+        yield Derived("INPUT.CROP.TYPE", "absolute", "images have one size after it")
+        yield Derived("INPUT.CROP.SIZE", crop, f"{why}, in steps of {SIZE_STEP}")
+        edges = tuple(max(1, short * tenth // 10) for tenth in _JITTER_TENTHS)
+        yield Derived("INPUT.MIN_SIZE_TRAIN", edges, "0.5 to 2 times the shorter side")
+        yield Derived("INPUT.MAX_SIZE_TRAIN", _MOST_JITTER * side, "lets the shorter side decide")
+    like_training = "the size in training, without jitter"
+    yield Derived("INPUT.MIN_SIZE_TEST", short, like_training)
+    yield Derived("INPUT.MAX_SIZE_TEST", side, like_training)
+
+
+def _queries(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
+    needed = _up(_QUERIES_AN_INSTANCE * facts.most_instances, _QUERY_STEP)
+    needed = max(_FEWEST_QUERIES, needed)
+    why = f"an image has up to {facts.most_instances} instances"
+    yield Derived("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", needed, why)
+    detections = max(needed, cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES)
+    yield Derived("TEST.DETECTIONS_PER_IMAGE", detections, why)
+
+
+def _batch(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derived]:
+    a_process, why = _CPU_BATCH, "on a CPU"
+    if machine.gpu_bytes:
+        height, width = cfg.INPUT.IMAGE_SIZE, cfg.INPUT.IMAGE_SIZE
+        if cfg.INPUT.DATASET_MAPPER_NAME != LSJ:
+            height, width = cfg.INPUT.CROP.SIZE
+        free = _MEMORY_USED * machine.gpu_bytes - _BYTES_OF_MODELS
+        a_process = int(free / (_BYTES_A_MEGAPIXEL_PAIR * height * width / 1e6))
+        why = f"estimated for {machine.gpu_bytes / _GIB:.0f} GiB a GPU"
+    labeled = facts.labeled // machine.processes
+    if labeled < a_process:
+        a_process, why = labeled, f"{facts.labeled} labeled images"
+    most = _MOST_IN_BATCH // machine.processes
+    a_process = max(_FEWEST_A_PROCESS, min(a_process, most))
+    if machine.processes > 1:
+        why += f", {machine.processes} processes"
+    yield Derived("SOLVER.IMS_PER_BATCH", a_process * machine.processes, why)
+
+
+def _iterations(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derived]:
+    budget = _budget(machine)
+    solver = cfg.SOLVER
+    batch = cfg.S4M.TEACHER.IMS_PER_BATCH or solver.IMS_PER_BATCH
+    teacher, why = _rounds(facts.labeled, "labeled", batch, budget.teacher)
+    if "SOLVER.MAX_ITER" in explicit and solver.MAX_ITER < teacher:
+        teacher, why = solver.MAX_ITER, "not more than SOLVER.MAX_ITER"
+    yield Derived("S4M.TEACHER.MAX_ITER", teacher, why)
+    if not runs_stage(cfg, "student"):
+        return
+    batch = cfg.S4M.UNLABELED_IMS_PER_BATCH or solver.IMS_PER_BATCH
+    student, why = _rounds(facts.unlabeled, "unlabeled", batch, budget.student)
+    fewest = min(_STUDENT_TO_TEACHER * cfg.S4M.TEACHER.MAX_ITER, budget.student[2])
+    if runs_stage(cfg, "teacher") and student < fewest:
+        student, why = fewest, f"{_STUDENT_TO_TEACHER} times stage 1"
+    yield Derived("SOLVER.MAX_ITER", student, why)
+
+
+def _rounds(images: int, kind: str, batch: int, rule: tuple[int, int, int]) -> tuple[int, str]:
+    """Iterations for so many epochs, within bounds, and the reason."""
+    epochs, fewest, most = rule
+    wanted = _up(epochs * images / max(1, batch), _ITERATION_STEP)
+    why = f"{epochs} times {images:,} {kind} images in batches of {batch}"
+    if wanted < fewest:
+        return fewest, f"{why} would be fewer than that"
+    if wanted > most:
+        return most, f"{why} would be more than that"
+    return wanted, why
+
+
+def _teacher_of_student(cfg, facts, machine, explicit) -> Iterator[Derived]:
+    """Burn-in and EMA decay."""
+    if not runs_stage(cfg, "student"):
+        return
+    pretrained = bool(cfg.MODEL.WEIGHTS) or cfg.MODEL.TIMM.PRETRAINED
+    share = _BURN_IN_SHARE[pretrained]
+    start = "a pre-trained backbone" if pretrained else "nothing pre-trained"
+    why = f"1/{1 / share:.0f} of {cfg.SOLVER.MAX_ITER:,} iterations, with {start}"
+    yield Derived("S4M.BURN_IN", round(share * cfg.SOLVER.MAX_ITER), why)
+    left = max(1, cfg.SOLVER.MAX_ITER - cfg.S4M.BURN_IN)
+    half_life = max(1.0, _HALF_LIFE_SHARE * left)
+    decay = min(_MOST_EMA_DECAY, round(0.5 ** (1 / half_life), _EMA_DIGITS))
+    half_life = round(math.log(0.5) / math.log(decay))
+    why = f"half-life {half_life:,} of {left:,} iterations after burn-in"
+    yield Derived("S4M.EMA_DECAY", decay, why)
+
+
+def _instances(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
+    half = facts.instance_share / 2
+    share, why = _MOST_PASTE_SHARE, "as for COCO: smaller instances are not pasted"
+    if half < share:
+        share = float(f"{half:.2g}")
+        why = f"half of the median instance, {100 * facts.instance_share:.2g} % of an image"
+    yield Derived("S4M.ARP.MIN_AREA_FRACTION", share, why)
+    if facts.most_instances > _USUAL_INSTANCES:
+        band = (cfg.S4M.PSEUDO_LABEL.COUNT_BAND[0], 2.0 * facts.most_instances)
+        why = f"twice the {facts.most_instances} instances of an image"
+        yield Derived("S4M.PSEUDO_LABEL.COUNT_BAND", band, why)
+
+
+def _periods(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
+    longest = cfg.SOLVER.MAX_ITER if runs_stage(cfg, "student") else cfg.S4M.TEACHER.MAX_ITER
+    period = _up(longest / _PERIODS, _ITERATION_STEP)
+    why = f"a tenth of {longest:,} iterations"
+    if facts.validation:
+        yield Derived("TEST.EVAL_PERIOD", period, why)
+    yield Derived("SOLVER.CHECKPOINT_PERIOD", period, why)

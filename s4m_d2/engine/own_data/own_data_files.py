@@ -1,0 +1,117 @@
+"""OUTPUT_DIR/data: what a run on own data began with, so that it can be continued and looked at."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+
+from s4m_d2.data.listing import IN_VALIDATION
+from s4m_d2.engine.own_data.derived_settings import Derived
+from s4m_d2.errors import DatasetError
+from s4m_d2.files import atomic_write
+
+FOLDER = "data"
+TRAIN, VAL, EVALUATED = "train.json", "val.json", "evaluated.json"  # COCO files
+UNLABELED = "unlabeled.json"  # list of paths below S4M.DATA.UNLABELED
+_OLD_UNLABELED = "unlabeled.txt"  # of older runs: one a line
+SETTINGS = "settings.json"  # written last: with it, the folder is complete
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class StoredData:
+    """What the folder holds beside the annotations.
+
+    Attributes:
+        classes: names in the order of contiguous ids.
+        settings: that were derived.
+        unlabeled: paths below S4M.DATA.UNLABELED; (): stage 2 was not asked for.
+        labeled_digest, val_digest: of the user's files when the run began; val: "" if drawn.
+        left_out: entries of S4M.DATA.UNLABELED that were left out, by reason.
+        has_val: whether there is a validation set.
+    """
+
+    classes: tuple[str, ...]
+    settings: tuple[Derived, ...]
+    unlabeled: tuple[str, ...]
+    labeled_digest: str
+    val_digest: str
+    left_out: dict[str, int]
+    has_val: bool
+
+
+def is_stored(folder: str) -> bool:
+    """Whether a run's data were stored in this folder."""
+    return os.path.isfile(os.path.join(folder, SETTINGS))
+
+
+def write_json(path: str, content: object, indent: int | None = None) -> None:
+    """Write a file that appears when it is complete."""
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=indent)
+
+
+def store(folder: str, stored: StoredData, train: dict, val: dict | None) -> None:
+    """Write what a run begins with; ``train`` and ``val`` are contents of COCO files.
+
+    Raises:
+        OutputError: the system refuses to write.
+    """
+    write_json(os.path.join(folder, TRAIN), train)
+    if val is not None:
+        write_json(os.path.join(folder, VAL), val)
+    write_json(os.path.join(folder, UNLABELED), stored.unlabeled, indent=0)
+    settings = [
+        {"key": setting.key, "value": setting.value, "reason": setting.reason}
+        for setting in stored.settings
+    ]
+    content = {
+        "version": _VERSION,
+        "classes": stored.classes,
+        "settings": settings,
+        "labeled_digest": stored.labeled_digest,
+        "val_digest": stored.val_digest,
+        "left_out": stored.left_out,
+        "has_val": stored.has_val,
+    }
+    write_json(os.path.join(folder, SETTINGS), content, indent=2)
+
+
+def read_stored(folder: str) -> StoredData:
+    """What :func:`store` wrote.
+
+    Raises:
+        DatasetError: a file is missing or was changed.
+    """
+    path = os.path.join(folder, SETTINGS)
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+        unlabeled = _read_unlabeled(folder)
+        left_out = content["left_out"] or {}  # of older runs a number
+        if content["version"] != _VERSION:
+            raise ValueError(f"version {content['version']}, expected {_VERSION}")
+        return StoredData(
+            classes=tuple(content["classes"]),
+            settings=tuple(Derived(**setting) for setting in content["settings"]),
+            unlabeled=tuple(unlabeled),
+            labeled_digest=str(content["labeled_digest"]),
+            val_digest=str(content["val_digest"]),
+            left_out=left_out if isinstance(left_out, dict) else {IN_VALIDATION: left_out},
+            has_val=bool(content["has_val"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DatasetError(
+            f"'{folder}', what the run began with, cannot be read: {error!r}. Restore the folder, "
+            "or start a new run in another OUTPUT_DIR."
+        ) from error
+
+
+def _read_unlabeled(folder: str) -> list[str]:
+    path = os.path.join(folder, UNLABELED)
+    if os.path.exists(path):
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    with open(os.path.join(folder, _OLD_UNLABELED), "rb") as file:
+        return [os.fsdecode(line) for line in file.read().split(b"\n") if line]

@@ -1,0 +1,1 @@
+"""Training: trainers, their hooks, loaders, optimizer and state."""

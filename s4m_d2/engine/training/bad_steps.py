@@ -1,0 +1,298 @@
+"""Steps whose losses or gradients are not finite are skipped and recorded; too many end a run.
+
+A skipped step leaves the weights, the model's buffers, the optimizer's state, the loss scale and
+the EMA teacher as they were; the iteration, the learning rate and the data go on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor
+
+from s4m_d2.engine.training.step_values import fetch_step, gradient_norms
+from s4m_d2.errors import ConfigError, DivergenceError
+from s4m_d2.files import atomic_write
+
+if TYPE_CHECKING:
+    from detectron2.engine import SimpleTrainer as _Steps
+else:
+    _Steps = object
+
+logger = logging.getLogger(__name__)
+
+STREAMS = ("labeled", "unlabeled")
+MAX_RECORDS = 100  # files of skipped steps that are kept, the latest
+MAX_NAMES = 8  # file names or parameters in a message; a record holds all files
+
+
+class BadSteps(HookBase):
+    """Counts skipped steps, writes their batches down and ends a run that makes no more progress.
+
+    The counts are part of the trainer's state and of what it logs (``train/bad_steps``). Each
+    skipped step leaves a file in ``folder``, written by the main process, with what every process
+    saw: iteration, seed, losses, file names.
+
+    Args:
+        max_in_a_row: skipped steps in a row that a run survives.
+        folder: of the records; made with the first.
+        seed: the run's.
+
+    Attributes:
+        in_a_row: skipped steps up to the current one; 0 after a step that was made.
+        total: skipped steps of the run.
+    """
+
+    def __init__(self, max_in_a_row: int, folder: str, seed: int) -> None:
+        if max_in_a_row < 0:
+            raise ConfigError(f"S4M.MAX_BAD_STEPS is {max_in_a_row}; expected 0 or more.")
+        self.max_in_a_row = max_in_a_row
+        self.folder = folder
+        self.seed = seed
+        self.in_a_row = self.total = 0
+
+    def made(self) -> None:
+        """A step was made."""
+        self.in_a_row = 0
+
+    def skipped(self, iteration: int, found: dict[str, Any]) -> None:
+        """A step was skipped. All processes call this together.
+
+        Args:
+            iteration: of the step.
+            found: what this process saw, of :func:`describe`.
+
+        Raises:
+            DivergenceError: these are more steps in a row than the run may lose.
+        """
+        self.in_a_row += 1
+        self.total += 1
+        processes = comm.gather({"rank": comm.get_rank(), **found}) or [found]
+        reason = _reason(processes)
+        files = _named([name for process in processes for name in _images(process)])
+        if comm.is_main_process():
+            logger.warning(
+                "Skipped iteration %d: %s (%d in a row, %d in all). Images: %s.",
+                iteration, reason, self.in_a_row, self.total, files,
+            )  # fmt: skip
+            self._record(iteration, reason, processes)
+        if self.in_a_row > self.max_in_a_row:
+            raise DivergenceError(
+                f"Training stops at iteration {iteration}: {self.in_a_row} steps in a row were "
+                f"skipped, more than S4M.MAX_BAD_STEPS, {self.max_in_a_row}. In the last one, "
+                f"{reason}; images: {files}. The weights are those before these steps. Lower "
+                "SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS; if SOLVER.AMP.ENABLED is True, "
+                "try without; look at the images and annotations that the records in "
+                f"'{self.folder}' name."
+            )
+
+    def _record(self, iteration: int, reason: str, processes: Sequence[dict[str, Any]]) -> None:
+        record = {
+            "iteration": iteration,
+            "seed": self.seed,
+            "reason": reason,
+            "in_a_row": self.in_a_row,
+            "processes": list(processes),
+        }
+        try:
+            with atomic_write(os.path.join(self.folder, f"iter_{iteration:07d}.json")) as file:
+                json.dump(record, file, indent=1, allow_nan=False)
+            for name in sorted(os.listdir(self.folder))[:-MAX_RECORDS]:
+                os.unlink(os.path.join(self.folder, name))
+        except OSError as error:  # such as a full disk: no reason to end the run
+            logger.warning("The skipped step could not be recorded in %s: %s", self.folder, error)
+
+    def after_step(self) -> None:
+        get_event_storage().put_scalar("train/bad_steps", self.total, smoothing_hint=False)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"in_a_row": self.in_a_row, "total": self.total}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        self.in_a_row, self.total = state_dict["in_a_row"], state_dict["total"]
+
+
+class _NotFinite(Exception):
+    """Leaves Detectron2's step between the gradients and the update."""
+
+    def __init__(self, losses: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.losses = losses
+
+
+class _KeptBuffers:
+    """Copies of a model's buffers, written anew in place."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def keep(self, model: torch.nn.Module) -> None:
+        """Take the buffers' values."""
+        buffers = dict(model.named_buffers())
+        kept = self._kept
+        if list(map(_form, kept.items())) != list(map(_form, buffers.items())):
+            self._kept = {name: buffer.clone() for name, buffer in buffers.items()}
+        elif buffers:
+            torch._foreach_copy_(list(kept.values()), list(buffers.values()))
+
+    @torch.no_grad()
+    def restore(self, model: torch.nn.Module) -> None:
+        """Give the buffers the values that were taken."""
+        for name, buffer in model.named_buffers():
+            if name in self._kept:
+                buffer.copy_(self._kept[name])
+
+
+def _form(item: tuple[str, Tensor]) -> tuple:
+    name, tensor = item
+    return name, tensor.shape, tensor.dtype, tensor.device
+
+
+class _SkipsBadSteps(_Steps):
+    """Detectron2's step, ended before its update if anything in it is not finite.
+
+    Beside a :class:`~detectron2.engine.SimpleTrainer`, whose ``_write_metrics`` comes after the
+    gradients, before the update, and would raise for such losses. It gets losses that have come to
+    the host already, in the one transfer that also says whether they are finite.
+    """
+
+    bad_steps: BadSteps
+    _files: dict[str, list[str]]
+    _buffers: _KeptBuffers
+    _scalars: dict[str, float | Tensor]
+
+    @property
+    def _data_loader_iter(self) -> Iterator[Any]:
+        return map(self._note_files, super()._data_loader_iter)
+
+    def _note_files(self, batch: Any) -> Any:
+        self._files = file_names(batch)
+        return batch
+
+    def log(self, scalars: Mapping[str, float | Tensor]) -> None:
+        """Put scalars of the current step into the event storage, once its losses are known.
+
+        Args:
+            scalars: numbers, or tensors of one element, for which nobody waits before.
+        """
+        self._scalars.update(scalars)
+
+    def run_step(self) -> None:
+        self._buffers.keep(self.model)
+        self._scalars.clear()  # of a step that failed
+        try:
+            super().run_step()
+        except _NotFinite as found:
+            self._buffers.restore(self.model)  # the forward pass has updated batch norms
+            step = describe(found.losses, self._files, self.model, self.optimizer)
+            self.optimizer.zero_grad()
+            self.bad_steps.skipped(self.iter, step)
+        else:
+            self.bad_steps.made()
+
+    def _write_metrics(self, loss_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
+        norms = gradient_norms(self.optimizer)
+        step = fetch_step(loss_dict, norms, self._scalars, self._loss_scale())
+        self._scalars.clear()
+        get_event_storage().put_scalars(**step.scalars)
+        if not step.finite:
+            raise _NotFinite(loss_dict)
+        super()._write_metrics(step.losses, *args, **kwargs)
+
+    def _loss_scale(self) -> Tensor | None:
+        return None
+
+
+class SkippingTrainer(_SkipsBadSteps, SimpleTrainer):
+    """``SimpleTrainer`` that skips steps whose losses or gradients are not finite."""
+
+
+class SkippingAMPTrainer(_SkipsBadSteps, AMPTrainer):
+    """``AMPTrainer`` that skips steps whose losses are not finite.
+
+    Gradients that overflow because of the loss scale are the scaler's affair, which makes no update
+    then and lowers the scale: that is normal, and no bad step.
+    """
+
+    def _loss_scale(self) -> Tensor:
+        one = torch.ones((), device=next(self.model.parameters()).device)
+        return self.grad_scaler.scale(one)  # get_scale() would wait for it
+
+
+def skip_bad_steps(trainer: SimpleTrainer, bad_steps: BadSteps) -> SimpleTrainer:
+    """A trainer of the same model, data, optimizer and loss scale that skips bad steps."""
+    parts = (trainer.model, trainer.data_loader, trainer.optimizer)
+    if isinstance(trainer, AMPTrainer):
+        skipping = SkippingAMPTrainer(
+            *parts, grad_scaler=trainer.grad_scaler, precision=trainer.precision
+        )
+    else:
+        skipping = SkippingTrainer(*parts)
+    skipping.bad_steps = bad_steps
+    skipping._buffers, skipping._scalars = _KeptBuffers(), {}
+    return skipping
+
+
+def file_names(batch: Any) -> dict[str, list[str]]:
+    """File names of a batch of stage 1 (samples) or 2 (labeled and unlabeled samples)."""
+    streams = batch if isinstance(batch, tuple) else (batch,)
+    return {
+        stream: [str(sample.get("file_name", "unnamed")) for sample in samples or ()]
+        for stream, samples in zip(STREAMS, streams, strict=False)
+    }
+
+
+def describe(
+    losses: Mapping[str, Tensor],
+    files: Mapping[str, list[str]],
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> dict[str, Any]:
+    """What one process knows of a bad step, in JSON's types; "nan", "inf" and "-inf" are strings.
+
+    Returns:
+        ``files``, ``losses``, ``learning_rate`` (the largest) and ``gradients``: the names of
+        parameters whose gradients are not finite.
+    """
+    values = {name: loss.item() for name, loss in losses.items()}
+    return {
+        "files": dict(files),
+        "losses": {name: v if math.isfinite(v) else str(v) for name, v in values.items()},
+        "learning_rate": max(group["lr"] for group in optimizer.param_groups),
+        "gradients": [
+            name
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None and not parameter.grad.norm().isfinite()
+        ],
+    }
+
+
+def _reason(processes: Sequence[Mapping[str, Any]]) -> str:
+    """The first loss of any process that is not finite, or else the gradients that are not."""
+    for process in processes:
+        for name, value in process["losses"].items():
+            if isinstance(value, str):
+                return f"the loss '{name}' is {value}"
+    gradients = dict.fromkeys(name for process in processes for name in process["gradients"])
+    if gradients:
+        return f"gradients are not finite ({_named(list(gradients))})"
+    return "another process's loss is not finite"  # on all but the main process
+
+
+def _images(process: Mapping[str, Any]) -> list[str]:
+    return [f"{name} ({stream})" for stream, names in process["files"].items() for name in names]
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,324 @@
+"""The trainers of the two stages, on Detectron2's ``DefaultTrainer``."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, SimpleTrainer
+from detectron2.engine.hooks import EvalHook
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.projects.deeplab import build_lr_scheduler
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from s4m_d2.data import custom
+from s4m_d2.engine import stages
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
+from s4m_d2.engine.figures.figure_hook import figure_hooks
+from s4m_d2.engine.labeling import quality
+from s4m_d2.engine.labeling.protocol import check_distillation, check_model
+from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.labeling.quality import PseudoLabelQualityHook, QualityMeasurement
+from s4m_d2.engine.rng import derive_seed
+from s4m_d2.engine.training import build
+from s4m_d2.engine.training.bad_steps import BadSteps, skip_bad_steps
+from s4m_d2.engine.training.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
+from s4m_d2.engine.training.processes import BufferSyncHook, FinishedEvalHook, ddp_on_any_device
+from s4m_d2.engine.training.run_state import (
+    RunStateHook,
+    run_settings,
+    with_own_schedule,
+    with_scaler_state,
+)
+from s4m_d2.engine.training.speed import compile_parts, set_precision
+from s4m_d2.engine.training.stop_signals import StopHook
+from s4m_d2.engine.training.teacher_student import TeacherStudentModel
+from s4m_d2.engine.training.writers import ForgivingWriter, UnwrittenMetricsHook
+from s4m_d2.errors import DatasetError, WeightsError
+from s4m_d2.evaluation import build_evaluator, masks_as_rle
+from s4m_d2.report import read_results, write_results
+from s4m_d2.semi.burn_in import TeacherPhase
+from s4m_d2.semi.ema_teacher import EMATeacher
+
+logger = logging.getLogger(__name__)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside a DDP wrapper, or the model itself."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+class TeacherTrainer(DefaultTrainer):
+    """Stage 1: supervised training of the teacher, with structural distillation when enabled.
+
+    Also a plain supervised Mask2Former trainer (S4M.DISTILL.ENABLED False). A stopped run is
+    continued exactly: draws and data order are functions of the iteration.
+
+    Attributes:
+        bad_steps: skips and counts steps whose losses or gradients are not finite.
+    """
+
+    _trainer: SimpleTrainer
+    has_teacher = False
+
+    def __init__(self, cfg: CfgNode) -> None:
+        folder = os.path.join(cfg.OUTPUT_DIR, "bad_batches")
+        self._evaluated = 0  # iterations that were done at the last evaluation
+        self.bad_steps = BadSteps(cfg.S4M.MAX_BAD_STEPS, folder, cfg.SEED)
+        with ddp_on_any_device():
+            super().__init__(cfg)
+        self._after_saving = self._hooks[self._hooks.index(self._stop_hook) :]
+        set_precision(self._trainer, cfg.S4M.AMP_PRECISION)
+        self._trainer = skip_bad_steps(self._trainer, self.bad_steps)
+
+    def build_hooks(self):
+        # Detectron2 builds its hooks last, around self.checkpointer: ours takes that place here.
+        self.checkpointer = S4MCheckpointer(
+            self.trained_model,
+            self.cfg.OUTPUT_DIR,
+            keep=self.cfg.SOLVER.CHECKPOINT_KEEP,
+            trainer=weakref.proxy(self),
+        )
+        self._stop_hook = StopHook(self.checkpointer)
+        evaluation = FinishedEvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write)
+        figures = figure_hooks(self.cfg, self.trained_model, getattr(self, "pseudo_labeling", None))
+        own = [self._stop_hook, evaluation, *figures]
+        hooks = []
+        for hook in super().build_hooks():
+            hooks += own if isinstance(hook, EvalHook) else [hook]
+        settings = run_settings(self.cfg, comm.get_world_size(), has_teacher=self.has_teacher)
+        self._run_state = RunStateHook(settings)
+        return [
+            self._run_state,
+            UnwrittenMetricsHook(os.path.join(self.cfg.OUTPUT_DIR, stages.METRICS)),
+            SeedHook(self.cfg.SEED, comm.get_rank()),
+            BufferSyncHook(self.trained_model),
+            self.bad_steps,
+            *hooks,
+        ]
+
+    def build_writers(self):
+        return [ForgivingWriter(writer) for writer in super().build_writers()]
+
+    def evaluate(self) -> Mapping[str, Any]:
+        """Results on DATASETS.TEST, as Detectron2 nests them."""
+        return self.test(self.cfg, self.trained_model)
+
+    def _evaluate_and_write(self) -> Mapping[str, Any] | None:
+        finished = min(self.iter + 1, self.max_iter)
+        if self._stop_hook.stopping or self._evaluated == finished:
+            return None
+        with self._stop_hook.during_evaluation():
+            self._last_eval_results = self.evaluate()
+            self._evaluated = finished
+            if finished < self.max_iter:
+                self._write_results()
+        return self._last_eval_results
+
+    def _write_results(self) -> None:
+        if comm.is_main_process():
+            results = {stages.ITERATIONS: self._evaluated, **self._last_eval_results}
+            write_results(results, f"{self.cfg.OUTPUT_DIR}/{stages.RESULTS}")
+
+    def before_train(self) -> None:
+        super().before_train()
+        if self.start_iter > 0:
+            self._finish_iteration()
+
+    def _finish_iteration(self) -> None:
+        """Run the hooks that come after saving, in the iteration that the checkpoint was saved in.
+
+        It does not say whether they had their turn. An evaluation that is complete is not repeated.
+        """
+        self.iter = self.storage.iter = self.start_iter - 1
+        results = comm.all_gather(_stored_results(f"{self.cfg.OUTPUT_DIR}/{stages.RESULTS}"))[0]
+        if results.pop(stages.ITERATIONS, None) == self.start_iter and results:
+            self._evaluated, self._last_eval_results = self.start_iter, results
+            scalars = flatten_results_dict(results)
+            scalars = {name: math.nan if v is None else v for name, v in scalars.items()}
+            self.storage.put_scalars(**scalars, smoothing_hint=False)
+        for hook in self._after_saving:
+            hook.after_step()
+
+    def after_train(self) -> None:
+        super().after_train()
+        if self._evaluated == self.max_iter:  # at last: with its results, the stage is finished
+            self._write_results()
+
+    @property
+    def trained_model(self) -> nn.Module:
+        """The model whose weights are trained and saved, without wrappers."""
+        return unwrap(self._trainer.model)
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        if self.start_iter > 0:
+            self._run_state.check(self.start_iter)
+            rates = self.scheduler.get_lr()  # the optimizer's state has those of the old length
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
+            logger.info("Continuing from iteration %d.", self.start_iter)
+            if self.start_iter == self.max_iter:  # killed before the final checkpoint was complete
+                self.checkpointer.finish()
+            else:  # a finished run may go on
+                self.checkpointer.reopen(self.start_iter - 1)
+            self._trainer.reset_data_loader(
+                lambda: self.build_train_loader(self.cfg, self.start_iter)
+            )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        state = with_scaler_state(state_dict, self._trainer)
+        super().load_state_dict(with_own_schedule(state, self.scheduler))
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """A model whose initial weights follow from SEED, whatever was drawn before."""
+        torch.manual_seed(derive_seed(cfg.SEED, "initial weights"))
+        model = super().build_model(cfg)
+        check_distillation(cfg, model)
+        if cfg.S4M.COMPILE:
+            compile_parts(model)
+        return model
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
+        return build.build_labeled_loader(cfg, start_iter)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module):
+        return build.build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer):
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
+        """Detectron2's, with encoded masks: memory does not grow with the size of the images."""
+        with masks_as_rle(model):
+            return super().test(cfg, model, *args, **kwargs)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
+        most = cfg.TEST.DETECTIONS_PER_IMAGE if dataset_name == custom.VALIDATION else None
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference")
+        return build_evaluator(dataset_name, folder, max_detections=most)
+
+
+def _stored_results(path: str) -> dict[str, Any]:
+    """What the last evaluation has written, {} if that cannot be read."""
+    try:
+        return dict(read_results(path))
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
+class S4MTrainer(TeacherTrainer):
+    """Stage 2: the student learns from labeled images and from what the teacher sees.
+
+    Args:
+        cfg: config of the stage (:func:`~s4m_d2.engine.stages.stage_config`); its
+            MODEL.META_ARCHITECTURE is any :class:`~s4m_d2.engine.labeling.protocol.S4MTrainable`.
+        teacher_weights: checkpoint of stage 1; it must hold every parameter of the model.
+
+    Attributes:
+        teacher: the EMA teacher; frozen during burn-in.
+        pseudo_labeling: what turns an unlabeled batch into the student's targets.
+    """
+
+    has_teacher = True
+
+    def __init__(self, cfg: CfgNode, teacher_weights: str) -> None:
+        model = self.build_model(cfg)
+        check_model(model)
+        self.teacher = EMATeacher(model, decay=cfg.S4M.EMA_DECAY)
+        S4MCheckpointer(self.teacher.model).load(teacher_weights, branch="teacher", require=True)
+        self.pseudo_labeling = PseudoLabeling(cfg, self.teacher)
+        self._skipped: dict[str, str] = {}  # unlabeled images, and why, before the run continues
+        super().__init__(cfg)
+        self._trainer.model = TeacherStudentModel(
+            self._trainer.model,
+            self.pseudo_labeling,
+            cfg.S4M.UNSUP_LOSS_WEIGHT,
+            self._log,
+            shared_forward=cfg.S4M.SHARED_FORWARD,
+        ).train()
+
+    @property
+    def trained_model(self) -> nn.Module:
+        model = self._trainer.model
+        return unwrap(model.student if isinstance(model, TeacherStudentModel) else model)
+
+    def build_hooks(self):
+        self._teacher_hook = EMATeacherHook(
+            self.teacher, self.trained_model, self.cfg.S4M.BURN_IN, self.bad_steps
+        )
+        labels = self.cfg.S4M.PSEUDO_LABEL
+        counts = PseudoLabelCountHook(labels.COUNT_BAND, labels.COUNT_BAND_ITERS)
+        hooks = [self._teacher_hook, counts, *super().build_hooks()]
+        if self.cfg.S4M.QUALITY.PERIOD:  # a stop comes first, and the values are written later
+            hooks.insert(hooks.index(self._stop_hook) + 1, self._build_quality_hook())
+        return hooks
+
+    def _build_quality_hook(self) -> PseudoLabelQualityHook:
+        return PseudoLabelQualityHook(
+            QualityMeasurement(self.cfg, self.pseudo_labeling),
+            self.cfg.S4M.QUALITY.PERIOD,
+            os.path.join(self.cfg.OUTPUT_DIR, quality.RECORDS),
+            self._stop_hook.during_evaluation,
+        )
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        self._trainer.data_loader.unlabeled.skipped_images |= self._skipped
+        if self.start_iter > self.cfg.S4M.BURN_IN and not self._teacher_hook.restored:
+            raise WeightsError(
+                f"Cannot continue from '{self.checkpointer.resumed_from}': iteration "
+                f"{self.start_iter} is past the burn-in of {self.cfg.S4M.BURN_IN}, and the file "
+                "holds no EMA teacher (EMATeacherHook). Start without --resume and give the file "
+                "as MODEL.WEIGHTS."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        skipped = self._trainer.data_loader.unlabeled.skipped_images
+        return {**super().state_dict(), "skipped_images": dict(skipped)}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if comm.is_main_process():  # whose they are
+            self._skipped = state_dict.get("skipped_images", {})
+
+    def evaluate(self) -> Mapping[str, Any]:
+        """Results of the student; the teacher's too, under "teacher", once it follows it."""
+        results = OrderedDict(super().evaluate())
+        if self._teacher_hook.phase is not TeacherPhase.FROZEN:
+            results["teacher"] = self.test(self.cfg, self.teacher.model)
+        return results
+
+    def _log(self, stats: Mapping[str, float | Tensor]) -> None:
+        self._trainer.log(stats)
+        storage = get_event_storage()
+        skipped = len(self._trainer.data_loader.unlabeled.skipped_images)
+        storage.put_scalar("data/skipped_images", skipped, smoothing_hint=False)  # a count so far
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
+        if not cfg.DATASETS.UNLABELED:
+            raise DatasetError(
+                "DATASETS.UNLABELED is empty: stage 2 needs the name of an unlabeled data set, "
+                'for example ("cityscapes_fine_instance_seg_train_unlabeled",).'
+            )
+        return build.PairedLoader(
+            build.build_labeled_loader(cfg, start_iter),
+            build.build_unlabeled_loader(cfg, start_iter),
+        )

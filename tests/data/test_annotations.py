@@ -1,0 +1,510 @@
+"""The reader of COCO files: what exports mean, what is left out with a count, what is refused.
+
+Whatever is read, training and evaluation see the same masks of the same classes.
+"""
+
+import contextlib
+import copy
+import json
+import os
+import random
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from s4m_d2.data import CocoFormat, LabeledDatasetMapper
+from s4m_d2.data.annotations import read_annotations
+from s4m_d2.data.segmentations import check_segmentation
+from s4m_d2.errors import DatasetError
+
+HEIGHT, WIDTH = 24, 40
+NAMES = ("a.png", "sub/b.png", "c.png")
+BOX = [6, 4, 30, 4, 30, 16, 6, 16]  # 24 x 12 px
+MASK = np.zeros((HEIGHT, WIDTH), dtype=bool)
+MASK[4:16, 6:30] = True
+RUNS = [6 * HEIGHT + 4, *[12, 12] * 23, 12, 10 * HEIGHT + 8]  # of it, down the columns
+TEXT = mask_util.encode(np.asfortranarray(MASK, dtype=np.uint8))["counts"].decode()
+NAN, INF = float("nan"), float("inf")
+
+
+def content():
+    """Three images, the first with a polygon of a pear and a RLE of an apple, the second with both
+    again, the third empty."""
+    images = [
+        {"id": i, "file_name": name, "height": HEIGHT, "width": WIDTH}
+        for i, name in enumerate(NAMES, start=1)
+    ]
+    sizes = {"size": [HEIGHT, WIDTH]}
+    shapes = [[BOX], {**sizes, "counts": RUNS}, [BOX], {**sizes, "counts": TEXT}]
+    annotations = [
+        {"id": 10 + i, "image_id": 1 + i // 2, "category_id": 7 - 4 * (i % 2), "iscrowd": 0,
+         "bbox": [6, 4, 24, 12], "area": 288, "segmentation": shape}
+        for i, shape in enumerate(copy.deepcopy(shapes))
+    ]  # fmt: skip
+    categories = [{"id": 7, "name": "pear"}, {"id": 3, "name": "apple"}]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for name in NAMES:
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (WIDTH, HEIGHT)).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def read(images, tmp_path):
+    """Content, or bytes of a file → Annotations."""
+
+    def of(data, image_root=images, **options):
+        raw = data if isinstance(data, bytes) else json.dumps(data).encode()
+        (tmp_path / "instances.json").write_bytes(raw)
+        return read_annotations(str(tmp_path / "instances.json"), str(image_root), **options)
+
+    return of
+
+
+def trained_on(annotations):
+    """(class index, mask) of each instance, by image, as the mapper gives them."""
+    mapper = LabeledDatasetMapper(
+        geometry=(), color=None, image_format="RGB", num_classes=len(annotations.categories)
+    )
+    samples = [mapper(record)["instances"] for record in annotations.records]
+    return [
+        list(zip(s.gt_classes.tolist(), s.gt_masks.tensor.numpy(), strict=True)) for s in samples
+    ]
+
+
+def evaluated_on(annotations):
+    """The same of what COCO's API reads from the file that evaluation compares with."""
+    truth = COCO()
+    truth.dataset = json.loads(json.dumps(annotations.to_coco()))
+    with contextlib.redirect_stdout(None):
+        truth.createIndex()
+    ids = [number for number, _ in annotations.categories]
+    rows = [[r for r in truth.imgToAnns[i] if not r["iscrowd"]] for i in truth.imgs]
+    return [
+        [(ids.index(r["category_id"]), truth.annToMask(r).astype(bool)) for r in of_image]
+        for of_image in rows
+    ]
+
+
+def assert_same(annotations):
+    for trained, evaluated in zip(trained_on(annotations), evaluated_on(annotations), strict=True):
+        assert [index for index, _ in trained] == [index for index, _ in evaluated]
+        for (_, one), (_, other) in zip(trained, evaluated, strict=True):
+            assert one.any() and np.array_equal(one, other)
+
+
+def change(path, value):
+    """Sets the value under a path of keys; None of them: the value is made of the old one."""
+
+    def of(data):
+        *way, last = path
+        for key in way:
+            data = data[key]
+        data[last] = value(data[last]) if callable(value) else value
+
+    return of
+
+
+def remove(section, key):
+    def of(data):
+        for row in data[section]:
+            del row[key]
+
+    return of
+
+
+def shape(value, index=0):
+    return change(("annotations", index, "segmentation"), value)
+
+
+def each(section, key, value):
+    def of(data):
+        for row in data[section]:
+            row[key] = value(row[key])
+
+    return of
+
+
+def pairs(numbers):
+    return [list(pair) for pair in zip(numbers[::2], numbers[1::2], strict=True)]
+
+
+def named_twice(data):
+    """As Roboflow writes it: an unused super-category with a class's name, or one of its own."""
+    data["categories"] += [{"id": 0, "name": "pear"}, {"id": 1, "name": "fruit"}]
+    for row in data["categories"][:2]:
+        row["supercategory"] = "fruit"
+
+
+#: Changes that leave the file's meaning as it is.
+MEANT = {
+    "as it is": lambda data: None,
+    "iscrowd null": each("annotations", "iscrowd", lambda _: None),
+    "iscrowd text": each("annotations", "iscrowd", str),
+    "no iscrowd": remove("annotations", "iscrowd"),
+    "bbox text": each("annotations", "bbox", lambda box: [str(number) for number in box]),
+    "bbox of nothing": each("annotations", "bbox", lambda _: [INF, None]),
+    "no bbox": remove("annotations", "bbox"),
+    "area text": each("annotations", "area", lambda _: "large"),
+    "no area": remove("annotations", "area"),
+    "no ids": remove("annotations", "id"),
+    "ids repeat": each("annotations", "id", lambda _: 0),
+    "image ids text": each("annotations", "image_id", str),
+    "image ids text, both": lambda data: (
+        each("annotations", "image_id", lambda i: f"x{i}")(data),
+        each("images", "id", lambda i: f"x{i}")(data),
+    ),
+    "image ids float": each("images", "id", float),
+    "category ids text": each("annotations", "category_id", str),
+    "sizes missing": remove("images", "height"),
+    "sizes null": each("images", "width", lambda _: None),
+    "sizes text": each("images", "width", str),
+    "flat polygon": shape(BOX),
+    "polygon of pairs": shape([pairs(BOX)]),
+    "pairs alone": shape(pairs(BOX)),
+    "OpenCV's contour": shape([[[pair] for pair in pairs(BOX)]]),
+    "numbers as text": shape([[str(number) for number in BOX]]),
+    "compressed RLE": shape({"size": [HEIGHT, WIDTH], "counts": TEXT}),
+    "empty runs": shape({"size": [HEIGHT, WIDTH], "counts": [*RUNS[:-1], 5, 0, RUNS[-1] - 5]}),
+    "backslashes": change(("images", 1, "file_name"), "sub\\b.png"),
+    "names twice": named_twice,
+    "numeric names": each("categories", "name", lambda name: 1 if name == "pear" else 0),
+}
+
+
+@pytest.mark.parametrize("row", MEANT)
+def test_exports_that_mean_the_same_give_the_same(read, row):
+    data = content()
+    MEANT[row](data)
+    annotations = read(data)
+    found = [[index for index, _ in of_image] for of_image in trained_on(annotations)]
+    assert found == [[1, 0], [1, 0], []]  # classes are in the order of their ids
+    assert all(np.array_equal(mask, MASK) for image in trained_on(annotations) for _, mask in image)
+    assert_same(annotations)
+    rows = annotations.to_coco()["annotations"]
+    assert all((row["bbox"], row["area"]) == ([6, 4, 24, 12], 288) for row in rows)
+    assert [row["id"] for row in rows] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_bom_is_read(read, encoding):
+    data = change(("categories", 0, "name"), "Mühle")
+    text = content()
+    data(text)
+    assert "Mühle" in read(json.dumps(text, ensure_ascii=False).encode(encoding)).classes
+
+
+def rle(counts, size=(HEIGHT, WIDTH)):
+    return shape({"size": list(size), "counts": counts})
+
+
+def far(data):
+    shape([[n + 400 for n in BOX]])(data)
+
+
+#: Changes after which 3 of 4 instances can be used; what is counted.
+LEFT_OUT = {
+    "no segmentation": (
+        lambda data: data["annotations"][0].pop("segmentation"), "1 without a mask"),
+    "null": (shape(None), "1 without a mask"),
+    "empty": (shape([]), "1 without a mask"),
+    "empty polygon": (shape([[]]), "1 without a mask"),
+    "a box": (shape([[6, 4, 30, 16]]), "1 without a mask"),
+    "RLE of nothing": (shape({"size": [0, 0], "counts": []}), "1 without a mask"),
+    "empty RLE": (rle([HEIGHT * WIDTH]), "1 without a pixel"),
+    "outside": (far, "1 without a pixel"),
+    "from 0 to 1": (shape([[n / 40 for n in BOX]]), "1 without a pixel"),
+    "crowd": (change(("annotations", 0, "iscrowd"), "1"), "1 crowds"),
+    "crowd without a mask": (
+        lambda data: data["annotations"][0].update(iscrowd=1, segmentation=[]), "1 without a mask"),
+    "image not listed": (change(("annotations", 0, "image_id"), 99), "1 of images that"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", LEFT_OUT)
+def test_what_cannot_be_used_is_counted_and_left_out_alike(read, row):
+    spoil, counted = LEFT_OUT[row]
+    data = content()
+    spoil(data)
+    annotations = read(data)
+    assert annotations.findings.instances == sum(map(len, trained_on(annotations))) == 3
+    assert counted in annotations.findings.summary and len(annotations.findings.warnings) == 1
+    assert_same(annotations)
+
+
+def test_a_polygon_of_two_points_beside_a_good_one_is_counted(read):
+    data = content()
+    shape([[1, 2], BOX, [1, 2, 3, 4, 5, 6, 7]])(data)
+    annotations = read(data)
+    assert np.array_equal(trained_on(annotations)[0][0][1], MASK)
+    assert "2 polygons" in annotations.findings.summary
+    assert_same(annotations)
+
+
+@pytest.mark.parametrize("row", [r for r in LEFT_OUT if r != "image not listed"])
+def test_a_file_without_any_usable_instance_is_refused(read, row):
+    spoil, counted = LEFT_OUT[row]
+    data = content()
+    data["annotations"] = data["annotations"][:1]
+    spoil(data)
+    with pytest.raises(DatasetError, match=rf"instances\.json.* {counted.split()[0]} .*id 10"):
+        read(data)
+
+
+def test_few_crowds_are_counted_and_many_are_warned_of(read):
+    data = content()
+    data["annotations"] *= 5
+    data["annotations"][0] = {**data["annotations"][0], "iscrowd": 1}
+    findings = read(data).findings
+    assert "1 crowds" in findings.summary and findings.instances == 19 and not findings.warnings
+
+
+def compressed(runs):
+    """COCO's text for these runs, which need not fit any size."""
+    raw = mask_util.frPyObjects({"counts": runs, "size": [sum(runs), 1]}, sum(runs), 1)
+    return raw["counts"].decode()
+
+
+def twice(section, **changes):
+    return lambda data: data[section].append({**data[section][0], **changes})
+
+
+def both_used(data):
+    twice("categories", id=9)(data)
+    data["annotations"][2]["category_id"] = 9
+
+
+ZIGZAG = [0.0, 0.0, 40.0, 24.0] * 5000
+#: Changes that leave no clear meaning, and what the message names.
+REFUSED = {
+    "images is an object": (lambda data: data.update(images={}), "images"),
+    "no annotations": (lambda data: data.pop("annotations"), "annotations"),
+    "no categories": (lambda data: data["categories"].clear(), "categories"),
+    "entry is no object": (lambda data: data["images"].append(7), "#3"),
+    "annotation is no object": (lambda data: data["annotations"].append([]), "#4"),
+    "no file name": (change(("images", 0, "file_name"), None), "None"),
+    "lone surrogate": (change(("images", 0, "file_name"), "a\ud800.png"), "a"),
+    "class of a lone surrogate": (change(("categories", 0, "name"), "\udfff"), "#0"),
+    "leads out": (change(("images", 0, "file_name"), "../a.png"), "../a.png"),
+    "absolute": (change(("images", 0, "file_name"), "/etc/hostname"), "/etc/hostname"),
+    "no such file": (change(("images", 0, "file_name"), "gone.png"), "gone.png"),
+    "lies in a sub-folder": (change(("images", 1, "file_name"), "b.png"), "sub/b.png"),
+    "file twice": (twice("images", id=9), "a.png, ids 1 and 9"),
+    "image id twice": (twice("images", file_name="d.png"), "a.png and d.png"),
+    "image id is a list": (change(("images", 0, "id"), [1]), "a.png"),
+    "category twice": (both_used, "pear"),
+    "category id twice": (twice("categories", name="plum"), "pear and plum"),
+    "category without id": (lambda data: data["categories"][0].pop("id"), "#0"),
+    "category unknown": (change(("annotations", 0, "category_id"), 4), "id 10: 4"),
+    "iscrowd 2": (change(("annotations", 0, "iscrowd"), 2), "id 10"),
+    "iscrowd no": (change(("annotations", 0, "iscrowd"), "no"), "id 10"),
+    "NaN": (shape([[*BOX[:-1], NAN]]), "id 10"),
+    "infinity": (shape([[*BOX[:-1], -INF]]), "id 10"),
+    "null in a polygon": (shape([[*BOX[:-1], None]]), "id 10"),
+    "far away": (shape([[*BOX[:-1], 1e300]]), r"1e\+300"),
+    "points as objects": (shape([[{"x": 1, "y": 2}]]), "id 10"),
+    "points in space": (shape([[[1, 2, 3], [4, 5, 6], [7, 8, 9]]]), "id 10"),
+    "endless outline": (shape([ZIGZAG]), "id 10"),
+    "a word": (shape("mask"), "id 10"),
+    "RLE of another size": (rle([WIDTH * HEIGHT], (WIDTH, HEIGHT)), "id 10"),
+    "RLE of size 5": (shape({"size": 5, "counts": [5]}), "id 10"),
+    "RLE too short": (rle([5, 6]), "id 10"),
+    "RLE too long": (rle([900, 100]), "id 10"),
+    "negative counts": (rle([-40, 1000]), "id 10"),
+    "counts with halves": (rle([0.5, 959.5]), "id 10"),
+    "text too long": (rle(compressed([900, 100])), "id 10"),
+    "text cut in a number": (rle(compressed([900, 60])[:-1]), "id 10"),
+    "text without end": (rle("o" * 500), "id 10"),
+    "text of anything": (rle("\u2764"), "id 10"),
+    "a size that is not the file's": (change(("images", 0, "width"), 10**9), "a.png"),
+    "panoptic": (
+        lambda data: data.update(annotations=[{"image_id": 1, "segments_info": []}]), "panoptic"),
+    "keypoints": (
+        lambda data: data.update(annotations=[{"image_id": 1, "keypoints": []}]), "keypoints"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_what_has_no_clear_meaning_is_named(read, row):
+    spoil, named = REFUSED[row]
+    data = content()
+    spoil(data)
+    with pytest.raises(DatasetError, match=rf"(?s)instances\.json.*{named}"):
+        read(data)
+
+
+def test_all_problems_come_in_one_report(read):
+    data = content()
+    for row in ("iscrowd 2", "file twice"):
+        REFUSED[row][0](data)
+    for index in (1, 2, 3):
+        shape("mask", index)(data)
+    every = r"(?s)3 problems.*1 .*a\.png, ids 1 and 9.*1 .*id 10.*3 .*id 11.*id 12.*id 13"
+    with pytest.raises(DatasetError, match=every):
+        read(data)
+
+
+#: Files that are no COCO files of instances.
+FILES = {
+    "empty": (b"", "JSON"),
+    "cut": (json.dumps(content()).encode()[:200], "JSON"),
+    "HTML": (b"<html>404</html>", "JSON"),
+    "nested too deep": (b"[" * 100_000, "JSON"),
+    "GBK": ('{"images": [], "name": "方块"}'.encode("gbk"), "gb18030"),
+    "predictions": (b'[{"image_id": 1, "score": 0.5}]', "predictions"),
+    "a number": (b"3", "object"),
+}
+
+
+@pytest.mark.parametrize("row", FILES)
+def test_files_of_another_kind_are_named(read, row):
+    raw, named = FILES[row]
+    with pytest.raises(DatasetError, match=rf"instances\.json.*{named}"):
+        read(raw)
+
+
+def test_classes_of_another_file_are_matched_by_name(read):
+    other = content()
+    other["categories"] = [{"id": 1, "name": "apple"}, {"id": 2, "name": "plum"}]
+    other["annotations"] = [{**row, "category_id": 1} for row in other["annotations"]]
+    annotations = read(other, classes=["pear", "apple"])  # plum is not used
+    assert [index for index, _ in trained_on(annotations)[0]] == [1, 1]
+    assert annotations.classes == ["pear", "apple"]
+    assert "plum" in annotations.findings.summary and "pear" in annotations.findings.summary
+    assert_same(annotations)
+    other["annotations"][0]["category_id"] = 2
+    with pytest.raises(DatasetError, match="plum"):
+        read(other, classes=["pear", "apple"])
+
+
+def test_only_chosen_images_are_looked_at(read):
+    data = content()
+    shape("mask")(data)
+    annotations = read(data, choose=lambda names: names[1:])
+    assert [record["image_id"] for record in annotations.records] == [2, 3]
+    with pytest.raises(DatasetError):
+        read(data, choose=lambda names: names[:1])
+
+
+def test_perfect_predictions_of_polygons_and_run_lengths_score_1(read, tmp_path):
+    data = content()
+    del data["annotations"][3]["area"]
+    annotations = read(data)
+    truth = COCO()
+    truth.dataset = annotations.to_coco()
+    with contextlib.redirect_stdout(None):
+        truth.createIndex()
+    found = [
+        {"image_id": r["image_id"], "category_id": r["category_id"], "score": 0.5,
+         "segmentation": truth.annToRLE(r)}
+        for r in truth.dataset["annotations"]
+    ]  # fmt: skip
+    evaluation = COCOeval(truth, truth.loadRes(found), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
+
+
+def test_a_given_area_stays(read):
+    data = content()
+    data["annotations"][0]["area"], data["annotations"][1]["area"] = 90.5, "large"
+    assert [r["area"] for r in read(data).records[0]["annotations"]] == [90.5, 288]
+
+
+def test_a_file_is_parsed_once_and_again_when_it_changes(read, monkeypatch, tmp_path):
+    first = read(content())
+    assert read_annotations(first.json_file, first.image_root) is first
+    data = content()
+    del data["annotations"][0]
+    assert read(data).findings.instances == 3
+
+
+def test_compressed_rles_are_summed_as_the_api_wrote_them():
+    """Random masks: every run length from 0 to thousands, differences of both signs."""
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        runs = rng.integers(1, 2 ** rng.integers(1, 14), 2 * rng.integers(1, 20)).tolist()
+        runs[0] *= int(rng.integers(2))
+        segmentation = {"size": [sum(runs), 1], "counts": compressed(runs)}
+        check_segmentation(segmentation, (sum(runs), 1))
+        with pytest.raises(DatasetError, match=f"sum to {sum(runs)}; expected"):
+            check_segmentation({**segmentation, "size": [sum(runs) + 1, 1]}, (sum(runs) + 1, 1))
+
+
+def test_registered_sets_follow_the_file(images, tmp_path):
+    dataset = CocoFormat(str(tmp_path / "instances.json"), str(images))
+    name = "annotations_test"
+    DatasetCatalog.register(name, lambda: dataset.load(sorted, name))
+    try:
+        for classes in (["apple", "pear"], ["plum", "pear"]):
+            data = content()
+            data["categories"][1]["name"] = classes[0]
+            (tmp_path / "instances.json").write_text(json.dumps(data))
+            os.utime(tmp_path / "instances.json", ns=(len(classes[0]), len(classes[0])))
+            assert len(DatasetCatalog.get(name)) == 3
+            assert MetadataCatalog.get(name).thing_classes == classes
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+EXTREMES = [
+    None, True, False, 0, 1, -1, 2, 0.5, -0.0, 1e-300, 1e300, 10**18, 10**400, NAN, INF, -INF, "",
+    "0", "1", "x", "a.png", "c.png", "../a.png", "\ud800", "\0", [], {}, [[]], [0], [[0, 0]],
+    [[1, 1, 9, 1, 9, 9]], {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}, "1" * 5000,
+]  # fmt: skip
+
+
+def mutate(data, rng):
+    """Change one place of a JSON value."""
+    places, stack = [], [data]
+    while stack:
+        node = stack.pop()
+        keys = node if isinstance(node, dict) else range(len(node))
+        places += [(node, key) for key in keys]
+        stack += [node[key] for key in keys if isinstance(node[key], dict | list)]
+    node, key = rng.choice(places)
+    kind = rng.choice(["remove", "extreme", "extreme", "nest", "twice", "scale", "text", "other"])
+    value = node[key]
+    if kind == "remove":
+        del node[key]
+    elif kind == "twice" and isinstance(node, list):
+        node.insert(rng.randrange(len(node) + 1), copy.deepcopy(value))
+    elif kind == "scale" and isinstance(value, int | float):
+        node[key] = value * rng.choice([0, -1, 0.01, 1.5, 10, 1e6])
+    elif kind == "text":
+        node[key] = str(value)
+    elif kind == "nest":
+        node[key] = [value]
+    elif kind == "other":
+        other, place = rng.choice(places)
+        node[key] = copy.deepcopy(other[place]) if place in other or place != key else None
+    else:
+        node[key] = copy.deepcopy(rng.choice(EXTREMES))
+
+
+def test_mutated_files_load_alike_or_end_in_one_error(read):
+    rng = random.Random(0)
+    loaded = 0
+    for _ in range(2000):
+        data = content()
+        for _ in range(rng.choice([1, 1, 2, 4])):
+            mutate(data, rng)
+        try:
+            annotations = read(data)
+            assert_same(annotations)
+            loaded += 1
+        except DatasetError:
+            pass
+    assert 400 < loaded < 1900

@@ -1,0 +1,91 @@
+"""Folders of images: what is listed and what is left out, and images of the validation set."""
+
+import os
+import socket
+
+import pytest
+
+from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images, list_unlabeled, unlabeled_records
+from s4m_d2.errors import DatasetError
+
+
+def write(folder, files):
+    """Files by path, with these contents."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return str(folder)
+
+
+def test_each_real_folder_is_visited_once_and_nothing_hidden_or_special_is_opened(
+    tmp_path, monkeypatch
+):
+    odd = os.fsdecode(b"new\nline\x1b[31m\xe9.tif")
+    seen = ["2.JPG", "b/1.png", "b/c/3.webp", odd]
+    hidden = [".DS_Store", "._2.jpg", ".ipynb_checkpoints/2.jpg", "__MACOSX/2.jpg", "b/.4.png"]
+    folder = write(tmp_path / "unl", dict.fromkeys([*seen, *hidden, "Thumbs.db", "b/a.txt"], b""))
+    write(tmp_path, {"beside.png": b"", "linked/5.png": b"", "linked/deep/6.png": b""})
+    os.mkfifo(f"{folder}/pipe.png")
+    monkeypatch.chdir(folder)  # a socket's path has to be short
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket.png")
+    links = {
+        "a": "b", "b/loop": "..", "b/up": "../..", "b/root": "/", "x": "../linked",
+        "y": "../linked", "p.png": "pipe.png", "broken.png": "gone.png", "self.png": "self.png",
+    }  # fmt: skip
+    for name, target in links.items():
+        os.symlink(target, name)
+    os.symlink(folder, tmp_path / "linked" / "back")
+
+    kept, left_out = list_unlabeled(folder)
+    assert kept == sorted([*seen, "broken.png", "self.png", "x/5.png", "x/deep/6.png"])
+    assert left_out == {
+        "hidden": 5, "not an image": 2, "pipe or device": 3, "folder linked twice": 6
+    }  # fmt: skip
+    paths = [os.path.join(folder, name) for name in kept]
+    assert list_images(folder, IMAGE_EXTENSIONS, "") == paths
+    assert [record["image_id"] for record in unlabeled_records(paths, folder)] == kept
+
+
+@pytest.mark.parametrize("files", [{}, {".hidden/1.png": b"", "a.txt": b""}, None])
+def test_a_folder_without_images_is_refused_and_the_option_named(tmp_path, files):
+    folder = str(tmp_path / "none") if files is None else write(tmp_path, files)
+    with pytest.raises(DatasetError, match="--unlabeled"):
+        list_unlabeled(folder)
+
+
+def long(middle, size=100_000):
+    """Bytes that differ in the middle alone."""
+    return middle.center(size, b"-")
+
+
+UNLABELED = {"s1/rgb.jpg": b"A", "s2/rgb.jpg": b"BB", "s3/rgb.jpg": b"CC", "long.bmp": long(b"AA"),
+             "empty.jpg": b""}  # fmt: skip
+HELD_OUT = {  # files of the validation set, and what is left out for them
+    "stems and sizes repeat": ({"s8/rgb.jpg": b"D", "s9/rgb.jpg": b"EE"}, set()),
+    "same path": ({"s1/rgb.jpg": b"another picture"}, {"s1/rgb.jpg"}),
+    "same path, written otherwise": ({"./s1//rgb.jpg": b"another picture"}, {"s1/rgb.jpg"}),
+    "renamed copies": ({"1.jpg": b"CC", "2.png": b"DD", "3.bmp": long(b"AA")},
+                       {"s3/rgb.jpg", "long.bmp"}),
+    "long files that differ": ({"1.bmp": long(b"AB"), "2.bmp": b"x" + long(b"AA")[1:]}, set()),
+    "missing, empty": ({"gone.jpg": None, "void.jpg": b""}, {"empty.jpg"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HELD_OUT)
+def test_validation_images_are_recognized_by_path_or_content_never_by_stem(tmp_path, case):
+    files, expected = HELD_OUT[case]
+    folder = write(tmp_path / "unl", UNLABELED)
+    there = {name: content for name, content in files.items() if content is not None}
+    val = write(tmp_path / "val", there)
+    kept, left_out = list_unlabeled(folder, list(files), val)
+    assert set(kept) == set(UNLABELED) - expected
+    assert sum(left_out.values()) == len(expected)
+
+
+def test_validation_images_in_the_folder_itself_are_left_out_but_never_all(tmp_path):
+    folder = write(tmp_path, {"labeled/1.png": b"A", "labeled/2.png": b"B", "more/1.png": b"C"})
+    kept, _ = list_unlabeled(folder, ["1.png"], f"{folder}/labeled")
+    assert kept == ["labeled/2.png", "more/1.png"]
+    with pytest.raises(DatasetError, match="all of them in the validation"):
+        list_unlabeled(folder, ["1.png", "2.png", "../more/1.png"], f"{folder}/labeled")

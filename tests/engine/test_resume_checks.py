@@ -1,0 +1,73 @@
+"""What --check says of a run that is continued, also with another length."""
+
+import os
+
+import pytest
+import torch
+
+from s4m_d2.engine.checks.resume_checks import resume_finding
+from s4m_d2.engine.stages import stage_config, stages_to_run
+from s4m_d2.engine.training.run_state import run_settings
+
+from .preflight_cases import config
+
+TEACHER, STUDENT = "S4M.TEACHER.MAX_ITER", "SOLVER.MAX_ITER"
+BEGUN = {TEACHER: 10, STUDENT: 20, "S4M.BURN_IN": 5, "DATASETS.TEST": "()"}
+DONE = {"teacher": 10}
+BOTH = {"teacher": 10, "student": 20}
+
+
+def save(cfg, stage, finished):
+    """A stage's checkpoint after so many iterations."""
+    of_stage = stage_config(cfg, stage)
+    settings = run_settings(of_stage, 1, has_teacher=stage == "student")
+    state = {"hooks": {"RunStateHook": {"settings": settings}}}
+    name = "model_final.pth" if finished == of_stage.SOLVER.MAX_ITER else "model_0000007.pth"
+    os.makedirs(of_stage.OUTPUT_DIR)
+    path = os.path.join(of_stage.OUTPUT_DIR, name)
+    torch.save({"model": {}, "trainer": state, "iteration": finished - 1}, path)
+
+
+@pytest.mark.parametrize(
+    ("saved", "changes", "left", "said", "warned", "refused"),
+    [
+        ({}, {}, ["teacher", "student"], ["nothing to continue"], [], []),
+        (BOTH, {}, [], ["every stage is finished"], [], []),
+        (BOTH, {STUDENT: 30}, ["student"], ["student had ended after 20 ", "to 30"], [STUDENT], []),
+        (BOTH, {STUDENT: 15}, [], [], [], ["has done 20 iterations"]),
+        (BOTH, {TEACHER: 12}, [], [], [], ["a teacher of 10 iterations"]),
+        (BOTH, {TEACHER: 0, STUDENT: 30}, ["student"], ["to 30"], [STUDENT], []),
+        (DONE, {TEACHER: 12}, ["teacher", "student"], ["to 12"], ["SOLVER.MAX_ITER was 10"], []),
+        (DONE, {TEACHER: 8}, ["student"], [], [], ["has done 10 iterations"]),
+        (
+            {"teacher": 10, "student": 8},
+            {STUDENT: 30, "S4M.EMA_DECAY": 0.5, "SEED": 4},
+            ["student"],
+            ["student was stopped after 8 ", "to 30"],
+            ["SEED", STUDENT, "S4M.EMA_DECAY"],
+            [],
+        ),
+        ({"student": 8}, {"S4M.BURN_IN": 6}, ["teacher", "student"], [], [], ["S4M.BURN_IN"]),
+    ],
+)
+def test_the_check_says_what_goes_on_and_what_has_changed(
+    tmp_path, saved, changes, left, said, warned, refused
+):
+    output = {"OUTPUT_DIR": str(tmp_path)}
+    for stage, finished in saved.items():
+        save(config(BEGUN | output), stage, finished)
+    cfg = config(BEGUN | output | changes)
+    assert stages_to_run(cfg, resume=True) == left
+    finding = resume_finding(cfg, left, 1)
+    assert all(words in finding.text for words in said)
+    for found, expected in ((finding.warnings, warned), (finding.errors, refused)):
+        assert len(found) == len(expected)
+        assert all(word in str(text) for text, word in zip(found, expected, strict=True))
+
+
+def test_a_checkpoint_of_another_program_is_no_obstacle(tmp_path):
+    cfg = config(BEGUN | {"OUTPUT_DIR": str(tmp_path)})
+    for content in ({"model": {}}, {"iteration": "7"}, {"iteration": 4, "trainer": 3}):
+        os.makedirs(tmp_path / "student", exist_ok=True)
+        torch.save(content, tmp_path / "student" / "model_0000004.pth")
+        assert resume_finding(cfg, ["teacher", "student"], 1).status == "ok"

@@ -1,0 +1,137 @@
+"""How runs end: one in a folder at a time, mistakes in one message, names that cannot act."""
+
+import errno
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from s4m_d2.engine.command.failures import EXIT_INTERRUPTED, as_mistake, plain_endings
+from s4m_d2.engine.command.run_lock import LOCK, lock_run
+from s4m_d2.errors import ConfigError, DatasetError, OutputError, WorkerError, printable
+
+from .conftest import ROOT
+
+HOLD = """import sys, time
+from s4m_d2.engine.command.run_lock import lock_run
+lock_run(sys.argv[1])
+"""
+
+
+def holder(folder, then="print('held', flush=True); time.sleep(60)"):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD + then, str(folder)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_run_names_the_first_and_takes_over_from_a_killed_one(tmp_path):
+    first = holder(tmp_path)
+    try:
+        with pytest.raises(
+            ConfigError, match=f"process {first.pid} on .*since {time.strftime('%Y')}"
+        ):
+            lock_run(str(tmp_path))
+    finally:
+        first.kill()
+        first.wait()
+    lock_run(str(tmp_path))
+    assert f"process {os.getpid()} " in (tmp_path / LOCK).read_text()
+
+
+def _inherits(folder, answers):
+    try:
+        lock_run(folder)
+        answers.put("free")
+    except ConfigError:
+        answers.put("held")
+
+
+def test_a_forked_process_neither_has_the_lock_nor_keeps_it(tmp_path):
+    forks = multiprocessing.get_context("fork")
+    lock_run(str(tmp_path))
+    answers = forks.SimpleQueue()
+    child = forks.Process(target=_inherits, args=(str(tmp_path), answers))
+    child.start()
+    assert answers.get() == "held"
+    child.join()
+
+
+def test_a_folder_that_takes_no_lock_is_left_alone(tmp_path):
+    lock_run(str(tmp_path / "missing"))
+    assert not (tmp_path / "missing").exists()
+
+
+def wrapped(error):
+    try:
+        raise RuntimeError("the writer failed") from error
+    except RuntimeError as outer:
+        return outer
+
+
+MISTAKES = {
+    "full disk": (OSError(errno.ENOSPC, "No space left", "m.json"), OutputError, "m.json"),
+    "full disk inside": (wrapped(OSError(errno.ENOSPC, "No space")), OutputError, "No space"),
+    "loading process": (
+        RuntimeError("DataLoader worker (pid 7) is killed by signal"), WorkerError, "pid 7"),
+    "lost rank": (RuntimeError("[gloo] Connection closed by peer [::1]"), WorkerError, "--resume"),
+    "a mistake": (DatasetError("a.json is cut."), DatasetError, "a.json"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", MISTAKES)
+def test_what_users_can_mend_ends_in_one_message(row, capsys):
+    error, kind, named = MISTAKES[row]
+    mistake = as_mistake(error)
+    assert type(mistake) is kind and named in str(mistake)
+    with pytest.raises(SystemExit) as ended, plain_endings("[rank 1] "):
+        raise error
+    assert ended.value.code.startswith(f"[rank 1] {kind.__name__}: ") and named in ended.value.code
+
+
+@pytest.mark.parametrize("bug", [RuntimeError("shapes differ"), KeyError("x"), OSError("odd")])
+def test_bugs_keep_their_traceback(bug):
+    with pytest.raises(type(bug)), plain_endings():
+        raise bug
+
+
+def test_ctrl_c_has_its_exit_status(capsys):
+    with pytest.raises(SystemExit) as ended, plain_endings():
+        raise KeyboardInterrupt
+    assert ended.value.code == EXIT_INTERRUPTED == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+NASTY = "a\x1b[31m\nb\r\udcff.png"
+
+
+def test_names_are_printed_in_one_line_escaped_and_cut():
+    shown = printable(NASTY)
+    assert shown.isprintable() and shown.startswith("a\\x1b[31m\\nb")
+    assert shown.encode() and "udcff" in shown
+    assert printable("Straße 方块") == "Straße 方块"
+    cut = printable("x" * 50_000)
+    assert len(cut) < 2100 and "…" in cut
+    assert str(DatasetError(f"{NASTY} is damaged.", "Second line.")).count("\n") == 1
+
+
+def test_logged_names_cannot_act_on_a_terminal(caplog):
+    factory = logging.getLogRecordFactory()
+    try:
+        with plain_endings(), caplog.at_level(logging.WARNING):
+            logging.getLogger("s4m_d2.test").warning("Skipped %s", NASTY)
+            logging.getLogger("s4m_d2.test").warning("Table:\n%s", "a\tb\nc")
+            logging.getLogger("s4m_d2.test").warning("Lost: %s", "weight, " * 1000)
+    finally:
+        logging.setLogRecordFactory(factory)
+    first, second, third = (record.getMessage() for record in caplog.records)
+    assert first.isprintable() and second == "Table:\na\tb\nc"
+    assert third.count("weight") == 1000

@@ -1,0 +1,177 @@
+"""The reader of pickled arrays: what it reads, and that it runs nothing."""
+
+import io
+import pickle
+import pickletools
+import sys
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+
+from s4m_d2.restricted_pickle import UnsafePickleError, load_arrays
+
+
+def opcodes(*parts):
+    """A pickle from raw opcodes (protocol 0 and 2)."""
+    return b"\x80\x02" + b"".join(parts) + b"."
+
+
+GET_NDARRAY = b"cnumpy\nndarray\n"
+GET_RECONSTRUCT = b"cnumpy.core.multiarray\n_reconstruct\n"
+SET_DEFAULTS = b"N}U\x0c__defaults__)s\x86b"  # BUILD with the slot state {"__defaults__": ()}
+SET_CLASS = b"N}U\x09__class__" + GET_NDARRAY + b"s\x86b"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        opcodes(b"cos\nsystem\nU\x04true\x85R"),
+        opcodes(b"cnumpy.core.multiarray\n__dict__\n"),
+        opcodes(b"cbuiltins\ngetattr\n", GET_NDARRAY, b"U\x05dumps\x86R"),
+        opcodes(b"ctorch\nload\n"),
+        opcodes(GET_RECONSTRUCT, SET_DEFAULTS),
+        opcodes(GET_NDARRAY, SET_DEFAULTS),
+        opcodes(GET_RECONSTRUCT, b")R", SET_CLASS),
+        opcodes(GET_NDARRAY, b")\x81"),
+        opcodes(GET_NDARRAY),
+        opcodes(GET_RECONSTRUCT, b")R(K\x01K\x02K\x03tb"),
+        opcodes(b"\x8f"),
+    ],
+)
+def test_opcodes_beyond_arrays_are_refused(content):
+    with pytest.raises(pickle.UnpicklingError):
+        load_arrays(io.BytesIO(content))
+
+
+def test_dotted_names_of_protocol_4_do_not_reach_attributes():
+    name = b"\x8c\x05numpy\x8c\x10ndarray.__init__\x93"
+    with pytest.raises(UnsafePickleError, match=r"ndarray\.__init__"):
+        load_arrays(io.BytesIO(b"\x80\x04" + name + b"."))
+
+
+def doubled(empty, join):
+    """Opcodes of a value that holds itself 2^60 times; the stack below stays as it was."""
+    gets = [b"h" + bytes([i]) for i in range(61)]
+    levels = b"".join(join(get) + b"q" + bytes([i]) for i, get in enumerate(gets[:-1], start=1))
+    return b"(" + empty + b"q\x00" + levels + b"1" + gets[-1]
+
+
+TUPLES = doubled(b")", lambda get: get + get + b"\x86")
+LISTS = doubled(b"]", lambda get: b"](" + get + get + b"e")
+DICTS = doubled(b"}", lambda get: b"}(U\x01a" + get + b"U\x01b" + get + b"u")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(opcodes(b"}U\x01a", value, b"s") for value in (TUPLES, LISTS, DICTS)),
+        opcodes(b"}", TUPLES, b"K\x01s"),
+        opcodes(b"}(", TUPLES, b"K\x01u"),
+        opcodes(b"(", TUPLES, b"K\x01d"),
+        opcodes(b"\x8f(", TUPLES, b"\x90"),
+        opcodes(b"ccollections\nOrderedDict\n]", TUPLES, b"K\x01\x86a\x85R"),
+        opcodes(b"cnumpy\ndtype\n", TUPLES, b"\x85R"),
+        opcodes(GET_RECONSTRUCT, b")R", LISTS, b"K\x01s"),
+        opcodes(b"]q\x00h\x00a"),
+    ],
+)
+@pytest.mark.timeout(20)
+def test_a_small_file_takes_little_time(content):
+    with pytest.raises(UnsafePickleError):
+        load_arrays(io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.array([{}], dtype=object),
+        np.array(len, dtype=object),
+        np.array(["a"]),
+        np.zeros(2, dtype="f4,i4"),
+    ],
+)
+def test_arrays_of_other_things_than_numbers_are_refused(value):
+    with pytest.raises(UnsafePickleError):
+        load_arrays(io.BytesIO(pickle.dumps({"a": value}, protocol=4)))
+
+
+def test_an_array_with_too_few_bytes_for_its_shape_is_refused():
+    content = pickle.dumps(np.zeros(3, dtype=np.uint8), protocol=2)
+    shape = b"K\x03\x85"  # the tuple (3,)
+    assert content.count(shape) == 1
+    with pytest.raises(UnsafePickleError, match=r"shape \(200,\) and 3 bytes"):
+        load_arrays(io.BytesIO(content.replace(shape, b"K\xc8\x85")))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_come_back_as_they_were(protocol):
+    content = OrderedDict(
+        plain=np.arange(6, dtype=np.float32).reshape(2, 3),
+        fortran=np.asfortranarray(np.arange(6).reshape(2, 3)),
+        big_endian=np.arange(6, dtype=">f8"),
+        half=np.arange(4, dtype=np.float16),
+        bits=np.array([True, False]),
+        empty=np.zeros((0, 3), dtype=np.int64),
+        scalar_array=np.array(3.5),
+        scalar=np.float32(2.5),
+        nested={"list": [1, (2, b"bytes", "text", None)]},
+    )
+    loaded = load_arrays(io.BytesIO(pickle.dumps(content, protocol=protocol)))
+    assert list(loaded) == list(content)
+    assert loaded["nested"] == content["nested"]
+    for name in list(content)[:-1]:
+        assert np.array_equal(loaded[name], content[name])
+        assert loaded[name].dtype.isnative and loaded[name].dtype.type == content[name].dtype.type
+    loaded["plain"][0, 0] = 1  # writable
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_dictionaries_that_numpy_saved(protocol):
+    """Tensors among them, and whole numbers as keys."""
+    scores = torch.rand(3, 4, 5)
+    content = {
+        "keys": torch.tensor([2, 14]),
+        "cam": scores[1:, ::2].half(),  # neither the storage's first value nor contiguous
+        "maps": {0: np.zeros(2), np.int64(3): np.ones(2, bool)},
+    }
+    saved = pickle.dumps(np.array(content), protocol=protocol)
+    loaded = load_arrays(io.BytesIO(saved))
+    assert loaded["keys"].tolist() == [2, 14]
+    np.testing.assert_array_equal(loaded["cam"], scores[1:, ::2].half().numpy())
+    assert {key: value.tolist() for key, value in loaded["maps"].items()} == {
+        0: [0.0, 0.0], 3: [True, True],
+    }  # fmt: skip
+
+
+def test_a_tensor_with_fewer_values_than_its_shape_is_refused():
+    """A stride of 0 repeats a value: a few bytes would become as many as the shape asks for."""
+    for shape, stride in (((10**6, 10**6), (0, 0)), ((2, 2), (2, 1)), ((3,), (-1,))):
+        tensor = torch.zeros(3).as_strided((2,), (1,))
+        saved = pickle.dumps(tensor, protocol=0)
+        changed = saved.replace(b"(I2\ntp", b"(" + b"".join(b"I%d\n" % n for n in shape) + b"tp")
+        assert changed != saved
+        changed = changed.replace(b"(I1\ntp", b"(" + b"".join(b"I%d\n" % n for n in stride) + b"tp")
+        with pytest.raises(UnsafePickleError):
+            load_arrays(io.BytesIO(changed))
+
+
+def test_python_2_files_are_read():
+    # What Python 2 wrote for {"w": np.arange(2, dtype="<f4")}: bytes are str there.
+    raw = np.arange(2, dtype="<f4").tobytes()
+    content = (
+        b"\x80\x02}U\x01wcnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b"
+        b"\x87R(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xff"
+        b"J\xff\xff\xff\xffK\x00tb\x89U\x08" + raw + b"tbs."
+    )
+    pickletools.dis(content, out=io.StringIO())  # well-formed
+    loaded = load_arrays(io.BytesIO(content))
+    assert loaded["w"].tolist() == [0.0, 1.0]
+
+
+def test_nothing_is_imported_for_a_pickle(monkeypatch):
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with pytest.raises(UnsafePickleError, match="colorsys"):
+        load_arrays(io.BytesIO(opcodes(b"ccolorsys\nrgb_to_hsv\n")))
+    assert "colorsys" not in sys.modules
