@@ -116,10 +116,8 @@ def _s4m_config() -> CN:
     s4m.UNSUP_LOSS_WEIGHT = 2.0  # of all losses on pseudo-labels
 
     # Speed. Labeled and unlabeled images go through the student together where nothing changes.
-    s4m.SHARED_FORWARD = True  # False: two passes of the student always
     s4m.CHANNELS_LAST = False  # memory format of the backbone's maps
     s4m.AMP_PRECISION = "float16"  # with SOLVER.AMP.ENABLED; bfloat16 needs no loss scale
-    s4m.COMPILE = False  # torch.compile for backbone and head; needs a C++ compiler
 
     s4m.DATA = _data_config()
     s4m.SAM = _sam_config()

@@ -1,17 +1,13 @@
 """The precision of AMP, and torch.compile: what they change and what they leave alone."""
 
-import copy
-
 import pytest
 import torch
 from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch import nn
 
-from s4m_d2.engine import TeacherTrainer
 from s4m_d2.engine.training.bad_steps import BadSteps, skip_bad_steps
 from s4m_d2.engine.training.run_state import with_scaler_state
-from s4m_d2.engine.training.speed import compile_parts, set_precision, speed_errors
-from s4m_d2.errors import ConfigError
+from s4m_d2.engine.training.speed import set_precision, speed_errors
 
 BACKEND = "eager"  # traces, but needs no compiler
 
@@ -89,47 +85,3 @@ def test_another_precision_is_refused(small_config):
     assert not list(speed_errors(small_config()))
     [error] = speed_errors(small_config(S4M__AMP_PRECISION="fp8"))
     assert "'fp8'; expected one of ['bfloat16', 'float16']" in str(error)
-
-
-def test_compiled_parts_keep_the_names_weights_and_results():
-    torch.manual_seed(0)
-    model = Toy()
-    plain = copy.deepcopy(model)
-    compile_parts(model, BACKEND)
-    assert list(model.state_dict()) == list(plain.state_dict())
-    assert [name for name, _ in model.named_modules()] == [n for n, _ in plain.named_modules()]
-    assert type(model.backbone) is nn.Sequential
-    for size in (8, 9, 12):  # the second compiles with symbolic sizes
-        x = torch.randn(2, 3, size, size)
-        torch.testing.assert_close(model(x), plain(x))
-    assert model.backbone._compiled_call_impl is not None
-    assert model.head._compiled_call_impl is None
-
-
-def test_the_parts_of_our_model_are_compiled_when_the_config_says_so(small_config, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **kwargs: compiled.append(self))
-    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
-    plain = TeacherTrainer.build_model(small_config(S4M__DISTILL__ENABLED=False))
-    assert not compiled
-    model = TeacherTrainer.build_model(small_config(S4M__DISTILL__ENABLED=False, S4M__COMPILE=True))
-    head = model.sem_seg_head
-    assert compiled == [model.backbone, head.pixel_decoder, head.predictor]
-    assert list(model.state_dict()) == list(plain.state_dict())
-
-
-def test_a_model_without_parts_to_compile_is_refused():
-    with pytest.raises(ConfigError, match="Linear has no 'compiled_parts'"):
-        compile_parts(nn.Linear(1, 1), BACKEND)
-
-
-def test_without_a_compiler_the_remedy_is_named(monkeypatch):
-    def fail(function, **kwargs):
-        def call(x):
-            raise RuntimeError("no working C++ compiler\nmore")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", fail)
-    with pytest.raises(ConfigError, match=r"no working C\+\+ compiler .*S4M.COMPILE False"):
-        compile_parts(Toy())

@@ -24,7 +24,7 @@ from benchmarking.fixed_sam import KnownImages
 from s4m_d2.engine import BadSteps, TeacherStudentModel
 from s4m_d2.engine.training.bad_steps import skip_bad_steps
 from s4m_d2.semi import Selection, mask_points
-from s4m_d2.structures import PseudoLabels, drop_invalid, sample_generators
+from s4m_d2.structures import PseudoLabels, drop_empty, sample_generators
 
 
 def weak_samples(bench: Bench) -> list[dict]:
@@ -92,7 +92,7 @@ def points(bench: Bench, selected: Sequence) -> list[tuple[Tensor, Tensor]]:
 
 def kept(labels: Sequence[PseudoLabels]) -> list[PseudoLabels]:
     """Pseudo-labels without those that are flagged as absent."""
-    return drop_invalid(labels)
+    return drop_empty(labels)
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
 from s4m_d2.files import atomic_write
 from s4m_d2.semi.image_masks import teacher_masks
 from s4m_d2.semi.refinement import TeacherMasks, logit
-from s4m_d2.structures import PseudoLabels, nonempty_masks
+from s4m_d2.structures import PseudoLabels, drop_empty
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ class QualityMeasurement:
         size = tuple(sample["image"].shape[-2:])
         thresh = logit(labeling.selection["mask_thresh"])
         before = selection.labels.with_masks(teacher_masks(selection, size, thresh))
-        return {BEFORE: before[nonempty_masks(before.masks)], AFTER: refinement.labels[0]}
+        return {BEFORE: drop_empty([before])[0], AFTER: refinement.labels[0]}
 
 
 class PseudoLabelQualityHook(HookBase):

@@ -1,4 +1,4 @@
-"""Options that make a run faster: the precision of mixed-precision training, and torch.compile."""
+"""The precision of mixed-precision training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, SimpleTrainer
-from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, S4MError
 
@@ -42,39 +41,3 @@ def set_precision(trainer: SimpleTrainer, name: str) -> None:
     trainer.precision = PRECISIONS[name]
     if trainer.precision == torch.bfloat16:
         trainer.grad_scaler = torch.amp.GradScaler("cuda", enabled=False)
-
-
-def compile_parts(model: nn.Module, backend: str = "inductor") -> None:
-    """Compile a model's parts in place; modules and weights keep their names.
-
-    The parts are those that the model's ``compiled_parts`` names, or else its ``backbone``. They
-    are compiled with their first inputs, and once more with symbolic sizes when others come.
-
-    Args:
-        backend: of torch.compile.
-
-    Raises:
-        ConfigError: there is nothing to compile, or no compiler that works.
-    """
-    names = getattr(model, "compiled_parts", ("backbone",))
-    if not all(isinstance(getattr(model, name.split(".")[0], None), nn.Module) for name in names):
-        raise ConfigError(
-            f"S4M.COMPILE is True, but {type(model).__name__} has no 'compiled_parts', the names "
-            "of submodules to compile, and no 'backbone'. Add the attribute, or set it to False."
-        )
-    device = next(model.parameters()).device
-    try:
-        torch.compile(_probe, backend=backend)(torch.ones(8, device=device))
-    except (RuntimeError, OSError, ImportError) as error:
-        reason = str(error).strip().splitlines() or [""]
-        raise ConfigError(
-            f"S4M.COMPILE is True, but torch.compile does not work here: {type(error).__name__}: "
-            f"{reason[0]} It needs a C++ compiler (g++), Python's header files and, for a GPU, "
-            "Triton: install them, or set S4M.COMPILE False."
-        ) from error
-    for name in names:
-        model.get_submodule(name).compile(backend=backend)
-
-
-def _probe(x: Tensor) -> Tensor:
-    return x.sin() + 1

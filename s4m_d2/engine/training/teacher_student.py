@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from s4m_d2.engine.labeling.protocol import check_losses, check_losses_of_parts, takes_parts
+from s4m_d2.engine.labeling.protocol import check_losses
 
 
 class TeacherStudentModel(nn.Module):
@@ -19,7 +19,6 @@ class TeacherStudentModel(nn.Module):
         pseudo_labeling: labels the unlabeled batch.
         unsup_loss_weight: weight of the losses on pseudo-labels.
         log: receives the labeling's scalars in each step, numbers or 0-dim tensors.
-        shared_forward: give both batches to the student in one call, if its forward takes parts.
     """
 
     def __init__(
@@ -28,14 +27,11 @@ class TeacherStudentModel(nn.Module):
         pseudo_labeling,
         unsup_loss_weight: float,
         log=None,
-        *,
-        shared_forward: bool = True,
     ) -> None:
         super().__init__()
         self.student = student
         self.pseudo_labeling = pseudo_labeling
         self.unsup_loss_weight = unsup_loss_weight
-        self.shared_forward = shared_forward and takes_parts(student)
         self._log = log or (lambda stats: None)
 
     def forward(self, batch):
@@ -44,12 +40,8 @@ class TeacherStudentModel(nn.Module):
         labeled, unlabeled = batch
         views = self.pseudo_labeling(unlabeled)
         self._log(views.stats)
-        losses, of_pseudo_labels = self._losses(labeled, views.student_batch)
+        losses = check_losses(self.student(labeled), self.student)
+        of_pseudo_labels = check_losses(self.student(views.student_batch), self.student)
         for name, loss in of_pseudo_labels.items():
             losses[f"unsup/{name}"] = self.unsup_loss_weight * loss
         return losses
-
-    def _losses(self, *parts: list) -> list[dict[str, Tensor]]:
-        if self.shared_forward:
-            return check_losses_of_parts(self.student(*parts), len(parts), self.student)
-        return [check_losses(self.student(part), self.student) for part in parts]

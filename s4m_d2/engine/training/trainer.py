@@ -40,7 +40,7 @@ from s4m_d2.engine.training.run_state import (
     with_own_schedule,
     with_scaler_state,
 )
-from s4m_d2.engine.training.speed import compile_parts, set_precision
+from s4m_d2.engine.training.speed import set_precision
 from s4m_d2.engine.training.stop_signals import StopHook
 from s4m_d2.engine.training.teacher_student import TeacherStudentModel
 from s4m_d2.engine.training.writers import ForgivingWriter, UnwrittenMetricsHook
@@ -186,8 +186,6 @@ class TeacherTrainer(DefaultTrainer):
         torch.manual_seed(derive_seed(cfg.SEED, "initial weights"))
         model = super().build_model(cfg)
         check_distillation(cfg, model)
-        if cfg.S4M.COMPILE:
-            compile_parts(model)
         return model
 
     @classmethod
@@ -247,11 +245,7 @@ class S4MTrainer(TeacherTrainer):
         self._skipped: dict[str, str] = {}  # unlabeled images, and why, before the run continues
         super().__init__(cfg)
         self._trainer.model = TeacherStudentModel(
-            self._trainer.model,
-            self.pseudo_labeling,
-            cfg.S4M.UNSUP_LOSS_WEIGHT,
-            self._log,
-            shared_forward=cfg.S4M.SHARED_FORWARD,
+            self._trainer.model, self.pseudo_labeling, cfg.S4M.UNSUP_LOSS_WEIGHT, self._log
         ).train()
 
     @property
