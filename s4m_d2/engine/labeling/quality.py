@@ -20,7 +20,7 @@ from s4m_d2.data.true_labels import TrueLabelsMapper
 from s4m_d2.engine.checks.quality_checks import quality_class_names, quality_records
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
-from s4m_d2.engine.training.speed import PRECISIONS
+from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.engine.training.writers import is_before
 from s4m_d2.errors import DatasetError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
