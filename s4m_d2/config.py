@@ -169,10 +169,6 @@ def _sam_config() -> CN:
     # float32, bfloat16 or float16: of SAM's computing, whatever the training's. auto: float32 on
     # the CPU, on a GPU bfloat16, or float16 where it has no bfloat16.
     sam.PRECISION = "auto"
-    # Folder where stage 1 keeps SAM's embeddings of labeled images, by the pixels that SAM sees;
-    # "": not kept. It pays where an image comes again just the same: without crop and SSD colors.
-    sam.CACHE = ""
-    sam.CACHE_SIZE_GB = 10.0  # the least recently used ones go first; 1024 x 1024: 4 to 16 MB each
     return sam
 
 

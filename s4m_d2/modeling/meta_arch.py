@@ -95,9 +95,7 @@ class S4MMaskFormer(nn.Module):
             "sem_seg_head": build_head(cfg, backbone.output_shape()),
             "criterion": SetCriterion(cfg),
             "distillation": (
-                build_distillation(cfg, build_sam_backend(cfg, cached=True))
-                if cfg.S4M.DISTILL.ENABLED
-                else None
+                build_distillation(cfg, build_sam_backend(cfg)) if cfg.S4M.DISTILL.ENABLED else None
             ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
