@@ -117,7 +117,6 @@ def _s4m_config() -> CN:
 
     # Speed. Labeled and unlabeled images go through the student together where nothing changes.
     s4m.SHARED_FORWARD = True  # False: two passes of the student always
-    s4m.CHANNELS_LAST = False  # memory format of the backbone's maps
     s4m.AMP_PRECISION = "float16"  # with SOLVER.AMP.ENABLED; bfloat16 needs no loss scale
     s4m.COMPILE = False  # torch.compile for backbone and head; needs a C++ compiler
 

@@ -143,21 +143,3 @@ def test_outputs_are_split_down_to_the_layers():
     assert [aux["pred_logits"].tolist() for aux in first["aux_outputs"]] == [[[10, 11]], [[20, 21]]]
     assert [aux["pred_logits"][1].tolist() for aux in second["aux_outputs"]] == [[14, 15], [24, 25]]
     assert split_outputs({"aux_outputs": []}, [1, 2]) == [{"aux_outputs": []}] * 2
-
-
-def test_the_memory_format_changes_nothing_but_speed(make_tiny_model, make_sample):
-    sample, grads, formats = make_sample(64, 96, [1, 2]), [], []
-    for channels_last in (False, True):
-        model = make_tiny_model(
-            "S4M.CHANNELS_LAST", channels_last, "MODEL.RESNETS.NORM", "FrozenBN"
-        ).train()
-        model.backbone.register_forward_hook(
-            lambda _, args, out: formats.append(
-                out["res2"].is_contiguous(memory_format=torch.channels_last)
-            )
-        )
-        sum(model([sample]).values()).backward()
-        grads.append(gradient_vector(model))
-        assert all(p.is_contiguous() for p in model.parameters())
-    assert formats == [False, True]
-    assert relative_distance(*grads) < 1e-3
