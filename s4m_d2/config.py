@@ -115,8 +115,6 @@ def _s4m_config() -> CN:
     s4m.EMA_DECAY = 0.9996  # half-life 1,730 iterations; short schedules need a smaller one
     s4m.UNSUP_LOSS_WEIGHT = 2.0  # of all losses on pseudo-labels
 
-    # Speed. Labeled and unlabeled images go through the student together where nothing changes.
-    s4m.CHANNELS_LAST = False  # memory format of the backbone's maps
     s4m.AMP_PRECISION = "float16"  # with SOLVER.AMP.ENABLED; bfloat16 needs no loss scale
 
     s4m.DATA = _data_config()

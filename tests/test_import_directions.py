@@ -18,12 +18,13 @@ MAX_FUNCTION_LINES = 50
 MAX_LITE_LINES = 4500
 MAX_COMMAND_LINES = 100  # train_net.py
 
-BASE = {"errors", "structures", "files", "restricted_pickle", "transfers"}
+BASE = {"errors", "structures", "files", "pretrained", "restricted_pickle", "transfers"}
 LEAVES = {"layers", "losses", "sam", "semi"}
 # What each part of the package may import from the package, beside itself.
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
+    "pretrained": {"errors", "files"},
     "structures": {"errors", "transfers"},
     "transfers": set(),
     "restricted_pickle": set(),

@@ -116,7 +116,7 @@ def test_versions_are_those_of_the_modules(wheel, lite_wheel):
 
 def test_the_wheel_says_what_it_needs_and_offers(wheel):
     data = metadata(wheel)
-    assert {"dev", "safetensors", "sam2", "timm"} == set(data.get_all("Provides-Extra"))
+    assert {"dev", "imagenet", "safetensors", "sam2", "timm"} == set(data.get_all("Provides-Extra"))
     needed = [line for line in data.get_all("Requires-Dist") if "extra ==" not in line]
     assert any(line.startswith("torch") for line in needed)
     assert not [line for line in needed if line.startswith("detectron2")]  # either engine

@@ -40,7 +40,6 @@ class S4MMaskFormer(nn.Module):
         train_square_size: training batches are padded to squares of this side, px; 0: to the
             largest image.
         max_instances: instances an image at inference.
-        channels_last: give the backbone its input in PyTorch's memory format of that name.
 
     Attributes:
         distillation: as above; may be set at any time.
@@ -67,7 +66,6 @@ class S4MMaskFormer(nn.Module):
         size_divisibility: int,
         train_square_size: int = 0,
         max_instances: int = 100,
-        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -78,7 +76,6 @@ class S4MMaskFormer(nn.Module):
         self.size_divisibility = size_divisibility
         self.train_square_size = train_square_size
         self.max_instances = max_instances
-        self.channels_last = channels_last
         self.rle_masks = False
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             buffer = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
@@ -103,7 +100,6 @@ class S4MMaskFormer(nn.Module):
             "size_divisibility": backbone.size_divisibility if divisibility < 0 else divisibility,
             "train_square_size": cfg.INPUT.IMAGE_SIZE if jitter else 0,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "channels_last": cfg.S4M.CHANNELS_LAST,
         }
 
     @property
@@ -182,8 +178,6 @@ class S4MMaskFormer(nn.Module):
 
     def _outputs(self, images: Tensor, *, aux_outputs: bool) -> dict[str, Any]:
         """The head's outputs for (B, 3, H, W) normalized images."""
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         return self.sem_seg_head(self.backbone(images), aux_outputs=aux_outputs)
 
     def _losses(self, batched_inputs: Sequence[Sample]) -> dict[str, Tensor]:

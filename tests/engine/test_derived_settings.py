@@ -118,7 +118,9 @@ def test_iterations_follow_from_counts_within_bounds(machine, labeled, unlabeled
         (("SOLVER.MAX_ITER", 6000, "MODEL.WEIGHTS", ""), 3000, 300),
         (("SOLVER.MAX_ITER", 6000, "S4M.BURN_IN", 0), 0, 600),
         (("SOLVER.MAX_ITER", 90_000), 15_000, 1733),  # the published decay at most
-        (("SOLVER.MAX_ITER", 2), 0, 1),
+        (("SOLVER.MAX_ITER", 800), 300, 50),  # more than 1/6: the heads start anew
+        (("SOLVER.MAX_ITER", 500), 250, 25),
+        (("SOLVER.MAX_ITER", 2), 1, 1),
     ],
 )
 def test_the_teacher_follows_within_the_iterations_that_are_left(options, burn_in, half_life):

