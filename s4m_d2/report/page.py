@@ -118,21 +118,21 @@ def _stage_cards(stage: Stage) -> Iterator[tuple[str, str]]:
     whole = f" of {stage.iterations:,}" if stage.done < stage.iterations else ""
     seconds = stage.curves.mean("time")
     if 0 < seconds * stage.done < math.inf:
-        speed = f"{number(1 / seconds, 3)} a second"
+        speed = f"{number(1 / seconds, 3)} per second"
         what = f"training of the {stage.name}: {stage.done:,}{whole} iterations, {speed}"
         yield f"≈ {duration(seconds * stage.done)}", what
     elif stage.done:
         yield f"{stage.done:,}{whole}", f"iterations of the {stage.name}"
     count = stage.curves.get("pseudo_labels/per_image").last
     if math.isfinite(count):
-        yield number(count, 3), "pseudo-labels an image, at the end"
+        yield number(count, 3), "pseudo-labels per image, at the end"
 
 
 def _facts(stage: Stage) -> str:
     """In sentences: what was labeled, skipped and unreadable."""
     said = []
     if math.isfinite(mean := stage.curves.mean("pseudo_labels/per_image")):
-        said.append(f"{number(mean, 3)} pseudo-labels an image on average.")
+        said.append(f"{number(mean, 3)} pseudo-labels per image on average.")
     for name, text in (
         ("train/bad_steps", "steps skipped, whose losses or gradients were not finite"),
         ("data/skipped_images", "unreadable unlabeled images skipped"),

@@ -11,12 +11,16 @@ from s4m_d2.files import atomic_write
 
 
 def write_results(results: Mapping[str, Any], path: str) -> None:
-    """Write nested evaluation results as JSON; a value that is not finite becomes null."""
+    """Write nested results as JSON; a number that is not finite becomes null.
+
+    Raises:
+        OutputError: the system refuses to write.
+    """
 
     def plain(value):
         if isinstance(value, Mapping):
             return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, int):
+        if value is None or isinstance(value, int | str | list):
             return value
         return float(value) if math.isfinite(value) else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -16,7 +15,7 @@ import torch
 import torchvision
 
 from s4m_d2.engine.checks.findings import Finding
-from s4m_d2.files import atomic_write
+from s4m_d2.report import write_results
 
 FACTS = "run.json"
 GIT_SECONDS = 5  # to wait for git at most
@@ -34,9 +33,7 @@ def write_facts(folder: str, findings: Iterable[Finding] = ()) -> dict[str, str]
         text = f.text + f" ({f.status})" * (f.status != "ok")
         facts[f.item] = f"{facts[f.item]}; {text}" if f.item in facts else text
     facts |= dict(_versions())
-    with atomic_write(os.path.join(folder, FACTS)) as file:
-        json.dump(facts, file, indent=2)
-        file.write("\n")
+    write_results(facts, os.path.join(folder, FACTS))
     return facts
 
 
