@@ -35,7 +35,7 @@ from s4m_d2.engine.checks.quality_checks import quality_datasets
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.quality import QualityReport
 from s4m_d2.errors import S4MError, WeightsError
-from s4m_d2.evaluation.tables import quality_tables
+from s4m_d2.evaluation.pseudo_label_quality import quality_tables
 from s4m_d2.files import atomic_write
 from s4m_d2.semi.ema_teacher import EMATeacher
 

@@ -24,7 +24,7 @@ from s4m_d2.engine.labeling import quality as quality_module
 from s4m_d2.engine.labeling.quality import RECORDS, PseudoLabelQualityHook, write_line
 from s4m_d2.engine.rng import default_generator_states
 from s4m_d2.errors import ConfigError, DatasetError, OutputError
-from s4m_d2.evaluation.measures import MEASURES
+from s4m_d2.evaluation.pseudo_label_quality import MEASURES
 from s4m_d2.semi.ema_teacher import EMATeacher
 
 from .sameness import assert_same
