@@ -59,6 +59,7 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
     """
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     folder = os.path.join(cfg.OUTPUT_DIR, own_data_files.FOLDER)
+    names: list[str] | None
     if file_name:
         names, origin = _read_names(file_name), f"'{file_name}'"
     elif cfg.S4M.DATA.LABELED and own_data_files.is_stored(folder):
