@@ -23,7 +23,8 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["s4m_d2", "s4m_d2.*"]),
     package_data={
-        "s4m_d2": ["py.typed", "report/page.*", "sam/weights/*.pth", "sam/weights/README.md"]
+        "s4m_d2": ["py.typed", "report/*.html", "report/*.css", "sam/weights/*.pth"]
+        + ["sam/weights/README.md"]
     },
     install_requires=[
         "cityscapesscripts",
