@@ -22,11 +22,15 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["s4m_d2", "s4m_d2.*"]),
-    package_data={"s4m_d2": ["py.typed", "sam/weights/*.pth", "sam/weights/README.md"]},
+    package_data={
+        "s4m_d2": ["py.typed", "report/*.html", "report/*.css", "sam/weights/*.pth"]
+        + ["sam/weights/README.md"]
+    },
     install_requires=[
         "cityscapesscripts",
         "fvcore",
         "iopath",
+        "jinja2",
         "matplotlib",
         "numpy>=1.24",
         "opencv-python-headless",  # headless: needs no libGL, which servers lack

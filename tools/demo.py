@@ -34,7 +34,7 @@ from s4m_d2.engine.command.arguments import split_overrides
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
-from s4m_d2.evaluation.coco_results import RESULTS, Add, write_coco_results
+from s4m_d2.evaluation.coco import RESULTS, Add, write_coco_results
 from s4m_d2.visualization import overlay, write_png
 from s4m_d2.visualization.video import write_video
 

@@ -16,7 +16,7 @@ from s4m_d2.sepl.evaluate_command import read_report
 from s4m_d2.sepl.labels import add_label_arguments
 from s4m_d2.sepl.listing import image_files
 from s4m_d2.sepl.picture_rows import IMAGE, MASKS, Inputs, Row
-from s4m_d2.visualization import panel_grid
+from s4m_d2.visualization import evenly_spaced, panel_grid
 
 # A column for each kind of picture, in this order.
 COLUMNS = {
@@ -131,12 +131,6 @@ def best_and_worst(images: Iterable[ImageScore], best: int, worst: int) -> list[
     known = [image for image in images if not math.isnan(image.gain)]
     ranked = [image.name for image in sorted(known, key=lambda image: (-image.gain, image.name))]
     return ranked[:best] + ranked[max(best, len(ranked) - worst) :]
-
-
-def evenly_spaced(names: Sequence[str], count: int) -> list[str]:
-    """So many of the names, or all if there are fewer."""
-    count = min(count, len(names))
-    return [names[index * len(names) // count] for index in range(count)]
 
 
 def _check_options(args: argparse.Namespace) -> None:

@@ -56,9 +56,8 @@ def overlay(
     """
     masks = torch.as_tensor(masks)
     _check_instances(image, masks, labels, scores)
-    scale = scale or -(-READABLE_SIDE // min(image.shape[:2]))
-    height, width = image.shape[0] * scale, image.shape[1] * scale
-    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    scale = scale or readable_scale(image)
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     if not len(masks):
         return image
     colors = instance_colors(masks)
@@ -75,6 +74,18 @@ def overlay(
     if scores is not None:
         texts = [f"{text} {score:.0%}" for text, score in zip(texts, scores, strict=True)]
     return _write_names(drawn, enlarged.numpy(), texts)
+
+
+def readable_scale(image: np.ndarray) -> int:
+    """The factor by which an (H, W, 3) picture is enlarged, so that names are readable."""
+    return -(-READABLE_SIDE // min(image.shape[:2]))
+
+
+def deepest_point(mask: np.ndarray) -> tuple[int, int]:
+    """The pixel (x, y) farthest inside an (H, W) bool mask."""
+    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return int(x), int(y)
 
 
 def _check_instances(image: np.ndarray, masks: Tensor, labels: Sequence, scores: Sequence | None):
@@ -144,8 +155,7 @@ def _write_names(image: np.ndarray, masks: np.ndarray, texts: Sequence[str]) -> 
     for i in np.argsort(-masks.sum((1, 2)), kind="stable"):
         if not masks[i].any():
             continue
-        depth = cv2.distanceTransform(np.pad(masks[i].astype(np.uint8), 1), cv2.DIST_L2, 3)
-        center_y, center_x = np.unravel_index(depth[1:-1, 1:-1].argmax(), (height, width))
+        center_x, center_y = deepest_point(masks[i])
         half = draw.textlength(texts[i], font=font) / 2 + TEXT_STROKE
         x = float(np.clip(center_x, half, max(half, width - half)))
         bottom = max(size, height - size)

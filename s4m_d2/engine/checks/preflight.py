@@ -10,7 +10,6 @@ from detectron2.config import CfgNode
 from s4m_d2.engine.checks.config_checks import check_config, config_errors
 from s4m_d2.engine.checks.dataset_checks import check_datasets, dataset_findings
 from s4m_d2.engine.checks.findings import Finding, PreflightReport
-from s4m_d2.engine.checks.quality_checks import quality_findings
 from s4m_d2.engine.checks.resource_checks import (
     check_output_dir,
     disk_finding,
@@ -20,6 +19,7 @@ from s4m_d2.engine.checks.resource_checks import (
 from s4m_d2.engine.checks.resume_checks import resume_finding
 from s4m_d2.engine.checks.weight_checks import blueprint_findings, weight_findings
 from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.labeling.quality import quality_findings
 from s4m_d2.engine.stages import runs_stage, stage_config, stages_to_run
 from s4m_d2.errors import ConfigError
 

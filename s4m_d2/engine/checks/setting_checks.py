@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from detectron2.config import CfgNode
 
-from s4m_d2.engine.checks.figure_checks import figure_setting_errors
-from s4m_d2.engine.checks.quality_checks import quality_setting_errors
 from s4m_d2.engine.checks.refine_checks import refine_setting_errors
 from s4m_d2.engine.checks.sam_checks import sam_setting_errors
+from s4m_d2.engine.figures.figure_set import figure_setting_errors
+from s4m_d2.engine.labeling.quality import quality_setting_errors
 from s4m_d2.errors import S4MError
 
 CHECKS = (

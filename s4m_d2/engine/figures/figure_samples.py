@@ -13,6 +13,7 @@ from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, labeled_d
 from s4m_d2.data.transforms import build_geometry
 from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.errors import ConfigError
+from s4m_d2.visualization import evenly_spaced
 
 Record = Mapping[str, Any]
 SEED_STREAM = "overview"
@@ -78,12 +79,6 @@ def unlabeled_samples(cfg: CfgNode, count: int) -> list[dict]:
             sample["instances"] = truth(known)["instances"]
         samples.append(sample)
     return samples
-
-
-def evenly_spaced(items: Sequence[Any], count: int) -> list[Any]:
-    """So many of the items, or all if there are fewer."""
-    count = min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def _annotations(unlabeled: Sequence[str], wanted: set[str]) -> dict[str, Record]:

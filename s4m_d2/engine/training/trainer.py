@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from s4m_d2.data import custom
 from s4m_d2.engine import stages
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.figures.figure_hook import figure_hooks
+from s4m_d2.engine.figures.figure_set import figure_hooks
 from s4m_d2.engine.labeling import quality
 from s4m_d2.engine.labeling.protocol import check_distillation, check_model
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
