@@ -42,7 +42,7 @@ setup(
         "torchvision",
         "tqdm",
     ],
-    entry_points={"console_scripts": ["s4m-sepl=s4m_d2.sepl.cli:main"]},
+    entry_points={"console_scripts": ["s4m-sepl=s4m_d2.commands.sepl:main"]},
     extras_require={
         "safetensors": ["safetensors"],
         "sam2": ["sam2>=1.1"],  # not Meta's own upload: see requirements-sam2.txt

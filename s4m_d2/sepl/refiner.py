@@ -16,7 +16,7 @@ from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.semi.image_masks import teacher_masks
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.semi.refinement import REFINER_REGISTRY, Refinement, check_batch, logit, with_pixels
-from s4m_d2.sepl.selection import O_P_THRESH, O_S_THRESH, assign_masks
+from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH, assign_masks
 from s4m_d2.structures import (
     CHUNK_VALUES,
     PseudoLabels,
@@ -136,13 +136,11 @@ class SEPLRefiner:
         if not len(records):
             return teachers, np.zeros(0, dtype=np.int64), np.zeros(len(teachers), dtype=bool)
         objects = _decoded(records, teachers.device)
-        found = assign_masks(
-            dense_overlaps(objects, teachers),
-            mask_areas(objects),
-            mask_areas(teachers),
-            **self.thresholds,
+        overlaps = dense_overlaps(objects, teachers)
+        segments, _, selected = assign_masks(
+            overlaps, mask_areas(objects), mask_areas(teachers), **self.thresholds
         )
-        owners, selected = to_host(found.segments, found.selected)
+        owners, selected = to_host(segments, selected)
         chosen = np.flatnonzero(selected)
         members = owners[chosen] == np.arange(len(teachers))[:, None]
         redrawn = members.any(axis=1)

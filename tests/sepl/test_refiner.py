@@ -1,10 +1,13 @@
 """SEPL as a refiner: which automatic masks redraw which instance, and what is left alone."""
 
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import get_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,12 +16,13 @@ from torch import Tensor
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.engine.labeling.pseudo_labeling import label_statistics
-from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.sam import EncodedImages
-from s4m_d2.semi import build_refiner, select_pseudo_labels
+from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
+from s4m_d2.sam.checkpoint import load_sam
+from s4m_d2.sam.segment_anything import SegmentAnythingBackend
+from s4m_d2.sam.tiny import PACKAGED_WEIGHTS, build_tiny_sam
+from s4m_d2.semi import build_refiner
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.refinement import teacher_masks
-from s4m_d2.sepl import refiner as refiner_module
 from s4m_d2.sepl.refiner import SEPLRefiner
 from s4m_d2.structures import PseudoLabels, drop_invalid
 
@@ -146,14 +150,6 @@ def test_classes_and_scores_stay_and_the_predicted_ious_are_of_the_selected_mask
     assert len(script.shown) == 2, "the image without pseudo-labels was segmented"
 
 
-def test_without_any_mask_of_sam_all_fallbacks_are_logged():
-    refined, _ = refine([row((0, 5), (6, 9))], [row()])
-    selection = selection_of(row((0, 5), (6, 9)))
-    selection.stats.update(queries=2)
-    stats = label_statistics([selection], refined, refined.labels)
-    assert stats["refinement/fallbacks"] == 1 and "refinement/predicted_iou" not in stats
-
-
 def literally(teachers: np.ndarray, objects: np.ndarray, o_s_thresh: float, o_p_thresh: float):
     """A loop over masks and instances, pixel counts in Python's integers."""
     unions = [np.zeros_like(mask) for mask in teachers]
@@ -210,26 +206,6 @@ def test_it_is_the_literal_double_loop(seed, counts, o_s, o_p):
     assert refined.num_instances == sum(len(teachers) for teachers, _ in scenes)
 
 
-@settings(max_examples=20)
-@given(seed=st.integers(0, 10**6))
-def test_the_order_of_sams_masks_changes_nothing(seed):
-    teachers, objects = random_scene(seed, SIZES[0], 5, 12)
-    order = np.random.default_rng(seed).permutation(len(objects))
-    (first, _), (second, _) = (refine([teachers], [found]) for found in (objects, objects[order]))
-    assert torch.equal(first.labels[0].masks, second.labels[0].masks)
-    assert sorted(first.predicted_ious.tolist()) == sorted(second.predicted_ious.tolist())
-
-
-@pytest.mark.parametrize("values", [1, 100, 1000])
-def test_masks_united_in_chunks_are_the_same(monkeypatch, values):
-    scene = random_scene(4, SIZES[0], 6, 20)
-    expected, _ = refine(*([masks] for masks in scene))
-    assert 0 < expected.num_fallbacks < len(scene[0])
-    monkeypatch.setattr(refiner_module, "CHUNK_VALUES", values)
-    refined, _ = refine(*([masks] for masks in scene))
-    assert torch.equal(refined.labels[0].masks, expected.labels[0].masks)
-
-
 def test_images_are_encoded_once_and_shown_as_they_are_without_padding():
     teachers = [np.ones((1, *size), dtype=bool) for size in SIZES]
     teachers[1] = teachers[1][:0]  # nothing found there
@@ -255,23 +231,6 @@ def test_a_batch_without_pseudo_labels_never_reaches_sam():
     assert len(refined.predicted_ious) == refined.num_fallbacks == refined.num_instances == 0
 
 
-def test_the_teachers_masks_are_those_at_image_size_with_their_threshold():
-    logits = 3 * torch.randn(4, 6, 10, generator=torch.Generator().manual_seed(0))
-    selection = select_pseudo_labels(
-        torch.tensor([[9.0, 0.0]]).repeat(4, 1),
-        logits,
-        content_size=(23 / STRIDE, 37 / STRIDE),
-        score_thresh=0.5,
-        min_area=0.0,
-        mask_thresh=0.8,
-    )
-    script = Scripted({})
-    refiner = SEPLRefiner(backend=script, automatic_masks=script, mask_thresh=0.8)
-    refined = refiner([selection], image_names(1), [(23, 37)])
-    expected = teacher_masks(selection, (23, 37), float(np.log(4)))
-    assert torch.equal(refined.labels[0].masks, expected) and expected.any()
-
-
 def test_an_instance_that_is_interpolated_away_is_not_valid():
     logits = torch.full((2, 6, 10), -INSIDE)
     logits[0, 2:5, 3:7] = INSIDE
@@ -283,15 +242,6 @@ def test_an_instance_that_is_interpolated_away_is_not_valid():
     )
     assert refined.labels[0].valid.tolist() == [True, False]
     assert drop_invalid(refined.labels)[0].labels.tolist() == [5]
-
-
-def test_wrong_arguments_are_named():
-    with pytest.raises(InputError, match="S4M.PSEUDO_LABEL.MASK_THRESH"):
-        SEPLRefiner(backend=None, automatic_masks=None, mask_thresh=1.0)
-    with pytest.raises(InputError, match=r"same images, got \[1, 2, 1\]"):
-        SEPLRefiner(backend=None, automatic_masks=None)(
-            [selection_of(row())], image_names(2), [(1, 20)]
-        )
 
 
 def test_the_config_selects_it_with_its_settings():
@@ -311,6 +261,90 @@ def test_the_config_selects_it_with_its_settings():
     chosen = refiner.automatic_masks.settings
     assert [getattr(chosen, key.lower()) for key in keys] == [7, 0.6, 0.5, 0.4]
     assert chosen.min_mask_region_area == 9
-    cfg.S4M.REFINE.METHOD = "boxes"
-    with pytest.raises(ConfigError, match="'boxes' is not registered.*: points, sepl"):
-        build_refiner(cfg, backend)
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
+
+from toyscapes_scene import render_scene  # noqa: E402
+
+SCENE_SIZE = (128, 256)
+SCENE_PADDED = (160, 288)
+SCENES = (0, 1)
+FEW = AutomaticMaskSettings(points_per_side=8, pred_iou_thresh=0.6, stability_score_thresh=0.6)
+MIN_AREA = 150  # px
+
+
+@pytest.fixture(scope="module")
+def refiner():
+    backend = SegmentAnythingBackend(load_sam(build_tiny_sam, PACKAGED_WEIGHTS, "tiny"))
+    return SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, FEW))
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    """(image (3, H, W) uint8, true masks (N, H, W), selection of their eroded lower parts)."""
+    result = []
+    for index in SCENES:
+        scene = render_scene(77, "val", index, SCENE_SIZE[::-1])
+        ids = torch.from_numpy(scene.instance_ids.astype(np.int64))
+        objects = [ids == i for i in ids.unique() if i >= 1000 and (ids == i).sum() >= MIN_AREA]
+        truth = torch.stack(objects)
+        logits = torch.where(truth, 4.0, -4.0)
+        logits = -F.max_pool2d(-logits[None], 5, stride=1, padding=2)[0]  # eroded by 2 px
+        for mask in logits:
+            top = mask.amax(1).argmax()
+            mask[top : top + 4] = -4.0
+        count = len(truth)
+        labels = PseudoLabels(torch.arange(count), logits > 0, torch.ones(count))
+        image = torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()
+        result.append((image, truth, Selection(labels, logits, tuple(map(float, SCENE_SIZE)), {})))
+    return result
+
+
+def ious(masks, truth):
+    dims = (1, 2)
+    return (masks & truth).sum(dims) / (masks | truth).sum(dims)
+
+
+def refined_alone(refiner, image, selection):
+    return refiner([selection], image[None], [SCENE_SIZE])
+
+
+@pytest.fixture(scope="module")
+def alone(refiner, scenes):
+    return [refined_alone(refiner, image, selection) for image, _, selection in scenes]
+
+
+def test_parts_of_objects_become_the_objects(alone, scenes):
+    for refined, (_, truth, selection) in zip(alone, scenes, strict=True):
+        before, after = (ious(m, truth) for m in (selection.labels.masks, refined.labels[0].masks))
+        assert refined.num_fallbacks <= len(truth) // 2
+        assert after.mean() > before.mean() + 0.05
+        assert (refined.predicted_ious > FEW.pred_iou_thresh).all()
+
+
+def test_padding_and_the_rest_of_the_batch_change_nothing(refiner, alone, scenes):
+    noise = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, *SCENE_PADDED), generator=noise, dtype=torch.uint8)
+    for padded, (image, _, _) in zip(images, scenes, strict=True):
+        padded[:, : SCENE_SIZE[0], : SCENE_SIZE[1]] = image
+    together = refiner([selection for *_, selection in scenes], images, [SCENE_SIZE] * 2)
+    for labels, expected in zip(together.labels, alone, strict=True):
+        different = (labels.masks != expected.labels[0].masks).float().mean()
+        assert labels.masks.shape[1:] == SCENE_SIZE and different < 1e-3
+    assert together.num_fallbacks == sum(one.num_fallbacks for one in alone)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_is_the_same(alone, scenes):
+    sam = load_sam(build_tiny_sam, PACKAGED_WEIGHTS, "tiny").cuda()
+    backend = SegmentAnythingBackend(sam)
+    refiner = SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, FEW))
+    image, _, selection = scenes[0]
+    labels = selection.labels
+    on_gpu = PseudoLabels(*(getattr(labels, n).cuda() for n in ("labels", "masks", "scores")))
+    there = Selection(on_gpu, selection.mask_logits.cuda(), selection.content_size, {})
+    refined = refined_alone(refiner, image.cuda(), there)
+    masks = refined.labels[0].masks
+    assert masks.is_cuda and refined.predicted_ious.is_cuda
+    assert (masks.cpu() != alone[0].labels[0].masks).float().mean() < 1e-2
