@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -24,12 +24,11 @@ from s4m_d2.sepl.enhance import (
     REPORT,
     Enhancer,
     ImageFiles,
-    Outcome,
     begin,
     outcomes,
     write_report,
 )
-from s4m_d2.sepl.evaluate import AFTER, BEFORE, TRUTH, Comparison, LabelFolders, compare
+from s4m_d2.sepl.evaluate import AFTER, BEFORE, TRUTH, LabelFolders, compare
 from s4m_d2.sepl.files import BACKGROUND_SCORE, PRESETS, class_names, files_by_name, image_list
 from s4m_d2.sepl.masks import MaskFolder, SamMasks, find_masks
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH
@@ -78,31 +77,33 @@ def enhance(args: argparse.Namespace) -> int:
         o_s_thresh=args.o_s_thresh,
         o_p_thresh=args.o_p_thresh,
         keep_uncovered=args.keep_uncovered,
-        needs_image=args.images is not None,
     )
     _check_output(args)
     labels = files_by_name(args.pseudo_labels, suffix=args.suffix)
     images = files_by_name(args.images, IMAGE_EXTENSIONS) if args.images else {}
     wanted = image_list(args.list) if args.list else list(labels)
     finished = begin(args.output, enhancer.settings(), {*labels, *wanted}, args.overwrite)
-    jobs = [ImageFiles(n, labels.get(n), images.get(n)) for n in wanted if n not in finished]
+    waiting = [name for name in wanted if name not in finished]
+    problems = {name: "no pseudo-label of this name" for name in waiting if name not in labels}
+    if args.images:
+        problems |= {name: "no image of this name" for name in waiting if name not in images}
+    jobs = [ImageFiles(n, labels[n], images.get(n)) for n in waiting if n not in problems]
     on_gpu = args.sam is not None and args.device == "cuda"
-    results: list[Outcome] = []
     with closing(outcomes(enhancer, jobs, 1 if on_gpu else args.workers)) as stream:
-        results += tqdm(stream, "sepl", len(jobs), unit="image")
-    problems = {result.name: result.problem for result in results if result.problem}
+        results = list(tqdm(stream, "sepl", len(jobs), unit="image"))
+    problems |= {result.name: result.problem for result in results if result.problem}
     write_report(args.output, enhancer.settings(), problems)
     print_problems(problems, "failed")
-    done = len(results) - len(problems)
-    if done and not any(result.has_class for result in results):
+    written = [result for result in results if not result.problem]
+    if written and not any(result.has_class for result in written):
         print(
             "warning: no label map has a class: all pixels are background (0) or void (255). "
             "Labels need class indices; masks of 0 and 255 have none.",
             file=sys.stderr,
         )
     print(
-        f"{len(wanted) - len(problems)} images enhanced ({len(wanted) - len(jobs)} of them before),"
-        f" {len(problems)} failed: see {args.output / REPORT}",
+        f"{len(written)} images enhanced, {len(finished & {*wanted})} were before, "
+        f"{len(problems)} failed: see {args.output / REPORT}",
         file=sys.stderr,
     )
     return 1 if problems else 0
@@ -119,7 +120,7 @@ def evaluate(args: argparse.Namespace) -> int:
             json.dump(report, file, indent=2)
             file.write("\n")
     if comparison.images:
-        print(score_table(comparison, names) + "\n")
+        print(score_table(report) + "\n")
     count = len(comparison.images)
     line = f"{count} image{'s' * (count != 1)}"
     if "improved" in report:
@@ -131,11 +132,10 @@ def evaluate(args: argparse.Namespace) -> int:
     return 1 if comparison.problems else 0
 
 
-def score_table(comparison: Comparison, names: Sequence[str]) -> str:
+def score_table(report: Mapping[str, Any]) -> str:
     """A Markdown table in percent: a row per class, then mIoU and pixel accuracy."""
-    scores = comparison.scores(names)
-    rows = scores["iou"] | {"mIoU": scores["miou"], "pixel accuracy": scores["pixel_accuracy"]}
-    columns = list(scores["miou"])
+    rows = report["iou"] | {"mIoU": report["miou"], "pixel accuracy": report["pixel_accuracy"]}
+    columns = list(report["miou"])
     lines = [["", *columns]]
     for name, values in rows.items():
         lines.append([name.replace("|", r"\|"), *(_percent(values[key], key) for key in columns)])
@@ -172,9 +172,9 @@ def visualize(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _percent(value: float, column: str) -> str:
+def _percent(value: float | None, column: str) -> str:
     sign = "+" if column == "gain" else ""
-    return "–" if math.isnan(value) else f"{100 * value:{sign}.2f}"
+    return "–" if value is None else f"{100 * value:{sign}.2f}"
 
 
 def _class_names(args: argparse.Namespace) -> tuple[str, ...]:

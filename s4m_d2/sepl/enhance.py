@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -26,17 +26,15 @@ from s4m_d2.sepl.rule import BACKGROUND, VOID, enhance
 REPORT = "sepl.json"  # in the output folder: settings of its label maps, problems of the last run
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """The files of the image ``name``; None: there is none."""
+class ImageFiles(NamedTuple):
+    """The files of the image ``name``; ``image`` None: there is none, or it is not asked for."""
 
     name: str
-    label: Path | None
+    label: Path
     image: Path | None
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of an image: why nothing was written ("": it was), whether it has a class."""
 
     name: str
@@ -54,7 +52,6 @@ class Enhancer:
         num_classes: with background.
         background_score: of labels that are CAM scores.
         o_s_thresh, o_p_thresh, keep_uncovered: of :func:`~s4m_d2.sepl.enhance`.
-        needs_image: whether an image must be there, be it only for its size.
     """
 
     labels: Path
@@ -65,7 +62,6 @@ class Enhancer:
     o_s_thresh: float
     o_p_thresh: float
     keep_uncovered: bool
-    needs_image: bool
 
     def settings(self) -> dict[str, Any]:
         """What the results depend on, as JSON has it."""
@@ -83,7 +79,8 @@ class Enhancer:
             S4MError: for reasons that concern other images too; the image's own are the outcome's.
         """
         try:
-            label = self._label(files)
+            label = read_label(files.label, self.num_classes, self.background_score)
+            _check_size(files, label.shape)
             enhanced = enhance(
                 label,
                 self.source.masks(files.name, files.image, label.shape),
@@ -97,20 +94,14 @@ class Enhancer:
         has_class = bool(((label != BACKGROUND) & (label != VOID)).any())
         return Outcome(files.name, "", has_class)
 
-    def _label(self, files: ImageFiles) -> Any:
-        """The pseudo-label, (H, W) uint8, of the size of the image."""
-        if files.label is None:
-            raise DatasetError("there is no pseudo-label of it")
-        if files.image is None and self.needs_image:
-            raise DatasetError("there is no image of it")
-        label = read_label(files.label, self.num_classes, self.background_score)
-        if files.image is not None and (size := image_size(str(files.image))) != label.shape:
-            raise DatasetError(
-                f"{files.label} has (height, width) {label.shape}, but {files.image}, turned "
-                f"upright as its EXIF data say, has {size}. Take the pair that belongs together, "
-                "at one size and upright."
-            )
-        return label
+
+def _check_size(files: ImageFiles, size: tuple[int, ...]) -> None:
+    if files.image is not None and (upright := image_size(str(files.image))) != size:
+        raise DatasetError(
+            f"{files.label} has (height, width) {size}, but {files.image}, turned upright as its "
+            f"EXIF data say, has {upright}. Take the pair that belongs together, at one size and "
+            "upright."
+        )
 
 
 def begin(

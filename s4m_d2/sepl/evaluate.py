@@ -67,12 +67,9 @@ def pixel_accuracy(counts: np.ndarray) -> float:
 class LabelFolders:
     """Label maps of the same images in several folders; files of one name belong together.
 
-    Attributes:
-        files: kind (``TRUTH``, ...) → name → path.
-        num_classes: with background.
-
     Args:
-        folders: kind → folder of label maps; None: there is none of this kind.
+        folders: kind (``TRUTH``, ...) → folder of label maps; None: there is none of this kind.
+        num_classes: with background.
         suffix, background_score: of the pseudo-labels, as those of ``files_by_name`` and
             ``read_label``.
 
@@ -87,8 +84,9 @@ class LabelFolders:
         suffix: str,
         background_score: float,
     ):
+        suffixes = {BEFORE: suffix}
         self.files = {
-            kind: files_by_name(path, suffix=suffix if kind == BEFORE else "")
+            kind: files_by_name(path, suffix=suffixes.get(kind, ""))
             for kind, path in folders.items()
             if path is not None
         }
@@ -142,23 +140,22 @@ class Comparison:
         gains = {image["name"]: image.get("gain", math.nan) for image in self.images}
         return {name: gain for name, gain in gains.items() if not math.isnan(gain)}
 
-    def scores(self, names: Sequence[str]) -> dict[str, Any]:
-        """IoU by class name, mIoU and pixel accuracy, each as :func:`change` gives it."""
-        by_class = zip(names, *(iou(of).tolist() for of in self.counts.values()), strict=True)
-        return {
-            "iou": {name: change(*values) for name, *values in by_class},
-            "miou": change(*map(miou, self.counts.values())),
-            "pixel_accuracy": change(*map(pixel_accuracy, self.counts.values())),
-        }
-
     def report(self, names: Sequence[str]) -> dict[str, Any]:
-        """All that is known, for JSON; what is not a number there becomes None."""
+        """All that is known, for JSON; what is not a number there becomes None.
+
+        Args:
+            names: of the classes.
+        """
         gains = self.gains().values()
         improved, worsened = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+        counts = self.counts.values()
+        by_class = zip(names, *(iou(of).tolist() for of in counts), strict=True)
         content = {
             "num_images": len(self.images),
             **({"improved": improved, "worsened": worsened} if BEFORE in self.counts else {}),
-            **self.scores(names),
+            "iou": {name: change(*values) for name, *values in by_class},
+            "miou": change(*map(miou, counts)),
+            "pixel_accuracy": change(*map(pixel_accuracy, counts)),
             "images": self.images,
             "problems": self.problems,
         }

@@ -30,15 +30,13 @@ from s4m_d2.transfers import to_device, to_host
 class SEPLRefiner:
     """Replaces each instance's mask by the union of the automatic masks that SEPL selects for it.
 
-    SAM segments the image without knowing of the instances. Each of its masks S is assigned to the
-    instance whose mask P (the teacher's, resized to the image) it shares most pixels with, of equal
-    ones the first, and selected if ``|P ∩ S| / |S| > o_s_thresh`` or
-    ``|P ∩ S| / |P| > o_p_thresh``. The teacher's masks may overlap. An instance without a selected
-    mask keeps the teacher's. Classes and scores stay; nothing is drawn at random.
+    The segments of :func:`~s4m_d2.sepl.rule.assign_masks` are the teacher's masks, resized to the
+    image; they may overlap. An instance without a selected mask keeps the teacher's. Classes and
+    scores stay; nothing is drawn at random.
 
-    SAM's automatic generator works image by image and on the host in between, so that the host
-    waits for the device several times an image, where :class:`~s4m_d2.semi.PointRefiner` never
-    does; only the images are encoded together.
+    SAM's automatic generator works image by image and partly on the host: it synchronizes several
+    times per image, where :class:`~s4m_d2.semi.PointRefiner` never does; only the images are
+    encoded together.
 
     Args:
         backend: a :class:`~s4m_d2.sam.backend.SamBackend`.

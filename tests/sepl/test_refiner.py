@@ -263,88 +263,59 @@ def test_the_config_selects_it_with_its_settings():
     assert chosen.min_mask_region_area == 9
 
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
-
-from toyscapes_scene import render_scene  # noqa: E402
-
-SCENE_SIZE = (128, 256)
-SCENE_PADDED = (160, 288)
-SCENES = (0, 1)
-FEW = AutomaticMaskSettings(points_per_side=8, pred_iou_thresh=0.6, stability_score_thresh=0.6)
-MIN_AREA = 150  # px
+def tiny_refiner(device="cpu"):
+    few = AutomaticMaskSettings(points_per_side=8, pred_iou_thresh=0.6, stability_score_thresh=0.6)
+    sam = load_sam(build_tiny_sam, PACKAGED_WEIGHTS, "tiny").to(device)
+    backend = SegmentAnythingBackend(sam)
+    return SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, few))
 
 
-@pytest.fixture(scope="module")
-def refiner():
-    backend = SegmentAnythingBackend(load_sam(build_tiny_sam, PACKAGED_WEIGHTS, "tiny"))
-    return SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, FEW))
-
-
-@pytest.fixture(scope="module")
-def scenes():
+def scene(index: int, size=(128, 256)):
     """(image (3, H, W) uint8, true masks (N, H, W), selection of their eroded lower parts)."""
-    result = []
-    for index in SCENES:
-        scene = render_scene(77, "val", index, SCENE_SIZE[::-1])
-        ids = torch.from_numpy(scene.instance_ids.astype(np.int64))
-        objects = [ids == i for i in ids.unique() if i >= 1000 and (ids == i).sum() >= MIN_AREA]
-        truth = torch.stack(objects)
-        logits = torch.where(truth, 4.0, -4.0)
-        logits = -F.max_pool2d(-logits[None], 5, stride=1, padding=2)[0]  # eroded by 2 px
-        for mask in logits:
-            top = mask.amax(1).argmax()
-            mask[top : top + 4] = -4.0
-        count = len(truth)
-        labels = PseudoLabels(torch.arange(count), logits > 0, torch.ones(count))
-        image = torch.from_numpy(scene.image).permute(2, 0, 1).contiguous()
-        result.append((image, truth, Selection(labels, logits, tuple(map(float, SCENE_SIZE)), {})))
-    return result
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
+    from toyscapes_scene import render_scene
+
+    made = render_scene(77, "val", index, size[::-1])
+    ids = torch.from_numpy(made.instance_ids.astype(np.int64))
+    truth = torch.stack([ids == i for i in ids.unique() if i >= 1000 and (ids == i).sum() >= 150])
+    parts = -F.max_pool2d(-truth.float()[None], 5, stride=1, padding=2)[0] > 0  # eroded by 2 px
+    for mask in parts:
+        top = mask.any(1).int().argmax()
+        mask[top : top + 4] = False
+    return torch.from_numpy(made.image).permute(2, 0, 1), truth, selection_of(parts.numpy())
 
 
 def ious(masks, truth):
-    dims = (1, 2)
-    return (masks & truth).sum(dims) / (masks | truth).sum(dims)
+    return (masks & truth).sum((1, 2)) / (masks | truth).sum((1, 2))
 
 
-def refined_alone(refiner, image, selection):
-    return refiner([selection], image[None], [SCENE_SIZE])
-
-
-@pytest.fixture(scope="module")
-def alone(refiner, scenes):
-    return [refined_alone(refiner, image, selection) for image, _, selection in scenes]
-
-
-def test_parts_of_objects_become_the_objects(alone, scenes):
-    for refined, (_, truth, selection) in zip(alone, scenes, strict=True):
-        before, after = (ious(m, truth) for m in (selection.labels.masks, refined.labels[0].masks))
-        assert refined.num_fallbacks <= len(truth) // 2
-        assert after.mean() > before.mean() + 0.05
-        assert (refined.predicted_ious > FEW.pred_iou_thresh).all()
-
-
-def test_padding_and_the_rest_of_the_batch_change_nothing(refiner, alone, scenes):
+def test_with_the_tiny_sam_parts_of_objects_become_the_objects_also_in_a_padded_batch():
+    refiner, scenes, size = tiny_refiner(), [scene(0), scene(1)], (128, 256)
     noise = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (2, 3, *SCENE_PADDED), generator=noise, dtype=torch.uint8)
-    for padded, (image, _, _) in zip(images, scenes, strict=True):
-        padded[:, : SCENE_SIZE[0], : SCENE_SIZE[1]] = image
-    together = refiner([selection for *_, selection in scenes], images, [SCENE_SIZE] * 2)
-    for labels, expected in zip(together.labels, alone, strict=True):
-        different = (labels.masks != expected.labels[0].masks).float().mean()
-        assert labels.masks.shape[1:] == SCENE_SIZE and different < 1e-3
-    assert together.num_fallbacks == sum(one.num_fallbacks for one in alone)
+    images = torch.randint(0, 256, (2, 3, 160, 288), generator=noise, dtype=torch.uint8)
+    for padded, (image, *_) in zip(images, scenes, strict=True):
+        padded[:, : size[0], : size[1]] = image
+    together = refiner([selection for *_, selection in scenes], images, [size] * 2)
+    assert (together.predicted_ious > 0.6).all()
+    fallbacks = 0
+    for labels, (image, truth, selection) in zip(together.labels, scenes, strict=True):
+        alone = refiner([selection], image[None], [size])
+        assert (labels.masks != alone.labels[0].masks).float().mean() < 1e-3
+        assert alone.num_fallbacks <= len(truth) // 2
+        gain = ious(labels.masks, truth).mean() - ious(selection.labels.masks, truth).mean()
+        assert gain > 0.05
+        fallbacks += alone.num_fallbacks
+    assert together.num_fallbacks == fallbacks
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_it_is_the_same(alone, scenes):
-    sam = load_sam(build_tiny_sam, PACKAGED_WEIGHTS, "tiny").cuda()
-    backend = SegmentAnythingBackend(sam)
-    refiner = SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, FEW))
-    image, _, selection = scenes[0]
+def test_on_a_gpu_it_is_the_same():
+    image, _, selection = scene(0)
+    expected = tiny_refiner()([selection], image[None], [(128, 256)]).labels[0].masks
     labels = selection.labels
     on_gpu = PseudoLabels(*(getattr(labels, n).cuda() for n in ("labels", "masks", "scores")))
     there = Selection(on_gpu, selection.mask_logits.cuda(), selection.content_size, {})
-    refined = refined_alone(refiner, image.cuda(), there)
+    refined = tiny_refiner("cuda")([there], image[None].cuda(), [(128, 256)])
     masks = refined.labels[0].masks
     assert masks.is_cuda and refined.predicted_ious.is_cuda
-    assert (masks.cpu() != alone[0].labels[0].masks).float().mean() < 1e-2
+    assert (masks.cpu() != expected).float().mean() < 1e-2

@@ -1,8 +1,5 @@
 """Pictures of label maps and masks, and `s4m-sepl visualize` on folders."""
 
-import itertools
-
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -64,21 +61,6 @@ def test_a_mask_within_another_is_seen_whatever_their_order():
         of_outer, of_inner = drawn[4 * 20, 4 * 20], drawn[4 * 60, 4 * 80]
         assert np.abs(of_outer - of_inner).max() > 40 and np.abs(of_outer - FADED).max() > 40
         assert (drawn[4 * 2, 4 * 2] == FADED).all()
-
-
-@pytest.mark.parametrize("size", [(90, 90), (1500, 1100)])
-def test_masks_side_by_side_differ_in_color(size):
-    tiles = []
-    for place in np.ndindex(3, 3):
-        tile = np.zeros((3, 3), np.uint8)
-        tile[place] = 1
-        tiles.append(rle_of(cv2.resize(tile, size[::-1], interpolation=cv2.INTER_NEAREST)))
-    drawn = draw_masks(gray(*size), tiles).astype(int)
-    height, width = drawn.shape[:2]
-    centers = drawn[height // 6 :: height // 3, width // 6 :: width // 3][:3, :3]
-    for one, other in itertools.combinations(np.ndindex(3, 3), 2):
-        if max(abs(a - b) for a, b in zip(one, other, strict=True)) == 1:
-            assert np.abs(centers[one] - centers[other]).max() > 20
 
 
 def test_the_legend_names_what_occurs_with_its_color():
