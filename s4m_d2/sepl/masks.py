@@ -98,14 +98,13 @@ class SamMasks:
             ConfigError, WeightsError: the model cannot be built.
             OutputError: the cache cannot be written.
         """
-        pixels = read_image(str(image), "RGB")
-        digest = hashlib.sha256(Path(str(image)).read_bytes()).hexdigest()
-        generator = _generator(self)
+        assert image is not None  # which the caller has looked at
+        generator, digest = _generator(self), hashlib.sha256(image.read_bytes()).hexdigest()
         return kept_masks(
             self.cache / f"{name}.json.gz",
             size,
             f"{generator.fingerprint()} {digest}",
-            lambda: generator.generate(pixels),
+            lambda: generator.generate(read_image(str(image), "RGB")),
         )
 
     def settings(self) -> dict[str, Any]:

@@ -74,17 +74,13 @@ def enhance(
 ) -> np.ndarray:
     """Redraw a CAM pseudo-label with SAM's masks of the image.
 
-    Masks are assigned and selected as in :func:`assign_masks`. A class becomes the union of its
-    selected masks; without one it stays as it is. The module's docstring says how claims of several
-    classes to a pixel are settled.
-
-    Background (0) and void (255) are no classes: neither competes for masks nor stops one, and both
-    count in |S|. What a class loses becomes background. Void stays where no class claims it.
+    A class becomes the union of the masks that :func:`assign_masks` selects for it; without one it
+    stays. Background and void are no classes: neither competes for masks, both count in |S|. What a
+    class loses becomes background; void stays where no class claims it.
 
     Args:
         pseudo_label: (H, W) integers: 0 background, 255 void, else classes.
-        masks: (N, H, W) bool array or tensor, or N COCO RLEs, compressed or not. Any order, and
-            they may overlap.
+        masks: (N, H, W) bool array or tensor, or N COCO RLEs. Any order; they may overlap.
         o_s_thresh, o_p_thresh: in [0, 1]; 1 switches a rule off.
         keep_uncovered: pixels that no mask at all covers keep their label, as in the authors' code;
             in the paper a class with a selected mask loses what lies outside of its masks.
@@ -107,27 +103,39 @@ def enhance(
         return pseudo_label.copy()
     overlaps, areas = _overlaps(masks, pseudo_label, classes)
     class_areas = [np.count_nonzero(pseudo_label == index) for index in classes]
-    found = assign_masks(
-        torch.from_numpy(overlaps),
-        torch.from_numpy(areas),
-        torch.tensor(class_areas),
-        o_s_thresh=o_s_thresh,
-        o_p_thresh=o_p_thresh,
-    )
+    pixels = map(torch.as_tensor, (overlaps, areas, class_areas))
+    found = assign_masks(*pixels, o_s_thresh=o_s_thresh, o_p_thresh=o_p_thresh)
     owners, o_s, selected = (values.numpy() for values in found)
     kept = pseudo_label == VOID
     if keep_uncovered:
         kept |= ~_union(masks)
     enhanced = np.where(kept, pseudo_label, np.zeros((), pseudo_label.dtype))
     rows = np.flatnonzero(selected)
-    for row in rows[np.lexsort((-owners[rows], o_s[rows], -areas[rows]))]:  # the last one wins
-        np.copyto(enhanced, classes[owners[row]], where=_decoded(masks[row]))
-    lost = np.delete(classes, owners[rows])  # those without a selected mask
-    while True:
+    rows = rows[np.lexsort((-owners[rows], o_s[rows], -areas[rows]))]
+    _paint(enhanced, pseudo_label, classes, {row: owners[row] for row in rows}, masks)
+    return enhanced
+
+
+def _paint(
+    enhanced: np.ndarray,
+    pseudo_label: np.ndarray,
+    classes: np.ndarray,
+    owners: Mapping[int, int],
+    masks: np.ndarray | list[dict],
+) -> None:
+    """Paint masks with their classes, the last one wins; give back what no class may lose.
+
+    Args:
+        enhanced, pseudo_label: (H, W); the first is changed.
+        classes: (K,) of the pseudo-label.
+        owners: mask → place among ``classes``, of the selected masks.
+    """
+    for row, owner in owners.items():
+        np.copyto(enhanced, classes[owner], where=_decoded(masks[row]))
+    lost = np.delete(classes, list(owners.values()))  # those without a selected mask
+    np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
+    while len(lost := np.setdiff1d(classes, enhanced)):  # covered; once each, as none overlap
         np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
-        lost = np.setdiff1d(classes, enhanced)  # those that are covered; each only once
-        if not len(lost):
-            return enhanced
 
 
 def _overlaps(

@@ -396,10 +396,3 @@ def test_sams_masks_are_made_once_and_kept_for_the_same_image_and_settings(
     assert run("--mask-cache", kept, output="second") == 0 and len(asked) == 3
     assert run("--mask-cache", kept, "--box-nms-thresh", 0.6, output="third") == 0
     assert len(asked) == 5
-
-
-@pytest.mark.parametrize("words", [["--help"], ["evaluate", "-h"], ["visualize", "--help"]])
-def test_help(words, capsys):
-    with pytest.raises(SystemExit) as ended:
-        sepl(*words)
-    assert ended.value.code == 0 and "s4m-sepl" in capsys.readouterr().out
