@@ -159,7 +159,7 @@ def _union(masks: np.ndarray | list[dict]) -> np.ndarray:
     """(H, W) bool: pixels of any mask."""
     if isinstance(masks, list):
         return _decoded(mask_utils.merge(masks))
-    return masks.any(axis=0)
+    return np.logical_or.reduce(masks)
 
 
 def _decoded(mask: np.ndarray | dict) -> np.ndarray:
