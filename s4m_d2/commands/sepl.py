@@ -20,7 +20,9 @@ from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.files import atomic_write
 from s4m_d2.sam import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.automatic_masks import AutomaticMaskSettings
-from s4m_d2.sepl.enhance import (
+from s4m_d2.sepl.evaluate import AFTER, BEFORE, TRUTH, LabelFolders, compare
+from s4m_d2.sepl.files import BACKGROUND_SCORE, PRESETS, class_names, files_by_name, image_list
+from s4m_d2.sepl.folders import (
     REPORT,
     Enhancer,
     ImageFiles,
@@ -28,8 +30,6 @@ from s4m_d2.sepl.enhance import (
     outcomes,
     write_report,
 )
-from s4m_d2.sepl.evaluate import AFTER, BEFORE, TRUTH, LabelFolders, compare
-from s4m_d2.sepl.files import BACKGROUND_SCORE, PRESETS, class_names, files_by_name, image_list
 from s4m_d2.sepl.masks import MaskFolder, SamMasks, find_masks
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH
 from s4m_d2.sepl.visualize import Row, best_and_worst, read_row, write_picture

@@ -135,10 +135,10 @@ class SEPLRefiner:
             return teachers, np.zeros(0, dtype=np.int64), np.zeros(len(teachers), dtype=bool)
         objects = _decoded(records, teachers.device)
         overlaps = dense_overlaps(objects, teachers)
-        segments, _, selected = assign_masks(
+        segments, _, is_selected = assign_masks(
             overlaps, mask_areas(objects), mask_areas(teachers), **self.thresholds
         )
-        owners, selected = to_host(segments, selected)
+        owners, selected = to_host(segments, is_selected)
         chosen = np.flatnonzero(selected)
         members = owners[chosen] == np.arange(len(teachers))[:, None]
         redrawn = members.any(axis=1)

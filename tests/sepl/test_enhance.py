@@ -31,7 +31,7 @@ from sepl_folders import (
 )
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks
-from s4m_d2.sepl import enhance as enhance_module
+from s4m_d2.sepl import folders
 from s4m_d2.sepl.files import palette
 from s4m_d2.sepl.masks import read_masks
 
@@ -269,12 +269,12 @@ def test_label_maps_of_unknown_settings_are_not_replaced(text, root):
 
 
 def die_at(name):
-    original = enhance_module.Enhancer.__call__
+    original = folders.Enhancer.__call__
 
     def enhance_or_die(self, files):
         return os.kill(os.getpid(), signal.SIGKILL) if files.name == name else original(self, files)
 
-    enhance_module.Enhancer.__call__ = enhance_or_die
+    folders.Enhancer.__call__ = enhance_or_die
 
 
 @pytest.mark.parametrize("options", [(), ("--overwrite",)])
@@ -300,7 +300,7 @@ def test_an_interrupt(root, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(enhance_module.Enhancer, "__call__", interrupted)
+        patch.setattr(folders.Enhancer, "__call__", interrupted)
         assert enhance(root) == 130
     assert enhance(root) == 0
 

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -152,7 +152,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any], names: Collection
 
 def outcomes(
     work: Callable[[ImageFiles], Outcome], jobs: Sequence[ImageFiles], workers: int
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """What becomes of each image, in their order, whatever the number of processes.
 
     Args:
