@@ -114,15 +114,6 @@ def test_images_without_labels_without_instances_or_without_both():
     assert values(crowd, "pseudo_labels", "instances", "in_crowds") == (0, 0, 4)
 
 
-def test_labels_that_are_not_valid_are_not_there():
-    quality = PseudoLabelQuality(CLASSES, LIMITS)
-    labels = labels_of(LABELS)
-    valid = torch.tensor([True, False, False, True])
-    flagged = PseudoLabels(labels.labels, labels.masks, labels.scores, valid)
-    quality.add(flagged, torch.tensor([APPLE]), stack([TRUTH[0][1]]))
-    assert values(quality.overall(), "pseudo_labels", "found") == (2, 1)
-
-
 def scenes(seed, number):
     """Random images: boxes that overlap, some of them shifted copies of the truth, and crowds."""
     rng = np.random.default_rng(seed)
