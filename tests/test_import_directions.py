@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "structures": {"errors", "transfers"},
     "transfers": set(),
-    "restricted_pickle": set(),
+    "restricted_pickle": {"files"},
     "command_line": {"errors"},
     "config": {"errors"},
     "data": BASE,
