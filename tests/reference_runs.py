@@ -239,7 +239,8 @@ def main() -> None:
             found[name] = values = RUNS[name](Path(folder))
         if args.record:
             values = {"fingerprint": fingerprint(), **values}
-            (STORED / f"{name}.json").write_text(json.dumps(values, indent=0) + "\n")
+            text = re.sub(r"\n(?=[-\d\]])", " ", json.dumps(values, indent=0))
+            (STORED / f"{name}.json").write_text(text + "\n")
         elif args.output is None:
             old = stored(name)
             same = all(values[key] == old[key] for key in values)
