@@ -164,7 +164,7 @@ def _file_finding(
 ) -> Finding:
     if model is None and ("://" in path or os.path.isfile(path)):
         return Finding(item, f"{path}: compared when the model can be built", checked=False)
-    model = model or nn.Module()  # without one, there is no file either
+    model = nn.Module() if model is None else model  # without one, there is no file either
     try:
         report = S4MCheckpointer(model).inspect(path, branch=branch, require=whole)
     except S4MError as error:
