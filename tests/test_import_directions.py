@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "pretrained": {"errors", "files"},
     "structures": {"errors", "transfers"},
     "transfers": set(),
-    "restricted_pickle": set(),
+    "restricted_pickle": {"files"},
     "command_line": {"errors"},
     "config": {"errors"},
     "data": BASE,

@@ -108,14 +108,6 @@ def test_sam2_is_checked_by_its_own_names(monkeypatch, tmp_path):
     check_config(config(changes | without), num_processes=1)
 
 
-def test_teacher_weights_must_exist(tmp_path):
-    changes = {"S4M.STAGE": "student", "S4M.TEACHER_WEIGHTS": str(tmp_path / "model.pth")}
-    with pytest.raises(WeightsError, match=r"TEACHER_WEIGHTS: '.*model\.pth' does not exist"):
-        check_config(config(changes), num_processes=1)
-    (tmp_path / "model.pth").touch()
-    check_config(config(changes), num_processes=1)
-
-
 def test_evaluation_needs_a_test_set():
     with pytest.raises(ConfigError, match=r"DATASETS\.TEST is empty"):
         check_config(config({"DATASETS.TEST": ()}), eval_only=True)

@@ -164,7 +164,7 @@ def check_config(
     """
     errors = config_errors(cfg, eval_only=eval_only, num_processes=num_processes)
     if not eval_only:
-        errors += [*teacher_weights_errors(cfg), *sam_errors(cfg)]
+        errors += sam_errors(cfg)
     raise_all(errors)
 
 
@@ -281,16 +281,6 @@ def _batch_errors(cfg: CfgNode, num_processes: int) -> Iterator[S4MError]:
                 f"{key} is {_get(cfg, key)}; expected a multiple of the {num_processes} processes "
                 "that share the batch."
             )
-
-
-def teacher_weights_errors(cfg: CfgNode) -> Iterator[S4MError]:
-    """S4M.TEACHER_WEIGHTS names a file that is not there."""
-    weights = cfg.S4M.TEACHER_WEIGHTS
-    if weights and "://" not in weights and not os.path.isfile(weights):
-        yield WeightsError(
-            f"S4M.TEACHER_WEIGHTS: '{weights}' does not exist. Give the checkpoint of stage 1, "
-            "such as output/teacher/model_final.pth."
-        )
 
 
 def needs_sam(cfg: CfgNode, stage: str) -> bool:

@@ -43,7 +43,7 @@ from s4m_d2.engine.training.stop_signals import StopHook
 from s4m_d2.engine.training.writers import ForgivingWriter, UnwrittenMetricsHook
 from s4m_d2.errors import DatasetError, WeightsError
 from s4m_d2.evaluation import build_evaluator, masks_as_rle
-from s4m_d2.report import read_results, write_results
+from s4m_d2.report import write_results
 from s4m_d2.semi.burn_in import TeacherPhase
 from s4m_d2.semi.ema_teacher import EMATeacher
 
@@ -142,7 +142,7 @@ class TeacherTrainer(DefaultTrainer):
         It does not say whether they had their turn. An evaluation that is complete is not repeated.
         """
         self.iter = self.storage.iter = self.start_iter - 1
-        results = comm.all_gather(_stored_results(f"{self.cfg.OUTPUT_DIR}/{stages.RESULTS}"))[0]
+        results = comm.all_gather(stages.stored_results(self.cfg.OUTPUT_DIR))[0]
         if results.pop(stages.ITERATIONS, None) == self.start_iter and results:
             self._evaluated, self._last_eval_results = self.start_iter, results
             scalars = flatten_results_dict(results)
@@ -211,14 +211,6 @@ class TeacherTrainer(DefaultTrainer):
         most = cfg.TEST.DETECTIONS_PER_IMAGE if dataset_name == custom.VALIDATION else None
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         return build_evaluator(dataset_name, folder, max_detections=most)
-
-
-def _stored_results(path: str) -> dict[str, Any]:
-    """What the last evaluation has written, {} if that cannot be read."""
-    try:
-        return dict(read_results(path))
-    except (OSError, TypeError, ValueError):
-        return {}
 
 
 class S4MTrainer(TeacherTrainer):
