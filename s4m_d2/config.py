@@ -23,6 +23,11 @@ def _add_mask2former_config(cfg: CN) -> None:
     cfg.INPUT.IMAGE_SIZE = 1024  # side of the large-scale-jitter crop, px
     cfg.INPUT.MIN_SCALE = 0.1  # range of the large-scale jitter
     cfg.INPUT.MAX_SCALE = 2.0  # the upper end of it
+    cfg.INPUT.TILE = CN()
+    # side of the squares that take the place of larger images in training, and that inference cuts
+    # them into and joins again; px of the image before it is resized. 0: images stay whole
+    cfg.INPUT.TILE.SIZE = 0
+    cfg.INPUT.TILE.OVERLAP = 0.2  # least share of the side that neighboring tiles have in common
 
     cfg.DATASETS.UNLABELED = ()  # names of the unlabeled sets; their annotations are never read
 

@@ -29,6 +29,7 @@ MAY_IMPORT = {
     "restricted_pickle": set(),
     "command_line": {"errors"},
     "config": {"errors"},
+    "tiling": {"structures"},
     "data": BASE,
     **{leaf: BASE | LEAVES for leaf in LEAVES},
     "modeling": BASE | LEAVES,
@@ -39,7 +40,7 @@ MAY_IMPORT = {
     "report": BASE,
     "engine": BASE
     | LEAVES
-    | {"config", "data", "modeling", "evaluation", "visualization", "report"},
+    | {"config", "data", "modeling", "evaluation", "visualization", "report", "tiling"},
 }
 
 MAY_UNPICKLE = PACKAGE / "restricted_pickle.py"

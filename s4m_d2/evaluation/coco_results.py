@@ -12,7 +12,7 @@ import pycocotools.mask as mask_util
 from detectron2.structures import Instances
 
 from s4m_d2.files import atomic_write
-from s4m_d2.structures import RLEMasks, encode_masks
+from s4m_d2.structures import as_rles
 
 RESULTS = "predictions.json"
 IMAGES = "images.json"
@@ -65,8 +65,7 @@ def write_coco_results(
 
 def coco_results(instances: Instances, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Each instance as category_id, segmentation (compressed RLE), bbox (x, y, w, h) and score."""
-    masks = instances.pred_masks
-    rles = masks.rles if isinstance(masks, RLEMasks) else encode_masks(masks)
+    rles = as_rles(instances.pred_masks)
     labels, scores = instances.pred_classes.tolist(), instances.scores.tolist()
     for rle, label, score in zip(rles, labels, scores, strict=True):
         size, counts = list(rle["size"]), rle["counts"].decode("ascii")  # json has no bytes
