@@ -230,15 +230,15 @@ def test_a_window_is_encoded_as_its_whole_image(seed, full_height):
 
 
 def test_memory_of_a_large_image_is_that_of_tiles_and_encoded_masks():
-    side = 12_000
-    image = torch.zeros(1, side, side, dtype=torch.uint8)
+    height, width = 2500, 12_000
+    image = torch.zeros(1, height, width, dtype=torch.uint8)
     image[0, 1000:1100, 500:11_500] = 3
-    image[0, 11_000:11_990, 11_000:11_900] = 1
+    image[0, 1200:2190, 11_000:11_900] = 1
     tracemalloc.start()
     try:
-        found = tiled(1000, 0.2)([{"image": image.expand(3, -1, -1)}])[0]["instances"]
+        found = tiled(500, 0.2)([{"image": image.expand(3, -1, -1)}])[0]["instances"]
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert sorted(mask_util.area(found.pred_masks.rles)) == [900 * 990, 100 * 11_000]
-    assert peak < side * side / 2
+    assert peak < height * width / 2
