@@ -118,7 +118,7 @@ class Predictor:
             ``scores``. The masks are :class:`~s4m_d2.structures.RLEMasks` if the model can.
         """
         view = image if self.input_format == "RGB" else image[:, :, ::-1]
-        tensor = torch.from_numpy(np.ascontiguousarray(view)).permute(2, 0, 1)
+        tensor = torch.from_numpy(np.require(view, requirements=["C", "W"])).permute(2, 0, 1)
         with masks_as_rle(self.model.model):
             found = self.model([{"image": tensor}])
         instances = found[0]["instances"].to("cpu")

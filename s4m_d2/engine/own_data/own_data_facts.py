@@ -65,7 +65,7 @@ def suitable_tile(records: Sequence[dict]) -> tuple[int, str]:
         in_tiles = _usual_most(Tiling(size).records(records))
     return size, (
         f"the median instance is {median:g} px long, {_NEARLY_ALL} % of the tiles have at most "
-        f"{in_tiles} instances; images, {image:g} px long, {most}"
+        f"{in_tiles} instances; of images, {image:g} px long, {most}"
     )
 
 

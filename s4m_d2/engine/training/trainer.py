@@ -220,8 +220,8 @@ class TeacherTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
-        most = None
-        if cfg.INPUT.TILE.SIZE or dataset_name == custom.VALIDATION:
+        most = cfg.TEST.DETECTIONS_PER_IMAGE if dataset_name == custom.VALIDATION else None
+        if cfg.INPUT.TILE.SIZE:
             tiles = build_tiling(cfg).most(DatasetCatalog.get(dataset_name))
             most = tiles * cfg.TEST.DETECTIONS_PER_IMAGE
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
