@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from s4m_d2.errors import InputError
+from s4m_d2.structures import RLEMasks, encode_masks, mask_boxes
 from s4m_d2.visualization import (
     FILL_ALPHA,
     instance_colors,
@@ -50,7 +51,7 @@ def test_pixels_change_only_where_instances_and_names_are():
 def test_a_pixel_of_several_instances_has_the_color_of_the_smallest():
     corners = [(40, 40, 300, 360), (60, 60, 120, 120), (40, 40, 300, 360)]
     masks = boxes((320, 400), corners)
-    colors = np.array(instance_colors(masks))
+    colors = np.array(instance_colors(mask_boxes(masks), (320, 400)))
     drawn = overlay(gray(320, 400), masks, [0, 1, 1], NAMES, scale=1)
     expected = 128 * (1 - FILL_ALPHA) + colors * FILL_ALPHA
     assert np.abs(drawn[70, 70] - expected[1]).max() <= 1
@@ -67,10 +68,22 @@ def test_the_name_is_written_and_the_score_makes_a_difference():
         assert (one != other).any()
 
 
-def test_inputs_stay_as_they_are():
-    image, masks = gray(320, 400), boxes((320, 400), [(0, 0, 320, 400)])
-    overlay(image, masks, [0], NAMES)
-    assert (image == 128).all() and masks.all()
+def test_inputs_stay_as_they_are_and_encoded_masks_are_drawn_alike():
+    image, masks = gray(320, 400), boxes((320, 400), [(0, 0, 320, 400), (9, 9, 9, 9)])
+    drawn = overlay(image, masks, [0, 1], NAMES)
+    assert (image == 128).all() and masks[0].all()
+    encoded = RLEMasks(encode_masks(masks), (320, 400))
+    assert (overlay(image, encoded, [0, 1], NAMES) == drawn).all()
+
+
+def test_names_of_too_many_instances_would_hide_them():
+    corners = [(y, x, y + 20, x + 20) for y in range(0, 320, 40) for x in range(0, 400, 40)]
+    drawn = [
+        overlay(gray(320, 400), boxes((320, 400), corners[:count]), [label] * count, NAMES)
+        for count in (60, 61)
+        for label in (0, 1)
+    ]
+    assert (drawn[0] != drawn[1]).any() and (drawn[2] == drawn[3]).all()
 
 
 @given(
@@ -80,7 +93,7 @@ def test_inputs_stay_as_they_are():
 )
 def test_touching_instances_have_different_colors(corners):
     masks = boxes((48, 48), [(y, x, y + h, x + w) for y, x, h, w in corners])
-    colors = instance_colors(masks)
+    colors = instance_colors(mask_boxes(masks), (48, 48))
     grown = torch.nn.functional.max_pool2d(masks[:, None].float(), 3, 1, 1)[:, 0].bool()
     for i, j in itertools.combinations(range(len(masks)), 2):
         if (grown[i] & masks[j]).any():
@@ -88,7 +101,7 @@ def test_touching_instances_have_different_colors(corners):
 
 
 def test_even_a_crowd_at_one_place_has_a_color_each():
-    colors = instance_colors(torch.ones(40, 20, 20, dtype=torch.bool))
+    colors = instance_colors([(0, 0, 20, 20)] * 40, (20, 20))
     assert len(set(colors)) == 40
 
 

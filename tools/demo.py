@@ -177,9 +177,8 @@ class Demo:
         self.images += 1
         self.instances += len(found)
         self.progress.update()
-        masks = np.asarray(found.pred_masks, dtype=bool)
         labels, scores = found.pred_classes.tolist(), found.scores.tolist()
-        return overlay(image, masks, labels, self.names, scores)
+        return overlay(image, found.pred_masks, labels, self.names, scores)
 
 
 def output_names(media: list[Media]) -> dict[Media, str]:

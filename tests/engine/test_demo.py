@@ -149,7 +149,7 @@ class Evaluated(TeacherTrainer, DatasetEvaluator):
         return {}
 
 
-@pytest.mark.parametrize("tile", [0, 48])
+@pytest.mark.parametrize("tile", [0, 72])
 def test_it_finds_what_evaluation_finds(weights, small_config, tile):
     cfg = small_config(INPUT__MIN_SIZE_TEST=48, INPUT__TILE__SIZE=tile)  # resized on the way in
     model, branch = load_model(cfg, weights(cfg), "student")
@@ -158,7 +158,7 @@ def test_it_finds_what_evaluation_finds(weights, small_config, tile):
     file_name, expected = Evaluated.seen[0]
     order = expected.scores.argsort(descending=True, stable=True)
     found = Predictor(cfg, model)(read_rgb(file_name))
-    assert found.image_size == (64, 128) and (len(found) > 100) == (tile > 0)
+    assert found.image_size == (64, 128) and (len(found) > 64) == (tile > 0)
     assert torch.equal(found.scores, expected.scores[order])
     assert torch.equal(found.pred_classes, expected.pred_classes[order])
     assert found.pred_masks.rles == expected.pred_masks[order].rles
