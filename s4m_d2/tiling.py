@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from s4m_d2.structures import RLEMasks, as_rles, dense_overlaps, mask_areas
 
 TILES_AT_ONCE = 4  # through the model
-SAME_IOU = 0.5  # of two predictions, where their tiles overlap, from which on they are one instance
+SAME_SHARE = 0.5  # of what two predictions have in common, from which on they are one instance
+CUT_SHARE = 64  # of a tile's side: predictions that end so near to its border are cut there
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
 
@@ -166,7 +167,7 @@ class TiledModel(nn.Module):
 class _Piece:
     """A prediction in a tile: ``rle`` in its frame, ``box`` in that of the image.
 
-    ``is_cut``: it touches a border of the tile where the image goes on.
+    ``is_cut``: it reaches a border of the tile where the image goes on, or nearly so.
     """
 
     tile: int
@@ -174,15 +175,18 @@ class _Piece:
     box: Box
     label: int
     score: float
+    area: int
     is_cut: bool
 
 
 class _Seams:
     """Joins predictions in the tiles of an image.
 
-    A piece at a border of its tile that another tile shows with its surroundings is left to that
-    tile. Of the others, those of one class are one instance if they agree where their tiles
-    overlap: pieces that are all cut continue each other, otherwise the most certain one stays.
+    A piece that is cut, and that another tile shows with its surroundings, is left to that tile. Of
+    the others, two of one class in different tiles are one instance
+
+    - if both are cut and agree (IoU) where the tiles overlap: they continue each other;
+    - if one is not, and they have half of the smaller one in common: the more certain one stays.
 
     Args:
         tiles: all of the image.
@@ -195,7 +199,8 @@ class _Seams:
         self.image_size = image_size
         self.pieces: list[_Piece] = []
         self.of_tile: list[list[int]] = [[] for _ in tiles]  # indices of pieces
-        self.same: list[list[int]] = []  # of each piece, the pieces that agree with it
+        self.same: list[list[int]] = []  # of each piece, those that are of the same instance
+        self.margin = (tiles[0][2] - tiles[0][0]) // CUT_SHARE
 
     def add(self, number: int, found: Instances) -> None:
         """Add what was found in a tile, once."""
@@ -204,28 +209,32 @@ class _Seams:
         near = [n for n in np.flatnonzero(reach.all(1)) if n != number]
         rles = as_rles(found.pred_masks)
         boxes = mask_util.toBbox(rles).reshape(-1, 4).astype(int).tolist()
+        areas = mask_util.area(rles).tolist()
         labels, scores = found.pred_classes.tolist(), found.scores.tolist()
-        for rle, (x, y, wide, high), label, score in zip(rles, boxes, labels, scores, strict=True):
+        for rle, (x, y, wide, high), label, score, area in zip(
+            rles, boxes, labels, scores, areas, strict=True
+        ):
             x, y = tile[0] + x, tile[1] + y
             box = x, y, x + wide, y + high
             is_cut = self._is_cut(box, tile)
             others = (self.tiles[n] for n in near) if is_cut else ()
-            if not wide or any(_holds(t, box) and not self._is_cut(box, t) for t in others):
+            if not area or any(_holds(t, box) and not self._is_cut(box, t) for t in others):
                 continue
             self.of_tile[number].append(len(self.pieces))
-            self.pieces.append(_Piece(number, rle, box, label, score, is_cut))
+            self.pieces.append(_Piece(number, rle, box, label, score, area, is_cut))
             self.same.append([])
         for other in near:
             self._compare(other, number)
 
     def _is_cut(self, box: Box, tile: Box) -> bool:
         height, width = self.image_size
-        starts = any(side == border > 0 for side, border in zip(box[:2], tile[:2], strict=True))
-        ends = zip(box[2:], tile[2:], (width, height), strict=True)
-        return starts or any(side == border < last for side, border, last in ends)
+        return any(
+            border != end and abs(side - border) <= self.margin
+            for side, border, end in zip(box, tile, (0, 0, width, height), strict=True)
+        )
 
     def _compare(self, first: int, second: int) -> None:
-        """Note which pieces of two tiles agree."""
+        """Note which pieces of two tiles are of the same instance."""
         region = _shared(self.tiles[first], self.tiles[second])
         sides = [
             [i for i in self.of_tile[tile] if _shared(self.pieces[i].box, region)]
@@ -237,12 +246,13 @@ class _Seams:
         areas = [mask_areas(part) for part in parts]
         both = dense_overlaps(*parts)
         either = areas[0][:, None] + areas[1][None] - both
-        labels = [torch.tensor([self.pieces[i].label for i in side]) for side in sides]
-        agree = (both > 0) & (both >= SAME_IOU * either) & (labels[0][:, None] == labels[1])
-        for row, column in agree.nonzero().tolist():
+        for row, column in both.nonzero().tolist():
             one, other = sides[0][row], sides[1][column]
-            self.same[one].append(other)
-            self.same[other].append(one)
+            a, b = self.pieces[one], self.pieces[other]
+            whole = either[row, column] if a.is_cut and b.is_cut else min(a.area, b.area)
+            if a.label == b.label and both[row, column] >= SAME_SHARE * whole:
+                self.same[one].append(other)
+                self.same[other].append(one)
 
     def _parts(self, side: Sequence[int], region: Box) -> Tensor:
         """(N, h, w) bool: what pieces of one tile have in a region of it."""
