@@ -127,10 +127,8 @@ def _s4m_config() -> CN:
     s4m.UNSUP_LOSS_WEIGHT = 2.0  # of all losses on pseudo-labels
 
     # Speed. Labeled and unlabeled images go through the student together where nothing changes.
-    s4m.SHARED_FORWARD = True  # False: two passes of the student always
     s4m.CHANNELS_LAST = False  # memory format of the backbone's maps
     s4m.AMP_PRECISION = "float16"  # with SOLVER.AMP.ENABLED; bfloat16 needs no loss scale
-    s4m.COMPILE = False  # torch.compile for backbone and head; needs a C++ compiler
 
     s4m.DATA = _data_config()
     s4m.SAM = _sam_config()
@@ -182,10 +180,6 @@ def _sam_config() -> CN:
     # float32, bfloat16 or float16: of SAM's computing, whatever the training's. auto: float32 on
     # the CPU, on a GPU bfloat16, or float16 where it has no bfloat16.
     sam.PRECISION = "auto"
-    # Folder where stage 1 keeps SAM's embeddings of labeled images, by the pixels that SAM sees;
-    # "": not kept. It pays where an image comes again just the same: without crop and SSD colors.
-    sam.CACHE = ""
-    sam.CACHE_SIZE_GB = 10.0  # the least recently used ones go first; 1024 x 1024: 4 to 16 MB each
     return sam
 
 

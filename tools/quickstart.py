@@ -27,7 +27,6 @@ from s4m_d2.engine.figures.figures import at_image_size, draw_found, draw_labels
 from s4m_d2.files import atomic_write
 from s4m_d2.report import read_results, results_table
 from s4m_d2.semi.ema_teacher import EMATeacher
-from s4m_d2.structures import drop_invalid
 from s4m_d2.visualization import panel_grid
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,7 +103,7 @@ def draw_overview(cfg, path: str, num_images: int) -> None:
     samples = validation_samples(cfg, num_images)
     views = PseudoLabeling(cfg, EMATeacher(teacher, cfg.S4M.EMA_DECAY))(samples)
     names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
-    all_refined, all_pasted = drop_invalid(views.refined), drop_invalid(views.arp_labels)
+    all_refined, all_pasted = views.refined, views.arp_labels
     rows = []
     for i, (sample, result) in enumerate(zip(samples, student(samples), strict=True)):
         image = to_rgb(sample["image"])

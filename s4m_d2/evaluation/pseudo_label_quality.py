@@ -26,7 +26,7 @@ from torch import Tensor
 
 from s4m_d2.errors import InputError
 from s4m_d2.evaluation.measures import COUNTS, Quality
-from s4m_d2.structures import PseudoLabels, dense_overlaps, drop_invalid, mask_areas
+from s4m_d2.structures import PseudoLabels, dense_overlaps, mask_areas
 from s4m_d2.transfers import to_device, to_host
 
 IOU_THRESH = 0.5  # a match has more; with less, an instance could match several disjoint masks
@@ -93,7 +93,6 @@ class PseudoLabelQuality:
         Raises:
             InputError: frames, lengths or class ids disagree.
         """
-        [labels] = drop_invalid([labels])
         device = labels.masks.device
         masks, classes = to_device(masks, device), to_device(classes, device)
         crowds = classes.new_zeros(len(classes)).bool() if crowds is None else crowds

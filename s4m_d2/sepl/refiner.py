@@ -22,7 +22,6 @@ from s4m_d2.structures import (
     PseudoLabels,
     dense_overlaps,
     mask_areas,
-    nonempty_masks,
 )
 from s4m_d2.transfers import to_device, to_host
 
@@ -121,7 +120,7 @@ class SEPLRefiner:
                 encoded=encoded.select([place]),
             )
             masks, chosen, redrawn = self._redraw(selections[i], (height, width), records)
-            labels[i] = replace(selections[i].labels, masks=masks, valid=nonempty_masks(masks))
+            labels[i] = replace(selections[i].labels, masks=masks, areas=None)
             ious += [records[row]["predicted_iou"] for row in chosen]
             instances += len(redrawn)
             fallbacks += int((~redrawn).sum())

@@ -1,7 +1,6 @@
 """What figures show: pictures of known pixels in the right columns, of the right images."""
 
 import importlib.util
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -82,20 +81,21 @@ def test_pseudo_labels_before_and_after_stand_beside_the_truth():
     teacher = labels_of(LEFT)
     logits = torch.where(teacher.masks, 9.0, -9.0)
     selection = Selection(teacher, logits, SIZE, {})
-    gone = replace(labels_of(RIGHT, TOP), valid=torch.tensor([True, False]))
     sample = {"image": image_of(50), "image_weak": image_of(80), "instances": truth_of(TOP)}
     without = {key: value for key, value in sample.items() if key != "instances"}
-    panels = pseudo_label_panels([sample, without], [selection] * 2, [gone] * 2, NAMES, "RGB")
+    panels = pseudo_label_panels(
+        [sample, without], [selection] * 2, [labels_of(RIGHT)] * 2, NAMES, "RGB"
+    )
     assert panels.columns[1:] == ["ground truth", "teacher's pseudo-labels", "refined by SAM"]
     assert [drawn_places(picture, 80) for picture in panels.rows[0]] == [
         set(), {"top"}, {"left"}, {"right"},
     ]  # fmt: skip
     assert panels.rows[1][1] is None
     # Only where an image has a truth is there a column for it.
-    narrow = pseudo_label_panels([without], [selection], [gone], NAMES, "RGB")
+    narrow = pseudo_label_panels([without], [selection], [labels_of(RIGHT)], NAMES, "RGB")
     assert narrow.draw().shape[1] == panels.draw().shape[1] * 3 // 4
     unrefined = pseudo_label_panels(
-        [sample] * 2, [selection] * 2, [gone] * 2, NAMES, "RGB", refines=False
+        [sample] * 2, [selection] * 2, [labels_of(RIGHT)] * 2, NAMES, "RGB", refines=False
     )
     assert [row[3] for row in unrefined.rows] == [None, None], "nothing was refined"
 

@@ -20,7 +20,7 @@ from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.semi.refinement import teacher_masks
 from s4m_d2.sepl import refiner as refiner_module
 from s4m_d2.sepl.refiner import SEPLRefiner
-from s4m_d2.structures import PseudoLabels, drop_invalid
+from s4m_d2.structures import PseudoLabels, drop_empty
 
 INSIDE = 9.0  # logit
 STRIDE = 4
@@ -115,7 +115,6 @@ def test_what_becomes_of_masks_in_a_row(teachers, objects, expected, fallbacks):
     refined, _ = refine([row(*teachers)], [row(*objects)])
     [labels] = refined.labels
     assert labels.masks.numpy().astype(int).tolist() == row(*expected).astype(int).tolist()
-    assert labels.valid.all()
     assert (refined.num_fallbacks, refined.num_instances) == (fallbacks, len(expected))
 
 
@@ -281,8 +280,7 @@ def test_an_instance_that_is_interpolated_away_is_not_valid():
     refined = SEPLRefiner(backend=script, automatic_masks=script)(
         [Selection(labels, logits, (6.0, 10.0), {})], image_names(1), [(24, 40)]
     )
-    assert refined.labels[0].valid.tolist() == [True, False]
-    assert drop_invalid(refined.labels)[0].labels.tolist() == [5]
+    assert drop_empty(refined.labels)[0].labels.tolist() == [5]
 
 
 def test_wrong_arguments_are_named():

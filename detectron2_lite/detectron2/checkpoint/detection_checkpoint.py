@@ -52,7 +52,7 @@ class DetectionCheckpointer(Checkpointer):
         if f.endswith((".pkl", ".pyth")):
             raise pickle.UnpicklingError(
                 f"{f} is a pickle, and unpickling runs the code that it holds. Load it with the "
-                "checkpointer of s4m_d2.engine.checkpoint, which reads arrays only."
+                "checkpointer of s4m_d2.engine, which reads arrays only."
             )
         loaded = torch.load(f, map_location="cpu", weights_only=True)
         if "model" not in loaded:

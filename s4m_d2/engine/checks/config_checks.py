@@ -19,7 +19,7 @@ from s4m_d2.engine.checks.setting_checks import setting_errors
 from s4m_d2.engine.labeling.protocol import check_architecture
 from s4m_d2.engine.labeling.pseudo_labeling import AMP, FLOAT32
 from s4m_d2.engine.stages import STAGES, runs_stage
-from s4m_d2.engine.training.speed import speed_errors
+from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
 from s4m_d2.losses.structural_distillation import DISTILLATION_REGISTRY
 from s4m_d2.modeling import TRANSFORMER_DECODER_REGISTRY
@@ -134,6 +134,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": SEM_SEG_HEADS_REGISTRY,
+    "S4M.AMP_PRECISION": PRECISIONS,
     "S4M.DISTILL.NAME": DISTILLATION_REGISTRY,
     "S4M.EVAL": ("student", "teacher", "both"),
     "S4M.PSEUDO_LABEL.PRECISION": (AMP, FLOAT32),
@@ -172,7 +173,7 @@ def config_errors(
     cfg: CfgNode, *, eval_only: bool = False, num_processes: int | None = None
 ) -> list[S4MError]:
     """What is wrong with the settings alone, no file looked at; arguments as above."""
-    errors: list[S4MError] = [*_value_errors(cfg), *_device_errors(cfg), *speed_errors(cfg)]
+    errors: list[S4MError] = [*_value_errors(cfg), *_device_errors(cfg)]
     if eval_only:
         if not cfg.DATASETS.TEST:
             errors.append(ConfigError("DATASETS.TEST is empty: name the data set to evaluate on."))
@@ -227,6 +228,14 @@ def _device_errors(cfg: CfgNode) -> Iterator[S4MError]:
             f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}', but PyTorch finds no CUDA device here. "
             "Add MODEL.DEVICE cpu to the command, or install a PyTorch that fits the driver."
         )
+    elif cfg.SOLVER.AMP.ENABLED and cfg.S4M.AMP_PRECISION == "bfloat16":
+        if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(
+            including_emulation=False
+        ):
+            yield ConfigError(
+                "S4M.AMP_PRECISION is 'bfloat16', which this GPU does not compute with; set it to "
+                "'float16'."
+            )
 
 
 def _dataset_name_errors(cfg: CfgNode) -> Iterator[S4MError]:

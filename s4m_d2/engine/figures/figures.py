@@ -13,7 +13,7 @@ from torch import Tensor
 from s4m_d2.engine.labeling.pseudo_labeling import UnlabeledViews
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.semi.refinement import teacher_masks
-from s4m_d2.structures import PseudoLabels, drop_invalid
+from s4m_d2.structures import PseudoLabels
 from s4m_d2.visualization import ColorScale, outline, overlay, panel_figure, rendered
 
 SCORE_SHOWN = 0.5  # predictions below it are not drawn
@@ -102,7 +102,7 @@ def pseudo_label_panels(
     Without refinement (``refines``) there is no column for it.
     """
     rows = []
-    for sample, selection, after in zip(samples, selections, drop_invalid(refined), strict=True):
+    for sample, selection, after in zip(samples, selections, refined, strict=True):
         weak_sample = {**sample, "image": sample["image_weak"]}
         weak = to_rgb(sample["image_weak"], order)
         before = at_image_size(selection, weak.shape[:2])
@@ -122,7 +122,7 @@ def arp_panels(
     samples: Sequence[Sample], views: UnlabeledViews, names: Sequence[str], order: str
 ) -> Panels:
     """Images and labels before and after the exchange of instances, and what the student sees."""
-    refined, pasted = drop_invalid(views.refined), drop_invalid(views.arp_labels)
+    refined, pasted = views.refined, views.arp_labels
     rows = []
     for i, sample in enumerate(samples):
         before, after = to_rgb(sample["image"], order), to_rgb(views.arp_images[i], order)

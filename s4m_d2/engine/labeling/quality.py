@@ -20,14 +20,14 @@ from s4m_d2.data.true_labels import TrueLabelsMapper
 from s4m_d2.engine.checks.quality_checks import quality_class_names, quality_records
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
-from s4m_d2.engine.training.speed import PRECISIONS
+from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.engine.training.writers import is_before
 from s4m_d2.errors import DatasetError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
 from s4m_d2.files import atomic_write
 from s4m_d2.semi.image_masks import teacher_masks
 from s4m_d2.semi.refinement import TeacherMasks, logit
-from s4m_d2.structures import PseudoLabels, nonempty_masks
+from s4m_d2.structures import PseudoLabels, drop_empty
 from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ class QualityMeasurement:
         size = tuple(sample["image"].shape[-2:])
         thresh = logit(labeling.selection["mask_thresh"])
         before = selection.labels.with_masks(teacher_masks(selection, size, thresh))
-        return {BEFORE: before[nonempty_masks(before.masks)], AFTER: refinement.labels[0]}
+        return {BEFORE: drop_empty([before])[0], AFTER: refinement.labels[0]}
 
 
 class PseudoLabelQualityHook(HookBase):
