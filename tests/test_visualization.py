@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from s4m_d2.errors import InputError
-from s4m_d2.structures import RLEMasks, encode_masks, mask_boxes
+from s4m_d2.structures import RLEMasks, encode_masks
 from s4m_d2.visualization import (
     FILL_ALPHA,
     instance_colors,
@@ -51,7 +51,7 @@ def test_pixels_change_only_where_instances_and_names_are():
 def test_a_pixel_of_several_instances_has_the_color_of_the_smallest():
     corners = [(40, 40, 300, 360), (60, 60, 120, 120), (40, 40, 300, 360)]
     masks = boxes((320, 400), corners)
-    colors = np.array(instance_colors(mask_boxes(masks), (320, 400)))
+    colors = np.array(instance_colors(masks))
     drawn = overlay(gray(320, 400), masks, [0, 1, 1], NAMES, scale=1)
     expected = 128 * (1 - FILL_ALPHA) + colors * FILL_ALPHA
     assert np.abs(drawn[70, 70] - expected[1]).max() <= 1
@@ -93,7 +93,7 @@ def test_names_of_too_many_instances_would_hide_them():
 )
 def test_touching_instances_have_different_colors(corners):
     masks = boxes((48, 48), [(y, x, y + h, x + w) for y, x, h, w in corners])
-    colors = instance_colors(mask_boxes(masks), (48, 48))
+    colors = instance_colors(masks)
     grown = torch.nn.functional.max_pool2d(masks[:, None].float(), 3, 1, 1)[:, 0].bool()
     for i, j in itertools.combinations(range(len(masks)), 2):
         if (grown[i] & masks[j]).any():
@@ -101,7 +101,7 @@ def test_touching_instances_have_different_colors(corners):
 
 
 def test_even_a_crowd_at_one_place_has_a_color_each():
-    colors = instance_colors([(0, 0, 20, 20)] * 40, (20, 20))
+    colors = instance_colors(torch.ones(40, 20, 20, dtype=torch.bool))
     assert len(set(colors)) == 40
 
 

@@ -79,11 +79,10 @@ def overlay(
     if not isinstance(masks, RLEMasks):
         masks = torch.as_tensor(masks)
     _check_instances(image, masks, labels, scores)
-    scale = scale or -(-READABLE_SIDE // min(image.shape[:2]))
-    height, width = image.shape[0] * scale, image.shape[1] * scale
-    picture = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+    scale = scale or readable_scale(image)
+    picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     windows = [_Window.of(mask, scale) for mask in masks]
-    colors = instance_colors([window.box for window in windows], (height, width))
+    colors = _colors_of_boxes(np.array([window.box for window in windows]), picture.shape[:2])
     _fill(picture, windows, colors)
     for window, color in zip(windows, colors, strict=True):
         outlines, _ = cv2.findContours(
@@ -99,6 +98,18 @@ def overlay(
     if scores is not None:
         texts = [f"{text} {score:.0%}" for text, score in zip(texts, scores, strict=True)]
     return _write_names(picture, windows, texts)
+
+
+def readable_scale(image: np.ndarray) -> int:
+    """The factor by which an (H, W, 3) picture is enlarged, so that names are readable."""
+    return -(-READABLE_SIDE // min(image.shape[:2]))
+
+
+def deepest_point(mask: np.ndarray) -> tuple[int, int]:
+    """The pixel (x, y) farthest inside an (H, W) bool mask."""
+    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(depth.argmax(), depth.shape)
+    return int(x), int(y)
 
 
 def _check_instances(
@@ -133,19 +144,21 @@ def _fill(
         part[own] = (1 - FILL_ALPHA) * part[own] + FILL_ALPHA * np.array(color)
 
 
-def instance_colors(
-    boxes: Sequence[tuple[int, int, int, int]] | np.ndarray, image_size: tuple[int, int]
-) -> list[tuple[int, int, int]]:
-    """An RGB color for each of N instances; those whose boxes touch have different ones.
+def instance_colors(masks: Tensor) -> list[tuple[int, int, int]]:
+    """An RGB color for each of N masks (N, H, W) bool; touching masks have different ones.
 
-    The same boxes always get the same colors.
+    The same masks always get the same colors.
+    """
+    return _colors_of_boxes(mask_boxes(masks).numpy(), (masks.shape[1], masks.shape[2]))
 
-    Args:
-        boxes: N of (x0, y0, x1, y1).
-        image_size: (H, W); a gap of a hundredth of it still counts as touching.
+
+def _colors_of_boxes(boxes: np.ndarray, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """Colors of N boxes (x0, y0, x1, y1) in an image of (H, W), different ones where they touch.
+
+    A gap of a hundredth of the image still counts as touching.
     """
     gap = max(image_size) / 100
-    starts, ends = np.split(np.asarray(boxes, dtype=float).reshape(-1, 4), 2, axis=1)
+    starts, ends = np.split(boxes.reshape(-1, 4), 2, axis=1)
     touching = (starts[:, None] <= ends + gap).all(2) & (ends[:, None] + gap >= starts).all(2)
     palette = _palette(max(FEWEST_COLORS, int(touching.sum(1).max(initial=0))))
     chosen: list[int] = []
@@ -179,8 +192,7 @@ def _write_names(image: np.ndarray, windows: Sequence[_Window], texts: Sequence[
         window = windows[i]
         if not window.mask.any():
             continue
-        depth = cv2.distanceTransform(np.pad(window.mask.astype(np.uint8), 1), cv2.DIST_L2, 3)
-        center_y, center_x = np.unravel_index(depth[1:-1, 1:-1].argmax(), window.mask.shape)
+        center_x, center_y = deepest_point(window.mask)
         center_x, center_y = center_x + window.columns.start, center_y + window.rows.start
         half = draw.textlength(texts[i], font=font) / 2 + TEXT_STROKE
         x = float(np.clip(center_x, half, max(half, width - half)))
