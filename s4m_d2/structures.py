@@ -164,7 +164,7 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     return [mask_util.encode(mask.T) for mask in by_column]
 
 
-def as_rles(masks: RLEMasks | Tensor) -> list[dict[str, Any]]:
+def as_rles(masks: RLEMasks | Tensor) -> Sequence[Mapping[str, Any]]:
     """The encoding of each of N masks, encoded already or (N, H, W) bool."""
     return masks.rles if isinstance(masks, RLEMasks) else encode_masks(masks)
 

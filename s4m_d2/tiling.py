@@ -171,7 +171,7 @@ class _Piece:
     """
 
     tile: int
-    rle: dict[str, Any]
+    rle: Mapping[str, Any]
     box: Box
     label: int
     score: float
@@ -236,6 +236,7 @@ class _Seams:
     def _compare(self, first: int, second: int) -> None:
         """Note which pieces of two tiles are of the same instance."""
         region = _shared(self.tiles[first], self.tiles[second])
+        assert region is not None  # they are neighbors
         sides = [
             [i for i in self.of_tile[tile] if _shared(self.pieces[i].box, region)]
             for tile in (first, second)
@@ -314,7 +315,7 @@ def encode_window(
     height, width = image_size
     edges = np.diff(np.pad(window.astype(np.int8), ((1, 1), (0, 0))), axis=0)
     columns, rows = np.nonzero(edges.T)  # by column: a start, an end, a start, ...
-    ends = (corner[0] + columns.astype(np.int64)) * height + corner[1] + rows
+    ends: np.ndarray = (corner[0] + columns.astype(np.int64)) * height + corner[1] + rows
     inner = ends[1:-1].reshape(-1, 2)
     inner = inner[inner[:, 0] < inner[:, 1]]  # else a run goes on at the top of the next column
     ends = np.concatenate([ends[:1], inner.reshape(-1), ends[-1:]])

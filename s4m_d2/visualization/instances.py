@@ -117,9 +117,10 @@ def _check_instances(
 ) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise InputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
-    encoded = isinstance(masks, RLEMasks)
-    size = masks.image_size if encoded else tuple(masks.shape[1:])
-    dtype = torch.bool if encoded else masks.dtype
+    if isinstance(masks, RLEMasks):
+        size, dtype = masks.image_size, torch.bool
+    else:
+        size, dtype = tuple(masks.shape[1:]), masks.dtype
     if dtype != torch.bool or size != image.shape[:2]:
         raise InputError(
             f"masks must be (N, {image.shape[0]}, {image.shape[1]}) bool like the image, "
@@ -159,7 +160,9 @@ def _colors_of_boxes(boxes: np.ndarray, image_size: tuple[int, int]) -> list[tup
     """
     gap = max(image_size) / 100
     starts, ends = np.split(boxes.reshape(-1, 4), 2, axis=1)
-    touching = (starts[:, None] <= ends + gap).all(2) & (ends[:, None] + gap >= starts).all(2)
+    touching: np.ndarray = (starts[:, None] <= ends + gap).all(2) & (
+        ends[:, None] + gap >= starts
+    ).all(2)
     palette = _palette(max(FEWEST_COLORS, int(touching.sum(1).max(initial=0))))
     chosen: list[int] = []
     for i in range(len(touching)):
