@@ -317,8 +317,8 @@ def encode_window(
     columns, rows = np.nonzero(edges.T)  # by column: a start, an end, a start, ...
     ends: np.ndarray = (corner[0] + columns.astype(np.int64)) * height + corner[1] + rows
     inner = ends[1:-1].reshape(-1, 2)
-    inner = inner[inner[:, 0] < inner[:, 1]]  # else a run goes on at the top of the next column
-    ends = np.concatenate([ends[:1], inner.reshape(-1), ends[-1:]])
+    is_gap = inner[:, 0] < inner[:, 1]  # else a run goes on at the top of the next column
+    ends = np.concatenate([ends[:1], inner[is_gap].reshape(-1), ends[-1:]])
     counts = np.diff(ends, prepend=0, append=height * width).tolist()
     if not counts[-1]:
         del counts[-1]  # COCO's encoding has no empty run but the first

@@ -117,6 +117,7 @@ def _check_instances(
 ) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise InputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    size: tuple[int, ...]
     if isinstance(masks, RLEMasks):
         size, dtype = masks.image_size, torch.bool
     else:
@@ -160,9 +161,8 @@ def _colors_of_boxes(boxes: np.ndarray, image_size: tuple[int, int]) -> list[tup
     """
     gap = max(image_size) / 100
     starts, ends = np.split(boxes.reshape(-1, 4), 2, axis=1)
-    touching: np.ndarray = (starts[:, None] <= ends + gap).all(2) & (
-        ends[:, None] + gap >= starts
-    ).all(2)
+    meets = (starts[:, None] <= ends + gap) & (ends[:, None] + gap >= starts)
+    touching = np.logical_and.reduce(meets, axis=2)
     palette = _palette(max(FEWEST_COLORS, int(touching.sum(1).max(initial=0))))
     chosen: list[int] = []
     for i in range(len(touching)):
