@@ -23,6 +23,7 @@ def _add_mask2former_config(cfg: CN) -> None:
     cfg.INPUT.IMAGE_SIZE = 1024  # side of the large-scale-jitter crop, px
     cfg.INPUT.MIN_SCALE = 0.1  # range of the large-scale jitter
     cfg.INPUT.MAX_SCALE = 2.0  # the upper end of it
+    cfg.INPUT.TILE = _tile_config()
 
     cfg.DATASETS.UNLABELED = ()  # names of the unlabeled sets; their annotations are never read
 
@@ -63,6 +64,16 @@ def _add_mask2former_config(cfg: CN) -> None:
     former.TEST.OBJECT_MASK_THRESHOLD = 0.8  # panoptic only; kept so that published configs load
     former.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic only
     former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False  # semantic only
+
+
+def _tile_config() -> CN:
+    """Squares in place of images that are large, or have many small instances."""
+    tile = CN()
+    # side, px of the image before it is resized. Training takes tiles for images; inference joins
+    # what it finds in each over their seams. 0: images stay whole
+    tile.SIZE = 0
+    tile.OVERLAP = 0.2  # least share of the side that neighboring tiles have in common
+    return tile
 
 
 def _add_pixel_decoder_config(cfg: CN) -> None:

@@ -164,6 +164,11 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     return [mask_util.encode(mask.T) for mask in by_column]
 
 
+def as_rles(masks: RLEMasks | Tensor) -> Sequence[Mapping[str, Any]]:
+    """The encoding of each of N masks, encoded already or (N, H, W) bool."""
+    return masks.rles if isinstance(masks, RLEMasks) else encode_masks(masks)
+
+
 class RLEMasks:
     """N masks of one image, run-length encoded: a few KiB each, whatever the size of the image.
 

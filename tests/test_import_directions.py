@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "restricted_pickle": {"files"},
     "command_line": {"errors"},
     "config": {"errors"},
+    "tiling": {"structures"},
     "data": BASE,
     **{leaf: BASE | LEAVES for leaf in LEAVES},
     "modeling": BASE | LEAVES,
@@ -41,7 +42,7 @@ MAY_IMPORT = {
     "report": BASE,
     "engine": BASE
     | LEAVES
-    | {"config", "data", "modeling", "evaluation", "visualization", "report"},
+    | {"config", "data", "modeling", "evaluation", "visualization", "report", "tiling"},
 }
 
 MAY_UNPICKLE = PACKAGE / "restricted_pickle.py"

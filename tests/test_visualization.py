@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from s4m_d2.errors import InputError, OutputError
+from s4m_d2.structures import RLEMasks, encode_masks
 from s4m_d2.visualization import (
     FILL_ALPHA,
     ColorScale,
@@ -74,6 +75,23 @@ def test_a_pixel_of_several_instances_has_the_color_of_the_smallest():
     expected = 128 * (1 - FILL_ALPHA) + colors * FILL_ALPHA
     assert np.abs(drawn[70, 70] - expected[1]).max() <= 1
     assert np.abs(drawn[280, 60] - expected[0]).max() <= 1  # of equals the first
+
+
+def test_encoded_masks_are_drawn_alike():
+    image, masks = gray(320, 400), boxes((320, 400), [(0, 0, 320, 400), (9, 9, 9, 9)])
+    encoded = RLEMasks(encode_masks(masks), (320, 400))
+    drawn = overlay(image, masks, [0, 1], NAMES)
+    assert (overlay(image, encoded, [0, 1], NAMES) == drawn).all()
+
+
+def test_names_of_too_many_instances_would_hide_them():
+    corners = [(y, x, y + 20, x + 20) for y in range(0, 320, 40) for x in range(0, 400, 40)]
+    drawn = [
+        overlay(gray(320, 400), boxes((320, 400), corners[:count]), [label] * count, NAMES)
+        for count in (60, 61)
+        for label in (0, 1)
+    ]
+    assert (drawn[0] != drawn[1]).any() and (drawn[2] == drawn[3]).all()
 
 
 @settings(max_examples=30)

@@ -17,7 +17,7 @@ from torch import nn
 from s4m_d2.errors import ConfigError
 from s4m_d2.evaluation.cityscapes import CityscapesInstanceAP
 from s4m_d2.files import atomic_write
-from s4m_d2.structures import RLEMasks, encode_masks
+from s4m_d2.structures import RLEMasks, as_rles
 
 COCO_TASKS = ("bbox", "segm")  # stated, so that a model without predictions has both results too
 RESULTS = "predictions.json"
@@ -137,8 +137,7 @@ def write_coco_results(
 
 def coco_results(instances: Instances, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
     """Each instance as category_id, segmentation (compressed RLE), bbox (x, y, w, h) and score."""
-    masks = instances.pred_masks
-    rles = masks.rles if isinstance(masks, RLEMasks) else encode_masks(masks)
+    rles = as_rles(instances.pred_masks)
     labels, scores = instances.pred_classes.tolist(), instances.scores.tolist()
     for rle, label, score in zip(rles, labels, scores, strict=True):
         yield {

@@ -186,10 +186,15 @@ def test_validation_images_keep_their_size_or_get_that_of_evaluation(small_confi
     for sample in validation_samples(cfg, 2, resized=True):
         assert sample["image"].shape[1:] == sample["image_weak"].shape[1:] == (24, 48)
         assert sample["instances"].gt_masks.tensor.shape[1:] == (24, 48)
+    cfg = small_config(INPUT__TILE__SIZE=40, INPUT__MIN_SIZE_TEST=32)
+    for sample in validation_samples(cfg, 4, tiles=True, resized=True):
+        assert sample["image"].shape[1:] == sample["instances"].image_size == (32, 32)
+    assert FigureSet(cfg, FigureModels({}), 2, resized=True)._whole()[0]["height"] == 64
 
 
-def test_views_are_those_of_the_training(small_config):
-    cfg = small_config()
+@pytest.mark.parametrize("tile", [0, 48])
+def test_views_are_those_of_the_training(small_config, tile):
+    cfg = small_config(INPUT__TILE__SIZE=tile)
     panels = FigureSet(cfg, FigureModels({}), 2)._views_panels()
     samples = unlabeled_samples(cfg, 2)
     generators = sample_generators(samples, "strong_view", "cpu")

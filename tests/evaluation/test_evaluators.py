@@ -17,6 +17,7 @@ from detectron2.structures import Boxes, Instances
 from PIL import Image
 from torch import nn
 
+from s4m_d2.config import add_s4m_config
 from s4m_d2.data import custom
 from s4m_d2.engine import TeacherTrainer
 from s4m_d2.errors import ConfigError, DatasetError
@@ -181,15 +182,23 @@ def test_coco_results_of_encoded_masks_are_those_of_detectron2(coco, tmp_path, m
     assert repr(results[0]) == repr(results[1]) == repr(results[2]) and results[0]["AP"] > 0
 
 
-@pytest.mark.parametrize(("own", "expected"), [(True, 100), (False, 100 * 67 / 101)])
-def test_on_own_data_all_detections_count_and_else_100(coco, tmp_path, monkeypatch, own, expected):
+@pytest.mark.parametrize(
+    ("own", "tile", "most", "expected"),
+    [(True, 0, 150, 100), (False, 0, 150, 100 * 67 / 101), (False, 40, 75, 100)],
+)
+def test_on_own_data_and_with_tiles_all_detections_count_and_else_100(
+    coco, tmp_path, monkeypatch, own, tile, most, expected
+):
     """All of 150 instances are found; COCO's precision is read at 101 recalls."""
     corners = [(x, y) for x in range(0, WIDTH, 4) for y in range(0, HEIGHT, 4)]
     name = coco([(x, y, 4) for x, y in corners])
     if own:
         monkeypatch.setattr(custom, "VALIDATION", name)
+    image = {"file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}
+    monkeypatch.setattr(DatasetCatalog, "get", {name: [image]}.get)
     cfg = get_cfg()
-    cfg.OUTPUT_DIR, cfg.TEST.DETECTIONS_PER_IMAGE = str(tmp_path), 150
+    add_s4m_config(cfg)
+    cfg.OUTPUT_DIR, cfg.TEST.DETECTIONS_PER_IMAGE, cfg.INPUT.TILE.SIZE = str(tmp_path), most, tile
     found = predictions([np.s_[y : y + 4, x : x + 4] for x, y in corners], [0] * 150, [0.9] * 150)
     results = evaluate(TeacherTrainer.build_evaluator(cfg, name), found)
     assert [results[key] for key in ("AP", "AP50", "APs")] == pytest.approx([expected] * 3)

@@ -57,7 +57,7 @@ _RULES = (
             "S4M.STRONG_VIEW.JITTER_PROB",
         ),
     ),
-    _Rule("at least 0 and below 1", lambda v: 0 <= v < 1, ("S4M.EMA_DECAY",)),
+    _Rule("at least 0 and below 1", lambda v: 0 <= v < 1, ("INPUT.TILE.OVERLAP", "S4M.EMA_DECAY")),
     _Rule(
         "above 0, up to 0.5 (a pair has two images); S4M.ARP.ENABLED False switches ARP off",
         lambda v: 0 < v <= 0.5,
@@ -86,6 +86,7 @@ _RULES = (
         lambda v: v >= 0,
         (
             "DATALOADER.NUM_WORKERS",
+            "INPUT.TILE.SIZE",
             "S4M.BURN_IN",
             "S4M.DISTILL.WEIGHT",
             "S4M.MAX_BAD_STEPS",

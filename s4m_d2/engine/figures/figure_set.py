@@ -88,7 +88,8 @@ class FigureSet:
         count: images a figure.
         unlabeled: pseudo-labels and ARP are drawn of unlabeled images in the training's views;
             default: of validation images, which have a truth.
-        resized: validation images have the size that evaluation gives them, not their own.
+        resized: validation images have the size that evaluation gives them, not their own. (With
+            INPUT.TILE, predictions are of whole images, all else is of resized tiles.)
         point: (x, y) in pixels of the image, for similarities; None: inside the largest instance.
     """
 
@@ -106,7 +107,15 @@ class FigureSet:
         self.order = cfg.INPUT.FORMAT
         self.point = point
         self.names = functools.cache(lambda: class_names(cfg))
-        self._validation = functools.cache(lambda: validation_samples(cfg, count, resized=resized))
+        tiled = bool(cfg.INPUT.TILE.SIZE)  # each is resized on its own
+        self._whole = functools.cache(
+            lambda: validation_samples(cfg, count, resized=resized and not tiled)
+        )
+        self._validation = (
+            functools.cache(lambda: validation_samples(cfg, count, tiles=True, resized=True))
+            if tiled
+            else self._whole
+        )
         self._labeled = functools.cache(lambda: labeled_samples(cfg, count, DRAWS))
         self._unlabeled = functools.cache(lambda: unlabeled_samples(cfg, count))
         self._taught = self._unlabeled if unlabeled else self._validation
@@ -154,7 +163,7 @@ class FigureSet:
         return similarity_panels(samples, points, self.models.by_name, distillation, self.order)
 
     def _predictions_panels(self) -> Panels:
-        samples, found = self._validation(), {}
+        samples, found = self._whole(), {}
         for name, model in self.models.by_name.items():
             predict = self._predictor(model)
             found[name] = [

@@ -133,7 +133,7 @@ def draw_labels(
 def draw_found(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarray:
     """An image with predictions of its size, those of at least SCORE_SHOWN."""
     found = found[found.scores >= SCORE_SHOWN]
-    masks = np.asarray(found.pred_masks.to("cpu"), dtype=bool)
+    masks = found.pred_masks.to("cpu")
     return overlay(image, masks, found.pred_classes.tolist(), names, found.scores.tolist())
 
 

@@ -32,6 +32,7 @@ from s4m_d2.files import atomic_write
 from s4m_d2.semi.image_masks import teacher_masks
 from s4m_d2.semi.refinement import TeacherMasks, logit
 from s4m_d2.structures import PseudoLabels, drop_empty
+from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ class QualityMeasurement:
 
     Args:
         pseudo_labeling: of the training; its teacher's weights are those of the moment.
-        records: with "annotations", the same in all processes, which share them.
+        records: with "annotations", the same in all processes, which share them; of tiles as of
+            images.
         mapper: from a record to a sample with "truth" (:class:`~s4m_d2.data.TrueLabelsMapper`).
         class_names: of the teacher's classes.
         size_limits: px; see :class:`~s4m_d2.evaluation.PseudoLabelQuality`.
@@ -106,7 +108,7 @@ class QualityMeasurement:
         amp = cfg.SOLVER.AMP.ENABLED
         return {
             "pseudo_labeling": pseudo_labeling,
-            "records": quality_records(cfg),
+            "records": build_tiling(cfg).records(quality_records(cfg)),
             "mapper": TrueLabelsMapper(cfg),
             "class_names": quality_class_names(cfg),
             "size_limits": cfg.S4M.QUALITY.SIZE_LIMITS,

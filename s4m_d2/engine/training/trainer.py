@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
 from detectron2.engine import DefaultTrainer
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation.testing import flatten_results_dict
@@ -46,6 +47,7 @@ from s4m_d2.evaluation import build_evaluator, masks_as_rle
 from s4m_d2.report import write_results
 from s4m_d2.semi.burn_in import TeacherPhase
 from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.tiling import TiledModel, build_tiling
 
 logger = logging.getLogger(__name__)
 
@@ -204,11 +206,22 @@ class TeacherTrainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
         """Detectron2's, with encoded masks: memory does not grow with the size of the images."""
         with masks_as_rle(model):
-            return super().test(cfg, model, *args, **kwargs)
+            tiled = TiledModel(cfg, model) if cfg.INPUT.TILE.SIZE else model
+            return super().test(cfg, tiled, *args, **kwargs)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        if not cfg.INPUT.TILE.SIZE:
+            return super().build_test_loader(cfg, dataset_name)
+        whole = DatasetMapper(is_train=False, augmentations=[], image_format=cfg.INPUT.FORMAT)
+        return build_detection_test_loader(cfg, dataset_name, mapper=whole)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
         most = cfg.TEST.DETECTIONS_PER_IMAGE if dataset_name == custom.VALIDATION else None
+        if cfg.INPUT.TILE.SIZE:
+            tiles = build_tiling(cfg).most(DatasetCatalog.get(dataset_name))
+            most = tiles * cfg.TEST.DETECTIONS_PER_IMAGE
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         return build_evaluator(dataset_name, folder, max_detections=most)
 
