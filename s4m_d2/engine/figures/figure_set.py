@@ -37,7 +37,7 @@ from s4m_d2.engine.figures.predictor import Predictor, class_names
 from s4m_d2.engine.figures.similarity_figure import point_of, similarity_panels
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import undisturbed_generators
-from s4m_d2.errors import ConfigError, S4MError
+from s4m_d2.errors import S4MError
 from s4m_d2.losses.structural_distillation import StructuralDistillation
 from s4m_d2.sam import SamBackend
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -273,14 +273,3 @@ def figure_models(model: nn.Module, labeling: PseudoLabeling | None = None) -> F
     backend = getattr(labeling.refiner, "backend", None)
     teacher = labeling.teacher
     return FigureModels({"student": model, "teacher": teacher.model}, teacher, backend)
-
-
-def figure_setting_errors(cfg: CfgNode) -> Iterator[S4MError]:
-    """What is wrong with S4M.FIGURES."""
-    settings = cfg.S4M.FIGURES
-    for key, least in (("PERIOD", 0), ("IMAGES", 1)):
-        if settings[key] < least:
-            yield ConfigError(f"S4M.FIGURES.{key} is {settings[key]}; expected {least} or more.")
-    unknown = [name for name in settings.WHAT if name not in FIGURES]
-    if unknown:
-        yield ConfigError(f"S4M.FIGURES.WHAT has {unknown[0]!r}; choose from {', '.join(FIGURES)}.")

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.engine.training.writers import is_before
-from s4m_d2.errors import ConfigError, DatasetError, InputError, S4MError
+from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
 from s4m_d2.files import atomic_write
 from s4m_d2.semi.image_masks import teacher_masks
@@ -244,18 +244,6 @@ def write_line(path: str, entry: dict[str, Any]) -> None:
             lines = [line for line in file if is_before(line, entry["iteration"])]
     with atomic_write(path, "wb") as file:
         file.writelines([*lines, json.dumps(entry).encode() + b"\n"])
-
-
-def quality_setting_errors(cfg: CfgNode) -> Iterator[S4MError]:
-    """Values of S4M.QUALITY that are out of range."""
-    quality = cfg.S4M.QUALITY
-    for key in ("PERIOD", "MAX_IMAGES"):
-        if quality[key] < 0:
-            yield ConfigError(f"S4M.QUALITY.{key} is {quality[key]!r}; expected 0 or more.")
-    try:
-        PseudoLabelQuality(["any"], quality.SIZE_LIMITS)
-    except InputError as error:
-        yield ConfigError(f"S4M.QUALITY.SIZE_LIMITS: {error}")
 
 
 def quality_datasets(cfg: CfgNode) -> tuple[str, ...]:
