@@ -12,19 +12,17 @@ from reference_runs import ROOT, RUNS, STEADY, differences, fingerprint, stored
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 
 
-@pytest.fixture(scope="module")
-def values(tmp_path_factory):
-    """Of all runs, in one process that imports once."""
-    path = tmp_path_factory.mktemp("reference") / "values.json"
-    script = [sys.executable, str(ROOT / "tests" / "reference_runs.py"), "--output", str(path)]
-    subprocess.run(script, check=True, env=os.environ | KEEP_MEMORY)
-    return json.loads(path.read_text())
+LONG = {"quickstart": pytest.mark.slow}
 
 
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", RUNS)
-def test_runs_give_the_stored_values(values, name):
-    found, expected = values[name], stored(name)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=LONG.get(name, ())) for name in RUNS])
+def test_runs_give_the_stored_values(tmp_path, name):
+    path = tmp_path / "values.json"
+    script = str(ROOT / "tests" / "reference_runs.py")
+    words = [sys.executable, script, name, "--output", str(path)]
+    subprocess.run(words, check=True, env=os.environ | KEEP_MEMORY)
+    found, expected = json.loads(path.read_text())[name], stored(name)
     if expected.pop("fingerprint") == fingerprint():
         assert found == expected
     every = name in STEADY

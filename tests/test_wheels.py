@@ -87,7 +87,9 @@ def package_files(folder: Path, *endings: str) -> set[str]:
 def test_the_wheel_holds_the_package_its_weights_and_types_and_nothing_else(wheel):
     files = {name for name in contents(wheel) if ".dist-info/" not in name}
     package = ROOT / "s4m_d2"
-    assert files == package_files(package, "*.py", "*.pth", "py.typed", "README.md")
+    assert files == package_files(
+        package, "*.py", "*.pth", "*.html", "*.css", "py.typed", "README.md"
+    )
     assert "s4m_d2/py.typed" in files and "s4m_d2/sam/weights/tiny_sam.pth" in files
 
 

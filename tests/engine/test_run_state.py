@@ -17,7 +17,6 @@ from s4m_d2.engine.training.run_state import (
     RunStateHook,
     changes,
     continuation_errors,
-    with_scaler_state,
 )
 from s4m_d2.errors import WeightsError
 
@@ -185,30 +184,6 @@ def test_only_a_continued_run_without_this_state_is_warned(tmp_path, caplog):
     resume(tmp_path)
     (warning,) = warnings_in(caplog)
     assert "iteration 3" in warning
-
-
-class Scaler:
-    def __init__(self, scale):
-        self.scale = scale
-
-    def state_dict(self):
-        return {"scale": self.scale}
-
-
-@pytest.mark.parametrize(
-    ("inner", "trainer", "expected"),
-    [
-        ({"a": 1}, SimpleNamespace(grad_scaler=Scaler(2)), {"a": 1, "grad_scaler": {"scale": 2}}),
-        ({"grad_scaler": 8}, SimpleNamespace(grad_scaler=Scaler(2)), {"grad_scaler": 8}),
-        ({"a": 1}, SimpleNamespace(), {"a": 1}),
-        ({"grad_scaler": 8}, SimpleNamespace(), {"grad_scaler": 8}),
-    ],
-)
-def test_a_run_with_amp_continues_one_without(inner, trainer, expected):
-    state = {"iteration": 3, "_trainer": inner}
-    before = {"iteration": 3, "_trainer": dict(inner)}
-    assert with_scaler_state(state, trainer) == {"iteration": 3, "_trainer": expected}
-    assert state == before
 
 
 def test_an_optimizer_of_another_model_is_a_users_mistake(tmp_path):
