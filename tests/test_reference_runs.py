@@ -12,7 +12,7 @@ from reference_runs import ROOT, RUNS, STEADY, differences, fingerprint, stored
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 
 
-LONG = {"quickstart": pytest.mark.slow}
+LONG = {"quickstart": pytest.mark.slow, "r50": pytest.mark.slow}
 
 
 @pytest.mark.timeout(1200)

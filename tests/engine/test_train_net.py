@@ -71,6 +71,7 @@ def check_report(output):
         assert f"{name} after 2 iterations" in page
 
 
+@pytest.mark.slow
 def test_stage_two_alone_takes_a_teacher_from_elsewhere(command, tmp_path):
     done = train_net(*command(S4M__STAGE="teacher", OUTPUT_DIR=str(tmp_path / "first")))
     assert done.returncode == 0, done.stderr
@@ -85,7 +86,6 @@ def test_stage_two_alone_takes_a_teacher_from_elsewhere(command, tmp_path):
 
 
 MISTAKES = {
-    "unknown key": ({"S4M__BURNIN": 3}, "S4M.BURN_IN"),
     "too few classes": ({"MODEL__SEM_SEG_HEAD__NUM_CLASSES": 4}, "NUM_CLASSES"),
     "no data": ({"DETECTRON2_DATASETS": "empty"}, "make_toyscapes.py"),
 }
