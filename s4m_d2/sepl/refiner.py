@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -118,7 +117,7 @@ class SEPLRefiner:
                 encoded=encoded.select([place]),
             )
             masks, chosen, redrawn = self._redraw(selections[i], (height, width), records)
-            labels[i] = replace(selections[i].labels, masks=masks, areas=None)
+            labels[i] = selections[i].labels.with_masks(masks)
             ious += [records[row]["predicted_iou"] for row in chosen]
             instances += len(redrawn)
             fallbacks += int((~redrawn).sum())
