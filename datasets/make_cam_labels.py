@@ -28,7 +28,7 @@ from tqdm import tqdm
 from s4m_d2.data.images import READ_ERRORS, unreadable
 from s4m_d2.errors import DatasetError, S4MError
 from s4m_d2.files import atomic_write
-from s4m_d2.sepl.labels import write_label
+from s4m_d2.sepl.files import write_label
 
 CLASS_NAMES = ("background", *sorted(THING_CLASSES, key=LABEL_IDS.__getitem__))
 IMAGE_SUFFIX = "_leftImg8bit.png"

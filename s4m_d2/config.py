@@ -23,6 +23,7 @@ def _add_mask2former_config(cfg: CN) -> None:
     cfg.INPUT.IMAGE_SIZE = 1024  # side of the large-scale-jitter crop, px
     cfg.INPUT.MIN_SCALE = 0.1  # range of the large-scale jitter
     cfg.INPUT.MAX_SCALE = 2.0  # the upper end of it
+    cfg.INPUT.TILE = _tile_config()
 
     cfg.DATASETS.UNLABELED = ()  # names of the unlabeled sets; their annotations are never read
 
@@ -63,6 +64,16 @@ def _add_mask2former_config(cfg: CN) -> None:
     former.TEST.OBJECT_MASK_THRESHOLD = 0.8  # panoptic only; kept so that published configs load
     former.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic only
     former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False  # semantic only
+
+
+def _tile_config() -> CN:
+    """Squares in place of images that are large, or have many small instances."""
+    tile = CN()
+    # side, px of the image before it is resized. Training takes tiles for images; inference joins
+    # what it finds in each over their seams. 0: images stay whole
+    tile.SIZE = 0
+    tile.OVERLAP = 0.2  # least share of the side that neighboring tiles have in common
+    return tile
 
 
 def _add_pixel_decoder_config(cfg: CN) -> None:
@@ -115,11 +126,7 @@ def _s4m_config() -> CN:
     s4m.EMA_DECAY = 0.9996  # half-life 1,730 iterations; short schedules need a smaller one
     s4m.UNSUP_LOSS_WEIGHT = 2.0  # of all losses on pseudo-labels
 
-    # Speed. Labeled and unlabeled images go through the student together where nothing changes.
-    s4m.SHARED_FORWARD = True  # False: two passes of the student always
-    s4m.CHANNELS_LAST = False  # memory format of the backbone's maps
     s4m.AMP_PRECISION = "float16"  # with SOLVER.AMP.ENABLED; bfloat16 needs no loss scale
-    s4m.COMPILE = False  # torch.compile for backbone and head; needs a C++ compiler
 
     s4m.DATA = _data_config()
     s4m.SAM = _sam_config()
@@ -171,10 +178,6 @@ def _sam_config() -> CN:
     # float32, bfloat16 or float16: of SAM's computing, whatever the training's. auto: float32 on
     # the CPU, on a GPU bfloat16, or float16 where it has no bfloat16.
     sam.PRECISION = "auto"
-    # Folder where stage 1 keeps SAM's embeddings of labeled images, by the pixels that SAM sees;
-    # "": not kept. It pays where an image comes again just the same: without crop and SSD colors.
-    sam.CACHE = ""
-    sam.CACHE_SIZE_GB = 10.0  # the least recently used ones go first; 1024 x 1024: 4 to 16 MB each
     return sam
 
 

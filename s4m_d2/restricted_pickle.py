@@ -12,13 +12,14 @@ import io
 import math
 import pickle
 import pickletools
-import struct
 import sys
 from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 import numpy as np
 import torch
+
+from s4m_d2.files import TENSOR_FILE_ERRORS
 
 NUMERIC_KINDS = "biufc"  # NumPy's letters for bool, signed, unsigned, float and complex
 MOST_AXES = 32  # of an array
@@ -31,20 +32,10 @@ _OPCODES = """
     SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
     EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT GLOBAL STACK_GLOBAL
 """.split()
-# What the standard unpickler and NumPy raise on opcodes that make no sense.
-_MALFORMED = (
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 class UnsafePickleError(pickle.UnpicklingError):
-    """The file asks for something that a dictionary of arrays does not need."""
+    """The file asks for something that a dictionary of arrays does not need, or makes no sense."""
 
 
 def load_arrays(file: IO[bytes]) -> Any:
@@ -54,14 +45,14 @@ def load_arrays(file: IO[bytes]) -> Any:
     arrays; an array of one Python object, as which ``np.save`` writes a dictionary, as the object.
 
     Raises:
-        UnsafePickleError: if the file holds or calls anything else.
-        pickle.UnpicklingError, EOFError: if it ends early or is no pickle.
+        UnsafePickleError: if the file holds or calls anything else, or ends early.
+        pickle.UnpicklingError, EOFError: if it is no pickle.
     """
     try:
         value = _Unpickler(file, encoding="latin1").load()
-    except (struct.error, IndexError) as error:  # what is read next is not all there
-        raise EOFError("the pickle is truncated") from error
-    except _MALFORMED as error:
+    except (pickle.UnpicklingError, EOFError):
+        raise
+    except TENSOR_FILE_ERRORS as error:
         raise UnsafePickleError(f"its opcodes do not fit together ({error})") from error
     left, count = [value], 0
     while left:
@@ -114,11 +105,6 @@ def _array_state(state: tuple) -> tuple:
     if math.prod(shape) * dtype.itemsize != len(raw):
         raise UnsafePickleError(f"an array of shape {shape} and {len(raw)} bytes")
     return 1, shape, dtype, bool(fortran), raw
-
-
-def _is_object(state: tuple) -> bool:
-    """Whether the state is that of an array without axes that holds a Python object."""
-    return state[1] == () and isinstance(state[2], np.dtype) and state[2].hasobject
 
 
 def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
@@ -200,12 +186,12 @@ class _Unpickler(_PythonsOwn):
         if isinstance(target, np.dtype):
             if not target.hasobject:
                 target.__setstate__(_dtype_state(state))  # type: ignore[attr-defined]
-        elif isinstance(target, np.ndarray) and _is_object(state):
-            (self.stack[-1],) = state[4]
-        elif isinstance(target, np.ndarray):
-            target.__setstate__(_array_state(state))
-        else:
+        elif not isinstance(target, np.ndarray):
             raise UnsafePickleError(f"it sets the state of a {type(target).__name__}")
+        elif state[1] == () and isinstance(state[2], np.dtype) and state[2].hasobject:
+            (self.stack[-1],) = state[4]
+        else:
+            target.__setstate__(_array_state(state))
 
     def _new_dict(self) -> None:
         items = self.pop_mark()

@@ -29,8 +29,7 @@ class PseudoLabels:
         labels: (N,) int64, contiguous class ids.
         masks: (N, H, W) bool, in the frame of the image or of a prediction (the producer says).
         scores: (N,) float, class probabilities in [0, 1].
-        valid: (N,) bool on the masks' device; False: counts as not there. It spares the host a wait
-            where only the device knows which masks are empty. None: all are valid.
+        areas: (N,) px of the masks, where the host knows them already; None: it must ask.
 
     Raises:
         InputError: if the lengths, shapes or dtypes disagree.
@@ -39,7 +38,7 @@ class PseudoLabels:
     labels: Tensor
     masks: Tensor
     scores: Tensor
-    valid: Tensor | None = None
+    areas: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.masks.ndim != 3 or self.masks.dtype != torch.bool:
@@ -57,11 +56,6 @@ class PseudoLabels:
                 f"{count[0]} masks need as many labels and scores, "
                 f"got {tuple(self.labels.shape)} and {tuple(self.scores.shape)}"
             )
-        valid = self.valid
-        if valid is not None and (tuple(valid.shape) != count or valid.dtype != torch.bool):
-            raise InputError(
-                f"valid must be ({count[0]},) bool or None, got {tuple(valid.shape)} {valid.dtype}"
-            )
 
     @classmethod
     def empty(cls, image_size: tuple[int, int], device: torch.device | str = "cpu") -> PseudoLabels:
@@ -70,16 +64,18 @@ class PseudoLabels:
             labels=torch.zeros(0, dtype=torch.int64, device=device),
             masks=torch.zeros((0, *image_size), dtype=torch.bool, device=device),
             scores=torch.zeros(0, device=device),
+            areas=np.zeros(0, dtype=np.int64),
         )
 
     def __len__(self) -> int:
-        """The number of instances, the ones that are not valid included."""
+        """The number of instances."""
         return len(self.labels)
 
-    def __getitem__(self, index: Tensor | slice) -> PseudoLabels:
-        """Keep the instances that ``index`` (a slice, bool mask or index tensor) names."""
-        valid = None if self.valid is None else self.valid[index]
-        return PseudoLabels(self.labels[index], self.masks[index], self.scores[index], valid)
+    def __getitem__(self, rows: np.ndarray | slice) -> PseudoLabels:
+        """Keep the instances in these rows: a slice, or an array of indices, which is not empty."""
+        areas = None if self.areas is None else self.areas[rows]
+        index = rows if isinstance(rows, slice) else to_device(rows, self.masks.device)
+        return PseudoLabels(self.labels[index], self.masks[index], self.scores[index], areas)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -87,41 +83,33 @@ class PseudoLabels:
         return self.masks.shape[1], self.masks.shape[2]
 
     def with_masks(self, masks: Tensor) -> PseudoLabels:
-        """The same labels, scores and flags with other masks, (N, H', W') bool."""
-        return replace(self, masks=masks)
+        """The same labels and scores with other masks, (N, H', W') bool."""
+        return replace(self, masks=masks, areas=None)
 
     def to_instances(self):
-        """As ``detectron2.structures.Instances`` with gt_classes, gt_masks and gt_boxes.
-
-        Where there are flags they are in ``gt_valid``, for a model that reads them; for any other
-        one, :func:`drop_invalid` comes first.
-        """
+        """As ``detectron2.structures.Instances`` with gt_classes, gt_masks and gt_boxes."""
         from detectron2.structures import BitMasks, Boxes, Instances
 
-        flags = {} if self.valid is None else {"gt_valid": self.valid}
         return Instances(
             self.image_size,
             gt_classes=self.labels,
             gt_masks=BitMasks(self.masks),
             gt_boxes=Boxes(mask_boxes(self.masks)),
-            **flags,
         )
 
 
-def drop_invalid(labels: Sequence[PseudoLabels]) -> list[PseudoLabels]:
-    """Pseudo-labels of a batch without the instances that are not valid, and without flags.
+def known_areas(labels: Sequence[PseudoLabels]) -> list[np.ndarray]:
+    """(N,) px of the masks of each image. Synchronizes once, if the host does not know all."""
+    unknown = [label.masks for label in labels if label.areas is None]
+    fetched = iter(to_host(*map(mask_areas, unknown)) if unknown else ())
+    return [next(fetched) if label.areas is None else label.areas for label in labels]
 
-    The host waits once, if there are flags at all.
-    """
-    flags = {i: label.valid for i, label in enumerate(labels) if label.valid is not None}
-    result = list(labels)
-    if not flags:
-        return result
-    for i, valid in zip(flags, to_host(*flags.values()), strict=True):
-        label = replace(labels[i], valid=None)
-        rows = np.flatnonzero(valid)
-        result[i] = label if len(rows) == len(label) else label[to_device(rows, label.masks.device)]
-    return result
+
+def drop_empty(labels: Sequence[PseudoLabels]) -> list[PseudoLabels]:
+    """Pseudo-labels of a batch that have a pixel, with their areas; see :func:`known_areas`."""
+    pairs = zip(labels, known_areas(labels), strict=True)
+    known = [(replace(label, areas=areas), areas) for label, areas in pairs]
+    return [k if areas.all() else k[np.flatnonzero(areas)] for k, areas in known]
 
 
 def mask_areas(masks: Tensor) -> Tensor:
@@ -131,11 +119,6 @@ def mask_areas(masks: Tensor) -> Tensor:
     """
     bands = masks.view(torch.uint8).split(_MAX_BYTE, dim=1)
     return torch.stack([band.sum(dim=1, dtype=torch.uint8).sum(dim=1) for band in bands]).sum(dim=0)
-
-
-def nonempty_masks(masks: Tensor) -> Tensor:
-    """(N,) bool: the mask of (N, H, W) bool ones has a pixel."""
-    return masks.view(torch.uint8).amax(dim=(1, 2)).bool()  # the maximum of bytes is vectorized
 
 
 def dense_overlaps(masks: Tensor, segments: Tensor) -> Tensor:
@@ -179,6 +162,11 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     """COCO's run-length encoding of (N, H, W) bool masks: N dicts of "size", "counts" (bytes)."""
     by_column = masks.transpose(1, 2).contiguous().cpu().numpy().view(np.uint8)
     return [mask_util.encode(mask.T) for mask in by_column]
+
+
+def as_rles(masks: RLEMasks | Tensor) -> Sequence[Mapping[str, Any]]:
+    """The encoding of each of N masks, encoded already or (N, H, W) bool."""
+    return masks.rles if isinstance(masks, RLEMasks) else encode_masks(masks)
 
 
 class RLEMasks:

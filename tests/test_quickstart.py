@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from s4m_d2.report import read_results, results_table
+from s4m_d2.report import read_results
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = (0, 1, 2)
@@ -17,18 +17,16 @@ HOUR = 3600
 @pytest.mark.slow
 @pytest.mark.timeout(2 * HOUR)
 def test_the_student_is_better_than_the_stage_one_teacher_over_three_seeds(tmp_path):
-    rows, gains = {}, []
+    gains = []
     for seed in SEEDS:
         output = tmp_path / f"seed{seed}"
         command = [sys.executable, str(ROOT / "tools" / "quickstart.py"), "--output", str(output)]
         subprocess.run([*command, "SEED", str(seed)], check=True)
         teacher = read_results(str(output / "teacher" / "results.json"))
         student = read_results(str(output / "student" / "results.json"))
-        rows[f"seed {seed}: stage-1 teacher"] = teacher
-        rows[f"seed {seed}: student"] = student
-        rows[f"seed {seed}: EMA teacher"] = student["teacher"]
+        print(f"seed {seed}:", (output / "results.md").read_text(), sep="\n")
         gains.append(student["segm"]["AP"] - teacher["segm"]["AP"])
         assert (output / "overview.png").stat().st_size > 0
-    print(f"\n{results_table(rows)}\ngain of the student: {gains}")
+    print(f"gain of the student: {gains}")
     assert min(gains) > 0
     assert statistics.mean(gains) > statistics.stdev(gains)

@@ -9,10 +9,9 @@ from hypothesis import strategies as st
 from s4m_d2.errors import InputError
 from s4m_d2.structures import (
     PseudoLabels,
-    drop_invalid,
+    drop_empty,
     mask_areas,
     mask_boxes,
-    nonempty_masks,
     sample_generators,
 )
 
@@ -93,29 +92,18 @@ def test_measures_of_masks_are_those_of_their_pixels(seed, count):
     masks = torch.rand(count, 5, 600, generator=generator) < density
     for view in (masks, masks.transpose(1, 2), masks[:, 1:4, 7:9]):
         assert mask_areas(view).tolist() == [int(mask.sum()) for mask in view]
-        assert nonempty_masks(view).tolist() == [bool(mask.any()) for mask in view]
         assert torch.equal(mask_boxes(view), BitMasks(view).get_bounding_boxes().tensor)
 
 
-def test_flags_go_with_their_instances_and_can_be_acted_upon():
+def test_areas_go_with_their_instances_and_empty_ones_can_be_dropped():
     labels = make_labels()
-    flagged = PseudoLabels(
-        labels.labels, labels.masks, labels.scores, torch.tensor([True, False, True])
-    )
-    assert flagged[1:].valid.tolist() == [False, True]
-    assert flagged.with_masks(~labels.masks).valid.tolist() == [True, False, True]
-    assert flagged.to_instances().gt_valid.tolist() == [True, False, True]
-    assert not labels.to_instances().has("gt_valid")
-    dropped, kept = drop_invalid([flagged, labels])
-    assert dropped.labels.tolist() == [5, 2] and dropped.valid is None
-    assert torch.equal(dropped.masks, labels.masks[[0, 2]])
-    assert kept is labels
-    [nothing_left] = drop_invalid([flagged[1:2]])
-    assert len(nothing_left) == 0 and nothing_left.image_size == (4, 6)
-
-
-@pytest.mark.parametrize("valid", [torch.ones(2).bool(), torch.ones(3)])
-def test_flags_that_do_not_fit_are_refused(valid):
-    labels = make_labels()
-    with pytest.raises(InputError, match=r"valid must be \(3,\) bool"):
-        PseudoLabels(labels.labels, labels.masks, labels.scores, valid)
+    masks = labels.masks.clone()
+    masks[1] = False
+    holey = labels.with_masks(masks)
+    kept, whole, nothing = drop_empty([holey, labels, holey[1:2]])
+    assert kept.labels.tolist() == labels.labels[[0, 2]].tolist()
+    assert torch.equal(kept.masks, masks[[0, 2]])
+    for label in (kept, whole, kept[1:]):
+        assert label.areas.tolist() == label.masks.flatten(1).sum(1).tolist()
+    assert kept.with_masks(~kept.masks).areas is None
+    assert len(nothing) == 0 and nothing.image_size == (4, 6)

@@ -1,22 +1,34 @@
+"""Pictures of known pixels: instances, numbers as colors, grids, videos."""
+
 import itertools
 
+import cv2
+import matplotlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from s4m_d2.errors import InputError
+from s4m_d2.errors import InputError, OutputError
+from s4m_d2.structures import RLEMasks, encode_masks
 from s4m_d2.visualization import (
     FILL_ALPHA,
+    ColorScale,
+    Panels,
+    heat_map,
     instance_colors,
+    mark_point,
+    outline,
     overlay,
-    panel_figure,
     panel_grid,
+    write_png,
 )
+from s4m_d2.visualization.video import write_video
 
 NAMES = ["person", "car"]
+SCALE = ColorScale(-1.0, 1.0, "cosine")
 
 
 def boxes(size, corners):
@@ -27,8 +39,12 @@ def boxes(size, corners):
     return masks
 
 
-def gray(height, width):
-    return np.full((height, width, 3), 128, dtype=np.uint8)
+def gray(height, width, level=128):
+    return np.full((height, width, 3), level, dtype=np.uint8)
+
+
+def color(value):
+    return np.array(matplotlib.colormaps["viridis"]((value + 1) / 2, bytes=True)[:3])
 
 
 @pytest.mark.parametrize(("size", "expected"), [((128, 256), (384, 768)), ((400, 500), (400, 500))])
@@ -39,17 +55,21 @@ def test_small_images_are_enlarged_until_names_are_readable(size, expected):
 
 
 def test_pixels_change_only_where_instances_and_names_are():
-    masks = boxes((320, 400), [(100, 100, 200, 250)])
-    drawn = overlay(gray(320, 400), masks, [1], NAMES, scores=[0.5], scale=1)
-    changed = (drawn != 128).any(2)
-    assert changed[masks[0].numpy()].mean() > 0.99  # a pixel of a letter's edge may be gray
+    image, masks = gray(320, 400), boxes((320, 400), [(100, 100, 200, 250)])
+    variants = (([0], None), ([1], None), ([1], [0.5]), ([1], [0.6]))
+    pictures = [overlay(image, masks, label, NAMES, scores) for label, scores in variants]
     near = torch.nn.functional.max_pool2d(masks.float(), 7, 1, 3)[0].bool().numpy()
-    assert not changed[~near].any()
+    for drawn in pictures:
+        changed = (drawn != 128).any(2)
+        assert changed[masks[0].numpy()].mean() > 0.99  # a pixel of a letter's edge may be gray
+        assert not changed[~near].any()
+    for one, other in itertools.combinations(pictures, 2):  # names and scores are written
+        assert (one != other).any()
+    assert (image == 128).all()
 
 
 def test_a_pixel_of_several_instances_has_the_color_of_the_smallest():
-    corners = [(40, 40, 300, 360), (60, 60, 120, 120), (40, 40, 300, 360)]
-    masks = boxes((320, 400), corners)
+    masks = boxes((320, 400), [(40, 40, 300, 360), (60, 60, 120, 120), (40, 40, 300, 360)])
     colors = np.array(instance_colors(masks))
     drawn = overlay(gray(320, 400), masks, [0, 1, 1], NAMES, scale=1)
     expected = 128 * (1 - FILL_ALPHA) + colors * FILL_ALPHA
@@ -57,22 +77,24 @@ def test_a_pixel_of_several_instances_has_the_color_of_the_smallest():
     assert np.abs(drawn[280, 60] - expected[0]).max() <= 1  # of equals the first
 
 
-def test_the_name_is_written_and_the_score_makes_a_difference():
-    masks = boxes((320, 400), [(100, 100, 200, 250)])
-    pictures = [
-        overlay(gray(320, 400), masks, label, NAMES, scores)
-        for label, scores in (([0], None), ([1], None), ([1], [0.5]), ([1], [0.6]))
+def test_encoded_masks_are_drawn_alike():
+    image, masks = gray(320, 400), boxes((320, 400), [(0, 0, 320, 400), (9, 9, 9, 9)])
+    encoded = RLEMasks(encode_masks(masks), (320, 400))
+    drawn = overlay(image, masks, [0, 1], NAMES)
+    assert (overlay(image, encoded, [0, 1], NAMES) == drawn).all()
+
+
+def test_names_of_too_many_instances_would_hide_them():
+    corners = [(y, x, y + 20, x + 20) for y in range(0, 320, 40) for x in range(0, 400, 40)]
+    drawn = [
+        overlay(gray(320, 400), boxes((320, 400), corners[:count]), [label] * count, NAMES)
+        for count in (60, 61)
+        for label in (0, 1)
     ]
-    for one, other in itertools.combinations(pictures, 2):
-        assert (one != other).any()
+    assert (drawn[0] != drawn[1]).any() and (drawn[2] == drawn[3]).all()
 
 
-def test_inputs_stay_as_they_are():
-    image, masks = gray(320, 400), boxes((320, 400), [(0, 0, 320, 400)])
-    overlay(image, masks, [0], NAMES)
-    assert (image == 128).all() and masks.all()
-
-
+@settings(max_examples=30)
 @given(
     st.lists(
         st.tuples(*[st.integers(0, 40)] * 2, *[st.integers(1, 30)] * 2), min_size=1, max_size=16
@@ -88,31 +110,72 @@ def test_touching_instances_have_different_colors(corners):
 
 
 def test_even_a_crowd_at_one_place_has_a_color_each():
-    colors = instance_colors(torch.ones(40, 20, 20, dtype=torch.bool))
-    assert len(set(colors)) == 40
+    assert len(set(instance_colors(torch.ones(40, 20, 20, dtype=torch.bool)))) == 40
 
 
 @pytest.mark.parametrize(
-    ("image", "masks", "labels", "scores", "message"),
+    ("image", "masks", "labels", "scores"),
     [
-        (np.zeros((4, 4, 3)), torch.zeros(0, 4, 4).bool(), [], None, "uint8"),
-        (gray(4, 4), torch.zeros(1, 4, 5).bool(), [0], None, r"\(N, 4, 4\) bool"),
-        (gray(4, 4), torch.zeros(1, 4, 4), [0], None, "float32"),
-        (gray(4, 4), torch.zeros(1, 4, 4).bool(), [], None, "1 masks need as many labels"),
-        (gray(4, 4), torch.zeros(1, 4, 4).bool(), [0], [], "and scores"),
+        (np.zeros((4, 4, 3)), torch.zeros(0, 4, 4).bool(), [], None),
+        (gray(4, 4), torch.zeros(1, 4, 5).bool(), [0], None),
+        (gray(4, 4), torch.zeros(1, 4, 4), [0], None),
+        (gray(4, 4), torch.zeros(1, 4, 4).bool(), [], None),
+        (gray(4, 4), torch.zeros(1, 4, 4).bool(), [0], []),
     ],
 )
-def test_disagreeing_arguments_are_named(image, masks, labels, scores, message):
-    with pytest.raises(InputError, match=message):
+def test_disagreeing_arguments_are_refused(image, masks, labels, scores):
+    with pytest.raises(InputError):
         overlay(image, masks, labels, NAMES, scores)
+
+
+def test_cells_have_their_own_color_at_their_centers_and_a_mean_between():
+    values = np.array([[-1.0, 0.0], [0.5, 7.0]])  # beyond the scale: its last color
+    picture = heat_map(values, (22, 42), SCALE)  # 11 x 21 px a cell
+    for row, column in np.ndindex(2, 2):
+        expected = color(min(values[row, column], 1.0))
+        assert (picture[11 * row + 5, 21 * column + 10] == expected).all()
+    assert (picture[0, 0] == color(-1.0)).all() and (picture[-1, -1] == color(1.0)).all()
+    middle = heat_map(values.clip(-1, 1), (22, 42), SCALE)[10:12, 20:22].reshape(-1, 3).mean(0)
+    assert np.abs(middle - color(0.125)).max() <= 3
+
+
+def test_a_picture_that_covers_part_of_a_cell_shows_no_more_of_it():
+    values = np.array([[0.0, 0.0, 1.0]])
+    picture = heat_map(values, (10, 200), SCALE, cells=(1.0, 2.0))
+    assert (picture[:, :150] == color(0.0)).all()  # up to the second center
+    assert np.abs(picture[0, -1].astype(int) - color(0.5)).max() <= 4  # half-way to the third
+    wider = heat_map(values, (10, 350), SCALE, cells=(1.0, 3.5))
+    assert (wider[:, 251:] == color(1.0)).all()  # the last goes on
+
+
+@pytest.mark.parametrize("low", [1.0, 2.0, float("nan")])
+def test_a_scale_needs_a_range_and_a_map_cells(low):
+    with pytest.raises(InputError):
+        ColorScale(low, 1.0)
+    with pytest.raises(InputError):
+        heat_map(np.zeros((0, 3)), (4, 4), SCALE)
+
+
+def test_a_mark_is_a_ring_and_an_outline_follows_its_mask():
+    picture = gray(280, 400)
+    marked = mark_point(picture, (100, 50))
+    assert (picture == 128).all() and (marked[50, 100] == 128).all()
+    assert (marked[50, 110] == 255).all()  # radius 280 / 28
+    y, x = np.nonzero((marked != 128).any(2))
+    assert np.hypot(x - 100, y - 50).max() <= 14
+    [mask] = boxes((20, 30), [(5, 10, 15, 20)]).numpy()
+    drawn = outline(gray(80, 120), mask)
+    changed = (drawn != 128).any(2)
+    assert (drawn[40, 40] == 255).all()  # 4 * 10, the left edge
+    assert not changed[30:50, 50:70].any() and not changed[:14].any() and not changed[:, :34].any()
 
 
 def test_the_grid_has_a_row_for_each_image_and_a_column_for_each_title(tmp_path):
     red, blue = gray(64, 128), gray(64, 128)
-    red[:] = 255, 0, 0
-    blue[:] = 0, 0, 255
+    red[:], blue[:] = (255, 0, 0), (0, 0, 255)
     path = tmp_path / "new" / "overview.png"
-    panel_grid([[red, blue, None], [blue, None, red]], ["one", "two", "three"], path)
+    rows = [[red, blue, None, None], [blue, None, None, red]]
+    panel_grid(rows, ["one", "two", "left out", "three"], path)
     picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
     height, width = picture.shape[:2]
     top = height - width / 3 * 64 / 128 * 2  # titles above
@@ -125,66 +188,109 @@ def test_the_grid_has_a_row_for_each_image_and_a_column_for_each_title(tmp_path)
     assert [entry.name for entry in path.parent.iterdir()] == ["overview.png"]
 
 
-@pytest.mark.parametrize("rows", [[], [[None, None]], [[gray(4, 4)]]])
-def test_a_grid_needs_pictures_that_fit_its_titles(tmp_path, rows):
-    with pytest.raises(InputError, match="2 column titles"):
-        panel_grid(rows, ["one", "two"], tmp_path / "overview.png")
-
-
 def text_boxes(figure):
     """Text → (left, bottom, right, top) in pixels."""
     return {text.get_text(): text.get_window_extent().extents for text in figure.texts}
 
 
-def overlap(one, other):
-    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(
-        one[3], other[3]
-    )
-
-
-def test_row_titles_and_a_legend_find_a_place_each():
+def test_titles_legend_bar_and_caption_find_a_place_each():
     rows = [[gray(375, 500), gray(375, 500)], [gray(500, 375), None], [gray(100, 500)] * 2]
     titles = ["2007_000032 $a{$", "long_" * 60 + "end", "third"]
     names = [f"class {'w' * (index % 30)}{index}" for index in range(23)]
     legend = [(name, gray(20, 32)) for name in names]
-    figure = panel_figure(rows, ["one", "two"], titles, legend)
-    boxes_of_texts = text_boxes(figure)
-    width, height = figure.get_size_inches() * figure.dpi
-    assert len(boxes_of_texts) == 2 + 3 + 23
-    assert set(boxes_of_texts) >= {"one", "two", titles[0], "third", *names}
-    shortened = next(text for text in boxes_of_texts if text.startswith("long_"))
+    figure = Panels(["one", "two"], rows, titles, legend, SCALE, "a line").figure()
+    texts = text_boxes(figure)
+    assert set(texts) >= {"one", "two", titles[0], "third", "a line", "cosine", *names}
+    shortened = next(text for text in texts if text.startswith("long_"))
     assert "…" in shortened and shortened.endswith("_end")
-    pictures = [cell.get_window_extent().extents for cell in figure.axes]
-    for left, bottom, right, top in [*boxes_of_texts.values(), *pictures]:
+    bar = figure.axes[5].get_window_extent().extents
+    pictures = [axes.get_window_extent().extents for axes in figure.axes]
+    width, height = figure.get_size_inches() * figure.dpi
+    for left, bottom, right, top in [*texts.values(), *pictures]:
         assert left >= 0 and bottom >= 0 and right <= width and top <= height
-    for one, other in itertools.combinations([*boxes_of_texts.values(), *pictures], 2):
-        assert not overlap(one, other)
+    for one, other in itertools.combinations([*texts.values(), *pictures], 2):
+        assert max(one[0], other[0]) >= min(one[2], other[2]) or max(one[1], other[1]) >= min(
+            one[3], other[3]
+        )
+    assert texts["cosine"][2] <= bar[0] and texts["a line"][3] <= bar[1] < pictures[0][1]
+
+
+def test_colors_of_the_bar_and_of_the_legend_are_where_they_should_be():
+    green = np.full((20, 32, 3), (0, 128, 0), dtype=np.uint8)
+    panels = Panels(["a", "b"], [[gray(50, 100)] * 2], legend=[("grass", green)], scale=SCALE)
+    figure, picture = panels.figure(), panels.draw().astype(int)
+    bar = figure.axes[2].get_window_extent().extents
+    xs = np.linspace(bar[0] + 3, bar[2] - 3, 9).round().astype(int)
+    found = picture[picture.shape[0] - round((bar[1] + bar[3]) / 2), xs]
+    expected = [color(value) for value in np.linspace(-1, 1, 9)]
+    assert np.abs(found - expected).max() <= 12
+    left, bottom, _, top = text_boxes(figure)["grass"]
+    swatch = picture[picture.shape[0] - round((bottom + top) / 2), round(left) - 20]
+    assert swatch.tolist() == [0, 128, 0]
 
 
 def test_each_row_is_as_high_as_its_own_pictures():
     rows = [[gray(100, 400)], [gray(200, 400)], [gray(900, 300)]]
-    low, middle, high = (
-        cell.get_window_extent() for cell in panel_figure(rows, ["one"]).axes
-    )  # as drawn: keeping the aspect
+    low, middle, high = (cell.get_window_extent() for cell in Panels(["one"], rows).figure().axes)
     assert low.y0 > middle.y1 > middle.y0 > high.y1
-    for cell, aspect in ((low, 0.25), (middle, 0.5)):
+    for cell, aspect in ((low, 0.25), (middle, 0.5)):  # as drawn: keeping the aspect
         assert cell.height / cell.width == pytest.approx(aspect, rel=1e-6)
     assert high.height == pytest.approx(high.width, rel=1e-6), "its cell: at most a square"
 
 
-def test_a_swatch_of_the_legend_lies_before_its_name(tmp_path):
-    green = np.full((20, 32, 3), (0, 128, 0), dtype=np.uint8)
-    path = tmp_path / "overview.png"
-    panel_grid([[gray(50, 100)]], ["one"], path, legend=[("grass", green), ("dust", gray(20, 32))])
-    picture = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    found = panel_figure([[gray(50, 100)]], ["one"], legend=[("grass", green), ("dust", green)])
-    left, bottom, _, top = text_boxes(found)["grass"]
-    y, x = picture.shape[0] - round((bottom + top) / 2), round(left) - 20
-    assert picture[y, x].tolist() == [0, 128, 0]
+@pytest.mark.parametrize(
+    ("rows", "titles"),
+    [
+        ([], None),
+        ([[None, None]], None),
+        ([[gray(4, 4)]], None),
+        ([[gray(4, 4)] * 2] * 2, ["a"]),
+        ([[gray(4, 4)] * 2] * 400, None),  # too many for one picture
+    ],
+)
+def test_a_grid_needs_pictures_and_titles_that_fit(tmp_path, rows, titles):
+    with pytest.raises(InputError):
+        panel_grid(rows, ["one", "two"], tmp_path / "overview.png", titles)
+    assert not list(tmp_path.iterdir())
 
 
-def test_titles_must_be_as_many_as_rows_and_rows_must_fit():
-    with pytest.raises(InputError, match="2 rows need as many titles, got 1"):
-        panel_figure([[gray(4, 4)]] * 2, ["one"], ["a"])
-    with pytest.raises(InputError, match="400 rows do not fit into one picture"):
-        panel_figure([[gray(4, 4)]] * 400, ["one"])
+def test_a_png_is_what_was_drawn(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    write_png(picture, tmp_path / "new" / "a.png")
+    assert (np.asarray(Image.open(tmp_path / "new" / "a.png")) == picture).all()
+
+
+def test_a_video_has_its_frames_in_order_and_colors_and_even_sides(tmp_path):
+    path = tmp_path / "new" / "a.mp4"
+    levels = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+    with write_video(path, 12.5) as write:
+        for level in levels:
+            write(np.full((63, 95, 3), level, dtype=np.uint8))
+        assert not path.exists(), "not before it is complete"
+    capture = cv2.VideoCapture(str(path))
+    assert capture.get(cv2.CAP_PROP_FPS) == pytest.approx(12.5)
+    for level in levels:
+        frame = cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB)
+        assert frame.shape == (64, 96, 3)
+        assert np.abs(frame.reshape(-1, 3).mean(0) - level).max() < 6
+        assert np.abs(frame[-1].mean(0) - level).max() < 10, "the repeated line"
+    assert not capture.read()[0]
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.mp4"]
+
+
+def test_a_video_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(b"old")
+    with pytest.raises(InputError), write_video(path, 10) as write:
+        write(gray(64, 64))
+        write(gray(32, 64))
+    with write_video(path, 10):
+        pass  # no frame
+    with pytest.raises(OutputError), write_video(path, 10) as write:
+        write(gray(64, 64))
+        monkeypatch.setattr(cv2, "copyMakeBorder", lambda *args: gray(4, 4))  # is dropped
+        write(gray(64, 64))
+    with pytest.raises(InputError), write_video(tmp_path / "a.avi", 10):
+        pass
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.mp4"]

@@ -87,7 +87,9 @@ def package_files(folder: Path, *endings: str) -> set[str]:
 def test_the_wheel_holds_the_package_its_weights_and_types_and_nothing_else(wheel):
     files = {name for name in contents(wheel) if ".dist-info/" not in name}
     package = ROOT / "s4m_d2"
-    assert files == package_files(package, "*.py", "*.pth", "py.typed", "README.md")
+    assert files == package_files(
+        package, "*.py", "*.pth", "*.html", "*.css", "py.typed", "README.md"
+    )
     assert "s4m_d2/py.typed" in files and "s4m_d2/sam/weights/tiny_sam.pth" in files
 
 
@@ -116,14 +118,14 @@ def test_versions_are_those_of_the_modules(wheel, lite_wheel):
 
 def test_the_wheel_says_what_it_needs_and_offers(wheel):
     data = metadata(wheel)
-    assert {"dev", "safetensors", "sam2", "timm"} == set(data.get_all("Provides-Extra"))
+    assert {"dev", "imagenet", "safetensors", "sam2", "timm"} == set(data.get_all("Provides-Extra"))
     needed = [line for line in data.get_all("Requires-Dist") if "extra ==" not in line]
     assert any(line.startswith("torch") for line in needed)
     assert not [line for line in needed if line.startswith("detectron2")]  # either engine
     assert data["License-Expression"] == "Apache-2.0" or data["License"] == "Apache-2.0"
     assert data["Description-Content-Type"] == "text/markdown"
     scripts = [text for name, text in contents(wheel).items() if name.endswith("entry_points.txt")]
-    assert scripts == [b"[console_scripts]\ns4m-sepl = s4m_d2.sepl.cli:main\n"]
+    assert scripts == [b"[console_scripts]\ns4m-sepl = s4m_d2.commands.sepl:main\n"]
 
 
 def test_the_source_distribution_is_whole_and_builds_the_same_wheel(

@@ -17,14 +17,16 @@ from pathlib import Path
 
 import detectron2
 import torch
-from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.engine import HookBase
 from detectron2.structures import BitMasks, Instances
 
 from s4m_d2.engine import (
+    BadSteps,
     EMATeacherHook,
     PseudoLabeling,
     SeedHook,
-    TeacherStudentModel,
+    StudentStep,
+    TeacherStep,
     TeacherTrainer,
     build_optimizer,
     run_config,
@@ -118,17 +120,23 @@ def train(cfg, stage: str, start: dict) -> list[dict[str, float]]:
     """Losses of each iteration on the saved batches."""
     student = TeacherTrainer.build_model(cfg)
     student.load_state_dict(start["weights"])
-    model, hooks, batches = student, [], [_batch(samples) for samples in start["labeled"]]
+    hooks, batches = [], [_batch(samples) for samples in start["labeled"]]
+    optimizer, bad_steps = build_optimizer(cfg, student), BadSteps(0, "unused", cfg.SEED)
     if stage == "student":
         teacher = TeacherTrainer.build_model(cfg)
         teacher.load_state_dict(start["weights"])
         teacher = EMATeacher(teacher, decay=cfg.S4M.EMA_DECAY)
-        model = TeacherStudentModel(
-            student, PseudoLabeling(cfg, teacher), cfg.S4M.UNSUP_LOSS_WEIGHT
-        )
         hooks = [EMATeacherHook(teacher, student, cfg.S4M.BURN_IN)]
-        batches = list(zip(batches, map(_batch, start["unlabeled"]), strict=True))
-    trainer = SimpleTrainer(model, batches, build_optimizer(cfg, student))
+        trainer = StudentStep(
+            student,
+            list(zip(batches, map(_batch, start["unlabeled"]), strict=True)),
+            optimizer,
+            bad_steps,
+            labeling=PseudoLabeling(cfg, teacher),
+            unsup_loss_weight=cfg.S4M.UNSUP_LOSS_WEIGHT,
+        )
+    else:
+        trainer = TeacherStep(student, batches, optimizer, bad_steps)
     recorder = LossRecorder()
     trainer.register_hooks([*hooks, SeedHook(cfg.SEED, 0), recorder])
     trainer.train(0, len(batches))

@@ -7,6 +7,9 @@
         --weights output/quickstart/student/model_final.pth \
         --input datasets/toyscapes/leftImg8bit/val --output output/demo MODEL.DEVICE cpu
 
+    python tools/demo.py --config-file output/own/config.yaml --tile 512 \
+        --weights output/own/student/model_final.pth --input slide.png --output output/demo
+
 The output folder gets overlays/, with a PNG for each image and an MP4 for each video, under the
 names that the inputs have; predictions.json, COCO's list of results; images.json, which says what
 its image and category ids are. No data set is needed. Files that cannot be read are listed at the
@@ -25,7 +28,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from s4m_d2.command_line import print_first, share
+from s4m_d2.command_line import natural, print_first, share
 from s4m_d2.data.images import read_image
 from s4m_d2.data.media import Media, Video, find_media
 from s4m_d2.engine import run_config
@@ -34,7 +37,7 @@ from s4m_d2.engine.command.arguments import split_overrides
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
-from s4m_d2.evaluation.coco_results import RESULTS, Add, write_coco_results
+from s4m_d2.evaluation.coco import RESULTS, Add, write_coco_results
 from s4m_d2.visualization import overlay, write_png
 from s4m_d2.visualization.video import write_video
 
@@ -46,6 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
         args = parse_args(words)
+        for key, value in (("SIZE", args.tile), ("OVERLAP", args.overlap)):
+            overrides += [] if value is None else [f"INPUT.TILE.{key}", str(value)]
         cfg = run_config(load_config(args.config_file, overrides))
         return run(cfg, args)
     except S4MError as error:
@@ -68,6 +73,17 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", required=True, metavar="DIR")
     parser.add_argument(
         "--score", type=share, default=0.5, help="least score of an instance (default: 0.5)"
+    )
+    parser.add_argument(
+        "--tile",
+        type=natural,
+        metavar="PX",
+        help="side of the tiles that an image is cut into, 0: none (default: INPUT.TILE.SIZE)",
+    )
+    parser.add_argument(
+        "--overlap",
+        type=share,
+        help="least share of the side that neighboring tiles have in common (default: 0.2)",
     )
     parser.add_argument(
         "--class-names",
@@ -161,9 +177,8 @@ class Demo:
         self.images += 1
         self.instances += len(found)
         self.progress.update()
-        masks = np.asarray(found.pred_masks, dtype=bool)
         labels, scores = found.pred_classes.tolist(), found.scores.tolist()
-        return overlay(image, masks, labels, self.names, scores)
+        return overlay(image, found.pred_masks, labels, self.names, scores)
 
 
 def output_names(media: list[Media]) -> dict[Media, str]:

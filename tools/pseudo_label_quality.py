@@ -13,10 +13,8 @@ ask for the right class too. With --output, everything is also written there as 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-from typing import Any
 
 from detectron2.config import CfgNode
 from tqdm import tqdm
@@ -31,12 +29,11 @@ from s4m_d2.engine import (
 )
 from s4m_d2.engine.checkpointing.weight_names import BRANCHES
 from s4m_d2.engine.checks.preflight import check_config, load_config
-from s4m_d2.engine.checks.quality_checks import quality_datasets
 from s4m_d2.engine.labeling.protocol import check_model
-from s4m_d2.engine.labeling.quality import QualityReport
+from s4m_d2.engine.labeling.quality import QualityReport, quality_datasets
 from s4m_d2.errors import S4MError, WeightsError
-from s4m_d2.evaluation.tables import quality_tables
-from s4m_d2.files import atomic_write
+from s4m_d2.evaluation.pseudo_label_quality import quality_tables
+from s4m_d2.report import write_results
 from s4m_d2.semi.ema_teacher import EMATeacher
 
 RESULT = "pseudo_label_quality.json"
@@ -47,10 +44,15 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         cfg = _config(args)
         report = measure(cfg, args.weights, args.model)
-        print(_heading(cfg, report, args), *quality_tables(report.steps), sep="\n\n")
+        content, names = report.as_dict(), list(quality_datasets(cfg))
+        skipped = f", {report.skipped} unreadable ones left out" if report.skipped else ""
+        where = f"{content['images']:,} images of {', '.join(names)}{skipped}"
+        heading = f"Pseudo-labels of the {args.model} on {where}:"
+        print(heading, *quality_tables(report.steps), sep="\n\n")
         if args.output:
             path = os.path.join(args.output, RESULT)
-            _write(path, {**_origin(cfg, args), **report.as_dict()})
+            origin = {key: vars(args)[key] for key in ("config_file", "weights", "model")}
+            write_results({**origin, "datasets": names, **content}, path)
             print(f"\nWritten: {path}")
     except S4MError as error:
         sys.exit(f"{type(error).__name__}: {error}")
@@ -101,28 +103,6 @@ def measure(cfg: CfgNode, weights: str, branch: str) -> QualityReport:
     S4MCheckpointer(model).load(weights, branch=branch, require=True)
     labeling = PseudoLabeling(cfg, EMATeacher(model, cfg.S4M.EMA_DECAY))
     return QualityMeasurement(cfg, labeling)(lambda places: tqdm(places, disable=None))
-
-
-def _origin(cfg: CfgNode, args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "config_file": args.config_file,
-        "weights": args.weights,
-        "model": args.model,
-        "datasets": list(quality_datasets(cfg)),
-    }
-
-
-def _heading(cfg: CfgNode, report: QualityReport, args: argparse.Namespace) -> str:
-    images = report.as_dict()["images"]
-    skipped = f", {report.skipped} unreadable ones left out" if report.skipped else ""
-    names = ", ".join(quality_datasets(cfg))
-    return f"Pseudo-labels of the {args.model} on {images:,} images of {names}{skipped}:"
-
-
-def _write(path: str, content: dict[str, Any]) -> None:
-    with atomic_write(path) as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
 
 
 if __name__ == "__main__":

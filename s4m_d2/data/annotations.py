@@ -65,7 +65,7 @@ class Annotations:
 
     def name(self, record: dict) -> str:
         """A record's path below the folder of images."""
-        return os.path.relpath(record["file_name"], self.image_root)
+        return _below(record["file_name"], self.image_root)
 
     def part(self, names: Collection[str]) -> Annotations:
         """The images of these names alone."""
@@ -102,6 +102,11 @@ class Annotations:
             del row["bbox_mode"]
         categories = [{"id": number, "name": name} for number, name in self.categories]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+
+@functools.cache
+def _below(path: str, folder: str) -> str:
+    return os.path.relpath(path, folder)
 
 
 def read_annotations(

@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from s4m_d2.data.build import DATASET_MAPPER_REGISTRY
 from s4m_d2.data.images import read_image
 from s4m_d2.data.sampling import SampleSeeds, start_sample
-from s4m_d2.data.transforms import ColorDistortion, apply_geometry, build_geometry
+from s4m_d2.data.transforms import ColorDistortion, apply_geometry, build_geometry, of_tile
 from s4m_d2.errors import InputError
 
 
@@ -70,7 +70,8 @@ class ARPDatasetMapper:
         """
         image = read_image(record["file_name"], self._image_format)
         seeds = self._seeds.of(record)
-        view, _ = apply_geometry(self._geometry, image, seeds.geometry, record["file_name"])
+        geometry = of_tile(self._geometry, record)
+        view, _ = apply_geometry(geometry, image, seeds.geometry, record["file_name"])
         weak = view if self._color is None else self._color(view, seeds.color())
         sample = start_sample(record, image)
         sample["image"] = torch.from_numpy(view.transpose(2, 0, 1).copy())

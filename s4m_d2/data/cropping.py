@@ -16,7 +16,14 @@ from detectron2.data import transforms as T
 from PIL import Image
 
 # Augmentations that look at nothing but the size of the image. Subclasses may look at more.
-_SIZE_ONLY = {T.RandomFlip, T.ResizeShortestEdge, T.ResizeScale, T.RandomCrop, T.FixedSizeCrop}
+_SIZE_ONLY = {
+    T.CropTransform,
+    T.FixedSizeCrop,
+    T.RandomCrop,
+    T.RandomFlip,
+    T.ResizeScale,
+    T.ResizeShortestEdge,
+}
 _FLIPS = {T.HFlipTransform: 1, T.VFlipTransform: 0}  # OpenCV's codes
 _BILINEAR_REACH = 1  # source pixels on each side; times the scale where the image shrinks
 _ROUNDING = 1  # source pixels, more than enough for Pillow's rounding of a filter's bounds

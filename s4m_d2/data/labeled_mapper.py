@@ -14,7 +14,7 @@ from s4m_d2.data.build import DATASET_MAPPER_REGISTRY
 from s4m_d2.data.images import is_turned, read_image
 from s4m_d2.data.masks import tight_boxes, transform_masks
 from s4m_d2.data.sampling import SampleSeeds, start_sample
-from s4m_d2.data.transforms import ColorDistortion, apply_geometry, build_geometry
+from s4m_d2.data.transforms import ColorDistortion, apply_geometry, build_geometry, of_tile
 from s4m_d2.errors import DatasetError, InputError
 
 
@@ -82,9 +82,8 @@ class LabeledDatasetMapper:
         image = read_image(record["file_name"], self._image_format)
         check_image_size(record, image.shape[:2])
         seeds = self._seeds.of(record)
-        view, transforms = apply_geometry(
-            self._geometry, image, seeds.geometry, record["file_name"]
-        )
+        geometry = of_tile(self._geometry, record)
+        view, transforms = apply_geometry(geometry, image, seeds.geometry, record["file_name"])
         sample = start_sample(record, image)
         sample["instances"] = self._instances(record, transforms, image.shape[:2], view.shape[:2])
         if self._color is not None:

@@ -75,6 +75,14 @@ def _flip(cfg: CfgNode) -> list[T.Augmentation]:
     return [T.RandomFlip(horizontal=kind == "horizontal", vertical=kind == "vertical")]
 
 
+def of_tile(geometry: Sequence[T.Augmentation], record: dict) -> list[T.Augmentation]:
+    """A geometry for the tile that a record stands for (:mod:`s4m_d2.tiling`), if it is of one."""
+    if "tile" not in record:
+        return list(geometry)
+    x0, y0, x1, y1 = record["tile"]
+    return [T.CropTransform(x0, y0, x1 - x0, y1 - y0), *geometry]
+
+
 @contextlib.contextmanager
 def seeded_numpy(seed: int) -> Iterator[None]:
     """Seed numpy's global generator, which Detectron2's augmentations draw from, and restore it."""

@@ -18,7 +18,7 @@ from s4m_d2.data.images import read_image
 from s4m_d2.data.labeled_mapper import check_annotation, check_image_size
 from s4m_d2.data.masks import transform_masks
 from s4m_d2.data.splits import unlabeled_format
-from s4m_d2.data.transforms import apply_geometry
+from s4m_d2.data.transforms import apply_geometry, of_tile
 from s4m_d2.errors import DatasetError
 
 _KEY_BYTES = 16
@@ -124,10 +124,10 @@ class TrueLabelsMapper:
         """Map one record, which stays as it is.
 
         Returns:
-            "file_name"; "height" and "width" of the image; "image", the resized (3, H, W) uint8;
-            "truth", Instances of (H, W) with ``gt_classes`` (M,) int64, ``gt_masks`` BitMasks and
-            ``gt_crowds`` (M,) bool, regions with many instances that are not told apart. What has
-            no pixel in the frame is left out.
+            "file_name"; "height" and "width" of the image or tile; "image", it resized, (3, H, W)
+            uint8; "truth", Instances of (H, W) with ``gt_classes`` (M,) int64, ``gt_masks``
+            BitMasks and ``gt_crowds`` (M,) bool, regions with many instances that are not told
+            apart. What has no pixel in the frame is left out.
 
         Raises:
             DatasetError: names the image, and what is wrong with it or with which annotation.
@@ -135,7 +135,8 @@ class TrueLabelsMapper:
         name = record["file_name"]
         image = read_image(name, self._image_format)
         check_image_size(record, image.shape[:2])
-        view, transforms = apply_geometry(self._geometry, image, 0, name)
+        view, transforms = apply_geometry(of_tile(self._geometry, record), image, 0, name)
+        left, top, right, bottom = record.get("tile", (0, 0, image.shape[1], image.shape[0]))
         annotations = []
         for index, annotation in enumerate(record["annotations"]):
             if annotation.get("iscrowd", 0) and not annotation.get("segmentation"):
@@ -160,8 +161,8 @@ class TrueLabelsMapper:
         )
         return {
             "file_name": name,
-            "height": image.shape[0],
-            "width": image.shape[1],
+            "height": bottom - top,
+            "width": right - left,
             "image": torch.from_numpy(view.transpose(2, 0, 1).copy()),
             "truth": truth,
         }

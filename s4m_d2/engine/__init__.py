@@ -8,7 +8,7 @@ from s4m_d2.engine.stages import run_config, stage_config, stage_is_finished
 from s4m_d2.engine.training.bad_steps import BadSteps
 from s4m_d2.engine.training.build import build_optimizer
 from s4m_d2.engine.training.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
-from s4m_d2.engine.training.teacher_student import TeacherStudentModel
+from s4m_d2.engine.training.step import StudentStep, TeacherStep
 from s4m_d2.engine.training.trainer import S4MTrainer, TeacherTrainer
 
 __all__ = [
@@ -23,7 +23,8 @@ __all__ = [
     "S4MTrainable",
     "S4MTrainer",
     "SeedHook",
-    "TeacherStudentModel",
+    "StudentStep",
+    "TeacherStep",
     "TeacherTrainer",
     "build_optimizer",
     "run_config",

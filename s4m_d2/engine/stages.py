@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from detectron2.config import CfgNode
 
-from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT, holds_run, is_finished
+from s4m_d2.engine.checkpointing.checkpoint_files import (
+    FINAL_CHECKPOINT,
+    final_iterations,
+    holds_run,
+)
+from s4m_d2.report import read_results
 
 STAGES = ("teacher", "student")
 METRICS, RESULTS = "metrics.json", "results.json"  # in a stage's folder; of the last evaluation
@@ -56,12 +62,25 @@ def student_has_begun(cfg: CfgNode) -> bool:
 def stage_is_finished(cfg: CfgNode, iterations: int | None = None) -> bool:
     """Whether nothing is left to do for a stage: trained, and evaluated if DATASETS.TEST says so.
 
+    No checkpoint is read.
+
     Args:
         cfg: config of the stage.
         iterations: that it is to have; default: SOLVER.MAX_ITER.
     """
     iterations = cfg.SOLVER.MAX_ITER if iterations is None else iterations
-    return is_finished(cfg.OUTPUT_DIR, iterations, RESULTS if cfg.DATASETS.TEST else None)
+    done = final_iterations(cfg.OUTPUT_DIR)
+    if not done or done < iterations:
+        return False
+    return not cfg.DATASETS.TEST or stored_results(cfg.OUTPUT_DIR).get(ITERATIONS) == done
+
+
+def stored_results(folder: str) -> dict[str, Any]:
+    """Results of the last evaluation of a stage in ``folder``; {}: none that can be read."""
+    try:
+        return dict(read_results(os.path.join(folder, RESULTS)))
+    except (OSError, TypeError, ValueError):
+        return {}
 
 
 def final_weights(cfg: CfgNode, stage: str) -> str:

@@ -1,11 +1,8 @@
 """Mask AP, by the measure that the data set comes with, and the quality of pseudo-labels."""
 
-from s4m_d2.evaluation.build import build_evaluator
 from s4m_d2.evaluation.cityscapes import CityscapesInstanceAP
-from s4m_d2.evaluation.coco import COCOInstanceAP
-from s4m_d2.evaluation.measures import Quality
-from s4m_d2.evaluation.memory import masks_as_rle
-from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
+from s4m_d2.evaluation.coco import COCOInstanceAP, build_evaluator, masks_as_rle
+from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality, Quality
 
 __all__ = [
     "COCOInstanceAP",

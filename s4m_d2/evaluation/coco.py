@@ -1,13 +1,58 @@
-"""COCO's AP, from masks that are encoded already."""
+"""COCO's AP and files of results from encoded masks; which evaluator a data set needs."""
 
 from __future__ import annotations
 
-from typing import Any
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import IO, Any
 
-from detectron2.evaluation import COCOEvaluator
+import pycocotools.mask as mask_util
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.structures import Instances
+from torch import nn
 
-from s4m_d2.structures import RLEMasks
+from s4m_d2.errors import ConfigError
+from s4m_d2.evaluation.cityscapes import CityscapesInstanceAP
+from s4m_d2.files import atomic_write
+from s4m_d2.structures import RLEMasks, as_rles
+
+COCO_TASKS = ("bbox", "segm")  # stated, so that a model without predictions has both results too
+RESULTS = "predictions.json"
+IMAGES = "images.json"
+
+Add = Callable[[Mapping[str, Any], Instances], None]
+
+
+def build_evaluator(
+    dataset_name: str, output_dir: str | None = None, *, max_detections: int | None = None
+) -> DatasetEvaluator:
+    """The evaluator for a registered data set, by its metadata's ``evaluator_type``.
+
+    Args:
+        dataset_name: a data set with evaluator_type "coco" or "cityscapes_instance".
+        output_dir: COCO predictions are written there; None: nowhere. Cityscapes writes nothing.
+        max_detections: of an image that count in COCO's AP; None: 100, as in published results.
+
+    Raises:
+        ConfigError: the data set has no evaluator of masks.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind == "cityscapes_instance":
+        return CityscapesInstanceAP(dataset_name)
+    if kind == "coco":
+        return COCOInstanceAP(
+            dataset_name,
+            tasks=COCO_TASKS,
+            output_dir=output_dir,
+            max_dets_per_image=max_detections,
+        )
+    raise ConfigError(
+        f"DATASETS.TEST: no evaluator for '{dataset_name}', whose evaluator_type is {kind!r}. Set "
+        "MetadataCatalog.get(name).evaluator_type to 'coco' or 'cityscapes_instance'."
+    )
 
 
 class COCOInstanceAP(COCOEvaluator):
@@ -26,5 +71,98 @@ class COCOInstanceAP(COCOEvaluator):
             super().process([sample], [{**output, "instances": rest}])
             results = self._predictions[-1]["instances"]
             for result, rle in zip(results, masks.rles, strict=True):
-                counts = rle["counts"].decode("ascii")  # json has no bytes
-                result["segmentation"] = {"size": rle["size"], "counts": counts}
+                result["segmentation"] = _plain(rle)
+
+
+@contextmanager
+def masks_as_rle(model: nn.Module) -> Iterator[None]:
+    """Inside, ``model`` returns :class:`~s4m_d2.structures.RLEMasks`, if it has ``rle_masks``.
+
+    A hundred masks of a 2,000 x 4,000 image take 800 MB as a tensor and some hundred KiB encoded;
+    what evaluators read from either is the same.
+    """
+    if not hasattr(model, "rle_masks"):
+        yield
+        return
+    switch: Any = model
+    before, switch.rle_masks = switch.rle_masks, True
+    try:
+        yield
+    finally:
+        switch.rle_masks = before
+
+
+@contextmanager
+def write_coco_results(
+    folder: str | os.PathLike[str], class_names: Sequence[str], category_ids: Sequence[int]
+) -> Iterator[Add]:
+    """Write predictions.json, COCO's list of results, and images.json, what its ids mean.
+
+    ``COCO("images.json").loadRes("predictions.json")`` reads both. They appear together when the
+    block ends; when it raises, older files stay as they were. Only one image is held at a time.
+
+    Yields a function that takes an image, {"file_name", "height", "width", ...}, which gets the
+    next "id" from 1 on, and its Instances with ``pred_masks`` of that size, ``pred_classes`` and
+    ``scores``.
+
+    Args:
+        folder: of the two files.
+        class_names: of the model's classes.
+        category_ids: of the same classes, in the data set.
+
+    Raises:
+        OutputError: the system refuses to write.
+    """
+    categories = [
+        {"id": number, "name": name} for number, name in zip(category_ids, class_names, strict=True)
+    ]
+    with (
+        atomic_write(os.path.join(folder, IMAGES)) as images_file,
+        atomic_write(os.path.join(folder, RESULTS)) as results_file,
+    ):
+        images, results = _JSONList(images_file), _JSONList(results_file)
+        head = f'"info": {{}}, "categories": {json.dumps(categories)}, "annotations": []'
+        images_file.write(f'{{{head},\n"images": ')
+
+        def add(image: Mapping[str, Any], instances: Instances) -> None:
+            images.add({"id": images.count + 1, **image})
+            for result in coco_results(instances, category_ids):
+                results.add({"image_id": images.count, **result})
+
+        yield add
+        images.close()
+        results.close()
+        images_file.write("}\n")
+
+
+def coco_results(instances: Instances, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Each instance as category_id, segmentation (compressed RLE), bbox (x, y, w, h) and score."""
+    rles = as_rles(instances.pred_masks)
+    labels, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    for rle, label, score in zip(rles, labels, scores, strict=True):
+        yield {
+            "category_id": category_ids[label],
+            "segmentation": _plain(rle),
+            "bbox": mask_util.toBbox(rle).tolist(),
+            "score": score,
+        }
+
+
+def _plain(rle: Mapping[str, Any]) -> dict[str, Any]:
+    """For JSON, which has no bytes."""
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+
+
+class _JSONList:
+    """A list in a file that is being written, an item a line."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+        self.count = 0
+
+    def add(self, item: Mapping[str, Any]) -> None:
+        self._file.write(f"{',' if self.count else '['}\n{json.dumps(item)}")
+        self.count += 1
+
+    def close(self) -> None:
+        self._file.write("\n]\n" if self.count else "[]\n")

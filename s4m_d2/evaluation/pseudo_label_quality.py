@@ -17,16 +17,18 @@ pseudo-label without one for its own, so that the sizes add up to the whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 from detectron2.utils import comm
+from tabulate import tabulate
 from torch import Tensor
 
 from s4m_d2.errors import InputError
-from s4m_d2.evaluation.measures import COUNTS, Quality
-from s4m_d2.structures import PseudoLabels, dense_overlaps, drop_invalid, mask_areas
+from s4m_d2.structures import PseudoLabels, dense_overlaps, mask_areas
 from s4m_d2.transfers import to_device, to_host
 
 IOU_THRESH = 0.5  # a match has more; with less, an instance could match several disjoint masks
@@ -34,7 +36,120 @@ CROWD_THRESH = 0.5  # a pseudo-label with more of its pixels in a crowd is not j
 SIZES = ("small", "medium", "large")
 SIZE_LIMITS = (32.0**2, 96.0**2)  # px: medium begins at the first, large at the second (COCO)
 NO_MATCH = -1
-_COLUMNS = {name: index for index, name in enumerate(COUNTS)}
+MEASURES = (
+    "class_accuracy",
+    "sq",
+    "precision",
+    "recall",
+    "mask_precision",
+    "mask_recall",
+    "rq",
+    "pq",
+)
+# Columns of tables: a count or measure, and its head.
+_COLUMNS = {
+    "instances": "instances",
+    "pseudo_labels": "labels",
+    "duplicates": "duplicates",
+    "found": "found",
+    "class_accuracy": "class acc.",
+    "sq": "SQ",
+    "precision": "precision",
+    "recall": "recall",
+    "mask_precision": "mask prec.",
+    "mask_recall": "mask rec.",
+    "pq": "PQ",
+}
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Counts of some pseudo-labels and true instances, and the measures that follow from them.
+
+    A measure is nan where it has nothing to measure. For one class, ``class_accuracy``, ``sq``,
+    ``mask_recall`` and ``recall`` are of the true instances of the class; ``mask_precision`` and
+    ``precision`` are of the pseudo-labels that claim to be of it.
+
+    Attributes:
+        instances: true ones, without crowds.
+        found: of them, those that a pseudo-label matches.
+        pseudo_labels: without those in crowds.
+        matched: of them, those that match an instance.
+        duplicates: of those without a match, those whose IoU with an instance exceeds 0.5 too:
+            another pseudo-label matches it.
+        correct: matches whose class is right.
+        in_crowds: pseudo-labels that are not judged.
+        iou_found: sum of the IoUs of the instances found.
+        iou_correct: sum of the IoUs of matches whose class is right.
+    """
+
+    instances: float = 0.0
+    found: float = 0.0
+    pseudo_labels: float = 0.0
+    matched: float = 0.0
+    duplicates: float = 0.0
+    correct: float = 0.0
+    in_crowds: float = 0.0
+    iou_found: float = 0.0
+    iou_correct: float = 0.0
+
+    @property
+    def class_accuracy(self) -> float:
+        """Share of the instances found whose class is right."""
+        return _ratio(self.correct, self.found)
+
+    @property
+    def sq(self) -> float:
+        """Segmentation quality: mean IoU of the matches."""
+        return _ratio(self.iou_found, self.found)
+
+    @property
+    def precision(self) -> float:
+        """Share of the pseudo-labels that match an instance and have its class."""
+        return _ratio(self.correct, self.pseudo_labels)
+
+    @property
+    def recall(self) -> float:
+        """Share of the instances that a pseudo-label of their class matches."""
+        return _ratio(self.correct, self.instances)
+
+    @property
+    def mask_precision(self) -> float:
+        """Share of the pseudo-labels that match an instance, of whatever class."""
+        return _ratio(self.matched, self.pseudo_labels)
+
+    @property
+    def mask_recall(self) -> float:
+        """Share of the instances that a pseudo-label matches, of whatever class."""
+        return _ratio(self.found, self.instances)
+
+    @property
+    def rq(self) -> float:
+        """Recognition quality: the harmonic mean of precision and recall."""
+        return _ratio(self.correct, (self.pseudo_labels + self.instances) / 2)
+
+    @property
+    def pq(self) -> float:
+        """Panoptic quality: ``rq`` times the mean IoU of matches whose class is right.
+
+        Of several classes, their matches are taken together; the benchmark's is the classes' mean.
+        """
+        return _ratio(self.iou_correct, (self.pseudo_labels + self.instances) / 2)
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Measures, then counts, for JSON: a measure of nothing is None."""
+        measures = {name: getattr(self, name) for name in MEASURES}
+        plain = {name: None if math.isnan(value) else value for name, value in measures.items()}
+        counts = {name: int(v) for name, v in asdict(self).items() if not name.startswith("iou")}
+        return plain | counts
+
+
+#: Names of the counts of :class:`Quality`.
+COUNTS = tuple(field.name for field in fields(Quality))
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else math.nan
 
 
 class PseudoLabelQuality:
@@ -68,7 +183,7 @@ class PseudoLabelQuality:
             raise InputError(f"size limits are two areas, the smaller first; got {size_limits}")
         self.size_limits = (size_limits[0], size_limits[1])
         self.images = 0
-        self.cells = np.zeros((len(SIZES), len(self.class_names), len(_COLUMNS)))
+        self.cells = np.zeros((len(SIZES), len(self.class_names), len(COUNTS)))
 
     def add(
         self,
@@ -93,7 +208,6 @@ class PseudoLabelQuality:
         Raises:
             InputError: frames, lengths or class ids disagree.
         """
-        [labels] = drop_invalid([labels])
         device = labels.masks.device
         masks, classes = to_device(masks, device), to_device(classes, device)
         crowds = classes.new_zeros(len(classes)).bool() if crowds is None else crowds
@@ -160,7 +274,7 @@ class PseudoLabelQuality:
             ("matched", tuple(key[rows] for key in mine), 1),
             ("duplicates", tuple(key[twice] for key in mine), 1),
         ):
-            np.add.at(self.cells[..., _COLUMNS[name]], cell, values)
+            np.add.at(self.cells[..., COUNTS.index(name)], cell, values)
 
     def merge(self, other: PseudoLabelQuality) -> None:
         """Add what another one has seen, of the same classes and sizes."""
@@ -183,25 +297,23 @@ class PseudoLabelQuality:
 
     def by_class(self) -> dict[str, Quality]:
         """By the name of the class."""
-        rows = self.cells.sum(axis=0).tolist()
-        return {name: Quality(*row) for name, row in zip(self.class_names, rows, strict=True)}
+        return self._by(self.class_names, 0)
 
     def by_size(self) -> dict[str, Quality]:
         """By the name of the size."""
-        rows = self.cells.sum(axis=1).tolist()
-        return {name: Quality(*row) for name, row in zip(SIZES, rows, strict=True)}
+        return self._by(SIZES, 1)
+
+    def _by(self, names: Sequence[str], axis: int) -> dict[str, Quality]:
+        rows = self.cells.sum(axis=axis).tolist()
+        return {name: Quality(*row) for name, row in zip(names, rows, strict=True)}
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON: "overall", "by_class" and "by_size"."""
-        groups: dict[str, Mapping[str, Quality]] = {
-            "by_class": self.by_class(),
-            "by_size": self.by_size(),
+        return {
+            "overall": self.overall().as_dict(),
+            "by_class": {name: quality.as_dict() for name, quality in self.by_class().items()},
+            "by_size": {name: quality.as_dict() for name, quality in self.by_size().items()},
         }
-        nested = {
-            group: {name: quality.as_dict() for name, quality in rows.items()}
-            for group, rows in groups.items()
-        }
-        return {"overall": self.overall().as_dict(), **nested}
 
 
 def match_masks(
@@ -236,3 +348,35 @@ def _check_ids(ids: np.ndarray, true_ids: np.ndarray, count: int) -> None:
             f"class ids must be from 0 to {count - 1}, got pseudo-labels of "
             f"{np.unique(ids).tolist()} and instances of {np.unique(true_ids).tolist()}"
         )
+
+
+def quality_tables(steps: Mapping[str, PseudoLabelQuality]) -> list[str]:
+    """Three Markdown tables, shares in percent: of all pseudo-labels, by size and by class.
+
+    Args:
+        steps: "before" and "after" refinement, or one of them, of the same images.
+    """
+    tables = []
+    for head in ("", "size", "class"):
+        groups = {
+            step: getattr(quality, f"by_{head}")() if head else {"all": quality.overall()}
+            for step, quality in steps.items()
+        }
+        rows = [
+            (name, step, *(_cell(groups[step][name], key) for key in _COLUMNS))
+            for name in next(iter(groups.values()))
+            for step in steps
+            if not head or groups[step][name].instances or groups[step][name].pseudo_labels
+        ]
+        heads = (head, "refinement", *_COLUMNS.values())
+        align = ("left", "left", *("right" for _ in _COLUMNS))
+        options: dict[str, Any] = {"tablefmt": "github", "disable_numparse": True}
+        tables.append(tabulate(rows, heads, colalign=align if rows else None, **options))
+    return tables
+
+
+def _cell(quality: Quality, key: str) -> str:
+    value = getattr(quality, key)
+    if key in COUNTS:
+        return f"{int(value):,}"
+    return "–" if math.isnan(value) else f"{100 * value:.1f}"

@@ -132,8 +132,7 @@ class SetCriterion(nn.Module):
             outputs: ``pred_logits`` (B, Q, K + 1), ``pred_masks`` (B, Q, h, w) logits of the padded
                 batch, and optionally ``aux_outputs``, a list of dicts with the same two entries.
             targets: for each image ``labels`` (N,) int64 and ``masks`` (N, H, W) of the padded
-                batch. N may be 0. Optionally ``valid`` (N,) bool: the other instances count as
-                absent.
+                batch. N may be 0.
             generators: one for each image, or None for torch's default one. What is drawn for an
                 image does not depend on the rest of the batch: first the points of the matching,
                 layer by layer, then those of the losses, mask by mask of each layer; the last

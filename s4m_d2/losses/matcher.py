@@ -35,7 +35,7 @@ class ImageMatches:
         queries: (L, M) int64.
         instances: (L, M) int64 positions in the image's target that the queries match, ascending.
         labels: (L, M) int64, the instances' classes.
-        num_instances: instances of the target that count.
+        num_instances: of the target.
     """
 
     queries: np.ndarray
@@ -89,9 +89,8 @@ class HungarianMatcher:
 
         Args:
             layers: of each, ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, h, w) logits.
-            targets: for each image ``labels`` (N,) int64, ``masks`` (N, H, W), in the same frame
-                as the predicted masks up to scale, and optionally ``valid`` (N,) bool: the others
-                count as absent.
+            targets: for each image ``labels`` (N,) int64 and ``masks`` (N, H, W), in the same
+                frame as the predicted masks up to scale.
             generators: one for each image, or None for torch's default one; of each, the points of
                 all layers are drawn.
 
@@ -106,18 +105,14 @@ class HungarianMatcher:
         if not any(counts):
             nothing = np.zeros((len(layers), 0), dtype=np.int64)
             return [ImageMatches(nothing, nothing, nothing, 0) for _ in targets]
-        costs, labels, *all_flags = to_host(
+        costs, labels = to_host(
             self.costs(layers, targets, generators),
             torch.cat([target["labels"] for target in targets]),
-            *(target["valid"] for target in targets if "valid" in target),
         )
-        flags = iter(all_flags)
         matches = []
         for image, label in enumerate(np.split(labels, np.cumsum(counts)[:-1])):
-            is_valid = "valid" in targets[image]
-            present = np.flatnonzero(next(flags)) if is_valid else np.arange(len(label))
-            _check_labels(label[present], image, num_labels - 1)
-            matches.append(_assign(costs[:, image, :num_queries], present, label))
+            _check_labels(label, image, num_labels - 1)
+            matches.append(_assign(costs[:, image, :num_queries], label))
         return matches
 
     @torch.no_grad()
@@ -169,7 +164,7 @@ class HungarianMatcher:
         )
 
 
-def _assign(costs: np.ndarray, present: np.ndarray, labels: np.ndarray) -> ImageMatches:
+def _assign(costs: np.ndarray, labels: np.ndarray) -> ImageMatches:
     """The cheapest assignment in each layer; costs that are not finite lose.
 
     The matches then say nothing, but the losses of diverged predictions are still computed, and it
@@ -177,19 +172,17 @@ def _assign(costs: np.ndarray, present: np.ndarray, labels: np.ndarray) -> Image
 
     Args:
         costs: (L, Q, N) of one image.
-        present: (N',) the instances that count, ascending.
-        labels: (N,) of all instances.
+        labels: (N,) of the instances.
     """
     bounded = np.nan_to_num(
-        costs[:, :, present].astype(np.float64),
+        costs[:, :, : len(labels)].astype(np.float64),
         nan=WORST_COST,
         posinf=WORST_COST,
         neginf=WORST_COST,
     ).clip(-WORST_COST, WORST_COST)
     pairs = [_in_order(*linear_sum_assignment(cost)) for cost in bounded]
-    queries, columns = (np.stack(side).astype(np.int64) for side in zip(*pairs, strict=True))
-    instances = present[columns]
-    return ImageMatches(queries, instances, labels[instances], len(present))
+    queries, instances = (np.stack(side).astype(np.int64) for side in zip(*pairs, strict=True))
+    return ImageMatches(queries, instances, labels[instances], len(labels))
 
 
 def _in_order(queries: np.ndarray, instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,6 @@ from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.losses import SetCriterion, build_distillation
 from s4m_d2.modeling.head import build_head
 from s4m_d2.modeling.inference import instance_inference
-from s4m_d2.modeling.parts import split_outputs, uses_batch_statistics
 from s4m_d2.modeling.targets import prepare_targets
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.structures import sample_generators
@@ -41,22 +40,17 @@ class S4MMaskFormer(nn.Module):
         train_square_size: training batches are padded to squares of this side, px; 0: to the
             largest image.
         max_instances: instances an image at inference.
-        channels_last: give the backbone its input in PyTorch's memory format of that name.
 
     Attributes:
         distillation: as above; may be set at any time.
         rle_masks: return masks at inference as :class:`~s4m_d2.structures.RLEMasks`, not as one
             tensor; may be set at any time (:func:`s4m_d2.evaluation.masks_as_rle`).
-        reads_gt_valid: training samples may mark instances as absent (``gt_valid``).
-        compiled_parts: names of the submodules that S4M.COMPILE compiles.
     """
 
     sem_seg_head: Any  # of the registry: its attributes are the head's, not nn.Module's
     criterion: Any
     pixel_mean: Tensor
     pixel_std: Tensor
-    reads_gt_valid = True
-    compiled_parts = ("backbone", "sem_seg_head.pixel_decoder", "sem_seg_head.predictor")
 
     @configurable
     def __init__(
@@ -72,7 +66,6 @@ class S4MMaskFormer(nn.Module):
         size_divisibility: int,
         train_square_size: int = 0,
         max_instances: int = 100,
-        channels_last: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -83,7 +76,6 @@ class S4MMaskFormer(nn.Module):
         self.size_divisibility = size_divisibility
         self.train_square_size = train_square_size
         self.max_instances = max_instances
-        self.channels_last = channels_last
         self.rle_masks = False
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             buffer = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
@@ -100,9 +92,7 @@ class S4MMaskFormer(nn.Module):
             "sem_seg_head": build_head(cfg, backbone.output_shape()),
             "criterion": SetCriterion(cfg),
             "distillation": (
-                build_distillation(cfg, build_sam_backend(cfg, cached=True))
-                if cfg.S4M.DISTILL.ENABLED
-                else None
+                build_distillation(cfg, build_sam_backend(cfg)) if cfg.S4M.DISTILL.ENABLED else None
             ),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
@@ -110,7 +100,6 @@ class S4MMaskFormer(nn.Module):
             "size_divisibility": backbone.size_divisibility if divisibility < 0 else divisibility,
             "train_square_size": cfg.INPUT.IMAGE_SIZE if jitter else 0,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
-            "channels_last": cfg.S4M.CHANNELS_LAST,
         }
 
     @property
@@ -118,29 +107,21 @@ class S4MMaskFormer(nn.Module):
         """Where the model computes."""
         return self.pixel_mean.device
 
-    def forward(
-        self, batched_inputs: Sequence[Sample], *other_parts: Sequence[Sample]
-    ) -> dict[str, Tensor] | list[dict]:
+    def forward(self, batched_inputs: Sequence[Sample]) -> dict[str, Tensor] | list[dict]:
         """Train on, or segment, a batch.
 
         Args:
             batched_inputs: samples with "image" (3, H, W), 0..255 in ``input_format``; for
                 training "instances" (see :func:`prepare_targets`) and optionally "seeds"; for
                 inference optionally "height" and "width", the size of the result.
-            other_parts: in training, more batches, each with losses of its own. All go through
-                the network as one where that makes no difference: all would be padded to the same
-                size, and no norm uses the statistics of a batch. (Dropout and stochastic depth
-                draw for all images at once then, each image for itself as ever.)
 
         Returns:
             in training the weighted losses: ``loss_ce``, ``loss_mask``, ``loss_dice``, the same
-            with ``_i`` for each earlier layer, and ``loss_sd`` with distillation; with
-            ``other_parts`` a list of such dicts, one for each batch. Otherwise a dict an image
-            with "instances" (see :func:`instance_inference`).
+            with ``_i`` for each earlier layer, and ``loss_sd`` with distillation. Otherwise a dict
+            per image with "instances" (see :func:`instance_inference`).
         """
         if self.training:
-            losses = self._losses_of_parts([batched_inputs, *other_parts])
-            return losses if other_parts else losses[0]
+            return self._losses(batched_inputs)
         images, outputs = self._run(batched_inputs)
         return [
             {
@@ -162,9 +143,6 @@ class S4MMaskFormer(nn.Module):
                 strict=True,
             )
         ]
-
-    # Of this very function: one that overrides it says so itself.
-    forward.takes_parts = True  # type: ignore[attr-defined]
 
     def predict_queries(self, batched_inputs: Sequence[Sample]) -> dict[str, Any]:
         """All queries of a batch, before any selection; annotations are not read.
@@ -200,27 +178,11 @@ class S4MMaskFormer(nn.Module):
 
     def _outputs(self, images: Tensor, *, aux_outputs: bool) -> dict[str, Any]:
         """The head's outputs for (B, 3, H, W) normalized images."""
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
         return self.sem_seg_head(self.backbone(images), aux_outputs=aux_outputs)
 
-    def _losses_of_parts(self, parts: Sequence[Sequence[Sample]]) -> list[dict[str, Tensor]]:
-        images = [self._normalized(part) for part in parts]
-        aux_outputs = self.criterion.deep_supervision
-        one_size = len({_padded_size(part) for part in images}) == 1
-        if len(parts) == 1 or uses_batch_statistics(self) or not one_size:
-            outputs = [self._outputs(part.tensor, aux_outputs=aux_outputs) for part in images]
-        else:
-            counts = [len(part) for part in images]
-            together = torch.cat([part.tensor for part in images])
-            for part, view in zip(images, together.split(counts), strict=True):
-                part.tensor = view  # the copies are not kept
-            outputs = split_outputs(self._outputs(together, aux_outputs=aux_outputs), counts)
-        return [self._losses(*part) for part in zip(parts, images, outputs, strict=True)]
-
-    def _losses(
-        self, batched_inputs: Sequence[Sample], images: ImageList, outputs: dict[str, Any]
-    ) -> dict[str, Tensor]:
+    def _losses(self, batched_inputs: Sequence[Sample]) -> dict[str, Tensor]:
+        images = self._normalized(batched_inputs)
+        outputs = self._outputs(images.tensor, aux_outputs=self.criterion.deep_supervision)
         targets = prepare_targets(
             batched_inputs,
             padded_size=_padded_size(images),

@@ -25,14 +25,12 @@ def prepare_targets(
 
     Args:
         batched_inputs: samples with "instances": ``gt_classes`` (N,) and ``gt_masks`` (BitMasks or
-            an (N, H, W) tensor at the image's size; may be absent where N is 0), and optionally
-            ``gt_valid`` (N,) bool: False marks instances that count as absent.
+            an (N, H, W) tensor at the image's size; may be absent where N is 0).
         padded_size: (H, W) of the padded batch.
         num_classes: valid class ids are 0 .. num_classes - 1.
 
     Returns:
-        for each image ``labels`` (N,) int64, ``masks`` (N, *padded_size) bool and, if the sample
-        has ``gt_valid``, ``valid`` (N,) bool; the masks of other instances are then empty.
+        for each image ``labels`` (N,) int64 and ``masks`` (N, *padded_size) bool.
 
     Raises:
         InputError: if instances are missing or their masks are of another kind.
@@ -45,14 +43,10 @@ def prepare_targets(
 def _target(
     sample: Mapping[str, Any], size: tuple[int, int], num_classes: int, device: torch.device
 ) -> dict[str, Tensor]:
-    target = {
+    return {
         "labels": to_device(_labels(sample, num_classes), device),
         "masks": _pad(to_device(_masks(sample), device), size),
     }
-    if _instances(sample).has("gt_valid"):
-        target["valid"] = to_device(_instances(sample).gt_valid, device, torch.bool)
-        target["masks"] = target["masks"] & target["valid"][:, None, None]
-    return target
 
 
 def _name(sample: Mapping[str, Any]) -> str:

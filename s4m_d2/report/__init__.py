@@ -1,16 +1,13 @@
 """What a run found: results as files that other tools read, and a page for people."""
 
-from s4m_d2.report.curves import Curve, Curves, Point, read_curves
+from s4m_d2.report.curves import read_curves
 from s4m_d2.report.page import render_page
-from s4m_d2.report.pictures import Picture, pictures_of
-from s4m_d2.report.results import read_results, results_table, write_results
-from s4m_d2.report.run import Run, Settings, Stage
+from s4m_d2.report.pictures import pictures_of
+from s4m_d2.report.results import read_results, write_results
+from s4m_d2.report.run import Run, Stage
+from s4m_d2.report.settings import Settings
 
 __all__ = [
-    "Curve",
-    "Curves",
-    "Picture",
-    "Point",
     "Run",
     "Settings",
     "Stage",
@@ -18,6 +15,5 @@ __all__ = [
     "read_curves",
     "read_results",
     "render_page",
-    "results_table",
     "write_results",
 ]

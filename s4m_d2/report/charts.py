@@ -1,198 +1,312 @@
-"""Which curves a stage has, and which of them share a chart."""
+"""The charts of a stage: which curves share one, and its drawing as SVG in the page's colors."""
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from s4m_d2.report.curves import Curve, Point
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from s4m_d2.errors import printable
+from s4m_d2.report.curves import LABELED, MEASURES, UNLABELED, Curve
 from s4m_d2.report.run import MASKS, Stage
-from s4m_d2.report.svg import COLORS, Mark, Series, chart, escape, number
 
-LABELED, UNLABELED = "labeled", "unlabeled"
-DISTILLATION = "loss_sd"
-MEASURES = ("class_accuracy", "sq", "precision", "recall", "pq")
+WIDTH, HEIGHT = 460, 240  # of the picture, in its own units
+PLOT = (0.125, 0.175, 0.845, 0.67)  # left, bottom, width, height, as shares of it
+MOST_DOTS = 60  # points; a curve of more is a line alone
+LABEL_SIDE = 0.7  # of the plot; a mark beyond it has its label on the left
+GAP = 4  # units, between a mark and its label
+# Colors of the charts, by the name that the page's style sheet has for them in both themes. Those
+# of curves are Okabe and Ito's, which people with color blindness tell apart.
+THEME = {
+    "#0072b2": "c0",
+    "#d55e00": "c1",
+    "#00916a": "c2",
+    "#b0578d": "c3",
+    "#b07d00": "c4",
+    "#6b7280": "c5",
+    "#5b6675": "soft",
+    "#e9ecf0": "grid",
+    "#9a4a00": "warn",
+}
+CURVES, (SOFT, GRID, WARN) = list(THEME)[:6], list(THEME)[6:]
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "s4m_d2",  # the same chart is the same text
+    "svg.fonttype": "none",
+    "text.usetex": False,
+    "font.family": "DejaVu Sans",
+    "font.size": 11.5,
+    "text.color": SOFT,
+    "axes.labelcolor": SOFT,
+    "axes.edgecolor": SOFT,
+    "axes.axisbelow": True,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.autolimit_mode": "round_numbers",
+    "axes.xmargin": 0,
+    "axes.ymargin": 0,
+    "axes.formatter.useoffset": False,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.major.pad": 6,
+    "ytick.major.size": 0,
+    "lines.linewidth": 2,
+    "lines.markersize": 5,
+}
+_NOT_FOR_PAGES = re.compile(  # names of the web, comments, ids that charts would share
+    r' xmlns(:\w+)?="[^"]*"| id="[a-z][\w.]*_\d+"|<defs>\s*<style.*?</style>\s*</defs>'
+    r"|<metadata>.*?</metadata>|<!--.*?-->|\n\s*",
+    re.DOTALL,
+)
 # Names of the losses for people; others keep theirs.
 _KINDS = {
     "loss_ce": "class",
     "loss_mask": "mask, cross-entropy",
     "loss_dice": "mask, dice",
-    DISTILLATION: "structural distillation",
 }
-_KEPT = re.compile(r"total_loss|lr|time|data_time|(pseudo_labels|refinement|data|train)/.+")
-_QUALITY = re.compile(rf"pseudo_label_quality/(before|after)/({'|'.join(MEASURES)})")
-_AP = re.compile(rf"((?:.+/)?){MASKS}/AP")
-_UNSUP = "unsup/"
+
+
+def _named(prefix: str, **names: str) -> dict[str, str]:
+    return {prefix + key: name for key, name in names.items()}
+
+
+_QUALITY = {"sq": "SQ (IoU of matches)", "pq": "PQ"}
+# Title, unit, and the lines' names by that of their curves.
+_CHARTS: list[tuple[str, str, dict[str, str]]] = [
+    ("Structural distillation", "weighted loss", _named("labeled:", loss_sd="on labeled images")),
+    (
+        "Pseudo-labels",
+        "per image",
+        _named(
+            "pseudo_labels/",
+            per_image="of the teacher",
+            per_image_after_arp="after ARP",
+            duplicates_per_image="dropped as duplicates",
+        ),
+    ),
+    (
+        "Predictions dropped, by the first rule that does",
+        "share of the queries",
+        _named(
+            "pseudo_labels/dropped_",
+            no_object="no object",
+            score="score too low",
+            area="mask too small",
+            non_finite="not finite",
+        ),
+    ),
+    (
+        "SAM's own estimate of refined masks",
+        "IoU",
+        _named("refinement/", predicted_iou="predicted IoU"),
+    ),
+    (
+        "Refined masks that were empty",
+        "share; the teacher's is kept",
+        _named("refinement/", fallbacks="empty masks"),
+    ),
+    *(
+        (
+            f"Pseudo-label quality: {_QUALITY.get(name, name.replace('_', ' '))}",
+            "share, against the true labels",
+            {
+                f"pseudo_label_quality/before/{name}": "teacher's masks",
+                f"pseudo_label_quality/after/{name}": "refined by SAM",
+            },
+        )
+        for name in MEASURES
+    ),
+    ("Learning rate", "of the first parameter group", {"lr": "learning rate"}),
+    ("Time", "seconds per iteration", {"time": "iteration", "data_time": "waiting for data"}),
+]
+# Units of charts that leave out what is 0 all the time.
+_MOSTLY_ZERO = ("share of the queries", "share; the teacher's is kept")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A named curve; a band shows the least and greatest value where a point is of several."""
+
+    name: str
+    curve: Curve
+    color: int = 0  # of CURVES
+    dashed: bool = False
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart and what stands around it."""
+    """Lines over iterations.
+
+    Attributes:
+        title, unit: of the values.
+        lines: at least one.
+        marks: iterations with a name; those within the range of the data are drawn.
+        from_zero: the axis of values includes 0.
+    """
 
     title: str
     unit: str
-    series: Sequence[Series]
+    lines: Sequence[Line]
+    marks: Sequence[tuple[float, str]] = ()
     from_zero: bool = True
 
-    def html(self, marks: Sequence[Mark]) -> str:
-        keys = "".join(_key(one) for one in self.series)
-        svg = chart(self.title, self.unit, self.series, marks, from_zero=self.from_zero)
-        return (
-            f"<figure class='chart'><figcaption><b>{escape(self.title)}</b>"
-            f"<span class='keys'>{keys}</span></figcaption>{svg}</figure>"
-        )
+    def svg(self) -> str:
+        """An ``<svg>`` element for a page; its title is the chart in words."""
+        text = io.StringIO()
+        said = "; ".join(map(_in_words, self.lines))
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        with matplotlib.rc_context(_STYLE):
+            self.figure().savefig(
+                text,
+                format="svg",
+                transparent=True,
+                metadata=metadata | {"Title": printable(f"{self.title}, {self.unit}: {said}")},
+            )
+        svg = _NOT_FOR_PAGES.sub("", text.getvalue().partition("<svg")[2])
+        head, title, body = f'<svg role="img"{svg}'.partition("</title>")
+        body = re.sub(r'(?<=\d)(\.\d)\d+(?=[ ")])', r"\1", body)  # tenths of a unit are enough
+        body = re.sub("#[0-9a-f]{6}", lambda color: f"var(--{THEME.get(color[0], 'soft')})", body)
+        return head + title + body
+
+    def figure(self) -> Figure:
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+        FigureCanvasSVG(figure)
+        axes = figure.add_axes(PLOT)
+        for line in self.lines:
+            _draw(axes, line)
+        axes.grid(axis="y", color=GRID)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.set_xlabel("iteration", labelpad=1)
+        if self.from_zero:
+            axes.update_datalim([(axes.dataLim.x0, 0)])
+            axes.autoscale_view()
+        first, last = axes.dataLim.intervalx
+        if first < last:
+            axes.set_xlim(0 if 0 <= first <= last / 2 else first, last)
+        figure.text(PLOT[0], 1 - 14 / HEIGHT, self.unit)
+        for iteration, name in self.marks:
+            if axes.dataLim.x0 <= iteration <= axes.dataLim.x1:
+                _mark(axes, iteration, name)
+        return figure
 
 
-def derive(record: Mapping[str, float]) -> dict[str, float]:
-    """The values of curves in a record of metrics.json.
+def _draw(axes: Any, line: Line) -> None:
+    curve, color = line.curve, CURVES[line.color % len(CURVES)]
+    there, bad = np.isfinite(curve.mean), curve.bad > 0
+    x = curve.iterations[there]
+    if (curve.low < curve.high).any():
+        low, high = curve.low[there], curve.high[there]
+        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+    style = (0, (3, 2)) if line.dashed else "-"
+    marker = "o" if len(x) <= MOST_DOTS else ""
+    y = curve.mean[there]
+    axes.plot(x, y, color=color, linestyle=style, marker=marker, clip_on=False)
+    if bad.any():  # crosses at the top
+        at_top = axes.get_xaxis_transform()
+        top = np.full(bad.sum(), 0.96)
+        x = curve.iterations[bad]
+        axes.plot(x, top, "x", color=WARN, transform=at_top, markersize=7, markeredgewidth=2)
 
-    The losses of all layers are summed by kind: "labeled:loss_ce", "unlabeled:loss_ce" and so on,
-    and "labeled" and "unlabeled" for all kinds together. Other values keep their names.
+
+def _mark(axes: Any, iteration: float, name: str) -> None:
+    axes.axvline(iteration, color=SOFT, linestyle=":", linewidth=1)
+    share = axes.transAxes.inverted().transform(axes.transData.transform((iteration, 0)))[0]
+    left = share > LABEL_SIDE
+    axes.annotate(
+        name,
+        (iteration, 1),
+        (-GAP if left else GAP, 2),
+        xycoords=axes.get_xaxis_transform(),
+        textcoords="offset points",
+        ha="right" if left else "left",
+    )
+
+
+def _in_words(line: Line) -> str:
+    curve = line.curve
+    mean = curve.mean[np.isfinite(curve.mean)]
+    if not len(mean):
+        return f"{line.name} without a finite value"
+    values = (mean[0], mean[-1], np.nanmin(curve.low), np.nanmax(curve.high))
+    first, last, least, most = map(number, values)
+    return f"{line.name} from {first} to {last}, least {least}, greatest {most}"
+
+
+def number(value: float, digits: int = 4) -> str:
+    """A number for people.
+
+    >>> number(0.123456), number(12345.6), number(250000.0), number(float("nan"))
+    ('0.1235', '12,346', '250,000', '–')
     """
-    values: dict[str, float] = {}
-    for key, value in record.items():
-        name = key.removeprefix(_UNSUP)
-        if name.startswith("loss"):
-            part = UNLABELED if key.startswith(_UNSUP) else LABELED
-            kind = re.sub(r"_\d+$", "", name)
-            values[part] = values.get(part, 0.0) + value
-            values[f"{part}:{kind}"] = values.get(f"{part}:{kind}", 0.0) + value
-        elif _KEPT.fullmatch(key) or _AP.fullmatch(key) or _QUALITY.fullmatch(key):
-            values[key] = value
-    return values
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.{digits}g}"
 
 
-def stage_charts(stage: Stage) -> str:
-    """The stage's charts but that of AP, as HTML."""
-    marks = burn_in(stage)
-    charts = [c for c in _charts(stage) if any(series.points for series in c.series)]
-    return "".join(one.html(marks) for one in charts)
-
-
-def burn_in(stage: Stage) -> list[Mark]:
-    return [Mark(stage.burn_in, "burn-in ends")] if stage.burn_in else []
-
-
-def ap_chart(stage: Stage, reference: float | None) -> str:
-    """Mask AP over iterations, "" where it was measured no more than once.
+def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
+    """Mask AP over iterations, where it was measured more than once.
 
     Args:
         reference: AP of the stage-1 teacher, for stage 2.
     """
-    curves = {
-        stage.model_name([part for part in path.split("/") if part]): curve
-        for path, curve in _named(stage, _AP)
+    found = {
+        stage.model_name(key.split("/")[:-2]): curve
+        for key, curve in stage.curves.by_name.items()
+        if key.endswith(f"{MASKS}/AP")
     }
-    if max((len(curve.points) for curve in curves.values()), default=0) < 2:
-        return ""
-    series = [
-        Series(name, curve.points, color, dashed="EMA" in name)
-        for color, (name, curve) in enumerate(sorted(curves.items(), reverse=True))
+    if max((len(curve.iterations) for curve in found.values()), default=0) < 2:
+        return []
+    lines = [
+        Line(name, curve, color, dashed="EMA" in name)
+        for color, (name, curve) in enumerate(sorted(found.items(), reverse=True))
     ]
     if reference is not None:
-        places = [p.iteration for one in series for p in one.points]
-        ends = min(places), max(places)
-        flat = [Point(end, reference, reference, reference) for end in ends]
-        series.append(Series("stage-1 teacher, at its end", flat, COLORS - 1, dashed=True))
+        x = np.concatenate([curve.iterations for curve in found.values()])
+        ends, flat = np.array([x.min(), x.max()]), np.full(2, reference)
+        constant = Curve(ends, flat, flat, flat, np.zeros(2), reference)
+        lines.append(Line("stage-1 teacher, at its end", constant, len(CURVES) - 1, dashed=True))
     title = f"Mask AP while the {stage.name} is trained"
-    return Chart(title, "AP on validation images", series).html(burn_in(stage))
+    return [Chart(title, "AP on validation images", lines, _marks(stage))]
+
+
+def stage_charts(stage: Stage) -> list[Chart]:
+    """The stage's charts but that of AP; what was not logged has none."""
+    return [chart for chart in _charts(stage) if chart.lines]
+
+
+def _marks(stage: Stage) -> list[tuple[float, str]]:
+    return [(stage.burn_in, "burn-in ends")] if stage.burn_in else []
 
 
 def _charts(stage: Stage) -> Iterator[Chart]:
-    total = [("total", "total_loss"), (LABELED, LABELED), (UNLABELED, UNLABELED)]
-    if not stage.curves.get(UNLABELED).points:
-        total = total[:1]
-    yield Chart("Loss", "sum of weighted losses", _series(stage, total))
-    for part in (LABELED, UNLABELED):
-        kinds = [
-            (_KINDS.get(kind, kind), f"{part}:{kind}")
-            for kind in _kinds(stage, part)
-            if kind != DISTILLATION
-        ]
-        title = f"Loss on {part} images" if part == LABELED else "Loss on pseudo-labels"
-        yield Chart(title, "weighted, sum of all decoder layers", _series(stage, kinds))
-    distillation = [(_KINDS[DISTILLATION], f"{LABELED}:{DISTILLATION}")]
-    yield Chart("Structural distillation", "weighted loss", _series(stage, distillation))
-    yield from _label_charts(stage)
-    yield from _quality_charts(stage)
-    yield Chart(
-        "Learning rate", "of the first parameter group", _series(stage, [("learning rate", "lr")])
+    total = {"total_loss": "total", LABELED: LABELED, UNLABELED: UNLABELED}
+    both = UNLABELED in stage.curves.by_name
+    yield _chart(
+        stage, "Loss", "sum of weighted losses", total if both else {"total_loss": "total"}
     )
-    times = [("iteration", "time"), ("waiting for data", "data_time")]
-    yield Chart("Time", "seconds an iteration", _series(stage, times))
+    for part, of_part in ((LABELED, "labeled images"), (UNLABELED, "pseudo-labels")):
+        found = [n.partition(":")[2] for n in stage.curves.by_name if n.startswith(f"{part}:")]
+        kinds = [k for k in _KINDS if k in found] + sorted(set(found) - set(_KINDS))
+        names = {f"{part}:{kind}": _KINDS.get(kind, kind) for kind in kinds if kind != "loss_sd"}
+        yield _chart(stage, f"Loss on {of_part}", "weighted, sum of all decoder layers", names)
+    for title, unit, names in _CHARTS:
+        yield _chart(stage, title, unit, names)
 
 
-def _kinds(stage: Stage, part: str) -> list[str]:
-    """The kinds of losses on a part of the images: those with a name for people first."""
-    prefix = f"{part}:"
-    found = [name.removeprefix(prefix) for name in stage.curves.by_name if name.startswith(prefix)]
-    known = [kind for kind in _KINDS if kind in found]
-    return known + sorted(set(found) - set(known))
-
-
-def _label_charts(stage: Stage) -> Iterator[Chart]:
-    counts = [
-        ("of the teacher", "per_image"),
-        ("after ARP", "per_image_after_arp"),
-        ("dropped as duplicates", "duplicates_per_image"),
-    ]
-    yield Chart("Pseudo-labels", "an image", _prefixed(stage, "pseudo_labels/", counts))
-    dropped = [
-        ("no object", "dropped_no_object"),
-        ("score too low", "dropped_score"),
-        ("mask too small", "dropped_area"),
-        ("not finite", "dropped_non_finite"),
-    ]
-    series = _not_zero(_prefixed(stage, "pseudo_labels/", dropped))
-    yield Chart("Predictions dropped, by the first rule that does", "share of the queries", series)
-    ious = _prefixed(stage, "refinement/", [("predicted IoU", "predicted_iou")])
-    yield Chart("SAM's own estimate of refined masks", "IoU", ious, from_zero=False)
-    empty = _not_zero(_prefixed(stage, "refinement/", [("empty masks", "fallbacks")]))
-    yield Chart("Refined masks that were empty", "share; the teacher's is kept", empty)
-
-
-def _quality_charts(stage: Stage) -> Iterator[Chart]:
-    names = {"sq": "SQ (IoU of matches)", "pq": "PQ"}
-    for measure in MEASURES:
-        steps = [("teacher's masks", f"before/{measure}"), ("refined by SAM", f"after/{measure}")]
-        title = f"Pseudo-label quality: {names.get(measure, measure.replace('_', ' '))}"
-        series = _prefixed(stage, "pseudo_label_quality/", steps)
-        yield Chart(title, "share, against the true labels", series)
-
-
-def _prefixed(stage: Stage, prefix: str, names: Sequence[tuple[str, str]]) -> list[Series]:
-    return _series(stage, [(title, prefix + name) for title, name in names])
-
-
-def _series(stage: Stage, names: Sequence[tuple[str, str]]) -> list[Series]:
-    """(title, name of a curve) → those that the stage has."""
-    found = [(title, stage.curves.get(name).points) for title, name in names]
-    present = [(title, points) for title, points in found if points]
-    return [
-        Series(title, points, color, dashed=color >= COLORS)
-        for color, (title, points) in enumerate(present)
-    ]
-
-
-def _not_zero(series: Sequence[Series]) -> list[Series]:
-    """Without those that are 0 all the time."""
-    return [one for one in series if any(p.high != 0 for p in one.points)]
-
-
-def _named(stage: Stage, pattern: re.Pattern[str]) -> Iterator[tuple[str, Curve]]:
-    for name, curve in stage.curves.by_name.items():
-        if match := pattern.fullmatch(name):
-            yield match[1].rstrip("/"), curve
-
-
-def _key(one: Series) -> str:
-    """A line of the legend, with the last value."""
-    last = next((p.mean for p in reversed(one.points) if math.isfinite(p.mean)), math.nan)
-    dashed = " dashed" * one.dashed
-    return (
-        f"<span><svg class='swatch' viewBox='0 0 22 8' aria-hidden='true'>"
-        f"<path class='line c{one.color % COLORS}{dashed}' d='M1 4h20'/></svg>"
-        f"{escape(one.name)} <em>{number(last)}</em></span>"
-    )
+def _chart(stage: Stage, title: str, unit: str, names: Mapping[str, str]) -> Chart:
+    """Of names of curves, each with a name for people."""
+    found = [(name, stage.curves.get(key)) for key, name in names.items()]
+    shown = [(n, c) for n, c in found if len(c.mean) and (c.high.any() or unit not in _MOSTLY_ZERO)]
+    lines = [Line(n, c, color, dashed=color >= len(CURVES)) for color, (n, c) in enumerate(shown)]
+    return Chart(title, unit, lines, _marks(stage), from_zero=unit != "IoU")

@@ -1,68 +1,61 @@
 """The curves of a run's metrics.json, thinned to what a page can show.
 
-The file has a JSON object a line, each with an "iteration"; it may end in a torn line. Memory does
-not grow with the length of the file but for eight bytes a line.
+The file has a JSON object a line, each with an "iteration"; it may end in a torn line.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+
+import numpy as np
 
 MOST_POINTS = 240  # of a curve
-LARGEST = 1e300  # beyond it, a value is as good as infinite
-_ITERATION = re.compile(rb'"iteration":\s*(\d{1,15})\s*[,}]')
-_NONE = -1
+LARGEST = 1e38  # beyond it, where float32 ends, a value is as good as infinite
+LABELED, UNLABELED = "labeled", "unlabeled"
+MEASURES = ("class_accuracy", "sq", "precision", "recall", "pq")  # of pseudo-label quality
+_UNSUP = "unsup/"
+_LAYER = re.compile(r"_\d+$")
+_KEPT = re.compile(
+    r"total_loss|lr|time|data_time|(pseudo_labels|refinement|data|train)/.+|(.+/)?segm/AP"
+    rf"|pseudo_label_quality/(before|after)/({'|'.join(MEASURES)})"
+)
 
-Derive = Callable[[Mapping[str, float]], Mapping[str, float]]
+
+def finite(value: object) -> float | None:
+    """A number, None for what is none or as good as infinite."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= LARGEST else None
 
 
-@dataclass
-class Point:
-    """What a curve shows of a few neighboring records.
+@dataclass(frozen=True)
+class Curve:
+    """Points by iteration, each of one record or of several neighboring ones.
 
     Attributes:
-        iteration: of the first and of the last record.
-        low, mean, high: of the finite values; NaN if there are none.
-        bad: how many values are not finite.
+        iterations: (P,) the middle of the point's records.
+        low, mean, high: (P,) of the finite values; NaN where there are none.
+        bad: (P,) how many values are not finite.
+        last: value of the last record.
     """
 
-    iteration: tuple[int, int]
-    low: float = math.nan
-    mean: float = math.nan
-    high: float = math.nan
-    bad: int = 0
-    _count: int = 0
-
-    def add(self, iteration: int, value: float) -> None:
-        self.iteration = min(self.iteration[0], iteration), max(self.iteration[1], iteration)
-        if not abs(value) <= LARGEST:
-            self.bad += 1
-            return
-        self._count += 1
-        first = self._count == 1
-        self.mean = value if first else self.mean + (value - self.mean) / self._count
-        self.low = value if first else min(self.low, value)
-        self.high = value if first else max(self.high, value)
-
-    @property
-    def middle(self) -> float:
-        """Where the point stands on the axis of iterations."""
-        return (self.iteration[0] + self.iteration[1]) / 2
+    iterations: np.ndarray
+    low: np.ndarray
+    mean: np.ndarray
+    high: np.ndarray
+    bad: np.ndarray
+    last: float
 
 
-@dataclass
-class Curve:
-    """Points by iteration, ascending; ``last`` is the (iteration, value) of the last record."""
-
-    points: list[Point] = field(default_factory=list)
-    last: tuple[int, float] = (0, math.nan)
+_NONE = np.zeros(0)
+EMPTY = Curve(_NONE, _NONE, _NONE, _NONE, _NONE, math.nan)
 
 
 @dataclass
@@ -70,7 +63,7 @@ class Curves:
     """All curves of a file.
 
     Attributes:
-        by_name: curves by the name of what was derived from a record.
+        by_name: what :func:`curve_names` names → curve.
         records: lines that are one.
         unreadable: lines that are none.
         last_iteration: None: there is no record.
@@ -81,60 +74,80 @@ class Curves:
     unreadable: int = 0
     last_iteration: int | None = None
 
+    def get(self, name: str) -> Curve:
+        return self.by_name.get(name, EMPTY)
+
     def mean(self, name: str) -> float:
         """The mean of a curve's points, NaN if there is none."""
-        values = [p.mean for p in self.get(name).points if math.isfinite(p.mean)]
-        return sum(values) / len(values) if values else math.nan
-
-    def get(self, name: str) -> Curve:
-        return self.by_name.get(name, Curve())
+        values = self.get(name).mean
+        values = values[np.isfinite(values)]
+        return float(values.mean()) if len(values) else math.nan
 
 
-def read_curves(path: str | os.PathLike[str], derive: Derive, most: int = MOST_POINTS) -> Curves:
+@functools.lru_cache(1 << 14)
+def curve_names(key: str) -> tuple[str, ...]:
+    """The curves that a value of metrics.json is added to.
+
+    The losses of all layers are summed by kind, as "labeled:loss_ce" and "unlabeled:loss_ce", and
+    over all kinds, as "labeled" and "unlabeled". Other values keep their names, or are no curve.
+    """
+    name = key.removeprefix(_UNSUP)
+    if name.startswith("loss"):
+        part = LABELED if name == key else UNLABELED
+        return part, f"{part}:{_LAYER.sub('', name)}"
+    return (key,) if _KEPT.fullmatch(key) else ()
+
+
+def read_curves(path: str | os.PathLike[str], most: int = MOST_POINTS) -> Curves:
     """The curves of a metrics.json, which may be missing, empty, torn, or being written.
 
     Args:
-        derive: from a record's numbers to the values of curves.
         most: points of a curve at most. Records of neighboring iterations share a point.
     """
     curves = Curves()
-    iterations = array("q", (_iteration(line) for line in _lines(path)))
-    count = len(iterations) - iterations.count(_NONE)
-    if not count:
-        return curves
-    first = min(i for i in iterations if i != _NONE)
-    width = 1 if count <= most else -(-(max(iterations) - first + 1) // most)
-    bins: dict[str, dict[int, Point]] = {}
-    lasts: dict[str, tuple[int, float]] = {}
-    for iteration, record in _records(path, iterations, curves):
+    found: dict[str, tuple[array, array]] = {}
+    first = None
+    for line in _lines(path):
+        record = _parsed(line)
+        if record is None:
+            curves.unreadable += bool(line.strip())
+            continue
+        iteration = int(record["iteration"])
         curves.records += 1
         curves.last_iteration = max(iteration, curves.last_iteration or 0)
-        for name, value in derive(record).items():
-            points = bins.setdefault(name, {})
-            point = points.setdefault((iteration - first) // width, Point((iteration, iteration)))
-            point.add(iteration, value)
-            if iteration >= lasts.get(name, (_NONE, 0.0))[0]:
-                lasts[name] = iteration, value
-    for name, points in bins.items():
-        curves.by_name[name] = Curve([points[place] for place in sorted(points)], lasts[name])
+        first = iteration if first is None else min(iteration, first)
+        values: dict[str, float] = {}
+        for key, value in record.items():
+            for name in curve_names(key):
+                values[name] = values.get(name, 0.0) + value
+        for name, value in values.items():
+            iterations, numbers = found.setdefault(name, (array("q"), array("d")))
+            iterations.append(iteration)
+            numbers.append(value)
+    span = (curves.last_iteration or 0) - (first or 0) + 1
+    width = 1 if curves.records <= most else -(-span // most)
+    for name, (iterations, numbers) in found.items():
+        x, y = np.asarray(iterations), np.asarray(numbers)
+        curves.by_name[name] = _thinned(x, y, first or 0, width)
     return curves
 
 
-def _iteration(line: bytes) -> int:
-    """The iteration of a line, _NONE for one that has none or is torn."""
-    match = _ITERATION.search(line)
-    return int(match[1]) if match and line.rstrip().endswith(b"}") else _NONE
-
-
-def _records(
-    path: str | os.PathLike[str], iterations: array, curves: Curves
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """Iteration and numbers of each record; counts the lines that are none in ``curves``."""
-    for iteration, line in zip(iterations, _lines(path), strict=False):
-        record = None if iteration == _NONE else _parsed(line)
-        curves.unreadable += record is None and bool(line.strip())
-        if record:
-            yield iteration, record
+def _thinned(iterations: np.ndarray, values: np.ndarray, first: int, width: int) -> Curve:
+    """A curve whose points cover ``width`` iterations each, from ``first`` on."""
+    order = np.argsort(iterations, kind="stable")
+    x, y = iterations[order], values[order]
+    starts = np.flatnonzero(np.diff((x - first) // width, prepend=-1))
+    ends = np.append(starts[1:], len(x)) - 1
+    good = np.abs(y) <= LARGEST
+    count = np.add.reduceat(good.astype(float), starts)
+    low = np.minimum.reduceat(np.where(good, y, np.inf), starts)
+    high = np.maximum.reduceat(np.where(good, y, -np.inf), starts)
+    with np.errstate(invalid="ignore"):
+        mean = np.add.reduceat(np.where(good, y, 0.0), starts) / count
+    low, high = np.where(count, low, np.nan), np.where(count, high, np.nan)
+    return Curve(
+        (x[starts] + x[ends]) / 2, low, mean, high, ends - starts + 1 - count, float(y[-1])
+    )
 
 
 def _lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
@@ -151,17 +164,12 @@ def _parsed(line: bytes) -> dict[str, float] | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or not isinstance(record.get("iteration"), int):
+    iteration = record.get("iteration") if isinstance(record, dict) else None
+    if not isinstance(iteration, int) or not 0 <= iteration < 1 << 50:
         return None
-    return {key: _number(value) for key, value in record.items() if _is_number(value)}
+    numbers = {key: finite(value) for key, value in record.items() if _is_number(value)}
+    return {key: math.nan if value is None else value for key, value in numbers.items()}
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return value is None or isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _number(value: float | None) -> float:
-    try:
-        return math.nan if value is None else float(value)
-    except OverflowError:  # an integer of hundreds of digits
-        return math.inf

@@ -3,103 +3,82 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from s4m_d2.report import tables
-from s4m_d2.report.charts import ap_chart, stage_charts
-from s4m_d2.report.pictures import Picture
-from s4m_d2.report.run import Run, Stage, finite, stage_title
-from s4m_d2.report.style import STYLE
-from s4m_d2.report.svg import escape, number
+import jinja2
+from markupsafe import Markup
 
-#: The browser fetches nothing, runs nothing and sends nothing, whatever the page holds.
-POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
-    "form-action 'none'"
-)
-OPEN_PICTURES = 2  # the others are folded away
+from s4m_d2.errors import printable
+from s4m_d2.report.charts import Chart, ap_chart, number, stage_charts
+from s4m_d2.report.curves import finite
+from s4m_d2.report.run import TITLES, Run, Stage
+
+MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+FIRST, STUDENT = "stage-1 teacher", "student"  # models, as Stage names them
+CLASS = "AP-"  # before a class's name
 _MINUTE = 60
+
+Models = Mapping[str, Mapping[str, float | None]]
 
 
 def render_page(run: Run) -> str:
-    """The whole page. Every text of the run is escaped."""
-    models = tables.models_of(run)
-    sections = [
-        ("results", "Results", _results(run, models)),
-        ("gallery", "Gallery", _gallery(run.pictures)),
-        *((s.name, s.title, _stage(s)) for s in reversed(run.stages)),
-        *((name, stage_title(name), _say(_absent(name, run))) for name in _missing(run)),
-        ("settings", "Settings", _settings(run)),
-    ]
-    links = "".join(f"<a href='#{key}'>{escape(title)}</a>" for key, title, _ in sections)
-    body = "".join(
-        f"<section id='{key}'><h2>{escape(title)}</h2>{content}</section>"
-        for key, title, content in sections
-    )
-    title = f"S4M run: {run.name}"
-    return (
-        "<!DOCTYPE html>\n<html lang='en'><head><meta charset='utf-8'>"
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
-        f"<header><h1>{escape(title)}</h1><p class='state'>{_state(run)}</p>"
-        f"<nav aria-label='Sections'>{links}</nav></header>"
-        f"<main>{_cards(run, models)}{body}</main>"
-        f"<footer>Written {escape(run.written)} by tools/report.py or at the end of training. "
-        "Iterations count from 0, as in metrics.json, and most values are medians of the last 20. "
-        "Where a point stands for several records, the line is their mean, and the band spans "
-        "the least and the greatest.</footer></body></html>\n"
-    )
-
-
-def _state(run: Run) -> str:
-    """How far the run is."""
-    if run.problem:
-        return f"<span class='tag open'>ended early</span> {escape(run.problem)}"
-    if run.complete:
-        return "<span class='tag'>complete</span> Every stage was trained to its end."
-    if not any(stage.curves.records for stage in run.stages):
-        return "<span class='tag open'>no records yet</span> No iteration has been logged."
-    said = "; ".join(f"{s.title}: {_progress(s)}" for s in run.stages)
-    return f"<span class='tag open'>not complete</span> Under way, or stopped. {escape(said)}"
-
-
-def _progress(stage: Stage) -> str:
-    whole = f" of {stage.iterations:,}" if stage.iterations else ""
-    return f"{stage.done:,}{whole} iterations{', finished' if stage.finished else ''}"
-
-
-def _cards(run: Run, models: tables.Models) -> str:
-    cards = [*_ap_cards(models), *(card for stage in run.stages for card in _stage_cards(stage))]
-    inside = "".join(
-        f"<div class='card'><b>{escape(value)}</b><span>{escape(what)}</span></div>"
-        for value, what in cards
-    )
-    return f"<div class='cards'>{inside}</div>" if inside else ""
-
-
-def _ap_cards(models: tables.Models) -> Iterator[tuple[str, str]]:
+    """The whole page; the template escapes every text."""
+    models = {name: values for stage in run.stages for name, values in stage.models()}
     aps = {name: finite(values.get("AP")) for name, values in models.items()}
-    best = tables.best_model(models)
-    if best is not None:
-        yield f"{aps[best]:.1f}", f"mask AP of the best model, the {best}"
-    first, student = aps.get("stage-1 teacher"), aps.get("student")
-    if first is not None and student is not None:
-        yield tables.signed(student - first), "AP of the student against the stage-1 teacher"
+    best = max(aps, key=lambda name: aps[name] or 0.0, default="")
+    reference = aps.get(FIRST)
+    ap_charts = [
+        chart
+        for stage in reversed(run.stages)
+        for chart in ap_chart(stage, reference if stage.name == STUDENT else None)
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("s4m_d2", "report"),
+        autoescape=True,
+        finalize=_in_one_line,
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"ap": _ap, "number": number, "signed": signed, "svg": _svg}
+    return environment.get_template("page.html").render(
+        run=run,
+        started=any(stage.curves.records for stage in run.stages),
+        titles=TITLES,
+        models=models,
+        measures=[m for m in MEASURES if any(m in values for values in models.values())],
+        best=best if aps.get(best) else "",
+        classes=list(_classes(models)),
+        compared=FIRST in models and STUDENT in models,
+        cards=[*_ap_cards(aps, best), *(card for s in run.stages for card in _stage_cards(s))],
+        ap_charts=ap_charts,
+        stages=[(s, f"{s.progress}. {_facts(s)}", stage_charts(s)) for s in reversed(run.stages)],
+    )
 
 
-def _stage_cards(stage: Stage) -> Iterator[tuple[str, str]]:
-    whole = f" of {stage.iterations:,}" if stage.done < stage.iterations else ""
-    seconds = stage.curves.mean("time")
-    if 0 < seconds * stage.done < math.inf:
-        speed = f"{number(1 / seconds, 3)} a second"
-        what = f"training of the {stage.name}: {stage.done:,}{whole} iterations, {speed}"
-        yield f"≈ {duration(seconds * stage.done)}", what
-    elif stage.done:
-        yield f"{stage.done:,}{whole}", f"iterations of the {stage.name}"
-    _, count = stage.curves.get("pseudo_labels/per_image").last
-    if math.isfinite(count):
-        yield number(count, 3), "pseudo-labels an image, at the end"
+def _in_one_line(value: Any) -> Any:
+    """A text of the run without control characters and of bounded length; markup stays."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _svg(chart: Chart) -> Markup:
+    return Markup(chart.svg())  # nosec: matplotlib escapes its texts
+
+
+def _ap(value: Any) -> str:
+    known = finite(value)
+    return "–" if known is None else f"{known:.1f}"
+
+
+def signed(change: float) -> str:
+    """A difference of AP with its sign.
+
+    >>> signed(1.25), signed(-3.0), signed(-0.01)
+    ('+1.2', '−3.0', '0.0')
+    """
+    text = f"{change:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "−")
 
 
 def duration(seconds: float) -> str:
@@ -114,97 +93,53 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 2 * _MINUTE else f"{minutes // 60:,} h {minutes % 60} min"
 
 
-def _results(run: Run, models: tables.Models) -> str:
-    parts = []
-    if models:
-        parts += [tables.results_html(models), tables.classes_html(models)]
-    elif run.settings.values and not run.settings.get("DATASETS.TEST", True):
-        parts.append(_say("No AP: the config names no validation set (DATASETS.TEST)."))
-    else:
-        parts.append(_say("No AP yet: no model of this run has been evaluated."))
-    reference = finite(models.get("stage-1 teacher", {}).get("AP"))
-    charts = [
-        ap_chart(stage, reference if stage.name == "student" else None)
-        for stage in reversed(run.stages)
-    ]
-    parts.append(f"<div class='charts'>{''.join(charts)}</div>" if any(charts) else "")
-    if models and not any(charts):
-        parts.append(
-            _say(
-                "No model was evaluated twice, so there is no curve of AP: TEST.EVAL_PERIOD sets "
-                "how often it is measured while training."
-            )
-        )
-    return "".join(parts)
+def _classes(models: Models) -> Iterator[tuple[str, list[tuple[Any, str]], float | None]]:
+    """(class, (AP, bar's width in percent) of each model, gain of the student)."""
+    keys = list(dict.fromkeys(k for v in models.values() for k in v if k.startswith(CLASS)))
+    table = {name: {key: finite(v.get(key)) for key in keys} for name, v in models.items()}
+    top = max((ap or 0.0 for values in table.values() for ap in values.values()), default=0.0)
+    for key in keys:
+        aps = [values[key] for values in table.values()]
+        bars = [(ap, f"{100 * max(ap or 0.0, 0.0) / (top or 1.0):.1f}") for ap in aps]
+        first, student = (table.get(name, {}).get(key) for name in (FIRST, STUDENT))
+        gain = None if first is None or student is None else round(student - first, 1)
+        yield printable(key.removeprefix(CLASS), 60), bars, gain
 
 
-def _gallery(pictures: Sequence[Picture]) -> str:
-    if not pictures:
-        return _say(
-            "No pictures. S4M.FIGURES.PERIOD draws some while training, tools/visualize.py later."
-        )
-    first, more = pictures[:OPEN_PICTURES], pictures[OPEN_PICTURES:]
-    content = f"<div class='gallery'>{''.join(map(_figure, first))}</div>"
-    if more:
-        content += (
-            f"<details><summary>{len(more)} more pictures</summary>"
-            f"<div class='gallery'>{''.join(map(_figure, more))}</div></details>"
-        )
-    return content
+def _ap_cards(aps: Mapping[str, float | None], best: str) -> Iterator[tuple[str, str]]:
+    if value := aps.get(best):
+        yield f"{value:.1f}", f"mask AP of the best model, the {best}"
+    first, student = aps.get(FIRST), aps.get(STUDENT)
+    if first is not None and student is not None:
+        yield signed(student - first), f"AP of the student against the {FIRST}"
 
 
-def _figure(picture: Picture) -> str:
-    title, (width, height) = escape(picture.title), picture.size
-    return (
-        f"<figure><figcaption>{title}</figcaption><div><img loading='lazy' width='{width}' "
-        f"height='{height}' alt='{title}' src='{picture.uri}'></div></figure>"
-    )
+def _stage_cards(stage: Stage) -> Iterator[tuple[str, str]]:
+    whole = f" of {stage.iterations:,}" if stage.done < stage.iterations else ""
+    seconds = stage.curves.mean("time")
+    if 0 < seconds * stage.done < math.inf:
+        speed = f"{number(1 / seconds, 3)} per second"
+        what = f"training of the {stage.name}: {stage.done:,}{whole} iterations, {speed}"
+        yield f"≈ {duration(seconds * stage.done)}", what
+    elif stage.done:
+        yield f"{stage.done:,}{whole}", f"iterations of the {stage.name}"
+    count = stage.curves.get("pseudo_labels/per_image").last
+    if math.isfinite(count):
+        yield number(count, 3), "pseudo-labels per image, at the end"
 
 
-def _stage(stage: Stage) -> str:
-    said = [f"{_progress(stage)}."]
-    if (mean := stage.curves.mean("pseudo_labels/per_image")) == mean:
-        said.append(f"{number(mean, 3)} pseudo-labels an image on average.")
+def _facts(stage: Stage) -> str:
+    """In sentences: what was labeled, skipped and unreadable."""
+    said = []
+    if math.isfinite(mean := stage.curves.mean("pseudo_labels/per_image")):
+        said.append(f"{number(mean, 3)} pseudo-labels per image on average.")
     for name, text in (
         ("train/bad_steps", "steps skipped, whose losses or gradients were not finite"),
         ("data/skipped_images", "unreadable unlabeled images skipped"),
     ):
-        count = stage.curves.get(name).last[1]
+        count = stage.curves.get(name).last
         if math.isfinite(count) and count > 0:
             said.append(f"{count:,.0f} {text}.")
     if lines := stage.curves.unreadable:
         said.append(f"{lines:,} line{'s' * (lines != 1)} of metrics.json could not be read.")
-    said += stage.problems
-    charts = stage_charts(stage)
-    if not charts:
-        said.append("There are no metrics yet.")
-    return f"{_say(' '.join(said))}<div class='charts'>{charts}</div>"
-
-
-def _missing(run: Run) -> list[str]:
-    present = {stage.name for stage in run.stages}
-    return [name for name in reversed(run.expected) if name not in present]
-
-
-def _absent(name: str, run: Run) -> str:
-    return f"There is no folder {name} in '{run.name}': this stage has not begun."
-
-
-def _settings(run: Run) -> str:
-    parts = [tables.pairs_html(tables.settings_rows(run.settings))]
-    if not run.config:
-        parts.append(_say("There is no readable config.yaml in the output folder."))
-    if run.facts:
-        inside = tables.pairs_html(run.facts)
-        parts.append(f"<details open><summary>Data, model, versions</summary>{inside}</details>")
-    if run.config:
-        config = "\n".join(map(escape, run.config.split("\n")))
-        parts.append(
-            "<details><summary>The whole config</summary>"
-            f"<div class='scroll'><pre>{config}</pre></div></details>"
-        )
-    return "".join(parts)
-
-
-def _say(text: str) -> str:
-    return f"<p class='say'>{escape(text)}</p>"
+    return " ".join([*said, stage.problem])

@@ -28,7 +28,6 @@ TITLES = {
     "labeled": "labeled images and augmentation",
 }
 _NUMBERED = re.compile(r"(.+?)_(\d{7,})\.png")
-_CANNOT_READ = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -51,15 +50,13 @@ def pictures_of(
     """
     found = [(title, path) for title, path in files if os.path.isfile(path)]
     for stage, folder in folders:
-        for kind, iteration, path in _latest(folder):
-            title = TITLES.get(kind, kind.replace("_", " "))
-            found.append((f"{stage} · {title} after {iteration:,} iterations", path))
+        found += [(f"{stage} · {title}", path) for title, path in _latest(folder)]
     pictures: dict[str, Picture] = {}  # by content: stages share what does not depend on models
     size = 0
     for title, path in found:
         try:
             content, shape = _jpeg(path)
-        except _CANNOT_READ as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             logger.warning("The picture '%s' is left out of the report: %s", path, error)
             continue
         uri = f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"
@@ -73,22 +70,21 @@ def pictures_of(
     return list(pictures.values())
 
 
-def _rank(kind: str) -> int:
-    return list(TITLES).index(kind) if kind in TITLES else len(TITLES)
-
-
-def _latest(folder: str) -> list[tuple[str, int, str]]:
-    """(kind, iteration, path) of the latest figure of each kind, in the gallery's order."""
+def _latest(folder: str) -> list[tuple[str, str]]:
+    """(title, path) of the latest figure of each kind, in the gallery's order."""
     latest: dict[str, tuple[int, str]] = {}
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError:  # there is none
-        names = []
-    for name in names:
-        if match := _NUMBERED.fullmatch(name):
-            latest[match[1]] = max(latest.get(match[1], (0, "")), (int(match[2]), name))
-    kinds = sorted(latest, key=_rank)
-    return [(kind, latest[kind][0], os.path.join(folder, latest[kind][1])) for kind in kinds]
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    for match in filter(None, map(_NUMBERED.fullmatch, sorted(names))):
+        latest[match[1]] = max(latest.get(match[1], (0, "")), (int(match[2]), match[0]))
+    order = list(TITLES)
+    kinds = sorted(latest, key=lambda kind: order.index(kind) if kind in order else len(order))
+    return [
+        (
+            f"{TITLES.get(kind, kind.replace('_', ' '))} after {latest[kind][0]:,} iterations",
+            os.path.join(folder, latest[kind][1]),
+        )
+        for kind in kinds
+    ]
 
 
 def _jpeg(path: str) -> tuple[bytes, tuple[int, int]]:

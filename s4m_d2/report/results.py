@@ -1,4 +1,4 @@
-"""Evaluation results as a file, and as a table."""
+"""Evaluation results as a file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from s4m_d2.files import atomic_write
 
 
 def write_results(results: Mapping[str, Any], path: str) -> None:
-    """Write nested evaluation results as JSON; a value that is not finite becomes null."""
+    """Write nested results as JSON; a number that is not finite becomes null.
+
+    Raises:
+        OutputError: the system refuses to write.
+    """
 
     def plain(value):
         if isinstance(value, Mapping):
             return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, int):
+        if value is None or isinstance(value, int | str | list):
             return value
         return float(value) if math.isfinite(value) else None
 
@@ -29,22 +33,3 @@ def read_results(path: str) -> dict[str, Any]:
     """What :func:`write_results` wrote."""
     with open(path) as file:
         return json.load(file)
-
-
-def results_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table of mask AP and AP50, a row for each model.
-
-    Args:
-        rows: name of the model → evaluation results with an entry "segm".
-
-    >>> print(results_table({"student": {"segm": {"AP": 31.25, "AP50": 50.0}}}))
-    | model | AP | AP50 |
-    |---|---|---|
-    | student | 31.2 | 50.0 |
-    """
-    lines = ["| model | AP | AP50 |", "|---|---|---|"]
-    for name, results in rows.items():
-        values = [results.get("segm", {}).get(key) for key in ("AP", "AP50")]
-        cells = ["–" if value is None else f"{value:.1f}" for value in values]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)

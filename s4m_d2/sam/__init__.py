@@ -10,11 +10,9 @@ from s4m_d2.sam.backend import (
     SamBackend,
 )
 from s4m_d2.sam.build import build_sam_backend
-from s4m_d2.sam.cache import CachedBackend
 
 __all__ = [
     "SAM_BACKEND_REGISTRY",
-    "CachedBackend",
     "EncodedImages",
     "PromptOutput",
     "SamBackend",

@@ -120,11 +120,11 @@ class SamBackend(ABC):
         """Names what ``encode`` computes: equal for equal weights and settings only.
 
         Raises:
-            ConfigError: the backend does not tell; then its embeddings cannot be kept.
+            ConfigError: the backend does not tell; then its masks cannot be kept.
         """
         raise ConfigError(
-            f"S4M.SAM.CACHE: the backend {type(self).__name__} has no fingerprint() that names its "
-            'weights and settings. Set S4M.SAM.CACHE "", or define it.'
+            f"The SAM backend {type(self).__name__} has no fingerprint() that names its weights "
+            "and settings; define it, so that its masks can be kept."
         )
 
     def content_mask(self, image_size: tuple[int, int]) -> Tensor:

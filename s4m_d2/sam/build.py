@@ -6,17 +6,10 @@ from typing import Any
 
 from s4m_d2.errors import ConfigError
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY, SamBackend
-from s4m_d2.sam.cache import CachedBackend
-
-BYTES_PER_GB = 10**9
 
 
-def build_sam_backend(cfg: Any, *, cached: bool = False) -> SamBackend:
+def build_sam_backend(cfg: Any) -> SamBackend:
     """The backend that ``cfg.S4M.SAM.BACKEND`` names, with its weights, frozen, on MODEL.DEVICE.
-
-    Args:
-        cached: whether images come again, so that S4M.SAM.CACHE, where it is set, is worth using:
-            the labeled images of stage 1.
 
     Raises:
         ConfigError: no backend has that name.
@@ -28,12 +21,4 @@ def build_sam_backend(cfg: Any, *, cached: bool = False) -> SamBackend:
         raise ConfigError(
             f"S4M.SAM.BACKEND is '{sam.BACKEND}'; the registered backends are: {known}"
         )
-    backend = SAM_BACKEND_REGISTRY.get(sam.BACKEND)(cfg)
-    if not (cached and sam.CACHE):
-        return backend
-    return CachedBackend(
-        backend,
-        sam.CACHE,
-        max_bytes=round(sam.CACHE_SIZE_GB * BYTES_PER_GB),
-        settings=f"{sam.BACKEND} {sam.MODEL_TYPE}",
-    )
+    return SAM_BACKEND_REGISTRY.get(sam.BACKEND)(cfg)

@@ -17,7 +17,7 @@ from segment_anything.modeling import (
 )
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError
+from s4m_d2.pretrained import import_timm
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.point_prompts import build_compute_options
@@ -33,10 +33,6 @@ PYRAMID = "tf_efficientnet_lite0"
 PYRAMID_SCALE = 0.45  # from SAM's normalization to this network's, (x - 127) / 128
 WEIGHTS = Path(__file__).parent / "weights"
 TINY_WEIGHTS, TOYSCAPES_WEIGHTS = WEIGHTS / "tiny_sam.pth", WEIGHTS / "tiny_toyscapes.pth"
-NEEDS_TIMM = (
-    "S4M.SAM.BACKEND tiny needs the package timm, which is not installed here: "
-    'pip install "s4m_d2[timm]"'
-)
 
 
 class PhotographEncoder(nn.Module):
@@ -50,15 +46,10 @@ class PhotographEncoder(nn.Module):
 
     def __init__(self, transformer: ImageEncoderViT) -> None:
         super().__init__()
-        try:
-            import timm
-        except ModuleNotFoundError as error:
-            if error.name != "timm":  # timm is there but broken: its own error says why
-                raise
-            raise ConfigError(NEEDS_TIMM) from None
         self.img_size = transformer.img_size
         self.transformer = transformer
-        pyramid: Any = timm.create_model(PYRAMID, features_only=True, out_indices=(2, 3, 4))
+        timm = import_timm("S4M.SAM.BACKEND tiny")
+        pyramid = timm.create_model(PYRAMID, features_only=True, out_indices=(2, 3, 4))
         self.pyramid = pyramid.to(memory_format=torch.channels_last)  # depthwise convolutions gain
         widths = pyramid.feature_info.channels()
         self.lateral = nn.ModuleList(nn.Conv2d(width, PROMPT_DIM, 1) for width in widths)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from detectron2.config import configurable
 from torch import Generator, Tensor
 
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.semi.placement import device_of, draw_placement
-from s4m_d2.semi.rows import rows_to_compute
-from s4m_d2.structures import PseudoLabels, mask_areas, nonempty_masks
+from s4m_d2.structures import PseudoLabels, drop_empty, known_areas
 
 
 class ARP:
@@ -32,9 +33,8 @@ class ARP:
     (or covers it, along an axis where it is too long); the image is read bilinearly and the mask at
     the nearest pixel, through the same transform.
 
-    Which instances are large enough, and of which something is left, only the device knows. So
-    every instance of a partner is among the labels of an image that may have received it, and
-    ``PseudoLabels.valid`` says which are there; nothing is waited for.
+    Synchronizes once to see of which instances something is left, and once more where the host
+    does not know the areas of the labels.
 
     Args:
         min_area: px of the refined mask.
@@ -99,13 +99,19 @@ class ARP:
         """
         _check_batch(images, labels, generators)
         sources: Sequence[Generator | None] = generators or [None] * len(images)
+        labels = drop_empty(labels)
+        rows = [np.flatnonzero(areas >= self.min_area) for areas in known_areas(labels)]
         new_images, new_labels = list(images), list(labels)
         for first, second in self._draw_pairs(len(images), sources):
             for source, base in ((first, second), (second, first)):
                 new_images[base], new_labels[base] = self._paste(
-                    images[source], labels[source], images[base], labels[base], sources[base]
+                    images[source],
+                    labels[source][rows[source]],
+                    images[base],
+                    labels[base],
+                    sources[base],
                 )
-        return new_images, new_labels
+        return new_images, drop_empty(new_labels)
 
     def _draw_pairs(self, batch: int, generators: Sequence[Generator | None]) -> list[list[int]]:
         if batch < 2:
@@ -117,86 +123,59 @@ class ARP:
     def _paste(
         self,
         source: Tensor,
-        source_labels: PseudoLabels,
+        pasted: PseudoLabels,
         base: Tensor,
         base_labels: PseudoLabels,
         generator: Generator | None,
     ) -> tuple[Tensor, PseudoLabels]:
-        own, masks, size = base_labels.masks, source_labels.masks, base_labels.image_size
-        if not len(masks):
+        own, size = base_labels.masks, base_labels.image_size
+        if not len(pasted):
             return base, base_labels
-        is_pasted = mask_areas(masks) >= self.min_area
-        if source_labels.valid is not None:
-            is_pasted &= source_labels.valid
         placement = None
         if self.random_placement:
-            placement = draw_placement(masks, size, self.scale_range, generator, is_pasted)
-            masks = placement.place_masks(masks, size)
+            placement = draw_placement(pasted.masks, size, self.scale_range, generator)
+            masks = placement.place_masks(pasted.masks, size)
         else:
-            masks = _clip(masks, size)
-        owner = owner_map([own, masks], [base_labels.valid, is_pasted])
+            masks = _clip(pasted.masks, size)
+        owner = owner_map([own, masks])
         covered = owner > len(own)
         if placement is None:
             image = _overwrite(base, _clip(source, size), covered)
         else:
             image = placement.place_pixels(source, base, covered, owner - (len(own) + 1))
-        merged, left = _disjoint_masks(owner, own, len(masks), is_pasted.any())
-        if base_labels.valid is not None:
-            left[: len(own)] &= base_labels.valid
         return image, PseudoLabels(
-            labels=torch.cat([base_labels.labels, source_labels.labels]),
-            masks=merged,
-            scores=torch.cat([base_labels.scores, source_labels.scores]),
-            valid=left,
+            labels=torch.cat([base_labels.labels, pasted.labels]),
+            masks=_disjoint_masks(owner, len(own) + len(masks)),
+            scores=torch.cat([base_labels.scores, pasted.scores]),
         )
 
 
-def owner_map(parts: Sequence[Tensor], valid: Sequence[Tensor | None]) -> Tensor:
-    """(H, W) numbers, from 1, of the last valid mask that covers a pixel; 0 where none does.
+def owner_map(parts: Sequence[Tensor]) -> Tensor:
+    """(H, W) numbers, from 1, of the last mask that covers a pixel; 0 where none does.
 
     Args:
-        parts: (N, H, W) bool masks each, counted through.
-        valid: (N,) bool flags of each part; None: all are valid.
+        parts: (N, H, W) bool masks each, counted through; one mask or more.
 
     Returns:
         uint8, or int16 for more than 255 masks.
     """
-    owner, before = None, 0
-    dtype = _number_type(sum(map(len, parts)))
-    for masks, flags in zip(parts, valid, strict=True):
-        numbers = torch.arange(before + 1, before + 1 + len(masks), device=masks.device)
-        numbers = numbers if flags is None else numbers * flags
-        before += len(masks)
-        if len(masks):
-            numbered = masks.view(torch.uint8) * numbers.to(dtype)[:, None, None]
-            last = numbered.amax(dim=0)
-            owner = last if owner is None else torch.maximum(owner, last)
-    if owner is None:
-        return torch.zeros(parts[0].shape[1:], dtype=dtype, device=parts[0].device)
-    return owner
+    count = sum(map(len, parts))
+    dtype = torch.uint8 if count <= torch.iinfo(torch.uint8).max else torch.int16
+    numbers = torch.arange(1, count + 1, device=parts[0].device).to(dtype).split([*map(len, parts)])
+    of_parts = [
+        (masks.view(torch.uint8) * its[:, None, None]).amax(dim=0)
+        for masks, its in zip(parts, numbers, strict=True)
+        if len(masks)
+    ]
+    return functools.reduce(torch.maximum, of_parts)
 
 
-def _number_type(count: int) -> torch.dtype:
-    return torch.uint8 if count <= torch.iinfo(torch.uint8).max else torch.int16
-
-
-def _disjoint_masks(
-    owner: Tensor, own: Tensor, pasted: int, received: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(N, H, W) bool masks of all numbers of ``owner``, and (N,) bool: which have a pixel left.
-
-    Where nothing was ``received``, a 0-dim flag, the image's own masks stay as they are.
-    """
-    numbers = torch.arange(1, len(own) + pasted + 1, device=owner.device).to(owner.dtype)
-    masks = owner.new_empty((len(numbers), *owner.shape), dtype=torch.uint8)
+def _disjoint_masks(owner: Tensor, count: int) -> Tensor:
+    """(N, H, W) bool masks of the numbers 1 to ``count`` of an owner map."""
+    numbers = torch.arange(1, count + 1, device=owner.device).to(owner.dtype)
+    masks = owner.new_empty((count, *owner.shape), dtype=torch.uint8)
     torch.eq(owner, numbers[:, None, None], out=masks)  # to bytes, which is vectorized
-    untouched = ~received
-    if len(own) and len(rows_to_compute(untouched[None])):
-        masks[: len(own)] |= own.view(torch.uint8) * untouched
-    masks = masks.view(torch.bool)
-    left = nonempty_masks(masks)
-    left[: len(own)] |= untouched
-    return masks, left
+    return masks.view(torch.bool)
 
 
 def _clip(values: Tensor, size: tuple[int, int]) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from itertools import chain
 from types import MethodType
 
@@ -36,7 +35,6 @@ class EMATeacher:
             raise InputError(f"decay (S4M.EMA_DECAY) must lie in [0, 1], got {decay}")
         self.model = teacher.eval().requires_grad_(False)
         self.decay = decay
-        self._pairs = _NO_PAIRS
         for module in teacher.modules():
             module.train = MethodType(_stay_in_eval, module)  # type: ignore[method-assign]
 
@@ -55,8 +53,8 @@ class EMATeacher:
             InputError: naming the first tensor in which the two models differ in name, shape or
                 dtype. The same holds for :meth:`update`; nothing is changed then.
         """
-        mine, theirs = self._paired_tensors(student)
-        torch._foreach_copy_(mine, theirs)
+        for mine, theirs in _pairs(self.model, student):
+            mine.copy_(theirs)
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
@@ -64,67 +62,14 @@ class EMATeacher:
 
         ``student`` is the bare model: unwrap it from DistributedDataParallel first.
         """
-        mine, theirs = self._paired_tensors(student)
-        split = self._pairs.floating
-        if split:
-            torch._foreach_lerp_(mine[:split], theirs[:split], 1.0 - self.decay)
-        if split < len(mine):
-            torch._foreach_copy_(mine[split:], theirs[split:])
-
-    def _paired_tensors(self, student: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-        """The tensors of both models in the order of ``self._pairs``.
-
-        Names, shapes and dtypes are compared once; then it is enough that both models still hold
-        the tensors that were compared.
-        """
-        held = _held_tensors(self.model), _held_tensors(student)
-        if not self._pairs.match(*held):
-            self._pairs = _Pairs(*held, _checked_pairs(self.model, student))
-        mine, theirs = self._pairs.orders
-        return [held[0][i] for i in mine], [held[1][i] for i in theirs]
+        for mine, theirs in _pairs(self.model, student):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1.0 - self.decay)
+            else:
+                mine.copy_(theirs)
 
 
-class _Pairs:
-    """Which tensors of two models belong together, as positions; keeps none of them alive.
-
-    Attributes:
-        orders: for each model the positions of its tensors, floating-point ones first.
-        floating: how many of them are floating-point.
-    """
-
-    def __init__(
-        self, mine: list[Tensor], theirs: list[Tensor], pairs: list[tuple[Tensor, Tensor]]
-    ) -> None:
-        pairs = sorted(pairs, key=lambda pair: not pair[0].is_floating_point())
-        self.floating = sum(tensor.is_floating_point() for tensor, _ in pairs)
-        places = [{id(tensor): i for i, tensor in enumerate(held)} for held in (mine, theirs)]
-        self.orders = [[place[id(pair[m])] for pair in pairs] for m, place in enumerate(places)]
-        self._seen = [[weakref.ref(tensor) for tensor in held] for held in (mine, theirs)]
-
-    def match(self, *held: list[Tensor]) -> bool:
-        """Whether two models hold the very tensors, in the same places, that were paired."""
-        return all(
-            len(seen) == len(now)
-            and all(ref() is tensor for ref, tensor in zip(seen, now, strict=True))
-            for seen, now in zip(self._seen, held, strict=True)
-        )
-
-
-_NO_PAIRS = _Pairs([], [], [])
-
-
-def _held_tensors(model: nn.Module) -> list[Tensor]:
-    """Every parameter and buffer where a module holds it, without names, in a fixed order."""
-    tensors: list[Tensor | None] = []
-    modules = [model]
-    for module in modules:  # grows on the way
-        tensors += module._parameters.values()
-        tensors += module._buffers.values()
-        modules += [part for part in module._modules.values() if part is not None]
-    return [tensor for tensor in tensors if tensor is not None]
-
-
-def _checked_pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[Tensor, Tensor]]:
+def _pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Tensors of equal names.
 
     Raises:

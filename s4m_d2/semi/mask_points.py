@@ -10,24 +10,13 @@ from torch import Generator, Tensor
 
 from s4m_d2.semi.placement import device_of
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.structures import mask_areas
-from s4m_d2.transfers import to_device, to_host
+from s4m_d2.structures import known_areas
+from s4m_d2.transfers import to_device
 
 POSITIVE, PADDING = 1, -1  # labels of prompt points
 MAX_GAP = 80.0  # logits further below a mask's highest count as this far: no weight inside is zero
 OUTSIDE = 1e30  # subtracted from the logits of pixels outside
 CPU_PIXELS, GPU_PIXELS = 1 << 20, 1 << 26  # worked on together: what caches, what memory can hold
-
-
-def pixel_counts(selections: Sequence[Selection]) -> list[np.ndarray]:
-    """The pixels of each mask, (N,) an image; the host waits only for what it does not know."""
-    unknown = [i for i, selection in enumerate(selections) if selection.pixels is None]
-    counts = [np.array(selection.pixels or (), dtype=np.int64) for selection in selections]
-    if unknown:
-        asked = to_host(*(mask_areas(selections[i].labels.masks) for i in unknown))
-        for i, areas in zip(unknown, asked, strict=True):
-            counts[i] = areas
-    return counts
 
 
 def sample_mask_points(
@@ -70,8 +59,8 @@ def sample_points_in_batch(
             points.append(((of_image + 0.5) / extent).clamp(max=1.0))
     places = np.arange(num_points)
     labels = [
-        torch.from_numpy(np.where(places < count[:, None], POSITIVE, PADDING))
-        for count in pixel_counts(selections)
+        torch.from_numpy(np.where(places < areas[:, None], POSITIVE, PADDING))
+        for areas in known_areas([selection.labels for selection in selections])
     ]
     return points, labels
 

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from s4m_d2.semi.rows import rows_to_compute
 from s4m_d2.structures import mask_boxes
 from s4m_d2.transfers import to_device
 
@@ -45,15 +44,12 @@ class Placement:
         They are read from ``source``, bilinearly (its border is repeated), through the transform of
         the instance that ``owner`` (H, W) numbers, from 0.
         """
-        pixels = rows_to_compute(covered.flatten())
-        width = base.shape[2]
-        instance = owner.flatten()[pixels].long().clamp(0, len(self.scale) - 1)
+        instance = owner.flatten().long().clamp(0, len(self.scale) - 1)
+        pixels, width = torch.arange(len(instance), device=owner.device), base.shape[2]
         points = torch.stack([pixels % width, pixels // width], dim=-1) + 0.5
         points = (points - self.offset[instance]) / self.scale[instance, None]
-        image = base.flatten(1).clone()
         read = _read_bilinear(source, points).to(base.dtype)
-        read = torch.where(covered.flatten()[pixels], read, image.index_select(1, pixels))
-        return image.index_copy_(1, pixels, read).view_as(base)
+        return torch.where(covered, read.view_as(base), base)
 
     def _nearest(self, axis: int, length: int, limit: int) -> tuple[Tensor, Tensor]:
         """(N, L) source pixels along ``axis`` (0: x, 1: y) of L base pixels, and which exist."""
@@ -67,17 +63,13 @@ def draw_placement(
     size: tuple[int, int],
     scale_range: tuple[float, float],
     generator: Generator | None = None,
-    is_pasted: Tensor | None = None,
 ) -> Placement:
     """A random scale and position in a frame of ``size`` (H, W) for each non-empty mask.
 
-    Three draws an instance, on the generator's device: scale, x and y. The i-th of the instances
-    that ``is_pasted`` (N,) flags takes the i-th draw, so that the others change nothing.
+    Three draws per instance, on the generator's device: scale, x and y.
     """
     draws = torch.rand((len(masks), 3), generator=generator, device=device_of(generator))
     draws = to_device(draws, masks.device)
-    if is_pasted is not None:
-        draws = draws[(is_pasted.cumsum(0) - 1).clamp(min=0)]
     low, high = scale_range
     scale = low + (high - low) * draws[:, 0]
     start, end = mask_boxes(masks).split(2, dim=1)  # (N, 2), (x, y)

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from s4m_d2.errors import InputError
-from s4m_d2.semi.rows import rows_to_compute
 from s4m_d2.structures import PseudoLabels, mask_areas
 from s4m_d2.transfers import to_device, to_host
 
@@ -29,14 +27,12 @@ class Selection:
         stats: counts of ``queries``, ``dropped_no_object``, ``dropped_score``, ``dropped_area``,
             ``dropped_non_finite`` (each query counts for the first rule that drops it) and
             ``kept``.
-        pixels: of each mask, as the host knows them; None: it would have to ask the device.
     """
 
     labels: PseudoLabels
     mask_logits: Tensor
     content_size: tuple[float, float]
     stats: dict[str, int]
-    pixels: tuple[int, ...] | None = None
 
 
 @torch.no_grad()
@@ -90,50 +86,47 @@ def select_in_batch(
         pred_masks: (Q, h, w) an image.
         content_sizes: (h', w') an image.
     """
-    frames = [(math.ceil(height), math.ceil(width)) for height, width in content_sizes]
-    for logits, masks, frame in zip(pred_logits, pred_masks, frames, strict=True):
-        _check_shapes(logits, masks, frame)
-    if not frames:
-        return []
-    scores, classes = torch.cat(list(pred_logits)).float().softmax(dim=-1).max(dim=-1)
-    is_finite = scores.isfinite()
-    is_object = is_finite & (classes != pred_logits[0].shape[1] - 1)
-    is_confident = is_object & (scores > score_thresh)
-
-    queries = [len(logits) for logits in pred_logits]
-    rows = [rows_to_compute(flags) for flags in is_confident.split(queries)]
-    measures = [
-        _measure(_content(masks, of_image, frame), min_area, mask_thresh)
-        for masks, of_image, frame in zip(pred_masks, rows, frames, strict=True)
-    ]
-    fates = _fates(torch.stack([is_finite, is_object, is_confident]), queries, rows, measures)
-    per_image = (pred_masks, frames, content_sizes, classes.split(queries), scores.split(queries))
+    verdicts = []
+    for logits, masks, size in zip(pred_logits, pred_masks, content_sizes, strict=True):
+        _check_shapes(logits, masks, _frame(size))
+        scores, classes = logits.float().softmax(dim=-1).max(dim=-1)
+        is_finite = scores.isfinite()
+        is_object = is_finite & (classes != logits.shape[1] - 1)
+        is_confident = is_object & (scores > score_thresh)
+        usable, large, areas = _measure(_content(masks, size), min_area, mask_thresh)
+        usable &= is_confident
+        passed = [is_finite, is_object, is_confident, usable, usable & large]
+        verdicts.append(
+            (scores, classes, torch.stack([flags.long() for flags in passed] + [areas]))
+        )
+    on_host = to_host(*(verdict for *_, verdict in verdicts)) if verdicts else []
     selections = []
-    for fate, masks, frame, size, labels, probabilities in zip(fates, *per_image, strict=True):
-        kept = to_device(fate.kept, masks.device)
-        logits = _content(masks, kept, frame)
+    for (scores, classes, _), (*passed, areas), masks, size in zip(
+        verdicts, on_host, pred_masks, content_sizes, strict=True
+    ):
+        rows = np.flatnonzero(passed[-1])
+        kept = to_device(rows, masks.device)
+        logits = _content(masks[kept], size)
+        is_inside = logits.sigmoid() > mask_thresh
         selections.append(
             Selection(
-                PseudoLabels(labels[kept], logits.sigmoid() > mask_thresh, probabilities[kept]),
+                PseudoLabels(classes[kept], is_inside, scores[kept], areas[rows]),
                 mask_logits=logits,
                 content_size=(float(size[0]), float(size[1])),
-                stats=fate.stats,
-                pixels=fate.pixels,
+                stats=_statistics(len(areas), *(int(flags.sum()) for flags in passed)),
             )
         )
     return selections
 
 
-class _Fate(NamedTuple):
-    """What became of an image's queries: the rows kept, the pixels of their masks, the counts."""
-
-    kept: np.ndarray
-    pixels: tuple[int, ...]
-    stats: dict[str, int]
+def _frame(content_size: tuple[float, float]) -> tuple[int, int]:
+    """(h, w) pixels of a prediction that hold content."""
+    return math.ceil(content_size[0]), math.ceil(content_size[1])
 
 
-def _content(masks: Tensor, rows: Tensor, frame: tuple[int, int]) -> Tensor:
-    return masks[:, : frame[0], : frame[1]].index_select(0, rows).float()
+def _content(masks: Tensor, content_size: tuple[float, float]) -> Tensor:
+    height, width = _frame(content_size)
+    return masks[:, :height, :width].float()
 
 
 def _measure(mask_logits: Tensor, min_area: float, mask_thresh: float) -> tuple[Tensor, ...]:
@@ -143,27 +136,6 @@ def _measure(mask_logits: Tensor, min_area: float, mask_thresh: float) -> tuple[
     probabilities = mask_logits.sigmoid()
     large = probabilities.sum(dim=dims) > min_area
     return usable, large, mask_areas(probabilities > mask_thresh)
-
-
-def _fates(
-    passed: Tensor, queries: list[int], rows: list[Tensor], measures: list[tuple[Tensor, ...]]
-) -> list[_Fate]:
-    """The one wait: flags (3, sum of Q) of the class rules, measures of the rows of each image."""
-    of_rows = [torch.cat(list(values)) for values in (rows, *zip(*measures, strict=True))]
-    on_host, *measured = to_host(passed, *of_rows)
-    ends, ends_measured = np.cumsum(queries)[:-1], np.cumsum([len(of_image) for of_image in rows])
-    fates = []
-    for flags, row, usable, large, pixels in zip(
-        np.split(on_host, ends, axis=1),
-        *(np.split(values, ends_measured[:-1]) for values in measured),
-        strict=True,
-    ):
-        finite, objects, confident = flags.sum(axis=1).tolist()
-        usable = usable & flags[2, row]
-        kept = usable & large
-        counts = (flags.shape[1], finite, objects, confident, int(usable.sum()), int(kept.sum()))
-        fates.append(_Fate(row[kept], tuple(pixels[kept].tolist()), _statistics(*counts)))
-    return fates
 
 
 def _statistics(

@@ -24,11 +24,10 @@ from s4m_d2.semi.image_masks import (
     teacher_resize,
     threshold_in_chunks,
 )
-from s4m_d2.semi.mask_points import pixel_counts, sample_mask_points, sample_points_in_batch
+from s4m_d2.semi.mask_points import sample_mask_points, sample_points_in_batch
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.rows import rows_to_compute
-from s4m_d2.structures import PseudoLabels, nonempty_masks
-from s4m_d2.transfers import to_device
+from s4m_d2.structures import PseudoLabels, known_areas, mask_areas
+from s4m_d2.transfers import to_device, to_host
 
 __all__ = [
     "MASKS_AT_ONCE",
@@ -52,21 +51,20 @@ class Refinement:
     """Pseudo-labels at image size.
 
     Attributes:
-        labels: for each image, its pseudo-labels with (N, H, W) masks at content size; ``valid``
-            is False for the ones without a pixel.
+        labels: for each image, its pseudo-labels with (N, H, W) masks at content size; some may
+            have no pixel.
         predicted_ious: SAM's prediction for every mask that it gave, all images together; of
             length 0 without SAM.
-        num_fallbacks: how many instances kept the teacher's mask, as SAM gave none, or an empty
-            one; 0-dim on the device, since nothing waits for it here.
+        num_fallbacks: instances that kept the teacher's mask, as SAM gave none, or an empty one.
         num_instances: of how many; None: as many as ``predicted_ious``.
-        num_duplicates: labels that are not valid for being duplicates, 0-dim; None: not looked for.
+        num_duplicates: labels that were dropped for being duplicates; None: not looked for.
     """
 
     labels: list[PseudoLabels]
     predicted_ious: Tensor
-    num_fallbacks: Tensor | int = 0
+    num_fallbacks: int = 0
     num_instances: int | None = None
-    num_duplicates: Tensor | None = None
+    num_duplicates: int | None = None
 
 
 class TeacherMasks:
@@ -99,7 +97,7 @@ class TeacherMasks:
             size = image_sizes[group[0]]
             logits, resize = _teacher_logits([selections[i] for i in group], size)
             masks = threshold_in_chunks(logits, size, resize, self.logit_thresh)
-            _fill(labels, selections, group, masks)
+            _fill(labels, selections, group, masks, *to_host(mask_areas(masks)))
         return Refinement(labels, predicted_ious=torch.zeros(0, device=images.device))
 
 
@@ -150,8 +148,7 @@ class PointRefiner:
             generators: one for each image, on any device; None: PyTorch's own.
 
         Returns:
-            Labels at content size. Instances without a pixel before are left out, those without one
-            afterwards are not valid.
+            Labels at content size. Instances without a pixel before are left out.
 
         Raises:
             InputError: if the numbers of selections, images, sizes and generators differ.
@@ -172,34 +169,35 @@ class PointRefiner:
         outputs = self.backend.prompt(encoded, clicks, click_labels)
         best = [_best_masks(output.mask_logits, output.iou_predictions) for output in outputs]
         low_res = {i: logits for i, (logits, _) in zip(active, best, strict=True)}
-        fallbacks = []
+        fallbacks = 0
         for group in _groups(selections, image_sizes, active):
             size, logits = image_sizes[group[0]], torch.cat([low_res[i] for i in group])
-            masks, empty = self._image_masks(logits, [selections[i] for i in group], size)
-            _fill(labels, selections, group, masks)
-            fallbacks.append(empty.sum())
-        ious = torch.cat([iou for _, iou in best])
-        return Refinement(labels, ious, torch.stack(fallbacks).sum())
+            masks, areas, empty = self._image_masks(logits, [selections[i] for i in group], size)
+            _fill(labels, selections, group, masks, areas)
+            fallbacks += len(empty)
+        return Refinement(labels, torch.cat([iou for _, iou in best]), fallbacks)
 
     def _image_masks(
         self,
         mask_logits: Tensor,
         group: Sequence[Selection],
         size: tuple[int, int],
-    ) -> tuple[Tensor, Tensor]:
-        """(N, H, W) bool masks of a group of images, and which (N,) of them are the teacher's."""
+    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
+        """(N, H, W) bool masks of a group of images, their areas, the rows that are the teacher's.
+
+        Synchronizes once; once more where SAM's mask is empty.
+        """
         masks = threshold_in_chunks(
             mask_logits, size, lambda chunk: self.backend.upscale(chunk, size), 0.0
         )
-        empty = ~nonempty_masks(masks)
-        rows = rows_to_compute(empty)
-        if len(rows):
+        [areas] = to_host(mask_areas(masks))
+        empty = np.flatnonzero(areas == 0)
+        if len(empty):
             logits, resize = _teacher_logits(group, size)
-            for part in rows.split(MASKS_AT_ONCE):
-                teachers = threshold_in_chunks(logits[part], size, resize, self.logit_thresh)
-                chosen = torch.where(empty[part, None, None], teachers, masks[part])
-                masks.index_copy_(0, part, chosen)
-        return masks, empty
+            rows = to_device(empty, masks.device)
+            masks[rows] = threshold_in_chunks(logits[rows], size, resize, self.logit_thresh)
+            [areas] = to_host(mask_areas(masks))
+        return masks, areas, empty
 
 
 @REFINER_REGISTRY.register()
@@ -239,14 +237,12 @@ def _best_masks(mask_logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
 def with_pixels(selections: Sequence[Selection]) -> list[Selection]:
     """Only the instances that have a pixel at the prediction's resolution."""
     result = []
-    for selection, counts in zip(selections, pixel_counts(selections), strict=True):
-        kept = np.flatnonzero(counts)
-        labels, logits = selection.labels, selection.mask_logits
-        if len(kept) < len(counts):
-            index = to_device(kept, logits.device)
-            labels, logits = labels[index], logits[index]
-        pixels = tuple(counts[kept].tolist())
-        result.append(replace(selection, labels=labels, mask_logits=logits, pixels=pixels))
+    areas = known_areas([selection.labels for selection in selections])
+    for selection, of_image in zip(selections, areas, strict=True):
+        kept = np.flatnonzero(of_image)
+        labels = replace(selection.labels, areas=of_image)[kept]
+        logits = selection.mask_logits[to_device(kept, selection.mask_logits.device)]
+        result.append(replace(selection, labels=labels, mask_logits=logits))
     return result
 
 
@@ -271,13 +267,17 @@ def _teacher_logits(
 
 
 def _fill(
-    labels: list[PseudoLabels], selections: Sequence[Selection], group: Sequence[int], masks: Tensor
+    labels: list[PseudoLabels],
+    selections: Sequence[Selection],
+    group: Sequence[int],
+    masks: Tensor,
+    areas: np.ndarray,
 ) -> None:
-    """Set the labels of a group of images, with flags for those that have a pixel."""
+    """Set the labels of a group of images."""
     counts = [len(selections[i].labels) for i in group]
-    parts = zip(masks.split(counts), nonempty_masks(masks).split(counts), strict=True)
-    for i, (of_image, valid) in zip(group, parts, strict=True):
-        labels[i] = replace(selections[i].labels, masks=of_image, valid=valid)
+    parts = zip(masks.split(counts), np.split(areas, np.cumsum(counts)[:-1]), strict=True)
+    for i, (of_image, its_areas) in zip(group, parts, strict=True):
+        labels[i] = replace(selections[i].labels, masks=of_image, areas=its_areas)
 
 
 def logit(probability: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,13 +15,12 @@ from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.semi.image_masks import teacher_masks
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.semi.refinement import REFINER_REGISTRY, Refinement, check_batch, logit, with_pixels
-from s4m_d2.sepl.selection import O_P_THRESH, O_S_THRESH, assign_masks
+from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH, assign_masks
 from s4m_d2.structures import (
     CHUNK_VALUES,
     PseudoLabels,
     dense_overlaps,
     mask_areas,
-    nonempty_masks,
 )
 from s4m_d2.transfers import to_device, to_host
 
@@ -30,15 +28,13 @@ from s4m_d2.transfers import to_device, to_host
 class SEPLRefiner:
     """Replaces each instance's mask by the union of the automatic masks that SEPL selects for it.
 
-    SAM segments the image without knowing of the instances. Each of its masks S is assigned to the
-    instance whose mask P (the teacher's, resized to the image) it shares most pixels with, of equal
-    ones the first, and selected if ``|P ∩ S| / |S| > o_s_thresh`` or
-    ``|P ∩ S| / |P| > o_p_thresh``. The teacher's masks may overlap. An instance without a selected
-    mask keeps the teacher's. Classes and scores stay; nothing is drawn at random.
+    The segments of :func:`~s4m_d2.sepl.rule.assign_masks` are the teacher's masks, resized to the
+    image; they may overlap. An instance without a selected mask keeps the teacher's. Classes and
+    scores stay; nothing is drawn at random.
 
-    SAM's automatic generator works image by image and on the host in between, so that the host
-    waits for the device several times an image, where :class:`~s4m_d2.semi.PointRefiner` never
-    does; only the images are encoded together.
+    SAM's automatic generator works image by image and partly on the host: it synchronizes several
+    times per image, where :class:`~s4m_d2.semi.PointRefiner` never does; only the images are
+    encoded together.
 
     Args:
         backend: a :class:`~s4m_d2.sam.backend.SamBackend`.
@@ -121,7 +117,7 @@ class SEPLRefiner:
                 encoded=encoded.select([place]),
             )
             masks, chosen, redrawn = self._redraw(selections[i], (height, width), records)
-            labels[i] = replace(selections[i].labels, masks=masks, valid=nonempty_masks(masks))
+            labels[i] = selections[i].labels.with_masks(masks)
             ious += [records[row]["predicted_iou"] for row in chosen]
             instances += len(redrawn)
             fallbacks += int((~redrawn).sum())
@@ -136,13 +132,11 @@ class SEPLRefiner:
         if not len(records):
             return teachers, np.zeros(0, dtype=np.int64), np.zeros(len(teachers), dtype=bool)
         objects = _decoded(records, teachers.device)
-        found = assign_masks(
-            dense_overlaps(objects, teachers),
-            mask_areas(objects),
-            mask_areas(teachers),
-            **self.thresholds,
+        overlaps = dense_overlaps(objects, teachers)
+        segments, _, is_selected = assign_masks(
+            overlaps, mask_areas(objects), mask_areas(teachers), **self.thresholds
         )
-        owners, selected = to_host(found.segments, found.selected)
+        owners, selected = to_host(segments, is_selected)
         chosen = np.flatnonzero(selected)
         members = owners[chosen] == np.arange(len(teachers))[:, None]
         redrawn = members.any(axis=1)

@@ -2,18 +2,18 @@
 
 from s4m_d2.visualization.heat import ColorScale, heat_map, mark_point, outline
 from s4m_d2.visualization.instances import FILL_ALPHA, instance_colors, overlay
-from s4m_d2.visualization.panels import panel_figure, panel_grid, rendered, write_png
+from s4m_d2.visualization.panels import Panels, evenly_spaced, panel_grid, write_png
 
 __all__ = [
     "FILL_ALPHA",
     "ColorScale",
+    "Panels",
+    "evenly_spaced",
     "heat_map",
     "instance_colors",
     "mark_point",
     "outline",
     "overlay",
-    "panel_figure",
     "panel_grid",
-    "rendered",
     "write_png",
 ]

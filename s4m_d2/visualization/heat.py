@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
-import matplotlib
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 
 from s4m_d2.errors import InputError
 
@@ -35,10 +36,14 @@ class ColorScale:
         if not self.low < self.high:
             raise InputError(f"a color scale needs low < high, got {self.low} and {self.high}")
 
+    @property
+    def mappable(self) -> ScalarMappable:
+        """Matplotlib's form, for color bars."""
+        return ScalarMappable(Normalize(self.low, self.high, clip=True), self.colormap)
+
     def colors(self, values: np.ndarray) -> np.ndarray:
-        """(..., 3) uint8 RGB of (...) numbers."""
-        shares = (np.asarray(values, dtype=np.float64) - self.low) / (self.high - self.low)
-        return matplotlib.colormaps[self.colormap](shares.clip(0, 1), bytes=True)[..., :3]
+        """(H, W, 3) uint8 RGB of (H, W) numbers."""
+        return self.mappable.to_rgba(values, bytes=True)[..., :3]
 
 
 def heat_map(

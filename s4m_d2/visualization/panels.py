@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -28,11 +29,91 @@ SWATCH_SIZE = 0.32, 0.2  # width, height
 CAPTION_HEIGHT = 0.28
 BAR_HEIGHT = 0.6  # of a color bar with its numbers and label
 BAR_SIZE = 3.0, 0.14  # width, height of its colors
-BAR_COLORS = 256
 FONT_SIZE = 10  # points
 MOST_LETTERS = 300  # of a text
 DPI = 120
 MOST_PIXELS = 1 << 16  # of a figure's side, in Matplotlib
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A figure with a titled column for each kind of picture and a row for each image.
+
+    Attributes:
+        columns: a title for each picture of a row.
+        rows: pictures, (H, W, 3) uint8 RGB; None leaves a cell empty. A column without any is left
+            out.
+        row_titles: a line above each row; None: none.
+        legend: names with the (h, w, 3) uint8 RGB pictures that explain them, below the rows.
+        scale: is shown as a color bar below the rows; None: no bar.
+        caption: a line below all.
+
+    Raises:
+        InputError: there is no picture, a row is not as long as ``columns``, the rows and their
+            titles differ in number, or, when it is drawn, the rows are too many for one picture.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[np.ndarray | None]]
+    row_titles: Sequence[str] | None = None
+    legend: Sequence[tuple[str, np.ndarray]] = ()
+    scale: ColorScale | None = None
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        empty = all(picture is None for row in self.rows for picture in row)
+        if empty or any(len(row) != len(self.columns) for row in self.rows):
+            raise InputError(
+                f"{len(self.columns)} column titles need rows of as many pictures, "
+                f"got {[len(row) for row in self.rows]}"
+            )
+        if self.row_titles is not None and len(self.row_titles) != len(self.rows):
+            raise InputError(
+                f"{len(self.rows)} rows need as many titles, got {len(self.row_titles)}"
+            )
+
+    def draw(self) -> np.ndarray:
+        """The figure's pixels, (H, W, 3) uint8 RGB."""
+        canvas = FigureCanvasAgg(self.figure())
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+    def figure(self) -> Figure:
+        used = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
+        row_title = ROW_TITLE_HEIGHT if self.row_titles is not None else 0.0
+        heights = [_row_height(row) + row_title for row in self.rows]
+        figure, width = Figure(dpi=DPI), CELL_WIDTH * len(used)
+        FigureCanvasAgg(figure)
+        columns = _legend_columns(figure, self.legend, width)
+        legend = LEGEND_MARGIN + LEGEND_LINE * -(-len(self.legend) // columns) if self.legend else 0
+        bar, caption = BAR_HEIGHT * (self.scale is not None), CAPTION_HEIGHT * bool(self.caption)
+        height = TITLE_HEIGHT + sum(heights) + bar + legend + caption
+        if height * DPI >= MOST_PIXELS:
+            raise InputError(f"{len(self.rows)} rows do not fit into one picture; draw fewer")
+        figure.set_size_inches(width, height)
+        top = height - TITLE_HEIGHT
+        for place, column in enumerate(used):
+            x = (place + 0.5) * CELL_WIDTH
+            _write(figure, self.columns[column], x, top + TITLE_HEIGHT / 2, "center")
+        for number, (row, row_height) in enumerate(zip(self.rows, heights, strict=True)):
+            if self.row_titles is not None:
+                text = _fitting(figure, self.row_titles[number], width - 2 * CELL_GAP)
+                _write(figure, text, CELL_GAP, top - row_title / 2)
+            top -= row_height
+            for place, column in enumerate(used):
+                if (picture := row[column]) is not None:
+                    left, up = place * CELL_WIDTH + CELL_GAP / 2, row_height - row_title - CELL_GAP
+                    box = left, top + CELL_GAP / 2, CELL_WIDTH - CELL_GAP, up
+                    _show(figure, picture, box)
+        if self.scale is not None:
+            _draw_bar(figure, self.scale, top)
+        _draw_legend(figure, self.legend, columns, top - bar - LEGEND_MARGIN)
+        if self.caption:
+            text = _fitting(figure, self.caption, width - 2 * CELL_GAP)
+            _write(figure, text, CELL_GAP, caption / 2)
+        return figure
 
 
 def panel_grid(
@@ -42,79 +123,8 @@ def panel_grid(
     row_titles: Sequence[str] | None = None,
     legend: Sequence[tuple[str, np.ndarray]] = (),
 ) -> None:
-    """Write a PNG with a titled column for each kind of picture and a row for each image.
-
-    Args:
-        rows: pictures, (H, W, 3) uint8 RGB; None leaves a cell empty.
-        column_titles: as many as each row has pictures.
-        path: of the PNG; it appears when it is complete.
-        row_titles: a line above each row; None: none.
-        legend: names with the (h, w, 3) uint8 RGB pictures that explain them, below the rows.
-
-    Raises:
-        InputError: there is no picture, a row is not as long as ``column_titles``, the rows and
-            their titles differ in number, or the rows are too many for one picture.
-    """
-    figure = panel_figure(rows, column_titles, row_titles, legend)
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png")
-
-
-def panel_figure(
-    rows: Sequence[Sequence[np.ndarray | None]],
-    column_titles: Sequence[str],
-    row_titles: Sequence[str] | None = None,
-    legend: Sequence[tuple[str, np.ndarray]] = (),
-    scale: ColorScale | None = None,
-    caption: str = "",
-) -> Figure:
-    """What :func:`panel_grid` writes, with more below the rows.
-
-    Args:
-        rows, column_titles, row_titles, legend: as there, and so are the errors.
-        scale: is shown as a color bar; None: no bar.
-        caption: a line below all.
-    """
-    _check_panels(rows, column_titles, row_titles)
-    row_title = ROW_TITLE_HEIGHT if row_titles is not None else 0.0
-    heights = [_row_height(row) + row_title for row in rows]
-    figure = Figure(dpi=DPI)
-    FigureCanvasAgg(figure)
-    width = CELL_WIDTH * len(column_titles)
-    columns = _legend_columns(figure, legend, width)
-    legend_height = LEGEND_MARGIN + LEGEND_LINE * -(-len(legend) // columns) if legend else 0.0
-    bar_height, caption_height = BAR_HEIGHT * (scale is not None), CAPTION_HEIGHT * bool(caption)
-    height = TITLE_HEIGHT + sum(heights) + bar_height + legend_height + caption_height
-    if height * DPI >= MOST_PIXELS:
-        raise InputError(f"{len(rows)} rows do not fit into one picture; draw fewer at a time")
-    figure.set_size_inches(width, height)
-    for column, title in enumerate(column_titles):
-        _write(figure, title, (column + 0.5) * CELL_WIDTH, height - TITLE_HEIGHT / 2, "center")
-    top = height - TITLE_HEIGHT
-    for number, (row, row_height) in enumerate(zip(rows, heights, strict=True)):
-        if row_titles is not None:
-            text = _fitting(figure, row_titles[number], width - 2 * CELL_GAP)
-            _write(figure, text, CELL_GAP, top - row_title / 2)
-        for column, picture in enumerate(row):
-            left, up = column * CELL_WIDTH + CELL_GAP / 2, row_height - row_title - CELL_GAP
-            if picture is not None:
-                box = left, top - row_height + CELL_GAP / 2, CELL_WIDTH - CELL_GAP, up
-                _show(figure, picture, box)
-        top -= row_height
-    if scale is not None:
-        _draw_bar(figure, scale, top)
-    _draw_legend(figure, legend, columns, top - bar_height - LEGEND_MARGIN)
-    if caption:
-        text = _fitting(figure, caption, width - 2 * CELL_GAP)
-        _write(figure, text, CELL_GAP, caption_height / 2)
-    return figure
-
-
-def rendered(figure: Figure) -> np.ndarray:
-    """The (H, W, 3) uint8 RGB pixels of a figure."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    """Write :class:`Panels` as a PNG, which appears when it is complete."""
+    write_png(Panels(column_titles, rows, row_titles, legend).draw(), path)
 
 
 def write_png(picture: np.ndarray, path: str | os.PathLike[str]) -> None:
@@ -127,15 +137,10 @@ def write_png(picture: np.ndarray, path: str | os.PathLike[str]) -> None:
         Image.fromarray(picture).save(file, format="png")
 
 
-def _check_panels(rows: Sequence[Sequence], column_titles: Sequence, row_titles: Sequence | None):
-    empty = all(picture is None for row in rows for picture in row)
-    if empty or any(len(row) != len(column_titles) for row in rows):
-        raise InputError(
-            f"{len(column_titles)} column titles need rows of as many pictures, "
-            f"got {[len(row) for row in rows]}"
-        )
-    if row_titles is not None and len(row_titles) != len(rows):
-        raise InputError(f"{len(rows)} rows need as many titles, got {len(row_titles)}")
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """So many of the items, or all if there are fewer."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
 
 
 def _row_height(row: Sequence[np.ndarray | None]) -> float:
@@ -144,11 +149,16 @@ def _row_height(row: Sequence[np.ndarray | None]) -> float:
     return (CELL_WIDTH - CELL_GAP) * min(highest, HIGHEST_CELL) + CELL_GAP
 
 
-def _show(figure: Figure, picture: np.ndarray, box: tuple[float, float, float, float]) -> None:
-    """Draw a picture in the middle of a box (left, bottom, width, height), in inches."""
+def _axes(figure: Figure, box: tuple[float, float, float, float]) -> Any:
+    """Axes in a box (left, bottom, width, height), in inches."""
     width, height = figure.get_size_inches()
     left, bottom, across, up = box
-    cell = figure.add_axes((left / width, bottom / height, across / width, up / height))
+    return figure.add_axes((left / width, bottom / height, across / width, up / height))
+
+
+def _show(figure: Figure, picture: np.ndarray, box: tuple[float, float, float, float]) -> None:
+    """Draw a picture in the middle of a box."""
+    cell = _axes(figure, box)
     cell.set_axis_off()
     cell.imshow(picture, interpolation="lanczos")
 
@@ -199,13 +209,10 @@ def _draw_legend(
 
 def _draw_bar(figure: Figure, scale: ColorScale, top: float) -> None:
     """Draw a color bar with numbers and a label in the middle, below ``top``, in inches."""
-    width, height = figure.get_size_inches()
+    width = figure.get_size_inches()[0]
     across, up = min(BAR_SIZE[0], width / 2), BAR_SIZE[1]
     left, bottom = (width - across) / 2, top - 2 * CELL_GAP - up
-    bar = figure.add_axes((left / width, bottom / height, across / width, up / height))
-    values = np.linspace(scale.low, scale.high, BAR_COLORS)[None]
-    extent = (scale.low, scale.high, 0, 1)
-    bar.imshow(scale.colors(values), aspect="auto", extent=extent, interpolation="nearest")
-    bar.set_yticks([])
+    bar = _axes(figure, (left, bottom, across, up))
+    figure.colorbar(scale.mappable, cax=bar, orientation="horizontal")
     bar.tick_params(labelsize=0.8 * FONT_SIZE)
     _write(figure, scale.label, left - CELL_GAP, bottom + up / 2, "right")

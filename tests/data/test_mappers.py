@@ -11,7 +11,12 @@ from detectron2.data import DatasetCatalog, build_detection_train_loader
 from detectron2.data import transforms as T
 from test_transforms import config
 
-from s4m_d2.data import DATASET_MAPPER_REGISTRY, ARPDatasetMapper, LabeledDatasetMapper
+from s4m_d2.data import (
+    DATASET_MAPPER_REGISTRY,
+    ARPDatasetMapper,
+    LabeledDatasetMapper,
+    TrueLabelsMapper,
+)
 from s4m_d2.data.images import image_size, read_image
 from s4m_d2.data.masks import transform_masks
 from s4m_d2.engine.config_file import load_config
@@ -91,6 +96,23 @@ def test_instances_outside_the_crop_go_or_stay_with_an_empty_mask(data_root):
         assert not every.gt_boxes.tensor[~shown].any()
         outside += int((~shown).sum())
     assert outside
+
+
+def test_a_tile_is_what_its_image_has_there(data_root):
+    """Of the scene: a part of the person, nothing of the car."""
+    record = {**record_of("toyscapes_train"), "tile": (2, 1, 11, 17)}
+    image, ids = scene(int(Path(record["file_name"]).name.split("_")[1]))
+    shown = image[1:17, 2:11].transpose(2, 0, 1)
+    plain = {"geometry": [], "image_format": "RGB"}
+    sample = LabeledDatasetMapper(**plain, color=None, num_classes=8)(record)
+    assert np.array_equal(sample["image"], shown)
+    (mask,) = sample["instances"].gt_masks.tensor
+    assert np.array_equal(mask, ids[1:17, 2:11] == PERSON)
+    unlabeled = ARPDatasetMapper(**plain, color=None)(record)
+    assert np.array_equal(unlabeled["image"], shown)
+    known = TrueLabelsMapper(**plain, num_classes=8)(record)
+    assert np.array_equal(known["image"], shown) and len(known["truth"]) == 1
+    assert (known["height"], known["width"]) == (16, 9)
 
 
 def test_a_sample_carries_the_loader_s_keys_and_no_annotations(data_root):

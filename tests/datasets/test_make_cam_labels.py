@@ -17,8 +17,7 @@ from cam_like import FAILURES, cam_label  # noqa: E402
 from make_toyscapes import make_toyscapes  # noqa: E402
 from toyscapes_scene import render_scene  # noqa: E402
 
-from s4m_d2.sepl.classes import label_classes  # noqa: E402
-from s4m_d2.sepl.labels import read_label  # noqa: E402
+from s4m_d2.sepl.files import class_names, read_label  # noqa: E402
 
 STRENGTHS = (0.0, 0.2, 0.35, 0.5, 0.7, 1.0)
 SCENES = 12
@@ -205,8 +204,8 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_the_files_are_the_images_their_truth_and_labels_of_it(data, tmp_path):
     output = tmp_path / "cam"
     assert run(data, output, "--strength", "0.6", "--seed", "3") == 0
-    classes = label_classes(names_file=output / "classes.txt")
-    assert classes.names[1:] == (
+    classes = class_names(file=output / "classes.txt")
+    assert classes[1:] == (
         "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"
     )  # fmt: skip
     images = sorted((output / "images").iterdir())
@@ -215,12 +214,12 @@ def test_the_files_are_the_images_their_truth_and_labels_of_it(data, tmp_path):
         source = next(data.glob(f"leftImg8bit/val/*/{path.stem}_leftImg8bit.png"))
         np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(Image.open(source)))
         ids = np.asarray(Image.open(next(data.glob(f"gtFine/val/*/{path.stem}_*instanceIds.png"))))
-        truth = read_label(output / "ground-truth" / path.name, classes.num_classes)
+        truth = read_label(output / "ground-truth" / path.name, len(classes))
         order = [0, 24, 25, 26, 27, 28, 31, 32, 33]  # Cityscapes' label ids
         np.testing.assert_array_equal(np.array(order)[truth], np.where(ids >= 1000, ids // 1000, 0))
         rng = command.label_generator(3, path.stem)
         expected = cam_label(truth, rng, 0.6, instances=ids)
-        label = read_label(output / "pseudo-labels" / path.name, classes.num_classes)
+        label = read_label(output / "pseudo-labels" / path.name, len(classes))
         np.testing.assert_array_equal(label, expected)
 
 

@@ -26,7 +26,7 @@ CONCEPTS = (
     "semi/burn_in",
     "semi/ema_teacher",
     "engine/labeling/pseudo_labeling",
-    "engine/training/teacher_student",
+    "engine/training/step",
     "engine/training/trainer",
 )
 

@@ -7,10 +7,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from s4m_d2.pretrained import PACKAGES
 
 sys.path.insert(0, str(Path(__file__).parent))
 from markdown_docs import ROOT, commands  # noqa: E402
@@ -43,10 +46,10 @@ SMALL = (
     "SOLVER.IMS_PER_BATCH 2 S4M.TEACHER.MAX_ITER 1 SOLVER.MAX_ITER 2 S4M.BURN_IN 1 "
     "S4M.DISTILL.NUM_POINTS 2"
 ).split()
-NO_SAM = ["--check", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
-NO_SAM += ["S4M.SAM.BACKEND", "tiny_toyscapes", "S4M.SAM.CHECKPOINT", ""]
-NO_SAM += ["OUTPUT_DIR", "output/checked"]
-ENDS = {"configs/custom_small.yaml": SMALL, "configs/custom.yaml": NO_SAM}
+NO_SAM = ["--check", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "S4M.SAM.BACKEND"]
+NO_SAM += ["tiny_toyscapes", "S4M.SAM.CHECKPOINT", "", "OUTPUT_DIR", "output/checked"]
+NO_WEIGHTS = [] if find_spec(PACKAGES["efficientnet-lite0"].module) else ["MODEL.WEIGHTS", ""]
+ENDS = {"configs/custom_small.yaml": SMALL + NO_WEIGHTS, "configs/custom.yaml": NO_SAM}
 VALUES = {"--labeled": {"40": "8", "10": "2"}, "--unlabeled": {"200": "4"}}
 VALUES |= {"--train": {"400": "10"}, "--points-per-side": {"12": "4"}}
 # In the place of `make quickstart`, whose result some commands look at.

@@ -83,9 +83,3 @@ def caffe2_name(name):
     for old, new in words.items():
         name = name.replace(old, new)
     return name.replace("_weight", "_w")
-
-
-def torchvision_name(name):
-    name = name.replace("stem.conv1.norm", "bn1").replace("stem.conv1", "conv1")
-    name = name.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
-    return name.replace("res2.", "layer1.").replace("conv1.norm", "bn1")

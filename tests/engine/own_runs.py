@@ -18,6 +18,7 @@ _LOGGERS = ("detectron2", "fvcore", "s4m_d2")
 # What the small runs of other tests have, but for the data and what follows from them.
 _MODEL = {k: v for k, v in SMALL.items() if k.startswith(("MODEL.", "S4M.DISTILL", "S4M.PSEUDO"))}
 OPTIONS = _MODEL | {
+    "MODEL.WEIGHTS": "",
     "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.IMS_PER_BATCH": 2,
     "SOLVER.MAX_ITER": 2,

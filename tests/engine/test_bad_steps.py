@@ -1,4 +1,4 @@
-"""Skipping steps that are not finite, in Detectron2's own trainers around a small model."""
+"""Skipping steps that are not finite, with a small model."""
 
 import itertools
 import json
@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s4m_d2.engine.training import bad_steps as module
-from s4m_d2.engine.training.bad_steps import BadSteps, skip_bad_steps
+from s4m_d2.engine.training.bad_steps import BadSteps
 from s4m_d2.engine.training.hooks import EMATeacherHook
+from s4m_d2.engine.training.step import TeacherStep
 from s4m_d2.errors import ConfigError, DivergenceError, S4MError
 from s4m_d2.semi.ema_teacher import EMATeacher
 
@@ -59,7 +59,7 @@ def make(data, folder="unused", max_in_a_row=10, model=None):
     model = model or Toy()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
     bad_steps = BadSteps(max_in_a_row, str(folder), seed=7)
-    trainer = skip_bad_steps(SimpleTrainer(model, data, optimizer), bad_steps)
+    trainer = TeacherStep(model, data, optimizer, bad_steps)
     trainer.register_hooks([bad_steps])
     return trainer
 
@@ -230,17 +230,16 @@ class Scaled(nn.Module):
 
 
 @pytest.fixture
-def amp(monkeypatch, tmp_path):
+def amp(tmp_path):
     """(loss scale, numbers) → the trainer after mixed-precision steps, which ran on the CPU."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
     def train(scale, *numbers):
         model = Scaled()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         data = batches(*({"x": number} for number in numbers))
-        amp_trainer = AMPTrainer(model, data, optimizer, grad_scaler=scaler)
-        trainer = skip_bad_steps(amp_trainer, BadSteps(10, str(tmp_path), seed=0))
+        bad_steps = BadSteps(10, str(tmp_path), seed=0)
+        trainer = TeacherStep(model, data, optimizer, bad_steps, torch.float16)
+        trainer.grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         trainer.iter = 0
         with EventStorage(0):
             for _ in numbers:

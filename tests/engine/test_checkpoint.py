@@ -1,102 +1,322 @@
-"""Saving at once, and continuing."""
+"""Saving at once, and continuing: damaged, lost and superseded checkpoints, kills while saving."""
 
 import os
+import random
+import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from s4m_d2.engine.checkpointing import weight_names
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
+from s4m_d2.engine.checkpointing.checkpoint_files import (
+    final_iterations,
+    ranked,
+    read_complete,
+    superseded,
+)
+from s4m_d2.engine.stages import stage_is_finished
 from s4m_d2.errors import WeightsError
+from s4m_d2.files import remove_temporaries
 
 from .checkpoint_files import Counter, Model, same
+from .sameness import assert_same
 
 
-def test_what_is_saved_is_loaded_again(tmp_path):
-    saved, counter = Model(seed=1), Counter(7)
-    S4MCheckpointer(saved, str(tmp_path), counter=counter).save("model_0000009", iteration=9)
-
-    loaded, restored = Model(seed=2), Counter()
-    checkpointer = S4MCheckpointer(loaded, str(tmp_path), counter=restored)
-    rest = checkpointer.resume_or_load("", resume=True)
-
-    assert same(loaded, saved)
-    assert restored.value == 7
-    assert rest == {"iteration": 9}
-    assert checkpointer.last_report.missing == () and checkpointer.last_report.mismatched == ()
+def name(iteration):
+    return f"model_{iteration:07d}"
 
 
-def test_a_failed_save_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
-    checkpointer = S4MCheckpointer(Model(seed=1), str(tmp_path))
-    checkpointer.save("model")
-    before = (tmp_path / "model.pth").read_bytes()
+def checkpointer(folder, value=0, **options):
+    return S4MCheckpointer(Model(seed=value), str(folder), counter=Counter(value), **options)
+
+
+def save(folder, *iterations, **options):
+    """Checkpoints of these iterations; the objects of each know it."""
+    for iteration in iterations:
+        checkpointer(folder, iteration, **options).save(name(iteration), iteration=iteration)
+
+
+def resume(folder, **options):
+    """The iteration of which everything was restored."""
+    new = checkpointer(folder, 99, **options)
+    rest = new.resume_or_load("")
+    iteration = rest.pop("iteration")
+    assert same(new.model, Model(seed=iteration)) and not rest
+    assert new.checkpointables["counter"].value == iteration
+    return iteration
+
+
+def checkpoints(folder):
+    return sorted(path.name.removesuffix(".pth") for path in folder.glob("*.pth"))
+
+
+def truncate(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def flip(path):
+    """One bit of the weights."""
+    content = bytearray(path.read_bytes())
+    value = torch.load(path, weights_only=True)["model"]["head.weight"].numpy().tobytes()
+    content[content.index(value)] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "truncated": truncate,
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+    "a flipped bit": flip,
+    "gone": lambda path: path.unlink(),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it(tmp_path, caplog, damage):
+    save(tmp_path, 1, 3, 5)
+    DAMAGES[damage](tmp_path / "model_0000005.pth")
+    assert resume(tmp_path) == 3
+    assert "model_0000005.pth" in caplog.text and "model_0000003.pth" in caplog.text
+    DAMAGES[damage](tmp_path / "model_0000003.pth")
+    assert resume(tmp_path) == 1
+    DAMAGES[damage](tmp_path / "model_0000001.pth")
+    with pytest.raises(WeightsError) as refused:
+        resume(tmp_path)
+    assert all(f"{name(i)}.pth" in str(refused.value) or damage == "gone" for i in (1, 3, 5))
+
+
+def test_objects_that_do_not_fit_are_no_damage(tmp_path):
+    save(tmp_path, 1)
+    S4MCheckpointer(Model(), str(tmp_path)).save(name(3))
+    with pytest.raises(WeightsError, match="counter"):
+        resume(tmp_path)
+
+
+LOST = [None, b"", bytes(17), b"\xff\xfe\xfd"]
+
+
+@pytest.mark.parametrize("content", LOST)
+def test_without_the_tag_the_newest_complete_checkpoint_is_taken(tmp_path, content):
+    save(tmp_path, 1, 3, 5)
+    truncate(tmp_path / "model_0000005.pth")
+    (tmp_path / "last_checkpoint").unlink()
+    if content is not None:
+        (tmp_path / "last_checkpoint").write_bytes(content)
+    assert checkpointer(tmp_path).has_checkpoint()
+    assert resume(tmp_path) == 3
+
+
+def test_an_older_checkpoint_that_the_user_tagged_is_taken_and_those_before_it_follow(tmp_path):
+    save(tmp_path, 1, 3, 5, 7)
+    (tmp_path / "last_checkpoint").write_text("model_0000003.pth\n")
+    assert resume(tmp_path) == 3
+    flip(tmp_path / "model_0000003.pth")
+    assert resume(tmp_path) == 1
+    flip(tmp_path / "model_0000001.pth")
+    assert resume(tmp_path) == 5
+
+
+def test_the_order_in_which_files_are_tried_and_given_up(tmp_path):
+    names = ["model_0000001.pth", "model_0000010.pth", "model_10000000.pth", "model_final.pth"]
+    for other in (*names, "model_1.pth", "export.pth", ".model_0000002.pth.abcdefgh.tmp"):
+        (tmp_path / other).touch()
+    assert ranked(tmp_path) == names[::-1]
+    assert ranked(tmp_path, names[1]) == [names[i] for i in (1, 0, 2, 3)]
+    assert ranked(tmp_path, "export.pth") == ["export.pth", *names[::-1]]
+    assert ranked(tmp_path, "model_0000005.pth") == ["model_0000005.pth", *names]
+    # After going back to 4, what was abandoned goes first.
+    assert superseded(tmp_path, "model_0000004.pth", keep=2) == [names[1], names[2]]
+
+
+def test_every_flipped_bit_is_found_or_changes_nothing(tmp_path):
+    save(tmp_path, 1)
+    path = tmp_path / "model_0000001.pth"
+    whole, expected = path.read_bytes(), read_complete(str(path))
+    rng, found, size = random.Random(0), 0, path.stat().st_size
+    positions = [*rng.sample(range(size), 100), *range(40), *range(size - 60, size)]
+    for position in positions:
+        content = bytearray(whole)
+        content[position] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+        try:
+            assert_same(read_complete(str(path)), expected)
+        except WeightsError:
+            found += 1
+    assert found > len(positions) / 3
+
+
+KILLS = {  # moment → what is continued, and the name that a half-written file is for
+    "half of the file is written": (3, "model_0000005.pth"),
+    "before the rename": (3, "model_0000005.pth"),
+    "between the rename and the tag": (3, "last_checkpoint"),
+    "before old files are removed": (5, ""),
+    "after one of them is": (5, ""),
+}
+
+
+def save_and_die(folder, moment) -> None:
+    """In a process of its own: save iteration 5, and be killed by SIGKILL at this moment."""
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def half_a_save(content, file):
+        file.write(b"PK\x03\x04half")
+        file.flush()
+        die()
+
+    def before(function, last_name, then=False):
+        def killed(path, *more):
+            if os.path.basename(str((path, *more)[-1])) == last_name:
+                if then:
+                    function(path, *more)
+                die()
+            function(path, *more)
+
+        return killed
+
+    target = KILLS[moment][1]
+    with pytest.MonkeyPatch.context() as patch:
+        if moment.startswith("half"):
+            patch.setattr(torch, "save", half_a_save)
+        elif target:
+            patch.setattr(os, "replace", before(os.replace, target))
+        else:
+            then = moment.startswith("after")
+            patch.setattr(os, "unlink", before(os.unlink, "model_0000002.pth", then))
+        save(folder, 5, keep=2)
+
+
+@pytest.mark.parametrize("moment", KILLS)
+def test_a_process_killed_while_it_saves_leaves_something_to_continue(tmp_path, moment):
+    save(tmp_path, 1, 2, 3)
+    child = os.fork()
+    if child == 0:
+        try:
+            save_and_die(tmp_path, moment)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    continued, target = KILLS[moment]
+    removed = remove_temporaries(tmp_path)
+    assert [file[1 : len(target) + 1] for file in removed] == [target] * bool(target)
+    assert not [file for file in os.listdir(tmp_path) if file.startswith(".")]
+    assert resume(tmp_path) == continued
+    save(tmp_path, 7, keep=2)  # whatever was left goes with the next one
+    last = 5 if (tmp_path / "model_0000005.pth").exists() else 3
+    assert checkpoints(tmp_path) == [name(last), name(7)]
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"), [(0, (1, 3, 5, 7)), (1, (7,)), (2, (5, 7)), (9, (1, 3, 5, 7))]
+)
+def test_the_newest_checkpoints_and_the_final_one_are_kept(tmp_path, keep, left):
+    (tmp_path / "model_export.pth").touch()  # not a name of ours
+    save(tmp_path, 1, 3, 5, 7, keep=keep)
+    checkpointer(tmp_path, 7, keep=keep).save("model_final", iteration=7)
+    assert checkpoints(tmp_path) == [*map(name, left), "model_export", "model_final"]
+    save(tmp_path, 9, keep=keep)  # a longer SOLVER.MAX_ITER
+    assert "model_final" in checkpoints(tmp_path) and name(9) in checkpoints(tmp_path)
+
+
+def test_a_failed_save_leaves_the_old_files_and_no_other(tmp_path, monkeypatch):
+    save(tmp_path, 1, 3)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(content, file):
         file.write(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(torch, "save", half_a_save)
-    with pytest.raises(OSError, match="No space left"):
-        checkpointer.save("model")
-    with pytest.raises(OSError, match="No space left"):
-        checkpointer.save("later")
-    assert sorted(os.listdir(tmp_path)) == ["last_checkpoint", "model.pth"]
-    assert (tmp_path / "model.pth").read_bytes() == before
-    assert (tmp_path / "last_checkpoint").read_text() == "model.pth"
+    monkeypatch.setattr(torch, "save", full)
+    for iteration in (3, 5):
+        with pytest.raises(OSError, match="No space left"):
+            save(tmp_path, iteration, keep=1)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-def test_a_file_has_its_name_only_once_it_is_complete(tmp_path, monkeypatch):
-    seen = []
-    original = os.replace
-    monkeypatch.setattr(
-        os,
-        "replace",
-        lambda src, dst: (
-            (seen.append((os.path.basename(dst), os.path.exists(dst)))) or original(src, dst)
-        ),
-    )
-    S4MCheckpointer(Model(), str(tmp_path)).save("model")
-    assert seen == [("model.pth", False), ("last_checkpoint", False)]
+def test_a_damaged_checkpoint_goes_before_a_complete_one(tmp_path):
+    save(tmp_path, 1, 3, 4)
+    flip(tmp_path / "model_0000004.pth")
+    run = checkpointer(tmp_path, keep=2)
+    assert run.resume_or_load("")["iteration"] == 3
+    run.save(name(5), iteration=5)
+    assert checkpoints(tmp_path) == [name(3), name(5)]
+
+
+def test_a_file_that_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    def refused(path):
+        raise PermissionError("Operation not permitted")
+
+    save(tmp_path, 1)
+    monkeypatch.setattr(os, "unlink", refused)
+    save(tmp_path, 3, keep=1)
+    assert "model_0000001.pth" in caplog.text and checkpoints(tmp_path) == [name(1), name(3)]
+
+
+def test_a_final_checkpoint_and_its_note(tmp_path, monkeypatch):
+    """Without the note, or with a file of another size, a stage is not finished; a run that
+    continues there writes it."""
+    assert final_iterations(str(tmp_path)) == 0
+    save(tmp_path, 5)
+    run = checkpointer(tmp_path)
+    run.resume_or_load("")
+    run.finish()  # killed before the final checkpoint was complete
+    assert final_iterations(str(tmp_path)) == 6
+    monkeypatch.setattr(torch, "load", None)  # nothing of it is read
+    assert final_iterations(str(tmp_path)) == 6
+    monkeypatch.undo()
+    note = tmp_path / "model_final.json"
+    for damage in (b"", b"[3]", b'{"iterations": 6}'):
+        note.write_bytes(damage)
+        assert final_iterations(str(tmp_path)) == 0
+    run = checkpointer(tmp_path)
+    run.resume_or_load("")
+    run.finish()
+    assert final_iterations(str(tmp_path)) == 6
+    run.reopen(5)  # the run goes on
+    assert final_iterations(str(tmp_path)) == 0 and resume(tmp_path) == 5
+    checkpointer(tmp_path, 8).save("model_final", iteration=8)
+    assert final_iterations(str(tmp_path)) == 9
+    truncate(tmp_path / "model_final.pth")
+    assert final_iterations(str(tmp_path)) == 0 and resume(tmp_path) == 5
+
+
+@pytest.mark.parametrize(
+    ("done", "results", "asked", "expected"),
+    [
+        (0, None, 8, (False, False)),
+        (8, None, 8, (False, True)),  # killed before its evaluation
+        (8, '{"iterations": 4}', 8, (False, True)),  # killed within it
+        (8, '{"iterations": 8', 8, (False, True)),
+        (8, '{"iterations": 8}', 8, (True, True)),
+        (8, '{"iterations": 8}', 7, (True, True)),
+        (8, '{"iterations": 8}', 9, (False, False)),  # longer than it was
+    ],
+)
+def test_a_stage_is_finished_when_it_is_saved_and_evaluated(
+    tmp_path, done, results, asked, expected
+):
+    """``expected``: with a data set to evaluate on, and without."""
+    if done:
+        checkpointer(tmp_path).save("model_final", iteration=done - 1)
+    if results is not None:
+        (tmp_path / "results.json").write_text(results)
+    for test, finished in zip((("some",), ()), expected, strict=True):
+        cfg = SimpleNamespace(
+            OUTPUT_DIR=str(tmp_path),
+            SOLVER=SimpleNamespace(MAX_ITER=asked),
+            DATASETS=SimpleNamespace(TEST=test),
+        )
+        assert stage_is_finished(cfg) is finished
 
 
 def test_saved_files_have_the_users_permissions(tmp_path):
     previous = os.umask(0o022)
     try:
-        S4MCheckpointer(Model(), str(tmp_path)).save("model")
+        save(tmp_path, 1)
     finally:
         os.umask(previous)
-    assert (tmp_path / "model.pth").stat().st_mode & 0o777 == 0o644
-
-
-def test_continuing_needs_the_state_of_every_object(tmp_path):
-    S4MCheckpointer(Model(), str(tmp_path)).save("model")
-    with pytest.raises(WeightsError, match="no state of counter"):
-        S4MCheckpointer(Model(), str(tmp_path), counter=Counter()).resume_or_load("")
-
-
-def test_a_damaged_last_checkpoint_names_the_way_out(tmp_path):
-    checkpointer = S4MCheckpointer(Model(), str(tmp_path))
-    checkpointer.save("model")
-    content = (tmp_path / "model.pth").read_bytes()
-    (tmp_path / "model.pth").write_bytes(content[: len(content) // 2])
-    with pytest.raises(WeightsError, match=r"truncated.*older checkpoint.*last_checkpoint"):
-        checkpointer.resume_or_load("")
-
-
-def test_addresses_that_cannot_be_fetched_are_named(monkeypatch):
-    checkpointer = S4MCheckpointer(Model())
-
-    class Offline:
-        @staticmethod
-        def get_local_path(path):
-            raise OSError("Name or service not known")
-
-    checkpointer.path_manager = Offline
-    with pytest.raises(WeightsError, match="cannot be fetched.*Download the file by other means"):
-        checkpointer.load("detectron2://ImageNetPretrained/torchvision/R-50.pkl")
-
-
-def test_a_branch_that_does_not_exist_is_the_callers_mistake():
-    assert set(weight_names.BRANCHES) == {"student", "teacher"}
-    with pytest.raises(ValueError, match="branch"):
-        S4MCheckpointer(Model()).load("x", branch="ema")
+    assert (tmp_path / "model_0000001.pth").stat().st_mode & 0o777 == 0o644

@@ -1,11 +1,15 @@
 """Settings from hand-made counts and sizes."""
 
 import json
+import math
 
 import pytest
+from detectron2.structures import BoxMode
 
 from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.engine.own_data.derived_settings import DataFacts, Machine, derive
+from s4m_d2.engine.own_data.own_data_facts import suitable_tile
+from s4m_d2.tiling import Tiling
 
 from .conftest import ROOT
 
@@ -56,6 +60,44 @@ def test_crops_have_the_images_shape():
     assert cfg.INPUT.MIN_SIZE_TRAIN == tuple(512 * tenth // 10 for tenth in range(5, 21))
     assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == (512, 1024)
     assert "INPUT.IMAGE_SIZE" not in settings
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "count", "tile"),
+    [
+        ((480, 640), 80, 12, 0),
+        ((480, 640), 41, 30, 0),  # about an eighth
+        ((480, 640), 39, 30, 288),  # 8 * 39 in steps of 32
+        ((256, 256), 20, 42, 160),
+        ((256, 256), 8, 64, 64),
+        ((12_000, 12_000), 100, 50, 800),
+        ((300, 300), 60, 81, 64),  # many of usual size: so that 30 are in a tile
+        ((300, 300), 60, 0, 0),
+    ],
+)
+def test_small_or_many_instances_ask_for_tiles(size, side, count, tile):
+    """``count`` squares in a regular grid."""
+    height, width = size
+    columns = math.ceil(count**0.5)
+    boxes = [
+        [(i % columns) * (width - side) / columns, (i // columns) * (height - side) / columns]
+        for i in range(count)
+    ]
+    keys = {"bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0}
+    annotations = [{"bbox": [*box, side, side], **keys} for box in boxes]
+    record = {"height": height, "width": width, "annotations": annotations}
+    found, reason = suitable_tile([record] * 3)
+    assert found == tile and (f"{side} px" in reason) == (tile > 0)
+    assert all(len(r["annotations"]) <= 30 for r in Tiling(tile).records([record]))
+
+
+def test_tiles_are_enlarged_to_what_the_device_can_do():
+    tile = {"tile": (160, "why"), "unit": "a tile", **sized(160, 160)}
+    for machine, side in ((CPU, 256), (GPU, 512)):
+        cfg, settings, _ = derived(machine, **tile)
+        assert settings["INPUT.TILE.SIZE"] == cfg.INPUT.TILE.SIZE == 160
+        assert cfg.INPUT.IMAGE_SIZE == cfg.INPUT.MIN_SIZE_TEST == cfg.INPUT.MAX_SIZE_TEST == side
+    assert derived(CPU, ("INPUT.TILE.SIZE", 0), **tile)[0].INPUT.IMAGE_SIZE == 160
 
 
 @pytest.mark.parametrize(
@@ -118,7 +160,9 @@ def test_iterations_follow_from_counts_within_bounds(machine, labeled, unlabeled
         (("SOLVER.MAX_ITER", 6000, "MODEL.WEIGHTS", ""), 3000, 300),
         (("SOLVER.MAX_ITER", 6000, "S4M.BURN_IN", 0), 0, 600),
         (("SOLVER.MAX_ITER", 90_000), 15_000, 1733),  # the published decay at most
-        (("SOLVER.MAX_ITER", 2), 0, 1),
+        (("SOLVER.MAX_ITER", 800), 300, 50),  # more than 1/6: the heads start anew
+        (("SOLVER.MAX_ITER", 500), 250, 25),
+        (("SOLVER.MAX_ITER", 2), 1, 1),
     ],
 )
 def test_the_teacher_follows_within_the_iterations_that_are_left(options, burn_in, half_life):
@@ -175,15 +219,16 @@ def test_what_a_shipped_config_sets_is_not_the_users(shipped, tmp_path):
 
 
 def test_every_derived_key_can_be_set():
-    _, settings, _ = derived(most_instances=80)
-    cfg, again, kept = derived(most_instances=80, explicit=set(settings))
+    facts = {"most_instances": 80, "tile": (96, "why")}
+    _, settings, _ = derived(**facts)
+    cfg, again, kept = derived(**facts, explicit=set(settings))
     assert again == {} and set(kept) == set(settings)
     default = load_config(str(ROOT / "configs" / "custom.yaml"))
     assert cfg == default
 
 
 def test_the_settings_stay_the_same_when_they_are_stored_as_json():
-    cfg, settings, _ = derived(most_instances=80)
+    cfg, settings, _ = derived(most_instances=80, tile=(96, "why"))
     other = load_config(str(ROOT / "configs" / "custom.yaml"))
     other.defrost()
     for key, value in json.loads(json.dumps(settings)).items():

@@ -2,8 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from collections import OrderedDict
 
@@ -43,27 +41,22 @@ def checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
-@pytest.mark.parametrize("branch", ["student", "teacher"])
-def test_the_asked_model_is_written_and_read_back(
-    tool, tmp_path, checkpoint, capsys, branch, ending
-):
+def test_the_asked_model_is_written_and_read_back(tool, tmp_path, checkpoint, capsys, ending):
     if ending == "safetensors":
         pytest.importorskip("safetensors")
-    path, student, teacher = checkpoint
-    output = str(tmp_path / f"out.{ending}")
-    tool.main([path, output, "--model", branch])
-    assert "611 tensors" in (said := capsys.readouterr().out)
-    assert f"of the {branch}" in said and "after iteration 7" in said
-    loaded = mask2former(3)
-    S4MCheckpointer(loaded).load(output, require=True)
-    assert same(loaded, {"student": student, "teacher": teacher}[branch])
-
-
-def test_the_file_holds_mask2formers_names_and_nothing_else(tool, tmp_path, checkpoint):
-    tool.main([checkpoint[0], str(tmp_path / "out.pth")])
-    content = torch.load(tmp_path / "out.pth", weights_only=True)
-    assert content.keys() == {"model"}
-    assert content["model"].keys() == json.loads(KEYS.read_text()).keys()
+    path, *models = checkpoint
+    for branch, expected in zip(("student", "teacher"), models, strict=True):
+        output = str(tmp_path / f"{branch}.{ending}")
+        tool.main([path, output, "--model", branch])
+        said = capsys.readouterr().out
+        assert all(word in said for word in (output, branch, "611", "iteration 7"))
+        loaded = mask2former(3)
+        S4MCheckpointer(loaded).load(output, require=True)
+        assert same(loaded, expected)
+    if ending == "pth":
+        content = torch.load(output, weights_only=True)
+        assert content.keys() == {"model"}
+        assert content["model"].keys() == json.loads(KEYS.read_text()).keys()
 
 
 class Mask2FormerHead(torch.nn.Module):
@@ -135,55 +128,37 @@ def test_published_checkpoints_are_exported_with_current_names(tool, tmp_path):
     assert content.keys() == student.state_dict().keys()
 
 
-def mistakes(tmp_path, checkpoint):
-    path, student, teacher = checkpoint
-    only_teacher, bare = str(tmp_path / "teacher.pth"), str(tmp_path / "backbone.pth")
-    torch.save(ensemble(teacher=teacher), only_teacher)
-    torch.save({"model": backbone(student), "matching_heuristics": True}, bare)
+MISTAKES = {  # arguments, and a word of the message
+    "exists": (["model_final.pth", "there.pth"], "--force"),
+    "itself": (["model_final.pth", "model_final.pth", "--force"], "itself"),
+    "folder": (["model_final.pth", "folder.pth"], "folder"),
+    "ending": (["model_final.pth", "out.pkl"], ".safetensors"),
+    "under a file": (["model_final.pth", "there.pth/out.pth"], "cannot be written"),
+    "missing": (["none.pth", "out.pth"], "no such file"),
+    "no student": (["teacher.pth", "out.pth"], "--model teacher"),
+    "backbone": (["backbone.pth", "out.pth"], "backbone"),
+    "no package": (["model_final.pth", "out.safetensors"], "pip install safetensors"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_message_and_writes_nothing(
+    tool, tmp_path, checkpoint, mistake, monkeypatch
+):
+    _, student, teacher = checkpoint
+    torch.save(ensemble(teacher=teacher), tmp_path / "teacher.pth")
+    bare = {"model": backbone(student), "matching_heuristics": True}
+    torch.save(bare, tmp_path / "backbone.pth")
     (tmp_path / "there.pth").write_bytes(b"old")
     (tmp_path / "folder.pth").mkdir()
-    out = str(tmp_path / "out.pth")
-    return {
-        "exists": ([path, str(tmp_path / "there.pth")], "Add --force"),
-        "itself": ([path, path, "--force"], "is the checkpoint itself"),
-        "folder": ([path, str(tmp_path / "folder.pth")], "is a folder"),
-        "ending": ([path, str(tmp_path / "out.pkl")], "expected .pth or .safetensors"),
-        "under a file": ([path, str(tmp_path / "there.pth" / "out.pth")], "cannot be written"),
-        "missing": ([str(tmp_path / "none.pth"), out], "no such file"),
-        "no student": ([only_teacher, out], "use --model teacher"),
-        "backbone": ([bare, out], "no whole model to export"),
-    }
-
-
-@pytest.mark.parametrize(
-    "mistake",
-    ["exists", "itself", "folder", "ending", "under a file", "missing", "no student", "backbone"],
-)
-def test_a_mistake_is_one_message_and_writes_nothing(tool, tmp_path, checkpoint, mistake):
-    arguments, expected = mistakes(tmp_path, checkpoint)[mistake]
     before = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
-    with pytest.raises(SystemExit) as ended:
-        tool.main(arguments)
-    assert expected in str(ended.value.code)
-    assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
-
-
-def test_without_safetensors_its_name_is_given(tool, tmp_path, checkpoint, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(SystemExit, match="pip install safetensors"):
-        tool.main([checkpoint[0], str(tmp_path / "out.safetensors")])
-
-
-def test_force_replaces_the_old_file(tool, tmp_path, checkpoint):
-    (tmp_path / "out.pth").write_bytes(b"old")
-    tool.main([checkpoint[0], str(tmp_path / "out.pth"), "--force"])
-    assert "model" in torch.load(tmp_path / "out.pth", weights_only=True)
-
-
-def test_the_command_line(tmp_path, checkpoint):
-    output = str(tmp_path / "out.pth")
-    run = [sys.executable, str(TOOL), checkpoint[0], output]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(run, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0 and done.stdout.startswith(output), done.stderr
+    arguments, word = MISTAKES[mistake]
+    with pytest.raises(SystemExit) as ended:
+        tool.main(arguments)
+    assert word in str(ended.value.code)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()} == before
+    tool.main(["model_final.pth", "there.pth", "--force"])
+    assert "model" in torch.load(tmp_path / "there.pth", weights_only=True)

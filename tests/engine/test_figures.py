@@ -1,7 +1,6 @@
 """What figures show: pictures of known pixels in the right columns, of the right images."""
 
 import importlib.util
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,21 +12,19 @@ from PIL import Image
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, StrongView
 from s4m_d2.engine.command.arguments import split_overrides
 from s4m_d2.engine.figures.figure_samples import (
-    evenly_spaced,
     labeled_samples,
     unlabeled_samples,
     validation_samples,
 )
 from s4m_d2.engine.figures.figure_set import FIGURES, FigureModels, FigureSet
 from s4m_d2.engine.figures.figures import (
-    Panels,
     arp_panels,
     labeled_panels,
     prediction_panels,
     pseudo_label_panels,
 )
 from s4m_d2.engine.labeling.pseudo_labeling import UnlabeledViews
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import ConfigError
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.structures import PseudoLabels, sample_generators
 
@@ -35,9 +32,8 @@ from .conftest import ROOT
 
 SIZE = 320, 400  # readable: drawn as it is
 NAMES = ["ant", "bee"]
-LEFT, RIGHT, TOP = (slice(150, 310), slice(10, 150)), (slice(150, 310), slice(250, 390)), (
-    slice(10, 100), slice(10, 390),
-)  # fmt: skip
+LEFT, RIGHT, TOP = np.s_[150:310, 10:150], np.s_[150:310, 250:390], np.s_[10:100, 10:390]
+PLACES = {"left": LEFT, "right": RIGHT, "top": TOP}
 
 
 def masks_of(*places):
@@ -71,31 +67,25 @@ def drawn_places(picture, level):
     return {name for name, share in shares.items() if share}
 
 
-PLACES = {"left": LEFT, "right": RIGHT, "top": TOP}
-
-
-def views_of(selections, refined, arp_images, arp_labels, student_batch):
-    return UnlabeledViews(student_batch, selections, refined, arp_images, arp_labels)
+def selection_of(labels):
+    return Selection(labels, torch.where(labels.masks, 9.0, -9.0), SIZE, {})
 
 
 def test_pseudo_labels_before_and_after_stand_beside_the_truth():
-    teacher = labels_of(LEFT)
-    logits = torch.where(teacher.masks, 9.0, -9.0)
-    selection = Selection(teacher, logits, SIZE, {})
-    gone = replace(labels_of(RIGHT, TOP), valid=torch.tensor([True, False]))
+    selection = selection_of(labels_of(LEFT))
     sample = {"image": image_of(50), "image_weak": image_of(80), "instances": truth_of(TOP)}
     without = {key: value for key, value in sample.items() if key != "instances"}
-    panels = pseudo_label_panels([sample, without], [selection] * 2, [gone] * 2, NAMES, "RGB")
-    assert panels.columns[1:] == ["ground truth", "teacher's pseudo-labels", "refined by SAM"]
+    refined = [labels_of(RIGHT)]
+    panels = pseudo_label_panels([sample, without], [selection] * 2, refined * 2, NAMES, "RGB")
     assert [drawn_places(picture, 80) for picture in panels.rows[0]] == [
         set(), {"top"}, {"left"}, {"right"},
     ]  # fmt: skip
     assert panels.rows[1][1] is None
     # Only where an image has a truth is there a column for it.
-    narrow = pseudo_label_panels([without], [selection], [gone], NAMES, "RGB")
+    narrow = pseudo_label_panels([without], [selection], [labels_of(RIGHT)], NAMES, "RGB")
     assert narrow.draw().shape[1] == panels.draw().shape[1] * 3 // 4
     unrefined = pseudo_label_panels(
-        [sample] * 2, [selection] * 2, [gone] * 2, NAMES, "RGB", refines=False
+        [sample] * 2, [selection] * 2, [labels_of(RIGHT)] * 2, NAMES, "RGB", refines=False
     )
     assert [row[3] for row in unrefined.rows] == [None, None], "nothing was refined"
 
@@ -104,7 +94,7 @@ def test_arp_outlines_what_was_pasted():
     after = image_of(50)
     after[:, RIGHT[0], RIGHT[1]] = 200
     sample, strong = {"image": image_of(50)}, {"image": image_of(30)}
-    views = views_of([], [labels_of(LEFT)], [after], [labels_of(LEFT, RIGHT)], [strong])
+    views = UnlabeledViews([strong], [], [labels_of(LEFT)], [after], [labels_of(LEFT, RIGHT)])
     panels = arp_panels([sample], views, NAMES, "RGB")
     before, pasted, student = panels.rows[0]
     assert drawn_places(before, 50) == {"left"} and drawn_places(pasted, 50) == {"left", "right"}
@@ -169,8 +159,7 @@ def test_the_truth_of_unlabeled_images_lies_in_their_view(small_config):
 
 def test_fewer_images_than_asked_for_are_all_drawn(small_config):
     assert len(validation_samples(small_config(), 5)) == 2
-    assert evenly_spaced("abcdefgh", 3) == ["a", "c", "f"] and evenly_spaced("ab", 5) == ["a", "b"]
-    with pytest.raises(ConfigError, match="DATASETS.TEST is empty"):
+    with pytest.raises(ConfigError, match="DATASETS.TEST"):
         validation_samples(small_config(DATASETS__TEST="()"), 2)
 
 
@@ -180,9 +169,8 @@ def test_pseudo_labels_are_drawn_of_one_image_after_the_other(small_config):
 
     def labeling(samples):
         batches.append(len(samples))
-        teacher, refined = labels_of(LEFT), labels_of((TOP, RIGHT)[len(batches) % 2])
-        logits = torch.where(teacher.masks, 9.0, -9.0)
-        return views_of([Selection(teacher, logits, SIZE, {})], [refined], [], [], [])
+        refined = labels_of((TOP, RIGHT)[len(batches) % 2])
+        return UnlabeledViews([], [selection_of(labels_of(LEFT))], [refined], [], [])
 
     figures._labeling = labeling
     figures._taught = lambda: [{"image": image_of(9), "image_weak": image_of(80)}] * 3
@@ -198,10 +186,15 @@ def test_validation_images_keep_their_size_or_get_that_of_evaluation(small_confi
     for sample in validation_samples(cfg, 2, resized=True):
         assert sample["image"].shape[1:] == sample["image_weak"].shape[1:] == (24, 48)
         assert sample["instances"].gt_masks.tensor.shape[1:] == (24, 48)
+    cfg = small_config(INPUT__TILE__SIZE=40, INPUT__MIN_SIZE_TEST=32)
+    for sample in validation_samples(cfg, 4, tiles=True, resized=True):
+        assert sample["image"].shape[1:] == sample["instances"].image_size == (32, 32)
+    assert FigureSet(cfg, FigureModels({}), 2, resized=True)._whole()[0]["height"] == 64
 
 
-def test_views_are_those_of_the_training(small_config):
-    cfg = small_config()
+@pytest.mark.parametrize("tile", [0, 48])
+def test_views_are_those_of_the_training(small_config, tile):
+    cfg = small_config(INPUT__TILE__SIZE=tile)
     panels = FigureSet(cfg, FigureModels({}), 2)._views_panels()
     samples = unlabeled_samples(cfg, 2)
     generators = sample_generators(samples, "strong_view", "cpu")
@@ -213,16 +206,10 @@ def test_views_are_those_of_the_training(small_config):
 
 def test_what_can_be_drawn_depends_on_what_there_is():
     model = torch.nn.Identity()
-    assert FigureModels({}).available() == ("labeled", "views")
-    assert FigureModels({"m": model}).available() == ("labeled", "views", "predictions")
+    assert FigureModels({}).choose() == ["labeled", "views"]
+    assert FigureModels({"m": model}).choose(("predictions", "arp")) == ["predictions"]
     everything = FigureModels({"m": model}, teacher=object(), backend=object())
-    assert everything.available() == FIGURES
-
-
-def test_a_column_without_a_picture_is_left_out():
-    gray = np.full((40, 80, 3), 128, dtype=np.uint8)
-    wide = Panels(["a", "b"], [[gray, gray]]).draw()
-    assert Panels(["a", "b"], [[gray, None], [None, None]]).draw().shape[1] == wide.shape[1] // 2
+    assert everything.choose() == list(FIGURES)
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +228,7 @@ def test_the_tool_writes_what_was_asked_for(tool, small_options, tmp_path, capsy
     assert capsys.readouterr().out.split() == [str(path)]
     assert [entry.name for entry in path.parent.iterdir()] == ["views.png"]
     assert Image.open(path).size[0] == 3 * 360  # 3 inches a column
-    with pytest.raises(SystemExit, match="--what arp needs a checkpoint: add --weights"):
+    with pytest.raises(SystemExit, match="--weights"):
         tool.main([*words, "--what", "views", "arp", *small_options()])
 
 
@@ -253,26 +240,20 @@ def test_a_point_outside_ends_in_one_message(tool, small_options, small_config, 
     words = ["--config-file", str(ROOT / "configs" / "toyscapes_10pct.yaml")]
     words += ["--weights", str(tmp_path / "model.pth"), "--output", str(tmp_path / "figures")]
     words += ["--what", "similarity", "--images", "1"]
-    with pytest.raises(SystemExit, match="The point 500 5 lies outside .*128 x 64 px"):
+    with pytest.raises(SystemExit, match="500 5 .*128 x 64"):
         tool.main([*words, "--point", "500", "5", *small_options()])
     assert not (tmp_path / "figures").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "options", "overrides"),
+    ("words", "options"),
     [
-        (["--input", "a.jpg", "IMG_1.JPG", "MODEL.DEVICE", "cpu"], 3, 2),
-        (["--input", "a.jpg", "SEED", "3", "S4M.BURN_IN", "1"], 2, 4),
-        (["--point", "3", "4"], 3, 0),
+        (["--input", "a.jpg", "IMG_1.JPG", "MODEL.DEVICE", "cpu"], 3),
+        (["--input", "a.jpg", "SEED", "3", "S4M.BURN_IN", "1"], 2),
+        (["--point", "3", "4"], 3),
     ],
 )
-def test_overrides_begin_at_the_first_key(words, options, overrides):
+def test_overrides_begin_at_the_first_key_and_no_option_follows(words, options):
     assert split_overrides(words) == (words[:options], words[options:])
-    assert len(words) == options + overrides
-
-
-def test_options_after_overrides_are_refused():
-    with pytest.raises(ConfigError, match="'--images' comes after overrides"):
-        split_overrides(["--what", "arp", "SEED", "3", "--images", "3"])
-    with pytest.raises(InputError):
-        Panels(["a"], [[None]]).draw()
+    with pytest.raises(ConfigError, match="--images"):
+        split_overrides([*words, "SEED", "3", "--images", "3"])

@@ -28,6 +28,7 @@ ITERATIONS, BURN_IN, KEEP = 3, 1, 2
 OPTIONS = SMALL | {
     "DATALOADER.NUM_WORKERS": 1,  # for each of the two loaders
     "DATASETS.TEST": "()",
+    "INPUT.TILE.SIZE": 48,
     "SOLVER.MAX_ITER": ITERATIONS,
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "SOLVER.CHECKPOINT_KEEP": KEEP,
@@ -115,6 +116,7 @@ def newest(folder):
     return name, torch.load(folder / name, weights_only=True)["iteration"]
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_processes_saves_and_ends_the_run(whole, tmp_path):
     """To loading processes as well, as Slurm does."""
     output = tmp_path / "run"
@@ -132,6 +134,7 @@ def test_a_signal_to_all_processes_saves_and_ends_the_run(whole, tmp_path):
     assert_same_end(whole[0], output)
 
 
+@pytest.mark.slow
 def test_a_damaged_result_of_stage_one_is_made_again(whole, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(whole[0], output)

@@ -7,15 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch.profiler import ProfilerActivity, profile
 
-from s4m_d2 import transfers
+from s4m_d2 import structures, transfers
 from s4m_d2.data import StrongView
 from s4m_d2.engine.labeling import pseudo_labeling
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds
-from s4m_d2.semi import arp, image_masks, placement, pseudo_labels, refinement
+from s4m_d2.semi import image_masks, pseudo_labels, refinement
 from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.refinement import PointRefiner, TeacherMasks
-from s4m_d2.structures import drop_invalid
 from s4m_d2.transfers import TO_HOST
 
 STRIDE, CLASSES, QUERIES = 4, 3, 6
@@ -26,9 +25,6 @@ WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", 
 
 class RandomTeacher:
     """Predicts from each image's own mean: nothing in image 1, broken and tiny masks elsewhere."""
-
-    def __init__(self, reads_gt_valid: bool) -> None:
-        self.reads_gt_valid = reads_gt_valid
 
     def predict_queries(self, batch):
         images = [sample["image"] for sample in batch]
@@ -96,8 +92,8 @@ def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def labeling(reads_gt_valid=True, refined=True, random_placement=False, device="cpu", arp=True):
-    teacher = RandomTeacher(reads_gt_valid)
+def labeling(refined=True, random_placement=False, device="cpu", arp=True):
+    teacher = RandomTeacher()
     predict = teacher.predict_queries
     teacher.predict_queries = lambda batch: {
         key: value.to(device) if isinstance(value, torch.Tensor) else value
@@ -126,9 +122,7 @@ def assert_equal_views(first, second):
     for a, b in zip(first.student_batch, second.student_batch, strict=True):
         assert torch.equal(a["image"], b["image"])
     for name in ("refined", "arp_labels"):
-        for a, b in zip(
-            drop_invalid(getattr(first, name)), drop_invalid(getattr(second, name)), strict=True
-        ):
+        for a, b in zip(getattr(first, name), getattr(second, name), strict=True):
             assert torch.equal(a.labels, b.labels) and torch.equal(a.scores, b.scores)
             assert torch.equal(a.masks, b.masks)
 
@@ -139,54 +133,36 @@ def test_the_batch_holds_every_case():
     stats = [selection.stats for selection in views.selections]
     assert stats[1]["kept"] == 0 and stats[0]["kept"] >= 3
     assert stats[0]["dropped_non_finite"] == 1 and stats[0]["dropped_score"] == 1
-    assert 0 in views.selections[0].pixels and 2 in views.selections[0].pixels
+    assert {0, 2} <= set(views.selections[0].labels.areas.tolist())
     assert 0 < views.stats["refinement/fallbacks"] < 1
-    flags = torch.cat([label.valid for label in views.arp_labels if label.valid is not None])
-    assert flags.any() and not flags.all()
+    masks = [sample["instances"].gt_masks.tensor for sample in views.student_batch]
+    assert all(mask.any() for of_image in masks for mask in of_image)
 
 
 @pytest.mark.parametrize("random_placement", [False, True])
 @pytest.mark.parametrize("refined", [True, False])
-@pytest.mark.parametrize(("reads_gt_valid", "waits"), [(True, 1), (False, 2)])
-def test_labeling_waits_once_for_a_student_that_reads_flags(
-    reads_gt_valid, waits, refined, random_placement
-):
-    pipeline = labeling(reads_gt_valid, refined, random_placement)
+def test_labeling_synchronizes_for_the_teacher_the_refinement_and_arp(refined, random_placement):
+    pipeline = labeling(refined, random_placement)
     batch = samples(range(4))
     predictions = pipeline.teacher.model.predict_queries(
         [{"image": sample["image_weak"]} for sample in batch]
     )
     pipeline.teacher.model.predict_queries = lambda batch: predictions
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        views = pipeline(batch)
+        pipeline(batch)
     names = [event.name for event in profiled.events()]
-    assert names.count(TO_HOST) == waits
+    groups = 2  # sizes of images: those of one size are refined together
+    empty = groups if refined else 0  # SAM's masks, here in both
+    assert names.count(TO_HOST) == 2 + groups + empty
     assert not WAITING & set(names)
-    flagged = [sample["instances"].has("gt_valid") for sample in views.student_batch]
-    assert any(flagged) == reads_gt_valid
-    if not reads_gt_valid:
-        masks = [sample["instances"].gt_masks.tensor for sample in views.student_batch]
-        assert all(mask.any() for of_image in masks for mask in of_image)
-
-
-@pytest.mark.parametrize("random_placement", [False, True])
-@pytest.mark.parametrize("refined", [True, False])
-def test_computing_all_rows_as_on_a_gpu_changes_nothing(monkeypatch, refined, random_placement):
-    expected = labeling(True, refined, random_placement)(samples(range(4)))
-    for module in (arp, placement, pseudo_labels, refinement):
-        monkeypatch.setattr(module, "rows_to_compute", lambda flags: torch.arange(len(flags)))
-    views = labeling(True, refined, random_placement)(samples(range(4)))
-    assert_equal_views(views, expected)
-    assert views.stats == expected.stats
-    assert [a.stats for a in views.selections] == [b.stats for b in expected.selections]
 
 
 @pytest.mark.parametrize("refined", [True, False])
 def test_an_image_is_labeled_alike_in_any_batch(refined):
     """Without ARP, which exchanges instances within the batch."""
-    together = labeling(True, refined, arp=False)(samples(range(4)))
+    together = labeling(refined, arp=False)(samples(range(4)))
     for i in range(4):
-        alone = labeling(True, refined, arp=False)(samples([i]))
+        alone = labeling(refined, arp=False)(samples([i]))
         part = pseudo_labeling.UnlabeledViews(
             *(getattr(together, name)[i : i + 1] for name in (
                 "student_batch", "selections", "refined", "arp_images", "arp_labels",
@@ -206,7 +182,7 @@ def test_masks_resized_in_other_chunks_are_the_same(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.parametrize("random_placement", [False, True])
 def test_on_a_gpu_nothing_else_waits(monkeypatch, random_placement):
-    pipeline = labeling(True, True, random_placement, device="cuda")
+    pipeline = labeling(True, random_placement, device="cuda")
     batch = samples(range(4))
     pipeline(batch)  # libraries initialize
     predictions = pipeline.teacher.model.predict_queries(
@@ -222,11 +198,12 @@ def test_on_a_gpu_nothing_else_waits(monkeypatch, random_placement):
         torch.cuda.set_sync_debug_mode("error")
         return arrays
 
-    monkeypatch.setattr(pseudo_labels, "to_host", to_host)
+    for module in (pseudo_labels, refinement, structures):
+        monkeypatch.setattr(module, "to_host", to_host)
     torch.cuda.set_sync_debug_mode("error")
     try:
         views = pipeline(batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(waits) == 1
+    assert len(waits) == 6
     assert views.student_batch[0]["image"].is_cuda

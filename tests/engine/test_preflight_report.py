@@ -129,7 +129,7 @@ def test_check_prints_the_report_and_writes_nothing(start, small_options, tmp_pa
     assert start("--check", *small_options(S4M__BURN_IN=1, **wrong)) == 1
     output = capsys.readouterr().out
     assert "1. Error: S4M.SAM.CHECKPOINT: 'no_sam.pth'" in output
-    assert "2. Error: S4M.TEACHER_WEIGHTS: 'no_teacher.pth'" in output
+    assert "2. Error: " in output and "'no_teacher.pth'" in output
     assert sorted(tmp_path.rglob("*")) == before
 
 

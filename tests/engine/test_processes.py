@@ -31,7 +31,7 @@ WORLD = 2
 FEW = 3  # iterations before which no step has changed what is compared by more than rounding
 # Where rounding moves a pixel of a pseudo-label over a threshold, its loss makes a small step, and
 # the weights, and with them all losses, follow other roundings from there.
-TOLERANCE, TOLERANCE_LATER, TOLERANCE_OF_PSEUDO_LABELS = 1e-4, 1e-3, 1e-2
+TOLERANCE, TOLERANCE_LATER, TOLERANCE_OF_PSEUDO_LABELS = 1e-4, 1e-2, 1e-2
 OF_CHANGE = {"teacher": 1e-3, "student": 2e-2}  # of a parameter's, in all iterations
 
 

@@ -38,6 +38,7 @@ def train_net(options, *flags, start=()) -> subprocess.CompletedProcess:
     return done
 
 
+@pytest.mark.slow
 def test_torchrun_trains_both_stages_and_evaluates(small_options, tmp_path):
     train_net(small_options(**SHORT), start=TORCHRUN)
     for stage in ("teacher", "student"):

@@ -7,7 +7,7 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from s4m_d2.engine import PseudoLabeling, S4MTrainable, S4MTrainer, TeacherStudentModel
+from s4m_d2.engine import BadSteps, PseudoLabeling, S4MTrainable, S4MTrainer, StudentStep
 from s4m_d2.engine.checks.preflight import check_config
 from s4m_d2.engine.labeling.protocol import check_losses, check_model, check_predictions
 from s4m_d2.errors import ConfigError, InputError
@@ -116,10 +116,13 @@ def test_losses_that_cannot_be_summed_are_named(losses, message):
 
 def test_the_training_step_checks_the_losses():
     student = OnlyLosses()
+    student.weight = nn.Parameter(torch.zeros(()))
     student.forward = lambda batch: torch.zeros(())
     views = SimpleNamespace(student_batch=[], stats={})
+    parts = (student, [([], [])], torch.optim.SGD(student.parameters()), BadSteps(0, "unused", 0))
+    step = StudentStep(*parts, labeling=lambda batch: views, unsup_loss_weight=2.0)
     with pytest.raises(InputError, match="OnlyLosses.forward returned a Tensor"):
-        TeacherStudentModel(student, lambda batch: views, 2.0).train()(([], []))
+        step.run_step()
 
 
 def predictions(**changes):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from s4m_d2.engine import BadSteps, StudentStep
 from s4m_d2.engine.labeling.pseudo_labeling import AMP, FLOAT32, PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds
-from s4m_d2.engine.training.teacher_student import TeacherStudentModel
 from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.refinement import TeacherMasks
 
@@ -183,21 +183,15 @@ class TwiceTheSame(KnownTeacher):
         return predictions
 
 
-@pytest.mark.parametrize("reads_gt_valid", [False, True])
-def test_duplicates_reach_the_student_only_if_nobody_looks_for_them(reads_gt_valid):
-    teacher = TwiceTheSame(BOXES, SIZES[0])
-    teacher.reads_gt_valid = reads_gt_valid
-    pipeline = labeling(teacher)
+def test_duplicates_reach_the_student_only_if_nobody_looks_for_them():
+    pipeline = labeling(TwiceTheSame(BOXES, SIZES[0]))
     views = pipeline(unlabeled(SIZES))
     assert [of["instances"].gt_classes.tolist() for of in views.student_batch] == [[1, 2]] * 2
     assert "pseudo_labels/duplicates_per_image" not in views.stats
     pipeline.duplicate_iou = 0.7
     views = pipeline(unlabeled(SIZES))
     for sample in views.student_batch:
-        instances = sample["instances"]
-        if reads_gt_valid:
-            instances = instances[instances.gt_valid]
-        assert instances.gt_classes.tolist() == [1]
+        assert sample["instances"].gt_classes.tolist() == [1]
     assert views.stats["pseudo_labels/duplicates_per_image"] == 1
     assert views.stats["pseudo_labels/per_image"] == 2
     assert views.stats["pseudo_labels/per_image_after_arp"] == 1
@@ -225,27 +219,23 @@ class TwoLosses(nn.Module):
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, batch):
-        if not self.training:
-            return "evaluated"
         return {"loss_ce": self.weight * len(batch), "loss_mask": self.weight * 10.0}
 
 
 def test_the_unsupervised_losses_are_weighted_and_named():
-    logged = {}
-    model = TeacherStudentModel(
-        TwoLosses(),
-        lambda batch: SimpleNamespace(student_batch=batch[:1], stats={"n": len(batch)}),
+    model = TwoLosses()
+    views = SimpleNamespace(student_batch=[4], stats={"n": 2})
+    step = StudentStep(
+        model,
+        [([{}] * 3, [{}] * 2)],
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        BadSteps(0, "unused", 0),
+        labeling=lambda batch: views,
         unsup_loss_weight=2.0,
-        log=logged.update,
-    ).train()
-    losses = {name: loss.item() for name, loss in model(([1, 2, 3], [4, 5])).items()}
-    assert losses == pytest.approx(
-        {"loss_ce": 3, "loss_mask": 10, "unsup/loss_ce": 2, "unsup/loss_mask": 20}
     )
-    assert logged == {"n": 2}
-
-
-def test_in_evaluation_the_model_is_the_student():
-    model = TeacherStudentModel(TwoLosses(), None, 2.0).eval()
-    assert model([1]) == "evaluated"
-    assert [name for name, _ in model.named_parameters()] == ["student.weight"]
+    step.train(0, 1)
+    logged = {name: value for name, (value, _) in step.storage.latest().items()}
+    losses = {"loss_ce": 3, "loss_mask": 10, "unsup/loss_ce": 2, "unsup/loss_mask": 20}
+    assert {name: logged[name] for name in losses} == pytest.approx(losses)
+    assert logged["n"] == 2
+    assert model.weight.item() == pytest.approx(1 - 0.5 * (3 + 10 + 2 + 20))

@@ -19,12 +19,16 @@ from s4m_d2.data.images import read_image
 from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MTrainer
 from s4m_d2.engine.checks.config_checks import check_config
 from s4m_d2.engine.checks.preflight import preflight
-from s4m_d2.engine.checks.quality_checks import quality_findings
 from s4m_d2.engine.labeling import quality as quality_module
-from s4m_d2.engine.labeling.quality import RECORDS, PseudoLabelQualityHook, write_line
+from s4m_d2.engine.labeling.quality import (
+    RECORDS,
+    PseudoLabelQualityHook,
+    quality_findings,
+    write_line,
+)
 from s4m_d2.engine.rng import default_generator_states
 from s4m_d2.errors import ConfigError, DatasetError, OutputError
-from s4m_d2.evaluation.measures import MEASURES
+from s4m_d2.evaluation.pseudo_label_quality import MEASURES
 from s4m_d2.semi.ema_teacher import EMATeacher
 
 from .sameness import assert_same
@@ -279,32 +283,30 @@ def test_lines_that_are_none_of_ours_stay(tmp_path):
     ]
 
 
-def test_settings_are_checked_and_the_report_says_what_will_be_measured(small_config, tmp_path):
-    for key, value, message in (
-        ("PERIOD", -1, "S4M.QUALITY.PERIOD is -1; expected 0 or more"),
-        ("MAX_IMAGES", -1, "S4M.QUALITY.MAX_IMAGES is -1; expected 0 or more"),
-        ("SIZE_LIMITS", "(9.0, 1.0)", "S4M.QUALITY.SIZE_LIMITS is .*the smaller first"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            check_config(small_config(**{f"S4M__QUALITY__{key}": value}))
-    assert quality_findings(small_config()) == []
-    cfg = small_config(S4M__QUALITY__PERIOD=50, S4M__QUALITY__MAX_IMAGES=5)
-    [finding] = [f for f in preflight(cfg).findings if f.item == "label quality"]
-    assert finding.status == "ok"
-    assert finding.text == "5 images of toyscapes_train_unlabeled, every 50 iterations"
-    [finding] = quality_findings(small_config(S4M__QUALITY__PERIOD=1, DATASETS__TRAIN="('gone',)"))
-    assert finding.status == "not checked"
-    [finding] = quality_findings(
-        small_config(S4M__QUALITY__PERIOD=1, S4M__QUALITY__DATASETS="('coco_2017_val',)")
-    )
-    assert finding.status == "error" and "S4M.QUALITY.PERIOD 0" in str(finding.errors[0])
+@pytest.mark.parametrize(
+    ("key", "value"), [("PERIOD", -1), ("MAX_IMAGES", -1), ("SIZE_LIMITS", "(9.0, 1.0)")]
+)
+def test_wrong_settings_are_named(small_config, key, value):
+    with pytest.raises(ConfigError, match=f"S4M.QUALITY.{key}"):
+        check_config(small_config(**{f"S4M__QUALITY__{key}": value}))
 
 
-def test_of_a_folder_without_labels_another_set_may_be_named(small_config, folder_without_labels):
-    options = {"S4M__QUALITY__PERIOD": 1, "DATASETS__UNLABELED": f"('{folder_without_labels}',)"}
-    [finding] = quality_findings(small_config(**options))
-    assert f"({folder_without_labels}) no labels are known" in str(finding.errors[0])
-    assert "S4M.QUALITY.DATASETS" in str(finding.errors[0])
-    options["S4M__QUALITY__DATASETS"] = "('toyscapes_val',)"
-    [finding] = quality_findings(small_config(**options))
-    assert finding.status == "ok" and finding.text.startswith("2 images of toyscapes_val")
+def test_the_report_says_what_will_be_measured_or_why_nothing_can_be(
+    small_config, folder_without_labels
+):
+    def found(**changes):
+        options = {"PERIOD": 50, "MAX_IMAGES": 5} | changes
+        options = {k if "__" in k else f"S4M__QUALITY__{k}": v for k, v in options.items()}
+        return next(iter(quality_findings(small_config(**options))), None)
+
+    assert found(PERIOD=0) is None
+    assert found().status == "ok" and "5 images of toyscapes_train_unlabeled" in found().text
+    assert found(DATASETS__TRAIN="('gone',)").status == "not checked"
+    error = found(DATASETS="('coco_2017_val',)")  # other classes
+    assert error.status == "error" and "S4M.QUALITY" in str(error.errors[0])
+    folder = {"DATASETS__UNLABELED": f"('{folder_without_labels}',)"}
+    assert folder_without_labels in str(found(**folder).errors[0])
+    other = found(**folder, DATASETS="('toyscapes_val',)")
+    assert other.status == "ok" and "2 images of toyscapes_val" in other.text
+    cfg = small_config(S4M__QUALITY__PERIOD=1)
+    assert "label quality" in {finding.item for finding in preflight(cfg).findings}

@@ -41,21 +41,21 @@ def test_the_tool_prints_tables_and_writes_json(
     config = str(ROOT / "configs" / "toyscapes_10pct.yaml")
     arguments = ["--config-file", config, "--weights", checkpoint]
     output = tmp_path / "out"
-    tool.main([*arguments, "--images", "3", "--output", str(output), *small_options()])
+    tool.main([*arguments, "--images", "2", "--output", str(output), *small_options()])
     printed = capsys.readouterr().out
-    assert "teacher on 3 images of toyscapes_train_unlabeled" in printed
+    assert "teacher on 2 images of toyscapes_train_unlabeled" in printed
     found = json.loads((output / "pseudo_label_quality.json").read_text())
-    assert found["model"] == "teacher" and found["images"] == 3
+    assert found["model"] == "teacher" and found["images"] == 2
     assert set(found["before"]) == {"overall", "by_class", "by_size"}
 
-    cfg = small_config(S4M__QUALITY__MAX_IMAGES=3)
+    cfg = small_config(S4M__QUALITY__MAX_IMAGES=2)
     model = S4MTrainer.build_model(cfg)
     S4MCheckpointer(model).load(checkpoint, branch="teacher")
     expected = QualityMeasurement(cfg, PseudoLabeling(cfg, EMATeacher(model, 0.5)))()
     assert found["after"] == expected.as_dict()["after"]
     assert found["before"]["overall"]["pseudo_labels"] > 0
 
-    tool.main([*arguments, "--student", *small_options()])
+    tool.main([*arguments, "--images", "1", "--student", *small_options()])
     row = capsys.readouterr().out.splitlines()[4].split("|")
     assert row[2].strip() == "before" and row[4].strip() == "0"  # labels
     assert os.listdir(output) == ["pseudo_label_quality.json"]
@@ -63,10 +63,10 @@ def test_the_tool_prints_tables_and_writes_json(
 
 def test_the_tool_names_what_is_missing(tool, checkpoint, small_options, folder_without_labels):
     config = ["--config-file", str(ROOT / "configs" / "toyscapes_10pct.yaml")]
-    with pytest.raises(SystemExit, match="WeightsError: --weights: 'gone.pth' does not exist"):
+    with pytest.raises(SystemExit, match="WeightsError: .*gone.pth"):
         tool.main([*config, "--weights", "gone.pth", *small_options()])
     unlabeled = small_options(DATASETS__UNLABELED=f"('{folder_without_labels}',)")
-    with pytest.raises(SystemExit, match="DatasetError: .* no labels are known"):
+    with pytest.raises(SystemExit, match=f"DatasetError: .*{folder_without_labels}"):
         tool.main([*config, "--weights", checkpoint, *unlabeled])
-    with pytest.raises(SystemExit, match="S4M.QUALITY.MAX_IMAGES is -2"):
+    with pytest.raises(SystemExit, match="S4M.QUALITY.MAX_IMAGES"):
         tool.main([*config, "--weights", checkpoint, "--images", "-2", *small_options()])

@@ -5,7 +5,6 @@ import os
 
 import pytest
 import torch
-from detectron2.engine import AMPTrainer
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
 from s4m_d2.errors import ConfigError, WeightsError
@@ -96,14 +95,10 @@ def test_another_seed_and_batch_are_noticed_by_the_trainer(finished, trainer, ca
 def test_the_loss_scale_is_saved_and_starts_anew_where_it_was_not(finished, trainer, caplog):
     path, _ = finished
     resumed = trainer()
-    inner = resumed._trainer
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    resumed._trainer = AMPTrainer(
-        inner.model, inner.data_loader, inner.optimizer, grad_scaler=scaler
-    )
+    resumed._trainer.grad_scaler = scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     with caplog.at_level(logging.WARNING):
         resumed.resume_or_load(resume=True)
-    assert "written without AMP" in caplog.text
+    assert "loss scale" in caplog.text
     assert scaler.get_scale() == 8.0
 
     change(path, lambda state: state["_trainer"].update(grad_scaler=scaler.state_dict()))

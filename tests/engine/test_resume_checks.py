@@ -5,6 +5,7 @@ import os
 import pytest
 import torch
 
+from s4m_d2.engine.checkpointing.checkpoint_files import note_final
 from s4m_d2.engine.checks.resume_checks import resume_finding
 from s4m_d2.engine.stages import stage_config, stages_to_run
 from s4m_d2.engine.training.run_state import run_settings
@@ -26,6 +27,8 @@ def save(cfg, stage, finished):
     os.makedirs(of_stage.OUTPUT_DIR)
     path = os.path.join(of_stage.OUTPUT_DIR, name)
     torch.save({"model": {}, "trainer": state, "iteration": finished - 1}, path)
+    if finished == of_stage.SOLVER.MAX_ITER:
+        note_final(of_stage.OUTPUT_DIR, finished)
 
 
 @pytest.mark.parametrize(

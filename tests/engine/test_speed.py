@@ -1,84 +1,47 @@
-"""The precision of AMP, and torch.compile: what they change and what they leave alone."""
-
-import copy
+"""The precision of AMP: what it changes and what it leaves alone."""
 
 import pytest
 import torch
-from detectron2.engine import AMPTrainer, SimpleTrainer
 from torch import nn
 
-from s4m_d2.engine import TeacherTrainer
-from s4m_d2.engine.training.bad_steps import BadSteps, skip_bad_steps
-from s4m_d2.engine.training.run_state import with_scaler_state
-from s4m_d2.engine.training.speed import compile_parts, set_precision, speed_errors
-from s4m_d2.errors import ConfigError
-
-BACKEND = "eager"  # traces, but needs no compiler
+from s4m_d2.engine.checks.config_checks import config_errors
+from s4m_d2.engine.training.bad_steps import BadSteps
+from s4m_d2.engine.training.step import PRECISIONS, TeacherStep
 
 
-class Toy(nn.Module):
-    def __init__(self) -> None:
+class Root(nn.Module):
+    """A finite loss whose gradient is not."""
+
+    def __init__(self):
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU())
-        self.head = nn.Linear(2, 1)
+        self.weight = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x):
-        return self.head(self.backbone(x).mean((2, 3)))
-
-
-def amp_trainer(data=(), scale=8.0):
-    model = nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scaler = torch.amp.GradScaler("cpu", init_scale=scale)
-    return AMPTrainer(model, list(data), optimizer, grad_scaler=scaler)
+    def forward(self, batch):
+        return {"loss": self.weight.sqrt()}
 
 
-def test_bfloat16_has_no_loss_scale_and_float16_keeps_its_own():
-    trainer = amp_trainer()
-    set_precision(trainer, "bfloat16")
-    assert trainer.precision == torch.bfloat16 and not trainer.grad_scaler.is_enabled()
-    trainer = amp_trainer()
-    set_precision(trainer, "float16")
-    assert trainer.precision == torch.float16 and trainer.grad_scaler.get_scale() == 8.0
-
-
-def test_a_trainer_without_amp_stays_as_it_is():
-    trainer = SimpleTrainer(nn.Linear(1, 1), [], None)
-    set_precision(trainer, "bfloat16")
-    assert not hasattr(trainer, "precision") and not hasattr(trainer, "grad_scaler")
-
-
-def test_in_bfloat16_gradients_that_overflow_are_a_bad_step(monkeypatch, tmp_path):
-    """No loss scale could be to blame."""
-    for name in ("is_available", "is_bf16_supported"):
-        monkeypatch.setattr(torch.cuda, name, lambda *args: True)
-
-    class Root(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(()))
-
-        def forward(self, batch):
-            return {"loss": self.weight.sqrt()}
-
+def make(precision, folder="unused", scale=8.0):
     model = Root()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    trainer = AMPTrainer(model, [[]], optimizer, grad_scaler=torch.amp.GradScaler("cpu"))
-    set_precision(trainer, "bfloat16")
-    trainer = skip_bad_steps(trainer, BadSteps(10, str(tmp_path), seed=0))
-    trainer.train(0, 1)
-    assert trainer.bad_steps.total == 1 and model.weight.item() == 0.0
-    assert trainer.precision == torch.bfloat16
+    bad_steps = BadSteps(10, str(folder), seed=0)
+    step = TeacherStep(model, [[]], optimizer, bad_steps, PRECISIONS.get(precision))
+    if precision == "float16":
+        step.grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return step
 
 
-@pytest.mark.parametrize("written", ["float16", "bfloat16"])
-@pytest.mark.parametrize("read", ["float16", "bfloat16"])
-def test_a_run_continues_in_either_precision(written, read):
-    source, target = amp_trainer(scale=16.0), amp_trainer(scale=4.0)
-    set_precision(source, written)
-    set_precision(target, read)
-    state = with_scaler_state({"_trainer": source.state_dict()}, target)
-    target.load_state_dict(state["_trainer"])
+@pytest.mark.parametrize("precision", ["bfloat16", None])
+def test_without_a_loss_scale_gradients_that_overflow_are_a_bad_step(precision, tmp_path):
+    step = make(precision, tmp_path)
+    step.train(0, 1)
+    assert step.bad_steps.total == 1 and step.model.weight.item() == 0.0
+
+
+@pytest.mark.parametrize("written", ["float16", "bfloat16", None])
+@pytest.mark.parametrize("read", ["float16", "bfloat16", None])
+def test_a_run_continues_in_any_precision(written, read):
+    source, target = make(written, scale=16.0), make(read, scale=4.0)
+    target.load_state_dict(source.state_dict())
     if read == "float16":
         assert target.grad_scaler.get_scale() == (16.0 if written == "float16" else 4.0)
     else:
@@ -86,50 +49,6 @@ def test_a_run_continues_in_either_precision(written, read):
 
 
 def test_another_precision_is_refused(small_config):
-    assert not list(speed_errors(small_config()))
-    [error] = speed_errors(small_config(S4M__AMP_PRECISION="fp8"))
-    assert "'fp8'; expected one of ['bfloat16', 'float16']" in str(error)
-
-
-def test_compiled_parts_keep_the_names_weights_and_results():
-    torch.manual_seed(0)
-    model = Toy()
-    plain = copy.deepcopy(model)
-    compile_parts(model, BACKEND)
-    assert list(model.state_dict()) == list(plain.state_dict())
-    assert [name for name, _ in model.named_modules()] == [n for n, _ in plain.named_modules()]
-    assert type(model.backbone) is nn.Sequential
-    for size in (8, 9, 12):  # the second compiles with symbolic sizes
-        x = torch.randn(2, 3, size, size)
-        torch.testing.assert_close(model(x), plain(x))
-    assert model.backbone._compiled_call_impl is not None
-    assert model.head._compiled_call_impl is None
-
-
-def test_the_parts_of_our_model_are_compiled_when_the_config_says_so(small_config, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self, **kwargs: compiled.append(self))
-    monkeypatch.setattr(torch, "compile", lambda function, **kwargs: function)
-    plain = TeacherTrainer.build_model(small_config(S4M__DISTILL__ENABLED=False))
-    assert not compiled
-    model = TeacherTrainer.build_model(small_config(S4M__DISTILL__ENABLED=False, S4M__COMPILE=True))
-    head = model.sem_seg_head
-    assert compiled == [model.backbone, head.pixel_decoder, head.predictor]
-    assert list(model.state_dict()) == list(plain.state_dict())
-
-
-def test_a_model_without_parts_to_compile_is_refused():
-    with pytest.raises(ConfigError, match="Linear has no 'compiled_parts'"):
-        compile_parts(nn.Linear(1, 1), BACKEND)
-
-
-def test_without_a_compiler_the_remedy_is_named(monkeypatch):
-    def fail(function, **kwargs):
-        def call(x):
-            raise RuntimeError("no working C++ compiler\nmore")
-
-        return call
-
-    monkeypatch.setattr(torch, "compile", fail)
-    with pytest.raises(ConfigError, match=r"no working C\+\+ compiler .*S4M.COMPILE False"):
-        compile_parts(Toy())
+    assert not config_errors(small_config())
+    [error] = config_errors(small_config(S4M__AMP_PRECISION="fp8"))
+    assert "S4M.AMP_PRECISION" in str(error) and "bfloat16" in str(error)

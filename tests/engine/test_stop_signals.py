@@ -220,6 +220,7 @@ def test_other_processes_forked_while_listening_still_end_by_the_signal():
     assert child.exitcode == -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_all_ranks_stop_together_when_one_gets_a_signal(tmp_path):
     result = subprocess.run(
         [sys.executable, stopped_ranks.__file__, str(tmp_path)],

@@ -1,107 +1,116 @@
+"""AP by COCO's and by Cityscapes' own scripts: cases by hand, and encoded masks as any others."""
+
 import copy
 import json
 import math
 import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
+from torch import nn
 
+from s4m_d2.config import add_s4m_config
 from s4m_d2.data import custom
 from s4m_d2.engine import TeacherTrainer
 from s4m_d2.errors import ConfigError, DatasetError
-from s4m_d2.evaluation import build_evaluator
+from s4m_d2.evaluation import build_evaluator, masks_as_rle
+from s4m_d2.structures import RLEMasks, encode_masks
 
-HEIGHT, WIDTH = 40, 60
+SIZE = HEIGHT, WIDTH = 40, 60
 CAR = 26  # Cityscapes' label id; an instance is label id * 1000 + its number
 CLASSES = ["person", "car"]
-LEFT = (slice(5, 25), slice(5, 25))  # 400 px
-RIGHT = (slice(5, 25), slice(35, 55))
+LEFT, RIGHT = np.s_[5:25, 5:25], np.s_[5:25, 35:55]  # 400 px each
+SAMPLES = [
+    {"file_name": f"/images/aachen/aachen_{i}_leftImg8bit.png", "image_id": i} for i in (0, 1)
+]
+NOTHING = ([], [], [])
+FOUND = ([LEFT], [1], [0.9])
+WRONG = ([RIGHT], [1], [0.8])  # a false positive
 
 
 @pytest.fixture
 def dataset(request):
     """Register a data set under the test's name and forget it afterwards."""
-    names = []
+    name = request.node.name
 
     def register(**metadata):
-        name = f"{request.node.name}_{len(names)}"
-        names.append(name)
         DatasetCatalog.register(name, list)
         MetadataCatalog.get(name).set(**metadata)
         return name
 
     yield register
-    for name in names:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
 
 
 @pytest.fixture
-def empty_cwd(tmp_path, monkeypatch):
-    """The user's working directory, and where temporary folders come to be."""
-    cwd, temporary = tmp_path / "cwd", tmp_path / "temporary"
-    cwd.mkdir()
-    temporary.mkdir()
-    monkeypatch.chdir(cwd)
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
-    return cwd, temporary
+def cityscapes(dataset, tmp_path):
+    """Two images, a car on the left in each."""
+    folder = tmp_path / "gt" / "aachen"
+    folder.mkdir(parents=True)
+    ids = np.full(SIZE, 7, dtype=np.uint16)  # road
+    ids[LEFT] = CAR * 1000
+    for number in (0, 1):
+        Image.fromarray(ids).save(folder / f"aachen_{number}_gtFine_instanceIds.png")
+    return dataset(
+        evaluator_type="cityscapes_instance", thing_classes=CLASSES, gt_dir=str(folder.parent)
+    )
 
 
-def predictions(regions, labels, scores):
-    masks = torch.zeros(len(regions), HEIGHT, WIDTH, dtype=torch.bool)
+@pytest.fixture
+def coco(dataset, tmp_path):
+    """Registers images 0, 1, ... with squares (x, y, side) of a single class."""
+
+    def register(*images):
+        rows = [
+            {"id": 100 * i + j, "image_id": i, "category_id": 3, "iscrowd": 0, "area": s * s,
+             "bbox": [x, y, s, s], "segmentation": [[x, y, x + s, y, x + s, y + s, x, y + s]]}
+            for i, squares in enumerate(images) for j, (x, y, s) in enumerate(squares, start=1)
+        ]  # fmt: skip
+        content = {"info": {}, "annotations": rows, "categories": [{"id": 3, "name": "car"}]}
+        content["images"] = [
+            {"id": i, "file_name": f"{i}.jpg", "height": HEIGHT, "width": WIDTH}
+            for i in range(len(images))
+        ]
+        (tmp_path / "truth.json").write_text(json.dumps(content))
+        return dataset(
+            evaluator_type="coco",
+            json_file=str(tmp_path / "truth.json"),
+            thing_dataset_id_to_contiguous_id={3: 0},
+            thing_classes=["car"],
+        )
+
+    return register
+
+
+def predictions(regions, labels, scores, encode=False):
+    masks = torch.zeros(len(regions), *SIZE, dtype=torch.bool)
     for mask, region in zip(masks, regions, strict=True):
         mask[region] = True
-    instances = Instances((HEIGHT, WIDTH))
-    instances.pred_masks = masks
+    instances = Instances(SIZE)
+    instances.pred_masks = RLEMasks(encode_masks(masks), SIZE) if encode else masks
     instances.pred_classes = torch.tensor(labels, dtype=torch.int64)
     instances.scores = torch.tensor(scores)
     instances.pred_boxes = Boxes(torch.tensor([[5.0, 5.0, 25.0, 25.0]]).repeat(len(regions), 1))
     return {"instances": instances}
 
 
-def cityscapes_truth(folder, stem, regions):
-    ids = np.full((HEIGHT, WIDTH), 7, dtype=np.uint16)  # road
-    for number, region in enumerate(regions):
-        ids[region] = CAR * 1000 + number
-    (folder / "aachen").mkdir(parents=True, exist_ok=True)
-    Image.fromarray(ids).save(folder / "aachen" / f"{stem}_gtFine_instanceIds.png")
-
-
-def cityscapes_sample(stem):
-    return {"file_name": f"/images/aachen/{stem}_leftImg8bit.png", "image_id": stem}
-
-
-def evaluate(evaluator, samples, outputs):
+def evaluate(evaluator, *outputs):
     evaluator.reset()
-    for sample, output in zip(samples, outputs, strict=True):
+    for sample, output in zip(SAMPLES, outputs, strict=False):
         evaluator.process([sample], [output])
     return evaluator.evaluate()["segm"]
 
 
-@pytest.fixture
-def cityscapes(dataset, tmp_path):
-    """Two images, a car on the left in each."""
-    for number in (0, 1):
-        cityscapes_truth(tmp_path / "gt", f"aachen_00000{number}_000019", [LEFT])
-    return dataset(
-        evaluator_type="cityscapes_instance",
-        thing_classes=CLASSES,
-        gt_dir=str(tmp_path / "gt"),
-    )
-
-
-SAMPLES = [cityscapes_sample(f"aachen_00000{number}_000019") for number in (0, 1)]
-NOTHING = ([], [], [])
-FOUND = ([LEFT], [1], [0.9])
-WRONG = ([RIGHT], [1], [0.8])  # a false positive
-
-
+@pytest.mark.parametrize("encode", [False, True])
 @pytest.mark.parametrize(
     ("outputs", "expected"),
     [
@@ -112,111 +121,98 @@ WRONG = ([RIGHT], [1], [0.8])  # a false positive
         ((([LEFT], [0], [0.9]), FOUND), 50.0),  # of the wrong class
     ],
 )
-def test_cityscapes_ap_counts_images_without_predictions(cityscapes, outputs, expected):
-    results = evaluate(
-        build_evaluator(cityscapes), SAMPLES, [predictions(*output) for output in outputs]
-    )
-    assert results["AP-car"] == pytest.approx(expected)
-    assert results["AP"] == pytest.approx(expected)
-    assert results["AP50"] == pytest.approx(expected)
+def test_cityscapes_ap_counts_images_without_predictions(cityscapes, outputs, expected, encode):
+    outputs = [predictions(*output, encode) for output in outputs]
+    results = evaluate(build_evaluator(cityscapes), *outputs)
+    assert [results[key] for key in ("AP-car", "AP", "AP50")] == pytest.approx([expected] * 3)
     assert math.isnan(results["AP-person"])  # no person in the ground truth
 
 
-def test_cityscapes_evaluation_leaves_no_trace(cityscapes, empty_cwd):
+def test_cityscapes_evaluation_leaves_no_trace(cityscapes, tmp_path, monkeypatch):
     import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as scripts
 
+    for name in ("cwd", "temporary"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     settings = copy.deepcopy(vars(scripts.args))
-    evaluate(build_evaluator(cityscapes, "inference"), SAMPLES, [predictions(*FOUND)] * 2)
-    cwd, temporary = empty_cwd
-    assert os.listdir(cwd) == [] and os.listdir(temporary) == []
-    assert os.getcwd() == str(cwd)
+    evaluate(build_evaluator(cityscapes, "inference"), *[predictions(*FOUND)] * 2)
+    assert os.listdir(".") == [] and os.listdir(tempfile.tempdir) == []
+    assert os.getcwd() == str(tmp_path / "cwd")
     assert repr(vars(scripts.args)) == repr(settings)
 
 
-def test_cityscapes_evaluation_of_a_part_says_so(cityscapes, caplog):
-    results = evaluate(build_evaluator(cityscapes), SAMPLES[:1], [predictions(*FOUND)])
-    assert results["AP"] == pytest.approx(100)
-    assert "evaluated 1 of 2 images" in caplog.text
+def test_cityscapes_evaluation_of_a_part_says_so_and_of_nothing_is_refused(cityscapes, caplog):
+    assert evaluate(build_evaluator(cityscapes), predictions(*FOUND))["AP"] == pytest.approx(100)
+    assert "1 of 2" in caplog.text
+    for truth in Path(MetadataCatalog.get(cityscapes).gt_dir).rglob("*.png"):
+        truth.unlink()
+    with pytest.raises(DatasetError, match=f"{cityscapes}.*gtFine_instanceIds"):
+        evaluate(build_evaluator(cityscapes), predictions(*FOUND))
 
 
-def test_missing_ground_truth_is_named(dataset, tmp_path):
-    name = dataset(
-        evaluator_type="cityscapes_instance", thing_classes=CLASSES, gt_dir=str(tmp_path)
-    )
-    with pytest.raises(DatasetError, match=f"{name}.*gtFine_instanceIds"):
-        evaluate(build_evaluator(name), SAMPLES[:1], [predictions(*FOUND)])
+def test_coco_ap_survives_images_without_predictions_or_any(coco, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = coco([(5, 5, 20)], [])
+    assert os.listdir(tmp_path) == ["truth.json"]
+    found, nothing = predictions([LEFT], [0], [0.9]), predictions(*NOTHING)
+    assert evaluate(build_evaluator(name), found, nothing)["AP"] == pytest.approx(100)
+    assert not evaluate(build_evaluator(name), nothing, nothing)["AP"] > 0
+    assert os.listdir(tmp_path) == ["truth.json"]
 
 
-@pytest.fixture
-def coco(dataset, tmp_path):
-    annotation = {
-        "id": 1,
-        "image_id": 1,
-        "category_id": 3,
-        "bbox": [5, 5, 20, 20],
-        "area": 400,
-        "iscrowd": 0,
-        "segmentation": [[5, 5, 25, 5, 25, 25, 5, 25]],
-    }
-    images = [{"id": i, "file_name": f"{i}.jpg", "height": HEIGHT, "width": WIDTH} for i in (1, 2)]
-    content = {
-        "info": {},
-        "images": images,
-        "annotations": [annotation],
-        "categories": [{"id": 3, "name": "car"}],
-    }
-    json_file = tmp_path / "truth.json"
-    json_file.write_text(json.dumps(content))
-    return dataset(
-        evaluator_type="coco",
-        json_file=str(json_file),
-        image_root=str(tmp_path),
-        thing_classes=["car"],
-        thing_dataset_id_to_contiguous_id={3: 0},
-    )
+def test_coco_results_of_encoded_masks_are_those_of_detectron2(coco, tmp_path, monkeypatch):
+    """To the last character, of ours, which does not decode, and of Detectron2's, which does."""
+    name = coco([(5, 5, 20)], [(3, 2, 10), (30, 9, 15)])
+    boxes = [LEFT, RIGHT, np.s_[2:13, 2:12], np.s_[10:24, 31:46]]
+    written, results = [], []
+    for build, encode in (
+        (COCOEvaluator, False),
+        (build_evaluator, False),
+        (build_evaluator, True),
+    ):
+        folder = tmp_path / f"{build.__name__} {encode}"
+        outputs = [predictions(boxes, [0] * 4, [0.9, 0.7, 0.8, 0.6], encode) for _ in SAMPLES]
+        with monkeypatch.context() as patch:
+            if encode:
+                patch.setattr("s4m_d2.structures._decode", lambda rle: pytest.fail("decoded"))
+            results.append(evaluate(build(name, output_dir=str(folder)), *outputs))
+        written.append((folder / "coco_instances_results.json").read_text())
+    assert written[0] == written[1] == written[2] and len(json.loads(written[0])) == 8
+    assert repr(results[0]) == repr(results[1]) == repr(results[2]) and results[0]["AP"] > 0
 
 
-COCO_SAMPLES = [{"image_id": i, "file_name": f"{i}.jpg"} for i in (1, 2)]
-
-
-def test_coco_ap_survives_an_image_without_predictions(coco, empty_cwd):
-    outputs = [predictions([LEFT], [0], [0.9]), predictions(*NOTHING)]
-    results = evaluate(build_evaluator(coco), COCO_SAMPLES, outputs)
-    assert results["AP"] == pytest.approx(100)
-    assert os.listdir(empty_cwd[0]) == []
-
-
-def test_coco_has_mask_results_even_if_nothing_is_predicted(coco):
-    results = evaluate(build_evaluator(coco), COCO_SAMPLES, [predictions(*NOTHING)] * 2)
-    assert math.isnan(results["AP"]) or results["AP"] == 0
-
-
-@pytest.mark.parametrize(("own", "expected"), [(True, 100), (False, 100 * 67 / 101)])
-def test_on_own_data_all_detections_count_and_else_100(
-    dataset, tmp_path, monkeypatch, own, expected
+@pytest.mark.parametrize(
+    ("own", "tile", "most", "expected"),
+    [(True, 0, 150, 100), (False, 0, 150, 100 * 67 / 101), (False, 40, 75, 100)],
+)
+def test_on_own_data_and_with_tiles_all_detections_count_and_else_100(
+    coco, tmp_path, monkeypatch, own, tile, most, expected
 ):
     """All of 150 instances are found; COCO's precision is read at 101 recalls."""
     corners = [(x, y) for x in range(0, WIDTH, 4) for y in range(0, HEIGHT, 4)]
-    rows = [
-        {"id": i, "image_id": 1, "category_id": 1, "iscrowd": 0, "bbox": [x, y, 4, 4], "area": 16,
-         "segmentation": [[x, y, x + 4, y, x + 4, y + 4, x, y + 4]]}
-        for i, (x, y) in enumerate(corners, start=1)
-    ]  # fmt: skip
-    image = {"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}
-    cells = [{"id": 1, "name": "cell"}]
-    content = {"info": {}, "images": [image], "annotations": rows, "categories": cells}
-    (tmp_path / "truth.json").write_text(json.dumps(content))
-    ids = {"thing_dataset_id_to_contiguous_id": {1: 0}}
-    name = dataset(evaluator_type="coco", json_file=str(tmp_path / "truth.json"), **ids)
+    name = coco([(x, y, 4) for x, y in corners])
     if own:
         monkeypatch.setattr(custom, "VALIDATION", name)
+    image = {"file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}
+    monkeypatch.setattr(DatasetCatalog, "get", {name: [image]}.get)
     cfg = get_cfg()
-    cfg.OUTPUT_DIR, cfg.TEST.DETECTIONS_PER_IMAGE = str(tmp_path), 150
+    add_s4m_config(cfg)
+    cfg.OUTPUT_DIR, cfg.TEST.DETECTIONS_PER_IMAGE, cfg.INPUT.TILE.SIZE = str(tmp_path), most, tile
     found = predictions([np.s_[y : y + 4, x : x + 4] for x, y in corners], [0] * 150, [0.9] * 150)
-    results = evaluate(TeacherTrainer.build_evaluator(cfg, name), COCO_SAMPLES[:1], [found])
+    results = evaluate(TeacherTrainer.build_evaluator(cfg, name), found)
     assert [results[key] for key in ("AP", "AP50", "APs")] == pytest.approx([expected] * 3)
 
 
 def test_a_data_set_without_a_measure_is_refused(dataset):
-    with pytest.raises(ConfigError, match="'semantic'.*'coco' or 'cityscapes_instance'"):
+    with pytest.raises(ConfigError, match="semantic"):
         build_evaluator(dataset(evaluator_type="semantic"))
+
+
+def test_models_are_switched_to_encoded_masks_and_back():
+    model, other = nn.Identity(), nn.Identity()
+    model.rle_masks = False
+    with pytest.raises(KeyError), masks_as_rle(model), masks_as_rle(other):
+        assert model.rle_masks is True and not hasattr(other, "rle_masks")
+        raise KeyError
+    assert model.rle_masks is False

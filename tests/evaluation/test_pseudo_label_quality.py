@@ -13,9 +13,13 @@ from scipy.optimize import linear_sum_assignment
 
 from s4m_d2.errors import InputError
 from s4m_d2.evaluation import PseudoLabelQuality, pseudo_label_quality
-from s4m_d2.evaluation.measures import COUNTS, MEASURES
-from s4m_d2.evaluation.pseudo_label_quality import NO_MATCH, match_masks
-from s4m_d2.evaluation.tables import quality_tables
+from s4m_d2.evaluation.pseudo_label_quality import (
+    COUNTS,
+    MEASURES,
+    NO_MATCH,
+    match_masks,
+    quality_tables,
+)
 from s4m_d2.structures import PseudoLabels
 
 CLASSES = ["apple", "pear", "plum"]
@@ -97,78 +101,6 @@ def test_an_image_by_hand():
     assert quality.rq * 0.8 == pytest.approx(quality.pq)  # PQ = RQ x the correct matches' mean IoU
 
 
-def test_classes_by_hand():
-    """Recall is of the instances of a class, precision of the labels that claim to be of it."""
-    by_class = measured((LABELS, TRUTH)).by_class()
-    apple, pear, plum = (by_class[name] for name in CLASSES)
-    assert values(apple, "class_accuracy", "sq", "precision", "recall") == (1, 0.8, 1 / 2, 1)
-    assert values(pear, "class_accuracy", "sq", "recall", "mask_recall") == (0, 0.6, 0, 1)
-    assert math.isnan(pear.precision)  # nothing claims to be a pear
-    assert values(plum, "precision", "mask_precision", "recall") == (0, 1 / 2, 0)
-    assert math.isnan(plum.class_accuracy) and math.isnan(plum.sq)  # no plum was found
-
-
-def test_sizes_by_hand():
-    """A match counts where its instance does: the pear is large, of 100 px, its label has 60."""
-    truth = [*TRUTH, (APPLE, rows(10, 13, slice(10, 20)))]  # 30 px: medium begins there
-    by_size = measured((LABELS, truth)).by_size()
-    assert [q.instances for q in by_size.values()] == [0, 2, 2]
-    assert [q.found for q in by_size.values()] == [0, 0, 2]
-    assert [q.pseudo_labels for q in by_size.values()] == [1, 1, 2]  # 20 px, 50 px; two matches
-    assert by_size["large"].mask_precision == 1
-
-
-def test_areas_are_of_the_image_where_the_masks_are_resized():
-    image = ([(APPLE, rows(0, 2))], [(APPLE, rows(0, 2))])  # 20 px
-    for pixel_area, size in ((1.0, "small"), (1.5, "medium"), (3.5, "large")):
-        by_size = measured(image, pixel_area=pixel_area).by_size()
-        assert [name for name, q in by_size.items() if q.instances] == [size]
-        assert by_size[size].precision == 1
-
-
-def test_each_instance_has_one_match_and_the_best_label_gets_it():
-    worse, best, other = (APPLE, rows(0, 7), 0.99), (PEAR, rows(0, 9), 0.1), (APPLE, rows(0, 5))
-    quality = measured(([worse, best, other], [(APPLE, rows(0, 10))])).overall()
-    assert values(quality, "matched", "found", "sq", "correct") == (1, 1, 0.9, 0)
-    assert quality.duplicates == 1  # not the one of IoU 0.5
-    assert quality.precision == 0 and quality.mask_precision == 1 / 3
-
-
-def test_of_equal_masks_the_higher_score_matches_then_the_right_class():
-    truth = [(APPLE, rows(0, 10))]
-    for first, second, correct in ((0.8, 0.9, 0), (0.9, 0.8, 1), (0.8, 0.8, 1)):
-        labels = [(APPLE, rows(0, 8), first), (PEAR, rows(0, 8), second)]
-        for order in (labels, labels[::-1]):
-            assert measured((order, truth)).overall().correct == correct
-
-
-def test_overlapping_instances_are_each_matched_once():
-    """The label of both goes to the better one; what is left may match the other."""
-    truth = [(APPLE, rows(0, 10)), (PEAR, rows(0, 8))]
-    both = measured(([(PEAR, rows(0, 8)), (APPLE, rows(0, 9))], truth)).overall()
-    assert values(both, "found", "correct") == (2, 2)
-    assert both.sq == pytest.approx((1 + 0.9) / 2)
-
-
-def test_crowds_are_neither_found_nor_missed_and_labels_in_them_do_not_count():
-    crowd = (PEAR, rows(0, 10), True)
-    apple = (APPLE, rows(12, 20))
-    inside = (PLUM, rows(0, 4))  # of whatever class
-    most = (PEAR, rows(6, 12, slice(0, 5)))  # 20 of 30 px
-    half = (PEAR, rows(8, 12, slice(5, 10)))  # 10 of 20 px: it counts
-    quality = measured(([apple, inside, most, half], [crowd, apple])).overall()
-    assert values(quality, "instances", "found", "in_crowds") == (1, 1, 2)
-    assert quality.pseudo_labels == 2 and quality.precision == 1 / 2
-    whole = measured(([crowd[:2]], [crowd])).overall()  # the same mask as the crowd
-    assert values(whole, "instances", "found", "pseudo_labels", "in_crowds") == (0, 0, 0, 1)
-
-
-def test_an_instance_within_a_crowd_is_matched_all_the_same():
-    apple = (APPLE, rows(2, 6))
-    quality = measured(([apple], [(APPLE, rows(0, 10), True), apple])).overall()
-    assert values(quality, "found", "pseudo_labels", "in_crowds") == (1, 1, 0)
-
-
 def test_images_without_labels_without_instances_or_without_both():
     nothing = measured(([], []))
     assert nothing.images == 1
@@ -180,34 +112,6 @@ def test_images_without_labels_without_instances_or_without_both():
     assert invented.precision == invented.pq == 0 and math.isnan(invented.recall)
     crowd = measured((LABELS, [(PEAR, rows(0, 20, slice(0, 20)), True)])).overall()
     assert values(crowd, "pseudo_labels", "instances", "in_crowds") == (0, 0, 4)
-
-
-def test_labels_that_are_not_valid_are_not_there():
-    quality = PseudoLabelQuality(CLASSES, LIMITS)
-    labels = labels_of(LABELS)
-    valid = torch.tensor([True, False, False, True])
-    flagged = PseudoLabels(labels.labels, labels.masks, labels.scores, valid)
-    quality.add(flagged, torch.tensor([APPLE]), stack([TRUTH[0][1]]))
-    assert values(quality.overall(), "pseudo_labels", "found") == (2, 1)
-
-
-def test_perfect_labels_have_1_everywhere():
-    perfect = [(class_id, mask) for class_id, mask in TRUTH]
-    quality = measured((perfect, TRUTH))
-    parts = [quality.overall(), *quality.by_class().values()]
-    parts += [part for part in quality.by_size().values() if part.instances]
-    for part in parts:
-        assert values(part, *MEASURES) == (1,) * len(MEASURES)
-
-
-def test_another_label_on_nothing_lowers_precision_alone():
-    extra = (PLUM, rows(15, 20, slice(10, 20)))
-    before = measured((LABELS[:3], TRUTH)).overall()
-    after = measured(([*LABELS[:3], extra], TRUTH)).overall()
-    same = ("class_accuracy", "sq", "recall", "mask_recall")
-    assert values(after, *same) == values(before, *same)
-    for name in ("precision", "mask_precision", "rq", "pq"):
-        assert getattr(after, name) < getattr(before, name)
 
 
 def scenes(seed, number):
@@ -233,7 +137,7 @@ def scenes(seed, number):
     return images
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_counts_are_those_of_a_literal_reference(seed):
     images = scenes(seed, 12)
     quality, expected = measured(*images, pixel_area=0.75), counts(images, LIMITS, 0.75)
@@ -247,20 +151,13 @@ def test_counts_are_those_of_a_literal_reference(seed):
     assert groups[("all", None)].found > 5 and groups[("all", None)].duplicates > 0
 
 
-@settings(max_examples=40)
-@given(st.integers(0, 1000), st.randoms(use_true_random=False))
-def test_the_order_of_labels_instances_and_images_does_not_matter(seed, random):
-    images = scenes(seed, 3)
+@settings(max_examples=12)
+@given(st.integers(0, 1000), st.integers(0, 4), st.randoms(use_true_random=False))
+def test_order_does_not_matter_and_parts_merged_are_the_whole(seed, split, random):
+    images = scenes(seed, 4)
     mixed = [(random.sample(mine, len(mine)), random.sample(t, len(t))) for mine, t in images]
     random.shuffle(mixed)
-    same_cells(measured(*images), measured(*mixed))
-
-
-@settings(max_examples=40)
-@given(st.integers(0, 1000), st.integers(0, 4))
-def test_parts_merged_are_the_whole(seed, split):
-    images = scenes(seed, 4)
-    merged, rest = measured(*images[:split]), measured(*images[split:])
+    merged, rest = measured(*mixed[:split]), measured(*mixed[split:])
     merged.merge(rest)
     same_cells(merged, measured(*images))
     assert merged.images == 4
@@ -270,7 +167,7 @@ def test_parts_merged_are_the_whole(seed, split):
         assert sums == pytest.approx(values(whole, *COUNTS))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_on_disjoint_instances_the_pairs_are_the_best_of_all_assignments(seed):
     """Every label has one candidate there, so that the greedy choice has the largest sum."""
     rng = np.random.default_rng(seed)
@@ -307,24 +204,31 @@ def test_tables_hold_percentages_and_leave_out_what_is_not_there():
     assert [line.split("|")[1].strip() for line in by_size.splitlines()[2:]] == ["large"]
 
 
-def test_what_does_not_fit_is_refused():
+@pytest.mark.parametrize(
+    ("classes", "masks", "crowds"),
+    [
+        ([0], np.s_[:, ::2], None),
+        ([0], np.s_[:0], None),
+        ([0], np.s_[:], [False, False]),
+        ([3], np.s_[:], None),
+    ],
+)
+def test_truth_that_does_not_fit_is_refused(classes, masks, crowds):
     quality = PseudoLabelQuality(CLASSES)
-    labels, mask = labels_of(LABELS[:1]), stack([TRUTH[0][1]])
-    with pytest.raises(InputError, match="in the frame of the pseudo-labels"):
-        quality.add(labels, torch.tensor([0]), mask[:, ::2])
-    with pytest.raises(InputError, match="1 true instances need masks"):
-        quality.add(labels, torch.tensor([0]), mask[:0])
-    with pytest.raises(InputError, match="crowds must be"):
-        quality.add(labels, torch.tensor([0]), mask, torch.zeros(2, dtype=torch.bool))
-    with pytest.raises(InputError, match="from 0 to 2"):
-        quality.add(labels, torch.tensor([3]), mask)
-    with pytest.raises(InputError, match="cannot be merged"):
+    crowds = None if crowds is None else torch.tensor(crowds)
+    with pytest.raises(InputError):
+        quality.add(
+            labels_of(LABELS[:1]), torch.tensor(classes), stack([TRUTH[0][1]])[masks], crowds
+        )
+    with pytest.raises(InputError):
         quality.merge(PseudoLabelQuality(CLASSES, LIMITS))
-    with pytest.raises(InputError, match="the smaller first"):
-        PseudoLabelQuality(CLASSES, (2.0, 1.0))
-    with pytest.raises(InputError, match="different ones"):
-        PseudoLabelQuality(["a", "a"])
     assert quality.images == 0 and not quality.cells.any()
+
+
+@pytest.mark.parametrize("arguments", [(CLASSES, (2.0, 1.0)), (["a", "a"],), ([],)])
+def test_classes_and_sizes_that_do_not_fit_are_refused(arguments):
+    with pytest.raises(InputError):
+        PseudoLabelQuality(*arguments)
 
 
 def test_the_example_of_the_docs():

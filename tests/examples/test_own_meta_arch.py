@@ -156,7 +156,7 @@ def test_pseudo_labels_are_what_the_students_unsupervised_loss_sees(trainer):
         return losses(outputs, targets)
 
     trainer.trained_model.losses = spy
-    trainer._trainer.model.pseudo_labeling = lambda batch: views.append(labeling(batch)) or views[0]
+    trainer._trainer.labeling = lambda batch: views.append(labeling(batch)) or views[0]
     trainer.max_iter = 1
     trainer.train()
     supervised, unsupervised = seen

@@ -2,8 +2,11 @@
 
 import functools
 import io
+import json
 import os
 import pickle
+import struct
+import sys
 import zipfile
 
 import numpy as np
@@ -67,6 +70,16 @@ def without_entry(name: str) -> bytes:
     return result.getvalue()
 
 
+def as_safetensors(change) -> bytes:
+    """A file of safetensors: a header of JSON after its length, then the numbers."""
+    numbers = STATE["0.weight"].numpy().tobytes()
+    entry = {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, len(numbers)]}
+    header = json.dumps(change({"0.weight": entry})).encode()
+    return struct.pack("<Q", len(header)) + header + numbers
+
+
+ARRAYS = pickle.dumps({"model": {name: value.numpy() for name, value in STATE.items()}})
+TENSORS = as_safetensors(dict)
 FILES = {
     "empty": b"",
     "one byte": b"P",
@@ -94,6 +107,17 @@ FILES = {
     "one name that is a number": as_file({1: torch.zeros(3), "image_encoder.a": torch.zeros(3)}),
     "values that are text": as_file({name: "0" for name in STATE}),
     "a whole model": as_file(build()),
+    "arrays, truncated": ARRAYS[: len(ARRAYS) // 2],
+    "arrays, truncated by one byte": ARRAYS[:-1],
+    "a pickled number": pickle.dumps(3),
+    "pickled text": pickle.dumps({"model": {"lr": "0.1"}}),
+    "safetensors, only a few of the entries": TENSORS,
+    "safetensors, truncated": TENSORS[: len(TENSORS) // 2],
+    "safetensors, truncated by one byte": TENSORS[:-1],
+    "safetensors, too long": TENSORS + b"more",
+    "safetensors, other keys": as_safetensors(lambda header: {"0.weight": {"dtypo": "F32"}}),
+    "safetensors, a list": as_safetensors(list),
+    "safetensors, an endless header": struct.pack("<Q", 2**60) + TENSORS[8:],
 }
 
 
@@ -104,6 +128,22 @@ def test_files_are_refused_and_named(tmp_path, reader, row):
     path.write_bytes(FILES[row])
     with one_error(WeightsError, str(path)):
         READERS[reader](path)
+
+
+@pytest.mark.parametrize("row", ["arrays, truncated", "safetensors, truncated", "LFS pointer"])
+def test_the_ending_of_the_name_does_not_matter(tmp_path, row):
+    for ending in ("pkl", "safetensors"):
+        path = tmp_path / f"weights.{ending}"
+        path.write_bytes(FILES[row])
+        with one_error(WeightsError, str(path)):
+            load_model(path)
+
+
+def test_without_safetensors_its_name_is_given(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    (tmp_path / "weights.safetensors").write_bytes(TENSORS)
+    with one_error(WeightsError, "pip install safetensors"):
+        load_model(tmp_path / "weights.safetensors")
 
 
 @pytest.mark.parametrize("reader", READERS)

@@ -128,18 +128,3 @@ def test_autocast_changes_the_projections_only():
     torch.testing.assert_close(actual.float(), expected, rtol=0.05, atol=0.05)
     assert all(parameter.grad.isfinite().all() for parameter in layer.parameters())
     assert layer.value_proj.weight.grad.abs().max() > 0
-
-
-def test_a_compiled_model_may_contain_it():
-    inputs = random_inputs(SIZES, dtype=torch.float32)
-    grad = torch.ones(2, 5, 6)
-    arguments = (inputs[0], SIZES, *inputs[1:], grad)
-
-    def doubled(value, level_sizes, locations, weights):
-        return deformable_sampling(2 * value, level_sizes, locations, weights) * 2
-
-    expected = with_gradients(doubled, *arguments)
-    compiled = torch.compile(doubled, backend="aot_eager")
-    assert_all_close(
-        with_gradients(compiled, *arguments), [tensor.double() for tensor in expected], 1e-6
-    )

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from detectron2.utils import comm
 from layer_by_layer import NO_OBJECT_WEIGHT, WEIGHTS, layer_losses
 from torch.profiler import ProfilerActivity, profile
 
@@ -112,52 +111,9 @@ def test_all_layers_together_are_the_layers_one_by_one(counts, monkeypatch):
         torch.testing.assert_close(gradient, reference, rtol=1e-4, atol=1e-7)
 
 
-def mark_invalid(target, keep):
-    """The instances of a target among others that count as absent, at the places not kept."""
-    junk = make_target(len(keep), seed=77)
-    junk["labels"][:] = CLASSES + 5  # never read
-    for name in ("labels", "masks"):
-        junk[name][keep] = target[name]
-    return {**junk, "valid": keep}
-
-
-@pytest.mark.parametrize(
-    "keeps",
-    [
-        ["1011", "0"],
-        ["0011", ""],
-        ["1101111011", "010"],  # more valid ones than queries
-        ["000", "00"],
-        ["111", "0001"],
-    ],
-)
-@pytest.mark.parametrize("flag_all", [True, False])
-def test_invalid_instances_are_as_if_removed_bit_for_bit(keeps, flag_all, monkeypatch):
-    exchanged = []
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: exchanged.append(t.clone()))
-    keeps = [torch.tensor([c == "1" for c in keep], dtype=torch.bool) for keep in keeps]
-    plain = make_targets(*(int(keep.sum()) for keep in keeps))
-    flagged = [mark_invalid(t, keep) for t, keep in zip(plain, keeps, strict=True)]
-    if not flag_all:
-        flagged[1] = plain[1]  # a labeled image beside an unlabeled one
-    layers = make_layers(2)
-    losses, gradients = evaluate(layers, flagged)
-    expected, reference = evaluate(layers, plain)
-    assert {name: loss.item() for name, loss in losses.items()} == {
-        name: loss.item() for name, loss in expected.items()
-    }
-    assert all(map(torch.equal, gradients, reference))
-    assert torch.equal(*exchanged)
-
-
-@pytest.mark.parametrize(
-    ("counts", "keep", "waits"), [((3, 0, 7), None, 1), ((4, 2), "1010", 1), ((0, 0), None, 0)]
-)
-def test_the_host_waits_once_for_all_images_and_layers(counts, keep, waits):
+@pytest.mark.parametrize(("counts", "waits"), [((3, 0, 7), 1), ((0, 0), 0)])
+def test_the_host_waits_once_for_all_images_and_layers(counts, waits):
     layers, targets = make_layers(len(counts)), make_targets(*counts)
-    if keep:
-        targets[0]["valid"] = torch.tensor([c == "1" for c in keep])
     evaluate(layers, targets)
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         evaluate(layers, targets)
@@ -190,7 +146,6 @@ def test_a_gpu_is_waited_for_in_the_matcher_only(monkeypatch):
     monkeypatch.setattr(matcher, "to_host", allowed)
     layers = [{k: v.cuda().requires_grad_() for k, v in x.items()} for x in make_layers(2)]
     targets = [{k: v.cuda() for k, v in target.items()} for target in make_targets(3, 7)]
-    targets[0]["valid"] = torch.tensor([True, False, True]).cuda()
     criterion, outputs = make_criterion().cuda(), {**layers[0], "aux_outputs": layers[1:]}
     sum(criterion(outputs, targets, generators(2, "cuda")).values()).backward()
     torch.cuda.set_sync_debug_mode("error")

@@ -167,7 +167,7 @@ def test_distillation_leaves_no_trace_in_modules_weights_or_evaluation(
 
 def test_config_builds_the_distillation_around_the_configured_sam(make_tiny_cfg, monkeypatch):
     backend = object()
-    monkeypatch.setattr(meta_arch, "build_sam_backend", lambda cfg, cached: backend)
+    monkeypatch.setattr(meta_arch, "build_sam_backend", lambda cfg: backend)
     model = build_model(make_tiny_cfg("S4M.DISTILL.ENABLED", True, "S4M.DISTILL.NUM_POINTS", 17))
     assert type(model.distillation) is StructuralDistillation
     assert model.distillation.backend is backend and model.distillation.num_points == 17

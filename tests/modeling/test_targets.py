@@ -42,17 +42,6 @@ def test_image_without_instances_needs_no_masks():
     assert target["labels"].shape == (0,) and target["masks"].shape == (0, 8, 16)
 
 
-def test_instances_that_do_not_count_keep_their_place_but_no_pixels():
-    sample = make([3, 7, 1], BitMasks(torch.ones(3, *SIZE, dtype=torch.bool)))
-    assert "valid" not in prepare(sample)[0]
-    sample["instances"].gt_valid = torch.tensor([True, False, True])
-    [target] = prepare(sample)
-    assert target["valid"].tolist() == [True, False, True]
-    assert target["labels"].tolist() == [3, 7, 1]
-    assert target["masks"].flatten(1).sum(1).tolist() == [60, 0, 60]
-    assert sample["instances"].gt_masks.tensor.all()  # the sample is left alone
-
-
 ONE = torch.ones(1, *SIZE, dtype=torch.bool)
 
 

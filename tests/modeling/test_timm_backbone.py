@@ -75,6 +75,16 @@ def test_maps_equal_those_of_timm_s_own_extractor(build, name, indices):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("name", "expected"), [("test_convnext", True), ("test_resnet", False)])
+def test_depthwise_convolutions_get_images_with_channels_last(build, name, expected):
+    net, seen = build(name), []
+    first = next(module for module in net.modules() if isinstance(module, torch.nn.Conv2d))
+    first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    net(images(64, 96))
+    assert seen[0].is_contiguous(memory_format=torch.channels_last) == expected
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["s4m_swin", "s4m_swinv2"])
 def test_shifted_windows_do_not_join_opposite_borders(build, name):
     """32 rows of tokens, windows of 3, shifted by 1: one row of padding below."""

@@ -1,13 +1,11 @@
 """The page in a real browser, where there is one: Chromium without a window."""
 
-import http.server
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +23,15 @@ WIDTH, HEIGHT, SECONDS = 1200, 2000, 60
 MEASURE = """
 <script>window.onload = () => {
   const page = document.documentElement, say = [];
-  const name = e => e.tagName + "." + (e.getAttribute("class") || "");
   if (page.scrollWidth > page.clientWidth) say.push("page wider than the window");
-  for (const svg of document.querySelectorAll(".chart svg:not(.swatch)")) {
+  for (const svg of document.querySelectorAll(".chart svg")) {
     const box = svg.getBoundingClientRect(), texts = [];
     if (box.width < 200) say.push("small chart");
     for (const text of svg.querySelectorAll("text")) {
       const r = text.getBoundingClientRect();
       if (r.left < box.left - 1 || r.right > box.right + 1 || r.top < box.top - 1 ||
           r.bottom > box.bottom + 1) say.push("cut off: " + text.textContent);
-      if (!text.closest(".h")) texts.push([r, text.textContent]);
+      texts.push([r, text.textContent]);
     }
     for (const [i, [a, t]] of texts.entries()) for (const [b, u] of texts.slice(i + 1))
       if (a.left < b.right && b.left < a.right && a.top + 3 < b.bottom && b.top + 3 < a.bottom)
@@ -124,43 +121,18 @@ def measured(page: str, width: int, folder: Path) -> str:
     return re.search(r"<title>(.*?)</title>", result.stdout)[1]
 
 
-@pytest.mark.parametrize("width", [400, 800, 1200])
+@pytest.mark.parametrize("width", [400, 1200])
 def test_nothing_is_cut_off_or_overlaps(report, tmp_path, width):
     page = report.read_text(encoding="utf-8")
     assert measured(page, width, tmp_path) == "measured: fine"
 
 
-def test_a_page_that_asks_for_something_is_noticed(report, tmp_path):
-    """The policy stops whatever a text of the user would fetch or run, and the console says so."""
-    asked = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            asked.append(self.path)
-            self.send_response(404)
-            self.end_headers()
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    evil = f"<img src='{address}/image'><script src='{address}/script'></script>"
-    evil += f"<link rel='stylesheet' href='{address}/style'><script>fetch('{address}/x')</script>"
-    try:
-        text = report.read_text(encoding="utf-8")
-        for name, page in (
-            ("with", text.replace("</main>", f"{evil}</main>")),
-            ("without", re.sub(r"<meta http-equiv[^>]*>", "", text).replace("</main>", evil)),
-        ):
-            (tmp_path / f"{name}.html").write_text(page, encoding="utf-8")
-            result = chromium(
-                tmp_path / "profile", "--dump-dom", (tmp_path / f"{name}.html").as_uri()
-            )
-            assert result.returncode == 0
-            assert bool(said(result))
-            assert bool(asked) == (name == "without")
-    finally:
-        server.shutdown()
-        server.server_close()
+def test_the_policy_stops_what_a_text_would_fetch_or_run(report, tmp_path):
+    evil = "<img src='https://example.invalid/x.png'><script>document.title = 'run'</script>"
+    page = report.read_text(encoding="utf-8").replace("</main>", f"{evil}</main>")
+    open_page = re.sub(r"<meta http-equiv[^>]*>", "", page)
+    for name, text, runs in (("with", page, False), ("without", open_page, True)):
+        (tmp_path / f"{name}.html").write_text(text, encoding="utf-8")
+        result = chromium(tmp_path / "profile", "--dump-dom", (tmp_path / f"{name}.html").as_uri())
+        assert ("<title>run</title>" in result.stdout) == runs
+        assert runs or len(said(result)) >= 2  # both are refused

@@ -23,7 +23,7 @@ from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.sam.tiny import build_tiny_toyscapes
 from s4m_d2.semi.pseudo_labels import Selection, select_pseudo_labels
 from s4m_d2.semi.refinement import PointRefiner, TeacherMasks, sample_mask_points
-from s4m_d2.structures import PseudoLabels, drop_invalid
+from s4m_d2.structures import PseudoLabels, drop_empty
 
 SIDE, LOW_RES = 256, 64  # the square frame of the tiny SAM and of its mask logits
 CANVAS, STRIDE = (72, 80), 4  # the padded batch and the teacher's masks in it
@@ -196,7 +196,7 @@ def test_a_batch_equals_the_rules_applied_instance_by_instance(backend, sizes, s
     backend.answers = [answer for answer in answers if answer is not None]
     refiner = PointRefiner(backend=backend, mask_thresh=thresh)
     refined = refiner(selections, torch.zeros(len(sizes), 3, *CANVAS), sizes)
-    for labels, size, of_image in zip(drop_invalid(refined.labels), sizes, expected, strict=True):
+    for labels, size, of_image in zip(drop_empty(refined.labels), sizes, expected, strict=True):
         assert labels.image_size == size
         assert_same_instances(labels, of_image.instances)
     assert refined.predicted_ious.tolist() == sum((of_image.ious for of_image in expected), [])
@@ -221,7 +221,7 @@ def test_without_sam_each_mask_is_resized_by_hand(size, seed, thresh):
         )
         if (value > 0).any()
     ]
-    assert_same_instances(drop_invalid(refined.labels)[0], expected)
+    assert_same_instances(drop_empty(refined.labels)[0], expected)
 
 
 def test_an_instance_that_neither_sam_nor_the_teacher_has_at_image_size_is_dropped(backend):
@@ -236,7 +236,7 @@ def test_an_instance_that_neither_sam_nor_the_teacher_has_at_image_size_is_dropp
     backend.answers = [PromptOutput(logits, torch.tensor([[0.1, 0.9, 0.2]] * 3), None)]
     refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 32, 40), [(32, 40)])
     assert refined.num_fallbacks == 2 and len(refined.predicted_ious) == 3
-    [labels] = drop_invalid(refined.labels)
+    [labels] = drop_empty(refined.labels)
     assert labels.labels.tolist() == [0, 2]
     assert torch.equal(labels.scores, scores[[0, 2]])
     assert labels.masks[0, 15, 19] and not labels.masks[1, 15, 19], "the teacher's; SAM's"

@@ -1,10 +1,13 @@
 """SEPL as a refiner: which automatic masks redraw which instance, and what is left alone."""
 
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.config import get_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,14 +16,15 @@ from torch import Tensor
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.engine.labeling.pseudo_labeling import label_statistics
-from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.sam import EncodedImages
-from s4m_d2.semi import build_refiner, select_pseudo_labels
+from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
+from s4m_d2.sam.checkpoint import load_sam
+from s4m_d2.sam.segment_anything import SegmentAnythingBackend
+from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
+from s4m_d2.semi import build_refiner
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.refinement import teacher_masks
-from s4m_d2.sepl import refiner as refiner_module
 from s4m_d2.sepl.refiner import SEPLRefiner
-from s4m_d2.structures import PseudoLabels, drop_invalid
+from s4m_d2.structures import PseudoLabels, drop_empty
 
 INSIDE = 9.0  # logit
 STRIDE = 4
@@ -115,7 +119,6 @@ def test_what_becomes_of_masks_in_a_row(teachers, objects, expected, fallbacks):
     refined, _ = refine([row(*teachers)], [row(*objects)])
     [labels] = refined.labels
     assert labels.masks.numpy().astype(int).tolist() == row(*expected).astype(int).tolist()
-    assert labels.valid.all()
     assert (refined.num_fallbacks, refined.num_instances) == (fallbacks, len(expected))
 
 
@@ -144,14 +147,6 @@ def test_classes_and_scores_stay_and_the_predicted_ious_are_of_the_selected_mask
     assert stats["refinement/predicted_iou"] == pytest.approx(0.8)
     assert stats["refinement/fallbacks"] == pytest.approx(1 / 3)
     assert len(script.shown) == 2, "the image without pseudo-labels was segmented"
-
-
-def test_without_any_mask_of_sam_all_fallbacks_are_logged():
-    refined, _ = refine([row((0, 5), (6, 9))], [row()])
-    selection = selection_of(row((0, 5), (6, 9)))
-    selection.stats.update(queries=2)
-    stats = label_statistics([selection], refined, refined.labels)
-    assert stats["refinement/fallbacks"] == 1 and "refinement/predicted_iou" not in stats
 
 
 def literally(teachers: np.ndarray, objects: np.ndarray, o_s_thresh: float, o_p_thresh: float):
@@ -210,26 +205,6 @@ def test_it_is_the_literal_double_loop(seed, counts, o_s, o_p):
     assert refined.num_instances == sum(len(teachers) for teachers, _ in scenes)
 
 
-@settings(max_examples=20)
-@given(seed=st.integers(0, 10**6))
-def test_the_order_of_sams_masks_changes_nothing(seed):
-    teachers, objects = random_scene(seed, SIZES[0], 5, 12)
-    order = np.random.default_rng(seed).permutation(len(objects))
-    (first, _), (second, _) = (refine([teachers], [found]) for found in (objects, objects[order]))
-    assert torch.equal(first.labels[0].masks, second.labels[0].masks)
-    assert sorted(first.predicted_ious.tolist()) == sorted(second.predicted_ious.tolist())
-
-
-@pytest.mark.parametrize("values", [1, 100, 1000])
-def test_masks_united_in_chunks_are_the_same(monkeypatch, values):
-    scene = random_scene(4, SIZES[0], 6, 20)
-    expected, _ = refine(*([masks] for masks in scene))
-    assert 0 < expected.num_fallbacks < len(scene[0])
-    monkeypatch.setattr(refiner_module, "CHUNK_VALUES", values)
-    refined, _ = refine(*([masks] for masks in scene))
-    assert torch.equal(refined.labels[0].masks, expected.labels[0].masks)
-
-
 def test_images_are_encoded_once_and_shown_as_they_are_without_padding():
     teachers = [np.ones((1, *size), dtype=bool) for size in SIZES]
     teachers[1] = teachers[1][:0]  # nothing found there
@@ -255,23 +230,6 @@ def test_a_batch_without_pseudo_labels_never_reaches_sam():
     assert len(refined.predicted_ious) == refined.num_fallbacks == refined.num_instances == 0
 
 
-def test_the_teachers_masks_are_those_at_image_size_with_their_threshold():
-    logits = 3 * torch.randn(4, 6, 10, generator=torch.Generator().manual_seed(0))
-    selection = select_pseudo_labels(
-        torch.tensor([[9.0, 0.0]]).repeat(4, 1),
-        logits,
-        content_size=(23 / STRIDE, 37 / STRIDE),
-        score_thresh=0.5,
-        min_area=0.0,
-        mask_thresh=0.8,
-    )
-    script = Scripted({})
-    refiner = SEPLRefiner(backend=script, automatic_masks=script, mask_thresh=0.8)
-    refined = refiner([selection], image_names(1), [(23, 37)])
-    expected = teacher_masks(selection, (23, 37), float(np.log(4)))
-    assert torch.equal(refined.labels[0].masks, expected) and expected.any()
-
-
 def test_an_instance_that_is_interpolated_away_is_not_valid():
     logits = torch.full((2, 6, 10), -INSIDE)
     logits[0, 2:5, 3:7] = INSIDE
@@ -281,17 +239,7 @@ def test_an_instance_that_is_interpolated_away_is_not_valid():
     refined = SEPLRefiner(backend=script, automatic_masks=script)(
         [Selection(labels, logits, (6.0, 10.0), {})], image_names(1), [(24, 40)]
     )
-    assert refined.labels[0].valid.tolist() == [True, False]
-    assert drop_invalid(refined.labels)[0].labels.tolist() == [5]
-
-
-def test_wrong_arguments_are_named():
-    with pytest.raises(InputError, match="S4M.PSEUDO_LABEL.MASK_THRESH"):
-        SEPLRefiner(backend=None, automatic_masks=None, mask_thresh=1.0)
-    with pytest.raises(InputError, match=r"same images, got \[1, 2, 1\]"):
-        SEPLRefiner(backend=None, automatic_masks=None)(
-            [selection_of(row())], image_names(2), [(1, 20)]
-        )
+    assert drop_empty(refined.labels)[0].labels.tolist() == [5]
 
 
 def test_the_config_selects_it_with_its_settings():
@@ -311,6 +259,61 @@ def test_the_config_selects_it_with_its_settings():
     chosen = refiner.automatic_masks.settings
     assert [getattr(chosen, key.lower()) for key in keys] == [7, 0.6, 0.5, 0.4]
     assert chosen.min_mask_region_area == 9
-    cfg.S4M.REFINE.METHOD = "boxes"
-    with pytest.raises(ConfigError, match="'boxes' is not registered.*: points, sepl"):
-        build_refiner(cfg, backend)
+
+
+def tiny_refiner(device="cpu"):
+    few = AutomaticMaskSettings(points_per_side=8, pred_iou_thresh=0.6, stability_score_thresh=0.6)
+    sam = load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes").to(device)
+    backend = SegmentAnythingBackend(sam)
+    return SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, few))
+
+
+def scene(index: int, size=(128, 256)):
+    """(image (3, H, W) uint8, true masks (N, H, W), selection of their eroded lower parts)."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
+    from toyscapes_scene import render_scene
+
+    made = render_scene(77, "val", index, size[::-1])
+    ids = torch.from_numpy(made.instance_ids.astype(np.int64))
+    truth = torch.stack([ids == i for i in ids.unique() if i >= 1000 and (ids == i).sum() >= 150])
+    parts = -F.max_pool2d(-truth.float()[None], 5, stride=1, padding=2)[0] > 0  # eroded by 2 px
+    for mask in parts:
+        top = mask.any(1).int().argmax()
+        mask[top : top + 4] = False
+    return torch.from_numpy(made.image).permute(2, 0, 1), truth, selection_of(parts.numpy())
+
+
+def ious(masks, truth):
+    return (masks & truth).sum((1, 2)) / (masks | truth).sum((1, 2))
+
+
+def test_with_the_tiny_sam_parts_of_objects_become_the_objects_also_in_a_padded_batch():
+    refiner, scenes, size = tiny_refiner(), [scene(0), scene(1)], (128, 256)
+    noise = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 160, 288), generator=noise, dtype=torch.uint8)
+    for padded, (image, *_) in zip(images, scenes, strict=True):
+        padded[:, : size[0], : size[1]] = image
+    together = refiner([selection for *_, selection in scenes], images, [size] * 2)
+    assert (together.predicted_ious > 0.6).all()
+    fallbacks = 0
+    for labels, (image, truth, selection) in zip(together.labels, scenes, strict=True):
+        alone = refiner([selection], image[None], [size])
+        assert (labels.masks != alone.labels[0].masks).float().mean() < 1e-3
+        assert alone.num_fallbacks <= len(truth) // 2
+        gain = ious(labels.masks, truth).mean() - ious(selection.labels.masks, truth).mean()
+        assert gain > 0.05
+        fallbacks += alone.num_fallbacks
+    assert together.num_fallbacks == fallbacks
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_is_the_same():
+    image, _, selection = scene(0)
+    expected = tiny_refiner()([selection], image[None], [(128, 256)]).labels[0].masks
+    labels = selection.labels
+    on_gpu = PseudoLabels(*(getattr(labels, n).cuda() for n in ("labels", "masks", "scores")))
+    there = Selection(on_gpu, selection.mask_logits.cuda(), selection.content_size, {})
+    refined = tiny_refiner("cuda")([there], image[None].cuda(), [(128, 256)])
+    masks = refined.labels[0].masks
+    assert masks.is_cuda and refined.predicted_ious.is_cuda
+    assert (masks.cpu() != expected).float().mean() < 1e-2

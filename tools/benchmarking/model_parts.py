@@ -17,7 +17,7 @@ class StudentPass:
     """The student on the batches of a step, in one form.
 
     Args:
-        plainly: one pass a batch, plain deformable attention, plain matching.
+        plainly: plain deformable attention, plain matching.
     """
 
     def __init__(
@@ -31,8 +31,7 @@ class StudentPass:
         with ours_model.forms(
             self._bench, plain_step.plain_forms(self._bench) if self._plainly else None
         ):
-            run = ours_model.separate_outputs if self._plainly else ours_model.student_outputs
-            return run(self._bench, self._batches)
+            return ours_model.student_outputs(self._bench, self._batches)
 
     def losses(self, outputs: list[dict]) -> Tensor:
         """The sum of all losses."""

@@ -8,23 +8,21 @@ have to follow.
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Callable, Sequence
 
 import torch
-from detectron2.engine import AMPTrainer, SimpleTrainer
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarking import synthetic
 from benchmarking.bench import Bench
 from benchmarking.fixed_sam import KnownImages
-from s4m_d2.engine import BadSteps, TeacherStudentModel
-from s4m_d2.engine.training.bad_steps import skip_bad_steps
+from s4m_d2.engine import BadSteps, StudentStep, TeacherStep
+from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.semi import Selection, mask_points
-from s4m_d2.structures import PseudoLabels, drop_invalid, sample_generators
+from s4m_d2.structures import PseudoLabels, drop_empty, sample_generators
 
 
 def weak_samples(bench: Bench) -> list[dict]:
@@ -92,7 +90,7 @@ def points(bench: Bench, selected: Sequence) -> list[tuple[Tensor, Tensor]]:
 
 def kept(labels: Sequence[PseudoLabels]) -> list[PseudoLabels]:
     """Pseudo-labels without those that are flagged as absent."""
-    return drop_invalid(labels)
+    return drop_empty(labels)
 
 
 @torch.no_grad()
@@ -174,38 +172,43 @@ def distill(bench: Bench, loss, encoded, mask_features: Tensor, wanted: Sequence
         bench.distillation.backend = bench.sam
 
 
-def step_losses(bench: Bench) -> dict[str, Tensor]:
-    """All losses of a step, from its batches on."""
-    with bench.autocast():
-        return step_model(bench)(step_batch(bench))
-
-
-def step_model(bench: Bench) -> nn.Module:
-    """What the trainer trains: the student, in stage 2 with what labels for it."""
-    student = bench.student
-    if comm.get_world_size() > 1:
-        devices = [bench.device.index] if bench.device.type == "cuda" else None
-        student = DistributedDataParallel(student, device_ids=devices, broadcast_buffers=False)
-    if bench.stage == 1:
-        return student
-    weight = bench.cfg.S4M.UNSUP_LOSS_WEIGHT
-    return TeacherStudentModel(student, bench.labeling, weight).train()
-
-
 def step_batch(bench: Bench):
     """What the loaders of the stage give."""
     return bench.labeled if bench.stage == 1 else (bench.labeled, bench.unlabeled)
 
 
+def step_losses(bench: Bench) -> dict[str, Tensor]:
+    """All losses of a step, from its batches on."""
+    step = stage_step(bench)
+    with bench.autocast():
+        if bench.stage == 1:
+            return step.losses(bench.labeled)
+        views = bench.labeling(bench.unlabeled)
+        return step.losses(bench.labeled) | step.weighted(step.losses(views.student_batch))
+
+
+def stage_step(bench: Bench) -> TeacherStep:
+    """The stage's step, around the same batch again and again."""
+    student = bench.student
+    if comm.get_world_size() > 1:
+        devices = [bench.device.index] if bench.device.type == "cuda" else None
+        student = DistributedDataParallel(student, device_ids=devices, broadcast_buffers=False)
+    precision = PRECISIONS[bench.cfg.S4M.AMP_PRECISION] if bench.cfg.SOLVER.AMP.ENABLED else None
+    bad_steps = BadSteps(1_000_000, "unused", seed=0)
+    batches = itertools.repeat(step_batch(bench))
+    parts = (student, batches, bench.optimizer, bad_steps, precision)
+    if bench.stage == 1:
+        return TeacherStep(*parts)
+    weight = bench.cfg.S4M.UNSUP_LOSS_WEIGHT
+    return StudentStep(*parts, labeling=bench.labeling, unsup_loss_weight=weight)
+
+
 def training_step(bench: Bench) -> Callable[[], dict[str, float]]:
-    """Detectron2's trainer around the stage's model; a call makes one step of it.
+    """The stage's step; a call makes one.
 
     In stage 2 the EMA update comes first, as EMATeacherHook makes it.
     """
-    parts = (step_model(bench), itertools.repeat(step_batch(bench)), bench.optimizer)
-    trainer = AMPTrainer(*parts) if bench.cfg.SOLVER.AMP.ENABLED else SimpleTrainer(*parts)
-    with tempfile.TemporaryDirectory() as folder:  # nothing is written before a step is skipped
-        trainer = skip_bad_steps(trainer, BadSteps(1_000_000, folder, seed=0))
+    trainer = stage_step(bench)
     trainer.iter = trainer.start_iter = 0
 
     def step() -> dict[str, float]:

@@ -44,18 +44,11 @@ def _recorded(bench: Bench) -> Iterator[list[dict]]:
         student.criterion, student.distillation = criterion, distillation
 
 
-def separate_outputs(bench: Bench, batches: Sequence[list[dict]]) -> list[dict]:
-    """What the student predicts in training, from one pass a batch."""
+def student_outputs(bench: Bench, batches: Sequence[list[dict]]) -> list[dict]:
+    """What the student predicts in training."""
     with _recorded(bench) as seen:
         for batch in batches:
             bench.student(batch)
-    return seen
-
-
-def student_outputs(bench: Bench, batches: Sequence[list[dict]]) -> list[dict]:
-    """The same as the project runs it: in one pass, where the model takes parts."""
-    with _recorded(bench) as seen:
-        bench.student(*batches)
     return seen
 
 

@@ -59,7 +59,7 @@ def parts_of(bench: Bench) -> list[Part]:
     @functools.cache
     def outputs() -> tuple[list[dict]]:
         with torch.no_grad():
-            return (ours_model.separate_outputs(bench, batches),)
+            return (ours_model.student_outputs(bench, batches),)
 
     found += [
         *model_parts(bench, batches, outputs),

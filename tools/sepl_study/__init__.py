@@ -1,1 +1,1 @@
-"""Parts of sepl_evidence.py: scenes and masks, what is measured on them, tables and pictures."""
+"""Parts of sepl_evidence.py: scenes and masks, refiners of instances, tables and pictures."""

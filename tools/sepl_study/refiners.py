@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,74 +27,45 @@ SETTINGS = AutomaticMaskSettings(
 )
 MIN_AREA = 64  # px: smaller instances are left out
 LOGIT = 4.0  # of the pixels of a mask; the others have its negative
-STRIDE = 4  # image pixels a pixel of the teacher's prediction
+STRIDE = 4  # image pixels per pixel of the teacher's prediction
 WORSE = 0.05  # by more than this IoU
 # As shares of the root of the instance's area.
 MARGIN, STEP, BLUR = 0.12, 0.2, 0.2
 NOISE_STRIDE, NOISE = 8, 1.5  # px, and logits
-BEFORE, POINTS, SEPL = "before", "points", "sepl"
+ERRORS = ("eroded", "cut in half", "shifted", "dilated", "blobs")
 
 
-def _eroded(logits: Tensor, side: float, rng: np.random.Generator) -> Tensor:
-    return -_dilated(-logits, side, rng)
-
-
-def _dilated(logits: Tensor, side: float, rng: np.random.Generator) -> Tensor:
-    reach = max(1, int(MARGIN * side))
-    return F.max_pool2d(logits, 2 * reach + 1, stride=1, padding=reach)
-
-
-def _shifted(logits: Tensor, side: float, rng: np.random.Generator) -> Tensor:
-    angle = rng.uniform(0, 2 * np.pi)
-    steps = [round(STEP * side * turn) for turn in (np.sin(angle), np.cos(angle))]
-    reach = max(map(abs, steps))
+def _err(error: str, logits: Tensor, side: float, rng: np.random.Generator) -> Tensor:
+    """(1, 1, H, W) logits of an instance with a side of ``side`` px, spoiled by one of ERRORS."""
     height, width = logits.shape[-2:]
-    padded = F.pad(logits, [reach] * 4, value=-LOGIT)
-    top, left = (reach - step for step in steps)
-    return padded[..., top : top + height, left : left + width]
-
-
-def _blobby(logits: Tensor, side: float, rng: np.random.Generator) -> Tensor:
-    reach = max(1, int(BLUR * side))
-    soft = F.avg_pool2d(logits, 2 * reach + 1, 1, reach, count_include_pad=False)
-    height, width = logits.shape[-2:]
-    noise = rng.standard_normal((1, 1, -(-height // NOISE_STRIDE), -(-width // NOISE_STRIDE)))
-    noise = torch.from_numpy(noise).float()
-    return soft + NOISE * F.interpolate(noise, (height, width), mode="bicubic")
-
-
-def _halved(logits: Tensor, side: float, rng: np.random.Generator) -> Tensor:
-    """Without what lies on one side of the middle of its pixels."""
+    if error == "eroded":
+        return -_err("dilated", -logits, side, rng)
+    if error == "dilated":
+        reach = max(1, int(MARGIN * side))
+        return F.max_pool2d(logits, 2 * reach + 1, stride=1, padding=reach)
+    if error == "shifted":
+        angle = rng.uniform(0, 2 * np.pi)
+        down, right = (round(STEP * side * turn) for turn in (np.sin(angle), np.cos(angle)))
+        return F.pad(logits, [right, -right, down, -down], value=-LOGIT)
+    if error == "blobs":
+        reach = max(1, int(BLUR * side))
+        soft = F.avg_pool2d(logits, 2 * reach + 1, 1, reach, count_include_pad=False)
+        noise = rng.standard_normal((1, 1, -(-height // NOISE_STRIDE), -(-width // NOISE_STRIDE)))
+        noise = torch.from_numpy(noise).float()
+        return soft + NOISE * F.interpolate(noise, (height, width), mode="bicubic")
     axis, first = int(rng.integers(2)), bool(rng.integers(2))
-    places = (logits[0, 0] > 0).nonzero()[:, axis]
-    middle = int(places.median())
+    middle = int((logits[0, 0] > 0).nonzero()[:, axis].median())  # of its pixels
     lines = torch.arange(logits.shape[2 + axis])
     lost = lines < middle if first else lines >= middle
-    lost = lost[:, None] if axis == 0 else lost[None]
-    return logits.masked_fill(lost, -LOGIT)
-
-
-ERRORS: dict[str, Callable[[Tensor, float, np.random.Generator], Tensor]] = {
-    "eroded": _eroded,
-    "cut in half": _halved,
-    "shifted": _shifted,
-    "dilated": _dilated,
-    "blobs": _blobby,
-}
+    return logits.masked_fill(lost[:, None] if axis == 0 else lost, -LOGIT)
 
 
 def erring_selection(masks: np.ndarray, error: str, rng: np.random.Generator) -> Selection:
-    """What a teacher that errs predicts, at a quarter of the image's resolution.
-
-    Args:
-        masks: (N, H, W) bool, the truth, none empty.
-        error: a key of ERRORS.
-        rng: of what is random in it.
-    """
+    """What a teacher that errs predicts of (N, H, W) bool masks, none empty, at 1/4 resolution."""
     logits = []
     for mask in torch.from_numpy(masks):
         exact = torch.where(mask, LOGIT, -LOGIT)[None, None]
-        logits.append(ERRORS[error](exact, float(mask.sum()) ** 0.5, rng))
+        logits.append(_err(error, exact, float(mask.sum()) ** 0.5, rng))
     size = [side // STRIDE for side in masks.shape[1:]]
     small = F.interpolate(torch.cat(logits), size, mode="bilinear", antialias=True)[:, 0]
     count = len(masks)
@@ -116,48 +87,34 @@ class _KeptMasks:
         return self._masks[key]
 
 
-def measure_refiners(
-    scenes: Sequence[StudyScene], backend: SamBackend
-) -> dict[str, dict[str, np.ndarray]]:
-    """Error → method → (N,) IoU with the truth of all instances that have a pixel left."""
+def measure_refiners(scenes: list[StudyScene], backend: SamBackend) -> str:
+    """Mean IoUs before and after, and which share of the masks became worse, in Markdown."""
     masks = _KeptMasks(AutomaticMasks(backend, SETTINGS))
-    refiners = {
-        POINTS: PointRefiner(backend=backend),
-        SEPL: SEPLRefiner(backend=backend, automatic_masks=masks),
-    }
-    found = {error: {name: [] for name in (BEFORE, *refiners)} for error in ERRORS}
-    for scene in tqdm(scenes, desc="refiners", unit="image"):
-        truth = exact_masks(scene)
-        truth = truth[truth.sum((1, 2)) >= MIN_AREA]
-        image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
-        for error, ious in found.items():
-            selection = erring_selection(truth, error, label_generator(0, f"{error} {scene.name}"))
-            before = teacher_masks(selection, scene.size)
-            left = selection.labels.masks.any(2).any(1).numpy()
-            ious[BEFORE].append(_ious(before.numpy()[left], truth[left]))
-            for name, refiner in refiners.items():
-                generator = torch.Generator().manual_seed(int(scene.name))
-                refined = refiner([selection], image, [scene.size], [generator]).labels[0]
-                ious[name].append(_ious(refined.masks.numpy(), truth[left]))
-    return {
-        error: {name: np.concatenate(parts) for name, parts in ious.items()}
-        for error, ious in found.items()
-    }
-
-
-def _ious(masks: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    shared, either = (masks & truth).sum((1, 2)), (masks | truth).sum((1, 2))
-    return shared / either
-
-
-def refiner_table(found: dict[str, dict[str, np.ndarray]]) -> str:
-    """Mean IoUs, and which share of the masks each method made worse, in Markdown."""
+    points = PointRefiner(backend=backend)
+    rule = SEPLRefiner(backend=backend, automatic_masks=masks)
     lines = [
         f"| the teacher's masks are | before | points | sepl | worse by {WORSE}: points | sepl |",
         "|---|---|---|---|---|---|",
     ]
-    for error, ious in found.items():
-        means = [f"{ious[name].mean():.2f}" for name in (BEFORE, POINTS, SEPL)]
-        worse = [f"{(ious[name] < ious[BEFORE] - WORSE).mean():.0%}" for name in (POINTS, SEPL)]
+    for error in tqdm(ERRORS, desc="refiners"):
+        measured = map(partial(_ious, error, refiners=(points, rule)), scenes)
+        before, *after = (np.concatenate(parts) for parts in zip(*measured, strict=True))
+        means = [f"{ious.mean():.2f}" for ious in (before, *after)]
+        worse = [f"{(ious < before - WORSE).mean():.0%}" for ious in after]
         lines.append(f"| {' | '.join([error, *means, *worse])} |")
     return "\n".join(lines) + "\n"
+
+
+def _ious(error: str, scene: StudyScene, refiners: tuple) -> list[np.ndarray]:
+    """(N,) IoUs with the truth before and after each refiner, of instances with a pixel left."""
+    size, truth = scene.truth.shape, exact_masks(scene)
+    truth = truth[truth.sum((1, 2)) >= MIN_AREA]
+    selection = erring_selection(truth, error, label_generator(0, f"{error} {scene.name}"))
+    left = selection.labels.masks.any(2).any(1).numpy()
+    found = [teacher_masks(selection, size).numpy()[left]]
+    image = torch.from_numpy(scene.image).permute(2, 0, 1)[None]
+    for refiner in refiners:
+        generator = torch.Generator().manual_seed(int(scene.name))
+        found.append(refiner([selection], image, [size], [generator]).labels[0].masks.numpy())
+    truth = truth[left]
+    return [(of & truth).sum((1, 2)) / (of | truth).sum((1, 2)) for of in found]

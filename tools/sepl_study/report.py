@@ -2,58 +2,54 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cam_like import FAILURES
 from make_cam_labels import CLASS_NAMES
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from s4m_d2.files import atomic_write
 from s4m_d2.sepl import enhance
-from s4m_d2.sepl.drawing import draw_image, draw_label, draw_masks, legend_entries
-from s4m_d2.sepl.scores import confusion
+from s4m_d2.sepl.evaluate import confusion, miou
+from s4m_d2.sepl.visualize import draw_image, draw_label, draw_masks, legend_entries
 from s4m_d2.visualization import panel_grid
-from sepl_study.cases import BEFORE, EXACT, STUDY_STRENGTH, TINY
 from sepl_study.scenes import MIN_INSTANCE_AREA, StudyScene
 
-PUBLISHED_QUALITY = (50, 60)  # mIoU of CAM labels on VOC
+BEFORE, EXACT, TINY = "before", "exact masks", "tiny SAM"
+STUDY_STRENGTH = 0.5  # mIoU 50 to 60, as published CAM labels of VOC have
+PUBLISHED_QUALITY = (50, 60)
 PICTURES = 4
 TITLES = ("image", "CAM-like label", "the tiny SAM's masks", "SEPL", "ground truth")
+MAIN_HEAD = "CAM-like label | SEPL, exact masks | gain | SEPL, tiny SAM | gain |"
 
 
-def summarize(runs: Sequence[Mapping[str, Sequence[float | None]]]) -> dict[str, dict[str, float]]:
+def summarize(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
     """Mean and sample deviation over seeds, in percent.
 
     Args:
-        runs: of each seed what :func:`sepl_study.cases.measure` returns.
+        runs: of each seed the name of a case → (C,) IoUs in [0, 1], nan where a class does not
+            occur; ``BEFORE`` among the names.
 
     Returns:
         Case → ``mIoU``, ``mIoU deviation``, ``gain``, ``gain deviation`` (None of a single seed),
-        and ``IoU``, a list with a number a class, None where it never occurs.
+        and ``IoU``, a list with a number per class, None where it never occurs.
     """
-    scores = {name: np.array([_percent(run[name]) for run in runs]) for name in runs[0]}
-    before = np.nanmean(scores[BEFORE], axis=1)
+    ious = {name: 100 * np.array([run[name] for run in runs]) for name in runs[0]}
+    before = np.nanmean(ious[BEFORE], axis=1)
     result = {}
-    for name, ious in scores.items():
-        miou = np.nanmean(ious, axis=1)
-        occurs = ~np.isnan(ious)
-        sums, counts = np.nansum(ious, axis=0), occurs.sum(0)
+    for name, of in ious.items():
+        miou_of, sums, counts = np.nanmean(of, axis=1), np.nansum(of, axis=0), (of == of).sum(0)
         result[name] = {
-            "mIoU": float(miou.mean()),
-            "mIoU deviation": _deviation(miou),
-            "gain": float((miou - before).mean()),
-            "gain deviation": _deviation(miou - before),
+            "mIoU": float(miou_of.mean()),
+            "mIoU deviation": _deviation(miou_of),
+            "gain": float((miou_of - before).mean()),
+            "gain deviation": _deviation(miou_of - before),
             "IoU": [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)],
         }
     return result
-
-
-def _percent(ious: Sequence[float | None]) -> list[float]:
-    return [np.nan if value is None else 100 * value for value in ious]
 
 
 def _deviation(values: np.ndarray) -> float | None:
@@ -62,66 +58,59 @@ def _deviation(values: np.ndarray) -> float | None:
 
 def markdown(results: Mapping[str, Any]) -> str:
     """All tables of ``results.json``."""
-    parameters, studies = results["parameters"], results["studies"]
-    seeds = ", ".join(map(str, parameters["seeds"]))
+    parameters, studies, masks = results["parameters"], results["studies"], results["masks"]
+    at = f"\nAt the strength {STUDY_STRENGTH:g}, "
     lines = [
-        f"{parameters['images']} toyscapes scenes a seed, seeds {seeds}: mean ± deviation over the "
-        "seeds of the data set's mIoU, in percent, over 8 classes and background.",
-        "",
-        "| strength | CAM-like label | SEPL, exact masks | gain | SEPL, tiny SAM | gain |",
-        "|---|---|---|---|---|---|",
+        f"{parameters['images']} toyscapes scenes a seed, seeds "
+        f"{', '.join(map(str, parameters['seeds']))}: mean ± deviation over the seeds of the data "
+        "set's mIoU, in percent, over 8 classes and background.\n",
+        f"| strength | {MAIN_HEAD}\n|---|---|---|---|---|---|",
+        *(f"| {float(s):g} | {_main_cells(row)} |" for s, row in results["strengths"].items()),
+        f"{at}the failures each alone:\n",
+        f"| failure | {MAIN_HEAD}\n|---|---|---|---|---|---|",
+        *(f"| {name} | {_main_cells(studies[f'{name} only'])} |" for name in FAILURES),
+        f"{at}other settings:\n",
+        *_case_table(studies["settings"]),
+        f"{at}bad masks:\n",
+        *_case_table(studies["bad masks"]),
+        f"{at}IoU by class:\n",
+        f"| | {' | '.join(CLASS_NAMES)} |\n{'|---' * (len(CLASS_NAMES) + 1)}|",
     ]
-    for strength, row in results["strengths"].items():
-        lines.append(f"| {float(strength):g} | {_main_cells(row)} |")
-    lines += ["", f"At the strength {STUDY_STRENGTH:g}, the failures each alone:", ""]
-    lines += ["| failure | CAM-like label | SEPL, exact masks | gain | SEPL, tiny SAM | gain |"]
-    lines += ["|---|---|---|---|---|---|"]
-    lines += [f"| {name} | {_main_cells(studies[f'{name} only'])} |" for name in FAILURES]
-    lines += ["", f"At the strength {STUDY_STRENGTH:g}, other settings:", ""]
-    lines += _case_table(studies["settings"])
-    lines += ["", f"At the strength {STUDY_STRENGTH:g}, bad masks:", ""]
-    lines += _case_table(studies["bad masks"])
-    lines += ["", f"At the strength {STUDY_STRENGTH:g}, IoU by class:", ""]
-    lines += [f"| | {' | '.join(CLASS_NAMES)} |", "|---" * (len(CLASS_NAMES) + 1) + "|"]
     for name in (BEFORE, EXACT, TINY):
         cells = ["–" if v is None else f"{v:.1f}" for v in studies["settings"][name]["IoU"]]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    masks = results["masks"]
-    lines += [
-        "",
-        f"The tiny SAM gives {masks['masks an image']:.1f} masks an image; "
+    lines.append(
+        f"\nThe tiny SAM gives {masks['masks an image']:.1f} masks an image; "
         f"{masks['IoU > 0.5']:.0%} of the instances of at least {MIN_INSTANCE_AREA} px have one of "
         f"IoU > 0.5, {masks['IoU > 0.75']:.0%} one of IoU > 0.75. Where all touching pairs are "
-        f"fused, {masks['fused']:.0%} of the instances share their mask with another class.",
-    ]
+        f"fused, {masks['fused']:.0%} of the instances share their mask with another class."
+    )
     return "\n".join(lines) + "\n"
 
 
-def _main_cells(row: Mapping[str, Mapping[str, float]]) -> str:
-    cells = [_with_deviation(row[BEFORE], "mIoU")]
+def _main_cells(row: Mapping[str, Mapping[str, Any]]) -> str:
+    cells = [_cell(row[BEFORE], "mIoU")]
     for name in (EXACT, TINY):
-        cells += [_with_deviation(row[name], "mIoU"), _with_deviation(row[name], "gain")]
+        cells += [_cell(row[name], "mIoU"), _cell(row[name], "gain")]
     return " | ".join(cells)
 
 
-def _with_deviation(figures: Mapping[str, float], key: str) -> str:
-    sign = "+" if key == "gain" else ""
-    deviation = figures[f"{key} deviation"]
+def _cell(figures: Mapping[str, Any], key: str) -> str:
+    sign, deviation = "+" if key == "gain" else "", figures[f"{key} deviation"]
     return f"{figures[key]:{sign}.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
 
 
-def _case_table(cases: Mapping[str, Mapping[str, float]]) -> list[str]:
-    lines = ["| masks | mIoU | gain |", "|---|---|---|"]
+def _case_table(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = ["| masks | mIoU | gain |\n|---|---|---|"]
     for name, figures in cases.items():
-        gain = "" if name == BEFORE else _with_deviation(figures, "gain")
-        lines.append(f"| {name} | {_with_deviation(figures, 'mIoU')} | {gain} |")
+        gain = "" if name == BEFORE else _cell(figures, "gain")
+        lines.append(f"| {name} | {_cell(figures, 'mIoU')} | {gain} |")
     return lines
 
 
-def draw_gains(strengths: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """A chart: the gain against the mIoU before, a line a kind of masks."""
+def draw_gains(strengths: Mapping[str, Any], path: Path) -> None:
+    """A chart: the gain against the mIoU before, a line per kind of masks."""
     figure = Figure(figsize=(6, 3.8), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.axvspan(*PUBLISHED_QUALITY, color="0.9", label="published CAM labels of VOC")
     axes.axhline(0, color="0.6", linewidth=0.8)
@@ -140,10 +129,7 @@ def draw_gains(strengths: Mapping[str, Any], path: str | os.PathLike[str]) -> No
 
 
 def draw_examples(
-    scenes: Sequence[StudyScene],
-    masks: Sequence[Sequence[Mapping[str, Any]]],
-    seed: int,
-    path: str | os.PathLike[str],
+    scenes: Sequence[StudyScene], masks: Sequence[list[dict]], seed: int, path: Path
 ) -> None:
     """Some images at the study's strength, from the one that gains most to the one that loses.
 
@@ -151,23 +137,17 @@ def draw_examples(
         masks: COCO RLEs of each scene, the tiny SAM's.
     """
     found = []
-    for number, scene in enumerate(scenes):
+    for scene, rles in zip(scenes, masks, strict=True):
         before = scene.cam_label(seed, STUDY_STRENGTH, FAILURES)
-        after = enhance(before, masks[number])
-        ious = [
-            100 * confusion(scene.truth, label, len(CLASS_NAMES)).miou()
-            for label in (before, after)
-        ]
-        found.append((ious[1] - ious[0], number, ious, before, after))
+        maps = before, enhance(before, rles), scene.truth
+        ious = [100 * miou(confusion(scene.truth, of, len(CLASS_NAMES))) for of in maps[:2]]
+        found.append((ious[1] - ious[0], ious, scene.image, rles, maps))
     found.sort(key=lambda row: -row[0])
-    count = min(PICTURES, len(found))
-    chosen = [found[i] for i in np.linspace(0, len(found) - 1, count).round().astype(int)]
+    places = np.linspace(0, len(found) - 1, min(PICTURES, len(found))).round().astype(int)
     rows, titles, labels = [], [], []
-    for gain, number, ious, before, after in chosen:
-        scene = scenes[number]
-        shown = [draw_label(scene.image, label) for label in (before, after, scene.truth)]
-        rows.append([draw_image(scene.image), shown[0], draw_masks(scene.image, masks[number]),
-                     *shown[1:]])  # fmt: skip
+    for gain, ious, image, rles, maps in (found[place] for place in places):
+        first, *others = (draw_label(image, label) for label in maps)
+        rows.append([draw_image(image), first, draw_masks(image, rles), *others])
         titles.append(f"mIoU {ious[0]:.1f} → {ious[1]:.1f} ({gain:+.1f})")
-        labels += [before, after, scene.truth]
+        labels += maps
     panel_grid(rows, TITLES, path, titles, legend_entries(labels, CLASS_NAMES))

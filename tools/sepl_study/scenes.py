@@ -18,11 +18,11 @@ from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
-from s4m_d2.sepl.mask_files import cached_masks, write_masks
+from s4m_d2.sepl.masks import kept_masks
 
 SPLIT = "evidence"  # no data set's split: the quickstart's scenes are others, whatever the seed
 # Chosen by the gain on 24 scenes of seed 100. SAM's defaults suit ViT-H, which rates itself higher:
-# they leave the tiny SAM one mask an image.
+# they leave the tiny SAM one mask per image.
 TINY_SAM_SETTINGS = AutomaticMaskSettings(
     points_per_side=16, pred_iou_thresh=0.6, stability_score_thresh=0.7
 )
@@ -43,10 +43,6 @@ class StudyScene:
     truth: np.ndarray
     instance_ids: np.ndarray
 
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.truth.shape
-
     def cam_label(self, seed: int, strength: float, failures: tuple[str, ...]) -> np.ndarray:
         """(H, W) uint8 CAM-like label."""
         rng = label_generator(seed, self.name)
@@ -55,12 +51,11 @@ class StudyScene:
 
 def render_scenes(seed: int, count: int) -> list[StudyScene]:
     """Scenes 0..count-1 of a seed."""
-    scenes = []
-    for index in range(count):
-        scene = render_scene(seed, SPLIT, index)
-        truth = class_map(scene.instance_ids)
-        scenes.append(StudyScene(f"{index:04d}", scene.image, truth, scene.instance_ids))
-    return scenes
+    scenes = [render_scene(seed, SPLIT, index) for index in range(count)]
+    return [
+        StudyScene(f"{index:04d}", scene.image, class_map(scene.instance_ids), scene.instance_ids)
+        for index, scene in enumerate(scenes)
+    ]
 
 
 def tiny_sam() -> AutomaticMasks:
@@ -69,23 +64,20 @@ def tiny_sam() -> AutomaticMasks:
     return AutomaticMasks(SegmentAnythingBackend(sam), TINY_SAM_SETTINGS)
 
 
-def mask_version(generator: AutomaticMasks) -> str:
-    """Names the masks that a seed's scene gets."""
-    return f"{generator.fingerprint()} toyscapes {GENERATOR_VERSION}"
-
-
 def sam_masks(
     scenes: list[StudyScene], generator: AutomaticMasks, folder: Path
 ) -> list[list[dict]]:
     """COCO RLEs of each scene's automatic masks, kept in ``folder`` and taken from there."""
-    version, found = mask_version(generator), []
-    for scene in tqdm(scenes, desc="SAM's masks", unit="image"):
-        path = folder / f"{scene.name}.json.gz"
-        masks = cached_masks(path, scene.size, version)
-        if masks is None:
-            masks = write_masks(path, generator.generate(scene.image), scene.size, version)
-        found.append(masks)
-    return found
+    version = f"{generator.fingerprint()} toyscapes {GENERATOR_VERSION}"
+    return [
+        kept_masks(
+            folder / f"{scene.name}.json.gz",
+            scene.truth.shape,
+            version,
+            lambda image=scene.image: generator.generate(image),
+        )
+        for scene in tqdm(scenes, desc="SAM's masks", unit="image")
+    ]
 
 
 def dense(masks: list[dict], size: tuple[int, int]) -> np.ndarray:
@@ -96,7 +88,7 @@ def dense(masks: list[dict], size: tuple[int, int]) -> np.ndarray:
 
 
 def exact_masks(scene: StudyScene) -> np.ndarray:
-    """(N, H, W) bool, one a visible instance."""
+    """(N, H, W) bool, one per visible instance."""
     ids = np.unique(scene.instance_ids)
     return scene.instance_ids == ids[ids >= INSTANCES_PER_LABEL][:, None, None]
 
@@ -112,39 +104,34 @@ def fused_masks(scene: StudyScene, share: float, seed: int) -> np.ndarray:
     draws = label_generator(seed, f"fused {scene.name}").random((len(masks), len(masks)))
     classes = [int(scene.truth[mask][0]) for mask in masks]
     kernel = np.ones((TOUCH_KERNEL, TOUCH_KERNEL), np.uint8)
-    group = list(range(len(masks)))
+    group = np.arange(len(masks))
     for i, mask in enumerate(masks):
         grown = cv2.dilate(mask.astype(np.uint8), kernel).astype(bool)
         for j in range(i + 1, len(masks)):
             touches = classes[i] != classes[j] and (grown & masks[j]).any()
             if touches and draws[i, j] < share:
-                group = [group[i] if number == group[j] else number for number in group]
-    return np.array(
-        [masks[np.array(group) == number].any(0) for number in sorted(set(group))]
-    ).reshape(-1, *scene.size)
+                group[group == group[j]] = group[i]
+    fused = [masks[group == number].any(0) for number in np.unique(group)]
+    return np.array(fused, dtype=bool).reshape(-1, *scene.truth.shape)
 
 
 def background_masks(scene: StudyScene) -> np.ndarray:
     """(N, H, W) bool: connected regions of the road, of buildings, of the sky, ..."""
-    regions = []
-    ids = scene.instance_ids
+    regions, ids = [], scene.instance_ids
     for index in np.unique(ids[ids < INSTANCES_PER_LABEL]):
         count, parts = cv2.connectedComponents((ids == index).astype(np.uint8), connectivity=4)
         regions += [parts == part for part in range(1, count)]
     regions = [region for region in regions if region.sum() >= MIN_REGION_AREA]
-    return np.array(regions, dtype=bool).reshape(-1, *scene.size)
+    return np.array(regions, dtype=bool).reshape(-1, *scene.truth.shape)
 
 
 def whole_image(scene: StudyScene) -> np.ndarray:
     """(1, H, W) bool, all of it."""
-    return np.ones((1, *scene.size), dtype=bool)
+    return np.ones((1, *scene.truth.shape), dtype=bool)
 
 
 def best_ious(scene: StudyScene, masks: np.ndarray) -> list[float]:
     """Of each instance that is not small, the IoU with the best mask."""
-    ious = []
-    for instance in exact_masks(scene):
-        if instance.sum() >= MIN_INSTANCE_AREA:
-            shared, either = (masks & instance).sum((1, 2)), (masks | instance).sum((1, 2))
-            ious.append(float((shared / either).max(initial=0)))
-    return ious
+    large = [of for of in exact_masks(scene) if of.sum() >= MIN_INSTANCE_AREA]
+    pairs = [((masks & of).sum((1, 2)), (masks | of).sum((1, 2))) for of in large]
+    return [float((shared / either).max(initial=0)) for shared, either in pairs]

@@ -160,7 +160,7 @@ class SimpleTrainer(TrainerBase):
         self.optimizer.zero_grad()
         self._backward(sum(loss_dict.values()))
         self.after_backward()
-        self._write_metrics(loss_dict, data_time)
+        self.write_metrics(loss_dict, data_time, self.iter)
         self._update()
 
     def _forward(self, data: Any) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -172,23 +172,26 @@ class SimpleTrainer(TrainerBase):
     def _update(self) -> None:
         self.optimizer.step()
 
-    def _write_metrics(self, loss_dict: Mapping[str, torch.Tensor], data_time: float) -> None:
+    @staticmethod
+    def write_metrics(
+        loss_dict: Mapping[str, torch.Tensor], data_time: float, cur_iter: int
+    ) -> None:
         """Put losses, averaged over the ranks, their sum as "total_loss", and the slowest rank's
         loading time. Raises FloatingPointError for a sum that is not finite."""
         storage = get_event_storage()
-        storage.put_scalar("rank_data_time", data_time, cur_iter=self.iter)
+        storage.put_scalar("rank_data_time", data_time, cur_iter=cur_iter)
         losses = {name: loss.detach().cpu().item() for name, loss in loss_dict.items()}
         gathered = comm.gather((losses, data_time))
         if not comm.is_main_process():
             return
-        storage.put_scalar("data_time", max(t for _, t in gathered), cur_iter=self.iter)
+        storage.put_scalar("data_time", max(t for _, t in gathered), cur_iter=cur_iter)
         means = {name: np.mean([other[name] for other, _ in gathered]) for name in losses}
         total = sum(means.values())
         if not np.isfinite(total):
-            raise FloatingPointError(f"Loss is infinite or NaN at iteration={self.iter}: {means}")
-        storage.put_scalar("total_loss", total, cur_iter=self.iter)
+            raise FloatingPointError(f"Loss is infinite or NaN at iteration={cur_iter}: {means}")
+        storage.put_scalar("total_loss", total, cur_iter=cur_iter)
         if len(means) > 1:
-            storage.put_scalars(cur_iter=self.iter, **means)
+            storage.put_scalars(cur_iter=cur_iter, **means)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "optimizer": self.optimizer.state_dict()}

@@ -11,26 +11,29 @@ from urllib.parse import parse_qs
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from detectron2.utils import comm
-from torch import Tensor, nn
+from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint_files import (
     FINAL_CHECKPOINT,
     LAST_CHECKPOINT,
     find_complete,
     holds_run,
+    note_final,
     numbered_name,
     read_complete,
     superseded,
-    tagged,
 )
-from s4m_d2.engine.checkpointing.load_report import LoadReport, compare, refuse_unfit
 from s4m_d2.engine.checkpointing.weight_files import read_weight_file
-from s4m_d2.engine.checkpointing.weight_names import BRANCHES, ModelWeights, model_weights
+from s4m_d2.engine.checkpointing.weight_names import (
+    BRANCHES,
+    LoadReport,
+    fit,
+    model_weights,
+    refuse_unfit,
+)
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import atomic_write
-from s4m_d2.modeling.backbones.weight_names import to_own_names
 
 
 class S4MCheckpointer(DetectionCheckpointer):
@@ -41,7 +44,7 @@ class S4MCheckpointer(DetectionCheckpointer):
     - Loading runs no code of the file: tensors and plain values from ``.pth``, arrays from
       ``.pkl``, tensors from ``.safetensors``. It reads our own files, published ones of
       Mask2Former, Guided Distillation and S4M, bare state dicts, and backbones of Detectron2's
-      model zoo and of torchvision.
+      model zoo, of torchvision and of timm.
     - What was not loaded is never silent: see :class:`LoadReport`, and ``require`` of :meth:`load`.
 
     Args:
@@ -53,7 +56,7 @@ class S4MCheckpointer(DetectionCheckpointer):
 
     #: The report of the last call to :meth:`load`.
     last_report: LoadReport | None = None
-    #: Iteration of the last checkpoint that this object wrote.
+    #: Iteration of the last checkpoint that this object wrote or continued from.
     saved_iteration: int | None = None
     #: The checkpoint that the run was continued from.
     resumed_from: str = ""
@@ -61,7 +64,7 @@ class S4MCheckpointer(DetectionCheckpointer):
     def __init__(self, model: nn.Module, save_dir: str = "", *, keep: int = 0, **options: Any):
         super().__init__(model, save_dir, **options)
         self.keep = keep
-        self._damaged: set[str] = set()  # names in save_dir that could not be continued from
+        self._damaged: list[str] = []  # names in save_dir that could not be continued from
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth into ``save_dir``, tag it as the last checkpoint, remove old ones."""
@@ -69,38 +72,29 @@ class S4MCheckpointer(DetectionCheckpointer):
             return
         content = {"model": self.model.state_dict()}
         content |= {key: obj.state_dict() for key, obj in self.checkpointables.items()}
-        content |= kwargs
-        path = os.path.join(self.save_dir, f"{name}.pth")
+        file_name, self.saved_iteration = f"{name}.pth", kwargs.get("iteration")
+        path = os.path.join(self.save_dir, file_name)
         self.logger.info("Saving checkpoint to %s", path)
         with atomic_write(path, "wb") as file:
-            torch.save(content, file)
-        self.tag_last_checkpoint(f"{name}.pth")
-        self.saved_iteration = kwargs.get("iteration")
-        self._damaged.discard(f"{name}.pth")
-        if self.keep:
-            self._remove_old(f"{name}.pth")
-
-    def _remove_old(self, newest: str) -> None:
-        for name in superseded(self.save_dir, newest, self.keep, self._damaged):
-            path = os.path.join(self.save_dir, name)
+            torch.save(content | kwargs, file)
+        self.tag_last_checkpoint(file_name)
+        self._damaged = [damaged for damaged in self._damaged if damaged != file_name]
+        for old in superseded(self.save_dir, file_name, self.keep, self._damaged):
             try:
-                os.unlink(path)
+                os.unlink(os.path.join(self.save_dir, old))
             except OSError as error:
-                self.logger.warning("The old checkpoint '%s' cannot be removed: %s", path, error)
+                self.logger.warning("The old checkpoint '%s' cannot be removed: %s", old, error)
 
     def has_checkpoint(self) -> bool:
         """Whether ``save_dir`` holds a run, even if ``last_checkpoint`` is lost."""
         return bool(self.save_dir) and holds_run(self.save_dir)
 
-    def get_checkpoint_file(self) -> str:
-        """What ``last_checkpoint`` names, with ``save_dir``; "" if it names nothing."""
-        name = tagged(self.save_dir)
-        return os.path.join(self.save_dir, name) if name else ""
-
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make ``resume_or_load`` continue from this file of ``save_dir``."""
         with atomic_write(os.path.join(self.save_dir, LAST_CHECKPOINT)) as file:
             file.write(last_filename_basename)
+        if last_filename_basename == FINAL_CHECKPOINT and self.saved_iteration is not None:
+            note_final(self.save_dir, self.saved_iteration + 1)
 
     def load(
         self,
@@ -136,13 +130,10 @@ class S4MCheckpointer(DetectionCheckpointer):
             self.logger.info("No weights given: the model starts from its initial values.")
             return {}
         content = self._read(path)
-        weights = model_weights(content, branch, path)
-        if weights.branch not in (None, branch):
-            self.logger.warning(
-                "%s holds a %s and no %s: the %s is loaded.",
-                path, weights.branch, branch, weights.branch,
-            )  # fmt: skip
-        self._load_weights(weights, path, require)
+        self._load_weights(content, path, branch, require)
+        found = self.last_report and self.last_report.branch
+        if found not in (None, branch):
+            self.logger.warning("%s: no %s; the %s is loaded.", path, branch, found)
         return self._load_rest(
             content, self.checkpointables if checkpointables is None else checkpointables
         )
@@ -152,8 +143,10 @@ class S4MCheckpointer(DetectionCheckpointer):
 
         Args and errors are those of :meth:`load`. The values of a ``.pth`` are not read.
         """
-        weights = model_weights(self._read(path, mapped=True), branch, path)
-        return self._compare(weights, path, require)[0]
+        own = self.model.state_dict()
+        report, _ = fit(own, model_weights(self._read(path, mapped=True), branch, path), path)
+        refuse_unfit(report, own, require)
+        return report
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Continue from ``save_dir``'s last checkpoint if asked and possible, or load ``path``.
@@ -170,17 +163,18 @@ class S4MCheckpointer(DetectionCheckpointer):
                 f"Cannot continue from '{path}': it holds no state of {', '.join(absent)}. "
                 "Start without --resume and give the file as MODEL.WEIGHTS."
             )
-        self._load_weights(model_weights(content, "student", path), path, require=True)
-        self.resumed_from = path
+        self._load_weights(content, path, "student", require=True)
+        self.resumed_from, self.saved_iteration = path, content.get("iteration")
         return self._load_rest(content, self.checkpointables)
 
     def finish(self) -> None:
         """Make the checkpoint that the run was continued from its final one: it was the last."""
         final = os.path.join(self.save_dir, FINAL_CHECKPOINT)
-        if not self.save_to_disk or self.resumed_from == final:
+        if not self.save_to_disk:
             return
-        with open(self.resumed_from, "rb") as source, atomic_write(final, "wb") as file:
-            shutil.copyfileobj(source, file)
+        if self.resumed_from != final:
+            with open(self.resumed_from, "rb") as source, atomic_write(final, "wb") as file:
+                shutil.copyfileobj(source, file)
         self.tag_last_checkpoint(FINAL_CHECKPOINT)
 
     def reopen(self, iteration: int) -> None:
@@ -198,8 +192,7 @@ class S4MCheckpointer(DetectionCheckpointer):
         name, problem = "", None
         if comm.is_main_process():
             try:
-                name, content, damaged = find_complete(self.save_dir)
-                self._damaged.update(damaged)
+                name, content, self._damaged = find_complete(self.save_dir)
             except WeightsError as error:
                 problem = error
         name, problem = comm.all_gather((name, problem))[0]
@@ -207,6 +200,14 @@ class S4MCheckpointer(DetectionCheckpointer):
             raise problem
         path = os.path.join(self.save_dir, name)
         return path, content or read_complete(path)
+
+    def _load_weights(self, content: dict, path: str, branch: str, require: bool) -> None:
+        own = self.model.state_dict()
+        report, state = fit(own, model_weights(content, branch, path), path)
+        refuse_unfit(report, own, require)
+        self.model.load_state_dict(state, strict=False)
+        self.last_report = report
+        self.logger.log(logging.WARNING if report.is_surprising else logging.INFO, "%s", report)
 
     def _load_rest(self, content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
         """Load the state of other objects; return what is left."""
@@ -218,9 +219,8 @@ class S4MCheckpointer(DetectionCheckpointer):
             except (LookupError, TypeError, ValueError, RuntimeError) as error:
                 raise WeightsError(
                     f"Cannot continue: the checkpoint's state of {name!r} does not fit this run "
-                    f"({type(error).__name__}: {error}). Continue with the config and the number "
-                    "of parameters that the run began with, or start without --resume and give "
-                    "the file as MODEL.WEIGHTS."
+                    f"({type(error).__name__}: {error}). Continue with the config that the run "
+                    "began with, or start without --resume and give the file as MODEL.WEIGHTS."
                 ) from error
         content.pop("model", None)
         return content
@@ -241,27 +241,3 @@ class S4MCheckpointer(DetectionCheckpointer):
                 f"Weights '{name}' cannot be fetched ({error}). Download the file by other means "
                 "and give its path."
             ) from error
-
-    def _load_weights(self, weights: ModelWeights, path: str, require: bool) -> None:
-        report, state = self._compare(weights, path, require)
-        self.model.load_state_dict({name: state[name] for name in report.matched}, strict=False)
-        self.last_report = report
-        self.logger.log(logging.WARNING if report.is_surprising else logging.INFO, "%s", report)
-        for line in report.lists():
-            self.logger.debug("%s", line)
-
-    def _compare(
-        self, weights: ModelWeights, path: str, require: bool
-    ) -> tuple[LoadReport, dict[str, Tensor]]:
-        """What fits of a file's weights, and these under the model's names."""
-        own = self.model.state_dict()
-        state = to_own_names(weights.state, own)
-        by_suffix = weights.by_suffix and state.keys() == weights.state.keys()
-        if by_suffix:
-            try:
-                state = align_and_update_state_dicts(own, state, c2_conversion=weights.caffe2)
-            except ValueError as error:
-                raise WeightsError(f"Weights '{path}': {error}") from error
-        report = compare(own, state, path, by_suffix=by_suffix, branch=weights.branch)
-        refuse_unfit(report, own, require)
-        return report, state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import os
@@ -12,14 +13,14 @@ import zlib
 from collections.abc import Collection
 from typing import Any
 
-from s4m_d2.engine.checkpointing.weight_files import is_archive, read_weight_file
+from s4m_d2.engine.checkpointing.weight_files import read_weight_file
 from s4m_d2.errors import WeightsError
-from s4m_d2.files import TENSOR_FILE_ERRORS
+from s4m_d2.files import TENSOR_FILE_ERRORS, atomic_write
 
 LAST_CHECKPOINT = "last_checkpoint"
 FINAL_CHECKPOINT = "model_final.pth"
+_FINAL_NOTE = "model_final.json"
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
-_FINAL = math.inf
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,8 @@ def numbered_name(iteration: int) -> str:
 
 def _position(name: str) -> float | None:
     """The iteration that a name tells, infinite for the final one, None for no checkpoint."""
-    if name == FINAL_CHECKPOINT:
-        return _FINAL
     match = _NUMBERED.fullmatch(name)
-    return int(match[1]) if match else None
+    return math.inf if name == FINAL_CHECKPOINT else int(match[1]) if match else None
 
 
 def ranked(folder: str, first: str = "") -> list[str]:
@@ -47,7 +46,7 @@ def ranked(folder: str, first: str = "") -> list[str]:
     positions = {name: _position(name) for name in found if name != first}
     places = {name: place for name, place in positions.items() if place is not None}
     limit = _position(first)
-    limit = _FINAL if limit is None else limit
+    limit = math.inf if limit is None else limit
     before = sorted((n for n in places if places[n] <= limit), key=places.__getitem__, reverse=True)
     after = sorted((n for n in places if places[n] > limit), key=places.__getitem__)
     return [first, *before, *after] if first else before + after
@@ -71,11 +70,11 @@ def holds_run(folder: str) -> bool:
 def superseded(folder: str, newest: str, keep: int, damaged: Collection[str] = ()) -> list[str]:
     """Checkpoints that may go once ``newest`` is complete, so that ``keep`` numbered ones stay.
 
-    ``newest`` and the final one always stay; damaged ones go first.
+    ``newest`` and the final one always stay; damaged ones go first. ``keep`` 0 keeps all.
     """
     names = [name for name in ranked(folder, newest) if _NUMBERED.fullmatch(name)]
     kept = [name for name in names if name == newest or name not in damaged][:keep]
-    return [name for name in names if name not in kept]
+    return [name for name in names if name not in kept] if keep else []
 
 
 def read_complete(path: str) -> dict[str, Any]:
@@ -85,21 +84,16 @@ def read_complete(path: str) -> dict[str, Any]:
         WeightsError: the file is missing, ends early, is damaged or cannot be read.
     """
     try:
-        if is_archive(path):
-            _check_sums(path)
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # the reader will say
+            if zipfile.is_zipfile(path):  # but PyTorch's oldest format, which has no checksums
+                with zipfile.ZipFile(path) as archive:
+                    if wrong := archive.testzip():
+                        raise WeightsError(f"Weights '{path}' are damaged: checksum of '{wrong}'.")
         return read_weight_file(path)
-    except OSError as error:
-        raise WeightsError(f"Weights '{path}' cannot be read ({error}).") from error
-
-
-def _check_sums(path: str) -> None:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            wrong = archive.testzip()
+    except WeightsError:
+        raise
     except (*TENSOR_FILE_ERRORS, zlib.error) as error:
         raise WeightsError(f"Weights '{path}' are damaged ({error}).") from error
-    if wrong is not None:
-        raise WeightsError(f"Weights '{path}' are damaged: the checksum of '{wrong}' is wrong.")
 
 
 def find_complete(folder: str) -> tuple[str, dict[str, Any], list[str]]:
@@ -149,24 +143,22 @@ def saved_state(folder: str) -> tuple[str, dict[str, Any]]:
     return "", {}
 
 
-def is_finished(folder: str, iterations: int, results: str | None) -> bool:
-    """Whether a stage's final checkpoint is complete, and its evaluation, if any, done since.
+def note_final(folder: str, iterations: int) -> None:
+    """Note beside the final checkpoint how many iterations it has, and its size in bytes.
 
-    Args:
-        folder: of the stage.
-        iterations: that the stage is to have.
-        results: name of the file that the evaluation writes; None: there is no evaluation.
+    Written after it: a run that is killed in between is unfinished, and --resume writes the note.
     """
-    final = os.path.join(folder, FINAL_CHECKPOINT)
-    if not os.path.isfile(final):
-        return False
-    if results is not None:
-        results = os.path.join(folder, results)
-        if not os.path.isfile(results) or os.stat(results).st_mtime_ns < os.stat(final).st_mtime_ns:
-            return False
+    size = os.path.getsize(os.path.join(folder, FINAL_CHECKPOINT))
+    with atomic_write(os.path.join(folder, _FINAL_NOTE)) as file:
+        json.dump({"iterations": iterations, "bytes": size}, file)
+
+
+def final_iterations(folder: str) -> int:
+    """Iterations of the final checkpoint, which is not read; 0: there is none of the noted size."""
     try:
-        content = read_complete(final)
-    except WeightsError as error:
-        logger.warning("The stage is continued, because its result is unusable. %s", error)
-        return False
-    return content.get("iteration", iterations) + 1 >= iterations
+        with open(os.path.join(folder, _FINAL_NOTE), encoding="utf-8") as file:
+            note = json.load(file)
+        complete = os.path.getsize(os.path.join(folder, FINAL_CHECKPOINT)) == note["bytes"]
+        return int(note["iterations"]) if complete else 0
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0

@@ -1,29 +1,29 @@
-"""Finds a model's weights in a file's content and gives them the names of today's Mask2Former."""
+"""Finds a model's weights in a file, under whatever names, and compares them with the model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from torch import Tensor
 
 from s4m_d2.errors import WeightsError
+from s4m_d2.modeling.backbones.weight_names import ADDED_LAYERS, BACKBONE, to_own_names
 
 #: The two models of a semi-supervised run, and the prefixes of their names in the checkpoints of
 #: Guided Distillation and S4M.
 BRANCHES = {"student": "modelStudent.", "teacher": "modelTeacher."}
+MIN_BACKBONE_SHARE = 0.9  # with less of the backbone in it, a file is of another backbone
 
 _WRAPPER = "module."  # DistributedDataParallel's
 _MODEL_ENTRIES = ("model", "model_state", "state_dict")  # the last two: pycls and many others
 _FLAGS = ("matching_heuristics", "__author__")
-_HEAD = "sem_seg_head."
-_PIXEL_DECODER = f"{_HEAD}pixel_decoder."
-_PREDICTOR = f"{_HEAD}predictor."
-_QUERIES_BEFORE_2022 = ("static_query", "query_feat")  # Mask2Former renamed its queries
+_PIXEL_DECODER, _PREDICTOR = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
 _TORCHVISION_RESNET = "layer1.0.conv1.weight"
 _TORCHVISION_NAMES = (
     (re.compile(r"^(conv1|bn1)\."), r"stem.\1."),
@@ -32,6 +32,29 @@ _TORCHVISION_NAMES = (
     (re.compile(r"\bdownsample\.0\."), "shortcut."),
     (re.compile(r"\bdownsample\.1\."), "shortcut.norm."),
 )
+
+# What the config has set already; published files may lack them.
+_SET_BY_CONFIG = {
+    "pixel_mean": "MODEL.PIXEL_MEAN",
+    "pixel_std": "MODEL.PIXEL_STD",
+    "criterion.empty_weight": "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT",
+}
+_COUNTER = "num_batches_tracked"  # counts batches of a norm that averages; nothing depends on it
+_STATISTICS = ("running_mean", "running_var", _COUNTER)
+# Part of a name → what sets its first dimension, or the number of its layers.
+_SIZE_KEYS = {
+    "predictor.class_embed.": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+    "predictor.query_": "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
+    ".linear1.": "MODEL.MASK_FORMER.DIM_FEEDFORWARD",
+    "pixel_decoder.mask_features.": "MODEL.SEM_SEG_HEAD.MASK_DIM",
+}
+_DEPTH_KEYS = {
+    "predictor.": "MODEL.MASK_FORMER.DEC_LAYERS",
+    "pixel_decoder.": "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
+    "res": "MODEL.RESNETS.DEPTH",
+}
+_SHOWN_NAMES = 5
+_REMEDY = "Use the config that the file was trained with, or weights that fit this config."
 
 
 @dataclass(frozen=True)
@@ -43,13 +66,66 @@ class ModelWeights:
         branch: which of the two models it is, "student" or "teacher"; None if the file does not
             say, because it holds one model only.
         by_suffix: names are those of a bare backbone, to be matched as suffixes of the model's.
-        caffe2: names are Caffe2's (``res2_0_branch2a_w``).
     """
 
     state: dict[str, Tensor]
     branch: str | None = None
     by_suffix: bool = False
-    caffe2: bool = False
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a file's weights. All names are the model's, but for ``unexpected``.
+
+    Attributes:
+        path: the file.
+        matched: loaded.
+        missing: of the model, not in the file.
+        unexpected: of the file, not in the model.
+        mismatched: (name, shape in the file, shape in the model), not loaded.
+        overridden: those of ``matched`` whose value replaces another one that the config had set.
+        branch: "student" or "teacher" if the file names the model so, else None.
+    """
+
+    path: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    overridden: tuple[str, ...] = ()
+    branch: str | None = None
+
+    def __str__(self) -> str:
+        whose = f"the {self.branch} of " if self.branch else ""
+        keys = [f"{name} ({_SET_BY_CONFIG[name]})" for name in self.overridden]
+        parts = [
+            f"{len(names)} {what}: {_first(names)})"
+            for what, names in (
+                ("missing (kept at init", self.missing),
+                ("of another shape (kept at init", self._shapes()),
+                ("unexpected (ignored", self.unexpected),
+                ("not as in the config (the file's are used", keys),
+            )
+            if names
+        ]
+        return ", ".join([f"{whose}{self.path}: {len(self.matched)} weights loaded", *parts])
+
+    @property
+    def is_surprising(self) -> bool:
+        """Something did not fit, beyond a bare backbone that leaves the heads at their start."""
+        bare = all(name.startswith(BACKBONE) for name in self.matched)
+        missing = [name for name in self.missing if not bare or _is_backbone_weight(name)]
+        parts = {name.partition(".")[0] for name in (*self.matched, *self.missing)}
+        unused = [name for name in self.unexpected if name.partition(".")[0] in parts]
+        return bool(self.mismatched or missing or unused or self.overridden)
+
+    def _shapes(self, part: str = "") -> list[str]:
+        return [
+            f"{name} is {in_file} in the file and {in_model} in the model"
+            f"{_key(name, _SIZE_KEYS) if in_file[:1] != in_model[:1] else ''}"
+            for name, in_file, in_model in self.mismatched
+            if name.startswith(part)
+        ]
 
 
 def model_weights(content: Mapping[str, Any], branch: str, path: str) -> ModelWeights:
@@ -72,17 +148,17 @@ def model_weights(content: Mapping[str, Any], branch: str, path: str) -> ModelWe
         entries = (content[key] for key in _MODEL_ENTRIES if isinstance(content.get(key), Mapping))
         bare = {key: value for key, value in content.items() if key not in _FLAGS}
         state = next(entries, content.get("blobs", bare))
-    state = _unwrapped(_tensors(state, path))
-    state, found = _of_branch(state, branch)
+    state, found = _of_branch(_unwrapped(_tensors(state, path)), branch)
     if found is None and teacher is not None:
         found = branch
     by_suffix = bool(content.get("matching_heuristics")) or "model_state" in content
     if _TORCHVISION_RESNET in state:
         state, by_suffix = {_detectron2_name(k): v for k, v in state.items()}, True
-    caffe2 = content.get("__author__") == "Caffe2" or _has_caffe2_names(state)
-    if caffe2:
+    dotted = any("." in name for name in state)
+    if content.get("__author__") == "Caffe2" or not dotted and any(n[-2:] == "_w" for n in state):
         state = {k: v for k, v in state.items() if not k.endswith("_momentum")}
-    return ModelWeights(_current_names(state), found, by_suffix or caffe2, caffe2)
+        state, by_suffix = convert_c2_detectron_names(state)[0], True
+    return ModelWeights(_current_names(state), found, by_suffix)
 
 
 def _teacher_entry(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -150,21 +226,16 @@ def _current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Mask2Former itself moves the pixel decoder when a file does not state a version, which files
     that were converted and saved again do not: there the decoder stands one level too deep.
     """
-    names = {name: name.replace(*_QUERIES_BEFORE_2022) for name in state}
     flat = f"{_PREDICTOR}query_embed.weight" in state and not any(
         name.startswith(_PIXEL_DECODER) for name in state
     )
-    for name, current in names.items():
-        if flat and name.startswith(_HEAD) and not name.startswith(_PREDICTOR):
-            names[name] = _PIXEL_DECODER + name.removeprefix(_HEAD)
-        elif name.startswith(f"{_PIXEL_DECODER}pixel_decoder."):
-            names[name] = current.replace("pixel_decoder.", "", 1)
-    return {names[name]: value for name, value in state.items()}
-
-
-def _has_caffe2_names(state: Mapping[str, Tensor]) -> bool:
-    """As in ``res2_0_branch2a_w``: words joined by underscores only."""
-    return any(k.endswith("_w") for k in state) and not any("." in k for k in state)
+    renamed = {}
+    for name, value in state.items():
+        name = name.replace("static_query", "query_feat")
+        if flat and not name.startswith(_PREDICTOR):
+            name = re.sub("^sem_seg_head\\.", _PIXEL_DECODER, name)
+        renamed[re.sub(f"^{_PIXEL_DECODER}pixel_decoder\\.", _PIXEL_DECODER, name)] = value
+    return renamed
 
 
 def _detectron2_name(name: str) -> str:
@@ -172,3 +243,137 @@ def _detectron2_name(name: str) -> str:
     for pattern, replacement in _TORCHVISION_NAMES:
         name = pattern.sub(replacement, name)
     return name
+
+
+def fit(
+    own: Mapping[str, Tensor], weights: ModelWeights, path: str
+) -> tuple[LoadReport, dict[str, Tensor]]:
+    """Compare a file's weights with a model's.
+
+    Args:
+        own: the model's state; on the meta device nothing of it is ``overridden``.
+        weights: the file's.
+        path: of the file.
+
+    Returns:
+        the report, and the weights to load, by the model's names.
+    """
+    state = to_own_names(weights.state, own)
+    if weights.by_suffix and state.keys() == weights.state.keys():
+        state = _by_suffix(state, own, path)
+    both = [name for name in own if name in state]
+    fitting = {name: state[name] for name in both if state[name].shape == own[name].shape}
+    set_before = {name: own[name] for name in _SET_BY_CONFIG if name in fitting}
+    missing = [n for n in own if n not in state and n not in _SET_BY_CONFIG]
+    report = LoadReport(
+        path=path,
+        matched=tuple(fitting),
+        missing=tuple(n for n in missing if not n.endswith(_COUNTER)),
+        unexpected=tuple(n for n in state if n not in own and not n.endswith(_COUNTER)),
+        mismatched=tuple(
+            (name, tuple(state[name].shape), tuple(own[name].shape))
+            for name in both
+            if name not in fitting
+        ),
+        overridden=tuple(
+            name
+            for name, value in set_before.items()
+            if not value.is_meta and not fitting[name].to(value).equal(value)
+        ),
+        branch=weights.branch,
+    )
+    return report, fitting
+
+
+def _by_suffix(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str
+) -> dict[str, Tensor]:
+    """A file's weights under those names of the model that end in theirs, the longest first."""
+    names, fitting = dict[str, str](), set[str]()
+    for name, value in own.items():
+        words = name.split(".")
+        endings = (".".join(words[i:]) for i in range(len(words)))
+        found = next((ending for ending in endings if ending in state), None)
+        if found is None:
+            continue
+        if state[found].shape != value.shape:
+            names.setdefault(found, name)
+            continue
+        if found in fitting:
+            raise WeightsError(
+                f"Weights '{path}': '{found}' may be {names[found]} or {name} of the model. "
+                "Give a file with whole names."
+            )
+        fitting.add(found)
+        names[found] = name
+    return {names.get(key, key): value for key, value in state.items()}
+
+
+def _beyond_last_layers(unexpected: Iterable[str], own: Iterable[str]) -> list[str]:
+    """Names with an index that a list of layers has not in the model: ``res4.22.conv1.weight``."""
+    layers = {layer for name in own for layer in _layers(name)}
+    lists = {layer.rpartition(".")[0] for layer in layers}
+    return [
+        name
+        for name in unexpected
+        if any(
+            layer not in layers and layer.rpartition(".")[0] in lists
+            for layer in (*_layers(name), *_layers(BACKBONE + name))
+        )
+    ]
+
+
+def _layers(name: str) -> Iterator[str]:
+    """The beginnings of a name that end in an index."""
+    words = name.split(".")
+    return (".".join(words[: i + 1]) for i, word in enumerate(words) if i and word.isdigit())
+
+
+def refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) -> None:
+    """Refuse a file that is not of this model, or not enough of it.
+
+    Args:
+        report: of the comparison.
+        own: the model's state.
+        require: the file must hold the whole model. Without it, heads may start anew.
+
+    Raises:
+        WeightsError: names the first weights that do not fit, and their keys where that is clear.
+    """
+    heads = tuple({f"{name.partition('.')[0]}." for name in own} - {BACKBONE})
+    deeper = [
+        name + _key(name, _DEPTH_KEYS)
+        for name in _beyond_last_layers(report.unexpected, own)
+        if require or not name.startswith(heads)
+    ]
+    backbone = [name for name in own if _is_backbone_weight(name)]
+    absent = [name for name in backbone if name in report.missing]
+    is_other = 0 < len(backbone) - len(absent) < MIN_BACKBONE_SHARE * len(backbone)
+    problems = {
+        "are of another architecture": report._shapes("" if require else BACKBONE),
+        f"hold nothing of this model ({_first(list(own))}), but": (
+            [] if report.matched else [*report.unexpected, "no weights"]
+        ),
+        f"lack {len(report.missing)} of the model's {len(own)} weights, all of which are needed": (
+            [n + _key(n, _DEPTH_KEYS) for n in report.missing] if require else []
+        ),
+        "have more layers than the model": deeper,
+        f"lack {len(absent)} of the backbone's {len(backbone)} weights": absent if is_other else [],
+    }
+    for problem, names in problems.items():
+        if names:
+            raise WeightsError(f"Weights '{report.path}' {problem}: {_first(names)}. {_REMEDY}")
+
+
+def _is_backbone_weight(name: str) -> bool:
+    """Of a backbone that a file may hold: no statistics, and nothing that starts anew."""
+    new = name.startswith(ADDED_LAYERS) or name.endswith(_STATISTICS)
+    return name.startswith(BACKBONE) and not new
+
+
+def _key(name: str, keys: Mapping[str, str]) -> str:
+    return next((f" ({key})" for part, key in keys.items() if part in name), "")
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN_NAMES]) + (", …" if len(names) > _SHOWN_NAMES else "")

@@ -15,16 +15,18 @@ from detectron2.utils import comm
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.checks.findings import collected, raise_all
-from s4m_d2.engine.checks.setting_checks import setting_errors
+from s4m_d2.engine.figures.figure_set import FIGURES
 from s4m_d2.engine.labeling.protocol import check_architecture
 from s4m_d2.engine.labeling.pseudo_labeling import AMP, FLOAT32
 from s4m_d2.engine.stages import STAGES, runs_stage
-from s4m_d2.engine.training.speed import speed_errors
+from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
 from s4m_d2.losses.structural_distillation import DISTILLATION_REGISTRY
 from s4m_d2.modeling import TRANSFORMER_DECODER_REGISTRY
 from s4m_d2.sam import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, where_to_get
+from s4m_d2.sam.precision import AUTO
+from s4m_d2.sam.precision import PRECISIONS as SAM_PRECISIONS
 from s4m_d2.sam.sam2 import require_sam2_package
 from s4m_d2.semi import REFINER_REGISTRY
 
@@ -52,12 +54,20 @@ _RULES = (
             "S4M.PSEUDO_LABEL.SCORE_THRESH",
             "S4M.PSEUDO_LABEL.MASK_THRESH",
             "S4M.PSEUDO_LABEL.DUPLICATE_IOU",
+            "S4M.REFINE.SEPL.BOX_NMS_THRESH",
+            "S4M.REFINE.SEPL.PRED_IOU_THRESH",
+            "S4M.REFINE.SEPL.STABILITY_SCORE_THRESH",
             "S4M.STRONG_VIEW.BLUR_PROB",
             "S4M.STRONG_VIEW.GRAYSCALE_PROB",
             "S4M.STRONG_VIEW.JITTER_PROB",
         ),
     ),
-    _Rule("at least 0 and below 1", lambda v: 0 <= v < 1, ("S4M.EMA_DECAY",)),
+    _Rule(
+        "a share from 0 to 1 (1: never exceeded)",
+        lambda v: 0 <= v <= 1,
+        ("S4M.REFINE.SEPL.O_P_THRESH", "S4M.REFINE.SEPL.O_S_THRESH"),
+    ),
+    _Rule("at least 0 and below 1", lambda v: 0 <= v < 1, ("INPUT.TILE.OVERLAP", "S4M.EMA_DECAY")),
     _Rule(
         "above 0, up to 0.5 (a pair has two images); S4M.ARP.ENABLED False switches ARP off",
         lambda v: 0 < v <= 0.5,
@@ -73,7 +83,9 @@ _RULES = (
             "MODEL.MASK_FORMER.TRAIN_NUM_POINTS",
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
             "S4M.DISTILL.NUM_POINTS",
+            "S4M.FIGURES.IMAGES",
             "S4M.REFINE.NUM_POINTS",
+            "S4M.REFINE.SEPL.POINTS_PER_SIDE",
             "S4M.SAM.MAX_PROMPTS",
             "SOLVER.CHECKPOINT_PERIOD",
             "SOLVER.IMS_PER_BATCH",
@@ -86,12 +98,18 @@ _RULES = (
         lambda v: v >= 0,
         (
             "DATALOADER.NUM_WORKERS",
+            "INPUT.TILE.SIZE",
             "S4M.BURN_IN",
             "S4M.DISTILL.WEIGHT",
+            "S4M.FIGURES.PERIOD",
             "S4M.MAX_BAD_STEPS",
             "S4M.MAX_SKIPPED_IMAGES",
             "S4M.PSEUDO_LABEL.COUNT_BAND_ITERS",
             "S4M.PSEUDO_LABEL.MIN_AREA",
+            "S4M.QUALITY.MAX_IMAGES",
+            "S4M.QUALITY.PERIOD",
+            "S4M.REFINE.SEPL.MIN_MASK_REGION_AREA",
+            "S4M.SAM.MAX_IMAGES",
             "S4M.TEACHER.IMS_PER_BATCH",
             "S4M.TEACHER.MAX_ITER",
             "S4M.UNLABELED_IMS_PER_BATCH",
@@ -104,7 +122,12 @@ _RULES = (
     _Rule(
         "two numbers of at least 0, the smaller first",
         lambda v: len(v) == 2 and 0 <= v[0] <= v[1],
-        ("S4M.PSEUDO_LABEL.COUNT_BAND",),
+        ("S4M.PSEUDO_LABEL.COUNT_BAND", "S4M.QUALITY.SIZE_LIMITS"),
+    ),
+    _Rule(
+        f"some of {', '.join(FIGURES)}",
+        lambda v: set(v) <= set(FIGURES),
+        ("S4M.FIGURES.WHAT",),
     ),
     _Rule("above 0", lambda v: v > 0, ("S4M.DISTILL.HUBER_DELTA", "SOLVER.BASE_LR")),
     _Rule(
@@ -133,11 +156,13 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
     "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": SEM_SEG_HEADS_REGISTRY,
+    "S4M.AMP_PRECISION": PRECISIONS,
     "S4M.DISTILL.NAME": DISTILLATION_REGISTRY,
     "S4M.EVAL": ("student", "teacher", "both"),
     "S4M.PSEUDO_LABEL.PRECISION": (AMP, FLOAT32),
     "S4M.REFINE.METHOD": REFINER_REGISTRY,
     "S4M.SAM.BACKEND": SAM_BACKEND_REGISTRY,
+    "S4M.SAM.PRECISION": (AUTO, *SAM_PRECISIONS),
     "S4M.STAGE": ("both", "teacher", "student"),
     "S4M.TEACHER.SAMPLER": _SAMPLERS,
     "S4M.UNLABELED_MAPPER": DATASET_MAPPER_REGISTRY,
@@ -163,7 +188,7 @@ def check_config(
     """
     errors = config_errors(cfg, eval_only=eval_only, num_processes=num_processes)
     if not eval_only:
-        errors += [*teacher_weights_errors(cfg), *sam_errors(cfg)]
+        errors += sam_errors(cfg)
     raise_all(errors)
 
 
@@ -171,7 +196,7 @@ def config_errors(
     cfg: CfgNode, *, eval_only: bool = False, num_processes: int | None = None
 ) -> list[S4MError]:
     """What is wrong with the settings alone, no file looked at; arguments as above."""
-    errors: list[S4MError] = [*_value_errors(cfg), *_device_errors(cfg), *speed_errors(cfg)]
+    errors: list[S4MError] = [*_value_errors(cfg), *_device_errors(cfg)]
     if eval_only:
         if not cfg.DATASETS.TEST:
             errors.append(ConfigError("DATASETS.TEST is empty: name the data set to evaluate on."))
@@ -179,7 +204,7 @@ def config_errors(
     processes = comm.get_world_size() if num_processes is None else num_processes
     if runs_stage(cfg, "student") and cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
         errors += collected(check_architecture, cfg.MODEL.META_ARCHITECTURE)
-    errors += [*_dataset_name_errors(cfg), *_stage_errors(cfg), *setting_errors(cfg)]
+    errors += [*_dataset_name_errors(cfg), *_stage_errors(cfg)]
     errors += _batch_errors(cfg, processes)
     return errors or _mapper_errors(cfg)
 
@@ -226,6 +251,14 @@ def _device_errors(cfg: CfgNode) -> Iterator[S4MError]:
             f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}', but PyTorch finds no CUDA device here. "
             "Add MODEL.DEVICE cpu to the command, or install a PyTorch that fits the driver."
         )
+    elif cfg.SOLVER.AMP.ENABLED and cfg.S4M.AMP_PRECISION == "bfloat16":
+        if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(
+            including_emulation=False
+        ):
+            yield ConfigError(
+                "S4M.AMP_PRECISION is 'bfloat16', which this GPU does not compute with; set it to "
+                "'float16'."
+            )
 
 
 def _dataset_name_errors(cfg: CfgNode) -> Iterator[S4MError]:
@@ -272,16 +305,6 @@ def _batch_errors(cfg: CfgNode, num_processes: int) -> Iterator[S4MError]:
                 f"{key} is {_get(cfg, key)}; expected a multiple of the {num_processes} processes "
                 "that share the batch."
             )
-
-
-def teacher_weights_errors(cfg: CfgNode) -> Iterator[S4MError]:
-    """S4M.TEACHER_WEIGHTS names a file that is not there."""
-    weights = cfg.S4M.TEACHER_WEIGHTS
-    if weights and "://" not in weights and not os.path.isfile(weights):
-        yield WeightsError(
-            f"S4M.TEACHER_WEIGHTS: '{weights}' does not exist. Give the checkpoint of stage 1, "
-            "such as output/teacher/model_final.pth."
-        )
 
 
 def needs_sam(cfg: CfgNode, stage: str) -> bool:

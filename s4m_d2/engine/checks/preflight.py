@@ -10,7 +10,6 @@ from detectron2.config import CfgNode
 from s4m_d2.engine.checks.config_checks import check_config, config_errors
 from s4m_d2.engine.checks.dataset_checks import check_datasets, dataset_findings
 from s4m_d2.engine.checks.findings import Finding, PreflightReport
-from s4m_d2.engine.checks.quality_checks import quality_findings
 from s4m_d2.engine.checks.resource_checks import (
     check_output_dir,
     disk_finding,
@@ -18,9 +17,9 @@ from s4m_d2.engine.checks.resource_checks import (
     output_dir_finding,
 )
 from s4m_d2.engine.checks.resume_checks import resume_finding
-from s4m_d2.engine.checks.sam_checks import sam_cache_findings
 from s4m_d2.engine.checks.weight_checks import blueprint_findings, weight_findings
 from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.labeling.quality import quality_findings
 from s4m_d2.engine.stages import runs_stage, stage_config, stages_to_run
 from s4m_d2.errors import ConfigError
 
@@ -63,7 +62,7 @@ def preflight(
     # A model of wrong settings cannot be built, or is another than will be meant.
     blueprints, lines = blueprint_findings(cfg, settings_are_right=not errors)
     findings += [*lines, *weight_findings(cfg, blueprints.model, stages, resume=resume)]
-    findings += [*sam_cache_findings(cfg), output_dir_finding(cfg, stages, resume=resume)]
+    findings.append(output_dir_finding(cfg, stages, resume=resume))
     if blueprints.model is None:
         text = "estimated when the model can be built"
         findings += [Finding(item, text, checked=False) for item in ("disk", "memory")]

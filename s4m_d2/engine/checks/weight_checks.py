@@ -13,7 +13,8 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.checks.config_checks import needs_sam, sam_errors, teacher_weights_errors
+from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
+from s4m_d2.engine.checks.config_checks import needs_sam, sam_errors
 from s4m_d2.engine.checks.findings import Finding, in_units
 from s4m_d2.engine.stages import STAGES, final_weights, stage_config
 from s4m_d2.errors import S4MError
@@ -138,9 +139,9 @@ def weight_findings(
         stages: that will be trained.
         resume: a stage with a checkpoint continues from it and needs no other weights.
     """
-    starting = [stage for stage in stages if not (resume and _has_checkpoint(cfg, stage))]
+    folders = [stage_config(cfg, stage).OUTPUT_DIR for stage in stages]
     path, timm = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM
-    if not starting:
+    if resume and all(holds_run(folder) for folder in folders):
         yield Finding("first weights", "not needed: every stage continues from its checkpoint")
     elif path:
         yield _file_finding("first weights", model, path)
@@ -151,42 +152,23 @@ def weight_findings(
     if "student" not in stages:
         return
     teacher = cfg.S4M.TEACHER_WEIGHTS
-    errors = tuple(teacher_weights_errors(cfg))
-    if errors:
-        yield Finding("teacher", teacher, errors)
-    elif teacher or "teacher" not in stages:
-        yield _file_finding(
-            "teacher", model, teacher or final_weights(cfg, "teacher"), branch="teacher", whole=True
-        )
+    if teacher or "teacher" not in stages:
+        teacher = teacher or final_weights(cfg, "teacher")
+        yield _file_finding("teacher", model, teacher, branch="teacher", whole=True)
     else:
         yield Finding("teacher", "made by stage 1 of this run")
 
 
-def _has_checkpoint(cfg: CfgNode, stage: str) -> bool:
-    folder = stage_config(cfg, stage).OUTPUT_DIR
-    return S4MCheckpointer(nn.Module(), folder).has_checkpoint()
-
-
 def _file_finding(
-    item: str,
-    model: nn.Module | None,
-    path: str,
-    *,
-    branch: str = "student",
-    whole: bool = False,
+    item: str, model: nn.Module | None, path: str, *, branch: str = "student", whole: bool = False
 ) -> Finding:
     if model is None and ("://" in path or os.path.isfile(path)):
         return Finding(item, f"{path}: compared when the model can be built", checked=False)
-    compared = nn.Module() if model is None else model  # without one, there is no file either
+    model = nn.Module() if model is None else model  # without one, there is no file either
     try:
-        report = S4MCheckpointer(compared).inspect(path, branch=branch, require=whole)
+        report = S4MCheckpointer(model).inspect(path, branch=branch, require=whole)
     except S4MError as error:
         return Finding(item, path, (error,))
-    entries = len(compared.state_dict())
-    text = f"{path}: {len(report.matched)} of the model's {entries} tensors"
-    surprises: tuple[str, ...] = ()
-    if report.is_surprising:
-        surprises = (
-            f"{report}. If this is not meant, use the config that the file was trained with.",
-        )
-    return Finding(item, text, (), surprises)
+    text = f"{path}: {len(report.matched)} of the model's {len(model.state_dict())} tensors"
+    warning = f"{report}. If this is not meant, use the config that the file was trained with."
+    return Finding(item, text, (), (warning,) if report.is_surprising else ())

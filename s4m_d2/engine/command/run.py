@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -13,11 +13,11 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.checks.findings import PreflightReport
+from s4m_d2.engine.checks.findings import Finding, PreflightReport
 from s4m_d2.engine.checks.preflight import check_output_dir, preflight
 from s4m_d2.engine.command.arguments import num_processes, read_config
+from s4m_d2.engine.command.run_facts import write_facts
 from s4m_d2.engine.command.run_lock import lock_run
-from s4m_d2.engine.command.run_log import VERSION, code_version
 from s4m_d2.engine.command.run_report import draw_final, reported
 from s4m_d2.engine.stages import final_weights, stage_config, stages_to_run
 from s4m_d2.engine.training.trainer import S4MTrainer, TeacherTrainer
@@ -49,16 +49,21 @@ def check(args: argparse.Namespace) -> PreflightReport:
     return report
 
 
-def train(cfg: CfgNode, *, resume: bool) -> Mapping[str, Any] | None:
+def train(
+    cfg: CfgNode, *, resume: bool, checked: Iterable[Finding] = ()
+) -> Mapping[str, Any] | None:
     """Run the stages that S4M.STAGE asks for; a finished stage is not run again on resume.
 
     However it ends, OUTPUT_DIR/report.html is written.
+
+    Args:
+        checked: what the checks before training found, for the report.
 
     Returns:
         what the last stage's trainer returns.
     """
     if comm.is_main_process():
-        logger.info("%s %s", VERSION, code_version())
+        logger.info("s4m_d2 of this run: %s", write_facts(cfg.OUTPUT_DIR, checked)["s4m_d2"])
     with reported(cfg.OUTPUT_DIR):
         return _train_stages(cfg, resume)
 

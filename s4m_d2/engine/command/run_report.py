@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
+from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT
 from s4m_d2.engine.command.failures import as_text
-from s4m_d2.engine.command.run_folder import read_run
-from s4m_d2.engine.figures.figure_hook import FOLDER, figure_models
-from s4m_d2.engine.figures.figure_set import FigureSet, choose_figures
+from s4m_d2.engine.command.run_facts import FACTS
+from s4m_d2.engine.figures.figure_set import FOLDER, FigureSet, figure_models
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
-from s4m_d2.engine.stages import STAGES
+from s4m_d2.engine.stages import ITERATIONS, METRICS, RESULTS, STAGES
+from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write, remove_temporaries
-from s4m_d2.report import render_page
+from s4m_d2.report import Run, Settings, Stage, pictures_of, read_curves, render_page
 from s4m_d2.visualization import write_png
 
 logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
+CONFIG = "config.yaml"
+OVERVIEW = "overview.png"  # of the quickstart
 DRAWN_AT_END = ("predictions", "pseudo_labels")
 IMAGES = 4  # of each
+MOST_TEXT = 1 << 20  # characters; of a larger file the rest is not read
 
 
 def write_report(folder: str, problem: str = "") -> str:
@@ -57,12 +65,23 @@ def reported(folder: str) -> Iterator[None]:
         for stage in STAGES:
             for below, _, _ in os.walk(os.path.join(folder, stage)):
                 remove_temporaries(below)
+    problem = ""
     try:
         yield
     except BaseException as error:
-        _try_report(folder, error)
+        stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+        problem = "Stopped; --resume continues it." if stopped else as_text(error)
         raise
-    _try_report(folder)
+    finally:
+        if comm.is_main_process():
+            _try_report(folder, problem)
+
+
+def _try_report(folder: str, problem: str) -> None:
+    try:
+        logger.info("Report: %s", write_report(folder, problem))
+    except (Exception, KeyboardInterrupt) as error:  # how the training ended must stay known
+        logger.warning("The report of '%s' could not be written: %s", folder, as_text(error))
 
 
 def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None = None) -> None:
@@ -81,7 +100,7 @@ def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None =
     try:
         models = figure_models(model, labeling)
         figures = FigureSet(cfg, models, IMAGES, resized=True)
-        for name in choose_figures(DRAWN_AT_END, models):
+        for name in models.choose(DRAWN_AT_END):
             file = f"{name}_{cfg.SOLVER.MAX_ITER:07d}.png"
             path = os.path.join(cfg.OUTPUT_DIR, FOLDER, file)
             if not os.path.exists(path):
@@ -90,17 +109,75 @@ def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None =
         logger.warning("The report lacks pictures of the final models: %s", as_text(error))
 
 
-def _try_report(folder: str, ended_by: BaseException | None = None) -> None:
-    if not comm.is_main_process():
-        return
+def read_run(folder: str, problem: str = "") -> Run:
+    """What a run has left in its output folder.
+
+    Raises:
+        DatasetError: that is nothing of a run.
+    """
+    config = _text(os.path.join(folder, CONFIG))
     try:
-        problem = "" if ended_by is None else _reason(ended_by)
-        logger.info("Report: %s", write_report(folder, problem))
-    except (Exception, KeyboardInterrupt) as error:  # how the training ended must stay known
-        logger.warning("The report of '%s' could not be written: %s", folder, as_text(error))
+        settings = Settings(yaml.safe_load(config))
+    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        settings = Settings()  # PyYAML checks little of what stands under a tag
+    except RecursionError:
+        settings = Settings()
+    present = [name for name in STAGES if os.path.isdir(os.path.join(folder, name))]
+    if not config and not present:
+        raise DatasetError(
+            f"'{folder}' holds no run: expected {CONFIG} or the folders {' and '.join(STAGES)}. "
+            "Give the OUTPUT_DIR of a training."
+        )
+    stages = [_stage(os.path.join(folder, name), name, settings) for name in present]
+    facts, _ = _json(os.path.join(folder, FACTS))
+    return Run(
+        name=os.path.basename(os.path.abspath(folder)),
+        stages=stages,
+        settings=settings,
+        config=config,
+        facts=[(name, str(text)) for name, text in facts.items()],
+        pictures=pictures_of(
+            [(stage.title, os.path.join(folder, stage.name, FOLDER)) for stage in reversed(stages)],
+            [("What happens to an image in stage 2", os.path.join(folder, OVERVIEW))],
+        ),
+        problem=problem,
+        written=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+    )
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, SystemExit | KeyboardInterrupt):
-        return "Stopped; --resume continues it."
-    return as_text(error)
+def _stage(folder: str, name: str, settings: Settings) -> Stage:
+    own = settings.count("S4M.TEACHER.MAX_ITER") if name == "teacher" else 0
+    results, problem = _json(os.path.join(folder, RESULTS))
+    finished = os.path.isfile(os.path.join(folder, FINAL_CHECKPOINT))
+    done = Settings(results).count(ITERATIONS) if finished else 0
+    return Stage(
+        name=name,
+        curves=read_curves(os.path.join(folder, METRICS)),
+        results=results,
+        iterations=done or own or settings.count("SOLVER.MAX_ITER"),
+        burn_in=settings.count("S4M.BURN_IN") if name == "student" else 0,
+        finished=finished,
+        problem=problem,
+    )
+
+
+def _json(path: str) -> tuple[dict[str, Any], str]:
+    """A file's object, empty if there is none, and what is wrong with it, "" if nothing is."""
+    if not os.path.exists(path):
+        return {}, ""
+    try:
+        content = json.loads(_text(path))
+    except (ValueError, RecursionError):
+        content = None
+    if isinstance(content, dict):
+        return content, ""
+    return {}, f"{os.path.basename(path)} of this stage cannot be read."
+
+
+def _text(path: str) -> str:
+    """A file's text, "" if there is none."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(MOST_TEXT)
+    except OSError:
+        return ""

@@ -13,16 +13,21 @@ from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, labeled_d
 from s4m_d2.data.transforms import build_geometry
 from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.errors import ConfigError
+from s4m_d2.tiling import build_tiling
+from s4m_d2.visualization import evenly_spaced
 
 Record = Mapping[str, Any]
 SEED_STREAM = "overview"
 UNLABELED_SUFFIX = "_unlabeled"
 
 
-def validation_samples(cfg: CfgNode, count: int, *, resized: bool = False) -> list[dict]:
+def validation_samples(
+    cfg: CfgNode, count: int, *, tiles: bool = False, resized: bool = False
+) -> list[dict]:
     """The validation images with most instances of evenly spaced groups, unaugmented.
 
     Args:
+        tiles: where INPUT.TILE cuts images, tiles are chosen in place of images.
         resized: as evaluation does (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST); False: they have
             their own sizes, which may be those of a camera.
 
@@ -32,6 +37,7 @@ def validation_samples(cfg: CfgNode, count: int, *, resized: bool = False) -> li
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: name the data set whose images are drawn.")
     records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    records = build_tiling(cfg).records(records) if tiles else records
     group = max(1, len(records) // count)
     chosen = [
         max(records[start : start + group], key=lambda record: len(record["annotations"]))
@@ -44,10 +50,10 @@ def validation_samples(cfg: CfgNode, count: int, *, resized: bool = False) -> li
 
 
 def labeled_samples(cfg: CfgNode, count: int, draws: int) -> list[list[dict]]:
-    """Labeled images: each as it is, then in ``draws`` of the training's augmentations."""
+    """Labeled images or tiles: each as it is, then in ``draws`` of the training's augmentations."""
     names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
     records = [record for name in names for record in DatasetCatalog.get(name)]
-    chosen = evenly_spaced(records, count)
+    chosen = evenly_spaced(build_tiling(cfg).records(records, filter_empty=True), count)
     plain = _plain_mapper(cfg, geometry=[])
     augmented = DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, True)
     rows = [[plain(record)] for record in _seeded(cfg, chosen)]
@@ -58,7 +64,7 @@ def labeled_samples(cfg: CfgNode, count: int, draws: int) -> list[list[dict]]:
 
 
 def unlabeled_samples(cfg: CfgNode, count: int) -> list[dict]:
-    """Unlabeled images in the training's views: "image", "image_weak" and "seeds".
+    """Unlabeled images or tiles in the training's views: "image", "image_weak" and "seeds".
 
     Where the set is ``NAME_unlabeled`` and NAME is registered too, a sample also has the truth of
     its view, "instances".
@@ -66,7 +72,8 @@ def unlabeled_samples(cfg: CfgNode, count: int) -> list[dict]:
     records = [record for name in cfg.DATASETS.UNLABELED for record in DatasetCatalog.get(name)]
     if not records:
         raise ConfigError("DATASETS.UNLABELED is empty: name the unlabeled set that is drawn.")
-    chosen = _seeded(cfg, evenly_spaced(records, count), "unlabeled")
+    chosen = evenly_spaced(build_tiling(cfg).records(records), count)
+    chosen = _seeded(cfg, chosen, "unlabeled")
     views = DATASET_MAPPER_REGISTRY.get(cfg.S4M.UNLABELED_MAPPER)(cfg, True)
     truth = _plain_mapper(cfg, geometry=build_geometry(cfg))
     labels = _annotations(cfg.DATASETS.UNLABELED, {record["file_name"] for record in chosen})
@@ -74,16 +81,10 @@ def unlabeled_samples(cfg: CfgNode, count: int) -> list[dict]:
     for record in chosen:
         sample = views(record)
         if record["file_name"] in labels:  # the same seeds: the same geometry
-            known = {**labels[record["file_name"]], "seeds": record["seeds"]}
+            known = {**labels[record["file_name"]], **record}
             sample["instances"] = truth(known)["instances"]
         samples.append(sample)
     return samples
-
-
-def evenly_spaced(items: Sequence[Any], count: int) -> list[Any]:
-    """So many of the items, or all if there are fewer."""
-    count = min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def _annotations(unlabeled: Sequence[str], wanted: set[str]) -> dict[str, Record]:

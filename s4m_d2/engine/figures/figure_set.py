@@ -1,8 +1,10 @@
-"""The figures that a config can have, by name, of the same images each time."""
+"""The figures that a config can have, of the same images each time, and the hook of training."""
 
 from __future__ import annotations
 
 import functools
+import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from s4m_d2.data import StrongView
@@ -21,7 +26,6 @@ from s4m_d2.engine.figures.figure_samples import (
 )
 from s4m_d2.engine.figures.figures import (
     SCORE_SHOWN,
-    Panels,
     arp_panels,
     labeled_panels,
     prediction_panels,
@@ -33,11 +37,16 @@ from s4m_d2.engine.figures.predictor import Predictor, class_names
 from s4m_d2.engine.figures.similarity_figure import point_of, similarity_panels
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import undisturbed_generators
+from s4m_d2.errors import S4MError
 from s4m_d2.losses.structural_distillation import StructuralDistillation
 from s4m_d2.sam import SamBackend
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.structures import sample_generators
+from s4m_d2.visualization import Panels, write_png
 
+logger = logging.getLogger(__name__)
+
+FOLDER = "figures"  # in the stage's
 FIGURES = ("labeled", "views", "pseudo_labels", "arp", "similarity", "predictions")
 WITHOUT_MODEL = ("labeled", "views")  # always the same
 OF_TEACHER = ("pseudo_labels", "arp")
@@ -59,12 +68,12 @@ class FigureModels:
     teacher: EMATeacher | None = None
     backend: SamBackend | None = None
 
-    def available(self) -> tuple[str, ...]:
-        """The names of FIGURES that can be drawn."""
+    def choose(self, wanted: Sequence[str] = FIGURES) -> list[str]:
+        """Those of the wanted figures that can be drawn."""
         lacking = set(() if self.teacher else OF_TEACHER)
         lacking |= set(() if self.backend else ("similarity",))
         lacking |= set(() if self.by_name else ("similarity", "predictions"))
-        return tuple(name for name in FIGURES if name not in lacking)
+        return [name for name in wanted if name not in lacking]
 
 
 class FigureSet:
@@ -79,7 +88,8 @@ class FigureSet:
         count: images a figure.
         unlabeled: pseudo-labels and ARP are drawn of unlabeled images in the training's views;
             default: of validation images, which have a truth.
-        resized: validation images have the size that evaluation gives them, not their own.
+        resized: validation images have the size that evaluation gives them, not their own. (With
+            INPUT.TILE, predictions are of whole images, all else is of resized tiles.)
         point: (x, y) in pixels of the image, for similarities; None: inside the largest instance.
     """
 
@@ -97,7 +107,15 @@ class FigureSet:
         self.order = cfg.INPUT.FORMAT
         self.point = point
         self.names = functools.cache(lambda: class_names(cfg))
-        self._validation = functools.cache(lambda: validation_samples(cfg, count, resized=resized))
+        tiled = bool(cfg.INPUT.TILE.SIZE)  # each is resized on its own
+        self._whole = functools.cache(
+            lambda: validation_samples(cfg, count, resized=resized and not tiled)
+        )
+        self._validation = (
+            functools.cache(lambda: validation_samples(cfg, count, tiles=True, resized=True))
+            if tiled
+            else self._whole
+        )
         self._labeled = functools.cache(lambda: labeled_samples(cfg, count, DRAWS))
         self._unlabeled = functools.cache(lambda: unlabeled_samples(cfg, count))
         self._taught = self._unlabeled if unlabeled else self._validation
@@ -145,7 +163,7 @@ class FigureSet:
         return similarity_panels(samples, points, self.models.by_name, distillation, self.order)
 
     def _predictions_panels(self) -> Panels:
-        samples, found = self._validation(), {}
+        samples, found = self._whole(), {}
         for name, model in self.models.by_name.items():
             predict = self._predictor(model)
             found[name] = [
@@ -180,6 +198,78 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def choose_figures(wanted: Sequence[str], models: FigureModels) -> list[str]:
-    """Those of the wanted figures that these models allow."""
-    return [name for name in wanted if name in models.available()]
+class FiguresHook(HookBase):
+    """Draws the same figures of the same images every ``period`` iterations.
+
+    Each is written as ``folder/NAME_ITERATION.png`` and given to TensorBoard as figures/NAME.
+    Figures that do not depend on the models are drawn once. One that cannot be drawn or written is
+    warned of, and training goes on: without it from then on, or, where the disk is full, without
+    that file.
+
+    Training is the same with and without this hook (see :class:`FigureSet`). Only the main process
+    may have it; the others wait for it in the next iteration.
+
+    Args:
+        figures: draws.
+        names: of FIGURES.
+        period: iterations, 1 or more.
+        folder: of the files.
+    """
+
+    def __init__(self, figures: FigureSet, names: Sequence[str], period: int, folder: str) -> None:
+        self.figures = figures
+        self.names = list(names)
+        self.period = period
+        self.folder = folder
+
+    def after_step(self) -> None:
+        finished = self.trainer.iter + 1
+        if finished % self.period:
+            return
+        for name in list(self.names):
+            try:
+                picture = self.figures.draw(name)
+            except (S4MError, torch.cuda.OutOfMemoryError) as error:
+                logger.warning("The figure '%s' is left out from here on: %s", name, error)
+                self.names.remove(name)
+                continue
+            self._show(name, picture, finished)
+            if name in WITHOUT_MODEL:
+                self.names.remove(name)
+
+    def _show(self, name: str, picture: np.ndarray, finished: int) -> None:
+        get_event_storage().put_image(f"{FOLDER}/{name}", picture.transpose(2, 0, 1))
+        try:
+            write_png(picture, os.path.join(self.folder, f"{name}_{finished:07d}.png"))
+        except OSError as error:  # OutputError among them
+            logger.warning("The figure '%s' is not written: %s", name, error)
+
+
+def figure_hooks(
+    cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None = None
+) -> list[FiguresHook]:
+    """The hook that S4M.FIGURES asks for, if any.
+
+    Args:
+        cfg: config of a stage.
+        model: that is trained, without wrappers.
+        labeling: of stage 2.
+    """
+    settings = cfg.S4M.FIGURES
+    if not settings.PERIOD or not comm.is_main_process():
+        return []
+    models = figure_models(model, labeling)
+    names = models.choose(settings.WHAT)
+    names = [name for name in names if name != "arp" or cfg.S4M.ARP.ENABLED]
+    figures = FigureSet(cfg, models, settings.IMAGES)
+    return [FiguresHook(figures, names, settings.PERIOD, os.path.join(cfg.OUTPUT_DIR, FOLDER))]
+
+
+def figure_models(model: nn.Module, labeling: PseudoLabeling | None = None) -> FigureModels:
+    """What the figures of a stage are drawn of; the arguments are those of :func:`figure_hooks`."""
+    if labeling is None:
+        backend = getattr(getattr(model, "distillation", None), "backend", None)
+        return FigureModels({"teacher": model}, backend=backend)
+    backend = getattr(labeling.refiner, "backend", None)
+    teacher = labeling.teacher
+    return FigureModels({"student": model, "teacher": teacher.model}, teacher, backend)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ from torch import Tensor
 from s4m_d2.engine.labeling.pseudo_labeling import UnlabeledViews
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.semi.refinement import teacher_masks
-from s4m_d2.structures import PseudoLabels, drop_invalid
-from s4m_d2.visualization import ColorScale, outline, overlay, panel_figure, rendered
+from s4m_d2.structures import PseudoLabels
+from s4m_d2.visualization import Panels, outline, overlay
 
 SCORE_SHOWN = 0.5  # predictions below it are not drawn
 CAPTION = "A color stands for an instance; those of touching instances differ"
@@ -25,49 +24,16 @@ _GRAY = 150
 Sample = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Panels:
-    """A figure before it is drawn; see :func:`~s4m_d2.visualization.panel_figure`.
-
-    Attributes:
-        columns: a title for each picture of a row.
-        rows: pictures, (H, W, 3) uint8 RGB, or None. A column without any is left out.
-        row_titles, legend, scale, caption: as there.
-    """
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[np.ndarray | None]]
-    row_titles: Sequence[str] | None = None
-    legend: Sequence[tuple[str, np.ndarray]] = ()
-    scale: ColorScale | None = None
-    caption: str = ""
-
-    def draw(self) -> np.ndarray:
-        """The figure, (H, W, 3) uint8 RGB."""
-        used = [
-            index
-            for index in range(len(self.columns))
-            if any(row[index] is not None for row in self.rows)
-        ]
-        rows = [[row[index] for index in used] for row in self.rows]
-        titles = [self.columns[index] for index in used]
-        figure = panel_figure(
-            rows, titles, self.row_titles, self.legend, scale=self.scale, caption=self.caption
-        )
-        return rendered(figure)
-
-
 def labeled_panels(rows: Sequence[Sequence[Sample]], names: Sequence[str], order: str) -> Panels:
-    """Labeled images as they are, and as training sees them.
+    """Labeled images as they are, and in draws of augmentation.
 
     Args:
         rows: of :func:`~s4m_d2.engine.figures.figure_samples.labeled_samples`.
-        names: of the classes.
+        names: of the classes; so everywhere here.
         order: "RGB" or "BGR", of the samples' channels; so everywhere here.
     """
-    draws = len(rows[0]) - 1
     return Panels(
-        ["labeled image", *(f"augmented, draw {draw + 1}" for draw in range(draws))],
+        ["labeled image", *(f"augmented, draw {draw}" for draw in range(1, len(rows[0])))],
         [[draw_truth(sample, names, order) for sample in row] for row in rows],
         caption=f"{CAPTION}.",
     )
@@ -79,7 +45,6 @@ def view_panels(samples: Sequence[Sample], strong: Sequence[Tensor], order: str)
     Args:
         samples: with "image" and "image_weak".
         strong: (3, H, W) uint8 each.
-        order: see :func:`labeled_panels`.
     """
     rows = [
         [to_rgb(image, order) for image in (sample["image"], sample["image_weak"], view)]
@@ -102,18 +67,12 @@ def pseudo_label_panels(
     Without refinement (``refines``) there is no column for it.
     """
     rows = []
-    for sample, selection, after in zip(samples, selections, drop_invalid(refined), strict=True):
+    for sample, selection, after in zip(samples, selections, refined, strict=True):
         weak_sample = {**sample, "image": sample["image_weak"]}
         weak = to_rgb(sample["image_weak"], order)
-        before = at_image_size(selection, weak.shape[:2])
-        rows.append(
-            [
-                weak,
-                draw_truth(weak_sample, names, order) if "instances" in sample else None,
-                draw_labels(weak, before, names, scores=True),
-                draw_labels(weak, after, names) if refines else None,
-            ]
-        )
+        truth = draw_truth(weak_sample, names, order) if "instances" in sample else None
+        before = draw_labels(weak, at_image_size(selection, weak.shape[:2]), names, scores=True)
+        rows.append([weak, truth, before, draw_labels(weak, after, names) if refines else None])
     columns = ["weak view", "ground truth", "teacher's pseudo-labels", "refined by SAM"]
     return Panels(columns, rows, caption=f"{CAPTION}. Percentages: the teacher's class scores.")
 
@@ -122,18 +81,13 @@ def arp_panels(
     samples: Sequence[Sample], views: UnlabeledViews, names: Sequence[str], order: str
 ) -> Panels:
     """Images and labels before and after the exchange of instances, and what the student sees."""
-    refined, pasted = drop_invalid(views.refined), drop_invalid(views.arp_labels)
+    refined, pasted = views.refined, views.arp_labels
     rows = []
     for i, sample in enumerate(samples):
         before, after = to_rgb(sample["image"], order), to_rgb(views.arp_images[i], order)
-        drawn = draw_labels(after, pasted[i], names)
-        rows.append(
-            [
-                draw_labels(before, refined[i], names),
-                outline(drawn, (before != after).any(2)),
-                to_rgb(views.student_batch[i]["image"], order),
-            ]
-        )
+        outlined = outline(draw_labels(after, pasted[i], names), (before != after).any(2))
+        student = to_rgb(views.student_batch[i]["image"], order)
+        rows.append([draw_labels(before, refined[i], names), outlined, student])
     columns = ["before the paste", "after the paste", "student's input (strong view)"]
     legend = [("pasted from the partner", _outline_swatch())]
     return Panels(columns, rows, legend=legend, caption=f"{CAPTION}.")
@@ -150,7 +104,6 @@ def prediction_panels(
     Args:
         samples: with "image" and "instances".
         found: name of a model → its predictions for each sample, at the sample's size.
-        names, order: see :func:`labeled_panels`.
     """
     rows = []
     for i, sample in enumerate(samples):
@@ -180,7 +133,7 @@ def draw_labels(
 def draw_found(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarray:
     """An image with predictions of its size, those of at least SCORE_SHOWN."""
     found = found[found.scores >= SCORE_SHOWN]
-    masks = np.asarray(found.pred_masks.to("cpu"), dtype=bool)
+    masks = found.pred_masks.to("cpu")
     return overlay(image, masks, found.pred_classes.tolist(), names, found.scores.tolist())
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
-from detectron2.data import transforms as T
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from torch import nn
@@ -19,6 +17,7 @@ from s4m_d2.engine.own_data import own_data_files
 from s4m_d2.engine.stages import stage_config
 from s4m_d2.errors import ConfigError
 from s4m_d2.evaluation import masks_as_rle
+from s4m_d2.tiling import TiledModel
 
 
 def load_model(cfg: CfgNode, weights: str, branch: str) -> tuple[nn.Module, str | None]:
@@ -90,36 +89,21 @@ def _read_names(file_name: str) -> list[str]:
 
 
 class Predictor:
-    """Segments single images as evaluation does: resized as INPUT.*_TEST say, masks at full size.
+    """Segments single images as evaluation does: resized, or in tiles, with masks at full size.
 
     Args:
-        model: a Detectron2 meta-architecture in eval mode.
-        min_size, max_size: of the shorter and the longer side, px (INPUT.MIN_SIZE_TEST and
-            INPUT.MAX_SIZE_TEST).
+        model: takes whole images, and has a Detectron2 meta-architecture in eval mode.
         input_format: "RGB" or "BGR", the channel order that the model takes.
     """
 
     @configurable
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        min_size: int | Sequence[int],
-        max_size: int,
-        input_format: str = "RGB",
-    ) -> None:
+    def __init__(self, *, model: TiledModel, input_format: str = "RGB") -> None:
         self.model = model
-        self.resize = T.ResizeShortestEdge(min_size, max_size, "choice")
         self.input_format = input_format
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict:
-        return {
-            "model": model,
-            "min_size": cfg.INPUT.MIN_SIZE_TEST,
-            "max_size": cfg.INPUT.MAX_SIZE_TEST,
-            "input_format": cfg.INPUT.FORMAT,
-        }
+        return {"model": TiledModel(cfg, model), "input_format": cfg.INPUT.FORMAT}
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, min_score: float = 0.0) -> Instances:
@@ -133,12 +117,10 @@ class Predictor:
             Instances of size (H, W) on the CPU, best first: ``pred_masks``, ``pred_classes``,
             ``scores``. The masks are :class:`~s4m_d2.structures.RLEMasks` if the model can.
         """
-        height, width = image.shape[:2]
         view = image if self.input_format == "RGB" else image[:, :, ::-1]
-        view = self.resize.get_transform(view).apply_image(view)
-        tensor = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
-        with masks_as_rle(self.model):
-            found = self.model([{"image": tensor, "height": height, "width": width}])
+        tensor = torch.from_numpy(np.require(view, requirements=["C", "W"])).permute(2, 0, 1)
+        with masks_as_rle(self.model.model):
+            found = self.model([{"image": tensor}])
         instances = found[0]["instances"].to("cpu")
         instances = instances[instances.scores >= min_score]
         return instances[instances.scores.argsort(descending=True, stable=True)]

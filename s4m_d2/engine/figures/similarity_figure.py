@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from s4m_d2.engine.figures.figures import Panels, to_rgb
+from s4m_d2.engine.figures.figures import Sample, to_rgb
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.losses.structural_distillation import StructuralDistillation
-from s4m_d2.visualization import ColorScale, heat_map, mark_point
-from s4m_d2.visualization.instances import READABLE_SIDE
+from s4m_d2.visualization import ColorScale, Panels, heat_map, mark_point
+from s4m_d2.visualization.instances import deepest_point, readable_scale
 
-Sample = Mapping[str, Any]
 COSINE_STEP = 0.1  # the color scale begins at a multiple of it
 HIGHEST_COSINE = 1.0
 CAPTION = "Ring: the point. SAM: its tokens, prompted there. Models: mask features on SAM's grid."
@@ -111,11 +110,10 @@ def similarity_panels(
     rows = []
     for sample, point, maps in zip(samples, points, found, strict=True):
         image = to_rgb(sample["image"], order)
-        factor = -(-READABLE_SIDE // min(image.shape[:2]))  # as other figures' pictures
-        height, width = image.shape[0] * factor, image.shape[1] * factor
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+        factor = readable_scale(image)  # as other figures' pictures
+        image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
         grids = (maps.sam, *maps.models.values())
-        colored = [heat_map(grid, (height, width), scale, maps.cells) for grid in grids]
+        colored = [heat_map(grid, image.shape[:2], scale, maps.cells) for grid in grids]
         place = [(value + 0.5) * factor for value in point]
         rows.append([mark_point(picture, place) for picture in (image, *colored)])
     return Panels(["image", "SAM", *models], rows, scale=scale, caption=CAPTION)
@@ -130,7 +128,4 @@ def point_of(sample: Sample) -> tuple[float, float]:
     masks = sample["instances"].gt_masks.tensor
     if not len(masks):
         return (width // 2, height // 2)
-    largest = masks[int(masks.flatten(1).sum(1).argmax())].cpu().numpy().astype(np.uint8)
-    depth = cv2.distanceTransform(np.pad(largest, 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
-    y, x = np.unravel_index(depth.argmax(), depth.shape)
-    return (int(x), int(y))
+    return deepest_point(masks[int(masks.flatten(1).sum(1).argmax())].cpu().numpy())

@@ -52,11 +52,6 @@ class S4MTrainable(Protocol):
     mode, gets one call of ``predict_queries`` under ``torch.no_grad``. Weights and buffers of the
     teacher follow the student's by name.
 
-    A model may say that one call can do for both batches, which is faster where its network can
-    take them as one: where the function ``forward`` has an attribute ``takes_parts`` that is True,
-    it is called as ``forward(labeled, unlabeled)`` in training mode and returns a list with the
-    dictionary of losses of each (S4M.SHARED_FORWARD).
-
     To be trained with structural distillation (S4M.DISTILL.ENABLED, stage 1), a model must add that
     loss itself and have it as a non-empty attribute ``distillation``.
     """
@@ -142,31 +137,6 @@ def check_losses(losses: Any, model: nn.Module) -> dict[str, Tensor]:
                 f"0-dim tensor: reduce the loss. {_WHERE}."
             )
     return dict(losses)
-
-
-def takes_parts(model: nn.Module) -> bool:
-    """Whether ``forward`` takes several batches in training mode (see :class:`S4MTrainable`).
-
-    Args:
-        model: DDP-wrapped or not.
-    """
-    model = model.module if isinstance(model, DistributedDataParallel) else model
-    return getattr(model.forward, "takes_parts", False)
-
-
-def check_losses_of_parts(losses: Any, parts: int, model: nn.Module) -> list[dict[str, Tensor]]:
-    """What ``forward`` returned for so many batches, if it is a list of dictionaries of scalars.
-
-    Raises:
-        InputError: it is not.
-    """
-    if not isinstance(losses, Sequence) or len(losses) != parts:
-        found = f"{len(losses)} results" if isinstance(losses, Sequence) else type(losses).__name__
-        raise InputError(
-            f"{_name(model)}.forward takes parts and returned {found} for {parts} batches; "
-            f"expected a list with a dictionary of losses for each. {_WHERE}."
-        )
-    return [check_losses(part, model) for part in losses]
 
 
 def check_predictions(

@@ -16,11 +16,11 @@ from s4m_d2.engine.labeling.protocol import QueryPredictions, check_predictions
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.sam.precision import computing_in
 from s4m_d2.semi.arp import ARP
-from s4m_d2.semi.duplicates import mark_duplicates
+from s4m_d2.semi.duplicates import drop_duplicates
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.pseudo_labels import Selection, select_in_batch
 from s4m_d2.semi.refinement import Refinement, build_refiner
-from s4m_d2.structures import PseudoLabels, drop_invalid, sample_generators
+from s4m_d2.structures import PseudoLabels, drop_empty, sample_generators
 from s4m_d2.transfers import to_device
 
 FLOAT32, AMP = "float32", "amp"  # values of S4M.PSEUDO_LABEL.PRECISION
@@ -33,8 +33,7 @@ class UnlabeledViews:
     Attributes:
         student_batch: samples as the model trains on them: strong view and pseudo-labels.
         selections: the teacher's kept predictions, at prediction resolution.
-        refined: the pseudo-labels at image size, before ARP. They may have flags, as those after
-            ARP: :func:`~s4m_d2.structures.drop_invalid` leaves what is there.
+        refined: the pseudo-labels at image size, before ARP.
         arp_images: (3, H, W) uint8 after ARP, before the strong view's colors.
         arp_labels: the pseudo-labels after ARP.
         stats: scalars to log: numbers, or 0-dim tensors that nobody has waited for.
@@ -54,9 +53,8 @@ class PseudoLabeling:
     The teacher and SAM see the weak view; ARP and the strong view start from the same geometry
     without the weak view's color distortion. Nothing here is differentiated.
 
-    The host waits for the device once, for what the teacher found. Which masks are empty further on
-    only the device knows: a model with a true attribute ``reads_gt_valid`` gets flags, the field
-    ``gt_valid`` of its instances, and for any other one the host waits once more and drops them.
+    Synchronizes with the device three times: for what the teacher found, for the masks that are
+    empty after refinement, and for those after ARP.
 
     Args:
         teacher: its model must be :class:`~s4m_d2.engine.labeling.protocol.S4MTrainable`.
@@ -68,7 +66,7 @@ class PseudoLabeling:
         input_format: "RGB" or "BGR", the channel order of the samples' images.
         num_classes: K, which the teacher's logits must have; None: not checked.
         precision: FLOAT32: the teacher labels outside a caller's autocast; AMP: inside.
-        duplicate_iou: of the refined masks, see :func:`mark_duplicates`; 1.0: not looked for.
+        duplicate_iou: of the refined masks, see :func:`drop_duplicates`; 1.0: not looked for.
     """
 
     @configurable
@@ -129,9 +127,6 @@ class PseudoLabeling:
         labels = refinement.labels
         if self.arp is not None:
             images, labels = self.arp(images, labels, sample_generators(batch, "arp", "cpu"))
-        teacher = self.teacher.model  # the student is of the same class
-        if not getattr(teacher, "reads_gt_valid", False):
-            labels = drop_invalid(labels)
         return UnlabeledViews(
             student_batch=self._student_batch(batch, images, labels),
             selections=selections,
@@ -175,7 +170,7 @@ class PseudoLabeling:
     def refine(
         self, weak: list[dict], selections: list[Selection], device: torch.device
     ) -> Refinement:
-        """Refined pseudo-labels at image size, duplicates marked; SAM sees the weak view."""
+        """Refined pseudo-labels at image size, without empty masks; SAM sees the weak view."""
         sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
         padded = [max(sides) for sides in zip(*sizes, strict=True)]
         images = torch.zeros(len(weak), 3, *padded, dtype=weak[0]["image"].dtype, device=device)
@@ -184,10 +179,12 @@ class PseudoLabeling:
         rgb = images if self.input_format == "RGB" else images.flip(1)
         generators = sample_generators(weak, "refine_points", "cpu")
         refinement = self.refiner(selections, rgb, sizes, generators)
+        labels = drop_empty(refinement.labels)
         if self.duplicate_iou >= 1.0:
-            return refinement
-        labels, found = mark_duplicates(refinement.labels, self.duplicate_iou)
-        return replace(refinement, labels=labels, num_duplicates=found)
+            return replace(refinement, labels=labels)
+        kept = drop_duplicates(labels, self.duplicate_iou)
+        dropped = sum(map(len, labels)) - sum(map(len, kept))
+        return replace(refinement, labels=kept, num_duplicates=dropped)
 
     def _student_batch(
         self,
@@ -220,10 +217,9 @@ def label_statistics(
             totals[name] = totals.get(name, 0.0) + float(value)
     images, queries = len(selections), max(totals.pop("queries"), 1.0)
     kept = totals.pop("kept")
-    counts = [len(label) if label.valid is None else label.valid.sum() for label in after_arp]
-    stats = {
+    stats: dict[str, float | Tensor] = {
         "pseudo_labels/per_image": kept / images,
-        "pseudo_labels/per_image_after_arp": sum(counts) / images,
+        "pseudo_labels/per_image_after_arp": sum(map(len, after_arp)) / images,
     }
     stats.update({f"pseudo_labels/{name}": value / queries for name, value in totals.items()})
     if refinement.num_duplicates is not None:

@@ -1,4 +1,4 @@
-"""Pseudo-labels measured against true labels: what the hook in training and the tool share."""
+"""Pseudo-labels measured against true labels: on which images, how, and when."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
-from s4m_d2.data.true_labels import TrueLabelsMapper
-from s4m_d2.engine.checks.quality_checks import quality_class_names, quality_records
+from s4m_d2.data import labeled_dataset_names
+from s4m_d2.data.true_labels import TrueLabelsMapper, has_true_labels, true_records
+from s4m_d2.engine.checks.dataset_checks import load_records
+from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
-from s4m_d2.engine.training.speed import PRECISIONS
+from s4m_d2.engine.stages import runs_stage
+from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.engine.training.writers import is_before
-from s4m_d2.errors import DatasetError
+from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
 from s4m_d2.files import atomic_write
 from s4m_d2.semi.image_masks import teacher_masks
 from s4m_d2.semi.refinement import TeacherMasks, logit
-from s4m_d2.structures import PseudoLabels, nonempty_masks
+from s4m_d2.structures import PseudoLabels, drop_empty
+from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +40,7 @@ BEFORE, AFTER = "before", "after"  # refinement
 RECORDS = "pseudo_label_quality.jsonl"  # in the stage's folder
 LOGGED = ("class_accuracy", "sq", "precision", "recall", "pq")
 _STREAM = "pseudo-label quality"  # of the clicks' draws
+_OFF = "S4M.QUALITY.PERIOD 0 trains without measuring."
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,8 @@ class QualityMeasurement:
 
     Args:
         pseudo_labeling: of the training; its teacher's weights are those of the moment.
-        records: with "annotations", the same in all processes, which share them.
+        records: with "annotations", the same in all processes, which share them; of tiles as of
+            images.
         mapper: from a record to a sample with "truth" (:class:`~s4m_d2.data.TrueLabelsMapper`).
         class_names: of the teacher's classes.
         size_limits: px; see :class:`~s4m_d2.evaluation.PseudoLabelQuality`.
@@ -101,7 +108,7 @@ class QualityMeasurement:
         amp = cfg.SOLVER.AMP.ENABLED
         return {
             "pseudo_labeling": pseudo_labeling,
-            "records": quality_records(cfg),
+            "records": build_tiling(cfg).records(quality_records(cfg)),
             "mapper": TrueLabelsMapper(cfg),
             "class_names": quality_class_names(cfg),
             "size_limits": cfg.S4M.QUALITY.SIZE_LIMITS,
@@ -172,7 +179,7 @@ class QualityMeasurement:
         size = tuple(sample["image"].shape[-2:])
         thresh = logit(labeling.selection["mask_thresh"])
         before = selection.labels.with_masks(teacher_masks(selection, size, thresh))
-        return {BEFORE: before[nonempty_masks(before.masks)], AFTER: refinement.labels[0]}
+        return {BEFORE: drop_empty([before])[0], AFTER: refinement.labels[0]}
 
 
 class PseudoLabelQualityHook(HookBase):
@@ -237,3 +244,81 @@ def write_line(path: str, entry: dict[str, Any]) -> None:
             lines = [line for line in file if is_before(line, entry["iteration"])]
     with atomic_write(path, "wb") as file:
         file.writelines([*lines, json.dumps(entry).encode() + b"\n"])
+
+
+def quality_datasets(cfg: CfgNode) -> tuple[str, ...]:
+    """Names of the data sets to measure on.
+
+    Raises:
+        DatasetError: S4M.QUALITY.DATASETS is empty, and no unlabeled set has known labels.
+    """
+    names = tuple(cfg.S4M.QUALITY.DATASETS) or tuple(
+        filter(has_true_labels, cfg.DATASETS.UNLABELED)
+    )
+    if not names:
+        raise DatasetError(
+            "How good pseudo-labels are cannot be measured: of DATASETS.UNLABELED "
+            f"({', '.join(cfg.DATASETS.UNLABELED) or 'empty'}) no labels are known. Name a labeled "
+            "data set in S4M.QUALITY.DATASETS, such as the one for validation."
+        )
+    return names
+
+
+def quality_records(cfg: CfgNode, trained_on: set[str] | None = None) -> list[dict]:
+    """The images to measure on, with annotations, none of them of DATASETS.TRAIN.
+
+    Args:
+        trained_on: paths of the images whose labels training reads; None: they are looked up.
+
+    Raises:
+        DatasetError: there are none, or annotations are missing or malformed.
+    """
+    trained_on = _trained_on(cfg) if trained_on is None else trained_on
+    return true_records(quality_datasets(cfg), cfg.S4M.QUALITY.MAX_IMAGES, trained_on, load_records)
+
+
+def _trained_on(cfg: CfgNode) -> set[str]:
+    """Paths of the images whose labels training reads."""
+    names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
+    return {record["file_name"] for name in names for record in load_records(name)}
+
+
+def quality_class_names(cfg: CfgNode) -> list[str]:
+    """Names of the model's classes, as the data sets have them, or their numbers.
+
+    Raises:
+        ConfigError: a data set has another number of classes than the model.
+    """
+    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    names = [str(index) for index in range(count)]
+    for dataset in reversed(quality_datasets(cfg)):
+        found = MetadataCatalog.get(dataset).get("thing_classes")
+        if found is None:
+            continue
+        if len(found) != count:
+            raise ConfigError(
+                f"S4M.QUALITY measures on '{dataset}', which has {len(found)} classes; "
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}. Name data sets of the same classes in "
+                "S4M.QUALITY.DATASETS."
+            )
+        names = list(found)
+    return names
+
+
+def quality_findings(cfg: CfgNode) -> list[Finding]:
+    """A line of the report before training, if pseudo-labels are to be measured."""
+    period = cfg.S4M.QUALITY.PERIOD
+    if period < 1 or not runs_stage(cfg, "student"):
+        return []
+    try:
+        trained_on = _trained_on(cfg)
+    except S4MError:  # reported with that data set
+        return [Finding("label quality", "looked at when labeled data can be read", checked=False)]
+    try:
+        images = len(quality_records(cfg, trained_on))
+        quality_class_names(cfg)
+    except S4MError as error:
+        error = type(error)(f"{error} {_OFF}")
+        return [Finding("label quality", "cannot be measured", (error,))]
+    text = f"{images:,} images of {', '.join(quality_datasets(cfg))}, every {period:,} iterations"
+    return [Finding("label quality", text)]

@@ -32,6 +32,7 @@ _FEWEST_QUERIES, _QUERY_STEP, _QUERIES_AN_INSTANCE = 100, 50, 1.5
 _ITERATION_STEP = 50
 _STUDENT_TO_TEACHER = 2  # stage 2 also begins with the backbone alone
 _BURN_IN_SHARE = {True: 1 / 6, False: 1 / 2}  # by whether the backbone is pre-trained
+_FEWEST_BURN_IN = 300  # up to half of stage 2: the heads always start anew
 _HALF_LIFE_SHARE = 0.1  # of the iterations after burn-in
 _MOST_EMA_DECAY = 0.9996  # the published one
 _EMA_DIGITS = 5
@@ -50,6 +51,8 @@ class DataFacts:
         unlabeled, validation: images.
         most_instances: of an image.
         instance_share: median of the instances' shares of their image's area.
+        tile: side of the tiles that the images ask for, px, 0: none; and why.
+        unit: "a tile" where all of this, but ``validation``, is of tiles and not of images.
     """
 
     height: float
@@ -61,6 +64,13 @@ class DataFacts:
     validation: int
     most_instances: int
     instance_share: float
+    tile: tuple[int, str] = (0, "")
+    unit: str = "an image"
+
+    @property
+    def units(self) -> str:
+        """Images or tiles."""
+        return f"{self.unit.split()[-1]}s"
 
 
 @dataclass(frozen=True)
@@ -73,16 +83,18 @@ class Machine:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a kind of device can do: longest side in px; of each stage (epochs, fewest, most)."""
+    """What a kind of device can do: longest side of an image and the side that smaller tiles are
+    enlarged to, px; of each stage (epochs, fewest, most)."""
 
     name: str
     longest_side: int
+    tile_side: int
     teacher: tuple[int, int, int]
     student: tuple[int, int, int]
 
 
-GPU = Budget("on a GPU", 1024, (150, 2000, 90_000), (20, 5000, 180_000))
-CPU = Budget("on a CPU", 512, (30, 300, 3000), (8, 800, 8000))
+GPU = Budget("on a GPU", 1024, 512, (150, 2000, 90_000), (20, 5000, 180_000))
+CPU = Budget("on a CPU", 512, 256, (30, 300, 3000), (8, 800, 8000))
 _CPU_BATCH = 4
 
 
@@ -112,7 +124,11 @@ def derive(
         are the user's.
     """
     settings, kept = [], []
-    for rule in (_sizes, _queries, _batch, _iterations, _teacher_of_student, _instances, _periods):
+    rules = (
+        *(_tile, _sizes, _queries, _batch),
+        *(_iterations, _teacher_of_student, _instances, _periods),
+    )
+    for rule in rules:
         for setting in rule(cfg, facts, machine, explicit):  # reads what was set before it
             if setting.key in explicit:
                 kept.append(setting.key)
@@ -136,11 +152,20 @@ def _up(value: float, step: int) -> int:
     return step * max(1, math.ceil(value / step))
 
 
+def _tile(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
+    size, why = facts.tile
+    if size:
+        yield Derived("INPUT.TILE.SIZE", size, why)
+
+
 def _sizes(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derived]:
     budget = _budget(machine)
     side = min(_up(facts.long_side, SIZE_STEP), budget.longest_side)
-    why = f"median of the images' longer sides {facts.long_side:g} px"
+    why = f"median of the {facts.units}' longer sides {facts.long_side:g} px"
     why += f", at most {side} {budget.name}" if facts.long_side > side else ""
+    if cfg.INPUT.TILE.SIZE and side < budget.tile_side:
+        side = budget.tile_side
+        why += f", enlarged to {side} {budget.name}"
     if cfg.INPUT.DATASET_MAPPER_NAME == LSJ:
         yield Derived("INPUT.IMAGE_SIZE", side, f"{why}, in steps of {SIZE_STEP}")
         side = cfg.INPUT.IMAGE_SIZE
@@ -162,7 +187,7 @@ def _sizes(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derive
 def _queries(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
     needed = _up(_QUERIES_AN_INSTANCE * facts.most_instances, _QUERY_STEP)
     needed = max(_FEWEST_QUERIES, needed)
-    why = f"an image has up to {facts.most_instances} instances"
+    why = f"{facts.unit} has up to {facts.most_instances} instances"
     yield Derived("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", needed, why)
     detections = max(needed, cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES)
     yield Derived("TEST.DETECTIONS_PER_IMAGE", detections, why)
@@ -179,7 +204,7 @@ def _batch(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derive
         why = f"estimated for {machine.gpu_bytes / _GIB:.0f} GiB a GPU"
     labeled = facts.labeled // machine.processes
     if labeled < a_process:
-        a_process, why = labeled, f"{facts.labeled} labeled images"
+        a_process, why = labeled, f"{facts.labeled} labeled {facts.units}"
     most = _MOST_IN_BATCH // machine.processes
     a_process = max(_FEWEST_A_PROCESS, min(a_process, most))
     if machine.processes > 1:
@@ -191,14 +216,14 @@ def _iterations(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[D
     budget = _budget(machine)
     solver = cfg.SOLVER
     batch = cfg.S4M.TEACHER.IMS_PER_BATCH or solver.IMS_PER_BATCH
-    teacher, why = _rounds(facts.labeled, "labeled", batch, budget.teacher)
+    teacher, why = _rounds(facts.labeled, f"labeled {facts.units}", batch, budget.teacher)
     if "SOLVER.MAX_ITER" in explicit and solver.MAX_ITER < teacher:
         teacher, why = solver.MAX_ITER, "not more than SOLVER.MAX_ITER"
     yield Derived("S4M.TEACHER.MAX_ITER", teacher, why)
     if not runs_stage(cfg, "student"):
         return
     batch = cfg.S4M.UNLABELED_IMS_PER_BATCH or solver.IMS_PER_BATCH
-    student, why = _rounds(facts.unlabeled, "unlabeled", batch, budget.student)
+    student, why = _rounds(facts.unlabeled, f"unlabeled {facts.units}", batch, budget.student)
     fewest = min(_STUDENT_TO_TEACHER * cfg.S4M.TEACHER.MAX_ITER, budget.student[2])
     if runs_stage(cfg, "teacher") and student < fewest:
         student, why = fewest, f"{_STUDENT_TO_TEACHER} times stage 1"
@@ -209,7 +234,7 @@ def _rounds(images: int, kind: str, batch: int, rule: tuple[int, int, int]) -> t
     """Iterations for so many epochs, within bounds, and the reason."""
     epochs, fewest, most = rule
     wanted = _up(epochs * images / max(1, batch), _ITERATION_STEP)
-    why = f"{epochs} times {images:,} {kind} images in batches of {batch}"
+    why = f"{epochs} times {images:,} {kind} in batches of {batch}"
     if wanted < fewest:
         return fewest, f"{why} would be fewer than that"
     if wanted > most:
@@ -225,7 +250,11 @@ def _teacher_of_student(cfg, facts, machine, explicit) -> Iterator[Derived]:
     share = _BURN_IN_SHARE[pretrained]
     start = "a pre-trained backbone" if pretrained else "nothing pre-trained"
     why = f"1/{1 / share:.0f} of {cfg.SOLVER.MAX_ITER:,} iterations, with {start}"
-    yield Derived("S4M.BURN_IN", round(share * cfg.SOLVER.MAX_ITER), why)
+    burn_in = round(share * cfg.SOLVER.MAX_ITER)
+    fewest = min(_FEWEST_BURN_IN, cfg.SOLVER.MAX_ITER // 2)
+    if burn_in < fewest:
+        burn_in, why = fewest, f"{why}, would be fewer than that"
+    yield Derived("S4M.BURN_IN", burn_in, why)
     left = max(1, cfg.SOLVER.MAX_ITER - cfg.S4M.BURN_IN)
     half_life = max(1.0, _HALF_LIFE_SHARE * left)
     decay = min(_MOST_EMA_DECAY, round(0.5 ** (1 / half_life), _EMA_DIGITS))
@@ -239,11 +268,11 @@ def _instances(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
     share, why = _MOST_PASTE_SHARE, "as for COCO: smaller instances are not pasted"
     if half < share:
         share = float(f"{half:.2g}")
-        why = f"half of the median instance, {100 * facts.instance_share:.2g} % of an image"
+        why = f"half of the median instance, {100 * facts.instance_share:.2g} % of {facts.unit}"
     yield Derived("S4M.ARP.MIN_AREA_FRACTION", share, why)
     if facts.most_instances > _USUAL_INSTANCES:
         band = (cfg.S4M.PSEUDO_LABEL.COUNT_BAND[0], 2.0 * facts.most_instances)
-        why = f"twice the {facts.most_instances} instances of an image"
+        why = f"twice the {facts.most_instances} instances of {facts.unit}"
         yield Derived("S4M.PSEUDO_LABEL.COUNT_BAND", band, why)
 
 

@@ -26,6 +26,7 @@ from s4m_d2.engine.own_data.own_data_sets import OwnData
 from s4m_d2.engine.stages import run_config, runs_stage
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import digest
+from s4m_d2.tiling import build_tiling
 
 _PATHS = ("LABELED", "IMAGES", "UNLABELED", "VAL", "VAL_IMAGES")
 _CLASSES = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
@@ -126,7 +127,8 @@ def _begin(cfg: CfgNode, explicit: Collection[str], machine: Machine, eval_only:
     if unlabeled_dir:
         val_root = validation.image_root
         unlabeled, left_out = list_unlabeled(unlabeled_dir, [*held_out], val_root)
-    facts = data_facts(labeled, train, len(unlabeled), len(held_out))
+    tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
+    facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
     classes = Derived(_CLASSES, len(labeled.classes), "categories of the json")
     settings = [classes] if _CLASSES not in explicit else []
     apply(cfg, settings)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 
+import numpy as np
 from detectron2.config import CfgNode
 
 from s4m_d2.data.annotations import Annotations
 from s4m_d2.data.validation_split import draw_validation
-from s4m_d2.engine.own_data.derived_settings import DataFacts
+from s4m_d2.engine.own_data.derived_settings import SIZE_STEP, DataFacts
 from s4m_d2.errors import DatasetError
+from s4m_d2.tiling import Tiling
+
+_INSTANCES_A_SIDE = 8  # median instances side by side in a tile
+_MOST_INSTANCES, _NEARLY_ALL = 30, 95  # in so many % of the tiles
+_SMALLEST_TILE = 64  # px
+_COUNTED_IMAGES = 1000  # evenly spaced ones
 
 
 def drawn_validation(labeled: Annotations, fraction: float) -> list[str]:
@@ -36,8 +43,57 @@ def absent_class_notes(validation: Annotations) -> list[str]:
     ]
 
 
+def suitable_tile(records: Sequence[dict]) -> tuple[int, str]:
+    """Side of the tiles, px, that labeled images ask for, and the reason; 0: images stay whole.
+
+    The median instance (the longer side of its box) is about an eighth of a tile's side, and nearly
+    all tiles have at most 30 instances. Images of which both holds, within a factor of two, stay.
+    """
+    records = records[:: -(-len(records) // _COUNTED_IMAGES) or 1]
+    sides = [max(annotation["bbox"][2:]) for _, annotation in _instances(records)]
+    if not sides:
+        return 0, ""
+    image = statistics.median(max(_size(record)) for record in records)
+    median, most = statistics.median(sides), _usual_most(records)
+    size = min(_INSTANCES_A_SIDE * median, image)
+    if most <= _MOST_INSTANCES and 2 * size >= image:
+        return 0, ""
+    size = max(_SMALLEST_TILE, int(size) // SIZE_STEP * SIZE_STEP)
+    in_tiles = _usual_most(Tiling(size).records(records))
+    while in_tiles > _MOST_INSTANCES and size > _SMALLEST_TILE:
+        size -= SIZE_STEP
+        in_tiles = _usual_most(Tiling(size).records(records))
+    return size, (
+        f"the median instance is {median:g} px long, {_NEARLY_ALL} % of the tiles have at most "
+        f"{in_tiles} instances; of images, {image:g} px long, {most}"
+    )
+
+
+def _usual_most(records: Sequence[dict]) -> int:
+    """Instances that nearly all records with any have at most."""
+    counts = [count for record in records if (count := sum(1 for _ in _instances([record])))]
+    return int(np.percentile(counts, _NEARLY_ALL))
+
+
+def _instances(records: Sequence[dict]) -> Iterator[tuple[dict, dict]]:
+    for record in records:
+        for annotation in record["annotations"]:
+            if not annotation["iscrowd"]:
+                yield record, annotation
+
+
+def _size(record: dict) -> tuple[int, int]:
+    """(H, W) of an image or tile."""
+    x0, y0, x1, y1 = record.get("tile", (0, 0, record["width"], record["height"]))
+    return y1 - y0, x1 - x0
+
+
 def data_facts(
-    labeled: Annotations, train: Collection[str], unlabeled: int, validation: int
+    labeled: Annotations,
+    train: Collection[str],
+    unlabeled: int,
+    validation: int,
+    tiling: Tiling | None = None,
 ) -> DataFacts:
     """What settings are derived from.
 
@@ -45,28 +101,34 @@ def data_facts(
         labeled: all labeled images.
         train: file names of those to train on.
         unlabeled, validation: numbers of images.
+        tiling: facts are of the tiles that it makes of images; None: of suitable ones.
 
     Raises:
         DatasetError: there is no image to train on.
     """
-    part = labeled.part(train)
-    if not part.records:
+    images = labeled.part(train).records
+    if not images:
         raise DatasetError(
             "S4M.DATA.LABELED (--labeled) has no image to train on. Give a json with 'images'."
         )
-    sizes = [(record["height"], record["width"]) for record in part.records]
-    shares = [min(a["area"] / (r["height"] * r["width"]), 1.0) for r, a in part.instances()]
-    per_image = Counter(record["image_id"] for record, _ in labeled.instances())
+    tile = suitable_tile(images)
+    tiling = tiling or Tiling(tile[0])
+    part = tiling.records(images)
+    sizes = [_size(record) for record in part]
+    shares = [min(a["area"] / math.prod(_size(r)), 1.0) for r, a in _instances(part)]
+    counts = [sum(1 for _ in _instances([record])) for record in tiling.records(labeled.records)]
     return DataFacts(
         height=statistics.median(height for height, _ in sizes),
         width=statistics.median(width for _, width in sizes),
         long_side=statistics.median(max(size) for size in sizes),
         short_side=statistics.median(min(size) for size in sizes),
-        labeled=len({record["image_id"] for record, _ in part.instances()}),
-        unlabeled=unlabeled,
+        labeled=sum(1 for record in part if any(_instances([record]))),
+        unlabeled=round(unlabeled * len(part) / len(images)),
         validation=validation,
-        most_instances=max(per_image.values(), default=0),
+        most_instances=max(counts, default=0),
         instance_share=statistics.median(shares or [1.0]),
+        tile=tile,
+        unit="a tile" if tiling.size else "an image",
     )
 
 
@@ -76,6 +138,6 @@ def query_notes(cfg: CfgNode, facts: DataFacts) -> list[str]:
     if queries >= facts.most_instances:
         return []
     return [
-        f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}, but an image has "
+        f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}, but {facts.unit} has "
         f"{facts.most_instances} instances: the model cannot find them all. Use more queries."
     ]

@@ -10,23 +10,17 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from detectron2.engine import AMPTrainer, HookBase, SimpleTrainer
+from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor
 
-from s4m_d2.engine.training.step_values import fetch_step, gradient_norms
 from s4m_d2.errors import ConfigError, DivergenceError
 from s4m_d2.files import atomic_write
-
-if TYPE_CHECKING:
-    from detectron2.engine import SimpleTrainer as _Steps
-else:
-    _Steps = object
 
 logger = logging.getLogger(__name__)
 
@@ -119,128 +113,6 @@ class BadSteps(HookBase):
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         self.in_a_row, self.total = state_dict["in_a_row"], state_dict["total"]
-
-
-class _NotFinite(Exception):
-    """Leaves Detectron2's step between the gradients and the update."""
-
-    def __init__(self, losses: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.losses = losses
-
-
-class _KeptBuffers:
-    """Copies of a model's buffers, written anew in place."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def keep(self, model: torch.nn.Module) -> None:
-        """Take the buffers' values."""
-        buffers = dict(model.named_buffers())
-        kept = self._kept
-        if list(map(_form, kept.items())) != list(map(_form, buffers.items())):
-            self._kept = {name: buffer.clone() for name, buffer in buffers.items()}
-        elif buffers:
-            torch._foreach_copy_(list(kept.values()), list(buffers.values()))
-
-    @torch.no_grad()
-    def restore(self, model: torch.nn.Module) -> None:
-        """Give the buffers the values that were taken."""
-        for name, buffer in model.named_buffers():
-            if name in self._kept:
-                buffer.copy_(self._kept[name])
-
-
-def _form(item: tuple[str, Tensor]) -> tuple:
-    name, tensor = item
-    return name, tensor.shape, tensor.dtype, tensor.device
-
-
-class _SkipsBadSteps(_Steps):
-    """Detectron2's step, ended before its update if anything in it is not finite.
-
-    Beside a :class:`~detectron2.engine.SimpleTrainer`, whose ``_write_metrics`` comes after the
-    gradients, before the update, and would raise for such losses. It gets losses that have come to
-    the host already, in the one transfer that also says whether they are finite.
-    """
-
-    bad_steps: BadSteps
-    _files: dict[str, list[str]]
-    _buffers: _KeptBuffers
-    _scalars: dict[str, float | Tensor]
-
-    @property
-    def _data_loader_iter(self) -> Iterator[Any]:
-        return map(self._note_files, super()._data_loader_iter)
-
-    def _note_files(self, batch: Any) -> Any:
-        self._files = file_names(batch)
-        return batch
-
-    def log(self, scalars: Mapping[str, float | Tensor]) -> None:
-        """Put scalars of the current step into the event storage, once its losses are known.
-
-        Args:
-            scalars: numbers, or tensors of one element, for which nobody waits before.
-        """
-        self._scalars.update(scalars)
-
-    def run_step(self) -> None:
-        self._buffers.keep(self.model)
-        self._scalars.clear()  # of a step that failed
-        try:
-            super().run_step()
-        except _NotFinite as found:
-            self._buffers.restore(self.model)  # the forward pass has updated batch norms
-            step = describe(found.losses, self._files, self.model, self.optimizer)
-            self.optimizer.zero_grad()
-            self.bad_steps.skipped(self.iter, step)
-        else:
-            self.bad_steps.made()
-
-    def _write_metrics(self, loss_dict: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> None:
-        norms = gradient_norms(self.optimizer)
-        step = fetch_step(loss_dict, norms, self._scalars, self._loss_scale())
-        self._scalars.clear()
-        get_event_storage().put_scalars(**step.scalars)
-        if not step.finite:
-            raise _NotFinite(loss_dict)
-        super()._write_metrics(step.losses, *args, **kwargs)
-
-    def _loss_scale(self) -> Tensor | None:
-        return None
-
-
-class SkippingTrainer(_SkipsBadSteps, SimpleTrainer):
-    """``SimpleTrainer`` that skips steps whose losses or gradients are not finite."""
-
-
-class SkippingAMPTrainer(_SkipsBadSteps, AMPTrainer):
-    """``AMPTrainer`` that skips steps whose losses are not finite.
-
-    Gradients that overflow because of the loss scale are the scaler's affair, which makes no update
-    then and lowers the scale: that is normal, and no bad step.
-    """
-
-    def _loss_scale(self) -> Tensor:
-        one = torch.ones((), device=next(self.model.parameters()).device)
-        return self.grad_scaler.scale(one)  # get_scale() would wait for it
-
-
-def skip_bad_steps(trainer: SimpleTrainer, bad_steps: BadSteps) -> SimpleTrainer:
-    """A trainer of the same model, data, optimizer and loss scale that skips bad steps."""
-    parts = (trainer.model, trainer.data_loader, trainer.optimizer)
-    if isinstance(trainer, AMPTrainer):
-        skipping = SkippingAMPTrainer(
-            *parts, grad_scaler=trainer.grad_scaler, precision=trainer.precision
-        )
-    else:
-        skipping = SkippingTrainer(*parts)
-    skipping.bad_steps = bad_steps
-    skipping._buffers, skipping._scalars = _KeptBuffers(), {}
-    return skipping
 
 
 def file_names(batch: Any) -> dict[str, list[str]]:

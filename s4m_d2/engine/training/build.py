@@ -17,6 +17,7 @@ from torch import nn
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, build_stream_loader, labeled_dataset_names
 from s4m_d2.engine.rng import derive_seed, sample_seeds
 from s4m_d2.errors import ConfigError
+from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ def build_labeled_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dic
     return _stream(
         cfg,
         "labeled",
-        records,
+        build_tiling(cfg).records(records, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS),
         cfg.INPUT.DATASET_MAPPER_NAME,
         cfg.DATALOADER.SAMPLER_TRAIN,
         cfg.SOLVER.IMS_PER_BATCH,
@@ -125,7 +126,7 @@ def build_unlabeled_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[d
     return _stream(
         cfg,
         "unlabeled",
-        records,
+        build_tiling(cfg).records(records),
         cfg.S4M.UNLABELED_MAPPER,
         cfg.S4M.UNLABELED_SAMPLER,
         total_batch,

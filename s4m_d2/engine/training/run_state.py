@@ -154,24 +154,6 @@ class RunStateHook(HookBase):
             logger.warning("%s", change)
 
 
-def with_scaler_state(state: Mapping[str, Any], trainer: Any) -> Mapping[str, Any]:
-    """A trainer's state with the loss scale that a run without AMP, or in bfloat16, did not write.
-
-    Args:
-        state: of Detectron2's ``DefaultTrainer``.
-        trainer: its inner trainer, which has a ``grad_scaler`` if AMP is on.
-    """
-    scaler, inner = getattr(trainer, "grad_scaler", None), state.get("_trainer")
-    if scaler is None or inner is None or inner.get("grad_scaler"):
-        return state
-    own = scaler.state_dict()  # empty in bfloat16, as in its checkpoints
-    if own:
-        logger.warning(
-            "The checkpoint was written without AMP or in bfloat16: the loss scale starts anew."
-        )
-    return {**state, "_trainer": {**inner, "grad_scaler": own}}
-
-
 def with_own_schedule(state: Mapping[str, Any], scheduler: Any) -> Mapping[str, Any]:
     """A trainer's state with a schedule that follows the config; the checkpoint's is its position.
 

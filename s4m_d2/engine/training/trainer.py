@@ -12,43 +12,42 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer, SimpleTrainer
+from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
+from detectron2.engine import DefaultTrainer
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.projects.deeplab import build_lr_scheduler
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from s4m_d2.data import custom
 from s4m_d2.engine import stages
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.figures.figure_hook import figure_hooks
+from s4m_d2.engine.figures.figure_set import figure_hooks
 from s4m_d2.engine.labeling import quality
 from s4m_d2.engine.labeling.protocol import check_distillation, check_model
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import PseudoLabelQualityHook, QualityMeasurement
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.training import build
-from s4m_d2.engine.training.bad_steps import BadSteps, skip_bad_steps
+from s4m_d2.engine.training.bad_steps import BadSteps
 from s4m_d2.engine.training.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
 from s4m_d2.engine.training.processes import BufferSyncHook, FinishedEvalHook, ddp_on_any_device
 from s4m_d2.engine.training.run_state import (
     RunStateHook,
     run_settings,
     with_own_schedule,
-    with_scaler_state,
 )
-from s4m_d2.engine.training.speed import compile_parts, set_precision
+from s4m_d2.engine.training.step import PRECISIONS, StudentStep, TeacherStep
 from s4m_d2.engine.training.stop_signals import StopHook
-from s4m_d2.engine.training.teacher_student import TeacherStudentModel
 from s4m_d2.engine.training.writers import ForgivingWriter, UnwrittenMetricsHook
 from s4m_d2.errors import DatasetError, WeightsError
 from s4m_d2.evaluation import build_evaluator, masks_as_rle
-from s4m_d2.report import read_results, write_results
+from s4m_d2.report import write_results
 from s4m_d2.semi.burn_in import TeacherPhase
 from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.tiling import TiledModel, build_tiling
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class TeacherTrainer(DefaultTrainer):
         bad_steps: skips and counts steps whose losses or gradients are not finite.
     """
 
-    _trainer: SimpleTrainer
+    _trainer: TeacherStep
     has_teacher = False
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -78,8 +77,12 @@ class TeacherTrainer(DefaultTrainer):
         with ddp_on_any_device():
             super().__init__(cfg)
         self._after_saving = self._hooks[self._hooks.index(self._stop_hook) :]
-        set_precision(self._trainer, cfg.S4M.AMP_PRECISION)
-        self._trainer = skip_bad_steps(self._trainer, self.bad_steps)
+        precision = PRECISIONS[cfg.S4M.AMP_PRECISION] if cfg.SOLVER.AMP.ENABLED else None
+        parts = (self._trainer.model, self._trainer.data_loader, self._trainer.optimizer)
+        self._trainer = self._build_step(*parts, self.bad_steps, precision)
+
+    def _build_step(self, *parts: Any) -> TeacherStep:
+        return TeacherStep(*parts)
 
     def build_hooks(self):
         # Detectron2 builds its hooks last, around self.checkpointer: ours takes that place here.
@@ -141,7 +144,7 @@ class TeacherTrainer(DefaultTrainer):
         It does not say whether they had their turn. An evaluation that is complete is not repeated.
         """
         self.iter = self.storage.iter = self.start_iter - 1
-        results = comm.all_gather(_stored_results(f"{self.cfg.OUTPUT_DIR}/{stages.RESULTS}"))[0]
+        results = comm.all_gather(stages.stored_results(self.cfg.OUTPUT_DIR))[0]
         if results.pop(stages.ITERATIONS, None) == self.start_iter and results:
             self._evaluated, self._last_eval_results = self.start_iter, results
             scalars = flatten_results_dict(results)
@@ -177,8 +180,7 @@ class TeacherTrainer(DefaultTrainer):
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        state = with_scaler_state(state_dict, self._trainer)
-        super().load_state_dict(with_own_schedule(state, self.scheduler))
+        super().load_state_dict(with_own_schedule(state_dict, self.scheduler))
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -186,8 +188,6 @@ class TeacherTrainer(DefaultTrainer):
         torch.manual_seed(derive_seed(cfg.SEED, "initial weights"))
         model = super().build_model(cfg)
         check_distillation(cfg, model)
-        if cfg.S4M.COMPILE:
-            compile_parts(model)
         return model
 
     @classmethod
@@ -206,21 +206,24 @@ class TeacherTrainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
         """Detectron2's, with encoded masks: memory does not grow with the size of the images."""
         with masks_as_rle(model):
-            return super().test(cfg, model, *args, **kwargs)
+            tiled = TiledModel(cfg, model) if cfg.INPUT.TILE.SIZE else model
+            return super().test(cfg, tiled, *args, **kwargs)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        if not cfg.INPUT.TILE.SIZE:
+            return super().build_test_loader(cfg, dataset_name)
+        whole = DatasetMapper(is_train=False, augmentations=[], image_format=cfg.INPUT.FORMAT)
+        return build_detection_test_loader(cfg, dataset_name, mapper=whole)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
         most = cfg.TEST.DETECTIONS_PER_IMAGE if dataset_name == custom.VALIDATION else None
+        if cfg.INPUT.TILE.SIZE:
+            tiles = build_tiling(cfg).most(DatasetCatalog.get(dataset_name))
+            most = tiles * cfg.TEST.DETECTIONS_PER_IMAGE
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         return build_evaluator(dataset_name, folder, max_detections=most)
-
-
-def _stored_results(path: str) -> dict[str, Any]:
-    """What the last evaluation has written, {} if that cannot be read."""
-    try:
-        return dict(read_results(path))
-    except (OSError, TypeError, ValueError):
-        return {}
 
 
 class S4MTrainer(TeacherTrainer):
@@ -246,18 +249,15 @@ class S4MTrainer(TeacherTrainer):
         self.pseudo_labeling = PseudoLabeling(cfg, self.teacher)
         self._skipped: dict[str, str] = {}  # unlabeled images, and why, before the run continues
         super().__init__(cfg)
-        self._trainer.model = TeacherStudentModel(
-            self._trainer.model,
-            self.pseudo_labeling,
-            cfg.S4M.UNSUP_LOSS_WEIGHT,
-            self._log,
-            shared_forward=cfg.S4M.SHARED_FORWARD,
-        ).train()
 
-    @property
-    def trained_model(self) -> nn.Module:
-        model = self._trainer.model
-        return unwrap(model.student if isinstance(model, TeacherStudentModel) else model)
+    def _build_step(self, *parts: Any) -> TeacherStep:
+        weight = self.cfg.S4M.UNSUP_LOSS_WEIGHT
+        return StudentStep(*parts, labeling=self.pseudo_labeling, unsup_loss_weight=weight)
+
+    def run_step(self) -> None:
+        super().run_step()
+        skipped = len(self._trainer.data_loader.unlabeled.skipped_images)
+        self.storage.put_scalar("data/skipped_images", skipped, smoothing_hint=False)
 
     def build_hooks(self):
         self._teacher_hook = EMATeacherHook(
@@ -304,12 +304,6 @@ class S4MTrainer(TeacherTrainer):
         if self._teacher_hook.phase is not TeacherPhase.FROZEN:
             results["teacher"] = self.test(self.cfg, self.teacher.model)
         return results
-
-    def _log(self, stats: Mapping[str, float | Tensor]) -> None:
-        self._trainer.log(stats)
-        storage = get_event_storage()
-        skipped = len(self._trainer.data_loader.unlabeled.skipped_images)
-        storage.put_scalar("data/skipped_images", skipped, smoothing_hint=False)  # a count so far
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):

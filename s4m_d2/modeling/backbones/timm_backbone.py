@@ -72,6 +72,9 @@ class TimmBackbone(Backbone):
         self.frozen = frozen
         if frozen:
             net.requires_grad_(False)
+        # Faster for depthwise convolutions on a CPU (docs/performance.md), not for others.
+        depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in net.modules())
+        self.memory_format = torch.channels_last if depthwise else torch.contiguous_format
         self.patch = strides[-1]
         self.grid_stride = 2 ** round(math.log2(self.patch))
         self.pyramid = self.norms = None
@@ -140,7 +143,7 @@ class TimmBackbone(Backbone):
                 )
             images = resize_to_grid(images, patch=self.patch, stride=self.grid_stride)
         maps = self.net.forward_intermediates(
-            images,
+            images.contiguous(memory_format=self.memory_format),
             indices=self.out_indices,
             norm=self.is_plain,
             output_fmt="NCHW",

@@ -10,11 +10,8 @@ import torch
 from torch import nn
 
 from s4m_d2.errors import ConfigError, WeightsError
+from s4m_d2.pretrained import import_timm
 
-MISSING = (
-    'MODEL.BACKBONE.NAME "build_timm_backbone" needs timm, which is not installed: '
-    'pip install "s4m_d2[timm]"'
-)
 NORMS = ("BN", "FrozenBN", "SyncBN")
 NUM_SUGGESTIONS = 5
 
@@ -40,7 +37,7 @@ def create_net(
         ConfigError: timm is missing, or cannot give such a model.
         WeightsError: the pre-trained weights cannot be fetched.
     """
-    timm = _import_timm()
+    timm = import_timm('MODEL.BACKBONE.NAME "build_timm_backbone"')
     _check_name(timm, name, pretrained)
     options = _options(timm, name, drop_path)
     try:
@@ -60,16 +57,6 @@ def create_net(
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _import_timm() -> ModuleType:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        if error.name != "timm":  # timm is there but broken: its own error says why
-            raise
-        raise ConfigError(MISSING) from None
-    return timm
 
 
 def _check_name(timm: ModuleType, name: str, pretrained: bool) -> None:

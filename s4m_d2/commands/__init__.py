@@ -1,0 +1,1 @@
+"""Commands that users run: their options, and what they print."""

@@ -1,0 +1,343 @@
+"""``s4m-sepl``: enhance pseudo-labels with SAM's masks, measure and draw the result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from s4m_d2.command_line import natural, positive, print_problems, share
+from s4m_d2.data.listing import IMAGE_EXTENSIONS
+from s4m_d2.errors import ConfigError, DatasetError, S4MError
+from s4m_d2.files import atomic_write
+from s4m_d2.sam import SAM_BACKEND_REGISTRY
+from s4m_d2.sam.automatic_masks import AutomaticMaskSettings
+from s4m_d2.sepl.evaluate import AFTER, BEFORE, TRUTH, LabelFolders, compare
+from s4m_d2.sepl.files import BACKGROUND_SCORE, PRESETS, class_names, files_by_name, image_list
+from s4m_d2.sepl.folders import (
+    REPORT,
+    Enhancer,
+    ImageFiles,
+    begin,
+    outcomes,
+    write_report,
+)
+from s4m_d2.sepl.masks import MaskFolder, SamMasks, find_masks
+from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH
+from s4m_d2.sepl.visualize import Row, best_and_worst, read_row, write_picture
+
+MASK_CACHE = "masks"  # the folder below the enhanced labels
+BEST = WORST = 5
+COUNT = 8
+INTERRUPTED = 130  # the exit status that shells give for Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit status: 0 all done, 1 an error, or images that failed, 2 misuse."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] not in (*COMMANDS, "-h", "--help"):
+        words.insert(0, "enhance")
+    parser = argparse.ArgumentParser(
+        prog="s4m-sepl",
+        description="Enhance CAM pseudo-labels with SAM's masks (SEPL, arXiv 2305.05803).",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (add_arguments, _, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        add_arguments(command)
+        _add_label_arguments(command)
+    args = parser.parse_args(words)
+    try:
+        return COMMANDS[args.command][1](args)
+    except S4MError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+
+
+def enhance(args: argparse.Namespace) -> int:
+    """Write the enhanced label maps that are not there yet."""
+    names = _class_names(args)
+    enhancer = Enhancer(
+        labels=args.pseudo_labels,
+        output=args.output,
+        source=_mask_source(args),
+        num_classes=len(names),
+        background_score=args.background_score,
+        o_s_thresh=args.o_s_thresh,
+        o_p_thresh=args.o_p_thresh,
+        keep_uncovered=args.keep_uncovered,
+    )
+    _check_output(args)
+    labels = files_by_name(args.pseudo_labels, suffix=args.suffix)
+    images = files_by_name(args.images, IMAGE_EXTENSIONS) if args.images else {}
+    wanted = image_list(args.list) if args.list else list(labels)
+    finished = begin(args.output, enhancer.settings(), {*labels, *wanted}, args.overwrite)
+    waiting = [name for name in wanted if name not in finished]
+    problems = {name: "no pseudo-label of this name" for name in waiting if name not in labels}
+    if args.images:
+        problems |= {name: "no image of this name" for name in waiting if name not in images}
+    jobs = [ImageFiles(n, labels[n], images.get(n)) for n in waiting if n not in problems]
+    on_gpu = args.sam is not None and args.device == "cuda"
+    with closing(outcomes(enhancer, jobs, 1 if on_gpu else args.workers)) as stream:
+        results = list(tqdm(stream, "sepl", len(jobs), unit="image"))
+    problems |= {result.name: result.problem for result in results if result.problem}
+    write_report(args.output, enhancer.settings(), problems)
+    print_problems(problems, "failed")
+    written = [result for result in results if not result.problem]
+    if written and not any(result.has_class for result in written):
+        print(
+            "warning: no label map has a class: all pixels are background (0) or void (255). "
+            "Labels need class indices; masks of 0 and 255 have none.",
+            file=sys.stderr,
+        )
+    print(
+        f"{len(written)} images enhanced, {len(finished & {*wanted})} were before, "
+        f"{len(problems)} failed: see {args.output / REPORT}",
+        file=sys.stderr,
+    )
+    return 1 if problems else 0
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    """Print the table, write the report."""
+    names = _class_names(args)
+    listed = image_list(args.list) if args.list else None
+    comparison = compare(_label_folders(args, len(names)), listed)
+    report = comparison.report(names)
+    if args.json is not None:
+        with atomic_write(args.json) as file:
+            json.dump(report, file, indent=2)
+            file.write("\n")
+    if comparison.images:
+        print(score_table(report) + "\n")
+    count = len(comparison.images)
+    line = f"{count} image{'s' * (count != 1)}"
+    if "improved" in report:
+        improved, worsened = report["improved"], report["worsened"]
+        same = count - improved - worsened
+        line += f": {improved} improved, {worsened} worsened, {same} as before"
+    print(line)
+    print_problems(comparison.problems, "could not be compared")
+    return 1 if comparison.problems else 0
+
+
+def score_table(report: Mapping[str, Any]) -> str:
+    """A Markdown table in percent: a row per class, then mIoU and pixel accuracy."""
+    rows = report["iou"] | {"mIoU": report["miou"], "pixel accuracy": report["pixel_accuracy"]}
+    columns = list(report["miou"])
+    lines = [["", *columns]]
+    for name, values in rows.items():
+        lines.append([name.replace("|", r"\|"), *(_percent(values[key], key) for key in columns)])
+    first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    table = [
+        f"| {' | '.join([name.ljust(first), *map(str.rjust, cells, others)])} |"
+        for name, *cells in lines
+    ]
+    rule = "|".join([":" + "-" * (first + 1), *("-" * (width + 1) + ":" for width in others)])
+    return "\n".join([table[0], f"|{rule}|", *table[1:]])
+
+
+def visualize(args: argparse.Namespace) -> int:
+    """Draw and write the picture."""
+    names = _class_names(args)
+    _check_choice(args)
+    folders = _label_folders(args, len(names))
+    images = files_by_name(args.images, IMAGE_EXTENSIONS)
+    chosen, problems = _chosen(args, folders, images)
+    rows: list[Row] = []
+    for name in dict.fromkeys(chosen):
+        try:
+            masks = find_masks(args.masks or args.enhanced / MASK_CACHE, name)
+            if masks is None and args.masks is not None:
+                raise DatasetError(f"no masks in '{args.masks}'")
+            rows.append(read_row(name, folders, images.get(name), masks))
+        except DatasetError as error:
+            problems[name] = str(error)
+    print_problems(problems, "with problems")
+    if not rows:
+        raise DatasetError("no image could be drawn: none of those chosen is complete, or scored")
+    write_picture(args.output, rows, names)
+    print(f"{len(rows)} image{'s' * (len(rows) != 1)} in {args.output}")
+    return 1 if problems else 0
+
+
+def _percent(value: float | None, column: str) -> str:
+    sign = "+" if column == "gain" else ""
+    return "–" if value is None else f"{100 * value:{sign}.2f}"
+
+
+def _class_names(args: argparse.Namespace) -> tuple[str, ...]:
+    return class_names(args.preset or "voc", args.num_classes, args.class_names)
+
+
+def _label_folders(args: argparse.Namespace, num_classes: int) -> LabelFolders:
+    folders = {TRUTH: args.ground_truth, BEFORE: args.pseudo_labels, AFTER: args.enhanced}
+    return LabelFolders(folders, num_classes, args.suffix, args.background_score)
+
+
+def _mask_source(args: argparse.Namespace) -> MaskFolder | SamMasks:
+    if args.masks is not None:
+        return MaskFolder(args.masks)
+    if args.images is None:
+        raise ConfigError("--sam needs --images: SAM makes the masks of images")
+    names = [field.name for field in fields(AutomaticMaskSettings)]
+    return SamMasks(
+        backend=args.sam,
+        model_type=args.sam_type,
+        checkpoint=args.sam_checkpoint,
+        device=args.device,
+        images=args.images,
+        cache=args.mask_cache or args.output / MASK_CACHE,
+        automatic=AutomaticMaskSettings(**{name: getattr(args, name) for name in names}),
+    )
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    """Refuse to write into a folder that is read from, or below one."""
+    read = {"--pseudo-labels": args.pseudo_labels, "--images": args.images, "--masks": args.masks}
+    for written in filter(None, (args.output, args.mask_cache)):
+        place = written.resolve()
+        for option, folder in read.items():
+            if folder is not None and folder.resolve() in (place, *place.parents):
+                raise ConfigError(
+                    f"'{written}' is to be written, but is or lies in the folder of {option}, "
+                    "which must stay as it is. Choose another one."
+                )
+
+
+def _check_choice(args: argparse.Namespace) -> None:
+    ranked = args.best is not None or args.worst is not None
+    if ranked + (args.names is not None) + (args.count is not None) > 1:
+        raise ConfigError(
+            "--names, --count and --best, --worst exclude each other; say in one way which images "
+            "to draw"
+        )
+    if ranked and args.ground_truth is None:
+        raise ConfigError(
+            "--best and --worst need to know what the images gained: give --ground-truth DIR"
+        )
+
+
+def _chosen(
+    args: argparse.Namespace, folders: LabelFolders, images: Mapping[str, Path]
+) -> tuple[list[str], dict[str, str]]:
+    """Names of the images to draw, and problems of those that could not be scored."""
+    if args.names is not None:
+        return args.names, {}
+    complete = sorted(set(images).intersection(*folders.files.values()))
+    if args.count is None and TRUTH in folders.files:
+        comparison = compare(folders, complete)
+        counts = args.best, args.worst
+        best, worst = (BEST, WORST) if counts == (None, None) else (n or 0 for n in counts)
+        return best_and_worst(comparison.gains(), best, worst), comparison.problems
+    count = min(args.count or COUNT, len(complete))
+    return [complete[index * len(complete) // count] for index in range(count)], {}
+
+
+def _add_label_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--suffix", default="", metavar="S", help="of the pseudo-labels' names: with _pseudo "
+        "NAME_pseudo.png is that of the image NAME")  # fmt: skip
+    add("--background-score", type=share, default=BACKGROUND_SCORE, metavar="X",
+        help="of pseudo-labels that are CAM scores: a pixel has a class where its score exceeds "
+        "this; default: %(default)s")  # fmt: skip
+    add = parser.add_argument_group("classes").add_mutually_exclusive_group().add_argument
+    add("--preset", choices=sorted(PRESETS),
+        help="voc: VOC 2012, 21 classes (default); coco: COCO 2014, 81")  # fmt: skip
+    add("--num-classes", type=positive, metavar="N", help="of other data, with background")
+    add("--class-names", type=Path, metavar="FILE", help="a name a line, 'background' first")
+
+
+def _add_enhance_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--pseudo-labels", type=Path, required=True, metavar="DIR",
+        help="class indices (PNG, .npy) or CAM scores (.npy)")  # fmt: skip
+    add("--images", type=Path, metavar="DIR", help="for --sam; with --masks sizes are compared")
+    add("--output", type=Path, required=True, metavar="DIR")
+    add("--list", type=Path, metavar="FILE", help="names of images, a line each")
+    add("--o-s-thresh", type=share, default=O_S_THRESH, metavar="X",
+        help="selects a mask if more of it lies on its class; default: %(default)s")  # fmt: skip
+    add("--o-p-thresh", type=share, default=O_P_THRESH, metavar="X",
+        help="or if it holds more of its class; default: %(default)s")  # fmt: skip
+    add("--keep-uncovered", action="store_true",
+        help="pixels that no mask covers keep their label")  # fmt: skip
+    add("--workers", type=positive, default=1, metavar="N",
+        help="processes; default: %(default)s. One where SAM works on a GPU")  # fmt: skip
+    add("--overwrite", action="store_true", help="make anew what the output folder holds")
+    group = parser.add_argument_group("masks", "either those of a folder, or SAM's own")
+    source = group.add_mutually_exclusive_group(required=True)
+    source.add_argument("--masks", type=Path, metavar="DIR",
+        help="NAME/ with a binary PNG a mask, or NAME.json(.gz) with COCO RLEs")  # fmt: skip
+    source.add_argument("--sam", choices=sorted(key for key, _ in SAM_BACKEND_REGISTRY))
+    add = group.add_argument
+    add("--sam-type", default="", metavar="T", help="vit_b, vit_l, vit_h; hiera_t ... hiera_l")
+    add("--sam-checkpoint", default="", metavar="FILE", help="tiny: one is in the package")
+    devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    add("--device", choices=devices, default=devices[0], help="default: cuda if any")
+    add("--mask-cache", type=Path, metavar="DIR",
+        help=f"where SAM's masks are kept; default: {MASK_CACHE} in the output folder")  # fmt: skip
+    automatic = parser.add_argument_group("SAM's automatic masks", "SAM's own names and defaults")
+    for field in fields(AutomaticMaskSettings):
+        automatic.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default),
+            default=field.default, metavar="X", help="default: %(default).4g")  # fmt: skip
+
+
+def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--enhanced", type=Path, required=True, metavar="DIR", help="label maps under test")
+    add("--pseudo-labels", type=Path, metavar="DIR", help="those before, to compare with")
+    add("--ground-truth", type=Path, required=True, metavar="DIR", help="true label maps")
+    add("--list", type=Path, metavar="FILE", help="names of the images to compare, such as VOC's "
+        "train.txt (default: all that have a label; the ground truth may be of more)")  # fmt: skip
+    add("--json", type=Path, metavar="FILE", help="write a report, with the mIoU of each image")
+
+
+def _add_visualize_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--images", type=Path, required=True, metavar="DIR", help="the images")
+    add("--pseudo-labels", type=Path, required=True, metavar="DIR", help="label maps before")
+    add("--enhanced", type=Path, required=True, metavar="DIR", help="those after it")
+    add("--masks", type=Path, metavar="DIR",
+        help=f"SAM's masks (default: the folder '{MASK_CACHE}' of --enhanced, if any)")  # fmt: skip
+    add("--ground-truth", type=Path, metavar="DIR", help="true label maps")
+    add("--output", type=Path, required=True, metavar="FILE.png", help="the picture to write")
+    add = parser.add_argument_group("which images").add_argument
+    add("--best", type=natural, metavar="N", help="images whose own mIoU gained most (default "
+        f"with a ground truth: {BEST})")  # fmt: skip
+    add("--worst", type=natural, metavar="N", help=f"and least (default: {WORST})")
+    add("--names", nargs="+", metavar="NAME", help="these images")
+    add("--count", type=positive, metavar="N",
+        help=f"images evenly spaced by name (default without a ground truth: {COUNT})")  # fmt: skip
+
+
+COMMANDS = {
+    "enhance": (
+        _add_enhance_arguments,
+        enhance,
+        "Redraw a folder of label maps with SAM's masks (what is done without a name). What is "
+        f"there is skipped: the same command continues. OUTPUT/{REPORT} has settings and problems.",
+    ),
+    "evaluate": (
+        _add_evaluate_arguments,
+        evaluate,
+        "IoU of each class, mIoU and pixel accuracy over a whole data set, as VOC's benchmark "
+        "counts them, before and after.",
+    ),
+    "visualize": (
+        _add_visualize_arguments,
+        visualize,
+        "Draw images, their labels before and after, SAM's masks and the ground truth side by "
+        "side.",
+    ),
+}

@@ -1,0 +1,226 @@
+"""One step of each stage: losses, gradients, and the update if all of them are finite."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import operator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from s4m_d2.engine.labeling.protocol import check_losses
+from s4m_d2.engine.training.bad_steps import BadSteps, describe, file_names
+from s4m_d2.transfers import to_host
+
+PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+#: At this loss scale and below, gradients that overflow do so on their own account.
+NEUTRAL_SCALE = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+class TeacherStep(SimpleTrainer):
+    """A step of stage 1, which takes the place of Detectron2's in its ``DefaultTrainer``.
+
+    A step whose losses or gradients are not finite leaves the weights, the model's buffers, the
+    optimizer's state and the loss scale as they were. Gradients that overflow because of the loss
+    scale are the scaler's affair, which makes no update then and lowers the scale.
+
+    Args:
+        model, data_loader, optimizer: as of ``SimpleTrainer``.
+        bad_steps: counts the skipped steps, and ends a run that makes no more progress.
+        precision: of autocast; None: float32. bfloat16 has float32's range: the loss is not
+            scaled, which spares a synchronization in each step.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable,
+        optimizer: torch.optim.Optimizer,
+        bad_steps: BadSteps,
+        precision: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(model, data_loader, optimizer)
+        self.bad_steps = bad_steps
+        self.precision = precision
+        self.device = next(model.parameters()).device
+        self.grad_scaler = torch.amp.GradScaler(
+            self.device.type, enabled=precision == torch.float16
+        )
+        self._batches: Iterator[Any] | None = None
+
+    def run_step(self) -> None:
+        labeled = self.next_batch()
+        with self.autocast():
+            losses = self.losses(labeled)
+        self.finish(losses)
+
+    def next_batch(self) -> Any:
+        """The next batch of the loader. What a skipped step needs is noted."""
+        start = time.perf_counter()
+        self._batches = self._batches or iter(self.data_loader)
+        batch = next(self._batches)
+        self._data_time = time.perf_counter() - start
+        self._files = file_names(batch)
+        self._buffers = [buffer.clone() for buffer in self.model.buffers()]
+        return batch
+
+    def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
+        self._batches = None
+        super().reset_data_loader(data_loader_builder)
+
+    def autocast(self) -> torch.autocast:
+        """The context of mixed precision, if there is any."""
+        return torch.autocast(
+            self.device.type, dtype=self.precision, enabled=self.precision is not None
+        )
+
+    def losses(self, samples: list[dict]) -> dict[str, Tensor]:
+        """The model's losses of a batch, 0-dim each."""
+        return check_losses(self.model(samples), self.model)
+
+    def finish(
+        self, losses: Mapping[str, Tensor], scalars: Mapping[str, float | Tensor] | None = None
+    ) -> None:
+        """Compute the gradients, log, and update the model, or skip the step.
+
+        Args:
+            losses: 0-dim each; their sum is minimized.
+            scalars: more to log: numbers, or tensors of one element.
+        """
+        self.optimizer.zero_grad()
+        self.grad_scaler.scale(functools.reduce(operator.add, losses.values())).backward()
+        step = fetch_step(losses, gradient_norms(self.optimizer), scalars, self._loss_scale())
+        get_event_storage().put_scalars(**step.scalars)
+        if not step.finite:
+            self._skip(losses)
+            return
+        self.write_metrics(step.losses, self._data_time, self.iter)
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        self.bad_steps.made()
+
+    @torch.no_grad()
+    def _skip(self, losses: Mapping[str, Tensor]) -> None:
+        for buffer, kept in zip(self.model.buffers(), self._buffers, strict=True):
+            buffer.copy_(kept)  # the forward pass has updated batch norms
+        step = describe(losses, self._files, self.model, self.optimizer)
+        self.optimizer.zero_grad()
+        self.bad_steps.skipped(self.iter, step)
+
+    def _loss_scale(self) -> Tensor | None:
+        if not self.grad_scaler.is_enabled():
+            return None
+        return self.grad_scaler.scale(torch.ones((), device=self.device))  # get_scale() waits
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if state_dict.get("grad_scaler"):
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        elif self.grad_scaler.is_enabled():
+            logger.warning("The checkpoint has no loss scale (float32, bfloat16): it starts anew.")
+
+
+class StudentStep(TeacherStep):
+    """A step of stage 2 (S⁴M, figure 2): the student learns from labels and pseudo-labels.
+
+    Neither the teacher nor SAM is part of the model: nothing of them is trained or saved with it.
+
+    Args:
+        labeling: unlabeled batch -> views (:class:`~s4m_d2.engine.PseudoLabeling`).
+        unsup_loss_weight: of the losses on pseudo-labels, which are named ``unsup/...``.
+        others: see :class:`TeacherStep`; the loader gives (labeled, unlabeled) batches.
+    """
+
+    def __init__(self, *others: Any, labeling: Callable, unsup_loss_weight: float) -> None:
+        super().__init__(*others)
+        self.labeling = labeling
+        self.unsup_loss_weight = unsup_loss_weight
+
+    def run_step(self) -> None:
+        labeled, unlabeled = self.next_batch()
+        with self.autocast():
+            views = self.labeling(unlabeled)
+            losses = self.losses(labeled) | self.weighted(self.losses(views.student_batch))
+        self.finish(losses, views.stats)
+
+    def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Losses on pseudo-labels, under their names."""
+        return {f"unsup/{name}": self.unsup_loss_weight * loss for name, loss in losses.items()}
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """A step as the host knows it.
+
+    Attributes:
+        finite: whether all losses and gradients of all processes are finite.
+        losses: of this process; 0-dim float64 on the CPU, so that nobody has to wait for them.
+        scalars: of this process.
+    """
+
+    finite: bool
+    losses: dict[str, Tensor]
+    scalars: dict[str, float]
+
+
+def fetch_step(
+    losses: Mapping[str, Tensor],
+    gradient_norms: Sequence[Tensor] = (),
+    scalars: Mapping[str, float | Tensor] | None = None,
+    loss_scale: Tensor | None = None,
+) -> StepValues:
+    """Bring a step's values to the host. All processes call this together.
+
+    Args:
+        losses: of one element and one device, one or more.
+        gradient_norms: 0-dim floats of that device.
+        scalars: more to log; numbers, or tensors of one element.
+        loss_scale: 0-dim; of this process' gradients. Above NEUTRAL_SCALE they may overflow; None:
+            they are not scaled.
+    """
+    values = _stack(losses.values())
+    bad = ~values.isfinite().all()
+    if gradient_norms:
+        overflow = ~_stack(gradient_norms).isfinite().all()
+        bad = bad | (overflow if loss_scale is None else overflow & (loss_scale <= NEUTRAL_SCALE))
+    bad = bad.float()
+    if comm.get_world_size() > 1:
+        torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
+    scalars = dict(scalars or {})
+    waiting = {
+        name: v for name, v in scalars.items() if isinstance(v, Tensor) and v.device == bad.device
+    }
+    stacks = [_stack(waiting.values())] if waiting else []
+    is_bad, numbers, *fetched = to_host(bad, values, *stacks)
+    for stacked in fetched:
+        scalars.update(zip(waiting, stacked, strict=True))
+    return StepValues(
+        finite=not is_bad,
+        losses=dict(zip(losses, torch.tensor(numbers).unbind(), strict=True)),
+        scalars={name: float(value) for name, value in scalars.items()},
+    )
+
+
+def gradient_norms(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The norm of each gradient, float32: not finite if a value is not, or if it overflows."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    gradients = [gradient for gradient in gradients if gradient is not None and gradient.numel()]
+    return [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
+
+
+def _stack(tensors) -> Tensor:
+    """Tensors of one element -> (N,) float64."""
+    return torch.stack([tensor.detach().reshape(()) for tensor in tensors]).double()

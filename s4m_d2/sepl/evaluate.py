@@ -1,0 +1,213 @@
+"""How well label maps agree with the ground truth: IoU by class, mIoU, pixel accuracy.
+
+As in VOC's benchmark, pixels of the whole data set are counted before anything is divided, and
+background is a class. (The mean of the images' mIoUs is another number, in which a pixel of a small
+image weighs more than one of a large image.)
+
+Void (255) in the ground truth is not scored. Void in a label is an answer withheld: the pixel
+counts as missed for its true class and as a false positive for none. Were it not scored at all,
+labels would gain from void where they are wrong; were it background, they would lose twice.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s4m_d2.command_line import default_workers
+from s4m_d2.errors import DatasetError
+from s4m_d2.sepl.files import files_by_name, read_label
+from s4m_d2.sepl.rule import VOID
+
+TRUTH, BEFORE, AFTER = "ground truth", "pseudo-label", "enhanced label"  # kinds of label maps
+
+
+def confusion(truth: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels by true class and label; of several images the sum.
+
+    Args:
+        truth: (H, W) uint8 of classes below ``num_classes``; 255 is not scored.
+        label: (H, W) uint8 likewise; 255 is wrong wherever the truth is not 255.
+        num_classes: C, with background.
+
+    Returns:
+        (C, C + 1) int64; rows are true classes, columns are labels, the last one void.
+    """
+    pairs = truth.astype(np.uint16) * np.uint16(256) + label
+    counts = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)
+    return counts[:num_classes, np.r_[:num_classes, VOID]]
+
+
+def iou(counts: np.ndarray) -> np.ndarray:
+    """(C,) float64 in [0, 1] of a confusion matrix; nan where neither map has the class."""
+    hits = counts.diagonal()
+    union = counts.sum(1) + counts[:, :-1].sum(0) - hits
+    return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
+
+
+def miou(counts: np.ndarray) -> float:
+    """Mean IoU of the classes that occur, background among them; nan where none does."""
+    found = iou(counts)
+    present = ~np.isnan(found)
+    return float(found[present].mean()) if present.any() else math.nan
+
+
+def pixel_accuracy(counts: np.ndarray) -> float:
+    """Share of scored pixels whose label is right; nan without such pixels."""
+    pixels = int(counts.sum())
+    return int(np.trace(counts)) / pixels if pixels else math.nan
+
+
+class LabelFolders:
+    """Label maps of the same images in several folders; files of one name belong together.
+
+    Args:
+        folders: kind (``TRUTH``, ...) → folder of label maps; None: there is none of this kind.
+        num_classes: with background.
+        suffix, background_score: of the pseudo-labels, as those of ``files_by_name`` and
+            ``read_label``.
+
+    Raises:
+        DatasetError: a folder is missing or empty.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, Path | None],
+        num_classes: int,
+        suffix: str,
+        background_score: float,
+    ):
+        suffixes = {BEFORE: suffix}
+        self.files = {
+            kind: files_by_name(path, suffix=suffixes.get(kind, ""))
+            for kind, path in folders.items()
+            if path is not None
+        }
+        self.num_classes = num_classes
+        self._background_score = background_score
+
+    def read(self, name: str) -> dict[str, np.ndarray]:
+        """An image's label maps by kind, (H, W) uint8.
+
+        Raises:
+            DatasetError: one is missing, damaged, has other classes, or another size than the rest.
+        """
+        missing = [f"no {kind}" for kind, files in self.files.items() if name not in files]
+        if missing:
+            raise DatasetError(f"{', '.join(missing)} of this name")
+        paths = {kind: files[name] for kind, files in self.files.items()}
+        labels = {
+            kind: read_label(path, self.num_classes, self._background_score)
+            for kind, path in paths.items()
+        }
+        if len({label.shape for label in labels.values()}) > 1:
+            sizes = ", ".join(f"{paths[kind]} {label.shape}" for kind, label in labels.items())
+            raise DatasetError(
+                f"the sizes (H, W) disagree: {sizes}. Make all of them at the image's size."
+            )
+        return labels
+
+    def confusions(self, labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Confusion matrices of an image's label maps by kind, with those of ``TRUTH``."""
+        kinds = [kind for kind in (BEFORE, AFTER) if kind in labels]
+        return {kind: confusion(labels[TRUTH], labels[kind], self.num_classes) for kind in kinds}
+
+
+@dataclass
+class Comparison:
+    """What became of the images: their scores, or what is wrong with them.
+
+    Attributes:
+        counts: kind (``BEFORE``, where there is one, and ``AFTER``) → confusion matrix of all
+            images that could be compared.
+        images: of each of them "name" and what :func:`change` gives of its own mIoU.
+        problems: name → message, of the others.
+    """
+
+    counts: dict[str, np.ndarray]
+    images: list[dict[str, Any]] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    def gains(self) -> dict[str, float]:
+        """By name, of the images that have a gain."""
+        gains = {image["name"]: image.get("gain", math.nan) for image in self.images}
+        return {name: gain for name, gain in gains.items() if not math.isnan(gain)}
+
+    def report(self, names: Sequence[str]) -> dict[str, Any]:
+        """All that is known, for JSON; what is not a number there becomes None.
+
+        Args:
+            names: of the classes.
+        """
+        gains = self.gains().values()
+        improved, worsened = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+        counts = self.counts.values()
+        by_class = zip(names, *(iou(of).tolist() for of in counts), strict=True)
+        content = {
+            "num_images": len(self.images),
+            **({"improved": improved, "worsened": worsened} if BEFORE in self.counts else {}),
+            "iou": {name: change(*values) for name, *values in by_class},
+            "miou": change(*map(miou, counts)),
+            "pixel_accuracy": change(*map(pixel_accuracy, counts)),
+            "images": self.images,
+            "problems": self.problems,
+        }
+        return _without_nan(content)
+
+
+def change(*values: float) -> dict[str, float]:
+    """Of scores before and after "before", "after" and "gain", of one after alone "after"."""
+    if len(values) == 1:
+        return {"after": values[0]}
+    before, after = values
+    return {"before": before, "after": after, "gain": after - before}
+
+
+def compare(folders: LabelFolders, names: Iterable[str] | None = None) -> Comparison:
+    """Score the enhanced labels, and the pseudo-labels if there are any, of the same images.
+
+    Only an image with a readable file in every folder is compared; what is missing or wrong with
+    another one is in ``problems``.
+
+    Args:
+        folders: with a ground truth.
+        names: of the images; None: all that have a label, enhanced or not.
+    """
+    if names is None:
+        names = {name for kind in {*folders.files} - {TRUTH} for name in folders.files[kind]}
+
+    def confusions(name: str) -> dict[str, np.ndarray] | str:
+        try:
+            return folders.confusions(folders.read(name))
+        except DatasetError as error:
+            return str(error)
+
+    shape = folders.num_classes, folders.num_classes + 1
+    kinds = [kind for kind in (BEFORE, AFTER) if kind in folders.files]
+    result = Comparison({kind: np.zeros(shape, dtype=np.int64) for kind in kinds})
+    names = sorted(set(names))
+    with ThreadPoolExecutor(default_workers()) as pool:
+        for name, found in zip(names, pool.map(confusions, names), strict=True):
+            if isinstance(found, str):
+                result.problems[name] = found
+                continue
+            result.images.append({"name": name, **change(*map(miou, found.values()))})
+            for kind, counts in found.items():
+                result.counts[kind] += counts
+    return result
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with None for what is not finite, which JSON has no number for."""
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,270 @@
+"""Label maps in files (a class index per pixel, or CAM scores), their classes, names of images."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.data import MetadataCatalog
+from PIL import Image
+
+from s4m_d2.data.images import READ_ERRORS, unreadable
+from s4m_d2.data.listing import IMAGE_EXTENSIONS
+from s4m_d2.errors import DatasetError, InputError
+from s4m_d2.files import atomic_write
+from s4m_d2.restricted_pickle import UnsafePickleError, load_arrays
+from s4m_d2.sepl.rule import BACKGROUND, VOID
+
+LABEL_EXTENSIONS = (".png", ".npy")
+BACKGROUND_SCORE = 0.15  # as in IRN's evaluation of its CAMs
+
+_BACKGROUND_NAME = "background"
+_VOC_THINGS = (
+    "aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,"
+    "person,pottedplant,sheep,sofa,train,tvmonitor"
+).split(",")
+PRESETS = {
+    "voc": (_BACKGROUND_NAME, *_VOC_THINGS),
+    # COCO 2014 has the classes of 2017.
+    "coco": (_BACKGROUND_NAME, *MetadataCatalog.get("coco_2017_train").thing_classes),
+}
+_INDEX_MODES = ("P", "L", "RGB")  # Pillow's names of palette, gray and color images
+_SCORES = (
+    "expected {class: (H, W) scores} or {'keys': (K,) classes, NAME: (K, H, W) scores}, finite, "
+    "classes counted from 0 without background"
+)
+
+
+def class_names(
+    preset: str = "voc", count: int | None = None, file: Path | None = None
+) -> tuple[str, ...]:
+    """Names of the classes 0, 1, ..., "background" first: of a file, of a count, or of a preset.
+
+    Raises:
+        DatasetError: the file is missing, or the names are not those of a label map.
+    """
+    names = PRESETS[preset]
+    source = f"--num-classes {count}"
+    if count is not None:
+        names = (_BACKGROUND_NAME, *(f"class {index}" for index in range(1, count)))
+    if file is not None:
+        source, names = str(file), tuple(map(str.strip, _read_lines(file)))
+    if (
+        not 2 <= len(names) <= VOID
+        or names[0] != _BACKGROUND_NAME
+        or len({*names} - {""}) < len(names)
+    ):
+        raise DatasetError(
+            f"{source} gives the {len(names)} classes {list(names[:3])}, ...; expected 2 to {VOID} "
+            f"different names, one a line, '{_BACKGROUND_NAME}' first: the index {VOID} is void"
+        )
+    return names
+
+
+def palette() -> np.ndarray:
+    """VOC's colors of the indices 0..255, (256, 3) uint8 RGB.
+
+    The bits of an index go to red, green and blue in turns, the lowest to the highest of each.
+    """
+    bits = np.arange(256)[:, None] >> np.arange(9) & 1
+    weights = 128 >> np.arange(9) // 3
+    return (bits * weights).reshape(256, 3, 3).sum(axis=1).astype(np.uint8)
+
+
+def read_label(
+    path: str | os.PathLike[str],
+    num_classes: int | None = None,
+    background_score: float = BACKGROUND_SCORE,
+) -> np.ndarray:
+    """Read a label map.
+
+    Args:
+        path: PNG with a palette, of which the colors do not matter, gray with 8 bits, or RGB with
+            three equal channels; or ``.npy``: (H, W) integers, or CAM scores.
+        num_classes: with background; indices from it on are refused, but 255, which is void. None:
+            not checked.
+        background_score: of :func:`label_of_scores`.
+
+    Returns:
+        (H, W) uint8, as stored: orientations in EXIF data are not followed.
+
+    Raises:
+        DatasetError: the file is missing, damaged, of another kind, or has other classes.
+    """
+    try:
+        is_array = os.fspath(path).lower().endswith(".npy")
+        label = _read_npy(path, background_score) if is_array else _read_png(path)
+    except DatasetError:
+        raise
+    except UnsafePickleError as error:
+        raise DatasetError(
+            f"{path} is refused: {error}. Expected class indices, or a dictionary of CAM scores; "
+            "no code of the file was run. Save the arrays alone."
+        ) from error
+    except (*READ_ERRORS, pickle.UnpicklingError) as error:
+        raise unreadable(str(path), error) from error
+    unknown = np.unique(label[(label >= (num_classes or VOID)) & (label != VOID)])
+    if len(unknown):
+        raise DatasetError(
+            f"{path} has class indices {unknown.tolist()}, but there are {num_classes} classes, "
+            f"0..{(num_classes or 0) - 1} with background, and {VOID} for void. Give the classes "
+            "that the labels were made with (of commands: --preset, --num-classes or "
+            "--class-names)."
+        )
+    return label
+
+
+def write_label(path: str | os.PathLike[str], label: np.ndarray) -> None:
+    """Write an (H, W) uint8 label map as a PNG with VOC's palette, never half of it.
+
+    Raises:
+        InputError: the array is of another shape or dtype.
+        OutputError: the system refuses to write.
+    """
+    if label.ndim != 2 or label.dtype != np.uint8:
+        raise InputError(f"label must be (H, W) uint8, got {label.shape} {label.dtype}")
+    image = Image.fromarray(np.ascontiguousarray(label))
+    image.putpalette(palette().tobytes())
+    with atomic_write(path, "wb") as file:
+        image.save(file, format="PNG")
+
+
+def label_of_scores(content: Any, background_score: float = BACKGROUND_SCORE) -> np.ndarray:
+    """The class of the highest CAM score in each pixel; background where none exceeds its score.
+
+    Args:
+        content: ``{class: (H, W) scores, ...}``, or ``{"keys": (K,) classes, NAME: (K, H, W)
+            scores, ...}``, of several NAMEs that of most pixels. Classes count from 0 without
+            background: 0 is the class 1 of a label map. Where "keys" has an entry more than there
+            are maps, it begins with the background and has the indices of label maps.
+        background_score: on the scale of the scores, which is [0, 1] for CAMs.
+
+    Returns:
+        (H, W) uint8, a label map.
+
+    Raises:
+        DatasetError: the content is of another form; part of a sentence.
+    """
+    try:
+        if "keys" in content:
+            keys = np.asarray(content["keys"])
+            stacks = [np.asarray(value) for value in content.values() if np.ndim(value) == 3]
+            scores = max(stacks, key=lambda stack: stack.shape[1] * stack.shape[2])
+            has_background = len(keys) == len(scores) + 1 and keys[0] == BACKGROUND
+            classes = keys[1:] if has_background else keys + 1
+        else:
+            classes, scores = np.array(list(content)) + 1, np.stack(list(content.values()))
+        fits = classes.dtype.kind in "iu" and classes.shape == scores.shape[:1]
+        fits = fits and bool(((classes > BACKGROUND) & (classes < VOID)).all())
+        fits = fits and scores.ndim == 3 and scores.dtype.kind in "fiu"
+        fits = fits and bool(np.isfinite(scores).all())
+    except (TypeError, ValueError, IndexError):
+        fits = False
+    if not fits:
+        is_dict = isinstance(content, dict)
+        found = {k: np.shape(v) for k, v in content.items()} if is_dict else type(content).__name__
+        raise DatasetError(f"{_SCORES}; found {found}")
+    scores = scores.astype(np.float32)
+    scores = np.pad(scores, ((1, 0), (0, 0), (0, 0)), constant_values=background_score)
+    return np.append(BACKGROUND, classes).astype(np.uint8)[scores.argmax(0)]
+
+
+def files_by_name(
+    folder: Path, extensions: tuple[str, ...] = LABEL_EXTENSIONS, suffix: str = ""
+) -> dict[str, Path]:
+    """Files of a folder, not of those below, by the name of their image, sorted.
+
+    Args:
+        extensions: in small letters, of the files that count.
+        suffix: what a stem has beyond the image's name; other files are left out.
+
+    Raises:
+        DatasetError: the folder is missing, has no such file, or two of one name.
+    """
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise DatasetError(f"'{folder}' cannot be listed: {error.strerror}") from error
+    files: dict[str, Path] = {}
+    for path in paths:
+        name = path.stem.removesuffix(suffix)
+        is_one = path.suffix.lower() in extensions and path.stem.endswith(suffix) and name
+        if not is_one or path.name.startswith(".") or path.is_dir():
+            continue
+        if name in files:
+            raise DatasetError(
+                f"'{folder}' has both {files[name].name} and {path.name}: which of them belongs "
+                f"to {name}? Take one away."
+            )
+        files[name] = path
+    if not files:
+        raise DatasetError(
+            f"'{folder}' has no file NAME{suffix} with the ending {' or '.join(extensions)}. Give "
+            "the folder that holds them itself: folders below are not searched."
+        )
+    return files
+
+
+def image_list(path: Path) -> list[str]:
+    """Names of images in a text file such as VOC's train.txt, each once, in the file's order.
+
+    What counts is a line's first word, of a path its last part without an image's extension: so
+    lists of pairs "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png" are read too.
+
+    Raises:
+        DatasetError: the file is missing, no text, or names nothing.
+    """
+    words = [line.split()[0] for line in _read_lines(path) if line.strip()]
+    parts = [os.path.splitext(word.replace("\\", "/").rsplit("/", 1)[-1]) for word in words]
+    names = [root if end.lower() in IMAGE_EXTENSIONS else root + end for root, end in parts]
+    if not any(names):
+        raise DatasetError(f"{path} names no image. Write the name of an image on each line.")
+    return [name for name in dict.fromkeys(names) if name]
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(
+            f"{path} cannot be read: {error}. Give a text file with a name a line."
+        ) from error
+
+
+def _read_png(path: str | os.PathLike[str]) -> np.ndarray:
+    with Image.open(path) as image:
+        image.verify()  # checksums, which decoding alone does not look at
+    with Image.open(path) as image:
+        mode = f"a {image.format} of Pillow's mode {image.mode}"
+        is_known = image.format == "PNG" and image.mode in _INDEX_MODES
+        label = np.array(image) if is_known else np.zeros(0)
+    if label.ndim == 3 and (label == label[..., :1]).all():
+        label = label[..., 0]
+    if label.ndim != 2:
+        raise DatasetError(
+            f"{path} is no label map: {mode}. Expected a PNG with a palette, gray with 8 bits, or "
+            "RGB with equal channels, whose values are class indices; turn colors into indices "
+            "first."
+        )
+    return label
+
+
+def _read_npy(path: str | os.PathLike[str], background_score: float) -> np.ndarray:
+    with open(path, "rb") as file:
+        np.lib.format.read_magic(file)
+        *_, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype.hasobject:
+            try:
+                return label_of_scores(load_arrays(file), background_score)
+            except DatasetError as error:
+                raise DatasetError(f"{path} is no file of CAM scores: {error}.") from error
+    values = np.load(path, mmap_mode="r")  # nothing is allocated before the file is long enough
+    if values.ndim != 2 or dtype.kind not in "iu" or values.min() < 0 or values.max() > VOID:
+        raise DatasetError(
+            f"{path} is no label map: {values.shape} {dtype}. Expected (H, W) integers in "
+            f"0..{VOID}, or a dictionary of CAM scores."
+        )
+    return values.astype(np.uint8)

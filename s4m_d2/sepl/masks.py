@@ -1,0 +1,248 @@
+"""SAM's masks of images: those of other programs in files, and SAM's own, kept in files.
+
+Of the image NAME a folder of masks has one of
+
+- ``NAME/``: a PNG a mask, non-zero where it is set, as segment-anything's ``amg.py`` and SEPL's
+  authors write them. A folder that is empty, or has ``metadata.csv`` alone, is that of an image in
+  which SAM found nothing.
+- ``NAME.json``, ``NAME.json.gz``: COCO RLEs, compressed or not, in a list, each for itself or as
+  the ``segmentation`` of a record (``amg.py --convert-to-rle``); or such a list under
+  ``annotations`` (SA-1B) or under ``masks`` (:func:`kept_masks`).
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import get_cfg
+from PIL import Image
+
+from s4m_d2.config import add_s4m_config
+from s4m_d2.data.images import READ_ERRORS, read_image, unreadable
+from s4m_d2.errors import DatasetError, InputError
+from s4m_d2.files import atomic_write
+from s4m_d2.sam import build_sam_backend
+from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
+from s4m_d2.sepl.rule import checked_rles
+from s4m_d2.structures import encode_masks
+
+RLEs = list[dict[str, Any]]  # compressed, counts as str
+
+_ENDINGS = ("", ".json", ".json.gz")
+_SUMMARY = "metadata.csv"  # which amg.py writes beside the PNGs
+_JSON_ERRORS = (OSError, EOFError, ValueError, RecursionError, zlib.error)
+
+
+@dataclass(frozen=True)
+class MaskFolder:
+    """Masks that another program made."""
+
+    folder: Path
+
+    def masks(self, name: str, image: Path | None, size: tuple[int, int]) -> RLEs:
+        """The masks of the image ``name``, of ``size`` (H, W).
+
+        Raises:
+            DatasetError: there are none, or they are damaged, or of another size.
+        """
+        source = find_masks(self.folder, name)
+        if source is None:
+            raise DatasetError(
+                f"'{self.folder}' has no masks of it: no folder {name}, {name}.json or "
+                f"{name}.json.gz. Where names of pseudo-labels have more than that, give --suffix."
+            )
+        return read_masks(source, size)
+
+    def settings(self) -> dict[str, Any]:
+        """What the masks depend on."""
+        return {"masks": str(self.folder.resolve())}
+
+
+@dataclass(frozen=True)
+class SamMasks:
+    """Masks that SAM makes of each image, kept in a folder.
+
+    The model is built when the first image needs it, once in each process.
+
+    Attributes:
+        backend, model_type, checkpoint: as S4M.SAM.BACKEND, MODEL_TYPE and CHECKPOINT.
+        device: PyTorch's name of it.
+        images: the folder that the images are from.
+        cache: folder of a file per image.
+        automatic: how SAM is asked.
+    """
+
+    backend: str
+    model_type: str
+    checkpoint: str
+    device: str
+    images: Path
+    cache: Path
+    automatic: AutomaticMaskSettings
+
+    def masks(self, name: str, image: Path | None, size: tuple[int, int]) -> RLEs:
+        """As those of :class:`MaskFolder`; from the cache where model, settings and image agree.
+
+        Raises:
+            DatasetError: the image cannot be read.
+            ConfigError, WeightsError: the model cannot be built.
+            OutputError: the cache cannot be written.
+        """
+        assert image is not None  # which the caller has looked at
+        generator, digest = _generator(self), hashlib.sha256(image.read_bytes()).hexdigest()
+        return kept_masks(
+            self.cache / f"{name}.json.gz",
+            size,
+            f"{generator.fingerprint()} {digest}",
+            lambda: generator.generate(read_image(str(image), "RGB")),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """What the masks depend on, but for rounding."""
+        automatic = asdict(self.automatic)
+        del automatic["points_per_batch"]
+        return {
+            "sam": self.backend,
+            "sam_type": self.model_type,
+            "sam_checkpoint": str(Path(self.checkpoint).resolve()) if self.checkpoint else "",
+            "images": str(self.images.resolve()),
+            **automatic,
+        }
+
+
+def find_masks(folder: Path, name: str) -> Path | None:
+    """Where the masks of the image ``name`` are; None: nowhere.
+
+    Raises:
+        DatasetError: in several places.
+    """
+    found = [place for ending in _ENDINGS if (place := folder / f"{name}{ending}").exists()]
+    if len(found) > 1:
+        raise DatasetError(
+            f"{found[0]} and {found[1]} both hold masks of the image {name!r}. Remove the one that "
+            "is out of date."
+        )
+    return found[0] if found else None
+
+
+def read_masks(source: Path, size: tuple[int, int]) -> RLEs:
+    """All masks of one image of ``size`` (H, W), from a folder or file of the formats above.
+
+    Raises:
+        DatasetError: names the file and the mask that is damaged, of another size or no mask.
+    """
+    if source.is_dir():
+        return [_read_png(file, size) for file in _png_files(source)]
+    content = _read_json(source)
+    if isinstance(content, dict) and "images" not in content:  # COCO's files are of many images
+        content = content.get("masks", content.get("annotations"))
+    if not isinstance(content, list):
+        raise DatasetError(
+            f"{source} has no list of masks; expected SAM's records or RLEs of a single image: in "
+            "a list, or under 'annotations' as in SA-1B"
+        )
+    try:
+        return _rles(content, size)
+    except InputError as error:
+        raise DatasetError(
+            f"{source}, {error}. Make the masks of this image anew, at its size."
+        ) from error
+
+
+def kept_masks(
+    path: Path, size: tuple[int, int], fingerprint: str, make: Callable[[], Sequence[dict]]
+) -> RLEs:
+    """An image's masks from a file that an earlier call wrote, or made and written.
+
+    Args:
+        path: ends with ``.json.gz``; :func:`read_masks` reads it. Written atomically.
+        size: (H, W) of the image.
+        fingerprint: of what the masks depend on; a file of another one, of another size, or a
+            damaged one is made anew.
+        make: makes SAM's records; all that they hold is kept.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    try:
+        content = _read_json(path)
+        if (content["size"], content["fingerprint"]) == (list(size), fingerprint):
+            return read_masks(path, size)
+    except (DatasetError, LookupError, TypeError):
+        pass
+    records = list(make())
+    content = {"size": list(size), "fingerprint": fingerprint, "masks": records}
+    text = json.dumps(content, separators=(",", ":")).encode()
+    with atomic_write(path, "wb") as file:
+        file.write(gzip.compress(text, mtime=0))  # equal masks make equal files
+    return _rles(records, size)
+
+
+@lru_cache(maxsize=1)
+def _generator(source: SamMasks) -> AutomaticMasks:
+    cfg = get_cfg()
+    add_s4m_config(cfg)
+    cfg.S4M.SAM.BACKEND = source.backend
+    cfg.S4M.SAM.MODEL_TYPE = source.model_type
+    cfg.S4M.SAM.CHECKPOINT = source.checkpoint
+    cfg.MODEL.DEVICE = source.device
+    return AutomaticMasks(build_sam_backend(cfg), source.automatic)
+
+
+def _rles(masks: Sequence[Any], size: tuple[int, int]) -> RLEs:
+    """The RLEs of records or RLEs of any content."""
+    return checked_rles(
+        [mask.get("segmentation", mask) if isinstance(mask, dict) else mask for mask in masks], size
+    )
+
+
+def _png_files(folder: Path) -> list[Path]:
+    """A folder's masks, numbers in the order of their values."""
+    files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    masks = [file for file in files if file.suffix.lower() == ".png"]
+    others = {file.name for file in files} - {_SUMMARY}
+    if others and not masks:
+        raise DatasetError(
+            f"{folder} has no PNG, but {min(others)!r}; expected a binary PNG a mask. Convert "
+            "the masks, or empty the folder if the image has none."
+        )
+    return sorted(masks, key=lambda file: (len(file.stem), file.stem))
+
+
+def _read_png(file: Path, size: tuple[int, int]) -> dict[str, Any]:
+    try:
+        with Image.open(file) as image:
+            bands, found = image.getbands(), image.size[::-1]
+            values = np.asarray(image) if len(bands) == 1 and found == size else None
+    except READ_ERRORS as error:
+        raise unreadable(str(file), error) from error
+    if values is None:
+        raise DatasetError(
+            f"{file} has (height, width) {found} and the channels {', '.join(bands)}; expected "
+            f"{size} and a single channel, 0 and 255. Make the masks of this image, at its size, "
+            "and save them as gray."
+        )
+    [rle] = encode_masks(torch.from_numpy(values != 0)[None])
+    return {"size": list(size), "counts": rle["counts"].decode("ascii")}
+
+
+def _read_json(path: Path) -> Any:
+    opener = gzip.open if path.name.endswith(".gz") else open
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            return json.load(file)
+    except _JSON_ERRORS as error:
+        raise DatasetError(
+            f"{path} cannot be read as JSON: {error}. It is damaged or of another format. Write it "
+            "anew."
+        ) from error

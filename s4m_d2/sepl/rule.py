@@ -1,0 +1,219 @@
+"""SEPL's rule: SAM's masks are assigned to segments, selected and merged (arXiv 2305.05803).
+
+A segment is a class of a pseudo-label, or an instance; ``P`` stands for its pixels, ``S`` for a
+mask's. Where the masks of several classes claim a pixel, the paper leaves open what happens. Here:
+
+1. The smallest mask wins: SAM's masks are nested, and the smaller one follows the object more
+   closely. Of equally large ones that with the larger ``o_s``, then the smaller class index.
+2. A class without a selected mask keeps its pixels of the pseudo-label, whoever claims them.
+3. A class that the others would cover completely gets its pixels of the pseudo-label back.
+
+So the result does not depend on the order of the masks, and has every class of the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from pycocotools import mask as mask_utils
+from torch import Tensor
+
+from s4m_d2.data.segmentations import compressed_rle
+from s4m_d2.errors import DatasetError, InputError
+
+BACKGROUND, VOID = 0, 255
+O_S_THRESH, O_P_THRESH = 0.5, 0.85
+
+Masks = np.ndarray | Tensor | Sequence[Mapping[str, Any]]
+
+
+def assign_masks(
+    overlaps: Tensor,
+    mask_areas: Tensor,
+    segment_areas: Tensor,
+    *,
+    o_s_thresh: float = O_S_THRESH,
+    o_p_thresh: float = O_P_THRESH,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Assign each mask to the segment it overlaps most; select it if the overlap is large enough.
+
+    Args:
+        overlaps: (N, K) integers, |P ∩ S| in pixels, K >= 1.
+        mask_areas: (N,) integers, |S|.
+        segment_areas: (K,) integers, |P|.
+        o_s_thresh: a mask is selected if ``o_s = |P ∩ S| / |S|`` exceeds this,
+        o_p_thresh: or ``o_p = |P ∩ S| / |P|`` this. Both in [0, 1]; 1 switches a rule off.
+
+    Returns:
+        (N,) int64 segments, of equal overlaps the first; (N,) float64 ``o_s``; (N,) bool, whether
+        the mask is selected. A mask that shares no pixel never is.
+
+    Raises:
+        InputError: a threshold lies outside [0, 1].
+    """
+    for name, value in (("o_s_thresh", o_s_thresh), ("o_p_thresh", o_p_thresh)):
+        if not 0.0 <= value <= 1.0:
+            raise InputError(f"{name} is {value}; expected a share in [0, 1] (1: never exceeded)")
+    segments = overlaps.argmax(dim=1)
+    shared = overlaps.gather(1, segments[:, None])[:, 0].double()
+    o_s = shared / mask_areas.clamp(min=1)
+    o_p = shared / segment_areas[segments].clamp(min=1)
+    return segments, o_s, (o_s > o_s_thresh) | (o_p > o_p_thresh)
+
+
+def enhance(
+    pseudo_label: np.ndarray,
+    masks: Masks,
+    *,
+    o_s_thresh: float = O_S_THRESH,
+    o_p_thresh: float = O_P_THRESH,
+    keep_uncovered: bool = False,
+) -> np.ndarray:
+    """Redraw a CAM pseudo-label with SAM's masks of the image.
+
+    A class becomes the union of the masks that :func:`assign_masks` selects for it; without one it
+    stays. Background and void are no classes: neither competes for masks, both count in |S|. What a
+    class loses becomes background; void stays where no class claims it.
+
+    Args:
+        pseudo_label: (H, W) integers: 0 background, 255 void, else classes.
+        masks: (N, H, W) bool array or tensor, or N COCO RLEs. Any order; they may overlap.
+        o_s_thresh, o_p_thresh: in [0, 1]; 1 switches a rule off.
+        keep_uncovered: pixels that no mask at all covers keep their label, as in the authors' code;
+            in the paper a class with a selected mask loses what lies outside of its masks.
+
+    Returns:
+        (H, W) of the pseudo-label's dtype, a new array.
+
+    Raises:
+        InputError: shapes, dtypes, class indices or thresholds are not as expected.
+
+    Example:
+        >>> label = np.array([[0, 3, 0, 0, 7]])
+        >>> masks = np.array([[[1, 1, 1, 0, 0]], [[0, 1, 1, 0, 0]]], dtype=bool)
+        >>> enhance(label, masks)  # the class 7 has no mask and stays
+        array([[3, 3, 3, 0, 7]])
+    """
+    classes = _classes(pseudo_label)
+    masks = _checked(masks, pseudo_label.shape)
+    if not len(classes) or not len(masks):
+        return pseudo_label.copy()
+    overlaps, areas = _overlaps(masks, pseudo_label, classes)
+    class_areas = [np.count_nonzero(pseudo_label == index) for index in classes]
+    pixels = map(torch.as_tensor, (overlaps, areas, class_areas))
+    found = assign_masks(*pixels, o_s_thresh=o_s_thresh, o_p_thresh=o_p_thresh)
+    owners, o_s, selected = (values.numpy() for values in found)
+    kept = pseudo_label == VOID
+    if keep_uncovered:
+        kept |= ~_union(masks)
+    enhanced = np.where(kept, pseudo_label, np.zeros((), pseudo_label.dtype))
+    rows = np.flatnonzero(selected)
+    rows = rows[np.lexsort((-owners[rows], o_s[rows], -areas[rows]))]
+    _paint(enhanced, pseudo_label, classes, {row: owners[row] for row in rows}, masks)
+    return enhanced
+
+
+def _paint(
+    enhanced: np.ndarray,
+    pseudo_label: np.ndarray,
+    classes: np.ndarray,
+    owners: Mapping[int, int],
+    masks: np.ndarray | list[dict],
+) -> None:
+    """Paint masks with their classes, the last one wins; give back what no class may lose.
+
+    Args:
+        enhanced, pseudo_label: (H, W); the first is changed.
+        classes: (K,) of the pseudo-label.
+        owners: mask → place among ``classes``, of the selected masks.
+    """
+    for row, owner in owners.items():
+        np.copyto(enhanced, classes[owner], where=_decoded(masks[row]))
+    lost = np.delete(classes, list(owners.values()))  # those without a selected mask
+    np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
+    while len(lost := np.setdiff1d(classes, enhanced)):  # covered; once each, as none overlap
+        np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
+
+
+def _overlaps(
+    masks: np.ndarray | list[dict], label: np.ndarray, classes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, K) pixels that each mask shares with each class, (N,) pixels of each mask; int64."""
+    if isinstance(masks, list):
+        by_column = np.asfortranarray(label)  # the order of run lengths
+        segments = [mask_utils.encode((by_column == c).view(np.uint8)) for c in classes]
+        areas = mask_utils.area(masks).astype(np.int64)
+        # Of a crowd, COCO's IoU is the share of the first mask's area.
+        shares = mask_utils.iou(masks, segments, [True] * len(segments))
+        return np.rint(shares * areas[:, None]).astype(np.int64), areas
+    place = np.searchsorted(classes, label).clip(max=len(classes) - 1)
+    place[classes[place] != label] = len(classes)  # no class
+    counts = np.array([np.bincount(place[mask], minlength=len(classes) + 1) for mask in masks])
+    return counts[:, :-1], counts.sum(axis=1)
+
+
+def _union(masks: np.ndarray | list[dict]) -> np.ndarray:
+    """(H, W) bool: pixels of any mask."""
+    if isinstance(masks, list):
+        return _decoded(mask_utils.merge(masks))
+    return np.logical_or.reduce(masks)
+
+
+def _decoded(mask: np.ndarray | dict) -> np.ndarray:
+    """(H, W) bool."""
+    return mask if isinstance(mask, np.ndarray) else mask_utils.decode(mask).view(bool)
+
+
+def checked_rles(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> list[dict[str, Any]]:
+    """COCO RLEs of (H, W), compressed or not, as compressed ones with counts of type str.
+
+    Raises:
+        InputError: names the mask that is none, damaged or of another size.
+    """
+    rles = []
+    for number, mask in enumerate(masks):
+        try:
+            if not isinstance(mask, Mapping):
+                raise DatasetError(
+                    f"it is of type {type(mask).__name__}; expected a COCO RLE, a dict with "
+                    "'size' and 'counts'"
+                )
+            rles.append(compressed_rle(dict(mask), size))
+        except DatasetError as error:
+            raise InputError(f"mask {number} of {len(masks)}: {error}") from error
+    return rles
+
+
+def _checked(masks: Masks, size: tuple[int, ...]) -> np.ndarray | list[dict[str, Any]]:
+    """(N, H, W) bool array, or a list of compressed RLEs, of the given size."""
+    if isinstance(masks, Tensor):
+        masks = masks.cpu().numpy()
+    if not isinstance(masks, np.ndarray):
+        return checked_rles(masks, (size[0], size[1]))
+    if masks.dtype != bool or masks.ndim != 3 or masks.shape[1:] != size:
+        raise InputError(
+            f"masks must be (N, {size[0]}, {size[1]}) bool like the pseudo-label, got "
+            f"{masks.shape} {masks.dtype}"
+        )
+    return masks
+
+
+def _classes(pseudo_label: np.ndarray) -> np.ndarray:
+    """The classes of a pseudo-label, ascending, of its dtype."""
+    is_array = isinstance(pseudo_label, np.ndarray)
+    if not is_array or pseudo_label.ndim != 2 or pseudo_label.dtype.kind not in "iu":
+        found = f"{pseudo_label.shape} {pseudo_label.dtype}" if is_array else type(pseudo_label)
+        raise InputError(
+            f"pseudo_label must be an (H, W) array of integers, class indices, got {found}; of CAM "
+            "scores take the class of the highest one first"
+        )
+    classes = np.setdiff1d(pseudo_label, (BACKGROUND, VOID))
+    if len(classes) and classes[0] < 0:
+        raise InputError(
+            f"pseudo_label has the class index {classes[0]}; expected {BACKGROUND} for background, "
+            f"{VOID} for void and positive classes"
+        )
+    return classes

@@ -1,0 +1,199 @@
+"""Pictures of images, their label maps and SAM's masks side by side, a row per image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from pycocotools import mask as mask_utils
+
+from s4m_d2.data.images import read_image
+from s4m_d2.errors import DatasetError
+from s4m_d2.sepl.evaluate import AFTER, BEFORE, TRUTH, LabelFolders, miou
+from s4m_d2.sepl.files import palette
+from s4m_d2.sepl.masks import read_masks
+from s4m_d2.sepl.rule import BACKGROUND, VOID
+from s4m_d2.visualization import instance_colors, panel_grid
+
+IMAGE, MASKS = "image", "SAM's masks"  # kinds of pictures, beside those of label maps
+# A column for each kind, in this order.
+COLUMNS = {
+    IMAGE: "image",
+    BEFORE: "CAM pseudo-label",
+    MASKS: "SAM's masks",
+    AFTER: "SEPL",
+    TRUTH: "ground truth",
+}
+LONG_SIDE = 640  # px, of a drawn picture
+COLOR_SIDE = 256  # px; at this size it is found which masks touch
+WHITE_SHARE = 0.6  # by which an image fades under labels and masks: VOC's colors are dark
+FILL_ALPHA = 0.75
+CONTOUR_WIDTH = 2  # px
+STRIPE = 6  # px, half the period of void's stripes
+STRIPE_COLORS = (255, 255, 255), (0, 0, 0)
+SWATCH_SIZE = 20, 32  # px, height and width
+
+
+@dataclass(frozen=True)
+class Row:
+    """An image of the picture: name and mIoUs, kind → (h, w, 3) uint8 picture, its label maps."""
+
+    title: str
+    pictures: dict[str, np.ndarray]
+    labels: list[np.ndarray]
+
+
+def read_row(name: str, folders: LabelFolders, image: Path | None, masks: Path | None) -> Row:
+    """Read and draw one image.
+
+    Args:
+        name: of the image.
+        folders: of its label maps, the ground truth among them or not.
+        image: its file.
+        masks: folder or file of SAM's masks; None: none are drawn.
+
+    Raises:
+        DatasetError: something is missing, damaged or of another size.
+    """
+    if image is None:
+        raise DatasetError(f"no {IMAGE} of this name")
+    labels = folders.read(name)
+    pixels = read_image(str(image), "RGB")
+    size = (pixels.shape[0], pixels.shape[1])
+    if size != labels[AFTER].shape:
+        raise DatasetError(
+            f"{image} has the size {size} (H, W), but its labels have {labels[AFTER].shape}. Give "
+            "the image that the labels were made for."
+        )
+    pictures = {IMAGE: draw_image(pixels)}
+    pictures |= {kind: draw_label(pixels, label) for kind, label in labels.items()}
+    if masks is not None:
+        pictures[MASKS] = draw_masks(pixels, read_masks(masks, size))
+    title = name
+    if TRUTH in labels:
+        before, after = (100 * miou(counts) for counts in folders.confusions(labels).values())
+        title += f"    mIoU {before:.1f} → {after:.1f} ({after - before:+.1f})"
+    return Row(title, pictures, list(labels.values()))
+
+
+def write_picture(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
+    """Write a PNG of all rows and a legend; kinds of pictures that no row has take no column."""
+    kinds = [kind for kind in COLUMNS if any(kind in row.pictures for row in rows)]
+    panel_grid(
+        [[row.pictures.get(kind) for kind in kinds] for row in rows],
+        [COLUMNS[kind] for kind in kinds],
+        path,
+        row_titles=[row.title for row in rows],
+        legend=legend_entries([label for row in rows for label in row.labels], names),
+    )
+
+
+def best_and_worst(gains: Mapping[str, float], best: int, worst: int) -> list[str]:
+    """Names of the images that gained most, and of those that gained least, by falling gain."""
+    ranked = sorted(gains, key=lambda name: (-gains[name], name))
+    return ranked[:best] + ranked[max(best, len(ranked) - worst) :]
+
+
+def draw_image(image: np.ndarray) -> np.ndarray:
+    """An (H, W, 3) uint8 image at the size of the other pictures, its longer side ``LONG_SIDE``."""
+    height, width = image.shape[:2]
+    scale = LONG_SIDE / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+    return cv2.resize(image, size, interpolation=how)
+
+
+def draw_label(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """A label map in VOC's colors over the image, which is gray and faded.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        label: (H, W) uint8. Background is left free, void is striped.
+
+    Returns:
+        (h, w, 3) uint8, the longer side ``LONG_SIDE``.
+    """
+    base = _faded(image)
+    label = _resized(label, base)
+    drawn = _blend(base, palette()[label])
+    drawn[label == BACKGROUND] = base[label == BACKGROUND]
+    drawn[label == VOID] = _stripes(label.shape)[label == VOID]
+    for index in np.setdiff1d(label, (BACKGROUND, VOID)):
+        _outline(drawn, label == index, palette()[index].tolist())
+    return drawn
+
+
+def draw_masks(image: np.ndarray, masks: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """SAM's masks over the image: touching ones in different colors, the smaller over the larger.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        masks: N compressed COCO RLEs of size (H, W).
+
+    Returns:
+        (h, w, 3) uint8, the longer side ``LONG_SIDE``.
+    """
+    base = _faded(image)
+    drawn = base.copy()
+    if not masks:
+        return drawn
+    colors = instance_colors(_small_masks(masks))
+    areas = mask_utils.area(list(masks)).astype(np.int64)
+    for number in np.argsort(-areas, kind="stable"):
+        mask = _resized(mask_utils.decode(masks[number]), base).astype(bool)
+        drawn[mask] = _blend(base[mask], np.array(colors[number], dtype=np.uint8))
+        _outline(drawn, mask, colors[number])
+    return drawn
+
+
+def legend_entries(
+    labels: Iterable[np.ndarray], names: Sequence[str]
+) -> list[tuple[str, np.ndarray]]:
+    """Name and (h, w, 3) uint8 swatch of each class that label maps have; void is the last."""
+    present = set().union(*(np.unique(label).tolist() for label in labels))
+    indices = sorted(present - {BACKGROUND, VOID})
+    swatches = [(names[i], np.full((*SWATCH_SIZE, 3), palette()[i])) for i in indices]
+    return swatches + ([("void", _stripes(SWATCH_SIZE))] if VOID in present else [])
+
+
+def _faded(image: np.ndarray) -> np.ndarray:
+    """The image in light gray, on which colors show."""
+    gray = cv2.cvtColor(draw_image(image), cv2.COLOR_RGB2GRAY)
+    faded = np.rint(gray * (1 - WHITE_SHARE) + 255 * WHITE_SHARE).astype(np.uint8)
+    return np.repeat(faded[..., None], 3, axis=2)
+
+
+def _resized(values: np.ndarray, like: np.ndarray) -> np.ndarray:
+    size = like.shape[1], like.shape[0]
+    return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST_EXACT)
+
+
+def _blend(base: np.ndarray, colors: np.ndarray) -> np.ndarray:
+    return np.rint(base * (1 - FILL_ALPHA) + colors * FILL_ALPHA).astype(np.uint8)
+
+
+def _stripes(size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 3) uint8 with diagonal stripes."""
+    y, x = np.ogrid[: size[0], : size[1]]
+    return np.array(STRIPE_COLORS, dtype=np.uint8)[(x + y) // STRIPE % 2]
+
+
+def _outline(drawn: np.ndarray, mask: np.ndarray, color: Sequence[int]) -> None:
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(drawn, outlines, -1, color, CONTOUR_WIDTH)
+
+
+def _small_masks(masks: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    """(N, h, w) bool, small enough for any number of masks."""
+    height, width = masks[0]["size"]
+    stride = -(-max(height, width) // COLOR_SIDE)
+    small = np.zeros((len(masks), -(-height // stride), -(-width // stride)), dtype=bool)
+    for number, mask in enumerate(masks):
+        y, x = mask_utils.decode(mask).nonzero()
+        small[number, y // stride, x // stride] = True
+    return torch.from_numpy(small)

@@ -1,0 +1,337 @@
+"""Tiles: overlapping squares in place of images that are large, or have many small instances.
+
+Training takes tiles for images (:meth:`Tiling.records`). Inference segments each tile of an image
+and joins what it finds over their seams (:class:`TiledModel`), in the memory of a few tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import transforms as T
+from detectron2.structures import Boxes, BoxMode, Instances
+from torch import Tensor, nn
+
+from s4m_d2.structures import RLEMasks, as_rles, dense_overlaps, mask_areas
+
+TILES_AT_ONCE = 4  # through the model
+SAME_SHARE = 0.5  # of what two predictions have in common, from which on they are one instance
+CUT_SHARE = 64  # of a tile's side: predictions that end so near to its border are cut there
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How images are cut.
+
+    Attributes:
+        size: side of a tile, px of the image; 0: images stay whole.
+        overlap: least share of the side that neighboring tiles have in common, in [0, 1).
+    """
+
+    size: int = 0
+    overlap: float = 0.2
+
+    def boxes(self, image_size: tuple[int, int]) -> list[Box]:
+        """Tiles that cover an image of (H, W), row by row, at equal distances.
+
+        All have the same size, which is ``size``, or that of the image where it is smaller.
+        """
+        height, width = image_size
+        rows, columns = self._starts(height), self._starts(width)
+        high, wide = (min(self.size or side, side) for side in image_size)
+        return [(x, y, x + wide, y + high) for y in rows for x in columns]
+
+    def _starts(self, length: int) -> list[int]:
+        if not 0 < self.size < length:
+            return [0]
+        stride = max(1, math.floor(self.size * (1 - self.overlap)))
+        steps = -(-(length - self.size) // stride)
+        return [(length - self.size) * step // steps for step in range(steps + 1)]
+
+    def records(self, records: Iterable[dict], *, filter_empty: bool = False) -> list[dict]:
+        """Records of tiles in place of Detectron2's records of images.
+
+        A tile has its image's record with "tile", its box, and those of the annotations whose boxes
+        reach into it; what it cuts is a target like any other. Images of one tile stay as they are,
+        and so do those of unknown size, which no mapper can read.
+
+        Args:
+            filter_empty: leave tiles out without annotations other than crowds.
+        """
+        found = []
+        for record in records:
+            sized = "height" in record and "width" in record
+            boxes = self.boxes((record["height"], record["width"])) if sized else []
+            if len(boxes) <= 1:
+                found.append(record)
+            elif "annotations" not in record:
+                found += [{**record, "tile": box} for box in boxes]
+            else:
+                found += _annotated(record, boxes, filter_empty)
+        return found
+
+    def most(self, records: Iterable[dict]) -> int:
+        """The largest number of tiles of an image."""
+        return max((len(self.boxes((r["height"], r["width"]))) for r in records), default=1)
+
+
+def build_tiling(cfg: CfgNode) -> Tiling:
+    """What INPUT.TILE says."""
+    return Tiling(cfg.INPUT.TILE.SIZE, cfg.INPUT.TILE.OVERLAP)
+
+
+def _annotated(record: dict, boxes: Sequence[Box], filter_empty: bool) -> list[dict]:
+    annotations = record["annotations"]
+    extents = np.array(
+        [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
+    ).reshape(-1, 4)
+    found = []
+    for x0, y0, x1, y1 in boxes:
+        reaches = (extents[:, :2] < (x1, y1)).all(1) & (extents[:, 2:] > (x0, y0)).all(1)
+        inside = [annotations[index] for index in np.flatnonzero(reaches)]
+        if not filter_empty or any(not a.get("iscrowd", 0) for a in inside):
+            found.append({**record, "tile": (x0, y0, x1, y1), "annotations": inside})
+    return found
+
+
+class TiledModel(nn.Module):
+    """Segments whole images as evaluation does: each tile, or an image of one tile, is resized.
+
+    Args:
+        model: a Detectron2 meta-architecture in eval mode.
+        resize: from an image (H, W, 3) uint8 to its transform.
+        tiling: how images are cut.
+    """
+
+    @configurable
+    def __init__(
+        self, *, model: nn.Module, resize: T.Augmentation, tiling: Tiling | None = None
+    ) -> None:
+        super().__init__()
+        self.training = model.training  # evaluation leaves it as it was, and so the model
+        self.model = model
+        self.resize = resize
+        self.tiling = tiling or Tiling()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
+        sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        return {
+            "model": model,
+            "resize": T.ResizeShortestEdge(*sizes, "choice"),
+            "tiling": build_tiling(cfg),
+        }
+
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
+        """Segment each sample's "image", (3, H, W) uint8 of its own size on the CPU.
+
+        Returns:
+            dicts with "instances" of (H, W): the model's own for an image of one tile; otherwise
+            ``pred_masks`` (:class:`RLEMasks`), ``pred_boxes``, ``scores``, ``pred_classes``, best
+            first, on the CPU, without empty masks.
+        """
+        return [{"instances": self._segment(sample["image"])} for sample in batched_inputs]
+
+    def _segment(self, image: Tensor) -> Instances:
+        height, width = image.shape[-2:]
+        tiles = self.tiling.boxes((height, width))
+        if len(tiles) == 1:
+            return self._predict(image, tiles)[0]
+        seams = _Seams(tiles, (height, width))
+        for start in range(0, len(tiles), TILES_AT_ONCE):
+            found = self._predict(image, tiles[start : start + TILES_AT_ONCE])
+            for number, instances in enumerate(found, start):
+                seams.add(number, instances.to("cpu"))
+        return seams.joined()
+
+    def _predict(self, image: Tensor, tiles: Sequence[Box]) -> list[Instances]:
+        samples = []
+        for x0, y0, x1, y1 in tiles:
+            view = np.ascontiguousarray(image[:, y0:y1, x0:x1].permute(1, 2, 0).numpy())
+            view = self.resize.get_transform(view).apply_image(view)
+            tensor = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
+            samples.append({"image": tensor, "height": y1 - y0, "width": x1 - x0})
+        return [output["instances"] for output in self.model(samples)]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A prediction in a tile: ``rle`` in its frame, ``box`` in that of the image.
+
+    ``is_cut``: it reaches a border of the tile where the image goes on, or nearly so.
+    """
+
+    tile: int
+    rle: Mapping[str, Any]
+    box: Box
+    label: int
+    score: float
+    area: int
+    is_cut: bool
+
+
+class _Seams:
+    """Joins predictions in the tiles of an image.
+
+    A piece that is cut, and that another tile shows with its surroundings, is left to that tile. Of
+    the others, two of one class in different tiles are one instance
+
+    - if both are cut and agree (IoU) where the tiles overlap: they continue each other;
+    - if one is not, and they have half of the smaller one in common: the more certain one stays.
+
+    Args:
+        tiles: all of the image.
+        image_size: (H, W).
+    """
+
+    def __init__(self, tiles: Sequence[Box], image_size: tuple[int, int]) -> None:
+        self.tiles = tiles
+        self._corners = np.array(tiles)
+        self.image_size = image_size
+        self.pieces: list[_Piece] = []
+        self.of_tile: list[list[int]] = [[] for _ in tiles]  # indices of pieces
+        self.same: list[list[int]] = []  # of each piece, those that are of the same instance
+        self.margin = (tiles[0][2] - tiles[0][0]) // CUT_SHARE
+
+    def add(self, number: int, found: Instances) -> None:
+        """Add what was found in a tile, once."""
+        tile = self.tiles[number]
+        reach = (self._corners[:, :2] < tile[2:]) & (self._corners[:, 2:] > tile[:2])
+        near = [n for n in np.flatnonzero(reach.all(1)) if n != number]
+        rles = as_rles(found.pred_masks)
+        boxes = mask_util.toBbox(rles).reshape(-1, 4).astype(int).tolist()
+        areas = mask_util.area(rles).tolist()
+        labels, scores = found.pred_classes.tolist(), found.scores.tolist()
+        for rle, (x, y, wide, high), label, score, area in zip(
+            rles, boxes, labels, scores, areas, strict=True
+        ):
+            x, y = tile[0] + x, tile[1] + y
+            box = x, y, x + wide, y + high
+            is_cut = self._is_cut(box, tile)
+            others = (self.tiles[n] for n in near) if is_cut else ()
+            if not area or any(_holds(t, box) and not self._is_cut(box, t) for t in others):
+                continue
+            self.of_tile[number].append(len(self.pieces))
+            self.pieces.append(_Piece(number, rle, box, label, score, area, is_cut))
+            self.same.append([])
+        for other in near:
+            self._compare(other, number)
+
+    def _is_cut(self, box: Box, tile: Box) -> bool:
+        height, width = self.image_size
+        return any(
+            border != end and abs(side - border) <= self.margin
+            for side, border, end in zip(box, tile, (0, 0, width, height), strict=True)
+        )
+
+    def _compare(self, first: int, second: int) -> None:
+        """Note which pieces of two tiles are of the same instance."""
+        region = _shared(self.tiles[first], self.tiles[second])
+        assert region is not None  # they are neighbors
+        sides = [
+            [i for i in self.of_tile[tile] if _shared(self.pieces[i].box, region)]
+            for tile in (first, second)
+        ]
+        if not all(sides):
+            return
+        parts = [self._parts(side, region) for side in sides]
+        areas = [mask_areas(part) for part in parts]
+        both = dense_overlaps(*parts)
+        either = areas[0][:, None] + areas[1][None] - both
+        for row, column in both.nonzero().tolist():
+            one, other = sides[0][row], sides[1][column]
+            a, b = self.pieces[one], self.pieces[other]
+            whole = either[row, column] if a.is_cut and b.is_cut else min(a.area, b.area)
+            if a.label == b.label and both[row, column] >= SAME_SHARE * whole:
+                self.same[one].append(other)
+                self.same[other].append(one)
+
+    def _parts(self, side: Sequence[int], region: Box) -> Tensor:
+        """(N, h, w) bool: what pieces of one tile have in a region of it."""
+        x0, y0 = self.tiles[self.pieces[side[0]].tile][:2]
+        rows, columns = slice(region[1] - y0, region[3] - y0), slice(region[0] - x0, region[2] - x0)
+        masks = [mask_util.decode(self.pieces[i].rle)[rows, columns] for i in side]
+        return torch.from_numpy(np.stack(masks).view(bool))
+
+    def joined(self) -> Instances:
+        """Instances of the image, best first."""
+        groups: dict[int, list[int]] = {}  # by the last piece that came to each
+        group_of: dict[int, int] = {}
+        for piece in sorted(range(len(self.pieces)), key=lambda i: -self.pieces[i].score):
+            known = {group_of[other] for other in self.same[piece] if other in group_of}
+            members = [i for group in sorted(known) for i in groups[group]] + [piece]
+            tiles = {self.pieces[i].tile for i in members}
+            is_whole = not all(self.pieces[i].is_cut for i in members)
+            if known and (is_whole or len(tiles) < len(members)):
+                continue
+            for group in known:
+                del groups[group]
+            groups[piece] = members
+            group_of |= dict.fromkeys(members, piece)
+        found = sorted(groups.values(), key=lambda members: -self._best(members).score)
+        best = [self._best(members) for members in found]
+        boxes = [np.array([self.pieces[i].box for i in members]) for members in found]
+        extents = [(*box.min(0)[:2], *box.max(0)[2:]) for box in boxes]
+        return Instances(
+            self.image_size,
+            pred_masks=RLEMasks([self._mask(members) for members in found], self.image_size),
+            pred_boxes=Boxes(torch.tensor(np.array(extents, np.float32).reshape(-1, 4))),
+            scores=torch.tensor([piece.score for piece in best]),
+            pred_classes=torch.tensor([piece.label for piece in best], dtype=torch.int64),
+        )
+
+    def _best(self, members: Sequence[int]) -> _Piece:
+        return max((self.pieces[i] for i in members), key=lambda piece: piece.score)
+
+    def _mask(self, members: Sequence[int]) -> dict[str, Any]:
+        placed = []
+        for piece in (self.pieces[i] for i in members):
+            left, top = self.tiles[piece.tile][:2]
+            x0, y0, x1, y1 = piece.box
+            window = mask_util.decode(piece.rle)[y0 - top : y1 - top, x0 - left : x1 - left]
+            placed.append(encode_window(window, (x0, y0), self.image_size))
+        return placed[0] if len(placed) == 1 else mask_util.merge(placed)
+
+
+def encode_window(
+    window: np.ndarray, corner: tuple[int, int], image_size: tuple[int, int]
+) -> dict[str, Any]:
+    """COCO's encoding of a mask of an image that is known in a window; no more is in memory.
+
+    Args:
+        window: (h, w) uint8 of 0 and 1, not empty.
+        corner: (x, y) of its upper left pixel.
+        image_size: (H, W).
+    """
+    height, width = image_size
+    edges = np.diff(np.pad(window.astype(np.int8), ((1, 1), (0, 0))), axis=0)
+    columns, rows = np.nonzero(edges.T)  # by column: a start, an end, a start, ...
+    ends: np.ndarray = (corner[0] + columns.astype(np.int64)) * height + corner[1] + rows
+    inner = ends[1:-1].reshape(-1, 2)
+    is_gap = inner[:, 0] < inner[:, 1]  # else a run goes on at the top of the next column
+    ends = np.concatenate([ends[:1], inner[is_gap].reshape(-1), ends[-1:]])
+    counts = np.diff(ends, prepend=0, append=height * width).tolist()
+    if not counts[-1]:
+        del counts[-1]  # COCO's encoding has no empty run but the first
+    return mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+
+
+def _shared(one: Box, other: Box) -> Box | None:
+    """What two boxes have in common."""
+    x0, y0 = max(one[0], other[0]), max(one[1], other[1])
+    x1, y1 = min(one[2], other[2]), min(one[3], other[3])
+    return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def _holds(tile: Box, box: Box) -> bool:
+    starts, ends = zip(tile[:2], box[:2], strict=True), zip(tile[2:], box[2:], strict=True)
+    return all(a <= b for a, b in starts) and all(a >= b for a, b in ends)

@@ -1,0 +1,89 @@
+"""Charts: the values of their lines, what odd values do, and what a page may hold of them."""
+
+import doctest
+import math
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from s4m_d2.report import charts, page, settings
+from s4m_d2.report.charts import THEME, Chart, Line
+from s4m_d2.report.curves import Curve
+
+
+def curve(*values, at=None, spread=0.0):
+    y = np.array(values, dtype=float)
+    x = np.arange(len(y), dtype=float) * 10 if at is None else np.array(at, dtype=float)
+    y = np.where(np.isfinite(y), y, np.nan)
+    return Curve(x, y - spread, y, y + spread, np.isnan(y).astype(float), y[-1])
+
+
+def axes_of(*lines, **options):
+    [axes] = Chart("t", "u", lines, **options).figure().axes
+    return axes
+
+
+def test_lines_bands_and_marks_are_where_the_values_are():
+    marks = [(5, "burn-in ends"), (21, "never")]
+    axes = axes_of(Line("a", curve(10, 5, 0, spread=2.5)), Line("b", curve(1, 2)), marks=marks)
+    a, b, mark = axes.lines
+    assert a.get_xydata().tolist() == [[0, 10], [10, 5], [20, 0]]
+    assert b.get_xydata().tolist() == [[0, 1], [10, 2]]
+    [band] = axes.collections  # b has none
+    assert band.get_datalim(axes.transData).extents.tolist() == [0, -2.5, 20, 12.5]
+    assert mark.get_xdata() == [5, 5] and [text.get_text() for text in axes.texts] == [marks[0][1]]
+    assert axes.get_xlim() == (0, 20)
+    low, high = axes.get_ylim()
+    assert low <= -2.5 and high >= 12.5
+
+
+@pytest.mark.parametrize(
+    ("values", "from_zero", "low", "high"),
+    [((3, 4), True, 0, 4), ((0.86, 0.88), False, 0.86, 0.88), ((-3, -1), True, -3, 0)],
+)
+def test_the_axis_of_values_includes_zero_where_it_should(values, from_zero, low, high):
+    axes = axes_of(Line("a", curve(*values)), from_zero=from_zero)
+    span = high - low
+    bottom, top = axes.get_ylim()
+    assert low - span / 2 <= bottom <= low and high <= top <= high + span / 2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_values_that_are_not_finite_are_crosses_at_the_top(bad):
+    line, crosses = axes_of(Line("a", curve(1, bad, 3))).lines
+    assert line.get_xydata().tolist() == [[0, 1], [20, 3]]
+    assert crosses.get_xdata().tolist() == [10]
+    text = Chart("t", "u", [Line("a", curve(1, bad, 3)), Line("b", curve(bad, bad))]).svg()
+    assert "nan" not in text and "inf" not in text.replace("finite", "")
+    ElementTree.fromstring(text.replace("xlink:", ""))
+
+
+@pytest.mark.parametrize("value", [0.0, -3.0, 1e-12, 1e38, -1e38])
+def test_constant_and_extreme_values_stay_in_the_picture(value):
+    svg = Chart("t", "u", [Line("a", curve(value, value))], from_zero=False).svg()
+    tags = ElementTree.fromstring(svg.replace("xlink:", "")).iter("use")
+    ys = [float(e.get("y")) for e in tags if "c0" in e.get("style", "")]
+    assert len(ys) == 2 and all(30 <= y <= 210 for y in ys)
+
+
+def test_an_svg_is_one_element_of_the_theme_and_the_same_each_time():
+    many = Line("<b>&", curve(*np.random.default_rng(0).random(240), spread=0.1), 7, dashed=True)
+    chart = Chart("<script>", "u", [many, Line("b", curve(2))], [(1000, "burn-in ends")])
+    text = chart.svg()
+    assert text == chart.svg() and len(text) < 20_000
+    svg = ElementTree.fromstring(text.replace("xlink:", ""))
+    assert (svg.tag, svg.get("role"), svg.get("viewBox")) == ("svg", "img", "0 0 460 240")
+    assert svg.find("title").text.startswith("<script>, u: <b>& from ")
+    assert not re.search(r"http|<script|<!--|#[0-9a-f]{6}\b", text)
+    assert set(re.findall(r"var\(--(\w+)\)", text)) <= set(THEME.values())
+    ids = {e.get("id") for e in svg.iter() if e.get("id")}
+    assert set(re.findall(r"#(\w+)", text)) <= ids
+    assert {"burn-in ends", "1k", "2k", "iteration"} <= {e.text for e in svg.iter("text")}
+
+
+@pytest.mark.parametrize("module", [charts, page, settings], ids=lambda module: module.__name__)
+def test_examples(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0 and result.failed == 0

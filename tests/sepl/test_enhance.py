@@ -1,0 +1,398 @@
+"""`s4m-sepl enhance`: what it writes, what each option does, bad input, and being continued."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sepl_folders import (
+    CAM,
+    CLASS,
+    MASK,
+    SIZE,
+    arguments,
+    content,
+    drawn,
+    enhance,
+    label,
+    make_folders,
+    save_labels,
+    save_masks,
+    save_png,
+    sepl,
+)
+
+from s4m_d2.sam.automatic_masks import AutomaticMasks
+from s4m_d2.sepl import folders
+from s4m_d2.sepl.files import palette
+from s4m_d2.sepl.masks import read_masks
+
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 100.0  # seconds until a test gives up
+UNCHANGED = ("--o-s-thresh", 1, "--o-p-thresh", 1)  # no mask is selected
+
+
+@pytest.fixture
+def root(tmp_path):
+    return make_folders(tmp_path / "data")
+
+
+def problems(root, output="out"):
+    return json.loads((root / output / "sepl.json").read_text())["problems"]
+
+
+def test_label_maps_are_redrawn_and_inputs_stay(root, capsys):
+    inputs = {name: content(root / name) for name in ("cam", "masks")}
+    assert sepl("enhance", *arguments(root)) == 0
+    for name in "abc":
+        np.testing.assert_array_equal(label(root, name), drawn(MASK, CLASS))
+    with Image.open(root / "out" / "a.png") as image:
+        assert image.convert("RGB").getpixel((1, 1)) == tuple(palette()[CLASS].tolist())
+    assert sorted(content(root / "out")) == ["a.png", "b.png", "c.png", "sepl.json"]
+    assert inputs == {name: content(root / name) for name in ("cam", "masks")}
+    assert problems(root) == {} and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "window"),
+    [
+        ((), MASK),
+        (("--o-s-thresh", 0.66, "--o-p-thresh", 1), MASK),  # o_s is 4/6
+        (("--o-s-thresh", 0.67, "--o-p-thresh", 1), CAM),
+        (("--o-s-thresh", 0.67, "--o-p-thresh", 0.99), MASK),  # o_p is 1
+        (("--images", "images"), MASK),
+        (("--list", "train.txt"), MASK),
+        (("--preset", "coco", "--workers", 1), MASK),
+        (("--num-classes", CLASS + 1), MASK),
+        (("--class-names", "names.txt"), MASK),
+    ],
+)
+def test_options(options, window, root):
+    (root / "train.txt").write_text("c\na\n")
+    (root / "names.txt").write_text("background\none\ntwo\nthree\n")
+    words = [root / word if (root / str(word)).exists() else word for word in options]
+    assert enhance(root, *words) == 0
+    names = "ac" if "--list" in options else "abc"
+    assert sorted(content(root / "out")) == [*(f"{name}.png" for name in names), "sepl.json"]
+    for name in names:
+        np.testing.assert_array_equal(label(root, name), drawn(window, CLASS))
+
+
+def test_pixels_that_no_mask_covers(root):
+    window = (slice(1, 2), slice(1, 3))  # half of the class
+    save_masks(root / "masks", {"a": [drawn(window)]})
+    assert enhance(root) == 0 and enhance(root, "--keep-uncovered", output="kept") == 0
+    np.testing.assert_array_equal(label(root, "a"), drawn(window, CLASS))
+    np.testing.assert_array_equal(label(root, "a", "kept"), drawn(CAM, CLASS))
+
+
+def test_pngs_of_masks_suffixes_arrays_and_scores(root):
+    """The scores of the class beyond its label map lie between two background scores."""
+    scores = drawn(CAM, 1) * 0.5 + drawn(MASK, 1) * 0.2
+    np.save(root / "cam" / "a_ps.npy", drawn(CAM, CLASS).astype(int))
+    np.save(root / "cam" / "b_ps.npy", {CLASS - 1: scores})
+    np.save(root / "cam" / "c_ps.npy", {"keys": np.array([CLASS - 1]), "cam": scores[None]})
+    (root / "masks" / "a.json").unlink()
+    save_png(root / "masks" / "a" / "0.png", drawn(MASK, 255))
+    assert enhance(root, "--suffix", "_ps") == 0
+    assert enhance(root, "--suffix", "_ps", *UNCHANGED, output="same") == 0
+    high = ("--background-score", 0.3)
+    assert enhance(root, "--suffix", "_ps", *UNCHANGED, *high, output="high") == 0
+    for name in "abc":
+        np.testing.assert_array_equal(label(root, name), drawn(MASK, CLASS))
+        np.testing.assert_array_equal(label(root, name, "high"), drawn(CAM, CLASS))
+        window = CAM if name == "a" else MASK
+        np.testing.assert_array_equal(label(root, name, "same"), drawn(window, CLASS))
+
+
+def test_labels_of_which_none_has_a_class(root, capsys):
+    save_labels(root / "cam", dict.fromkeys("ab", drawn(CAM, 255)))
+    assert enhance(root) == 0 and "warning" not in capsys.readouterr().err
+    save_labels(root / "cam", {"c": drawn(CAM, 255)})
+    assert enhance(root, "--overwrite") == 0 and "warning" in capsys.readouterr().err
+
+
+def turned(root):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", SIZE[::-1]).save(root / "images" / "b.png", exif=exif)
+
+
+BROKEN = {
+    "cut label": lambda r: (r / "cam/b.png").write_bytes((r / "cam/b.png").read_bytes()[:-20]),
+    "colors": lambda r: Image.new("RGB", SIZE[::-1], "red").save(r / "cam/b.png"),
+    "class beyond the count": lambda r: save_labels(r / "cam", {"b": drawn(CAM, 21)}),
+    "label of another size": lambda r: save_labels(r / "cam", {"b": drawn(CAM, 1, (8, 6))}),
+    "mask of another size": lambda r: save_masks(r / "masks", {"b": [drawn(MASK, size=(7, 8))]}),
+    "broken masks": lambda r: (r / "masks/b.json").write_text("[{"),
+    "masks twice": lambda r: (r / "masks/b").mkdir(),
+    "no masks": lambda r: (r / "masks/b.json").unlink(),
+    "no image": lambda r: (r / "images/b.png").unlink(),
+    "image of another size": lambda r: save_png(r / "images/b.png", np.zeros((9, 6, 3))),
+    "image that EXIF data turn": turned,
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_bad_image_is_named_and_the_others_go_on(case, root, capsys):
+    images = ("--images", root / "images")
+    BROKEN[case](root)
+    assert enhance(root, *images) == 1
+    assert list(problems(root)) == ["b"] and "\n  b: " in capsys.readouterr().err
+    assert sorted(content(root / "out")) == ["a.png", "c.png", "sepl.json"]
+    np.testing.assert_array_equal(label(root, "c"), drawn(MASK, CLASS))
+    for path in (root / "masks").iterdir():
+        path.rmdir() if path.is_dir() else path.unlink()
+    make_folders(root)  # mended
+    assert enhance(root, *images) == 0 and enhance(root, *images, output="whole") == 0
+    assert content(root / "out") == content(root / "whole")
+
+
+def test_listed_images_without_label(root):
+    (root / "train.txt").write_text("a\nz\n../x\n")
+    assert enhance(root, "--list", root / "train.txt") == 1
+    assert sorted(problems(root)) == ["x", "z"]
+
+
+REFUSED = [
+    ["--output", "cam"],
+    ["--output", "masks/../cam"],
+    ["--output", "link"],
+    ["--output", "masks/new"],
+    ["--output", "images", "--images", "images"],
+    ["--output", "file"],
+    ["--pseudo-labels", "empty"],
+    ["--pseudo-labels", "none"],
+    ["--suffix", "_pseudo"],
+    ["--images", "none"],
+    ["--list", "none"],
+    ["--num-classes", "256"],
+    ["--class-names", "none"],
+    ["--sam", "tiny"],
+    ["--sam", "tiny", "--images", "images", "--pred-iou-thresh", "2"],
+    ["--sam", "tiny", "--images", "images", "--mask-cache", "images"],
+    ["--sam", "segment_anything", "--images", "images", "--sam-type", "hiera_t"],
+    ["--sam", "segment_anything", "--images", "images", "--sam-type", "vit_b"],
+]
+
+
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+def test_what_is_refused_in_one_line(words, root, capsys):
+    (root / "empty").mkdir()
+    (root / "file").touch()
+    (root / "link").symlink_to(root / "cam")
+    before = content(root)
+    places = ("cam", "masks", "link", "images", "file", "empty", "none")
+    words = [root / w if w.split("/")[0] in places else w for w in words]
+    assert sepl(*arguments(root, *words)) == 1
+    after = content(root)
+    after.pop("out/sepl.json", None)
+    assert after == before
+    said = capsys.readouterr().err
+    assert re.search("^error: ", said, re.M) and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--workers", "0"],
+        ["--o-s-thresh", "1.5"],
+        ["--o-p-thresh", "nan"],
+        ["--sam", "tiny", "--masks", "x"],
+        ["--preset", "ade"],
+        ["--preset", "voc", "--num-classes", "9"],
+        ["--bogus"],
+    ],
+    ids=" ".join,
+)
+def test_misuse_of_options(words, root):
+    with pytest.raises(SystemExit) as ended:
+        sepl(*arguments(root, *words))
+    assert ended.value.code == 2 and not (root / "out").exists()
+
+
+def test_finished_images_are_skipped_and_removed_ones_made_again(root, monkeypatch):
+    (root / "train.txt").write_text("c\n")
+    assert enhance(root, "--list", root / "train.txt") == 0
+    stamp = (root / "out" / "c.png").stat().st_mtime_ns
+    assert enhance(root) == 0 and enhance(root, output="whole") == 0
+    assert (root / "out" / "c.png").stat().st_mtime_ns == stamp
+    (root / "out" / "b.png").unlink()
+    monkeypatch.chdir(root)  # the same folders by another path are the same settings
+    assert sepl("--pseudo-labels", "cam", "--masks", "./masks", "--output", "out") == 0
+    assert content(root / "out") == content(root / "whole")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--o-s-thresh", 0.6),
+        ("--o-p-thresh", 0.9),
+        ("--keep-uncovered",),
+        ("--num-classes", 9),
+        ("--background-score", 0.2),
+        ("--pseudo-labels", "other"),
+        ("--masks", "other"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_other_settings_are_refused_until_overwriting(words, root, capsys):
+    other = make_folders(root / "other")
+    other = other / "cam" if words[0] == "--pseudo-labels" else other / "masks"
+    words = [other if word == "other" else word for word in words]
+    assert enhance(root) == 0
+    before = content(root)
+    assert enhance(root, *words) == 1
+    assert words[0][2:].replace("-", "_") + " was" in capsys.readouterr().err
+    assert content(root) == before
+    assert enhance(root, "--overwrite", *words) == 0 and enhance(root, *words, output="new") == 0
+    assert content(root / "out") == content(root / "new")
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", "{}", '{"settings": 1}'])
+def test_label_maps_of_unknown_settings_are_not_replaced(text, root):
+    save_png(root / "out" / "b.png", drawn(CAM))
+    if text is not None:
+        (root / "out" / "sepl.json").write_text(text)
+    before = content(root)
+    assert enhance(root) == 1 and content(root) == before
+    assert enhance(root, "--overwrite") == 0 and enhance(root, output="whole") == 0
+    assert content(root / "out") == content(root / "whole")
+
+
+def die_at(name):
+    original = folders.Enhancer.__call__
+
+    def enhance_or_die(self, files):
+        return os.kill(os.getpid(), signal.SIGKILL) if files.name == name else original(self, files)
+
+    folders.Enhancer.__call__ = enhance_or_die
+
+
+@pytest.mark.parametrize("options", [(), ("--overwrite",)])
+def test_a_killed_run_is_continued(options, root):
+    if options:
+        assert enhance(root, *UNCHANGED) == 0  # what must not pass for the new settings
+
+    def run():
+        die_at("b")
+        os._exit(enhance(root, *options))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode == -signal.SIGKILL
+    assert [path.stem for path in (root / "out").glob("*.png")] == ["a"]
+    assert enhance(root) == 0 and enhance(root, output="whole") == 0
+    assert content(root / "out") == content(root / "whole")
+
+
+def test_an_interrupt(root, monkeypatch):
+    def interrupted(self, files):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folders.Enhancer, "__call__", interrupted)
+        assert enhance(root) == 130
+    assert enhance(root) == 0
+
+
+def children(pid: int) -> list[int]:
+    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_until(condition) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("victim", ["the run", "a worker"])
+def test_processes_that_are_killed(victim, root, monkeypatch):
+    """One worker waits for a label that does not come, the other finishes the rest."""
+    (root / "cam" / "a.png").rename(root / "a.png")
+    os.mkfifo(root / "cam" / "a.png")
+    fork = multiprocessing.get_context("fork")  # spawned workers would import all of PyTorch first
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
+    run = fork.Process(target=lambda: os._exit(enhance(root, "--workers", 2)))
+    run.start()
+    wait_until(lambda: (root / "out/b.png").exists() and (root / "out/c.png").exists())
+    workers = children(run.pid)
+    assert len(workers) == 2
+    for pid in [run.pid] if victim == "the run" else workers:
+        os.kill(pid, signal.SIGKILL)
+    run.join(PATIENCE)
+    wait_until(lambda: not any(map(is_running, workers)))
+    assert run.exitcode == (-signal.SIGKILL if victim == "the run" else 1)
+    (root / "a.png").rename(root / "cam" / "a.png")
+    assert enhance(root) == 0 and enhance(root, output="whole") == 0
+    assert content(root / "out") == content(root / "whole")
+
+
+def test_the_script_with_processes_of_its_own(root, tmp_path):
+    (root / "masks" / "b.json").unlink()
+    words = [ROOT / "tools" / "sepl.py", *arguments(root, "--workers", 2)]
+    command = [sys.executable, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert "  b: " in done.stderr and "Traceback" not in done.stderr
+    assert enhance(root, output="serial") == 1
+    assert content(root / "out") == content(root / "serial")
+
+
+FEW = ("--points-per-side", 4, "--pred-iou-thresh", 0.5, "--stability-score-thresh", 0.5)
+
+
+def test_sams_masks_are_made_once_and_kept_for_the_same_image_and_settings(
+    root, tmp_path, monkeypatch
+):
+    """They serve other thresholds, and are read as another program's are."""
+    sys.path.insert(0, str(ROOT / "datasets"))
+    from toyscapes_scene import render_scene
+
+    asked, original = [], AutomaticMasks.generate
+    monkeypatch.setattr(
+        AutomaticMasks, "generate", lambda self, image: asked.append(1) or original(self, image)
+    )
+    root = tmp_path / "scenes"
+    for index in range(2):
+        scene = render_scene(5, "val", index, (64, 32))
+        save_png(root / "images" / f"{index}.png", scene.image)
+        things = scene.instance_ids >= 1000
+        save_labels(root / "cam", {index: np.where(np.arange(32)[:, None] % 2, things, 0)})
+
+    def run(*more, output):
+        images = ("--images", root / "images", "--sam", "tiny", "--device", "cpu")
+        return enhance(root, *images, *FEW, *more, output=output)
+
+    assert run(output="out") == 0 and len(asked) == 2
+    kept = root / "out" / "masks"
+    assert sorted(content(kept)) == ["0.json.gz", "1.json.gz"]
+    assert read_masks(kept / "0.json.gz", (32, 64))
+    assert run("--mask-cache", kept, *UNCHANGED, output="none") == 0
+    assert enhance(root, "--masks", kept, output="given") == 0 and len(asked) == 2
+    for name in "01":
+        np.testing.assert_array_equal(label(root, name), label(root, name, "given"))
+        np.testing.assert_array_equal(label(root, name, "none"), label(root, name, "cam"))
+    assert run("--box-nms-thresh", 0.6, output="out") == 1
+    assert run("--points-per-batch", 8, output="out") == 0  # memory alone
+    save_png(root / "images" / "0.png", np.zeros((32, 64, 3)))
+    assert run("--mask-cache", kept, output="second") == 0 and len(asked) == 3
+    assert run("--mask-cache", kept, "--box-nms-thresh", 0.6, output="third") == 0
+    assert len(asked) == 5

@@ -1,0 +1,306 @@
+"""Label maps and CAM scores in files, names of classes, files and lists by the names of images."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sepl_folders import save_png
+
+from s4m_d2.data.listing import IMAGE_EXTENSIONS
+from s4m_d2.errors import DatasetError, InputError, OutputError
+from s4m_d2.sepl.files import (
+    PRESETS,
+    class_names,
+    files_by_name,
+    image_list,
+    label_of_scores,
+    palette,
+    read_label,
+    write_label,
+)
+
+LABEL = np.array([[0, 1, 20], [255, 7, 0]], dtype=np.uint8)
+
+
+@pytest.mark.parametrize("values", [LABEL, LABEL.T, np.arange(256, dtype=np.uint8)[None]])
+def test_what_is_written_is_read_again_and_has_vocs_colors(values, tmp_path):
+    path = tmp_path / "below" / "label.png"
+    write_label(path, values)
+    np.testing.assert_array_equal(read_label(path), values)
+    with Image.open(path) as image:
+        assert image.mode == "P"
+        np.testing.assert_array_equal(np.array(image.convert("RGB")), palette()[values])
+
+
+def test_colors_are_those_of_voc():
+    """As the devkit's documentation and its files have them."""
+    known = {
+        0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128),
+        8: (64, 0, 0), 15: (192, 128, 128), 20: (0, 64, 128), 255: (224, 224, 192),
+    }  # fmt: skip
+    assert {index: tuple(palette()[index].tolist()) for index in known} == known
+    assert len(np.unique(palette(), axis=0)) == 256
+
+
+def test_gray_color_and_palette_files(tmp_path):
+    save_png(tmp_path / "gray.png", LABEL)
+    save_png(tmp_path / "color.png", np.stack([LABEL] * 3, axis=-1))
+    foreign = Image.fromarray(LABEL)
+    foreign.putpalette(np.random.default_rng(0).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    foreign.save(tmp_path / "palette.png")
+    few = Image.fromarray(np.minimum(LABEL, 3))  # of four colors: two bits a pixel
+    few.putpalette(bytes(12))
+    few.save(tmp_path / "few.png", bits=2)
+    for name in ("gray", "color", "palette"):
+        np.testing.assert_array_equal(read_label(tmp_path / f"{name}.png"), LABEL)
+    np.testing.assert_array_equal(read_label(tmp_path / "few.png"), np.minimum(LABEL, 3))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "<i8", ">u4"])
+@pytest.mark.parametrize("values", [LABEL, LABEL.T])
+def test_arrays_of_indices(dtype, values, tmp_path):
+    np.save(tmp_path / "label.npy", values.astype(dtype))
+    read = read_label(tmp_path / "label.npy", 21)
+    assert read.dtype == np.uint8 and (read == values).all()
+
+
+@pytest.mark.parametrize("ending", ["png", "npy"])
+def test_classes_beyond_the_count(ending, tmp_path):
+    path = tmp_path / f"label.{ending}"
+    write_label(path, LABEL) if ending == "png" else np.save(path, LABEL)
+    read_label(path, 21)  # 20 is the last one, 255 is void
+    with pytest.raises(DatasetError, match=r"label\.\w+ .*\[7, 20\]"):
+        read_label(path, 7)
+
+
+def damaged(change):
+    def make(path):
+        write_label(path, np.random.default_rng(0).integers(0, 20, (50, 50), dtype=np.uint8))
+        path.write_bytes(change(path.read_bytes()))
+
+    return make
+
+
+def flip_a_bit(raw):
+    """In the compressed pixels: the size of the map stays as it is."""
+    return raw[:-400] + bytes([raw[-400] ^ 1]) + raw[-399:]
+
+
+def larger(path):
+    """An array of more than its file holds is not allocated."""
+    np.save(path, LABEL)
+    raw = path.read_bytes()
+    path.write_bytes(raw.replace(b"(2, 3), }" + b" " * 9, b"(200000000, 30), }", 1))
+
+
+NO_LABELS = {
+    "colors.png": lambda path: Image.new("RGB", (3, 2), (1, 1, 2)).save(path),
+    "deep.png": lambda path: Image.fromarray(LABEL.astype(np.uint16)).save(path),
+    "binary.png": lambda path: Image.new("1", (3, 2)).save(path),
+    "jpeg.png": lambda path: Image.fromarray(LABEL).save(path, format="JPEG"),
+    "text.png": lambda path: path.write_text("pixels"),
+    "empty.png": lambda path: path.write_bytes(b""),
+    "absent.png": lambda path: None,
+    "cut.png": damaged(lambda raw: raw[:-300]),
+    "endless.png": damaged(lambda raw: raw[:-12]),
+    "flipped.png": damaged(flip_a_bit),
+    "larger.npy": larger,
+    **{
+        f"{number}.npy": lambda path, values=values: np.save(path, values)
+        for number, values in enumerate(
+            (LABEL / 1, LABEL == 1, LABEL[None], LABEL[0], LABEL[:0])
+            + (LABEL.astype(int) - 1, LABEL.astype(int) + 1)
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("name", NO_LABELS)
+def test_files_that_are_no_label_maps_are_named(name, tmp_path):
+    NO_LABELS[name](tmp_path / name)
+    with pytest.raises(DatasetError, match=name):
+        read_label(tmp_path / name)
+
+
+def test_arrays_that_are_no_label_maps_are_not_written(tmp_path):
+    for label in (LABEL[0], LABEL.astype(np.int64), LABEL == 1, LABEL[None]):
+        with pytest.raises(InputError):
+            write_label(tmp_path / "label.png", label)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError):
+        write_label(tmp_path / "file" / "label.png", LABEL)
+
+
+# Of the classes 3 and 15 of label maps, which image labels count as 2 and 14.
+SCORES = np.array([[[0.9, 0.1, 0.3, 0.15]], [[0.2, 0.14, 0.4, 0.0]]], dtype=np.float32)
+COARSE = np.ones((2, 1, 2), dtype=np.float32)
+FORMS = {
+    "IRN": {"keys": torch.tensor([2, 14]), "cam": torch.tensor(COARSE), "high_res": SCORES},
+    "arrays": {"keys": np.array([2, 14]), "high_res": SCORES, "cam": COARSE},
+    "PuzzleCAM": {"keys": np.array([0, 3, 15]), "cam": torch.tensor(COARSE), "hr_cam": SCORES},
+    "list": {"keys": [2, 14], "attn_highres": SCORES},
+    "by class": dict(zip([2, 14], SCORES, strict=True)),
+    "in another order": dict(zip([np.int64(14), np.int64(2)], SCORES[::-1], strict=True)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_highest_score_above_the_background(form, tmp_path):
+    np.save(tmp_path / "a.npy", FORMS[form], allow_pickle=True)
+    label = read_label(tmp_path / "a.npy", 21)
+    assert label.dtype == np.uint8 and label.tolist() == [[3, 0, 15, 0]]  # more than 0.15
+    assert read_label(tmp_path / "a.npy", background_score=0.5).tolist() == [[3, 0, 0, 0]]
+    assert read_label(tmp_path / "a.npy", background_score=0.0).tolist() == [[3, 15, 15, 3]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_scores_against_pixel_by_pixel(seed):
+    rng = np.random.default_rng(seed)
+    classes = rng.choice(20, size=rng.integers(1, 6), replace=False)
+    scores = rng.integers(0, 5, (len(classes), 7, 9)) / 4  # with ties: the first one, as argmax
+    expected = np.zeros((7, 9), dtype=int)
+    for y, x in np.ndindex(expected.shape):
+        best = max(scores[:, y, x])
+        if best > 0.5:
+            expected[y, x] = classes[list(scores[:, y, x]).index(best)] + 1
+    np.testing.assert_array_equal(label_of_scores({"keys": classes, "cam": scores}, 0.5), expected)
+    empty = {"keys": np.zeros(0, int), "high_res": np.zeros((0, 2, 3))}
+    assert label_of_scores(empty).tolist() == [[0, 0, 0], [0, 0, 0]]
+
+
+class Runs:
+    def __reduce__(self):
+        return open, ("ran", "w")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        [SCORES],
+        "text",
+        {"keys": [2, 14]},
+        {"keys": [2, 14], "cam": SCORES[0]},
+        {"keys": [2, 14], "cam": SCORES.tolist() + [[0.5]]},
+        {"keys": [2], "cam": SCORES},
+        {"keys": [3, 15, 7], "cam": SCORES},  # one more, but none is the background
+        {"keys": None, "cam": SCORES},
+        {"keys": [2.5, 14.0], "cam": SCORES},
+        {"keys": [[2, 14]], "cam": SCORES},
+        {"keys": [-1, 14], "cam": SCORES},
+        {"keys": [2, 254], "cam": SCORES},  # 255 is void
+        {"keys": [2, 14], "cam": SCORES.astype(complex)},
+        {"keys": [2, 14], "cam": np.where(SCORES > 0.3, np.nan, SCORES)},
+        {2: SCORES[0], 14: SCORES[0, :, :2]},
+        {2: SCORES, 14: SCORES},
+        {2: 0.5},
+        {"2": SCORES[0]},
+        Runs(),
+        {"keys": Runs(), "cam": SCORES},
+    ],
+    ids=lambda content: type(content).__name__,
+)
+def test_other_content_is_refused_by_its_file_and_never_run(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", content, allow_pickle=True)
+    with pytest.raises(DatasetError, match=r"a\.npy"):
+        read_label(tmp_path / "a.npy")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_scores(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, FORMS["IRN"], allow_pickle=True)
+    whole = path.read_bytes()
+    ends = (0, 5, 60, 128, 200, len(whole) // 2, len(whole) - 1)
+    for raw in (*(whole[:end] for end in ends), pickle.dumps(FORMS["arrays"])):
+        path.write_bytes(raw)
+        with pytest.raises(DatasetError, match=r"a\.npy"):
+            read_label(path)
+
+
+def test_the_presets_have_the_data_sets_order():
+    voc, coco = PRESETS["voc"], PRESETS["coco"]
+    assert len(voc) == 21 and len(coco) == 81
+    assert (voc[0], voc[1], voc[15], voc[20]) == ("background", "aeroplane", "person", "tvmonitor")
+    # COCO's ids have gaps, the indices have none: traffic light is 10 in both, stop sign is not.
+    assert (coco[10], coco[12], coco[80]) == ("traffic light", "stop sign", "toothbrush")
+    assert class_names() == voc and class_names("coco") == coco
+    assert class_names(count=3) == ("background", "class 1", "class 2")
+    assert len(class_names(count=255)) == 255
+
+
+def test_names_of_a_file(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("background\n Käse \r\ntraffic light\n\n", encoding="utf-8")
+    assert class_names(file=path) == ("background", "Käse", "traffic light")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"cat\ndog\n", b"background\n\ndog\n", b"background\ndog\ndog\n", b"background\n", b"",
+     b"\xff\xfe\x00", None],
+)  # fmt: skip
+def test_files_that_name_no_classes(text, tmp_path):
+    path = tmp_path / "names.txt"
+    if text is not None:
+        path.write_bytes(text)
+    with pytest.raises(DatasetError, match="names.txt"):
+        class_names(file=path)
+
+
+@pytest.mark.parametrize("number", [-1, 0, 1, 256])
+def test_numbers_of_classes_out_of_range(number):
+    with pytest.raises(DatasetError, match=str(number)):
+        class_names(count=number)
+
+
+def test_files_by_the_names_of_their_images(tmp_path):
+    for name in (
+        "b.png", "a.PNG", "v1.2.npy", "a.jpg", "notes.txt", ".b.png.abcdefgh.tmp", ".hidden.png",
+        "c_ps.png", "d_ps.npy", "e_ps_.png", "_ps.png",
+    ):  # fmt: skip
+        (tmp_path / name).touch()
+    (tmp_path / "deeper.png").mkdir()
+    labels = files_by_name(tmp_path)
+    assert list(labels) == sorted(labels) and {"a", "b", "v1.2", "c_ps"} <= set(labels)
+    assert labels["a"] == tmp_path / "a.PNG" and not {"deeper", "notes", ".hidden"} & set(labels)
+    with_suffix = files_by_name(tmp_path, suffix="_ps")
+    assert {name: path.name for name, path in with_suffix.items()} == {
+        "c": "c_ps.png", "d": "d_ps.npy",
+    }  # fmt: skip
+    with pytest.raises(DatasetError, match="a.PNG and a.jpg"):
+        files_by_name(tmp_path, IMAGE_EXTENSIONS)
+    for folder in (tmp_path / "deeper.png", tmp_path / "none", tmp_path / "b.png"):
+        with pytest.raises(DatasetError, match=folder.name):
+            files_by_name(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"a\nb\n", ["a", "b"]),
+        (b"b\r\n\r\n  a  \r\n", ["b", "a"]),
+        (b"2007_000032 1\n2007_000033 -1\n", ["2007_000032", "2007_000033"]),
+        (b"/JPEGImages/a.jpg /SegmentationClassAug/a.png\n", ["a"]),
+        (b"deep\\a.png\nv1.2\na.b.JPG", ["a", "v1.2", "a.b"]),
+        (b"a\nb\na\n", ["a", "b"]),
+        (b"\xef\xbb\xbfa\n", ["a"]),
+        (b"../../a\n", ["a"]),
+        (b"", None),
+        (b"\n \n", None),
+        (b"/\n", None),
+        (b"\xff\xd8\xff", None),
+    ],
+)
+def test_lists_of_names(text, expected, tmp_path):
+    path = tmp_path / "train.txt"
+    path.write_bytes(text)
+    if expected is not None:
+        assert image_list(path) == expected
+        return
+    with pytest.raises(DatasetError, match="train.txt"):
+        image_list(path)

@@ -1,0 +1,193 @@
+"""Files of SAM's masks: each format read as its masks, each damaged file refused by its name."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as mask_utils
+from sepl_folders import rle_of, save_png
+
+from s4m_d2.errors import DatasetError
+from s4m_d2.sepl.masks import find_masks, kept_masks, read_masks
+
+SIZE = (7, 11)
+MASKS = np.random.default_rng(0).random((12, *SIZE)) < 0.4
+MASKS[0], MASKS[1] = False, True
+GOOD = {"size": list(SIZE), "counts": "0]2"}  # 77 pixels from the first on
+
+
+def uncompressed(mask):
+    """COCO's counts, found pixel by pixel."""
+    counts, value = [0], False
+    for pixel in mask.T.ravel().tolist():
+        if pixel != value:
+            counts.append(0)
+            value = pixel
+        counts[-1] += 1
+    return {"size": list(mask.shape), "counts": counts}
+
+
+def records(masks, encode=rle_of):
+    return [{"segmentation": encode(mask), "area": int(mask.sum())} for mask in masks]
+
+
+def save_json(path, content):
+    text = content if isinstance(content, str) else json.dumps(content)
+    (gzip.open if path.name.endswith(".gz") else open)(path, "wt").write(text)
+    return path
+
+
+def decoded(rles):
+    assert all(rle["size"] == list(SIZE) and isinstance(rle["counts"], str) for rle in rles)
+    return np.array([mask_utils.decode(rle) for rle in rles]).reshape(-1, *SIZE) > 0
+
+
+FORMS = {
+    "records": records,
+    "records of uncompressed RLEs": lambda masks: records(masks, uncompressed),
+    "RLEs": lambda masks: [rle_of(mask) for mask in masks],
+    "uncompressed RLEs": lambda masks: [uncompressed(mask) for mask in masks],
+    "SA-1B": lambda masks: {"image": {"height": SIZE[0]}, "annotations": records(masks)},
+    "masks": lambda masks: {"masks": records(masks)},
+}
+
+
+@pytest.mark.parametrize("ending", [".json", ".json.gz"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("count", [0, len(MASKS)])
+def test_each_json_format_is_read_as_its_masks(tmp_path, form, ending, count):
+    path = save_json(tmp_path / f"a{ending}", FORMS[form](MASKS[:count]))
+    np.testing.assert_array_equal(decoded(read_masks(path, SIZE)), MASKS[:count])
+
+
+def test_folders_of_pngs(tmp_path):
+    """In the order of their numbers, whatever is not zero is set, other files do not matter."""
+    for number, mask in enumerate(MASKS):
+        save_png(tmp_path / f"{number}.png", mask * (255, 1, 127)[number % 3])
+    save_png(tmp_path / "3.png", MASKS[3] * 255, "1")
+    palette = Image.fromarray(MASKS[4].astype(np.uint8) * 3)
+    palette.putpalette(bytes(768))
+    palette.save(tmp_path / "4.png")
+    Image.fromarray((MASKS[5] * 256).astype(np.uint16)).save(tmp_path / "5.png")
+    for name in ("metadata.csv", "notes.txt", "._0.png"):
+        (tmp_path / name).write_text("what a copy leaves")
+    np.testing.assert_array_equal(decoded(read_masks(tmp_path, SIZE)), MASKS)
+
+
+@pytest.mark.parametrize("name", [None, "metadata.csv", ".DS_Store"])
+def test_a_folder_without_pngs_is_that_of_an_image_without_masks(tmp_path, name):
+    if name:
+        (tmp_path / name).touch()
+    assert read_masks(tmp_path, SIZE) == []
+    np.save(tmp_path / "0.npy", MASKS)  # of another format: not taken for none
+    with pytest.raises(DatasetError, match=r"0\.npy"):
+        read_masks(tmp_path, SIZE)
+
+
+def test_masks_are_found_by_the_images_name_in_one_place(tmp_path):
+    assert find_masks(tmp_path / "missing", "a") is None and find_masks(tmp_path, "a") is None
+    (tmp_path / "a.b").mkdir()
+    for name in ("c.json", "d.json.gz"):
+        (tmp_path / name).touch()
+    found = [find_masks(tmp_path, name).name for name in ("a.b", "c", "d")]
+    assert found == ["a.b", "c.json", "d.json.gz"]
+    (tmp_path / "c").mkdir()
+    with pytest.raises(DatasetError, match=r"c and .*c\.json"):
+        find_masks(tmp_path, "c")
+
+
+BAD_JSON = {
+    "cut": '[{"size": [7, 11]',
+    "empty": "",
+    "nested too deep": "[" * 100_000,
+    "text": '"masks"',
+    "another dict": {"info": {}},
+    "a dict of masks": {"masks": {"0": GOOD}},
+    "several images": {"images": [], "annotations": [GOOD]},
+    "numbers": [GOOD, 3],
+    "null": [{"segmentation": None}],
+    "polygons": [GOOD, {"segmentation": [[0, 0, 5, 0, 5, 5]]}],
+    "no segmentations": [{"area": 4, "bbox": [0, 0, 1, 1]}],
+    "no counts": [{"size": list(SIZE)}],
+    "another size": [{**GOOD, "size": [11, 7]}],
+    "a size of text": [{**GOOD, "size": "7x11"}],
+    "a number as its size": [{**GOOD, "size": 77}],
+    "counts of too few pixels": [{**GOOD, "counts": [70, 6]}],
+    "text of too few pixels": [{**GOOD, "counts": "0[2"}],
+    "text that ends early": [{**GOOD, "counts": "0]"}],
+    "text of other characters": [{**GOOD, "counts": "0\x00\xff"}],
+    "half a character": [{**GOOD, "counts": "0]2\ud800"}],
+    "no text": [{**GOOD, "counts": ""}],
+    "negative counts": [{**GOOD, "counts": [80, -3]}],
+    "fractions": [{**GOOD, "counts": [70.5, 6.5]}],
+    "a huge count": [{**GOOD, "counts": [10**30, 7]}],
+    "no list of counts": [{**GOOD, "counts": {"0": 77}}],
+}
+
+
+@pytest.mark.parametrize("case", BAD_JSON)
+def test_a_bad_json_file_is_refused_by_its_name(tmp_path, case):
+    path = save_json(tmp_path / "2007_000032.json", BAD_JSON[case])
+    with pytest.raises(DatasetError, match=r"2007_000032\.json"):
+        read_masks(path, SIZE)
+    assert decoded(read_masks(save_json(path, [GOOD]), SIZE)).all()  # what the rows are made of
+
+
+@pytest.mark.parametrize("damage", [lambda raw: raw[:-9], lambda raw: b"[]", lambda raw: b""])
+def test_a_damaged_archive_is_refused_by_its_name(tmp_path, damage):
+    path = save_json(tmp_path / "a.json.gz", records(MASKS))
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(DatasetError, match=r"a\.json\.gz"):
+        read_masks(path, SIZE)
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda path: path.write_text("text"),
+        lambda path: path.write_bytes(save_png(path, MASKS[5] * 255).read_bytes()[:-40]),
+        lambda path: path.write_bytes(b""),
+        lambda path: save_png(path, np.zeros((40, 41))),
+        lambda path: save_png(path, np.zeros(SIZE[::-1])),
+        lambda path: save_png(path, np.zeros(SIZE), "RGB"),
+        lambda path: save_png(path, np.zeros(SIZE), "LA"),
+    ],
+    ids=["text", "cut", "empty", "larger", "turned", "a picture", "alpha"],
+)
+def test_a_bad_png_is_refused_by_its_name(tmp_path, save):
+    save_png(tmp_path / "1.png", MASKS[5] * 255)
+    save(tmp_path / "12.png")
+    with pytest.raises(DatasetError, match=r"12\.png"):
+        read_masks(tmp_path, SIZE)
+
+
+def test_masks_are_kept_until_what_they_depend_on_changes_or_their_file_is_damaged(tmp_path):
+    path, made = tmp_path / "new" / "a.json.gz", []
+
+    def keep(fingerprint="f"):
+        def make():
+            made.append(fingerprint)
+            return records(MASKS)
+
+        rles = kept_masks(path, SIZE, fingerprint, make)
+        assert rles == read_masks(path, SIZE)
+        np.testing.assert_array_equal(decoded(rles), MASKS)
+        return len(made)
+
+    assert keep() == keep() == 1
+    whole = path.read_bytes()
+    assert whole[4:8] == bytes(4)  # no time: equal masks make equal files
+    content = json.loads(gzip.decompress(whole))
+    assert content == {"size": [7, 11], "fingerprint": "f", "masks": records(MASKS)}
+    assert keep("g") == keep("g") == 2
+    for change in ({"size": [11, 7]}, {"masks": [{**GOOD, "counts": "0"}]}, {"masks": 3}):
+        save_json(path, content | change)
+        assert keep() == len(made) == keep(), change
+    for text in ("[]", "{}", "text"):
+        save_json(path, text)
+        count = len(made)
+        assert keep() == count + 1
+    path.write_bytes(whole[:-20])
+    assert keep() == count + 2

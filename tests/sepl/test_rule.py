@@ -1,0 +1,244 @@
+"""enhance(): each rule by hand, its properties, and parity with the literal loops."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from literal_enhancement import literal_enhance
+from pycocotools import mask as mask_utils
+
+from s4m_d2.errors import InputError
+from s4m_d2.sepl import VOID, enhance
+from s4m_d2.sepl.rule import assign_masks
+
+
+def row(text: str) -> np.ndarray:
+    """(1, W) uint8 label of a line of digits, with . for background and v for void."""
+    values = {".": 0, "v": VOID}
+    return np.array([[values[c] if c in values else int(c) for c in text]], dtype=np.uint8)
+
+
+def mask_rows(*texts: str) -> np.ndarray:
+    """(N, 1, W) bool masks of lines of # and others."""
+    return np.array([[[c == "#" for c in text]] for text in texts])
+
+
+def encode(masks: np.ndarray) -> list[dict]:
+    """Compressed COCO RLEs of (N, H, W) bool masks."""
+    return [mask_utils.encode(np.asfortranarray(mask.astype(np.uint8))) for mask in masks]
+
+
+# label, masks, enhanced label
+CASES = {
+    "partial activation is completed": ("..11......", ["#####....."], "11111....."),
+    "false activation is dropped": ("111111....", ["####......"], "1111......"),
+    # 2 of the mask's 4 pixels are not more than half, 3 of 5 are; o_p is 2/6 and 3/7.
+    "o_s of one half does not select": ("11....1111", ["####......"], "11....1111"),
+    "o_s above one half selects": ("111...1111", ["#####....."], "11111....."),
+    # 17 of the class's 20 pixels are not more than 0.85, 18 are; o_s is 17/47 and 18/48.
+    "o_p of 0.85 does not select": ("1" * 20 + "." * 30, ["..." + "#" * 47], "1" * 20 + "." * 30),
+    "o_p above 0.85 selects": ("1" * 20 + "." * 30, [".." + "#" * 48], ".." + "1" * 48),
+    "a mask goes to the class it overlaps most": (
+        "112222..11", ["######....", "........##"], "222222..11",
+    ),
+    "of equal overlaps to the smaller index": (
+        "2211....22", ["####......", "........##"], "1111....22",
+    ),
+    "background does not compete": ("1.........", ["##########"], "1111111111"),
+    "a mask without a class's pixel does nothing": ("11........", ["....####.."], "11........"),
+    "an empty mask does nothing": ("11........", [".........."], "11........"),
+    "no mask": ("11.v......", [], "11.v......"),
+    "masks of a class are united": ("11..11....", ["###.......", "...###...."], "111111...."),
+    "a class without a selected mask stays": ("1..2222...", ["...###...."], "1..222...."),
+    "whoever claims its pixels": ("222.3.222.", ["#########."], "222232222."),
+    "a class that others cover comes back": (
+        "211.112...",
+        ["#..#..#...", "###.......", "...###....", "....###..."],  # equal in area and o_s
+        "2111112...",
+    ),
+    # Class 3 comes back, which takes the last pixel of class 2, which comes back then.
+    "and one that this covers": (
+        "2233.11111111",
+        [
+            "###..........",
+            "..###........",
+            "#....##......",
+            ".#.....##....",
+            "...#.....##..",
+            "....#......##",
+        ],
+        "2233111111111",
+    ),
+    "the smallest mask wins": ("111..222..", ["####......", "...######."], "111122222."),
+    "of equally large ones that with the larger o_s": (
+        "11.222....", ["####......", "..####...."], "112222....",  # 2/4 (o_p 1) and 3/4
+    ),
+    "then the smaller index": ("22.11.....", ["###.......", "..###....."], "22111....."),
+    "void is nobody's and stays": ("vv11......", ["..###....."], "vv111....."),
+    "void in a selected mask is redrawn": ("v111......", ["#####....."], "11111....."),
+    "void counts in a mask's area": ("11vvv.1111", ["#####....."], "11vvv.1111"),
+    "no class, but void": ("vv........", ["######...."], "vv........"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_by_hand(case):
+    label, masks, expected = CASES[case]
+    label, expected = row(label), row(expected).tolist()
+    masks = mask_rows(*masks) if masks else np.zeros((0, *label.shape), bool)
+    assert enhance(label, masks).tolist() == expected
+    assert enhance(label, encode(masks)).tolist() == expected
+    assert literal_enhance(label, masks).tolist() == expected
+
+
+def test_uncovered_pixels_can_be_kept():
+    label, masks = row("111.11.v.2"), mask_rows("####......", ".......###")
+    assert enhance(label, masks).tolist() == row("1111...222").tolist()
+    kept = enhance(label, masks, keep_uncovered=True)
+    assert kept.tolist() == row("111111.222").tolist()
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "expected"),
+    [
+        # Class 1 has 4 pixels. Of the first mask's 3, 2 are its (o_s 2/3, o_p 2/4), of the
+        # second's 9 all 4 are (o_s 4/9, o_p 1).
+        ({}, "111111111."),
+        ({"o_p_thresh": 1.0}, "111......."),
+        ({"o_s_thresh": 2 / 3}, "111111111."),
+        ({"o_s_thresh": 1.0, "o_p_thresh": 1.0}, "11..11...."),
+        ({"o_s_thresh": 0.4, "o_p_thresh": 1.0}, "111111111."),
+    ],
+)
+def test_thresholds(thresholds, expected):
+    masks = mask_rows("###.......", "#########.")
+    assert enhance(row("11..11...."), masks, **thresholds).tolist() == row(expected).tolist()
+
+
+@pytest.mark.parametrize(
+    ("shared", "mask_area", "class_area", "selected"),
+    [
+        (50, 100, 10_000, False),
+        (51, 100, 10_000, True),
+        (17, 10**9, 20, False),
+        (18, 10**9, 20, True),
+        (85, 10**9, 100, False),
+        (8_500_001, 10**9, 10**7, True),
+    ],
+)
+def test_the_boundaries_of_the_shares_are_exact(shared, mask_area, class_area, selected):
+    values = torch.tensor([[shared]]), torch.tensor([mask_area]), torch.tensor([class_area])
+    assert assign_masks(*values)[2].tolist() == [selected]
+
+
+@st.composite
+def labels_and_masks(draw, max_side: int = 9, max_masks: int = 6):
+    """A label (H, W) uint8 and masks (N, H, W) bool."""
+    size = draw(st.integers(1, max_side)), draw(st.integers(1, max_side))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    values = rng.choice([0, VOID, 1, 2, 5, 254], size=draw(st.integers(1, 4)))
+    shares = rng.random((draw(st.integers(0, max_masks)), 1, 1))
+    masks = rng.random((len(shares), *size)) < shares
+    return rng.choice(values, size=size).astype(np.uint8), masks
+
+
+def classes_of(label: np.ndarray) -> set[int]:
+    return set(np.unique(label).tolist()) - {0, VOID}
+
+
+@settings(max_examples=300)
+@given(
+    labels_and_masks(),
+    st.sampled_from([0.0, 0.25, 0.5, 1.0]),
+    st.sampled_from([0.0, 0.5, 0.85, 1.0]),
+    st.booleans(),
+)
+def test_equals_the_literal_loops(pair, o_s_thresh, o_p_thresh, keep_uncovered):
+    label, masks = pair
+    options = dict(o_s_thresh=o_s_thresh, o_p_thresh=o_p_thresh, keep_uncovered=keep_uncovered)
+    expected = literal_enhance(label, masks, **options).tolist()
+    assert enhance(label, masks, **options).tolist() == expected
+    assert enhance(label, encode(masks), **options).tolist() == expected
+
+
+@given(labels_and_masks(), st.randoms(use_true_random=False))
+def test_properties(pair, random):
+    label, masks = pair
+    before = label.copy(), masks.copy()
+    enhanced = enhance(label, masks)
+    assert (label == before[0]).all() and (masks == before[1]).all(), "inputs stay"
+    assert not np.shares_memory(enhanced, label)
+    assert classes_of(enhanced) == classes_of(label)
+    assert not (enhanced == VOID)[label != VOID].any()
+    order = random.sample(range(len(masks)), len(masks))
+    assert (enhance(label, masks[order]) == enhanced).all()
+    assert (enhance(label, np.concatenate([masks, masks])) == enhanced).all()
+    assert (enhance(label.T, masks.transpose(0, 2, 1)) == enhanced.T).all()
+
+
+@given(labels_and_masks(max_masks=0), st.integers(0, 2**32 - 1))
+def test_masks_of_the_classes_or_of_parts_of_them_leave_the_label(pair, seed):
+    label, _ = pair
+    parts = np.random.default_rng(seed).integers(0, 3, label.shape)
+    kinds = [(label == c) & (parts == part) for c in classes_of(label) for part in range(3)]
+    masks = np.array(kinds, dtype=bool).reshape(-1, *label.shape)
+    assert (enhance(label, masks) == label).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64])
+def test_the_dtype_stays_and_holds_its_classes(dtype):
+    scale = 1 if dtype is np.uint8 else 1000
+    label = row("..11......").astype(dtype) * scale
+    enhanced = enhance(label, mask_rows("#####....."))
+    assert enhanced.dtype == dtype and enhanced.tolist() == [[scale] * 5 + [0] * 5]
+
+
+def test_masks_as_tensors_and_every_kind_of_rle():
+    label, masks = row("..11...22."), mask_rows("#####.....", "......####")
+    compressed = encode(masks)
+    text = [{**rle, "counts": rle["counts"].decode()} for rle in compressed]
+    lists = [{"size": [1, 10], "counts": counts} for counts in ([0, 5, 5], [6, 4])]
+    read_only = masks.copy()
+    read_only.flags.writeable = False
+    for given_masks in (torch.from_numpy(masks), compressed, text, lists, tuple(text), read_only):
+        assert enhance(label, given_masks).tolist() == row("11111.2222").tolist()
+
+
+@pytest.mark.parametrize("keep_uncovered", [False, True])
+def test_runs_of_length_0_are_as_if_they_were_not_there(keep_uncovered):
+    """COCO's API loses what comes after two of them at one place, or does not come to an end."""
+    label = np.array([[0, 3, 3, 3, 0], [3, 3, 0, 0, 7]], dtype=np.uint8)
+    counts = ([2, 0, 3, 4, 1], [2, 0, 2, 3, 3], [0, 10], [1, 1, 0, 2, 0, 1, 5])
+    masks = [{"size": [2, 5], "counts": runs} for runs in counts]
+    decoded = [np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(5, 2).T for runs in counts]
+    options = {"o_p_thresh": 1.0, "keep_uncovered": keep_uncovered}
+    expected = enhance(label, np.array(decoded), **options).tolist()
+    assert enhance(label, masks, **options).tolist() == expected
+    text = [mask_utils.frPyObjects(mask, 2, 5) for mask in masks]
+    assert enhance(label, text, **options).tolist() == expected
+
+
+TWO_MASKS = mask_rows("####......", "......####")
+BAD_INPUTS = {
+    "label of floats": (np.zeros((1, 10)), TWO_MASKS, {}, "float64"),
+    "label of three axes": (np.zeros((1, 1, 10), int), TWO_MASKS, {}, r"\(1, 1, 10\)"),
+    "label as a list": ([[0] * 10], TWO_MASKS, {}, "list"),
+    "negative class": (-row("1.........").astype(int), TWO_MASKS, {}, "-1"),
+    "masks of another size": (row("1....."), TWO_MASKS, {}, r"\(2, 1, 10\)"),
+    "masks of numbers": (row("1........."), TWO_MASKS.astype(np.uint8), {}, "uint8"),
+    "one mask without its axis": (row("1........."), TWO_MASKS[0], {}, r"\(1, 10\)"),
+    "RLE of another size": (row("1....."), encode(TWO_MASKS), {}, r"mask 0 .*\(1, 10\)"),
+    "cut RLE": (row("1..."), [{"size": [1, 4], "counts": "1"}], {}, "mask 0 "),
+    "RLE without counts": (row("1..."), [{"size": [1, 4]}], {}, "mask 0 .*counts"),
+    "a list of arrays": (row("1........."), list(TWO_MASKS), {}, "mask 0 .*ndarray"),
+    "threshold above 1": (row("1........."), TWO_MASKS, {"o_s_thresh": 1.5}, "o_s_thresh.*1.5"),
+    "threshold nan": (row("1........."), TWO_MASKS, {"o_p_thresh": np.nan}, "o_p_thresh.*nan"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_inputs_are_named(case):
+    label, masks, options, message = BAD_INPUTS[case]
+    with pytest.raises(InputError, match=message):
+        enhance(label, masks, **options)

@@ -1,0 +1,215 @@
+"""Pictures of label maps and masks, and `s4m-sepl visualize` on folders."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from sepl_folders import rle_of, save_labels, save_masks, save_png, sepl
+
+from s4m_d2.sepl import visualize as module
+from s4m_d2.sepl.visualize import (
+    FILL_ALPHA,
+    LONG_SIDE,
+    STRIPE_COLORS,
+    WHITE_SHARE,
+    best_and_worst,
+    draw_image,
+    draw_label,
+    draw_masks,
+    legend_entries,
+)
+
+GRAY = 100
+FADED = round(GRAY + WHITE_SHARE * (255 - GRAY))
+# VOC's colors, as its development kit lists them.
+AEROPLANE, BICYCLE, PERSON = (128, 0, 0), (0, 128, 0), (192, 128, 128)
+
+
+def gray(height, width):
+    return np.full((height, width, 3), GRAY, dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((375, 500), (480, LONG_SIDE)), ((64, 128), (320, LONG_SIDE)), ((1, 2000), (1, LONG_SIDE))],
+)
+def test_pictures_of_an_image_have_one_size_whatever_they_show(size, expected):
+    image, mask = gray(*size), np.zeros(size, dtype=np.uint8)
+    masks = draw_masks(image, [rle_of(mask)]), draw_masks(image, [])
+    for picture in (draw_image(image), draw_label(image, mask), *masks):
+        assert picture.shape == (*expected, 3) and picture.dtype == np.uint8
+
+
+def test_classes_have_vocs_colors_over_a_faded_image_and_void_is_striped():
+    label = np.zeros((120, 160), np.uint8)
+    label[:40, :40], label[:40, 80:], label[80:, :80], label[80:, 80:] = 1, 2, 15, 255
+    drawn = draw_label(gray(120, 160), label).astype(int)
+    for place, color in (((20, 20), AEROPLANE), ((20, 120), BICYCLE), ((100, 40), PERSON)):
+        y, x = (4 * value for value in place)
+        blended = np.array(color) * FILL_ALPHA + FADED * (1 - FILL_ALPHA)
+        assert np.abs(drawn[y, x] - blended).max() <= 1
+    assert (drawn[4 * 60, 4 * 60] == FADED).all()  # background
+    assert (drawn[4 * 20, 4 * 40 - 1] == AEROPLANE).all()  # its border
+    is_stripe = (drawn[..., None, :] == np.array(STRIPE_COLORS)).all(-1).any(-1)
+    assert is_stripe[4 * 81 :, 4 * 81 :].all() and not is_stripe[: 4 * 79].any()
+
+
+def test_a_mask_within_another_is_seen_whatever_their_order():
+    outer, inner = np.zeros((2, 120, 160), np.uint8)
+    outer[10:110, 10:150], inner[50:70, 60:100] = 1, 1
+    for masks in ([outer, inner], [inner, outer]):
+        drawn = draw_masks(gray(120, 160), [rle_of(mask) for mask in masks]).astype(int)
+        of_outer, of_inner = drawn[4 * 20, 4 * 20], drawn[4 * 60, 4 * 80]
+        assert np.abs(of_outer - of_inner).max() > 40 and np.abs(of_outer - FADED).max() > 40
+        assert (drawn[4 * 2, 4 * 2] == FADED).all()
+
+
+def test_the_legend_names_what_occurs_with_its_color():
+    names = ["background", *(f"class {index}" for index in range(1, 21))]
+    labels = [np.array([[0, 15]], np.uint8), np.array([[2, 255], [2, 0]], np.uint8)]
+    entries = legend_entries(labels, names)
+    assert [name for name, _ in entries] == ["class 2", "class 15", "void"]
+    for (_, swatch), color in zip(entries, (BICYCLE, PERSON), strict=False):
+        assert (swatch == color).all()
+    assert legend_entries([np.zeros((2, 2), np.uint8)], names) == []
+
+
+def test_ties_go_by_name_and_none_is_named_twice():
+    gains = {"d": 0.1, "b": 0.1, "c": 0.0, "e": -0.7}
+    assert best_and_worst(gains, 1, 0) == ["b"]
+    assert best_and_worst(gains, 2, 1) == ["b", "d", "e"]
+    assert best_and_worst(gains, 0, 9) == best_and_worst(gains, 3, 3) == ["b", "d", "c", "e"]
+
+
+SIZE = 24, 40
+TRUE_WIDTH = 20  # columns of class 1 in the ground truth
+# By name: columns of class 1 before and after. By falling gain: a, b, c, d, e.
+WIDTHS = {"c": (15, 15), "a": (0, 20), "e": (20, 2), "b": (10, 18), "d": (20, 16)}
+
+
+def label(columns, index=1):
+    values = np.zeros(SIZE, np.uint8)
+    values[:, :columns] = index
+    return values
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name, (before, after) in WIDTHS.items():
+        save_png(tmp_path / "images" / f"{name}.png", np.full((*SIZE, 3), GRAY))
+        save_labels(tmp_path / "cam", {name: label(before)})
+        save_labels(tmp_path / "sepl", {name: label(after)})
+        save_labels(tmp_path / "truth", {name: label(TRUE_WIDTH)})
+    return tmp_path
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """What is to be drawn; nothing is."""
+    calls = {}
+
+    def note(rows, column_titles, path, row_titles, legend):
+        names = [title.split()[0] for title in row_titles]
+        calls.update(rows=rows, columns=column_titles, titles=row_titles, names=names)
+
+    monkeypatch.setattr(module, "panel_grid", note)
+    return calls
+
+
+def visualize(folders, *words, truth=True):
+    given = ["--images", folders / "images", "--pseudo-labels", folders / "cam"]
+    given += ["--enhanced", folders / "sepl", "--output", folders / "out" / "picture.png"]
+    given += ["--ground-truth", folders / "truth"] if truth else []
+    return sepl("visualize", *given, *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ([], "abcde"),
+        (["--best", 2], "ab"),
+        (["--worst", 2], "de"),
+        (["--best", 1, "--worst", 1], "ae"),
+        (["--names", "e", "b", "e"], "eb"),
+        (["--count", 2], "ac"),
+        (["--count", 99], "abcde"),
+    ],
+)
+def test_options_choose_the_images(folders, drawn, words, names):
+    assert visualize(folders, *words) == 0
+    assert drawn["names"] == list(names)
+    assert drawn["columns"] == ["image", "CAM pseudo-label", "SEPL", "ground truth"]
+    if "a" in names:  # IoU of class 1 is 0, of background 20 / 40
+        assert drawn["titles"][0].endswith("25.0 → 100.0 (+75.0)")
+
+
+def test_without_a_ground_truth_images_are_evenly_spaced(folders, drawn):
+    for number in range(15):
+        save_png(folders / "images" / f"x{number:02}.png", np.full((*SIZE, 3), GRAY))
+        for kind in ("cam", "sepl"):
+            save_labels(folders / kind, {f"x{number:02}": label(3)})
+    assert visualize(folders, truth=False) == 0
+    assert drawn["names"] == ["a", "c", "x00", "x02", "x05", "x07", "x10", "x12"]
+    assert len(drawn["columns"]) == 3
+
+
+def test_every_picture_stands_in_its_column(folders, drawn):
+    save_masks(folders / "sepl" / "masks", {"b": [label(7)]})
+    assert visualize(folders, "--names", "b", "c") == 0
+    assert drawn["columns"][2] == "SAM's masks" and drawn["rows"][1][2] is None
+    image = np.full((*SIZE, 3), GRAY, np.uint8)
+    expected = [draw_image(image), draw_label(image, label(10))]
+    expected += [draw_masks(image, [rle_of(label(7))]), draw_label(image, label(18))]
+    for picture, other in zip(drawn["rows"][0], expected, strict=False):
+        np.testing.assert_array_equal(picture, other)
+
+
+def test_the_picture_is_a_png_with_the_labels_in_their_colors(folders):
+    assert visualize(folders, "--names", "a") == 0
+    with Image.open(folders / "out" / "picture.png") as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    height, width = pixels.shape[:2]
+    is_red = pixels[..., 0] - pixels[..., 1:].max(-1) > 60  # aeroplane
+    shares = [is_red[height // 2, part * width // 4 :][: width // 4].mean() for part in range(4)]
+    np.testing.assert_allclose(shares[1:], [0, 0.5, 0.5], atol=0.03)
+
+
+DAMAGES = {
+    **{k: lambda f, k=k: (f / k / "b.png").unlink() for k in ("images", "cam", "truth")},
+    "cut image": lambda f: (f / "images/b.png").write_bytes(b"\x89PNG"),
+    "image size": lambda f: save_png(f / "images/b.png", np.zeros((24, 50, 3))),
+    "label size": lambda f: save_labels(f / "sepl", {"b": np.zeros((3, 3))}),
+    "class": lambda f: save_labels(f / "cam", {"b": label(4, 99)}),
+    "masks": lambda f: save_masks(f / "sepl" / "masks", {"b": [np.zeros((5, 5))]}),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_image_that_cannot_be_drawn_is_named_and_the_others_are_drawn(
+    folders, drawn, capsys, damage
+):
+    DAMAGES[damage](folders)
+    assert visualize(folders, "--names", "a", "b", "c") == 1
+    assert drawn["names"] == ["a", "c"] and "\n  b: " in capsys.readouterr().err
+    if damage == "class":
+        assert visualize(folders, "--best", 2) == 1 and drawn["names"] == ["a", "c"]
+
+
+def test_masks_that_were_asked_for_must_be_there(folders, drawn):
+    save_masks(folders / "masks", {"a": [label(3)]})
+    assert visualize(folders, "--names", "a", "b", "--masks", folders / "masks") == 1
+    assert drawn["names"] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("words", "truth"),
+    [
+        (["--best", 1, "--count", 2], True),
+        (["--names", "a", "--worst", 2], True),
+        (["--best", 1], False),
+        (["--best", 0, "--worst", 0], True),
+        (["--names", "nowhere"], True),
+    ],
+)
+def test_what_leaves_nothing_to_draw_or_contradicts_is_refused(folders, capsys, words, truth):
+    assert visualize(folders, *words, truth=truth) == 1
+    assert "error: " in capsys.readouterr().err and not (folders / "out").exists()
