@@ -9,7 +9,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LITE = ROOT / "detectron2_lite"
-MAX_WEIGHTS_BYTES = 5 * 2**20
 BY_HAND = {"build", "pre-commit"}  # for commits and releases: neither tests nor code need them
 
 BLOCK_ENGINE = """
@@ -55,8 +54,6 @@ def test_without_an_engine_one_error_names_both():
     ("content", "error"),
     [
         ("import no_such_extension", "ModuleNotFoundError: No module named 'no_such_extension'"),
-        ("import detectron2._C", "ModuleNotFoundError: No module named 'detectron2._C'"),
-        ("raise ImportError('undefined symbol')", "ImportError: undefined symbol"),
         ("raise RuntimeError('built for CUDA 9')", "RuntimeError: built for CUDA 9"),
     ],
 )
@@ -65,14 +62,6 @@ def test_a_broken_engine_shows_its_own_error(tmp_path, content, error):
     assert result.returncode == 1
     assert error in result.stderr
     assert "detectron2_lite" not in result.stderr
-
-
-def test_the_embedded_engine_is_detectron2_by_name_and_says_which_version():
-    project = (LITE / "pyproject.toml").read_text()  # Python 3.10 has no reader of TOML
-    assert re.search(r'^name = "(.+)"', project, re.MULTILINE)[1] == "detectron2"
-    assert 'dynamic = ["version"]' in project  # of the module, below
-    init = (LITE / "detectron2" / "__init__.py").read_text()
-    assert re.search(r'__version__ = "(.+)"', init)[1] == "0.6+lite"
 
 
 def requirement_names(lines):
@@ -108,19 +97,6 @@ def test_every_dependency_is_pinned_and_none_is_an_engine(monkeypatch):
     assert needed - BY_HAND <= pinned
     assert requirement_names(lite) <= pinned
     assert "detectron2" not in pinned | needed
-
-
-def test_every_part_and_the_weights_of_sam_are_packaged(monkeypatch):
-    arguments = setup_arguments(monkeypatch)
-    folders = {file.parent for file in (ROOT / "s4m_d2").rglob("*.py")}
-    parts = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    assert set(arguments["packages"]) == parts
-    patterns = arguments["package_data"]["s4m_d2"]
-    data = {file for pattern in patterns for file in (ROOT / "s4m_d2").glob(pattern)}
-    assert ROOT / "s4m_d2" / "py.typed" in data
-    weights = [file for file in data if file.suffix == ".pth"]
-    assert weights
-    assert all(file.stat().st_size < MAX_WEIGHTS_BYTES for file in weights)
 
 
 def test_setup_leaves_a_working_engine_alone(installer, tmp_path, monkeypatch):

@@ -35,7 +35,7 @@ class Run:
                 )
             return
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["s4m_d2.engine", "s4m_d2.engine.checks.preflight"])
+        context.set_forkserver_preload(["s4m_d2.engine.command.run"])
         environment = {"DETECTRON2_DATASETS": os.environ["DETECTRON2_DATASETS"]}
         self._process = context.Process(
             target=_train_net, args=(arguments, str(log), environment), daemon=False

@@ -1,4 +1,4 @@
-"""Small runs on own data through train_net.py, in this process."""
+"""Small runs through train_net.py, on own data mostly, in this process."""
 
 import importlib.util
 import json
@@ -13,7 +13,9 @@ from s4m_d2.engine.training.stop_signals import STOP_SIGNALS
 
 from .conftest import ROOT, SMALL
 
-CONFIG = str(ROOT / "configs" / "custom_small.yaml")
+CONFIG, TOYSCAPES = (
+    str(ROOT / "configs" / name) for name in ("custom_small.yaml", "toyscapes_10pct.yaml")
+)
 _LOGGERS = ("detectron2", "fvcore", "s4m_d2")
 # What the small runs of other tests have, but for the data and what follows from them.
 _MODEL = {k: v for k, v in SMALL.items() if k.startswith(("MODEL.", "S4M.DISTILL", "S4M.PSEUDO"))}
@@ -100,7 +102,7 @@ def _as_before():
             loggers[name].propagate, loggers[name].level = propagate, level
 
 
-def train_net(*arguments) -> int:
-    """Run train_net.py with the small config; its exit status."""
+def train_net(*arguments, config: str = CONFIG) -> int:
+    """Run train_net.py with a config; its exit status."""
     with _as_before():
-        return train_net_module().start(parsed(["--config-file", CONFIG, *arguments]))
+        return train_net_module().start(parsed(["--config-file", config, *arguments]))

@@ -11,13 +11,13 @@ import time
 import pytest
 
 from s4m_d2.engine.command.failures import EXIT_INTERRUPTED, as_mistake, plain_endings
-from s4m_d2.engine.command.run_lock import LOCK, lock_run
+from s4m_d2.engine.command.run import LOCK, lock_run
 from s4m_d2.errors import ConfigError, DatasetError, OutputError, WorkerError, printable
 
 from .conftest import ROOT
 
 HOLD = """import sys, time
-from s4m_d2.engine.command.run_lock import lock_run
+from s4m_d2.engine.command.run import lock_run
 lock_run(sys.argv[1])
 """
 

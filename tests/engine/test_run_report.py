@@ -13,8 +13,7 @@ from s4m_d2 import __version__
 from s4m_d2.engine import TeacherTrainer, stage_config
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.command import run_report
-from s4m_d2.engine.command.run_facts import write_facts
-from s4m_d2.engine.command.run_report import draw_final, reported
+from s4m_d2.engine.command.run_report import draw_final, reported, write_facts
 from s4m_d2.errors import DivergenceError
 
 from .conftest import ROOT
