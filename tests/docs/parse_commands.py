@@ -95,9 +95,8 @@ def config_problem(script: str, namespace: argparse.Namespace) -> str:
     if script == "train_net.py":
         check_arguments(namespace)
     cfg = run_config(load_config(file, [*opts, *ANYWHERE]))
-    eval_only, processes = (
-        getattr(namespace, n, d) for n, d in (("eval_only", 0), ("num_gpus", 1))
-    )
+    eval_only = getattr(namespace, "eval_only", False)
+    processes = getattr(namespace, "num_gpus", 1)
     if eval_only or file in PREFLIGHTS:
         errors = config_errors(cfg, eval_only=eval_only, num_processes=processes)
     else:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from s4m_d2.data import ARPDatasetMapper
 from s4m_d2.data.listing import unlabeled_records
-from s4m_d2.engine.checks.dataset_checks import check_datasets, dataset_findings, sampled
+from s4m_d2.engine.checks.dataset_checks import check_datasets, dataset_findings
 from s4m_d2.errors import ConfigError, DatasetError
 
 from .preflight_cases import CLASSES, config
@@ -220,16 +220,6 @@ def test_a_class_that_the_labeled_images_lack_is_a_warning(sets, tmp_path):
     assert found["labeled classes"].text == "person 2, car 0"
     assert "no instance of car" in found["labeled classes"].warnings[0]
     assert found["test classes"].status == "ok"  # of the test set: car 0 is no problem
-
-
-@pytest.mark.parametrize("count", [1, 2, 8, 9, 2975])
-def test_the_sample_spreads_over_the_set_with_both_ends(count):
-    numbers = [item["n"] for item in sampled([{"n": n} for n in range(count)])]
-    assert numbers == sorted(set(numbers))
-    assert len(numbers) == min(count, 8)
-    assert (numbers[0], numbers[-1]) == (0, count - 1)
-    steps = np.diff(numbers)
-    assert len(steps) == 0 or steps.max() - steps.min() <= 1
 
 
 def test_problems_of_all_data_sets_are_listed_together(sets):

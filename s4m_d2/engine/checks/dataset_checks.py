@@ -18,8 +18,9 @@ from s4m_d2.data import (
 from s4m_d2.engine.checks.findings import Finding, first_of, raise_all
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
+from s4m_d2.visualization import evenly_spaced
 
-SAMPLED_IMAGES = 8  # decoded of each data set, at equal distances
+SAMPLED_IMAGES = 8  # decoded of each data set
 LISTED_CLASSES = 10  # with more, only the rarest and the most frequent are named
 # What loaders of data sets raise when files are missing or malformed.
 _LOADER_ERRORS = (
@@ -130,16 +131,9 @@ def _shared_images(
     return [DatasetError(first_of(shared))] if shared else []
 
 
-def sampled(records: Sequence[dict]) -> list[dict]:
-    """A few records at equal distances, the first and the last among them."""
-    count = min(SAMPLED_IMAGES, len(records))
-    steps = max(count - 1, 1)
-    return [records[step * (len(records) - 1) // steps] for step in range(count)]
-
-
 def _to_look_at(records: Sequence[dict]) -> list[dict]:
     """A sample, and the narrowest image, of which resizing may leave nothing."""
-    sample = sampled(records)
+    sample = evenly_spaced(records, SAMPLED_IMAGES)
     narrowest = max(records, key=_narrowness)
     return sample if any(record is narrowest for record in sample) else [*sample, narrowest]
 
