@@ -87,70 +87,38 @@ def test_stage_1_alone_does_not_look_at_unlabeled_sets(sets):
     assert "unlabeled data" not in lines({"S4M.STAGE": "teacher"})
 
 
-def no_images(records):
-    records["preflight_labeled"].clear()
-
-
-def no_instances(records):
-    for item in records["preflight_labeled"]:
-        item["annotations"] = []
-
-
-def class_out_of_range(records):
-    records["preflight_labeled"][2]["annotations"][0]["category_id"] = 2
-
-
-def other_size(records):
-    records["preflight_labeled"][0]["width"] += 1
-
-
-def damaged_image(records):
-    path = records["preflight_test"][1]["file_name"]
+def cut(path):
     with open(path, "rb+") as file:
         file.truncate(60)
 
 
-def missing_image(records):
-    records["preflight_labeled"][1]["file_name"] = "none.png"
+def drop_instances(records):
+    for record in records:
+        record["annotations"] = []
 
 
-def damaged_annotation(records):
-    records["preflight_labeled"][1]["annotations"][0]["segmentation"] = [[1, 2, 3]]
+DEFECTS = {  # (change of the labeled, unlabeled and test records, message)
+    "no images": (lambda a, u, t: a.clear(), "'preflight_labeled' has no images"),
+    "no instances": (lambda a, u, t: drop_instances(a), "'preflight_labeled' has 3 images and no"),
+    "class out of range": (
+        lambda a, u, t: a[2]["annotations"][0].update(category_id=2), r"2\.png has the class id 2"),
+    "other size": (lambda a, u, t: a[0].update(width=31), r"0\.png .*\(20, 30\).*\(20, 31\)"),
+    "damaged image": (lambda a, u, t: cut(t[1]["file_name"]), r"8\.png"),
+    "missing image": (lambda a, u, t: a[1].update(file_name="none.png"), r"none\.png"),
+    "damaged annotation": (
+        lambda a, u, t: a[1]["annotations"][0].update(segmentation=[[1, 2]]), r"1\.png.*polygon"),
+    "test image in training": (
+        lambda a, u, t: t.append(dict(a[0])), r"0\.png .*'preflight_.*labeled'.*_test' \(test\)"),
+    "test image unlabeled": (
+        lambda a, u, t: t[0].update(file_name=u[5]["file_name"]), r"5\.png .*\(unlabeled\)"),
+    "image twice": (lambda a, u, t: a.append(a[0]), r"0\.png .*_labeled'.*'preflight_labeled'"),
+}  # fmt: skip
 
 
-def test_image_in_training(records):
-    records["preflight_test"].append(dict(records["preflight_labeled"][0]))
-
-
-def test_image_unlabeled(records):
-    path = records["preflight_unlabeled"][5]["file_name"]
-    records["preflight_test"][0]["file_name"] = path
-
-
-def image_twice(records):
-    records["preflight_labeled"].append(records["preflight_labeled"][0])
-
-
-test_image_in_training.__test__ = test_image_unlabeled.__test__ = False
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (no_images, "'preflight_labeled' has no images"),
-        (no_instances, "'preflight_labeled' has 3 images and no instance"),
-        (class_out_of_range, r"2\.png has the class id 2"),
-        (other_size, r"0\.png .*\(20, 30\).*\(20, 31\)"),
-        (damaged_image, r"8\.png"),
-        (missing_image, r"none\.png"),
-        (damaged_annotation, r"1\.png.*polygon"),
-        (test_image_in_training, r"0\.png .*'preflight_.*labeled'.*'preflight_test' \(test\)"),
-        (test_image_unlabeled, r"5\.png .*'preflight_unlabeled' \(unlabeled\)"),
-        (image_twice, r"0\.png .*'preflight_labeled' \(labeled\).*'preflight_labeled'"),
-    ],
-)
-def test_bad_data_sets_are_named(sets, change, message):
-    change(sets)
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_bad_data_sets_are_named(sets, defect):
+    change, message = DEFECTS[defect]
+    change(*sets.values())
     with pytest.raises(DatasetError, match=message):
         check_datasets(config())
 
@@ -225,7 +193,7 @@ def test_a_class_that_the_labeled_images_lack_is_a_warning(sets, tmp_path):
 def test_problems_of_all_data_sets_are_listed_together(sets):
     for item in sets["preflight_labeled"]:
         item["annotations"][0]["category_id"] = 7  # many are one problem
-    damaged_image(sets)
+    cut(sets["preflight_test"][1]["file_name"])
     sets["preflight_labeled"].append(sets["preflight_labeled"][1])
     sets["preflight_unlabeled"].clear()
     expected = ["1.png is in", "(3 more like", "'preflight_unlabeled' has no", "8.png cannot be"]

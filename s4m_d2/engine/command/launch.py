@@ -74,8 +74,7 @@ def _join(main: Main, args: argparse.Namespace) -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(local_rank)
             backend = "nccl"
-        size = {"rank": rank, "world_size": world_size}
-        dist.init_process_group(backend, **size, timeout=DEFAULT_TIMEOUT)
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=DEFAULT_TIMEOUT)
         comm.create_local_process_group(local_size)
         comm.synchronize()
     _run(main, args)

@@ -334,8 +334,8 @@ def _changes(
 ) -> Iterator[str]:
     """What is another than when the run began, and what that means."""
     data = cfg.S4M.DATA
-    for path, before in ((data.LABELED, stored.labeled_digest), (data.VAL, stored.val_digest)):
-        if before and digest(path) != before:
+    for path, known in ((data.LABELED, stored.labeled_digest), (data.VAL, stored.val_digest)):
+        if known and digest(path) != known:
             yield (
                 f"{path} is not what it was when the run began, which goes on with the annotations "
                 f"in {os.path.join(cfg.OUTPUT_DIR, files.FOLDER)}. To use the new ones, start a "
