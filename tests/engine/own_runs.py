@@ -19,7 +19,10 @@ CONFIG, TOYSCAPES = (
 _LOGGERS = ("detectron2", "fvcore", "s4m_d2")
 # What the small runs of other tests have, but for the data and what follows from them.
 _MODEL = {k: v for k, v in SMALL.items() if k.startswith(("MODEL.", "S4M.DISTILL", "S4M.PSEUDO"))}
+# A backbone of few weights: to write checkpoints takes most of the time of a short run.
+LIGHT = {"MODEL.BACKBONE.NAME": "build_timm_backbone", "MODEL.TIMM.NAME": "test_resnet"}
 OPTIONS = _MODEL | {
+    **LIGHT,
     "MODEL.WEIGHTS": "",
     "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.IMS_PER_BATCH": 2,

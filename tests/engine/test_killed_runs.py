@@ -22,10 +22,12 @@ from .killed_runs import (
     kill_after,
     kill_while_it_writes,
 )
+from .own_runs import LIGHT
 from .sameness import assert_same
 
 ITERATIONS, BURN_IN, KEEP = 3, 1, 2
 OPTIONS = SMALL | {
+    **LIGHT,
     "DATALOADER.NUM_WORKERS": 1,  # for each of the two loaders
     "DATASETS.TEST": "()",
     "INPUT.TILE.SIZE": 48,

@@ -8,9 +8,10 @@ import torch
 from s4m_d2 import __version__
 from s4m_d2.report import read_results
 
-from .own_runs import TOYSCAPES, train_net
+from .own_runs import LIGHT, TOYSCAPES, train_net
 
 ITERATIONS = {"SOLVER__MAX_ITER": 2, "S4M__TEACHER__MAX_ITER": 2, "S4M__BURN_IN": 1}
+ITERATIONS |= LIGHT
 
 
 @pytest.fixture

@@ -295,9 +295,11 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
 
 def _drawn(labeled: Annotations, fraction: float) -> list[str]:
     """File names of the labeled images to evaluate on; [] with fraction 0."""
-    classes: dict[str, set[str]] = {labeled.name(record): set() for record in labeled.records}
-    for record, annotation in labeled.instances():
-        classes[labeled.name(record)].add(labeled.classes[annotation["category_id"]])
+    names = labeled.classes
+    classes = {
+        labeled.name(r): {names[a["category_id"]] for a in r["annotations"] if not a["iscrowd"]}
+        for r in labeled.records
+    }
     return draw_validation(classes, fraction) if fraction and classes else []
 
 
