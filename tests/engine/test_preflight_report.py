@@ -103,10 +103,10 @@ def test_check_prints_the_report_and_writes_nothing(small_options, tmp_path, cap
 
 
 def test_training_with_errors_is_not_started(small_options, tmp_path, capsys):
-    wrong = small_options(S4M__DISTILL__NAME="none", S4M__STAGE="teacher")
+    wrong = small_options(S4M__EMA_DECAY=1.0, S4M__STAGE="teacher")
     assert train_net(*wrong, config=TOYSCAPES) == 1
     output = capsys.readouterr()
-    assert "S4M.DISTILL.NAME" in output.err and not output.out
+    assert "S4M.EMA_DECAY" in output.err and not output.out
     assert not (tmp_path / "run").exists()
 
 

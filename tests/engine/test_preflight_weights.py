@@ -82,6 +82,10 @@ def test_a_model_that_computes_with_values_while_it_is_built(small_config):
         ("model", "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "FPN"),
         ("SAM", "S4M.SAM.MAX_IMAGES", -1),
         ("SAM", "S4M.SAM.PRECISION", "half"),
+        ("SAM", "S4M.DISTILL.NAME", "none"),
+        ("SAM", "S4M.DISTILL.HUBER_DELTA", 0.0),
+        ("SAM", "S4M.REFINE.METHOD", "boxes"),
+        ("SAM", "S4M.REFINE.NUM_POINTS", 0),
     ],
 )
 def test_what_a_constructor_refuses_is_an_error_of_its_line(small_config, item, key, value):

@@ -20,11 +20,10 @@ from s4m_d2.engine.labeling.pseudo_labeling import AMP, FLOAT32
 from s4m_d2.engine.stages import STAGES, runs_stage
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
-from s4m_d2.losses.structural_distillation import DISTILLATION_REGISTRY
 from s4m_d2.sam import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, where_to_get
 from s4m_d2.sam.sam2 import require_sam2_package
-from s4m_d2.semi import ARP, REFINER_REGISTRY
+from s4m_d2.semi import ARP
 
 _SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 _PACKAGED_SAM = "tiny"  # the backend that needs no checkpoint
@@ -50,9 +49,6 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": _COUNT,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": _COUNT,
     "S4M.BURN_IN": _NATURAL,
-    "S4M.DISTILL.FOREGROUND_FRACTION": _SHARE,
-    "S4M.DISTILL.HUBER_DELTA": _ABOVE_0,
-    "S4M.DISTILL.NUM_POINTS": _COUNT,
     "S4M.DISTILL.WEIGHT": _NATURAL,
     "S4M.EMA_DECAY": _BELOW_1,
     "S4M.FIGURES.IMAGES": _COUNT,
@@ -69,7 +65,6 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "S4M.QUALITY.MAX_IMAGES": _NATURAL,
     "S4M.QUALITY.PERIOD": _NATURAL,
     "S4M.QUALITY.SIZE_LIMITS": _LIMITS,
-    "S4M.REFINE.NUM_POINTS": _COUNT,
     "S4M.REFINE.SEPL.BOX_NMS_THRESH": _SHARE,
     "S4M.REFINE.SEPL.MIN_MASK_REGION_AREA": _NATURAL,
     "S4M.REFINE.SEPL.O_P_THRESH": _SHARE,
@@ -106,10 +101,8 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
     "S4M.AMP_PRECISION": PRECISIONS,
-    "S4M.DISTILL.NAME": DISTILLATION_REGISTRY,
     "S4M.EVAL": ("student", "teacher", "both"),
     "S4M.PSEUDO_LABEL.PRECISION": (AMP, FLOAT32),
-    "S4M.REFINE.METHOD": REFINER_REGISTRY,
     "S4M.SAM.BACKEND": SAM_BACKEND_REGISTRY,
     "S4M.STAGE": ("both", "teacher", "student"),
     "S4M.TEACHER.SAMPLER": _SAMPLERS,

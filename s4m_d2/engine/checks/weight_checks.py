@@ -18,7 +18,9 @@ from s4m_d2.engine.checks.config_checks import needs_sam, sam_errors
 from s4m_d2.engine.checks.findings import Finding, in_units
 from s4m_d2.engine.stages import STAGES, final_weights, stage_config
 from s4m_d2.errors import S4MError
+from s4m_d2.losses.structural_distillation import build_distillation
 from s4m_d2.sam import SamBackend, build_sam_backend
+from s4m_d2.semi import build_refiner
 
 _Built = TypeVar("_Built")
 
@@ -29,24 +31,37 @@ def model_blueprint(cfg: CfgNode) -> nn.Module:
     Raises:
         S4MError: as building the model does.
     """
-    return _blueprint(cfg, META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE))
+
+    def build(cfg: CfgNode) -> nn.Module:
+        cfg.S4M.DISTILL.ENABLED = False  # it would build SAM
+        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
+
+    return _blueprint(cfg, build)
 
 
 def sam_blueprint(cfg: CfgNode) -> SamBackend:
     """The SAM of a run, its file checked, without values where it can be built so.
 
     Raises:
-        S4MError: as building the backend does.
+        S4MError: as building the backend, or a part that consults it, does.
     """
-    return _blueprint(cfg, build_sam_backend)
+
+    def build(cfg: CfgNode) -> SamBackend:
+        backend = build_sam_backend(cfg)
+        if needs_sam(cfg, "teacher"):
+            build_distillation(cfg, backend)
+        if needs_sam(cfg, "student"):
+            build_refiner(cfg, backend)
+        return backend
+
+    return _blueprint(cfg, build)
 
 
 def _blueprint(cfg: CfgNode, build: Callable[[CfgNode], _Built]) -> _Built:
-    """What cannot be built without values is built with them."""
+    """What ``build`` makes of a copy; what cannot be built without values is built with them."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.TIMM.PRETRAINED = False
-    cfg.S4M.DISTILL.ENABLED = False
 
     def built(device: str) -> _Built:
         cfg.MODEL.DEVICE = device
