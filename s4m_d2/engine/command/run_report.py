@@ -62,10 +62,9 @@ def write_facts(folder: str, findings: Iterable[Finding] = ()) -> dict[str, str]
     for f in findings:  # some have the same name
         text = f.text + f" ({f.status})" * (f.status != "ok")
         facts[f.item] = f"{facts[f.item]}; {text}" if f.item in facts else text
-    libraries = (detectron2, torch, torchvision, numpy)
     facts |= {"s4m_d2": _code_version(), "platform": platform.platform()}
     facts |= {"Python": platform.python_version()}
-    facts |= {library.__name__: library.__version__ for library in libraries}
+    facts |= {part.__name__: part.__version__ for part in (detectron2, torch, torchvision, numpy)}
     if torch.cuda.is_available():
         facts["GPU"] = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
     write_results(facts, os.path.join(folder, FACTS))
