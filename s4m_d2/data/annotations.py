@@ -143,6 +143,7 @@ def read_annotations(
     try:
         return _read(json_file, stamp, image_root, tuple(classes), choose, remedy, strict)
     finally:
+        gc.freeze()  # nor later: they stay as long as the process
         if collects:
             gc.enable()
 
