@@ -1,4 +1,4 @@
-"""The teacher's hook in a plain Detectron2 trainer."""
+"""Hooks in a plain Detectron2 trainer: the teacher's, seeds, the last evaluation."""
 
 import itertools
 import random
@@ -10,7 +10,7 @@ from detectron2.engine import HookBase, SimpleTrainer
 from torch import nn
 
 from s4m_d2.engine.rng import default_generator_states, restore_default_generators
-from s4m_d2.engine.training.hooks import EMATeacherHook, SeedHook
+from s4m_d2.engine.training.hooks import EMATeacherHook, FinishedEvalHook, SeedHook
 from s4m_d2.semi.ema_teacher import EMATeacher
 
 DECAY = 0.75
@@ -117,3 +117,26 @@ def test_draws_of_an_iteration_depend_on_the_iteration_seed_and_rank_only():
     for other in (draws(0, 4, rank=1), draws(0, 4, seed=5)):
         for mine, theirs in zip(whole, other, strict=True):
             assert all(a != b for a, b in zip(mine, theirs, strict=True))
+
+
+class FailAt(HookBase):
+    def __init__(self, iteration: int | None) -> None:
+        self.iteration = iteration
+
+    def before_step(self) -> None:
+        if self.trainer.iter == self.iteration:
+            raise ConnectionError
+
+
+@pytest.mark.parametrize("fail_at", [None, 0, 2])
+def test_a_run_is_evaluated_at_its_end_unless_it_fails(fail_at):
+    """Even in the last iteration: the other processes are not in the evaluation."""
+    model, evaluated = Draw(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer = SimpleTrainer(model, itertools.repeat(None), optimizer)
+    trainer.register_hooks([FailAt(fail_at), FinishedEvalHook(0, lambda: evaluated.append(True))])
+    try:
+        trainer.train(0, 3)
+    except ConnectionError:
+        assert fail_at is not None
+    assert len(evaluated) == (fail_at is None)
