@@ -12,6 +12,10 @@ from s4m_d2.engine.stages import run_config
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.DEPTH": 50,  # narrow: small checkpoints, and statistics in every layer
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
     "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
     "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
