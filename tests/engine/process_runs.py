@@ -63,13 +63,7 @@ RUNS = {
         4,
         burn_in=2,
         empty_from=3,
-        changes={"S4M.QUALITY.PERIOD": "2", "S4M.QUALITY.MAX_IMAGES": "3"},
-    ),
-    "batch norm": Run(
-        "student",
-        2,
-        burn_in=1,
-        changes={"MODEL.RESNETS.NORM": "BN", "S4M.REFINE.ENABLED": "False"},
+        changes={"S4M.QUALITY.PERIOD": "2", "S4M.QUALITY.MAX_IMAGES": "2"},
     ),
 }
 

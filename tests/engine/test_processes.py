@@ -25,7 +25,6 @@ from .process_runs import (
     train_all_then_fail,
 )
 
-FOLLOWED = ("teacher", "student")  # not with a BatchNorm: each process has statistics of its own
 WORLD = 2
 FEW = 3  # iterations before which no step has changed what is compared by more than rounding
 # Where rounding moves a pixel of a pseudo-label over a threshold, its loss makes a small step, and
@@ -79,10 +78,7 @@ def runs(small_data, tmp_path_factory):
         for name, cfg in make_configs(folder / "one").items():
             if RUNS[name].stage == "student":
                 weights[name] = untrained_teacher(cfg, folder / f"{name}.pth")
-        alone = {
-            name: cfg for name, cfg in make_configs(folder / "one").items() if name in FOLLOWED
-        }
-        train_all(alone, weights, str(folder))
+        train_all(make_configs(folder / "one"), weights, str(folder))
         args = Namespace(
             cfgs=make_configs(folder / "two"),
             teachers=weights,
@@ -105,7 +101,7 @@ def runs(small_data, tmp_path_factory):
     return seen
 
 
-@pytest.mark.parametrize("name", FOLLOWED)
+@pytest.mark.parametrize("name", RUNS)
 def test_the_processes_share_the_images_of_each_iteration(runs, name):
     [whole], parts = runs(name, 1), runs(name, WORLD)
     for stream, (size, expected) in enumerate(
@@ -116,7 +112,7 @@ def test_the_processes_share_the_images_of_each_iteration(runs, name):
         assert expected == [list(range(i * size, (i + 1) * size)) for i in range(RUNS[name].iterations)]
 
 
-@pytest.mark.parametrize("name", FOLLOWED)
+@pytest.mark.parametrize("name", RUNS)
 def test_losses_follow_those_of_one_process(runs, name):
     """The class loss too, which Mask2Former would take of each process alone."""
     [whole], (first, _) = runs(name, 1), runs(name, WORLD)
@@ -147,7 +143,7 @@ def test_pseudo_labels_are_measured_on_the_same_images_by_all_processes_together
         for world in ("one", "two")
     )
     assert [entry["iteration"] for entry in together] == [1, 3]
-    assert [entry["images"] for entry in alone + together] == [3] * 4
+    assert [entry["images"] for entry in alone + together] == [2] * 4
     assert together[0]["after"]["overall"]["pseudo_labels"] > 0
     for step in ("before", "after"):
         measured, expected = (entries[0][step]["overall"] for entries in (together, alone))
@@ -156,7 +152,7 @@ def test_pseudo_labels_are_measured_on_the_same_images_by_all_processes_together
             assert measured[key] == same, key
 
 
-@pytest.mark.parametrize("name", FOLLOWED)
+@pytest.mark.parametrize("name", RUNS)
 def test_weights_follow_those_of_one_process(runs, name):
     """Each parameter, measured by what training has changed it by."""
     [whole], parts = runs(name, 1), runs(name, WORLD)
@@ -168,16 +164,12 @@ def test_weights_follow_those_of_one_process(runs, name):
             assert error <= OF_CHANGE[name] * change + 1e-6, key
 
 
-@pytest.mark.parametrize("name", [name for name, run in RUNS.items() if run.stage == "student"])
-def test_teacher_and_student_are_the_same_on_every_process_after_every_step(runs, name):
-    """With the running averages of a plain BatchNorm too."""
-    first, second = runs(name, WORLD)
+def test_teacher_and_student_are_the_same_on_every_process_after_every_step(runs):
+    (first, second), run = runs("student", WORLD), RUNS["student"]
     assert first.teachers == second.teachers
     assert first.students == second.students
-    assert len(set(first.students)) == len(first.students) == RUNS[name].iterations
-    assert (
-        len(set(first.teachers)) == RUNS[name].iterations - RUNS[name].burn_in + 1
-    )  # frozen, then moving
+    assert len(set(first.students)) == len(first.students) == run.iterations
+    assert len(set(first.teachers)) == run.iterations - run.burn_in + 1  # frozen, then moving
 
 
 def test_every_process_has_the_same_labeled_subset(runs):

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from s4m_d2.engine.checks.config_checks import config_errors
 from s4m_d2.engine.training import bad_steps as module
 from s4m_d2.engine.training.bad_steps import BadSteps
-from s4m_d2.engine.training.hooks import EMATeacherHook
+from s4m_d2.engine.training.hooks import BufferSyncHook, EMATeacherHook
 from s4m_d2.engine.training.step import PRECISIONS, TeacherStep, fetch_step, gradient_norms
 from s4m_d2.errors import ConfigError, DivergenceError
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -361,17 +361,22 @@ def run_rank(rank, folder):
         ends.train(0, 9)
     except DivergenceError:
         ended = ends.iter
+    other = make(batches(*({"x": s["x"] + rank} for s in GOOD)), "unused", model=model())
+    other.register_hooks([BufferSyncHook(other.model.module)])
+    other.train(0, len(GOOD))
     result = {"with": state(trainer), "without": state(good), "ended": ended}
+    result["synchronized"] = dict(other.model.state_dict())
     torch.save(result | {"total": trainer.bad_steps.total}, f"{folder}/rank_{rank}.pth")
     dist.destroy_process_group()
 
 
-def test_processes_agree_to_skip_what_one_of_them_finds(tmp_path):
+def test_processes_skip_together_and_have_the_same_statistics_of_batch_norms(tmp_path):
     mp.start_processes(run_rank, (str(tmp_path),), nprocs=WORLD, start_method="fork")
-    for rank in range(WORLD):
-        seen = torch.load(tmp_path / f"rank_{rank}.pth", weights_only=True)
+    ranks = [torch.load(tmp_path / f"rank_{r}.pth", weights_only=True) for r in range(WORLD)]
+    for seen in ranks:
         assert seen["total"] == 1 and seen["ended"] == 1
         assert_same(seen["with"], seen["without"])
+    assert_same(ranks[0]["synchronized"], ranks[1]["synchronized"])
     [record] = records(tmp_path / "bad")
     assert record["reason"] == "the loss 'second' is -inf"
     files = [{"labeled": [f"rank_{rank}_2.png"]} for rank in range(WORLD)]
