@@ -109,7 +109,9 @@ def test_the_processes_share_the_images_of_each_iteration(runs, name):
     ):
         shares = zip(*(part.positions[stream] for part in parts), strict=True)
         assert [sorted(sum(share, [])) for share in shares] == expected
-        assert expected == [list(range(i * size, (i + 1) * size)) for i in range(RUNS[name].iterations)]
+        assert expected == [
+            list(range(i * size, (i + 1) * size)) for i in range(RUNS[name].iterations)
+        ]
 
 
 @pytest.mark.parametrize("name", RUNS)

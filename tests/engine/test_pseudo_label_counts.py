@@ -64,7 +64,10 @@ def test_one_warning_for_each_time_outside_long_enough(warnings, counts, expecte
 
 @pytest.mark.parametrize(
     ("count", "expected"),
-    [(0.0, "less than 1 .*lower S4M.PSEUDO_LABEL.SCORE_THRESH"), (80.0, "more than 20 .*raise S4M.PSEUDO_LABEL.SCORE_THRESH")],
+    [
+        (0.0, "less than 1 .*lower S4M.PSEUDO_LABEL.SCORE_THRESH"),
+        (80.0, "more than 20 .*raise S4M.PSEUDO_LABEL.SCORE_THRESH"),
+    ],
 )
 def test_the_warning_says_which_side_and_what_to_do(warnings, count, expected):
     [message] = warnings([count] * ITERATIONS)

@@ -1,4 +1,4 @@
-"""What a run's course depends on beside its weights, and whether a continued run is the same run."""
+"""What a run depends on beside its weights, and whether a continued run is still the same run."""
 
 from __future__ import annotations
 

@@ -95,7 +95,8 @@ class TeacherStep(SimpleTrainer):
             scalars: more to log: numbers, or tensors of one element.
         """
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(sum(losses.values())).backward()
+        total: Any = sum(losses.values())
+        self.grad_scaler.scale(total).backward()
         step = fetch_step(losses, gradient_norms(self.optimizer), scalars, self._loss_scale())
         get_event_storage().put_scalars(**step.scalars)
         if not step.finite:
