@@ -16,11 +16,10 @@ from detectron2.utils.events import EventStorage
 
 from s4m_d2.data.images import read_image
 from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MTrainer
-from s4m_d2.engine.checks.config_checks import check_config
 from s4m_d2.engine.checks.preflight import preflight
 from s4m_d2.engine.labeling.quality import RECORDS, PseudoLabelQualityHook, quality_findings
 from s4m_d2.engine.rng import default_generator_states
-from s4m_d2.errors import ConfigError, DatasetError
+from s4m_d2.errors import DatasetError
 from s4m_d2.evaluation.pseudo_label_quality import MEASURES
 from s4m_d2.semi.ema_teacher import EMATeacher
 
@@ -249,14 +248,6 @@ def test_every_period_iterations_values_are_logged_and_a_line_is_written(
     if can_write:
         assert [entry["iteration"] for entry in lines(tmp_path)] == [2, 5]
         assert lines(tmp_path)[0]["before"]["by_class"]["car"]["class_accuracy"] == 0
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("PERIOD", -1), ("MAX_IMAGES", -1), ("SIZE_LIMITS", "(9.0, 1.0)")]
-)
-def test_wrong_settings_are_named(small_config, key, value):
-    with pytest.raises(ConfigError, match=f"S4M.QUALITY.{key}"):
-        check_config(small_config(**{f"S4M__QUALITY__{key}": value}))
 
 
 def test_the_report_says_what_will_be_measured_or_why_nothing_can_be(

@@ -86,14 +86,6 @@ def resume(folder, settings=SETTINGS):
     return first_draws.values
 
 
-def test_generators_draw_on_from_their_saved_states():
-    draw()
-    states, expected = default_generator_states(), [draw() for _ in range(3)]
-    draw()
-    restore_default_generators(states)
-    assert [draw() for _ in range(3)] == expected
-
-
 def warnings_in(caplog):
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
@@ -135,13 +127,6 @@ def test_every_changed_setting_is_named_with_both_values(name):
     (change,) = changes(SETTINGS, SETTINGS | {name: value})
     assert change.startswith(name) and str(SETTINGS[name]) in change and str(value) in change
     assert not list(changes({}, SETTINGS))  # a file that does not say
-
-
-def test_a_run_that_continues_as_another_one_is_warned(tmp_path, caplog):
-    run_and_save(tmp_path)
-    resume(tmp_path, SETTINGS | {"SEED": 4})
-    (warning,) = warnings_in(caplog)
-    assert warning.startswith("SEED was 3")
 
 
 def test_only_a_continued_run_without_this_state_is_warned(tmp_path, caplog):
