@@ -224,21 +224,6 @@ def test_the_newest_checkpoints_and_the_final_one_are_kept(tmp_path, keep, left)
     assert "model_final" in checkpoints(tmp_path) and name(9) in checkpoints(tmp_path)
 
 
-def test_a_failed_save_leaves_the_old_files_and_no_other(tmp_path, monkeypatch):
-    save(tmp_path, 1, 3)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-
-    def full(content, file):
-        file.write(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    for iteration in (3, 5):
-        with pytest.raises(OSError, match="No space left"):
-            save(tmp_path, iteration, keep=1)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
 def test_a_damaged_checkpoint_goes_before_a_complete_one(tmp_path):
     save(tmp_path, 1, 3, 4)
     flip(tmp_path / "model_0000004.pth")
