@@ -199,7 +199,9 @@ def fetch_step(
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
     scalars = dict(scalars or {})
-    tensors = {name: v.to(bad.device) for name, v in scalars.items() if isinstance(v, Tensor)}
+    tensors = {
+        name: v for name, v in scalars.items() if isinstance(v, Tensor) and v.device == bad.device
+    }
     is_bad, found = to_host(bad, _stack([*values, *tensors.values()]))
     scalars |= dict(zip(tensors, found[len(losses) :], strict=True))
     return StepValues(
