@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from detectron2.utils import comm
 
 from s4m_d2.errors import ConfigError
 from s4m_d2.losses import HungarianMatcher, SetCriterion
@@ -99,52 +98,6 @@ def test_each_loss_is_proportional_to_its_own_weight():
             torch.testing.assert_close(loss, factor * base[key])
 
 
-@pytest.mark.parametrize("deep_supervision", [True, False])
-def test_every_auxiliary_output_is_supervised_or_none(deep_supervision):
-    criterion = make_criterion(deep_supervision=deep_supervision)
-    losses = criterion(random_outputs(1, aux=3), [random_target(2)], generators(0))
-    suffixes = ["", *(f"_{i}" for i in range(3))] if deep_supervision else [""]
-    assert set(losses) == {name + suffix for name in WEIGHTS for suffix in suffixes}
-
-
-def test_auxiliary_losses_are_those_of_their_own_output():
-    outputs, targets = random_outputs(1, aux=2), [random_target(2)]
-    losses = make_criterion()(outputs, targets, generators(0))
-    last = {**outputs["aux_outputs"][1], "aux_outputs": []}
-    alone = make_criterion()(last, targets, generators(0))
-    torch.testing.assert_close(losses["loss_ce_1"], alone["loss_ce"])
-    sum(loss for name, loss in losses.items() if name.endswith("_0")).backward()
-    assert outputs["aux_outputs"][0]["pred_masks"].grad.any()
-    assert outputs["pred_masks"].grad is None or not outputs["pred_masks"].grad.any()
-
-
-def test_losses_do_not_depend_on_batch_composition():
-    """Per instance, a batch's mask losses are the mean of what its images give alone."""
-    first, second = random_outputs(1, seed=1), random_outputs(1, seed=2)
-    targets = [random_target(1, seed=1), random_target(3, seed=2)]
-    both = {key: torch.cat([first[key], second[key]]) for key in ("pred_logits", "pred_masks")}
-    together = make_criterion()(both, targets, generators(1, 2))
-    alone = [
-        make_criterion()(outputs, [target], generators(seed))
-        for outputs, target, seed in zip((first, second), targets, (1, 2), strict=True)
-    ]
-    for name in ("loss_mask", "loss_dice"):
-        torch.testing.assert_close(together[name], (alone[0][name] + 3 * alone[1][name]) / 4)
-
-
-def test_permuting_instances_changes_nothing():
-    outputs, target = random_outputs(1), random_target(3)
-    order = torch.tensor([2, 0, 1])
-    permuted = {key: value[order] for key, value in target.items()}
-    losses = make_criterion(importance_ratio=0.0, num_points=4000)(outputs, [target], generators(0))
-    others = make_criterion(importance_ratio=0.0, num_points=4000)(
-        outputs, [permuted], generators(0)
-    )
-    torch.testing.assert_close(losses["loss_ce"], others["loss_ce"])
-    for name in ("loss_mask", "loss_dice"):  # other points for each mask
-        torch.testing.assert_close(losses[name], others[name], rtol=0.02, atol=0)
-
-
 @pytest.mark.parametrize("batch", [1, 2])
 def test_images_without_instances_teach_no_object(batch):
     outputs = random_outputs(batch)
@@ -171,27 +124,6 @@ def test_more_instances_than_queries_are_matched_as_far_as_queries_go():
     torch.testing.assert_close(losses["loss_ce"], alone["loss_ce"])
     for name in ("loss_mask", "loss_dice"):
         torch.testing.assert_close(losses[name] * (QUERIES + 3), alone[name] * QUERIES)
-
-
-@pytest.mark.parametrize(
-    ("world_size", "images", "masks", "mean"),
-    [(2, 1, 4, 3.0), (2, 1, 0, 1.0), (8, 7, 1, 1.0)],  # at least one mask per process
-)
-def test_losses_are_means_over_the_batch_of_all_processes(
-    monkeypatch, world_size, images, masks, mean
-):
-    """Two masks here, others in the images elsewhere; a mask and its query have the weight 1."""
-    outputs, targets = random_outputs(1), [random_target(2)]
-    alone = make_criterion()(outputs, targets, generators(0))
-    own_weight, weight = 2 + 0.1 * (QUERIES - 2), masks + 0.1 * (images * QUERIES - masks)
-    elsewhere = torch.tensor([float(masks), weight])
-    monkeypatch.setattr(comm, "get_world_size", lambda: world_size)
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda t: t.add_(elsewhere))
-    losses = make_criterion()(outputs, targets, generators(0))
-    for name in ("loss_mask", "loss_dice"):
-        torch.testing.assert_close(losses[name], alone[name] * 2 / mean)
-    share = own_weight * world_size / (own_weight + weight)
-    torch.testing.assert_close(losses["loss_ce"], alone["loss_ce"] * share)
 
 
 def test_half_precision_outputs_give_float32_losses_under_autocast():
