@@ -80,24 +80,6 @@ def test_assignment_is_the_cheapest_of_all(queries, instances, seed):
     assert found_instances.tolist() == sorted(set(found_instances.tolist()))
 
 
-@pytest.mark.parametrize(
-    ("weights", "expected"),
-    [
-        ({"mask_cost": 0.0, "dice_cost": 0.0}, [0]),  # query 0 has the class
-        ({"class_cost": 0.0}, [1]),  # query 1 has the mask
-    ],
-)
-def test_each_cost_decides_where_the_others_are_off(weights, expected):
-    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
-    mask[0, :4] = True
-    logits = torch.tensor([[[4.0, 0.0], [0.0, 4.0]]])  # (class 0, no object)
-    right = torch.where(mask, 9.0, -9.0)
-    outputs = {"pred_logits": logits, "pred_masks": torch.stack([-right, right], dim=1)}
-    target = {"labels": torch.tensor([0]), "masks": mask}
-    [(queries, _)] = match(make_matcher(**weights), outputs, [target], [generator()])
-    assert queries.tolist() == expected
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("entry", ["pred_masks", "pred_logits"])
 def test_diverged_queries_lose_instead_of_raising(entry, value):
