@@ -232,7 +232,7 @@ class _BackendPredictor:
         return masks if return_logits else masks > MASK_THRESHOLD, ratings, low
 
 
-def _check_image(image: object) -> None:
+def _check_image(image: Any) -> None:
     is_array = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
     if not is_array or image.dtype != np.uint8 or not image.size:
         found = f"{getattr(image, 'shape', type(image).__name__)} {getattr(image, 'dtype', '')}"
