@@ -28,8 +28,7 @@ from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.engine.training.writers import remove_lines
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
-from s4m_d2.semi.image_masks import teacher_masks
-from s4m_d2.semi.refinement import TeacherMasks, logit
+from s4m_d2.semi.refinement import TeacherMasks, logit, teacher_masks
 from s4m_d2.structures import PseudoLabels, drop_empty
 from s4m_d2.tiling import build_tiling
 
