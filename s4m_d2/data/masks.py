@@ -10,12 +10,10 @@ import torch
 from detectron2.data import transforms as T
 from torch import Tensor
 
-from s4m_d2.data.cropping import source_pixels
 from s4m_d2.data.run_lengths import RunLengths
 from s4m_d2.data.segmentations import as_polygons, read_mask, read_polygons, read_rle
+from s4m_d2.data.transforms import source_pixels
 from s4m_d2.errors import DatasetError
-
-_LAYER_CAPACITY = 255  # masks that a uint8 map tells apart, 0 being background
 
 
 def transform_masks(
@@ -27,7 +25,7 @@ def transform_masks(
     """Segmentations of an image in the frame of its view.
 
     Polygons move as points and are drawn in the view; masks are resampled (nearest pixel), only
-    where they lie where the transforms allow that, else those that do not overlap together.
+    where they lie if the transforms allow that.
 
     Args:
         segmentations: polygons [[x0, y0, x1, ...], ...] in pixels of the image, RLE dicts
@@ -43,22 +41,17 @@ def transform_masks(
     """
     masks = np.zeros((len(segmentations), *view_size), dtype=bool)
     pixels = source_pixels(transforms, image_size)
-    bitmaps = {}
-    for index, segmentation in enumerate(segmentations):
+    for segmentation, view in zip(segmentations, masks, strict=True):
         if isinstance(segmentation, list):
             polygons = read_polygons(as_polygons(segmentation), image_size)
-            _draw_polygons(polygons, transforms, masks[index])
+            _draw_polygons(polygons, transforms, view)
             continue
         mask = read_mask(segmentation, image_size)
         if pixels is None:
-            bitmaps[index] = _columns(mask, 0, image_size[1])
+            whole = _columns(mask, 0, image_size[1])
+            view[:] = transforms.apply_segmentation(whole.astype(np.uint8, order="C"))
         else:
-            _resample(mask, *pixels, masks[index])
-    for layer, members in _pack(bitmaps, image_size):
-        moved = np.ascontiguousarray(transforms.apply_segmentation(layer))
-        for value in np.flatnonzero(np.bincount(moved.reshape(-1))):
-            if value:
-                np.equal(moved, value, out=masks[members[value - 1]])
+            _resample(mask, *pixels, view)
     return torch.from_numpy(masks)
 
 
@@ -114,29 +107,6 @@ def _columns(mask: RunLengths | np.ndarray, start: int, stop: int) -> np.ndarray
     if isinstance(mask, RunLengths):
         return mask.columns(start, stop)
     return mask[:, start:stop].astype(bool, copy=False)
-
-
-def _pack(
-    bitmaps: dict[int, np.ndarray], image_size: tuple[int, int]
-) -> list[tuple[np.ndarray, list[int]]]:
-    """Few (H, W) uint8 maps that hold all masks, and the indices that their values 1, 2, ... mean.
-
-    A mask goes into the first map where it covers no other mask, so that resampling a map
-    resamples each of its masks exactly as it would be alone.
-    """
-    layers: list[tuple[np.ndarray, list[int]]] = []
-    for index, bitmap in bitmaps.items():
-        window = _bounds(bitmap)
-        covered = bitmap[window]
-        for layer, members in layers:
-            if len(members) < _LAYER_CAPACITY and not layer[window][covered].any():
-                break
-        else:
-            layer, members = np.zeros(image_size, dtype=np.uint8), []
-            layers.append((layer, members))
-        members.append(index)
-        layer[window][covered] = len(members)
-    return layers
 
 
 def _bounds(mask: RunLengths | np.ndarray) -> tuple[slice, slice]:

@@ -19,7 +19,7 @@ from s4m_d2.data import (
     labeled_dataset_names,
 )
 from s4m_d2.data.images import image_size
-from s4m_d2.data.labeled_mapper import check_image_size
+from s4m_d2.data.mappers import check_image_size
 from s4m_d2.engine.checks.findings import Finding, collected, first_of, raise_all
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, S4MError

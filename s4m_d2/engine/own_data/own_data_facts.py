@@ -10,7 +10,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from s4m_d2.data.annotations import Annotations
-from s4m_d2.data.validation_split import draw_validation
+from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.own_data.derived_settings import SIZE_STEP, DataFacts
 from s4m_d2.errors import DatasetError
 from s4m_d2.tiling import Tiling
