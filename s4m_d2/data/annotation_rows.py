@@ -13,7 +13,7 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_utils
 
 from s4m_d2.data.annotation_findings import CROWD, NO_MASK, NO_PIXEL, PARTS, Findings
-from s4m_d2.data.segmentations import as_polygons, compressed_rle, read_polygons
+from s4m_d2.data.segmentations import as_polygons, compressed_rle, is_polygon, read_points
 from s4m_d2.errors import DatasetError
 
 Key = int | str | None
@@ -61,8 +61,7 @@ def normalized_annotations(
     findings: Findings,
 ) -> list[dict]:
     """The annotations of an image that can be used, normalized; the others are counted."""
-    found: list[tuple[dict, dict, int]] = []
-    polygons: list[np.ndarray] = []
+    known: list[tuple[dict, int, int]] = []
     for row in rows:
         flag = row.get("iscrowd")
         crowd = _CROWD_FLAGS.get(flag if isinstance(flag, Hashable) else ())
@@ -76,17 +75,17 @@ def normalized_annotations(
             text = "annotations have a category_id that the file does not define"
             findings.refuse(text, category, "Remove them, or complete 'categories'.")
         else:
-            shape = _shape(row, size, findings)
-            parts = shape if isinstance(shape, list) else []
-            polygons += parts
-            segmentation = [points.tolist() for points in parts] or shape
-            if segmentation:
-                entry: dict[str, Any] = {
-                    "iscrowd": crowd,
-                    "category_id": index,
-                    "segmentation": segmentation,
-                }
-                found.append((row, entry, len(parts)))
+            known.append((row, crowd, index))
+    shapes = _shapes([row for row, _, _ in known], size, findings)
+    found: list[tuple[dict, dict, int]] = []
+    polygons: list[np.ndarray] = []
+    for (row, crowd, index), shape in zip(known, shapes, strict=True):
+        parts = shape if isinstance(shape, list) else []
+        polygons += parts
+        segmentation = [points.tolist() for points in parts] or shape
+        if segmentation:
+            entry = {"iscrowd": crowd, "category_id": index, "segmentation": segmentation}
+            found.append((row, entry, len(parts)))
     return _with_pixels(found, polygons, size, findings)
 
 
@@ -102,17 +101,18 @@ def _with_pixels(
         found: a row of the file, its entry, and how many of ``polygons`` are its.
     """
     drawn: Iterator[dict] = iter(mask_utils.frPyObjects(polygons, *size) if polygons else ())
+    rles = []
+    for _, entry, count in found:
+        parts = [*itertools.islice(drawn, count)] or [entry["segmentation"]]
+        rles.append(parts[0] if len(parts) == 1 else mask_utils.merge(parts))
     annotations = []
-    for row, entry, count in found:
-        rles = [*itertools.islice(drawn, count)] or [entry["segmentation"]]
-        rle = rles[0] if len(rles) == 1 else mask_utils.merge(rles)
-        area = float(mask_utils.area(rle))
+    for (row, entry, _), rle, area in zip(found, rles, mask_utils.area(rles), strict=True):
         if not area:
             where = _extent(entry["segmentation"], size)
             findings.left_out[NO_PIXEL].append(f"{name_of(row)} ({where})")
             continue
         given = _number(row.get("area"))
-        entry["area"] = given if given and given > 0 else area
+        entry["area"] = given if given and given > 0 else float(area)
         entry["bbox"] = _box(row.get("bbox")) or mask_utils.toBbox(rle).tolist()
         entry["bbox_mode"] = BoxMode.XYWH_ABS
         annotations.append(entry)
@@ -123,19 +123,43 @@ def _with_pixels(
     return annotations
 
 
-def _shape(row: dict, size: tuple[int, int], findings: Findings) -> list[np.ndarray] | dict | None:
-    """Flat polygons of three points and more, or compressed RLE; what is neither is counted."""
-    segmentation: Any = row.get("segmentation")
-    empty = segmentation is None or segmentation == []
-    if isinstance(segmentation, dict):
-        empty = not segmentation.get("counts")
+def _shapes(
+    rows: Sequence[dict], size: tuple[int, int], findings: Findings
+) -> Iterator[list[np.ndarray] | dict | None]:
+    """Of each row: flat polygons of three points and more, or compressed RLE."""
+    given = [
+        as_polygons(segmentation) if isinstance(segmentation, list) else []
+        for segmentation in (row.get("segmentation") for row in rows)
+    ]
     try:
-        if not empty and isinstance(segmentation, dict):
+        points = iter(read_points([*itertools.chain.from_iterable(given)], size))
+    except DatasetError:  # of which row, is found one by one
+        points = None
+    for row, polygons in zip(rows, given, strict=True):
+        yield _shape(row, polygons, points, size, findings)
+
+
+def _shape(
+    row: dict,
+    given: list,
+    points: Iterator[np.ndarray] | None,
+    size: tuple[int, int],
+    findings: Findings,
+) -> list[np.ndarray] | dict | None:
+    """A row's shape; what is none is counted.
+
+    Args:
+        given: its list of polygons, if it is one.
+        points: those of this and the later rows, if all could be read.
+    """
+    segmentation: Any = row.get("segmentation")
+    try:
+        if isinstance(segmentation, dict) and segmentation.get("counts"):
             return compressed_rle(segmentation, size)
-        if not empty and not isinstance(segmentation, list):
+        if not isinstance(segmentation, list | dict | None):
             raise DatasetError("expected polygons or an RLE")
-        given = [] if empty else as_polygons(segmentation)
-        polygons = read_polygons(given, size)
+        read = read_points(given, size) if points is None else itertools.islice(points, len(given))
+        polygons = [*filter(is_polygon, read)]
     except DatasetError as error:
         remedy = "Correct or remove them."
         findings.refuse("segmentations cannot be drawn", f"{name_of(row)} ({error})", remedy)

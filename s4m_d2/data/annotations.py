@@ -65,7 +65,7 @@ class Annotations:
 
     def name(self, record: dict) -> str:
         """A record's path below the folder of images."""
-        return os.path.relpath(record["file_name"], self.image_root)
+        return _below(record["file_name"], self.image_root)
 
     def part(self, names: Collection[str]) -> Annotations:
         """The images of these names alone."""
@@ -104,6 +104,11 @@ class Annotations:
         return {"images": images, "annotations": annotations, "categories": categories}
 
 
+@functools.cache
+def _below(path: str, folder: str) -> str:
+    return os.path.relpath(path, folder)
+
+
 def read_annotations(
     json_file: str,
     image_root: str,
@@ -138,6 +143,7 @@ def read_annotations(
     try:
         return _read(json_file, stamp, image_root, tuple(classes), choose, remedy, strict)
     finally:
+        gc.freeze()  # nor later: they stay as long as the process
         if collects:
             gc.enable()
 

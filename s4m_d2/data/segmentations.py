@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Iterable
 from numbers import Integral
 
@@ -14,6 +16,7 @@ from s4m_d2.errors import DatasetError
 _PAIR, _FEWEST_POINTS = 2, 3
 _MAX_REACH = 10  # longer sides of its image by which a polygon may leave it
 _OUTLINE, _OUTLINE_SHARE = 50_000, 25  # px of a polygon's outline; of its image's area, if more
+_NO_NUMBERS = "a polygon must be a list of finite numbers x, y, x, y, ..."
 # Of a compressed RLE's text: see _read_text.
 _TEXT_ZERO = ord("0")
 _TEXT_BITS = 5
@@ -79,34 +82,54 @@ def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarra
     Raises:
         DatasetError: as :func:`check_segmentation`.
     """
-    read = (_points(polygon, image_size) for polygon in polygons)
-    fewest = _FEWEST_POINTS * _PAIR
-    return [points for points in read if len(points) >= fewest and len(points) % _PAIR == 0]
+    return [points for points in read_points(polygons, image_size) if is_polygon(points)]
 
 
-def _points(polygon: object, image_size: tuple[int, int]) -> np.ndarray:
-    """The numbers of a polygon as a new float64 array of one dimension."""
-    try:
-        points = np.array(polygon, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        points = np.array(np.nan)
-    if not points.ndim or (points.ndim > 1 and points.shape[-1] != _PAIR):
-        raise DatasetError("a polygon must be a list of finite numbers x, y, x, y, ...")
-    low, high = points.min(initial=0), points.max(initial=0)
+def is_polygon(points: np.ndarray) -> bool:
+    """Whether there are three points (x, y) or more."""
+    return len(points) >= _FEWEST_POINTS * _PAIR and len(points) % _PAIR == 0
+
+
+def read_points(polygons: list, image_size: tuple[int, int]) -> list[np.ndarray]:
+    """The numbers of each polygon, of any count, as new float64 arrays of one dimension.
+
+    Args, Raises: as :func:`read_polygons`.
+    """
+    values = np.array(np.nan)
+    if all(isinstance(polygon, list) for polygon in polygons):
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            values = np.array([*itertools.chain.from_iterable(polygons)], dtype=np.float64)
+    if values.ndim != 1:  # pairs, or what is none: one by one
+        arrays = [_as_points(polygon) for polygon in polygons]
+        values = np.concatenate(arrays)
+    else:
+        ends = [*itertools.accumulate(map(len, polygons))]
+        arrays = [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    low, high = values.min(initial=0), values.max(initial=0)
     reach = (_MAX_REACH + 1) * max(image_size)
+    if not np.isfinite(values).all():
+        raise DatasetError(_NO_NUMBERS)
     if not (-reach <= low and high <= reach):
-        if not np.isfinite(points).all():
-            raise DatasetError("a polygon must be a list of finite numbers x, y, x, y, ...")
         raise DatasetError(
             f"a polygon has the coordinate {low if -low > high else high:g}, far outside the "
             f"image, which has (height, width) {image_size}"
         )
     # COCO's API draws an outline point by point, in memory.
     longest = max(_OUTLINE, image_size[0] * image_size[1] / _OUTLINE_SHARE)
-    if points.size * (high - low) > longest and points.size % _PAIR == 0:
-        steps = np.diff(points.reshape(-1, _PAIR), axis=0)
-        if np.abs(steps).sum() > longest:
-            raise DatasetError("a polygon's outline is longer than its image can hold")
+    for points in arrays:
+        if len(points) * (high - low) > longest and is_polygon(points):
+            if np.abs(np.diff(points.reshape(-1, _PAIR), axis=0)).sum() > longest:
+                raise DatasetError("a polygon's outline is longer than its image can hold")
+    return arrays
+
+
+def _as_points(polygon: object) -> np.ndarray:
+    try:
+        points = np.array(polygon, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DatasetError(_NO_NUMBERS) from error
+    if not points.ndim or (points.ndim > 1 and points.shape[-1] != _PAIR):
+        raise DatasetError(_NO_NUMBERS)
     return points.reshape(-1)
 
 
