@@ -17,7 +17,7 @@ from torch import Tensor
 
 from s4m_d2.data.build import DATASET_MAPPER_REGISTRY
 from s4m_d2.data.images import is_turned, read_image
-from s4m_d2.data.masks import tight_boxes, transform_masks
+from s4m_d2.data.segmentations import tight_boxes, transform_masks
 from s4m_d2.data.transforms import ColorDistortion, apply_geometry, build_geometry, of_tile
 from s4m_d2.errors import DatasetError, InputError
 

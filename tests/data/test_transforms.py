@@ -14,8 +14,7 @@ from PIL import Image
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.data import ColorDistortion
-from s4m_d2.data.masks import transform_masks
-from s4m_d2.data.run_lengths import RunLengths
+from s4m_d2.data.segmentations import RunLengths, transform_masks
 from s4m_d2.data.transforms import (
     apply_geometry,
     build_geometry,
