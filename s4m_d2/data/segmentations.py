@@ -63,28 +63,11 @@ class RunLengths:
         return np.repeat(is_set, np.diff(edges, prepend=begin)).reshape(-1, self.height).T
 
 
-def check_segmentation(segmentation: object, image_size: tuple[int, int]) -> None:
-    """Refuse polygons and masks that could not be drawn in an image; nothing is decoded.
-
-    Args:
-        segmentation: polygons, RLE dict or array, of any content.
-        image_size: (H, W).
-
-    Raises:
-        DatasetError: says what is wrong, as part of a sentence.
-    """
-    if isinstance(segmentation, list):
-        if not read_polygons(as_polygons(segmentation), image_size):
-            raise DatasetError("no polygon has three points (x, y) or more")
-    else:
-        read_mask(segmentation, image_size)
-
-
 def read_mask(segmentation: object, image_size: tuple[int, int]) -> RunLengths | np.ndarray:
     """What is no polygon: the run lengths of an RLE dict, or the (H, W) array itself.
 
     Raises:
-        DatasetError: as :func:`check_segmentation`.
+        DatasetError: says what is wrong, as part of a sentence.
     """
     if isinstance(segmentation, dict):
         return read_rle(segmentation, image_size)
@@ -119,7 +102,7 @@ def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarra
         image_size: (H, W).
 
     Raises:
-        DatasetError: as :func:`check_segmentation`.
+        DatasetError: says what is wrong, as part of a sentence.
     """
     return [points for points in read_points(polygons, image_size) if is_polygon(points)]
 
@@ -130,10 +113,7 @@ def is_polygon(points: np.ndarray) -> bool:
 
 
 def read_points(polygons: list, image_size: tuple[int, int]) -> list[np.ndarray]:
-    """The numbers of each polygon, of any count, as new float64 arrays of one dimension.
-
-    Args, Raises: as :func:`read_polygons`.
-    """
+    """The numbers of each polygon, of any count; else as :func:`read_polygons`."""
     values = np.array(np.nan)
     if all(isinstance(polygon, list) for polygon in polygons):
         with contextlib.suppress(TypeError, ValueError, OverflowError):
@@ -176,7 +156,7 @@ def read_rle(rle: dict, image_size: tuple[int, int]) -> RunLengths:
     """The run lengths of an RLE dict of an image, compressed or not.
 
     Raises:
-        DatasetError: as :func:`check_segmentation`.
+        DatasetError: says what is wrong, as part of a sentence.
     """
     if not {"size", "counts"} <= rle.keys():
         raise DatasetError("an RLE needs the keys 'size' and 'counts'")
@@ -208,7 +188,7 @@ def compressed_rle(rle: dict, image_size: tuple[int, int]) -> dict:
     such runs at one place, their union by COCO's API ends there, and may not come to an end at all.
 
     Raises:
-        DatasetError: as :func:`check_segmentation`.
+        DatasetError: says what is wrong, as part of a sentence.
     """
     lengths = read_rle(rle, image_size).lengths
     counts, size = rle["counts"], [int(side) for side in image_size]
