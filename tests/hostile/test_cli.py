@@ -77,6 +77,7 @@ def test_commands_are_refused_with_one_message(row, monkeypatch, capsys):
     refused(*in_this_process(arguments, monkeypatch, capsys), says)
 
 
+@pytest.mark.slow
 def test_a_command_is_refused_with_one_message_in_a_process_of_its_own():
     arguments, says = COMMANDS["odd number of overrides"]
     done = subprocess.run([sys.executable, TRAIN_NET, *arguments], capture_output=True, text=True)
