@@ -16,6 +16,7 @@ from torch import Tensor
 
 from s4m_d2.data.transforms import source_pixels
 from s4m_d2.errors import DatasetError
+from s4m_d2.structures import encode_edges
 
 _PAIR, _FEWEST_POINTS = 2, 3
 _MAX_REACH = 10  # longer sides of its image by which a polygon may leave it
@@ -191,20 +192,14 @@ def compressed_rle(rle: dict, image_size: tuple[int, int]) -> dict:
         DatasetError: says what is wrong, as part of a sentence.
     """
     lengths = read_rle(rle, image_size).lengths
-    counts, size = rle["counts"], [int(side) for side in image_size]
+    counts = rle["counts"]
     if not isinstance(counts, str) or not lengths[1:].all():
-        whole = {"size": size, "counts": _without_empty_runs(lengths)}
-        counts = mask_utils.frPyObjects(whole, *size)["counts"].decode("ascii")
-    return {"size": size, "counts": counts}
-
-
-def _without_empty_runs(lengths: np.ndarray) -> list[int]:
-    """The same mask with neighboring runs of one value joined."""
-    value: np.ndarray = np.arange(len(lengths)) % 2
-    value, ends = value[lengths > 0], lengths.cumsum()[lengths > 0]
-    is_last = np.append(value[1:] != value[:-1], True)
-    runs = np.diff(ends[is_last], prepend=0).tolist()
-    return [0, *runs] if value[0] else runs
+        is_run = lengths > 0
+        value, ends = np.arange(len(lengths))[is_run] % 2, lengths.cumsum()[is_run]
+        changes = ends[:-1][value[1:] != value[:-1]]
+        edges = np.append(0, changes) if value[0] else changes
+        counts = encode_edges(edges, image_size)["counts"].decode("ascii")
+    return {"size": [int(side) for side in image_size], "counts": counts}
 
 
 def _read_text(text: str | bytes) -> np.ndarray | None:
