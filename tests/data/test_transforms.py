@@ -165,6 +165,7 @@ def test_masks_are_resampled_as_each_alone(name, padded, kind):
         assert np.array_equal(moved.numpy(), np.stack(expected).astype(bool))
 
 
+@settings(max_examples=60)
 @given(
     runs=st.lists(st.integers(0, 30), min_size=1, max_size=12),
     height=st.integers(1, 9),

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from s4m_d2.engine.checks.preflight import check_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError
 
@@ -89,3 +90,9 @@ def test_overrides_are_refused_and_named(row):
     words, says = OVERRIDES[row]
     with one_error(ConfigError, says):
         load_config("", words)
+
+
+def test_an_infinite_number_is_out_of_its_range():
+    """Other settings that contradict each other: tests/engine/test_preflight.py."""
+    with one_error(ConfigError, "SCORE_THRESH is inf; expected"):
+        check_config(load_config("", ["S4M.PSEUDO_LABEL.SCORE_THRESH", "1e999"]), num_processes=2)
