@@ -39,7 +39,10 @@ _FLIPS = {T.HFlipTransform: 1, T.VFlipTransform: 0}  # OpenCV's codes
 _BILINEAR_REACH = 1  # source pixels on each side; times the scale where the image shrinks
 _ROUNDING = 1  # source pixels, more than enough for Pillow's rounding of a filter's bounds
 _LEVELS = np.arange(256, dtype=np.uint8)  # all values of a channel, as a look-up table
-_HUE_RANGE = 180  # of OpenCV's 8-bit HSV
+_HUE_RANGE = 180  # of OpenCV's 8-bit HSV, in half degrees
+# SSD's color distortion: probability of each step, and of contrast before saturation; largest shift
+# of levels; range of the factors of contrast and saturation; largest turn of the hue, half degrees.
+_PROBABILITY, _BRIGHTNESS, _FACTORS, _HUE = 0.5, 32, (0.5, 1.5), 18
 
 
 def build_geometry(cfg: CfgNode) -> list[T.Augmentation]:
@@ -309,29 +312,17 @@ def _nearest(length: int, new_length: int) -> np.ndarray:
 
 
 class ColorDistortion:
-    """Color distortion of SSD, as Mask2Former uses it.
+    """Color distortion of SSD, with its amounts, as Mask2Former uses it.
 
-    Brightness, then contrast, saturation and hue, or saturation, hue and contrast; each of the
-    four with probability ``probability``.
+    Brightness (shifted by up to 32 levels), then contrast (0.5 to 1.5 times), saturation (0.5 to
+    1.5 times) and hue (turned by up to 36 degrees), or saturation, hue and contrast; each of the
+    four with probability 0.5, and each order.
 
     Args:
         image_format: "RGB" or "BGR", the order of the channels.
-        brightness: largest shift, in levels of 0..255.
-        contrast, saturation: ranges of the factors.
-        hue: largest shift, in half degrees.
-        probability: of each distortion, and of contrast coming before saturation.
     """
 
-    def __init__(
-        self,
-        image_format: str,
-        *,
-        brightness: float = 32,
-        contrast: tuple[float, float] = (0.5, 1.5),
-        saturation: tuple[float, float] = (0.5, 1.5),
-        hue: int = 18,
-        probability: float = 0.5,
-    ) -> None:
+    def __init__(self, image_format: str) -> None:
         codes = {
             "RGB": (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB),
             "BGR": (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR),
@@ -339,19 +330,13 @@ class ColorDistortion:
         if image_format not in codes:
             raise ConfigError(f"INPUT.FORMAT is {image_format!r}; choose RGB or BGR.")
         self._to_hsv, self._from_hsv = codes[image_format]
-        self.brightness = brightness
-        self.contrast = contrast
-        self.saturation = saturation
-        self.hue = hue
-        self.probability = probability
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Distort a (H, W, 3) uint8 image into a new one, with draws from ``rng``."""
-        contrast_first, *chosen = rng.random(5) < self.probability
-        shift = rng.uniform(-self.brightness, self.brightness)
-        contrast = rng.uniform(*self.contrast)
-        saturation = rng.uniform(*self.saturation)
-        hue = int(rng.integers(-self.hue, self.hue, endpoint=True))
+        contrast_first, *chosen = rng.random(5) < _PROBABILITY
+        shift = rng.uniform(-_BRIGHTNESS, _BRIGHTNESS)
+        contrast, saturation = rng.uniform(*_FACTORS), rng.uniform(*_FACTORS)
+        hue = int(rng.integers(-_HUE, _HUE, endpoint=True))
         brighten, change_contrast, saturate, rotate_hue = chosen
 
         levels = _LEVELS
