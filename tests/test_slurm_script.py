@@ -58,10 +58,6 @@ def submit(tmp_path):
     return submit
 
 
-def test_bash_accepts_it():
-    assert subprocess.run(["bash", "-n", str(SCRIPT)]).returncode == 0
-
-
 def test_slurm_warns_the_script_in_time_and_may_requeue_it():
     options = [line.split()[1] for line in SCRIPT.read_text().splitlines() if "#SBATCH" in line]
     assert {"--signal=B:USR1@120", "--requeue", "--open-mode=append"} <= set(options)

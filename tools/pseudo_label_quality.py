@@ -28,7 +28,8 @@ from s4m_d2.engine import (
     stage_config,
 )
 from s4m_d2.engine.checkpointing.weight_names import BRANCHES
-from s4m_d2.engine.checks.preflight import check_config, load_config
+from s4m_d2.engine.checks.preflight import check_config
+from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.quality import QualityReport, quality_datasets
 from s4m_d2.errors import S4MError, WeightsError

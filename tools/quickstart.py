@@ -20,8 +20,8 @@ from tabulate import tabulate
 
 from s4m_d2.engine import PseudoLabeling, S4MTrainer, run_config, stage_config
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.checks.preflight import load_config
 from s4m_d2.engine.command.run_report import write_report
+from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.figures.figure_samples import validation_samples
 from s4m_d2.engine.figures.figure_set import PAIR_ALL
 from s4m_d2.engine.figures.figures import at_image_size, draw_found, draw_labels, draw_truth, to_rgb

@@ -76,14 +76,15 @@ class StructuralDistillation:
         huber_delta: float = 1.0,
         max_prompts: int = 128,
     ) -> None:
-        for name, value, valid in (
-            ("num_points", num_points, num_points >= 1),
-            ("foreground_fraction", foreground_fraction, 0 <= foreground_fraction <= 1),
-            ("huber_delta", huber_delta, huber_delta > 0),
-            ("max_prompts", max_prompts, max_prompts >= 1),
+        for key, value, valid in (
+            ("S4M.DISTILL.NUM_POINTS", num_points, num_points >= 1),
+            ("S4M.DISTILL.FOREGROUND_FRACTION", foreground_fraction, 0 <= foreground_fraction <= 1),
+            ("S4M.DISTILL.HUBER_DELTA", huber_delta, huber_delta > 0),
+            ("S4M.SAM.MAX_PROMPTS", max_prompts, max_prompts >= 1),
         ):
             if not valid:
-                raise InputError(f"structural distillation: {name} is out of range: {value}")
+                name = key.rpartition(".")[2].lower()
+                raise InputError(f"{name} ({key}) is out of range: {value}")
         self.backend = backend
         self.weight = weight
         self.num_points = num_points

@@ -1,8 +1,8 @@
 """Run in a process of its own: parses commands with their scripts' own parsers, one by one.
 
 Reads {"commands": [words after `python`, ...], "scripts": [...]} as JSON from standard input, and
-writes what is wrong with each command ("": nothing), how far it was checked (PARSED, SETTINGS,
-PREFLIGHT), and the options in the help of each script.
+writes what is wrong with each command ("": nothing), the configs that went through the whole check
+before a run, and the options in the help of each script.
 """
 
 import argparse
@@ -34,8 +34,7 @@ FROM_THE_DATA = ("custom.yaml", "custom_small.yaml")
 TRAINS = ("train_net.py", "tools/quickstart.py")  # a whole run, of S4M's own config
 # Checked where there is no GPU and no network, too.
 ANYWHERE = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
-# Its options; the config that it names too; all that --check does.
-PARSED, SETTINGS, PREFLIGHT = "parsed", "settings", "preflight"
+PREFLIGHTS: set[str] = set()  # configs that went through it; once each, as it builds the model
 PARSE_ARGS = argparse.ArgumentParser.parse_args
 
 
@@ -69,41 +68,43 @@ def run_script(words: list[str]) -> tuple[argparse.Namespace | None, str, str]:
 
 
 @cache
-def problem(*words: str) -> tuple[str, str]:
-    """What is wrong with a command, "" if nothing is; and how far it was checked."""
+def problem(*words: str) -> str:
+    """What is wrong with a command, "" if nothing is."""
     namespace, _, errors = run_script([*words])
     if namespace is None:
         last = errors.strip().splitlines()[-1:]
-        return (last or ["the script parsed nothing"])[0], PARSED
+        return (last or ["the script parsed nothing"])[0]
     try:
         return config_problem(words[0], namespace)
     except (AssertionError, KeyError, OSError, S4MError, ValueError) as error:
-        return f"{type(error).__name__}: {error}", PARSED
+        return f"{type(error).__name__}: {error}"
 
 
-def config_problem(script: str, namespace: argparse.Namespace) -> tuple[str, str]:
+def config_problem(script: str, namespace: argparse.Namespace) -> str:
     """Load the config that a command names, with its overrides, and check the settings."""
     file, opts = getattr(namespace, "config_file", "") or "", getattr(namespace, "opts", [])
     if script.startswith("examples/"):
         if Path(file).name not in NEEDS_DETECTRON2 or has_detectron2():
             load_with_own_keys(file, opts)
-        return "", SETTINGS
+        return ""
     load_config("" if file.startswith("output/") else file, opts)  # a run's own is not here
     if script not in TRAINS or Path(file).name in FROM_THE_DATA:
-        return "", SETTINGS
+        return ""
     if not file:
-        return "the command names no config file", PARSED
+        return "the command names no config file"
     if script == "train_net.py":
         check_arguments(namespace)
     cfg = run_config(load_config(file, [*opts, *ANYWHERE]))
-    if getattr(namespace, "eval_only", False):
-        errors, how = config_errors(cfg, eval_only=True), SETTINGS
+    eval_only = getattr(namespace, "eval_only", False)
+    processes = getattr(namespace, "num_gpus", 1)
+    if eval_only or file in PREFLIGHTS:
+        errors = config_errors(cfg, eval_only=eval_only, num_processes=processes)
     else:
-        report = preflight(cfg, num_processes=getattr(namespace, "num_gpus", 1))
-        errors, how = report.errors, PREFLIGHT
+        errors = preflight(cfg, num_processes=processes).errors
+        PREFLIGHTS.add(file)
     # The reader's data and models are not here.
     ours = [str(e) for e in errors if not isinstance(e, DatasetError | WeightsError)]
-    return "; ".join(ours), how
+    return "; ".join(ours)
 
 
 def has_detectron2() -> bool:
@@ -133,10 +134,9 @@ def options(words: list[str]) -> list[str]:
 def main() -> None:
     request = json.load(sys.stdin)
     argparse.ArgumentParser.parse_args = stop_after_parsing
-    found = [problem(*words) for words in request["commands"]]
     answer = {
-        "problems": [text for text, _ in found],
-        "checked": [how for _, how in found],
+        "problems": [problem(*words) for words in request["commands"]],
+        "preflights": sorted(PREFLIGHTS),
         "options": {" ".join(words): options(words) for words in request["scripts"]},
     }
     json.dump(answer, sys.stdout)

@@ -139,6 +139,7 @@ def results(folder) -> dict[tuple[str, ...], tuple[int, str]]:
     return answered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", SHORT, ids=" ".join)
 def test_short_commands_run(words, results):
     status, output = results[words]
@@ -148,6 +149,7 @@ def test_short_commands_run(words, results):
         assert status == 0, output[-3000:]
 
 
+@pytest.mark.slow
 def test_they_leave_and_print_what_the_guides_show(folder, results):
     def printed(*parts):
         (text,) = [out for words, (_, out) in results.items() if all(p in words for p in parts)]
@@ -165,6 +167,7 @@ def test_they_leave_and_print_what_the_guides_show(folder, results):
     assert (folder / "student.safetensors").is_file() and (folder / "teacher.pth").is_file()
 
 
+@pytest.mark.slow
 def test_what_is_logged_has_the_names_that_the_method_gives(folder, results):
     text = (ROOT / "docs" / "method.md").read_text()
     section = text.split("## What is logged\n")[1].split("\n## ")[0]

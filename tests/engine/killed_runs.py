@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import runpy
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,22 +19,12 @@ STAGES = ("teacher", "student")
 
 
 class Run:
-    """A running train_net.py: by its command line, or, quicker, as a fork with imports done."""
+    """A running train_net.py: a fork of a process with the imports done."""
 
-    def __init__(self, arguments, log: Path, fork: bool) -> None:
+    def __init__(self, arguments, log: Path) -> None:
         self._log = log
-        if not fork:
-            with log.open("a") as file:
-                self._process = subprocess.Popen(
-                    [sys.executable, TRAIN_NET, *arguments],
-                    stdout=file,
-                    stderr=file,
-                    start_new_session=True,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                )
-            return
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["s4m_d2.engine", "s4m_d2.engine.checks.preflight"])
+        context.set_forkserver_preload(["s4m_d2.engine.command.run"])
         environment = {"DETECTRON2_DATASETS": os.environ["DETECTRON2_DATASETS"]}
         self._process = context.Process(
             target=_train_net, args=(arguments, str(log), environment), daemon=False
@@ -49,8 +38,6 @@ class Run:
     @property
     def status(self) -> int | None:
         """Exit status; negative: the signal that ended it; None: it runs."""
-        if isinstance(self._process, subprocess.Popen):
-            return self._process.poll()
         return self._process.exitcode
 
     def wait(self) -> int:

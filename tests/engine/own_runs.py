@@ -1,4 +1,4 @@
-"""Small runs on own data through train_net.py, in this process."""
+"""Small runs through train_net.py, on own data mostly, in this process."""
 
 import importlib.util
 import json
@@ -13,11 +13,16 @@ from s4m_d2.engine.training.stop_signals import STOP_SIGNALS
 
 from .conftest import ROOT, SMALL
 
-CONFIG = str(ROOT / "configs" / "custom_small.yaml")
+CONFIG, TOYSCAPES = (
+    str(ROOT / "configs" / name) for name in ("custom_small.yaml", "toyscapes_10pct.yaml")
+)
 _LOGGERS = ("detectron2", "fvcore", "s4m_d2")
 # What the small runs of other tests have, but for the data and what follows from them.
 _MODEL = {k: v for k, v in SMALL.items() if k.startswith(("MODEL.", "S4M.DISTILL", "S4M.PSEUDO"))}
+# A backbone of few weights: to write checkpoints takes most of the time of a short run.
+LIGHT = {"MODEL.BACKBONE.NAME": "build_timm_backbone", "MODEL.TIMM.NAME": "test_resnet"}
 OPTIONS = _MODEL | {
+    **LIGHT,
     "MODEL.WEIGHTS": "",
     "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.IMS_PER_BATCH": 2,
@@ -100,7 +105,7 @@ def _as_before():
             loggers[name].propagate, loggers[name].level = propagate, level
 
 
-def train_net(*arguments) -> int:
-    """Run train_net.py with the small config; its exit status."""
+def train_net(*arguments, config: str = CONFIG) -> int:
+    """Run train_net.py with a config; its exit status."""
     with _as_before():
-        return train_net_module().start(parsed(["--config-file", CONFIG, *arguments]))
+        return train_net_module().start(parsed(["--config-file", config, *arguments]))

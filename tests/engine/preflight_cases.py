@@ -1,6 +1,6 @@
 """A sound config for the tests of the checks before training."""
 
-from s4m_d2.engine.checks.preflight import load_config
+from s4m_d2.engine.config_file import load_config
 
 CLASSES = ["person", "car"]
 VALID = {
@@ -11,6 +11,9 @@ VALID = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(CLASSES),
     "INPUT.FORMAT": "RGB",
     "INPUT.MIN_SIZE_TRAIN": (24,),
+    "INPUT.CROP.ENABLED": True,
+    "INPUT.CROP.TYPE": "absolute",
+    "INPUT.CROP.SIZE": (24, 24),
     "DATASETS.TRAIN": ("preflight_labeled",),
     "DATASETS.UNLABELED": ("preflight_unlabeled",),
     "DATASETS.TEST": ("preflight_test",),

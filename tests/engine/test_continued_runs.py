@@ -14,7 +14,6 @@ from torch import nn
 from s4m_d2.engine import TeacherTrainer, run_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.training.stop_signals import STOP_SIGNALS, Stopped, listen
-from s4m_d2.errors import ConfigError
 
 from .sameness import assert_same
 
@@ -235,8 +234,3 @@ def test_a_run_that_goes_on_past_its_end_is_unfinished_until_the_new_one(tmp_pat
     assert {"model_0000024.pth", "model_final.pth"} <= {path.name for path in tmp_path.iterdir()}
     evaluated = [line["iteration"] for line in logged(tmp_path) if "segm/AP" in line]
     assert evaluated == [14, 29, 59, 65]  # the old end's stays
-
-
-def test_a_length_that_is_passed_already_is_refused(whole, tmp_path):
-    with pytest.raises(ConfigError, match=r"MAX_ITER.* is 40.*has done 65 iterations"):
-        train(shutil.copytree(whole[0], tmp_path / "run"), resume=True, SOLVER__MAX_ITER=40)

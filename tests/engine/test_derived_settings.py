@@ -2,6 +2,7 @@
 
 import json
 import math
+from functools import reduce
 
 import pytest
 from detectron2.structures import BoxMode
@@ -35,21 +36,73 @@ def sized(height, width):
             "short_side": min(height, width)}  # fmt: skip
 
 
+SIZES = ("INPUT.IMAGE_SIZE", "INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST")
+QUERIES = ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", "TEST.DETECTIONS_PER_IMAGE")
+BATCH = ("SOLVER.IMS_PER_BATCH",)
+LENGTHS = ("S4M.TEACHER.MAX_ITER", "SOLVER.MAX_ITER")
+SHARE, BAND = ("S4M.ARP.MIN_AREA_FRACTION",), ("S4M.PSEUDO_LABEL.COUNT_BAND",)
+PERIODS = ("TEST.EVAL_PERIOD", "SOLVER.CHECKPOINT_PERIOD")
+TILE = {"tile": (160, "why"), "unit": "a tile", **sized(160, 160)}
+LARGE = Machine(80 * GIB)
+
+
 @pytest.mark.parametrize(
-    ("machine", "size", "side", "test"),
+    ("machine", "options", "facts", "keys", "values"),
     [
-        (CPU, (480, 640), 512, (384, 512)),
-        (GPU, (480, 640), 640, (480, 640)),
-        (GPU, (641, 481), 672, (504, 672)),
-        (GPU, (3000, 4000), 1024, (768, 1024)),
-        (CPU, (64, 128), 128, (64, 128)),
-        (CPU, (20, 20), 32, (32, 32)),
+        # Views have the images' size, up to what the device can do.
+        (CPU, (), sized(480, 640), SIZES, (512, 384, 512)),
+        (GPU, (), sized(480, 640), SIZES, (640, 480, 640)),
+        (GPU, (), sized(641, 481), SIZES, (672, 504, 672)),
+        (GPU, (), sized(3000, 4000), SIZES, (1024, 768, 1024)),
+        (CPU, (), sized(64, 128), SIZES, (128, 64, 128)),
+        (CPU, (), sized(20, 20), SIZES, (32, 32, 32)),
+        # Tiles are enlarged to what it can do.
+        (CPU, (), TILE, ("INPUT.TILE.SIZE", *SIZES), (160, 256, 256, 256)),
+        (GPU, (), TILE, ("INPUT.TILE.SIZE", *SIZES), (160, 512, 512, 512)),
+        (CPU, ("INPUT.TILE.SIZE", 0), TILE, SIZES[:1], (160,)),
+        # Queries for half as many instances again, and as many detections whatever the user sets.
+        (CPU, (), {"most_instances": 66}, QUERIES, (100, 100)),
+        (CPU, (), {"most_instances": 67}, QUERIES, (150, 150)),
+        (CPU, (), {"most_instances": 100}, QUERIES, (150, 150)),
+        (CPU, (), {"most_instances": 101}, QUERIES, (200, 200)),
+        (CPU, (QUERIES[0], 20), {"most_instances": 156}, QUERIES, (20, 250)),
+        (CPU, (QUERIES[0], 400), {"most_instances": 156}, QUERIES, (400, 400)),
+        # The batch fits memory, images and processes.
+        (CPU, (), {}, BATCH, (4,)),
+        (CPU, (), {"labeled": 3}, BATCH, (3,)),
+        (CPU, (), {"labeled": 1}, BATCH, (2,)),  # ARP needs two
+        (GPU, (), sized(480, 640), BATCH, (2,)),  # (0.9 * 24 - 6) / (14 * 0.41): 640 x 640
+        (LARGE, (), {"labeled": 400}, BATCH, (11,)),
+        (LARGE, (), {"labeled": 400, **sized(100, 100)}, BATCH, (16,)),
+        (Machine(80 * GIB, 4), (), {"labeled": 400}, BATCH, (16,)),
+        (Machine(80 * GIB, 3), (), {"labeled": 400}, BATCH, (15,)),
+        (Machine(24 * GIB, 4), (), {"labeled": 400}, BATCH, (8,)),
+        (Machine(0, 2), (), {"labeled": 6}, BATCH, (6,)),
+        # Iterations follow from counts within bounds.
+        (CPU, (), {"labeled": 40, "unlabeled": 400}, LENGTHS, (300, 800)),  # the quickstart's
+        (CPU, (), {"labeled": 100, "unlabeled": 5000}, LENGTHS, (750, 8000)),
+        (CPU, (), {"labeled": 400, "unlabeled": 1000}, LENGTHS, (3000, 6000)),  # twice stage 1
+        (GPU, (), {"labeled": 50, "unlabeled": 5000}, LENGTHS, (3750, 50_000)),
+        (GPU, (), {"labeled": 20, "unlabeled": 100}, LENGTHS, (2000, 5000)),
+        (GPU, (), {"labeled": 5000, "unlabeled": 5000}, LENGTHS, (90_000, 180_000)),
+        (CPU, ("S4M.STAGE", "teacher"), {"unlabeled": 0}, LENGTHS[:1], (300,)),
+        # Half of a usual instance is large enough to be pasted; many widen the band of counts.
+        (CPU, (), {"instance_share": 0.0058}, SHARE, (0.0029,)),
+        (CPU, (), {"instance_share": 0.002}, SHARE, (0.001,)),
+        (CPU, (), {"most_instances": 30}, BAND, ((0.1, 60.0),)),
+        (CPU, (), {"most_instances": 80}, BAND, ((0.1, 160.0),)),
+        (CPU, ("SOLVER.MAX_ITER", 8010), {}, PERIODS, (850, 850)),
     ],
 )
-def test_views_have_the_images_size_up_to_what_the_device_can_do(machine, size, side, test):
-    cfg, _, _ = derived(machine, **sized(*size))
-    assert cfg.INPUT.IMAGE_SIZE == side
-    assert (cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST) == test
+def test_settings_follow_from_machine_and_data(machine, options, facts, keys, values):
+    cfg, _, _ = derived(machine, options, **facts)
+    assert tuple(reduce(getattr, key.split("."), cfg) for key in keys) == values
+
+
+def test_what_a_run_does_not_need_is_not_derived():
+    assert "TEST.EVAL_PERIOD" not in derived(validation=0)[1]
+    alone = derived(options=("S4M.STAGE", "teacher"), unlabeled=0)[1]
+    assert not {"SOLVER.MAX_ITER", "S4M.BURN_IN", "S4M.EMA_DECAY"} & set(alone)
 
 
 def test_crops_have_the_images_shape():
@@ -91,68 +144,6 @@ def test_small_or_many_instances_ask_for_tiles(size, side, count, tile):
     assert all(len(r["annotations"]) <= 30 for r in Tiling(tile).records([record]))
 
 
-def test_tiles_are_enlarged_to_what_the_device_can_do():
-    tile = {"tile": (160, "why"), "unit": "a tile", **sized(160, 160)}
-    for machine, side in ((CPU, 256), (GPU, 512)):
-        cfg, settings, _ = derived(machine, **tile)
-        assert settings["INPUT.TILE.SIZE"] == cfg.INPUT.TILE.SIZE == 160
-        assert cfg.INPUT.IMAGE_SIZE == cfg.INPUT.MIN_SIZE_TEST == cfg.INPUT.MAX_SIZE_TEST == side
-    assert derived(CPU, ("INPUT.TILE.SIZE", 0), **tile)[0].INPUT.IMAGE_SIZE == 160
-
-
-@pytest.mark.parametrize(
-    ("most", "queries"), [(1, 100), (66, 100), (67, 150), (100, 150), (101, 200), (400, 600)]
-)
-def test_there_are_queries_for_half_as_many_instances_again(most, queries):
-    cfg, _, _ = derived(most_instances=most)
-    assert cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES == queries
-    assert cfg.TEST.DETECTIONS_PER_IMAGE == queries
-
-
-@pytest.mark.parametrize(("queries", "detections"), [(20, 250), (400, 400)])
-def test_as_many_detections_as_instances_whatever_queries_the_user_sets(queries, detections):
-    options = ("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", queries)
-    assert derived(options=options, most_instances=156)[0].TEST.DETECTIONS_PER_IMAGE == detections
-
-
-@pytest.mark.parametrize(
-    ("machine", "labeled", "size", "batch"),
-    [
-        (CPU, 40, (480, 640), 4),
-        (CPU, 3, (480, 640), 3),
-        (CPU, 1, (480, 640), 2),  # ARP needs two
-        (GPU, 40, (480, 640), 2),  # (0.9 * 24 - 6) / (14 * 0.41): 640 x 640
-        (Machine(80 * GIB), 400, (480, 640), 11),
-        (Machine(80 * GIB), 400, (100, 100), 16),
-        (Machine(80 * GIB, 4), 400, (480, 640), 16),
-        (Machine(80 * GIB, 3), 400, (480, 640), 15),
-        (Machine(24 * GIB, 4), 400, (480, 640), 8),
-        (Machine(0, 2), 6, (480, 640), 6),
-    ],
-)
-def test_the_batch_fits_memory_images_and_processes(machine, labeled, size, batch):
-    cfg, _, _ = derived(machine, labeled=labeled, **sized(*size))
-    assert cfg.SOLVER.IMS_PER_BATCH == batch
-    assert batch % machine.processes == 0
-
-
-@pytest.mark.parametrize(
-    ("machine", "labeled", "unlabeled", "teacher", "student"),
-    [
-        (CPU, 40, 400, 300, 800),  # the quickstart's
-        (CPU, 10, 100, 300, 800),
-        (CPU, 100, 5000, 750, 8000),
-        (CPU, 400, 1000, 3000, 6000),  # twice stage 1
-        (GPU, 50, 5000, 3750, 50_000),
-        (GPU, 20, 100, 2000, 5000),
-        (GPU, 5000, 5000, 90_000, 180_000),
-    ],
-)
-def test_iterations_follow_from_counts_within_bounds(machine, labeled, unlabeled, teacher, student):
-    cfg, _, _ = derived(machine, labeled=labeled, unlabeled=unlabeled)
-    assert (cfg.S4M.TEACHER.MAX_ITER, cfg.SOLVER.MAX_ITER) == (teacher, student)
-
-
 @pytest.mark.parametrize(
     ("options", "burn_in", "half_life"),
     [
@@ -170,29 +161,6 @@ def test_the_teacher_follows_within_the_iterations_that_are_left(options, burn_i
     assert burn_in == cfg.S4M.BURN_IN
     assert cfg.S4M.EMA_DECAY**half_life == pytest.approx(0.5, abs=0.005)
     assert cfg.S4M.EMA_DECAY <= 0.9996
-
-
-@pytest.mark.parametrize(("share", "expected"), [(0.05, 0.0029), (0.0058, 0.0029), (0.002, 0.001)])
-def test_half_of_a_usual_instance_is_large_enough_to_be_pasted(share, expected):
-    cfg, _, _ = derived(instance_share=share)
-    assert pytest.approx(expected) == cfg.S4M.ARP.MIN_AREA_FRACTION
-
-
-def test_many_instances_widen_the_band_of_counts():
-    assert derived(most_instances=30)[0].S4M.PSEUDO_LABEL.COUNT_BAND == (0.1, 60.0)
-    assert derived(most_instances=80)[0].S4M.PSEUDO_LABEL.COUNT_BAND == (0.1, 160.0)
-
-
-def test_evaluations_are_a_tenth_of_the_run_apart_and_need_a_validation_set():
-    cfg, _, _ = derived(options=("SOLVER.MAX_ITER", 8010))
-    assert cfg.TEST.EVAL_PERIOD == cfg.SOLVER.CHECKPOINT_PERIOD == 850
-    assert "TEST.EVAL_PERIOD" not in derived(validation=0)[1]
-
-
-def test_stage_one_alone_needs_no_unlabeled_images():
-    cfg, settings, _ = derived(options=("S4M.STAGE", "teacher"), unlabeled=0)
-    assert cfg.S4M.TEACHER.MAX_ITER == 300
-    assert not {"SOLVER.MAX_ITER", "S4M.BURN_IN", "S4M.EMA_DECAY"} & set(settings)
 
 
 def test_a_users_key_stays_and_others_follow_from_it():

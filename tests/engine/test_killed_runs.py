@@ -22,10 +22,12 @@ from .killed_runs import (
     kill_after,
     kill_while_it_writes,
 )
+from .own_runs import LIGHT
 from .sameness import assert_same
 
 ITERATIONS, BURN_IN, KEEP = 3, 1, 2
 OPTIONS = SMALL | {
+    **LIGHT,
     "DATALOADER.NUM_WORKERS": 1,  # for each of the two loaders
     "DATASETS.TEST": "()",
     "INPUT.TILE.SIZE": 48,
@@ -38,12 +40,12 @@ OPTIONS = SMALL | {
 }
 
 
-def start(output, *flags, fork=True) -> Run:
+def start(output, *flags) -> Run:
     config = str(ROOT / "configs" / "toyscapes_10pct.yaml")
     options = OPTIONS | {"OUTPUT_DIR": str(output)}
     pairs = [str(item) for pair in options.items() for item in pair]
     output.mkdir(exist_ok=True)
-    return Run(["--config-file", config, *flags, *pairs], output / "stdout.txt", fork)
+    return Run(["--config-file", config, *flags, *pairs], output / "stdout.txt")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,20 +75,16 @@ def assert_same_end(whole, output):
 
 
 @pytest.mark.parametrize(
-    ("kills", "fork"),
-    [
-        pytest.param(2, True, id="2-kills"),
-        pytest.param(24, False, id="24-kills", marks=(pytest.mark.slow, pytest.mark.timeout(3600))),
-    ],
+    "kills", [2, pytest.param(24, marks=(pytest.mark.slow, pytest.mark.timeout(3600)))]
 )
-def test_a_run_killed_at_random_moments_ends_as_if_it_was_not(whole, tmp_path, kills, fork):
+def test_a_run_killed_at_random_moments_ends_as_if_it_was_not(whole, tmp_path, kills):
     """Every other kill hits a checkpoint that is half written, in either stage."""
     expected, seconds = whole
     rng = random.Random(kills)
     in_the_middle = 0
     output, rounds, killed = tmp_path / "run_0", 0, 0
     while killed < kills:
-        run = start(output, "--resume", fork=fork)
+        run = start(output, "--resume")
         if killed % 2 == 0:
             hit = kill_while_it_writes(run, output, nth=rng.randint(1, ITERATIONS))
             in_the_middle += hit
@@ -100,7 +98,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_was_not(whole, tmp_path, k
             rounds += 1
             output = tmp_path / f"run_{rounds}"
     assert in_the_middle == (kills + 1) // 2
-    last = start(output, "--resume", fork=fork)
+    last = start(output, "--resume")
     assert last.wait() == 0, last.log()
     assert_same_end(expected, output)
 

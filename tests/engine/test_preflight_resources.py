@@ -125,31 +125,24 @@ def test_how_many_checkpoints_stay(small_config, max_iter, period, keep, expecte
 
 
 @pytest.mark.parametrize(
-    ("free", "status"),
-    [(0.9, "error"), (1.1, "warning"), (3.9, "warning"), (4.1, "ok")],
+    ("free", "there", "status"),
+    [(0.9, 0, "error"), (1.1, 0, "warning"), (3.9, 0, "warning"), (4.1, 0, "ok"), (2.5, 2, "ok")],
 )
-def test_one_checkpoint_must_fit_and_all_should(small_config, monkeypatch, free, status):
-    """Free space in checkpoints, of which stage 1 keeps 3 + 1."""
+def test_one_checkpoint_must_fit_and_all_to_come_should(
+    small_config, monkeypatch, tmp_path, free, there, status
+):
+    """Free space in checkpoints, of which stage 1 keeps 3 + 1; some are there already."""
     cfg = small_config(S4M__STAGE="teacher", S4M__TEACHER__MAX_ITER=7, SOLVER__CHECKPOINT_PERIOD=2)
     size = checkpoint_bytes(cfg, "teacher", Tiny())
     usage = DiskUsage(0, 0, int(free * size))
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    (tmp_path / "run" / "teacher").mkdir(parents=True)
+    for number in range(there):
+        (tmp_path / "run" / "teacher" / f"model_{number:07d}.pth").write_bytes(bytes(size))
     finding = disk_finding(cfg, Tiny(), ["teacher"])
     assert finding.status == status
     problems = [*map(str, finding.errors), *finding.warnings]
     assert all(cfg.OUTPUT_DIR in problem for problem in problems)
-
-
-def test_checkpoints_that_are_there_need_no_new_space(small_config, monkeypatch, tmp_path):
-    cfg = small_config(S4M__STAGE="teacher", S4M__TEACHER__MAX_ITER=7, SOLVER__CHECKPOINT_PERIOD=2)
-    size = checkpoint_bytes(cfg, "teacher", Tiny())
-    usage = DiskUsage(0, 0, int(2.5 * size))
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    assert disk_finding(cfg, Tiny(), ["teacher"]).status == "warning"
-    (tmp_path / "run" / "teacher").mkdir(parents=True)
-    for name in ("model_0000001.pth", "model_0000003.pth"):
-        (tmp_path / "run" / "teacher" / name).write_bytes(bytes(size))
-    assert disk_finding(cfg, Tiny(), ["teacher"]).status == "ok"
 
 
 @pytest.mark.parametrize(("processes", "status"), [(1, "ok"), (2, "warning")])
@@ -171,8 +164,7 @@ def test_processes_on_a_cpu_share_its_memory(small_config, monkeypatch, processe
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads Linux' own account")
 def test_the_memory_of_this_machine_is_known_in_bytes():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert resource_checks._meminfo("MemTotal") == pytest.approx(total, rel=0.02)
-    assert 0 < resource_checks.available_memory("cpu") <= total
+    assert total / 1000 < resource_checks.available_memory("cpu") <= total
 
 
 def test_an_output_folder_is_judged_without_making_it(small_config, tmp_path):

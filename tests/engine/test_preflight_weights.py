@@ -74,6 +74,26 @@ def test_a_model_that_computes_with_values_while_it_is_built(small_config):
     assert shapes(blueprint) == shapes(nn.ModuleDict({"part": nn.Linear(2, 3)}))
 
 
+@pytest.mark.parametrize(
+    ("item", "key", "value"),
+    [
+        ("model", "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 0),
+        ("model", "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True),
+        ("model", "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "FPN"),
+        ("SAM", "S4M.SAM.MAX_IMAGES", -1),
+        ("SAM", "S4M.SAM.PRECISION", "half"),
+        ("SAM", "S4M.DISTILL.NAME", "none"),
+        ("SAM", "S4M.DISTILL.HUBER_DELTA", 0.0),
+        ("SAM", "S4M.REFINE.METHOD", "boxes"),
+        ("SAM", "S4M.REFINE.NUM_POINTS", 0),
+    ],
+)
+def test_what_a_constructor_refuses_is_an_error_of_its_line(small_config, item, key, value):
+    _, lines = blueprint_findings(small_config(**{key.replace(".", "__"): value}))
+    (error,) = by_item(lines)[item].errors
+    assert key in str(error)
+
+
 @pytest.mark.parametrize("dropped", ["", "criterion.empty_weight", "backbone.stem.conv1.weight"])
 def test_a_look_at_a_file_reports_what_loading_it_does(small_config, real_model, tmp_path, dropped):
     path = tmp_path / "weights.pth"

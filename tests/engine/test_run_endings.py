@@ -4,65 +4,50 @@ import errno
 import logging
 import multiprocessing
 import os
-import subprocess
-import sys
 import time
 
 import pytest
 
 from s4m_d2.engine.command.failures import EXIT_INTERRUPTED, as_mistake, plain_endings
-from s4m_d2.engine.command.run_lock import LOCK, lock_run
+from s4m_d2.engine.command.run import LOCK, lock_run
 from s4m_d2.errors import ConfigError, DatasetError, OutputError, WorkerError, printable
 
-from .conftest import ROOT
-
-HOLD = """import sys, time
-from s4m_d2.engine.command.run_lock import lock_run
-lock_run(sys.argv[1])
-"""
+FORKS = multiprocessing.get_context("fork")
 
 
-def holder(folder, then="print('held', flush=True); time.sleep(60)"):
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD + then, str(folder)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "held\n"
-    return process
+def holder(folder):
+    """A process that tries to lock a folder and lives on; "held" if another has the lock."""
+    answers = FORKS.SimpleQueue()
+
+    def hold():
+        try:
+            lock_run(str(folder))
+            answers.put("free")
+        except ConfigError:
+            answers.put("held")
+        time.sleep(60)
+
+    process = FORKS.Process(target=hold)
+    process.start()
+    return process, answers.get()
 
 
 def test_a_second_run_names_the_first_and_takes_over_from_a_killed_one(tmp_path):
-    first = holder(tmp_path)
+    first, answer = holder(tmp_path)
     try:
-        with pytest.raises(
-            ConfigError, match=f"process {first.pid} on .*since {time.strftime('%Y')}"
-        ):
+        assert answer == "free"
+        named = f"process {first.pid} on .*since {time.strftime('%Y')}"
+        with pytest.raises(ConfigError, match=named):
             lock_run(str(tmp_path))
     finally:
         first.kill()
-        first.wait()
+        first.join()
     lock_run(str(tmp_path))
-    assert f"process {os.getpid()} " in (tmp_path / LOCK).read_text()
-
-
-def _inherits(folder, answers):
-    try:
-        lock_run(folder)
-        answers.put("free")
-    except ConfigError:
-        answers.put("held")
-
-
-def test_a_forked_process_neither_has_the_lock_nor_keeps_it(tmp_path):
-    forks = multiprocessing.get_context("fork")
-    lock_run(str(tmp_path))
-    answers = forks.SimpleQueue()
-    child = forks.Process(target=_inherits, args=(str(tmp_path), answers))
-    child.start()
-    assert answers.get() == "held"
-    child.join()
+    second, answer = holder(tmp_path)  # a forked process does not have its parent's lock
+    second.kill()
+    second.join()
+    assert answer == "held"
+    assert f"process {os.getpid()} " in (tmp_path / LOCK).read_text()  # which frees it
 
 
 def test_a_folder_that_takes_no_lock_is_left_alone(tmp_path):

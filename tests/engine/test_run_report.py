@@ -13,8 +13,7 @@ from s4m_d2 import __version__
 from s4m_d2.engine import TeacherTrainer, stage_config
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.command import run_report
-from s4m_d2.engine.command.run_facts import write_facts
-from s4m_d2.engine.command.run_report import draw_final, reported
+from s4m_d2.engine.command.run_report import draw_final, reported, write_facts
 from s4m_d2.errors import DivergenceError
 
 from .conftest import ROOT
@@ -92,39 +91,29 @@ def test_only_the_main_process_writes(folder, monkeypatch):
     assert not (folder / "report.html").exists()
 
 
-def test_the_final_models_are_drawn_once_and_a_failure_is_a_warning(
+def test_the_final_models_are_drawn_in_evaluations_size_once_and_a_failure_is_a_warning(
     small_config, monkeypatch, caplog
 ):
-    size = {"INPUT__MIN_SIZE_TEST": 32, "INPUT__MAX_SIZE_TEST": 48}
-    cfg = small_config(S4M__DISTILL__ENABLED=False, S4M__TEACHER__MAX_ITER=7, **size)
-    cfg = stage_config(cfg, "teacher")
-    sizes = []
-    drawn = run_report.FigureSet.draw
-
-    def noted(figures, name):
-        sizes.extend(sample["image"].shape[1:] for sample in figures._validation())
-        return drawn(figures, name)
-
-    monkeypatch.setattr(run_report.FigureSet, "draw", noted)
+    changes = {"INPUT__MIN_SIZE_TEST": 32, "INPUT__MAX_SIZE_TEST": 48}
+    changes |= {"S4M__DISTILL__ENABLED": False, "S4M__TEACHER__MAX_ITER": 7}
+    cfg = stage_config(small_config(**changes), "teacher")
     model = TeacherTrainer.build_model(cfg).train()
-    figure = f"{cfg.OUTPUT_DIR}/figures/predictions_0000007.png"
+    shapes = []
+    model.register_forward_pre_hook(lambda _, given: shapes.append(given[0][0]["image"].shape[1:]))
     draw_final(cfg, model)
-    with open(figure, "rb") as file:
+    with open(f"{cfg.OUTPUT_DIR}/figures/predictions_0000007.png", "rb") as file:
         assert file.read(4) == b"\x89PNG"
-    assert model.training
-    assert sizes == [(24, 48)] * 2, "evaluation's size, whatever the images have"
+    assert model.training and set(shapes) == {(24, 48)}
 
-    def fails(*args):
-        raise RuntimeError("no memory left")
-
-    monkeypatch.setattr(run_report.FigureSet, "draw", fails)
+    drawn = len(shapes)
     draw_final(cfg, model)  # it is there
+    assert len(shapes) == drawn
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    cfg = stage_config(
-        small_config(S4M__DISTILL__ENABLED=False, S4M__TEACHER__MAX_ITER=8), "teacher"
+    monkeypatch.setattr(run_report, "write_png", lambda *args: 1 / 0)
+    draw_final(
+        stage_config(small_config(**changes | {"S4M__TEACHER__MAX_ITER": 8}), "teacher"), model
     )
-    draw_final(cfg, model)
-    assert "no memory left" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_the_tool_writes_the_report_or_says_what_is_missing(folder, capsys):

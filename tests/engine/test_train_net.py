@@ -1,9 +1,6 @@
-"""The command line, as a user types it."""
+"""The command line on the quickstart's config: both stages, again, continued, evaluated."""
 
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,53 +8,44 @@ import torch
 from s4m_d2 import __version__
 from s4m_d2.report import read_results
 
-from .conftest import ROOT
+from .own_runs import LIGHT, TOYSCAPES, train_net
 
-CONFIG = str(ROOT / "configs" / "toyscapes_10pct.yaml")
 ITERATIONS = {"SOLVER__MAX_ITER": 2, "S4M__TEACHER__MAX_ITER": 2, "S4M__BURN_IN": 1}
-
-
-def train_net(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "train_net.py"), *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+ITERATIONS |= LIGHT
 
 
 @pytest.fixture
 def command(small_options):
-    """Overrides → the arguments of a small run on the quickstart's config."""
+    """Flags and overrides → the exit status of a small run."""
 
-    def arguments(*flags: str, **changes) -> list[str]:
-        return ["--config-file", CONFIG, *flags, *small_options(**(ITERATIONS | changes))]
+    def run(*flags: str, **changes) -> int:
+        return train_net(*flags, *small_options(**(ITERATIONS | changes)), config=TOYSCAPES)
 
-    return arguments
+    return run
 
 
 def test_both_stages_train_then_resume_has_nothing_to_do_and_both_models_evaluate(
-    command, tmp_path
+    command, tmp_path, capsys
 ):
-    first = train_net(*command())
-    assert first.returncode == 0, first.stderr
+    assert command() == 0
     output = tmp_path / "run"
     weights = [output / stage / "model_final.pth" for stage in ("teacher", "student")]
     written = [path.stat().st_mtime_ns for path in weights]
+    log = (output / "log.txt").read_text()
+    assert log.index("labeled classes") < log.index("Starting training")
     check_report(output)
 
-    again = train_net(*command())
-    assert again.returncode != 0 and "--resume" in again.stderr
-    resumed = train_net(*command("--resume"))
-    assert resumed.returncode == 0, resumed.stderr
+    capsys.readouterr()
+    assert command() == 1 and "--resume" in capsys.readouterr().err
+    assert command("--resume") == 0
     assert [path.stat().st_mtime_ns for path in weights] == written
 
     results = read_results(str(output / "student" / "results.json"))
     changes = {"MODEL__WEIGHTS": str(weights[1]), "S4M__EVAL": "both"}
-    evaluated = train_net(*command("--eval-only", OUTPUT_DIR=str(tmp_path / "eval"), **changes))
-    assert evaluated.returncode == 0, evaluated.stderr
+    capsys.readouterr()
+    assert command("--eval-only", OUTPUT_DIR=str(tmp_path / "eval"), **changes) == 0
     assert not (tmp_path / "eval" / "report.html").exists()
-    found = re.findall(r"copypaste: ([\d.]+,[\d.]+)", evaluated.stdout)
+    found = re.findall(r"copypaste: ([\d.]+,[\d.]+)", capsys.readouterr().out)
     expected = [results["segm"], results["teacher"]["segm"]]
     assert found == [f"{segm['AP']:.4f},{segm['AP50']:.4f}" for segm in expected]
 
@@ -73,35 +61,11 @@ def check_report(output):
 
 @pytest.mark.slow
 def test_stage_two_alone_takes_a_teacher_from_elsewhere(command, tmp_path):
-    done = train_net(*command(S4M__STAGE="teacher", OUTPUT_DIR=str(tmp_path / "first")))
-    assert done.returncode == 0, done.stderr
+    assert command(S4M__STAGE="teacher", OUTPUT_DIR=str(tmp_path / "first")) == 0
     teacher = tmp_path / "first" / "teacher" / "model_final.pth"
-    done = train_net(*command(S4M__TEACHER_WEIGHTS=str(teacher), S4M__BURN_IN=2))
-    assert done.returncode == 0, done.stderr
+    assert command(S4M__TEACHER_WEIGHTS=str(teacher), S4M__BURN_IN=2) == 0
     assert not (tmp_path / "run" / "teacher").exists()
     student = torch.load(tmp_path / "run" / "student" / "model_final.pth", weights_only=True)
     labeled_with = student["trainer"]["hooks"]["EMATeacherHook"]["teacher"]
     stage_one = torch.load(teacher, weights_only=True)["model"]
     assert all(torch.equal(labeled_with[name], value) for name, value in stage_one.items())
-
-
-MISTAKES = {
-    "too few classes": ({"MODEL__SEM_SEG_HEAD__NUM_CLASSES": 4}, "NUM_CLASSES"),
-    "no data": ({"DETECTRON2_DATASETS": "empty"}, "make_toyscapes.py"),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_users_mistake_ends_with_one_message_and_no_traceback(
-    command, tmp_path, monkeypatch, mistake
-):
-    changes, expected = MISTAKES[mistake]
-    arguments = command(**changes)
-    if "DETECTRON2_DATASETS" in changes:
-        monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "empty"))
-        arguments = command()
-    result = train_net(*arguments)
-    assert result.returncode != 0
-    assert "Traceback" not in result.stderr
-    assert expected in result.stderr
-    assert not (tmp_path / "run" / "teacher" / "model_final.pth").exists()

@@ -22,7 +22,7 @@ def check(tmp_path):
     def run(load):
         DatasetCatalog.register(NAME, lambda: load(record(tmp_path)))
         words = ["DATASETS.TRAIN", f"('{NAME}',)", "S4M.STAGE", "teacher", "INPUT.FORMAT", "RGB"]
-        return check_datasets(load_config("", [*words, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2"]))
+        check_datasets(load_config("", [*words, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2"]))
 
     yield run
     DatasetCatalog.remove(NAME)
@@ -79,5 +79,4 @@ def test_loaders_of_a_users_own_are_refused_before_training(check, row):
 
 
 def test_a_sound_loader_passes(check):
-    (count,) = check(lambda record: [record])
-    assert (count.images, count.instances) == (1, 1)
+    check(lambda record: [record])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,148 +20,90 @@ from s4m_d2.engine.labeling.pseudo_labeling import AMP, FLOAT32
 from s4m_d2.engine.stages import STAGES, runs_stage
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
-from s4m_d2.losses.structural_distillation import DISTILLATION_REGISTRY
-from s4m_d2.modeling import TRANSFORMER_DECODER_REGISTRY
 from s4m_d2.sam import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, where_to_get
-from s4m_d2.sam.precision import AUTO
-from s4m_d2.sam.precision import PRECISIONS as SAM_PRECISIONS
 from s4m_d2.sam.sam2 import require_sam2_package
-from s4m_d2.semi import REFINER_REGISTRY
+from s4m_d2.semi import ARP
 
 _SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 _PACKAGED_SAM = "tiny"  # the backend that needs no checkpoint
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """Keys whose values pass a test, and the words for it."""
+_SHARE = "a number from 0 to 1", lambda v: 0 <= v <= 1
+_BELOW_1 = "at least 0 and below 1", lambda v: 0 <= v < 1
+_COUNT = "1 or more", lambda v: v >= 1
+_NATURAL = "0 or more", lambda v: v >= 0
+_ABOVE_0 = "above 0", lambda v: v > 0
+_LIMITS = (
+    "two numbers of at least 0, the smaller first",
+    lambda v: len(v) == 2 and 0 <= v[0] <= v[1],
+)
+_RANGE = "two numbers above 0, the smaller first", lambda v: len(v) == 2 and 0 < v[0] <= v[1]
 
-    expected: str
-    passes: Callable[[Any], bool]
-    keys: tuple[str, ...]
-
-
-_RULES = (
-    _Rule(
-        "a number from 0 to 1",
-        lambda v: 0 <= v <= 1,
-        (
-            "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO",
-            "S4M.ARP.MIN_AREA_FRACTION",
-            "S4M.DISTILL.FOREGROUND_FRACTION",
-            "S4M.PSEUDO_LABEL.SCORE_THRESH",
-            "S4M.PSEUDO_LABEL.MASK_THRESH",
-            "S4M.PSEUDO_LABEL.DUPLICATE_IOU",
-            "S4M.REFINE.SEPL.BOX_NMS_THRESH",
-            "S4M.REFINE.SEPL.PRED_IOU_THRESH",
-            "S4M.REFINE.SEPL.STABILITY_SCORE_THRESH",
-            "S4M.STRONG_VIEW.BLUR_PROB",
-            "S4M.STRONG_VIEW.GRAYSCALE_PROB",
-            "S4M.STRONG_VIEW.JITTER_PROB",
-        ),
-    ),
-    _Rule(
-        "a share from 0 to 1 (1: never exceeded)",
-        lambda v: 0 <= v <= 1,
-        ("S4M.REFINE.SEPL.O_P_THRESH", "S4M.REFINE.SEPL.O_S_THRESH"),
-    ),
-    _Rule("at least 0 and below 1", lambda v: 0 <= v < 1, ("INPUT.TILE.OVERLAP", "S4M.EMA_DECAY")),
-    _Rule(
-        "above 0, up to 0.5 (a pair has two images); S4M.ARP.ENABLED False switches ARP off",
-        lambda v: 0 < v <= 0.5,
-        ("S4M.ARP.PAIR_FRACTION",),
-    ),
-    _Rule(
-        "1 or more",
-        lambda v: v >= 1,
-        (
-            "INPUT.IMAGE_SIZE",
-            "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
-            "MODEL.MASK_FORMER.OVERSAMPLE_RATIO",
-            "MODEL.MASK_FORMER.TRAIN_NUM_POINTS",
-            "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-            "S4M.DISTILL.NUM_POINTS",
-            "S4M.FIGURES.IMAGES",
-            "S4M.REFINE.NUM_POINTS",
-            "S4M.REFINE.SEPL.POINTS_PER_SIDE",
-            "S4M.SAM.MAX_PROMPTS",
-            "SOLVER.CHECKPOINT_PERIOD",
-            "SOLVER.IMS_PER_BATCH",
-            "SOLVER.MAX_ITER",
-        ),
-    ),
-    _Rule("2 or more", lambda v: v >= 2, ("MODEL.MASK_FORMER.DEC_LAYERS",)),
-    _Rule(
-        "0 or more",
-        lambda v: v >= 0,
-        (
-            "DATALOADER.NUM_WORKERS",
-            "INPUT.TILE.SIZE",
-            "S4M.BURN_IN",
-            "S4M.DISTILL.WEIGHT",
-            "S4M.FIGURES.PERIOD",
-            "S4M.MAX_BAD_STEPS",
-            "S4M.MAX_SKIPPED_IMAGES",
-            "S4M.PSEUDO_LABEL.COUNT_BAND_ITERS",
-            "S4M.PSEUDO_LABEL.MIN_AREA",
-            "S4M.QUALITY.MAX_IMAGES",
-            "S4M.QUALITY.PERIOD",
-            "S4M.REFINE.SEPL.MIN_MASK_REGION_AREA",
-            "S4M.SAM.MAX_IMAGES",
-            "S4M.TEACHER.IMS_PER_BATCH",
-            "S4M.TEACHER.MAX_ITER",
-            "S4M.UNLABELED_IMS_PER_BATCH",
-            "S4M.UNSUP_LOSS_WEIGHT",
-            "SOLVER.BACKBONE_MULTIPLIER",
-            "SOLVER.CHECKPOINT_KEEP",
-            "TEST.EVAL_PERIOD",
-        ),
-    ),
-    _Rule(
-        "two numbers of at least 0, the smaller first",
-        lambda v: len(v) == 2 and 0 <= v[0] <= v[1],
-        ("S4M.PSEUDO_LABEL.COUNT_BAND", "S4M.QUALITY.SIZE_LIMITS"),
-    ),
-    _Rule(
-        f"some of {', '.join(FIGURES)}",
-        lambda v: set(v) <= set(FIGURES),
-        ("S4M.FIGURES.WHAT",),
-    ),
-    _Rule("above 0", lambda v: v > 0, ("S4M.DISTILL.HUBER_DELTA", "SOLVER.BASE_LR")),
-    _Rule(
-        "two numbers above 0, the smaller first",
-        lambda v: len(v) == 2 and 0 < v[0] <= v[1],
-        ("S4M.ARP.SCALE_RANGE", "S4M.STRONG_VIEW.BLUR_SIGMA"),
-    ),
-    _Rule(
+# Keys whose values no part refuses that the checks build; the errors of those parts are collected.
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "DATALOADER.NUM_WORKERS": _NATURAL,
+    "INPUT.IMAGE_SIZE": _COUNT,
+    "INPUT.TILE.OVERLAP": _BELOW_1,
+    "INPUT.TILE.SIZE": _NATURAL,
+    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": _COUNT,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": _COUNT,
+    "S4M.BURN_IN": _NATURAL,
+    "S4M.DISTILL.WEIGHT": _NATURAL,
+    "S4M.EMA_DECAY": _BELOW_1,
+    "S4M.FIGURES.IMAGES": _COUNT,
+    "S4M.FIGURES.PERIOD": _NATURAL,
+    "S4M.FIGURES.WHAT": (f"some of {', '.join(FIGURES)}", lambda v: set(v) <= set(FIGURES)),
+    "S4M.MAX_BAD_STEPS": _NATURAL,
+    "S4M.MAX_SKIPPED_IMAGES": _NATURAL,
+    "S4M.PSEUDO_LABEL.COUNT_BAND": _LIMITS,
+    "S4M.PSEUDO_LABEL.COUNT_BAND_ITERS": _NATURAL,
+    "S4M.PSEUDO_LABEL.DUPLICATE_IOU": _SHARE,
+    "S4M.PSEUDO_LABEL.MASK_THRESH": _SHARE,
+    "S4M.PSEUDO_LABEL.MIN_AREA": _NATURAL,
+    "S4M.PSEUDO_LABEL.SCORE_THRESH": _SHARE,
+    "S4M.QUALITY.MAX_IMAGES": _NATURAL,
+    "S4M.QUALITY.PERIOD": _NATURAL,
+    "S4M.QUALITY.SIZE_LIMITS": _LIMITS,
+    "S4M.REFINE.SEPL.BOX_NMS_THRESH": _SHARE,
+    "S4M.REFINE.SEPL.MIN_MASK_REGION_AREA": _NATURAL,
+    "S4M.REFINE.SEPL.O_P_THRESH": _SHARE,
+    "S4M.REFINE.SEPL.O_S_THRESH": _SHARE,
+    "S4M.REFINE.SEPL.POINTS_PER_SIDE": _COUNT,
+    "S4M.REFINE.SEPL.PRED_IOU_THRESH": _SHARE,
+    "S4M.REFINE.SEPL.STABILITY_SCORE_THRESH": _SHARE,
+    "S4M.STRONG_VIEW.BLUR_PROB": _SHARE,
+    "S4M.STRONG_VIEW.BLUR_SIGMA": _RANGE,
+    "S4M.STRONG_VIEW.GRAYSCALE_PROB": _SHARE,
+    "S4M.STRONG_VIEW.JITTER": (
         "four numbers of at least 0 (brightness, contrast, saturation, hue), hue up to 0.5",
         lambda v: len(v) == 4 and min(v) >= 0 and v[3] <= 0.5,
-        ("S4M.STRONG_VIEW.JITTER",),
     ),
-    _Rule(
-        "False: the model segments instances",
-        lambda v: not v,
-        ("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", "MODEL.MASK_FORMER.TEST.PANOPTIC_ON"),
-    ),
-)
+    "S4M.STRONG_VIEW.JITTER_PROB": _SHARE,
+    "S4M.TEACHER.IMS_PER_BATCH": _NATURAL,
+    "S4M.TEACHER.MAX_ITER": _NATURAL,
+    "S4M.UNLABELED_IMS_PER_BATCH": _NATURAL,
+    "S4M.UNSUP_LOSS_WEIGHT": _NATURAL,
+    "SOLVER.BACKBONE_MULTIPLIER": _NATURAL,
+    "SOLVER.BASE_LR": _ABOVE_0,
+    "SOLVER.CHECKPOINT_KEEP": _NATURAL,
+    "SOLVER.CHECKPOINT_PERIOD": _COUNT,
+    "SOLVER.IMS_PER_BATCH": _COUNT,
+    "SOLVER.MAX_ITER": _COUNT,
+    "TEST.EVAL_PERIOD": _NATURAL,
+}
 
 _CHOICES: dict[str, Iterable[Any]] = {
     "DATALOADER.SAMPLER_TRAIN": _SAMPLERS,
     "INPUT.FORMAT": ("RGB", "BGR"),
     "INPUT.DATASET_MAPPER_NAME": DATASET_MAPPER_REGISTRY,
     "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
-    "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME": TRANSFORMER_DECODER_REGISTRY,
     "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
-    "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME": SEM_SEG_HEADS_REGISTRY,
     "S4M.AMP_PRECISION": PRECISIONS,
-    "S4M.DISTILL.NAME": DISTILLATION_REGISTRY,
     "S4M.EVAL": ("student", "teacher", "both"),
     "S4M.PSEUDO_LABEL.PRECISION": (AMP, FLOAT32),
-    "S4M.REFINE.METHOD": REFINER_REGISTRY,
     "S4M.SAM.BACKEND": SAM_BACKEND_REGISTRY,
-    "S4M.SAM.PRECISION": (AUTO, *SAM_PRECISIONS),
     "S4M.STAGE": ("both", "teacher", "student"),
     "S4M.TEACHER.SAMPLER": _SAMPLERS,
     "S4M.UNLABELED_MAPPER": DATASET_MAPPER_REGISTRY,
@@ -204,17 +145,18 @@ def config_errors(
     processes = comm.get_world_size() if num_processes is None else num_processes
     if runs_stage(cfg, "student") and cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
         errors += collected(check_architecture, cfg.MODEL.META_ARCHITECTURE)
-    errors += [*_dataset_name_errors(cfg), *_stage_errors(cfg)]
-    errors += _batch_errors(cfg, processes)
-    return errors or _mapper_errors(cfg)
+    errors += [*_dataset_name_errors(cfg), *_stage_errors(cfg), *_batch_errors(cfg, processes)]
+    return errors or _part_errors(cfg)
 
 
-def _mapper_errors(cfg: CfgNode) -> list[S4MError]:
-    """Why a mapper of images cannot be built; one, as both mappers mostly share the reason."""
-    names = [cfg.INPUT.DATASET_MAPPER_NAME]
-    names += [cfg.S4M.UNLABELED_MAPPER] if runs_stage(cfg, "student") else []
-    found = (collected(DATASET_MAPPER_REGISTRY.get(name), cfg, True) for name in names)
-    return next(filter(None, found), [])
+def _part_errors(cfg: CfgNode) -> list[S4MError]:
+    """Why a part that needs neither data nor SAM cannot be built."""
+    mappers, errors = [cfg.INPUT.DATASET_MAPPER_NAME], list[S4MError]()
+    if runs_stage(cfg, "student"):
+        mappers.append(cfg.S4M.UNLABELED_MAPPER)
+        errors += collected(ARP, cfg) if cfg.S4M.ARP.ENABLED else []
+    found = (collected(DATASET_MAPPER_REGISTRY.get(name), cfg, True) for name in mappers)
+    return errors + next(filter(None, found), [])  # both mappers mostly share the reason
 
 
 def _get(cfg: CfgNode, key: str) -> Any:
@@ -222,10 +164,9 @@ def _get(cfg: CfgNode, key: str) -> Any:
 
 
 def _value_errors(cfg: CfgNode) -> Iterator[S4MError]:
-    for rule in _RULES:
-        for key in rule.keys:
-            if not rule.passes(_get(cfg, key)):
-                yield ConfigError(f"{key} is {_get(cfg, key)!r}; expected {rule.expected}.")
+    for key, (expected, passes) in _RULES.items():
+        if not passes(_get(cfg, key)):
+            yield ConfigError(f"{key} is {_get(cfg, key)!r}; expected {expected}.")
     for key, choices in _CHOICES.items():
         names = [choice if isinstance(choice, str) else choice[0] for choice in choices]
         if _get(cfg, key) not in names:
@@ -251,14 +192,16 @@ def _device_errors(cfg: CfgNode) -> Iterator[S4MError]:
             f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}', but PyTorch finds no CUDA device here. "
             "Add MODEL.DEVICE cpu to the command, or install a PyTorch that fits the driver."
         )
-    elif cfg.SOLVER.AMP.ENABLED and cfg.S4M.AMP_PRECISION == "bfloat16":
-        if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(
-            including_emulation=False
-        ):
-            yield ConfigError(
-                "S4M.AMP_PRECISION is 'bfloat16', which this GPU does not compute with; set it to "
-                "'float16'."
-            )
+    elif (
+        cfg.SOLVER.AMP.ENABLED
+        and cfg.S4M.AMP_PRECISION == "bfloat16"
+        and torch.cuda.is_available()
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        yield ConfigError(
+            "S4M.AMP_PRECISION is 'bfloat16', which this GPU does not compute with; set it to "
+            "'float16'."
+        )
 
 
 def _dataset_name_errors(cfg: CfgNode) -> Iterator[S4MError]:

@@ -18,19 +18,11 @@ from s4m_d2.engine.checks.resource_checks import (
 )
 from s4m_d2.engine.checks.resume_checks import resume_finding
 from s4m_d2.engine.checks.weight_checks import blueprint_findings, weight_findings
-from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling.quality import quality_findings
-from s4m_d2.engine.stages import runs_stage, stage_config, stages_to_run
+from s4m_d2.engine.stages import stage_config, stages_to_run
 from s4m_d2.errors import ConfigError
 
-__all__ = [
-    "check_config",
-    "check_datasets",
-    "check_output_dir",
-    "load_config",
-    "preflight",
-    "runs_stage",
-]
+__all__ = ["check_config", "check_datasets", "check_output_dir", "preflight"]
 
 
 def preflight(

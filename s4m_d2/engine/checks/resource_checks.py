@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
@@ -102,7 +104,7 @@ def checkpoint_bytes(cfg: CfgNode, stage: str, model: nn.Module) -> int:
     models = 2 if stage == "student" else 1
     copies = _OPTIMIZER_COPIES[cfg.SOLVER.OPTIMIZER]
     size = models * sum(tensor.numel() * tensor.element_size() for tensor in state)
-    size += copies * sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    size += copies * bytes_of(model, trainable=True)
     tensors = models * len(state) + copies * len(trained)
     if cfg.SOLVER.OPTIMIZER == "ADAMW":
         size += _BYTES_A_STEP * len(trained)
@@ -118,26 +120,22 @@ def kept_checkpoints(cfg: CfgNode) -> int:
     """
     periodic = cfg.SOLVER.MAX_ITER // cfg.SOLVER.CHECKPOINT_PERIOD
     kept = cfg.SOLVER.CHECKPOINT_KEEP  # 0: all; a new one is written before one goes
-    return (min(periodic, kept) if kept > 0 else periodic) + 1
+    return (min(periodic, kept) if kept else periodic) + 1
 
 
 def disk_finding(cfg: CfgNode, model: nn.Module, stages: Sequence[str]) -> Finding:
     """Whether the checkpoints of the stages to run fit into what is free."""
-    largest = total = there = 0
+    largest = needed = 0
     parts = []
     for stage in stages:
         of_stage = stage_config(cfg, stage)
         size, count = checkpoint_bytes(of_stage, stage, model), kept_checkpoints(of_stage)
         parts.append(f"{count} x {in_units(size)} ({stage})")
-        largest, total = max(largest, size), total + count * size
-        there += _bytes_of_checkpoints(of_stage.OUTPUT_DIR)
+        there = sum(file.stat().st_size for file in Path(of_stage.OUTPUT_DIR).glob("*.pth"))
+        largest, needed = max(largest, size), needed + count * size - there
     folder = existing_parent(cfg.OUTPUT_DIR)
     free = shutil.disk_usage(folder).free
     text = f"checkpoints {' + '.join(parts) or 'none'}; {in_units(free)} free"
-    remedy = (
-        "Free space, choose an OUTPUT_DIR on another disk, or raise SOLVER.CHECKPOINT_PERIOD "
-        f"({cfg.SOLVER.CHECKPOINT_PERIOD}) or set SOLVER.CHECKPOINT_KEEP (0: all are kept)"
-    )
     if largest > free:
         error = ConfigError(
             f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': one checkpoint has about {in_units(largest)}, and "
@@ -145,21 +143,15 @@ def disk_finding(cfg: CfgNode, model: nn.Module, stages: Sequence[str]) -> Findi
             "disk."
         )
         return Finding("disk", text, (error,))
-    needed = max(total - there, 0)
-    if needed > free:
-        warning = (
-            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': the checkpoints still to come have about "
-            f"{in_units(needed)}, and '{folder}' has {in_units(free)} free. {remedy}."
-        )
-        return Finding("disk", text, (), (warning,))
-    return Finding("disk", text)
-
-
-def _bytes_of_checkpoints(folder: str) -> int:
-    if not os.path.isdir(folder):
-        return 0
-    with os.scandir(folder) as entries:
-        return sum(e.stat().st_size for e in entries if e.name.endswith(".pth") and e.is_file())
+    if needed <= free:
+        return Finding("disk", text)
+    warning = (
+        f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': the checkpoints still to come have about "
+        f"{in_units(needed)}, and '{folder}' has {in_units(free)} free. Free space, choose an "
+        "OUTPUT_DIR on another disk, or raise SOLVER.CHECKPOINT_PERIOD "
+        f"({cfg.SOLVER.CHECKPOINT_PERIOD}) or set SOLVER.CHECKPOINT_KEEP (0: all are kept)."
+    )
+    return Finding("disk", text, (), (warning,))
 
 
 # Memory
@@ -196,9 +188,9 @@ def memory_finding(
         return Finding("memory", "nothing to train")
     needs = {s: stage_memory(cfg, s, blueprints, num_processes) for s in stages}
     stage = max(needs, key=needs.__getitem__)
-    shared = 1 if cfg.MODEL.DEVICE.startswith("cuda") else num_local  # of one memory
-    needed, available = needs[stage] * shared, available_memory(cfg.MODEL.DEVICE)
-    where = "of the GPU" if cfg.MODEL.DEVICE.startswith("cuda") else "available"
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    needed = needs[stage] * (1 if on_gpu else num_local)  # of one memory
+    available, where = available_memory(cfg.MODEL.DEVICE), "of the GPU" if on_gpu else "available"
     text = f"{in_units(needed)} ({stage}: weights, gradients, optimizer"
     text += ", teacher" if stage == "student" else ""
     text += ", SAM" if blueprints.sam is not None and needs_sam(cfg, stage) else ""
@@ -217,23 +209,10 @@ def available_memory(device: str) -> int | None:
     """Bytes of a GPU, or those of RAM that programs may still take; None if unknown."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_properties(torch.device(device)).total_memory
-    limits = [_meminfo("MemAvailable"), _number("/sys/fs/cgroup/memory.max")]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _meminfo(key: str) -> int | None:
-    try:
-        with open("/proc/meminfo") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines[key].split()[0]) * 1024
-    except (OSError, LookupError, ValueError):  # not Linux
-        return None
-
-
-def _number(path: str) -> int | None:
-    """A control group's limit; "max" is none."""
-    try:
-        with open(path) as file:
-            return int(file.read())
-    except (OSError, ValueError):
-        return None
+    limits = []
+    with suppress(OSError, LookupError, ValueError):  # not Linux
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        limits.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    with suppress(OSError, ValueError):  # a control group's limit; "max" is none
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(limits, default=None)

@@ -18,71 +18,74 @@ from s4m_d2.engine.checks.config_checks import needs_sam, sam_errors
 from s4m_d2.engine.checks.findings import Finding, in_units
 from s4m_d2.engine.stages import STAGES, final_weights, stage_config
 from s4m_d2.errors import S4MError
+from s4m_d2.losses.structural_distillation import build_distillation
 from s4m_d2.sam import SamBackend, build_sam_backend
+from s4m_d2.semi import build_refiner
 
-_META = "meta"  # PyTorch's device of tensors without values
 _Built = TypeVar("_Built")
 
 
 def model_blueprint(cfg: CfgNode) -> nn.Module:
     """The model of a run with names and shapes, and without values or SAM.
 
-    Models that cannot be built without values are built with them.
-
     Raises:
         S4MError: as building the model does.
     """
 
-    def build(device: str) -> nn.Module:
-        blueprint = cfg.clone()
-        blueprint.defrost()
-        blueprint.MODEL.DEVICE = device
-        blueprint.MODEL.TIMM.PRETRAINED = False
-        blueprint.S4M.DISTILL.ENABLED = False
-        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(blueprint)
+    def build(cfg: CfgNode) -> nn.Module:
+        cfg.S4M.DISTILL.ENABLED = False  # it would build SAM
+        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
 
-    return _without_values(build)
+    return _blueprint(cfg, build)
 
 
 def sam_blueprint(cfg: CfgNode) -> SamBackend:
     """The SAM of a run, its file checked, without values where it can be built so.
 
     Raises:
-        S4MError: as building the backend does.
+        S4MError: as building the backend, or a part that consults it, does.
     """
 
-    def build(device: str) -> SamBackend:
-        blueprint = cfg.clone()
-        blueprint.defrost()
-        blueprint.MODEL.DEVICE = device
-        return build_sam_backend(blueprint)
+    def build(cfg: CfgNode) -> SamBackend:
+        backend = build_sam_backend(cfg)
+        if needs_sam(cfg, "teacher"):
+            build_distillation(cfg, backend)
+        if needs_sam(cfg, "student"):
+            build_refiner(cfg, backend)
+        return backend
 
-    return _without_values(build)
+    return _blueprint(cfg, build)
 
 
-def _without_values(build: Callable[[str], _Built]) -> _Built:
+def _blueprint(cfg: CfgNode, build: Callable[[CfgNode], _Built]) -> _Built:
+    """What ``build`` makes of a copy; what cannot be built without values is built with them."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.TIMM.PRETRAINED = False
+
+    def built(device: str) -> _Built:
+        cfg.MODEL.DEVICE = device
+        with torch.device(device):
+            return build(cfg)
+
     with torch.random.fork_rng(devices=[]):
         try:
-            with torch.device(_META):
-                return build(_META)
+            return built("meta")  # PyTorch's device of tensors without values
         except RuntimeError:  # it computes with values while it is built
-            return build("cpu")
+            return built("cpu")
 
 
-def bytes_of(*modules: nn.Module, trainable: bool = False) -> int:
-    """Bytes of the modules' parameters and buffers, or of the trainable parameters alone."""
-    tensors = {
-        tensor
-        for module in modules
-        for tensor in (*module.parameters(), *(() if trainable else module.buffers()))
-        if tensor.requires_grad or not trainable
-    }
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def bytes_of(module: nn.Module, *, trainable: bool = False) -> int:
+    """Bytes of a module's parameters and buffers, or of the trainable parameters alone."""
+    tensors = (*module.parameters(), *module.buffers())
+    used = [tensor for tensor in tensors if tensor.requires_grad or not trainable]
+    return sum(tensor.numel() * tensor.element_size() for tensor in used)
 
 
 def sam_bytes(backend: SamBackend) -> int:
     """Bytes of the modules that a backend holds."""
-    return bytes_of(*(part for part in vars(backend).values() if isinstance(part, nn.Module)))
+    parts = [part for part in vars(backend).values() if isinstance(part, nn.Module)]
+    return bytes_of(nn.ModuleList(parts))
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ def blueprint_findings(
         settings_are_right: without that nothing is built, and only SAM's file is looked for.
     """
     model, sam = None, None
+    line = Finding("model", "not built before the settings are right", checked=False)
     if settings_are_right:
         try:
             model = model_blueprint(cfg)
@@ -111,11 +115,8 @@ def blueprint_findings(
             line = Finding("model", text)
         except S4MError as error:
             line = Finding("model", "cannot be built", (error,))
-    else:
-        line = Finding("model", "not built before the settings are right", checked=False)
     if not any(needs_sam(cfg, stage) for stage in STAGES):
         return Blueprints(model, None), [line, Finding("SAM", "not used")]
-    name, path = cfg.S4M.SAM.BACKEND, cfg.S4M.SAM.CHECKPOINT
     errors = list(sam_errors(cfg))
     if settings_are_right and not errors:
         try:
@@ -123,7 +124,7 @@ def blueprint_findings(
         except S4MError as error:
             errors.append(error)
     size = f" ({in_units(sam_bytes(sam))})" if sam is not None else ""
-    text = f"{name}, {path or 'the packaged weights'}{size}"
+    text = f"{cfg.S4M.SAM.BACKEND}, {cfg.S4M.SAM.CHECKPOINT or 'the packaged weights'}{size}"
     sam_line = Finding("SAM", text, tuple(errors), checked=settings_are_right)
     return Blueprints(model, sam), [line, sam_line]
 

@@ -23,14 +23,7 @@ from s4m_d2.errors import ConfigError
 
 Main = Callable[[argparse.Namespace], Any]
 
-_LAUNCHER_VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-)
+_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # of a launcher
 _SIGNALED = 128  # what a shell adds to a signal's number to make an exit status
 
 
@@ -52,7 +45,7 @@ def launch(main: Main, args: argparse.Namespace) -> None:
         SystemExit: with a message for a user's mistake and no traceback; with the exit status of
             the process that failed first.
     """
-    if _is_launched():
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         record(_join)(main, args)
         return
     try:
@@ -72,24 +65,16 @@ def launch(main: Main, args: argparse.Namespace) -> None:
         sys.exit(code if code > 0 else _SIGNALED - code)
 
 
-def _is_launched() -> bool:
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def _join(main: Main, args: argparse.Namespace) -> None:
     """Run as one of the processes that a launcher has started."""
     with plain_endings():
         rank, world_size, local_rank, local_size = _read_environment(args)
     if world_size > 1:
-        has_cuda = torch.cuda.is_available()
-        if has_cuda:
+        backend = "gloo"
+        if torch.cuda.is_available():
             torch.cuda.set_device(local_rank)
-        dist.init_process_group(
-            "nccl" if has_cuda else "gloo",
-            rank=rank,
-            world_size=world_size,
-            timeout=DEFAULT_TIMEOUT,
-        )
+            backend = "nccl"
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=DEFAULT_TIMEOUT)
         comm.create_local_process_group(local_size)
         comm.synchronize()
     _run(main, args)
@@ -103,7 +88,8 @@ def _read_environment(args: argparse.Namespace) -> list[int]:
     Raises:
         ConfigError: a variable is missing, or the options start processes too.
     """
-    missing = [name for name in _LAUNCHER_VARIABLES if not os.environ.get(name)]
+    names = (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not os.environ.get(name)]
     if missing:
         raise ConfigError(
             f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start the processes with "
@@ -115,7 +101,7 @@ def _read_environment(args: argparse.Namespace) -> list[int]:
             "them already: give the numbers to it (--nproc-per-node, --nnodes) and leave them out "
             "here."
         )
-    return [int(os.environ[name]) for name in _LAUNCHER_VARIABLES[:4]]
+    return [int(os.environ[name]) for name in _NUMBERS]
 
 
 def _run(main: Main, args: argparse.Namespace) -> None:
@@ -124,17 +110,13 @@ def _run(main: Main, args: argparse.Namespace) -> None:
 
 
 def _run_and_report(main: Main, args: argparse.Namespace) -> None:
-    """As ``_run``; one of several processes writes a traceback itself.
-
-    The one that started them can show the error of one only, which may be that of a process whose
-    partner was gone.
-    """
-    if comm.get_world_size() == 1:
-        _run(main, args)
-        return
+    """As ``_run``; one of several processes writes a traceback itself, as the one that started them
+    can show the error of one only, which may be that of a process whose partner was gone."""
     try:
         _run(main, args)
     except Exception:
+        if comm.get_world_size() == 1:
+            raise
         sys.exit(_of_rank(traceback.format_exc()))
 
 

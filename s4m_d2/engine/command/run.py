@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import socket
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,14 +18,19 @@ from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.checks.findings import Finding, PreflightReport
 from s4m_d2.engine.checks.preflight import check_output_dir, preflight
 from s4m_d2.engine.command.arguments import num_processes, read_config
-from s4m_d2.engine.command.run_facts import write_facts
-from s4m_d2.engine.command.run_lock import lock_run
-from s4m_d2.engine.command.run_report import draw_final, reported
+from s4m_d2.engine.command.run_report import draw_final, reported, write_facts
 from s4m_d2.engine.stages import final_weights, stage_config, stages_to_run
 from s4m_d2.engine.training.trainer import S4MTrainer, TeacherTrainer
-from s4m_d2.errors import WeightsError
+from s4m_d2.errors import ConfigError, WeightsError
+
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
 
 
 def check(args: argparse.Namespace) -> PreflightReport:
@@ -64,25 +71,21 @@ def train(
     """
     if comm.is_main_process():
         logger.info("s4m_d2 of this run: %s", write_facts(cfg.OUTPUT_DIR, checked)["s4m_d2"])
-    with reported(cfg.OUTPUT_DIR):
-        return _train_stages(cfg, resume)
-
-
-def _train_stages(cfg: CfgNode, resume: bool) -> Mapping[str, Any] | None:
     results = None
-    for stage in stages_to_run(cfg, resume=resume):
-        of_stage = stage_config(cfg, stage)
-        if stage == "teacher":
-            trainer = TeacherTrainer(of_stage)
-        else:
-            weights = cfg.S4M.TEACHER_WEIGHTS or final_weights(cfg, "teacher")
-            trainer = S4MTrainer(of_stage, weights)
-        os.makedirs(of_stage.OUTPUT_DIR, exist_ok=True)
-        trainer.resume_or_load(resume=resume)
-        results = trainer.train()
-        draw_final(of_stage, trainer.trained_model, getattr(trainer, "pseudo_labeling", None))
-        comm.synchronize()  # the first process has written what the others may read next
-        del trainer  # the next stage needs the memory
+    with reported(cfg.OUTPUT_DIR):
+        for stage in stages_to_run(cfg, resume=resume):
+            of_stage = stage_config(cfg, stage)
+            if stage == "teacher":
+                trainer = TeacherTrainer(of_stage)
+            else:
+                weights = cfg.S4M.TEACHER_WEIGHTS or final_weights(cfg, "teacher")
+                trainer = S4MTrainer(of_stage, weights)
+            os.makedirs(of_stage.OUTPUT_DIR, exist_ok=True)
+            trainer.resume_or_load(resume=resume)
+            results = trainer.train()
+            draw_final(of_stage, trainer.trained_model, getattr(trainer, "pseudo_labeling", None))
+            comm.synchronize()  # the first process has written what the others may read next
+            del trainer  # the next stage needs the memory
     return results
 
 
@@ -107,3 +110,36 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
     if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
         verify_results(cfg, results)
     return results
+
+
+def lock_run(folder: str) -> None:
+    """Reserve a folder that exists for this process until it ends, however it does.
+
+    The lock is the system's (a record lock: forked processes do not keep it alive); the file tells
+    others who has it. Without effect where the folder or its file system takes no locks.
+
+    Raises:
+        ConfigError: another process has it.
+    """
+    if fcntl is None:
+        return
+    try:
+        file = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError:  # what a run cannot write is told elsewhere
+        return
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        owner = os.read(file, 200).decode("utf-8", "replace")
+        os.close(file)
+        raise ConfigError(
+            f"OUTPUT_DIR '{folder}' is in use by another run: {owner or 'it does not say which'}. "
+            "Wait for its end or stop it, or choose another OUTPUT_DIR."
+        ) from None
+    except OSError:  # such as NFS without its lock service
+        os.close(file)
+        return
+    now = time.strftime("%Y-%m-%d %H:%M:%S")
+    os.ftruncate(file, 0)
+    os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}, since {now}".encode(), 0)
+    # Left open: to close any handle of the file would free it.

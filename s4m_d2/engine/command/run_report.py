@@ -1,4 +1,4 @@
-"""OUTPUT_DIR/report.html: a run as one page, written when it ends, however it does."""
+"""OUTPUT_DIR/run.json, what a run was started with, and report.html, all of it as one page."""
 
 from __future__ import annotations
 
@@ -6,34 +6,86 @@ import datetime
 import json
 import logging
 import os
-from collections.abc import Iterator
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import detectron2
+import numpy
+import torch
+import torchvision
 import yaml
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT
+from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.command.failures import as_text
-from s4m_d2.engine.command.run_facts import FACTS
 from s4m_d2.engine.figures.figure_set import FOLDER, FigureSet, figure_models
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.stages import ITERATIONS, METRICS, RESULTS, STAGES
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write, remove_temporaries
-from s4m_d2.report import Run, Settings, Stage, pictures_of, read_curves, render_page
+from s4m_d2.report import (
+    Run,
+    Settings,
+    Stage,
+    pictures_of,
+    read_curves,
+    render_page,
+    write_results,
+)
 from s4m_d2.visualization import write_png
 
 logger = logging.getLogger(__name__)
 
-REPORT = "report.html"
-CONFIG = "config.yaml"
+FACTS, REPORT, CONFIG = "run.json", "report.html", "config.yaml"
 OVERVIEW = "overview.png"  # of the quickstart
 DRAWN_AT_END = ("predictions", "pseudo_labels")
 IMAGES = 4  # of each
 MOST_TEXT = 1 << 20  # characters; of a larger file the rest is not read
+GIT_SECONDS = 5  # to wait for git at most
+
+
+def write_facts(folder: str, findings: Iterable[Finding] = ()) -> dict[str, str]:
+    """Write what the checks before training found, and versions, by their names.
+
+    Raises:
+        OutputError: the system refuses to write.
+    """
+    facts: dict[str, str] = {}
+    for f in findings:  # some have the same name
+        text = f.text + f" ({f.status})" * (f.status != "ok")
+        facts[f.item] = f"{facts[f.item]}; {text}" if f.item in facts else text
+    facts |= {"s4m_d2": _code_version(), "platform": platform.platform()}
+    facts |= {"Python": platform.python_version()}
+    facts |= {part.__name__: part.__version__ for part in (detectron2, torch, torchvision, numpy)}
+    if torch.cuda.is_available():
+        facts["GPU"] = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
+    write_results(facts, os.path.join(folder, FACTS))
+    return facts
+
+
+def _code_version() -> str:
+    """The package's version and, in a clone of the repository, its commit."""
+    package = sys.modules["s4m_d2"]  # which parts of it do not import
+    version, root = package.__version__, Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return version
+    command = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(
+            [*command, "--abbrev=10"], capture_output=True, text=True, timeout=GIT_SECONDS
+        )
+    except (OSError, subprocess.SubprocessError):
+        return version
+    commit = done.stdout.strip()
+    return version if done.returncode or not commit else f"{version}, commit {commit}"
 
 
 def write_report(folder: str, problem: str = "") -> str:
@@ -74,14 +126,11 @@ def reported(folder: str) -> Iterator[None]:
         raise
     finally:
         if comm.is_main_process():
-            _try_report(folder, problem)
-
-
-def _try_report(folder: str, problem: str) -> None:
-    try:
-        logger.info("Report: %s", write_report(folder, problem))
-    except (Exception, KeyboardInterrupt) as error:  # how the training ended must stay known
-        logger.warning("The report of '%s' could not be written: %s", folder, as_text(error))
+            try:
+                logger.info("Report: %s", write_report(folder, problem))
+            except (Exception, KeyboardInterrupt) as error:  # the training's end must stay known
+                text = as_text(error)
+                logger.warning("The report of '%s' could not be written: %s", folder, text)
 
 
 def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None = None) -> None:
@@ -118,9 +167,7 @@ def read_run(folder: str, problem: str = "") -> Run:
     config = _text(os.path.join(folder, CONFIG))
     try:
         settings = Settings(yaml.safe_load(config))
-    except (yaml.YAMLError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        settings = Settings()  # PyYAML checks little of what stands under a tag
-    except RecursionError:
+    except Exception:  # PyYAML checks little of what stands under a tag
         settings = Settings()
     present = [name for name in STAGES if os.path.isdir(os.path.join(folder, name))]
     if not config and not present:

@@ -74,14 +74,6 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Where a run trains: a GPU's memory in bytes, 0 for the CPU; processes on all machines."""
-
-    gpu_bytes: int = 0
-    processes: int = 1
-
-
-@dataclass(frozen=True)
 class Budget:
     """What a kind of device can do: longest side of an image and the side that smaller tiles are
     enlarged to, px; of each stage (epochs, fewest, most)."""
@@ -99,15 +91,24 @@ _CPU_BATCH = 4
 
 
 @dataclass(frozen=True)
+class Machine:
+    """Where a run trains: a GPU's memory in bytes, 0 for the CPU; processes on all machines."""
+
+    gpu_bytes: int = 0
+    processes: int = 1
+
+    @property
+    def budget(self) -> Budget:
+        return GPU if self.gpu_bytes else CPU
+
+
+@dataclass(frozen=True)
 class Derived:
     """A setting and why it has this value."""
 
     key: str
     value: Any
     reason: str
-
-    def __str__(self) -> str:
-        return f"{self.key} {self.value}: {self.reason}"
 
 
 def derive(
@@ -124,11 +125,7 @@ def derive(
         are the user's.
     """
     settings, kept = [], []
-    rules = (
-        *(_tile, _sizes, _queries, _batch),
-        *(_iterations, _teacher_of_student, _instances, _periods),
-    )
-    for rule in rules:
+    for rule in (_sizes, _queries, _batch, _iterations, _teacher_of_student, _instances, _periods):
         for setting in rule(cfg, facts, machine, explicit):  # reads what was set before it
             if setting.key in explicit:
                 kept.append(setting.key)
@@ -144,22 +141,14 @@ def apply(cfg: CfgNode, settings: Sequence[Derived]) -> None:
         cfg.merge_from_list([setting.key, setting.value])
 
 
-def _budget(machine: Machine) -> Budget:
-    return GPU if machine.gpu_bytes else CPU
-
-
 def _up(value: float, step: int) -> int:
     return step * max(1, math.ceil(value / step))
 
 
-def _tile(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
-    size, why = facts.tile
-    if size:
-        yield Derived("INPUT.TILE.SIZE", size, why)
-
-
 def _sizes(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derived]:
-    budget = _budget(machine)
+    if facts.tile[0]:
+        yield Derived("INPUT.TILE.SIZE", *facts.tile)
+    budget = machine.budget
     side = min(_up(facts.long_side, SIZE_STEP), budget.longest_side)
     why = f"median of the {facts.units}' longer sides {facts.long_side:g} px"
     why += f", at most {side} {budget.name}" if facts.long_side > side else ""
@@ -213,7 +202,7 @@ def _batch(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derive
 
 
 def _iterations(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derived]:
-    budget = _budget(machine)
+    budget = machine.budget
     solver = cfg.SOLVER
     batch = cfg.S4M.TEACHER.IMS_PER_BATCH or solver.IMS_PER_BATCH
     teacher, why = _rounds(facts.labeled, f"labeled {facts.units}", batch, budget.teacher)

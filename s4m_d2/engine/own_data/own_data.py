@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 from s4m_d2.data import custom
 from s4m_d2.data.annotations import Annotations, read_annotations
-from s4m_d2.data.listing import list_unlabeled
-from s4m_d2.engine.checks.findings import raise_all
+from s4m_d2.data.listing import counted, list_unlabeled
+from s4m_d2.data.subsets import draw_validation
+from s4m_d2.engine.checks.findings import Finding, raise_all
 from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.engine.own_data import own_data_files as files
-from s4m_d2.engine.own_data.derived_settings import Derived, Machine, apply, derive
-from s4m_d2.engine.own_data.own_data_checks import missing_errors, own_data_errors
-from s4m_d2.engine.own_data.own_data_facts import (
-    absent_class_notes,
-    data_facts,
-    drawn_validation,
-    query_notes,
-)
-from s4m_d2.engine.own_data.own_data_sets import OwnData
+from s4m_d2.engine.own_data.derived_settings import DataFacts, Derived, Machine, apply, derive
+from s4m_d2.engine.own_data.own_data_facts import data_facts
 from s4m_d2.engine.stages import run_config, runs_stage
-from s4m_d2.errors import DatasetError
+from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.files import digest
 from s4m_d2.tiling import build_tiling
+
+logger = logging.getLogger(__name__)
 
 _PATHS = ("LABELED", "IMAGES", "UNLABELED", "VAL", "VAL_IMAGES")
 _CLASSES = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
@@ -34,6 +33,68 @@ _REMEDY = (
     "--images and --val-images (S4M.DATA.IMAGES, VAL_IMAGES) name the folders that each "
     "'file_name' of the json starts from."
 )
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """What a run on own data trains and is evaluated on.
+
+    Attributes:
+        stored: classes, derived settings and unlabeled images.
+        labeled, validation: annotated images; None: no evaluation.
+        ground_truth: the COCO file that evaluation compares with; it exists after :meth:`save`.
+        unlabeled_dir: "" without stage 2.
+        folder: where the run keeps its data.
+        is_new: the run begins: everything is to be stored there.
+        notes: what the user should know.
+        kept: keys that would have been derived but are the user's.
+    """
+
+    stored: files.StoredData
+    labeled: Annotations
+    validation: Annotations | None
+    ground_truth: str
+    unlabeled_dir: str
+    folder: str
+    is_new: bool
+    notes: tuple[str, ...]
+    kept: tuple[str, ...]
+
+    def save(self, *, warn: bool = False) -> None:
+        """Write what the run begins with, where that is not done; all processes call it.
+
+        Args:
+            warn: also log the notes, where no check before the run has shown them.
+
+        Raises:
+            OutputError: the system refuses to write.
+        """
+        if comm.is_main_process():
+            validation, val = self.validation, None
+            if validation is not None and self.ground_truth != validation.json_file:
+                val = validation.to_coco()
+            if self.is_new:
+                files.store(self.folder, self.stored, self.labeled.to_coco(), val)
+            elif val is not None:
+                files.write_json(self.ground_truth, val)
+            for note in self.notes if warn else ():
+                logger.warning("%s", note)
+        comm.synchronize()  # the others read the ground truth when they build an evaluator
+
+    def findings(self) -> list[Finding]:
+        """Lines of the report before training: the classes, then each derived setting."""
+        names = self.stored.classes
+        text = f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(names)}"
+        if self.unlabeled_dir and self.stored.left_out:
+            text += f"; left out of the unlabeled folder: {counted(self.stored.left_out)}"
+        if not self.is_new:
+            text += f"; as the run began, in {os.path.relpath(self.folder)}"
+        settings = [s for s in self.stored.settings if s.key not in self.kept]
+        lines = [Finding("own data", text, (), self.notes)]
+        lines += [Finding("derived", f"{s.key} {s.value}: {s.reason}") for s in settings]
+        if self.kept:
+            lines.append(Finding("not derived", f"set by you: {', '.join(self.kept)}"))
+        return lines
 
 
 def load_run(
@@ -63,34 +124,71 @@ def load_run(
     cfg = load_config(config_file, opts)
     if not any(getattr(cfg.S4M.DATA, key) for key in _PATHS):
         return run_config(cfg), None
-    cfg = cfg.clone()
     cfg.defrost()
     for key in filter(cfg.S4M.DATA.get, _PATHS):
         cfg.S4M.DATA[key] = os.path.abspath(os.path.expanduser(cfg.S4M.DATA[key]))
-    raise_all(own_data_errors(cfg, opts[::2], eval_only=eval_only))
+    raise_all(_key_errors(cfg, opts[::2], eval_only))
     explicit = explicit_keys(config_file, opts)
     if _CLASSES not in opts[::2]:  # of a file it is another data set's
         explicit.discard(_CLASSES)
-    folder = _stored_folder(cfg, resume=resume, eval_only=eval_only)
+    folder = _stored_folder(cfg, resume, eval_only)
     if folder is None:
-        raise_all(missing_errors(cfg, eval_only=eval_only))
-        data = _begin(cfg, explicit, _machine(cfg, num_processes), eval_only)
+        raise_all(_missing_errors(cfg, eval_only))
+        data = _begin(cfg, explicit, num_processes, eval_only)
     else:
         data = _continue(cfg, explicit, folder, eval_only)
     cfg.DATASETS.TRAIN = (custom.LABELED,)
     cfg.DATASETS.UNLABELED = (custom.UNLABELED,) if data.unlabeled_dir else ()
     cfg.DATASETS.TEST = (custom.VALIDATION,) if data.validation is not None else ()
-    data.register()
+    custom.register_own_data(
+        labeled=data.labeled,
+        unlabeled=(data.unlabeled_dir, data.stored.unlabeled) if data.unlabeled_dir else None,
+        validation=(data.validation, data.ground_truth) if data.validation is not None else None,
+    )
     return run_config(cfg), data
 
 
-def _machine(cfg: CfgNode, num_processes: int) -> Machine:
-    if not cfg.MODEL.DEVICE.startswith("cuda") or not torch.cuda.is_available():
-        return Machine(0, num_processes)
-    return Machine(torch.cuda.get_device_properties(0).total_memory, num_processes)
+def _key_errors(cfg: CfgNode, overrides: Sequence[str], eval_only: bool) -> Iterator[S4MError]:
+    """Keys of S4M.DATA that are out of range, or do not fit each other or the overridden keys."""
+    data = cfg.S4M.DATA
+    if not data.LABELED:
+        yield ConfigError(
+            "S4M.DATA names own data, but S4M.DATA.LABELED (--labeled) is empty. Give the COCO "
+            "json of the labeled images."
+        )
+    if runs_stage(cfg, "student") and not data.UNLABELED and not eval_only:
+        yield ConfigError(
+            "S4M.DATA.UNLABELED (--unlabeled) is empty: stage 2 needs a folder of unlabeled "
+            "images. (S4M.STAGE teacher runs stage 1 alone.)"
+        )
+    if not 0 <= data.VAL_FRACTION < 1:
+        yield ConfigError(
+            f"S4M.DATA.VAL_FRACTION is {data.VAL_FRACTION}; expected at least 0 and below 1."
+        )
+    for key in ("DATASETS.TRAIN", "DATASETS.UNLABELED", "DATASETS.TEST"):
+        if key in overrides:
+            yield ConfigError(
+                f"{key} and S4M.DATA.LABELED (--labeled) are both given. Name registered data "
+                "sets, or your own files: not both."
+            )
+    if cfg.S4M.SPLIT_FILE or cfg.S4M.SPLIT_SEED:
+        yield ConfigError(
+            "S4M.SPLIT_FILE and S4M.SPLIT_SEED choose from registered data sets, not from "
+            "S4M.DATA.LABELED. Leave them; give validation images of your choice with --val."
+        )
 
 
-def _stored_folder(cfg: CfgNode, *, resume: bool, eval_only: bool) -> str | None:
+def _missing_errors(cfg: CfgNode, eval_only: bool) -> Iterator[S4MError]:
+    """Files and folders that a run begins with and that are not there."""
+    for key in ("LABELED", "IMAGES", "VAL", "VAL_IMAGES", *(() if eval_only else ("UNLABELED",))):
+        path, is_json = cfg.S4M.DATA[key], key in ("LABELED", "VAL")
+        if path and not (os.path.isfile if is_json else os.path.isdir)(path):
+            what = "file: give a COCO json of instances" if is_json else "folder: give one"
+            option = key.lower().replace("_", "-")
+            yield DatasetError(f"--{option} (S4M.DATA.{key}): {path} is no {what}.")
+
+
+def _stored_folder(cfg: CfgNode, resume: bool, eval_only: bool) -> str | None:
     """Where the data of the run lie that is continued or evaluated; None if nowhere."""
     if not (resume or eval_only):
         return None
@@ -108,31 +206,30 @@ def _image_dirs(cfg: CfgNode) -> tuple[str, str]:
     return images, data.VAL_IMAGES or data.IMAGES or os.path.dirname(data.VAL)
 
 
-def _begin(cfg: CfgNode, explicit: Collection[str], machine: Machine, eval_only: bool) -> OwnData:
+def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_only: bool) -> OwnData:
     """The data of a new run; derived settings go into ``cfg``."""
     data = cfg.S4M.DATA
     images, val_images = _image_dirs(cfg)
     labeled = read_annotations(data.LABELED, images, remedy=_REMEDY)
-    notes: list[str] = []
     if data.VAL:
         validation = read_annotations(data.VAL, val_images, classes=labeled.classes, remedy=_REMEDY)
     else:
-        validation = labeled.part(drawn_validation(labeled, data.VAL_FRACTION))
-        notes += absent_class_notes(validation) if validation.records else []
+        validation = labeled.part(_drawn(labeled, data.VAL_FRACTION))
     held_out = {validation.name(record) for record in validation.records}
     train = {labeled.name(record) for record in labeled.records} - (set() if data.VAL else held_out)
     unlabeled: list[str] = []
     left_out: dict[str, int] = {}
     unlabeled_dir = data.UNLABELED if runs_stage(cfg, "student") and not eval_only else ""
     if unlabeled_dir:
-        val_root = validation.image_root
-        unlabeled, left_out = list_unlabeled(unlabeled_dir, [*held_out], val_root)
+        unlabeled, left_out = list_unlabeled(unlabeled_dir, [*held_out], validation.image_root)
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
     facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
     classes = Derived(_CLASSES, len(labeled.classes), "categories of the json")
     settings = [classes] if _CLASSES not in explicit else []
     apply(cfg, settings)
-    derived, kept = derive(cfg, facts, machine, explicit)
+    on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
+    memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else 0
+    derived, kept = derive(cfg, facts, Machine(memory, num_processes), explicit)
     stored = files.StoredData(
         classes=tuple(labeled.classes),
         settings=(*settings, *derived),
@@ -143,6 +240,7 @@ def _begin(cfg: CfgNode, explicit: Collection[str], machine: Machine, eval_only:
         has_val=bool(data.VAL or held_out),
     )
     folder = os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
+    absent = [] if data.VAL else _absent_class_notes(validation)
     return OwnData(
         stored=stored,
         labeled=labeled.part(train),
@@ -151,9 +249,10 @@ def _begin(cfg: CfgNode, explicit: Collection[str], machine: Machine, eval_only:
         unlabeled_dir=unlabeled_dir,
         folder=folder,
         is_new=not eval_only,
-        notes=(*_evaluation_notes(validation), *notes)
-        if eval_only
-        else (*notes, *query_notes(cfg, facts)),
+        notes=(
+            *absent,
+            *(_evaluation_notes(validation) if eval_only else _query_notes(cfg, facts)),
+        ),
         kept=tuple(kept),
     )
 
@@ -178,59 +277,84 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
         validation = read_annotations(path, val_images, classes=classes, remedy=_REMEDY)
         truth = os.path.join(cfg.OUTPUT_DIR, files.FOLDER, files.EVALUATED)
     elif stored.has_val:
-        folder_of_val = val_images if stored.val_digest else images
-        validation = read_annotations(truth, folder_of_val, classes=classes, remedy=_REMEDY)
-    unlabeled_dir = cfg.S4M.DATA.UNLABELED if stored.unlabeled and not eval_only else ""
-    notes = (
-        _evaluation_notes(validation) if eval_only else _changes(cfg, stored, folder, validation)
-    )
-    kept = tuple(setting.key for setting in stored.settings if setting.key in explicit)
+        root = val_images if stored.val_digest else images
+        validation = read_annotations(truth, root, classes=classes, remedy=_REMEDY)
+    notes = _evaluation_notes(validation) if eval_only else _changes(cfg, stored, validation)
     return OwnData(
         stored=stored,
         labeled=train,
         validation=validation,
         ground_truth=truth,
-        unlabeled_dir=unlabeled_dir,
+        unlabeled_dir=cfg.S4M.DATA.UNLABELED if stored.unlabeled and not eval_only else "",
         folder=folder,
         is_new=False,
         notes=tuple(notes),
-        kept=kept,
+        kept=tuple(setting.key for setting in stored.settings if setting.key in explicit),
     )
 
 
-def _evaluation_notes(validation: Annotations | None) -> list[str]:
+def _drawn(labeled: Annotations, fraction: float) -> list[str]:
+    """File names of the labeled images to evaluate on; [] with fraction 0."""
+    names = labeled.classes
+    classes = {
+        labeled.name(r): {names[a["category_id"]] for a in r["annotations"] if not a["iscrowd"]}
+        for r in labeled.records
+    }
+    return draw_validation(classes, fraction) if fraction and classes else []
+
+
+def _absent_class_notes(drawn: Annotations) -> Iterator[str]:
+    present = {annotation["category_id"] for _, annotation in drawn.instances()}
+    absent = [name for index, name in enumerate(drawn.classes) if index not in present]
+    if drawn.records and absent:
+        yield (
+            "The validation set drawn from the labeled images has no instance of "
+            f"{', '.join(absent)}: its AP says nothing about them. Label more such images, or give "
+            "your own set with --val."
+        )
+
+
+def _query_notes(cfg: CfgNode, facts: DataFacts) -> Iterator[str]:
+    queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
+    if queries < facts.most_instances:
+        yield (
+            f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}, but {facts.unit} has "
+            f"{facts.most_instances} instances: the model cannot find them all. Use more queries."
+        )
+
+
+def _evaluation_notes(validation: Annotations | None) -> Iterator[str]:
     """What an evaluation alone says about its annotations; before training, the checks do."""
-    if validation is None:
-        return []
-    none = f"{validation.json_file} has no instance to evaluate on: every AP is nan."
-    found = next(iter(validation.instances()), None)
-    return [*validation.findings.warnings, *[none] * (found is None)]
+    if validation is not None:
+        yield from validation.findings.warnings
+        if not any(True for _ in validation.instances()):
+            yield f"{validation.json_file} has no instance to evaluate on: every AP is nan."
 
 
 def _changes(
-    cfg: CfgNode, stored: files.StoredData, folder: str, validation: Annotations | None
+    cfg: CfgNode, stored: files.StoredData, validation: Annotations | None
 ) -> Iterator[str]:
     """What is another than when the run began, and what that means."""
-    digests = {cfg.S4M.DATA.LABELED: stored.labeled_digest, cfg.S4M.DATA.VAL: stored.val_digest}
-    for path, before in digests.items():
-        if before and digest(path) != before:
+    data = cfg.S4M.DATA
+    for path, known in ((data.LABELED, stored.labeled_digest), (data.VAL, stored.val_digest)):
+        if known and digest(path) != known:
             yield (
                 f"{path} is not what it was when the run began, which goes on with the annotations "
-                f"in {folder}. To use the new ones, start a new run in another OUTPUT_DIR."
+                f"in {os.path.join(cfg.OUTPUT_DIR, files.FOLDER)}. To use the new ones, start a "
+                "new run in another OUTPUT_DIR."
             )
     if not stored.unlabeled:
         return
-    held_out = [validation.name(r) for r in validation.records] if validation else []
-    val_root = validation.image_root if validation else ""
-    found = set(list_unlabeled(cfg.S4M.DATA.UNLABELED, held_out, val_root)[0])
-    added, gone = len(found - {*stored.unlabeled}), len({*stored.unlabeled} - found)
-    if added:
+    held_out = [validation.name(record) for record in validation.records] if validation else []
+    root = validation.image_root if validation else ""
+    found, before = set(list_unlabeled(data.UNLABELED, held_out, root)[0]), {*stored.unlabeled}
+    if added := len(found - before):
         yield (
-            f"Since the run began, {added:,} image(s) were added to {cfg.S4M.DATA.UNLABELED}: it "
+            f"Since the run began, {added:,} image(s) were added to {data.UNLABELED}: it "
             "goes on without them. To use them, start a new run in another OUTPUT_DIR."
         )
-    if gone:
+    if gone := len(before - found):
         yield (
-            f"Since the run began, {gone:,} image(s) have gone from {cfg.S4M.DATA.UNLABELED}: each "
+            f"Since the run began, {gone:,} image(s) have gone from {data.UNLABELED}: each "
             "is skipped, up to S4M.MAX_SKIPPED_IMAGES. Put them back."
         )

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
-from detectron2.config import CfgNode
 
 from s4m_d2.data.annotations import Annotations
-from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.own_data.derived_settings import SIZE_STEP, DataFacts
 from s4m_d2.errors import DatasetError
 from s4m_d2.tiling import Tiling
@@ -21,28 +19,6 @@ _SMALLEST_TILE = 64  # px
 _COUNTED_IMAGES = 1000  # evenly spaced ones
 
 
-def drawn_validation(labeled: Annotations, fraction: float) -> list[str]:
-    """File names of the images to evaluate on; [] with fraction 0."""
-    names = labeled.classes
-    classes = {
-        labeled.name(r): {names[a["category_id"]] for a in r["annotations"] if not a["iscrowd"]}
-        for r in labeled.records
-    }
-    return draw_validation(classes, fraction) if fraction and classes else []
-
-
-def absent_class_notes(validation: Annotations) -> list[str]:
-    """A warning about classes that the drawn images have no instance of."""
-    present = {annotation["category_id"] for _, annotation in validation.instances()}
-    absent = [name for index, name in enumerate(validation.classes) if index not in present]
-    if not absent:
-        return []
-    return [
-        f"The validation set drawn from the labeled images has no instance of {', '.join(absent)}: "
-        "its AP says nothing about them. Label more such images, or give your own set with --val."
-    ]
-
-
 def suitable_tile(records: Sequence[dict]) -> tuple[int, str]:
     """Side of the tiles, px, that labeled images ask for, and the reason; 0: images stay whole.
 
@@ -50,7 +26,7 @@ def suitable_tile(records: Sequence[dict]) -> tuple[int, str]:
     all tiles have at most 30 instances. Images of which both holds, within a factor of two, stay.
     """
     records = records[:: -(-len(records) // _COUNTED_IMAGES) or 1]
-    sides = [max(annotation["bbox"][2:]) for _, annotation in _instances(records)]
+    sides = [max(a["bbox"][2:]) for record in records for a in _instances(record)]
     if not sides:
         return 0, ""
     image = statistics.median(max(_size(record)) for record in records)
@@ -67,25 +43,6 @@ def suitable_tile(records: Sequence[dict]) -> tuple[int, str]:
         f"the median instance is {median:g} px long, {_NEARLY_ALL} % of the tiles have at most "
         f"{in_tiles} instances; of images, {image:g} px long, {most}"
     )
-
-
-def _usual_most(records: Sequence[dict]) -> int:
-    """Instances that nearly all records with any have at most."""
-    counts = [count for record in records if (count := sum(1 for _ in _instances([record])))]
-    return int(np.percentile(counts, _NEARLY_ALL))
-
-
-def _instances(records: Sequence[dict]) -> Iterator[tuple[dict, dict]]:
-    for record in records:
-        for annotation in record["annotations"]:
-            if not annotation["iscrowd"]:
-                yield record, annotation
-
-
-def _size(record: dict) -> tuple[int, int]:
-    """(H, W) of an image or tile."""
-    x0, y0, x1, y1 = record.get("tile", (0, 0, record["width"], record["height"]))
-    return y1 - y0, x1 - x0
 
 
 def data_facts(
@@ -115,29 +72,33 @@ def data_facts(
     tiling = tiling or Tiling(tile[0])
     part = tiling.records(images)
     sizes = [_size(record) for record in part]
-    shares = [min(a["area"] / math.prod(_size(r)), 1.0) for r, a in _instances(part)]
-    counts = [sum(1 for _ in _instances([record])) for record in tiling.records(labeled.records)]
+    areas = [(a["area"], math.prod(_size(record))) for record in part for a in _instances(record)]
     return DataFacts(
         height=statistics.median(height for height, _ in sizes),
         width=statistics.median(width for _, width in sizes),
-        long_side=statistics.median(max(size) for size in sizes),
-        short_side=statistics.median(min(size) for size in sizes),
-        labeled=sum(1 for record in part if any(_instances([record]))),
+        long_side=statistics.median(map(max, sizes)),
+        short_side=statistics.median(map(min, sizes)),
+        labeled=sum(1 for record in part if _instances(record)),
         unlabeled=round(unlabeled * len(part) / len(images)),
         validation=validation,
-        most_instances=max(counts, default=0),
-        instance_share=statistics.median(shares or [1.0]),
+        most_instances=max(len(_instances(r)) for r in tiling.records(labeled.records)),
+        instance_share=statistics.median([min(a / whole, 1.0) for a, whole in areas] or [1.0]),
         tile=tile,
         unit="a tile" if tiling.size else "an image",
     )
 
 
-def query_notes(cfg: CfgNode, facts: DataFacts) -> list[str]:
-    """A warning if the model has fewer queries than an image has instances."""
-    queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
-    if queries >= facts.most_instances:
-        return []
-    return [
-        f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}, but {facts.unit} has "
-        f"{facts.most_instances} instances: the model cannot find them all. Use more queries."
-    ]
+def _usual_most(records: Sequence[dict]) -> int:
+    """Instances that nearly all records with any have at most."""
+    counts = [count for record in records if (count := len(_instances(record)))]
+    return int(np.percentile(counts, _NEARLY_ALL))
+
+
+def _instances(record: dict) -> list[dict]:
+    return [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
+
+
+def _size(record: dict) -> tuple[int, int]:
+    """(H, W) of an image or tile."""
+    x0, y0, x1, y1 = record.get("tile", (0, 0, record["width"], record["height"]))
+    return y1 - y0, x1 - x0

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from s4m_d2.data.listing import IN_VALIDATION
 from s4m_d2.engine.own_data.derived_settings import Derived
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write
@@ -14,7 +13,6 @@ from s4m_d2.files import atomic_write
 FOLDER = "data"
 TRAIN, VAL, EVALUATED = "train.json", "val.json", "evaluated.json"  # COCO files
 UNLABELED = "unlabeled.json"  # list of paths below S4M.DATA.UNLABELED
-_OLD_UNLABELED = "unlabeled.txt"  # of older runs: one a line
 SETTINGS = "settings.json"  # written last: with it, the folder is complete
 _VERSION = 1
 
@@ -61,20 +59,8 @@ def store(folder: str, stored: StoredData, train: dict, val: dict | None) -> Non
     write_json(os.path.join(folder, TRAIN), train)
     if val is not None:
         write_json(os.path.join(folder, VAL), val)
-    write_json(os.path.join(folder, UNLABELED), stored.unlabeled, indent=0)
-    settings = [
-        {"key": setting.key, "value": setting.value, "reason": setting.reason}
-        for setting in stored.settings
-    ]
-    content = {
-        "version": _VERSION,
-        "classes": stored.classes,
-        "settings": settings,
-        "labeled_digest": stored.labeled_digest,
-        "val_digest": stored.val_digest,
-        "left_out": stored.left_out,
-        "has_val": stored.has_val,
-    }
+    content = {"version": _VERSION, **asdict(stored)}
+    write_json(os.path.join(folder, UNLABELED), content.pop("unlabeled"), indent=0)
     write_json(os.path.join(folder, SETTINGS), content, indent=2)
 
 
@@ -84,34 +70,18 @@ def read_stored(folder: str) -> StoredData:
     Raises:
         DatasetError: a file is missing or was changed.
     """
-    path = os.path.join(folder, SETTINGS)
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(os.path.join(folder, SETTINGS), encoding="utf-8") as file:
             content = json.load(file)
-        unlabeled = _read_unlabeled(folder)
-        left_out = content["left_out"] or {}  # of older runs a number
-        if content["version"] != _VERSION:
-            raise ValueError(f"version {content['version']}, expected {_VERSION}")
-        return StoredData(
-            classes=tuple(content["classes"]),
-            settings=tuple(Derived(**setting) for setting in content["settings"]),
-            unlabeled=tuple(unlabeled),
-            labeled_digest=str(content["labeled_digest"]),
-            val_digest=str(content["val_digest"]),
-            left_out=left_out if isinstance(left_out, dict) else {IN_VALIDATION: left_out},
-            has_val=bool(content["has_val"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        with open(os.path.join(folder, UNLABELED), encoding="utf-8") as file:
+            content["unlabeled"] = tuple(json.load(file))
+        if (version := content.pop("version")) != _VERSION:
+            raise ValueError(f"version {version}, expected {_VERSION}")
+        content["classes"] = tuple(content["classes"])
+        content["settings"] = tuple(Derived(**setting) for setting in content["settings"])
+        return StoredData(**content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(
             f"'{folder}', what the run began with, cannot be read: {error!r}. Restore the folder, "
             "or start a new run in another OUTPUT_DIR."
         ) from error
-
-
-def _read_unlabeled(folder: str) -> list[str]:
-    path = os.path.join(folder, UNLABELED)
-    if os.path.exists(path):
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    with open(os.path.join(folder, _OLD_UNLABELED), "rb") as file:
-        return [os.fsdecode(line) for line in file.read().split(b"\n") if line]
