@@ -164,6 +164,19 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     return [mask_util.encode(mask.T) for mask in by_column]
 
 
+def encode_edges(edges: Sequence[int] | np.ndarray, image_size: tuple[int, int]) -> dict[str, Any]:
+    """COCO's encoding of a mask of (H, W) that begins and ends by turns at these pixels.
+
+    Args:
+        edges: rising numbers of pixels, counted down the columns, from the left on.
+    """
+    counts = np.diff(edges, prepend=0, append=image_size[0] * image_size[1]).tolist()
+    if not counts[-1]:
+        del counts[-1]  # COCO's encoding has no empty run but the first
+    size = [int(side) for side in image_size]
+    return mask_util.frPyObjects({"size": size, "counts": counts}, *size)
+
+
 def as_rles(masks: RLEMasks | Tensor) -> Sequence[Mapping[str, Any]]:
     """The encoding of each of N masks, encoded already or (N, H, W) bool."""
     return masks.rles if isinstance(masks, RLEMasks) else encode_masks(masks)

@@ -19,7 +19,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from torch import Tensor, nn
 
-from s4m_d2.structures import RLEMasks, as_rles, dense_overlaps, mask_areas
+from s4m_d2.structures import RLEMasks, as_rles, dense_overlaps, encode_edges, mask_areas
 
 TILES_AT_ONCE = 4  # through the model
 SAME_SHARE = 0.5  # of what two predictions have in common, from which on they are one instance
@@ -312,17 +312,13 @@ def encode_window(
         corner: (x, y) of its upper left pixel.
         image_size: (H, W).
     """
-    height, width = image_size
     edges = np.diff(np.pad(window.astype(np.int8), ((1, 1), (0, 0))), axis=0)
     columns, rows = np.nonzero(edges.T)  # by column: a start, an end, a start, ...
-    ends: np.ndarray = (corner[0] + columns.astype(np.int64)) * height + corner[1] + rows
+    ends: np.ndarray = (corner[0] + columns.astype(np.int64)) * image_size[0] + corner[1] + rows
     inner = ends[1:-1].reshape(-1, 2)
     is_gap = inner[:, 0] < inner[:, 1]  # else a run goes on at the top of the next column
     ends = np.concatenate([ends[:1], inner[is_gap].reshape(-1), ends[-1:]])
-    counts = np.diff(ends, prepend=0, append=height * width).tolist()
-    if not counts[-1]:
-        del counts[-1]  # COCO's encoding has no empty run but the first
-    return mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+    return encode_edges(ends, image_size)
 
 
 def _shared(one: Box, other: Box) -> Box | None:

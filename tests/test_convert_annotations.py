@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,9 +106,8 @@ def check(annotation, kind):
 def test_shapes_of_via(convert, kind):
     status, content, said = convert(via_of(region(kind)))
     assert (status, said) == (0, "")
-    assert content["categories"] == [{"id": 1, "name": "cat"}]
     image = {"id": 1, "file_name": "1.png", "height": HEIGHT, "width": WIDTH}
-    assert content["images"] == [image]
+    assert content["categories"] == [{"id": 1, "name": "cat"}] and content["images"] == [image]
     check(content["annotations"][0], kind)
 
 
@@ -130,13 +130,11 @@ def test_projects_and_objects_of_regions_are_read_too(convert):
 @pytest.mark.parametrize(
     ("attributes", "options", "label"),
     [
-        ({"kind": "dog"}, (), "dog"),
         ({"size": "large", "label": "dog"}, (), "dog"),
         ({"size": "large", "color": "red"}, ("--class-attribute", "color"), "red"),
         ({"size": "large", "color": "red"}, ("--class-name", "dog"), "dog"),
         ({}, ("--class-name", "dog"), "dog"),
         ({"class": {"cat": False, "dog": True}}, (), "dog"),
-        ({"class": 7}, (), "7"),
         ({"class": "two\n lines"}, (), "two lines"),
     ],
 )
@@ -153,7 +151,6 @@ def test_the_class_of_a_region(convert, attributes, options, label):
         ({"size": "large", "color": "red"}, ["size, color", "--class-attribute", "--class-name"]),
         ({}, ["--class-name"]),
         ({"class": ""}, ["''"]),
-        ({"class": True}, ["True"]),
         ({"class": {"cat": True, "dog": True}}, ["cat", "dog"]),
         ({"class": "\ud800"}, ["ud800"]),
     ],
@@ -170,25 +167,6 @@ def test_one_reason_is_one_line_with_a_count(convert):
     _, content, said = convert(via_of(*rows, region("rect")))
     assert len(content["annotations"]) == 1
     assert said.count("\n") == 1 and said.startswith("5 ") and "region 0" in said
-    status, content, said = convert(via_of(*rows), options=["--overwrite"])
-    assert status == 1 and "region 0" in said and "5 left out" in said.splitlines()[0]
-
-
-def test_labels_may_be_numbers_and_one_name_may_replace_them(convert):
-    files = {"1.json": labelme(shape("circle", 1, group_id=3), shape("polygon", "2", group_id=3))}
-    _, content, said = convert(files=files)
-    assert said == "" and [row["name"] for row in content["categories"]] == ["1", "2"]
-    _, content, said = convert(files=files, options=["--class-name", "cell", "--overwrite"])
-    assert said == "" and [row["name"] for row in content["categories"]] == ["cell"]
-    assert len(content["annotations"]) == 2
-
-
-def test_parts_of_a_group_are_one_instance(convert):
-    shapes = [shape("polygon", group_id=1), shape("circle", group_id=1),
-              shape("circle", "dog", group_id=1), shape("circle"), shape("circle")]  # fmt: skip
-    _, content, _ = convert(files={"1.json": labelme(*shapes)})
-    assert [len(row["segmentation"]) for row in content["annotations"]] == [2, 1, 1, 1]
-    assert [row["category_id"] for row in content["annotations"]] == [1, 2, 1, 1]
 
 
 def base64_png(array, form="PNG"):
@@ -213,8 +191,14 @@ def drawn(*origins):
     return padded[10:-10, 10:-10]
 
 
-@pytest.mark.parametrize("pixels", [RING, RING.astype(np.uint8), RING.astype(np.uint8) * 255])
-@pytest.mark.parametrize("origin", [(10, 5), (-3, -2), (WIDTH - 3, HEIGHT - 5)])
+@pytest.mark.parametrize(
+    ("pixels", "origin"),
+    [
+        (RING, (10, 5)),
+        (RING.astype(np.uint8), (-3, -2)),
+        (RING.astype(np.uint8) * 255, (WIDTH - 3, HEIGHT - 5)),
+    ],
+)
 def test_masks_of_labelme_are_the_same_pixels(convert, origin, pixels, tmp_path):
     """The box's corners are its first and last pixel; what is outside the image is not kept."""
     _, content, said = convert(files={"1.json": labelme(mask_shape(*origin, pixels))})
@@ -227,34 +211,24 @@ def test_masks_of_labelme_are_the_same_pixels(convert, origin, pixels, tmp_path)
     assert row["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
 
 
-def test_masks_and_polygons_of_a_group_are_one_instance(convert, tmp_path):
-    parts = [mask_shape(1, 1, group_id=4), shape("polygon", group_id=4),
-             mask_shape(40, 30, group_id=4), mask_shape(40, 30)]  # fmt: skip
-    _, content, _ = convert(files={"1.json": labelme(*parts)})
-    assert len(content["annotations"]) == 2
+def test_parts_of_a_group_are_one_instance(convert, tmp_path):
+    parts = [
+        mask_shape(1, 1, group_id=4),
+        shape("polygon", group_id=4),
+        mask_shape(40, 30, group_id=4),
+        shape("circle", "dog", group_id=4),
+        mask_shape(40, 30),
+        shape("circle", 1, group_id=2),
+        shape("polygon", "1", group_id=2),
+    ]
+    _, content, said = convert(files={"1.json": labelme(*parts)})
+    rows, names = content["annotations"], {r["id"]: r["name"] for r in content["categories"]}
+    assert said == ""
+    assert [names[row["category_id"]] for row in rows] == ["cat", "dog", "cat", "1"]
     expected = drawn((1, 1), (40, 30))
     expected[5:25, 10:30] = True
-    whole = COCO(str(tmp_path / "out" / "coco.json")).annToMask(content["annotations"][0])
-    assert np.array_equal(whole, expected)
-
-
-BAD_MASKS = {
-    "another size than its box": mask_shape(1, 1) | {"points": [[1, 1], [5, 5]]},
-    "no mask": shape("mask", points=[[1, 1], [2, 2]]),
-    "no picture": mask_shape(1, 1) | {"mask": base64.b64encode(b"text").decode()},
-    "no base64": mask_shape(1, 1) | {"mask": "é"},
-    "a number": mask_shape(1, 1) | {"mask": 5},
-    "empty": mask_shape(1, 1, np.zeros((2, 2), dtype=bool)),
-    "outside": mask_shape(1000, 1),
-    "infinite": mask_shape(1, 1) | {"points": [[1, 1], [1e999, 1]]},
-}
-
-
-@pytest.mark.parametrize("row", BAD_MASKS)
-def test_a_bad_mask_is_named_and_the_others_go_on(convert, row):
-    status, content, said = convert(files={"1.json": labelme(BAD_MASKS[row], mask_shape(1, 1))})
-    assert status == 1 and len(content["annotations"]) == 1
-    assert said.count("\n") == 1 and "1.json" in said and "Traceback" not in said
+    whole = COCO(str(tmp_path / "out" / "coco.json")).annToMask(rows[0])
+    assert np.array_equal(whole, expected) and len(rows[3]["segmentation"]) == 2
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gbk"])
@@ -269,22 +243,16 @@ def test_byte_order_marks_are_read_and_other_encodings_named(convert, encoding):
         assert (status, said, names) == (0, "", ["cat", "狗"])
 
 
-@pytest.mark.parametrize(
-    "name", ["1.jpg", "1.TIF", "1", "C:\\photos\\1.jpeg", "../elsewhere/1.bmp"]
-)
-def test_the_image_on_disk_may_have_another_suffix(convert, name):
-    _, content, said = convert(files={"a.json": labelme(shape("circle"), name=name)})
+@pytest.mark.parametrize("name", ["1.TIF", "1", "C:\\photos\\1.jpeg", "../elsewhere/1.jpg"])
+def test_the_image_on_disk_may_have_another_suffix_if_it_is_the_only_one(convert, tmp_path, name):
+    files = {"a.json": labelme(shape("circle"), name=name)}
+    _, content, said = convert(files=files)
     assert said == "" and content["images"][0]["file_name"] == "1.png"
     _, content, said = convert(via_of(region("circle"), name=name), options=["--overwrite"])
     assert said == "" and content["images"][0]["file_name"] == "1.png"
-
-
-def test_where_two_images_have_another_suffix_neither_is_chosen(convert, tmp_path):
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "photos" / "1.bmp")
-    status, content, said = convert(files={"a.json": labelme(shape("circle"), name="1.jpg")})
-    assert status == 1 and content is None and "1.bmp" in said and "1.png" in said
-    _, content, _ = convert(files={"a.json": labelme(shape("circle"), name="1.bmp")})
-    assert content["images"][0]["file_name"] == "1.bmp"
+    status, _, said = convert(files=files, options=["--overwrite"])
+    assert status == 1 and "1.bmp" in said and "1.png" in said
 
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -309,25 +277,15 @@ def test_embedded_images_are_written_where_they_are_missing(convert, tmp_path, n
     assert path.read_bytes() == base64.b64decode(data)
     new = set(tmp_path.rglob("*.*")) - before
     assert {p.name for p in new} == {"a.json", path.name, "coco.json"}
-    path.write_bytes(base64.b64decode(base64_png(255 - PICTURE, form)))
-    kept = path.read_bytes()
-    assert convert(files=files, options=["--overwrite"])[1] == content
-    assert path.read_bytes() == kept
-
-
-def test_the_first_of_two_embedded_images_of_a_name_is_kept(convert, tmp_path):
-    first, second = base64_png(PICTURE), base64_png(255 - PICTURE)
-    files = {"a.json": labelme(shape("circle"), name="3.tif", imageData=first),
-             "b.json": labelme(shape("polygon"), name="3.tif", imageData=second)}  # fmt: skip
-    status, content, said = convert(files=files)
+    other = base64_png(255 - PICTURE, form)  # the first is kept, whether written before or now
+    files["b.json"] = labelme(shape("polygon"), name=name, imageData=other)
+    status, content, said = convert(files=files, options=["--overwrite"])
     assert status == 1 and len(content["annotations"]) == 1 and "b.json" in said
-    assert (tmp_path / "photos" / "3.png").read_bytes() == base64.b64decode(first)
+    assert path.read_bytes() == base64.b64decode(data)
 
 
-@pytest.mark.parametrize("name", ["3.png", ".", "..", "", "/"])
-@pytest.mark.parametrize(
-    "data", ["é", "AAAA", base64_png(PICTURE)[:400], base64_png(PICTURE, "PPM")]
-)
+@pytest.mark.parametrize("name", ["3.png", "..", "", "/"])
+@pytest.mark.parametrize("data", ["é", base64_png(PICTURE)[:400], base64_png(PICTURE, "PPM")])
 def test_embedded_images_that_cannot_be_read_are_named(convert, tmp_path, name, data):
     files = {"a.json": labelme(shape("circle"), name=name, imageData=data),
              "b.json": labelme(shape("circle"))}  # fmt: skip
@@ -350,39 +308,45 @@ def test_a_file_of_labelme_alone_and_hidden_folders(convert, tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 300, "3\0\n\x1b[2J.png", "\ud800.png", "1.png/3.png"])
 def test_names_that_no_file_can_have_are_named(convert, name):
-    data = base64_png(PICTURE)
-    files = {"a.json": labelme(shape("circle"), name=name, imageData=data),
+    files = {"a.json": labelme(shape("circle"), name=name, imageData=base64_png(PICTURE)),
              "b.json": labelme(shape("circle"), name="more/2.png")}  # fmt: skip
     status, content, said = convert(files=files)
     assert status == 1 and len(content["images"]) == 1 and "a.json" in said
     assert said.count("\n") == 1 and said.strip().isprintable()
-    row = via_of(region("circle"), name=name)
-    assert convert({**row, **via_of(region("circle"))}, options=["--overwrite"])[0] == 1
 
 
-BAD_REGIONS = {
-    "a point": (region("point"), "a 'point' has no area"),
-    "an open line": (region("polyline"), "a 'polyline' has no area"),
-    "two points": (region("polygon", all_points_x=[1, 2], all_points_y=[1, 2]), "3 points"),
-    "x without y": (region("polygon", all_points_x=[1, 2, 3, 4, 5]), "each with x and y"),
-    "no radius": ({**region("circle"), "shape_attributes": {"name": "circle", "cx": 1, "cy": 1}},
-                  "lacks 'r'"),
-    "no list": ({**region("rect"), "region_attributes": None}, "region 0"),
-    "a text": (region("circle", r="wide"), "wide"),
-    "infinite": (region("circle", r=float("inf")), "no finite number"),
-    "far outside": (region("rect", x=100_000), "far outside"),
-    "outside": (region("rect", x=100), "covers no pixel"),
-    "no object": (7, "region 0"),
-}  # fmt: skip
+BAD = {  # of VIA, then of LabelMe
+    "a point": region("point"),
+    "an open line": region("polyline"),
+    "two points": region("polygon", all_points_x=[1, 2], all_points_y=[1, 2]),
+    "x without y": region("polygon", all_points_x=[1, 2, 3, 4, 5]),
+    "no radius": {**region("circle"), "shape_attributes": {"name": "circle", "cx": 1, "cy": 1}},
+    "no list": {**region("rect"), "region_attributes": None},
+    "a text": region("circle", r="wide"),
+    "infinite": region("circle", r=float("inf")),
+    "far outside": region("rect", x=100_000),
+    "outside": region("rect", x=100),
+    "no object": 7,
+    "a mask of another size": mask_shape(1, 1) | {"points": [[1, 1], [5, 5]]},
+    "no mask": shape("mask", points=[[1, 1], [2, 2]]),
+    "no picture": mask_shape(1, 1) | {"mask": base64.b64encode(b"text").decode()},
+    "no base64": mask_shape(1, 1) | {"mask": "é"},
+    "an empty mask": mask_shape(1, 1, np.zeros((2, 2), dtype=bool)),
+    "a mask outside": mask_shape(1000, 1),
+    "an infinite mask": mask_shape(1, 1) | {"points": [[1, 1], [1e999, 1]]},
+}
 
 
-@pytest.mark.parametrize("bad", BAD_REGIONS)
-def test_a_bad_region_is_named_and_the_others_go_on(convert, bad):
-    row, expected = BAD_REGIONS[bad]
-    status, content, said = convert(via_of(row, region("rect")))
+@pytest.mark.parametrize("row", BAD)
+def test_a_bad_shape_is_named_and_the_others_go_on(convert, row):
+    bad, of_labelme = BAD[row], "mask" in row or "base64" in row or "picture" in row
+    if of_labelme:
+        status, content, said = convert(files={"1.json": labelme(bad, mask_shape(1, 1))})
+    else:
+        status, content, said = convert(via_of(bad, region("rect")))
     assert status == 1 and len(content["annotations"]) == 1
-    assert said.count("\n") == 1
-    assert "1.png" in said and expected in said and "Traceback" not in said
+    assert said.count("\n") == 1 and "Traceback" not in said
+    assert ("1.json" if of_labelme else "1.png") in said
 
 
 def test_bad_files_and_images_are_named_and_the_others_go_on(convert):
@@ -403,13 +367,13 @@ def test_bad_files_and_images_are_named_and_the_others_go_on(convert):
     assert len(content["annotations"]) == 1
     lines = said.splitlines()
     for words in (
-        ("2.json", "JSON"),
-        ("3.json", "LabelMe"),
-        ("4.json", "nowhere.png", "no such image"),
+        ("2.json",),
+        ("3.json",),
+        ("4.json", "nowhere.png"),
         ("5.json", "more/2.png", "(40, 60)", "(41, 60)"),
-        ("6.json", "1.png", "before"),
-        ("7.json", "shape 0", "'point'"),
-        ("7.json", "shape 1", "'linestrip'"),
+        ("6.json", "1.png"),
+        ("7.json", "shape 0"),
+        ("7.json", "shape 1"),
         ("8.json", "/home/anyone/x.txt"),
     ):
         assert any(all(word in line for word in words) for line in lines), words
@@ -417,7 +381,11 @@ def test_bad_files_and_images_are_named_and_the_others_go_on(convert):
 
 def test_given_classes_keep_their_order_and_others_are_named(convert):
     rows = [region("rect", "dog"), region("circle", "cow")]
-    status, content, said = convert(via_of(*rows), options=["--classes", "dog", "cat"])
+    _, before, _ = convert(via_of(region("rect")))
+    status, content, said = convert(via_of(*rows))  # the file there is kept unless asked
+    assert status == 1 and content == before and "--overwrite" in said
+    options = ["--overwrite", "--classes", "dog", "cat"]
+    status, content, said = convert(via_of(*rows), options=options)
     assert content["categories"] == [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
     assert status == 1 and "'cow'" in said and "--classes" in said
 
@@ -435,13 +403,6 @@ NOTHING = {
 def test_where_nothing_can_be_converted_nothing_is_written(convert, case):
     status, content, said = convert(NOTHING[case])
     assert status == 1 and content is None and said.startswith("error: ") and "via.json" in said
-
-
-def test_an_existing_file_is_kept_unless_asked(convert):
-    _, before, _ = convert(via_of(region("rect")))
-    status, after, said = convert(via_of(region("circle")))
-    assert status == 1 and after == before and "--overwrite" in said
-    assert convert(via_of(region("circle")), options=["--overwrite"])[1] != before
 
 
 def test_the_generators_formats_hold_the_same_shapes(tmp_path):
@@ -463,19 +424,10 @@ def test_the_generators_formats_hold_the_same_shapes(tmp_path):
             rows = [row for row in content["annotations"] if row["image_id"] == image + 1]
             polygons[kind] = [(names[r["category_id"]], r["segmentation"]) for r in rows]
         assert polygons["coco"] and polygons["labelme"] == polygons["coco"]
-        single = [(n, p) for n, parts in polygons["coco"] for p in parts]
-        assert [(n, p[0]) for n, p in polygons["via"]] == [s for s in single if covers(s[1])]
-
-
-def covers(polygon):
-    """Whether a polygon covers a pixel; others are left out where they stand alone."""
-    from pycocotools import mask as mask_utils
-
-    return mask_utils.area(mask_utils.frPyObjects([polygon], 64, 128)).sum() > 0
-
-
-def test_the_generator_refuses_an_existing_folder_and_bad_numbers(tmp_path, capsys):
-    assert make_own_data.main(["--output", str(tmp_path)]) == 1
-    assert "exists" in capsys.readouterr().err
-    assert make_own_data.main(["--output", str(tmp_path / "new"), "--labeled", "0"]) == 1
-    assert not (tmp_path / "new").exists()
+        single = [
+            (name, part)
+            for name, parts in polygons["coco"]
+            for part in parts  # those without a pixel are left out where they stand alone
+            if mask_utils.area(mask_utils.frPyObjects([part], 64, 128)).sum()
+        ]
+        assert [(name, parts[0]) for name, parts in polygons["via"]] == single

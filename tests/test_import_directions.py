@@ -53,7 +53,7 @@ MAY_USE_GLOBAL_RANDOMNESS = {
     ("s4m_d2/data/transforms.py", "np.random.get_state"),
     ("s4m_d2/data/transforms.py", "np.random.set_state"),
     # A mapper in a foreign loader, which attaches no seeds.
-    ("s4m_d2/data/sampling.py", "np.random.default_rng"),
+    ("s4m_d2/data/mappers.py", "np.random.default_rng"),
     # Other libraries (dropout) draw from the default ones: they are set in every iteration, and
     # their states are part of a checkpoint.
     ("s4m_d2/engine/rng.py", "torch.manual_seed"),

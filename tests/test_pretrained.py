@@ -76,11 +76,10 @@ def test_an_unknown_name_is_refused_with_those_that_exist():
     [
         lambda path: None,
         lambda path: path.write_bytes(b"<html>"),
-        lambda path: torch.save([torch.zeros(3)], path),
         lambda path: torch.save({"weight": torch.zeros(3)}, path),
         lambda path: torch.save({"code": torch.nn.Conv2d(1, 1, 1)}, path),
     ],
-    ids=["absent", "a web page", "a list", "another network", "objects"],
+    ids=["absent", "a web page", "another network", "objects"],
 )
 def test_another_file_is_refused(package, write):
     write(package)

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from s4m_d2.command_line import natural, print_first, share
 from s4m_d2.data.images import read_image
-from s4m_d2.data.media import Media, Video, find_media
+from s4m_d2.data.listing import Media, Video, find_media
 from s4m_d2.engine import run_config
 from s4m_d2.engine.checks.config_checks import check_config
 from s4m_d2.engine.command.arguments import split_overrides

@@ -120,10 +120,6 @@ def _check_weights(weights: ModelWeights, branch: str, checkpoint: str) -> None:
             f"Weights '{checkpoint}' hold a {weights.branch} and no {branch}: "
             f"use --model {weights.branch}."
         )
-    if weights.by_suffix and not any(name.startswith(f"{HEAD}.") for name in weights.state):
-        raise WeightsError(
-            f"Weights '{checkpoint}' are those of a backbone: there is no whole model to export."
-        )
 
 
 def _write_pth(state: Mapping[str, Tensor], file: IO[bytes]) -> None:

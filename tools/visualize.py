@@ -80,12 +80,6 @@ def parse_args(words: list[str]) -> argparse.Namespace:
         metavar=("X", "Y"),
         help="of similarity, in pixels of the image; default: inside its largest instance",
     )
-    parser.add_argument(
-        "--unlabeled",
-        action="store_true",
-        help="pseudo_labels and arp of unlabeled images in the training's views, instead of "
-        "validation images",
-    )
     return parser.parse_args(words)
 
 
@@ -97,7 +91,7 @@ def draw(cfg: CfgNode, args: argparse.Namespace) -> None:
     """
     models = _models(cfg, args.weights, args.what)
     point = tuple(args.point) if args.point else None
-    figures = FigureSet(cfg, models, args.images, unlabeled=args.unlabeled, point=point)
+    figures = FigureSet(cfg, models, args.images, point=point)
     for name in dict.fromkeys(args.what):
         path = os.path.join(args.output, f"{name}.png")
         write_png(figures.draw(name), path)

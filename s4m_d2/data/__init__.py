@@ -1,10 +1,9 @@
 """Data sets, views and loaders; importing it registers the data sets and the mappers."""
 
-from s4m_d2.data.arp_mapper import ARPDatasetMapper
 from s4m_d2.data.build import DATASET_MAPPER_REGISTRY, StreamLoader, build_stream_loader
 from s4m_d2.data.cityscapes import CityscapesFormat
 from s4m_d2.data.coco import CocoFormat
-from s4m_d2.data.labeled_mapper import LabeledDatasetMapper
+from s4m_d2.data.mappers import ARPDatasetMapper, LabeledDatasetMapper
 from s4m_d2.data.splits import (
     labeled_dataset_names,
     register_splits,

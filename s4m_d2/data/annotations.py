@@ -17,8 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from s4m_d2.data.annotation_findings import NO_IMAGE, Findings
-from s4m_d2.data.annotation_rows import Key, key_of, name_of, normalized_annotations, side_of
+from s4m_d2.data.annotation_rows import (
+    NO_IMAGE,
+    Findings,
+    Key,
+    key_of,
+    name_of,
+    normalized_annotations,
+    side_of,
+)
 from s4m_d2.data.images import image_size
 from s4m_d2.errors import DatasetError
 

@@ -191,14 +191,10 @@ def build_stream_loader(
         batch_size=batch_size,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        collate_fn=_as_list,
+        collate_fn=list,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else starting workers would draw from the global one
     )
-
-
-def _as_list(samples: list) -> list:
-    return samples
 
 
 def _start_worker(worker_id: int) -> None:

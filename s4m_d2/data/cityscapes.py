@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from s4m_d2.data.images import READ_ERRORS, image_size, unreadable
 from s4m_d2.data.listing import dataset_path, list_images
 from s4m_d2.errors import DatasetError
+from s4m_d2.structures import encode_edges
 
 IMAGE_SUFFIX = "_leftImg8bit.png"
 INSTANCE_SUFFIX = "_gtFine_instanceIds.png"
@@ -132,7 +133,6 @@ def _read_ids(instance_file: str) -> np.ndarray:
 
 def _annotations(ids: np.ndarray, instance_file: str) -> list[dict]:
     """All instances of an (H, W) id map, from one pass over its runs in column order."""
-    height, width = ids.shape
     flat = ids.T.reshape(-1).astype(np.int64)
     starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))
     ends = np.append(starts[1:], flat.size)
@@ -148,7 +148,7 @@ def _annotations(ids: np.ndarray, instance_file: str) -> list[dict]:
         if int(label_id) not in _CONTIGUOUS:
             continue
         runs = run_ids == instance_id
-        rle = _encode_runs(starts[runs], ends[runs], height, width)
+        rle = encode_edges(np.stack((starts[runs], ends[runs]), axis=1).reshape(-1), ids.shape)
         x, y, box_width, box_height = mask_util.toBbox(rle).tolist()
         if min(box_width, box_height) <= 1:
             continue
@@ -162,12 +162,3 @@ def _annotations(ids: np.ndarray, instance_file: str) -> list[dict]:
             }
         )
     return annotations
-
-
-def _encode_runs(starts: np.ndarray, ends: np.ndarray, height: int, width: int) -> dict:
-    """Compressed RLE of the mask that the runs [start, end) of column-order pixels make up."""
-    edges = np.stack((starts, ends), axis=1).reshape(-1)
-    counts = np.diff(edges, prepend=0, append=height * width)
-    return mask_util.frPyObjects(
-        {"counts": counts.tolist(), "size": [height, width]}, height, width
-    )

@@ -1,12 +1,17 @@
-"""Reading images, whole or only their size, with errors that name the file."""
+"""Reading images, whole or only their size, with errors that name the file.
+
+Plain files are decoded by OpenCV, which takes less time than Pillow, all others by Pillow.
+"""
 
 from __future__ import annotations
 
+import struct
+
+import cv2
 import numpy as np
 from detectron2.data import detection_utils
-from PIL import Image
+from PIL import ExifTags, Image
 
-from s4m_d2.data.decoding import decode_plain, orientation
 from s4m_d2.errors import DatasetError
 
 #: What Pillow raises for a damaged, truncated or foreign file.
@@ -25,6 +30,20 @@ _TURNS: dict[int | None, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 _TRANSPOSED = (5, 6, 7, 8)  # of them, those that swap height and width
+_COLOR = {"RGB": cv2.IMREAD_COLOR_RGB, "BGR": cv2.IMREAD_COLOR_BGR}
+_UPRIGHT = (None, 1)  # EXIF's numbers of an image that is stored upright
+# Of a JPEG: markers, each one byte after 0xff, and those that pixels may hold: an escaped 0xff,
+# restarts, and what begins another scan of a progressive image.
+_MARKER, _MARKER_SIZE = 0xFF, 2
+_JPEG_FIRST_SEGMENT, _JPEG_SCAN, _JPEG_END = 2, 0xFFDA, 0xD9
+_SEGMENT_HEAD = struct.Struct(">HH")
+_SCAN_CODES = (0x00, *range(0xD0, 0xD8), 0xC4, 0xDA)
+# Of a PNG: where things stand, and the chunks that tell neither orientation nor transparency
+# nor further frames. Texts may tell an orientation.
+_PNG_FIRST_CHUNK, _PNG_DEPTH, _PNG_INTERLACED = 8, 24, 28
+_CHUNK_HEAD = struct.Struct(">I4s")
+_CHUNK_CHECKSUM = 4
+_PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"gAMA", b"cHRM", b"sRGB", b"iCCP"}
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
@@ -87,6 +106,71 @@ def is_turned(file_name: str) -> bool:
     """Whether the EXIF data of an image that can be read swap its height and width."""
     with Image.open(file_name) as image:
         return orientation(image) in _TRANSPOSED
+
+
+def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.ndarray | None:
+    """Decode a PNG or JPEG file of 8 bits a channel, gray or color, stored upright and whole.
+
+    The pixels are Pillow's: PNG is lossless, and for JPEG both use libjpeg-turbo with its defaults.
+
+    Args:
+        image: Pillow's, of which the header alone has been read.
+        file_name: its path.
+        image_format: "RGB" or "BGR".
+
+    Returns:
+        (H, W, 3) uint8, or None where the file is of another kind or damaged: Pillow decides then.
+    """
+    is_plain = {"PNG": _is_plain_png, "JPEG": _is_plain_jpeg}.get(image.format or "")
+    if is_plain is None or image.mode not in ("RGB", "L"):
+        return None
+    content = np.fromfile(file_name, dtype=np.uint8)
+    if not is_plain(image, content):
+        return None
+    try:
+        array = cv2.imdecode(content, _COLOR[image_format] | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:  # larger than OpenCV allows
+        return None
+    return array if array is not None and array.shape[:2] == image.size[::-1] else None
+
+
+def _is_plain_png(image: Image.Image, content: np.ndarray) -> bool:
+    """Damage of the pixels shows in the chunks' checksums, which OpenCV verifies."""
+    names = set()
+    start = _PNG_FIRST_CHUNK
+    while start + _CHUNK_HEAD.size <= len(content):
+        length, name = _CHUNK_HEAD.unpack_from(content.data, start)
+        names.add(name)
+        start += _CHUNK_HEAD.size + length + _CHUNK_CHECKSUM
+    is_whole = start == len(content) and b"IEND" in names
+    is_common = content[_PNG_DEPTH] == 8 and not content[_PNG_INTERLACED]
+    return is_whole and is_common and names <= _PNG_CHUNKS
+
+
+def _is_plain_jpeg(image: Image.Image, content: np.ndarray) -> bool:
+    """Not so if markers stand where only damage puts them, or the one at the end is missing.
+
+    Pillow refuses such files, OpenCV fills up what is missing.
+    """
+    start = _JPEG_FIRST_SEGMENT
+    while start + _SEGMENT_HEAD.size <= len(content):
+        marker, length = _SEGMENT_HEAD.unpack_from(content.data, start)
+        start += _MARKER_SIZE + length
+        if marker == _JPEG_SCAN:
+            break
+    pixels = content[start:]
+    codes = pixels[1:][pixels[:-1] == _MARKER]  # what follows each byte that begins a marker
+    is_whole = codes.size > 0 and codes[-1] == _JPEG_END and pixels[-1] == _JPEG_END
+    is_intact = is_whole and np.isin(codes[:-1], _SCAN_CODES).all()
+    return bool(is_intact) and orientation(image) in _UPRIGHT
+
+
+def orientation(image: Image.Image) -> int | None:
+    """EXIF's number, 1 to 8, if there is one."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # Pillow raises many kinds on broken EXIF data, which Detectron2 ignores
+        return None
 
 
 def unreadable(file_name: str, error: Exception) -> DatasetError:

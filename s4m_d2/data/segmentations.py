@@ -1,17 +1,22 @@
-"""What a segmentation must hold to be drawn in its image."""
+"""Segmentations of annotations: what they must hold to be drawn, and as masks of a view."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 
 import numpy as np
+import torch
+from detectron2.data import transforms as T
 from pycocotools import mask as mask_utils
+from torch import Tensor
 
-from s4m_d2.data.run_lengths import RunLengths
+from s4m_d2.data.transforms import source_pixels
 from s4m_d2.errors import DatasetError
+from s4m_d2.structures import encode_edges
 
 _PAIR, _FEWEST_POINTS = 2, 3
 _MAX_REACH = 10  # longer sides of its image by which a polygon may leave it
@@ -24,28 +29,46 @@ _TEXT_MORE = 1 << _TEXT_BITS
 _TEXT_MAX_DIGITS = 7  # of a 32-bit number
 
 
-def check_segmentation(segmentation: object, image_size: tuple[int, int]) -> None:
-    """Refuse polygons and masks that could not be drawn in an image; nothing is decoded.
+@dataclass(frozen=True)
+class RunLengths:
+    """A mask in COCO's order: down the columns, from the left on.
 
-    Args:
-        segmentation: polygons, RLE dict or array, of any content.
-        image_size: (H, W).
-
-    Raises:
-        DatasetError: says what is wrong, as part of a sentence.
+    Attributes:
+        lengths: (R,) int64, of a background run, a run of the mask, and so on; they add up to the
+            mask's area. Any may be 0.
+        height: of the mask, at least 1.
     """
-    if isinstance(segmentation, list):
-        if not read_polygons(as_polygons(segmentation), image_size):
-            raise DatasetError("no polygon has three points (x, y) or more")
-    else:
-        read_mask(segmentation, image_size)
+
+    lengths: np.ndarray
+    height: int
+
+    def bounds(self) -> tuple[slice, slice]:
+        """Rows and columns that hold all set pixels; the rows may be more than that."""
+        ends = self.lengths.cumsum()[1::2]
+        lengths = self.lengths[1::2]
+        first, last = (ends - lengths)[lengths > 0], ends[lengths > 0] - 1
+        if not len(first):
+            return slice(0, 0), slice(0, 0)
+        left, right = first // self.height, last // self.height
+        columns = slice(int(left[0]), int(right[-1]) + 1)
+        if (left != right).any():  # a run goes on in the next column, from its top
+            return slice(0, self.height), columns
+        top, bottom = (first % self.height).min(), (last % self.height).max()
+        return slice(int(top), int(bottom) + 1), columns
+
+    def columns(self, start: int, stop: int) -> np.ndarray:
+        """(H, stop - start) bool: these columns of the mask."""
+        begin, end = start * self.height, stop * self.height
+        edges = self.lengths.cumsum().clip(begin, end)
+        is_set = np.arange(len(edges)) % 2 == 1
+        return np.repeat(is_set, np.diff(edges, prepend=begin)).reshape(-1, self.height).T
 
 
 def read_mask(segmentation: object, image_size: tuple[int, int]) -> RunLengths | np.ndarray:
     """What is no polygon: the run lengths of an RLE dict, or the (H, W) array itself.
 
     Raises:
-        DatasetError: as :func:`check_segmentation`.
+        DatasetError: says what is wrong, as part of a sentence.
     """
     if isinstance(segmentation, dict):
         return read_rle(segmentation, image_size)
@@ -80,7 +103,7 @@ def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarra
         image_size: (H, W).
 
     Raises:
-        DatasetError: as :func:`check_segmentation`.
+        DatasetError: says what is wrong, as part of a sentence.
     """
     return [points for points in read_points(polygons, image_size) if is_polygon(points)]
 
@@ -91,10 +114,7 @@ def is_polygon(points: np.ndarray) -> bool:
 
 
 def read_points(polygons: list, image_size: tuple[int, int]) -> list[np.ndarray]:
-    """The numbers of each polygon, of any count, as new float64 arrays of one dimension.
-
-    Args, Raises: as :func:`read_polygons`.
-    """
+    """The numbers of each polygon, of any count; else as :func:`read_polygons`."""
     values = np.array(np.nan)
     if all(isinstance(polygon, list) for polygon in polygons):
         with contextlib.suppress(TypeError, ValueError, OverflowError):
@@ -137,7 +157,7 @@ def read_rle(rle: dict, image_size: tuple[int, int]) -> RunLengths:
     """The run lengths of an RLE dict of an image, compressed or not.
 
     Raises:
-        DatasetError: as :func:`check_segmentation`.
+        DatasetError: says what is wrong, as part of a sentence.
     """
     if not {"size", "counts"} <= rle.keys():
         raise DatasetError("an RLE needs the keys 'size' and 'counts'")
@@ -169,23 +189,17 @@ def compressed_rle(rle: dict, image_size: tuple[int, int]) -> dict:
     such runs at one place, their union by COCO's API ends there, and may not come to an end at all.
 
     Raises:
-        DatasetError: as :func:`check_segmentation`.
+        DatasetError: says what is wrong, as part of a sentence.
     """
     lengths = read_rle(rle, image_size).lengths
-    counts, size = rle["counts"], [int(side) for side in image_size]
+    counts = rle["counts"]
     if not isinstance(counts, str) or not lengths[1:].all():
-        whole = {"size": size, "counts": _without_empty_runs(lengths)}
-        counts = mask_utils.frPyObjects(whole, *size)["counts"].decode("ascii")
-    return {"size": size, "counts": counts}
-
-
-def _without_empty_runs(lengths: np.ndarray) -> list[int]:
-    """The same mask with neighboring runs of one value joined."""
-    value: np.ndarray = np.arange(len(lengths)) % 2
-    value, ends = value[lengths > 0], lengths.cumsum()[lengths > 0]
-    is_last = np.append(value[1:] != value[:-1], True)
-    runs = np.diff(ends[is_last], prepend=0).tolist()
-    return [0, *runs] if value[0] else runs
+        is_run = lengths > 0
+        value, ends = np.arange(len(lengths))[is_run] % 2, lengths.cumsum()[is_run]
+        changes = ends[:-1][value[1:] != value[:-1]]
+        edges = np.append(0, changes) if value[0] else changes
+        counts = encode_edges(edges, image_size)["counts"].decode("ascii")
+    return {"size": [int(side) for side in image_size], "counts": counts}
 
 
 def _read_text(text: str | bytes) -> np.ndarray | None:
@@ -222,3 +236,108 @@ def _check_size(size: Iterable[int], image_size: tuple[int, int]) -> None:
         raise DatasetError(
             f"the mask has (height, width) {tuple(size)}, but the image has {image_size}"
         )
+
+
+def transform_masks(
+    segmentations: Sequence[object],
+    transforms: T.TransformList,
+    image_size: tuple[int, int],
+    view_size: tuple[int, int],
+) -> Tensor:
+    """Segmentations of an image in the frame of its view.
+
+    Polygons move as points and are drawn in the view; masks are resampled (nearest pixel), only
+    where they lie if the transforms allow that.
+
+    Args:
+        segmentations: polygons [[x0, y0, x1, ...], ...] in pixels of the image, RLE dicts
+            (compressed or not), or (H, W) arrays.
+        transforms: what made the view from the image.
+        image_size, view_size: (H, W) before and after.
+
+    Returns:
+        (N, H', W') bool.
+
+    Raises:
+        DatasetError: a segmentation is malformed, or of another size than the image.
+    """
+    masks = np.zeros((len(segmentations), *view_size), dtype=bool)
+    pixels = source_pixels(transforms, image_size)
+    for segmentation, view in zip(segmentations, masks, strict=True):
+        if isinstance(segmentation, list):
+            polygons = read_polygons(as_polygons(segmentation), image_size)
+            _draw_polygons(polygons, transforms, view)
+            continue
+        mask = read_mask(segmentation, image_size)
+        if pixels is None:
+            whole = _columns(mask, 0, image_size[1])
+            view[:] = transforms.apply_segmentation(whole.astype(np.uint8, order="C"))
+        else:
+            _resample(mask, *pixels, view)
+    return torch.from_numpy(masks)
+
+
+def tight_boxes(masks: Tensor) -> Tensor:
+    """(N, 4) float32 boxes (x0, y0, x1, y1) around (N, H, W) bool masks, of empty ones all 0."""
+    boxes = np.zeros((len(masks), 4), dtype=np.float32)
+    for box, mask in zip(boxes, masks.numpy(), strict=True):
+        rows, columns = _bounds(mask)
+        box[:] = columns.start, rows.start, columns.stop, rows.stop
+    return torch.from_numpy(boxes)
+
+
+def _draw_polygons(
+    polygons: list[np.ndarray], transforms: T.TransformList, view: np.ndarray
+) -> None:
+    """Set the union of the polygons in an empty (H', W') bool view; parts outside are cut off."""
+    if not polygons:
+        raise DatasetError("no polygon has three points (x, y) or more")
+    moved = [transforms.apply_coords(p.reshape(-1, 2)).reshape(-1) for p in polygons]
+    rle = mask_utils.merge(mask_utils.frPyObjects(moved, *view.shape))
+    drawn = read_rle(rle, view.shape)
+    rows, columns = drawn.bounds()
+    view[rows, columns] = drawn.columns(columns.start, columns.stop)[rows]
+
+
+def _resample(
+    mask: RunLengths | np.ndarray, rows: np.ndarray, columns: np.ndarray, view: np.ndarray
+) -> None:
+    """``view[:] = mask[rows][:, columns]``, done only where a mask's bounds reach the view.
+
+    Args:
+        mask: of (H, W).
+        rows, columns: (H',), (W',) monotone indices.
+        view: empty (H', W') bool.
+    """
+    row_bounds, column_bounds = _bounds(mask)
+    row_span, column_span = _span(rows, row_bounds), _span(columns, column_bounds)
+    rows, columns = rows[row_span], columns[column_span]
+    if rows.size and columns.size:
+        left = columns.min()
+        source = _columns(mask, left, columns.max() + 1)
+        view[row_span, column_span] = source[rows].take(columns - left, axis=1)
+
+
+def _span(indices: np.ndarray, bounds: slice) -> slice:
+    """Where monotone indices lie within bounds."""
+    inside = np.flatnonzero((indices >= bounds.start) & (indices < bounds.stop))
+    return slice(inside[0], inside[-1] + 1) if inside.size else slice(0, 0)
+
+
+def _columns(mask: RunLengths | np.ndarray, start: int, stop: int) -> np.ndarray:
+    """(H, stop - start) bool."""
+    if isinstance(mask, RunLengths):
+        return mask.columns(start, stop)
+    return mask[:, start:stop].astype(bool, copy=False)
+
+
+def _bounds(mask: RunLengths | np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns that hold all set pixels; run lengths may give more rows than that."""
+    if isinstance(mask, RunLengths):
+        return mask.bounds()
+    in_rows = np.flatnonzero(mask.any(1))
+    if not len(in_rows):
+        return slice(0, 0), slice(0, 0)
+    rows = slice(in_rows[0], in_rows[-1] + 1)
+    columns = np.flatnonzero(mask[rows].any(0))
+    return rows, slice(columns[0], columns[-1] + 1)

@@ -56,13 +56,14 @@ def register_splits(
     for percent in percents:
         choose = functools.partial(stable_subset, fraction=percent / 100, seed=DEFAULT_SPLIT_SEED)
         _register_labeled(f"{name}_{percent}pct", dataset, choose)
-    _register(
-        f"{name}_unlabeled",
-        functools.partial(_load_unlabeled, f"{name}_unlabeled", dataset),
-        dataset.metadata(),
-        dataset.paths(),
-    )
-    _UNLABELED[f"{name}_unlabeled"] = dataset
+    unlabeled = f"{name}_unlabeled"
+
+    def load() -> list[dict]:
+        overwrite_metadata(unlabeled, dataset.paths())  # $DETECTRON2_DATASETS may have changed
+        return unlabeled_records(dataset.unlabeled_images(), dataset.paths()["image_dir"])
+
+    _register(unlabeled, load, {**dataset.metadata(), **dataset.paths()})
+    _UNLABELED[unlabeled] = dataset
 
 
 def unlabeled_format(name: str) -> DatasetFormat | None:
@@ -86,7 +87,7 @@ def register_unlabeled_folder(name: str, image_dir: str) -> None:
         remedy = f"It was registered as the unlabeled data set '{name}'."
         return unlabeled_records(list_images(folder, IMAGE_EXTENSIONS, remedy), folder)
 
-    _register(name, load, {}, {"image_dir": dataset_path(image_dir)})
+    _register(name, load, {"image_dir": dataset_path(image_dir)})
     _UNLABELED.pop(name, None)  # of a set that had this name and was removed
 
 
@@ -157,43 +158,32 @@ def _listed_dataset(name: str, split_file: str) -> str:
         return [records[file_name] for file_name in choose(list(records))]
 
     metadata = MetadataCatalog.get(name).as_dict()
-    _register(listed, load, {key: value for key, value in metadata.items() if key != "name"}, {})
+    _register(listed, load, {key: value for key, value in metadata.items() if key != "name"})
     return listed
 
 
 def _register_labeled(
     name: str, dataset: DatasetFormat, choose: Callable[[Sequence[str]], list[str]]
 ) -> None:
-    load = functools.partial(_load_labeled, name, dataset, choose)
-    _register(name, load, dataset.metadata(), dataset.paths())
+    def load() -> list[dict]:
+        overwrite_metadata(name, dataset.paths())  # $DETECTRON2_DATASETS may have changed
+        try:
+            return dataset.load(choose, name)
+        except DatasetError as error:
+            raise DatasetError(*f"Data set '{name}': {error}".split("\n")) from error
+
+    _register(name, load, {**dataset.metadata(), **dataset.paths()})
     _FORMATS[name] = dataset
 
 
-def _load_labeled(
-    name: str, dataset: DatasetFormat, choose: Callable[[Sequence[str]], list[str]]
-) -> list[dict]:
-    overwrite_metadata(name, dataset.paths())  # $DETECTRON2_DATASETS may have changed
-    try:
-        return dataset.load(choose, name)
-    except DatasetError as error:
-        raise DatasetError(*f"Data set '{name}': {error}".split("\n")) from error
-
-
-def _load_unlabeled(name: str, dataset: DatasetFormat) -> list[dict]:
-    overwrite_metadata(name, dataset.paths())  # $DETECTRON2_DATASETS may have changed
-    return unlabeled_records(dataset.unlabeled_images(), dataset.paths()["image_dir"])
-
-
-def _register(
-    name: str, load: Callable[[], list[dict]], metadata: dict, paths: dict[str, str]
-) -> None:
+def _register(name: str, load: Callable[[], list[dict]], metadata: dict) -> None:
     if name in DatasetCatalog.list():
         raise DatasetError(
             f"The data set name '{name}' is registered already. Choose another name, or remove "
             "the other registration (DatasetCatalog.remove)."
         )
     DatasetCatalog.register(name, load)
-    MetadataCatalog.get(name).set(**metadata, **paths)
+    MetadataCatalog.get(name).set(**metadata)
 
 
 def _register_builtin() -> None:

@@ -1,4 +1,4 @@
-"""Choosing the labeled images: a stable share of a set, or a user's own list of file names."""
+"""Choosing images: a stable share of a set, a user's own list of file names, a validation split."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 
 from s4m_d2.data.cityscapes import IMAGE_SUFFIX, INSTANCE_SUFFIX
@@ -16,6 +16,17 @@ from s4m_d2.errors import DatasetError, InputError
 _SHOWN_NAMES = 5  # offenders that an error message lists
 _KEY_BYTES = 16
 _DECIMALS = 6  # removes the floating-point error of fraction * count before rounding
+_MOST_FOR_CLASSES = 2  # times the fraction's images, so that each class is in a validation split
+
+
+def name_key(name: str, key: bytes = b"") -> bytes:
+    """Sorts names in an order that is the same everywhere and has nothing to do with them."""
+    return hashlib.blake2b(name.encode(), key=key, digest_size=_KEY_BYTES).digest()
+
+
+def _share(fraction: float, count: int) -> int:
+    """A fraction of a number of images, rounded half up, at least 1."""
+    return max(1, math.floor(round(fraction * count, _DECIMALS) + 0.5))
 
 
 def stable_subset(names: Sequence[str], fraction: float, seed: int) -> list[str]:
@@ -45,14 +56,9 @@ def stable_subset(names: Sequence[str], fraction: float, seed: int) -> list[str]
     if not names:
         raise DatasetError("There are no images to draw a labeled split from.")
     _refuse_duplicates([os.path.basename(name) for name in names], "The data set")
-    count = max(1, math.floor(round(fraction * len(names), _DECIMALS) + 0.5))
     seed_bytes = str(seed).encode()
-
-    def key(name: str) -> bytes:
-        base = os.path.basename(name).encode()
-        return hashlib.blake2b(base, key=seed_bytes, digest_size=_KEY_BYTES).digest()
-
-    return sorted(sorted(names, key=key)[:count])
+    ordered = sorted(names, key=lambda name: name_key(os.path.basename(name), seed_bytes))
+    return sorted(ordered[: _share(fraction, len(names))])
 
 
 def read_split_file(path: str) -> list[str]:
@@ -129,3 +135,62 @@ def _refuse_duplicates(names: Sequence[str], owner: str) -> None:
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
     return ", ".join(names[:_SHOWN_NAMES]) + more
+
+
+def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list[str]:
+    """Choose the images to evaluate on, the same everywhere and always.
+
+    Each image has a key, the BLAKE2b hash of its name, and smaller keys go first. From the rarest
+    class to the most frequent, the first image of a class that has none yet is taken; then the
+    first images of all, up to the fraction. A class always keeps an image to train on. For the
+    classes' sake the split may have up to twice the fraction's images, but not more than half.
+
+    Args:
+        classes_of: the names of the classes that an image has instances of, by the image's name.
+        fraction: in (0, 1); fraction * images is rounded half up, to at least 1.
+
+    Returns:
+        The chosen names, sorted.
+
+    Raises:
+        InputError: the fraction is out of range.
+        DatasetError: no image can be spared.
+
+    >>> classes_of = {"1.png": {"cat"}, "2.png": {"cat"}, "3.png": {"dog"}, "4.png": {"dog"}}
+    >>> draw_validation(classes_of, 0.25)
+    ['2.png', '4.png']
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"fraction must be above 0 and below 1, got {fraction}.")
+    ordered = sorted(classes_of, key=name_key)
+    left = Counter(name for classes in classes_of.values() for name in classes)
+    wanted = _share(fraction, len(ordered))
+    most = max(wanted, min(_MOST_FOR_CLASSES * wanted, len(ordered) // 2))
+    chosen: set[str] = set()
+    for rare in sorted(left, key=lambda name: (left[name], name)):
+        if len(chosen) < most and not any(rare in classes_of[image] for image in chosen):
+            _take_first((i for i in ordered if rare in classes_of[i]), chosen, classes_of, left)
+    for image in ordered:
+        if len(chosen) < min(wanted, len(ordered) - 1):
+            _take_first([image], chosen, classes_of, left)
+    if not any(classes_of[image] for image in chosen):
+        raise DatasetError(
+            f"No validation split can be drawn from {len(ordered)} labeled image(s): each class "
+            "has to keep one to train on. Label more images, give --val (S4M.DATA.VAL), or train "
+            "without validation: S4M.DATA.VAL_FRACTION 0.0."
+        )
+    return sorted(chosen)
+
+
+def _take_first(
+    images: Iterable[str],
+    chosen: set[str],
+    classes_of: Mapping[str, Set[str]],
+    left: Counter[str],
+) -> None:
+    """Choose the first image that leaves one of each class; count it off in ``left``."""
+    for image in images:
+        if image not in chosen and all(left[name] > 1 for name in classes_of[image]):
+            chosen.add(image)
+            left.subtract(classes_of[image])
+            return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -15,13 +14,11 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Instances
 
 from s4m_d2.data.images import read_image
-from s4m_d2.data.labeled_mapper import check_annotation, check_image_size
-from s4m_d2.data.masks import transform_masks
+from s4m_d2.data.mappers import annotated_masks, as_tensor, check_image_size
 from s4m_d2.data.splits import unlabeled_format
+from s4m_d2.data.subsets import name_key
 from s4m_d2.data.transforms import apply_geometry, of_tile
 from s4m_d2.errors import DatasetError
-
-_KEY_BYTES = 16
 
 
 def has_true_labels(name: str) -> bool:
@@ -90,9 +87,7 @@ def _records_of(
 
 
 def _place(path: str) -> tuple[bytes, str]:
-    """Sorts files in an order that has nothing to do with what their names mean."""
-    base = os.path.basename(path).encode()
-    return hashlib.blake2b(base, digest_size=_KEY_BYTES).digest(), path
+    return name_key(os.path.basename(path)), path
 
 
 class TrueLabelsMapper:
@@ -137,21 +132,15 @@ class TrueLabelsMapper:
         check_image_size(record, image.shape[:2])
         view, transforms = apply_geometry(of_tile(self._geometry, record), image, 0, name)
         left, top, right, bottom = record.get("tile", (0, 0, image.shape[1], image.shape[0]))
-        annotations = []
-        for index, annotation in enumerate(record["annotations"]):
-            if annotation.get("iscrowd", 0) and not annotation.get("segmentation"):
-                continue  # a crowd without a region
-            check_annotation(name, index, annotation, self._num_classes)
-            annotations.append(annotation)
-        try:
-            masks = transform_masks(
-                [annotation["segmentation"] for annotation in annotations],
-                transforms,
-                image.shape[:2],
-                view.shape[:2],
-            )
-        except DatasetError as error:
-            raise DatasetError(f"Annotations of {name}: {error}. Correct or remove it.") from error
+        annotations, masks = annotated_masks(
+            record,
+            # a crowd may have no region
+            lambda a: not a.get("iscrowd", 0) or bool(a.get("segmentation")),
+            self._num_classes,
+            transforms,
+            image.shape[:2],
+            view.shape[:2],
+        )
         visible = masks.flatten(1).any(dim=1)
         truth = Instances(
             view.shape[:2],
@@ -163,7 +152,7 @@ class TrueLabelsMapper:
             "file_name": name,
             "height": bottom - top,
             "width": right - left,
-            "image": torch.from_numpy(view.transpose(2, 0, 1).copy()),
+            "image": as_tensor(view),
             "truth": truth,
         }
 

@@ -67,31 +67,6 @@ def _plain_sampling(
     return output.to(value.dtype)
 
 
-def deformable_sampling_bytes(
-    value: Tensor, locations: Tensor, weights: Tensor, *, backward: bool
-) -> int:
-    """What the Triton kernels must at least read from and write to the GPU's memory.
-
-    Each tensor counts once however often its cells are read; the gradient of the values, which
-    float32 atomics build, is cleared, then read and written, and once more read for its conversion
-    to another dtype. Divided by the memory's bandwidth, this is the least time of a call.
-
-    Args:
-        value, locations, weights: as in ``deformable_sampling``; only shapes and dtypes are used.
-        backward: for the backward, instead of the forward.
-    """
-    inputs = sum(tensor.numel() * tensor.element_size() for tensor in (value, locations, weights))
-    sums = locations.shape[:3].numel() * value.shape[-1]  # elements of the output
-    total = inputs + sums * value.element_size()
-    if not backward:
-        return total
-    total += inputs - value.numel() * value.element_size()  # gradients of locations and weights
-    total += value.numel() * 3 * 4
-    if value.dtype != torch.float32:
-        total += value.numel() * (4 + value.element_size())
-    return total
-
-
 class MSDeformAttn(nn.Module):
     """Attention in which a query looks at a few learnt points around its reference point.
 

@@ -8,8 +8,8 @@ from s4m_d2.sam.backend import (
     EncodedImages,
     PromptOutput,
     SamBackend,
+    build_sam_backend,
 )
-from s4m_d2.sam.build import build_sam_backend
 
 __all__ = [
     "SAM_BACKEND_REGISTRY",

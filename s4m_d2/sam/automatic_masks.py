@@ -7,7 +7,7 @@ The grid, the filters and the suppression of duplicates are segment-anything's
 from __future__ import annotations
 
 import hashlib
-import math
+import sys
 from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from types import SimpleNamespace
@@ -26,8 +26,7 @@ MASK_THRESHOLD = 0.0  # of mask logits, for every backend
 PIXEL_CENTER = 0.5  # SAM's clicks are pixels of the square frame and mean their centers
 
 _SMALLEST = {"points_per_side": 1, "points_per_batch": 1, "crop_n_points_downscale_factor": 1}
-_UNBOUNDED = "stability_score_offset"
-_NOT_IN_FINGERPRINT = "points_per_batch"
+_LARGEST = {"stability_score_offset": sys.float_info.max}
 
 
 @dataclass(frozen=True)
@@ -66,19 +65,14 @@ class AutomaticMaskSettings:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(field.default, int):
-                smallest = _SMALLEST.get(field.name, 0)
-                right = _is_number(value, Integral) and value >= smallest
-                expected = f"a whole number from {smallest} on"
-            elif field.name == _UNBOUNDED:
-                right = _is_number(value, Real) and 0 <= value < math.inf
-                expected = "a finite number from 0 on"
-            else:
-                right = _is_number(value, Real) and 0 <= value <= 1
-                expected = "a number from 0 to 1"
-            if not right:
-                raise InputError(f"{field.name} is {value!r}; expected {expected}")
+            value, is_whole = getattr(self, field.name), isinstance(field.default, int)
+            low = _SMALLEST.get(field.name, 0)
+            high = sys.maxsize if is_whole else _LARGEST.get(field.name, 1)
+            is_right = isinstance(value, Integral if is_whole else Real)
+            if not is_right or isinstance(value, bool) or not low <= value <= high:
+                kind = "whole number" if is_whole else "finite number"
+                limit = f"to {high}" if high == 1 else "on"
+                raise InputError(f"{field.name} is {value!r}; expected a {kind} from {low} {limit}")
         if self.crop_n_points_downscale_factor**self.crop_n_layers > self.points_per_side:
             raise InputError(
                 f"points_per_side is {self.points_per_side}, of which "
@@ -139,7 +133,7 @@ class AutomaticMasks:
         """
         if self._fingerprint is None:  # the backend's reads all weights
             settings = asdict(self.settings)
-            del settings[_NOT_IN_FINGERPRINT]
+            del settings["points_per_batch"]
             values = sorted((name, float(value)) for name, value in settings.items())
             about = repr((self.backend.fingerprint(), values))
             self._fingerprint = hashlib.sha256(about.encode()).hexdigest()
@@ -238,16 +232,8 @@ class _BackendPredictor:
         return masks if return_logits else masks > MASK_THRESHOLD, ratings, low
 
 
-def _is_number(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def _check_image(image: object) -> None:
-    if not isinstance(image, np.ndarray):
-        raise InputError(
-            f"image is of type {type(image).__name__}; expected an (H, W, 3) uint8 RGB array"
-        )
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise InputError(
-            f"image is {image.shape} {image.dtype}; expected (H, W, 3) uint8, RGB in 0..255"
-        )
+def _check_image(image: Any) -> None:
+    is_array = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
+    if not is_array or image.dtype != np.uint8 or not image.size:
+        found = f"{getattr(image, 'shape', type(image).__name__)} {getattr(image, 'dtype', '')}"
+        raise InputError(f"image is {found}; expected an (H, W, 3) uint8 RGB array in 0..255")

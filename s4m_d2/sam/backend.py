@@ -1,10 +1,11 @@
-"""The frozen promptable segmenter that the method consults: interface and registry."""
+"""The frozen promptable segmenter that the method consults: interface, registry, builder."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from fvcore.common.registry import Registry
@@ -153,3 +154,17 @@ def check_images(images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list
                 f"{tuple(images.shape[2:])}"
             )
     return sizes
+
+
+def build_sam_backend(cfg: Any) -> SamBackend:
+    """The backend that ``cfg.S4M.SAM.BACKEND`` names, with its weights, frozen, on MODEL.DEVICE.
+
+    Raises:
+        ConfigError: no backend has that name.
+        WeightsError: its weights are missing or of another model.
+    """
+    name = cfg.S4M.SAM.BACKEND
+    if name not in SAM_BACKEND_REGISTRY:
+        known = ", ".join(sorted(key for key, _ in SAM_BACKEND_REGISTRY))
+        raise ConfigError(f"S4M.SAM.BACKEND is '{name}'; the registered backends are: {known}")
+    return SAM_BACKEND_REGISTRY.get(name)(cfg)

@@ -8,13 +8,13 @@ import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.files import TENSOR_FILE_ERRORS, refused_object
-from s4m_d2.sam.file_layout import recognize, unwrap
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,11 @@ PUBLISHED_AT = {
 NAMED_MISMATCHES = 3  # how many wrong entries an error message lists
 HASH_IN_NAME = re.compile(r"_([0-9a-f]{6,64})\.pth$")
 READ_BLOCK = 1 << 20  # bytes
+_ENCODER = "image_encoder."  # in names of each of these models; what precedes it is a wrapper's
+_VIT_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+_VIT_GRID = (1, 64, 64)
+_HIERA_BLOCK = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.")
+_HIERA_DEPTHS = {12: "hiera_t", 16: "hiera_s", 24: "hiera_b+", 48: "hiera_l"}
 
 
 def load_sam(
@@ -49,7 +54,7 @@ def load_sam(
 ) -> nn.Module:
     """A SAM with the weights of a file; the file's content is read as tensors only.
 
-    The state dict may be wrapped: see :func:`~s4m_d2.sam.file_layout.unwrap`.
+    The state dict may be wrapped as other programs save it: see :func:`_unwrap`.
 
     Under ``torch.device("meta")`` the file is checked, and the model keeps no values.
 
@@ -117,7 +122,7 @@ def _read_state(
             f"SAM weights for {model}: '{path}' ({path.stat().st_size:,} bytes) cannot be read as "
             f"a file of tensors; {cause}"
         ) from error
-    state = unwrap(content)
+    state = _unwrap(content)
     is_state = isinstance(state, Mapping) and all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     )
@@ -145,7 +150,7 @@ def _check_architecture(
     if not problems:
         return
     subject = f"SAM weights for {model}: '{path}'"
-    found = recognize(state)
+    found = _recognize(state)
     if found and found != model:
         raise WeightsError(f"{subject} is of {found}{_use_of(found)}. For {model}: {remedy}")
     listed = "; ".join(problems[:NAMED_MISMATCHES])
@@ -179,3 +184,44 @@ def _warn_on_other_hash(path: Path) -> None:
             "'%s' has the SHA-256 %s..., not %s... as its name says: not the published file",
             path, digest.hexdigest()[: len(named[1])], named[1],
         )  # fmt: skip
+
+
+def _unwrap(content: Any) -> Any:
+    """The state dict in the content of a file, under SAM's own names.
+
+    It may be the only one of a mapping, as SAM 2 (``model``), Lightning (``state_dict``) and
+    micro-sam (``model_state``) save it, and its names may begin with those of modules around the
+    SAM (``module.``, ``sam.``); entries without that beginning are not the SAM's and are left out.
+
+    Returns:
+        ``content`` itself where it holds nothing like that.
+    """
+    if not isinstance(content, Mapping):
+        return content
+    inner = [v for v in content.values() if isinstance(v, Mapping) and _beginnings(v)]
+    state = inner[0] if len(inner) == 1 else content
+    beginnings = _beginnings(state)
+    if len(beginnings) != 1:
+        return state
+    (start,) = beginnings
+    return {str(n).removeprefix(start): v for n, v in state.items() if str(n).startswith(start)}
+
+
+def _beginnings(state: Mapping) -> set[str]:
+    names = (name for name in state if isinstance(name, str))
+    return {name.partition(_ENCODER)[0] for name in names if _ENCODER in name}
+
+
+def _recognize(state: Mapping[str, Tensor]) -> str:
+    """The model that a state dict is of: a value of S4M.SAM.MODEL_TYPE, HQ-SAM, MobileSAM or ""."""
+    if any(name.endswith("hf_token.weight") for name in state):
+        return "HQ-SAM"
+    if any(name.startswith("image_encoder.patch_embed.seq.") for name in state):  # TinyViT's
+        return "MobileSAM"
+    blocks = {match[1] for match in map(_HIERA_BLOCK.match, state) if match}
+    if blocks:
+        return _HIERA_DEPTHS.get(len(blocks), "")
+    position = state.get("image_encoder.pos_embed")
+    if position is None or position.shape[:-1] != _VIT_GRID:
+        return ""
+    return _VIT_WIDTHS.get(position.shape[-1], "")

@@ -4,35 +4,24 @@ The libraries decode the prompts of one image per call. Here every prompt names 
 gathers that image's embedding, so that all prompts of a batch share one pass. SAM 2's decoder is
 SAM's with two additions, which the same functions serve: a token that scores whether there is an
 object at all, and finer feature maps that join the upscaling.
+
+``sam`` has the two modules that answer prompts, ``prompt_encoder`` and ``mask_decoder``, under the
+names of segment-anything's ``Sam``; the libraries have no types.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
-from s4m_d2.sam.image_tokens import ImageTokens
-
-
-class PromptedDecoder(Protocol):
-    """The two modules that answer prompts, under the names that segment-anything's Sam uses.
-
-    Any: the libraries have no types.
-    """
-
-    @property
-    def prompt_encoder(self) -> Any: ...
-
-    @property
-    def mask_decoder(self) -> Any: ...
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def transform_tokens(
-    sam: PromptedDecoder, embeddings: Tensor, image_index: Tensor, points: Tensor, labels: Tensor
+    sam: Any, embeddings: Tensor, image_index: Tensor, points: Tensor, labels: Tensor
 ) -> tuple[Tensor, Tensor]:
     """SAM's two-way transformer over point prompts of several images, in one pass.
 
@@ -41,7 +30,7 @@ def transform_tokens(
         image_index: (N,) long, the image of each prompt.
         points: (N, P, 2) continuous (x, y) in pixels of SAM's square input frame.
         labels: (N, P) 1 positive, 0 negative. No padding: see
-            :func:`~s4m_d2.sam.prompt_groups.group_prompts`.
+            :func:`~s4m_d2.sam.point_prompts.group_prompts`.
 
     Returns:
         Output tokens (N, T, C) and image tokens (N, C, S, S), which depend on the prompt.
@@ -55,34 +44,8 @@ def transform_tokens(
     return hidden, attended.transpose(1, 2).reshape(image_tokens.shape)
 
 
-def share_image_tokens(sam: PromptedDecoder, embeddings: Tensor) -> ImageTokens:
-    """What the prompts of images (B, C, S, S) share, for :func:`transform_image_tokens`."""
-    return ImageTokens(sam.mask_decoder.transformer, *_image_input(sam, embeddings))
-
-
-def transform_image_tokens(
-    sam: PromptedDecoder, shared: ImageTokens, images: np.ndarray, points: Tensor, labels: Tensor
-) -> Tensor:
-    """The image tokens (N, C, S, S) alone of :func:`transform_tokens`, in less time.
-
-    images: (N,) of which image each prompt is, ascending; on the host.
-    """
-    tokens = _prompt_tokens(sam, points, labels)
-    present, counts = np.unique(images, return_counts=True)
-    parts = [
-        shared.after(image, part)
-        for image, part in zip(present.tolist(), tokens.split(counts.tolist()), strict=True)
-    ]
-    attended = torch.cat(parts) if len(parts) > 1 else parts[0]
-    return attended.transpose(1, 2).unflatten(2, sam.prompt_encoder.image_embedding_size)
-
-
 def predict_masks(
-    sam: PromptedDecoder,
-    hidden: Tensor,
-    features: Tensor,
-    chosen: slice,
-    finer_maps: Sequence[Tensor] = (),
+    sam: Any, hidden: Tensor, features: Tensor, chosen: slice, finer_maps: Sequence[Tensor] = ()
 ) -> tuple[Tensor, Tensor]:
     """Mask logits (N, M, 4h, 4w) and predicted IoUs (N, M) of the chosen mask tokens.
 
@@ -110,7 +73,7 @@ def _upscale(decoder: Any, features: Tensor, finer_maps: Sequence[Tensor]) -> Te
     return last_activation(to_finest(upscaled) + finest)
 
 
-def _image_input(sam: PromptedDecoder, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+def _image_input(sam: Any, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """Image tokens (B, C, S, S) without a mask prompt, and the encoding of positions (1, C, S, S).
 
     Channels last: a token lies together in memory, and no projection has to copy it first.
@@ -124,12 +87,12 @@ def _image_input(sam: PromptedDecoder, embeddings: Tensor) -> tuple[Tensor, Tens
     )
 
 
-def _prompt_tokens(sam: PromptedDecoder, points: Tensor, labels: Tensor) -> Tensor:
+def _prompt_tokens(sam: Any, points: Tensor, labels: Tensor) -> Tensor:
     """(N, T, C): learned tokens, then the points and the library's padding token.
 
     The learned ones are the object score's, where there is one, the IoU's and the masks'. The
     points' are those of the libraries' prompt encoders, from the same tables: segment-anything's
-    own function selects by masks, for which the host waits for the device.
+    own function selects by masks, which synchronizes.
     """
     decoder = sam.mask_decoder
     tokens = [decoder.iou_token.weight, decoder.mask_tokens.weight]
@@ -147,3 +110,147 @@ def _prompt_tokens(sam: PromptedDecoder, points: Tensor, labels: Tensor) -> Tens
 
 def _tokens_before_iou(decoder: Any) -> int:
     return int(getattr(decoder, "pred_obj_scores", False))  # an attribute of SAM 2's decoder
+
+
+class ImageTokens:
+    """The image tokens alone of :func:`transform_tokens`, in less time: structural distillation's.
+
+    The libraries' transformer repeats an image for each of its prompts. Here the prompts of an
+    image share what does not depend on them, all projections of the first layer; in later layers
+    the few tokens of a prompt are projected instead of its image tokens; and the last attention,
+    which changes the prompt's tokens alone, is left out. The result is the same but for rounding.
+    SAM's parts and SAM 2's have the same names.
+
+    In shapes, S*S are the image tokens (cells), T the tokens of a prompt, C channels, h heads of d.
+
+    Args:
+        embeddings: (B, C, S, S) image embeddings.
+    """
+
+    def __init__(self, sam: Any, embeddings: Tensor) -> None:
+        embeddings, position = _image_input(sam, embeddings)
+        self.sam = sam
+        self.layers = sam.mask_decoder.transformer.layers
+        self.images = embeddings.flatten(2).transpose(1, 2)
+        position = position.flatten(2).transpose(1, 2)
+        located = self.images + position
+        read, write, heads = _attentions(self.layers[0])
+        self.keys = _split(read.k_proj(located), heads)
+        self.values = _split(read.v_proj(self.images), heads)
+        self.queries = _split(write.q_proj(located), heads)
+        self.positions = []
+        for layer in self.layers[1:]:
+            read, write, heads = _attentions(layer)
+            projected = read.k_proj(position), write.q_proj(position)
+            self.positions.append([_split(x, heads)[0] for x in projected])
+
+    def after(self, images: np.ndarray, points: Tensor, labels: Tensor) -> Tensor:
+        """(N, C, S, S) tokens after each prompt.
+
+        images: (N,) the image of each prompt, ascending, on the host. points, labels: as of
+        :func:`transform_tokens`.
+        """
+        tokens = _prompt_tokens(self.sam, points, labels)
+        present, counts = np.unique(images, return_counts=True)
+        parts = [
+            self._of_image(image, part)
+            for image, part in zip(present.tolist(), tokens.split(counts.tolist()), strict=True)
+        ]
+        attended = torch.cat(parts) if len(parts) > 1 else parts[0]
+        return attended.transpose(1, 2).unflatten(2, self.sam.prompt_encoder.image_embedding_size)
+
+    def _of_image(self, image: int, prompts: Tensor) -> Tensor:
+        """(N, S*S, C) tokens of one image, each time after one of the prompts (N, T, C)."""
+        layer, *others = self.layers
+        read, write, heads = _attentions(layer)
+        tokens = _attend_to_each_other(layer, prompts, prompts)
+        asked = _split(read.q_proj(tokens + prompts), heads).transpose(0, 1)  # (h, N, T, d)
+        of_image = slice(image, image + 1)
+        found = F.scaled_dot_product_attention(
+            asked.flatten(1, 2)[None], self.keys[of_image], self.values[of_image]
+        )
+        found = found[0].view(asked.shape).permute(1, 2, 0, 3).flatten(2)
+        tokens = _update(layer, tokens, read.out_proj(found))
+        offered = _scaled(_split(write.k_proj(tokens + prompts), heads))
+        cells = self.images[image].expand(len(prompts), -1, -1)
+        cells = _write(layer, tokens, _products(offered, self.queries[image]), cells)
+        for layer, (keys, queries) in zip(others, self.positions, strict=True):
+            read, write, heads = _attentions(layer)
+            tokens = _attend_to_each_other(layer, tokens, prompts)
+            asked = _scaled(_split(read.q_proj(tokens + prompts), heads))
+            shares = _scores(asked, read.k_proj, cells, keys).softmax(dim=-1)
+            tokens = _update(layer, tokens, _read(read, shares, cells))
+            offered = _scaled(_split(write.k_proj(tokens + prompts), heads))
+            cells = _write(layer, tokens, _scores(offered, write.q_proj, cells, queries), cells)
+        return cells
+
+
+def _attentions(layer: Any) -> tuple[Any, Any, int]:
+    """From tokens to the image, from the image to tokens, and their number of heads."""
+    read, write = layer.cross_attn_token_to_image, layer.cross_attn_image_to_token
+    return read, write, read.num_heads
+
+
+def _split(x: Tensor, heads: int) -> Tensor:
+    """(N, L, h*d) -> (N, h, L, d)."""
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _scaled(x: Tensor) -> Tensor:
+    return x / x.shape[-1] ** 0.5
+
+
+def _per_head(linear: nn.Linear, heads: int) -> Tensor:
+    """(h, d, C) weights of a projection to h*d channels."""
+    return linear.weight.unflatten(0, (heads, -1))
+
+
+def _attend_to_each_other(layer: Any, tokens: Tensor, prompts: Tensor) -> Tensor:
+    if layer.skip_first_layer_pe:
+        return layer.norm1(layer.self_attn(q=tokens, k=tokens, v=tokens))
+    located = tokens + prompts
+    return layer.norm1(tokens + layer.self_attn(q=located, k=located, v=tokens))
+
+
+def _update(layer: Any, tokens: Tensor, found: Tensor) -> Tensor:
+    """Prompt tokens (N, T, C) after what they found in the image, (N, T, C)."""
+    tokens = layer.norm2(tokens + found)
+    return layer.norm3(tokens + layer.mlp(tokens))
+
+
+def _products(tokens: Tensor, cells: Tensor) -> Tensor:
+    """(N, h, T, S*S) of each prompt's tokens (N, h, T, d) with shared cells (h, S*S, d)."""
+    count, _, length, _ = tokens.shape
+    together = tokens.transpose(0, 1).flatten(1, 2) @ cells.transpose(1, 2)
+    return together.unflatten(1, (count, length)).transpose(0, 1)
+
+
+def _scores(tokens: Tensor, projection: nn.Linear, cells: Tensor, positions: Tensor) -> Tensor:
+    """(N, h, T, S*S) products of tokens (N, h, T, d) with the projection of cells (N, S*S, C).
+
+    positions: (h, S*S, d) the projection, with its bias, of what is added to the cells.
+    """
+    heads, length = tokens.shape[1:3]
+    folded = (tokens @ _per_head(projection, heads)).flatten(1, 2)
+    fixed = _products(tokens, positions).flatten(1, 2)
+    return torch.baddbmm(fixed, folded, cells.transpose(1, 2)).unflatten(1, (heads, length))
+
+
+def _read(attention: Any, shares: Tensor, cells: Tensor) -> Tensor:
+    """(N, T, C) what tokens find that take shares (N, h, T, S*S) of cells (N, S*S, C)."""
+    heads, length = shares.shape[1:3]
+    mixed = (shares.flatten(1, 2) @ cells).unflatten(1, (heads, length))
+    values = (mixed @ _per_head(attention.v_proj, heads).mT).transpose(1, 2).flatten(2)
+    return attention.out_proj(values + attention.v_proj.bias)
+
+
+def _write(layer: Any, tokens: Tensor, scores: Tensor, cells: Tensor) -> Tensor:
+    """Cells (N, S*S, C) after attending to tokens (N, T, C) by scores (N, h, T, S*S)."""
+    attention = layer.cross_attn_image_to_token
+    heads = attention.num_heads
+    values = _split(attention.v_proj(tokens), heads)
+    # The shares of each head add up to 1, so each head brings its part of the bias.
+    outputs = values @ attention.out_proj.weight.T.unflatten(0, (heads, -1))
+    outputs = (outputs + attention.out_proj.bias / heads).flatten(1, 2)
+    shares = scores.softmax(dim=-2).flatten(1, 2)
+    return layer.norm4(torch.baddbmm(cells, shares.mT, outputs))

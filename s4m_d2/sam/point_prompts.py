@@ -1,41 +1,40 @@
-"""What the backends with SAM's prompt encoder and mask decoder share: batches, chunks, checks."""
+"""What the backends with SAM's prompt encoder and mask decoder share: batches, groups, checks."""
 
 from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend, check_images
-from s4m_d2.sam.decoder import (
-    PromptedDecoder,
-    predict_masks,
-    share_image_tokens,
-    transform_image_tokens,
-    transform_tokens,
-)
-from s4m_d2.sam.image_tokens import ImageTokens
-from s4m_d2.sam.precision import (
-    AUTO,
-    ImageBudget,
-    compute_dtype,
-    computing_in,
-    prompts_per_pass,
-)
-from s4m_d2.sam.prompt_groups import (
-    PromptGroup,
-    group_prompts,
-    groups_on_device,
-    labels_on_host,
-)
+from s4m_d2.sam.decoder import ImageTokens, predict_masks, transform_tokens
+from s4m_d2.sam.precision import AUTO, ImageBudget, compute_dtype, computing_in, prompts_per_pass
 from s4m_d2.transfers import to_device, to_host
 
-DEFAULT_MAX_PROMPTS = 256
+PADDING_LABEL = -1
+VALID_LABELS = (1, 0, PADDING_LABEL)
+
+
+class PromptGroup(NamedTuple):
+    """Prompts of one length, without padding; all of them arrays, or all tensors, of int64.
+
+    Attributes:
+        rows: (n,) their places among the prompts of all images.
+        images: (n,) of which image they are.
+        points: (n, k) where their points lie among those of all images, row by row.
+        labels: (n, k) 1 positive, 0 negative.
+    """
+
+    rows: Any
+    images: Any
+    points: Any
+    labels: Any
 
 
 def build_compute_options(cfg: Any) -> dict[str, Any]:
@@ -51,14 +50,15 @@ def build_compute_options(cfg: Any) -> dict[str, Any]:
 class PointPromptBackend(SamBackend):
     """Encodes images of any sizes in one batch and decodes their prompts together.
 
-    Neither waits for the device, but for labels that are there. How many images and prompts share
+    Neither synchronizes, but for labels that are on the device. How many images and prompts share
     a pass moves results by no more than rounding does. What is returned is float32.
 
-    A backend adds the geometry (``grid_scale``, ``upscale`` and :meth:`_to_frames`), the image
-    encoder (:meth:`_encode_frames`) and its model, ``sam``.
+    A backend adds the geometry (``grid_scale``, ``upscale`` and :meth:`_to_frames`) and the image
+    encoder (:meth:`_encode_frames`).
 
     Args:
-        decoder: the modules that answer prompts.
+        sam: the library's model; it is frozen.
+        decoder: its modules that answer prompts, see :mod:`s4m_d2.sam.decoder`.
         image_side: of the square frame, in pixels.
         max_prompts_per_chunk: prompts that share a decoder pass, at most.
         max_images_per_chunk: images that share an encoder pass, at most; 0: as
@@ -70,20 +70,20 @@ class PointPromptBackend(SamBackend):
         ConfigError: an option is out of range.
     """
 
-    sam: Any  # the library's model, an nn.Module
-
     def __init__(
         self,
-        decoder: PromptedDecoder,
+        sam: Any,
+        decoder: Any,
         image_side: int,
         *,
-        max_prompts_per_chunk: int = DEFAULT_MAX_PROMPTS,
+        max_prompts_per_chunk: int = 256,
         max_images_per_chunk: int = 0,
         precision: str = AUTO,
     ) -> None:
         if max_prompts_per_chunk < 1:
             raise ConfigError(f"S4M.SAM.MAX_PROMPTS is {max_prompts_per_chunk}; expected 1 or more")
         compute_dtype(precision, torch.device("cpu"))  # refuses what it does not know
+        self.sam = sam.eval().requires_grad_(False)
         self.decoder = decoder
         self.max_prompts_per_chunk = max_prompts_per_chunk
         self.precision = precision
@@ -172,17 +172,23 @@ class PointPromptBackend(SamBackend):
         _check_prompts(encoded, points, labels)
         token_bytes = encoded.embeddings[:1].nbytes if len(encoded) else 1
         together = prompts_per_pass(self.max_prompts_per_chunk, token_bytes, self.device)
-        groups = group_prompts(labels_on_host(labels), together)
+        groups = group_prompts(_labels_on_host(labels), together)
         counts = [len(p) for p in points]
         asked = {"multimask": multimask, "masks": masks, "features": features}
-        clicks = self._frame_points(encoded, points) if groups else torch.zeros(0, 2)
-        shared = self._share(encoded) if features and not masks and groups else None
         results = {} if len(groups) == 1 else self._empty_results(sum(counts), **asked)
-        for group, there in zip(groups, groups_on_device(groups, self.device), strict=True):
-            if shared is None:
-                found = self._decode(encoded, clicks, there, **asked)
-            else:
-                found = self._decode_features(shared, clicks, group, there)
+        if groups:
+            clicks = self._frame_points(encoded, points)
+            with computing_in(self.dtype, self.device):
+                alone = features and not masks
+                shared = ImageTokens(self.decoder, encoded.embeddings) if alone else None
+        for group, there in zip(groups, _groups_on_device(groups, self.device), strict=True):
+            with computing_in(self.dtype, self.device):
+                if shared is None:
+                    found = self._decode(encoded, clicks, there, **asked)
+                else:
+                    its_clicks = clicks[there.points], there.labels
+                    found = {"features": shared.after(group.images, *its_clicks)}
+            found = {name: values.float() for name, values in found.items()}
             if len(groups) == 1:  # all prompts, in their order
                 results = found
             else:
@@ -217,35 +223,17 @@ class PointPromptBackend(SamBackend):
         features: bool,
     ) -> dict[str, Tensor]:
         """Fields of PromptOutput for the prompts of a group, in one pass."""
-        found = {}
-        with computing_in(self.dtype, self.device):
-            hidden, attended = transform_tokens(
-                self.decoder, encoded.embeddings, group.images, clicks[group.points], group.labels
+        hidden, attended = transform_tokens(
+            self.decoder, encoded.embeddings, group.images, clicks[group.points], group.labels
+        )
+        found = {"features": attended} if features else {}
+        if masks:
+            tokens = slice(1, None) if multimask else slice(0, 1)
+            finer = [finer_map[group.images] for finer_map in encoded.finer_maps]
+            found["mask_logits"], found["iou_predictions"] = predict_masks(
+                self.decoder, hidden, attended, tokens, finer
             )
-            if features:
-                found["features"] = attended
-            if masks:
-                tokens = slice(1, None) if multimask else slice(0, 1)
-                finer = [finer_map[group.images] for finer_map in encoded.finer_maps]
-                found["mask_logits"], found["iou_predictions"] = predict_masks(
-                    self.decoder, hidden, attended, tokens, finer
-                )
-        return {name: values.float() for name, values in found.items()}
-
-    def _share(self, encoded: EncodedImages) -> ImageTokens:
-        """What the prompts of each image share, where features alone are asked for."""
-        with computing_in(self.dtype, self.device):
-            return share_image_tokens(self.decoder, encoded.embeddings)
-
-    def _decode_features(
-        self, shared: ImageTokens, clicks: Tensor, group: PromptGroup, there: PromptGroup
-    ) -> dict[str, Tensor]:
-        """The same for features alone, in less time; ``there``: the group on the device."""
-        with computing_in(self.dtype, self.device):
-            features = transform_image_tokens(
-                self.decoder, shared, group.images, clicks[there.points], there.labels
-            )
-        return {"features": features.float()}
+        return found
 
     def _empty_results(
         self, count: int, *, multimask: bool, masks: bool, features: bool
@@ -265,7 +253,7 @@ class PointPromptBackend(SamBackend):
 def _store(results: Tensor, values: Tensor, group: PromptGroup, there: PromptGroup) -> None:
     """Put a group's values into its rows of all prompts' results; ``there``: on the device."""
     first, last = int(group.rows[0]), int(group.rows[-1])
-    if last - first + 1 == len(group):  # rows ascend
+    if last - first + 1 == len(group.rows):  # rows ascend
         results[first : last + 1] = values
     else:
         results.index_copy_(0, there.rows, values)
@@ -285,3 +273,64 @@ def _check_prompts(
                 f"image {number} has points {tuple(p.shape)} and labels {tuple(x.shape)}; "
                 "expected (N, P, 2) and (N, P)"
             )
+
+
+def _labels_on_host(labels: Sequence[Tensor]) -> list[np.ndarray]:
+    """The labels as arrays; synchronizes once if some are not on the CPU.
+
+    Raises:
+        InputError: a label is none of 1, 0 and -1.
+    """
+    elsewhere = [x.device for x in labels if x.device.type != "cpu"]
+    if elsewhere:
+        arrays = to_host(*(to_device(x, elsewhere[0]) for x in labels))
+    else:
+        arrays = [x.detach().numpy() for x in labels]
+    for number, array in enumerate(arrays):
+        if not np.isin(array, VALID_LABELS).all():
+            raise InputError(
+                f"image {number} has point labels {np.unique(array).tolist()}; expected 1, 0 or "
+                "-1 (padding)"
+            )
+    return [array.astype(np.int64) for array in arrays]
+
+
+def group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[PromptGroup]:
+    """Groups of at most ``max_prompts`` prompts with equally many points.
+
+    A padding point is no neutral token in SAM: it takes part in every attention. Prompts of equal
+    length share a pass, so padding never reaches the decoder.
+
+    Args:
+        labels: (N_i, P_i) of each image, with padding anywhere.
+    """
+    by_length: dict[int, list[tuple[np.ndarray, ...]]] = {}
+    first_row = first_point = 0
+    for image, given in enumerate(labels):
+        valid = given != PADDING_LABEL
+        order = np.argsort(~valid, axis=1, kind="stable")  # padding last
+        points = first_point + np.arange(given.size, dtype=np.int64).reshape(given.shape)
+        points, given = (np.take_along_axis(x, order, axis=1) for x in (points, given))
+        lengths = valid.sum(axis=1)
+        for length in np.unique(lengths).tolist():
+            chosen = np.flatnonzero(lengths == length)
+            images = np.full(len(chosen), image, dtype=np.int64)
+            part = (first_row + chosen, images, points[chosen, :length], given[chosen, :length])
+            by_length.setdefault(length, []).append(part)
+        first_row, first_point = first_row + len(given), first_point + given.size
+    groups = []
+    for _, parts in sorted(by_length.items()):
+        whole = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+        for start in range(0, len(whole[0]), max_prompts):
+            groups.append(PromptGroup(*(x[start : start + max_prompts] for x in whole)))
+    return groups
+
+
+def _groups_on_device(groups: Sequence[PromptGroup], device: torch.device) -> list[PromptGroup]:
+    """The same groups as tensors, in one copy."""
+    if not groups:
+        return []
+    arrays = [array for group in groups for array in group]
+    packed = to_device(np.concatenate([array.ravel() for array in arrays]), device)
+    split = iter(packed.split([array.size for array in arrays]))
+    return [PromptGroup(*(next(split).view(x.shape) for x in group)) for group in groups]

@@ -11,6 +11,7 @@ initializes Hydra's global state, unless that has been done before.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
@@ -19,12 +20,7 @@ from torch import Tensor, nn
 from s4m_d2.errors import ConfigError
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, load_sam
-from s4m_d2.sam.point_prompts import (
-    DEFAULT_MAX_PROMPTS,
-    PointPromptBackend,
-    build_compute_options,
-)
-from s4m_d2.sam.precision import AUTO
+from s4m_d2.sam.point_prompts import PointPromptBackend, build_compute_options
 from s4m_d2.transfers import to_device
 
 if TYPE_CHECKING:
@@ -76,14 +72,6 @@ SIZES = {
 }
 
 
-@dataclass(frozen=True)
-class _Decoder:
-    """SAM 2's modules under the names of a :class:`~s4m_d2.sam.decoder.PromptedDecoder`."""
-
-    prompt_encoder: nn.Module
-    mask_decoder: nn.Module
-
-
 class Sam2Backend(PointPromptBackend):
     """Any ``SAM2Base`` of the sam2 package, used as its ``SAM2ImagePredictor`` uses it.
 
@@ -92,24 +80,12 @@ class Sam2Backend(PointPromptBackend):
     that replace it by another mask where it is unstable.
     """
 
-    def __init__(
-        self,
-        sam: SAM2Base,
-        *,
-        max_prompts_per_chunk: int = DEFAULT_MAX_PROMPTS,
-        max_images_per_chunk: int = 0,
-        precision: str = AUTO,
-    ) -> None:
+    def __init__(self, sam: SAM2Base, **options: Any) -> None:
         """Freeze ``sam``; options as those of :class:`PointPromptBackend`."""
-        self.sam = sam.eval().requires_grad_(False)
-        decoder = _Decoder(sam.sam_prompt_encoder, sam.sam_mask_decoder)
-        super().__init__(
-            decoder,
-            sam.image_size,
-            max_prompts_per_chunk=max_prompts_per_chunk,
-            max_images_per_chunk=max_images_per_chunk,
-            precision=precision,
+        decoder = SimpleNamespace(
+            prompt_encoder=sam.sam_prompt_encoder, mask_decoder=sam.sam_mask_decoder
         )
+        super().__init__(sam, decoder, sam.image_size, **options)
 
     def grid_scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
         return 1.0, 1.0
@@ -181,7 +157,7 @@ def build_sam2_image_model(
 
 
 def require_sam2_package() -> None:
-    """Raises: ConfigError: the package sam2, or Hydra, which it imports, is not installed."""
+    """Raise ConfigError where the package sam2, or Hydra, which it imports, is not installed."""
     try:
         import sam2  # noqa: F401
     except ModuleNotFoundError as error:

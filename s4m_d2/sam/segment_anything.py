@@ -12,12 +12,7 @@ from torch import Tensor
 
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, load_sam
-from s4m_d2.sam.point_prompts import (
-    DEFAULT_MAX_PROMPTS,
-    PointPromptBackend,
-    build_compute_options,
-)
-from s4m_d2.sam.precision import AUTO
+from s4m_d2.sam.point_prompts import PointPromptBackend, build_compute_options
 
 
 class SegmentAnythingBackend(PointPromptBackend):
@@ -27,23 +22,9 @@ class SegmentAnythingBackend(PointPromptBackend):
     padding on the right or at the bottom, as in the library.
     """
 
-    def __init__(
-        self,
-        sam: Sam,
-        *,
-        max_prompts_per_chunk: int = DEFAULT_MAX_PROMPTS,
-        max_images_per_chunk: int = 0,
-        precision: str = AUTO,
-    ) -> None:
+    def __init__(self, sam: Sam, **options: Any) -> None:
         """Freeze ``sam``; options as those of :class:`PointPromptBackend`."""
-        self.sam = sam.eval().requires_grad_(False)
-        super().__init__(
-            sam,
-            sam.image_encoder.img_size,
-            max_prompts_per_chunk=max_prompts_per_chunk,
-            max_images_per_chunk=max_images_per_chunk,
-            precision=precision,
-        )
+        super().__init__(sam, sam, sam.image_encoder.img_size, **options)
 
     def grid_scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
         height, width = self._resized(image_size)

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from s4m_d2.semi.placement import device_of
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.structures import known_areas
 from s4m_d2.transfers import to_device
@@ -46,7 +45,7 @@ def sample_points_in_batch(
     sources: Sequence[Generator | None] = generators or [None] * len(selections)
     for selection, generator in zip(selections, sources, strict=True):
         shape = (len(selection.labels), num_points)
-        device = device_of(generator)
+        device = "cpu" if generator is None else generator.device
         draws.append(torch.rand(shape, generator=generator, device=device, dtype=torch.float64))
     points: list[Tensor] = []
     for chunk in _chunks(selections):

@@ -13,36 +13,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.config import configurable
 from fvcore.common.registry import Registry
 from torch import Generator, Tensor
 
 from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.semi.image_masks import (
-    MASKS_AT_ONCE,
-    teacher_masks,
-    teacher_resize,
-    threshold_in_chunks,
-)
-from s4m_d2.semi.mask_points import sample_mask_points, sample_points_in_batch
+from s4m_d2.semi.mask_points import sample_points_in_batch
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.structures import PseudoLabels, known_areas, mask_areas
 from s4m_d2.transfers import to_device, to_host
 
-__all__ = [
-    "MASKS_AT_ONCE",
-    "REFINER_REGISTRY",
-    "PointRefiner",
-    "Refinement",
-    "TeacherMasks",
-    "build_refiner",
-    "sample_mask_points",
-    "teacher_masks",
-]
-
 REFINER_REGISTRY = Registry("REFINER")
 REFINER_REGISTRY.__doc__ = """Builders ``(cfg, backend) -> refiner`` of pseudo-label masks."""
 
+MASKS_AT_ONCE = 16  # masks resized to image size together; bounds the memory
 NO_MASK = -1e3  # a logit that is outside wherever a mask is thresholded
 
 
@@ -96,7 +81,7 @@ class TeacherMasks:
         for group in _groups(selections, image_sizes, range(len(selections))):
             size = image_sizes[group[0]]
             logits, resize = _teacher_logits([selections[i] for i in group], size)
-            masks = threshold_in_chunks(logits, size, resize, self.logit_thresh)
+            masks = _threshold_in_chunks(logits, size, resize, self.logit_thresh)
             _fill(labels, selections, group, masks, *to_host(mask_areas(masks)))
         return Refinement(labels, predicted_ious=torch.zeros(0, device=images.device))
 
@@ -187,7 +172,7 @@ class PointRefiner:
 
         Synchronizes once; once more where SAM's mask is empty.
         """
-        masks = threshold_in_chunks(
+        masks = _threshold_in_chunks(
             mask_logits, size, lambda chunk: self.backend.upscale(chunk, size), 0.0
         )
         [areas] = to_host(mask_areas(masks))
@@ -195,7 +180,7 @@ class PointRefiner:
         if len(empty):
             logits, resize = _teacher_logits(group, size)
             rows = to_device(empty, masks.device)
-            masks[rows] = threshold_in_chunks(logits[rows], size, resize, self.logit_thresh)
+            masks[rows] = _threshold_in_chunks(logits[rows], size, resize, self.logit_thresh)
             [areas] = to_host(mask_areas(masks))
         return masks, areas, empty
 
@@ -219,6 +204,49 @@ def build_refiner(cfg, backend) -> Callable[..., Refinement]:
         known = ", ".join(sorted(name for name, _ in REFINER_REGISTRY))
         raise ConfigError(f"S4M.REFINE.METHOD {method!r} is not registered; choose from: {known}")
     return REFINER_REGISTRY.get(method)(cfg, backend)
+
+
+def teacher_masks(
+    selection: Selection, image_size: tuple[int, int], logit_thresh: float = 0.0
+) -> Tensor:
+    """The selection's masks at ``image_size`` (H, W): logits read bilinearly, then thresholded.
+
+    Both frames show the same content, also where it ends inside a pixel of the prediction.
+    """
+    logits = selection.mask_logits
+    resize = _teacher_resize(logits, selection.content_size, image_size)
+    return _threshold_in_chunks(logits, image_size, resize, logit_thresh)
+
+
+def _teacher_resize(
+    logits: Tensor, content_size: tuple[float, float], image_size: tuple[int, int]
+) -> Callable[[Tensor], Tensor]:
+    """What resizes (n, h', w') ``logits``, of which ``content_size`` is content, to the image."""
+    axes = [
+        (torch.arange(side, device=logits.device) + 0.5) * (2 * extent / (side * pixels)) - 1
+        for side, extent, pixels in zip(image_size, content_size, logits.shape[1:], strict=True)
+    ]
+    y, x = torch.meshgrid(*axes, indexing="ij")
+    grid = torch.stack([x, y], dim=-1)[None]
+
+    def resize(chunk: Tensor) -> Tensor:
+        resized = F.grid_sample(
+            chunk[None], grid, mode="bilinear", padding_mode="border", align_corners=False
+        )
+        return resized[0]
+
+    return resize
+
+
+def _threshold_in_chunks(
+    logits: Tensor, image_size: tuple[int, int], resize: Callable[[Tensor], Tensor], thresh: float
+) -> Tensor:
+    """(N, H, W) bool: where the resized logits exceed the threshold."""
+    masks = torch.empty((len(logits), *image_size), dtype=torch.uint8, device=logits.device)
+    for start in range(0, len(logits), MASKS_AT_ONCE):
+        chunk = slice(start, start + MASKS_AT_ONCE)
+        torch.gt(resize(logits[chunk]), thresh, out=masks[chunk])  # to bytes, which is vectorized
+    return masks.view(torch.bool)
 
 
 def _best_masks(mask_logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,7 +291,7 @@ def _teacher_logits(
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The teacher's mask logits of a group of images, and what resizes them to the image."""
     logits = torch.cat([selection.mask_logits for selection in group])
-    return logits, teacher_resize(logits, group[0].content_size, size)
+    return logits, _teacher_resize(logits, group[0].content_size, size)
 
 
 def _fill(

@@ -12,9 +12,15 @@ from pycocotools import mask as mask_utils
 from torch import Generator, Tensor
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
-from s4m_d2.semi.image_masks import teacher_masks
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.refinement import REFINER_REGISTRY, Refinement, check_batch, logit, with_pixels
+from s4m_d2.semi.refinement import (
+    REFINER_REGISTRY,
+    Refinement,
+    check_batch,
+    logit,
+    teacher_masks,
+    with_pixels,
+)
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH, assign_masks
 from s4m_d2.structures import (
     CHUNK_VALUES,

@@ -19,7 +19,7 @@ from pycocotools.cocoeval import COCOeval
 
 from s4m_d2.data import CocoFormat, LabeledDatasetMapper
 from s4m_d2.data.annotations import read_annotations
-from s4m_d2.data.segmentations import check_segmentation
+from s4m_d2.data.segmentations import read_rle
 from s4m_d2.errors import DatasetError
 
 HEIGHT, WIDTH = 24, 40
@@ -82,12 +82,17 @@ def trained_on(annotations):
     ]
 
 
-def evaluated_on(annotations):
-    """The same of what COCO's API reads from the file that evaluation compares with."""
+def truth_of(annotations):
     truth = COCO()
     truth.dataset = json.loads(json.dumps(annotations.to_coco()))
     with contextlib.redirect_stdout(None):
         truth.createIndex()
+    return truth
+
+
+def evaluated_on(annotations):
+    """The same of what COCO's API reads from the file that evaluation compares with."""
+    truth = truth_of(annotations)
     ids = [number for number, _ in annotations.categories]
     rows = [[r for r in truth.imgToAnns[i] if not r["iscrowd"]] for i in truth.imgs]
     return [
@@ -153,7 +158,6 @@ MEANT = {
     "iscrowd text": each("annotations", "iscrowd", str),
     "no iscrowd": remove("annotations", "iscrowd"),
     "bbox text": each("annotations", "bbox", lambda box: [str(number) for number in box]),
-    "bbox of nothing": each("annotations", "bbox", lambda _: [INF, None]),
     "no bbox": remove("annotations", "bbox"),
     "area text": each("annotations", "area", lambda _: "large"),
     "no area": remove("annotations", "area"),
@@ -167,7 +171,6 @@ MEANT = {
     "image ids float": each("images", "id", float),
     "category ids text": each("annotations", "category_id", str),
     "sizes missing": remove("images", "height"),
-    "sizes null": each("images", "width", lambda _: None),
     "sizes text": each("images", "width", str),
     "flat polygon": shape(BOX),
     "polygon of pairs": shape([pairs(BOX)]),
@@ -217,7 +220,6 @@ LEFT_OUT = {
     "no segmentation": (
         lambda data: data["annotations"][0].pop("segmentation"), "1 without a mask"),
     "null": (shape(None), "1 without a mask"),
-    "empty": (shape([]), "1 without a mask"),
     "empty polygon": (shape([[]]), "1 without a mask"),
     "a box": (shape([[6, 4, 30, 16]]), "1 without a mask"),
     "RLE of nothing": (shape({"size": [0, 0], "counts": []}), "1 without a mask"),
@@ -289,14 +291,11 @@ ZIGZAG = [0.0, 0.0, 40.0, 24.0] * 5000
 REFUSED = {
     "images is an object": (lambda data: data.update(images={}), "images"),
     "no annotations": (lambda data: data.pop("annotations"), "annotations"),
-    "no categories": (lambda data: data["categories"].clear(), "categories"),
     "entry is no object": (lambda data: data["images"].append(7), "#3"),
-    "annotation is no object": (lambda data: data["annotations"].append([]), "#4"),
     "no file name": (change(("images", 0, "file_name"), None), "None"),
     "lone surrogate": (change(("images", 0, "file_name"), "a\ud800.png"), "a"),
     "class of a lone surrogate": (change(("categories", 0, "name"), "\udfff"), "#0"),
     "leads out": (change(("images", 0, "file_name"), "../a.png"), "../a.png"),
-    "absolute": (change(("images", 0, "file_name"), "/etc/hostname"), "/etc/hostname"),
     "no such file": (change(("images", 0, "file_name"), "gone.png"), "gone.png"),
     "lies in a sub-folder": (change(("images", 1, "file_name"), "b.png"), "sub/b.png"),
     "file twice": (twice("images", id=9), "a.png, ids 1 and 9"),
@@ -304,16 +303,12 @@ REFUSED = {
     "image id is a list": (change(("images", 0, "id"), [1]), "a.png"),
     "category twice": (both_used, "pear"),
     "category id twice": (twice("categories", name="plum"), "pear and plum"),
-    "category without id": (lambda data: data["categories"][0].pop("id"), "#0"),
     "category unknown": (change(("annotations", 0, "category_id"), 4), "id 10: 4"),
     "iscrowd 2": (change(("annotations", 0, "iscrowd"), 2), "id 10"),
-    "iscrowd no": (change(("annotations", 0, "iscrowd"), "no"), "id 10"),
     "NaN": (shape([[*BOX[:-1], NAN]]), "id 10"),
-    "infinity": (shape([[*BOX[:-1], -INF]]), "id 10"),
     "null in a polygon": (shape([[*BOX[:-1], None]]), "id 10"),
     "far away": (shape([[*BOX[:-1], 1e300]]), r"1e\+300"),
     "points as objects": (shape([[{"x": 1, "y": 2}]]), "id 10"),
-    "points in space": (shape([[[1, 2, 3], [4, 5, 6], [7, 8, 9]]]), "id 10"),
     "endless outline": (shape([ZIGZAG]), "id 10"),
     "a word": (shape("mask"), "id 10"),
     "RLE of another size": (rle([WIDTH * HEIGHT], (WIDTH, HEIGHT)), "id 10"),
@@ -324,7 +319,6 @@ REFUSED = {
     "counts with halves": (rle([0.5, 959.5]), "id 10"),
     "text too long": (rle(compressed([900, 100])), "id 10"),
     "text cut in a number": (rle(compressed([900, 60])[:-1]), "id 10"),
-    "text without end": (rle("o" * 500), "id 10"),
     "text of anything": (rle("\u2764"), "id 10"),
     "a size that is not the file's": (change(("images", 0, "width"), 10**9), "a.png"),
     "panoptic": (
@@ -396,14 +390,13 @@ def test_only_chosen_images_are_looked_at(read):
         read(data, choose=lambda names: names[:1])
 
 
-def test_perfect_predictions_of_polygons_and_run_lengths_score_1(read, tmp_path):
+def test_a_given_area_stays_and_perfect_predictions_score_1(read, tmp_path):
     data = content()
     del data["annotations"][3]["area"]
+    data["annotations"][0]["area"], data["annotations"][1]["area"] = 90.5, "large"
     annotations = read(data)
-    truth = COCO()
-    truth.dataset = annotations.to_coco()
-    with contextlib.redirect_stdout(None):
-        truth.createIndex()
+    assert [r["area"] for r in annotations.records[0]["annotations"]] == [90.5, 288]
+    truth = truth_of(annotations)
     found = [
         {"image_id": r["image_id"], "category_id": r["category_id"], "score": 0.5,
          "segmentation": truth.annToRLE(r)}
@@ -414,12 +407,6 @@ def test_perfect_predictions_of_polygons_and_run_lengths_score_1(read, tmp_path)
     evaluation.accumulate()
     evaluation.summarize()
     assert evaluation.stats[0] == pytest.approx(1)
-
-
-def test_a_given_area_stays(read):
-    data = content()
-    data["annotations"][0]["area"], data["annotations"][1]["area"] = 90.5, "large"
-    assert [r["area"] for r in read(data).records[0]["annotations"]] == [90.5, 288]
 
 
 def test_a_file_is_parsed_once_and_again_when_it_changes(read, monkeypatch, tmp_path):
@@ -437,9 +424,9 @@ def test_compressed_rles_are_summed_as_the_api_wrote_them():
         runs = rng.integers(1, 2 ** rng.integers(1, 14), 2 * rng.integers(1, 20)).tolist()
         runs[0] *= int(rng.integers(2))
         segmentation = {"size": [sum(runs), 1], "counts": compressed(runs)}
-        check_segmentation(segmentation, (sum(runs), 1))
+        assert read_rle(segmentation, (sum(runs), 1)).lengths.tolist() == runs
         with pytest.raises(DatasetError, match=f"sum to {sum(runs)}; expected"):
-            check_segmentation({**segmentation, "size": [sum(runs) + 1, 1]}, (sum(runs) + 1, 1))
+            read_rle({**segmentation, "size": [sum(runs) + 1, 1]}, (sum(runs) + 1, 1))
 
 
 def test_registered_sets_follow_the_file(images, tmp_path):
@@ -497,7 +484,7 @@ def mutate(data, rng):
 def test_mutated_files_load_alike_or_end_in_one_error(read):
     rng = random.Random(0)
     loaded = 0
-    for _ in range(2000):
+    for _ in range(700):
         data = content()
         for _ in range(rng.choice([1, 1, 2, 4])):
             mutate(data, rng)
@@ -507,4 +494,4 @@ def test_mutated_files_load_alike_or_end_in_one_error(read):
             loaded += 1
         except DatasetError:
             pass
-    assert 400 < loaded < 1900
+    assert 140 < loaded < 660

@@ -1,12 +1,15 @@
+"""Choosing images: shares that a seed draws, lists, validation splits."""
+
 import doctest
 import random
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from s4m_d2.data import stable_subset, subsets
-from s4m_d2.data.subsets import listed_subset, read_split_file, stem
+from s4m_d2.data.subsets import draw_validation, listed_subset, read_split_file
 from s4m_d2.errors import DatasetError, InputError
 
 NAMES = [f"city/img_{i:03d}.png" for i in range(40)]
@@ -16,12 +19,9 @@ NAMES = [f"city/img_{i:03d}.png" for i in range(40)]
     ("seed", "expected"),
     [(0, ["000", "009", "017", "026"]), (3, ["014", "025", "031", "037"])],
 )
-def test_a_split_is_the_same_on_every_machine(seed, expected):
+def test_a_draw_is_the_same_on_every_machine(seed, expected):
     assert stable_subset(NAMES, 0.1, seed) == [f"city/img_{i}.png" for i in expected]
-
-
-def test_doctests():
-    assert doctest.testmod(subsets).failed == 0
+    assert draw_validation(cats(10), 0.3) == ["0.png", "5.png", "9.png"]
 
 
 @given(seed=st.integers(-(2**70), 2**70), shuffle=st.randoms(use_true_random=False))
@@ -45,7 +45,6 @@ def test_smaller_fractions_are_part_of_larger_ones(fractions, seed):
         (2975, 0.1, 298),
         (2975, 0.2, 595),
         (2975, 0.3, 893),
-        (118287, 0.01, 1183),
         (3, 0.01, 1),
         (7, 1.0, 7),
     ],
@@ -72,16 +71,11 @@ def test_a_list_names_images_in_any_spelling(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text(
         "# published split\n\nx_1_leftImg8bit.png\ntrain/x/x_3.png  # with a comment\nx_4\n"
-        "x_5_gtFine_instanceIds.png\n"
+        "x_5_gtFine_instanceIds.png\nframe.0001\n9\n"
     )
-    names = [f"root/x/x_{i}_leftImg8bit.png" for i in range(6)]
+    names = [f"root/x/x_{i}_leftImg8bit.png" for i in range(6)] + ["y/9.jpg", "y/frame.0001"]
     chosen = listed_subset(names[::-1], read_split_file(str(path)), str(path))
-    assert chosen == [names[1], names[3], names[4], names[5]]
-
-
-def test_stems_keep_dots_that_are_no_extension():
-    assert stem("a/frame.0001") == "frame.0001"
-    assert stem("a/000000000009.jpg") == "000000000009"
+    assert chosen == [names[i] for i in (1, 3, 4, 5, 6, 7)]
 
 
 @pytest.mark.parametrize(
@@ -104,7 +98,71 @@ def test_bad_lists(tmp_path, content, message):
 
 
 def test_a_listed_name_must_exist_and_be_unambiguous():
-    with pytest.raises(DatasetError, match="2 of the 3 .* my.txt .*: no, nor"):
-        listed_subset(["1.png"], ["1", "nor", "no"], "my.txt")
-    with pytest.raises(DatasetError, match="more than once: 1"):
-        listed_subset(["a/1.png", "b/1.png"], ["1"], "my.txt")
+    for names, listed, named in (
+        (["1.png"], ["1", "nor", "no"], "2 of the 3 .*no, nor"),
+        (["a/1.png", "b/1.png"], ["1"], "1"),
+    ):
+        with pytest.raises(DatasetError, match=named):
+            listed_subset(names, listed, "my.txt")
+
+
+CLASSES = ("apple", "pear", "plum")
+images_with_classes = st.dictionaries(
+    st.integers(0, 10_000).map("{:05d}.png".format), st.sets(st.sampled_from(CLASSES)), max_size=30
+)
+
+
+def cats(count):
+    return {f"{i}.png": {"cat"} for i in range(count)}
+
+
+@given(images_with_classes, st.floats(0.05, 0.9), st.randoms(use_true_random=False))
+def test_every_class_keeps_an_image_and_the_order_of_the_file_does_not_matter(
+    classes_of, fraction, rng
+):
+    try:
+        chosen = draw_validation(classes_of, fraction)
+    except DatasetError:
+        images = Counter(name for found in classes_of.values() for name in found)
+        spare = [f for f in classes_of.values() if f and all(images[name] > 1 for name in f)]
+        assert not spare
+        return
+    kept = [found for name, found in classes_of.items() if name not in chosen]
+    assert set().union(*kept) == set().union(*classes_of.values())
+    assert set(chosen) < set(classes_of)
+    shuffled = list(classes_of.items())
+    rng.shuffle(shuffled)
+    assert draw_validation(dict(shuffled), fraction) == chosen
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "expected"),
+    [(2, 0.2, 1), (7, 0.2, 1), (8, 0.2, 2), (50, 0.2, 10), (10, 0.25, 3), (10, 0.99, 9)],
+)
+def test_the_number_of_images_is_the_fraction_rounded(count, fraction, expected):
+    assert len(draw_validation(cats(count), fraction)) == expected
+
+
+def test_a_rare_class_is_in_both_parts():
+    classes_of = cats(60) | {"a.png": {"cat", "dog"}, "b.png": {"dog"}}
+    chosen = draw_validation(classes_of, 0.1)
+    assert len(chosen) == 6
+    assert len({"a.png", "b.png"} & set(chosen)) == 1
+
+
+def test_for_the_classes_the_split_may_double_but_not_pass_half_of_the_images():
+    rare = {f"{i}.png": {f"class {i % 15}"} for i in range(30)}  # two images of each class
+    assert len(draw_validation(rare, 0.1)) == 6
+    assert len(draw_validation(rare, 0.4)) == 15
+
+
+@pytest.mark.parametrize("classes_of", [{"1.png": {"cat"}}, {"1.png": {"cat"}, "2.png": {"dog"}}])
+def test_where_no_image_can_be_spared_the_ways_out_are_named(classes_of):
+    with pytest.raises(DatasetError, match="--val .*VAL_FRACTION 0"):
+        draw_validation(classes_of, 0.5)
+    with pytest.raises(InputError):
+        draw_validation(cats(5), 1.0)
+
+
+def test_doctests():
+    assert doctest.testmod(subsets).failed == 0

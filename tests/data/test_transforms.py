@@ -1,15 +1,54 @@
+"""Views and masks are those of Detectron2's transforms, applied to whole images one by one, and
+colors those of a distortion that is computed value by value."""
+
 import cv2
 import numpy as np
+import pycocotools.mask as mask_util
 import pytest
-from data_scenes import HEIGHT, WIDTH, scene
+from data_scenes import HEIGHT, WIDTH
 from detectron2.config import get_cfg
+from detectron2.data import transforms as T
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.data import ColorDistortion
-from s4m_d2.data.transforms import apply_geometry, build_geometry, seeded_numpy
+from s4m_d2.data.segmentations import RunLengths, transform_masks
+from s4m_d2.data.transforms import (
+    apply_geometry,
+    build_geometry,
+    seeded_numpy,
+    source_pixels,
+    transform_image,
+)
 from s4m_d2.errors import ConfigError
 
 SEEDS = range(20)
+GEOMETRIES = {
+    "Cityscapes": [
+        T.ResizeShortestEdge((20, 31, 47, 90, 130), 300, "choice"),
+        T.RandomCrop("absolute", (25, 50)),
+        T.RandomFlip(),
+    ],
+    "COCO": [
+        T.RandomFlip(),
+        T.ResizeScale(0.1, 3.0, 70, 70),
+        T.FixedSizeCrop((70, 70), pad=False),
+    ],
+    "vertical": [
+        T.RandomCrop("relative", (0.8, 0.5)),
+        T.RandomFlip(horizontal=False, vertical=True),
+        T.ResizeScale(0.5, 2.0, 50, 90),
+        T.RandomCrop("relative", (0.3, 0.4)),
+    ],
+    "not bilinear": [
+        T.ResizeScale(0.5, 3.0, 50, 90, Image.BICUBIC),
+        T.FixedSizeCrop((30, 30), pad=False),
+    ],
+    "resize alone": [T.ResizeShortestEdge((30, 40), 100)],
+    "nothing": [],
+}
 
 
 def config(**inputs):
@@ -23,6 +62,131 @@ def config(**inputs):
     for key, value in inputs.items():
         cfg.INPUT[key] = value
     return cfg
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def detectron2_s(augmentations, image, seed):
+    """The slow form: every transform is applied to the whole image when it is drawn."""
+    view = T.AugInput(image)
+    with seeded_numpy(seed):
+        transforms = T.AugmentationList(augmentations)(view)
+    return view.image, transforms
+
+
+def described(transforms):
+    return [(type(t), {k: v for k, v in vars(t).items() if k != "self"}) for t in transforms]
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+@settings(max_examples=40, deadline=None)
+@given(
+    size=st.tuples(st.integers(12, 90), st.integers(12, 90)),
+    seed=st.integers(0, 2**31),
+)
+def test_views_and_masks_are_those_of_whole_images(name, size, seed):
+    image = noise(*size, seed)
+    view, transforms = apply_geometry(GEOMETRIES[name], image, seed)
+    expected, slow = detectron2_s(GEOMETRIES[name], image, seed)
+    assert described(transforms.transforms) == described(slow.transforms)
+    assert np.array_equal(view, expected)
+
+    labels = noise(*size, seed + 1)[..., 0]
+    rows, columns = source_pixels(transforms, size)
+    assert np.array_equal(labels[rows][:, columns], slow.apply_segmentation(labels))
+
+
+@pytest.mark.parametrize("new_size", [(512, 1024), (614, 1228), (1331, 2662), (2048, 4096)])
+@pytest.mark.parametrize("corner", ["first", "middle", "last"])
+def test_crops_of_cityscapes_size_are_exact_up_to_the_borders(new_size, corner):
+    image = np.tile(noise(256, 512), (4, 4, 1))
+    room = new_size[0] - 512, new_size[1] - 1024
+    y, x = {"first": (0, 0), "middle": (room[0] // 3, room[1] // 2), "last": room}[corner]
+    transforms = T.TransformList(
+        [T.ResizeTransform(1024, 2048, *new_size), T.CropTransform(x, y, 1024, 512)]
+    )
+    assert np.array_equal(transform_image(image, transforms), transforms.apply_image(image))
+
+
+class MyResize(T.ResizeScale):
+    """A subclass that looks at the pixels."""
+
+    def get_transform(self, image):
+        assert image.any()
+        return super().get_transform(image)
+
+
+@pytest.mark.parametrize("foreign", [MyResize(0.5, 2.0, 40, 40), T.FixedSizeCrop((99, 99))])
+def test_other_augmentations_see_the_image(foreign):
+    image = noise(40, 60)
+    augmentations = [*GEOMETRIES["Cityscapes"], foreign]
+    for seed in range(5):
+        view, _ = apply_geometry(augmentations, image, seed)
+        assert np.array_equal(view, detectron2_s(augmentations, image, seed)[0])
+
+
+def shapes(size, seed):
+    """Masks of all kinds: blobs, noise, a line, all, nothing."""
+    rng = np.random.default_rng(seed)
+    masks = rng.random((7, *size)) < np.array([0.4, 0.01, 0.2, 1, 0, 0, 0])[:, None, None]
+    masks[2, : size[0] // 2] = False
+    masks[5, 3, 2:9] = True
+    masks[6, 2:8, 4:7] = True
+    return masks
+
+
+def as_rle(mask, text):
+    rle = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+    if text:
+        return {**rle, "counts": rle["counts"].decode()}
+    flat = mask.T.reshape(-1)
+    edges = np.flatnonzero(np.diff(flat.astype(int), prepend=0, append=2))
+    counts = np.diff(edges, prepend=0).tolist()
+    return {"size": list(mask.shape), "counts": [*counts[:1], 0, 0, *counts[1:]]}
+
+
+@pytest.mark.parametrize("kind", ["array", "text", "counts"])
+@pytest.mark.parametrize("padded", [False, True], ids=["known", "foreign"])
+@pytest.mark.parametrize("name", ["Cityscapes", "COCO", "vertical"])
+def test_masks_are_resampled_as_each_alone(name, padded, kind):
+    size = (41, 67)
+    for seed in range(6):
+        _, transforms = detectron2_s(GEOMETRIES[name], noise(*size), seed)
+        view_size = transforms.apply_image(noise(*size)).shape[:2]
+        if padded:  # a transform that is not known to take source pixels
+            transforms = transforms + T.TransformList([T.PadTransform(1, 2, 3, 4)])
+            view_size = view_size[0] + 6, view_size[1] + 4
+        masks = shapes(size, seed)
+        given_as = list(masks) if kind == "array" else [as_rle(m, kind == "text") for m in masks]
+        moved = transform_masks(given_as, transforms, size, view_size)
+        expected = [transforms.apply_segmentation(m.astype(np.uint8)) for m in masks]
+        assert np.array_equal(moved.numpy(), np.stack(expected).astype(bool))
+
+
+@settings(max_examples=60)
+@given(
+    runs=st.lists(st.integers(0, 30), min_size=1, max_size=12),
+    height=st.integers(1, 9),
+    span=st.tuples(st.integers(0, 40), st.integers(0, 40)),
+)
+def test_run_lengths_are_decoded_as_coco_s_api_does(runs, height, span):
+    runs[-1] += -sum(runs) % height or (height if not sum(runs) else 0)
+    width = sum(runs) // height
+    mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+    lengths = RunLengths(np.array(runs), height)
+    start, stop = sorted(min(edge, width) for edge in span)
+    assert np.array_equal(lengths.columns(start, stop), mask[:, start:stop])
+    rows, columns = lengths.bounds()
+    outside = mask.copy()
+    outside[rows, columns] = False
+    assert not outside.any()
+    if mask.any():
+        set_columns = np.flatnonzero(mask.any(0))
+        assert (columns.start, columns.stop) == (set_columns[0], set_columns[-1] + 1)
+    else:
+        assert not mask[rows, columns].size
 
 
 def test_numpy_s_global_generator_is_seeded_and_restored():
@@ -39,15 +203,6 @@ def test_numpy_s_global_generator_is_seeded_and_restored():
         raise ZeroDivisionError
     np.random.seed(5)
     assert np.array_equal(np.random.random(4), expected)
-
-
-def test_geometry_is_a_function_of_the_seed():
-    image = scene(0)[0]
-    geometry = build_geometry(config())
-    views = [apply_geometry(geometry, image, seed)[0] for seed in (*SEEDS, *SEEDS)]
-    assert all(np.array_equal(views[i], views[i + len(SEEDS)]) for i in range(len(SEEDS)))
-    assert {view.shape for view in views} == {(24, 48, 3)}
-    assert len({view.tobytes() for view in views}) > len(SEEDS) // 2
 
 
 def test_large_scale_jitter_returns_content_only():
@@ -67,111 +222,33 @@ def test_large_scale_jitter_returns_content_only():
 
 
 @pytest.mark.parametrize(
-    ("inputs", "message"),
+    "inputs",
     [
-        ({"DATASET_MAPPER_NAME": "mine"}, "'mine'.*coco_instance_lsj.*mask_former_instance"),
-        ({"RANDOM_FLIP": "diagonal"}, "diagonal"),
+        {"DATASET_MAPPER_NAME": "mine"},
+        {"RANDOM_FLIP": "diagonal"},
+        {"CROP": {"SINGLE_CATEGORY_MAX_AREA": 0.75}},
+        {"FORMAT": "HSV"},
     ],
 )
-def test_bad_geometry(inputs, message):
-    with pytest.raises(ConfigError, match=message):
-        build_geometry(config(**inputs))
-
-
-def test_crops_that_depend_on_categories_are_refused():
+def test_settings_out_of_range_are_named(inputs):
     cfg = config()
-    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
-    with pytest.raises(ConfigError, match="SINGLE_CATEGORY_MAX_AREA is 0.75"):
-        build_geometry(cfg)
+    cfg.INPUT.merge_from_other_cfg(type(cfg)(inputs))
+    key, value = inputs.popitem()
+    value = value["SINGLE_CATEGORY_MAX_AREA"] if isinstance(value, dict) else value
+    with pytest.raises(ConfigError, match=rf"{key}.*{value}"):
+        build_geometry(cfg), ColorDistortion(cfg.INPUT.FORMAT)
 
 
-def test_color_distortion_is_deterministic_and_leaves_its_input():
-    image = scene(0)[0]
-    before = image.copy()
-    distort = ColorDistortion("RGB")
-    first, second, other = (distort(image, np.random.default_rng(s)) for s in (3, 3, 4))
-    assert np.array_equal(first, second) and not np.array_equal(first, other)
-    assert np.array_equal(image, before) and first is not image
-
-
-def test_rgb_and_bgr_images_are_distorted_alike():
-    image = scene(1)[0]
-    for seed in SEEDS:
-        rgb = ColorDistortion("RGB")(image, np.random.default_rng(seed))
-        bgr = ColorDistortion("BGR")(image[..., ::-1].copy(), np.random.default_rng(seed))
-        assert np.array_equal(rgb, bgr[..., ::-1])
-
-
-def only(**ranges):
-    """Distortion of one kind, always applied."""
-    neutral = {"brightness": 0, "contrast": (1, 1), "saturation": (1, 1), "hue": 0}
-    return ColorDistortion("RGB", **{**neutral, **ranges}, probability=1)
-
-
-def hsv_of(image):
-    return cv2.cvtColor(image, cv2.COLOR_RGB2HSV).astype(int)
-
-
-def test_the_default_distortion_stays_in_ssd_s_bounds():
-    """A flat color shows the amount of each distortion: all of SSD's range is used, no more."""
-    flat = np.full((4, 4, 3), (150, 100, 100), dtype=np.uint8)
-    gray = np.full((4, 4, 3), 100, dtype=np.uint8)
-    defaults = ColorDistortion("RGB")
-    seen = {"brightness": [], "contrast": [], "saturation": [], "hue": []}
-    for seed in range(200):
-        for kind in seen:
-            distort = only(**{kind: getattr(defaults, kind)})
-            image = flat if kind in ("saturation", "hue") else gray
-            output = distort(image, np.random.default_rng(seed))
-            if kind == "hue":
-                amount = (hsv_of(output)[0, 0, 0] - hsv_of(image)[0, 0, 0] + 90) % 180 - 90
-            elif kind == "saturation":
-                amount = hsv_of(output)[0, 0, 1] / hsv_of(image)[0, 0, 1]
-            elif kind == "contrast":
-                amount = output[0, 0, 0] / 100
-            else:
-                amount = int(output[0, 0, 0]) - 100
-            seen[kind].append(amount)
-    bounds = {
-        "brightness": (-32, 32, 2),
-        "contrast": (0.5, 1.5, 0.03),
-        "saturation": (0.5, 1.5, 0.05),
-        "hue": (-18, 18, 1),
-    }
-    for kind, (low, high, slack) in bounds.items():
-        assert low - slack <= min(seen[kind]) <= low + 2 * slack, kind
-        assert high - 2 * slack <= max(seen[kind]) <= high + slack, kind
-
-
-def test_each_distortion_is_applied_half_of_the_time():
-    flat = np.full((2, 2, 3), (150, 100, 100), dtype=np.uint8)
-    unchanged = sum(
-        np.array_equal(ColorDistortion("RGB")(flat, np.random.default_rng(seed)), flat)
-        for seed in range(800)
-    )
-    assert unchanged / 800 == pytest.approx(1 / 16, abs=0.03)  # none of four
-
-
-def test_contrast_comes_before_or_after_saturation():
-    """Clipping makes the order visible: bright red, more contrast and less saturation."""
-    image = np.full((1, 1, 3), (250, 60, 60), dtype=np.uint8)
-    distort = ColorDistortion(
-        "RGB", brightness=0, contrast=(1.5, 1.5), saturation=(0.5, 0.5), hue=0, probability=0.5
-    )
-    outputs = {distort(image, np.random.default_rng(s)).tobytes() for s in range(200)}
-    assert len(outputs) == 5  # nothing, one, the other, both in either order
-
-
-def slowly_distorted(settings, image_format, image, rng):
-    """The same distortion, without tables: every value is computed in float32."""
+def slowly_distorted(image_format, image, rng):
+    """SSD's distortion without tables: every value is computed in float32."""
 
     def scaled(values, factor, shift):
         return np.clip(values.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
 
-    contrast_first, *chosen = rng.random(5) < settings.probability
-    shift = rng.uniform(-settings.brightness, settings.brightness)
-    contrast, saturation = rng.uniform(*settings.contrast), rng.uniform(*settings.saturation)
-    hue = int(rng.integers(-settings.hue, settings.hue, endpoint=True))
+    contrast_first, *chosen = rng.random(5) < 0.5
+    shift = rng.uniform(-32, 32)
+    contrast, saturation = rng.uniform(0.5, 1.5), rng.uniform(0.5, 1.5)
+    hue = int(rng.integers(-18, 18, endpoint=True))
     if chosen[0]:
         image = scaled(image, 1, shift)
     if chosen[1] and contrast_first:
@@ -190,13 +267,7 @@ def slowly_distorted(settings, image_format, image, rng):
 def test_tables_of_levels_give_every_value_exactly(image_format):
     image = np.random.default_rng(0).integers(0, 256, (61, 83, 3), dtype=np.uint8)
     image.flags.writeable = False
-    for probability in (0.5, 1.0):
-        distort = ColorDistortion(image_format, probability=probability)
-        for seed in range(60):
-            expected = slowly_distorted(distort, image_format, image, np.random.default_rng(seed))
-            assert np.array_equal(distort(image, np.random.default_rng(seed)), expected)
-
-
-def test_unknown_channel_order():
-    with pytest.raises(ConfigError, match="'HSV'"):
-        ColorDistortion("HSV")
+    distort = ColorDistortion(image_format)
+    for seed in range(100):
+        expected = slowly_distorted(image_format, image, np.random.default_rng(seed))
+        assert np.array_equal(distort(image, np.random.default_rng(seed)), expected)

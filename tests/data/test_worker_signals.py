@@ -22,7 +22,11 @@ def no_seeds(position):
 
 @pytest.mark.parametrize(
     ("number", "method"),
-    [(signal.SIGTERM, "fork"), (signal.SIGUSR1, "fork"), (signal.SIGTERM, "forkserver")],
+    [
+        (signal.SIGTERM, "fork"),
+        (signal.SIGUSR1, "fork"),
+        pytest.param(signal.SIGTERM, "forkserver", marks=pytest.mark.slow),
+    ],
 )
 def test_workers_outlive_stop_signals_and_end_with_the_loader(number, method):
     records = [{"file_name": str(i)} for i in range(5)]

@@ -22,7 +22,6 @@ CONCEPTS = (
     "semi/mask_points",
     "semi/refinement",
     "semi/arp",
-    "semi/placement",
     "semi/burn_in",
     "semi/ema_teacher",
     "engine/labeling/pseudo_labeling",

@@ -12,6 +12,10 @@ from s4m_d2.engine.stages import run_config
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "MODEL.DEVICE": "cpu",
+    "MODEL.RESNETS.DEPTH": 50,  # narrow: small checkpoints, and statistics in every layer
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 8,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 16,
+    "MODEL.RESNETS.WIDTH_PER_GROUP": 4,
     "MODEL.SEM_SEG_HEAD.CONVS_DIM": 32,
     "MODEL.SEM_SEG_HEAD.MASK_DIM": 32,
     "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS": 1,
@@ -34,26 +38,37 @@ SMALL = {
 }
 
 
+def overrides(folder, changes) -> list[str]:
+    """KEY VALUE words of a small run into a folder; ``__`` stands for a dot in names of changes."""
+    merged = SMALL | {"OUTPUT_DIR": str(folder)}
+    merged |= {key.replace("__", "."): value for key, value in changes.items()}
+    return [str(item) for pair in merged.items() for item in pair]
+
+
+def make_config(folder, **changes):
+    path = str(ROOT / "configs" / "toyscapes_10pct.yaml")
+    return run_config(load_config(path, overrides(folder, changes)))
+
+
 @pytest.fixture
 def small_options(small_data, monkeypatch, tmp_path):
     """KEY VALUE overrides for a small run into ``tmp_path / "run"``."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(small_data))
-
-    def options(**changes) -> list[str]:
-        merged = SMALL | {"OUTPUT_DIR": str(tmp_path / "run")}
-        merged |= {key.replace("__", "."): value for key, value in changes.items()}
-        return [str(item) for pair in merged.items() for item in pair]
-
-    return options
+    return lambda **changes: overrides(tmp_path / "run", changes)
 
 
 @pytest.fixture
-def small_config(small_options):
-    def config(**changes):
-        path = str(ROOT / "configs" / "toyscapes_10pct.yaml")
-        return run_config(load_config(path, small_options(**changes)))
+def small_config(small_options, tmp_path):
+    return lambda **changes: make_config(tmp_path / "run", **changes)
 
-    return config
+
+@pytest.fixture(scope="module")
+def shared_config(small_data, tmp_path_factory):
+    """(folder, overrides) → config of a run that the tests of a module share."""
+    root = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(small_data))
+        yield lambda folder, **changes: make_config(root / folder, **changes)
 
 
 @pytest.fixture

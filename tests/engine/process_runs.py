@@ -25,7 +25,10 @@ COMMON = {
     "S4M.UNLABELED_IMS_PER_BATCH": UNLABELED,
     "SOLVER.OPTIMIZER": "SGD",  # AdamW's first steps blow rounding errors up to the learning rate
     "SOLVER.BASE_LR": 0.03,
-    "MODEL.RESNETS.NORM": "GN",
+    "MODEL.RESNETS.NORM": "GN",  # of 32 groups
+    "MODEL.RESNETS.DEPTH": 18,
+    "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
+    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
     "S4M.EMA_DECAY": 0.5,
     "S4M.ARP.PAIR_FRACTION": 0.5,  # two pairs of four images, one pair of two
     "DATASETS.TEST": "()",
@@ -53,14 +56,14 @@ class Run:
 
 
 RUNS = {
-    "teacher": Run("teacher", 10),
+    "teacher": Run("teacher", 3),
     # Pseudo-labels are measured while the teacher is stage 1's, and after that.
-    "student": Run("student", 10, burn_in=6, empty_from=7, changes={"S4M.QUALITY.PERIOD": "5"}),
-    "batch norm": Run(
+    "student": Run(
         "student",
         4,
-        burn_in=1,
-        changes={"MODEL.RESNETS.NORM": "BN", "S4M.REFINE.ENABLED": "False"},
+        burn_in=2,
+        empty_from=3,
+        changes={"S4M.QUALITY.PERIOD": "2", "S4M.QUALITY.MAX_IMAGES": "2"},
     ),
 }
 

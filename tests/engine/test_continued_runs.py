@@ -63,7 +63,8 @@ class Toy(TeacherTrainer):
     def run_step(self):
         rates = [group["lr"] for group in self.optimizer.param_groups]
         super().run_step()
-        self.seen.append((self.iter, self._trainer._files["labeled"], rates))
+        files = [sample["file_name"] for sample in self._trainer._batch]
+        self.seen.append((self.iter, files, rates))
 
     def evaluate(self):
         self.act(self.iter)

@@ -14,7 +14,7 @@ from detectron2.evaluation import DatasetEvaluator
 from PIL import Image
 from pycocotools.coco import COCO
 
-from s4m_d2.data.media import Media, Video, find_media
+from s4m_d2.data.listing import Media, Video, find_media
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.errors import ConfigError, DatasetError

@@ -11,15 +11,13 @@ from PIL import Image
 from torch import nn
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
-from s4m_d2.engine.checks.config_checks import config_errors
 from s4m_d2.engine.figures.figure_set import FIGURES, FiguresHook, figure_hooks, undisturbed
 from s4m_d2.engine.rng import default_generator_states
 from s4m_d2.errors import DatasetError, OutputError
 
 from .sameness import assert_same
 
-ITERATIONS = 2
-WITH = {"S4M__FIGURES__PERIOD": 2, "S4M__FIGURES__IMAGES": 2}
+WITH = {"S4M__FIGURES__PERIOD": 2, "S4M__FIGURES__IMAGES": 1}
 
 
 class Killed(Exception):
@@ -40,31 +38,24 @@ class Losses(HookBase):
 
 @pytest.fixture
 def train(small_config, tmp_path):
-    """(folder, more overrides) → what was logged; the trainer's final state."""
-
-    def teacher_weights(cfg):
-        path = tmp_path / "teacher.pth"
-        if not path.exists():
-            model = S4MTrainer.build_model(stage_config(cfg, "student"))
-            S4MCheckpointer(model, str(tmp_path)).save("teacher")
-        return str(path)
+    """(folder, more overrides) → what was logged; the trainer's final state; its folder."""
 
     def run(folder, **changes):
-        whole = small_config(
-            OUTPUT_DIR=str(tmp_path / folder),
-            SOLVER__MAX_ITER=ITERATIONS,
-            S4M__BURN_IN=1,
-            S4M__EMA_DECAY=0.5,
-            TEST__EVAL_PERIOD=0,
-            **changes,
+        cfg = stage_config(
+            small_config(
+                OUTPUT_DIR=str(tmp_path / folder),
+                SOLVER__MAX_ITER=3,
+                S4M__BURN_IN=1,
+                S4M__EMA_DECAY=0.5,
+                **changes,
+            ),
+            "student",
         )
-        cfg = stage_config(whole, "student")
-        trainer = S4MTrainer(cfg, teacher_weights(whole))
+        S4MCheckpointer(S4MTrainer.build_model(cfg), str(tmp_path)).save("teacher")
+        trainer = S4MTrainer(cfg, str(tmp_path / "teacher.pth"))
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         trainer.evaluate = dict  # it has tests of its own
-        trainer.resume_or_load(resume=False)
-        losses = Losses()
-        trainer.register_hooks([losses])
+        trainer.register_hooks([losses := Losses()])
         trainer.train()
         state = torch.load(Path(cfg.OUTPUT_DIR, "model_final.pth"), weights_only=True)
         return losses.seen, state, Path(cfg.OUTPUT_DIR)
@@ -76,7 +67,7 @@ def test_a_student_with_figures_is_the_one_without_and_so_are_its_checkpoints(tr
     losses, state, folder = train("without")
     assert not (folder / "figures").exists()
     seen, other, folder = train("with", **WITH)
-    assert len(seen) == ITERATIONS and seen == losses
+    assert len(seen) == 3 and seen == losses
     assert_same(state, other)  # what a run is continued from
 
     assert {path.name for path in (folder / "figures").iterdir()} == {
@@ -85,7 +76,6 @@ def test_a_student_with_figures_is_the_one_without_and_so_are_its_checkpoints(tr
 
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     events = accumulator.EventAccumulator(str(folder), size_guidance={"images": 0}).Reload()
-    assert set(events.Tags()["images"]) == {f"figures/{name}" for name in FIGURES}
     last = events.Images("figures/arp")[-1]
     picture = Image.open(folder / "figures" / "arp_0000002.png")
     assert (last.width, last.height) == picture.size
@@ -171,9 +161,3 @@ def test_a_full_disk_costs_files_and_nothing_else(tmp_path, caplog, monkeypatch)
     monkeypatch.setattr("s4m_d2.engine.figures.figure_set.write_png", full)
     images = run_hook(FiguresHook(Painter(), ["arp"], 1, str(tmp_path)), 2)
     assert len(images) == 2 and "no space" in caplog.text
-
-
-@pytest.mark.parametrize(("key", "value"), [("PERIOD", -1), ("IMAGES", 0), ("WHAT", "('map',)")])
-def test_wrong_settings_are_named(small_config, key, value):
-    [error] = config_errors(small_config(**{f"S4M__FIGURES__{key}": value}))
-    assert f"S4M.FIGURES.{key}" in str(error)

@@ -12,7 +12,7 @@ from s4m_d2.data import StrongView
 from s4m_d2.engine.labeling import pseudo_labeling
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds
-from s4m_d2.semi import image_masks, pseudo_labels, refinement
+from s4m_d2.semi import pseudo_labels, refinement
 from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.refinement import PointRefiner, TeacherMasks
 from s4m_d2.transfers import TO_HOST
@@ -170,13 +170,6 @@ def test_an_image_is_labeled_alike_in_any_batch(refined):
         )  # fmt: skip
         assert_equal_views(part, alone)
         assert together.selections[i].stats == alone.selections[0].stats
-
-
-def test_masks_resized_in_other_chunks_are_the_same(monkeypatch):
-    expected = labeling()(samples(range(4)))
-    for module in (image_masks, refinement):
-        monkeypatch.setattr(module, "MASKS_AT_ONCE", 2)
-    assert_equal_views(labeling()(samples(range(4))), expected)
 
 
 @pytest.mark.gpu

@@ -79,7 +79,7 @@ def test_estimates_of_both_stages_against_what_they_write_and_hold(small_config)
         assert len(files) == kept_checkpoints(trainer.cfg) == 2
         for file in files:
             estimate = checkpoint_bytes(trainer.cfg, stage, model)
-            assert estimate == pytest.approx(file.stat().st_size, rel=0.001)
+            assert estimate == pytest.approx(file.stat().st_size, rel=0.01)
         assert stage_memory(cfg, stage, blueprints) == held_bytes(trainer)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from s4m_d2.engine import BadSteps, PseudoLabeling, S4MTrainable, S4MTrainer, StudentStep
 from s4m_d2.engine.checks.preflight import check_config
-from s4m_d2.engine.labeling.protocol import check_losses, check_model, check_predictions
+from s4m_d2.engine.labeling.protocol import check_model, check_predictions
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.modeling import S4MMaskFormer
 from s4m_d2.semi.refinement import TeacherMasks
@@ -49,25 +49,14 @@ def registered():
         del META_ARCH_REGISTRY._obj_map[name]
 
 
-def test_our_model_has_what_the_protocol_asks_for():
+def test_what_a_model_lacks_is_named_of_classes_and_of_instances():
     check_model(S4MMaskFormer)
     assert issubclass(S4MMaskFormer, S4MTrainable)
-    assert not issubclass(OnlyLosses, S4MTrainable)
-
-
-@pytest.mark.parametrize(
-    ("cls", "message"),
-    [
-        (OnlyLosses, r"OnlyLosses has no predict_queries\(batched_inputs\)"),
-        (OnlyPredictions, r"OnlyPredictions has no forward\(batched_inputs\)"),
-        (nn.Module, r"Module has no forward\(batched_inputs\) and predict_queries\("),
-    ],
-)
-def test_what_a_model_lacks_is_named_of_classes_and_of_instances(cls, message):
-    for model in (cls, cls()):
-        with pytest.raises(ConfigError, match=message) as error:
-            check_model(model)
-        assert "s4m_d2.engine.S4MTrainable" in str(error.value)
+    lacking = {OnlyLosses: "no predict_queries", OnlyPredictions: "no forward", nn.Module: "and"}
+    for cls, named in lacking.items():
+        for model in (cls, cls()):
+            with pytest.raises(ConfigError, match=f"{cls.__name__} has .*{named}"):
+                check_model(model)
 
 
 def test_a_run_is_refused_before_stage_1_if_stage_2_could_not_train_the_model(
@@ -101,27 +90,21 @@ def test_distillation_that_a_model_does_not_have_is_never_skipped_silently(
 
 
 @pytest.mark.parametrize(
-    ("losses", "message"),
+    ("losses", "named"),
     [
-        (torch.zeros(()), "OnlyLosses.forward returned a Tensor in training mode"),
-        ([torch.zeros(())], "returned a list"),
+        (torch.zeros(()), "Tensor"),
         ({"loss_a": torch.zeros(()), "loss_b": torch.zeros(3)}, r"'loss_b' .* \(3,\)"),
-        ({"loss_a": 1.0}, "'loss_a' of shape or type float"),
+        ({"loss_a": 1.0}, "'loss_a' of .* float"),
     ],
 )
-def test_losses_that_cannot_be_summed_are_named(losses, message):
-    with pytest.raises(InputError, match=message):
-        check_losses(losses, OnlyLosses())
-
-
-def test_the_training_step_checks_the_losses():
+def test_the_training_step_names_losses_that_cannot_be_summed(losses, named):
     student = OnlyLosses()
     student.weight = nn.Parameter(torch.zeros(()))
-    student.forward = lambda batch: torch.zeros(())
+    student.forward = lambda batch: losses
     views = SimpleNamespace(student_batch=[], stats={})
     parts = (student, [([], [])], torch.optim.SGD(student.parameters()), BadSteps(0, "unused", 0))
     step = StudentStep(*parts, labeling=lambda batch: views, unsup_loss_weight=2.0)
-    with pytest.raises(InputError, match="OnlyLosses.forward returned a Tensor"):
+    with pytest.raises(InputError, match=f"OnlyLosses.forward returned .*{named}"):
         step.run_step()
 
 
@@ -149,23 +132,22 @@ LOGITS, MASKS = predictions()["pred_logits"], predictions()["pred_masks"]
 
 
 @pytest.mark.parametrize(
-    ("broken", "message"),
+    ("broken", "named"),
     [
-        (None, "has no pred_logits and pred_masks and image_sizes and padded_size"),
-        ({"pred_logits": LOGITS[0]}, "the result has no pred_masks"),
-        (predictions(pred_masks=MASKS[:1]), "pred_masks are of 1 images; 2 images were given"),
-        (predictions(pred_logits=LOGITS[::-1]), r"of image 0, .*\(1, 4\) and pred_masks \(2, 8"),
-        (predictions(pred_logits=[x[0] for x in LOGITS]), r"expected \(Q, K \+ 1\)"),
-        (predictions(pred_logits=[x[:, :3] for x in LOGITS]), "have 3 classes; expected 4"),
-        (predictions(pred_masks=[x > 0 for x in MASKS]), "masks torch.bool; expected floating"),
-        (predictions(image_sizes=SIZES[::-1]), r"image 0, image_sizes say \(24, 48\), but"),
-        (predictions(padded_size=(32, 60)), r"padded_size \(32, 60\) is smaller than the image"),
+        (None, "pred_logits and pred_masks and image_sizes and padded_size"),
+        ({"pred_logits": LOGITS[0]}, "pred_masks"),
+        (predictions(pred_masks=MASKS[:1]), "pred_masks are of 1 images"),
+        (predictions(pred_logits=LOGITS[::-1]), r"image 0, .*\(1, 4\) .* \(2, 8"),
+        (predictions(pred_logits=[x[0] for x in LOGITS]), r"\(Q, K \+ 1\)"),
+        (predictions(pred_logits=[x[:, :3] for x in LOGITS]), "3 classes; expected 4"),
+        (predictions(pred_masks=[x > 0 for x in MASKS]), "torch.bool"),
+        (predictions(image_sizes=SIZES[::-1]), r"image 0, .*\(24, 48\)"),
+        (predictions(padded_size=(32, 60)), r"\(32, 60\)"),
     ],
 )
-def test_each_defect_of_predictions_is_named(broken, message):
-    with pytest.raises(InputError, match=message) as error:
+def test_each_defect_of_predictions_is_named(broken, named):
+    with pytest.raises(InputError, match=f"OnlyLosses.predict_queries: .*{named}"):
         check_predictions(broken, SIZES, OnlyLosses(), CLASSES)
-    assert "OnlyLosses.predict_queries" in str(error.value)
 
 
 def pseudo_labels(teacher, num_classes=CLASSES):

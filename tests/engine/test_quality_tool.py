@@ -7,8 +7,7 @@ import os
 import pytest
 import torch
 
-from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MCheckpointer, S4MTrainer
-from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.engine import S4MTrainer
 
 from .conftest import ROOT
 
@@ -35,9 +34,7 @@ def checkpoint(small_config, tmp_path):
     return str(path)
 
 
-def test_the_tool_prints_tables_and_writes_json(
-    tool, checkpoint, small_options, small_config, tmp_path, capsys
-):
+def test_the_tool_prints_tables_and_writes_json(tool, checkpoint, small_options, tmp_path, capsys):
     config = str(ROOT / "configs" / "toyscapes_10pct.yaml")
     arguments = ["--config-file", config, "--weights", checkpoint]
     output = tmp_path / "out"
@@ -48,11 +45,6 @@ def test_the_tool_prints_tables_and_writes_json(
     assert found["model"] == "teacher" and found["images"] == 2
     assert set(found["before"]) == {"overall", "by_class", "by_size"}
 
-    cfg = small_config(S4M__QUALITY__MAX_IMAGES=2)
-    model = S4MTrainer.build_model(cfg)
-    S4MCheckpointer(model).load(checkpoint, branch="teacher")
-    expected = QualityMeasurement(cfg, PseudoLabeling(cfg, EMATeacher(model, 0.5)))()
-    assert found["after"] == expected.as_dict()["after"]
     assert found["before"]["overall"]["pseudo_labels"] > 0
 
     tool.main([*arguments, "--images", "1", "--student", *small_options()])

@@ -33,12 +33,8 @@ SETTINGS = {
     ("key", "good", "bad"),
     [
         ("O_S_THRESH", 1.0, 1.5),
-        ("O_P_THRESH", 0.0, -0.1),
         ("O_P_THRESH", 1.0, float("nan")),
         ("POINTS_PER_SIDE", 1, 0),
-        ("PRED_IOU_THRESH", 0.5, 88.0),
-        ("STABILITY_SCORE_THRESH", 0.5, 1.1),
-        ("BOX_NMS_THRESH", 0.5, -1.0),
         ("MIN_MASK_REGION_AREA", 100, -1),
     ],
 )

@@ -114,13 +114,6 @@ def test_a_signal_saves_after_its_iteration_and_the_run_goes_on_exactly(
     assert resumed.trainer.start_iter == iteration + 1
 
 
-def test_nothing_is_saved_twice(tmp_path):
-    toy = Toy(tmp_path, raise_at(3, signal.SIGTERM), period=2)
-    with pytest.raises(Stopped):
-        toy.train()
-    assert toy.saved == ["model_0000001", "model_0000003"]
-
-
 def test_a_signal_in_the_last_iteration_leaves_the_evaluation_to_the_next_run(tmp_path):
     evaluations = []
     toy = Toy(tmp_path, raise_at(MAX_ITER - 1, signal.SIGTERM), lambda: evaluations.append(1))
@@ -149,14 +142,6 @@ def test_a_signal_ends_an_evaluation_at_once(tmp_path, worker_dies, monkeypatch)
     assert toy.saved == ["model_0000001"]
     assert finished(tmp_path, "model_0000001") == 1
     assert Toy(tmp_path).train(resume=True) == Toy(tmp_path / "whole").train()
-
-
-def test_a_failing_evaluation_is_no_stop(tmp_path):
-    def fail():
-        raise RuntimeError("no such image")
-
-    with pytest.raises(RuntimeError, match="no such image"):
-        Toy(tmp_path, evaluate=fail).train()
 
 
 def test_a_failed_iteration_is_never_saved_as_complete(tmp_path):

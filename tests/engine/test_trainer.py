@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -13,11 +14,12 @@ from detectron2.engine import HookBase
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
 from s4m_d2.engine.training.build import build_labeled_loader
+from s4m_d2.errors import ConfigError, DivergenceError, WeightsError
 
 from .sameness import assert_same
 
-ITERATIONS = 4
-BURN_IN = 2
+ITERATIONS, BURN_IN = 4, 2
+BARE = {"S4M__REFINE__ENABLED": False, "S4M__DISTILL__ENABLED": False, "DATASETS__TEST": "()"}
 
 
 class Killed(Exception):
@@ -53,8 +55,8 @@ def logged(trainer) -> dict[str, float]:
     return {key: value for line in lines for key, value in json.loads(line).items()}
 
 
-@pytest.fixture
-def configs(small_config, tmp_path):
+@pytest.fixture(scope="module")
+def configs(shared_config):
     """(stage, folder, more overrides) → config of that stage."""
 
     def make(stage, folder, **changes):
@@ -65,18 +67,24 @@ def configs(small_config, tmp_path):
             "S4M__BURN_IN": BURN_IN,
             "S4M__EMA_DECAY": 0.5,
         } | changes
-        return stage_config(small_config(OUTPUT_DIR=str(tmp_path / folder), **changes), stage)
+        return stage_config(shared_config(folder, **changes), stage)
 
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def teacher_weights(configs) -> str:
     """An untrained stage-1 checkpoint: whatever it labels will do here."""
     cfg = configs("student", "untrained", SEED=5)
     model = S4MTrainer.build_model(cfg)
     S4MCheckpointer(model, cfg.OUTPUT_DIR).save("model_final")
     return os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+
+
+@pytest.fixture(scope="module")
+def whole(configs, teacher_weights):
+    """An unbroken run of stage 2, with SAM and evaluation."""
+    return run(S4MTrainer(configs("student", "whole"), teacher_weights))
 
 
 @pytest.mark.parametrize(("stage", "once"), [("teacher", True), ("student", False)])
@@ -90,101 +98,70 @@ def test_repeat_factors_are_for_the_stage_that_asks_for_them(small_config, stage
 
 
 def test_a_teacher_continued_after_a_kill_is_the_teacher_of_an_unbroken_run(configs):
-    whole = run(TeacherTrainer(configs("teacher", "whole", DATALOADER__NUM_WORKERS=1)))
+    changes = {"S4M__TEACHER__MAX_ITER": 3, "DATASETS__TEST": "()"}
+    whole = run(TeacherTrainer(configs("teacher", "one", DATALOADER__NUM_WORKERS=1, **changes)))
     with pytest.raises(Killed):
-        run(TeacherTrainer(configs("teacher", "broken")), kill_after=2)
+        run(TeacherTrainer(configs("teacher", "broken", **changes)), kill_after=1)
     torch.manual_seed(99)  # whatever the new process drew before
-    resumed = run(TeacherTrainer(configs("teacher", "broken")), resume=True)
+    resumed = run(TeacherTrainer(configs("teacher", "broken", **changes)), resume=True)
     assert resumed.start_iter == 2
     assert_same(final_state(whole), final_state(resumed))
 
 
-@pytest.mark.parametrize("last_saved", [1, 2], ids=["before-burn-in-ends", "after"])
 def test_a_student_continued_after_a_kill_is_the_student_of_an_unbroken_run(
-    configs, teacher_weights, last_saved
+    configs, teacher_weights, whole
 ):
-    changes = {"SOLVER__CHECKPOINT_PERIOD": last_saved + 1}
-    whole = run(S4MTrainer(configs("student", "whole", **changes), teacher_weights))
     torch.manual_seed(98)
     with pytest.raises(Killed):
-        run(
-            S4MTrainer(configs("student", "broken", **changes), teacher_weights),
-            kill_after=last_saved,
-        )
+        run(S4MTrainer(configs("student", "broken"), teacher_weights), kill_after=1)
     torch.manual_seed(99)
-    resumed = S4MTrainer(configs("student", "broken", **changes), teacher_weights)
+    resumed = S4MTrainer(configs("student", "broken"), teacher_weights)
     run(resumed, resume=True)
-    assert resumed.start_iter == last_saved + 1
+    assert resumed.start_iter == 2
     first, second = final_state(whole), final_state(resumed)
     assert_same(first["model"], second["model"])
     assert_same(first["trainer"]["hooks"], second["trainer"]["hooks"])
 
 
 def test_the_student_starts_afresh_and_the_teacher_from_stage_one(configs, teacher_weights):
-    trainer = S4MTrainer(configs("student", "run"), teacher_weights)
+    trainer = S4MTrainer(configs("student", "run", **BARE), teacher_weights)
     stage_one = torch.load(teacher_weights, weights_only=True)["model"]
-    own = trainer.trained_model.state_dict()
-    teacher = trainer.teacher.model.state_dict()
-    assert all(torch.equal(teacher[name], value) for name, value in stage_one.items())
+    assert_same(dict(trainer.teacher.model.state_dict()), dict(stage_one))
     name = "sem_seg_head.predictor.query_feat.weight"
-    assert not torch.equal(own[name], stage_one[name])
+    assert not torch.equal(trainer.trained_model.state_dict()[name], stage_one[name])
 
 
-def test_sam_and_the_teacher_are_not_part_of_the_student(configs, teacher_weights):
-    trainer = run(S4MTrainer(configs("student", "run", S4M__BURN_IN=1), teacher_weights))
-    stage_one = torch.load(teacher_weights, weights_only=True)["model"]
-    saved = final_state(trainer)
-    assert saved["model"].keys() == stage_one.keys()
-    assert saved["trainer"]["hooks"]["EMATeacherHook"]["teacher"].keys() == stage_one.keys()
-    trained = {id(p) for group in trainer.optimizer.param_groups for p in group["params"]}
-    assert trained == {id(p) for p in trainer.trained_model.parameters() if p.requires_grad}
+def test_a_checkpoint_holds_all_that_a_run_needs_to_continue_and_no_sam(whole):
+    content, names = final_state(whole), whole.trained_model.state_dict().keys()
+    state, hooks = content["trainer"], content["trainer"]["hooks"]
+    assert content["iteration"] == state["iteration"] == ITERATIONS - 1
+    assert content["model"].keys() == hooks["EMATeacherHook"]["teacher"].keys() == names
+    assert len(state["_trainer"]["optimizer"]["state"]) > 100
+    assert hooks["LRScheduler"]["last_epoch"] == ITERATIONS
+    assert hooks["RunStateHook"]["settings"]["SEED"] == whole.cfg.SEED
+    trained = {id(p) for group in whole.optimizer.param_groups for p in group["params"]}
+    assert trained == {id(p) for p in whole.trained_model.parameters() if p.requires_grad}
 
 
-def test_what_a_step_does_is_logged(configs, teacher_weights):
-    trainer = run(S4MTrainer(configs("student", "run"), teacher_weights))
-    last = logged(trainer)
-    assert {
-        "loss_ce",
-        "loss_mask",
-        "loss_dice",
-        "unsup/loss_ce",
-        "unsup/loss_mask",
-        "unsup/loss_dice",
-        "pseudo_labels/per_image",
-        "pseudo_labels/dropped_no_object",
-        "pseudo_labels/dropped_score",
-        "pseudo_labels/dropped_area",
-        "teacher/phase",
-        "segm/AP",
-        "teacher/segm/AP",
-    } <= last.keys()
-    assert "loss_sd" not in last
+def test_what_a_step_does_is_logged_and_results_are_written(whole):
+    last = logged(whole)
+    losses = {f"{part}loss_{name}" for part in ("", "unsup/") for name in ("ce", "mask", "dice")}
+    dropped = {f"pseudo_labels/dropped_{rule}" for rule in ("no_object", "score", "area")}
+    others = {"pseudo_labels/per_image", "teacher/phase", "segm/AP", "teacher/segm/AP"}
+    assert losses | dropped | others <= last.keys() and "loss_sd" not in last
+    results = json.loads(Path(whole.cfg.OUTPUT_DIR, "results.json").read_text())
+    assert {"AP", "AP50"} <= results["segm"].keys() & results["teacher"]["segm"].keys()
 
 
-def test_results_are_written_when_training_ends(configs, teacher_weights):
-    trainer = run(S4MTrainer(configs("student", "run"), teacher_weights))
-    with open(os.path.join(trainer.cfg.OUTPUT_DIR, "results.json")) as file:
-        results = json.load(file)
-    assert {"AP", "AP50"} <= results["segm"].keys()
-    assert {"AP", "AP50"} <= results["teacher"]["segm"].keys()
-
-
-@pytest.mark.parametrize(
-    "switched_off",
-    [("DISTILL",), ("REFINE",), ("ARP",), ("DISTILL", "REFINE", "ARP")],
-    ids="+".join,
-)
+@pytest.mark.parametrize("switched_off", [("DISTILL", "ARP"), ("DISTILL", "REFINE", "ARP")])
 def test_each_component_switches_off_by_one_key(configs, teacher_weights, switched_off):
     changes = {f"S4M__{name}__ENABLED": False for name in switched_off}
-    changes |= {"SOLVER__MAX_ITER": 1, "S4M__TEACHER__MAX_ITER": 1, "S4M__BURN_IN": 1}
-    if len(switched_off) == 3:  # nothing is left that needs SAM
+    if "REFINE" in switched_off:  # nothing is left that needs SAM
         changes |= {"S4M__SAM__CHECKPOINT": "missing.pth"}
     teacher = TeacherTrainer(configs("teacher", "run", **changes))
-    assert (teacher.trained_model.distillation is None) == ("DISTILL" in switched_off)
-    student = S4MTrainer(configs("student", "run", **changes), teacher_weights)
-    assert student.trained_model.distillation is None
-    labeling = student.pseudo_labeling
-    assert (labeling.arp is None) == ("ARP" in switched_off)
+    assert teacher.trained_model.distillation is None
+    labeling = S4MTrainer(configs("student", "run", **changes), teacher_weights).pseudo_labeling
+    assert labeling.arp is None
     assert hasattr(labeling.refiner, "backend") != ("REFINE" in switched_off)
 
 
@@ -199,24 +176,22 @@ def test_a_corrupt_unlabeled_image_is_skipped_counted_and_training_goes_on(
     damaged = next(name for name in unlabeled if name not in labeled)
     Path(damaged).write_bytes(Path(damaged).read_bytes()[:500])
 
-    changes = {"SOLVER__MAX_ITER": 6, "S4M__BURN_IN": 6}  # 12 images: all 10 at least once
-    trainer = run(S4MTrainer(configs("student", "run", **changes), teacher_weights))
+    changes = BARE | {"SOLVER__MAX_ITER": 1, "S4M__UNLABELED_IMS_PER_BATCH": 10}  # all images
+    trainer = run(S4MTrainer(configs("student", "skip", **changes), teacher_weights))
     assert logged(trainer)["data/skipped_images"] == 1
     assert damaged in caplog.text
-    resumed = S4MTrainer(configs("student", "run", **changes), teacher_weights)
+    resumed = S4MTrainer(configs("student", "skip", **changes), teacher_weights)
     resumed.resume_or_load(resume=True)
     assert list(resumed.data_loader.unlabeled.skipped_images) == [damaged]
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_small_batches_and_a_teacher_without_pseudo_labels_train(configs, teacher_weights, batch):
-    changes = {
+def test_single_images_and_a_teacher_without_pseudo_labels_train(configs, teacher_weights):
+    changes = BARE | {
         "SOLVER__MAX_ITER": 1,
-        "S4M__BURN_IN": 1,
-        "SOLVER__IMS_PER_BATCH": batch,
+        "SOLVER__IMS_PER_BATCH": 1,
         "S4M__PSEUDO_LABEL__SCORE_THRESH": 1.0,  # nothing is that certain
     }
-    trainer = S4MTrainer(configs("student", "run", **changes), teacher_weights)
+    trainer = S4MTrainer(configs("student", "single", **changes), teacher_weights)
     before = {name: p.clone() for name, p in trainer.trained_model.named_parameters()}
     run(trainer)
     changed = [
@@ -224,3 +199,120 @@ def test_small_batches_and_a_teacher_without_pseudo_labels_train(configs, teache
     ]
     assert any(name.startswith("backbone") for name in changed)
     assert all(torch.isfinite(p).all() for p in trainer.trained_model.parameters())
+
+
+@pytest.fixture
+def continued(configs, teacher_weights, whole, tmp_path):
+    """(edit, more overrides) → a trainer that is to continue an edited copy of the whole run."""
+
+    def make(edit=lambda state: None, **changes):
+        folder = tmp_path / "run" / "student"
+        shutil.copytree(whole.cfg.OUTPUT_DIR, folder, dirs_exist_ok=True)
+        content = final_state(whole)
+        edit(content["trainer"])
+        torch.save(content, folder / "model_final.pth")
+        changes = BARE | {"OUTPUT_DIR": str(tmp_path / "run")} | changes
+        return S4MTrainer(configs("student", "run", **changes), teacher_weights)
+
+    return make
+
+
+def without(*hooks):
+    return lambda state: [state["hooks"].pop(hook) for hook in hooks]
+
+
+def test_a_checkpoint_without_the_teacher_is_refused_once_it_cannot_be_made_again(continued):
+    with pytest.raises(WeightsError, match="past the burn-in of 2.*holds no EMA teacher"):
+        continued(without("EMATeacherHook")).resume_or_load(resume=True)
+    longer = {"S4M__BURN_IN": ITERATIONS, "SOLVER__MAX_ITER": ITERATIONS + 1}
+    with pytest.raises(ConfigError, match="S4M.BURN_IN is 4 and was 2"):
+        continued(**longer).resume_or_load(resume=True)
+    # Of a program that does not write its settings; the student is copied at this iteration.
+    resumed = continued(without("EMATeacherHook", "RunStateHook"), **longer)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == ITERATIONS
+    assert "model_final.pth" not in os.listdir(resumed.cfg.OUTPUT_DIR)
+
+
+def test_another_seed_and_batch_are_noticed_and_a_new_loss_scale(continued, caplog):
+    resumed = continued(SEED=77, SOLVER__IMS_PER_BATCH=4)
+    resumed._trainer.grad_scaler = scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    with caplog.at_level(logging.WARNING):
+        resumed.resume_or_load(resume=True)
+    for name in ("SEED", "SOLVER.IMS_PER_BATCH", "S4M.UNLABELED_IMS_PER_BATCH"):
+        assert f"{name} was" in caplog.text
+    assert "S4M.BURN_IN was" not in caplog.text
+    assert "loss scale" in caplog.text and scaler.get_scale() == 8.0
+
+    saved = scaler.state_dict() | {"scale": 2.0}
+    resumed = continued(lambda state: state["_trainer"].update(grad_scaler=saved))
+    resumed._trainer.grad_scaler = scaler
+    resumed.resume_or_load(resume=True)
+    assert scaler.get_scale() == resumed.state_dict()["_trainer"]["grad_scaler"]["scale"] == 2.0
+
+
+class Diverge(HookBase):
+    """Spoils what the model predicts in an iteration, and remembers states and files."""
+
+    def __init__(self, trainer, iteration, entry) -> None:
+        self.iteration, self.entry = iteration, entry
+        self.states: list[list] = []
+        self.files: list[set[str]] = []
+        trainer.trained_model.sem_seg_head.register_forward_hook(self.spoil)
+        trainer.trained_model.register_forward_pre_hook(self.note)
+        trainer.register_hooks([self])
+
+    def spoil(self, module, inputs, outputs):
+        if self.trainer.iter == self.iteration:
+            return {**outputs, self.entry: outputs[self.entry] * float("nan")}
+        return outputs
+
+    def note(self, module, parts):
+        self.files[-1] |= {sample["file_name"] for part in parts for sample in part}
+
+    def before_step(self) -> None:
+        self.files.append(set())
+        self.states.append(self.state())
+
+    def state(self) -> list[torch.Tensor]:
+        """Weights, buffers, optimizer and, in stage 2, the teacher."""
+        optimizer = self.trainer.optimizer.state_dict()["state"].values()
+        models = [self.trainer.trained_model]
+        models += [self.trainer.teacher.model] if self.trainer.has_teacher else []
+        tensors = [value for entry in optimizer for value in entry.values()]
+        tensors += [value for model in models for value in model.state_dict().values()]
+        return [value.clone() for value in tensors]
+
+
+def same(first, second) -> bool:
+    return len(first) == len(second) and all(map(torch.equal, first, second))
+
+
+def test_a_student_skips_a_step_whose_losses_are_not_finite(configs, teacher_weights):
+    changes = BARE | {"SOLVER__MAX_ITER": 3, "S4M__BURN_IN": 1}
+    trainer = S4MTrainer(configs("student", "skips", **changes), teacher_weights)
+    seen = Diverge(trainer, 1, "pred_logits")
+    run(trainer)
+    # A state is taken after the teacher's update; iteration 1 begins with the copy.
+    assert not same(seen.states[0], seen.states[1])
+    assert same(seen.states[1], seen.states[2])
+    assert not same(seen.states[2], seen.state())
+    assert trainer.scheduler.last_epoch == 3
+    assert logged(trainer)["train/bad_steps"] == trainer.bad_steps.total == 1
+    [path] = Path(trainer.cfg.OUTPUT_DIR, "bad_batches").iterdir()
+    record = json.loads(path.read_text())
+    assert (record["iteration"], record["seed"]) == (1, trainer.cfg.SEED)
+    [process] = record["processes"]
+    assert len(process["files"]["labeled"]) == len(process["files"]["unlabeled"]) == 2
+    assert set(sum(process["files"].values(), [])) == seen.files[1]
+    assert process["losses"]["loss_ce"] == "nan" and "unsup/loss_ce" in process["losses"]
+
+
+def test_a_teacher_that_diverges_stops_with_the_weights_before(configs):
+    changes = BARE | {"S4M__MAX_BAD_STEPS": 0}
+    trainer = TeacherTrainer(configs("teacher", "diverges", **changes))
+    seen = Diverge(trainer, 1, "pred_masks")
+    with pytest.raises(DivergenceError, match="iteration 1: .*the loss 'loss_mask' is nan") as stop:
+        run(trainer)
+    assert not same(seen.states[0], seen.states[1]) and same(seen.states[1], seen.state())
+    assert all(Path(name).name in str(stop.value) for name in seen.files[1])

@@ -106,27 +106,6 @@ def test_images_without_objects_have_losses_with_gradients(model):
     assert model.cell_classes.weight.grad.abs().sum() > 0
 
 
-def test_it_learns_two_scenes_by_heart(model):
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    first = last = None
-    for _ in range(60):
-        last = sum(model.train()(SCENES).values())
-        first = last.item() if first is None else first
-        optimizer.zero_grad()
-        last.backward()
-        optimizer.step()
-    assert last < first / 5
-    with torch.no_grad():
-        results = model.train(False)(SCENES)
-    for sample, result in zip(SCENES, results, strict=True):
-        targets, found = sample["instances"], result["instances"]
-        best = found[found.scores > 0.5]
-        assert sorted(best.pred_classes.tolist()) == targets.gt_classes.tolist()
-        for label, mask in zip(best.pred_classes, best.pred_masks, strict=True):
-            truth = targets.gt_masks.tensor[targets.gt_classes == label][0]
-            assert (mask & truth).sum() / (mask | truth).sum() > 0.8
-
-
 @pytest.fixture
 def trainer(example_config, tmp_path):
     changes = {"SOLVER__MAX_ITER": 4, "S4M__BURN_IN": BURN_IN, "S4M__EMA_DECAY": DECAY}

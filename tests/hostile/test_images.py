@@ -49,16 +49,10 @@ def gray16() -> bytes:
 
 REFUSED = {  # file name, content, what the message says of it
     "0 bytes": ("a.png", b"", "cannot be read"),
-    "truncated PNG": ("a.png", half(encoded("PNG", np.random.default_rng(0).integers(
-        0, 256, (64, 64, 3), dtype=np.uint8))), "truncated"),
-    "truncated JPEG": ("a.jpg", half(encoded("JPEG")), "truncated"),
     "truncated WebP": ("a.webp", half(encoded("WEBP")), "cannot be read"),
     "header alone": ("a.png", encoded("PNG")[:40], "cannot be read"),
     "rows missing": ("a.png", png_of(WIDTH, HEIGHT, rows=b"\0" * 9), "truncated"),
-    "damaged pixels": ("a.png", encoded("PNG").replace(b"IDAT", b"IDAT\xff", 1), "cannot be read"),
     "text named .png": ("a.png", b"left to be done\n", "cannot be read"),
-    "web page named .jpg": ("a.jpg", b"<!DOCTYPE html><html>404</html>", "cannot be read"),
-    "JSON named .png": ("a.png", b'{"images": []}', "cannot be read"),
     "decompression bomb": ("a.png", png_of(30_000, 30_000), "too large.*pixels.*Scale"),
     "no width": ("a.png", png_of(0, 10), "cannot be read"),
     "16-bit gray": ("a.png", gray16(), "more than 8 bits.*Scale"),
@@ -79,10 +73,6 @@ def test_damaged_and_foreign_files_are_refused_and_named(tmp_path, row):
             read(record)
 
 
-def missing(folder):
-    return folder / "gone.png"
-
-
 def folder_named_like_an_image(folder):
     (folder / "street.png").mkdir()
     return folder / "street.png"
@@ -93,7 +83,9 @@ def dangling_link(folder):
     return folder / "link.png"
 
 
-@pytest.mark.parametrize("make", [missing, folder_named_like_an_image, dangling_link])
+@pytest.mark.parametrize(
+    "make", [lambda folder: folder / "gone.png", folder_named_like_an_image, dangling_link]
+)
 def test_paths_that_are_no_files_are_refused_and_named(tmp_path, make):
     path = make(tmp_path)
     for read in (labeled(), unlabeled(), lambda r: image_size(r["file_name"])):
@@ -101,18 +93,9 @@ def test_paths_that_are_no_files_are_refused_and_named(tmp_path, make):
             read({"file_name": str(path), "annotations": []})
 
 
-def palette(image):
-    return image.quantize(8)
-
-
 def transparent_palette(image):
     image = image.quantize(8)
     image.info["transparency"] = bytes([0, 128, 255])
-    return image
-
-
-def rgba(image):
-    image.putalpha(7)
     return image
 
 
@@ -123,8 +106,6 @@ READ = {
         Image.fromarray(scene()).convert("L"))[..., None].repeat(3, axis=2)),
     "black and white": ("a.png", lambda image: Image.fromarray(mask()), np.uint8(255)
         * mask()[..., None].repeat(3, axis=2)),
-    "RGBA": ("a.png", rgba, scene()),
-    "palette": ("a.png", palette, scene()),
     "palette with transparency": ("a.png", transparent_palette, scene()),
     "BMP": ("a.bmp", lambda image: image, scene()),
     "wrong extension": ("a.jpg", lambda image: image, scene()),
@@ -161,22 +142,18 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "XMP"])
 def test_exif_orientation_turns_the_image_and_the_masks_fit_it(tmp_path, orientation, kind):
     """Annotations are in the frame of the upright image, as in Detectron2."""
-    stored = scene()  # turn back what a viewer turns
-    undo = {
-        1: lambda x: x, 2: lambda x: x[:, ::-1], 3: lambda x: x[::-1, ::-1], 4: lambda x: x[::-1],
-        5: lambda x: x.swapaxes(0, 1), 6: lambda x: x.swapaxes(0, 1)[::-1],
-        7: lambda x: x[::-1, ::-1].swapaxes(0, 1), 8: lambda x: x.swapaxes(0, 1)[:, ::-1],
-    }  # fmt: skip
-    stored = Image.fromarray(np.ascontiguousarray(undo[orientation](stored)))
-    path = tmp_path / ("a.jpg" if kind == "JPEG" else "a.png")
-    exif = Image.Exif()
+    undo = (  # what a viewer turns
+        lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1, ::-1], lambda x: x[::-1],
+        lambda x: x.swapaxes(0, 1), lambda x: x.swapaxes(0, 1)[::-1],
+        lambda x: x[::-1, ::-1].swapaxes(0, 1), lambda x: x.swapaxes(0, 1)[:, ::-1],
+    )  # fmt: skip
+    exif, text = Image.Exif(), PngImagePlugin.PngInfo()
     exif[ExifTags.Base.Orientation] = orientation
-    if kind == "XMP":
-        text = PngImagePlugin.PngInfo()
-        text.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
-        stored.save(path, pnginfo=text)
-    else:
-        stored.save(path, exif=exif, **({"quality": 100} if kind == "JPEG" else {}))
+    text.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
+    options = {"JPEG": {"exif": exif, "quality": 100}, "PNG": {"exif": exif}}
+    path = tmp_path / ("a.jpg" if kind == "JPEG" else "a.png")
+    stored = np.ascontiguousarray(undo[orientation - 1](scene()))
+    save(path, stored, **options.get(kind, {"pnginfo": text}))
     record = {
         "file_name": str(path), "height": HEIGHT, "width": WIDTH,
         "annotations": [{"category_id": 0, "segmentation": [BOX_POLYGON]}],

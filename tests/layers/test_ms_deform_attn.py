@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from level_by_level import random_inputs
 
 from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.layers import MSDeformAttn, deformable_sampling, deformable_sampling_bytes
+from s4m_d2.layers import MSDeformAttn, deformable_sampling
 
 
 def bilinear(grid, x, y):
@@ -38,48 +39,15 @@ def literal_sampling(value, level_sizes, locations, weights):
     return output.flatten(2)
 
 
-def random_inputs(level_sizes, *, batch=2, queries=5, heads=2, channels=3, points=2, dtype):
-    generator = torch.Generator().manual_seed(0)
-    total = sum(h * w for h, w in level_sizes)
-    value = torch.randn(batch, total, heads, channels, generator=generator, dtype=dtype)
-    shape = (batch, queries, heads, len(level_sizes), points)
-    locations = torch.rand(*shape, 2, generator=generator, dtype=dtype) * 1.4 - 0.2
-    weights = torch.rand(shape, generator=generator, dtype=dtype)
-    return value, locations, weights
-
-
 LEVELS = [[(1, 1)], [(4, 6)], [(2, 3), (5, 1), (4, 7)]]
 
 
 @pytest.mark.parametrize("level_sizes", LEVELS, ids=str)
 def test_equals_literal_loop_inside_and_outside_the_maps(level_sizes):
-    value, locations, weights = random_inputs(level_sizes, dtype=torch.float64)
+    value, locations, weights = random_inputs(level_sizes)
     expected = literal_sampling(value, level_sizes, locations, weights)
     actual = deformable_sampling(value, level_sizes, locations, weights)
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 3e-3)]
-)
-def test_lower_precision_rounds_only_inputs_and_output(dtype, tolerance):
-    inputs = [x.to(dtype) for x in random_inputs(LEVELS[2], dtype=torch.float64)]
-    value, locations, weights = [x.double() for x in inputs]
-    expected = literal_sampling(value, LEVELS[2], locations, weights)
-    actual = deformable_sampling(inputs[0], LEVELS[2], *inputs[1:])
-    assert actual.dtype == dtype
-    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
-
-
-def test_gradients_of_values_locations_and_weights():
-    level_sizes = [(2, 3), (3, 2)]
-    value, locations, weights = random_inputs(
-        level_sizes, batch=1, queries=2, channels=2, dtype=torch.float64
-    )
-    inputs = [x.requires_grad_() for x in (value, locations, weights)]
-    assert torch.autograd.gradcheck(
-        lambda v, x, w: deformable_sampling(v, level_sizes, x, w), inputs
-    )
 
 
 def test_fresh_heads_look_along_their_own_direction_with_equal_weights():
@@ -119,19 +87,3 @@ def test_sizes_that_do_not_fit_are_refused():
         layer(torch.zeros(1, 1, 4), torch.zeros(1, 1, 2), torch.zeros(1, 5, 4), [(2, 2)])
     with pytest.raises(ConfigError, match="CONVS_DIM"):
         MSDeformAttn(embed_dim=6, num_levels=1, num_heads=4, num_points=1)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "forward", "backward"),
-    [
-        # 72 values; 40 look-ups of two coordinates and a weight; 60 results
-        (torch.float32, 4 * (72 + 120 + 60), 1008 + 4 * 120 + 12 * 72),
-        # values and results are of half precision; the values' gradient is converted
-        (torch.bfloat16, 2 * 72 + 4 * 120 + 2 * 60, 744 + 4 * 120 + 12 * 72 + 6 * 72),
-    ],
-)
-def test_bytes_by_hand(dtype, forward, backward):
-    value, *others = random_inputs([(2, 3)], dtype=torch.float32)
-    inputs = value.to(dtype), *others
-    assert deformable_sampling_bytes(*inputs, backward=False) == forward
-    assert deformable_sampling_bytes(*inputs, backward=True) == backward

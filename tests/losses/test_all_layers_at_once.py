@@ -184,7 +184,6 @@ def test_a_label_that_is_no_class_is_refused(label):
 
 def test_reading_a_few_masks_at_a_time_changes_nothing(monkeypatch):
     layers, targets = make_layers(2), make_targets(4, QUERIES + 3)
-    targets[0]["valid"] = torch.tensor([True, True, False, True])
     expected, _ = evaluate(layers, targets)
     monkeypatch.setitem(mask_losses.PIXELS_AT_ONCE, "cpu", 2 * 16 * 24)
     monkeypatch.setattr(mask_losses, "POINTS_AT_ONCE", 4 * CANDIDATES)

@@ -200,7 +200,7 @@ def reference_losses(case, outputs, targets, drawn, matches):
     return criterion(layers, targets)
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(cases)
 def test_all_losses_of_all_layers_equal_literal_loops_in_double_precision(case):
     outputs, targets = make_problem(case)

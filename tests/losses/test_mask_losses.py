@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_losses import bce, dice, read
 
@@ -38,12 +38,6 @@ def test_losses_equal_double_precision_formulas(pairs):
     assert sigmoid_ce_loss(x, t).item() == pytest.approx(bce(logits, targets), **tolerance)
 
 
-def test_losses_by_hand():
-    logits, targets = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
-    assert dice_loss(logits, targets).item() == pytest.approx(1 / 3)  # 1 - (1 + 1) / (1 + 1 + 1)
-    assert sigmoid_ce_loss(logits, targets).item() == pytest.approx(math.log(2))
-
-
 def test_pairwise_losses_are_the_losses_of_every_pair():
     logits = torch.randn(4, 50, generator=generator(0)) * 8
     targets = torch.rand(3, 50, generator=generator(1)).round(decimals=1)
@@ -55,14 +49,7 @@ def test_pairwise_losses_are_the_losses_of_every_pair():
         torch.testing.assert_close(pairwise(logits, targets), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_sampling_reads_pixel_centers_and_halfway_between_them():
-    mask = torch.tensor([[[1.0, 3.0], [5.0, 7.0]]])
-    points = torch.tensor([[0.25, 0.25], [0.75, 0.25], [0.5, 0.25], [0.5, 0.5]])  # x, y
-    expected = torch.tensor([[1.0, 3.0, 2.0, 4.0]])
-    torch.testing.assert_close(sample_shared(mask, points), expected)
-    torch.testing.assert_close(sample_each(mask, points[None]), expected)
-
-
+@settings(max_examples=40)
 @given(
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     count=st.integers(0, 3),
@@ -138,7 +125,3 @@ def test_what_is_not_a_number_is_chosen_first():
     )
     expected = 3 * 4000 * 9 / 1600  # candidates in the 3 x 3 pixels between whose centers NaN lies
     assert sample_each(mask, points).isnan().sum().item() == pytest.approx(expected, rel=0.3)
-
-
-def test_without_masks_there_are_no_points():
-    assert uncertain_points(torch.zeros(0, 4, 4), **SAMPLING).shape == (0, 100, 2)

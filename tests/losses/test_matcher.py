@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_losses import cost_matrix
 
@@ -41,6 +41,7 @@ def match(matcher, outputs, targets, generators=None):
     return [(torch.from_numpy(m.queries[0]), torch.from_numpy(m.instances[0])) for m in found]
 
 
+@settings(max_examples=40)
 @given(
     queries=st.integers(1, 6),
     instances=st.integers(0, 5),
@@ -79,38 +80,6 @@ def test_assignment_is_the_cheapest_of_all(queries, instances, seed):
     assert found_instances.tolist() == sorted(set(found_instances.tolist()))
 
 
-@pytest.mark.parametrize(
-    ("weights", "expected"),
-    [
-        ({"mask_cost": 0.0, "dice_cost": 0.0}, [0]),  # query 0 has the class
-        ({"class_cost": 0.0}, [1]),  # query 1 has the mask
-    ],
-)
-def test_each_cost_decides_where_the_others_are_off(weights, expected):
-    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
-    mask[0, :4] = True
-    logits = torch.tensor([[[4.0, 0.0], [0.0, 4.0]]])  # (class 0, no object)
-    right = torch.where(mask, 9.0, -9.0)
-    outputs = {"pred_logits": logits, "pred_masks": torch.stack([-right, right], dim=1)}
-    target = {"labels": torch.tensor([0]), "masks": mask}
-    [(queries, _)] = match(make_matcher(**weights), outputs, [target], [generator()])
-    assert queries.tolist() == expected
-
-
-def test_matches_of_an_image_do_not_depend_on_the_batch():
-    first, target_1 = random_image(6, 4, seed=1)
-    second, target_2 = random_image(6, 2, seed=2)
-    matcher = make_matcher(num_points=3)
-    both = {key: torch.cat([first[key], second[key]]) for key in first}
-    together = match(matcher, both, [target_1, target_2], [generator(1), generator(2)])
-    alone = [
-        *match(matcher, first, [target_1], [generator(1)]),
-        *match(matcher, second, [target_2], [generator(2)]),
-    ]
-    for (queries, instances), (queries_alone, instances_alone) in zip(together, alone, strict=True):
-        assert torch.equal(queries, queries_alone) and torch.equal(instances, instances_alone)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("entry", ["pred_masks", "pred_logits"])
 def test_diverged_queries_lose_instead_of_raising(entry, value):
@@ -119,13 +88,6 @@ def test_diverged_queries_lose_instead_of_raising(entry, value):
     [(queries, instances)] = match(make_matcher(), outputs, [target], [generator()])
     assert instances.tolist() == [0, 1, 2]
     assert set(queries.tolist()) == {2, 3, 4}
-
-
-def test_all_queries_diverged_still_gives_a_one_to_one_assignment():
-    outputs, target = random_image(5, 3)
-    outputs["pred_masks"].fill_(float("nan"))
-    [(queries, instances)] = match(make_matcher(), outputs, [target], [generator()])
-    assert len(set(queries.tolist())) == 3 and instances.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -146,9 +108,3 @@ def test_a_cost_far_below_zero_does_not_hide_the_differences_of_the_others(seed)
     others = queries != 0
     assert others.sum() == 2
     assert costs[queries, instances][others].sum().item() == pytest.approx(cheapest)
-
-
-def test_image_without_instances_matches_nothing():
-    outputs, target = random_image(5, 0)
-    [(queries, instances)] = match(make_matcher(), outputs, [target])
-    assert queries.shape == instances.shape == (0,) and queries.dtype == torch.int64

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s4m_d2.losses import HungarianMatcher, SetCriterion
@@ -50,6 +50,7 @@ def losses_of(layers, targets):
     return criterion()({**layers[0], "aux_outputs": layers[1:]}, targets, generators)
 
 
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     instances=st.lists(st.integers(0, QUERIES + 2), min_size=1, max_size=2),

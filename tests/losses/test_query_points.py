@@ -23,7 +23,7 @@ def test_foreground_points_are_uniform_over_the_union_of_the_masks():
     masks[1, 6, 8] = True  # padding: never drawn
     inside = torch.nonzero(masks[:, :5, :8].any(0).flatten()).flatten()
     generator = seeded(1)
-    draws = [sample_query_points(masks, size, 1, 1, generator) for _ in range(3000)]
+    draws = [sample_query_points(masks, size, 1, 1, generator) for _ in range(1500)]
     points = torch.cat(draws) * torch.tensor([8, 5])
     pixels = points.floor().long()
     counts = (pixels[:, 1] * 8 + pixels[:, 0]).bincount(minlength=40)
@@ -43,21 +43,6 @@ def test_foreground_pixels_are_distinct_and_random_points_fill_up():
     assert ((points >= 0) & (points <= 1)).all()
 
 
-def test_without_instances_all_points_are_uniform_over_the_content():
-    _, points = draw_pixels(torch.zeros(0, 9, 9, dtype=torch.bool), (6, 9), 4000, 2000)
-    assert len(points) == 4000
-    assert kstest(points[:, 0].numpy(), "uniform").pvalue > 0.01
-    assert kstest(points[:, 1].numpy(), "uniform").pvalue > 0.01
-
-
 def test_more_foreground_points_than_pixels_of_the_image():
     pixels, _ = draw_pixels(torch.ones(1, 2, 3, dtype=torch.bool), (2, 3), 20, 20)
     assert len(set(map(tuple, pixels[:6].tolist()))) == 6 and len(pixels) == 20
-
-
-def test_the_generator_decides_the_points():
-    masks = torch.ones(1, 9, 9, dtype=torch.bool)
-    first, again, other = (
-        sample_query_points(masks, (9, 9), 10, 5, seeded(seed)) for seed in (1, 1, 2)
-    )
-    assert torch.equal(first, again) and not torch.equal(first, other)

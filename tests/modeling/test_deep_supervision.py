@@ -12,14 +12,9 @@ def losses_and_decoder(make_tiny_model, make_sample):
     return losses, model.sem_seg_head.predictor
 
 
-def test_the_queries_and_every_layer_have_losses(losses_and_decoder):
-    losses, _ = losses_and_decoder
-    suffixes = ["", *(f"_{i}" for i in range(LAYERS))]
-    assert set(losses) == {f"loss_{n}{s}" for n in ("ce", "mask", "dice") for s in suffixes}
-
-
-@pytest.mark.parametrize("name", ["loss_ce", "loss_mask", "loss_dice"])
-@pytest.mark.parametrize("depth", range(LAYERS + 1))
+@pytest.mark.parametrize(
+    ("name", "depth"), [("loss_ce", 0), ("loss_mask", 1), ("loss_dice", 2), ("loss_mask", LAYERS)]
+)
 def test_losses_after_some_layers_teach_these_layers_and_the_queries(
     losses_and_decoder, name, depth
 ):

@@ -4,9 +4,7 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from s4m_d2.modeling import inference
 from s4m_d2.modeling.inference import instance_inference
 
 SIZE = (8, 12)
@@ -43,10 +41,6 @@ def test_best_pairs_of_query_and_class_in_order():
     assert torch.equal(result.pred_boxes.tensor, expected)
 
 
-def test_at_most_every_pair_is_returned():
-    assert len(instance_inference(logits_of(PROBABILITIES), MASKS, max_instances=99, **FULL)) == 6
-
-
 def test_no_object_is_never_predicted():
     result = instance_inference(logits_of([[0.01, 0.02, 0.0]]), MASKS[:1], max_instances=1, **FULL)
     assert result.pred_classes.tolist() == [1]
@@ -59,13 +53,6 @@ def test_score_is_the_mean_probability_inside_the_mask_only():
     result = instance_inference(logits_of([[0.5]]), mask[None], max_instances=1, **FULL)
     expected = 0.5 * torch.tensor([1.0, 3.0]).sigmoid().mean().item()
     assert result.scores.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_empty_mask_scores_zero_and_has_an_empty_box():
-    empty = torch.full((1, *SIZE), -1.0)
-    result = instance_inference(logits_of([[0.9]]), empty, max_instances=1, **FULL)
-    assert result.scores.tolist() == [0] and not result.pred_masks.any()
-    assert result.pred_boxes.tensor.tolist() == [[0, 0, 0, 0]]
 
 
 def test_padding_is_cropped_before_the_mask_is_resized_to_the_output():
@@ -84,45 +71,3 @@ def test_padding_is_cropped_before_the_mask_is_resized_to_the_output():
     expected[:, :, 8:] = True
     assert torch.equal(result.pred_masks, expected)
     assert result.pred_boxes.tensor.tolist() == [[8, 0, 24, 16]]
-
-
-def test_upsampling_in_chunks_changes_nothing(monkeypatch):
-    rng = torch.Generator().manual_seed(0)
-    logits = torch.randn(7, 4, generator=rng)
-    masks = torch.randn(7, 4, 4, generator=rng)
-    sizes = {"padded_size": (16, 16), "image_size": (12, 16), "output_size": (30, 41)}
-    whole = instance_inference(logits, masks, max_instances=12, **sizes)
-    monkeypatch.setattr(inference, "CHUNK_PIXELS", 2 * 30 * 41)
-    sizes_seen = []
-    monkeypatch.setattr(
-        inference.F,
-        "interpolate",
-        lambda x, **kw: sizes_seen.append(x.shape[1]) or interpolate(x, **kw),
-    )
-    parts = instance_inference(logits, masks, max_instances=12, **sizes)
-    for name in ("scores", "pred_classes", "pred_masks"):
-        assert torch.equal(getattr(whole, name), getattr(parts, name))
-    assert max(sizes_seen) == 2
-
-
-interpolate = F.interpolate
-
-
-def test_only_kept_queries_are_upsampled(monkeypatch):
-    sizes_seen = []
-    monkeypatch.setattr(
-        inference.F,
-        "interpolate",
-        lambda x, **kw: sizes_seen.append(x.shape[1]) or interpolate(x, **kw),
-    )
-    logits = torch.zeros(50, 3)
-    logits[7, 0] = logits[7, 1] = logits[30, 0] = 5.0
-    result = instance_inference(
-        logits,
-        torch.randn(50, 4, 4, generator=torch.Generator().manual_seed(0)),
-        padded_size=(16, 16),
-        image_size=(16, 16),
-        output_size=(20, 20),
-        max_instances=3,
-    )
-    assert len(result) == 3 and sizes_seen == [2, 2]

@@ -91,11 +91,6 @@ def test_a_model_with_swin_is_written_under_mask2former_s_names(make_tiny_model,
     assert all(torch.equal(written[name], published[name]) for name in published)
 
 
-def test_only_swin_has_mask2former_names(make_tiny_model):
-    state = make_tiny_model(*VIT).state_dict()
-    assert to_mask2former_names(state).keys() == state.keys()
-
-
 def test_a_swin_of_its_authors_loads_into_the_backbone_alone(
     make_tiny_model, swin_weights, tmp_path
 ):
@@ -138,11 +133,9 @@ def test_a_bare_vit_loads_although_the_pyramid_is_new(make_tiny_model, tmp_path)
         checkpointer.load(str(file))
 
 
-def test_names_of_other_models_stay(swin_weights):
+def test_names_of_other_models_and_our_own_stay(make_tiny_model, swin_weights):
+    for model, rename in ((VIT, to_mask2former_names), (SWIN, lambda x: to_own_names(x, x))):
+        state = make_tiny_model(*model).state_dict()
+        assert rename(state).keys() == state.keys()
     own = ["backbone.res2.0.conv1.weight", "sem_seg_head.predictor.query_feat.weight"]
     assert to_own_names(swin_weights, own).keys() == swin_weights.keys()
-
-
-def test_our_own_checkpoints_keep_their_names(make_tiny_model):
-    state = make_tiny_model(*SWIN).state_dict()
-    assert to_own_names(state, state).keys() == state.keys()

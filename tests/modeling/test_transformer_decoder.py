@@ -80,17 +80,6 @@ def test_auxiliary_outputs_cover_the_queries_and_all_layers_but_the_last(make_de
     assert torch.equal(first[0], first[1])
 
 
-def test_auxiliary_classes_are_not_computed_when_not_asked_for(make_decoder):
-    decoder = make_decoder()
-    calls = []
-    decoder.class_embed.register_forward_hook(lambda *_: calls.append(1))
-    maps, mask_features = random_maps()
-    decoder(maps, mask_features, aux_outputs=False)
-    assert len(calls) == 1
-    decoder(maps, mask_features)
-    assert len(calls) == 1 + 5
-
-
 @pytest.mark.parametrize("batch", [1, 3])
 def test_without_auxiliary_outputs_the_queries_see_the_same_cells(make_decoder, batch):
     """In double precision, where no cell lies within rounding of a mask's border."""
@@ -107,29 +96,6 @@ def test_without_auxiliary_outputs_the_queries_see_the_same_cells(make_decoder, 
         assert masks.any() and not masks.all()
     for name in ("pred_logits", "pred_masks"):
         torch.testing.assert_close(lean[name], full[name], rtol=1e-9, atol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("layers", "aux_outputs", "expected"),
-    [
-        (5, False, [(2, 4), (4, 8), (8, 16), (2, 4), (4, 8), (16, 32)]),
-        (4, False, [(16, 32)] * 5),  # 3 maps of 8 channels: more than 4 maps of 5 queries
-        (5, True, [(16, 32)] * 6),
-    ],
-)
-def test_full_masks_are_computed_where_they_are_needed(make_decoder, layers, aux_outputs, expected):
-    decoder = make_decoder(dec_layers=layers)
-    maps, mask_features = random_maps()
-    shapes = []
-    predict_masks = decoder._predict_masks
-
-    def noting(normed, features):
-        shapes.append(tuple(features.shape[-2:]))
-        return predict_masks(normed, features)
-
-    decoder._predict_masks = noting
-    decoder(maps, mask_features, aux_outputs=aux_outputs)
-    assert shapes == expected
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 import pytest
-from sam_cases import build_small, needs_sam2
+from sam_cases import build_smallest, needs_sam2
 
 
 @pytest.fixture(
@@ -7,4 +7,4 @@ from sam_cases import build_small, needs_sam2
 )
 def backend(request):
     """Each backend around a small model with random weights."""
-    return build_small(request.param)
+    return build_smallest(request.param)

@@ -1,8 +1,10 @@
-"""SAM's automatic masks from our backends, against the library's own generator on its own SAM."""
+"""SAM's automatic masks from our backends, against the library's own generator on its own SAM; the
+ranges of their settings, and what a fingerprint tells apart."""
 
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -34,15 +36,10 @@ NAMES = {
 }  # fmt: skip
 
 
-def tiny_backend():
-    return SegmentAnythingBackend(
-        load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes")
-    )
-
-
 @pytest.fixture(scope="module")
 def tiny():
-    return tiny_backend()
+    sam = load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes")
+    return SegmentAnythingBackend(sam)
 
 
 def scene_image(index=0, size=(256, 128)):
@@ -65,14 +62,13 @@ def overlaps(records, others):
     return shared / (first.sum(1)[:, None] + second.sum(1) - shared)
 
 
-@pytest.mark.parametrize("size", [(256, 128), (200, 256)])  # width, height: nothing is resized
 @pytest.mark.parametrize(
-    "changes",
+    ("size", "changes"),  # (width, height): nothing is resized
     [
-        {},
-        {"points_per_side": 4, "points_per_batch": 7, "box_nms_thresh": 0.3},
-        {"stability_score_offset": 2.5, "min_mask_region_area": 60},
-        {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.9},
+        ((256, 128), {}),
+        ((200, 256), {"points_per_side": 4, "points_per_batch": 7, "box_nms_thresh": 0.3}),
+        ((256, 128), {"stability_score_offset": 2.5, "min_mask_region_area": 60}),
+        ((200, 256), {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.9}),
     ],
 )
 def test_equals_the_librarys_generator_where_it_resizes_nothing(tiny, size, changes):
@@ -196,107 +192,49 @@ def test_a_backend_of_a_third_party_gives_its_masks():
     torch.testing.assert_close(torch.cat(backend.clicks), expected)
 
 
-def test_an_encoded_image_is_not_encoded_again():
-    backend = HalvesBackend()
+def test_an_encoded_image_is_not_encoded_again(tiny):
+    """Alone, by a third party's backend; or one of a batch: the masks are the image's."""
+    backend, image = HalvesBackend(), image_of(32, 48).permute(1, 2, 0).numpy()
     encoded = backend.encode(image_of(32, 48)[None], [(32, 48)])
     generator = AutomaticMasks(backend, AutomaticMaskSettings(points_per_side=2))
-    image = image_of(32, 48).permute(1, 2, 0).numpy()
-    assert generator.generate(image, encoded) == generator.generate(image, encoded)
-    assert len(backend.encodings) == 1
-    assert generator.generate(image) == generator.generate(image, encoded)
-    assert len(backend.encodings) == 2
+    known = generator.generate(image, encoded)
+    assert len(backend.encodings) == 1 and generator.generate(image) == known
 
-
-def test_an_encoded_image_of_a_batch_gives_the_masks_of_the_image(tiny):
     images = [scene_image(0), scene_image(1)]
     batch = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images])
-    encoded = tiny.encode(batch, [(128, 256)] * 2)
-    generator = AutomaticMasks(tiny, TINY)
-    alone = generator.generate(images[1])
-    together = generator.generate(images[1], encoded.select([1]))
+    encoded = tiny.encode(batch, [(128, 256)] * 2).select([1])
+    alone = AutomaticMasks(tiny, TINY).generate(images[1])
+    together = AutomaticMasks(tiny, TINY).generate(images[1], encoded)
     assert len(alone) == len(together) > 3
     assert np.diag(overlaps(alone, together)).min() > 0.99
 
 
-def encoded_of(*sizes):
-    return EncodedImages(torch.zeros(len(sizes), 1, 8, 8), list(sizes))
+BLACK = np.zeros((32, 48, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
-    "encoded, layers, message",
+    ("image", "sizes", "layers"),
     [
-        (encoded_of((32, 48)), 1, "crop_n_layers 1: crops have to be encoded themselves"),
-        (encoded_of((48, 32)), 0, r"of the image's \(height, width\) \(32, 48\)"),
-        (encoded_of((32, 48), (32, 48)), 0, r"expected one, .*select"),
-        (encoded_of(), 0, "expected one"),
+        (BLACK, [(32, 48)], 1),  # crops have to be encoded themselves
+        (BLACK, [(48, 32)], 0),
+        (BLACK, [(32, 48), (32, 48)], 0),
+        (BLACK, [], 0),
+        (BLACK[..., 0], None, 0),
+        (BLACK.transpose(2, 0, 1), None, 0),
+        (BLACK.astype(np.float32), None, 0),
+        (BLACK[:0], None, 0),
+        (torch.from_numpy(BLACK), None, 0),
     ],
 )
-def test_an_encoded_image_that_does_not_fit_is_refused(encoded, layers, message):
+def test_an_image_of_another_kind_or_encoded_otherwise_is_refused(image, sizes, layers):
+    encoded = None if sizes is None else EncodedImages(torch.zeros(len(sizes), 1, 8, 8), sizes)
     settings = AutomaticMaskSettings(points_per_side=2, crop_n_layers=layers)
-    image = np.zeros((32, 48, 3), dtype=np.uint8)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=r"^image|encoded"):
         AutomaticMasks(HalvesBackend(), settings).generate(image, encoded)
 
 
-@pytest.mark.parametrize(
-    "image, message",
-    [
-        (np.zeros((8, 8), np.uint8), r"image is \(8, 8\) uint8; expected \(H, W, 3\)"),
-        (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\)"),
-        (np.zeros((8, 8, 4), np.uint8), r"\(8, 8, 4\)"),
-        (np.zeros((8, 8, 3), np.float32), "float32; expected"),
-        (np.zeros((0, 8, 3), np.uint8), r"\(0, 8, 3\)"),
-        (torch.zeros(8, 8, 3, dtype=torch.uint8), "of type Tensor; expected an"),
-    ],
-)
-def test_an_image_of_another_kind_is_refused(image, message):
-    with pytest.raises(InputError, match=message):
-        AutomaticMasks(HalvesBackend()).generate(image)
-
-
 @pytest.mark.parametrize("layers", [0, 2])
-@pytest.mark.parametrize("area", [0, 20])
-def test_where_no_mask_passes_there_is_none(layers, area):
-    settings = AutomaticMaskSettings(
-        points_per_side=2, pred_iou_thresh=1.0, crop_n_layers=layers, min_mask_region_area=area
-    )
-    generator = AutomaticMasks(HalvesBackend(), settings)
-    assert generator.generate(np.zeros((40, 60, 3), np.uint8)) == []
-
-
-TINY_SIZES = [(5, 7), (1, 40), (40, 1), (1, 1), (2, 2), (1, 200)]
-
-
-@pytest.mark.parametrize("layers", [0, 2])
-@pytest.mark.parametrize("size", TINY_SIZES)
-def test_masks_of_tiny_images(size, layers):
-    """A side of 1 px has no halves to crop."""
-    settings = AutomaticMaskSettings(points_per_side=2, crop_n_layers=layers, **ALL_MASKS)
-    image = image_of(*size).permute(1, 2, 0).numpy()
-    records = AutomaticMasks(HalvesBackend(), settings).generate(image)
-    assert records
-    for record, mask in zip(records, decoded(records), strict=True):
-        assert mask.shape == size and record["area"] == mask.sum() > 0
-
-
-@pytest.mark.parametrize("size", TINY_SIZES)
-def test_points_in_tiny_images_lie_in_them(size, monkeypatch):
-    """A frame of 64 has less than a pixel for 1 of 200."""
-    backend = build_smallest("segment_anything")
-    asked, prompt = [], backend.prompt
-
-    def watched(encoded, points, *args, **kwargs):
-        asked.extend(points)
-        return prompt(encoded, points, *args, **kwargs)
-
-    monkeypatch.setattr(backend, "prompt", watched)
-    settings = AutomaticMaskSettings(points_per_side=5, **ALL_MASKS)
-    AutomaticMasks(backend, settings).generate(image_of(*size).permute(1, 2, 0).numpy())
-    points = torch.cat(asked)
-    assert len(points) == 25 and points.min() > 0 and points.max() <= 1
-
-
-def test_no_mask_is_empty_where_nothing_filters():
+def test_where_no_mask_passes_and_where_all_are_empty_there_is_none(layers):
     """The library's records of masks without a pixel have a stability of 0 / 0."""
 
     class EmptyBackend(HalvesBackend):
@@ -304,8 +242,30 @@ def test_no_mask_is_empty_where_nothing_filters():
             (answer,) = super().prompt(*args, **kwargs)
             return [replace(answer, mask_logits=torch.full_like(answer.mask_logits, -9.0))]
 
-    settings = AutomaticMaskSettings(points_per_side=2, **ALL_MASKS)
-    assert AutomaticMasks(EmptyBackend(), settings).generate(np.zeros((8, 8, 3), np.uint8)) == []
+    strict = AutomaticMaskSettings(2, pred_iou_thresh=1.0, crop_n_layers=layers)
+    assert AutomaticMasks(HalvesBackend(), strict).generate(BLACK) == []
+    loose = AutomaticMaskSettings(2, crop_n_layers=layers, **ALL_MASKS)
+    assert AutomaticMasks(EmptyBackend(), loose).generate(BLACK) == []
+
+
+@pytest.mark.parametrize("size", [(5, 7), (40, 1), (1, 1), (1, 200)])
+def test_masks_of_tiny_images(size, monkeypatch):
+    """A side of 1 px has no halves to crop, and less than a pixel in the frame for 1 of 200."""
+    image = image_of(*size).permute(1, 2, 0).numpy()
+    settings = AutomaticMaskSettings(points_per_side=2, crop_n_layers=2, **ALL_MASKS)
+    records = AutomaticMasks(HalvesBackend(), settings).generate(image)
+    for record, mask in zip(records, decoded(records), strict=True):
+        assert mask.shape == size and record["area"] == mask.sum() > 0
+    assert records
+
+    backend = build_smallest("segment_anything")
+    asked, prompt = [], backend.prompt
+    monkeypatch.setattr(
+        backend, "prompt", lambda e, p, *a, **k: (asked.extend(p), prompt(e, p, **k))[1]
+    )
+    AutomaticMasks(backend, replace(settings, crop_n_layers=0)).generate(image)
+    points = torch.cat(asked)
+    assert len(points) == 4 and points.min() > 0 and points.max() <= 1
 
 
 def test_how_many_points_are_asked_together_changes_no_mask(tiny):
@@ -318,20 +278,51 @@ def test_how_many_points_are_asked_together_changes_no_mask(tiny):
     assert len(first) > 3 and np.diag(overlaps(first, second)).min() > 0.99
 
 
-def test_the_tiny_sams_masks_find_most_instances(tiny):
-    settings = replace(TINY, points_per_side=8)
-    best = []
-    for index in range(3):
-        scene = render_scene(SEED, "test", index)
-        ids = np.unique(scene.instance_ids)
-        instances = scene.instance_ids == ids[ids >= 1000][:, None, None]
-        masks = AutomaticMasks(tiny, settings).generate(scene.image)
-        assert 5 < len(masks) < 60
-        truth = mask_utils.encode(np.asfortranarray(instances.transpose(1, 2, 0), dtype=np.uint8))
-        rles = [record["segmentation"] for record in masks]
-        best += mask_utils.iou(rles, truth, [False] * len(truth)).max(axis=0).tolist()
-    assert len(best) > 12
-    assert np.mean(np.array(best) > 0.5) > 0.65
+OTHER_VALUES = {
+    "points_per_side": 5, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5,
+    "stability_score_offset": 0.5, "box_nms_thresh": 0.5, "crop_n_layers": 1,
+    "crop_nms_thresh": 0.5, "crop_overlap_ratio": 0.5, "crop_n_points_downscale_factor": 2,
+    "min_mask_region_area": 1,
+}  # fmt: skip
+
+
+def test_the_fingerprint_names_weights_and_settings():
+    backend = build_smallest("segment_anything")
+    settings = AutomaticMaskSettings()
+    known = AutomaticMasks(backend, settings).fingerprint()
+    assert AutomaticMasks(SegmentAnythingBackend(deepcopy(backend.sam))).fingerprint() == known
+    other_batches = replace(settings, points_per_batch=3)
+    assert AutomaticMasks(backend, other_batches).fingerprint() == known
+    prints = [known, AutomaticMasks(build_smallest("segment_anything")).fingerprint()]
+    for name, value in OTHER_VALUES.items():
+        prints.append(AutomaticMasks(backend, replace(settings, **{name: value})).fingerprint())
+    assert len(set(prints)) == len(prints) == len(fields(settings)) + 1
+    one, whole = (replace(settings, box_nms_thresh=value) for value in (1, 1.0))
+    assert (
+        AutomaticMasks(backend, one).fingerprint() == AutomaticMasks(backend, whole).fingerprint()
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"points_per_side": 0},
+        {"points_per_side": 8.0},
+        {"points_per_side": True},
+        {"points_per_batch": 0},
+        {"pred_iou_thresh": 1.01},
+        {"pred_iou_thresh": "0.5"},
+        {"stability_score_thresh": -0.1},
+        {"stability_score_offset": float("inf")},
+        {"box_nms_thresh": float("nan")},
+        {"crop_n_layers": -1},
+        {"min_mask_region_area": None},
+        {"points_per_side": 7, "crop_n_layers": 3, "crop_n_points_downscale_factor": 2},
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(changes):
+    with pytest.raises(InputError, match=next(iter(changes))):
+        AutomaticMaskSettings(**changes)
 
 
 @pytest.mark.gpu

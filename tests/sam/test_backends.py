@@ -1,26 +1,61 @@
-"""What every backend does alike: batches, padding, chunks, freezing, refusals."""
+"""What every backend does alike: batches, chunks, padding, precision, freezing, refusals."""
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from sam_cases import LOGITS, batch_of, build_small, image_of, needs_sam2
+from sam_cases import LOGITS, batch_of, build_smallest, image_of
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.sam import precision
+from s4m_d2.sam.precision import ImageBudget, compute_dtype
+from s4m_d2.transfers import TO_HOST
+
+# What makes the host wait when its input is on a GPU, by its name in a profile.
+WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::unique", "aten::masked_select")
+FIELDS = ("mask_logits", "iou_predictions", "features")
 
 
-def test_a_batch_of_unequal_images_and_prompt_counts_equals_single_images(backend):
-    images = [image_of(128, 256, 1), image_of(256, 160, 2), image_of(100, 100, 3)]
-    batch, sizes = batch_of(*images)
-    points = [torch.rand(3, 3, 2), torch.zeros(0, 3, 2), torch.rand(2, 1, 2)]
-    together = backend.prompt(backend.encode(batch, sizes), points, features=True)
-    for image, size, p, answer in zip(images, sizes, points, together, strict=True):
-        (alone,) = backend.prompt(backend.encode(image[None], [size]), [p], features=True)
-        assert len(answer.mask_logits) == len(p)
-        torch.testing.assert_close(answer.mask_logits, alone.mask_logits, **LOGITS)
-        torch.testing.assert_close(answer.iou_predictions, alone.iou_predictions, **LOGITS)
-        torch.testing.assert_close(answer.features, alone.features, **LOGITS)
+def mixed_prompts():
+    """Points and labels of three images; 1, 2 and 3 clicks, padding anywhere, one image without."""
+    points = [torch.rand(4, 3, 2), torch.zeros(0, 3, 2), torch.rand(2, 2, 2)]
+    first = torch.tensor([[1, 1, 0], [1, -1, -1], [-1, 1, 0], [-1, -1, 1]])
+    return points, [first, torch.zeros(0, 3, dtype=torch.long), torch.tensor([[1, 0], [1, -1]])]
+
+
+def three_images():
+    return batch_of(image_of(128, 256, 1), image_of(64, 64, 2), image_of(100, 60, 3))
+
+
+@pytest.mark.parametrize(("max_images", "max_prompts"), [(3, 100), (2, 2), (0, 1)])
+def test_prompts_of_a_batch_are_those_of_each_image_and_prompt_alone(
+    backend, max_images, max_prompts
+):
+    """Whatever shares a pass; padding points are neutral wherever they stand."""
+    chunks = {"max_images_per_chunk": max_images, "max_prompts_per_chunk": max_prompts}
+    parts = type(backend)(backend.sam, **chunks)
+    points, labels = mixed_prompts()
+    encoded = parts.encode(*three_images())
+    together = parts.prompt(encoded, points, labels, features=True)
+    features = parts.prompt(encoded, points, labels, masks=False, features=True)
+    for i, (image, size) in enumerate(zip(*three_images(), strict=True)):
+        alone = backend.encode(image[None, :, : size[0], : size[1]], [size])
+        mine = encoded.select([i])
+        torch.testing.assert_close(mine.embeddings, alone.embeddings, **LOGITS)
+        torch.testing.assert_close(mine.finer_maps, alone.finer_maps, **LOGITS)
+        assert len(together[i].mask_logits) == len(points[i])
+        for row, valid in enumerate(labels[i] >= 0):
+            prompt = [points[i][row, valid][None]], [labels[i][row, valid][None]]
+            (one,) = backend.prompt(alone, *prompt, features=True)
+            for name in FIELDS:
+                found, expected = getattr(together[i], name)[row], getattr(one, name)[0]
+                torch.testing.assert_close(found, expected, **LOGITS)
+            torch.testing.assert_close(features[i].features[row], one.features[0], **LOGITS)
+        assert features[i].mask_logits is None and features[i].iou_predictions is None
 
 
 def test_what_lies_in_the_padding_of_a_batch_changes_nothing(backend):
@@ -30,43 +65,6 @@ def test_what_lies_in_the_padding_of_a_batch_changes_nothing(backend):
     first, second = backend.encode(black, sizes), backend.encode(white, sizes)
     torch.testing.assert_close(first.embeddings, second.embeddings)
     torch.testing.assert_close(first.finer_maps, second.finer_maps)
-
-
-def test_padding_points_are_neutral_wherever_they_stand(backend):
-    encoded = backend.encode(image_of(128, 256)[None], [(128, 256)])
-    points = torch.rand(2, 2, 2)
-    labels = torch.tensor([[1, 0], [1, 1]])
-    (plain,) = backend.prompt(encoded, [points], [labels], features=True)
-    padded_points = torch.rand(2, 4, 2)
-    padded_labels = torch.full((2, 4), -1)
-    for row, columns in enumerate([(0, 3), (1, 2)]):
-        padded_points[row, list(columns)] = points[row]
-        padded_labels[row, list(columns)] = labels[row]
-    (padded,) = backend.prompt(encoded, [padded_points], [padded_labels], features=True)
-    torch.testing.assert_close(padded.mask_logits, plain.mask_logits, **LOGITS)
-    torch.testing.assert_close(padded.features, plain.features, **LOGITS)
-
-
-def test_prompts_with_different_numbers_of_points_keep_their_rows(backend):
-    encoded = backend.encode(image_of(128, 256)[None], [(128, 256)])
-    points, labels = torch.rand(5, 3, 2), torch.ones(5, 3, dtype=torch.long)
-    for row, count in enumerate([3, 1, 2, 1, 3]):
-        labels[row, count:] = -1
-    (mixed,) = backend.prompt(encoded, [points], [labels])
-    for row in range(5):
-        (one,) = backend.prompt(encoded, [points[row : row + 1]], [labels[row : row + 1]])
-        torch.testing.assert_close(mixed.mask_logits[row], one.mask_logits[0], **LOGITS)
-
-
-def test_chunks_do_not_change_the_answer(backend):
-    encoded = backend.encode(*batch_of(image_of(128, 256), image_of(256, 256)))
-    points = [torch.rand(4, 1, 2), torch.rand(3, 2, 2)]
-    small = type(backend)(backend.sam, max_prompts_per_chunk=2)
-    for whole, parts in zip(
-        backend.prompt(encoded, points), small.prompt(encoded, points), strict=True
-    ):
-        torch.testing.assert_close(whole.mask_logits, parts.mask_logits, **LOGITS)
-        torch.testing.assert_close(whole.iou_predictions, parts.iou_predictions, **LOGITS)
 
 
 def test_no_prompts_at_all_and_no_images_at_all(backend):
@@ -167,17 +165,6 @@ def test_the_model_is_frozen_and_stays_out_of_its_holder(backend):
     assert weight.grad is not None
 
 
-def test_autocast_keeps_the_outputs_in_float32_and_close(backend):
-    batch, sizes = batch_of(image_of(128, 256))
-    points = [torch.rand(2, 3, 2)]
-    (exact,) = backend.prompt(backend.encode(batch, sizes), points)
-    with torch.autocast("cpu", torch.bfloat16):
-        (coarse,) = backend.prompt(backend.encode(batch, sizes), points, features=True)
-    assert coarse.mask_logits.dtype == coarse.features.dtype == torch.float32
-    scale = exact.mask_logits.std()
-    assert (coarse.mask_logits - exact.mask_logits).abs().mean() < 0.1 * scale
-
-
 @pytest.mark.parametrize(
     ("images", "sizes", "message"),
     [
@@ -198,7 +185,7 @@ def test_images_that_disagree_with_their_sizes_are_refused(backend, images, size
         ([], None, "1 encoded images, but points for 0"),
         ([torch.rand(2, 2)], None, r"expected \(N, P, 2\)"),
         ([torch.rand(2, 1, 2)], [torch.ones(2, 2)], r"labels \(2, 2\)"),
-        ([torch.rand(1, 2, 2)], [torch.tensor([[1, 2]])], "1, 0 or -1"),
+        ([torch.rand(1, 2, 2)], [torch.tensor([[1, -2]])], r"image 0 .*\[-2, 1\]"),
     ],
 )
 def test_prompts_of_the_wrong_shape_are_refused(backend, points, labels, message):
@@ -207,7 +194,144 @@ def test_prompts_of_the_wrong_shape_are_refused(backend, points, labels, message
         backend.prompt(encoded, points, labels)
 
 
-@pytest.mark.parametrize("name", ["segment_anything", pytest.param("sam2", marks=needs_sam2)])
-def test_a_chunk_size_below_one_is_refused(name):
+def test_on_the_cpu_an_images_embeddings_do_not_depend_on_the_batch(backend):
+    images = [image_of(128, 256, 1), image_of(64, 64, 2), image_of(100, 60, 3)]
+    together = backend.encode(*batch_of(*images))
+    for i, image in enumerate(images):
+        alone = backend.encode(*batch_of(image))
+        assert torch.equal(together.select([i]).embeddings, alone.embeddings)
+        for finer, other in zip(together.finer_maps, alone.finer_maps, strict=True):
+            assert torch.equal(finer[i : i + 1], other)
+
+
+@pytest.mark.parametrize(
+    ("max_prompts", "token_bytes", "device", "expected"),
+    [
+        (256, 256 << 10, "cpu", 16),
+        (7, 256 << 10, "cpu", 7),
+        (256, 16 << 20, "cpu", 1),
+        (256, 16 << 20, "cuda", 256),
+    ],
+)
+def test_prompts_of_a_pass(max_prompts, token_bytes, device, expected):
+    assert precision.prompts_per_pass(max_prompts, token_bytes, torch.device(device)) == expected
+
+
+def test_neither_encoding_nor_prompting_waits(backend):
+    images, sizes = three_images()
+    points, labels = mixed_prompts()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        encoded = backend.encode(images, sizes)
+        backend.prompt(encoded, points, labels, features=True)
+        backend.prompt(encoded.select([2, 0]), [points[2], points[0]])
+    names = [event.name for event in profiled.events()]
+    assert "aten::linear" in names
+    assert not [name for name in names if name.startswith(WAITS)]
+    assert TO_HOST not in names
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_only_labels_that_are_there_cost_a_wait(backend):
+    there = type(backend)(copy.deepcopy(backend.sam).cuda())
+    images, sizes = three_images()
+    points, labels = mixed_prompts()
+    points = [p.cuda() for p in points]
+    there.prompt(there.encode(images.cuda(), sizes), points, labels)  # sets libraries up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        encoded = there.encode(images.cuda(), sizes)
+        there.prompt(encoded, points, labels, features=True)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        there.prompt(encoded, points, [x.cuda() for x in labels])
+    assert [event.name for event in profiled.events()].count(TO_HOST) == 1
+
+
+def test_the_precision_is_the_backends_own(backend):
+    images, sizes = three_images()
+    points, labels = mixed_prompts()
+    exact, coarse = backend, type(backend)(backend.sam, precision="bfloat16")
+    inside = []
+    hook = backend.decoder.mask_decoder.iou_prediction_head.layers[0].register_forward_hook(
+        lambda module, args, output: inside.append(output.dtype)
+    )
+    embeddings = exact.encode(images, sizes).embeddings
+    with torch.autocast("cpu", torch.bfloat16):
+        encoded = exact.encode(images, sizes)
+        exact.prompt(encoded, points, labels)
+    assert torch.equal(encoded.embeddings, embeddings)
+    low = coarse.encode(images, sizes)
+    assert low.embeddings.dtype == torch.float32 and not torch.equal(low.embeddings, embeddings)
+    for answer in coarse.prompt(low, points, labels, features=True):
+        assert {answer.mask_logits.dtype, answer.features.dtype} == {torch.float32}
+    hook.remove()
+    assert set(inside[:3]) == {torch.float32} and set(inside[3:]) == {torch.bfloat16}
+
+
+def test_positions_keep_full_precision(backend):
+    coarse = type(backend)(backend.sam, precision="bfloat16")
+    seen = []
+    hook = backend.decoder.mask_decoder.transformer.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[1:])
+    )
+    encoded = coarse.encode(*three_images())
+    points, labels = mixed_prompts()
+    for one in (coarse, backend):
+        one.prompt(encoded, points, labels)
+    hook.remove()
+    for low, full in zip(seen[:3], seen[3:], strict=True):
+        assert torch.equal(low[0], full[0]) and torch.equal(low[1], full[1])
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capability", "expected"),
+    [
+        ("auto", "cpu", None, torch.float32),
+        ("auto", "cuda", (8, 0), torch.bfloat16),
+        ("auto", "cuda", (9, 0), torch.bfloat16),
+        ("auto", "cuda", (7, 5), torch.float16),
+        ("float32", "cuda", (9, 0), torch.float32),
+        ("float16", "cuda", (9, 0), torch.float16),
+        ("bfloat16", "cpu", None, torch.bfloat16),
+    ],
+)
+def test_what_a_precision_means(monkeypatch, precision, device, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert compute_dtype(precision, torch.device(device)) == expected
+
+
+def test_options_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match="MAX_PROMPTS is 0"):
-        build_small(name, max_prompts_per_chunk=0)
+        build_smallest("segment_anything", max_prompts_per_chunk=0)
+    with pytest.raises(ConfigError, match="PRECISION is 'double'.*auto, float32"):
+        build_smallest("segment_anything", precision="double")
+    with pytest.raises(ConfigError, match="MAX_IMAGES is -1"):
+        build_smallest("segment_anything", max_images_per_chunk=-1)
+
+
+def test_the_budget_of_images_follows_what_the_first_one_needed(monkeypatch):
+    """100 bytes an image; half of the free memory, the unused part of the reserved counted."""
+    state = {"allocated": 1000, "peak": 9999, "reserved": 1200, "free": 400}
+    cuda = torch.cuda
+    monkeypatch.setattr(cuda, "memory_allocated", lambda device: state["allocated"])
+    monkeypatch.setattr(cuda, "memory_reserved", lambda device: state["reserved"])
+    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (state["free"], 5000))
+    monkeypatch.setattr(cuda, "max_memory_allocated", lambda device: state["peak"])
+    monkeypatch.setattr(
+        cuda, "reset_peak_memory_stats", lambda device: state.update(peak=state["allocated"])
+    )
+    device, budget = torch.device("cuda"), ImageBudget()
+    assert budget.take(8, device) == 1
+    with budget.observed(1, device):
+        state["peak"] = 1100
+    assert budget.take(7, device) == 3  # (400 + 200) / 2 / 100
+    assert budget.take(2, device) == 2
+    state["free"] = 0
+    with budget.observed(1, device):
+        state["peak"] = 5000  # later calls do not count
+    assert budget.take(7, device) == 1
+    state["reserved"] = 1000
+    assert budget.take(7, device) == 1  # never none
+    assert ImageBudget(3).take(8, device) == 3
+    assert ImageBudget().take(8, torch.device("cpu")) == 1

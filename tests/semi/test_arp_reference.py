@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import combinations, product
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from arp_batches import generators, seeded
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -151,14 +153,6 @@ def instances_of(labels: PseudoLabels) -> list[Instance]:
     ]
 
 
-def seeded(seed: int) -> Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def generators(batch: int, seed: int) -> list[Generator]:
-    return [seeded(seed + i) for i in range(batch)]
-
-
 def random_batch(
     batch: int, seed: int, dtype: torch.dtype = torch.uint8
 ) -> tuple[list[Tensor], list[PseudoLabels]]:
@@ -195,11 +189,15 @@ any_seed = st.integers(0, 10**6)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@settings(max_examples=50)
 @given(batch=any_batch, seed=any_seed, min_area=any_area)
 def test_static_placement_equals_the_loop_over_pixels(dtype, batch, seed, min_area):
     images, labels = random_batch(batch, seed, dtype)
     expected = arp_literally(images, labels, generators(batch, seed), min_area, None)
+    before = copy.deepcopy(images), [label.masks.clone() for label in labels]
     new_images, new_labels = ARP(min_area=min_area)(images, labels, generators(batch, seed))
+    assert all(map(torch.equal, images, before[0])), "inputs are never mutated"
+    assert all(torch.equal(x.masks, masks) for x, masks in zip(labels, before[1], strict=True))
     assert len(new_images) == len(new_labels) == batch
     for index, result in enumerate(expected):
         if result is None:
@@ -212,6 +210,7 @@ def test_static_placement_equals_the_loop_over_pixels(dtype, batch, seed, min_ar
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@settings(max_examples=50)
 @given(
     batch=any_batch,
     seed=any_seed,
@@ -237,28 +236,8 @@ def test_random_placement_equals_the_loop_over_pixels(dtype, batch, seed, min_ar
         assert_same_instances(new_labels[index], result.instances)
 
 
-def paint(labels: PseudoLabels) -> Tensor:
-    """(3, H, W) image of label + 1, later over earlier, 0 where there is none."""
-    canvas = torch.zeros(labels.image_size)
-    for label, mask in zip(labels.labels, labels.masks, strict=True):
-        canvas[mask] = label + 1.0
-    return canvas.expand(3, -1, -1)
-
-
-@given(batch=any_batch, seed=any_seed)
-def test_an_image_painted_by_its_masks_is_painted_by_them_afterwards(batch, seed):
-    """Image and masks are pasted alike: nothing is moved, clipped or covered in one of them only.
-
-    Where all instances are pasted, what their masks hide of each other is hidden in the image too.
-    """
-    _, labels = random_batch(batch, seed)
-    images = [paint(label) for label in labels]
-    new_images, new_labels = ARP(min_area=1)(images, labels, generators(batch, seed))
-    assert all(map(torch.equal, new_images, map(paint, new_labels)))
-
-
 def test_all_pairs_are_equally_likely():
-    size, batch, draws = (2, 2), 5, 1500
+    size, batch, draws = (2, 2), 5, 500
     images = [torch.full((3, *size), float(i)) for i in range(batch)]
     full = torch.ones(1, *size, dtype=torch.bool)
     labels = [PseudoLabels(torch.tensor([i]), full, torch.ones(1)) for i in range(batch)]
@@ -269,14 +248,3 @@ def test_all_pairs_are_equally_likely():
         pair = tuple(i for i, image in enumerate(new_images) if image is not images[i])
         counts[pair] += 1
     assert chisquare(list(counts.values())).pvalue > 0.01
-
-
-@settings(max_examples=20)
-@given(seed=any_seed)
-def test_the_reference_itself_reads_a_plane_at_the_point(seed):
-    """Bilinear reading reproduces a + b x + c y between the outermost centers."""
-    a, b, c, u, v = torch.rand(5, generator=seeded(seed), dtype=torch.float64).tolist()
-    y, x = np.mgrid[:4, :6] + 0.5
-    plane = np.stack([a + b * x + c * y] * 3)
-    point = (0.5 + 5 * u, 0.5 + 3 * v)
-    np.testing.assert_allclose(bilinear(plane, *point), a + b * point[0] + c * point[1])

@@ -32,25 +32,10 @@ def kept(labels: PseudoLabels, iou_thresh: float) -> list[bool]:
     return [index in left.labels.tolist() for index in range(len(labels))]
 
 
-def test_the_most_certain_label_of_an_instance_stays_whatever_the_classes():
-    labels = labels_of([row(8), row(9), row(10)], [0.7, 0.9, 0.8], classes=[0, 1, 2])
-    assert kept(labels, 0.75) == [False, True, False]  # IoUs 8/9 and 9/10 with the second
-
-
 def test_the_iou_must_exceed_the_threshold():
     labels = labels_of([row(4), row(8)], [0.9, 0.8])  # 4 of 8 pixels
     assert kept(labels, 0.5) == [True, True]
     assert kept(labels, 0.49) == [True, False]
-
-
-def test_touching_and_nested_instances_stay():
-    left, right = rectangle(SIZE, 0, 0, 10, 5), rectangle(SIZE, 0, 5, 10, 5)
-    inside = rectangle(SIZE, 2, 1, 3, 3)
-    assert kept(labels_of([left, right, inside], [0.9, 0.8, 0.7]), 0.6) == [True] * 3
-
-
-def test_of_equal_scores_the_first_stays():
-    assert kept(labels_of([row(5)] * 3, [0.8] * 3), 0.7) == [True, False, False]
 
 
 def test_empty_masks_are_no_duplicates_of_each_other():

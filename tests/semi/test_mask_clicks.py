@@ -12,9 +12,8 @@ from scipy.stats import chisquare
 from torch import Tensor
 
 from s4m_d2.semi import mask_points
-from s4m_d2.semi.mask_points import sample_points_in_batch
+from s4m_d2.semi.mask_points import sample_mask_points, sample_points_in_batch
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.refinement import sample_mask_points
 from s4m_d2.structures import PseudoLabels
 
 

@@ -71,18 +71,6 @@ def test_a_query_that_is_not_finite_is_dropped_and_the_others_stay(where, value)
     assert torch.equal(selection.labels.masks, whole.labels.masks[kept])
 
 
-def test_an_impossible_class_is_no_reason_to_drop_a_query():
-    logits = class_logits((0.0, 0.9, 0.0, 0.1))  # logarithms of probabilities: -inf
-    assert select(logits, mask_with_area(20)).stats["kept"] == 1
-
-
-def test_a_mask_that_is_not_finite_counts_for_the_rule_that_drops_it_first():
-    logits = class_logits((0.1, 0.05, 0.05, 0.8), (0.6, 0.3, 0.05, 0.05))
-    stats = select(logits, torch.full((2, 6, 8), math.nan)).stats
-    assert (stats["dropped_no_object"], stats["dropped_score"]) == (1, 1)
-    assert stats["dropped_non_finite"] == 0
-
-
 def test_a_score_at_the_threshold_is_dropped():
     logits = torch.tensor([[1.0, 3.0, 0.0, 0.5]])
     score = float(logits.softmax(-1)[0, 1])
@@ -105,25 +93,6 @@ def test_a_pixel_at_the_mask_threshold_is_outside():
     assert kept.masks.tolist() == [[[False, True, False, True]]]
     stricter = select(logits, masks, (1, 4), min_area=0.5, mask_thresh=0.9).labels
     assert stricter.masks.tolist() == [[[False, False, False, True]]]
-
-
-def test_padding_is_neither_counted_nor_returned():
-    logits = class_logits((0.1, 0.8, 0.05, 0.05), (0.1, 0.8, 0.05, 0.05))
-    masks = torch.full((2, 6, 8), -30.0)
-    masks[0, 4:] = 30.0  # 16 px in the padding
-    masks[1, 2:5, 1:5] = 30.0  # 6 px in the content (rows 2-3, columns 1-3), 6 in the padding
-    selection = select(logits, masks, content_size=(4, 4))
-    assert selection.stats["dropped_area"] == 1 and selection.stats["kept"] == 1
-    assert selection.mask_logits.shape == selection.labels.masks.shape == (1, 4, 4)
-    assert selection.labels.masks.sum() == 6
-    assert torch.equal(selection.mask_logits, masks[1:, :4, :4])
-
-
-def test_a_content_that_ends_inside_a_pixel_keeps_that_pixel_and_its_extent():
-    logits = class_logits((0.1, 0.8, 0.05, 0.05))
-    selection = select(logits, mask_with_area(48), content_size=(3.25, 7.75))
-    assert selection.labels.image_size == (4, 8)
-    assert selection.content_size == (3.25, 7.75)
 
 
 @pytest.mark.parametrize("queries", [0, 4])

@@ -83,33 +83,6 @@ def blobs(count: int, size=(6, 9), seed=0) -> Tensor:
     return 3 * torch.randn(count, *size, generator=seeded(seed)) + 0.5
 
 
-def test_the_mask_with_the_best_predicted_iou_replaces_the_teachers():
-    ious = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3], [0.4, 0.5, 0.6]])
-    backend = FakeBackend([ious])
-    selection = make_selection(blobs(3))
-    refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 24, 45), [(20, 36)])
-    labels = refined.labels[0]
-    thirds = torch.arange(36) // 12
-    for mask, best in zip(labels.masks, (1, 0, 2), strict=True):
-        assert torch.equal(mask, (thirds == best).expand(20, -1))
-    assert torch.equal(labels.labels, selection.labels.labels)
-    assert torch.equal(labels.scores, selection.labels.scores)
-    torch.testing.assert_close(refined.predicted_ious, torch.tensor([0.9, 0.8, 0.6]))
-    assert refined.num_fallbacks == 0
-
-
-def test_an_empty_refined_mask_falls_back_to_the_teachers():
-    ious = torch.tensor([[0.1, 0.9, 0.5], [0.8, 0.2, 0.3]])
-    backend = FakeBackend([ious], empty={(0, 1, 0), (0, 0, 0)})
-    selection = make_selection(blobs(2))
-    refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 24, 36), [(24, 36)])
-    teacher = F.interpolate(selection.mask_logits[None], (24, 36), mode="bilinear")[0] > 0
-    middle = torch.arange(36) // 12 == 1
-    assert torch.equal(refined.labels[0].masks[0], middle.expand(24, -1))
-    assert torch.equal(refined.labels[0].masks[1], teacher[1])
-    assert refined.num_fallbacks == 1 and len(refined.predicted_ious) == 2
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("broken", ["iou", "mask"])
 def test_the_best_finite_mask_is_taken_and_without_one_the_teachers(broken, value):
@@ -158,16 +131,6 @@ def test_a_batch_without_pseudo_labels_never_reaches_sam():
     assert len(refined.predicted_ious) == 0 and refined.num_fallbacks == 0
 
 
-def test_an_instance_without_pixels_is_left_out_and_the_others_stay_aligned():
-    logits = blobs(3)
-    logits[1] = -1.0
-    backend = FakeBackend([torch.tensor([[0.1, 0.9, 0.5], [0.1, 0.9, 0.5]])])
-    selection = make_selection(logits)
-    refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 24, 36), [(24, 36)])
-    assert refined.labels[0].labels.tolist() == [10, 12]
-    assert torch.equal(refined.labels[0].scores, selection.labels.scores[[0, 2]])
-
-
 def test_many_masks_are_upscaled_in_chunks():
     count = 2 * MASKS_AT_ONCE + 3
     backend = FakeBackend([torch.rand(count, 3, generator=seeded(0))])
@@ -189,34 +152,6 @@ def test_each_image_draws_from_its_own_generator():
     PointRefiner(backend=alone)(selections[1:], images[1:], [(24, 36)], [seeded(6)])
     assert torch.equal(together.prompts[1][0], alone.prompts[0][0])
     assert together.prompts[0][0].shape == (2, 3, 2)
-
-
-def test_teacher_masks_line_up_with_the_padded_prediction():
-    """Resizing the content alone equals resizing the padded prediction and cropping."""
-    stride, padded = 4, (40, 48)
-    logits = 3 * torch.randn(3, 10, 12, generator=seeded(0))
-    whole = F.interpolate(logits[None], padded, mode="bilinear", align_corners=False)[0]
-    for size in [(40, 48), (33, 45), (38, 30), (3, 48)]:
-        content = (size[0] / stride, size[1] / stride)
-        rows, columns = -(-size[0] // stride), -(-size[1] // stride)
-        selection = make_selection(logits[:, :rows, :columns], content)
-        masks = teacher_masks(selection, size)
-        interior = (max(size[0] - stride, 1), max(size[1] - stride, 1))
-        expected = whole[:, : interior[0], : interior[1]] > 0
-        assert torch.equal(masks[:, : interior[0], : interior[1]], expected)
-        assert masks.shape == (3, *size)
-
-
-@pytest.mark.parametrize("mask_thresh", [0.5, 0.8])
-def test_without_refinement_the_teachers_masks_are_resized_and_thresholded(mask_thresh):
-    selection = make_selection(blobs(MASKS_AT_ONCE + 2))
-    sizes = [(24, 36), (13, 17)]
-    refiner = TeacherMasks(mask_thresh=mask_thresh)
-    refined = refiner([selection, make_selection(blobs(0))], torch.zeros(2, 3, 30, 40), sizes)
-    resized = F.interpolate(selection.mask_logits[None], sizes[0], mode="bilinear")[0]
-    assert torch.equal(refined.labels[0].masks, resized.sigmoid() > mask_thresh)
-    assert refined.labels[1].image_size == sizes[1] and len(refined.labels[1]) == 0
-    assert len(refined.predicted_ious) == refined.num_fallbacks == 0
 
 
 @pytest.mark.parametrize("refiner", [TeacherMasks(), PointRefiner(backend=None)])

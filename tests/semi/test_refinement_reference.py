@@ -21,8 +21,9 @@ from torch import Tensor
 from s4m_d2.sam import EncodedImages, PromptOutput
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.sam.tiny import build_tiny_toyscapes
+from s4m_d2.semi.mask_points import sample_mask_points
 from s4m_d2.semi.pseudo_labels import Selection, select_pseudo_labels
-from s4m_d2.semi.refinement import PointRefiner, TeacherMasks, sample_mask_points
+from s4m_d2.semi.refinement import PointRefiner, TeacherMasks
 from s4m_d2.structures import PseudoLabels, drop_empty
 
 SIDE, LOW_RES = 256, 64  # the square frame of the tiny SAM and of its mask logits
@@ -179,7 +180,7 @@ def backend() -> ScriptedBackend:
     return ScriptedBackend(build_tiny_toyscapes())
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.sampled_from(FRAMES), min_size=1, max_size=3),
     seed=st.integers(0, 10**6),
@@ -203,7 +204,7 @@ def test_a_batch_equals_the_rules_applied_instance_by_instance(backend, sizes, s
     assert refined.num_fallbacks == sum(of_image.fallbacks for of_image in expected)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     size=st.sampled_from(FRAMES),
     seed=st.integers(0, 10**6),
@@ -242,6 +243,7 @@ def test_an_instance_that_neither_sam_nor_the_teacher_has_at_image_size_is_dropp
     assert labels.masks[0, 15, 19] and not labels.masks[1, 15, 19], "the teacher's; SAM's"
 
 
+@settings(max_examples=40)
 @given(size=st.sampled_from(FRAMES), seed=st.integers(0, 10**6))
 def test_clicks_of_a_padded_prediction_fall_on_the_same_place_of_the_image(size, seed):
     """In the image the centers of the prediction's pixels are STRIDE px apart, padding or not.

@@ -1,14 +1,14 @@
-"""Refinement and structural distillation with the real backend (random weights)."""
+"""Refinement with the real backend (random weights)."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from s4m_d2.losses.structural_distillation import StructuralDistillation, sample_query_points
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.sam.tiny import build_tiny_toyscapes
+from s4m_d2.semi.mask_points import sample_mask_points
 from s4m_d2.semi.pseudo_labels import select_pseudo_labels
-from s4m_d2.semi.refinement import PointRefiner, sample_mask_points
+from s4m_d2.semi.refinement import PointRefiner
 
 SIZES = [(80, 160), (128, 72), (64, 128)]  # their contents fill whole cells of the grid
 PADDED = (128, 160)
@@ -79,37 +79,3 @@ def test_refined_masks_are_sams_best_answer_to_the_clicks_of_each_mask(backend, 
         for mask, wanted in zip(labels.masks, expected, strict=True):
             if wanted.any():
                 assert (mask != wanted).float().mean() < 1e-3
-
-
-def test_distillation_prompts_sam_where_the_points_lie(backend, images):
-    """Each point by itself, computed from the backend's answer to that point alone."""
-    features = torch.randn(3, 8, PADDED[0] // STRIDE, PADDED[1] // STRIDE, generator=seeded(4))
-    features.requires_grad_()
-    masks = [torch.zeros(n, *PADDED, dtype=torch.bool) for n in (2, 0, 1)]
-    masks[0][:, 20:60, 30:90] = True
-    masks[2][:, 10:30, 5:50] = True
-    loss_fn = StructuralDistillation(backend=backend, num_points=2, max_prompts=3)
-    loss = loss_fn(features, images, SIZES, masks, [seeded(i) for i in range(3)])["loss_sd"]
-
-    expected = []
-    side = backend.grid_side
-    for index, size in enumerate(SIZES):
-        content = features[index, None, :, : size[0] // STRIDE, : size[1] // STRIDE]
-        rows = round(backend.grid_scale(size)[1] * side)
-        columns = round(backend.grid_scale(size)[0] * side)
-        teacher = F.interpolate(content, (rows, columns), mode="bilinear", align_corners=False)
-        encoded = backend.encode(images[index, None], [size])
-        for point in sample_query_points(masks[index], size, 2, 1, seeded(index)):
-            [answer] = backend.prompt(encoded, [point[None, None]], features=True)
-            maps = answer.features[:, :, :rows, :columns], teacher
-            cosines = []
-            for values in maps:
-                place = (2 * point - 1).view(1, 1, 1, 2)
-                read = F.grid_sample(values, place, padding_mode="border", align_corners=False)
-                cosines.append(F.cosine_similarity(read, values))
-            expected.append(F.huber_loss(*cosines))
-    torch.testing.assert_close(loss, torch.stack(expected).mean(), rtol=1e-3, atol=1e-5)
-
-    loss.backward()
-    assert features.grad.isfinite().all()
-    assert all(parameter.grad is None for parameter in backend.sam.parameters())

@@ -16,7 +16,7 @@ from pycocotools import mask as mask_utils
 from annotation_formats.shapes import LabeledImage, Mask, Polygon
 from s4m_d2.data.images import READ_ERRORS, image_size
 from s4m_d2.data.listing import IMAGE_EXTENSIONS
-from s4m_d2.data.segmentations import check_segmentation
+from s4m_d2.data.segmentations import read_polygons
 from s4m_d2.errors import DatasetError, printable
 from s4m_d2.files import atomic_write
 
@@ -166,8 +166,7 @@ class CocoFile:
         size = image["height"], image["width"]
         polygons = [part for part in parts if not isinstance(part, Mask)]
         masks = [part for part in parts if isinstance(part, Mask)]
-        if polygons:
-            check_segmentation(polygons, size)
+        read_polygons(polygons, size)  # refuses what cannot be drawn
         rows = mask_utils.frPyObjects(polygons, *size) if polygons else []
         whole = mask_utils.merge(rows + [mask_utils.encode(_drawn(m, size)) for m in masks])
         area = float(mask_utils.area(whole))

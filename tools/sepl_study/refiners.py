@@ -14,9 +14,8 @@ from tqdm import tqdm
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.sam.backend import SamBackend
-from s4m_d2.semi.image_masks import teacher_masks
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.refinement import PointRefiner
+from s4m_d2.semi.refinement import PointRefiner, teacher_masks
 from s4m_d2.sepl.refiner import SEPLRefiner
 from s4m_d2.structures import PseudoLabels
 from sepl_study.scenes import StudyScene, exact_masks

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from typing import Any
-from urllib.parse import parse_qs
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -107,8 +106,7 @@ class S4MCheckpointer(DetectionCheckpointer):
         """Load weights into the model, and the state of other objects that the file holds.
 
         Args:
-            path: a file, or an address that Detectron2's path manager knows; "?matching_heuristics=
-                True" after it matches names as suffixes. "" loads nothing.
+            path: a file, or an address that Detectron2's path manager knows. "" loads nothing.
             checkpointables: names of the other objects; None: all that the file holds.
             branch: "student" or "teacher", where the file holds both. If it says that it holds the
                 other one only, that one is loaded, with a warning.
@@ -226,18 +224,11 @@ class S4MCheckpointer(DetectionCheckpointer):
         return content
 
     def _read(self, path: str, *, mapped: bool = False) -> dict[str, Any]:
-        local_path, query = self._local_path(path)
-        return {**read_weight_file(local_path, mapped=mapped), **query}
-
-    def _local_path(self, path: str) -> tuple[str, dict[str, bool]]:
-        name, _, query = (path, "", "") if os.path.exists(path) else path.partition("?")
-        options = parse_qs(query)
-        if options not in ({}, {"matching_heuristics": ["True"]}):
-            raise WeightsError(f"Weights '{path}': only ?matching_heuristics=True may follow.")
         try:
-            return self.path_manager.get_local_path(name), {k: True for k in options}
+            local_path = self.path_manager.get_local_path(path)
         except OSError as error:
             raise WeightsError(
-                f"Weights '{name}' cannot be fetched ({error}). Download the file by other means "
+                f"Weights '{path}' cannot be fetched ({error}). Download the file by other means "
                 "and give its path."
             ) from error
+        return read_weight_file(local_path, mapped=mapped)

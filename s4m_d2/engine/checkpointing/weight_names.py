@@ -34,25 +34,9 @@ _TORCHVISION_NAMES = (
 )
 
 # What the config has set already; published files may lack them.
-_SET_BY_CONFIG = {
-    "pixel_mean": "MODEL.PIXEL_MEAN",
-    "pixel_std": "MODEL.PIXEL_STD",
-    "criterion.empty_weight": "MODEL.MASK_FORMER.NO_OBJECT_WEIGHT",
-}
+_SET_BY_CONFIG = ("pixel_mean", "pixel_std", "criterion.empty_weight")
 _COUNTER = "num_batches_tracked"  # counts batches of a norm that averages; nothing depends on it
 _STATISTICS = ("running_mean", "running_var", _COUNTER)
-# Part of a name → what sets its first dimension, or the number of its layers.
-_SIZE_KEYS = {
-    "predictor.class_embed.": "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-    "predictor.query_": "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES",
-    ".linear1.": "MODEL.MASK_FORMER.DIM_FEEDFORWARD",
-    "pixel_decoder.mask_features.": "MODEL.SEM_SEG_HEAD.MASK_DIM",
-}
-_DEPTH_KEYS = {
-    "predictor.": "MODEL.MASK_FORMER.DEC_LAYERS",
-    "pixel_decoder.": "MODEL.SEM_SEG_HEAD.TRANSFORMER_ENC_LAYERS",
-    "res": "MODEL.RESNETS.DEPTH",
-}
 _SHOWN_NAMES = 5
 _REMEDY = "Use the config that the file was trained with, or weights that fit this config."
 
@@ -65,12 +49,10 @@ class ModelWeights:
         state: name → tensor; prefixes of wrappers and branches are gone, old names are replaced.
         branch: which of the two models it is, "student" or "teacher"; None if the file does not
             say, because it holds one model only.
-        by_suffix: names are those of a bare backbone, to be matched as suffixes of the model's.
     """
 
     state: dict[str, Tensor]
     branch: str | None = None
-    by_suffix: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,14 +79,13 @@ class LoadReport:
 
     def __str__(self) -> str:
         whose = f"the {self.branch} of " if self.branch else ""
-        keys = [f"{name} ({_SET_BY_CONFIG[name]})" for name in self.overridden]
         parts = [
             f"{len(names)} {what}: {_first(names)})"
             for what, names in (
                 ("missing (kept at init", self.missing),
                 ("of another shape (kept at init", self._shapes()),
                 ("unexpected (ignored", self.unexpected),
-                ("not as in the config (the file's are used", keys),
+                ("not as in the config (the file's are used", self.overridden),
             )
             if names
         ]
@@ -122,7 +103,6 @@ class LoadReport:
     def _shapes(self, part: str = "") -> list[str]:
         return [
             f"{name} is {in_file} in the file and {in_model} in the model"
-            f"{_key(name, _SIZE_KEYS) if in_file[:1] != in_model[:1] else ''}"
             for name, in_file, in_model in self.mismatched
             if name.startswith(part)
         ]
@@ -151,14 +131,13 @@ def model_weights(content: Mapping[str, Any], branch: str, path: str) -> ModelWe
     state, found = _of_branch(_unwrapped(_tensors(state, path)), branch)
     if found is None and teacher is not None:
         found = branch
-    by_suffix = bool(content.get("matching_heuristics")) or "model_state" in content
     if _TORCHVISION_RESNET in state:
-        state, by_suffix = {_detectron2_name(k): v for k, v in state.items()}, True
+        state = {_detectron2_name(name): value for name, value in state.items()}
     dotted = any("." in name for name in state)
     if content.get("__author__") == "Caffe2" or not dotted and any(n[-2:] == "_w" for n in state):
         state = {k: v for k, v in state.items() if not k.endswith("_momentum")}
-        state, by_suffix = convert_c2_detectron_names(state)[0], True
-    return ModelWeights(_current_names(state), found, by_suffix)
+        state, _ = convert_c2_detectron_names(state)
+    return ModelWeights(_current_names(state), found)
 
 
 def _teacher_entry(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -259,8 +238,8 @@ def fit(
         the report, and the weights to load, by the model's names.
     """
     state = to_own_names(weights.state, own)
-    if weights.by_suffix and state.keys() == weights.state.keys():
-        state = _by_suffix(state, own, path)
+    if not any(name.startswith(BACKBONE) for name in state):
+        state = _inside_backbone(state, own)
     both = [name for name in own if name in state]
     fitting = {name: state[name] for name in both if state[name].shape == own[name].shape}
     set_before = {name: own[name] for name in _SET_BY_CONFIG if name in fitting}
@@ -285,28 +264,12 @@ def fit(
     return report, fitting
 
 
-def _by_suffix(
-    state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str
-) -> dict[str, Tensor]:
-    """A file's weights under those names of the model that end in theirs, the longest first."""
-    names, fitting = dict[str, str](), set[str]()
-    for name, value in own.items():
-        words = name.split(".")
-        endings = (".".join(words[i:]) for i in range(len(words)))
-        found = next((ending for ending in endings if ending in state), None)
-        if found is None:
-            continue
-        if state[found].shape != value.shape:
-            names.setdefault(found, name)
-            continue
-        if found in fitting:
-            raise WeightsError(
-                f"Weights '{path}': '{found}' may be {names[found]} or {name} of the model. "
-                "Give a file with whole names."
-            )
-        fitting.add(found)
-        names[found] = name
-    return {names.get(key, key): value for key, value in state.items()}
+def _inside_backbone(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A bare backbone's weights, under the names that they have in the model."""
+    ends = [name for name in own if name.startswith(BACKBONE)]
+    prefixes = {e.removesuffix(key) for key in state for e in ends if e.endswith(f".{key}")}
+    best = max(prefixes, key=lambda prefix: sum(prefix + key in own for key in state), default="")
+    return {best + key if best + key in own else key: value for key, value in state.items()}
 
 
 def _beyond_last_layers(unexpected: Iterable[str], own: Iterable[str]) -> list[str]:
@@ -341,11 +304,7 @@ def refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) -
         WeightsError: names the first weights that do not fit, and their keys where that is clear.
     """
     heads = tuple({f"{name.partition('.')[0]}." for name in own} - {BACKBONE})
-    deeper = [
-        name + _key(name, _DEPTH_KEYS)
-        for name in _beyond_last_layers(report.unexpected, own)
-        if require or not name.startswith(heads)
-    ]
+    beyond = _beyond_last_layers(report.unexpected, own)
     backbone = [name for name in own if _is_backbone_weight(name)]
     absent = [name for name in backbone if name in report.missing]
     is_other = 0 < len(backbone) - len(absent) < MIN_BACKBONE_SHARE * len(backbone)
@@ -355,9 +314,11 @@ def refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) -
             [] if report.matched else [*report.unexpected, "no weights"]
         ),
         f"lack {len(report.missing)} of the model's {len(own)} weights, all of which are needed": (
-            [n + _key(n, _DEPTH_KEYS) for n in report.missing] if require else []
+            report.missing if require else ()
         ),
-        "have more layers than the model": deeper,
+        "have more layers than the model": [
+            name for name in beyond if require or not name.startswith(heads)
+        ],
         f"lack {len(absent)} of the backbone's {len(backbone)} weights": absent if is_other else [],
     }
     for problem, names in problems.items():
@@ -369,10 +330,6 @@ def _is_backbone_weight(name: str) -> bool:
     """Of a backbone that a file may hold: no statistics, and nothing that starts anew."""
     new = name.startswith(ADDED_LAYERS) or name.endswith(_STATISTICS)
     return name.startswith(BACKBONE) and not new
-
-
-def _key(name: str, keys: Mapping[str, str]) -> str:
-    return next((f" ({key})" for part, key in keys.items() if part in name), "")
 
 
 def _first(names: Sequence[str]) -> str:

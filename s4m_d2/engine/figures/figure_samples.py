@@ -10,7 +10,6 @@ from detectron2.data import DatasetCatalog
 from detectron2.data import transforms as T
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, labeled_dataset_names
-from s4m_d2.data.transforms import build_geometry
 from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.errors import ConfigError
 from s4m_d2.tiling import build_tiling
@@ -18,7 +17,6 @@ from s4m_d2.visualization import evenly_spaced
 
 Record = Mapping[str, Any]
 SEED_STREAM = "overview"
-UNLABELED_SUFFIX = "_unlabeled"
 
 
 def validation_samples(
@@ -64,35 +62,13 @@ def labeled_samples(cfg: CfgNode, count: int, draws: int) -> list[list[dict]]:
 
 
 def unlabeled_samples(cfg: CfgNode, count: int) -> list[dict]:
-    """Unlabeled images or tiles in the training's views: "image", "image_weak" and "seeds".
-
-    Where the set is ``NAME_unlabeled`` and NAME is registered too, a sample also has the truth of
-    its view, "instances".
-    """
+    """Unlabeled images or tiles in the training's views: "image", "image_weak" and "seeds"."""
     records = [record for name in cfg.DATASETS.UNLABELED for record in DatasetCatalog.get(name)]
     if not records:
         raise ConfigError("DATASETS.UNLABELED is empty: name the unlabeled set that is drawn.")
     chosen = evenly_spaced(build_tiling(cfg).records(records), count)
-    chosen = _seeded(cfg, chosen, "unlabeled")
     views = DATASET_MAPPER_REGISTRY.get(cfg.S4M.UNLABELED_MAPPER)(cfg, True)
-    truth = _plain_mapper(cfg, geometry=build_geometry(cfg))
-    labels = _annotations(cfg.DATASETS.UNLABELED, {record["file_name"] for record in chosen})
-    samples = []
-    for record in chosen:
-        sample = views(record)
-        if record["file_name"] in labels:  # the same seeds: the same geometry
-            known = {**labels[record["file_name"]], **record}
-            sample["instances"] = truth(known)["instances"]
-        samples.append(sample)
-    return samples
-
-
-def _annotations(unlabeled: Sequence[str], wanted: set[str]) -> dict[str, Record]:
-    """Records with annotations of unlabeled images, by file name, where they are registered."""
-    names = [n.removesuffix(UNLABELED_SUFFIX) for n in unlabeled if n.endswith(UNLABELED_SUFFIX)]
-    known = [name for name in names if name in DatasetCatalog.list()]
-    records = (record for name in known for record in DatasetCatalog.get(name))
-    return {record["file_name"]: record for record in records if record["file_name"] in wanted}
+    return [views(record) for record in _seeded(cfg, chosen, "unlabeled")]
 
 
 def _seeded(cfg: CfgNode, records: Sequence[Record], stream: str = SEED_STREAM) -> list[dict]:

@@ -86,8 +86,6 @@ class FigureSet:
         cfg: config of a stage, or of a whole run.
         models: of that stage.
         count: images a figure.
-        unlabeled: pseudo-labels and ARP are drawn of unlabeled images in the training's views;
-            default: of validation images, which have a truth.
         resized: validation images have the size that evaluation gives them, not their own. (With
             INPUT.TILE, predictions are of whole images, all else is of resized tiles.)
         point: (x, y) in pixels of the image, for similarities; None: inside the largest instance.
@@ -99,7 +97,6 @@ class FigureSet:
         models: FigureModels,
         count: int,
         *,
-        unlabeled: bool = False,
         resized: bool = False,
         point: tuple[float, float] | None = None,
     ) -> None:
@@ -108,21 +105,16 @@ class FigureSet:
         self.point = point
         self.names = functools.cache(lambda: class_names(cfg))
         tiled = bool(cfg.INPUT.TILE.SIZE)  # each is resized on its own
-        self._whole = functools.cache(
-            lambda: validation_samples(cfg, count, resized=resized and not tiled)
-        )
-        self._validation = (
-            functools.cache(lambda: validation_samples(cfg, count, tiles=True, resized=True))
-            if tiled
-            else self._whole
-        )
+        whole = functools.partial(validation_samples, cfg, count, resized=resized and not tiled)
+        tiles = functools.partial(validation_samples, cfg, count, tiles=True, resized=True)
+        self._whole = functools.cache(whole)
+        self._validation = functools.cache(tiles) if tiled else self._whole
         self._labeled = functools.cache(lambda: labeled_samples(cfg, count, DRAWS))
         self._unlabeled = functools.cache(lambda: unlabeled_samples(cfg, count))
-        self._taught = self._unlabeled if unlabeled else self._validation
         self._strong_view = StrongView(cfg).batch
         self._refines = cfg.S4M.REFINE.ENABLED
         # Without a teacher neither of the figures is drawn that use it.
-        self._labeling: Any = _labeling(cfg, models, models.teacher) if models.teacher else None
+        self._labeling: Any = _labeling(cfg, models) if models.teacher else None
         self._predictor = functools.partial(Predictor, cfg)
 
     def draw(self, name: str) -> np.ndarray:
@@ -145,16 +137,16 @@ class FigureSet:
 
     def _pseudo_labels_panels(self) -> Panels:
         # One by one: the memory of an image suffices, whatever their number.
-        views = [self._labeling([sample]) for sample in self._taught()]
+        views = [self._labeling([sample]) for sample in self._validation()]
         selections = [selection for view in views for selection in view.selections]
         refined = [labels for view in views for labels in view.refined]
         return pseudo_label_panels(
-            self._taught(), selections, refined, self.names(), self.order, refines=self._refines
+            self._validation(), selections, refined, self.names(), self.order, refines=self._refines
         )
 
     def _arp_panels(self) -> Panels:
-        views = self._labeling(self._taught())
-        return arp_panels(self._taught(), views, self.names(), self.order)
+        views = self._labeling(self._validation())
+        return arp_panels(self._validation(), views, self.names(), self.order)
 
     def _similarity_panels(self) -> Panels:
         samples = self._validation()
@@ -172,12 +164,12 @@ class FigureSet:
         return prediction_panels(samples, found, self.names(), self.order)
 
 
-def _labeling(cfg: CfgNode, models: FigureModels, teacher: EMATeacher) -> PseudoLabeling:
+def _labeling(cfg: CfgNode, models: FigureModels) -> PseudoLabeling:
     cfg = cfg.clone()
     cfg.defrost()
     cfg.S4M.ARP.PAIR_FRACTION = PAIR_ALL
     cfg.freeze()
-    return PseudoLabeling(cfg, teacher, models.backend)
+    return PseudoLabeling(cfg, models.teacher, models.backend)
 
 
 @contextmanager

@@ -62,7 +62,7 @@ def pseudo_label_panels(
     *,
     refines: bool = True,
 ) -> Panels:
-    """What the teacher labels, what SAM makes of it, and the truth of images that have one.
+    """The truth, what the teacher labels, and what SAM makes of it.
 
     Without refinement (``refines``) there is no column for it.
     """
@@ -70,7 +70,7 @@ def pseudo_label_panels(
     for sample, selection, after in zip(samples, selections, refined, strict=True):
         weak_sample = {**sample, "image": sample["image_weak"]}
         weak = to_rgb(sample["image_weak"], order)
-        truth = draw_truth(weak_sample, names, order) if "instances" in sample else None
+        truth = draw_truth(weak_sample, names, order)
         before = draw_labels(weak, at_image_size(selection, weak.shape[:2]), names, scores=True)
         rows.append([weak, truth, before, draw_labels(weak, after, names) if refines else None])
     columns = ["weak view", "ground truth", "teacher's pseudo-labels", "refined by SAM"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from detectron2.config import CfgNode
@@ -94,11 +94,14 @@ def check_model(model: nn.Module | type) -> None:
     Raises:
         ConfigError: names the methods that it lacks.
     """
-    lacking = [name for name in ("forward", "predict_queries") if not _has_method(model, name)]
+    cls = model if isinstance(model, type) else type(model)
+    lacking = [] if callable(getattr(model, "predict_queries", None)) else ["predict_queries"]
+    if getattr(cls, "forward", nn.Module.forward) is nn.Module.forward:
+        lacking.insert(0, "forward")
     if lacking:
         methods = " and ".join(f"{method}(batched_inputs)" for method in lacking)
         raise ConfigError(
-            f"MODEL.META_ARCHITECTURE: {_name(model)} has no {methods}, which the teacher–student "
+            f"MODEL.META_ARCHITECTURE: {cls.__name__} has no {methods}, which the teacher–student "
             f"training needs. Add it, for example in a subclass: {_WHERE}. (S4M.STAGE teacher "
             "trains the model on labeled images alone.)"
         )
@@ -170,41 +173,27 @@ def check_predictions(
     found = zip(*(predictions[key] for key in keys if key != "padded_size"), strict=True)
     padded = tuple(predictions["padded_size"])
     for index, ((logits, masks, size), given) in enumerate(zip(found, image_sizes, strict=True)):
-        problem = _problem(logits, masks, size, given, padded, num_classes)
-        if problem:
+        for problem in _problems(logits, masks, tuple(size), tuple(given), padded, num_classes):
             raise InputError(f"{where}: of image {index}, {problem}. {_WHERE}.")
 
 
-def _problem(logits, masks, size, given, padded, num_classes) -> str:
-    """What is wrong with the predictions of one image; "" if nothing is."""
+def _problems(logits, masks, size, given, padded, num_classes) -> Iterator[str]:
+    """What is wrong with the predictions of one image."""
     if logits.ndim != 2 or masks.ndim != 3 or len(logits) != len(masks):
-        return (
-            f"pred_logits are {tuple(logits.shape)} and pred_masks {tuple(masks.shape)}; expected "
-            "(Q, K + 1) and (Q, h, w)"
-        )
-    if num_classes is not None and logits.shape[1] != num_classes + 1:
-        return (
-            f"pred_logits have {logits.shape[1]} classes; expected {num_classes + 1}: those of "
+        shapes = f"pred_logits are {tuple(logits.shape)} and pred_masks {tuple(masks.shape)}"
+        yield f"{shapes}; expected (Q, K + 1) and (Q, h, w)"
+    if num_classes is not None and logits.shape[-1] != num_classes + 1:
+        yield (
+            f"pred_logits have {logits.shape[-1]} classes; expected {num_classes + 1}: those of "
             f"MODEL.SEM_SEG_HEAD.NUM_CLASSES, {num_classes}, and no-object as the last"
         )
     if not (logits.is_floating_point() and masks.is_floating_point()):
-        return f"logits are {logits.dtype} and masks {masks.dtype}; expected floating-point logits"
-    if tuple(size) != tuple(given):
-        return f"image_sizes say {tuple(size)}, but the image was {tuple(given)}"
+        yield f"logits are {logits.dtype} and masks {masks.dtype}; expected floating-point logits"
+    if size != given:
+        yield f"image_sizes say {size}, but the image was {given}"
     if padded[0] < given[0] or padded[1] < given[1]:
-        return f"padded_size {padded} is smaller than the image, {tuple(given)}"
-    return ""
-
-
-def _has_method(model: nn.Module | type, name: str) -> bool:
-    method = getattr(model, name, None)
-    unimplemented = name == "forward" and _class(model).forward is nn.Module.forward
-    return callable(method) and not unimplemented
-
-
-def _class(model: Any) -> Any:
-    return model if isinstance(model, type) else type(model)
+        yield f"padded_size {padded} is smaller than the image, {given}"
 
 
 def _name(model: Any) -> str:
-    return _class(model.module if isinstance(model, DistributedDataParallel) else model).__name__
+    return type(model.module if isinstance(model, DistributedDataParallel) else model).__name__

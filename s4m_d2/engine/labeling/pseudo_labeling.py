@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from detectron2.config import configurable
-from torch import Tensor, nn
+from torch import Tensor
 
 from s4m_d2.data.strong_view import StrongView
 from s4m_d2.engine.labeling.protocol import QueryPredictions, check_predictions
@@ -144,17 +144,13 @@ class PseudoLabeling:
             InputError: the teacher's predictions are not of the form that the protocol asks for.
         """
         teacher: Any = self.teacher.model
-        with self._own_precision(teacher):
+        device = next(teacher.parameters()).device if self.precision != AMP else None
+        with nullcontext() if device is None else computing_in(torch.float32, device):
             predictions = teacher.predict_queries(weak)
             sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
             check_predictions(predictions, sizes, teacher, self.num_classes)
             selections = self.select(predictions)
             return selections, self.refine(weak, selections, predictions["pred_logits"][0].device)
-
-    def _own_precision(self, teacher: nn.Module) -> AbstractContextManager:
-        if self.precision == AMP:
-            return nullcontext()
-        return computing_in(torch.float32, next(teacher.parameters()).device)
 
     def select(self, predictions: QueryPredictions) -> list[Selection]:
         """Apply the thresholds to all images of ``predict_queries``' result; here is the wait."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +25,10 @@ from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.step import PRECISIONS
-from s4m_d2.engine.training.writers import is_before
+from s4m_d2.engine.training.writers import remove_lines
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
-from s4m_d2.files import atomic_write
-from s4m_d2.semi.image_masks import teacher_masks
-from s4m_d2.semi.refinement import TeacherMasks, logit
+from s4m_d2.semi.refinement import TeacherMasks, logit, teacher_masks
 from s4m_d2.structures import PseudoLabels, drop_empty
 from s4m_d2.tiling import build_tiling
 
@@ -154,27 +152,18 @@ class QualityMeasurement:
             self._skipped.add(record["file_name"])
             return False
         sample["seeds"] = sample_seeds(self.seed, _STREAM, place)
-        labels = self._labels(sample)
-        truth = sample["truth"]
-        height, width = truth.image_size
-        area = sample["height"] * sample["width"] / (height * width)
+        labels, truth = self._labels(sample), sample["truth"]
+        truths = truth.gt_classes, truth.gt_masks.tensor, truth.gt_crowds
+        area = sample["height"] * sample["width"] / math.prod(truth.image_size)
         for step, quality in steps.items():
-            quality.add(
-                labels[step],
-                truth.gt_classes,
-                truth.gt_masks.tensor,
-                truth.gt_crowds,
-                pixel_area=area,
-            )
+            quality.add(labels[step], *truths, pixel_area=area)
         return True
 
     def _labels(self, sample: dict[str, Any]) -> dict[str, PseudoLabels]:
         """An image's pseudo-labels before and after refinement, at the size that the model sees."""
-        autocast: contextlib.AbstractContextManager = contextlib.nullcontext()
-        if self.precision is not None:
-            autocast = torch.autocast("cuda", dtype=self.precision)
         labeling = self.pseudo_labeling
-        with autocast:
+        device = next(labeling.teacher.model.parameters()).device.type
+        with torch.autocast(device, self.precision, enabled=self.precision is not None):
             [selection], refinement = labeling.label([sample])
         size = tuple(sample["image"].shape[-2:])
         thresh = logit(labeling.selection["mask_thresh"])
@@ -209,6 +198,10 @@ class PseudoLabelQualityHook(HookBase):
         self.path = path
         self.context = context
 
+    def before_train(self) -> None:
+        if comm.is_main_process():  # the iteration of the checkpoint is measured again
+            remove_lines(self.path, self.trainer.start_iter - 1)
+
     def after_step(self) -> None:
         if (self.trainer.iter + 1) % self.period:
             return
@@ -223,27 +216,12 @@ class PseudoLabelQualityHook(HookBase):
                     get_event_storage().put_scalar(
                         f"pseudo_label_quality/{step}/{name}", values[name], smoothing_hint=False
                     )
+        line = json.dumps({"iteration": self.trainer.iter, **report.as_dict()})
         try:
-            write_line(self.path, {"iteration": self.trainer.iter, **report.as_dict()})
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(line + "\n")
         except OSError as error:
-            logger.warning("%s Training goes on without this record.", error)
-
-
-def write_line(path: str, entry: dict[str, Any]) -> None:
-    """Add an entry with an "iteration" to a file of JSON lines.
-
-    Lines of this and of later iterations, which a run continued from before them left, are
-    replaced; the file is complete at any time. Lines that are none of ours stay.
-
-    Raises:
-        OSError: the disk is full, or the file is not the user's.
-    """
-    lines = []
-    if os.path.exists(path):
-        with open(path, "rb") as file:
-            lines = [line for line in file if is_before(line, entry["iteration"])]
-    with atomic_write(path, "wb") as file:
-        file.writelines([*lines, json.dumps(entry).encode() + b"\n"])
+            logger.warning("%s. Training goes on without this record.", error)
 
 
 def quality_datasets(cfg: CfgNode) -> tuple[str, ...]:
@@ -252,14 +230,13 @@ def quality_datasets(cfg: CfgNode) -> tuple[str, ...]:
     Raises:
         DatasetError: S4M.QUALITY.DATASETS is empty, and no unlabeled set has known labels.
     """
-    names = tuple(cfg.S4M.QUALITY.DATASETS) or tuple(
-        filter(has_true_labels, cfg.DATASETS.UNLABELED)
-    )
+    unlabeled = cfg.DATASETS.UNLABELED
+    names = tuple(cfg.S4M.QUALITY.DATASETS or filter(has_true_labels, unlabeled))
     if not names:
         raise DatasetError(
             "How good pseudo-labels are cannot be measured: of DATASETS.UNLABELED "
-            f"({', '.join(cfg.DATASETS.UNLABELED) or 'empty'}) no labels are known. Name a labeled "
-            "data set in S4M.QUALITY.DATASETS, such as the one for validation."
+            f"({', '.join(unlabeled) or 'empty'}) no labels are known. Name a labeled data set in "
+            "S4M.QUALITY.DATASETS, such as the one for validation."
         )
     return names
 

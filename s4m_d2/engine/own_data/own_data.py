@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from s4m_d2.data import custom
 from s4m_d2.data.annotations import Annotations, read_annotations
 from s4m_d2.data.listing import counted, list_unlabeled
-from s4m_d2.data.validation_split import draw_validation
+from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.checks.findings import Finding, raise_all
 from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.engine.own_data import own_data_files as files

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -72,7 +72,12 @@ class BadSteps(HookBase):
         self.total += 1
         processes = comm.gather({"rank": comm.get_rank(), **found}) or [found]
         reason = _reason(processes)
-        files = _named([name for process in processes for name in _images(process)])
+        files = _shown(
+            f"{name} ({stream})"
+            for process in processes
+            for stream, names in process["files"].items()
+            for name in names
+        )
         if comm.is_main_process():
             logger.warning(
                 "Skipped iteration %d: %s (%d in a row, %d in all). Images: %s.",
@@ -89,14 +94,9 @@ class BadSteps(HookBase):
                 f"'{self.folder}' name."
             )
 
-    def _record(self, iteration: int, reason: str, processes: Sequence[dict[str, Any]]) -> None:
-        record = {
-            "iteration": iteration,
-            "seed": self.seed,
-            "reason": reason,
-            "in_a_row": self.in_a_row,
-            "processes": list(processes),
-        }
+    def _record(self, iteration: int, reason: str, processes: list[dict[str, Any]]) -> None:
+        record = {"iteration": iteration, "seed": self.seed, "reason": reason}
+        record |= {"in_a_row": self.in_a_row, "processes": processes}
         try:
             with atomic_write(os.path.join(self.folder, f"iter_{iteration:07d}.json")) as file:
                 json.dump(record, file, indent=1, allow_nan=False)
@@ -115,30 +115,28 @@ class BadSteps(HookBase):
         self.in_a_row, self.total = state_dict["in_a_row"], state_dict["total"]
 
 
-def file_names(batch: Any) -> dict[str, list[str]]:
-    """File names of a batch of stage 1 (samples) or 2 (labeled and unlabeled samples)."""
-    streams = batch if isinstance(batch, tuple) else (batch,)
-    return {
-        stream: [str(sample.get("file_name", "unnamed")) for sample in samples or ()]
-        for stream, samples in zip(STREAMS, streams, strict=False)
-    }
-
-
 def describe(
     losses: Mapping[str, Tensor],
-    files: Mapping[str, list[str]],
+    batch: Any,
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
 ) -> dict[str, Any]:
     """What one process knows of a bad step, in JSON's types; "nan", "inf" and "-inf" are strings.
+
+    Args:
+        batch: of stage 1 (samples) or 2 (labeled and unlabeled samples).
 
     Returns:
         ``files``, ``losses``, ``learning_rate`` (the largest) and ``gradients``: the names of
         parameters whose gradients are not finite.
     """
     values = {name: loss.item() for name, loss in losses.items()}
+    streams = batch if isinstance(batch, tuple) else (batch,)
     return {
-        "files": dict(files),
+        "files": {
+            stream: [str(sample.get("file_name", "unnamed")) for sample in samples]
+            for stream, samples in zip(STREAMS, streams, strict=False)
+        },
         "losses": {name: v if math.isfinite(v) else str(v) for name, v in values.items()},
         "learning_rate": max(group["lr"] for group in optimizer.param_groups),
         "gradients": [
@@ -157,14 +155,11 @@ def _reason(processes: Sequence[Mapping[str, Any]]) -> str:
                 return f"the loss '{name}' is {value}"
     gradients = dict.fromkeys(name for process in processes for name in process["gradients"])
     if gradients:
-        return f"gradients are not finite ({_named(list(gradients))})"
+        return f"gradients are not finite ({_shown(gradients)})"
     return "another process's loss is not finite"  # on all but the main process
 
 
-def _images(process: Mapping[str, Any]) -> list[str]:
-    return [f"{name} ({stream})" for stream, names in process["files"].items() for name in names]
-
-
-def _named(names: Sequence[str]) -> str:
+def _shown(names: Iterable[str]) -> str:
+    names = list(names)
     more = len(names) - MAX_NAMES
     return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -6,7 +6,10 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
@@ -20,15 +23,6 @@ from s4m_d2.semi.ema_teacher import EMATeacher
 logger = logging.getLogger(__name__)
 
 COUNT = "pseudo_labels/per_image"
-_TOO_FEW = (
-    "The student learns next to nothing from unlabeled images. Compare the teacher's results with "
-    "stage 1's; if they have fallen, raise S4M.BURN_IN or S4M.EMA_DECAY or lower SOLVER.BASE_LR; "
-    "if not, lower S4M.PSEUDO_LABEL.SCORE_THRESH."
-)
-_TOO_MANY = (
-    "Most of them are probably wrong. Raise S4M.PSEUDO_LABEL.SCORE_THRESH; if the teacher's "
-    "results have fallen since stage 1, raise S4M.BURN_IN or S4M.EMA_DECAY or lower SOLVER.BASE_LR."
-)
 
 
 class EMATeacherHook(HookBase):
@@ -116,26 +110,19 @@ class PseudoLabelCountHook(HookBase):
             return  # nothing was labeled
         self.averaged += 1
         self.average += (count - self.average) / min(self.averaged, self.SMOOTHING)
-        if self.low <= self.average <= self.high:
-            if self.outside >= self.iterations > 0:
-                logger.info("Pseudo-labels an image: %.2f, in the band again.", self.average)
-            self.outside = 0
-            return
-        self.outside += 1
-        if self.outside == self.iterations and comm.is_main_process():
-            self._warn()
-
-    def _warn(self) -> None:
-        few = self.average < self.low
-        logger.warning(
-            "The teacher gives %.2f pseudo-labels an image, and for %d iterations it has been %s "
-            "%g (S4M.PSEUDO_LABEL.COUNT_BAND). %s",
-            self.average,
-            self.iterations,
-            "less than" if few else "more than",
-            self.low if few else self.high,
-            _TOO_FEW if few else _TOO_MANY,
-        )
+        self.outside = 0 if self.low <= self.average <= self.high else self.outside + 1
+        if 0 < self.outside == self.iterations and comm.is_main_process():
+            few = self.average < self.low
+            logger.warning(
+                "The teacher gives %.2f pseudo-labels an image, and for %d iterations it has been "
+                "%s (S4M.PSEUDO_LABEL.COUNT_BAND). If its results have fallen since stage 1, raise "
+                "S4M.BURN_IN or S4M.EMA_DECAY or lower SOLVER.BASE_LR; if not, %s "
+                "S4M.PSEUDO_LABEL.SCORE_THRESH.",
+                self.average,
+                self.iterations,
+                f"less than {self.low:g}" if few else f"more than {self.high:g}",
+                "lower" if few else "raise",
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self.average, "averaged": self.averaged, "outside": self.outside}
@@ -159,3 +146,44 @@ class SeedHook(HookBase):
 
     def before_step(self) -> None:
         seed_default_generators(derive_seed(self.seed, "iteration", self.trainer.iter, self.rank))
+
+
+class BufferSyncHook(HookBase):
+    """Give the model of every process the first one's buffers after each step.
+
+    DDP keeps parameters alike. Buffers it leaves alone in Detectron2's trainers, so that the
+    running averages of a plain BatchNorm, each over the images of one process, would make the EMA
+    teachers label differently, and each process evaluate another model than the one that is saved.
+    FrozenBN and SyncBN have the same buffers everywhere, which stay as they are.
+
+    Register it before hooks that save, average or evaluate the model.
+
+    Args:
+        model: the trained model, without a DDP wrapper.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        buffers = list(self.model.buffers())
+        if comm.get_world_size() == 1 or not buffers:
+            return
+        parts = [buffer.contiguous().reshape(-1).view(torch.uint8) for buffer in buffers]
+        content = torch.cat(parts)
+        dist.broadcast(content, src=0)
+        for buffer, part in zip(buffers, content.split([len(p) for p in parts]), strict=True):
+            buffer.copy_(part.clone().view(buffer.dtype).view(buffer.shape))  # clone: alignment
+
+
+class FinishedEvalHook(EvalHook):
+    """Detectron2's hook, but for a run that fails in its last iteration.
+
+    Detectron2 evaluates then too. A process that has failed would wait in the evaluation for the
+    others, which wait for its gradients.
+    """
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:
+            super().after_train()

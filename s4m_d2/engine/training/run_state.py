@@ -1,4 +1,4 @@
-"""Where a run stands beside its weights, and whether a continued run is still the same run."""
+"""What a run depends on beside its weights, and whether a continued run is still the same run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,10 @@ from detectron2.utils import comm
 from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.engine.rng import default_generator_states, restore_default_generators
 from s4m_d2.errors import ConfigError
-from s4m_d2.semi.burn_in import teacher_phase
 
 logger = logging.getLogger(__name__)
 
-LABELED, UNLABELED = "SOLVER.IMS_PER_BATCH", "S4M.UNLABELED_IMS_PER_BATCH"
 MAX_ITER, BURN_IN = "SOLVER.MAX_ITER", "S4M.BURN_IN"
-EMA_DECAY = "S4M.EMA_DECAY"
-PROCESSES = "processes"  # the setting that is no config key
 _SCHEDULE = "LRScheduler"  # Detectron2's hook
 # setting -> what a continued run does otherwise if it has changed
 _CONSEQUENCES = {
@@ -28,12 +24,12 @@ _CONSEQUENCES = {
     "DATASETS.TRAIN": "other labeled images come next",
     "DATASETS.UNLABELED": "other unlabeled images come next",
     "S4M.SPLIT_SEED": "other images are labeled",
-    LABELED: "labeled images are skipped or come again",
-    UNLABELED: "unlabeled images are skipped or come again",
+    "SOLVER.IMS_PER_BATCH": "labeled images are skipped or come again",
+    "S4M.UNLABELED_IMS_PER_BATCH": "unlabeled images are skipped or come again",
     MAX_ITER: "from here on, the learning rate is that of a run of the new length",
     BURN_IN: "the teacher is frozen, copied and averaged in other iterations",
-    EMA_DECAY: "the teacher follows the student at another pace",
-    PROCESSES: "the same images come next, but the processes share them and draw otherwise",
+    "S4M.EMA_DECAY": "the teacher follows the student at another pace",
+    "processes": "the same images come next, but the processes share them and draw otherwise",
 }
 
 
@@ -49,15 +45,19 @@ def run_settings(cfg: CfgNode, processes: int, *, has_teacher: bool) -> dict[str
         "SEED": cfg.SEED,
         "DATASETS.TRAIN": tuple(cfg.DATASETS.TRAIN),
         "S4M.SPLIT_SEED": cfg.S4M.SPLIT_SEED,
-        LABELED: cfg.SOLVER.IMS_PER_BATCH,
+        "SOLVER.IMS_PER_BATCH": cfg.SOLVER.IMS_PER_BATCH,
         MAX_ITER: cfg.SOLVER.MAX_ITER,
-        PROCESSES: processes,
+        "processes": processes,
     }
     if has_teacher:
-        settings["DATASETS.UNLABELED"] = tuple(cfg.DATASETS.UNLABELED)
-        settings[UNLABELED] = cfg.S4M.UNLABELED_IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
-        settings[BURN_IN] = cfg.S4M.BURN_IN
-        settings[EMA_DECAY] = cfg.S4M.EMA_DECAY
+        settings |= {
+            "DATASETS.UNLABELED": tuple(cfg.DATASETS.UNLABELED),
+            "S4M.UNLABELED_IMS_PER_BATCH": (
+                cfg.S4M.UNLABELED_IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
+            ),
+            BURN_IN: cfg.S4M.BURN_IN,
+            "S4M.EMA_DECAY": cfg.S4M.EMA_DECAY,
+        }
     return settings
 
 
@@ -92,12 +92,12 @@ def continuation_errors(
 
 
 class RunStateHook(HookBase):
-    """Puts the run's position and random states into checkpoints, and checks them on resume.
+    """Puts the run's settings and random states into checkpoints, and compares them on resume.
 
     Positions in the streams of images and in the burn-in follow from the iteration and the
-    settings; they are written out so that a file says where its run stood. A run that continues
-    with other settings is not the same run: each difference is logged as a warning. Files without
-    this state (of older versions or of other programs) are continued all the same, with a warning.
+    settings. A run that continues with other settings is not the same run: each difference is
+    logged as a warning. Files without this state (of older versions or of other programs) are
+    continued all the same, with a warning.
 
     The states of the default generators are the main process', restored before training. All
     processes seed them in each iteration (:class:`~s4m_d2.engine.training.hooks.SeedHook`), so that
@@ -132,21 +132,7 @@ class RunStateHook(HookBase):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "settings": dict(self.settings),
-            "position": self._position(self.trainer.iter + 1),
-            "random": default_generator_states(),
-        }
-
-    def _position(self, finished: int) -> dict[str, int | str]:
-        """Where the run stands after so many iterations; images are those of all processes."""
-        position = {"iteration": finished, "labeled_images": finished * self.settings[LABELED]}
-        if BURN_IN in self.settings:
-            burn_in = self.settings[BURN_IN]
-            position["unlabeled_images"] = finished * self.settings[UNLABELED]
-            position["burn_in"] = min(finished, burn_in)
-            position["next_teacher_phase"] = teacher_phase(finished, burn_in).name
-        return position
+        return {"settings": dict(self.settings), "random": default_generator_states()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self._restored = state_dict

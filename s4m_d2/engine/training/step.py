@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from s4m_d2.engine.labeling.protocol import check_losses
-from s4m_d2.engine.training.bad_steps import BadSteps, describe, file_names
+from s4m_d2.engine.training.bad_steps import BadSteps, describe
 from s4m_d2.transfers import to_host
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -68,11 +66,10 @@ class TeacherStep(SimpleTrainer):
         """The next batch of the loader. What a skipped step needs is noted."""
         start = time.perf_counter()
         self._batches = self._batches or iter(self.data_loader)
-        batch = next(self._batches)
+        self._batch = next(self._batches)
         self._data_time = time.perf_counter() - start
-        self._files = file_names(batch)
         self._buffers = [buffer.clone() for buffer in self.model.buffers()]
-        return batch
+        return self._batch
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
         self._batches = None
@@ -98,7 +95,8 @@ class TeacherStep(SimpleTrainer):
             scalars: more to log: numbers, or tensors of one element.
         """
         self.optimizer.zero_grad()
-        self.grad_scaler.scale(functools.reduce(operator.add, losses.values())).backward()
+        total: Any = sum(losses.values())
+        self.grad_scaler.scale(total).backward()
         step = fetch_step(losses, gradient_norms(self.optimizer), scalars, self._loss_scale())
         get_event_storage().put_scalars(**step.scalars)
         if not step.finite:
@@ -113,9 +111,9 @@ class TeacherStep(SimpleTrainer):
     def _skip(self, losses: Mapping[str, Tensor]) -> None:
         for buffer, kept in zip(self.model.buffers(), self._buffers, strict=True):
             buffer.copy_(kept)  # the forward pass has updated batch norms
-        step = describe(losses, self._files, self.model, self.optimizer)
+        found = describe(losses, self._batch, self.model, self.optimizer)
         self.optimizer.zero_grad()
-        self.bad_steps.skipped(self.iter, step)
+        self.bad_steps.skipped(self.iter, found)
 
     def _loss_scale(self) -> Tensor | None:
         if not self.grad_scaler.is_enabled():
@@ -137,6 +135,7 @@ class StudentStep(TeacherStep):
     """A step of stage 2 (S⁴M, figure 2): the student learns from labels and pseudo-labels.
 
     Neither the teacher nor SAM is part of the model: nothing of them is trained or saved with it.
+    The teacher has followed the student before the step (EMATeacherHook).
 
     Args:
         labeling: unlabeled batch -> views (:class:`~s4m_d2.engine.PseudoLabeling`).
@@ -152,9 +151,9 @@ class StudentStep(TeacherStep):
     def run_step(self) -> None:
         labeled, unlabeled = self.next_batch()
         with self.autocast():
-            views = self.labeling(unlabeled)
+            views = self.labeling(unlabeled)  # teacher → selection → SAM → ARP → strong view
             losses = self.losses(labeled) | self.weighted(self.losses(views.student_batch))
-        self.finish(losses, views.stats)
+        self.finish(losses, views.stats)  # gradients; then the update, if all is finite
 
     def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Losses on pseudo-labels, under their names."""
@@ -182,7 +181,7 @@ def fetch_step(
     scalars: Mapping[str, float | Tensor] | None = None,
     loss_scale: Tensor | None = None,
 ) -> StepValues:
-    """Bring a step's values to the host. All processes call this together.
+    """Bring a step's values to the host, which synchronizes once. All processes call this together.
 
     Args:
         losses: of one element and one device, one or more.
@@ -200,16 +199,14 @@ def fetch_step(
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
     scalars = dict(scalars or {})
-    waiting = {
+    tensors = {
         name: v for name, v in scalars.items() if isinstance(v, Tensor) and v.device == bad.device
     }
-    stacks = [_stack(waiting.values())] if waiting else []
-    is_bad, numbers, *fetched = to_host(bad, values, *stacks)
-    for stacked in fetched:
-        scalars.update(zip(waiting, stacked, strict=True))
+    is_bad, found = to_host(bad, _stack([*values, *tensors.values()]))
+    scalars |= dict(zip(tensors, found[len(losses) :], strict=True))
     return StepValues(
         finite=not is_bad,
-        losses=dict(zip(losses, torch.tensor(numbers).unbind(), strict=True)),
+        losses=dict(zip(losses, torch.tensor(found[: len(losses)]).unbind(), strict=True)),
         scalars={name: float(value) for name, value in scalars.items()},
     )
 
@@ -221,6 +218,6 @@ def gradient_norms(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []
 
 
-def _stack(tensors) -> Tensor:
+def _stack(tensors: Iterable[Tensor]) -> Tensor:
     """Tensors of one element -> (N,) float64."""
     return torch.stack([tensor.detach().reshape(()) for tensor in tensors]).double()

@@ -1,9 +1,8 @@
 """SIGTERM, SIGUSR1, Ctrl-C: a run saves itself after the iteration in which one arrives, and ends.
 
-Schedulers send the first two some time before they kill a job. Python calls a handler between two
-steps of the interpreter, so the handlers here only take a note; the run looks at it where its state
-is consistent. All processes of a run stop together, whichever of them got the signal. A second
-Ctrl-C ends at once.
+Schedulers send the first two some time before they kill a job. A handler only takes a note; the run
+looks at it where its state is consistent. All processes of a run stop together, whichever of them
+got the signal. A second Ctrl-C ends at once.
 """
 
 from __future__ import annotations
@@ -123,21 +122,19 @@ class StopHook(HookBase):
 
     Args:
         checkpointer: of the trainer; only the main process writes.
+
+    Attributes:
+        stopping: the run is ending because of a signal: nothing long should begin.
     """
 
     def __init__(self, checkpointer: S4MCheckpointer) -> None:
         self._checkpointer = checkpointer
-        self._stopping = False
+        self.stopping = False
         self._completed: int | None = None  # the last iteration that ended
 
     def after_step(self) -> None:
         self._completed = self.trainer.iter
         self._stop_if_asked()
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the run is ending because of a signal: nothing long should begin."""
-        return self._stopping
 
     @contextmanager
     def during_evaluation(self) -> Iterator[None]:
@@ -165,7 +162,7 @@ class StopHook(HookBase):
             self._stop()
 
     def _stop(self) -> None:
-        self._stopping = True
+        self.stopping = True
         name = _note.received.name if _note.received else "a signal to another process"
         _note.received = None
         done = self.trainer.iter  # after training: one past the last, which is saved

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
-from detectron2.engine import DefaultTrainer
+from detectron2.engine import DefaultTrainer, defaults
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.projects.deeplab import build_lr_scheduler
@@ -32,13 +33,14 @@ from s4m_d2.engine.labeling.quality import PseudoLabelQualityHook, QualityMeasur
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.training import build
 from s4m_d2.engine.training.bad_steps import BadSteps
-from s4m_d2.engine.training.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
-from s4m_d2.engine.training.processes import BufferSyncHook, FinishedEvalHook, ddp_on_any_device
-from s4m_d2.engine.training.run_state import (
-    RunStateHook,
-    run_settings,
-    with_own_schedule,
+from s4m_d2.engine.training.hooks import (
+    BufferSyncHook,
+    EMATeacherHook,
+    FinishedEvalHook,
+    PseudoLabelCountHook,
+    SeedHook,
 )
+from s4m_d2.engine.training.run_state import RunStateHook, run_settings, with_own_schedule
 from s4m_d2.engine.training.step import PRECISIONS, StudentStep, TeacherStep
 from s4m_d2.engine.training.stop_signals import StopHook
 from s4m_d2.engine.training.writers import ForgivingWriter, UnwrittenMetricsHook
@@ -52,9 +54,25 @@ from s4m_d2.tiling import TiledModel, build_tiling
 logger = logging.getLogger(__name__)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside a DDP wrapper, or the model itself."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
+@contextlib.contextmanager
+def ddp_on_any_device() -> Iterator[None]:
+    """Let ``DefaultTrainer`` be made in several processes without a GPU too.
+
+    Detectron2's ``create_ddp_model`` always names a GPU, which DistributedDataParallel refuses for
+    a model on the CPU, and ``DefaultTrainer`` offers no other place to say so.
+    """
+    create_ddp_model = defaults.create_ddp_model
+
+    def create(model: nn.Module, **kwargs: Any) -> nn.Module:
+        if next(model.parameters()).device.type == "cpu":
+            kwargs["device_ids"] = None
+        return create_ddp_model(model, **kwargs)
+
+    defaults.create_ddp_model = create
+    try:
+        yield
+    finally:
+        defaults.create_ddp_model = create_ddp_model
 
 
 class TeacherTrainer(DefaultTrainer):
@@ -93,9 +111,11 @@ class TeacherTrainer(DefaultTrainer):
             trainer=weakref.proxy(self),
         )
         self._stop_hook = StopHook(self.checkpointer)
-        evaluation = FinishedEvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write)
-        figures = figure_hooks(self.cfg, self.trained_model, getattr(self, "pseudo_labeling", None))
-        own = [self._stop_hook, evaluation, *figures]
+        own = [
+            self._stop_hook,
+            FinishedEvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write),
+            *figure_hooks(self.cfg, self.trained_model, getattr(self, "pseudo_labeling", None)),
+        ]
         hooks = []
         for hook in super().build_hooks():
             hooks += own if isinstance(hook, EvalHook) else [hook]
@@ -161,7 +181,8 @@ class TeacherTrainer(DefaultTrainer):
     @property
     def trained_model(self) -> nn.Module:
         """The model whose weights are trained and saved, without wrappers."""
-        return unwrap(self._trainer.model)
+        model = self._trainer.model
+        return model.module if isinstance(model, DistributedDataParallel) else model
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)

@@ -6,7 +6,7 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from detectron2.engine import HookBase
@@ -20,9 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 class ForgivingWriter(EventWriter):
-    """A writer whose failures to write end no training.
-
-    The values of the iterations in between are lost to this writer. Each outage is reported once.
+    """A writer whose failures to write end no training, but lose what it had to write.
 
     Args:
         writer: of metrics.json or TensorBoard's files.
@@ -33,26 +31,23 @@ class ForgivingWriter(EventWriter):
         self._failing = False
 
     def write(self) -> None:
-        try:
-            self._writer.write()
-        except OSError as error:
-            self._report(error)
-        else:
-            self._failing = False
+        self._try(self._writer.write)
 
     def close(self) -> None:
-        try:
-            self._writer.close()
-        except OSError as error:
-            self._report(error)
+        self._try(self._writer.close)
 
-    def _report(self, error: OSError) -> None:
-        if not self._failing:
-            logger.warning(
-                "%s cannot write: %s. Training goes on without these records; free space or "
-                "correct the permissions.", type(self._writer).__name__, error,
-            )  # fmt: skip
-        self._failing = True
+    def _try(self, action: Callable[[], None]) -> None:
+        """Report each outage once."""
+        try:
+            action()
+            self._failing = False
+        except OSError as error:
+            if not self._failing:
+                logger.warning(
+                    "%s cannot write: %s. Training goes on without these records; free space or "
+                    "correct the permissions.", type(self._writer).__name__, error,
+                )  # fmt: skip
+            self._failing = True
 
 
 class UnwrittenMetricsHook(HookBase):
@@ -76,10 +71,7 @@ class UnwrittenMetricsHook(HookBase):
             for value, iteration in values:
                 self.trainer.storage.put_scalar(name, value, hint, iteration)
         start = self.trainer.start_iter
-        try:
-            remove_lines(self.path, _unwritten(start - 1) if self._restored else start)
-        except OSError as error:
-            logger.warning("%s keeps lines that are written again: %s", self.path, error)
+        remove_lines(self.path, _unwritten(start - 1) if self._restored else start)
 
     def state_dict(self) -> dict[str, Any]:
         storage = getattr(self.trainer, "storage", None)
@@ -106,17 +98,21 @@ def _unwritten(iteration: int) -> int:
 def remove_lines(path: str, first: int) -> None:
     """Shorten a file of JSON lines, in place, to what was written before an iteration's line.
 
-    Half a line at the end, which a killed process left, goes too. There may be no such file.
+    Half a line at the end, which a killed process left, goes too. There may be no such file, and a
+    file that cannot be written stays, with a warning.
     """
     if not os.path.isfile(path):
         return
-    with open(path, "rb+") as file:
-        kept = itertools.takewhile(lambda line: is_before(line, first), file)
-        size = sum(map(len, kept))
-        file.truncate(size)
+    try:
+        with open(path, "rb+") as file:
+            kept = itertools.takewhile(lambda line: _is_before(line, first), file)
+            size = sum(map(len, kept))
+            file.truncate(size)
+    except OSError as error:
+        logger.warning("%s keeps lines that are written again: %s", path, error)
 
 
-def is_before(line: bytes, iteration: int) -> bool:
+def _is_before(line: bytes, iteration: int) -> bool:
     """Whether a line is not the record of an iteration or of a later one, nor half a line."""
     try:
         return line.endswith(b"\n") and json.loads(line)["iteration"] < iteration

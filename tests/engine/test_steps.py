@@ -1,0 +1,384 @@
+"""Steps of a small model: values that come to the host, and steps that are not finite."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectron2.utils.events import EventStorage
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from s4m_d2.engine.checks.config_checks import config_errors
+from s4m_d2.engine.training import bad_steps as module
+from s4m_d2.engine.training.bad_steps import BadSteps
+from s4m_d2.engine.training.hooks import BufferSyncHook, EMATeacherHook
+from s4m_d2.engine.training.step import PRECISIONS, TeacherStep, fetch_step, gradient_norms
+from s4m_d2.errors import ConfigError, DivergenceError
+from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.transfers import TO_HOST
+
+from .sameness import assert_same
+
+NAN, INF = math.nan, math.inf
+GOOD = ({"x": 1.0}, {"x": -2.0}, {"x": 0.5}, {"x": 3.0})
+BAD = {
+    "loss nan": {"x": NAN},
+    "loss inf": {"x": 2.0, "factor": INF},
+    "one of two losses": {"x": 2.0, "second": -INF},
+    "gradient nan": {"x": 2.0, "root": True},
+}
+
+
+class Toy(nn.Module):
+    """Two losses of a batch's numbers, through a batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+        self.line = nn.Linear(1, 1)
+        with torch.no_grad():
+            self.line.weight.fill_(0.5)
+            self.line.bias.fill_(0.1)
+
+    def forward(self, batch):
+        batch = batch[0] if isinstance(batch, tuple) else batch
+        x = torch.tensor([[sample["x"]] for sample in batch] + [[0.25]]).to(self.line.weight)
+        out = self.line(self.norm(x)).square().mean() * batch[0].get("factor", 1.0)
+        if batch[0].get("root"):  # finite, but its gradient is not
+            out = out + (self.line.weight.sum() * 0).sqrt()
+        return {"first": out, "second": out.detach() * 0 + batch[0].get("second", 0.0)}
+
+
+def batches(*samples):
+    return [[{"file_name": f"image_{i}.png", **sample}] for i, sample in enumerate(samples)]
+
+
+def make(data, folder="unused", max_in_a_row=10, model=None, step=TeacherStep):
+    model = model or Toy()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    bad_steps = BadSteps(max_in_a_row, str(folder), seed=7)
+    trainer = step(model, data, optimizer, bad_steps)
+    trainer.register_hooks([bad_steps])
+    return trainer
+
+
+def run(data, folder="unused", **options):
+    trainer = make(data, folder, **options)
+    trainer.train(0, len(data))
+    return trainer
+
+
+def state(trainer) -> list:
+    """Weights, buffers and the optimizer's state."""
+    tensors = trainer.model.state_dict(), trainer.optimizer.state_dict()["state"]
+    return [{name: value.clone() for name, value in tensors[0].items()}, tensors[1]]
+
+
+def records(folder) -> list[dict]:
+    return [json.loads(path.read_text()) for path in sorted(Path(folder).iterdir())]
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("position", [0, 2, 4])
+def test_a_bad_step_leaves_no_trace_in_weights_buffers_and_optimizer(kind, position, tmp_path):
+    expected = run(batches(*GOOD), tmp_path / "none")
+    samples = [*GOOD[:position], BAD[kind], *GOOD[position:]]
+    trainer = run(batches(*samples), tmp_path / "bad")
+    assert_same(state(trainer), state(expected))
+    counts = [(int(i >= position), i) for i in range(len(samples))]
+    assert trainer.storage.history("train/bad_steps").values() == counts
+    logged = [i for _, i in trainer.storage.history("total_loss").values()]
+    assert logged == [i for i in range(len(samples)) if i != position]
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_record_names_iteration_seed_losses_gradients_and_files(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(module, "MAX_RECORDS", 2)
+    labeled, unlabeled, root = batches({"x": 1.0}, {"x": 2.0, "second": -INF}, BAD["gradient nan"])
+    run([unlabeled, (unlabeled, labeled), root], tmp_path)
+    first, second = records(tmp_path)  # the latest
+    [process] = first.pop("processes")
+    reason = "the loss 'second' is -inf"
+    assert first == {"iteration": 1, "seed": 7, "reason": reason, "in_a_row": 2}
+    assert process["files"] == {"labeled": ["image_1.png"], "unlabeled": ["image_0.png"]}
+    assert process["losses"]["second"] == "-inf" and math.isfinite(process["losses"]["first"])
+    assert process["learning_rate"] == 0.1 and process["gradients"] == []
+    assert second["processes"][0]["gradients"] == ["line.weight"]
+    assert "line.weight" in second["reason"]
+    assert "image_1.png (labeled)" in caplog.text
+
+
+def test_a_folder_that_cannot_be_written_does_not_end_the_run(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    assert run(batches(BAD["loss nan"], *GOOD), tmp_path / "file").bad_steps.total == 1
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3])
+def test_more_bad_steps_in_a_row_than_allowed_end_the_run(limit, tmp_path):
+    """Counted on over a resume."""
+    bad, good = BAD["loss nan"], GOOD[0]
+    data = batches(*[*[bad] * limit, good] * 3, *[bad] * 9)
+    last = 3 * (limit + 1) + limit
+    first = make(data, tmp_path, max_in_a_row=limit)
+    first.train(0, last)
+    second = make(data[last:], tmp_path, max_in_a_row=limit)
+    second.load_state_dict(first.state_dict())
+    assert (second.bad_steps.in_a_row, second.bad_steps.total) == (limit, 4 * limit)
+    with pytest.raises(DivergenceError) as stop:
+        second.train(last, len(data))
+    assert second.iter == last
+    named = f"iteration {last}", "the loss 'first' is nan", f"image_{last}.png", str(tmp_path)
+    assert all(part in str(stop.value) for part in named)
+
+
+def test_a_negative_limit_is_refused():
+    with pytest.raises(ConfigError, match="S4M.MAX_BAD_STEPS is -1"):
+        BadSteps(-1, "unused", 0)
+
+
+def test_the_teacher_does_not_move_after_a_skipped_step(tmp_path):
+    """The teacher of a run with a bad step is that of the run without it, step for step."""
+
+    def train(samples, burn_in):
+        trainer = make(batches(*samples), tmp_path)
+        watched = []
+
+        class Watch(EMATeacherHook):
+            def before_step(self):
+                super().before_step()
+                watched.append([v.clone() for v in self.teacher.model.state_dict().values()])
+
+        teacher = EMATeacher(Toy(), decay=0.5)
+        trainer.register_hooks([Watch(teacher, trainer.model, burn_in, trainer.bad_steps)])
+        trainer.train(0, len(samples))
+        return watched
+
+    expected = train(GOOD, burn_in=1)
+    watched = train([*GOOD[:2], BAD["loss nan"], *GOOD[2:]], burn_in=1)
+    assert_same(watched[3], watched[2])
+    assert_same(watched[:3] + watched[4:], expected)
+    copied = train([GOOD[0], BAD["loss nan"], *GOOD[1:]], burn_in=2)  # the copy is not put off
+    assert_same(copied[2], train(GOOD, burn_in=1)[1])
+
+
+class Scaled(nn.Module):
+    """A loss whose gradient is the batch's number; infinite where that is None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, batch):
+        x = batch[0]["x"]
+        return {"loss": (self.weight * 0).sqrt() if x is None else self.weight * x}
+
+
+def amp(tmp_path, precision, *numbers, scale=1.0):
+    """The trainer after mixed-precision steps with these gradients, on the CPU."""
+    model = Scaled()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    bad_steps = BadSteps(10, str(tmp_path), seed=0)
+    data = batches(*({"x": number} for number in numbers))
+    step = TeacherStep(model, data, optimizer, bad_steps, PRECISIONS.get(precision))
+    if precision == "float16":
+        step.grad_scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    step.iter = 0
+    with EventStorage(0):
+        for _ in numbers:
+            step.run_step()
+    return step
+
+
+@pytest.mark.parametrize(
+    ("precision", "scale", "numbers", "skipped", "weight", "scale_after"),
+    [
+        ("float16", 2.0**120, [1e4], 0, 1.0, 2.0**119),  # the scaler's affair: no update either
+        ("float16", 2.0**10, [NAN, 2.0], 1, 0.8, 2.0**10),
+        ("float16", 4.0, [None] * 3, 1, 1.0, 1.0),  # with scales 4 and 2 it may be the scale
+        ("bfloat16", 1.0, [None], 1, 1.0, None),
+        (None, 1.0, [None], 1, 1.0, None),
+    ],
+)
+def test_what_overflows_because_of_the_loss_scale_is_no_bad_step(
+    tmp_path, precision, scale, numbers, skipped, weight, scale_after
+):
+    trainer = amp(tmp_path, precision, *numbers, scale=scale)
+    assert trainer.bad_steps.total == skipped
+    assert trainer.model.weight.item() == pytest.approx(weight)
+    assert scale_after is None or trainer.grad_scaler.get_scale() == scale_after
+
+
+@pytest.mark.parametrize("written", ["float16", "bfloat16", None])
+@pytest.mark.parametrize("read", ["float16", "bfloat16", None])
+def test_a_run_continues_in_any_precision(written, read, tmp_path):
+    source, target = amp(tmp_path, written, scale=16.0), amp(tmp_path, read, scale=4.0)
+    target.load_state_dict(source.state_dict())
+    if read == "float16":
+        assert target.grad_scaler.get_scale() == (16.0 if written == "float16" else 4.0)
+    else:
+        assert not target.grad_scaler.is_enabled()
+
+
+def test_another_precision_is_refused(small_config):
+    assert not config_errors(small_config())
+    [error] = config_errors(small_config(S4M__AMP_PRECISION="fp8"))
+    assert "S4M.AMP_PRECISION" in str(error) and "bfloat16" in str(error)
+
+
+class Logging(TeacherStep):
+    """Logs two scalars with the losses."""
+
+    def finish(self, losses, scalars=None):
+        super().finish(losses, {"on device": losses["first"].detach() + 1, "number": 4.0})
+
+
+class CountWaits(TorchDispatchMode):
+    """Counts the operations that bring a value to Python."""
+
+    WAITS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function in self.WAITS
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_of_the_loop_synchronizes_once(monkeypatch):
+    """Beside this transfer Detectron2 reads values on the host only."""
+    trainer = make(batches(*GOOD), step=Logging)
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        trainer.train(0, len(GOOD))
+    assert [event.name for event in profiled.events()].count(TO_HOST) == len(GOOD)
+    seen = []
+    monkeypatch.setattr(TeacherStep, "write_metrics", lambda self, losses, *_: seen.append(losses))
+    trainer = make(batches(*GOOD), step=Logging)
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.1)  # AdamW reads its steps
+    with CountWaits() as waits:
+        trainer.train(0, len(GOOD))
+    assert waits.count == 0 and len(seen) == len(GOOD)
+    assert all(loss.device.type == "cpu" for losses in seen for loss in losses.values())
+
+
+@pytest.mark.gpu
+def test_a_step_waits_once_for_the_device(recwarn):
+    trainer = make(batches(*GOOD), model=Toy().to("cuda"), step=Logging)
+    trainer.iter = 0
+    with EventStorage(0):
+        trainer.run_step()  # CUDA's libraries start up
+        recwarn.clear()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            trainer.run_step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert sum("synchronizing" in str(w.message) for w in recwarn) == 1
+
+
+def test_losses_and_scalars_are_logged_as_they_are_but_no_losses_of_skipped_steps(tmp_path):
+    trainer = make(batches(GOOD[3]), step=Logging)
+    expected = Toy()(batches(GOOD[3])[0])["first"].item()
+    trainer.train(0, 1)
+    latest = {name: value for name, (value, _) in trainer.storage.latest().items()}
+    assert latest["first"] == latest["total_loss"] == expected and latest["second"] == 0.0
+    assert latest["on device"] == pytest.approx(expected + 1) and latest["number"] == 4.0
+    trainer = run(batches(BAD["loss inf"]), tmp_path, step=Logging)
+    latest = trainer.storage.latest()
+    assert latest["number"][0] == 4.0 and "first" not in latest
+
+
+FINE, INFINITE = torch.tensor(1.0), torch.tensor(INF)
+
+
+@pytest.mark.parametrize(
+    ("losses", "norms", "scale", "finite"),
+    [
+        ([FINE, FINE], [FINE], None, True),
+        ([FINE, FINE * NAN], [FINE], None, False),
+        ([FINE, INFINITE], [], 1024.0, False),
+        ([FINE], [FINE, INFINITE], None, False),
+        ([FINE], [FINE, INFINITE], 1.0, False),
+        ([FINE], [FINE, INFINITE], 1024.0, True),  # the loss scale's affair
+        ([FINE[None], FINE.double()], [FINE], None, True),
+    ],
+)
+def test_a_step_is_finite_if_losses_and_unscaled_gradients_are(losses, norms, scale, finite):
+    scale = None if scale is None else torch.tensor(scale)
+    step = fetch_step(dict(enumerate(losses)), norms, {"bad": INFINITE}, loss_scale=scale)
+    assert step.finite is finite and step.scalars == {"bad": INF}
+    for index, loss in enumerate(losses):
+        assert_same(step.losses[index].nan_to_num(7), loss.double().reshape(()).nan_to_num(7))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_losses_of_any_precision_come_over_exactly(dtype):
+    loss = torch.tensor(1 / 3, dtype=dtype, requires_grad=True)
+    step = fetch_step({"loss": loss}, scalars={"share": loss.detach(), "count": torch.tensor(3)})
+    assert step.losses["loss"].item() == loss.item()
+    assert step.scalars == {"share": loss.item(), "count": 3.0}
+
+
+def test_norms_are_of_gradients_that_exist():
+    used, unused = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    used.grad = torch.tensor([3.0, 4.0])
+    empty = nn.Parameter(torch.zeros(0))
+    empty.grad = torch.zeros(0)
+    norms = gradient_norms(torch.optim.SGD([used, unused, empty], lr=1.0))
+    assert [norm.item() for norm in norms] == [5.0]
+
+
+WORLD = 2
+
+
+def run_rank(rank, folder):
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
+    )
+    torch.set_num_threads(1)
+    # The bad loss has no gradient, which DDP would hand to both processes.
+    samples = [*GOOD[:2], {"x": 4.0, "second": -INF if rank == 1 else 0.0}, *GOOD[2:]]
+    data = batches(*samples)
+    for index, [sample] in enumerate(data):
+        sample["file_name"] = f"rank_{rank}_{index}.png"
+
+    def model():
+        return DistributedDataParallel(Toy(), broadcast_buffers=False)
+
+    trainer = run(data, f"{folder}/bad", model=model())
+    good = run(batches(*GOOD), f"{folder}/none", model=model())
+    endless = itertools.repeat(data[2])
+    ends = make(endless, f"{folder}/end", max_in_a_row=1, model=model())
+    try:
+        ends.train(0, 9)
+    except DivergenceError:
+        ended = ends.iter
+    other = make(batches(*({"x": s["x"] + rank} for s in GOOD)), "unused", model=model())
+    other.register_hooks([BufferSyncHook(other.model.module)])
+    other.train(0, len(GOOD))
+    result = {"with": state(trainer), "without": state(good), "ended": ended}
+    result["synchronized"] = dict(other.model.state_dict())
+    torch.save(result | {"total": trainer.bad_steps.total}, f"{folder}/rank_{rank}.pth")
+    dist.destroy_process_group()
+
+
+def test_processes_skip_together_and_have_the_same_statistics_of_batch_norms(tmp_path):
+    mp.start_processes(run_rank, (str(tmp_path),), nprocs=WORLD, start_method="fork")
+    ranks = [torch.load(tmp_path / f"rank_{r}.pth", weights_only=True) for r in range(WORLD)]
+    for seen in ranks:
+        assert seen["total"] == 1 and seen["ended"] == 1
+        assert_same(seen["with"], seen["without"])
+    assert_same(ranks[0]["synchronized"], ranks[1]["synchronized"])
+    [record] = records(tmp_path / "bad")
+    assert record["reason"] == "the loss 'second' is -inf"
+    files = [{"labeled": [f"rank_{rank}_2.png"]} for rank in range(WORLD)]
+    assert [process["files"] for process in record["processes"]] == files
+    assert not (tmp_path / "none").exists()
