@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "datasets")]
 
 from ablation_study.chart import draw_chart  # noqa: E402
-from ablation_study.report import markdown, minutes  # noqa: E402
+from ablation_study.report import markdown, minutes, summary  # noqa: E402
 from ablation_study.runs import (  # noqa: E402
     REPORTED_SEEDS,
     Run,
@@ -84,9 +84,8 @@ def train_runs(
             try:
                 seconds = None if end is None else max(0.0, end - time.monotonic())
                 result = results[run.name] = study.train(run, results, handle, seconds)
-                models = result["models"].items()
-                found = ", ".join(f"{name} {figures['AP']} AP" for name, figures in models)
-                print(f"    {found}; {minutes(result['seconds'])}", flush=True)
+                ap = summary(results, run.method, [run.seed], percent=run.percent)
+                print(f"    {ap} AP; {minutes(result['seconds'])}", flush=True)
             except RunStopped as stopped:
                 print(f"    {stopped}; the same command continues", flush=True)
                 break

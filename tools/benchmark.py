@@ -111,9 +111,10 @@ def run(args: argparse.Namespace) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.output / "benchmark.json") as file:
         json.dump(content, file, indent=1, allow_nan=False)
+    print(f"\n{args.output}/benchmark.json")
     if content.get("stages"):
         report.write_chart(args.output / "benchmark.png", content["stages"])
-    print(f"\n{args.output}: benchmark.json, benchmark.png")
+        print(f"{args.output}/benchmark.png")
 
 
 def measure_cases(args: argparse.Namespace, content: dict) -> Iterator[str]:

@@ -15,7 +15,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -117,7 +117,7 @@ def _write(state: Mapping[str, Tensor], file: IO[bytes], ending: str) -> None:
 
         file.write(save(dict(state), metadata={"format": "pt"}))
         return
-    model = OrderedDict(state)
+    model: Any = OrderedDict(state)
     versions = {"": {"version": 1}}
     if any(name.startswith(f"{HEAD}.") for name in state):
         versions[HEAD] = {"version": HEAD_VERSION}

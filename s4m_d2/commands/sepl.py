@@ -41,8 +41,8 @@ BEST = WORST = 5
 COUNT = 8
 INTERRUPTED = 130  # the exit status that shells give for Ctrl-C
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
-SAM_OPTIONS = ("sam_type", "sam_checkpoint", "device", "mask_cache")
-SAM_OPTIONS += tuple(field.name for field in fields(AutomaticMaskSettings))
+AUTOMATIC = [field.name for field in fields(AutomaticMaskSettings)]
+SAM_OPTIONS = ["sam_type", "sam_checkpoint", "device", "mask_cache", *AUTOMATIC]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -97,13 +97,16 @@ class Study:
         self.output.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.output, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"Another process trains in '{self.output}'; once it has ended, run this again."
+                ) from error
+            except OSError:  # network file systems lock no folders
+                pass
             self._prepare()
             yield handle
-        except BlockingIOError as error:
-            raise ConfigError(
-                f"Another process trains in '{self.output}'; once it has ended, run this again."
-            ) from error
         finally:
             os.close(handle)
 
