@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def enhance(args: argparse.Namespace) -> int:
     """Write the enhanced label maps that are not there yet."""
-    names = class_names(args.preset or "voc", args.num_classes, args.class_names)
+    names = _class_names(args)
     enhancer = Enhancer(
         labels=args.pseudo_labels,
         output=args.output,
@@ -116,7 +116,7 @@ def enhance(args: argparse.Namespace) -> int:
 
 def evaluate(args: argparse.Namespace) -> int:
     """Print the table, write the report."""
-    names = class_names(args.preset or "voc", args.num_classes, args.class_names)
+    names = _class_names(args)
     listed = image_list(args.list) if args.list else None
     comparison = compare(_label_folders(args, len(names)), listed)
     report = comparison.report(names)
@@ -152,7 +152,7 @@ def score_table(report: Mapping[str, Any]) -> str:
 
 def visualize(args: argparse.Namespace) -> int:
     """Draw and write the picture."""
-    names = class_names(args.preset or "voc", args.num_classes, args.class_names)
+    names = _class_names(args)
     _check_choice(args)
     folders = _label_folders(args, len(names))
     images = files_by_name(args.images, IMAGE_EXTENSIONS)
@@ -177,6 +177,10 @@ def visualize(args: argparse.Namespace) -> int:
 def _percent(value: float | None, column: str) -> str:
     sign = "+" if column == "gain" else ""
     return "–" if value is None else f"{100 * value:{sign}.2f}"
+
+
+def _class_names(args: argparse.Namespace) -> tuple[str, ...]:
+    return class_names(args.preset or "voc", args.num_classes, args.class_names)
 
 
 def _label_folders(args: argparse.Namespace, num_classes: int) -> LabelFolders:
