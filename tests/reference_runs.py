@@ -49,7 +49,7 @@ SETTINGS = {
     "DATALOADER.NUM_WORKERS": 0,
     "SOLVER.IMS_PER_BATCH": 2,
     "S4M.TEACHER.IMS_PER_BATCH": 2,
-    "S4M.SAM.BACKEND": "tiny",
+    "S4M.SAM.BACKEND": "tiny_toyscapes",
     "S4M.SAM.CHECKPOINT": "",
     "S4M.PSEUDO_LABEL.SCORE_THRESH": 0.0,
     "S4M.ARP.MIN_AREA_FRACTION": 0.0,
@@ -89,7 +89,7 @@ def sepl(folder: Path) -> dict[str, Any]:
     make_toyscapes(folder)
     command(folder, "datasets/make_cam_labels.py", "--data", "toyscapes", "--output", "cam")
     labels = ("--class-names", "cam/classes.txt", "--pseudo-labels", "cam/pseudo-labels")
-    sam = ("--sam", "tiny", "--points-per-side", 6, "--pred-iou-thresh", 0.6)
+    sam = ("--sam", "tiny_toyscapes", "--points-per-side", 6, "--pred-iou-thresh", 0.6)
     images = ("--images", "cam/images", "--output", "out", "--device", "cpu")
     command(folder, "tools/sepl.py", *labels, *images, *sam, "--stability-score-thresh", 0.7)
     compared = ("--enhanced", "out", "--ground-truth", "cam/ground-truth")

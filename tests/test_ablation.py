@@ -1,8 +1,13 @@
-"""tools/ablation.py: which runs there are, their settings, and the arithmetic of the report."""
+"""tools/ablation.py: its runs, their settings, the report's arithmetic; trainings by a stand-in."""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,20 +15,22 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets"), str(ROOT / "tests")]
 
-from ablation_runs import expected_ap, result  # noqa: E402
-from ablation_study import plan, report, runs, times  # noqa: E402
+import ablation  # noqa: E402
+from ablation_runs import EXIT_STOPPED, expected_ap, result  # noqa: E402
+from ablation_study import report, runs  # noqa: E402
 from ablation_study.chart import draw_chart  # noqa: E402
-from ablation_study.comparisons import COMPARISONS  # noqa: E402
-from ablation_study.figures import Summary, summary  # noqa: E402
+from ablation_study.report import COMPARISONS, Summary  # noqa: E402
 from ablation_study.runs import Run, all_runs  # noqa: E402
 
 from s4m_d2.engine.checks.config_checks import config_errors  # noqa: E402
 from s4m_d2.engine.config_file import load_config  # noqa: E402
 from s4m_d2.engine.stages import run_config, stage_config  # noqa: E402
-from s4m_d2.errors import ConfigError  # noqa: E402
 
 CONFIG = str(ROOT / "configs" / "toyscapes_ablation.yaml")
 SEEDS = (0, 1, 2)
+TEACHER, STUDENT = "10pct-seed0-teacher", "10pct-seed0-gd"
+SD_TEACHER, FULL = "10pct-seed0-teacher-sd", "10pct-seed0-gd-sd-pr-arp"
+SUPERVISED = "10pct-seed0-supervised"
 
 
 def config(run: Run):
@@ -39,91 +46,50 @@ def rows(text: str, title: str) -> list[list[str]]:
     return [found[1:] for found in cells if found and found[0] == title]
 
 
-def row(text: str, title: str) -> list[str]:
-    """The row of the first table that has one of this title."""
-    return rows(text, title)[0]
-
-
-# Which runs there are.
-
-
-def test_the_study_has_the_runs_that_it_promises():
-    found = {(run.percent, run.method.slug): set() for run in all_runs()}
+def test_the_study_has_the_runs_that_it_promises_each_after_its_teacher():
+    found, done = {}, set()
     for run in all_runs():
-        found[run.percent, run.method.slug].add(run.seed)
-    methods = "supervised gd gd-sd gd-pr gd-sd-pr gd-sd-arp gd-sd-pr-arp".split()
-    methods += ["gd-sd-pr-arp-unique"]
-    few = "supervised gd gd-sd-pr-arp".split()
-    teachers = ["teacher", "teacher-sd"]
-    expected = {(10, slug): {0, 1, 2} for slug in methods + teachers}
-    expected[100, "supervised"] = {0, 1, 2}
-    expected |= {(percent, slug): {0} for percent in (5, 20, 30) for slug in few + teachers}
-    assert found == expected
-    assert len(all_runs()) == len({run.name for run in all_runs()}) == 48
-
-
-def test_the_first_seed_comes_first_and_the_other_shares_of_labels_last():
-    places = [(run.percent not in (10, 100), run.seed) for run in all_runs((4, 2, 7))]
-    order = [(False, 4), (False, 2), (False, 7), (True, 4)]
-    assert list(dict.fromkeys(places)) == order
-    assert [order.index(place) for place in places] == sorted(order.index(p) for p in places)
-    compared = [run.method.slug for run in all_runs() if not run.method.is_teacher]
-    assert compared[:3] == ["supervised", "gd", "gd-sd-pr-arp"]
-
-
-def test_every_run_comes_after_its_teacher_which_runs_with_the_same_stage_one_share():
-    done = set()
-    for run in all_runs():
+        found.setdefault((run.percent, run.method.slug), set()).add(run.seed)
         assert run.teacher is None or run.teacher in done
         done.add(run)
-    stages = {}
-    for run in all_runs():
         if run.method.has_student:
-            assert run.teacher.method.distills == run.method.distills
-            stages.setdefault((run.percent, run.seed, run.method.distills), set()).add(run.teacher)
-    assert all(len(teachers) == 1 for teachers in stages.values())
-    assert len(stages) == 12  # of 33 runs with a student
+            assert ("sd" in run.method.parts) == run.teacher.method.slug.endswith("-sd")
+    methods = "supervised gd gd-sd gd-pr gd-sd-pr gd-sd-arp gd-sd-pr-arp gd-sd-pr-arp-unique"
+    teachers = ["teacher", "teacher-sd"]
+    few = ["supervised", "gd", "gd-sd-pr-arp", *teachers]
+    expected = {(10, slug): {0, 1, 2} for slug in (*methods.split(), *teachers)}
+    expected[100, "supervised"] = {0, 1, 2}
+    expected |= {(percent, slug): {0} for percent in (5, 20, 30) for slug in few}
+    assert found == expected
+    assert len(all_runs()) == len(done) == 48
 
 
-def test_only_named_runs_and_patterns_are_chosen_in_the_order_of_the_study():
-    named = plan.chosen_runs(SEEDS, ["5pct-*", "10pct-seed1-gd-pr"])
+def test_only_named_runs_are_chosen_and_trained_with_the_teachers_that_they_need(tmp_path):
+    named = runs.chosen_runs(SEEDS, ["5pct-*", "10pct-seed1-gd-pr"])
     assert [run.name for run in named][:2] == ["10pct-seed1-gd-pr", "5pct-seed0-supervised"]
     assert len(named) == 6
-    assert plan.chosen_runs((7,)) == all_runs((7,))
-    with pytest.raises(ConfigError, match="10pct-seed3-gd.*seeds 0, 1, 2.*--list"):
-        plan.chosen_runs(SEEDS, ["10pct-seed0-gd", "10pct-seed3-gd"])
-
-
-def test_what_is_left_are_runs_without_results_and_the_teachers_that_they_need():
     student, other = Run(runs.GUIDED, 10, 0), Run(runs.PR, 10, 0)
     teacher = student.teacher
-    results = {student.name: {}, teacher.name: {}}
-
-    def left(*chosen, weights=True):
-        return plan.left_to_train(chosen, results, lambda run: weights)
-
-    assert left(student, teacher) == []
-    assert left(student, teacher, weights=False) == []  # nothing needs them
-    assert left(student, other) == [other]
-    assert left(other, weights=False) == [teacher, other]
-    results.clear()
-    assert left(other, student) == [teacher, other, student]
+    done = {student.name, teacher.name}
+    assert runs.left_to_train([student, teacher], done, tmp_path) == []  # nothing needs weights
+    assert runs.left_to_train([student, other], done, tmp_path) == [teacher, other]
+    teacher.weights(tmp_path).parent.mkdir(parents=True)
+    teacher.weights(tmp_path).touch()
+    assert runs.left_to_train([other], done, tmp_path) == [other]
+    assert runs.left_to_train([other, student], (), tmp_path) == [teacher, other, student]
 
 
-# What the runs train.
-
-
-@pytest.mark.parametrize("run", all_runs((0,)), ids=lambda run: run.name)
-def test_settings_of_every_run(run):
+@pytest.mark.parametrize("run", all_runs((0,))[:12], ids=lambda run: run.name)
+def test_settings_of_every_method(run):
     of_stage, cfg = config(run)
     assert config_errors(cfg) == []
     parts = run.method.slug.split("-")
     if run.stage == "student":
         assert cfg.S4M.REFINE.ENABLED == ("pr" in parts)
         assert cfg.S4M.ARP.ENABLED == ("arp" in parts)
+        assert (cfg.S4M.PSEUDO_LABEL.DUPLICATE_IOU < 1) == ("unique" in parts)
         teacher = f"{run.percent}pct-seed0-teacher" + ("-sd" if "sd" in parts else "")
         assert cfg.S4M.TEACHER_WEIGHTS == f"runs/{teacher}/teacher/model_final.pth"
-        assert Path(cfg.S4M.TEACHER_WEIGHTS).parents[1].name in {r.name for r in all_runs()}
     else:
         assert cfg.S4M.DISTILL.ENABLED == (run.method.slug == "teacher-sd")
     share = "" if run.percent == 100 else f"_{run.percent}pct"
@@ -137,40 +103,8 @@ def test_a_supervised_run_is_the_student_without_unlabeled_images():
     for cfg in (supervised, student):
         cfg.defrost()
         cfg.OUTPUT_DIR = ""
-        assert not cfg.S4M.DISTILL.ENABLED
         del cfg["S4M"]
     assert supervised == student
-    shorter, _ = config(Run(runs.PLAIN_TEACHER, 10, 2))
-    assert shorter.SOLVER.MAX_ITER < student.SOLVER.MAX_ITER
-
-
-# Times.
-
-
-def test_estimates_follow_the_runs_that_are_done():
-    first, second = Run(runs.GUIDED, 10, 0), Run(runs.GUIDED, 10, 1)
-    usual = {m.slug: times.usual_seconds(m, 600) for m in (runs.GUIDED, runs.FULL)}
-    clock = times.Clock((300, 600), {})
-    assert clock.estimate(first) == usual["gd"]
-    assert clock.estimate(Run(runs.PLAIN_TEACHER, 10, 0)) < usual["gd"] / 2
-    results = {run.name: result(run, seconds=s) for run, s in ((first, 100.0), (second, 300.0))}
-    clock = times.Clock((300, 600), results)
-    assert clock.estimate(Run(runs.GUIDED, 5, 0)) == 200.0
-    slower = 200.0 / usual["gd"]
-    assert clock.estimate(Run(runs.FULL, 10, 0)) == pytest.approx(slower * usual["gd-sd-pr-arp"])
-
-
-def test_the_estimate_of_a_run_that_was_killed_is_of_what_is_left(tmp_path):
-    run, clock = Run(runs.GUIDED, 10, 0), times.Clock((300, 600), {})
-    whole = plan.remaining_seconds(run, tmp_path, clock)
-    folder = tmp_path / run.name / "student"
-    folder.mkdir(parents=True)
-    for iteration in (99, 199, 449):
-        (folder / f"model_{iteration:07}.pth").touch()
-    assert plan.remaining_seconds(run, tmp_path, clock) == pytest.approx(whole / 4)
-
-
-# The arithmetic.
 
 
 @pytest.mark.parametrize(
@@ -178,96 +112,185 @@ def test_the_estimate_of_a_run_that_was_killed_is_of_what_is_left(tmp_path):
     [
         ({}, "–", "missing"),
         ({0: 3.0}, "+3.0", "one seed: no deviation"),
-        ({0: 1.0, 1: 2.0, 2: 6.0}, "+3.0 ± 2.6", "gain"),  # deviation √7
+        ({0: 1.0, 1: 2.0, 2: 6.0}, "+3.0 ± 2.6", "gain, as in the paper"),  # deviation √7
         ({0: 0.0, 1: 2.0}, "+1.0 ± 1.4", "within the deviation"),
-        ({0: -3.0, 1: -2.0}, "-2.5 ± 0.7", "loss"),
+        ({0: -3.0, 1: -2.0}, "-2.5 ± 0.7", "loss, not as in the paper"),
     ],
 )
 def test_means_sample_deviations_and_their_reading(values, text, reading):
     assert Summary(values).text("+") == text
-    assert Summary(values).reading == reading
-
-
-def test_differences_are_paired_by_seed():
-    more, less = Summary({0: 20.0, 1: 30.0, 2: 99.0}), Summary({1: 28.0, 0: 19.0, 3: 0.0})
-    assert more.minus(less) == Summary({0: 1.0, 1: 2.0})
-    # The seeds differ by much more than the methods do: unpaired, nothing would show.
-    assert str(more.minus(less)) == "1.5 ± 0.7"
+    assert Summary(values).reading(1) == reading
 
 
 def test_the_report_by_hand():
     results = {run.name: result(run) for run in all_runs()}
     text = report.markdown(results, SEEDS)
-    # AP is that of the method, + 1 for 10 %, + 2 a seed: a deviation of 2.
-    assert row(text, "Guided Distillation") == ["18.0 ± 2.0", "36.0 ± 4.0", "18.5 ± 2.0", "3"]
-    ceiling = row(text, "supervised, 100 % labels (ceiling)")
+    # AP is that of the method, + 1 for 10 %, + 2 a seed: a deviation of 2, and none of differences.
+    [guided] = rows(text, "Guided Distillation")[:1]
+    assert guided == ["18.0 ± 2.0", "36.0 ± 4.0", "18.5 ± 2.0", "3"]
+    [ceiling] = rows(text, "supervised, 100 % labels (ceiling)")
     assert ceiling == ["24.0 ± 2.0", "48.0 ± 4.0", "–", "3"]
     gain = ["+1.5 ± 0.0", "+1.5, +1.5, +1.5", "+1.5 ± 0.0", "3"]
-    assert row(text, "SD, with PR") == [*gain, "gain, as in the paper"]
-    assert row(text, "SD, in the stage-1 teacher")[:3] == ["+1.0 ± 0.0", "+1.0, +1.0, +1.0", "–"]
-    assert row(text, "ARP, with SD, without PR")[-1] == "loss, as in the paper"
-    assert row(text, "all of S⁴M (− Guided Distillation)")[0] == "+4.5 ± 0.0"
-    assert row(text, "20 %") == ["14.0", "17.0", "21.5", "+4.5", "+4.2", "1"]
-    assert row(text, "10 %")[3:] == ["+4.5 ± 0.0", "+2.5", "3"]
-    as_claimed = [line for line in text.splitlines() if line.startswith("- Loss, as in the paper")]
-    assert as_claimed == ["- Loss, as in the paper: ARP, with SD, without PR."]
-    own = row(text, "dropping duplicates, with all of S⁴M (not in the paper)")
-    assert own[0] == "+0.5 ± 0.0" and own[-1] == "gain"  # of which the paper says nothing
+    assert rows(text, "SD, with PR")[0] == [*gain, "gain, as in the paper"]
+    assert rows(text, "ARP, with SD, without PR")[0][-1] == "loss, as in the paper"
+    assert rows(text, "20 %")[0] == ["14.0", "17.0", "21.5", "+4.5", "+4.2", "1"]
+    assert rows(text, "stage-1 teacher")[1] == ["12.0", "14.0"]  # AP by class
+    assert rows(text, "Guided Distillation")[2] == ["– → 5.0", "–", "–", "–", "–"]
     assert "48 of 48 runs." in text and "Missing" not in text
 
 
-def test_the_tables_of_classes_and_of_pseudo_labels_by_hand():
-    results = {run.name: result(run) for run in all_runs()}
-    text = report.markdown(results, SEEDS)
-    assert "|  | person | car |" in text.splitlines()
-    # means over the seeds: 10 + 1 + 2, and 1 to either side
-    assert rows(text, "stage-1 teacher")[1] == ["12.0", "14.0"]
-    assert rows(text, "Guided Distillation")[2] == ["– → 5.0", "–", "–", "–", "–"]
-    assert [len(rows(text, title)) for title in ("+ SD + ARP (no PR)", "supervised only")] == [3, 2]
-
-
-def test_what_is_missing_is_shown_as_missing_and_compared_with_nothing(tmp_path):
+def test_what_is_missing_is_shown_as_missing_and_differences_are_paired_by_seed(tmp_path):
     gone = ["10pct-seed1-gd", "10pct-seed0-gd-pr", "10pct-seed1-gd-pr", "10pct-seed2-gd-pr",
             "20pct-seed0-gd"]  # fmt: skip
     results = {run.name: result(run) for run in all_runs() if run.name not in gone}
     text = report.markdown(results, SEEDS)
-    assert "43 of 48 runs." in text
-    assert f"**Missing:** {', '.join(run.name for run in all_runs() if run.name in gone)}." in text
-    compared = row(text, "SD")
-    assert compared[1] == "+1.0, +1.0" and compared[3] == "2"
-    assert row(text, "PR") == ["–", "–", "–", "0", "missing"]
-    assert row(text, "20 %")[1:4] == ["–", "21.5", "–"]
+    missing = ", ".join(run.name for run in all_runs() if run.name in gone)
+    assert f"**Missing:** {missing}." in text
+    assert rows(text, "SD")[0][1:4:2] == ["+1.0, +1.0", "2"]
+    assert rows(text, "PR")[0] == ["–", "–", "–", "0", "missing"]
+    assert rows(text, "20 %")[0][1:4] == ["–", "21.5", "–"]
     draw_chart(results, SEEDS, tmp_path / "chart.png")
     draw_chart({}, SEEDS, tmp_path / "empty.png")
     assert (tmp_path / "chart.png").stat().st_size > (tmp_path / "empty.png").stat().st_size
 
 
-def test_a_figure_that_a_result_lacks_is_missing_too():
-    run = Run(runs.GUIDED, 10, 0)
-    results = {run.name: result(run)}
-    results[run.name]["models"]["student"]["AP"] = None
-    del results[run.name]["models"]["EMA teacher"]
-    assert summary(results, runs.GUIDED, SEEDS).count == 0
-    assert summary(results, runs.GUIDED, SEEDS, model="EMA teacher").count == 0
-    assert "| Guided Distillation | – |" in report.markdown(results, SEEDS)
-
-
-def test_the_report_says_when_the_runs_were_made_by_different_code():
-    results = {run.name: result(run) for run in all_runs()}
-    assert "versions of the code" not in report.markdown(results, SEEDS)
-    results["10pct-seed0-gd"]["code"] = ["abc", "def"]
-    assert "2 versions of the code** (abc, def)" in report.markdown(results, SEEDS)
-
-
 def test_each_comparison_is_of_methods_that_differ_by_one_part():
-    parts = {method.slug: set(method.slug.split("-")[1:]) for method in runs.METHODS.values()}
-    single = [c for c in COMPARISONS if c.title.startswith(("SD", "PR", "ARP"))]
+    single = {k: v for k, v in COMPARISONS.items() if k.startswith(("SD", "PR", "ARP"))}
     assert len(single) == 8
-    for comparison in single:
-        added = parts[comparison.more.slug] - parts[comparison.less.slug]
-        assert parts[comparison.more.slug] > parts[comparison.less.slug]
-        assert added == {comparison.title.split(",")[0].lower()}
+    for title, (more, less, _) in single.items():
+        assert {*more.parts} - {*less.parts} == {title.split(",")[0].lower()}
+        assert {*less.parts} < {*more.parts}
 
 
-def test_the_stand_in_gives_every_method_another_ap():
-    assert len({expected_ap(slug, 10, 0) for slug in runs.METHODS}) == len(runs.METHODS)
+class Study:
+    """An output folder, what the stand-in shall do, and what it was asked."""
+
+    def __init__(self, folder: Path, data: Path, monkeypatch) -> None:
+        self.data, self.output = data, folder / "study"
+        self._plan, self._calls = folder / "plan.json", folder / "calls.txt"
+        self.plan()
+        monkeypatch.setenv("ABLATION_PLAN", str(self._plan))
+        monkeypatch.setenv("ABLATION_CALLS", str(self._calls))
+        monkeypatch.setattr(ablation, "TRAIN_NET", ROOT / "tests" / "ablation_runs.py")
+
+    def plan(self, **plan) -> None:
+        self._plan.write_text(json.dumps(plan))
+
+    def run(self, *arguments: str) -> int:
+        places = ["--output", str(self.output), "--data", str(self.data)]
+        return ablation.main([*places, *arguments])
+
+    def calls(self) -> list[str]:
+        """The runs that were started since the last question."""
+        found = self._calls.read_text().split() if self._calls.exists() else []
+        self._calls.unlink(missing_ok=True)
+        return found
+
+    def results(self) -> dict[str, dict]:
+        files = (self.output / "results").glob("*")
+        return {path.stem: json.loads(path.read_text()) for path in files}
+
+    def wait_for_checkpoint(self) -> None:
+        deadline = time.monotonic() + 60
+        while not list(self.output.glob("runs/*/*/model_*.pth")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+
+@pytest.fixture
+def study(tmp_path, small_data, monkeypatch):
+    return Study(tmp_path, small_data, monkeypatch)
+
+
+def test_runs_are_trained_once_after_their_teachers_and_the_report_is_made(study, capsys):
+    assert study.run("--list", "--only", STUDENT) == 0
+    assert "0 done, 2 missing" in capsys.readouterr().out and not study.output.exists()
+    assert study.run("--only", FULL, STUDENT) == 0
+    assert study.calls() == [TEACHER, STUDENT, SD_TEACHER, FULL]
+    assert study.run("--only", FULL, SUPERVISED) == 0
+    assert study.calls() == [SUPERVISED]
+    before = (study.output / "ablation.md").read_text()
+    assert "| Guided Distillation | 16.0 | 32.0 | 16.5 | 1 |" in before
+    (study.output / "ablation.md").unlink()
+    assert study.run("--only", FULL) == 0 and study.calls() == []
+    assert (study.output / "ablation.md").read_text() == before
+    assert study.run("--list", "--only", STUDENT, "10pct-seed1-supervised") == 0
+    assert "2 done, 1 missing" in capsys.readouterr().out
+    found, student = study.results()[STUDENT], expected_ap("gd", 10, 0)
+    ap = {name: figures["AP"] for name, figures in found["models"].items()}
+    assert ap == {"stage-1 teacher": 11, "student": student, "EMA teacher": student + 0.5}
+    assert found["models"]["student"]["by class"] == {"person": student - 1, "car": student + 1}
+    # Means over the last 2 of 15 and 3 of 30 logged iterations.
+    ends = [found["pseudo-labels"][phase] for phase in ("burn-in", "end")]
+    assert ends == [{"pseudo_labels/per_image": 290}, {"pseudo_labels/per_image": 580}]
+    assert found["iterations"] == 600 and found["data"]["counts"] == {"train": 10, "val": 2}
+    assert found["attempts"] == 1 and 0 <= found["seconds"] < 60
+    assert str(study.output) not in json.dumps(found)
+
+
+def test_a_failed_run_is_named_the_others_go_on_and_it_is_tried_again(study, capsys):
+    study.plan(fail=[SD_TEACHER])
+    only = ("--only", STUDENT, FULL, SUPERVISED)
+    assert study.run(*only) == 1
+    assert set(study.results()) == {SUPERVISED, TEACHER, STUDENT}
+    printed = capsys.readouterr().out
+    assert "the reason why it failed" in printed and f"{FULL}: it needs {SD_TEACHER}" in printed
+    study.plan()
+    study.calls()
+    assert study.run(*only) == 0
+    assert study.calls() == [SD_TEACHER, FULL]
+    assert study.results()[SD_TEACHER]["attempts"] == 2
+
+
+@pytest.mark.parametrize("how", ["its time", "a signal"])
+def test_a_stopped_run_is_saved_and_later_continued(study, how, monkeypatch, capsys):
+    study.plan(wait=[TEACHER])
+    options = ["--only", STUDENT]
+    if how == "its time":
+        assert study.run(*options, "--max-minutes", "0.02") == 0
+    else:
+
+        def stop():
+            study.wait_for_checkpoint()
+            assert study.run(*options) == 1  # the folder is in use
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(ablation.signal, "signal", _in_main_thread(signal.signal))
+        thread = threading.Thread(target=stop)
+        thread.start()
+        assert study.run(*options) == EXIT_STOPPED
+        thread.join()
+        assert "Another process trains in" in capsys.readouterr().err
+    assert study.calls() == [TEACHER] and study.results() == {}
+    assert study.run(*options) == 0
+    assert study.results()[TEACHER]["attempts"] == 2
+    stage = study.output / "runs" / TEACHER / "teacher"
+    assert [path.name for path in stage.glob("*.pth")] == ["model_final.pth"]
+
+
+def _in_main_thread(call):
+    is_main = lambda: threading.current_thread() is threading.main_thread()  # noqa: E731
+    return lambda *args: call(*args) if is_main() else None
+
+
+def test_an_output_folder_holds_runs_of_one_configuration(study, capsys):
+    assert study.run("--only", SUPERVISED) == 0
+    assert study.run("--only", SUPERVISED, "--", "SOLVER.MAX_ITER", "700") == 1
+    assert "SOLVER.MAX_ITER was 600 and is 700" in capsys.readouterr().err
+    path = study.output / "results" / f"{SUPERVISED}.json"
+    path.write_text(path.read_text()[:50])
+    assert study.run("--only", SUPERVISED) == 1
+    assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "10pct-seed9-gd"], "10pct-seed9-gd"),
+        (["--", "SOLVER.MAXITER", "3"], "SOLVER.MAX_ITER"),
+        (["--data", str(ROOT / "tests")], "make_toyscapes.py"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(study, capsys, arguments, message):
+    assert study.run(*arguments) == 1
+    assert message in capsys.readouterr().err
+    assert not study.output.exists()

@@ -56,7 +56,6 @@ def test_two_methods_of_the_ablation_and_a_killed_run_that_continues(small_data,
     for result in found.values():
         assert all(figures["AP"] is not None for figures in result["models"].values())
         assert len(next(iter(result["models"].values()))["by class"]) == 8
-    assert "loss_sd" in found[SD_TEACHER]["losses"] and "loss_sd" not in found[TEACHER]["losses"]
     for name in (GUIDED, FULL):
         assert set(found[name]["models"]) == {"stage-1 teacher", "student", "EMA teacher"}
         assert found[name]["iterations"] == 6
@@ -71,7 +70,6 @@ def test_two_methods_of_the_ablation_and_a_killed_run_that_continues(small_data,
     assert FULL not in results(killed)
     subprocess.run(command(killed, *data, "--only", FULL), check=True)
     continued = results(killed)[FULL]
-    assert continued["attempts"] == 2
     assert continued["models"] == found[FULL]["models"]
     expected, weights = final_weights(whole), final_weights(killed)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)

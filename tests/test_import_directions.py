@@ -36,7 +36,9 @@ MAY_IMPORT = {
     "modeling": BASE | LEAVES,
     # A system of its own on top: labels of folders, and a refiner of semi's registry.
     "sepl": BASE | LEAVES | {"command_line", "config", "data", "visualization"},
-    "commands": BASE | LEAVES | {"command_line", "data", "sepl"},
+    "commands": BASE
+    | LEAVES
+    | {"command_line", "data", "engine", "evaluation", "modeling", "sepl", "visualization"},
     "evaluation": BASE,
     "visualization": BASE,
     "report": BASE,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tabulate import tabulate
 from tqdm import tqdm
 
 from s4m_d2.command_line import natural, positive, print_problems, share
@@ -33,11 +34,15 @@ from s4m_d2.sepl.folders import (
 from s4m_d2.sepl.masks import MaskFolder, SamMasks, find_masks
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH
 from s4m_d2.sepl.visualize import Row, best_and_worst, read_row, write_picture
+from s4m_d2.visualization import evenly_spaced
 
 MASK_CACHE = "masks"  # the folder below the enhanced labels
 BEST = WORST = 5
 COUNT = 8
 INTERRUPTED = 130  # the exit status that shells give for Ctrl-C
+DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+AUTOMATIC = [field.name for field in fields(AutomaticMaskSettings)]
+SAM_OPTIONS = ["sam_type", "sam_checkpoint", "device", "mask_cache", *AUTOMATIC]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +93,7 @@ def enhance(args: argparse.Namespace) -> int:
     if args.images:
         problems |= {name: "no image of this name" for name in waiting if name not in images}
     jobs = [ImageFiles(n, labels[n], images.get(n)) for n in waiting if n not in problems]
-    on_gpu = args.sam is not None and args.device == "cuda"
+    on_gpu = isinstance(enhancer.source, SamMasks) and enhancer.source.device == "cuda"
     with closing(outcomes(enhancer, jobs, 1 if on_gpu else args.workers)) as stream:
         results = list(tqdm(stream, "sepl", len(jobs), unit="image"))
     problems |= {result.name: result.problem for result in results if result.problem}
@@ -136,16 +141,13 @@ def score_table(report: Mapping[str, Any]) -> str:
     """A Markdown table in percent: a row per class, then mIoU and pixel accuracy."""
     rows = report["iou"] | {"mIoU": report["miou"], "pixel accuracy": report["pixel_accuracy"]}
     columns = list(report["miou"])
-    lines = [["", *columns]]
-    for name, values in rows.items():
-        lines.append([name.replace("|", r"\|"), *(_percent(values[key], key) for key in columns)])
-    first, *others = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [
-        f"| {' | '.join([name.ljust(first), *map(str.rjust, cells, others)])} |"
-        for name, *cells in lines
+    cells = [
+        (name.replace("|", r"\|"), *(_percent(values[key], key) for key in columns))
+        for name, values in rows.items()
     ]
-    rule = "|".join([":" + "-" * (first + 1), *("-" * (width + 1) + ":" for width in others)])
-    return "\n".join([table[0], f"|{rule}|", *table[1:]])
+    align = ("left", *("right" for _ in columns))
+    options: dict[str, Any] = {"tablefmt": "pipe", "disable_numparse": True}
+    return tabulate(cells, ["", *columns], colalign=align, **options)
 
 
 def visualize(args: argparse.Namespace) -> int:
@@ -187,19 +189,25 @@ def _label_folders(args: argparse.Namespace, num_classes: int) -> LabelFolders:
 
 
 def _mask_source(args: argparse.Namespace) -> MaskFolder | SamMasks:
+    given = {name: value for name in SAM_OPTIONS if (value := getattr(args, name)) is not None}
     if args.masks is not None:
+        if given:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ConfigError(
+                f"--masks takes the masks of '{args.masks}' as they are, but {options} concern "
+                "masks that SAM makes. Leave them out, or give --sam instead of --masks."
+            )
         return MaskFolder(args.masks)
     if args.images is None:
         raise ConfigError("--sam needs --images: SAM makes the masks of images")
-    names = [field.name for field in fields(AutomaticMaskSettings)]
     return SamMasks(
         backend=args.sam,
-        model_type=args.sam_type,
-        checkpoint=args.sam_checkpoint,
-        device=args.device,
+        model_type=given.pop("sam_type", ""),
+        checkpoint=given.pop("sam_checkpoint", ""),
+        device=given.pop("device", DEVICES[0]),
         images=args.images,
-        cache=args.mask_cache or args.output / MASK_CACHE,
-        automatic=AutomaticMaskSettings(**{name: getattr(args, name) for name in names}),
+        cache=given.pop("mask_cache", args.output / MASK_CACHE),
+        automatic=AutomaticMaskSettings(**given),
     )
 
 
@@ -241,8 +249,7 @@ def _chosen(
         counts = args.best, args.worst
         best, worst = (BEST, WORST) if counts == (None, None) else (n or 0 for n in counts)
         return best_and_worst(comparison.gains(), best, worst), comparison.problems
-    count = min(args.count or COUNT, len(complete))
-    return [complete[index * len(complete) // count] for index in range(count)], {}
+    return evenly_spaced(complete, args.count or COUNT), {}
 
 
 def _add_label_arguments(parser: argparse.ArgumentParser) -> None:
@@ -281,16 +288,15 @@ def _add_enhance_arguments(parser: argparse.ArgumentParser) -> None:
         help="NAME/ with a binary PNG a mask, or NAME.json(.gz) with COCO RLEs")  # fmt: skip
     source.add_argument("--sam", choices=sorted(key for key, _ in SAM_BACKEND_REGISTRY))
     add = group.add_argument
-    add("--sam-type", default="", metavar="T", help="vit_b, vit_l, vit_h; hiera_t ... hiera_l")
-    add("--sam-checkpoint", default="", metavar="FILE", help="tiny: one is in the package")
-    devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
-    add("--device", choices=devices, default=devices[0], help="default: cuda if any")
+    add("--sam-type", metavar="T", help="vit_b, vit_l, vit_h; hiera_t ... hiera_l")
+    add("--sam-checkpoint", metavar="FILE", help="tiny, tiny_toyscapes: in the package")
+    add("--device", choices=DEVICES, help="default: cuda if any")
     add("--mask-cache", type=Path, metavar="DIR",
         help=f"where SAM's masks are kept; default: {MASK_CACHE} in the output folder")  # fmt: skip
     automatic = parser.add_argument_group("SAM's automatic masks", "SAM's own names and defaults")
     for field in fields(AutomaticMaskSettings):
         automatic.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default),
-            default=field.default, metavar="X", help="default: %(default).4g")  # fmt: skip
+            metavar="X", help=f"default: {field.default:.4g}")  # fmt: skip
 
 
 def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:

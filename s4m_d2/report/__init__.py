@@ -4,8 +4,7 @@ from s4m_d2.report.curves import read_curves
 from s4m_d2.report.page import render_page
 from s4m_d2.report.pictures import pictures_of
 from s4m_d2.report.results import read_results, write_results
-from s4m_d2.report.run import Run, Stage
-from s4m_d2.report.settings import Settings
+from s4m_d2.report.run import Run, Settings, Stage
 
 __all__ = [
     "Run",

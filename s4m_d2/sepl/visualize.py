@@ -9,7 +9,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from pycocotools import mask as mask_utils
 
 from s4m_d2.data.images import read_image
@@ -18,7 +17,7 @@ from s4m_d2.sepl.evaluate import AFTER, BEFORE, TRUTH, LabelFolders, miou
 from s4m_d2.sepl.files import palette
 from s4m_d2.sepl.masks import read_masks
 from s4m_d2.sepl.rule import BACKGROUND, VOID
-from s4m_d2.visualization import instance_colors, panel_grid
+from s4m_d2.visualization import box_colors, panel_grid
 
 IMAGE, MASKS = "image", "SAM's masks"  # kinds of pictures, beside those of label maps
 # A column for each kind, in this order.
@@ -30,7 +29,6 @@ COLUMNS = {
     TRUTH: "ground truth",
 }
 LONG_SIDE = 640  # px, of a drawn picture
-COLOR_SIDE = 256  # px; at this size it is found which masks touch
 WHITE_SHARE = 0.6  # by which an image fades under labels and masks: VOC's colors are dark
 FILL_ALPHA = 0.75
 CONTOUR_WIDTH = 2  # px
@@ -142,7 +140,8 @@ def draw_masks(image: np.ndarray, masks: Sequence[Mapping[str, Any]]) -> np.ndar
     drawn = base.copy()
     if not masks:
         return drawn
-    colors = instance_colors(_small_masks(masks))
+    x, y, width, height = mask_utils.toBbox(list(masks)).T
+    colors = box_colors(np.stack([x, y, x + width, y + height], axis=1), image.shape[:2])
     areas = mask_utils.area(list(masks)).astype(np.int64)
     for number in np.argsort(-areas, kind="stable"):
         mask = _resized(mask_utils.decode(masks[number]), base).astype(bool)
@@ -186,14 +185,3 @@ def _stripes(size: tuple[int, int]) -> np.ndarray:
 def _outline(drawn: np.ndarray, mask: np.ndarray, color: Sequence[int]) -> None:
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(drawn, outlines, -1, color, CONTOUR_WIDTH)
-
-
-def _small_masks(masks: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-    """(N, h, w) bool, small enough for any number of masks."""
-    height, width = masks[0]["size"]
-    stride = -(-max(height, width) // COLOR_SIDE)
-    small = np.zeros((len(masks), -(-height // stride), -(-width // stride)), dtype=bool)
-    for number, mask in enumerate(masks):
-        y, x = mask_utils.decode(mask).nonzero()
-        small[number, y // stride, x // stride] = True
-    return torch.from_numpy(small)

@@ -1,16 +1,16 @@
 """Drawing, on libraries: instances on an image, numbers as colors, and grids of pictures."""
 
 from s4m_d2.visualization.heat import ColorScale, heat_map, mark_point, outline
-from s4m_d2.visualization.instances import FILL_ALPHA, instance_colors, overlay
+from s4m_d2.visualization.instances import FILL_ALPHA, box_colors, overlay
 from s4m_d2.visualization.panels import Panels, evenly_spaced, panel_grid, write_png
 
 __all__ = [
     "FILL_ALPHA",
     "ColorScale",
     "Panels",
+    "box_colors",
     "evenly_spaced",
     "heat_map",
-    "instance_colors",
     "mark_point",
     "outline",
     "overlay",

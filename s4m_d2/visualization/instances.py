@@ -82,7 +82,7 @@ def overlay(
     scale = scale or readable_scale(image)
     picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     windows = [_Window.of(mask, scale) for mask in masks]
-    colors = _colors_of_boxes(np.array([window.box for window in windows]), picture.shape[:2])
+    colors = box_colors(np.array([window.box for window in windows]), picture.shape[:2])
     _fill(picture, windows, colors)
     for window, color in zip(windows, colors, strict=True):
         outlines, _ = cv2.findContours(
@@ -146,18 +146,11 @@ def _fill(
         part[own] = (1 - FILL_ALPHA) * part[own] + FILL_ALPHA * np.array(color)
 
 
-def instance_colors(masks: Tensor) -> list[tuple[int, int, int]]:
-    """An RGB color for each of N masks (N, H, W) bool; touching masks have different ones.
+def box_colors(boxes: np.ndarray, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """An RGB color for each of N boxes (x0, y0, x1, y1) in an image of (H, W).
 
-    The same masks always get the same colors.
-    """
-    return _colors_of_boxes(mask_boxes(masks).numpy(), (masks.shape[1], masks.shape[2]))
-
-
-def _colors_of_boxes(boxes: np.ndarray, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
-    """Colors of N boxes (x0, y0, x1, y1) in an image of (H, W), different ones where they touch.
-
-    A gap of a hundredth of the image still counts as touching.
+    Those that touch have different ones; a gap of a hundredth of the image still counts as
+    touching. The same boxes always get the same colors.
     """
     gap = max(image_size) / 100
     starts, ends = np.split(boxes.reshape(-1, 4), 2, axis=1)

@@ -26,10 +26,10 @@ SCRIPTS = [
     path.relative_to(ROOT).as_posix()
     for place in ("*.py", "tools/*.py", "datasets/*.py", "examples/*/train_net.py")
     for path in sorted(ROOT.glob(place))
-    if "ArgumentParser" in path.read_text() or "argument_parser(" in path.read_text()
+    if any(w in path.read_text() for w in ("ArgumentParser", "argument_parser(", "s4m_d2.commands"))
 ]
-SEPL = "tools/sepl.py"  # its parser is in the package
-HELPS = [[name] for name in [*SCRIPTS, SEPL]]
+SEPL = "tools/sepl.py"
+HELPS = [[name] for name in SCRIPTS]
 HELPS += [[SEPL, command] for command in ("enhance", "evaluate", "visualize")]
 KEY = r"(?:DATALOADER|DATASETS|INPUT|MODEL|S4M|SOLVER|TEST)(?:\.[A-Z0-9_]+)+"
 

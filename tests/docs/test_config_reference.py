@@ -120,15 +120,6 @@ def test_comments_go_to_their_keys_groups_and_sections(reference, source, tmp_pa
     assert "`S4M.C`" in after[group] and "`S4M.A`" not in after[group]
 
 
-@pytest.mark.parametrize(
-    "line", ["other.KEY = 1", "cfg.S4M.KEY = detectron2_node()"], ids=["name", "call"]
-)
-def test_what_is_not_understood_is_an_error(reference, source, tmp_path, line):
-    source.write_text(SOURCE.replace("cfg.S4M = _s4m()", line))
-    with pytest.raises(reference.SourceError, match="line"):
-        reference.page(source, "add_s4m_config", tmp_path)
-
-
 def test_a_page_out_of_date_is_told_and_written(reference, source, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(reference, "PAGE", tmp_path / "docs" / "configuration.md")
     monkeypatch.setattr(reference, "ROOT", tmp_path)

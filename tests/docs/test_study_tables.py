@@ -11,8 +11,8 @@ from markdown_docs import ROOT  # noqa: E402
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
 
 from ablation_study import report  # noqa: E402
-from ablation_study.results import read_results  # noqa: E402
 from ablation_study.runs import REPORTED_SEEDS, all_runs  # noqa: E402
+from ablation_study.training import read_results  # noqa: E402
 
 STUDY = ROOT / "docs" / "ablation"
 # Where each page shows some of them, up to the next heading.

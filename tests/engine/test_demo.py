@@ -1,6 +1,5 @@
-"""tools/demo.py: what it finds is what evaluation finds, and what it draws is what it writes."""
+"""The command predict: it finds what evaluation finds, and draws what it writes."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -14,24 +13,17 @@ from detectron2.evaluation import DatasetEvaluator
 from PIL import Image
 from pycocotools.coco import COCO
 
+from s4m_d2.commands import predict
 from s4m_d2.data.listing import Media, Video, find_media
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
-from s4m_d2.errors import ConfigError, DatasetError
+from s4m_d2.errors import ConfigError
 from s4m_d2.visualization import overlay
 
 from .conftest import ROOT
 
 CONFIG = str(ROOT / "configs" / "toyscapes_10pct.yaml")
 EIGHT = "ant bee cat dog elk fox gnu hen".split()
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("demo", ROOT / "tools" / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +45,7 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture
-def demo(tool, weights, small_config, small_options, tmp_path, monkeypatch):
+def demo(weights, small_config, small_options, tmp_path, monkeypatch):
     """(inputs, more arguments) → exit status, results, images, the output folder."""
     path = weights(small_config())
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "nowhere"))
@@ -63,7 +55,7 @@ def demo(tool, weights, small_config, small_options, tmp_path, monkeypatch):
         words = ["--config-file", CONFIG, "--weights", path, "--score", score]
         words += ["--output", str(output), *more, "--input", *map(str, inputs)]
         words += small_options(TEST__DETECTIONS_PER_IMAGE=10)
-        status = tool.main(words)
+        status = predict.main(words)
         if not (output / "predictions.json").exists():
             return status, None, None, output
         results = json.loads((output / "predictions.json").read_text())
@@ -221,9 +213,9 @@ def test_results_are_replaced_only_when_asked(demo, scenes, capsys):
     assert status == 0 and {result["image_id"] for result in results} == {1, 2}
 
 
-def test_an_interrupted_run_leaves_older_results(demo, tool, scenes, monkeypatch):
+def test_an_interrupted_run_leaves_older_results(demo, scenes, monkeypatch):
     before = demo(scenes[0])[1:3]
-    monkeypatch.setattr(tool, "overlay", lambda *args: 1 / 0)
+    monkeypatch.setattr(predict, "overlay", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         demo(scenes[0], scenes[1], more=["--force"])
     monkeypatch.undo()
@@ -232,11 +224,6 @@ def test_an_interrupted_run_leaves_older_results(demo, tool, scenes, monkeypatch
         json.loads((output / name).read_text()) for name in ("predictions.json", "images.json")
     )
     assert not list(output.glob(".*"))
-
-
-def test_nothing_found_is_an_empty_list(demo, scenes):
-    status, results, images, _ = demo(scenes[0], score="1")
-    assert (status, results, len(images["images"])) == (0, [], 1)
 
 
 def test_class_names_come_from_a_file_the_metadata_or_numbers(small_config, tmp_path):
@@ -252,9 +239,9 @@ def test_class_names_come_from_a_file_the_metadata_or_numbers(small_config, tmp_
         class_names(small_config(), str(tmp_path / "missing.txt"))
 
 
-def test_categories_without_a_data_set_count_from_one(tool, small_config):
-    assert tool.category_ids(small_config(DATASETS__TEST="()")) == list(range(1, 9))
-    assert tool.category_ids(small_config())[:3] == [24, 25, 26]
+def test_categories_without_a_data_set_count_from_one(small_config):
+    assert predict.category_ids(small_config(DATASETS__TEST="()")) == list(range(1, 9))
+    assert predict.category_ids(small_config())[:3] == [24, 25, 26]
     assert "toyscapes_val" in DatasetCatalog.list()
 
 
@@ -274,13 +261,8 @@ def test_each_file_is_found_once_and_results_are_not_inputs(tmp_path):
     assert not media and "holds no image" in problems[str(tmp_path / "empty")]
 
 
-def test_no_two_files_have_one_overlay(tool):
+def test_no_two_files_have_one_overlay():
     names = ["a.jpg", "a.png", "A.bmp", "a.jpg", "b/a.jpg", "a.jpg"]
     media = [Media(f"{index}/{name}", name) for index, name in enumerate(names)]
-    found = list(tool.output_names(media).values())
+    found = list(predict.output_names(media).values())
     assert found == ["a", "a_png", "A_bmp", "a_jpg", "b/a", "a_2"]
-
-
-def test_a_missing_video_is_named(tmp_path):
-    with pytest.raises(DatasetError, match="x.mp4 does not exist"):
-        Video(str(tmp_path / "x.mp4"))

@@ -1,6 +1,5 @@
-"""tools/export_weights.py: what it writes is Mask2Former's, and gives the same predictions."""
+"""The command export: what it writes is Mask2Former's, and gives the same predictions."""
 
-import importlib.util
 import json
 import sys
 from collections import OrderedDict
@@ -9,21 +8,16 @@ import pytest
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from s4m_d2.commands import export
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 
 from .checkpoint_files import same
-from .conftest import ROOT
 from .published_files import KEYS, early_name, ensemble, mask2former, renamed
-
-TOOL = ROOT / "tools" / "export_weights.py"
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("export_weights", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return export
 
 
 @pytest.fixture

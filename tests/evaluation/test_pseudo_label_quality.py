@@ -184,15 +184,6 @@ def test_on_disjoint_instances_the_pairs_are_the_best_of_all_assignments(seed):
     assert len({column for _, column in chosen}) == len(chosen) >= 3
 
 
-def test_the_processes_counts_come_together(monkeypatch):
-    first, second = measured(scenes(0, 1)[0]), measured(scenes(1, 1)[0])
-    monkeypatch.setattr(pseudo_label_quality.comm, "gather", lambda part: [first, second])
-    same_cells(first.gathered(), measured(scenes(0, 1)[0], scenes(1, 1)[0]))
-    monkeypatch.setattr(pseudo_label_quality.comm, "gather", lambda part: [])
-    monkeypatch.setattr(pseudo_label_quality.comm, "is_main_process", lambda: False)
-    assert second.gathered() is None
-
-
 def test_tables_hold_percentages_and_leave_out_what_is_not_there():
     quality = measured((LABELS[:1], TRUTH[:1]))
     overall, by_size, by_class = quality_tables({"before": quality, "after": measured()})
@@ -223,12 +214,6 @@ def test_truth_that_does_not_fit_is_refused(classes, masks, crowds):
     with pytest.raises(InputError):
         quality.merge(PseudoLabelQuality(CLASSES, LIMITS))
     assert quality.images == 0 and not quality.cells.any()
-
-
-@pytest.mark.parametrize("arguments", [(CLASSES, (2.0, 1.0)), (["a", "a"],), ([],)])
-def test_classes_and_sizes_that_do_not_fit_are_refused(arguments):
-    with pytest.raises(InputError):
-        PseudoLabelQuality(*arguments)
 
 
 def test_the_example_of_the_docs():

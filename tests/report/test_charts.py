@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from s4m_d2.report import charts, page, settings
+from s4m_d2.report import charts, page, run
 from s4m_d2.report.charts import THEME, Chart, Line
 from s4m_d2.report.curves import Curve
 
@@ -37,17 +37,6 @@ def test_lines_bands_and_marks_are_where_the_values_are():
     assert axes.get_xlim() == (0, 20)
     low, high = axes.get_ylim()
     assert low <= -2.5 and high >= 12.5
-
-
-@pytest.mark.parametrize(
-    ("values", "from_zero", "low", "high"),
-    [((3, 4), True, 0, 4), ((0.86, 0.88), False, 0.86, 0.88), ((-3, -1), True, -3, 0)],
-)
-def test_the_axis_of_values_includes_zero_where_it_should(values, from_zero, low, high):
-    axes = axes_of(Line("a", curve(*values)), from_zero=from_zero)
-    span = high - low
-    bottom, top = axes.get_ylim()
-    assert low - span / 2 <= bottom <= low and high <= top <= high + span / 2
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -83,7 +72,7 @@ def test_an_svg_is_one_element_of_the_theme_and_the_same_each_time():
     assert {"burn-in ends", "1k", "2k", "iteration"} <= {e.text for e in svg.iter("text")}
 
 
-@pytest.mark.parametrize("module", [charts, page, settings], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [charts, page, run], ids=lambda module: module.__name__)
 def test_examples(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0

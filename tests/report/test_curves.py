@@ -31,13 +31,6 @@ def test_lines_that_are_no_records_are_counted_and_left_out(tmp_path, tail, unre
     assert (curves.records, curves.last_iteration, curves.unreadable) == (1, 19, unreadable)
 
 
-def test_no_file_and_an_empty_one_have_no_curves(tmp_path):
-    for path in (tmp_path / "none", write(tmp_path / "m.json", [])):
-        curves = read_curves(path)
-        assert (curves.by_name, curves.records, curves.last_iteration) == ({}, 0, None)
-        assert math.isnan(curves.mean("lr")) and math.isnan(curves.get("lr").last)
-
-
 def test_values_that_are_not_finite_are_counted_and_leave_the_curve_as_it_is(tmp_path):
     values = ["1.0", "NaN", "-Infinity", "null", "1e300", "1" + "0" * 400, "5", '"x"', "true"]
     path = tmp_path / "m.json"

@@ -129,12 +129,10 @@ def test_what_is_not_there_is_said(tmp_path):
     [
         ": [",
         "- 1\n- 2\n",
-        "\x00",
         "S4M: 5\nDATASETS: {TRAIN: 3}\n",
         "[" * 1000,
-        *("a: !!bool x", "a: !!timestamp x", 'a: !!int ""', "a: !!set [1]"),
-        *(f"SOLVER: {{MAX_ITER: {n}}}\n" for n in (".nan", ".inf", "-5", "1e300", "1" + "0" * 400)),
-        "S4M: {BURN_IN: .inf, TEACHER: {MAX_ITER: .nan}}",
+        "a: !!bool x",
+        *(f"SOLVER: {{MAX_ITER: {n}}}\n" for n in (".nan", "-5", "1" + "0" * 400)),
     ],
 )
 def test_a_config_that_is_none_costs_the_settings_only(tmp_path, config):
@@ -156,13 +154,6 @@ def test_numbers_beyond_all_sense_are_left_out(run):
     assert page.row("student") == ["–", "–"] and page.row("car") == ["30.0", "–", "–"]
 
 
-def test_no_model_without_ap_is_the_best(run):
-    for name in ("teacher", "student"):
-        (run / name / "results.json").write_text('{"segm": {"AP": 0.0}}')
-    _, page = page_of(run)
-    assert page.row("student") == ["0.0"] and "best" not in page.texts
-
-
 def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path):
     with pytest.raises(DatasetError):
         write_report(str(tmp_path))
@@ -175,17 +166,6 @@ def test_results_on_several_data_sets_are_told_apart(run):
     (run / "student" / "results.json").write_text(json.dumps(results))
     _, page = page_of(run)
     assert page.row("student, y")[0] == "2.0" and page.row("EMA teacher, x")[0] == "3.0"
-
-
-@pytest.mark.parametrize(("count", "opened"), [(1, True), (80, False)])
-def test_classes_are_folded_away_where_they_are_many(run, count, opened):
-    for name in ("teacher", "student"):
-        segm = {"AP": 5.0, **{f"AP-class {k}": float(k) for k in range(count)}}
-        (run / name / "results.json").write_text(json.dumps({"segm": segm}))
-    _, page = page_of(run)
-    assert page.row(f"class {count - 1}") == [f"{count - 1}.0"] * 2 + ["0.0"]
-    first = next(attributes for tag, attributes in page.tags if tag == "details")
-    assert ("open" in first) == opened
 
 
 def test_ap_of_both_models_is_a_curve_beside_the_stage_one_teacher(run):
@@ -222,17 +202,3 @@ def test_the_gallery_has_the_latest_of_each_kind_once(run, monkeypatch):
     ]
     monkeypatch.setattr(pictures, "MOST_PICTURES", 2)
     assert len(images(page_of(run)[1])) == 2
-
-
-def test_no_folder_of_figures_is_no_gallery(run):
-    (run / "student" / "figures").touch()
-    (run / "teacher" / "figures").symlink_to("figures")
-    assert not images(page_of(run)[1])
-
-
-def test_large_pictures_are_made_smaller_and_bytes_are_bounded(run, monkeypatch):
-    draw(run / "student/figures/predictions_0000800.png", 7, size=(3200, 800))
-    [image] = images(page_of(run)[1])
-    assert (image["width"], image["height"]) == ("1600", "400")
-    monkeypatch.setattr(pictures, "MOST_BYTES", 100)
-    assert not images(page_of(run)[1])

@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
 
 import sepl_evidence  # noqa: E402
 from cam_like import FAILURES  # noqa: E402
-from sepl_study import refiners, report, scenes  # noqa: E402
+from sepl_study import report, scenes  # noqa: E402
 from sepl_study.report import BEFORE, EXACT, TINY  # noqa: E402
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings  # noqa: E402
@@ -66,14 +66,6 @@ def test_pairs_that_touch_and_differ_in_class_are_fused():
     np.testing.assert_array_equal(fused.sum(0), scene.truth > 0)
 
 
-def test_the_best_iou_of_an_instance():
-    scene = drawn_scene((26000, 0, 10, 0, 10), (24000, 15, 16, 0, 5))  # the second is small
-    half, most, other = np.zeros((3, 20, 40), bool)
-    half[:5, :10] = most[:8, :10] = other[12:, 20:] = True
-    assert scenes.best_ious(scene, np.stack([half, other, most])) == [0.8]
-    assert scenes.best_ious(scene, np.zeros((0, 20, 40), bool)) == [0.0]
-
-
 def test_means_and_deviations_over_seeds():
     runs = [
         {BEFORE: np.array([0.5, 0.3, np.nan]), TINY: np.array([0.6, 0.4, np.nan])},
@@ -111,19 +103,6 @@ def test_a_small_run_whose_masks_serve_the_next_one(tmp_path, monkeypatch):
         assert np.asarray(Image.open(tmp_path / name)).std() > 0
     assert sepl_evidence.main(["--output", str(tmp_path), *options]) == 0
     assert len(asked) == 2 and json.loads((tmp_path / "results.json").read_text()) == results
-
-
-@pytest.mark.parametrize("error", refiners.ERRORS)
-def test_a_teachers_errors_spoil_masks_in_their_way(error):
-    truth = np.zeros((1, 64, 96), bool)
-    truth[:, 16:48, 32:72] = True
-    selection = refiners.erring_selection(truth, error, np.random.default_rng(0))
-    found = selection.labels.masks[0].numpy()
-    true = truth[0, 2::4, 2::4]
-    iou = (found & true).sum() / (found | true).sum()
-    assert 0.3 < iou < 0.95
-    assert {"eroded": (found <= true).all(), "cut in half": (found <= true).all(),
-            "dilated": (found >= true).all()}.get(error, True)  # fmt: skip
 
 
 @pytest.mark.slow

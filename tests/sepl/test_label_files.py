@@ -9,13 +9,12 @@ from PIL import Image
 from sepl_folders import save_png
 
 from s4m_d2.data.listing import IMAGE_EXTENSIONS
-from s4m_d2.errors import DatasetError, InputError, OutputError
+from s4m_d2.errors import DatasetError
 from s4m_d2.sepl.files import (
     PRESETS,
     class_names,
     files_by_name,
     image_list,
-    label_of_scores,
     palette,
     read_label,
     write_label,
@@ -124,16 +123,6 @@ def test_files_that_are_no_label_maps_are_named(name, tmp_path):
         read_label(tmp_path / name)
 
 
-def test_arrays_that_are_no_label_maps_are_not_written(tmp_path):
-    for label in (LABEL[0], LABEL.astype(np.int64), LABEL == 1, LABEL[None]):
-        with pytest.raises(InputError):
-            write_label(tmp_path / "label.png", label)
-    assert not list(tmp_path.iterdir())
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError):
-        write_label(tmp_path / "file" / "label.png", LABEL)
-
-
 # Of the classes 3 and 15 of label maps, which image labels count as 2 and 14.
 SCORES = np.array([[[0.9, 0.1, 0.3, 0.15]], [[0.2, 0.14, 0.4, 0.0]]], dtype=np.float32)
 COARSE = np.ones((2, 1, 2), dtype=np.float32)
@@ -154,21 +143,6 @@ def test_the_highest_score_above_the_background(form, tmp_path):
     assert label.dtype == np.uint8 and label.tolist() == [[3, 0, 15, 0]]  # more than 0.15
     assert read_label(tmp_path / "a.npy", background_score=0.5).tolist() == [[3, 0, 0, 0]]
     assert read_label(tmp_path / "a.npy", background_score=0.0).tolist() == [[3, 15, 15, 3]]
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_any_scores_against_pixel_by_pixel(seed):
-    rng = np.random.default_rng(seed)
-    classes = rng.choice(20, size=rng.integers(1, 6), replace=False)
-    scores = rng.integers(0, 5, (len(classes), 7, 9)) / 4  # with ties: the first one, as argmax
-    expected = np.zeros((7, 9), dtype=int)
-    for y, x in np.ndindex(expected.shape):
-        best = max(scores[:, y, x])
-        if best > 0.5:
-            expected[y, x] = classes[list(scores[:, y, x]).index(best)] + 1
-    np.testing.assert_array_equal(label_of_scores({"keys": classes, "cam": scores}, 0.5), expected)
-    empty = {"keys": np.zeros(0, int), "high_res": np.zeros((0, 2, 3))}
-    assert label_of_scores(empty).tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 class Runs:
@@ -250,12 +224,6 @@ def test_files_that_name_no_classes(text, tmp_path):
         path.write_bytes(text)
     with pytest.raises(DatasetError, match="names.txt"):
         class_names(file=path)
-
-
-@pytest.mark.parametrize("number", [-1, 0, 1, 256])
-def test_numbers_of_classes_out_of_range(number):
-    with pytest.raises(DatasetError, match=str(number)):
-        class_names(count=number)
 
 
 def test_files_by_the_names_of_their_images(tmp_path):

@@ -24,7 +24,7 @@ from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
 from s4m_d2.semi import build_refiner
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.sepl.refiner import SEPLRefiner
-from s4m_d2.structures import PseudoLabels, drop_empty
+from s4m_d2.structures import PseudoLabels
 
 INSIDE = 9.0  # logit
 STRIDE = 4
@@ -122,14 +122,6 @@ def test_what_becomes_of_masks_in_a_row(teachers, objects, expected, fallbacks):
     assert (refined.num_fallbacks, refined.num_instances) == (fallbacks, len(expected))
 
 
-@pytest.mark.parametrize(("o_s", "o_p", "taken"), [(1, 1, 0), (0.7, 1, 1), (1, 0.5, 1), (0, 0, 1)])
-def test_the_thresholds_are_the_rules(o_s, o_p, taken):
-    refined, _ = refine(
-        [row((0, 8))], [row((2, 10))], o_s_thresh=float(o_s), o_p_thresh=float(o_p)
-    )  # both shares are 6 of 8
-    assert refined.num_fallbacks == 1 - taken
-
-
 def test_classes_and_scores_stay_and_the_predicted_ious_are_of_the_selected_masks():
     teachers = [row((0, 5), (10, 15)), row(), row((3, 9))]
     objects = [row((0, 6), (16, 19), (9, 15), (1, 5)), row((0, 9)), row((15, 18))]
@@ -221,25 +213,6 @@ def test_images_are_encoded_once_and_shown_as_they_are_without_padding():
     assert first.shape == (*SIZES[0], 3) and second.shape == (*SIZES[2], 3)
     assert first.dtype == second.dtype == np.uint8 and second.flags.c_contiguous
     assert second[5, 7].tolist() == [2, 255, 255] and second[0, 0].tolist() == [2, 2, 2]
-
-
-def test_a_batch_without_pseudo_labels_never_reaches_sam():
-    refined, script = refine([row(), row((4, 4))], [row((0, 5))] * 2)
-    assert not script.encoded and not script.shown
-    assert [len(labels) for labels in refined.labels] == [0, 0]
-    assert len(refined.predicted_ious) == refined.num_fallbacks == refined.num_instances == 0
-
-
-def test_an_instance_that_is_interpolated_away_is_not_valid():
-    logits = torch.full((2, 6, 10), -INSIDE)
-    logits[0, 2:5, 3:7] = INSIDE
-    logits[1, 4, 4] = 0.1
-    labels = PseudoLabels(torch.tensor([5, 6]), logits > 0, torch.tensor([0.9, 0.8]))
-    script = Scripted({})
-    refined = SEPLRefiner(backend=script, automatic_masks=script)(
-        [Selection(labels, logits, (6.0, 10.0), {})], image_names(1), [(24, 40)]
-    )
-    assert drop_empty(refined.labels)[0].labels.tolist() == [5]
 
 
 def test_the_config_selects_it_with_its_settings():

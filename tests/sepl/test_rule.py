@@ -92,30 +92,6 @@ def test_by_hand(case):
     assert literal_enhance(label, masks).tolist() == expected
 
 
-def test_uncovered_pixels_can_be_kept():
-    label, masks = row("111.11.v.2"), mask_rows("####......", ".......###")
-    assert enhance(label, masks).tolist() == row("1111...222").tolist()
-    kept = enhance(label, masks, keep_uncovered=True)
-    assert kept.tolist() == row("111111.222").tolist()
-
-
-@pytest.mark.parametrize(
-    ("thresholds", "expected"),
-    [
-        # Class 1 has 4 pixels. Of the first mask's 3, 2 are its (o_s 2/3, o_p 2/4), of the
-        # second's 9 all 4 are (o_s 4/9, o_p 1).
-        ({}, "111111111."),
-        ({"o_p_thresh": 1.0}, "111......."),
-        ({"o_s_thresh": 2 / 3}, "111111111."),
-        ({"o_s_thresh": 1.0, "o_p_thresh": 1.0}, "11..11...."),
-        ({"o_s_thresh": 0.4, "o_p_thresh": 1.0}, "111111111."),
-    ],
-)
-def test_thresholds(thresholds, expected):
-    masks = mask_rows("###.......", "#########.")
-    assert enhance(row("11..11...."), masks, **thresholds).tolist() == row(expected).tolist()
-
-
 @pytest.mark.parametrize(
     ("shared", "mask_area", "class_area", "selected"),
     [
@@ -184,14 +160,6 @@ def test_masks_of_the_classes_or_of_parts_of_them_leave_the_label(pair, seed):
     kinds = [(label == c) & (parts == part) for c in classes_of(label) for part in range(3)]
     masks = np.array(kinds, dtype=bool).reshape(-1, *label.shape)
     assert (enhance(label, masks) == label).all()
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.int64])
-def test_the_dtype_stays_and_holds_its_classes(dtype):
-    scale = 1 if dtype is np.uint8 else 1000
-    label = row("..11......").astype(dtype) * scale
-    enhanced = enhance(label, mask_rows("#####....."))
-    assert enhanced.dtype == dtype and enhanced.tolist() == [[scale] * 5 + [0] * 5]
 
 
 def test_masks_as_tensors_and_every_kind_of_rle():

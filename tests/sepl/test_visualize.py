@@ -2,16 +2,13 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 from sepl_folders import rle_of, save_labels, save_masks, save_png, sepl
 
 from s4m_d2.sepl import visualize as module
 from s4m_d2.sepl.visualize import (
     FILL_ALPHA,
-    LONG_SIDE,
     STRIPE_COLORS,
     WHITE_SHARE,
-    best_and_worst,
     draw_image,
     draw_label,
     draw_masks,
@@ -26,17 +23,6 @@ AEROPLANE, BICYCLE, PERSON = (128, 0, 0), (0, 128, 0), (192, 128, 128)
 
 def gray(height, width):
     return np.full((height, width, 3), GRAY, dtype=np.uint8)
-
-
-@pytest.mark.parametrize(
-    ("size", "expected"),
-    [((375, 500), (480, LONG_SIDE)), ((64, 128), (320, LONG_SIDE)), ((1, 2000), (1, LONG_SIDE))],
-)
-def test_pictures_of_an_image_have_one_size_whatever_they_show(size, expected):
-    image, mask = gray(*size), np.zeros(size, dtype=np.uint8)
-    masks = draw_masks(image, [rle_of(mask)]), draw_masks(image, [])
-    for picture in (draw_image(image), draw_label(image, mask), *masks):
-        assert picture.shape == (*expected, 3) and picture.dtype == np.uint8
 
 
 def test_classes_have_vocs_colors_over_a_faded_image_and_void_is_striped():
@@ -71,13 +57,6 @@ def test_the_legend_names_what_occurs_with_its_color():
     for (_, swatch), color in zip(entries, (BICYCLE, PERSON), strict=False):
         assert (swatch == color).all()
     assert legend_entries([np.zeros((2, 2), np.uint8)], names) == []
-
-
-def test_ties_go_by_name_and_none_is_named_twice():
-    gains = {"d": 0.1, "b": 0.1, "c": 0.0, "e": -0.7}
-    assert best_and_worst(gains, 1, 0) == ["b"]
-    assert best_and_worst(gains, 2, 1) == ["b", "d", "e"]
-    assert best_and_worst(gains, 0, 9) == best_and_worst(gains, 3, 3) == ["b", "d", "c", "e"]
 
 
 SIZE = 24, 40
@@ -163,16 +142,6 @@ def test_every_picture_stands_in_its_column(folders, drawn):
         np.testing.assert_array_equal(picture, other)
 
 
-def test_the_picture_is_a_png_with_the_labels_in_their_colors(folders):
-    assert visualize(folders, "--names", "a") == 0
-    with Image.open(folders / "out" / "picture.png") as picture:
-        pixels = np.asarray(picture.convert("RGB")).astype(int)
-    height, width = pixels.shape[:2]
-    is_red = pixels[..., 0] - pixels[..., 1:].max(-1) > 60  # aeroplane
-    shares = [is_red[height // 2, part * width // 4 :][: width // 4].mean() for part in range(4)]
-    np.testing.assert_allclose(shares[1:], [0, 0.5, 0.5], atol=0.03)
-
-
 DAMAGES = {
     **{k: lambda f, k=k: (f / k / "b.png").unlink() for k in ("images", "cam", "truth")},
     "cut image": lambda f: (f / "images/b.png").write_bytes(b"\x89PNG"),
@@ -192,12 +161,6 @@ def test_an_image_that_cannot_be_drawn_is_named_and_the_others_are_drawn(
     assert drawn["names"] == ["a", "c"] and "\n  b: " in capsys.readouterr().err
     if damage == "class":
         assert visualize(folders, "--best", 2) == 1 and drawn["names"] == ["a", "c"]
-
-
-def test_masks_that_were_asked_for_must_be_there(folders, drawn):
-    save_masks(folders / "masks", {"a": [label(3)]})
-    assert visualize(folders, "--names", "a", "b", "--masks", folders / "masks") == 1
-    assert drawn["names"] == ["a"]
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ablation_study.figures import Results, summary
-from ablation_study.report import own_model
+from ablation_study.report import Results, summary
 from ablation_study.runs import (
     COMPARED,
     FEW,
@@ -22,7 +20,6 @@ from ablation_study.runs import (
     OTHER_PERCENTS,
     SUPERVISED,
     TEACHERS,
-    Method,
 )
 from s4m_d2.files import atomic_write
 
@@ -32,10 +29,9 @@ _COLORS = {SUPERVISED: "0.45", GUIDED: "#E69F00", FULL: "#009E73"}
 _MARKERS = {SUPERVISED: "o", GUIDED: "s", FULL: "^"}
 
 
-def draw_chart(results: Results, seeds: Sequence[int], path: str | os.PathLike[str]) -> None:
+def draw_chart(results: Results, seeds: Sequence[int], path: Path) -> None:
     """Write a PNG; what is missing is left out, and named at its place."""
     figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
     bars, lines = figure.subplots(1, 2, width_ratios=(3, 2))
     _draw_bars(bars, results, seeds)
     _draw_shares(lines, results, seeds)
@@ -47,9 +43,9 @@ def draw_chart(results: Results, seeds: Sequence[int], path: str | os.PathLike[s
 
 def _draw_bars(axes: Axes, results: Results, seeds: Sequence[int]) -> None:
     """A bar a method with its deviation, a dot a seed, a line for the ceiling."""
-    methods: list[Method] = [*TEACHERS, *COMPARED]
+    methods = [*TEACHERS, *COMPARED]
     for place, method in enumerate(methods):
-        found = summary(results, method, seeds, model=own_model(method))
+        found = summary(results, method, seeds)
         if found.mean is None:
             axes.text(0, place, " missing", va="center", color="0.5")
             continue
@@ -58,13 +54,9 @@ def _draw_bars(axes: Axes, results: Results, seeds: Sequence[int]) -> None:
         dots = list(found.by_seed.values())
         axes.plot(dots, [place] * len(dots), "o", color="black", markersize=3)
         end = max(*dots, found.mean + (found.deviation or 0))
+        white = {"facecolor": "white", "edgecolor": "none", "pad": 1}
         axes.annotate(
-            found.text(),
-            (end, place),
-            (6, 0),
-            textcoords="offset points",
-            va="center",
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            found.text(), (end, place), (6, 0), textcoords="offset points", va="center", bbox=white
         )
     ceiling = summary(results, SUPERVISED, seeds, percent=FULL_PERCENT)
     if ceiling.mean is not None:
@@ -81,13 +73,9 @@ def _draw_shares(axes: Axes, results: Results, seeds: Sequence[int]) -> None:
     """A line a method; the deviation where there is more than one seed."""
     percents = sorted((MAIN_PERCENT, *OTHER_PERCENTS))
     for method in FEW:
-        found = {
-            percent: summary(
-                results, method, seeds if percent == MAIN_PERCENT else seeds[:1], percent=percent
-            )
-            for percent in percents
-        }
-        present = [percent for percent in percents if found[percent].mean is not None]
+        chosen = {p: seeds if p == MAIN_PERCENT else seeds[:1] for p in percents}
+        found = {p: summary(results, method, chosen[p], percent=p) for p in percents}
+        present = [percent for percent in percents if found[percent].count]
         axes.errorbar(
             present,
             [found[percent].mean for percent in present],

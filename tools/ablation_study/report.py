@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ablation_study.comparisons import COMPARISONS, PUBLISHED_MARGINS, Comparison
-from ablation_study.figures import Results, Summary, labeling_summary, summary
-from ablation_study.results import EMA, STUDENT, TEACHER
 from ablation_study.runs import (
     COMPARED,
     FEW,
@@ -16,14 +15,24 @@ from ablation_study.runs import (
     GUIDED,
     MAIN_PERCENT,
     OTHER_PERCENTS,
+    PLAIN_TEACHER,
+    PR,
+    SD,
+    SD_ARP,
+    SD_PR,
+    SD_TEACHER,
     SUPERVISED,
     TEACHERS,
+    UNIQUE,
     Method,
+    Run,
     all_runs,
 )
-from ablation_study.times import minutes
+from ablation_study.training import EMA, STUDENT, TEACHER
 
+Results = Mapping[str, Mapping[str, Any]]  # of finished runs, by name
 NONE = "–"
+GAIN, LOSS = "gain", "loss"
 # Scalars of metrics.json on the pseudo-labels, and how many decimals they are shown with.
 _LABELING = {
     "an image": ("pseudo_labels/per_image", 1),
@@ -32,6 +41,89 @@ _LABELING = {
     "SAM's predicted IoU": ("refinement/predicted_iou", 2),
     "teacher's mask kept": ("refinement/fallbacks", 3),
 }
+# What is added: the method with it, the method without, and what the paper finds: a gain (+1), a
+# loss (-1), or nothing (0).
+COMPARISONS = {
+    "unlabeled images (Guided Distillation − supervised)": (GUIDED, SUPERVISED, 1),
+    "SD, in the stage-1 teacher": (SD_TEACHER, PLAIN_TEACHER, 1),
+    "SD": (SD, GUIDED, 1),
+    "SD, with PR": (SD_PR, PR, 1),
+    "PR": (PR, GUIDED, 1),
+    "PR, with SD": (SD_PR, SD, 1),
+    "PR, with SD and ARP": (FULL, SD_ARP, 1),
+    "ARP, with SD and PR": (FULL, SD_PR, 1),
+    "ARP, with SD, without PR": (SD_ARP, SD, -1),
+    "all of S⁴M (− Guided Distillation)": (FULL, GUIDED, 1),
+    "dropping duplicates, with all of S⁴M (not in the paper)": (UNIQUE, FULL, 0),
+}
+# Margins of S4M over Guided Distillation in the paper (Cityscapes, R50), by the share of labels.
+PUBLISHED_MARGINS = {5: 7.1, 10: 2.5, 20: 4.2, 30: 2.2}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A figure of each seed that has it."""
+
+    by_seed: Mapping[int, float]
+
+    @property
+    def count(self) -> int:
+        return len(self.by_seed)
+
+    @property
+    def mean(self) -> float | None:
+        return statistics.mean(self.by_seed.values()) if self.by_seed else None
+
+    @property
+    def deviation(self) -> float | None:
+        """The sample deviation; None of fewer than two."""
+        return statistics.stdev(self.by_seed.values()) if self.count > 1 else None
+
+    def minus(self, other: Summary) -> Summary:
+        """The differences in the seeds that both have."""
+        seeds = [seed for seed in self.by_seed if seed in other.by_seed]
+        return Summary({seed: self.by_seed[seed] - other.by_seed[seed] for seed in seeds})
+
+    def text(self, sign: str = "") -> str:
+        """Mean ± deviation; ``sign`` "+" shows that of a positive mean."""
+        if self.mean is None:
+            return NONE
+        return f"{self.mean:{sign}.1f}" + ("" if self.count < 2 else f" ± {self.deviation:.1f}")
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def reading(self, expected: int = 0) -> str:
+        """What a difference says, and whether it is what was ``expected``."""
+        if self.mean is None or self.deviation is None:
+            return "missing" if self.mean is None else "one seed: no deviation"
+        if abs(self.mean) <= self.deviation:
+            return "within the deviation"
+        agrees = "as" if self.mean * expected > 0 else "not as"
+        return (GAIN if self.mean > 0 else LOSS) + (f", {agrees} in the paper" if expected else "")
+
+
+def own_model(method: Method) -> str:
+    """The model that a method is judged by."""
+    return TEACHER if method.is_teacher else STUDENT
+
+
+def summary(
+    results: Results, method: Method, seeds: Sequence[int], *keys: str, percent: int = MAIN_PERCENT
+) -> Summary:
+    """A method's figure over the seeds; runs that are missing, or lack it, are left out.
+
+    Args:
+        keys: where a result has it; none: AP of the model that the method is judged by.
+    """
+    values = {}
+    for seed in seeds:
+        value: Any = results.get(Run(method, percent, seed).name)
+        for key in keys or ("models", own_model(method), "AP"):
+            value = (value or {}).get(key)
+        if value is not None:
+            values[seed] = value
+    return Summary(values)
 
 
 def markdown(results: Results, seeds: Sequence[int]) -> str:
@@ -52,8 +144,6 @@ def markdown(results: Results, seeds: Sequence[int]) -> str:
         "larger than its deviation.",
         "",
         *_contributions(results, seeds),
-        "",
-        *_reading(results, seeds),
         "",
         "By the share of labels, the student's AP; the margin is that of S⁴M over Guided "
         "Distillation.",
@@ -82,54 +172,34 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
         yield f"| {' | '.join(row)} |"
 
 
-def own_model(method: Method) -> str:
-    """The model that a method is judged by."""
-    return TEACHER if method.is_teacher else STUDENT
-
-
 def _methods(results: Results, seeds: Sequence[int]) -> Iterator[str]:
     rows = [(method, MAIN_PERCENT, method.title) for method in (*TEACHERS, *COMPARED)]
     rows.append((SUPERVISED, FULL_PERCENT, "supervised, 100 % labels (ceiling)"))
 
     def cells(method: Method, percent: int, title: str) -> list[str]:
-        def of(model: str, key: str) -> Summary:
-            return summary(results, method, seeds, percent=percent, model=model, key=key)
-
-        own = of(own_model(method), "AP")
-        figures = [own, of(own_model(method), "AP50"), of(EMA, "AP")]
-        return [title, *map(str, figures), str(own.count)]
+        places = [(own_model(method), "AP"), (own_model(method), "AP50"), (EMA, "AP")]
+        found = [summary(results, method, seeds, "models", *p, percent=percent) for p in places]
+        return [title, *map(str, found), str(found[0].count)]
 
     header = ["", "AP", "AP50", "AP of the EMA teacher", "n"]
     return _table(header, (cells(*row) for row in rows))
 
 
-def _difference(
-    results: Results, comparison: Comparison, seeds: Sequence[int], model: str
-) -> Summary:
-    more = summary(results, comparison.more, seeds, model=model)
-    return more.minus(summary(results, comparison.less, seeds, model=model))
-
-
 def _contributions(results: Results, seeds: Sequence[int]) -> Iterator[str]:
-    def cells(comparison: Comparison) -> list[str]:
-        own = _difference(results, comparison, seeds, comparison.model)
+    """The table of the comparisons, and a line for each of their readings."""
+    rows, readings = [], {}
+    for title, (more, less, expected) in COMPARISONS.items():
+        own = summary(results, more, seeds).minus(summary(results, less, seeds))
+        ema = [summary(results, method, seeds, "models", EMA, "AP") for method in (more, less)]
         by_seed = ", ".join(f"{value:+.1f}" for value in own.by_seed.values()) or NONE
-        ema = _difference(results, comparison, seeds, EMA).text("+")
-        verdict = comparison.verdict(own)
-        return [comparison.title, own.text("+"), by_seed, ema, str(own.count), verdict]
-
-    header = ["", "AP", "each seed", "EMA teacher", "n", "reading"]
-    return _table(header, map(cells, COMPARISONS))
-
-
-def _reading(results: Results, seeds: Sequence[int]) -> Iterator[str]:
-    """The comparisons by what they say, a line each."""
-    found: dict[str, list[str]] = {}
-    for comparison in COMPARISONS:
-        verdict = comparison.verdict(_difference(results, comparison, seeds, comparison.model))
-        found.setdefault(verdict, []).append(comparison.title)
-    for verdict in sorted(found):
-        yield f"- {verdict[0].upper()}{verdict[1:]}: {'; '.join(found[verdict])}."
+        reading = own.reading(expected)
+        row = [title, own.text("+"), by_seed, ema[0].minus(ema[1]).text("+"), str(own.count)]
+        rows.append([*row, reading])
+        readings.setdefault(reading, []).append(title)
+    yield from _table(["", "AP", "each seed", "EMA teacher", "n", "reading"], rows)
+    yield ""
+    for reading in sorted(readings):
+        yield f"- {reading[0].upper()}{reading[1:]}: {'; '.join(readings[reading])}."
 
 
 def _shares(results: Results, seeds: Sequence[int]) -> Iterator[str]:
@@ -137,31 +207,22 @@ def _shares(results: Results, seeds: Sequence[int]) -> Iterator[str]:
         chosen = seeds if percent == MAIN_PERCENT else seeds[:1]
         found = {m: summary(results, m, chosen, percent=percent) for m in FEW}
         margin = found[FULL].minus(found[GUIDED])
-        return [
-            f"{percent} %",
-            *(str(found[method]) for method in FEW),
-            margin.text("+"),
-            f"{PUBLISHED_MARGINS[percent]:+.1f}",
-            str(margin.count),
-        ]
+        published = f"{PUBLISHED_MARGINS[percent]:+.1f}"
+        own = [f"{percent} %", *map(str, found.values()), margin.text("+")]
+        return [*own, published, str(margin.count)]
 
     header = ["labels", *(m.title for m in FEW), "margin", "the paper's, on Cityscapes", "n"]
     return _table(header, map(cells, sorted((MAIN_PERCENT, *OTHER_PERCENTS))))
 
 
 def _classes(results: Results, seeds: Sequence[int]) -> Iterator[str]:
-    names = dict.fromkeys(
-        name
-        for result in results.values()
-        for model in result["models"].values()
-        for name in model["by class"]
-    )
+    models = [model for result in results.values() for model in result["models"].values()]
+    names = list(dict.fromkeys(name for model in models for name in model["by class"]))
 
     def cells(method: Method) -> list[str]:
-        of = {"model": own_model(method), "key": "by class"}
-        found = (summary(results, method, seeds, **of, name=name) for name in names)
-        means = (NONE if one.mean is None else f"{one.mean:.1f}" for one in found)
-        return [method.title, *means]
+        place = "models", own_model(method), "by class"
+        means = [summary(results, method, seeds, *place, name).mean for name in names]
+        return [method.title, *(NONE if mean is None else f"{mean:.1f}" for mean in means)]
 
     return _table(["", *names], map(cells, (*TEACHERS, *COMPARED)))
 
@@ -170,10 +231,9 @@ def _labeling(results: Results, seeds: Sequence[int]) -> Iterator[str]:
     def cells(method: Method) -> list[str]:
         row = [method.title]
         for key, digits in _LABELING.values():
-            early, late = (
-                labeling_summary(results, method, seeds, phase, key) for phase in ("burn-in", "end")
-            )
-            both = [NONE if s.mean is None else f"{s.mean:.{digits}f}" for s in (early, late)]
+            phases = ("burn-in", "end")
+            means = [summary(results, method, seeds, "pseudo-labels", p, key).mean for p in phases]
+            both = [NONE if mean is None else f"{mean:.{digits}f}" for mean in means]
             row.append(NONE if both == [NONE, NONE] else " → ".join(both))
         return row
 
@@ -192,20 +252,12 @@ def _making(results: Results, seeds: Sequence[int]) -> Iterator[str]:
             f"- Together they took {minutes(total)}; the longest, {longest['name']}, "
             f"{minutes(longest['seconds'])}."
         )
-        kinds = (("teachers", True), ("all others", False))
-        for name, is_teacher in kinds:
+        for name, is_teacher in (("teachers", True), ("all others", False)):
             of_kind = {r["iterations"] for r in done if ("teacher" in r["method"]) == is_teacher}
-            if of_kind:
-                yield f"- Iterations, {name}: {', '.join(map(str, sorted(of_kind)))}."
+            yield f"- Iterations, {name}: {', '.join(map(str, sorted(of_kind)))}."
         for key in ("data", "engine", "torch", "device", "commit"):
             values = dict.fromkeys(_plain(result.get(key)) for result in done)
             yield f"- {key.capitalize()}: {'; '.join(values)}."
-        versions = {version for result in done for version in result["code"]}
-        if len(versions) > 1:
-            yield (
-                f"- **The runs were made by {len(versions)} versions of the code** "
-                f"({', '.join(sorted(versions))}): what differs between them may be the code."
-            )
     missing = [run.name for run in runs if run.name not in results]
     if missing:
         yield f"- **Missing:** {', '.join(missing)}."
@@ -215,3 +267,8 @@ def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     return "unknown" if value is None else str(value)
+
+
+def minutes(seconds: float) -> str:
+    """In minutes, or in hours where they are many."""
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

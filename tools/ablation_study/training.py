@@ -1,205 +1,301 @@
-"""One run at a time as a process of its own, in a folder of its own, continued where it stopped."""
+"""A study's configuration and data; its runs, each a process in a folder of its own; results."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation_study.results import collect, write_result
+import detectron2
+import torch
+import yaml
+from make_toyscapes import read_parameters
+from quickstart import KEEP_MEMORY
+
 from ablation_study.runs import Run
-from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.stages import run_config
 from s4m_d2.engine.training.stop_signals import EXIT_STOPPED
+from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.files import atomic_write
 
-ATTEMPTS = "attempts.json"
-OUTPUT = "output.txt"  # what the training has printed, all attempts
-_TAIL_LINES = 12
-
-DONE, FAILED, STOPPED, BUSY = "done", "failed", "stopped", "busy"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run went: DONE, FAILED, STOPPED (asked to save and end) or BUSY (another process)."""
-
-    state: str
-    result: dict[str, Any] | None = None
-    message: str = ""
+ROOT = Path(__file__).resolve().parents[2]
+# Of the data set that is made where none is given. So few that a run goes through the labeled ones
+# a few hundred times (in the paper thousands), and more labels would help.
+TRAIN_IMAGES, VAL_IMAGES = 100, 100
+# Models of a run. "student" is also what a supervised run trains: the model on the same schedule.
+TEACHER, STUDENT, EMA = "stage-1 teacher", "student", "EMA teacher"
+LABELING = ("pseudo_label", "refinement/")  # how the scalars on pseudo-labels begin
+END_SHARE = 0.1  # of the logged iterations, whose mean is called a value "at the end"
+ATTEMPTS, OUTPUT = "attempts.json", "output.txt"  # of a run: seconds, and all that it printed
+TAIL_LINES = 12
 
 
-@dataclass(frozen=True)
-class Trainer:
-    """Trains runs and writes their results.
+class RunFailed(S4MError):
+    """A training ended with an error or left no results."""
 
-    Attributes:
-        output: of the study: ``runs`` has a folder a run, ``results`` a file a finished run.
-        command: the program, its config file and the overrides of all runs.
-        code: names the code that trains.
-        about: what else a result says of how it was made.
-        environment: of the process.
+
+class RunStopped(S4MError):
+    """A training was asked to save itself and to end."""
+
+
+class Study:
+    """A configuration, and an output folder that holds runs of no other.
+
+    ``OUTPUT/runs`` has a folder for each run, ``OUTPUT/results`` a file for each finished one.
+
+    Args:
+        data: a folder that holds toyscapes; None: ``output``/data, where it is made.
+        train_net: the program that trains.
+
+    Raises:
+        ConfigError: an override does not fit, or ``output`` holds runs of other settings.
+        DatasetError: ``data`` holds no toyscapes.
     """
 
-    output: Path
-    command: Sequence[str]
-    code: str
-    about: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, str] = field(default_factory=dict)
+    def __init__(
+        self,
+        output: Path,
+        data: Path | None,
+        config_file: str,
+        overrides: Sequence[str],
+        train_net: Path,
+    ) -> None:
+        self.output = output.absolute()
+        self.runs, self.results = self.output / "runs", self.output / "results"
+        self._config_file = str(Path(config_file).absolute())
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._overrides = ["MODEL.DEVICE", device, *overrides]
+        self._train_net = train_net
+        self._cfg = run_config(load_config(config_file, self._overrides))
+        self._data = (self.output / "data" if data is None else data.absolute()) / "toyscapes"
+        if data is not None and read_parameters(self._data) is None:
+            raise DatasetError(
+                f"--data names '{data}', but there is no toyscapes in it. Make it with: python "
+                f"datasets/make_toyscapes.py --output '{self._data}'; or leave --data out."
+            )
+        self._check_same()
 
-    @property
-    def runs(self) -> Path:
-        return self.output / "runs"
+    def iterations(self, run: Run) -> int:
+        teachers = self._cfg.S4M.TEACHER.MAX_ITER if run.method.is_teacher else 0
+        return teachers or self._cfg.SOLVER.MAX_ITER
 
-    def has_weights(self, run: Run) -> bool:
-        """Whether the last checkpoint of a run is there, as other runs need a teacher's."""
-        return has_weights(self.runs, run)
+    @contextlib.contextmanager
+    def begin(self) -> Iterator[int]:
+        """Make the data where there are none; a handle that keeps the folder for this process.
+
+        Trainings inherit it: one that outlives this process keeps the folder too.
+        """
+        self.output.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.output, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"Another process trains in '{self.output}'; once it has ended, run this again."
+                ) from error
+            except OSError:  # network file systems lock no folders
+                pass
+            self._prepare()
+            yield handle
+        finally:
+            os.close(handle)
+
+    def _prepare(self) -> None:
+        if read_parameters(self._data) is None:
+            command = [sys.executable, str(ROOT / "datasets" / "make_toyscapes.py"), "--output"]
+            counts = ["--train", str(TRAIN_IMAGES), "--val", str(VAL_IMAGES)]
+            if subprocess.run([*command, str(self._data), *counts]).returncode:
+                raise DatasetError(f"toyscapes cannot be made in '{self._data}': see above.")
+        with atomic_write(self.output / "study.json") as file:
+            json.dump(self._settings(), file, indent=1)
 
     def train(
-        self, run: Run, teacher: Mapping[str, Any] | None, seconds: float | None = None
-    ) -> Outcome:
-        """Train a run, or the rest of it, and write its result once it is complete.
+        self, run: Run, results: Mapping[str, Any], handle: int, seconds: float | None = None
+    ) -> dict[str, Any]:
+        """Train a run, or the rest of it; write and return its result.
 
         Args:
-            teacher: the result of its stage 1, where that is another run.
+            results: of its teacher, by name.
+            handle: of :meth:`begin`.
             seconds: after which it is asked to save itself and to end; None: never.
+
+        Raises:
+            RunFailed, RunStopped: there is no result.
         """
         folder = self.runs / run.name
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder) as handle:
-            if handle is None:
-                text = f"another process trains in '{folder}'; once it has ended, run this again"
-                return Outcome(BUSY, message=text)
-            attempts = read_attempts(folder)
-            status = self._attempt(run, attempts, handle, seconds)
-            if status == EXIT_STOPPED:
-                return Outcome(STOPPED, message="stopped and saved")
-            if status:
-                return Outcome(FAILED, message=_failure(folder, f"exit status {status}"))
-            try:
-                result = collect(run, self.runs, teacher, attempts, self.about)
-            except (OSError, ValueError, LookupError, TypeError) as error:
-                return Outcome(FAILED, message=_failure(folder, f"no complete results: {error!r}"))
-            write_result(result, self.output / "results")
-            for checkpoint in (folder / run.stage).glob("model_[0-9]*.pth"):
-                checkpoint.unlink()  # there is nothing left to continue
-            return Outcome(DONE, result)
-
-    def _attempt(
-        self, run: Run, attempts: list[dict[str, Any]], handle: int, seconds: float | None
-    ) -> int:
-        """Run the program until it ends; ``attempts`` get another one. The exit status."""
-        folder = self.runs / run.name
-        options = [text for pair in run.overrides(self.runs).items() for text in pair]
-        command = [sys.executable, *self.command, *options]
+        attempts = folder / ATTEMPTS
+        times = json.loads(attempts.read_text()) if attempts.exists() else []
         start = time.monotonic()
-        attempt = {"started": _now().isoformat(timespec="seconds"), "code": self.code}
-        attempts.append(attempt)
-        _write_attempts(folder, attempts)
+        try:
+            status = self._run(run, folder, handle, seconds)
+        finally:
+            times.append(round(time.monotonic() - start, 1))
+            with atomic_write(attempts) as file:
+                json.dump(times, file)
+        if status == EXIT_STOPPED:
+            raise RunStopped("stopped and saved")
+        try:
+            if status:
+                raise ValueError(f"exit status {status}")
+            result = self._collect(run, results, times)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            path = folder / OUTPUT
+            tail = path.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+            raise RunFailed(
+                f"no complete results: {error!r}; all of its output is in '{path}', the end:",
+                *(f"    {line}" for line in tail),
+            ) from error
+        with atomic_write(self.results / f"{run.name}.json") as file:
+            json.dump(result, file, indent=1)
+            file.write("\n")
+        for checkpoint in (folder / run.stage).glob("model_[0-9]*.pth"):
+            checkpoint.unlink()  # there is nothing left to continue
+        return result
+
+    def _run(self, run: Run, folder: Path, handle: int, seconds: float | None) -> int:
+        """The exit status of the training, as one that was stopped if it was asked to end."""
+        options = [text for pair in run.overrides(self.runs).items() for text in pair]
+        command = [sys.executable, str(self._train_net), "--config-file", self._config_file]
+        own = KEEP_MEMORY | {"OMP_NUM_THREADS": str(_cores())}
+        data = {"DETECTRON2_DATASETS": str(self._data.parent)}
         with open(folder / OUTPUT, "ab") as output:
             process = subprocess.Popen(
-                command,
+                [*command, "--resume", *self._overrides, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self.environment},
-                pass_fds=(handle,),  # the folder stays locked as long as the training lives
+                env=own | os.environ | data,
+                pass_fds=(handle,),
             )
             try:
-                status = _wait(process, seconds)
-            finally:
-                attempt["seconds"] = round(time.monotonic() - start, 1)
-                _write_attempts(folder, attempts)
-        return status
+                return process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                return EXIT_STOPPED if process.wait() else 0
+            except BaseException:
+                process.terminate()
+                process.wait()
+                raise
+
+    def _collect(self, run: Run, results: Mapping[str, Any], times: list[float]) -> dict[str, Any]:
+        """The result of a run whose training has ended, from what it has written."""
+        folder = self.runs / run.name / run.stage
+        final = json.loads((folder / "results.json").read_text())
+        lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+        models = {TEACHER if run.method.is_teacher else STUDENT: _figures(final)}
+        if "teacher" in final:
+            models[EMA] = _figures(final["teacher"])
+        if run.teacher is not None:
+            models = {TEACHER: results[run.teacher.name]["models"][TEACHER], **models}
+        frozen = [line for line in lines if line.get("teacher/phase") == 0]
+        device = self._cfg.MODEL.DEVICE
+        name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
+        return {
+            "name": run.name,
+            "method": run.method.slug,
+            "percent": run.percent,
+            "seed": run.seed,
+            "models": models,
+            "pseudo-labels": {"burn-in": _at_end(frozen), "end": _at_end(lines)},
+            "iterations": max((x["iteration"] + 1 for x in lines if "total_loss" in x), default=0),
+            "seconds": sum(times),
+            "attempts": len(times),
+            "settings": run.overrides(Path()),
+            "config": Path(self._config_file).name,
+            "overrides": self._overrides,
+            "data": read_parameters(self._data),
+            "device": f"{name}, {_cores()} cores",
+            "engine": f"detectron2 {detectron2.__version__}",
+            "torch": torch.__version__,
+            "commit": _commit(),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        config = yaml.safe_load(self._cfg.dump())
+        return {"config": config, "data": read_parameters(self._data)}
+
+    def _check_same(self) -> None:
+        path = self.output / "study.json"
+        if not path.exists():
+            return
+        before = dict(_flat(json.loads(path.read_text())))
+        # Keys that only one of them has are of another version of the code.
+        now = {key: value for key, value in _flat(self._settings()) if key in before}
+        changed = [f"{k} was {before[k]} and is {v}" for k, v in now.items() if v != before[k]]
+        if changed:
+            raise ConfigError(
+                f"'{self.output}' holds runs of other settings: {', '.join(changed)}. Choose "
+                "another --output, or give the same settings again."
+            )
 
 
-def _wait(process: subprocess.Popen, seconds: float | None) -> int:
-    """The exit status; after ``seconds``, or if this process is to end, the other is asked to.
+def read_results(folder: Path, runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
+    """The results there are, by the name of the run.
 
-    Whichever way it ended then (it may have had nothing to save yet), it was stopped.
+    Raises:
+        DatasetError: a file is damaged.
     """
+    found = {}
+    for run in runs:
+        path = folder / f"{run.name}.json"
+        try:
+            found[run.name] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            raise DatasetError(
+                f"'{path}' is damaged: {error!r}. Remove it: it is made again, from what the run "
+                "has trained if that is still there."
+            ) from error
+    return found
+
+
+def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
+    """AP, AP50 and AP by class, in percent."""
+    segm = results["segm"]
+    by_class = {k.removeprefix("AP-"): v for k, v in segm.items() if k.startswith("AP-")}
+    return {"AP": segm["AP"], "AP50": segm["AP50"], "by class": by_class}
+
+
+def _at_end(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Means of the scalars on pseudo-labels over the last lines that have them."""
+    chosen = [{k: v for k, v in line.items() if k.startswith(LABELING)} for line in lines]
+    chosen = [values for values in chosen if values]
+    last = chosen[-max(1, round(END_SHARE * len(chosen))) :]
+    keys = dict.fromkeys(key for values in last for key in values)
+    return {key: statistics.mean(v[key] for v in last if key in v) for key in keys}
+
+
+def _flat(settings: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{start}{key}.")
+        else:
+            yield f"{start}{key}".removeprefix("config."), value
+
+
+def _cores() -> int:
+    """Those that this process may use, where the system tells."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _commit() -> str | None:
+    """The commit of a checkout, with "+" where files differ from it; None elsewhere."""
+    git = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+"]
     try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        return EXIT_STOPPED if process.wait() else 0
-    except BaseException:
-        process.terminate()
-        process.wait()
-        raise
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[int | None]:
-    """A handle that keeps a folder for this process and those that inherit it; None: it is kept."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        yield handle if _lock(handle) else None
-    finally:
-        os.close(handle)
-
-
-def _lock(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # network file systems lock no folders
-        pass
-    return True
-
-
-def read_attempts(folder: Path) -> list[dict[str, Any]]:
-    """The times that a run was started, each with its seconds.
-
-    Of one whose end nobody noted, they are those until it last printed something.
-    """
-    try:
-        attempts = json.loads((folder / ATTEMPTS).read_text())
-        for attempt in attempts:
-            if "seconds" not in attempt:
-                start = datetime.fromisoformat(attempt["started"]).timestamp()
-                last = (folder / OUTPUT).stat().st_mtime
-                attempt["seconds"] = round(max(0.0, last - start), 1)
-        return attempts
-    except (OSError, ValueError, LookupError, TypeError):
-        return []
-
-
-def _write_attempts(folder: Path, attempts: Sequence[Mapping[str, Any]]) -> None:
-    with atomic_write(folder / ATTEMPTS) as file:
-        json.dump(attempts, file, indent=1)
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc)
-
-
-def _failure(folder: Path, what: str) -> str:
-    """What happened, where to read of it, and the last lines."""
-    path = folder / OUTPUT
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    tail = "".join(f"\n    {line}" for line in lines[-_TAIL_LINES:])
-    return f"{what}; all of its output is in '{path}', the end:{tail}"
-
-
-def has_weights(runs: Path, run: Run) -> bool:
-    """Whether the last checkpoint of a run is in the folder of all runs."""
-    return (runs / run.name / run.stage / FINAL_CHECKPOINT).is_file()
-
-
-def progress(runs: Path, run: Run, iterations: int) -> float:
-    """The share of a run's iterations that is trained and saved, by the checkpoint's name."""
-    folder = runs / run.name / run.stage
-    if (folder / FINAL_CHECKPOINT).exists():
-        return 1.0
-    done = [int(path.stem.split("_")[1]) + 1 for path in folder.glob("model_[0-9]*.pth")]
-    return min(1.0, max(done, default=0) / iterations)
+        return subprocess.run(git, capture_output=True, check=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,5 +1,5 @@
 """What tools/benchmark.py measures, with what, and how it is reported.
 
-``ours`` is the only module that touches the project's step; ``plain*`` hold the straightforward
-forms that it is compared with.
+``ours`` and ``bench`` are the only modules that touch the project's step; ``plain`` and
+``plain_step`` hold the straightforward forms that it is compared with.
 """

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,87 +14,166 @@ from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
 from benchmarking import synthetic
-from benchmarking.cases import Case, case_config
-from benchmarking.fixed_sam import FixedAnswers
-from s4m_d2.engine import PseudoLabeling, TeacherTrainer, build_optimizer
+from s4m_d2.engine import (
+    PseudoLabeling,
+    TeacherTrainer,
+    build_optimizer,
+    run_config,
+    stage_config,
+)
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.errors import ConfigError
 from s4m_d2.losses import build_distillation
-from s4m_d2.sam import build_sam_backend
+from s4m_d2.sam import EncodedImages, PromptOutput, build_sam_backend
 from s4m_d2.sam.point_prompts import build_compute_options
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.semi import EMATeacher
 
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+STAGES = {1: "teacher", 2: "student"}
+SAM_SIZES = ("vit_b", "vit_l", "vit_h")
+CONFIG_SAM, TINY_SAM = "config", "tiny_toyscapes"
 
-@dataclass
+
+@dataclass(frozen=True)
+class Case:
+    """One set of shapes, and where it is measured.
+
+    Attributes:
+        name: of the shapes.
+        config: file of configs/.
+        image_size: (H, W) of a training image, px.
+        raw_size: (H, W) of an image file, px.
+        instances: instances an image, labeled or pseudo-labeled.
+        images: images a batch (labeled; as many unlabeled); 0: the config's.
+        device: "cpu", "cuda", "cuda:1".
+        sam: CONFIG_SAM, TINY_SAM or one of SAM_SIZES.
+        opts: config keys and values.
+    """
+
+    name: str
+    config: str
+    image_size: tuple[int, int]
+    raw_size: tuple[int, int]
+    instances: int
+    images: int = 0
+    device: str = "cpu"
+    sam: str = TINY_SAM
+    opts: tuple[str, ...] = ()
+
+
+CASES = {
+    case.name: case
+    for case in (
+        Case("quickstart", "toyscapes_10pct.yaml", (128, 256), (128, 256), 6),
+        Case("cityscapes", "cityscapes_10pct.yaml", (512, 1024), (1024, 2048), 20),
+        Case("coco", "coco_10pct.yaml", (1024, 1024), (480, 640), 7),
+    )
+}
+
+
+def case_config(case: Case, stage: int):
+    """The config of a stage (1 or 2), with random weights, ready to be run in one process.
+
+    SyncBN becomes BN, which computes the same in one process.
+
+    Raises:
+        ConfigError: the SAM is none that can be made without its weights, or the images are not
+            square where the config trains on squares.
+    """
+    file = str(CONFIGS / case.config)
+    plain = load_config(file)
+    overrides = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", case.device, "DATALOADER.NUM_WORKERS", "0"]
+    if plain.MODEL.RESNETS.NORM == "SyncBN":
+        overrides += ["MODEL.RESNETS.NORM", "BN"]
+    if case.sam != CONFIG_SAM:
+        backend = TINY_SAM if case.sam == TINY_SAM else "segment_anything"
+        overrides += ["S4M.SAM.BACKEND", backend, "S4M.SAM.MODEL_TYPE", case.sam]
+        overrides += ["S4M.SAM.CHECKPOINT", ""]
+    height, width = case.image_size
+    if plain.INPUT.DATASET_MAPPER_NAME != "coco_instance_lsj":
+        overrides += ["INPUT.CROP.SIZE", str((height, width))]
+    elif height == width:
+        overrides += ["INPUT.IMAGE_SIZE", str(height)]
+    else:
+        raise ConfigError(
+            f"--size {height}x{width}: {case.config} trains on squares; give a size like 512x512"
+        )
+    if case.images:
+        overrides += ["SOLVER.IMS_PER_BATCH", str(case.images)]
+        overrides += ["S4M.TEACHER.IMS_PER_BATCH", str(case.images)]
+    cfg = load_config(file, [*overrides, *case.opts])
+    if cfg.S4M.SAM.BACKEND == "segment_anything" and cfg.S4M.SAM.MODEL_TYPE not in SAM_SIZES:
+        raise ConfigError(f"--sam {case.sam} is unknown; choose {TINY_SAM} or one of {SAM_SIZES}")
+    return stage_config(run_config(cfg), STAGES[stage])
+
+
 class Bench:
     """One stage at one case's shapes, with random weights.
 
     ``teacher``, ``labeling`` and ``unlabeled`` are stage 2's, ``distillation`` is stage 1's.
     ``sam`` computes; ``answers`` also replaces its masks by synthetic ones, because an untrained
     SAM's (or teacher's) would not give the number of instances that is asked for.
+
+    Args:
+        stage: 1 or 2.
     """
 
-    case: Case
-    stage: int
-    cfg: Any
-    device: torch.device
-    student: nn.Module
-    optimizer: torch.optim.Optimizer
-    labeled: list[dict]
-    unlabeled: list[dict]
-    sam: Any
-    answers: FixedAnswers
-    teacher: EMATeacher | None = None
-    labeling: PseudoLabeling | None = None
-    distillation: Any = None
+    def __init__(self, case: Case, stage: int) -> None:
+        # SAM is handed over below, without weights.
+        opts = (*case.opts, "S4M.DISTILL.ENABLED", "False")
+        self.case, self.stage = case, stage
+        self.cfg = case_config(replace(case, opts=opts), stage)
+        self.device, self.size = torch.device(case.device), case.image_size
+        self.num_classes = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        self.student = TeacherTrainer.build_model(self.cfg).train()
+        self.optimizer = build_optimizer(self.cfg, self.student)
+        self.sam = build_sam(self.cfg)
+        batch = self.cfg.SOLVER.IMS_PER_BATCH
+        parts = (batch, self.size, case.instances, self.num_classes)
+        self.labeled = synthetic.samples("labeled", *parts)
+        self.unlabeled = synthetic.samples("unlabeled", *parts) if stage == 2 else []
+        self.sizes = [self.size] * batch
+        self.teacher = self.labeling = self.distillation = None
+        if stage == 1:
+            self.distillation = build_distillation(self.cfg, self.sam)
+            self.student.distillation = self.distillation
+            return
+        queries = self.cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
+        self.answers = FixedAnswers(self.sam, min(case.instances, queries), self.sizes)
+        self.teacher = EMATeacher(copy.deepcopy(self.student), decay=self.cfg.S4M.EMA_DECAY)
+        predict = self.teacher.model.predict_queries
+        size = (self.size[0] // 4, self.size[1] // 4)
+        logits, masks = synthetic.query_predictions(
+            batch, queries, size, case.instances, self.num_classes
+        )
+        self.known = {"pred_logits": logits.to(self.device), "pred_masks": masks.to(self.device)}
+        self.teacher.model.predict_queries = lambda samples: {**predict(samples), **self.known}
+        self.labeling = PseudoLabeling(self.cfg, self.teacher, self.answers)
 
     @property
-    def size(self) -> tuple[int, int]:
-        """(H, W) of the images."""
-        return self.case.image_size
+    def weak(self) -> list[dict]:
+        """The unlabeled batch as the teacher sees it."""
+        return [{**sample, "image": sample["image_weak"]} for sample in self.unlabeled]
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """Mixed precision where the training uses it."""
-        if not self.cfg.SOLVER.AMP.ENABLED:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.float16)
+    @property
+    def rgb(self) -> Tensor:
+        """(B, 3, H, W) uint8 on the device: what SAM sees in this stage."""
+        samples = self.weak if self.stage == 2 else self.labeled
+        return torch.stack([sample["image"] for sample in samples]).to(self.device)
 
+    @property
+    def half(self) -> bool:
+        """Whether the training uses mixed precision."""
+        return bool(self.cfg.SOLVER.AMP.ENABLED)
 
-def build(case: Case, stage: int, *, device: str, sam: str, opts: tuple = ()) -> Bench:
-    """Models, optimizer and batches of a stage (1 or 2)."""
-    opts = (*opts, "S4M.DISTILL.ENABLED", "False")  # SAM is handed over below, without weights
-    cfg = case_config(case, stage, device=device, sam=sam, opts=opts)
-    where, classes = torch.device(device), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    student = TeacherTrainer.build_model(cfg).train()
-    batch = cfg.SOLVER.IMS_PER_BATCH
-    backend = build_sam(cfg)
-    queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
-    counts = [min(case.instances, queries)] * batch
-    parts = (case.image_size, case.instances, classes)
-    bench = Bench(
-        case,
-        stage,
-        cfg,
-        where,
-        student,
-        build_optimizer(cfg, student),
-        synthetic.samples("labeled", batch, *parts),
-        synthetic.samples("unlabeled", batch, *parts) if stage == 2 else [],
-        backend,
-        FixedAnswers(backend, counts, case.image_size),
-    )
-    if stage == 1:
-        bench.distillation = build_distillation(cfg, backend)
-        student.distillation = bench.distillation
-    else:
-        bench.teacher = EMATeacher(copy.deepcopy(student), decay=cfg.S4M.EMA_DECAY)
-        see_instances(bench)
-        bench.labeling = PseudoLabeling(cfg, bench.teacher, bench.answers)
-    return bench
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.float16, enabled=self.half)
 
 
 def build_sam(cfg):
     """The SAM of the config: the packaged tiny one, or a published size with random weights."""
-    if cfg.S4M.SAM.BACKEND == "tiny_toyscapes":
+    if cfg.S4M.SAM.BACKEND == TINY_SAM:
         return build_sam_backend(cfg)
     sam = sam_model_registry[cfg.S4M.SAM.MODEL_TYPE]().to(cfg.MODEL.DEVICE)
     for parameter in sam.parameters():
@@ -102,26 +182,97 @@ def build_sam(cfg):
     return SegmentAnythingBackend(sam, **build_compute_options(cfg))
 
 
-def see_instances(bench: Bench) -> None:
-    """Let the untrained teacher, after it has computed, predict the instances asked for."""
-    predict = bench.teacher.model.predict_queries
+class OtherBackend:
+    """What is not defined here is another backend's."""
 
-    def predict_queries(samples: Sequence[dict]) -> dict:
-        found = predict(samples)
-        key = tuple(found["pred_masks"].shape)
-        if key not in known:
-            shape = found["pred_masks"].shape
-            known[key] = [
-                tensor.to(bench.device)
-                for tensor in synthetic.query_predictions(
-                    shape[0],
-                    shape[1],
-                    tuple(shape[2:]),
-                    bench.case.instances,
-                    bench.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-                )
-            ]
-        return {**found, "pred_logits": known[key][0], "pred_masks": known[key][1]}
+    def __init__(self, backend) -> None:
+        self._backend = backend
 
-    known: dict[tuple, list[Tensor]] = {}
-    bench.teacher.model.predict_queries = predict_queries
+    def __getattr__(self, name: str) -> Any:
+        if name == "_backend":  # of a copy that has no attributes yet
+            raise AttributeError(name)
+        return getattr(self._backend, name)
+
+
+class FixedAnswers(OtherBackend):
+    """A backend that asks another one and then answers with synthetic masks.
+
+    Args:
+        count: instances of each image.
+        sizes: (H, W) of the images, in the order in which they are encoded.
+    """
+
+    def __init__(self, backend, count: int, sizes: Sequence[tuple[int, int]]) -> None:
+        super().__init__(backend)
+        self._passes = True
+        frame = 4 * backend.grid_side
+        self._answers = []
+        for index, size in enumerate(sizes):
+            answer = synthetic.sam_answer(index, count, frame, backend.grid_scale(size))
+            self._answers.append([tensor.to(backend.device) for tensor in answer])
+
+    @contextlib.contextmanager
+    def without_passes(self) -> Iterator[None]:
+        """Answer at once: neither the encoder nor the decoder is run."""
+        self._passes = False
+        try:
+            yield
+        finally:
+            self._passes = True
+
+    def only(self, index: int) -> FixedAnswers:
+        """The same for the batch that holds image ``index`` alone."""
+        alone = copy.copy(self)
+        alone._answers = [self._answers[index]]
+        return alone
+
+    def encode(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]], **options: Any
+    ) -> EncodedImages:
+        if self._passes:
+            return self._backend.encode(images, image_sizes, **options)
+        return EncodedImages(torch.zeros(len(images), 1, 1, 1), list(image_sizes))
+
+    def prompt(
+        self, encoded: EncodedImages, points: Sequence[Tensor], labels=None, **options: bool
+    ) -> list[PromptOutput]:
+        if self._passes:
+            self._backend.prompt(encoded, points, labels, **options)
+        return [
+            PromptOutput(masks[: len(p)], ious[: len(p)], None)
+            for p, (masks, ious) in zip(points, self._answers, strict=False)
+        ]
+
+
+class KnownImages(OtherBackend):
+    """A backend that gives what it encoded before."""
+
+    def __init__(self, backend, encoded: EncodedImages) -> None:
+        super().__init__(backend)
+        self._encoded = encoded
+
+    def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
+        return self._encoded
+
+
+class OneByOne(OtherBackend):
+    """A backend that encodes one image a pass and answers the prompts of one image a pass."""
+
+    def encode(
+        self, images: Tensor, image_sizes: Sequence[tuple[int, int]], **options: Any
+    ) -> EncodedImages:
+        encoded = [
+            self._backend.encode(image[None], [size])
+            for image, size in zip(images, image_sizes, strict=True)
+        ]
+        finer = zip(*(one.finer_maps for one in encoded), strict=True)
+        embeddings = torch.cat([one.embeddings for one in encoded])
+        return EncodedImages(embeddings, list(image_sizes), tuple(map(torch.cat, finer)))
+
+    def prompt(
+        self, encoded: EncodedImages, points: Sequence, labels: Sequence, **options: bool
+    ) -> list[PromptOutput]:
+        outputs = []
+        for index, (clicks, kinds) in enumerate(zip(points, labels, strict=True)):
+            outputs += self._backend.prompt(encoded.select([index]), [clicks], [kinds], **options)
+        return outputs

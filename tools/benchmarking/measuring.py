@@ -1,21 +1,48 @@
-"""Measures the parts of one stage at one case's shapes."""
+"""Measures the parts of one stage at one case's shapes, and whole steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import asdict
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import torch
+from detectron2.engine import default_argument_parser
+from detectron2.utils import comm
+
 from benchmarking import ours, plain_step
-from benchmarking.bench import Bench
-from benchmarking.bounds import Machine, bound_of
-from benchmarking.parts import INSIDE, METHOD_PARTS, Part
-from benchmarking.stage_parts import ORDER, parts_of
-from benchmarking.timing import Clock, Form, measure, peak_memory, ratio, summarize
-from s4m_d2.errors import ConfigError
+from benchmarking.bench import TINY_SAM, Bench, Case, case_config
+from benchmarking.parts import INSIDE, MAKERS, METHOD_PARTS, Part, Parts, check_step
+from benchmarking.timing import (
+    Clock,
+    Form,
+    count_flops,
+    machine_peaks,
+    peak_memory,
+    ratio,
+    summarize,
+)
+from s4m_d2.engine.command.launch import launch
+from s4m_d2.errors import ConfigError, S4MError
 
 STEP, REST = "step", "rest"
 FORMS = ("ours", "plain")
+QUERIES = "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
+STRIDE = 32  # sides are multiples of it
+
+
+class Mismatch(S4MError):
+    """The plain form of a part does not give what ours gives: nothing is compared."""
+
+
+def say(text: str) -> None:
+    """Progress, on stderr."""
+    print(f"  {text} …", file=sys.stderr, flush=True)
 
 
 def key_of(name: str) -> str:
@@ -29,7 +56,7 @@ def check_names(names: Collection[str]) -> set[str]:
     Raises:
         ConfigError: one is no part.
     """
-    known = [*map(key_of, ORDER), STEP]
+    known = [*map(key_of, MAKERS), STEP]
     keys = {key_of(name) for name in names}
     unknown = sorted(keys - set(known))
     if unknown:
@@ -38,97 +65,91 @@ def check_names(names: Collection[str]) -> set[str]:
 
 
 def measure_stage(
-    bench: Bench,
-    machine: Machine,
-    names: Collection[str],
-    *,
-    repeats: int,
-    warmup: int,
-    memory: bool,
-    say: Callable[[str], None] = lambda text: None,
+    case: Case, stage: int, args: argparse.Namespace, peaks: dict[str, dict[str, float]]
 ) -> dict[str, Any]:
-    """The parts called ``names`` (keys), checked and timed; everything that JSON holds of a stage.
+    """The parts of a stage, checked and timed; everything that JSON holds of it.
+
+    Args:
+        args: ``parts``, ``repeats``, ``warmup`` and ``no_memory``, see tools/benchmark.py.
+        peaks: of the machine, by precision; gets what is missing.
 
     Raises:
         Mismatch: two forms of a part do not give the same.
     """
-    clock = Clock(bench.device)
-    rows = []
-    for part in parts_of(bench):
-        if key_of(part.name) in names:
-            say(part.name)
-            rows.append(measure_part(part, machine, clock, repeats=repeats, warmup=warmup))
+    say(f"{case.name}, stage {stage}")
+    names = check_names(args.parts)
+    bench = Bench(case, stage)
+    clock, parts, rows = Clock(bench.device), Parts(bench), []
+    precision = "float16" if bench.half else "float32"
+    if precision not in peaks:
+        peaks[precision] = machine_peaks(clock, half=bench.half)
+    for name, (make, stages) in MAKERS.items():
+        if key_of(name) in names and stage in stages:
+            say(name)
+            part = make(parts)
+            checked(name, part.check)
+            rows.append({"name": name, **measure_part(name, part, peaks[precision], clock, args)})
     step = None
     if STEP in names:
         say(STEP)
-        step = measure_step(bench, clock, repeats=repeats, warmup=warmup, memory=memory)
-    totals = add_shares(rows, step)
+        step = measure_step(bench, clock, args)
+    sam = bench.cfg.S4M.SAM
     return {
-        "shapes": bench.case.name,
-        "stage": bench.stage,
+        "shapes": case.name,
+        "stage": stage,
         "image_size": list(bench.size),
         "images": len(bench.labeled),
-        "instances": bench.case.instances,
-        "sam": sam_name(bench),
-        "mixed_precision": bool(bench.cfg.SOLVER.AMP.ENABLED),
+        "instances": case.instances,
+        "sam": TINY_SAM if sam.BACKEND == TINY_SAM else f"{sam.MODEL_TYPE} (random weights)",
         "parts": rows,
         "step": step,
-        "totals": totals,
+        "totals": add_shares(rows, step),
         "method_operations": method_ratio(rows),
     }
 
 
-def sam_name(bench: Bench) -> str:
-    """Which SAM, and whose weights."""
-    sam = bench.cfg.S4M.SAM
-    packaged = sam.BACKEND == "tiny_toyscapes"
-    return f"{sam.BACKEND} (packaged)" if packaged else f"{sam.MODEL_TYPE} (random weights)"
+def checked(name: str, check) -> None:
+    """Raises: Mismatch: ``check`` finds that the forms differ."""
+    try:
+        check()
+    except AssertionError as error:
+        raise Mismatch(
+            f"{name}: the plain form and ours differ, so that their times cannot be compared. "
+            "This is a bug of tools/benchmarking or of the step.",
+            *str(error).splitlines(),
+        ) from error
 
 
-def measure_part(
-    part: Part, machine: Machine, clock: Clock, *, repeats: int, warmup: int
-) -> dict[str, Any]:
-    """Times of a part, their ratio, and its bound."""
-    if part.check is not None:
-        part.check()
-    bound = bound_of(part, machine)
-    row: dict[str, Any] = {
-        "name": part.name,
-        "inside": INSIDE.get(part.name),
-        "in_step": part.in_step,
-        **times_of(part.forms, clock, repeats=repeats, warmup=warmup),
-        "checked": part.check is not None,
-        "bound": None,
-    }
-    if bound is not None:
-        fraction = bound.seconds / row["ours"]["median"]
-        row["bound"] = {**asdict(bound), "fraction": fraction}
-    return row
+def measure_part(name: str, part: Part, peak: dict, clock: Clock, args) -> dict[str, Any]:
+    """Times of a part, their ratio, and how near it comes to what the machine can do."""
+    forms = {"ours": part.ours, **({"plain": part.plain} if part.plain else {})}
+    row = {"inside": INSIDE.get(name), "in_step": part.in_step, **times_of(forms, clock, args)}
+    amount = part.moved_bytes or (count_flops(part.ours) if part.counts_flops else 0)
+    if not amount:
+        return {**row, "bound": None}
+    kind = "bandwidth" if part.moved_bytes else "arithmetic"
+    fraction = amount / peak[kind] / row["ours"]["median"]
+    return {**row, "bound": {"kind": kind, "amount": amount, "fraction": fraction}}
 
 
-def measure_step(
-    bench: Bench, clock: Clock, *, repeats: int, warmup: int, memory: bool
-) -> dict[str, Any]:
+def measure_step(bench: Bench, clock: Clock, args: argparse.Namespace) -> dict[str, Any]:
     """A whole step through the trainer, and the one that is assembled from the plain forms."""
-    plain_step.check_step(bench)
+    checked(STEP, lambda: check_step(bench))
     forms = {"ours": Form(ours.training_step(bench)), "plain": Form(plain_step.TrainingStep(bench))}
-    row: dict[str, Any] = times_of(forms, clock, repeats=repeats, warmup=max(1, warmup))
-    peaks = (
-        {name: peak_memory(form, bench.device) for name, form in forms.items()} if memory else {}
-    )
-    row["peak_memory"] = peaks or None
-    row["memory_ratio"] = peaks["plain"] / peaks["ours"] if peaks else None
+    row = times_of(forms, clock, args)
+    row["peak_memory"] = None
+    if not args.no_memory:
+        row["peak_memory"] = {name: peak_memory(form, bench.device) for name, form in forms.items()}
     return row
 
 
-def times_of(forms: dict[str, Form], clock: Clock, *, repeats: int, warmup: int) -> dict[str, Any]:
+def times_of(forms: dict[str, Form], clock: Clock, args: argparse.Namespace) -> dict[str, Any]:
     """Summaries of the forms, and of plain / ours."""
-    times = measure(forms, clock, repeats=repeats, warmup=warmup)
-    return {
-        "ours": asdict(summarize(times["ours"])),
-        "plain": asdict(summarize(times["plain"])) if "plain" in times else None,
-        "ratio": asdict(ratio(times["plain"], times["ours"])) if "plain" in times else None,
-    }
+    times = clock.measure(forms, repeats=args.repeats, warmup=args.warmup)
+    row: dict[str, Any] = {"ours": summarize(times["ours"]), "plain": None, "ratio": None}
+    if "plain" in times:
+        row |= {"plain": summarize(times["plain"]), "ratio": ratio(times["plain"], times["ours"])}
+    return row
 
 
 def add_shares(rows: list[dict[str, Any]], step: dict[str, Any] | None) -> dict[str, float]:
@@ -160,3 +181,90 @@ def method_ratio(rows: list[dict[str, Any]]) -> float | None:
         return None
     plain, mine = (sum(found[n][form]["median"] for n in METHOD_PARTS) for form in FORMS[::-1])
     return plain / mine
+
+
+def points_of(case: Case, images: int, queries: int) -> Iterator[tuple[str, int, Case]]:
+    """(axis, value, case): each axis from a quarter (or 1) to what the case has."""
+    base = replace(case, images=images)
+    for share in (0.5, 0.75, 1.0):
+        height, width = (
+            max(STRIDE, round(share * side / STRIDE) * STRIDE) for side in case.image_size
+        )
+        yield "area", height * width, replace(base, image_size=(height, width))
+    for count in up_to(images):
+        yield "images", count, replace(base, images=count)
+    for count in up_to(case.instances):
+        yield "instances", count, replace(base, instances=count)
+    for count in up_to(queries):
+        yield "queries", count, replace(base, opts=(*case.opts, QUERIES, str(count)))
+
+
+def up_to(most: int) -> list[int]:
+    return sorted({max(1, most // 4), max(1, most // 2), most})
+
+
+def measure_scale(case: Case, stage: int, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """How a step grows: a row for each point; relative to the first of its axis."""
+    cfg = case_config(case, stage)
+    queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
+    rows, first = [], {}
+    for axis, value, point in points_of(case, cfg.SOLVER.IMS_PER_BATCH, queries):
+        say(f"{axis} {value}")
+        bench = Bench(point, stage)
+        form = Form(ours.training_step(bench))
+        times = Clock(bench.device).measure({STEP: form}, repeats=args.repeats, warmup=1)[STEP]
+        summary = summarize(times)
+        start = first.setdefault(axis, (value, summary["median"]))
+        rows.append(
+            {
+                "shapes": case.name,
+                "stage": stage,
+                "axis": axis,
+                "value": value,
+                "step": summary,
+                "input_relative": value / start[0],
+                "step_relative": summary["median"] / start[1],
+                "peak_memory": None if args.no_memory else peak_memory(form, bench.device),
+            }
+        )
+    return rows
+
+
+def measure_processes(case: Case, stage: int, args: argparse.Namespace) -> dict[str, Any]:
+    """A step in one and in ``args.processes`` processes, on the same images in all.
+
+    Raises:
+        ConfigError: the images cannot be divided among the processes.
+    """
+    images, count = case_config(case, stage).SOLVER.IMS_PER_BATCH, args.processes
+    if images % count:
+        raise ConfigError(
+            f"--processes {count}: {images} images cannot be divided among them; choose a "
+            "multiple with --images"
+        )
+    say(f"{case.name}, stage {stage}: {count} processes")
+    threads = torch.get_num_threads()
+    steps = {}
+    for number in (1, count):
+        with tempfile.TemporaryDirectory() as folder:
+            result = Path(folder) / "result.json"
+            settings = {"case": replace(case, images=images // number), "stage": stage}
+            settings |= {"threads": args.threads or 1, "repeats": args.repeats, "result": result}
+            words = default_argument_parser().parse_args([])
+            vars(words).update(settings, num_gpus=number)
+            launch(measure_process, words)
+            steps[number] = json.loads(result.read_text())
+    torch.set_num_threads(threads)
+    return {"shapes": case.name, "stage": stage, "images": images, "steps": steps}
+
+
+def measure_process(args: argparse.Namespace) -> None:
+    """In each process: measure its part of the batch; the first writes the result."""
+    torch.set_num_threads(args.threads)
+    if args.case.device == "cuda":
+        args.case = replace(args.case, device=f"cuda:{comm.get_local_rank()}")
+    bench = Bench(args.case, args.stage)
+    forms = {STEP: Form(ours.training_step(bench))}
+    times = Clock(bench.device, wall=True).measure(forms, repeats=args.repeats, warmup=1)[STEP]
+    if comm.is_main_process():
+        args.result.write_text(json.dumps(summarize(times)))

@@ -1,4 +1,4 @@
-"""The straightforward forms of the labeling: loops over images, masks and tensors.
+"""The straightforward forms: loops over images, masks, layers and tensors.
 
 Nothing but the benchmark uses them. They take the project's inputs and give its results; they are
 written from the method's definition for this comparison.
@@ -13,9 +13,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.functional as TF
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from s4m_d2.losses.matcher import HungarianMatcher, ImageMatches
+from s4m_d2.losses.structural_distillation import StructuralDistillation, sample_query_points
 from s4m_d2.structures import PseudoLabels
+
+BLUR_REACH = 3.0  # half width of the strong view's kernel, in sigmas
 
 
 def mask_points(
@@ -148,28 +153,25 @@ def place(
     return pixels[0].round().to(image.dtype), moved
 
 
-@dataclass(frozen=True)
-class StrongDraws:
-    """What a strong view does: color changes in order, grayscale, and the blur's sigma or None."""
-
-    jitter: tuple[tuple[str, float], ...]
-    grayscale: bool
-    sigma: float | None
-
-
-def strong_view(image: Tensor, draws: StrongDraws, reach: float) -> Tensor:
-    """The strong view of a (3, H, W) uint8 image on the host, with PIL.
-
-    ``reach``: half width of the blur's kernel, in sigmas.
-    """
+def strong_view(image: Tensor, settings, generator: torch.Generator) -> Tensor:
+    """The strong view of a (3, H, W) uint8 image on the host, with PIL; S4M.STRONG_VIEW."""
+    names = ("brightness", "contrast", "saturation", "hue")
+    *factors, hue = settings.JITTER
+    ranges = [(max(0.0, 1 - s), 1 + s) for s in factors] + [(-hue, hue)]
+    order = torch.randperm(4, generator=generator).tolist()
+    jitter, gray, blur, sigma, *shares = torch.rand(8, generator=generator).tolist()
     picture = TF.to_pil_image(image.cpu())
-    for name, amount in draws.jitter:
-        picture = getattr(TF, f"adjust_{name}")(picture, amount)
-    if draws.grayscale:
+    for index in order if jitter < settings.JITTER_PROB else ():
+        low, high = ranges[index]
+        change = getattr(TF, f"adjust_{names[index]}")
+        picture = change(picture, low + (high - low) * shares[index])
+    if gray < settings.GRAYSCALE_PROB:
         picture = TF.rgb_to_grayscale(picture, 3)
-    if draws.sigma is not None:
-        kernel = 2 * int(np.ceil(reach * draws.sigma)) + 1
-        picture = TF.gaussian_blur(picture, [kernel, kernel], [draws.sigma, draws.sigma])
+    if blur < settings.BLUR_PROB:
+        low, high = settings.BLUR_SIGMA
+        sigma = low + (high - low) * sigma
+        kernel = 2 * int(np.ceil(BLUR_REACH * sigma)) + 1
+        picture = TF.gaussian_blur(picture, [kernel, kernel], [sigma, sigma])
     return TF.pil_to_tensor(picture).to(image.device)
 
 
@@ -183,3 +185,143 @@ def update_teacher(teacher: nn.Module, student: nn.Module, decay: float) -> None
                 tensor.copy_(decay * tensor + (1 - decay) * source[name])
             else:
                 tensor.copy_(source[name])
+
+
+def deformable_sampling(
+    value: Tensor, level_sizes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """Deformable attention's look-up, level by level: read all points, then weigh and add.
+
+    value (B, S, heads, C), locations (B, Q, heads, levels, points, 2), weights (B, Q, heads,
+    levels, points) -> (B, Q, heads * C).
+    """
+    dtype = value.dtype
+    batch, _, heads, channels = value.shape
+    queries = locations.shape[1]
+    read, start = [], 0
+    for level, (height, width) in enumerate(level_sizes):
+        cells = value[:, start : start + height * width].float()
+        start += height * width
+        maps = cells.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
+        grid = 2 * locations[:, :, :, level].float() - 1  # B, Q, heads, points, 2
+        grid = grid.permute(0, 2, 1, 3, 4).reshape(batch * heads, queries, -1, 2)
+        read.append(F.grid_sample(maps, grid, align_corners=False))
+    sampled = torch.stack(read, dim=3)  # B·heads, C, Q, levels, points
+    factors = weights.float().permute(0, 2, 1, 3, 4).flatten(0, 1)[:, None]
+    mixed = (sampled * factors).sum(dim=(3, 4)).view(batch, heads * channels, queries)
+    return mixed.transpose(1, 2).to(dtype)
+
+
+class Matcher(HungarianMatcher):
+    """Hungarian matching of one image and one layer at a time, each with its own transfer."""
+
+    @torch.no_grad()
+    def __call__(
+        self, layers: Sequence[dict], targets: Sequence[dict], generators: Sequence | None = None
+    ) -> list[ImageMatches]:
+        """An image's generator draws the points of all layers."""
+        matches = []
+        for index, target in enumerate(targets):
+            generator = generators[index] if generators else None
+            device = target["masks"].device
+            source = generator.device if generator is not None else device
+            shape = (len(layers), self.num_points, 2)
+            points = torch.rand(shape, generator=generator, device=source).to(device)
+            found = []
+            for layer, its_points in zip(layers, points, strict=True):
+                logits, masks = layer["pred_logits"][index], layer["pred_masks"][index]
+                cost = self.cost(logits, masks, target, its_points)
+                queries, instances = linear_sum_assignment(cost.cpu().numpy())
+                order = instances.argsort()
+                found.append((queries[order], instances[order]))
+            queries, instances = map(np.stack, zip(*found, strict=True))
+            labels = target["labels"].cpu().numpy()
+            matches.append(ImageMatches(queries, instances, labels[instances], len(labels)))
+        return matches
+
+    def cost(self, logits: Tensor, masks: Tensor, target: dict, points: Tensor) -> Tensor:
+        """(Q, N) costs at points (P, 2), the mask terms by the two sides of the cross-entropy."""
+        grid = (2 * points - 1)[None, None]
+        predicted = F.grid_sample(masks[None].float(), grid, align_corners=False)[0, :, 0]
+        wanted = F.grid_sample(target["masks"][None].float(), grid, align_corners=False)[0, :, 0]
+        inside = F.binary_cross_entropy_with_logits(
+            predicted, torch.ones_like(predicted), reduction="none"
+        )
+        outside = F.binary_cross_entropy_with_logits(
+            predicted, torch.zeros_like(predicted), reduction="none"
+        )
+        entropy = (inside @ wanted.T + outside @ (1 - wanted).T) / self.num_points
+        shares = predicted.sigmoid()
+        total = shares.sum(1)[:, None] + wanted.sum(1)[None]
+        dice = 1 - (2 * shares @ wanted.T + 1) / (total + 1)
+        likely = logits.float().softmax(-1)[:, target["labels"]]
+        return self.mask_cost * entropy + self.dice_cost * dice - self.class_cost * likely
+
+
+class Distillation:
+    """What ``loss`` computes, with its settings and its backend, and to be called as it is.
+
+    The image of a prompt is repeated for each prompt and goes through the library's transformer,
+    whose parts are all computed. The grid's content must end where a cell does.
+    """
+
+    def __init__(self, loss: StructuralDistillation) -> None:
+        self._loss = loss
+
+    def __call__(
+        self,
+        mask_features: Tensor,
+        images: Tensor,
+        image_sizes: Sequence[tuple[int, int]],
+        masks: Sequence[Tensor],
+        generators: Sequence[torch.Generator],
+    ) -> dict[str, Tensor]:
+        loss = self._loss
+        with torch.no_grad():
+            embeddings = loss.backend.encode(images, list(image_sizes)).embeddings
+        losses = []
+        for index, size in enumerate(image_sizes):
+            points = sample_query_points(
+                masks[index],
+                size,
+                loss.num_points,
+                loss.num_foreground,
+                generators[index],
+                images.device,
+            )
+            content = loss.backend.content_mask(size)
+            rows, columns = int(content.any(1).sum()), int(content.any(0).sum())
+            with torch.no_grad():
+                tokens = prompted_tokens(loss.backend, embeddings[index], size, points)
+                cells = tokens[:, :, :rows, :columns].float()
+                target = cosines(cells, points[:, None])[:, 0]
+            resized = F.interpolate(
+                mask_features[index, None].float(), (rows, columns), mode="bilinear"
+            )
+            similarity = cosines(resized, points[None])[0]
+            losses.append(F.huber_loss(similarity, target, delta=loss.huber_delta))
+        return {"loss_sd": loss.weight * torch.stack(losses).mean()}
+
+
+def prompted_tokens(
+    backend, embedding: Tensor, image_size: tuple[int, int], points: Tensor
+) -> Tensor:
+    """(P, C, S, S) tokens of an image (C, S, S) after each of P clicks, (x, y) in its content."""
+    sam, count = backend.decoder, len(points)
+    scale = torch.tensor(backend.grid_scale(image_size), device=points.device)
+    clicks = (points * scale * backend.image_side - 0.5)[:, None]
+    kinds = torch.ones(count, 1, dtype=torch.long, device=points.device)
+    prompts, no_mask = sam.prompt_encoder(points=(clicks, kinds), boxes=None, masks=None)
+    learned = torch.cat([sam.mask_decoder.iou_token.weight, sam.mask_decoder.mask_tokens.weight])
+    tokens = torch.cat([learned.expand(count, -1, -1), prompts], dim=1)
+    image = embedding[None].repeat_interleave(count, 0) + no_mask
+    position = sam.prompt_encoder.get_dense_pe().repeat_interleave(count, 0)
+    _, attended = sam.mask_decoder.transformer(image, position, tokens)
+    return attended.transpose(1, 2).reshape(image.shape)
+
+
+def cosines(maps: Tensor, points: Tensor) -> Tensor:
+    """(N, P, h*w) of maps (N, C, h, w) at points (N, P, 2) with all of their cells."""
+    chosen = F.grid_sample(maps, 2 * points[:, :, None] - 1, "bilinear", "border", False)
+    chosen = F.normalize(chosen[..., 0], dim=1)
+    return chosen.transpose(1, 2) @ F.normalize(maps.flatten(2), dim=1)

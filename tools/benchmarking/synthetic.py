@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from detectron2.structures import BitMasks, Instances
@@ -86,18 +84,15 @@ def query_predictions(
     return logits, masks
 
 
-def sam_answers(
-    counts: Sequence[int], frame: int, content: Sequence[tuple[float, float]]
-) -> list[tuple[Tensor, Tensor]]:
-    """For each image (N, 3, frame, frame) mask logits and (N, 3) IoUs, as a SAM's backend gives.
+def sam_answer(
+    index: int, count: int, frame: int, content: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """(N, 3, frame, frame) mask logits and (N, 3) IoUs of image ``index``, as SAM's backends give.
 
-    ``content`` are the shares (x, y) of the square frame that the images fill.
+    ``content`` are the shares (x, y) of the square frame that the image fills.
     """
-    answers = []
-    for index, (count, (share_x, share_y)) in enumerate(zip(counts, content, strict=True)):
-        height, width = max(1, round(frame * share_y)), max(1, round(frame * share_x))
-        logits = torch.full((count, 3, frame, frame), NO_MASK)
-        drawn = instance_logits(count, (height, width), generator("answers", index))
-        logits[:, :, :height, :width] = drawn[:, None]
-        answers.append((logits, torch.tensor([0.5, 0.9, 0.7]).expand(count, 3).clone()))
-    return answers
+    width, height = (max(1, round(frame * share)) for share in content)
+    logits = torch.full((count, 3, frame, frame), NO_MASK)
+    drawn = instance_logits(count, (height, width), generator("answers", index))
+    logits[:, :, :height, :width] = drawn[:, None]
+    return logits, torch.tensor([0.5, 0.9, 0.7]).expand(count, 3).clone()

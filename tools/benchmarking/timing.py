@@ -1,4 +1,4 @@
-"""Interleaved timing, its statistics, and the memory of one call."""
+"""Interleaved timing, the memory of a call, and what the machine can do at most."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
 
+MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
+COPIED_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 MEMORY_EVENT = "[memory]"  # of a trace of torch.profiler
 CPU_IN_TRACE = 0  # "Device Type" of a memory event
 
@@ -34,20 +37,10 @@ class Form:
     prepare: Callable[[], tuple] = tuple
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Seconds of repeated calls: the median and the quartiles around it."""
-
-    median: float
-    lower: float
-    upper: float
-    repeats: int
-
-
-def summarize(values: Sequence[float]) -> Summary:
+def summarize(values: Sequence[float]) -> dict[str, float]:
     """Median and quartiles (linear interpolation) of at least one value."""
     lower, median, upper = (float(q) for q in np.percentile(values, [25, 50, 75]))
-    return Summary(median, lower, upper, len(values))
+    return {"median": median, "lower": lower, "upper": upper, "repeats": len(values)}
 
 
 class Clock:
@@ -77,23 +70,21 @@ class Clock:
         del result
         return seconds
 
-
-def measure(
-    forms: Mapping[str, Form], clock: Clock, *, repeats: int, warmup: int = 1
-) -> dict[str, list[float]]:
-    """Seconds of each repeat of each form, taken in turns: A B, B A, A B, …"""
-    names = list(forms)
-    for _ in range(warmup):
-        for name in names:
-            clock.time(forms[name])
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for repeat in range(repeats):
-        for name in names if repeat % 2 == 0 else reversed(names):
-            times[name].append(clock.time(forms[name]))
-    return times
+    def measure(
+        self, forms: Mapping[str, Form], *, repeats: int, warmup: int
+    ) -> dict[str, list[float]]:
+        """Seconds of each repeat of each form, taken in turns: A B, B A, A B, …"""
+        names = list(forms)
+        for name in names * warmup:
+            self.time(forms[name])
+        times: dict[str, list[float]] = {name: [] for name in names}
+        for repeat in range(repeats):
+            for name in names if repeat % 2 == 0 else reversed(names):
+                times[name].append(self.time(forms[name]))
+        return times
 
 
-def ratio(plain: Sequence[float], ours: Sequence[float]) -> Summary:
+def ratio(plain: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
     """How many times as long the plain form takes; of the repeats that were taken in turns."""
     return summarize([a / b for a, b in zip(plain, ours, strict=True)])
 
@@ -143,3 +134,31 @@ def peak_of_trace(events: Sequence[Mapping[str, Any]]) -> int:
         held += int(event["args"]["Bytes"])
         peak = max(peak, held)
     return peak
+
+
+def machine_peaks(clock: Clock, *, half: bool) -> dict[str, float]:
+    """Operations (multiplications and additions) and bytes a second, by kind of bound.
+
+    Of a large matrix product, in half precision where the training uses it, and a large copy.
+    """
+    device = clock.device
+    side = MATRIX_SIDE[device.type]
+    dtype = torch.float16 if half else torch.float32
+    left, right = (torch.full((side, side), 0.5, dtype=dtype, device=device) for _ in range(2))
+    source = torch.zeros(COPIED_BYTES[device.type] // 2, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    amounts = {"arithmetic": 2 * side**3, "bandwidth": 2 * source.numel()}
+    forms = {
+        "arithmetic": Form(lambda: torch.mm(left, right)),
+        "bandwidth": Form(lambda: target.copy_(source)),
+    }
+    times = clock.measure(forms, repeats=5, warmup=2)
+    return {kind: amounts[kind] / summarize(times[kind])["median"] for kind in forms}
+
+
+def count_flops(form: Form) -> float:
+    """Operations of a call."""
+    arguments = form.prepare()
+    with FlopCounterMode(display=False) as counter:
+        form.run(*arguments)
+    return float(counter.get_total_flops())

@@ -1,0 +1,126 @@
+"""Write the student's or the teacher's weights of a checkpoint as a plain Mask2Former file.
+
+    python tools/export_weights.py output/student/model_final.pth student.pth
+    python tools/export_weights.py --model teacher output/student/model_final.pth t.safetensors
+
+A .pth file holds {"model": weights} and nothing else; Mask2Former and Detectron2 read it, and so
+does MODEL.WEIGHTS here. Every kind of checkpoint that this project reads can be exported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor
+
+from s4m_d2.engine.checkpointing.weight_files import read_weight_file
+from s4m_d2.engine.checkpointing.weight_names import BRANCHES, model_weights
+from s4m_d2.errors import ConfigError, S4MError, WeightsError
+from s4m_d2.files import atomic_write
+from s4m_d2.modeling.backbones.weight_names import to_mask2former_names
+
+# Mask2Former renames weights of a head that states no version, or an earlier one.
+HEAD, HEAD_VERSION = "sem_seg_head", 2
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="file with one model, or with a student and a teacher")
+    parser.add_argument("output", help="file to write, .pth or .safetensors")
+    parser.add_argument("--model", choices=sorted(BRANCHES), default="student")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
+    args = parser.parse_args(arguments)
+    try:
+        print(export(args.checkpoint, args.output, args.model, overwrite=args.force))
+    except S4MError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+
+
+def export(checkpoint: str, output: str, branch: str, *, overwrite: bool = False) -> str:
+    """Write the weights of one model of a checkpoint into a file of their own.
+
+    Args:
+        checkpoint: path of the file to read.
+        output: path of the file to write; its ending says in which format.
+        branch: "student" or "teacher".
+        overwrite: replace an existing file.
+
+    Returns:
+        A line that says what was written.
+
+    Raises:
+        ConfigError: the output has another ending, exists, or cannot be written.
+        WeightsError: the checkpoint cannot be read, or does not hold that model.
+    """
+    _check_output(checkpoint, output, overwrite)
+    content = read_weight_file(checkpoint)
+    weights = model_weights(content, branch, checkpoint)
+    if weights.branch not in (None, branch):
+        raise WeightsError(
+            f"Weights '{checkpoint}' hold a {weights.branch} and no {branch}: "
+            f"use --model {weights.branch}."
+        )
+    if not any(name.startswith(f"{HEAD}.") for name in weights.state):
+        raise WeightsError(
+            f"Weights '{checkpoint}' are those of a backbone: there is no whole model to export."
+        )
+    named = to_mask2former_names(weights.state)
+    state = {name: tensor.detach().clone().contiguous() for name, tensor in named.items()}
+    try:
+        with atomic_write(output, "wb") as file:
+            _write(state, file, Path(output).suffix)
+    except OSError as error:
+        raise ConfigError(f"The output '{output}' cannot be written: {error}.") from error
+    whose = f"the {branch}" if weights.branch else "the only model"
+    at = f" after iteration {content['iteration']}" if "iteration" in content else ""
+    numbers = sum(tensor.numel() for tensor in state.values())
+    return f"{output}: {len(state)} tensors ({numbers:,} numbers) of {whose} in {checkpoint}{at}"
+
+
+def _check_output(checkpoint: str, output: str, overwrite: bool) -> None:
+    ending = Path(output).suffix
+    if ending not in (".pth", ".safetensors"):
+        raise ConfigError(
+            f"The output '{output}' ends in {ending or 'nothing'!r}; expected .pth or .safetensors."
+        )
+    if ending == ".safetensors":
+        try:
+            import safetensors.torch  # noqa: F401
+        except ImportError as error:
+            raise ConfigError(
+                f"The output '{output}' needs the package that writes it: pip install "
+                "safetensors. A .pth file needs none."
+            ) from error
+    if not os.path.exists(output):
+        return
+    if os.path.isdir(output):
+        raise ConfigError(f"The output '{output}' is a folder; name a file.")
+    if os.path.exists(checkpoint) and os.path.samefile(checkpoint, output):
+        raise ConfigError(f"The output '{output}' is the checkpoint itself; name another file.")
+    if not overwrite:
+        raise ConfigError(f"The output '{output}' exists. Add --force to replace it.")
+
+
+def _write(state: Mapping[str, Tensor], file: IO[bytes], ending: str) -> None:
+    if ending == ".safetensors":
+        from safetensors.torch import save
+
+        file.write(save(dict(state), metadata={"format": "pt"}))
+        return
+    model: Any = OrderedDict(state)
+    versions = {"": {"version": 1}}
+    if any(name.startswith(f"{HEAD}.") for name in state):
+        versions[HEAD] = {"version": HEAD_VERSION}
+        versions[f"{HEAD}.predictor"] = {"version": HEAD_VERSION}
+    model._metadata = OrderedDict(versions)  # where PyTorch keeps modules' versions
+    torch.save({"model": model}, file)

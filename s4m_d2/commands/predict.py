@@ -1,0 +1,212 @@
+"""Run a checkpoint on images, folders and videos; write overlays and COCO's results.
+
+    python tools/demo.py --config-file configs/cityscapes_10pct.yaml \
+        --weights output/student/model_final.pth --input photo.jpg drive.mp4 --output output/demo
+    python tools/demo.py --config-file configs/toyscapes_10pct.yaml --model teacher \
+        --weights output/quickstart/student/model_final.pth \
+        --input datasets/toyscapes/leftImg8bit/val --output output/demo MODEL.DEVICE cpu
+
+    python tools/demo.py --config-file output/own/config.yaml --tile 512 \
+        --weights output/own/student/model_final.pth --input slide.png --output output/demo
+
+The output folder gets overlays/, with a PNG for each image and an MP4 for each video, under the
+names that the inputs have; predictions.json, COCO's list of results; images.json, which says what
+its image and category ids are. No data set is needed. Files that cannot be read are listed at the
+end, the others are done, and the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from tqdm import tqdm
+
+from s4m_d2.command_line import natural, print_first, share
+from s4m_d2.data.images import read_image
+from s4m_d2.data.listing import Media, Video, find_media
+from s4m_d2.engine import run_config
+from s4m_d2.engine.checks.config_checks import check_config
+from s4m_d2.engine.command.arguments import split_overrides
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
+from s4m_d2.errors import ConfigError, DatasetError, S4MError
+from s4m_d2.evaluation.coco import RESULTS, Add, write_coco_results
+from s4m_d2.visualization import overlay, write_png
+from s4m_d2.visualization.video import write_video
+
+OVERLAYS = "overlays"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit status: 0 all done, 1 an error, or files that cannot be read."""
+    try:
+        words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+        args = parse_args(words)
+        for key, value in (("SIZE", args.tile), ("OVERLAP", args.overlap)):
+            overrides += [] if value is None else [f"INPUT.TILE.{key}", str(value)]
+        return run(run_config(load_config(args.config_file, overrides)), args)
+    except S4MError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def parse_args(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options] [KEY VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE")
+    add("--weights", required=True, metavar="FILE", help="checkpoint, or weights of one model")
+    add("--model", choices=("student", "teacher"), default="student")
+    add("--input", nargs="+", required=True, metavar="PATH")
+    add("--output", required=True, metavar="DIR")
+    add("--score", type=share, default=0.5, help="least score of an instance (default: 0.5)")
+    add("--tile", type=natural, metavar="PX",
+        help="side of the tiles that an image is cut into, 0: none (default: INPUT.TILE.SIZE)",
+    )  # fmt: skip
+    add("--overlap", type=share,
+        help="least share of the side that neighboring tiles have in common (default: 0.2)",
+    )  # fmt: skip
+    add("--class-names", default="", metavar="FILE",
+        help="a name a line, in the order of the class ids (default: those of DATASETS.TEST)",
+    )  # fmt: skip
+    add("--force", action="store_true", help="replace what --output holds")
+    return parser.parse_args(words)
+
+
+def run(cfg: CfgNode, args: argparse.Namespace) -> int:
+    """Look at everything and write what was found.
+
+    Raises:
+        S4MError: settings, weights or the output folder are wrong; predictions.json is then as it
+            was.
+    """
+    _check(cfg, args)
+    names = class_names(cfg, args.class_names)
+    media, problems = find_media(args.input, exclude=args.output)
+    model, _ = load_model(cfg, args.weights, args.model)
+    outputs = output_names(media)
+    total = sum(_frames(item) for item in media)
+    with (
+        write_coco_results(args.output, names, category_ids(cfg)) as add,
+        tqdm(total=total, unit="image", disable=None) as progress,
+    ):
+        demo = Demo(Predictor(cfg, model), names, args.score, add, progress)
+        for item in media:
+            try:
+                demo.process(item, os.path.join(args.output, OVERLAYS, outputs[item]))
+            except DatasetError as error:
+                problems[item.path] = str(error)
+    found = f"{demo.instances} instance{'s' * (demo.instances != 1)}"
+    print(f"{demo.images} image{'s' * (demo.images != 1)}, {found}: {args.output}")
+    if problems:
+        print(f"{len(problems)} of the inputs cannot be read:", file=sys.stderr)
+        print_first(list(problems.values()))
+    return 1 if problems else 0
+
+
+class Demo:
+    """Segments images and frames, draws them and hands on the results.
+
+    Args:
+        predict: image, least score → instances.
+        names: of the classes.
+        score: least score of an instance.
+        add: takes an image's description and its instances.
+        progress: a bar that counts images.
+
+    Attributes:
+        images, instances: how many there were so far.
+    """
+
+    def __init__(
+        self, predict: Predictor, names: list[str], score: float, add: Add, progress: tqdm
+    ) -> None:
+        self.predict = predict
+        self.names = names
+        self.score = score
+        self.add = add
+        self.progress = progress
+        self.images = self.instances = 0
+
+    def process(self, item: Media, output: str) -> None:
+        """Look at one file and write ``output``, a path without a suffix.
+
+        Raises:
+            DatasetError: the file cannot be read, or a video not to its end; what could be read
+                of it is among the results and drawn.
+        """
+        if not item.is_video:
+            image = read_image(item.path, "RGB")
+            write_png(self._look(image, {"file_name": item.path}), f"{output}.png")
+            return
+        video = Video(item.path)
+        problem = None
+        with write_video(f"{output}.mp4", video.fps) as write:
+            try:
+                for index, frame in enumerate(video):
+                    write(self._look(frame, {"file_name": item.path, "frame": index}))
+            except DatasetError as error:
+                problem = error
+        if problem is not None:
+            raise problem
+
+    def _look(self, image: np.ndarray, description: dict) -> np.ndarray:
+        found = self.predict(image, self.score)
+        self.add({**description, "height": image.shape[0], "width": image.shape[1]}, found)
+        self.images += 1
+        self.instances += len(found)
+        self.progress.update()
+        labels, scores = found.pred_classes.tolist(), found.scores.tolist()
+        return overlay(image, found.pred_masks, labels, self.names, scores)
+
+
+def output_names(media: list[Media]) -> dict[Media, str]:
+    """A path without suffix for each file, below the folder of overlays, no two the same."""
+    names: dict[Media, str] = {}
+    taken: set[str] = set()
+    for item in media:
+        stem, suffix = os.path.splitext(item.name)
+        numbered = (f"{stem}_{number}" for number in itertools.count(2))
+        choices = itertools.chain((stem, f"{stem}_{suffix[1:]}"), numbered)
+        name = next(choice for choice in choices if choice.lower() not in taken)
+        taken.add(name.lower())  # as file systems that ignore case see it
+        names[item] = name
+    return names
+
+
+def category_ids(cfg: CfgNode) -> list[int]:
+    """Of each class its id in DATASETS.TEST, where that is known, or else 1, 2, ..."""
+    count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    first = next(iter(cfg.DATASETS.TEST), "")
+    known = MetadataCatalog.get(first).get("thing_dataset_id_to_contiguous_id") if first else None
+    if known is None or sorted(known.values()) != list(range(count)):
+        return list(range(1, count + 1))
+    return sorted(known, key=known.get)
+
+
+def _check(cfg: CfgNode, args: argparse.Namespace) -> None:
+    if not cfg.DATASETS.TEST:  # asked for where results are evaluated, not here
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.DATASETS.TEST = ("none",)
+    check_config(cfg, eval_only=True)
+    results = os.path.join(args.output, RESULTS)
+    if os.path.exists(results) and not args.force:
+        raise ConfigError(f"The output '{results}' exists. Add --force to replace it.")
+
+
+def _frames(item: Media) -> int:
+    """How many images a file is, as far as it says."""
+    try:
+        return Video(item.path).announced if item.is_video else 1
+    except DatasetError:
+        return 0
