@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.data.images import read_image
-from s4m_d2.data.masks import transform_masks
+from s4m_d2.data.segmentations import transform_masks
 from s4m_d2.errors import DatasetError, InputError, S4MError
 from s4m_d2.sam import SAM_BACKEND_REGISTRY, SamBackend, build_sam_backend
 

@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 
 from s4m_d2.data import CocoFormat
 from s4m_d2.data.images import read_image
-from s4m_d2.data.masks import transform_masks
+from s4m_d2.data.segmentations import transform_masks
 
 SIDE = 256  # px of a view: the model's input
 MIN_AREA, MAX_SHARE = 30, 0.8  # px of a view, of the view: what is a target
