@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-MAX_WHEEL_BYTES = 8 * 2**20
+MAX_WHEEL_BYTES = 12 * 2**20
 FOLDERS = ("configs", "docs", "examples", "s4m_d2", "tests", "tools", "detectron2_lite")
 BUILD = """
 import sys

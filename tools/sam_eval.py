@@ -11,10 +11,8 @@ Sizes are the side of a square of the mask's area, in the same px.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -25,6 +23,7 @@ from tiny_sam_data import SIDE, load_records
 from tqdm import tqdm
 
 from s4m_d2.config import add_s4m_config
+from s4m_d2.data.annotations import read_annotations
 from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
 from s4m_d2.errors import DatasetError, InputError, S4MError
@@ -36,7 +35,7 @@ SIZE_LIMITS = (0, 16, 32, 64, SIDE + 1)  # px
 
 @dataclass
 class Answers:
-    """Of each mask: category id, side in px, IoU of the best-rated answer and of the best one."""
+    """Of each mask: class index, side in px, IoU of the best-rated answer and of the best one."""
 
     categories: np.ndarray
     sides: np.ndarray
@@ -46,13 +45,13 @@ class Answers:
     def row(self, name: str, chosen: np.ndarray) -> list:
         return [name, int(chosen.sum()), self.rated[chosen].mean(), self.best[chosen].mean()]
 
-    def rows(self, names: dict[int, str]) -> list[list]:
+    def rows(self, names: list[str]) -> list[list]:
         """Name, count and mean IoUs of all masks, of each size, of each class."""
         groups = [("all", np.ones(len(self.sides), dtype=bool))]
         for low, high in zip(SIZE_LIMITS, SIZE_LIMITS[1:], strict=False):
             name = f"{low} to {high} px" if high <= SIDE else f"{low} px and more"
             groups.append((name, (self.sides >= low) & (self.sides < high)))
-        groups += [(name, self.categories == key) for key, name in sorted(names.items())]
+        groups += [(name, self.categories == key) for key, name in enumerate(names)]
         return [self.row(name, chosen) for name, chosen in groups if chosen.any()]
 
 
@@ -96,7 +95,7 @@ def measure(
 
 
 def _window(record: dict, crop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image (h, w, 3), masks (N, h, w) and category ids (N,) at the center of an image."""
+    """Image (h, w, 3), masks (N, h, w) and class indices (N,) at the center of an image."""
     image = read_image(record["file_name"], "RGB")
     size = image.shape[:2]
     height, width = (min(crop, side) if crop else side for side in size)
@@ -159,8 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except S4MError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    categories = json.loads(Path(args.labeled).read_text())["categories"]
-    rows = answers.rows({category["id"]: category["name"] for category in categories})
+    rows = answers.rows(read_annotations(args.labeled, args.images).classes)
     print(f"{len(records)} images, {args.clicks} clicks per mask, seed {args.seed}:")
     print(tabulate(rows, ["", "masks", "IoU", "best"], floatfmt=".3f"))
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from detectron2.data import transforms as T
 
-from s4m_d2.data import CocoFormat
+from s4m_d2.data.annotations import read_annotations
 from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
 
@@ -35,12 +35,12 @@ def load_records(json_file: str, image_root: str) -> tuple[list[dict], list[dict
     Crowds are left out.
 
     Raises:
-        DatasetError: as :meth:`CocoFormat.load`.
+        DatasetError: as :func:`s4m_d2.data.annotations.read_annotations`.
     """
-    paths = (str(Path(path).resolve()) for path in (json_file, image_root))
-    records = CocoFormat(*paths, remedy="Give existing paths.").load(sorted)
-    for record in records:
-        record["annotations"] = [a for a in record["annotations"] if not a["iscrowd"]]
+    read = read_annotations(json_file, image_root, remedy="Give existing paths.").records
+    records = [
+        {**r, "annotations": [a for a in r["annotations"] if not a["iscrowd"]]} for r in read
+    ]
     records = [record for record in records if record["annotations"]]
     records.sort(key=lambda record: record["file_name"])
     trained = len(records) * 4 // 5

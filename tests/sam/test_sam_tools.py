@@ -78,11 +78,11 @@ class Oracle:
 def test_the_best_rated_and_the_best_answer_are_compared_in_the_window(data):
     records = sam_eval.load_records(*data)[0]
     answers = sam_eval.measure(Oracle(), records[:2], clicks=3, crop=64)
-    assert answers.categories.tolist() == [1, 2, 1, 2]
+    assert answers.categories.tolist() == [0, 1, 0, 1]
     assert answers.sides.tolist() == [80, 40, 80, 40]  # a window of 64 px counts 256
     np.testing.assert_allclose(answers.best, 1)
     np.testing.assert_allclose(answers.rated, [19 / 20, 9 / 10] * 2)
-    rows = {name: values for name, *values in answers.rows({1: "big", 2: "small", 3: "none"})}
+    rows = {name: values for name, *values in answers.rows(["big", "small", "none"])}
     assert set(rows) == {"all", "32 to 64 px", "64 px and more", "big", "small"}
     assert rows["all"] == pytest.approx([4, 0.925, 1.0]) and rows["small"][0] == 2
 
