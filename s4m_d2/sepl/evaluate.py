@@ -84,9 +84,8 @@ class LabelFolders:
         suffix: str,
         background_score: float,
     ):
-        suffixes = {BEFORE: suffix}
         self.files = {
-            kind: files_by_name(path, suffix=suffixes.get(kind, ""))
+            kind: files_by_name(path, suffix=suffix if kind == BEFORE else "")
             for kind, path in folders.items()
             if path is not None
         }
