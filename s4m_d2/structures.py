@@ -164,6 +164,11 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
     return [mask_util.encode(mask.T) for mask in by_column]
 
 
+def plain_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
+    """An encoding for JSON, which has no bytes."""
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
+
+
 def encode_edges(edges: Sequence[int] | np.ndarray, image_size: tuple[int, int]) -> dict[str, Any]:
     """COCO's encoding of a mask of (H, W) that begins and ends by turns at these pixels.
 

@@ -38,7 +38,8 @@ MAY_IMPORT = {
     "sepl": BASE | LEAVES | {"command_line", "config", "data", "visualization"},
     "commands": BASE
     | LEAVES
-    | {"command_line", "data", "engine", "evaluation", "modeling", "sepl", "visualization"},
+    | {"command_line", "data", "engine", "evaluation", "modeling", "report", "sepl"}
+    | {"visualization"},
     "evaluation": BASE,
     "visualization": BASE,
     "report": BASE,

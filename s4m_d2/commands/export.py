@@ -118,9 +118,8 @@ def _write(state: Mapping[str, Tensor], file: IO[bytes], ending: str) -> None:
         file.write(save(dict(state), metadata={"format": "pt"}))
         return
     model: Any = OrderedDict(state)
-    versions = {"": {"version": 1}}
-    if any(name.startswith(f"{HEAD}.") for name in state):
-        versions[HEAD] = {"version": HEAD_VERSION}
-        versions[f"{HEAD}.predictor"] = {"version": HEAD_VERSION}
-    model._metadata = OrderedDict(versions)  # where PyTorch keeps modules' versions
+    versions = {"": 1, HEAD: HEAD_VERSION, f"{HEAD}.predictor": HEAD_VERSION}
+    model._metadata = OrderedDict(  # where PyTorch keeps modules' versions
+        (name, {"version": version}) for name, version in versions.items()
+    )
     torch.save({"model": model}, file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -18,19 +18,12 @@ from tqdm import tqdm
 from s4m_d2.command_line import natural, positive, print_problems, share
 from s4m_d2.data.listing import IMAGE_EXTENSIONS
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
-from s4m_d2.files import atomic_write
+from s4m_d2.report import write_results
 from s4m_d2.sam import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.automatic_masks import AutomaticMaskSettings
 from s4m_d2.sepl.evaluate import AFTER, BEFORE, TRUTH, LabelFolders, compare
 from s4m_d2.sepl.files import BACKGROUND_SCORE, PRESETS, class_names, files_by_name, image_list
-from s4m_d2.sepl.folders import (
-    REPORT,
-    Enhancer,
-    ImageFiles,
-    begin,
-    outcomes,
-    write_report,
-)
+from s4m_d2.sepl.folders import REPORT, Enhancer, ImageFiles, begin, outcomes, write_report
 from s4m_d2.sepl.masks import MaskFolder, SamMasks, find_masks
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH
 from s4m_d2.sepl.visualize import Row, best_and_worst, read_row, write_picture
@@ -121,9 +114,7 @@ def evaluate(args: argparse.Namespace) -> int:
     comparison = compare(_label_folders(args, len(names)), listed)
     report = comparison.report(names)
     if args.json is not None:
-        with atomic_write(args.json) as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+        write_results(report, args.json)
     if comparison.images:
         print(score_table(report) + "\n")
     count = len(comparison.images)
@@ -174,9 +165,9 @@ def visualize(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _percent(value: float | None, column: str) -> str:
+def _percent(value: float, column: str) -> str:
     sign = "+" if column == "gain" else ""
-    return "–" if value is None else f"{100 * value:{sign}.2f}"
+    return "–" if math.isnan(value) else f"{100 * value:{sign}.2f}"
 
 
 def _class_names(args: argparse.Namespace) -> tuple[str, ...]:

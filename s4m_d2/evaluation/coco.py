@@ -17,7 +17,7 @@ from torch import nn
 from s4m_d2.errors import ConfigError
 from s4m_d2.evaluation.cityscapes import CityscapesInstanceAP
 from s4m_d2.files import atomic_write
-from s4m_d2.structures import RLEMasks, as_rles
+from s4m_d2.structures import RLEMasks, as_rles, plain_rle
 
 COCO_TASKS = ("bbox", "segm")  # stated, so that a model without predictions has both results too
 RESULTS = "predictions.json"
@@ -71,7 +71,7 @@ class COCOInstanceAP(COCOEvaluator):
             super().process([sample], [{**output, "instances": rest}])
             results = self._predictions[-1]["instances"]
             for result, rle in zip(results, masks.rles, strict=True):
-                result["segmentation"] = _plain(rle)
+                result["segmentation"] = plain_rle(rle)
 
 
 @contextmanager
@@ -142,15 +142,10 @@ def coco_results(instances: Instances, category_ids: Sequence[int]) -> Iterator[
     for rle, label, score in zip(rles, labels, scores, strict=True):
         yield {
             "category_id": category_ids[label],
-            "segmentation": _plain(rle),
+            "segmentation": plain_rle(rle),
             "bbox": mask_util.toBbox(rle).tolist(),
             "score": score,
         }
-
-
-def _plain(rle: Mapping[str, Any]) -> dict[str, Any]:
-    """For JSON, which has no bytes."""
-    return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
 class _JSONList:

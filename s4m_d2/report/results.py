@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from s4m_d2.files import atomic_write
 
 
-def write_results(results: Mapping[str, Any], path: str) -> None:
+def write_results(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     """Write nested results as JSON; a number that is not finite becomes null.
 
     Raises:
@@ -20,7 +21,9 @@ def write_results(results: Mapping[str, Any], path: str) -> None:
     def plain(value):
         if isinstance(value, Mapping):
             return {key: plain(item) for key, item in value.items()}
-        if value is None or isinstance(value, int | str | list):
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        if value is None or isinstance(value, int | str):
             return value
         return float(value) if math.isfinite(value) else None
 

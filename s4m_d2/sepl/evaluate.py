@@ -84,9 +84,8 @@ class LabelFolders:
         suffix: str,
         background_score: float,
     ):
-        suffixes = {BEFORE: suffix}
         self.files = {
-            kind: files_by_name(path, suffix=suffixes.get(kind, ""))
+            kind: files_by_name(path, suffix=suffix if kind == BEFORE else "")
             for kind, path in folders.items()
             if path is not None
         }
@@ -141,7 +140,7 @@ class Comparison:
         return {name: gain for name, gain in gains.items() if not math.isnan(gain)}
 
     def report(self, names: Sequence[str]) -> dict[str, Any]:
-        """All that is known, for JSON; what is not a number there becomes None.
+        """All that is known, for ``write_results``; scores of nothing are nan.
 
         Args:
             names: of the classes.
@@ -150,7 +149,7 @@ class Comparison:
         improved, worsened = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
         counts = self.counts.values()
         by_class = zip(names, *(iou(of).tolist() for of in counts), strict=True)
-        content = {
+        return {
             "num_images": len(self.images),
             **({"improved": improved, "worsened": worsened} if BEFORE in self.counts else {}),
             "iou": {name: change(*values) for name, *values in by_class},
@@ -159,7 +158,6 @@ class Comparison:
             "images": self.images,
             "problems": self.problems,
         }
-        return _without_nan(content)
 
 
 def change(*values: float) -> dict[str, float]:
@@ -202,12 +200,3 @@ def compare(folders: LabelFolders, names: Iterable[str] | None = None) -> Compar
             for kind, counts in found.items():
                 result.counts[kind] += counts
     return result
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with None for what is not finite, which JSON has no number for."""
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -80,7 +80,12 @@ class Enhancer:
         """
         try:
             label = read_label(files.label, self.num_classes, self.background_score)
-            _check_size(files, label.shape)
+            if files.image and (upright := image_size(str(files.image))) != label.shape:
+                raise DatasetError(
+                    f"{files.label} has (height, width) {label.shape}, but {files.image}, turned "
+                    f"upright as its EXIF data say, has {upright}. Take the pair that belongs "
+                    "together, at one size and upright."
+                )
             enhanced = enhance(
                 label,
                 self.source.masks(files.name, files.image, label.shape),
@@ -93,15 +98,6 @@ class Enhancer:
         write_label(self.output / f"{files.name}.png", enhanced)
         has_class = bool(((label != BACKGROUND) & (label != VOID)).any())
         return Outcome(files.name, "", has_class)
-
-
-def _check_size(files: ImageFiles, size: tuple[int, ...]) -> None:
-    if files.image is not None and (upright := image_size(str(files.image))) != size:
-        raise DatasetError(
-            f"{files.label} has (height, width) {size}, but {files.image}, turned upright as its "
-            f"EXIF data say, has {upright}. Take the pair that belongs together, at one size and "
-            "upright."
-        )
 
 
 def begin(

@@ -34,7 +34,7 @@ from s4m_d2.files import atomic_write
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.sepl.rule import checked_rles
-from s4m_d2.structures import encode_masks
+from s4m_d2.structures import encode_masks, plain_rle
 
 RLEs = list[dict[str, Any]]  # compressed, counts as str
 
@@ -233,7 +233,7 @@ def _read_png(file: Path, size: tuple[int, int]) -> dict[str, Any]:
             "and save them as gray."
         )
     [rle] = encode_masks(torch.from_numpy(values != 0)[None])
-    return {"size": list(size), "counts": rle["counts"].decode("ascii")}
+    return plain_rle(rle)
 
 
 def _read_json(path: Path) -> Any:

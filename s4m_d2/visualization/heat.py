@@ -24,13 +24,11 @@ class ColorScale:
     Attributes:
         low, high: what the first and the last color stand for; numbers beyond have these colors.
         label: what the numbers are, for the color bar.
-        colormap: Matplotlib's name.
     """
 
     low: float
     high: float
     label: str = ""
-    colormap: str = "viridis"
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
@@ -39,7 +37,7 @@ class ColorScale:
     @property
     def mappable(self) -> ScalarMappable:
         """Matplotlib's form, for color bars."""
-        return ScalarMappable(Normalize(self.low, self.high, clip=True), self.colormap)
+        return ScalarMappable(Normalize(self.low, self.high, clip=True), "viridis")
 
     def colors(self, values: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 RGB of (H, W) numbers."""

@@ -217,24 +217,15 @@ def test_finished_images_are_skipped_and_removed_ones_made_again(root, monkeypat
     assert content(root / "out") == content(root / "whole")
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("--o-s-thresh", 0.6),
-        ("--keep-uncovered",),
-        ("--pseudo-labels", "other"),
-        ("--masks", "other"),
-    ],
-    ids=lambda words: words[0],
-)
-def test_other_settings_are_refused_until_overwriting(words, root, capsys):
+@pytest.mark.parametrize("option", ["--keep-uncovered", "--pseudo-labels", "--masks"])
+def test_other_settings_are_refused_until_overwriting(option, root, capsys):
     other = make_folders(root / "other")
-    other = other / "cam" if words[0] == "--pseudo-labels" else other / "masks"
-    words = [other if word == "other" else word for word in words]
+    values = {"--pseudo-labels": [other / "cam"], "--masks": [other / "masks"]}
+    words = [option, *values.get(option, [])]
     assert enhance(root) == 0
     before = content(root)
     assert enhance(root, *words) == 1
-    assert words[0][2:].replace("-", "_") + " was" in capsys.readouterr().err
+    assert option[2:].replace("-", "_") + " was" in capsys.readouterr().err
     assert content(root) == before
     assert enhance(root, "--overwrite", *words) == 0 and enhance(root, *words, output="new") == 0
     assert content(root / "out") == content(root / "new")
@@ -260,14 +251,12 @@ def die_at(name):
     folders.Enhancer.__call__ = enhance_or_die
 
 
-@pytest.mark.parametrize("options", [(), ("--overwrite",)])
-def test_a_killed_run_is_continued(options, root):
-    if options:
-        assert enhance(root, *UNCHANGED) == 0  # what must not pass for the new settings
+def test_a_killed_run_is_continued(root):
+    assert enhance(root, *UNCHANGED) == 0  # what must not pass for the new settings
 
     def run():
         die_at("b")
-        os._exit(enhance(root, *options))
+        os._exit(enhance(root, "--overwrite"))
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()

@@ -58,11 +58,11 @@ def test_gray_color_and_palette_files(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "<i8", ">u4"])
-@pytest.mark.parametrize("values", [LABEL, LABEL.T])
-def test_arrays_of_indices(dtype, values, tmp_path):
-    np.save(tmp_path / "label.npy", values.astype(dtype))
-    read = read_label(tmp_path / "label.npy", 21)
-    assert read.dtype == np.uint8 and (read == values).all()
+def test_arrays_of_indices(dtype, tmp_path):
+    for values in (LABEL, LABEL.T):
+        np.save(tmp_path / "label.npy", values.astype(dtype))
+        read = read_label(tmp_path / "label.npy", 21)
+        assert read.dtype == np.uint8 and (read == values).all()
 
 
 @pytest.mark.parametrize("ending", ["png", "npy"])

@@ -54,12 +54,11 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("ending", [".json", ".json.gz"])
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("count", [0, len(MASKS)])
-def test_each_json_format_is_read_as_its_masks(tmp_path, form, ending, count):
-    path = save_json(tmp_path / f"a{ending}", FORMS[form](MASKS[:count]))
-    np.testing.assert_array_equal(decoded(read_masks(path, SIZE)), MASKS[:count])
+def test_each_json_format_is_read_as_its_masks(tmp_path, form):
+    for ending, masks in ((".json", MASKS), (".json.gz", MASKS), (".json", MASKS[:0])):
+        path = save_json(tmp_path / f"a{ending}", FORMS[form](masks))
+        np.testing.assert_array_equal(decoded(read_masks(path, SIZE)), masks)
 
 
 def test_folders_of_pngs(tmp_path):
@@ -112,16 +111,10 @@ BAD_JSON = {
     "no segmentations": [{"area": 4, "bbox": [0, 0, 1, 1]}],
     "no counts": [{"size": list(SIZE)}],
     "another size": [{**GOOD, "size": [11, 7]}],
-    "a size of text": [{**GOOD, "size": "7x11"}],
     "a number as its size": [{**GOOD, "size": 77}],
     "counts of too few pixels": [{**GOOD, "counts": [70, 6]}],
-    "text of too few pixels": [{**GOOD, "counts": "0[2"}],
-    "text that ends early": [{**GOOD, "counts": "0]"}],
-    "text of other characters": [{**GOOD, "counts": "0\x00\xff"}],
     "half a character": [{**GOOD, "counts": "0]2\ud800"}],
     "no text": [{**GOOD, "counts": ""}],
-    "negative counts": [{**GOOD, "counts": [80, -3]}],
-    "fractions": [{**GOOD, "counts": [70.5, 6.5]}],
     "a huge count": [{**GOOD, "counts": [10**30, 7]}],
     "no list of counts": [{**GOOD, "counts": {"0": 77}}],
 }
