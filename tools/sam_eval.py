@@ -23,7 +23,6 @@ from tiny_sam_data import SIDE, load_records
 from tqdm import tqdm
 
 from s4m_d2.config import add_s4m_config
-from s4m_d2.data.annotations import read_annotations
 from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
 from s4m_d2.errors import DatasetError, InputError, S4MError
@@ -151,16 +150,15 @@ def main(arguments: list[str] | None = None) -> None:
     sam.BACKEND, sam.MODEL_TYPE, sam.CHECKPOINT = args.sam, args.sam_type, args.sam_checkpoint
     cfg.MODEL.DEVICE = args.device
     try:
-        trained, held_out = load_records(args.labeled, args.images)
+        classes, trained, held_out = load_records(args.labeled, args.images)
         records = held_out if args.held_out else [*trained, *held_out]
         answers = measure(
             build_sam_backend(cfg), records, clicks=args.clicks, crop=args.crop, seed=args.seed
         )
     except S4MError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    rows = answers.rows(read_annotations(args.labeled, args.images).classes)
     print(f"{len(records)} images, {args.clicks} clicks per mask, seed {args.seed}:")
-    print(tabulate(rows, ["", "masks", "IoU", "best"], floatfmt=".3f"))
+    print(tabulate(answers.rows(classes), ["", "masks", "IoU", "best"], floatfmt=".3f"))
 
 
 if __name__ == "__main__":

@@ -29,22 +29,23 @@ NAMESPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/
 View = tuple[np.ndarray, np.ndarray]  # (h, w, 3) uint8 RGB and (M, h, w) bool, the long side 256 px
 
 
-def load_records(json_file: str, image_root: str) -> tuple[list[dict], list[dict]]:
-    """Labeled images of a COCO set in the order of their names, and its last fifth, held out.
+def load_records(json_file: str, image_root: str) -> tuple[list[str], list[dict], list[dict]]:
+    """Classes of a COCO set, its labeled images in the order of their names, and their last fifth.
 
-    Crowds are left out.
+    The last fifth is held out from the others. Crowds are left out.
 
     Raises:
         DatasetError: as :func:`s4m_d2.data.annotations.read_annotations`.
     """
-    read = read_annotations(json_file, image_root, remedy="Give existing paths.").records
+    annotations = read_annotations(json_file, image_root, remedy="Give existing paths.")
     records = [
-        {**r, "annotations": [a for a in r["annotations"] if not a["iscrowd"]]} for r in read
+        {**record, "annotations": [a for a in record["annotations"] if not a["iscrowd"]]}
+        for record in annotations.records
     ]
     records = [record for record in records if record["annotations"]]
     records.sort(key=lambda record: record["file_name"])
     trained = len(records) * 4 // 5
-    return records[:trained], records[trained:]
+    return annotations.classes, records[:trained], records[trained:]
 
 
 @functools.cache

@@ -85,7 +85,7 @@ class Views:
     """Augmented views of all sources, each drawn as often as its share says."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        trained = [load_records(json_file, images)[0] for json_file, images, _ in args.data]
+        trained = [load_records(json_file, images)[1] for json_file, images, _ in args.data]
         self.sources = [lambda rng, r=records: sample_photograph(r, rng) for records in trained]
         shares = [float(share) for *_, share in args.data]
         if args.icons:

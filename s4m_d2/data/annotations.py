@@ -150,7 +150,6 @@ def read_annotations(
     try:
         return _read(json_file, stamp, image_root, tuple(classes), choose, remedy, strict)
     finally:
-        gc.freeze()  # nor later: they stay as long as the process
         if collects:
             gc.enable()
 
@@ -198,6 +197,7 @@ def _read(
         findings.raise_for(json_file)
     if numbered:
         records.sort(key=lambda record: record["image_id"])  # Detectron2's order
+    gc.freeze()  # collections need not walk it: it stays as long as the process
     return Annotations(json_file, image_root, categories, tuple(records), findings)
 
 

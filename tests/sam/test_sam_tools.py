@@ -76,7 +76,7 @@ class Oracle:
 
 
 def test_the_best_rated_and_the_best_answer_are_compared_in_the_window(data):
-    records = sam_eval.load_records(*data)[0]
+    records = sam_eval.load_records(*data)[1]
     answers = sam_eval.measure(Oracle(), records[:2], clicks=3, crop=64)
     assert answers.categories.tolist() == [0, 1, 0, 1]
     assert answers.sides.tolist() == [80, 40, 80, 40]  # a window of 64 px counts 256
@@ -92,7 +92,7 @@ def test_the_best_rated_and_the_best_answer_are_compared_in_the_window(data):
 )
 def test_what_cannot_be_measured_is_told(data, error, clicks, crop):
     with pytest.raises(error):
-        sam_eval.measure(Oracle(), sam_eval.load_records(*data)[0], clicks=clicks, crop=crop)
+        sam_eval.measure(Oracle(), sam_eval.load_records(*data)[1], clicks=clicks, crop=crop)
 
 
 def test_the_command_prints_the_table_of_a_packaged_sam(data, capsys):
@@ -104,7 +104,7 @@ def test_the_command_prints_the_table_of_a_packaged_sam(data, capsys):
 
 
 def test_views_keep_image_and_masks_together(data, monkeypatch):
-    trained, held_out = tiny_sam_data.load_records(*data)
+    _, trained, held_out = tiny_sam_data.load_records(*data)
     assert [Path(r["file_name"]).stem for r in held_out] == ["8", "9"] and len(trained) == 8
     monkeypatch.setattr(tiny_sam_data, "PLAIN_CHANCE", 1)
     for seed in range(20):
