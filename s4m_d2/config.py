@@ -58,6 +58,7 @@ def _add_mask2former_config(cfg: CN) -> None:
     former.OVERSAMPLE_RATIO = 3.0  # candidates a point, of which the most uncertain stay
     former.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of points chosen so; the rest is random
     former.TEST = CN()
+    former.TEST.LARGEST_COMPONENT = False  # of each mask, pseudo-labels too; no smaller pieces
     former.TEST.SEMANTIC_ON = False  # instance segmentation only: True is refused
     former.TEST.INSTANCE_ON = True  # False is refused
     former.TEST.PANOPTIC_ON = False  # True is refused

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from s4m_d2.structures import RLEMasks, encode_masks
+from s4m_d2.transfers import to_device, to_host
 
 CHUNK_PIXELS = 1 << 24  # mask pixels that are upsampled together: 64 MiB of float32
 _EPS = 1e-6
@@ -59,6 +62,29 @@ def instance_inference(
         scores=class_scores * mask_scores[query_of_pair],
         pred_classes=pairs % num_classes,
     )
+
+
+def largest_components(mask_logits: Tensor) -> Tensor:
+    """Masks of one piece: the largest region of each stays, others change sign.
+
+    Regions are 4-connected, so that they stay connected when they are enlarged.
+
+    Synchronizes with the device once.
+
+    Args:
+        mask_logits: (B, Q, h, w); the mask is where they are positive.
+    """
+    [masks] = to_host(mask_logits.flatten(0, 1) > 0)
+    others = np.zeros_like(masks)
+    for mask, other in zip(masks, others, strict=True):
+        count, regions, stats, _ = cv2.connectedComponentsWithStats(
+            mask.view(np.uint8), connectivity=4
+        )
+        if count > 2:  # the background is one
+            largest = 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
+            other[:] = mask & (regions != largest)
+    is_other = to_device(others, mask_logits.device).view_as(mask_logits)
+    return torch.where(is_other, -mask_logits, mask_logits)
 
 
 class _DenseMasks:

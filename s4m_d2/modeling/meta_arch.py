@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.losses import SetCriterion, build_distillation
 from s4m_d2.modeling.head import build_head
-from s4m_d2.modeling.inference import instance_inference
+from s4m_d2.modeling.inference import instance_inference, largest_components
 from s4m_d2.modeling.targets import prepare_targets
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.structures import sample_generators
@@ -40,6 +40,7 @@ class S4MMaskFormer(nn.Module):
         train_square_size: training batches are padded to squares of this side, px; 0: to the
             largest image.
         max_instances: instances an image at inference.
+        largest_component: predicted masks, pseudo-labels too, are of one piece.
 
     Attributes:
         distillation: as above; may be set at any time.
@@ -66,6 +67,7 @@ class S4MMaskFormer(nn.Module):
         size_divisibility: int,
         train_square_size: int = 0,
         max_instances: int = 100,
+        largest_component: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -76,6 +78,7 @@ class S4MMaskFormer(nn.Module):
         self.size_divisibility = size_divisibility
         self.train_square_size = train_square_size
         self.max_instances = max_instances
+        self.largest_component = largest_component
         self.rle_masks = False
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
             buffer = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
@@ -100,6 +103,7 @@ class S4MMaskFormer(nn.Module):
             "size_divisibility": backbone.size_divisibility if divisibility < 0 else divisibility,
             "train_square_size": cfg.INPUT.IMAGE_SIZE if jitter else 0,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "largest_component": cfg.MODEL.MASK_FORMER.TEST.LARGEST_COMPONENT,
         }
 
     @property
@@ -174,7 +178,10 @@ class S4MMaskFormer(nn.Module):
     def _run(self, batched_inputs: Sequence[Sample]) -> tuple[ImageList, dict[str, Any]]:
         """The last layer's outputs, and the images that went in."""
         images = self._normalized(batched_inputs)
-        return images, self._outputs(images.tensor, aux_outputs=False)
+        outputs = self._outputs(images.tensor, aux_outputs=False)
+        if self.largest_component:
+            outputs["pred_masks"] = largest_components(outputs["pred_masks"])
+        return images, outputs
 
     def _outputs(self, images: Tensor, *, aux_outputs: bool) -> dict[str, Any]:
         """The head's outputs for (B, 3, H, W) normalized images."""

@@ -4,12 +4,16 @@ import json
 import math
 from functools import reduce
 
+import numpy as np
+import pycocotools.mask as mask_util
 import pytest
 from detectron2.structures import BoxMode
+from PIL import Image
 
+from s4m_d2.data.annotations import read_annotations
 from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.engine.own_data.derived_settings import DataFacts, Machine, derive
-from s4m_d2.engine.own_data.own_data_facts import suitable_tile
+from s4m_d2.engine.own_data.own_data_facts import data_facts, suitable_tile
 from s4m_d2.tiling import Tiling
 
 from .conftest import ROOT
@@ -43,6 +47,7 @@ LENGTHS = ("S4M.TEACHER.MAX_ITER", "SOLVER.MAX_ITER")
 SHARE, BAND = ("S4M.ARP.MIN_AREA_FRACTION",), ("S4M.PSEUDO_LABEL.COUNT_BAND",)
 PERIODS = ("TEST.EVAL_PERIOD", "SOLVER.CHECKPOINT_PERIOD")
 TILE = {"tile": (160, "why"), "unit": "a tile", **sized(160, 160)}
+ONE_PIECE = ("MODEL.MASK_FORMER.TEST.LARGEST_COMPONENT",)
 LARGE = Machine(80 * GIB)
 
 
@@ -91,6 +96,8 @@ LARGE = Machine(80 * GIB)
         (CPU, (), {"instance_share": 0.002}, SHARE, (0.001,)),
         (CPU, (), {"most_instances": 30}, BAND, ((0.1, 60.0),)),
         (CPU, (), {"most_instances": 80}, BAND, ((0.1, 160.0),)),
+        (CPU, (), {"in_one_piece": 0.985}, ONE_PIECE, (False,)),
+        (CPU, (), {"in_one_piece": 0.995}, ONE_PIECE, (True,)),
         (CPU, ("SOLVER.MAX_ITER", 8010), {}, PERIODS, (850, 850)),
     ],
 )
@@ -121,10 +128,11 @@ def test_crops_have_the_images_shape():
         ((480, 640), 80, 12, 0),
         ((480, 640), 41, 30, 0),  # about an eighth
         ((480, 640), 39, 30, 288),  # 8 * 39 in steps of 32
-        ((256, 256), 20, 42, 160),
+        ((256, 256), 20, 42, 64),  # so that 12 are in a tile
         ((256, 256), 8, 64, 64),
         ((12_000, 12_000), 100, 50, 800),
-        ((300, 300), 60, 81, 64),  # many of usual size: so that 30 are in a tile
+        ((300, 300), 60, 81, 96),  # one and a half of an instance's side at least
+        ((300, 300), 100, 60, 0),  # which is more than half of the image
         ((300, 300), 60, 0, 0),
     ],
 )
@@ -141,7 +149,24 @@ def test_small_or_many_instances_ask_for_tiles(size, side, count, tile):
     record = {"height": height, "width": width, "annotations": annotations}
     found, reason = suitable_tile([record] * 3)
     assert found == tile and (f"{side} px" in reason) == (tile > 0)
-    assert all(len(r["annotations"]) <= 30 for r in Tiling(tile).records([record]))
+    if tile:
+        counts = [len(r["annotations"]) for r in Tiling(tile).records([record])]
+        assert np.percentile(counts, 90) <= 12 or tile - 32 < 1.5 * side
+
+
+def test_instances_in_one_piece_are_counted(tmp_path):
+    whole, apart = np.zeros((2, 20, 30), np.uint8)
+    whole[5:9, 25:] = apart[3:9, 4:8] = apart[3:9, 9:12] = 1
+    rles = [mask_util.encode(np.asfortranarray(mask)) for mask in (whole, apart)]
+    polygons = [[[1, 1, 9, 1, 9, 9]], [[1, 1, 9, 1, 9, 9], [20, 1, 28, 1, 28, 9]]]
+    shapes = [{**rle, "counts": rle["counts"].decode()} for rle in rles] + polygons
+    image = {"id": 1, "file_name": "a.png", "height": 20, "width": 30}
+    rows = [{"image_id": 1, "category_id": 1, "segmentation": shape} for shape in shapes]
+    content = {"images": [image], "annotations": rows, "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    labeled = read_annotations(str(tmp_path / "a.json"), str(tmp_path))
+    assert data_facts(labeled, ["a.png"], 0, 0).in_one_piece == 0.5
 
 
 @pytest.mark.parametrize(

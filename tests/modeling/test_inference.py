@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from s4m_d2.modeling.inference import instance_inference
+from s4m_d2.modeling.inference import instance_inference, largest_components
 
 SIZE = (8, 12)
 FULL = {"padded_size": SIZE, "image_size": SIZE, "output_size": SIZE}
@@ -39,6 +39,21 @@ def test_best_pairs_of_query_and_class_in_order():
     assert result.pred_masks.dtype == torch.bool and result.image_size == SIZE
     expected = torch.tensor([[2.0, 1, 9, 4], [0, 5, 3, 8], [0, 5, 3, 8]])
     assert torch.equal(result.pred_boxes.tensor, expected)
+
+
+def test_the_largest_of_a_masks_regions_stays():
+    drawn = """\
+        11..2
+        11...
+        ..2.2
+        2....
+        2...2""".split()
+    place = torch.tensor([[".12".index(c) for c in row] for row in drawn])
+    whole, none = torch.ones(5, 5), -torch.ones(5, 5)
+    mask = torch.where(place > 0, 2.0, -0.5)
+    found = largest_components(torch.stack([mask, whole, none])[None])
+    kept = torch.where(place == 2, -2.0, mask)  # a corner that touches does not connect
+    torch.testing.assert_close(found, torch.stack([kept, whole, none])[None])
 
 
 def test_no_object_is_never_predicted():

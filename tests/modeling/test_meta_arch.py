@@ -1,5 +1,6 @@
 """The whole model: batching, padding, training, distillation."""
 
+import cv2
 import pytest
 import torch
 from detectron2.modeling import build_model
@@ -39,6 +40,17 @@ def test_batched_predictions_equal_single_ones(make_tiny_model, make_sample):
     together = model.predict_queries(samples)
     for index, sample in enumerate(samples):
         assert_same_queries(together, model.predict_queries([sample]), index)
+
+
+@torch.no_grad()
+def test_masks_of_one_piece_everywhere(make_tiny_model, make_sample):
+    key = "MODEL.MASK_FORMER.TEST.LARGEST_COMPONENT"
+    samples = [make_sample(64, 96)]
+    for is_one, model in ((one, make_tiny_model(key, one).eval()) for one in (False, True)):
+        low = model.predict_queries(samples)["pred_masks"][0] > 0
+        full = model(samples)[0]["instances"].pred_masks
+        pieces = [cv2.connectedComponents(m.numpy().view("u1"))[0] - 1 for m in [*low, *full]]
+        assert (max(pieces) == 1) is is_one
 
 
 @torch.no_grad()

@@ -37,6 +37,7 @@ _HALF_LIFE_SHARE = 0.1  # of the iterations after burn-in
 _MOST_EMA_DECAY = 0.9996  # the published one
 _EMA_DIGITS = 5
 _MOST_PASTE_SHARE = 0.0029  # COCO's 3,000 px of 1024 x 1024
+_NEARLY_ALL_IN_ONE_PIECE = 0.99
 _USUAL_INSTANCES = 30  # an image, for which S4M.PSEUDO_LABEL.COUNT_BAND is made
 _PERIODS = 10  # evaluations and checkpoints of stage 2
 
@@ -51,6 +52,7 @@ class DataFacts:
         unlabeled, validation: images.
         most_instances: of an image.
         instance_share: median of the instances' shares of their image's area.
+        in_one_piece: share of the instances whose mask is connected.
         tile: side of the tiles that the images ask for, px, 0: none; and why.
         unit: "a tile" where all of this, but ``validation``, is of tiles and not of images.
     """
@@ -64,6 +66,7 @@ class DataFacts:
     validation: int
     most_instances: int
     instance_share: float
+    in_one_piece: float = 0.0
     tile: tuple[int, str] = (0, "")
     unit: str = "an image"
 
@@ -259,6 +262,9 @@ def _instances(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
         share = float(f"{half:.2g}")
         why = f"half of the median instance, {100 * facts.instance_share:.2g} % of {facts.unit}"
     yield Derived("S4M.ARP.MIN_AREA_FRACTION", share, why)
+    if facts.in_one_piece >= _NEARLY_ALL_IN_ONE_PIECE:
+        why = f"{100 * facts.in_one_piece:.3g} % of the instances are in one piece"
+        yield Derived("MODEL.MASK_FORMER.TEST.LARGEST_COMPONENT", True, why)
     if facts.most_instances > _USUAL_INSTANCES:
         band = (cfg.S4M.PSEUDO_LABEL.COUNT_BAND[0], 2.0 * facts.most_instances)
         why = f"twice the {facts.most_instances} instances of {facts.unit}"

@@ -6,24 +6,30 @@ import math
 import statistics
 from collections.abc import Collection, Sequence
 
+import cv2
 import numpy as np
+import pycocotools.mask as mask_util
 
 from s4m_d2.data.annotations import Annotations
 from s4m_d2.engine.own_data.derived_settings import SIZE_STEP, DataFacts
 from s4m_d2.errors import DatasetError
 from s4m_d2.tiling import Tiling
 
-_INSTANCES_A_SIDE = 8  # median instances side by side in a tile
-_MOST_INSTANCES, _NEARLY_ALL = 30, 95  # in so many % of the tiles
+_INSTANCES_A_SIDE = 8  # median instances side by side in an image that is small enough
+_MANY, _FEW, _NEARLY_ALL = 30, 12, 95  # in so many % of the images, of the tiles
+_ROOM, _USUAL_SIDE = 1.5, 90  # a tile's side, in sides of the largest of so many % of the instances
 _SMALLEST_TILE = 64  # px
 _COUNTED_IMAGES = 1000  # evenly spaced ones
+_PIXELS_LOOKED_AT = 1 << 28  # of encoded masks, evenly spaced ones
 
 
 def suitable_tile(records: Sequence[dict]) -> tuple[int, str]:
     """Side of the tiles, px, that labeled images ask for, and the reason; 0: images stay whole.
 
-    The median instance (the longer side of its box) is about an eighth of a tile's side, and nearly
-    all tiles have at most 30 instances. Images of which both holds, within a factor of two, stay.
+    Images stay whole where the median instance (the longer side of its box) is at least a
+    sixteenth of their side and nearly all have at most 30 instances. Others are cut into tiles of
+    which nearly all have at most 12, if nine tenths of the instances still fit well and tiles are
+    smaller than half of the image.
     """
     records = records[:: -(-len(records) // _COUNTED_IMAGES) or 1]
     sides = [max(a["bbox"][2:]) for record in records for a in _instances(record)]
@@ -32,13 +38,16 @@ def suitable_tile(records: Sequence[dict]) -> tuple[int, str]:
     image = statistics.median(max(_size(record)) for record in records)
     median, most = statistics.median(sides), _usual_most(records)
     size = min(_INSTANCES_A_SIDE * median, image)
-    if most <= _MOST_INSTANCES and 2 * size >= image:
+    if most <= _MANY and 2 * size >= image:
         return 0, ""
-    size = max(_SMALLEST_TILE, int(size) // SIZE_STEP * SIZE_STEP)
-    in_tiles = _usual_most(Tiling(size).records(records))
-    while in_tiles > _MOST_INSTANCES and size > _SMALLEST_TILE:
+    least = max(_SMALLEST_TILE, _ROOM * np.percentile(sides, _USUAL_SIDE))
+    size = max(math.ceil(least / SIZE_STEP), int(size) // SIZE_STEP) * SIZE_STEP
+    while (in_tiles := _usual_most(Tiling(size).records(records))) > _FEW and (
+        size - SIZE_STEP >= least
+    ):
         size -= SIZE_STEP
-        in_tiles = _usual_most(Tiling(size).records(records))
+    if 2 * size >= image:
+        return 0, ""
     return size, (
         f"the median instance is {median:g} px long, {_NEARLY_ALL} % of the tiles have at most "
         f"{in_tiles} instances; of images, {image:g} px long, {most}"
@@ -83,9 +92,26 @@ def data_facts(
         validation=validation,
         most_instances=max(len(_instances(r)) for r in tiling.records(labeled.records)),
         instance_share=statistics.median([min(a / whole, 1.0) for a, whole in areas] or [1.0]),
+        in_one_piece=_in_one_piece(images),
         tile=tile,
         unit="a tile" if tiling.size else "an image",
     )
+
+
+def _in_one_piece(records: Sequence[dict]) -> float:
+    """Share of the instances whose mask is connected."""
+    instances = [(math.prod(_size(record)), a) for record in records for a in _instances(record)]
+    pixels = sum(area for area, a in instances if isinstance(a["segmentation"], dict))
+    some = instances[:: -(-pixels // _PIXELS_LOOKED_AT) or 1]
+    return statistics.mean([_pieces(a) == 1 for _, a in some] or [False])
+
+
+def _pieces(annotation: dict) -> int:
+    if isinstance(annotation["segmentation"], list):
+        return len(annotation["segmentation"])
+    x, y, width, height = map(round, annotation["bbox"])
+    mask = mask_util.decode(annotation["segmentation"])[y : y + height, x : x + width]
+    return cv2.connectedComponents(np.ascontiguousarray(mask))[0] - 1
 
 
 def _usual_most(records: Sequence[dict]) -> int:
