@@ -62,7 +62,7 @@ LARGE = Machine(80 * GIB)
         (CPU, (), sized(64, 128), SIZES, (128, 64, 128)),
         (CPU, (), sized(20, 20), SIZES, (32, 32, 32)),
         # Tiles are enlarged to what it can do.
-        (CPU, (), TILE, ("INPUT.TILE.SIZE", *SIZES), (160, 256, 256, 256)),
+        (CPU, (), TILE, ("INPUT.TILE.SIZE", *SIZES), (160, 192, 192, 192)),
         (GPU, (), TILE, ("INPUT.TILE.SIZE", *SIZES), (160, 512, 512, 512)),
         (CPU, ("INPUT.TILE.SIZE", 0), TILE, SIZES[:1], (160,)),
         # Queries for half as many instances again, and as many detections whatever the user sets.
