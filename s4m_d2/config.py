@@ -219,6 +219,9 @@ def _refine_config() -> CN:
     refine.ENABLED = True  # False: the teacher's masks stay as they are
     refine.METHOD = "points"  # a name of REFINER_REGISTRY
     refine.NUM_POINTS = 3  # clicks a mask; points only
+    refine.PROMPT = "points"  # points, the mask's box, or both; METHOD points only
+    # IoU with the teacher's mask below which that one stays; points only. 0.0: as in the paper
+    refine.MIN_AGREEMENT = 0.0
     refine.SEPL = _sepl_config()
     return refine
 

@@ -101,9 +101,10 @@ class SamBackend(ABC):
         Args:
             points: one (N_i, P, 2) tensor an image, (x, y) in [0, 1] over its content; N_i may
                 be 0.
-            labels: one (N_i, P) tensor an image: 1 positive, 0 negative, -1 padding, which
-                changes nothing. Default: all positive. The host reads them: give them on the CPU,
-                where it need not wait for them; those on the device cost one wait together.
+            labels: one (N_i, P) tensor an image: 1 positive, 0 negative, 2 and 3 the upper left
+                and lower right corner of a box, -1 padding, which changes nothing. Default: all
+                positive. The host reads them: give them on the CPU, where it need not wait for
+                them; those on the device cost one wait together.
             multimask: three masks a prompt instead of one.
             masks: whether to predict masks and their IoUs.
             features: whether to return the prompt-conditioned image tokens.

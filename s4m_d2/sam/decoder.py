@@ -21,7 +21,12 @@ from torch import Tensor, nn
 
 
 def transform_tokens(
-    sam: Any, embeddings: Tensor, image_index: Tensor, points: Tensor, labels: Tensor
+    sam: Any,
+    embeddings: Tensor,
+    image_index: Tensor,
+    points: Tensor,
+    labels: Tensor,
+    has_box: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """SAM's two-way transformer over point prompts of several images, in one pass.
 
@@ -29,15 +34,16 @@ def transform_tokens(
         embeddings: (B, C, S, S) image embeddings.
         image_index: (N,) long, the image of each prompt.
         points: (N, P, 2) continuous (x, y) in pixels of SAM's square input frame.
-        labels: (N, P) 1 positive, 0 negative. No padding: see
+        labels: (N, P) 1 positive, 0 negative, 2 and 3 a box's corners. No padding: see
             :func:`~s4m_d2.sam.point_prompts.group_prompts`.
+        has_box: whether all prompts have corners, or none.
 
     Returns:
         Output tokens (N, T, C) and image tokens (N, C, S, S), which depend on the prompt.
     """
     image_tokens, position = _image_input(sam, embeddings)
     image_tokens = image_tokens[image_index]
-    tokens = _prompt_tokens(sam, points, labels)
+    tokens = _prompt_tokens(sam, points, labels, has_box)
     hidden, attended = sam.mask_decoder.transformer(
         image_tokens, position.expand_as(image_tokens), tokens
     )
@@ -87,8 +93,9 @@ def _image_input(sam: Any, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _prompt_tokens(sam: Any, points: Tensor, labels: Tensor) -> Tensor:
-    """(N, T, C): learned tokens, then the points and the library's padding token.
+def _prompt_tokens(sam: Any, points: Tensor, labels: Tensor, has_box: bool) -> Tensor:
+    """(N, T, C): learned tokens, the points, and the libraries' padding token, which
+    segment-anything leaves out beside a box.
 
     The learned ones are the object score's, where there is one, the IoU's and the masks'. The
     points' are those of the libraries' prompt encoders, from the same tables: segment-anything's
@@ -96,16 +103,17 @@ def _prompt_tokens(sam: Any, points: Tensor, labels: Tensor) -> Tensor:
     """
     decoder = sam.mask_decoder
     tokens = [decoder.iou_token.weight, decoder.mask_tokens.weight]
-    if _tokens_before_iou(decoder):
+    is_sam2 = bool(_tokens_before_iou(decoder))
+    if is_sam2:
         tokens.insert(0, decoder.obj_score_token.weight)
     encoder = sam.prompt_encoder
     with torch.autocast(points.device.type, enabled=False):  # positions need full precision
         positions = encoder.pe_layer.forward_with_coords(points.float(), encoder.input_image_size)
-    kinds = torch.cat([table.weight for table in encoder.point_embeddings[:2]])  # 0 and 1
-    clicks = positions + kinds[labels.long()]
-    learned, padding = torch.cat(tokens), encoder.not_a_point_embed.weight
-    count = len(points)
-    return torch.cat([learned.expand(count, -1, -1), clicks, padding.expand(count, -1, -1)], dim=1)
+    kinds = torch.cat([table.weight for table in encoder.point_embeddings])  # of labels 0 to 3
+    parts = [torch.cat(tokens).expand(len(points), -1, -1), positions + kinds[labels.long()]]
+    if is_sam2 or not has_box:
+        parts.append(encoder.not_a_point_embed.weight.expand(len(points), -1, -1))
+    return torch.cat(parts, dim=1)
 
 
 def _tokens_before_iou(decoder: Any) -> int:
@@ -144,13 +152,15 @@ class ImageTokens:
             projected = read.k_proj(position), write.q_proj(position)
             self.positions.append([_split(x, heads)[0] for x in projected])
 
-    def after(self, images: np.ndarray, points: Tensor, labels: Tensor) -> Tensor:
+    def after(
+        self, images: np.ndarray, points: Tensor, labels: Tensor, has_box: bool = False
+    ) -> Tensor:
         """(N, C, S, S) tokens after each prompt.
 
-        images: (N,) the image of each prompt, ascending, on the host. points, labels: as of
-        :func:`transform_tokens`.
+        images: (N,) the image of each prompt, ascending, on the host. points, labels, has_box:
+        as of :func:`transform_tokens`.
         """
-        tokens = _prompt_tokens(self.sam, points, labels)
+        tokens = _prompt_tokens(self.sam, points, labels, has_box)
         present, counts = np.unique(images, return_counts=True)
         parts = [
             self._of_image(image, part)

@@ -18,23 +18,26 @@ from s4m_d2.sam.precision import AUTO, ImageBudget, compute_dtype, computing_in,
 from s4m_d2.transfers import to_device, to_host
 
 PADDING_LABEL = -1
-VALID_LABELS = (1, 0, PADDING_LABEL)
+BOX_LABELS = (2, 3)  # upper left and lower right corner
+VALID_LABELS = (1, 0, PADDING_LABEL, *BOX_LABELS)
 
 
 class PromptGroup(NamedTuple):
-    """Prompts of one length, without padding; all of them arrays, or all tensors, of int64.
+    """Prompts of one length, without padding; arrays, or tensors, of int64.
 
     Attributes:
         rows: (n,) their places among the prompts of all images.
         images: (n,) of which image they are.
         points: (n, k) where their points lie among those of all images, row by row.
-        labels: (n, k) 1 positive, 0 negative.
+        labels: (n, k) 1 positive, 0 negative, 2 and 3 a box's corners.
+        has_box: whether all prompts have corners, or none.
     """
 
     rows: Any
     images: Any
     points: Any
     labels: Any
+    has_box: bool
 
 
 def build_compute_options(cfg: Any) -> dict[str, Any]:
@@ -186,7 +189,7 @@ class PointPromptBackend(SamBackend):
                 if shared is None:
                     found = self._decode(encoded, clicks, there, **asked)
                 else:
-                    its_clicks = clicks[there.points], there.labels
+                    its_clicks = clicks[there.points], there.labels, there.has_box
                     found = {"features": shared.after(group.images, *its_clicks)}
             found = {name: values.float() for name, values in found.items()}
             if len(groups) == 1:  # all prompts, in their order
@@ -224,7 +227,12 @@ class PointPromptBackend(SamBackend):
     ) -> dict[str, Tensor]:
         """Fields of PromptOutput for the prompts of a group, in one pass."""
         hidden, attended = transform_tokens(
-            self.decoder, encoded.embeddings, group.images, clicks[group.points], group.labels
+            self.decoder,
+            encoded.embeddings,
+            group.images,
+            clicks[group.points],
+            group.labels,
+            group.has_box,
         )
         found = {"features": attended} if features else {}
         if masks:
@@ -279,7 +287,7 @@ def _labels_on_host(labels: Sequence[Tensor]) -> list[np.ndarray]:
     """The labels as arrays; synchronizes once if some are not on the CPU.
 
     Raises:
-        InputError: a label is none of 1, 0 and -1.
+        InputError: a label is unknown, or a prompt has one corner of a box, or several boxes.
     """
     elsewhere = [x.device for x in labels if x.device.type != "cpu"]
     if elsewhere:
@@ -289,14 +297,20 @@ def _labels_on_host(labels: Sequence[Tensor]) -> list[np.ndarray]:
     for number, array in enumerate(arrays):
         if not np.isin(array, VALID_LABELS).all():
             raise InputError(
-                f"image {number} has point labels {np.unique(array).tolist()}; expected 1, 0 or "
-                "-1 (padding)"
+                f"image {number} has point labels {np.unique(array).tolist()}; expected 1, 0, "
+                "-1 (padding), or 2 and 3 (corners of a box)"
+            )
+        corners = np.stack([(array == label).sum(axis=-1) for label in BOX_LABELS])
+        if (corners != corners[:1]).any() or (corners > 1).any():
+            raise InputError(
+                f"image {number} has a prompt with {corners.max()} corners of a kind; expected one "
+                "label 2 and one label 3 a prompt, or none"
             )
     return [array.astype(np.int64) for array in arrays]
 
 
 def group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[PromptGroup]:
-    """Groups of at most ``max_prompts`` prompts with equally many points.
+    """Groups of at most ``max_prompts`` prompts with equally many points, all with a box or none.
 
     A padding point is no neutral token in SAM: it takes part in every attention. Prompts of equal
     length share a pass, so padding never reaches the decoder.
@@ -304,25 +318,27 @@ def group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[Prompt
     Args:
         labels: (N_i, P_i) of each image, with padding anywhere.
     """
-    by_length: dict[int, list[tuple[np.ndarray, ...]]] = {}
+    by_kind: dict[int, list[tuple[np.ndarray, ...]]] = {}
     first_row = first_point = 0
     for image, given in enumerate(labels):
         valid = given != PADDING_LABEL
         order = np.argsort(~valid, axis=1, kind="stable")  # padding last
         points = first_point + np.arange(given.size, dtype=np.int64).reshape(given.shape)
         points, given = (np.take_along_axis(x, order, axis=1) for x in (points, given))
-        lengths = valid.sum(axis=1)
-        for length in np.unique(lengths).tolist():
-            chosen = np.flatnonzero(lengths == length)
+        kinds = 2 * valid.sum(axis=1) + (given == BOX_LABELS[0]).any(axis=1)
+        for kind in np.unique(kinds).tolist():
+            length = kind // 2
+            chosen = np.flatnonzero(kinds == kind)
             images = np.full(len(chosen), image, dtype=np.int64)
             part = (first_row + chosen, images, points[chosen, :length], given[chosen, :length])
-            by_length.setdefault(length, []).append(part)
+            by_kind.setdefault(kind, []).append(part)
         first_row, first_point = first_row + len(given), first_point + given.size
     groups = []
-    for _, parts in sorted(by_length.items()):
+    for kind, parts in sorted(by_kind.items()):
         whole = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
         for start in range(0, len(whole[0]), max_prompts):
-            groups.append(PromptGroup(*(x[start : start + max_prompts] for x in whole)))
+            part = [x[start : start + max_prompts] for x in whole]
+            groups.append(PromptGroup(*part, has_box=bool(kind % 2)))
     return groups
 
 
@@ -330,7 +346,10 @@ def _groups_on_device(groups: Sequence[PromptGroup], device: torch.device) -> li
     """The same groups as tensors, in one copy."""
     if not groups:
         return []
-    arrays = [array for group in groups for array in group]
+    arrays = [array for group in groups for array in group[:-1]]
     packed = to_device(np.concatenate([array.ravel() for array in arrays]), device)
     split = iter(packed.split([array.size for array in arrays]))
-    return [PromptGroup(*(next(split).view(x.shape) for x in group)) for group in groups]
+    return [
+        PromptGroup(*(next(split).view(x.shape) for x in group[:-1]), group.has_box)
+        for group in groups
+    ]

@@ -21,12 +21,14 @@ from torch import Generator, Tensor
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.semi.mask_points import sample_points_in_batch
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.structures import PseudoLabels, known_areas, mask_areas
+from s4m_d2.structures import PseudoLabels, known_areas, mask_areas, mask_boxes
 from s4m_d2.transfers import to_device, to_host
 
 REFINER_REGISTRY = Registry("REFINER")
 REFINER_REGISTRY.__doc__ = """Builders ``(cfg, backend) -> refiner`` of pseudo-label masks."""
 
+PROMPTS = ("points", "box", "both")  # values of S4M.REFINE.PROMPT
+BOX_LABELS = (2, 3)  # of prompt points: upper left and lower right corner
 MASKS_AT_ONCE = 16  # masks resized to image size together; bounds the memory
 NO_MASK = -1e3  # a logit that is outside wherever a mask is thresholded
 
@@ -40,7 +42,8 @@ class Refinement:
             have no pixel.
         predicted_ious: SAM's prediction for every mask that it gave, all images together; of
             length 0 without SAM.
-        num_fallbacks: instances that kept the teacher's mask, as SAM gave none, or an empty one.
+        num_fallbacks: instances that kept the teacher's mask, as SAM gave none, an empty one, or
+            one that agrees too little.
         num_instances: of how many; None: as many as ``predicted_ious``.
         num_duplicates: labels that were dropped for being duplicates; None: not looked for.
     """
@@ -87,7 +90,7 @@ class TeacherMasks:
 
 
 class PointRefiner:
-    """Replaces each mask by what SAM segments from a few clicks inside it.
+    """Replaces each mask by what SAM segments from a few clicks inside it, or from its box.
 
     The clicks of a mask are drawn by :func:`sample_mask_points` and prompt SAM together; of its
     multi-mask output the mask with the highest predicted IoU is taken, thresholded at logit 0.
@@ -98,12 +101,32 @@ class PointRefiner:
         backend: a :class:`~s4m_d2.sam.backend.SamBackend`.
         num_points: clicks a mask; all pixels where it has fewer.
         mask_thresh: threshold of the teacher's masks that are fallen back to, in (0, 1).
+        prompt: one of PROMPTS; the paper's are points.
+        min_agreement: the teacher's mask stays where SAM's has a smaller IoU with it; in [0, 1].
     """
 
     @configurable
-    def __init__(self, *, backend, num_points: int = 3, mask_thresh: float = 0.5) -> None:
+    def __init__(
+        self,
+        *,
+        backend,
+        num_points: int = 3,
+        mask_thresh: float = 0.5,
+        prompt: str = "points",
+        min_agreement: float = 0.0,
+    ) -> None:
         if num_points < 1:
             raise InputError(f"num_points (S4M.REFINE.NUM_POINTS) must be >= 1, got {num_points}")
+        if prompt not in PROMPTS:
+            raise InputError(
+                f"prompt (S4M.REFINE.PROMPT) must be one of {', '.join(PROMPTS)}, got {prompt!r}"
+            )
+        if not 0.0 <= min_agreement <= 1.0:
+            raise InputError(
+                f"min_agreement (S4M.REFINE.MIN_AGREEMENT) must lie in [0, 1], got {min_agreement}"
+            )
+        self.prompt = prompt
+        self.min_agreement = min_agreement
         self.backend = backend
         self.num_points = num_points
         self.logit_thresh = logit(mask_thresh)
@@ -114,6 +137,8 @@ class PointRefiner:
             "backend": backend,
             "num_points": cfg.S4M.REFINE.NUM_POINTS,
             "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
+            "prompt": cfg.S4M.REFINE.PROMPT,
+            "min_agreement": cfg.S4M.REFINE.MIN_AGREEMENT,
         }
 
     @torch.no_grad()
@@ -146,21 +171,42 @@ class PointRefiner:
             return Refinement(labels, torch.zeros(0, device=images.device))
         shown = images[to_device(active, images.device)]
         encoded = self.backend.encode(shown, [image_sizes[i] for i in active])
-        clicks, click_labels = sample_points_in_batch(
-            [selections[i] for i in active],
-            self.num_points,
-            [generators[i] for i in active] if generators else None,
+        outputs = self.backend.prompt(
+            encoded,
+            *self._prompts(
+                [selections[i] for i in active],
+                [generators[i] for i in active] if generators else None,
+            ),
         )
-        outputs = self.backend.prompt(encoded, clicks, click_labels)
         best = [_best_masks(output.mask_logits, output.iou_predictions) for output in outputs]
         low_res = {i: logits for i, (logits, _) in zip(active, best, strict=True)}
         fallbacks = 0
         for group in _groups(selections, image_sizes, active):
             size, logits = image_sizes[group[0]], torch.cat([low_res[i] for i in group])
-            masks, areas, empty = self._image_masks(logits, [selections[i] for i in group], size)
+            masks, areas, kept = self._image_masks(logits, [selections[i] for i in group], size)
             _fill(labels, selections, group, masks, areas)
-            fallbacks += len(empty)
+            fallbacks += len(kept)
         return Refinement(labels, torch.cat([iou for _, iou in best]), fallbacks)
+
+    def _prompts(
+        self, selections: Sequence[Selection], generators: Sequence[Generator] | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Points (N, P, 2) of each image and their labels (N, P), on the CPU."""
+        if self.prompt == "points":
+            return sample_points_in_batch(selections, self.num_points, generators)
+        points, labels = [], []
+        for selection in selections:
+            masks = selection.labels.masks
+            extent = to_device(selection.content_size[::-1], masks.device, torch.float32)
+            points.append((mask_boxes(masks).view(-1, 2, 2) / extent).clamp(max=1.0))
+            labels.append(torch.tensor(BOX_LABELS).expand(len(masks), 2))
+        if self.prompt == "both":
+            clicks = sample_points_in_batch(selections, self.num_points, generators)
+            points, labels = (
+                [torch.cat(pair, dim=1) for pair in zip(of_clicks, of_boxes, strict=True)]
+                for of_clicks, of_boxes in zip(clicks, (points, labels), strict=True)
+            )
+        return points, labels
 
     def _image_masks(
         self,
@@ -170,19 +216,24 @@ class PointRefiner:
     ) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """(N, H, W) bool masks of a group of images, their areas, the rows that are the teacher's.
 
-        Synchronizes once; once more where SAM's mask is empty.
+        Synchronizes once; once more where some are the teacher's, or agreement counts.
         """
         masks = _threshold_in_chunks(
             mask_logits, size, lambda chunk: self.backend.upscale(chunk, size), 0.0
         )
         [areas] = to_host(mask_areas(masks))
-        empty = np.flatnonzero(areas == 0)
-        if len(empty):
-            logits, resize = _teacher_logits(group, size)
-            rows = to_device(empty, masks.device)
+        is_kept = areas == 0
+        logits, resize = _teacher_logits(group, size)
+        if self.min_agreement > 0:
+            teachers = _threshold_in_chunks(logits, size, resize, self.logit_thresh)
+            shared, either = mask_areas(masks & teachers), mask_areas(masks | teachers)
+            is_kept |= to_host(shared < self.min_agreement * either)[0]
+        kept = np.flatnonzero(is_kept)
+        if len(kept):
+            rows = to_device(kept, masks.device)
             masks[rows] = _threshold_in_chunks(logits[rows], size, resize, self.logit_thresh)
             [areas] = to_host(mask_areas(masks))
-        return masks, areas, empty
+        return masks, areas, kept
 
 
 @REFINER_REGISTRY.register()

@@ -22,9 +22,10 @@ FIELDS = ("mask_logits", "iou_predictions", "features")
 
 def mixed_prompts():
     """Points and labels of three images; 1, 2 and 3 clicks, padding anywhere, one image without."""
-    points = [torch.rand(4, 3, 2), torch.zeros(0, 3, 2), torch.rand(2, 2, 2)]
+    points = [torch.rand(4, 3, 2), torch.zeros(0, 3, 2), torch.rand(3, 2, 2)]
     first = torch.tensor([[1, 1, 0], [1, -1, -1], [-1, 1, 0], [-1, -1, 1]])
-    return points, [first, torch.zeros(0, 3, dtype=torch.long), torch.tensor([[1, 0], [1, -1]])]
+    last = torch.tensor([[1, 0], [1, -1], [2, 3]])  # a box
+    return points, [first, torch.zeros(0, 3, dtype=torch.long), last]
 
 
 def three_images():
@@ -186,6 +187,8 @@ def test_images_that_disagree_with_their_sizes_are_refused(backend, images, size
         ([torch.rand(2, 2)], None, r"expected \(N, P, 2\)"),
         ([torch.rand(2, 1, 2)], [torch.ones(2, 2)], r"labels \(2, 2\)"),
         ([torch.rand(1, 2, 2)], [torch.tensor([[1, -2]])], r"image 0 .*\[-2, 1\]"),
+        ([torch.rand(1, 2, 2)], [torch.tensor([[1, 3]])], "image 0"),
+        ([torch.rand(1, 4, 2)], [torch.tensor([[2, 3, 2, 3]])], "image 0"),
     ],
 )
 def test_prompts_of_the_wrong_shape_are_refused(backend, points, labels, message):
@@ -266,7 +269,7 @@ def test_the_precision_is_the_backends_own(backend):
     for answer in coarse.prompt(low, points, labels, features=True):
         assert {answer.mask_logits.dtype, answer.features.dtype} == {torch.float32}
     hook.remove()
-    assert set(inside[:3]) == {torch.float32} and set(inside[3:]) == {torch.bfloat16}
+    assert set(inside[:4]) == {torch.float32} and set(inside[4:]) == {torch.bfloat16}
 
 
 def test_positions_keep_full_precision(backend):
@@ -280,7 +283,7 @@ def test_positions_keep_full_precision(backend):
     for one in (coarse, backend):
         one.prompt(encoded, points, labels)
     hook.remove()
-    for low, full in zip(seen[:3], seen[3:], strict=True):
+    for low, full in zip(seen[:4], seen[4:], strict=True):
         assert torch.equal(low[0], full[0]) and torch.equal(low[1], full[1])
 
 

@@ -51,6 +51,27 @@ def test_equals_the_librarys_predictor_on_one_image(backend, size, multimask):
     torch.testing.assert_close(upscaled, masks[:, 0], atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("clicks", [0, 2])
+def test_boxes_alone_and_with_points_are_the_librarys(backend, clicks):
+    image, draw = image_of(128, 256), torch.Generator().manual_seed(1)
+    points = torch.rand(3, clicks, 2, generator=draw)
+    labels = torch.tensor([[1, 1], [1, 0], [0, 1]])[:, :clicks]
+    boxes = torch.tensor([[0.1, 0.2, 0.4, 0.9], [0.0, 0.0, 1.0, 1.0], [0.5, 0.5, 0.6, 0.7]])
+    predictor = SamPredictor(backend.sam)
+    predictor.set_torch_image(image[None].float(), (128, 256))
+    scale = torch.tensor([256.0, 128.0])
+    clicked = (points * scale - 0.5, labels) if clicks else (None, None)
+    corners = boxes * scale.repeat(2) - 0.5
+    _, quality, low = predictor.predict_torch(*clicked, boxes=corners, return_logits=True)
+
+    points = torch.cat([points, boxes.view(3, 2, 2)], dim=1)
+    labels = torch.cat([labels, torch.tensor([2, 3]).expand(3, 2)], dim=1)
+    encoded = backend.encode(image[None], [(128, 256)])
+    (answer,) = backend.prompt(encoded, [points], [labels])
+    torch.testing.assert_close(answer.mask_logits, low, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(answer.iou_predictions, quality, atol=2e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("size", "scale", "rows", "columns"),
     [

@@ -154,6 +154,36 @@ def test_each_image_draws_from_its_own_generator():
     assert together.prompts[0][0].shape == (2, 3, 2)
 
 
+@pytest.mark.parametrize(("prompt", "clicks"), [("box", 0), ("both", 3)])
+def test_boxes_are_around_the_content(prompt, clicks):
+    """Content of 6 x 8.5 px; the second mask reaches its end."""
+    logits = torch.full((2, 6, 9), -1.0)
+    logits[0, 1:4, 2:6] = logits[1, 5:, 4:] = 1.0
+    backend = FakeBackend([torch.rand(2, 3, generator=seeded(0))])
+    selection = make_selection(logits, (6.0, 8.5))
+    PointRefiner(backend=backend, prompt=prompt)([selection], torch.zeros(1, 3, 24, 34), [(24, 34)])
+    [(points, labels)] = backend.prompts
+    assert labels.tolist() == [[1] * clicks + [2, 3]] * 2
+    corners = [[[2 / 8.5, 1 / 6], [6 / 8.5, 4 / 6]], [[4 / 8.5, 5 / 6], [1.0, 1.0]]]
+    torch.testing.assert_close(points[:, clicks:], torch.tensor(corners))
+    pixels = (points[:, :clicks] * torch.tensor([8.5, 6.0])).long()
+    assert all(logits[i, y, x] > 0 for i in range(2) for x, y in pixels[i].tolist())
+
+
+@pytest.mark.parametrize(("least", "kept"), [(0.0, []), (0.3, [1]), (0.6, [0, 1])])
+def test_masks_that_agree_too_little_stay_the_teachers(least, kept):
+    """SAM's are the first third; the teacher's the first two (IoU 1/2), and the last (0)."""
+    logits = torch.full((2, 6, 9), -1.0)
+    logits[0, :, :6] = logits[1, :, 6:] = 1.0
+    backend = FakeBackend([torch.tensor([[0.9, 0.1, 0.1]] * 2)])
+    refiner = PointRefiner(backend=backend, min_agreement=least)
+    refined = refiner([make_selection(logits)], torch.zeros(1, 3, 6, 9), [(6, 9)])
+    first = torch.arange(9).expand(6, 9) < 3
+    expected = [logits[i] > 0 if i in kept else first for i in range(2)]
+    assert torch.equal(refined.labels[0].masks, torch.stack(expected))
+    assert refined.num_fallbacks == len(kept)
+
+
 @pytest.mark.parametrize("refiner", [TeacherMasks(), PointRefiner(backend=None)])
 def test_disagreeing_batches_are_named(refiner):
     selections = [make_selection(blobs(0))]
@@ -164,6 +194,10 @@ def test_disagreeing_batches_are_named(refiner):
 def test_arguments_out_of_range_are_named():
     with pytest.raises(InputError, match="S4M.REFINE.NUM_POINTS"):
         PointRefiner(backend=None, num_points=0)
+    with pytest.raises(InputError, match="S4M.REFINE.PROMPT"):
+        PointRefiner(backend=None, prompt="boxes")
+    with pytest.raises(InputError, match="S4M.REFINE.MIN_AGREEMENT"):
+        PointRefiner(backend=None, min_agreement=1.5)
     with pytest.raises(InputError, match="S4M.PSEUDO_LABEL.MASK_THRESH"):
         TeacherMasks(mask_thresh=1.0)
 
