@@ -17,9 +17,10 @@ from torch import Tensor
 
 from s4m_d2.data.build import DATASET_MAPPER_REGISTRY
 from s4m_d2.data.images import is_turned, read_image
-from s4m_d2.data.segmentations import tight_boxes, transform_masks
+from s4m_d2.data.segmentations import transform_masks
 from s4m_d2.data.transforms import ColorDistortion, apply_geometry, build_geometry, of_tile
 from s4m_d2.errors import DatasetError, InputError
+from s4m_d2.structures import mask_boxes
 
 _PASSED_KEYS = ("file_name", "image_id", "seeds", "stream_position")
 _SEED_BITS = 63
@@ -154,7 +155,7 @@ class LabeledDatasetMapper(_TrainingMapper):
             view.shape[:2],
         )
         classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
-        boxes = tight_boxes(masks)
+        boxes = mask_boxes(masks)
         kept = boxes.any(1) | self._keep_empty
         sample["instances"] = Instances(
             view.shape[:2],
