@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import math
 import os
 import reprlib
 from collections import Counter, defaultdict
@@ -17,16 +18,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from s4m_d2.data.annotation_rows import (
-    NO_IMAGE,
-    Findings,
-    Key,
-    key_of,
-    name_of,
-    normalized_annotations,
-    side_of,
-)
+import numpy as np
+from detectron2.structures import BoxMode
+from pycocotools import mask as mask_utils
+
+from s4m_d2.data.findings import CROWDS, Findings
 from s4m_d2.data.images import image_size
+from s4m_d2.data.segmentations import as_polygons, compressed_rle, read_polygons
 from s4m_d2.errors import DatasetError
 
 _KEPT_FILES = 4  # results of reading that stay in memory
@@ -34,6 +32,7 @@ _LARGE = 1 << 24  # px: an image is looked at before masks of such a size are ma
 _ENCODINGS = ("gb18030", "shift_jis", "cp1252")  # that a file which is no UTF-8 may have
 
 Choose = Callable[[Sequence[str]], Collection[str]]
+Key = int | str | None
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Annotations:
 
     def name(self, record: dict) -> str:
         """A record's path below the folder of images."""
-        return _below(record["file_name"], self.image_root)
+        return record["file_name"].removeprefix(os.path.join(self.image_root, ""))
 
     def part(self, names: Collection[str]) -> Annotations:
         """The images of these names alone."""
@@ -89,31 +88,18 @@ class Annotations:
     def to_coco(self) -> dict:
         """A COCO file's content, complete for COCO's evaluation; annotations count from 1 (to its
         API an id of 0 is no match)."""
-        images = [
-            {
-                "id": record["image_id"],
-                "file_name": self.name(record),
-                "height": record["height"],
-                "width": record["width"],
-            }
-            for record in self.records
-        ]
-        annotations = [
-            {**row, "image_id": record["image_id"], "category_id": self.categories[index][0]}
-            for record in self.records
-            for row in record["annotations"]
-            for index in [row["category_id"]]
-        ]
-        for number, row in enumerate(annotations, start=1):
-            row["id"] = number
-            del row["bbox_mode"]
+        images: list[dict] = []
+        annotations: list[dict] = []
+        for record in self.records:
+            size = {side: record[side] for side in ("height", "width")}
+            images.append({"id": record["image_id"], "file_name": self.name(record), **size})
+            for annotation in record["annotations"]:
+                row = {**annotation, "id": len(annotations) + 1, "image_id": record["image_id"]}
+                row["category_id"] = self.categories[annotation["category_id"]][0]
+                del row["bbox_mode"]
+                annotations.append(row)
         categories = [{"id": number, "name": name} for number, name in self.categories]
         return {"images": images, "annotations": annotations, "categories": categories}
-
-
-@functools.cache
-def _below(path: str, folder: str) -> str:
-    return os.path.relpath(path, folder)
 
 
 def read_annotations(
@@ -172,25 +158,27 @@ def _read(
     chosen = _chosen(images, choose, image_root, findings, remedy)
     by_image: dict[Key, list[dict]] = defaultdict(list)
     for row in rows:
-        key = key_of(row.get("image_id"))
+        key = _key(row.get("image_id"))
         if key in chosen:
             by_image[key].append(row)
         elif key not in images:
-            findings.left_out[NO_IMAGE].append(name_of(row))
+            text = "annotations of images that are not listed"
+            findings.leave_out(text, _label(row), "They are left out: list these images.")
     if len({repr(row.get("id")) for row in rows}) < len(rows):
         findings.notes.append("ids of annotations are missing or repeat: counted anew")
     numbered = all(isinstance(key, int) for key in images)
     records = []
-    for position, (key, image) in enumerate(images.items(), start=1):
+    for position, key in enumerate(images, start=1):
         if key not in chosen:
             continue
-        size = image["height"], image["width"]
+        path, size = chosen[key]
+        found = [_annotation(row, size, indices, findings) for row in by_image[key]]
         record = {
-            "file_name": image["file_name"],
+            "file_name": path,
             "image_id": key if numbered else position,
             "height": size[0],
             "width": size[1],
-            "annotations": normalized_annotations(by_image[key], size, indices, findings),
+            "annotations": [annotation for annotation in found if annotation],
         }
         records.append(record)
     if strict:
@@ -219,11 +207,10 @@ def _load(json_file: str) -> dict:
         kind = "a list of predictions" if known and "score" in content[0] else "no JSON object"
         raise DatasetError(f"{json_file} is {kind}, no COCO file of annotations. {give}")
     for section in ("images", "annotations", "categories"):
-        if isinstance(content.get(section), list):
-            continue
-        only = section == "annotations" and "images" in content
-        kind = "a list of images alone (COCO's image_info)" if only else "no COCO file"
-        raise DatasetError(f"{json_file} has no list '{section}': it is {kind}. {give}")
+        if not isinstance(content.get(section), list):
+            only = section == "annotations" and "images" in content
+            kind = "a list of images alone (COCO's image_info)" if only else "no COCO file"
+            raise DatasetError(f"{json_file} has no list '{section}': it is {kind}. {give}")
     rows = [row for row in content["annotations"] if isinstance(row, dict)]
     for key, kind in (("segments_info", "panoptic segments"), ("keypoints", "keypoints")):
         if rows and all(key in row and "segmentation" not in row for row in rows):
@@ -242,13 +229,11 @@ def _encoding(json_file: str) -> str:
 
 
 def _objects(content: dict, section: str, findings: Findings) -> list[dict]:
-    rows = content[section]
-    for position, row in enumerate(rows):
+    for position, row in enumerate(content[section]):
         if not isinstance(row, dict):
-            findings.refuse(
-                f"entries of '{section}' are no objects", f"#{position}", "Remove them."
-            )
-    return [row for row in rows if isinstance(row, dict)]
+            text = f"entries of '{section}' are no objects"
+            findings.refuse(text, f"#{position}", "Remove them.")
+    return [row for row in content[section] if isinstance(row, dict)]
 
 
 def _is_name(value: Any) -> bool:
@@ -258,12 +243,39 @@ def _is_name(value: Any) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
+def _key(value: Any) -> Key:
+    """An id with one form for 1, 1.0 and "1"; None for what is no id."""
+    if type(value) is int:
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str):
+        return int(value) if value.isdecimal() and value.isascii() and len(value) < 19 else value
+    return None
+
+
+def _label(annotation: dict) -> str:
+    """What to call an annotation in a message."""
+    if "id" in annotation:
+        return f"id {annotation['id']}"
+    return f"without id, of image {annotation.get('image_id')}"
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, which may be written as text."""
+    try:
+        number = float(value) if isinstance(value, int | float | str) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
 def _images(rows: Sequence[dict], findings: Findings) -> dict[Key, dict]:
     """The file's images by their ids; each id and each file once."""
     images: dict[Key, dict] = {}
     first: dict[str, Any] = {}
     for row in rows:
-        name, key = row.get("file_name"), key_of(row.get("id"))
+        name, key = row.get("file_name"), _key(row.get("id"))
         shown = reprlib.repr(name)
         if not _is_name(name) or "\0" in str(name):
             findings.refuse("images have no usable file_name", shown, "Write a text there.")
@@ -276,7 +288,7 @@ def _images(rows: Sequence[dict], findings: Findings) -> dict[Key, dict]:
             names = f"id {row['id']}: {images[key]['file_name']} and {name}"
             findings.refuse("ids are of two images", names, "Number the images anew.")
         else:
-            images[key], first[str(name)] = dict(row), row["id"]
+            images[key], first[str(name)] = row, row["id"]
     return images
 
 
@@ -287,7 +299,7 @@ def _categories(
     named: dict[Key, str] = {}
     parents = set()
     for position, row in enumerate(_objects(content, "categories", findings)):
-        key, name = key_of(row.get("id")), row.get("name")
+        key, name = _key(row.get("id")), row.get("name")
         name = str(name) if isinstance(name, int) else name
         if key is None or not _is_name(name):
             findings.refuse("categories lack an id or a name", f"#{position}", "Complete them.")
@@ -299,11 +311,13 @@ def _categories(
         parent = row.get("supercategory")
         if isinstance(parent, str) and parent != name:
             parents.add(parent)
-    used = {key_of(row.get("category_id")) for row in rows}
-    unused = {key: name for key, name in named.items() if key not in used}
+    used = {_key(row.get("category_id")) for row in rows}
     again = Counter(named.values())
-    for key, name in unused.items():
-        if again[name] > 1 or (name in parents and used) or (classes and name not in classes):
+    for key, name in [*named.items()]:
+        superfluous = (
+            again[name] > 1 or (name in parents and used) or (classes and name not in classes)
+        )
+        if key not in used and superfluous:
             findings.notes.append(f"unused category {name} (id {key}) dropped")
             again[name] -= 1
             del named[key]
@@ -336,54 +350,131 @@ def _chosen(
     image_root: str,
     findings: Findings,
     remedy: str,
-) -> set[Key]:
-    """Ids of the chosen images that are there; their entries get the path and size of a file."""
+) -> dict[Key, tuple[str, tuple[int, int]]]:
+    """Path and (H, W) of the chosen images that are there, by their ids."""
     by_name = {image["file_name"]: key for key, image in images.items()}
-    chosen = [by_name[name] for name in (choose(list(by_name)) if choose else by_name)]
-    root, unsized, missing, sized = os.path.abspath(image_root), 0, [], set()
-    for key in chosen:
-        image = images[key]
-        name = image["file_name"]
+    names = choose(list(by_name)) if choose else list(by_name)
+    chosen, missing, unsized = {}, [], 0
+    for given in names:
+        image = images[by_name[given]]
+        path = os.path.join(image_root, given)
+        if "\\" in given and not os.path.exists(path):
+            path = os.path.join(image_root, given.replace("\\", "/"))
+        name = os.path.relpath(path, image_root)
         path = os.path.join(image_root, name)
-        if "\\" in name and not os.path.exists(path):
-            path = os.path.join(image_root, name.replace("\\", "/"))
-        image["file_name"] = path
-        height, width = side_of(image.get("height")), side_of(image.get("width"))
-        if os.path.commonpath((root, os.path.abspath(path))) != root:
+        sides = [_number(image.get(side)) or 0.0 for side in ("height", "width")]
+        listed = all(side >= 1 and side.is_integer() for side in sides)
+        size = int(sides[0]), int(sides[1])
+        if name.split(os.sep)[0] == os.pardir:
             advice = f"Write them relative to the folder of images, {image_root}."
-            findings.refuse("file names lead out of the folder of images", name, advice)
+            findings.refuse("file names lead out of the folder of images", given, advice)
         elif not os.path.isfile(path):
-            missing.append(path)
-        elif height is None or width is None or height * width > _LARGE:
-            unsized += height is None or width is None
+            missing.append(name)
+        elif listed and size[0] * size[1] <= _LARGE:
+            chosen[by_name[given]] = path, size
+        else:
+            unsized += not listed
             try:
-                image["height"], image["width"] = size = image_size(path)
+                actual = image_size(path)
             except DatasetError as error:
                 findings.refuse("images cannot be read", error, "")
                 continue
-            if height and width and (height, width) != size:
-                where = f"{name}, {(height, width)} instead of {size}"
+            if listed and size != actual:
+                where = f"{name}, {size} instead of {actual}"
                 advice = "Correct the (height, width)."
                 findings.refuse("images have another size in their file", where, advice)
-                continue
-            sized.add(key)
-        else:
-            image["height"], image["width"] = height, width
-            sized.add(key)
+            else:
+                chosen[by_name[given]] = path, actual
     if unsized:
         findings.notes.append(f"sizes of {unsized:,} images taken from their files")
     if missing:
-        _refuse_missing(missing, len(chosen), image_root, findings, remedy)
-    return sized
+        base = os.path.basename(missing[0])
+        found = (os.path.join(folder, base) for folder, _, n in os.walk(image_root) if base in n)
+        below = next(found, None)
+        advice = f"{base} lies at {below}: write the sub-folders too. " * bool(below) + remedy
+        for name in missing:
+            findings.refuse(f"of {len(names):,} images are not in {image_root}", name, advice)
+    return chosen
 
 
-def _refuse_missing(
-    missing: Sequence[str], count: int, image_root: str, findings: Findings, remedy: str
-) -> None:
-    base = os.path.basename(missing[0])
-    tree = os.walk(image_root)
-    below = next((os.path.join(folder, base) for folder, _, n in tree if base in n), None)
-    advice = f"{base} lies at {below}: write the sub-folders too. " * bool(below) + remedy
-    for path in missing:
-        text = f"of {count:,} images are not in {image_root}"
-        findings.refuse(text, os.path.relpath(path, image_root), advice)
+def _annotation(
+    row: dict, size: tuple[int, int], indices: dict[Key, int], findings: Findings
+) -> dict | None:
+    """An annotation of an image of (H, W), normalized; None, and counted, if it cannot be used."""
+    label, flag, index = _label(row), row.get("iscrowd"), indices.get(_key(row.get("category_id")))
+    crowd = 0 if flag is None else _number(flag)
+    if crowd not in (0, 1):
+        findings.refuse("annotations have an iscrowd that is not 0 or 1", label, "Correct it.")
+        return None
+    if index is None:
+        text = "annotations have a category_id that the file does not define"
+        category = f"{label}: {reprlib.repr(row.get('category_id'))}"
+        findings.refuse(text, category, "Remove them, or complete 'categories'.")
+        return None
+    try:
+        shape = _shape(row.get("segmentation"), size, label, findings)
+    except DatasetError as error:
+        text, where = "segmentations cannot be drawn", f"{label} ({error})"
+        findings.refuse(text, where, "Correct or remove them.")
+        return None
+    if not shape:
+        text = "annotations without a mask"
+        findings.leave_out(text, label, "They are left out: draw masks for them, or remove them.")
+        return None
+    is_rle = isinstance(shape, dict)
+    rle = shape if is_rle else mask_utils.merge(mask_utils.frPyObjects(shape, *size))
+    area = float(mask_utils.area(rle))
+    if not area:
+        remedy = (
+            "They are left out. Coordinates from 0 to 1 have to be multiplied by the image's width "
+            "and height; others are those of another image, or of one of another size."
+        )
+        where = f"{label} ({_extent(shape)})"
+        findings.leave_out("masks without a pixel in their image", where, remedy)
+        return None
+    if crowd:
+        remedy = "Nothing is learned from them. Set iscrowd to 0 where each is one object."
+        findings.leave_out(CROWDS, label, remedy)
+    findings.instances += not crowd
+    given = _number(row.get("area"))
+    return {
+        "iscrowd": int(crowd),
+        "category_id": index,
+        "segmentation": shape if is_rle else [part.tolist() for part in shape],
+        "area": given if given and given > 0 else area,
+        "bbox": _box(row.get("bbox")) or mask_utils.toBbox(rle).tolist(),
+        "bbox_mode": BoxMode.XYWH_ABS,
+    }
+
+
+def _shape(
+    segmentation: Any, size: tuple[int, int], label: str, findings: Findings
+) -> list[np.ndarray] | dict:
+    """Flat polygons of three points and more, or compressed RLE; empty where there is no mask."""
+    if isinstance(segmentation, dict):
+        return compressed_rle(segmentation, size) if segmentation.get("counts") else {}
+    if not isinstance(segmentation, list | None):
+        raise DatasetError("expected polygons or an RLE")
+    parts = as_polygons(segmentation or [])
+    polygons = read_polygons(parts, size)
+    for _ in parts[len(polygons) :] if polygons else ():
+        text = "polygons of less than three points"
+        findings.leave_out(text, label, "They are left out: complete them.")
+    return polygons
+
+
+def _extent(shape: list[np.ndarray] | dict) -> str:
+    """Where a mask without a pixel lies."""
+    if isinstance(shape, dict):
+        return "an empty RLE"
+    points = np.concatenate(shape).reshape(-1, 2)
+    (left, top), (right, bottom) = points.min(0), points.max(0)
+    return f"x from {left:g} to {right:g}, y from {top:g} to {bottom:g}"
+
+
+def _box(values: Any) -> list[float] | None:
+    """[x, y, width, height] in pixels, if that is what the file has."""
+    box = [_number(value) for value in values] if isinstance(values, list) else []
+    if len(box) != 4 or None in box or not (box[2] > 0 and box[3] > 0):
+        return None
+    return box

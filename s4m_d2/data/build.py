@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing import resource_tracker
 
 import cv2
@@ -32,14 +31,7 @@ _ALIVE_SECONDS = 5.0  # between two looks at whether the training process is ali
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """A user's mistake on its way from a worker to the main process, unchanged."""
-
-    error: S4MError
-
-
-class StreamDataset(Dataset):
+class _Samples(Dataset):
     """Samples by (index of the record, position in the stream)."""
 
     def __init__(
@@ -53,31 +45,27 @@ class StreamDataset(Dataset):
         self._mapper = mapper
         self._seeds = seeds
         self._skips_unreadable = getattr(mapper, "skip_unreadable", False)
-        self._max_skipped = max_skipped
+        self._max_skipped = min(max_skipped, len(records) - 1)
 
-    def __getitem__(self, item: tuple[int, int]) -> dict | _Failure:
+    def __getitem__(self, item: tuple[int, int]) -> dict | S4MError:
         index, position = item
+        drawn = {"seeds": self._seeds(position), "stream_position": position}
         skipped: dict[str, str] = {}
         try:
             while True:
-                record = {
-                    **self._records[index],
-                    "seeds": self._seeds(position),
-                    "stream_position": position,
-                }
+                record = {**self._records[index], **drawn}
                 try:
                     sample = self._mapper(record)
+                    return {**sample, "skipped_images": skipped} if skipped else sample
                 except DatasetError as error:
                     if not self._skips_unreadable:
                         raise
                     skipped[record["file_name"]] = str(error)
-                    if len(skipped) > min(self._max_skipped, len(self._records) - 1):
-                        raise _too_many(skipped) from None
-                    index = (index + 1) % len(self._records)
-                    continue
-                return {**sample, "skipped_images": skipped} if skipped else sample
+                if len(skipped) > self._max_skipped:
+                    raise _too_many(skipped)
+                index = (index + 1) % len(self._records)
         except S4MError as error:
-            return _Failure(error)
+            return error  # a user's mistake: the main process raises it, unchanged
 
 
 class _Positions:
@@ -95,25 +83,71 @@ class _Positions:
 
 
 class StreamLoader(DataLoader):
-    """A DataLoader that hands on users' mistakes as they are and counts skipped images.
+    """The endless stream of one process; its samples do not depend on the number of workers.
 
-    Each ``iter`` starts at the loader's start position.
+    A sample's position is its index in the global stream: ``k * world_size + rank`` for the k-th
+    one of this process. Where the mapper says ``skip_unreadable``, an image that raises
+    DatasetError is replaced by the next record's, and the sample has the files skipped for it, with
+    the reasons, in "skipped_images"; other mappers' errors end the stream. Each ``iter`` starts at
+    ``start_position``.
+
+    Args:
+        dataset_dicts: Detectron2 records.
+        mapper: from a record with "seeds" and "stream_position" to a sample.
+        sampler: Detectron2's: yields this process' share of the indices, always the same.
+        batch_size: samples a batch of this process.
+        num_workers: loading processes; 0 loads in this one.
+        start_position: samples of this process already consumed; they are not loaded again.
+        seeds: position -> the sample's seeds by purpose.
+        max_skipped: different images tolerated that cannot be used.
+        pin_memory: put images into page-locked memory, from where they reach a GPU sooner.
 
     Attributes:
         skipped_images: files met so far by this process that cannot be used, in order, and why.
+
+    Raises:
+        DatasetError: (while iterating) a labeled image or annotation is bad, or too many
+            unlabeled images are.
     """
 
-    def __init__(self, dataset: Dataset, max_skipped: int, **kwargs) -> None:
-        super().__init__(dataset, **kwargs)
+    def __init__(
+        self,
+        dataset_dicts: Sequence[dict],
+        mapper: Callable[[dict], dict],
+        sampler: Iterable[int],
+        *,
+        batch_size: int,
+        num_workers: int,
+        start_position: int = 0,
+        seeds: Callable[[int], dict[str, int]],
+        max_skipped: int,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(
+            _Samples(dataset_dicts, mapper, seeds, max_skipped),
+            sampler=_Positions(sampler, start_position),
+            batch_size=batch_size,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            collate_fn=list,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # else starting workers would draw from the global one
+        )
         self._max_skipped_images = max_skipped
         self.skipped_images: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[list[dict]]:  # type: ignore[override]  # no more is promised
         for batch in self._start():
             for sample in batch:
-                if isinstance(sample, _Failure):
-                    raise sample.error
-                self._count(sample.get("skipped_images", {}))
+                if isinstance(sample, S4MError):
+                    raise sample
+                for file_name, reason in sample.get("skipped_images", {}).items():
+                    if file_name not in self.skipped_images:
+                        self.skipped_images[file_name] = reason
+                        count = len(self.skipped_images)
+                        logger.warning("Skipped an unlabeled image (%d so far): %s", count, reason)
+            if len(self.skipped_images) > self._max_skipped_images:
+                raise _too_many(self.skipped_images)
             yield batch
 
     def _start(self) -> Iterator[list[dict]]:
@@ -128,16 +162,6 @@ class StreamLoader(DataLoader):
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _count(self, skipped: dict[str, str]) -> None:
-        for file_name, reason in skipped.items():
-            if file_name in self.skipped_images:
-                continue
-            self.skipped_images[file_name] = reason
-            count = len(self.skipped_images)
-            logger.warning("Skipped an unlabeled image (%d so far): %s", count, reason)
-        if len(self.skipped_images) > self._max_skipped_images:
-            raise _too_many(self.skipped_images)
-
 
 def _too_many(skipped: dict[str, str]) -> DatasetError:
     return DatasetError(
@@ -147,69 +171,16 @@ def _too_many(skipped: dict[str, str]) -> DatasetError:
     )
 
 
-def build_stream_loader(
-    dataset_dicts: Sequence[dict],
-    mapper: Callable[[dict], dict],
-    sampler: Iterable[int],
-    *,
-    batch_size: int,
-    num_workers: int,
-    start_position: int = 0,
-    seeds: Callable[[int], dict[str, int]],
-    max_skipped: int,
-    pin_memory: bool = False,
-) -> StreamLoader:
-    """The endless stream of one process; its samples do not depend on the number of workers.
-
-    A sample's position is its index in the global stream: ``k * world_size + rank`` for the k-th
-    one of this process. Where the mapper says ``skip_unreadable``, an image that raises
-    DatasetError is replaced by the next record's, and the sample has the files skipped for it, with
-    the reasons, in "skipped_images"; other mappers' errors end the stream.
-
-    Args:
-        dataset_dicts: Detectron2 records.
-        mapper: from a record with "seeds" and "stream_position" to a sample.
-        sampler: Detectron2's: yields this process' share of the indices, always the same.
-        batch_size: samples a batch of this process.
-        num_workers: loading processes; 0 loads in this one.
-        start_position: samples of this process already consumed; they are not loaded again.
-        seeds: position -> the sample's seeds by purpose.
-        max_skipped: different images tolerated that cannot be used.
-        pin_memory: put images into page-locked memory, from where they reach a GPU sooner.
-
-    Returns:
-        An iterable of lists of samples.
-
-    Raises:
-        DatasetError: (while iterating) a labeled image or annotation is bad, or too many
-            unlabeled images are.
-    """
-    return StreamLoader(
-        StreamDataset(dataset_dicts, mapper, seeds, max_skipped),
-        max_skipped,
-        sampler=_Positions(sampler, start_position),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        collate_fn=list,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else starting workers would draw from the global one
-    )
-
-
 def _start_worker(worker_id: int) -> None:
-    cv2.setNumThreads(0)  # one thread for each worker; torch limits itself
-    if _STOPS:
-        _outlive_stop_signals()
-
-
-def _outlive_stop_signals() -> None:
     """Let nobody but the training process end this worker by a signal that stops a run.
 
     Schedulers and Ctrl-C send them to every process of a job. The training process then saves and
     stops after its iteration, for which it still needs the worker's batches. Where that process is
     gone, the worker ends; PyTorch does not notice if it went while the worker started.
     """
+    cv2.setNumThreads(0)  # one thread for each worker; torch limits itself
+    if not _STOPS:
+        return
     parent = multiprocessing.parent_process()
     assert parent is not None  # this is a worker
     training = parent.pid  # not getppid(): there may be a fork server

@@ -43,17 +43,15 @@ class CityscapesFormat:
     remedy: str = "Set DETECTRON2_DATASETS to the folder that holds it."
 
     def metadata(self) -> dict:
-        """What Detectron2's evaluators and visualizer read, but for the paths."""
+        """What Detectron2's evaluators and visualizer read, with where the data set lies now."""
         return {
             "thing_classes": [label.name for label in _THINGS],
             "thing_colors": [list(label.color) for label in _THINGS],
             "thing_dataset_id_to_contiguous_id": dict(_CONTIGUOUS),
             "evaluator_type": "cityscapes_instance",
+            "image_dir": dataset_path(self.image_dir),
+            "gt_dir": dataset_path(self.gt_dir),
         }
-
-    def paths(self) -> dict[str, str]:
-        """Where the data set lies now."""
-        return {"image_dir": dataset_path(self.image_dir), "gt_dir": dataset_path(self.gt_dir)}
 
     def unlabeled_images(self) -> list[str]:
         """Paths of all images, sorted."""
@@ -78,25 +76,18 @@ class CityscapesFormat:
         image_dir, gt_dir = dataset_path(self.image_dir), dataset_path(self.gt_dir)
         if not os.path.isdir(gt_dir):
             raise DatasetError(f"The folder of annotations {gt_dir} does not exist. {self.remedy}")
-        pairs = [(image, _instance_file(image, image_dir, gt_dir)) for image in images]
+        stems = [os.path.relpath(i, image_dir).removesuffix(IMAGE_SUFFIX) for i in images]
+        ids = [os.path.join(gt_dir, stem + INSTANCE_SUFFIX) for stem in stems]
         cpus = (os.cpu_count() or 1) // comm.get_local_size()
         with ThreadPoolExecutor(max(1, min(cpus, _MAX_READERS))) as pool:
-            return list(pool.map(lambda pair: read_record(*pair), pairs))
-
-
-def _instance_file(image: str, image_dir: str, gt_dir: str) -> str:
-    relative = os.path.relpath(image, image_dir)
-    return os.path.join(gt_dir, relative[: -len(IMAGE_SUFFIX)] + INSTANCE_SUFFIX)
+            return list(pool.map(read_record, images, ids))
 
 
 def read_record(image_file: str, instance_file: str) -> dict:
-    """One image's record from its file of instance ids.
+    """One image's record from its file of instance ids; DatasetError names what is wrong.
 
     As in Detectron2, an id below 1000 marks a group (``iscrowd``), and an instance only one pixel
     wide or high is left out.
-
-    Raises:
-        DatasetError: names the file, and what is wrong with it.
     """
     ids = _read_ids(instance_file)
     size = image_size(image_file)

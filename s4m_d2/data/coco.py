@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from detectron2.data import MetadataCatalog
 
@@ -28,13 +27,11 @@ class CocoFormat:
     remedy: str = "Set DETECTRON2_DATASETS to the folder that holds it."
 
     def metadata(self) -> dict:
-        """What Detectron2's evaluators and visualizer read, but for the paths."""
-        return {**self.classes, "evaluator_type": "coco"}
-
-    def paths(self) -> dict[str, str]:
-        """Where the data set lies now."""
+        """What Detectron2's evaluators and visualizer read, with where the data set lies now."""
         image_root = dataset_path(self.image_root)
         return {
+            **self.classes,
+            "evaluator_type": "coco",
             "json_file": dataset_path(self.json_file),
             "image_root": image_root,
             "image_dir": image_root,
@@ -64,14 +61,5 @@ class CocoFormat:
             remedy=self.remedy,
         )
         if dataset_name is not None:
-            overwrite_metadata(dataset_name, annotations.metadata())
+            vars(MetadataCatalog.get(dataset_name)).update(annotations.metadata())
         return list(annotations.records)
-
-
-def overwrite_metadata(name: str, values: Mapping[str, Any]) -> None:
-    """Set what may have changed since the data set was registered."""
-    metadata = MetadataCatalog.get(name)
-    for key, value in values.items():
-        if hasattr(metadata, key):
-            delattr(metadata, key)
-        setattr(metadata, key, value)

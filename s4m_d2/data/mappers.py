@@ -1,6 +1,6 @@
-"""Mappers of training: labeled images with instances, unlabeled images in two views.
+"""Mappers: labeled images with instances, unlabeled images in two views, images to measure on.
 
-Both share geometry and color distortion, so that labeled and weak views are of one distribution.
+Labeled and weak views share geometry and color distortion: they are of one distribution.
 """
 
 from __future__ import annotations
@@ -11,22 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from s4m_d2.data.build import DATASET_MAPPER_REGISTRY
 from s4m_d2.data.images import is_turned, read_image
-from s4m_d2.data.segmentations import tight_boxes, transform_masks
+from s4m_d2.data.segmentations import transform_masks
 from s4m_d2.data.transforms import ColorDistortion, apply_geometry, build_geometry, of_tile
 from s4m_d2.errors import DatasetError, InputError
+from s4m_d2.structures import mask_boxes
 
 _PASSED_KEYS = ("file_name", "image_id", "seeds", "stream_position")
 _SEED_BITS = 63
 _COLOR_STREAM = (1,)  # apart from the stream of the geometry's draws
 
 
-class _TrainingMapper:
+class _Mapper:
     """Draws a record's view: from the seed of its loader, or a fresh one."""
 
     @configurable
@@ -35,7 +37,7 @@ class _TrainingMapper:
         is_train: bool = True,
         *,
         geometry: Sequence[T.Augmentation],
-        color: ColorDistortion | None,
+        color: ColorDistortion | None = None,
         image_format: str,
     ) -> None:
         if not is_train:
@@ -71,7 +73,7 @@ class _TrainingMapper:
 
 
 @DATASET_MAPPER_REGISTRY.register()
-class ARPDatasetMapper(_TrainingMapper):
+class ARPDatasetMapper(_Mapper):
     """Turn an unlabeled record into two views of the same geometry; annotations are never read.
 
     "image" is the geometric view: ARP pastes on it and the strong view starts from it.
@@ -97,25 +99,68 @@ class ARPDatasetMapper(_TrainingMapper):
         """
         image = read_image(record["file_name"], self._image_format)
         sample, view, weak, _ = self._views(record, image)
-        return {**sample, "image": as_tensor(view), "image_weak": as_tensor(weak)}
+        return {**sample, "image": _as_tensor(view), "image_weak": _as_tensor(weak)}
 
 
-class LabeledDatasetMapper(_TrainingMapper):
+class _AnnotatedMapper(_Mapper):
+    """Draws the annotations of a record too; class ids must be below ``num_classes``."""
+
+    @configurable
+    def __init__(self, is_train: bool = True, *, num_classes: int, **views: Any) -> None:
+        super().__init__(is_train, **views)
+        self._num_classes = num_classes
+
+    def _annotated(
+        self, record: dict, is_wanted: Callable[[dict], bool]
+    ) -> tuple[dict, list[dict], Tensor]:
+        """A sample with its image, the annotations that are wanted, and their (N, H, W) bool masks.
+
+        Raises:
+            DatasetError: names the image, and what is wrong with it or with which annotation.
+        """
+        name = record["file_name"]
+        image = read_image(name, self._image_format)
+        size = image.shape[0], image.shape[1]
+        _check_image_size(record, size)
+        sample, view, colored, transforms = self._views(record, image)
+        sample["image"] = _as_tensor(colored)
+        annotations = []
+        for index, annotation in enumerate(record["annotations"]):
+            if not is_wanted(annotation):
+                continue
+            lacking = [key for key in ("category_id", "segmentation") if key not in annotation]
+            if lacking:
+                raise DatasetError(f"Annotation {index} of {name} lacks {' and '.join(lacking)}.")
+            if annotation["category_id"] not in range(self._num_classes):
+                raise DatasetError(
+                    f"Annotation {index} of {name} has the class id {annotation['category_id']}, "
+                    f"but the model has {self._num_classes} classes, from 0 on. Correct the "
+                    "annotation or MODEL.SEM_SEG_HEAD.NUM_CLASSES."
+                )
+            annotations.append(annotation)
+        try:
+            segmentations = [annotation["segmentation"] for annotation in annotations]
+            masks = transform_masks(segmentations, transforms, size, view.shape[:2])
+        except DatasetError as error:
+            raise DatasetError(
+                f"Annotations of {name}: {error}. Correct or remove the annotation."
+            ) from error
+        return sample, annotations, masks
+
+
+class LabeledDatasetMapper(_AnnotatedMapper):
     """Turn a labeled record into a training sample, for any Detectron2 training loader.
 
     Args:
         is_train: must be True; use Detectron2's own DatasetMapper for testing.
-        num_classes: class ids must be below it.
         keep_empty: S4M.KEEP_EMPTY_INSTANCES.
-        views: ``geometry``, ``color`` and ``image_format``, as of :class:`ARPDatasetMapper`.
+        labeled: ``num_classes``, and ``geometry``, ``color`` and ``image_format`` as of
+            :class:`ARPDatasetMapper`.
     """
 
     @configurable
-    def __init__(
-        self, is_train: bool = True, *, num_classes: int, keep_empty: bool = False, **views: Any
-    ) -> None:
-        super().__init__(is_train, **views)
-        self._num_classes = num_classes
+    def __init__(self, is_train: bool = True, *, keep_empty: bool = False, **labeled: Any) -> None:
+        super().__init__(is_train, **labeled)
         self._keep_empty = keep_empty
 
     @classmethod
@@ -142,79 +187,75 @@ class LabeledDatasetMapper(_TrainingMapper):
                 f"The record of {record['file_name']} has no annotations: it belongs to an "
                 "unlabeled set, whose name goes into DATASETS.UNLABELED."
             )
-        image = read_image(record["file_name"], self._image_format)
-        check_image_size(record, image.shape[:2])
-        sample, view, colored, transforms = self._views(record, image)
-        annotations, masks = annotated_masks(
-            record,
-            lambda annotation: not annotation.get("iscrowd", 0),
-            self._num_classes,
-            transforms,
-            image.shape[:2],
-            view.shape[:2],
-        )
-        classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
-        boxes = tight_boxes(masks)
+        sample, annotations, masks = self._annotated(record, lambda a: not a.get("iscrowd", 0))
+        boxes = mask_boxes(masks)
         kept = boxes.any(1) | self._keep_empty
         sample["instances"] = Instances(
-            view.shape[:2],
-            gt_classes=classes[kept],
+            tuple(masks.shape[1:]),
+            gt_classes=_column(annotations, "category_id", torch.int64)[kept],
             gt_masks=BitMasks(masks if kept.all() else masks[kept]),
             gt_boxes=Boxes(boxes[kept]),
         )
-        sample["image"] = as_tensor(colored)
         return sample
 
 
-def as_tensor(view: np.ndarray) -> Tensor:
+class TrueLabelsMapper(_AnnotatedMapper):
+    """A record as the model sees its image in a test, with all annotations in the same frame.
+
+    Args:
+        num_classes: class ids must be below it.
+        geometry: augmentations that draw nothing.
+        image_format: "RGB" or "BGR".
+    """
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        return {
+            "geometry": detection_utils.build_augmentation(cfg, False),
+            "image_format": cfg.INPUT.FORMAT,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+        }
+
+    def __call__(self, record: dict) -> dict:
+        """Map one record, which stays as it is.
+
+        Returns:
+            A sample with "height" and "width" of the image or tile; "image", it resized, (3, H, W)
+            uint8; "truth", Instances of (H, W) with ``gt_classes`` (M,) int64, ``gt_masks``
+            BitMasks and ``gt_crowds`` (M,) bool, regions with many instances that are not told
+            apart. What has no pixel in the frame is left out.
+
+        Raises:
+            DatasetError: names the image, and what is wrong with it or with which annotation.
+        """
+        # a crowd may have no region
+        sample, annotations, masks = self._annotated(
+            record, lambda a: not a.get("iscrowd", 0) or bool(a.get("segmentation"))
+        )
+        if "tile" in record:
+            left, top, right, bottom = record["tile"]
+            sample["height"], sample["width"] = bottom - top, right - left
+        visible = masks.flatten(1).any(dim=1)
+        sample["truth"] = Instances(
+            tuple(masks.shape[1:]),
+            gt_classes=_column(annotations, "category_id", torch.int64)[visible],
+            gt_masks=BitMasks(masks[visible]),
+            gt_crowds=_column(annotations, "iscrowd", torch.bool)[visible],
+        )
+        return sample
+
+
+def _as_tensor(view: np.ndarray) -> Tensor:
     """(H, W, 3) as a new (3, H, W) tensor."""
     return torch.from_numpy(view.transpose(2, 0, 1).copy())
 
 
-def annotated_masks(
-    record: dict,
-    is_wanted: Callable[[dict], bool],
-    num_classes: int,
-    transforms: T.TransformList,
-    image_size: tuple[int, int],
-    view_size: tuple[int, int],
-) -> tuple[list[dict], Tensor]:
-    """The annotations of a record that are wanted, and their masks, (N, H', W') bool, in its view.
-
-    Raises:
-        DatasetError: one lacks its class or segmentation, or has a wrong one; names it.
-    """
-    annotations = []
-    for index, annotation in enumerate(record["annotations"]):
-        if not is_wanted(annotation):
-            continue
-        where = f"Annotation {index} of {record['file_name']}"
-        lacking = [key for key in ("category_id", "segmentation") if key not in annotation]
-        if lacking:
-            raise DatasetError(f"{where} lacks {' and '.join(lacking)}.")
-        class_id = annotation["category_id"]
-        if class_id not in range(num_classes):
-            raise DatasetError(
-                f"{where} has the class id {class_id}, but the model has {num_classes} "
-                "classes, from 0 on. Correct the annotation or MODEL.SEM_SEG_HEAD.NUM_CLASSES."
-            )
-        annotations.append(annotation)
-    segmentations = [annotation["segmentation"] for annotation in annotations]
-    try:
-        masks = transform_masks(segmentations, transforms, image_size, view_size)
-    except DatasetError as error:
-        raise DatasetError(
-            f"Annotations of {record['file_name']}: {error}. Correct or remove the annotation."
-        ) from error
-    return annotations, masks
+def _column(annotations: Sequence[dict], key: str, dtype: torch.dtype) -> Tensor:
+    return torch.tensor([annotation.get(key, 0) for annotation in annotations], dtype=dtype)
 
 
-def check_image_size(record: dict, size: tuple[int, int]) -> None:
-    """Refuse an image of another (H, W) than its record says.
-
-    Raises:
-        DatasetError: names the image and both sizes.
-    """
+def _check_image_size(record: dict, size: tuple[int, int]) -> None:
+    """Refuse an image of another (H, W) than its record says."""
     expected = record.get("height", size[0]), record.get("width", size[1])
     if size == expected:
         return

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,23 +64,6 @@ class RunLengths:
         return np.repeat(is_set, np.diff(edges, prepend=begin)).reshape(-1, self.height).T
 
 
-def read_mask(segmentation: object, image_size: tuple[int, int]) -> RunLengths | np.ndarray:
-    """What is no polygon: the run lengths of an RLE dict, or the (H, W) array itself.
-
-    Raises:
-        DatasetError: says what is wrong, as part of a sentence.
-    """
-    if isinstance(segmentation, dict):
-        return read_rle(segmentation, image_size)
-    if isinstance(segmentation, np.ndarray):
-        _check_size(segmentation.shape, image_size)
-        return segmentation
-    raise DatasetError(
-        f"the segmentation is of type {type(segmentation).__name__}; expected a list of polygons, "
-        "an RLE dict or a (H, W) array"
-    )
-
-
 def as_polygons(segmentation: list) -> list:
     """The list of polygons that a list means: tools also write a single polygon, flat or as pairs.
 
@@ -105,66 +88,57 @@ def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarra
     Raises:
         DatasetError: says what is wrong, as part of a sentence.
     """
-    return [points for points in read_points(polygons, image_size) if is_polygon(points)]
-
-
-def is_polygon(points: np.ndarray) -> bool:
-    """Whether there are three points (x, y) or more."""
-    return len(points) >= _FEWEST_POINTS * _PAIR and len(points) % _PAIR == 0
-
-
-def read_points(polygons: list, image_size: tuple[int, int]) -> list[np.ndarray]:
-    """The numbers of each polygon, of any count; else as :func:`read_polygons`."""
-    values = np.array(np.nan)
-    if all(isinstance(polygon, list) for polygon in polygons):
-        with contextlib.suppress(TypeError, ValueError, OverflowError):
-            values = np.array([*itertools.chain.from_iterable(polygons)], dtype=np.float64)
-    if values.ndim != 1:  # pairs, or what is none: one by one
-        arrays = [_as_points(polygon) for polygon in polygons]
-        values = np.concatenate(arrays)
-    else:
-        ends = [*itertools.accumulate(map(len, polygons))]
-        arrays = [values[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    low, high = values.min(initial=0), values.max(initial=0)
     reach = (_MAX_REACH + 1) * max(image_size)
-    if not np.isfinite(values).all():
-        raise DatasetError(_NO_NUMBERS)
-    if not (-reach <= low and high <= reach):
-        raise DatasetError(
-            f"a polygon has the coordinate {low if -low > high else high:g}, far outside the "
-            f"image, which has (height, width) {image_size}"
-        )
     # COCO's API draws an outline point by point, in memory.
     longest = max(_OUTLINE, image_size[0] * image_size[1] / _OUTLINE_SHARE)
-    for points in arrays:
-        if len(points) * (high - low) > longest and is_polygon(points):
+    arrays = []
+    for polygon in polygons:
+        try:
+            points = np.array(polygon, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise DatasetError(_NO_NUMBERS) from error
+        is_flat_or_pairs = points.ndim == 1 or (points.ndim and points.shape[-1] == _PAIR)
+        low, high = points.min(initial=0), points.max(initial=0)
+        if not is_flat_or_pairs or not math.isfinite(high - low):
+            raise DatasetError(_NO_NUMBERS)
+        if low < -reach or high > reach:
+            raise DatasetError(
+                f"a polygon has the coordinate {low if -low > high else high:g}, far outside the "
+                f"image, which has (height, width) {image_size}"
+            )
+        if points.size < _FEWEST_POINTS * _PAIR or points.size % _PAIR:
+            continue
+        if points.size * (high - low) > longest:
             if np.abs(np.diff(points.reshape(-1, _PAIR), axis=0)).sum() > longest:
                 raise DatasetError("a polygon's outline is longer than its image can hold")
+        arrays.append(points.reshape(-1))
     return arrays
 
 
-def _as_points(polygon: object) -> np.ndarray:
-    try:
-        points = np.array(polygon, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise DatasetError(_NO_NUMBERS) from error
-    if not points.ndim or (points.ndim > 1 and points.shape[-1] != _PAIR):
-        raise DatasetError(_NO_NUMBERS)
-    return points.reshape(-1)
-
-
-def read_rle(rle: dict, image_size: tuple[int, int]) -> RunLengths:
-    """The run lengths of an RLE dict of an image, compressed or not.
+def read_mask(segmentation: object, image_size: tuple[int, int]) -> RunLengths:
+    """The run lengths of an RLE dict, compressed or not, or of a (H, W) array.
 
     Raises:
         DatasetError: says what is wrong, as part of a sentence.
     """
-    if not {"size", "counts"} <= rle.keys():
+    if isinstance(segmentation, np.ndarray):
+        size: Any = segmentation.shape
+    elif not isinstance(segmentation, dict):
+        raise DatasetError(
+            f"the segmentation is of type {type(segmentation).__name__}; expected a list of "
+            "polygons, an RLE dict or a (H, W) array"
+        )
+    elif {"size", "counts"} <= segmentation.keys():
+        size = segmentation["size"]
+    else:
         raise DatasetError("an RLE needs the keys 'size' and 'counts'")
-    if not np.iterable(rle["size"]):
-        raise DatasetError(f"an RLE's size must be [height, width], got {rle['size']!r}")
-    _check_size(rle["size"], image_size)
-    counts = rle["counts"]
+    if not np.iterable(size) or tuple(size) != image_size:
+        raise DatasetError(f"the mask has (height, width) {size}, but the image has {image_size}")
+    if isinstance(segmentation, np.ndarray):
+        flat = segmentation.astype(bool).T.reshape(-1)
+        edges = np.flatnonzero(np.diff(flat, prepend=False))
+        return RunLengths(np.diff(edges, prepend=0, append=flat.size), image_size[0])
+    counts = segmentation["counts"]
     if isinstance(counts, str | bytes):
         lengths = _read_text(counts)
     else:
@@ -174,10 +148,10 @@ def read_rle(rle: dict, image_size: tuple[int, int]) -> RunLengths:
         raise DatasetError(
             "an RLE's counts must be COCO's text or a list of whole numbers from 0 on"
         )
-    if lengths.sum() != image_size[0] * image_size[1]:
+    area = image_size[0] * image_size[1]
+    if lengths.sum() != area:
         raise DatasetError(
-            f"an RLE's counts sum to {lengths.sum()}; expected height * width, "
-            f"{image_size[0] * image_size[1]}"
+            f"an RLE's counts sum to {lengths.sum()}; expected height * width, {area}"
         )
     return RunLengths(lengths.astype(np.int64), image_size[0])
 
@@ -191,7 +165,7 @@ def compressed_rle(rle: dict, image_size: tuple[int, int]) -> dict:
     Raises:
         DatasetError: says what is wrong, as part of a sentence.
     """
-    lengths = read_rle(rle, image_size).lengths
+    lengths = read_mask(rle, image_size).lengths
     counts = rle["counts"]
     if not isinstance(counts, str) or not lengths[1:].all():
         is_run = lengths > 0
@@ -231,13 +205,6 @@ def _read_text(text: str | bytes) -> np.ndarray | None:
     return values
 
 
-def _check_size(size: Iterable[int], image_size: tuple[int, int]) -> None:
-    if tuple(size) != image_size:
-        raise DatasetError(
-            f"the mask has (height, width) {tuple(size)}, but the image has {image_size}"
-        )
-
-
 def transform_masks(
     segmentations: Sequence[object],
     transforms: T.TransformList,
@@ -270,20 +237,11 @@ def transform_masks(
             continue
         mask = read_mask(segmentation, image_size)
         if pixels is None:
-            whole = _columns(mask, 0, image_size[1])
+            whole = mask.columns(0, image_size[1])
             view[:] = transforms.apply_segmentation(whole.astype(np.uint8, order="C"))
         else:
             _resample(mask, *pixels, view)
     return torch.from_numpy(masks)
-
-
-def tight_boxes(masks: Tensor) -> Tensor:
-    """(N, 4) float32 boxes (x0, y0, x1, y1) around (N, H, W) bool masks, of empty ones all 0."""
-    boxes = np.zeros((len(masks), 4), dtype=np.float32)
-    for box, mask in zip(boxes, masks.numpy(), strict=True):
-        rows, columns = _bounds(mask)
-        box[:] = columns.start, rows.start, columns.stop, rows.stop
-    return torch.from_numpy(boxes)
 
 
 def _draw_polygons(
@@ -294,27 +252,24 @@ def _draw_polygons(
         raise DatasetError("no polygon has three points (x, y) or more")
     moved = [transforms.apply_coords(p.reshape(-1, 2)).reshape(-1) for p in polygons]
     rle = mask_utils.merge(mask_utils.frPyObjects(moved, *view.shape))
-    drawn = read_rle(rle, view.shape)
+    drawn = read_mask(rle, view.shape)
     rows, columns = drawn.bounds()
     view[rows, columns] = drawn.columns(columns.start, columns.stop)[rows]
 
 
-def _resample(
-    mask: RunLengths | np.ndarray, rows: np.ndarray, columns: np.ndarray, view: np.ndarray
-) -> None:
-    """``view[:] = mask[rows][:, columns]``, done only where a mask's bounds reach the view.
+def _resample(mask: RunLengths, rows: np.ndarray, columns: np.ndarray, view: np.ndarray) -> None:
+    """``view[:] = mask[rows][:, columns]``, done only where the mask's bounds reach the view.
 
     Args:
-        mask: of (H, W).
         rows, columns: (H',), (W',) monotone indices.
         view: empty (H', W') bool.
     """
-    row_bounds, column_bounds = _bounds(mask)
+    row_bounds, column_bounds = mask.bounds()
     row_span, column_span = _span(rows, row_bounds), _span(columns, column_bounds)
     rows, columns = rows[row_span], columns[column_span]
     if rows.size and columns.size:
         left = columns.min()
-        source = _columns(mask, left, columns.max() + 1)
+        source = mask.columns(left, columns.max() + 1)
         view[row_span, column_span] = source[rows].take(columns - left, axis=1)
 
 
@@ -322,22 +277,3 @@ def _span(indices: np.ndarray, bounds: slice) -> slice:
     """Where monotone indices lie within bounds."""
     inside = np.flatnonzero((indices >= bounds.start) & (indices < bounds.stop))
     return slice(inside[0], inside[-1] + 1) if inside.size else slice(0, 0)
-
-
-def _columns(mask: RunLengths | np.ndarray, start: int, stop: int) -> np.ndarray:
-    """(H, stop - start) bool."""
-    if isinstance(mask, RunLengths):
-        return mask.columns(start, stop)
-    return mask[:, start:stop].astype(bool, copy=False)
-
-
-def _bounds(mask: RunLengths | np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns that hold all set pixels; run lengths may give more rows than that."""
-    if isinstance(mask, RunLengths):
-        return mask.bounds()
-    in_rows = np.flatnonzero(mask.any(1))
-    if not len(in_rows):
-        return slice(0, 0), slice(0, 0)
-    rows = slice(in_rows[0], in_rows[-1] + 1)
-    columns = np.flatnonzero(mask[rows].any(0))
-    return rows, slice(columns[0], columns[-1] + 1)

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from s4m_d2.data.cityscapes import CityscapesFormat
-from s4m_d2.data.coco import CocoFormat, overwrite_metadata
+from s4m_d2.data.coco import CocoFormat
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, dataset_path, list_images, unlabeled_records
-from s4m_d2.data.subsets import listed_subset, read_split_file, stable_subset
+from s4m_d2.data.subsets import listed_subset, name_key, read_split_file, stable_subset
 from s4m_d2.errors import ConfigError, DatasetError
 
 DatasetFormat = CityscapesFormat | CocoFormat
@@ -24,6 +25,7 @@ CITYSCAPES_PERCENTS = (5, 10, 20, 30)
 COCO_PERCENTS = (1, 2, 5, 10)
 DEFAULT_SPLIT_SEED = 0
 
+_CITYSCAPES = "cityscapes_fine_instance_seg"
 _PERCENT_NAME = re.compile(r"(?P<base>.+)_(?P<percent>\d+)pct")
 _HASH_BYTES = 4
 _FORMATS: dict[str, DatasetFormat] = {}  # of the labeled sets registered here
@@ -59,16 +61,10 @@ def register_splits(
     unlabeled = f"{name}_unlabeled"
 
     def load() -> list[dict]:
-        overwrite_metadata(unlabeled, dataset.paths())  # $DETECTRON2_DATASETS may have changed
-        return unlabeled_records(dataset.unlabeled_images(), dataset.paths()["image_dir"])
+        return unlabeled_records(dataset.unlabeled_images(), _update(unlabeled, dataset))
 
-    _register(unlabeled, load, {**dataset.metadata(), **dataset.paths()})
+    _register(unlabeled, load, dataset.metadata())
     _UNLABELED[unlabeled] = dataset
-
-
-def unlabeled_format(name: str) -> DatasetFormat | None:
-    """What can read the labels of an unlabeled set of :func:`register_splits`; None for others."""
-    return _UNLABELED.get(name)
 
 
 def register_unlabeled_folder(name: str, image_dir: str) -> None:
@@ -88,7 +84,6 @@ def register_unlabeled_folder(name: str, image_dir: str) -> None:
         return unlabeled_records(list_images(folder, IMAGE_EXTENSIONS, remedy), folder)
 
     _register(name, load, {"image_dir": dataset_path(image_dir)})
-    _UNLABELED.pop(name, None)  # of a set that had this name and was removed
 
 
 def labeled_dataset_names(
@@ -112,16 +107,16 @@ def labeled_dataset_names(
     """
     if split_file and split_seed != DEFAULT_SPLIT_SEED:
         raise ConfigError("S4M.SPLIT_FILE and S4M.SPLIT_SEED exclude each other; set only one.")
+    if split_file and len(names) != 1:
+        raise ConfigError(
+            "S4M.SPLIT_FILE lists images of one data set, but DATASETS.TRAIN names "
+            f"{len(names)}: {', '.join(names)}."
+        )
     if split_file:
-        if len(names) != 1:
-            raise ConfigError(
-                "S4M.SPLIT_FILE lists images of one data set, but DATASETS.TRAIN names "
-                f"{len(names)}: {', '.join(names)}."
-            )
         return (_listed_dataset(names[0], split_file),)
-    if split_seed != DEFAULT_SPLIT_SEED:
-        return tuple(_seeded_dataset(name, split_seed) for name in names)
-    return tuple(names)
+    if split_seed == DEFAULT_SPLIT_SEED:
+        return tuple(names)
+    return tuple(_seeded_dataset(name, split_seed) for name in names)
 
 
 def _seeded_dataset(name: str, seed: int) -> str:
@@ -146,12 +141,12 @@ def _listed_dataset(name: str, split_file: str) -> str:
     listed = f"{match['base'] if match else name}_list_{digest}"
     if listed in DatasetCatalog.list():
         return listed
+    if name not in DatasetCatalog.list():
+        raise DatasetError(f"DATASETS.TRAIN names '{name}', which is not registered.")
     choose = functools.partial(listed_subset, stems=stems, origin=split_file)
     if name in _FORMATS:
         _register_labeled(listed, _FORMATS[name], choose)
         return listed
-    if name not in DatasetCatalog.list():
-        raise DatasetError(f"DATASETS.TRAIN names '{name}', which is not registered.")
 
     def load() -> list[dict]:
         records = {record["file_name"]: record for record in DatasetCatalog.get(name)}
@@ -166,14 +161,21 @@ def _register_labeled(
     name: str, dataset: DatasetFormat, choose: Callable[[Sequence[str]], list[str]]
 ) -> None:
     def load() -> list[dict]:
-        overwrite_metadata(name, dataset.paths())  # $DETECTRON2_DATASETS may have changed
+        _update(name, dataset)
         try:
             return dataset.load(choose, name)
         except DatasetError as error:
             raise DatasetError(*f"Data set '{name}': {error}".split("\n")) from error
 
-    _register(name, load, {**dataset.metadata(), **dataset.paths()})
+    _register(name, load, dataset.metadata())
     _FORMATS[name] = dataset
+
+
+def _update(name: str, dataset: DatasetFormat) -> str:
+    """Set what depends on $DETECTRON2_DATASETS, though Detectron2's own setter refuses other
+    values; the folder of images."""
+    vars(MetadataCatalog.get(name)).update(dataset.metadata())
+    return dataset.metadata()["image_dir"]
 
 
 def _register(name: str, load: Callable[[], list[dict]], metadata: dict) -> None:
@@ -186,39 +188,96 @@ def _register(name: str, load: Callable[[], list[dict]], metadata: dict) -> None
     MetadataCatalog.get(name).set(**metadata)
 
 
+def has_true_labels(name: str) -> bool:
+    """Whether a data set's name says where labels of its images are; no file is looked at.
+
+    So it is of unlabeled sets that :func:`register_splits` made.
+    """
+    return name in _UNLABELED
+
+
+def true_records(
+    names: Sequence[str],
+    max_images: int = 0,
+    known: Collection[str] = (),
+    load: Callable[[str], list[dict]] = DatasetCatalog.get,
+) -> list[dict]:
+    """Records of images with their annotations, in a fixed order that mixes folders.
+
+    The order follows from the files' names alone. So the first images are the same everywhere, and
+    of a larger number the smaller one is the beginning.
+
+    Args:
+        names: unlabeled sets with labels (:func:`has_true_labels`), or any labeled ones.
+        max_images: of all sets together; 0: all.
+        known: paths of images to leave out, such as those that a model was trained on.
+        load: reads a labeled set by its name.
+
+    Raises:
+        DatasetError: the labels of a set are missing or malformed, or nothing is left.
+    """
+    known = {os.path.abspath(path) for path in known}
+
+    def choose(paths: Iterable[str], folder: str = "") -> list[str]:
+        left = [p for p in paths if os.path.abspath(os.path.join(folder, p)) not in known]
+        return sorted(left, key=_place)[: max_images or None]
+
+    records: list[dict] = []
+    for name in names:
+        if name in _UNLABELED:
+            folder = _UNLABELED[name].metadata()["image_dir"]
+            try:
+                records += _UNLABELED[name].load(functools.partial(choose, folder=folder), name)
+            except DatasetError as error:
+                message = f"The true labels of '{name}' cannot be read: {error}"
+                raise DatasetError(message) from error
+            continue
+        labeled = {r["file_name"]: r for r in load(name) if "annotations" in r}
+        if not labeled:
+            raise DatasetError(
+                f"The data set '{name}' has no labels: how good pseudo-labels of its images are "
+                "cannot be known. Name a labeled set in S4M.QUALITY.DATASETS, such as one for "
+                "validation."
+            )
+        records += [labeled[path] for path in choose(labeled)]
+    if not records:
+        raise DatasetError(
+            f"{', '.join(names)}: no image is left to compare pseudo-labels on, as training reads "
+            "the labels of all of them. Name other data sets in S4M.QUALITY.DATASETS."
+        )
+    return sorted(records, key=lambda record: _place(record["file_name"]))[: max_images or None]
+
+
+def _place(path: str) -> tuple[bytes, str]:
+    return name_key(os.path.basename(path)), path
+
+
 def _register_builtin() -> None:
     check = "Run datasets/prepare_{}.py: it says what is missing and where to get it."
-    cityscapes = {
-        split: CityscapesFormat(
-            f"cityscapes/leftImg8bit/{split}",
-            f"cityscapes/gtFine/{split}",
+    make = "Make it with: python datasets/make_toyscapes.py (DETECTRON2_DATASETS names its parent)."
+    # Detectron2 registers Cityscapes' "..._val" itself, but its newest loader imports a module that
+    # only its authors have; "..._val_ids" has the same images with the masks of instanceIds.
+    for root, train, val, remedy in (
+        (
+            "cityscapes",
+            f"{_CITYSCAPES}_train",
+            f"{_CITYSCAPES}_val_ids",
             check.format("cityscapes"),
+        ),
+        ("toyscapes", "toyscapes_train", "toyscapes_val", make),
+    ):
+        of_train, of_val = (
+            CityscapesFormat(f"{root}/leftImg8bit/{split}", f"{root}/gtFine/{split}", remedy)
+            for split in ("train", "val")
         )
-        for split in ("train", "val")
-    }
-    register_splits("cityscapes_fine_instance_seg_train", cityscapes["train"], CITYSCAPES_PERCENTS)
-    # Detectron2 registers "..._val" itself, but its newest loader imports a module that only its
-    # authors have; this one reads the same images with the masks of instanceIds.
-    _register_labeled("cityscapes_fine_instance_seg_val_ids", cityscapes["val"], sorted)
+        register_splits(train, of_train, CITYSCAPES_PERCENTS, full=root == "toyscapes")
+        _register_labeled(val, of_val, sorted)
     coco = MetadataCatalog.get("coco_2017_train")
     keys = ("thing_classes", "thing_colors", "thing_dataset_id_to_contiguous_id")
-    register_splits(
-        "coco_2017_train",
-        CocoFormat(
-            "coco/annotations/instances_train2017.json",
-            "coco/train2017",
-            {key: coco.get(key) for key in keys},
-            check.format("coco"),
-        ),
-        COCO_PERCENTS,
-    )
-    make = "Make it with: python datasets/make_toyscapes.py (DETECTRON2_DATASETS names its parent)."
-    toyscapes = {
-        split: CityscapesFormat(f"toyscapes/leftImg8bit/{split}", f"toyscapes/gtFine/{split}", make)
-        for split in ("train", "val")
-    }
-    register_splits("toyscapes_train", toyscapes["train"], CITYSCAPES_PERCENTS, full=True)
-    _register_labeled("toyscapes_val", toyscapes["val"], sorted)
+    json_file, image_root = "coco/annotations/instances_train2017.json", "coco/train2017"
+    classes = {key: coco.get(key) for key in keys}
+    dataset = CocoFormat(json_file, image_root, classes, check.format("coco"))
+    register_splits("coco_2017_train", dataset, COCO_PERCENTS)
 
 
 _register_builtin()

@@ -13,7 +13,7 @@ from detectron2.data.samplers import TrainingSampler
 from test_mappers import arp_mapper, labeled_mapper
 from test_transforms import config
 
-from s4m_d2.data import build_stream_loader
+from s4m_d2.data import StreamLoader
 from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.engine.training.build import build_unlabeled_loader
 from s4m_d2.errors import ConfigError, DatasetError, InputError
@@ -23,7 +23,7 @@ BATCH = 3
 
 def stream(name, mapper, *, batches, workers=0, start=0, max_skipped=5, pin_memory=False):
     records = DatasetCatalog.get(name)
-    loader = build_stream_loader(
+    loader = StreamLoader(
         records,
         mapper,
         TrainingSampler(len(records), seed=11),

@@ -126,26 +126,6 @@ def test_a_view_is_torchvisions_up_to_rounding(size):
     assert different < 2e-3, "nearly all pixels are the same to the level"
 
 
-def test_a_batch_of_any_sizes_is_what_each_image_becomes_alone(monkeypatch):
-    """Also when images of equal size share their operations, as on a GPU."""
-    sizes = [(16, 24), (20, 12), (16, 24), (16, 24), (20, 12)] * 4
-    images = [noise(size, seed) for seed, size in enumerate(sizes)]
-    view = strong_view()
-    alone = [view(image, seeded(seed)) for seed, image in enumerate(images)]
-    batch = view.batch(images, [seeded(seed) for seed in range(len(images))])
-    assert all(map(torch.equal, batch, alone))
-
-    def by_size(images):
-        groups = {}
-        for i, image in enumerate(images):
-            groups.setdefault(image.shape, []).append(i)
-        return list(groups.values())
-
-    monkeypatch.setattr("s4m_d2.data.strong_view._together", by_size)
-    together = view.batch(images, [seeded(seed) for seed in range(len(images))])
-    assert all(map(torch.equal, together, alone))
-
-
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_view_up_to_rounding():
     images = [noise((48, 64), seed) for seed in range(20)]

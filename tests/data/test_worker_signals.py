@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from s4m_d2.data import build_stream_loader
+from s4m_d2.data import StreamLoader
 
 TIME_TO_END = 4.0  # seconds; PyTorch waits 5 for a worker before it sends SIGTERM itself
 
@@ -30,7 +30,7 @@ def no_seeds(position):
 )
 def test_workers_outlive_stop_signals_and_end_with_the_loader(number, method):
     records = [{"file_name": str(i)} for i in range(5)]
-    loader = build_stream_loader(
+    loader = StreamLoader(
         records,
         as_it_is,
         itertools.cycle(range(5)),

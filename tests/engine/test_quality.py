@@ -169,7 +169,7 @@ def test_an_image_that_cannot_be_read_is_left_out_with_one_warning(
             raise DatasetError(f"{bad} is damaged.")
         return read_image(file_name, image_format)
 
-    monkeypatch.setattr("s4m_d2.data.true_labels.read_image", read)
+    monkeypatch.setattr("s4m_d2.data.mappers.read_image", read)
     with caplog.at_level(logging.WARNING):
         reports = [measure(), measure()]
     for report in reports:

@@ -13,7 +13,7 @@ from detectron2.data import transforms as T
 from detectron2.data.samplers import TrainingSampler
 from PIL import ExifTags, Image, PngImagePlugin
 
-from s4m_d2.data import build_stream_loader
+from s4m_d2.data import StreamLoader
 from s4m_d2.data.images import image_size, read_image
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images, unlabeled_records
 from s4m_d2.errors import DatasetError
@@ -228,7 +228,7 @@ def test_training_on_unlabeled_images_skips_counts_and_logs_every_bad_one(tmp_pa
     good = [str(save(tmp_path / f"good{n}.png", scene())) for n in range(2)]
     records = unlabeled_records(list_images(str(tmp_path), IMAGE_EXTENSIONS, ""), str(tmp_path))
     assert len(records) == count + len(good)
-    loader = build_stream_loader(
+    loader = StreamLoader(
         records, unlabeled(), TrainingSampler(len(records), seed=1), batch_size=4, num_workers=0,
         seeds=lambda position: {"augment": position}, max_skipped=count,
     )  # fmt: skip

@@ -17,8 +17,8 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
-from s4m_d2.data import labeled_dataset_names
-from s4m_d2.data.true_labels import TrueLabelsMapper, has_true_labels, true_records
+from s4m_d2.data import TrueLabelsMapper, labeled_dataset_names
+from s4m_d2.data.splits import has_true_labels, true_records
 from s4m_d2.engine.checks.dataset_checks import load_records
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling

@@ -14,7 +14,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
-from s4m_d2.data import DATASET_MAPPER_REGISTRY, build_stream_loader, labeled_dataset_names
+from s4m_d2.data import DATASET_MAPPER_REGISTRY, StreamLoader, labeled_dataset_names
 from s4m_d2.engine.rng import derive_seed, sample_seeds
 from s4m_d2.errors import ConfigError
 from s4m_d2.tiling import build_tiling
@@ -142,7 +142,7 @@ def _stream(cfg, stream, records, mapper_name, sampler_name, total_batch, start_
             "processes; choose a multiple."
         )
     batch_size = total_batch // world_size
-    return build_stream_loader(
+    return StreamLoader(
         records,
         DATASET_MAPPER_REGISTRY.get(mapper_name)(cfg, True),
         _build_sampler(cfg, sampler_name, stream, records),
