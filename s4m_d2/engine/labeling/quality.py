@@ -29,7 +29,7 @@ from s4m_d2.engine.training.writers import remove_lines
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
 from s4m_d2.semi.refinement import TeacherMasks, logit, teacher_masks
-from s4m_d2.structures import PseudoLabels, drop_empty
+from s4m_d2.structures import drop_empty
 from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
