@@ -22,9 +22,15 @@ from s4m_d2.engine import PseudoLabeling, S4MTrainer, run_config, stage_config
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.command.run_report import write_report
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.figures.figure_samples import validation_samples
-from s4m_d2.engine.figures.figure_set import PAIR_ALL
-from s4m_d2.engine.figures.figures import at_image_size, draw_found, draw_labels, draw_truth, to_rgb
+from s4m_d2.engine.figures.figure_set import (
+    PAIR_ALL,
+    at_image_size,
+    draw_found,
+    draw_labels,
+    draw_truth,
+    validation_samples,
+)
+from s4m_d2.engine.figures.similarity_figure import to_rgb
 from s4m_d2.files import atomic_write
 from s4m_d2.report import read_results
 from s4m_d2.semi.ema_teacher import EMATeacher

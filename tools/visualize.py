@@ -24,22 +24,17 @@ import os
 import sys
 
 from detectron2.config import CfgNode
+from torch import nn
 
 from s4m_d2.command_line import positive
 from s4m_d2.engine import run_config
 from s4m_d2.engine.checks.config_checks import check_config
 from s4m_d2.engine.command.arguments import split_overrides
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.engine.figures.figure_set import (
-    FIGURES,
-    OF_TEACHER,
-    WITHOUT_MODEL,
-    FigureModels,
-    FigureSet,
-)
+from s4m_d2.engine.figures.figure_set import FIGURES, OF_TEACHER, WITHOUT_MODEL, FigureSet
 from s4m_d2.engine.figures.predictor import load_model
 from s4m_d2.errors import ConfigError, S4MError
-from s4m_d2.sam import build_sam_backend
+from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.visualization import write_png
 
@@ -89,20 +84,22 @@ def draw(cfg: CfgNode, args: argparse.Namespace) -> None:
     Raises:
         S4MError: a figure cannot be drawn; those before it are written.
     """
-    models = _models(cfg, args.weights, args.what)
     point = tuple(args.point) if args.point else None
-    figures = FigureSet(cfg, models, args.images, point=point)
+    models = _models(cfg, args.weights, args.what)
+    figures = FigureSet(cfg, args.images, *models, point=point)
     for name in dict.fromkeys(args.what):
         path = os.path.join(args.output, f"{name}.png")
         write_png(figures.draw(name), path)
         print(path)
 
 
-def _models(cfg: CfgNode, weights: str, what: list[str]) -> FigureModels:
+def _models(
+    cfg: CfgNode, weights: str, what: list[str]
+) -> tuple[dict[str, nn.Module], EMATeacher | None, SamBackend | None]:
     """What the figures are drawn of, no more than they need."""
     wanted = set(what)
     if wanted <= set(WITHOUT_MODEL):
-        return FigureModels({})
+        return {}, None, None
     if not weights:
         raise ConfigError(
             f"--what {sorted(wanted - set(WITHOUT_MODEL))[0]} needs a checkpoint: add --weights "
@@ -115,7 +112,7 @@ def _models(cfg: CfgNode, weights: str, what: list[str]) -> FigureModels:
         by_name = {"student": load_model(cfg, weights, "student")[0], "teacher": teacher}
     labels = bool(wanted & set(OF_TEACHER))
     needs_sam = "similarity" in wanted or (labels and cfg.S4M.REFINE.ENABLED)
-    return FigureModels(
+    return (
         by_name,
         EMATeacher(teacher, cfg.S4M.EMA_DECAY) if labels else None,
         build_sam_backend(cfg) if needs_sam else None,

@@ -20,7 +20,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from s4m_d2.engine.checkpointing.weight_files import read_weight_file
+from s4m_d2.engine.checkpointing.checkpoint_files import read_weight_file
 from s4m_d2.engine.checkpointing.weight_names import BRANCHES, model_weights
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
 from s4m_d2.files import atomic_write
@@ -64,24 +64,23 @@ def export(checkpoint: str, output: str, branch: str, *, overwrite: bool = False
     """
     _check_output(checkpoint, output, overwrite)
     content = read_weight_file(checkpoint)
-    weights = model_weights(content, branch, checkpoint)
-    if weights.branch not in (None, branch):
+    weights, found = model_weights(content, branch, checkpoint)
+    if found not in (None, branch):
         raise WeightsError(
-            f"Weights '{checkpoint}' hold a {weights.branch} and no {branch}: "
-            f"use --model {weights.branch}."
+            f"Weights '{checkpoint}' hold a {found} and no {branch}: use --model {found}."
         )
-    if not any(name.startswith(f"{HEAD}.") for name in weights.state):
+    if not any(name.startswith(f"{HEAD}.") for name in weights):
         raise WeightsError(
             f"Weights '{checkpoint}' are those of a backbone: there is no whole model to export."
         )
-    named = to_mask2former_names(weights.state)
+    named = to_mask2former_names(weights)
     state = {name: tensor.detach().clone().contiguous() for name, tensor in named.items()}
     try:
         with atomic_write(output, "wb") as file:
             _write(state, file, Path(output).suffix)
     except OSError as error:
         raise ConfigError(f"The output '{output}' cannot be written: {error}.") from error
-    whose = f"the {branch}" if weights.branch else "the only model"
+    whose = f"the {branch}" if found else "the only model"
     at = f" after iteration {content['iteration']}" if "iteration" in content else ""
     numbers = sum(tensor.numel() for tensor in state.values())
     return f"{output}: {len(state)} tensors ({numbers:,} numbers) of {whose} in {checkpoint}{at}"

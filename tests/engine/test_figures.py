@@ -10,18 +10,14 @@ from detectron2.structures import BitMasks, Instances
 from PIL import Image
 
 from s4m_d2.data import StrongView
+from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.command.arguments import split_overrides
-from s4m_d2.engine.figures.figure_samples import (
+from s4m_d2.engine.figures.figure_set import (
+    FIGURES,
+    FigureSet,
     labeled_samples,
     unlabeled_samples,
     validation_samples,
-)
-from s4m_d2.engine.figures.figure_set import FIGURES, FigureModels, FigureSet
-from s4m_d2.engine.figures.figures import (
-    arp_panels,
-    labeled_panels,
-    prediction_panels,
-    pseudo_label_panels,
 )
 from s4m_d2.engine.labeling.pseudo_labeling import UnlabeledViews
 from s4m_d2.errors import ConfigError
@@ -71,23 +67,46 @@ def selection_of(labels):
     return Selection(labels, torch.where(labels.masks, 9.0, -9.0), SIZE, {})
 
 
-def test_pseudo_labels_before_and_after_stand_beside_the_truth():
-    selections, refined = [selection_of(labels_of(LEFT))], [labels_of(RIGHT)]
-    samples = [{"image": image_of(50), "image_weak": image_of(80), "instances": truth_of(TOP)}]
-    panels = pseudo_label_panels(samples, selections, refined, NAMES, "RGB")
-    assert [drawn_places(picture, 80) for picture in panels.rows[0]] == [
-        set(), {"top"}, {"left"}, {"right"},
-    ]  # fmt: skip
-    plain = pseudo_label_panels(samples, selections, refined, NAMES, "RGB", refines=False)
+@pytest.fixture
+def figures(small_config):
+    """Figures of samples that are given."""
+
+    def make(samples, models=None, order="RGB", labeling=None, **changes):
+        made = FigureSet(small_config(INPUT__FORMAT=order, **changes), 2, models)
+        made.names = lambda: NAMES
+        made._whole = made._validation = lambda: samples
+        made._labeled = lambda: [samples]
+        made._labeling = labeling
+        return made
+
+    return make
+
+
+def test_pseudo_labels_before_and_after_stand_beside_the_truth(figures):
+    """Labeled one image after the other: more would take the memory of more."""
+    batches = []
+
+    def labeling(samples):
+        batches.append(len(samples))
+        refined = labels_of((TOP, RIGHT)[len(batches) % 2])
+        return UnlabeledViews([], [selection_of(labels_of(LEFT))], [refined], [], [], {})
+
+    sample = {"image": image_of(50), "image_weak": image_of(80), "instances": truth_of(TOP)}
+    panels = figures([sample] * 2, labeling=labeling).pseudo_labels_panels()
+    assert batches == [1, 1]
+    for row, refined in zip(panels.rows, ("right", "top"), strict=True):
+        shown = [drawn_places(picture, 80) for picture in row]
+        assert shown == [set(), {"top"}, {"left"}, {refined}]
+    plain = figures([sample], labeling=labeling, S4M__REFINE__ENABLED=False).pseudo_labels_panels()
     assert plain.rows[0][3] is None and plain.draw().shape[1] == panels.draw().shape[1] * 3 // 4
 
 
-def test_arp_outlines_what_was_pasted():
+def test_arp_outlines_what_was_pasted(figures):
     after = image_of(50)
     after[:, RIGHT[0], RIGHT[1]] = 200
-    sample, strong = {"image": image_of(50)}, {"image": image_of(30)}
-    views = UnlabeledViews([strong], [], [labels_of(LEFT)], [after], [labels_of(LEFT, RIGHT)])
-    panels = arp_panels([sample], views, NAMES, "RGB")
+    strong = {"image": image_of(30)}
+    views = UnlabeledViews([strong], [], [labels_of(LEFT)], [after], [labels_of(LEFT, RIGHT)], {})
+    panels = figures([{"image": image_of(50)}], labeling=lambda samples: views).arp_panels()
     before, pasted, student = panels.rows[0]
     assert drawn_places(before, 50) == {"left"} and drawn_places(pasted, 50) == {"left", "right"}
     assert (student == 30).all()
@@ -97,25 +116,26 @@ def test_arp_outlines_what_was_pasted():
     assert [name for name, _ in panels.legend] == ["pasted from the partner"]
 
 
-def test_predictions_are_drawn_from_half_certain_on_in_a_column_for_each_model():
+def test_predictions_are_drawn_from_half_certain_on_in_a_column_for_each_model(figures):
     found = Instances(SIZE)
     found.pred_masks, found.pred_classes = masks_of(LEFT, RIGHT), torch.tensor([0, 1])
     found.scores = torch.tensor([0.5, 0.49])
     other = found[1:]
     other.scores = torch.tensor([1.0])
-    sample = {"image": image_of(50), "instances": truth_of(TOP)}
-    panels = prediction_panels([sample], {"one": [found], "two": [other]}, NAMES, "RGB")
+    made = figures([{"image": image_of(50), "instances": truth_of(TOP)}], {"one": 1, "two": 2})
+    made._predictor = lambda model: lambda image, score: {1: found, 2: other}[model]
+    panels = made.predictions_panels()
     assert panels.columns == ["image", "ground truth", "one", "two"]
     assert [drawn_places(picture, 50) for picture in panels.rows[0]] == [
         set(), {"top"}, {"left"}, {"right"},
     ]  # fmt: skip
 
 
-def test_bgr_images_are_shown_in_their_colors():
+@pytest.mark.parametrize(("order", "expected"), [("RGB", [10, 20, 30]), ("BGR", [30, 20, 10])])
+def test_bgr_images_are_shown_in_their_colors(figures, order, expected):
     image = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, *SIZE)
-    sample = {"image": image, "instances": truth_of()}
-    for order, expected in (("RGB", [10, 20, 30]), ("BGR", [30, 20, 10])):
-        assert (labeled_panels([[sample]], NAMES, order).rows[0][0][0, 0] == expected).all()
+    panels = figures([{"image": image, "instances": truth_of()}], order=order).labeled_panels()
+    assert (panels.rows[0][0][0, 0] == expected).all()
 
 
 def test_labeled_images_come_as_they_are_and_in_draws_of_training(small_config):
@@ -143,23 +163,6 @@ def test_fewer_images_than_asked_for_are_all_drawn(small_config):
         validation_samples(small_config(DATASETS__TEST="()"), 2)
 
 
-def test_pseudo_labels_are_drawn_of_one_image_after_the_other(small_config):
-    figures = FigureSet(small_config(), FigureModels({}), 3)
-    batches = []
-
-    def labeling(samples):
-        batches.append(len(samples))
-        refined = labels_of((TOP, RIGHT)[len(batches) % 2])
-        return UnlabeledViews([], [selection_of(labels_of(LEFT))], [refined], [], [])
-
-    figures._labeling = labeling
-    sample = {"image": image_of(9), "image_weak": image_of(80), "instances": truth_of()}
-    figures._validation = lambda: [sample] * 3
-    rows = figures._pseudo_labels_panels().rows
-    assert batches == [1, 1, 1], "more would take the memory of more"
-    assert [drawn_places(row[3], 80) for row in rows] == [{"right"}, {"top"}, {"right"}]
-
-
 def test_validation_images_keep_their_size_or_get_that_of_evaluation(small_config):
     cfg = small_config(INPUT__MIN_SIZE_TEST=32, INPUT__MAX_SIZE_TEST=48)
     for sample in validation_samples(cfg, 2):
@@ -170,13 +173,13 @@ def test_validation_images_keep_their_size_or_get_that_of_evaluation(small_confi
     cfg = small_config(INPUT__TILE__SIZE=40, INPUT__MIN_SIZE_TEST=32)
     for sample in validation_samples(cfg, 4, tiles=True, resized=True):
         assert sample["image"].shape[1:] == sample["instances"].image_size == (32, 32)
-    assert FigureSet(cfg, FigureModels({}), 2, resized=True)._whole()[0]["height"] == 64
+    assert FigureSet(cfg, 2, resized=True)._whole()[0]["height"] == 64
 
 
 @pytest.mark.parametrize("tile", [0, 48])
 def test_views_are_those_of_the_training(small_config, tile):
     cfg = small_config(INPUT__TILE__SIZE=tile)
-    panels = FigureSet(cfg, FigureModels({}), 2)._views_panels()
+    panels = FigureSet(cfg, 2).views_panels()
     samples = unlabeled_samples(cfg, 2)
     generators = sample_generators(samples, "strong_view", "cpu")
     strong = StrongView(cfg).batch([sample["image"] for sample in samples], generators)
@@ -185,12 +188,14 @@ def test_views_are_those_of_the_training(small_config, tile):
             assert (picture == image.permute(1, 2, 0).numpy()).all()
 
 
-def test_what_can_be_drawn_depends_on_what_there_is():
-    model = torch.nn.Identity()
-    assert FigureModels({}).choose() == ["labeled", "views"]
-    assert FigureModels({"m": model}).choose(("predictions", "arp")) == ["predictions"]
-    everything = FigureModels({"m": model}, teacher=object(), backend=object())
+def test_what_can_be_drawn_depends_on_what_there_is(figures):
+    assert figures([]).choose() == ["labeled", "views"]
+    everything = figures([], {"m": torch.nn.Identity()}, labeling=object())
+    assert everything.choose(("predictions", "arp", "similarity")) == ["predictions", "arp"]
+    everything.backend = object()
     assert everything.choose() == list(FIGURES)
+    plain = figures([], labeling=object(), S4M__ARP__ENABLED=False)
+    assert plain.choose(("arp", "pseudo_labels")) == ["pseudo_labels"]
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +219,6 @@ def test_the_tool_writes_what_was_asked_for(tool, small_options, tmp_path, capsy
 
 
 def test_a_point_outside_ends_in_one_message(tool, small_options, small_config, tmp_path):
-    from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
-
     model = TeacherTrainer.build_model(stage_config(small_config(), "student"))
     S4MCheckpointer(model, str(tmp_path)).save("model")
     words = ["--config-file", str(ROOT / "configs" / "toyscapes_10pct.yaml")]

@@ -115,6 +115,7 @@ def labeling(refined=True, random_placement=False, device="cpu", arp=True):
         score_thresh=0.7,
         min_area=1.5,
         mask_thresh=0.5,
+        num_classes=CLASSES,
     )
 
 
@@ -166,7 +167,7 @@ def test_an_image_is_labeled_alike_in_any_batch(refined):
         part = pseudo_labeling.UnlabeledViews(
             *(getattr(together, name)[i : i + 1] for name in (
                 "student_batch", "selections", "refined", "arp_images", "arp_labels",
-            ))
+            )), {}
         )  # fmt: skip
         assert_equal_views(part, alone)
         assert together.selections[i].stats == alone.selections[0].stats

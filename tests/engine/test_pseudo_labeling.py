@@ -78,6 +78,7 @@ def labeling(teacher, arp=None, refiner=None, strong_view=lambda images, generat
         score_thresh=0.7,
         min_area=5.0,
         mask_thresh=0.5,
+        num_classes=CLASSES,
     )
 
 

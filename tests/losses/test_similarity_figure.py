@@ -51,7 +51,7 @@ def sample_of(height, width):
 def test_maps_are_those_of_a_literal_loop_over_cells(pads, size, point):
     sam, models = RandomSam(SIDE, pads=pads), {"one": Model(1), "two": Model(2)}
     distillation = StructuralDistillation(backend=sam)
-    found = similarity_maps_at(sample_of(*size), point, models, distillation)
+    found, extent = similarity_maps_at(sample_of(*size), point, models, distillation)
 
     rows, columns = content_of_grid(sam, size)
     across, down = sam.grid_scale(size)
@@ -59,18 +59,18 @@ def test_maps_are_those_of_a_literal_loop_over_cells(pads, size, point):
     # Read between centers of cells with content.
     place = min(x * across * SIDE, columns - 0.5), min(y * down * SIDE, rows - 0.5)
     tokens = sam.features(0, x, y)[:, :rows, :columns].detach().numpy()
-    features = {
+    maps = {"SAM": tokens} | {
         name: teacher_on_grid(sam, model.features[0].double().numpy(), size, model.padded)
         for name, model in models.items()
     }
-    assert found.sam.shape == (rows, columns)
-    for grid, cells in [(found.sam, tokens), *((found.models[n], features[n]) for n in models)]:
+    assert found.keys() == maps.keys() and found["SAM"].shape == (rows, columns)
+    for grid, cells in ((found[name], maps[name]) for name in maps):
         there = interpolate(cells, *place)
         for row in range(rows):
             for column in range(columns):
                 expected = cosine(there, cells[:, row, column])
                 assert grid[row, column] == pytest.approx(expected, abs=1e-5)
-    assert found.cells == pytest.approx((down * SIDE, across * SIDE))
+    assert extent == pytest.approx((down * SIDE, across * SIDE))
 
 
 def test_all_maps_share_a_scale_that_none_leaves_and_the_point_is_marked():
@@ -82,8 +82,7 @@ def test_all_maps_share_a_scale_that_none_leaves_and_the_point_is_marked():
     lowest = min(
         grid.min()
         for sample, point in zip(samples, points, strict=True)
-        for maps in [similarity_maps_at(sample, point, models, distillation)]
-        for grid in (maps.sam, maps.models["teacher"])
+        for grid in similarity_maps_at(sample, point, models, distillation)[0].values()
     )
     assert lowest - 0.1 <= panels.scale.low <= lowest and panels.scale.high == 1.0
     for row, (x, y), sample in zip(panels.rows, points, samples, strict=True):

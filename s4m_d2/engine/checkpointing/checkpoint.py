@@ -21,16 +21,10 @@ from s4m_d2.engine.checkpointing.checkpoint_files import (
     note_final,
     numbered_name,
     read_complete,
+    read_weight_file,
     superseded,
 )
-from s4m_d2.engine.checkpointing.weight_files import read_weight_file
-from s4m_d2.engine.checkpointing.weight_names import (
-    BRANCHES,
-    LoadReport,
-    fit,
-    model_weights,
-    refuse_unfit,
-)
+from s4m_d2.engine.checkpointing.weight_names import LoadReport, fit
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import atomic_write
 
@@ -120,8 +114,6 @@ class S4MCheckpointer(DetectionCheckpointer):
             WeightsError: the file cannot be read, is unsafe, or is of another model. The model then
                 is as it was.
         """
-        if branch not in BRANCHES:
-            raise ValueError(f"branch must be one of {sorted(BRANCHES)}, got {branch!r}")
         if not path:
             if require:
                 raise WeightsError("No weights given: set MODEL.WEIGHTS to a checkpoint.")
@@ -132,19 +124,16 @@ class S4MCheckpointer(DetectionCheckpointer):
         found = self.last_report and self.last_report.branch
         if found not in (None, branch):
             self.logger.warning("%s: no %s; the %s is loaded.", path, branch, found)
-        return self._load_rest(
-            content, self.checkpointables if checkpointables is None else checkpointables
-        )
+        names = self.checkpointables if checkpointables is None else checkpointables
+        return self._load_rest(content, names)
 
     def inspect(self, path: str, *, branch: str = "student", require: bool = False) -> LoadReport:
         """What :meth:`load` would do with a file of weights; the model may be on the meta device.
 
         Args and errors are those of :meth:`load`. The values of a ``.pth`` are not read.
         """
-        own = self.model.state_dict()
-        report, _ = fit(own, model_weights(self._read(path, mapped=True), branch, path), path)
-        refuse_unfit(report, own, require)
-        return report
+        content = self._read(path, mapped=True)
+        return fit(self.model.state_dict(), content, branch, path, require)[0]
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Continue from ``save_dir``'s last checkpoint if asked and possible, or load ``path``.
@@ -186,8 +175,7 @@ class S4MCheckpointer(DetectionCheckpointer):
 
     def _complete_checkpoint(self) -> tuple[str, dict[str, Any]]:
         """Path and content of what to continue from; the main process chooses for all."""
-        content: dict[str, Any] = {}
-        name, problem = "", None
+        name, content, problem = "", {}, None
         if comm.is_main_process():
             try:
                 name, content, self._damaged = find_complete(self.save_dir)
@@ -200,9 +188,7 @@ class S4MCheckpointer(DetectionCheckpointer):
         return path, content or read_complete(path)
 
     def _load_weights(self, content: dict, path: str, branch: str, require: bool) -> None:
-        own = self.model.state_dict()
-        report, state = fit(own, model_weights(content, branch, path), path)
-        refuse_unfit(report, own, require)
+        report, state = fit(self.model.state_dict(), content, branch, path, require)
         self.model.load_state_dict(state, strict=False)
         self.last_report = report
         self.logger.log(logging.WARNING if report.is_surprising else logging.INFO, "%s", report)

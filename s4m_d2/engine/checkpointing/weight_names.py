@@ -42,20 +42,6 @@ _REMEDY = "Use the config that the file was trained with, or weights that fit th
 
 
 @dataclass(frozen=True)
-class ModelWeights:
-    """The weights of one model, as a file names them.
-
-    Attributes:
-        state: name → tensor; prefixes of wrappers and branches are gone, old names are replaced.
-        branch: which of the two models it is, "student" or "teacher"; None if the file does not
-            say, because it holds one model only.
-    """
-
-    state: dict[str, Tensor]
-    branch: str | None = None
-
-
-@dataclass(frozen=True)
 class LoadReport:
     """What became of a file's weights. All names are the model's, but for ``unexpected``.
 
@@ -108,15 +94,21 @@ class LoadReport:
         ]
 
 
-def model_weights(content: Mapping[str, Any], branch: str, path: str) -> ModelWeights:
+def model_weights(
+    content: Mapping[str, Any], branch: str, path: str
+) -> tuple[dict[str, Tensor], str | None]:
     """Find a model's weights in the content of a file.
 
     Args:
-        content: what :func:`~s4m_d2.engine.checkpointing.weight_files.read_weight_file` returned.
+        content: what :func:`~s4m_d2.engine.checkpointing.checkpoint_files.read_weight_file` read.
         branch: "student" or "teacher": which of the two, where a file holds both (ours, and those
             with ``modelStudent.`` and ``modelTeacher.`` before their names). A file that holds one
-            model serves for either; the result says which it is.
+            model serves for either.
         path: for messages.
+
+    Returns:
+        name → tensor, without prefixes of wrappers and branches, old names replaced; which of the
+        two models it is, None if the file does not say, because it holds one model only.
 
     Raises:
         WeightsError: there are none, or an entry is no tensor.
@@ -137,7 +129,7 @@ def model_weights(content: Mapping[str, Any], branch: str, path: str) -> ModelWe
     if content.get("__author__") == "Caffe2" or not dotted and any(n[-2:] == "_w" for n in state):
         state = {k: v for k, v in state.items() if not k.endswith("_momentum")}
         state, _ = convert_c2_detectron_names(state)
-    return ModelWeights(_current_names(state), found)
+    return _current_names(state), found
 
 
 def _teacher_entry(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -180,10 +172,9 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _of_branch(state: dict[str, Tensor], branch: str) -> tuple[dict[str, Tensor], str | None]:
-    """The weights of one of two models, and which it is.
+    """The weights of one of two models, or of the only one, and which it is.
 
-    If the file has only the other one, that one. Names with neither prefix stay as they are; they
-    are the student in a file that has prefixes for the teacher alone.
+    Names with neither prefix are the student in a file that has prefixes for the teacher alone.
     """
     models = {
         name: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -199,11 +190,10 @@ def _of_branch(state: dict[str, Tensor], branch: str) -> tuple[dict[str, Tensor]
 
 
 def _current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Mask2Former's names of today, for the files of its earlier versions.
+    """Mask2Former's names of today: the queries had others, the decoder stood under the head.
 
-    The learnable queries had another name, and the pixel decoder stood directly under the head.
-    Mask2Former itself moves the pixel decoder when a file does not state a version, which files
-    that were converted and saved again do not: there the decoder stands one level too deep.
+    Mask2Former moves the decoder in files that state no version, such as converted ones that were
+    saved again: there it stands one level too deep.
     """
     flat = f"{_PREDICTOR}query_embed.weight" in state and not any(
         name.startswith(_PIXEL_DECODER) for name in state
@@ -225,24 +215,27 @@ def _detectron2_name(name: str) -> str:
 
 
 def fit(
-    own: Mapping[str, Tensor], weights: ModelWeights, path: str
+    own: Mapping[str, Tensor], content: Mapping[str, Any], branch: str, path: str, require: bool
 ) -> tuple[LoadReport, dict[str, Tensor]]:
-    """Compare a file's weights with a model's.
+    """Compare a file's weights with a model's, and refuse a file that is not of this model.
 
     Args:
         own: the model's state; on the meta device nothing of it is ``overridden``.
-        weights: the file's.
-        path: of the file.
+        content, branch, path: of the file, see :func:`model_weights`.
+        require: the file must hold the whole model. Without it, heads may start anew.
 
     Returns:
         the report, and the weights to load, by the model's names.
+
+    Raises:
+        WeightsError: names the first weights that do not fit.
     """
-    state = to_own_names(weights.state, own)
+    state, found = model_weights(content, branch, path)
+    state = to_own_names(state, own)
     if not any(name.startswith(BACKBONE) for name in state):
         state = _inside_backbone(state, own)
     both = [name for name in own if name in state]
     fitting = {name: state[name] for name in both if state[name].shape == own[name].shape}
-    set_before = {name: own[name] for name in _SET_BY_CONFIG if name in fitting}
     missing = [n for n in own if n not in state and n not in _SET_BY_CONFIG]
     report = LoadReport(
         path=path,
@@ -256,11 +249,14 @@ def fit(
         ),
         overridden=tuple(
             name
-            for name, value in set_before.items()
-            if not value.is_meta and not fitting[name].to(value).equal(value)
+            for name in _SET_BY_CONFIG
+            if name in fitting
+            and not own[name].is_meta
+            and not fitting[name].to(own[name]).equal(own[name])
         ),
-        branch=weights.branch,
+        branch=found,
     )
+    _refuse_unfit(report, own, require)
     return report, fitting
 
 
@@ -276,13 +272,12 @@ def _beyond_last_layers(unexpected: Iterable[str], own: Iterable[str]) -> list[s
     """Names with an index that a list of layers has not in the model: ``res4.22.conv1.weight``."""
     layers = {layer for name in own for layer in _layers(name)}
     lists = {layer.rpartition(".")[0] for layer in layers}
+
+    def beyond(layer: str) -> bool:
+        return layer not in layers and layer.rpartition(".")[0] in lists
+
     return [
-        name
-        for name in unexpected
-        if any(
-            layer not in layers and layer.rpartition(".")[0] in lists
-            for layer in (*_layers(name), *_layers(BACKBONE + name))
-        )
+        name for name in unexpected if any(map(beyond, (*_layers(name), *_layers(BACKBONE + name))))
     ]
 
 
@@ -292,17 +287,7 @@ def _layers(name: str) -> Iterator[str]:
     return (".".join(words[: i + 1]) for i, word in enumerate(words) if i and word.isdigit())
 
 
-def refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) -> None:
-    """Refuse a file that is not of this model, or not enough of it.
-
-    Args:
-        report: of the comparison.
-        own: the model's state.
-        require: the file must hold the whole model. Without it, heads may start anew.
-
-    Raises:
-        WeightsError: names the first weights that do not fit, and their keys where that is clear.
-    """
+def _refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) -> None:
     heads = tuple({f"{name.partition('.')[0]}." for name in own} - {BACKBONE})
     beyond = _beyond_last_layers(report.unexpected, own)
     backbone = [name for name in own if _is_backbone_weight(name)]

@@ -26,7 +26,7 @@ from torch import nn
 from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.command.failures import as_text
-from s4m_d2.engine.figures.figure_set import FOLDER, FigureSet, figure_models
+from s4m_d2.engine.figures.figure_set import FOLDER, FigureSet
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.stages import ITERATIONS, METRICS, RESULTS, STAGES
 from s4m_d2.errors import DatasetError
@@ -147,9 +147,8 @@ def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None =
     if not comm.is_main_process() or not cfg.DATASETS.TEST:
         return
     try:
-        models = figure_models(model, labeling)
-        figures = FigureSet(cfg, models, IMAGES, resized=True)
-        for name in models.choose(DRAWN_AT_END):
+        figures = FigureSet.of_stage(cfg, IMAGES, model, labeling, resized=True)
+        for name in figures.choose(DRAWN_AT_END):
             file = f"{name}_{cfg.SOLVER.MAX_ITER:07d}.png"
             path = os.path.join(cfg.OUTPUT_DIR, FOLDER, file)
             if not os.path.exists(path):

@@ -1,4 +1,4 @@
-"""The figures that a config can have, of the same images each time, and the hook of training."""
+"""Pictures of what happens to a few fixed images, and the hook that draws them in training."""
 
 from __future__ import annotations
 
@@ -7,42 +7,38 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.data import transforms as T
 from detectron2.engine import HookBase
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import nn
+from torch import Tensor, nn
 
-from s4m_d2.data import StrongView
-from s4m_d2.engine.figures.figure_samples import (
-    labeled_samples,
-    unlabeled_samples,
-    validation_samples,
-)
-from s4m_d2.engine.figures.figures import (
-    SCORE_SHOWN,
-    arp_panels,
-    labeled_panels,
-    prediction_panels,
-    pseudo_label_panels,
-    to_rgb,
-    view_panels,
+from s4m_d2.data import (
+    DATASET_MAPPER_REGISTRY,
+    LabeledDatasetMapper,
+    StrongView,
+    labeled_dataset_names,
 )
 from s4m_d2.engine.figures.predictor import Predictor, class_names
-from s4m_d2.engine.figures.similarity_figure import point_of, similarity_panels
+from s4m_d2.engine.figures.similarity_figure import Sample, point_of, similarity_panels, to_rgb
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
-from s4m_d2.engine.rng import undisturbed_generators
-from s4m_d2.errors import S4MError
+from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
+from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.losses.structural_distillation import StructuralDistillation
 from s4m_d2.sam import SamBackend
 from s4m_d2.semi.ema_teacher import EMATeacher
-from s4m_d2.structures import sample_generators
-from s4m_d2.visualization import Panels, write_png
+from s4m_d2.semi.pseudo_labels import Selection
+from s4m_d2.semi.refinement import teacher_masks
+from s4m_d2.structures import PseudoLabels, sample_generators
+from s4m_d2.tiling import build_tiling
+from s4m_d2.visualization import Panels, evenly_spaced, outline, overlay, write_png
 
 logger = logging.getLogger(__name__)
 
@@ -52,28 +48,10 @@ WITHOUT_MODEL = ("labeled", "views")  # always the same
 OF_TEACHER = ("pseudo_labels", "arp")
 DRAWS = 3  # of augmentations, for each labeled image
 PAIR_ALL = 0.5  # pairs an image: every image of a figure exchanges instances
-
-
-@dataclass(frozen=True)
-class FigureModels:
-    """What figures are drawn of; models are put into eval mode while they are used, no longer.
-
-    Attributes:
-        by_name: name, as figures show it → model.
-        teacher: labels images; None: no figures of pseudo-labels and ARP.
-        backend: SAM; None: no figures of similarities.
-    """
-
-    by_name: Mapping[str, nn.Module]
-    teacher: EMATeacher | None = None
-    backend: SamBackend | None = None
-
-    def choose(self, wanted: Sequence[str] = FIGURES) -> list[str]:
-        """Those of the wanted figures that can be drawn."""
-        lacking = set(() if self.teacher else OF_TEACHER)
-        lacking |= set(() if self.backend else ("similarity",))
-        lacking |= set(() if self.by_name else ("similarity", "predictions"))
-        return [name for name in wanted if name not in lacking]
+SCORE_SHOWN = 0.5  # predictions below it are not drawn
+CAPTION = "A color stands for an instance; those of touching instances differ"
+SWATCH_SIZE, MARGIN, GRAY = (60, 96), 10, 150  # of a legend: px (H, W), px around an outline
+SEED_STREAM = "overview"
 
 
 class FigureSet:
@@ -84,8 +62,10 @@ class FigureSet:
 
     Args:
         cfg: config of a stage, or of a whole run.
-        models: of that stage.
         count: images a figure.
+        models: name, as figures show it → model; empty: no predictions and similarities.
+        teacher: labels images; None: no figures of pseudo-labels and ARP.
+        backend: SAM; None: no figures of similarities.
         resized: validation images have the size that evaluation gives them, not their own. (With
             INPUT.TILE, predictions are of whole images, all else is of resized tiles.)
         point: (x, y) in pixels of the image, for similarities; None: inside the largest instance.
@@ -94,15 +74,16 @@ class FigureSet:
     def __init__(
         self,
         cfg: CfgNode,
-        models: FigureModels,
         count: int,
+        models: Mapping[str, nn.Module] | None = None,
+        teacher: EMATeacher | None = None,
+        backend: SamBackend | None = None,
         *,
         resized: bool = False,
         point: tuple[float, float] | None = None,
     ) -> None:
-        self.models = models
+        self.models, self.backend, self.point = dict(models or {}), backend, point
         self.order = cfg.INPUT.FORMAT
-        self.point = point
         self.names = functools.cache(lambda: class_names(cfg))
         tiled = bool(cfg.INPUT.TILE.SIZE)  # each is resized on its own
         whole = functools.partial(validation_samples, cfg, count, resized=resized and not tiled)
@@ -112,10 +93,42 @@ class FigureSet:
         self._labeled = functools.cache(lambda: labeled_samples(cfg, count, DRAWS))
         self._unlabeled = functools.cache(lambda: unlabeled_samples(cfg, count))
         self._strong_view = StrongView(cfg).batch
-        self._refines = cfg.S4M.REFINE.ENABLED
-        # Without a teacher neither of the figures is drawn that use it.
-        self._labeling: Any = _labeling(cfg, models) if models.teacher else None
+        self._refines, self._exchanges = cfg.S4M.REFINE.ENABLED, cfg.S4M.ARP.ENABLED
         self._predictor = functools.partial(Predictor, cfg)
+        self._labeling: Any = None
+        if teacher is not None:
+            cfg = cfg.clone()
+            cfg.defrost()
+            cfg.S4M.ARP.PAIR_FRACTION = PAIR_ALL
+            self._labeling = PseudoLabeling(cfg, teacher, backend)
+
+    @classmethod
+    def of_stage(
+        cls, cfg: CfgNode, count: int, model: nn.Module, labeling: Any = None, **options: Any
+    ) -> FigureSet:
+        """Figures of what a stage trains.
+
+        Args:
+            cfg, count, options: see the class.
+            model: that is trained, without wrappers.
+            labeling: :class:`~s4m_d2.engine.PseudoLabeling` of stage 2.
+        """
+        if labeling is None:
+            backend = getattr(getattr(model, "distillation", None), "backend", None)
+            return cls(cfg, count, {"teacher": model}, None, backend, **options)
+        models = {"student": model, "teacher": labeling.teacher.model}
+        backend = getattr(labeling.refiner, "backend", None)
+        return cls(cfg, count, models, labeling.teacher, backend, **options)
+
+    def choose(self, wanted: Sequence[str] = FIGURES) -> list[str]:
+        """Those of the wanted figures that there is something to draw of."""
+        can = {
+            "pseudo_labels": self._labeling is not None,
+            "arp": self._labeling is not None and self._exchanges,
+            "similarity": self.backend is not None and bool(self.models),
+            "predictions": bool(self.models),
+        }
+        return [name for name in wanted if can.get(name, True)]
 
     def draw(self, name: str) -> np.ndarray:
         """One of FIGURES, (H, W, 3) uint8 RGB.
@@ -123,53 +136,172 @@ class FigureSet:
         Raises:
             S4MError: an image or annotation is missing or malformed, or a model lacks something.
         """
-        with undisturbed(*self.models.by_name.values()):
-            return getattr(self, f"_{name}_panels")().draw()
+        with undisturbed(*self.models.values()):
+            return getattr(self, f"{name}_panels")().draw()
 
-    def _labeled_panels(self) -> Panels:
-        return labeled_panels(self._labeled(), self.names(), self.order)
+    def labeled_panels(self) -> Panels:
+        """Labeled images as they are, and in draws of augmentation."""
+        rows = [[self._truth(sample) for sample in row] for row in self._labeled()]
+        draws = (f"augmented, draw {draw}" for draw in range(1, len(rows[0])))
+        return Panels(["labeled image", *draws], rows, caption=f"{CAPTION}.")
 
-    def _views_panels(self) -> Panels:
+    def views_panels(self) -> Panels:
+        """Unlabeled images: what both views start from, the weak one and the strong one."""
         samples = self._unlabeled()
         generators = sample_generators(samples, "strong_view", "cpu")
         strong = self._strong_view([sample["image"] for sample in samples], generators)
-        return view_panels(samples, strong, self.order)
+        rows = [
+            [self._rgb(image) for image in (sample["image"], sample["image_weak"], view)]
+            for sample, view in zip(samples, strong, strict=True)
+        ]
+        return Panels(["geometry", "weak view (teacher, SAM)", "strong view (student)"], rows)
 
-    def _pseudo_labels_panels(self) -> Panels:
-        # One by one: the memory of an image suffices, whatever their number.
-        views = [self._labeling([sample]) for sample in self._validation()]
-        selections = [selection for view in views for selection in view.selections]
-        refined = [labels for view in views for labels in view.refined]
-        return pseudo_label_panels(
-            self._validation(), selections, refined, self.names(), self.order, refines=self._refines
-        )
+    def pseudo_labels_panels(self) -> Panels:
+        """The truth, what the teacher labels, and what SAM makes of it, if it refines."""
+        rows, names = [], self.names()
+        for sample in self._validation():  # one by one: the memory of an image suffices
+            views = self._labeling([sample])
+            weak = self._rgb(sample["image_weak"])
+            truth = self._truth({**sample, "image": sample["image_weak"]})
+            teachers = at_image_size(views.selections[0], weak.shape[:2])
+            refined = draw_labels(weak, views.refined[0], names) if self._refines else None
+            rows.append([weak, truth, draw_labels(weak, teachers, names, scores=True), refined])
+        columns = ["weak view", "ground truth", "teacher's pseudo-labels", "refined by SAM"]
+        return Panels(columns, rows, caption=f"{CAPTION}. Percentages: the teacher's class scores.")
 
-    def _arp_panels(self) -> Panels:
-        views = self._labeling(self._validation())
-        return arp_panels(self._validation(), views, self.names(), self.order)
+    def arp_panels(self) -> Panels:
+        """Before and after the exchange of instances, and what the student sees."""
+        samples, names, rows = self._validation(), self.names(), []
+        views = self._labeling(samples)
+        for i, sample in enumerate(samples):
+            before, after = self._rgb(sample["image"]), self._rgb(views.arp_images[i])
+            labels = draw_labels(after, views.arp_labels[i], names)
+            outlined = outline(labels, (before != after).any(2))
+            student = self._rgb(views.student_batch[i]["image"])
+            rows.append([draw_labels(before, views.refined[i], names), outlined, student])
+        columns = ["before the paste", "after the paste", "student's input (strong view)"]
+        inside = np.zeros(SWATCH_SIZE, dtype=bool)
+        inside[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
+        swatch = outline(np.full((*SWATCH_SIZE, 3), GRAY, dtype=np.uint8), inside)
+        legend = [("pasted from the partner", swatch)]
+        return Panels(columns, rows, legend=legend, caption=f"{CAPTION}.")
 
-    def _similarity_panels(self) -> Panels:
+    def similarity_panels(self) -> Panels:
         samples = self._validation()
         points = [self.point or point_of(sample) for sample in samples]
-        distillation = StructuralDistillation(backend=self.models.backend)
-        return similarity_panels(samples, points, self.models.by_name, distillation, self.order)
+        distillation = StructuralDistillation(backend=self.backend)
+        return similarity_panels(samples, points, self.models, distillation, self.order)
 
-    def _predictions_panels(self) -> Panels:
-        samples, found = self._whole(), {}
-        for name, model in self.models.by_name.items():
+    def predictions_panels(self) -> Panels:
+        """Images, their truth, and each model's predictions."""
+        samples, names = self._whole(), self.names()
+        images = [self._rgb(sample["image"]) for sample in samples]
+        columns = [images, [self._truth(sample) for sample in samples]]
+        for model in self.models.values():
             predict = self._predictor(model)
-            found[name] = [
-                predict(to_rgb(sample["image"], self.order), SCORE_SHOWN) for sample in samples
-            ]
-        return prediction_panels(samples, found, self.names(), self.order)
+            columns.append([draw_found(i, predict(i, SCORE_SHOWN), names) for i in images])
+        caption = f"{CAPTION}. Percentages: scores; from {SCORE_SHOWN:.0%} on."
+        rows = [list(row) for row in zip(*columns, strict=True)]
+        return Panels(["image", "ground truth", *self.models], rows, caption=caption)
+
+    def _rgb(self, image: Tensor) -> np.ndarray:
+        return to_rgb(image, self.order)
+
+    def _truth(self, sample: Sample) -> np.ndarray:
+        return draw_truth(sample, self.names(), self.order)
 
 
-def _labeling(cfg: CfgNode, models: FigureModels) -> PseudoLabeling:
-    cfg = cfg.clone()
-    cfg.defrost()
-    cfg.S4M.ARP.PAIR_FRACTION = PAIR_ALL
-    cfg.freeze()
-    return PseudoLabeling(cfg, models.teacher, models.backend)
+def draw_truth(sample: Sample, names: Sequence[str], order: str = "RGB") -> np.ndarray:
+    """A sample's "image" with its "instances"."""
+    truth = sample["instances"]
+    return overlay(to_rgb(sample["image"], order), truth.gt_masks.tensor, truth.gt_classes, names)
+
+
+def draw_labels(
+    image: np.ndarray, labels: PseudoLabels, names: Sequence[str], *, scores: bool = False
+) -> np.ndarray:
+    """An image with pseudo-labels of its size."""
+    shown = labels.scores.tolist() if scores else None
+    return overlay(image, labels.masks.cpu(), labels.labels.tolist(), names, shown)
+
+
+def draw_found(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarray:
+    """An image with predictions of its size, those of at least SCORE_SHOWN."""
+    found = found[found.scores >= SCORE_SHOWN]
+    masks = found.pred_masks.to("cpu")
+    return overlay(image, masks, found.pred_classes.tolist(), names, found.scores.tolist())
+
+
+def at_image_size(selection: Selection, size: tuple[int, int]) -> PseudoLabels:
+    """The teacher's kept predictions with masks of ``size`` (H, W)."""
+    return selection.labels.with_masks(teacher_masks(selection, size))
+
+
+def validation_samples(
+    cfg: CfgNode, count: int, *, tiles: bool = False, resized: bool = False
+) -> list[dict]:
+    """The validation images with most instances of evenly spaced groups, unaugmented.
+
+    Args:
+        tiles: where INPUT.TILE cuts images, tiles are chosen in place of images.
+        resized: as evaluation does (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST); False: they have
+            their own sizes, which may be those of a camera.
+
+    Returns:
+        samples with "image", the same as "image_weak", "instances" and "seeds".
+    """
+    if not cfg.DATASETS.TEST:
+        raise ConfigError("DATASETS.TEST is empty: name the data set whose images are drawn.")
+    records = DatasetCatalog.get(cfg.DATASETS.TEST[0])
+    records = build_tiling(cfg).records(records) if tiles else records
+    group = max(1, len(records) // count)
+    chosen = [
+        max(records[start : start + group], key=lambda record: len(record["annotations"]))
+        for start in range(0, min(group * count, len(records)), group)
+    ]
+    sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    mapper = _plain_mapper(cfg, [T.ResizeShortestEdge(*sizes, "choice")] if resized else [])
+    samples = [mapper(record) for record in _seeded(cfg, chosen)]
+    return [{**sample, "image_weak": sample["image"]} for sample in samples]
+
+
+def labeled_samples(cfg: CfgNode, count: int, draws: int) -> list[list[dict]]:
+    """Labeled images or tiles: each as it is, then in ``draws`` of the training's augmentations."""
+    names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
+    records = [record for name in names for record in DatasetCatalog.get(name)]
+    chosen = evenly_spaced(build_tiling(cfg).records(records, filter_empty=True), count)
+    plain = _plain_mapper(cfg, [])
+    augmented = DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, True)
+    columns = [[plain(record) for record in _seeded(cfg, chosen)]]
+    for draw in range(draws):
+        columns.append([augmented(record) for record in _seeded(cfg, chosen, f"draw {draw}")])
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def unlabeled_samples(cfg: CfgNode, count: int) -> list[dict]:
+    """Unlabeled images or tiles in the training's views: "image", "image_weak" and "seeds"."""
+    records = [record for name in cfg.DATASETS.UNLABELED for record in DatasetCatalog.get(name)]
+    if not records:
+        raise ConfigError("DATASETS.UNLABELED is empty: name the unlabeled set that is drawn.")
+    chosen = evenly_spaced(build_tiling(cfg).records(records), count)
+    views = DATASET_MAPPER_REGISTRY.get(cfg.S4M.UNLABELED_MAPPER)(cfg, True)
+    return [views(record) for record in _seeded(cfg, chosen, "unlabeled")]
+
+
+def _seeded(cfg: CfgNode, records: Sequence[Sample], stream: str = SEED_STREAM) -> list[dict]:
+    return [
+        {**record, "seeds": sample_seeds(cfg.SEED, stream, position)}
+        for position, record in enumerate(records)
+    ]
+
+
+def _plain_mapper(cfg: CfgNode, geometry: Sequence[Any]) -> LabeledDatasetMapper:
+    return LabeledDatasetMapper(
+        geometry=geometry,
+        color=None,
+        image_format=cfg.INPUT.FORMAT,
+        num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+    )
 
 
 @contextmanager
@@ -178,15 +310,14 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 
     The modes of all their modules, and the default generators' states.
     """
-    modules = [module for model in models for module in model.modules()]
-    modes = [module.training for module in modules]
-    for module in modules:
+    modes = {module: module.training for model in models for module in model.modules()}
+    for module in modes:
         module.training = False
     try:
         with torch.no_grad(), undisturbed_generators():
             yield
     finally:
-        for module, mode in zip(modules, modes, strict=True):
+        for module, mode in modes.items():
             module.training = mode
 
 
@@ -200,19 +331,10 @@ class FiguresHook(HookBase):
 
     Training is the same with and without this hook (see :class:`FigureSet`). Only the main process
     may have it; the others wait for it in the next iteration.
-
-    Args:
-        figures: draws.
-        names: of FIGURES.
-        period: iterations, 1 or more.
-        folder: of the files.
     """
 
     def __init__(self, figures: FigureSet, names: Sequence[str], period: int, folder: str) -> None:
-        self.figures = figures
-        self.names = list(names)
-        self.period = period
-        self.folder = folder
+        self.figures, self.names, self.period, self.folder = figures, list(names), period, folder
 
     def after_step(self) -> None:
         finished = self.trainer.iter + 1
@@ -225,43 +347,20 @@ class FiguresHook(HookBase):
                 logger.warning("The figure '%s' is left out from here on: %s", name, error)
                 self.names.remove(name)
                 continue
-            self._show(name, picture, finished)
+            get_event_storage().put_image(f"{FOLDER}/{name}", picture.transpose(2, 0, 1))
+            try:
+                write_png(picture, os.path.join(self.folder, f"{name}_{finished:07d}.png"))
+            except OSError as error:  # OutputError among them
+                logger.warning("The figure '%s' is not written: %s", name, error)
             if name in WITHOUT_MODEL:
                 self.names.remove(name)
 
-    def _show(self, name: str, picture: np.ndarray, finished: int) -> None:
-        get_event_storage().put_image(f"{FOLDER}/{name}", picture.transpose(2, 0, 1))
-        try:
-            write_png(picture, os.path.join(self.folder, f"{name}_{finished:07d}.png"))
-        except OSError as error:  # OutputError among them
-            logger.warning("The figure '%s' is not written: %s", name, error)
 
-
-def figure_hooks(
-    cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None = None
-) -> list[FiguresHook]:
-    """The hook that S4M.FIGURES asks for, if any.
-
-    Args:
-        cfg: config of a stage.
-        model: that is trained, without wrappers.
-        labeling: of stage 2.
-    """
+def figure_hooks(cfg: CfgNode, model: nn.Module, labeling: Any = None) -> list[FiguresHook]:
+    """The hook that S4M.FIGURES asks for, if any; arguments as of :meth:`FigureSet.of_stage`."""
     settings = cfg.S4M.FIGURES
     if not settings.PERIOD or not comm.is_main_process():
         return []
-    models = figure_models(model, labeling)
-    names = models.choose(settings.WHAT)
-    names = [name for name in names if name != "arp" or cfg.S4M.ARP.ENABLED]
-    figures = FigureSet(cfg, models, settings.IMAGES)
-    return [FiguresHook(figures, names, settings.PERIOD, os.path.join(cfg.OUTPUT_DIR, FOLDER))]
-
-
-def figure_models(model: nn.Module, labeling: PseudoLabeling | None = None) -> FigureModels:
-    """What the figures of a stage are drawn of; the arguments are those of :func:`figure_hooks`."""
-    if labeling is None:
-        backend = getattr(getattr(model, "distillation", None), "backend", None)
-        return FigureModels({"teacher": model}, backend=backend)
-    backend = getattr(labeling.refiner, "backend", None)
-    teacher = labeling.teacher
-    return FigureModels({"student": model, "teacher": teacher.model}, teacher, backend)
+    figures = FigureSet.of_stage(cfg, settings.IMAGES, model, labeling)
+    names, folder = figures.choose(settings.WHAT), os.path.join(cfg.OUTPUT_DIR, FOLDER)
+    return [FiguresHook(figures, names, settings.PERIOD, folder)]

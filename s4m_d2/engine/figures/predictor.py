@@ -60,7 +60,15 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
     folder = os.path.join(cfg.OUTPUT_DIR, own_data_files.FOLDER)
     names: list[str] | None
     if file_name:
-        names, origin = _read_names(file_name), f"'{file_name}'"
+        try:
+            with open(file_name, encoding="utf-8") as file:
+                names = [line.strip() for line in file if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"The class names '{file_name}' cannot be read: {error}. Give a text file with a "
+                "name a line."
+            ) from error
+        origin = f"'{file_name}'"
     elif cfg.S4M.DATA.LABELED and own_data_files.is_stored(folder):
         names, origin = list(own_data_files.read_stored(folder).classes), f"'{folder}'"
     else:
@@ -75,17 +83,6 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
             "Give a file with a name a line, in the order of the class ids, as --class-names."
         )
     return list(names)
-
-
-def _read_names(file_name: str) -> list[str]:
-    try:
-        with open(file_name, encoding="utf-8") as file:
-            return [line.strip() for line in file if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"The class names '{os.fspath(file_name)}' cannot be read: {error}. Give a text file "
-            "with a name a line."
-        ) from error
 
 
 class Predictor:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from s4m_d2.engine.figures.figures import Sample, to_rgb
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.losses.structural_distillation import StructuralDistillation
 from s4m_d2.visualization import ColorScale, Panels, heat_map, mark_point
@@ -21,21 +19,15 @@ from s4m_d2.visualization.instances import deepest_point, readable_scale
 COSINE_STEP = 0.1  # the color scale begins at a multiple of it
 HIGHEST_COSINE = 1.0
 CAPTION = "Ring: the point. SAM: its tokens, prompted there. Models: mask features on SAM's grid."
+SAM = "SAM"
+
+Sample = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class SimilarityMaps:
-    """Cosines between one point of an image and the grid's cells with content.
-
-    Attributes:
-        sam: (rows, columns) float32, of SAM's prompt-conditioned tokens.
-        models: name → the same of that model's mask features.
-        cells: how many (rows, columns) the content covers; the last may be covered in part.
-    """
-
-    sam: np.ndarray
-    models: dict[str, np.ndarray]
-    cells: tuple[float, float]
+def to_rgb(image: Tensor, order: str = "RGB") -> np.ndarray:
+    """(3, H, W) uint8 in ``order`` → (H, W, 3) RGB array."""
+    array = image.permute(1, 2, 0).cpu().numpy()
+    return np.ascontiguousarray(array if order == "RGB" else array[:, :, ::-1])
 
 
 @torch.no_grad()
@@ -44,7 +36,7 @@ def similarity_maps_at(
     point: tuple[float, float],
     models: Mapping[str, nn.Module],
     distillation: StructuralDistillation,
-) -> SimilarityMaps:
+) -> tuple[dict[str, np.ndarray], tuple[float, float]]:
     """What structural distillation compares, for one point.
 
     Args:
@@ -52,6 +44,11 @@ def similarity_maps_at(
         point: (x, y) in pixels of the image.
         models: at least one, in eval mode, with ``mask_features``.
         distillation: the loss, which knows SAM.
+
+    Returns:
+        cosines between the point and the grid's cells with content, (rows, columns) float32, of
+        SAM's prompt-conditioned tokens (SAM) and of each model's mask features by its name; how
+        many (rows, columns) the content covers, the last perhaps in part.
 
     Raises:
         InputError: the point lies outside the image.
@@ -65,7 +62,7 @@ def similarity_maps_at(
             "in pixels of the image."
         )
     query = [[[(point[0] + 0.5) / width, (point[1] + 0.5) / height]]]
-    maps = {}
+    maps: dict[str, Tensor] = {}
     model: Any
     for name, model in models.items():
         if not hasattr(model, "mask_features"):
@@ -76,16 +73,15 @@ def similarity_maps_at(
         features, images, sizes = model.mask_features([sample])
         points = torch.tensor(query, device=images.device)
         own, sam, content = distillation.similarities(features, images, sizes, points)
-        maps[name] = own
+        maps |= {SAM: sam, name: own}
     side = distillation.backend.grid_side
     rows, columns = int(content[0].any(1).sum()), int(content[0].any(0).sum())
-
-    def grid(values: torch.Tensor) -> np.ndarray:
-        return values.view(side, side)[: max(rows, 1), : max(columns, 1)].cpu().numpy()
-
+    grids = {
+        name: values.view(side, side)[: max(rows, 1), : max(columns, 1)].cpu().numpy()
+        for name, values in maps.items()
+    }
     across, down = distillation.backend.grid_scale((height, width))
-    cells = (down * side, across * side)
-    return SimilarityMaps(grid(sam), {name: grid(own) for name, own in maps.items()}, cells)
+    return grids, (down * side, across * side)
 
 
 def similarity_panels(
@@ -104,26 +100,22 @@ def similarity_panels(
         similarity_maps_at(sample, point, models, distillation)
         for sample, point in zip(samples, points, strict=True)
     ]
-    lowest = min(float(grid.min()) for maps in found for grid in (maps.sam, *maps.models.values()))
+    lowest = min(float(grid.min()) for grids, _ in found for grid in grids.values())
     low = min(math.floor(lowest / COSINE_STEP) * COSINE_STEP, HIGHEST_COSINE - COSINE_STEP)
     scale = ColorScale(low, HIGHEST_COSINE, "cosine similarity")
     rows = []
-    for sample, point, maps in zip(samples, points, found, strict=True):
+    for sample, point, (grids, cells) in zip(samples, points, found, strict=True):
         image = to_rgb(sample["image"], order)
         factor = readable_scale(image)  # as other figures' pictures
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-        grids = (maps.sam, *maps.models.values())
-        colored = [heat_map(grid, image.shape[:2], scale, maps.cells) for grid in grids]
+        colored = [heat_map(grid, image.shape[:2], scale, cells) for grid in grids.values()]
         place = [(value + 0.5) * factor for value in point]
         rows.append([mark_point(picture, place) for picture in (image, *colored)])
-    return Panels(["image", "SAM", *models], rows, scale=scale, caption=CAPTION)
+    return Panels(["image", SAM, *models], rows, scale=scale, caption=CAPTION)
 
 
 def point_of(sample: Sample) -> tuple[float, float]:
-    """The point (x, y) farthest inside the largest instance of a sample; without any, its middle.
-
-    In pixels of the sample's image.
-    """
+    """The point (x, y) in pixels farthest inside the largest instance; without any, the middle."""
     height, width = sample["image"].shape[-2:]
     masks = sample["instances"].gt_masks.tensor
     if not len(masks):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
-from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -76,12 +75,9 @@ class S4MTrainable(Protocol):
 
 
 def check_architecture(name: str) -> None:
-    """Refuse a registered meta-architecture that stage 2 cannot train.
+    """:func:`check_model` of a registered class.
 
-    A registry may hold builders instead of classes; what they build is checked when it is built.
-
-    Raises:
-        ConfigError: names the methods that the class lacks.
+    A registry may hold builders instead; what they build is checked when it is built.
     """
     entry = META_ARCH_REGISTRY.get(name)
     if isinstance(entry, type):
@@ -107,46 +103,30 @@ def check_model(model: nn.Module | type) -> None:
         )
 
 
-def check_distillation(cfg: CfgNode, model: nn.Module) -> None:
-    """Refuse to train a model without the distillation that the config asks for.
-
-    Raises:
-        ConfigError: S4M.DISTILL.ENABLED is True, and the model has no ``distillation``.
-    """
-    if cfg.S4M.DISTILL.ENABLED and getattr(model, "distillation", None) is None:
-        raise ConfigError(
-            f"S4M.DISTILL.ENABLED is True, but {_name(model)} has no attribute 'distillation': it "
-            "would train without. Set S4M.DISTILL.ENABLED False, or add the loss to the model as "
-            "examples/distilled_mask2former does."
-        )
-
-
 def check_losses(losses: Any, model: nn.Module) -> dict[str, Tensor]:
     """What ``forward`` returned in training mode, if it is a dictionary of scalars.
 
     Raises:
         InputError: it is not.
     """
+    where = f"{_name(model)}.forward returned"
     if not isinstance(losses, Mapping):
         raise InputError(
-            f"{_name(model)}.forward returned a {type(losses).__name__} in training mode; expected "
-            f"a dictionary of losses. {_WHERE}."
+            f"{where} a {type(losses).__name__} in training mode; expected a dictionary of "
+            f"losses. {_WHERE}."
         )
     for name, loss in losses.items():
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(
-                f"{_name(model)}.forward returned {name!r} of shape or type {found}; expected a "
-                f"0-dim tensor: reduce the loss. {_WHERE}."
+                f"{where} {name!r} of shape or type {found}; expected a 0-dim tensor: reduce the "
+                f"loss. {_WHERE}."
             )
     return dict(losses)
 
 
 def check_predictions(
-    predictions: Any,
-    image_sizes: Sequence[tuple[int, int]],
-    model: Any,
-    num_classes: int | None = None,
+    predictions: Any, image_sizes: Sequence[tuple[int, int]], model: Any, num_classes: int
 ) -> None:
     """Refuse what is no :class:`QueryPredictions` of images of these sizes (H, W).
 
@@ -154,45 +134,44 @@ def check_predictions(
         predictions: what ``model.predict_queries`` returned.
         image_sizes: of the images that it was given.
         model: for messages.
-        num_classes: K; None: not checked.
+        num_classes: K.
 
     Raises:
         InputError: names the first entry that is missing or of another shape, and the image.
     """
-    where = f"{_name(model)}.predict_queries"
+    for problem in _problems(predictions, image_sizes, num_classes):
+        raise InputError(f"{_name(model)}.predict_queries: {problem}. {_WHERE}.")
+
+
+def _problems(found: Any, sizes: Sequence[tuple[int, int]], num_classes: int) -> Iterator[str]:
     keys = QueryPredictions.__annotations__
-    lacking = [k for k in keys if not isinstance(predictions, Mapping) or k not in predictions]
+    lacking = [key for key in keys if not isinstance(found, Mapping) or key not in found]
     if lacking:
-        raise InputError(f"{where}: the result has no {' and '.join(lacking)}. {_WHERE}.")
+        yield f"the result has no {' and '.join(lacking)}"
     for key in ("pred_logits", "pred_masks", "image_sizes"):
-        if len(predictions[key]) != len(image_sizes):
-            raise InputError(
-                f"{where}: {key} are of {len(predictions[key])} images; {len(image_sizes)} images "
-                f"were given. {_WHERE}."
+        if len(found[key]) != len(sizes):
+            yield f"{key} are of {len(found[key])} images; {len(sizes)} images were given"
+    padded = tuple(found["padded_size"])
+    for index, (height, width) in enumerate(sizes):
+        logits, masks = found["pred_logits"][index], found["pred_masks"][index]
+        size, image = tuple(found["image_sizes"][index]), f"of image {index},"
+        if logits.ndim != 2 or masks.ndim != 3 or len(logits) != len(masks):
+            yield (
+                f"{image} pred_logits are {tuple(logits.shape)} and pred_masks "
+                f"{tuple(masks.shape)}; expected (Q, K + 1) and (Q, h, w)"
             )
-    found = zip(*(predictions[key] for key in keys if key != "padded_size"), strict=True)
-    padded = tuple(predictions["padded_size"])
-    for index, ((logits, masks, size), given) in enumerate(zip(found, image_sizes, strict=True)):
-        for problem in _problems(logits, masks, tuple(size), tuple(given), padded, num_classes):
-            raise InputError(f"{where}: of image {index}, {problem}. {_WHERE}.")
-
-
-def _problems(logits, masks, size, given, padded, num_classes) -> Iterator[str]:
-    """What is wrong with the predictions of one image."""
-    if logits.ndim != 2 or masks.ndim != 3 or len(logits) != len(masks):
-        shapes = f"pred_logits are {tuple(logits.shape)} and pred_masks {tuple(masks.shape)}"
-        yield f"{shapes}; expected (Q, K + 1) and (Q, h, w)"
-    if num_classes is not None and logits.shape[-1] != num_classes + 1:
-        yield (
-            f"pred_logits have {logits.shape[-1]} classes; expected {num_classes + 1}: those of "
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES, {num_classes}, and no-object as the last"
-        )
-    if not (logits.is_floating_point() and masks.is_floating_point()):
-        yield f"logits are {logits.dtype} and masks {masks.dtype}; expected floating-point logits"
-    if size != given:
-        yield f"image_sizes say {size}, but the image was {given}"
-    if padded[0] < given[0] or padded[1] < given[1]:
-        yield f"padded_size {padded} is smaller than the image, {given}"
+        if logits.shape[-1] != num_classes + 1:
+            yield (
+                f"{image} pred_logits have {logits.shape[-1]} classes; expected "
+                f"{num_classes + 1}: those of MODEL.SEM_SEG_HEAD.NUM_CLASSES, {num_classes}, and "
+                "no-object as the last"
+            )
+        if not (logits.is_floating_point() and masks.is_floating_point()):
+            yield f"{image} logits are {logits.dtype} and masks {masks.dtype}; expected floats"
+        if size != (height, width):
+            yield f"{image} image_sizes say {size}, but the image was {(height, width)}"
+        if padded[0] < height or padded[1] < width:
+            yield f"{image} padded_size {padded} is smaller than the image, {(height, width)}"
 
 
 def _name(model: Any) -> str:

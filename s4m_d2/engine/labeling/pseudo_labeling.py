@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from s4m_d2.structures import PseudoLabels, drop_empty, sample_generators
 from s4m_d2.transfers import to_device
 
 FLOAT32, AMP = "float32", "amp"  # values of S4M.PSEUDO_LABEL.PRECISION
+_KEPT = ("file_name", "image_id", "height", "width", "seeds")  # of an unlabeled sample
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class UnlabeledViews:
     refined: list[PseudoLabels]
     arp_images: list[Tensor]
     arp_labels: list[PseudoLabels]
-    stats: dict[str, float | Tensor] = field(default_factory=dict)
+    stats: dict[str, float | Tensor]
 
 
 class PseudoLabeling:
@@ -63,8 +65,8 @@ class PseudoLabeling:
         strong_view: ``(images, generators) -> images``, color augmentation of the student's images:
             :meth:`StrongView.batch <s4m_d2.data.StrongView.batch>`.
         score_thresh, min_area, mask_thresh: see :func:`select_pseudo_labels`.
+        num_classes: K, which the teacher's logits must have.
         input_format: "RGB" or "BGR", the channel order of the samples' images.
-        num_classes: K, which the teacher's logits must have; None: not checked.
         precision: FLOAT32: the teacher labels outside a caller's autocast; AMP: inside.
         duplicate_iou: of the refined masks, see :func:`drop_duplicates`; 1.0: not looked for.
     """
@@ -80,8 +82,8 @@ class PseudoLabeling:
         score_thresh: float,
         min_area: float,
         mask_thresh: float,
+        num_classes: int,
         input_format: str = "RGB",
-        num_classes: int | None = None,
         precision: str = AMP,
         duplicate_iou: float = 1.0,
     ) -> None:
@@ -120,21 +122,23 @@ class PseudoLabeling:
         Raises:
             InputError: the teacher's predictions are not of the form that the protocol asks for.
         """
-        weak = [{**sample, "image": sample["image_weak"]} for sample in batch]
-        selections, refinement = self.label(weak)
+        selections, refinement = self.label([{**s, "image": s["image_weak"]} for s in batch])
         device = selections[0].mask_logits.device
         images = [to_device(sample["image"], device) for sample in batch]
         labels = refinement.labels
         if self.arp is not None:
             images, labels = self.arp(images, labels, sample_generators(batch, "arp", "cpu"))
-        return UnlabeledViews(
-            student_batch=self._student_batch(batch, images, labels),
-            selections=selections,
-            refined=refinement.labels,
-            arp_images=images,
-            arp_labels=labels,
-            stats=label_statistics(selections, refinement, labels),
-        )
+        strong = self.strong_view(images, sample_generators(batch, "strong_view", "cpu"))
+        student_batch = [
+            {
+                **{key: sample[key] for key in _KEPT if key in sample},
+                "image": view,
+                "instances": of_image.to_instances(),
+            }
+            for sample, view, of_image in zip(batch, strong, labels, strict=True)
+        ]
+        stats = label_statistics(selections, refinement, labels)
+        return UnlabeledViews(student_batch, selections, refinement.labels, images, labels, stats)
 
     @torch.no_grad()
     def label(self, weak: list[dict]) -> tuple[list[Selection], Refinement]:
@@ -182,23 +186,6 @@ class PseudoLabeling:
         dropped = sum(map(len, labels)) - sum(map(len, kept))
         return replace(refinement, labels=kept, num_duplicates=dropped)
 
-    def _student_batch(
-        self,
-        batch: Sequence[Mapping[str, Any]],
-        images: list[Tensor],
-        labels: list[PseudoLabels],
-    ) -> list[dict]:
-        views = self.strong_view(images, sample_generators(batch, "strong_view", "cpu"))
-        kept = ("file_name", "image_id", "height", "width", "seeds")
-        return [
-            {
-                **{key: sample[key] for key in kept if key in sample},
-                "image": view,
-                "instances": label.to_instances(),
-            }
-            for sample, view, label in zip(batch, views, labels, strict=True)
-        ]
-
 
 def label_statistics(
     selections: Sequence[Selection], refinement: Refinement, after_arp: Sequence[PseudoLabels]
@@ -207,17 +194,15 @@ def label_statistics(
 
     Numbers, or 0-dim tensors of what only the device knows.
     """
-    totals: dict[str, float] = {}
+    totals: Counter[str] = Counter()
     for selection in selections:
-        for name, value in selection.stats.items():
-            totals[name] = totals.get(name, 0.0) + float(value)
-    images, queries = len(selections), max(totals.pop("queries"), 1.0)
-    kept = totals.pop("kept")
+        totals.update(selection.stats)
+    images, queries = len(selections), max(totals.pop("queries"), 1)
     stats: dict[str, float | Tensor] = {
-        "pseudo_labels/per_image": kept / images,
+        "pseudo_labels/per_image": totals.pop("kept") / images,
         "pseudo_labels/per_image_after_arp": sum(map(len, after_arp)) / images,
     }
-    stats.update({f"pseudo_labels/{name}": value / queries for name, value in totals.items()})
+    stats |= {f"pseudo_labels/{name}": value / queries for name, value in totals.items()}
     if refinement.num_duplicates is not None:
         stats["pseudo_labels/duplicates_per_image"] = refinement.num_duplicates / images
     if len(refinement.predicted_ious):

@@ -29,7 +29,7 @@ from s4m_d2.engine.training.writers import remove_lines
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
 from s4m_d2.semi.refinement import TeacherMasks, logit, teacher_masks
-from s4m_d2.structures import PseudoLabels, drop_empty
+from s4m_d2.structures import drop_empty
 from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
@@ -43,22 +43,16 @@ _OFF = "S4M.QUALITY.PERIOD 0 trains without measuring."
 
 @dataclass(frozen=True)
 class QualityReport:
-    """What was measured.
-
-    Attributes:
-        steps: the quality of the teacher's masks ("before" refinement), and of what the student
-            learns from ("after"), where there is a refinement.
-        skipped: images that could not be read, or whose annotations could not.
-    """
+    """The quality of the teacher's masks ("before" refinement) and of what the student learns from
+    ("after", where there is a refinement), and how many images could not be read."""
 
     steps: dict[str, PseudoLabelQuality]
     skipped: int
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
-        images = self.steps[BEFORE].images
         steps = {step: quality.as_dict() for step, quality in self.steps.items()}
-        return {"images": images, "skipped": self.skipped, **steps}
+        return {"images": self.steps[BEFORE].images, "skipped": self.skipped, **steps}
 
 
 class QualityMeasurement:
@@ -99,7 +93,7 @@ class QualityMeasurement:
         self.size_limits = size_limits
         self.seed = seed
         self.precision = precision
-        self._skipped: set[str] = set()
+        self._warned: set[str] = set()
 
     @classmethod
     def from_config(cls, cfg: CfgNode, pseudo_labeling: PseudoLabeling) -> dict[str, Any]:
@@ -142,33 +136,28 @@ class QualityMeasurement:
         return QualityReport(whole, skipped) if comm.is_main_process() else None
 
     def _measure(self, place: int, steps: dict[str, PseudoLabelQuality]) -> bool:
-        """Add one image, unless it cannot be read."""
-        record = self.records[place]
+        """Add one image, at the size that the model sees, unless it cannot be read."""
+        name = self.records[place]["file_name"]
         try:
-            sample = self.mapper(record)
+            sample = self.mapper(self.records[place])
         except DatasetError as error:
-            if record["file_name"] not in self._skipped:
+            if name not in self._warned:
                 logger.warning("Left out where pseudo-labels are measured: %s", error)
-            self._skipped.add(record["file_name"])
+            self._warned.add(name)
             return False
         sample["seeds"] = sample_seeds(self.seed, _STREAM, place)
-        labels, truth = self._labels(sample), sample["truth"]
-        truths = truth.gt_classes, truth.gt_masks.tensor, truth.gt_crowds
-        area = sample["height"] * sample["width"] / math.prod(truth.image_size)
-        for step, quality in steps.items():
-            quality.add(labels[step], *truths, pixel_area=area)
-        return True
-
-    def _labels(self, sample: dict[str, Any]) -> dict[str, PseudoLabels]:
-        """An image's pseudo-labels before and after refinement, at the size that the model sees."""
-        labeling = self.pseudo_labeling
+        labeling, truth = self.pseudo_labeling, sample["truth"]
         device = next(labeling.teacher.model.parameters()).device.type
         with torch.autocast(device, self.precision, enabled=self.precision is not None):
             [selection], refinement = labeling.label([sample])
-        size = tuple(sample["image"].shape[-2:])
         thresh = logit(labeling.selection["mask_thresh"])
-        before = selection.labels.with_masks(teacher_masks(selection, size, thresh))
-        return {BEFORE: drop_empty([before])[0], AFTER: refinement.labels[0]}
+        before = selection.labels.with_masks(teacher_masks(selection, truth.image_size, thresh))
+        labels = {BEFORE: drop_empty([before])[0], AFTER: refinement.labels[0]}
+        area = sample["height"] * sample["width"] / math.prod(truth.image_size)
+        truths = truth.gt_classes, truth.gt_masks.tensor, truth.gt_crowds
+        for step, quality in steps.items():
+            quality.add(labels[step], *truths, pixel_area=area)
+        return True
 
 
 class PseudoLabelQualityHook(HookBase):
@@ -183,7 +172,7 @@ class PseudoLabelQualityHook(HookBase):
         measurement: on the trainer's pseudo-labeling.
         period: iterations; 1 or more.
         path: of the file of lines.
-        context: around each measurement, a function that makes it, for one that a signal may end.
+        context: makes what is around each measurement, for one that a signal may end.
     """
 
     def __init__(
@@ -193,10 +182,8 @@ class PseudoLabelQualityHook(HookBase):
         path: str,
         context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
     ) -> None:
-        self.measurement = measurement
-        self.period = period
-        self.path = path
-        self.context = context
+        self.measurement, self.period = measurement, period
+        self.path, self.context = path, context
 
     def before_train(self) -> None:
         if comm.is_main_process():  # the iteration of the checkpoint is measured again
@@ -210,11 +197,10 @@ class PseudoLabelQualityHook(HookBase):
         if report is None:
             return
         for step, quality in report.steps.items():
-            values = quality.overall().as_dict()
-            for name in LOGGED:
-                if values[name] is not None:
+            for name, value in quality.overall().as_dict().items():
+                if name in LOGGED and value is not None:
                     get_event_storage().put_scalar(
-                        f"pseudo_label_quality/{step}/{name}", values[name], smoothing_hint=False
+                        f"pseudo_label_quality/{step}/{name}", value, smoothing_hint=False
                     )
         line = json.dumps({"iteration": self.trainer.iter, **report.as_dict()})
         try:
@@ -241,17 +227,14 @@ def quality_datasets(cfg: CfgNode) -> tuple[str, ...]:
     return names
 
 
-def quality_records(cfg: CfgNode, trained_on: set[str] | None = None) -> list[dict]:
+def quality_records(cfg: CfgNode) -> list[dict]:
     """The images to measure on, with annotations, none of them of DATASETS.TRAIN.
-
-    Args:
-        trained_on: paths of the images whose labels training reads; None: they are looked up.
 
     Raises:
         DatasetError: there are none, or annotations are missing or malformed.
     """
-    trained_on = _trained_on(cfg) if trained_on is None else trained_on
-    return true_records(quality_datasets(cfg), cfg.S4M.QUALITY.MAX_IMAGES, trained_on, load_records)
+    names, most = quality_datasets(cfg), cfg.S4M.QUALITY.MAX_IMAGES
+    return true_records(names, most, _trained_on(cfg), load_records)
 
 
 def _trained_on(cfg: CfgNode) -> set[str]:
@@ -288,11 +271,11 @@ def quality_findings(cfg: CfgNode) -> list[Finding]:
     if period < 1 or not runs_stage(cfg, "student"):
         return []
     try:
-        trained_on = _trained_on(cfg)
+        _trained_on(cfg)
     except S4MError:  # reported with that data set
         return [Finding("label quality", "looked at when labeled data can be read", checked=False)]
     try:
-        images = len(quality_records(cfg, trained_on))
+        images = len(quality_records(cfg))
         quality_class_names(cfg)
     except S4MError as error:
         error = type(error)(f"{error} {_OFF}")

@@ -27,7 +27,7 @@ from s4m_d2.engine import stages
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.figures.figure_set import figure_hooks
 from s4m_d2.engine.labeling import quality
-from s4m_d2.engine.labeling.protocol import check_distillation, check_model
+from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import PseudoLabelQualityHook, QualityMeasurement
 from s4m_d2.engine.rng import derive_seed
@@ -44,7 +44,7 @@ from s4m_d2.engine.training.run_state import RunStateHook, run_settings, with_ow
 from s4m_d2.engine.training.step import PRECISIONS, StudentStep, TeacherStep
 from s4m_d2.engine.training.stop_signals import StopHook
 from s4m_d2.engine.training.writers import ForgivingWriter, UnwrittenMetricsHook
-from s4m_d2.errors import DatasetError, WeightsError
+from s4m_d2.errors import ConfigError, DatasetError, WeightsError
 from s4m_d2.evaluation import build_evaluator, masks_as_rle
 from s4m_d2.report import write_results
 from s4m_d2.semi.burn_in import TeacherPhase
@@ -208,7 +208,12 @@ class TeacherTrainer(DefaultTrainer):
         """A model whose initial weights follow from SEED, whatever was drawn before."""
         torch.manual_seed(derive_seed(cfg.SEED, "initial weights"))
         model = super().build_model(cfg)
-        check_distillation(cfg, model)
+        if cfg.S4M.DISTILL.ENABLED and getattr(model, "distillation", None) is None:
+            raise ConfigError(
+                f"S4M.DISTILL.ENABLED is True, but {type(model).__name__} has no attribute "
+                "'distillation': it would train without. Set S4M.DISTILL.ENABLED False, or add "
+                "the loss to the model as examples/distilled_mask2former does."
+            )
         return model
 
     @classmethod
