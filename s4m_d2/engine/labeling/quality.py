@@ -210,7 +210,7 @@ class PseudoLabelQualityHook(HookBase):
         if report is None:
             return
         for step, quality in report.steps.items():
-            values = quality.overall().as_dict()
+            values = quality.overall()
             for name in LOGGED:
                 if values[name] is not None:
                     get_event_storage().put_scalar(
