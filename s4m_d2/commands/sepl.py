@@ -35,7 +35,7 @@ BEST = WORST = 5
 COUNT = 8
 INTERRUPTED = 130  # the exit status that shells give for Ctrl-C
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
-OPTIONS = ("o_s_thresh", "o_p_thresh", "keep_uncovered")  # of the rule
+OPTIONS = ("background_score", "o_s_thresh", "o_p_thresh", "keep_uncovered")
 AUTOMATIC = [field.name for field in fields(AutomaticMaskSettings)]
 SAM_OPTIONS = ["sam_type", "sam_checkpoint", "device", "mask_cache", *AUTOMATIC]
 
@@ -79,8 +79,7 @@ def enhance(args: argparse.Namespace) -> int:
     if args.images:
         problems |= {name: "no image of this name" for name in waiting if name not in images}
     jobs = [ImageFiles(n, labels[n], images.get(n)) for n in waiting if n not in problems]
-    names = ("output", "background_score", *OPTIONS)
-    given = {name: getattr(args, name) for name in names}
+    given = {name: getattr(args, name) for name in ("output", *OPTIONS)}
     work = partial(enhance_files, source=source, num_classes=num_classes, **given)
     on_gpu = isinstance(source, SamMasks) and source.device == "cuda"
     with closing(outcomes(work, jobs, 1 if on_gpu else args.workers)) as stream:
@@ -139,7 +138,6 @@ def score_table(report: Mapping[str, Any]) -> str:
 def visualize(args: argparse.Namespace) -> int:
     """Draw and write the picture."""
     names = _class_names(args)
-    _check_choice(args)
     folders = _label_folders(args, len(names))
     images = files_by_name(args.images, IMAGE_EXTENSIONS)
     chosen, problems = _chosen(args, folders, names, images)
@@ -200,12 +198,12 @@ def _settings(
     args: argparse.Namespace, source: Path | SamMasks, num_classes: int
 ) -> dict[str, Any]:
     """What the label maps depend on, but for rounding, as JSON has it."""
-    settings: dict[str, Any] = {"num_classes": num_classes, "pseudo_labels": args.pseudo_labels}
-    settings |= {name: getattr(args, name) for name in ("background_score", *OPTIONS)}
+    settings = {name: getattr(args, name) for name in ("pseudo_labels", *OPTIONS)}
+    settings["num_classes"] = num_classes
     if isinstance(source, SamMasks):
+        checkpoint = source.checkpoint and Path(source.checkpoint)
         settings |= {"sam": source.backend, "sam_type": source.model_type, "images": args.images}
-        settings["sam_checkpoint"] = source.checkpoint and Path(source.checkpoint)
-        settings |= asdict(source.automatic)
+        settings |= {"sam_checkpoint": checkpoint, **asdict(source.automatic)}
         del settings["points_per_batch"]
     else:
         settings["masks"] = source
@@ -225,19 +223,6 @@ def _check_output(args: argparse.Namespace) -> None:
                 )
 
 
-def _check_choice(args: argparse.Namespace) -> None:
-    ranked = args.best is not None or args.worst is not None
-    if ranked + (args.names is not None) + (args.count is not None) > 1:
-        raise ConfigError(
-            "--names, --count and --best, --worst exclude each other; say in one way which images "
-            "to draw"
-        )
-    if ranked and args.ground_truth is None:
-        raise ConfigError(
-            "--best and --worst need to know what the images gained: give --ground-truth DIR"
-        )
-
-
 def _chosen(
     args: argparse.Namespace,
     folders: LabelFolders,
@@ -245,16 +230,26 @@ def _chosen(
     images: Mapping[str, Path],
 ) -> tuple[list[str], dict[str, str]]:
     """Names of the images to draw, and problems of those that could not be scored."""
+    given = args.best, args.worst
+    is_ranked = given != (None, None)
+    if is_ranked + (args.names is not None) + (args.count is not None) > 1:
+        raise ConfigError(
+            "--names, --count and --best, --worst exclude each other; say in one way which images "
+            "to draw"
+        )
+    if is_ranked and args.ground_truth is None:
+        raise ConfigError(
+            "--best and --worst need to know what the images gained: give --ground-truth DIR"
+        )
     if args.names is not None:
         return args.names, {}
     complete = sorted(set(images).intersection(*folders.files.values()))
-    if args.count is not None or TRUTH not in folders.files:
+    if args.count is not None or args.ground_truth is None:
         return evenly_spaced(complete, args.count or COUNT), {}
     report = compare(folders, names, complete)
     scored = [image for image in report["images"] if not math.isnan(image["gain"])]
     ranked = [i["name"] for i in sorted(scored, key=lambda i: (-i["gain"], i["name"]))]
-    given = args.best, args.worst
-    best, worst = (BEST, WORST) if given == (None, None) else (number or 0 for number in given)
+    best, worst = (number or 0 for number in given) if is_ranked else (BEST, WORST)
     return ranked[:best] + ranked[max(best, len(ranked) - worst) :], report["problems"]
 
 

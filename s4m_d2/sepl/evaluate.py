@@ -148,7 +148,8 @@ def compare(
     images = sorted(set(images))
     has_before = BEFORE in folders.files
     totals = np.zeros((1 + has_before, len(names), len(names) + 1), dtype=np.int64)
-    scores, problems = [], {}
+    scores: list[dict[str, Any]] = []
+    problems = {}
     with ThreadPoolExecutor(default_workers()) as pool:
         for name, found in zip(images, pool.map(confusions, images), strict=True):
             if isinstance(found, str):

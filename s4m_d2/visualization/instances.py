@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -172,6 +173,6 @@ def _write_names(image: np.ndarray, windows: Sequence[Window], texts: Sequence[s
         )
         y = next(free, lines[0])
         written.append((x, y, half))
-        stroke = {"stroke_width": TEXT_STROKE, "stroke_fill": "black"}
+        stroke: dict[str, Any] = {"stroke_width": TEXT_STROKE, "stroke_fill": "black"}
         draw.text((x, y), texts[i], "white", font, "mm", **stroke)
     return np.asarray(picture)

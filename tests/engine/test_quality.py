@@ -109,7 +109,7 @@ def test_the_sizes_are_of_the_image_not_of_the_resized_one(measurement):
     enlarged = measurement(INPUT__MIN_SIZE_TEST=128, INPUT__MAX_SIZE_TEST=256)
     enlarged.pseudo_labeling.teacher = EMATeacher(Enlarged(), 0.5)
     sizes = [
-        [part.instances for part in m().steps["before"].by_size().values()]
+        [part["instances"] for part in m().steps["before"].by_size().values()]
         for m in (plain, enlarged)
     ]
     assert sizes[0] == sizes[1] and min(sizes[0][:2]) > 0
