@@ -172,45 +172,40 @@ def test_the_grid_has_a_row_for_each_image_and_a_column_for_each_title(tmp_path)
     assert [entry.name for entry in path.parent.iterdir()] == ["overview.png"]
 
 
-def text_boxes(figure):
-    """Text → (left, bottom, right, top) in pixels."""
-    return {text.get_text(): text.get_window_extent().extents for text in figure.texts}
+def rectangle(picture, rgb):
+    """(left, top, right, bottom) of all pixels of a color, which have to be a whole rectangle."""
+    rows, columns = np.nonzero((picture == rgb).all(2))
+    box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+    assert len(rows) == (box[2] - box[0]) * (box[3] - box[1])
+    return box
 
 
-def test_titles_legend_bar_and_caption_find_a_place_each():
-    rows = [[gray(375, 500), gray(375, 500)], [gray(500, 375), None], [gray(100, 500)] * 2]
-    titles = ["2007_000032 $a{$", "long_" * 60 + "end", "third"]
+def test_pictures_legend_and_color_bar_find_a_place_each_whatever_the_texts():
+    shapes = [(375, 500), (375, 500), (500, 375), (100, 500), (100, 500)]
+    swatches = [(20, 32)] * 23
+    colors = [(5 * i, 255 - 5 * i, 100) for i in range(28)]
+    filled = [
+        np.full((*size, 3), rgb, np.uint8)
+        for size, rgb in zip(shapes + swatches, colors, strict=True)
+    ]
+    rows = [filled[:2], [filled[2], None], filled[3:5]]
+    titles = ["2007_000032 $a{$", "long_" * 60 + "end", "third → ü"]
     names = [f"class {'w' * (index % 30)}{index}" for index in range(23)]
-    legend = [(name, gray(20, 32)) for name in names]
-    figure = Panels(["one", "two"], rows, titles, legend, SCALE, "a line").figure()
-    texts = text_boxes(figure)
-    assert set(texts) >= {"one", "two", titles[0], "third", "a line", "cosine", *names}
-    shortened = next(text for text in texts if text.startswith("long_"))
-    assert "…" in shortened and shortened.endswith("_end")
-    bar = figure.axes[5].get_window_extent().extents
-    pictures = [axes.get_window_extent().extents for axes in figure.axes]
-    width, height = figure.get_size_inches() * figure.dpi
-    for left, bottom, right, top in [*texts.values(), *pictures]:
-        assert left >= 0 and bottom >= 0 and right <= width and top <= height
-    for one, other in itertools.combinations([*texts.values(), *pictures], 2):
-        assert max(one[0], other[0]) >= min(one[2], other[2]) or max(one[1], other[1]) >= min(
-            one[3], other[3]
-        )
-    assert texts["cosine"][2] <= bar[0] and texts["a line"][3] <= bar[1] < pictures[0][1]
-
-
-def test_colors_of_the_bar_and_of_the_legend_are_where_they_should_be():
-    green = np.full((20, 32, 3), (0, 128, 0), dtype=np.uint8)
-    panels = Panels(["a", "b"], [[gray(50, 100)] * 2], legend=[("grass", green)], scale=SCALE)
-    figure, picture = panels.figure(), panels.draw().astype(int)
-    bar = figure.axes[2].get_window_extent().extents
-    xs = np.linspace(bar[0] + 3, bar[2] - 3, 9).round().astype(int)
-    found = picture[picture.shape[0] - round((bar[1] + bar[3]) / 2), xs]
-    expected = [color(value) for value in np.linspace(-1, 1, 9)]
-    assert np.abs(found - expected).max() <= 12
-    left, bottom, _, top = text_boxes(figure)["grass"]
-    swatch = picture[picture.shape[0] - round((bottom + top) / 2), round(left) - 20]
-    assert swatch.tolist() == [0, 128, 0]
+    legend = list(zip(names, filled[5:], strict=True))
+    picture = Panels(["one", "two"], rows, titles, legend, SCALE, "a line").draw()
+    places = [rectangle(picture, rgb) for rgb in colors]
+    for (height, width), (left, top, right, bottom) in zip(shapes, places, strict=False):
+        assert (right - left) / (bottom - top) == pytest.approx(width / height, rel=0.02)
+    assert places[0][3] < places[2][1] and places[2][3] < places[3][1]  # a row each
+    assert places[0][0] == places[3][0] and places[1][0] == places[4][0] > places[0][2]
+    bar = [np.flatnonzero((picture == color(value)).all(2).any(1)) for value in (-1, 1)]
+    assert (bar[0] == bar[1]).all() and places[4][3] < bar[0][0] < bar[0][-1] < places[5][1]
+    values = np.linspace(-1, 1, 361)[20:-20:20]  # of 361 px
+    middle = picture[bar[0][8]].astype(int)
+    found = [np.abs(middle - color(value)).sum(1).argmin() for value in values]
+    assert np.abs(np.diff(found) - 20).max() <= 4
+    for row in picture[bar[0][-1] + 60 :: 400]:  # a white margin is left
+        assert (row[:4] == 255).all() and (row[-4:] == 255).all()
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,9 @@ def export(checkpoint: str, output: str, branch: str, *, overwrite: bool = False
         A line that says what was written.
 
     Raises:
-        ConfigError: the output has another ending, exists, or cannot be written.
+        ConfigError: the output has another ending, exists, or is the checkpoint.
         WeightsError: the checkpoint cannot be read, or does not hold that model.
+        OutputError: the system refuses to write.
     """
     _check_output(checkpoint, output, overwrite)
     content = read_weight_file(checkpoint)
@@ -75,11 +76,8 @@ def export(checkpoint: str, output: str, branch: str, *, overwrite: bool = False
         )
     named = to_mask2former_names(weights)
     state = {name: tensor.detach().clone().contiguous() for name, tensor in named.items()}
-    try:
-        with atomic_write(output, "wb") as file:
-            _write(state, file, Path(output).suffix)
-    except OSError as error:
-        raise ConfigError(f"The output '{output}' cannot be written: {error}.") from error
+    with atomic_write(output, "wb") as file:
+        _write(state, file, Path(output).suffix)
     whose = f"the {branch}" if found else "the only model"
     at = f" after iteration {content['iteration']}" if "iteration" in content else ""
     numbers = sum(tensor.numel() for tensor in state.values())
@@ -100,13 +98,10 @@ def _check_output(checkpoint: str, output: str, overwrite: bool) -> None:
                 f"The output '{output}' needs the package that writes it: pip install "
                 "safetensors. A .pth file needs none."
             ) from error
-    if not os.path.exists(output):
-        return
-    if os.path.isdir(output):
-        raise ConfigError(f"The output '{output}' is a folder; name a file.")
-    if os.path.exists(checkpoint) and os.path.samefile(checkpoint, output):
-        raise ConfigError(f"The output '{output}' is the checkpoint itself; name another file.")
-    if not overwrite:
+    if os.path.exists(output) and os.path.exists(checkpoint):
+        if os.path.samefile(checkpoint, output):
+            raise ConfigError(f"The output '{output}' is the checkpoint itself; name another file.")
+    if os.path.exists(output) and not overwrite:
         raise ConfigError(f"The output '{output}' exists. Add --force to replace it.")
 
 

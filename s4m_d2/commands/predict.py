@@ -21,6 +21,8 @@ import argparse
 import itertools
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -36,7 +38,7 @@ from s4m_d2.engine.command.arguments import split_overrides
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
-from s4m_d2.evaluation.coco import RESULTS, Add, write_coco_results
+from s4m_d2.evaluation.coco import RESULTS, write_coco_results
 from s4m_d2.visualization import overlay, write_png
 from s4m_d2.visualization.video import write_video
 
@@ -93,80 +95,54 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> int:
     names = class_names(cfg, args.class_names)
     media, problems = find_media(args.input, exclude=args.output)
     model, _ = load_model(cfg, args.weights, args.model)
-    outputs = output_names(media)
-    total = sum(_frames(item) for item in media)
+    predict, outputs = Predictor(cfg, model), output_names(media)
+    counts: list[int] = []  # of instances, by image
     with (
         write_coco_results(args.output, names, category_ids(cfg)) as add,
-        tqdm(total=total, unit="image", disable=None) as progress,
+        tqdm(total=sum(map(_frames, media)), unit="image", disable=None) as progress,
     ):
-        demo = Demo(Predictor(cfg, model), names, args.score, add, progress)
+
+        def look(image: np.ndarray, **about: Any) -> np.ndarray:
+            found = predict(image, args.score)
+            add({**about, "height": image.shape[0], "width": image.shape[1]}, found)
+            counts.append(len(found))
+            progress.update()
+            labels, scores = found.pred_classes.tolist(), found.scores.tolist()
+            return overlay(image, found.pred_masks, labels, names, scores)
+
         for item in media:
             try:
-                demo.process(item, os.path.join(args.output, OVERLAYS, outputs[item]))
+                _draw(item, os.path.join(args.output, OVERLAYS, outputs[item]), look)
             except DatasetError as error:
                 problems[item.path] = str(error)
-    found = f"{demo.instances} instance{'s' * (demo.instances != 1)}"
-    print(f"{demo.images} image{'s' * (demo.images != 1)}, {found}: {args.output}")
+    images, instances = len(counts), sum(counts)
+    found = f"{instances} instance{'s' * (instances != 1)}"
+    print(f"{images} image{'s' * (images != 1)}, {found}: {args.output}")
     if problems:
         print(f"{len(problems)} of the inputs cannot be read:", file=sys.stderr)
         print_first(list(problems.values()))
     return 1 if problems else 0
 
 
-class Demo:
-    """Segments images and frames, draws them and hands on the results.
+def _draw(item: Media, output: str, look: Callable[..., np.ndarray]) -> None:
+    """Look at one file and write ``output``, a path without a suffix.
 
-    Args:
-        predict: image, least score → instances.
-        names: of the classes.
-        score: least score of an instance.
-        add: takes an image's description and its instances.
-        progress: a bar that counts images.
-
-    Attributes:
-        images, instances: how many there were so far.
+    Raises:
+        DatasetError: the file cannot be read, or a video not to its end; what could be read of it
+            is among the results and drawn.
     """
-
-    def __init__(
-        self, predict: Predictor, names: list[str], score: float, add: Add, progress: tqdm
-    ) -> None:
-        self.predict = predict
-        self.names = names
-        self.score = score
-        self.add = add
-        self.progress = progress
-        self.images = self.instances = 0
-
-    def process(self, item: Media, output: str) -> None:
-        """Look at one file and write ``output``, a path without a suffix.
-
-        Raises:
-            DatasetError: the file cannot be read, or a video not to its end; what could be read
-                of it is among the results and drawn.
-        """
-        if not item.is_video:
-            image = read_image(item.path, "RGB")
-            write_png(self._look(image, {"file_name": item.path}), f"{output}.png")
-            return
-        video = Video(item.path)
-        problem = None
-        with write_video(f"{output}.mp4", video.fps) as write:
-            try:
-                for index, frame in enumerate(video):
-                    write(self._look(frame, {"file_name": item.path, "frame": index}))
-            except DatasetError as error:
-                problem = error
-        if problem is not None:
-            raise problem
-
-    def _look(self, image: np.ndarray, description: dict) -> np.ndarray:
-        found = self.predict(image, self.score)
-        self.add({**description, "height": image.shape[0], "width": image.shape[1]}, found)
-        self.images += 1
-        self.instances += len(found)
-        self.progress.update()
-        labels, scores = found.pred_classes.tolist(), found.scores.tolist()
-        return overlay(image, found.pred_masks, labels, self.names, scores)
+    if not item.is_video:
+        write_png(look(read_image(item.path, "RGB"), file_name=item.path), f"{output}.png")
+        return
+    video, problem = Video(item.path), None
+    with write_video(f"{output}.mp4", video.fps) as write:
+        try:
+            for index, frame in enumerate(video):
+                write(look(frame, file_name=item.path, frame=index))
+        except DatasetError as error:
+            problem = error
+    if problem is not None:
+        raise problem
 
 
 def output_names(media: list[Media]) -> dict[Media, str]:

@@ -7,7 +7,8 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from s4m_d2.sam import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.automatic_masks import AutomaticMaskSettings
 from s4m_d2.sepl.evaluate import AFTER, BEFORE, TRUTH, LabelFolders, compare
 from s4m_d2.sepl.files import BACKGROUND_SCORE, PRESETS, class_names, files_by_name, image_list
-from s4m_d2.sepl.folders import REPORT, Enhancer, ImageFiles, begin, outcomes, write_report
-from s4m_d2.sepl.masks import MaskFolder, SamMasks, find_masks
+from s4m_d2.sepl.folders import REPORT, ImageFiles, begin, enhance_files, outcomes, write_report
+from s4m_d2.sepl.masks import SamMasks, find_masks
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH
-from s4m_d2.sepl.visualize import Row, best_and_worst, read_row, write_picture
+from s4m_d2.sepl.visualize import Row, read_row, write_picture
 from s4m_d2.visualization import evenly_spaced
 
 MASK_CACHE = "masks"  # the folder below the enhanced labels
@@ -34,6 +35,7 @@ BEST = WORST = 5
 COUNT = 8
 INTERRUPTED = 130  # the exit status that shells give for Ctrl-C
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+OPTIONS = ("background_score", "o_s_thresh", "o_p_thresh", "keep_uncovered")
 AUTOMATIC = [field.name for field in fields(AutomaticMaskSettings)]
 SAM_OPTIONS = ["sam_type", "sam_checkpoint", "device", "mask_cache", *AUTOMATIC]
 
@@ -65,32 +67,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def enhance(args: argparse.Namespace) -> int:
     """Write the enhanced label maps that are not there yet."""
-    names = _class_names(args)
-    enhancer = Enhancer(
-        labels=args.pseudo_labels,
-        output=args.output,
-        source=_mask_source(args),
-        num_classes=len(names),
-        background_score=args.background_score,
-        o_s_thresh=args.o_s_thresh,
-        o_p_thresh=args.o_p_thresh,
-        keep_uncovered=args.keep_uncovered,
-    )
+    source, num_classes = _mask_source(args), len(_class_names(args))
     _check_output(args)
+    settings = _settings(args, source, num_classes)
     labels = files_by_name(args.pseudo_labels, suffix=args.suffix)
     images = files_by_name(args.images, IMAGE_EXTENSIONS) if args.images else {}
     wanted = image_list(args.list) if args.list else list(labels)
-    finished = begin(args.output, enhancer.settings(), {*labels, *wanted}, args.overwrite)
+    finished = begin(args.output, settings, {*labels, *wanted}, args.overwrite)
     waiting = [name for name in wanted if name not in finished]
     problems = {name: "no pseudo-label of this name" for name in waiting if name not in labels}
     if args.images:
         problems |= {name: "no image of this name" for name in waiting if name not in images}
     jobs = [ImageFiles(n, labels[n], images.get(n)) for n in waiting if n not in problems]
-    on_gpu = isinstance(enhancer.source, SamMasks) and enhancer.source.device == "cuda"
-    with closing(outcomes(enhancer, jobs, 1 if on_gpu else args.workers)) as stream:
+    given = {name: getattr(args, name) for name in ("output", *OPTIONS)}
+    work = partial(enhance_files, source=source, num_classes=num_classes, **given)
+    on_gpu = isinstance(source, SamMasks) and source.device == "cuda"
+    with closing(outcomes(work, jobs, 1 if on_gpu else args.workers)) as stream:
         results = list(tqdm(stream, "sepl", len(jobs), unit="image"))
     problems |= {result.name: result.problem for result in results if result.problem}
-    write_report(args.output, enhancer.settings(), problems)
+    write_report(args.output, settings, problems)
     print_problems(problems, "failed")
     written = [result for result in results if not result.problem]
     if written and not any(result.has_class for result in written):
@@ -111,21 +106,20 @@ def evaluate(args: argparse.Namespace) -> int:
     """Print the table, write the report."""
     names = _class_names(args)
     listed = image_list(args.list) if args.list else None
-    comparison = compare(_label_folders(args, len(names)), listed)
-    report = comparison.report(names)
+    report = compare(_label_folders(args, len(names)), names, listed)
     if args.json is not None:
         write_results(report, args.json)
-    if comparison.images:
+    count = report["num_images"]
+    if count:
         print(score_table(report) + "\n")
-    count = len(comparison.images)
     line = f"{count} image{'s' * (count != 1)}"
     if "improved" in report:
         improved, worsened = report["improved"], report["worsened"]
         same = count - improved - worsened
         line += f": {improved} improved, {worsened} worsened, {same} as before"
     print(line)
-    print_problems(comparison.problems, "could not be compared")
-    return 1 if comparison.problems else 0
+    print_problems(report["problems"], "could not be compared")
+    return 1 if report["problems"] else 0
 
 
 def score_table(report: Mapping[str, Any]) -> str:
@@ -144,10 +138,9 @@ def score_table(report: Mapping[str, Any]) -> str:
 def visualize(args: argparse.Namespace) -> int:
     """Draw and write the picture."""
     names = _class_names(args)
-    _check_choice(args)
     folders = _label_folders(args, len(names))
     images = files_by_name(args.images, IMAGE_EXTENSIONS)
-    chosen, problems = _chosen(args, folders, images)
+    chosen, problems = _chosen(args, folders, names, images)
     rows: list[Row] = []
     for name in dict.fromkeys(chosen):
         try:
@@ -179,7 +172,7 @@ def _label_folders(args: argparse.Namespace, num_classes: int) -> LabelFolders:
     return LabelFolders(folders, num_classes, args.suffix, args.background_score)
 
 
-def _mask_source(args: argparse.Namespace) -> MaskFolder | SamMasks:
+def _mask_source(args: argparse.Namespace) -> Path | SamMasks:
     given = {name: value for name in SAM_OPTIONS if (value := getattr(args, name)) is not None}
     if args.masks is not None:
         if given:
@@ -188,7 +181,7 @@ def _mask_source(args: argparse.Namespace) -> MaskFolder | SamMasks:
                 f"--masks takes the masks of '{args.masks}' as they are, but {options} concern "
                 "masks that SAM makes. Leave them out, or give --sam instead of --masks."
             )
-        return MaskFolder(args.masks)
+        return args.masks
     if args.images is None:
         raise ConfigError("--sam needs --images: SAM makes the masks of images")
     return SamMasks(
@@ -196,10 +189,25 @@ def _mask_source(args: argparse.Namespace) -> MaskFolder | SamMasks:
         model_type=given.pop("sam_type", ""),
         checkpoint=given.pop("sam_checkpoint", ""),
         device=given.pop("device", DEVICES[0]),
-        images=args.images,
         cache=given.pop("mask_cache", args.output / MASK_CACHE),
         automatic=AutomaticMaskSettings(**given),
     )
+
+
+def _settings(
+    args: argparse.Namespace, source: Path | SamMasks, num_classes: int
+) -> dict[str, Any]:
+    """What the label maps depend on, but for rounding, as JSON has it."""
+    settings = {name: getattr(args, name) for name in ("pseudo_labels", *OPTIONS)}
+    settings["num_classes"] = num_classes
+    if isinstance(source, SamMasks):
+        checkpoint = source.checkpoint and Path(source.checkpoint)
+        settings |= {"sam": source.backend, "sam_type": source.model_type, "images": args.images}
+        settings |= {"sam_checkpoint": checkpoint, **asdict(source.automatic)}
+        del settings["points_per_batch"]
+    else:
+        settings["masks"] = source
+    return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in settings.items()}
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -215,32 +223,34 @@ def _check_output(args: argparse.Namespace) -> None:
                 )
 
 
-def _check_choice(args: argparse.Namespace) -> None:
-    ranked = args.best is not None or args.worst is not None
-    if ranked + (args.names is not None) + (args.count is not None) > 1:
+def _chosen(
+    args: argparse.Namespace,
+    folders: LabelFolders,
+    names: Sequence[str],
+    images: Mapping[str, Path],
+) -> tuple[list[str], dict[str, str]]:
+    """Names of the images to draw, and problems of those that could not be scored."""
+    given = args.best, args.worst
+    is_ranked = given != (None, None)
+    if is_ranked + (args.names is not None) + (args.count is not None) > 1:
         raise ConfigError(
             "--names, --count and --best, --worst exclude each other; say in one way which images "
             "to draw"
         )
-    if ranked and args.ground_truth is None:
+    if is_ranked and args.ground_truth is None:
         raise ConfigError(
             "--best and --worst need to know what the images gained: give --ground-truth DIR"
         )
-
-
-def _chosen(
-    args: argparse.Namespace, folders: LabelFolders, images: Mapping[str, Path]
-) -> tuple[list[str], dict[str, str]]:
-    """Names of the images to draw, and problems of those that could not be scored."""
     if args.names is not None:
         return args.names, {}
     complete = sorted(set(images).intersection(*folders.files.values()))
-    if args.count is None and TRUTH in folders.files:
-        comparison = compare(folders, complete)
-        counts = args.best, args.worst
-        best, worst = (BEST, WORST) if counts == (None, None) else (n or 0 for n in counts)
-        return best_and_worst(comparison.gains(), best, worst), comparison.problems
-    return evenly_spaced(complete, args.count or COUNT), {}
+    if args.count is not None or args.ground_truth is None:
+        return evenly_spaced(complete, args.count or COUNT), {}
+    report = compare(folders, names, complete)
+    scored = [image for image in report["images"] if not math.isnan(image["gain"])]
+    ranked = [i["name"] for i in sorted(scored, key=lambda i: (-i["gain"], i["name"]))]
+    best, worst = (number or 0 for number in given) if is_ranked else (BEST, WORST)
+    return ranked[:best] + ranked[max(best, len(ranked) - worst) :], report["problems"]
 
 
 def _add_label_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,13 +2,12 @@
 
 from s4m_d2.evaluation.cityscapes import CityscapesInstanceAP
 from s4m_d2.evaluation.coco import COCOInstanceAP, build_evaluator, masks_as_rle
-from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality, Quality
+from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
 
 __all__ = [
     "COCOInstanceAP",
     "CityscapesInstanceAP",
     "PseudoLabelQuality",
-    "Quality",
     "build_evaluator",
     "masks_as_rle",
 ]

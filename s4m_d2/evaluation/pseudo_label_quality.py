@@ -17,9 +17,7 @@ pseudo-label without one for its own, so that the sizes add up to the whole.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -36,16 +34,31 @@ CROWD_THRESH = 0.5  # a pseudo-label with more of its pixels in a crowd is not j
 SIZES = ("small", "medium", "large")
 SIZE_LIMITS = (32.0**2, 96.0**2)  # px: medium begins at the first, large at the second (COCO)
 NO_MATCH = -1
-MEASURES = (
-    "class_accuracy",
-    "sq",
-    "precision",
-    "recall",
-    "mask_precision",
-    "mask_recall",
-    "rq",
-    "pq",
+# What is counted, of each size and class.
+COUNTS = (
+    "instances",  # true ones, without crowds
+    "found",  # of them, those that a pseudo-label matches
+    "pseudo_labels",  # without those in crowds
+    "matched",  # of them, those that match an instance
+    "duplicates",  # without a match, but above 0.5 with an instance that another one matches
+    "correct",  # matches whose class is right
+    "in_crowds",  # pseudo-labels that are not judged
+    "iou_found",  # sum of the IoUs of the instances found
+    "iou_correct",  # sum of the IoUs of matches whose class is right
 )
+# The share that one count has in another, or in the mean of two. By class, "pseudo_labels" and
+# "matched" are of those that claim to be of it, "instances" and "found" of its true instances.
+MEASURES = {
+    "class_accuracy": ("correct", "found"),
+    "sq": ("iou_found", "found"),  # segmentation quality: the mean IoU of matches
+    "precision": ("correct", "pseudo_labels"),
+    "recall": ("correct", "instances"),
+    "mask_precision": ("matched", "pseudo_labels"),  # of whatever class
+    "mask_recall": ("found", "instances"),
+    "rq": ("correct", "pseudo_labels", "instances"),  # recognition quality: the harmonic mean
+    # Panoptic quality of all classes together; the benchmark's is the classes' mean.
+    "pq": ("iou_correct", "pseudo_labels", "instances"),
+}
 # Columns of tables: a count or measure, and its head.
 _COLUMNS = {
     "instances": "instances",
@@ -61,95 +74,17 @@ _COLUMNS = {
     "pq": "PQ",
 }
 
-
-@dataclass(frozen=True)
-class Quality:
-    """Counts of some pseudo-labels and true instances, and the measures that follow from them.
-
-    A measure is nan where it has nothing to measure. For one class, ``class_accuracy``, ``sq``,
-    ``mask_recall`` and ``recall`` are of the true instances of the class; ``mask_precision`` and
-    ``precision`` are of the pseudo-labels that claim to be of it.
-
-    Attributes:
-        instances: true ones, without crowds.
-        found: of them, those that a pseudo-label matches.
-        pseudo_labels: without those in crowds.
-        matched: of them, those that match an instance.
-        duplicates: of those without a match, those whose IoU with an instance exceeds 0.5 too:
-            another pseudo-label matches it.
-        correct: matches whose class is right.
-        in_crowds: pseudo-labels that are not judged.
-        iou_found: sum of the IoUs of the instances found.
-        iou_correct: sum of the IoUs of matches whose class is right.
-    """
-
-    instances: float = 0.0
-    found: float = 0.0
-    pseudo_labels: float = 0.0
-    matched: float = 0.0
-    duplicates: float = 0.0
-    correct: float = 0.0
-    in_crowds: float = 0.0
-    iou_found: float = 0.0
-    iou_correct: float = 0.0
-
-    @property
-    def class_accuracy(self) -> float:
-        """Share of the instances found whose class is right."""
-        return _ratio(self.correct, self.found)
-
-    @property
-    def sq(self) -> float:
-        """Segmentation quality: mean IoU of the matches."""
-        return _ratio(self.iou_found, self.found)
-
-    @property
-    def precision(self) -> float:
-        """Share of the pseudo-labels that match an instance and have its class."""
-        return _ratio(self.correct, self.pseudo_labels)
-
-    @property
-    def recall(self) -> float:
-        """Share of the instances that a pseudo-label of their class matches."""
-        return _ratio(self.correct, self.instances)
-
-    @property
-    def mask_precision(self) -> float:
-        """Share of the pseudo-labels that match an instance, of whatever class."""
-        return _ratio(self.matched, self.pseudo_labels)
-
-    @property
-    def mask_recall(self) -> float:
-        """Share of the instances that a pseudo-label matches, of whatever class."""
-        return _ratio(self.found, self.instances)
-
-    @property
-    def rq(self) -> float:
-        """Recognition quality: the harmonic mean of precision and recall."""
-        return _ratio(self.correct, (self.pseudo_labels + self.instances) / 2)
-
-    @property
-    def pq(self) -> float:
-        """Panoptic quality: ``rq`` times the mean IoU of matches whose class is right.
-
-        Of several classes, their matches are taken together; the benchmark's is the classes' mean.
-        """
-        return _ratio(self.iou_correct, (self.pseudo_labels + self.instances) / 2)
-
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Measures, then counts, for JSON: a measure of nothing is None."""
-        measures = {name: getattr(self, name) for name in MEASURES}
-        plain = {name: None if math.isnan(value) else value for name, value in measures.items()}
-        counts = {name: int(v) for name, v in asdict(self).items() if not name.startswith("iou")}
-        return plain | counts
+Quality = dict[str, float | None]  # by MEASURES, None: of nothing; and by COUNTS but sums of IoUs
 
 
-#: Names of the counts of :class:`Quality`.
-COUNTS = tuple(field.name for field in fields(Quality))
-
-
-def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else math.nan
+def quality_of(counts: np.ndarray) -> Quality:
+    """The measures that follow from (9,) ``COUNTS``, and the counts."""
+    known = dict(zip(COUNTS, counts.tolist(), strict=True))
+    quality: Quality = {}
+    for name, (part, *wholes) in MEASURES.items():
+        whole = sum(known[of] for of in wholes) / len(wholes)
+        quality[name] = known[part] / whole if whole else None
+    return quality | {name: int(n) for name, n in known.items() if not name.startswith("iou")}
 
 
 class PseudoLabelQuality:
@@ -161,7 +96,7 @@ class PseudoLabelQuality:
 
     Attributes:
         images: how many were added.
-        cells: (3, K, 9) float64, what :class:`Quality` counts for each size and class.
+        cells: (3, K, 9) float64, ``COUNTS`` for each size and class.
 
     Example:
         >>> quality = PseudoLabelQuality(["apple", "pear"])
@@ -169,7 +104,7 @@ class PseudoLabelQuality:
         >>> masks[0, :5], masks[1, 6:] = True, True
         >>> labels = PseudoLabels(torch.tensor([0, 0]), masks, torch.tensor([0.9, 0.8]))
         >>> quality.add(labels, torch.tensor([0, 1]), masks)
-        >>> quality.overall().class_accuracy, quality.by_class()["pear"].sq
+        >>> quality.overall()["class_accuracy"], quality.by_class()["pear"]["sq"]
         (0.5, 1.0)
     """
 
@@ -197,7 +132,7 @@ class PseudoLabelQuality:
         """Compare an image's pseudo-labels with its true instances.
 
         Args:
-            labels: N pseudo-labels; those that are not valid are not there.
+            labels: N pseudo-labels.
             classes: (M,) int64 class ids of the truth.
             masks: (M, H, W) bool, in the frame of the labels' masks. Instances that overlap are
                 taken as they are.
@@ -212,7 +147,12 @@ class PseudoLabelQuality:
         masks, classes = to_device(masks, device), to_device(classes, device)
         crowds = classes.new_zeros(len(classes)).bool() if crowds is None else crowds
         crowds = to_device(crowds, device)
-        self._check(labels, classes, masks, crowds)
+        if tuple(masks.shape) != (len(classes), *labels.image_size) or len(crowds) != len(classes):
+            raise InputError(
+                f"{len(classes)} true instances need masks (N, H, W) in the frame of the "
+                f"pseudo-labels, {labels.image_size}, and as many crowds; got {tuple(masks.shape)} "
+                f"and {len(crowds)}"
+            )
         overlaps, areas, true_areas, scores, ids, true_ids, is_crowd = to_host(
             dense_overlaps(labels.masks, masks),
             mask_areas(labels.masks),
@@ -228,59 +168,48 @@ class PseudoLabelQuality:
         true_areas, true_ids = true_areas[~is_crowd], true_ids[~is_crowd]
         iou = overlaps / np.maximum(areas[:, None] + true_areas - overlaps, 1)
         match = match_masks(iou, scores, ids, true_ids)
-        sizes = (areas * pixel_area, true_areas * pixel_area)
-        self._count(match, iou, (ids, true_ids), sizes, in_crowd)
+        sizes, true_sizes = (
+            np.searchsorted(self.size_limits, of * pixel_area, side="right")
+            for of in (areas, true_areas)
+        )
+        self._count(match, iou, (sizes, ids), (true_sizes, true_ids), in_crowd)
         self.images += 1
-
-    def _check(self, labels: PseudoLabels, classes: Tensor, masks: Tensor, crowds: Tensor) -> None:
-        if tuple(masks.shape) != (len(classes), *labels.image_size):
-            raise InputError(
-                f"{len(classes)} true instances need masks ({len(classes)}, H, W) in the frame of "
-                f"the pseudo-labels, {labels.image_size}; got {tuple(masks.shape)}"
-            )
-        if tuple(crowds.shape) != (len(classes),):
-            raise InputError(
-                f"crowds must be ({len(classes)},) bool or None, got {tuple(crowds.shape)}"
-            )
 
     def _count(
         self,
         match: np.ndarray,
         iou: np.ndarray,
-        ids: tuple[np.ndarray, np.ndarray],
-        areas: tuple[np.ndarray, np.ndarray],
+        labels: tuple[np.ndarray, np.ndarray],
+        truth: tuple[np.ndarray, np.ndarray],
         in_crowd: np.ndarray,
     ) -> None:
-        """Add an image's counts: (N,) ``match``, (N, M) ``iou``, pairs for labels and truth."""
-        ignored = in_crowd & (match == NO_MATCH)
-        twice = ~ignored & (match == NO_MATCH) & (iou > IOU_THRESH).any(axis=1)
-        rows = np.flatnonzero(match != NO_MATCH)
-        columns = match[rows]
-        sizes, true_sizes = (np.searchsorted(self.size_limits, a, side="right") for a in areas)
-        sizes[rows] = true_sizes[columns]
-        is_right = ids[0][rows] == ids[1][columns]
-        mine, theirs = (sizes, ids[0]), (true_sizes, ids[1])
-        found = tuple(key[columns] for key in theirs)
-        correct = tuple(key[is_right] for key in found)
-        ious = iou[rows, columns]
-        for name, cell, values in (
-            ("instances", theirs, 1),
-            ("found", found, 1),
-            ("iou_found", found, ious),
-            ("correct", correct, 1),
-            ("iou_correct", correct, ious[is_right]),
-            ("pseudo_labels", tuple(key[~ignored] for key in mine), 1),
-            ("in_crowds", tuple(key[ignored] for key in mine), 1),
-            ("matched", tuple(key[rows] for key in mine), 1),
-            ("duplicates", tuple(key[twice] for key in mine), 1),
+        """Add an image's counts: (N,) ``match``, (N, M) ``iou``, sizes and ids of both sides."""
+
+        def count(name: str, cells: Sequence[np.ndarray], values: Any = 1) -> None:
+            np.add.at(self.cells[..., COUNTS.index(name)], tuple(cells), values)
+
+        is_match = match != NO_MATCH
+        ignored = in_crowd & ~is_match
+        rows = np.flatnonzero(is_match)
+        found, ious = [of[match[rows]] for of in truth], iou[rows, match[rows]]
+        sizes, ids = labels
+        sizes[rows] = found[0]
+        is_right = ids[rows] == found[1]
+        count("instances", truth)
+        count("found", found)
+        count("iou_found", found, ious)
+        count("correct", [of[is_right] for of in found])
+        count("iou_correct", [of[is_right] for of in found], ious[is_right])
+        for name, chosen in (
+            ("pseudo_labels", ~ignored),
+            ("in_crowds", ignored),
+            ("matched", is_match),
+            ("duplicates", ~ignored & ~is_match & (iou > IOU_THRESH).any(axis=1)),
         ):
-            np.add.at(self.cells[..., COUNTS.index(name)], cell, values)
+            count(name, (sizes[chosen], ids[chosen]))
 
     def merge(self, other: PseudoLabelQuality) -> None:
         """Add what another one has seen, of the same classes and sizes."""
-        mine, theirs = ((q.class_names, q.size_limits) for q in (self, other))
-        if mine != theirs:
-            raise InputError(f"qualities of {mine} and of {theirs} cannot be merged")
         self.images += other.images
         self.cells += other.cells
 
@@ -293,26 +222,22 @@ class PseudoLabelQuality:
 
     def overall(self) -> Quality:
         """Of all pseudo-labels."""
-        return Quality(*self.cells.sum(axis=(0, 1)).tolist())
+        return quality_of(self.cells.sum(axis=(0, 1)))
 
     def by_class(self) -> dict[str, Quality]:
         """By the name of the class."""
-        return self._by(self.class_names, 0)
+        return dict(zip(self.class_names, map(quality_of, self.cells.sum(axis=0)), strict=True))
 
     def by_size(self) -> dict[str, Quality]:
         """By the name of the size."""
-        return self._by(SIZES, 1)
-
-    def _by(self, names: Sequence[str], axis: int) -> dict[str, Quality]:
-        rows = self.cells.sum(axis=axis).tolist()
-        return {name: Quality(*row) for name, row in zip(names, rows, strict=True)}
+        return dict(zip(SIZES, map(quality_of, self.cells.sum(axis=1)), strict=True))
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, for JSON: "overall", "by_class" and "by_size"."""
         return {
-            "overall": self.overall().as_dict(),
-            "by_class": {name: quality.as_dict() for name, quality in self.by_class().items()},
-            "by_size": {name: quality.as_dict() for name, quality in self.by_size().items()},
+            "overall": self.overall(),
+            "by_class": self.by_class(),
+            "by_size": self.by_size(),
         }
 
 
@@ -366,7 +291,7 @@ def quality_tables(steps: Mapping[str, PseudoLabelQuality]) -> list[str]:
             (name, step, *(_cell(groups[step][name], key) for key in _COLUMNS))
             for name in next(iter(groups.values()))
             for step in steps
-            if not head or groups[step][name].instances or groups[step][name].pseudo_labels
+            if not head or groups[step][name]["instances"] or groups[step][name]["pseudo_labels"]
         ]
         heads = (head, "refinement", *_COLUMNS.values())
         align = ("left", "left", *("right" for _ in _COLUMNS))
@@ -376,7 +301,7 @@ def quality_tables(steps: Mapping[str, PseudoLabelQuality]) -> list[str]:
 
 
 def _cell(quality: Quality, key: str) -> str:
-    value = getattr(quality, key)
-    if key in COUNTS:
-        return f"{int(value):,}"
-    return "–" if math.isnan(value) else f"{100 * value:.1f}"
+    value = quality[key]
+    if value is None:
+        return "–"
+    return f"{value:,}" if key in COUNTS else f"{100 * value:.1f}"

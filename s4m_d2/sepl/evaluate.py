@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -113,90 +112,68 @@ class LabelFolders:
             )
         return labels
 
-    def confusions(self, labels: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Confusion matrices of an image's label maps by kind, with those of ``TRUTH``."""
+    def confusions(self, labels: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Confusion matrices of an image's ``BEFORE``, where there is one, and ``AFTER``."""
         kinds = [kind for kind in (BEFORE, AFTER) if kind in labels]
-        return {kind: confusion(labels[TRUTH], labels[kind], self.num_classes) for kind in kinds}
+        return [confusion(labels[TRUTH], labels[kind], self.num_classes) for kind in kinds]
 
 
-@dataclass
-class Comparison:
-    """What became of the images: their scores, or what is wrong with them.
-
-    Attributes:
-        counts: kind (``BEFORE``, where there is one, and ``AFTER``) → confusion matrix of all
-            images that could be compared.
-        images: of each of them "name" and what :func:`change` gives of its own mIoU.
-        problems: name → message, of the others.
-    """
-
-    counts: dict[str, np.ndarray]
-    images: list[dict[str, Any]] = field(default_factory=list)
-    problems: dict[str, str] = field(default_factory=dict)
-
-    def gains(self) -> dict[str, float]:
-        """By name, of the images that have a gain."""
-        gains = {image["name"]: image.get("gain", math.nan) for image in self.images}
-        return {name: gain for name, gain in gains.items() if not math.isnan(gain)}
-
-    def report(self, names: Sequence[str]) -> dict[str, Any]:
-        """All that is known, for ``write_results``; scores of nothing are nan.
-
-        Args:
-            names: of the classes.
-        """
-        gains = self.gains().values()
-        improved, worsened = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-        counts = self.counts.values()
-        by_class = zip(names, *(iou(of).tolist() for of in counts), strict=True)
-        return {
-            "num_images": len(self.images),
-            **({"improved": improved, "worsened": worsened} if BEFORE in self.counts else {}),
-            "iou": {name: change(*values) for name, *values in by_class},
-            "miou": change(*map(miou, counts)),
-            "pixel_accuracy": change(*map(pixel_accuracy, counts)),
-            "images": self.images,
-            "problems": self.problems,
-        }
-
-
-def change(*values: float) -> dict[str, float]:
-    """Of scores before and after "before", "after" and "gain", of one after alone "after"."""
-    if len(values) == 1:
-        return {"after": values[0]}
-    before, after = values
-    return {"before": before, "after": after, "gain": after - before}
-
-
-def compare(folders: LabelFolders, names: Iterable[str] | None = None) -> Comparison:
+def compare(
+    folders: LabelFolders, names: Sequence[str], images: Iterable[str] | None = None
+) -> dict[str, Any]:
     """Score the enhanced labels, and the pseudo-labels if there are any, of the same images.
 
-    Only an image with a readable file in every folder is compared; what is missing or wrong with
-    another one is in ``problems``.
+    Only an image with a readable file in every folder is compared.
 
     Args:
         folders: with a ground truth.
-        names: of the images; None: all that have a label, enhanced or not.
-    """
-    if names is None:
-        names = {name for kind in {*folders.files} - {TRUTH} for name in folders.files[kind]}
+        names: of the classes.
+        images: their names; None: all that have a label, enhanced or not.
 
-    def confusions(name: str) -> dict[str, np.ndarray] | str:
+    Returns:
+        ``iou`` (by class), ``miou`` and ``pixel_accuracy`` of the whole set, and of each image
+        ("images") its name and own mIoU: as "before", "after" and "gain", or "after" alone; nan is
+        the score of nothing. ``num_images`` that were compared, how many ``improved`` and
+        ``worsened``, and ``problems``: name → message of the others.
+    """
+    if images is None:
+        images = {name for kind in {*folders.files} - {TRUTH} for name in folders.files[kind]}
+
+    def confusions(name: str) -> list[np.ndarray] | str:
         try:
             return folders.confusions(folders.read(name))
         except DatasetError as error:
             return str(error)
 
-    shape = folders.num_classes, folders.num_classes + 1
-    kinds = [kind for kind in (BEFORE, AFTER) if kind in folders.files]
-    result = Comparison({kind: np.zeros(shape, dtype=np.int64) for kind in kinds})
-    names = sorted(set(names))
+    images = sorted(set(images))
+    has_before = BEFORE in folders.files
+    totals = np.zeros((1 + has_before, len(names), len(names) + 1), dtype=np.int64)
+    scores: list[dict[str, Any]] = []
+    problems = {}
     with ThreadPoolExecutor(default_workers()) as pool:
-        for name, found in zip(names, pool.map(confusions, names), strict=True):
+        for name, found in zip(images, pool.map(confusions, images), strict=True):
             if isinstance(found, str):
-                result.problems[name] = found
-                continue
-            result.images.append({"name": name, **change(*map(miou, found.values()))})
-            for kind, counts in found.items():
-                result.counts[kind] += counts
-    return result
+                problems[name] = found
+            else:
+                scores.append({"name": name, **_change(*map(miou, found))})
+                totals += found
+    gains = [score.get("gain", math.nan) for score in scores]
+    changes = {"improved": sum(g > 0 for g in gains), "worsened": sum(g < 0 for g in gains)}
+    by_class = zip(names, *(iou(of).tolist() for of in totals), strict=True)
+    return {
+        "num_images": len(scores),
+        **(changes if has_before else {}),
+        "iou": {name: _change(*values) for name, *values in by_class},
+        "miou": _change(*map(miou, totals)),
+        "pixel_accuracy": _change(*map(pixel_accuracy, totals)),
+        "images": scores,
+        "problems": problems,
+    }
+
+
+def _change(*values: float) -> dict[str, float]:
+    """Of scores before and after "before", "after" and "gain", of one after alone "after"."""
+    if len(values) == 1:
+        return {"after": values[0]}
+    before, after = values
+    return {"before": before, "after": after, "gain": after - before}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from s4m_d2.data.images import READ_ERRORS, unreadable
 from s4m_d2.data.listing import IMAGE_EXTENSIONS
-from s4m_d2.errors import DatasetError, InputError
+from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write
 from s4m_d2.restricted_pickle import UnsafePickleError, load_arrays
 from s4m_d2.sepl.rule import BACKGROUND, VOID
@@ -21,15 +21,14 @@ from s4m_d2.sepl.rule import BACKGROUND, VOID
 LABEL_EXTENSIONS = (".png", ".npy")
 BACKGROUND_SCORE = 0.15  # as in IRN's evaluation of its CAMs
 
-_BACKGROUND_NAME = "background"
 _VOC_THINGS = (
     "aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,"
     "person,pottedplant,sheep,sofa,train,tvmonitor"
 ).split(",")
 PRESETS = {
-    "voc": (_BACKGROUND_NAME, *_VOC_THINGS),
+    "voc": ("background", *_VOC_THINGS),
     # COCO 2014 has the classes of 2017.
-    "coco": (_BACKGROUND_NAME, *MetadataCatalog.get("coco_2017_train").thing_classes),
+    "coco": ("background", *MetadataCatalog.get("coco_2017_train").thing_classes),
 }
 _INDEX_MODES = ("P", "L", "RGB")  # Pillow's names of palette, gray and color images
 _SCORES = (
@@ -46,20 +45,18 @@ def class_names(
     Raises:
         DatasetError: the file is missing, or the names are not those of a label map.
     """
-    names = PRESETS[preset]
-    source = f"--num-classes {count}"
-    if count is not None:
-        names = (_BACKGROUND_NAME, *(f"class {index}" for index in range(1, count)))
     if file is not None:
         source, names = str(file), tuple(map(str.strip, _read_lines(file)))
-    if (
-        not 2 <= len(names) <= VOID
-        or names[0] != _BACKGROUND_NAME
-        or len({*names} - {""}) < len(names)
-    ):
+    elif count is not None:
+        source = f"--num-classes {count}"
+        names = ("background", *(f"class {index}" for index in range(1, count)))
+    else:
+        return PRESETS[preset]
+    is_named = names[:1] == ("background",) and len({*names} - {""}) == len(names)
+    if not is_named or not 2 <= len(names) <= VOID:
         raise DatasetError(
             f"{source} gives the {len(names)} classes {list(names[:3])}, ...; expected 2 to {VOID} "
-            f"different names, one a line, '{_BACKGROUND_NAME}' first: the index {VOID} is void"
+            f"different names, one a line, 'background' first: the index {VOID} is void"
         )
     return names
 
@@ -106,13 +103,13 @@ def read_label(
         ) from error
     except (*READ_ERRORS, pickle.UnpicklingError) as error:
         raise unreadable(str(path), error) from error
-    unknown = np.unique(label[(label >= (num_classes or VOID)) & (label != VOID)])
+    count = num_classes or VOID
+    unknown = np.unique(label[(label >= count) & (label != VOID)])
     if len(unknown):
         raise DatasetError(
-            f"{path} has class indices {unknown.tolist()}, but there are {num_classes} classes, "
-            f"0..{(num_classes or 0) - 1} with background, and {VOID} for void. Give the classes "
-            "that the labels were made with (of commands: --preset, --num-classes or "
-            "--class-names)."
+            f"{path} has class indices {unknown.tolist()}, but there are {count} classes, "
+            f"0..{count - 1} with background, and {VOID} for void. Give the classes that the "
+            "labels were made with (of commands: --preset, --num-classes or --class-names)."
         )
     return label
 
@@ -121,11 +118,8 @@ def write_label(path: str | os.PathLike[str], label: np.ndarray) -> None:
     """Write an (H, W) uint8 label map as a PNG with VOC's palette, never half of it.
 
     Raises:
-        InputError: the array is of another shape or dtype.
         OutputError: the system refuses to write.
     """
-    if label.ndim != 2 or label.dtype != np.uint8:
-        raise InputError(f"label must be (H, W) uint8, got {label.shape} {label.dtype}")
     image = Image.fromarray(np.ascontiguousarray(label))
     image.putpalette(palette().tobytes())
     with atomic_write(path, "wb") as file:

@@ -10,17 +10,17 @@ import threading
 from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from s4m_d2.data.images import image_size
-from s4m_d2.errors import ConfigError, DatasetError, InputError, OutputError, WorkerError
+from s4m_d2.errors import ConfigError, DatasetError, InputError, WorkerError
 from s4m_d2.files import atomic_write
 from s4m_d2.sepl.files import read_label, write_label
-from s4m_d2.sepl.masks import MaskFolder, SamMasks
+from s4m_d2.sepl.masks import SamMasks, folder_masks
 from s4m_d2.sepl.rule import BACKGROUND, VOID, enhance
 
 REPORT = "sepl.json"  # in the output folder: settings of its label maps, problems of the last run
@@ -42,62 +42,46 @@ class Outcome(NamedTuple):
     has_class: bool
 
 
-@dataclass(frozen=True)
-class Enhancer:
-    """Enhances images file by file; goes to other processes as it is.
+def enhance_files(
+    files: ImageFiles,
+    *,
+    output: Path,
+    source: Path | SamMasks,
+    num_classes: int,
+    background_score: float,
+    **options: Any,
+) -> Outcome:
+    """Write the enhanced label map of an image.
 
-    Attributes:
-        labels, output: folders of the label maps.
-        source: of the masks.
+    Args:
+        output: folder of the label maps.
+        source: of the masks: a folder, or SAM, which needs the image.
         num_classes: with background.
         background_score: of labels that are CAM scores.
-        o_s_thresh, o_p_thresh, keep_uncovered: of :func:`~s4m_d2.sepl.enhance`.
+        options: of :func:`~s4m_d2.sepl.enhance`.
+
+    Raises:
+        S4MError: for reasons that concern other images too; the image's own are the outcome's.
     """
-
-    labels: Path
-    output: Path
-    source: MaskFolder | SamMasks
-    num_classes: int
-    background_score: float
-    o_s_thresh: float
-    o_p_thresh: float
-    keep_uncovered: bool
-
-    def settings(self) -> dict[str, Any]:
-        """What the results depend on, as JSON has it."""
-        names = "o_s_thresh", "o_p_thresh", "keep_uncovered", "num_classes", "background_score"
-        return {
-            "pseudo_labels": str(self.labels.resolve()),
-            **{name: getattr(self, name) for name in names},
-            **self.source.settings(),
-        }
-
-    def __call__(self, files: ImageFiles) -> Outcome:
-        """Write the enhanced label map of an image.
-
-        Raises:
-            S4MError: for reasons that concern other images too; the image's own are the outcome's.
-        """
-        try:
-            label = read_label(files.label, self.num_classes, self.background_score)
-            if files.image and (upright := image_size(str(files.image))) != label.shape:
-                raise DatasetError(
-                    f"{files.label} has (height, width) {label.shape}, but {files.image}, turned "
-                    f"upright as its EXIF data say, has {upright}. Take the pair that belongs "
-                    "together, at one size and upright."
-                )
-            enhanced = enhance(
-                label,
-                self.source.masks(files.name, files.image, label.shape),
-                o_s_thresh=self.o_s_thresh,
-                o_p_thresh=self.o_p_thresh,
-                keep_uncovered=self.keep_uncovered,
+    name, _, image = files
+    try:
+        label = read_label(files.label, num_classes, background_score)
+        if image and (upright := image_size(str(image))) != label.shape:
+            raise DatasetError(
+                f"{files.label} has (height, width) {label.shape}, but {image}, turned upright as "
+                f"its EXIF data say, has {upright}. Take the pair that belongs together, at one "
+                "size and upright."
             )
-        except (DatasetError, InputError) as error:
-            return Outcome(files.name, str(error), False)
-        write_label(self.output / f"{files.name}.png", enhanced)
-        has_class = bool(((label != BACKGROUND) & (label != VOID)).any())
-        return Outcome(files.name, "", has_class)
+        if isinstance(source, SamMasks):
+            assert image is not None  # without one there is no job
+            masks = source.masks(name, image, label.shape)
+        else:
+            masks = folder_masks(source, name, label.shape)
+        enhanced = enhance(label, masks, **options)
+    except (DatasetError, InputError) as error:
+        return Outcome(name, str(error), False)
+    write_label(output / f"{name}.png", enhanced)
+    return Outcome(name, "", bool(np.setdiff1d(label, (BACKGROUND, VOID)).size))
 
 
 def begin(
@@ -106,19 +90,18 @@ def begin(
     """Start or continue a run into a folder; which of the images ``names`` are finished there.
 
     Raises:
-        ConfigError: it has label maps of these images, made with other settings.
-        OutputError: its report is damaged, or the folder cannot be written.
+        ConfigError: it has label maps of these images, made with other settings or unknown ones.
+        OutputError: the folder cannot be written.
     """
-    finished = {name: folder / f"{name}.png" for name in names}
-    finished = {name: path for name, path in finished.items() if path.exists()}
+    finished = {name for name in names if (folder / f"{name}.png").exists()}
     if overwrite:
-        for path in finished.values():
-            path.unlink()
-        finished = {}
+        for name in finished:
+            (folder / f"{name}.png").unlink()
+        finished = set()
     elif finished:
         _check_settings(folder, settings, finished)
     write_report(folder, settings, {})
-    return set(finished)
+    return finished
 
 
 def write_report(folder: Path, settings: Mapping[str, Any], problems: Mapping[str, str]) -> None:
@@ -135,11 +118,9 @@ def _check_settings(folder: Path, settings: Mapping[str, Any], names: Collection
         earlier = json.loads((folder / REPORT).read_text(encoding="utf-8"))["settings"]
         keys = dict.fromkeys((*earlier, *settings))
         pairs = {key: (earlier.get(key), settings.get(key)) for key in keys}
-    except FileNotFoundError as error:
-        raise ConfigError(f"{held}, but no {REPORT} that says what they are. {remedy}") from error
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise OutputError(
-            f"'{folder / REPORT}' is no report of this command, or damaged: {error!r}. {remedy}"
+        raise ConfigError(
+            f"{held}, but no readable {REPORT} that says what they are: {error!r}. {remedy}"
         ) from error
     differing = [f"{key} was {a!r}, now {b!r}" for key, (a, b) in pairs.items() if a != b]
     if differing:
@@ -152,8 +133,7 @@ def outcomes(
     """What becomes of each image, in their order, whatever the number of processes.
 
     Args:
-        work: an :class:`Enhancer`.
-        jobs: the images.
+        work: :func:`enhance_files` with its settings.
         workers: processes, each with one thread; 1: this one.
 
     Raises:

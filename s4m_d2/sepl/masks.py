@@ -17,7 +17,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,31 +44,6 @@ _JSON_ERRORS = (OSError, EOFError, ValueError, RecursionError, zlib.error)
 
 
 @dataclass(frozen=True)
-class MaskFolder:
-    """Masks that another program made."""
-
-    folder: Path
-
-    def masks(self, name: str, image: Path | None, size: tuple[int, int]) -> RLEs:
-        """The masks of the image ``name``, of ``size`` (H, W).
-
-        Raises:
-            DatasetError: there are none, or they are damaged, or of another size.
-        """
-        source = find_masks(self.folder, name)
-        if source is None:
-            raise DatasetError(
-                f"'{self.folder}' has no masks of it: no folder {name}, {name}.json or "
-                f"{name}.json.gz. Where names of pseudo-labels have more than that, give --suffix."
-            )
-        return read_masks(source, size)
-
-    def settings(self) -> dict[str, Any]:
-        """What the masks depend on."""
-        return {"masks": str(self.folder.resolve())}
-
-
-@dataclass(frozen=True)
 class SamMasks:
     """Masks that SAM makes of each image, kept in a folder.
 
@@ -77,7 +52,6 @@ class SamMasks:
     Attributes:
         backend, model_type, checkpoint: as S4M.SAM.BACKEND, MODEL_TYPE and CHECKPOINT.
         device: PyTorch's name of it.
-        images: the folder that the images are from.
         cache: folder of a file per image.
         automatic: how SAM is asked.
     """
@@ -86,19 +60,19 @@ class SamMasks:
     model_type: str
     checkpoint: str
     device: str
-    images: Path
     cache: Path
     automatic: AutomaticMaskSettings
 
-    def masks(self, name: str, image: Path | None, size: tuple[int, int]) -> RLEs:
-        """As those of :class:`MaskFolder`; from the cache where model, settings and image agree.
+    def masks(self, name: str, image: Path, size: tuple[int, int]) -> RLEs:
+        """Those of the image ``name``, of ``size`` (H, W), in the file ``image``.
+
+        From the cache where model, settings and image agree.
 
         Raises:
             DatasetError: the image cannot be read.
             ConfigError, WeightsError: the model cannot be built.
             OutputError: the cache cannot be written.
         """
-        assert image is not None  # which the caller has looked at
         generator, digest = _generator(self), hashlib.sha256(image.read_bytes()).hexdigest()
         return kept_masks(
             self.cache / f"{name}.json.gz",
@@ -107,17 +81,31 @@ class SamMasks:
             lambda: generator.generate(read_image(str(image), "RGB")),
         )
 
-    def settings(self) -> dict[str, Any]:
-        """What the masks depend on, but for rounding."""
-        automatic = asdict(self.automatic)
-        del automatic["points_per_batch"]
-        return {
-            "sam": self.backend,
-            "sam_type": self.model_type,
-            "sam_checkpoint": str(Path(self.checkpoint).resolve()) if self.checkpoint else "",
-            "images": str(self.images.resolve()),
-            **automatic,
-        }
+
+@lru_cache(maxsize=1)
+def _generator(source: SamMasks) -> AutomaticMasks:
+    cfg = get_cfg()
+    add_s4m_config(cfg)
+    cfg.S4M.SAM.BACKEND = source.backend
+    cfg.S4M.SAM.MODEL_TYPE = source.model_type
+    cfg.S4M.SAM.CHECKPOINT = source.checkpoint
+    cfg.MODEL.DEVICE = source.device
+    return AutomaticMasks(build_sam_backend(cfg), source.automatic)
+
+
+def folder_masks(folder: Path, name: str, size: tuple[int, int]) -> RLEs:
+    """The masks of the image ``name``, of ``size`` (H, W), that another program made.
+
+    Raises:
+        DatasetError: there are none, or they are damaged, or of another size.
+    """
+    source = find_masks(folder, name)
+    if source is None:
+        raise DatasetError(
+            f"'{folder}' has no masks of it: no folder {name}, {name}.json or {name}.json.gz. "
+            "Where names of pseudo-labels have more than that, give --suffix."
+        )
+    return read_masks(source, size)
 
 
 def find_masks(folder: Path, name: str) -> Path | None:
@@ -177,8 +165,8 @@ def kept_masks(
     try:
         content = _read_json(path)
         if (content["size"], content["fingerprint"]) == (list(size), fingerprint):
-            return read_masks(path, size)
-    except (DatasetError, LookupError, TypeError):
+            return _rles(content["masks"], size)
+    except (DatasetError, InputError, LookupError, TypeError):
         pass
     records = list(make())
     content = {"size": list(size), "fingerprint": fingerprint, "masks": records}
@@ -188,22 +176,10 @@ def kept_masks(
     return _rles(records, size)
 
 
-@lru_cache(maxsize=1)
-def _generator(source: SamMasks) -> AutomaticMasks:
-    cfg = get_cfg()
-    add_s4m_config(cfg)
-    cfg.S4M.SAM.BACKEND = source.backend
-    cfg.S4M.SAM.MODEL_TYPE = source.model_type
-    cfg.S4M.SAM.CHECKPOINT = source.checkpoint
-    cfg.MODEL.DEVICE = source.device
-    return AutomaticMasks(build_sam_backend(cfg), source.automatic)
-
-
 def _rles(masks: Sequence[Any], size: tuple[int, int]) -> RLEs:
     """The RLEs of records or RLEs of any content."""
-    return checked_rles(
-        [mask.get("segmentation", mask) if isinstance(mask, dict) else mask for mask in masks], size
-    )
+    parts = [mask.get("segmentation", mask) if isinstance(mask, dict) else mask for mask in masks]
+    return checked_rles(parts, size)
 
 
 def _png_files(folder: Path) -> list[Path]:

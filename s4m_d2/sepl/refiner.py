@@ -22,12 +22,7 @@ from s4m_d2.semi.refinement import (
     with_pixels,
 )
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH, assign_masks
-from s4m_d2.structures import (
-    CHUNK_VALUES,
-    PseudoLabels,
-    dense_overlaps,
-    mask_areas,
-)
+from s4m_d2.structures import PseudoLabels, dense_overlaps, mask_areas
 from s4m_d2.transfers import to_device, to_host
 
 
@@ -125,32 +120,29 @@ class SEPLRefiner:
             masks, chosen, redrawn = self._redraw(selections[i], (height, width), records)
             labels[i] = selections[i].labels.with_masks(masks)
             ious += [records[row]["predicted_iou"] for row in chosen]
-            instances += len(redrawn)
-            fallbacks += int((~redrawn).sum())
+            instances += len(masks)
+            fallbacks += len(masks) - redrawn
         predicted = to_device(np.array(ious, dtype=np.float32), images.device)
         return Refinement(labels, predicted, fallbacks, instances)
 
     def _redraw(
         self, selection: Selection, size: tuple[int, int], records: Sequence[Mapping[str, Any]]
-    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """(N, H, W) masks of one image, which records were selected, which (N,) masks are new."""
-        teachers = teacher_masks(selection, size, self.logit_thresh)
+    ) -> tuple[Tensor, np.ndarray, int]:
+        """(N, H, W) masks of an image, which records were selected, how many masks are new."""
+        masks = teacher_masks(selection, size, self.logit_thresh)
         if not len(records):
-            return teachers, np.zeros(0, dtype=np.int64), np.zeros(len(teachers), dtype=bool)
-        objects = _decoded(records, teachers.device)
-        overlaps = dense_overlaps(objects, teachers)
+            return masks, np.zeros(0, dtype=np.int64), 0
+        objects = _decoded(records, masks.device)
+        overlaps = dense_overlaps(objects, masks)
         segments, _, is_selected = assign_masks(
-            overlaps, mask_areas(objects), mask_areas(teachers), **self.thresholds
+            overlaps, mask_areas(objects), mask_areas(masks), **self.thresholds
         )
         owners, selected = to_host(segments, is_selected)
-        chosen = np.flatnonzero(selected)
-        members = owners[chosen] == np.arange(len(teachers))[:, None]
-        redrawn = members.any(axis=1)
-        unions = _unions(
-            objects[to_device(chosen, objects.device)], to_device(members, objects.device)
-        )
-        is_new = to_device(redrawn, objects.device)[:, None, None]
-        return torch.where(is_new, unions, teachers), chosen, redrawn
+        new = np.unique(owners[selected])
+        for owner in new:
+            members = np.flatnonzero(selected & (owners == owner))
+            masks[owner] = objects[to_device(members, objects.device)].any(dim=0)
+        return masks, np.flatnonzero(selected), len(new)
 
 
 def _pictures(images: Tensor) -> np.ndarray:
@@ -166,14 +158,6 @@ def _decoded(records: Sequence[Mapping[str, Any]], device: torch.device) -> Tens
     columns = mask_utils.decode([record["segmentation"] for record in records]).transpose(2, 1, 0)
     by_column = to_device(columns, device)
     return by_column.transpose(1, 2).contiguous().view(torch.bool)
-
-
-def _unions(masks: Tensor, members: Tensor) -> Tensor:
-    """(N, H, W) bool: of (M, H, W) bool masks the union of those that (N, M) bool rows name."""
-    flat, weights = masks.flatten(1), members.float()
-    pixels = max(1, CHUNK_VALUES // max(1, sum(members.shape)))
-    parts = [(weights @ part.float()) > 0 for part in flat.split(pixels, dim=1)]
-    return torch.cat(parts, dim=1).view(len(members), *masks.shape[1:])
 
 
 @REFINER_REGISTRY.register()

@@ -13,6 +13,7 @@ So the result does not depend on the order of the masks, and has every class of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -101,68 +102,39 @@ def enhance(
     masks = _checked(masks, pseudo_label.shape)
     if not len(classes) or not len(masks):
         return pseudo_label.copy()
-    overlaps, areas = _overlaps(masks, pseudo_label, classes)
+    counts = _class_counts(masks, pseudo_label, classes)
+    areas = counts.sum(axis=1)
     class_areas = [np.count_nonzero(pseudo_label == index) for index in classes]
-    pixels = map(torch.as_tensor, (overlaps, areas, class_areas))
+    pixels = map(torch.as_tensor, (counts[:, :-1], areas, class_areas))
     found = assign_masks(*pixels, o_s_thresh=o_s_thresh, o_p_thresh=o_p_thresh)
     owners, o_s, selected = (values.numpy() for values in found)
     kept = pseudo_label == VOID
     if keep_uncovered:
-        kept |= ~_union(masks)
+        kept |= ~functools.reduce(np.logical_or, map(_decoded, masks))
     enhanced = np.where(kept, pseudo_label, np.zeros((), pseudo_label.dtype))
     rows = np.flatnonzero(selected)
     rows = rows[np.lexsort((-owners[rows], o_s[rows], -areas[rows]))]
-    _paint(enhanced, pseudo_label, classes, {row: owners[row] for row in rows}, masks)
-    return enhanced
-
-
-def _paint(
-    enhanced: np.ndarray,
-    pseudo_label: np.ndarray,
-    classes: np.ndarray,
-    owners: Mapping[int, int],
-    masks: np.ndarray | list[dict],
-) -> None:
-    """Paint masks with their classes, the last one wins; give back what no class may lose.
-
-    Args:
-        enhanced, pseudo_label: (H, W); the first is changed.
-        classes: (K,) of the pseudo-label.
-        owners: mask → place among ``classes``, of the selected masks.
-    """
-    for row, owner in owners.items():
-        np.copyto(enhanced, classes[owner], where=_decoded(masks[row]))
-    lost = np.delete(classes, list(owners.values()))  # those without a selected mask
+    for row in rows:  # the last one wins
+        np.copyto(enhanced, classes[owners[row]], where=_decoded(masks[row]))
+    lost = np.delete(classes, owners[rows])  # those without a selected mask
     np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
     while len(lost := np.setdiff1d(classes, enhanced)):  # covered; once each, as none overlap
         np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
+    return enhanced
 
 
-def _overlaps(
-    masks: np.ndarray | list[dict], label: np.ndarray, classes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N, K) pixels that each mask shares with each class, (N,) pixels of each mask; int64."""
-    if isinstance(masks, list):
-        by_column = np.asfortranarray(label)  # the order of run lengths
-        segments = [mask_utils.encode((by_column == c).view(np.uint8)) for c in classes]
-        areas = mask_utils.area(masks).astype(np.int64)
-        # Of a crowd, COCO's IoU is the share of the first mask's area.
-        shares = mask_utils.iou(masks, segments, [True] * len(segments))
-        return np.rint(shares * areas[:, None]).astype(np.int64), areas
+def _class_counts(
+    masks: np.ndarray | list[dict[str, Any]], label: np.ndarray, classes: np.ndarray
+) -> np.ndarray:
+    """(N, K + 1) int64: pixels that each mask shares with each class, and with none."""
     place = np.searchsorted(classes, label).clip(max=len(classes) - 1)
-    place[classes[place] != label] = len(classes)  # no class
-    counts = np.array([np.bincount(place[mask], minlength=len(classes) + 1) for mask in masks])
-    return counts[:, :-1], counts.sum(axis=1)
+    place[classes[place] != label] = len(classes)
+    order: Any = "C" if isinstance(masks, np.ndarray) else "F"  # of the pixels of each mask
+    flat, slots = place.ravel(order), len(classes) + 1
+    return np.array([np.bincount(flat[_decoded(m).ravel(order)], minlength=slots) for m in masks])
 
 
-def _union(masks: np.ndarray | list[dict]) -> np.ndarray:
-    """(H, W) bool: pixels of any mask."""
-    if isinstance(masks, list):
-        return _decoded(mask_utils.merge(masks))
-    return np.logical_or.reduce(masks)
-
-
-def _decoded(mask: np.ndarray | dict) -> np.ndarray:
+def _decoded(mask: np.ndarray | dict[str, Any]) -> np.ndarray:
     """(H, W) bool."""
     return mask if isinstance(mask, np.ndarray) else mask_utils.decode(mask).view(bool)
 
@@ -177,10 +149,7 @@ def checked_rles(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> l
     for number, mask in enumerate(masks):
         try:
             if not isinstance(mask, Mapping):
-                raise DatasetError(
-                    f"it is of type {type(mask).__name__}; expected a COCO RLE, a dict with "
-                    "'size' and 'counts'"
-                )
+                raise DatasetError(f"it is of type {type(mask).__name__}; expected a COCO RLE")
             rles.append(compressed_rle(dict(mask), size))
         except DatasetError as error:
             raise InputError(f"mask {number} of {len(masks)}: {error}") from error
@@ -207,8 +176,8 @@ def _classes(pseudo_label: np.ndarray) -> np.ndarray:
     if not is_array or pseudo_label.ndim != 2 or pseudo_label.dtype.kind not in "iu":
         found = f"{pseudo_label.shape} {pseudo_label.dtype}" if is_array else type(pseudo_label)
         raise InputError(
-            f"pseudo_label must be an (H, W) array of integers, class indices, got {found}; of CAM "
-            "scores take the class of the highest one first"
+            f"pseudo_label must be an (H, W) array of class indices, got {found}; of CAM scores "
+            "take the class of the highest one first"
         )
     classes = np.setdiff1d(pseudo_label, (BACKGROUND, VOID))
     if len(classes) and classes[0] < 0:

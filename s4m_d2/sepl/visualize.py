@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from pycocotools import mask as mask_utils
 
 from s4m_d2.data.images import read_image
 from s4m_d2.errors import DatasetError
@@ -17,7 +15,8 @@ from s4m_d2.sepl.evaluate import AFTER, BEFORE, TRUTH, LabelFolders, miou
 from s4m_d2.sepl.files import palette
 from s4m_d2.sepl.masks import read_masks
 from s4m_d2.sepl.rule import BACKGROUND, VOID
-from s4m_d2.visualization import box_colors, panel_grid
+from s4m_d2.structures import RLEMasks
+from s4m_d2.visualization import overlay, panel_grid
 
 IMAGE, MASKS = "image", "SAM's masks"  # kinds of pictures, beside those of label maps
 # A column for each kind, in this order.
@@ -37,8 +36,7 @@ STRIPE_COLORS = (255, 255, 255), (0, 0, 0)
 SWATCH_SIZE = 20, 32  # px, height and width
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """An image of the picture: name and mIoUs, kind → (h, w, 3) uint8 picture, its label maps."""
 
     title: str
@@ -74,27 +72,20 @@ def read_row(name: str, folders: LabelFolders, image: Path | None, masks: Path |
         pictures[MASKS] = draw_masks(pixels, read_masks(masks, size))
     title = name
     if TRUTH in labels:
-        before, after = (100 * miou(counts) for counts in folders.confusions(labels).values())
+        before, after = (100 * miou(counts) for counts in folders.confusions(labels))
         title += f"    mIoU {before:.1f} → {after:.1f} ({after - before:+.1f})"
     return Row(title, pictures, list(labels.values()))
 
 
 def write_picture(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
     """Write a PNG of all rows and a legend; kinds of pictures that no row has take no column."""
-    kinds = [kind for kind in COLUMNS if any(kind in row.pictures for row in rows)]
     panel_grid(
-        [[row.pictures.get(kind) for kind in kinds] for row in rows],
-        [COLUMNS[kind] for kind in kinds],
+        [[row.pictures.get(kind) for kind in COLUMNS] for row in rows],
+        list(COLUMNS.values()),
         path,
         row_titles=[row.title for row in rows],
         legend=legend_entries([label for row in rows for label in row.labels], names),
     )
-
-
-def best_and_worst(gains: Mapping[str, float], best: int, worst: int) -> list[str]:
-    """Names of the images that gained most, and of those that gained least, by falling gain."""
-    ranked = sorted(gains, key=lambda name: (-gains[name], name))
-    return ranked[:best] + ranked[max(best, len(ranked) - worst) :]
 
 
 def draw_image(image: np.ndarray) -> np.ndarray:
@@ -116,13 +107,14 @@ def draw_label(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     Returns:
         (h, w, 3) uint8, the longer side ``LONG_SIDE``.
     """
-    base = _faded(image)
-    label = _resized(label, base)
-    drawn = _blend(base, palette()[label])
-    drawn[label == BACKGROUND] = base[label == BACKGROUND]
+    drawn = _faded(draw_image(image))
+    label = cv2.resize(label, drawn.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
     drawn[label == VOID] = _stripes(label.shape)[label == VOID]
     for index in np.setdiff1d(label, (BACKGROUND, VOID)):
-        _outline(drawn, label == index, palette()[index].tolist())
+        mask, color = label == index, palette()[index]
+        drawn[mask] = np.rint(drawn[mask] * (1 - FILL_ALPHA) + color * FILL_ALPHA)
+        lines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(drawn, lines, -1, color.tolist(), CONTOUR_WIDTH)
     return drawn
 
 
@@ -136,18 +128,8 @@ def draw_masks(image: np.ndarray, masks: Sequence[Mapping[str, Any]]) -> np.ndar
     Returns:
         (h, w, 3) uint8, the longer side ``LONG_SIDE``.
     """
-    base = _faded(image)
-    drawn = base.copy()
-    if not masks:
-        return drawn
-    x, y, width, height = mask_utils.toBbox(list(masks)).T
-    colors = box_colors(np.stack([x, y, x + width, y + height], axis=1), image.shape[:2])
-    areas = mask_utils.area(list(masks)).astype(np.int64)
-    for number in np.argsort(-areas, kind="stable"):
-        mask = _resized(mask_utils.decode(masks[number]), base).astype(bool)
-        drawn[mask] = _blend(base[mask], np.array(colors[number], dtype=np.uint8))
-        _outline(drawn, mask, colors[number])
-    return drawn
+    encoded = RLEMasks(masks, (image.shape[0], image.shape[1]))
+    return draw_image(overlay(_faded(image), encoded, [0] * len(masks), [""]))
 
 
 def legend_entries(
@@ -161,27 +143,13 @@ def legend_entries(
 
 
 def _faded(image: np.ndarray) -> np.ndarray:
-    """The image in light gray, on which colors show."""
-    gray = cv2.cvtColor(draw_image(image), cv2.COLOR_RGB2GRAY)
+    """An (H, W, 3) uint8 image in light gray, on which colors show."""
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     faded = np.rint(gray * (1 - WHITE_SHARE) + 255 * WHITE_SHARE).astype(np.uint8)
     return np.repeat(faded[..., None], 3, axis=2)
 
 
-def _resized(values: np.ndarray, like: np.ndarray) -> np.ndarray:
-    size = like.shape[1], like.shape[0]
-    return cv2.resize(values, size, interpolation=cv2.INTER_NEAREST_EXACT)
-
-
-def _blend(base: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    return np.rint(base * (1 - FILL_ALPHA) + colors * FILL_ALPHA).astype(np.uint8)
-
-
-def _stripes(size: tuple[int, int]) -> np.ndarray:
+def _stripes(size: tuple[int, ...]) -> np.ndarray:
     """(H, W, 3) uint8 with diagonal stripes."""
     y, x = np.ogrid[: size[0], : size[1]]
     return np.array(STRIPE_COLORS, dtype=np.uint8)[(x + y) // STRIPE % 2]
-
-
-def _outline(drawn: np.ndarray, mask: np.ndarray, color: Sequence[int]) -> None:
-    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    cv2.drawContours(drawn, outlines, -1, color, CONTOUR_WIDTH)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
+import matplotlib
 import numpy as np
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 
 from s4m_d2.errors import InputError
 
@@ -34,14 +33,10 @@ class ColorScale:
         if not self.low < self.high:
             raise InputError(f"a color scale needs low < high, got {self.low} and {self.high}")
 
-    @property
-    def mappable(self) -> ScalarMappable:
-        """Matplotlib's form, for color bars."""
-        return ScalarMappable(Normalize(self.low, self.high, clip=True), "viridis")
-
     def colors(self, values: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 RGB of (H, W) numbers."""
-        return self.mappable.to_rgba(values, bytes=True)[..., :3]
+        shares = (values - self.low) / (self.high - self.low)
+        return matplotlib.colormaps["viridis"](shares, bytes=True)[..., :3]
 
 
 def heat_map(

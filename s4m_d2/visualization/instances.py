@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import colorsys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -28,25 +28,8 @@ GOLDEN_RATIO = 0.618034  # steps of it spread any number of hues evenly
 FEWEST_COLORS = 12
 MOST_NAMED = 60  # instances
 
-
-@dataclass(frozen=True)
-class _Window:
-    """A mask where it is: (h, w) bool at the place ``rows``, ``columns`` of the picture."""
-
-    mask: np.ndarray
-    rows: slice
-    columns: slice
-
-    @classmethod
-    def of(cls, mask: Tensor, scale: int) -> _Window:
-        """Of an (H, W) bool mask, enlarged."""
-        x0, y0, x1, y1 = (int(side) for side in mask_boxes(mask[None])[0])
-        enlarged = mask[y0:y1, x0:x1].numpy().repeat(scale, 0).repeat(scale, 1)
-        return cls(enlarged, slice(scale * y0, scale * y1), slice(scale * x0, scale * x1))
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        return self.columns.start, self.rows.start, self.columns.stop, self.rows.stop
+# A mask where it is: (h, w) bool, and its box (x0, y0, x1, y1) in the picture.
+Window = tuple[np.ndarray, tuple[int, int, int, int]]
 
 
 def overlay(
@@ -59,8 +42,7 @@ def overlay(
 ) -> np.ndarray:
     """Draw instances on an image: filled, outlined and named, touching ones in different colors.
 
-    Beside picture and masks, the memory that this takes is that of the parts where masks are. Of
-    more than MOST_NAMED instances no names are written.
+    Of more than MOST_NAMED instances no names are written.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -81,23 +63,32 @@ def overlay(
     _check_instances(image, masks, labels, scores)
     scale = scale or readable_scale(image)
     picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    windows = [_Window.of(mask, scale) for mask in masks]
-    colors = box_colors(np.array([window.box for window in windows]), picture.shape[:2])
-    _fill(picture, windows, colors)
-    for window, color in zip(windows, colors, strict=True):
-        outlines, _ = cv2.findContours(
-            window.mask.astype(np.uint8),
-            cv2.RETR_EXTERNAL,
-            cv2.CHAIN_APPROX_NONE,
-            offset=window.box[:2],
+    windows = [_window(mask, scale) for mask in masks]
+    colors = box_colors(np.array([box for _, box in windows]), picture.shape[:2])
+    areas = [mask.sum() for mask, _ in windows]
+    filled = picture.copy()
+    for index in sorted(range(len(windows)), key=lambda i: (-areas[i], -i)):
+        mask, (x0, y0, x1, y1) = windows[index]
+        filled[y0:y1, x0:x1][mask] = colors[index]
+    picture = cv2.addWeighted(picture, 1 - FILL_ALPHA, filled, FILL_ALPHA, 0)
+    for (mask, box), color in zip(windows, colors, strict=True):
+        lines, _ = cv2.findContours(
+            mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE, offset=box[:2]
         )
-        cv2.drawContours(picture, outlines, -1, color, CONTOUR_WIDTH)
+        cv2.drawContours(picture, lines, -1, color, CONTOUR_WIDTH)
     if len(windows) > MOST_NAMED:
         return picture
     texts = [printable(class_names[label], MOST_LETTERS) for label in labels]
     if scores is not None:
         texts = [f"{text} {score:.0%}" for text, score in zip(texts, scores, strict=True)]
     return _write_names(picture, windows, texts)
+
+
+def _window(mask: Tensor, scale: int) -> Window:
+    """Of an (H, W) bool mask, enlarged."""
+    x0, y0, x1, y1 = (int(side) for side in mask_boxes(mask[None])[0])
+    enlarged = mask[y0:y1, x0:x1].numpy().repeat(scale, 0).repeat(scale, 1)
+    return enlarged, (scale * x0, scale * y0, scale * x1, scale * y1)
 
 
 def readable_scale(image: np.ndarray) -> int:
@@ -131,21 +122,6 @@ def _check_instances(
         raise InputError(f"{len(masks)} masks need as many labels and scores")
 
 
-def _fill(
-    picture: np.ndarray, windows: Sequence[_Window], colors: Sequence[tuple[int, int, int]]
-) -> None:
-    """Color each pixel as the smallest mask that covers it, of equals the first."""
-    owner = np.full(picture.shape[:2], -1, dtype=np.int32)
-    areas = [window.mask.sum() for window in windows]
-    for index in sorted(range(len(windows)), key=lambda i: (-areas[i], -i)):
-        window = windows[index]
-        owner[window.rows, window.columns][window.mask] = index
-    for index, (window, color) in enumerate(zip(windows, colors, strict=True)):
-        own = owner[window.rows, window.columns] == index
-        part = picture[window.rows, window.columns]
-        part[own] = (1 - FILL_ALPHA) * part[own] + FILL_ALPHA * np.array(color)
-
-
 def box_colors(boxes: np.ndarray, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
     """An RGB color for each of N boxes (x0, y0, x1, y1) in an image of (H, W).
 
@@ -167,16 +143,13 @@ def box_colors(boxes: np.ndarray, image_size: tuple[int, int]) -> list[tuple[int
 
 def _palette(count: int) -> list[tuple[int, int, int]]:
     """Saturated colors; neighbors in the list have distant hues and another brightness."""
-    colors = []
-    for i in range(count):
-        value = 1.0 if i % 2 else 0.8
-        rgb = colorsys.hsv_to_rgb(i * GOLDEN_RATIO % 1, 0.9, value)
-        red, green, blue = (round(255 * channel) for channel in rgb)
-        colors.append((red, green, blue))
-    return colors
+    number = np.arange(count)
+    value = np.where(number % 2, 1.0, 0.8)
+    hsv = np.stack([number * GOLDEN_RATIO % 1, np.full(count, 0.9), value], axis=1)
+    return [tuple(color) for color in np.rint(255 * hsv_to_rgb(hsv)).astype(int).tolist()]
 
 
-def _write_names(image: np.ndarray, windows: Sequence[_Window], texts: Sequence[str]) -> np.ndarray:
+def _write_names(image: np.ndarray, windows: Sequence[Window], texts: Sequence[str]) -> np.ndarray:
     """Write each text inside its mask, or as near above or below as other texts let it."""
     height, width = image.shape[:2]
     picture = Image.fromarray(image)
@@ -184,16 +157,15 @@ def _write_names(image: np.ndarray, windows: Sequence[_Window], texts: Sequence[
     size = max(MIN_TEXT, height // TEXT_SHARE)
     font = ImageFont.load_default(size)
     written: list[tuple[float, float, float]] = []  # center and half the width of each text
-    for i in sorted(range(len(windows)), key=lambda i: -windows[i].mask.sum()):
-        window = windows[i]
-        if not window.mask.any():
+    for i in sorted(range(len(windows)), key=lambda i: -windows[i][0].sum()):
+        mask, (left, top, *_) = windows[i]
+        if not mask.any():
             continue
-        center_x, center_y = deepest_point(window.mask)
-        center_x, center_y = center_x + window.columns.start, center_y + window.rows.start
+        inside_x, inside_y = deepest_point(mask)
         half = draw.textlength(texts[i], font=font) / 2 + TEXT_STROKE
-        x = float(np.clip(center_x, half, max(half, width - half)))
+        x = float(np.clip(left + inside_x, half, max(half, width - half)))
         bottom = max(size, height - size)
-        lines = [float(np.clip(center_y + size * step, size, bottom)) for step in SHIFTS]
+        lines = [float(np.clip(top + inside_y + size * step, size, bottom)) for step in SHIFTS]
         free = (
             line
             for line in lines
@@ -201,10 +173,6 @@ def _write_names(image: np.ndarray, windows: Sequence[_Window], texts: Sequence[
         )
         y = next(free, lines[0])
         written.append((x, y, half))
-        draw.text(
-            *((x, y), texts[i], "white", font),
-            anchor="mm",
-            stroke_width=TEXT_STROKE,
-            stroke_fill="black",
-        )
+        stroke: dict[str, Any] = {"stroke_width": TEXT_STROKE, "stroke_fill": "black"}
+        draw.text((x, y), texts[i], "white", font, "mm", **stroke)
     return np.asarray(picture)

@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.text import Text
-from PIL import Image
+from matplotlib.font_manager import findfont
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from s4m_d2.errors import InputError, printable
 from s4m_d2.files import atomic_write
 from s4m_d2.visualization.heat import ColorScale
 
-CELL_WIDTH = 3.0  # inches, as all of the figure's lengths
-HIGHEST_CELL = 1.0  # of its width; higher pictures are drawn narrower
-CELL_GAP = 0.06
-TITLE_HEIGHT = 0.3
-ROW_TITLE_HEIGHT = 0.28
-LEGEND_LINE = 0.3
-LEGEND_MARGIN = 0.1  # above the legend
-LEGEND_GAPS = 4  # around a name and between the columns
-SWATCH_SIZE = 0.32, 0.2  # width, height
-CAPTION_HEIGHT = 0.28
-BAR_HEIGHT = 0.6  # of a color bar with its numbers and label
-BAR_SIZE = 3.0, 0.14  # width, height of its colors
-FONT_SIZE = 10  # points
+# All in pixels.
+CELL = 360  # width of a column; a higher picture is drawn narrower
+GAP = 8
+LINE = 34  # height of a line of text
+TEXT = 16  # height of its letters
+SWATCH = 38, 24  # width, height
+BAR = 360, 16  # of a color bar
+MOST_TICKS = 5
 MOST_LETTERS = 300  # of a text
-DPI = 120
-MOST_PIXELS = 1 << 16  # of a figure's side, in Matplotlib
+MOST_PIXELS = 1 << 16  # of a figure's height
 
 Item = TypeVar("Item")
 
@@ -76,44 +70,26 @@ class Panels:
 
     def draw(self) -> np.ndarray:
         """The figure's pixels, (H, W, 3) uint8 RGB."""
-        canvas = FigureCanvasAgg(self.figure())
-        canvas.draw()
-        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-    def figure(self) -> Figure:
-        used = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
-        row_title = ROW_TITLE_HEIGHT if self.row_titles is not None else 0.0
-        heights = [_row_height(row) + row_title for row in self.rows]
-        figure, width = Figure(dpi=DPI), CELL_WIDTH * len(used)
-        FigureCanvasAgg(figure)
-        columns = _legend_columns(figure, self.legend, width)
-        legend = LEGEND_MARGIN + LEGEND_LINE * -(-len(self.legend) // columns) if self.legend else 0
-        bar, caption = BAR_HEIGHT * (self.scale is not None), CAPTION_HEIGHT * bool(self.caption)
-        height = TITLE_HEIGHT + sum(heights) + bar + legend + caption
-        if height * DPI >= MOST_PIXELS:
+        strips = [np.asarray(strip) for strip in self._strips()]
+        if sum(map(len, strips)) > MOST_PIXELS:
             raise InputError(f"{len(self.rows)} rows do not fit into one picture; draw fewer")
-        figure.set_size_inches(width, height)
-        top = height - TITLE_HEIGHT
-        for place, column in enumerate(used):
-            x = (place + 0.5) * CELL_WIDTH
-            _write(figure, self.columns[column], x, top + TITLE_HEIGHT / 2, "center")
-        for number, (row, row_height) in enumerate(zip(self.rows, heights, strict=True)):
+        return np.concatenate(strips)
+
+    def _strips(self) -> Iterator[Image.Image]:
+        """Parts of the figure, of its width, from above."""
+        used = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
+        width = CELL * len(used)
+        titles = [(self.columns[c], (p + 0.5) * CELL, CELL, "mm") for p, c in enumerate(used)]
+        yield _line(width, *titles)
+        for number, row in enumerate(self.rows):
             if self.row_titles is not None:
-                text = _fitting(figure, self.row_titles[number], width - 2 * CELL_GAP)
-                _write(figure, text, CELL_GAP, top - row_title / 2)
-            top -= row_height
-            for place, column in enumerate(used):
-                if (picture := row[column]) is not None:
-                    left, up = place * CELL_WIDTH + CELL_GAP / 2, row_height - row_title - CELL_GAP
-                    box = left, top + CELL_GAP / 2, CELL_WIDTH - CELL_GAP, up
-                    _show(figure, picture, box)
+                yield _line(width, (self.row_titles[number], GAP, width, "lm"))
+            yield _cells([row[i] for i in used])
         if self.scale is not None:
-            _draw_bar(figure, self.scale, top)
-        _draw_legend(figure, self.legend, columns, top - bar - LEGEND_MARGIN)
+            yield _color_bar(width, self.scale)
+        yield from _legend_lines(width, self.legend)
         if self.caption:
-            text = _fitting(figure, self.caption, width - 2 * CELL_GAP)
-            _write(figure, text, CELL_GAP, caption / 2)
-        return figure
+            yield _line(width, (self.caption, GAP, width, "lm"))
 
 
 def panel_grid(
@@ -143,76 +119,70 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def _row_height(row: Sequence[np.ndarray | None]) -> float:
-    shapes = [picture.shape for picture in row if picture is not None]
-    highest = max((height / width for height, width, _ in shapes), default=0.0)
-    return (CELL_WIDTH - CELL_GAP) * min(highest, HIGHEST_CELL) + CELL_GAP
+@functools.lru_cache
+def _font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(findfont("DejaVu Sans"), TEXT)
 
 
-def _axes(figure: Figure, box: tuple[float, float, float, float]) -> Any:
-    """Axes in a box (left, bottom, width, height), in inches."""
-    width, height = figure.get_size_inches()
-    left, bottom, across, up = box
-    return figure.add_axes((left / width, bottom / height, across / width, up / height))
+def _line(width: int, *texts: tuple[str, float, float, str]) -> Image.Image:
+    """A line of texts: each with its x, the room it has, and Pillow's anchor."""
+    line = Image.new("RGB", (width, LINE), "white")
+    for text, x, room, anchor in texts:
+        whole = shorter = printable(text, MOST_LETTERS)
+        kept = len(whole)
+        while kept > 2 and _font().getlength(shorter) > room - 2 * GAP:  # leave out the middle
+            kept -= 1 + kept // 20
+            shorter = f"{whole[: (kept + 1) // 2]}…{whole[len(whole) - kept // 2 :]}"
+        ImageDraw.Draw(line).text((x, LINE / 2), shorter, "black", _font(), anchor)
+    return line
 
 
-def _show(figure: Figure, picture: np.ndarray, box: tuple[float, float, float, float]) -> None:
-    """Draw a picture in the middle of a box."""
-    cell = _axes(figure, box)
-    cell.set_axis_off()
-    cell.imshow(picture, interpolation="lanczos")
+def _cells(pictures: Sequence[np.ndarray | None]) -> Image.Image:
+    """Pictures side by side, each in the middle of its cell."""
+    size, how = (CELL - GAP, CELL - GAP), Image.Resampling.LANCZOS
+    fitted = {
+        place: ImageOps.contain(Image.fromarray(picture), size, how)
+        for place, picture in enumerate(pictures)
+        if picture is not None
+    }
+    height = max((picture.height for picture in fitted.values()), default=0) + GAP
+    row = Image.new("RGB", (CELL * len(pictures), height), "white")
+    for place, picture in fitted.items():
+        left, top = (CELL - picture.width) // 2, (height - picture.height) // 2
+        row.paste(picture, (place * CELL + left, top))
+    return row
 
 
-def _write(figure: Figure, text: str, x: float, y: float, align: str = "left") -> Text:
-    """Write a line at a place in inches, from the left and from below."""
-    width, height = figure.get_size_inches()
-    style: dict[str, Any] = dict(fontsize=FONT_SIZE, ha=align, va="center", parse_math=False)
-    return figure.text(x / width, y / height, printable(text, MOST_LETTERS), **style)
+def _legend_lines(width: int, legend: Sequence[tuple[str, np.ndarray]]) -> Iterator[Image.Image]:
+    """Names beside their pictures, as many in a line as there is room for."""
+    beside = SWATCH[0] + 2 * GAP
+    widest = max((_font().getlength(printable(name)) for name, _ in legend), default=0)
+    columns = max(1, int(width / (beside + widest + 2 * GAP)))
+    space = width / columns
+    for start in range(0, len(legend), columns):
+        part = legend[start : start + columns]
+        places = [(space * column, *entry) for column, entry in enumerate(part)]
+        line = _line(width, *((name, x + beside, space - beside, "lm") for x, name, _ in places))
+        for x, _, swatch in places:
+            picture = Image.fromarray(swatch).resize(SWATCH)
+            line.paste(picture, (round(x) + GAP, (LINE - SWATCH[1]) // 2))
+        yield line
 
 
-def _text_width(figure: Figure, text: str) -> float:
-    """In inches."""
-    written = _write(figure, text, 0, 0)
-    width = written.get_window_extent().width / figure.dpi
-    written.remove()
-    return width
-
-
-def _fitting(figure: Figure, text: str, width: float) -> str:
-    """The text, its middle left out where it is wider than so many inches."""
-    shorter, kept = text, len(text)
-    while kept > 2 and _text_width(figure, shorter) > width:
-        kept -= 1 + kept // 20
-        shorter = f"{text[: (kept + 1) // 2]}…{text[len(text) - kept // 2 :]}"
-    return shorter
-
-
-def _legend_columns(figure: Figure, legend: Sequence[tuple[str, np.ndarray]], width: float) -> int:
-    """How many names fit side by side."""
-    widest = max((_text_width(figure, name) for name, _ in legend), default=0.0)
-    return max(1, int(width / (widest + SWATCH_SIZE[0] + LEGEND_GAPS * CELL_GAP)))
-
-
-def _draw_legend(
-    figure: Figure, legend: Sequence[tuple[str, np.ndarray]], columns: int, top: float
-) -> None:
-    """Draw names and their pictures below ``top``, in inches."""
-    space = figure.get_size_inches()[0] / columns
-    across, up = SWATCH_SIZE
-    for number, (name, swatch) in enumerate(legend):
-        line, column = divmod(number, columns)
-        x, y = column * space + CELL_GAP, top - (line + 0.5) * LEGEND_LINE
-        _show(figure, swatch, (x, y - up / 2, across, up))
-        name = _fitting(figure, name, space - across - LEGEND_GAPS * CELL_GAP)
-        _write(figure, name, x + across + CELL_GAP, y)
-
-
-def _draw_bar(figure: Figure, scale: ColorScale, top: float) -> None:
-    """Draw a color bar with numbers and a label in the middle, below ``top``, in inches."""
-    width = figure.get_size_inches()[0]
-    across, up = min(BAR_SIZE[0], width / 2), BAR_SIZE[1]
-    left, bottom = (width - across) / 2, top - 2 * CELL_GAP - up
-    bar = _axes(figure, (left, bottom, across, up))
-    figure.colorbar(scale.mappable, cax=bar, orientation="horizontal")
-    bar.tick_params(labelsize=0.8 * FONT_SIZE)
-    _write(figure, scale.label, left - CELL_GAP, bottom + up / 2, "right")
+def _color_bar(width: int, scale: ColorScale) -> Image.Image:
+    """A color bar in the middle, its label on the left and its numbers on it."""
+    across, up = min(BAR[0], width // 2), BAR[1]
+    left = (width - across) / 2
+    ticks = MaxNLocator(MOST_TICKS, steps=[1, 2, 5, 10]).tick_values(scale.low, scale.high)
+    inside = [tick for tick in ticks if scale.low <= tick <= scale.high]
+    shares = [(tick - scale.low) / (scale.high - scale.low) for tick in inside]
+    numbers = [
+        (f"{t:g}", left + s * across, across, "mm") for t, s in zip(inside, shares, strict=True)
+    ]
+    line = _line(width, (scale.label, left - 2 * GAP, left - GAP, "rm"))
+    colors = scale.colors(np.linspace(scale.low, scale.high, across)[None].repeat(up, 0))
+    line.paste(Image.fromarray(colors), (round(left), (LINE - up) // 2))
+    both = Image.new("RGB", (width, 2 * LINE))
+    both.paste(line)
+    both.paste(_line(width, *numbers), (0, LINE))
+    return both

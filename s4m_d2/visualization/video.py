@@ -37,49 +37,33 @@ def write_video(path: str | os.PathLike[str], fps: float) -> Iterator[Callable[[
         temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".video.")
     except OSError as error:
         raise OutputError(f"'{path}' cannot be written: {error.strerror or error}.") from error
+    sizes: list[tuple[int, int]] = []  # of the frames so far
+    writer = cv2.VideoWriter()
     with temporary as name:
         part = os.path.join(name, f"part{SUFFIX}")
-        frames = _Frames(part, path, fps)
-        try:
-            yield frames.add
-        finally:
-            frames.close()
-        if frames.count:
-            _check_written(part, path, frames.count)
-            os.replace(part, path)
 
-
-class _Frames:
-    def __init__(self, part: str, path: str, fps: float) -> None:
-        self.part, self.path, self.fps = part, path, fps
-        self.count = 0
-        self._size: tuple[int, int] = (0, 0)
-        self._writer: cv2.VideoWriter | None = None
-
-    def add(self, frame: np.ndarray) -> None:
-        height, width = frame.shape[:2]
-        if self._writer is None:
-            self._size = height, width
-            even = width + width % 2, height + height % 2
+        def add(frame: np.ndarray) -> None:
+            sizes.append((frame.shape[0], frame.shape[1]))
+            if sizes[0] != sizes[-1]:
+                raise InputError(f"frames of '{path}' are {sizes[0]}, got {sizes[-1]}")
+            bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+            odd = [side % 2 for side in sizes[0]]
+            bgr = cv2.copyMakeBorder(bgr, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE)
             codec = cv2.VideoWriter.fourcc(*CODEC)
-            self._writer = cv2.VideoWriter(self.part, codec, self.fps, even)
-            if not self._writer.isOpened():
+            if len(sizes) == 1 and not writer.open(part, codec, fps, bgr.shape[1::-1]):
                 raise OutputError(
-                    f"'{self.path}' cannot be written: this OpenCV has no codec {CODEC}, or the "
-                    "folder cannot be written to. pip install opencv-python-headless has it."
+                    f"'{path}' cannot be written: this OpenCV has no codec {CODEC}, or the folder "
+                    "cannot be written to. pip install opencv-python-headless has it."
                 )
-        if (height, width) != self._size:
-            raise InputError(f"frames of '{self.path}' are {self._size}, got {(height, width)}")
-        bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-        border = height % 2, width % 2
-        self._writer.write(
-            cv2.copyMakeBorder(bgr, 0, border[0], 0, border[1], cv2.BORDER_REPLICATE)
-        )
-        self.count += 1
+            writer.write(bgr)
 
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.release()
+        try:
+            yield add
+        finally:
+            writer.release()
+        if sizes:
+            _check_written(part, path, len(sizes))
+            os.replace(part, path)
 
 
 def _check_written(part: str, path: str, count: int) -> None:

@@ -82,9 +82,9 @@ def test_a_teacher_that_knows_the_masks_is_perfect_but_for_wrong_classes(measure
     report = measurement(wrong)()
     assert list(report.steps) == ["before"]  # nothing is refined
     quality = report.steps["before"]
-    assert quality.images == UNLABELED_IMAGES and quality.overall().instances > 10
+    assert quality.images == UNLABELED_IMAGES and quality.overall()["instances"] > 10
     right = 0.0 if wrong else 1.0
-    measured = {name: getattr(quality.overall(), name) for name in MEASURES}
+    measured = {name: quality.overall()[name] for name in MEASURES}
     assert measured == {
         "class_accuracy": right,
         "sq": 1.0,
@@ -109,7 +109,7 @@ def test_the_sizes_are_of_the_image_not_of_the_resized_one(measurement):
     enlarged = measurement(INPUT__MIN_SIZE_TEST=128, INPUT__MAX_SIZE_TEST=256)
     enlarged.pseudo_labeling.teacher = EMATeacher(Enlarged(), 0.5)
     sizes = [
-        [part.instances for part in m().steps["before"].by_size().values()]
+        [part["instances"] for part in m().steps["before"].by_size().values()]
         for m in (plain, enlarged)
     ]
     assert sizes[0] == sizes[1] and min(sizes[0][:2]) > 0
@@ -152,10 +152,10 @@ def test_refinement_changes_masks_and_neither_classes_random_states_nor_modes(me
     torch.rand(5)  # the clicks do not depend on it
     assert first.as_dict() == measure().as_dict()
     teachers, refined = (first.steps[step].overall() for step in ("before", "after"))
-    assert teachers.sq == 1.0
-    assert 0.5 < refined.sq < 1.0  # SAM redraws them from three clicks
-    assert 0 < refined.found <= teachers.found
-    assert first.as_dict()["after"]["overall"]["class_accuracy"] == refined.class_accuracy
+    assert teachers["sq"] == 1.0
+    assert 0.5 < refined["sq"] < 1.0  # SAM redraws them from three clicks
+    assert 0 < refined["found"] <= teachers["found"]
+    assert first.as_dict()["after"]["overall"]["class_accuracy"] == refined["class_accuracy"]
 
 
 def test_an_image_that_cannot_be_read_is_left_out_with_one_warning(

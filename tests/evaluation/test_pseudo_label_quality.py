@@ -1,7 +1,6 @@
 """Quality of pseudo-labels: by hand, against a literal reference, and by its properties."""
 
 import doctest
-import math
 
 import numpy as np
 import pytest
@@ -17,7 +16,9 @@ from s4m_d2.evaluation.pseudo_label_quality import (
     COUNTS,
     MEASURES,
     NO_MATCH,
+    SIZES,
     match_masks,
+    quality_of,
     quality_tables,
 )
 from s4m_d2.structures import PseudoLabels
@@ -64,10 +65,6 @@ def measured(*images, pixel_area=1.0):
     return quality
 
 
-def values(quality, *names):
-    return tuple(getattr(quality, name) for name in names)
-
-
 def same_cells(first, second):
     np.testing.assert_allclose(first.cells, second.cells, rtol=1e-12, atol=0)
 
@@ -85,8 +82,7 @@ LABELS = [
 
 def test_an_image_by_hand():
     quality = measured((LABELS, TRUTH)).overall()
-    assert values(quality, "instances", "found", "pseudo_labels", "matched") == (3, 2, 4, 2)
-    assert values(quality, "correct", "in_crowds", "duplicates") == (1, 0, 0)
+    counts = {"instances": 3, "found": 2, "pseudo_labels": 4, "matched": 2, "correct": 1}
     expected = {
         "class_accuracy": 1 / 2,
         "sq": (0.8 + 0.6) / 2,
@@ -95,23 +91,22 @@ def test_an_image_by_hand():
         "mask_precision": 2 / 4,
         "mask_recall": 2 / 3,
         "rq": 1 / (1 + 3 / 2 + 2 / 2),
-        "pq": 0.8 / (1 + 3 / 2 + 2 / 2),
+        "pq": 0.8 / (1 + 3 / 2 + 2 / 2),  # RQ x the correct matches' mean IoU
     }
-    assert {name: getattr(quality, name) for name in MEASURES} == pytest.approx(expected)
-    assert quality.rq * 0.8 == pytest.approx(quality.pq)  # PQ = RQ x the correct matches' mean IoU
+    assert quality == pytest.approx(expected | counts | {"duplicates": 0, "in_crowds": 0})
 
 
 def test_images_without_labels_without_instances_or_without_both():
     nothing = measured(([], []))
     assert nothing.images == 1
-    assert all(math.isnan(getattr(nothing.overall(), name)) for name in MEASURES)
+    assert {nothing.overall()[name] for name in MEASURES} == {None}
     assert set(nothing.as_dict()["overall"].values()) == {None, 0}
     missed = measured(([], TRUTH)).overall()
-    assert missed.recall == missed.rq == 0 and math.isnan(missed.precision)
+    assert missed["recall"] == missed["rq"] == 0 and missed["precision"] is None
     invented = measured((LABELS, [])).overall()
-    assert invented.precision == invented.pq == 0 and math.isnan(invented.recall)
+    assert invented["precision"] == invented["pq"] == 0 and invented["recall"] is None
     crowd = measured((LABELS, [(PEAR, rows(0, 20, slice(0, 20)), True)])).overall()
-    assert values(crowd, "pseudo_labels", "instances", "in_crowds") == (0, 0, 4)
+    assert (crowd["pseudo_labels"], crowd["instances"], crowd["in_crowds"]) == (0, 0, 4)
 
 
 def scenes(seed, number):
@@ -141,14 +136,17 @@ def scenes(seed, number):
 def test_counts_are_those_of_a_literal_reference(seed):
     images = scenes(seed, 12)
     quality, expected = measured(*images, pixel_area=0.75), counts(images, LIMITS, 0.75)
-    groups = {("all", None): quality.overall()}
-    groups |= {("class", CLASSES.index(n)): part for n, part in quality.by_class().items()}
-    groups |= {("size", name): part for name, part in quality.by_size().items()}
+    cells = quality.cells
+    groups = {("all", None): cells.sum((0, 1))}
+    groups |= {("class", index): part for index, part in enumerate(cells.sum(0))}
+    groups |= {("size", name): part for name, part in zip(SIZES, cells.sum(1), strict=True)}
     for group, part in groups.items():
-        literal = expected.get(group, {})
-        exact = {name: float(literal.get(name, 0)) for name in COUNTS}
-        assert {name: getattr(part, name) for name in COUNTS} == pytest.approx(exact, rel=1e-12)
-    assert groups[("all", None)].found > 5 and groups[("all", None)].duplicates > 0
+        literal = [float(expected.get(group, {}).get(name, 0)) for name in COUNTS]
+        assert part.tolist() == pytest.approx(literal, rel=1e-12)
+    overall = quality.overall()
+    assert overall["found"] > 5 and overall["duplicates"] > 0
+    assert quality.by_class()["pear"] == quality_of(groups[("class", PEAR)])
+    assert quality.by_size()["medium"] == quality_of(groups[("size", "medium")])
 
 
 @settings(max_examples=12)
@@ -161,10 +159,6 @@ def test_order_does_not_matter_and_parts_merged_are_the_whole(seed, split, rando
     merged.merge(rest)
     same_cells(merged, measured(*images))
     assert merged.images == 4
-    whole = merged.overall()
-    for groups in (merged.by_class(), merged.by_size()):
-        sums = [sum(getattr(part, name) for part in groups.values()) for name in COUNTS]
-        assert sums == pytest.approx(values(whole, *COUNTS))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -211,8 +205,6 @@ def test_truth_that_does_not_fit_is_refused(classes, masks, crowds):
         quality.add(
             labels_of(LABELS[:1]), torch.tensor(classes), stack([TRUTH[0][1]])[masks], crowds
         )
-    with pytest.raises(InputError):
-        quality.merge(PseudoLabelQuality(CLASSES, LIMITS))
     assert quality.images == 0 and not quality.cells.any()
 
 

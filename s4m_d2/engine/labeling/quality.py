@@ -197,7 +197,7 @@ class PseudoLabelQualityHook(HookBase):
         if report is None:
             return
         for step, quality in report.steps.items():
-            for name, value in quality.overall().as_dict().items():
+            for name, value in quality.overall().items():
                 if name in LOGGED and value is not None:
                     get_event_storage().put_scalar(
                         f"pseudo_label_quality/{step}/{name}", value, smoothing_hint=False
