@@ -1,8 +1,5 @@
 """Settings: each that cannot work is named; files come before overrides."""
 
-import sys
-import types
-
 import pytest
 
 from s4m_d2.engine.checks.config_checks import check_config
@@ -85,19 +82,13 @@ def test_sams_weights_must_exist_where_they_are_needed(changes, needed):
     check_config(config(changes), eval_only=True)
 
 
-def test_sam2_is_checked_by_its_own_names(monkeypatch):
+def test_sam2_is_checked_by_its_own_names():
     changes = {"S4M.SAM.BACKEND": "sam2", "S4M.SAM.CHECKPOINT": "nowhere/sam2.pt"}
     with pytest.raises(ConfigError, match=r"MODEL_TYPE is 'vit_l'.* hiera_t"):
         check_config(config(changes), num_processes=1)
     changes["S4M.SAM.MODEL_TYPE"] = "hiera_l"
-    monkeypatch.setitem(sys.modules, "sam2", types.ModuleType("sam2"))
     with pytest.raises(WeightsError, match=r"'nowhere/sam2\.pt'.*sam2_hiera_large"):
         check_config(config(changes), num_processes=1)
-    monkeypatch.setitem(sys.modules, "sam2", None)
-    with pytest.raises(ConfigError, match="package sam2"):
-        check_config(config(changes), num_processes=1)
-    without = {"S4M.REFINE.ENABLED": False, "S4M.DISTILL.ENABLED": False}
-    check_config(config(changes | without), num_processes=1)
 
 
 def test_evaluation_needs_a_test_set():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from s4m_d2.engine.checks.findings import Finding, PreflightReport, in_units, raise_all
+from s4m_d2.engine.checks.findings import Finding, PreflightReport, raise_all
 from s4m_d2.engine.checks.preflight import preflight
 from s4m_d2.errors import ConfigError, DatasetError
 
@@ -39,10 +39,6 @@ def test_one_error_is_raised_as_it_is_and_several_together():
     assert raised.value is first
     with pytest.raises(DatasetError, match=r"2 problems:\n1\. a\n2\. b"):
         raise_all([first, second])
-
-
-def test_sizes_for_people():
-    assert [in_units(n) for n in (1023, 1024, 5 * 2**40)] == ["1023 B", "1.0 KiB", "5.0 TiB"]
 
 
 def test_a_sound_run_has_a_short_report_without_problems(small_config, tmp_path):

@@ -14,13 +14,12 @@ from s4m_d2.engine.checks import resource_checks
 from s4m_d2.engine.checks.resource_checks import (
     checkpoint_bytes,
     disk_finding,
-    existing_parent,
     kept_checkpoints,
     memory_finding,
     output_dir_errors,
     stage_memory,
 )
-from s4m_d2.engine.checks.weight_checks import Blueprints, model_blueprint, sam_blueprint, sam_bytes
+from s4m_d2.engine.checks.weight_checks import model_blueprint, sam_blueprint, sam_bytes
 from s4m_d2.engine.stages import STAGES
 
 SCHEDULE = {
@@ -67,7 +66,6 @@ def held_bytes(trainer):
 def test_estimates_of_both_stages_against_what_they_write_and_hold(small_config):
     cfg = small_config(**SCHEDULE)
     model = model_blueprint(cfg)
-    blueprints = Blueprints(model, None)
     teacher = train(TeacherTrainer(stage_config(cfg, "teacher")))
     weights = f"{teacher.cfg.OUTPUT_DIR}/model_final.pth"
     trainers = {
@@ -77,10 +75,11 @@ def test_estimates_of_both_stages_against_what_they_write_and_hold(small_config)
     for stage, trainer in trainers.items():
         files = list(Path(trainer.cfg.OUTPUT_DIR).glob("*.pth"))
         assert len(files) == kept_checkpoints(trainer.cfg) == 2
+        tensors = 8 * len(model.state_dict())  # of either model and the optimizer, with names
         for file in files:
             estimate = checkpoint_bytes(trainer.cfg, stage, model)
-            assert estimate == pytest.approx(file.stat().st_size, rel=0.01)
-        assert stage_memory(cfg, stage, blueprints) == held_bytes(trainer)
+            assert estimate < file.stat().st_size < estimate + 330 * tensors
+        assert stage_memory(cfg, stage, model, None) == held_bytes(trainer)
 
 
 @pytest.mark.parametrize(
@@ -95,29 +94,21 @@ def test_estimates_of_both_stages_against_what_they_write_and_hold(small_config)
 )
 def test_memory_by_hand(small_config, stage, optimizer, processes, expected):
     cfg = small_config(SOLVER__OPTIMIZER=optimizer)
-    assert stage_memory(cfg, stage, Blueprints(Tiny(), None), processes) == expected
+    assert stage_memory(cfg, stage, Tiny(), None, processes) == expected
 
 
 def test_sam_counts_in_the_stages_that_consult_it(small_config):
-    sam = sam_blueprint(small_config())
-    blueprints = Blueprints(Tiny(), sam)
-    cfg = small_config(S4M__REFINE__ENABLED=False)
-    without = Blueprints(Tiny(), None)
-    extra = [stage_memory(cfg, s, blueprints) - stage_memory(cfg, s, without) for s in STAGES]
+    sam, cfg = sam_blueprint(small_config()), small_config(S4M__REFINE__ENABLED=False)
+    extra = [stage_memory(cfg, s, Tiny(), sam) - stage_memory(cfg, s, Tiny(), None) for s in STAGES]
     assert extra == [sam_bytes(sam), 0]
 
 
 @pytest.mark.parametrize(
     ("max_iter", "period", "keep", "expected"),
-    [
-        (10, 3, 0, 4),  # after 3, 6, 9, and the last
-        (10, 5, 0, 3),
-        (10, 20, 0, 1),
-        (10, 3, 2, 3),
-        (10, 3, 9, 4),
-    ],
+    [(10, 3, 0, 4), (10, 5, 0, 3), (10, 20, 0, 1), (10, 3, 2, 3), (10, 3, 9, 4)],
 )
 def test_how_many_checkpoints_stay(small_config, max_iter, period, keep, expected):
+    """The first: after 3, 6, 9, and the last."""
     cfg = small_config(
         SOLVER__MAX_ITER=max_iter, SOLVER__CHECKPOINT_PERIOD=period, SOLVER__CHECKPOINT_KEEP=keep
     )
@@ -139,26 +130,16 @@ def test_one_checkpoint_must_fit_and_all_to_come_should(
     (tmp_path / "run" / "teacher").mkdir(parents=True)
     for number in range(there):
         (tmp_path / "run" / "teacher" / f"model_{number:07d}.pth").write_bytes(bytes(size))
-    finding = disk_finding(cfg, Tiny(), ["teacher"])
-    assert finding.status == status
-    problems = [*map(str, finding.errors), *finding.warnings]
-    assert all(cfg.OUTPUT_DIR in problem for problem in problems)
+    assert disk_finding(cfg, Tiny(), ["teacher"]).status == status
 
 
 @pytest.mark.parametrize(("processes", "status"), [(1, "ok"), (2, "warning")])
 def test_processes_on_a_cpu_share_its_memory(small_config, monkeypatch, processes, status):
     cfg = small_config(S4M__STAGE="teacher")
-    one = stage_memory(cfg, "teacher", Blueprints(Tiny(), None), processes)
+    one = stage_memory(cfg, "teacher", Tiny(), None, processes)
     monkeypatch.setattr(resource_checks, "available_memory", lambda device: one)
-    finding = memory_finding(
-        cfg,
-        Blueprints(Tiny(), None),
-        ["teacher"],
-        num_processes=processes,
-        num_local=processes,
-    )
-    assert finding.status == status
-    assert "+ activations" in finding.text
+    options = {"num_processes": processes, "num_local": processes}
+    assert memory_finding(cfg, Tiny(), None, ["teacher"], **options).status == status
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads Linux' own account")
@@ -168,18 +149,13 @@ def test_the_memory_of_this_machine_is_known_in_bytes():
 
 
 def test_an_output_folder_is_judged_without_making_it(small_config, tmp_path):
-    deep = tmp_path / "a" / "b"
-    assert existing_parent(str(deep)) == str(tmp_path)
-    assert not list(output_dir_errors(small_config(OUTPUT_DIR=str(deep)), resume=False))
+    deep = small_config(OUTPUT_DIR=str(tmp_path / "a" / "b"))
+    assert not list(output_dir_errors(deep, resume=False))
     assert not (tmp_path / "a").exists()
     (tmp_path / "a").touch()
-    errors = list(output_dir_errors(small_config(OUTPUT_DIR=str(deep)), resume=False))
-    assert f"'{tmp_path / 'a'}' is a file" in str(errors[0])
-
-
-def test_a_file_in_the_place_of_a_stages_folder_is_named(small_config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "student").touch()
-    for resume in (False, True):
-        (error,) = output_dir_errors(small_config(), resume=resume)
-        assert f"'{tmp_path / 'run' / 'student'}' is a file" in str(error)
+    for cfg, file in ((deep, "a"), (small_config(), "run/student")):
+        for resume in (False, True):
+            errors = list(output_dir_errors(cfg, resume=resume))
+            assert f"'{tmp_path}/{file}' is a file" in str(errors[0])

@@ -9,11 +9,12 @@ from torch import nn
 
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.checks.weight_checks import (
-    blueprint_findings,
     bytes_of,
     model_blueprint,
+    model_finding,
     sam_blueprint,
     sam_bytes,
+    sam_finding,
     weight_findings,
 )
 from s4m_d2.engine.stages import STAGES
@@ -89,9 +90,10 @@ def test_a_model_that_computes_with_values_while_it_is_built(small_config):
     ],
 )
 def test_what_a_constructor_refuses_is_an_error_of_its_line(small_config, item, key, value):
-    _, lines = blueprint_findings(small_config(**{key.replace(".", "__"): value}))
-    (error,) = by_item(lines)[item].errors
-    assert key in str(error)
+    check = model_finding if item == "model" else sam_finding
+    built, line = check(small_config(**{key.replace(".", "__"): value}))
+    (error,) = line.errors
+    assert built is None and key in str(error)
 
 
 @pytest.mark.parametrize("dropped", ["", "criterion.empty_weight", "backbone.stem.conv1.weight"])
@@ -120,17 +122,14 @@ def fewer_blocks(content):
 def test_a_damaged_or_other_sam_is_an_error_of_its_line(small_config, tmp_path, change):
     path = tmp_path / "sam.pth"
     path.write_bytes(change(TOYSCAPES_WEIGHTS.read_bytes()))
-    blueprints, lines = blueprint_findings(small_config(S4M__SAM__CHECKPOINT=str(path)))
-    found = by_item(lines)
-    assert found["model"].status == "ok" and blueprints.sam is None
-    assert str(path) in str(found["SAM"].errors[0])
+    sam, line = sam_finding(small_config(S4M__SAM__CHECKPOINT=str(path)))
+    assert sam is None and str(path) in str(line.errors[0])
 
 
 def test_a_sam_that_no_stage_uses_is_not_looked_at(small_config):
     off = {"S4M__DISTILL__ENABLED": False, "S4M__REFINE__ENABLED": False}
-    cfg = small_config(S4M__SAM__CHECKPOINT="nowhere.pth", **off)
-    blueprints, lines = blueprint_findings(cfg)
-    assert blueprints.sam is None and by_item(lines)["SAM"].status == "ok"
+    sam, line = sam_finding(small_config(S4M__SAM__CHECKPOINT="nowhere.pth", **off))
+    assert sam is None and line.status == "ok"
 
 
 def test_weights_and_teacher_have_a_line_each(small_config, real_model, tmp_path):

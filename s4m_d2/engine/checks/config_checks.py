@@ -22,75 +22,47 @@ from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
 from s4m_d2.sam import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, where_to_get
-from s4m_d2.sam.sam2 import require_sam2_package
 from s4m_d2.semi import ARP
 
 _SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 _PACKAGED_SAMS = ("tiny", "tiny_toyscapes")  # the backends that need no checkpoint
 
-
-_SHARE = "a number from 0 to 1", lambda v: 0 <= v <= 1
-_BELOW_1 = "at least 0 and below 1", lambda v: 0 <= v < 1
-_COUNT = "1 or more", lambda v: v >= 1
-_NATURAL = "0 or more", lambda v: v >= 0
-_ABOVE_0 = "above 0", lambda v: v > 0
-_LIMITS = (
-    "two numbers of at least 0, the smaller first",
-    lambda v: len(v) == 2 and 0 <= v[0] <= v[1],
-)
-_RANGE = "two numbers above 0, the smaller first", lambda v: len(v) == 2 and 0 < v[0] <= v[1]
-
-# Keys whose values no part refuses that the checks build; the errors of those parts are collected.
+# What is expected of keys whose values no part refuses that the checks build.
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "DATALOADER.NUM_WORKERS": _NATURAL,
-    "INPUT.IMAGE_SIZE": _COUNT,
-    "INPUT.TILE.OVERLAP": _BELOW_1,
-    "INPUT.TILE.SIZE": _NATURAL,
-    "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES": _COUNT,
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": _COUNT,
-    "S4M.BURN_IN": _NATURAL,
-    "S4M.DISTILL.WEIGHT": _NATURAL,
-    "S4M.EMA_DECAY": _BELOW_1,
-    "S4M.FIGURES.IMAGES": _COUNT,
-    "S4M.FIGURES.PERIOD": _NATURAL,
-    "S4M.FIGURES.WHAT": (f"some of {', '.join(FIGURES)}", lambda v: set(v) <= set(FIGURES)),
-    "S4M.MAX_BAD_STEPS": _NATURAL,
-    "S4M.MAX_SKIPPED_IMAGES": _NATURAL,
-    "S4M.PSEUDO_LABEL.COUNT_BAND": _LIMITS,
-    "S4M.PSEUDO_LABEL.COUNT_BAND_ITERS": _NATURAL,
-    "S4M.PSEUDO_LABEL.DUPLICATE_IOU": _SHARE,
-    "S4M.PSEUDO_LABEL.MASK_THRESH": _SHARE,
-    "S4M.PSEUDO_LABEL.MIN_AREA": _NATURAL,
-    "S4M.PSEUDO_LABEL.SCORE_THRESH": _SHARE,
-    "S4M.QUALITY.MAX_IMAGES": _NATURAL,
-    "S4M.QUALITY.PERIOD": _NATURAL,
-    "S4M.QUALITY.SIZE_LIMITS": _LIMITS,
-    "S4M.REFINE.SEPL.BOX_NMS_THRESH": _SHARE,
-    "S4M.REFINE.SEPL.MIN_MASK_REGION_AREA": _NATURAL,
-    "S4M.REFINE.SEPL.O_P_THRESH": _SHARE,
-    "S4M.REFINE.SEPL.O_S_THRESH": _SHARE,
-    "S4M.REFINE.SEPL.POINTS_PER_SIDE": _COUNT,
-    "S4M.REFINE.SEPL.PRED_IOU_THRESH": _SHARE,
-    "S4M.REFINE.SEPL.STABILITY_SCORE_THRESH": _SHARE,
-    "S4M.STRONG_VIEW.BLUR_PROB": _SHARE,
-    "S4M.STRONG_VIEW.BLUR_SIGMA": _RANGE,
-    "S4M.STRONG_VIEW.GRAYSCALE_PROB": _SHARE,
+    """
+    S4M.PSEUDO_LABEL.DUPLICATE_IOU S4M.PSEUDO_LABEL.MASK_THRESH S4M.PSEUDO_LABEL.SCORE_THRESH
+    S4M.REFINE.SEPL.BOX_NMS_THRESH S4M.REFINE.SEPL.O_P_THRESH S4M.REFINE.SEPL.O_S_THRESH
+    S4M.REFINE.SEPL.PRED_IOU_THRESH S4M.REFINE.SEPL.STABILITY_SCORE_THRESH
+    S4M.STRONG_VIEW.BLUR_PROB S4M.STRONG_VIEW.GRAYSCALE_PROB S4M.STRONG_VIEW.JITTER_PROB
+    """: ("a number from 0 to 1", lambda v: 0 <= v <= 1),
+    "INPUT.TILE.OVERLAP S4M.EMA_DECAY": ("at least 0 and below 1", lambda v: 0 <= v < 1),
+    """
+    INPUT.IMAGE_SIZE MODEL.MASK_FORMER.NUM_OBJECT_QUERIES MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    S4M.FIGURES.IMAGES S4M.REFINE.SEPL.POINTS_PER_SIDE SOLVER.CHECKPOINT_PERIOD
+    SOLVER.IMS_PER_BATCH SOLVER.MAX_ITER
+    """: ("1 or more", lambda v: v >= 1),
+    """
+    DATALOADER.NUM_WORKERS INPUT.TILE.SIZE S4M.BURN_IN S4M.DISTILL.WEIGHT S4M.FIGURES.PERIOD
+    S4M.MAX_BAD_STEPS S4M.MAX_SKIPPED_IMAGES S4M.PSEUDO_LABEL.COUNT_BAND_ITERS
+    S4M.PSEUDO_LABEL.MIN_AREA S4M.QUALITY.MAX_IMAGES S4M.QUALITY.PERIOD
+    S4M.REFINE.SEPL.MIN_MASK_REGION_AREA S4M.TEACHER.IMS_PER_BATCH S4M.TEACHER.MAX_ITER
+    S4M.UNLABELED_IMS_PER_BATCH S4M.UNSUP_LOSS_WEIGHT SOLVER.BACKBONE_MULTIPLIER
+    SOLVER.CHECKPOINT_KEEP TEST.EVAL_PERIOD
+    """: ("0 or more", lambda v: v >= 0),
+    "SOLVER.BASE_LR": ("above 0", lambda v: v > 0),
+    "S4M.PSEUDO_LABEL.COUNT_BAND S4M.QUALITY.SIZE_LIMITS": (
+        "two numbers of at least 0, the smaller first",
+        lambda v: len(v) == 2 and 0 <= v[0] <= v[1],
+    ),
+    "S4M.STRONG_VIEW.BLUR_SIGMA": (
+        "two numbers above 0, the smaller first",
+        lambda v: len(v) == 2 and 0 < v[0] <= v[1],
+    ),
     "S4M.STRONG_VIEW.JITTER": (
         "four numbers of at least 0 (brightness, contrast, saturation, hue), hue up to 0.5",
         lambda v: len(v) == 4 and min(v) >= 0 and v[3] <= 0.5,
     ),
-    "S4M.STRONG_VIEW.JITTER_PROB": _SHARE,
-    "S4M.TEACHER.IMS_PER_BATCH": _NATURAL,
-    "S4M.TEACHER.MAX_ITER": _NATURAL,
-    "S4M.UNLABELED_IMS_PER_BATCH": _NATURAL,
-    "S4M.UNSUP_LOSS_WEIGHT": _NATURAL,
-    "SOLVER.BACKBONE_MULTIPLIER": _NATURAL,
-    "SOLVER.BASE_LR": _ABOVE_0,
-    "SOLVER.CHECKPOINT_KEEP": _NATURAL,
-    "SOLVER.CHECKPOINT_PERIOD": _COUNT,
-    "SOLVER.IMS_PER_BATCH": _COUNT,
-    "SOLVER.MAX_ITER": _COUNT,
-    "TEST.EVAL_PERIOD": _NATURAL,
+    "S4M.FIGURES.WHAT": (f"some of {', '.join(FIGURES)}", lambda v: set(v) <= set(FIGURES)),
 }
 
 _CHOICES: dict[str, Iterable[Any]] = {
@@ -128,31 +100,26 @@ def check_config(
         S4MError: several of these, all of them listed.
     """
     errors = config_errors(cfg, eval_only=eval_only, num_processes=num_processes)
-    if not eval_only:
-        errors += sam_errors(cfg)
-    raise_all(errors)
+    raise_all(errors + ([] if eval_only else sam_errors(cfg)))
 
 
 def config_errors(
     cfg: CfgNode, *, eval_only: bool = False, num_processes: int | None = None
 ) -> list[S4MError]:
     """What is wrong with the settings alone, no file looked at; arguments as above."""
-    errors: list[S4MError] = [*_value_errors(cfg), *_device_errors(cfg)]
+    errors = [*_value_errors(cfg), *_device_errors(cfg)]
     if eval_only:
         if not cfg.DATASETS.TEST:
             errors.append(ConfigError("DATASETS.TEST is empty: name the data set to evaluate on."))
         return errors
-    processes = comm.get_world_size() if num_processes is None else num_processes
-    if runs_stage(cfg, "student") and cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
+    with_student, mappers = runs_stage(cfg, "student"), [cfg.INPUT.DATASET_MAPPER_NAME]
+    if with_student and cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
         errors += collected(check_architecture, cfg.MODEL.META_ARCHITECTURE)
-    errors += [*_dataset_name_errors(cfg), *_stage_errors(cfg), *_batch_errors(cfg, processes)]
-    return errors or _part_errors(cfg)
-
-
-def _part_errors(cfg: CfgNode) -> list[S4MError]:
-    """Why a part that needs neither data nor SAM cannot be built."""
-    mappers, errors = [cfg.INPUT.DATASET_MAPPER_NAME], list[S4MError]()
-    if runs_stage(cfg, "student"):
+    processes = comm.get_world_size() if num_processes is None else num_processes
+    errors += [*_dataset_name_errors(cfg), *_schedule_errors(cfg, processes)]
+    if errors:
+        return errors
+    if with_student:  # parts that need neither data nor SAM are built
         mappers.append(cfg.S4M.UNLABELED_MAPPER)
         errors += collected(ARP, cfg) if cfg.S4M.ARP.ENABLED else []
     found = (collected(DATASET_MAPPER_REGISTRY.get(name), cfg, True) for name in mappers)
@@ -164,15 +131,14 @@ def _get(cfg: CfgNode, key: str) -> Any:
 
 
 def _value_errors(cfg: CfgNode) -> Iterator[S4MError]:
-    for key, (expected, passes) in _RULES.items():
-        if not passes(_get(cfg, key)):
-            yield ConfigError(f"{key} is {_get(cfg, key)!r}; expected {expected}.")
+    for keys, (expected, passes) in _RULES.items():
+        for key in keys.split():
+            if not passes(_get(cfg, key)):
+                yield ConfigError(f"{key} is {_get(cfg, key)!r}; expected {expected}.")
     for key, choices in _CHOICES.items():
-        names = [choice if isinstance(choice, str) else choice[0] for choice in choices]
+        names = sorted(choice if isinstance(choice, str) else choice[0] for choice in choices)
         if _get(cfg, key) not in names:
-            yield ConfigError(
-                f"{key} is {_get(cfg, key)!r}; choose one of {', '.join(sorted(names))}."
-            )
+            yield ConfigError(f"{key} is {_get(cfg, key)!r}; choose one of {', '.join(names)}.")
     former = cfg.MODEL.MASK_FORMER
     if former.NHEADS < 1 or former.HIDDEN_DIM % former.NHEADS:
         yield ConfigError(
@@ -222,7 +188,7 @@ def _dataset_name_errors(cfg: CfgNode) -> Iterator[S4MError]:
             )
 
 
-def _stage_errors(cfg: CfgNode) -> Iterator[S4MError]:
+def _schedule_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
     stage, weights = cfg.S4M.STAGE, cfg.S4M.TEACHER_WEIGHTS
     if stage == "teacher" and weights:
         yield ConfigError(
@@ -239,13 +205,10 @@ def _stage_errors(cfg: CfgNode) -> Iterator[S4MError]:
             f"S4M.BURN_IN is {cfg.S4M.BURN_IN}; expected at most SOLVER.MAX_ITER, "
             f"{cfg.SOLVER.MAX_ITER}: the teacher would never follow the student."
         )
-
-
-def _batch_errors(cfg: CfgNode, num_processes: int) -> Iterator[S4MError]:
     for key in ("SOLVER.IMS_PER_BATCH", "S4M.TEACHER.IMS_PER_BATCH", "S4M.UNLABELED_IMS_PER_BATCH"):
-        if _get(cfg, key) % num_processes:
+        if _get(cfg, key) % processes:
             yield ConfigError(
-                f"{key} is {_get(cfg, key)}; expected a multiple of the {num_processes} processes "
+                f"{key} is {_get(cfg, key)}; expected a multiple of the {processes} processes "
                 "that share the batch."
             )
 
@@ -256,20 +219,18 @@ def needs_sam(cfg: CfgNode, stage: str) -> bool:
     return part.ENABLED and runs_stage(cfg, stage)
 
 
-def sam_errors(cfg: CfgNode) -> Iterator[S4MError]:
-    """SAM is needed and is none of its backend's models, or its package or file is missing."""
-    sam = cfg.S4M.SAM
-    users = [stage for stage in STAGES if needs_sam(cfg, stage)]
+def sam_errors(cfg: CfgNode) -> list[S4MError]:
+    """SAM is needed and is none of its backend's models, or its file is missing."""
+    sam, users = cfg.S4M.SAM, [stage for stage in STAGES if needs_sam(cfg, stage)]
     if not users or (sam.BACKEND in _PACKAGED_SAMS and not sam.CHECKPOINT):
-        return
+        return []
     errors = collected(check_model_type, sam.BACKEND, sam.MODEL_TYPE)
-    if sam.BACKEND == "sam2":
-        errors += collected(require_sam2_package)
-    yield from errors
     if not os.path.isfile(sam.CHECKPOINT):
         needs = "S4M.DISTILL.ENABLED" if "teacher" in users else "S4M.REFINE.ENABLED"
-        yield WeightsError(
+        error = WeightsError(
             f"S4M.SAM.CHECKPOINT: '{sam.CHECKPOINT}' does not exist, and {needs} needs it. "
             f"{where_to_get(sam.MODEL_TYPE)} Or set S4M.DISTILL.ENABLED False S4M.REFINE.ENABLED "
             "False to train without SAM."
         )
+        errors.append(error)
+    return errors

@@ -22,17 +22,6 @@ from s4m_d2.visualization import evenly_spaced
 
 SAMPLED_IMAGES = 8  # decoded of each data set
 LISTED_CLASSES = 10  # with more, only the rarest and the most frequent are named
-# What loaders of data sets raise when files are missing or malformed.
-_LOADER_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
 Mapper = Callable[[dict], dict]
 
 
@@ -58,9 +47,8 @@ def dataset_findings(cfg: CfgNode, settings_are_right: bool = True) -> Iterator[
     try:
         labeled = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
     except S4MError as error:
-        yield Finding(
-            "labeled data", f"{', '.join(cfg.DATASETS.TRAIN)}: cannot be loaded", (error,)
-        )
+        text = f"{', '.join(cfg.DATASETS.TRAIN)}: cannot be loaded"
+        yield Finding("labeled data", text, [error])
         labeled = ()
     unlabeled = cfg.DATASETS.UNLABELED if runs_stage(cfg, "student") else ()
     roles = {"labeled": labeled, "unlabeled": unlabeled, "test": cfg.DATASETS.TEST}
@@ -71,7 +59,7 @@ def dataset_findings(cfg: CfgNode, settings_are_right: bool = True) -> Iterator[
             try:
                 records = load_records(name)
             except S4MError as error:
-                yield Finding(f"{role} data", f"{name}: cannot be loaded", (error,))
+                yield Finding(f"{role} data", f"{name}: cannot be loaded", [error])
                 continue
             shared = _shared_images(owners, role, name, records)
             if role == "unlabeled":
@@ -92,7 +80,7 @@ def load_records(name: str) -> list[dict]:
         records = DatasetCatalog.get(name)
     except DatasetError:
         raise
-    except _LOADER_ERRORS as error:
+    except Exception as error:  # of anyone's loader
         raise DatasetError(
             f"The data set '{name}' cannot be loaded: {error}. Correct its files: relative paths "
             "lie under $DETECTRON2_DATASETS (default: datasets), and datasets/README.md shows the "
@@ -131,19 +119,6 @@ def _shared_images(
     return [DatasetError(first_of(shared))] if shared else []
 
 
-def _to_look_at(records: Sequence[dict]) -> list[dict]:
-    """A sample, and the narrowest image, of which resizing may leave nothing."""
-    sample = evenly_spaced(records, SAMPLED_IMAGES)
-    narrowest = max(records, key=_narrowness)
-    return sample if any(record is narrowest for record in sample) else [*sample, narrowest]
-
-
-def _narrowness(record: dict) -> float:
-    """Ratio of an image's sides; 0 where its size is not known."""
-    sides = [side for key in ("height", "width") if isinstance(side := record.get(key), int)]
-    return max(sides) / max(min(sides), 1) if len(sides) == 2 else 0
-
-
 def _mapper(cfg: CfgNode, role: str, settings_are_right: bool) -> Mapper:
     """The mapper of training, or one that only decodes, to test or where settings are wrong."""
     names = {"labeled": cfg.INPUT.DATASET_MAPPER_NAME, "unlabeled": cfg.S4M.UNLABELED_MAPPER}
@@ -155,42 +130,41 @@ def _mapper(cfg: CfgNode, role: str, settings_are_right: bool) -> Mapper:
     return LabeledDatasetMapper(**plain, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
 
 
-def _refused(mapper: Mapper, sample: Sequence[dict]) -> dict[str, str]:
-    """The images that a mapper refuses, by path, and why."""
+def _look_at(records: Sequence[dict], mapper: Mapper) -> tuple[int, list[str]]:
+    """How many images of a sample the mapper takes; why not others, and those without a size."""
+    sample = evenly_spaced(records, SAMPLED_IMAGES)
+    narrowest = max(records, key=_narrowness)  # of which resizing may leave nothing
+    if not any(record is narrowest for record in sample):
+        sample.append(narrowest)
     refused = {}
     for seed, record in enumerate(sample):
         try:
             mapper({**record, "seeds": {"augment": seed}})
         except DatasetError as error:
             refused[record["file_name"]] = str(error)
-    return refused
-
-
-def _by_reason(refused: dict[str, str]) -> list[str]:
-    """Of messages that differ in the image alone, the first and the number of the others."""
-    alike: dict[str, list[str]] = {}
+    decoded = len(sample) - len(refused)
+    refused |= {r["file_name"]: r["unreadable"] for r in records if "unreadable" in r}
+    alike: dict[str, list[str]] = {}  # messages that differ in the image alone
     for file_name, reason in refused.items():
         alike.setdefault(reason.replace(file_name, ""), []).append(reason)
-    return [first_of(reasons) for reasons in alike.values()]
+    return decoded, [first_of(reasons) for reasons in alike.values()]
+
+
+def _narrowness(record: dict) -> float:
+    """Ratio of an image's sides; 0 where its size is not known."""
+    sides = [side for key in ("height", "width") if isinstance(side := record.get(key), int)]
+    return max(sides) / max(min(sides), 1) if len(sides) == 2 else 0
 
 
 def _unlabeled_finding(
     name: str, records: Sequence[dict], mapper: Mapper, shared: list[S4MError]
 ) -> Finding:
-    sample = _to_look_at(records)
-    refused = _refused(mapper, sample)
-    decoded = len(sample) - len(refused)
-    refused |= {r["file_name"]: r["unreadable"] for r in records if "unreadable" in r}
-    reasons = _by_reason(refused)
+    decoded, reasons = _look_at(records, mapper)
     item, text = "unlabeled data", f"{name}: {len(records):,} images; {decoded} decoded"
     if decoded:
-        warnings = (f"Unlabeled data set '{name}': {reason}" for reason in reasons)
-        return Finding(item, text, tuple(shared), tuple(warnings))
-    whole = DatasetError(
-        f"The unlabeled data set '{name}': none of {len(sample)} sampled images can be used. "
-        f"{reasons[0]}"
-    )
-    return Finding(item, text, (*shared, whole))
+        return Finding(item, text, shared, [f"Unlabeled data set '{name}': {r}" for r in reasons])
+    error = f"The unlabeled data set '{name}': none of the sampled images can be used. {reasons[0]}"
+    return Finding(item, text, [*shared, DatasetError(error)])
 
 
 def _annotated_findings(
@@ -204,72 +178,63 @@ def _annotated_findings(
     """A line on the data set, with instances of an image (fewest / mean / most); its classes."""
     metadata = MetadataCatalog.get(name)
     names = metadata.get("thing_classes") or [str(label) for label in range(num_classes)]
-    per_image, per_class, errors = _count_instances(name, records, num_classes)
-    if len(names) != num_classes:  # then that is the cause of ids that are out of range
-        errors = [
-            ConfigError(
-                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected {len(names)}, the "
-                f"number of classes of '{name}'."
-            )
-        ]
-    if not any(per_image):
-        errors.append(
-            DatasetError(
-                f"The data set '{name}' has {len(records)} images and no instance: there is "
-                "nothing to learn from or to evaluate. Choose a larger split, or check its "
-                "annotations."
-            )
-        )
+    labels = [
+        [a.get("category_id") for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+        for record in records
+    ]
+    errors = list(_annotation_errors(name, records, labels, num_classes, len(names)))
     decoded = 0
     if not errors:  # else every image would repeat them
-        sample = _to_look_at(records)
-        refused = _refused(mapper, sample)
-        decoded = len(sample) - len(refused)
-        errors += map(DatasetError, _by_reason(refused))
+        decoded, reasons = _look_at(records, mapper)
+        errors += map(DatasetError, reasons)
+    per_image = [len(of_image) for of_image in labels]
     found = metadata.get("findings")  # of our reader
-    mean = sum(per_image) / len(per_image)
     text = f"{name}: {len(records):,} images, {sum(per_image):,} instances ({min(per_image)} / "
-    text += f"{mean:.1f} / {max(per_image)} an image); {decoded} decoded"
+    text += f"{sum(per_image) / len(per_image):.1f} / {max(per_image)} an image); {decoded} decoded"
     text += f"; {found.summary}" if found and found.summary else ""
-    warnings = tuple(found.warnings) if found else ()
-    yield Finding(f"{role} data", text, (*shared, *errors), warnings)
-    if not shared and not errors:
-        yield _class_finding(role, name, {n: per_class[label] for label, n in enumerate(names)})
-
-
-def _class_finding(role: str, name: str, counts: dict[str, int]) -> Finding:
-    """Instances of each class, or of the rarest and the most frequent one."""
-    text = ", ".join(f"{label} {count:,}" for label, count in counts.items())
-    if len(counts) > LISTED_CLASSES:
-        low, high = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
-        text = f"{len(counts)} classes, from {low} {counts[low]:,} to {high} {counts[high]:,}"
-    absent = [label for label, count in counts.items() if not count]
-    if role != "labeled" or not absent:
-        return Finding(f"{role} classes", text)
+    yield Finding(f"{role} data", text, [*shared, *errors], found.warnings if found else ())
+    if shared or errors:
+        return
+    counts = Counter(label for of_image in labels for label in of_image)
+    number = {label: counts[index] for index, label in enumerate(names)}
+    text = ", ".join(f"{label} {count:,}" for label, count in number.items())
+    if len(number) > LISTED_CLASSES:
+        low, high = min(number, key=number.__getitem__), max(number, key=number.__getitem__)
+        text = f"{len(number)} classes, from {low} {number[low]:,} to {high} {number[high]:,}"
+    absent = [label for label in number if not number[label] and role == "labeled"]
     warning = (
         f"'{name}' has no instance of {', '.join(absent)}: the model cannot learn it. "
         "Label images of it, or choose others: a larger split, S4M.SPLIT_SEED, S4M.SPLIT_FILE."
     )
-    return Finding(f"{role} classes", text, (), (warning,))
+    yield Finding(f"{role} classes", text, (), [warning] if absent else [])
 
 
-def _count_instances(
-    name: str, records: Sequence[dict], num_classes: int
-) -> tuple[list[int], Counter[int], list[S4MError]]:
-    """Instances of each image and of each class, crowds excluded; ids that are out of range."""
-    per_image: list[int] = []
-    per_class: Counter[int] = Counter()
-    out_of_range: list[str] = []
-    for record in records:
-        annotations = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
-        per_image.append(len(annotations))
-        for label in (annotation.get("category_id") for annotation in annotations):
-            if label in range(num_classes):
-                per_class[label] += 1
-            else:
-                out_of_range.append(
-                    f"Data set '{name}': an annotation of {record['file_name']} has the class id "
-                    f"{label}; expected one from 0 to {num_classes - 1}. Correct the annotation, "
-                    "or the map of the data set's ids to contiguous ones."
-                )
-    return per_image, per_class, [DatasetError(first_of(out_of_range))] if out_of_range else []
+def _annotation_errors(
+    name: str,
+    records: Sequence[dict],
+    labels: Sequence[Sequence[object]],
+    num_classes: int,
+    num_names: int,
+) -> Iterator[S4MError]:
+    if num_names != num_classes:
+        yield ConfigError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected {num_names}, the "
+            f"number of classes of '{name}'."
+        )
+    else:
+        wrong = [
+            f"Data set '{name}': an annotation of {record['file_name']} has the class id "
+            f"{label}; expected one from 0 to {num_classes - 1}. Correct the annotation, "
+            "or the map of the data set's ids to contiguous ones."
+            for record, of_image in zip(records, labels, strict=True)
+            for label in of_image
+            if label not in range(num_classes)
+        ]
+        if wrong:
+            yield DatasetError(first_of(wrong))
+    if not any(labels):
+        yield DatasetError(
+            f"The data set '{name}' has {len(records)} images and no instance: there is "
+            "nothing to learn from or to evaluate. Choose a larger split, or check its "
+            "annotations."
+        )

@@ -12,7 +12,6 @@ from tabulate import tabulate
 from s4m_d2.errors import S4MError, printable
 
 _FINDING_WIDTH = 76  # characters of the table's middle column
-_KIBI = 1024
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,8 @@ class Finding:
 
     item: str
     text: str
-    errors: tuple[S4MError, ...] = ()
-    warnings: tuple[str, ...] = ()
+    errors: Sequence[S4MError] = ()
+    warnings: Sequence[str] = ()
     checked: bool = True
 
     @property
@@ -45,26 +44,24 @@ class Finding:
 class PreflightReport:
     """The findings in the order of the checks; ``str`` makes the table and the list of problems."""
 
-    findings: tuple[Finding, ...]
+    findings: Sequence[Finding]
 
     @property
     def errors(self) -> list[S4MError]:
         return [error for finding in self.findings for error in finding.errors]
-
-    @property
-    def warnings(self) -> list[str]:
-        return [warning for finding in self.findings for warning in finding.warnings]
 
     def __str__(self) -> str:
         rows = [
             (f.item, textwrap.fill(printable(f.text), _FINDING_WIDTH), f.status)
             for f in self.findings
         ]
-        parts = [tabulate(rows, ("item", "finding", "status"))]
         problems = [f"Error: {error}" for error in self.errors]
-        problems += [f"Warning: {printable(warning)}" for warning in self.warnings]
-        parts += [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
-        return "\n".join(parts)
+        problems += [f"Warning: {printable(w)}" for f in self.findings for w in f.warnings]
+        return "\n".join([tabulate(rows, ("item", "finding", "status")), *_numbered(problems)])
+
+
+def _numbered(what: Iterable[object]) -> list[str]:
+    return [f"{number}. {item}" for number, item in enumerate(what, start=1)]
 
 
 def collected(check: Callable[..., Any], *args: Any) -> list[S4MError]:
@@ -86,8 +83,8 @@ def raise_all(errors: Iterable[S4MError]) -> None:
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        lines = [f"{number}. {error}" for number, error in enumerate(errors, start=1)]
-        raise type(errors[0])(f"{len(errors)} problems:", *"\n".join(lines).split("\n"))
+        lines = "\n".join(_numbered(errors)).split("\n")
+        raise type(errors[0])(f"{len(errors)} problems:", *lines)
 
 
 def first_of(what: Sequence[str]) -> str:
@@ -99,13 +96,11 @@ def first_of(what: Sequence[str]) -> str:
 def in_units(size: float) -> str:
     """Bytes for people, in powers of 1024.
 
-    >>> in_units(512), in_units(1536), in_units(3 * 1024**3)
-    ('512 B', '1.5 KiB', '3.0 GiB')
+    >>> in_units(1536), in_units(3 * 1024**3)
+    ('1.5 KiB', '3.0 GiB')
     """
-    if size < _KIBI:
-        return f"{size:.0f} B"
-    for unit in ("KiB", "MiB", "GiB"):
-        size /= _KIBI
-        if size < _KIBI:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
             return f"{size:.1f} {unit}"
-    return f"{size / _KIBI:.1f} TiB"
+        size /= 1024
+    return f"{size:.1f} TiB"

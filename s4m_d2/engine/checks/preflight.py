@@ -14,10 +14,10 @@ from s4m_d2.engine.checks.resource_checks import (
     check_output_dir,
     disk_finding,
     memory_finding,
-    output_dir_finding,
+    output_dir_errors,
 )
 from s4m_d2.engine.checks.resume_checks import resume_finding
-from s4m_d2.engine.checks.weight_checks import blueprint_findings, weight_findings
+from s4m_d2.engine.checks.weight_checks import model_finding, sam_finding, weight_findings
 from s4m_d2.engine.labeling.quality import quality_findings
 from s4m_d2.engine.stages import stage_config, stages_to_run
 from s4m_d2.errors import ConfigError
@@ -46,26 +46,31 @@ def preflight(
     num_local = num_processes if num_local is None else num_local
     errors = config_errors(cfg, num_processes=num_processes)
     stages = stages_to_run(cfg, resume=resume)
-    settings = Finding("settings", _schedule(cfg, stages), tuple(errors))
+    settings = Finding("settings", _schedule(cfg, stages), errors)
     findings = [settings, *([resume_finding(cfg, stages, num_processes)] if resume else [])]
     findings.append(_device_finding(cfg, num_processes, num_local))
     if cfg.INPUT.FORMAT in ("RGB", "BGR") and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES > 0:
         findings += [*dataset_findings(cfg, not errors), *quality_findings(cfg)]
-    # A model of wrong settings cannot be built, or is another than will be meant.
-    blueprints, lines = blueprint_findings(cfg, settings_are_right=not errors)
-    findings += [*lines, *weight_findings(cfg, blueprints.model, stages, resume=resume)]
-    findings.append(output_dir_finding(cfg, stages, resume=resume))
-    if blueprints.model is None:
+    if errors:  # a model of wrong settings cannot be built, or is another than will be meant
+        model, line = (
+            None,
+            Finding("model", "not built before the settings are right", checked=False),
+        )
+    else:
+        model, line = model_finding(cfg)
+    sam, of_sam = sam_finding(cfg, settings_are_right=not errors)
+    findings += [line, of_sam, *weight_findings(cfg, model, stages, resume=resume)]
+    where = " and ".join(f"{stage}/" for stage in stages) or "nothing, every stage is finished"
+    refused = list(output_dir_errors(cfg, resume=resume))
+    findings.append(Finding("output", f"{cfg.OUTPUT_DIR}: {where}", refused))
+    if model is None:
         text = "estimated when the model can be built"
         findings += [Finding(item, text, checked=False) for item in ("disk", "memory")]
     else:
-        findings += [
-            disk_finding(cfg, blueprints.model, stages),
-            memory_finding(
-                cfg, blueprints, stages, num_processes=num_processes, num_local=num_local
-            ),
-        ]
-    return PreflightReport(tuple(findings))
+        processes = {"num_processes": num_processes, "num_local": num_local}
+        findings.append(disk_finding(cfg, model, stages))
+        findings.append(memory_finding(cfg, model, sam, stages, **processes))
+    return PreflightReport(findings)
 
 
 def _schedule(cfg: CfgNode, stages: Sequence[str]) -> str:
@@ -90,4 +95,4 @@ def _device_finding(cfg: CfgNode, num_processes: int, num_local: int) -> Finding
     if num_local <= count:
         return Finding("device", text)
     error = ConfigError(f"--num-gpus is {num_local}; expected at most {count}, the GPUs here.")
-    return Finding("device", text, (error,))
+    return Finding("device", text, [error])

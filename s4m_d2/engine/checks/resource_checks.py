@@ -15,18 +15,12 @@ from torch import nn
 from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
 from s4m_d2.engine.checks.config_checks import needs_sam
 from s4m_d2.engine.checks.findings import Finding, in_units, raise_all
-from s4m_d2.engine.checks.weight_checks import Blueprints, bytes_of, sam_bytes
+from s4m_d2.engine.checks.weight_checks import bytes_of, sam_bytes
 from s4m_d2.engine.stages import STAGES, runs_stage, stage_config
 from s4m_d2.errors import ConfigError, S4MError
+from s4m_d2.sam import SamBackend
 
-# A checkpoint beside the values of its tensors, measured: mostly names, alignment and directory
-# entries; settings, schedule and random states are few.
-_BYTES_A_TENSOR = 330
-_BYTES_A_STEP = 4  # AdamW counts the steps of each parameter in a tensor
-_OPTIMIZER_COPIES = {"ADAMW": 2, "SGD": 1}  # tensors of a parameter's size in its state
-
-
-# The output folder
+_OPTIMIZER_COPIES = {"ADAMW": 2, "SGD": 1}  # tensors of a trained parameter's size in its state
 
 
 def check_output_dir(cfg: CfgNode, *, resume: bool) -> None:
@@ -47,14 +41,11 @@ def check_output_dir(cfg: CfgNode, *, resume: bool) -> None:
 def output_dir_errors(cfg: CfgNode, *, resume: bool) -> Iterator[S4MError]:
     """The same, without making anything."""
     parent = existing_parent(cfg.OUTPUT_DIR)
-    if not os.path.isdir(parent):
+    is_folder = os.path.isdir(parent)
+    if not is_folder or not os.access(parent, os.W_OK | os.X_OK):
         yield ConfigError(
-            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: '{parent}' is a file. Choose another "
-            "folder."
-        )
-    elif not os.access(parent, os.W_OK | os.X_OK):
-        yield ConfigError(
-            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': '{parent}' is not writable; choose another folder."
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: '{parent}' "
+            f"{'is not writable' if is_folder else 'is a file'}. Choose another folder."
         )
     for stage in STAGES:
         folder = stage_config(cfg, stage).OUTPUT_DIR
@@ -78,46 +69,21 @@ def existing_parent(path: str) -> str:
     return path
 
 
-def output_dir_finding(cfg: CfgNode, stages: Sequence[str], *, resume: bool) -> Finding:
-    """The line of a report; nothing is made."""
-    errors = tuple(output_dir_errors(cfg, resume=resume))
-    what = " and ".join(f"{stage}/" for stage in stages) or "nothing, every stage is finished"
-    return Finding("output", f"{cfg.OUTPUT_DIR}: {what}", errors)
-
-
-# The disk
-
-
 def checkpoint_bytes(cfg: CfgNode, stage: str, model: nn.Module) -> int:
-    """About how many bytes one checkpoint of a stage has.
-
-    They are the model's state, the optimizer's (two tensors for each trainable parameter with
-    AdamW) and in stage 2 the teacher's.
+    """About how many bytes a stage keeps: its models' and the optimizer's state, a teacher in 2.
 
     Args:
         cfg: of the run or of the stage.
         stage: "teacher" or "student".
         model: also without values (:func:`~s4m_d2.engine.checks.weight_checks.model_blueprint`).
     """
-    state = list(model.state_dict().values())
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     models = 2 if stage == "student" else 1
     copies = _OPTIMIZER_COPIES[cfg.SOLVER.OPTIMIZER]
-    size = models * sum(tensor.numel() * tensor.element_size() for tensor in state)
-    size += copies * bytes_of(model, trainable=True)
-    tensors = models * len(state) + copies * len(trained)
-    if cfg.SOLVER.OPTIMIZER == "ADAMW":
-        size += _BYTES_A_STEP * len(trained)
-        tensors += len(trained)
-    return size + tensors * _BYTES_A_TENSOR
+    return models * bytes_of(model) + copies * bytes_of(model, trainable=True)
 
 
 def kept_checkpoints(cfg: CfgNode) -> int:
-    """How many files a stage has on the disk at most: periodic ones and the last.
-
-    Args:
-        cfg: of the stage.
-    """
+    """How many files a stage, of which this is the config, has at most: periodic and the last."""
     periodic = cfg.SOLVER.MAX_ITER // cfg.SOLVER.CHECKPOINT_PERIOD
     kept = cfg.SOLVER.CHECKPOINT_KEEP  # 0: all; a new one is written before one goes
     return (min(periodic, kept) if kept else periodic) + 1
@@ -142,42 +108,33 @@ def disk_finding(cfg: CfgNode, model: nn.Module, stages: Sequence[str]) -> Findi
             f"'{folder}' has {in_units(free)} free. Free space, or choose an OUTPUT_DIR on another "
             "disk."
         )
-        return Finding("disk", text, (error,))
-    if needed <= free:
-        return Finding("disk", text)
+        return Finding("disk", text, [error])
     warning = (
         f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': the checkpoints still to come have about "
         f"{in_units(needed)}, and '{folder}' has {in_units(free)} free. Free space, choose an "
         "OUTPUT_DIR on another disk, or raise SOLVER.CHECKPOINT_PERIOD "
         f"({cfg.SOLVER.CHECKPOINT_PERIOD}) or set SOLVER.CHECKPOINT_KEEP (0: all are kept)."
     )
-    return Finding("disk", text, (), (warning,))
+    return Finding("disk", text, (), [warning] if needed > free else [])
 
 
-# Memory
-
-
-def stage_memory(cfg: CfgNode, stage: str, blueprints: Blueprints, num_processes: int = 1) -> int:
+def stage_memory(
+    cfg: CfgNode, stage: str, model: nn.Module, sam: SamBackend | None, num_processes: int = 1
+) -> int:
     """Bytes that one process of a stage holds in any case, before any image.
 
-    Weights, gradients (twice with several processes: DDP's buckets), the optimizer's state, in
-    stage 2 the teacher, and SAM where the stage consults it. Not: activations, which grow with
-    the crop and the batch, images, and what PyTorch itself needs.
+    What a checkpoint has, gradients (twice with several processes: DDP's buckets), and SAM where
+    the stage consults it. Not: activations, images, and what PyTorch itself needs.
     """
-    model = blueprints.model or nn.Module()
-    weights, trained = bytes_of(model), bytes_of(model, trainable=True)
-    gradients = 2 if num_processes > 1 else 1
-    size = weights + trained * (gradients + _OPTIMIZER_COPIES[cfg.SOLVER.OPTIMIZER])
-    if stage == "student":
-        size += weights
-    if blueprints.sam is not None and needs_sam(cfg, stage):
-        size += sam_bytes(blueprints.sam)
-    return size
+    size = checkpoint_bytes(cfg, stage, model)
+    size += bytes_of(model, trainable=True) * (2 if num_processes > 1 else 1)
+    return size + (sam_bytes(sam) if needs_sam(cfg, stage) else 0)
 
 
 def memory_finding(
     cfg: CfgNode,
-    blueprints: Blueprints,
+    model: nn.Module,
+    sam: SamBackend | None,
     stages: Sequence[str],
     *,
     num_processes: int,
@@ -186,14 +143,14 @@ def memory_finding(
     """Compare the largest stage's memory with the device's."""
     if not stages:
         return Finding("memory", "nothing to train")
-    needs = {s: stage_memory(cfg, s, blueprints, num_processes) for s in stages}
+    needs = {s: stage_memory(cfg, s, model, sam, num_processes) for s in stages}
     stage = max(needs, key=needs.__getitem__)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     needed = needs[stage] * (1 if on_gpu else num_local)  # of one memory
     available, where = available_memory(cfg.MODEL.DEVICE), "of the GPU" if on_gpu else "available"
     text = f"{in_units(needed)} ({stage}: weights, gradients, optimizer"
     text += ", teacher" if stage == "student" else ""
-    text += ", SAM" if blueprints.sam is not None and needs_sam(cfg, stage) else ""
+    text += ", SAM" if sam is not None and needs_sam(cfg, stage) else ""
     text += f") + activations, of {in_units(available)} {where}" if available else ")"
     if not available or needed <= available:
         return Finding("memory", text)
@@ -202,7 +159,7 @@ def memory_finding(
         f"{in_units(available)} {where}. Use a smaller model or SAM (S4M.SAM.MODEL_TYPE), or a "
         "device with more memory; a smaller batch does not help."
     )
-    return Finding("memory", text, (), (warning,))
+    return Finding("memory", text, (), [warning])
 
 
 def available_memory(device: str) -> int | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode
 
@@ -34,9 +33,21 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
         name, content = saved_state(of_stage.OUTPUT_DIR)
         if not isinstance(content.get("iteration"), int):
             continue
-        finished, before = content["iteration"] + 1, _settings(content)
+        try:
+            before = dict(content["trainer"]["hooks"]["RunStateHook"]["settings"])
+        except (LookupError, TypeError, ValueError):  # of another program or version
+            before = {}
+        finished, asked = content["iteration"] + 1, cfg.S4M.TEACHER.MAX_ITER
         if stage == "teacher" and student_has_begun(cfg):
-            errors += _teacher_errors(cfg, before)
+            trained = before.get(MAX_ITER, asked)
+            if asked not in (0, trained):
+                error = ConfigError(
+                    f"S4M.TEACHER.MAX_ITER is {asked}, but stage 2 in '{cfg.OUTPUT_DIR}' has begun "
+                    f"with a teacher of {trained} iterations, which stays what it is. Leave it at "
+                    f"{trained} (SOLVER.MAX_ITER trains stage 2 longer), or start a new run in "
+                    "another OUTPUT_DIR."
+                )
+                errors.append(error)
             continue
         now = run_settings(of_stage, num_processes, has_teacher=stage == "student")
         refused = list(continuation_errors(finished, before, now))
@@ -47,24 +58,4 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
             texts.append(f"{stage} {state} after {finished:,} iterations, {length}")
             warnings += changes(before, now)
     text = "; ".join(texts) or (_REFUSED if errors else _NOTHING if stages else _FINISHED)
-    return Finding("resume", text, tuple(errors), tuple(warnings))
-
-
-def _settings(content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings that a checkpoint was made with, none if it does not say."""
-    try:
-        return dict(content["trainer"]["hooks"]["RunStateHook"]["settings"])
-    except (LookupError, TypeError, ValueError):
-        return {}
-
-
-def _teacher_errors(cfg: CfgNode, before: Mapping[str, Any]) -> Iterator[ConfigError]:
-    """The teacher that stage 2 has begun with is to be another one."""
-    asked = cfg.S4M.TEACHER.MAX_ITER
-    trained = before.get(MAX_ITER, asked)
-    if asked not in (0, trained):
-        yield ConfigError(
-            f"S4M.TEACHER.MAX_ITER is {asked}, but stage 2 in '{cfg.OUTPUT_DIR}' has begun with a "
-            f"teacher of {trained} iterations, which stays what it is. Leave it at {trained} "
-            "(SOLVER.MAX_ITER trains stage 2 longer), or start a new run in another OUTPUT_DIR."
-        )
+    return Finding("resume", text, errors, warnings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -82,51 +81,39 @@ def bytes_of(module: nn.Module, *, trainable: bool = False) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in used)
 
 
-def sam_bytes(backend: SamBackend) -> int:
-    """Bytes of the modules that a backend holds."""
-    parts = [part for part in vars(backend).values() if isinstance(part, nn.Module)]
-    return bytes_of(nn.ModuleList(parts))
+def sam_bytes(backend: SamBackend | None) -> int:
+    """Bytes of the modules that a backend holds, of which some are parts of others."""
+    parts = vars(backend).values() if backend is not None else ()
+    return bytes_of(nn.ModuleList([part for part in parts if isinstance(part, nn.Module)]))
 
 
-@dataclass(frozen=True)
-class Blueprints:
-    """What was built for the checks; None where it could not be, or is not needed."""
+def model_finding(cfg: CfgNode) -> tuple[nn.Module | None, Finding]:
+    """The model without values, None where it cannot be built; the line of a report."""
+    try:
+        model = model_blueprint(cfg)
+    except S4MError as error:
+        return None, Finding("model", "cannot be built", [error])
+    count = sum(parameter.numel() for parameter in model.parameters())
+    text = f"{cfg.MODEL.META_ARCHITECTURE}, {count / 1e6:.1f} million parameters"
+    return model, Finding("model", text)
 
-    model: nn.Module | None
-    sam: SamBackend | None
 
+def sam_finding(cfg: CfgNode, settings_are_right: bool = True) -> tuple[SamBackend | None, Finding]:
+    """SAM without values, None where it is not needed or cannot be built; the line of a report.
 
-def blueprint_findings(
-    cfg: CfgNode, *, settings_are_right: bool = True
-) -> tuple[Blueprints, list[Finding]]:
-    """Build the model and SAM without values; the lines of a report on them and on SAM's file.
-
-    Args:
-        cfg: of a whole run.
-        settings_are_right: without that nothing is built, and only SAM's file is looked for.
+    Where settings are wrong, SAM's file is looked for only.
     """
-    model, sam = None, None
-    line = Finding("model", "not built before the settings are right", checked=False)
-    if settings_are_right:
-        try:
-            model = model_blueprint(cfg)
-            count = sum(parameter.numel() for parameter in model.parameters())
-            text = f"{cfg.MODEL.META_ARCHITECTURE}, {count / 1e6:.1f} million parameters"
-            line = Finding("model", text)
-        except S4MError as error:
-            line = Finding("model", "cannot be built", (error,))
     if not any(needs_sam(cfg, stage) for stage in STAGES):
-        return Blueprints(model, None), [line, Finding("SAM", "not used")]
-    errors = list(sam_errors(cfg))
+        return None, Finding("SAM", "not used")
+    sam, errors = None, sam_errors(cfg)
     if settings_are_right and not errors:
         try:
             sam = sam_blueprint(cfg)
         except S4MError as error:
             errors.append(error)
-    size = f" ({in_units(sam_bytes(sam))})" if sam is not None else ""
-    text = f"{cfg.S4M.SAM.BACKEND}, {cfg.S4M.SAM.CHECKPOINT or 'the packaged weights'}{size}"
-    sam_line = Finding("SAM", text, tuple(errors), checked=settings_are_right)
-    return Blueprints(model, sam), [line, sam_line]
+    text = f"{cfg.S4M.SAM.BACKEND}, {cfg.S4M.SAM.CHECKPOINT or 'the packaged weights'}"
+    text += f" ({in_units(sam_bytes(sam))})" if sam is not None else ""
+    return sam, Finding("SAM", text, errors, checked=settings_are_right)
 
 
 def weight_findings(
@@ -153,23 +140,21 @@ def weight_findings(
     if "student" not in stages:
         return
     teacher = cfg.S4M.TEACHER_WEIGHTS
-    if teacher or "teacher" not in stages:
-        teacher = teacher or final_weights(cfg, "teacher")
-        yield _file_finding("teacher", model, teacher, branch="teacher", whole=True)
-    else:
+    if not teacher and "teacher" in stages:
         yield Finding("teacher", "made by stage 1 of this run")
+    else:
+        yield _file_finding("teacher", model, teacher or final_weights(cfg, "teacher"))
 
 
-def _file_finding(
-    item: str, model: nn.Module | None, path: str, *, branch: str = "student", whole: bool = False
-) -> Finding:
+def _file_finding(item: str, model: nn.Module | None, path: str) -> Finding:
     if model is None and ("://" in path or os.path.isfile(path)):
         return Finding(item, f"{path}: compared when the model can be built", checked=False)
     model = nn.Module() if model is None else model  # without one, there is no file either
+    branch = "teacher" if item == "teacher" else "student"
     try:
-        report = S4MCheckpointer(model).inspect(path, branch=branch, require=whole)
+        report = S4MCheckpointer(model).inspect(path, branch=branch, require=item == "teacher")
     except S4MError as error:
-        return Finding(item, path, (error,))
+        return Finding(item, path, [error])
     text = f"{path}: {len(report.matched)} of the model's {len(model.state_dict())} tensors"
     warning = f"{report}. If this is not meant, use the config that the file was trained with."
-    return Finding(item, text, (), (warning,) if report.is_surprising else ())
+    return Finding(item, text, (), [warning] if report.is_surprising else [])
