@@ -219,9 +219,13 @@ def _refine_config() -> CN:
     refine.ENABLED = True  # False: the teacher's masks stay as they are
     refine.METHOD = "points"  # a name of REFINER_REGISTRY
     refine.NUM_POINTS = 3  # clicks a mask; points only
-    refine.PROMPT = "points"  # points, the mask's box, or both; METHOD points only
+    # points, the mask's box, or both; METHOD points only. auto: what GATE measured as best
+    refine.PROMPT = "points"
     # IoU with the teacher's mask below which that one stays; points only. 0.0: as in the paper
     refine.MIN_AGREEMENT = 0.0
+    # warn or auto: stage 1 leaves a fifth of the labeled images out, on which its teacher's masks
+    # are measured before and after refinement; auto switches off what makes them worse
+    refine.GATE = "off"
     refine.SEPL = _sepl_config()
     return refine
 

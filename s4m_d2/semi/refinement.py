@@ -28,6 +28,7 @@ REFINER_REGISTRY = Registry("REFINER")
 REFINER_REGISTRY.__doc__ = """Builders ``(cfg, backend) -> refiner`` of pseudo-label masks."""
 
 PROMPTS = ("points", "box", "both")  # values of S4M.REFINE.PROMPT
+AUTO_PROMPT = "auto"  # another one: chosen by measuring; points until then
 BOX_LABELS = (2, 3)  # of prompt points: upper left and lower right corner
 MASKS_AT_ONCE = 16  # masks resized to image size together; bounds the memory
 NO_MASK = -1e3  # a logit that is outside wherever a mask is thresholded
@@ -133,11 +134,12 @@ class PointRefiner:
 
     @classmethod
     def from_config(cls, cfg, backend) -> dict:
+        prompt = cfg.S4M.REFINE.PROMPT
         return {
             "backend": backend,
             "num_points": cfg.S4M.REFINE.NUM_POINTS,
             "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
-            "prompt": cfg.S4M.REFINE.PROMPT,
+            "prompt": PROMPTS[0] if prompt == AUTO_PROMPT else prompt,
             "min_agreement": cfg.S4M.REFINE.MIN_AGREEMENT,
         }
 

@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.checks.findings import collected, raise_all
 from s4m_d2.engine.figures.figure_set import FIGURES
+from s4m_d2.engine.labeling.gate import GATES, OFF
 from s4m_d2.engine.labeling.protocol import check_architecture
 from s4m_d2.engine.labeling.pseudo_labeling import AMP, FLOAT32
 from s4m_d2.engine.stages import STAGES, runs_stage
@@ -23,6 +24,7 @@ from s4m_d2.errors import ConfigError, S4MError, WeightsError
 from s4m_d2.sam import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, where_to_get
 from s4m_d2.semi import ARP
+from s4m_d2.semi.refinement import AUTO_PROMPT, PROMPTS
 
 _SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 _PACKAGED_SAMS = ("tiny", "tiny_toyscapes")  # the backends that need no checkpoint
@@ -31,7 +33,8 @@ _PACKAGED_SAMS = ("tiny", "tiny_toyscapes")  # the backends that need no checkpo
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     """
     S4M.PSEUDO_LABEL.DUPLICATE_IOU S4M.PSEUDO_LABEL.MASK_THRESH S4M.PSEUDO_LABEL.SCORE_THRESH
-    S4M.REFINE.SEPL.BOX_NMS_THRESH S4M.REFINE.SEPL.O_P_THRESH S4M.REFINE.SEPL.O_S_THRESH
+    S4M.REFINE.MIN_AGREEMENT S4M.REFINE.SEPL.BOX_NMS_THRESH
+    S4M.REFINE.SEPL.O_P_THRESH S4M.REFINE.SEPL.O_S_THRESH
     S4M.REFINE.SEPL.PRED_IOU_THRESH S4M.REFINE.SEPL.STABILITY_SCORE_THRESH
     S4M.STRONG_VIEW.BLUR_PROB S4M.STRONG_VIEW.GRAYSCALE_PROB S4M.STRONG_VIEW.JITTER_PROB
     """: ("a number from 0 to 1", lambda v: 0 <= v <= 1),
@@ -75,6 +78,8 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "S4M.AMP_PRECISION": PRECISIONS,
     "S4M.EVAL": ("student", "teacher", "both"),
     "S4M.PSEUDO_LABEL.PRECISION": (AMP, FLOAT32),
+    "S4M.REFINE.GATE": GATES,
+    "S4M.REFINE.PROMPT": (*PROMPTS, AUTO_PROMPT),
     "S4M.SAM.BACKEND": SAM_BACKEND_REGISTRY,
     "S4M.STAGE": ("both", "teacher", "student"),
     "S4M.TEACHER.SAMPLER": _SAMPLERS,
@@ -139,6 +144,11 @@ def _value_errors(cfg: CfgNode) -> Iterator[S4MError]:
         names = sorted(choice if isinstance(choice, str) else choice[0] for choice in choices)
         if _get(cfg, key) not in names:
             yield ConfigError(f"{key} is {_get(cfg, key)!r}; choose one of {', '.join(names)}.")
+    if cfg.S4M.REFINE.PROMPT == AUTO_PROMPT and cfg.S4M.REFINE.GATE == OFF:
+        yield ConfigError(
+            "S4M.REFINE.PROMPT is 'auto', which S4M.REFINE.GATE measures; set that to 'warn' or "
+            "'auto'."
+        )
     former = cfg.MODEL.MASK_FORMER
     if former.NHEADS < 1 or former.HIDDEN_DIM % former.NHEADS:
         yield ConfigError(

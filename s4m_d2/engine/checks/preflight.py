@@ -18,6 +18,7 @@ from s4m_d2.engine.checks.resource_checks import (
 )
 from s4m_d2.engine.checks.resume_checks import resume_finding
 from s4m_d2.engine.checks.weight_checks import model_finding, sam_finding, weight_findings
+from s4m_d2.engine.labeling.gate import gate_findings
 from s4m_d2.engine.labeling.quality import quality_findings
 from s4m_d2.engine.stages import stage_config, stages_to_run
 from s4m_d2.errors import ConfigError
@@ -50,7 +51,8 @@ def preflight(
     findings = [settings, *([resume_finding(cfg, stages, num_processes)] if resume else [])]
     findings.append(_device_finding(cfg, num_processes, num_local))
     if cfg.INPUT.FORMAT in ("RGB", "BGR") and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES > 0:
-        findings += [*dataset_findings(cfg, not errors), *quality_findings(cfg)]
+        findings += dataset_findings(cfg, not errors)
+        findings += [*quality_findings(cfg), *gate_findings(cfg)]
     if errors:  # a model of wrong settings cannot be built, or is another than will be meant
         model, line = (
             None,

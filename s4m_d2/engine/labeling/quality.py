@@ -96,13 +96,18 @@ class QualityMeasurement:
         self._warned: set[str] = set()
 
     @classmethod
-    def from_config(cls, cfg: CfgNode, pseudo_labeling: PseudoLabeling) -> dict[str, Any]:
+    def from_config(
+        cls, cfg: CfgNode, pseudo_labeling: PseudoLabeling, records: Sequence[dict] | None = None
+    ) -> dict[str, Any]:
+        """Of images of the labeled data sets; None: of S4M.QUALITY's."""
         amp = cfg.SOLVER.AMP.ENABLED
+        names = quality_datasets(cfg) if records is None else cfg.DATASETS.TRAIN
+        records = quality_records(cfg) if records is None else records
         return {
             "pseudo_labeling": pseudo_labeling,
-            "records": build_tiling(cfg).records(quality_records(cfg)),
+            "records": build_tiling(cfg).records(records),
             "mapper": TrueLabelsMapper(cfg),
-            "class_names": quality_class_names(cfg),
+            "class_names": quality_class_names(cfg, names),
             "size_limits": cfg.S4M.QUALITY.SIZE_LIMITS,
             "seed": cfg.SEED,
             "precision": PRECISIONS[cfg.S4M.AMP_PRECISION] if amp else None,
@@ -243,15 +248,15 @@ def _trained_on(cfg: CfgNode) -> set[str]:
     return {record["file_name"] for name in names for record in load_records(name)}
 
 
-def quality_class_names(cfg: CfgNode) -> list[str]:
-    """Names of the model's classes, as the data sets have them, or their numbers.
+def quality_class_names(cfg: CfgNode, datasets: Sequence[str]) -> list[str]:
+    """Names of the model's classes, as these data sets have them, or their numbers.
 
     Raises:
         ConfigError: a data set has another number of classes than the model.
     """
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     names = [str(index) for index in range(count)]
-    for dataset in reversed(quality_datasets(cfg)):
+    for dataset in reversed(datasets):
         found = MetadataCatalog.get(dataset).get("thing_classes")
         if found is None:
             continue
@@ -276,7 +281,7 @@ def quality_findings(cfg: CfgNode) -> list[Finding]:
         return [Finding("label quality", "looked at when labeled data can be read", checked=False)]
     try:
         images = len(quality_records(cfg))
-        quality_class_names(cfg)
+        quality_class_names(cfg, quality_datasets(cfg))
     except S4MError as error:
         error = type(error)(f"{error} {_OFF}")
         return [Finding("label quality", "cannot be measured", (error,))]

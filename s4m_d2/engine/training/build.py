@@ -97,12 +97,16 @@ def _is_norm(module: nn.Module) -> bool:
     return any("norm" in cls.__name__.lower() for cls in type(module).__mro__)
 
 
-def build_labeled_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict]]:
-    """The labeled stream of either stage, from iteration ``start_iter`` on."""
+def build_labeled_loader(
+    cfg: CfgNode, start_iter: int = 0, left_out: Iterable[dict] = ()
+) -> Iterable[list[dict]]:
+    """The labeled stream of either stage, from iteration ``start_iter`` on, without some images."""
     names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
     records = get_detection_dataset_dicts(
         names, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     )
+    names_out = {record["file_name"] for record in left_out}
+    records = [record for record in records if record["file_name"] not in names_out]
     return _stream(
         cfg,
         "labeled",

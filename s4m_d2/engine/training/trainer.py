@@ -27,6 +27,7 @@ from s4m_d2.engine import stages
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.figures.figure_set import figure_hooks
 from s4m_d2.engine.labeling import quality
+from s4m_d2.engine.labeling.gate import RESULT, RefinementGate, held_out_records
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import PseudoLabelQualityHook, QualityMeasurement
@@ -218,7 +219,7 @@ class TeacherTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
-        return build.build_labeled_loader(cfg, start_iter)
+        return build.build_labeled_loader(cfg, start_iter, held_out_records(cfg))
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module):
@@ -273,6 +274,7 @@ class S4MTrainer(TeacherTrainer):
         self.teacher = EMATeacher(model, decay=cfg.S4M.EMA_DECAY)
         S4MCheckpointer(self.teacher.model).load(teacher_weights, branch="teacher", require=True)
         self.pseudo_labeling = PseudoLabeling(cfg, self.teacher)
+        self._gate = RefinementGate(cfg, self.pseudo_labeling)
         self._skipped: dict[str, str] = {}  # unlabeled images, and why, before the run continues
         super().__init__(cfg)
 
@@ -314,13 +316,19 @@ class S4MTrainer(TeacherTrainer):
                 "holds no EMA teacher (EMATeacherHook). Start without --resume and give the file "
                 "as MODEL.WEIGHTS."
             )
+        if self.start_iter == 0:
+            self._gate.measure()
+            if self._gate.decision and comm.is_main_process():
+                write_results(self._gate.decision, f"{self.cfg.OUTPUT_DIR}/{RESULT}")
 
     def state_dict(self) -> dict[str, Any]:
         skipped = self._trainer.data_loader.unlabeled.skipped_images
-        return {**super().state_dict(), "skipped_images": dict(skipped)}
+        own = {"skipped_images": dict(skipped), "refinement_gate": self._gate.decision}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self._gate.apply(state_dict.get("refinement_gate", {}))
         if comm.is_main_process():  # whose they are
             self._skipped = state_dict.get("skipped_images", {})
 

@@ -1,0 +1,115 @@
+"""Whether refinement makes pseudo-labels better, measured on labels that the teacher has not seen.
+
+Not part of the paper: SAM helps where it knows the images, and harms where it does not.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from s4m_d2.data import labeled_dataset_names
+from s4m_d2.data.splits import true_records
+from s4m_d2.engine.checks.dataset_checks import load_records
+from s4m_d2.engine.checks.findings import Finding
+from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.labeling.quality import AFTER, BEFORE, QualityMeasurement
+from s4m_d2.engine.stages import runs_stage
+from s4m_d2.errors import S4MError
+from s4m_d2.semi.refinement import AUTO_PROMPT, PROMPTS, TeacherMasks
+
+logger = logging.getLogger(__name__)
+
+OFF, WARN, AUTO = GATES = ("off", "warn", "auto")  # values of S4M.REFINE.GATE
+RESULT = "refinement_gate.json"  # in the folder of stage 2
+ITEM = "refinement gate"  # of the report before training, and of the page
+_FEWEST_LABELED, _HELD_OUT_SHARE = 10, 0.2
+
+
+def _is_on(cfg: CfgNode) -> bool:
+    on = cfg.S4M.REFINE.ENABLED and cfg.S4M.REFINE.GATE != OFF
+    return on and runs_stage(cfg, "student")
+
+
+def held_out_records(cfg: CfgNode) -> list[dict]:
+    """The labeled images that stage 1 leaves to the gate, a fifth.
+
+    None where the gate is off, the teacher is another run's, or fewer than ten images are labeled.
+
+    Raises:
+        DatasetError: the labeled data sets cannot be read.
+    """
+    if not _is_on(cfg) or not runs_stage(cfg, "teacher"):
+        return []
+    names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
+    count = sum(len(load_records(name)) for name in names)
+    if count < _FEWEST_LABELED:
+        return []
+    return true_records(names, load=load_records)[: round(_HELD_OUT_SHARE * count)]
+
+
+def gate_findings(cfg: CfgNode) -> list[Finding]:
+    """A line of the report before training, if the gate is on."""
+    if not _is_on(cfg):
+        return []
+    try:
+        images = len(held_out_records(cfg))
+    except S4MError:  # reported with that data set
+        return [Finding(ITEM, "looked at when labeled data can be read", checked=False)]
+    if images:
+        return [Finding(ITEM, f"measured after stage 1, on {images} labeled images left out of it")]
+    return [Finding(ITEM, "not measured: few labeled images, or a teacher of another run")]
+
+
+class RefinementGate:
+    """Compares the pseudo-labels of stage 1's teacher before and after refinement, and decides.
+
+    By their PQ. With S4M.REFINE.PROMPT "auto" the best prompt is taken; with S4M.REFINE.GATE "auto"
+    refinement is switched off where the teacher's own masks are better.
+
+    Attributes:
+        decision: "images"; "pq", before and with each prompt; "choice", a prompt or "off"; "text".
+            {}: nothing was measured. For JSON and checkpoints.
+    """
+
+    def __init__(self, cfg: CfgNode, labeling: PseudoLabeling) -> None:
+        self.cfg = cfg
+        self.labeling = labeling
+        self.decision: dict[str, Any] = {}
+
+    def measure(self) -> None:
+        """Decide, in all processes together, and apply it."""
+        records = held_out_records(self.cfg)
+        if not records:
+            return
+        measurement = QualityMeasurement(self.cfg, self.labeling, records)
+        prompt = self.cfg.S4M.REFINE.PROMPT
+        pq: dict[str, float] = {}
+        for candidate in PROMPTS if prompt == AUTO_PROMPT else (prompt,):
+            self.labeling.refiner.prompt = candidate
+            report = measurement()
+            if report is not None:
+                for name, step in ((BEFORE, BEFORE), (candidate, AFTER)):
+                    pq[name] = report.steps[step].overall()["pq"] or 0.0
+        pq = comm.all_gather(pq)[0]
+        best = max((name for name in pq if name != BEFORE), key=lambda name: pq[name])
+        helps = pq[best] >= pq[BEFORE]
+        choice = best if helps or self.cfg.S4M.REFINE.GATE == WARN else "off"
+        values = ", ".join(f"{name} {100 * value:.1f}" for name, value in pq.items())
+        verdict = f"helps, with {best}" if helps else "makes masks worse"
+        verdict += ", and is switched off" if choice == "off" else ""
+        text = f"refinement {verdict}: PQ {values}, on {len(records)} labeled images"
+        logger.log(logging.INFO if helps else logging.WARNING, "S4M.REFINE.GATE: %s.", text)
+        self.apply({"images": len(records), "pq": pq, "choice": choice, "text": text})
+
+    def apply(self, decision: dict[str, Any]) -> None:
+        """Change the refiner as was decided."""
+        self.decision = decision
+        choice = decision.get("choice")
+        if choice == "off":
+            self.labeling.refiner = TeacherMasks(self.cfg)
+        elif choice:
+            self.labeling.refiner.prompt = choice

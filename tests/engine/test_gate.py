@@ -1,0 +1,106 @@
+"""Refinement measured on labeled images that stage 1 left out."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+
+from s4m_d2.engine import PseudoLabeling, S4MTrainer, TeacherTrainer
+from s4m_d2.engine.labeling.gate import RefinementGate, gate_findings, held_out_records
+from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.semi.refinement import TeacherMasks
+
+from .test_quality import Oracle
+
+SHIFT = 3  # px
+
+
+class Shifted(Oracle):
+    """Its masks are right, but too far to the right."""
+
+    def predict_queries(self, batch):
+        found = super().predict_queries(batch)
+        return found | {"pred_masks": found["pred_masks"].roll(SHIFT, dims=3)}
+
+
+class Shift:
+    """A refiner that moves masks to the left, if it is asked with a box, else to the right."""
+
+    def __init__(self, cfg):
+        self.masks, self.prompt = TeacherMasks(cfg), "points"
+
+    def __call__(self, *args):
+        found = self.masks(*args)
+        by = -SHIFT if self.prompt == "box" else SHIFT
+        labels = [replace(x, masks=x.masks.roll(by, dims=2), areas=None) for x in found.labels]
+        return replace(found, labels=labels, predicted_ious=torch.ones(1))
+
+
+@pytest.fixture
+def gate_config(small_config):
+    def make(gate="auto", prompt="points", **changes):
+        base = {"DATASETS__TRAIN": ("toyscapes_train",), "S4M__PSEUDO_LABEL__MIN_AREA": 0.0}
+        changes = {"S4M__REFINE__GATE": gate, "S4M__REFINE__PROMPT": prompt} | changes
+        return small_config(**base | changes)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("teacher", "gate", "prompt", "choice"),
+    [
+        (Oracle, "auto", "points", "off"),
+        (Oracle, "warn", "points", "points"),
+        (Oracle, "auto", "auto", "off"),
+        (Shifted, "auto", "auto", "box"),
+        (Shifted, "auto", "box", "box"),
+        (Shifted, "auto", "both", "off"),
+    ],
+)
+def test_what_makes_masks_worse_is_switched_off_and_the_best_prompt_taken(
+    gate_config, teacher, gate, prompt, choice
+):
+    cfg = gate_config(gate, prompt)
+    labeling = PseudoLabeling(cfg, EMATeacher(teacher(), 0.5))
+    labeling.refiner = Shift(cfg)
+    measured = RefinementGate(cfg, labeling)
+    measured.measure()
+    decision = measured.decision
+    assert decision["choice"] == choice and decision["images"] == 2
+    assert (decision["pq"]["before"] == 1.0) == (teacher is Oracle)
+    assert len(decision["pq"]) == (4 if prompt == "auto" else 2)
+    again = PseudoLabeling(cfg, EMATeacher(teacher(), 0.5))  # of a run that continues
+    RefinementGate(cfg, again).apply(decision)
+    for part in (labeling, again):
+        assert isinstance(part.refiner, TeacherMasks) == (choice == "off")
+        assert choice == "off" or part.refiner.prompt == choice
+
+
+def test_stage_1_leaves_out_what_is_measured_and_stage_2_does_not(gate_config):
+    cfg = gate_config()
+    held_out = {record["file_name"] for record in held_out_records(cfg)}
+    assert len(held_out) == 2
+    seen = {}
+    for trainer in (TeacherTrainer, S4MTrainer):
+        loader = trainer.build_train_loader(cfg)
+        labeled = loader if trainer is TeacherTrainer else loader.labeled
+        batches = itertools.islice(iter(labeled), 20 // cfg.SOLVER.IMS_PER_BATCH)
+        seen[trainer] = {sample["file_name"] for batch in batches for sample in batch}
+    assert not held_out & seen[TeacherTrainer] and held_out <= seen[S4MTrainer]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gate": "off"},
+        {"S4M__REFINE__ENABLED": False},
+        {"S4M__STAGE": "teacher"},
+        {"S4M__TEACHER_WEIGHTS": "teacher.pth"},
+        {"DATASETS__TRAIN": ("toyscapes_train_30pct",)},  # 3 images
+    ],
+)
+def test_nothing_is_left_out_where_nothing_is_measured(gate_config, changes):
+    cfg = gate_config(**changes)
+    assert held_out_records(cfg) == []
+    assert all("left out of it" not in finding.text for finding in gate_findings(cfg))
