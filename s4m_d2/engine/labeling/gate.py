@@ -6,9 +6,10 @@ Not part of the paper: SAM helps where it knows the images, and harms where it d
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 
 from s4m_d2.data import labeled_dataset_names
@@ -71,45 +72,65 @@ class RefinementGate:
     refinement is switched off where the teacher's own masks are better.
 
     Attributes:
-        decision: "images"; "pq", before and with each prompt; "choice", a prompt or "off"; "text".
-            {}: nothing was measured. For JSON and checkpoints.
+        decision: "images", or tiles; "pq", before and with each prompt; "choice", a prompt or
+            "off"; "text". {}: nothing was measured. For JSON and checkpoints.
     """
 
-    def __init__(self, cfg: CfgNode, labeling: PseudoLabeling) -> None:
-        self.cfg = cfg
+    @configurable
+    def __init__(
+        self,
+        *,
+        labeling: PseudoLabeling,
+        measurement: QualityMeasurement | None = None,
+        prompts: Sequence[str] = (),
+        switches_off: bool = False,
+    ) -> None:
         self.labeling = labeling
+        self.measurement = measurement
+        self.prompts = prompts
+        self.switches_off = switches_off
         self.decision: dict[str, Any] = {}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, labeling: PseudoLabeling) -> dict[str, Any]:
+        records, prompt = held_out_records(cfg), cfg.S4M.REFINE.PROMPT
+        return {
+            "labeling": labeling,
+            "measurement": QualityMeasurement(cfg, labeling, records) if records else None,
+            "prompts": PROMPTS if prompt == AUTO_PROMPT else (prompt,),
+            "switches_off": cfg.S4M.REFINE.GATE == AUTO,
+        }
 
     def measure(self) -> None:
         """Decide, in all processes together, and apply it."""
-        records = held_out_records(self.cfg)
-        if not records:
+        if self.measurement is None:
             return
-        measurement = QualityMeasurement(self.cfg, self.labeling, records)
-        prompt = self.cfg.S4M.REFINE.PROMPT
         pq: dict[str, float] = {}
-        for candidate in PROMPTS if prompt == AUTO_PROMPT else (prompt,):
-            self.labeling.refiner.prompt = candidate
-            report = measurement()
+        images = 0
+        for prompt in self.prompts:
+            self.labeling.refiner.prompt = prompt
+            report = self.measurement()
             if report is not None:
-                for name, step in ((BEFORE, BEFORE), (candidate, AFTER)):
+                images = report.steps[BEFORE].images
+                for name, step in ((BEFORE, BEFORE), (prompt, AFTER)):
                     pq[name] = report.steps[step].overall()["pq"] or 0.0
-        pq = comm.all_gather(pq)[0]
-        best = max((name for name in pq if name != BEFORE), key=lambda name: pq[name])
+        pq, images = comm.all_gather((pq, images))[0]
+        best = max(self.prompts, key=lambda prompt: pq[prompt])
         helps = pq[best] >= pq[BEFORE]
-        choice = best if helps or self.cfg.S4M.REFINE.GATE == WARN else "off"
+        choice = "off" if self.switches_off and not helps else best
         values = ", ".join(f"{name} {100 * value:.1f}" for name, value in pq.items())
         verdict = f"helps, with {best}" if helps else "makes masks worse"
         verdict += ", and is switched off" if choice == "off" else ""
-        text = f"refinement {verdict}: PQ {values}, on {len(records)} labeled images"
+        text = f"refinement {verdict}: PQ {values}, on {images} labeled images or tiles"
         logger.log(logging.INFO if helps else logging.WARNING, "S4M.REFINE.GATE: %s.", text)
-        self.apply({"images": len(records), "pq": pq, "choice": choice, "text": text})
+        self.apply({"images": images, "pq": pq, "choice": choice, "text": text})
 
     def apply(self, decision: dict[str, Any]) -> None:
         """Change the refiner as was decided."""
         self.decision = decision
         choice = decision.get("choice")
         if choice == "off":
-            self.labeling.refiner = TeacherMasks(self.cfg)
+            thresh = self.labeling.selection["mask_thresh"]
+            self.labeling.refiner = TeacherMasks(mask_thresh=thresh)
         elif choice:
             self.labeling.refiner.prompt = choice

@@ -1,0 +1,240 @@
+"""Label a folder of images for an annotation tool, with a model and SAM.
+
+    s4m-label --weights output/own/student/model_final.pth --images DIR --output OUT
+    s4m-label --weights W --images DIR --output OUT --format labelme --score 0.8
+    torchrun --nproc-per-node 4 -m s4m_d2.commands.label --weights W --images DIR --output OUT
+    s4m-label --merge --output OUT
+
+Each image is labeled as stage 2 of the training labels unlabeled ones: in tiles where it trained on
+tiles, above a class probability, with masks that SAM redraws unless the run found that to harm.
+--format: coco (annotations.json), labelme (a json for each image) or label-studio (tasks.json and
+interface.xml). What is done is kept in OUT/labels-*.jsonl: the same command continues a killed one.
+Of several processes each labels its share; --merge then writes the format. Images that cannot be
+read are listed at the end, and the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pycocotools.mask as mask_util
+import torch
+from detectron2.config import CfgNode
+from tqdm import tqdm
+
+from s4m_d2.command_line import natural, print_problems, share
+from s4m_d2.data.images import read_image
+from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images
+from s4m_d2.engine import run_config
+from s4m_d2.engine.checks.config_checks import check_config
+from s4m_d2.engine.command.arguments import split_overrides
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
+from s4m_d2.engine.labeling.gate import RESULT, RefinementGate
+from s4m_d2.engine.labeling.labeler import Labeler
+from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.rng import derive_seed
+from s4m_d2.errors import ConfigError, DatasetError, S4MError
+from s4m_d2.files import atomic_write
+from s4m_d2.formats import FORMATS
+from s4m_d2.report import read_results
+from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.structures import as_rles, plain_rle
+
+SETTINGS = "label.json"  # of OUT: with what it was labeled
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit status: 0 all done, 1 an error, or images that cannot be read."""
+    try:
+        words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+        args = parse_args(words)
+        if args.merge:
+            return merge(args.output)
+        return label(args, overrides)
+    except S4MError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def parse_args(words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s [options] [KEY VALUE ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--output", required=True, metavar="DIR", help="new, empty, or of the same command")
+    add("--merge", action="store_true", help="write the format from what all processes labeled")
+    add("--weights", metavar="FILE", help="checkpoint, or weights of one model")
+    add("--images", metavar="DIR", help="searched recursively")
+    add("--config-file", metavar="FILE", help="default: config.yaml of the weights' run")
+    add("--model", choices=("teacher", "student"), default="teacher", help="default: teacher")
+    add("--format", choices=sorted(FORMATS), default="coco", help="default: coco")
+    add("--score", type=share, help="least class probability (default: the config's)")
+    add("--min-area", type=natural, default=0, metavar="PX", help="of a mask (default: 0)")
+    add("--max-instances", type=natural, default=0, help="the best of an image; 0: all (default)")
+    add("--class-names", default="", metavar="FILE", help="a name a line; default: the run's")
+    args = parser.parse_args(words)
+    if not args.merge and not (args.weights and args.images):
+        parser.error("--weights and --images are needed, or --merge")
+    return args
+
+
+def label(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Label what is not labeled yet; alone, also write the format.
+
+    Raises:
+        S4MError: settings, weights, images or the output folder are wrong.
+    """
+    cfg = _config(args, overrides)
+    names = class_names(cfg, args.class_names)
+    paths = [
+        os.path.relpath(path, args.images)
+        for path in list_images(args.images, IMAGE_EXTENSIONS, "--images names a folder of images.")
+    ]
+    _claim(args, {"config": cfg.dump(), "names": names})
+    rank, processes = (int(os.environ.get(key, x)) for key, x in (("RANK", 0), ("WORLD_SIZE", 1)))
+    done = {row["file_name"] for row in _rows(args.output)}
+    left = [path for path in paths[rank::processes] if path not in done]
+    problems: dict[str, str] = {}
+    if left:
+        predict = _predictor(cfg, args)
+        with open(os.path.join(args.output, f"labels-{rank}.jsonl"), "a+b") as file:
+            _drop_torn_line(file)
+            for path in tqdm(left, unit="image", disable=None):
+                torch.manual_seed(derive_seed(cfg.SEED, "label", path))  # of SAM's clicks
+                try:
+                    row = _label(predict, path, args)
+                except DatasetError as error:
+                    problems[path] = str(error)
+                    continue
+                file.write(json.dumps(row).encode() + b"\n")
+                file.flush()
+    print_problems(problems, "cannot be read")
+    if processes > 1:
+        print(f"Process {rank} is done. When all are: s4m-label --merge --output {args.output}")
+    return max(merge(args.output) if processes == 1 else 0, int(bool(problems)))
+
+
+def merge(folder: str) -> int:
+    """Write the format of a folder from what is labeled in it; the exit status.
+
+    Raises:
+        ConfigError: it is no folder of this command, or nothing is labeled in it.
+    """
+    try:
+        settings = read_results(os.path.join(folder, SETTINGS))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--output '{folder}' holds no {SETTINGS} of this command: {error}. Label first."
+        ) from error
+    images = instances = 0
+    for row in _rows(folder):
+        images, instances = images + 1, instances + len(row["instances"])
+    if not images:
+        raise ConfigError(f"--output '{folder}': no image is labeled yet. Label first.")
+    write = FORMATS[settings["format"]]
+    path = write(lambda: _rows(folder), settings["names"], folder, settings["images"])
+    print(f"{images:,} images, {instances:,} instances: {path}")
+    return 0
+
+
+def _config(args: argparse.Namespace, overrides: list[str]) -> CfgNode:
+    found = args.config_file or os.path.join(os.path.dirname(args.weights), "..", "config.yaml")
+    if not args.config_file and not os.path.isfile(found):
+        raise ConfigError(
+            f"--weights '{args.weights}' lie in no run's folder ({os.path.normpath(found)} does "
+            "not exist). Give the run's config as --config-file."
+        )
+    score = [] if args.score is None else ["S4M.PSEUDO_LABEL.SCORE_THRESH", str(args.score)]
+    cfg = run_config(load_config(found, [*overrides, *score]))
+    whole = cfg.clone()
+    whole.defrost()
+    whole.DATASETS.TEST = whole.DATASETS.TEST or ("none",)  # asked for where there are results
+    check_config(whole, eval_only=True)
+    return cfg
+
+
+def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
+    """Note with what OUT is labeled, or refuse one that was labeled otherwise, or holds others."""
+    keys = ("weights", "model", "format", "min_area", "max_instances")
+    wanted = {key: getattr(args, key) for key in keys}
+    wanted |= {"images": os.path.abspath(args.images), **content}
+    path = os.path.join(args.output, SETTINGS)
+    os.makedirs(args.output, exist_ok=True)
+    present = os.listdir(args.output)  # looked at once: other processes begin at the same time
+    if SETTINGS in present:
+        found = read_results(path)
+        changed = [key for key in wanted if found.get(key) != wanted[key]]
+        if changed:
+            raise ConfigError(
+                f"--output '{args.output}' was labeled with another {' and '.join(changed)}. "
+                "Choose another folder, or repeat the command as it was."
+            )
+        return
+    if any(not name.startswith(".") for name in present):
+        raise ConfigError(f"--output '{args.output}' is not empty. Choose another folder.")
+    with atomic_write(path) as file:
+        json.dump(wanted, file, indent=1)
+
+
+def _predictor(cfg: CfgNode, args: argparse.Namespace) -> Predictor:
+    if cfg.MODEL.DEVICE == "cuda" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    model, _ = load_model(cfg, args.weights, args.model)
+    labeling = PseudoLabeling(cfg, EMATeacher(model, cfg.S4M.EMA_DECAY))
+    decision = os.path.join(os.path.dirname(args.weights), RESULT)
+    if cfg.S4M.REFINE.ENABLED and os.path.isfile(decision):
+        RefinementGate(labeling=labeling).apply(read_results(decision))
+    return Predictor(cfg, Labeler(labeling))
+
+
+def _label(predict: Predictor, path: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The row of an image.
+
+    Raises:
+        DatasetError: it cannot be read.
+    """
+    image = read_image(os.path.join(args.images, path), "RGB")
+    found = predict(image)
+    rles = as_rles(found.pred_masks)
+    instances = [
+        {"class": index, "score": round(score, 4), "segmentation": plain_rle(rle)}
+        for index, score, rle in zip(
+            found.pred_classes.tolist(), found.scores.tolist(), rles, strict=True
+        )
+        if mask_util.area(rle) >= max(args.min_area, 1)
+    ]
+    kept = instances[: args.max_instances or None]
+    return {
+        "file_name": path, "height": image.shape[0], "width": image.shape[1], "instances": kept
+    }  # fmt: skip
+
+
+def _rows(folder: str) -> Iterator[dict[str, Any]]:
+    """All labeled images of a folder, in the order of the processes' files."""
+    for name in sorted(glob.glob(os.path.join(glob.escape(folder), "labels-*.jsonl"))):
+        with open(name, "rb") as file:
+            for line in file:
+                if line.endswith(b"\n"):  # else torn by a kill
+                    yield json.loads(line)
+
+
+def _drop_torn_line(file: Any) -> None:
+    """Cut what follows the last whole line of a file that is open for appending."""
+    file.seek(0)
+    whole = 0
+    for line in file:
+        whole += len(line) if line.endswith(b"\n") else 0
+    file.truncate(whole)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

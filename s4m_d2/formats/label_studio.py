@@ -1,0 +1,72 @@
+"""Label Studio: tasks with pre-annotations, and the labeling interface that fits them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from urllib.parse import quote
+from xml.sax.saxutils import quoteattr
+
+from s4m_d2.files import atomic_write
+from s4m_d2.formats.outlines import mask_polygons
+
+TASKS, INTERFACE = "tasks.json", "interface.xml"
+
+
+def write(
+    rows: Callable[[], Iterable[dict]], names: Sequence[str], folder: str, image_root: str
+) -> str:
+    """Write ``folder``/tasks.json and interface.xml.
+
+    Images are named as Label Studio's local storage serves them, with ``image_root`` as its root.
+    Each piece of a mask is a region of its own, as its polygons have neither pieces nor holes.
+    """
+    labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in names)
+    with atomic_write(os.path.join(folder, INTERFACE)) as file:
+        file.write(
+            '<View>\n  <Image name="image" value="$image"/>\n'
+            f'  <PolygonLabels name="label" toName="image">\n{labels}  </PolygonLabels>\n</View>\n'
+        )
+    path = os.path.join(folder, TASKS)
+    with atomic_write(path) as file:
+        file.write("[")
+        for number, row in enumerate(rows()):
+            file.write((",\n" if number else "\n") + json.dumps(_task(row, names)))
+        file.write("]\n")
+    return path
+
+
+def _task(row: dict, names: Sequence[str]) -> dict:
+    scores = [instance["score"] for instance in row["instances"]]
+    return {
+        "data": {"image": f"/data/local-files/?d={quote(row['file_name'])}"},
+        "predictions": [
+            {
+                "model_version": "s4m_d2",
+                "score": sum(scores) / len(scores) if scores else 0.0,
+                "result": list(_regions(row, names)),
+            }
+        ],
+    }
+
+
+def _regions(row: dict, names: Sequence[str]) -> Iterator[dict]:
+    for number, instance in enumerate(row["instances"]):
+        for part, piece in enumerate(mask_polygons(instance["segmentation"])):
+            share = piece * 100 / (row["width"], row["height"])
+            yield {
+                "id": f"{number}-{part}",
+                "type": "polygonlabels",
+                "from_name": "label",
+                "to_name": "image",
+                "original_width": row["width"],
+                "original_height": row["height"],
+                "image_rotation": 0,
+                "score": instance["score"],
+                "value": {
+                    "points": share.tolist(),
+                    "closed": True,
+                    "polygonlabels": [names[instance["class"]]],
+                },
+            }

@@ -1,0 +1,66 @@
+"""LabelMe: a json for each image."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
+
+from s4m_d2.files import atomic_write
+from s4m_d2.formats.outlines import are_exact, mask_polygons
+
+VERSION = "5.5.0"  # of the format
+
+
+def write(
+    rows: Callable[[], Iterable[dict]], names: Sequence[str], folder: str, image_root: str
+) -> str:
+    """Write ``folder``/NAME.json for each image, which it names by a relative path.
+
+    Pieces of an instance share a "group_id". A mask with holes is LabelMe's shape "mask".
+    """
+    for row in rows():
+        path = os.path.join(folder, f"{os.path.splitext(row['file_name'])[0]}.json")
+        image = os.path.join(image_root, row["file_name"])
+        content = {
+            "version": VERSION,
+            "flags": {},
+            "shapes": [s for n, i in enumerate(row["instances"]) for s in _shapes(n, i, names)],
+            "imagePath": os.path.relpath(image, os.path.dirname(path)),
+            "imageData": None,
+            "imageHeight": row["height"],
+            "imageWidth": row["width"],
+        }
+        with atomic_write(path) as file:
+            json.dump(content, file, indent=1)
+    return folder
+
+
+def _shapes(number: int, instance: Mapping[str, Any], names: Sequence[str]) -> Iterator[dict]:
+    rle = instance["segmentation"]
+    polygons = mask_polygons(rle)
+    common = {
+        "label": names[instance["class"]],
+        "group_id": None,
+        "description": f"score {instance['score']:.3f}",
+        "flags": {},
+        "mask": None,
+    }
+    if not are_exact(polygons, rle):
+        x, y, width, height = mask_util.toBbox(rle).astype(int).tolist()
+        window = mask_util.decode(rle)[y : y + height, x : x + width]
+        _, png = cv2.imencode(".png", window * np.uint8(255))
+        corners = [[x, y], [x + width - 1, y + height - 1]]
+        code = base64.b64encode(png.tobytes()).decode()
+        yield {**common, "points": corners, "shape_type": "mask", "mask": code}
+        return
+    group = number if len(polygons) > 1 else None
+    for piece in polygons:
+        shape = {"points": piece.tolist(), "shape_type": "polygon", "group_id": group}
+        yield {**common, **shape}

@@ -1,0 +1,84 @@
+"""The command label: folders of images, continued and shared."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pycocotools.coco import COCO
+
+from s4m_d2.commands import label
+
+from .test_demo import CONFIG, scenes, weights  # noqa: F401
+
+
+@pytest.fixture
+def labeled(weights, small_config, small_options, scenes, tmp_path, monkeypatch):  # noqa: F811
+    """(output folder, more arguments) → exit status and annotations by file name."""
+    path = weights(small_config())
+    images = tmp_path / "images"
+    (images / "sub").mkdir(parents=True)
+    for place, scene in zip(("a.png", "b.png", "sub/a.png"), scenes * 2, strict=False):
+        (images / place).write_bytes(scene.read_bytes())
+
+    def run(output="out", *more):
+        folder = tmp_path / output
+        words = ["--weights", path, "--images", str(images), "--output", str(folder), *more]
+        options = small_options(S4M__PSEUDO_LABEL__MIN_AREA=0.0)
+        status = label.main(["--config-file", CONFIG, "--score", "0", *words, *options])
+        return status, annotations(folder)
+
+    return run
+
+
+def annotations(folder: Path):
+    if not (folder / "annotations.json").exists():
+        return None
+    coco = COCO(str(folder / "annotations.json"))
+    return {
+        image["file_name"]: [
+            {k: v for k, v in a.items() if k not in ("id", "image_id")}
+            for a in coco.imgToAnns[image["id"]]
+        ]
+        for image in coco.dataset["images"]
+    }
+
+
+def test_a_killed_command_continues_and_processes_share(labeled, tmp_path, monkeypatch):
+    status, whole = labeled()
+    assert status == 0 and set(whole) == {"a.png", "b.png", "sub/a.png"}
+    assert all(whole.values())
+    done = tmp_path / "out" / "labels-0.jsonl"
+    lines = done.read_bytes().splitlines(keepends=True)
+    done.write_bytes(lines[0] + lines[1][:50])  # torn by a kill
+    (tmp_path / "out" / "annotations.json").unlink()
+    assert labeled() == (0, whole)
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        assert labeled("shared") == (0, None)
+    assert label.main(["--merge", "--output", str(tmp_path / "shared")]) == 0
+    assert annotations(tmp_path / "shared") == whole
+
+
+def test_filters_and_images_that_cannot_be_read(labeled, tmp_path, capsys):
+    whole = labeled()[1]
+    (tmp_path / "images" / "b.png").write_bytes(b"no image")
+    status, few = labeled("few", "--max-instances", "2", "--min-area", "100")
+    assert status == 1 and "b.png" in capsys.readouterr().err
+    for name in ("a.png", "sub/a.png"):
+        assert few[name] == [a for a in whole[name] if a["area"] >= 100][:2]
+    assert "b.png" not in few
+
+
+def test_an_output_of_something_else_stays_as_it_is(labeled, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert labeled("mine") == (1, None) and "not empty" in capsys.readouterr().err
+    labeled()
+    before = (tmp_path / "out" / "annotations.json").read_bytes()
+    assert labeled("out", "--format", "labelme")[0] == 1 and "format" in capsys.readouterr().err
+    assert (tmp_path / "out" / "annotations.json").read_bytes() == before
+    assert label.main(["--merge", "--output", str(tmp_path / "mine")]) == 1
+    labeled("shapes", "--format", "labelme")
+    assert json.loads((tmp_path / "shapes" / "sub" / "a.json").read_text())["shapes"]
