@@ -167,7 +167,7 @@ def _read(
     if len({repr(row.get("id")) for row in rows}) < len(rows):
         findings.notes.append("ids of annotations are missing or repeat: counted anew")
     numbered = all(isinstance(key, int) for key in images)
-    records = []
+    records: list[dict[str, Any]] = []
     for position, key in enumerate(images, start=1):
         if key not in chosen:
             continue
@@ -429,7 +429,7 @@ def _annotation(
             "They are left out. Coordinates from 0 to 1 have to be multiplied by the image's width "
             "and height; others are those of another image, or of one of another size."
         )
-        where = f"{label} ({_extent(shape)})"
+        where = f"{label} ({_extent(shape, size)})"
         findings.leave_out("masks without a pixel in their image", where, remedy)
         return None
     if crowd:
@@ -463,18 +463,18 @@ def _shape(
     return polygons
 
 
-def _extent(shape: list[np.ndarray] | dict) -> str:
+def _extent(shape: list[np.ndarray] | dict, size: tuple[int, int]) -> str:
     """Where a mask without a pixel lies."""
     if isinstance(shape, dict):
         return "an empty RLE"
     points = np.concatenate(shape).reshape(-1, 2)
     (left, top), (right, bottom) = points.min(0), points.max(0)
-    return f"x from {left:g} to {right:g}, y from {top:g} to {bottom:g}"
+    where = f"x from {left:g} to {right:g}, y from {top:g} to {bottom:g}"
+    return f"{where} in an image of {size[1]} x {size[0]}"
 
 
 def _box(values: Any) -> list[float] | None:
     """[x, y, width, height] in pixels, if that is what the file has."""
-    box = [_number(value) for value in values] if isinstance(values, list) else []
-    if len(box) != 4 or None in box or not (box[2] > 0 and box[3] > 0):
-        return None
-    return box
+    numbers = [_number(value) for value in values] if isinstance(values, list) else []
+    box = [number for number in numbers if number is not None]
+    return box if len(numbers) == len(box) == 4 and box[2] > 0 and box[3] > 0 else None

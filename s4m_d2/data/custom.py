@@ -29,10 +29,9 @@ def register_own_data(
             evaluator compares with.
     """
     for name in (LABELED, UNLABELED, VALIDATION):
-        if name in DatasetCatalog.list():
-            DatasetCatalog.remove(name)
-        if name in MetadataCatalog.list():
-            MetadataCatalog.remove(name)
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            if name in catalog.list():
+                catalog.remove(name)
     _register_coco(LABELED, labeled, labeled.json_file)
     if validation is not None:
         _register_coco(VALIDATION, *validation)

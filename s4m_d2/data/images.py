@@ -32,17 +32,11 @@ _TURNS: dict[int | None, Image.Transpose] = {
 _TRANSPOSED = (5, 6, 7, 8)  # of them, those that swap height and width
 _COLOR = {"RGB": cv2.IMREAD_COLOR_RGB, "BGR": cv2.IMREAD_COLOR_BGR}
 _UPRIGHT = (None, 1)  # EXIF's numbers of an image that is stored upright
-# Of a JPEG: markers, each one byte after 0xff, and those that pixels may hold: an escaped 0xff,
-# restarts, and what begins another scan of a progressive image.
-_MARKER, _MARKER_SIZE = 0xFF, 2
-_JPEG_FIRST_SEGMENT, _JPEG_SCAN, _JPEG_END = 2, 0xFFDA, 0xD9
-_SEGMENT_HEAD = struct.Struct(">HH")
+# What may follow 0xff in the pixels of a JPEG: 0 where 0xff is a value, restarts, and what begins
+# another scan of a progressive image.
 _SCAN_CODES = (0x00, *range(0xD0, 0xD8), 0xC4, 0xDA)
-# Of a PNG: where things stand, and the chunks that tell neither orientation nor transparency
-# nor further frames. Texts may tell an orientation.
-_PNG_FIRST_CHUNK, _PNG_DEPTH, _PNG_INTERLACED = 8, 24, 28
-_CHUNK_HEAD = struct.Struct(">I4s")
-_CHUNK_CHECKSUM = 4
+_JPEG_SCAN, _JPEG_END = 0xFFDA, 0xD9
+# Chunks of a PNG that tell neither orientation (texts may) nor transparency nor further frames.
 _PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"gAMA", b"cHRM", b"sRGB", b"iCCP"}
 
 
@@ -112,14 +106,7 @@ def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.nd
     """Decode a PNG or JPEG file of 8 bits a channel, gray or color, stored upright and whole.
 
     The pixels are Pillow's: PNG is lossless, and for JPEG both use libjpeg-turbo with its defaults.
-
-    Args:
-        image: Pillow's, of which the header alone has been read.
-        file_name: its path.
-        image_format: "RGB" or "BGR".
-
-    Returns:
-        (H, W, 3) uint8, or None where the file is of another kind or damaged: Pillow decides then.
+    None where the file is of another kind or damaged: Pillow decides then.
     """
     is_plain = {"PNG": _is_plain_png, "JPEG": _is_plain_jpeg}.get(image.format or "")
     if is_plain is None or image.mode not in ("RGB", "L"):
@@ -137,13 +124,13 @@ def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.nd
 def _is_plain_png(image: Image.Image, content: np.ndarray) -> bool:
     """Damage of the pixels shows in the chunks' checksums, which OpenCV verifies."""
     names = set()
-    start = _PNG_FIRST_CHUNK
-    while start + _CHUNK_HEAD.size <= len(content):
-        length, name = _CHUNK_HEAD.unpack_from(content.data, start)
+    start = 8  # after the signature
+    while start + 8 <= len(content):
+        length, name = struct.unpack_from(">I4s", content.data, start)
         names.add(name)
-        start += _CHUNK_HEAD.size + length + _CHUNK_CHECKSUM
+        start += length + 12  # with the head and a checksum
     is_whole = start == len(content) and b"IEND" in names
-    is_common = content[_PNG_DEPTH] == 8 and not content[_PNG_INTERLACED]
+    is_common = content[24] == 8 and not content[28]  # bits a channel; interlaced
     return is_whole and is_common and names <= _PNG_CHUNKS
 
 
@@ -152,14 +139,14 @@ def _is_plain_jpeg(image: Image.Image, content: np.ndarray) -> bool:
 
     Pillow refuses such files, OpenCV fills up what is missing.
     """
-    start = _JPEG_FIRST_SEGMENT
-    while start + _SEGMENT_HEAD.size <= len(content):
-        marker, length = _SEGMENT_HEAD.unpack_from(content.data, start)
-        start += _MARKER_SIZE + length
+    start = 2  # after the signature
+    while start + 4 <= len(content):
+        marker, length = struct.unpack_from(">HH", content.data, start)
+        start += length + 2  # with the marker
         if marker == _JPEG_SCAN:
             break
     pixels = content[start:]
-    codes = pixels[1:][pixels[:-1] == _MARKER]  # what follows each byte that begins a marker
+    codes = pixels[1:][pixels[:-1] == 0xFF]  # what follows each byte that begins a marker
     is_whole = codes.size > 0 and codes[-1] == _JPEG_END and pixels[-1] == _JPEG_END
     is_intact = is_whole and np.isin(codes[:-1], _SCAN_CODES).all()
     return bool(is_intact) and orientation(image) in _UPRIGHT

@@ -24,11 +24,6 @@ USUAL_FPS = 25.0  # of a video that does not say
 # Some formats estimate their number of frames: a video that has this share of it is complete.
 COMPLETE = 0.95
 
-# Why something of a folder is not listed.
-HIDDEN, OTHER, SPECIAL = "hidden", "not an image", "pipe or device"
-LINKED_TWICE, CLOSED = "folder linked twice", "folder that cannot be read"
-IN_VALIDATION = "in the validation set"
-
 _ARCHIVE_JUNK = "__MACOSX"  # what macOS adds to archives, hidden there
 _READERS = 8  # threads that wait for the headers of images
 _PART = 64  # of them that a thread reads at a time: one at a time costs twice the work
@@ -83,7 +78,7 @@ def list_unlabeled(
             f"set: nothing is left to train on. {remedy}"
         )
     if held_out:
-        left_out[IN_VALIDATION] = len(held_out)
+        left_out["in the validation set"] = len(held_out)
     return [names[path] for path in paths if path not in held_out], dict(left_out)
 
 
@@ -118,28 +113,28 @@ def _walk(image_dir: str, suffixes: tuple[str, ...]) -> tuple[list[str], Counter
         folder = folders.popleft()
         real = os.path.realpath(folder)
         if real in visited:
-            left_out[LINKED_TWICE] += 1
+            left_out["folder linked twice"] += 1
             continue
         visited.add(real)
         try:
             with os.scandir(folder) as found:
                 entries = sorted(found, key=lambda entry: entry.name)
         except OSError:
-            left_out[CLOSED] += 1
+            left_out["folder that cannot be read"] += 1
             continue
         for entry in entries:
             if entry.name.startswith(".") or entry.name == _ARCHIVE_JUNK:
-                left_out[HIDDEN] += 1
+                left_out["hidden"] += 1
                 continue
             kind = _kind(entry)
             if kind == stat.S_IFDIR:
                 (folders.append if entry.is_symlink() else folders.appendleft)(entry.path)
             elif not entry.name.lower().endswith(suffixes):
-                left_out[OTHER] += 1
+                left_out["not an image"] += 1
             elif kind == stat.S_IFREG:
                 paths.append(entry.path)
             else:
-                left_out[SPECIAL] += 1
+                left_out["pipe or device"] += 1
     return paths, left_out
 
 
@@ -167,11 +162,7 @@ def _copies(paths: Iterable[str], originals: Iterable[str]) -> set[str]:
 
 def _size(path: str) -> int | None:
     """In bytes; None of what is no file."""
-    try:
-        info = os.stat(path)
-    except OSError:
-        return None
-    return info.st_size if stat.S_ISREG(info.st_mode) else None
+    return os.path.getsize(path) if os.path.isfile(path) else None
 
 
 def _middle(path: str) -> bytes | None:
@@ -190,19 +181,21 @@ def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
     Sizes come from the headers. An image with a damaged header keeps its record, with the reason
     in "unreadable" in the place of a size: the loader meets it, skips it and counts it.
     """
+
+    def read(part: list[str]) -> list[dict]:
+        records = []
+        for path in part:
+            record: dict = {"file_name": path, "image_id": os.path.relpath(path, image_dir)}
+            try:
+                record["height"], record["width"] = image_size(path)
+            except DatasetError as error:
+                record["unreadable"] = str(error)
+            records.append(record)
+        return records
+
     parts = [paths[start : start + _PART] for start in range(0, len(paths), _PART)]
     with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(lambda part: [_unlabeled_record(path, image_dir) for path in part], parts)
-        return [record for part in found for record in part]
-
-
-def _unlabeled_record(path: str, image_dir: str) -> dict:
-    record = {"file_name": path, "image_id": os.path.relpath(path, image_dir)}
-    try:
-        height, width = image_size(path)
-    except DatasetError as error:
-        return {**record, "unreadable": str(error)}
-    return {**record, "height": height, "width": width}
+        return [record for part in pool.map(read, parts) for record in part]
 
 
 @dataclass(frozen=True)
@@ -272,9 +265,9 @@ class Video:
             what = "does not exist" if capture is None else "cannot be read as a video"
             raise DatasetError(f"{path} {what}. Give a video that OpenCV can open, such as .mp4.")
         self._capture = capture
-        fps = self._capture.get(cv2.CAP_PROP_FPS)
+        fps = capture.get(cv2.CAP_PROP_FPS)
         self.fps = fps if np.isfinite(fps) and fps > 0 else USUAL_FPS
-        self.announced = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        self.announced = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The frames, (H, W, 3) uint8 RGB; can be iterated once.
@@ -284,12 +277,9 @@ class Video:
         """
         count = 0
         try:
-            while True:
-                there, frame = self._capture.read()
-                if not there:
-                    break
+            while (read := self._capture.read())[0]:
                 count += 1
-                yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+                yield cv2.cvtColor(read[1], cv2.COLOR_BGR2RGB)
         finally:
             self._capture.release()
         if count == 0 or count < COMPLETE * self.announced:

@@ -209,7 +209,7 @@ class TrueLabelsMapper(_AnnotatedMapper):
     """
 
     @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict:
+    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         return {
             "geometry": detection_utils.build_augmentation(cfg, False),
             "image_format": cfg.INPUT.FORMAT,

@@ -25,7 +25,6 @@ CITYSCAPES_PERCENTS = (5, 10, 20, 30)
 COCO_PERCENTS = (1, 2, 5, 10)
 DEFAULT_SPLIT_SEED = 0
 
-_CITYSCAPES = "cityscapes_fine_instance_seg"
 _PERCENT_NAME = re.compile(r"(?P<base>.+)_(?P<percent>\d+)pct")
 _HASH_BYTES = 4
 _FORMATS: dict[str, DatasetFormat] = {}  # of the labeled sets registered here
@@ -255,23 +254,21 @@ def _place(path: str) -> tuple[bytes, str]:
 def _register_builtin() -> None:
     check = "Run datasets/prepare_{}.py: it says what is missing and where to get it."
     make = "Make it with: python datasets/make_toyscapes.py (DETECTRON2_DATASETS names its parent)."
-    # Detectron2 registers Cityscapes' "..._val" itself, but its newest loader imports a module that
-    # only its authors have; "..._val_ids" has the same images with the masks of instanceIds.
-    for root, train, val, remedy in (
-        (
-            "cityscapes",
-            f"{_CITYSCAPES}_train",
-            f"{_CITYSCAPES}_val_ids",
-            check.format("cityscapes"),
-        ),
-        ("toyscapes", "toyscapes_train", "toyscapes_val", make),
-    ):
-        of_train, of_val = (
+
+    def in_layout(root: str, remedy: str) -> list[CityscapesFormat]:
+        return [
             CityscapesFormat(f"{root}/leftImg8bit/{split}", f"{root}/gtFine/{split}", remedy)
             for split in ("train", "val")
-        )
-        register_splits(train, of_train, CITYSCAPES_PERCENTS, full=root == "toyscapes")
-        _register_labeled(val, of_val, sorted)
+        ]
+
+    train, val = in_layout("cityscapes", check.format("cityscapes"))
+    register_splits("cityscapes_fine_instance_seg_train", train, CITYSCAPES_PERCENTS)
+    # Detectron2 registers "..._val" itself, but its newest loader imports a module that only its
+    # authors have; this one reads the same images with the masks of instanceIds.
+    _register_labeled("cityscapes_fine_instance_seg_val_ids", val, sorted)
+    train, val = in_layout("toyscapes", make)
+    register_splits("toyscapes_train", train, CITYSCAPES_PERCENTS, full=True)
+    _register_labeled("toyscapes_val", val, sorted)
     coco = MetadataCatalog.get("coco_2017_train")
     keys = ("thing_classes", "thing_colors", "thing_dataset_id_to_contiguous_id")
     json_file, image_root = "coco/annotations/instances_train2017.json", "coco/train2017"

@@ -82,9 +82,9 @@ class StrongView:
         if generator is None:
             generator = Generator()
             generator.seed()
-        drawn = {"generator": generator, "device": generator.device}
-        order = torch.randperm(len(self._ranges), **drawn).tolist()
-        draws = torch.rand(len(self._ranges) + 4, **drawn).tolist()
+        device = generator.device
+        order = torch.randperm(len(self._ranges), generator=generator, device=device).tolist()
+        draws = torch.rand(len(self._ranges) + 4, generator=generator, device=device).tolist()
         use_jitter, use_grayscale, use_blur, sigma, *strengths = draws
         if use_jitter < self._jitter_prob:
             for index in order:
@@ -96,11 +96,9 @@ class StrongView:
             image = _blur(image, _between(self._blur_sigma, sigma))
         return image.clone()
 
-    def batch(
-        self, images: Sequence[Tensor], generators: Sequence[Generator] | None = None
-    ) -> list[Tensor]:
+    def batch(self, images: Sequence[Tensor], generators: Sequence[Generator]) -> list[Tensor]:
         """Augment images, each with its own generator."""
-        return [*map(self, images, generators or [None] * len(images))]
+        return list(map(self, images, generators))
 
 
 def _between(limits: Sequence[float], share: float) -> float:

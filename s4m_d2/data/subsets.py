@@ -25,7 +25,7 @@ def name_key(name: str, key: bytes = b"") -> bytes:
 
 
 def _share(fraction: float, count: int) -> int:
-    """A fraction of a number of images, rounded half up, at least 1."""
+    """Rounded half up, at least 1."""
     return max(1, math.floor(round(fraction * count, _DECIMALS) + 0.5))
 
 
@@ -70,18 +70,16 @@ def read_split_file(path: str) -> list[str]:
     Raises:
         DatasetError: the file is missing or no text, lists nothing, or lists a name twice.
     """
+    list_of_images = f"The list of labeled images {path}"
     try:
         lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"The list of labeled images {path} (S4M.SPLIT_FILE) cannot be read: {error}."
-        ) from error
+        message = f"{list_of_images} (S4M.SPLIT_FILE) cannot be read: {error}."
+        raise DatasetError(message) from error
     stems = [stem(line) for line in (line.split("#")[0].strip() for line in lines) if line]
     if not stems:
-        raise DatasetError(
-            f"The list of labeled images {path} is empty; write one image file name a line."
-        )
-    _refuse_duplicates(stems, f"The list of labeled images {path}")
+        raise DatasetError(f"{list_of_images} is empty; write one image file name a line.")
+    _refuse_duplicates(stems, list_of_images)
     return stems
 
 
@@ -96,16 +94,14 @@ def listed_subset(names: Sequence[str], stems: Sequence[str], origin: str) -> li
     Raises:
         DatasetError: a listed name is not in the data set, or fits more than one image.
     """
-    wanted = set(stems)
-    chosen = [name for name in names if stem(name) in wanted]
-    found = [stem(name) for name in chosen]
-    missing = sorted(wanted - set(found))
+    chosen = {name: stem(name) for name in names if stem(name) in set(stems)}
+    missing = sorted(set(stems) - set(chosen.values()))
     if missing:
         raise DatasetError(
-            f"{len(missing)} of the {len(wanted)} images that {origin} lists are not in the data "
+            f"{len(missing)} of the {len(stems)} images that {origin} lists are not in the data "
             f"set: {_some(missing)}. Correct the list, or name its data set in DATASETS.TRAIN."
         )
-    _refuse_duplicates(found, "The data set")
+    _refuse_duplicates(list(chosen.values()), "The data set")
     return sorted(chosen)
 
 
@@ -167,12 +163,21 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
     wanted = _share(fraction, len(ordered))
     most = max(wanted, min(_MOST_FOR_CLASSES * wanted, len(ordered) // 2))
     chosen: set[str] = set()
+
+    def take_first(images: Iterable[str]) -> None:
+        """Choose the first image that leaves one of each class."""
+        for image in images:
+            if image not in chosen and all(left[name] > 1 for name in classes_of[image]):
+                chosen.add(image)
+                left.subtract(classes_of[image])
+                return
+
     for rare in sorted(left, key=lambda name: (left[name], name)):
         if len(chosen) < most and not any(rare in classes_of[image] for image in chosen):
-            _take_first((i for i in ordered if rare in classes_of[i]), chosen, classes_of, left)
+            take_first(image for image in ordered if rare in classes_of[image])
     for image in ordered:
         if len(chosen) < min(wanted, len(ordered) - 1):
-            _take_first([image], chosen, classes_of, left)
+            take_first([image])
     if not any(classes_of[image] for image in chosen):
         raise DatasetError(
             f"No validation split can be drawn from {len(ordered)} labeled image(s): each class "
@@ -180,17 +185,3 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
             "without validation: S4M.DATA.VAL_FRACTION 0.0."
         )
     return sorted(chosen)
-
-
-def _take_first(
-    images: Iterable[str],
-    chosen: set[str],
-    classes_of: Mapping[str, Set[str]],
-    left: Counter[str],
-) -> None:
-    """Choose the first image that leaves one of each class; count it off in ``left``."""
-    for image in images:
-        if image not in chosen and all(left[name] > 1 for name in classes_of[image]):
-            chosen.add(image)
-            left.subtract(classes_of[image])
-            return

@@ -135,16 +135,17 @@ def apply_geometry(
     """
     short, long = sorted(image.shape[:2])
     is_narrow = long > _NARROW * short
+    of_size_alone = all(
+        type(a) in _SIZE_ONLY and not (isinstance(a, T.FixedSizeCrop) and a.pad)
+        for a in augmentations
+    )
     try:
-        if is_narrow:  # refused whatever ``seed`` draws, so that checks and training agree
+        if is_narrow and of_size_alone:  # whatever is drawn: checks and training agree
             with seeded_numpy(seed):
-                draw_transforms([_smallest(step) for step in augmentations], image.shape[:2])
+                T.AugmentationList([*map(_smallest, augmentations)])(_SizeInput(image))
         with seeded_numpy(seed):
-            transforms = draw_transforms(augmentations, image.shape[:2])
-            if transforms is None:
-                view = T.AugInput(image)
-                transforms = T.AugmentationList(augmentations)(view)
-                return view.image, transforms
+            view = _SizeInput(image) if of_size_alone else T.AugInput(image)
+            transforms = T.AugmentationList(augmentations)(view)
     except ValueError as error:
         if not is_narrow:
             raise
@@ -152,7 +153,7 @@ def apply_geometry(
             f"{name} has (height, width) {image.shape[:2]}, too narrow for the sizes of INPUT "
             f"({error}). Crop the image, or take it out of the data set."
         ) from error
-    return transform_image(image, transforms), transforms
+    return transform_image(image, transforms) if of_size_alone else view.image, transforms
 
 
 def _smallest(augmentation: T.Augmentation) -> T.Augmentation:
@@ -163,47 +164,18 @@ def _smallest(augmentation: T.Augmentation) -> T.Augmentation:
     return T.ResizeScale(scale, scale, augmentation.target_height, augmentation.target_width)
 
 
-def draw_transforms(
-    augmentations: Sequence[T.Augmentation], image_size: tuple[int, int]
-) -> T.TransformList | None:
-    """The transforms that augmentations choose for an image, with the draws they always make.
-
-    Returns:
-        None, and nothing is drawn, where the size (H, W) alone does not tell.
-
-    Raises:
-        ValueError: of an image so narrow, nothing is left after resizing.
-    """
-    if not all(type(augmentation) in _SIZE_ONLY for augmentation in augmentations):
-        return None
-    if any(isinstance(a, T.FixedSizeCrop) and a.pad for a in augmentations):
-        return None
-    return T.AugmentationList(augmentations)(_SizeInput(image_size))
-
-
 class _SizeInput(T.AugInput):
-    """An image of a size, without memory of its own, for augmentations to look at."""
+    """An image's size, without its pixels, for augmentations to look at."""
 
     image: np.ndarray
 
-    def __init__(self, size: tuple[int, int]) -> None:
-        super().__init__(_of_size(size))
+    def __init__(self, image: np.ndarray) -> None:
+        super().__init__(np.broadcast_to(np.uint8(0), image.shape))
 
     def transform(self, tfm: T.Transform) -> None:
-        for step in _steps(tfm):
-            height, width = self.image.shape[:2]
-            if type(step) is T.ResizeTransform:
-                height, width = step.new_h, step.new_w
-                if min(height, width) < 1:
-                    raise ValueError("height and width must be > 0")
-            elif type(step) is T.CropTransform:
-                rows, columns = _window(step, height, width)
-                height, width = len(rows), len(columns)
-            self.image = _of_size((height, width))
-
-
-def _of_size(size: tuple[int, int]) -> np.ndarray:
-    return np.broadcast_to(np.uint8(0), (*size, 3))
+        pixels = source_pixels(tfm, self.image.shape[:2])
+        assert pixels is not None  # of _SIZE_ONLY's transforms
+        self.image = np.broadcast_to(np.uint8(0), (*map(len, pixels), 3))
 
 
 def _steps(transform: T.Transform) -> list[T.Transform]:
@@ -212,30 +184,13 @@ def _steps(transform: T.Transform) -> list[T.Transform]:
     return [step for step in steps if type(step) is not T.NoOpTransform]
 
 
-def _window(crop: T.CropTransform, height: int, width: int) -> tuple[range, range]:
-    """Rows and columns that a crop keeps of an image, which may be smaller."""
-    return range(height)[crop.y0 : crop.y0 + crop.h], range(width)[crop.x0 : crop.x0 + crop.w]
-
-
 def transform_image(image: np.ndarray, transforms: T.TransformList) -> np.ndarray:
-    """Equal to ``transforms.apply_image(image)``.
-
-    Args:
-        image: (H, W, 3) uint8.
-        transforms: any.
-
-    Returns:
-        (H', W', 3) uint8, may share the image's memory.
-    """
+    """Equal to ``transforms.apply_image(image)``, both (H, W, 3) uint8; may share memory."""
     steps = _steps(transforms)
     while steps:
         step = steps.pop(0)
-        if (
-            type(step) is T.ResizeTransform
-            and step.interp == Image.Resampling.BILINEAR
-            and steps
-            and type(steps[0]) is T.CropTransform
-        ):
+        is_bilinear = type(step) is T.ResizeTransform and step.interp == Image.Resampling.BILINEAR
+        if is_bilinear and steps and type(steps[0]) is T.CropTransform:
             image = _resize_and_crop(image, step, steps.pop(0))
         elif type(step) in _FLIPS:
             image = cv2.flip(image, _FLIPS[type(step)])
@@ -255,7 +210,8 @@ def _resize_and_crop(
     image at once, but then it rounds that part's place.)
     """
     height = image.shape[0]
-    rows, columns = _window(crop, resize.new_h, resize.new_w)
+    rows = range(resize.new_h)[crop.y0 : crop.y0 + crop.h]
+    columns = range(resize.new_w)[crop.x0 : crop.x0 + crop.w]
     is_whole = (len(rows), len(columns)) == (resize.new_h, resize.new_w)
     if is_whole or resize.new_h < height:
         return crop.apply_image(resize.apply_image(image))
@@ -274,7 +230,7 @@ def _resize_and_crop(
 
 
 def source_pixels(
-    transforms: T.TransformList, image_size: tuple[int, int]
+    transforms: T.Transform, image_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Where the pixels of a transformed segmentation come from.
 
@@ -293,9 +249,8 @@ def source_pixels(
             rows = rows[_nearest(step.h, step.new_h)]
             columns = columns[_nearest(step.w, step.new_w)]
         elif type(step) is T.CropTransform:
-            kept_rows, kept_columns = _window(step, len(rows), len(columns))
-            rows = rows[kept_rows.start : kept_rows.stop]
-            columns = columns[kept_columns.start : kept_columns.stop]
+            rows = rows[step.y0 : step.y0 + step.h]
+            columns = columns[step.x0 : step.x0 + step.w]
         elif type(step) is T.HFlipTransform:
             columns = columns[::-1]
         elif type(step) is T.VFlipTransform:

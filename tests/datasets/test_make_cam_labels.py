@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,7 +54,12 @@ def test_strength_0_gives_the_ground_truth(scenes):
 
 def test_the_mean_iou_falls_with_the_strength_and_passes_published_cam_quality(scenes):
     truths = [truth for truth, _ in scenes]
-    scores = [mean_iou(spoilt(scenes, strength), truths) for strength in STRENGTHS]
+    labels = [spoilt(scenes, strength) for strength in STRENGTHS]
+    for of_strength in labels:  # no class appears that the image lacks
+        assert all(
+            set(np.unique(a)) <= set(np.unique(b)) for a, b in zip(of_strength, truths, strict=True)
+        )
+    scores = [mean_iou(of_strength, truths) for of_strength in labels]
     assert scores[0] == 100 and (np.diff(scores) < -2).all()
     assert 45 < scores[STRENGTHS.index(0.5)] < 60
     assert scores[-1] < 40
@@ -68,12 +72,6 @@ def test_every_failure_alone_costs_more_at_a_larger_strength(scenes, failure):
     assert scores[0] == 100 > scores[1] > scores[2]
 
 
-@pytest.mark.parametrize("strength", STRENGTHS[1:])
-def test_no_class_appears_that_the_image_lacks(scenes, strength):
-    for (truth, _), label in zip(scenes, spoilt(scenes, strength), strict=True):
-        assert set(np.unique(label)) <= set(np.unique(truth))
-
-
 def test_partial_labels_lie_within_the_truth_and_miss_some_of_it(scenes):
     missed = []
     for (truth, _), label in zip(scenes, spoilt(scenes, 0.6, failures=["partial"]), strict=True):
@@ -83,50 +81,12 @@ def test_partial_labels_lie_within_the_truth_and_miss_some_of_it(scenes):
     assert 0.15 < np.mean(missed) < 0.6
 
 
-def test_what_partial_labels_keep_of_an_object_is_one_spot_of_it():
-    label = np.zeros((80, 160), np.uint8)
-    label[10:70, 10:150] = 4
-    spots, shares = [], []
-    for seed in range(8):
-        kept = cam_label(label, np.random.default_rng(seed), 0.9, failures=["partial"]) == 4
-        shares.append(kept.sum() / (label == 4).sum())
-        assert cv2.connectedComponents(kept.astype(np.uint8))[0] == 2  # background and one part
-        spots.append(np.argwhere(kept).mean(axis=0))
-    assert 0 < np.min(shares) and np.max(shares) < 0.9 and np.mean(shares) < 0.7
-    assert np.std(spots, axis=0).max() > 10  # px: not always the same
-
-
 def test_false_labels_hold_the_truth_and_more(scenes):
     added = []
     for (truth, _), label in zip(scenes, spoilt(scenes, 0.7, failures=["false"]), strict=True):
         np.testing.assert_array_equal(label[truth > 0], truth[truth > 0])
         added.append(((label > 0) & (truth == 0)).sum() / (truth > 0).sum())
     assert 0.05 < np.mean(added) < 1
-
-
-def test_false_labels_lie_next_to_objects_and_away_from_them():
-    label = np.zeros((128, 256), np.uint8)
-    label[50:80, 100:150] = 2
-    near = cv2.dilate((label == 2).astype(np.uint8), np.ones((3, 3))) > 0
-    touching = []
-    for seed in range(20):
-        false = cam_label(label, np.random.default_rng(seed), 1.0, failures=["false"]) == 2
-        count, parts = cv2.connectedComponents((false & (label == 0)).astype(np.uint8))
-        touching += [bool((near & (parts == part)).any()) for part in range(1, count)]
-    assert sum(touching) >= 8 and len(touching) - sum(touching) >= 4
-
-
-def test_blobs_err_at_the_contours_on_both_sides_and_forget_what_is_finer_than_their_grid():
-    label = np.zeros((128, 256), np.uint8)
-    label[30:100, 60:200] = 1
-    label[60:63, 10:13] = 2
-    edges = cv2.dilate((label == 1).astype(np.uint8), np.ones((27, 27))) > 0
-    edges &= cv2.erode((label == 1).astype(np.uint8), np.ones((27, 27))) == 0
-    result = cam_label(label, np.random.default_rng(1), 0.8, failures=["blobs"])
-    wrong = (result == 1) != (label == 1)
-    assert wrong[edges].mean() > max(0.03, 5 * wrong[~edges].mean())
-    assert ((result == 1) & (label == 0)).any() and ((result == 0) & (label == 1)).any()
-    assert (result == 2).sum() > 4 * (label == 2).sum()  # divided by its maximum: one cell of it
 
 
 def test_a_label_depends_on_the_generator_the_strength_and_the_objects(scenes):
@@ -151,13 +111,6 @@ def test_the_same_draws_serve_every_strength(scenes):
                 assert ((a != truth) & (b == truth)).sum() <= 0.02 * truth.size
             else:
                 assert ((a != truth) & (b == truth)).sum() <= wrong
-
-
-@pytest.mark.parametrize("value", [0, 255])
-def test_an_image_without_classes_stays_background(value):
-    label = np.full((5, 7), value, np.uint8)
-    result = cam_label(label, np.random.default_rng(0), 1.0)
-    np.testing.assert_array_equal(result, np.zeros((5, 7), np.uint8))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (17, 3)])

@@ -1,21 +1,15 @@
 """Image files of every kind that turns up in a folder of images."""
 
 import io
-import itertools
-import logging
-import os
 import struct
 import zlib
 
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
-from detectron2.data.samplers import TrainingSampler
 from PIL import ExifTags, Image, PngImagePlugin
 
-from s4m_d2.data import StreamLoader
 from s4m_d2.data.images import image_size, read_image
-from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images, unlabeled_records
 from s4m_d2.errors import DatasetError
 
 from .rows import BOX_POLYGON, HEIGHT, WIDTH, labeled, mask, one_error, save, scene, unlabeled
@@ -212,28 +206,3 @@ def test_images_too_narrow_to_resize_are_refused_and_named(tmp_path, geometry, s
     for seed in range(8):
         with one_error(DatasetError, str(path), "too narrow"):
             unlabeled(GEOMETRIES[geometry])({"file_name": str(path), "seeds": {"augment": seed}})
-
-
-def fill_with_hostile_files(folder):
-    """Every refused row; returns how many."""
-    for number, (name, content, _) in enumerate(REFUSED.values()):
-        (folder / f"{number}_{name}").write_bytes(content)
-    dangling_link(folder)
-    folder_named_like_an_image(folder)  # a folder is no file: it is not listed
-    return len(REFUSED) + 1
-
-
-def test_training_on_unlabeled_images_skips_counts_and_logs_every_bad_one(tmp_path, caplog):
-    count = fill_with_hostile_files(tmp_path)
-    good = [str(save(tmp_path / f"good{n}.png", scene())) for n in range(2)]
-    records = unlabeled_records(list_images(str(tmp_path), IMAGE_EXTENSIONS, ""), str(tmp_path))
-    assert len(records) == count + len(good)
-    loader = StreamLoader(
-        records, unlabeled(), TrainingSampler(len(records), seed=1), batch_size=4, num_workers=0,
-        seeds=lambda position: {"augment": position}, max_skipped=count,
-    )  # fmt: skip
-    with caplog.at_level(logging.WARNING, "s4m_d2.data.build"):
-        batches = list(itertools.islice(loader, len(records)))
-    assert {sample["file_name"] for batch in batches for sample in batch} == set(good)
-    assert len(set(loader.skipped_images)) == len(loader.skipped_images) == count
-    assert sum(os.fspath(tmp_path) in record.message for record in caplog.records) == count
