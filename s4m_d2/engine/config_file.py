@@ -19,17 +19,6 @@ from s4m_d2.errors import ConfigError
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _FOR_OTHER_DATA = ("Base-", "cityscapes_", "coco_", "toyscapes_")
-# What Detectron2's, fvcore's and yacs' merging raise on a file or override that does not fit.
-_MERGE_ERRORS = (
-    AssertionError,
-    AttributeError,
-    KeyError,
-    OSError,
-    RecursionError,
-    TypeError,
-    ValueError,
-    yaml.YAMLError,
-)
 
 
 def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
@@ -45,13 +34,21 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     cfg = get_cfg()
     add_s4m_config(cfg)
     if config_file:
-        _merge_file(cfg, config_file)
+        if not os.path.isfile(config_file):
+            raise ConfigError(
+                f"Config file '{config_file}' does not exist. Give a path that starts at "
+                f"'{os.getcwd()}', or an absolute one."
+            )
+        try:
+            cfg.merge_from_file(config_file, allow_unsafe=False)
+        except Exception as error:  # of fvcore, yacs or PyYAML, which check little
+            raise ConfigError(f"Config file '{config_file}': {_explain(cfg, error)}") from error
     if len(opts) % 2:
         raise ConfigError(f"Overrides come as KEY VALUE pairs; '{opts[-1]}' has no value. Add it.")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         try:
             cfg.merge_from_list([key, value])
-        except _MERGE_ERRORS as error:
+        except Exception as error:
             raise ConfigError(f"Override '{key} {value}': {_explain(cfg, error)}") from error
     cfg.freeze()
     return cfg
@@ -77,50 +74,35 @@ class _UsersConfig(CfgNode):
         return super()._open_cfg(filename)
 
 
-def _merge_file(cfg: CfgNode, config_file: str) -> None:
-    if not os.path.isfile(config_file):
-        raise ConfigError(
-            f"Config file '{config_file}' does not exist. Give a path that starts at "
-            f"'{os.getcwd()}', or an absolute one."
-        )
-    try:
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-    except _MERGE_ERRORS as error:
-        raise ConfigError(f"Config file '{config_file}': {_explain(cfg, error)}") from error
-
-
 def _explain(cfg: CfgNode, error: Exception) -> str:
     """An error's message in the user's terms."""
     if isinstance(error, RecursionError):
         return "_BASE_ leads back to the file itself, or values nest too deep. Correct the file."
-    if isinstance(error, yaml.constructor.ConstructorError):
-        return f"only plain YAML values are read, no tags that build objects. {error}"
-    if isinstance(error, UnicodeDecodeError):
-        return f"this is no text file ({error}); give a YAML file as in configs/."
     if isinstance(error, yaml.YAMLError):
-        return f"this is no valid YAML: {error}. Correct it; configs/ has examples."
+        return (
+            f"only plain YAML is read, no tags that build objects: {error}. Correct it; configs/ "
+            "has examples."
+        )
     if isinstance(error, OSError):
         return (
             f"'{error.filename}', named as _BASE_, cannot be read: {error.strerror}. "
             "Correct the path; a relative one starts at the file's own folder."
         )
-    message = str(error.args[0]) if error.args else type(error).__name__
-    unknown = _UNKNOWN_KEY.search(message)
-    if unknown:
+    message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    if unknown := _UNKNOWN_KEY.search(message):
         return f"the key {unknown[1]} does not exist.{_suggest(cfg, unknown[1])}"
     if "Type mismatch" in message:
         return f"{message}. Give a value of the first of the two types."
-    return f"expected keys and values as in configs/; {message}"
+    return f"expected keys and values as in configs/; {message or type(error).__name__}"
 
 
 def _suggest(cfg: CfgNode, key: str) -> str:
     known = {name.upper(): name for name in _leaf_keys(cfg)}
     # The last word counts twice: most mistakes keep it and misplace it, or misspell it in place.
-    near = difflib.get_close_matches(key.upper(), known, n=1)
     last = key.upper().rsplit(".", 1)[-1]
-    same = [name for upper, name in known.items() if upper.rsplit(".", 1)[-1] == last]
-    found = same[:1] or [known[name] for name in near]
-    return f" Did you mean {found[0]}?" if found else " Choose one of s4m_d2/config.py."
+    same = [name for name in known if name.rsplit(".", 1)[-1] == last]
+    found = same or difflib.get_close_matches(key.upper(), known, n=1)
+    return f" Did you mean {known[found[0]]}?" if found else " Choose one of s4m_d2/config.py."
 
 
 def _leaf_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:

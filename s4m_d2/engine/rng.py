@@ -23,9 +23,6 @@ import torch
 PURPOSES = ("augment", "strong_view", "loss_points", "prompt_points", "refine_points", "arp")
 
 
-NUMPY_SEED_BITS = 32
-
-
 def derive_seed(*keys: int | str) -> int:
     """A 63-bit seed from any sequence of integers and strings.
 
@@ -45,7 +42,7 @@ def sample_seeds(seed: int, stream: str, position: int) -> dict[str, int]:
 def seed_default_generators(seed: int) -> None:
     """Seed PyTorch's (all devices), NumPy's and Python's default generators."""
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**NUMPY_SEED_BITS)
+    np.random.seed(seed % 2**32)  # all that it takes
     random.seed(seed)
 
 
@@ -66,7 +63,7 @@ def default_generator_states() -> dict[str, Any]:
         },
         "python": {"version": version, "words": torch.tensor(words), "gauss_next": gauss},
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
 

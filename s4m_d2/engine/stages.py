@@ -46,12 +46,11 @@ def stages_to_run(cfg: CfgNode, *, resume: bool) -> list[str]:
 
     The teacher of a stage 2 that has begun stays what it is, however long stage 1 is to be now.
     """
-
-    def is_left(stage: str) -> bool:
-        kept = stage == "teacher" and student_has_begun(cfg)
-        return not stage_is_finished(stage_config(cfg, stage), 0 if kept else None)
-
-    return [s for s in STAGES if runs_stage(cfg, s) and (not resume or is_left(s))]
+    stages = [stage for stage in STAGES if runs_stage(cfg, stage)]
+    if not resume:
+        return stages
+    lengths = {"teacher": 0} if student_has_begun(cfg) else {}
+    return [s for s in stages if not stage_is_finished(stage_config(cfg, s), lengths.get(s))]
 
 
 def student_has_begun(cfg: CfgNode) -> bool:

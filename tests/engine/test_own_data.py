@@ -38,24 +38,20 @@ def names(data_set):
     return {record["file_name"].rsplit("/", 1)[-1] for record in DatasetCatalog.get(data_set)}
 
 
-def test_classes_come_from_the_json(data, read):
-    cfg, own = read(own_options(data))
-    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == len(CLASSES)
-    assert cfg.DATASETS.TRAIN == ("own_labeled",) and cfg.DATASETS.TEST == ("own_val",)
-    assert cfg.DATASETS.UNLABELED == ("own_unlabeled",)
+def test_options_and_config_keys_do_the_same(data, read, tmp_path):
+    by_option, own = read(own_options(data))
+    sets = by_option.DATASETS
+    assert by_option.MODEL.SEM_SEG_HEAD.NUM_CLASSES == len(CLASSES)
+    assert [*sets.TRAIN, *sets.UNLABELED, *sets.TEST] == ["own_labeled", "own_unlabeled", "own_val"]
     assert MetadataCatalog.get("own_val").thing_classes == CLASSES
     assert f"8 classes: {', '.join(CLASSES)}" in own.findings()[0].text
-
-
-def test_config_keys_do_the_same_as_the_options(data, read, tmp_path):
-    by_option, _ = read(own_options(data))
     config = tmp_path / "mine.yaml"
     config.write_text(
         f"_BASE_: {CONFIG}\nS4M:\n  DATA:\n    LABELED: {data}/annotations.json\n"
         f"    IMAGES: {data}/labeled\n    UNLABELED: {data}/unlabeled\n"
     )
-    by_key, _ = read([], config_file=str(config))
-    assert by_key == by_option
+    assert read([], config_file=str(config))[0] == by_option
+    assert read([])[1] is None  # DATASETS names the data sets
 
 
 def test_paths_are_made_absolute_and_read_as_text(changed, read, monkeypatch):
@@ -125,33 +121,26 @@ def test_facts_are_of_tiles_where_images_are_cut(data, read):
 
 def test_a_users_keys_win_and_are_named(data, read, tmp_path):
     config = tmp_path / "mine.yaml"
-    config.write_text(f"_BASE_: {CONFIG}\nINPUT:\n  IMAGE_SIZE: 96\n")
+    config.write_text(
+        f"_BASE_: {CONFIG}\nINPUT:\n  IMAGE_SIZE: 96\n"
+        "MODEL:\n  SEM_SEG_HEAD:\n    NUM_CLASSES: 80\n"  # of another data set
+    )
     cfg, own = read(own_options(data), config_file=str(config))
     assert (cfg.INPUT.IMAGE_SIZE, cfg.SOLVER.MAX_ITER, cfg.SOLVER.IMS_PER_BATCH) == (96, 2, 2)
-    derived = {setting.key for setting in own.stored.settings}
     kept = {"INPUT.IMAGE_SIZE", "SOLVER.MAX_ITER", "SOLVER.IMS_PER_BATCH", "S4M.BURN_IN"}
-    assert kept < set(own.kept) and not kept & derived
+    assert kept < set(own.kept) and not kept & {setting.key for setting in own.stored.settings}
     assert "INPUT.IMAGE_SIZE" in own.findings()[-1].text
-
-
-def test_the_number_of_classes_of_another_data_sets_config_does_not_count(data, read, tmp_path):
-    config = tmp_path / "mine.yaml"
-    config.write_text(f"_BASE_: {CONFIG}\nMODEL:\n  SEM_SEG_HEAD:\n    NUM_CLASSES: 80\n")
-    assert read(own_options(data), str(config))[0].MODEL.SEM_SEG_HEAD.NUM_CLASSES == 8
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == 8
     changed = {"MODEL__SEM_SEG_HEAD__NUM_CLASSES": 80}  # the checks before training refuse it
     assert read(own_options(data), **changed)[0].MODEL.SEM_SEG_HEAD.NUM_CLASSES == 80
 
 
-def test_classes_without_an_instance_are_named(changed, read):
+def test_classes_without_an_instance_and_too_few_queries_are_named(changed, read):
     change_json(changed / "annotations.json",
                 lambda c: c["categories"].append({"id": 99, "name": "tram"}))  # fmt: skip
-    _, own = read(own_options(changed))
-    assert [note for note in own.notes if "no instance of tram" in note]
-
-
-def test_too_few_queries_are_named(data, read):
-    _, own = read(own_options(data), MODEL__MASK_FORMER__NUM_OBJECT_QUERIES=3)
-    assert any("NUM_OBJECT_QUERIES is 3" in note for note in own.notes)
+    _, own = read(own_options(changed), MODEL__MASK_FORMER__NUM_OBJECT_QUERIES=3)
+    absent, queries = own.notes
+    assert "no instance of tram" in absent and "NUM_OBJECT_QUERIES is 3" in queries
 
 
 def without_images(content):
@@ -189,8 +178,3 @@ def test_data_that_cannot_work_are_named(changed, read):
     change_json(changed / "annotations.json", without_images)
     with pytest.raises(DatasetError, match="no image to train on"):
         read(own_options(changed))
-
-
-def test_without_own_data_the_config_is_as_ever(read):
-    cfg, own = read([])
-    assert own is None and cfg.DATASETS.TRAIN == ()

@@ -100,7 +100,7 @@ def test_without_changes_a_continued_run_says_nothing(finished, tmp_path):
     data, run = finished
     words = ["--resume", *overrides(run)]
     cfg, own = read_config(parsed(["--config-file", CONFIG, *own_options(data), *words]))
-    assert own.notes == () and not own.is_new
+    assert not own.notes and not own.is_new
     fresh, _ = read_config(parsed(["--config-file", CONFIG, *own_options(data), *words[1:]]))
     assert cfg == fresh
     # Of what was derived, nothing follows another length.
@@ -135,7 +135,7 @@ def test_stored_data_are_read_back_whatever_names_have_and_damage_is_named(finis
     stored = own_data_files.read_stored(str(finished[1] / "data"))
     names = ("new\nline.png", "\x1b[31m.png", "sub/\udcff \u00fc.png", " ")
     odd = dataclasses.replace(stored, unlabeled=names, left_out={"hidden": 3})
-    own_data_files.store(str(tmp_path), odd, {}, None)
+    own_data_files.store(str(tmp_path), odd, {})
     assert own_data_files.read_stored(str(tmp_path)) == odd
     for content in ("{}", "[]", '{"version": 2}'):
         (tmp_path / "settings.json").write_text(content)

@@ -16,41 +16,53 @@ def test_a_sound_config_passes():
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("key", "value"),
     [
-        {"S4M.PSEUDO_LABEL.MASK_THRESH": -0.1},
-        {"S4M.EMA_DECAY": -0.5},
-        {"S4M.REFINE.SEPL.O_S_THRESH": 2.0},
-        {"S4M.QUALITY.SIZE_LIMITS": (9, 4)},
-        {"S4M.BURN_IN": 1001},
-        {"S4M.BURN_IN": -1},
-        {"S4M.ARP.PAIR_FRACTION": 0.75},
-        {"S4M.ARP.SCALE_RANGE": "(1.2, 0.8)"},
-        {"INPUT.CROP.ENABLED": False},  # of which ARP's smallest area is a share
-        {"S4M.STRONG_VIEW.JITTER": "(0.4, 0.4, 0.4)"},
-        {"S4M.STRONG_VIEW.JITTER": "(0.4, 0.4, 0.4, 0.6)"},
-        {"S4M.STRONG_VIEW.BLUR_SIGMA": "(0.0, 0.6)"},
-        {"S4M.FIGURES.WHAT": "('labels',)"},
-        {"S4M.UNLABELED_IMS_PER_BATCH": 5},
-        {"S4M.TEACHER.IMS_PER_BATCH": 7},
-        {"S4M.SAM.BACKEND": "sam3"},
-        {"S4M.UNLABELED_MAPPER": "Mapper"},
-        {"S4M.UNLABELED_SAMPLER": "Random"},
-        {"MODEL.META_ARCHITECTURE": "MaskFormer"},
-        {"S4M.EVAL": "all"},
-        {"S4M.STAGE": "first"},
-        {"SOLVER.OPTIMIZER": "ADAM"},
-        {"INPUT.RANDOM_FLIP": "diagonal"},
-        {"INPUT.FORMAT": "L"},
+        ("S4M.PSEUDO_LABEL.MASK_THRESH", -0.1),
+        ("S4M.PSEUDO_LABEL.SCORE_THRESH", "1e999"),
+        ("S4M.EMA_DECAY", 1.0),
+        ("S4M.REFINE.SEPL.O_S_THRESH", 2.0),
+        ("S4M.QUALITY.SIZE_LIMITS", (9, 4)),
+        ("S4M.BURN_IN", 1001),
+        ("S4M.BURN_IN", -1),
+        ("S4M.ARP.PAIR_FRACTION", 0.75),
+        ("S4M.ARP.SCALE_RANGE", "(1.2, 0.8)"),
+        ("INPUT.CROP.ENABLED", False),  # of which ARP's smallest area is a share
+        ("INPUT.MIN_SCALE", 3.0),
+        ("MODEL.MASK_FORMER.NHEADS", 7),
+        ("S4M.STRONG_VIEW.JITTER", "(0.4, 0.4, 0.4)"),
+        ("S4M.STRONG_VIEW.JITTER", "(0.4, 0.4, 0.4, 0.6)"),
+        ("S4M.STRONG_VIEW.BLUR_SIGMA", "(2.0, 0.1)"),
+        ("S4M.FIGURES.WHAT", "('labels',)"),
+        ("SOLVER.IMS_PER_BATCH", -2),
+        ("S4M.UNLABELED_IMS_PER_BATCH", 5),
+        ("S4M.TEACHER.IMS_PER_BATCH", 7),
+        ("S4M.SAM.BACKEND", "sam3"),
+        ("S4M.UNLABELED_MAPPER", "Mapper"),
+        ("S4M.UNLABELED_SAMPLER", "Random"),
+        ("MODEL.META_ARCHITECTURE", "MaskFormer"),
+        ("S4M.EVAL", "all"),
+        ("S4M.STAGE", "first"),
+        ("S4M.STAGE", "student"),  # without a teacher
+        ("SOLVER.OPTIMIZER", "ADAM"),
+        ("INPUT.RANDOM_FLIP", "diagonal"),
+        ("INPUT.FORMAT", "L"),
+        ("DATASETS.TRAIN", ()),
+        ("DATASETS.UNLABELED", ()),
+        ("DATASETS.TEST", ("preflight_labeled",)),
+        ("DATASETS.TEST", ("preflight_unlabeled",)),
     ],
-    ids=str,
 )
-def test_settings_that_cannot_work_are_named(changes):
-    """More, with what the message says of them, are in tests/hostile/test_configs.py."""
+def test_settings_that_cannot_work_are_named(key, value):
     with pytest.raises(S4MError) as refused:
-        check_config(config(changes), num_processes=2)
-    (key,) = changes
+        check_config(config({key: value}), num_processes=2)
     assert key.removesuffix(".ENABLED") in str(refused.value)
+
+
+def test_stage_1_alone_needs_something_to_train():
+    changes = {"S4M.STAGE": "teacher", "S4M.TEACHER_WEIGHTS": "t.pth"}
+    with pytest.raises(ConfigError, match="S4M.TEACHER_WEIGHTS is 't.pth'"):
+        check_config(config(changes))
 
 
 def test_stage_1_alone_needs_neither_unlabeled_images_nor_a_burn_in():

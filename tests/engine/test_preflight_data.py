@@ -97,16 +97,32 @@ def drop_instances(records):
         record["annotations"] = []
 
 
+def raising(error):
+    def load():
+        raise error
+
+    return load
+
+
+def segmented(polygons):
+    return lambda a, u, t: a[1]["annotations"][0].update(segmentation=polygons)
+
+
 DEFECTS = {  # (change of the labeled, unlabeled and test records, message)
     "no images": (lambda a, u, t: a.clear(), "'preflight_labeled' has no images"),
+    "no records": (lambda a, u, t: a.insert(0, "a.png"), "record 0 has no 'file_name'"),
+    "no path": (lambda a, u, t: a[0].pop("file_name"), "record 0 has no 'file_name'"),
     "no instances": (lambda a, u, t: drop_instances(a), "'preflight_labeled' has 3 images and no"),
     "class out of range": (
         lambda a, u, t: a[2]["annotations"][0].update(category_id=2), r"2\.png has the class id 2"),
+    "class of another type": (
+        lambda a, u, t: a[2]["annotations"][0].update(category_id=[]), r"2\.png has the class id"),
     "other size": (lambda a, u, t: a[0].update(width=31), r"0\.png .*\(20, 30\).*\(20, 31\)"),
     "damaged image": (lambda a, u, t: cut(t[1]["file_name"]), r"8\.png"),
     "missing image": (lambda a, u, t: a[1].update(file_name="none.png"), r"none\.png"),
-    "damaged annotation": (
-        lambda a, u, t: a[1]["annotations"][0].update(segmentation=[[1, 2]]), r"1\.png.*polygon"),
+    "damaged annotation": (segmented([[1, 2]]), r"1\.png.*polygon"),
+    "no mask": (segmented(None), r"1\.png.*NoneType"),
+    "mask far outside": (segmented([[9e9] * 6]), r"1\.png.*far outside"),
     "test image in training": (
         lambda a, u, t: t.append(dict(a[0])), r"0\.png .*'preflight_.*labeled'.*_test' \(test\)"),
     "test image unlabeled": (
@@ -172,13 +188,15 @@ def test_the_number_of_classes_must_be_the_data_sets(sets):
         check_datasets(config({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3}))
 
 
-def test_an_unknown_data_set_and_a_broken_loader(sets):
+def test_an_unknown_data_set_and_broken_loaders(sets):
     with pytest.raises(DatasetError, match="'fruit'.*preflight_labeled"):
         check_datasets(config({"DATASETS.TRAIN": ("fruit",)}))
-    records = sets.pop("preflight_labeled")
-    with pytest.raises(DatasetError, match="'preflight_labeled'"):
-        check_datasets(config())
-    sets["preflight_labeled"] = records
+    for error in (FileNotFoundError(2, "gone", "x.json"), ZeroDivisionError("x.json")):
+        name = "preflight_labeled"
+        DatasetCatalog.remove(name)
+        DatasetCatalog.register(name, raising(error))
+        with pytest.raises(DatasetError, match=f"'{name}' cannot be loaded.*x.json"):
+            check_datasets(config())
 
 
 def test_a_class_that_the_labeled_images_lack_is_a_warning(sets, tmp_path):

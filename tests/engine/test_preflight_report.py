@@ -53,37 +53,32 @@ def test_a_sound_run_has_a_short_report_without_problems(small_config, tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+WRONG = {
+    "DATASETS__TRAIN": "('toyscapes_9pct',)",
+    "MODEL__WEIGHTS": "nowhere.pth",
+    "S4M__SAM__CHECKPOINT": "no_sam.pth",
+    "S4M__TEACHER_WEIGHTS": "no_teacher.pth",
+}
+
+
 def test_problems_of_every_kind_come_together(small_config, tmp_path):
     (tmp_path / "file").touch()
-    cfg = small_config(
-        DATASETS__TRAIN="('toyscapes_9pct',)",
-        MODEL__WEIGHTS="nowhere.pth",
-        S4M__SAM__CHECKPOINT="no_sam.pth",
-        S4M__TEACHER_WEIGHTS="no_teacher.pth",
-        OUTPUT_DIR=str(tmp_path / "file" / "run"),
-    )
-    report = preflight(cfg)
+    report = preflight(small_config(**WRONG, OUTPUT_DIR=str(tmp_path / "file" / "run")))
     words = ["toyscapes_9pct", "no_sam.pth", "nowhere.pth", "no_teacher.pth", "is a file"]
     assert len(report.errors) == len(words)
     assert all(word in str(error) for word, error in zip(words, report.errors, strict=True))
 
 
 def test_all_wrong_settings_come_together_with_the_data_sets(small_config):
-    cfg = small_config(
-        SOLVER__OPTIMIZER="ADAM",
-        SOLVER__IMS_PER_BATCH=3,
-        S4M__EMA_DECAY=2.0,
-        MODEL__SEM_SEG_HEAD__NUM_CLASSES=4,
-        MODEL__WEIGHTS="nowhere.pth",
-        S4M__SAM__CHECKPOINT="no_sam.pth",
-    )
+    changes = {"SOLVER__OPTIMIZER": "ADAM", "SOLVER__IMS_PER_BATCH": 3, "S4M__EMA_DECAY": 2.0}
+    cfg = small_config(**WRONG, **changes, MODEL__SEM_SEG_HEAD__NUM_CLASSES=4)
     report = preflight(cfg, num_processes=2)
+    words = ["SOLVER.OPTIMIZER", "SOLVER.IMS_PER_BATCH", "S4M.EMA_DECAY", "NUM_CLASSES is 4"]
+    assert all(
+        word in str(report)
+        for word in (*words, "toyscapes_9pct", "nowhere.pth", "no_sam.pth", "no_teacher.pth")
+    )
     found = statuses(report)
-    assert found["settings"] == found["labeled data"] == found["test data"] == "error"
-    text = str(report)
-    for word in ("SOLVER.OPTIMIZER", "SOLVER.IMS_PER_BATCH", "S4M.EMA_DECAY", "NUM_CLASSES is 4"):
-        assert word in text
-    assert "no_sam.pth" in text and "nowhere.pth" in text
     assert found["model"] == found["disk"] == found["memory"] == "not checked"
 
 
@@ -92,9 +87,7 @@ def test_check_prints_the_report_and_writes_nothing(small_options, tmp_path, cap
     wrong = {"S4M__SAM__CHECKPOINT": "no_sam.pth", "S4M__TEACHER_WEIGHTS": "no_teacher.pth"}
     assert train_net("--check", *small_options(S4M__BURN_IN=1, **wrong), config=TOYSCAPES) == 1
     output = capsys.readouterr().out
-    assert "toyscapes_train_30pct" in output
-    assert "1. Error: S4M.SAM.CHECKPOINT: 'no_sam.pth'" in output
-    assert "2. Error: " in output and "'no_teacher.pth'" in output
+    assert "toyscapes_train_30pct" in output and "1. Error: S4M.SAM.CHECKPOINT: 'no" in output
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -16,10 +16,12 @@ from s4m_d2.engine.checks.resource_checks import (
     disk_finding,
     kept_checkpoints,
     memory_finding,
+    model_blueprint,
     output_dir_errors,
+    sam_blueprint,
+    sam_bytes,
     stage_memory,
 )
-from s4m_d2.engine.checks.weight_checks import model_blueprint, sam_blueprint, sam_bytes
 from s4m_d2.engine.stages import STAGES
 
 SCHEDULE = {

@@ -8,7 +8,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
-from s4m_d2.engine.checks.weight_checks import (
+from s4m_d2.engine.checks.resource_checks import (
     bytes_of,
     model_blueprint,
     model_finding,

@@ -77,30 +77,19 @@ def test_any_failure_of_a_process_ends_the_run_with_its_error(start, how):
         assert re.search(r"rank\s*: 1 ", cause)
 
 
-BAD_ENVIRONMENTS = {
-    "a variable is missing": (
-        {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
-        1,
-        "MASTER_ADDR",
-    ),
-    "two launchers": (
-        {
-            "RANK": "0",
-            "WORLD_SIZE": "2",
-            "LOCAL_RANK": "0",
-            "LOCAL_WORLD_SIZE": "2",
-            "MASTER_ADDR": "localhost",
-            "MASTER_PORT": "29500",
-        },
-        2,
-        "--nproc-per-node",
-    ),
-}
+NUMBERS = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
 
 
-@pytest.mark.parametrize("case", BAD_ENVIRONMENTS)
-def test_contradictory_ways_to_start_processes_are_refused(monkeypatch, case):
-    environment, num_gpus, expected = BAD_ENVIRONMENTS[case]
+@pytest.mark.parametrize(
+    ("environment", "num_gpus", "expected"),
+    [
+        (NUMBERS, 1, "MASTER_ADDR"),  # a variable is missing
+        (NUMBERS | {"MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}, 2, "--nproc-per-node"),
+    ],
+)
+def test_contradictory_ways_to_start_processes_are_refused(
+    monkeypatch, environment, num_gpus, expected
+):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit, match=f"ConfigError: .*{expected}"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import CfgNode
 
+from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT, saved_state
 from s4m_d2.engine.checks.config_checks import check_config, config_errors
 from s4m_d2.engine.checks.dataset_checks import check_datasets, dataset_findings
 from s4m_d2.engine.checks.findings import Finding, PreflightReport
@@ -14,14 +15,22 @@ from s4m_d2.engine.checks.resource_checks import (
     check_output_dir,
     disk_finding,
     memory_finding,
+    model_finding,
     output_dir_errors,
+    sam_finding,
+    weight_findings,
 )
-from s4m_d2.engine.checks.resume_checks import resume_finding
-from s4m_d2.engine.checks.weight_checks import model_finding, sam_finding, weight_findings
 from s4m_d2.engine.labeling.gate import gate_findings
 from s4m_d2.engine.labeling.quality import quality_findings
-from s4m_d2.engine.stages import stage_config, stages_to_run
-from s4m_d2.errors import ConfigError
+from s4m_d2.engine.stages import (
+    STAGES,
+    runs_stage,
+    stage_config,
+    stages_to_run,
+    student_has_begun,
+)
+from s4m_d2.engine.training.run_state import MAX_ITER, changes, continuation_errors, run_settings
+from s4m_d2.errors import ConfigError, S4MError
 
 __all__ = ["check_config", "check_datasets", "check_output_dir", "preflight"]
 
@@ -53,13 +62,7 @@ def preflight(
     if cfg.INPUT.FORMAT in ("RGB", "BGR") and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES > 0:
         findings += dataset_findings(cfg, not errors)
         findings += [*quality_findings(cfg), *gate_findings(cfg)]
-    if errors:  # a model of wrong settings cannot be built, or is another than will be meant
-        model, line = (
-            None,
-            Finding("model", "not built before the settings are right", checked=False),
-        )
-    else:
-        model, line = model_finding(cfg)
+    model, line = model_finding(cfg, settings_are_right=not errors)
     sam, of_sam = sam_finding(cfg, settings_are_right=not errors)
     findings += [line, of_sam, *weight_findings(cfg, model, stages, resume=resume)]
     where = " and ".join(f"{stage}/" for stage in stages) or "nothing, every stage is finished"
@@ -73,6 +76,55 @@ def preflight(
         findings.append(disk_finding(cfg, model, stages))
         findings.append(memory_finding(cfg, model, sam, stages, **processes))
     return PreflightReport(findings)
+
+
+def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> Finding:
+    """The line of a report, with each changed setting as a warning or an error.
+
+    Args:
+        cfg: of a whole run.
+        stages: that are left to train.
+        num_processes: that share a batch, on all machines.
+    """
+    texts: list[str] = []
+    errors: list[S4MError] = []
+    warnings: list[str] = []
+    for stage in filter(lambda stage: runs_stage(cfg, stage), STAGES):
+        of_stage = stage_config(cfg, stage)
+        name, content = saved_state(of_stage.OUTPUT_DIR)
+        if not isinstance(content.get("iteration"), int):
+            continue
+        try:
+            before = dict(content["trainer"]["hooks"]["RunStateHook"]["settings"])
+        except (LookupError, TypeError, ValueError):  # of another program or version
+            before = {}
+        finished, asked = content["iteration"] + 1, cfg.S4M.TEACHER.MAX_ITER
+        if stage == "teacher" and student_has_begun(cfg):
+            trained = before.get(MAX_ITER, asked)
+            if asked not in (0, trained):
+                error = ConfigError(
+                    f"S4M.TEACHER.MAX_ITER is {asked}, but stage 2 in '{cfg.OUTPUT_DIR}' has begun "
+                    f"with a teacher of {trained} iterations, which stays what it is. Leave it at "
+                    f"{trained} (SOLVER.MAX_ITER trains stage 2 longer), or start a new run in "
+                    "another OUTPUT_DIR."
+                )
+                errors.append(error)
+            continue
+        now = run_settings(of_stage, num_processes, has_teacher=stage == "student")
+        refused = list(continuation_errors(finished, before, now))
+        errors += refused
+        if stage in stages and not refused:
+            state = "had ended" if name == FINAL_CHECKPOINT else "was stopped"
+            length = f"goes on to {now[MAX_ITER]:,}"
+            texts.append(f"{stage} {state} after {finished:,} iterations, {length}")
+            warnings += changes(before, now)
+    nothing = "there is nothing to continue: training begins"
+    if errors:
+        nothing = "the run cannot continue with these settings"
+    elif not stages:
+        nothing = "every stage is finished; a larger SOLVER.MAX_ITER would train on"
+    text = "; ".join(texts) or nothing
+    return Finding("resume", text, errors, warnings)
 
 
 def _schedule(cfg: CfgNode, stages: Sequence[str]) -> str:

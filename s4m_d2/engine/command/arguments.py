@@ -24,11 +24,8 @@ _OWN_DATA = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that Detectron2's parser does not have."""
-    parser.add_argument(
-        "--check",
-        action="store_true",
-        help="report on settings, data, weights, disk and memory; train nothing, write nothing",
-    )
+    words = "report on settings, data, weights, disk and memory; train nothing, write nothing"
+    parser.add_argument("--check", action="store_true", help=words)
     group = parser.add_argument_group("own data (docs/own-data.md); the same as S4M.DATA's keys")
     for name, (metavar, words) in _OWN_DATA.items():
         group.add_argument(f"--{name.replace('_', '-')}", default="", metavar=metavar, help=words)
@@ -67,7 +64,12 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     words, cfg = list(words), get_cfg()
     add_s4m_config(cfg)
-    first = next((i for i, word in enumerate(words) if _is_key(cfg, word)), len(words))
+
+    def is_key(word: str) -> bool:
+        section, dot, _ = word.partition(".")
+        return section in cfg and isinstance(cfg[section], CfgNode) == bool(dot)
+
+    first = next((i for i, word in enumerate(words) if is_key(word)), len(words))
     _check_overrides(words[first:])
     return words[:first], words[first:]
 
@@ -92,14 +94,8 @@ def check_arguments(args: argparse.Namespace) -> None:
     _check_overrides(args.opts)
 
 
-def _is_key(cfg: CfgNode, word: str) -> bool:
-    section, dot, _ = word.partition(".")
-    return section in cfg and isinstance(cfg[section], CfgNode) == bool(dot)
-
-
 def _check_overrides(words: Sequence[str]) -> None:
-    misplaced = [word for word in words if word.startswith("--")]
-    if misplaced:
+    if misplaced := [word for word in words if word.startswith("--")]:
         raise ConfigError(
             f"'{misplaced[0]}' comes after overrides, which end the options. Write all options "
             "first, then KEY VALUE pairs."

@@ -25,7 +25,7 @@ _LAYOUT = re.compile(r"(\x1b\[[\d;]*m|[\n\t])")  # of a message: colors, lines o
 
 def as_mistake(error: BaseException | None) -> S4MError | None:
     """The error itself, or what its text says of disks and processes, in words; None: a bug."""
-    if error is None or isinstance(error, S4MError):
+    if isinstance(error, S4MError):
         return error
     if not isinstance(error, OSError | RuntimeError):
         return None
@@ -72,30 +72,25 @@ class _Record(logging.LogRecord):
         return message if self._mistake is None else f"{message} {as_text(self._mistake)}"
 
 
-def _speak_plainly() -> None:
-    """For programs: what this process logs and prints, from now on."""
-    if logging.getLogRecordFactory() is _Record:
-        return
-    logging.setLogRecordFactory(_Record)
-    logging.raiseExceptions = False  # of a log file on a full disk
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it
-    other = threading.excepthook
-
-    def in_thread(args: threading.ExceptHookArgs) -> None:  # such as TensorBoard's writer
-        if as_mistake(args.exc_value) is None:
-            other(args)
-
-    threading.excepthook = in_thread
-
-
 @contextmanager
 def plain_endings(prefix: str = "") -> Iterator[None]:
     """Around a program: what users can mend, and Ctrl-C, end it with one message on stderr.
 
-    Log messages have no tracebacks of such errors either. ``prefix`` comes before the message.
+    Log messages have no tracebacks of such errors either, from now on. ``prefix`` comes before the
+    message.
     """
-    _speak_plainly()
+    if logging.getLogRecordFactory() is not _Record:
+        logging.setLogRecordFactory(_Record)
+        logging.raiseExceptions = False  # of a log file on a full disk
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it
+        other = threading.excepthook
+
+        def in_thread(args: threading.ExceptHookArgs) -> None:  # such as TensorBoard's writer
+            if as_mistake(args.exc_value) is None:
+                other(args)
+
+        threading.excepthook = in_thread
     try:
         yield
     except KeyboardInterrupt:

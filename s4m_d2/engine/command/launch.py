@@ -68,7 +68,20 @@ def launch(main: Main, args: argparse.Namespace) -> None:
 def _join(main: Main, args: argparse.Namespace) -> None:
     """Run as one of the processes that a launcher has started."""
     with plain_endings():
-        rank, world_size, local_rank, local_size = _read_environment(args)
+        missing = [n for n in (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(n)]
+        if missing:
+            raise ConfigError(
+                f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start the processes "
+                "with torchrun, which sets them all, or unset RANK and WORLD_SIZE and use "
+                "--num-gpus."
+            )
+        if args.num_gpus > 1 or args.num_machines > 1:
+            raise ConfigError(
+                "--num-gpus and --num-machines start processes, but a launcher (torchrun) has "
+                "started them already: give the numbers to it (--nproc-per-node, --nnodes) and "
+                "leave them out here."
+            )
+        rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in _NUMBERS)
     if world_size > 1:
         backend = "gloo"
         if torch.cuda.is_available():
@@ -77,49 +90,24 @@ def _join(main: Main, args: argparse.Namespace) -> None:
         dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=DEFAULT_TIMEOUT)
         comm.create_local_process_group(local_size)
         comm.synchronize()
-    _run(main, args)
+    with plain_endings(_rank()):
+        main(args)
     if world_size > 1:  # only after success: it may wait for what the others will never send
         dist.destroy_process_group()
 
 
-def _read_environment(args: argparse.Namespace) -> list[int]:
-    """Rank, number of processes, and both within this machine.
-
-    Raises:
-        ConfigError: a variable is missing, or the options start processes too.
-    """
-    names = (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in names if not os.environ.get(name)]
-    if missing:
-        raise ConfigError(
-            f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start the processes with "
-            "torchrun, which sets them all, or unset RANK and WORLD_SIZE and use --num-gpus."
-        )
-    if args.num_gpus > 1 or args.num_machines > 1:
-        raise ConfigError(
-            "--num-gpus and --num-machines start processes, but a launcher (torchrun) has started "
-            "them already: give the numbers to it (--nproc-per-node, --nnodes) and leave them out "
-            "here."
-        )
-    return [int(os.environ[name]) for name in _NUMBERS]
-
-
-def _run(main: Main, args: argparse.Namespace) -> None:
-    with plain_endings(prefix=_of_rank("")):
-        main(args)
-
-
 def _run_and_report(main: Main, args: argparse.Namespace) -> None:
-    """As ``_run``; one of several processes writes a traceback itself, as the one that started them
-    can show the error of one only, which may be that of a process whose partner was gone."""
+    """One of several processes writes a traceback itself: the one that started them can show the
+    error of one only, which may be that of a process whose partner was gone."""
     try:
-        _run(main, args)
+        with plain_endings(_rank()):
+            main(args)
     except Exception:
         if comm.get_world_size() == 1:
             raise
-        sys.exit(_of_rank(traceback.format_exc()))
+        sys.exit(_rank() + traceback.format_exc())
 
 
-def _of_rank(text: str) -> str:
-    """``text``, with the rank before it where there are several processes."""
-    return f"[rank {comm.get_rank()}] {text}" if comm.get_world_size() > 1 else text
+def _rank() -> str:
+    """What messages begin with where there are several processes."""
+    return f"[rank {comm.get_rank()}] " if comm.get_world_size() > 1 else ""

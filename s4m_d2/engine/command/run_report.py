@@ -80,13 +80,12 @@ def _code_version() -> str:
         return version
     command = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(
-            [*command, "--abbrev=10"], capture_output=True, text=True, timeout=GIT_SECONDS
+        described = subprocess.check_output(
+            [*command, "--abbrev=10"], stderr=subprocess.DEVNULL, text=True, timeout=GIT_SECONDS
         )
     except (OSError, subprocess.SubprocessError):
         return version
-    commit = done.stdout.strip()
-    return version if done.returncode or not commit else f"{version}, commit {commit}"
+    return f"{version}, commit {described.strip()}"
 
 
 def write_report(folder: str, problem: str = "") -> str:
@@ -137,8 +136,8 @@ def reported(folder: str) -> Iterator[None]:
 def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None = None) -> None:
     """Draw validation images with a stage's final models, where S4M.FIGURES has not done so.
 
-    Into the stage's figures, in the main process alone. The images have the size that evaluation
-    gives them, and are drawn one by one: it takes no more memory. What fails is a warning.
+    In the main process alone, one by one and in the size that evaluation gives them: it takes no
+    more memory. What fails is a warning.
 
     Args:
         cfg: config of the stage.
@@ -176,9 +175,9 @@ def read_run(folder: str, problem: str = "") -> Run:
             "Give the OUTPUT_DIR of a training."
         )
     stages = [_stage(os.path.join(folder, name), name, settings) for name in present]
-    facts, _ = _json(os.path.join(folder, FACTS))
-    decision, _ = _json(os.path.join(folder, "student", gate.RESULT))
-    facts = {**facts, **({gate.ITEM: decision["text"]} if "text" in decision else {})}
+    facts = _json(os.path.join(folder, FACTS)) or {}
+    decision = _json(os.path.join(folder, "student", gate.RESULT)) or {}
+    facts = facts | ({gate.ITEM: decision["text"]} if "text" in decision else {})
     return Run(
         name=os.path.basename(os.path.abspath(folder)),
         stages=stages,
@@ -196,31 +195,27 @@ def read_run(folder: str, problem: str = "") -> Run:
 
 def _stage(folder: str, name: str, settings: Settings) -> Stage:
     own = settings.count("S4M.TEACHER.MAX_ITER") if name == "teacher" else 0
-    results, problem = _json(os.path.join(folder, RESULTS))
+    results = _json(os.path.join(folder, RESULTS))
     finished = os.path.isfile(os.path.join(folder, FINAL_CHECKPOINT))
     done = Settings(results).count(ITERATIONS) if finished else 0
     return Stage(
         name=name,
         curves=read_curves(os.path.join(folder, METRICS)),
-        results=results,
+        results=results or {},
         iterations=done or own or settings.count("SOLVER.MAX_ITER"),
         burn_in=settings.count("S4M.BURN_IN") if name == "student" else 0,
         finished=finished,
-        problem=problem,
+        problem=f"{RESULTS} of this stage cannot be read." if results is None else "",
     )
 
 
-def _json(path: str) -> tuple[dict[str, Any], str]:
-    """A file's object, empty if there is none, and what is wrong with it, "" if nothing is."""
-    if not os.path.exists(path):
-        return {}, ""
+def _json(path: str) -> dict[str, Any] | None:
+    """A file's object, empty if there is none, None if it cannot be read."""
     try:
-        content = json.loads(_text(path))
+        content = json.loads(_text(path)) if os.path.exists(path) else {}
     except (ValueError, RecursionError):
-        content = None
-    if isinstance(content, dict):
-        return content, ""
-    return {}, f"{os.path.basename(path)} of this stage cannot be read."
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def _text(path: str) -> str:

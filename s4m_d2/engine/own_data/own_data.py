@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
@@ -29,9 +30,10 @@ logger = logging.getLogger(__name__)
 
 _PATHS = ("LABELED", "IMAGES", "UNLABELED", "VAL", "VAL_IMAGES")
 _CLASSES = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
-_REMEDY = (
-    "--images and --val-images (S4M.DATA.IMAGES, VAL_IMAGES) name the folders that each "
-    "'file_name' of the json starts from."
+_read = functools.partial(
+    read_annotations,
+    remedy="--images and --val-images (S4M.DATA.IMAGES, VAL_IMAGES) name the folders that each "
+    "'file_name' of the json starts from.",
 )
 
 
@@ -43,7 +45,6 @@ class OwnData:
         stored: classes, derived settings and unlabeled images.
         labeled, validation: annotated images; None: no evaluation.
         ground_truth: the COCO file that evaluation compares with; it exists after :meth:`save`.
-        unlabeled_dir: "" without stage 2.
         folder: where the run keeps its data.
         is_new: the run begins: everything is to be stored there.
         notes: what the user should know.
@@ -54,11 +55,10 @@ class OwnData:
     labeled: Annotations
     validation: Annotations | None
     ground_truth: str
-    unlabeled_dir: str
     folder: str
     is_new: bool
-    notes: tuple[str, ...]
-    kept: tuple[str, ...]
+    notes: Sequence[str]
+    kept: Sequence[str]
 
     def save(self, *, warn: bool = False) -> None:
         """Write what the run begins with, where that is not done; all processes call it.
@@ -70,13 +70,10 @@ class OwnData:
             OutputError: the system refuses to write.
         """
         if comm.is_main_process():
-            validation, val = self.validation, None
-            if validation is not None and self.ground_truth != validation.json_file:
-                val = validation.to_coco()
+            if self.validation is not None and self.ground_truth != self.validation.json_file:
+                files.write_json(self.ground_truth, self.validation.to_coco())
             if self.is_new:
-                files.store(self.folder, self.stored, self.labeled.to_coco(), val)
-            elif val is not None:
-                files.write_json(self.ground_truth, val)
+                files.store(self.folder, self.stored, self.labeled.to_coco())
             for note in self.notes if warn else ():
                 logger.warning("%s", note)
         comm.synchronize()  # the others read the ground truth when they build an evaluator
@@ -85,7 +82,7 @@ class OwnData:
         """Lines of the report before training: the classes, then each derived setting."""
         names = self.stored.classes
         text = f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(names)}"
-        if self.unlabeled_dir and self.stored.left_out:
+        if self.stored.left_out:
             text += f"; left out of the unlabeled folder: {counted(self.stored.left_out)}"
         if not self.is_new:
             text += f"; as the run began, in {os.path.relpath(self.folder)}"
@@ -127,24 +124,25 @@ def load_run(
     cfg.defrost()
     for key in filter(cfg.S4M.DATA.get, _PATHS):
         cfg.S4M.DATA[key] = os.path.abspath(os.path.expanduser(cfg.S4M.DATA[key]))
+    folder = _stored_folder(cfg, resume, eval_only)
     raise_all(_key_errors(cfg, opts[::2], eval_only))
     explicit = explicit_keys(config_file, opts)
     if _CLASSES not in opts[::2]:  # of a file it is another data set's
         explicit.discard(_CLASSES)
-    folder = _stored_folder(cfg, resume, eval_only)
     if folder is None:
         raise_all(_missing_errors(cfg, eval_only))
         data = _begin(cfg, explicit, num_processes, eval_only)
     else:
         data = _continue(cfg, explicit, folder, eval_only)
+    validation, unlabeled = None, None
+    if data.validation is not None:
+        validation = data.validation, data.ground_truth
+    if cfg.S4M.DATA.UNLABELED and data.stored.unlabeled:
+        unlabeled = cfg.S4M.DATA.UNLABELED, data.stored.unlabeled
     cfg.DATASETS.TRAIN = (custom.LABELED,)
-    cfg.DATASETS.UNLABELED = (custom.UNLABELED,) if data.unlabeled_dir else ()
-    cfg.DATASETS.TEST = (custom.VALIDATION,) if data.validation is not None else ()
-    custom.register_own_data(
-        labeled=data.labeled,
-        unlabeled=(data.unlabeled_dir, data.stored.unlabeled) if data.unlabeled_dir else None,
-        validation=(data.validation, data.ground_truth) if data.validation is not None else None,
-    )
+    cfg.DATASETS.UNLABELED = (custom.UNLABELED,) if unlabeled else ()
+    cfg.DATASETS.TEST = (custom.VALIDATION,) if validation else ()
+    custom.register_own_data(labeled=data.labeled, unlabeled=unlabeled, validation=validation)
     return run_config(cfg), data
 
 
@@ -190,13 +188,10 @@ def _missing_errors(cfg: CfgNode, eval_only: bool) -> Iterator[S4MError]:
 
 def _stored_folder(cfg: CfgNode, resume: bool, eval_only: bool) -> str | None:
     """Where the data of the run lie that is continued or evaluated; None if nowhere."""
-    if not (resume or eval_only):
-        return None
-    runs = [cfg.OUTPUT_DIR]
+    runs = [cfg.OUTPUT_DIR] if resume or eval_only else []
     if eval_only and cfg.MODEL.WEIGHTS:  # OUTPUT_DIR/student/model_final.pth
         runs.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(cfg.MODEL.WEIGHTS))))
-    folders = [os.path.join(run, files.FOLDER) for run in runs]
-    return next(filter(files.is_stored, folders), None)
+    return next(filter(files.is_stored, (os.path.join(run, files.FOLDER) for run in runs)), None)
 
 
 def _image_dirs(cfg: CfgNode) -> tuple[str, str]:
@@ -210,28 +205,33 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
     """The data of a new run; derived settings go into ``cfg``."""
     data = cfg.S4M.DATA
     images, val_images = _image_dirs(cfg)
-    labeled = read_annotations(data.LABELED, images, remedy=_REMEDY)
+    labeled = _read(data.LABELED, images)
+    names = labeled.classes
     if data.VAL:
-        validation = read_annotations(data.VAL, val_images, classes=labeled.classes, remedy=_REMEDY)
+        validation = _read(data.VAL, val_images, classes=names)
     else:
-        validation = labeled.part(_drawn(labeled, data.VAL_FRACTION))
+        classes_of = {
+            labeled.name(r): {names[a["category_id"]] for a in r["annotations"] if not a["iscrowd"]}
+            for r in labeled.records
+        }
+        draws = bool(classes_of and data.VAL_FRACTION)
+        validation = labeled.part(draw_validation(classes_of, data.VAL_FRACTION) if draws else ())
     held_out = {validation.name(record) for record in validation.records}
     train = {labeled.name(record) for record in labeled.records} - (set() if data.VAL else held_out)
     unlabeled: list[str] = []
     left_out: dict[str, int] = {}
-    unlabeled_dir = data.UNLABELED if runs_stage(cfg, "student") and not eval_only else ""
-    if unlabeled_dir:
-        unlabeled, left_out = list_unlabeled(unlabeled_dir, [*held_out], validation.image_root)
+    if runs_stage(cfg, "student") and not eval_only:
+        unlabeled, left_out = list_unlabeled(data.UNLABELED, [*held_out], validation.image_root)
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
     facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
-    classes = Derived(_CLASSES, len(labeled.classes), "categories of the json")
+    classes = Derived(_CLASSES, len(names), "categories of the json")
     settings = [classes] if _CLASSES not in explicit else []
     apply(cfg, settings)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else 0
     derived, kept = derive(cfg, facts, Machine(memory, num_processes), explicit)
     stored = files.StoredData(
-        classes=tuple(labeled.classes),
+        classes=tuple(names),
         settings=(*settings, *derived),
         unlabeled=tuple(unlabeled),
         labeled_digest=digest(data.LABELED),
@@ -240,26 +240,21 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
         has_val=bool(data.VAL or held_out),
     )
     folder = os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
-    absent = [] if data.VAL else _absent_class_notes(validation)
     return OwnData(
         stored=stored,
         labeled=labeled.part(train),
         validation=validation if stored.has_val else None,
         ground_truth=os.path.join(folder, files.EVALUATED if eval_only else files.VAL),
-        unlabeled_dir=unlabeled_dir,
         folder=folder,
         is_new=not eval_only,
-        notes=(
-            *absent,
-            *(_evaluation_notes(validation) if eval_only else _query_notes(cfg, facts)),
-        ),
-        kept=tuple(kept),
+        notes=list(_notes(cfg, facts, validation, eval_only)),
+        kept=kept,
     )
 
 
 def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: bool) -> OwnData:
     """The data of a run that began before; its settings go into ``cfg``."""
-    stored = files.read_stored(folder)
+    stored, data = files.read_stored(folder), cfg.S4M.DATA
     if runs_stage(cfg, "student") and not (stored.unlabeled or eval_only):
         weights = os.path.join(cfg.OUTPUT_DIR, "teacher", "model_final.pth")
         raise DatasetError(
@@ -269,54 +264,43 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
         )
     apply(cfg, [setting for setting in stored.settings if setting.key not in explicit])
     images, val_images = _image_dirs(cfg)
-    train = read_annotations(os.path.join(folder, files.TRAIN), images, remedy=_REMEDY)
+    train = _read(os.path.join(folder, files.TRAIN), images)
     validation, truth = None, os.path.join(folder, files.VAL)
-    classes = train.classes
-    if eval_only and cfg.S4M.DATA.VAL:
-        path = cfg.S4M.DATA.VAL
-        validation = read_annotations(path, val_images, classes=classes, remedy=_REMEDY)
+    if eval_only and data.VAL:
+        validation = _read(data.VAL, val_images, classes=train.classes)
         truth = os.path.join(cfg.OUTPUT_DIR, files.FOLDER, files.EVALUATED)
     elif stored.has_val:
         root = val_images if stored.val_digest else images
-        validation = read_annotations(truth, root, classes=classes, remedy=_REMEDY)
+        validation = _read(truth, root, classes=train.classes)
     notes = _evaluation_notes(validation) if eval_only else _changes(cfg, stored, validation)
     return OwnData(
         stored=stored,
         labeled=train,
         validation=validation,
         ground_truth=truth,
-        unlabeled_dir=cfg.S4M.DATA.UNLABELED if stored.unlabeled and not eval_only else "",
         folder=folder,
         is_new=False,
-        notes=tuple(notes),
-        kept=tuple(setting.key for setting in stored.settings if setting.key in explicit),
+        notes=list(notes),
+        kept=[setting.key for setting in stored.settings if setting.key in explicit],
     )
 
 
-def _drawn(labeled: Annotations, fraction: float) -> list[str]:
-    """File names of the labeled images to evaluate on; [] with fraction 0."""
-    names = labeled.classes
-    classes = {
-        labeled.name(r): {names[a["category_id"]] for a in r["annotations"] if not a["iscrowd"]}
-        for r in labeled.records
-    }
-    return draw_validation(classes, fraction) if fraction and classes else []
-
-
-def _absent_class_notes(drawn: Annotations) -> Iterator[str]:
-    present = {annotation["category_id"] for _, annotation in drawn.instances()}
-    absent = [name for index, name in enumerate(drawn.classes) if index not in present]
-    if drawn.records and absent:
+def _notes(
+    cfg: CfgNode, facts: DataFacts, validation: Annotations, eval_only: bool
+) -> Iterator[str]:
+    """What the user of data that are new should know."""
+    present = {annotation["category_id"] for _, annotation in validation.instances()}
+    absent = [name for index, name in enumerate(validation.classes) if index not in present]
+    if validation.records and absent and not cfg.S4M.DATA.VAL:
         yield (
             "The validation set drawn from the labeled images has no instance of "
             f"{', '.join(absent)}: its AP says nothing about them. Label more such images, or give "
             "your own set with --val."
         )
-
-
-def _query_notes(cfg: CfgNode, facts: DataFacts) -> Iterator[str]:
     queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
-    if queries < facts.most_instances:
+    if eval_only:
+        yield from _evaluation_notes(validation)
+    elif queries < facts.most_instances:
         yield (
             f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}, but {facts.unit} has "
             f"{facts.most_instances} instances: the model cannot find them all. Use more queries."

@@ -50,15 +50,13 @@ def write_json(path: str, content: object, indent: int | None = None) -> None:
         json.dump(content, file, indent=indent)
 
 
-def store(folder: str, stored: StoredData, train: dict, val: dict | None) -> None:
-    """Write what a run begins with; ``train`` and ``val`` are contents of COCO files.
+def store(folder: str, stored: StoredData, train: dict) -> None:
+    """Write what a run begins with, after VAL; ``train`` is the content of a COCO file.
 
     Raises:
         OutputError: the system refuses to write.
     """
     write_json(os.path.join(folder, TRAIN), train)
-    if val is not None:
-        write_json(os.path.join(folder, VAL), val)
     content = {"version": _VERSION, **asdict(stored)}
     write_json(os.path.join(folder, UNLABELED), content.pop("unlabeled"), indent=0)
     write_json(os.path.join(folder, SETTINGS), content, indent=2)
