@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT, saved_state
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.stages import STAGES, runs_stage, stage_config, student_has_begun
-from s4m_d2.engine.training.run_state import MAX_ITER, changes, continuation_errors, run_settings
+from s4m_d2.engine.training.continuing import MAX_ITER, changes, continuation_errors, run_settings
 from s4m_d2.errors import ConfigError, S4MError
 
 _REFUSED = "the run cannot continue with these settings"
