@@ -5,9 +5,8 @@ from s4m_d2.engine.labeling.protocol import QueryPredictions, S4MTrainable
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import PseudoLabelQualityHook, QualityMeasurement
 from s4m_d2.engine.stages import run_config, stage_config, stage_is_finished
-from s4m_d2.engine.training.bad_steps import BadSteps
 from s4m_d2.engine.training.build import build_optimizer
-from s4m_d2.engine.training.hooks import EMATeacherHook, PseudoLabelCountHook, SeedHook
+from s4m_d2.engine.training.hooks import BadSteps, EMATeacherHook, PseudoLabelCountHook, SeedHook
 from s4m_d2.engine.training.step import StudentStep, TeacherStep
 from s4m_d2.engine.training.trainer import S4MTrainer, TeacherTrainer
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from s4m_d2 import structures, transfers
 from s4m_d2.data import StrongView
@@ -15,12 +14,10 @@ from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.semi import pseudo_labels, refinement
 from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.refinement import PointRefiner, TeacherMasks
-from s4m_d2.transfers import TO_HOST
 
 STRIDE, CLASSES, QUERIES = 4, 3, 6
 SIZES = [(32, 48), (32, 48), (24, 40), (32, 48)]
 PADDED = (32, 48)
-WAITING = {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::_unique2"}
 
 
 class RandomTeacher:
@@ -138,24 +135,6 @@ def test_the_batch_holds_every_case():
     assert 0 < views.stats["refinement/fallbacks"] < 1
     masks = [sample["instances"].gt_masks.tensor for sample in views.student_batch]
     assert all(mask.any() for of_image in masks for mask in of_image)
-
-
-@pytest.mark.parametrize("random_placement", [False, True])
-@pytest.mark.parametrize("refined", [True, False])
-def test_labeling_synchronizes_for_the_teacher_the_refinement_and_arp(refined, random_placement):
-    pipeline = labeling(refined, random_placement)
-    batch = samples(range(4))
-    predictions = pipeline.teacher.model.predict_queries(
-        [{"image": sample["image_weak"]} for sample in batch]
-    )
-    pipeline.teacher.model.predict_queries = lambda batch: predictions
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        pipeline(batch)
-    names = [event.name for event in profiled.events()]
-    groups = 2  # sizes of images: those of one size are refined together
-    empty = groups if refined else 0  # SAM's masks, here in both
-    assert names.count(TO_HOST) == 2 + groups + empty
-    assert not WAITING & set(names)
 
 
 @pytest.mark.parametrize("refined", [True, False])

@@ -11,7 +11,6 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
-from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 
 from s4m_d2.data.images import read_image
@@ -115,25 +114,8 @@ def test_the_sizes_are_of_the_image_not_of_the_resized_one(measurement):
     assert sizes[0] == sizes[1] and min(sizes[0][:2]) > 0
 
 
-def test_the_first_images_are_measured_and_the_processes_share_them(measurement, monkeypatch):
-    whole = measurement()()
+def test_the_first_images_are_measured(measurement):
     assert measurement(S4M__QUALITY__MAX_IMAGES=3)().steps["before"].images == 3
-    gathered: dict[int, list] = {}
-    monkeypatch.setattr(comm, "get_world_size", lambda: 2)
-    monkeypatch.setattr(comm, "is_main_process", lambda: comm.get_rank() == 0)
-    for rank in (1, 0):
-        sent = gathered.setdefault(rank, [])
-
-        def gather(part, sent=sent):
-            sent.append(part)
-            return [part, gathered[1][len(sent) - 1]] if comm.get_rank() == 0 else []
-
-        monkeypatch.setattr(comm, "get_rank", lambda rank=rank: rank)
-        monkeypatch.setattr(comm, "gather", gather)
-        report = measurement()()
-        assert (report is None) == (rank == 1)
-    assert [gathered[rank][0].images for rank in (0, 1)] == [4, 3]
-    assert report.as_dict() == whole.as_dict()
 
 
 def test_refinement_changes_masks_and_neither_classes_random_states_nor_modes(measurement):

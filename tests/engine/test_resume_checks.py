@@ -8,7 +8,7 @@ import torch
 from s4m_d2.engine.checkpointing.checkpoint_files import note_final
 from s4m_d2.engine.checks.preflight import resume_finding
 from s4m_d2.engine.stages import stage_config, stages_to_run
-from s4m_d2.engine.training.run_state import run_settings
+from s4m_d2.engine.training.continuing import run_settings
 
 from .preflight_cases import config
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.rng import default_generator_states, restore_default_generators
-from s4m_d2.engine.training.run_state import RunStateHook, changes, continuation_errors
+from s4m_d2.engine.training.continuing import RunStateHook, changes, continuation_errors
 from s4m_d2.errors import WeightsError
 
 SETTINGS = {

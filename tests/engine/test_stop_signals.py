@@ -1,14 +1,12 @@
 """SIGTERM and SIGUSR1: saved within the iteration, ended with a status of its own, continued."""
 
 import itertools
-import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
-from s4m_d2.engine import TeacherTrainer, stage_config, stage_is_finished
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.training.stop_signals import (
     EXIT_STOPPED,
@@ -159,39 +156,6 @@ def test_a_failed_iteration_is_never_saved_as_complete(tmp_path):
     with pytest.raises(Stopped):
         toy.train()
     assert toy.saved == []
-
-
-def test_the_evaluation_of_a_stage_is_done_when_it_is_continued(
-    small_config, tmp_path, monkeypatch
-):
-    cfg = stage_config(
-        small_config(S4M__TEACHER__MAX_ITER=2, TEST__EVAL_PERIOD=1, S4M__DISTILL__ENABLED=False),
-        "teacher",
-    )
-    evaluate = TeacherTrainer.evaluate
-    stops = {0, 2}  # iterations, when evaluated; 2: after training
-
-    def stopped(trainer):
-        if trainer.iter in stops:
-            stops.remove(trainer.iter)
-            signal.raise_signal(signal.SIGTERM)
-        return evaluate(trainer)
-
-    monkeypatch.setattr(TeacherTrainer, "evaluate", stopped)
-    for name, start in (("model_0000000.pth", 0), ("model_final.pth", 1)):
-        trainer = TeacherTrainer(cfg)
-        trainer.resume_or_load(resume=True)
-        assert trainer.start_iter == start
-        with pytest.raises(Stopped):
-            trainer.train()
-        assert os.path.basename(trainer.checkpointer.get_checkpoint_file()) == name
-        assert not stage_is_finished(cfg)
-    trainer = TeacherTrainer(cfg)
-    trainer.resume_or_load(resume=True)
-    trainer.train()
-    assert stage_is_finished(cfg) and not stops
-    lines = map(json.loads, Path(cfg.OUTPUT_DIR, "metrics.json").read_text().splitlines())
-    assert [line["iteration"] for line in lines if "segm/AP" in line] == [0, 2]
 
 
 def test_other_processes_forked_while_listening_still_end_by_the_signal():

@@ -1,5 +1,6 @@
 """Both stages on a very small data set: continuing exactly, states, what is saved and logged."""
 
+import copy
 import itertools
 import json
 import logging
@@ -14,11 +15,12 @@ from detectron2.engine import HookBase
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
 from s4m_d2.engine.training.build import build_labeled_loader
-from s4m_d2.errors import ConfigError, DivergenceError, WeightsError
+from s4m_d2.errors import ConfigError, WeightsError
 
 from .sameness import assert_same
 
 ITERATIONS, BURN_IN = 4, 2
+FULL = "/dev/full"  # Linux' device without space
 BARE = {"S4M__REFINE__ENABLED": False, "S4M__DISTILL__ENABLED": False, "DATASETS__TEST": "()"}
 
 
@@ -108,21 +110,6 @@ def test_a_teacher_continued_after_a_kill_is_the_teacher_of_an_unbroken_run(conf
     assert_same(final_state(whole), final_state(resumed))
 
 
-def test_a_student_continued_after_a_kill_is_the_student_of_an_unbroken_run(
-    configs, teacher_weights, whole
-):
-    torch.manual_seed(98)
-    with pytest.raises(Killed):
-        run(S4MTrainer(configs("student", "broken"), teacher_weights), kill_after=1)
-    torch.manual_seed(99)
-    resumed = S4MTrainer(configs("student", "broken"), teacher_weights)
-    run(resumed, resume=True)
-    assert resumed.start_iter == 2
-    first, second = final_state(whole), final_state(resumed)
-    assert_same(first["model"], second["model"])
-    assert_same(first["trainer"]["hooks"], second["trainer"]["hooks"])
-
-
 def test_the_student_starts_afresh_and_the_teacher_from_stage_one(configs, teacher_weights):
     trainer = S4MTrainer(configs("student", "run", **BARE), teacher_weights)
     stage_one = torch.load(teacher_weights, weights_only=True)["model"]
@@ -193,6 +180,9 @@ def test_single_images_and_a_teacher_without_pseudo_labels_train(configs, teache
     }
     trainer = S4MTrainer(configs("student", "single", **changes), teacher_weights)
     before = {name: p.clone() for name, p in trainer.trained_model.named_parameters()}
+    os.makedirs(trainer.cfg.OUTPUT_DIR)
+    if os.path.exists(FULL):  # what cannot be logged ends no training
+        Path(trainer.cfg.OUTPUT_DIR, "metrics.json").symlink_to(FULL)
     run(trainer)
     changed = [
         name for name, p in trainer.trained_model.named_parameters() if not p.equal(before[name])
@@ -251,68 +241,42 @@ def test_another_seed_and_batch_are_noticed_and_a_new_loss_scale(continued, capl
     assert scaler.get_scale() == resumed.state_dict()["_trainer"]["grad_scaler"]["scale"] == 2.0
 
 
-class Diverge(HookBase):
-    """Spoils what the model predicts in an iteration, and remembers states and files."""
-
-    def __init__(self, trainer, iteration, entry) -> None:
-        self.iteration, self.entry = iteration, entry
-        self.states: list[list] = []
-        self.files: list[set[str]] = []
-        trainer.trained_model.sem_seg_head.register_forward_hook(self.spoil)
-        trainer.trained_model.register_forward_pre_hook(self.note)
-        trainer.register_hooks([self])
-
-    def spoil(self, module, inputs, outputs):
-        if self.trainer.iter == self.iteration:
-            return {**outputs, self.entry: outputs[self.entry] * float("nan")}
-        return outputs
-
-    def note(self, module, parts):
-        self.files[-1] |= {sample["file_name"] for part in parts for sample in part}
-
-    def before_step(self) -> None:
-        self.files.append(set())
-        self.states.append(self.state())
-
-    def state(self) -> list[torch.Tensor]:
-        """Weights, buffers, optimizer and, in stage 2, the teacher."""
-        optimizer = self.trainer.optimizer.state_dict()["state"].values()
-        models = [self.trainer.trained_model]
-        models += [self.trainer.teacher.model] if self.trainer.has_teacher else []
-        tensors = [value for entry in optimizer for value in entry.values()]
-        tensors += [value for model in models for value in model.state_dict().values()]
-        return [value.clone() for value in tensors]
-
-
-def same(first, second) -> bool:
-    return len(first) == len(second) and all(map(torch.equal, first, second))
-
-
 def test_a_student_skips_a_step_whose_losses_are_not_finite(configs, teacher_weights):
+    """Weights, buffers, optimizer and teacher stay; what a state is, is taken before each step."""
     changes = BARE | {"SOLVER__MAX_ITER": 3, "S4M__BURN_IN": 1}
     trainer = S4MTrainer(configs("student", "skips", **changes), teacher_weights)
-    seen = Diverge(trainer, 1, "pred_logits")
+    states, files = [], set()
+
+    def state():
+        optimizer = [dict(entry) for entry in trainer.optimizer.state_dict()["state"].values()]
+        models = trainer.trained_model, trainer.teacher.model
+        return copy.deepcopy([optimizer, *(dict(model.state_dict()) for model in models)])
+
+    def spoil(module, inputs, outputs):
+        if trainer.iter == 1:
+            return {**outputs, "pred_logits": outputs["pred_logits"] * float("nan")}
+        return outputs
+
+    def note(module, parts):
+        if trainer.iter == 1:
+            files.update(sample["file_name"] for part in parts for sample in part)
+
+    class Watch(HookBase):
+        def before_step(self):  # after the teacher's update, which in iteration 1 is the copy
+            states.append(state())
+
+    trainer.trained_model.sem_seg_head.register_forward_hook(spoil)
+    trainer.trained_model.register_forward_pre_hook(note)
+    trainer.register_hooks([Watch()])
     run(trainer)
-    # A state is taken after the teacher's update; iteration 1 begins with the copy.
-    assert not same(seen.states[0], seen.states[1])
-    assert same(seen.states[1], seen.states[2])
-    assert not same(seen.states[2], seen.state())
+    assert_same(states[1], states[2])
+    for first, second in ((states[0], states[1]), (states[2], state())):
+        with pytest.raises(AssertionError):
+            assert_same(first, second)
     assert trainer.scheduler.last_epoch == 3
     assert logged(trainer)["train/bad_steps"] == trainer.bad_steps.total == 1
     [path] = Path(trainer.cfg.OUTPUT_DIR, "bad_batches").iterdir()
-    record = json.loads(path.read_text())
-    assert (record["iteration"], record["seed"]) == (1, trainer.cfg.SEED)
-    [process] = record["processes"]
+    [process] = json.loads(path.read_text())["processes"]
     assert len(process["files"]["labeled"]) == len(process["files"]["unlabeled"]) == 2
-    assert set(sum(process["files"].values(), [])) == seen.files[1]
+    assert set(sum(process["files"].values(), [])) == files
     assert process["losses"]["loss_ce"] == "nan" and "unsup/loss_ce" in process["losses"]
-
-
-def test_a_teacher_that_diverges_stops_with_the_weights_before(configs):
-    changes = BARE | {"S4M__MAX_BAD_STEPS": 0}
-    trainer = TeacherTrainer(configs("teacher", "diverges", **changes))
-    seen = Diverge(trainer, 1, "pred_masks")
-    with pytest.raises(DivergenceError, match="iteration 1: .*the loss 'loss_mask' is nan") as stop:
-        run(trainer)
-    assert not same(seen.states[0], seen.states[1]) and same(seen.states[1], seen.state())
-    assert all(Path(name).name in str(stop.value) for name in seen.files[1])

@@ -3,7 +3,6 @@
 import errno
 import io
 import os
-import resource
 import tempfile
 
 import pytest
@@ -94,20 +93,6 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(
     assert (resumed.model.weight == 4.0).all()
     resumed.save(name)  # as soon as there is room
     assert set(content_of(folder)) == {"model_0000004.pth", f"{name}.pth", "last_checkpoint"}
-
-
-def test_a_limit_of_the_system_itself(tmp_path):
-    """RLIMIT_FSIZE: the kernel refuses what goes beyond it."""
-    checkpointer(tmp_path, 4.0).save("old")
-    before = content_of(tmp_path)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with one_error(OutputError, "new.pth' cannot be written: File too large"):
-            checkpointer(tmp_path, 9.0).save("new")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert content_of(tmp_path) == before
 
 
 def test_a_folder_in_the_place_of_the_file(tmp_path):

@@ -34,10 +34,9 @@ class S4MCheckpointer(DetectionCheckpointer):
 
     - A file appears under its name only when it is complete, and ``last_checkpoint`` after it.
     - Continuing passes over damaged files, and old files can be removed (``keep``).
-    - Loading runs no code of the file: tensors and plain values from ``.pth``, arrays from
-      ``.pkl``, tensors from ``.safetensors``. It reads our own files, published ones of
-      Mask2Former, Guided Distillation and S4M, bare state dicts, and backbones of Detectron2's
-      model zoo, of torchvision and of timm.
+    - Loading runs no code of the file. It reads our own ``.pth``, ``.pkl`` and ``.safetensors``,
+      published ones of Mask2Former, Guided Distillation and S4M, bare state dicts, and backbones
+      of Detectron2's model zoo, of torchvision and of timm.
     - What was not loaded is never silent: see :class:`LoadReport`, and ``require`` of :meth:`load`.
 
     Args:
@@ -47,12 +46,9 @@ class S4MCheckpointer(DetectionCheckpointer):
         **options: Detectron2's, and the other objects to save and load, by name.
     """
 
-    #: The report of the last call to :meth:`load`.
-    last_report: LoadReport | None = None
-    #: Iteration of the last checkpoint that this object wrote or continued from.
-    saved_iteration: int | None = None
-    #: The checkpoint that the run was continued from.
-    resumed_from: str = ""
+    last_report: LoadReport | None = None  #: of the last call to :meth:`load`
+    saved_iteration: int | None = None  #: of the last checkpoint that was written or continued
+    resumed_from: str = ""  #: the checkpoint that the run was continued from
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, keep: int = 0, **options: Any):
         super().__init__(model, save_dir, **options)
@@ -143,7 +139,18 @@ class S4MCheckpointer(DetectionCheckpointer):
         """
         if not (resume and self.has_checkpoint()):
             return self.load(path, checkpointables=[])
-        path, content = self._complete_checkpoint()
+        content: dict[str, Any] = {}
+        name, problem = "", None
+        if comm.is_main_process():  # which chooses for all
+            try:
+                name, content, self._damaged = find_complete(self.save_dir)
+            except WeightsError as error:
+                problem = error
+        name, problem = comm.all_gather((name, problem))[0]
+        if problem is not None:
+            raise problem
+        path = os.path.join(self.save_dir, name)
+        content = content or read_complete(path)
         absent = [key for key in self.checkpointables if key not in content]
         if absent:
             raise WeightsError(
@@ -172,20 +179,6 @@ class S4MCheckpointer(DetectionCheckpointer):
         name = f"{numbered_name(iteration)}.pth"
         os.replace(final, os.path.join(self.save_dir, name))
         self.tag_last_checkpoint(name)
-
-    def _complete_checkpoint(self) -> tuple[str, dict[str, Any]]:
-        """Path and content of what to continue from; the main process chooses for all."""
-        name, content, problem = "", {}, None
-        if comm.is_main_process():
-            try:
-                name, content, self._damaged = find_complete(self.save_dir)
-            except WeightsError as error:
-                problem = error
-        name, problem = comm.all_gather((name, problem))[0]
-        if problem is not None:
-            raise problem
-        path = os.path.join(self.save_dir, name)
-        return path, content or read_complete(path)
 
     def _load_weights(self, content: dict, path: str, branch: str, require: bool) -> None:
         report, state = fit(self.model.state_dict(), content, branch, path, require)

@@ -43,38 +43,26 @@ _REMEDY = "Use the config that the file was trained with, or weights that fit th
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a file's weights. All names are the model's, but for ``unexpected``.
-
-    Attributes:
-        path: the file.
-        matched: loaded.
-        missing: of the model, not in the file.
-        unexpected: of the file, not in the model.
-        mismatched: (name, shape in the file, shape in the model), not loaded.
-        overridden: those of ``matched`` whose value replaces another one that the config had set.
-        branch: "student" or "teacher" if the file names the model so, else None.
-    """
+    """What became of a file's weights. All names are the model's, but for ``unexpected``."""
 
     path: str
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
+    matched: tuple[str, ...]  #: loaded
+    missing: tuple[str, ...]  #: of the model, not in the file
+    unexpected: tuple[str, ...]  #: of the file, not in the model
+    #: Name, shape in the file, shape in the model; not loaded.
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    overridden: tuple[str, ...] = ()
-    branch: str | None = None
+    overridden: tuple[str, ...]  #: matched, and the config had set another value
+    branch: str | None  #: "student" or "teacher" if the file names the model so
 
     def __str__(self) -> str:
         whose = f"the {self.branch} of " if self.branch else ""
-        parts = [
-            f"{len(names)} {what}: {_first(names)})"
-            for what, names in (
-                ("missing (kept at init", self.missing),
-                ("of another shape (kept at init", self._shapes()),
-                ("unexpected (ignored", self.unexpected),
-                ("not as in the config (the file's are used", self.overridden),
-            )
-            if names
-        ]
+        kinds = {
+            "missing (kept at init": self.missing,
+            "of another shape (kept at init": self._shapes(),
+            "unexpected (ignored": self.unexpected,
+            "not as in the config (the file's are used": self.overridden,
+        }
+        parts = [f"{len(n)} {what}: {_first(n)})" for what, n in kinds.items() if n]
         return ", ".join([f"{whose}{self.path}: {len(self.matched)} weights loaded", *parts])
 
     @property
@@ -134,11 +122,10 @@ def model_weights(
 
 def _teacher_entry(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The EMA teacher in one of our files: an entry of its own, or the state of its hook."""
-    state: Any = content.get("teacher")
-    if state is None:
-        state = content
-        for key in ("trainer", "hooks", "EMATeacherHook", "teacher"):
-            state = state.get(key) if isinstance(state, Mapping) else None
+    state: Any = content
+    keys = ("trainer", "hooks", "EMATeacherHook", "teacher")
+    for key in ("teacher",) if content.get("teacher") is not None else keys:
+        state = state.get(key) if isinstance(state, Mapping) else None
     if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
         return state["model"]
     return state
@@ -208,7 +195,6 @@ def _current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _detectron2_name(name: str) -> str:
-    """Detectron2's name of a weight of torchvision's ResNet."""
     for pattern, replacement in _TORCHVISION_NAMES:
         name = pattern.sub(replacement, name)
     return name
@@ -230,8 +216,8 @@ def fit(
     Raises:
         WeightsError: names the first weights that do not fit.
     """
-    state, found = model_weights(content, branch, path)
-    state = to_own_names(state, own)
+    weights, found = model_weights(content, branch, path)
+    state = to_own_names(weights, own)
     if not any(name.startswith(BACKBONE) for name in state):
         state = _inside_backbone(state, own)
     both = [name for name in own if name in state]

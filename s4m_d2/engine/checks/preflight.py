@@ -29,7 +29,7 @@ from s4m_d2.engine.stages import (
     stages_to_run,
     student_has_begun,
 )
-from s4m_d2.engine.training.run_state import MAX_ITER, changes, continuation_errors, run_settings
+from s4m_d2.engine.training.continuing import MAX_ITER, changes, continuation_errors, run_settings
 from s4m_d2.errors import ConfigError, S4MError
 
 __all__ = ["check_config", "check_datasets", "check_output_dir", "preflight"]

@@ -97,10 +97,10 @@ class FigureSet:
         self._predictor = functools.partial(Predictor, cfg)
         self._labeling: Any = None
         if teacher is not None:
-            cfg = cfg.clone()
-            cfg.defrost()
-            cfg.S4M.ARP.PAIR_FRACTION = PAIR_ALL
-            self._labeling = PseudoLabeling(cfg, teacher, backend)
+            paired = cfg.clone()
+            paired.defrost()
+            paired.S4M.ARP.PAIR_FRACTION = PAIR_ALL
+            self._labeling = PseudoLabeling(paired, teacher, backend)
 
     @classmethod
     def of_stage(
@@ -306,10 +306,8 @@ def _plain_mapper(cfg: CfgNode, geometry: Sequence[Any]) -> LabeledDatasetMapper
 
 @contextmanager
 def undisturbed(*models: nn.Module) -> Iterator[None]:
-    """Inside, models are in eval mode and nothing takes gradients; afterwards all is as before.
-
-    The modes of all their modules, and the default generators' states.
-    """
+    """Inside, models are in eval mode and nothing takes gradients; afterwards the modes of all
+    their modules and the default generators' states are as before."""
     modes = {module: module.training for model in models for module in model.modules()}
     for module in modes:
         module.training = False
@@ -324,13 +322,10 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 class FiguresHook(HookBase):
     """Draws the same figures of the same images every ``period`` iterations.
 
-    Each is written as ``folder/NAME_ITERATION.png`` and given to TensorBoard as figures/NAME.
-    Figures that do not depend on the models are drawn once. One that cannot be drawn or written is
-    warned of, and training goes on: without it from then on, or, where the disk is full, without
-    that file.
-
-    Training is the same with and without this hook (see :class:`FigureSet`). Only the main process
-    may have it; the others wait for it in the next iteration.
+    Each is written as ``folder/NAME_ITERATION.png`` and given to TensorBoard as figures/NAME; what
+    does not depend on the models, once. After one that cannot be drawn training goes on without it,
+    after one that cannot be written without the file. Only the main process may have this hook; the
+    others wait for it in the next iteration.
     """
 
     def __init__(self, figures: FigureSet, names: Sequence[str], period: int, folder: str) -> None:

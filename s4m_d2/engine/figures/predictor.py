@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
@@ -44,13 +44,9 @@ def load_model(cfg: CfgNode, weights: str, branch: str) -> tuple[nn.Module, str 
 def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
     """The names of a model's classes; nothing of a data set is read.
 
-    Args:
-        cfg: of a run on own data, which stored them in its OUTPUT_DIR, or with DATASETS.TEST, whose
-            first set's metadata may know them.
-        file_name: text file with a name a line, in the order of the class ids; "": none.
-
-    Returns:
-        those of the file, the run or the metadata, or else "class 0", "class 1", ...
+    They are those of the file (a name a line, in the order of the class ids), or of the run on own
+    data, which stored them in its OUTPUT_DIR, or of the metadata of the first of DATASETS.TEST, or
+    else "class 0", "class 1", ...
 
     Raises:
         ConfigError: the file cannot be read, or the number is not MODEL.SEM_SEG_HEAD.NUM_CLASSES.
@@ -89,18 +85,12 @@ class Predictor:
     """Segments single images as evaluation does: resized, or in tiles, with masks at full size.
 
     Args:
-        model: takes whole images, and has a Detectron2 meta-architecture in eval mode.
-        input_format: "RGB" or "BGR", the channel order that the model takes.
+        cfg: of a whole run or a stage.
+        model: a Detectron2 meta-architecture in eval mode.
     """
 
-    @configurable
-    def __init__(self, *, model: TiledModel, input_format: str = "RGB") -> None:
-        self.model = model
-        self.input_format = input_format
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict:
-        return {"model": TiledModel(cfg, model), "input_format": cfg.INPUT.FORMAT}
+    def __init__(self, cfg: CfgNode, model: nn.Module) -> None:
+        self.model, self.input_format = TiledModel(cfg, model), cfg.INPUT.FORMAT
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, min_score: float = 0.0) -> Instances:

@@ -117,11 +117,7 @@ class PseudoLabeling:
 
     @torch.no_grad()
     def __call__(self, batch: Sequence[Mapping[str, Any]]) -> UnlabeledViews:
-        """Label ``batch``, samples of :class:`~s4m_d2.data.ARPDatasetMapper`.
-
-        Raises:
-            InputError: the teacher's predictions are not of the form that the protocol asks for.
-        """
+        """Label ``batch``, samples of :class:`~s4m_d2.data.ARPDatasetMapper`; as :meth:`label`."""
         selections, refinement = self.label([{**s, "image": s["image_weak"]} for s in batch])
         device = selections[0].mask_logits.device
         images = [to_device(sample["image"], device) for sample in batch]

@@ -6,12 +6,12 @@ import contextlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils import comm
@@ -24,8 +24,8 @@ from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
 from s4m_d2.engine.stages import runs_stage
+from s4m_d2.engine.training.continuing import remove_lines
 from s4m_d2.engine.training.step import PRECISIONS
-from s4m_d2.engine.training.writers import remove_lines
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
 from s4m_d2.semi.refinement import TeacherMasks, logit, teacher_masks
@@ -64,54 +64,24 @@ class QualityMeasurement:
     whatever the number of processes.
 
     Args:
+        cfg: config of stage 2.
         pseudo_labeling: of the training; its teacher's weights are those of the moment.
-        records: with "annotations", the same in all processes, which share them; of tiles as of
-            images.
-        mapper: from a record to a sample with "truth" (:class:`~s4m_d2.data.TrueLabelsMapper`).
-        class_names: of the teacher's classes.
-        size_limits: px; see :class:`~s4m_d2.evaluation.PseudoLabelQuality`.
-        seed: of the run.
-        precision: of the training's autocast on CUDA; None: there is none.
+        records: of labeled images, which are measured on, or on tiles of them; None: S4M.QUALITY's.
     """
 
-    @configurable
     def __init__(
-        self,
-        *,
-        pseudo_labeling: PseudoLabeling,
-        records: Sequence[dict],
-        mapper: Callable[[dict], dict[str, Any]],
-        class_names: Sequence[str],
-        size_limits: tuple[float, float],
-        seed: int = 0,
-        precision: torch.dtype | None = None,
+        self, cfg: CfgNode, pseudo_labeling: PseudoLabeling, records: Sequence[dict] | None = None
     ) -> None:
-        self.pseudo_labeling = pseudo_labeling
-        self.records = list(records)
-        self.mapper = mapper
-        self.class_names = class_names
-        self.size_limits = size_limits
-        self.seed = seed
-        self.precision = precision
-        self._warned: set[str] = set()
-
-    @classmethod
-    def from_config(
-        cls, cfg: CfgNode, pseudo_labeling: PseudoLabeling, records: Sequence[dict] | None = None
-    ) -> dict[str, Any]:
-        """Of images of the labeled data sets; None: of S4M.QUALITY's."""
-        amp = cfg.SOLVER.AMP.ENABLED
         names = quality_datasets(cfg) if records is None else cfg.DATASETS.TRAIN
         records = quality_records(cfg) if records is None else records
-        return {
-            "pseudo_labeling": pseudo_labeling,
-            "records": build_tiling(cfg).records(records),
-            "mapper": TrueLabelsMapper(cfg),
-            "class_names": quality_class_names(cfg, names),
-            "size_limits": cfg.S4M.QUALITY.SIZE_LIMITS,
-            "seed": cfg.SEED,
-            "precision": PRECISIONS[cfg.S4M.AMP_PRECISION] if amp else None,
-        }
+        self.pseudo_labeling = pseudo_labeling
+        self.records = list(build_tiling(cfg).records(records))
+        self.mapper: Callable[[dict], dict[str, Any]] = TrueLabelsMapper(cfg)
+        self.class_names = quality_class_names(cfg, names)
+        self.size_limits = cfg.S4M.QUALITY.SIZE_LIMITS
+        self.seed = cfg.SEED
+        self.precision = PRECISIONS[cfg.S4M.AMP_PRECISION] if cfg.SOLVER.AMP.ENABLED else None
+        self._warned: set[str] = set()
 
     @torch.no_grad()
     def __call__(
@@ -170,8 +140,7 @@ class PseudoLabelQualityHook(HookBase):
 
     Logs ``pseudo_label_quality/before/...`` and ``.../after/...`` and adds a line of JSON, with
     tables by class and by size, to a file. The training is the same as without: models, random
-    states and loaders are left alone. It has no state: what is measured, and when, follows from the
-    settings and the iteration. A continued run replaces the lines of iterations that it repeats.
+    states and loaders are left alone. A continued run replaces the lines that it repeats.
 
     Args:
         measurement: on the trainer's pseudo-labeling.

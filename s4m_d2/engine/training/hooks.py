@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,17 +15,137 @@ from detectron2.engine import HookBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
-from torch import nn
+from torch import Tensor, nn
 
 from s4m_d2.engine.rng import derive_seed, seed_default_generators
-from s4m_d2.engine.training.bad_steps import BadSteps
-from s4m_d2.errors import ConfigError
+from s4m_d2.errors import ConfigError, DivergenceError
+from s4m_d2.files import atomic_write
 from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase
 from s4m_d2.semi.ema_teacher import EMATeacher
 
 logger = logging.getLogger(__name__)
 
 COUNT = "pseudo_labels/per_image"
+STREAMS = ("labeled", "unlabeled")
+MAX_RECORDS = 100  # files of skipped steps that are kept, the latest
+MAX_NAMES = 8  # file names or parameters in a message; a record holds all files
+
+
+class BadSteps(HookBase):
+    """Steps whose losses or gradients are not finite are recorded; too many end a run.
+
+    A skipped step leaves the weights, the model's buffers, the optimizer's state, the loss scale
+    and the EMA teacher as they were; the iteration, the learning rate and the data go on. The
+    counts are part of the trainer's state and of what it logs (``train/bad_steps``).
+
+    Args:
+        max_in_a_row: skipped steps in a row that a run survives.
+        folder: gets a file for each skipped step, with what every process saw.
+        seed: the run's.
+
+    Attributes:
+        in_a_row: skipped steps up to the current one; 0 after a step that was made.
+        total: skipped steps of the run.
+    """
+
+    def __init__(self, max_in_a_row: int, folder: str, seed: int) -> None:
+        if max_in_a_row < 0:
+            raise ConfigError(f"S4M.MAX_BAD_STEPS is {max_in_a_row}; expected 0 or more.")
+        self.max_in_a_row, self.folder, self.seed = max_in_a_row, folder, seed
+        self.in_a_row = self.total = 0
+
+    def skipped(
+        self,
+        iteration: int,
+        losses: Mapping[str, Tensor],
+        batch: Any,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Count a step with these losses and gradients. All processes call this together.
+
+        Args:
+            batch: of stage 1 (samples) or 2 (labeled and unlabeled samples).
+
+        Raises:
+            DivergenceError: these are more steps in a row than the run may lose.
+        """
+        self.in_a_row += 1
+        self.total += 1
+        values = {name: loss.item() for name, loss in losses.items()}
+        streams = zip(STREAMS, batch if isinstance(batch, tuple) else (batch,), strict=False)
+        found = {
+            "rank": comm.get_rank(),
+            "files": {
+                stream: [str(sample.get("file_name", "unnamed")) for sample in samples]
+                for stream, samples in streams
+            },
+            "losses": {name: v if math.isfinite(v) else str(v) for name, v in values.items()},
+            "learning_rate": max(group["lr"] for group in optimizer.param_groups),
+            "gradients": [
+                name
+                for name, parameter in model.named_parameters()
+                if parameter.grad is not None and not parameter.grad.norm().isfinite()
+            ],
+        }
+        processes = comm.all_gather(found)
+        names = (
+            f"{name} ({stream})"
+            for process in processes
+            for stream, of_stream in process["files"].items()
+            for name in of_stream
+        )
+        self._report(iteration, _reason(processes), _shown(names), processes)
+
+    def _report(self, iteration: int, reason: str, files: str, processes: list[dict]) -> None:
+        if comm.is_main_process():
+            logger.warning(
+                "Skipped iteration %d: %s (%d in a row, %d in all). Images: %s.",
+                iteration, reason, self.in_a_row, self.total, files,
+            )  # fmt: skip
+            record = {"iteration": iteration, "seed": self.seed, "reason": reason}
+            record |= {"in_a_row": self.in_a_row, "processes": processes}
+            try:
+                with atomic_write(os.path.join(self.folder, f"iter_{iteration:07d}.json")) as file:
+                    json.dump(record, file, indent=1, allow_nan=False)
+                for name in sorted(os.listdir(self.folder))[:-MAX_RECORDS]:
+                    os.unlink(os.path.join(self.folder, name))
+            except OSError as error:  # such as a full disk: no reason to end the run
+                logger.warning("The skipped step is not recorded in %s: %s", self.folder, error)
+        if self.in_a_row > self.max_in_a_row:
+            raise DivergenceError(
+                f"Training stops at iteration {iteration}: {self.in_a_row} steps in a row were "
+                f"skipped, more than S4M.MAX_BAD_STEPS, {self.max_in_a_row}. In the last one, "
+                f"{reason}; images: {files}. The weights are those before these steps. Lower "
+                "SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS; if SOLVER.AMP.ENABLED is True, "
+                "try without; look at the images and annotations that the records in "
+                f"'{self.folder}' name."
+            )
+
+    def after_step(self) -> None:
+        get_event_storage().put_scalar("train/bad_steps", self.total, smoothing_hint=False)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"in_a_row": self.in_a_row, "total": self.total}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        self.in_a_row, self.total = state_dict["in_a_row"], state_dict["total"]
+
+
+def _reason(processes: Iterable[Mapping[str, Any]]) -> str:
+    """The first loss of any process that is not finite, or else the gradients that are not."""
+    for process in processes:
+        for name, value in process["losses"].items():
+            if isinstance(value, str):
+                return f"the loss '{name}' is {value}"
+    gradients = dict.fromkeys(name for process in processes for name in process["gradients"])
+    return f"gradients are not finite ({_shown(gradients)})"
+
+
+def _shown(names: Iterable[str]) -> str:
+    names = list(names)
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 class EMATeacherHook(HookBase):
@@ -30,10 +153,8 @@ class EMATeacherHook(HookBase):
 
     Before iteration i, and so before the teacher labels that iteration's batch: nothing happens
     while i < ``burn_in``; at i == ``burn_in`` the teacher becomes a copy of the student; afterwards
-    its weights move towards the student's by ``1 - decay``. Where a run continues decides what
-    happens, so a resumed run neither repeats nor loses its burn-in. The teacher's weights are part
-    of the trainer's state. After a step that was skipped the teacher is not averaged: there is
-    nothing new to follow.
+    its weights move towards the student's by ``1 - decay``, but not after a skipped step: there is
+    nothing new to follow. The teacher's weights are part of the trainer's state.
 
     Args:
         teacher: the frozen model and its update rule.
@@ -49,10 +170,8 @@ class EMATeacherHook(HookBase):
         burn_in: int,
         bad_steps: BadSteps | None = None,
     ) -> None:
-        self.teacher = teacher
-        self.student = student
-        self.burn_in = burn_in
-        self.bad_steps = bad_steps
+        self.teacher, self.student = teacher, student
+        self.burn_in, self.bad_steps = burn_in, bad_steps
         self.restored = False  # whether the teacher's weights are a checkpoint's
 
     @property
@@ -82,9 +201,8 @@ class PseudoLabelCountHook(HookBase):
     """Warns when the teacher labels next to nothing, or nearly everything it is asked for.
 
     Watches the logged ``pseudo_labels/per_image``, exponentially averaged over about SMOOTHING
-    iterations (the first ones evenly). Once the average has been outside the band for
-    ``iterations`` in a row, the main process warns; it warns again only after the average has come
-    back. Where it stands is part of the trainer's state.
+    iterations (the first ones evenly). The main process warns once the average has been outside the
+    band for ``iterations`` in a row, and again only after it has come back.
 
     Args:
         band: least and largest number of pseudo-labels an image that are no cause for concern.
@@ -92,6 +210,7 @@ class PseudoLabelCountHook(HookBase):
     """
 
     SMOOTHING = 20
+    STATE = ("average", "averaged", "outside")
 
     def __init__(self, band: Sequence[float], iterations: int) -> None:
         if len(band) != 2 or not 0 <= band[0] <= band[1]:
@@ -99,8 +218,7 @@ class PseudoLabelCountHook(HookBase):
                 f"S4M.PSEUDO_LABEL.COUNT_BAND is {band!r}; expected two numbers of at least 0, the "
                 "smaller first."
             )
-        self.low, self.high = band
-        self.iterations = iterations
+        (self.low, self.high), self.iterations = band, iterations
         self.average, self.averaged = 0.0, 0
         self.outside = 0  # iterations in a row
 
@@ -125,24 +243,21 @@ class PseudoLabelCountHook(HookBase):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self.average, "averaged": self.averaged, "outside": self.outside}
+        return {name: getattr(self, name) for name in self.STATE}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.average, self.averaged = state_dict["average"], state_dict["averaged"]
-        self.outside = state_dict["outside"]
+        self.average, self.averaged, self.outside = (state_dict[name] for name in self.STATE)
 
 
 class SeedHook(HookBase):
     """Make what the default generators draw in an iteration a function of that iteration.
 
-    Those of PyTorch, NumPy and Python. Our own draws have generators of their own; this covers
-    draws inside other libraries' layers (dropout and the like) and users' components, on every
-    process, so that a continued run does not depend on the run before it.
+    Those of PyTorch, NumPy and Python, from which other libraries' layers (dropout) and users'
+    components draw, on every process: a continued run does not depend on the run before it.
     """
 
     def __init__(self, seed: int, rank: int) -> None:
-        self.seed = seed
-        self.rank = rank
+        self.seed, self.rank = seed, rank
 
     def before_step(self) -> None:
         seed_default_generators(derive_seed(self.seed, "iteration", self.trainer.iter, self.rank))
@@ -151,15 +266,10 @@ class SeedHook(HookBase):
 class BufferSyncHook(HookBase):
     """Give the model of every process the first one's buffers after each step.
 
-    DDP keeps parameters alike. Buffers it leaves alone in Detectron2's trainers, so that the
-    running averages of a plain BatchNorm, each over the images of one process, would make the EMA
-    teachers label differently, and each process evaluate another model than the one that is saved.
-    FrozenBN and SyncBN have the same buffers everywhere, which stay as they are.
+    Detectron2's trainers keep DDP from it. With the running averages of a plain BatchNorm, each of
+    the images of one process, the EMA teachers would label differently.
 
-    Register it before hooks that save, average or evaluate the model.
-
-    Args:
-        model: the trained model, without a DDP wrapper.
+    Register it before hooks that save, average or evaluate the model, which is without a wrapper.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -178,11 +288,8 @@ class BufferSyncHook(HookBase):
 
 
 class FinishedEvalHook(EvalHook):
-    """Detectron2's hook, but for a run that fails in its last iteration.
-
-    Detectron2 evaluates then too. A process that has failed would wait in the evaluation for the
-    others, which wait for its gradients.
-    """
+    """Detectron2's hook, but for a run that fails in its last iteration, which it evaluates too:
+    the failed process would wait there for the others, which wait for its gradients."""
 
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter:

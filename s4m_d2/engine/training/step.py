@@ -15,7 +15,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from s4m_d2.engine.labeling.protocol import check_losses
-from s4m_d2.engine.training.bad_steps import BadSteps, describe
+from s4m_d2.engine.training.hooks import BadSteps
 from s4m_d2.transfers import to_host
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -28,9 +28,8 @@ logger = logging.getLogger(__name__)
 class TeacherStep(SimpleTrainer):
     """A step of stage 1, which takes the place of Detectron2's in its ``DefaultTrainer``.
 
-    A step whose losses or gradients are not finite leaves the weights, the model's buffers, the
-    optimizer's state and the loss scale as they were. Gradients that overflow because of the loss
-    scale are the scaler's affair, which makes no update then and lowers the scale.
+    A step whose losses or gradients are not finite is skipped (:class:`BadSteps`). Gradients that
+    overflow because of the loss scale are the scaler's affair, which lowers it without an update.
 
     Args:
         model, data_loader, optimizer: as of ``SimpleTrainer``.
@@ -48,8 +47,7 @@ class TeacherStep(SimpleTrainer):
         precision: torch.dtype | None = None,
     ) -> None:
         super().__init__(model, data_loader, optimizer)
-        self.bad_steps = bad_steps
-        self.precision = precision
+        self.bad_steps, self.precision = bad_steps, precision
         self.device = next(model.parameters()).device
         self.grad_scaler = torch.amp.GradScaler(
             self.device.type, enabled=precision == torch.float16
@@ -77,9 +75,7 @@ class TeacherStep(SimpleTrainer):
 
     def autocast(self) -> torch.autocast:
         """The context of mixed precision, if there is any."""
-        return torch.autocast(
-            self.device.type, dtype=self.precision, enabled=self.precision is not None
-        )
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     def losses(self, samples: list[dict]) -> dict[str, Tensor]:
         """The model's losses of a batch, 0-dim each."""
@@ -97,7 +93,9 @@ class TeacherStep(SimpleTrainer):
         self.optimizer.zero_grad()
         total: Any = sum(losses.values())
         self.grad_scaler.scale(total).backward()
-        step = fetch_step(losses, gradient_norms(self.optimizer), scalars, self._loss_scale())
+        scaler = self.grad_scaler  # whose get_scale() would wait
+        scale = scaler.scale(torch.ones((), device=self.device)) if scaler.is_enabled() else None
+        step = fetch_step(losses, gradient_norms(self.optimizer), scalars, scale)
         get_event_storage().put_scalars(**step.scalars)
         if not step.finite:
             self._skip(losses)
@@ -105,20 +103,13 @@ class TeacherStep(SimpleTrainer):
         self.write_metrics(step.losses, self._data_time, self.iter)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        self.bad_steps.made()
+        self.bad_steps.in_a_row = 0
 
     @torch.no_grad()
     def _skip(self, losses: Mapping[str, Tensor]) -> None:
         for buffer, kept in zip(self.model.buffers(), self._buffers, strict=True):
             buffer.copy_(kept)  # the forward pass has updated batch norms
-        found = describe(losses, self._batch, self.model, self.optimizer)
-        self.optimizer.zero_grad()
-        self.bad_steps.skipped(self.iter, found)
-
-    def _loss_scale(self) -> Tensor | None:
-        if not self.grad_scaler.is_enabled():
-            return None
-        return self.grad_scaler.scale(torch.ones((), device=self.device))  # get_scale() waits
+        self.bad_steps.skipped(self.iter, losses, self._batch, self.model, self.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
@@ -145,8 +136,7 @@ class StudentStep(TeacherStep):
 
     def __init__(self, *others: Any, labeling: Callable, unsup_loss_weight: float) -> None:
         super().__init__(*others)
-        self.labeling = labeling
-        self.unsup_loss_weight = unsup_loss_weight
+        self.labeling, self.unsup_loss_weight = labeling, unsup_loss_weight
 
     def run_step(self) -> None:
         labeled, unlabeled = self.next_batch()
@@ -162,17 +152,11 @@ class StudentStep(TeacherStep):
 
 @dataclass(frozen=True)
 class StepValues:
-    """A step as the host knows it.
+    """A step as the host knows it."""
 
-    Attributes:
-        finite: whether all losses and gradients of all processes are finite.
-        losses: of this process; 0-dim float64 on the CPU, so that nobody has to wait for them.
-        scalars: of this process.
-    """
-
-    finite: bool
-    losses: dict[str, Tensor]
-    scalars: dict[str, float]
+    finite: bool  #: all losses and gradients of all processes are
+    losses: dict[str, Tensor]  #: of this process; 0-dim float64 on the CPU: nobody has to wait
+    scalars: dict[str, float]  #: of this process
 
 
 def fetch_step(
@@ -187,8 +171,7 @@ def fetch_step(
         losses: of one element and one device, one or more.
         gradient_norms: 0-dim floats of that device.
         scalars: more to log; numbers, or tensors of one element.
-        loss_scale: 0-dim; of this process' gradients. Above NEUTRAL_SCALE they may overflow; None:
-            they are not scaled.
+        loss_scale: 0-dim. Above NEUTRAL_SCALE gradients may overflow; None: they are not scaled.
     """
     values = _stack(losses.values())
     bad = ~values.isfinite().all()

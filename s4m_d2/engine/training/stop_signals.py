@@ -1,8 +1,7 @@
 """SIGTERM, SIGUSR1, Ctrl-C: a run saves itself after the iteration in which one arrives, and ends.
 
-Schedulers send the first two some time before they kill a job. A handler only takes a note; the run
-looks at it where its state is consistent. All processes of a run stop together, whichever of them
-got the signal. A second Ctrl-C ends at once.
+Schedulers send the first two before they kill a job. A handler takes a note; the run looks at it
+where its state is consistent. All processes stop together, whichever of them got the signal.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
 )
 _SAME_KEY = 1.0  # s; within them another SIGINT is the same Ctrl-C, passed on by a launcher
-#: Exit status of a run that was stopped, has saved itself and waits to be continued: "temporary
-#: failure, try again" of sysexits.h. Not 0, so that what comes after a training does not start.
+#: Exit status of a run that was stopped and waits to be continued: "temporary failure, try again"
+#: of sysexits.h. Not 0, so that what comes after a training does not start.
 EXIT_STOPPED = 75
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ logger = logging.getLogger(__name__)
 class Stopped(SystemExit):
     """The run has saved itself because a signal asked for it. Ends the process with EXIT_STOPPED.
 
-    Not an Exception: nothing has failed, and Detectron2's loop would log it as a failure.
+    No Exception, which Detectron2's loop would log as a failure.
     """
 
     def __init__(self) -> None:
@@ -52,7 +51,7 @@ class _EvaluationInterrupted(BaseException):
 
 @dataclass
 class _Note:
-    """What the handlers of this process know. Signals are the process', and so is this."""
+    """What the handlers of this process know."""
 
     process: int = 0  # that listens: processes forked from it inherit handlers and note
     received: signal.Signals | None = None
@@ -76,23 +75,18 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     elif number == signal.SIGINT and time.monotonic() - _note.at > _SAME_KEY:
         raise KeyboardInterrupt
     if _note.passes_on:
-        for pid in (child.pid for child in multiprocessing.active_children()):
+        for child in multiprocessing.active_children():
             with suppress(ProcessLookupError):  # it has just ended
-                if pid is not None:
-                    os.kill(pid, number)
+                os.kill(child.pid, number)  # type: ignore[arg-type]
     if _note.interrupts:
         _note.interrupts = False
         raise _EvaluationInterrupted
 
 
 def listen(*, pass_on: bool = False) -> dict[int, Any]:
-    """Take note of the stop signals from now on, in this process. For programs: they own signals.
+    """Take note of the stop signals from now on; returns the handlers that were there before.
 
-    Args:
-        pass_on: send them to this process' children too.
-
-    Returns:
-        the handlers that were there before.
+    For programs: they own signals. With ``pass_on`` children of this process get them too.
     """
     _note.process, _note.passes_on, _note.received = os.getpid(), pass_on, None
     return {number: signal.signal(number, _on_signal) for number in STOP_SIGNALS}
@@ -100,12 +94,8 @@ def listen(*, pass_on: bool = False) -> dict[int, Any]:
 
 @contextmanager
 def passed_on_to_ranks(world_size: int) -> Iterator[None]:
-    """Around Detectron2's ``launch``: ranks get the launcher's signals, it ends as they do.
-
-    Args:
-        world_size: of the run; ``launch`` starts no processes for a world of one.
-    """
-    if world_size > 1:
+    """Around Detectron2's ``launch``: ranks get the launcher's signals, it ends as they do."""
+    if world_size > 1:  # else it starts no processes
         listen(pass_on=True)
     try:
         yield
@@ -143,16 +133,15 @@ class StopHook(HookBase):
         Several processes finish it, because one that left would make the others wait.
         """
         self._stop_if_asked()
+        alone = comm.get_world_size() == 1
         try:
-            _note.interrupts = comm.get_world_size() == 1
+            _note.interrupts = alone
             try:
                 yield
             finally:
                 _note.interrupts = False
-        except _EvaluationInterrupted:
-            self._stop()
-        except RuntimeError:  # a loading process that got the signal as well died of it
-            if _note.received is None or comm.get_world_size() > 1:
+        except (_EvaluationInterrupted, RuntimeError):  # of a loading process that died of it
+            if not alone or _note.received is None:
                 raise
             self._stop()
         self._stop_if_asked()

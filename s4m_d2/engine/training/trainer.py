@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, defaults
+from detectron2.engine import DefaultTrainer, TrainerBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.projects.deeplab import build_lr_scheduler
@@ -33,19 +32,24 @@ from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import PseudoLabelQualityHook, QualityMeasurement
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.training import build
-from s4m_d2.engine.training.bad_steps import BadSteps
+from s4m_d2.engine.training.continuing import (
+    ForgivingWriter,
+    RunStateHook,
+    UnwrittenMetricsHook,
+    run_settings,
+    with_own_schedule,
+)
 from s4m_d2.engine.training.hooks import (
+    BadSteps,
     BufferSyncHook,
     EMATeacherHook,
     FinishedEvalHook,
     PseudoLabelCountHook,
     SeedHook,
 )
-from s4m_d2.engine.training.run_state import RunStateHook, run_settings, with_own_schedule
 from s4m_d2.engine.training.step import PRECISIONS, StudentStep, TeacherStep
 from s4m_d2.engine.training.stop_signals import StopHook
-from s4m_d2.engine.training.writers import ForgivingWriter, UnwrittenMetricsHook
-from s4m_d2.errors import ConfigError, DatasetError, WeightsError
+from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.evaluation import build_evaluator, masks_as_rle
 from s4m_d2.report import write_results
 from s4m_d2.semi.burn_in import TeacherPhase
@@ -53,27 +57,6 @@ from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.tiling import TiledModel, build_tiling
 
 logger = logging.getLogger(__name__)
-
-
-@contextlib.contextmanager
-def ddp_on_any_device() -> Iterator[None]:
-    """Let ``DefaultTrainer`` be made in several processes without a GPU too.
-
-    Detectron2's ``create_ddp_model`` always names a GPU, which DistributedDataParallel refuses for
-    a model on the CPU, and ``DefaultTrainer`` offers no other place to say so.
-    """
-    create_ddp_model = defaults.create_ddp_model
-
-    def create(model: nn.Module, **kwargs: Any) -> nn.Module:
-        if next(model.parameters()).device.type == "cpu":
-            kwargs["device_ids"] = None
-        return create_ddp_model(model, **kwargs)
-
-    defaults.create_ddp_model = create
-    try:
-        yield
-    finally:
-        defaults.create_ddp_model = create_ddp_model
 
 
 class TeacherTrainer(DefaultTrainer):
@@ -87,40 +70,49 @@ class TeacherTrainer(DefaultTrainer):
     """
 
     _trainer: TeacherStep
-    has_teacher = False
+    pseudo_labeling: PseudoLabeling | None = None  # stage 2's
 
     def __init__(self, cfg: CfgNode) -> None:
-        folder = os.path.join(cfg.OUTPUT_DIR, "bad_batches")
+        # In the order of DefaultTrainer's, whose step, checkpointer and choice of devices are not
+        # ours.
+        TrainerBase.__init__(self)
+        self.cfg, self.max_iter = cfg, cfg.SOLVER.MAX_ITER
         self._evaluated = 0  # iterations that were done at the last evaluation
+        folder = os.path.join(cfg.OUTPUT_DIR, "bad_batches")
         self.bad_steps = BadSteps(cfg.S4M.MAX_BAD_STEPS, folder, cfg.SEED)
-        with ddp_on_any_device():
-            super().__init__(cfg)
-        self._after_saving = self._hooks[self._hooks.index(self._stop_hook) :]
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        if comm.get_world_size() > 1:
+            on_gpu = next(model.parameters()).is_cuda
+            devices = [comm.get_local_rank()] if on_gpu else None
+            model = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
         precision = PRECISIONS[cfg.S4M.AMP_PRECISION] if cfg.SOLVER.AMP.ENABLED else None
-        parts = (self._trainer.model, self._trainer.data_loader, self._trainer.optimizer)
-        self._trainer = self._build_step(*parts, self.bad_steps, precision)
+        self._trainer = self.build_step(model, data_loader, optimizer, self.bad_steps, precision)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        keep, state = cfg.SOLVER.CHECKPOINT_KEEP, weakref.proxy(self)
+        self.checkpointer = S4MCheckpointer(
+            self.trained_model, cfg.OUTPUT_DIR, keep=keep, trainer=state
+        )
+        self.register_hooks(self.build_hooks())
+        self._after_saving = self._hooks[self._hooks.index(self._stop_hook) :]
 
-    def _build_step(self, *parts: Any) -> TeacherStep:
+    def build_step(self, *parts: Any) -> TeacherStep:
+        """The step of the stage, from the first arguments of its class."""
         return TeacherStep(*parts)
 
     def build_hooks(self):
-        # Detectron2 builds its hooks last, around self.checkpointer: ours takes that place here.
-        self.checkpointer = S4MCheckpointer(
-            self.trained_model,
-            self.cfg.OUTPUT_DIR,
-            keep=self.cfg.SOLVER.CHECKPOINT_KEEP,
-            trainer=weakref.proxy(self),
-        )
         self._stop_hook = StopHook(self.checkpointer)
         own = [
             self._stop_hook,
             FinishedEvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write),
-            *figure_hooks(self.cfg, self.trained_model, getattr(self, "pseudo_labeling", None)),
+            *figure_hooks(self.cfg, self.trained_model, self.pseudo_labeling),
         ]
         hooks = []
         for hook in super().build_hooks():
             hooks += own if isinstance(hook, EvalHook) else [hook]
-        settings = run_settings(self.cfg, comm.get_world_size(), has_teacher=self.has_teacher)
+        has_teacher = self.pseudo_labeling is not None
+        settings = run_settings(self.cfg, comm.get_world_size(), has_teacher=has_teacher)
         self._run_state = RunStateHook(settings)
         return [
             self._run_state,
@@ -156,14 +148,10 @@ class TeacherTrainer(DefaultTrainer):
 
     def before_train(self) -> None:
         super().before_train()
-        if self.start_iter > 0:
-            self._finish_iteration()
-
-    def _finish_iteration(self) -> None:
-        """Run the hooks that come after saving, in the iteration that the checkpoint was saved in.
-
-        It does not say whether they had their turn. An evaluation that is complete is not repeated.
-        """
+        if self.start_iter == 0:
+            return
+        # The hooks that come after saving may not have had their turn in the checkpoint's
+        # iteration. An evaluation that is complete is not repeated.
         self.iter = self.storage.iter = self.start_iter - 1
         results = comm.all_gather(stages.stored_results(self.cfg.OUTPUT_DIR))[0]
         if results.pop(stages.ITERATIONS, None) == self.start_iter and results:
@@ -221,13 +209,8 @@ class TeacherTrainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
         return build.build_labeled_loader(cfg, start_iter, held_out_records(cfg))
 
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module):
-        return build.build_optimizer(cfg, model)
-
-    @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer):
-        return build_lr_scheduler(cfg, optimizer)
+    build_optimizer = staticmethod(build.build_optimizer)  # type: ignore[assignment]
+    build_lr_scheduler = staticmethod(build_lr_scheduler)  # type: ignore[assignment]
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
@@ -266,7 +249,7 @@ class S4MTrainer(TeacherTrainer):
         pseudo_labeling: what turns an unlabeled batch into the student's targets.
     """
 
-    has_teacher = True
+    pseudo_labeling: PseudoLabeling
 
     def __init__(self, cfg: CfgNode, teacher_weights: str) -> None:
         model = self.build_model(cfg)
@@ -278,7 +261,7 @@ class S4MTrainer(TeacherTrainer):
         self._skipped: dict[str, str] = {}  # unlabeled images, and why, before the run continues
         super().__init__(cfg)
 
-    def _build_step(self, *parts: Any) -> TeacherStep:
+    def build_step(self, *parts: Any) -> TeacherStep:
         weight = self.cfg.S4M.UNSUP_LOSS_WEIGHT
         return StudentStep(*parts, labeling=self.pseudo_labeling, unsup_loss_weight=weight)
 
@@ -294,17 +277,14 @@ class S4MTrainer(TeacherTrainer):
         labels = self.cfg.S4M.PSEUDO_LABEL
         counts = PseudoLabelCountHook(labels.COUNT_BAND, labels.COUNT_BAND_ITERS)
         hooks = [self._teacher_hook, counts, *super().build_hooks()]
-        if self.cfg.S4M.QUALITY.PERIOD:  # a stop comes first, and the values are written later
-            hooks.insert(hooks.index(self._stop_hook) + 1, self._build_quality_hook())
+        if period := self.cfg.S4M.QUALITY.PERIOD:
+            path = os.path.join(self.cfg.OUTPUT_DIR, quality.RECORDS)
+            measurement = QualityMeasurement(self.cfg, self.pseudo_labeling)
+            around = self._stop_hook.during_evaluation
+            hook = PseudoLabelQualityHook(measurement, period, path, around)
+            # A stop comes first, and the values are written later.
+            hooks.insert(hooks.index(self._stop_hook) + 1, hook)
         return hooks
-
-    def _build_quality_hook(self) -> PseudoLabelQualityHook:
-        return PseudoLabelQualityHook(
-            QualityMeasurement(self.cfg, self.pseudo_labeling),
-            self.cfg.S4M.QUALITY.PERIOD,
-            os.path.join(self.cfg.OUTPUT_DIR, quality.RECORDS),
-            self._stop_hook.during_evaluation,
-        )
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
@@ -341,11 +321,6 @@ class S4MTrainer(TeacherTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
-        if not cfg.DATASETS.UNLABELED:
-            raise DatasetError(
-                "DATASETS.UNLABELED is empty: stage 2 needs the name of an unlabeled data set, "
-                'for example ("cityscapes_fine_instance_seg_train_unlabeled",).'
-            )
         return build.PairedLoader(
             build.build_labeled_loader(cfg, start_iter),
             build.build_unlabeled_loader(cfg, start_iter),
