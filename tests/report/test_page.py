@@ -13,7 +13,7 @@ from PIL import Image
 
 from s4m_d2.engine.command.run_report import write_report
 from s4m_d2.errors import DatasetError
-from s4m_d2.report import pictures
+from s4m_d2.report import run as run_module
 
 sys.path.insert(0, str(Path(__file__).parent))
 from report_pages import CONFIG, Page, make_run, student_record, write_lines  # noqa: E402
@@ -200,5 +200,5 @@ def test_the_gallery_has_the_latest_of_each_kind_once(run, monkeypatch):
         "Stage 2: student · ARP after 80 iterations",
         "Stage 2: student · labeled images and augmentation after 40 iterations",
     ]
-    monkeypatch.setattr(pictures, "MOST_PICTURES", 2)
+    monkeypatch.setattr(run_module, "MOST_PICTURES", 2)
     assert len(images(page_of(run)[1])) == 2
