@@ -1,10 +1,8 @@
 """What a run found: results as files that other tools read, and a page for people."""
 
-from s4m_d2.report.curves import read_curves
+from s4m_d2.report.curves import read_curves, read_results, write_results
 from s4m_d2.report.page import render_page
-from s4m_d2.report.pictures import pictures_of
-from s4m_d2.report.results import read_results, write_results
-from s4m_d2.report.run import Run, Settings, Stage
+from s4m_d2.report.run import Run, Settings, Stage, pictures_of
 
 __all__ = [
     "Run",

@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -75,65 +74,60 @@ _KINDS = {
 }
 
 
-def _named(prefix: str, **names: str) -> dict[str, str]:
-    return {prefix + key: name for key, name in names.items()}
-
-
 _QUALITY = {"sq": "SQ (IoU of matches)", "pq": "PQ"}
-# Title, unit, and the lines' names by that of their curves.
-_CHARTS: list[tuple[str, str, dict[str, str]]] = [
-    ("Structural distillation", "weighted loss", _named("labeled:", loss_sd="on labeled images")),
+# Title, unit, what the names of the curves begin with, and the lines' names by the rest of that.
+_CHARTS: list[tuple[str, str, str, dict[str, str]]] = [
+    ("Structural distillation", "weighted loss", "labeled:", {"loss_sd": "on labeled images"}),
     (
         "Pseudo-labels",
         "per image",
-        _named(
-            "pseudo_labels/",
-            per_image="of the teacher",
-            per_image_after_arp="after ARP",
-            duplicates_per_image="dropped as duplicates",
-        ),
+        "pseudo_labels/",
+        {
+            "per_image": "of the teacher",
+            "per_image_after_arp": "after ARP",
+            "duplicates_per_image": "dropped as duplicates",
+        },
     ),
     (
         "Predictions dropped, by the first rule that does",
         "share of the queries",
-        _named(
-            "pseudo_labels/dropped_",
-            no_object="no object",
-            score="score too low",
-            area="mask too small",
-            non_finite="not finite",
-        ),
+        "pseudo_labels/dropped_",
+        {
+            "no_object": "no object",
+            "score": "score too low",
+            "area": "mask too small",
+            "non_finite": "not finite",
+        },
     ),
     (
         "SAM's own estimate of refined masks",
         "IoU",
-        _named("refinement/", predicted_iou="predicted IoU"),
+        "refinement/",
+        {"predicted_iou": "predicted IoU"},
     ),
     (
         "Refined masks that were empty",
         "share; the teacher's is kept",
-        _named("refinement/", fallbacks="empty masks"),
+        "refinement/",
+        {"fallbacks": "empty masks"},
     ),
     *(
         (
             f"Pseudo-label quality: {_QUALITY.get(name, name.replace('_', ' '))}",
             "share, against the true labels",
-            {
-                f"pseudo_label_quality/before/{name}": "teacher's masks",
-                f"pseudo_label_quality/after/{name}": "refined by SAM",
-            },
+            "pseudo_label_quality/",
+            {f"before/{name}": "teacher's masks", f"after/{name}": "refined by SAM"},
         )
         for name in MEASURES
     ),
-    ("Learning rate", "of the first parameter group", {"lr": "learning rate"}),
-    ("Time", "seconds per iteration", {"time": "iteration", "data_time": "waiting for data"}),
+    ("Learning rate", "of the first parameter group", "", {"lr": "learning rate"}),
+    ("Time", "seconds per iteration", "", {"time": "iteration", "data_time": "waiting for data"}),
 ]
 # Units of charts that leave out what is 0 all the time.
 _MOSTLY_ZERO = ("share of the queries", "share; the teacher's is kept")
 
 
-@dataclass(frozen=True)
-class Line:
+class Line(NamedTuple):
     """A named curve; a band shows the least and greatest value where a point is of several."""
 
     name: str
@@ -142,8 +136,7 @@ class Line:
     dashed: bool = False
 
 
-@dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """Lines over iterations.
 
     Attributes:
@@ -204,19 +197,17 @@ class Chart:
 def _draw(axes: Any, line: Line) -> None:
     curve, color = line.curve, CURVES[line.color % len(CURVES)]
     there, bad = np.isfinite(curve.mean), curve.bad > 0
-    x = curve.iterations[there]
+    x, mean = curve.iterations[there], curve.mean[there]
     if (curve.low < curve.high).any():
         low, high = curve.low[there], curve.high[there]
         axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
     style = (0, (3, 2)) if line.dashed else "-"
     marker = "o" if len(x) <= MOST_DOTS else ""
-    y = curve.mean[there]
-    axes.plot(x, y, color=color, linestyle=style, marker=marker, clip_on=False)
+    axes.plot(x, mean, color=color, linestyle=style, marker=marker, clip_on=False)
     if bad.any():  # crosses at the top
-        at_top = axes.get_xaxis_transform()
-        top = np.full(bad.sum(), 0.96)
-        x = curve.iterations[bad]
-        axes.plot(x, top, "x", color=WARN, transform=at_top, markersize=7, markeredgewidth=2)
+        places = curve.iterations[bad], np.full(bad.sum(), 0.96)
+        cross: dict[str, Any] = {"color": WARN, "markersize": 7, "markeredgewidth": 2}
+        axes.plot(*places, "x", transform=axes.get_xaxis_transform(), **cross)
 
 
 def _mark(axes: Any, iteration: float, name: str) -> None:
@@ -282,31 +273,26 @@ def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
 
 def stage_charts(stage: Stage) -> list[Chart]:
     """The stage's charts but that of AP; what was not logged has none."""
-    return [chart for chart in _charts(stage) if chart.lines]
+    total = {"total_loss": "total"}
+    if UNLABELED in stage.curves.by_name:
+        total |= {LABELED: LABELED, UNLABELED: UNLABELED}
+    wanted = [("Loss", "sum of weighted losses", "", total)]
+    for part, of_part in ((LABELED, "labeled images"), (UNLABELED, "pseudo-labels")):
+        found = [n.partition(":")[2] for n in stage.curves.by_name if n.startswith(f"{part}:")]
+        kinds = [k for k in _KINDS if k in found] + sorted(set(found) - set(_KINDS) - {"loss_sd"})
+        names = {kind: _KINDS.get(kind, kind) for kind in kinds}
+        unit = "weighted, sum of all decoder layers"
+        wanted.append((f"Loss on {of_part}", unit, f"{part}:", names))
+    charts = [_chart(stage, *about) for about in wanted + _CHARTS]
+    return [chart for chart in charts if chart.lines]
+
+
+def _chart(stage: Stage, title: str, unit: str, prefix: str, names: Mapping[str, str]) -> Chart:
+    found = [(name, stage.curves.get(prefix + key)) for key, name in names.items()]
+    shown = [(n, c) for n, c in found if len(c.mean) and (c.high.any() or unit not in _MOSTLY_ZERO)]
+    lines = [Line(n, c, color, dashed=color >= len(CURVES)) for color, (n, c) in enumerate(shown)]
+    return Chart(title, unit, lines, _marks(stage), from_zero=unit != "IoU")
 
 
 def _marks(stage: Stage) -> list[tuple[float, str]]:
     return [(stage.burn_in, "burn-in ends")] if stage.burn_in else []
-
-
-def _charts(stage: Stage) -> Iterator[Chart]:
-    total = {"total_loss": "total", LABELED: LABELED, UNLABELED: UNLABELED}
-    both = UNLABELED in stage.curves.by_name
-    yield _chart(
-        stage, "Loss", "sum of weighted losses", total if both else {"total_loss": "total"}
-    )
-    for part, of_part in ((LABELED, "labeled images"), (UNLABELED, "pseudo-labels")):
-        found = [n.partition(":")[2] for n in stage.curves.by_name if n.startswith(f"{part}:")]
-        kinds = [k for k in _KINDS if k in found] + sorted(set(found) - set(_KINDS))
-        names = {f"{part}:{kind}": _KINDS.get(kind, kind) for kind in kinds if kind != "loss_sd"}
-        yield _chart(stage, f"Loss on {of_part}", "weighted, sum of all decoder layers", names)
-    for title, unit, names in _CHARTS:
-        yield _chart(stage, title, unit, names)
-
-
-def _chart(stage: Stage, title: str, unit: str, names: Mapping[str, str]) -> Chart:
-    """Of names of curves, each with a name for people."""
-    found = [(name, stage.curves.get(key)) for key, name in names.items()]
-    shown = [(n, c) for n, c in found if len(c.mean) and (c.high.any() or unit not in _MOSTLY_ZERO)]
-    lines = [Line(n, c, color, dashed=color >= len(CURVES)) for color, (n, c) in enumerate(shown)]
-    return Chart(title, unit, lines, _marks(stage), from_zero=unit != "IoU")

@@ -1,6 +1,6 @@
-"""The curves of a run's metrics.json, thinned to what a page can show.
+"""Numbers of a run in files: curves of metrics.json, thinned to what a page can show, and results.
 
-The file has a JSON object a line, each with an "iteration"; it may end in a torn line.
+metrics.json has a JSON object a line, each with an "iteration"; it may end in a torn line.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+
+from s4m_d2.files import atomic_write
 
 MOST_POINTS = 240  # of a curve
 LARGEST = 1e38  # beyond it, where float32 ends, a value is as good as infinite
@@ -105,30 +108,23 @@ def read_curves(path: str | os.PathLike[str], most: int = MOST_POINTS) -> Curves
         most: points of a curve at most. Records of neighboring iterations share a point.
     """
     curves = Curves()
-    found: dict[str, tuple[array, array]] = {}
-    first = None
+    found: dict[str, array] = {}  # by turns iterations and values
+    first, last = 1 << 50, -1
     for line in _lines(path):
         record = _parsed(line)
         if record is None:
             curves.unreadable += bool(line.strip())
             continue
-        iteration = int(record["iteration"])
+        iteration, values = record
         curves.records += 1
-        curves.last_iteration = max(iteration, curves.last_iteration or 0)
-        first = iteration if first is None else min(iteration, first)
-        values: dict[str, float] = {}
-        for key, value in record.items():
-            for name in curve_names(key):
-                values[name] = values.get(name, 0.0) + value
+        first, last = min(iteration, first), max(iteration, last)
         for name, value in values.items():
-            iterations, numbers = found.setdefault(name, (array("q"), array("d")))
-            iterations.append(iteration)
-            numbers.append(value)
-    span = (curves.last_iteration or 0) - (first or 0) + 1
-    width = 1 if curves.records <= most else -(-span // most)
-    for name, (iterations, numbers) in found.items():
-        x, y = np.asarray(iterations), np.asarray(numbers)
-        curves.by_name[name] = _thinned(x, y, first or 0, width)
+            found.setdefault(name, array("d")).extend((iteration, value))
+    if curves.records:
+        curves.last_iteration = last
+    width = 1 if curves.records <= most else -(-(last - first + 1) // most)
+    for name, pairs in found.items():
+        curves.by_name[name] = _thinned(*np.array(pairs).reshape(-1, 2).T, first, width)
     return curves
 
 
@@ -158,8 +154,11 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
         return
 
 
-def _parsed(line: bytes) -> dict[str, float] | None:
-    """The numbers of a record, None for what is none. A null is a number that is not finite."""
+def _parsed(line: bytes) -> tuple[int, dict[str, float]] | None:
+    """A record's iteration, and its part of each curve; None for what is no record.
+
+    A null is a number that is not finite.
+    """
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -167,9 +166,40 @@ def _parsed(line: bytes) -> dict[str, float] | None:
     iteration = record.get("iteration") if isinstance(record, dict) else None
     if not isinstance(iteration, int) or not 0 <= iteration < 1 << 50:
         return None
-    numbers = {key: finite(value) for key, value in record.items() if _is_number(value)}
-    return {key: math.nan if value is None else value for key, value in numbers.items()}
+    values: dict[str, float] = {}
+    for key, value in record.items():
+        known = finite(value)
+        if known is None:
+            if value is not None and type(value) not in (int, float):
+                continue
+            known = math.nan
+        for name in curve_names(key):
+            values[name] = values.get(name, 0.0) + known
+    return iteration, values
 
 
-def _is_number(value: object) -> bool:
-    return value is None or isinstance(value, int | float) and not isinstance(value, bool)
+def write_results(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write nested results as JSON; a number that is not finite becomes null.
+
+    Raises:
+        OutputError: the system refuses to write.
+    """
+
+    def plain(value):
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        if value is None or isinstance(value, int | str):
+            return value
+        return float(value) if math.isfinite(value) else None
+
+    with atomic_write(path) as file:
+        json.dump(plain(results), file, indent=2)
+        file.write("\n")
+
+
+def read_results(path: str) -> dict[str, Any]:
+    """What :func:`write_results` wrote."""
+    with open(path) as file:
+        return json.load(file)

@@ -1,18 +1,40 @@
-"""What a page shows of a run, before it is drawn."""
+"""What a page shows of a run, before it is drawn: stages, settings, and small pictures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import base64
+import io
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from PIL import Image
 
 from s4m_d2.report.curves import Curves, finite
-from s4m_d2.report.pictures import Picture
+
+logger = logging.getLogger(__name__)
 
 MASKS = "segm"  # Detectron2's name for results on masks
 OF_TEACHER = "teacher"  # under which the student's results hold the EMA teacher's
 TITLES = {"teacher": "Stage 1: teacher", "student": "Stage 2: student"}
 LARGEST_COUNT = 10**15  # beyond it, a number of iterations or images is a mistake
+MOST_PICTURES = 14
+MOST_BYTES = 6 << 20  # of all pictures of a page, as files
+MOST_SIDE = 1600  # px; a larger picture is made smaller
+JPEG_QUALITY = 85
+# Kinds of figures for people, in the order of a gallery.
+FIGURES = {
+    "predictions": "predictions",
+    "pseudo_labels": "pseudo-labels",
+    "arp": "ARP",
+    "similarity": "similarity to a point",
+    "views": "views of unlabeled images",
+    "labeled": "labeled images and augmentation",
+}
+_NUMBERED = re.compile(r"(.+?)_(\d{7,})\.png")
 # Shown where they are known and not empty; the page holds the whole config too.
 SHOWN = """
     MODEL.META_ARCHITECTURE MODEL.BACKBONE.NAME MODEL.RESNETS.DEPTH MODEL.TIMM.NAME
@@ -120,6 +142,70 @@ class Stage:
         is_ema = tuple(path[:1]) == (OF_TEACHER,)
         own = "stage-1 teacher" if self.name == "teacher" else "student"
         return ", ".join(filter(None, ("EMA teacher" if is_ema else own, "/".join(path[is_ema:]))))
+
+
+class Picture(NamedTuple):
+    """A picture of a gallery; ``uri`` holds all of it."""
+
+    title: str
+    uri: str
+    size: tuple[int, int]  # (width, height) px
+
+
+def pictures_of(
+    folders: Iterable[tuple[str, str]], files: Iterable[tuple[str, str]] = ()
+) -> list[Picture]:
+    """The latest of each kind of a run's figures. What cannot be read is left out.
+
+    Args:
+        folders: (title, folder of NAME_ITERATION.png) of each stage.
+        files: (title, path) of other pictures, first.
+    """
+    found = [(title, path) for title, path in files if os.path.isfile(path)]
+    for stage, folder in folders:
+        found += [(f"{stage} · {title}", path) for title, path in _latest(folder)]
+    pictures: dict[str, Picture] = {}  # by content: stages share what does not depend on models
+    size = 0
+    for title, path in found:
+        try:
+            content, shape = _jpeg(path)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            logger.warning("The picture '%s' is left out of the report: %s", path, error)
+            continue
+        uri = f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"
+        if uri in pictures:
+            continue
+        size += len(content)
+        if size > MOST_BYTES or len(pictures) == MOST_PICTURES:
+            logger.warning("The report has room for %d pictures only.", len(pictures))
+            break
+        pictures[uri] = Picture(title, uri, shape)
+    return list(pictures.values())
+
+
+def _latest(folder: str) -> list[tuple[str, str]]:
+    """(title, path) of the latest figure of each kind, in the gallery's order."""
+    latest: dict[str, tuple[int, str]] = {}
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    for match in filter(None, map(_NUMBERED.fullmatch, sorted(names))):
+        latest[match[1]] = max(latest.get(match[1], (0, "")), (int(match[2]), match[0]))
+    kinds = [*(kind for kind in FIGURES if kind in latest), *sorted(latest.keys() - FIGURES.keys())]
+    return [
+        (
+            f"{FIGURES.get(kind, kind.replace('_', ' '))} after {latest[kind][0]:,} iterations",
+            os.path.join(folder, latest[kind][1]),
+        )
+        for kind in kinds
+    ]
+
+
+def _jpeg(path: str) -> tuple[bytes, tuple[int, int]]:
+    with Image.open(path, formats=("PNG",)) as file:  # others may start programs
+        picture = file.convert("RGB")
+    picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    picture.save(content, format="JPEG", quality=JPEG_QUALITY, optimize=True)
+    return content.getvalue(), picture.size
 
 
 @dataclass

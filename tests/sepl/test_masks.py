@@ -126,14 +126,11 @@ def test_a_bad_json_file_is_refused_by_its_name(tmp_path, case):
     with pytest.raises(DatasetError, match=r"2007_000032\.json"):
         read_masks(path, SIZE)
     assert decoded(read_masks(save_json(path, [GOOD]), SIZE)).all()  # what the rows are made of
-
-
-@pytest.mark.parametrize("damage", [lambda raw: raw[:-9], lambda raw: b"[]", lambda raw: b""])
-def test_a_damaged_archive_is_refused_by_its_name(tmp_path, damage):
-    path = save_json(tmp_path / "a.json.gz", records(MASKS))
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DatasetError, match=r"a\.json\.gz"):
-        read_masks(path, SIZE)
+    archive = save_json(tmp_path / "a.json.gz", records(MASKS))
+    for raw in (archive.read_bytes()[:-9], b"[]", b""):
+        archive.write_bytes(raw)
+        with pytest.raises(DatasetError, match=r"a\.json\.gz"):
+            read_masks(archive, SIZE)
 
 
 @pytest.mark.parametrize(
@@ -175,12 +172,10 @@ def test_masks_are_kept_until_what_they_depend_on_changes_or_their_file_is_damag
     content = json.loads(gzip.decompress(whole))
     assert content == {"size": [7, 11], "fingerprint": "f", "masks": records(MASKS)}
     assert keep("g") == keep("g") == 2
-    for change in ({"size": [11, 7]}, {"masks": [{**GOOD, "counts": "0"}]}, {"masks": 3}):
-        save_json(path, content | change)
-        assert keep() == len(made) == keep(), change
-    for text in ("[]", "{}", "text"):
-        save_json(path, text)
+    changes = ({"size": [11, 7]}, {"masks": [{**GOOD, "counts": "0"}]}, {"masks": 3})
+    for damaged in (*(content | change for change in changes), "[]", "{}", "text"):
+        save_json(path, damaged)
         count = len(made)
-        assert keep() == count + 1
+        assert keep() == keep() == count + 1, damaged
     path.write_bytes(whole[:-20])
     assert keep() == count + 2

@@ -50,13 +50,10 @@ def test_a_mask_within_another_is_seen_whatever_their_order():
 
 
 def test_the_legend_names_what_occurs_with_its_color():
-    names = ["background", *(f"class {index}" for index in range(1, 21))]
     labels = [np.array([[0, 15]], np.uint8), np.array([[2, 255], [2, 0]], np.uint8)]
-    entries = legend_entries(labels, names)
+    entries = legend_entries(labels, [f"class {index}" for index in range(21)])
     assert [name for name, _ in entries] == ["class 2", "class 15", "void"]
-    for (_, swatch), color in zip(entries, (BICYCLE, PERSON), strict=False):
-        assert (swatch == color).all()
-    assert legend_entries([np.zeros((2, 2), np.uint8)], names) == []
+    assert (entries[0][1] == BICYCLE).all() and (entries[1][1] == PERSON).all()
 
 
 SIZE = 24, 40
@@ -143,10 +140,9 @@ def test_every_picture_stands_in_its_column(folders, drawn):
 
 
 DAMAGES = {
-    **{k: lambda f, k=k: (f / k / "b.png").unlink() for k in ("images", "cam", "truth")},
+    "no image": lambda f: (f / "images/b.png").unlink(),
     "cut image": lambda f: (f / "images/b.png").write_bytes(b"\x89PNG"),
     "image size": lambda f: save_png(f / "images/b.png", np.zeros((24, 50, 3))),
-    "label size": lambda f: save_labels(f / "sepl", {"b": np.zeros((3, 3))}),
     "class": lambda f: save_labels(f / "cam", {"b": label(4, 99)}),
     "masks": lambda f: save_masks(f / "sepl" / "masks", {"b": [np.zeros((5, 5))]}),
 }
