@@ -335,10 +335,10 @@ def group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[Prompt
         first_row, first_point = first_row + len(given), first_point + given.size
     groups = []
     for kind, parts in sorted(by_kind.items()):
-        whole = [np.concatenate(columns) for columns in zip(*parts, strict=True)]
+        whole = [np.concatenate(column) for column in zip(*parts, strict=True)]
         for start in range(0, len(whole[0]), max_prompts):
-            part = [x[start : start + max_prompts] for x in whole]
-            groups.append(PromptGroup(*part, has_box=bool(kind % 2)))
+            columns = (x[start : start + max_prompts] for x in whole)
+            groups.append(PromptGroup(*columns, has_box=bool(kind % 2)))
     return groups
 
 
@@ -350,6 +350,6 @@ def _groups_on_device(groups: Sequence[PromptGroup], device: torch.device) -> li
     packed = to_device(np.concatenate([array.ravel() for array in arrays]), device)
     split = iter(packed.split([array.size for array in arrays]))
     return [
-        PromptGroup(*(next(split).view(x.shape) for x in group[:-1]), group.has_box)
+        PromptGroup(*(next(split).view(x.shape) for x in group[:-1]), has_box=group.has_box)
         for group in groups
     ]
