@@ -26,18 +26,18 @@ class PromptGroup(NamedTuple):
     """Prompts of one length, without padding; arrays, or tensors, of int64.
 
     Attributes:
+        has_box: whether all prompts have corners, or none.
         rows: (n,) their places among the prompts of all images.
         images: (n,) of which image they are.
         points: (n, k) where their points lie among those of all images, row by row.
         labels: (n, k) 1 positive, 0 negative, 2 and 3 a box's corners.
-        has_box: whether all prompts have corners, or none.
     """
 
+    has_box: bool
     rows: Any
     images: Any
     points: Any
     labels: Any
-    has_box: bool
 
 
 def build_compute_options(cfg: Any) -> dict[str, Any]:
@@ -338,7 +338,7 @@ def group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[Prompt
         whole = [np.concatenate(column) for column in zip(*parts, strict=True)]
         for start in range(0, len(whole[0]), max_prompts):
             columns = (x[start : start + max_prompts] for x in whole)
-            groups.append(PromptGroup(*columns, has_box=bool(kind % 2)))
+            groups.append(PromptGroup(bool(kind % 2), *columns))
     return groups
 
 
@@ -346,10 +346,10 @@ def _groups_on_device(groups: Sequence[PromptGroup], device: torch.device) -> li
     """The same groups as tensors, in one copy."""
     if not groups:
         return []
-    arrays = [array for group in groups for array in group[:-1]]
+    arrays = [array for group in groups for array in group[1:]]
     packed = to_device(np.concatenate([array.ravel() for array in arrays]), device)
     split = iter(packed.split([array.size for array in arrays]))
     return [
-        PromptGroup(*(next(split).view(x.shape) for x in group[:-1]), has_box=group.has_box)
+        PromptGroup(group.has_box, *(next(split).view(x.shape) for x in group[1:]))
         for group in groups
     ]
