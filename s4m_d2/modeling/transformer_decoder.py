@@ -52,15 +52,18 @@ class CrossAttentionLayer(nn.Module):
         blocked: Tensor,
     ) -> Tensor:
         """queries (B, Q, C), cells (B, S, C), blocked (B, Q, S) bool: True is not looked at."""
-        heads = self.multihead_attn.num_heads
-        attended, _ = self.multihead_attn(
-            queries + query_positions,
-            cells + cell_positions,
-            cells,
-            attn_mask=blocked.repeat_interleave(heads, dim=0),
-            need_weights=False,
+        # nn.MultiheadAttention would repeat the mask for each head, as floats.
+        attention = self.multihead_attn
+        weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
+        given = (queries + query_positions, cells + cell_positions, cells)
+        attended = F.scaled_dot_product_attention(
+            *(
+                F.linear(x, weight, bias).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+                for x, weight, bias in zip(given, weights, biases, strict=True)
+            ),
+            attn_mask=~blocked[:, None],
         )
-        return self.norm(queries + attended)
+        return self.norm(queries + attention.out_proj(attended.transpose(1, 2).flatten(2)))
 
 
 class FFNLayer(nn.Module):
