@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import os
 
@@ -18,6 +20,8 @@ except ImportError:  # builds of torch without CUDA come without Triton
     deform_attn_triton = None  # type: ignore[assignment]
 
 USE_TRITON = os.environ.get("S4M_D2_TRITON", "1") != "0"
+logger = logging.getLogger(__name__)
+
 _LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
@@ -29,9 +33,10 @@ def deformable_sampling(
 ) -> Tensor:
     """Weighted sum of bilinear look-ups in several feature maps.
 
-    On a GPU Triton kernels do it, unless Triton is missing, an input is float64, ``USE_TRITON`` of
-    this module is False or the environment variable ``S4M_D2_TRITON`` was 0 when it was imported;
-    otherwise plain PyTorch does. Half-precision inputs are computed in float32 by both.
+    On a GPU Triton kernels do it, unless Triton is missing or cannot compile, an input is float64,
+    ``USE_TRITON`` of this module is False or the environment variable ``S4M_D2_TRITON`` was 0 when
+    it was imported; otherwise plain PyTorch does. Half-precision inputs are computed in float32 by
+    both.
 
     Args:
         value: (B, S, heads, C), the levels' cells in row-major order, one level after the other.
@@ -52,7 +57,26 @@ def deformable_sampling(
 def _kernels_can_do(*tensors: Tensor) -> bool:
     if not USE_TRITON or deform_attn_triton is None:
         return False
-    return all(x.is_cuda and x.dtype in deform_attn_triton.DTYPES for x in tensors)
+    if not all(x.is_cuda and x.dtype in deform_attn_triton.DTYPES for x in tensors):
+        return False
+    return _kernels_compile(tensors[0].device)
+
+
+@functools.cache
+def _kernels_compile(device: torch.device) -> bool:
+    """Whether Triton works there: it is tried once, on the smallest tensors."""
+    value, locations = torch.zeros(1, 1, 1, 16), torch.zeros(1, 1, 1, 1, 1, 2)
+    tried = (x.to(device) for x in (value, locations, locations[..., 0]))
+    try:
+        deform_attn_triton.sample(next(tried), [1, 1], *tried)
+    except Exception as error:  # of many kinds: no compiler, no headers, a GPU it does not know
+        logger.warning(
+            "Triton cannot compile its kernels here (%s). Deformable attention is computed in "
+            "plain PyTorch, which takes longer. For the kernels install a C compiler, such as gcc.",
+            (str(error).splitlines() or [type(error).__name__])[0],
+        )
+        return False
+    return True
 
 
 @torch.compiler.disable  # its backward uses sparse tensors, which no compiler would speed up

@@ -133,6 +133,8 @@ def test_tensors_on_a_gpu_go_to_the_kernels_unless_switched_off(monkeypatch):
         kernels, "_launch", lambda *args, **options: (launched.append(1), launch(*args, **options))
     )
     (*arguments, grad), expected = random_case("odd sizes", "cuda")
+    ms_deform_attn._kernels_compile(arguments[0].device)
+    launched.clear()
     results = with_gradients(deformable_sampling, *arguments, grad)
     assert len(launched) == 2
     assert_close_to_scale(results, expected, [1e-5] * 4)
@@ -143,6 +145,19 @@ def test_tensors_on_a_gpu_go_to_the_kernels_unless_switched_off(monkeypatch):
     monkeypatch.setattr(ms_deform_attn, "USE_TRITON", False)
     with_gradients(deformable_sampling, *arguments, grad)
     assert len(launched) == 2
+
+
+def test_without_a_compiler_the_plain_form_is_taken_with_one_warning(monkeypatch, caplog):
+    def sample(*args):
+        raise RuntimeError("Failed to find C compiler.\nAnd much more")
+
+    monkeypatch.setattr(kernels, "sample", sample)
+    ms_deform_attn._kernels_compile.cache_clear()
+    compiles = [ms_deform_attn._kernels_compile(torch.device("cpu")) for _ in range(2)]
+    ms_deform_attn._kernels_compile.cache_clear()
+    assert compiles == [False, False]
+    [record] = caplog.records
+    assert "C compiler" in record.message and "much more" not in record.message
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is what it starts")
