@@ -49,7 +49,7 @@ setup(
     entry_points={
         "console_scripts": [
             f"s4m-{name}=s4m_d2.commands.{name}:main"
-            for name in ("export", "label", "predict", "report", "sepl")
+            for name in ("export", "label", "predict", "report", "sepl", "train")
         ]
     },
     extras_require={

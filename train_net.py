@@ -1,93 +1,13 @@
 #!/usr/bin/env python
-"""Train S4M (stage 1: the teacher, stage 2: the student) or evaluate a checkpoint.
+"""Train S4M, or evaluate a checkpoint: s4m-train in a clone (`python train_net.py --help`)."""
 
-    python train_net.py --config-file configs/cityscapes_10pct.yaml
-    python train_net.py --config-file configs/cityscapes_10pct.yaml --check
-    python train_net.py --config-file configs/cityscapes_10pct.yaml --resume
-    python train_net.py --config-file configs/custom.yaml --labeled annotations.json \
-        --images DIR --unlabeled DIR
-    torchrun --nproc-per-node 4 train_net.py --config-file configs/cityscapes_10pct.yaml
-    python train_net.py --config-file configs/cityscapes_10pct.yaml \
-        --eval-only MODEL.WEIGHTS output/student/model_final.pth S4M.EVAL both
-
-SIGTERM, SIGUSR1 and Ctrl-C save a training after its iteration and end it: status 75; --resume
-continues. A second Ctrl-C ends it at once.
-"""
-
-import logging
-import os
 import signal
 import sys
 
 if __name__ in ("__main__", "__mp_main__"):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until a training listens, Ctrl-C just ends it
 
-from detectron2.engine import default_argument_parser, default_setup
-from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
-
-from s4m_d2.engine.checks.findings import PreflightReport
-from s4m_d2.engine.checks.preflight import check_config, check_output_dir
-from s4m_d2.engine.command import run
-from s4m_d2.engine.command.arguments import add_arguments, check_arguments, read_config
-from s4m_d2.engine.command.failures import plain_endings
-from s4m_d2.engine.command.launch import launch
-from s4m_d2.engine.training.stop_signals import listen
-
-logger = logging.getLogger("s4m_d2.train_net")
-
-
-def parse_args():
-    parser = default_argument_parser(epilog=__doc__)
-    add_arguments(parser)
-    args = parser.parse_args()
-    if args.check and args.eval_only:
-        parser.error("--check is for training runs; --eval-only checks its settings by itself")
-    return args
-
-
-def setup(args):
-    """The checked, frozen config of this run; loggers and OUTPUT_DIR are ready afterwards."""
-    cfg, own_data = read_config(args)
-    check_config(cfg, eval_only=args.eval_only)
-    check_output_dir(cfg, resume=args.resume or args.eval_only)
-    default_setup(cfg, args)
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s4m_d2")
-    if own_data is not None:
-        own_data.save(warn=args.eval_only)
-    return cfg
-
-
-def main(args):
-    if not args.eval_only:
-        listen()
-    cfg = setup(args)
-    if args.eval_only:
-        return run.evaluate(cfg)
-    logger.info("Checked before training:\n%s", args.report)
-    return run.train(cfg, resume=args.resume, checked=args.report.findings)
-
-
-def start(args):
-    """Check and train, or evaluate; the exit status."""
-    check_arguments(args)
-    report = PreflightReport(())
-    first = int(os.environ.get("LOCAL_RANK", 0)) == 0  # of this machine's processes under torchrun
-    if first and not args.eval_only:
-        report = run.check(args)
-        if args.check:
-            print(report)
-        elif report.errors:
-            print(f"{report}\nTraining was not started.", file=sys.stderr)
-        if report.errors:
-            return 1
-    if args.check:
-        return 0
-    args.report = report
-    launch(main, args)
-    return 0
-
+from s4m_d2.commands.train import main
 
 if __name__ == "__main__":
-    with plain_endings():
-        sys.exit(start(parse_args()))
+    sys.exit(main())

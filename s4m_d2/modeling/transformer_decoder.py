@@ -56,13 +56,12 @@ class CrossAttentionLayer(nn.Module):
         attention = self.multihead_attn
         weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
         given = (queries + query_positions, cells + cell_positions, cells)
-        attended = F.scaled_dot_product_attention(
-            *(
-                F.linear(x, weight, bias).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
-                for x, weight, bias in zip(given, weights, biases, strict=True)
-            ),
-            attn_mask=~blocked[:, None],
+        asked, keys, values = (
+            F.linear(x, weight, bias).unflatten(2, (attention.num_heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip(given, weights, biases, strict=True)
         )
+        visible = ~blocked[:, None]
+        attended = F.scaled_dot_product_attention(asked, keys, values, attn_mask=visible)
         return self.norm(queries + attention.out_proj(attended.transpose(1, 2).flatten(2)))
 
 

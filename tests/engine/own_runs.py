@@ -1,6 +1,5 @@
 """Small runs through train_net.py, on own data mostly, in this process."""
 
-import importlib.util
 import json
 import logging
 import shutil
@@ -9,6 +8,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+from s4m_d2.commands import train
 from s4m_d2.engine.training.stop_signals import STOP_SIGNALS
 
 from .conftest import ROOT, SMALL
@@ -70,19 +70,11 @@ def overrides(output: Path, **changes) -> list[str]:
     return [str(word) for item in merged.items() if item[1] is not None for word in item]
 
 
-def train_net_module():
-    """train_net.py as a module."""
-    spec = importlib.util.spec_from_file_location("train_net", ROOT / "train_net.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def parsed(arguments):
     """The options as train_net.py parses them."""
     before, sys.argv = sys.argv, ["train_net.py", *map(str, arguments)]
     try:
-        return train_net_module().parse_args()
+        return train.parse_args()
     finally:
         sys.argv = before
 
@@ -108,4 +100,4 @@ def _as_before():
 def train_net(*arguments, config: str = CONFIG) -> int:
     """Run train_net.py with a config; its exit status."""
     with _as_before():
-        return train_net_module().start(parsed(["--config-file", config, *arguments]))
+        return train.start(parsed(["--config-file", config, *arguments]))
