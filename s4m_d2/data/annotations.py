@@ -344,6 +344,13 @@ def _categories(
     return tuple((ids.get(i, fresh + i), name) for i, name in enumerate(names)), indices
 
 
+def _listed_size(image: dict) -> tuple[int, int] | None:
+    """(H, W), if whole numbers of pixels are listed."""
+    height, width = (_number(image.get(side)) or 0.0 for side in ("height", "width"))
+    is_whole = min(height, width) >= 1 and height.is_integer() and width.is_integer()
+    return (int(height), int(width)) if is_whole else None
+
+
 def _chosen(
     images: dict[Key, dict],
     choose: Choose | None,
@@ -362,24 +369,22 @@ def _chosen(
             path = os.path.join(image_root, given.replace("\\", "/"))
         name = os.path.relpath(path, image_root)
         path = os.path.join(image_root, name)
-        sides = [_number(image.get(side)) or 0.0 for side in ("height", "width")]
-        listed = all(side >= 1 and side.is_integer() for side in sides)
-        size = int(sides[0]), int(sides[1])
+        size = _listed_size(image)
         if name.split(os.sep)[0] == os.pardir:
             advice = f"Write them relative to the folder of images, {image_root}."
             findings.refuse("file names lead out of the folder of images", given, advice)
         elif not os.path.isfile(path):
             missing.append(name)
-        elif listed and size[0] * size[1] <= _LARGE:
+        elif size and size[0] * size[1] <= _LARGE:
             chosen[by_name[given]] = path, size
         else:
-            unsized += not listed
+            unsized += size is None
             try:
                 actual = image_size(path)
             except DatasetError as error:
                 findings.refuse("images cannot be read", error, "")
                 continue
-            if listed and size != actual:
+            if size and size != actual:
                 where = f"{name}, {size} instead of {actual}"
                 advice = "Correct the (height, width)."
                 findings.refuse("images have another size in their file", where, advice)

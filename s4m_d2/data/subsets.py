@@ -149,8 +149,7 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
         The chosen names, sorted.
 
     Raises:
-        InputError: the fraction is out of range.
-        DatasetError: no image can be spared.
+        InputError, DatasetError: the fraction is out of range; no image can be spared.
 
     >>> classes_of = {"1.png": {"cat"}, "2.png": {"cat"}, "3.png": {"dog"}, "4.png": {"dog"}}
     >>> draw_validation(classes_of, 0.25)
@@ -164,8 +163,7 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
     most = max(wanted, min(_MOST_FOR_CLASSES * wanted, len(ordered) // 2))
     chosen: set[str] = set()
 
-    def take_first(images: Iterable[str]) -> None:
-        """Choose the first image that leaves one of each class."""
+    def take_first(images: Iterable[str]) -> None:  # that leaves one of each class
         for image in images:
             if image not in chosen and all(left[name] > 1 for name in classes_of[image]):
                 chosen.add(image)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.data import ColorDistortion
-from s4m_d2.data.segmentations import RunLengths, transform_masks
+from s4m_d2.data.segmentations import transform_masks
 from s4m_d2.data.transforms import (
     apply_geometry,
     build_geometry,
@@ -171,24 +171,6 @@ def test_masks_are_resampled_as_each_alone(name, padded, kind):
     height=st.integers(1, 9),
     span=st.tuples(st.integers(0, 40), st.integers(0, 40)),
 )
-def test_run_lengths_are_decoded_as_coco_s_api_does(runs, height, span):
-    runs[-1] += -sum(runs) % height or (height if not sum(runs) else 0)
-    width = sum(runs) // height
-    mask = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
-    lengths = RunLengths(np.array(runs), height)
-    start, stop = sorted(min(edge, width) for edge in span)
-    assert np.array_equal(lengths.columns(start, stop), mask[:, start:stop])
-    rows, columns = lengths.bounds()
-    outside = mask.copy()
-    outside[rows, columns] = False
-    assert not outside.any()
-    if mask.any():
-        set_columns = np.flatnonzero(mask.any(0))
-        assert (columns.start, columns.stop) == (set_columns[0], set_columns[-1] + 1)
-    else:
-        assert not mask[rows, columns].size
-
-
 def test_numpy_s_global_generator_is_seeded_and_restored():
     np.random.seed(5)
     expected = np.random.random(4)
