@@ -98,12 +98,14 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
         raise WeightsError("--eval-only needs MODEL.WEIGHTS: the checkpoint to evaluate.")
     cfg = stage_config(cfg, "student")
     model = TeacherTrainer.build_model(cfg)
-    both, results = cfg.S4M.EVAL == "both", dict[str, Any]()
-    for branch in ("student", "teacher") if both else (cfg.S4M.EVAL,):
+    branches = ("student", "teacher") if cfg.S4M.EVAL == "both" else (cfg.S4M.EVAL,)
+    results: dict[str, Any] = {}
+    for branch in branches:
         S4MCheckpointer(model).load(cfg.MODEL.WEIGHTS, branch=branch, require=True)
         logger.info("Evaluating the %s of %s", branch, cfg.MODEL.WEIGHTS)
-        found = TeacherTrainer.test(cfg, model)
-        results = {**results, branch: found} if both else found
+        results[branch] = TeacherTrainer.test(cfg, model)
+    if len(branches) == 1:
+        results = results[branches[0]]
     if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
         verify_results(cfg, results)
     return results
