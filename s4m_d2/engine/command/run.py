@@ -75,10 +75,11 @@ def train(
     with reported(cfg.OUTPUT_DIR):
         for stage in stages_to_run(cfg, resume=resume):
             of_stage = stage_config(cfg, stage)
-            weights = cfg.S4M.TEACHER_WEIGHTS or final_weights(cfg, "teacher")
-            trainer = (
-                TeacherTrainer(of_stage) if stage == "teacher" else S4MTrainer(of_stage, weights)
-            )
+            if stage == "teacher":
+                trainer = TeacherTrainer(of_stage)
+            else:
+                weights = cfg.S4M.TEACHER_WEIGHTS or final_weights(cfg, "teacher")
+                trainer = S4MTrainer(of_stage, weights)
             os.makedirs(of_stage.OUTPUT_DIR, exist_ok=True)
             trainer.resume_or_load(resume=resume)
             results = trainer.train()
@@ -128,15 +129,16 @@ def lock_run(folder: str) -> None:
         return
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except (BlockingIOError, PermissionError):
         owner = os.read(file, 200).decode("utf-8", "replace")
         os.close(file)
-        if not isinstance(error, BlockingIOError | PermissionError):  # NFS without its lock service
-            return
         raise ConfigError(
             f"OUTPUT_DIR '{folder}' is in use by another run: {owner or 'it does not say which'}. "
             "Wait for its end or stop it, or choose another OUTPUT_DIR."
         ) from None
+    except OSError:  # such as NFS without its lock service
+        os.close(file)
+        return
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     os.ftruncate(file, 0)
     os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}, since {now}".encode(), 0)
