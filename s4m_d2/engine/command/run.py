@@ -75,11 +75,10 @@ def train(
     with reported(cfg.OUTPUT_DIR):
         for stage in stages_to_run(cfg, resume=resume):
             of_stage = stage_config(cfg, stage)
-            if stage == "teacher":
-                trainer = TeacherTrainer(of_stage)
-            else:
-                weights = cfg.S4M.TEACHER_WEIGHTS or final_weights(cfg, "teacher")
-                trainer = S4MTrainer(of_stage, weights)
+            weights = cfg.S4M.TEACHER_WEIGHTS or final_weights(cfg, "teacher")
+            trainer = (
+                TeacherTrainer(of_stage) if stage == "teacher" else S4MTrainer(of_stage, weights)
+            )
             os.makedirs(of_stage.OUTPUT_DIR, exist_ok=True)
             trainer.resume_or_load(resume=resume)
             results = trainer.train()
@@ -99,14 +98,13 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
         raise WeightsError("--eval-only needs MODEL.WEIGHTS: the checkpoint to evaluate.")
     cfg = stage_config(cfg, "student")
     model = TeacherTrainer.build_model(cfg)
-    branches = ("student", "teacher") if cfg.S4M.EVAL == "both" else (cfg.S4M.EVAL,)
+    both = cfg.S4M.EVAL == "both"
     results: dict[str, Any] = {}
-    for branch in branches:
+    for branch in ("student", "teacher") if both else (cfg.S4M.EVAL,):
         S4MCheckpointer(model).load(cfg.MODEL.WEIGHTS, branch=branch, require=True)
         logger.info("Evaluating the %s of %s", branch, cfg.MODEL.WEIGHTS)
-        results[branch] = TeacherTrainer.test(cfg, model)
-    if len(branches) == 1:
-        results = results[branches[0]]
+        found = TeacherTrainer.test(cfg, model)
+        results |= {branch: found} if both else found
     if comm.is_main_process() and cfg.TEST.EXPECTED_RESULTS:
         verify_results(cfg, results)
     return results
@@ -129,16 +127,15 @@ def lock_run(folder: str) -> None:
         return
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
+    except OSError as error:
         owner = os.read(file, 200).decode("utf-8", "replace")
         os.close(file)
+        if not isinstance(error, BlockingIOError | PermissionError):  # NFS without its lock service
+            return
         raise ConfigError(
             f"OUTPUT_DIR '{folder}' is in use by another run: {owner or 'it does not say which'}. "
             "Wait for its end or stop it, or choose another OUTPUT_DIR."
         ) from None
-    except OSError:  # such as NFS without its lock service
-        os.close(file)
-        return
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     os.ftruncate(file, 0)
     os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}, since {now}".encode(), 0)
