@@ -88,7 +88,8 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
             f"'{error.filename}', named as _BASE_, cannot be read: {error.strerror}. "
             "Correct the path; a relative one starts at the file's own folder."
         )
-    message = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+    quoted = isinstance(error, KeyError) and error.args  # whose text would be in quotes
+    message = str(error.args[0] if quoted else error)
     if unknown := _UNKNOWN_KEY.search(message):
         return f"the key {unknown[1]} does not exist.{_suggest(cfg, unknown[1])}"
     if "Type mismatch" in message:

@@ -4,7 +4,6 @@ import errno
 import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -75,13 +74,6 @@ COMMANDS = {
 def test_commands_are_refused_with_one_message(row, monkeypatch, capsys):
     arguments, says = COMMANDS[row]
     refused(*in_this_process(arguments, monkeypatch, capsys), says)
-
-
-@pytest.mark.slow
-def test_a_command_is_refused_with_one_message_in_a_process_of_its_own():
-    arguments, says = COMMANDS["odd number of overrides"]
-    done = subprocess.run([sys.executable, TRAIN_NET, *arguments], capture_output=True, text=True)
-    refused(done.returncode, done.stderr, says)
 
 
 def test_all_sound_options_pass():
