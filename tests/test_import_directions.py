@@ -178,7 +178,10 @@ def test_only_builders_see_a_config():
 
 
 def test_no_object_keeps_a_config():
+    """But the trainer, as Detectron2's does, whose methods read it."""
     for file in OURS:
+        if name(file) == "s4m_d2/engine/training/trainer.py":
+            continue
         for node in ast.walk(tree(file)):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                 assert node.attr not in ("cfg", "_cfg"), f"{name(file)}:{node.lineno} keeps a cfg"

@@ -64,16 +64,6 @@ def test_one_warning_for_each_time_outside_long_enough(warnings, counts, options
     assert len(warnings(counts, hook(**options))) == expected
 
 
-@pytest.mark.parametrize(
-    ("counts", "average"),
-    [([8.0], 8.0), ([8.0, 0.0], 4.0), ([8.0, 0.0, 0.0, 0.0], 2.0), ([8.0, *[0.0] * 5], 1.125)],
-)
-def test_the_average_is_the_mean_at_first_and_exponential_later(warnings, counts, average):
-    watching = hook(smoothing=4, iterations=1)
-    warnings(counts, watching)
-    assert watching.average == pytest.approx(average)
-
-
 def test_a_continued_run_warns_where_the_unbroken_one_does(warnings):
     counts = [3.0, 0.5, 0.2, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     whole = warnings(counts, hook(smoothing=2))

@@ -178,11 +178,12 @@ def test_single_images_and_a_teacher_without_pseudo_labels_train(configs, teache
         "SOLVER__IMS_PER_BATCH": 1,
         "S4M__PSEUDO_LABEL__SCORE_THRESH": 1.0,  # nothing is that certain
     }
-    trainer = S4MTrainer(configs("student", "single", **changes), teacher_weights)
-    before = {name: p.clone() for name, p in trainer.trained_model.named_parameters()}
-    os.makedirs(trainer.cfg.OUTPUT_DIR)
+    cfg = configs("student", "single", **changes)
+    os.makedirs(cfg.OUTPUT_DIR)
     if os.path.exists(FULL):  # what cannot be logged ends no training
-        Path(trainer.cfg.OUTPUT_DIR, "metrics.json").symlink_to(FULL)
+        Path(cfg.OUTPUT_DIR, "metrics.json").symlink_to(FULL)
+    trainer = S4MTrainer(cfg, teacher_weights)
+    before = {name: p.clone() for name, p in trainer.trained_model.named_parameters()}
     run(trainer)
     changed = [
         name for name, p in trainer.trained_model.named_parameters() if not p.equal(before[name])

@@ -46,9 +46,8 @@ def similarity_maps_at(
         distillation: the loss, which knows SAM.
 
     Returns:
-        cosines between the point and the grid's cells with content, (rows, columns) float32, of
-        SAM's prompt-conditioned tokens (SAM) and of each model's mask features by its name; how
-        many (rows, columns) the content covers, the last perhaps in part.
+        cosines of the point and the grid's cells with content, (rows, columns) float32, of SAM's
+        tokens (SAM) and of each model by its name; how many (rows, columns) the content covers.
 
     Raises:
         InputError: the point lies outside the image.
@@ -61,7 +60,7 @@ def similarity_maps_at(
             f"{sample.get('file_name', 'the image')}, which is {width} x {height} px. Give x and y "
             "in pixels of the image."
         )
-    query = [[[(point[0] + 0.5) / width, (point[1] + 0.5) / height]]]
+    place = (point[0] + 0.5) / width, (point[1] + 0.5) / height
     maps: dict[str, Tensor] = {}
     model: Any
     for name, model in models.items():
@@ -71,7 +70,7 @@ def similarity_maps_at(
                 "maps need: see S4MMaskFormer.mask_features, or leave 'similarity' out."
             )
         features, images, sizes = model.mask_features([sample])
-        points = torch.tensor(query, device=images.device)
+        points = torch.tensor([[place]], device=images.device)
         own, sam, content = distillation.similarities(features, images, sizes, points)
         maps |= {SAM: sam, name: own}
     side = distillation.backend.grid_side
