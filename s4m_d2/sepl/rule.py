@@ -102,10 +102,9 @@ def enhance(
     masks = _checked(masks, pseudo_label.shape)
     if not len(classes) or not len(masks):
         return pseudo_label.copy()
-    counts = _class_counts(masks, pseudo_label, classes)
-    areas = counts.sum(axis=1)
+    overlaps, areas = _overlaps(masks, pseudo_label, classes)
     class_areas = [np.count_nonzero(pseudo_label == index) for index in classes]
-    pixels = map(torch.as_tensor, (counts[:, :-1], areas, class_areas))
+    pixels = map(torch.as_tensor, (overlaps, areas, class_areas))
     found = assign_masks(*pixels, o_s_thresh=o_s_thresh, o_p_thresh=o_p_thresh)
     owners, o_s, selected = (values.numpy() for values in found)
     kept = pseudo_label == VOID
@@ -123,15 +122,21 @@ def enhance(
     return enhanced
 
 
-def _class_counts(
+def _overlaps(
     masks: np.ndarray | list[dict[str, Any]], label: np.ndarray, classes: np.ndarray
-) -> np.ndarray:
-    """(N, K + 1) int64: pixels that each mask shares with each class, and with none."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, K) pixels that each mask shares with each class, (N,) pixels of each mask; int64."""
+    if isinstance(masks, list):
+        by_column = np.asfortranarray(label)  # the order of run lengths
+        segments = [mask_utils.encode((by_column == c).view(np.uint8)) for c in classes]
+        areas = mask_utils.area(masks).astype(np.int64)
+        # Of a crowd, COCO's IoU is the share of the first mask's area.
+        shares = mask_utils.iou(masks, segments, [True] * len(segments))
+        return np.rint(shares * areas[:, None]).astype(np.int64), areas
     place = np.searchsorted(classes, label).clip(max=len(classes) - 1)
-    place[classes[place] != label] = len(classes)
-    order: Any = "C" if isinstance(masks, np.ndarray) else "F"  # of the pixels of each mask
-    flat, slots = place.ravel(order), len(classes) + 1
-    return np.array([np.bincount(flat[_decoded(m).ravel(order)], minlength=slots) for m in masks])
+    place[classes[place] != label] = len(classes)  # no class
+    counts = np.array([np.bincount(place[mask], minlength=len(classes) + 1) for mask in masks])
+    return counts[:, :-1], counts.sum(axis=1)
 
 
 def _decoded(mask: np.ndarray | dict[str, Any]) -> np.ndarray:
