@@ -124,7 +124,8 @@ def read_curves(path: str | os.PathLike[str], most: int = MOST_POINTS) -> Curves
         curves.last_iteration = last
     width = 1 if curves.records <= most else -(-(last - first + 1) // most)
     for name, pairs in found.items():
-        curves.by_name[name] = _thinned(*np.array(pairs).reshape(-1, 2).T, first, width)
+        iterations, values = np.array(pairs).reshape(-1, 2).T
+        curves.by_name[name] = _thinned(iterations, values, first, width)
     return curves
 
 

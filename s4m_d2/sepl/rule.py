@@ -113,13 +113,24 @@ def enhance(
     enhanced = np.where(kept, pseudo_label, np.zeros((), pseudo_label.dtype))
     rows = np.flatnonzero(selected)
     rows = rows[np.lexsort((-owners[rows], o_s[rows], -areas[rows]))]
-    for row in rows:  # the last one wins
-        np.copyto(enhanced, classes[owners[row]], where=_decoded(masks[row]))
-    lost = np.delete(classes, owners[rows])  # those without a selected mask
+    _paint(enhanced, pseudo_label, classes, {row: owners[row] for row in rows}, masks)
+    return enhanced
+
+
+def _paint(
+    enhanced: np.ndarray,
+    pseudo_label: np.ndarray,
+    classes: np.ndarray,
+    owners: Mapping[int, int],
+    masks: np.ndarray | list[dict[str, Any]],
+) -> None:
+    """Paint masks (by number → place of their class), the last wins; give back what must stay."""
+    for row, owner in owners.items():
+        np.copyto(enhanced, classes[owner], where=_decoded(masks[row]))
+    lost = np.delete(classes, list(owners.values()))  # those without a selected mask
     np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
     while len(lost := np.setdiff1d(classes, enhanced)):  # covered; once each, as none overlap
         np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
-    return enhanced
 
 
 def _overlaps(
