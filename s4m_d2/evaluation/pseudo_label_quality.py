@@ -134,11 +134,9 @@ class PseudoLabelQuality:
         Args:
             labels: N pseudo-labels.
             classes: (M,) int64 class ids of the truth.
-            masks: (M, H, W) bool, in the frame of the labels' masks. Instances that overlap are
-                taken as they are.
+            masks: (M, H, W) bool, in the frame of the labels' masks; they may overlap.
             crowds: (M,) bool, the regions with many instances; None: there are none.
-            pixel_area: px of the image in a pixel of the masks, where that frame is a resized one:
-                sizes are areas in the image.
+            pixel_area: px of the image in a pixel of the masks; sizes are areas in the image.
 
         Raises:
             InputError: frames, lengths or class ids disagree.
@@ -147,11 +145,11 @@ class PseudoLabelQuality:
         masks, classes = to_device(masks, device), to_device(classes, device)
         crowds = classes.new_zeros(len(classes)).bool() if crowds is None else crowds
         crowds = to_device(crowds, device)
-        if tuple(masks.shape) != (len(classes), *labels.image_size) or len(crowds) != len(classes):
+        expected, found = (len(classes), *labels.image_size), tuple(masks.shape)
+        if found != expected or len(crowds) != len(classes):
             raise InputError(
-                f"{len(classes)} true instances need masks (N, H, W) in the frame of the "
-                f"pseudo-labels, {labels.image_size}, and as many crowds; got {tuple(masks.shape)} "
-                f"and {len(crowds)}"
+                f"{len(classes)} true instances need masks {expected}, as the pseudo-labels', and "
+                f"as many crowds; got {found} and {len(crowds)}"
             )
         overlaps, areas, true_areas, scores, ids, true_ids, is_crowd = to_host(
             dense_overlaps(labels.masks, masks),
@@ -168,10 +166,8 @@ class PseudoLabelQuality:
         true_areas, true_ids = true_areas[~is_crowd], true_ids[~is_crowd]
         iou = overlaps / np.maximum(areas[:, None] + true_areas - overlaps, 1)
         match = match_masks(iou, scores, ids, true_ids)
-        sizes, true_sizes = (
-            np.searchsorted(self.size_limits, of * pixel_area, side="right")
-            for of in (areas, true_areas)
-        )
+        px = areas * pixel_area, true_areas * pixel_area
+        sizes, true_sizes = (np.searchsorted(self.size_limits, of, side="right") for of in px)
         self._count(match, iou, (sizes, ids), (true_sizes, true_ids), in_crowd)
         self.images += 1
 

@@ -124,8 +124,8 @@ def read_curves(path: str | os.PathLike[str], most: int = MOST_POINTS) -> Curves
         curves.last_iteration = last
     width = 1 if curves.records <= most else -(-(last - first + 1) // most)
     for name, pairs in found.items():
-        iterations, found_values = np.array(pairs).reshape(-1, 2).T
-        curves.by_name[name] = _thinned(iterations, found_values, first, width)
+        x, y = np.array(pairs).reshape(-1, 2).T
+        curves.by_name[name] = _thinned(x, y, first, width)
     return curves
 
 

@@ -146,8 +146,7 @@ def compare(
             return str(error)
 
     images = sorted(set(images))
-    has_before = BEFORE in folders.files
-    totals = np.zeros((1 + has_before, len(names), len(names) + 1), dtype=np.int64)
+    totals = np.zeros((len(folders.files) - 1, len(names), len(names) + 1), dtype=np.int64)
     scores: list[dict[str, Any]] = []
     problems = {}
     with ThreadPoolExecutor(default_workers()) as pool:
@@ -162,7 +161,7 @@ def compare(
     by_class = zip(names, *(iou(of).tolist() for of in totals), strict=True)
     return {
         "num_images": len(scores),
-        **(changes if has_before else {}),
+        **(changes if BEFORE in folders.files else {}),
         "iou": {name: _change(*values) for name, *values in by_class},
         "miou": _change(*map(miou, totals)),
         "pixel_accuracy": _change(*map(pixel_accuracy, totals)),

@@ -102,10 +102,9 @@ def enhance(
     masks = _checked(masks, pseudo_label.shape)
     if not len(classes) or not len(masks):
         return pseudo_label.copy()
-    counts = _class_counts(masks, pseudo_label, classes)
-    areas = counts.sum(axis=1)
+    overlaps, areas = _overlaps(masks, pseudo_label, classes)
     class_areas = [np.count_nonzero(pseudo_label == index) for index in classes]
-    pixels = map(torch.as_tensor, (counts[:, :-1], areas, class_areas))
+    pixels = map(torch.as_tensor, (overlaps, areas, class_areas))
     found = assign_masks(*pixels, o_s_thresh=o_s_thresh, o_p_thresh=o_p_thresh)
     owners, o_s, selected = (values.numpy() for values in found)
     kept = pseudo_label == VOID
@@ -114,24 +113,41 @@ def enhance(
     enhanced = np.where(kept, pseudo_label, np.zeros((), pseudo_label.dtype))
     rows = np.flatnonzero(selected)
     rows = rows[np.lexsort((-owners[rows], o_s[rows], -areas[rows]))]
-    for row in rows:  # the last one wins
-        np.copyto(enhanced, classes[owners[row]], where=_decoded(masks[row]))
-    lost = np.delete(classes, owners[rows])  # those without a selected mask
-    np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
-    while len(lost := np.setdiff1d(classes, enhanced)):  # covered; once each, as none overlap
-        np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
+    _paint(enhanced, pseudo_label, classes, {row: owners[row] for row in rows}, masks)
     return enhanced
 
 
-def _class_counts(
+def _paint(
+    enhanced: np.ndarray,
+    pseudo_label: np.ndarray,
+    classes: np.ndarray,
+    owners: Mapping[int, int],
+    masks: np.ndarray | list[dict[str, Any]],
+) -> None:
+    """Paint masks (by number → place of their class), the last wins; give back what must stay."""
+    for row, owner in owners.items():
+        np.copyto(enhanced, classes[owner], where=_decoded(masks[row]))
+    lost = np.delete(classes, list(owners.values()))  # those without a selected mask
+    np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
+    while len(lost := np.setdiff1d(classes, enhanced)):  # covered; once each, as none overlap
+        np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
+
+
+def _overlaps(
     masks: np.ndarray | list[dict[str, Any]], label: np.ndarray, classes: np.ndarray
-) -> np.ndarray:
-    """(N, K + 1) int64: pixels that each mask shares with each class, and with none."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N, K) pixels that each mask shares with each class, (N,) pixels of each mask; int64."""
+    if isinstance(masks, list):
+        by_column = np.asfortranarray(label)  # the order of run lengths
+        segments = [mask_utils.encode((by_column == c).view(np.uint8)) for c in classes]
+        areas = mask_utils.area(masks).astype(np.int64)
+        # Of a crowd, COCO's IoU is the share of the first mask's area.
+        shares = mask_utils.iou(masks, segments, [True] * len(segments))
+        return np.rint(shares * areas[:, None]).astype(np.int64), areas
     place = np.searchsorted(classes, label).clip(max=len(classes) - 1)
-    place[classes[place] != label] = len(classes)
-    order: Any = "C" if isinstance(masks, np.ndarray) else "F"  # of the pixels of each mask
-    flat, slots = place.ravel(order), len(classes) + 1
-    return np.array([np.bincount(flat[_decoded(m).ravel(order)], minlength=slots) for m in masks])
+    place[classes[place] != label] = len(classes)  # no class
+    counts = np.array([np.bincount(place[mask], minlength=len(classes) + 1) for mask in masks])
+    return counts[:, :-1], counts.sum(axis=1)
 
 
 def _decoded(mask: np.ndarray | dict[str, Any]) -> np.ndarray:

@@ -173,6 +173,20 @@ def test_masks_as_tensors_and_every_kind_of_rle():
         assert enhance(label, given_masks).tolist() == row("11111.2222").tolist()
 
 
+@pytest.mark.parametrize("keep_uncovered", [False, True])
+def test_runs_of_length_0_are_as_if_they_were_not_there(keep_uncovered):
+    """COCO's API loses what comes after two of them at one place, or does not come to an end."""
+    label = np.array([[0, 3, 3, 3, 0], [3, 3, 0, 0, 7]], dtype=np.uint8)
+    counts = ([2, 0, 3, 4, 1], [2, 0, 2, 3, 3], [0, 10], [1, 1, 0, 2, 0, 1, 5])
+    masks = [{"size": [2, 5], "counts": runs} for runs in counts]
+    decoded = [np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(5, 2).T for runs in counts]
+    options = {"o_p_thresh": 1.0, "keep_uncovered": keep_uncovered}
+    expected = enhance(label, np.array(decoded), **options).tolist()
+    assert enhance(label, masks, **options).tolist() == expected
+    text = [mask_utils.frPyObjects(mask, 2, 5) for mask in masks]
+    assert enhance(label, text, **options).tolist() == expected
+
+
 TWO_MASKS = mask_rows("####......", "......####")
 BAD_INPUTS = {
     "label of floats": (np.zeros((1, 10)), TWO_MASKS, {}, "float64"),
