@@ -21,10 +21,12 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=find_packages(include=["s4m_d2", "s4m_d2.*"]),
+    packages=[*find_packages(include=["s4m_d2", "s4m_d2.*"]), "s4m_d2.configs"],
+    package_dir={"s4m_d2.configs": "configs"},
     package_data={
         "s4m_d2": ["py.typed", "report/*.html", "report/*.css", "sam/weights/*.pth"]
-        + ["sam/weights/README.md"]
+        + ["sam/weights/README.md"],
+        "s4m_d2.configs": ["*.yaml"],
     },
     install_requires=[
         "cityscapesscripts",

@@ -92,6 +92,8 @@ def package_files(folder: Path, *endings: str) -> dict[str, bytes]:
 def test_the_wheels_hold_code_weights_and_types_as_they_are_and_nothing_else(wheel, lite_wheel):
     kinds = ("*.py", "*.pth", "*.html", "*.css", "py.typed", "README.md")
     expected = package_files(ROOT / "s4m_d2", *kinds)
+    configs = package_files(ROOT / "configs", "*.yaml")
+    expected |= {f"s4m_d2/{name}": text for name, text in configs.items()}
     assert modules(wheel) == expected
     assert {"s4m_d2/py.typed", "s4m_d2/sam/weights/tiny_sam.pth"} <= set(expected)
     assert wheel.stat().st_size < MAX_WHEEL_BYTES
@@ -118,8 +120,9 @@ def test_the_wheel_says_what_it_needs_and_offers(wheel):
     assert not [line for line in needed if line.startswith("detectron2")]  # either engine
     assert data["License-Expression"] == "Apache-2.0" or data["License"] == "Apache-2.0"
     assert data["Description-Content-Type"] == "text/markdown"
-    scripts = [text for name, text in contents(wheel).items() if name.endswith("entry_points.txt")]
-    assert scripts == [b"[console_scripts]\ns4m-sepl = s4m_d2.commands.sepl:main\n"]
+    [scripts] = [x for name, x in contents(wheel).items() if name.endswith("entry_points.txt")]
+    for name in ("export", "label", "predict", "report", "sepl", "train"):
+        assert f"s4m-{name} = s4m_d2.commands.{name}:main\n".encode() in scripts
 
 
 def test_the_source_distribution_is_whole_and_builds_the_same_wheel(

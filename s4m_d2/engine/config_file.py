@@ -17,7 +17,9 @@ from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError
 
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
-_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+_PACKAGE = Path(__file__).resolve().parents[1]
+# A wheel has the configs in the package, a clone beside it.
+_CONFIGS = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs"
 _FOR_OTHER_DATA = ("Base-", "cityscapes_", "coco_", "toyscapes_")
 
 
@@ -25,7 +27,8 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     """Defaults, then the file (with its ``_BASE_``), then the overrides; frozen.
 
     Args:
-        config_file: YAML; "" for none. Tags that build Python objects are refused.
+        config_file: YAML, or the name of one of this project's; "" for none. Tags that build
+            Python objects are refused.
         opts: KEY VALUE KEY VALUE …, values as Python literals or plain strings.
 
     Raises:
@@ -33,11 +36,12 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_s4m_config(cfg)
+    config_file = _path(config_file)
     if config_file:
         if not os.path.isfile(config_file):
             raise ConfigError(
                 f"Config file '{config_file}' does not exist. Give a path that starts at "
-                f"'{os.getcwd()}', or an absolute one."
+                f"'{os.getcwd()}', an absolute one, or a name: {', '.join(_names())}."
             )
         try:
             cfg.merge_from_file(config_file, allow_unsafe=False)
@@ -59,8 +63,18 @@ def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:
 
     What this project's configs for COCO, Cityscapes and toyscapes set, they set for those.
     """
-    nested = _UsersConfig.load_yaml_with_base(config_file) if config_file else {}
+    nested = _UsersConfig.load_yaml_with_base(_path(config_file)) if config_file else {}
     return {*_leaf_keys(nested), *opts[::2]}
+
+
+def _names() -> list[str]:
+    return sorted(path.stem for path in _CONFIGS.glob("[a-z]*.yaml"))
+
+
+def _path(config_file: str) -> str:
+    """A file's path as it is, that of this project's config for a name."""
+    named = config_file in _names() and not os.path.isfile(config_file)
+    return str(_CONFIGS / f"{config_file}.yaml") if named else config_file
 
 
 class _UsersConfig(CfgNode):

@@ -9,6 +9,7 @@ from detectron2.modeling import build_model
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, StrongView
+from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.sam.checkpoint import PUBLISHED_WEIGHTS
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -178,3 +179,13 @@ def test_the_large_backbones_build_at_full_size(names, parameters, channels):
             key: (shape.channels, crop[0] // shape.stride, crop[1] // shape.stride)
             for key, shape in shapes.items()
         }
+
+
+@pytest.mark.parametrize("name", ["custom_small", "cityscapes_10pct"])
+def test_a_name_is_the_config_that_comes_with_the_package(name, tmp_path, monkeypatch):
+    path = str(CONFIGS / f"{name}.yaml")
+    found = load_config(path), explicit_keys(path)
+    monkeypatch.chdir(tmp_path)
+    assert (load_config(name), explicit_keys(name)) == found
+    (tmp_path / name).write_text("SEED: 7\n")  # a file of that name is the file
+    assert load_config(name).SEED == 7
