@@ -2,7 +2,7 @@
 
     s4m-label --weights output/own/student/model_final.pth --images DIR --output OUT
     s4m-label --weights W --images DIR --output OUT --format labelme --score 0.8
-    torchrun --nproc-per-node 4 -m s4m_d2.commands.label --weights W --images DIR --output OUT
+    torchrun --nproc-per-node 4 tools/label.py --weights W --images DIR --output OUT
     s4m-label --merge --output OUT
 
 Each image is labeled as stage 2 of the training labels unlabeled ones: in tiles where it trained on

@@ -165,12 +165,6 @@ def test_masks_are_resampled_as_each_alone(name, padded, kind):
         assert np.array_equal(moved.numpy(), np.stack(expected).astype(bool))
 
 
-@settings(max_examples=60)
-@given(
-    runs=st.lists(st.integers(0, 30), min_size=1, max_size=12),
-    height=st.integers(1, 9),
-    span=st.tuples(st.integers(0, 40), st.integers(0, 40)),
-)
 def test_numpy_s_global_generator_is_seeded_and_restored():
     np.random.seed(5)
     expected = np.random.random(4)

@@ -29,6 +29,14 @@ SCRIPTS = [
     if any(w in path.read_text() for w in ("ArgumentParser", "argument_parser(", "s4m_d2.commands"))
 ]
 SEPL = "tools/sepl.py"
+OF_THE_WHEEL = {
+    "s4m-export": "tools/export_weights.py",
+    "s4m-label": "tools/label.py",
+    "s4m-predict": "tools/demo.py",
+    "s4m-report": "tools/report.py",
+    "s4m-sepl": SEPL,
+    "s4m-train": "train_net.py",
+}
 HELPS = [[name] for name in SCRIPTS]
 HELPS += [[SEPL, command] for command in ("enhance", "evaluate", "visualize")]
 KEY = r"(?:DATALOADER|DATASETS|INPUT|MODEL|S4M|SOLVER|TEST)(?:\.[A-Z0-9_]+)+"
@@ -37,8 +45,8 @@ KEY = r"(?:DATALOADER|DATASETS|INPUT|MODEL|S4M|SOLVER|TEST)(?:\.[A-Z0-9_]+)+"
 def script_words(command: Command) -> list[str] | None:
     """The script of this project that a command starts, and its arguments."""
     program, *rest = command.words
-    if program == "s4m-sepl":
-        return [SEPL, *rest]
+    if program in OF_THE_WHEEL:
+        return [OF_THE_WHEEL[program], *rest]
     if program == "sbatch":
         return ["train_net.py", *rest[1:]]  # the batch script passes its arguments on
     if program == "torchrun":

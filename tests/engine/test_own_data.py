@@ -113,7 +113,7 @@ def test_facts_are_of_tiles_where_images_are_cut(data, read):
     """Images of 128 x 64 px: three tiles with an overlap of 0.5."""
     tile = {"INPUT__TILE__SIZE": 64, "INPUT__TILE__OVERLAP": 0.5}
     cfg, own = read(own_options(data), **tile, S4M__DATA__VAL_FRACTION=0.0, SOLVER__MAX_ITER=None)
-    assert (cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SIZE_TEST) == (256, 256)
+    assert (cfg.INPUT.IMAGE_SIZE, cfg.INPUT.MIN_SIZE_TEST) == (192, 192)
     reasons = {setting.key: setting.reason for setting in own.stored.settings}
     assert reasons["SOLVER.MAX_ITER"].startswith("8 times 12 unlabeled tiles")
     assert "INPUT.TILE.SIZE" not in reasons

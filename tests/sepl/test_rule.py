@@ -196,7 +196,7 @@ BAD_INPUTS = {
     "masks of another size": (row("1....."), TWO_MASKS, {}, r"\(2, 1, 10\)"),
     "masks of numbers": (row("1........."), TWO_MASKS.astype(np.uint8), {}, "uint8"),
     "one mask without its axis": (row("1........."), TWO_MASKS[0], {}, r"\(1, 10\)"),
-    "RLE of another size": (row("1....."), encode(TWO_MASKS), {}, r"mask 0 .*\(1, 10\)"),
+    "RLE of another size": (row("1....."), encode(TWO_MASKS), {}, r"mask 0 .*\[1, 10\]"),
     "cut RLE": (row("1..."), [{"size": [1, 4], "counts": "1"}], {}, "mask 0 "),
     "RLE without counts": (row("1..."), [{"size": [1, 4]}], {}, "mask 0 .*counts"),
     "a list of arrays": (row("1........."), list(TWO_MASKS), {}, "mask 0 .*ndarray"),
