@@ -33,6 +33,7 @@ from s4m_d2.engine.command import run
 from s4m_d2.engine.command.arguments import add_arguments, check_arguments, read_config
 from s4m_d2.engine.command.failures import plain_endings
 from s4m_d2.engine.command.launch import launch
+from s4m_d2.engine.config_file import config_path
 from s4m_d2.engine.training.stop_signals import listen
 
 logger = logging.getLogger("s4m_d2.train_net")
@@ -48,6 +49,7 @@ def parse_args() -> argparse.Namespace:
     parser = default_argument_parser(epilog=__doc__)
     add_arguments(parser)
     args = parser.parse_args()
+    args.config_file = config_path(args.config_file)  # Detectron2's set-up opens it, too
     if args.check and args.eval_only:
         parser.error("--check is for training runs; --eval-only checks its settings by itself")
     return args

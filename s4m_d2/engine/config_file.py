@@ -36,7 +36,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_s4m_config(cfg)
-    config_file = _path(config_file)
+    config_file = config_path(config_file)
     if config_file:
         if not os.path.isfile(config_file):
             raise ConfigError(
@@ -63,7 +63,7 @@ def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:
 
     What this project's configs for COCO, Cityscapes and toyscapes set, they set for those.
     """
-    nested = _UsersConfig.load_yaml_with_base(_path(config_file)) if config_file else {}
+    nested = _UsersConfig.load_yaml_with_base(config_path(config_file)) if config_file else {}
     return {*_leaf_keys(nested), *opts[::2]}
 
 
@@ -71,7 +71,7 @@ def _names() -> list[str]:
     return sorted(path.stem for path in _CONFIGS.glob("[a-z]*.yaml"))
 
 
-def _path(config_file: str) -> str:
+def config_path(config_file: str) -> str:
     """A file's path as it is, that of this project's config for a name."""
     named = config_file in _names() and not os.path.isfile(config_file)
     return str(_CONFIGS / f"{config_file}.yaml") if named else config_file
