@@ -116,13 +116,14 @@ class RefinementGate:
                     pq[name] = report.steps[step].overall()["pq"] or 0.0
         pq, images = comm.all_gather((pq, images))[0]
         best = max(self.prompts, key=lambda prompt: pq[prompt])
-        helps = pq[best] >= pq[BEFORE]
-        choice = "off" if self.switches_off and not helps else best
+        gain = pq[best] - pq[BEFORE]
+        choice = "off" if self.switches_off and gain < 0 else best
         values = ", ".join(f"{name} {100 * value:.1f}" for name, value in pq.items())
-        verdict = f"helps, with {best}" if helps else "makes masks worse"
+        verdict = f"helps, with {best}" if gain > 0 else "makes no difference"
+        verdict = "makes masks worse" if gain < 0 else verdict
         verdict += ", and is switched off" if choice == "off" else ""
         text = f"refinement {verdict}: PQ {values}, on {images} labeled images or tiles"
-        logger.log(logging.INFO if helps else logging.WARNING, "S4M.REFINE.GATE: %s.", text)
+        logger.log(logging.WARNING if gain < 0 else logging.INFO, "S4M.REFINE.GATE: %s.", text)
         self.apply({"images": images, "pq": pq, "choice": choice, "text": text})
 
     def apply(self, decision: dict[str, Any]) -> None:
