@@ -6,7 +6,8 @@
     s4m-label --merge --output OUT
 
 Each image is labeled as stage 2 of the training labels unlabeled ones: in tiles where it trained on
-tiles, above a class probability, with masks that SAM redraws unless the run found that to harm.
+tiles, above a class probability, with masks that SAM redraws unless the run found that to harm. Of
+two labels with an IoU above 0.7 the better one stays (S4M.PSEUDO_LABEL.DUPLICATE_IOU).
 --format: coco (annotations.json), labelme (a json for each image) or label-studio (tasks.json and
 interface.xml). What is done is kept in OUT/labels-*.jsonl: the same command continues a killed one.
 Of several processes each labels its share; --merge then writes the format. Images that cannot be
@@ -47,6 +48,7 @@ from s4m_d2.report import read_results
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.structures import as_rles, plain_rle
 
+ONE_INSTANCE = "0.7"  # IoU above which two labels are of one instance
 SETTINGS = "label.json"  # of OUT: with what it was labeled
 
 
@@ -154,7 +156,8 @@ def _config(args: argparse.Namespace, overrides: list[str]) -> CfgNode:
             "not exist). Give the run's config as --config-file."
         )
     score = [] if args.score is None else ["S4M.PSEUDO_LABEL.SCORE_THRESH", str(args.score)]
-    cfg = run_config(load_config(found, [*overrides, *score]))
+    once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", ONE_INSTANCE]  # one label an instance, to correct
+    cfg = run_config(load_config(found, [*once, *overrides, *score]))
     whole = cfg.clone()
     whole.defrost()
     whole.DATASETS.TEST = whole.DATASETS.TEST or ("none",)  # asked for where there are results
