@@ -32,19 +32,19 @@ from tqdm import tqdm
 from s4m_d2.command_line import natural, print_problems, share
 from s4m_d2.data.images import read_image
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images
-from s4m_d2.engine import run_config
-from s4m_d2.engine.checks.config_checks import check_config
-from s4m_d2.engine.command.arguments import split_overrides
-from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.command.arguments import (
+    model_config,
+    parser_with_overrides,
+    run_with_overrides,
+)
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.engine.labeling.gate import RESULT, RefinementGate
 from s4m_d2.engine.labeling.labeler import Labeler
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import derive_seed
-from s4m_d2.errors import ConfigError, DatasetError, S4MError
-from s4m_d2.files import atomic_write
+from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.formats import FORMATS
-from s4m_d2.report import read_results
+from s4m_d2.report import read_results, write_results
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.structures import as_rles, plain_rle
 
@@ -54,23 +54,15 @@ SETTINGS = "label.json"  # of OUT: with what it was labeled
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 all done, 1 an error, or images that cannot be read."""
-    try:
-        words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
-        args = parse_args(words)
-        if args.merge:
-            return merge(args.output)
-        return label(args, overrides)
-    except S4MError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    return run_with_overrides(
+        arguments,
+        parse_args,
+        lambda args, overrides: merge(args.output) if args.merge else label(args, overrides),
+    )
 
 
 def parse_args(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [options] [KEY VALUE ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_with_overrides(__doc__)
     add = parser.add_argument
     add("--output", required=True, metavar="DIR", help="new, empty, or of the same command")
     add("--merge", action="store_true", help="write the format from what all processes labeled")
@@ -157,12 +149,7 @@ def _config(args: argparse.Namespace, overrides: list[str]) -> CfgNode:
         )
     score = [] if args.score is None else ["S4M.PSEUDO_LABEL.SCORE_THRESH", str(args.score)]
     once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", ONE_INSTANCE]  # one label an instance, to correct
-    cfg = run_config(load_config(found, [*once, *overrides, *score]))
-    whole = cfg.clone()
-    whole.defrost()
-    whole.DATASETS.TEST = whole.DATASETS.TEST or ("none",)  # asked for where there are results
-    check_config(whole, eval_only=True)
-    return cfg
+    return model_config(found, [*once, *overrides, *score])
 
 
 def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
@@ -184,8 +171,7 @@ def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
         return
     if any(not name.startswith(".") for name in present):
         raise ConfigError(f"--output '{args.output}' is not empty. Choose another folder.")
-    with atomic_write(path) as file:
-        json.dump(wanted, file, indent=1)
+    write_results(wanted, path)
 
 
 def _predictor(cfg: CfgNode, args: argparse.Namespace) -> Predictor:

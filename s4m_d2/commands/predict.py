@@ -32,12 +32,13 @@ from tqdm import tqdm
 from s4m_d2.command_line import natural, print_first, share
 from s4m_d2.data.images import read_image
 from s4m_d2.data.listing import Media, Video, find_media
-from s4m_d2.engine import run_config
-from s4m_d2.engine.checks.config_checks import check_config
-from s4m_d2.engine.command.arguments import split_overrides
-from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.command.arguments import (
+    model_config,
+    parser_with_overrides,
+    run_with_overrides,
+)
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
-from s4m_d2.errors import ConfigError, DatasetError, S4MError
+from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.evaluation.coco import RESULTS, write_coco_results
 from s4m_d2.visualization import overlay, write_png
 from s4m_d2.visualization.video import write_video
@@ -47,23 +48,11 @@ OVERLAYS = "overlays"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 all done, 1 an error, or files that cannot be read."""
-    try:
-        words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
-        args = parse_args(words)
-        for key, value in (("SIZE", args.tile), ("OVERLAP", args.overlap)):
-            overrides += [] if value is None else [f"INPUT.TILE.{key}", str(value)]
-        return run(run_config(load_config(args.config_file, overrides)), args)
-    except S4MError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    return run_with_overrides(arguments, parse_args, run)
 
 
 def parse_args(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [options] [KEY VALUE ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_with_overrides(__doc__)
     add = parser.add_argument
     add("--config-file", required=True, metavar="FILE")
     add("--weights", required=True, metavar="FILE", help="checkpoint, or weights of one model")
@@ -84,14 +73,19 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def run(cfg: CfgNode, args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Look at everything and write what was found.
 
     Raises:
         S4MError: settings, weights or the output folder are wrong; predictions.json is then as it
             was.
     """
-    _check(cfg, args)
+    for key, value in (("SIZE", args.tile), ("OVERLAP", args.overlap)):
+        overrides += [] if value is None else [f"INPUT.TILE.{key}", str(value)]
+    cfg = model_config(args.config_file, overrides)
+    results = os.path.join(args.output, RESULTS)
+    if os.path.exists(results) and not args.force:
+        raise ConfigError(f"The output '{results}' exists. Add --force to replace it.")
     names = class_names(cfg, args.class_names)
     media, problems = find_media(args.input, exclude=args.output)
     model, _ = load_model(cfg, args.weights, args.model)
@@ -167,17 +161,6 @@ def category_ids(cfg: CfgNode) -> list[int]:
     if known is None or sorted(known.values()) != list(range(count)):
         return list(range(1, count + 1))
     return sorted(known, key=known.get)
-
-
-def _check(cfg: CfgNode, args: argparse.Namespace) -> None:
-    if not cfg.DATASETS.TEST:  # asked for where results are evaluated, not here
-        cfg = cfg.clone()
-        cfg.defrost()
-        cfg.DATASETS.TEST = ("none",)
-    check_config(cfg, eval_only=True)
-    results = os.path.join(args.output, RESULTS)
-    if os.path.exists(results) and not args.force:
-        raise ConfigError(f"The output '{results}' exists. Add --force to replace it.")
 
 
 def _frames(item: Media) -> int:

@@ -19,6 +19,7 @@ from fvcore.common.registry import Registry
 from torch import Generator, Tensor
 
 from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.sam.point_prompts import BOX_LABELS
 from s4m_d2.semi.mask_points import sample_points_in_batch
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.structures import PseudoLabels, known_areas, mask_areas, mask_boxes
@@ -29,7 +30,6 @@ REFINER_REGISTRY.__doc__ = """Builders ``(cfg, backend) -> refiner`` of pseudo-l
 
 PROMPTS = ("points", "box", "both")  # values of S4M.REFINE.PROMPT
 AUTO_PROMPT = "auto"  # another one: chosen by measuring; points until then
-BOX_LABELS = (2, 3)  # of prompt points: upper left and lower right corner
 MASKS_AT_ONCE = 16  # masks resized to image size together; bounds the memory
 NO_MASK = -1e3  # a logit that is outside wherever a mask is thresholded
 

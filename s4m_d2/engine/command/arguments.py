@@ -1,16 +1,20 @@
-"""Options of train_net.py beside Detectron2's, and values of options that cannot work."""
+"""Options of train_net.py beside Detectron2's; commands whose options end with overrides."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
 from s4m_d2.config import add_s4m_config
+from s4m_d2.engine.checks.config_checks import check_config
+from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.own_data.own_data import OwnData, load_run
-from s4m_d2.errors import ConfigError
+from s4m_d2.engine.stages import run_config
+from s4m_d2.errors import ConfigError, S4MError
 
 # Options for own data, their keys of S4M.DATA, and the words of --help.
 _OWN_DATA = {
@@ -48,6 +52,47 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, OwnData | None]:
 def num_processes(args: argparse.Namespace) -> int:
     """Processes of the run, on all machines: torchrun's, or those that are started."""
     return int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
+
+
+def parser_with_overrides(description: str | None) -> argparse.ArgumentParser:
+    """For the options of a command that :func:`run_with_overrides` runs."""
+    return argparse.ArgumentParser(
+        usage="%(prog)s [options] [KEY VALUE ...]",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def run_with_overrides(
+    arguments: list[str] | None,
+    parse: Callable[[list[str]], argparse.Namespace],
+    run: Callable[[argparse.Namespace, list[str]], int],
+) -> int:
+    """Run a command with its options and the overrides after them; the exit status, 1 for an error.
+
+    Args:
+        arguments: None: those of the process.
+    """
+    try:
+        words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+        return run(parse(words), overrides)
+    except S4MError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def model_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
+    """The checked config of a run whose model is used without a data set.
+
+    Raises:
+        S4MError: settings are wrong.
+    """
+    cfg = run_config(load_config(config_file, overrides))
+    checked = cfg.clone()
+    checked.defrost()
+    checked.DATASETS.TEST = cfg.DATASETS.TEST or ("none",)  # asked for where results are evaluated
+    check_config(checked, eval_only=True)
+    return cfg
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
