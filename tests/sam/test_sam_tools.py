@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from s4m_d2.engine.labeling.sam_quality import measure_sam
 from s4m_d2.errors import DatasetError, InputError
 from s4m_d2.sam import EncodedImages, PromptOutput
 
@@ -77,7 +78,7 @@ class Oracle:
 
 def test_the_best_rated_and_the_best_answer_are_compared_in_the_window(data):
     records = sam_eval.load_records(*data)[1]
-    answers = sam_eval.measure(Oracle(), records[:2], clicks=3, crop=64)
+    answers = measure_sam(Oracle(), records[:2], clicks=3, crop=64)
     assert answers.categories.tolist() == [0, 1, 0, 1]
     assert answers.sides.tolist() == [80, 40, 80, 40]  # a window of 64 px counts 256
     np.testing.assert_allclose(answers.best, 1)
@@ -87,12 +88,22 @@ def test_the_best_rated_and_the_best_answer_are_compared_in_the_window(data):
     assert rows["all"] == pytest.approx([4, 0.925, 1.0]) and rows["small"][0] == 2
 
 
+def test_tiles_are_measured_and_crowds_are_not(data):
+    record = sam_eval.load_records(*data)[1][0]
+    crowd = {**record["annotations"][0], "iscrowd": 1}
+    tile = {**record, "annotations": [*record["annotations"], crowd], "tile": (50, 40, 90, 60)}
+    answers = measure_sam(Oracle(), [tile], clicks=3)
+    assert answers.categories.tolist() == [0, 1]
+    np.testing.assert_allclose(answers.sides, np.sqrt([200, 100]) * 256 / 40)
+    np.testing.assert_allclose(answers.rated, [0.9, 0.9])
+
+
 @pytest.mark.parametrize(
     ("error", "clicks", "crop"), [(DatasetError, 1, 6), (InputError, 0, 0), (InputError, 1, -1)]
 )
 def test_what_cannot_be_measured_is_told(data, error, clicks, crop):
     with pytest.raises(error):
-        sam_eval.measure(Oracle(), sam_eval.load_records(*data)[1], clicks=clicks, crop=crop)
+        measure_sam(Oracle(), sam_eval.load_records(*data)[1], clicks=clicks, crop=crop)
 
 
 def test_the_command_prints_the_table_of_a_packaged_sam(data, capsys):
