@@ -22,6 +22,7 @@ from s4m_d2.engine.checks.resource_checks import (
 )
 from s4m_d2.engine.labeling.gate import gate_findings
 from s4m_d2.engine.labeling.quality import quality_findings
+from s4m_d2.engine.labeling.sam_quality import sam_findings
 from s4m_d2.engine.stages import (
     STAGES,
     runs_stage,
@@ -36,7 +37,12 @@ __all__ = ["check_config", "check_datasets", "check_output_dir", "preflight"]
 
 
 def preflight(
-    cfg: CfgNode, *, resume: bool = False, num_processes: int = 1, num_local: int | None = None
+    cfg: CfgNode,
+    *,
+    resume: bool = False,
+    num_processes: int = 1,
+    num_local: int | None = None,
+    with_sam: bool = False,
 ) -> PreflightReport:
     """Check a training run without starting it; nothing is written.
 
@@ -49,6 +55,7 @@ def preflight(
         resume: the run continues what OUTPUT_DIR holds.
         num_processes: that share a batch, on all machines.
         num_local: those on this machine; default: all.
+        with_sam: also measure SAM on labeled images, where that takes seconds.
 
     Returns:
         the report, with all problems that were found.
@@ -64,7 +71,8 @@ def preflight(
         findings += [*quality_findings(cfg), *gate_findings(cfg)]
     model, line = model_finding(cfg, settings_are_right=not errors)
     sam, of_sam = sam_finding(cfg, settings_are_right=not errors)
-    findings += [line, of_sam, *weight_findings(cfg, model, stages, resume=resume)]
+    findings += [line, of_sam, *(sam_findings(cfg, sam) if with_sam else ())]
+    findings += weight_findings(cfg, model, stages, resume=resume)
     where = " and ".join(f"{stage}/" for stage in stages) or "nothing, every stage is finished"
     refused = list(output_dir_errors(cfg, resume=resume))
     findings.append(Finding("output", f"{cfg.OUTPUT_DIR}: {where}", refused))

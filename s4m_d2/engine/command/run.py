@@ -19,6 +19,7 @@ from s4m_d2.engine.checks.findings import Finding, PreflightReport
 from s4m_d2.engine.checks.preflight import check_output_dir, preflight
 from s4m_d2.engine.command.arguments import num_processes, read_config
 from s4m_d2.engine.command.run_report import draw_final, reported, write_facts
+from s4m_d2.engine.labeling.sam_quality import decide_distillation
 from s4m_d2.engine.stages import final_weights, stage_config, stages_to_run
 from s4m_d2.engine.training.trainer import S4MTrainer, TeacherTrainer
 from s4m_d2.errors import ConfigError, WeightsError
@@ -47,7 +48,8 @@ def check(args: argparse.Namespace) -> PreflightReport:
     starts = not args.check and int(os.environ.get("RANK", args.machine_rank)) == 0
     if starts:
         lock_run(cfg.OUTPUT_DIR)  # before the checks: what is wrong with it may be the other's
-    report = preflight(cfg, resume=args.resume, num_processes=started, num_local=local)
+    counts = {"num_processes": started, "num_local": local}
+    report = preflight(cfg, resume=args.resume, with_sam=args.check, **counts)
     if own_data is not None:
         report = PreflightReport((*own_data.findings(), *report.findings))
     if starts and not report.errors:
@@ -75,6 +77,8 @@ def train(
     with reported(cfg.OUTPUT_DIR):
         for stage in stages_to_run(cfg, resume=resume):
             of_stage = stage_config(cfg, stage)
+            if stage == "teacher":
+                of_stage = decide_distillation(of_stage, resume=resume)
             weights = cfg.S4M.TEACHER_WEIGHTS or final_weights(cfg, "teacher")
             trainer = (
                 TeacherTrainer(of_stage) if stage == "teacher" else S4MTrainer(of_stage, weights)

@@ -27,7 +27,7 @@ from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.command.failures import as_text
 from s4m_d2.engine.figures.figure_set import FOLDER, FigureSet
-from s4m_d2.engine.labeling import gate
+from s4m_d2.engine.labeling import gate, sam_quality
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.stages import ITERATIONS, METRICS, RESULTS, STAGES
 from s4m_d2.errors import DatasetError
@@ -176,8 +176,13 @@ def read_run(folder: str, problem: str = "") -> Run:
         )
     stages = [_stage(os.path.join(folder, name), name, settings) for name in present]
     facts = _json(os.path.join(folder, FACTS)) or {}
-    decision = _json(os.path.join(folder, "student", gate.RESULT)) or {}
-    facts = facts | ({gate.ITEM: decision["text"]} if "text" in decision else {})
+    measured = {
+        sam_quality.ITEM: os.path.join("teacher", sam_quality.RESULT),
+        gate.ITEM: os.path.join("student", gate.RESULT),
+    }
+    for item, path in measured.items():
+        decision = _json(os.path.join(folder, path)) or {}
+        facts |= {item: decision["text"]} if "text" in decision else {}
     return Run(
         name=os.path.basename(os.path.abspath(folder)),
         stages=stages,

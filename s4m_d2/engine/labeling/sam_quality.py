@@ -5,18 +5,44 @@ Not part of the paper: SAM helps where it knows the images, and harms where it d
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from detectron2.utils import comm
 from torch import Tensor
 
+from s4m_d2.data import labeled_dataset_names
 from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
-from s4m_d2.errors import DatasetError, InputError
-from s4m_d2.sam import SamBackend
+from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
+from s4m_d2.engine.checks.config_checks import needs_sam
+from s4m_d2.engine.checks.dataset_checks import load_records
+from s4m_d2.engine.checks.findings import Finding
+from s4m_d2.engine.checks.resource_checks import sam_bytes
+from s4m_d2.engine.labeling.gate import AUTO, OFF
+from s4m_d2.engine.labeling.quality import quality_class_names
+from s4m_d2.engine.rng import undisturbed_generators
+from s4m_d2.engine.stages import STAGES
+from s4m_d2.errors import DatasetError, InputError, S4MError
+from s4m_d2.report import read_results, write_results
+from s4m_d2.sam import SamBackend, build_sam_backend
+from s4m_d2.tiling import build_tiling
+
+logger = logging.getLogger(__name__)
+
+ITEM = "SAM's masks"  # of the report before training, and of the page
+RESULT = "sam_quality.json"  # in the folder of stage 1
+USEFUL_IOU = 0.6  # a rule of thumb: below it, SAM's masks are rarely better than the teacher's
+IMAGES = 16  # labeled images, or tiles, that are measured at most
+_QUICK_BYTES = 64 << 20  # of a SAM that measures them in seconds on a CPU
+_MOST_CLASSES = 5  # that a line names
 
 SIDE = 256  # px that the long side of an image counts, whatever its size
 MIN_AREA = 40  # of these px
@@ -122,3 +148,97 @@ def _ious(backend: SamBackend, logits: Tensor, mask: Tensor) -> Tensor:
     """(3,) IoUs of a mask's answers, compared at the window's resolution."""
     answers = (backend.upscale(logits, tuple(mask.shape)) > 0).cpu()
     return (answers & mask).sum(dim=(1, 2)) / (answers | mask).sum(dim=(1, 2))
+
+
+def labeled_quality(cfg: CfgNode) -> dict[str, Any]:
+    """Measure the SAM of S4M.SAM on labeled images, at most 16, or tiles of them.
+
+    Returns:
+        for JSON: "images" measured, or tiles; "clicks" in a mask; "iou"; "groups": "name", number
+        of "masks", "iou" and "best_iou" (of the truly best of three) of all, of each size and each
+        class; "text".
+
+    Raises:
+        S4MError: labeled data or SAM cannot be read, or no mask is large enough.
+    """
+    names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
+    classes = quality_class_names(cfg, names)
+    records = [
+        record
+        for record in build_tiling(cfg).records(r for name in names for r in load_records(name))
+        if any(not a.get("iscrowd", 0) for a in record.get("annotations", ()))
+    ]
+    chosen = np.random.default_rng(cfg.SEED).permutation(len(records))[:IMAGES]
+    clicks = cfg.S4M.REFINE.NUM_POINTS
+    with undisturbed_generators():
+        backend = build_sam_backend(cfg)
+        quality = measure_sam(backend, [records[i] for i in chosen], clicks=clicks, seed=cfg.SEED)
+    rows = quality.rows(classes)
+    unit = "tiles" if cfg.INPUT.TILE.SIZE else "images"
+    (_, masks, iou, _), *parts = rows
+    shown = parts if len(classes) <= _MOST_CLASSES else [r for r in parts if r[0] not in classes]
+    text = f"IoU {iou:.2f} of {masks} masks in {len(chosen)} labeled {unit}, {clicks} clicks each ("
+    text += ", ".join(f"{name} {value:.2f}" for name, _, value, _ in shown)
+    groups = [dict(zip(("name", "masks", "iou", "best_iou"), row, strict=True)) for row in rows]
+    return {
+        "images": len(chosen),
+        "clicks": clicks,
+        "iou": iou,
+        "groups": groups,
+        "text": f"{text}); below {USEFUL_IOU} refinement rarely helps",
+    }
+
+
+def sam_findings(cfg: CfgNode, sam: SamBackend | None) -> list[Finding]:
+    """A line of ``--check``, measured where that takes seconds.
+
+    Args:
+        sam: without values; None: it is not used, or cannot be built.
+    """
+    if sam is None:
+        return []
+    if not cfg.MODEL.DEVICE.startswith("cuda") and sam_bytes(sam) > _QUICK_BYTES:
+        return [Finding(ITEM, "not measured: minutes on a CPU; tools/sam_eval.py does it")]
+    try:
+        return [Finding(ITEM, labeled_quality(cfg)["text"])]
+    except S4MError as error:
+        return [Finding(ITEM, f"not measured: {error}", checked=False)]
+
+
+def decide_distillation(cfg: CfgNode, *, resume: bool) -> CfgNode:
+    """The config of stage 1 after a measurement of SAM; all processes call it.
+
+    With S4M.REFINE.GATE "auto" structural distillation is switched off where SAM's IoU is below
+    0.6. A run that continues keeps what was decided.
+    """
+    if cfg.S4M.REFINE.GATE == OFF or not any(needs_sam(cfg, stage) for stage in STAGES):
+        return cfg
+    decision = _decision(cfg, resume) if comm.is_main_process() else {}
+    if comm.all_gather(decision)[0].get("distillation", True):
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.S4M.DISTILL.ENABLED = False
+    cfg.freeze()
+    return cfg
+
+
+def _decision(cfg: CfgNode, resume: bool) -> dict[str, Any]:
+    """What was measured, and "distillation", whether it stays on; {}: nothing was measured."""
+    path = os.path.join(cfg.OUTPUT_DIR, RESULT)
+    if resume and holds_run(cfg.OUTPUT_DIR):
+        return read_results(path) if os.path.isfile(path) else {}
+    try:
+        found = labeled_quality(cfg)
+    except S4MError as error:
+        logger.warning("S4M.REFINE.GATE: SAM was not measured: %s", error)
+        return {}
+    is_useful = found["iou"] >= USEFUL_IOU
+    found["distillation"] = cfg.S4M.DISTILL.ENABLED and (is_useful or cfg.S4M.REFINE.GATE != AUTO)
+    if cfg.S4M.DISTILL.ENABLED and not found["distillation"]:
+        found["text"] += "; structural distillation is switched off"
+    level = logging.INFO if is_useful else logging.WARNING
+    logger.log(level, "S4M.REFINE.GATE: SAM's masks: %s.", found["text"])
+    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    write_results(found, path)
+    return found
