@@ -179,6 +179,9 @@ def _sam_config() -> CN:
     # float32, bfloat16 or float16: of SAM's computing, whatever the training's. auto: float32 on
     # the CPU, on a GPU bfloat16, or float16 where it has no bfloat16.
     sam.PRECISION = "auto"
+    # Iterations that fine-tune SAM's decoder (and a small encoder) on the labeled images, before
+    # stage 1. It is kept if it segments held-out labeled images better. 0: none, as in the paper.
+    sam.ADAPT = 0
     return sam
 
 

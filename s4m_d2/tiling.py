@@ -76,7 +76,7 @@ class Tiling:
             elif "annotations" not in record:
                 found += [{**record, "tile": box} for box in boxes]
             else:
-                found += _annotated(record, boxes, filter_empty)
+                found += cut_record(record, boxes, filter_empty=filter_empty)
         return found
 
     def most(self, records: Iterable[dict]) -> int:
@@ -89,7 +89,8 @@ def build_tiling(cfg: CfgNode) -> Tiling:
     return Tiling(cfg.INPUT.TILE.SIZE, cfg.INPUT.TILE.OVERLAP)
 
 
-def _annotated(record: dict, boxes: Sequence[Box], filter_empty: bool) -> list[dict]:
+def cut_record(record: dict, boxes: Sequence[Box], *, filter_empty: bool) -> list[dict]:
+    """Records of the boxes of an annotated image, see :meth:`Tiling.records`."""
     annotations = record["annotations"]
     extents = np.array(
         [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
@@ -206,7 +207,7 @@ class _Seams:
         """Add what was found in a tile, once."""
         tile = self.tiles[number]
         reach = (self._corners[:, :2] < tile[2:]) & (self._corners[:, 2:] > tile[:2])
-        near = [n for n in np.flatnonzero(reach.all(1)) if n != number]
+        near = [n for n in np.flatnonzero(reach.all(1)).tolist() if n != number]
         rles = as_rles(found.pred_masks)
         boxes = mask_util.toBbox(rles).reshape(-1, 4).astype(int).tolist()
         areas = mask_util.area(rles).tolist()

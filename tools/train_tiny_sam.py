@@ -37,6 +37,11 @@ from tiny_sam_data import (  # noqa: E402
 
 from s4m_d2.files import atomic_write  # noqa: E402
 from s4m_d2.pretrained import read_pypi_weights  # noqa: E402
+from s4m_d2.sam.adaptation import (  # noqa: E402
+    ALL_MASKS_WEIGHT,
+    QUALITY_WEIGHT,
+    mask_losses,
+)
 from s4m_d2.sam.checkpoint import load_sam  # noqa: E402
 from s4m_d2.sam.tiny import (  # noqa: E402
     TINY_WEIGHTS,
@@ -51,9 +56,8 @@ WEIGHT_DECAY, NORM_CLIP, WARMUP_STEPS, FALLING_SHARE, AVERAGING = 0.01, 1.0, 50,
 CLICK_COUNTS, CLICK_CHANCES = (1, 2, 3, 4, 5), (0.3, 0.15, 0.35, 0.1, 0.1)
 BOX_CHANCE, BOX_JITTER, CLICKS_IN_BOX_CHANCE = 0.15, 0.05, 0.4
 CORRECTION_CHANCE, MAX_CORRECTIONS = 0.25, 2
-MAX_BALANCE = 12  # times that a pixel of a small target counts more than one of its background
 TRANSFORMER_CHANCE = 0.25  # of a step to train it too: its backward pass is a third of the step
-SINGLE_WEIGHT, ALL_MASKS_WEIGHT, QUALITY_WEIGHT = 0.3, 0.05, 4.0
+SINGLE_WEIGHT = 0.3
 
 
 def parse_args() -> argparse.Namespace:
@@ -188,18 +192,7 @@ def mask_loss(logits: Tensor, quality: Tensor, target: Tensor) -> Tensor:
     Balanced cross entropy plus dice, of the best of three masks and of the single one, and the
     squared error of the rating.
     """
-    target = (target > 0.5).float()[:, None].expand_as(logits)
-    inside = target.sum(dim=(2, 3)).clamp(min=1)
-    balance = (target[0, 0].numel() / inside - 1).clamp(max=MAX_BALANCE)[..., None, None]
-    weight = 1 + (balance - 1) * target
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    entropy = (entropy * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3))
-    chance = logits.sigmoid()
-    dice = 1 - (2 * (chance * target).sum(dim=(2, 3)) + 1) / ((chance + target).sum(dim=(2, 3)) + 1)
-    losses = 2 * entropy + dice
-    predicted = (logits > 0).float()
-    overlap = (predicted * target).sum(dim=(2, 3))
-    truth = overlap / (predicted.sum(dim=(2, 3)) + inside - overlap)
+    losses, truth = mask_losses(logits, target > 0.5)
     multi, single = losses[:, 1:], losses[:, 0]
     total = multi.amin(dim=1) + SINGLE_WEIGHT * single + ALL_MASKS_WEIGHT * multi.mean(dim=1)
     return total.mean() + QUALITY_WEIGHT * F.mse_loss(quality, truth)

@@ -125,7 +125,6 @@ class PointPromptBackend(SamBackend):
     def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Embeddings (n, C, S, S) and finer maps of (n, 3, side, side) frames."""
 
-    @torch.no_grad()
     def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
         sizes = check_images(images, image_sizes)
         if not sizes:
@@ -159,7 +158,6 @@ class PointPromptBackend(SamBackend):
             embeddings, finer_maps = self._encode_frames(stacked)
         return embeddings.float(), *(finer.float() for finer in finer_maps)
 
-    @torch.no_grad()
     def prompt(
         self,
         encoded: EncodedImages,

@@ -113,7 +113,7 @@ def enhance(
     enhanced = np.where(kept, pseudo_label, np.zeros((), pseudo_label.dtype))
     rows = np.flatnonzero(selected)
     rows = rows[np.lexsort((-owners[rows], o_s[rows], -areas[rows]))]
-    _paint(enhanced, pseudo_label, classes, {row: owners[row] for row in rows}, masks)
+    _paint(enhanced, pseudo_label, classes, {row: owners[row] for row in rows.tolist()}, masks)
     return enhanced
 
 

@@ -19,6 +19,7 @@ from s4m_d2.engine.checks.findings import Finding, PreflightReport
 from s4m_d2.engine.checks.preflight import check_output_dir, preflight
 from s4m_d2.engine.command.arguments import num_processes, read_config
 from s4m_d2.engine.command.run_report import draw_final, reported, write_facts
+from s4m_d2.engine.labeling.sam_adaptation import adapted_config
 from s4m_d2.engine.labeling.sam_quality import decide_distillation
 from s4m_d2.engine.stages import final_weights, stage_config, stages_to_run
 from s4m_d2.engine.training.trainer import S4MTrainer, TeacherTrainer
@@ -75,6 +76,7 @@ def train(
         logger.info("s4m_d2 of this run: %s", write_facts(cfg.OUTPUT_DIR, checked)["s4m_d2"])
     results = None
     with reported(cfg.OUTPUT_DIR):
+        cfg = adapted_config(cfg, resume=resume)
         for stage in stages_to_run(cfg, resume=resume):
             of_stage = stage_config(cfg, stage)
             if stage == "teacher":

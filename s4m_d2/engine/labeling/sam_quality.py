@@ -21,18 +21,20 @@ from torch import Tensor
 from s4m_d2.data import labeled_dataset_names
 from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
+from s4m_d2.data.splits import true_records
 from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
 from s4m_d2.engine.checks.config_checks import needs_sam
 from s4m_d2.engine.checks.dataset_checks import load_records
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.checks.resource_checks import sam_bytes
-from s4m_d2.engine.labeling.gate import AUTO, OFF
+from s4m_d2.engine.labeling.gate import AUTO, OFF, held_out_records
 from s4m_d2.engine.labeling.quality import quality_class_names
 from s4m_d2.engine.rng import undisturbed_generators
 from s4m_d2.engine.stages import STAGES
 from s4m_d2.errors import DatasetError, InputError, S4MError
 from s4m_d2.report import read_results, write_results
 from s4m_d2.sam import SamBackend, build_sam_backend
+from s4m_d2.sam.adaptation import draw_clicks
 from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ USEFUL_IOU = 0.6  # a rule of thumb: below it, SAM's masks are rarely better tha
 IMAGES = 16  # labeled images, or tiles, that are measured at most
 _QUICK_BYTES = 64 << 20  # of a SAM that measures them in seconds on a CPU
 _MOST_CLASSES = 5  # that a line names
+HELD_OUT_SHARE = 0.2  # of the labeled images
 
 SIDE = 256  # px that the long side of an image counts, whatever its size
 MIN_AREA = 40  # of these px
@@ -97,23 +100,20 @@ def measure_sam(
         )
     found = []
     for number, record in enumerate(records):
-        image, masks, categories = _window(record, crop)
+        image, masks, categories = read_window(record, crop)
         sides = np.sqrt(masks.sum(axis=(1, 2))) * SIDE / max(masks.shape[1:])
         chosen = sides**2 >= MIN_AREA
         if not chosen.any():
             continue
         masks = masks[chosen]
         rng = np.random.default_rng([seed, number])
-        points = torch.from_numpy(np.stack([_clicks(mask, clicks, rng) for mask in masks]))
+        points = torch.from_numpy(np.stack([draw_clicks(mask, clicks, rng) for mask in masks]))
         frame = torch.tensor(image).permute(2, 0, 1)[None]
         encoded = backend.encode(frame.to(backend.device), [image.shape[:2]])
         (output,) = backend.prompt(encoded, [points.to(backend.device)])
-        ious = torch.stack(
-            [
-                _ious(backend, logits, torch.from_numpy(mask))
-                for logits, mask in zip(output.mask_logits, masks, strict=True)
-            ]
-        )
+        assert output.mask_logits is not None and output.iou_predictions is not None
+        pairs = zip(output.mask_logits, masks, strict=True)
+        ious = torch.stack([_ious(backend, *pair) for pair in pairs])
         rated = ious.gather(1, output.iou_predictions.cpu().argmax(dim=1, keepdim=True))[:, 0]
         found.append((categories[chosen], sides[chosen], rated, ious.amax(dim=1)))
     if not found:
@@ -121,37 +121,61 @@ def measure_sam(
     return SamQuality(*(np.concatenate(values) for values in zip(*found, strict=True)))
 
 
-def _window(record: dict, crop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image (h, w, 3), masks (N, h, w) and class indices (N,) of a tile or the image's center."""
+def read_window(
+    record: dict, crop: int = 0, side: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image (h, w, 3) RGB, masks (N, h, w) and class indices (N,) of a tile or the image's center.
+
+    crop: see :func:`measure_sam`. side: px, to which the longer side is resized; 0: it is not.
+    """
     image = read_image(record["file_name"], "RGB")
     size = image.shape[:2]
     left, top, right, bottom = record.get("tile", (0, 0, size[1], size[0]))
     height, width = (min(crop or side, side) for side in (bottom - top, right - left))
     left, top = (left + right - width) // 2, (top + bottom - height) // 2
-    window = T.CropTransform(left, top, width, height)
-    annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
-    masks = transform_masks(
-        [a["segmentation"] for a in annotations], T.TransformList([window]), size, (height, width)
+    scale = side / max(height, width) if side else 1.0
+    shape = max(round(scale * height), 1), max(round(scale * width), 1)
+    window = T.TransformList(
+        [T.CropTransform(left, top, width, height), T.ResizeTransform(height, width, *shape)]
     )
+    annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+    segmentations = [a["segmentation"] for a in annotations]
+    masks = transform_masks(segmentations, window, size, shape)
     categories = np.array([a["category_id"] for a in annotations], dtype=np.int64)
     return window.apply_image(image), masks.numpy(), categories
 
 
-def _clicks(mask: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """(count, 2) float32 centers of pixels (x, y), in [0, 1] over the window."""
-    places = np.argwhere(mask)
-    chosen = places[rng.choice(len(places), size=count, replace=len(places) < count)]
-    return ((chosen + 0.5) / mask.shape)[:, ::-1].astype(np.float32)
-
-
-def _ious(backend: SamBackend, logits: Tensor, mask: Tensor) -> Tensor:
+def _ious(backend: SamBackend, logits: Tensor, truth: np.ndarray) -> Tensor:
     """(3,) IoUs of a mask's answers, compared at the window's resolution."""
-    answers = (backend.upscale(logits, tuple(mask.shape)) > 0).cpu()
+    mask, (height, width) = torch.from_numpy(truth), truth.shape
+    answers = (backend.upscale(logits, (height, width)) > 0).cpu()
     return (answers & mask).sum(dim=(1, 2)) / (answers | mask).sum(dim=(1, 2))
 
 
+def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
+    """Labeled images to adapt SAM on, and a fifth that is held out: the gate's, if it has one.
+
+    Records of those with instances, without crowds.
+
+    Raises:
+        DatasetError: the labeled data sets cannot be read.
+    """
+    names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
+    records = [
+        {**record, "annotations": [a for a in record["annotations"] if not a.get("iscrowd", 0)]}
+        for record in true_records(names, load=load_records)
+    ]
+    held_out = {record["file_name"] for record in held_out_records(cfg)}
+    if not held_out:
+        count = max(1, round(HELD_OUT_SHARE * len(records)))
+        held_out = {record["file_name"] for record in records[:count]}
+    records = [record for record in records if record["annotations"]]
+    trained = [record for record in records if record["file_name"] not in held_out]
+    return trained, [record for record in records if record["file_name"] in held_out]
+
+
 def labeled_quality(cfg: CfgNode) -> dict[str, Any]:
-    """Measure the SAM of S4M.SAM on labeled images, at most 16, or tiles of them.
+    """Measure the SAM of S4M.SAM on 16 labeled images, or tiles, that it did not learn from.
 
     Returns:
         for JSON: "images" measured, or tiles; "clicks" in a mask; "iou"; "groups": "name", number
@@ -163,11 +187,9 @@ def labeled_quality(cfg: CfgNode) -> dict[str, Any]:
     """
     names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
     classes = quality_class_names(cfg, names)
-    records = [
-        record
-        for record in build_tiling(cfg).records(r for name in names for r in load_records(name))
-        if any(not a.get("iscrowd", 0) for a in record.get("annotations", ()))
-    ]
+    trained, held_out = split_labeled(cfg)
+    unseen = held_out if cfg.S4M.SAM.ADAPT else trained + held_out
+    records = build_tiling(cfg).records(unseen, filter_empty=True)
     chosen = np.random.default_rng(cfg.SEED).permutation(len(records))[:IMAGES]
     clicks = cfg.S4M.REFINE.NUM_POINTS
     with undisturbed_generators():
