@@ -140,8 +140,8 @@ def markdown(results: Results, seeds: Sequence[int]) -> str:
         "",
         *_methods(results, seeds),
         "",
-        "Change of the student's AP by each part, paired by seed. It counts as a gain or loss if it "
-        "is larger than its deviation.",
+        "Change of the student's AP by each part, paired by seed. It counts as a gain or loss if "
+        "it is larger than its deviation.",
         "",
         *_contributions(results, seeds),
         "",
