@@ -19,7 +19,7 @@ test-slow: setup
 quickstart: setup
 	$(PY) tools/quickstart.py
 
-# Hours, in runs below 10 minutes; stopped, it continues. ARGS="--max-minutes 30" does a piece.
+# Hours, in runs of at most 15 minutes; run again to continue. ARGS="--max-minutes 30" limits the time.
 ablation: setup
 	$(PY) tools/ablation.py $(ARGS)
 

@@ -1,4 +1,4 @@
-"""What commands share: numbers as options, and the list of images with problems."""
+"""Helpers of the commands: types of options, and the list of images with problems."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ MOST_WORKERS = 8  # unless more are asked for
 
 
 def positive(text: str) -> int:
-    """An option's whole number from 1 on."""
+    """Type of an option: whole number >= 1."""
     return _whole(text, 1)
 
 
 def natural(text: str) -> int:
-    """An option's whole number from 0 on."""
+    """Type of an option: whole number >= 0."""
     return _whole(text, 0)
 
 
 def share(text: str) -> float:
-    """An option's number in [0, 1]."""
+    """Type of an option: number in [0, 1]."""
     try:
         value = float(text)
     except ValueError:
@@ -36,7 +36,7 @@ def share(text: str) -> float:
 
 
 def default_workers() -> int:
-    """Threads that read small files and count."""
+    """Number of threads for reading small files."""
     return min(MOST_WORKERS, os.cpu_count() or 1)
 
 
@@ -47,7 +47,7 @@ def _whole(text: str, least: int) -> int:
 
 
 def print_problems(problems: Mapping[str, str], what: str) -> None:
-    """Say on standard error how many images ``what`` befell, which and why."""
+    """Print to standard error how many images ``what`` applies to, which and why."""
     if not problems:
         return
     print(f"{len(problems)} image{'s' * (len(problems) != 1)} {what}:", file=sys.stderr)
@@ -55,7 +55,7 @@ def print_problems(problems: Mapping[str, str], what: str) -> None:
 
 
 def print_first(lines: Sequence[str]) -> None:
-    """Say the first lines on standard error, and how many more there are."""
+    """Print the first lines to standard error, and how many more there are."""
     for line in lines[:MOST_PROBLEMS]:
         print(f"  {printable(line)}", file=sys.stderr)
     if len(lines) > MOST_PROBLEMS:

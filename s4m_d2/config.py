@@ -16,49 +16,52 @@ def add_s4m_config(cfg: CN) -> None:
 
 
 def _add_mask2former_config(cfg: CN) -> None:
-    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_instance"  # or coco_instance_lsj (jitter of scale)
+    # mask_former_instance (resize, crop) or coco_instance_lsj (large-scale jitter)
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_instance"
     cfg.INPUT.COLOR_AUG_SSD = False  # SSD color distortion of labeled images and weak views
-    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0  # 1.0: plain random crop
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0  # plain random crop; smaller values are refused
     cfg.INPUT.SIZE_DIVISIBILITY = -1  # not used; Mask2Former's configs set it
     cfg.INPUT.IMAGE_SIZE = 1024  # side of the large-scale-jitter crop, px
-    cfg.INPUT.MIN_SCALE = 0.1  # range of the large-scale jitter
-    cfg.INPUT.MAX_SCALE = 2.0  # the upper end of it
+    cfg.INPUT.MIN_SCALE = 0.1  # smallest scale of the large-scale jitter
+    cfg.INPUT.MAX_SCALE = 2.0  # largest scale of it
     cfg.INPUT.TILE = _tile_config()
 
     cfg.DATASETS.UNLABELED = ()  # names of the unlabeled sets; their annotations are never read
 
-    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # weight decay of learnt embeddings
+    cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # weight decay of learned embeddings
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
-    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone relative to the rest
-    # model_<iteration>.pth files that stay beside model_final.pth; 0: all. With 2 or more, one is
-    # left to continue from if the newest is damaged. While one is written, there is one more.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, relative to BASE_LR
+    # number of model_<iteration>.pth files that are kept beside model_final.pth; 0: all. With 2 or
+    # more, a run can continue from an older one if the newest is damaged. There is one more while
+    # one is being written.
     cfg.SOLVER.CHECKPOINT_KEEP = 0
 
     cfg.MODEL.MASK_FORMER = CN()
     former = cfg.MODEL.MASK_FORMER
-    former.DEEP_SUPERVISION = True  # losses on every decoder layer, not on the last alone
-    former.NO_OBJECT_WEIGHT = 0.1  # weight of that class in the class loss
-    former.CLASS_WEIGHT = 2.0  # of the class loss, in matching too
-    former.DICE_WEIGHT = 5.0  # of the masks' dice loss, in matching too
-    former.MASK_WEIGHT = 5.0  # of the masks' cross-entropy, in matching too
+    former.DEEP_SUPERVISION = True  # losses on every decoder layer, not only on the last
+    former.NO_OBJECT_WEIGHT = 0.1  # weight of the class "no object" in the class loss
+    former.CLASS_WEIGHT = 2.0  # weight of the class loss, also in matching
+    former.DICE_WEIGHT = 5.0  # weight of the masks' dice loss, also in matching
+    former.MASK_WEIGHT = 5.0  # weight of the masks' cross-entropy, also in matching
     former.NHEADS = 8  # attention heads
     former.DROPOUT = 0.0  # in the pixel decoder's encoder; the decoder has none
     former.DIM_FEEDFORWARD = 2048  # width of the decoder's feed-forward layers
     former.ENC_LAYERS = 0  # not used; Mask2Former's configs set it
     former.DEC_LAYERS = 10  # decoder layers plus one: the learnable queries are supervised too
-    former.PRE_NORM = False  # layer norms come after the layers: True is refused
+    former.PRE_NORM = False  # layer norms follow the layers; True is refused
     former.HIDDEN_DIM = 256  # channels of queries
-    former.NUM_OBJECT_QUERIES = 100  # most instances that can be found in an image
-    former.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"  # the only one
-    former.ENFORCE_INPUT_PROJ = False  # a projection even where channels fit already
+    former.NUM_OBJECT_QUERIES = 100  # maximum number of instances found per image
+    former.TRANSFORMER_IN_FEATURE = "multi_scale_pixel_decoder"  # the only value
+    former.ENFORCE_INPUT_PROJ = False  # a projection even if the channels are equal
     former.SIZE_DIVISIBILITY = 32  # images are padded to multiples of it, px
     # a name of TRANSFORMER_DECODER_REGISTRY
     former.TRANSFORMER_DECODER_NAME = "MultiScaleMaskedTransformerDecoder"
     former.TRAIN_NUM_POINTS = 12544  # points of the mask losses and of the matcher, per mask
-    former.OVERSAMPLE_RATIO = 3.0  # candidates a point, of which the most uncertain stay
-    former.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of points chosen so; the rest is random
+    former.OVERSAMPLE_RATIO = 3.0  # candidates per point, of which the most uncertain are kept
+    former.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of points chosen so; the others are random
     former.TEST = CN()
-    former.TEST.LARGEST_COMPONENT = False  # of each mask, pseudo-labels too; no smaller pieces
+    # only the largest connected component of each predicted mask (also of pseudo-labels) is kept
+    former.TEST.LARGEST_COMPONENT = False
     former.TEST.SEMANTIC_ON = False  # instance segmentation only: True is refused
     former.TEST.INSTANCE_ON = True  # False is refused
     former.TEST.PANOPTIC_ON = False  # True is refused
@@ -68,12 +71,12 @@ def _add_mask2former_config(cfg: CN) -> None:
 
 
 def _tile_config() -> CN:
-    """Squares in place of images that are large, or have many small instances."""
+    """Square tiles of images that are large or have many small instances."""
     tile = CN()
-    # side, px of the image before it is resized. Training takes tiles for images; inference joins
-    # what it finds in each over their seams. 0: images stay whole
+    # side, px of the image before it is resized. Training uses tiles as images; inference merges
+    # predictions across tile borders. 0: no tiles
     tile.SIZE = 0
-    tile.OVERLAP = 0.2  # least share of the side that neighboring tiles have in common
+    tile.OVERLAP = 0.2  # minimum overlap of neighboring tiles, as a share of the side
     return tile
 
 
@@ -84,23 +87,23 @@ def _add_pixel_decoder_config(cfg: CN) -> None:
     head.PIXEL_DECODER_NAME = "MSDeformAttnPixelDecoder"  # a name of SEM_SEG_HEADS_REGISTRY
     # maps of the backbone that go through the pixel decoder's encoder
     head.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES = ["res3", "res4", "res5"]
-    head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4  # a head and map
+    head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4  # sampling points per head and map
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8  # attention heads
 
 
 def _timm_config() -> CN:
     """The backbone "build_timm_backbone" of MODEL.BACKBONE.NAME."""
     timm = CN()
-    timm.NAME = "resnet50"  # a model of timm, or model.tag, the tag naming its weights
-    # timm's weights, fetched once, then from the cache; not used where MODEL.WEIGHTS is set
+    timm.NAME = "resnet50"  # a timm model, or model.tag with the tag of its weights
+    # timm's weights, downloaded once, then cached; not used if MODEL.WEIGHTS is set
     timm.PRETRAINED = False
     # four maps of strides 4, 8, 16, 32, or one of a plain ViT; (): the last of each
     timm.OUT_INDICES = ()
     timm.OUT_NORM = False  # a layer norm over the channels of each map (Mask2Former's Swin)
-    timm.NORM = "BN"  # batch norms, where the model has them: BN, FrozenBN or SyncBN
+    timm.NORM = "BN"  # kind of the model's batch norms: BN, FrozenBN or SyncBN
     timm.DROP_PATH = 0.0  # rate of stochastic depth at the last block, rising from 0
-    timm.FROZEN = False  # the model keeps its weights; what is added to it is trained
-    timm.GRAD_CHECKPOINT = False  # less memory, more time: activations are computed again
+    timm.FROZEN = False  # the model's weights are not trained; added layers are
+    timm.GRAD_CHECKPOINT = False  # gradient checkpointing: less memory, more time
     timm.PYRAMID_CHANNELS = 256  # of the maps of a plain ViT
     return timm
 
@@ -111,23 +114,23 @@ def _s4m_config() -> CN:
     s4m.TEACHER_WEIGHTS = ""  # stage-1 checkpoint; when set, stage 1 is skipped
     s4m.EVAL = "student"  # what --eval-only evaluates: student, teacher or both
 
-    # Stage 1 (teacher). 0 or () means: as in SOLVER.
+    # Stage 1 (teacher). 0 or (): as in SOLVER.
     s4m.TEACHER = CN()
     s4m.TEACHER.IMS_PER_BATCH = 0  # labeled images
     s4m.TEACHER.MAX_ITER = 0  # iterations
     s4m.TEACHER.STEPS = ()  # iterations at which the learning rate falls
-    # of stage 1, where DATALOADER.SAMPLER_TRAIN is stage 2's; or RepeatFactorTrainingSampler
+    # sampler of stage 1 (stage 2: DATALOADER.SAMPLER_TRAIN); or RepeatFactorTrainingSampler
     s4m.TEACHER.SAMPLER = "TrainingSampler"
 
-    # Stage 2 (student), as in Guided Distillation and with S4M's published settings.
+    # Stage 2 (student), as in Guided Distillation, with S4M's published settings.
     s4m.UNLABELED_IMS_PER_BATCH = 0  # 0: as many as labeled ones (SOLVER.IMS_PER_BATCH)
     s4m.UNLABELED_MAPPER = "ARPDatasetMapper"  # a name of DATASET_MAPPER_REGISTRY
     s4m.UNLABELED_SAMPLER = "TrainingSampler"  # or RepeatFactorTrainingSampler
-    s4m.BURN_IN = 15000  # iterations for which the stage-1 teacher stays frozen
+    s4m.BURN_IN = 15000  # iterations during which the stage-1 teacher is frozen
     s4m.EMA_DECAY = 0.9996  # half-life 1,730 iterations; short schedules need a smaller one
-    s4m.UNSUP_LOSS_WEIGHT = 2.0  # of all losses on pseudo-labels
+    s4m.UNSUP_LOSS_WEIGHT = 2.0  # weight of all losses on pseudo-labels
 
-    s4m.AMP_PRECISION = "float16"  # with SOLVER.AMP.ENABLED; bfloat16 needs no loss scale
+    s4m.AMP_PRECISION = "float16"  # with SOLVER.AMP.ENABLED; or bfloat16, without loss scaling
 
     s4m.DATA = _data_config()
     s4m.SAM = _sam_config()
@@ -139,28 +142,28 @@ def _s4m_config() -> CN:
     s4m.FIGURES = _figures_config()
     s4m.QUALITY = _quality_config()
 
-    # Splits: `..._10pct` names a stable 10 % of its set, unless a list of file names is given.
-    s4m.SPLIT_SEED = 0  # another seed, another choice
-    s4m.SPLIT_FILE = ""  # text file, one image file name a line: the labeled set
-    # True: labeled instances outside the crop stay, as classes with empty masks (the released code
-    # on Cityscapes)
+    # Splits: `..._10pct` is a fixed 10 % of its set, unless a list of file names is given.
+    s4m.SPLIT_SEED = 0  # seed of the choice of labeled images
+    s4m.SPLIT_FILE = ""  # text file with one image file name per line: the labeled set
+    # True: labeled instances outside the crop are kept, as classes with empty masks (the released
+    # code on Cityscapes)
     s4m.KEEP_EMPTY_INSTANCES = False
 
     # Limits of a run:
-    s4m.MAX_SKIPPED_IMAGES = 100  # unreadable unlabeled images a process skips before it stops
-    # steps in a row that are skipped, because a loss or gradient is not finite, before a run stops
+    s4m.MAX_SKIPPED_IMAGES = 100  # unreadable unlabeled images per process before a run stops
+    # consecutive steps skipped because a loss or gradient is not finite, before a run stops
     s4m.MAX_BAD_STEPS = 10
     return s4m
 
 
 def _data_config() -> CN:
-    """Own data in files and folders (docs/own-data.md), in place of the names in DATASETS."""
+    """Own data in files and folders (docs/own-data.md), instead of the names in DATASETS."""
     data = CN()
     data.LABELED = ""  # COCO json of instances; "": DATASETS names the data sets
-    data.IMAGES = ""  # folder that its file names start from; "": the json's own folder
+    data.IMAGES = ""  # folder to which its file names are relative; "": the json's folder
     data.UNLABELED = ""  # folder of images, searched recursively
-    data.VAL = ""  # COCO json to evaluate on; "": a share of LABELED's images is drawn for it
-    data.VAL_IMAGES = ""  # folder that its file names start from; "": as IMAGES
+    data.VAL = ""  # COCO json for evaluation; "": a share of LABELED's images is used
+    data.VAL_IMAGES = ""  # folder to which its file names are relative; "": as IMAGES
     data.VAL_FRACTION = 0.2  # that share; 0.0: no validation
     return data
 
@@ -172,12 +175,12 @@ def _sam_config() -> CN:
     # segment_anything: vit_b, vit_l or vit_h. sam2: hiera_t, hiera_s, hiera_b+ or hiera_l.
     sam.MODEL_TYPE = "vit_l"  # the paper uses hiera_l
     sam.CHECKPOINT = "models/sam_vit_l_0b3195.pth"  # "": packaged weights (tiny, tiny_toyscapes)
-    sam.MAX_PROMPTS = 256  # prompts that go through SAM's decoder together (memory), at most
-    # Images that go through SAM's encoder together. 0: on a GPU as many as need half of the memory
-    # that is free then, by what the first image was seen to need; on the CPU one (it is faster).
+    sam.MAX_PROMPTS = 256  # maximum number of prompts in one pass of SAM's decoder (memory)
+    # Images in one pass of SAM's encoder. 0: on a GPU as many as fit into half of the free memory,
+    # by the memory of the first image; on the CPU one, which is fastest.
     sam.MAX_IMAGES = 0
-    # float32, bfloat16 or float16: of SAM's computing, whatever the training's. auto: float32 on
-    # the CPU, on a GPU bfloat16, or float16 where it has no bfloat16.
+    # float32, bfloat16 or float16: SAM's precision, independent of the training's. auto: float32
+    # on the CPU; on a GPU bfloat16, or float16 if it does not support bfloat16.
     sam.PRECISION = "auto"
     # Iterations that fine-tune SAM's decoder (and a small encoder) on the labeled images, before
     # stage 1. It is kept if it segments held-out labeled images better. 0: none, as in the paper.
@@ -190,27 +193,27 @@ def _distill_config() -> CN:
     distill = CN()
     distill.ENABLED = True  # False: stage 1 learns from labels alone
     distill.NAME = "StructuralDistillation"  # a name of DISTILLATION_REGISTRY
-    distill.WEIGHT = 1.0  # of its loss
-    distill.NUM_POINTS = 128  # query points an image
-    distill.FOREGROUND_FRACTION = 0.5  # of them, drawn from the ground-truth masks
-    distill.HUBER_DELTA = 1.0  # where the loss turns from quadratic to linear
+    distill.WEIGHT = 1.0  # weight of the loss
+    distill.NUM_POINTS = 128  # query points per image
+    distill.FOREGROUND_FRACTION = 0.5  # share of them drawn from the ground-truth masks
+    distill.HUBER_DELTA = 1.0  # difference at which the loss changes from quadratic to linear
     return distill
 
 
 def _pseudo_label_config() -> CN:
     """Selection of the teacher's predictions, at the prediction's 1/4 resolution."""
     pseudo_label = CN()
-    pseudo_label.SCORE_THRESH = 0.7  # class probability
-    pseudo_label.MIN_AREA = 5.0  # sum of mask probabilities, px at 1/4 resolution
-    pseudo_label.MASK_THRESH = 0.5  # mask probability
-    # Of labels of an image whose masks, once refined, have a larger IoU than this, only the most
-    # certain one stays. 1.0: all stay, as in the paper.
+    pseudo_label.SCORE_THRESH = 0.7  # minimum class probability
+    pseudo_label.MIN_AREA = 5.0  # minimum sum of mask probabilities, px at 1/4 resolution
+    pseudo_label.MASK_THRESH = 0.5  # mask probability above which a pixel is part of the mask
+    # Among pseudo-labels of an image whose refined masks have a larger IoU, only the one with the
+    # highest score is kept. 1.0: all are kept, as in the paper.
     pseudo_label.DUPLICATE_IOU = 1.0
-    # float32: the teacher labels outside autocast; amp: it computes as SOLVER.AMP has it, faster on
-    # a GPU. SAM, which stage 1 asks too, has S4M.SAM.PRECISION.
+    # float32: the teacher labels outside autocast; amp: as SOLVER.AMP (faster on a GPU). For SAM,
+    # also in stage 1: S4M.SAM.PRECISION.
     pseudo_label.PRECISION = "float32"
-    # A warning if the labels an image (smoothed) stay outside (low, high) for so many iterations.
-    # COCO has 7 instances an image, Cityscapes 18.
+    # Range (low, high) of the smoothed number of pseudo-labels per image. A warning is logged if
+    # it is outside for COUNT_BAND_ITERS iterations. COCO has 7 instances per image, Cityscapes 18.
     pseudo_label.COUNT_BAND = (0.1, 60.0)
     pseudo_label.COUNT_BAND_ITERS = 200  # 0: no warning
     return pseudo_label
@@ -219,35 +222,37 @@ def _pseudo_label_config() -> CN:
 def _refine_config() -> CN:
     """Pseudo-label refinement (paper, section 3.3)."""
     refine = CN()
-    refine.ENABLED = True  # False: the teacher's masks stay as they are
+    refine.ENABLED = True  # False: the teacher's masks are used unchanged
     refine.METHOD = "points"  # a name of REFINER_REGISTRY
-    refine.NUM_POINTS = 3  # clicks a mask; points only
-    # points, the mask's box, or both; METHOD points only. auto: what GATE measured as best
+    refine.NUM_POINTS = 3  # prompt points per mask; METHOD points only
+    # points, the mask's box, or both; METHOD points only. auto: the best measured by GATE
     refine.PROMPT = "points"
-    # IoU with the teacher's mask below which that one stays; points only. 0.0: as in the paper
+    # if SAM's mask has a smaller IoU with the teacher's, the teacher's is kept; METHOD points only.
+    # 0.0: as in the paper
     refine.MIN_AGREEMENT = 0.0
-    # warn or auto: stage 1 leaves a fifth of the labeled images out, on which its teacher's masks
-    # are measured before and after refinement; auto switches off what makes them worse
+    # warn or auto: stage 1 leaves out a fifth of the labeled images, on which the masks of its
+    # teacher are measured before and after refinement; auto switches refinement off if it makes
+    # them worse
     refine.GATE = "off"
     refine.SEPL = _sepl_config()
     return refine
 
 
 def _sepl_config() -> CN:
-    """METHOD sepl: SAM's automatic masks of the unlabeled image, chosen by SEPL's rule."""
+    """METHOD sepl: SAM's automatic masks of the unlabeled image, selected by SEPL's rule."""
     sepl = CN()
 
-    # A mask is taken for an instance if more than O_S_THRESH of its pixels are the instance's, or
-    # if it has more than O_P_THRESH of the instance's pixels (arXiv 2305.05803, section 3).
+    # A mask is selected for an instance if more than O_S_THRESH of its pixels are the instance's,
+    # or if it covers more than O_P_THRESH of the instance's pixels (arXiv 2305.05803, section 3).
     sepl.O_S_THRESH = 0.5  # share of the mask's pixels
     sepl.O_P_THRESH = 0.85  # share of the instance's pixels
 
-    # Of the automatic masks, with the defaults of SAM's own generator. Each point is a prompt: the
-    # time grows with the square of POINTS_PER_SIDE.
-    sepl.POINTS_PER_SIDE = 32  # of the grid of clicks over the image
-    sepl.PRED_IOU_THRESH = 0.88  # SAM's own estimate of a mask's IoU must exceed it
-    sepl.STABILITY_SCORE_THRESH = 0.95  # IoU of the mask at a lower and at a higher threshold
-    sepl.BOX_NMS_THRESH = 0.7  # IoU of the boxes from which on the worse of two masks goes
+    # Automatic masks; the defaults are those of SAM's generator. Each point is a prompt: the time
+    # grows with the square of POINTS_PER_SIDE.
+    sepl.POINTS_PER_SIDE = 32  # of the grid of points over the image
+    sepl.PRED_IOU_THRESH = 0.88  # minimum predicted IoU
+    sepl.STABILITY_SCORE_THRESH = 0.95  # minimum IoU of the masks at a lower and higher threshold
+    sepl.BOX_NMS_THRESH = 0.7  # box IoU above which the worse of two masks is removed
     sepl.MIN_MASK_REGION_AREA = 0  # px; smaller holes and islands are removed, 0: none
     return sepl
 
@@ -256,30 +261,30 @@ def _arp_config() -> CN:
     """Augmentation with refined pseudo-labels (paper, section 3.4)."""
     arp = CN()
     arp.ENABLED = True  # False: no instances are exchanged
-    arp.MIN_AREA_FRACTION = 0.0057  # of the training crop's area; smaller ones are not pasted
-    arp.PAIR_FRACTION = 0.25  # pairs an unlabeled image of the batch
-    arp.RANDOM_PLACEMENT = False  # False: pasted in place (static); True: dynamic
-    arp.SCALE_RANGE = (0.8, 1.2)  # dynamic variant only
+    arp.MIN_AREA_FRACTION = 0.0057  # smallest pasted instance, as a share of the crop's area
+    arp.PAIR_FRACTION = 0.25  # number of pairs, as a share of the unlabeled images of a batch
+    arp.RANDOM_PLACEMENT = False  # False: pasted at the same position (static); True: dynamic
+    arp.SCALE_RANGE = (0.8, 1.2)  # dynamic only
     return arp
 
 
 def _strong_view_config() -> CN:
-    """Strong view of the student's unlabeled images."""
+    """Strong view of the student's unlabeled images. Probabilities are per image."""
     strong_view = CN()
     strong_view.JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
-    strong_view.JITTER_PROB = 0.8  # of the jitter, for each image
-    strong_view.GRAYSCALE_PROB = 0.2  # of losing the colors
+    strong_view.JITTER_PROB = 0.8  # probability of color jitter
+    strong_view.GRAYSCALE_PROB = 0.2  # probability of conversion to gray
     strong_view.BLUR_SIGMA = (0.1, 2.0)  # px
-    strong_view.BLUR_PROB = 0.5  # of the blur
+    strong_view.BLUR_PROB = 0.5  # probability of the blur
     return strong_view
 
 
 def _figures_config() -> CN:
-    """Pictures of fixed images while training, into OUTPUT_DIR/figures and TensorBoard."""
+    """Pictures of fixed images during training, in OUTPUT_DIR/figures and TensorBoard."""
     figures = CN()
-    figures.PERIOD = 0  # iterations from one to the next; 0: none
-    figures.IMAGES = 4  # of each figure
-    # Of these, the ones that a stage has; labeled and views, which do not change, come once.
+    figures.PERIOD = 0  # iterations between pictures; 0: none
+    figures.IMAGES = 4  # images per figure
+    # Each stage draws those that it has; labeled and views do not change and are drawn once.
     figures.WHAT = ("labeled", "views", "pseudo_labels", "arp", "similarity", "predictions")
     return figures
 
@@ -287,11 +292,11 @@ def _figures_config() -> CN:
 def _quality_config() -> CN:
     """Measuring pseudo-labels against true labels in stage 2 (paper, figure 1)."""
     quality = CN()
-    quality.PERIOD = 0  # measured every so many iterations; 0: never
-    # Data sets with labels. (): those of DATASETS.UNLABELED whose labels are known; nothing is
-    # learnt from them. Images that DATASETS.TRAIN has are left out.
+    quality.PERIOD = 0  # iterations between measurements; 0: never
+    # Data sets with labels, which are never trained on. (): those of DATASETS.UNLABELED whose
+    # labels are known. Images of DATASETS.TRAIN are not used.
     quality.DATASETS = ()
     quality.MAX_IMAGES = 100  # the first ones in a fixed order that mixes folders; 0: all
-    # px of the image; from these areas of the mask on, an instance is medium, and large (COCO)
+    # mask areas, px of the image, from which on an instance is medium, and large (COCO)
     quality.SIZE_LIMITS = (1024.0, 9216.0)
     return quality

@@ -1,16 +1,16 @@
-"""One exception family for users' mistakes.
+"""Exceptions for users' mistakes.
 
-A message names the input, says what was expected and what to do about it. The command line prints
-these without a traceback; everything else is a bug and keeps its traceback.
+A message names the input, what was expected, and the remedy. The command line prints these without
+a traceback; any other exception is a bug and keeps its traceback.
 """
 
-MOST_SHOWN = 2000  # characters of a line; of a longer one the middle is left out
+MOST_SHOWN = 2000  # characters of a line; the middle of a longer one is cut
 
 
 def printable(text: str, most: int = MOST_SHOWN) -> str:
-    """A text in one line, for terminals, logs and pages: files and classes have any names.
+    """Make a text one printable line, for terminals, logs and pages; names may have any characters.
 
-    What is no printable character is escaped, lone surrogates too.
+    Characters that are not printable are escaped, also lone surrogates.
 
     >>> print(printable("two\\nlines, \\x1b[31mred, \\udcff"), printable("x" * 99, most=5))
     two\\nlines, \\x1b[31mred, \\udcff xx…xx
@@ -21,10 +21,10 @@ def printable(text: str, most: int = MOST_SHOWN) -> str:
 
 
 class S4MError(Exception):
-    """Base of every error that the user, not the program, can mend.
+    """Base of all errors that the user can correct.
 
     Args:
-        lines: of the message, one mostly; each is made :func:`printable`.
+        lines: of the message, usually one; each is made :func:`printable`.
     """
 
     def __init__(self, *lines: str) -> None:
@@ -44,7 +44,7 @@ class WeightsError(S4MError, ValueError):
 
 
 class DivergenceError(S4MError, FloatingPointError):
-    """Training has stopped making progress: losses or gradients are no longer finite."""
+    """Training diverged: losses or gradients are not finite."""
 
 
 class OutputError(S4MError, OSError):
@@ -52,7 +52,7 @@ class OutputError(S4MError, OSError):
 
 
 class WorkerError(S4MError, RuntimeError):
-    """A process that shares the work has ended by itself: killed, or out of memory."""
+    """Another process of the run has died: killed, or out of memory."""
 
 
 class InputError(S4MError, ValueError):

@@ -1,4 +1,4 @@
-"""Files that a reader never sees half-written, their digests, and errors of damaged ones."""
+"""Atomic writes, digests of files, and errors of damaged files."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ TENSOR_FILE_ERRORS = (
     struct.error,
     zipfile.BadZipFile,
 )
-# How the system says that a disk is full, read-only or broken, while a file is being written.
+# Errors of a disk that is full, read-only or broken while a file is being written.
 _DISK_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EISDIR)
 )
 
 
 def refused_object(error: BaseException) -> str:
-    """The Python object that ``torch.load`` refused to make, by its name; "": another error."""
+    """Name of the Python object that ``torch.load`` refused to create; "": another error."""
     names = re.findall(r"GLOBAL (\S+)", str(error))
     return names[0] if names else ""
 
@@ -52,13 +52,12 @@ def refused_object(error: BaseException) -> str:
 def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     """Open a temporary file next to ``path`` and rename it to ``path`` when the block succeeds.
 
-    The content is on disk before the rename, so that after a crash or a power cut ``path`` holds
-    either the old content or the new one. When the block raises, the old file stays as it was, and
-    nothing else is left.
+    The content is on disk before the rename, so that after a crash or power failure ``path`` has
+    either the old or the new content. If the block raises, the old file is unchanged and the
+    temporary file is removed.
 
     Raises:
-        OutputError: the system refuses to write, because the disk is full, read-only or not the
-            user's.
+        OutputError: the disk is full or read-only, or permissions are missing.
     """
     path = os.path.abspath(path)
     folder = os.path.dirname(path)
@@ -92,7 +91,7 @@ def _publish(temporary: str, path: str) -> None:
 
 
 def digest(path: str | os.PathLike[str]) -> str:
-    """A hash of a file's content; "" if it cannot be read."""
+    """Hash of a file's content; "" if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.blake2b(file.read(), digest_size=_DIGEST_BYTES).hexdigest()
@@ -101,7 +100,7 @@ def digest(path: str | os.PathLike[str]) -> str:
 
 
 def remove_temporaries(folder: str | os.PathLike[str]) -> list[str]:
-    """Remove what :func:`atomic_write` left in a folder in processes that were killed.
+    """Remove temporary files of :func:`atomic_write` that killed processes left in a folder.
 
     Only for a folder that no other process writes to. Returns the names, sorted.
     """
@@ -114,7 +113,7 @@ def remove_temporaries(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def disk_error(error: BaseException | None) -> OSError | None:
-    """The disk's error that led to ``error``, which a library may have wrapped in its own."""
+    """Find the disk error that caused ``error``, which a library may have wrapped."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             return error
@@ -136,7 +135,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: str) -> None:
-    """Make the rename itself durable, where the system can open folders."""
+    """Make the rename itself durable, if the system can open folders."""
     if not hasattr(os, "O_DIRECTORY"):
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

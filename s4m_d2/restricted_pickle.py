@@ -1,9 +1,9 @@
-"""Reads pickled dictionaries of arrays without running them: the model zoo's, and ``np.save``'s.
+"""Reads pickled dictionaries of arrays without executing them: the model zoo's, ``np.save``'s.
 
 A pickle is a program: its opcodes may call any importable function. Here only the opcodes and names
-that arrays need are known, and a name stands for a function of this file; NumPy sees plain numeric
-types, shapes and bytes that fit together. Keys, which are hashed, are strings or whole numbers, and
-what holds the same values too many times over is refused, so that a small file takes little time.
+that arrays need are allowed, and each name is replaced by a function of this file; NumPy gets only
+plain numeric types, and shapes and bytes that match. Keys, which are hashed, must be strings or
+whole numbers. The number of values is limited, so that small files cannot take much time.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ _OPCODES = """
 
 
 class UnsafePickleError(pickle.UnpicklingError):
-    """The file asks for something that a dictionary of arrays does not need, or makes no sense."""
+    """The file contains something other than dictionaries of arrays, or is damaged."""
 
 
 def load_arrays(file: IO[bytes]) -> Any:
-    """The dictionaries, lists and tuples of numbers, strings and arrays in a pickle.
+    """Read dictionaries, lists and tuples of numbers, strings and arrays from a pickle.
 
-    Python 2's files are read as latin1. Arrays come out in native byte order, writable; tensors as
-    arrays; an array of one Python object, as which ``np.save`` writes a dictionary, as the object.
+    Python 2's files are read as latin1. Arrays have native byte order and are writable; tensors
+    become arrays; an array of one Python object (as ``np.save`` writes a dictionary) becomes the
+    object.
 
     Raises:
-        UnsafePickleError: if the file holds or calls anything else, or ends early.
-        pickle.UnpicklingError, EOFError: if it is no pickle.
+        UnsafePickleError: if the file contains or calls anything else, or is truncated.
+        pickle.UnpicklingError, EOFError: if it is not a pickle.
     """
     try:
         value = _Unpickler(file, encoding="latin1").load()
@@ -68,7 +69,7 @@ def load_arrays(file: IO[bytes]) -> Any:
 
 
 def _bytes(raw: str | bytes | bytearray) -> bytes:
-    """Of a string too, as which Python 2's bytes are read."""
+    """Accept str too, as Python 2's bytes are read as str."""
     return raw.encode("latin1") if isinstance(raw, str) else bytes(memoryview(raw))
 
 
@@ -162,7 +163,7 @@ _PythonsOwn: Any = pickle._Unpickler  # written in Python, unlike pickle.Unpickl
 
 
 class _Unpickler(_PythonsOwn):
-    """Knows our opcodes only; those that call or change something are ours."""
+    """Accepts the opcodes above; those that call or change something are overridden."""
 
     dispatch = {
         ord(op.code): _PythonsOwn.dispatch[ord(op.code)]

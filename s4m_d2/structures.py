@@ -1,5 +1,4 @@
-"""Pseudo-labels (what the teacher says about an unlabeled image), measures of masks, encoded masks,
-and a sample's generators."""
+"""Pseudo-labels, measures of masks, run-length encoded masks, and a sample's generators."""
 
 from __future__ import annotations
 
@@ -16,20 +15,20 @@ from s4m_d2.errors import InputError
 from s4m_d2.transfers import to_device, to_host
 
 _MAX_BYTE = 255
-# Values of masks that are turned into floats at once. A product of that many pixels counts exactly
-# in float32, up to 2 ** 24.
+# Values of masks that are converted to float at once: sums of so many pixels are exact in float32
+# (up to 2 ** 24).
 CHUNK_VALUES = 1 << 22
 
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Instances that a teacher found on one image.
+    """Instances predicted by the teacher on one image.
 
     Attributes:
         labels: (N,) int64, contiguous class ids.
         masks: (N, H, W) bool, in the frame of the image or of a prediction (the producer says).
         scores: (N,) float, class probabilities in [0, 1].
-        areas: (N,) px of the masks, where the host knows them already; None: it must ask.
+        areas: (N,) px of the masks, if known on the host; None: not fetched yet.
 
     Raises:
         InputError: if the lengths, shapes or dtypes disagree.
@@ -59,7 +58,7 @@ class PseudoLabels:
 
     @classmethod
     def empty(cls, image_size: tuple[int, int], device: torch.device | str = "cpu") -> PseudoLabels:
-        """No instances, on an image of ``image_size`` (H, W)."""
+        """Make no instances, for an image of ``image_size`` (H, W)."""
         return cls(
             labels=torch.zeros(0, dtype=torch.int64, device=device),
             masks=torch.zeros((0, *image_size), dtype=torch.bool, device=device),
@@ -72,7 +71,7 @@ class PseudoLabels:
         return len(self.labels)
 
     def __getitem__(self, rows: np.ndarray | slice) -> PseudoLabels:
-        """Keep the instances in these rows: a slice, or an array of indices, which is not empty."""
+        """Keep the instances in these rows: a slice, or a non-empty array of indices."""
         areas = None if self.areas is None else self.areas[rows]
         index = rows if isinstance(rows, slice) else to_device(rows, self.masks.device)
         return PseudoLabels(self.labels[index], self.masks[index], self.scores[index], areas)
@@ -83,11 +82,11 @@ class PseudoLabels:
         return self.masks.shape[1], self.masks.shape[2]
 
     def with_masks(self, masks: Tensor) -> PseudoLabels:
-        """The same labels and scores with other masks, (N, H', W') bool."""
+        """Replace the masks by others, (N, H', W') bool."""
         return replace(self, masks=masks, areas=None)
 
     def to_instances(self):
-        """As ``detectron2.structures.Instances`` with gt_classes, gt_masks and gt_boxes."""
+        """Convert to ``detectron2.structures.Instances`` with gt_classes, gt_masks, gt_boxes."""
         from detectron2.structures import BitMasks, Boxes, Instances
 
         return Instances(
@@ -99,30 +98,30 @@ class PseudoLabels:
 
 
 def known_areas(labels: Sequence[PseudoLabels]) -> list[np.ndarray]:
-    """(N,) px of the masks of each image. Synchronizes once, if the host does not know all."""
+    """(N,) areas in px of the masks of each image. Synchronizes once, unless all are known."""
     unknown = [label.masks for label in labels if label.areas is None]
     fetched = iter(to_host(*map(mask_areas, unknown)) if unknown else ())
     return [next(fetched) if label.areas is None else label.areas for label in labels]
 
 
 def drop_empty(labels: Sequence[PseudoLabels]) -> list[PseudoLabels]:
-    """Pseudo-labels of a batch that have a pixel, with their areas; see :func:`known_areas`."""
+    """Drop empty masks of a batch, and set ``areas``; synchronizes as :func:`known_areas`."""
     pairs = zip(labels, known_areas(labels), strict=True)
     known = [(replace(label, areas=areas), areas) for label, areas in pairs]
     return [k if areas.all() else k[np.flatnonzero(areas)] for k, areas in known]
 
 
 def mask_areas(masks: Tensor) -> Tensor:
-    """(N,) int64: the pixels of each of (N, H, W) bool masks.
+    """(N,) int64: number of pixels of each of (N, H, W) bool masks.
 
-    Summed as bytes down the columns, in bands short enough for a byte; what is left is small.
+    Columns are summed as bytes, in bands of at most 255 rows, which is fast.
     """
     bands = masks.view(torch.uint8).split(_MAX_BYTE, dim=1)
     return torch.stack([band.sum(dim=1, dtype=torch.uint8).sum(dim=1) for band in bands]).sum(dim=0)
 
 
 def dense_overlaps(masks: Tensor, segments: Tensor) -> Tensor:
-    """Pixels that each mask shares with each segment, exactly.
+    """Count the pixels that each mask shares with each segment, exactly.
 
     Args:
         masks: (N, H, W) bool.
@@ -145,9 +144,10 @@ def dense_overlaps(masks: Tensor, segments: Tensor) -> Tensor:
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """(N, 4) float32 boxes (x0, y0, x1, y1) in pixels around (N, H, W) bool masks, on their device.
+    """(N, 4) float32 boxes (x0, y0, x1, y1) in pixels of (N, H, W) bool masks, on their device.
 
-    The last pixel is included; an empty mask has zeros, as in ``BitMasks.get_bounding_boxes``.
+    The last pixel is included; the box of an empty mask is zero, as in
+    ``BitMasks.get_bounding_boxes``.
     """
     starts, ends = [], []
     for dim in (1, 2):  # along y, which leaves x; along x
@@ -165,15 +165,15 @@ def encode_masks(masks: Tensor) -> list[dict[str, Any]]:
 
 
 def plain_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
-    """An encoding for JSON, which has no bytes."""
+    """Convert an RLE for JSON: the counts as str."""
     return {"size": list(rle["size"]), "counts": rle["counts"].decode("ascii")}
 
 
 def encode_edges(edges: Sequence[int] | np.ndarray, image_size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's encoding of a mask of (H, W) that begins and ends by turns at these pixels.
+    """COCO's RLE of an (H, W) mask from the pixels at which its runs start and end, alternately.
 
     Args:
-        edges: rising numbers of pixels, counted down the columns, from the left on.
+        edges: increasing pixel numbers in column-major order.
     """
     counts = np.diff(edges, prepend=0, append=image_size[0] * image_size[1]).tolist()
     if not counts[-1]:
@@ -183,17 +183,16 @@ def encode_edges(edges: Sequence[int] | np.ndarray, image_size: tuple[int, int])
 
 
 def as_rles(masks: RLEMasks | Tensor) -> Sequence[Mapping[str, Any]]:
-    """The encoding of each of N masks, encoded already or (N, H, W) bool."""
+    """RLEs of N masks, which are RLEMasks or (N, H, W) bool."""
     return masks.rles if isinstance(masks, RLEMasks) else encode_masks(masks)
 
 
 class RLEMasks:
-    """N masks of one image, run-length encoded: a few KiB each, whatever the size of the image.
+    """N run-length encoded masks of one image: a few KiB each, for any size of the image.
 
-    Takes the place of the (N, H, W) bool tensor ``Instances.pred_masks`` where that would fill the
-    memory. An int as the index, and iteration, give (H, W) bool tensors on the CPU, decoded when
-    asked for; this is how evaluators read masks. Every other index gives RLEMasks. ``np.asarray``
-    decodes all.
+    Replaces the (N, H, W) bool tensor ``Instances.pred_masks`` to save memory. Iteration, and
+    indexing with an int, decode (H, W) bool tensors on the CPU, as evaluators need them. Any other
+    index returns RLEMasks. ``np.asarray`` decodes all masks.
 
     Args:
         rles: COCO's encoding of each mask (:func:`encode_masks`).
@@ -225,7 +224,7 @@ class RLEMasks:
         return masks if dtype is None else masks.astype(dtype, copy=False)
 
     def to(self, *args: Any, **kwargs: Any) -> RLEMasks:
-        """Itself: encoded masks stay on the CPU."""
+        """Return self: encoded masks are on the CPU."""
         return self
 
     @staticmethod
@@ -241,9 +240,9 @@ def _decode(rle: Mapping[str, Any]) -> Tensor:
 def sample_generators(
     batched_inputs: Sequence[Mapping[str, Any]], purpose: str, device: torch.device | str
 ) -> list[torch.Generator] | None:
-    """One generator on ``device`` a sample, from ``sample["seeds"][purpose]``.
+    """One generator on ``device`` per sample, seeded with ``sample["seeds"][purpose]``.
 
-    None, which stands for PyTorch's default generator, when a loader without seeds made the batch.
+    None (PyTorch's default generator) if the samples have no seeds.
     """
     if not all("seeds" in sample for sample in batched_inputs):
         return None

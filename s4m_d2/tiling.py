@@ -1,7 +1,7 @@
-"""Tiles: overlapping squares in place of images that are large, or have many small instances.
+"""Tiles: overlapping squares of images that are large or have many small instances.
 
-Training takes tiles for images (:meth:`Tiling.records`). Inference segments each tile of an image
-and joins what it finds over their seams (:class:`TiledModel`), in the memory of a few tiles.
+Training uses tiles as images (:meth:`Tiling.records`). Inference segments each tile of an image and
+merges predictions across tile borders (:class:`TiledModel`), in the memory of a few tiles.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from torch import Tensor, nn
 
 from s4m_d2.structures import RLEMasks, as_rles, dense_overlaps, encode_edges, mask_areas
 
-TILES_AT_ONCE = 4  # through the model
-SAME_SHARE = 0.5  # of what two predictions have in common, from which on they are one instance
-CUT_SHARE = 64  # of a tile's side: predictions that end so near to its border are cut there
+TILES_AT_ONCE = 4  # in one batch of the model
+SAME_SHARE = 0.5  # overlap from which on two predictions are one instance
+CUT_SHARE = 64  # predictions that end within 1/64 of a tile's side from its border are cut there
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the image
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How images are cut.
+    """Cuts images into overlapping tiles.
 
     Attributes:
-        size: side of a tile, px of the image; 0: images stay whole.
-        overlap: least share of the side that neighboring tiles have in common, in [0, 1).
+        size: side of a tile, px of the image; 0: no tiles.
+        overlap: minimum overlap of neighboring tiles, as a share of the side, in [0, 1).
     """
 
     size: int = 0
@@ -43,7 +43,7 @@ class Tiling:
     def boxes(self, image_size: tuple[int, int]) -> list[Box]:
         """Tiles that cover an image of (H, W), row by row, at equal distances.
 
-        All have the same size, which is ``size``, or that of the image where it is smaller.
+        All have the same size: ``size``, or the image's side if that is smaller.
         """
         height, width = image_size
         rows, columns = self._starts(height), self._starts(width)
@@ -58,14 +58,14 @@ class Tiling:
         return [(length - self.size) * step // steps for step in range(steps + 1)]
 
     def records(self, records: Iterable[dict], *, filter_empty: bool = False) -> list[dict]:
-        """Records of tiles in place of Detectron2's records of images.
+        """Replace Detectron2's records of images by records of tiles.
 
-        A tile has its image's record with "tile", its box, and those of the annotations whose boxes
-        reach into it; what it cuts is a target like any other. Images of one tile stay as they are,
-        and so do those of unknown size, which no mapper can read.
+        A tile's record is that of its image, with "tile" (its box) and the annotations whose boxes
+        overlap it; instances cut by its border are targets too. Records of images of one tile, or
+        of unknown size (unreadable), are unchanged.
 
         Args:
-            filter_empty: leave tiles out without annotations other than crowds.
+            filter_empty: omit tiles without annotations other than crowds.
         """
         found = []
         for record in records:
@@ -80,12 +80,12 @@ class Tiling:
         return found
 
     def most(self, records: Iterable[dict]) -> int:
-        """The largest number of tiles of an image."""
+        """Largest number of tiles of an image."""
         return max((len(self.boxes((r["height"], r["width"]))) for r in records), default=1)
 
 
 def build_tiling(cfg: CfgNode) -> Tiling:
-    """What INPUT.TILE says."""
+    """Build the tiling of INPUT.TILE."""
     return Tiling(cfg.INPUT.TILE.SIZE, cfg.INPUT.TILE.OVERLAP)
 
 
@@ -105,12 +105,12 @@ def cut_record(record: dict, boxes: Sequence[Box], *, filter_empty: bool) -> lis
 
 
 class TiledModel(nn.Module):
-    """Segments whole images as evaluation does: each tile, or an image of one tile, is resized.
+    """Segments whole images as in evaluation, tile by tile; each tile is resized.
 
     Args:
         model: a Detectron2 meta-architecture in eval mode.
-        resize: from an image (H, W, 3) uint8 to its transform.
-        tiling: how images are cut.
+        resize: image (H, W, 3) uint8 -> its transform.
+        tiling: None: no tiles.
     """
 
     @configurable
@@ -118,7 +118,7 @@ class TiledModel(nn.Module):
         self, *, model: nn.Module, resize: T.Augmentation, tiling: Tiling | None = None
     ) -> None:
         super().__init__()
-        self.training = model.training  # evaluation leaves it as it was, and so the model
+        self.training = model.training  # evaluation restores this mode
         self.model = model
         self.resize = resize
         self.tiling = tiling or Tiling()
@@ -166,9 +166,9 @@ class TiledModel(nn.Module):
 
 @dataclass(frozen=True)
 class _Piece:
-    """A prediction in a tile: ``rle`` in its frame, ``box`` in that of the image.
+    """A prediction in a tile: ``rle`` in the tile's frame, ``box`` in the image's.
 
-    ``is_cut``: it reaches a border of the tile where the image goes on, or nearly so.
+    ``is_cut``: it reaches (nearly) a border of the tile that is not a border of the image.
     """
 
     tile: int
@@ -181,13 +181,14 @@ class _Piece:
 
 
 class _Seams:
-    """Joins predictions in the tiles of an image.
+    """Merges predictions of the tiles of an image.
 
-    A piece that is cut, and that another tile shows with its surroundings, is left to that tile. Of
-    the others, two of one class in different tiles are one instance
+    A cut piece is dropped if another tile contains it uncut. Of the others, two of one class in
+    different tiles are one instance
 
-    - if both are cut and agree (IoU) where the tiles overlap: they continue each other;
-    - if one is not, and they have half of the smaller one in common: the more certain one stays.
+    - if both are cut and agree (IoU) where the tiles overlap: they are joined;
+    - if one is not cut, and they share half of the smaller one: the one with the higher score is
+      kept.
 
     Args:
         tiles: all of the image.
@@ -204,7 +205,7 @@ class _Seams:
         self.margin = (tiles[0][2] - tiles[0][0]) // CUT_SHARE
 
     def add(self, number: int, found: Instances) -> None:
-        """Add what was found in a tile, once."""
+        """Add the predictions of a tile, once per tile."""
         tile = self.tiles[number]
         reach = (self._corners[:, :2] < tile[2:]) & (self._corners[:, 2:] > tile[:2])
         near = [n for n in np.flatnonzero(reach.all(1)).tolist() if n != number]
@@ -235,7 +236,7 @@ class _Seams:
         )
 
     def _compare(self, first: int, second: int) -> None:
-        """Note which pieces of two tiles are of the same instance."""
+        """Find pieces of two tiles that are of the same instance."""
         region = _shared(self.tiles[first], self.tiles[second])
         assert region is not None  # they are neighbors
         sides = [
@@ -257,14 +258,14 @@ class _Seams:
                 self.same[other].append(one)
 
     def _parts(self, side: Sequence[int], region: Box) -> Tensor:
-        """(N, h, w) bool: what pieces of one tile have in a region of it."""
+        """(N, h, w) bool masks of pieces of one tile in a region of it."""
         x0, y0 = self.tiles[self.pieces[side[0]].tile][:2]
         rows, columns = slice(region[1] - y0, region[3] - y0), slice(region[0] - x0, region[2] - x0)
         masks = [mask_util.decode(self.pieces[i].rle)[rows, columns] for i in side]
         return torch.from_numpy(np.stack(masks).view(bool))
 
     def joined(self) -> Instances:
-        """Instances of the image, best first."""
+        """Merged instances of the image, best first."""
         groups: dict[int, list[int]] = {}  # by the last piece that came to each
         group_of: dict[int, int] = {}
         for piece in sorted(range(len(self.pieces)), key=lambda i: -self.pieces[i].score):
@@ -306,7 +307,7 @@ class _Seams:
 def encode_window(
     window: np.ndarray, corner: tuple[int, int], image_size: tuple[int, int]
 ) -> dict[str, Any]:
-    """COCO's encoding of a mask of an image that is known in a window; no more is in memory.
+    """COCO's RLE of an image's mask that is zero outside a window, without the full mask.
 
     Args:
         window: (h, w) uint8 of 0 and 1, not empty.
@@ -323,7 +324,7 @@ def encode_window(
 
 
 def _shared(one: Box, other: Box) -> Box | None:
-    """What two boxes have in common."""
+    """Intersection of two boxes; None if it is empty."""
     x0, y0 = max(one[0], other[0]), max(one[1], other[1])
     x1, y1 = min(one[2], other[2]), min(one[3], other[3])
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None

@@ -1,4 +1,4 @@
-"""Between host and device: every wait of the training step for the device is a call from here."""
+"""Copies between host and device: every synchronization of a training step is a call from here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TO_HOST = "s4m_d2::to_host"  # the name of a call in a profile
 
 
 def to_device(values: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor of what the host knows, on ``device``; a GPU is not waited for.
+    """Copy values of the host to ``device``, without synchronizing with a GPU.
 
     Args:
         values: a tensor, array, number or nested list.
@@ -26,13 +26,13 @@ def to_device(values: Any, device: torch.device | str, dtype: torch.dtype | None
 
 
 def to_host(*tensors: Tensor) -> list[np.ndarray]:
-    """What tensors hold, in one copy, for which the host waits once, however many there are.
+    """Copy tensors to the host in one transfer. Synchronizes once.
 
     Args:
-        tensors: of one device, of types that NumPy knows.
+        tensors: of one device, of types that NumPy supports.
 
     Returns:
-        an array for each, to be read only: on the CPU it shares the tensor's memory.
+        an array for each, not to be written to: on the CPU it shares the tensor's memory.
     """
     with record_function(TO_HOST):
         if all(tensor.device.type == "cpu" for tensor in tensors):

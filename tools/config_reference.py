@@ -26,18 +26,18 @@ NODE = "CN"  # what makes an inner node of the config
 INTRODUCTION = """\
 # Configuration
 
-Every key that this project, or the part of Mask2Former that it implements, adds to
-[Detectron2's config](https://detectron2.readthedocs.io/modules/config.html), with its default. A
-config file (`configs/`) changes them, and so does a command line:
+The keys that this project adds to [Detectron2's
+config](https://detectron2.readthedocs.io/modules/config.html), including those of Mask2Former, with
+their defaults. Set them in a config file (`configs/`) or on the command line:
 
 ```bash
 python train_net.py --config-file configs/cityscapes_10pct.yaml --check S4M.BURN_IN 10000
 ```
 
-A key that does not exist, or a value of another type, ends the command with an error that names
-the nearest key. `--check` also looks at ranges and at settings that contradict each other.
+An unknown key, or a value of another type, is an error; the message names the most similar key.
+`--check` also checks ranges and contradicting settings.
 
-*This page is made from the comments of `s4m_d2/config.py` by `python tools/config_reference.py`.*
+*Generated from the comments of `s4m_d2/config.py` by `python tools/config_reference.py`.*
 """
 
 

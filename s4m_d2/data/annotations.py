@@ -1,7 +1,7 @@
-"""The one reader of COCO files of instances: what training, evaluation and drawing see is the same.
+"""Reader of COCO files of instances, for training, evaluation and drawing.
 
-A file is parsed once per process. What an annotation tool's export clearly means is read; what has
-no meaning is left out with a count, or refused, everything in one report.
+A file is parsed once per process. Common deviations of annotation tools are corrected; unusable
+annotations are left out and counted, or refused, all in one report.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from s4m_d2.data.images import image_size
 from s4m_d2.data.segmentations import as_polygons, compressed_rle, read_polygons
 from s4m_d2.errors import DatasetError
 
-_KEPT_FILES = 4  # results of reading that stay in memory
-_LARGE = 1 << 24  # px: an image is looked at before masks of such a size are made
-_ENCODINGS = ("gb18030", "shift_jis", "cp1252")  # that a file which is no UTF-8 may have
+_KEPT_FILES = 4  # cached results
+_LARGE = 1 << 24  # px: the size of larger images is verified in their files
+_ENCODINGS = ("gb18030", "shift_jis", "cp1252")  # candidates for a file that is not UTF-8
 
 Choose = Callable[[Sequence[str]], Collection[str]]
 Key = int | str | None
@@ -37,10 +37,10 @@ Key = int | str | None
 
 @dataclass(frozen=True)
 class Annotations:
-    """Normalized content of a COCO file, or a part of its images.
+    """Normalized content of a COCO file, or of a part of its images.
 
     Attributes:
-        json_file, image_root: where it was read, and the folder that its file names start from.
+        json_file, image_root: path of the file, and the folder to which file names are relative.
         categories: (id, name) in the order of class indices.
         records: Detectron2's, one for each image: "file_name" (a path), "image_id" (an int),
             "height", "width", and "annotations" with "category_id" (class index), "segmentation"
@@ -61,7 +61,7 @@ class Annotations:
         return [name for _, name in self.categories]
 
     def metadata(self) -> dict[str, Any]:
-        """What Detectron2's evaluators need to know of the classes, and the findings."""
+        """Metadata of the classes for Detectron2's evaluators, and the findings."""
         ids = {number: index for index, (number, _) in enumerate(self.categories)}
         return {
             "thing_classes": self.classes,
@@ -74,20 +74,20 @@ class Annotations:
         return record["file_name"].removeprefix(os.path.join(self.image_root, ""))
 
     def part(self, names: Collection[str]) -> Annotations:
-        """The images of these names alone."""
+        """Keep only the images with these names."""
         records = tuple(record for record in self.records if self.name(record) in names)
         return Annotations(self.json_file, self.image_root, self.categories, records, self.findings)
 
     def instances(self) -> Iterable[tuple[dict, dict]]:
-        """Each (record, annotation) that is a target: crowds are left out."""
+        """Each (record, annotation) without crowds."""
         for record in self.records:
             for annotation in record["annotations"]:
                 if not annotation["iscrowd"]:
                     yield record, annotation
 
     def to_coco(self) -> dict:
-        """A COCO file's content, complete for COCO's evaluation; annotations count from 1 (to its
-        API an id of 0 is no match)."""
+        """Content of a COCO file for COCO's evaluation; annotation ids start at 1, as its API
+        treats a match with id 0 as none."""
         images: list[dict] = []
         annotations: list[dict] = []
         for record in self.records:
@@ -111,20 +111,20 @@ def read_annotations(
     remedy: str = "",
     strict: bool = True,
 ) -> Annotations:
-    """Read a COCO file of instances; a file that did not change is parsed once per process.
+    """Read a COCO file of instances; an unchanged file is parsed once per process.
 
     Args:
         json_file, image_root: paths.
-        classes: names that the file's categories are matched with, in the order of class indices;
-            (): the file's own, in the order of their ids.
-        choose: from the file names of all images to those wanted; only their annotations are
-            looked at. None: all.
-        remedy: ends the message about a file or image that is missing.
-        strict: False: what can be used of a file with problems, which are in the findings.
+        classes: expected names of the categories, in the order of class indices; (): the file's
+            own, in the order of their ids.
+        choose: file names of all images -> file names of the wanted images; only their annotations
+            are read. None: all.
+        remedy: end of the message about a missing file or image.
+        strict: False: return the usable part of a file with problems, which are in the findings.
 
     Raises:
-        DatasetError: the file is missing, malformed, of another kind, has other classes, or none of
-            its instances can be used; a chosen image is missing. All problems in one message.
+        DatasetError: the file is missing, malformed, of another kind, has other classes, or has no
+            usable instance; a chosen image is missing. All problems in one message.
     """
     try:
         state = os.stat(json_file)
@@ -132,7 +132,7 @@ def read_annotations(
         raise DatasetError(f"{json_file}: {error.strerror}. {remedy}".strip()) from error
     stamp = (state.st_mtime_ns, state.st_size)
     collects = gc.isenabled()
-    gc.disable()  # it would walk millions of new objects again and again
+    gc.disable()  # it would traverse millions of new objects repeatedly
     try:
         return _read(json_file, stamp, image_root, tuple(classes), choose, remedy, strict)
     finally:
@@ -185,7 +185,7 @@ def _read(
         findings.raise_for(json_file)
     if numbered:
         records.sort(key=lambda record: record["image_id"])  # Detectron2's order
-    gc.freeze()  # collections need not walk it: it stays as long as the process
+    gc.freeze()  # excludes the records from collections: they live as long as the process
     return Annotations(json_file, image_root, categories, tuple(records), findings)
 
 
@@ -237,14 +237,14 @@ def _objects(content: dict, section: str, findings: Findings) -> list[dict]:
 
 
 def _is_name(value: Any) -> bool:
-    """A text that can be written: no lone surrogate, which no encoding has."""
+    """Whether it is a text without lone surrogates, which cannot be encoded."""
     if not isinstance(value, str) or not value:
         return False
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _key(value: Any) -> Key:
-    """An id with one form for 1, 1.0 and "1"; None for what is no id."""
+    """Normalize an id (1, 1.0 and "1" are equal); None: not an id."""
     if type(value) is int:
         return value
     if isinstance(value, float) and value.is_integer():
@@ -255,14 +255,14 @@ def _key(value: Any) -> Key:
 
 
 def _label(annotation: dict) -> str:
-    """What to call an annotation in a message."""
+    """Name of an annotation in messages."""
     if "id" in annotation:
         return f"id {annotation['id']}"
     return f"without id, of image {annotation.get('image_id')}"
 
 
 def _number(value: Any) -> float | None:
-    """A finite number, which may be written as text."""
+    """Parse a finite number, which may be text; None: not a number."""
     try:
         number = float(value) if isinstance(value, int | float | str) else math.nan
     except (ValueError, OverflowError):
@@ -271,7 +271,7 @@ def _number(value: Any) -> float | None:
 
 
 def _images(rows: Sequence[dict], findings: Findings) -> dict[Key, dict]:
-    """The file's images by their ids; each id and each file once."""
+    """The file's images by id; repeated ids and files are refused."""
     images: dict[Key, dict] = {}
     first: dict[str, Any] = {}
     for row in rows:
@@ -469,7 +469,7 @@ def _shape(
 
 
 def _extent(shape: list[np.ndarray] | dict, size: tuple[int, int]) -> str:
-    """Where a mask without a pixel lies."""
+    """Describe the position of a mask without a pixel."""
     if isinstance(shape, dict):
         return "an empty RLE"
     points = np.concatenate(shape).reshape(-1, 2)
@@ -479,7 +479,7 @@ def _extent(shape: list[np.ndarray] | dict, size: tuple[int, int]) -> str:
 
 
 def _box(values: Any) -> list[float] | None:
-    """[x, y, width, height] in pixels, if that is what the file has."""
+    """Parse [x, y, width, height] in pixels; None: malformed."""
     numbers = [_number(value) for value in values] if isinstance(values, list) else []
     box = [number for number in numbers if number is not None]
     return box if len(numbers) == len(box) == 4 and box[2] > 0 and box[3] > 0 else None

@@ -1,4 +1,4 @@
-"""The loader of one stream of samples, which can start anywhere in it."""
+"""The loader of an endless stream of samples, which can start at any position."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DATASET_MAPPER_REGISTRY = Registry("DATASET_MAPPER")
 _STOPS = (
     {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT} if hasattr(signal, "sigtimedwait") else set()
 )
-_ALIVE_SECONDS = 5.0  # between two looks at whether the training process is alive
+_ALIVE_SECONDS = 5.0  # between checks whether the training process is alive
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class _Samples(Dataset):
                     raise _too_many(skipped)
                 index = (index + 1) % len(self._records)
         except S4MError as error:
-            return error  # a user's mistake: the main process raises it, unchanged
+            return error  # the main process raises it, unchanged
 
 
 class _Positions:
@@ -86,27 +86,27 @@ class StreamLoader(DataLoader):
     """The endless stream of one process; its samples do not depend on the number of workers.
 
     A sample's position is its index in the global stream: ``k * world_size + rank`` for the k-th
-    one of this process. Where the mapper says ``skip_unreadable``, an image that raises
-    DatasetError is replaced by the next record's, and the sample has the files skipped for it, with
-    the reasons, in "skipped_images"; other mappers' errors end the stream. Each ``iter`` starts at
+    one of this process. If the mapper has ``skip_unreadable``, an image that raises DatasetError is
+    replaced by that of the next record, and the sample has the skipped files and the reasons in
+    "skipped_images"; errors of other mappers end the stream. Each ``iter`` starts at
     ``start_position``.
 
     Args:
         dataset_dicts: Detectron2 records.
-        mapper: from a record with "seeds" and "stream_position" to a sample.
+        mapper: record with "seeds" and "stream_position" -> sample.
         sampler: Detectron2's: yields this process' share of the indices, always the same.
-        batch_size: samples a batch of this process.
+        batch_size: samples per batch of this process.
         num_workers: loading processes; 0 loads in this one.
         start_position: samples of this process already consumed; they are not loaded again.
         seeds: position -> the sample's seeds by purpose.
-        max_skipped: different images tolerated that cannot be used.
-        pin_memory: put images into page-locked memory, from where they reach a GPU sooner.
+        max_skipped: maximum number of different unusable images.
+        pin_memory: use page-locked memory, for faster copies to a GPU.
 
     Attributes:
-        skipped_images: files met so far by this process that cannot be used, in order, and why.
+        skipped_images: unusable files of this process so far, in order, and the reasons.
 
     Raises:
-        DatasetError: (while iterating) a labeled image or annotation is bad, or too many
+        DatasetError: (while iterating) a labeled image or annotation is unusable, or too many
             unlabeled images are.
     """
 
@@ -131,7 +131,7 @@ class StreamLoader(DataLoader):
             pin_memory=pin_memory,
             collate_fn=list,
             worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # else starting workers would draw from the global one
+            generator=torch.Generator(),  # else starting workers draws from the global one
         )
         self._max_skipped_images = max_skipped
         self.skipped_images: dict[str, str] = {}
@@ -151,8 +151,8 @@ class StreamLoader(DataLoader):
             yield batch
 
     def _start(self) -> Iterator[list[dict]]:
-        """Start the workers, which inherit a mask of stop signals: so do the threads that libraries
-        start there on import, of which one would take a signal that the main thread blocks."""
+        """Start the workers with stop signals masked. The mask is inherited by threads that
+        libraries start on import, which would otherwise receive the signals."""
         if not _STOPS:
             return super().__iter__()
         resource_tracker.ensure_running()  # which unblocks SIGTERM when it starts
@@ -172,11 +172,11 @@ def _too_many(skipped: dict[str, str]) -> DatasetError:
 
 
 def _start_worker(worker_id: int) -> None:
-    """Let nobody but the training process end this worker by a signal that stops a run.
+    """Ignore stop signals that the training process did not send.
 
-    Schedulers and Ctrl-C send them to every process of a job. The training process then saves and
-    stops after its iteration, for which it still needs the worker's batches. Where that process is
-    gone, the worker ends; PyTorch does not notice if it went while the worker started.
+    Schedulers and Ctrl-C send them to every process of a job. The training process then stops after
+    its iteration, for which it still needs the worker's batches. If that process is dead, the
+    worker exits; PyTorch does not notice if it died while the worker started.
     """
     cv2.setNumThreads(0)  # one thread for each worker; torch limits itself
     if not _STOPS:

@@ -1,4 +1,4 @@
-"""Data sets in Cityscapes' layout: images in one folder a city, instance ids in PNG files."""
+"""Data sets in Cityscapes' layout: images in one folder per city, instance ids in PNG files."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class CityscapesFormat:
     """A data set with ``image_dir/CITY/*_leftImg8bit.png`` and ``gt_dir/CITY/*_instanceIds.png``.
 
     Attributes:
-        image_dir, gt_dir: folders of one split; relative ones lie under $DETECTRON2_DATASETS.
-        remedy: what a user does when the data set is missing.
+        image_dir, gt_dir: folders of one split; relative ones start at $DETECTRON2_DATASETS.
+        remedy: end of the message if the data set is missing.
     """
 
     image_dir: str
@@ -43,7 +43,7 @@ class CityscapesFormat:
     remedy: str = "Set DETECTRON2_DATASETS to the folder that holds it."
 
     def metadata(self) -> dict:
-        """What Detectron2's evaluators and visualizer read, with where the data set lies now."""
+        """Metadata for Detectron2's evaluators and visualizer, with the current paths."""
         return {
             "thing_classes": [label.name for label in _THINGS],
             "thing_colors": [list(label.color) for label in _THINGS],
@@ -60,10 +60,10 @@ class CityscapesFormat:
     def load(
         self, choose: Callable[[Sequence[str]], list[str]], dataset_name: str | None = None
     ) -> list[dict]:
-        """Records of the chosen images; only their annotations are read.
+        """Read the records of the chosen images; only their annotations are read.
 
         Args:
-            choose: from the paths of all images to those wanted.
+            choose: paths of all images -> paths of the wanted images.
             dataset_name: not used; the classes are Cityscapes' own.
 
         Returns:
@@ -84,10 +84,10 @@ class CityscapesFormat:
 
 
 def read_record(image_file: str, instance_file: str) -> dict:
-    """One image's record from its file of instance ids; DatasetError names what is wrong.
+    """Read one image's record from its file of instance ids; DatasetError names the problem.
 
-    As in Detectron2, an id below 1000 marks a group (``iscrowd``), and an instance only one pixel
-    wide or high is left out.
+    As in Detectron2, an id below 1000 is a group (``iscrowd``), and instances only one pixel wide
+    or high are omitted.
     """
     ids = _read_ids(instance_file)
     size = image_size(image_file)
@@ -106,7 +106,7 @@ def read_record(image_file: str, instance_file: str) -> dict:
 
 
 def _read_ids(instance_file: str) -> np.ndarray:
-    """(H, W) integers, turned upright as the image is."""
+    """(H, W) integers, rotated as the image (EXIF)."""
     try:
         with Image.open(instance_file) as image:
             mode = image.mode

@@ -16,9 +16,9 @@ class CocoFormat:
     """A data set with a COCO instances file.
 
     Attributes:
-        json_file, image_root: relative paths lie under $DETECTRON2_DATASETS.
-        classes: metadata known beforehand (thing_classes, ...); empty: taken from the file.
-        remedy: what a user does when the data set is missing.
+        json_file, image_root: relative paths start at $DETECTRON2_DATASETS.
+        classes: known metadata (thing_classes, ...); empty: taken from the file.
+        remedy: end of the message if the data set is missing.
     """
 
     json_file: str
@@ -27,7 +27,7 @@ class CocoFormat:
     remedy: str = "Set DETECTRON2_DATASETS to the folder that holds it."
 
     def metadata(self) -> dict:
-        """What Detectron2's evaluators and visualizer read, with where the data set lies now."""
+        """Metadata for Detectron2's evaluators and visualizer, with the current paths."""
         image_root = dataset_path(self.image_root)
         return {
             **self.classes,
@@ -44,11 +44,11 @@ class CocoFormat:
     def load(
         self, choose: Callable[[Sequence[str]], list[str]], dataset_name: str | None = None
     ) -> list[dict]:
-        """Records of the chosen images.
+        """Read the records of the chosen images.
 
         Args:
-            choose: from the file names of all images to those wanted.
-            dataset_name: whose metadata receive the classes.
+            choose: file names of all images -> file names of the wanted images.
+            dataset_name: data set whose metadata are updated with the classes.
 
         Raises:
             DatasetError: as :func:`~s4m_d2.data.annotations.read_annotations`.

@@ -20,13 +20,13 @@ def register_own_data(
     unlabeled: tuple[str, Sequence[str]] | None = None,
     validation: tuple[Annotations, str] | None = None,
 ) -> None:
-    """Register ``own_labeled``, ``own_unlabeled`` and ``own_val``; what had these names goes.
+    """Register ``own_labeled``, ``own_unlabeled`` and ``own_val``, in place of earlier ones.
 
     Args:
-        labeled: what to train on.
+        labeled: training set.
         unlabeled: a folder, and paths below it.
-        validation: what to evaluate on, and where the COCO file lies, or will lie, that the
-            evaluator compares with.
+        validation: validation set, and the path of the evaluator's COCO file, which may be written
+            later.
     """
     for name in (LABELED, UNLABELED, VALIDATION):
         for catalog in (DatasetCatalog, MetadataCatalog):
@@ -38,7 +38,7 @@ def register_own_data(
     if unlabeled is not None:
         folder, names = unlabeled
         paths = [os.path.join(folder, name) for name in names]
-        # Headers are read once for the checks, the loader and the figures of a process.
+        # Headers are read once per process, for checks, loader and figures.
         DatasetCatalog.register(
             UNLABELED, functools.cache(lambda: unlabeled_records(paths, folder))
         )

@@ -1,4 +1,4 @@
-"""What a file of annotations holds beside usable instances, collected for one report."""
+"""Problems of a file of annotations, collected for one report."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Mapping, Sequence
 from s4m_d2.errors import DatasetError
 
 CROWDS = "crowds (iscrowd 1)"
-_SHOWN = 3  # offenders that a message names
-_MANY_CROWDS = 0.1  # of all instances: more are probably meant otherwise
+_SHOWN = 3  # names in a message
+_MANY_CROWDS = 0.1  # share of all instances from which on crowds are probably a mistake
 
 _Kinds = Mapping[tuple[str, str], Sequence[str]]  # (text, remedy) → names of the offenders
 
 
 class Findings:
-    """Counts by kind, the first few offenders named.
+    """Annotations that are not used or not usable, by kind, with names.
 
     Attributes:
-        instances: how many are used.
-        notes: what was read otherwise than it is written.
+        instances: number of usable instances.
+        notes: corrections made while reading.
     """
 
     def __init__(self) -> None:
@@ -29,22 +29,22 @@ class Findings:
         self._refused: dict[tuple[str, str], list[str]] = defaultdict(list)
 
     def leave_out(self, text: str, name: str, remedy: str) -> None:
-        """Count what is no target; a message puts its number before ``text``."""
+        """Add an annotation that is not a target; messages put the count before ``text``."""
         self._left_out[text, remedy].append(name)
 
     def refuse(self, text: str, name: object, remedy: str) -> None:
-        """Count what makes the file unusable."""
+        """Add a problem that makes the file unusable."""
         self._refused[text, remedy].append(str(name))
 
     @property
     def summary(self) -> str:
-        """What was left out and what was read otherwise, short; "" for a file as it should be."""
+        """Counts of annotations left out, and notes; "" if there are none."""
         counts = [f"{len(names):,} {text}" for (text, _), names in self._left_out.items()]
         return "; ".join([f"no targets: {', '.join(counts)}"] * bool(counts) + self.notes)
 
     @property
     def warnings(self) -> list[str]:
-        """A message for each kind that was left out, crowds only where they are many."""
+        """A message for each kind that was left out; for crowds only if there are many."""
         crowds = sum(len(names) for (text, _), names in self._left_out.items() if text == CROWDS)
         usual = crowds <= _MANY_CROWDS * (crowds + self.instances)
         return _messages(
@@ -52,13 +52,13 @@ class Findings:
         )
 
     def problems(self) -> list[str]:
-        """All that makes the file unusable."""
+        """Messages of all problems that make the file unusable."""
         if not self._refused and self._left_out and not self.instances:
             return [f"no instance can be used. {' '.join(_messages(self._left_out))}"]
         return _messages(self._refused)
 
     def raise_for(self, json_file: str) -> None:
-        """Raise one DatasetError for all of these."""
+        """Raise one DatasetError for all problems."""
         problems = self.problems()
         if len(problems) == 1:
             raise DatasetError(f"{json_file}: {problems[0]}")

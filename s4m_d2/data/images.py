@@ -1,6 +1,6 @@
-"""Reading images, whole or only their size, with errors that name the file.
+"""Reads images, or only their sizes, with errors that name the file.
 
-Plain files are decoded by OpenCV, which takes less time than Pillow, all others by Pillow.
+Plain files are decoded by OpenCV, which is faster, all others by Pillow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 
 _DEEP_MODES = ("I", "F")  # Pillow's modes of more than 8 bits begin with these
 _EXIF_SOURCES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-# What turns an image of this EXIF orientation upright.
+# Transposition for each EXIF orientation.
 _TURNS: dict[int | None, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,21 +31,21 @@ _TURNS: dict[int | None, Image.Transpose] = {
 }
 _TRANSPOSED = (5, 6, 7, 8)  # of them, those that swap height and width
 _COLOR = {"RGB": cv2.IMREAD_COLOR_RGB, "BGR": cv2.IMREAD_COLOR_BGR}
-_UPRIGHT = (None, 1)  # EXIF's numbers of an image that is stored upright
-# What may follow 0xff in the pixels of a JPEG: 0 where 0xff is a value, restarts, and what begins
-# another scan of a progressive image.
+_UPRIGHT = (None, 1)  # EXIF orientations of an image that is stored upright
+# Bytes that may follow 0xff in the pixels of a JPEG: 0 (0xff is a value), restarts, and the start
+# of another scan of a progressive image.
 _SCAN_CODES = (0x00, *range(0xD0, 0xD8), 0xC4, 0xDA)
 _JPEG_SCAN, _JPEG_END = 0xFFDA, 0xD9
-# Chunks of a PNG that tell neither orientation (texts may) nor transparency nor further frames.
+# Chunks of a PNG without orientation (texts may have it), transparency or further frames.
 _PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"gAMA", b"cHRM", b"sRGB", b"iCCP"}
 
 
 def read_image(file_name: str, image_format: str) -> np.ndarray:
-    """Decode an image as 8-bit color and turn it upright, as its EXIF data say.
+    """Decode an image as 8-bit color and rotate it according to its EXIF data.
 
     Gray and palette images become color, transparency is dropped, and of several frames the first
-    is read. Of color images with 16 bits a channel the upper 8 are kept; gray ones of more than 8
-    bits are refused, because what range their values have is not known.
+    is read. Of color images with 16 bits per channel the upper 8 are kept; gray ones of more than 8
+    bits are refused, because the range of their values is not known.
 
     Args:
         file_name: path.
@@ -55,19 +55,19 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
         (H, W, 3) uint8, contiguous.
 
     Raises:
-        DatasetError: the file is missing, damaged, truncated, no image, or of more than 8 bits.
+        DatasetError: the file is missing, damaged, not an image, or has more than 8 bits.
     """
     try:
         with Image.open(file_name) as image:
             if image.mode.startswith(_DEEP_MODES):
                 raise DatasetError(
                     f"{file_name} has gray values of more than 8 bits (Pillow's mode {image.mode})."
-                    " Scale them to 0..255 and save the image with 8 bits a channel."
+                    " Scale them to 0..255 and save the image with 8 bits per channel."
                 )
             plain = decode_plain(image, file_name, image_format)
             if plain is not None:
                 return plain
-            image.load()  # asking a damaged PNG for its orientation first would hide the damage
+            image.load()  # before reading the orientation, which would hide damage of a PNG
             turn = _TURNS.get(orientation(image))
             upright = image if turn is None else image.transpose(turn)
             array = detection_utils.convert_PIL_to_numpy(upright, image_format)
@@ -79,7 +79,7 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
 
 
 def image_size(file_name: str) -> tuple[int, int]:
-    """(H, W) of an image turned upright, from its header alone.
+    """(H, W) of an image after EXIF rotation, from its header alone.
 
     Raises:
         DatasetError: the file is missing or its header is damaged.
@@ -87,7 +87,7 @@ def image_size(file_name: str) -> tuple[int, int]:
     try:
         with Image.open(file_name) as image:
             width, height = image.size
-            # Asking a PNG without these for its orientation would decode all of it.
+            # Reading the orientation of a PNG without these would decode all of it.
             described = any(source in image.info for source in _EXIF_SOURCES)
             if described and orientation(image) in _TRANSPOSED:
                 width, height = height, width
@@ -97,16 +97,16 @@ def image_size(file_name: str) -> tuple[int, int]:
 
 
 def is_turned(file_name: str) -> bool:
-    """Whether the EXIF data of an image that can be read swap its height and width."""
+    """True if the EXIF orientation of a readable image swaps height and width."""
     with Image.open(file_name) as image:
         return orientation(image) in _TRANSPOSED
 
 
 def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.ndarray | None:
-    """Decode a PNG or JPEG file of 8 bits a channel, gray or color, stored upright and whole.
+    """Decode an intact PNG or JPEG file of 8 bits per channel, gray or color, stored upright.
 
-    The pixels are Pillow's: PNG is lossless, and for JPEG both use libjpeg-turbo with its defaults.
-    None where the file is of another kind or damaged: Pillow decides then.
+    The pixels equal Pillow's: PNG is lossless, and for JPEG both use libjpeg-turbo with its
+    defaults. None if the file is of another kind or damaged: Pillow then decodes or refuses it.
     """
     is_plain = {"PNG": _is_plain_png, "JPEG": _is_plain_jpeg}.get(image.format or "")
     if is_plain is None or image.mode not in ("RGB", "L"):
@@ -122,7 +122,7 @@ def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.nd
 
 
 def _is_plain_png(image: Image.Image, content: np.ndarray) -> bool:
-    """Damage of the pixels shows in the chunks' checksums, which OpenCV verifies."""
+    """Checks the chunks; their checksums are verified by OpenCV."""
     names = set()
     start = 8  # after the signature
     while start + 8 <= len(content):
@@ -135,9 +135,9 @@ def _is_plain_png(image: Image.Image, content: np.ndarray) -> bool:
 
 
 def _is_plain_jpeg(image: Image.Image, content: np.ndarray) -> bool:
-    """Not so if markers stand where only damage puts them, or the one at the end is missing.
+    """False if there are unexpected markers, or the end marker is missing.
 
-    Pillow refuses such files, OpenCV fills up what is missing.
+    Pillow refuses such files, OpenCV fills in missing pixels.
     """
     start = 2  # after the signature
     while start + 4 <= len(content):
@@ -153,7 +153,7 @@ def _is_plain_jpeg(image: Image.Image, content: np.ndarray) -> bool:
 
 
 def orientation(image: Image.Image) -> int | None:
-    """EXIF's number, 1 to 8, if there is one."""
+    """EXIF orientation, 1 to 8; None: not given."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # Pillow raises many kinds on broken EXIF data, which Detectron2 ignores
@@ -161,7 +161,7 @@ def orientation(image: Image.Image) -> int | None:
 
 
 def unreadable(file_name: str, error: Exception) -> DatasetError:
-    """The error for a file that exists in a listing but cannot be used."""
+    """Make the error for a listed file that cannot be used."""
     if isinstance(error, FileNotFoundError):
         return DatasetError(
             f"{file_name} does not exist. Complete the data set, or take the file out of the list."

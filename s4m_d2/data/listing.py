@@ -1,4 +1,4 @@
-"""Images and videos below folders, where data sets lie, and videos frame by frame."""
+"""Lists images and videos below folders, and reads videos frame by frame."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from s4m_d2.files import digest
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
-USUAL_FPS = 25.0  # of a video that does not say
-# Some formats estimate their number of frames: a video that has this share of it is complete.
+USUAL_FPS = 25.0  # of a video without a frame rate
+# Some formats only estimate the number of frames: a video with this share of it is complete.
 COMPLETE = 0.95
 
-_ARCHIVE_JUNK = "__MACOSX"  # what macOS adds to archives, hidden there
-_READERS = 8  # threads that wait for the headers of images
-_PART = 64  # of them that a thread reads at a time: one at a time costs twice the work
+_ARCHIVE_JUNK = "__MACOSX"  # added to archives by macOS, hidden there
+_READERS = 8  # threads that read image headers
+_PART = 64  # headers per task of a thread; single ones take twice as long
 _SAMPLE_BYTES = 4096  # of a file, to tell it from others of its size
 
 
@@ -37,11 +37,11 @@ def dataset_path(path: str) -> str:
 
 
 def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[str]:
-    """Paths of the files below a folder whose names end in one of ``suffixes``, sorted.
+    """List the files below a folder whose names end in one of ``suffixes``, sorted.
 
     Hidden files and folders, pipes and devices are left out. Links are followed, but each folder
-    is visited once, under its own path where it has one below ``image_dir``. A broken link is
-    listed: whoever opens it names it.
+    is visited once, under its own path if it has one below ``image_dir``. Broken links are listed;
+    opening them raises an error.
 
     Raises:
         DatasetError: the folder does not exist or holds no such file; ``remedy`` ends the message.
@@ -52,16 +52,16 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
 def list_unlabeled(
     image_dir: str, validation: Sequence[str] = (), validation_dir: str = ""
 ) -> tuple[list[str], dict[str, int]]:
-    """Images below a folder, as :func:`list_images` finds them, but those of the validation set.
+    """List images below a folder as :func:`list_images`, without those of the validation set.
 
-    An image is one of these if it has the same path below its folder, or the same content.
+    An image is in the validation set if it has the same relative path, or the same content.
 
     Args:
         image_dir: searched recursively.
-        validation, validation_dir: paths of images to leave out, below that folder.
+        validation, validation_dir: paths of the validation images, relative to that folder.
 
     Returns:
-        Paths below ``image_dir``, sorted, and how many entries were left out, by reason.
+        Paths below ``image_dir``, sorted, and the number of entries left out, by reason.
 
     Raises:
         DatasetError: the folder does not exist or holds no other image.
@@ -74,8 +74,8 @@ def list_unlabeled(
     held_out |= _copies(paths, [os.path.join(validation_dir, name) for name in validation])
     if len(held_out) == len(paths):
         raise DatasetError(
-            f"The folder {image_dir} holds {len(paths)} images, all of them in the validation "
-            f"set: nothing is left to train on. {remedy}"
+            f"The folder {image_dir} has {len(paths)} images, all of them in the validation set: "
+            f"nothing is left to train on. {remedy}"
         )
     if held_out:
         left_out["in the validation set"] = len(held_out)
@@ -83,7 +83,7 @@ def list_unlabeled(
 
 
 def counted(left_out: dict[str, int]) -> str:
-    """What was left out, for people.
+    """Format the counts of entries that were left out.
 
     >>> counted({"hidden": 1200, "in the validation set": 2})
     'hidden 1,200, in the validation set 2'
@@ -139,7 +139,7 @@ def _walk(image_dir: str, suffixes: tuple[str, ...]) -> tuple[list[str], Counter
 
 
 def _kind(entry: os.DirEntry) -> int:
-    """Of what a link leads to, as in ``st_mode``; a broken link counts as a file."""
+    """Type of the link's target, as in ``st_mode``; a broken link counts as a file."""
     try:
         if entry.is_file():  # mostly without asking the system
             return stat.S_IFREG
@@ -149,8 +149,8 @@ def _kind(entry: os.DirEntry) -> int:
 
 
 def _copies(paths: Iterable[str], originals: Iterable[str]) -> set[str]:
-    """Those of ``paths`` whose files have the content of one of ``originals``."""
-    for key in (_size, _middle, digest):  # each reads more, of fewer files
+    """Those of ``paths`` with the content of one of ``originals``."""
+    for key in (_size, _middle, digest):  # each reads more bytes, of fewer files
         wanted = {path: key(path) for path in originals}
         values = set(wanted.values()) - {None, ""}
         keys = {path: key(path) for path in paths} if values else {}
@@ -161,12 +161,12 @@ def _copies(paths: Iterable[str], originals: Iterable[str]) -> set[str]:
 
 
 def _size(path: str) -> int | None:
-    """In bytes; None of what is no file."""
+    """Size in bytes; None: not a file."""
     return os.path.getsize(path) if os.path.isfile(path) else None
 
 
 def _middle(path: str) -> bytes | None:
-    """A few bytes from the middle of a file, as many begin alike; None if it cannot be read."""
+    """Some bytes from the middle of a file, as many files begin alike; None if unreadable."""
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(file.seek(0, os.SEEK_END) // 2)
@@ -176,10 +176,10 @@ def _middle(path: str) -> bytes | None:
 
 
 def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
-    """Records with "file_name", "image_id" (path below ``image_dir``), "height" and "width".
+    """Make records with "file_name", "image_id" (path below ``image_dir``), "height", "width".
 
-    Sizes come from the headers. An image with a damaged header keeps its record, with the reason
-    in "unreadable" in the place of a size: the loader meets it, skips it and counts it.
+    Sizes are read from the headers. The record of an image with a damaged header has the reason in
+    "unreadable" and no size; the loader skips and counts it.
     """
 
     def read(part: list[str]) -> list[dict]:
@@ -200,11 +200,11 @@ def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
 
 @dataclass(frozen=True)
 class Media:
-    """A file to look at.
+    """An image or video file.
 
     Attributes:
-        path: as it can be opened.
-        name: path below the folder that was given, or the file's own name.
+        path: of the file.
+        name: path relative to the given folder, or the file's own name.
     """
 
     path: str
@@ -216,15 +216,15 @@ class Media:
 
 
 def find_media(inputs: Sequence[str], exclude: str = "") -> tuple[list[Media], dict[str, str]]:
-    """The files that ``inputs`` name, in that order, those of folders sorted.
+    """List the files named by ``inputs``, in that order; those of folders are sorted.
 
     Args:
-        inputs: files, which need not exist, and folders, of which all images and videos are taken,
-            also from folders below.
-        exclude: a folder whose files are not taken from a folder, such as one of results.
+        inputs: files, which need not exist, and folders, which are searched recursively for images
+            and videos.
+        exclude: a folder to skip in folders, such as that of results.
 
     Returns:
-        each file once, and the problem of each folder that has none.
+        each file once, and the problems of folders without files.
     """
     found: dict[str, Media] = {}
     problems: dict[str, str] = {}
@@ -251,8 +251,8 @@ class Video:
 
     Attributes:
         path: as given.
-        fps: frames a second.
-        announced: how many frames it says it has; 0: it does not say.
+        fps: frames per second.
+        announced: number of frames in its header; 0: unknown.
 
     Raises:
         DatasetError: the file is missing, damaged or of an unknown format.
@@ -273,7 +273,7 @@ class Video:
         """The frames, (H, W, 3) uint8 RGB; can be iterated once.
 
         Raises:
-            DatasetError: after the last frame that can be read, if others should follow.
+            DatasetError: after the last readable frame, if frames are missing.
         """
         count = 0
         try:

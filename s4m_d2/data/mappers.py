@@ -1,6 +1,6 @@
-"""Mappers: labeled images with instances, unlabeled images in two views, images to measure on.
+"""Mappers: labeled images with instances, unlabeled images in two views, images for measuring.
 
-Labeled and weak views share geometry and color distortion: they are of one distribution.
+Labeled and weak views have the same distribution: the same geometry and color distortion.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from s4m_d2.structures import mask_boxes
 
 _PASSED_KEYS = ("file_name", "image_id", "seeds", "stream_position")
 _SEED_BITS = 63
-_COLOR_STREAM = (1,)  # apart from the stream of the geometry's draws
+_COLOR_STREAM = (1,)  # separate from the draws of the geometry
 
 
 class _Mapper:
-    """Draws a record's view: from the seed of its loader, or a fresh one."""
+    """Draws a record's view with the loader's seed, or a fresh one."""
 
     @configurable
     def __init__(
@@ -58,7 +58,7 @@ class _Mapper:
     def _views(
         self, record: dict, image: np.ndarray
     ) -> tuple[dict, np.ndarray, np.ndarray, T.TransformList]:
-        """The first keys of a sample, its view plain and in other colors, and the transforms."""
+        """A sample's first keys, its plain and color-distorted view, and the transforms."""
         seeds = record.get("seeds")
         seed = seeds["augment"] if seeds else int(np.random.default_rng().integers(2**_SEED_BITS))
         geometry = of_tile(self._geometry, record)
@@ -76,8 +76,8 @@ class _Mapper:
 class ARPDatasetMapper(_Mapper):
     """Turn an unlabeled record into two views of the same geometry; annotations are never read.
 
-    "image" is the geometric view: ARP pastes on it and the strong view starts from it.
-    "image_weak" adds the color distortion: the teacher and SAM see it.
+    "image" is the plain view, for ARP and the strong view. "image_weak" has the color distortion,
+    for teacher and SAM.
 
     Args:
         is_train: must be True.
@@ -89,7 +89,7 @@ class ARPDatasetMapper(_Mapper):
     skip_unreadable = True  # the stream loader replaces an image that cannot be read
 
     def __call__(self, record: dict) -> dict:
-        """Map one record, which stays as it is.
+        """Map one record, which is not changed.
 
         Returns:
             A sample with "image" and "image_weak", both (3, H, W) uint8, content only.
@@ -103,7 +103,7 @@ class ARPDatasetMapper(_Mapper):
 
 
 class _AnnotatedMapper(_Mapper):
-    """Draws the annotations of a record too; class ids must be below ``num_classes``."""
+    """Adds the annotations of a record; class ids must be below ``num_classes``."""
 
     @configurable
     def __init__(self, is_train: bool = True, *, num_classes: int, **views: Any) -> None:
@@ -113,7 +113,7 @@ class _AnnotatedMapper(_Mapper):
     def _annotated(
         self, record: dict, is_wanted: Callable[[dict], bool]
     ) -> tuple[dict, list[dict], Tensor]:
-        """A sample with its image, the annotations that are wanted, and their (N, H, W) bool masks.
+        """A sample with its image, the wanted annotations, and their (N, H, W) bool masks.
 
         Raises:
             DatasetError: names the image, and what is wrong with it or with which annotation.
@@ -172,12 +172,12 @@ class LabeledDatasetMapper(_AnnotatedMapper):
         }
 
     def __call__(self, record: dict) -> dict:
-        """Map one record, which stays as it is.
+        """Map one record, which is not changed.
 
         Returns:
             A sample with "image" ((3, H, W) uint8, content only) and "instances" (gt_classes,
-            gt_masks as BitMasks, gt_boxes around them) in the frame of the view. Crowds and,
-            unless ``keep_empty``, instances outside the view are left out.
+            gt_masks as BitMasks, gt_boxes) in the frame of the view. Crowds and, unless
+            ``keep_empty``, instances outside the view are left out.
 
         Raises:
             DatasetError: names the image, and what is wrong with it or with which annotation.
@@ -200,11 +200,11 @@ class LabeledDatasetMapper(_AnnotatedMapper):
 
 
 class TrueLabelsMapper(_AnnotatedMapper):
-    """A record as the model sees its image in a test, with all annotations in the same frame.
+    """Turn a record into the model's input in a test, with all annotations in the same frame.
 
     Args:
         num_classes: class ids must be below it.
-        geometry: augmentations that draw nothing.
+        geometry: augmentations without randomness.
         image_format: "RGB" or "BGR".
     """
 
@@ -217,13 +217,12 @@ class TrueLabelsMapper(_AnnotatedMapper):
         }
 
     def __call__(self, record: dict) -> dict:
-        """Map one record, which stays as it is.
+        """Map one record, which is not changed.
 
         Returns:
-            A sample with "height" and "width" of the image or tile; "image", it resized, (3, H, W)
+            A sample with "height" and "width" of the image or tile; "image", resized, (3, H, W)
             uint8; "truth", Instances of (H, W) with ``gt_classes`` (M,) int64, ``gt_masks``
-            BitMasks and ``gt_crowds`` (M,) bool, regions with many instances that are not told
-            apart. What has no pixel in the frame is left out.
+            BitMasks and ``gt_crowds`` (M,) bool. Empty masks are left out.
 
         Raises:
             DatasetError: names the image, and what is wrong with it or with which annotation.
@@ -255,14 +254,14 @@ def _column(annotations: Sequence[dict], key: str, dtype: torch.dtype) -> Tensor
 
 
 def _check_image_size(record: dict, size: tuple[int, int]) -> None:
-    """Refuse an image of another (H, W) than its record says."""
+    """DatasetError if the image's (H, W) differs from its record's."""
     expected = record.get("height", size[0]), record.get("width", size[1])
     if size == expected:
         return
     remedy = "Replace the image or the annotations."
     if size == expected[::-1] and is_turned(record["file_name"]):
         remedy = (
-            "Its EXIF orientation turns it upright, but it was annotated as it is stored. Remove "
+            "Its EXIF orientation rotates it, but it was annotated without the rotation. Remove "
             "the orientation from all such images (exiftool -Orientation= FILES)."
         )
     raise DatasetError(

@@ -1,4 +1,4 @@
-"""Segmentations of annotations: what they must hold to be drawn, and as masks of a view."""
+"""Segmentations of annotations: validation, and conversion to masks of a view."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from s4m_d2.errors import DatasetError
 from s4m_d2.structures import encode_edges
 
 _PAIR, _FEWEST_POINTS = 2, 3
-_MAX_REACH = 10  # longer sides of its image by which a polygon may leave it
+_MAX_REACH = 10  # how far a polygon may extend beyond its image, in longer sides of the image
 _OUTLINE, _OUTLINE_SHARE = 50_000, 25  # px of a polygon's outline; of its image's area, if more
 _NO_NUMBERS = "a polygon must be a list of finite numbers x, y, x, y, ..."
 # Of a compressed RLE's text: see _read_text.
@@ -31,7 +31,7 @@ _TEXT_MAX_DIGITS = 7  # of a 32-bit number
 
 @dataclass(frozen=True)
 class RunLengths:
-    """A mask in COCO's order: down the columns, from the left on.
+    """A run-length encoded mask in column-major order (COCO).
 
     Attributes:
         lengths: (R,) int64, of a background run, a run of the mask, and so on; they add up to the
@@ -43,7 +43,7 @@ class RunLengths:
     height: int
 
     def bounds(self) -> tuple[slice, slice]:
-        """Rows and columns that hold all set pixels; the rows may be more than that."""
+        """Rows and columns that contain all set pixels; the rows may be larger than needed."""
         ends = self.lengths.cumsum()[1::2]
         lengths = self.lengths[1::2]
         first, last = (ends - lengths)[lengths > 0], ends[lengths > 0] - 1
@@ -57,7 +57,7 @@ class RunLengths:
         return slice(int(top), int(bottom) + 1), columns
 
     def columns(self, start: int, stop: int) -> np.ndarray:
-        """(H, stop - start) bool: these columns of the mask."""
+        """Decode these columns of the mask: (H, stop - start) bool."""
         begin, end = start * self.height, stop * self.height
         edges = self.lengths.cumsum().clip(begin, end)
         is_set = np.arange(len(edges)) % 2 == 1
@@ -65,7 +65,7 @@ class RunLengths:
 
 
 def as_polygons(segmentation: list) -> list:
-    """The list of polygons that a list means: tools also write a single polygon, flat or as pairs.
+    """Make a list of polygons; tools also write a single polygon, flat or as pairs.
 
     >>> as_polygons([0, 0, 4, 0, 4, 4]), as_polygons([[0, 0], [4, 0], [4, 4]])
     ([[0, 0, 4, 0, 4, 4]], [[[0, 0], [4, 0], [4, 4]]])
@@ -79,7 +79,7 @@ def as_polygons(segmentation: list) -> list:
 
 
 def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarray]:
-    """New float64 arrays [x0, y0, x1, ...] of the polygons that have at least three points.
+    """Convert polygons with at least three points to new float64 arrays [x0, y0, x1, ...].
 
     Args:
         polygons: lists of numbers or of pairs (x, y), such as :func:`as_polygons` returns.
@@ -116,7 +116,7 @@ def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarra
 
 
 def read_mask(segmentation: object, image_size: tuple[int, int]) -> RunLengths:
-    """The run lengths of an RLE dict, compressed or not, or of a (H, W) array.
+    """Read the run lengths of an RLE dict, compressed or not, or of a (H, W) array.
 
     Raises:
         DatasetError: says what is wrong, as part of a sentence.
@@ -157,10 +157,10 @@ def read_mask(segmentation: object, image_size: tuple[int, int]) -> RunLengths:
 
 
 def compressed_rle(rle: dict, image_size: tuple[int, int]) -> dict:
-    """An RLE dict of an image, compressed or not, as one that COCO's API handles: counts are a str.
+    """Convert an RLE dict, compressed or not, to one that COCO's API handles: counts are a str.
 
-    No run has length 0, but the first where the mask begins with the image: where two masks have
-    such runs at one place, their union by COCO's API ends there, and may not come to an end at all.
+    Runs of length 0 are removed (the first may be 0): if two masks have such runs at the same
+    place, their union by COCO's API is wrong, or does not terminate.
 
     Raises:
         DatasetError: says what is wrong, as part of a sentence.
@@ -177,12 +177,12 @@ def compressed_rle(rle: dict, image_size: tuple[int, int]) -> dict:
 
 
 def _read_text(text: str | bytes) -> np.ndarray | None:
-    """The run lengths, (R,) int64, of a compressed RLE, None if it is none.
+    """Decode the run lengths, (R,) int64, of a compressed RLE; None: malformed.
 
-    COCO's API checks too little: where the text ends early, the rest of its mask is left as the
-    memory was. Its format: digits to the base of 32, the smallest first, as the characters from "0"
-    on; 32 added to a digit says that more follow, 16 in the last one that the number is negative.
-    From the fourth number on, each is a difference to the run before the previous one.
+    COCO's API does not check the text: if it is truncated, the rest of the mask is uninitialized
+    memory. Format: digits to the base of 32, least significant first, as characters from "0" on; 32
+    added to a digit means that more follow, 16 in the last one that the number is negative. From
+    the fourth number on, each is the difference to the run before the previous one.
     """
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     digits = np.frombuffer(raw, dtype=np.uint8).astype(np.int64) - _TEXT_ZERO
@@ -211,15 +211,15 @@ def transform_masks(
     image_size: tuple[int, int],
     view_size: tuple[int, int],
 ) -> Tensor:
-    """Segmentations of an image in the frame of its view.
+    """Transform segmentations of an image to masks in the frame of its view.
 
-    Polygons move as points and are drawn in the view; masks are resampled (nearest pixel), only
-    where they lie if the transforms allow that.
+    The points of polygons are transformed and drawn in the view; masks are resampled (nearest
+    pixel), if possible only inside their bounds.
 
     Args:
         segmentations: polygons [[x0, y0, x1, ...], ...] in pixels of the image, RLE dicts
             (compressed or not), or (H, W) arrays.
-        transforms: what made the view from the image.
+        transforms: from the image to the view.
         image_size, view_size: (H, W) before and after.
 
     Returns:
@@ -258,7 +258,7 @@ def _draw_polygons(
 
 
 def _resample(mask: RunLengths, rows: np.ndarray, columns: np.ndarray, view: np.ndarray) -> None:
-    """``view[:] = mask[rows][:, columns]``, done only where the mask's bounds reach the view.
+    """``view[:] = mask[rows][:, columns]``, computed only inside the mask's bounds.
 
     Args:
         rows, columns: (H',), (W',) monotone indices.
@@ -274,6 +274,6 @@ def _resample(mask: RunLengths, rows: np.ndarray, columns: np.ndarray, view: np.
 
 
 def _span(indices: np.ndarray, bounds: slice) -> slice:
-    """Where monotone indices lie within bounds."""
+    """Slice of monotone indices that are within bounds."""
     inside = np.flatnonzero((indices >= bounds.start) & (indices < bounds.stop))
     return slice(inside[0], inside[-1] + 1) if inside.size else slice(0, 0)

@@ -1,6 +1,6 @@
 """Labeled and unlabeled data sets, registered on import without reading any file.
 
-``$DETECTRON2_DATASETS`` (default: ``datasets``) is looked up whenever a set is loaded.
+``$DETECTRON2_DATASETS`` (default: ``datasets``) is read whenever a set is loaded.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def register_splits(
 
     Args:
         name: such as ``fruit_train``.
-        dataset: where the images and annotations lie.
+        dataset: paths of images and annotations.
         percents: whole percentages of the images.
         full: also register ``name`` itself, with all annotations.
 
@@ -67,11 +67,11 @@ def register_splits(
 
 
 def register_unlabeled_folder(name: str, image_dir: str) -> None:
-    """Register all images below a folder as an unlabeled set; nothing else is ever read.
+    """Register all images below a folder as an unlabeled set; no other files are read.
 
     Args:
         name: for DATASETS.UNLABELED.
-        image_dir: a relative one lies under $DETECTRON2_DATASETS.
+        image_dir: a relative path starts at $DETECTRON2_DATASETS.
 
     Raises:
         DatasetError: the name is taken.
@@ -88,13 +88,13 @@ def register_unlabeled_folder(name: str, image_dir: str) -> None:
 def labeled_dataset_names(
     names: Sequence[str], split_file: str = "", split_seed: int = DEFAULT_SPLIT_SEED
 ) -> tuple[str, ...]:
-    """The data sets to train on, where S4M.SPLIT_FILE or S4M.SPLIT_SEED choose other images.
+    """Apply S4M.SPLIT_FILE or S4M.SPLIT_SEED to the data sets to train on.
 
     Args:
         names: DATASETS.TRAIN.
-        split_file: a list of file names (see :func:`~s4m_d2.data.subsets.read_split_file`); it
-            takes the place of the fraction in the one name given. Any registered set can be named.
-        split_seed: draws every ``..._train_Npct`` of ``names`` with this seed.
+        split_file: a list of file names (see :func:`~s4m_d2.data.subsets.read_split_file`) that
+            replaces the fraction in the single name. Any registered set can be named.
+        split_seed: seed of every ``..._train_Npct`` of ``names``.
 
     Returns:
         ``names`` themselves, or new ones (``..._train_10pct_seed3``, ``..._train_list_1f0e2d3c``)
@@ -122,8 +122,8 @@ def _seeded_dataset(name: str, seed: int) -> str:
     match = _PERCENT_NAME.fullmatch(name)
     if match is None or name not in _FORMATS:
         raise ConfigError(
-            f"S4M.SPLIT_SEED is {seed}, but '{name}' of DATASETS.TRAIN is no split to draw; name "
-            "a set that register_splits made, such as cityscapes_fine_instance_seg_train_10pct."
+            f"S4M.SPLIT_SEED is {seed}, but '{name}' of DATASETS.TRAIN is not a drawn split; name "
+            "a set of register_splits, such as cityscapes_fine_instance_seg_train_10pct."
         )
     seeded = f"{name}_seed{seed}"
     if seeded not in _FORMATS:
@@ -171,8 +171,8 @@ def _register_labeled(
 
 
 def _update(name: str, dataset: DatasetFormat) -> str:
-    """Set what depends on $DETECTRON2_DATASETS, though Detectron2's own setter refuses other
-    values; the folder of images."""
+    """Update metadata that depend on $DETECTRON2_DATASETS (Detectron2's setter refuses changes);
+    returns the folder of images."""
     vars(MetadataCatalog.get(name)).update(dataset.metadata())
     return dataset.metadata()["image_dir"]
 
@@ -188,10 +188,7 @@ def _register(name: str, load: Callable[[], list[dict]], metadata: dict) -> None
 
 
 def has_true_labels(name: str) -> bool:
-    """Whether a data set's name says where labels of its images are; no file is looked at.
-
-    So it is of unlabeled sets that :func:`register_splits` made.
-    """
+    """Whether labels of an unlabeled set are known: it is one of :func:`register_splits`."""
     return name in _UNLABELED
 
 
@@ -234,14 +231,13 @@ def true_records(
         labeled = {r["file_name"]: r for r in load(name) if "annotations" in r}
         if not labeled:
             raise DatasetError(
-                f"The data set '{name}' has no labels: how good pseudo-labels of its images are "
-                "cannot be known. Name a labeled set in S4M.QUALITY.DATASETS, such as one for "
-                "validation."
+                f"The data set '{name}' has no labels to compare pseudo-labels with. Name a "
+                "labeled set in S4M.QUALITY.DATASETS, such as the validation set."
             )
         records += [labeled[path] for path in choose(labeled)]
     if not records:
         raise DatasetError(
-            f"{', '.join(names)}: no image is left to compare pseudo-labels on, as training reads "
+            f"{', '.join(names)}: no image is left to compare pseudo-labels on, as training uses "
             "the labels of all of them. Name other data sets in S4M.QUALITY.DATASETS."
         )
     return sorted(records, key=lambda record: _place(record["file_name"]))[: max_images or None]

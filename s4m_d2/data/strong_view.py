@@ -22,12 +22,12 @@ _TURN_OF_CHANNEL = (5, 3, 1)  # sextants by which red, green and blue are apart 
 
 
 class StrongView:
-    """Color augmentation of the student's unlabeled images; the geometry stays.
+    """Color augmentation of the student's unlabeled images; the geometry does not change.
 
-    The operations are torchvision's (``adjust_brightness`` and so on). Two differ in how they
-    round, which may move a pixel by one level: the mean gray level that contrast turns around is
-    summed as integers, so that it does not depend on the device, and hue takes a shorter way
-    through HSV. The blur is separable.
+    The operations are torchvision's (``adjust_brightness`` and so on). Two round differently, which
+    may change a pixel by one level: the mean gray level of contrast is summed as integers, so that
+    it does not depend on the device, and hue is rotated without a full conversion to HSV. The blur
+    is separable.
 
     Args:
         jitter: strengths of brightness, contrast, saturation (factors in 1 ± strength, at least
@@ -69,8 +69,8 @@ class StrongView:
 
         Args:
             image: (3, H, W) uint8, RGB, on any device.
-            generator: on any device; None draws fresh ones. The number of draws is always the
-                same. One on a GPU is waited for.
+            generator: on any device; None: freshly seeded. The number of draws is always the same.
+                A generator on a GPU synchronizes.
 
         Returns:
             A new (3, H, W) uint8 tensor.
@@ -131,7 +131,7 @@ def _saturation(image: Tensor, factor: float) -> Tensor:
 
 
 def _hue(image: Tensor, turn: float) -> Tensor:
-    """The hue turned; each channel is then ``high - (high - low) * distance`` for its sextant."""
+    """Rotate the hue; each channel is ``high - (high - low) * distance`` for its sextant."""
     red, green, blue = image.float().unbind()
     high = torch.maximum(torch.maximum(red, green), blue)
     spread = high - torch.minimum(torch.minimum(red, green), blue)

@@ -1,4 +1,4 @@
-"""Choosing images: a stable share of a set, a user's own list of file names, a validation split."""
+"""Choice of images: a fixed share of a set, a list of file names, a validation split."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from s4m_d2.data.cityscapes import IMAGE_SUFFIX, INSTANCE_SUFFIX
 from s4m_d2.data.listing import IMAGE_EXTENSIONS
 from s4m_d2.errors import DatasetError, InputError
 
-_SHOWN_NAMES = 5  # offenders that an error message lists
+_SHOWN_NAMES = 5  # names in an error message
 _KEY_BYTES = 16
 _DECIMALS = 6  # removes the floating-point error of fraction * count before rounding
-_MOST_FOR_CLASSES = 2  # times the fraction's images, so that each class is in a validation split
+_MOST_FOR_CLASSES = 2  # factor by which a validation split may grow to contain each class
 
 
 def name_key(name: str, key: bytes = b"") -> bytes:
-    """Sorts names in an order that is the same everywhere and has nothing to do with them."""
+    """Sort key of a name for a fixed pseudo-random order."""
     return hashlib.blake2b(name.encode(), key=key, digest_size=_KEY_BYTES).digest()
 
 
 def _share(fraction: float, count: int) -> int:
-    """Rounded half up, at least 1."""
+    """fraction * count, rounded half up, at least 1."""
     return max(1, math.floor(round(fraction * count, _DECIMALS) + 0.5))
 
 
 def stable_subset(names: Sequence[str], fraction: float, seed: int) -> list[str]:
-    """The share of a data set that ``seed`` draws, the same everywhere and always.
+    """Choose a share of a data set by ``seed``, the same on every machine.
 
-    Each name has a key, the BLAKE2b hash of its base name keyed with the seed; the smallest keys
-    are taken. So the subset depends on neither the folder nor the order of listing, and for one
-    seed a smaller fraction is a subset of a larger one.
+    The key of a name is the BLAKE2b hash of its base name, keyed with the seed; the names with the
+    smallest keys are chosen. The subset depends on neither the folder nor the order of listing, and
+    for one seed a smaller fraction is a subset of a larger one.
 
     Args:
         names: file names or paths with different base names.
@@ -62,13 +62,13 @@ def stable_subset(names: Sequence[str], fraction: float, seed: int) -> list[str]
 
 
 def read_split_file(path: str) -> list[str]:
-    """The stems of the file names that a text file lists, in its order.
+    """Read the stems of the file names in a text file, in its order.
 
-    One name a line, with or without folder, extension and ``_leftImg8bit``; published lists of
-    Cityscapes have ``_gtFine_instanceIds`` there. ``#`` starts a comment.
+    One name per line, with or without folder, extension and ``_leftImg8bit`` or
+    ``_gtFine_instanceIds`` (published lists of Cityscapes). ``#`` starts a comment.
 
     Raises:
-        DatasetError: the file is missing or no text, lists nothing, or lists a name twice.
+        DatasetError: the file is missing, empty or not text, or lists a name twice.
     """
     list_of_images = f"The list of labeled images {path}"
     try:
@@ -78,18 +78,18 @@ def read_split_file(path: str) -> list[str]:
         raise DatasetError(message) from error
     stems = [stem(line) for line in (line.split("#")[0].strip() for line in lines) if line]
     if not stems:
-        raise DatasetError(f"{list_of_images} is empty; write one image file name a line.")
+        raise DatasetError(f"{list_of_images} is empty; write one image file name per line.")
     _refuse_duplicates(stems, list_of_images)
     return stems
 
 
 def listed_subset(names: Sequence[str], stems: Sequence[str], origin: str) -> list[str]:
-    """The names whose stem is listed, sorted.
+    """Choose the names whose stem is listed, sorted.
 
     Args:
         names: file names or paths of the data set.
         stems: as :func:`read_split_file` returns them.
-        origin: what to call the list in errors.
+        origin: name of the list in messages.
 
     Raises:
         DatasetError: a listed name is not in the data set, or fits more than one image.
@@ -106,7 +106,7 @@ def listed_subset(names: Sequence[str], stems: Sequence[str], origin: str) -> li
 
 
 def stem(name: str) -> str:
-    """A file name without folder, image extension and Cityscapes' ``_leftImg8bit`` and the like.
+    """Remove folder, image extension and Cityscapes' suffixes from a file name.
 
     >>> stem("train/aachen/aachen_000000_000019_leftImg8bit.png")
     'aachen_000000_000019'
@@ -134,22 +134,22 @@ def _some(names: Sequence[str]) -> str:
 
 
 def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list[str]:
-    """Choose the images to evaluate on, the same everywhere and always.
+    """Choose the images for validation, the same on every machine.
 
-    Each image has a key, the BLAKE2b hash of its name, and smaller keys go first. From the rarest
-    class to the most frequent, the first image of a class that has none yet is taken; then the
-    first images of all, up to the fraction. A class always keeps an image to train on. For the
-    classes' sake the split may have up to twice the fraction's images, but not more than half.
+    Images are ordered by the BLAKE2b hash of their names. From the rarest class to the most
+    frequent, the first image of a class that has none yet is chosen; then the first images of all,
+    up to the fraction. Each class keeps an image to train on. To contain each class, the split may
+    have up to twice the fraction's images, but not more than half of all.
 
     Args:
-        classes_of: the names of the classes that an image has instances of, by the image's name.
+        classes_of: image name -> names of the classes of its instances.
         fraction: in (0, 1); fraction * images is rounded half up, to at least 1.
 
     Returns:
         The chosen names, sorted.
 
     Raises:
-        InputError, DatasetError: the fraction is out of range; no image can be spared.
+        InputError, DatasetError: the fraction is out of range; no image can be chosen.
 
     >>> classes_of = {"1.png": {"cat"}, "2.png": {"cat"}, "3.png": {"dog"}, "4.png": {"dog"}}
     >>> draw_validation(classes_of, 0.25)

@@ -1,9 +1,8 @@
-"""What is done to images: the geometry that labeled and unlabeled views share, and the weak view's
-color distortion.
+"""Geometry of labeled and unlabeled views, and color distortion of the weak view.
 
-Detectron2 resizes the whole image and then cuts the crop out. Here the transforms are drawn from
-the image's size alone, and then applied together, which gives the same pixels in less time. That
-works for its own transforms; all others are applied one by one by themselves.
+Detectron2 resizes the whole image and then crops it. Here its transforms are drawn from the image's
+size alone and then applied together, which gives the same pixels in less time. Other transforms are
+applied one by one.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ GEOMETRY_REGISTRY = Registry("GEOMETRY")
 
 _NARROW = 10  # ratio of an image's sides above which resizing may leave no pixel of the shorter
 _SEED_WORDS = 8  # 32-bit words that initialize numpy's global generator
-# Augmentations that look at nothing but the size of the image. Subclasses may look at more.
+# Augmentations that depend only on the size of the image. Subclasses may depend on more.
 _SIZE_ONLY = {
     T.CropTransform,
     T.FixedSizeCrop,
@@ -46,7 +45,7 @@ _PROBABILITY, _BRIGHTNESS, _FACTORS, _HUE = 0.5, 32, (0.5, 1.5), 18
 
 
 def build_geometry(cfg: CfgNode) -> list[T.Augmentation]:
-    """The geometry that labeled and unlabeled images share.
+    """Build the geometry of labeled and unlabeled images.
 
     Raises:
         ConfigError: INPUT.DATASET_MAPPER_NAME has no registered geometry.
@@ -79,7 +78,7 @@ def mask_former_instance(cfg: CfgNode) -> list[T.Augmentation]:
 
 @GEOMETRY_REGISTRY.register()
 def coco_instance_lsj(cfg: CfgNode) -> list[T.Augmentation]:
-    """COCO: large-scale jitter. The crop is not padded, so that a view holds content only."""
+    """COCO: large-scale jitter. The crop is not padded: a view contains content only."""
     side = cfg.INPUT.IMAGE_SIZE
     return [
         *_flip(cfg),
@@ -98,7 +97,7 @@ def _flip(cfg: CfgNode) -> list[T.Augmentation]:
 
 
 def of_tile(geometry: Sequence[T.Augmentation], record: dict) -> list[T.Augmentation]:
-    """A geometry for the tile that a record stands for (:mod:`s4m_d2.tiling`), if it is of one."""
+    """Prepend the crop of the record's tile, if it has one (:mod:`s4m_d2.tiling`)."""
     if "tile" not in record:
         return list(geometry)
     x0, y0, x1, y1 = record["tile"]
@@ -107,7 +106,7 @@ def of_tile(geometry: Sequence[T.Augmentation], record: dict) -> list[T.Augmenta
 
 @contextlib.contextmanager
 def seeded_numpy(seed: int) -> Iterator[None]:
-    """Seed numpy's global generator, which Detectron2's augmentations draw from, and restore it."""
+    """Seed numpy's global generator, used by Detectron2's augmentations, and restore it."""
     state = np.random.get_state()
     np.random.seed(np.random.SeedSequence(seed).generate_state(_SEED_WORDS))
     try:
@@ -157,7 +156,7 @@ def apply_geometry(
 
 
 def _smallest(augmentation: T.Augmentation) -> T.Augmentation:
-    """A random scale at its smallest; other augmentations as they are."""
+    """Fix a random scale at its smallest value; other augmentations are unchanged."""
     if type(augmentation) is not T.ResizeScale:
         return augmentation
     scale = augmentation.min_scale
@@ -165,7 +164,7 @@ def _smallest(augmentation: T.Augmentation) -> T.Augmentation:
 
 
 class _SizeInput(T.AugInput):
-    """An image's size, without its pixels, for augmentations to look at."""
+    """An image's size without its pixels, as input of augmentations."""
 
     image: np.ndarray
 
@@ -179,7 +178,7 @@ class _SizeInput(T.AugInput):
 
 
 def _steps(transform: T.Transform) -> list[T.Transform]:
-    """Single transforms, without those that do nothing."""
+    """Flatten to single transforms, without no-ops."""
     steps = transform.transforms if isinstance(transform, T.TransformList) else [transform]
     return [step for step in steps if type(step) is not T.NoOpTransform]
 
@@ -202,12 +201,12 @@ def transform_image(image: np.ndarray, transforms: T.TransformList) -> np.ndarra
 def _resize_and_crop(
     image: np.ndarray, resize: T.ResizeTransform, crop: T.CropTransform
 ) -> np.ndarray:
-    """Each axis is resized at full length, but only for the lines that the crop needs.
+    """Resize and crop with the pixels of Pillow, computing only rows and columns of the crop.
 
-    Pillow rounds between the two axes. Of an image that becomes no less high, it takes the width
-    first, so the same steps give its exact values; else some versions take the height first, and
-    the whole image, which is not larger then, is resized as ever. (Pillow can resize a part of an
-    image at once, but then it rounds that part's place.)
+    Pillow rounds between the two axes. If the height does not shrink, it resizes the width first,
+    and the same steps give its exact values; otherwise some versions resize the height first, so
+    the whole image is resized as usual. (Pillow can resize a part of an image, but then it rounds
+    the part's position.)
     """
     height = image.shape[0]
     rows = range(resize.new_h)[crop.y0 : crop.y0 + crop.h]
@@ -232,7 +231,7 @@ def _resize_and_crop(
 def source_pixels(
     transforms: T.Transform, image_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Where the pixels of a transformed segmentation come from.
+    """Compute the source rows and columns of a transformed segmentation.
 
     Args:
         transforms: any.
@@ -240,7 +239,7 @@ def source_pixels(
 
     Returns:
         ``rows`` (H',) and ``columns`` (W',), monotone integers: ``apply_segmentation`` of a uint8
-        map equals ``map[rows][:, columns]``. None where transforms are not known to do that.
+        map equals ``map[rows][:, columns]``. None for transforms of other kinds.
     """
     rows: np.ndarray = np.arange(image_size[0])
     columns: np.ndarray = np.arange(image_size[1])
@@ -261,17 +260,17 @@ def source_pixels(
 
 
 def _nearest(length: int, new_length: int) -> np.ndarray:
-    """(new_length,) indices of the pixels that Pillow's nearest resize takes."""
+    """(new_length,) source indices of Pillow's nearest resize."""
     ramp = Image.fromarray(np.arange(length, dtype=np.int32)[None])
     return np.asarray(ramp.resize((new_length, 1), Image.Resampling.NEAREST))[0]
 
 
 class ColorDistortion:
-    """Color distortion of SSD, with its amounts, as Mask2Former uses it.
+    """SSD's color distortion with its amounts, as in Mask2Former.
 
-    Brightness (shifted by up to 32 levels), then contrast (0.5 to 1.5 times), saturation (0.5 to
-    1.5 times) and hue (turned by up to 36 degrees), or saturation, hue and contrast; each of the
-    four with probability 0.5, and each order.
+    Brightness (shifted by up to 32 levels), then either contrast (0.5 to 1.5 times), saturation
+    (0.5 to 1.5 times) and hue (rotated by up to 36 degrees), or saturation, hue and contrast. Each
+    of the four, and each order, has probability 0.5.
 
     Args:
         image_format: "RGB" or "BGR", the order of the channels.

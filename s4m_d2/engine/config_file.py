@@ -1,4 +1,4 @@
-"""From a config file and command-line overrides to a config."""
+"""Loads a config from a file and command-line overrides."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from s4m_d2.errors import ConfigError
 
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
 _PACKAGE = Path(__file__).resolve().parents[1]
-# A wheel has the configs in the package, a clone beside it.
+# The configs are inside the package in a wheel, beside it in a clone.
 _CONFIGS = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs"
 _FOR_OTHER_DATA = ("Base-", "cityscapes_", "coco_", "toyscapes_")
 
 
 def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
-    """Defaults, then the file (with its ``_BASE_``), then the overrides; frozen.
+    """Merge defaults, the file (with its ``_BASE_``) and the overrides; the result is frozen.
 
     Args:
-        config_file: YAML, or the name of one of this project's; "" for none. Tags that build
-            Python objects are refused.
+        config_file: YAML file, or the name of one of this project's configs; "": none. Tags that
+            build Python objects are refused.
         opts: KEY VALUE KEY VALUE …, values as Python literals or plain strings.
 
     Raises:
-        ConfigError: names the file or override, the key, and the nearest key that exists.
+        ConfigError: names the file or override, the key, and the most similar key.
     """
     cfg = get_cfg()
     add_s4m_config(cfg)
@@ -59,9 +59,9 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
 
 
 def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:
-    """The keys that the user set, in the file, its ``_BASE_`` or the overrides; loaded before.
+    """Keys set by the user in the file, its ``_BASE_`` or the overrides (which are valid).
 
-    What this project's configs for COCO, Cityscapes and toyscapes set, they set for those.
+    Keys of this project's configs for COCO, Cityscapes and toyscapes do not count.
     """
     nested = _UsersConfig.load_yaml_with_base(config_path(config_file)) if config_file else {}
     return {*_leaf_keys(nested), *opts[::2]}
@@ -72,13 +72,13 @@ def _names() -> list[str]:
 
 
 def config_path(config_file: str) -> str:
-    """A file's path as it is, that of this project's config for a name."""
+    """Path of a config: a path is unchanged, a name is one of this project's configs."""
     named = config_file in _names() and not os.path.isfile(config_file)
     return str(_CONFIGS / f"{config_file}.yaml") if named else config_file
 
 
 class _UsersConfig(CfgNode):
-    """A config whose files for other data are empty."""
+    """A config that reads this project's files for other data sets as empty."""
 
     @classmethod
     def _open_cfg(cls, filename: str) -> IO[str]:
@@ -89,7 +89,7 @@ class _UsersConfig(CfgNode):
 
 
 def _explain(cfg: CfgNode, error: Exception) -> str:
-    """An error's message in the user's terms."""
+    """Reword an error of fvcore, yacs or PyYAML."""
     if isinstance(error, RecursionError):
         return "_BASE_ leads back to the file itself, or values nest too deep. Correct the file."
     if isinstance(error, yaml.YAMLError):

@@ -1,11 +1,11 @@
-"""Every random draw is a function of (seed, stream, position in the stream).
+"""Seeds: every random draw is a function of (seed, stream, position in the stream).
 
-The loader attaches ``seeds`` to each sample: one integer for each purpose below. Whoever draws for
-that sample makes a generator from its integer, so that a draw depends neither on a worker's state
-nor on what was drawn before it, and a run continues exactly where it stopped.
+The loader attaches ``seeds`` to each sample: one integer for each purpose below, from which a
+generator is made. So draws depend neither on a worker's state nor on earlier draws, and a run can
+be resumed exactly.
 
-The default generators of PyTorch, NumPy and Python, from which other libraries draw, are seeded in
-each iteration; their states can be read and set as plain tensors and numbers.
+The default generators of PyTorch, NumPy and Python, used by other libraries, are seeded in each
+iteration; their states can be saved and restored as plain tensors and numbers.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-#: What is drawn for a sample; each purpose has a seed of its own.
+#: Purposes of draws for a sample; each has its own seed.
 PURPOSES = ("augment", "strong_view", "loss_points", "prompt_points", "refine_points", "arp")
 
 
 def derive_seed(*keys: int | str) -> int:
-    """A 63-bit seed from any sequence of integers and strings.
+    """Hash a sequence of integers and strings to a 63-bit seed.
 
-    Stable over processes, machines and Python versions; different key sequences give
-    independent seeds.
+    The same in all processes, machines and Python versions; different sequences give independent
+    seeds.
     """
     text = "\x1f".join(f"{type(key).__name__}:{key}" for key in keys)
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
@@ -42,14 +42,14 @@ def sample_seeds(seed: int, stream: str, position: int) -> dict[str, int]:
 def seed_default_generators(seed: int) -> None:
     """Seed PyTorch's (all devices), NumPy's and Python's default generators."""
     torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)  # all that it takes
+    np.random.seed(seed % 2**32)  # its range
     random.seed(seed)
 
 
 def default_generator_states() -> dict[str, Any]:
-    """What the default generators of this process draw next, as tensors and plain numbers.
+    """States of this process' default generators, as tensors and plain numbers.
 
-    PyTorch's are of the CPU and, where CUDA is in use, of the current device.
+    PyTorch's are those of the CPU and, if CUDA is in use, of the current device.
     """
     of_numpy = np.random.get_state(legacy=False)
     version, words, gauss = random.getstate()
@@ -69,10 +69,10 @@ def default_generator_states() -> dict[str, Any]:
 
 
 def restore_default_generators(states: Mapping[str, Any]) -> None:
-    """Make the default generators draw what they were about to draw.
+    """Restore the states of the default generators.
 
     Args:
-        states: of :func:`default_generator_states`. CUDA's is left alone where there is none.
+        states: of :func:`default_generator_states`. CUDA's is ignored without CUDA.
     """
     torch.set_rng_state(states["torch"])
     numpy, python = states["numpy"], states["python"]
@@ -86,7 +86,7 @@ def restore_default_generators(states: Mapping[str, Any]) -> None:
 
 @contextmanager
 def undisturbed_generators() -> Iterator[None]:
-    """Afterwards the default generators draw what they would have drawn without the block."""
+    """Restore the default generators after the block."""
     states = default_generator_states()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The two stages of a run: which are trained, with which config, and whether they are finished."""
+"""The two stages of a run: which are trained, their configs, and whether they are finished."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ ITERATIONS = "iterations"  # of RESULTS: those that were done then
 
 
 def run_config(cfg: CfgNode) -> CfgNode:
-    """The config as this machine runs it: AMP on CUDA only, and always a seed.
+    """Adapt the config to this machine: AMP on CUDA only, and always a fixed seed.
 
-    A negative SEED (Detectron2: a different one in each run) becomes 0, because a run that is to be
-    continued exactly needs the same seed again.
+    A negative SEED (Detectron2: random) becomes 0, because exact resuming needs the same seed.
     """
     cfg = cfg.clone()
     cfg.defrost()
@@ -35,16 +34,16 @@ def run_config(cfg: CfgNode) -> CfgNode:
 
 
 def runs_stage(cfg: CfgNode, stage: str) -> bool:
-    """Whether a run with this config trains the "teacher" (stage 1) or the "student" (stage 2)."""
+    """True if a run with this config trains ``stage``, "teacher" (1) or "student" (2)."""
     if stage == "teacher":
         return cfg.S4M.STAGE != "student" and not cfg.S4M.TEACHER_WEIGHTS
     return cfg.S4M.STAGE != "teacher"
 
 
 def stages_to_run(cfg: CfgNode, *, resume: bool) -> list[str]:
-    """The stages that a run trains; with ``resume``, without those that are finished.
+    """List the stages that a run trains; with ``resume``, only unfinished ones.
 
-    The teacher of a stage 2 that has begun stays what it is, however long stage 1 is to be now.
+    Once stage 2 has begun, its teacher is fixed: a new length of stage 1 has no effect.
     """
     stages = [stage for stage in STAGES if runs_stage(cfg, stage)]
     if not resume:
@@ -54,18 +53,16 @@ def stages_to_run(cfg: CfgNode, *, resume: bool) -> list[str]:
 
 
 def student_has_begun(cfg: CfgNode) -> bool:
-    """Whether OUTPUT_DIR holds a checkpoint of stage 2."""
+    """True if OUTPUT_DIR has a checkpoint of stage 2."""
     return holds_run(stage_config(cfg, "student").OUTPUT_DIR)
 
 
 def stage_is_finished(cfg: CfgNode, iterations: int | None = None) -> bool:
-    """Whether nothing is left to do for a stage: trained, and evaluated if DATASETS.TEST says so.
-
-    No checkpoint is read.
+    """True if a stage is trained and, with DATASETS.TEST, evaluated. No checkpoint is read.
 
     Args:
         cfg: config of the stage.
-        iterations: that it is to have; default: SOLVER.MAX_ITER.
+        iterations: its length; default: SOLVER.MAX_ITER.
     """
     iterations = cfg.SOLVER.MAX_ITER if iterations is None else iterations
     done = final_iterations(cfg.OUTPUT_DIR)
@@ -75,7 +72,7 @@ def stage_is_finished(cfg: CfgNode, iterations: int | None = None) -> bool:
 
 
 def stored_results(folder: str) -> dict[str, Any]:
-    """Results of the last evaluation of a stage in ``folder``; {}: none that can be read."""
+    """Read the results of the last evaluation of a stage in ``folder``; {}: none readable."""
     try:
         return dict(read_results(os.path.join(folder, RESULTS)))
     except (OSError, TypeError, ValueError):
@@ -83,12 +80,12 @@ def stored_results(folder: str) -> dict[str, Any]:
 
 
 def final_weights(cfg: CfgNode, stage: str) -> str:
-    """Where a stage writes its last checkpoint."""
+    """Path of a stage's final checkpoint."""
     return os.path.join(stage_config(cfg, stage).OUTPUT_DIR, FINAL_CHECKPOINT)
 
 
 def stage_config(cfg: CfgNode, stage: str) -> CfgNode:
-    """One stage's config: its output folder, batch, schedule, sampler, and no distillation in 2."""
+    """Make a stage's config: folder, batch, schedule, sampler; no distillation in stage 2."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR.rstrip('/')}/{stage}"

@@ -1,4 +1,4 @@
-"""Mask AP, by the measure that the data set comes with, and the quality of pseudo-labels."""
+"""Mask AP by COCO's or Cityscapes' measure, and the quality of pseudo-labels."""
 
 from s4m_d2.evaluation.cityscapes import CityscapesInstanceAP
 from s4m_d2.evaluation.coco import COCOInstanceAP, build_evaluator, masks_as_rle

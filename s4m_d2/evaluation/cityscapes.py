@@ -25,11 +25,10 @@ TRUTH_SUFFIX = "_gtFine_instanceIds.png"
 
 
 class CityscapesInstanceAP(DatasetEvaluator):
-    """Mask AP and AP50 over the images that were processed, in percent.
+    """Mask AP and AP50 over the processed images, in percent.
 
-    Predictions pass through a temporary folder, shared by the processes of one machine and removed
-    afterwards; nothing is written anywhere else. An image without predictions counts as such: its
-    instances were missed.
+    Predictions are written to a temporary folder, shared by the processes of one machine and
+    removed afterwards. All instances of an image without predictions count as missed.
 
     Args:
         dataset_name: a registered data set whose metadata has ``thing_classes`` (Cityscapes' own
@@ -94,7 +93,7 @@ class CityscapesInstanceAP(DatasetEvaluator):
         return {"segm": {name: 100 * float(value) for name, value in segm.items()}}
 
     def _pairs(self) -> tuple[list[str], list[str]]:
-        """Files of ground truth and of predictions of the images that were processed."""
+        """Files of ground truth and predictions of the processed images."""
         truths = sorted(Path(self._metadata.gt_dir).glob(f"*/*{TRUTH_SUFFIX}"))
         files = [(t, Path(self._root, t.name.removesuffix(TRUTH_SUFFIX) + ".txt")) for t in truths]
         pairs = [(str(truth), str(found)) for truth, found in files if found.exists()]

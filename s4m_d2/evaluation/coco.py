@@ -1,4 +1,4 @@
-"""COCO's AP and files of results from encoded masks; which evaluator a data set needs."""
+"""COCO's AP and result files from encoded masks, and the choice of a data set's evaluator."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from s4m_d2.evaluation.cityscapes import CityscapesInstanceAP
 from s4m_d2.files import atomic_write
 from s4m_d2.structures import RLEMasks, as_rles, plain_rle
 
-COCO_TASKS = ("bbox", "segm")  # stated, so that a model without predictions has both results too
+COCO_TASKS = ("bbox", "segm")  # explicit, so that a model without predictions has both results
 RESULTS = "predictions.json"
 IMAGES = "images.json"
 
@@ -29,15 +29,15 @@ Add = Callable[[Mapping[str, Any], Instances], None]
 def build_evaluator(
     dataset_name: str, output_dir: str | None = None, *, max_detections: int | None = None
 ) -> DatasetEvaluator:
-    """The evaluator for a registered data set, by its metadata's ``evaluator_type``.
+    """Build the evaluator of a registered data set, by its metadata's ``evaluator_type``.
 
     Args:
         dataset_name: a data set with evaluator_type "coco" or "cityscapes_instance".
-        output_dir: COCO predictions are written there; None: nowhere. Cityscapes writes nothing.
-        max_detections: of an image that count in COCO's AP; None: 100, as in published results.
+        output_dir: folder for COCO predictions; None: not written. Cityscapes writes nothing.
+        max_detections: detections per image in COCO's AP; None: 100, as in published results.
 
     Raises:
-        ConfigError: the data set has no evaluator of masks.
+        ConfigError: the data set has no mask evaluator.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind == "cityscapes_instance":
@@ -56,10 +56,10 @@ def build_evaluator(
 
 
 class COCOInstanceAP(COCOEvaluator):
-    """Detectron2's evaluator; it takes :class:`RLEMasks` as they are, and masks as ever."""
+    """Detectron2's evaluator, which also accepts :class:`RLEMasks`."""
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Add the predictions of a batch, each mask as its run-length encoding."""
+        """Add the predictions of a batch; RLEs are not decoded."""
         for sample, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]
             masks = instances.get_fields().get("pred_masks")
@@ -76,10 +76,10 @@ class COCOInstanceAP(COCOEvaluator):
 
 @contextmanager
 def masks_as_rle(model: nn.Module) -> Iterator[None]:
-    """Inside, ``model`` returns :class:`~s4m_d2.structures.RLEMasks`, if it has ``rle_masks``.
+    """Make ``model`` return :class:`~s4m_d2.structures.RLEMasks` inside, if it has ``rle_masks``.
 
     A hundred masks of a 2,000 x 4,000 image take 800 MB as a tensor and some hundred KiB encoded;
-    what evaluators read from either is the same.
+    evaluators give the same results for both.
     """
     if not hasattr(model, "rle_masks"):
         yield
@@ -96,10 +96,10 @@ def masks_as_rle(model: nn.Module) -> Iterator[None]:
 def write_coco_results(
     folder: str | os.PathLike[str], class_names: Sequence[str], category_ids: Sequence[int]
 ) -> Iterator[Add]:
-    """Write predictions.json, COCO's list of results, and images.json, what its ids mean.
+    """Write predictions.json (COCO's results) and images.json (its images and categories).
 
-    ``COCO("images.json").loadRes("predictions.json")`` reads both. They appear together when the
-    block ends; when it raises, older files stay as they were. Only one image is held at a time.
+    ``COCO("images.json").loadRes("predictions.json")`` reads both. They are written when the block
+    ends; if it raises, older files are unchanged. Only one image is in memory at a time.
 
     Yields a function that takes an image, {"file_name", "height", "width", ...}, which gets the
     next "id" from 1 on, and its Instances with ``pred_masks`` of that size, ``pred_classes`` and
@@ -111,7 +111,7 @@ def write_coco_results(
         category_ids: of the same classes, in the data set.
 
     Raises:
-        OutputError: the system refuses to write.
+        OutputError: a file cannot be written.
     """
     categories = [
         {"id": number, "name": name} for number, name in zip(category_ids, class_names, strict=True)
@@ -149,7 +149,7 @@ def coco_results(instances: Instances, category_ids: Sequence[int]) -> Iterator[
 
 
 class _JSONList:
-    """A list in a file that is being written, an item a line."""
+    """Writes a JSON list to a file, one item per line."""
 
     def __init__(self, file: IO[str]) -> None:
         self._file = file

@@ -1,18 +1,17 @@
-"""How good pseudo-labels are, where the true labels are known (the paper's figure 1).
+"""Quality of pseudo-labels, measured with true labels (the paper's figure 1).
 
-**Matches.** In each image, pseudo-labels and true instances are paired one to one, whatever their
-classes, where the IoU of their masks exceeds 0.5: the pair of the highest IoU first, then the next
-one of those left. Where neither true instances nor pseudo-labels overlap among themselves, no other
-pairs are possible; pseudo-labels may overlap, and the best one for an instance is taken, the others
-match nothing. (Of equal IoUs the higher score wins, then the right class, then the lower class id.)
+**Matches.** In each image, pseudo-labels and true instances are matched one to one, independent of
+their classes, if the IoU of their masks exceeds 0.5, in the order of falling IoU. Without overlaps
+among true instances and among pseudo-labels the matches are unique; of overlapping pseudo-labels
+the best one is matched, the others are not. (Of equal IoUs the higher score comes first, then the
+right class, then the lower class id.)
 
-**Crowds.** As in COCO's evaluation, regions that hold many instances without telling them apart
-(``iscrowd``) are neither to be found nor matched, and a pseudo-label that matches no instance and
-has more than half of its own pixels in such a region does not count. Unlike there its class does
-not matter, as in a match.
+**Crowds.** As in COCO's evaluation, crowds (``iscrowd``) are not matched, and an unmatched
+pseudo-label with more than half of its pixels in a crowd is ignored. Unlike in COCO's, its class is
+ignored too, as in matching.
 
-**Sizes** are COCO's, by the pixels of the mask: a match counts for the size of the true instance, a
-pseudo-label without one for its own, so that the sizes add up to the whole.
+**Sizes** are COCO's, by the pixels of the mask: a match has the size of the true instance, an
+unmatched pseudo-label its own, so that the sizes add up to the whole.
 """
 
 from __future__ import annotations
@@ -29,37 +28,37 @@ from s4m_d2.errors import InputError
 from s4m_d2.structures import PseudoLabels, dense_overlaps, mask_areas
 from s4m_d2.transfers import to_device, to_host
 
-IOU_THRESH = 0.5  # a match has more; with less, an instance could match several disjoint masks
-CROWD_THRESH = 0.5  # a pseudo-label with more of its pixels in a crowd is not judged
+IOU_THRESH = 0.5  # of a match; below it an instance could match several disjoint masks
+CROWD_THRESH = 0.5  # an unmatched pseudo-label with more of its pixels in a crowd is ignored
 SIZES = ("small", "medium", "large")
 SIZE_LIMITS = (32.0**2, 96.0**2)  # px: medium begins at the first, large at the second (COCO)
 NO_MATCH = -1
-# What is counted, of each size and class.
+# Counts, for each size and class.
 COUNTS = (
     "instances",  # true ones, without crowds
-    "found",  # of them, those that a pseudo-label matches
+    "found",  # matched true instances
     "pseudo_labels",  # without those in crowds
-    "matched",  # of them, those that match an instance
-    "duplicates",  # without a match, but above 0.5 with an instance that another one matches
-    "correct",  # matches whose class is right
-    "in_crowds",  # pseudo-labels that are not judged
-    "iou_found",  # sum of the IoUs of the instances found
-    "iou_correct",  # sum of the IoUs of matches whose class is right
+    "matched",  # matched pseudo-labels
+    "duplicates",  # unmatched, but IoU above 0.5 with an instance that another one matches
+    "correct",  # matches with the right class
+    "in_crowds",  # ignored pseudo-labels
+    "iou_found",  # sum of the IoUs of matches
+    "iou_correct",  # sum of the IoUs of matches with the right class
 )
-# The share that one count has in another, or in the mean of two. By class, "pseudo_labels" and
-# "matched" are of those that claim to be of it, "instances" and "found" of its true instances.
+# Ratio of a count to another one, or to the mean of two. By class, "pseudo_labels" and "matched"
+# are counted by the predicted class, "instances" and "found" by the true class.
 MEASURES = {
     "class_accuracy": ("correct", "found"),
     "sq": ("iou_found", "found"),  # segmentation quality: the mean IoU of matches
     "precision": ("correct", "pseudo_labels"),
     "recall": ("correct", "instances"),
-    "mask_precision": ("matched", "pseudo_labels"),  # of whatever class
+    "mask_precision": ("matched", "pseudo_labels"),  # independent of the class
     "mask_recall": ("found", "instances"),
     "rq": ("correct", "pseudo_labels", "instances"),  # recognition quality: the harmonic mean
-    # Panoptic quality of all classes together; the benchmark's is the classes' mean.
+    # Panoptic quality of all classes together; benchmarks use the mean over classes.
     "pq": ("iou_correct", "pseudo_labels", "instances"),
 }
-# Columns of tables: a count or measure, and its head.
+# Columns of tables: a count or measure, and its title.
 _COLUMNS = {
     "instances": "instances",
     "pseudo_labels": "labels",
@@ -74,11 +73,11 @@ _COLUMNS = {
     "pq": "PQ",
 }
 
-Quality = dict[str, float | None]  # by MEASURES, None: of nothing; and by COUNTS but sums of IoUs
+Quality = dict[str, float | None]  # MEASURES (None: undefined) and COUNTS without sums of IoUs
 
 
 def quality_of(counts: np.ndarray) -> Quality:
-    """The measures that follow from (9,) ``COUNTS``, and the counts."""
+    """Compute the measures from (9,) ``COUNTS``; also returns the counts."""
     known = dict(zip(COUNTS, counts.tolist(), strict=True))
     quality: Quality = {}
     for name, (part, *wholes) in MEASURES.items():
@@ -92,10 +91,10 @@ class PseudoLabelQuality:
 
     Args:
         class_names: of the K classes, in the order of ids; all different.
-        size_limits: px; from which area on an instance is medium, and large.
+        size_limits: areas in px from which on an instance is medium, and large.
 
     Attributes:
-        images: how many were added.
+        images: number of images added.
         cells: (3, K, 9) float64, ``COUNTS`` for each size and class.
 
     Example:
@@ -135,7 +134,7 @@ class PseudoLabelQuality:
             labels: N pseudo-labels.
             classes: (M,) int64 class ids of the truth.
             masks: (M, H, W) bool, in the frame of the labels' masks; they may overlap.
-            crowds: (M,) bool, the regions with many instances; None: there are none.
+            crowds: (M,) bool; None: no crowds.
             pixel_area: px of the image in a pixel of the masks; sizes are areas in the image.
 
         Raises:
@@ -205,27 +204,27 @@ class PseudoLabelQuality:
             count(name, (sizes[chosen], ids[chosen]))
 
     def merge(self, other: PseudoLabelQuality) -> None:
-        """Add what another one has seen, of the same classes and sizes."""
+        """Add the counts of another one with the same classes and sizes."""
         self.images += other.images
         self.cells += other.cells
 
     def gathered(self) -> PseudoLabelQuality | None:
-        """The quality over the images of all processes, None but in the main one; all call it."""
+        """Gather the counts of all processes, which all call it; None except in the main one."""
         whole = PseudoLabelQuality(self.class_names, self.size_limits)
         for part in comm.gather(self):
             whole.merge(part)
         return whole if comm.is_main_process() else None
 
     def overall(self) -> Quality:
-        """Of all pseudo-labels."""
+        """Quality of all pseudo-labels."""
         return quality_of(self.cells.sum(axis=(0, 1)))
 
     def by_class(self) -> dict[str, Quality]:
-        """By the name of the class."""
+        """Quality by class name."""
         return dict(zip(self.class_names, map(quality_of, self.cells.sum(axis=0)), strict=True))
 
     def by_size(self) -> dict[str, Quality]:
-        """By the name of the size."""
+        """Quality by size name."""
         return dict(zip(SIZES, map(quality_of, self.cells.sum(axis=1)), strict=True))
 
     def as_dict(self) -> dict[str, Any]:
@@ -240,7 +239,7 @@ class PseudoLabelQuality:
 def match_masks(
     iou: np.ndarray, scores: np.ndarray, classes: np.ndarray, true_classes: np.ndarray
 ) -> np.ndarray:
-    """Pair pseudo-labels with true instances, the pair of the highest IoU first.
+    """Match pseudo-labels with true instances, in the order of falling IoU.
 
     Args:
         iou: (N, M) of their masks.
@@ -248,7 +247,7 @@ def match_masks(
         true_classes: (M,).
 
     Returns:
-        (N,) int64, the instance that each pseudo-label matches, or NO_MATCH.
+        (N,) int64, the instance matched by each pseudo-label, or NO_MATCH.
     """
     rows, columns = np.nonzero(iou > IOU_THRESH)
     is_wrong = classes[rows] != true_classes[columns]
@@ -272,7 +271,8 @@ def _check_ids(ids: np.ndarray, true_ids: np.ndarray, count: int) -> None:
 
 
 def quality_tables(steps: Mapping[str, PseudoLabelQuality]) -> list[str]:
-    """Three Markdown tables, shares in percent: of all pseudo-labels, by size and by class.
+    """Make three Markdown tables, in percent: all pseudo-labels, by size and by class.
+
 
     Args:
         steps: "before" and "after" refinement, or one of them, of the same images.

@@ -1,18 +1,18 @@
-"""Deformable sampling in plain PyTorch: sums of table rows with a backward of its own.
+"""Deformable sampling in plain PyTorch: sums of table rows with a custom backward.
 
-A bilinear look-up is a weighted sum of four rows of a table that holds a cell's channels in a row,
-so that all look-ups of a query are one sum of 4 · levels · points rows: ``embedding_bag``. What
-autograd would make of its backward is slow; here
+A bilinear look-up is a weighted sum of four rows of a table with one row of channels per cell, so
+that all look-ups of a query are one sum of 4 · levels · points rows: ``embedding_bag``. Autograd's
+backward of it is slow; here
 
 - the gradients of weights and locations need the products of each row with the gradient of its sum,
   which are the elements of a dense matrix product at a sparse set of places (``sampled_addmm``);
-- the gradient of the table is again a sum of rows, taken from the gradient: look-ups are sorted by
-  their upper left corner, and each of the four corners is one ``embedding_bag``. Nothing is
-  scattered, so that the result is the same in every run.
+- the gradient of the table is again a sum of rows of the gradient: look-ups are sorted by their
+  upper left corner, and each of the four corners is one ``embedding_bag``. Nothing is scattered, so
+  the result is deterministic.
 
-The table has a border of two zero cells around each level, which spares all questions of what lies
-outside. Look-ups are prepared in pieces that fit a cache, and again in the backward: only the
-inputs are kept for it.
+The table has a border of two zero cells around each level, so that positions outside need no
+special case. Look-ups are computed in pieces that fit a cache, and again in the backward: only the
+inputs are saved.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def table_gradient(
     locations: Tensor,
     weights: Tensor,
 ) -> Tensor:
-    """The gradient of the values alone, by sorted sums.
+    """Compute the gradient of the values alone, by sorted sums.
 
     Args:
         grad_output: (B, Q, heads · C).
@@ -113,9 +113,9 @@ class _Lookups(NamedTuple):
 
 
 class _Plan:
-    """Where the cells of levels lie in a table of rows (image, padded cell, head), for one call.
+    """Layout of one call's table, whose rows are (image, padded cell, head).
 
-    Small images share a table: many short operations would take longer than a few long ones.
+    Small images share a table: few long operations are faster than many short ones.
     """
 
     def __init__(self, level_sizes: list[tuple[int, int]], locations: Tensor) -> None:
@@ -139,15 +139,15 @@ class _Plan:
         self.firsts = to_device(firsts, device, torch.int32) + heads[:, None, None]
 
     def groups(self) -> Iterator[slice]:
-        """Images that share a table: one, or as many as have their look-ups in one piece."""
+        """Images that share a table: one, or as many as fit into one piece."""
         lookups = max(1, self.queries * self.heads * self.lookups_per_sum)
         step = max(1, _PIECE // lookups)
         for start in range(0, self.images, step):
             yield slice(start, min(start + step, self.images))
 
     def pieces(self, locations: Tensor, weights: Tensor) -> Iterator[tuple[slice, slice, _Lookups]]:
-        """Queries (image after image) to do at a time, the same as a slice of (query, head), and
-        their look-ups in the table of these images."""
+        """Slices of queries (image after image), the same as slices of (query, head), and their
+        look-ups in the table of these images."""
         images, queries = locations.shape[:2]
         firsts = self.firsts
         if images > 1:  # the first row of each query's image
@@ -189,7 +189,7 @@ class _Plan:
         ]
 
     def starts(self, lookups: _Lookups) -> Tensor:
-        """Where each sum's rows begin, and the end of the last."""
+        """Start of each sum's rows, and the end of the last."""
         rows, step = lookups.rows, 4 * self.lookups_per_sum
         return torch.arange(0, rows.numel() + 1, step, dtype=rows.dtype, device=rows.device)
 

@@ -33,16 +33,15 @@ def deformable_sampling(
 ) -> Tensor:
     """Weighted sum of bilinear look-ups in several feature maps.
 
-    On a GPU Triton kernels do it, unless Triton is missing or cannot compile, an input is float64,
-    ``USE_TRITON`` of this module is False or the environment variable ``S4M_D2_TRITON`` was 0 when
-    it was imported; otherwise plain PyTorch does. Half-precision inputs are computed in float32 by
-    both.
+    Uses Triton kernels on a GPU, and plain PyTorch elsewhere, for float64, if Triton is missing or
+    cannot compile, and if ``USE_TRITON`` of this module is False (the environment variable
+    ``S4M_D2_TRITON`` was 0 when it was imported). Both compute half-precision inputs in float32.
 
     Args:
         value: (B, S, heads, C), the levels' cells in row-major order, one level after the other.
         level_sizes: (H, W) of each level; the products add up to S.
-        locations: (B, Q, heads, levels, points, 2), (x, y) in [0, 1] over each feature map; what
-            lies outside counts as zero.
+        locations: (B, Q, heads, levels, points, 2), (x, y) in [0, 1] over each feature map;
+            outside the map is zero.
         weights: (B, Q, heads, levels, points).
 
     Returns:
@@ -64,12 +63,12 @@ def _kernels_can_do(*tensors: Tensor) -> bool:
 
 @functools.cache
 def _kernels_compile(device: torch.device) -> bool:
-    """Whether Triton works there: it is tried once, on the smallest tensors."""
+    """Try once, on minimal tensors, whether Triton works on this device."""
     value, locations = torch.zeros(1, 1, 1, 16), torch.zeros(1, 1, 1, 1, 1, 2)
     tried = (x.to(device) for x in (value, locations, locations[..., 0]))
     try:
         deform_attn_triton.sample(next(tried), [1, 1], *tried)
-    except Exception as error:  # of many kinds: no compiler, no headers, a GPU it does not know
+    except Exception as error:  # no compiler, no headers, an unknown GPU, ...
         logger.warning(
             "Triton cannot compile its kernels here (%s). Deformable attention is computed in "
             "plain PyTorch, which takes longer. For the kernels install a C compiler, such as gcc.",
@@ -92,13 +91,13 @@ def _plain_sampling(
 
 
 class MSDeformAttn(nn.Module):
-    """Attention in which a query looks at a few learnt points around its reference point.
+    """Attention of a query to a few learned points around its reference point.
 
     Args:
         embed_dim: channels of queries and values, a multiple of ``num_heads``.
         num_levels: number of feature maps.
         num_heads: number of attention heads.
-        num_points: points that a head samples on each feature map.
+        num_points: points per head and feature map.
     """
 
     def __init__(self, *, embed_dim: int, num_levels: int, num_heads: int, num_points: int) -> None:
@@ -119,7 +118,7 @@ class MSDeformAttn(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Equal weights; head k's points lie in direction 2πk/heads, 1, 2, … cells away."""
+        """Set equal weights; head k's points are in direction 2πk/heads, 1, 2, … cells away."""
         angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
         directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
         directions = directions / directions.abs().amax(dim=-1, keepdim=True)
@@ -142,7 +141,7 @@ class MSDeformAttn(nn.Module):
         value: Tensor,
         level_sizes: list[tuple[int, int]],
     ) -> Tensor:
-        """Attend.
+        """Compute the attention.
 
         Args:
             query: (B, Q, embed_dim).

@@ -6,10 +6,10 @@ from torch import nn
 
 
 def xavier_fill(conv: nn.Conv2d) -> None:
-    """Uniform with variance 1 / fan-in, and no bias: the "XavierFill" of Mask2Former's heads.
+    """Draw uniform weights with variance 1 / fan-in, zero bias ("XavierFill" in Mask2Former).
 
-    The same as ``fvcore.nn.weight_init.c2_xavier_fill``, whose package warns on import with new
-    versions of PyTorch.
+    As ``fvcore.nn.weight_init.c2_xavier_fill``, whose package warns on import with new versions of
+    PyTorch.
     """
     nn.init.kaiming_uniform_(conv.weight, a=1)
     if conv.bias is not None:

@@ -1,4 +1,4 @@
-"""Losses: leaves that know neither models nor configs beyond their own ``from_config``."""
+"""Losses. They import no models; only their ``from_config`` reads a config."""
 
 from s4m_d2.losses.criterion import SetCriterion
 from s4m_d2.losses.matcher import HungarianMatcher

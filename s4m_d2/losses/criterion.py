@@ -27,11 +27,11 @@ from s4m_d2.transfers import to_device
 
 @dataclass(frozen=True)
 class _BatchSizes:
-    """What turns the sums of one process into its part of the means over all processes.
+    """Divisors that turn the sums of one process into its part of the means over all processes.
 
     Attributes:
         num_masks: 0-dim; instances of all images divided by the number of processes, at least 1.
-        class_weight: 0-dim; class weights of all queries of a layer, divided so too.
+        class_weight: 0-dim; class weights of all queries of a layer, divided likewise.
     """
 
     num_masks: Tensor
@@ -40,13 +40,13 @@ class _BatchSizes:
 
 @dataclass(frozen=True)
 class _Indices:
-    """What the matches say, on the device.
+    """The matches as tensors on the device.
 
     Attributes:
-        classes: (L, B, Q) int64, the class that each query of each layer should say.
-        queries: (L, M) int64, matched queries of all images, counted through the batch.
-        instances: for each image the instances to be read, of all layers at once if they match the
-            same ones, else layer after layer; None: all in their order.
+        classes: (L, B, Q) int64, the target class of each query of each layer.
+        queries: (L, M) int64, matched queries of all images, numbered through the batch.
+        instances: for each image the instances to be sampled, once if all layers match the same
+            ones, else layer after layer; None: all in their order.
     """
 
     classes: Tensor
@@ -59,9 +59,8 @@ class SetCriterion(nn.Module):
 
     Each loss is a weighted mean over the batch of all processes: the mean of the processes' losses,
     whose gradient DDP computes, is the loss of the same images in one process. The mask losses are
-    Mask2Former's, and divide by at least one mask per process. Its class loss is a mean of each
-    process alone, where a process without instances would push its queries towards "no object" many
-    times as hard as the others.
+    Mask2Former's, and divide by at least one mask per process. Mask2Former's class loss is a mean
+    per process; a process without instances then weights "no object" too much.
 
     Args:
         num_classes: object classes K, without "no object".
@@ -69,7 +68,7 @@ class SetCriterion(nn.Module):
         loss_weights: weights of ``loss_ce``, ``loss_mask`` and ``loss_dice``, the same for all
             layers.
         no_object_weight: weight of "no object" in the cross-entropy, relative to a class.
-        num_points: points a mask.
+        num_points: points per mask.
         oversample_ratio: candidates per point, >= 1.
         importance_ratio: share of the points that are the most uncertain candidates, in [0, 1].
         deep_supervision: supervise ``aux_outputs`` too.
@@ -126,17 +125,16 @@ class SetCriterion(nn.Module):
         targets: Sequence[dict[str, Tensor]],
         generators: Sequence[torch.Generator | None] | None = None,
     ) -> dict[str, Tensor]:
-        """Compute all losses, in float32. The device is waited for once, in the matcher.
+        """Compute all losses, in float32. Synchronizes once, in the matcher.
 
         Args:
             outputs: ``pred_logits`` (B, Q, K + 1), ``pred_masks`` (B, Q, h, w) logits of the padded
                 batch, and optionally ``aux_outputs``, a list of dicts with the same two entries.
             targets: for each image ``labels`` (N,) int64 and ``masks`` (N, H, W) of the padded
                 batch. N may be 0.
-            generators: one for each image, or None for torch's default one. What is drawn for an
-                image does not depend on the rest of the batch: first the points of the matching,
-                layer by layer, then those of the losses, mask by mask of each layer; the last
-                layer comes first.
+            generators: one for each image; None: torch's default. The draws for an image do not
+                depend on the rest of the batch: first the points of the matching, layer by layer,
+                then those of the losses, mask by mask of each layer; the last layer comes first.
 
         Returns:
             weighted 0-dim losses: ``loss_ce``, ``loss_mask``, ``loss_dice``, and the same with the
@@ -165,7 +163,7 @@ class SetCriterion(nn.Module):
         }
 
     def _batch_sizes(self, matches: Sequence[ImageMatches], num_queries: int) -> _BatchSizes:
-        """Of this process' share of the batch, from one exchange between the processes."""
+        """Divisors for this process' share of the batch, from one all-reduce."""
         instances = sum(match.num_instances for match in matches)
         matched = sum(map(len, matches))  # an object class weighs 1
         unmatched = len(matches) * num_queries - matched

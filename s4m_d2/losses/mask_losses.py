@@ -9,9 +9,9 @@ from torch import Tensor
 
 from s4m_d2.transfers import to_device
 
-# Pixels of masks that are float32 at the same time: few on a CPU, whose cache then holds them.
+# Pixels of masks that are converted to float32 at once; on a CPU they should fit its cache.
 PIXELS_AT_ONCE = {"cpu": 1 << 21, "other": 1 << 26}
-POINTS_AT_ONCE = 1 << 23  # candidates of the uncertain points at the same time
+POINTS_AT_ONCE = 1 << 23  # candidates of the uncertain points drawn at once
 
 
 def draw_points(
@@ -32,7 +32,7 @@ def sample_each(masks: Tensor, points: Tensor) -> Tensor:
 def sample_shared(masks: Tensor, points: Tensor) -> Tensor:
     """Bilinear values of all masks at the same points: (N, H, W), (P, 2) -> (N, P) float32.
 
-    Masks of other types than float32 are converted a few at a time.
+    Masks of other types than float32 are converted in chunks.
     """
     if len(masks) == 0:
         return masks.new_zeros((0, len(points)), dtype=torch.float32)
@@ -41,7 +41,7 @@ def sample_shared(masks: Tensor, points: Tensor) -> Tensor:
 
 
 def sample_chosen(masks: Tensor, chosen: Tensor | None, points: Tensor) -> Tensor:
-    """:func:`sample_each` of ``masks[chosen]``, of which a few are copied at a time.
+    """:func:`sample_each` of ``masks[chosen]``, which are copied in chunks.
 
     Args:
         masks: (N, H, W) of any type.
@@ -74,12 +74,11 @@ def uncertain_points(
     importance_ratio: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw points for each mask of an image that lie mostly where it is undecided.
+    """Draw points for each mask of an image, mostly where it is uncertain.
 
-    Of ``num_points * oversample_ratio`` uniform candidates a mask, the
-    ``num_points * importance_ratio`` whose logit is nearest to zero are kept; further uniform
-    points fill up. Points are drawn mask by mask, so many at a time that the memory for them stays
-    bounded.
+    Of ``num_points * oversample_ratio`` uniform candidates per mask, the
+    ``num_points * importance_ratio`` whose logit is nearest to zero are kept; the other points are
+    uniform. Points are drawn mask by mask, in chunks that bound the memory.
 
     Args:
         mask_logits: (N, H, W).

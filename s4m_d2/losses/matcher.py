@@ -22,8 +22,8 @@ from s4m_d2.losses.mask_losses import (
 )
 from s4m_d2.transfers import to_host
 
-#: What a cost that is not finite counts as, and the bound of every cost's magnitude. Small enough
-#: for the differences of ordinary costs to survive in float64.
+#: Replaces costs that are not finite, and bounds all others; small enough to keep the differences
+#: of ordinary costs in float64.
 WORST_COST = 1e6
 
 
@@ -51,13 +51,12 @@ class ImageMatches:
 class HungarianMatcher:
     """Finds the one-to-one assignment of queries to instances with the least total cost.
 
-    The cost of a pair is ``class_cost · (-p(class)) + mask_cost · BCE + dice_cost · dice``, the
-    mask terms on points that all queries and instances of an image share, in one layer: each layer
-    has its own.
+    The cost of a pair is ``class_cost · (-p(class)) + mask_cost · BCE + dice_cost · dice``. The
+    mask terms use points that all queries and instances of an image share within a layer.
 
     Args:
         class_cost, mask_cost, dice_cost: weights, >= 0.
-        num_points: points an image and layer.
+        num_points: points per image and layer.
     """
 
     @configurable
@@ -85,14 +84,14 @@ class HungarianMatcher:
         targets: Sequence[dict[str, Tensor]],
         generators: Sequence[torch.Generator | None] | None = None,
     ) -> list[ImageMatches]:
-        """Match every image in every layer. The device is waited for once.
+        """Match every image in every layer. Synchronizes once.
 
         Args:
             layers: of each, ``pred_logits`` (B, Q, K + 1) and ``pred_masks`` (B, Q, h, w) logits.
             targets: for each image ``labels`` (N,) int64 and ``masks`` (N, H, W), in the same
                 frame as the predicted masks up to scale.
-            generators: one for each image, or None for torch's default one; of each, the points of
-                all layers are drawn.
+            generators: one for each image, which draws the points of all layers; None: torch's
+                default.
 
         Returns:
             the matches of each image.
@@ -122,9 +121,9 @@ class HungarianMatcher:
         targets: Sequence[dict[str, Tensor]],
         generators: Sequence[torch.Generator | None] | None = None,
     ) -> Tensor:
-        """(L, B, Q, N) float32 costs; N is that of the image with most instances.
+        """(L, B, Q, N) float32 costs; N is the largest number of instances of an image.
 
-        What stands beyond an image's own instances means nothing. Arguments as of a call.
+        Entries beyond an image's own instances have no meaning. Arguments as of a call.
         """
         device = layers[0]["pred_masks"].device
         points = torch.stack(
@@ -165,10 +164,10 @@ class HungarianMatcher:
 
 
 def _assign(costs: np.ndarray, labels: np.ndarray) -> ImageMatches:
-    """The cheapest assignment in each layer; costs that are not finite lose.
+    """The cheapest assignment in each layer; costs that are not finite count as WORST_COST.
 
-    The matches then say nothing, but the losses of diverged predictions are still computed, and it
-    is these that show that the step has to be skipped.
+    Matches of diverged predictions are arbitrary, but their losses must still be computed: they
+    show that the step has to be skipped.
 
     Args:
         costs: (L, Q, N) of one image.
@@ -195,6 +194,6 @@ def _check_labels(labels: np.ndarray, image: int, num_classes: int) -> None:
     if len(wrong):
         raise InputError(
             f"target of image {image} of the batch: class id {wrong[0]} is out of range "
-            f"0..{num_classes - 1}; whoever labels the images must know the classes of the model "
+            f"0..{num_classes - 1}; labels must have the classes of the model "
             "(MODEL.SEM_SEG_HEAD.NUM_CLASSES)"
         )

@@ -27,7 +27,7 @@ ImageSize = tuple[int, int]
 
 
 def build_distillation(cfg, backend):
-    """The loss that the config selects.
+    """Build the loss selected by S4M.DISTILL.NAME.
 
     Raises:
         ConfigError: if S4M.DISTILL.NAME is not registered.
@@ -49,17 +49,17 @@ class StructuralDistillation:
     images of the mean of Huber(C_SAM - C_T) over all i and all cells j that hold image content
     (0 for an image too thin to fill a cell).
 
-    Features are read bilinearly between the centers of cells with content, so that padding enters
-    on neither side. SAM's side carries no gradient; everything is computed in float32, under
-    autocast too.
+    Features are sampled bilinearly between the centers of cells with content, so that padding has
+    no effect. SAM's features have no gradient. Everything is computed in float32, also under
+    autocast.
 
     Args:
         backend: a :class:`~s4m_d2.sam.backend.SamBackend`.
         weight: factor of the loss.
-        num_points: query points an image.
-        foreground_fraction: of them, drawn from the ground-truth masks (rounded).
-        huber_delta: where Huber turns from quadratic to linear.
-        max_prompts: prompts whose features (C, S, S) are held at once; bounds the memory.
+        num_points: query points per image.
+        foreground_fraction: share of them drawn from the ground-truth masks (rounded).
+        huber_delta: difference at which the loss changes from quadratic to linear.
+        max_prompts: prompts whose features (C, S, S) are in memory at once.
 
     Raises:
         InputError: if an argument is out of range.
@@ -112,7 +112,7 @@ class StructuralDistillation:
         masks: Sequence[Tensor],
         generators: Sequence[Generator] | None = None,
     ) -> dict[str, Tensor]:
-        """The weighted loss of a batch.
+        """Compute the weighted loss of a batch.
 
         Args:
             mask_features: (B, C, h, w) of the padded batch, with gradients.
@@ -143,7 +143,7 @@ class StructuralDistillation:
         image_sizes: Sequence[ImageSize],
         points: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The two maps that the loss compares, for given query points.
+        """Compute the two maps that the loss compares, for given query points.
 
         Args:
             mask_features, images, image_sizes: as for the loss.
@@ -175,7 +175,7 @@ class StructuralDistillation:
     def _grid_geometry(
         self, image_sizes: Sequence[ImageSize], device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """(B, 2) factors (x, y) from content to grid, and (B, S, S) bool: which cells count."""
+        """(B, 2) factors (x, y) from content to grid, and (B, S, S) bool: cells with content."""
         scales = [self.backend.grid_scale(size) for size in image_sizes]
         content = [self.backend.content_mask(size) for size in image_sizes]
         return to_device(scales, device, torch.float32), to_device(torch.stack(content), device)
@@ -201,7 +201,7 @@ class StructuralDistillation:
     def _resize_to_grid(
         self, mask_features: Tensor, images: Tensor, image_sizes: Sequence[ImageSize], scale: Tensor
     ) -> Tensor:
-        """(B, C, S, S) mask features, float32, read where the grid cells' centers lie."""
+        """(B, C, S, S) mask features, float32, sampled at the centers of the grid's cells."""
         side = self.backend.grid_side
         padded, total = (np.array(t.shape[:1:-1]) for t in (images, mask_features))
         shown = np.array(image_sizes)[:, ::-1]
@@ -223,9 +223,9 @@ def sample_query_points(
 ) -> Tensor:
     """(P, 2) query points (x, y), normalized to the content of ``image_size`` (H, W).
 
-    The first ``num_foreground`` lie in distinct pixels of the union of ``masks`` (N, H', W'),
-    which are drawn uniformly; the place within the pixel is uniform too. The others, and those for
-    which the union has too few pixels, are uniform over the content.
+    The first ``num_foreground`` are in distinct pixels of the union of ``masks`` (N, H', W'), drawn
+    uniformly; the position within the pixel is uniform too. The others, and those for which the
+    union has too few pixels, are uniform over the content.
     """
     height, width = image_size
     union = to_device(masks[:, :height, :width], device).any(dim=0).flatten()
@@ -265,10 +265,11 @@ def _cell_centers(side: int, device: torch.device) -> Tensor:
 
 
 def _inside_cells(points: Tensor, last: Tensor) -> Tensor:
-    """Move (B, P, 2) points to where reading bilinearly touches no cell beyond the ``last`` ones.
+    """Clamp (B, P, 2) points so that bilinear sampling reads no cell beyond the ``last`` ones.
 
-    These are given as the centers (B, 2) of the last column and row; x before y everywhere.
+    ``last``: centers (B, 2), (x, y), of the last column and row.
     """
+
     return torch.minimum(points, last[:, None])
 
 

@@ -17,7 +17,7 @@ MULTI_SCALE = "multi_scale_pixel_decoder"
 
 @register_if_free(SEM_SEG_HEADS_REGISTRY)
 class MaskFormerHead(nn.Module):
-    """Queries with classes and masks, from the backbone's feature maps.
+    """Pixel decoder and transformer decoder: feature maps -> queries with classes and masks.
 
     Args:
         num_classes: object classes, without "no object".
@@ -25,7 +25,7 @@ class MaskFormerHead(nn.Module):
         transformer_predictor: (maps, mask features) -> predictions.
     """
 
-    _version = 2  # Mask2Former's of these names: without it, it would rename our weights
+    _version = 2  # as Mask2Former's of these names, whose loading would rename our weights else
 
     @configurable
     def __init__(
@@ -43,7 +43,7 @@ class MaskFormerHead(nn.Module):
         if missing:
             raise ConfigError(
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, which the backbone does not "
-                f"give; it gives {sorted(input_shape)} (MODEL.RESNETS.OUT_FEATURES)"
+                f"return; it returns {sorted(input_shape)} (MODEL.RESNETS.OUT_FEATURES)"
             )
         in_feature = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
         if in_feature != MULTI_SCALE:
@@ -75,7 +75,7 @@ class MaskFormerHead(nn.Module):
         return {**outputs, "mask_features": mask_features}
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Accept early checkpoints, whose pixel decoder stands directly under the head."""
+        """Accept early checkpoints, in which the pixel decoder has no prefix of its own."""
         current = (f"{prefix}pixel_decoder.", f"{prefix}predictor.")
         for key in list(state_dict):
             if key.startswith(prefix) and not key.startswith(current):
@@ -84,12 +84,12 @@ class MaskFormerHead(nn.Module):
 
 
 def build_head(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """The head that ``MODEL.SEM_SEG_HEAD.NAME`` names."""
+    """Build the head named by ``MODEL.SEM_SEG_HEAD.NAME``."""
     return _build("NAME", cfg, input_shape)
 
 
 def _build(key: str, cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """Our class of the name that the key holds, or else the registered one."""
+    """Build our class with the name in ``key``, or else the registered one."""
     name = cfg.MODEL.SEM_SEG_HEAD[key]
     ours = {cls.__name__: cls for cls in (MaskFormerHead, MSDeformAttnPixelDecoder)}
     if name in ours:

@@ -26,12 +26,12 @@ def instance_inference(
     max_instances: int,
     rle_masks: bool = False,
 ) -> Instances:
-    """The best (query, class) pairs of one image, as Mask2Former ranks them.
+    """Select the best (query, class) pairs of one image, ranked as in Mask2Former.
 
     The ``max_instances`` pairs with the highest class probability are kept; one query may appear
     with several classes. Score = class probability times the mean mask probability inside the
-    mask. Only the masks of kept queries are upsampled, a few at a time: beside the result, the
-    memory that this takes does not depend on how many they are.
+    mask. Only the masks of kept queries are upsampled, in chunks, so that the memory beside the
+    result does not depend on their number.
 
     Args:
         pred_logits: (Q, K + 1), the last class being "no object".
@@ -39,8 +39,8 @@ def instance_inference(
         padded_size: (H, W) of the network's input.
         image_size: (H, W) of the content, at the top left of the input.
         output_size: (H, W) of the result.
-        max_instances: how many pairs to keep at most.
-        rle_masks: encode each mask as soon as it is known, so that all n are never in memory.
+        max_instances: maximum number of pairs.
+        rle_masks: encode the masks of each chunk, so that the n dense masks are never in memory.
 
     Returns:
         Instances of ``output_size``, by descending class probability: ``pred_masks`` (n, H, W)
@@ -65,14 +65,12 @@ def instance_inference(
 
 
 def largest_components(mask_logits: Tensor) -> Tensor:
-    """Masks of one piece: the largest region of each stays, others change sign.
+    """Keep the largest connected component of each mask; the logits of others change sign.
 
-    Regions are 4-connected, so that they stay connected when they are enlarged.
-
-    Synchronizes with the device once.
+    Components are 4-connected, so that they remain connected when enlarged. Synchronizes once.
 
     Args:
-        mask_logits: (B, Q, h, w); the mask is where they are positive.
+        mask_logits: (B, Q, h, w); positive inside the mask.
     """
     [masks] = to_host(mask_logits.flatten(0, 1) > 0)
     others = np.zeros_like(masks)
@@ -88,7 +86,7 @@ def largest_components(mask_logits: Tensor) -> Tensor:
 
 
 class _DenseMasks:
-    """Puts each query's mask where the pairs of that query are in the result."""
+    """(n, H, W) masks of the pairs."""
 
     def __init__(self, query_of_pair: Tensor, size: tuple[int, int]) -> None:
         self.queries = query_of_pair.tolist()
@@ -96,7 +94,7 @@ class _DenseMasks:
         self.masks = torch.zeros(shape, dtype=torch.bool, device=query_of_pair.device)
 
     def add(self, start: int, masks: Tensor) -> None:
-        """Masks (C, H, W) of the queries from ``start`` on."""
+        """Add masks (C, H, W) of the queries from ``start`` on."""
         for pair, query in enumerate(self.queries):
             if start <= query < start + len(masks):
                 self.masks[pair] = masks[query - start]
@@ -106,7 +104,7 @@ class _DenseMasks:
 
 
 class _EncodedMasks:
-    """The same, encoded: pairs of one query share its code."""
+    """Encoded masks of the pairs; pairs of one query share one encoding."""
 
     def __init__(self, query_of_pair: Tensor, size: tuple[int, int]) -> None:
         self.queries = query_of_pair.tolist()
@@ -126,10 +124,10 @@ def _fill(
     kept: Tensor,
     sizes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
 ) -> tuple[Tensor, Tensor]:
-    """Put the masks of ``kept`` queries, N indices, into ``store``, a few at a time.
+    """Put the masks of the N ``kept`` queries into ``store``, in chunks.
 
-    ``sizes`` are those of the padded input, the content and the output. Returns the masks' boxes
-    (N, 4) and their mean probability inside, (N,).
+    ``sizes``: of padded input, content and output. Returns boxes (N, 4) and mean probabilities
+    inside the masks (N,).
     """
     boxes = torch.zeros(len(kept), 4, device=kept.device)
     scores = torch.zeros(len(kept), device=kept.device)

@@ -1,4 +1,4 @@
-"""The model that both stages train: Mask2Former for instances, with optional distillation."""
+"""The model of both stages: Mask2Former for instances, with optional distillation."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ class S4MMaskFormer(nn.Module):
         backbone: Detectron2 backbone.
         sem_seg_head: maps of the backbone -> queries (see MaskFormerHead).
         criterion: L_sup.
-        distillation: L_SD (paper, section 3.2), added in training; None switches it off. It is a
-            plain attribute, and the SAM inside is neither a submodule nor in the state dict.
+        distillation: L_SD (paper, section 3.2), added in training; None: off. It is a plain
+            attribute: its SAM is neither a submodule nor in the state dict.
         pixel_mean, pixel_std: 0..255 units, in the order of ``input_format``.
         input_format: "RGB" or "BGR", the channel order of the samples' images.
         size_divisibility: inputs are padded to multiples of it.
         train_square_size: training batches are padded to squares of this side, px; 0: to the
             largest image.
-        max_instances: instances an image at inference.
-        largest_component: predicted masks, pseudo-labels too, are of one piece.
+        max_instances: instances per image at inference.
+        largest_component: keep only the largest component of predicted masks and pseudo-labels.
 
     Attributes:
         distillation: as above; may be set at any time.
@@ -108,11 +108,11 @@ class S4MMaskFormer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes."""
+        """Device of the model."""
         return self.pixel_mean.device
 
     def forward(self, batched_inputs: Sequence[Sample]) -> dict[str, Tensor] | list[dict]:
-        """Train on, or segment, a batch.
+        """Compute the losses of a batch in training mode, else segment it.
 
         Args:
             batched_inputs: samples with "image" (3, H, W), 0..255 in ``input_format``; for
@@ -149,7 +149,7 @@ class S4MMaskFormer(nn.Module):
         ]
 
     def predict_queries(self, batched_inputs: Sequence[Sample]) -> dict[str, Any]:
-        """All queries of a batch, before any selection; annotations are not read.
+        """Predict all queries of a batch, without selection; annotations are not read.
 
         Returns:
             ``pred_logits`` (B, Q, K + 1), ``pred_masks`` (B, Q, h, w) logits of the padded batch at
@@ -166,7 +166,7 @@ class S4MMaskFormer(nn.Module):
     def mask_features(
         self, batched_inputs: Sequence[Sample]
     ) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
-        """What structural distillation compares with SAM.
+        """Compute the features that structural distillation compares with SAM's.
 
         Returns:
             the pixel decoder's mask features (B, C, h, w) of the padded batch, the batch itself
@@ -176,7 +176,7 @@ class S4MMaskFormer(nn.Module):
         return outputs["mask_features"], self._rgb(batched_inputs), images.image_sizes
 
     def _run(self, batched_inputs: Sequence[Sample]) -> tuple[ImageList, dict[str, Any]]:
-        """The last layer's outputs, and the images that went in."""
+        """Outputs of the last layer, and the padded images."""
         images = self._normalized(batched_inputs)
         outputs = self._outputs(images.tensor, aux_outputs=False)
         if self.largest_component:
@@ -209,7 +209,7 @@ class S4MMaskFormer(nn.Module):
         return losses
 
     def _normalized(self, batched_inputs: Sequence[Sample]) -> ImageList:
-        """The network's input: normalized, then padded."""
+        """Normalize, then pad."""
         return self._pad(
             [
                 (to_device(_image(sample), self.device) - self.pixel_mean) / self.pixel_std
@@ -224,7 +224,7 @@ class S4MMaskFormer(nn.Module):
         return tensor if self.input_format == "RGB" else tensor.flip(1)
 
     def _pad(self, images: list[Tensor]) -> ImageList:
-        """Pad with zeros at the bottom and right to one size."""
+        """Pad with zeros at the bottom and right to a common size."""
         square = self.train_square_size if self.training else 0
         largest = max(max(image.shape[-2:]) for image in images)
         if square and largest > square:

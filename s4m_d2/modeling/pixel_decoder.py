@@ -118,8 +118,8 @@ class MSDeformAttnPixelDecoder(nn.Module):
         mask_dim: channels of the mask features.
         norm: normalization of the pyramid's convolutions, as in ``detectron2.layers.get_norm``.
         common_stride: stride of the mask features.
-        transformer_*: dropout, heads, layers, sampling points a head and level, and hidden size of
-            the encoder.
+        transformer_*: dropout, heads, layers, sampling points per head and level, and hidden size
+            of the encoder.
     """
 
     num_feature_levels = 3  # maps handed to the transformer decoder

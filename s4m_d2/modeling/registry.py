@@ -8,7 +8,7 @@ from fvcore.common.registry import Registry
 
 TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_DECODER")
 TRANSFORMER_DECODER_REGISTRY.__doc__ = """
-Transformer decoders, chosen by ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME``.
+Transformer decoders, selected by ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME``.
 
 A decoder is called with ``(cfg, in_channels)`` and maps (feature maps from coarse to fine, mask
 features) to ``pred_logits``, ``pred_masks`` and ``aux_outputs``.
@@ -16,11 +16,11 @@ features) to ``pred_logits``, ``pred_masks`` and ``aux_outputs``.
 
 
 def register_if_free(registry: Registry) -> Callable[[type], type]:
-    """Register a class under its name unless another class has that name already.
+    """Register a class under its name unless the name is taken.
 
-    Mask2Former's package uses the names of some of our parts in Detectron2's registries, and a
-    registry refuses a second class; both packages can live in one process if theirs is imported
-    first. ``modeling.head`` finds our classes without the registry.
+    Mask2Former's package registers some of the same names in Detectron2's registries, which refuse
+    a second class. Both packages can be used in one process if Mask2Former is imported first;
+    ``modeling.head`` finds our classes without the registry.
     """
 
     def register(cls: type) -> type:

@@ -21,11 +21,11 @@ def prepare_targets(
     num_classes: int,
     device: torch.device,
 ) -> list[dict[str, Tensor]]:
-    """The criterion's targets of a batch.
+    """Make the criterion's targets of a batch.
 
     Args:
         batched_inputs: samples with "instances": ``gt_classes`` (N,) and ``gt_masks`` (BitMasks or
-            an (N, H, W) tensor at the image's size; may be absent where N is 0).
+            an (N, H, W) tensor at the image's size; may be missing if N is 0).
         padded_size: (H, W) of the padded batch.
         num_classes: valid class ids are 0 .. num_classes - 1.
 
@@ -33,9 +33,9 @@ def prepare_targets(
         for each image ``labels`` (N,) int64 and ``masks`` (N, *padded_size) bool.
 
     Raises:
-        InputError: if instances are missing or their masks are of another kind.
-        DatasetError: if a class id is out of range or sizes or numbers disagree; it names the
-            file. Ids on a GPU are not waited for: the matcher checks those.
+        InputError: if instances are missing or their masks have another type.
+        DatasetError: if a class id is out of range, or sizes or numbers disagree; it names the
+            file. Ids on a GPU are checked by the matcher, which avoids a synchronization here.
     """
     return [_target(sample, padded_size, num_classes, device) for sample in batched_inputs]
 

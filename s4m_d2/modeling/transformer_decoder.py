@@ -1,4 +1,4 @@
-"""Masked-attention transformer decoder: queries that look only where their own mask is."""
+"""Masked-attention transformer decoder: queries attend only inside their own masks."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class CrossAttentionLayer(nn.Module):
         cell_positions: Tensor,
         blocked: Tensor,
     ) -> Tensor:
-        """queries (B, Q, C), cells (B, S, C), blocked (B, Q, S) bool: True is not looked at."""
+        """queries (B, Q, C), cells (B, S, C), blocked (B, Q, S) bool: True is not attended."""
         # nn.MultiheadAttention would repeat the mask for each head, as floats.
         attention = self.multihead_attn
         weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
@@ -105,7 +105,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         num_queries: number of queries Q.
         dec_layers: decoder layers; predictions exist for one more, the learnable queries.
         mask_dim: channels of the mask features.
-        enforce_input_project: project the feature maps even where their channels fit.
+        enforce_input_project: project the feature maps even if their channels are equal.
     """
 
     @configurable
@@ -172,16 +172,16 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         Args:
             features: three maps (B, in_channels, H_l, W_l), from coarse to fine.
             mask_features: (B, mask_dim, h, w).
-            aux_outputs: also predict from every earlier layer. Where not asked for, no classes are
-                predicted there, and where that is less to resize, masks only at the size of the
-                next layer's feature map, from mask features resized once: resizing is linear, so
-                these are the resized masks but for rounding (a cell within rounding of a mask's
-                border may fall on its other side).
+            aux_outputs: also predict from every earlier layer. If False, earlier layers predict no
+                classes and, where that is less work, masks only at the size of the next layer's
+                feature map, from mask features resized once. Resizing is linear, so these equal
+                the resized masks up to rounding (which may move a cell across a mask's border).
 
         Returns:
             ``pred_logits`` (B, Q, num_classes + 1), the last class being "no object";
             ``pred_masks`` (B, Q, h, w), logits; ``aux_outputs``, dicts with the same two entries
-            for the learnable queries and every layer but the last (empty where not asked for).
+            for the learnable queries and every layer but the last (empty if ``aux_outputs`` is
+            False).
         """
         if len(features) != NUM_FEATURE_LEVELS:
             raise InputError(f"expected {NUM_FEATURE_LEVELS} feature maps, got {len(features)}")
@@ -225,7 +225,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return cells, positions
 
     def _small_features(self, mask_features: Tensor, sizes: list) -> list[Tensor]:
-        """Mask features at each level's size; none if it is less to resize each layer's masks."""
+        """Mask features at each level's size; empty if resizing each layer's masks is less work."""
         num_queries = self.query_feat.num_embeddings
         if NUM_FEATURE_LEVELS * mask_features.shape[1] > self.num_layers * num_queries:
             return []
@@ -235,13 +235,13 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         return torch.einsum("bqc,bchw->bqhw", self.mask_embed(normed), mask_features)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        """Accept the name that early Mask2Former checkpoints give to the learnable queries."""
+        """Accept the name of the learnable queries in early Mask2Former checkpoints."""
         _rename(state_dict, f"{prefix}static_query.weight", f"{prefix}query_feat.weight")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def build_transformer_decoder(cfg, in_channels: int) -> nn.Module:
-    """The decoder that ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME`` names."""
+    """Build the decoder named by ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME``."""
     name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
     if name not in TRANSFORMER_DECODER_REGISTRY:
         known = sorted(key for key, _ in TRANSFORMER_DECODER_REGISTRY)
@@ -259,7 +259,7 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _attention_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, Q, S) bool from mask logits: True outside the mask; nothing is blocked if all would."""
+    """(B, Q, S) bool from mask logits: True outside the mask; all False if the mask is empty."""
     blocked = _resize(masks.detach(), size).flatten(2) < 0
     return blocked & ~blocked.all(dim=-1, keepdim=True)
 

@@ -1,4 +1,4 @@
-"""What a run found: results as files that other tools read, and a page for people."""
+"""Results of a run: files for other tools, and report.html."""
 
 from s4m_d2.report.curves import read_curves, read_results, write_results
 from s4m_d2.report.page import render_page

@@ -1,4 +1,4 @@
-"""The charts of a stage: which curves share one, and its drawing as SVG in the page's colors."""
+"""The charts of a stage: choice of curves, and drawing as SVG in the page's colors."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from s4m_d2.report.run import MASKS, Stage
 
 WIDTH, HEIGHT = 460, 240  # of the picture, in its own units
 PLOT = (0.125, 0.175, 0.845, 0.67)  # left, bottom, width, height, as shares of it
-MOST_DOTS = 60  # points; a curve of more is a line alone
-LABEL_SIDE = 0.7  # of the plot; a mark beyond it has its label on the left
+MOST_DOTS = 60  # points; a longer curve is drawn without dots
+LABEL_SIDE = 0.7  # of the plot; marks to the right of it have their label on the left
 GAP = 4  # units, between a mark and its label
-# Colors of the charts, by the name that the page's style sheet has for them in both themes. Those
-# of curves are Okabe and Ito's, which people with color blindness tell apart.
+# Colors of the charts and their names in the page's style sheet, for both themes. Those of curves
+# are Okabe and Ito's, which are distinguishable with color blindness.
 THEME = {
     "#0072b2": "c0",
     "#d55e00": "c1",
@@ -61,12 +61,12 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 2,
     "lines.markersize": 5,
 }
-_NOT_FOR_PAGES = re.compile(  # names of the web, comments, ids that charts would share
+_NOT_FOR_PAGES = re.compile(  # namespaces, comments, ids that several charts would share
     r' xmlns(:\w+)?="[^"]*"| id="[a-z][\w.]*_\d+"|<defs>\s*<style.*?</style>\s*</defs>'
     r"|<metadata>.*?</metadata>|<!--.*?-->|\n\s*",
     re.DOTALL,
 )
-# Names of the losses for people; others keep theirs.
+# Display names of losses; others keep their names.
 _KINDS = {
     "loss_ce": "class",
     "loss_mask": "mask, cross-entropy",
@@ -75,7 +75,7 @@ _KINDS = {
 
 
 _QUALITY = {"sq": "SQ (IoU of matches)", "pq": "PQ"}
-# Title, unit, what the names of the curves begin with, and the lines' names by the rest of that.
+# Title, unit, prefix of the curves' names, and the lines' names by the rest of the name.
 _CHARTS: list[tuple[str, str, str, dict[str, str]]] = [
     ("Structural distillation", "weighted loss", "labeled:", {"loss_sd": "on labeled images"}),
     (
@@ -123,12 +123,12 @@ _CHARTS: list[tuple[str, str, str, dict[str, str]]] = [
     ("Learning rate", "of the first parameter group", "", {"lr": "learning rate"}),
     ("Time", "seconds per iteration", "", {"time": "iteration", "data_time": "waiting for data"}),
 ]
-# Units of charts that leave out what is 0 all the time.
+# Units of charts without curves that are always 0.
 _MOSTLY_ZERO = ("share of the queries", "share; the teacher's is kept")
 
 
 class Line(NamedTuple):
-    """A named curve; a band shows the least and greatest value where a point is of several."""
+    """A named curve; a band shows minimum and maximum of points that summarize several values."""
 
     name: str
     curve: Curve
@@ -153,7 +153,7 @@ class Chart(NamedTuple):
     from_zero: bool = True
 
     def svg(self) -> str:
-        """An ``<svg>`` element for a page; its title is the chart in words."""
+        """Draw an ``<svg>`` element; its title describes the chart in words."""
         text = io.StringIO()
         said = "; ".join(map(_in_words, self.lines))
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -235,7 +235,7 @@ def _in_words(line: Line) -> str:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A number for people.
+    """Format a number.
 
     >>> number(0.123456), number(12345.6), number(250000.0), number(float("nan"))
     ('0.1235', '12,346', '250,000', '–')
@@ -246,7 +246,7 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
-    """Mask AP over iterations, where it was measured more than once.
+    """Chart of mask AP over iterations, if it was measured more than once.
 
     Args:
         reference: AP of the stage-1 teacher, for stage 2.
@@ -272,7 +272,7 @@ def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
 
 
 def stage_charts(stage: Stage) -> list[Chart]:
-    """The stage's charts but that of AP; what was not logged has none."""
+    """All charts of the stage except AP; charts without values are omitted."""
     total = {"total_loss": "total"}
     if UNLABELED in stage.curves.by_name:
         total |= {LABELED: LABELED, UNLABELED: UNLABELED}

@@ -1,6 +1,6 @@
-"""Numbers of a run in files: curves of metrics.json, thinned to what a page can show, and results.
+"""Curves of metrics.json, thinned for a page, and results of evaluations.
 
-metrics.json has a JSON object a line, each with an "iteration"; it may end in a torn line.
+metrics.json has a JSON object per line, each with an "iteration"; its last line may be truncated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from s4m_d2.files import atomic_write
 
 MOST_POINTS = 240  # of a curve
-LARGEST = 1e38  # beyond it, where float32 ends, a value is as good as infinite
+LARGEST = 1e38  # the range of float32; larger values count as infinite
 LABELED, UNLABELED = "labeled", "unlabeled"
 MEASURES = ("class_accuracy", "sq", "precision", "recall", "pq")  # of pseudo-label quality
 _UNSUP = "unsup/"
@@ -32,7 +32,7 @@ _KEPT = re.compile(
 
 
 def finite(value: object) -> float | None:
-    """A number, None for what is none or as good as infinite."""
+    """Convert to float; None: not a number, or infinite."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) <= LARGEST else None
@@ -40,12 +40,12 @@ def finite(value: object) -> float | None:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points by iteration, each of one record or of several neighboring ones.
+    """Points by iteration, each of one record or of several consecutive ones.
 
     Attributes:
         iterations: (P,) the middle of the point's records.
-        low, mean, high: (P,) of the finite values; NaN where there are none.
-        bad: (P,) how many values are not finite.
+        low, mean, high: (P,) of the finite values; NaN if there are none.
+        bad: (P,) number of values that are not finite.
         last: value of the last record.
     """
 
@@ -66,10 +66,10 @@ class Curves:
     """All curves of a file.
 
     Attributes:
-        by_name: what :func:`curve_names` names → curve.
-        records: lines that are one.
-        unreadable: lines that are none.
-        last_iteration: None: there is no record.
+        by_name: name by :func:`curve_names` → curve.
+        records: number of valid lines.
+        unreadable: number of invalid lines.
+        last_iteration: None: no records.
     """
 
     by_name: dict[str, Curve] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Curves:
         return self.by_name.get(name, EMPTY)
 
     def mean(self, name: str) -> float:
-        """The mean of a curve's points, NaN if there is none."""
+        """Mean of a curve's points; NaN if there are none."""
         values = self.get(name).mean
         values = values[np.isfinite(values)]
         return float(values.mean()) if len(values) else math.nan
@@ -89,10 +89,10 @@ class Curves:
 
 @functools.lru_cache(1 << 14)
 def curve_names(key: str) -> tuple[str, ...]:
-    """The curves that a value of metrics.json is added to.
+    """Names of the curves to which a value of metrics.json is added.
 
-    The losses of all layers are summed by kind, as "labeled:loss_ce" and "unlabeled:loss_ce", and
-    over all kinds, as "labeled" and "unlabeled". Other values keep their names, or are no curve.
+    Losses of all layers are summed by kind, as "labeled:loss_ce" and "unlabeled:loss_ce", and over
+    all kinds, as "labeled" and "unlabeled". Other values keep their names, or are ignored.
     """
     name = key.removeprefix(_UNSUP)
     if name.startswith("loss"):
@@ -130,7 +130,7 @@ def read_curves(path: str | os.PathLike[str], most: int = MOST_POINTS) -> Curves
 
 
 def _thinned(iterations: np.ndarray, values: np.ndarray, first: int, width: int) -> Curve:
-    """A curve whose points cover ``width`` iterations each, from ``first`` on."""
+    """Thin a curve: its points cover ``width`` iterations each, from ``first`` on."""
     order = np.argsort(iterations, kind="stable")
     x, y = iterations[order], values[order]
     starts = np.flatnonzero(np.diff((x - first) // width, prepend=-1))
@@ -156,9 +156,9 @@ def _lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
 
 
 def _parsed(line: bytes) -> tuple[int, dict[str, float]] | None:
-    """A record's iteration, and its part of each curve; None for what is no record.
+    """A record's iteration, and its value for each curve; None: not a record.
 
-    A null is a number that is not finite.
+    null stands for a number that is not finite.
     """
     try:
         record = json.loads(line)
@@ -180,10 +180,10 @@ def _parsed(line: bytes) -> tuple[int, dict[str, float]] | None:
 
 
 def write_results(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write nested results as JSON; a number that is not finite becomes null.
+    """Write nested results as JSON; numbers that are not finite become null.
 
     Raises:
-        OutputError: the system refuses to write.
+        OutputError: the file cannot be written.
     """
 
     def plain(value):
@@ -201,6 +201,6 @@ def write_results(results: Mapping[str, Any], path: str | os.PathLike[str]) -> N
 
 
 def read_results(path: str) -> dict[str, Any]:
-    """What :func:`write_results` wrote."""
+    """Read a file of :func:`write_results`."""
     with open(path) as file:
         return json.load(file)

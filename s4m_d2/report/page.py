@@ -1,4 +1,4 @@
-"""A run as one HTML file: it needs no network, no script and no other file."""
+"""A run as one HTML file, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Models = Mapping[str, Mapping[str, float | None]]
 
 
 def render_page(run: Run) -> str:
-    """The whole page; the template escapes every text."""
+    """Render the page; the template escapes every text."""
     models = {name: values for stage in run.stages for name, values in stage.models()}
     aps = {name: finite(values.get("AP")) for name, values in models.items()}
     best = max(aps, key=lambda name: aps[name] or 0.0, default="")
@@ -58,7 +58,7 @@ def render_page(run: Run) -> str:
 
 
 def _in_one_line(value: Any) -> Any:
-    """A text of the run without control characters and of bounded length; markup stays."""
+    """Make texts of the run printable and limit their length; markup is unchanged."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
@@ -72,7 +72,7 @@ def _ap(value: Any) -> str:
 
 
 def signed(change: float) -> str:
-    """A difference of AP with its sign.
+    """Format a difference of AP with its sign.
 
     >>> signed(1.25), signed(-3.0), signed(-0.01)
     ('+1.2', '−3.0', '0.0')
@@ -82,7 +82,7 @@ def signed(change: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time for people.
+    """Format a duration.
 
     >>> duration(42), duration(425), duration(93_600)
     ('42 s', '7 min', '26 h 0 min')
@@ -129,7 +129,7 @@ def _stage_cards(stage: Stage) -> Iterator[tuple[str, str]]:
 
 
 def _facts(stage: Stage) -> str:
-    """In sentences: what was labeled, skipped and unreadable."""
+    """Sentences on pseudo-labels, skipped steps and unreadable files."""
     said = []
     if math.isfinite(mean := stage.curves.mean("pseudo_labels/per_image")):
         said.append(f"{number(mean, 3)} pseudo-labels per image on average.")

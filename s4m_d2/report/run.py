@@ -1,4 +1,4 @@
-"""What a page shows of a run, before it is drawn: stages, settings, and small pictures."""
+"""Contents of a report: stages, settings, and reduced pictures."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from s4m_d2.report.curves import Curves, finite
 logger = logging.getLogger(__name__)
 
 MASKS = "segm"  # Detectron2's name for results on masks
-OF_TEACHER = "teacher"  # under which the student's results hold the EMA teacher's
+OF_TEACHER = "teacher"  # key of the EMA teacher's results in the student's
 TITLES = {"teacher": "Stage 1: teacher", "student": "Stage 2: student"}
-LARGEST_COUNT = 10**15  # beyond it, a number of iterations or images is a mistake
+LARGEST_COUNT = 10**15  # larger numbers of iterations or images are ignored
 MOST_PICTURES = 14
 MOST_BYTES = 6 << 20  # of all pictures of a page, as files
-MOST_SIDE = 1600  # px; a larger picture is made smaller
+MOST_SIDE = 1600  # px; larger pictures are reduced
 JPEG_QUALITY = 85
-# Kinds of figures for people, in the order of a gallery.
+# Titles of figures, in the order of the gallery.
 FIGURES = {
     "predictions": "predictions",
     "pseudo_labels": "pseudo-labels",
@@ -35,7 +35,7 @@ FIGURES = {
     "labeled": "labeled images and augmentation",
 }
 _NUMBERED = re.compile(r"(.+?)_(\d{7,})\.png")
-# Shown where they are known and not empty; the page holds the whole config too.
+# Shown if known and not empty; the page contains the whole config too.
 SHOWN = """
     MODEL.META_ARCHITECTURE MODEL.BACKBONE.NAME MODEL.RESNETS.DEPTH MODEL.TIMM.NAME
     S4M.DATA.LABELED S4M.DATA.UNLABELED S4M.DATA.VAL
@@ -51,7 +51,7 @@ SHOWN = """
 
 
 class Settings:
-    """What matters most of a run's config; what is missing or malformed is not known.
+    """The most important settings of a run's config; missing or malformed ones are unknown.
 
     >>> settings = Settings({"SOLVER": {"MAX_ITER": 5, "STEPS": []}, "SEED": -1})
     >>> settings.get("SOLVER.MAX_ITER"), settings.count("SEED"), settings.get("SOLVER.AMP.ENABLED")
@@ -70,12 +70,12 @@ class Settings:
         return value
 
     def count(self, key: str) -> int:
-        """A key's number, 0 for one that is not known, no number, negative or absurdly large."""
+        """A key's number; 0 if it is unknown, not a number, negative or too large."""
         number = finite(self.get(key)) or 0
         return int(number) if 0 < number <= LARGEST_COUNT else 0
 
     def shown(self) -> list[tuple[str, str]]:
-        """(key, text) of those that matter most."""
+        """(key, text) of the settings to show."""
         values = {key: self.get(key) for key in SHOWN}
         texts = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in values.items()}
         return [(key, str(text)) for key, text in texts.items() if text not in (None, "")]
@@ -88,11 +88,11 @@ class Stage:
     Attributes:
         name: "teacher" or "student".
         curves: of its metrics.json.
-        results: of its last evaluation, as Detectron2 nests them; empty: none.
-        iterations: of the whole stage; 0: not known.
+        results: of its last evaluation, nested as by Detectron2; empty: none.
+        iterations: of the whole stage; 0: unknown.
         burn_in: of stage 2.
-        finished: whether its last checkpoint is there.
-        problem: a file that could not be read, in words.
+        finished: whether its final checkpoint exists.
+        problem: message about an unreadable file.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Stage:
 
     @property
     def done(self) -> int:
-        """Iterations that were trained, as far as the records tell."""
+        """Number of trained iterations, from the records."""
         if self.finished and self.iterations:
             return self.iterations
         last = self.curves.last_iteration
@@ -122,7 +122,7 @@ class Stage:
         return f"{self.done:,}{whole} iterations{', finished' if self.finished else ''}"
 
     def models(self) -> Iterator[tuple[str, Mapping[str, float | None]]]:
-        """Each evaluated model's name and its mask AP, for each data set if there are several."""
+        """Name and mask AP of each evaluated model, for each data set if there are several."""
 
         def with_masks(results: Mapping[str, Any], path: tuple[str, ...]) -> Iterator:
             for key, value in results.items():
@@ -134,10 +134,10 @@ class Stage:
         return with_masks(self.results, ())
 
     def model_name(self, path: Sequence[str]) -> str:
-        """The name of a model and, if there are several data sets, of the data set.
+        """Name of a model and, if there are several data sets, of the data set.
 
         Args:
-            path: of its results on masks within all results of the stage.
+            path: keys of its mask results in the results of the stage.
         """
         is_ema = tuple(path[:1]) == (OF_TEACHER,)
         own = "stage-1 teacher" if self.name == "teacher" else "student"
@@ -145,7 +145,7 @@ class Stage:
 
 
 class Picture(NamedTuple):
-    """A picture of a gallery; ``uri`` holds all of it."""
+    """A picture of the gallery; ``uri`` contains its data."""
 
     title: str
     uri: str
@@ -155,7 +155,7 @@ class Picture(NamedTuple):
 def pictures_of(
     folders: Iterable[tuple[str, str]], files: Iterable[tuple[str, str]] = ()
 ) -> list[Picture]:
-    """The latest of each kind of a run's figures. What cannot be read is left out.
+    """Read the latest figure of each kind; unreadable ones are left out.
 
     Args:
         folders: (title, folder of NAME_ITERATION.png) of each stage.
@@ -214,13 +214,13 @@ class Run:
 
     Attributes:
         name: of the run.
-        stages: those that have a folder.
+        stages: those with a folder.
         settings: of its config.
-        config: the file itself; empty: there is none.
+        config: text of the config file; empty: missing.
         facts: (name, text) of the checks before training and of the environment.
         pictures: the gallery.
-        problem: why it ended before its end; empty: it did not, or that is not known.
-        written: when the page was made.
+        problem: why the run ended early; empty: it did not, or unknown.
+        written: time at which the page was made.
     """
 
     name: str
@@ -234,7 +234,7 @@ class Run:
 
     @property
     def expected(self) -> list[str]:
-        """The names of the stages that the config asks for."""
+        """Names of the stages requested by the config."""
         stage, weights = self.settings.get("S4M.STAGE"), self.settings.get("S4M.TEACHER_WEIGHTS")
         without = {"teacher": stage == "student" or weights, "student": stage == "teacher"}
         return [name for name in TITLES if not without[name]]
@@ -246,5 +246,5 @@ class Run:
 
     @property
     def missing(self) -> list[str]:
-        """Stages that the config asks for, and that have not begun."""
+        """Requested stages that have not begun."""
         return [name for name in self.expected if name not in {s.name for s in self.stages}]

@@ -1,4 +1,4 @@
-"""The semi-supervised half of the method: pseudo-labels, refinement, ARP and the EMA teacher."""
+"""The semi-supervised part of the method: pseudo-labels, refinement, ARP and the EMA teacher."""
 
 from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase

@@ -20,26 +20,24 @@ from s4m_d2.transfers import to_device
 class ARP:
     """Pastes instances between pairs of images of a batch, both ways.
 
-    The batch is that of one process: images on different processes are never paired. Where several
-    share a batch, each draws its own pairs, so that the pairs differ from those of one process.
+    The batch is that of one process: images on different processes are never paired.
 
     Of B images, ``max(1, floor(pair_fraction * B))`` disjoint pairs are drawn (none if B < 2). Each
     image of a pair receives the other's instances of at least ``min_area`` px, as they were before
-    any pasting. On an image that received something all masks end up disjoint, later ones over
-    earlier ones and pasted ones over all of its own; instances of which nothing is left are
-    dropped.
+    any pasting. Afterwards all masks of a receiving image are disjoint: later ones occlude earlier
+    ones, and pasted ones occlude the image's own. Completely occluded instances are dropped.
 
-    Static placement pastes in place, clipped to the receiving frame. Random placement draws for
-    each instance a scale and a position at which its scaled box lies inside the receiving frame
-    (or covers it, along an axis where it is too long); the image is read bilinearly and the mask at
-    the nearest pixel, through the same transform.
+    Static placement pastes at the same position, clipped to the receiving frame. Random placement
+    draws for each instance a scale and a position at which its scaled box is inside the receiving
+    frame (or covers it, along an axis where it is too long). The same transform samples the image
+    bilinearly and the mask at the nearest pixel.
 
-    Synchronizes once to see of which instances something is left, and once more where the host
-    does not know the areas of the labels.
+    Synchronizes once for the areas after pasting, and once more if the host does not know the areas
+    of the labels.
 
     Args:
         min_area: px of the refined mask.
-        pair_fraction: pairs an image of the batch, in (0, 0.5].
+        pair_fraction: number of pairs, as a share of the images of the batch, in (0, 0.5].
         random_placement: False: static; True: dynamic.
         scale_range: (low, high) of the scale, > 0; dynamic only.
 
@@ -87,7 +85,7 @@ class ARP:
         labels: Sequence[PseudoLabels],
         generators: Sequence[Generator] | None = None,
     ) -> tuple[list[Tensor], list[PseudoLabels]]:
-        """Exchange instances; the inputs are not changed, but images without a paste are returned.
+        """Exchange instances. Inputs are not changed; images without a paste are returned as is.
 
         Args:
             images: (3, H, W) each, uint8 or floating point, of any sizes.
@@ -152,10 +150,10 @@ class ARP:
 
 
 def owner_map(parts: Sequence[Tensor]) -> Tensor:
-    """(H, W) numbers, from 1, of the last mask that covers a pixel; 0 where none does.
+    """(H, W) numbers, from 1, of the last mask that covers a pixel; 0 if none does.
 
     Args:
-        parts: (N, H, W) bool masks each, counted through; one mask or more.
+        parts: (N, H, W) bool masks each, numbered consecutively; at least one mask in all.
 
     Returns:
         uint8, or int16 for more than 255 masks.
@@ -180,7 +178,7 @@ def _disjoint_masks(owner: Tensor, count: int) -> Tensor:
 
 
 def _clip(values: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, H, W) values in a frame of ``size``, at the same place; zeros where they do not reach."""
+    """(N, H, W) values cropped, or padded with zeros, to ``size``, at the same position."""
     if tuple(values.shape[1:]) == size:
         return values
     height, width = (min(sides) for sides in zip(values.shape[1:], size, strict=True))
@@ -199,7 +197,7 @@ def _overwrite(base: Tensor, source: Tensor, covered: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where N instances of a source frame go in a base frame: base = scale * source + offset.
+    """Placement of N instances of a source frame in a base frame: base = scale * source + offset.
 
     Coordinates are continuous pixels; pixel (i, j) has its center at (j + 0.5, i + 0.5).
 
@@ -212,7 +210,7 @@ class Placement:
     offset: Tensor
 
     def place_masks(self, masks: Tensor, size: tuple[int, int]) -> Tensor:
-        """(N, H, W) masks of the source in the base frame of ``size``, nearest pixel."""
+        """Place (N, H, W) masks of the source in the base frame of ``size``, nearest pixel."""
         count, height, width = masks.shape
         (rows, row_inside), (columns, column_inside) = (
             self._nearest(axis, length, limit)
@@ -224,10 +222,10 @@ class Placement:
         return placed & row_inside[:, :, None] & column_inside[:, None, :]
 
     def place_pixels(self, source: Tensor, base: Tensor, covered: Tensor, owner: Tensor) -> Tensor:
-        """A copy of ``base`` with the pixels that an instance has ``covered``, (H, W) bool.
+        """Copy ``base`` and replace the pixels that are ``covered``, (H, W) bool, by an instance.
 
-        They are read from ``source``, bilinearly (its border is repeated), through the transform of
-        the instance that ``owner`` (H, W) numbers, from 0.
+        They are sampled bilinearly from ``source`` (its border is repeated) with the transform of
+        the instance whose number, from 0, is in ``owner`` (H, W).
         """
         instance = owner.flatten().long().clamp(0, len(self.scale) - 1)
         pixels, width = torch.arange(len(instance), device=owner.device), base.shape[2]
@@ -249,7 +247,7 @@ def draw_placement(
     scale_range: tuple[float, float],
     generator: Generator | None = None,
 ) -> Placement:
-    """A random scale and position in a frame of ``size`` (H, W) for each non-empty mask.
+    """Draw a scale and a position in a frame of ``size`` (H, W) for each non-empty mask.
 
     Three draws per instance, on the generator's device: scale, x and y.
     """
@@ -278,7 +276,7 @@ def _read_bilinear(image: Tensor, points: Tensor) -> Tensor:
 
 
 def _device_of(generator: Generator | None) -> torch.device:
-    """The device on which a generator draws; PyTorch's own: the CPU."""
+    """The device on which a generator draws; PyTorch's default one draws on the CPU."""
     return torch.device("cpu") if generator is None else generator.device
 
 
@@ -289,7 +287,7 @@ def _crop_area(cfg) -> float:
     if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute":
         return float(math.prod(cfg.INPUT.CROP.SIZE))
     raise ConfigError(
-        "S4M.ARP.MIN_AREA_FRACTION is a fraction of the training crop, but INPUT.CROP names no "
+        "S4M.ARP.MIN_AREA_FRACTION is a fraction of the training crop, but INPUT.CROP has no "
         'size in pixels: set INPUT.CROP.ENABLED True and INPUT.CROP.TYPE "absolute", or '
         "S4M.ARP.ENABLED False"
     )

@@ -1,4 +1,4 @@
-"""When the teacher is frozen, copied from the student, or follows it (Guided Distillation)."""
+"""Burn-in: phases of the teacher in stage 2 (Guided Distillation)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from s4m_d2.errors import InputError
 
 
 class TeacherPhase(Enum):
-    """What happens to the teacher before it labels an iteration's batch; values are logged."""
+    """Update of the teacher before it labels an iteration's batch; values are logged."""
 
-    FROZEN = 0  #: the stage-1 teacher, unchanged
-    COPY = 1  #: becomes a copy of the student
-    EMA = 2  #: moves towards the student
+    FROZEN = 0  #: none: the stage-1 teacher
+    COPY = 1  #: copied from the student
+    EMA = 2  #: exponential moving average of the student
 
 
 def teacher_phase(iteration: int, burn_in: int) -> TeacherPhase:

@@ -1,7 +1,7 @@
-"""Several pseudo-labels on one instance: all but the most certain are dropped.
+"""Duplicates: of several pseudo-labels on one instance only the one with the best score is kept.
 
-Not part of the paper. A teacher's queries often show parts of one instance, and from clicks in each
-part SAM draws the same whole instance, once for every query.
+Not part of the paper. Several queries of a teacher often find parts of one instance; prompted with
+points in each part, SAM returns the same whole instance for every query.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from s4m_d2.transfers import to_host
 
 @torch.no_grad()
 def drop_duplicates(labels: Sequence[PseudoLabels], iou_thresh: float) -> list[PseudoLabels]:
-    """Labels without those of which another has nearly the same mask and a higher score.
+    """Drop labels if another one has nearly the same mask and a higher score.
 
-    Classes do not matter: an instance has one. Of equal scores the first stays. A label counts as
-    a duplicate of a better one even where that one is a duplicate itself (Fast NMS, as in YOLACT).
-    Synchronizes once.
+    Classes are ignored, as an instance has only one. Of equal scores the first is kept. A label
+    counts as a duplicate of a better one even if that one is a duplicate itself (Fast NMS, as in
+    YOLACT). Synchronizes once.
 
     Args:
         labels: of the images of a batch, on one device.

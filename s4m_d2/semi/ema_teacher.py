@@ -1,4 +1,4 @@
-"""The teacher: a frozen model whose weights follow the student's (Guided Distillation)."""
+"""The teacher: a frozen model, updated as the EMA of the student (Guided Distillation)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from s4m_d2.semi.burn_in import TeacherPhase
 class EMATeacher:
     """Freezes a model and updates it from a student of the same architecture.
 
-    The model is put into eval mode and stays there: ``train()``, on it, on one of its parts or on
-    a module that contains it, leaves it as it is. Its parameters take no gradients.
+    The model is put into eval mode permanently: ``train()`` on it, on one of its parts or on a
+    module that contains it has no effect on it. Its parameters have no gradients.
 
-    Not an ``nn.Module``, so that an attribute of a trained model can hold it without making the
-    teacher's weights part of that model.
+    Not an ``nn.Module``, so that a trained model can have it as an attribute without containing the
+    teacher's weights.
 
     Args:
         teacher: the model to freeze, in place.
@@ -39,7 +39,7 @@ class EMATeacher:
             module.train = MethodType(_stay_in_eval, module)  # type: ignore[method-assign]
 
     def step(self, student: nn.Module, phase: TeacherPhase) -> None:
-        """Do what ``phase`` asks for; call it before the teacher labels the iteration's batch."""
+        """Update the teacher as ``phase`` requires, before it labels the iteration's batch."""
         if phase is TeacherPhase.COPY:
             self.copy_from(student)
         elif phase is TeacherPhase.EMA:
@@ -70,7 +70,7 @@ class EMATeacher:
 
 
 def _pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Tensors of equal names.
+    """Pair tensors by name.
 
     Raises:
         InputError: the models differ in the name, shape or dtype of a tensor.
@@ -98,5 +98,5 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
-    """Stands in for ``nn.Module.train``."""
+    """Replacement of ``nn.Module.train``."""
     return module

@@ -1,4 +1,4 @@
-"""Clicks inside masks, drawn for a whole batch on the device."""
+"""Prompt points inside masks, drawn for a whole batch on the device."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from s4m_d2.structures import known_areas
 from s4m_d2.transfers import to_device
 
 POSITIVE, PADDING = 1, -1  # labels of prompt points
-MAX_GAP = 80.0  # logits further below a mask's highest count as this far: no weight inside is zero
+MAX_GAP = 80.0  # largest difference to a mask's highest logit, so that no weight inside is zero
 OUTSIDE = 1e30  # subtracted from the logits of pixels outside
-CPU_PIXELS, GPU_PIXELS = 1 << 20, 1 << 26  # worked on together: what caches, what memory can hold
+CPU_PIXELS, GPU_PIXELS = 1 << 20, 1 << 26  # processed at once: limited by the cache, by memory
 
 
 def sample_mask_points(
     selection: Selection, num_points: int, generator: Generator | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Draw clicks inside each mask, without replacement, P(pixel) ∝ softmax of the mask logits.
+    """Draw points inside each mask, without replacement, P(pixel) ∝ softmax of the mask logits.
 
-    The softmax runs over the pixels inside the mask. One pixel after the other is drawn by the
-    inverse of the cumulative distribution, first its row, then its column, for all masks at once;
-    a click takes one random number. Differences of logits above MAX_GAP count as MAX_GAP.
+    The softmax is over the pixels inside the mask. Pixels are drawn one after the other by inverse
+    transform sampling, first the row, then the column, for all masks at once; each point uses one
+    random number. Differences of logits are clamped at MAX_GAP.
 
     Returns:
         points (N, P, 2): pixel centers (x, y), normalized to the content, within [0, 1];
-        labels (N, P) int64, on the CPU: 1, or -1 in the places that a mask with too few pixels
-        cannot fill.
+        labels (N, P) int64, on the CPU: 1, or -1 (padding) for a mask with fewer than P pixels.
     """
     generators = None if generator is None else [generator]
     [points], [labels] = sample_points_in_batch([selection], num_points, generators)
@@ -40,7 +39,7 @@ def sample_mask_points(
 def sample_points_in_batch(
     selections: Sequence[Selection], num_points: int, generators: Sequence[Generator] | None = None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """:func:`sample_mask_points` for each image; an image's draws are its own generator's."""
+    """:func:`sample_mask_points` for each image, with its own generator."""
     draws = []
     sources: Sequence[Generator | None] = generators or [None] * len(selections)
     for selection, generator in zip(selections, sources, strict=True):
@@ -78,16 +77,16 @@ def _draw(logits: Tensor, masks: Tensor, draws: Tensor) -> Tensor:
         line = weights[mask, row].double()
         column, _ = _invert(line, share)
         pixels.append(torch.stack([column, row], dim=1))
-        weights[mask, row, column] = weights.new_zeros(())  # what is drawn is gone
+        weights[mask, row, column] = weights.new_zeros(())  # without replacement
         left = line.scatter_(1, column[:, None], 0.0).sum(dim=1, keepdim=True)
         of_rows.scatter_(1, row[:, None], left)
     return torch.stack(pixels, dim=1)
 
 
 def _invert(weights: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) places drawn with P ∝ (N, L) weights, and where in its place each draw lies, in [0, 1).
+    """(N,) indices drawn with P ∝ (N, L) weights, and the rest of each draw, uniform in [0, 1).
 
-    A place of weight zero is drawn only where all are zero.
+    An index of weight zero is drawn only if all weights are zero.
     """
     ends = weights.cumsum(dim=1)
     target = draw * ends[:, -1]
@@ -99,7 +98,7 @@ def _invert(weights: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _chunks(selections: Sequence[Selection]) -> list[list[int]]:
-    """Consecutive images whose masks are of one size and not too many together."""
+    """Groups of consecutive images with masks of one size, limited in pixels."""
     chunks: list[list[int]] = []
     pixels, previous = 0, None
     for i, selection in enumerate(selections):

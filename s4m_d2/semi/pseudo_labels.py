@@ -1,4 +1,4 @@
-"""Which of the teacher's predictions become pseudo-labels (paper, section 3.1)."""
+"""Selection of the teacher's predictions that become pseudo-labels (paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -47,14 +47,13 @@ def select_pseudo_labels(
 ) -> Selection:
     """Keep a query if its arg-max class is an object, its score and its soft area are high enough.
 
-    A query whose class probabilities are nan, or which passes so far but has a mask logit that is
-    not finite, is dropped as well.
+    Queries with NaN class probabilities, or with a mask logit that is not finite, are dropped too.
 
     Args:
         pred_logits: (Q, K + 1) class logits; the last class is no-object.
         pred_masks: (Q, h, w) mask logits of the padded image (content at the top left).
-        content_size: (h', w') of the content in prediction pixels; padding is not looked at. It may
-            be fractional, H_content * h / H_padded; the masks have ceil(h') x ceil(w') pixels.
+        content_size: (h', w') of the content in prediction pixels; padding is ignored. It may be
+            fractional, H_content * h / H_padded; the masks have ceil(h') x ceil(w') pixels.
         score_thresh: the class probability must exceed it.
         min_area: the sum of the mask's probabilities must exceed it, px of the prediction.
         mask_thresh: a pixel belongs to the mask if its probability exceeds it.
@@ -79,12 +78,12 @@ def select_in_batch(
     min_area: float,
     mask_thresh: float = 0.5,
 ) -> list[Selection]:
-    """:func:`select_pseudo_labels` for each image of a batch; the host waits once for all.
+    """:func:`select_pseudo_labels` for each image of a batch. Synchronizes once.
 
     Args:
-        pred_logits: (Q, K + 1) an image; Q may differ, K may not.
-        pred_masks: (Q, h, w) an image.
-        content_sizes: (h', w') an image.
+        pred_logits: (Q, K + 1) per image; Q may differ, K may not.
+        pred_masks: (Q, h, w) per image.
+        content_sizes: (h', w') per image.
     """
     verdicts = []
     for logits, masks, size in zip(pred_logits, pred_masks, content_sizes, strict=True):
@@ -130,7 +129,7 @@ def _content(masks: Tensor, content_size: tuple[float, float]) -> Tensor:
 
 
 def _measure(mask_logits: Tensor, min_area: float, mask_thresh: float) -> tuple[Tensor, ...]:
-    """Whether each mask is finite and large enough, and its pixels; (N,) each."""
+    """(N,) flags "finite" and "large enough", and (N,) areas in pixels."""
     dims = (1, 2)
     usable = mask_logits.amax(dim=dims).isfinite() & mask_logits.amin(dim=dims).isfinite()
     probabilities = mask_logits.sigmoid()
@@ -141,7 +140,7 @@ def _measure(mask_logits: Tensor, min_area: float, mask_thresh: float) -> tuple[
 def _statistics(
     queries: int, finite: int, objects: int, confident: int, usable: int, kept: int
 ) -> dict[str, int]:
-    """How many queries each rule dropped, from how many were left after each."""
+    """Number of queries dropped by each rule, from the numbers left after each."""
     return {
         "queries": queries,
         "dropped_no_object": finite - objects,

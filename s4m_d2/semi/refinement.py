@@ -1,8 +1,8 @@
-"""Pseudo-label refinement: SAM redraws the teacher's masks (paper, section 3.3).
+"""Pseudo-label refinement: SAM's masks replace the teacher's (paper, section 3.3).
 
-A refiner is a callable ``(selections, images, image_sizes, generators) -> Refinement``. The name
-``S4M.REFINE.METHOD`` is looked up in REFINER_REGISTRY, whose entries are called as
-``entry(cfg, backend)``.
+A refiner is a callable ``(selections, images, image_sizes, generators) -> Refinement``.
+``S4M.REFINE.METHOD`` selects one of REFINER_REGISTRY, whose entries are builders
+``(cfg, backend) -> refiner``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ REFINER_REGISTRY = Registry("REFINER")
 REFINER_REGISTRY.__doc__ = """Builders ``(cfg, backend) -> refiner`` of pseudo-label masks."""
 
 PROMPTS = ("points", "box", "both")  # values of S4M.REFINE.PROMPT
-AUTO_PROMPT = "auto"  # another one: chosen by measuring; points until then
+AUTO_PROMPT = "auto"  # another value: chosen by the gate; points until then
 MASKS_AT_ONCE = 16  # masks resized to image size together; bounds the memory
-NO_MASK = -1e3  # a logit that is outside wherever a mask is thresholded
+NO_MASK = -1e3  # logit of an empty mask, below any threshold
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,13 @@ class Refinement:
     """Pseudo-labels at image size.
 
     Attributes:
-        labels: for each image, its pseudo-labels with (N, H, W) masks at content size; some may
-            have no pixel.
-        predicted_ious: SAM's prediction for every mask that it gave, all images together; of
-            length 0 without SAM.
-        num_fallbacks: instances that kept the teacher's mask, as SAM gave none, an empty one, or
-            one that agrees too little.
+        labels: for each image, its pseudo-labels with (N, H, W) masks at content size; masks may
+            be empty.
+        predicted_ious: predicted IoUs of SAM's masks, all images together; empty without SAM.
+        num_fallbacks: instances that kept the teacher's mask, because SAM returned none, an empty
+            one, or one with too little agreement.
         num_instances: of how many; None: as many as ``predicted_ious``.
-        num_duplicates: labels that were dropped for being duplicates; None: not looked for.
+        num_duplicates: dropped duplicates; None: not searched.
     """
 
     labels: list[PseudoLabels]
@@ -91,19 +90,19 @@ class TeacherMasks:
 
 
 class PointRefiner:
-    """Replaces each mask by what SAM segments from a few clicks inside it, or from its box.
+    """Replaces each mask by SAM's mask for points inside it, or for its box.
 
-    The clicks of a mask are drawn by :func:`sample_mask_points` and prompt SAM together; of its
-    multi-mask output the mask with the highest predicted IoU is taken, thresholded at logit 0.
-    Masks or IoUs that are not finite do not count. Where nothing or an empty mask is left, the
-    teacher's mask stays. Classes and scores stay.
+    The points of a mask are drawn by :func:`sample_mask_points` and form one prompt. Of SAM's
+    multi-mask output the mask with the highest predicted IoU is used, thresholded at logit 0; masks
+    or IoUs that are not finite are ignored. If no mask remains, or it is empty, the teacher's mask
+    is kept. Classes and scores do not change.
 
     Args:
         backend: a :class:`~s4m_d2.sam.backend.SamBackend`.
-        num_points: clicks a mask; all pixels where it has fewer.
-        mask_thresh: threshold of the teacher's masks that are fallen back to, in (0, 1).
-        prompt: one of PROMPTS; the paper's are points.
-        min_agreement: the teacher's mask stays where SAM's has a smaller IoU with it; in [0, 1].
+        num_points: points per mask; all pixels of a mask with fewer.
+        mask_thresh: threshold of the teacher's masks that are kept, in (0, 1).
+        prompt: one of PROMPTS; the paper uses points.
+        min_agreement: keep the teacher's mask if its IoU with SAM's is smaller; in [0, 1].
     """
 
     @configurable
@@ -160,7 +159,7 @@ class PointRefiner:
             generators: one for each image, on any device; None: PyTorch's own.
 
         Returns:
-            Labels at content size. Instances without a pixel before are left out.
+            Labels at content size, without instances whose teacher mask was empty.
 
         Raises:
             InputError: if the numbers of selections, images, sizes and generators differ.
@@ -216,9 +215,9 @@ class PointRefiner:
         group: Sequence[Selection],
         size: tuple[int, int],
     ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """(N, H, W) bool masks of a group of images, their areas, the rows that are the teacher's.
+        """(N, H, W) bool masks of a group of images, their areas, rows with the teacher's mask.
 
-        Synchronizes once; once more where some are the teacher's, or agreement counts.
+        Synchronizes once; once more if a teacher's mask is kept, or agreement is required.
         """
         masks = _threshold_in_chunks(
             mask_logits, size, lambda chunk: self.backend.upscale(chunk, size), 0.0
@@ -245,7 +244,7 @@ def points(cfg, backend) -> PointRefiner:
 
 
 def build_refiner(cfg, backend) -> Callable[..., Refinement]:
-    """The refiner that the config selects; ``backend`` may be None where it needs no SAM.
+    """Build the refiner selected by the config; ``backend`` may be None if it needs no SAM.
 
     Raises:
         ConfigError: if S4M.REFINE.METHOD is not registered.
@@ -262,9 +261,9 @@ def build_refiner(cfg, backend) -> Callable[..., Refinement]:
 def teacher_masks(
     selection: Selection, image_size: tuple[int, int], logit_thresh: float = 0.0
 ) -> Tensor:
-    """The selection's masks at ``image_size`` (H, W): logits read bilinearly, then thresholded.
+    """The selection's masks at ``image_size`` (H, W): logits resized bilinearly, then thresholded.
 
-    Both frames show the same content, also where it ends inside a pixel of the prediction.
+    Both frames show the same content, also if it ends inside a pixel of the prediction.
     """
     logits = selection.mask_logits
     resize = _teacher_resize(logits, selection.content_size, image_size)
@@ -274,7 +273,7 @@ def teacher_masks(
 def _teacher_resize(
     logits: Tensor, content_size: tuple[float, float], image_size: tuple[int, int]
 ) -> Callable[[Tensor], Tensor]:
-    """What resizes (n, h', w') ``logits``, of which ``content_size`` is content, to the image."""
+    """Make a function that resizes (n, h', w') ``logits`` with content ``content_size``."""
     axes = [
         (torch.arange(side, device=logits.device) + 0.5) * (2 * extent / (side * pixels)) - 1
         for side, extent, pixels in zip(image_size, content_size, logits.shape[1:], strict=True)
@@ -303,9 +302,9 @@ def _threshold_in_chunks(
 
 
 def _best_masks(mask_logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
-    """Of (N, M, h, w) masks the (N, h, w) ones with the best of (N, M) IoUs, and these (N,).
+    """Select (N, h, w) of (N, M, h, w) masks by the best of (N, M) IoUs; also returns these (N,).
 
-    Only finite ones count; where there is none, the mask is empty and the IoU 0.
+    Only finite ones count; if there is none, the mask is empty and the IoU 0.
     """
     dims = (2, 3)
     usable = mask_logits.amax(dim=dims).isfinite() & mask_logits.amin(dim=dims).isfinite()
@@ -316,7 +315,7 @@ def _best_masks(mask_logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def with_pixels(selections: Sequence[Selection]) -> list[Selection]:
-    """Only the instances that have a pixel at the prediction's resolution."""
+    """Drop instances without a pixel at the prediction's resolution."""
     result = []
     areas = known_areas([selection.labels for selection in selections])
     for selection, of_image in zip(selections, areas, strict=True):
@@ -330,7 +329,7 @@ def with_pixels(selections: Sequence[Selection]) -> list[Selection]:
 def _groups(
     selections: Sequence[Selection], image_sizes: Sequence[tuple[int, int]], images: Sequence[int]
 ) -> list[list[int]]:
-    """Those of ``images`` together whose masks can be resized together."""
+    """Group ``images`` whose masks can be resized together."""
     groups: dict[tuple, list[int]] = {}
     for i in images:
         selection = selections[i]
@@ -342,7 +341,7 @@ def _groups(
 def _teacher_logits(
     group: Sequence[Selection], size: tuple[int, int]
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The teacher's mask logits of a group of images, and what resizes them to the image."""
+    """The teacher's mask logits of a group of images, and a function that resizes them."""
     logits = torch.cat([selection.mask_logits for selection in group])
     return logits, _teacher_resize(logits, group[0].content_size, size)
 
@@ -362,7 +361,7 @@ def _fill(
 
 
 def logit(probability: float) -> float:
-    """Of the threshold of the teacher's masks; InputError where it is outside (0, 1)."""
+    """Logit of the threshold of the teacher's masks; InputError if it is outside (0, 1)."""
     if not 0.0 < probability < 1.0:
         raise InputError(
             f"mask_thresh (S4M.PSEUDO_LABEL.MASK_THRESH) must lie in (0, 1), got {probability}"
@@ -371,7 +370,7 @@ def logit(probability: float) -> float:
 
 
 def check_batch(selections, images, image_sizes, generators) -> None:
-    """InputError where a refiner's arguments are not of the same number of images."""
+    """InputError if a refiner's arguments have different numbers of images."""
     counts = [len(selections), len(images), len(image_sizes)]
     counts += [len(generators)] if generators else []
     if len(set(counts)) > 1:

@@ -1,12 +1,11 @@
-"""How well label maps agree with the ground truth: IoU by class, mIoU, pixel accuracy.
+"""Evaluation of label maps: IoU by class, mIoU, pixel accuracy.
 
-As in VOC's benchmark, pixels of the whole data set are counted before anything is divided, and
-background is a class. (The mean of the images' mIoUs is another number, in which a pixel of a small
-image weighs more than one of a large image.)
+As in VOC's benchmark, pixels are counted over the whole data set before dividing, and background is
+a class. (The mean of the images' mIoUs is another number: it weights pixels of small images more.)
 
-Void (255) in the ground truth is not scored. Void in a label is an answer withheld: the pixel
-counts as missed for its true class and as a false positive for none. Were it not scored at all,
-labels would gain from void where they are wrong; were it background, they would lose twice.
+Void (255) in the ground truth is ignored. Void in a label counts as a miss of the true class and as
+no false positive. Ignoring it would reward void on wrong pixels; counting it as background would
+penalize it twice.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ TRUTH, BEFORE, AFTER = "ground truth", "pseudo-label", "enhanced label"  # kinds
 
 
 def confusion(truth: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels by true class and label; of several images the sum.
+    """Count pixels by true class and label.
 
     Args:
-        truth: (H, W) uint8 of classes below ``num_classes``; 255 is not scored.
-        label: (H, W) uint8 likewise; 255 is wrong wherever the truth is not 255.
+        truth: (H, W) uint8 of classes below ``num_classes``; 255 is ignored.
+        label: (H, W) uint8 likewise; 255 is a miss.
         num_classes: C, with background.
 
     Returns:
@@ -44,30 +43,30 @@ def confusion(truth: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndar
 
 
 def iou(counts: np.ndarray) -> np.ndarray:
-    """(C,) float64 in [0, 1] of a confusion matrix; nan where neither map has the class."""
+    """(C,) float64 IoUs of a confusion matrix; nan if neither map has the class."""
     hits = counts.diagonal()
     union = counts.sum(1) + counts[:, :-1].sum(0) - hits
     return np.divide(hits, union, out=np.full(len(hits), np.nan), where=union > 0)
 
 
 def miou(counts: np.ndarray) -> float:
-    """Mean IoU of the classes that occur, background among them; nan where none does."""
+    """Mean IoU of the classes that occur, with background; nan if none does."""
     found = iou(counts)
     present = ~np.isnan(found)
     return float(found[present].mean()) if present.any() else math.nan
 
 
 def pixel_accuracy(counts: np.ndarray) -> float:
-    """Share of scored pixels whose label is right; nan without such pixels."""
+    """Share of correct pixels among the scored ones; nan if there are none."""
     pixels = int(counts.sum())
     return int(np.trace(counts)) / pixels if pixels else math.nan
 
 
 class LabelFolders:
-    """Label maps of the same images in several folders; files of one name belong together.
+    """Label maps of the same images in several folders, matched by name.
 
     Args:
-        folders: kind (``TRUTH``, ...) → folder of label maps; None: there is none of this kind.
+        folders: kind (``TRUTH``, ...) → folder of label maps; None: not given.
         num_classes: with background.
         suffix, background_score: of the pseudo-labels, as those of ``files_by_name`` and
             ``read_label``.
@@ -92,10 +91,10 @@ class LabelFolders:
         self._background_score = background_score
 
     def read(self, name: str) -> dict[str, np.ndarray]:
-        """An image's label maps by kind, (H, W) uint8.
+        """Read an image's label maps by kind, (H, W) uint8.
 
         Raises:
-            DatasetError: one is missing, damaged, has other classes, or another size than the rest.
+            DatasetError: one is missing, damaged, has other classes, or their sizes differ.
         """
         missing = [f"no {kind}" for kind, files in self.files.items() if name not in files]
         if missing:
@@ -113,7 +112,7 @@ class LabelFolders:
         return labels
 
     def confusions(self, labels: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Confusion matrices of an image's ``BEFORE``, where there is one, and ``AFTER``."""
+        """Confusion matrices of an image's ``BEFORE``, if given, and ``AFTER``."""
         kinds = [kind for kind in (BEFORE, AFTER) if kind in labels]
         return [confusion(labels[TRUTH], labels[kind], self.num_classes) for kind in kinds]
 
@@ -121,20 +120,20 @@ class LabelFolders:
 def compare(
     folders: LabelFolders, names: Sequence[str], images: Iterable[str] | None = None
 ) -> dict[str, Any]:
-    """Score the enhanced labels, and the pseudo-labels if there are any, of the same images.
+    """Score the enhanced labels and, if given, the pseudo-labels of the same images.
 
-    Only an image with a readable file in every folder is compared.
+    Only images with a readable file in every folder are compared.
 
     Args:
         folders: with a ground truth.
         names: of the classes.
-        images: their names; None: all that have a label, enhanced or not.
+        images: names of the images; None: all with a label, enhanced or not.
 
     Returns:
-        ``iou`` (by class), ``miou`` and ``pixel_accuracy`` of the whole set, and of each image
-        ("images") its name and own mIoU: as "before", "after" and "gain", or "after" alone; nan is
-        the score of nothing. ``num_images`` that were compared, how many ``improved`` and
-        ``worsened``, and ``problems``: name → message of the others.
+        ``iou`` (by class), ``miou`` and ``pixel_accuracy`` of the whole set, and "images": name and
+        mIoU of each image. Scores are "before", "after" and "gain", or "after" alone; nan if
+        undefined. ``num_images``: compared images; ``improved`` and ``worsened``: numbers of
+        images; ``problems``: name → message of the others.
     """
     if images is None:
         images = {name for kind in {*folders.files} - {TRUTH} for name in folders.files[kind]}
@@ -171,7 +170,7 @@ def compare(
 
 
 def _change(*values: float) -> dict[str, float]:
-    """Of scores before and after "before", "after" and "gain", of one after alone "after"."""
+    """{"before", "after", "gain"} of two scores, {"after"} of one."""
     if len(values) == 1:
         return {"after": values[0]}
     before, after = values

@@ -1,4 +1,4 @@
-"""Label maps in files (a class index per pixel, or CAM scores), their classes, names of images."""
+"""Files of label maps (class index per pixel, or CAM scores), class names, lists of images."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ _SCORES = (
 def class_names(
     preset: str = "voc", count: int | None = None, file: Path | None = None
 ) -> tuple[str, ...]:
-    """Names of the classes 0, 1, ..., "background" first: of a file, of a count, or of a preset.
+    """Class names, "background" first, from a file, a number of classes, or a preset.
 
     Raises:
-        DatasetError: the file is missing, or the names are not those of a label map.
+        DatasetError: the file is missing, or the names are not valid.
     """
     if file is not None:
         source, names = str(file), tuple(map(str.strip, _read_lines(file)))
@@ -56,7 +56,7 @@ def class_names(
     if not is_named or not 2 <= len(names) <= VOID:
         raise DatasetError(
             f"{source} gives the {len(names)} classes {list(names[:3])}, ...; expected 2 to {VOID} "
-            f"different names, one a line, 'background' first: the index {VOID} is void"
+            f"different names, one per line, 'background' first: the index {VOID} is void"
         )
     return names
 
@@ -64,7 +64,7 @@ def class_names(
 def palette() -> np.ndarray:
     """VOC's colors of the indices 0..255, (256, 3) uint8 RGB.
 
-    The bits of an index go to red, green and blue in turns, the lowest to the highest of each.
+    The bits of an index alternate between red, green and blue, the lowest to the highest of each.
     """
     bits = np.arange(256)[:, None] >> np.arange(9) & 1
     weights = 128 >> np.arange(9) // 3
@@ -79,14 +79,14 @@ def read_label(
     """Read a label map.
 
     Args:
-        path: PNG with a palette, of which the colors do not matter, gray with 8 bits, or RGB with
-            three equal channels; or ``.npy``: (H, W) integers, or CAM scores.
-        num_classes: with background; indices from it on are refused, but 255, which is void. None:
-            not checked.
+        path: PNG with a palette (its colors are ignored), gray with 8 bits, or RGB with three equal
+            channels; or ``.npy``: (H, W) integers, or CAM scores.
+        num_classes: with background; other indices are refused, except 255 (void). None: not
+            checked.
         background_score: of :func:`label_of_scores`.
 
     Returns:
-        (H, W) uint8, as stored: orientations in EXIF data are not followed.
+        (H, W) uint8, as stored: EXIF orientations are ignored.
 
     Raises:
         DatasetError: the file is missing, damaged, of another kind, or has other classes.
@@ -115,10 +115,10 @@ def read_label(
 
 
 def write_label(path: str | os.PathLike[str], label: np.ndarray) -> None:
-    """Write an (H, W) uint8 label map as a PNG with VOC's palette, never half of it.
+    """Write an (H, W) uint8 label map as a PNG with VOC's palette, atomically.
 
     Raises:
-        OutputError: the system refuses to write.
+        OutputError: the file cannot be written.
     """
     image = Image.fromarray(np.ascontiguousarray(label))
     image.putpalette(palette().tobytes())
@@ -127,20 +127,20 @@ def write_label(path: str | os.PathLike[str], label: np.ndarray) -> None:
 
 
 def label_of_scores(content: Any, background_score: float = BACKGROUND_SCORE) -> np.ndarray:
-    """The class of the highest CAM score in each pixel; background where none exceeds its score.
+    """Make a label map: the class with the highest CAM score, or background if none exceeds it.
 
     Args:
         content: ``{class: (H, W) scores, ...}``, or ``{"keys": (K,) classes, NAME: (K, H, W)
-            scores, ...}``, of several NAMEs that of most pixels. Classes count from 0 without
-            background: 0 is the class 1 of a label map. Where "keys" has an entry more than there
-            are maps, it begins with the background and has the indices of label maps.
+            scores, ...}`` (of several NAMEs the one with most pixels). Classes count from 0 without
+            background: 0 is class 1 of a label map. If "keys" has one more entry than there are
+            maps, it includes the background and counts as label maps do.
         background_score: on the scale of the scores, which is [0, 1] for CAMs.
 
     Returns:
         (H, W) uint8, a label map.
 
     Raises:
-        DatasetError: the content is of another form; part of a sentence.
+        DatasetError: the content has another form; part of a sentence.
     """
     try:
         if "keys" in content:
@@ -169,14 +169,14 @@ def label_of_scores(content: Any, background_score: float = BACKGROUND_SCORE) ->
 def files_by_name(
     folder: Path, extensions: tuple[str, ...] = LABEL_EXTENSIONS, suffix: str = ""
 ) -> dict[str, Path]:
-    """Files of a folder, not of those below, by the name of their image, sorted.
+    """List the files of a folder (without subfolders) by the name of their image, sorted.
 
     Args:
-        extensions: in small letters, of the files that count.
-        suffix: what a stem has beyond the image's name; other files are left out.
+        extensions: in lower case.
+        suffix: end of the stems, after the image's name; other files are left out.
 
     Raises:
-        DatasetError: the folder is missing, has no such file, or two of one name.
+        DatasetError: the folder is missing, has no such file, or two of the same name.
     """
     try:
         paths = sorted(folder.iterdir())
@@ -197,19 +197,19 @@ def files_by_name(
     if not files:
         raise DatasetError(
             f"'{folder}' has no file NAME{suffix} with the ending {' or '.join(extensions)}. Give "
-            "the folder that holds them itself: folders below are not searched."
+            "the folder that contains them: subfolders are not searched."
         )
     return files
 
 
 def image_list(path: Path) -> list[str]:
-    """Names of images in a text file such as VOC's train.txt, each once, in the file's order.
+    """Read names of images from a text file such as VOC's train.txt, each once, in order.
 
-    What counts is a line's first word, of a path its last part without an image's extension: so
-    lists of pairs "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png" are read too.
+    The name is the first word of a line, without folder and image extension, so that lists of pairs
+    "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png" are accepted too.
 
     Raises:
-        DatasetError: the file is missing, no text, or names nothing.
+        DatasetError: the file is missing, not text, or empty.
     """
     words = [line.split()[0] for line in _read_lines(path) if line.strip()]
     parts = [os.path.splitext(word.replace("\\", "/").rsplit("/", 1)[-1]) for word in words]
@@ -224,13 +224,13 @@ def _read_lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(
-            f"{path} cannot be read: {error}. Give a text file with a name a line."
+            f"{path} cannot be read: {error}. Give a text file with one name per line."
         ) from error
 
 
 def _read_png(path: str | os.PathLike[str]) -> np.ndarray:
     with Image.open(path) as image:
-        image.verify()  # checksums, which decoding alone does not look at
+        image.verify()  # checksums, which decoding alone does not check
     with Image.open(path) as image:
         mode = f"a {image.format} of Pillow's mode {image.mode}"
         is_known = image.format == "PNG" and image.mode in _INDEX_MODES
@@ -255,7 +255,7 @@ def _read_npy(path: str | os.PathLike[str], background_score: float) -> np.ndarr
                 return label_of_scores(load_arrays(file), background_score)
             except DatasetError as error:
                 raise DatasetError(f"{path} is no file of CAM scores: {error}.") from error
-    values = np.load(path, mmap_mode="r")  # nothing is allocated before the file is long enough
+    values = np.load(path, mmap_mode="r")  # does not allocate for a truncated file
     if values.ndim != 2 or dtype.kind not in "iu" or values.min() < 0 or values.max() > VOID:
         raise DatasetError(
             f"{path} is no label map: {values.shape} {dtype}. Expected (H, W) integers in "

@@ -1,4 +1,4 @@
-"""A folder of pseudo-labels in, a folder of enhanced label maps out; what is there is finished."""
+"""Enhancement of a folder of pseudo-labels; existing label maps count as finished."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REPORT = "sepl.json"  # in the output folder: settings of its label maps, proble
 
 
 class ImageFiles(NamedTuple):
-    """The files of the image ``name``; ``image`` None: there is none, or it is not asked for."""
+    """The files of the image ``name``; ``image`` None: missing, or not needed."""
 
     name: str
     label: Path
@@ -35,7 +35,7 @@ class ImageFiles(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of an image: why nothing was written ("": it was), whether it has a class."""
+    """Result of an image: why nothing was written ("": written), whether it has a class."""
 
     name: str
     problem: str
@@ -61,7 +61,7 @@ def enhance_files(
         options: of :func:`~s4m_d2.sepl.enhance`.
 
     Raises:
-        S4MError: for reasons that concern other images too; the image's own are the outcome's.
+        S4MError: for problems that concern other images too; the image's own are in the outcome.
     """
     name, _, image = files
     try:
@@ -87,10 +87,10 @@ def enhance_files(
 def begin(
     folder: Path, settings: Mapping[str, Any], names: Iterable[str], overwrite: bool
 ) -> set[str]:
-    """Start or continue a run into a folder; which of the images ``names`` are finished there.
+    """Start or continue a run into a folder; returns the finished ones of the images ``names``.
 
     Raises:
-        ConfigError: it has label maps of these images, made with other settings or unknown ones.
+        ConfigError: it has label maps of these images made with other or unknown settings.
         OutputError: the folder cannot be written.
     """
     finished = {name for name in names if (folder / f"{name}.png").exists()}
@@ -105,7 +105,7 @@ def begin(
 
 
 def write_report(folder: Path, settings: Mapping[str, Any], problems: Mapping[str, str]) -> None:
-    """Note in a folder what its label maps depend on, and why images have none."""
+    """Write the settings of the label maps in a folder, and why images have none."""
     with atomic_write(folder / REPORT) as file:
         json.dump({"settings": settings, "problems": problems}, file, indent=1)
         file.write("\n")
@@ -130,7 +130,7 @@ def _check_settings(folder: Path, settings: Mapping[str, Any], names: Collection
 def outcomes(
     work: Callable[[ImageFiles], Outcome], jobs: Sequence[ImageFiles], workers: int
 ) -> Generator[Outcome, None, None]:
-    """What becomes of each image, in their order, whatever the number of processes.
+    """Process the images; yields their outcomes in order, independent of the number of processes.
 
     Args:
         work: :func:`enhance_files` with its settings.
@@ -152,7 +152,7 @@ def outcomes(
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker) as pool:
         try:
-            yield from pool.map(work, jobs)  # where this ends early, what waits is cancelled
+            yield from pool.map(work, jobs)  # if this ends early, pending jobs are cancelled
         except BrokenProcessPool as error:
             raise WorkerError(
                 f"one of the {workers} processes has ended by itself: was it killed, or out of "
@@ -161,14 +161,14 @@ def outcomes(
 
 
 def _start_worker() -> None:
-    """Leave interrupts to the parent, and end with it however it ends."""
+    """Ignore Ctrl-C, which the parent handles, and exit when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed does not tell its workers, which would wait for it forever."""
+    """Exit when the parent dies: a killed parent does not stop its workers."""
     if parent := multiprocessing.parent_process():
         parent.join()
     os._exit(1)

@@ -1,13 +1,12 @@
-"""SAM's masks of images: those of other programs in files, and SAM's own, kept in files.
+"""SAM's masks of images, from files of other programs, or generated and stored in files.
 
-Of the image NAME a folder of masks has one of
+For an image NAME a folder of masks has one of
 
-- ``NAME/``: a PNG a mask, non-zero where it is set, as segment-anything's ``amg.py`` and SEPL's
-  authors write them. A folder that is empty, or has ``metadata.csv`` alone, is that of an image in
-  which SAM found nothing.
-- ``NAME.json``, ``NAME.json.gz``: COCO RLEs, compressed or not, in a list, each for itself or as
-  the ``segmentation`` of a record (``amg.py --convert-to-rle``); or such a list under
-  ``annotations`` (SA-1B) or under ``masks`` (:func:`kept_masks`).
+- ``NAME/``: a PNG per mask, non-zero inside, as written by segment-anything's ``amg.py`` and SEPL's
+  authors. A folder that is empty, or has only ``metadata.csv``, means that SAM found nothing.
+- ``NAME.json``, ``NAME.json.gz``: a list of COCO RLEs, compressed or not, or of records with a
+  ``segmentation`` (``amg.py --convert-to-rle``); or such a list under ``annotations`` (SA-1B) or
+  under ``masks`` (:func:`kept_masks`).
 """
 
 from __future__ import annotations
@@ -39,21 +38,21 @@ from s4m_d2.structures import encode_masks, plain_rle
 RLEs = list[dict[str, Any]]  # compressed, counts as str
 
 _ENDINGS = ("", ".json", ".json.gz")
-_SUMMARY = "metadata.csv"  # which amg.py writes beside the PNGs
+_SUMMARY = "metadata.csv"  # written by amg.py beside the PNGs
 _JSON_ERRORS = (OSError, EOFError, ValueError, RecursionError, zlib.error)
 
 
 @dataclass(frozen=True)
 class SamMasks:
-    """Masks that SAM makes of each image, kept in a folder.
+    """Generates SAM's automatic masks of images, and stores them in a folder.
 
     The model is built when the first image needs it, once in each process.
 
     Attributes:
         backend, model_type, checkpoint: as S4M.SAM.BACKEND, MODEL_TYPE and CHECKPOINT.
         device: PyTorch's name of it.
-        cache: folder of a file per image.
-        automatic: how SAM is asked.
+        cache: folder with a file per image.
+        automatic: settings of the automatic masks.
     """
 
     backend: str
@@ -64,9 +63,9 @@ class SamMasks:
     automatic: AutomaticMaskSettings
 
     def masks(self, name: str, image: Path, size: tuple[int, int]) -> RLEs:
-        """Those of the image ``name``, of ``size`` (H, W), in the file ``image``.
+        """Masks of the image ``name``, of ``size`` (H, W), in the file ``image``.
 
-        From the cache where model, settings and image agree.
+        Read from the cache if model, settings and image are the same.
 
         Raises:
             DatasetError: the image cannot be read.
@@ -94,10 +93,10 @@ def _generator(source: SamMasks) -> AutomaticMasks:
 
 
 def folder_masks(folder: Path, name: str, size: tuple[int, int]) -> RLEs:
-    """The masks of the image ``name``, of ``size`` (H, W), that another program made.
+    """Read the masks of the image ``name``, of ``size`` (H, W), made by another program.
 
     Raises:
-        DatasetError: there are none, or they are damaged, or of another size.
+        DatasetError: they are missing, damaged, or of another size.
     """
     source = find_masks(folder, name)
     if source is None:
@@ -109,10 +108,10 @@ def folder_masks(folder: Path, name: str, size: tuple[int, int]) -> RLEs:
 
 
 def find_masks(folder: Path, name: str) -> Path | None:
-    """Where the masks of the image ``name`` are; None: nowhere.
+    """Path of the masks of the image ``name``; None: missing.
 
     Raises:
-        DatasetError: in several places.
+        DatasetError: there are several.
     """
     found = [place for ending in _ENDINGS if (place := folder / f"{name}{ending}").exists()]
     if len(found) > 1:
@@ -124,10 +123,10 @@ def find_masks(folder: Path, name: str) -> Path | None:
 
 
 def read_masks(source: Path, size: tuple[int, int]) -> RLEs:
-    """All masks of one image of ``size`` (H, W), from a folder or file of the formats above.
+    """Read all masks of one image of ``size`` (H, W) from a folder or file of the formats above.
 
     Raises:
-        DatasetError: names the file and the mask that is damaged, of another size or no mask.
+        DatasetError: names the file, and the mask that is damaged or of another size.
     """
     if source.is_dir():
         return [_read_png(file, size) for file in _png_files(source)]
@@ -150,14 +149,14 @@ def read_masks(source: Path, size: tuple[int, int]) -> RLEs:
 def kept_masks(
     path: Path, size: tuple[int, int], fingerprint: str, make: Callable[[], Sequence[dict]]
 ) -> RLEs:
-    """An image's masks from a file that an earlier call wrote, or made and written.
+    """Read an image's masks from a file of an earlier call, or make and write them.
 
     Args:
         path: ends with ``.json.gz``; :func:`read_masks` reads it. Written atomically.
         size: (H, W) of the image.
-        fingerprint: of what the masks depend on; a file of another one, of another size, or a
-            damaged one is made anew.
-        make: makes SAM's records; all that they hold is kept.
+        fingerprint: of everything that the masks depend on; files with another one, of another
+            size, and damaged ones are replaced.
+        make: makes SAM's records, which are stored completely.
 
     Raises:
         OutputError: the file cannot be written.
@@ -177,19 +176,19 @@ def kept_masks(
 
 
 def _rles(masks: Sequence[Any], size: tuple[int, int]) -> RLEs:
-    """The RLEs of records or RLEs of any content."""
+    """Extract and check the RLEs of records, or of a list of RLEs."""
     parts = [mask.get("segmentation", mask) if isinstance(mask, dict) else mask for mask in masks]
     return checked_rles(parts, size)
 
 
 def _png_files(folder: Path) -> list[Path]:
-    """A folder's masks, numbers in the order of their values."""
+    """A folder's PNGs in numerical order."""
     files = [file for file in folder.iterdir() if not file.name.startswith(".")]
     masks = [file for file in files if file.suffix.lower() == ".png"]
     others = {file.name for file in files} - {_SUMMARY}
     if others and not masks:
         raise DatasetError(
-            f"{folder} has no PNG, but {min(others)!r}; expected a binary PNG a mask. Convert "
+            f"{folder} has no PNG, but {min(others)!r}; expected a binary PNG per mask. Convert "
             "the masks, or empty the folder if the image has none."
         )
     return sorted(masks, key=lambda file: (len(file.stem), file.stem))

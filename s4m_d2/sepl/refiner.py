@@ -1,4 +1,4 @@
-"""SEPL's rule as a refiner of instances: SAM's automatic masks redraw the teacher's masks."""
+"""SEPL's rule as a refiner of instances: SAM's automatic masks replace the teacher's masks."""
 
 from __future__ import annotations
 
@@ -31,16 +31,15 @@ class SEPLRefiner:
 
     The segments of :func:`~s4m_d2.sepl.rule.assign_masks` are the teacher's masks, resized to the
     image; they may overlap. An instance without a selected mask keeps the teacher's. Classes and
-    scores stay; nothing is drawn at random.
+    scores do not change; nothing is random.
 
     SAM's automatic generator works image by image and partly on the host: it synchronizes several
-    times per image, where :class:`~s4m_d2.semi.PointRefiner` never does; only the images are
-    encoded together.
+    times per image, unlike :class:`~s4m_d2.semi.PointRefiner`; only the encoder is batched.
 
     Args:
         backend: a :class:`~s4m_d2.sam.backend.SamBackend`.
         automatic_masks: an :class:`~s4m_d2.sam.automatic_masks.AutomaticMasks` of this backend, or
-            what has its ``generate``.
+            an object with its ``generate``.
         o_s_thresh, o_p_thresh: in [0, 1]; 1 switches a rule off.
         mask_thresh: threshold of the teacher's masks, in (0, 1).
     """
@@ -92,11 +91,11 @@ class SEPLRefiner:
             selections: one for each image.
             images: (B, 3, H, W) RGB, 0..255, padded at the bottom and right: the weak view.
             image_sizes: (H, W) of the contents.
-            generators: one for each image, not used; None: as well.
+            generators: one for each image, or None; not used.
 
         Returns:
-            Labels at content size. Instances without a pixel before are left out, those without one
-            afterwards are not valid. ``predicted_ious`` are those of the selected masks.
+            Labels at content size, without instances whose teacher mask was empty; masks may be
+            empty. ``predicted_ious`` are those of the selected masks.
 
         Raises:
             InputError: if the numbers of selections, images, sizes and generators differ.
@@ -128,7 +127,7 @@ class SEPLRefiner:
     def _redraw(
         self, selection: Selection, size: tuple[int, int], records: Sequence[Mapping[str, Any]]
     ) -> tuple[Tensor, np.ndarray, int]:
-        """(N, H, W) masks of an image, which records were selected, how many masks are new."""
+        """(N, H, W) masks of an image, indices of the selected records, number of new masks."""
         masks = teacher_masks(selection, size, self.logit_thresh)
         if not len(records):
             return masks, np.zeros(0, dtype=np.int64), 0
@@ -146,7 +145,7 @@ class SEPLRefiner:
 
 
 def _pictures(images: Tensor) -> np.ndarray:
-    """(B, H, W, 3) uint8 on the host of (B, 3, H, W) images in 0..255."""
+    """Convert (B, 3, H, W) images in 0..255 to (B, H, W, 3) uint8 on the host."""
     if images.is_floating_point():
         images = images.round().clamp(0, 255)
     [pictures] = to_host(images.to(torch.uint8).permute(0, 2, 3, 1))
@@ -154,7 +153,7 @@ def _pictures(images: Tensor) -> np.ndarray:
 
 
 def _decoded(records: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
-    """(M, H, W) bool of compressed RLEs, which are decoded column by column."""
+    """Decode compressed RLEs to (M, H, W) bool."""
     columns = mask_utils.decode([record["segmentation"] for record in records]).transpose(2, 1, 0)
     by_column = to_device(columns, device)
     return by_column.transpose(1, 2).contiguous().view(torch.bool)

@@ -1,14 +1,14 @@
 """SEPL's rule: SAM's masks are assigned to segments, selected and merged (arXiv 2305.05803).
 
-A segment is a class of a pseudo-label, or an instance; ``P`` stands for its pixels, ``S`` for a
-mask's. Where the masks of several classes claim a pixel, the paper leaves open what happens. Here:
+A segment is a class of a pseudo-label, or an instance; ``P`` are its pixels, ``S`` those of a mask.
+The paper does not define which class gets a pixel covered by masks of several classes. Here:
 
-1. The smallest mask wins: SAM's masks are nested, and the smaller one follows the object more
-   closely. Of equally large ones that with the larger ``o_s``, then the smaller class index.
-2. A class without a selected mask keeps its pixels of the pseudo-label, whoever claims them.
+1. The smallest mask wins: SAM's masks are nested, and the smaller one is more accurate. Of equally
+   large ones that with the larger ``o_s``, then the smaller class index.
+2. A class without a selected mask keeps its pixels of the pseudo-label.
 3. A class that the others would cover completely gets its pixels of the pseudo-label back.
 
-So the result does not depend on the order of the masks, and has every class of the input.
+So the result does not depend on the order of the masks, and contains every class of the input.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def assign_masks(
         o_p_thresh: or ``o_p = |P ∩ S| / |P|`` this. Both in [0, 1]; 1 switches a rule off.
 
     Returns:
-        (N,) int64 segments, of equal overlaps the first; (N,) float64 ``o_s``; (N,) bool, whether
-        the mask is selected. A mask that shares no pixel never is.
+        (N,) int64 segments (of equal overlaps the first); (N,) float64 ``o_s``; (N,) bool, whether
+        the mask is selected (never without a shared pixel).
 
     Raises:
-        InputError: a threshold lies outside [0, 1].
+        InputError: a threshold is outside [0, 1].
     """
     for name, value in (("o_s_thresh", o_s_thresh), ("o_p_thresh", o_p_thresh)):
         if not 0.0 <= value <= 1.0:
@@ -73,18 +73,19 @@ def enhance(
     o_p_thresh: float = O_P_THRESH,
     keep_uncovered: bool = False,
 ) -> np.ndarray:
-    """Redraw a CAM pseudo-label with SAM's masks of the image.
+    """Enhance a CAM pseudo-label with SAM's masks of the image.
 
     A class becomes the union of the masks that :func:`assign_masks` selects for it; without one it
-    stays. Background and void are no classes: neither competes for masks, both count in |S|. What a
-    class loses becomes background; void stays where no class claims it.
+    does not change. Background and void are not classes: no mask is assigned to them, but they
+    count in |S|. Pixels that a class loses become background; void remains where no class covers
+    it.
 
     Args:
         pseudo_label: (H, W) integers: 0 background, 255 void, else classes.
         masks: (N, H, W) bool array or tensor, or N COCO RLEs. Any order; they may overlap.
         o_s_thresh, o_p_thresh: in [0, 1]; 1 switches a rule off.
-        keep_uncovered: pixels that no mask at all covers keep their label, as in the authors' code;
-            in the paper a class with a selected mask loses what lies outside of its masks.
+        keep_uncovered: pixels that no mask covers keep their label, as in the authors' code; in the
+            paper a class with a selected mask loses its pixels outside of its masks.
 
     Returns:
         (H, W) of the pseudo-label's dtype, a new array.
@@ -95,7 +96,7 @@ def enhance(
     Example:
         >>> label = np.array([[0, 3, 0, 0, 7]])
         >>> masks = np.array([[[1, 1, 1, 0, 0]], [[0, 1, 1, 0, 0]]], dtype=bool)
-        >>> enhance(label, masks)  # the class 7 has no mask and stays
+        >>> enhance(label, masks)  # the class 7 has no mask and keeps its pixels
         array([[3, 3, 3, 0, 7]])
     """
     classes = _classes(pseudo_label)
@@ -124,7 +125,7 @@ def _paint(
     owners: Mapping[int, int],
     masks: np.ndarray | list[dict[str, Any]],
 ) -> None:
-    """Paint masks (by number → place of their class), the last wins; give back what must stay."""
+    """Paint masks (number → index of the class), later ones over earlier; then restore classes."""
     for row, owner in owners.items():
         np.copyto(enhanced, classes[owner], where=_decoded(masks[row]))
     lost = np.delete(classes, list(owners.values()))  # those without a selected mask
@@ -156,10 +157,10 @@ def _decoded(mask: np.ndarray | dict[str, Any]) -> np.ndarray:
 
 
 def checked_rles(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> list[dict[str, Any]]:
-    """COCO RLEs of (H, W), compressed or not, as compressed ones with counts of type str.
+    """Convert COCO RLEs of (H, W), compressed or not, to compressed ones with counts of type str.
 
     Raises:
-        InputError: names the mask that is none, damaged or of another size.
+        InputError: names a mask that is not an RLE, damaged or of another size.
     """
     rles = []
     for number, mask in enumerate(masks):
@@ -173,7 +174,7 @@ def checked_rles(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> l
 
 
 def _checked(masks: Masks, size: tuple[int, ...]) -> np.ndarray | list[dict[str, Any]]:
-    """(N, H, W) bool array, or a list of compressed RLEs, of the given size."""
+    """Check and convert to an (N, H, W) bool array, or a list of compressed RLEs."""
     if isinstance(masks, Tensor):
         masks = masks.cpu().numpy()
     if not isinstance(masks, np.ndarray):

@@ -1,4 +1,4 @@
-"""Pictures of images, their label maps and SAM's masks side by side, a row per image."""
+"""Pictures of images, their label maps and SAM's masks side by side, one row per image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = {
     TRUTH: "ground truth",
 }
 LONG_SIDE = 640  # px, of a drawn picture
-WHITE_SHARE = 0.6  # by which an image fades under labels and masks: VOC's colors are dark
+WHITE_SHARE = 0.6  # share of white in an image under labels and masks, as VOC's colors are dark
 FILL_ALPHA = 0.75
 CONTOUR_WIDTH = 2  # px
 STRIPE = 6  # px, half the period of void's stripes
@@ -37,7 +37,7 @@ SWATCH_SIZE = 20, 32  # px, height and width
 
 
 class Row(NamedTuple):
-    """An image of the picture: name and mIoUs, kind → (h, w, 3) uint8 picture, its label maps."""
+    """A row: title with name and mIoUs, kind → (h, w, 3) uint8 picture, label maps."""
 
     title: str
     pictures: dict[str, np.ndarray]
@@ -49,12 +49,12 @@ def read_row(name: str, folders: LabelFolders, image: Path | None, masks: Path |
 
     Args:
         name: of the image.
-        folders: of its label maps, the ground truth among them or not.
+        folders: of its label maps, with or without ground truth.
         image: its file.
         masks: folder or file of SAM's masks; None: none are drawn.
 
     Raises:
-        DatasetError: something is missing, damaged or of another size.
+        DatasetError: a file is missing, damaged or of another size.
     """
     if image is None:
         raise DatasetError(f"no {IMAGE} of this name")
@@ -78,7 +78,7 @@ def read_row(name: str, folders: LabelFolders, image: Path | None, masks: Path |
 
 
 def write_picture(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None:
-    """Write a PNG of all rows and a legend; kinds of pictures that no row has take no column."""
+    """Write a PNG of all rows and a legend; columns without pictures are omitted."""
     panel_grid(
         [[row.pictures.get(kind) for kind in COLUMNS] for row in rows],
         list(COLUMNS.values()),
@@ -89,7 +89,7 @@ def write_picture(path: Path, rows: Sequence[Row], names: Sequence[str]) -> None
 
 
 def draw_image(image: np.ndarray) -> np.ndarray:
-    """An (H, W, 3) uint8 image at the size of the other pictures, its longer side ``LONG_SIDE``."""
+    """Resize an (H, W, 3) uint8 image to the longer side ``LONG_SIDE``."""
     height, width = image.shape[:2]
     scale = LONG_SIDE / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
@@ -98,11 +98,11 @@ def draw_image(image: np.ndarray) -> np.ndarray:
 
 
 def draw_label(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """A label map in VOC's colors over the image, which is gray and faded.
+    """Draw a label map in VOC's colors over the image, which is gray and faded.
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        label: (H, W) uint8. Background is left free, void is striped.
+        label: (H, W) uint8. Background is not drawn, void is striped.
 
     Returns:
         (h, w, 3) uint8, the longer side ``LONG_SIDE``.
@@ -119,7 +119,7 @@ def draw_label(image: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def draw_masks(image: np.ndarray, masks: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """SAM's masks over the image: touching ones in different colors, the smaller over the larger.
+    """Draw SAM's masks over the image: touching ones in different colors, smaller over larger.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -135,7 +135,7 @@ def draw_masks(image: np.ndarray, masks: Sequence[Mapping[str, Any]]) -> np.ndar
 def legend_entries(
     labels: Iterable[np.ndarray], names: Sequence[str]
 ) -> list[tuple[str, np.ndarray]]:
-    """Name and (h, w, 3) uint8 swatch of each class that label maps have; void is the last."""
+    """Name and (h, w, 3) uint8 swatch of each class in the label maps; void is the last."""
     present = set().union(*(np.unique(label).tolist() for label in labels))
     indices = sorted(present - {BACKGROUND, VOID})
     swatches = [(names[i], np.full((*SWATCH_SIZE, 3), palette()[i])) for i in indices]
@@ -143,7 +143,8 @@ def legend_entries(
 
 
 def _faded(image: np.ndarray) -> np.ndarray:
-    """An (H, W, 3) uint8 image in light gray, on which colors show."""
+    """Make an (H, W, 3) uint8 image light gray."""
+
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     faded = np.rint(gray * (1 - WHITE_SHARE) + 255 * WHITE_SHARE).astype(np.uint8)
     return np.repeat(faded[..., None], 3, axis=2)

@@ -1,4 +1,4 @@
-"""Drawing, on libraries: instances on an image, numbers as colors, and grids of pictures."""
+"""Drawing: instances on an image, heat maps, grids of pictures, videos."""
 
 from s4m_d2.visualization.heat import ColorScale, heat_map, mark_point, outline
 from s4m_d2.visualization.instances import FILL_ALPHA, box_colors, overlay

@@ -1,4 +1,4 @@
-"""Numbers as colors: maps of similarities, and marks on pictures."""
+"""Heat maps, and marks on pictures."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ EDGE_WIDTH = 2  # px, of the white line inside the black one
 
 @dataclass(frozen=True)
 class ColorScale:
-    """Which number has which color, the same for all pictures that share it.
+    """A color scale, which several pictures can share.
 
     Attributes:
-        low, high: what the first and the last color stand for; numbers beyond have these colors.
-        label: what the numbers are, for the color bar.
+        low, high: values of the first and the last color; values beyond are clamped.
+        label: for the color bar.
     """
 
     low: float
@@ -45,14 +45,14 @@ def heat_map(
     scale: ColorScale,
     cells: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """A grid of numbers as a picture, interpolated linearly between the cells' centers.
+    """Draw a grid of numbers, interpolated linearly between the cells' centers.
 
     Args:
         values: (rows, columns) float.
         size: (H, W) of the picture.
         scale: of the colors.
-        cells: how many (rows, columns) the picture covers, from the grid's upper left corner;
-            default: all. Where it covers more than there are, the last ones go on.
+        cells: number of (rows, columns) that the picture covers, from the grid's upper left corner;
+            default: all. Beyond the grid the last ones are repeated.
 
     Returns:
         (H, W, 3) uint8, RGB.
@@ -70,7 +70,7 @@ def heat_map(
 
 
 def mark_point(picture: np.ndarray, point: Sequence[float]) -> np.ndarray:
-    """A copy of an (H, W, 3) uint8 picture with a ring around ``point``, (x, y) in pixels."""
+    """Copy an (H, W, 3) uint8 picture and draw a ring around ``point``, (x, y) in pixels."""
     marked = np.ascontiguousarray(picture).copy()
     radius = max(FEWEST_MARK_PIXELS, min(picture.shape[:2]) // MARK_SHARE)
     center = tuple(int(value) for value in point)
@@ -80,7 +80,7 @@ def mark_point(picture: np.ndarray, point: Sequence[float]) -> np.ndarray:
 
 
 def outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """A copy of a picture with a black and white line around a mask.
+    """Copy a picture and draw a black and white line around a mask.
 
     Args:
         picture: (n·H, n·W, 3) uint8, RGB: as enlarged by :func:`overlay`.

@@ -1,4 +1,4 @@
-"""Pictures of instances."""
+"""Drawing of instances on an image."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TEXT_SHARE = 18  # text height is the image's height divided by this
 MIN_TEXT = 11  # px
 MOST_LETTERS = 30  # of a class's name
 TEXT_STROKE = 2  # px
-SHIFTS = (0, -1, 1, -2, 2, -3, 3)  # lines by which a name gives way to others
+SHIFTS = (0, -1, 1, -2, 2, -3, 3)  # lines by which a name may be moved to avoid others
 
-GOLDEN_RATIO = 0.618034  # steps of it spread any number of hues evenly
+GOLDEN_RATIO = 0.618034  # step between hues, which spreads any number of them evenly
 FEWEST_COLORS = 12
 MOST_NAMED = 60  # instances
 
-# A mask where it is: (h, w) bool, and its box (x0, y0, x1, y1) in the picture.
+# A mask inside its box: (h, w) bool, and the box (x0, y0, x1, y1) in the picture.
 Window = tuple[np.ndarray, tuple[int, int, int, int]]
 
 
@@ -42,7 +42,7 @@ def overlay(
 ) -> np.ndarray:
     """Draw instances on an image: filled, outlined and named, touching ones in different colors.
 
-    Of more than MOST_NAMED instances no names are written.
+    With more than MOST_NAMED instances names are omitted.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -50,7 +50,7 @@ def overlay(
         labels: N indices into ``class_names``.
         class_names: names.
         scores: N numbers in [0, 1], written as percentages; None: not written.
-        scale: integer factor by which the picture is enlarged; None: so that names are readable.
+        scale: integer factor of enlargement; None: such that names are readable.
 
     Returns:
         (scale·H, scale·W, 3) uint8.
@@ -85,7 +85,7 @@ def overlay(
 
 
 def _window(mask: Tensor, scale: int) -> Window:
-    """Of an (H, W) bool mask, enlarged."""
+    """Make the window of an (H, W) bool mask, enlarged."""
     x0, y0, x1, y1 = (int(side) for side in mask_boxes(mask[None])[0])
     enlarged = mask[y0:y1, x0:x1].numpy().repeat(scale, 0).repeat(scale, 1)
     return enlarged, (scale * x0, scale * y0, scale * x1, scale * y1)
@@ -123,10 +123,10 @@ def _check_instances(
 
 
 def box_colors(boxes: np.ndarray, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
-    """An RGB color for each of N boxes (x0, y0, x1, y1) in an image of (H, W).
+    """Choose an RGB color for each of N boxes (x0, y0, x1, y1) in an image of (H, W).
 
-    Those that touch have different ones; a gap of a hundredth of the image still counts as
-    touching. The same boxes always get the same colors.
+    Touching boxes (with gaps up to a hundredth of the image) have different colors. The choice is
+    deterministic.
     """
     gap = max(image_size) / 100
     starts, ends = np.split(boxes.reshape(-1, 4), 2, axis=1)
@@ -142,7 +142,7 @@ def box_colors(boxes: np.ndarray, image_size: tuple[int, int]) -> list[tuple[int
 
 
 def _palette(count: int) -> list[tuple[int, int, int]]:
-    """Saturated colors; neighbors in the list have distant hues and another brightness."""
+    """Saturated colors; neighbors in the list differ much in hue, and in brightness."""
     number = np.arange(count)
     value = np.where(number % 2, 1.0, 0.8)
     hsv = np.stack([number * GOLDEN_RATIO % 1, np.full(count, 0.9), value], axis=1)
@@ -150,7 +150,7 @@ def _palette(count: int) -> list[tuple[int, int, int]]:
 
 
 def _write_names(image: np.ndarray, windows: Sequence[Window], texts: Sequence[str]) -> np.ndarray:
-    """Write each text inside its mask, or as near above or below as other texts let it."""
+    """Write each text inside its mask, moved up or down to avoid other texts."""
     height, width = image.shape[:2]
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)

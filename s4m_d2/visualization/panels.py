@@ -36,17 +36,17 @@ class Panels:
     """A figure with a titled column for each kind of picture and a row for each image.
 
     Attributes:
-        columns: a title for each picture of a row.
-        rows: pictures, (H, W, 3) uint8 RGB; None leaves a cell empty. A column without any is left
-            out.
+        columns: titles of the columns.
+        rows: pictures, (H, W, 3) uint8 RGB; None: an empty cell. Columns without pictures are
+            omitted.
         row_titles: a line above each row; None: none.
-        legend: names with the (h, w, 3) uint8 RGB pictures that explain them, below the rows.
-        scale: is shown as a color bar below the rows; None: no bar.
-        caption: a line below all.
+        legend: names and their (h, w, 3) uint8 RGB swatches, below the rows.
+        scale: color bar below the rows; None: none.
+        caption: a line below everything.
 
     Raises:
-        InputError: there is no picture, a row is not as long as ``columns``, the rows and their
-            titles differ in number, or, when it is drawn, the rows are too many for one picture.
+        InputError: there is no picture, a row differs in length from ``columns``, rows and titles
+            differ in number, or (when drawn) there are too many rows for one picture.
     """
 
     columns: Sequence[str]
@@ -69,14 +69,14 @@ class Panels:
             )
 
     def draw(self) -> np.ndarray:
-        """The figure's pixels, (H, W, 3) uint8 RGB."""
+        """Draw the figure, (H, W, 3) uint8 RGB."""
         strips = [np.asarray(strip) for strip in self._strips()]
         if sum(map(len, strips)) > MOST_PIXELS:
             raise InputError(f"{len(self.rows)} rows do not fit into one picture; draw fewer")
         return np.concatenate(strips)
 
     def _strips(self) -> Iterator[Image.Image]:
-        """Parts of the figure, of its width, from above."""
+        """Parts of the figure, from top to bottom."""
         used = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
         width = CELL * len(used)
         titles = [(self.columns[c], (p + 0.5) * CELL, CELL, "mm") for p, c in enumerate(used)]
@@ -99,22 +99,22 @@ def panel_grid(
     row_titles: Sequence[str] | None = None,
     legend: Sequence[tuple[str, np.ndarray]] = (),
 ) -> None:
-    """Write :class:`Panels` as a PNG, which appears when it is complete."""
+    """Draw :class:`Panels` and write them as a PNG, atomically."""
     write_png(Panels(column_titles, rows, row_titles, legend).draw(), path)
 
 
 def write_png(picture: np.ndarray, path: str | os.PathLike[str]) -> None:
-    """Write an (H, W, 3) uint8 RGB picture; it appears when it is complete.
+    """Write an (H, W, 3) uint8 RGB picture as a PNG, atomically.
 
     Raises:
-        OutputError: the system refuses to write.
+        OutputError: the file cannot be written.
     """
     with atomic_write(path, "wb") as file:
         Image.fromarray(picture).save(file, format="png")
 
 
 def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
-    """So many of the items, or all if there are fewer."""
+    """Choose ``count`` evenly spaced items, or all if there are fewer."""
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 
@@ -125,12 +125,12 @@ def _font() -> ImageFont.FreeTypeFont:
 
 
 def _line(width: int, *texts: tuple[str, float, float, str]) -> Image.Image:
-    """A line of texts: each with its x, the room it has, and Pillow's anchor."""
+    """Draw a line of texts (text, x, available width, Pillow's anchor)."""
     line = Image.new("RGB", (width, LINE), "white")
     for text, x, room, anchor in texts:
         whole = shorter = printable(text, MOST_LETTERS)
         kept = len(whole)
-        while kept > 2 and _font().getlength(shorter) > room - 2 * GAP:  # leave out the middle
+        while kept > 2 and _font().getlength(shorter) > room - 2 * GAP:  # cut the middle
             kept -= 1 + kept // 20
             shorter = f"{whole[: (kept + 1) // 2]}…{whole[len(whole) - kept // 2 :]}"
         ImageDraw.Draw(line).text((x, LINE / 2), shorter, "black", _font(), anchor)
@@ -154,7 +154,7 @@ def _cells(pictures: Sequence[np.ndarray | None]) -> Image.Image:
 
 
 def _legend_lines(width: int, legend: Sequence[tuple[str, np.ndarray]]) -> Iterator[Image.Image]:
-    """Names beside their pictures, as many in a line as there is room for."""
+    """Draw names beside their swatches, as many per line as fit."""
     beside = SWATCH[0] + 2 * GAP
     widest = max((_font().getlength(printable(name)) for name, _ in legend), default=0)
     columns = max(1, int(width / (beside + widest + 2 * GAP)))
@@ -170,7 +170,7 @@ def _legend_lines(width: int, legend: Sequence[tuple[str, np.ndarray]]) -> Itera
 
 
 def _color_bar(width: int, scale: ColorScale) -> Image.Image:
-    """A color bar in the middle, its label on the left and its numbers on it."""
+    """Draw a centered color bar with its label and numbers."""
     across, up = min(BAR[0], width // 2), BAR[1]
     left = (width - across) / 2
     ticks = MaxNLocator(MOST_TICKS, steps=[1, 2, 5, 10]).tick_values(scale.low, scale.high)

@@ -1,4 +1,4 @@
-"""Videos of drawn frames."""
+"""Writing of videos."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 
 from s4m_d2.errors import InputError, OutputError
 
-CODEC = "mp4v"  # MPEG-4 part 2: OpenCV's packages can write it everywhere, H.264 they cannot
+CODEC = "mp4v"  # MPEG-4 part 2, which all OpenCV packages can write, unlike H.264
 SUFFIX = ".mp4"
 
 
 @contextmanager
 def write_video(path: str | os.PathLike[str], fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Write an MP4, frame by frame; it appears when it is complete.
+    """Write an MP4 frame by frame, atomically.
 
-    Yields a function that takes (H, W, 3) uint8 RGB frames of one size. Where a side is odd, which
-    the codec does not have, its last line is repeated. When the block raises, or no frame came,
-    nothing is left.
+    Yields a function that takes (H, W, 3) uint8 RGB frames of one size. The last line of an odd
+    side is repeated, as the codec needs even sides. If the block raises, or there is no frame, no
+    file is written.
 
     Raises:
         InputError: ``path`` does not end in .mp4, or a frame has another size.
@@ -67,7 +67,7 @@ def write_video(path: str | os.PathLike[str], fps: float) -> Iterator[Callable[[
 
 
 def _check_written(part: str, path: str, count: int) -> None:
-    """OpenCV does not say when the disk is full: ask the file."""
+    """Count the written frames: OpenCV does not report a full disk."""
     capture = cv2.VideoCapture(part)
     found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
     capture.release()

@@ -73,7 +73,7 @@ def test_instances_are_counted_by_image_and_class_and_images_decoded(sets, tmp_p
     )
     found = lines()
     assert found["labeled data"].text == (
-        "preflight_labeled: 4 images, 6 instances (0 / 1.5 / 3 an image); 4 decoded"
+        "preflight_labeled: 4 images, 6 instances (0 / 1.5 / 3 per image); 4 decoded"
     )
     assert found["labeled classes"].text == "person 4, car 2"
     assert found["unlabeled data"].text == "preflight_unlabeled: 6 images; 6 decoded"

@@ -34,7 +34,7 @@ def save(cfg, stage, finished):
 @pytest.mark.parametrize(
     ("saved", "changes", "left", "said", "warned", "refused"),
     [
-        ({}, {}, ["teacher", "student"], ["nothing to continue"], [], []),
+        ({}, {}, ["teacher", "student"], ["nothing to resume"], [], []),
         (BOTH, {}, [], ["every stage is finished"], [], []),
         (BOTH, {STUDENT: 30}, ["student"], ["student had ended after 20 ", "to 30"], [STUDENT], []),
         (BOTH, {STUDENT: 15}, [], [], [], ["has done 20 iterations"]),

@@ -35,7 +35,7 @@ NONE = "–"
 GAIN, LOSS = "gain", "loss"
 # Scalars of metrics.json on the pseudo-labels, and how many decimals they are shown with.
 _LABELING = {
-    "an image": ("pseudo_labels/per_image", 1),
+    "per image": ("pseudo_labels/per_image", 1),
     "after ARP": ("pseudo_labels/per_image_after_arp", 1),
     "dropped by score": ("pseudo_labels/dropped_score", 2),
     "SAM's predicted IoU": ("refinement/predicted_iou", 2),
@@ -135,28 +135,27 @@ def markdown(results: Results, seeds: Sequence[int]) -> str:
     """
     shown = ", ".join(map(str, seeds))
     lines = [
-        f"AP of masks on toyscapes' validation images, in percent; seeds {shown}: mean ± sample "
+        f"Mask AP on toyscapes' validation images, in percent; seeds {shown}: mean ± sample "
         f"deviation, n: runs. {MAIN_PERCENT} % labels unless the row says otherwise.",
         "",
         *_methods(results, seeds),
         "",
-        "What each part adds to the student's AP, paired by seed. A gain or loss is one that is "
-        "larger than its deviation.",
+        "Change of the student's AP by each part, paired by seed. It counts as a gain or loss if "
+        "it is larger than its deviation.",
         "",
         *_contributions(results, seeds),
         "",
-        "By the share of labels, the student's AP; the margin is that of S⁴M over Guided "
-        "Distillation.",
+        "The student's AP by share of labels; the margin is S⁴M − Guided Distillation.",
         "",
         *_shares(results, seeds),
         "",
-        "AP by class, student.",
+        "The student's AP by class.",
         "",
         *_classes(results, seeds),
         "",
-        "Pseudo-labels, means over the last tenth of burn-in and of the run: labels an image that "
-        "the teacher gives, labels after ARP, share of queries dropped by their score, the IoU "
-        "that SAM predicts for its masks, share of masks that SAM did not find.",
+        "Pseudo-labels, means over the last tenth of burn-in → of the run: selected labels per "
+        "image, labels per image after ARP, share of queries dropped by their score, predicted IoU "
+        "of SAM's masks, share of empty SAM masks (the teacher's mask is kept).",
         "",
         *_labeling(results, seeds),
         "",

@@ -1,1 +1,1 @@
-"""Checkpoints and weights of others: save, load, names, safe reading."""
+"""Checkpoints and weight files: save, load, names, safe reading."""

@@ -1,4 +1,4 @@
-"""Saving at once, loading safely: one checkpointer for training, evaluation and backbones."""
+"""The checkpointer for training, evaluation and backbones: atomic saving, safe loading."""
 
 from __future__ import annotations
 
@@ -30,30 +30,31 @@ from s4m_d2.files import atomic_write
 
 
 class S4MCheckpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer, on either engine, with four things changed.
+    """Detectron2's checkpointer with four changes.
 
-    - A file appears under its name only when it is complete, and ``last_checkpoint`` after it.
-    - Continuing passes over damaged files, and old files can be removed (``keep``).
+    - Files are written atomically, ``last_checkpoint`` after the file.
+    - Resuming skips damaged files, and old files can be removed (``keep``).
     - Loading runs no code of the file. It reads our own ``.pth``, ``.pkl`` and ``.safetensors``,
       published ones of Mask2Former, Guided Distillation and S4M, bare state dicts, and backbones
       of Detectron2's model zoo, of torchvision and of timm.
-    - What was not loaded is never silent: see :class:`LoadReport`, and ``require`` of :meth:`load`.
+    - Parameters that were not loaded are always reported: see :class:`LoadReport`, and ``require``
+      of :meth:`load`.
 
     Args:
         model: is saved and loaded under "model".
         save_dir: folder of the checkpoints; "" saves nothing.
-        keep: numbered checkpoints (model_0000099.pth) that stay there; 0: all.
-        **options: Detectron2's, and the other objects to save and load, by name.
+        keep: number of numbered checkpoints (model_0000099.pth) that are kept; 0: all.
+        **options: Detectron2's, and other objects to save and load, by name.
     """
 
     last_report: LoadReport | None = None  #: of the last call to :meth:`load`
-    saved_iteration: int | None = None  #: of the last checkpoint that was written or continued
-    resumed_from: str = ""  #: the checkpoint that the run was continued from
+    saved_iteration: int | None = None  #: of the last checkpoint that was written or resumed
+    resumed_from: str = ""  #: the checkpoint from which the run was resumed
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, keep: int = 0, **options: Any):
         super().__init__(model, save_dir, **options)
         self.keep = keep
-        self._damaged: list[str] = []  # names in save_dir that could not be continued from
+        self._damaged: list[str] = []  # names of damaged files in save_dir
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth into ``save_dir``, tag it as the last checkpoint, remove old ones."""
@@ -75,11 +76,11 @@ class S4MCheckpointer(DetectionCheckpointer):
                 self.logger.warning("The old checkpoint '%s' cannot be removed: %s", old, error)
 
     def has_checkpoint(self) -> bool:
-        """Whether ``save_dir`` holds a run, even if ``last_checkpoint`` is lost."""
+        """True if ``save_dir`` has checkpoints, even without ``last_checkpoint``."""
         return bool(self.save_dir) and holds_run(self.save_dir)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        """Make ``resume_or_load`` continue from this file of ``save_dir``."""
+        """Make ``resume_or_load`` resume from this file of ``save_dir``."""
         with atomic_write(os.path.join(self.save_dir, LAST_CHECKPOINT)) as file:
             file.write(last_filename_basename)
         if last_filename_basename == FINAL_CHECKPOINT and self.saved_iteration is not None:
@@ -93,22 +94,22 @@ class S4MCheckpointer(DetectionCheckpointer):
         branch: str = "student",
         require: bool = False,
     ) -> dict[str, Any]:
-        """Load weights into the model, and the state of other objects that the file holds.
+        """Load weights into the model, and the states of other objects in the file.
 
         Args:
-            path: a file, or an address that Detectron2's path manager knows. "" loads nothing.
-            checkpointables: names of the other objects; None: all that the file holds.
-            branch: "student" or "teacher", where the file holds both. If it says that it holds the
-                other one only, that one is loaded, with a warning.
-            require: every parameter and buffer of the model must be in the file. Without it, heads
-                may start anew, but something must match, and a backbone's shapes must be right.
+            path: a file, or an address of Detectron2's path manager. "" loads nothing.
+            checkpointables: names of the other objects; None: all in the file.
+            branch: "student" or "teacher", if the file has both. If it has only the other one, that
+                one is loaded, with a warning.
+            require: every parameter and buffer of the model must be in the file. Otherwise heads
+                may keep their initial weights, but something must match, and the backbone must fit.
 
         Returns:
-            What else the file holds, for example "iteration".
+            The rest of the file's content, for example "iteration".
 
         Raises:
-            WeightsError: the file cannot be read, is unsafe, or is of another model. The model then
-                is as it was.
+            WeightsError: the file cannot be read, is unsafe, or is of another model. The model is
+                unchanged.
         """
         if not path:
             if require:
@@ -124,7 +125,7 @@ class S4MCheckpointer(DetectionCheckpointer):
         return self._load_rest(content, names)
 
     def inspect(self, path: str, *, branch: str = "student", require: bool = False) -> LoadReport:
-        """What :meth:`load` would do with a file of weights; the model may be on the meta device.
+        """Report what :meth:`load` would do; the model may be on the meta device.
 
         Args and errors are those of :meth:`load`. The values of a ``.pth`` are not read.
         """
@@ -132,16 +133,16 @@ class S4MCheckpointer(DetectionCheckpointer):
         return fit(self.model.state_dict(), content, branch, path, require)[0]
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Continue from ``save_dir``'s last checkpoint if asked and possible, or load ``path``.
+        """Resume from ``save_dir``'s last checkpoint if requested and possible, or load ``path``.
 
-        Continuing needs all of the model in the file, and the state of every other object. A file
-        that is damaged is passed over, with a warning, for the one before it.
+        To resume, the file must have all of the model and the state of every other object. If it is
+        damaged, the previous one is used, with a warning.
         """
         if not (resume and self.has_checkpoint()):
             return self.load(path, checkpointables=[])
         content: dict[str, Any] = {}
         name, problem = "", None
-        if comm.is_main_process():  # which chooses for all
+        if comm.is_main_process():  # chooses for all
             try:
                 name, content, self._damaged = find_complete(self.save_dir)
             except WeightsError as error:
@@ -162,7 +163,7 @@ class S4MCheckpointer(DetectionCheckpointer):
         return self._load_rest(content, self.checkpointables)
 
     def finish(self) -> None:
-        """Make the checkpoint that the run was continued from its final one: it was the last."""
+        """Make the checkpoint from which the run was resumed the final one."""
         final = os.path.join(self.save_dir, FINAL_CHECKPOINT)
         if not self.save_to_disk:
             return
@@ -172,7 +173,7 @@ class S4MCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(FINAL_CHECKPOINT)
 
     def reopen(self, iteration: int) -> None:
-        """Make the final checkpoint a numbered one, if the run goes on from it."""
+        """Rename the final checkpoint to a numbered one, if the run was resumed from it."""
         final = os.path.join(self.save_dir, FINAL_CHECKPOINT)
         if not self.save_to_disk or self.resumed_from != final:
             return
@@ -187,7 +188,7 @@ class S4MCheckpointer(DetectionCheckpointer):
         self.logger.log(logging.WARNING if report.is_surprising else logging.INFO, "%s", report)
 
     def _load_rest(self, content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-        """Load the state of other objects; return what is left."""
+        """Load the states of other objects; return the rest."""
         for name in names:
             if name not in content:
                 continue

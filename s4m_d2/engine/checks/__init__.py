@@ -1,1 +1,1 @@
-"""Checks before the first iteration: all that is wrong, in one report."""
+"""Checks before training: all problems in one report."""

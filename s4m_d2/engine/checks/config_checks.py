@@ -1,4 +1,4 @@
-"""Settings that are out of range, unknown or contradict each other."""
+"""Checks of settings: ranges, known names, and contradictions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from s4m_d2.semi.refinement import AUTO_PROMPT, PROMPTS
 _SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 _PACKAGED_SAMS = ("tiny", "tiny_toyscapes")  # the backends that need no checkpoint
 
-# What is expected of keys whose values no part refuses that the checks build.
+# Ranges of keys that the parts built by the checks do not verify.
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     """
     S4M.PSEUDO_LABEL.DUPLICATE_IOU S4M.PSEUDO_LABEL.MASK_THRESH S4M.PSEUDO_LABEL.SCORE_THRESH
@@ -96,7 +96,7 @@ def check_config(
 
     Args:
         cfg: config of a whole run, not of a stage.
-        eval_only: only what evaluation needs is asked for.
+        eval_only: check only what evaluation needs.
         num_processes: that share a batch; default: those of this run.
 
     Raises:
@@ -111,7 +111,7 @@ def check_config(
 def config_errors(
     cfg: CfgNode, *, eval_only: bool = False, num_processes: int | None = None
 ) -> list[S4MError]:
-    """What is wrong with the settings alone, no file looked at; arguments as above."""
+    """Errors of the settings alone, without reading files; arguments as of check_config."""
     errors = [*_value_errors(cfg), *_device_errors(cfg)]
     if eval_only:
         if not cfg.DATASETS.TEST:
@@ -128,7 +128,7 @@ def config_errors(
         mappers.append(cfg.S4M.UNLABELED_MAPPER)
         errors += collected(ARP, cfg) if cfg.S4M.ARP.ENABLED else []
     found = (collected(DATASET_MAPPER_REGISTRY.get(name), cfg, True) for name in mappers)
-    return errors + next(filter(None, found), [])  # both mappers mostly share the reason
+    return errors + next(filter(None, found), [])  # both mappers usually have the same error
 
 
 def _get(cfg: CfgNode, key: str) -> Any:
@@ -146,8 +146,8 @@ def _value_errors(cfg: CfgNode) -> Iterator[S4MError]:
             yield ConfigError(f"{key} is {_get(cfg, key)!r}; choose one of {', '.join(names)}.")
     if cfg.S4M.REFINE.PROMPT == AUTO_PROMPT and cfg.S4M.REFINE.GATE == OFF:
         yield ConfigError(
-            "S4M.REFINE.PROMPT is 'auto', which S4M.REFINE.GATE measures; set that to 'warn' or "
-            "'auto'."
+            "S4M.REFINE.PROMPT is 'auto', which needs S4M.REFINE.GATE: set S4M.REFINE.GATE to "
+            "'warn' or 'auto'."
         )
     former = cfg.MODEL.MASK_FORMER
     if former.NHEADS < 1 or former.HIDDEN_DIM % former.NHEADS:
@@ -175,8 +175,7 @@ def _device_errors(cfg: CfgNode) -> Iterator[S4MError]:
         and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
         yield ConfigError(
-            "S4M.AMP_PRECISION is 'bfloat16', which this GPU does not compute with; set it to "
-            "'float16'."
+            "S4M.AMP_PRECISION is 'bfloat16', which this GPU does not support; set it to 'float16'."
         )
 
 
@@ -224,13 +223,13 @@ def _schedule_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
 
 
 def needs_sam(cfg: CfgNode, stage: str) -> bool:
-    """Whether the "teacher" (stage 1) or the "student" (stage 2) of this run consults SAM."""
+    """True if the "teacher" (stage 1) or the "student" (stage 2) of this run uses SAM."""
     part = cfg.S4M.DISTILL if stage == "teacher" else cfg.S4M.REFINE
     return part.ENABLED and runs_stage(cfg, stage)
 
 
 def sam_errors(cfg: CfgNode) -> list[S4MError]:
-    """SAM is needed and is none of its backend's models, or its file is missing."""
+    """Errors if SAM is needed, and its model type is unknown or its file missing."""
     sam, users = cfg.S4M.SAM, [stage for stage in STAGES if needs_sam(cfg, stage)]
     if not users or (sam.BACKEND in _PACKAGED_SAMS and not sam.CHECKPOINT):
         return []

@@ -1,4 +1,4 @@
-"""Data sets are looked at before training starts, so that it does not stop an hour later."""
+"""Checks of the data sets before training."""
 
 from __future__ import annotations
 
@@ -21,28 +21,27 @@ from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.visualization import evenly_spaced
 
 SAMPLED_IMAGES = 8  # decoded of each data set
-LISTED_CLASSES = 10  # with more, only the rarest and the most frequent are named
+LISTED_CLASSES = 10  # with more, only the rarest and the most frequent are listed
 Mapper = Callable[[dict], dict]
 
 
 def check_datasets(cfg: CfgNode) -> None:
-    """Load every data set of a training run and look at a few images of each.
+    """Load every data set of a training run and check a few images of each.
 
     Raises:
         ConfigError: the number of classes is not the data set's.
-        DatasetError: a data set is unknown, missing or empty; an image or annotation is damaged,
-            of another size or of a class out of range; an image is in two sets, or twice in one.
-            If there are several problems, all are listed.
+        DatasetError: a data set is unknown, missing or empty; an image or annotation is damaged, of
+            another size or of a class out of range; an image is in two sets, or twice in one. All
+            problems are listed.
     """
     raise_all(error for finding in dataset_findings(cfg) for error in finding.errors)
 
 
 def dataset_findings(cfg: CfgNode, settings_are_right: bool = True) -> Iterator[Finding]:
-    """The same as lines of a report, nothing raised: one a data set, and one for its classes.
+    """As :func:`check_datasets`, as lines of a report: per data set one, and one for its classes.
 
-    Unreadable unlabeled images are training's business, which skips and counts them, unless no
-    image that was looked at can be read. Where settings are wrong, images are decoded only, and
-    not augmented.
+    Unreadable unlabeled images are no error (training skips and counts them), unless none of the
+    sampled images can be read. If settings are invalid, images are decoded but not augmented.
     """
     try:
         labeled = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
@@ -70,7 +69,7 @@ def dataset_findings(cfg: CfgNode, settings_are_right: bool = True) -> Iterator[
 
 
 def load_records(name: str) -> list[dict]:
-    """A registered data set, or a DatasetError that says what is wrong with it."""
+    """Load a registered data set; DatasetError if that fails."""
     if name not in DatasetCatalog.list():
         raise DatasetError(
             f"The data set '{name}' is not registered. Registered are: "
@@ -102,9 +101,9 @@ def load_records(name: str) -> list[dict]:
 def _shared_images(
     owners: dict[str, tuple[str, str]], role: str, name: str, records: Sequence[dict]
 ) -> list[S4MError]:
-    """No image twice in a role, and no test image in training; labeled ones may be unlabeled too.
+    """Errors of images twice in a role, or in test and training; labeled ones may be unlabeled too.
 
-    ``owners`` maps the images seen so far to (role, data set), and takes up these.
+    ``owners`` maps earlier images to (role, data set), and is updated.
     """
     shared = []
     for record in records:
@@ -120,7 +119,7 @@ def _shared_images(
 
 
 def _mapper(cfg: CfgNode, role: str, settings_are_right: bool) -> Mapper:
-    """The mapper of training, or one that only decodes, to test or where settings are wrong."""
+    """The mapper of training, or one that only decodes, for testing or with invalid settings."""
     names = {"labeled": cfg.INPUT.DATASET_MAPPER_NAME, "unlabeled": cfg.S4M.UNLABELED_MAPPER}
     if role in names and settings_are_right:
         return DATASET_MAPPER_REGISTRY.get(names[role])(cfg, True)
@@ -131,9 +130,10 @@ def _mapper(cfg: CfgNode, role: str, settings_are_right: bool) -> Mapper:
 
 
 def _look_at(records: Sequence[dict], mapper: Mapper) -> tuple[int, list[str]]:
-    """How many images of a sample the mapper takes; why not others, and those without a size."""
+    """Map some images; returns the number of successes, and messages on failures and on images
+    without a size."""
     sample = evenly_spaced(records, SAMPLED_IMAGES)
-    narrowest = max(records, key=_narrowness)  # of which resizing may leave nothing
+    narrowest = max(records, key=_narrowness)  # which resizing may make empty
     if not any(record is narrowest for record in sample):
         sample.append(narrowest)
     refused = {}
@@ -151,7 +151,7 @@ def _look_at(records: Sequence[dict], mapper: Mapper) -> tuple[int, list[str]]:
 
 
 def _narrowness(record: dict) -> float:
-    """Ratio of an image's sides; 0 where its size is not known."""
+    """Ratio of an image's sides; 0 if its size is unknown."""
     sides = [side for key in ("height", "width") if isinstance(side := record.get(key), int)]
     return max(sides) / max(min(sides), 1) if len(sides) == 2 else 0
 
@@ -175,7 +175,8 @@ def _annotated_findings(
     shared: list[S4MError],
     num_classes: int,
 ) -> Iterator[Finding]:
-    """A line on the data set, with instances of an image (fewest / mean / most); its classes."""
+    """A line on the data set, with instances per image (minimum / mean / maximum), and on its
+    classes."""
     metadata = MetadataCatalog.get(name)
     names = metadata.get("thing_classes") or [str(label) for label in range(num_classes)]
     labels = [
@@ -190,7 +191,8 @@ def _annotated_findings(
     per_image = [len(of_image) for of_image in labels]
     found = metadata.get("findings")  # of our reader
     text = f"{name}: {len(records):,} images, {sum(per_image):,} instances ({min(per_image)} / "
-    text += f"{sum(per_image) / len(per_image):.1f} / {max(per_image)} an image); {decoded} decoded"
+    mean, most = sum(per_image) / len(per_image), max(per_image)
+    text += f"{mean:.1f} / {most} per image); {decoded} decoded"
     text += f"; {found.summary}" if found and found.summary else ""
     yield Finding(f"{role} data", text, [*shared, *errors], found.warnings if found else ())
     if shared or errors:

@@ -1,4 +1,4 @@
-"""What checks found, collected: one table, then every problem with its remedy."""
+"""Findings of checks: one table, then every problem with its remedy."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        item: what was looked at.
-        text: what was found, short.
+        item: what was checked.
+        text: short description.
         errors: why the run cannot work; each message ends with a remedy.
-        warnings: what may be meant otherwise or may go wrong later, in the same form.
-        checked: False where something else has to be put right first.
+        warnings: possible mistakes, or problems later; in the same form.
+        checked: False if other errors have to be corrected first.
     """
 
     item: str
@@ -34,7 +34,7 @@ class Finding:
 
     @property
     def status(self) -> str:
-        """The worst of them: "ok", "not checked", "warning" or "error"."""
+        """Status of the line: "ok", "not checked", "warning" or "error"."""
         if self.errors or self.warnings:
             return "error" if self.errors else "warning"
         return "ok" if self.checked else "not checked"
@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class PreflightReport:
-    """The findings in the order of the checks; ``str`` makes the table and the list of problems."""
+    """Findings in the order of the checks; ``str`` gives the table and the list of problems."""
 
     findings: Sequence[Finding]
 
@@ -65,7 +65,7 @@ def _numbered(what: Iterable[object]) -> list[str]:
 
 
 def collected(check: Callable[..., Any], *args: Any) -> list[S4MError]:
-    """The user's mistake that a check raises, as a list of none or one."""
+    """Call a check; returns the S4MError that it raises, or an empty list."""
     try:
         check(*args)
     except S4MError as error:
@@ -74,10 +74,10 @@ def collected(check: Callable[..., Any], *args: Any) -> list[S4MError]:
 
 
 def raise_all(errors: Iterable[S4MError]) -> None:
-    """Raise one error for several: of the first one's type, with the messages of all.
+    """Raise one error of the first one's type with the messages of all.
 
     Raises:
-        S4MError: there is at least one.
+        S4MError: if there is at least one.
     """
     errors = list(errors)
     if len(errors) == 1:
@@ -88,13 +88,13 @@ def raise_all(errors: Iterable[S4MError]) -> None:
 
 
 def first_of(what: Sequence[str]) -> str:
-    """The first of many messages, with the number of the others."""
+    """The first of several messages, with the number of the others."""
     more = f" ({len(what) - 1} more like this.)" if len(what) > 1 else ""
     return what[0] + more
 
 
 def in_units(size: float) -> str:
-    """Bytes for people, in powers of 1024.
+    """Format bytes in powers of 1024.
 
     >>> in_units(1536), in_units(3 * 1024**3)
     ('1.5 KiB', '3.0 GiB')

@@ -1,4 +1,4 @@
-"""Before the first iteration: everything that can be known to go wrong, in one report."""
+"""The check before training: all predictable problems in one report."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from s4m_d2.engine.checks.resource_checks import (
 )
 from s4m_d2.engine.labeling.gate import gate_findings
 from s4m_d2.engine.labeling.quality import quality_findings
+from s4m_d2.engine.labeling.sam_adaptation import adaptation_findings
 from s4m_d2.engine.labeling.sam_quality import sam_findings
 from s4m_d2.engine.stages import (
     STAGES,
@@ -46,19 +47,19 @@ def preflight(
 ) -> PreflightReport:
     """Check a training run without starting it; nothing is written.
 
-    Data sets are loaded and a few of their images decoded; files of weights are compared with the
-    models by their names and shapes; the sizes of checkpoints and models are estimated. Weights
-    that Detectron2's path manager has to fetch are fetched into its cache, as training would.
+    Data sets are loaded and a few of their images decoded; weight files are compared with the
+    models by names and shapes; the sizes of checkpoints and models are estimated. Remote weights
+    are downloaded into the cache of Detectron2's path manager, as in training.
 
     Args:
         cfg: of a whole run (:func:`~s4m_d2.engine.stages.run_config`).
-        resume: the run continues what OUTPUT_DIR holds.
+        resume: resume the run in OUTPUT_DIR.
         num_processes: that share a batch, on all machines.
         num_local: those on this machine; default: all.
         with_sam: also measure SAM on labeled images, where that takes seconds.
 
     Returns:
-        the report, with all problems that were found.
+        the report with all problems.
     """
     num_local = num_processes if num_local is None else num_local
     errors = config_errors(cfg, num_processes=num_processes)
@@ -68,7 +69,7 @@ def preflight(
     findings.append(_device_finding(cfg, num_processes, num_local))
     if cfg.INPUT.FORMAT in ("RGB", "BGR") and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES > 0:
         findings += dataset_findings(cfg, not errors)
-        findings += [*quality_findings(cfg), *gate_findings(cfg)]
+        findings += [*quality_findings(cfg), *gate_findings(cfg), *adaptation_findings(cfg)]
     model, line = model_finding(cfg, settings_are_right=not errors)
     sam, of_sam = sam_finding(cfg, settings_are_right=not errors)
     findings += [line, of_sam, *(sam_findings(cfg, sam) if with_sam else ())]
@@ -87,11 +88,11 @@ def preflight(
 
 
 def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> Finding:
-    """The line of a report, with each changed setting as a warning or an error.
+    """Line of the report with each changed setting as a warning or an error.
 
     Args:
         cfg: of a whole run.
-        stages: that are left to train.
+        stages: that remain to be trained.
         num_processes: that share a batch, on all machines.
     """
     texts: list[str] = []
@@ -126,7 +127,7 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
             length = f"goes on to {now[MAX_ITER]:,}"
             texts.append(f"{stage} {state} after {finished:,} iterations, {length}")
             warnings += changes(before, now)
-    nothing = "there is nothing to continue: training begins"
+    nothing = "there is nothing to resume: training begins"
     if errors:
         nothing = "the run cannot continue with these settings"
     elif not stages:
@@ -136,7 +137,7 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
 
 
 def _schedule(cfg: CfgNode, stages: Sequence[str]) -> str:
-    """What will be trained, with which batches."""
+    """Describe the stages to train and their batches."""
     parts = []
     for stage in stages:
         solver = stage_config(cfg, stage).SOLVER
@@ -150,7 +151,7 @@ def _schedule(cfg: CfgNode, stages: Sequence[str]) -> str:
 def _device_finding(cfg: CfgNode, num_processes: int, num_local: int) -> Finding:
     shared = f", {num_processes} processes" if num_processes > 1 else ""
     device = cfg.MODEL.DEVICE
-    if not device.startswith("cuda") or not torch.cuda.is_available():  # the settings' business
+    if not device.startswith("cuda") or not torch.cuda.is_available():  # see config_checks
         return Finding("device", device + shared)
     count = torch.cuda.device_count()
     text = f"{device}{shared}, {count} x {torch.cuda.get_device_name(0)}"

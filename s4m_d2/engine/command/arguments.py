@@ -1,4 +1,4 @@
-"""Options of train_net.py beside Detectron2's; commands whose options end with overrides."""
+"""Options of train_net.py, and commands with overrides after their options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from s4m_d2.engine.own_data.own_data import OwnData, load_run
 from s4m_d2.engine.stages import run_config
 from s4m_d2.errors import ConfigError, S4MError
 
-# Options for own data, their keys of S4M.DATA, and the words of --help.
+# Options for own data (keys of S4M.DATA), with metavar and help.
 _OWN_DATA = {
     "labeled": ("JSON", "COCO json of instances to train on"),
     "images": ("DIR", "folder that its file names start from (default: the json's folder)"),
@@ -27,7 +27,7 @@ _OWN_DATA = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that Detectron2's parser does not have."""
+    """Add options to Detectron2's parser."""
     words = "report on settings, data, weights, disk and memory; train nothing, write nothing"
     parser.add_argument("--check", action="store_true", help=words)
     group = parser.add_argument_group("own data (docs/own-data.md); the same as S4M.DATA's keys")
@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(args: argparse.Namespace) -> tuple[CfgNode, OwnData | None]:
-    """The config that the options ask for, and the own data that it names, registered."""
+    """Load the config, and register the own data that it names."""
     paths = {name: getattr(args, name) for name in _OWN_DATA}
-    # A path is quoted, as a value is read as a Python literal: a folder may be called 2024.
+    # Paths are quoted, as values are parsed as Python literals: a folder may be called 2024.
     of_options = {f"S4M.DATA.{name.upper()}": repr(path) for name, path in paths.items() if path}
     return load_run(
         args.config_file,
@@ -50,12 +50,12 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, OwnData | None]:
 
 
 def num_processes(args: argparse.Namespace) -> int:
-    """Processes of the run, on all machines: torchrun's, or those that are started."""
+    """Number of processes of the run, on all machines: torchrun's, or from the options."""
     return int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
 
 
 def parser_with_overrides(description: str | None) -> argparse.ArgumentParser:
-    """For the options of a command that :func:`run_with_overrides` runs."""
+    """Make the parser of a command for :func:`run_with_overrides`."""
     return argparse.ArgumentParser(
         usage="%(prog)s [options] [KEY VALUE ...]",
         description=description,
@@ -68,10 +68,10 @@ def run_with_overrides(
     parse: Callable[[list[str]], argparse.Namespace],
     run: Callable[[argparse.Namespace, list[str]], int],
 ) -> int:
-    """Run a command with its options and the overrides after them; the exit status, 1 for an error.
+    """Run a command with its options and overrides; returns the exit status, 1 after an error.
 
     Args:
-        arguments: None: those of the process.
+        arguments: None: ``sys.argv``.
     """
     try:
         words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
@@ -82,27 +82,27 @@ def run_with_overrides(
 
 
 def model_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
-    """The checked config of a run whose model is used without a data set.
+    """Load and check the config of a run whose model is used without a data set.
 
     Raises:
-        S4MError: settings are wrong.
+        S4MError: settings are invalid.
     """
     cfg = run_config(load_config(config_file, overrides))
     checked = cfg.clone()
     checked.defrost()
-    checked.DATASETS.TEST = cfg.DATASETS.TEST or ("none",)  # asked for where results are evaluated
+    checked.DATASETS.TEST = cfg.DATASETS.TEST or ("none",)  # needed for evaluation only
     check_config(checked, eval_only=True)
     return cfg
 
 
 def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words of a command line before the first config key, and the KEY VALUE pairs from it on.
+    """Split a command line before the first config key into options and KEY VALUE pairs.
 
-    An option that takes several values may so stand last: argparse alone would take keys for them.
-    A key is what begins with a section of the config (so that IMG_1.JPG is none).
+    So the last option may take several values: argparse alone would take keys as such. A key starts
+    with a section of the config (IMG_1.JPG does not).
 
     Raises:
-        ConfigError: an option comes after overrides.
+        ConfigError: an option follows overrides.
 
     >>> split_overrides(["--input", "a.jpg", "b.jpg", "MODEL.DEVICE", "cpu"])
     (['--input', 'a.jpg', 'b.jpg'], ['MODEL.DEVICE', 'cpu'])

@@ -1,4 +1,4 @@
-"""How a program ends and speaks: a message for what users can mend, a traceback for bugs."""
+"""Errors of a program: one message for users' mistakes, a traceback for bugs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from s4m_d2.errors import OutputError, S4MError, WorkerError, printable
 from s4m_d2.files import disk_error
 
-EXIT_INTERRUPTED = 128 + signal.SIGINT  # as shells have it
+EXIT_INTERRUPTED = 128 + signal.SIGINT  # as in shells
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _LOST = re.compile(  # of a loading process, of gloo and of NCCL
     r"DataLoader worker \(pid.*|Connection (closed|reset) by peer|Broken pipe|remote process exited"
@@ -24,7 +24,7 @@ _LAYOUT = re.compile(r"(\x1b\[[\d;]*m|[\n\t])")  # of a message: colors, lines o
 
 
 def as_mistake(error: BaseException | None) -> S4MError | None:
-    """The error itself, or what its text says of disks and processes, in words; None: a bug."""
+    """Convert errors of disks and processes to S4MError, which is returned as is; None: a bug."""
     if isinstance(error, S4MError):
         return error
     if not isinstance(error, OSError | RuntimeError):
@@ -46,7 +46,7 @@ def as_mistake(error: BaseException | None) -> S4MError | None:
 
 
 def as_text(error: BaseException) -> str:
-    """In one message, with its type."""
+    """Format an error as one message, with its type."""
     mistake = as_mistake(error)
     return repr(error) if mistake is None else f"{type(mistake).__name__}: {mistake}"
 
@@ -56,7 +56,7 @@ def _whole(text: str) -> str:
 
 
 class _Record(logging.LogRecord):
-    """A log message whose names cannot act on a terminal; mistakes have no traceback."""
+    """A log record whose text is printable, and without tracebacks of users' mistakes."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -74,19 +74,18 @@ class _Record(logging.LogRecord):
 
 @contextmanager
 def plain_endings(prefix: str = "") -> Iterator[None]:
-    """Around a program: what users can mend, and Ctrl-C, end it with one message on stderr.
+    """End a program with one message on stderr after a user's mistake or Ctrl-C.
 
-    Log messages have no tracebacks of such errors either, from now on. ``prefix`` comes before the
-    message.
+    Also removes tracebacks of such errors from log messages. ``prefix`` precedes the message.
     """
     if logging.getLogRecordFactory() is not _Record:
         logging.setLogRecordFactory(_Record)
         logging.raiseExceptions = False  # of a log file on a full disk
         if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="backslashreplace")  # as standard error has it
+            sys.stdout.reconfigure(errors="backslashreplace")  # as standard error
         other = threading.excepthook
 
-        def in_thread(args: threading.ExceptHookArgs) -> None:  # such as TensorBoard's writer
+        def in_thread(args: threading.ExceptHookArgs) -> None:  # of TensorBoard's writer and others
             if as_mistake(args.exc_value) is None:
                 other(args)
 

@@ -1,4 +1,4 @@
-"""Run a command in one process or in many, and end all of them when one fails."""
+"""Runs a command in one or several processes, and ends all of them if one fails."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from s4m_d2.errors import ConfigError
 Main = Callable[[argparse.Namespace], Any]
 
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # of a launcher
-_SIGNALED = 128  # what a shell adds to a signal's number to make an exit status
+_SIGNALED = 128  # exit status of a signal n is 128 + n, as in shells
 
 
 def launch(main: Main, args: argparse.Namespace) -> None:
     """Call ``main(args)`` in every process of a run.
 
-    Where a launcher such as torchrun has started the processes, which its environment variables
-    tell, this one joins them; otherwise Detectron2's ``launch`` starts ``args.num_gpus`` of them
-    here. They speak NCCL where CUDA is available (one GPU each), gloo where it is not.
+    If a launcher such as torchrun has started the processes (known from its environment variables),
+    this process joins them; otherwise Detectron2's ``launch`` starts ``args.num_gpus`` processes.
+    They use NCCL with CUDA (one GPU each), else gloo.
 
-    When a process fails or dies, it writes its error to stderr and whoever started the processes
-    ends the others: at once those that wait for it, after 30 s those that do not react.
+    If a process fails, it writes its error to stderr, and the launcher ends the others: at once, or
+    after 30 s those that do not react.
 
     Args:
         main: importable by name.
         args: of Detectron2's ``default_argument_parser``.
 
     Raises:
-        SystemExit: with a message for a user's mistake and no traceback; with the exit status of
+        SystemExit: with a message without traceback for a user's mistake; with the exit status of
             the process that failed first.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
@@ -60,13 +60,13 @@ def launch(main: Main, args: argparse.Namespace) -> None:
             )
     except ProcessExitedException as error:
         code = error.exit_code
-        remedy = " Continue it with --resume." if code < 0 else ""  # else it has told
+        remedy = " Continue it with --resume." if code < 0 else ""  # others print their error
         print(f"The run has ended: {error}.{remedy}", file=sys.stderr)
         sys.exit(code if code > 0 else _SIGNALED - code)
 
 
 def _join(main: Main, args: argparse.Namespace) -> None:
-    """Run as one of the processes that a launcher has started."""
+    """Run as one of a launcher's processes."""
     with plain_endings():
         missing = [n for n in (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(n)]
         if missing:
@@ -92,13 +92,13 @@ def _join(main: Main, args: argparse.Namespace) -> None:
         comm.synchronize()
     with plain_endings(_rank()):
         main(args)
-    if world_size > 1:  # only after success: it may wait for what the others will never send
+    if world_size > 1:  # only after success: it may wait for the others
         dist.destroy_process_group()
 
 
 def _run_and_report(main: Main, args: argparse.Namespace) -> None:
-    """One of several processes writes a traceback itself: the one that started them can show the
-    error of one only, which may be that of a process whose partner was gone."""
+    """Run and write tracebacks in each of several processes: the launcher shows only one error,
+    which may be a consequence of another process' failure."""
     try:
         with plain_endings(_rank()):
             main(args)
@@ -109,5 +109,5 @@ def _run_and_report(main: Main, args: argparse.Namespace) -> None:
 
 
 def _rank() -> str:
-    """What messages begin with where there are several processes."""
+    """Prefix of messages, with several processes."""
     return f"[rank {comm.get_rank()}] " if comm.get_world_size() > 1 else ""

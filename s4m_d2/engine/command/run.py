@@ -1,4 +1,4 @@
-"""What the command line runs: the stages that a config asks for, or an evaluation."""
+"""Training of the stages of a config, and evaluation, for the command line."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ LOCK = ".lock"
 
 
 def check(args: argparse.Namespace) -> PreflightReport:
-    """The report on a training run, before any process is started.
+    """Check a training run before any process is started.
 
-    But for ``--check``, the first process reserves OUTPUT_DIR, which is made if nothing is wrong.
+    Without ``--check``, the first process locks OUTPUT_DIR, and creates it if there is no error.
 
     Raises:
         ConfigError: another run uses OUTPUT_DIR.
@@ -48,7 +48,7 @@ def check(args: argparse.Namespace) -> PreflightReport:
     cfg, own_data = read_config(args)
     starts = not args.check and int(os.environ.get("RANK", args.machine_rank)) == 0
     if starts:
-        lock_run(cfg.OUTPUT_DIR)  # before the checks: what is wrong with it may be the other's
+        lock_run(cfg.OUTPUT_DIR)  # before the checks, which another run in it would disturb
     counts = {"num_processes": started, "num_local": local}
     report = preflight(cfg, resume=args.resume, with_sam=args.check, **counts)
     if own_data is not None:
@@ -62,15 +62,15 @@ def check(args: argparse.Namespace) -> PreflightReport:
 def train(
     cfg: CfgNode, *, resume: bool, checked: Iterable[Finding] = ()
 ) -> Mapping[str, Any] | None:
-    """Run the stages that S4M.STAGE asks for; a finished stage is not run again on resume.
+    """Run the stages of S4M.STAGE, with ``resume`` only unfinished ones.
 
-    However it ends, OUTPUT_DIR/report.html is written.
+    OUTPUT_DIR/report.html is written at the end, also after an error.
 
     Args:
-        checked: what the checks before training found, for the report.
+        checked: findings of the checks before training, for the report.
 
     Returns:
-        what the last stage's trainer returns.
+        results of the last stage's trainer.
     """
     if comm.is_main_process():
         logger.info("s4m_d2 of this run: %s", write_facts(cfg.OUTPUT_DIR, checked)["s4m_d2"])
@@ -89,7 +89,7 @@ def train(
             trainer.resume_or_load(resume=resume)
             results = trainer.train()
             draw_final(of_stage, trainer.trained_model, getattr(trainer, "pseudo_labeling", None))
-            comm.synchronize()  # the first process has written what the others may read next
+            comm.synchronize()  # the first process has written files that the others may read next
             del trainer  # the next stage needs the memory
     return results
 
@@ -117,19 +117,19 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
 
 
 def lock_run(folder: str) -> None:
-    """Reserve a folder that exists for this process until it ends, however it does.
+    """Lock an existing folder for this process until it ends.
 
-    The lock is the system's (a record lock: forked processes do not keep it alive); the file tells
-    others who has it. Without effect where the folder or its file system takes no locks.
+    It is a record lock of the system, which forked processes do not keep; the file names the owner.
+    Without effect if the file system does not support locks.
 
     Raises:
-        ConfigError: another process has it.
+        ConfigError: another process has the lock.
     """
     if fcntl is None:
         return
     try:
         file = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError:  # what a run cannot write is told elsewhere
+    except OSError:  # output_dir_errors reports it
         return
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -145,4 +145,4 @@ def lock_run(folder: str) -> None:
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     os.ftruncate(file, 0)
     os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}, since {now}".encode(), 0)
-    # Left open: to close any handle of the file would free it.
+    # Not closed: closing any handle of the file would release the lock.

@@ -1,4 +1,4 @@
-"""OUTPUT_DIR/run.json, what a run was started with, and report.html, all of it as one page."""
+"""Writes OUTPUT_DIR/run.json (checks and versions) and report.html."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.command.failures import as_text
 from s4m_d2.engine.figures.figure_set import FOLDER, FigureSet
-from s4m_d2.engine.labeling import gate, sam_quality
+from s4m_d2.engine.labeling import gate, sam_adaptation, sam_quality
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.stages import ITERATIONS, METRICS, RESULTS, STAGES
 from s4m_d2.errors import DatasetError
@@ -49,15 +49,15 @@ FACTS, REPORT, CONFIG = "run.json", "report.html", "config.yaml"
 OVERVIEW = "overview.png"  # of the quickstart
 DRAWN_AT_END = ("predictions", "pseudo_labels")
 IMAGES = 4  # of each
-MOST_TEXT = 1 << 20  # characters; of a larger file the rest is not read
-GIT_SECONDS = 5  # to wait for git at most
+MOST_TEXT = 1 << 20  # characters; the rest of larger files is not read
+GIT_SECONDS = 5  # timeout of git
 
 
 def write_facts(folder: str, findings: Iterable[Finding] = ()) -> dict[str, str]:
-    """Write what the checks before training found, and versions, by their names.
+    """Write the findings of the checks before training, and versions, by name.
 
     Raises:
-        OutputError: the system refuses to write.
+        OutputError: the file cannot be written.
     """
     facts: dict[str, str] = {}
     for f in findings:  # some have the same name
@@ -74,7 +74,7 @@ def write_facts(folder: str, findings: Iterable[Finding] = ()) -> dict[str, str]
 
 def _code_version() -> str:
     """The package's version and, in a clone of the repository, its commit."""
-    package = sys.modules["s4m_d2"]  # which parts of it do not import
+    package = sys.modules["s4m_d2"]  # its parts must not import it
     version, root = package.__version__, Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return version
@@ -89,13 +89,13 @@ def _code_version() -> str:
 
 
 def write_report(folder: str, problem: str = "") -> str:
-    """Write the report of a run from what lies in its output folder; returns the page's path.
+    """Write the report of a run from the files in its output folder; returns the page's path.
 
     Args:
-        problem: why the run ended before its end, if it did.
+        problem: why the run ended early, if it did.
 
     Raises:
-        DatasetError: the folder holds nothing of a run.
+        DatasetError: the folder contains no run.
         OutputError: the page cannot be written.
     """
     page = render_page(read_run(folder, problem))
@@ -107,10 +107,10 @@ def write_report(folder: str, problem: str = "") -> str:
 
 @contextmanager
 def reported(folder: str) -> Iterator[None]:
-    """Around a training: its report is written afterwards, also where it fails or is stopped.
+    """Write the report after a training in the block, also if it fails or is stopped.
 
-    By the main process alone. A report that cannot be written is a warning. What a killed run left
-    half-written goes before.
+    By the main process. If the report cannot be written, a warning is logged. Temporary files of
+    killed runs are removed first.
     """
     if comm.is_main_process():
         remove_temporaries(folder)
@@ -128,20 +128,20 @@ def reported(folder: str) -> Iterator[None]:
         if comm.is_main_process():
             try:
                 logger.info("Report: %s", write_report(folder, problem))
-            except (Exception, KeyboardInterrupt) as error:  # the training's end must stay known
+            except (Exception, KeyboardInterrupt) as error:  # must not hide the training's error
                 text = as_text(error)
                 logger.warning("The report of '%s' could not be written: %s", folder, text)
 
 
 def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None = None) -> None:
-    """Draw validation images with a stage's final models, where S4M.FIGURES has not done so.
+    """Draw validation images with a stage's final models, unless S4M.FIGURES has drawn them.
 
-    In the main process alone, one by one and in the size that evaluation gives them: it takes no
-    more memory. What fails is a warning.
+    In the main process, one by one and resized as in evaluation, so that it needs no more memory.
+    Errors are logged as warnings.
 
     Args:
         cfg: config of the stage.
-        model: that was trained, without wrappers.
+        model: the trained model, without wrappers.
         labeling: of stage 2.
     """
     if not comm.is_main_process() or not cfg.DATASETS.TEST:
@@ -153,20 +153,20 @@ def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None =
             path = os.path.join(cfg.OUTPUT_DIR, FOLDER, file)
             if not os.path.exists(path):
                 write_png(figures.draw(name), path)
-    except Exception as error:  # whatever it is, it must not cost the end of a training
+    except Exception as error:  # must not end the run
         logger.warning("The report lacks pictures of the final models: %s", as_text(error))
 
 
 def read_run(folder: str, problem: str = "") -> Run:
-    """What a run has left in its output folder.
+    """Read a run from its output folder.
 
     Raises:
-        DatasetError: that is nothing of a run.
+        DatasetError: the folder contains no run.
     """
     config = _text(os.path.join(folder, CONFIG))
     try:
         settings = Settings(yaml.safe_load(config))
-    except Exception:  # PyYAML checks little of what stands under a tag
+    except Exception:  # PyYAML raises many kinds
         settings = Settings()
     present = [name for name in STAGES if os.path.isdir(os.path.join(folder, name))]
     if not config and not present:
@@ -177,6 +177,7 @@ def read_run(folder: str, problem: str = "") -> Run:
     stages = [_stage(os.path.join(folder, name), name, settings) for name in present]
     facts = _json(os.path.join(folder, FACTS)) or {}
     measured = {
+        sam_adaptation.ITEM: sam_adaptation.RESULT,
         sam_quality.ITEM: os.path.join("teacher", sam_quality.RESULT),
         gate.ITEM: os.path.join("student", gate.RESULT),
     }
@@ -215,7 +216,7 @@ def _stage(folder: str, name: str, settings: Settings) -> Stage:
 
 
 def _json(path: str) -> dict[str, Any] | None:
-    """A file's object, empty if there is none, None if it cannot be read."""
+    """Read a JSON object; {}: no file; None: unreadable."""
     try:
         content = json.loads(_text(path)) if os.path.exists(path) else {}
     except (ValueError, RecursionError):
@@ -224,7 +225,7 @@ def _json(path: str) -> dict[str, Any] | None:
 
 
 def _text(path: str) -> str:
-    """A file's text, "" if there is none."""
+    """Read a text file; "": unreadable."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(MOST_TEXT)

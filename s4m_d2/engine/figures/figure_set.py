@@ -1,4 +1,4 @@
-"""Pictures of what happens to a few fixed images, and the hook that draws them in training."""
+"""Figures of a few fixed images, and the hook that draws them during training."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "figures"  # in the stage's
 FIGURES = ("labeled", "views", "pseudo_labels", "arp", "similarity", "predictions")
-WITHOUT_MODEL = ("labeled", "views")  # always the same
+WITHOUT_MODEL = ("labeled", "views")  # do not change during training
 OF_TEACHER = ("pseudo_labels", "arp")
 DRAWS = 3  # of augmentations, for each labeled image
-PAIR_ALL = 0.5  # pairs an image: every image of a figure exchanges instances
+PAIR_ALL = 0.5  # S4M.ARP.PAIR_FRACTION with which every image of a figure is paired
 SCORE_SHOWN = 0.5  # predictions below it are not drawn
 CAPTION = "A color stands for an instance; those of touching instances differ"
 SWATCH_SIZE, MARGIN, GRAY = (60, 96), 10, 150  # of a legend: px (H, W), px around an outline
@@ -55,19 +55,19 @@ SEED_STREAM = "overview"
 
 
 class FigureSet:
-    """Draws figures of fixed images; images are read when they are first drawn.
+    """Draws figures of fixed images, which are read when they are first drawn.
 
-    Drawing changes nothing that training depends on: the default generators draw afterwards what
-    they would have drawn, every module is in the mode it was in, and gradients are not touched.
+    Drawing does not affect training: default generators and modules' modes are restored, and
+    gradients are not changed.
 
     Args:
         cfg: config of a stage, or of a whole run.
-        count: images a figure.
-        models: name, as figures show it → model; empty: no predictions and similarities.
+        count: images per figure.
+        models: name in the figures → model; empty: no predictions and similarities.
         teacher: labels images; None: no figures of pseudo-labels and ARP.
         backend: SAM; None: no figures of similarities.
-        resized: validation images have the size that evaluation gives them, not their own. (With
-            INPUT.TILE, predictions are of whole images, all else is of resized tiles.)
+        resized: resize validation images as in evaluation. (With INPUT.TILE, predictions are of
+            whole images, other figures of resized tiles.)
         point: (x, y) in pixels of the image, for similarities; None: inside the largest instance.
     """
 
@@ -106,11 +106,11 @@ class FigureSet:
     def of_stage(
         cls, cfg: CfgNode, count: int, model: nn.Module, labeling: Any = None, **options: Any
     ) -> FigureSet:
-        """Figures of what a stage trains.
+        """Build the figures of a stage.
 
         Args:
             cfg, count, options: see the class.
-            model: that is trained, without wrappers.
+            model: the trained model, without wrappers.
             labeling: :class:`~s4m_d2.engine.PseudoLabeling` of stage 2.
         """
         if labeling is None:
@@ -121,7 +121,7 @@ class FigureSet:
         return cls(cfg, count, models, labeling.teacher, backend, **options)
 
     def choose(self, wanted: Sequence[str] = FIGURES) -> list[str]:
-        """Those of the wanted figures that there is something to draw of."""
+        """Select the wanted figures that can be drawn."""
         can = {
             "pseudo_labels": self._labeling is not None,
             "arp": self._labeling is not None and self._exchanges,
@@ -131,22 +131,22 @@ class FigureSet:
         return [name for name in wanted if can.get(name, True)]
 
     def draw(self, name: str) -> np.ndarray:
-        """One of FIGURES, (H, W, 3) uint8 RGB.
+        """Draw one of FIGURES, (H, W, 3) uint8 RGB.
 
         Raises:
-            S4MError: an image or annotation is missing or malformed, or a model lacks something.
+            S4MError: an image or annotation is missing or malformed, or a model lacks a method.
         """
         with undisturbed(*self.models.values()):
             return getattr(self, f"{name}_panels")().draw()
 
     def labeled_panels(self) -> Panels:
-        """Labeled images as they are, and in draws of augmentation."""
+        """Labeled images, plain and augmented."""
         rows = [[self._truth(sample) for sample in row] for row in self._labeled()]
         draws = (f"augmented, draw {draw}" for draw in range(1, len(rows[0])))
         return Panels(["labeled image", *draws], rows, caption=f"{CAPTION}.")
 
     def views_panels(self) -> Panels:
-        """Unlabeled images: what both views start from, the weak one and the strong one."""
+        """Unlabeled images: plain, weak and strong view."""
         samples = self._unlabeled()
         generators = sample_generators(samples, "strong_view", "cpu")
         strong = self._strong_view([sample["image"] for sample in samples], generators)
@@ -157,9 +157,9 @@ class FigureSet:
         return Panels(["geometry", "weak view (teacher, SAM)", "strong view (student)"], rows)
 
     def pseudo_labels_panels(self) -> Panels:
-        """The truth, what the teacher labels, and what SAM makes of it, if it refines."""
+        """Ground truth, the teacher's pseudo-labels, and with refinement the refined ones."""
         rows, names = [], self.names()
-        for sample in self._validation():  # one by one: the memory of an image suffices
+        for sample in self._validation():  # one by one, to save memory
             views = self._labeling([sample])
             weak = self._rgb(sample["image_weak"])
             truth = self._truth({**sample, "image": sample["image_weak"]})
@@ -170,7 +170,7 @@ class FigureSet:
         return Panels(columns, rows, caption=f"{CAPTION}. Percentages: the teacher's class scores.")
 
     def arp_panels(self) -> Panels:
-        """Before and after the exchange of instances, and what the student sees."""
+        """Before and after the exchange of instances, and the student's input."""
         samples, names, rows = self._validation(), self.names(), []
         views = self._labeling(samples)
         for i, sample in enumerate(samples):
@@ -193,7 +193,7 @@ class FigureSet:
         return similarity_panels(samples, points, self.models, distillation, self.order)
 
     def predictions_panels(self) -> Panels:
-        """Images, their truth, and each model's predictions."""
+        """Images, ground truth, and each model's predictions."""
         samples, names = self._whole(), self.names()
         images = [self._rgb(sample["image"]) for sample in samples]
         columns = [images, [self._truth(sample) for sample in samples]]
@@ -212,7 +212,7 @@ class FigureSet:
 
 
 def draw_truth(sample: Sample, names: Sequence[str], order: str = "RGB") -> np.ndarray:
-    """A sample's "image" with its "instances"."""
+    """Draw a sample's "image" with its "instances"."""
     truth = sample["instances"]
     return overlay(to_rgb(sample["image"], order), truth.gt_masks.tensor, truth.gt_classes, names)
 
@@ -220,7 +220,7 @@ def draw_truth(sample: Sample, names: Sequence[str], order: str = "RGB") -> np.n
 def draw_labels(
     image: np.ndarray, labels: PseudoLabels, names: Sequence[str], *, scores: bool = False
 ) -> np.ndarray:
-    """An image with pseudo-labels of its size."""
+    """Draw an image with pseudo-labels of its size."""
     shown = labels.scores.tolist() if scores else None
     return overlay(image, labels.masks.cpu(), labels.labels.tolist(), names, shown)
 
@@ -233,19 +233,18 @@ def draw_found(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.
 
 
 def at_image_size(selection: Selection, size: tuple[int, int]) -> PseudoLabels:
-    """The teacher's kept predictions with masks of ``size`` (H, W)."""
+    """Resize the masks of the teacher's kept predictions to ``size`` (H, W)."""
     return selection.labels.with_masks(teacher_masks(selection, size))
 
 
 def validation_samples(
     cfg: CfgNode, count: int, *, tiles: bool = False, resized: bool = False
 ) -> list[dict]:
-    """The validation images with most instances of evenly spaced groups, unaugmented.
+    """Choose the validation images with most instances in evenly spaced groups; not augmented.
 
     Args:
-        tiles: where INPUT.TILE cuts images, tiles are chosen in place of images.
-        resized: as evaluation does (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST); False: they have
-            their own sizes, which may be those of a camera.
+        tiles: choose tiles of INPUT.TILE instead of images.
+        resized: as in evaluation (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST); False: original sizes.
 
     Returns:
         samples with "image", the same as "image_weak", "instances" and "seeds".
@@ -266,7 +265,7 @@ def validation_samples(
 
 
 def labeled_samples(cfg: CfgNode, count: int, draws: int) -> list[list[dict]]:
-    """Labeled images or tiles: each as it is, then in ``draws`` of the training's augmentations."""
+    """Labeled images or tiles: each plain, then with ``draws`` augmentations of training."""
     names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
     records = [record for name in names for record in DatasetCatalog.get(name)]
     chosen = evenly_spaced(build_tiling(cfg).records(records, filter_empty=True), count)
@@ -279,7 +278,7 @@ def labeled_samples(cfg: CfgNode, count: int, draws: int) -> list[list[dict]]:
 
 
 def unlabeled_samples(cfg: CfgNode, count: int) -> list[dict]:
-    """Unlabeled images or tiles in the training's views: "image", "image_weak" and "seeds"."""
+    """Unlabeled images or tiles as in training: "image", "image_weak" and "seeds"."""
     records = [record for name in cfg.DATASETS.UNLABELED for record in DatasetCatalog.get(name)]
     if not records:
         raise ConfigError("DATASETS.UNLABELED is empty: name the unlabeled set that is drawn.")
@@ -306,8 +305,8 @@ def _plain_mapper(cfg: CfgNode, geometry: Sequence[Any]) -> LabeledDatasetMapper
 
 @contextmanager
 def undisturbed(*models: nn.Module) -> Iterator[None]:
-    """Inside, models are in eval mode and nothing takes gradients; afterwards the modes of all
-    their modules and the default generators' states are as before."""
+    """Run the block in eval mode without gradients; then restore the modes of all modules and the
+    default generators."""
     modes = {module: module.training for model in models for module in model.modules()}
     for module in modes:
         module.training = False
@@ -322,10 +321,10 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 class FiguresHook(HookBase):
     """Draws the same figures of the same images every ``period`` iterations.
 
-    Each is written as ``folder/NAME_ITERATION.png`` and given to TensorBoard as figures/NAME; what
-    does not depend on the models, once. After one that cannot be drawn training goes on without it,
-    after one that cannot be written without the file. Only the main process may have this hook; the
-    others wait for it in the next iteration.
+    Each is written to ``folder/NAME_ITERATION.png`` and to TensorBoard as figures/NAME; figures
+    that do not depend on the models only once. If a figure cannot be drawn, training continues
+    without it; if it cannot be written, without the file. For the main process only; the others
+    wait for it in the next iteration.
     """
 
     def __init__(self, figures: FigureSet, names: Sequence[str], period: int, folder: str) -> None:
@@ -352,7 +351,7 @@ class FiguresHook(HookBase):
 
 
 def figure_hooks(cfg: CfgNode, model: nn.Module, labeling: Any = None) -> list[FiguresHook]:
-    """The hook that S4M.FIGURES asks for, if any; arguments as of :meth:`FigureSet.of_stage`."""
+    """Build the hook of S4M.FIGURES, if enabled; arguments as of :meth:`FigureSet.of_stage`."""
     settings = cfg.S4M.FIGURES
     if not settings.PERIOD or not comm.is_main_process():
         return []

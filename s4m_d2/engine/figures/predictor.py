@@ -1,4 +1,4 @@
-"""One trained model of a checkpoint, and what it sees in single images."""
+"""Loads a trained model of a checkpoint, and predicts on single images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from s4m_d2.tiling import TiledModel
 
 
 def load_model(cfg: CfgNode, weights: str, branch: str) -> tuple[nn.Module, str | None]:
-    """The student or the teacher of a checkpoint, in eval mode.
+    """Load the student or the teacher of a checkpoint, in eval mode.
 
     Args:
         cfg: of a whole run.
@@ -29,7 +29,7 @@ def load_model(cfg: CfgNode, weights: str, branch: str) -> tuple[nn.Module, str 
         branch: "student" or "teacher".
 
     Returns:
-        the model, and which of the two the file says it is; None: it holds one model only.
+        the model, and which of the two it is according to the file; None: the file has one model.
 
     Raises:
         WeightsError: the file is missing, damaged or of another model.
@@ -42,15 +42,15 @@ def load_model(cfg: CfgNode, weights: str, branch: str) -> tuple[nn.Module, str 
 
 
 def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
-    """The names of a model's classes; nothing of a data set is read.
+    """Find the names of a model's classes, without reading a data set.
 
-    They are those of the file (a name a line, in the order of the class ids), or of the run on own
-    data, which stored them in its OUTPUT_DIR, or of the metadata of the first of DATASETS.TEST, or
-    else "class 0", "class 1", ...
+    From the file (one name per line, in the order of the class ids), else from the run on own data,
+    which stored them in its OUTPUT_DIR, else from the metadata of the first of DATASETS.TEST, else
+    "class 0", "class 1", ...
 
     Raises:
         ConfigError: the file cannot be read, or the number is not MODEL.SEM_SEG_HEAD.NUM_CLASSES.
-        DatasetError: what the run stored cannot be read.
+        DatasetError: the stored files of the run cannot be read.
     """
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     folder = os.path.join(cfg.OUTPUT_DIR, own_data_files.FOLDER)
@@ -61,8 +61,8 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
                 names = [line.strip() for line in file if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"The class names '{file_name}' cannot be read: {error}. Give a text file with a "
-                "name a line."
+                f"The class names '{file_name}' cannot be read: {error}. Give a text file with one "
+                "name per line."
             ) from error
         origin = f"'{file_name}'"
     elif cfg.S4M.DATA.LABELED and own_data_files.is_stored(folder):
@@ -76,13 +76,13 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
     if len(names) != count:
         raise ConfigError(
             f"{origin} names {len(names)} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}. "
-            "Give a file with a name a line, in the order of the class ids, as --class-names."
+            "Give a file with one name per line, in the order of the class ids, as --class-names."
         )
     return list(names)
 
 
 class Predictor:
-    """Segments single images as evaluation does: resized, or in tiles, with masks at full size.
+    """Segments single images as in evaluation: resized, or in tiles, with masks at full size.
 
     Args:
         cfg: of a whole run or a stage.
@@ -98,11 +98,11 @@ class Predictor:
 
         Args:
             image: (H, W, 3) uint8, RGB.
-            min_score: instances of a lower score are left out.
+            min_score: instances with a lower score are left out.
 
         Returns:
             Instances of size (H, W) on the CPU, best first: ``pred_masks``, ``pred_classes``,
-            ``scores``. The masks are :class:`~s4m_d2.structures.RLEMasks` if the model can.
+            ``scores``. The masks are :class:`~s4m_d2.structures.RLEMasks` if the model supports it.
         """
         view = image if self.input_format == "RGB" else image[:, :, ::-1]
         tensor = torch.from_numpy(np.require(view, requirements=["C", "W"])).permute(2, 0, 1)

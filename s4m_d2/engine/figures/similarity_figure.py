@@ -1,4 +1,4 @@
-"""Similarity maps of SAM and of models for a clicked point (the paper's Figure 3)."""
+"""Similarity maps of SAM and of models for a point (the paper's figure 3)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from s4m_d2.losses.structural_distillation import StructuralDistillation
 from s4m_d2.visualization import ColorScale, Panels, heat_map, mark_point
 from s4m_d2.visualization.instances import deepest_point, readable_scale
 
-COSINE_STEP = 0.1  # the color scale begins at a multiple of it
+COSINE_STEP = 0.1  # the color scale starts at a multiple of it
 HIGHEST_COSINE = 1.0
 CAPTION = "Ring: the point. SAM: its tokens, prompted there. Models: mask features on SAM's grid."
 SAM = "SAM"
@@ -37,20 +37,20 @@ def similarity_maps_at(
     models: Mapping[str, nn.Module],
     distillation: StructuralDistillation,
 ) -> tuple[dict[str, np.ndarray], tuple[float, float]]:
-    """What structural distillation compares, for one point.
+    """Compute the similarity maps that structural distillation compares, for one point.
 
     Args:
         sample: "image" (3, H, W) uint8 in the models' channel order.
         point: (x, y) in pixels of the image.
         models: at least one, in eval mode, with ``mask_features``.
-        distillation: the loss, which knows SAM.
+        distillation: the loss, with its SAM.
 
     Returns:
-        cosines of the point and the grid's cells with content, (rows, columns) float32, of SAM's
-        tokens (SAM) and of each model by its name; how many (rows, columns) the content covers.
+        cosines between the point and the grid's cells with content, (rows, columns) float32, of
+        SAM's tokens (SAM) and of each model by name; number of (rows, columns) of the content.
 
     Raises:
-        InputError: the point lies outside the image.
+        InputError: the point is outside the image.
         ConfigError: a model has no ``mask_features``.
     """
     height, width = sample["image"].shape[-2:]
@@ -90,7 +90,7 @@ def similarity_panels(
     distillation: StructuralDistillation,
     order: str,
 ) -> Panels:
-    """Images with a point each, and the maps of SAM and of the models, in one color scale.
+    """Make panels of images with a point each, and the maps of SAM and of the models.
 
     Arguments are those of :func:`similarity_maps_at`, for several samples; ``order`` is "RGB" or
     "BGR".
@@ -114,7 +114,7 @@ def similarity_panels(
 
 
 def point_of(sample: Sample) -> tuple[float, float]:
-    """The point (x, y) in pixels farthest inside the largest instance; without any, the middle."""
+    """Pixel (x, y) farthest inside the largest instance; without instances, the center."""
     height, width = sample["image"].shape[-2:]
     masks = sample["instances"].gt_masks.tensor
     if not len(masks):

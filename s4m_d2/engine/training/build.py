@@ -30,7 +30,7 @@ SAMPLER_SEED_BITS = 31  # Detectron2's samplers take a seed that fits a C int
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW or SGD with Mask2Former's parameter groups.
+    """Build AdamW or SGD with Mask2Former's parameter groups.
 
     The backbone's learning rate is multiplied by SOLVER.BACKBONE_MULTIPLIER; norm and embedding
     parameters have their own weight decay; "full_model" clips the norm of all gradients together.
@@ -59,7 +59,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
-    """Trainable parameters grouped by (learning rate, weight decay), each parameter once."""
+    """Group trainable parameters by (learning rate, weight decay), each parameter once."""
     solver = cfg.SOLVER
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     seen: set[nn.Parameter] = set()
@@ -81,14 +81,18 @@ def parameter_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm, by class names: timm has some that are none of PyTorch's."""
+    """True if a module is a norm, by its classes' names, as timm has its own norms."""
     return any("norm" in cls.__name__.lower() for cls in type(module).__mro__)
 
 
 def build_labeled_loader(
     cfg: CfgNode, start_iter: int = 0, left_out: Iterable[dict] = ()
 ) -> Iterable[list[dict]]:
-    """The labeled stream of either stage, from iteration ``start_iter`` on, without some images."""
+    """Build the labeled stream of either stage, from iteration ``start_iter`` on.
+
+    Args:
+        left_out: records of images that are not used.
+    """
     names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
     mapper, sampler = cfg.INPUT.DATASET_MAPPER_NAME, cfg.DATALOADER.SAMPLER_TRAIN
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -101,15 +105,15 @@ def build_labeled_loader(
 
 
 def build_unlabeled_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict]]:
-    """The unlabeled stream of stage 2, from iteration ``start_iter`` on."""
+    """Build the unlabeled stream of stage 2, from iteration ``start_iter`` on."""
     records = get_detection_dataset_dicts(cfg.DATASETS.UNLABELED, filter_empty=False)
     records = build_tiling(cfg).records(records)
     mapper, sampler = cfg.S4M.UNLABELED_MAPPER, cfg.S4M.UNLABELED_SAMPLER
     total = cfg.S4M.UNLABELED_IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
     if cfg.S4M.ARP.ENABLED and total < 2 * comm.get_world_size():
         logger.warning(
-            "S4M.ARP.ENABLED has no effect: the images of a process exchange instances, and each "
-            "process has one unlabeled image a batch. Use fewer processes or a larger batch."
+            "S4M.ARP.ENABLED has no effect: images of the same process exchange instances, but "
+            "each process has one unlabeled image. Use fewer processes or a larger batch."
         )
     return _stream(cfg, "unlabeled", records, mapper, sampler, total, start_iter)
 
@@ -123,7 +127,7 @@ def _stream(
     total_batch: int,
     start_iter: int,
 ) -> Iterable[list[dict]]:
-    """The loader of a stream, its mapper and sampler by their names in the config."""
+    """Build the loader of a stream with the named mapper and sampler."""
     world_size = comm.get_world_size()
     if total_batch % world_size:
         raise ConfigError(

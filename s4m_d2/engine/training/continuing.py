@@ -1,4 +1,4 @@
-"""What makes a continued run the run that nothing stopped: its settings, draws, rates and logs."""
+"""Exact resuming: comparison of settings, random states, learning rates and metrics.json."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from s4m_d2.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-PERIOD = 20  # iterations between two lines of metrics.json, and of a median in it: Detectron2's
-_TIMES = ("data_time", "eta_seconds", "rank_data_time", "time")  # the process', not the run's
+PERIOD = 20  # iterations between lines of metrics.json, and in a median of it (Detectron2)
+_TIMES = ("data_time", "eta_seconds", "rank_data_time", "time")  # not restored
 _SCHEDULE = "LRScheduler"  # Detectron2's hook
 
 MAX_ITER, BURN_IN, PROCESSES = "SOLVER.MAX_ITER", "S4M.BURN_IN", "processes"
 _BATCH, _UNLABELED_BATCH = "SOLVER.IMS_PER_BATCH", "S4M.UNLABELED_IMS_PER_BATCH"
-# setting -> what a continued run does otherwise if it has changed
+# setting -> consequence of a change for a resumed run
 _OF_BOTH_STAGES = {
     "SEED": "other images come next, and all draws differ",
     "DATASETS.TRAIN": "other labeled images come next",
@@ -46,7 +46,7 @@ _CONSEQUENCES[PROCESSES] = "the same images come next, but the processes share a
 
 
 def run_settings(cfg: CfgNode, processes: int, *, has_teacher: bool) -> dict[str, Any]:
-    """What a stage's course depends on, by config key; ``processes`` share a batch."""
+    """Settings that determine a stage's training, by config key; ``processes`` share a batch."""
     settings: dict[str, Any] = {PROCESSES: processes}
     for name in (*_OF_BOTH_STAGES, *(_OF_STAGE_2 if has_teacher else ())):
         value = functools.reduce(getattr, name.split("."), cfg)
@@ -57,7 +57,7 @@ def run_settings(cfg: CfgNode, processes: int, *, has_teacher: bool) -> dict[str
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """What a continued run does otherwise, by settings (:func:`run_settings`) then and now."""
+    """Messages on changed settings (:func:`run_settings`) and their consequences."""
     for name, value in now.items():
         if before.get(name, value) != value:
             yield (
@@ -69,7 +69,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 def continuation_errors(
     finished: int, before: Mapping[str, Any], now: Mapping[str, Any]
 ) -> Iterator[ConfigError]:
-    """Settings with which a run cannot continue after so many iterations; as for ``changes``."""
+    """Errors of settings with which a run cannot be resumed after ``finished`` iterations."""
     if now[MAX_ITER] < finished:
         yield ConfigError(
             f"SOLVER.MAX_ITER (stage 1: S4M.TEACHER.MAX_ITER) is {now[MAX_ITER]}, but the run that "
@@ -80,19 +80,19 @@ def continuation_errors(
     if old is not None and new is not None and old != new and finished > min(old, new):
         yield ConfigError(
             f"S4M.BURN_IN is {new} and was {old} before, but the run that --resume continues has "
-            f"done {finished} iterations, more than the shorter of the two: its teacher cannot "
-            f"begin to follow the student at another time. Leave S4M.BURN_IN at {old}, or start a "
-            "new run in another OUTPUT_DIR."
+            f"done {finished} iterations, more than the shorter of the two: the end of burn-in "
+            f"cannot be moved now. Leave S4M.BURN_IN at {old}, or start a new run in another "
+            "OUTPUT_DIR."
         )
 
 
 class RunStateHook(HookBase):
-    """Puts the run's settings and random states into checkpoints, and compares them on resume.
+    """Saves the run's settings and random states in checkpoints, and compares them on resume.
 
     Positions in the streams of images and in the burn-in follow from the iteration and the settings
-    (:func:`run_settings`), each change of which is a warning. Files without this state, of other
-    programs, are continued all the same. The default generators, which
-    :class:`~s4m_d2.engine.SeedHook` seeds in each iteration, matter to what draws before the first.
+    (:func:`run_settings`); changed settings give warnings. Checkpoints without this state can be
+    resumed too. The default generators are seeded in each iteration
+    (:class:`~s4m_d2.engine.SeedHook`); their states matter only before the first.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -125,10 +125,7 @@ class RunStateHook(HookBase):
 
 
 def with_own_schedule(state: Mapping[str, Any], scheduler: Any) -> Mapping[str, Any]:
-    """A trainer's state with a schedule that follows the config; the checkpoint's is its position.
-
-    Some schedulers save their length and shape too.
-    """
+    """Replace length and shape of a saved schedule by the config's; its position is kept."""
     hooks = state.get("hooks", {})
     if _SCHEDULE not in hooks:
         return state
@@ -138,7 +135,7 @@ def with_own_schedule(state: Mapping[str, Any], scheduler: Any) -> Mapping[str, 
 
 
 class ForgivingWriter(EventWriter):
-    """A writer of logs whose failures to write end no training, but lose what it had to write."""
+    """A log writer whose write errors do not end the training; records are lost."""
 
     def __init__(self, writer: EventWriter) -> None:
         self._writer, self._failing = writer, False
@@ -150,24 +147,24 @@ class ForgivingWriter(EventWriter):
         self._try(self._writer.close)
 
     def _try(self, action: Callable[[], None]) -> None:
-        """Report each outage once."""
+        """Warn once per outage."""
         try:
             action()
             self._failing = False
         except OSError as error:
             if not self._failing:
                 logger.warning(
-                    "%s cannot write: %s. Training goes on without these records; free space or "
+                    "%s cannot write: %s. Training continues without these records; free space or "
                     "correct the permissions.", type(self._writer).__name__, error,
                 )  # fmt: skip
             self._failing = True
 
 
 class UnwrittenMetricsHook(HookBase):
-    """Gives a continued run the lines of metrics.json that it would have without the stop.
+    """Makes metrics.json of a resumed run equal to that of an uninterrupted one.
 
-    What was logged since the last line, but for times, is part of a checkpoint. A continued run
-    logs it again, and removes the lines that hold it or that were written after the checkpoint.
+    Checkpoints contain the values logged since the last line, except times. A resumed run logs
+    them again, and removes the lines that contain them or were written after the checkpoint.
     """
 
     def __init__(self, path: str) -> None:
@@ -185,7 +182,7 @@ class UnwrittenMetricsHook(HookBase):
 
     def state_dict(self) -> dict[str, Any]:
         storage = getattr(self.trainer, "storage", None)
-        if storage is None:  # nothing was trained since the state was loaded, if it was
+        if storage is None:  # no training since the state was loaded
             return dict(self._restored)
         state = {}
         for name, history in storage.histories().items():
@@ -201,14 +198,14 @@ class UnwrittenMetricsHook(HookBase):
 
 
 def _unwritten(iteration: int) -> int:
-    """The first iteration whose values no line holds when a checkpoint of this one is saved."""
+    """First iteration that is in no line yet when a checkpoint of ``iteration`` is saved."""
     return iteration // PERIOD * PERIOD
 
 
 def remove_lines(path: str, first: int) -> None:
-    """Shorten a file of JSON lines, if it exists, to what was written before an iteration's line.
+    """Truncate a file of JSON lines before the first record of ``first`` or a later iteration.
 
-    Half a line at the end, which a killed process left, goes too.
+    An incomplete last line of a killed process is removed too.
     """
     if not os.path.isfile(path):
         return
@@ -218,11 +215,11 @@ def remove_lines(path: str, first: int) -> None:
             size = sum(map(len, kept))
             file.truncate(size)
     except OSError as error:
-        logger.warning("%s keeps lines that are written again: %s", path, error)
+        logger.warning("%s has repeated lines, as it cannot be truncated: %s", path, error)
 
 
 def _is_before(line: bytes, iteration: int) -> bool:
-    """Whether a line is whole and not the record of an iteration or of a later one."""
+    """True if a line is complete and its record is of an earlier iteration."""
     try:
         return line.endswith(b"\n") and json.loads(line)["iteration"] < iteration
     except (ValueError, LookupError, TypeError):

@@ -1,4 +1,4 @@
-"""Hooks of the teacher–student training. Any Detectron2 trainer can register them."""
+"""Hooks of the teacher–student training, for any Detectron2 trainer."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ logger = logging.getLogger(__name__)
 
 COUNT = "pseudo_labels/per_image"
 STREAMS = ("labeled", "unlabeled")
-MAX_RECORDS = 100  # files of skipped steps that are kept, the latest
-MAX_NAMES = 8  # file names or parameters in a message; a record holds all files
+MAX_RECORDS = 100  # the latest files of skipped steps, which are kept
+MAX_NAMES = 8  # file names or parameters in a message; records list all
 
 
 class BadSteps(HookBase):
-    """Steps whose losses or gradients are not finite are recorded; too many end a run.
+    """Records steps whose losses or gradients are not finite; too many in a row end the run.
 
-    A skipped step leaves the weights, the model's buffers, the optimizer's state, the loss scale
-    and the EMA teacher as they were; the iteration, the learning rate and the data go on. The
-    counts are part of the trainer's state and of what it logs (``train/bad_steps``).
+    A skipped step does not change weights, buffers, the optimizer's state, the loss scale and the
+    EMA teacher; iteration, learning rate and data advance. The counts are part of the trainer's
+    state and are logged (``train/bad_steps``).
 
     Args:
-        max_in_a_row: skipped steps in a row that a run survives.
-        folder: gets a file for each skipped step, with what every process saw.
-        seed: the run's.
+        max_in_a_row: allowed number of skipped steps in a row.
+        folder: for a file per skipped step, with the values of every process.
+        seed: of the run.
 
     Attributes:
-        in_a_row: skipped steps up to the current one; 0 after a step that was made.
-        total: skipped steps of the run.
+        in_a_row: number of skipped steps up to the current one; 0 after a finite step.
+        total: number of skipped steps of the run.
     """
 
     def __init__(self, max_in_a_row: int, folder: str, seed: int) -> None:
@@ -62,13 +62,13 @@ class BadSteps(HookBase):
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Count a step with these losses and gradients. All processes call this together.
+        """Record a skipped step with these losses and gradients. All processes call this together.
 
         Args:
             batch: of stage 1 (samples) or 2 (labeled and unlabeled samples).
 
         Raises:
-            DivergenceError: these are more steps in a row than the run may lose.
+            DivergenceError: too many steps in a row were skipped.
         """
         self.in_a_row += 1
         self.total += 1
@@ -110,16 +110,15 @@ class BadSteps(HookBase):
                     json.dump(record, file, indent=1, allow_nan=False)
                 for name in sorted(os.listdir(self.folder))[:-MAX_RECORDS]:
                     os.unlink(os.path.join(self.folder, name))
-            except OSError as error:  # such as a full disk: no reason to end the run
+            except OSError as error:  # for example a full disk; the run continues
                 logger.warning("The skipped step is not recorded in %s: %s", self.folder, error)
         if self.in_a_row > self.max_in_a_row:
             raise DivergenceError(
                 f"Training stops at iteration {iteration}: {self.in_a_row} steps in a row were "
                 f"skipped, more than S4M.MAX_BAD_STEPS, {self.max_in_a_row}. In the last one, "
                 f"{reason}; images: {files}. The weights are those before these steps. Lower "
-                "SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS; if SOLVER.AMP.ENABLED is True, "
-                "try without; look at the images and annotations that the records in "
-                f"'{self.folder}' name."
+                "SOLVER.BASE_LR or lengthen SOLVER.WARMUP_ITERS; try SOLVER.AMP.ENABLED False; "
+                f"check the images and annotations listed in '{self.folder}'."
             )
 
     def after_step(self) -> None:
@@ -133,7 +132,7 @@ class BadSteps(HookBase):
 
 
 def _reason(processes: Iterable[Mapping[str, Any]]) -> str:
-    """The first loss of any process that is not finite, or else the gradients that are not."""
+    """Name the first loss that is not finite, or else the gradients that are not."""
     for process in processes:
         for name, value in process["losses"].items():
             if isinstance(value, str):
@@ -151,16 +150,16 @@ def _shown(names: Iterable[str]) -> str:
 class EMATeacherHook(HookBase):
     """Burn-in and EMA of the teacher (Guided Distillation, section 3.2).
 
-    Before iteration i, and so before the teacher labels that iteration's batch: nothing happens
-    while i < ``burn_in``; at i == ``burn_in`` the teacher becomes a copy of the student; afterwards
-    its weights move towards the student's by ``1 - decay``, but not after a skipped step: there is
-    nothing new to follow. The teacher's weights are part of the trainer's state.
+    Before iteration i, and thus before the teacher labels its batch: no update while
+    i < ``burn_in``; at i == ``burn_in`` the teacher becomes a copy of the student; then each
+    iteration is an EMA step, except after a skipped step. The teacher's weights are part of the
+    trainer's state.
 
     Args:
         teacher: the frozen model and its update rule.
-        student: the model that is trained, without a DDP wrapper.
-        burn_in: iterations for which the stage-1 teacher stays frozen.
-        bad_steps: knows which steps were skipped; None: none are.
+        student: the trained model, without a DDP wrapper.
+        burn_in: iterations during which the stage-1 teacher is frozen.
+        bad_steps: the skipped steps; None: none are skipped.
     """
 
     def __init__(
@@ -172,12 +171,12 @@ class EMATeacherHook(HookBase):
     ) -> None:
         self.teacher, self.student = teacher, student
         self.burn_in, self.bad_steps = burn_in, bad_steps
-        self.restored = False  # whether the teacher's weights are a checkpoint's
+        self.restored = False  # whether the teacher's weights come from a checkpoint
 
     @property
     def phase(self) -> TeacherPhase:
-        """The teacher's state in the trainer's current iteration, or in the last one of a run."""
-        last = self.trainer.max_iter - 1  # after training, the trainer's iteration is past it
+        """Phase in the trainer's current iteration; after training, in the last one."""
+        last = self.trainer.max_iter - 1  # after training, trainer.iter is max_iter
         return teacher_phase(min(self.trainer.iter, last), self.burn_in)
 
     def before_step(self) -> None:
@@ -198,15 +197,15 @@ class EMATeacherHook(HookBase):
 
 
 class PseudoLabelCountHook(HookBase):
-    """Warns when the teacher labels next to nothing, or nearly everything it is asked for.
+    """Warns if the teacher gives unusually few or many pseudo-labels.
 
-    Watches the logged ``pseudo_labels/per_image``, exponentially averaged over about SMOOTHING
-    iterations (the first ones evenly). The main process warns once the average has been outside the
-    band for ``iterations`` in a row, and again only after it has come back.
+    Watches the logged ``pseudo_labels/per_image``, averaged exponentially over about SMOOTHING
+    iterations (the first ones uniformly). The main process warns when the average has been outside
+    the band for ``iterations`` in a row, and again only after it has returned.
 
     Args:
-        band: least and largest number of pseudo-labels an image that are no cause for concern.
-        iterations: for which the average must be outside; 0 switches the warning off.
+        band: smallest and largest usual number of pseudo-labels per image.
+        iterations: number of iterations outside before a warning; 0: no warning.
     """
 
     SMOOTHING = 20
@@ -250,10 +249,10 @@ class PseudoLabelCountHook(HookBase):
 
 
 class SeedHook(HookBase):
-    """Make what the default generators draw in an iteration a function of that iteration.
+    """Seeds the default generators in each iteration, on every process, for exact resuming.
 
-    Those of PyTorch, NumPy and Python, from which other libraries' layers (dropout) and users'
-    components draw, on every process: a continued run does not depend on the run before it.
+    Other libraries' layers (dropout) and users' components draw from those of PyTorch, NumPy and
+    Python.
     """
 
     def __init__(self, seed: int, rank: int) -> None:
@@ -264,12 +263,12 @@ class SeedHook(HookBase):
 
 
 class BufferSyncHook(HookBase):
-    """Give the model of every process the first one's buffers after each step.
+    """Broadcasts the first process' buffers to all processes after each step.
 
-    Detectron2's trainers keep DDP from it. With the running averages of a plain BatchNorm, each of
-    the images of one process, the EMA teachers would label differently.
+    Detectron2's trainers disable this in DDP. With the running averages of a plain BatchNorm, which
+    depend on the images of one process, the EMA teachers would differ between processes.
 
-    Register it before hooks that save, average or evaluate the model, which is without a wrapper.
+    Register it before hooks that save, average or evaluate the model (without DDP wrapper).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -288,8 +287,8 @@ class BufferSyncHook(HookBase):
 
 
 class FinishedEvalHook(EvalHook):
-    """Detectron2's hook, but for a run that fails in its last iteration, which it evaluates too:
-    the failed process would wait there for the others, which wait for its gradients."""
+    """Detectron2's hook, without its evaluation after a failure in the last iteration: the failed
+    process would wait there for the others, which wait for its gradients."""
 
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter:

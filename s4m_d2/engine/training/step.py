@@ -1,4 +1,4 @@
-"""One step of each stage: losses, gradients, and the update if all of them are finite."""
+"""One step of each stage: losses, gradients, and the update if all are finite."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from s4m_d2.engine.training.hooks import BadSteps
 from s4m_d2.transfers import to_host
 
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-#: At this loss scale and below, gradients that overflow do so on their own account.
+#: At this loss scale and below, overflow of gradients is not caused by the scale.
 NEUTRAL_SCALE = 1.0
 
 logger = logging.getLogger(__name__)
 
 
 class TeacherStep(SimpleTrainer):
-    """A step of stage 1, which takes the place of Detectron2's in its ``DefaultTrainer``.
+    """The step of stage 1, in place of Detectron2's in its ``DefaultTrainer``.
 
-    A step whose losses or gradients are not finite is skipped (:class:`BadSteps`). Gradients that
-    overflow because of the loss scale are the scaler's affair, which lowers it without an update.
+    A step with losses or gradients that are not finite is skipped (:class:`BadSteps`). If gradients
+    overflow because of the loss scale, PyTorch's scaler skips the update and lowers the scale.
 
     Args:
         model, data_loader, optimizer: as of ``SimpleTrainer``.
-        bad_steps: counts the skipped steps, and ends a run that makes no more progress.
+        bad_steps: counts skipped steps, and ends a run with too many in a row.
         precision: of autocast; None: float32. bfloat16 has float32's range: the loss is not
-            scaled, which spares a synchronization in each step.
+            scaled, which avoids a synchronization in each step.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class TeacherStep(SimpleTrainer):
         self.finish(losses)
 
     def next_batch(self) -> Any:
-        """The next batch of the loader. What a skipped step needs is noted."""
+        """Get the next batch, and save what a skipped step needs."""
         start = time.perf_counter()
         self._batches = self._batches or iter(self.data_loader)
         self._batch = next(self._batches)
@@ -74,7 +74,7 @@ class TeacherStep(SimpleTrainer):
         super().reset_data_loader(data_loader_builder)
 
     def autocast(self) -> torch.autocast:
-        """The context of mixed precision, if there is any."""
+        """Context of mixed precision, if it is enabled."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
 
     def losses(self, samples: list[dict]) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ class TeacherStep(SimpleTrainer):
         self.optimizer.zero_grad()
         total: Any = sum(losses.values())
         self.grad_scaler.scale(total).backward()
-        scaler = self.grad_scaler  # whose get_scale() would wait
+        scaler = self.grad_scaler  # get_scale() would synchronize
         scale = scaler.scale(torch.ones((), device=self.device)) if scaler.is_enabled() else None
         step = fetch_step(losses, gradient_norms(self.optimizer), scalars, scale)
         get_event_storage().put_scalars(**step.scalars)
@@ -123,10 +123,10 @@ class TeacherStep(SimpleTrainer):
 
 
 class StudentStep(TeacherStep):
-    """A step of stage 2 (S⁴M, figure 2): the student learns from labels and pseudo-labels.
+    """The step of stage 2 (S⁴M, figure 2): the student learns from labels and pseudo-labels.
 
-    Neither the teacher nor SAM is part of the model: nothing of them is trained or saved with it.
-    The teacher has followed the student before the step (EMATeacherHook).
+    Teacher and SAM are not part of the model: they are neither trained nor saved with it. The
+    teacher is updated before the step (EMATeacherHook).
 
     Args:
         labeling: unlabeled batch -> views (:class:`~s4m_d2.engine.PseudoLabeling`).
@@ -146,16 +146,16 @@ class StudentStep(TeacherStep):
         self.finish(losses, views.stats)  # gradients; then the update, if all is finite
 
     def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Losses on pseudo-labels, under their names."""
+        """Rename and weight losses on pseudo-labels."""
         return {f"unsup/{name}": self.unsup_loss_weight * loss for name, loss in losses.items()}
 
 
 @dataclass(frozen=True)
 class StepValues:
-    """A step as the host knows it."""
+    """Values of a step on the host."""
 
-    finite: bool  #: all losses and gradients of all processes are
-    losses: dict[str, Tensor]  #: of this process; 0-dim float64 on the CPU: nobody has to wait
+    finite: bool  #: whether all losses and gradients of all processes are finite
+    losses: dict[str, Tensor]  #: of this process; 0-dim float64 on the CPU
     scalars: dict[str, float]  #: of this process
 
 
@@ -165,13 +165,13 @@ def fetch_step(
     scalars: Mapping[str, float | Tensor] | None = None,
     loss_scale: Tensor | None = None,
 ) -> StepValues:
-    """Bring a step's values to the host, which synchronizes once. All processes call this together.
+    """Copy a step's values to the host. Synchronizes once. All processes call this together.
 
     Args:
-        losses: of one element and one device, one or more.
-        gradient_norms: 0-dim floats of that device.
+        losses: tensors of one element on one device; at least one.
+        gradient_norms: 0-dim floats on that device.
         scalars: more to log; numbers, or tensors of one element.
-        loss_scale: 0-dim. Above NEUTRAL_SCALE gradients may overflow; None: they are not scaled.
+        loss_scale: 0-dim. Above NEUTRAL_SCALE gradients may overflow; None: no scaling.
     """
     values = _stack(losses.values())
     bad = ~values.isfinite().all()
@@ -195,7 +195,7 @@ def fetch_step(
 
 
 def gradient_norms(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The norm of each gradient, float32: not finite if a value is not, or if it overflows."""
+    """Norm of each gradient, float32: not finite if a value is not, or if the norm overflows."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
     gradients = [gradient for gradient in gradients if gradient is not None and gradient.numel()]
     return [norm.float() for norm in torch._foreach_norm(gradients)] if gradients else []

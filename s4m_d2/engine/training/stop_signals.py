@@ -1,7 +1,7 @@
-"""SIGTERM, SIGUSR1, Ctrl-C: a run saves itself after the iteration in which one arrives, and ends.
+"""Stop signals (SIGTERM, SIGUSR1, Ctrl-C): the run saves after the current iteration and exits.
 
-Schedulers send the first two before they kill a job. A handler takes a note; the run looks at it
-where its state is consistent. All processes stop together, whichever of them got the signal.
+Schedulers send the first two before they kill a job. Handlers only set a flag, which the run reads
+when its state is consistent. All processes stop together, whichever of them got the signal.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from s4m_d2.engine.checkpointing.checkpoint_files import numbered_name
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
 )
-_SAME_KEY = 1.0  # s; within them another SIGINT is the same Ctrl-C, passed on by a launcher
-#: Exit status of a run that was stopped and waits to be continued: "temporary failure, try again"
-#: of sysexits.h. Not 0, so that what comes after a training does not start.
+_SAME_KEY = 1.0  # s; another SIGINT within it is the same Ctrl-C, passed on by a launcher
+#: Exit status of a stopped run: "temporary failure, try again" of sysexits.h. Not 0, so that
+#: commands that follow a training do not start.
 EXIT_STOPPED = 75
 
 logger = logging.getLogger(__name__)
 
 
 class Stopped(SystemExit):
-    """The run has saved itself because a signal asked for it. Ends the process with EXIT_STOPPED.
+    """The run was saved after a signal. Ends the process with EXIT_STOPPED.
 
-    No Exception, which Detectron2's loop would log as a failure.
+    Not an Exception, which Detectron2's loop would log as a failure.
     """
 
     def __init__(self) -> None:
@@ -51,20 +51,20 @@ class _EvaluationInterrupted(BaseException):
 
 @dataclass
 class _Note:
-    """What the handlers of this process know."""
+    """State of this process' handlers."""
 
-    process: int = 0  # that listens: processes forked from it inherit handlers and note
+    process: int = 0  # the listening process; forked processes inherit handlers and state
     received: signal.Signals | None = None
     at: float = 0.0  # time.monotonic() of the first
-    passes_on: bool = False  # this process waits for the ranks that it started
-    interrupts: bool = False  # within an evaluation that may end at once
+    passes_on: bool = False  # this process is the launcher of the ranks
+    interrupts: bool = False  # during an evaluation that may be interrupted
 
 
 _note = _Note()
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    if os.getpid() != _note.process:  # forked from it: there the signal means what it always does
+    if os.getpid() != _note.process:  # a forked process: the default action
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
         return
@@ -84,9 +84,9 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 def listen(*, pass_on: bool = False) -> dict[int, Any]:
-    """Take note of the stop signals from now on; returns the handlers that were there before.
+    """Install the handlers of the stop signals; returns the previous handlers.
 
-    For programs: they own signals. With ``pass_on`` children of this process get them too.
+    For programs, not libraries. With ``pass_on`` signals are also sent to children of this process.
     """
     _note.process, _note.passes_on, _note.received = os.getpid(), pass_on, None
     return {number: signal.signal(number, _on_signal) for number in STOP_SIGNALS}
@@ -94,7 +94,7 @@ def listen(*, pass_on: bool = False) -> dict[int, Any]:
 
 @contextmanager
 def passed_on_to_ranks(world_size: int) -> Iterator[None]:
-    """Around Detectron2's ``launch``: ranks get the launcher's signals, it ends as they do."""
+    """Pass signals of Detectron2's ``launch`` on to the ranks, and exit with their status."""
     if world_size > 1:  # else it starts no processes
         listen(pass_on=True)
     try:
@@ -106,21 +106,22 @@ def passed_on_to_ranks(world_size: int) -> Iterator[None]:
 
 
 class StopHook(HookBase):
-    """Saves and ends the run after the iteration in which a process of it got a stop signal.
+    """Saves and ends the run after the iteration in which one of its processes got a stop signal.
 
-    Stands after the hooks that hold state and save, and before evaluation. Needs :func:`listen`.
+    Register it after the hooks that have state and save, and before evaluation. Needs
+    :func:`listen`.
 
     Args:
         checkpointer: of the trainer; only the main process writes.
 
     Attributes:
-        stopping: the run is ending because of a signal: nothing long should begin.
+        stopping: the run is being stopped by a signal.
     """
 
     def __init__(self, checkpointer: S4MCheckpointer) -> None:
         self._checkpointer = checkpointer
         self.stopping = False
-        self._completed: int | None = None  # the last iteration that ended
+        self._completed: int | None = None  # the last completed iteration
 
     def after_step(self) -> None:
         self._completed = self.trainer.iter
@@ -128,9 +129,9 @@ class StopHook(HookBase):
 
     @contextmanager
     def during_evaluation(self) -> Iterator[None]:
-        """Around an evaluation, which a signal ends at once if no other process takes part.
+        """Let a signal interrupt an evaluation at once, if the run has one process.
 
-        Several processes finish it, because one that left would make the others wait.
+        Several processes finish it, because the others would wait for one that leaves.
         """
         self._stop_if_asked()
         alone = comm.get_world_size() == 1
@@ -140,7 +141,7 @@ class StopHook(HookBase):
                 yield
             finally:
                 _note.interrupts = False
-        except (_EvaluationInterrupted, RuntimeError):  # of a loading process that died of it
+        except (_EvaluationInterrupted, RuntimeError):  # a loading process was killed by it
             if not alone or _note.received is None:
                 raise
             self._stop()
@@ -154,9 +155,9 @@ class StopHook(HookBase):
         self.stopping = True
         name = _note.received.name if _note.received else "a signal to another process"
         _note.received = None
-        done = self.trainer.iter  # after training: one past the last, which is saved
+        done = self.trainer.iter  # after training: max_iter; the last iteration is saved then
         if self._completed == done != self._checkpointer.saved_iteration:
             self._checkpointer.save(numbered_name(done), iteration=done)
-        comm.synchronize()  # no process is gone before the file is complete
+        comm.synchronize()  # until the file is complete
         logger.warning("Stopped by %s; the run is saved. Continue it with --resume.", name)
         raise Stopped

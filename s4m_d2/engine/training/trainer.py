@@ -60,24 +60,23 @@ logger = logging.getLogger(__name__)
 
 
 class TeacherTrainer(DefaultTrainer):
-    """Stage 1: supervised training of the teacher, with structural distillation when enabled.
+    """Stage 1: supervised training of the teacher, with structural distillation if enabled.
 
-    Also a plain supervised Mask2Former trainer (S4M.DISTILL.ENABLED False). A stopped run is
-    continued exactly: draws and data order are functions of the iteration.
+    Also a plain supervised Mask2Former trainer (S4M.DISTILL.ENABLED False). Resuming is exact:
+    draws and data order are functions of the iteration.
 
     Attributes:
-        bad_steps: skips and counts steps whose losses or gradients are not finite.
+        bad_steps: counts steps whose losses or gradients are not finite.
     """
 
     _trainer: TeacherStep
     pseudo_labeling: PseudoLabeling | None = None  # stage 2's
 
     def __init__(self, cfg: CfgNode) -> None:
-        # In the order of DefaultTrainer's, whose step, checkpointer and choice of devices are not
-        # ours.
+        # As in DefaultTrainer, but with our step, checkpointer and choice of devices.
         TrainerBase.__init__(self)
         self.cfg, self.max_iter = cfg, cfg.SOLVER.MAX_ITER
-        self._evaluated = 0  # iterations that were done at the last evaluation
+        self._evaluated = 0  # number of iterations at the last evaluation
         folder = os.path.join(cfg.OUTPUT_DIR, "bad_batches")
         self.bad_steps = BadSteps(cfg.S4M.MAX_BAD_STEPS, folder, cfg.SEED)
         model = self.build_model(cfg)
@@ -98,7 +97,7 @@ class TeacherTrainer(DefaultTrainer):
         self._after_saving = self._hooks[self._hooks.index(self._stop_hook) :]
 
     def build_step(self, *parts: Any) -> TeacherStep:
-        """The step of the stage, from the first arguments of its class."""
+        """Build the stage's step from the first arguments of its class."""
         return TeacherStep(*parts)
 
     def build_hooks(self):
@@ -127,7 +126,7 @@ class TeacherTrainer(DefaultTrainer):
         return [ForgivingWriter(writer) for writer in super().build_writers()]
 
     def evaluate(self) -> Mapping[str, Any]:
-        """Results on DATASETS.TEST, as Detectron2 nests them."""
+        """Evaluate on DATASETS.TEST; results are nested as by Detectron2."""
         return self.test(self.cfg, self.trained_model)
 
     def _evaluate_and_write(self) -> Mapping[str, Any] | None:
@@ -150,8 +149,8 @@ class TeacherTrainer(DefaultTrainer):
         super().before_train()
         if self.start_iter == 0:
             return
-        # The hooks that come after saving may not have had their turn in the checkpoint's
-        # iteration. An evaluation that is complete is not repeated.
+        # Hooks after saving may not have run in the checkpoint's iteration. A complete evaluation
+        # is not repeated.
         self.iter = self.storage.iter = self.start_iter - 1
         results = comm.all_gather(stages.stored_results(self.cfg.OUTPUT_DIR))[0]
         if results.pop(stages.ITERATIONS, None) == self.start_iter and results:
@@ -169,7 +168,7 @@ class TeacherTrainer(DefaultTrainer):
 
     @property
     def trained_model(self) -> nn.Module:
-        """The model whose weights are trained and saved, without wrappers."""
+        """The trained and saved model, without wrappers."""
         model = self._trainer.model
         return model.module if isinstance(model, DistributedDataParallel) else model
 
@@ -181,7 +180,7 @@ class TeacherTrainer(DefaultTrainer):
             for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate
             logger.info("Continuing from iteration %d.", self.start_iter)
-            if self.start_iter == self.max_iter:  # killed before the final checkpoint was complete
+            if self.start_iter == self.max_iter:  # killed while writing the final checkpoint
                 self.checkpointer.finish()
             else:  # a finished run may go on
                 self.checkpointer.reopen(self.start_iter - 1)
@@ -194,7 +193,7 @@ class TeacherTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """A model whose initial weights follow from SEED, whatever was drawn before."""
+        """Build a model whose initial weights depend only on SEED."""
         torch.manual_seed(derive_seed(cfg.SEED, "initial weights"))
         model = super().build_model(cfg)
         if cfg.S4M.DISTILL.ENABLED and getattr(model, "distillation", None) is None:
@@ -214,7 +213,7 @@ class TeacherTrainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, *args: Any, **kwargs: Any) -> Mapping[str, Any]:
-        """Detectron2's, with encoded masks: memory does not grow with the size of the images."""
+        """As Detectron2's, with encoded masks, so that memory does not grow with image size."""
         with masks_as_rle(model):
             tiled = TiledModel(cfg, model) if cfg.INPUT.TILE.SIZE else model
             return super().test(cfg, tiled, *args, **kwargs)
@@ -237,16 +236,16 @@ class TeacherTrainer(DefaultTrainer):
 
 
 class S4MTrainer(TeacherTrainer):
-    """Stage 2: the student learns from labeled images and from what the teacher sees.
+    """Stage 2: the student learns from labeled images and from the teacher's pseudo-labels.
 
     Args:
         cfg: config of the stage (:func:`~s4m_d2.engine.stages.stage_config`); its
             MODEL.META_ARCHITECTURE is any :class:`~s4m_d2.engine.labeling.protocol.S4MTrainable`.
-        teacher_weights: checkpoint of stage 1; it must hold every parameter of the model.
+        teacher_weights: checkpoint of stage 1 with every parameter of the model.
 
     Attributes:
         teacher: the EMA teacher; frozen during burn-in.
-        pseudo_labeling: what turns an unlabeled batch into the student's targets.
+        pseudo_labeling: turns an unlabeled batch into the student's targets.
     """
 
     pseudo_labeling: PseudoLabeling
@@ -258,7 +257,7 @@ class S4MTrainer(TeacherTrainer):
         S4MCheckpointer(self.teacher.model).load(teacher_weights, branch="teacher", require=True)
         self.pseudo_labeling = PseudoLabeling(cfg, self.teacher)
         self._gate = RefinementGate(cfg, self.pseudo_labeling)
-        self._skipped: dict[str, str] = {}  # unlabeled images, and why, before the run continues
+        self._skipped: dict[str, str] = {}  # unlabeled images skipped before resuming, and why
         super().__init__(cfg)
 
     def build_step(self, *parts: Any) -> TeacherStep:
@@ -282,7 +281,7 @@ class S4MTrainer(TeacherTrainer):
             measurement = QualityMeasurement(self.cfg, self.pseudo_labeling)
             around = self._stop_hook.during_evaluation
             hook = PseudoLabelQualityHook(measurement, period, path, around)
-            # A stop comes first, and the values are written later.
+            # After the stop, before the values are written.
             hooks.insert(hooks.index(self._stop_hook) + 1, hook)
         return hooks
 
@@ -313,7 +312,7 @@ class S4MTrainer(TeacherTrainer):
             self._skipped = state_dict.get("skipped_images", {})
 
     def evaluate(self) -> Mapping[str, Any]:
-        """Results of the student; the teacher's too, under "teacher", once it follows it."""
+        """Evaluate the student and, after burn-in, the teacher (under "teacher")."""
         results = OrderedDict(super().evaluate())
         if self._teacher_hook.phase is not TeacherPhase.FROZEN:
             results["teacher"] = self.test(self.cfg, self.teacher.model)

@@ -19,17 +19,17 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """A map of one stride -> maps of several strides.
+    """Compute maps of several strides from a map of one stride.
 
     Finer maps come from 2 x 2 transposed convolutions, each of which halves the channels, with a
     layer norm and a GELU between two of them; coarser ones from 2 x 2 max-pooling. A 1 x 1 and a
-    3 x 3 convolution, each followed by a layer norm, then bring every map to the same channels.
+    3 x 3 convolution, each followed by a layer norm, then give every map the same channels.
 
     Args:
         in_channels: channels of the map; a multiple of 2 for each halving.
         stride: of the map, in pixels of the image; a power of two.
         out_strides: powers of two.
-        out_channels: channels of every map that is returned.
+        out_channels: channels of the returned maps.
     """
 
     def __init__(

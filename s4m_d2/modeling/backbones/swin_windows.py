@@ -1,10 +1,10 @@
-"""timm's Swin blocks on maps whose sides are no multiples of the window.
+"""timm's Swin blocks on maps whose sides are not multiples of the window.
 
-timm shifts such a map before it pads it, so that the rows that the shift brings from the top to the
-bottom share windows with the bottom ones, and no attention mask parts them. Here, as in the
-original (Liu et al., ICCV 2021), the map is padded first. On other maps nothing changes.
+timm shifts such a map before padding it, so that rows shifted from the top to the bottom share
+windows with the bottom rows, without an attention mask between them. Here, as in the original (Liu
+et al., ICCV 2021), the map is padded first. On other maps nothing changes.
 
-Imports timm: import it where a timm model is at hand.
+Imports timm: import this module only where timm is needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 
 class _PadsFirst:
-    """Mixed into a block of timm's; adds no state."""
+    """Mixin for timm's blocks, without state."""
 
     window_size: tuple[int, int]
 
@@ -41,6 +41,6 @@ _PADDED = {SwinTransformerBlock: PaddedSwinBlock, SwinTransformerV2Block: Padded
 
 
 def pad_before_shift(net: nn.Module) -> None:
-    """Let all Swin blocks of a model pad before they shift, in place; weights keep their names."""
+    """Make all Swin blocks of a model pad before they shift, in place; weights keep their names."""
     for module in net.modules():
         module.__class__ = _PADDED.get(type(module), type(module))

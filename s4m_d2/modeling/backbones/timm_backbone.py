@@ -1,10 +1,10 @@
 """Any timm model as a Detectron2 backbone with the maps res2 to res5.
 
-Models with several strides (ResNet, ConvNeXt, Swin) give the maps themselves. A plain ViT gives one
-map, from which a simple feature pyramid makes four. Strides are exact: where the side of a ViT's
-patch is no power of two, the images are resized so that one patch covers as many pixels as the
-nearest power of two. With DINOv2's patches of 14 px an image of 512 x 1024 becomes 448 x 896, which
-is a grid of 32 x 64 patches, each of 16 x 16 px of the image.
+Models with several strides (ResNet, ConvNeXt, Swin) return the maps themselves. A plain ViT returns
+one map, from which a simple feature pyramid makes four. Strides are exact: if the side of a ViT's
+patch is not a power of two, the images are resized so that one patch covers as many pixels as the
+nearest power of two. With DINOv2's patches of 14 px an image of 512 x 1024 becomes 448 x 896, a
+grid of 32 x 64 patches, each of 16 x 16 px of the image.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ logger = logging.getLogger(__name__)
 
 
 class TimmBackbone(Backbone):
-    """A timm model, its maps at strides 4, 8, 16 and 32.
+    """A timm model with maps at strides 4, 8, 16 and 32.
 
     Args:
         net: a timm model; layers that no map needs are removed.
-        out_indices: which of the model's feature maps to take: four, of strides 4, 8, 16 and 32,
+        out_indices: indices of the model's feature maps to use: four, of strides 4, 8, 16 and 32,
             or one of a plain ViT. Empty: the last of each stride, or the ViT's last, after the
             model's final norm.
-        out_norm: a layer norm over the channels of every map, as Mask2Former's Swin has; not for
-            a plain ViT, whose pyramid has its own.
+        out_norm: add a layer norm over the channels of every map, as in Mask2Former's Swin; not
+            for a plain ViT, whose pyramid has its own norms.
         pyramid_channels: channels of the four maps of a plain ViT.
-        frozen: the model's weights and statistics stay as they are.
-        grad_checkpoint: compute activations again in the backward pass instead of keeping them.
+        frozen: do not change the model's weights and statistics.
+        grad_checkpoint: recompute activations in the backward pass.
     """
 
     @configurable
@@ -124,7 +124,7 @@ class TimmBackbone(Backbone):
         }
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Feature maps.
+        """Compute the feature maps.
 
         Args:
             images: (B, C, H, W), normalized; for a plain ViT H and W are multiples of 32.
@@ -133,7 +133,7 @@ class TimmBackbone(Backbone):
             "res2" to "res5": (B, C_i, H / s, W / s) for s = 4, 8, 16, 32.
 
         Raises:
-            InputError: the sides do not fit.
+            InputError: the sides are not multiples of 32.
         """
         if self.is_plain:
             if any(side % _COARSEST for side in images.shape[-2:]):
@@ -156,7 +156,7 @@ class TimmBackbone(Backbone):
         return features
 
     def train(self, mode: bool = True) -> TimmBackbone:
-        """A frozen model stays in evaluation mode: no stochastic depth, no new statistics."""
+        """Keep a frozen model in evaluation mode: no stochastic depth, no new statistics."""
         super().train(mode)
         if self.frozen:
             self.net.eval()
@@ -164,7 +164,7 @@ class TimmBackbone(Backbone):
 
     @property
     def size_divisibility(self) -> int:
-        """What the sides of images must be multiples of, px."""
+        """Divisor of the images' sides, px."""
         return _COARSEST
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -177,7 +177,7 @@ class TimmBackbone(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg, input_shape: ShapeSpec) -> TimmBackbone:
-    """The backbone that ``MODEL.TIMM`` describes."""
+    """Build the backbone described by ``MODEL.TIMM``."""
     return TimmBackbone(cfg, input_shape)
 
 
@@ -186,7 +186,7 @@ def _feature_info(net: nn.Module) -> tuple[list[int], list[int]]:
     info = getattr(net, "feature_info", None)
     if not info or not hasattr(net, "forward_intermediates"):
         raise ConfigError(
-            f"MODEL.TIMM.NAME: a {type(net).__name__} of timm gives no feature maps; choose "
+            f"MODEL.TIMM.NAME: a {type(net).__name__} of timm returns no feature maps; choose "
             "another model."
         )
     entries = getattr(info, "info", info)
@@ -211,7 +211,7 @@ def _choose(strides: Sequence[int], out_indices: Sequence[int]) -> list[int]:
 
 
 def _warn_of_normalization(cfg, net: Any) -> None:
-    """Pre-trained weights see other colors than they know without any error."""
+    """Warn if PIXEL_MEAN and PIXEL_STD differ from those of the pre-training."""
     flip = slice(None, None, 1 if cfg.INPUT.FORMAT == "RGB" else -1)
     for key, name in (("PIXEL_MEAN", "mean"), ("PIXEL_STD", "std")):
         known = torch.tensor(net.pretrained_cfg[name]) * 255

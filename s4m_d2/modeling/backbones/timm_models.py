@@ -1,4 +1,4 @@
-"""timm's models by name, open to images of any size."""
+"""timm's models by name, for images of any size."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from s4m_d2.pretrained import import_timm
 NORMS = ("BN", "FrozenBN", "SyncBN")
 NUM_SUGGESTIONS = 5
 
-# What lets the models that know these options take images of any size. Swin's windows then have
-# their full size, shifted in every second block, whatever the size of the map.
+# Options of some models that allow images of any size. With them Swin's windows always have their
+# full size, shifted in every second block.
 _ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False, "always_partition": True}
 _SWITCHES = ("dynamic_img_size", "strict_img_size")
 
@@ -24,17 +24,17 @@ _SWITCHES = ("dynamic_img_size", "strict_img_size")
 def create_net(
     name: str, *, pretrained: bool, in_channels: int = 3, drop_path: float = 0.0, norm: str = "BN"
 ) -> nn.Module:
-    """A timm model without its classifier.
+    """Create a timm model without its classifier.
 
     Args:
         name: "architecture" or "architecture.tag", the tag naming timm's weights.
         pretrained: load timm's weights, from the network or from the cache of an earlier load.
         in_channels: of the images.
-        drop_path: stochastic depth's rate at the last block.
-        norm: "BN": batch norms as they are; "FrozenBN" and "SyncBN" replace them.
+        drop_path: rate of stochastic depth at the last block.
+        norm: "BN": unchanged batch norms; "FrozenBN" and "SyncBN" replace them.
 
     Raises:
-        ConfigError: timm is missing, or cannot give such a model.
+        ConfigError: timm is missing, or has no such model.
         WeightsError: the pre-trained weights cannot be fetched.
     """
     timm = import_timm('MODEL.BACKBONE.NAME "build_timm_backbone"')
@@ -85,8 +85,8 @@ def _suggest(name: str, known: list[str]) -> str:
 
 
 def _options(timm: ModuleType, name: str, drop_path: float) -> dict[str, bool | float]:
-    """Those of our options that the model's class knows."""
-    with torch.device("meta"):  # its class is known once it is built: here without memory
+    """Those of our options that the model's class accepts."""
+    with torch.device("meta"):  # builds the model without memory, to learn its class
         net = timm.create_model(name)
     accepted = inspect.signature(type(net)).parameters
     fixed = net.pretrained_cfg["fixed_input_size"]

@@ -1,4 +1,4 @@
-"""Names of weights of timm's models, of their authors and of Mask2Former, inside our models."""
+"""Renames weights of timm's models, of their authors and of Mask2Former to ours."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 BACKBONE = "backbone."
 NET = f"{BACKBONE}net."
-#: Layers of our backbones that no pre-trained model has: they start anew.
+#: Layers of our backbones that no pre-trained model has: they keep their initial weights.
 ADDED_LAYERS = (f"{BACKBONE}norms.", f"{BACKBONE}pyramid.")
 
 # The original Swin merges patches at the end of a stage, timm at the start of the next.
 _ORIGINAL_SWIN = "layers.0.downsample.reduction.weight"
 _MERGING = re.compile(r"^layers\.(\d+)\.downsample\.")
-_OUT_NORM = re.compile(r"^norm(\d)\.")  # Mask2Former's, one a stage
-_COMPUTED = ("relative_position_index", "attn_mask")  # timm keeps them out of its files
+_OUT_NORM = re.compile(r"^norm(\d)\.")  # Mask2Former's, one per stage
+_COMPUTED = ("relative_position_index", "attn_mask")  # not in timm's files
 _FIRST_LEVEL = 2  # stage 0 gives res2
 _TIMM_SWIN = f"{NET}layers.0.blocks.0.attn.relative_position_bias_table"
 _TIMM_MERGING = re.compile(rf"^{re.escape(NET)}layers\.(\d+)\.downsample\.")
@@ -24,10 +24,10 @@ _RES_NORM = re.compile(rf"^{re.escape(BACKBONE)}norms\.res(\d)\.")
 
 
 def to_own_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
-    """Rename a file's weights to the names that a model with a timm backbone has for them.
+    """Rename a file's weights to the names in a model with a timm backbone.
 
-    Understood are timm's names and those of the authors' files (Swin, DINOv2), bare or after
-    "backbone.", and Mask2Former's Swin. Other names, and those of other models, stay.
+    Recognizes timm's names and those of the authors' files (Swin, DINOv2), with or without the
+    prefix "backbone.", and Mask2Former's Swin. Other names are kept.
 
     Args:
         state: name → weight, as in a file.
@@ -62,10 +62,10 @@ def _from_original_swin(state: Mapping[str, Tensor], prefix: str) -> dict[str, T
 
 
 def to_mask2former_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The names that Mask2Former has for the weights of a model with timm's Swin.
+    """Rename the weights of a model with timm's Swin to Mask2Former's names.
 
-    It computes the buffers that its files hold beside these. Other models' names stay: Mask2Former
-    has no other backbone of timm's.
+    Mask2Former's files also contain buffers, which it can compute. Names of other models are kept:
+    Mask2Former has no other timm backbone.
 
     Args:
         state: name → weight of our model.
