@@ -28,6 +28,7 @@ OPTIONS = _MODEL | {
     "SOLVER.IMS_PER_BATCH": 2,
     "SOLVER.MAX_ITER": 2,
     "S4M.BURN_IN": 1,
+    "S4M.SAM.ADAPT": 0,
 }
 
 

@@ -29,7 +29,7 @@ def finished(tmp_path_factory):
     """The data and the output folder of a run of both stages."""
     root = tmp_path_factory.mktemp("own_runs")
     data = make_data(root / "data")
-    assert train_net(*own_options(data), *overrides(root / "run")) == 0
+    assert train_net(*own_options(data), *overrides(root / "run", S4M__SAM__ADAPT=1)) == 0
     return data, root / "run"
 
 
@@ -54,6 +54,15 @@ def test_both_stages_train_on_what_is_stored_beside_them(finished):
     cfg = load_config(str(run / "config.yaml"))
     assert cfg.INPUT.IMAGE_SIZE == 128
     assert class_names(cfg) == [row["name"] for row in train["categories"]]
+
+
+def test_sam_is_adapted_before_both_stages(finished):
+    _, run = finished
+    found = read_results(str(run / "sam_adapted.json"))
+    assert found["kept"] == (found["after"] > found["before"])
+    assert found["text"] in (run / "report.html").read_text()
+    checkpoint = load_config(str(run / "config.yaml")).S4M.SAM.CHECKPOINT
+    assert checkpoint == (str(run / "sam_adapted.pth") if found["kept"] else "")
 
 
 def test_a_check_tells_settings_and_reasons_and_writes_nothing(finished, tmp_path, capsys):
