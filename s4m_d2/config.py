@@ -224,7 +224,8 @@ def _refine_config() -> CN:
     # IoU with the teacher's mask below which that one stays; points only. 0.0: as in the paper
     refine.MIN_AGREEMENT = 0.0
     # warn or auto: stage 1 leaves a fifth of the labeled images out, on which its teacher's masks
-    # are measured before and after refinement; auto switches off what makes them worse
+    # are measured before and after refinement; auto switches off what makes them worse, and
+    # S4M.DISTILL where SAM's masks on labeled images, measured before, have an IoU below 0.6
     refine.GATE = "off"
     refine.SEPL = _sepl_config()
     return refine
@@ -253,6 +254,8 @@ def _arp_config() -> CN:
     """Augmentation with refined pseudo-labels (paper, section 3.4)."""
     arp = CN()
     arp.ENABLED = True  # False: no instances are exchanged
+    # off where S4M.REFINE.GATE auto switches refinement off; False once you set ENABLED yourself
+    arp.GATED = True
     arp.MIN_AREA_FRACTION = 0.0057  # of the training crop's area; smaller ones are not pasted
     arp.PAIR_FRACTION = 0.25  # pairs an unlabeled image of the batch
     arp.RANDOM_PLACEMENT = False  # False: pasted in place (static); True: dynamic
