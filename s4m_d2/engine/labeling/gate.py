@@ -69,8 +69,8 @@ class RefinementGate:
     """Compares the pseudo-labels of stage 1's teacher before and after refinement, and decides.
 
     By their PQ. With S4M.REFINE.PROMPT "auto" the best prompt is taken; with S4M.REFINE.GATE "auto"
-    refinement is switched off where the teacher's own masks are better, and ARP with it, as on
-    unrefined labels it harms (paper).
+    refinement is switched off where the teacher's own masks are better, and ARP with it, which hurts
+    unrefined labels (paper).
 
     Attributes:
         decision: "images", or tiles; "pq", before and with each prompt; "choice", a prompt or
