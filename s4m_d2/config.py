@@ -231,8 +231,8 @@ def _refine_config() -> CN:
     # 0.0: as in the paper
     refine.MIN_AGREEMENT = 0.0
     # warn or auto: stage 1 leaves out a fifth of the labeled images, on which the masks of its
-    # teacher are measured before and after refinement; auto switches refinement off if it makes
-    # them worse
+    # teacher are measured before and after refinement; auto switches off what makes them worse, and
+    # S4M.DISTILL if SAM's masks on labeled images, measured before, have an IoU below 0.6
     refine.GATE = "off"
     refine.SEPL = _sepl_config()
     return refine
@@ -261,6 +261,8 @@ def _arp_config() -> CN:
     """Augmentation with refined pseudo-labels (paper, section 3.4)."""
     arp = CN()
     arp.ENABLED = True  # False: no instances are exchanged
+    # off where S4M.REFINE.GATE auto switches refinement off; False once you set ENABLED yourself
+    arp.GATED = True
     arp.MIN_AREA_FRACTION = 0.0057  # smallest pasted instance, as a share of the crop's area
     arp.PAIR_FRACTION = 0.25  # number of pairs, as a share of the unlabeled images of a batch
     arp.RANDOM_PLACEMENT = False  # False: pasted at the same position (static); True: dynamic

@@ -8,11 +8,14 @@ import torch
 
 from s4m_d2.engine import PseudoLabeling, S4MTrainer, TeacherTrainer
 from s4m_d2.engine.labeling.gate import RefinementGate, gate_findings, held_out_records
+from s4m_d2.engine.own_data.own_data import load_run
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.refinement import TeacherMasks
 
+from .conftest import ROOT
 from .test_quality import Oracle
 
+CONFIG = str(ROOT / "configs" / "toyscapes_10pct.yaml")
 SHIFT = 3  # px
 
 
@@ -73,8 +76,26 @@ def test_what_makes_masks_worse_is_switched_off_and_the_best_prompt_taken(
     again = PseudoLabeling(cfg, EMATeacher(teacher(), 0.5))  # of a run that continues
     RefinementGate(labeling=again).apply(decision)
     for part in (labeling, again):
-        assert isinstance(part.refiner, TeacherMasks) == (choice == "off")
+        assert isinstance(part.refiner, TeacherMasks) == (part.arp is None) == (choice == "off")
         assert choice == "off" or part.refiner.prompt == choice
+
+
+@pytest.mark.parametrize(
+    ("options", "stays"),
+    [
+        ([], False),
+        (["S4M.ARP.ENABLED", "True"], True),
+        (["S4M.ARP.ENABLED", "True", "S4M.ARP.GATED", "True"], False),
+    ],
+)
+def test_arp_that_the_user_set_stays_without_refinement(small_options, options, stays):
+    changes = {"DATASETS__TRAIN": ("toyscapes_train",), "S4M__PSEUDO_LABEL__MIN_AREA": 0.0}
+    words = [*small_options(**changes), "S4M.REFINE.GATE", "auto"]
+    cfg, _ = load_run(CONFIG, [*words, *options])
+    labeling = PseudoLabeling(cfg, EMATeacher(Oracle(), 0.5))
+    labeling.refiner = Shift(cfg)
+    RefinementGate(cfg, labeling).measure()
+    assert isinstance(labeling.refiner, TeacherMasks) and (labeling.arp is not None) == stays
 
 
 def test_stage_1_leaves_out_what_is_measured_and_stage_2_does_not(gate_config):

@@ -69,11 +69,13 @@ class RefinementGate:
     """Compares the pseudo-labels of stage 1's teacher before and after refinement, and decides.
 
     By their PQ. With S4M.REFINE.PROMPT "auto" the best prompt is taken; with S4M.REFINE.GATE "auto"
-    refinement is switched off where the teacher's own masks are better.
+    refinement is switched off where the teacher's own masks are better, and ARP with it, as it
+    hurts unrefined labels (paper).
 
     Attributes:
         decision: "images", or tiles; "pq", before and with each prompt; "choice", a prompt or
-            "off"; "text". {}: nothing was measured. For JSON and checkpoints.
+            "off"; "drops_arp", whether ARP is off too; "text". {}: nothing was measured. For JSON
+            and checkpoints.
     """
 
     @configurable
@@ -84,11 +86,13 @@ class RefinementGate:
         measurement: QualityMeasurement | None = None,
         prompts: Sequence[str] = (),
         switches_off: bool = False,
+        switches_arp_off: bool = False,
     ) -> None:
         self.labeling = labeling
         self.measurement = measurement
         self.prompts = prompts
         self.switches_off = switches_off
+        self.switches_arp_off = switches_arp_off
         self.decision: dict[str, Any] = {}
 
     @classmethod
@@ -99,6 +103,7 @@ class RefinementGate:
             "measurement": QualityMeasurement(cfg, labeling, records) if records else None,
             "prompts": PROMPTS if prompt == AUTO_PROMPT else (prompt,),
             "switches_off": cfg.S4M.REFINE.GATE == AUTO,
+            "switches_arp_off": cfg.S4M.ARP.GATED,
         }
 
     def measure(self) -> None:
@@ -122,13 +127,18 @@ class RefinementGate:
         verdict = f"helps, with {best}" if gain > 0 else "makes no difference"
         verdict = "makes masks worse" if gain < 0 else verdict
         verdict += ", and is switched off" if choice == "off" else ""
+        drops_arp = choice == "off" and self.switches_arp_off and self.labeling.arp is not None
+        verdict += ", as is ARP" if drops_arp else ""
         text = f"refinement {verdict}: PQ {values}, on {images} labeled images or tiles"
         logger.log(logging.WARNING if gain < 0 else logging.INFO, "S4M.REFINE.GATE: %s.", text)
-        self.apply({"images": images, "pq": pq, "choice": choice, "text": text})
+        decision = {"images": images, "pq": pq, "choice": choice, "drops_arp": drops_arp}
+        self.apply({**decision, "text": text})
 
     def apply(self, decision: dict[str, Any]) -> None:
-        """Change the refiner as was decided."""
+        """Change refiner and ARP as was decided."""
         self.decision = decision
+        if decision.get("drops_arp"):
+            self.labeling.arp = None
         choice = decision.get("choice")
         if choice == "off":
             thresh = self.labeling.selection["mask_thresh"]

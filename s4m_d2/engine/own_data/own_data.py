@@ -29,6 +29,7 @@ from s4m_d2.tiling import build_tiling
 logger = logging.getLogger(__name__)
 
 _PATHS = ("LABELED", "IMAGES", "UNLABELED", "VAL", "VAL_IMAGES")
+_ARP, _ARP_GATED = "S4M.ARP.ENABLED", "S4M.ARP.GATED"
 _CLASSES = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
 _read = functools.partial(
     read_annotations,
@@ -118,15 +119,16 @@ def load_run(
         ConfigError: keys do not fit each other.
         DatasetError: files or folders are missing, malformed or do not fit each other.
     """
-    cfg = load_config(config_file, opts)
+    cfg, explicit = load_config(config_file, opts), explicit_keys(config_file, opts)
+    cfg.defrost()
+    if _ARP in explicit and _ARP_GATED not in explicit:
+        cfg.S4M.ARP.GATED = False
     if not any(getattr(cfg.S4M.DATA, key) for key in _PATHS):
         return run_config(cfg), None
-    cfg.defrost()
     for key in filter(cfg.S4M.DATA.get, _PATHS):
         cfg.S4M.DATA[key] = os.path.abspath(os.path.expanduser(cfg.S4M.DATA[key]))
     folder = _stored_folder(cfg, resume, eval_only)
     raise_all(_key_errors(cfg, opts[::2], eval_only))
-    explicit = explicit_keys(config_file, opts)
     if _CLASSES not in opts[::2]:  # of a file it is another data set's
         explicit.discard(_CLASSES)
     if folder is None:
