@@ -7,7 +7,6 @@ try:
     import detectron2  # noqa: F401
 except ModuleNotFoundError as error:
     if error.name != "detectron2":  # an engine is installed but broken: show its own error
-
         raise
     raise ImportError(
         "s4m_d2 needs an engine that provides the module 'detectron2'. Install one of the two:\n"

@@ -175,8 +175,7 @@ def _device_errors(cfg: CfgNode) -> Iterator[S4MError]:
         and not torch.cuda.is_bf16_supported(including_emulation=False)
     ):
         yield ConfigError(
-            "S4M.AMP_PRECISION is 'bfloat16', which this GPU does not support; set it to "
-            "'float16'."
+            "S4M.AMP_PRECISION is 'bfloat16', which this GPU does not support; set it to 'float16'."
         )
 
 

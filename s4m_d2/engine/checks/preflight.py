@@ -143,7 +143,6 @@ def _device_finding(cfg: CfgNode, num_processes: int, num_local: int) -> Finding
     shared = f", {num_processes} processes" if num_processes > 1 else ""
     device = cfg.MODEL.DEVICE
     if not device.startswith("cuda") or not torch.cuda.is_available():  # see config_checks
-
         return Finding("device", device + shared)
     count = torch.cuda.device_count()
     text = f"{device}{shared}, {count} x {torch.cuda.get_device_name(0)}"
