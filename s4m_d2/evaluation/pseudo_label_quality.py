@@ -273,7 +273,6 @@ def _check_ids(ids: np.ndarray, true_ids: np.ndarray, count: int) -> None:
 def quality_tables(steps: Mapping[str, PseudoLabelQuality]) -> list[str]:
     """Make three Markdown tables, in percent: all pseudo-labels, by size and by class.
 
-
     Args:
         steps: "before" and "after" refinement, or one of them, of the same images.
     """

@@ -269,7 +269,6 @@ def _inside_cells(points: Tensor, last: Tensor) -> Tensor:
 
     ``last``: centers (B, 2), (x, y), of the last column and row.
     """
-
     return torch.minimum(points, last[:, None])
 
 

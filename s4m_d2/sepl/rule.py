@@ -79,13 +79,11 @@ def enhance(
     Background and void are not classes: no mask is assigned to them, but both count in |S|. Pixels
     that a class loses become background; void remains unless covered.
 
-
     Args:
         pseudo_label: (H, W) integers: 0 background, 255 void, else classes.
         masks: (N, H, W) bool array or tensor, or N COCO RLEs. Any order; they may overlap.
         o_s_thresh, o_p_thresh: in [0, 1]; 1 switches a rule off.
         keep_uncovered: pixels that no mask covers keep their label (the authors' variant).
-
 
     Returns:
         (H, W) of the pseudo-label's dtype, a new array.
