@@ -16,8 +16,7 @@ def add_s4m_config(cfg: CN) -> None:
 
 
 def _add_mask2former_config(cfg: CN) -> None:
-    # mask_former_instance (resize, crop) or coco_instance_lsj (large-scale jitter)
-    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_instance"
+    cfg.INPUT.DATASET_MAPPER_NAME = "mask_former_instance"  # or coco_instance_lsj (scale jitter)
     cfg.INPUT.COLOR_AUG_SSD = False  # SSD color distortion of labeled images and weak views
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 1.0  # plain random crop; smaller values are refused
     cfg.INPUT.SIZE_DIVISIBILITY = -1  # not used; Mask2Former's configs set it
@@ -32,8 +31,7 @@ def _add_mask2former_config(cfg: CN) -> None:
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, relative to BASE_LR
     # number of model_<iteration>.pth files that are kept beside model_final.pth; 0: all. With 2 or
-    # more, a run can continue from an older one if the newest is damaged. There is one more while
-    # one is being written.
+    # more, a run can continue if the newest is damaged. One more exists while one is written.
     cfg.SOLVER.CHECKPOINT_KEEP = 0
 
     cfg.MODEL.MASK_FORMER = CN()
@@ -60,8 +58,7 @@ def _add_mask2former_config(cfg: CN) -> None:
     former.OVERSAMPLE_RATIO = 3.0  # candidates per point, of which the most uncertain are kept
     former.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of points chosen so; the others are random
     former.TEST = CN()
-    # only the largest connected component of each predicted mask (also of pseudo-labels) is kept
-    former.TEST.LARGEST_COMPONENT = False
+    former.TEST.LARGEST_COMPONENT = False  # keep only that of predicted masks and pseudo-labels
     former.TEST.SEMANTIC_ON = False  # instance segmentation only: True is refused
     former.TEST.INSTANCE_ON = True  # False is refused
     former.TEST.PANOPTIC_ON = False  # True is refused

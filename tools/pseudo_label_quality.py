@@ -15,8 +15,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from detectron2.config import CfgNode
+from tabulate import tabulate
 from tqdm import tqdm
 
 from s4m_d2.engine import (
@@ -33,11 +36,25 @@ from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.quality import QualityReport, quality_datasets
 from s4m_d2.errors import S4MError, WeightsError
-from s4m_d2.evaluation.pseudo_label_quality import quality_tables
+from s4m_d2.evaluation.pseudo_label_quality import COUNTS, PseudoLabelQuality, Quality
 from s4m_d2.report import write_results
 from s4m_d2.semi.ema_teacher import EMATeacher
 
 RESULT = "pseudo_label_quality.json"
+# Columns of tables: a count or measure, and its title.
+COLUMNS = {
+    "instances": "instances",
+    "pseudo_labels": "labels",
+    "duplicates": "duplicates",
+    "found": "found",
+    "class_accuracy": "class acc.",
+    "sq": "SQ",
+    "precision": "precision",
+    "recall": "recall",
+    "mask_precision": "mask prec.",
+    "mask_recall": "mask rec.",
+    "pq": "PQ",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -104,6 +121,38 @@ def measure(cfg: CfgNode, weights: str, branch: str) -> QualityReport:
     S4MCheckpointer(model).load(weights, branch=branch, require=True)
     labeling = PseudoLabeling(cfg, EMATeacher(model, cfg.S4M.EMA_DECAY))
     return QualityMeasurement(cfg, labeling)(lambda places: tqdm(places, disable=None))
+
+
+def quality_tables(steps: Mapping[str, PseudoLabelQuality]) -> list[str]:
+    """Make three Markdown tables, in percent: all pseudo-labels, by size and by class.
+
+    Args:
+        steps: "before" and "after" refinement, or one of them, of the same images.
+    """
+    tables = []
+    for head in ("", "size", "class"):
+        groups = {
+            step: getattr(quality, f"by_{head}")() if head else {"all": quality.overall()}
+            for step, quality in steps.items()
+        }
+        rows = [
+            (name, step, *(_cell(groups[step][name], key) for key in COLUMNS))
+            for name in next(iter(groups.values()))
+            for step in steps
+            if not head or groups[step][name]["instances"] or groups[step][name]["pseudo_labels"]
+        ]
+        heads = (head, "refinement", *COLUMNS.values())
+        align = ("left", "left", *("right" for _ in COLUMNS))
+        options: dict[str, Any] = {"tablefmt": "github", "disable_numparse": True}
+        tables.append(tabulate(rows, heads, colalign=align if rows else None, **options))
+    return tables
+
+
+def _cell(quality: Quality, key: str) -> str:
+    value = quality[key]
+    if value is None:
+        return "–"
+    return f"{value:,}" if key in COUNTS else f"{100 * value:.1f}"
 
 
 if __name__ == "__main__":

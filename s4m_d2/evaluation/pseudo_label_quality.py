@@ -16,12 +16,11 @@ unmatched pseudo-label its own, so that the sizes add up to the whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from detectron2.utils import comm
-from tabulate import tabulate
 from torch import Tensor
 
 from s4m_d2.errors import InputError
@@ -57,20 +56,6 @@ MEASURES = {
     "rq": ("correct", "pseudo_labels", "instances"),  # recognition quality: the harmonic mean
     # Panoptic quality of all classes together; benchmarks use the mean over classes.
     "pq": ("iou_correct", "pseudo_labels", "instances"),
-}
-# Columns of tables: a count or measure, and its title.
-_COLUMNS = {
-    "instances": "instances",
-    "pseudo_labels": "labels",
-    "duplicates": "duplicates",
-    "found": "found",
-    "class_accuracy": "class acc.",
-    "sq": "SQ",
-    "precision": "precision",
-    "recall": "recall",
-    "mask_precision": "mask prec.",
-    "mask_recall": "mask rec.",
-    "pq": "PQ",
 }
 
 Quality = dict[str, float | None]  # MEASURES (None: undefined) and COUNTS without sums of IoUs
@@ -268,36 +253,3 @@ def _check_ids(ids: np.ndarray, true_ids: np.ndarray, count: int) -> None:
             f"class ids must be from 0 to {count - 1}, got pseudo-labels of "
             f"{np.unique(ids).tolist()} and instances of {np.unique(true_ids).tolist()}"
         )
-
-
-def quality_tables(steps: Mapping[str, PseudoLabelQuality]) -> list[str]:
-    """Make three Markdown tables, in percent: all pseudo-labels, by size and by class.
-
-
-    Args:
-        steps: "before" and "after" refinement, or one of them, of the same images.
-    """
-    tables = []
-    for head in ("", "size", "class"):
-        groups = {
-            step: getattr(quality, f"by_{head}")() if head else {"all": quality.overall()}
-            for step, quality in steps.items()
-        }
-        rows = [
-            (name, step, *(_cell(groups[step][name], key) for key in _COLUMNS))
-            for name in next(iter(groups.values()))
-            for step in steps
-            if not head or groups[step][name]["instances"] or groups[step][name]["pseudo_labels"]
-        ]
-        heads = (head, "refinement", *_COLUMNS.values())
-        align = ("left", "left", *("right" for _ in _COLUMNS))
-        options: dict[str, Any] = {"tablefmt": "github", "disable_numparse": True}
-        tables.append(tabulate(rows, heads, colalign=align if rows else None, **options))
-    return tables
-
-
-def _cell(quality: Quality, key: str) -> str:
-    value = quality[key]
-    if value is None:
-        return "–"
-    return f"{value:,}" if key in COUNTS else f"{100 * value:.1f}"

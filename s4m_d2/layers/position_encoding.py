@@ -1,4 +1,4 @@
-"""Sinusoidal encoding of positions on a feature map (DETR)."""
+"""Positions on a feature map: centers of cells, and their sinusoidal encoding (DETR)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ from torch import Tensor
 
 TEMPERATURE = 10000.0  # ratio between the longest and the shortest wavelength
 _EPS = 1e-6
+
+
+def cell_centers(size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
+    """(H·W, 2) centers (x, y) of the cells of an (H, W) map in [0, 1], row by row."""
+    y, x = ((torch.arange(side, device=device) + 0.5) / side for side in size)
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1)
 
 
 def sine_position_encoding(

@@ -16,6 +16,7 @@ from fvcore.common.registry import Registry
 from torch import Generator, Tensor
 
 from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.layers import cell_centers
 from s4m_d2.transfers import to_device
 
 DISTILLATION_REGISTRY = Registry("DISTILLATION")
@@ -208,7 +209,7 @@ class StructuralDistillation:
         cells = -(-shown * total // padded)  # rounded up: they hold some content
         known = np.stack([shown / padded, (cells - 0.5) / total])
         share, last = to_device(known, images.device, torch.float32).unbind()
-        where = _cell_centers(side, images.device) * (share / scale)[:, None]
+        where = cell_centers((side, side), images.device) * (share / scale)[:, None]
         resized = _read(mask_features.float(), _inside_cells(where, last))
         return resized.unflatten(2, (side, side))
 
@@ -257,19 +258,11 @@ def _read(maps: Tensor, points: Tensor) -> Tensor:
     return values.squeeze(-1)
 
 
-def _cell_centers(side: int, device: torch.device) -> Tensor:
-    """(S*S, 2) centers (x, y) of the grid's cells, normalized to the grid, row by row."""
-    axis = (torch.arange(side, device=device) + 0.5) / side
-    y, x = torch.meshgrid(axis, axis, indexing="ij")
-    return torch.stack([x, y], dim=-1).flatten(0, 1)
-
-
 def _inside_cells(points: Tensor, last: Tensor) -> Tensor:
     """Clamp (B, P, 2) points so that bilinear sampling reads no cell beyond the ``last`` ones.
 
     ``last``: centers (B, 2), (x, y), of the last column and row.
     """
-
     return torch.minimum(points, last[:, None])
 
 

@@ -12,7 +12,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError
-from s4m_d2.layers import MSDeformAttn, sine_position_encoding, xavier_fill
+from s4m_d2.layers import MSDeformAttn, cell_centers, sine_position_encoding, xavier_fill
 from s4m_d2.modeling.registry import register_if_free
 
 NUM_GROUPS = 32  # of the group normalization after each input projection
@@ -69,7 +69,7 @@ class DeformableEncoder(nn.Module):
         self, tokens: Tensor, positions: Tensor, level_sizes: list[tuple[int, int]]
     ) -> Tensor:
         """tokens (B, S, C), positions (1, S, C) -> (B, S, C)."""
-        centers = torch.cat([_cell_centers(size, tokens.device) for size in level_sizes])[None]
+        centers = torch.cat([cell_centers(size, tokens.device) for size in level_sizes])[None]
         for layer in self.layers:
             tokens = layer(tokens, positions, centers, level_sizes)
         return tokens
@@ -250,12 +250,3 @@ def _pyramid_convs(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, 
     for conv in (lateral, output):
         xavier_fill(conv)
     return lateral, output
-
-
-def _cell_centers(size: tuple[int, int], device: torch.device) -> Tensor:
-    """(H·W, 2): (x, y) of the cells' centers in [0, 1], row-major."""
-    height, width = size
-    y = (torch.arange(height, device=device) + 0.5) / height
-    x = (torch.arange(width, device=device) + 0.5) / width
-    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack([grid_x, grid_y], dim=-1).flatten(0, 1)

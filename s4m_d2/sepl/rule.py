@@ -75,17 +75,15 @@ def enhance(
 ) -> np.ndarray:
     """Enhance a CAM pseudo-label with SAM's masks of the image.
 
-    A class becomes the union of the masks that :func:`assign_masks` selects for it; without one it
-    does not change. Background and void are not classes: no mask is assigned to them, but they
-    count in |S|. Pixels that a class loses become background; void remains where no class covers
-    it.
+    A class becomes the union of its masks by :func:`assign_masks`; without one it does not change.
+    Background and void are not classes: no mask is assigned to them, but both count in |S|. Pixels
+    that a class loses become background; void remains unless covered.
 
     Args:
         pseudo_label: (H, W) integers: 0 background, 255 void, else classes.
         masks: (N, H, W) bool array or tensor, or N COCO RLEs. Any order; they may overlap.
         o_s_thresh, o_p_thresh: in [0, 1]; 1 switches a rule off.
-        keep_uncovered: pixels that no mask covers keep their label, as in the authors' code; in the
-            paper a class with a selected mask loses its pixels outside of its masks.
+        keep_uncovered: pixels that no mask covers keep their label (the authors' variant).
 
     Returns:
         (H, W) of the pseudo-label's dtype, a new array.
