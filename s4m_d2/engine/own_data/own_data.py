@@ -121,8 +121,7 @@ def load_run(
     """
     cfg, explicit = load_config(config_file, opts), explicit_keys(config_file, opts)
     cfg.defrost()
-    if _ARP in explicit and _ARP_GATED not in explicit:
-        cfg.S4M.ARP.GATED = False
+    cfg.S4M.ARP.GATED &= _ARP not in explicit or _ARP_GATED in explicit
     if not any(getattr(cfg.S4M.DATA, key) for key in _PATHS):
         return run_config(cfg), None
     for key in filter(cfg.S4M.DATA.get, _PATHS):
