@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 MAX_BALANCE = 12  # times that a pixel of a small target counts more than one of its background
 ALL_MASKS_WEIGHT, QUALITY_WEIGHT = 0.05, 4.0
-BASE_LR, WEIGHT_DECAY, NORM_CLIP, WARMUP_STEPS = 4e-4, 0.01, 1.0, 20
+BASE_LR, LARGE_LR = 1e-3, 1e-4  # with an encoder that is trained, and with one that is not
+WEIGHT_DECAY, NORM_CLIP, WARMUP_STEPS = 0.01, 1.0, 20
 CACHED_BATCHES = 32  # whose embeddings are kept, where the encoder is not trained
 MOST_PROMPTS = 8  # of an image in a step
 MIN_AREA = 8  # of a target, px of SAM's masks
@@ -52,14 +53,15 @@ def adapt_sam(
     encoder = _small_encoder_parameters(backend.sam.image_encoder)
     decoder = backend.decoder.prompt_encoder, backend.decoder.mask_decoder
     trained = [*encoder, *(p for module in decoder for p in module.parameters())]
-    optimizer = torch.optim.AdamW(trained, lr=BASE_LR, weight_decay=WEIGHT_DECAY)
+    rate = BASE_LR if encoder else LARGE_LR
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=WEIGHT_DECAY)
     cache: list[tuple[EncodedImages, list[Tensor]]] = []
     for parameter in trained:
         parameter.requires_grad_(True)
     for step in range(iterations):
         factor = min((step + 1) / WARMUP_STEPS, 1.0) * (1 - step / iterations)
         for group in optimizer.param_groups:
-            group["lr"] = BASE_LR * factor
+            group["lr"] = rate * factor
         if encoder or len(cache) < CACHED_BATCHES:
             with torch.set_grad_enabled(bool(encoder)):
                 batch = _encode(backend, next(batches))
