@@ -9,10 +9,9 @@
     python tools/demo.py --config-file output/own/config.yaml --tile 512 \
         --weights output/own/student/model_final.pth --input slide.png --output output/demo
 
-The output folder gets overlays/, with a PNG for each image and an MP4 for each video, under the
-names that the inputs have; predictions.json, COCO's list of results; images.json, which says what
-its image and category ids are. No data set is needed. Files that cannot be read are listed at the
-end, the others are done, and the exit status is then 1.
+Writes overlays/ (a PNG for each image, an MP4 for each video, under the names of the inputs),
+predictions.json (COCO's list of results), and images.json (its images and categories). No data set
+is needed. Unreadable files are listed at the end, and the exit status is then 1.
 """
 
 from __future__ import annotations
