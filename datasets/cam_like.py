@@ -1,16 +1,16 @@
-"""CAM-like labels: ground truth spoilt the way that class activation maps are wrong.
+"""CAM-like labels: ground truth corrupted with the failures of class activation maps.
 
-The failures that SEPL names (arXiv 2305.05803), each with a mechanism of its own:
+The failures named in SEPL's paper (arXiv 2305.05803):
 
-- ``partial``: an object's activation has a random gain and fades with the distance from a random
-  point of it, so that only a part of it, or nothing, is labeled;
-- ``false``: activation leaks from an object onto what is next to it, and blobs of a class of the
-  image lie on its background;
+- ``partial``: an object's activation has a random gain and decreases with the distance from a
+  random point of it, so that only a part of it, or nothing, is labeled;
+- ``false``: activation leaks from an object to its neighborhood, and there are blobs of the image's
+  classes on the background;
 - ``blobs``: the map has a coarse grid and smooth noise, so that contours do not follow the object.
 
-One activation map a class of the image, divided by its maximum; a pixel gets the class of the
-highest activation where that exceeds a threshold, else background. Image-level labels are known in
-weakly supervised segmentation: no class appears that the image does not have.
+There is one activation map per class of the image, divided by its maximum; a pixel gets the class
+with the highest activation if that exceeds a threshold, else background. Image-level labels are
+known in weakly supervised segmentation: only classes of the image appear.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Make CAM-like pseudo-labels of toyscapes: something to enhance where no WSSS method is at hand.
+"""Make CAM-like pseudo-labels of toyscapes, to try SEPL without a WSSS method.
 
     python datasets/make_cam_labels.py --data datasets/toyscapes --output cam --strength 0.5
 
 Written below ``--output``, each file named after its image: ``images/``, ``ground-truth/`` and
 ``pseudo-labels/`` (indexed PNGs: 0 background, 1 to 8 the thing classes in Cityscapes' order), and
-``classes.txt``. How the ground truth is spoilt says ``cam_like.py``. An interrupted run goes on
-where it stopped. A label depends on (seed, name of the image, strength) only.
+``classes.txt``. How the ground truth is corrupted: ``cam_like.py``. The same command continues an
+interrupted run. A label depends on (seed, name of the image, strength) only.
 """
 
 from __future__ import annotations

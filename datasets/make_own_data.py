@@ -1,4 +1,4 @@
-"""Make what most users have: a few labeled images, and a folder of unlabeled ones.
+"""Make example data as most users have: a few labeled images, and a folder of unlabeled ones.
 
     python datasets/make_own_data.py --output datasets/own --labeled 40 --unlabeled 200
 

@@ -1,4 +1,4 @@
-"""Check a download of Cityscapes and say what is missing and where to get it.
+"""Check a download of Cityscapes; prints what is missing and where to get it.
 
     python datasets/prepare_cityscapes.py [--root datasets]
 

@@ -1,4 +1,4 @@
-"""Check a download of COCO 2017 and say what is missing and where to get it.
+"""Check a download of COCO 2017; prints what is missing and where to get it.
 
     python datasets/prepare_coco.py [--root datasets]
 

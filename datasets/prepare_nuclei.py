@@ -3,8 +3,8 @@
     python datasets/prepare_nuclei.py --root datasets/stage1_train --output datasets/nuclei.json
 
 Expected is the layout of the unpacked archive: ROOT/ID/images/ID.png and one mask for each nucleus,
-ROOT/ID/masks/*.png. No image is copied: ROOT is the folder that the json's names begin in. The exit
-status is 0, or 1 if something is missing or damaged.
+ROOT/ID/masks/*.png. No image is copied: the json's names are relative to ROOT. The exit status is
+0, or 1 if something is missing or damaged.
 """
 
 from __future__ import annotations

@@ -5,13 +5,13 @@
     python tools/ablation.py --max-minutes 30                       # a piece; again for the next
     python tools/ablation.py --only 10pct-seed0-gd 10pct-seed0-gd-sd-pr-arp
 
-Each run is a training in a folder of its own (OUTPUT/runs/NAME), below 10 minutes on 2 CPU cores.
-They train on a small toyscapes (OUTPUT/data), of which they see each labeled image a few hundred
-times (the paper's runs: thousands). A finished one leaves OUTPUT/results/NAME.json and is not
-trained again; to train it anew, remove both. Stage-1 teachers are runs that others share. A killed
-run continues where it stopped; one that failed is tried again the next time, the others go on, and
-the exit status is 1. OUTPUT/ablation.md and ablation.png are made from the results. Overrides
-(-- KEY VALUE ...) apply to all runs; an output folder holds runs of one configuration only.
+Each run is a training in its own folder (OUTPUT/runs/NAME) of at most 15 minutes on a CPU core. The
+data set is a small toyscapes (OUTPUT/data); each labeled image is used a few hundred times (in the
+paper's runs thousands). Finished runs have OUTPUT/results/NAME.json and are not trained again; to
+repeat one, remove both. Stage-1 teachers are shared by other runs. Killed runs are resumed, failed
+ones are tried again the next time; after a failure the others are run, and the exit status is 1.
+OUTPUT/ablation.md and ablation.png are made from the results. Overrides (-- KEY VALUE ...) apply to
+all runs; an output folder contains runs of one configuration only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Time the parts of a training step, ours beside straightforward forms of the same.
+"""Time the parts of a training step, compared with plain forms of the same.
 
     python tools/benchmark.py --shapes quickstart
     python tools/benchmark.py --shapes cityscapes --device cuda
@@ -7,8 +7,8 @@
     python tools/benchmark.py --sepl --threads 1
 
 Weights are random, images and pseudo-labels synthetic: no data set or checkpoint is needed. On the
-CPU the packaged SAM tiny_toyscapes stands in for the config's, unless --sam names another. Where a
-part has a plain form, both are checked to give the same and then timed in turns. Writes
+CPU the packaged SAM tiny_toyscapes replaces the config's, unless --sam names another. If a part has
+a plain form, both are checked to give the same result and then timed alternately. Writes
 benchmark.json and benchmark.png. Further arguments override config keys, as in train_net.py.
 """
 

@@ -4,9 +4,9 @@
     python tools/convert_annotations.py via.json --images photos --output annotations.json
     python tools/convert_annotations.py labelme_folder --images photos --output annotations.json
 
-Polygons, rectangles, circles, ellipses (VIA), turned rectangles and masks (LabelMe) are converted.
-Images that are not in the folder but in LabelMe's files are written to it. What cannot be converted
-is named and left out, the rest is written; the exit status is 1 if anything was left out.
+Polygons, rectangles, circles, ellipses (VIA), rotated rectangles and masks (LabelMe) are converted.
+Missing images that are embedded in LabelMe's files are written to the folder. Other annotations are
+listed and left out; the exit status is then 1.
 """
 
 from __future__ import annotations

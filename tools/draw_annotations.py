@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """Draw a COCO file's annotations on its images, and predictions beside them.
 
-What cannot be drawn is named.
+Annotations that cannot be drawn are listed.
 
     python tools/draw_annotations.py annotations.json --images photos --output annotations.png
     python tools/draw_annotations.py output/data/val.json --images photos --output found.png \\

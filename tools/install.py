@@ -1,11 +1,11 @@
 #!/usr/bin/env python
 """Prepare an environment: requirements, an engine, and this project in editable mode.
 
-An environment that this script makes gets the tested versions of requirements.txt, and the optional
-ones of requirements-sam2.txt. An existing one keeps every version that it has, Detectron2 and
-PyTorch above all, and gets only what it lacks of the first.
-Run again, it does nothing unless the requirements changed, or brings back an engine that was
-removed. Needs only Python's standard library.
+An environment made by this script gets the tested versions of requirements.txt, and the optional
+ones of requirements-sam2.txt. In an existing environment nothing is changed, in particular not
+Detectron2 and PyTorch; only missing packages of requirements.txt are added.
+If run again, it does nothing unless the requirements changed, or an engine was removed. Needs only
+Python's standard library.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     python tools/pseudo_label_quality.py --config-file configs/toyscapes_10pct.yaml \
         --weights output/student/model_final.pth --images 100
 
-Images of DATASETS.UNLABELED whose labels are known, without those of DATASETS.TRAIN, or images of
-S4M.QUALITY.DATASETS are labeled as stage 2 labels them, in test form. A match is a pair of masks
-with an IoU above 0.5; class accuracy and SQ (the mean IoU) are of matches, precision and recall
-ask for the right class too. With --output, everything is also written there as JSON.
+Images of DATASETS.UNLABELED with known labels, without those of DATASETS.TRAIN, or images of
+S4M.QUALITY.DATASETS are resized as in a test and labeled as in stage 2. Masks with an IoU above 0.5
+are matched; class accuracy and SQ (the mean IoU) are computed over matches, precision and recall
+also require the correct class. With --output, everything is also written there as JSON.
 """
 
 from __future__ import annotations

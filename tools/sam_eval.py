@@ -1,11 +1,12 @@
 #!/usr/bin/env python
-"""Measure a SAM on labeled images: the IoU of its answers to clicks with the labels.
+"""Measure a SAM on labeled images: IoU of its masks for prompt points with the labels.
 
     python tools/sam_eval.py --labeled val.json --images val --clicks 3 --crop 256
 
-Each mask of at least 40 px, in an image whose long side counts 256, is asked for with clicks drawn
-uniformly inside it. The best-rated of three masks answers, as in S4M; "best": the truly best one.
-Sizes are the side of a square of the mask's area, in the same px.
+SAM is prompted with points drawn uniformly inside each mask of at least 40 px (if the image's
+longer side is scaled to 256 px). As in S4M, the mask with the highest predicted IoU of three is
+used; "best" is the one with the highest true IoU. Sizes are the side of a square of the mask's
+area, in the same px.
 """
 
 from __future__ import annotations

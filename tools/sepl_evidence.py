@@ -1,17 +1,17 @@
-"""What SEPL gains, and where it hurts, on toyscapes with CAM-like labels.
+"""Measure gains and failures of SEPL on toyscapes with CAM-like labels.
 
     python tools/sepl_evidence.py --output output/sepl
 
-Ground truth is spoiled with rising strength (datasets/cam_like.py) and enhanced with every
-instance's exact mask and with the tiny SAM's automatic masks. At one strength: each failure alone,
+The ground truth is corrupted with increasing strength (datasets/cam_like.py) and enhanced with each
+instance's exact mask, or with the tiny SAM's automatic masks. At one strength: each failure alone,
 other settings, masks over several objects, of background and of the whole image.
 
 Writes results.json, results.md, gain.png and examples.png; with --refiners instead refiners.md: the
-rule for instances beside the paper's three clicks, on masks of a teacher that errs.
+rule for instances compared with the paper's three points, on corrupted masks.
 
-SAM's masks are kept beside them for the next run. The scenes are none that the tiny SAM was trained
-on (seed 1000, other splits), but come from the same generator: the figures show the mechanism, they
-are no benchmark.
+SAM's masks are cached there for the next run. The tiny SAM was not trained on these scenes (seed
+1000, other splits), but on the same generator: the figures show the mechanism, they are no
+benchmark.
 """
 
 from __future__ import annotations

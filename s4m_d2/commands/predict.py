@@ -9,10 +9,9 @@
     python tools/demo.py --config-file output/own/config.yaml --tile 512 \
         --weights output/own/student/model_final.pth --input slide.png --output output/demo
 
-The output folder gets overlays/, with a PNG for each image and an MP4 for each video, under the
-names that the inputs have; predictions.json, COCO's list of results; images.json, which says what
-its image and category ids are. No data set is needed. Files that cannot be read are listed at the
-end, the others are done, and the exit status is then 1.
+Writes overlays/ (a PNG for each image, an MP4 for each video, under the names of the inputs),
+predictions.json (COCO's list of results), and images.json (its images and categories). No data set
+is needed. Unreadable files are listed at the end, and the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -64,21 +63,20 @@ def parse_args(words: list[str]) -> argparse.Namespace:
         help="side of the tiles that an image is cut into, 0: none (default: INPUT.TILE.SIZE)",
     )  # fmt: skip
     add("--overlap", type=share,
-        help="least share of the side that neighboring tiles have in common (default: 0.2)",
+        help="minimum overlap of neighboring tiles, as a share of the side (default: 0.2)",
     )  # fmt: skip
     add("--class-names", default="", metavar="FILE",
-        help="a name a line, in the order of the class ids (default: those of DATASETS.TEST)",
+        help="one name per line, in the order of the class ids (default: those of DATASETS.TEST)",
     )  # fmt: skip
     add("--force", action="store_true", help="replace what --output holds")
     return parser.parse_args(words)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
-    """Look at everything and write what was found.
+    """Predict on all inputs and write the results.
 
     Raises:
-        S4MError: settings, weights or the output folder are wrong; predictions.json is then as it
-            was.
+        S4MError: settings, weights or the output folder are invalid; predictions.json is unchanged.
     """
     for key, value in (("SIZE", args.tile), ("OVERLAP", args.overlap)):
         overrides += [] if value is None else [f"INPUT.TILE.{key}", str(value)]
@@ -119,11 +117,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _draw(item: Media, output: str, look: Callable[..., np.ndarray]) -> None:
-    """Look at one file and write ``output``, a path without a suffix.
+    """Predict on one file and write ``output``, a path without a suffix.
 
     Raises:
-        DatasetError: the file cannot be read, or a video not to its end; what could be read of it
-            is among the results and drawn.
+        DatasetError: the file cannot be read, or a video not to its end; frames that were read are
+            among the results.
     """
     if not item.is_video:
         write_png(look(read_image(item.path, "RGB"), file_name=item.path), f"{output}.png")
@@ -154,7 +152,7 @@ def output_names(media: list[Media]) -> dict[Media, str]:
 
 
 def category_ids(cfg: CfgNode) -> list[int]:
-    """Of each class its id in DATASETS.TEST, where that is known, or else 1, 2, ..."""
+    """Id of each class in DATASETS.TEST, if known, else 1, 2, ..."""
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     first = next(iter(cfg.DATASETS.TEST), "")
     known = MetadataCatalog.get(first).get("thing_dataset_id_to_contiguous_id") if first else None
@@ -164,7 +162,7 @@ def category_ids(cfg: CfgNode) -> list[int]:
 
 
 def _frames(item: Media) -> int:
-    """How many images a file is, as far as it says."""
+    """Number of images in a file, by its header."""
     try:
         return Video(item.path).announced if item.is_video else 1
     except DatasetError:

@@ -1,10 +1,10 @@
-"""Write OUTPUT_DIR/report.html from what lies in the output folders of runs.
+"""Write OUTPUT_DIR/report.html from the files in the output folders of runs.
 
     python tools/report.py output/quickstart
 
-Training writes the page when it ends; this writes it again, or for a run that is under way or was
-killed. It opens from disk, in any browser and without network: results of both models by class,
-pictures, curves of losses, pseudo-labels and AP, settings.
+Training writes the page when it ends; this command writes it again, or for a run that is still
+training or was killed. The page needs no network: results of both models by class, pictures, curves
+of losses, pseudo-labels and AP, settings.
 """
 
 from __future__ import annotations

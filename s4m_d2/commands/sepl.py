@@ -197,7 +197,7 @@ def _mask_source(args: argparse.Namespace) -> Path | SamMasks:
 def _settings(
     args: argparse.Namespace, source: Path | SamMasks, num_classes: int
 ) -> dict[str, Any]:
-    """What the label maps depend on, but for rounding, as JSON has it."""
+    """Settings that determine the label maps up to rounding, for JSON."""
     settings = {name: getattr(args, name) for name in ("pseudo_labels", *OPTIONS)}
     settings["num_classes"] = num_classes
     if isinstance(source, SamMasks):
@@ -211,7 +211,7 @@ def _settings(
 
 
 def _check_output(args: argparse.Namespace) -> None:
-    """Refuse to write into a folder that is read from, or below one."""
+    """ConfigError if the output is in, or is, an input folder."""
     read = {"--pseudo-labels": args.pseudo_labels, "--images": args.images, "--masks": args.masks}
     for written in filter(None, (args.output, args.mask_cache)):
         place = written.resolve()
@@ -264,7 +264,7 @@ def _add_label_arguments(parser: argparse.ArgumentParser) -> None:
     add("--preset", choices=sorted(PRESETS),
         help="voc: VOC 2012, 21 classes (default); coco: COCO 2014, 81")  # fmt: skip
     add("--num-classes", type=positive, metavar="N", help="of other data, with background")
-    add("--class-names", type=Path, metavar="FILE", help="a name a line, 'background' first")
+    add("--class-names", type=Path, metavar="FILE", help="one name per line, 'background' first")
 
 
 def _add_enhance_arguments(parser: argparse.ArgumentParser) -> None:
@@ -273,7 +273,7 @@ def _add_enhance_arguments(parser: argparse.ArgumentParser) -> None:
         help="class indices (PNG, .npy) or CAM scores (.npy)")  # fmt: skip
     add("--images", type=Path, metavar="DIR", help="for --sam; with --masks sizes are compared")
     add("--output", type=Path, required=True, metavar="DIR")
-    add("--list", type=Path, metavar="FILE", help="names of images, a line each")
+    add("--list", type=Path, metavar="FILE", help="names of images, one per line")
     add("--o-s-thresh", type=share, default=O_S_THRESH, metavar="X",
         help="selects a mask if more of it lies on its class; default: %(default)s")  # fmt: skip
     add("--o-p-thresh", type=share, default=O_P_THRESH, metavar="X",
@@ -282,18 +282,18 @@ def _add_enhance_arguments(parser: argparse.ArgumentParser) -> None:
         help="pixels that no mask covers keep their label")  # fmt: skip
     add("--workers", type=positive, default=1, metavar="N",
         help="processes; default: %(default)s. One where SAM works on a GPU")  # fmt: skip
-    add("--overwrite", action="store_true", help="make anew what the output folder holds")
+    add("--overwrite", action="store_true", help="replace existing label maps")
     group = parser.add_argument_group("masks", "either those of a folder, or SAM's own")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("--masks", type=Path, metavar="DIR",
-        help="NAME/ with a binary PNG a mask, or NAME.json(.gz) with COCO RLEs")  # fmt: skip
+        help="NAME/ with a binary PNG per mask, or NAME.json(.gz) with COCO RLEs")  # fmt: skip
     source.add_argument("--sam", choices=sorted(key for key, _ in SAM_BACKEND_REGISTRY))
     add = group.add_argument
     add("--sam-type", metavar="T", help="vit_b, vit_l, vit_h; hiera_t ... hiera_l")
     add("--sam-checkpoint", metavar="FILE", help="tiny, tiny_toyscapes: in the package")
     add("--device", choices=DEVICES, help="default: cuda if any")
     add("--mask-cache", type=Path, metavar="DIR",
-        help=f"where SAM's masks are kept; default: {MASK_CACHE} in the output folder")  # fmt: skip
+        help=f"folder of SAM's masks; default: {MASK_CACHE} in the output folder")  # fmt: skip
     automatic = parser.add_argument_group("SAM's automatic masks", "SAM's own names and defaults")
     for field in fields(AutomaticMaskSettings):
         automatic.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default),

@@ -8,9 +8,9 @@
     s4m-train --config-file cityscapes_10pct --eval-only \
         MODEL.WEIGHTS output/student/model_final.pth S4M.EVAL both
 
---config-file takes a path, or the name of a config that comes with the package. In a clone,
-`python train_net.py` is the same command. SIGTERM, SIGUSR1 and Ctrl-C save a training after its
-iteration and end it: status 75; --resume continues. A second Ctrl-C ends it at once.
+--config-file takes a path, or the name of a config of the package. In a clone, `python
+train_net.py` is the same command. After SIGTERM, SIGUSR1 or Ctrl-C a training saves after the
+current iteration and exits with status 75; --resume continues it. A second Ctrl-C exits at once.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """The checked, frozen config of this run; loggers and OUTPUT_DIR are ready afterwards."""
+    """Load and check the config of this run; set up loggers and OUTPUT_DIR."""
     cfg, own_data = read_config(args)
     check_config(cfg, eval_only=args.eval_only)
     check_output_dir(cfg, resume=args.resume or args.eval_only)
@@ -68,7 +68,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def run_process(args: argparse.Namespace) -> Mapping[str, Any] | None:
-    """What each process of a run does."""
+    """Train or evaluate in one process of a run."""
     if not args.eval_only:
         listen()
     cfg = setup(args)

@@ -1,4 +1,4 @@
-"""The frozen SAM: one interface, one file a backend. Importing this registers the backends."""
+"""The frozen SAM: interface and backends. Importing this registers the backends."""
 
 import s4m_d2.sam.sam2
 import s4m_d2.sam.segment_anything

@@ -1,4 +1,4 @@
-"""The frozen promptable segmenter that the method consults: interface, registry, builder."""
+"""The frozen SAM: interface, registry, builder."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from s4m_d2.transfers import to_device
 
 SAM_BACKEND_REGISTRY = Registry("SAM_BACKEND")
 SAM_BACKEND_REGISTRY.__doc__ = """
-Backends by the name that S4M.SAM.BACKEND gives. An entry is called with the cfg and returns a
-SamBackend with its weights, on MODEL.DEVICE.
+Backends, selected by S4M.SAM.BACKEND: builders ``cfg -> SamBackend``, with weights, on
+MODEL.DEVICE.
 """
 
 
@@ -27,7 +27,7 @@ class EncodedImages:
 
     embeddings: (B, C, S, S). image_sizes: (H, W) of each image's content, in pixels of the frame
     that was given to ``encode``. finer_maps: (B, C_i, S_i, S_i) maps with S_i > S, finest first,
-    which the backend's mask decoder reads beside the embeddings; none where it reads no others.
+    for backends whose mask decoder needs them.
     """
 
     embeddings: Tensor
@@ -52,10 +52,10 @@ class EncodedImages:
 
 @dataclass
 class PromptOutput:
-    """Answers to the N prompts of one image; what was not asked for is None.
+    """Outputs for the N prompts of one image; outputs that were not requested are None.
 
     mask_logits: (N, M, h, w) in the backend's square frame, low resolution: see ``upscale``.
-    iou_predictions: (N, M) the backend's own estimate of each mask's IoU.
+    iou_predictions: (N, M) predicted IoU of each mask.
     features: (N, C, S, S) image tokens after the decoder's two-way transformer; they depend on
     the prompt (paper, structural distillation).
     """
@@ -66,9 +66,9 @@ class PromptOutput:
 
 
 class SamBackend(ABC):
-    """A frozen SAM. Not an ``nn.Module``: holding one adds no parameters to a model.
+    """A frozen SAM. Not an ``nn.Module``: as an attribute it adds no parameters to a model.
 
-    image_side: side of the square frame that the encoder sees, in pixels.
+    image_side: side of the encoder's square frame, in pixels.
     grid_side: S, side of the feature grid.
     """
 
@@ -78,7 +78,7 @@ class SamBackend(ABC):
 
     @abstractmethod
     def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
-        """Encode a batch once; the host does not wait for the device.
+        """Encode a batch, without synchronizing.
 
         Args:
             images: (B, 3, H, W) RGB in 0..255, uint8 or float; content at the top left.
@@ -96,48 +96,48 @@ class SamBackend(ABC):
         masks: bool = True,
         features: bool = False,
     ) -> list[PromptOutput]:
-        """Answer point prompts, those of all images together.
+        """Decode point prompts, those of all images together.
 
         Args:
-            points: one (N_i, P, 2) tensor an image, (x, y) in [0, 1] over its content; N_i may
+            points: one (N_i, P, 2) tensor per image, (x, y) in [0, 1] over its content; N_i may
                 be 0.
             labels: one (N_i, P) tensor an image: 1 positive, 0 negative, 2 and 3 the upper left
                 and lower right corner of a box, -1 padding, which changes nothing. Default: all
                 positive. The host reads them: give them on the CPU, where it need not wait for
                 them; those on the device cost one wait together.
-            multimask: three masks a prompt instead of one.
+            multimask: three masks per prompt instead of one.
             masks: whether to predict masks and their IoUs.
             features: whether to return the prompt-conditioned image tokens.
         """
 
     @abstractmethod
     def grid_scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
-        """(sx, sy) in (0, 1]: content-normalized (x, y) times it is grid-normalized."""
+        """(sx, sy) in (0, 1]: factors from content-normalized to grid-normalized (x, y)."""
 
     @abstractmethod
     def upscale(self, mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
-        """Logits (N, h, w) of the square frame, cut to the content and resized: (N, H, W)."""
+        """Crop logits (N, h, w) of the square frame to the content and resize: (N, H, W)."""
 
     def fingerprint(self) -> str:
-        """Names what ``encode`` computes: equal for equal weights and settings only.
+        """Hash of weights and settings: equal only if these are equal.
 
         Raises:
-            ConfigError: the backend does not tell; then its masks cannot be kept.
+            ConfigError: the backend has none; its masks cannot be cached.
         """
         raise ConfigError(
-            f"The SAM backend {type(self).__name__} has no fingerprint() that names its weights "
-            "and settings; define it, so that its masks can be kept."
+            f"The SAM backend {type(self).__name__} has no fingerprint() of its weights and "
+            "settings; define it, so that its masks can be cached."
         )
 
     def content_mask(self, image_size: tuple[int, int]) -> Tensor:
-        """(S, S) bool: the grid cells whose center lies on content."""
+        """(S, S) bool: grid cells whose center is inside the content."""
         centers = (torch.arange(self.grid_side, device=self.device) + 0.5) / self.grid_side
         scale_x, scale_y = self.grid_scale(image_size)
         return (centers < scale_y)[:, None] & (centers < scale_x)[None, :]
 
 
 def check_images(images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """The sizes of a batch's contents as tuples of int.
+    """Convert the sizes of a batch's contents to tuples of int.
 
     Raises:
         InputError: they do not fit the images (B, 3, H, W).
@@ -145,7 +145,7 @@ def check_images(images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list
     if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(image_sizes):
         raise InputError(
             f"images of shape {tuple(images.shape)} with {len(image_sizes)} image_sizes; "
-            "expected (B, 3, H, W) and one (H, W) an image"
+            "expected (B, 3, H, W) and one (H, W) per image"
         )
     sizes = [(int(height), int(width)) for height, width in image_sizes]
     for number, size in enumerate(sizes):
@@ -158,10 +158,10 @@ def check_images(images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list
 
 
 def build_sam_backend(cfg: Any) -> SamBackend:
-    """The backend that ``cfg.S4M.SAM.BACKEND`` names, with its weights, frozen, on MODEL.DEVICE.
+    """Build the backend of ``cfg.S4M.SAM.BACKEND`` with its weights, frozen, on MODEL.DEVICE.
 
     Raises:
-        ConfigError: no backend has that name.
+        ConfigError: the backend is not registered.
         WeightsError: its weights are missing or of another model.
     """
     name = cfg.S4M.SAM.BACKEND

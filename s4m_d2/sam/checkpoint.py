@@ -1,4 +1,4 @@
-"""Reading SAM weights, with errors that say what was found and where to get the right file."""
+"""Reads SAM weights, with errors that name the file's model and where to get the right file."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ PUBLISHED_AT = {
     "segment_anything": "https://github.com/facebookresearch/segment-anything#model-checkpoints",
     "sam2": "https://github.com/facebookresearch/sam2#download-checkpoints",
 }
-NAMED_MISMATCHES = 3  # how many wrong entries an error message lists
+NAMED_MISMATCHES = 3  # wrong entries in an error message
 HASH_IN_NAME = re.compile(r"_([0-9a-f]{6,64})\.pth$")
 READ_BLOCK = 1 << 20  # bytes
-_ENCODER = "image_encoder."  # in names of each of these models; what precedes it is a wrapper's
+_ENCODER = "image_encoder."  # in names of all these models; a wrapper's prefix precedes it
 _VIT_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 _VIT_GRID = (1, 64, 64)
 _HIERA_BLOCK = re.compile(r"image_encoder\.trunk\.blocks\.(\d+)\.")
@@ -52,17 +52,16 @@ def load_sam(
     model: str,
     ignored: tuple[str, ...] = (),
 ) -> nn.Module:
-    """A SAM with the weights of a file; the file's content is read as tensors only.
+    """Build a SAM with the weights of a file; only tensors are read from the file.
 
-    The state dict may be wrapped as other programs save it: see :func:`_unwrap`.
-
-    Under ``torch.device("meta")`` the file is checked, and the model keeps no values.
+    The state dict may be wrapped as by other programs: see :func:`_unwrap`. Under
+    ``torch.device("meta")`` the file is checked, and the model has no values.
 
     Args:
         build: makes the model, without weights.
         path: a file saved by torch.
         model: the model's name in messages, such as ``vit_b``.
-        ignored: beginnings of parameters' names that a file may have and the model does not.
+        ignored: prefixes of parameters in the file that the model does not have.
 
     Raises:
         WeightsError: the file is missing, unreadable or of another model.
@@ -73,7 +72,7 @@ def load_sam(
         found = "it is a folder" if path.is_dir() else "there is no such file"
         raise WeightsError(f"SAM weights for {model}: '{path}': {found}. {remedy}")
     state = _read_state(path, model, ignored, remedy)
-    with torch.random.fork_rng(devices=[]):  # the weights replace what is drawn here
+    with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced
         sam = build()
     _check_architecture(state, sam.state_dict(), path, model, remedy)
     if next(sam.parameters()).is_meta:
@@ -94,7 +93,7 @@ def check_model_type(backend: str, model: str) -> None:
 
 
 def where_to_get(model: str) -> str:
-    """What to do for weights of ``model``, a value of S4M.SAM.MODEL_TYPE or a packaged model."""
+    """Remedy for missing weights of ``model`` (S4M.SAM.MODEL_TYPE, or a packaged model)."""
     for backend, models in PUBLISHED_WEIGHTS.items():
         if model in models:
             return (
@@ -108,7 +107,7 @@ def _read_state(
     path: Path, model: str, ignored: tuple[str, ...], remedy: str
 ) -> Mapping[str, Tensor]:
     try:
-        # Values are read when they are used, but in the oldest format of PyTorch's.
+        # Memory-mapped, except PyTorch's oldest format.
         mapped = zipfile.is_zipfile(path)
         content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
     except TENSOR_FILE_ERRORS as error:
@@ -163,7 +162,7 @@ def _check_architecture(
 
 
 def _use_of(model: str) -> str:
-    """What to do with a file of that model."""
+    """Remedy for a file of another model."""
     for backend, models in PUBLISHED_WEIGHTS.items():
         if model in models:
             return f": set S4M.SAM.BACKEND {backend} S4M.SAM.MODEL_TYPE {model}"
@@ -171,7 +170,7 @@ def _use_of(model: str) -> str:
 
 
 def _warn_on_other_hash(path: Path) -> None:
-    """Published files carry the start of their SHA-256 in their name."""
+    """Warn if a file's SHA-256 differs from the one in its name (published files)."""
     named = HASH_IN_NAME.search(path.name)
     if named is None:
         return
@@ -187,14 +186,14 @@ def _warn_on_other_hash(path: Path) -> None:
 
 
 def _unwrap(content: Any) -> Any:
-    """The state dict in the content of a file, under SAM's own names.
+    """Find the state dict in the content of a file, and remove prefixes of its names.
 
-    It may be the only one of a mapping, as SAM 2 (``model``), Lightning (``state_dict``) and
-    micro-sam (``model_state``) save it, and its names may begin with those of modules around the
-    SAM (``module.``, ``sam.``); entries without that beginning are not the SAM's and are left out.
+    It may be an entry of a mapping, as saved by SAM 2 (``model``), Lightning (``state_dict``) and
+    micro-sam (``model_state``), and its names may have the prefix of a wrapper (``module.``,
+    ``sam.``); entries without the prefix are ignored.
 
     Returns:
-        ``content`` itself where it holds nothing like that.
+        ``content`` itself if there is no such state dict.
     """
     if not isinstance(content, Mapping):
         return content
@@ -213,7 +212,7 @@ def _beginnings(state: Mapping) -> set[str]:
 
 
 def _recognize(state: Mapping[str, Tensor]) -> str:
-    """The model that a state dict is of: a value of S4M.SAM.MODEL_TYPE, HQ-SAM, MobileSAM or ""."""
+    """Model of a state dict: a value of S4M.SAM.MODEL_TYPE, HQ-SAM, MobileSAM, or "" (unknown)."""
     if any(name.endswith("hf_token.weight") for name in state):
         return "HQ-SAM"
     if any(name.startswith("image_encoder.patch_embed.seq.") for name in state):  # TinyViT's

@@ -73,11 +73,11 @@ SIZES = {
 
 
 class Sam2Backend(PointPromptBackend):
-    """Any ``SAM2Base`` of the sam2 package, used as its ``SAM2ImagePredictor`` uses it.
+    """Any ``SAM2Base`` of the sam2 package, used as in its ``SAM2ImagePredictor``.
 
-    An image's content is stretched to the square: all of the grid holds content. A single mask
-    (``multimask=False``) is always the single-mask token's; the package's builder can make models
-    that replace it by another mask where it is unstable.
+    An image's content is stretched to the square, so it covers the whole grid. A single mask
+    (``multimask=False``) is always that of the single-mask token; models of the package's builder
+    may replace it by another mask if it is unstable.
     """
 
     def __init__(self, sam: SAM2Base, **options: Any) -> None:
@@ -118,7 +118,7 @@ class Sam2Backend(PointPromptBackend):
 def build_sam2_image_model(
     size: HieraSize, *, image_side: int = IMAGE_SIDE, embed_dim: int = EMBED_DIM
 ) -> SAM2Base:
-    """An untrained SAM 2 without its memory; of the published sizes by default.
+    """Build an untrained SAM 2 without its memory; of the published sizes by default.
 
     Args:
         image_side: of the square frame, in pixels; a multiple of 32.
@@ -157,18 +157,18 @@ def build_sam2_image_model(
 
 
 def require_sam2_package() -> None:
-    """Raise ConfigError where the package sam2, or Hydra, which it imports, is not installed."""
+    """ConfigError if the package sam2, or Hydra, which it imports, is not installed."""
     try:
         import sam2  # noqa: F401
     except ModuleNotFoundError as error:
-        if error.name not in ("sam2", "hydra"):  # installed but broken: its own error says why
+        if error.name not in ("sam2", "hydra"):  # installed but broken: show its own error
             raise
         raise ConfigError(NEEDS_PACKAGE) from None
 
 
 @SAM_BACKEND_REGISTRY.register()
 def sam2(cfg: Any) -> Sam2Backend:
-    """The published model that ``cfg.S4M.SAM`` names, of SAM 2 or 2.1."""
+    """Build the published model of ``cfg.S4M.SAM``, of SAM 2 or 2.1."""
     model_type = cfg.S4M.SAM.MODEL_TYPE
     check_model_type("sam2", model_type)
     require_sam2_package()

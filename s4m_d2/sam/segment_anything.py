@@ -16,10 +16,10 @@ from s4m_d2.sam.point_prompts import PointPromptBackend, build_compute_options
 
 
 class SegmentAnythingBackend(PointPromptBackend):
-    """Any model built from segment-anything's classes.
+    """Any model of segment-anything's classes.
 
-    The long side of an image's content is resized to ``image_side``; the rest of the square is
-    padding on the right or at the bottom, as in the library.
+    The longer side of an image's content is resized to ``image_side``, and the square is padded on
+    the right or at the bottom, as in the library.
     """
 
     def __init__(self, sam: Sam, **options: Any) -> None:
@@ -50,14 +50,14 @@ class SegmentAnythingBackend(PointPromptBackend):
         return self.sam.image_encoder(frames), ()
 
     def _resized(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) of a content inside the square frame; a narrow one has a pixel at least."""
+        """(H, W) of a content inside the square frame, at least 1."""
         height, width = ResizeLongestSide.get_preprocess_shape(*image_size, self.image_side)
         return max(height, 1), max(width, 1)
 
 
 @SAM_BACKEND_REGISTRY.register()
 def segment_anything(cfg: Any) -> SegmentAnythingBackend:
-    """The published model that ``cfg.S4M.SAM`` names."""
+    """Build the published model of ``cfg.S4M.SAM``."""
     model_type = cfg.S4M.SAM.MODEL_TYPE
     check_model_type("segment_anything", model_type)
     sam = load_sam(sam_model_registry[model_type], cfg.S4M.SAM.CHECKPOINT, model_type)

@@ -36,9 +36,9 @@ TINY_WEIGHTS, TOYSCAPES_WEIGHTS = WEIGHTS / "tiny_sam.pth", WEIGHTS / "tiny_toys
 
 
 class PhotographEncoder(nn.Module):
-    """A vision transformer plus a pyramid of ImageNet's features at strides 8, 16 and 32.
+    """A vision transformer plus a pyramid of ImageNet features at strides 8, 16 and 32.
 
-    The pyramid starts at 0, so that the transformer alone decides at first.
+    The pyramid's output is initialized to 0, so that training starts from the transformer alone.
 
     Raises:
         ConfigError: timm is not installed.
@@ -59,7 +59,7 @@ class PhotographEncoder(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 64, S / 8, S / 8) of normalized images (B, 3, S, S)."""
+        """Normalized images (B, 3, S, S) -> (B, 64, S / 8, S / 8)."""
         scaled = (PYRAMID_SCALE * images).contiguous(memory_format=torch.channels_last)
         maps = [conv(level) for conv, level in zip(self.lateral, self.pyramid(scaled), strict=True)]
         size = maps[0].shape[-2:]
@@ -68,7 +68,7 @@ class PhotographEncoder(nn.Module):
 
 
 def build_tiny_toyscapes() -> Sam:
-    """The untrained SAM for toyscapes: side 256, 32 x 32 grid of 64 channels, 128 x 128 masks."""
+    """Build the untrained SAM for toyscapes: side 256, 32 x 32 x 64 grid, 128 x 128 masks."""
     encoder = ImageEncoderViT(
         img_size=IMAGE_SIDE,
         patch_size=PATCH_SIZE,
@@ -105,7 +105,7 @@ def build_tiny_toyscapes() -> Sam:
 
 
 def build_tiny_sam() -> Sam:
-    """The same with an encoder for photographs, untrained."""
+    """Build the untrained SAM with the encoder for photographs."""
     sam = build_tiny_toyscapes()
     sam.image_encoder = PhotographEncoder(sam.image_encoder)
     return sam

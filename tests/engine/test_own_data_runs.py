@@ -1,6 +1,7 @@
 """Own data from the command line: both stages, continued, evaluated."""
 
 import dataclasses
+import html
 import json
 
 import pytest
@@ -47,6 +48,8 @@ def test_both_stages_train_on_what_is_stored_beside_them(finished):
     train, val = (
         json.loads((run / "data" / f"{part}.json").read_text()) for part in ("train", "val")
     )
+    sam = read_results(str(run / "teacher" / "sam_quality.json"))["text"]
+    assert sam in html.unescape((run / "report.html").read_text())
     files = [{row["file_name"] for row in part["images"]} for part in (train, val)]
     assert not files[0] & files[1] and len(files[0] | files[1]) == 8
     unlabeled = [f"street_{i:05d}.png" for i in range(8, 12)]
@@ -66,7 +69,7 @@ def test_sam_is_adapted_before_both_stages(finished):
 
 
 def test_a_check_tells_settings_and_reasons_and_writes_nothing(finished, tmp_path, capsys):
-    data, _ = finished
+    data, run = finished
     output = tmp_path / "checked"
     words = overrides(output, SOLVER__MAX_ITER=None, S4M__BURN_IN=None)
     assert train_net(*own_options(data), "--check", *words) == 0
@@ -74,6 +77,8 @@ def test_a_check_tells_settings_and_reasons_and_writes_nothing(finished, tmp_pat
     said = " ".join(capsys.readouterr().out.split())
     assert "SOLVER.MAX_ITER 800: 8 times 4 unlabeled images in batches of 2" in said
     assert "not derived set by you" in said and "own_val" in said
+    sam = read_results(str(run / "teacher" / "sam_quality.json"))
+    assert f"SAM's masks IoU {sam['iou']:.2f} of" in said
 
 
 def test_a_mistake_in_the_data_ends_the_check_with_an_error(finished, tmp_path, capsys):

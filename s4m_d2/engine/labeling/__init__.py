@@ -1,1 +1,1 @@
-"""Pseudo-labels: their protocol, how they are made, how good they are."""
+"""Pseudo-labels: protocol of the model, labeling, the gate, and quality."""

@@ -1,4 +1,4 @@
-"""What the teacher–student trainer asks of a model, and checks that name what a model lacks."""
+"""Protocol of models for the teacher–student trainer, and checks of it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _WHERE = "s4m_d2.engine.S4MTrainable says what is expected; examples/own_meta_ar
 
 
 class QueryPredictions(TypedDict):
-    """All that a model sees in B images, before any selection.
+    """All predictions of a model for B images, without selection.
 
-    A query is a candidate: a query of Mask2Former, a cell of a grid, a detected box. Where images
-    have different numbers of them, ``pred_logits`` and ``pred_masks`` are lists of B tensors.
+    A query is a candidate: a query of Mask2Former, a cell of a grid, a detected box. If images have
+    different numbers of queries, ``pred_logits`` and ``pred_masks`` are lists of B tensors.
 
     Keys:
         pred_logits: (B, Q, K + 1) float class logits for a softmax; the last class is "no object".
@@ -26,8 +26,8 @@ class QueryPredictions(TypedDict):
         pred_masks: (B, Q, h, w) float mask logits (a pixel belongs to the mask above 0). They
             cover the padded frame, so a pixel is padded_size / (h, w) wide. S4M.PSEUDO_LABEL's
             MIN_AREA counts these pixels; its published value is for a quarter of the frame's side.
-        image_sizes: B pairs (H, W), the size of each image as it was given.
-        padded_size: (H, W) of the frame that all images share, each at its top left.
+        image_sizes: B pairs (H, W), the sizes of the input images.
+        padded_size: (H, W) of the padded batch, with each image at the top left.
     """
 
     pred_logits: Tensor | Sequence[Tensor]
@@ -41,22 +41,22 @@ class S4MTrainable(Protocol):
     """A Detectron2 meta-architecture that :class:`~s4m_d2.engine.S4MTrainer` can train.
 
     Register an ``nn.Module`` with these two methods in META_ARCH_REGISTRY and name it in
-    MODEL.META_ARCHITECTURE; nothing has to be inherited. ``forward`` is what every Detectron2 model
-    has. ``predict_queries`` is new: pseudo-labels are selected by probability, and SAM is prompted
-    where mask logits are high, so scores and masks are needed before any threshold. (A detector
-    that finds objects more than once applies its NMS first.)
+    MODEL.META_ARCHITECTURE; no base class is needed. ``forward`` is that of every Detectron2 model.
+    ``predict_queries`` is new: pseudo-labels are selected by probability, and SAM is prompted where
+    mask logits are high, so scores and masks are needed before any threshold. (A detector that
+    finds objects more than once must apply NMS first.)
 
     In each iteration of stage 2 the student's ``forward`` is called twice in training mode, on
     labeled images and on pseudo-labeled ones; the teacher, a copy of the same architecture in eval
-    mode, gets one call of ``predict_queries`` under ``torch.no_grad``. Weights and buffers of the
-    teacher follow the student's by name.
+    mode, gets one call of ``predict_queries`` under ``torch.no_grad``. The EMA pairs weights and
+    buffers by name.
 
-    To be trained with structural distillation (S4M.DISTILL.ENABLED, stage 1), a model must add that
-    loss itself and have it as a non-empty attribute ``distillation``.
+    For structural distillation (S4M.DISTILL.ENABLED, stage 1) a model must add that loss itself and
+    have it as a non-empty attribute ``distillation``.
     """
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Losses in training mode, instances in eval mode.
+        """Compute losses in training mode, predict instances in eval mode.
 
         Args:
             batched_inputs: samples with "image" (3, H, W) uint8, in the order INPUT.FORMAT. In
@@ -65,19 +65,19 @@ class S4MTrainable(Protocol):
                 In eval mode optionally "height" and "width", the size of the result.
 
         Returns:
-            in training mode a dictionary of weighted 0-dim losses, which are summed (also where no
-            image has an instance); in eval mode a dictionary an image whose "instances" have
+            in training mode a dictionary of weighted 0-dim losses, which are summed (also if no
+            image has an instance); in eval mode a dictionary per image whose "instances" have
             ``pred_masks``, ``pred_classes`` and ``scores``.
         """
 
     def predict_queries(self, batched_inputs: list[dict[str, Any]]) -> QueryPredictions:
-        """All candidates of each image; annotations, if any, are not read."""
+        """Predict all candidates of each image; annotations, if any, are not read."""
 
 
 def check_architecture(name: str) -> None:
     """:func:`check_model` of a registered class.
 
-    A registry may hold builders instead; what they build is checked when it is built.
+    A registry may contain builders instead; their models are checked when they are built.
     """
     entry = META_ARCH_REGISTRY.get(name)
     if isinstance(entry, type):
@@ -85,10 +85,10 @@ def check_architecture(name: str) -> None:
 
 
 def check_model(model: nn.Module | type) -> None:
-    """Refuse a model, or a class of models, that is no :class:`S4MTrainable`.
+    """Refuse a model, or a class of models, that is not a :class:`S4MTrainable`.
 
     Raises:
-        ConfigError: names the methods that it lacks.
+        ConfigError: names the missing methods.
     """
     cls = model if isinstance(model, type) else type(model)
     lacking = [] if callable(getattr(model, "predict_queries", None)) else ["predict_queries"]
@@ -104,10 +104,10 @@ def check_model(model: nn.Module | type) -> None:
 
 
 def check_losses(losses: Any, model: nn.Module) -> dict[str, Tensor]:
-    """What ``forward`` returned in training mode, if it is a dictionary of scalars.
+    """Check and return the result of ``forward`` in training mode.
 
     Raises:
-        InputError: it is not.
+        InputError: it is not a dictionary of scalars.
     """
     where = f"{_name(model)}.forward returned"
     if not isinstance(losses, Mapping):
@@ -128,11 +128,11 @@ def check_losses(losses: Any, model: nn.Module) -> dict[str, Tensor]:
 def check_predictions(
     predictions: Any, image_sizes: Sequence[tuple[int, int]], model: Any, num_classes: int
 ) -> None:
-    """Refuse what is no :class:`QueryPredictions` of images of these sizes (H, W).
+    """Check that predictions are :class:`QueryPredictions` of images of these sizes (H, W).
 
     Args:
-        predictions: what ``model.predict_queries`` returned.
-        image_sizes: of the images that it was given.
+        predictions: result of ``model.predict_queries``.
+        image_sizes: of its input images.
         model: for messages.
         num_classes: K.
 

@@ -1,4 +1,4 @@
-"""From a batch of unlabeled images to what the student learns from: views and pseudo-labels."""
+"""From a batch of unlabeled images to the student's input: strong views and pseudo-labels."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _KEPT = ("file_name", "image_id", "height", "width", "seeds")  # of an unlabeled
 
 @dataclass(frozen=True)
 class UnlabeledViews:
-    """Every step between an unlabeled batch and the student's input, for training and drawing.
+    """Intermediate results from an unlabeled batch to the student's input.
 
     Attributes:
-        student_batch: samples as the model trains on them: strong view and pseudo-labels.
+        student_batch: training samples of the student: strong view and pseudo-labels.
         selections: the teacher's kept predictions, at prediction resolution.
-        refined: the pseudo-labels at image size, before ARP.
-        arp_images: (3, H, W) uint8 after ARP, before the strong view's colors.
-        arp_labels: the pseudo-labels after ARP.
-        stats: scalars to log: numbers, or 0-dim tensors that nobody has waited for.
+        refined: pseudo-labels at image size, before ARP.
+        arp_images: (3, H, W) uint8 after ARP, before the strong view's color augmentation.
+        arp_labels: pseudo-labels after ARP.
+        stats: scalars to log: numbers, or 0-dim tensors on the device.
     """
 
     student_batch: list[dict]
@@ -52,23 +52,22 @@ class UnlabeledViews:
 class PseudoLabeling:
     """Teacher → selection → refinement → ARP → strong view (paper, sections 3.3 and 3.4).
 
-    The teacher and SAM see the weak view; ARP and the strong view start from the same geometry
-    without the weak view's color distortion. Nothing here is differentiated.
+    Teacher and SAM get the weak view; ARP and the strong view use the same geometry without the
+    weak view's color distortion. No gradients are computed.
 
-    Synchronizes with the device three times: for what the teacher found, for the masks that are
-    empty after refinement, and for those after ARP.
+    Synchronizes three times: for the selection, and for empty masks after refinement and after ARP.
 
     Args:
         teacher: its model must be :class:`~s4m_d2.engine.labeling.protocol.S4MTrainable`.
         refiner: a refiner of REFINER_REGISTRY, or the teacher's own masks.
-        arp: None switches it off.
+        arp: None: off.
         strong_view: ``(images, generators) -> images``, color augmentation of the student's images:
             :meth:`StrongView.batch <s4m_d2.data.StrongView.batch>`.
         score_thresh, min_area, mask_thresh: see :func:`select_pseudo_labels`.
         num_classes: K, which the teacher's logits must have.
         input_format: "RGB" or "BGR", the channel order of the samples' images.
         precision: FLOAT32: the teacher labels outside a caller's autocast; AMP: inside.
-        duplicate_iou: of the refined masks, see :func:`drop_duplicates`; 1.0: not looked for.
+        duplicate_iou: of the refined masks, see :func:`drop_duplicates`; 1.0: off.
     """
 
     @configurable
@@ -138,10 +137,10 @@ class PseudoLabeling:
 
     @torch.no_grad()
     def label(self, weak: list[dict]) -> tuple[list[Selection], Refinement]:
-        """The teacher's kept predictions on samples' "image", and their refinement.
+        """Select the teacher's predictions on samples' "image", and refine them.
 
         Raises:
-            InputError: the teacher's predictions are not of the form that the protocol asks for.
+            InputError: the teacher's predictions do not satisfy the protocol.
         """
         teacher: Any = self.teacher.model
         device = next(teacher.parameters()).device if self.precision != AMP else None
@@ -153,7 +152,7 @@ class PseudoLabeling:
             return selections, self.refine(weak, selections, predictions["pred_logits"][0].device)
 
     def select(self, predictions: QueryPredictions) -> list[Selection]:
-        """Apply the thresholds to all images of ``predict_queries``' result; here is the wait."""
+        """Apply the thresholds to the result of ``predict_queries``. Synchronizes once."""
         height, width = predictions["padded_size"]
         masks = list(predictions["pred_masks"])
         content_sizes = [
@@ -166,7 +165,7 @@ class PseudoLabeling:
     def refine(
         self, weak: list[dict], selections: list[Selection], device: torch.device
     ) -> Refinement:
-        """Refined pseudo-labels at image size, without empty masks; SAM sees the weak view."""
+        """Refine pseudo-labels with SAM on the weak view; at image size, without empty masks."""
         sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
         padded = [max(sides) for sides in zip(*sizes, strict=True)]
         images = torch.zeros(len(weak), 3, *padded, dtype=weak[0]["image"].dtype, device=device)
@@ -186,9 +185,8 @@ class PseudoLabeling:
 def label_statistics(
     selections: Sequence[Selection], refinement: Refinement, after_arp: Sequence[PseudoLabels]
 ) -> dict[str, float | Tensor]:
-    """Scalars that show how the labeling is doing (means over the batch of one process).
-
-    Numbers, or 0-dim tensors of what only the device knows.
+    """Scalars to log (means over the batch of one process): numbers, or 0-dim tensors on the
+    device.
     """
     totals: Counter[str] = Counter()
     for selection in selections:

@@ -1,4 +1,4 @@
-"""Pseudo-labels measured against true labels: on which images, how, and when."""
+"""Measurement of pseudo-labels against true labels: images, measurement, hook."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ logger = logging.getLogger(__name__)
 BEFORE, AFTER = "before", "after"  # refinement
 RECORDS = "pseudo_label_quality.jsonl"  # in the stage's folder
 LOGGED = ("class_accuracy", "sq", "precision", "recall", "pq")
-_STREAM = "pseudo-label quality"  # of the clicks' draws
+_STREAM = "pseudo-label quality"  # of the prompt points' draws
 _OFF = "S4M.QUALITY.PERIOD 0 trains without measuring."
 
 
 @dataclass(frozen=True)
 class QualityReport:
-    """The quality of the teacher's masks ("before" refinement) and of what the student learns from
-    ("after", where there is a refinement), and how many images could not be read."""
+    """Quality of the teacher's masks ("before" refinement) and, with refinement, of the refined
+    masks ("after"), and the number of unreadable images."""
 
     steps: dict[str, PseudoLabelQuality]
     skipped: int
@@ -56,17 +56,16 @@ class QualityReport:
 
 
 class QualityMeasurement:
-    """Labels images as training labels them, and compares that with their true labels.
+    """Labels images as in training, and compares the pseudo-labels with the true labels.
 
-    The teacher sees each image in test form instead of a random view: resized as in a test, without
-    crop, flip and change of colors. Selection, refinement and thresholds are training's; ARP and
-    the strong view are not part of it. The clicks on an image are the same in each measurement,
-    whatever the number of processes.
+    The teacher gets each image resized as in a test, instead of a random view. Selection,
+    refinement and thresholds are training's; ARP and the strong view are not used. The prompt
+    points of an image are the same in each measurement, for any number of processes.
 
     Args:
         cfg: config of stage 2.
-        pseudo_labeling: of the training; its teacher's weights are those of the moment.
-        records: of labeled images, which are measured on, or on tiles of them; None: S4M.QUALITY's.
+        pseudo_labeling: of the training, with the teacher's current weights.
+        records: labeled images (tiles are used if enabled); None: those of S4M.QUALITY.
     """
 
     def __init__(
@@ -87,12 +86,12 @@ class QualityMeasurement:
     def __call__(
         self, progress: Callable[[Iterable[int]], Iterable[int]] = iter
     ) -> QualityReport | None:
-        """Measure, in all processes together; the random states stay as they are.
+        """Measure, in all processes together; random states are restored.
 
-        Images that cannot be read are left out, with one warning each.
+        Unreadable images are left out, with one warning each.
 
         Args:
-            progress: wraps the places of this process' images.
+            progress: wraps the indices of this process' images.
 
         Returns:
             the report of all images in the main process, None in the others.
@@ -111,13 +110,13 @@ class QualityMeasurement:
         return QualityReport(whole, skipped) if comm.is_main_process() else None
 
     def _measure(self, place: int, steps: dict[str, PseudoLabelQuality]) -> bool:
-        """Add one image, at the size that the model sees, unless it cannot be read."""
+        """Add one image at the model's input size; False: unreadable."""
         name = self.records[place]["file_name"]
         try:
             sample = self.mapper(self.records[place])
         except DatasetError as error:
             if name not in self._warned:
-                logger.warning("Left out where pseudo-labels are measured: %s", error)
+                logger.warning("Left out in the measurement of pseudo-labels: %s", error)
             self._warned.add(name)
             return False
         sample["seeds"] = sample_seeds(self.seed, _STREAM, place)

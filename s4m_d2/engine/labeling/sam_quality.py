@@ -222,7 +222,8 @@ def sam_findings(cfg: CfgNode, sam: SamBackend | None) -> list[Finding]:
     if not cfg.MODEL.DEVICE.startswith("cuda") and sam_bytes(sam) > _QUICK_BYTES:
         return [Finding(ITEM, "not measured: minutes on a CPU; tools/sam_eval.py does it")]
     try:
-        return [Finding(ITEM, labeled_quality(cfg)["text"])]
+        text = labeled_quality(cfg)["text"] + "; before adaptation" * bool(cfg.S4M.SAM.ADAPT)
+        return [Finding(ITEM, text)]
     except S4MError as error:
         return [Finding(ITEM, f"not measured: {error}", checked=False)]
 

@@ -1,7 +1,7 @@
-"""Sizes, batch and schedule that own data suggest, each with its reason.
+"""Sizes, batch and schedule derived from own data, with reasons.
 
-Rules of thumb between the quickstart's schedule (40 labeled images, CPU) and the published ones. A
-key that the user sets is left as it is, and what follows from it follows.
+Rules of thumb between the quickstart's schedule (40 labeled images, CPU) and the published ones.
+Keys set by the user are kept, and keys that depend on them are derived from them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _GIB = 1 << 30
 SIZE_STEP = 32  # px: the backbone's largest stride
 LSJ = "coco_instance_lsj"
 _JITTER_TENTHS = range(5, 21)  # shortest edges from 0.5 to 2 times the image's
-_MOST_JITTER = 4  # the longest edge, in those of an image of usual shape
+_MOST_JITTER = 4  # maximum of the longer edge, in longer edges of a typical image
 
 # Memory of a stage-2 step: a labeled and an unlabeled image of a megapixel through a ResNet-50
 # model with AMP, and both models with SAM. Estimates.
@@ -31,30 +31,30 @@ _FEWEST_A_PROCESS, _MOST_IN_BATCH = 2, 16  # ARP exchanges instances between two
 _FEWEST_QUERIES, _QUERY_STEP, _QUERIES_AN_INSTANCE = 100, 50, 1.5
 _ITERATION_STEP = 50
 _STUDENT_TO_TEACHER = 2  # stage 2 also begins with the backbone alone
-_BURN_IN_SHARE = {True: 1 / 6, False: 1 / 2}  # by whether the backbone is pre-trained
-_FEWEST_BURN_IN = 300  # up to half of stage 2: the heads always start anew
+_BURN_IN_SHARE = {True: 1 / 6, False: 1 / 2}  # with and without a pre-trained backbone
+_FEWEST_BURN_IN = 300  # up to half of stage 2: the heads are never pre-trained
 _HALF_LIFE_SHARE = 0.1  # of the iterations after burn-in
 _MOST_EMA_DECAY = 0.9996  # the published one
 _EMA_DIGITS = 5
 _MOST_PASTE_SHARE = 0.0029  # COCO's 3,000 px of 1024 x 1024
 _NEARLY_ALL_IN_ONE_PIECE = 0.99
-_USUAL_INSTANCES = 30  # an image, for which S4M.PSEUDO_LABEL.COUNT_BAND is made
+_USUAL_INSTANCES = 30  # per image; the default of S4M.PSEUDO_LABEL.COUNT_BAND is for these
 _PERIODS = 10  # evaluations and checkpoints of stage 2
 
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What the settings are derived from.
+    """Statistics from which the settings are derived.
 
     Attributes:
         height, width, long_side, short_side: medians over the labeled images, px.
-        labeled: images to train on that have instances.
-        unlabeled, validation: images.
-        most_instances: of an image.
+        labeled: number of training images with instances.
+        unlabeled, validation: numbers of images.
+        most_instances: largest number of instances of an image.
         instance_share: median of the instances' shares of their image's area.
-        in_one_piece: share of the instances whose mask is connected.
-        tile: side of the tiles that the images ask for, px, 0: none; and why.
-        unit: "a tile" where all of this, but ``validation``, is of tiles and not of images.
+        in_one_piece: share of instances with a connected mask.
+        tile: side of suitable tiles, px, 0: none; and the reason.
+        unit: "a tile" if all of this, except ``validation``, is of tiles instead of images.
     """
 
     height: float
@@ -78,8 +78,8 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a kind of device can do: longest side of an image and the side that smaller tiles are
-    enlarged to, px; of each stage (epochs, fewest, most)."""
+    """Limits of a kind of device: longest side of an image, and side to which smaller tiles are
+    enlarged, px; for each stage (epochs, fewest and most iterations)."""
 
     name: str
     longest_side: int
@@ -95,7 +95,7 @@ _CPU_BATCH = 4
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a run trains: a GPU's memory in bytes, 0 for the CPU; processes on all machines."""
+    """Device of a run: a GPU's memory in bytes (0: CPU); processes on all machines."""
 
     gpu_bytes: int = 0
     processes: int = 1
@@ -107,7 +107,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Derived:
-    """A setting and why it has this value."""
+    """A derived setting with its reason."""
 
     key: str
     value: Any
@@ -117,15 +117,15 @@ class Derived:
 def derive(
     cfg: CfgNode, facts: DataFacts, machine: Machine, explicit: Collection[str]
 ) -> tuple[list[Derived], list[str]]:
-    """Set what the user did not, in a config that is not frozen.
+    """Set the keys that the user did not set, in a config that is not frozen.
 
     Args:
         cfg: with the user's settings; changed.
-        explicit: keys that the user set.
+        explicit: keys set by the user.
 
     Returns:
-        the settings made, in an order in which each follows from those before it; the keys that
-        are the user's.
+        the derived settings, each of which depends only on earlier ones; the keys that the user
+        set.
     """
     settings, kept = [], []
     for rule in (_sizes, _queries, _batch, _iterations, _teacher_of_student, _instances, _periods):
@@ -223,7 +223,7 @@ def _iterations(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[D
 
 
 def _rounds(images: int, kind: str, batch: int, rule: tuple[int, int, int]) -> tuple[int, str]:
-    """Iterations for so many epochs, within bounds, and the reason."""
+    """Iterations for the epochs of a rule, within its bounds, and the reason."""
     epochs, fewest, most = rule
     wanted = _up(epochs * images / max(1, batch), _ITERATION_STEP)
     why = f"{epochs} times {images:,} {kind} in batches of {batch}"

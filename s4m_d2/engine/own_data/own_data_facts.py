@@ -1,4 +1,4 @@
-"""What the labeled images of own data are like."""
+"""Statistics of the labeled images of own data."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from s4m_d2.tiling import Tiling
 
 _INSTANCES_A_SIDE = 8  # median instances side by side in an image that is small enough
 _MANY, _FEW, _NEARLY_ALL = 30, 12, 95  # in so many % of the images, of the tiles
-_ROOM, _USUAL_SIDE = 1.5, 90  # a tile's side, in sides of the largest of so many % of the instances
+_ROOM, _USUAL_SIDE = 1.5, 90  # least side of a tile, in sides of this percentile of the instances
 _SMALLEST_TILE = 64  # px
 _COUNTED_IMAGES = 1000  # evenly spaced ones
 _PIXELS_LOOKED_AT = 1 << 28  # of encoded masks, evenly spaced ones
 
 
 def suitable_tile(records: Sequence[dict]) -> tuple[int, str]:
-    """Side of the tiles, px, that labeled images ask for, and the reason; 0: images stay whole.
+    """Choose the side of tiles, px, for labeled images, and the reason; 0: no tiles.
 
-    Images stay whole where the median instance (the longer side of its box) is at least a
-    sixteenth of their side and nearly all have at most 30 instances. Others are cut into tiles of
-    which nearly all have at most 12, if nine tenths of the instances still fit well and tiles are
+    No tiles if the median instance (the longer side of its box) is at least a sixteenth of the
+    image's side and nearly all images have at most 30 instances. Otherwise tiles such that nearly
+    all have at most 12 instances, if nine tenths of the instances still fit well and tiles are
     smaller than half of the image.
     """
     records = records[:: -(-len(records) // _COUNTED_IMAGES) or 1]
@@ -61,13 +61,13 @@ def data_facts(
     validation: int,
     tiling: Tiling | None = None,
 ) -> DataFacts:
-    """What settings are derived from.
+    """Compute the statistics from which settings are derived.
 
     Args:
         labeled: all labeled images.
         train: file names of those to train on.
         unlabeled, validation: numbers of images.
-        tiling: facts are of the tiles that it makes of images; None: of suitable ones.
+        tiling: tiles to use; None: :func:`suitable_tile`.
 
     Raises:
         DatasetError: there is no image to train on.
@@ -99,7 +99,7 @@ def data_facts(
 
 
 def _in_one_piece(records: Sequence[dict]) -> float:
-    """Share of the instances whose mask is connected."""
+    """Share of instances with a connected mask."""
     instances = [(math.prod(_size(record)), a) for record in records for a in _instances(record)]
     pixels = sum(area for area, a in instances if isinstance(a["segmentation"], dict))
     some = instances[:: -(-pixels // _PIXELS_LOOKED_AT) or 1]
@@ -115,7 +115,7 @@ def _pieces(annotation: dict) -> int:
 
 
 def _usual_most(records: Sequence[dict]) -> int:
-    """Instances that nearly all records with any have at most."""
+    """Maximum number of instances in nearly all records that have any."""
     counts = [count for record in records if (count := len(_instances(record)))]
     return int(np.percentile(counts, _NEARLY_ALL))
 

@@ -231,7 +231,7 @@ class PseudoLabelCountHook(HookBase):
         if 0 < self.outside == self.iterations and comm.is_main_process():
             few = self.average < self.low
             logger.warning(
-                "The teacher gives %.2f pseudo-labels an image, and for %d iterations it has been "
+                "The teacher gives %.2f pseudo-labels per image, and for %d iterations it has been "
                 "%s (S4M.PSEUDO_LABEL.COUNT_BAND). If its results have fallen since stage 1, raise "
                 "S4M.BURN_IN or S4M.EMA_DECAY or lower SOLVER.BASE_LR; if not, %s "
                 "S4M.PSEUDO_LABEL.SCORE_THRESH.",
