@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import json
+import re
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_sam_is_adapted_before_both_stages(finished):
 
 
 def test_a_check_tells_settings_and_reasons_and_writes_nothing(finished, tmp_path, capsys):
-    data, run = finished
+    data, _ = finished
     output = tmp_path / "checked"
     words = overrides(output, SOLVER__MAX_ITER=None, S4M__BURN_IN=None)
     assert train_net(*own_options(data), "--check", *words) == 0
@@ -77,8 +78,7 @@ def test_a_check_tells_settings_and_reasons_and_writes_nothing(finished, tmp_pat
     said = " ".join(capsys.readouterr().out.split())
     assert "SOLVER.MAX_ITER 800: 8 times 4 unlabeled images in batches of 2" in said
     assert "not derived set by you" in said and "own_val" in said
-    sam = read_results(str(run / "teacher" / "sam_quality.json"))
-    assert f"SAM's masks IoU {sam['iou']:.2f} of" in said
+    assert re.search(r"SAM's masks IoU 0\.\d\d of \d+ masks", said)
 
 
 def test_a_mistake_in_the_data_ends_the_check_with_an_error(finished, tmp_path, capsys):
