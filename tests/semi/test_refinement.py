@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import get_cfg
+from hand_made import make_selection
+from seeds import seeded
 from torch import Tensor
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.semi.refinement import (
     MASKS_AT_ONCE,
     PointRefiner,
@@ -18,7 +19,6 @@ from s4m_d2.semi.refinement import (
     build_refiner,
     teacher_masks,
 )
-from s4m_d2.structures import PseudoLabels
 
 LOW_RES = 8
 
@@ -67,18 +67,6 @@ class FakeBackend:
         return F.interpolate(mask_logits[:, None], image_size, mode="nearest")[:, 0]
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def make_selection(mask_logits: Tensor, content_size=None, mask_thresh=0.0) -> Selection:
-    count, height, width = mask_logits.shape
-    labels = PseudoLabels(
-        torch.arange(count) + 10, mask_logits > mask_thresh, torch.linspace(0.7, 1.0, count)
-    )
-    return Selection(labels, mask_logits, content_size or (height, width), {"kept": count})
-
-
 def blobs(count: int, size=(6, 9), seed=0) -> Tensor:
     return 3 * torch.randn(count, *size, generator=seeded(seed)) + 0.5
 
@@ -120,15 +108,6 @@ def test_only_images_with_pseudo_labels_are_encoded():
     assert encoded[:, 0, 0, 0].tolist() == [1.0, 3.0] and encoded_sizes == [sizes[1], sizes[3]]
     assert [len(labels) for labels in refined.labels] == [0, 1, 0, 2]
     assert [labels.image_size for labels in refined.labels] == sizes
-
-
-def test_a_batch_without_pseudo_labels_never_reaches_sam():
-    backend = FakeBackend()
-    selections = [make_selection(blobs(0)), make_selection(torch.full((2, 6, 9), -1.0))]
-    refined = PointRefiner(backend=backend)(selections, torch.zeros(2, 3, 24, 36), [(24, 36)] * 2)
-    assert not backend.encoded and not backend.prompts
-    assert [len(labels) for labels in refined.labels] == [0, 0]
-    assert len(refined.predicted_ious) == 0 and refined.num_fallbacks == 0
 
 
 def test_many_masks_are_upscaled_in_chunks():
