@@ -179,8 +179,8 @@ def _sam_config() -> CN:
     # float32, bfloat16 or float16: SAM's precision, independent of the training's. auto: float32
     # on the CPU; on a GPU bfloat16, or float16 if it does not support bfloat16.
     sam.PRECISION = "auto"
-    # Iterations that fine-tune SAM's decoder (and a small encoder) on the labeled images, before
-    # stage 1. It is kept if it segments held-out labeled images better. 0: none, as in the paper.
+    # Iterations of fine-tuning SAM's decoder (and a small encoder) on the labeled images before
+    # stage 1; used if it segments held-out labeled images better. 0: none, as in the paper.
     sam.ADAPT = 0
     return sam
 
@@ -258,7 +258,7 @@ def _arp_config() -> CN:
     """Augmentation with refined pseudo-labels (paper, section 3.4)."""
     arp = CN()
     arp.ENABLED = True  # False: no instances are exchanged
-    # off where S4M.REFINE.GATE auto switches refinement off; False once you set ENABLED yourself
+    # no ARP if S4M.REFINE.GATE auto switches refinement off; False once you set ENABLED yourself
     arp.GATED = True
     arp.MIN_AREA_FRACTION = 0.0057  # smallest pasted instance, as a share of the crop's area
     arp.PAIR_FRACTION = 0.25  # number of pairs, as a share of the unlabeled images of a batch
