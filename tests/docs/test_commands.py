@@ -61,15 +61,21 @@ WRONG = {
     "train_net.py --config-file configs/none.yaml": "does not exist",
     "train_net.py --config-file configs/coco_1pct.yaml --no": "unrecognized",
     "train_net.py --config-file configs/coco_1pct.yaml S4M.NO 1": "S4M.NO",
-    "train_net.py --config-file configs/coco_1pct.yaml S4M.BURN_IN a": "mismatch",
     "train_net.py --config-file configs/coco_1pct.yaml S4M.EVAL a": "S4M.EVAL",
-    "train_net.py --config-file configs/coco_1pct.yaml --num-gpus 5": "multiple of the 5",
-    "train_net.py --eval-only MODEL.WEIGHTS a.pth": "no config file",
     "tools/benchmark.py --parts step -- S4M.NO True": "S4M.NO",
     "tools/sepl.py evaluate --presets voc": "required",
     "examples/own_meta_arch/train_net.py --config-file no.yaml": "no.yaml",
 }
-
+WRONG_WORDS = (
+    "make qickstart",
+    "make setup ENV=a",
+    "pip install s4m_d2[sam3]",
+    "pip install ./detectron2_light",
+    "pytest tests/nowhere",
+    "python tools/no.py",
+    "sbatch tools/slurm/no.sbatch",
+    "conda install s4m_d2",
+)
 PARSED = [c for c in commands() if (words := script_words(c)) and len(words) > 1]
 
 
@@ -185,18 +191,6 @@ def test_wrong_commands_are_noticed(answer):
         assert expected in problem, command
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "make qickstart",
-        "make setup ENV=a",
-        "pip install s4m_d2[sam3]",
-        "pip install ./detectron2_light",
-        "pytest tests/nowhere",
-        "python tools/no.py",
-        "sbatch tools/slurm/no.sbatch",
-        "conda install s4m_d2",
-    ],
-)
-def test_wrong_words_are_noticed(words):
-    assert fails(Command("README.md", tuple(words.split())))
+def test_wrong_words_are_noticed():
+    for line in WRONG_WORDS:
+        assert fails(Command("README.md", tuple(line.split()))), line
