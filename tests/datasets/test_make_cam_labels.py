@@ -65,28 +65,11 @@ def test_the_mean_iou_falls_with_the_strength_and_passes_published_cam_quality(s
     assert scores[-1] < 40
 
 
-@pytest.mark.parametrize("failure", FAILURES)
-def test_every_failure_alone_costs_more_at_a_larger_strength(scenes, failure):
+def test_every_failure_alone_costs_more_at_a_larger_strength(scenes):
     truths = [truth for truth, _ in scenes]
-    scores = [mean_iou(spoilt(scenes, s, failures=[failure]), truths) for s in (0.0, 0.5, 0.9)]
-    assert scores[0] == 100 > scores[1] > scores[2]
-
-
-def test_partial_labels_lie_within_the_truth_and_miss_some_of_it(scenes):
-    missed = []
-    for (truth, _), label in zip(scenes, spoilt(scenes, 0.6, failures=["partial"]), strict=True):
-        labeled = label > 0
-        np.testing.assert_array_equal(label[labeled], truth[labeled])
-        missed.append((~labeled & (truth > 0)).sum() / (truth > 0).sum())
-    assert 0.15 < np.mean(missed) < 0.6
-
-
-def test_false_labels_hold_the_truth_and_more(scenes):
-    added = []
-    for (truth, _), label in zip(scenes, spoilt(scenes, 0.7, failures=["false"]), strict=True):
-        np.testing.assert_array_equal(label[truth > 0], truth[truth > 0])
-        added.append(((label > 0) & (truth == 0)).sum() / (truth > 0).sum())
-    assert 0.05 < np.mean(added) < 1
+    for failure in FAILURES:
+        scores = [mean_iou(spoilt(scenes, s, failures=[failure]), truths) for s in (0.0, 0.5, 0.9)]
+        assert scores[0] == 100 > scores[1] > scores[2]
 
 
 def test_a_label_depends_on_the_generator_the_strength_and_the_objects(scenes):
@@ -100,44 +83,6 @@ def test_a_label_depends_on_the_generator_the_strength_and_the_objects(scenes):
     ]
     for other in others:
         assert (other != first[0]).any()
-
-
-def test_the_same_draws_serve_every_strength(scenes):
-    """What a weak label misses or adds, a stronger one does, too."""
-    for failure, wrong in (("partial", 0), ("false", 1)):
-        weak, strong = (spoilt(scenes, s, failures=[failure]) for s in (0.5, 0.9))
-        for (truth, _), a, b in zip(scenes, weak, strong, strict=True):
-            if failure == "partial":  # gains differ, so that the largest one may change
-                assert ((a != truth) & (b == truth)).sum() <= 0.02 * truth.size
-            else:
-                assert ((a != truth) & (b == truth)).sum() <= wrong
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (17, 3)])
-def test_an_object_may_fill_a_small_image(shape):
-    label = np.full(shape, 3, np.uint8)
-    for strength in (0.0, 0.5, 1.0):
-        result = cam_label(label, np.random.default_rng(0), strength)
-        assert result.shape == shape and set(np.unique(result)) <= {0, 3} and (result == 3).any()
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"label": np.zeros((2, 3, 4), np.uint8)}, r"\(H, W\) integers"),
-        ({"label": np.zeros((2, 3))}, "float64"),
-        ({"label": np.full((2, 3), -1)}, "from -1"),
-        ({"label": np.full((2, 3), 256)}, "to 256"),
-        ({"strength": 1.1}, "0 .ground truth. to 1"),
-        ({"strength": float("nan")}, "0 .ground truth. to 1"),
-        ({"instances": np.zeros((3, 2), int)}, "shape"),
-        ({"failures": ["blob"]}, "blob.* partial, false, blobs"),
-    ],
-)
-def test_bad_arguments_are_refused(change, message):
-    arguments = {"label": np.ones((2, 3), np.uint8), "rng": np.random.default_rng(0)}
-    with pytest.raises(ValueError, match=message):
-        cam_label(**{**arguments, "strength": 0.5, **change})
 
 
 @pytest.fixture
@@ -199,48 +144,25 @@ def test_an_interrupted_run_goes_on_and_ends_like_one_that_was_not(data, tmp_pat
     assert content(output) == content(whole)
 
 
-def test_images_that_cannot_be_read_are_named_and_the_others_done(data, tmp_path, capsys):
-    names = sorted(
-        p.name.removesuffix("_leftImg8bit.png") for p in data.glob("leftImg8bit/val/*/*")
-    )
-    next(data.glob(f"gtFine/val/*/{names[0]}_gtFine_instanceIds.png")).unlink()
-    next(data.glob(f"leftImg8bit/val/*/{names[1]}_*")).write_bytes(b"\x89PNG\r\n\x1a\n broken")
-    assert run(data, tmp_path / "cam") == 1
-    errors = capsys.readouterr().err
-    assert all(f"{name}_" in errors for name in names[:2]) and names[2] not in errors
-    done = [path.stem for path in (tmp_path / "cam" / "pseudo-labels").iterdir()]
-    assert done == [names[2]]
+def test_bad_options_are_refused_and_nothing_is_written(data, tmp_path):
+    for options in (
+        ["--strength", "1.5"],
+        ["--seed", "-1"],
+        ["--split", "test"],
+        ["--data", "nowhere"],
+    ):
+        assert run(data, tmp_path / "cam", *options) == 1
+        assert not (tmp_path / "cam").exists()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--strength", "1.5"], "very bad"),
-        (["--seed", "-1"], "must not be negative"),
-        (["--split", "test"], "train, val"),
-        (["--data", "nowhere"], "make_toyscapes.py"),
-    ],
-)
-def test_bad_options_are_refused_and_nothing_is_written(data, tmp_path, capsys, options, message):
-    assert run(data, tmp_path / "cam", *options) == 1
-    assert message in capsys.readouterr().err
-    assert not (tmp_path / "cam").exists()
-
-
-def test_folders_that_hold_something_else_are_left_alone(data, tmp_path, capsys):
-    output = tmp_path / "cam"
+def test_folders_that_hold_something_else_are_left_alone(data, tmp_path):
+    output, mine = tmp_path / "cam", tmp_path / "mine"
     assert run(data, output) == 0
-    before = content(output)
-    assert run(data, output, "--strength", "0.2") == 1
-    assert "Choose another --output" in capsys.readouterr().err
-    mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("precious")
-    assert run(data, mine) == 1
+    before = content(output), content(data)
+    assert run(data, output, "--strength", "0.2") == 1
+    for folder in (mine, data, data / "cam", data / "leftImg8bit" / "val" / "cam", data.parent):
+        assert run(data, folder) == 1
+    assert (content(output), content(data)) == before
     assert [p.name for p in mine.iterdir()] == ["notes.txt"]
-    before_data = content(data)
-    for inside in (data, data / "cam", data / "leftImg8bit" / "val" / "cam"):
-        assert run(data, inside) == 1
-        assert "only read" in capsys.readouterr().err
-    assert run(data, data.parent) == 1
-    assert content(output) == before and content(data) == before_data
