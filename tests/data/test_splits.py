@@ -187,21 +187,18 @@ def test_a_list_chooses_from_any_registered_set(name, tmp_path):
         DatasetCatalog.get(listed)
 
 
-@pytest.mark.parametrize(
-    ("names", "content", "seed", "error", "message"),
-    [
+def test_bad_choices_of_labels(tmp_path):
+    path = tmp_path / "list.txt"
+    for names, content, seed, error, message in (
         (["toyscapes_train_10pct"], "x\n", 3, ConfigError, "SPLIT_FILE and S4M.SPLIT_SEED"),
         (["toyscapes_train", "coco_2017_train"], "x\n", 0, ConfigError, "toyscapes_train, coco_2"),
         (["toyscapes_train"], None, 3, ConfigError, "'toyscapes_train'"),
         (["toyscapes_train"], "", 0, DatasetError, "list.txt"),
         (["toyscapes_trian"], "x\n", 0, DatasetError, "'toyscapes_trian'"),
-    ],
-)
-def test_bad_choices_of_labels(tmp_path, names, content, seed, error, message):
-    path = tmp_path / "list.txt"
-    path.write_text(content or "")
-    with pytest.raises(error, match=message):
-        labeled_dataset_names(names, "" if content is None else str(path), seed)
+    ):
+        path.write_text(content or "")
+        with pytest.raises(error, match=message):
+            labeled_dataset_names(names, "" if content is None else str(path), seed)
 
 
 def test_doctests_of_splits():

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -61,28 +60,26 @@ def test_label_maps_are_redrawn_and_inputs_stay(root, capsys):
     assert problems(root) == {} and capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(
-    ("options", "window"),
-    [
+def test_options(root):
+    (root / "train.txt").write_text("c\na\n")
+    (root / "names.txt").write_text("background\none\ntwo\nthree\n")
+    cases = [
         (("--o-s-thresh", 0.66, "--o-p-thresh", 1), MASK),  # o_s is 4/6
         (("--o-s-thresh", 0.67, "--o-p-thresh", 1), CAM),
         (("--o-s-thresh", 0.67, "--o-p-thresh", 0.99), MASK),  # o_p is 1
-        (("--images", "images"), MASK),
-        (("--list", "train.txt"), MASK),
+        (("--images", root / "images"), MASK),
+        (("--list", root / "train.txt"), MASK),
         (("--preset", "coco", "--workers", 1), MASK),
         (("--num-classes", CLASS + 1), MASK),
-        (("--class-names", "names.txt"), MASK),
-    ],
-)
-def test_options(options, window, root):
-    (root / "train.txt").write_text("c\na\n")
-    (root / "names.txt").write_text("background\none\ntwo\nthree\n")
-    words = [root / word if (root / str(word)).exists() else word for word in options]
-    assert enhance(root, *words) == 0
-    names = "ac" if "--list" in options else "abc"
-    assert sorted(content(root / "out")) == [*(f"{name}.png" for name in names), "sepl.json"]
-    for name in names:
-        np.testing.assert_array_equal(label(root, name), drawn(window, CLASS))
+        (("--class-names", root / "names.txt"), MASK),
+    ]
+    for number, (words, window) in enumerate(cases):
+        output = f"out{number}"
+        assert enhance(root, *words, output=output) == 0
+        names = "ac" if "--list" in words else "abc"
+        assert sorted(content(root / output)) == [*(f"{name}.png" for name in names), "sepl.json"]
+        for name in names:
+            np.testing.assert_array_equal(label(root, name, output), drawn(window, CLASS))
 
 
 def test_pixels_that_no_mask_covers(root):
@@ -112,45 +109,27 @@ def test_pngs_of_masks_suffixes_arrays_and_scores(root):
         np.testing.assert_array_equal(label(root, name, "same"), drawn(window, CLASS))
 
 
-def test_labels_of_which_none_has_a_class(root, capsys):
-    save_labels(root / "cam", dict.fromkeys("ab", drawn(CAM, 255)))
-    assert enhance(root) == 0 and "warning" not in capsys.readouterr().err
-    save_labels(root / "cam", {"c": drawn(CAM, 255)})
-    assert enhance(root, "--overwrite") == 0 and "warning" in capsys.readouterr().err
-
-
-def turned(root):
+def turned(root, name):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.new("RGB", SIZE[::-1]).save(root / "images" / "b.png", exif=exif)
+    Image.new("RGB", SIZE[::-1]).save(root / "images" / f"{name}.png", exif=exif)
 
 
-BROKEN = {
-    "cut label": lambda r: (r / "cam/b.png").write_bytes((r / "cam/b.png").read_bytes()[:-20]),
-    "colors": lambda r: Image.new("RGB", SIZE[::-1], "red").save(r / "cam/b.png"),
-    "class beyond the count": lambda r: save_labels(r / "cam", {"b": drawn(CAM, 21)}),
-    "label of another size": lambda r: save_labels(r / "cam", {"b": drawn(CAM, 1, (8, 6))}),
-    "mask of another size": lambda r: save_masks(r / "masks", {"b": [drawn(MASK, size=(7, 8))]}),
-    "broken masks": lambda r: (r / "masks/b.json").write_text("[{"),
-    "masks twice": lambda r: (r / "masks/b").mkdir(),
-    "no masks": lambda r: (r / "masks/b.json").unlink(),
-    "no image": lambda r: (r / "images/b.png").unlink(),
-    "image of another size": lambda r: save_png(r / "images/b.png", np.zeros((9, 6, 3))),
-    "image that EXIF data turn": turned,
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_bad_image_is_named_and_the_others_go_on(case, root, capsys):
+def test_bad_images_are_named_and_the_others_go_on(root, capsys):
+    make_folders(root, "abcdefgh")
+    save_labels(root / "cam", {"b": drawn(CAM, 1, (8, 6))})
+    save_masks(root / "masks", {"d": [drawn(MASK, size=(7, 8))]})
+    (root / "masks/e").mkdir()
+    (root / "masks/f.json").unlink()
+    (root / "images/g.png").unlink()
+    turned(root, "h")
     images = ("--images", root / "images")
-    BROKEN[case](root)
     assert enhance(root, *images) == 1
-    assert list(problems(root)) == ["b"] and "\n  b: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert list(problems(root)) == [*"bdefgh"] and all(f"\n  {name}: " in said for name in "bdefgh")
     assert sorted(content(root / "out")) == ["a.png", "c.png", "sepl.json"]
-    np.testing.assert_array_equal(label(root, "c"), drawn(MASK, CLASS))
-    for path in (root / "masks").iterdir():
-        path.rmdir() if path.is_dir() else path.unlink()
-    make_folders(root)  # mended
+    (root / "masks/e").rmdir()
+    make_folders(root, "abcdefgh")  # mended
     assert enhance(root, *images) == 0 and enhance(root, *images, output="whole") == 0
     assert content(root / "out") == content(root / "whole")
 
@@ -177,22 +156,22 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
-def test_what_is_refused(words, root, capsys):
+def test_what_is_refused(root, capsys):
     (root / "empty").mkdir()
     (root / "file").touch()
     (root / "link").symlink_to(root / "cam")
     before = content(root)
     places = ("cam", "masks", "link", "images", "file", "empty", "none")
-    words = [root / w if w.split("/")[0] in places else w for w in words]
-    try:
-        status = sepl(*arguments(root, *words))
-    except SystemExit as ended:
-        status = ended.code
-    after = content(root)
-    after.pop("out/sepl.json", None)
-    assert after == before and status == (2 if words in REFUSED[-3:] else 1)
-    assert re.search("^(sepl )?error: |: error: ", capsys.readouterr().err, re.M)
+    for given in REFUSED:
+        words = [root / w if w.split("/")[0] in places else w for w in given]
+        try:
+            status = sepl(*arguments(root, *words))
+        except SystemExit as ended:
+            status = ended.code
+        after = content(root)
+        after.pop("out/sepl.json", None)
+        assert after == before and status == (2 if given in REFUSED[-3:] else 1), given
+        assert re.search("^(sepl )?error: |: error: ", capsys.readouterr().err, re.M)
 
 
 def test_finished_images_are_skipped_and_removed_ones_made_again(root, monkeypatch):
@@ -221,15 +200,17 @@ def test_other_settings_are_refused_until_overwriting(option, root, capsys):
     assert content(root / "out") == content(root / "new")
 
 
-@pytest.mark.parametrize("text", [None, "{", '{"settings": 1}'])
-def test_label_maps_of_unknown_settings_are_not_replaced(text, root):
-    save_png(root / "out" / "b.png", drawn(CAM))
-    if text is not None:
-        (root / "out" / "sepl.json").write_text(text)
-    before = content(root)
-    assert enhance(root) == 1 and content(root) == before
-    assert enhance(root, "--overwrite") == 0 and enhance(root, output="whole") == 0
-    assert content(root / "out") == content(root / "whole")
+def test_label_maps_of_unknown_settings_are_not_replaced(root):
+    assert enhance(root, output="whole") == 0
+    for text in (None, "{", '{"settings": 1}'):
+        save_png(root / "out" / "b.png", drawn(CAM))
+        (root / "out" / "sepl.json").unlink(missing_ok=True)
+        if text is not None:
+            (root / "out" / "sepl.json").write_text(text)
+        before = content(root)
+        assert enhance(root) == 1 and content(root) == before
+        assert enhance(root, "--overwrite") == 0
+        assert content(root / "out") == content(root / "whole")
 
 
 def test_a_killed_or_interrupted_run_is_continued(root, monkeypatch):
@@ -256,46 +237,6 @@ def test_a_killed_or_interrupted_run_is_continued(root, monkeypatch):
     monkeypatch.setattr(command, "enhance_files", interrupted)
     assert enhance(root) == 130
     monkeypatch.undo()
-    assert enhance(root) == 0 and enhance(root, output="whole") == 0
-    assert content(root / "out") == content(root / "whole")
-
-
-def children(pid: int) -> list[int]:
-    return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_until(condition) -> None:
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.05)
-
-
-@pytest.mark.parametrize("victim", ["the run", "a worker"])
-def test_processes_that_are_killed(victim, root, monkeypatch):
-    """One worker waits for a label that does not come, the other finishes the rest."""
-    (root / "cam" / "a.png").rename(root / "a.png")
-    os.mkfifo(root / "cam" / "a.png")
-    fork = multiprocessing.get_context("fork")  # spawned workers would import all of PyTorch first
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
-    run = fork.Process(target=lambda: os._exit(enhance(root, "--workers", 2)))
-    run.start()
-    wait_until(lambda: (root / "out/b.png").exists() and (root / "out/c.png").exists())
-    workers = children(run.pid)
-    assert len(workers) == 2
-    for pid in [run.pid] if victim == "the run" else workers:
-        os.kill(pid, signal.SIGKILL)
-    run.join(PATIENCE)
-    wait_until(lambda: not any(map(is_running, workers)))
-    assert run.exitcode == (-signal.SIGKILL if victim == "the run" else 1)
-    (root / "a.png").rename(root / "cam" / "a.png")
     assert enhance(root) == 0 and enhance(root, output="whole") == 0
     assert content(root / "out") == content(root / "whole")
 

@@ -92,20 +92,17 @@ def test_by_hand(case):
     assert literal_enhance(label, masks).tolist() == expected
 
 
-@pytest.mark.parametrize(
-    ("shared", "mask_area", "class_area", "selected"),
-    [
+def test_the_boundaries_of_the_shares_are_exact():
+    for shared, mask_area, class_area, selected in (
         (50, 100, 10_000, False),
         (51, 100, 10_000, True),
         (17, 10**9, 20, False),
         (18, 10**9, 20, True),
         (85, 10**9, 100, False),
         (8_500_001, 10**9, 10**7, True),
-    ],
-)
-def test_the_boundaries_of_the_shares_are_exact(shared, mask_area, class_area, selected):
-    values = torch.tensor([[shared]]), torch.tensor([mask_area]), torch.tensor([class_area])
-    assert assign_masks(*values)[2].tolist() == [selected]
+    ):
+        values = torch.tensor([[shared]]), torch.tensor([mask_area]), torch.tensor([class_area])
+        assert assign_masks(*values)[2].tolist() == [selected]
 
 
 @st.composite
@@ -188,25 +185,24 @@ def test_runs_of_length_0_are_as_if_they_were_not_there(keep_uncovered):
 
 
 TWO_MASKS = mask_rows("####......", "......####")
-BAD_INPUTS = {
-    "label of floats": (np.zeros((1, 10)), TWO_MASKS, {}, "float64"),
-    "label of three axes": (np.zeros((1, 1, 10), int), TWO_MASKS, {}, r"\(1, 1, 10\)"),
-    "label as a list": ([[0] * 10], TWO_MASKS, {}, "list"),
-    "negative class": (-row("1.........").astype(int), TWO_MASKS, {}, "-1"),
-    "masks of another size": (row("1....."), TWO_MASKS, {}, r"\(2, 1, 10\)"),
-    "masks of numbers": (row("1........."), TWO_MASKS.astype(np.uint8), {}, "uint8"),
-    "one mask without its axis": (row("1........."), TWO_MASKS[0], {}, r"\(1, 10\)"),
-    "RLE of another size": (row("1....."), encode(TWO_MASKS), {}, r"mask 0 .*\[1, 10\]"),
-    "cut RLE": (row("1..."), [{"size": [1, 4], "counts": "1"}], {}, "mask 0 "),
-    "RLE without counts": (row("1..."), [{"size": [1, 4]}], {}, "mask 0 .*counts"),
-    "a list of arrays": (row("1........."), list(TWO_MASKS), {}, "mask 0 .*ndarray"),
-    "threshold above 1": (row("1........."), TWO_MASKS, {"o_s_thresh": 1.5}, "o_s_thresh.*1.5"),
-    "threshold nan": (row("1........."), TWO_MASKS, {"o_p_thresh": np.nan}, "o_p_thresh.*nan"),
-}
+BAD_INPUTS = [
+    (np.zeros((1, 10)), TWO_MASKS, {}, "float64"),
+    (np.zeros((1, 1, 10), int), TWO_MASKS, {}, r"\(1, 1, 10\)"),
+    ([[0] * 10], TWO_MASKS, {}, "list"),
+    (-row("1.........").astype(int), TWO_MASKS, {}, "-1"),
+    (row("1....."), TWO_MASKS, {}, r"\(2, 1, 10\)"),
+    (row("1........."), TWO_MASKS.astype(np.uint8), {}, "uint8"),
+    (row("1........."), TWO_MASKS[0], {}, r"\(1, 10\)"),
+    (row("1....."), encode(TWO_MASKS), {}, r"mask 0 .*\[1, 10\]"),
+    (row("1..."), [{"size": [1, 4], "counts": "1"}], {}, "mask 0 "),
+    (row("1..."), [{"size": [1, 4]}], {}, "mask 0 .*counts"),
+    (row("1........."), list(TWO_MASKS), {}, "mask 0 .*ndarray"),
+    (row("1........."), TWO_MASKS, {"o_s_thresh": 1.5}, "o_s_thresh.*1.5"),
+    (row("1........."), TWO_MASKS, {"o_p_thresh": np.nan}, "o_p_thresh.*nan"),
+]
 
 
-@pytest.mark.parametrize("case", BAD_INPUTS)
-def test_bad_inputs_are_named(case):
-    label, masks, options, message = BAD_INPUTS[case]
-    with pytest.raises(InputError, match=message):
-        enhance(label, masks, **options)
+def test_bad_inputs_are_named():
+    for label, masks, options, message in BAD_INPUTS:
+        with pytest.raises(InputError, match=message):
+            enhance(label, masks, **options)

@@ -39,16 +39,6 @@ def test_classes_have_vocs_colors_over_a_faded_image_and_void_is_striped():
     assert is_stripe[4 * 81 :, 4 * 81 :].all() and not is_stripe[: 4 * 79].any()
 
 
-def test_a_mask_within_another_is_seen_whatever_their_order():
-    outer, inner = np.zeros((2, 120, 160), np.uint8)
-    outer[10:110, 10:150], inner[50:70, 60:100] = 1, 1
-    for masks in ([outer, inner], [inner, outer]):
-        drawn = draw_masks(gray(120, 160), [rle_of(mask) for mask in masks]).astype(int)
-        of_outer, of_inner = drawn[4 * 20, 4 * 20], drawn[4 * 60, 4 * 80]
-        assert np.abs(of_outer - of_inner).max() > 40 and np.abs(of_outer - FADED).max() > 40
-        assert (drawn[4 * 2, 4 * 2] == FADED).all()
-
-
 def test_the_legend_names_what_occurs_with_its_color():
     labels = [np.array([[0, 15]], np.uint8), np.array([[2, 255], [2, 0]], np.uint8)]
     entries = legend_entries(labels, [f"class {index}" for index in range(21)])
@@ -98,9 +88,8 @@ def visualize(folders, *words, truth=True):
     return sepl("visualize", *given, *words)
 
 
-@pytest.mark.parametrize(
-    ("words", "names"),
-    [
+def test_options_choose_the_images(folders, drawn):
+    for words, names in (
         ([], "abcde"),
         (["--best", 2], "ab"),
         (["--worst", 2], "de"),
@@ -108,13 +97,11 @@ def visualize(folders, *words, truth=True):
         (["--names", "e", "b", "e"], "eb"),
         (["--count", 2], "ac"),
         (["--count", 99], "abcde"),
-    ],
-)
-def test_options_choose_the_images(folders, drawn, words, names):
-    assert visualize(folders, *words) == 0
-    assert drawn["names"] == list(names)
-    if "a" in names:  # IoU of class 1 is 0, of background 20 / 40
-        assert drawn["titles"][0].endswith("25.0 → 100.0 (+75.0)")
+    ):
+        assert visualize(folders, *words) == 0
+        assert drawn["names"] == list(names)
+        if "a" in names:  # IoU of class 1 is 0, of background 20 / 40
+            assert drawn["titles"][0].endswith("25.0 → 100.0 (+75.0)")
 
 
 def test_without_a_ground_truth_images_are_evenly_spaced(folders, drawn):
@@ -139,36 +126,25 @@ def test_every_picture_stands_in_its_column(folders, drawn):
         np.testing.assert_array_equal(picture, other)
 
 
-DAMAGES = {
-    "no image": lambda f: (f / "images/b.png").unlink(),
-    "cut image": lambda f: (f / "images/b.png").write_bytes(b"\x89PNG"),
-    "image size": lambda f: save_png(f / "images/b.png", np.zeros((24, 50, 3))),
-    "class": lambda f: save_labels(f / "cam", {"b": label(4, 99)}),
-    "masks": lambda f: save_masks(f / "sepl" / "masks", {"b": [np.zeros((5, 5))]}),
-}
+def test_images_that_cannot_be_drawn_are_named_and_the_others_are_drawn(folders, drawn, capsys):
+    (folders / "images/b.png").write_bytes(b"\x89PNG")
+    save_png(folders / "images/d.png", np.zeros((24, 50, 3)))
+    save_masks(folders / "sepl" / "masks", {"e": [np.zeros((5, 5))]})
+    assert visualize(folders) == 1
+    assert drawn["names"] == ["a", "c"]
+    said = capsys.readouterr().err
+    assert all(f"\n  {name}: " in said for name in "bde")
+    save_labels(folders / "cam", {"a": label(4, 99)})
+    assert visualize(folders, "--best", 1) == 1 and drawn["names"] == ["c"]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_an_image_that_cannot_be_drawn_is_named_and_the_others_are_drawn(
-    folders, drawn, capsys, damage
-):
-    DAMAGES[damage](folders)
-    assert visualize(folders, "--names", "a", "b", "c") == 1
-    assert drawn["names"] == ["a", "c"] and "\n  b: " in capsys.readouterr().err
-    if damage == "class":
-        assert visualize(folders, "--best", 2) == 1 and drawn["names"] == ["a", "c"]
-
-
-@pytest.mark.parametrize(
-    ("words", "truth"),
-    [
+def test_what_leaves_nothing_to_draw_or_contradicts_is_refused(folders, capsys):
+    for words, truth in (
         (["--best", 1, "--count", 2], True),
         (["--names", "a", "--worst", 2], True),
         (["--best", 1], False),
         (["--best", 0, "--worst", 0], True),
         (["--names", "nowhere"], True),
-    ],
-)
-def test_what_leaves_nothing_to_draw_or_contradicts_is_refused(folders, capsys, words, truth):
-    assert visualize(folders, *words, truth=truth) == 1
-    assert "error: " in capsys.readouterr().err and not (folders / "out").exists()
+    ):
+        assert visualize(folders, *words, truth=truth) == 1
+        assert "error: " in capsys.readouterr().err and not (folders / "out").exists()
