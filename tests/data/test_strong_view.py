@@ -8,6 +8,7 @@ from data_scenes import scene
 from detectron2.config import get_cfg
 from hypothesis import given
 from hypothesis import strategies as st
+from seeds import seeded
 from torchvision.transforms import functional as F
 
 from s4m_d2.config import add_s4m_config
@@ -39,7 +40,7 @@ def test_the_strong_view_is_a_function_of_the_seed():
     before = image.clone()
     assert not torch.equal(strong_view(jitter_prob=1)(image), strong_view(jitter_prob=1)(image))
     global_state = torch.random.get_rng_state()
-    outputs = [view(image, torch.Generator().manual_seed(seed)) for seed in (*SEEDS, *SEEDS)]
+    outputs = [view(image, seeded(seed)) for seed in (*SEEDS, *SEEDS)]
     assert torch.equal(torch.random.get_rng_state(), global_state)
     assert torch.equal(image, before)
     for first, second in zip(outputs[: len(SEEDS)], outputs[len(SEEDS) :], strict=True):
@@ -53,7 +54,7 @@ def test_the_strong_view_always_draws_as_often(seed):
     image = image_tensor()
     states = []
     for probability in (0.0, 1.0):
-        generator = torch.Generator().manual_seed(seed)
+        generator = seeded(seed)
         strong_view(jitter_prob=probability, grayscale_prob=probability, blur_prob=probability)(
             image, generator
         )
@@ -98,10 +99,6 @@ def literally(image, generator):
         kernel = [2 * min(reach, side - 1) + 1 for side in (image.shape[2], image.shape[1])]
         image = F.gaussian_blur(image, kernel, [sigma, sigma])
     return image
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def noise(size, seed):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from seeds import seeded
 
 from s4m_d2 import structures, transfers
 from s4m_d2.data import StrongView
@@ -29,7 +30,7 @@ class RandomTeacher:
         logits, masks = [], []
         for image in images:
             name = int(image[0, 0, 0])
-            generator = torch.Generator().manual_seed(name)
+            generator = seeded(name)
             of_image = torch.zeros(QUERIES, CLASSES + 1)
             of_image[:, 3 if name == 1 else name % CLASSES] = 9.0
             of_image[QUERIES - 1] = 0.0  # not confident
@@ -83,10 +84,6 @@ def samples(indices):
         seeds = sample_seeds(0, "unlabeled", i)
         result.append({"image": image, "image_weak": weak, "seeds": seeds})
     return result
-
-
-def seeded(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def labeling(refined=True, random_placement=False, device="cpu", arp=True):

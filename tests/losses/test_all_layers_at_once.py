@@ -3,11 +3,11 @@
 import pytest
 import torch
 from layer_by_layer import NO_OBJECT_WEIGHT, WEIGHTS, layer_losses
+from seeds import generators
 from torch.profiler import ProfilerActivity, profile
 
 from s4m_d2.errors import InputError
 from s4m_d2.losses import HungarianMatcher, SetCriterion, mask_losses, matcher
-from s4m_d2.losses.structural_distillation import sample_query_points
 from s4m_d2.transfers import TO_HOST
 
 CLASSES, QUERIES, LAYERS, POINTS = 3, 5, 3, 40
@@ -61,10 +61,6 @@ def make_target(count, seed=0):
 
 def make_targets(*counts):
     return [make_target(count, seed) for seed, count in enumerate(counts)]
-
-
-def generators(count, device="cpu"):
-    return [torch.Generator(device).manual_seed(seed) for seed in range(count)]
 
 
 def evaluate(layers, targets, criterion=None):
@@ -123,14 +119,6 @@ def test_the_host_waits_once_for_all_images_and_layers(counts, waits):
     assert "aten::grid_sampler_2d" in names or not any(counts)
 
 
-def test_query_points_of_distillation_wait_for_nothing():
-    masks = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(0)) > 0.8
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        sample_query_points(masks, (18, 30), 16, 8, torch.Generator().manual_seed(0))
-    names = {event.name for event in profiled.events()}
-    assert "aten::topk" in names and not WAITING & names
-
-
 @pytest.mark.gpu
 def test_a_gpu_is_waited_for_in_the_matcher_only(monkeypatch):
     """PyTorch itself raises where the host would wait."""
@@ -147,10 +135,10 @@ def test_a_gpu_is_waited_for_in_the_matcher_only(monkeypatch):
     layers = [{k: v.cuda().requires_grad_() for k, v in x.items()} for x in make_layers(2)]
     targets = [{k: v.cuda() for k, v in target.items()} for target in make_targets(3, 7)]
     criterion, outputs = make_criterion().cuda(), {**layers[0], "aux_outputs": layers[1:]}
-    sum(criterion(outputs, targets, generators(2, "cuda")).values()).backward()
+    sum(criterion(outputs, targets, generators(2, device="cuda")).values()).backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        sum(criterion(outputs, targets, generators(2, "cuda")).values()).backward()
+        sum(criterion(outputs, targets, generators(2, device="cuda")).values()).backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -104,14 +104,11 @@ def test_half_precision_outputs_give_float32_losses_under_autocast():
         torch.testing.assert_close(loss, expected[name])
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "key"),
-    [
+def test_impossible_sampling_options_are_refused_by_key():
+    for option, value, key in (
         ("num_points", 0, "TRAIN_NUM_POINTS"),
         ("oversample_ratio", 0.5, "OVERSAMPLE_RATIO"),
         ("importance_ratio", 1.5, "IMPORTANCE_SAMPLE_RATIO"),
-    ],
-)
-def test_impossible_sampling_options_are_refused_by_key(option, value, key):
-    with pytest.raises(ConfigError, match=f"MODEL.MASK_FORMER.{key}"):
-        make_criterion(**{option: value})
+    ):
+        with pytest.raises(ConfigError, match=f"MODEL.MASK_FORMER.{key}"):
+            make_criterion(**{option: value})

@@ -2,12 +2,9 @@
 
 import torch
 from scipy.stats import chisquare, kstest
+from seeds import seeded
 
 from s4m_d2.losses.structural_distillation import sample_query_points
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def draw_pixels(masks, size, num_points, num_foreground, seed=0):

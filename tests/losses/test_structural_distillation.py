@@ -4,16 +4,13 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from literal_distillation import CHANNELS, RandomSam
+from seeds import seeded
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.losses import StructuralDistillation, build_distillation
 
 SIDE = 6
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def make_batch(sizes, padded_size, seed=0):
@@ -67,39 +64,33 @@ def test_autocast_does_not_change_the_arithmetic():
     torch.testing.assert_close(mixed.detach(), plain, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("max_prompts", [1, 5, 1000])
-def test_chunks_of_prompts_bound_the_memory_and_change_nothing(max_prompts):
+def test_chunks_of_prompts_bound_the_memory_and_change_nothing():
     sizes = [(16, 32), (32, 20)]
     batch = make_batch(sizes, (32, 32))
-    whole, chunked = RandomSam(SIDE, pads=True), RandomSam(SIDE, pads=True)
-    generators = [[seeded(0), seeded(1)] for _ in range(2)]
-    expected = StructuralDistillation(backend=whole, num_points=11)(*batch, generators[0])
-    loss_fn = StructuralDistillation(backend=chunked, num_points=11, max_prompts=max_prompts)
-    torch.testing.assert_close(loss_fn(*batch, generators[1]), expected)
-    assert chunked.largest_call <= max(max_prompts, len(sizes))
+    whole = StructuralDistillation(backend=RandomSam(SIDE, pads=True), num_points=11)
+    expected = whole(*batch, [seeded(0), seeded(1)])
+    for max_prompts in (1, 5):
+        chunked = RandomSam(SIDE, pads=True)
+        loss_fn = StructuralDistillation(backend=chunked, num_points=11, max_prompts=max_prompts)
+        torch.testing.assert_close(loss_fn(*batch, [seeded(0), seeded(1)]), expected)
+        assert chunked.largest_call <= max(max_prompts, len(sizes))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda batch: batch[2].append((1, 1)), "same images"),
-        (lambda batch: batch[3].__setitem__(0, torch.ones(1, 8, 8).bool()), "image 0"),
-    ],
-)
-def test_disagreeing_inputs_are_named(change, message):
-    batch = list(make_batch([(24, 24)], (24, 24)))
-    change(batch)
-    with pytest.raises(InputError, match=message):
-        StructuralDistillation(backend=RandomSam(SIDE, pads=False))(*batch)
-
-
-@pytest.mark.parametrize(
-    "argument",
-    [{"num_points": 0}, {"foreground_fraction": 1.5}, {"huber_delta": 0.0}, {"max_prompts": 0}],
-)
-def test_arguments_out_of_range_are_named(argument):
-    with pytest.raises(InputError, match=next(iter(argument))):
-        StructuralDistillation(backend=None, **argument)
+def test_arguments_that_cannot_be_are_named():
+    features, images, sizes, masks = make_batch([(24, 24)], (24, 24))
+    loss_fn = StructuralDistillation(backend=RandomSam(SIDE, pads=False))
+    with pytest.raises(InputError, match="same images"):
+        loss_fn(features, images, [*sizes, (1, 1)], masks)
+    with pytest.raises(InputError, match="image 0"):
+        loss_fn(features, images, sizes, [torch.ones(1, 8, 8).bool()])
+    for name, value in {
+        "num_points": 0,
+        "foreground_fraction": 1.5,
+        "huber_delta": 0.0,
+        "max_prompts": 0,
+    }.items():
+        with pytest.raises(InputError, match=name):
+            StructuralDistillation(backend=None, **{name: value})
 
 
 def test_the_config_selects_and_parametrizes_the_loss():

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from arp_batches import generators, labels_of, rectangle, seeded
 from detectron2.config import get_cfg
+from hand_made import labels_of, rectangle
+from seeds import generators, seeded
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError, InputError
@@ -68,53 +69,40 @@ def test_scales_and_positions_are_uniform_and_inside_the_frame():
     assert (torch.corrcoef(draws) - torch.eye(3)).abs().max() < 0.05, "drawn independently"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_arguments_that_cannot_be_are_named():
+    for arguments, message in (
         ({"min_area": -1}, "MIN_AREA_FRACTION"),
         ({"min_area": 1, "pair_fraction": 0.6}, "PAIR_FRACTION"),
         ({"min_area": 1, "pair_fraction": 0.0}, "PAIR_FRACTION"),
         ({"min_area": 1, "scale_range": (1.2, 0.8)}, "SCALE_RANGE"),
         ({"min_area": 1, "scale_range": (0.0, 0.8)}, "SCALE_RANGE"),
-    ],
-)
-def test_arguments_out_of_range_are_named(arguments, message):
-    with pytest.raises(InputError, match=message):
-        ARP(**arguments)
-
-
-def test_disagreeing_inputs_are_named():
+    ):
+        with pytest.raises(InputError, match=message):
+            ARP(**arguments)
     labels = [PseudoLabels.empty((4, 4)), PseudoLabels.empty((4, 5))]
     images = [torch.zeros(3, 4, 4)] * 2
-    with pytest.raises(InputError, match=r"image 1 is \(3, 4, 4\)"):
+    with pytest.raises(InputError, match="image 1"):
         ARP(min_area=1)(images, labels)
-    with pytest.raises(InputError, match="2 images need as many labels"):
+    with pytest.raises(InputError, match="2 images"):
         ARP(min_area=1)(images, labels[:1])
 
 
-@pytest.mark.parametrize(
-    ("mapper", "area"), [("mask_former_instance", 512 * 1024), ("coco_instance_lsj", 640**2)]
-)
-def test_the_config_gives_the_minimum_area_of_the_training_crop(mapper, area):
+def test_the_config_gives_the_minimum_area_of_the_training_crop():
     cfg = get_cfg()
     add_s4m_config(cfg)
-    cfg.INPUT.DATASET_MAPPER_NAME = mapper
+    with pytest.raises(ConfigError, match="INPUT.CROP"):
+        ARP(cfg)  # has no size in pixels
     cfg.INPUT.IMAGE_SIZE = 640
     cfg.INPUT.CROP.ENABLED = True
     cfg.INPUT.CROP.TYPE = "absolute"
     cfg.INPUT.CROP.SIZE = [512, 1024]
     cfg.S4M.ARP.MIN_AREA_FRACTION = 0.01
     cfg.S4M.ARP.RANDOM_PLACEMENT = True
-    arp = ARP(cfg)
-    assert arp.min_area == pytest.approx(0.01 * area)
-    assert arp.random_placement and arp.scale_range == (0.8, 1.2)
-
-
-def test_a_crop_without_a_size_in_pixels_is_refused():
-    cfg = get_cfg()
-    add_s4m_config(cfg)
-    with pytest.raises(ConfigError, match="INPUT.CROP"):
-        ARP(cfg)
+    for mapper, area in (("mask_former_instance", 512 * 1024), ("coco_instance_lsj", 640**2)):
+        cfg.INPUT.DATASET_MAPPER_NAME = mapper
+        arp = ARP(cfg)
+        assert arp.min_area == pytest.approx(0.01 * area)
+        assert arp.random_placement and arp.scale_range == (0.8, 1.2)
 
 
 def test_owners_are_counted_through_parts_without_masks():

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from arp_batches import generators, seeded
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from seeds import generators, seeded
 from torch import Generator, Tensor
 
 from s4m_d2.semi.arp import ARP

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import torch
-from arp_batches import rectangle, seeded
+from hand_made import rectangle
 from hypothesis import given
 from hypothesis import strategies as st
+from seeds import seeded
 
 from s4m_d2.semi.duplicates import drop_duplicates
 from s4m_d2.structures import PseudoLabels

@@ -88,53 +88,29 @@ def test_the_teacher_takes_no_gradients_and_is_no_submodule():
     assert teacher.weight.grad_fn is None and owner_student.weight.requires_grad
 
 
-def renamed():
+def changed(change):
     student = Model(2.0)
-    student.renamed = student.weight
-    del student.weight
+    change(student)
     return student
 
 
-def resized():
-    student = Model(2.0)
-    student.part[1] = nn.BatchNorm1d(3)
-    return student
-
-
-def half():
-    return Model(2.0).half()
-
-
-def extended():
-    student = Model(2.0)
-    student.extra = nn.Parameter(torch.zeros(1))
-    return student
-
-
-@pytest.mark.parametrize(
-    ("make_student", "message"),
-    [
-        (renamed, "the teacher has 'weight', the student has not"),
-        (lambda: nn.Sequential(Model(2.0)), "the teacher has 'weight', the student has not"),
-        (resized, r"'part.1.weight' is \(2,\).* but \(3,\)"),
-        (extended, "the student has 'extra', the teacher has not"),
-        (half, r"'weight' is \(2,\) torch.float32 .* \(2,\) torch.float16"),
-    ],
-)
 @pytest.mark.parametrize("operation", ["copy_from", "update"])
-def test_another_architecture_is_refused_before_anything_changes(make_student, message, operation):
+def test_another_architecture_is_refused_before_anything_changes(operation):
     teacher = Model(1.0)
     ema = EMATeacher(teacher, decay=0.5)
     before = values(teacher)
-    with pytest.raises(InputError, match=message):
-        getattr(ema, operation)(make_student())
-    assert all(torch.equal(before[name], value) for name, value in values(teacher).items())
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.1])
-def test_decay_out_of_range_is_refused(decay):
-    with pytest.raises(InputError, match="S4M.EMA_DECAY"):
-        EMATeacher(Model(1.0), decay)
+    for student, named in (
+        (nn.Sequential(Model(2.0)), "'weight'"),
+        (changed(lambda s: setattr(s.part, "1", nn.BatchNorm1d(3))), r"'part.1.weight' is \(2,\)"),
+        (changed(lambda s: s.register_buffer("extra", torch.zeros(1))), "'extra'"),
+        (Model(2.0).half(), r"'weight' is .*float16"),
+    ):
+        with pytest.raises(InputError, match=named):
+            getattr(ema, operation)(student)
+        assert all(torch.equal(before[name], value) for name, value in values(teacher).items())
+    for decay in (-0.1, 1.1):
+        with pytest.raises(InputError, match="S4M.EMA_DECAY"):
+            EMATeacher(Model(1.0), decay)
 
 
 def test_a_shared_tensor_moves_once():

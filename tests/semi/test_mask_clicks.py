@@ -6,27 +6,17 @@ from itertools import permutations
 
 import pytest
 import torch
+from hand_made import make_selection
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
+from seeds import seeded
 from torch import Tensor
 
 from s4m_d2.semi import mask_points
 from s4m_d2.semi.mask_points import sample_mask_points, sample_points_in_batch
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.structures import PseudoLabels
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def make_selection(mask_logits: Tensor, content_size=None, mask_thresh=0.0) -> Selection:
-    count, height, width = mask_logits.shape
-    labels = PseudoLabels(
-        torch.arange(count) + 10, mask_logits > mask_thresh, torch.linspace(0.7, 1.0, count)
-    )
-    return Selection(labels, mask_logits, content_size or (height, width), {"kept": count})
 
 
 def pixels_of(points: Tensor, content_size) -> Tensor:

@@ -6,11 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectron2.config import get_cfg
+from hand_made import make_selection
+from seeds import seeded
 from torch import Tensor
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.semi.refinement import (
     MASKS_AT_ONCE,
     PointRefiner,
@@ -18,7 +19,6 @@ from s4m_d2.semi.refinement import (
     build_refiner,
     teacher_masks,
 )
-from s4m_d2.structures import PseudoLabels
 
 LOW_RES = 8
 
@@ -65,18 +65,6 @@ class FakeBackend:
     def upscale(self, mask_logits, image_size):
         self.largest_upscale = max(self.largest_upscale, len(mask_logits))
         return F.interpolate(mask_logits[:, None], image_size, mode="nearest")[:, 0]
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def make_selection(mask_logits: Tensor, content_size=None, mask_thresh=0.0) -> Selection:
-    count, height, width = mask_logits.shape
-    labels = PseudoLabels(
-        torch.arange(count) + 10, mask_logits > mask_thresh, torch.linspace(0.7, 1.0, count)
-    )
-    return Selection(labels, mask_logits, content_size or (height, width), {"kept": count})
 
 
 def blobs(count: int, size=(6, 9), seed=0) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from seeds import seeded
 from torch import Tensor
 
 from s4m_d2.sam import EncodedImages, PromptOutput
@@ -129,10 +130,6 @@ def refine_literally(
             label, score = selection.labels.labels[index], selection.labels.scores[index]
             instances.append(Instance(int(label), float(score), values))
     return Expected(instances, ious, fallbacks, margin)
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def smooth(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from seeds import seeded
 
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.sam.tiny import build_tiny_toyscapes
@@ -13,10 +14,6 @@ from s4m_d2.semi.refinement import PointRefiner
 SIZES = [(80, 160), (128, 72), (64, 128)]  # their contents fill whole cells of the grid
 PADDED = (128, 160)
 STRIDE = 4
-
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="module")
