@@ -95,18 +95,15 @@ def test_objects_that_do_not_fit_are_no_damage(tmp_path):
         resume(tmp_path)
 
 
-LOST = [None, b"", bytes(17), b"\xff\xfe\xfd"]
-
-
-@pytest.mark.parametrize("content", LOST)
-def test_without_the_tag_the_newest_complete_checkpoint_is_taken(tmp_path, content):
+def test_without_the_tag_the_newest_complete_checkpoint_is_taken(tmp_path):
     save(tmp_path, 1, 3, 5)
     truncate(tmp_path / "model_0000005.pth")
-    (tmp_path / "last_checkpoint").unlink()
-    if content is not None:
-        (tmp_path / "last_checkpoint").write_bytes(content)
-    assert checkpointer(tmp_path).has_checkpoint()
-    assert resume(tmp_path) == 3
+    for content in (None, b"", bytes(17), b"\xff\xfe\xfd"):
+        (tmp_path / "last_checkpoint").unlink(missing_ok=True)
+        if content is not None:
+            (tmp_path / "last_checkpoint").write_bytes(content)
+        assert checkpointer(tmp_path).has_checkpoint()
+        assert resume(tmp_path) == 3
 
 
 def test_an_older_checkpoint_that_the_user_tagged_is_taken_and_those_before_it_follow(tmp_path):
@@ -210,18 +207,18 @@ def test_a_process_killed_while_it_saves_leaves_something_to_continue(tmp_path, 
     assert checkpoints(tmp_path) == [name(last), name(7)]
 
 
-@pytest.mark.parametrize(
-    ("keep", "left"), [(0, (1, 3, 5, 7)), (1, (7,)), (2, (5, 7)), (9, (1, 3, 5, 7))]
-)
-def test_the_newest_checkpoints_and_the_final_one_are_kept(tmp_path, keep, left):
-    (tmp_path / "model_export.pth").touch()  # not a name of ours
-    save(tmp_path, 1, 3, 5, 7, keep=keep)
-    checkpointer(tmp_path, 7, keep=keep).save("model_final", iteration=7)
-    assert checkpoints(tmp_path) == [*map(name, left), "model_export", "model_final"]
-    modes = [(tmp_path / f"model_{file}.pth").stat().st_mode for file in ("final", "export")]
-    assert modes[0] == modes[1], "of the user's umask"
-    save(tmp_path, 9, keep=keep)  # a longer SOLVER.MAX_ITER
-    assert "model_final" in checkpoints(tmp_path) and name(9) in checkpoints(tmp_path)
+def test_the_newest_checkpoints_and_the_final_one_are_kept(tmp_path):
+    for keep, left in ((0, (1, 3, 5, 7)), (1, (7,)), (2, (5, 7)), (9, (1, 3, 5, 7))):
+        folder = tmp_path / f"{keep}"
+        folder.mkdir()
+        (folder / "model_export.pth").touch()  # not a name of ours
+        save(folder, 1, 3, 5, 7, keep=keep)
+        checkpointer(folder, 7, keep=keep).save("model_final", iteration=7)
+        assert checkpoints(folder) == [*map(name, left), "model_export", "model_final"]
+        modes = [(folder / f"model_{file}.pth").stat().st_mode for file in ("final", "export")]
+        assert modes[0] == modes[1], "of the user's umask"
+        save(folder, 9, keep=keep)  # a longer SOLVER.MAX_ITER
+        assert "model_final" in checkpoints(folder) and name(9) in checkpoints(folder)
 
 
 def test_a_damaged_checkpoint_goes_before_a_complete_one(tmp_path):
@@ -271,30 +268,28 @@ def test_a_final_checkpoint_and_its_note(tmp_path, monkeypatch):
     assert final_iterations(str(tmp_path)) == 0 and resume(tmp_path) == 5
 
 
-@pytest.mark.parametrize(
-    ("done", "results", "asked", "expected"),
-    [
-        (0, None, 8, (False, False)),
-        (8, None, 8, (False, True)),  # killed before its evaluation
-        (8, '{"iterations": 4}', 8, (False, True)),  # killed within it
-        (8, '{"iterations": 8', 8, (False, True)),
-        (8, '{"iterations": 8}', 8, (True, True)),
-        (8, '{"iterations": 8}', 7, (True, True)),
-        (8, '{"iterations": 8}', 9, (False, False)),  # longer than it was
-    ],
-)
-def test_a_stage_is_finished_when_it_is_saved_and_evaluated(
-    tmp_path, done, results, asked, expected
-):
+def test_a_stage_is_finished_when_it_is_saved_and_evaluated(tmp_path):
     """``expected``: with a data set to evaluate on, and without."""
-    if done:
-        checkpointer(tmp_path).save("model_final", iteration=done - 1)
-    if results is not None:
-        (tmp_path / "results.json").write_text(results)
-    for test, finished in zip((("some",), ()), expected, strict=True):
-        cfg = SimpleNamespace(
-            OUTPUT_DIR=str(tmp_path),
-            SOLVER=SimpleNamespace(MAX_ITER=asked),
-            DATASETS=SimpleNamespace(TEST=test),
-        )
-        assert stage_is_finished(cfg) is finished
+    for number, (done, results, asked, expected) in enumerate(
+        [
+            (0, None, 8, (False, False)),
+            (8, None, 8, (False, True)),  # killed before its evaluation
+            (8, '{"iterations": 4}', 8, (False, True)),  # killed within it
+            (8, '{"iterations": 8', 8, (False, True)),
+            (8, '{"iterations": 8}', 8, (True, True)),
+            (8, '{"iterations": 8}', 7, (True, True)),
+            (8, '{"iterations": 8}', 9, (False, False)),  # longer than it was
+        ]
+    ):
+        folder = tmp_path / f"{number}"
+        if done:
+            checkpointer(folder).save("model_final", iteration=done - 1)
+        if results is not None:
+            (folder / "results.json").write_text(results)
+        for test, finished in zip((("some",), ()), expected, strict=True):
+            cfg = SimpleNamespace(
+                OUTPUT_DIR=str(folder),
+                SOLVER=SimpleNamespace(MAX_ITER=asked),
+                DATASETS=SimpleNamespace(TEST=test),
+            )
+            assert stage_is_finished(cfg) is finished

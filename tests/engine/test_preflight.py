@@ -15,102 +15,78 @@ def test_a_sound_config_passes():
     check_config(config({"SOLVER.IMS_PER_BATCH": 12}), num_processes=4)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("S4M.PSEUDO_LABEL.MASK_THRESH", -0.1),
-        ("S4M.PSEUDO_LABEL.SCORE_THRESH", "1e999"),
-        ("S4M.EMA_DECAY", 1.0),
-        ("S4M.REFINE.SEPL.O_S_THRESH", 2.0),
-        ("S4M.QUALITY.SIZE_LIMITS", (9, 4)),
-        ("S4M.BURN_IN", 1001),
-        ("S4M.BURN_IN", -1),
-        ("S4M.ARP.PAIR_FRACTION", 0.75),
-        ("S4M.ARP.SCALE_RANGE", "(1.2, 0.8)"),
-        ("INPUT.CROP.ENABLED", False),  # of which ARP's smallest area is a share
-        ("INPUT.MIN_SCALE", 3.0),
-        ("MODEL.MASK_FORMER.NHEADS", 7),
-        ("S4M.STRONG_VIEW.JITTER", "(0.4, 0.4, 0.4)"),
-        ("S4M.STRONG_VIEW.JITTER", "(0.4, 0.4, 0.4, 0.6)"),
-        ("S4M.STRONG_VIEW.BLUR_SIGMA", "(2.0, 0.1)"),
-        ("S4M.FIGURES.WHAT", "('labels',)"),
-        ("SOLVER.IMS_PER_BATCH", -2),
-        ("S4M.UNLABELED_IMS_PER_BATCH", 5),
-        ("S4M.TEACHER.IMS_PER_BATCH", 7),
-        ("S4M.SAM.BACKEND", "sam3"),
-        ("S4M.UNLABELED_MAPPER", "Mapper"),
-        ("S4M.UNLABELED_SAMPLER", "Random"),
-        ("MODEL.META_ARCHITECTURE", "MaskFormer"),
-        ("S4M.EVAL", "all"),
-        ("S4M.STAGE", "first"),
-        ("S4M.STAGE", "student"),  # without a teacher
-        ("SOLVER.OPTIMIZER", "ADAM"),
-        ("INPUT.RANDOM_FLIP", "diagonal"),
-        ("INPUT.FORMAT", "L"),
-        ("DATASETS.TRAIN", ()),
-        ("DATASETS.UNLABELED", ()),
-        ("DATASETS.TEST", ("preflight_labeled",)),
-        ("DATASETS.TEST", ("preflight_unlabeled",)),
-    ],
-)
-def test_settings_that_cannot_work_are_named(key, value):
-    with pytest.raises(S4MError) as refused:
-        check_config(config({key: value}), num_processes=2)
-    assert key.removesuffix(".ENABLED") in str(refused.value)
+WRONG = [
+    ("S4M.PSEUDO_LABEL.MASK_THRESH", -0.1),
+    ("S4M.PSEUDO_LABEL.SCORE_THRESH", "1e999"),
+    ("S4M.EMA_DECAY", 1.0),
+    ("S4M.REFINE.SEPL.O_S_THRESH", 2.0),
+    ("S4M.QUALITY.SIZE_LIMITS", (9, 4)),
+    ("S4M.BURN_IN", 1001),
+    ("S4M.BURN_IN", -1),
+    ("S4M.ARP.PAIR_FRACTION", 0.75),
+    ("S4M.ARP.SCALE_RANGE", "(1.2, 0.8)"),
+    ("INPUT.CROP.ENABLED", False),  # of which ARP's smallest area is a share
+    ("INPUT.MIN_SCALE", 3.0),
+    ("MODEL.MASK_FORMER.NHEADS", 7),
+    ("S4M.STRONG_VIEW.JITTER", "(0.4, 0.4, 0.4)"),
+    ("S4M.STRONG_VIEW.JITTER", "(0.4, 0.4, 0.4, 0.6)"),
+    ("S4M.STRONG_VIEW.BLUR_SIGMA", "(2.0, 0.1)"),
+    ("S4M.FIGURES.WHAT", "('labels',)"),
+    ("SOLVER.IMS_PER_BATCH", -2),
+    ("S4M.UNLABELED_IMS_PER_BATCH", 5),
+    ("S4M.TEACHER.IMS_PER_BATCH", 7),
+    ("S4M.SAM.BACKEND", "sam3"),
+    ("S4M.UNLABELED_MAPPER", "Mapper"),
+    ("S4M.UNLABELED_SAMPLER", "Random"),
+    ("MODEL.META_ARCHITECTURE", "MaskFormer"),
+    ("S4M.EVAL", "all"),
+    ("S4M.STAGE", "first"),
+    ("S4M.STAGE", "student"),  # without a teacher
+    ("SOLVER.OPTIMIZER", "ADAM"),
+    ("INPUT.RANDOM_FLIP", "diagonal"),
+    ("INPUT.FORMAT", "L"),
+    ("DATASETS.TRAIN", ()),
+    ("DATASETS.UNLABELED", ()),
+    ("DATASETS.TEST", ("preflight_labeled",)),
+    ("DATASETS.TEST", ("preflight_unlabeled",)),
+]
 
 
-def test_stage_1_alone_needs_something_to_train():
-    changes = {"S4M.STAGE": "teacher", "S4M.TEACHER_WEIGHTS": "t.pth"}
-    with pytest.raises(ConfigError, match="S4M.TEACHER_WEIGHTS is 't.pth'"):
-        check_config(config(changes))
+def test_settings_that_cannot_work_are_named():
+    for key, value in WRONG:
+        with pytest.raises(S4MError) as refused:
+            check_config(config({key: value}), num_processes=2)
+        assert key.removesuffix(".ENABLED") in str(refused.value), value
 
 
-def test_stage_1_alone_needs_neither_unlabeled_images_nor_a_burn_in():
+def test_stage_1_alone_needs_something_to_train_and_no_unlabeled_images():
     changes = {"S4M.STAGE": "teacher", "DATASETS.UNLABELED": (), "S4M.BURN_IN": 10**6}
     check_config(config(changes), num_processes=1)
+    with pytest.raises(ConfigError, match="S4M.TEACHER_WEIGHTS is 't.pth'"):
+        check_config(config(changes | {"S4M.TEACHER_WEIGHTS": "t.pth"}))
 
 
-@pytest.mark.parametrize(
-    ("changes", "needed"),
-    [
-        ({}, True),
-        ({"S4M.REFINE.ENABLED": False}, True),
-        ({"S4M.DISTILL.ENABLED": False}, True),
-        ({"S4M.REFINE.ENABLED": False, "S4M.DISTILL.ENABLED": False}, False),
-        ({"S4M.STAGE": "teacher", "S4M.DISTILL.ENABLED": False}, False),
-    ],
-)
-def test_sams_weights_must_exist_where_they_are_needed(changes, needed):
-    changes = {
-        "S4M.SAM.BACKEND": "segment_anything",
-        "S4M.SAM.CHECKPOINT": "nowhere/sam_vit_l.pth",
-        **changes,
-    }
-    if not needed:
-        check_config(config(changes), num_processes=1)
-        return
-    with pytest.raises(WeightsError, match=r"'nowhere/sam_vit_l\.pth'.*github"):
-        check_config(config(changes), num_processes=1)
-    check_config(config(changes), eval_only=True)
-
-
-def test_sam2_is_checked_by_its_own_names():
-    changes = {"S4M.SAM.BACKEND": "sam2", "S4M.SAM.CHECKPOINT": "nowhere/sam2.pt"}
+def test_sams_weights_must_exist_where_they_are_needed():
+    sam = {"S4M.SAM.BACKEND": "segment_anything", "S4M.SAM.CHECKPOINT": "nowhere/sam_vit_l.pth"}
+    no_refinement, no_distillation = {"S4M.REFINE.ENABLED": False}, {"S4M.DISTILL.ENABLED": False}
+    for changes in ({}, no_refinement, no_distillation):
+        with pytest.raises(WeightsError, match=r"'nowhere/sam_vit_l\.pth'"):
+            check_config(config(sam | changes), num_processes=1)
+    check_config(config(sam), eval_only=True)
+    for changes in (no_refinement | no_distillation, no_distillation | {"S4M.STAGE": "teacher"}):
+        check_config(config(sam | changes), num_processes=1)
+    sam = {"S4M.SAM.BACKEND": "sam2", "S4M.SAM.CHECKPOINT": "nowhere/sam2.pt"}
     with pytest.raises(ConfigError, match=r"MODEL_TYPE is 'vit_l'.* hiera_t"):
-        check_config(config(changes), num_processes=1)
-    changes["S4M.SAM.MODEL_TYPE"] = "hiera_l"
+        check_config(config(sam), num_processes=1)
     with pytest.raises(WeightsError, match=r"'nowhere/sam2\.pt'.*sam2_hiera_large"):
-        check_config(config(changes), num_processes=1)
+        check_config(config(sam | {"S4M.SAM.MODEL_TYPE": "hiera_l"}), num_processes=1)
 
 
-def test_evaluation_needs_a_test_set():
+def test_an_evaluation_needs_a_test_set_and_a_device_has_to_be_there(monkeypatch):
     with pytest.raises(ConfigError, match=r"DATASETS\.TEST"):
         check_config(config({"DATASETS.TEST": ()}), eval_only=True)
-
-
-def test_a_gpu_that_is_not_there(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match=r"MODEL\.DEVICE cpu"):
+    with pytest.raises(ConfigError, match=r"MODEL\.DEVICE"):
         check_config(config({"MODEL.DEVICE": "cuda"}), num_processes=1)
 
 
@@ -125,15 +101,11 @@ def test_an_old_run_is_not_written_over(tmp_path):
 
 
 def test_the_file_comes_before_the_overrides_and_the_config_is_frozen(tmp_path):
-    base = tmp_path / "base.yaml"
-    base.write_text("VERSION: 2\nS4M:\n  BURN_IN: 1\n  EMA_DECAY: 0.5\n")
+    (tmp_path / "base.yaml").write_text("VERSION: 2\nS4M:\n  BURN_IN: 1\n  EMA_DECAY: 0.5\n")
     file = tmp_path / "config.yaml"
     file.write_text("_BASE_: base.yaml\nS4M:\n  BURN_IN: 2\n")
     cfg = load_config(str(file), ["S4M.UNSUP_LOSS_WEIGHT", "3.0"])
     assert (cfg.S4M.BURN_IN, cfg.S4M.EMA_DECAY, cfg.S4M.UNSUP_LOSS_WEIGHT) == (2, 0.5, 3.0)
     assert cfg.is_frozen()
-
-
-def test_a_key_in_the_wrong_section_is_found_by_its_last_word():
-    with pytest.raises(ConfigError, match=r"S4M\.PSEUDO_LABEL\.SCORE_THRESH\?"):
-        load_config("", ["S4M.SCORE_THRESH", "0.5"])
+    with pytest.raises(ConfigError, match=r"S4M\.PSEUDO_LABEL\.SCORE_THRESH"):
+        load_config("", ["S4M.SCORE_THRESH", "0.5"])  # found by its last word

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from s4m_d2.engine.checks.findings import Finding, PreflightReport, raise_all
+from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.engine.checks.preflight import preflight
 from s4m_d2.errors import ConfigError, DatasetError
 
@@ -12,23 +12,6 @@ from .own_runs import TOYSCAPES, train_net
 
 def statuses(report):
     return {finding.item: finding.status for finding in report.findings}
-
-
-def test_the_table_and_then_every_problem_with_its_number():
-    report = PreflightReport(
-        (
-            Finding("data", "3 images"),
-            Finding("SAM", "x.pth", (ConfigError("A is wrong. Do B."),), ("C is odd.",)),
-            Finding("disk", "full", (DatasetError("D is wrong. Do E."),)),
-        )
-    )
-    lines = str(report).splitlines()
-    assert [line.split()[-1] for line in lines[2:5]] == ["ok", "error", "error"]
-    assert lines[5:] == [
-        "1. Error: A is wrong. Do B.",
-        "2. Error: D is wrong. Do E.",
-        "3. Warning: C is odd.",
-    ]
 
 
 def test_one_error_is_raised_as_it_is_and_several_together():

@@ -84,19 +84,16 @@ def test_estimates_of_both_stages_against_what_they_write_and_hold(small_config)
         assert stage_memory(cfg, stage, model, None) == held_bytes(trainer)
 
 
-@pytest.mark.parametrize(
-    ("stage", "optimizer", "processes", "expected"),
-    [
+def test_memory_by_hand(small_config):
+    for stage, optimizer, processes, expected in (
         # weights 12 + 5 + 2, gradients 12, optimizer 2 x 12
         ("teacher", "ADAMW", 1, 4 * (19 + 12 + 24)),
         ("teacher", "SGD", 1, 4 * (19 + 12 + 12)),
         ("teacher", "ADAMW", 2, 4 * (19 + 24 + 24)),
         ("student", "ADAMW", 1, 4 * (19 + 12 + 24 + 19)),
-    ],
-)
-def test_memory_by_hand(small_config, stage, optimizer, processes, expected):
-    cfg = small_config(SOLVER__OPTIMIZER=optimizer)
-    assert stage_memory(cfg, stage, Tiny(), None, processes) == expected
+    ):
+        cfg = small_config(SOLVER__OPTIMIZER=optimizer)
+        assert stage_memory(cfg, stage, Tiny(), None, processes) == expected
 
 
 def test_sam_counts_in_the_stages_that_consult_it(small_config):
@@ -105,34 +102,30 @@ def test_sam_counts_in_the_stages_that_consult_it(small_config):
     assert extra == [sam_bytes(sam), 0]
 
 
-@pytest.mark.parametrize(
-    ("max_iter", "period", "keep", "expected"),
-    [(10, 3, 0, 4), (10, 5, 0, 3), (10, 20, 0, 1), (10, 3, 2, 3), (10, 3, 9, 4)],
-)
-def test_how_many_checkpoints_stay(small_config, max_iter, period, keep, expected):
+def test_how_many_checkpoints_stay(small_config):
     """The first: after 3, 6, 9, and the last."""
-    cfg = small_config(
-        SOLVER__MAX_ITER=max_iter, SOLVER__CHECKPOINT_PERIOD=period, SOLVER__CHECKPOINT_KEEP=keep
-    )
-    assert kept_checkpoints(cfg) == expected
+    for end, period, keep, expected in (
+        (10, 3, 0, 4), (10, 5, 0, 3), (10, 20, 0, 1), (10, 3, 2, 3), (10, 3, 9, 4)
+    ):  # fmt: skip
+        solver = {"MAX_ITER": end, "CHECKPOINT_PERIOD": period, "CHECKPOINT_KEEP": keep}
+        cfg = small_config(**{f"SOLVER__{key}": value for key, value in solver.items()})
+        assert kept_checkpoints(cfg) == expected
 
 
-@pytest.mark.parametrize(
-    ("free", "there", "status"),
-    [(0.9, 0, "error"), (1.1, 0, "warning"), (3.9, 0, "warning"), (4.1, 0, "ok"), (2.5, 2, "ok")],
-)
-def test_one_checkpoint_must_fit_and_all_to_come_should(
-    small_config, monkeypatch, tmp_path, free, there, status
-):
+def test_one_checkpoint_must_fit_and_all_to_come_should(small_config, monkeypatch, tmp_path):
     """Free space in checkpoints, of which stage 1 keeps 3 + 1; some are there already."""
     cfg = small_config(S4M__STAGE="teacher", S4M__TEACHER__MAX_ITER=7, SOLVER__CHECKPOINT_PERIOD=2)
     size = checkpoint_bytes(cfg, "teacher", Tiny())
-    usage = DiskUsage(0, 0, int(free * size))
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     (tmp_path / "run" / "teacher").mkdir(parents=True)
-    for number in range(there):
-        (tmp_path / "run" / "teacher" / f"model_{number:07d}.pth").write_bytes(bytes(size))
-    assert disk_finding(cfg, Tiny(), ["teacher"]).status == status
+    for free, there, status in (
+        (0.9, 0, "error"), (1.1, 0, "warning"), (3.9, 0, "warning"), (4.1, 0, "ok"), (2.5, 2, "ok")
+    ):  # fmt: skip
+        usage = DiskUsage(0, 0, int(free * size))
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder, usage=usage: usage)
+        for number in range(there):
+            path = tmp_path / "run" / "teacher" / f"model_{number:07d}.pth"
+            path.write_bytes(bytes(size))
+        assert disk_finding(cfg, Tiny(), ["teacher"]).status == status
 
 
 @pytest.mark.parametrize(("processes", "status"), [(1, "ok"), (2, "warning")])

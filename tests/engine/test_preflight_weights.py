@@ -75,25 +75,21 @@ def test_a_model_that_computes_with_values_while_it_is_built(small_config):
     assert shapes(blueprint) == shapes(nn.ModuleDict({"part": nn.Linear(2, 3)}))
 
 
-@pytest.mark.parametrize(
-    ("item", "key", "value"),
-    [
-        ("model", "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 0),
-        ("model", "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True),
-        ("model", "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "FPN"),
-        ("SAM", "S4M.SAM.MAX_IMAGES", -1),
-        ("SAM", "S4M.SAM.PRECISION", "half"),
-        ("SAM", "S4M.DISTILL.NAME", "none"),
-        ("SAM", "S4M.DISTILL.HUBER_DELTA", 0.0),
-        ("SAM", "S4M.REFINE.METHOD", "boxes"),
-        ("SAM", "S4M.REFINE.NUM_POINTS", 0),
-    ],
-)
-def test_what_a_constructor_refuses_is_an_error_of_its_line(small_config, item, key, value):
-    check = model_finding if item == "model" else sam_finding
-    built, line = check(small_config(**{key.replace(".", "__"): value}))
-    (error,) = line.errors
-    assert built is None and key in str(error)
+def test_what_a_constructor_refuses_is_an_error_of_its_line(small_config):
+    for check, key, value in (
+        (model_finding, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 0),
+        (model_finding, "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True),
+        (model_finding, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "FPN"),
+        (sam_finding, "S4M.SAM.MAX_IMAGES", -1),
+        (sam_finding, "S4M.SAM.PRECISION", "half"),
+        (sam_finding, "S4M.DISTILL.NAME", "none"),
+        (sam_finding, "S4M.DISTILL.HUBER_DELTA", 0.0),
+        (sam_finding, "S4M.REFINE.METHOD", "boxes"),
+        (sam_finding, "S4M.REFINE.NUM_POINTS", 0),
+    ):
+        built, line = check(small_config(**{key.replace(".", "__"): value}))
+        (error,) = line.errors
+        assert built is None and key in str(error)
 
 
 @pytest.mark.parametrize("dropped", ["", "criterion.empty_weight", "backbone.stem.conv1.weight"])

@@ -89,23 +89,21 @@ def test_distillation_that_a_model_does_not_have_is_never_skipped_silently(
     assert isinstance(S4MTrainer.build_model(cfg), OnlyLosses)
 
 
-@pytest.mark.parametrize(
-    ("losses", "named"),
-    [
+def test_the_training_step_names_losses_that_cannot_be_summed():
+    for losses, named in (
         (torch.zeros(()), "Tensor"),
         ({"loss_a": torch.zeros(()), "loss_b": torch.zeros(3)}, r"'loss_b' .* \(3,\)"),
         ({"loss_a": 1.0}, "'loss_a' of .* float"),
-    ],
-)
-def test_the_training_step_names_losses_that_cannot_be_summed(losses, named):
-    student = OnlyLosses()
-    student.weight = nn.Parameter(torch.zeros(()))
-    student.forward = lambda batch: losses
-    views = SimpleNamespace(student_batch=[], stats={})
-    parts = (student, [([], [])], torch.optim.SGD(student.parameters()), BadSteps(0, "unused", 0))
-    step = StudentStep(*parts, labeling=lambda batch: views, unsup_loss_weight=2.0)
-    with pytest.raises(InputError, match=f"OnlyLosses.forward returned .*{named}"):
-        step.run_step()
+    ):
+        student = OnlyLosses()
+        student.weight = nn.Parameter(torch.zeros(()))
+        student.forward = lambda batch, losses=losses: losses
+        views = SimpleNamespace(student_batch=[], stats={})
+        optimizer = torch.optim.SGD(student.parameters())
+        parts = (student, [([], [])], optimizer, BadSteps(0, "unused", 0))
+        step = StudentStep(*parts, labeling=lambda batch, views=views: views, unsup_loss_weight=2.0)
+        with pytest.raises(InputError, match=f"OnlyLosses.forward returned .*{named}"):
+            step.run_step()
 
 
 def predictions(**changes):
@@ -131,23 +129,23 @@ def test_sound_predictions_pass_as_lists_and_as_tensors():
 LOGITS, MASKS = predictions()["pred_logits"], predictions()["pred_masks"]
 
 
-@pytest.mark.parametrize(
-    ("broken", "named"),
-    [
+def test_each_defect_of_predictions_is_named():
+    for broken, named in (
         (None, "pred_logits and pred_masks and image_sizes and padded_size"),
         ({"pred_logits": LOGITS[0]}, "pred_masks"),
-        (predictions(pred_masks=MASKS[:1]), "pred_masks are of 1 images"),
+        (predictions(pred_masks=MASKS[:1]), "pred_masks"),
         (predictions(pred_logits=LOGITS[::-1]), r"image 0, .*\(1, 4\) .* \(2, 8"),
         (predictions(pred_logits=[x[0] for x in LOGITS]), r"\(Q, K \+ 1\)"),
         (predictions(pred_logits=[x[:, :3] for x in LOGITS]), "3 classes; expected 4"),
         (predictions(pred_masks=[x > 0 for x in MASKS]), "torch.bool"),
         (predictions(image_sizes=SIZES[::-1]), r"image 0, .*\(24, 48\)"),
         (predictions(padded_size=(32, 60)), r"\(32, 60\)"),
-    ],
-)
-def test_each_defect_of_predictions_is_named(broken, named):
-    with pytest.raises(InputError, match=f"OnlyLosses.predict_queries: .*{named}"):
-        check_predictions(broken, SIZES, OnlyLosses(), CLASSES)
+    ):
+        with pytest.raises(InputError, match=f"OnlyLosses.predict_queries: .*{named}"):
+            check_predictions(broken, SIZES, OnlyLosses(), CLASSES)
+    teacher = SimpleNamespace(predict_queries=lambda batch: predictions())
+    with pytest.raises(InputError, match="have 4 classes; expected 9"):
+        pseudo_labels(teacher, num_classes=8)
 
 
 def pseudo_labels(teacher, num_classes=CLASSES):
@@ -176,9 +174,3 @@ def test_images_may_have_different_numbers_of_queries_and_resolutions(half):
         assert labels.labels.tolist() == [1]
         assert torch.equal(labels.masks[0], frame[:height, :width])
     assert views.stats["pseudo_labels/dropped_no_object"] == pytest.approx(1 / 3)
-
-
-def test_pseudo_labeling_checks_what_the_teacher_predicts():
-    teacher = SimpleNamespace(predict_queries=lambda batch: predictions())
-    with pytest.raises(InputError, match="have 4 classes; expected 9"):
-        pseudo_labels(teacher, num_classes=8)

@@ -44,9 +44,8 @@ def warnings(caplog):
     return run
 
 
-@pytest.mark.parametrize(
-    ("counts", "options", "expected"),
-    [
+def test_one_warning_for_each_time_outside_long_enough(warnings):
+    for counts, options, expected in (
         ([1.0] * 20 + [20.0] * 20, {}, 0),  # the band's ends belong to it
         ([0.5] * (ITERATIONS - 1) + [5.0], {}, 0),
         ([0.5] * 50, {}, 1),  # once an excursion
@@ -55,13 +54,14 @@ def warnings(caplog):
         (([0.5] * (ITERATIONS - 1) + [5.0]) * 3, {}, 0),  # not in a row
         ([0.5, None] * (ITERATIONS - 1), {}, 0),  # an old value is not counted twice
         ([0.5, None] * ITERATIONS, {}, 1),
-        ([0.0, 9.0] * 100, {"smoothing": 20}, 0),  # the mean is inside, half of the values are not
+        ([0.0, 9.0] * 100, {"smoothing": 20}, 0),  # the mean is inside, half of them are not
         ([0.0, 9.0] * 100, {"iterations": 1}, 100),
         ([0.0] * 50, {"iterations": 0}, 0),
-    ],
-)
-def test_one_warning_for_each_time_outside_long_enough(warnings, counts, options, expected):
-    assert len(warnings(counts, hook(**options))) == expected
+    ):
+        assert len(warnings(counts, hook(**options))) == expected
+    for band in ((), (1.0,), (5.0, 1.0), (-1.0, 5.0)):
+        with pytest.raises(ConfigError, match="S4M.PSEUDO_LABEL.COUNT_BAND"):
+            PseudoLabelCountHook(band, 5)
 
 
 def test_a_continued_run_warns_where_the_unbroken_one_does(warnings):
@@ -73,9 +73,3 @@ def test_a_continued_run_warns_where_the_unbroken_one_does(warnings):
         told = warnings(counts[:stop], first)
         second.load_state_dict(first.state_dict())
         assert told + warnings(counts, second, start=stop) == whole
-
-
-@pytest.mark.parametrize("band", [(), (1.0,), (5.0, 1.0), (-1.0, 5.0)])
-def test_a_band_that_is_none_is_refused(band):
-    with pytest.raises(ConfigError, match="S4M.PSEUDO_LABEL.COUNT_BAND is"):
-        PseudoLabelCountHook(band, 5)

@@ -62,26 +62,21 @@ def wrapped(error):
         return outer
 
 
-@pytest.mark.parametrize(
-    ("error", "kind", "named"),
-    [
+def test_what_users_can_mend_ends_in_one_message_and_bugs_keep_their_traceback():
+    for error, kind, named in (
         (OSError(errno.ENOSPC, "No space left", "m.json"), OutputError, "m.json"),
         (wrapped(OSError(errno.ENOSPC, "No space")), OutputError, "No space"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal"), WorkerError, "pid 7"),
         (RuntimeError("[gloo] Connection closed by peer [::1]"), WorkerError, "--resume"),
         (DatasetError("a.json is cut."), DatasetError, "a.json"),
-    ],
-)
-def test_what_users_can_mend_ends_in_one_message(error, kind, named):
-    with pytest.raises(SystemExit) as ended, plain_endings("[rank 1] "):
-        raise error
-    assert ended.value.code.startswith(f"[rank 1] {kind.__name__}: ") and named in ended.value.code
-
-
-@pytest.mark.parametrize("bug", [RuntimeError("shapes differ"), KeyError("x"), OSError("odd")])
-def test_bugs_keep_their_traceback(bug):
-    with pytest.raises(type(bug)), plain_endings():
-        raise bug
+    ):
+        with pytest.raises(SystemExit) as ended, plain_endings("[rank 1] "):
+            raise error
+        assert ended.value.code.startswith(f"[rank 1] {kind.__name__}: ")
+        assert named in ended.value.code
+    for bug in (RuntimeError("shapes differ"), KeyError("x"), OSError("odd")):
+        with pytest.raises(type(bug)), plain_endings():
+            raise bug
 
 
 def test_ctrl_c_has_its_exit_status(capsys):
