@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "s4m_d2"
 LITE = ROOT / "detectron2_lite" / "detectron2"
@@ -75,28 +73,11 @@ MAY_USE_GLOBAL_RANDOMNESS = {
     ("tools/train_tiny_sam.py", "torch.manual_seed"),
 }
 
-TORCH_DRAWS = {
-    "bernoulli",
-    "multinomial",
-    "normal",
-    "poisson",
-    "rand",
-    "rand_like",
-    "randint",
-    "randint_like",
-    "randn",
-    "randn_like",
-    "randperm",
-}
-TENSOR_DRAWS = {
-    "bernoulli",
-    "bernoulli_",
-    "exponential_",
-    "multinomial",
-    "normal_",
-    "random_",
-    "uniform_",
-}
+TORCH_DRAWS = set(
+    "bernoulli multinomial normal poisson rand rand_like randint randint_like randn randn_like "
+    "randperm".split()
+)
+TENSOR_DRAWS = set("bernoulli bernoulli_ exponential_ multinomial normal_ random_ uniform_".split())
 NUMPY_OWN_GENERATORS = {"Generator", "SeedSequence", "PCG64", "Philox", "default_rng"}
 
 
@@ -262,9 +243,8 @@ def test_the_list_of_exceptions_has_no_dead_entries():
     assert used >= MAY_USE_GLOBAL_RANDOMNESS
 
 
-@pytest.mark.parametrize(
-    ("code", "expected"),
-    [
+def test_the_check_of_draws_tells_global_from_own():
+    for code, expected in (
         ("torch.rand(3)", True),
         ("torch.rand(3, generator=g)", False),
         ("torch.rand_like(x)", True),
@@ -280,8 +260,6 @@ def test_the_list_of_exceptions_has_no_dead_entries():
         ("rng.random(3)", False),
         ("random.random()", True),
         ("random.Random(0)", False),
-    ],
-)
-def test_the_check_of_draws_tells_global_from_own(code, expected):
-    call = ast.parse(code, mode="eval").body
-    assert global_draw(ast.unparse(call.func), call) is expected
+    ):
+        call = ast.parse(code, mode="eval").body
+        assert global_draw(ast.unparse(call.func), call) is expected

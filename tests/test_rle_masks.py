@@ -36,21 +36,12 @@ def test_iteration_and_integers_give_the_masks():
         masks[4]
 
 
-@pytest.mark.parametrize(
-    "index",
-    [
-        slice(1, 3),
-        slice(0, 0),
-        [3, 0, 0],
-        torch.tensor([2, 1]),
-        torch.tensor([True, False, False, True]),
-    ],
-    ids=["slice", "nothing", "list", "indices", "mask"],
-)
-def test_other_indices_give_encoded_masks(index):
-    chosen = encoded()[index]
-    assert isinstance(chosen, RLEMasks) and chosen.image_size == (HEIGHT, WIDTH)
-    assert np.array_equal(np.asarray(chosen), DENSE[index].numpy())
+def test_other_indices_give_encoded_masks():
+    some = torch.tensor([True, False, False, True])
+    for index in (slice(1, 3), slice(0, 0), [3, 0, 0], torch.tensor([2, 1]), some):
+        chosen = encoded()[index]
+        assert isinstance(chosen, RLEMasks) and chosen.image_size == (HEIGHT, WIDTH)
+        assert np.array_equal(np.asarray(chosen), DENSE[index].numpy())
 
 
 def test_as_an_array():

@@ -23,31 +23,27 @@ def make_labels() -> PseudoLabels:
     return PseudoLabels(torch.tensor([5, 0, 2]), masks, torch.tensor([0.9, 0.8, 0.7]))
 
 
-@pytest.mark.parametrize(
-    ("labels", "masks", "scores", "message"),
-    [
-        (torch.zeros(2).long(), torch.zeros(2, 3, 3), torch.zeros(2), "masks must be"),
-        (torch.zeros(2).long(), torch.zeros(2, 3).bool(), torch.zeros(2), "masks must be"),
-        (torch.zeros(2).int(), torch.zeros(2, 3, 3).bool(), torch.zeros(2), "labels must be int64"),
-        (torch.zeros(2).long(), torch.zeros(2, 3, 3).bool(), torch.zeros(2).long(), "floating"),
-        (torch.zeros(1).long(), torch.zeros(2, 3, 3).bool(), torch.zeros(2), "2 masks need"),
-        (torch.zeros(2).long(), torch.zeros(2, 3, 3).bool(), torch.zeros(2, 1), "2 masks need"),
-    ],
-)
-def test_disagreeing_parts_are_refused(labels, masks, scores, message):
-    with pytest.raises(InputError, match=message):
-        PseudoLabels(labels, masks, scores)
+def test_disagreeing_parts_are_refused():
+    two, flat, ones = torch.zeros(2).long(), torch.zeros(2, 3, 3).bool(), torch.ones(2)
+    for labels, masks, scores, message in (
+        (two, flat.float(), ones, "masks must be"),
+        (two, flat[0], ones, "masks must be"),
+        (two.int(), flat, ones, "labels must be int64"),
+        (two, flat, two, "floating"),
+        (two[:1], flat, ones, "2 masks need"),
+        (two, flat, ones[:, None], "2 masks need"),
+    ):
+        with pytest.raises(InputError, match=message):
+            PseudoLabels(labels, masks, scores)
 
 
-@pytest.mark.parametrize(
-    "index", [torch.tensor([True, False, True]), torch.tensor([0, 2]), slice(0, 3, 2)]
-)
-def test_indexing_keeps_labels_masks_and_scores_aligned(index):
-    labels = make_labels()
-    kept = labels[index]
-    assert kept.labels.tolist() == [5, 2]
-    assert torch.equal(kept.masks, labels.masks[[0, 2]])
-    assert torch.equal(kept.scores, labels.scores[[0, 2]])
+def test_indexing_keeps_labels_masks_and_scores_aligned():
+    for index in (torch.tensor([True, False, True]), torch.tensor([0, 2]), slice(0, 3, 2)):
+        labels = make_labels()
+        kept = labels[index]
+        assert kept.labels.tolist() == [5, 2]
+        assert torch.equal(kept.masks, labels.masks[[0, 2]])
+        assert torch.equal(kept.scores, labels.scores[[0, 2]])
 
 
 def test_empty_has_a_frame_but_no_instances():

@@ -56,15 +56,14 @@ REFUSED = {  # file name, content, what the message says of it
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("row", REFUSED)
-def test_damaged_and_foreign_files_are_refused_and_named(tmp_path, row):
-    name, content, says = REFUSED[row]
-    path = tmp_path / name
-    path.write_bytes(content)
-    record = {"file_name": str(path), "annotations": []}
-    for read in (labeled(), unlabeled(), lambda r: read_image(r["file_name"], "BGR")):
-        with one_error(DatasetError, f"{path} ", says):
-            read(record)
+def test_damaged_and_foreign_files_are_refused_and_named(tmp_path):
+    for name, content, says in REFUSED.values():
+        path = tmp_path / name
+        path.write_bytes(content)
+        record = {"file_name": str(path), "annotations": []}
+        for read in (labeled(), unlabeled(), lambda r: read_image(r["file_name"], "BGR")):
+            with one_error(DatasetError, f"{path} ", says):
+                read(record)
 
 
 def folder_named_like_an_image(folder):
@@ -132,31 +131,31 @@ def test_of_an_animation_the_first_frame_is_read(tmp_path):
     assert (read_image(str(path), "RGB") == RED).all()
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "XMP"])
-def test_exif_orientation_turns_the_image_and_the_masks_fit_it(tmp_path, orientation, kind):
-    """Annotations are in the frame of the upright image, as in Detectron2."""
-    undo = (  # what a viewer turns
-        lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1, ::-1], lambda x: x[::-1],
-        lambda x: x.swapaxes(0, 1), lambda x: x.swapaxes(0, 1)[::-1],
-        lambda x: x[::-1, ::-1].swapaxes(0, 1), lambda x: x.swapaxes(0, 1)[:, ::-1],
-    )  # fmt: skip
-    exif, text = Image.Exif(), PngImagePlugin.PngInfo()
-    exif[ExifTags.Base.Orientation] = orientation
-    text.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
-    options = {"JPEG": {"exif": exif, "quality": 100}, "PNG": {"exif": exif}}
-    path = tmp_path / ("a.jpg" if kind == "JPEG" else "a.png")
-    stored = np.ascontiguousarray(undo[orientation - 1](scene()))
-    save(path, stored, **options.get(kind, {"pnginfo": text}))
-    record = {
-        "file_name": str(path), "height": HEIGHT, "width": WIDTH,
-        "annotations": [{"category_id": 0, "segmentation": [BOX_POLYGON]}],
-    }  # fmt: skip
-    sample = labeled()(record)
-    red = sample["image"].permute(1, 2, 0).numpy()[..., 0] > 128
-    assert image_size(str(path)) == (HEIGHT, WIDTH)
-    assert np.array_equal(sample["instances"].gt_masks.tensor[0].numpy(), mask())
-    assert (red != mask()).mean() < (0.05 if kind == "JPEG" else 1e-9)
+def test_exif_orientation_turns_the_image_and_the_masks_fit_it(tmp_path, kind):
+    for orientation in range(1, 9):
+        """Annotations are in the frame of the upright image, as in Detectron2."""
+        undo = (  # what a viewer turns
+            lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1, ::-1], lambda x: x[::-1],
+            lambda x: x.swapaxes(0, 1), lambda x: x.swapaxes(0, 1)[::-1],
+            lambda x: x[::-1, ::-1].swapaxes(0, 1), lambda x: x.swapaxes(0, 1)[:, ::-1],
+        )  # fmt: skip
+        exif, text = Image.Exif(), PngImagePlugin.PngInfo()
+        exif[ExifTags.Base.Orientation] = orientation
+        text.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
+        options = {"JPEG": {"exif": exif, "quality": 100}, "PNG": {"exif": exif}}
+        path = tmp_path / ("a.jpg" if kind == "JPEG" else "a.png")
+        stored = np.ascontiguousarray(undo[orientation - 1](scene()))
+        save(path, stored, **options.get(kind, {"pnginfo": text}))
+        record = {
+            "file_name": str(path), "height": HEIGHT, "width": WIDTH,
+            "annotations": [{"category_id": 0, "segmentation": [BOX_POLYGON]}],
+        }  # fmt: skip
+        sample = labeled()(record)
+        red = sample["image"].permute(1, 2, 0).numpy()[..., 0] > 128
+        assert image_size(str(path)) == (HEIGHT, WIDTH)
+        assert np.array_equal(sample["instances"].gt_masks.tensor[0].numpy(), mask())
+        assert (red != mask()).mean() < (0.05 if kind == "JPEG" else 1e-9)
 
 
 def test_annotations_of_an_image_as_stored_name_its_exif_orientation(tmp_path):
@@ -184,13 +183,13 @@ GEOMETRIES = {
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("size", [(1, 1), (1, 3), (2, 1), (7, 1)])
-def test_tiny_images_are_augmented(tmp_path, geometry, size):
-    path = save(tmp_path / "a.png", np.full((*size, 3), 9, dtype=np.uint8))
-    for seed in range(20):
-        record = {"file_name": str(path), "seeds": {"augment": seed}}
-        image = unlabeled(GEOMETRIES[geometry])(record)["image"]
-        assert image.shape[0] == 3 and image.numel() and (image == 9).all()
+def test_tiny_images_are_augmented(tmp_path, geometry):
+    for size in ((1, 1), (1, 3), (2, 1), (7, 1)):
+        path = save(tmp_path / "a.png", np.full((*size, 3), 9, dtype=np.uint8))
+        for seed in range(20):
+            record = {"file_name": str(path), "seeds": {"augment": seed}}
+            image = unlabeled(GEOMETRIES[geometry])(record)["image"]
+            assert image.shape[0] == 3 and image.numel() and (image == 9).all()
 
 
 @pytest.mark.parametrize(

@@ -60,33 +60,29 @@ SIZES = [
 
 
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize(
-    ("rle_masks", "dtype", "masks_in_chunk"),
-    [
+def test_chunked_and_encoded_masks_are_those_of_the_definition(monkeypatch, sizes):
+    for rle_masks, dtype, masks_in_chunk in (
         (False, torch.float32, 1),
         (True, torch.float16, 3),
-        (False, torch.float16, 1000),
         (True, torch.float32, 1000),
-    ],
-)
-def test_chunked_and_encoded_masks_are_those_of_the_definition(
-    monkeypatch, rle_masks, dtype, sizes, masks_in_chunk
-):
-    logits, masks = random_queries(30, (8, 16), dtype)
-    given = logits.clone(), masks.clone()
-    area = max(np.prod(sizes["padded_size"]), np.prod(sizes["output_size"]))
-    monkeypatch.setattr(inference, "CHUNK_PIXELS", int(area) * masks_in_chunk)
-    result = instance_inference(logits, masks, max_instances=20, rle_masks=rle_masks, **sizes)
-    scores, classes, expected = whole_inference(logits, masks, max_instances=20, **sizes)
-    assert not expected.flatten(1).any(1).all()
-    # The last bit of a sigmoid depends on where in memory, to a vector register, its number is.
-    torch.testing.assert_close(result.scores, scores, rtol=1e-6, atol=0)
-    assert torch.equal(result.pred_classes, classes)
-    assert np.array_equal(np.asarray(result.pred_masks), expected.numpy())
-    boxes = [mask.nonzero() for mask in expected]
-    boxes = [[*b.amin(0).flip(0), *(b.amax(0).flip(0) + 1)] if len(b) else [0] * 4 for b in boxes]
-    assert torch.equal(result.pred_boxes.tensor, torch.tensor(boxes).float())
-    assert torch.equal(logits, given[0]) and torch.equal(masks, given[1])
+    ):
+        logits, masks = random_queries(30, (8, 16), dtype)
+        given = logits.clone(), masks.clone()
+        area = max(np.prod(sizes["padded_size"]), np.prod(sizes["output_size"]))
+        monkeypatch.setattr(inference, "CHUNK_PIXELS", int(area) * masks_in_chunk)
+        result = instance_inference(logits, masks, max_instances=20, rle_masks=rle_masks, **sizes)
+        scores, classes, expected = whole_inference(logits, masks, max_instances=20, **sizes)
+        assert not expected.flatten(1).any(1).all()
+        # The last bit of a sigmoid depends on where in memory, to a vector register, its number is.
+        torch.testing.assert_close(result.scores, scores, rtol=1e-6, atol=0)
+        assert torch.equal(result.pred_classes, classes)
+        assert np.array_equal(np.asarray(result.pred_masks), expected.numpy())
+        boxes = [mask.nonzero() for mask in expected]
+        boxes = [
+            [*b.amin(0).flip(0), *(b.amax(0).flip(0) + 1)] if len(b) else [0] * 4 for b in boxes
+        ]
+        assert torch.equal(result.pred_boxes.tensor, torch.tensor(boxes).float())
+        assert torch.equal(logits, given[0]) and torch.equal(masks, given[1])
 
 
 def large_queries(count):

@@ -49,12 +49,12 @@ def test_values_that_are_not_finite_are_crosses_at_the_top(bad):
     ElementTree.fromstring(text.replace("xlink:", ""))
 
 
-@pytest.mark.parametrize("value", [0.0, -3.0, 1e-12, 1e38, -1e38])
-def test_constant_and_extreme_values_stay_in_the_picture(value):
-    svg = Chart("t", "u", [Line("a", curve(value, value))], from_zero=False).svg()
-    tags = ElementTree.fromstring(svg.replace("xlink:", "")).iter("use")
-    ys = [float(e.get("y")) for e in tags if "c0" in e.get("style", "")]
-    assert len(ys) == 2 and all(30 <= y <= 210 for y in ys)
+def test_constant_and_extreme_values_stay_in_the_picture():
+    for value in (0.0, -3.0, 1e-12, 1e38, -1e38):
+        svg = Chart("t", "u", [Line("a", curve(value, value))], from_zero=False).svg()
+        tags = ElementTree.fromstring(svg.replace("xlink:", "")).iter("use")
+        ys = [float(e.get("y")) for e in tags if "c0" in e.get("style", "")]
+        assert len(ys) == 2 and all(30 <= y <= 210 for y in ys)
 
 
 def test_an_svg_is_one_element_of_the_theme_and_the_same_each_time():
@@ -72,7 +72,7 @@ def test_an_svg_is_one_element_of_the_theme_and_the_same_each_time():
     assert {"burn-in ends", "1k", "2k", "iteration"} <= {e.text for e in svg.iter("text")}
 
 
-@pytest.mark.parametrize("module", [charts, page, run], ids=lambda module: module.__name__)
-def test_examples(module):
-    result = doctest.testmod(module)
-    assert result.attempted > 0 and result.failed == 0
+def test_examples():
+    for module in (charts, page, run):
+        result = doctest.testmod(module)
+        assert result.attempted > 0 and result.failed == 0

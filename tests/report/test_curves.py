@@ -14,21 +14,18 @@ def write(path, records, tail=""):
     return path
 
 
-@pytest.mark.parametrize(
-    ("tail", "unreadable"),
-    [
-        ('{"iteration": 39, "lr"', 1),
-        ('{"iteration": 39, "lr": 2.0, {"iteration": 59, "lr": 5.0}\n', 1),  # torn, then continued
-        ("\x00\x00\n[1, 2]\n\n" + "[" * 100_000, 3),
-        *((f'{{"iteration": {n}, "lr": 2.0}}\n', 1) for n in ('"39"', -1, "1e9", "9" * 5000)),
-        ('{"lr": 2.0}\n', 1),
-    ],
-)
-def test_lines_that_are_no_records_are_counted_and_left_out(tmp_path, tail, unreadable):
-    curves = read_curves(write(tmp_path / "m.json", [{"iteration": 19, "lr": 1.0}], tail))
-    curve = curves.get("lr")
-    assert (*curve.iterations, *curve.low, *curve.mean, *curve.high) == (19, 1, 1, 1)
-    assert (curves.records, curves.last_iteration, curves.unreadable) == (1, 19, unreadable)
+def test_lines_that_are_no_records_are_counted_and_left_out(tmp_path):
+    torn = '{"iteration": 39, "lr": 2.0, {"iteration": 59, "lr": 5.0}\n'  # and continued
+    odd = [f'{{"iteration": {n}, "lr": 2.0}}\n' for n in ('"39"', -1, "1e9", "9" * 5000)]
+    deep = "\x00\x00\n[1, 2]\n\n" + "[" * 100_000
+    for tail, unreadable in (
+        *((tail, 1) for tail in ('{"iteration": 39, "lr"', torn, *odd, '{"lr": 2.0}\n')),
+        (deep, 3),
+    ):
+        curves = read_curves(write(tmp_path / "m.json", [{"iteration": 19, "lr": 1.0}], tail))
+        curve = curves.get("lr")
+        assert (*curve.iterations, *curve.low, *curve.mean, *curve.high) == (19, 1, 1, 1)
+        assert (curves.records, curves.last_iteration, curves.unreadable) == (1, 19, unreadable)
 
 
 def test_values_that_are_not_finite_are_counted_and_leave_the_curve_as_it_is(tmp_path):
