@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import benchmark  # noqa: E402
-from benchmarking import measuring, plain, sepl, timing  # noqa: E402
+from benchmarking import measuring, plain, sepl  # noqa: E402
 from benchmarking.bench import CASES, case_config  # noqa: E402
 
 SMALL = ["--shapes", "quickstart", "--device", "cpu", "--size", "64x64", "--images", "2"]
@@ -24,29 +23,6 @@ def run(output, *options):
     status = benchmark.main([*SMALL, *options, "--output", str(output), *SMALL_MODEL])
     file = output / "benchmark.json"
     return status, json.loads(file.read_text()) if file.exists() else None
-
-
-def test_forms_take_turns_and_preparation_is_not_timed(monkeypatch):
-    calls, now = [], [0.0]
-
-    def form(name, seconds):
-        def run(argument):
-            assert argument == name
-            calls.append(name)
-            now[0] += seconds
-
-        def prepare():
-            now[0] += 100.0
-            return (name,)
-
-        return timing.Form(run, prepare)
-
-    clock = timing.Clock(torch.device("cpu"))
-    monkeypatch.setattr(clock, "_now", lambda: now[0])
-    times = clock.measure({"A": form("A", 1.0), "B": form("B", 3.0)}, repeats=3, warmup=1)
-    assert "".join(calls) == "AB" + "ABBAAB"
-    assert times == {"A": [1.0] * 3, "B": [3.0] * 3}
-    assert timing.ratio(times["B"], times["A"])["median"] == 3.0
 
 
 def row(name, ours, plain_seconds=None, inside=None, in_step=True):

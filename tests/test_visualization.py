@@ -16,7 +16,6 @@ from s4m_d2.structures import RLEMasks, encode_masks, mask_boxes
 from s4m_d2.visualization import (
     FILL_ALPHA,
     ColorScale,
-    Panels,
     box_colors,
     heat_map,
     mark_point,
@@ -80,16 +79,6 @@ def test_encoded_masks_are_drawn_alike():
     assert (overlay(image, encoded, [0, 1], NAMES) == drawn).all()
 
 
-def test_names_of_too_many_instances_would_hide_them():
-    corners = [(y, x, y + 20, x + 20) for y in range(0, 320, 40) for x in range(0, 400, 40)]
-    drawn = [
-        overlay(gray(320, 400), boxes((320, 400), corners[:count]), [label] * count, NAMES)
-        for count in (60, 61)
-        for label in (0, 1)
-    ]
-    assert (drawn[0] != drawn[1]).any() and (drawn[2] == drawn[3]).all()
-
-
 @settings(max_examples=30)
 @given(
     st.lists(
@@ -129,15 +118,6 @@ def test_cells_have_their_own_color_at_their_centers_and_a_mean_between():
     assert np.abs(middle - color(0.125)).max() <= 3
 
 
-def test_a_picture_that_covers_part_of_a_cell_shows_no_more_of_it():
-    values = np.array([[0.0, 0.0, 1.0]])
-    picture = heat_map(values, (10, 200), SCALE, cells=(1.0, 2.0))
-    assert (picture[:, :150] == color(0.0)).all()  # up to the second center
-    assert np.abs(picture[0, -1].astype(int) - color(0.5)).max() <= 4  # half-way to the third
-    wider = heat_map(values, (10, 350), SCALE, cells=(1.0, 3.5))
-    assert (wider[:, 251:] == color(1.0)).all()  # the last goes on
-
-
 def test_a_mark_is_a_ring_and_an_outline_follows_its_mask():
     picture = gray(280, 400)
     marked = mark_point(picture, (100, 50))
@@ -168,42 +148,6 @@ def test_the_grid_has_a_row_for_each_image_and_a_column_for_each_title(tmp_path)
         x = int((column + 0.5) * width / 3)
         assert np.abs(picture[y, x] - colors[expected[row][column]]).max() < 8
     assert [entry.name for entry in path.parent.iterdir()] == ["overview.png"]
-
-
-def rectangle(picture, rgb):
-    """(left, top, right, bottom) of all pixels of a color, which have to be a whole rectangle."""
-    rows, columns = np.nonzero((picture == rgb).all(2))
-    box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
-    assert len(rows) == (box[2] - box[0]) * (box[3] - box[1])
-    return box
-
-
-def test_pictures_legend_and_color_bar_find_a_place_each_whatever_the_texts():
-    shapes = [(375, 500), (375, 500), (500, 375), (100, 500), (100, 500)]
-    swatches = [(20, 32)] * 23
-    colors = [(5 * i, 255 - 5 * i, 100) for i in range(28)]
-    filled = [
-        np.full((*size, 3), rgb, np.uint8)
-        for size, rgb in zip(shapes + swatches, colors, strict=True)
-    ]
-    rows = [filled[:2], [filled[2], None], filled[3:5]]
-    titles = ["2007_000032 $a{$", "long_" * 60 + "end", "third → ü"]
-    names = [f"class {'w' * (index % 30)}{index}" for index in range(23)]
-    legend = list(zip(names, filled[5:], strict=True))
-    picture = Panels(["one", "two"], rows, titles, legend, SCALE, "a line").draw()
-    places = [rectangle(picture, rgb) for rgb in colors]
-    for (height, width), (left, top, right, bottom) in zip(shapes, places, strict=False):
-        assert (right - left) / (bottom - top) == pytest.approx(width / height, rel=0.02)
-    assert places[0][3] < places[2][1] and places[2][3] < places[3][1]  # a row each
-    assert places[0][0] == places[3][0] and places[1][0] == places[4][0] > places[0][2]
-    bar = [np.flatnonzero((picture == color(value)).all(2).any(1)) for value in (-1, 1)]
-    assert (bar[0] == bar[1]).all() and places[4][3] < bar[0][0] < bar[0][-1] < places[5][1]
-    values = np.linspace(-1, 1, 361)[20:-20:20]  # of 361 px
-    middle = picture[bar[0][8]].astype(int)
-    found = [np.abs(middle - color(value)).sum(1).argmin() for value in values]
-    assert np.abs(np.diff(found) - 20).max() <= 4
-    for row in picture[bar[0][-1] + 60 :: 400]:  # a white margin is left
-        assert (row[:4] == 255).all() and (row[-4:] == 255).all()
 
 
 def test_a_grid_needs_pictures_and_titles_that_fit(tmp_path):

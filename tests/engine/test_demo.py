@@ -157,19 +157,6 @@ def test_it_finds_what_evaluation_finds(weights, small_config, tile):
     assert len(Predictor(cfg, model)(read_rgb(file_name), threshold)) == 4
 
 
-def test_a_bgr_model_sees_bgr(small_config):
-    class Model(torch.nn.Module):
-        def forward(self, samples):
-            self.seen = samples[0]["image"][:, 0, 0].tolist()
-            raise KeyboardInterrupt
-
-    model, image = Model(), np.full((8, 8, 3), (1, 2, 3), dtype=np.uint8)
-    for order, expected in (("RGB", [1, 2, 3]), ("BGR", [3, 2, 1])):
-        with pytest.raises(KeyboardInterrupt):
-            Predictor(small_config(INPUT__FORMAT=order), model)(image)
-        assert model.seen == expected
-
-
 def test_a_video_is_drawn_frame_by_frame(demo, scenes, tmp_path):
     clip = tmp_path / "clip.mp4"
     write_clip(clip, [read_rgb(scene) for scene in scenes] * 2, fps=8)

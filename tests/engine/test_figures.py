@@ -13,7 +13,6 @@ from s4m_d2.data import StrongView
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.command.arguments import split_overrides
 from s4m_d2.engine.figures.figure_set import (
-    FIGURES,
     FigureSet,
     labeled_samples,
     unlabeled_samples,
@@ -131,13 +130,6 @@ def test_predictions_are_drawn_from_half_certain_on_in_a_column_for_each_model(f
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("order", "expected"), [("RGB", [10, 20, 30]), ("BGR", [30, 20, 10])])
-def test_bgr_images_are_shown_in_their_colors(figures, order, expected):
-    image = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, *SIZE)
-    panels = figures([{"image": image, "instances": truth_of()}], order=order).labeled_panels()
-    assert (panels.rows[0][0][0, 0] == expected).all()
-
-
 def test_labeled_images_come_as_they_are_and_in_draws_of_training(small_config):
     cfg = small_config()
     rows = labeled_samples(cfg, 2, draws=2)
@@ -155,12 +147,6 @@ def test_labeled_images_come_as_they_are_and_in_draws_of_training(small_config):
     )
     labeled = {record["file_name"] for record in DatasetCatalog.get("toyscapes_train_30pct")}
     assert {row[0]["file_name"] for row in rows} <= labeled
-
-
-def test_fewer_images_than_asked_for_are_all_drawn(small_config):
-    assert len(validation_samples(small_config(), 5)) == 2
-    with pytest.raises(ConfigError, match="DATASETS.TEST"):
-        validation_samples(small_config(DATASETS__TEST="()"), 2)
 
 
 def test_validation_images_keep_their_size_or_get_that_of_evaluation(small_config):
@@ -186,16 +172,6 @@ def test_views_are_those_of_the_training(small_config, tile):
     for row, sample, view in zip(panels.rows, samples, strong, strict=True):
         for picture, image in zip(row, (sample["image"], sample["image_weak"], view), strict=True):
             assert (picture == image.permute(1, 2, 0).numpy()).all()
-
-
-def test_what_can_be_drawn_depends_on_what_there_is(figures):
-    assert figures([]).choose() == ["labeled", "views"]
-    everything = figures([], {"m": torch.nn.Identity()}, labeling=object())
-    assert everything.choose(("predictions", "arp", "similarity")) == ["predictions", "arp"]
-    everything.backend = object()
-    assert everything.choose() == list(FIGURES)
-    plain = figures([], labeling=object(), S4M__ARP__ENABLED=False)
-    assert plain.choose(("arp", "pseudo_labels")) == ["pseudo_labels"]
 
 
 @pytest.fixture(scope="module")

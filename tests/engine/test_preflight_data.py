@@ -206,17 +206,3 @@ def test_a_class_that_the_labeled_images_lack_is_a_warning(sets, tmp_path):
     assert found["labeled classes"].text == "person 2, car 0"
     assert "no instance of car" in found["labeled classes"].warnings[0]
     assert found["test classes"].status == "ok"  # of the test set: car 0 is no problem
-
-
-def test_problems_of_all_data_sets_are_listed_together(sets):
-    for item in sets["preflight_labeled"]:
-        item["annotations"][0]["category_id"] = 7  # many are one problem
-    cut(sets["preflight_test"][1]["file_name"])
-    sets["preflight_labeled"].append(sets["preflight_labeled"][1])
-    sets["preflight_unlabeled"].clear()
-    expected = ["1.png is in", "(3 more like", "'preflight_unlabeled' has no", "8.png cannot be"]
-    errors = [str(error) for finding in lines().values() for error in finding.errors]
-    assert len(errors) == len(expected)
-    assert all(text in error for text, error in zip(expected, errors, strict=True))
-    with pytest.raises(DatasetError, match="4 problems"):
-        check_datasets(config())

@@ -96,28 +96,6 @@ def test_a_teacher_that_knows_the_masks_is_perfect_but_for_wrong_classes(measure
     }
 
 
-def test_the_sizes_are_of_the_image_not_of_the_resized_one(measurement):
-    class Enlarged(Oracle):
-        def predict_queries(self, batch):
-            small = [{**s, "image": s["image"][:, ::2, ::2]} for s in batch]
-            predictions = super().predict_queries(small)
-            size = tuple(batch[0]["image"].shape[-2:])
-            return predictions | {"image_sizes": [size], "padded_size": size}
-
-    plain = measurement()
-    enlarged = measurement(INPUT__MIN_SIZE_TEST=128, INPUT__MAX_SIZE_TEST=256)
-    enlarged.pseudo_labeling.teacher = EMATeacher(Enlarged(), 0.5)
-    sizes = [
-        [part["instances"] for part in m().steps["before"].by_size().values()]
-        for m in (plain, enlarged)
-    ]
-    assert sizes[0] == sizes[1] and min(sizes[0][:2]) > 0
-
-
-def test_the_first_images_are_measured(measurement):
-    assert measurement(S4M__QUALITY__MAX_IMAGES=3)().steps["before"].images == 3
-
-
 def test_refinement_changes_masks_and_neither_classes_random_states_nor_modes(measurement):
     measure = measurement(S4M__REFINE__ENABLED=True, S4M__QUALITY__MAX_IMAGES=3)
     mapper = measure.mapper

@@ -116,15 +116,6 @@ def test_nothing_else_of_the_model_changes(cfg, distillation, loss, samples):
     assert all(torch.equal(distilled[name], value) for name, value in supervised.items())
 
 
-def test_masks_as_the_published_mappers_give_them_do_as_well(cfg, distillation, samples):
-    for sample in samples:
-        masks = sample["instances"].gt_masks
-        as_bit_masks = distillation.instance_masks(sample["instances"])
-        sample["instances"].gt_masks = masks.tensor.float()
-        assert torch.equal(distillation.instance_masks(sample["instances"]), as_bit_masks)
-        assert as_bit_masks.dtype == torch.bool
-
-
 def test_the_script_trains_and_evaluates_without_sam(import_example, command_line, tmp_path):
     script = import_example(PROJECT, "train_net")
     script.main(command_line(CONFIG, **SMALL, SOLVER__MAX_ITER=2))

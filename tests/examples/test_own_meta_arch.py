@@ -14,7 +14,6 @@ from s4m_d2.engine.labeling.protocol import check_model, check_predictions
 
 PROJECT = "own_meta_arch"
 CONFIG = "own_meta_arch/tiny_solo.yaml"
-SURE = 30.0
 BURN_IN, DECAY = 2, 0.5
 TINY = {"MODEL__RESNETS__OUT_FEATURES": "['res2', 'res3']", "MODEL__TINY_SOLO__CHANNELS": 32}
 FEW_CELLS = {"MODEL__TINY_SOLO__GRID_SIZE": "(2, 3)"}  # SAM is asked about each
@@ -55,55 +54,6 @@ def test_it_is_what_the_protocol_asks_for(model):
         found = model.eval().predict_queries(SCENES)
     check_predictions(found, sizes, model, model.num_classes)
     assert found["pred_masks"].shape == (2, 4 * 8, 64 // 4, 128 // 4)
-
-
-def test_the_cell_of_a_center_is_counted_row_by_row(model):
-    masks = model.coarse_masks(
-        instances(
-            (64, 128), [(0, 0, 16, 16), (112, 48, 128, 64), (40, 20, 44, 24)], [0, 0, 0]
-        ).gt_masks.tensor,
-        (64, 128),
-    )
-    assert model.center_cells(masks).tolist() == [0, 31, 8 * 1 + 2]  # cells of 16 x 16 px
-
-
-def perfect_outputs(model):
-    """Logits that say exactly what SCENES hold."""
-    logits = torch.zeros(2, 32, model.num_classes + 1)
-    logits[..., -1] = SURE
-    masks = torch.zeros(2, 32, 16, 32)
-    for image, sample in enumerate(SCENES):
-        targets = sample["instances"]
-        coarse = model.coarse_masks(targets.gt_masks.tensor, (64, 128))
-        for cell, label, mask in zip(
-            model.center_cells(coarse), targets.gt_classes, coarse, strict=True
-        ):
-            logits[image, cell, -1], logits[image, cell, label] = 0, SURE
-            masks[image, cell] = SURE * (2 * mask - 1)
-    sizes = [sample["instances"].image_size for sample in SCENES]
-    return {
-        "pred_logits": logits,
-        "pred_masks": masks,
-        "image_sizes": sizes,
-        "padded_size": (64, 128),
-    }
-
-
-def test_the_losses_are_zero_for_perfect_predictions_only(model):
-    targets = [sample["instances"] for sample in SCENES]
-    outputs = perfect_outputs(model)
-    assert all(loss < 1e-3 for loss in model.losses(outputs, targets).values())
-    for spoiled, losses in (("pred_logits", {"loss_class"}), ("pred_masks", {"loss_mask"})):
-        wrong = model.losses(outputs | {spoiled: -outputs[spoiled]}, targets)
-        assert {name for name, loss in wrong.items() if loss > 1} >= losses
-
-
-def test_images_without_objects_have_losses_with_gradients(model):
-    empty = {"image": SCENES[0]["image"], "instances": instances((64, 128), [], [])}
-    losses = model.train()([empty])
-    assert losses["loss_mask"] == losses["loss_dice"] == 0
-    sum(losses.values()).backward()
-    assert model.cell_classes.weight.grad.abs().sum() > 0
 
 
 @pytest.fixture

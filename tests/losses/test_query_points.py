@@ -38,8 +38,3 @@ def test_foreground_pixels_are_distinct_and_random_points_fill_up():
     assert len(set(map(tuple, pixels[4:400].tolist()))) < 396, "not pixels without replacement"
     assert kstest(points[4:].flatten().numpy(), "uniform").pvalue > 0.01
     assert ((points >= 0) & (points <= 1)).all()
-
-
-def test_more_foreground_points_than_pixels_of_the_image():
-    pixels, _ = draw_pixels(torch.ones(1, 2, 3, dtype=torch.bool), (2, 3), 20, 20)
-    assert len(set(map(tuple, pixels[:6].tolist()))) == 6 and len(pixels) == 20

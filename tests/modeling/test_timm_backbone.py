@@ -9,7 +9,6 @@ import tiny_timm
 import torch
 from detectron2.modeling import ShapeSpec, build_backbone, build_model
 from tiny_timm import timm
-from torch.nn import functional as F
 
 from s4m_d2.engine.training.build import parameter_groups
 from s4m_d2.errors import ConfigError, InputError, WeightsError
@@ -63,45 +62,6 @@ def test_maps_equal_those_of_timm_s_own_extractor(build, name, indices):
     expected = extractor.eval()(images(64, 96))
     for actual, reference in zip(backbone(images(64, 96)).values(), expected, strict=True):
         torch.testing.assert_close(actual, reference)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize(("name", "expected"), [("test_convnext", True), ("test_resnet", False)])
-def test_depthwise_convolutions_get_images_with_channels_last(build, name, expected):
-    net, seen = build(name), []
-    first = next(module for module in net.modules() if isinstance(module, torch.nn.Conv2d))
-    first.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    net(images(64, 96))
-    assert seen[0].is_contiguous(memory_format=torch.channels_last) == expected
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["s4m_swin", "s4m_swinv2"])
-def test_shifted_windows_do_not_join_opposite_borders(build, name):
-    """32 rows of tokens, windows of 3, shifted by 1: one row of padding below."""
-    backbone = build(name).eval()
-    for module in backbone.modules():
-        if isinstance(module, torch.nn.LayerNorm):
-            module.weight.fill_(1.0)  # some are 0 at the start and switch their branches off
-    image = images(128, 96, batch=1)
-    changed = image.clone()
-    changed[:, :, :4] += 3.0  # the first row of tokens
-    difference = (backbone(changed)["res2"] - backbone(image)["res2"]).abs().amax(dim=(0, 1, 3))
-    assert difference[0] > 1e-3 and difference[8:].max() == 0
-
-
-@torch.no_grad()
-def test_a_vit_s_map_is_that_of_its_tokens(build):
-    """The pyramid sees timm's normalized patch tokens of the resized image, row by row."""
-    backbone = build("s4m_vit14").eval()
-    seen = []
-    backbone.pyramid.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    batch = images(64, 128)
-    backbone(batch)
-    resized = F.interpolate(batch, size=(56, 112), mode="bilinear", antialias=True)
-    tokens = backbone.net.forward_features(resized)[:, backbone.net.num_prefix_tokens :]
-    expected = tokens.transpose(1, 2).unflatten(2, (4, 8))
-    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -152,14 +152,6 @@ def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_results_on_several_data_sets_are_told_apart(run):
-    results = {"x": {"segm": {"AP": 1.0}}, "y": {"segm": {"AP": 2.0}}}
-    results["teacher"] = {"x": {"segm": {"AP": 3.0}}}
-    (run / "student" / "results.json").write_text(json.dumps(results))
-    _, page = page_of(run)
-    assert page.row("student, y")[0] == "2.0" and page.row("EMA teacher, x")[0] == "3.0"
-
-
 def test_ap_of_both_models_is_a_curve_beside_the_stage_one_teacher(run):
     more = [{"segm/AP": 10.0}, {"segm/AP": 20.0, "teacher/segm/AP": 30.0}]
     records = [{"iteration": 100 * i + 100, **values} for i, values in enumerate(more)]

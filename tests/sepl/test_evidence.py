@@ -14,56 +14,15 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
 
 import sepl_evidence  # noqa: E402
-from cam_like import FAILURES  # noqa: E402
 from sepl_study import report, scenes  # noqa: E402
 from sepl_study.report import BEFORE, EXACT, TINY  # noqa: E402
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings  # noqa: E402
-from s4m_d2.sepl import enhance  # noqa: E402
 
 SEED = 31  # not one of the reported ones
 FEW_POINTS = AutomaticMaskSettings(
     points_per_side=4, pred_iou_thresh=0.5, stability_score_thresh=0.5
 )
-
-
-@pytest.fixture(scope="module")
-def some():
-    return scenes.render_scenes(SEED, 8)
-
-
-def drawn_scene(*boxes: tuple[int, int, int, int, int]) -> scenes.StudyScene:
-    """Boxes (instance id, top, bottom, left, right) of Cityscapes' ids on a road."""
-    ids = np.full((20, 40), 7, np.uint16)
-    for instance, top, bottom, left, right in boxes:
-        ids[top:bottom, left:right] = instance
-    truth = scenes.class_map(ids)
-    return scenes.StudyScene("drawn", np.zeros((20, 40, 3), np.uint8), truth, ids)
-
-
-def test_masks_of_the_scenes(some):
-    for scene in some:
-        exact, stuff = scenes.exact_masks(scene), scenes.background_masks(scene)
-        np.testing.assert_array_equal(exact.sum(0), (scene.truth > 0).astype(int))
-        assert all(len(np.unique(scene.truth[mask])) == 1 for mask in exact)
-        assert len(stuff) > 1 and stuff.sum(0).max() == 1 and not stuff[:, scene.truth > 0].any()
-        np.testing.assert_array_equal(scenes.fused_masks(scene, 0.0, seed=0), exact)
-        label = scene.cam_label(SEED, 0.15, FAILURES)  # which keeps most of every instance
-        assert (label != scene.truth).any() and (enhance(label, exact) == scene.truth).all()
-    shares = (0.0, 0.25, 0.5, 1.0)
-    counts = [sum(len(scenes.fused_masks(s, share, seed=0)) for s in some) for share in shares]
-    assert (np.diff(counts) < 0).all()
-
-
-def test_pairs_that_touch_and_differ_in_class_are_fused():
-    #  car 0 | truck 0 | car 1   a gap   person 0, and car 2 beside car 3
-    scene = drawn_scene(
-        (26000, 2, 8, 2, 8), (27000, 2, 8, 8, 14), (26001, 2, 8, 15, 20), (24000, 2, 8, 25, 30),
-        (26002, 12, 18, 2, 8), (26003, 12, 18, 8, 14),
-    )  # fmt: skip
-    fused = scenes.fused_masks(scene, 1.0, seed=0)
-    assert sorted(int(mask.sum()) for mask in fused) == [30, 36, 36, 36 + 36 + 30]
-    np.testing.assert_array_equal(fused.sum(0), scene.truth > 0)
 
 
 def test_means_and_deviations_over_seeds():
