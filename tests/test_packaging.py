@@ -55,7 +55,7 @@ def test_without_an_engine_one_error_names_both():
 def test_a_broken_engine_shows_its_own_error(tmp_path):
     result = run("import s4m_d2", fake_engine(tmp_path, "import no_such_extension"))
     assert result.returncode == 1
-    assert "No module named 'no_such_extension'" in result.stderr
+    assert "no_such_extension" in result.stderr
     assert "detectron2_lite" not in result.stderr
 
 

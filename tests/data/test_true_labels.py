@@ -64,7 +64,7 @@ def test_only_annotations_of_the_chosen_images_are_read(data_root):
         if not path.name.startswith(tuple(chosen)):
             path.unlink()
     assert len(true_records([UNLABELED], 4)) == 4
-    with pytest.raises(DatasetError, match=f"true labels of '{UNLABELED}' cannot be read"):
+    with pytest.raises(DatasetError, match=f"'{UNLABELED}'"):
         true_records([UNLABELED], 5)
 
 
@@ -74,20 +74,20 @@ def test_images_that_training_has_labels_of_are_left_out(data_root):
     assert len(known) == 6 and len(left) == 14 and not set(known) & set(left)
     assert len(true_records([UNLABELED], 14, known)) == 14
     everything = files(DatasetCatalog.get(UNLABELED))
-    with pytest.raises(DatasetError, match="no image is left.*S4M.QUALITY.DATASETS"):
+    with pytest.raises(DatasetError, match="S4M.QUALITY.DATASETS"):
         true_records([UNLABELED], 0, everything)
 
 
 def test_without_annotations_one_error_says_what_to_do(data_root, name):
     shutil.rmtree(data_root / "toyscapes/gtFine")
-    with pytest.raises(DatasetError, match="true labels of.*gtFine.* does not exist.*make_toy"):
+    with pytest.raises(DatasetError, match="gtFine.*make_toy"):
         true_records([UNLABELED])
     register_unlabeled_folder(name, str(data_root / "toyscapes/leftImg8bit"))
     assert not has_true_labels(name) and has_true_labels(UNLABELED)
     register_splits(f"{name}_made", CocoFormat("a.json", "images"), ())
     again = f"{name}_made_unlabeled"
     assert has_true_labels(again)
-    with pytest.raises(DatasetError, match=f"'{name}' has no labels.*S4M.QUALITY.DATASETS"):
+    with pytest.raises(DatasetError, match=f"'{name}'.*S4M.QUALITY.DATASETS"):
         true_records([name])
 
 

@@ -142,6 +142,6 @@ def test_a_damaged_result_of_stage_one_is_made_again(whole, tmp_path):
     run = start(output, "--resume")
     assert run.wait() == 0, run.log()
     before = damaged.with_name(f"model_{ITERATIONS - 1:07d}.pth")
-    assert f"Cannot continue from '{damaged}'; continuing from '{before}'" in run.log()
+    assert str(damaged) in run.log() and str(before) in run.log()
     assert_same_end(whole[0], output)
     assert kept.stat().st_mtime_ns == 1  # what is finished stays as it is

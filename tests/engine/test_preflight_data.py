@@ -184,7 +184,7 @@ def test_images_are_decoded_where_settings_leave_no_mapper(sets):
 
 
 def test_the_number_of_classes_must_be_the_data_sets(sets):
-    with pytest.raises(ConfigError, match="NUM_CLASSES is 3; expected 2.*preflight_labeled"):
+    with pytest.raises(ConfigError, match="NUM_CLASSES is 3.*preflight_labeled"):
         check_datasets(config({"MODEL.SEM_SEG_HEAD.NUM_CLASSES": 3}))
 
 

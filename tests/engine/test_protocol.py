@@ -83,7 +83,7 @@ def test_distillation_that_a_model_does_not_have_is_never_skipped_silently(
     small_config, registered
 ):
     name = registered(OnlyLosses)
-    with pytest.raises(ConfigError, match="OnlyLosses has no attribute 'distillation'"):
+    with pytest.raises(ConfigError, match="OnlyLosses .*'distillation'"):
         S4MTrainer.build_model(small_config(MODEL__META_ARCHITECTURE=name))
     cfg = small_config(MODEL__META_ARCHITECTURE=name, S4M__DISTILL__ENABLED=False)
     assert isinstance(S4MTrainer.build_model(cfg), OnlyLosses)

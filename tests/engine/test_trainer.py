@@ -213,10 +213,10 @@ def without(*hooks):
 
 
 def test_a_checkpoint_without_the_teacher_is_refused_once_it_cannot_be_made_again(continued):
-    with pytest.raises(WeightsError, match="past the burn-in of 2.*holds no EMA teacher"):
+    with pytest.raises(WeightsError, match="EMA teacher"):
         continued(without("EMATeacherHook")).resume_or_load(resume=True)
     longer = {"S4M__BURN_IN": ITERATIONS, "SOLVER__MAX_ITER": ITERATIONS + 1}
-    with pytest.raises(ConfigError, match="S4M.BURN_IN is 4 and was 2"):
+    with pytest.raises(ConfigError, match="S4M.BURN_IN"):
         continued(**longer).resume_or_load(resume=True)
     # Of a program that does not write its settings; the student is copied at this iteration.
     resumed = continued(without("EMATeacherHook", "RunStateHook"), **longer)
