@@ -7,7 +7,6 @@ import torch
 
 pytest.importorskip("detectron2.modeling.roi_heads", reason="needs Detectron2 itself")
 
-from detectron2.layers import paste_masks_in_image
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
@@ -47,28 +46,6 @@ def samples(*sizes):
     generator = torch.Generator().manual_seed(1)
     draw = {"generator": generator, "dtype": torch.uint8}
     return [{"image": torch.randint(0, 256, (3, *size), **draw)} for size in sizes]
-
-
-def test_class_logits_give_each_class_its_score(mask_rcnn):
-    scores, classes = torch.tensor([0.9, 0.3]), torch.tensor([1, 0])
-    probabilities = mask_rcnn.class_logits(scores, classes, 3).softmax(1)
-    expected = torch.tensor([[0, 0.9, 0, 0.1], [0.3, 0, 0, 0.7]])
-    torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
-
-
-def test_masks_are_pasted_where_detectron2_pastes_them(mask_rcnn):
-    generator = torch.Generator().manual_seed(0)
-    masks = torch.rand(20, 1, 14, 14, generator=generator)
-    corner = torch.rand(20, 2, generator=generator) * torch.tensor([100.0, 40.0]) - 10
-    boxes = torch.cat([corner, corner + 6 + 60 * torch.rand(20, 2, generator=generator)], dim=1)
-    logits = mask_rcnn.paste_mask_logits(masks, boxes, (64, 128))
-    stride = mask_rcnn.STRIDE
-    shape = (64 // stride, 128 // stride)
-    expected = paste_masks_in_image(masks[:, 0], Boxes(boxes / stride), shape)
-    assert logits.shape == expected.shape and expected.any()
-    certain = logits.abs() > 1e-4
-    assert torch.equal((logits > 0)[certain], expected[certain]) and certain.float().mean() > 0.99
-    assert (logits[:, -1, -1] < -10).any()  # outside a box
 
 
 def test_detections_are_the_queries(mask_rcnn, cfg, monkeypatch):

@@ -63,34 +63,6 @@ def test_each_loss_is_proportional_to_its_own_weight():
             torch.testing.assert_close(loss, factor * base[key])
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-def test_images_without_instances_teach_no_object(batch):
-    outputs = random_outputs(batch)
-    targets = [random_target(0) for _ in range(batch)]
-    losses = make_criterion()(outputs, targets, generators(*range(batch)))
-    expected = -2.0 * outputs["pred_logits"].log_softmax(-1)[..., -1].mean()
-    torch.testing.assert_close(losses["loss_ce"], expected)
-    assert losses["loss_mask"] == 0 and losses["loss_dice"] == 0
-    sum(losses.values()).backward()
-    assert outputs["pred_logits"].grad.any()
-    assert outputs["pred_masks"].grad is not None and not outputs["pred_masks"].grad.any()
-
-
-def test_more_instances_than_queries_are_matched_as_far_as_queries_go():
-    """The mask losses are those of the matched instances alone, spread over all instances."""
-    outputs, target = random_outputs(1), random_target(QUERIES + 3)
-    criterion = make_criterion()
-    losses = criterion(outputs, [target], generators(0))
-    [matches] = criterion.matcher([outputs], [target], generators(0))
-    matched = torch.from_numpy(matches.instances[0])
-    assert matched.tolist() != list(range(QUERIES))
-    subset = {key: value[matched] for key, value in target.items()}
-    alone = criterion(outputs, [subset], generators(0))
-    torch.testing.assert_close(losses["loss_ce"], alone["loss_ce"])
-    for name in ("loss_mask", "loss_dice"):
-        torch.testing.assert_close(losses[name] * (QUERIES + 3), alone[name] * QUERIES)
-
-
 def test_half_precision_outputs_give_float32_losses_under_autocast():
     outputs = {
         key: value.bfloat16() for key, value in random_outputs(1).items() if key != "aux_outputs"

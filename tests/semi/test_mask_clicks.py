@@ -48,14 +48,6 @@ def test_clicks_are_distinct_centers_of_pixels_inside_the_mask(seed, count, num_
         assert all(mask[y, x] for x, y in clicked)
 
 
-def test_a_mask_smaller_than_its_clicks_takes_every_pixel():
-    logits = torch.full((1, 4, 4), -2.0)
-    logits[0, 1, 2] = logits[0, 3, 0] = 1.0
-    points, labels = sample_mask_points(make_selection(logits), 3, seeded(0))
-    assert labels.tolist() == [[1, 1, -1]]
-    assert sorted(points[0, :2].tolist()) == [[0.125, 0.875], [0.625, 0.375]]
-
-
 MASK = torch.tensor([[0, 1, 1], [1, 0, 1], [0, 0, 1]]).bool()  # five pixels, 0 to 4 row by row
 INSIDE = [
     pytest.param([0.0, 0.0, 0.0, 0.0, 0.0], id="even"),
@@ -119,14 +111,6 @@ def test_clicks_follow_the_successive_draw_by_softmax_without_replacement(inside
     for order, probability in ordered.items():
         unordered[frozenset(order)] += probability
     assert p_value(Counter(map(frozenset, drawn)), unordered) > 0.001
-
-
-def test_the_clicks_of_two_masks_are_independent():
-    inside = [2.0, 0.5, 1.0, 0.1, 1.5]
-    first = [pixels[0] for pixels in draw_clicks(inside, 3, copies=40000)]
-    alone = successive_probabilities(inside, 1)
-    both = {(a, b): alone[a,] * alone[b,] for a in range(5) for b in range(5)}
-    assert p_value(Counter(zip(first[::2], first[1::2], strict=True)), both) > 0.001
 
 
 def test_clicks_are_normalized_to_a_content_that_ends_inside_a_pixel():

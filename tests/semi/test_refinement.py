@@ -110,15 +110,6 @@ def test_only_images_with_pseudo_labels_are_encoded():
     assert [labels.image_size for labels in refined.labels] == sizes
 
 
-def test_a_batch_without_pseudo_labels_never_reaches_sam():
-    backend = FakeBackend()
-    selections = [make_selection(blobs(0)), make_selection(torch.full((2, 6, 9), -1.0))]
-    refined = PointRefiner(backend=backend)(selections, torch.zeros(2, 3, 24, 36), [(24, 36)] * 2)
-    assert not backend.encoded and not backend.prompts
-    assert [len(labels) for labels in refined.labels] == [0, 0]
-    assert len(refined.predicted_ious) == 0 and refined.num_fallbacks == 0
-
-
 def test_many_masks_are_upscaled_in_chunks():
     count = 2 * MASKS_AT_ONCE + 3
     backend = FakeBackend([torch.rand(count, 3, generator=seeded(0))])
