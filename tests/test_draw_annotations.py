@@ -4,18 +4,15 @@ import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
-from scipy.ndimage import binary_fill_holes
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
 
 import draw_annotations  # noqa: E402
 import make_own_data  # noqa: E402
-from toyscapes_scene import INSTANCES_PER_LABEL, render_scene  # noqa: E402
 
 SIZE = (128, 64)
 
@@ -25,20 +22,6 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("drawn") / "data"
     make_own_data.make_own_data(folder, labeled=2, unlabeled=0, seed=4, size=SIZE, kind="coco")
     return folder
-
-
-def test_the_generators_polygons_are_the_instances_without_their_holes():
-    scene = render_scene(4, "train", 0, SIZE)
-    ids = np.unique(scene.instance_ids)
-    ids = [i for i in ids.tolist() if i // INSTANCES_PER_LABEL in make_own_data.CLASS_OF_LABEL]
-    shapes = make_own_data.scene_shapes(scene)
-    assert len(shapes) == len(ids) > 2
-    for number, (_, polygons) in zip(ids, shapes, strict=True):
-        flat = [np.ravel(polygon).tolist() for polygon in polygons]
-        drawn = mask_utils.decode(mask_utils.merge(mask_utils.frPyObjects(flat, *SIZE[::-1])))
-        mask = scene.instance_ids == number
-        filled = binary_fill_holes(mask)
-        assert (filled & (drawn > 0)).sum() > 0.97 * (filled | (drawn > 0)).sum()
 
 
 def test_only_predictions_with_the_score_are_drawn(data, tmp_path, monkeypatch):

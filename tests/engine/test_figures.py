@@ -100,36 +100,6 @@ def test_pseudo_labels_before_and_after_stand_beside_the_truth(figures):
     assert plain.rows[0][3] is None and plain.draw().shape[1] == panels.draw().shape[1] * 3 // 4
 
 
-def test_arp_outlines_what_was_pasted(figures):
-    after = image_of(50)
-    after[:, RIGHT[0], RIGHT[1]] = 200
-    strong = {"image": image_of(30)}
-    views = UnlabeledViews([strong], [], [labels_of(LEFT)], [after], [labels_of(LEFT, RIGHT)], {})
-    panels = figures([{"image": image_of(50)}], labeling=lambda samples: views).arp_panels()
-    before, pasted, student = panels.rows[0]
-    assert drawn_places(before, 50) == {"left"} and drawn_places(pasted, 50) == {"left", "right"}
-    assert (student == 30).all()
-    y, x, x_end = RIGHT[0].start, RIGHT[1].start, RIGHT[1].stop
-    assert (pasted[y, x + 20 : x_end - 20] == 255).all(), "a white line along its edge"
-    assert not (pasted[LEFT[0].start, 30:130] == 255).all(1).any(), "around nothing else"
-    assert [name for name, _ in panels.legend] == ["pasted from the partner"]
-
-
-def test_predictions_are_drawn_from_half_certain_on_in_a_column_for_each_model(figures):
-    found = Instances(SIZE)
-    found.pred_masks, found.pred_classes = masks_of(LEFT, RIGHT), torch.tensor([0, 1])
-    found.scores = torch.tensor([0.5, 0.49])
-    other = found[1:]
-    other.scores = torch.tensor([1.0])
-    made = figures([{"image": image_of(50), "instances": truth_of(TOP)}], {"one": 1, "two": 2})
-    made._predictor = lambda model: lambda image, score: {1: found, 2: other}[model]
-    panels = made.predictions_panels()
-    assert panels.columns == ["image", "ground truth", "one", "two"]
-    assert [drawn_places(picture, 50) for picture in panels.rows[0]] == [
-        set(), {"top"}, {"left"}, {"right"},
-    ]  # fmt: skip
-
-
 def test_labeled_images_come_as_they_are_and_in_draws_of_training(small_config):
     cfg = small_config()
     rows = labeled_samples(cfg, 2, draws=2)

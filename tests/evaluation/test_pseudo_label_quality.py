@@ -162,17 +162,6 @@ def test_order_does_not_matter_and_parts_merged_are_the_whole(seed, split, rando
     assert merged.images == 4
 
 
-def test_tables_hold_percentages_and_leave_out_what_is_not_there():
-    quality = measured((LABELS[:1], TRUTH[:1]))
-    overall, by_size, by_class = quality_tables({"before": quality, "after": measured()})
-    lines = [[cell.strip() for cell in row.split("|")[1:-1]] for row in overall.splitlines()]
-    row = dict(zip(lines[0], lines[2], strict=True))
-    assert (row["refinement"], row["instances"], row["SQ"]) == ("before", "1", "80.0")
-    assert lines[3][1] == "after" and lines[3][-1] == "–"
-    assert [line.split("|")[1].strip() for line in by_class.splitlines()[2:]] == ["apple"]
-    assert [line.split("|")[1].strip() for line in by_size.splitlines()[2:]] == ["large"]
-
-
 def test_truth_that_does_not_fit_is_refused():
     for classes, masks, crowds in (
         ([0], np.s_[:, ::2], None),

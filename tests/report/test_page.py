@@ -151,18 +151,6 @@ def test_a_folder_without_a_run_is_refused_and_left_alone(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_ap_of_both_models_is_a_curve_beside_the_stage_one_teacher(run):
-    more = [{"segm/AP": 10.0}, {"segm/AP": 20.0, "teacher/segm/AP": 30.0}]
-    records = [{"iteration": 100 * i + 100, **values} for i, values in enumerate(more)]
-    write_lines(run / "student" / "metrics.json", records[:1])
-    assert "svg" not in {tag for tag, _ in page_of(run)[1].tags}  # of one evaluation
-    write_lines(run / "student" / "metrics.json", records)
-    _, page = page_of(run)
-    [said] = [text for text in page.texts if text.startswith("Mask AP while the student is")][1:]
-    assert "student from 10 to 20" in said and "EMA teacher from 30 to 30" in said
-    assert "stage-1 teacher, at its end from 20.25 to 20.25" in said
-
-
 def test_the_gallery_has_the_latest_of_each_kind_once(run, monkeypatch):
     for shade, name in enumerate(("arp_0000040", "arp_0000080", "predictions_0000080")):
         draw(run / "student/figures" / f"{name}.png", 50 * shade)
