@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from layer_by_layer import NO_OBJECT_WEIGHT, WEIGHTS, layer_losses
+from layer_by_layer import layer_losses
+from problems import make_criterion, random_layers, random_targets
 from seeds import generators
 from torch.profiler import ProfilerActivity, profile
 
 from s4m_d2.errors import InputError
-from s4m_d2.losses import HungarianMatcher, SetCriterion, mask_losses, matcher
+from s4m_d2.losses import mask_losses, matcher
 from s4m_d2.transfers import TO_HOST
 
 CLASSES, QUERIES, LAYERS, POINTS = 3, 5, 3, 40
@@ -27,40 +28,12 @@ WAITING = {
 }
 
 
-def make_criterion():
-    costs = {"class_cost": 2.0, "mask_cost": 5.0, "dice_cost": 5.0}
-    return SetCriterion(
-        num_classes=CLASSES,
-        matcher=HungarianMatcher(**costs, num_points=POINTS),
-        loss_weights=WEIGHTS,
-        no_object_weight=NO_OBJECT_WEIGHT,
-        num_points=POINTS,
-        oversample_ratio=3.0,
-        importance_ratio=0.75,
-    )
-
-
-def make_layers(batch, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    return [
-        {
-            "pred_logits": torch.randn(batch, QUERIES, CLASSES + 1, generator=rng),
-            "pred_masks": torch.randn(batch, QUERIES, 8, 12, generator=rng) * 4,
-        }
-        for _ in range(LAYERS)
-    ]
-
-
-def make_target(count, seed=0):
-    rng = torch.Generator().manual_seed(100 + seed)
-    return {
-        "labels": torch.randint(CLASSES, (count,), generator=rng),
-        "masks": torch.rand(count, 16, 24, generator=rng) > 0.6,
-    }
+def make_layers(batch):
+    return random_layers(batch, QUERIES, CLASSES, LAYERS)
 
 
 def make_targets(*counts):
-    return [make_target(count, seed) for seed, count in enumerate(counts)]
+    return random_targets(counts, CLASSES)
 
 
 def evaluate(layers, targets, criterion=None):
@@ -69,7 +42,7 @@ def evaluate(layers, targets, criterion=None):
     for tensor in tensors:
         tensor.grad = None
         tensor.requires_grad_()
-    losses = (criterion or make_criterion())(
+    losses = (criterion or make_criterion(CLASSES, POINTS))(
         {**layers[0], "aux_outputs": layers[1:]}, targets, generators(len(targets))
     )
     sum(loss * (2 + i) for i, loss in enumerate(losses.values())).backward()
@@ -134,7 +107,10 @@ def test_a_gpu_is_waited_for_in_the_matcher_only(monkeypatch):
     monkeypatch.setattr(matcher, "to_host", allowed)
     layers = [{k: v.cuda().requires_grad_() for k, v in x.items()} for x in make_layers(2)]
     targets = [{k: v.cuda() for k, v in target.items()} for target in make_targets(3, 7)]
-    criterion, outputs = make_criterion().cuda(), {**layers[0], "aux_outputs": layers[1:]}
+    criterion, outputs = (
+        make_criterion(CLASSES, POINTS).cuda(),
+        {**layers[0], "aux_outputs": layers[1:]},
+    )
     sum(criterion(outputs, targets, generators(2, device="cuda")).values()).backward()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -147,7 +123,7 @@ def test_the_order_of_images_and_instances_does_not_matter_to_the_matches():
     """An image beside one with more instances, or fewer, finds what it finds alone."""
     counts = (1, 4, 0, 8)
     layers, targets = make_layers(len(counts)), make_targets(*counts)
-    find = make_criterion().matcher
+    find = make_criterion(CLASSES, POINTS).matcher
     together = find(layers, targets, generators(4))
     for image, (target, rng) in enumerate(zip(targets, generators(4), strict=True)):
         alone = [{k: v[image : image + 1] for k, v in layer.items()} for layer in layers]
@@ -167,7 +143,7 @@ def test_a_label_that_is_no_class_is_refused(label):
     targets = make_targets(2, 3)
     targets[1]["labels"][2] = label
     with pytest.raises(InputError, match=rf"image 1 .* class id {label} .* 0\.\.2"):
-        make_criterion()({**make_layers(2)[0]}, targets, generators(2))
+        make_criterion(CLASSES, POINTS)({**make_layers(2)[0]}, targets, generators(2))
 
 
 def test_reading_a_few_masks_at_a_time_changes_nothing(monkeypatch):

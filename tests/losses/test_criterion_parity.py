@@ -11,16 +11,15 @@ import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_losses import (
-    NO_OBJECT_WEIGHT,
-    WEIGHTS,
     Layer,
     cheapest,
     cost_matrix,
     criterion,
     loss_points,
 )
+from problems import make_criterion
 
-from s4m_d2.losses import HungarianMatcher, SetCriterion, mask_losses, matcher
+from s4m_d2.losses import mask_losses, matcher
 
 TOLERANCE = {"rel": 2e-5, "abs": 1e-6}
 
@@ -90,17 +89,9 @@ def make_problem(case):
     return outputs, targets
 
 
-def make_criterion(case):
-    costs = {"class_cost": 2.0, "mask_cost": 5.0, "dice_cost": 5.0}
-    return SetCriterion(
-        num_classes=case.classes,
-        matcher=HungarianMatcher(**costs, num_points=case.num_points),
-        loss_weights=WEIGHTS,
-        no_object_weight=NO_OBJECT_WEIGHT,
-        num_points=case.num_points,
-        oversample_ratio=case.oversample_ratio,
-        importance_ratio=case.importance_ratio,
-    )
+def criterion_of(case):
+    ratios = {"oversample_ratio": case.oversample_ratio, "importance_ratio": case.importance_ratio}
+    return make_criterion(case.classes, case.num_points, **ratios)
 
 
 @contextmanager
@@ -204,7 +195,7 @@ def reference_losses(case, outputs, targets, drawn, matches):
 @given(cases)
 def test_all_losses_of_all_layers_equal_literal_loops_in_double_precision(case):
     outputs, targets = make_problem(case)
-    criterion = make_criterion(case)
+    criterion = criterion_of(case)
     criterion.matcher = RecordingMatcher(criterion.matcher)
     generators = [torch.Generator().manual_seed(case.seed + i) for i in range(len(targets))]
     with recorded_points() as drawn:
@@ -249,7 +240,7 @@ def run_images(spread, images):
     layers = [outputs, *outputs["aux_outputs"]]
     rows = [{key: layer[key][images] for key in ("pred_logits", "pred_masks")} for layer in layers]
     generators = [torch.Generator().manual_seed(i) for i in range(len(targets))[images]]
-    losses = make_criterion(case)({**rows[0], "aux_outputs": rows[1:]}, targets[images], generators)
+    losses = criterion_of(case)({**rows[0], "aux_outputs": rows[1:]}, targets[images], generators)
     sum(losses.values()).backward()
     return (
         {name: loss.item() for name, loss in losses.items()},

@@ -6,48 +6,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from s4m_d2.losses import HungarianMatcher, SetCriterion
+from problems import make_criterion, random_layers, random_targets
+from seeds import generators, seeded
 
 CLASSES, QUERIES, POINTS = 2, 4, 16
 VALUES = (math.nan, math.inf, -math.inf, 3e38, -3e38)
 
 
-def criterion():
-    return SetCriterion(
-        num_classes=CLASSES,
-        matcher=HungarianMatcher(class_cost=2.0, mask_cost=5.0, dice_cost=5.0, num_points=POINTS),
-        loss_weights={"loss_ce": 2.0, "loss_mask": 5.0, "loss_dice": 5.0},
-        no_object_weight=0.1,
-        num_points=POINTS,
-        oversample_ratio=3.0,
-        importance_ratio=0.75,
-    )
-
-
 def problem(seed, instances):
     """A batch of one image for each entry of ``instances``, with one auxiliary layer."""
-    rng = torch.Generator().manual_seed(seed)
-    layers = [
-        {
-            "pred_logits": torch.randn(len(instances), QUERIES, CLASSES + 1, generator=rng),
-            "pred_masks": torch.randn(len(instances), QUERIES, 6, 8, generator=rng),
-        }
-        for _ in range(2)
-    ]
-    targets = [
-        {
-            "labels": torch.randint(CLASSES, (count,), generator=rng),
-            "masks": torch.rand(count, 12, 16, generator=rng) > 0.5,
-        }
-        for count in instances
-    ]
-    return layers, targets
+    layers = random_layers(len(instances), QUERIES, CLASSES, 2, seed)
+    return layers, random_targets(instances, CLASSES, seed)
 
 
 def losses_of(layers, targets):
-    generators = [torch.Generator().manual_seed(i) for i in range(len(targets))]
-    return criterion()({**layers[0], "aux_outputs": layers[1:]}, targets, generators)
+    outputs = {**layers[0], "aux_outputs": layers[1:]}
+    return make_criterion(CLASSES, POINTS)(outputs, targets, generators(len(targets)))
 
 
 @settings(max_examples=40)
@@ -66,7 +40,7 @@ def test_whatever_a_model_predicts_the_losses_are_computed(
     for each in layers:
         each["pred_logits"].requires_grad_()
         each["pred_masks"].requires_grad_()
-    chosen = torch.rand(layers[layer][entry].shape, generator=torch.Generator().manual_seed(seed))
+    chosen = torch.rand(layers[layer][entry].shape, generator=seeded(seed))
     broken = layers[layer][entry].masked_fill(chosen < share, value)
     layers[layer] = {**layers[layer], entry: broken}
     losses = losses_of(layers, targets)

@@ -135,7 +135,7 @@ def test_images_that_cannot_be_drawn_are_named_and_the_others_are_drawn(folders,
     said = capsys.readouterr().err
     assert all(f"\n  {name}: " in said for name in "bde")
     save_labels(folders / "cam", {"a": label(4, 99)})
-    assert visualize(folders, "--best", 1) == 1 and drawn["names"] == ["c"]
+    assert visualize(folders, "--best", 2) == 1 and drawn["names"] == ["c"]
 
 
 def test_what_leaves_nothing_to_draw_or_contradicts_is_refused(folders, capsys):
