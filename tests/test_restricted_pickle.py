@@ -60,7 +60,7 @@ LISTS = doubled(b"]", lambda get: b"](" + get + get + b"e")
 DICTS = doubled(b"}", lambda get: b"}(U\x01a" + get + b"U\x01b" + get + b"u")
 
 
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 def test_a_small_file_takes_little_time():
     for content in (
         *(opcodes(b"}U\x01a", value, b"s") for value in (TUPLES, LISTS, DICTS)),
