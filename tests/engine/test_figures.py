@@ -119,6 +119,12 @@ def test_labeled_images_come_as_they_are_and_in_draws_of_training(small_config):
     assert {row[0]["file_name"] for row in rows} <= labeled
 
 
+def test_fewer_images_than_asked_for_are_all_drawn(small_config):
+    assert len(validation_samples(small_config(), 5)) == 2
+    with pytest.raises(ConfigError, match="DATASETS.TEST"):
+        validation_samples(small_config(DATASETS__TEST="()"), 2)
+
+
 def test_validation_images_keep_their_size_or_get_that_of_evaluation(small_config):
     cfg = small_config(INPUT__MIN_SIZE_TEST=32, INPUT__MAX_SIZE_TEST=48)
     for sample in validation_samples(cfg, 2):
