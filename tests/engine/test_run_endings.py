@@ -106,8 +106,11 @@ def test_logged_names_cannot_act_on_a_terminal(caplog):
             logging.getLogger("s4m_d2.test").warning("Skipped %s", NASTY)
             logging.getLogger("s4m_d2.test").warning("Table:\n%s", "a\tb\nc")
             logging.getLogger("s4m_d2.test").warning("Lost: %s", "weight, " * 1000)
+            for error in (DatasetError("a.json is cut."), KeyError("a bug")):
+                logging.getLogger("s4m_d2.test").error("Ended", exc_info=error)
     finally:
         logging.setLogRecordFactory(factory)
-    first, second, third = (record.getMessage() for record in caplog.records)
+    first, second, third, *_ = (record.getMessage() for record in caplog.records)
+    assert [bool(record.exc_info) for record in caplog.records[-2:]] == [False, True]
     assert first.isprintable() and second == "Table:\na\tb\nc"
     assert third.count("weight") == 1000
