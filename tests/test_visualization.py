@@ -16,6 +16,7 @@ from s4m_d2.structures import RLEMasks, encode_masks, mask_boxes
 from s4m_d2.visualization import (
     FILL_ALPHA,
     ColorScale,
+    Panels,
     box_colors,
     heat_map,
     mark_point,
@@ -77,6 +78,16 @@ def test_encoded_masks_are_drawn_alike():
     encoded = RLEMasks(encode_masks(masks), (320, 400))
     drawn = overlay(image, masks, [0, 1], NAMES)
     assert (overlay(image, encoded, [0, 1], NAMES) == drawn).all()
+
+
+def test_names_of_too_many_instances_would_hide_them():
+    corners = [(y, x, y + 20, x + 20) for y in range(0, 320, 40) for x in range(0, 400, 40)]
+    drawn = [
+        overlay(gray(320, 400), boxes((320, 400), corners[:count]), [label] * count, NAMES)
+        for count in (60, 61)
+        for label in (0, 1)
+    ]
+    assert (drawn[0] != drawn[1]).any() and (drawn[2] == drawn[3]).all()
 
 
 @settings(max_examples=30)
@@ -148,6 +159,11 @@ def test_the_grid_has_a_row_for_each_image_and_a_column_for_each_title(tmp_path)
         x = int((column + 0.5) * width / 3)
         assert np.abs(picture[y, x] - colors[expected[row][column]]).max() < 8
     assert [entry.name for entry in path.parent.iterdir()] == ["overview.png"]
+
+
+def test_a_title_longer_than_its_room_stays_in_the_picture():
+    picture = Panels(["one"], [[gray(375, 500)]], ["long_" * 60 + "end"]).draw()
+    assert (picture[:, :4] == 255).all() and (picture[:, -4:] == 255).all()
 
 
 def test_a_grid_needs_pictures_and_titles_that_fit(tmp_path):

@@ -109,6 +109,13 @@ def test_pngs_of_masks_suffixes_arrays_and_scores(root):
         np.testing.assert_array_equal(label(root, name, "same"), drawn(window, CLASS))
 
 
+def test_labels_of_which_none_has_a_class(root, capsys):
+    save_labels(root / "cam", dict.fromkeys("ab", drawn(CAM, 255)))
+    assert enhance(root) == 0 and "warning" not in capsys.readouterr().err
+    save_labels(root / "cam", {"c": drawn(CAM, 255)})
+    assert enhance(root, "--overwrite") == 0 and "warning" in capsys.readouterr().err
+
+
 def turned(root, name):
     exif = Image.Exif()
     exif[0x0112] = 6
