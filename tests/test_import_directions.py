@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -86,8 +85,8 @@ def python_files(*folders: Path) -> list[Path]:
 
 
 @cache
-def tree(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(), str(file))
+def nodes(file: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(file.read_text(), str(file))))
 
 
 def name(file: Path) -> str:
@@ -100,23 +99,25 @@ ALL = OURS + PROGRAMS
 ENGINE = python_files(LITE)
 
 
-def imported_modules(file: Path) -> Iterator[str]:
+@cache
+def imported_modules(file: Path) -> list[str]:
     """Absolute names of everything that a file imports, within functions too."""
+    found = []
     package = file.relative_to(ROOT).with_suffix("").parts[:-1]
-    for node in ast.walk(tree(file)):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             start = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join((*start, *filter(None, [node.module])))
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            found += [f"{module}.{alias.name}" for alias in node.names]
+    return found
 
 
-def calls(file: Path) -> Iterator[tuple[str, ast.Call]]:
+@cache
+def calls(file: Path) -> list[tuple[str, ast.Call]]:
     """(dotted name, node) of every call."""
-    for node in ast.walk(tree(file)):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
+    return [(ast.unparse(node.func), node) for node in nodes(file) if isinstance(node, ast.Call)]
 
 
 def keywords(call: ast.Call) -> dict[str, ast.expr]:
@@ -150,7 +151,7 @@ def test_only_builders_see_a_config():
     for file in OURS:
         if part(file) not in LEAVES | {"modeling", "data", "sepl"}:
             continue
-        for node in ast.walk(tree(file)):
+        for node in nodes(file):
             if isinstance(node, ast.FunctionDef) and "cfg" in [a.arg for a in node.args.args]:
                 registered = any("register" in ast.unparse(d) for d in node.decorator_list)
                 helper = node.name.startswith("_") and not node.name.startswith("__")
@@ -163,7 +164,7 @@ def test_no_object_keeps_a_config():
     for file in OURS:
         if name(file) == "s4m_d2/engine/training/trainer.py":
             continue
-        for node in ast.walk(tree(file)):
+        for node in nodes(file):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                 assert node.attr not in ("cfg", "_cfg"), f"{name(file)}:{node.lineno} keeps a cfg"
 
@@ -173,7 +174,7 @@ def test_files_and_functions_stay_short():
         limit = MAX_COMMAND_LINES if file.name == "train_net.py" else MAX_FILE_LINES
         lines = len(file.read_text().splitlines())
         assert lines <= limit, f"{name(file)} has {lines} lines: split it by concept"
-        for node in ast.walk(tree(file)):
+        for node in nodes(file):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = node.end_lineno - node.lineno + 1
                 assert lines <= MAX_FUNCTION_LINES, f"{name(file)}: {node.name} has {lines} lines"
@@ -204,8 +205,8 @@ def test_only_the_restricted_reader_unpickles():
             parts = module.split(".")
             assert parts[0] not in ("cPickle", "dill", "joblib", "marshal", "shelve"), name(file)
             assert parts[0] != "pickle" or len(parts) == 1, f"{name(file)} imports {module}"
-        for node in ast.walk(tree(file)):
-            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "pickle":
+        for node in nodes(file):
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") == "pickle":
                 assert node.attr == "UnpicklingError", (
                     f"{name(file)}:{node.lineno} uses {node.attr}"
                 )
