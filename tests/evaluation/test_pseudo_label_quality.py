@@ -1,8 +1,6 @@
 """Quality of pseudo-labels: by hand, against a literal reference, and by its properties."""
 
 import doctest
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +18,6 @@ from s4m_d2.evaluation.pseudo_label_quality import (
     quality_of,
 )
 from s4m_d2.structures import PseudoLabels
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-from pseudo_label_quality import quality_tables  # noqa: E402
 
 CLASSES = ["apple", "pear", "plum"]
 APPLE, PEAR, PLUM = range(3)
