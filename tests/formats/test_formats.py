@@ -53,6 +53,7 @@ def rows(tmp_path):
         {"class": n % 2, "score": 0.9 - n / 10, "segmentation": rle_of(mask)}
         for n, mask in enumerate(shapes())
     ]
+    instances[0]["sam_iou"] = 0.75
     found = [
         {"file_name": name, "height": HEIGHT, "width": WIDTH, "instances": of_image}
         for name, of_image in (("sub/a b.png", instances), ("b.png", []))
@@ -87,6 +88,7 @@ def test_coco(rows, tmp_path):
     kinds = [type(coco.anns[n]["segmentation"]) for n in (1, 2, 3, 4)]
     assert kinds == [list, dict, list, list] and len(coco.anns[3]["segmentation"]) == 2
     assert [coco.anns[n]["score"] for n in (1, 2)] == [0.9, 0.8]
+    assert [coco.anns[n].get("sam_iou") for n in (1, 2)] == [0.75, None]
     assert coco.anns[2]["bbox"] == [3, 2, 12, 10] and coco.anns[2]["area"] == 111
 
 
