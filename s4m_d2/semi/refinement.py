@@ -85,7 +85,8 @@ class TeacherMasks:
             size = image_sizes[group[0]]
             logits, resize = _teacher_logits([selections[i] for i in group], size)
             masks = _threshold_in_chunks(logits, size, resize, self.logit_thresh)
-            _fill(labels, selections, group, masks, *to_host(mask_areas(masks)))
+            [areas] = to_host(mask_areas(masks))
+            _fill(labels, selections, group, masks, areas)
         return Refinement(labels, predicted_ious=torch.zeros(0, device=images.device))
 
 
