@@ -156,11 +156,14 @@ def _s4m_config() -> CN:
 def _data_config() -> CN:
     """Own data in files and folders (docs/own-data.md), instead of the names in DATASETS."""
     data = CN()
-    data.LABELED = ""  # COCO json of instances; "": DATASETS names the data sets
-    data.IMAGES = ""  # folder to which its file names are relative; "": the json's folder
+    # COCO json files of instances; the last one counts for an image in several. (): see DATASETS
+    data.LABELED = ()
+    # folder to which their file names are relative, or one for each; (): the json's folder
+    data.IMAGES = ()
     data.UNLABELED = ""  # folder of images, searched recursively
     data.VAL = ""  # COCO json for evaluation; "": a share of LABELED's images is used
-    data.VAL_IMAGES = ""  # folder to which its file names are relative; "": as IMAGES
+    # folder to which its file names are relative; "": as IMAGES if that is one, or VAL's
+    data.VAL_IMAGES = ""
     data.VAL_FRACTION = 0.2  # that share; 0.0: no validation
     return data
 

@@ -29,6 +29,8 @@ class PseudoLabels:
         masks: (N, H, W) bool, in the frame of the image or of a prediction (the producer says).
         scores: (N,) float, class probabilities in [0, 1].
         areas: (N,) px of the masks, if known on the host; None: not fetched yet.
+        sam_ious: (N,) float, the IoU that SAM predicts for its mask, nan where the mask is not
+            SAM's; None: without SAM.
 
     Raises:
         InputError: if the lengths, shapes or dtypes disagree.
@@ -38,6 +40,7 @@ class PseudoLabels:
     masks: Tensor
     scores: Tensor
     areas: np.ndarray | None = None
+    sam_ious: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.masks.ndim != 3 or self.masks.dtype != torch.bool:
@@ -74,7 +77,8 @@ class PseudoLabels:
         """Keep the instances in these rows: a slice, or a non-empty array of indices."""
         areas = None if self.areas is None else self.areas[rows]
         index = rows if isinstance(rows, slice) else to_device(rows, self.masks.device)
-        return PseudoLabels(self.labels[index], self.masks[index], self.scores[index], areas)
+        ious = None if self.sam_ious is None else self.sam_ious[index]
+        return PseudoLabels(self.labels[index], self.masks[index], self.scores[index], areas, ious)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -82,8 +86,8 @@ class PseudoLabels:
         return self.masks.shape[1], self.masks.shape[2]
 
     def with_masks(self, masks: Tensor) -> PseudoLabels:
-        """Replace the masks by others, (N, H', W') bool."""
-        return replace(self, masks=masks, areas=None)
+        """Replace the masks by others, (N, H', W') bool, that are not SAM's."""
+        return replace(self, masks=masks, areas=None, sam_ious=None)
 
     def to_instances(self):
         """Convert to ``detectron2.structures.Instances`` with gt_classes, gt_masks, gt_boxes."""

@@ -137,8 +137,8 @@ class TiledModel(nn.Module):
 
         Returns:
             dicts with "instances" of (H, W): the model's own for an image of one tile; otherwise
-            ``pred_masks`` (:class:`RLEMasks`), ``pred_boxes``, ``scores``, ``pred_classes``, best
-            first, on the CPU, without empty masks.
+            ``pred_masks`` (:class:`RLEMasks`), ``pred_boxes``, ``scores``, ``pred_classes`` and, if
+            the model gives them, ``sam_ious``, best first, on the CPU, without empty masks.
         """
         return [{"instances": self._segment(sample["image"])} for sample in batched_inputs]
 
@@ -169,6 +169,7 @@ class _Piece:
     """A prediction in a tile: ``rle`` in the tile's frame, ``box`` in the image's.
 
     ``is_cut``: it reaches (nearly) a border of the tile that is not a border of the image.
+    ``sam_iou``: nan if unknown.
     """
 
     tile: int
@@ -178,6 +179,7 @@ class _Piece:
     score: float
     area: int
     is_cut: bool
+    sam_iou: float
 
 
 class _Seams:
@@ -213,8 +215,9 @@ class _Seams:
         boxes = mask_util.toBbox(rles).reshape(-1, 4).astype(int).tolist()
         areas = mask_util.area(rles).tolist()
         labels, scores = found.pred_classes.tolist(), found.scores.tolist()
-        for rle, (x, y, wide, high), label, score, area in zip(
-            rles, boxes, labels, scores, areas, strict=True
+        ious = found.sam_ious.tolist() if found.has("sam_ious") else [math.nan] * len(found)
+        for rle, (x, y, wide, high), label, score, area, iou in zip(
+            rles, boxes, labels, scores, areas, ious, strict=True
         ):
             x, y = tile[0] + x, tile[1] + y
             box = x, y, x + wide, y + high
@@ -223,7 +226,7 @@ class _Seams:
             if not area or any(_holds(t, box) and not self._is_cut(box, t) for t in others):
                 continue
             self.of_tile[number].append(len(self.pieces))
-            self.pieces.append(_Piece(number, rle, box, label, score, area, is_cut))
+            self.pieces.append(_Piece(number, rle, box, label, score, area, is_cut, iou))
             self.same.append([])
         for other in near:
             self._compare(other, number)
@@ -289,6 +292,7 @@ class _Seams:
             pred_boxes=Boxes(torch.tensor(np.array(extents, np.float32).reshape(-1, 4))),
             scores=torch.tensor([piece.score for piece in best]),
             pred_classes=torch.tensor([piece.label for piece in best], dtype=torch.int64),
+            sam_ious=torch.tensor([piece.sam_iou for piece in best]),
         )
 
     def _best(self, members: Sequence[int]) -> _Piece:

@@ -185,6 +185,7 @@ class Answers(nn.Module):
             pred_masks=masks,
             pred_classes=torch.tensor(labels, dtype=torch.int64),
             scores=torch.tensor(scores),
+            sam_ious=torch.tensor(scores) / 2,
         )
 
 
@@ -229,6 +230,7 @@ def test_how_predictions_of_two_tiles_are_joined(case):
         (*bar, label) for bar, label in zip(bars, found.pred_classes.tolist(), strict=True)
     ] == [bar[:3] for bar in expected]
     assert found.scores.tolist() == pytest.approx([bar[3] for bar in expected])
+    assert torch.equal(found.sam_ious, found.scores / 2)
 
 
 @given(st.integers(0, 2**32 - 1), st.booleans())

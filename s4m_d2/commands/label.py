@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import glob
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -194,11 +195,11 @@ def _label(predict: Predictor, path: str, args: argparse.Namespace) -> dict[str,
     image = read_image(os.path.join(args.images, path), "RGB")
     found = predict(image)
     rles = as_rles(found.pred_masks)
+    fields = (found.pred_classes, found.scores, found.sam_ious)
     instances = [
         {"class": index, "score": round(score, 4), "segmentation": plain_rle(rle)}
-        for index, score, rle in zip(
-            found.pred_classes.tolist(), found.scores.tolist(), rles, strict=True
-        )
+        | ({} if math.isnan(iou) else {"sam_iou": round(iou, 4)})
+        for index, score, iou, rle in zip(*(f.tolist() for f in fields), rles, strict=True)
         if mask_util.area(rle) >= max(args.min_area, 1)
     ]
     kept = instances[: args.max_instances or None]

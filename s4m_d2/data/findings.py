@@ -28,6 +28,17 @@ class Findings:
         self._left_out: dict[tuple[str, str], list[str]] = defaultdict(list)
         self._refused: dict[tuple[str, str], list[str]] = defaultdict(list)
 
+    @classmethod
+    def joined(cls, parts: Mapping[str, Findings]) -> Findings:
+        """Those of several files that can be used, by the files' names."""
+        found = cls()
+        for file, part in parts.items():
+            found.instances += part.instances
+            found.notes += [f"{file}: {note}" for note in part.notes]
+            for kind, names in part._left_out.items():
+                found._left_out[kind] += [f"{name} of {file}" for name in names]
+        return found
+
     def leave_out(self, text: str, name: str, remedy: str) -> None:
         """Add an annotation that is not a target; messages put the count before ``text``."""
         self._left_out[text, remedy].append(name)

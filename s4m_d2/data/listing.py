@@ -50,15 +50,20 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
 
 
 def list_unlabeled(
-    image_dir: str, validation: Sequence[str] = (), validation_dir: str = ""
+    image_dir: str,
+    validation: Sequence[str] = (),
+    validation_dir: str = "",
+    labeled: Sequence[str] = (),
 ) -> tuple[list[str], dict[str, int]]:
-    """List images below a folder as :func:`list_images`, without those of the validation set.
+    """List images below a folder as :func:`list_images`, without those that have labels.
 
-    An image is in the validation set if it has the same relative path, or the same content.
+    An image is left out if it has the same content as a labeled one; for the validation set, also
+    if it has the same relative path.
 
     Args:
         image_dir: searched recursively.
         validation, validation_dir: paths of the validation images, relative to that folder.
+        labeled: paths of other labeled images.
 
     Returns:
         Paths below ``image_dir``, sorted, and the number of entries left out, by reason.
@@ -71,15 +76,18 @@ def list_unlabeled(
     names = {path: os.path.relpath(path, image_dir) for path in paths}
     known = {os.path.normpath(name) for name in validation}
     held_out = {path for path, name in names.items() if name in known}
-    held_out |= _copies(paths, [os.path.join(validation_dir, name) for name in validation])
-    if len(held_out) == len(paths):
+    held_out |= copies(paths, [os.path.join(validation_dir, name) for name in validation])
+    known_labels = copies([path for path in paths if path not in held_out], labeled)
+    kept = [path for path in paths if path not in held_out | known_labels]
+    if not kept:
         raise DatasetError(
-            f"The folder {image_dir} has {len(paths)} images, all of them in the validation set: "
-            f"nothing is left to train on. {remedy}"
+            f"The folder {image_dir} has {len(paths)} images, all of them labeled or in the "
+            f"validation set: nothing is left to train on. {remedy}"
         )
-    if held_out:
-        left_out["in the validation set"] = len(held_out)
-    return [names[path] for path in paths if path not in held_out], dict(left_out)
+    for reason, found in (("in the validation set", held_out), ("labeled", known_labels)):
+        if found:
+            left_out[reason] = len(found)
+    return [names[path] for path in kept], dict(left_out)
 
 
 def counted(left_out: dict[str, int]) -> str:
@@ -148,7 +156,7 @@ def _kind(entry: os.DirEntry) -> int:
         return stat.S_IFREG
 
 
-def _copies(paths: Iterable[str], originals: Iterable[str]) -> set[str]:
+def copies(paths: Iterable[str], originals: Iterable[str]) -> set[str]:
     """Those of ``paths`` with the content of one of ``originals``."""
     for key in (_size, _middle, digest):  # each reads more bytes, of fewer files
         wanted = {path: key(path) for path in originals}

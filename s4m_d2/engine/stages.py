@@ -12,6 +12,7 @@ from s4m_d2.engine.checkpointing.checkpoint_files import (
     final_iterations,
     holds_run,
 )
+from s4m_d2.errors import WeightsError
 from s4m_d2.report import read_results
 
 STAGES = ("teacher", "student")
@@ -82,6 +83,22 @@ def stored_results(folder: str) -> dict[str, Any]:
 def final_weights(cfg: CfgNode, stage: str) -> str:
     """Path of a stage's final checkpoint."""
     return os.path.join(stage_config(cfg, stage).OUTPUT_DIR, FINAL_CHECKPOINT)
+
+
+def last_weights(run: str) -> str:
+    """The final checkpoint of the last stage of a run in a folder; what is no folder, as it is.
+
+    Raises:
+        WeightsError: there is none.
+    """
+    paths = [os.path.join(run, stage, FINAL_CHECKPOINT) for stage in reversed(STAGES)]
+    found = [path for path in paths if os.path.isfile(path)]
+    if os.path.isdir(run) and not found:
+        raise WeightsError(
+            f"The run '{run}' has no final checkpoint: {' and '.join(paths)} do not exist. Give "
+            "the OUTPUT_DIR of a finished run, or a file of weights."
+        )
+    return found[0] if found else run
 
 
 def stage_config(cfg: CfgNode, stage: str) -> CfgNode:

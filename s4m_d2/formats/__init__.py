@@ -1,7 +1,8 @@
 """Labeled images as annotation tools read them, one module per format.
 
 A row is a labeled image: "file_name" below the folder of images, "height", "width", "instances";
-an instance has "class" (index), "score" and "segmentation", COCO's compressed RLE as text.
+an instance has "class" (index), "score" and "segmentation", COCO's compressed RLE as text, and, if
+SAM drew its mask, "sam_iou", the IoU that SAM predicts.
 """
 
 from s4m_d2.formats import coco, label_studio, labelme

@@ -20,7 +20,8 @@ def write(
 ) -> str:
     """Write ``folder``/annotations.json; ids count from 1, file names start below ``image_root``.
 
-    A mask is polygons where these draw exactly it, or else RLE. Each annotation has its "score".
+    A mask is polygons where these draw exactly it, or else RLE. Each annotation has its "score"
+    and, if SAM drew the mask, "sam_iou".
     """
     path = os.path.join(folder, FILE)
     images = ({**_without_instances(row), "id": n} for n, row in enumerate(rows(), start=1))
@@ -59,5 +60,5 @@ def _annotations(rows: Iterable[dict]) -> Iterator[dict]:
                 "bbox": mask_util.toBbox(rle).tolist(),
                 "area": int(mask_util.area(rle)),
                 "iscrowd": 0,
-                "score": instance["score"],
+                **{key: instance[key] for key in ("score", "sam_iou") if key in instance},
             }

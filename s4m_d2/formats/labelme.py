@@ -45,10 +45,11 @@ def write(
 def _shapes(number: int, instance: Mapping[str, Any], names: Sequence[str]) -> Iterator[dict]:
     rle = instance["segmentation"]
     polygons = mask_polygons(rle)
+    of_sam = f", sam_iou {instance['sam_iou']:.3f}" if "sam_iou" in instance else ""
     common = {
         "label": names[instance["class"]],
         "group_id": None,
-        "description": f"score {instance['score']:.3f}",
+        "description": f"score {instance['score']:.3f}{of_sam}",
         "flags": {},
         "mask": None,
     }

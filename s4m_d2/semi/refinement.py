@@ -85,7 +85,8 @@ class TeacherMasks:
             size = image_sizes[group[0]]
             logits, resize = _teacher_logits([selections[i] for i in group], size)
             masks = _threshold_in_chunks(logits, size, resize, self.logit_thresh)
-            _fill(labels, selections, group, masks, *to_host(mask_areas(masks)))
+            [areas] = to_host(mask_areas(masks))
+            _fill(labels, selections, group, masks, areas)
         return Refinement(labels, predicted_ious=torch.zeros(0, device=images.device))
 
 
@@ -180,12 +181,15 @@ class PointRefiner:
             ),
         )
         best = [_best_masks(output.mask_logits, output.iou_predictions) for output in outputs]
-        low_res = {i: logits for i, (logits, _) in zip(active, best, strict=True)}
+        answers = dict(zip(active, best, strict=True))
         fallbacks = 0
         for group in _groups(selections, image_sizes, active):
-            size, logits = image_sizes[group[0]], torch.cat([low_res[i] for i in group])
+            size = image_sizes[group[0]]
+            logits, ious = map(torch.cat, zip(*(answers[i] for i in group), strict=True))
             masks, areas, kept = self._image_masks(logits, [selections[i] for i in group], size)
-            _fill(labels, selections, group, masks, areas)
+            if len(kept):
+                ious[to_device(kept, ious.device)] = math.nan
+            _fill(labels, selections, group, masks, areas, ious)
             fallbacks += len(kept)
         return Refinement(labels, torch.cat([iou for _, iou in best]), fallbacks)
 
@@ -352,12 +356,16 @@ def _fill(
     group: Sequence[int],
     masks: Tensor,
     areas: np.ndarray,
+    ious: Tensor | None = None,
 ) -> None:
-    """Set the labels of a group of images."""
-    counts = [len(selections[i].labels) for i in group]
-    parts = zip(masks.split(counts), np.split(areas, np.cumsum(counts)[:-1]), strict=True)
-    for i, (of_image, its_areas) in zip(group, parts, strict=True):
-        labels[i] = replace(selections[i].labels, masks=of_image, areas=its_areas)
+    """Set the labels of a group of images; ``ious`` is SAM's prediction of each mask."""
+    start = 0
+    for i in group:
+        part = slice(start, start := start + len(selections[i].labels))
+        of_image = None if ious is None else ious[part]
+        labels[i] = replace(
+            selections[i].labels, masks=masks[part], areas=areas[part], sam_ious=of_image
+        )
 
 
 def logit(probability: float) -> float:

@@ -32,6 +32,9 @@ LONG = {
     "tools/sepl_evidence.py": "minutes; tests/sepl/test_evidence.py",
     "tools/train_tiny_sam.py": "hours",
     "examples/": "minutes; tests/examples/",
+    "output/labels": "needs the loop's labels",
+    "output/corrected": "needs the reader's corrections",
+    "output/second": "minutes",
     "--preset voc": "needs the reader's labels",
     "-m build": "downloads; tests/test_wheels.py",
 }
@@ -50,7 +53,8 @@ NO_SAM = ["--check", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "S4M.SAM.BACKEN
 NO_SAM += ["tiny_toyscapes", "S4M.SAM.CHECKPOINT", "", "OUTPUT_DIR", "output/checked"]
 NO_WEIGHTS = [] if find_spec(PACKAGES["efficientnet-lite0"].module) else ["MODEL.WEIGHTS", ""]
 ENDS = {"configs/custom_small.yaml": SMALL + NO_WEIGHTS, "configs/custom.yaml": NO_SAM}
-VALUES = {"--labeled": {"40": "8", "10": "2"}, "--unlabeled": {"200": "4"}}
+VALUES = {"--labeled": {"60": "2", "40": "8", "20": "2", "10": "2"}}
+VALUES |= {"--unlabeled": {"200": "4", "40": "2"}}
 VALUES |= {"--train": {"400": "10"}, "--points-per-side": {"12": "4"}}
 # In the place of `make quickstart`, whose result some commands look at.
 QUICKSTART = ["train_net.py", "--config-file", "configs/toyscapes_10pct.yaml", *SMALL]

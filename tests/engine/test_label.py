@@ -47,6 +47,7 @@ def test_a_killed_command_continues_and_processes_share(labeled, tmp_path, monke
     status, whole = labeled()
     assert status == 0 and set(whole) == {"a.png", "b.png", "sub/a.png"}
     assert all(whole.values())
+    assert any("sam_iou" in a for rows in whole.values() for a in rows)
     done = tmp_path / "out" / "labels-0.jsonl"
     lines = done.read_bytes().splitlines(keepends=True)
     done.write_bytes(lines[0] + lines[1][:50])  # torn by a kill

@@ -6,11 +6,15 @@ import json
 import re
 
 import pytest
+import torch
 
+from s4m_d2.engine.checkpointing.weight_names import model_weights
 from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.figures.predictor import class_names
 from s4m_d2.engine.own_data import own_data_files
+from s4m_d2.engine.stages import stage_config
+from s4m_d2.engine.training.trainer import TeacherTrainer
 from s4m_d2.errors import DatasetError
 from s4m_d2.report import read_results
 
@@ -167,3 +171,49 @@ def test_a_run_of_stage_1_alone_cannot_go_on_with_stage_2(finished, tmp_path):
         read_config(parsed(both))
     cfg, _ = read_config(parsed([*both, "S4M.STAGE", "teacher"]))
     assert cfg.DATASETS.TRAIN and not cfg.DATASETS.UNLABELED
+
+
+def test_a_run_starts_from_another_by_class_names_with_corrected_images(finished, tmp_path):
+    """Two unlabeled images are labeled now, one with a new class; the classes' ids are others."""
+    data, run = finished
+
+    def relabel(content):
+        for row in content["images"][:2]:
+            row["file_name"] = f"street_{row['id'] + 7:05d}.png"
+        content["images"] = content["images"][:2]
+        kept = {row["id"] for row in content["images"]}
+        rows = [row for row in content["annotations"] if row["image_id"] in kept]
+        content["annotations"] = [{**row, "category_id": 9 - row["category_id"]} for row in rows]
+        content["annotations"][0]["category_id"] = 9
+        content["categories"] = [{**row, "id": 9 - row["id"]} for row in content["categories"]]
+        content["categories"].append({"id": 9, "name": "tram"})
+
+    corrected = tmp_path / "corrected.json"
+    corrected.write_text((data / "annotations.json").read_text())
+    change_json(corrected, relabel)
+    more = ["--labeled", str(corrected), "--images", str(data / "unlabeled")]
+    small = overrides(tmp_path / "again", MODEL__WEIGHTS=None)
+    words = [*own_options(data), *more, "--start-from", str(run), *small]
+    cfg, own = read_config(parsed(["--config-file", CONFIG, *words]))
+    assert str(run / "student" / "model_final.pth") == cfg.MODEL.WEIGHTS
+    assert own.stored.classes[-1] == "tram" and len(own.stored.classes) == 9
+    unlabeled = {f"street_{i:05d}.png" for i in range(8, 12)}
+    assert {*own.stored.unlabeled} == unlabeled - {"street_00008.png", "street_00009.png"}
+    assert own.stored.left_out == {"labeled": 2}
+
+    trainer = TeacherTrainer(stage_config(cfg, "teacher"))
+    fresh = trainer.trained_model.sem_seg_head.predictor.class_embed.weight.clone()
+    trainer.resume_or_load(resume=False)
+    content = torch.load(run / "student" / "model_final.pth", weights_only=True)
+    before, _ = model_weights(content, "teacher", "")
+    after = trainer.trained_model.state_dict()
+    name = "sem_seg_head.predictor.class_embed.weight"
+    assert torch.equal(after[name][:8], before[name][:8])  # the first file's classes, in its order
+    assert torch.equal(after[name][8], fresh[8]) and torch.equal(after[name][9], before[name][8])
+    assert "tram" in str(trainer.checkpointer.last_report)
+
+    own.save()  # other files do not change a run that has begun
+    only = ["--config-file", CONFIG, *own_options(data), "--resume", *small]
+    _, resumed = read_config(parsed(only))
+    assert resumed.stored == own.stored and len(resumed.notes) == 1
+    assert len(resumed.labeled.records) == len(own.labeled.records)

@@ -1,5 +1,6 @@
 """Labels in the formats of annotation tools, read back."""
 
+import io
 import json
 import sys
 import xml.etree.ElementTree as ET
@@ -53,6 +54,7 @@ def rows(tmp_path):
         {"class": n % 2, "score": 0.9 - n / 10, "segmentation": rle_of(mask)}
         for n, mask in enumerate(shapes())
     ]
+    instances[0]["sam_iou"] = 0.75
     found = [
         {"file_name": name, "height": HEIGHT, "width": WIDTH, "instances": of_image}
         for name, of_image in (("sub/a b.png", instances), ("b.png", []))
@@ -87,6 +89,7 @@ def test_coco(rows, tmp_path):
     kinds = [type(coco.anns[n]["segmentation"]) for n in (1, 2, 3, 4)]
     assert kinds == [list, dict, list, list] and len(coco.anns[3]["segmentation"]) == 2
     assert [coco.anns[n]["score"] for n in (1, 2)] == [0.9, 0.8]
+    assert [coco.anns[n].get("sam_iou") for n in (1, 2)] == [0.75, None]
     assert coco.anns[2]["bbox"] == [3, 2, 12, 10] and coco.anns[2]["area"] == 111
 
 
@@ -101,6 +104,21 @@ def test_labelme(rows, tmp_path):
     names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
     classes = [names[a["category_id"]] for a in coco.dataset["annotations"]]
     assert classes == [NAMES[n % 2] for n in range(4)]
+
+
+@pytest.mark.slow
+def test_labelme_itself_reads_its_files(rows, tmp_path):
+    """Where it is installed: with what it needs, it takes 600 MB."""
+    labelme = pytest.importorskip("labelme._label_file", exc_type=ImportError)
+    write("labelme", rows, tmp_path)
+    found = labelme.LabelFile(str(tmp_path / "out" / "sub" / "a b.json"))
+    kinds = [shape["shape_type"] for shape in found.shapes]
+    assert kinds == ["polygon", "mask", "polygon", "polygon", "polygon"]
+    assert [shape["label"] for shape in found.shapes] == [NAMES[n] for n in (0, 1, 0, 0, 1)]
+    assert [s["group_id"] is None for s in found.shapes] == [True, True, False, False, True]
+    assert found.shapes[0]["description"] == "score 0.900, sam_iou 0.750"
+    assert np.array_equal(found.shapes[1]["mask"], shapes()[1, 2:12, 3:15])
+    assert Image.open(io.BytesIO(found.image_data)).size == (WIDTH, HEIGHT)
 
 
 def test_label_studio(rows, tmp_path):

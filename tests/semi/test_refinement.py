@@ -1,5 +1,6 @@
 """Refinement: where the clicks fall, which of SAM's masks is taken, what it falls back to."""
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -161,6 +162,9 @@ def test_masks_that_agree_too_little_stay_the_teachers(least, kept):
     expected = [logits[i] > 0 if i in kept else first for i in range(2)]
     assert torch.equal(refined.labels[0].masks, torch.stack(expected))
     assert refined.num_fallbacks == len(kept)
+    of_sam = [math.nan if i in kept else 0.9 for i in range(2)]
+    assert refined.labels[0].sam_ious.tolist() == pytest.approx(of_sam, nan_ok=True)
+    assert refined.labels[0][1:].sam_ious.isnan().tolist() == [1 in kept]
 
 
 @pytest.mark.parametrize("refiner", [TeacherMasks(), PointRefiner(backend=None)])

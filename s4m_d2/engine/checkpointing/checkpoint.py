@@ -24,7 +24,7 @@ from s4m_d2.engine.checkpointing.checkpoint_files import (
     read_weight_file,
     superseded,
 )
-from s4m_d2.engine.checkpointing.weight_names import LoadReport, fit
+from s4m_d2.engine.checkpointing.weight_names import ClassLists, LoadReport, fit
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import atomic_write
 
@@ -44,6 +44,8 @@ class S4MCheckpointer(DetectionCheckpointer):
         model: is saved and loaded under "model".
         save_dir: folder of the checkpoints; "" saves nothing.
         keep: number of numbered checkpoints (model_0000099.pth) that are kept; 0: all.
+        classes: class names of the first weights, () if unknown, and of the model; see
+            :func:`~s4m_d2.engine.checkpointing.weight_names.fit`.
         **options: Detectron2's, and other objects to save and load, by name.
     """
 
@@ -51,9 +53,17 @@ class S4MCheckpointer(DetectionCheckpointer):
     saved_iteration: int | None = None  #: of the last checkpoint that was written or resumed
     resumed_from: str = ""  #: the checkpoint from which the run was resumed
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, keep: int = 0, **options: Any):
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        keep: int = 0,
+        classes: ClassLists = ((), ()),
+        **options: Any,
+    ) -> None:
         super().__init__(model, save_dir, **options)
-        self.keep = keep
+        self.keep, self.classes = keep, classes
         self._damaged: list[str] = []  # names of damaged files in save_dir
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -117,7 +127,7 @@ class S4MCheckpointer(DetectionCheckpointer):
             self.logger.info("No weights given: the model starts from its initial values.")
             return {}
         content = self._read(path)
-        self._load_weights(content, path, branch, require)
+        self._load_weights(content, path, branch, require, self.classes)
         found = self.last_report and self.last_report.branch
         if found not in (None, branch):
             self.logger.warning("%s: no %s; the %s is loaded.", path, branch, found)
@@ -130,16 +140,17 @@ class S4MCheckpointer(DetectionCheckpointer):
         Args and errors are those of :meth:`load`. The values of a ``.pth`` are not read.
         """
         content = self._read(path, mapped=True)
-        return fit(self.model.state_dict(), content, branch, path, require)[0]
+        return fit(self.model.state_dict(), content, branch, path, require, self.classes)[0]
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume from ``save_dir``'s last checkpoint if requested and possible, or load ``path``.
 
+        Of a file with both models, the teacher is loaded.
         To resume, the file must have all of the model and the state of every other object. If it is
         damaged, the previous one is used, with a warning.
         """
         if not (resume and self.has_checkpoint()):
-            return self.load(path, checkpointables=[])
+            return self.load(path, checkpointables=[], branch="teacher")
         content: dict[str, Any] = {}
         name, problem = "", None
         if comm.is_main_process():  # chooses for all
@@ -181,8 +192,15 @@ class S4MCheckpointer(DetectionCheckpointer):
         os.replace(final, os.path.join(self.save_dir, name))
         self.tag_last_checkpoint(name)
 
-    def _load_weights(self, content: dict, path: str, branch: str, require: bool) -> None:
-        report, state = fit(self.model.state_dict(), content, branch, path, require)
+    def _load_weights(
+        self,
+        content: dict,
+        path: str,
+        branch: str,
+        require: bool,
+        classes: ClassLists = ((), ()),
+    ) -> None:
+        report, state = fit(self.model.state_dict(), content, branch, path, require, classes)
         self.model.load_state_dict(state, strict=False)
         self.last_report = report
         self.logger.log(logging.WARNING if report.is_surprising else logging.INFO, "%s", report)

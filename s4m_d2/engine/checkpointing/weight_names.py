@@ -24,6 +24,7 @@ _WRAPPER = "module."  # DistributedDataParallel's
 _MODEL_ENTRIES = ("model", "model_state", "state_dict")  # the last two: pycls and many others
 _FLAGS = ("matching_heuristics", "__author__")
 _PIXEL_DECODER, _PREDICTOR = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
+_CLASS_ROWS = (f"{_PREDICTOR}class_embed.weight", f"{_PREDICTOR}class_embed.bias")
 _TORCHVISION_RESNET = "layer1.0.conv1.weight"
 _TORCHVISION_NAMES = (
     (re.compile(r"^(conv1|bn1)\."), r"stem.\1."),
@@ -34,10 +35,12 @@ _TORCHVISION_NAMES = (
 )
 
 # Values that the config sets; published files may lack them.
-_SET_BY_CONFIG = ("pixel_mean", "pixel_std", "criterion.empty_weight")
+_EMPTY_WEIGHT = "criterion.empty_weight"  # a weight for each class
+_SET_BY_CONFIG = ("pixel_mean", "pixel_std", _EMPTY_WEIGHT)
 _COUNTER = "num_batches_tracked"  # of batch norms; it has no effect
 _STATISTICS = ("running_mean", "running_var", _COUNTER)
 _SHOWN_NAMES = 5
+ClassLists = tuple[Sequence[str], Sequence[str]]
 _REMEDY = "Use the config that the file was trained with, or weights that fit this config."
 
 
@@ -53,6 +56,8 @@ class LoadReport:
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
     overridden: tuple[str, ...]  #: loaded, but the config has another value
     branch: str | None  #: "student" or "teacher", if the file says so
+    #: Names of classes of the model alone and of the file alone, where they are known.
+    new_and_gone: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
 
     def __str__(self) -> str:
         whose = f"the {self.branch} of " if self.branch else ""
@@ -61,6 +66,8 @@ class LoadReport:
             "of another shape (kept at init": self._shapes(),
             "unexpected (ignored": self.unexpected,
             "not as in the config (the file's are used": self.overridden,
+            "new classes (kept at init": self.new_and_gone[0],
+            "classes of the file alone (ignored": self.new_and_gone[1],
         }
         parts = [f"{len(n)} {what}: {_first(n)})" for what, n in kinds.items() if n]
         return ", ".join([f"{whose}{self.path}: {len(self.matched)} weights loaded", *parts])
@@ -72,7 +79,7 @@ class LoadReport:
         missing = [name for name in self.missing if not bare or _is_backbone_weight(name)]
         parts = {name.partition(".")[0] for name in (*self.matched, *self.missing)}
         unused = [name for name in self.unexpected if name.partition(".")[0] in parts]
-        return bool(self.mismatched or missing or unused or self.overridden)
+        return bool(self.mismatched or missing or unused or self.overridden or self.new_and_gone[0])
 
     def _shapes(self, part: str = "") -> list[str]:
         return [
@@ -199,8 +206,47 @@ def _detectron2_name(name: str) -> str:
     return name
 
 
+def _under_own_names(
+    content: Mapping[str, Any], branch: str, path: str, own: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], str | None]:
+    """As :func:`model_weights`, under the names of the model ``own``."""
+    weights, found = model_weights(content, branch, path)
+    state = to_own_names(weights, own)
+    if not any(name.startswith(BACKBONE) for name in state):
+        state = _inside_backbone(state, own)
+    return state, found
+
+
+def _by_class(
+    state: dict[str, Tensor], own: Mapping[str, Tensor], before: list[str], now: list[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Put the class logits' weights of ``state`` into the model's order, new classes as in it.
+
+    Returns:
+        the new classes, and those that are gone.
+    """
+    if not before or not now or before == now:
+        return (), ()
+    rows = [(now.index(name), before.index(name)) for name in now if name in before]
+    rows.append((len(now), len(before)))  # of "no object"
+    for name in _CLASS_ROWS:
+        if name in state and len(state[name]) == len(before) + 1:
+            moved = own[name].clone()
+            for row, old in rows:
+                moved[row] = state[name][old]
+            state[name] = moved
+    state.pop(_EMPTY_WEIGHT, None)
+    new, gone = ([n for n in a if n not in b] for a, b in ((now, before), (before, now)))
+    return tuple(new), tuple(gone)
+
+
 def fit(
-    own: Mapping[str, Tensor], content: Mapping[str, Any], branch: str, path: str, require: bool
+    own: Mapping[str, Tensor],
+    content: Mapping[str, Any],
+    branch: str,
+    path: str,
+    require: bool,
+    classes: ClassLists = ((), ()),
 ) -> tuple[LoadReport, dict[str, Tensor]]:
     """Compare a file's weights with a model's, and refuse a file that is not of this model.
 
@@ -208,6 +254,8 @@ def fit(
         own: the model's state; on the meta device nothing of it is ``overridden``.
         content, branch, path: of the file, see :func:`model_weights`.
         require: the file must contain the whole model; otherwise heads may be missing.
+        classes: class names of the file and of the model. Where both are known, class logits are
+            matched by name, and those of new classes start from the model's initial values.
 
     Returns:
         the report, and the weights to load, by the model's names.
@@ -215,10 +263,8 @@ def fit(
     Raises:
         WeightsError: names the first weights that do not fit.
     """
-    weights, found = model_weights(content, branch, path)
-    state = to_own_names(weights, own)
-    if not any(name.startswith(BACKBONE) for name in state):
-        state = _inside_backbone(state, own)
+    state, found = _under_own_names(content, branch, path, own)
+    new_and_gone = _by_class(state, own, *map(list, classes))
     both = [name for name in own if name in state]
     fitting = {name: state[name] for name in both if state[name].shape == own[name].shape}
     missing = [n for n in own if n not in state and n not in _SET_BY_CONFIG]
@@ -240,6 +286,7 @@ def fit(
             and not fitting[name].to(own[name]).equal(own[name])
         ),
         branch=found,
+        new_and_gone=new_and_gone,
     )
     _refuse_unfit(report, own, require)
     return report, fitting

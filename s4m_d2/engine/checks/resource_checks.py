@@ -19,8 +19,10 @@ from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
+from s4m_d2.engine.checkpointing.weight_names import ClassLists
 from s4m_d2.engine.checks.config_checks import needs_sam, sam_errors
 from s4m_d2.engine.checks.findings import Finding, in_units, raise_all
+from s4m_d2.engine.own_data.own_data_files import class_lists
 from s4m_d2.engine.stages import STAGES, final_weights, runs_stage, stage_config
 from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.losses.structural_distillation import build_distillation
@@ -147,7 +149,7 @@ def weight_findings(
     if resume and all(holds_run(folder) for folder in folders):
         yield Finding("first weights", "not needed: every stage continues from its checkpoint")
     elif path:
-        yield _file_finding("first weights", model, path)
+        yield _file_finding("first weights", model, path, class_lists(cfg))
     elif timm.PRETRAINED and cfg.MODEL.BACKBONE.NAME == "build_timm_backbone":
         yield Finding("first weights", f"timm's of {timm.NAME}, read when training starts")
     else:
@@ -161,13 +163,15 @@ def weight_findings(
         yield _file_finding("teacher", model, teacher or final_weights(cfg, "teacher"))
 
 
-def _file_finding(item: str, model: nn.Module | None, path: str) -> Finding:
+def _file_finding(
+    item: str, model: nn.Module | None, path: str, classes: ClassLists = ((), ())
+) -> Finding:
     if model is None and ("://" in path or os.path.isfile(path)):
         return Finding(item, f"{path}: compared when the model can be built", checked=False)
     model = nn.Module() if model is None else model  # without one, there is no file either
-    branch = "teacher" if item == "teacher" else "student"
+    checkpointer = S4MCheckpointer(model, classes=classes)
     try:
-        report = S4MCheckpointer(model).inspect(path, branch=branch, require=item == "teacher")
+        report = checkpointer.inspect(path, branch="teacher", require=item == "teacher")
     except S4MError as error:
         return Finding(item, path, [error])
     text = f"{path}: {len(report.matched)} of the model's {len(model.state_dict())} tensors"

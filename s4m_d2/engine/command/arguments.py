@@ -13,26 +13,35 @@ from s4m_d2.config import add_s4m_config
 from s4m_d2.engine.checks.config_checks import check_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.own_data.own_data import OwnData, load_run
-from s4m_d2.engine.stages import run_config
+from s4m_d2.engine.stages import last_weights, run_config
 from s4m_d2.errors import ConfigError, S4MError
 
 # Options for own data (keys of S4M.DATA), with metavar and help.
 _OWN_DATA = {
-    "labeled": ("JSON", "COCO json of instances to train on"),
-    "images": ("DIR", "folder that its file names start from (default: the json's folder)"),
+    "labeled": ("JSON", "COCO json of instances to train on; may be repeated, the last counts"),
+    "images": (
+        "DIR",
+        "folder that its file names start from (default: the json's folder); one for "
+        "all --labeled, or repeated for each",
+    ),
     "unlabeled": ("DIR", "folder of unlabeled images, searched recursively"),
     "val": ("JSON", "COCO json to evaluate on (default: a share of the labeled images)"),
     "val_images": ("DIR", "folder that its file names start from (default: as --images)"),
 }
+_REPEATED = ("labeled", "images")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add options to Detectron2's parser."""
     words = "report on settings, data, weights, disk and memory; train nothing, write nothing"
     parser.add_argument("--check", action="store_true", help=words)
+    words = "OUTPUT_DIR of a run or weights, to start from its last model (MODEL.WEIGHTS)"
+    parser.add_argument("--start-from", default="", metavar="RUN", help=words)
     group = parser.add_argument_group("own data (docs/own-data.md); the same as S4M.DATA's keys")
     for name, (metavar, words) in _OWN_DATA.items():
-        group.add_argument(f"--{name.replace('_', '-')}", default="", metavar=metavar, help=words)
+        how = "append" if name in _REPEATED else "store"
+        option = f"--{name.replace('_', '-')}"
+        group.add_argument(option, action=how, default=None, metavar=metavar, help=words)
 
 
 def read_config(args: argparse.Namespace) -> tuple[CfgNode, OwnData | None]:
@@ -40,6 +49,8 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, OwnData | None]:
     paths = {name: getattr(args, name) for name in _OWN_DATA}
     # Paths are quoted, as values are parsed as Python literals: a folder may be called 2024.
     of_options = {f"S4M.DATA.{name.upper()}": repr(path) for name, path in paths.items() if path}
+    if args.start_from:
+        of_options["MODEL.WEIGHTS"] = repr(last_weights(args.start_from))
     return load_run(
         args.config_file,
         [word for item in of_options.items() for word in item] + args.opts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ class Labeler(nn.Module):
 
         Returns:
             dicts with "instances" of (height, width): ``pred_masks`` bool, ``pred_boxes``,
-            ``scores``, ``pred_classes``; none is empty.
+            ``scores``, ``pred_classes`` and ``sam_ious`` (nan: the mask is not SAM's); none is
+            empty.
         """
         _, refinement = self.labeling.label([dict(sample) for sample in batched_inputs])
         return [
@@ -43,7 +45,7 @@ class Labeler(nn.Module):
 
 
 def _instances(labels: PseudoLabels, size: tuple[int, int]) -> Instances:
-    masks = labels.masks
+    masks, ious = labels.masks, labels.sam_ious
     if labels.image_size != size:
         masks = F.interpolate(masks[:, None].float(), size, mode="bilinear")[:, 0] > 0.5
     found = Instances(
@@ -52,5 +54,6 @@ def _instances(labels: PseudoLabels, size: tuple[int, int]) -> Instances:
         pred_boxes=Boxes(mask_boxes(masks)),
         scores=labels.scores,
         pred_classes=labels.labels,
+        sam_ious=torch.full_like(labels.scores, math.nan) if ious is None else ious,
     )
     return found[masks.flatten(1).any(dim=1)]

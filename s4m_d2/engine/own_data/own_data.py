@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from s4m_d2.data import custom
 from s4m_d2.data.annotations import Annotations, read_annotations
 from s4m_d2.data.listing import counted, list_unlabeled
+from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.checks.findings import Finding, raise_all
 from s4m_d2.engine.config_file import explicit_keys, load_config
@@ -125,7 +126,7 @@ def load_run(
     if not any(getattr(cfg.S4M.DATA, key) for key in _PATHS):
         return run_config(cfg), None
     for key in filter(cfg.S4M.DATA.get, _PATHS):
-        cfg.S4M.DATA[key] = os.path.abspath(os.path.expanduser(cfg.S4M.DATA[key]))
+        cfg.S4M.DATA[key] = _absolute(cfg.S4M.DATA[key])
     folder = _stored_folder(cfg, resume, eval_only)
     raise_all(_key_errors(cfg, opts[::2], eval_only))
     if _CLASSES not in opts[::2]:  # of a file it is another data set's
@@ -147,6 +148,18 @@ def load_run(
     return run_config(cfg), data
 
 
+def _absolute(paths: str | Sequence[str]) -> str | tuple[str, ...]:
+    """A path, or several, from the root and without ~."""
+    if isinstance(paths, str):
+        return os.path.abspath(os.path.expanduser(paths))
+    return tuple(os.path.abspath(os.path.expanduser(path)) for path in paths)
+
+
+def _listed(paths: str | Sequence[str]) -> Sequence[str]:
+    """Of a key of one path or of several."""
+    return ([paths] if paths else []) if isinstance(paths, str) else paths
+
+
 def _key_errors(cfg: CfgNode, overrides: Sequence[str], eval_only: bool) -> Iterator[S4MError]:
     """Keys of S4M.DATA that are out of range, or do not fit each other or the overridden keys."""
     data = cfg.S4M.DATA
@@ -154,6 +167,11 @@ def _key_errors(cfg: CfgNode, overrides: Sequence[str], eval_only: bool) -> Iter
         yield ConfigError(
             "S4M.DATA names own data, but S4M.DATA.LABELED (--labeled) is empty. Give the COCO "
             "json of the labeled images."
+        )
+    if len(data.IMAGES) not in (0, 1, len(data.LABELED)):
+        yield ConfigError(
+            f"--images (S4M.DATA.IMAGES) names {len(data.IMAGES)} folders for {len(data.LABELED)} "
+            "files of --labeled. Give one for all files, or one for each, in their order."
         )
     if runs_stage(cfg, "student") and not data.UNLABELED and not eval_only:
         yield ConfigError(
@@ -180,49 +198,64 @@ def _key_errors(cfg: CfgNode, overrides: Sequence[str], eval_only: bool) -> Iter
 def _missing_errors(cfg: CfgNode, eval_only: bool) -> Iterator[S4MError]:
     """Files and folders that a run begins with and that are not there."""
     for key in ("LABELED", "IMAGES", "VAL", "VAL_IMAGES", *(() if eval_only else ("UNLABELED",))):
-        path, is_json = cfg.S4M.DATA[key], key in ("LABELED", "VAL")
-        if path and not (os.path.isfile if is_json else os.path.isdir)(path):
-            what = "file: give a COCO json of instances" if is_json else "folder: give one"
-            option = key.lower().replace("_", "-")
-            yield DatasetError(f"--{option} (S4M.DATA.{key}): {path} is no {what}.")
+        is_json, option = key in ("LABELED", "VAL"), key.lower().replace("_", "-")
+        what = "file: give a COCO json of instances" if is_json else "folder: give one"
+        for path in _listed(cfg.S4M.DATA[key]):
+            if not (os.path.isfile if is_json else os.path.isdir)(path):
+                yield DatasetError(f"--{option} (S4M.DATA.{key}): {path} is no {what}.")
 
 
 def _stored_folder(cfg: CfgNode, resume: bool, eval_only: bool) -> str | None:
     """Where the data of the run lie that is continued or evaluated; None if nowhere."""
-    runs = [cfg.OUTPUT_DIR] if resume or eval_only else []
-    if eval_only and cfg.MODEL.WEIGHTS:  # OUTPUT_DIR/student/model_final.pth
-        runs.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(cfg.MODEL.WEIGHTS))))
-    return next(filter(files.is_stored, (os.path.join(run, files.FOLDER) for run in runs)), None)
+    folders = [os.path.join(cfg.OUTPUT_DIR, files.FOLDER)] if resume or eval_only else []
+    if eval_only and cfg.MODEL.WEIGHTS:
+        folders.insert(0, files.folder_of(cfg.MODEL.WEIGHTS))
+    return next(filter(files.is_stored, folders), None)
 
 
-def _image_dirs(cfg: CfgNode) -> tuple[str, str]:
-    """Folders of the labeled images and of those of S4M.DATA.VAL."""
+def _image_dirs(cfg: CfgNode) -> tuple[list[str], str]:
+    """Folders of the images of each of S4M.DATA.LABELED, and of those of VAL."""
     data = cfg.S4M.DATA
-    images = data.IMAGES or os.path.dirname(data.LABELED)
-    return images, data.VAL_IMAGES or data.IMAGES or os.path.dirname(data.VAL)
+    images = data.IMAGES or tuple(map(os.path.dirname, data.LABELED))
+    only = data.IMAGES[0] if len(data.IMAGES) == 1 else os.path.dirname(data.VAL)
+    return [*images] * (len(data.LABELED) // len(images)), data.VAL_IMAGES or only
+
+
+def _labeled_digest(cfg: CfgNode) -> str:
+    return " ".join(map(digest, cfg.S4M.DATA.LABELED))
+
+
+def _drawn(labeled: Annotations, parts: Sequence[Annotations], fraction: float) -> list[str]:
+    """Names of the images held out, which depend on their names in the files of ``parts``."""
+    own = {record["file_name"]: part.name(record) for part in parts for record in part.records}
+    names: dict[str, str] = {}
+    classes_of = {}
+    for record in labeled.records:
+        name = labeled.name(record)
+        key = name if own[record["file_name"]] in names else own[record["file_name"]]
+        names[key] = name
+        instances = (a for a in record["annotations"] if not a["iscrowd"])
+        classes_of[key] = {labeled.classes[a["category_id"]] for a in instances}
+    return [names[key] for key in draw_validation(classes_of, fraction)]
 
 
 def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_only: bool) -> OwnData:
     """The data of a new run; derived settings go into ``cfg``."""
     data = cfg.S4M.DATA
     images, val_images = _image_dirs(cfg)
-    labeled = _read(data.LABELED, images)
+    parts = [_read(*pair) for pair in zip(data.LABELED, images, strict=True)]
+    labeled, notes = merge_annotations(parts)
     names = labeled.classes
     if data.VAL:
         validation = _read(data.VAL, val_images, classes=names)
     else:
-        classes_of = {
-            labeled.name(r): {names[a["category_id"]] for a in r["annotations"] if not a["iscrowd"]}
-            for r in labeled.records
-        }
-        draws = bool(classes_of and data.VAL_FRACTION)
-        validation = labeled.part(draw_validation(classes_of, data.VAL_FRACTION) if draws else ())
+        draws = bool(labeled.records and data.VAL_FRACTION)
+        validation = labeled.part(_drawn(labeled, parts, data.VAL_FRACTION) if draws else ())
     held_out = {validation.name(record) for record in validation.records}
     train = {labeled.name(record) for record in labeled.records} - (set() if data.VAL else held_out)
-    unlabeled: list[str] = []
-    left_out: dict[str, int] = {}
+    unlabeled, left_out = [], {}
     if runs_stage(cfg, "student") and not eval_only:
-        unlabeled, left_out = list_unlabeled(data.UNLABELED, [*held_out], validation.image_root)
+        unlabeled, left_out = _unlabeled(cfg, labeled.part(train), validation)
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
     facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
     classes = Derived(_CLASSES, len(names), "categories of the json")
@@ -235,10 +268,11 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
         classes=tuple(names),
         settings=(*settings, *derived),
         unlabeled=tuple(unlabeled),
-        labeled_digest=digest(data.LABELED),
+        labeled_digest=_labeled_digest(cfg),
         val_digest=digest(data.VAL) if data.VAL else "",
         left_out=left_out,
         has_val=bool(data.VAL or held_out),
+        image_root=labeled.image_root,
     )
     folder = os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
     return OwnData(
@@ -248,7 +282,7 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
         ground_truth=os.path.join(folder, files.EVALUATED if eval_only else files.VAL),
         folder=folder,
         is_new=not eval_only,
-        notes=list(_notes(cfg, facts, validation, eval_only)),
+        notes=[*notes, *_notes(cfg, facts, validation, eval_only)],
         kept=kept,
     )
 
@@ -264,7 +298,9 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
             f"--resume, with S4M.STAGE student S4M.TEACHER_WEIGHTS {weights}"
         )
     apply(cfg, [setting for setting in stored.settings if setting.key not in explicit])
-    images, val_images = _image_dirs(cfg)
+    folders, val_images = _image_dirs(cfg)
+    has_changed = _labeled_digest(cfg) != stored.labeled_digest  # other files, of other folders
+    images = has_changed and stored.image_root or os.path.commonpath(folders)
     train = _read(os.path.join(folder, files.TRAIN), images)
     validation, truth = None, os.path.join(folder, files.VAL)
     if eval_only and data.VAL:
@@ -273,7 +309,7 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
     elif stored.has_val:
         root = val_images if stored.val_digest else images
         validation = _read(truth, root, classes=train.classes)
-    notes = _evaluation_notes(validation) if eval_only else _changes(cfg, stored, validation)
+    notes = _evaluation_notes(validation) if eval_only else _changes(cfg, stored, train, validation)
     return OwnData(
         stored=stored,
         labeled=train,
@@ -316,23 +352,35 @@ def _evaluation_notes(validation: Annotations | None) -> Iterator[str]:
             yield f"{validation.json_file} has no instance to evaluate on: every AP is nan."
 
 
+def _unlabeled(
+    cfg: CfgNode, train: Annotations, validation: Annotations | None
+) -> tuple[list[str], dict[str, int]]:
+    """Of S4M.DATA.UNLABELED, see :func:`list_unlabeled`."""
+    held_out = [validation.name(record) for record in validation.records] if validation else []
+    root = validation.image_root if validation else ""
+    labeled = [record["file_name"] for record in train.records]
+    return list_unlabeled(cfg.S4M.DATA.UNLABELED, held_out, root, labeled)
+
+
 def _changes(
-    cfg: CfgNode, stored: files.StoredData, validation: Annotations | None
+    cfg: CfgNode, stored: files.StoredData, train: Annotations, validation: Annotations | None
 ) -> Iterator[str]:
     """What is another than when the run began, and what that means."""
     data = cfg.S4M.DATA
-    for path, known in ((data.LABELED, stored.labeled_digest), (data.VAL, stored.val_digest)):
-        if known and digest(path) != known:
+    for paths, known, found in (
+        (", ".join(data.LABELED), stored.labeled_digest, _labeled_digest(cfg)),
+        (data.VAL, stored.val_digest, digest(data.VAL) if data.VAL else ""),
+    ):
+        if known and found != known:
+            stored_in = os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
             yield (
-                f"{path} is not what it was when the run began, which goes on with the annotations "
-                f"in {os.path.join(cfg.OUTPUT_DIR, files.FOLDER)}. To use the new ones, start a "
-                "new run in another OUTPUT_DIR."
+                f"{paths} is not what it was when the run began, which goes on with the "
+                f"annotations in {stored_in}. To use the new ones, start a new run in another "
+                "OUTPUT_DIR."
             )
     if not stored.unlabeled:
         return
-    held_out = [validation.name(record) for record in validation.records] if validation else []
-    root = validation.image_root if validation else ""
-    found, before = set(list_unlabeled(data.UNLABELED, held_out, root)[0]), {*stored.unlabeled}
+    found, before = {*_unlabeled(cfg, train, validation)[0]}, {*stored.unlabeled}
     if added := len(found - before):
         yield (
             f"Since the run began, {added:,} image(s) were added to {data.UNLABELED}: it "

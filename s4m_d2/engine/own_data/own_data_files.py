@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 
 from s4m_d2.engine.own_data.derived_settings import Derived
 from s4m_d2.errors import DatasetError
@@ -28,6 +32,7 @@ class StoredData:
         labeled_digest, val_digest: of the user's files when the run began; val: "" if drawn.
         left_out: entries of S4M.DATA.UNLABELED that were left out, by reason.
         has_val: whether there is a validation set.
+        image_root: the folder that the file names of TRAIN start from; "": not known.
     """
 
     classes: tuple[str, ...]
@@ -37,11 +42,25 @@ class StoredData:
     val_digest: str
     left_out: dict[str, int]
     has_val: bool
+    image_root: str = ""
 
 
 def is_stored(folder: str) -> bool:
     """Whether a run's data were stored in this folder."""
     return os.path.isfile(os.path.join(folder, SETTINGS))
+
+
+def folder_of(weights: str) -> str:
+    """Where the data of the run lie, if they do, that wrote a checkpoint, OUTPUT_DIR/stage/file."""
+    return os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(weights))), FOLDER)
+
+
+def class_lists(cfg: CfgNode) -> tuple[Sequence[str], Sequence[str]]:
+    """Names of the classes of MODEL.WEIGHTS, if a run on own data wrote it, and of the run."""
+    folder = folder_of(cfg.MODEL.WEIGHTS)
+    before = read_stored(folder).classes if is_stored(folder) else ()
+    first = next(iter(cfg.DATASETS.TRAIN), "")
+    return before, MetadataCatalog.get(first).get("thing_classes") or ()
 
 
 def write_json(path: str, content: object, indent: int | None = None) -> None:

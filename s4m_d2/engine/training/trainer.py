@@ -30,6 +30,7 @@ from s4m_d2.engine.labeling.gate import RESULT, RefinementGate, held_out_records
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import PseudoLabelQualityHook, QualityMeasurement
+from s4m_d2.engine.own_data.own_data_files import class_lists
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.training import build
 from s4m_d2.engine.training.continuing import (
@@ -91,7 +92,7 @@ class TeacherTrainer(DefaultTrainer):
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         keep, state = cfg.SOLVER.CHECKPOINT_KEEP, weakref.proxy(self)
         self.checkpointer = S4MCheckpointer(
-            self.trained_model, cfg.OUTPUT_DIR, keep=keep, trainer=state
+            self.trained_model, cfg.OUTPUT_DIR, keep=keep, classes=class_lists(cfg), trainer=state
         )
         self.register_hooks(self.build_hooks())
         self._after_saving = self._hooks[self._hooks.index(self._stop_hook) :]

@@ -1,0 +1,87 @@
+"""Several COCO files as one: classes by their names, images that several have from the last."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+
+from s4m_d2.data.annotations import Annotations
+from s4m_d2.data.findings import Findings
+from s4m_d2.data.listing import copies
+from s4m_d2.errors import DatasetError
+
+
+def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[str]]:
+    """One set of what several files annotate; a single file's stays as it is.
+
+    Args:
+        parts: of the files. A class that the first file lacks comes after its classes. An image
+            that a later file has too, as the same file or as a copy, is the later one's.
+
+    Returns:
+        the set, its images numbered from 1 and named from the folder that all their folders share;
+        what the user should know.
+
+    Raises:
+        DatasetError: names of classes in different files differ in spelling alone.
+    """
+    if len(parts) == 1:
+        return parts[0], []
+    names = list(dict.fromkeys(name for part in parts for name in part.classes))
+    _refuse_spellings(parts)
+    kept: list[list[dict]] = []
+    later: dict[str, str] = {}  # path of an image: its name in the file
+    again, alike = [], []
+    for part in reversed(parts):
+        own = {record["file_name"]: part.name(record) for record in part.records}
+        known, taken = copies(own, later), {*later.values()}
+        again += [f"{name} of {_short(part)}" for path, name in own.items() if path in known]
+        alike += [n for path, n in own.items() if n in taken and path not in known]
+        kept.insert(0, [record for record in part.records if record["file_name"] not in known])
+        later |= own
+    records: list[dict] = []
+    for part, mine in zip(parts, kept, strict=True):
+        indices = [names.index(name) for name in part.classes]
+        for record in mine:
+            moved = [{**a, "category_id": indices[a["category_id"]]} for a in record["annotations"]]
+            records.append({**record, "image_id": len(records) + 1, "annotations": moved})
+    merged = Annotations(
+        ", ".join(part.json_file for part in parts),
+        os.path.commonpath([part.image_root for part in parts]),
+        tuple(enumerate(names, start=1)),
+        tuple(records),
+        Findings.joined({_short(part): part.findings for part in parts}),
+    )
+    return merged, [*_note(again, _AGAIN), *_note(alike, _ALIKE)]
+
+
+_AGAIN = "labeled images are in a later file too, and its annotations are taken: {}."
+_ALIKE = (
+    "labeled images have a file name of another file's image, but are other pictures: both are "
+    "trained on: {}. If they are meant to be the same, name the same folder for both with --images."
+)
+
+
+def _note(names: Sequence[str], text: str) -> list[str]:
+    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    return [f"{len(names):,} {text.format(names[0] + more)}"] if names else []
+
+
+def _short(part: Annotations) -> str:
+    return os.path.relpath(part.json_file)
+
+
+def _refuse_spellings(parts: Sequence[Annotations]) -> None:
+    """Refuse two spellings of a name, unless a file has both."""
+    spellings: dict[str, tuple[str, Annotations]] = {}
+    for part in parts:
+        for name in part.classes:
+            key = re.sub(r"[\s_-]+", "", name.casefold()) or name
+            other, first = spellings.setdefault(key, (name, part))
+            if other != name and other not in part.classes and name not in first.classes:
+                raise DatasetError(
+                    f"The class '{other}' of {first.json_file} is written '{name}' in "
+                    f"{part.json_file}. Write the same name in both files; for two classes, list "
+                    "both in the 'categories' of one file."
+                )
