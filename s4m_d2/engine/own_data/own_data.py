@@ -253,9 +253,8 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
         validation = labeled.part(_drawn(labeled, parts, data.VAL_FRACTION) if draws else ())
     held_out = {validation.name(record) for record in validation.records}
     train = {labeled.name(record) for record in labeled.records} - (set() if data.VAL else held_out)
-    unlabeled, left_out = [], {}
-    if runs_stage(cfg, "student") and not eval_only:
-        unlabeled, left_out = _unlabeled(cfg, labeled.part(train), validation)
+    needed = runs_stage(cfg, "student") and not eval_only
+    unlabeled, left_out = _unlabeled(cfg, labeled.part(train), validation) if needed else ([], {})
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
     facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
     classes = Derived(_CLASSES, len(names), "categories of the json")
@@ -380,13 +379,13 @@ def _changes(
             )
     if not stored.unlabeled:
         return
-    found, before = {*_unlabeled(cfg, train, validation)[0]}, {*stored.unlabeled}
-    if added := len(found - before):
+    listed, before = {*_unlabeled(cfg, train, validation)[0]}, {*stored.unlabeled}
+    if added := len(listed - before):
         yield (
             f"Since the run began, {added:,} image(s) were added to {data.UNLABELED}: it "
             "goes on without them. To use them, start a new run in another OUTPUT_DIR."
         )
-    if gone := len(before - found):
+    if gone := len(before - listed):
         yield (
             f"Since the run began, {gone:,} image(s) have gone from {data.UNLABELED}: each "
             "is skipped, up to S4M.MAX_SKIPPED_IMAGES. Put them back."
