@@ -63,11 +63,11 @@ class BlobBackend:
         for of_image in points:
             x, y = of_image[:, 0, :, None].unbind(1)
             distance = (axis - x)[:, None] ** 2 + (axis - y)[:, :, None] ** 2
-            radii = torch.tensor([0.1, 0.3, 0.5], device=device)[:, None, None]
+            radii = transfers.to_device([0.1, 0.3, 0.5], device)[:, None, None]
             logits = radii**2 - distance[:, None]
             logits[::2] = -1.0
             if len(logits) > 1:
-                logits[1, 2, 0, 0] = torch.inf
+                logits[1, 2, 0, :1] = torch.inf  # of one value: the host would wait
             ious = (of_image.sum(dim=(1, 2))[:, None] * radii[:, 0, 0] * 7) % 1
             outputs.append(SimpleNamespace(mask_logits=logits, iou_predictions=ious))
         return outputs

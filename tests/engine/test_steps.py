@@ -20,7 +20,7 @@ from s4m_d2.engine.training.hooks import BadSteps, BufferSyncHook, EMATeacherHoo
 from s4m_d2.engine.training.step import PRECISIONS, TeacherStep, fetch_step, gradient_norms
 from s4m_d2.errors import ConfigError, DivergenceError
 from s4m_d2.semi.ema_teacher import EMATeacher
-from s4m_d2.transfers import TO_HOST
+from s4m_d2.transfers import TO_HOST, to_device
 
 from .sameness import assert_same
 
@@ -47,7 +47,8 @@ class Toy(nn.Module):
 
     def forward(self, batch):
         batch = batch[0] if isinstance(batch, tuple) else batch
-        x = torch.tensor([[sample["x"]] for sample in batch] + [[0.25]]).to(self.line.weight)
+        values = [[sample["x"]] for sample in batch] + [[0.25]]
+        x = to_device(values, self.line.weight.device)
         out = self.line(self.norm(x)).square().mean() * batch[0].get("factor", 1.0)
         if batch[0].get("root"):  # finite, but its gradient is not
             out = out + (self.line.weight.sum() * 0).sqrt()

@@ -213,7 +213,8 @@ def test_on_the_cpu_an_images_embeddings_do_not_depend_on_the_batch(backend):
         (256, 256 << 10, "cpu", 16),
         (7, 256 << 10, "cpu", 7),
         (256, 16 << 20, "cpu", 1),
-        (256, 16 << 20, "cuda", 256),
+        pytest.param(256, 16 << 10, "cuda", 256, marks=pytest.mark.gpu),
+        pytest.param(256, 1 << 40, "cuda", 1, marks=pytest.mark.gpu),  # more than is free
     ],
 )
 def test_prompts_of_a_pass(max_prompts, token_bytes, device, expected):
@@ -238,11 +239,11 @@ def test_on_a_gpu_only_labels_that_are_there_cost_a_wait(backend):
     there = type(backend)(copy.deepcopy(backend.sam).cuda())
     images, sizes = three_images()
     points, labels = mixed_prompts()
-    points = [p.cuda() for p in points]
-    there.prompt(there.encode(images.cuda(), sizes), points, labels)  # sets libraries up
+    images, points = images.cuda(), [p.cuda() for p in points]
+    there.prompt(there.encode(images, sizes), points, labels)  # sets libraries up
     torch.cuda.set_sync_debug_mode("error")
     try:
-        encoded = there.encode(images.cuda(), sizes)
+        encoded = there.encode(images, sizes)
         there.prompt(encoded, points, labels, features=True)
     finally:
         torch.cuda.set_sync_debug_mode("default")
