@@ -16,11 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 from segment_anything import SamAutomaticMaskGenerator
-from segment_anything.utils.amg import MaskData
+from segment_anything.utils.amg import (
+    MaskData,
+    batched_mask_to_box,
+    calculate_stability_score,
+    is_box_near_crop_edge,
+    uncrop_masks,
+)
 from torch import Tensor
 
 from s4m_d2.errors import InputError
 from s4m_d2.sam.backend import EncodedImages, SamBackend
+from s4m_d2.transfers import to_device, to_host
 
 MASK_THRESHOLD = 0.0  # of mask logits, for every backend
 PIXEL_CENTER = 0.5  # SAM's clicks are pixels of the square frame and mean their centers
@@ -153,7 +160,11 @@ class AutomaticMasks:
 
 
 class _Generator(SamAutomaticMaskGenerator):
-    """The library's generator, asking a backend, also about images smaller than their crops."""
+    """The library's generator, asking a backend, also about images smaller than their crops.
+
+    Of what the backend answers, ratings and then the masks that stay come to the host: it
+    synchronizes three times per batch of points, where the library does several times per mask.
+    """
 
     def __init__(
         self, backend: SamBackend, settings: AutomaticMaskSettings, encoded: EncodedImages | None
@@ -172,6 +183,52 @@ class _Generator(SamAutomaticMaskGenerator):
         # Without masks the library's are not (0, 4), and fail where crops are compared.
         data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4).long()
         return data
+
+    def _process_batch(
+        self,
+        points: np.ndarray,
+        im_size: tuple[int, ...],
+        crop_box: list[int],
+        orig_size: tuple[int, ...],
+    ) -> MaskData:
+        height, width = orig_size
+        asked = torch.as_tensor(self.predictor.apply_coords(points, im_size))[:, None]
+        masks, ratings, _ = self.predictor.predict_torch(asked, torch.ones(asked.shape[:2]))
+        masks, ious = masks.flatten(0, 1), to_host(ratings.flatten())[0]
+        rows = np.arange(len(ious))
+        if self.pred_iou_thresh > 0:
+            rows = np.flatnonzero(ious > self.pred_iou_thresh)
+            masks = masks[to_device(rows, masks.device)]
+        scores = calculate_stability_score(masks, MASK_THRESHOLD, self.stability_score_offset)
+        [scores] = to_host(scores)
+        if self.stability_score_thresh > 0:
+            stable = np.flatnonzero(scores >= self.stability_score_thresh)
+            masks = masks[to_device(stable, masks.device)]
+            rows, scores = rows[stable], scores[stable]
+        masks = masks > MASK_THRESHOLD
+        boxes, masks = map(torch.from_numpy, to_host(batched_mask_to_box(masks), masks))
+        data = MaskData(
+            masks=masks,
+            boxes=boxes,
+            iou_preds=torch.from_numpy(ious[rows]),
+            stability_score=torch.from_numpy(scores),
+            points=torch.from_numpy(points[rows // ratings.shape[1]]),
+        )
+        data.filter(~is_box_near_crop_edge(boxes, crop_box, [0, 0, width, height]))
+        data["rles"] = _uncompressed(uncrop_masks(data["masks"], crop_box, height, width).numpy())
+        del data["masks"]
+        return data
+
+
+def _uncompressed(masks: np.ndarray) -> list[dict[str, Any]]:
+    """The library's run-length encoding of (N, H, W) bool masks."""
+    rles = []
+    for mask in masks:
+        pixels = mask.ravel(order="F")
+        edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+        counts = np.diff(edges, prepend=0, append=len(pixels)).tolist()
+        rles.append({"size": list(mask.shape), "counts": [0] * bool(pixels[0]) + counts})
+    return rles
 
 
 class _BackendPredictor:
