@@ -190,7 +190,7 @@ class LabeledDatasetMapper(_AnnotatedMapper):
         sample, annotations, masks = self._annotated(record, lambda a: not a.get("iscrowd", 0))
         boxes = mask_boxes(masks)
         kept = boxes.any(1) | self._keep_empty
-        sample["instances"] = Instances(
+        sample["instances"] = _Targets(
             tuple(masks.shape[1:]),
             gt_classes=_column(annotations, "category_id", torch.int64)[kept],
             gt_masks=BitMasks(masks if kept.all() else masks[kept]),
@@ -242,6 +242,14 @@ class TrueLabelsMapper(_AnnotatedMapper):
             gt_crowds=_column(annotations, "iscrowd", torch.bool)[visible],
         )
         return sample
+
+
+class _Targets(Instances):
+    """Instances whose masks the loader can put into page-locked memory."""
+
+    def pin_memory(self) -> _Targets:
+        self.gt_masks = BitMasks(self.gt_masks.tensor.pin_memory())
+        return self
 
 
 def _as_tensor(view: np.ndarray) -> Tensor:

@@ -49,7 +49,7 @@ def seed_default_generators(seed: int) -> None:
 def default_generator_states() -> dict[str, Any]:
     """States of this process' default generators, as tensors and plain numbers.
 
-    PyTorch's are those of the CPU and, if CUDA is in use, of the current device.
+    PyTorch's are those of the CPU and, if CUDA is in use, of all its devices.
     """
     of_numpy = np.random.get_state(legacy=False)
     version, words, gauss = random.getstate()
@@ -64,7 +64,7 @@ def default_generator_states() -> dict[str, Any]:
         "python": {"version": version, "words": torch.tensor(words), "gauss_next": gauss},
     }
     if torch.cuda.is_initialized():
-        states["cuda"] = torch.cuda.get_rng_state()
+        states["cuda"] = torch.cuda.get_rng_state_all()
     return states
 
 
@@ -72,7 +72,7 @@ def restore_default_generators(states: Mapping[str, Any]) -> None:
     """Restore the states of the default generators.
 
     Args:
-        states: of :func:`default_generator_states`. CUDA's is ignored without CUDA.
+        states: of :func:`default_generator_states`. Devices that are not here are ignored.
     """
     torch.set_rng_state(states["torch"])
     numpy, python = states["numpy"], states["python"]
@@ -81,7 +81,8 @@ def restore_default_generators(states: Mapping[str, Any]) -> None:
     np.random.set_state(("MT19937", keys, numpy["position"], *gaussian))
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss_next"]))
     if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+        for device, state in zip(range(torch.cuda.device_count()), states["cuda"], strict=False):
+            torch.cuda.set_rng_state(state, device)
 
 
 @contextmanager

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 def transform_tokens(
     sam: Any,
-    embeddings: Tensor,
+    image_tokens: Tensor,
+    position: Tensor,
     image_index: Tensor,
     points: Tensor,
     labels: Tensor,
@@ -31,7 +32,7 @@ def transform_tokens(
     """SAM's two-way transformer over point prompts of several images, in one pass.
 
     Args:
-        embeddings: (B, C, S, S) image embeddings.
+        image_tokens, position: of :func:`image_input`.
         image_index: (N,) long, the image of each prompt.
         points: (N, P, 2) continuous (x, y) in pixels of SAM's square input frame.
         labels: (N, P) 1 positive, 0 negative, 2 and 3 a box's corners. No padding: see
@@ -41,7 +42,6 @@ def transform_tokens(
     Returns:
         Output tokens (N, T, C) and image tokens (N, C, S, S), which depend on the prompt.
     """
-    image_tokens, position = _image_input(sam, embeddings)
     image_tokens = image_tokens[image_index]
     tokens = _prompt_tokens(sam, points, labels, has_box)
     hidden, attended = sam.mask_decoder.transformer(
@@ -79,9 +79,10 @@ def _upscale(decoder: Any, features: Tensor, finer_maps: Sequence[Tensor]) -> Te
     return last_activation(to_finest(upscaled) + finest)
 
 
-def _image_input(sam: Any, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+def image_input(sam: Any, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """Image tokens (B, C, S, S) without a mask prompt, and the encoding of positions (1, C, S, S).
 
+    Of (B, C, S, S) image embeddings, and the same for all prompts.
     Channels last: a token lies together in memory, and no projection has to copy it first.
     """
     with torch.autocast(embeddings.device.type, enabled=False):  # positions need full precision
@@ -136,7 +137,7 @@ class ImageTokens:
     """
 
     def __init__(self, sam: Any, embeddings: Tensor) -> None:
-        embeddings, position = _image_input(sam, embeddings)
+        embeddings, position = image_input(sam, embeddings)
         self.sam = sam
         self.layers = sam.mask_decoder.transformer.layers
         self.images = embeddings.flatten(2).transpose(1, 2)

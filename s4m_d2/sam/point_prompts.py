@@ -13,7 +13,7 @@ from torch import Tensor
 
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend, check_images
-from s4m_d2.sam.decoder import ImageTokens, predict_masks, transform_tokens
+from s4m_d2.sam.decoder import ImageTokens, image_input, predict_masks, transform_tokens
 from s4m_d2.sam.precision import AUTO, ImageBudget, compute_dtype, computing_in, prompts_per_pass
 from s4m_d2.transfers import to_device, to_host
 
@@ -182,10 +182,11 @@ class PointPromptBackend(SamBackend):
             with computing_in(self.dtype, self.device):
                 alone = features and not masks
                 shared = ImageTokens(self.decoder, encoded.embeddings) if alone else None
+                images = None if alone else image_input(self.decoder, encoded.embeddings)
         for group, there in zip(groups, _groups_on_device(groups, self.device), strict=True):
             with computing_in(self.dtype, self.device):
-                if shared is None:
-                    found = self._decode(encoded, clicks, there, **asked)
+                if images is not None:
+                    found = self._decode(images, encoded.finer_maps, clicks, there, **asked)
                 else:
                     its_clicks = clicks[there.points], there.labels, there.has_box
                     found = {"features": shared.after(group.images, *its_clicks)}
@@ -215,7 +216,8 @@ class PointPromptBackend(SamBackend):
 
     def _decode(
         self,
-        encoded: EncodedImages,
+        images: tuple[Tensor, Tensor],
+        finer_maps: Sequence[Tensor],
         clicks: Tensor,
         group: PromptGroup,
         *,
@@ -226,7 +228,7 @@ class PointPromptBackend(SamBackend):
         """Fields of PromptOutput for the prompts of a group, in one pass."""
         hidden, attended = transform_tokens(
             self.decoder,
-            encoded.embeddings,
+            *images,
             group.images,
             clicks[group.points],
             group.labels,
@@ -235,7 +237,7 @@ class PointPromptBackend(SamBackend):
         found = {"features": attended} if features else {}
         if masks:
             tokens = slice(1, None) if multimask else slice(0, 1)
-            finer = [finer_map[group.images] for finer_map in encoded.finer_maps]
+            finer = [finer_map[group.images] for finer_map in finer_maps]
             found["mask_logits"], found["iou_predictions"] = predict_masks(
                 self.decoder, hidden, attended, tokens, finer
             )

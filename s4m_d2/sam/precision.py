@@ -20,6 +20,9 @@ SHARE_OF_FREE_MEMORY = 0.5  # the rest is for what is estimated wrongly, and for
 # Image tokens of the prompts of one decoder pass on a CPU, in bytes: larger passes leave its
 # caches. Measured with the tiny SAM: a quarter less time than with 5 times as much.
 CPU_PASS_BYTES = 4 << 20
+# What a decoder pass holds of a prompt at a time on a GPU, in its image tokens in float32: they are
+# repeated, projected and upscaled to 4 masks. Counted, not measured.
+TOKENS_OF_PROMPT = 16
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -72,10 +75,7 @@ class ImageBudget:
             return min(remaining, self.max_images)
         if device.type != "cuda" or self.bytes_per_image is None:
             return 1
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        free = torch.cuda.mem_get_info(device)[0] + unused
-        fitting = int(SHARE_OF_FREE_MEMORY * free / max(self.bytes_per_image, 1))
-        return max(1, min(remaining, fitting))
+        return fitting(remaining, self.bytes_per_image, device)
 
     @contextmanager
     def observed(self, images: int, device: torch.device) -> Iterator[None]:
@@ -93,13 +93,20 @@ class ImageBudget:
         self.bytes_per_image = (peak - before) // images
 
 
+def fitting(most: int, bytes_each: int, device: torch.device) -> int:
+    """How many of ``most`` need half of a GPU's free memory at most; at least 1."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused
+    return max(1, min(most, int(SHARE_OF_FREE_MEMORY * free / max(bytes_each, 1))))
+
+
 def prompts_per_pass(max_prompts: int, token_bytes: int, device: torch.device) -> int:
-    """How many prompts go through the decoder together.
+    """How many prompts go through the decoder together, of which more may not fit, or be slower.
 
     Args:
-        max_prompts: S4M.SAM.MAX_PROMPTS, which holds on a GPU; on the CPU fewer may be faster.
+        max_prompts: S4M.SAM.MAX_PROMPTS.
         token_bytes: of one prompt's image tokens.
     """
-    if device.type != "cpu":
-        return max_prompts
+    if device.type == "cuda":
+        return fitting(max_prompts, TOKENS_OF_PROMPT * token_bytes, device)
     return max(1, min(max_prompts, CPU_PASS_BYTES // token_bytes))

@@ -169,6 +169,8 @@ def test_images_for_a_gpu_lie_in_page_locked_memory(kind, workers):
     name, mapper = kind
     samples, _ = stream(name, mapper, batches=2, workers=workers, pin_memory=True)
     assert all(sample["image"].is_pinned() for sample in samples)
+    labels = [sample["instances"] for sample in samples if "instances" in sample]
+    assert all(of_image.gt_masks.tensor.is_pinned() for of_image in labels)
     plain, _ = stream(name, mapper, batches=2)
     assert fingerprint(samples) == fingerprint(plain)
 

@@ -195,8 +195,7 @@ def stage_step(bench: Bench) -> TeacherStep:
     """The stage's step, around the same batch again and again."""
     student = bench.student
     if comm.get_world_size() > 1:
-        devices = [bench.device.index] if bench.device.type == "cuda" else None
-        student = DistributedDataParallel(student, device_ids=devices, broadcast_buffers=False)
+        student = DistributedDataParallel(student, broadcast_buffers=False)
     precision = PRECISIONS[bench.cfg.S4M.AMP_PRECISION] if bench.half else None
     bad_steps = BadSteps(1_000_000, "unused", seed=0)
     batch = bench.labeled if bench.stage == 1 else (bench.labeled, bench.unlabeled)

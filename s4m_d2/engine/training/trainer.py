@@ -84,9 +84,8 @@ class TeacherTrainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         if comm.get_world_size() > 1:
-            on_gpu = next(model.parameters()).is_cuda
-            devices = [comm.get_local_rank()] if on_gpu else None
-            model = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+            # Without device_ids: with them, samples would be copied to the device synchronously.
+            model = DistributedDataParallel(model, broadcast_buffers=False)
         precision = PRECISIONS[cfg.S4M.AMP_PRECISION] if cfg.SOLVER.AMP.ENABLED else None
         self._trainer = self.build_step(model, data_loader, optimizer, self.bad_steps, precision)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
@@ -194,7 +193,8 @@ class TeacherTrainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
-        """Build a model whose initial weights depend only on SEED."""
+        """Build a model whose initial weights depend only on SEED; apply S4M.TF32."""
+        torch.backends.cuda.matmul.allow_tf32 = cfg.S4M.TF32
         torch.manual_seed(derive_seed(cfg.SEED, "initial weights"))
         model = super().build_model(cfg)
         if cfg.S4M.DISTILL.ENABLED and getattr(model, "distillation", None) is None:
