@@ -4,8 +4,10 @@ VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 WORKERS ?= 2
+# STEPS: of gpu-check; none: all.
+STEPS ?=
 
-.PHONY: setup test test-slow quickstart ablation lint clean
+.PHONY: setup test test-slow quickstart ablation gpu-check lint clean
 
 setup:
 	@$(PYTHON) tools/install.py --venv $(VENV)
@@ -22,6 +24,10 @@ quickstart: setup
 # Hours, in runs of at most 15 minutes; run again to continue. ARGS="--max-minutes 30" limits the time.
 ablation: setup
 	$(PY) tools/ablation.py $(ARGS)
+
+# Ten minutes on a GPU. STEPS="kernels tests" does a part.
+gpu-check: setup
+	$(PY) tools/gpu_check.py $(STEPS)
 
 lint: setup
 	$(PY) -m ruff check .

@@ -12,6 +12,7 @@ from torch import nn
 from s4m_d2.engine import S4MTrainer, TeacherTrainer, stage_config
 from s4m_d2.engine.checks import resource_checks
 from s4m_d2.engine.checks.resource_checks import (
+    activation_bytes,
     checkpoint_bytes,
     disk_finding,
     kept_checkpoints,
@@ -135,6 +136,19 @@ def test_processes_on_a_cpu_share_its_memory(small_config, monkeypatch, processe
     monkeypatch.setattr(resource_checks, "available_memory", lambda device: one)
     options = {"num_processes": processes, "num_local": processes}
     assert memory_finding(cfg, Tiny(), None, ["teacher"], **options).status == status
+
+
+def test_activations_count_on_a_gpu(small_config, monkeypatch):
+    batches = {"SOLVER__IMS_PER_BATCH": 2, "S4M__UNLABELED_IMS_PER_BATCH": 4}
+    cfg = small_config(MODEL__DEVICE="cuda", INPUT__CROP__SIZE="(500, 2000)", **batches)
+    images = resource_checks.BYTES_OF_IMAGE + resource_checks.BYTES_OF_MEGAPIXEL
+    activations = activation_bytes(stage_config(cfg, "student"), "student", 2)
+    assert activations == 3 * images  # of a megapixel, on each of two processes
+    needed = stage_memory(cfg, "student", Tiny(), None, 2) + activations
+    for available, status in ((needed, "ok"), (needed - 1, "warning")):
+        monkeypatch.setattr(resource_checks, "available_memory", lambda _, size=available: size)
+        options = {"num_processes": 2, "num_local": 2}
+        assert memory_finding(cfg, Tiny(), None, STAGES, **options).status == status
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads Linux' own account")

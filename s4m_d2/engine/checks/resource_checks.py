@@ -28,8 +28,12 @@ from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.losses.structural_distillation import build_distillation
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.semi import build_refiner
+from s4m_d2.semi.arp import crop_area
 
 _Built = TypeVar("_Built")
+# Activations of a training step on a GPU: of each image (labeled or unlabeled), and of each million
+# of its pixels. Fitted to tools/memory.py: ResNet-50 with AMP, crops of 512 x 1024 and 1024 x 1024.
+BYTES_OF_IMAGE, BYTES_OF_MEGAPIXEL = 1 << 29, 11 << 28
 _OPTIMIZER_COPIES = {"ADAMW": 2, "SGD": 1}  # tensors of a trained parameter's size in its state
 
 
@@ -287,6 +291,18 @@ def stage_memory(
     return size + (sam_bytes(sam) if needs_sam(cfg, stage) else 0)
 
 
+def activation_bytes(cfg: CfgNode, stage: str, num_processes: int = 1) -> int:
+    """Bytes of activations of one process's step of a stage, estimated for a ResNet-50 with AMP.
+
+    Args:
+        cfg: of the stage.
+    """
+    pixels = crop_area(cfg) or max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN
+    images = cfg.SOLVER.IMS_PER_BATCH
+    images += (cfg.S4M.UNLABELED_IMS_PER_BATCH or images) if stage == "student" else 0
+    return int(images / num_processes * (BYTES_OF_IMAGE + BYTES_OF_MEGAPIXEL * pixels / 1e6))
+
+
 def memory_finding(
     cfg: CfgNode,
     model: nn.Module,
@@ -296,20 +312,30 @@ def memory_finding(
     num_processes: int,
     num_local: int,
 ) -> Finding:
-    """Compare the largest stage's memory with the device's."""
+    """Compare the largest stage's memory with the device's, on a GPU with activations."""
     if not stages:
         return Finding("memory", "nothing to train")
-    needs = {s: stage_memory(cfg, s, model, sam, num_processes) for s in stages}
-    stage = max(needs, key=needs.__getitem__)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
+    needs = {s: stage_memory(cfg, s, model, sam, num_processes) for s in stages}
+    extra = {s: activation_bytes(stage_config(cfg, s), s, num_processes) for s in stages if on_gpu}
+    stage = max(needs, key=lambda s: needs[s] + extra.get(s, 0))
     needed = needs[stage] * (1 if on_gpu else num_local)  # of one memory
     available, where = available_memory(cfg.MODEL.DEVICE), "of the GPU" if on_gpu else "available"
     text = f"{in_units(needed)} ({stage}: weights, gradients, optimizer"
     text += ", teacher" if stage == "student" else ""
     text += ", SAM" if sam is not None and needs_sam(cfg, stage) else ""
-    text += f") + activations, of {in_units(available)} {where}" if available else ")"
-    if not available or needed <= available:
+    text += f") + about {in_units(extra[stage])} of activations" if on_gpu else ") + activations"
+    text += f", of {in_units(available)} {where}" if available else ""
+    if not available or needed + extra.get(stage, 0) <= available:
         return Finding("memory", text)
+    if needed <= available:
+        warning = (
+            f"The {stage} stage may need {in_units(needed + extra[stage])}, more than the "
+            f"{in_units(available)} {where}: an estimate for a ResNet-50 with AMP. Use a smaller "
+            "batch (SOLVER.IMS_PER_BATCH, S4M.UNLABELED_IMS_PER_BATCH) or crop, or more GPUs "
+            "(docs/training.md has a table)."
+        )
+        return Finding("memory", text, (), [warning])
     warning = (
         f"The {stage} stage needs {in_units(needed)} before any image, more than the "
         f"{in_units(available)} {where}. Use a smaller model or SAM (S4M.SAM.MODEL_TYPE), or a "
