@@ -248,7 +248,7 @@ class _Targets(Instances):
     """Instances whose masks the loader can put into page-locked memory."""
 
     def pin_memory(self) -> _Targets:
-        self.gt_masks = BitMasks(self.gt_masks.tensor.pin_memory())
+        self.set("gt_masks", BitMasks(self.get("gt_masks").tensor.pin_memory()))
         return self
 
 

@@ -192,7 +192,8 @@ class _Generator(SamAutomaticMaskGenerator):
         orig_size: tuple[int, ...],
     ) -> MaskData:
         height, width = orig_size
-        asked = torch.as_tensor(self.predictor.apply_coords(points, im_size))[:, None]
+        pixels = self.predictor.apply_coords(points, (im_size[0], im_size[1]))
+        asked = torch.as_tensor(pixels)[:, None]
         masks, ratings, _ = self.predictor.predict_torch(asked, torch.ones(asked.shape[:2]))
         masks, ious = masks.flatten(0, 1), to_host(ratings.flatten())[0]
         rows = np.arange(len(ious))

@@ -180,16 +180,15 @@ class PointPromptBackend(SamBackend):
         if groups:
             clicks = self._frame_points(encoded, points)
             with computing_in(self.dtype, self.device):
-                alone = features and not masks
-                shared = ImageTokens(self.decoder, encoded.embeddings) if alone else None
-                images = None if alone else image_input(self.decoder, encoded.embeddings)
+                prepare = ImageTokens if features and not masks else image_input
+                images = prepare(self.decoder, encoded.embeddings)
         for group, there in zip(groups, _groups_on_device(groups, self.device), strict=True):
             with computing_in(self.dtype, self.device):
-                if images is not None:
-                    found = self._decode(images, encoded.finer_maps, clicks, there, **asked)
-                else:
+                if isinstance(images, ImageTokens):
                     its_clicks = clicks[there.points], there.labels, there.has_box
-                    found = {"features": shared.after(group.images, *its_clicks)}
+                    found = {"features": images.after(group.images, *its_clicks)}
+                else:
+                    found = self._decode(images, encoded.finer_maps, clicks, there, **asked)
             found = {name: values.float() for name, values in found.items()}
             if len(groups) == 1:  # all prompts, in their order
                 results = found

@@ -71,15 +71,8 @@ class ARP:
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        area = crop_area(cfg)
-        if area is None:
-            raise ConfigError(
-                "S4M.ARP.MIN_AREA_FRACTION is a fraction of the training crop, but INPUT.CROP has "
-                "no size in pixels: set INPUT.CROP.ENABLED True and INPUT.CROP.TYPE "
-                '"absolute", or S4M.ARP.ENABLED False'
-            )
         return {
-            "min_area": cfg.S4M.ARP.MIN_AREA_FRACTION * area,
+            "min_area": cfg.S4M.ARP.MIN_AREA_FRACTION * _crop_area(cfg),
             "pair_fraction": cfg.S4M.ARP.PAIR_FRACTION,
             "random_placement": cfg.S4M.ARP.RANDOM_PLACEMENT,
             "scale_range": cfg.S4M.ARP.SCALE_RANGE,
@@ -287,13 +280,17 @@ def _device_of(generator: Generator | None) -> torch.device:
     return torch.device("cpu") if generator is None else generator.device
 
 
-def crop_area(cfg) -> float | None:
-    """Area of the training crop in px; None: it has no fixed size."""
+def _crop_area(cfg) -> float:
+    """Area of the training crop in px."""
     if cfg.INPUT.DATASET_MAPPER_NAME == "coco_instance_lsj":
         return float(cfg.INPUT.IMAGE_SIZE) ** 2
     if cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute":
         return float(math.prod(cfg.INPUT.CROP.SIZE))
-    return None
+    raise ConfigError(
+        "S4M.ARP.MIN_AREA_FRACTION is a fraction of the training crop, but INPUT.CROP has no "
+        'size in pixels: set INPUT.CROP.ENABLED True and INPUT.CROP.TYPE "absolute", or '
+        "S4M.ARP.ENABLED False"
+    )
 
 
 def _check_batch(images, labels, generators) -> None:

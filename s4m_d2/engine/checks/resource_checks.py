@@ -26,9 +26,9 @@ from s4m_d2.engine.own_data.own_data_files import class_lists
 from s4m_d2.engine.stages import STAGES, final_weights, runs_stage, stage_config
 from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.losses.structural_distillation import build_distillation
+from s4m_d2.modeling.meta_arch import LARGE_SCALE_JITTER
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.semi import build_refiner
-from s4m_d2.semi.arp import crop_area
 
 _Built = TypeVar("_Built")
 # Activations of a training step on a GPU: of each image (labeled or unlabeled), and of each million
@@ -297,7 +297,12 @@ def activation_bytes(cfg: CfgNode, stage: str, num_processes: int = 1) -> int:
     Args:
         cfg: of the stage.
     """
-    pixels = crop_area(cfg) or max(cfg.INPUT.MIN_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN
+    size, crop = cfg.INPUT, cfg.INPUT.CROP
+    pixels = max(size.MIN_SIZE_TRAIN) * size.MAX_SIZE_TRAIN
+    if size.DATASET_MAPPER_NAME == LARGE_SCALE_JITTER:
+        pixels = size.IMAGE_SIZE**2
+    elif crop.ENABLED and crop.TYPE == "absolute":
+        pixels = crop.SIZE[0] * crop.SIZE[1]
     images = cfg.SOLVER.IMS_PER_BATCH
     images += (cfg.S4M.UNLABELED_IMS_PER_BATCH or images) if stage == "student" else 0
     return int(images / num_processes * (BYTES_OF_IMAGE + BYTES_OF_MEGAPIXEL * pixels / 1e6))
