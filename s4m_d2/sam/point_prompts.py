@@ -131,7 +131,7 @@ class PointPromptBackend(SamBackend):
             channels = self.decoder.prompt_encoder.embed_dim
             empty = torch.zeros(0, channels, self.grid_side, self.grid_side, device=self.device)
             return EncodedImages(empty, [])
-        images, device = to_device(images, self.device), self.device
+        images, device = to_device(images.detach(), self.device), self.device
         chunks: list[tuple[Tensor, ...]] = []
         start = 0
         while start < len(sizes):

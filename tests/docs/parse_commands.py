@@ -30,7 +30,7 @@ from s4m_d2.errors import DatasetError, S4MError, WeightsError
 ROOT = Path(__file__).resolve().parents[2]
 NEEDS_DETECTRON2 = ("mask_rcnn.yaml",)
 # Their data sets and schedule come from the reader's files.
-FROM_THE_DATA = ("custom.yaml", "custom_small.yaml")
+FROM_THE_DATA = ("custom", "custom_small")
 TRAINS = ("train_net.py", "tools/quickstart.py")  # a whole run, of S4M's own config
 # Checked where there is no GPU and no network, too.
 ANYWHERE = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
@@ -88,7 +88,7 @@ def config_problem(script: str, namespace: argparse.Namespace) -> str:
             load_with_own_keys(file, opts)
         return ""
     load_config("" if file.startswith("output/") else file, opts)  # a run's own is not here
-    if script not in TRAINS or Path(file).name in FROM_THE_DATA:
+    if script not in TRAINS or Path(file).stem in FROM_THE_DATA:
         return ""
     if not file:
         return "the command names no config file"

@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from PIL import Image
 
 from s4m_d2.engine.checkpointing.weight_names import model_weights
 from s4m_d2.engine.command.arguments import read_config
@@ -98,9 +99,8 @@ def test_a_run_continues_with_the_data_that_it_began_with(finished, tmp_path, ca
     (run / "student" / "results.json").unlink()
     (run / "student" / "last_checkpoint").unlink()
     before = stamps(run)
-    (data / "unlabeled" / "new.png").write_bytes(
-        (data / "labeled" / "street_00000.png").read_bytes()
-    )
+    with Image.open(data / "labeled" / "street_00000.png") as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(data / "unlabeled" / "new.png")
     (data / "unlabeled" / "street_00008.png").unlink()
     change_json(data / "annotations.json", lambda c: c.update(annotations=c["annotations"][:-5]))
     capsys.readouterr()
