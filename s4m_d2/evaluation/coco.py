@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import Any
 
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
@@ -99,7 +99,7 @@ def write_coco_results(
     """Write predictions.json (COCO's results) and images.json (its images and categories).
 
     ``COCO("images.json").loadRes("predictions.json")`` reads both. They are written when the block
-    ends; if it raises, older files are unchanged. Only one image is in memory at a time.
+    ends; if it raises, older files are unchanged. Only one image's masks are in memory at a time.
 
     Yields a function that takes an image, {"file_name", "height", "width", ...}, which gets the
     next "id" from 1 on, and its Instances with ``pred_masks`` of that size, ``pred_classes`` and
@@ -120,19 +120,21 @@ def write_coco_results(
         atomic_write(os.path.join(folder, IMAGES)) as images_file,
         atomic_write(os.path.join(folder, RESULTS)) as results_file,
     ):
-        images, results = _JSONList(images_file), _JSONList(results_file)
-        head = f'"info": {{}}, "categories": {json.dumps(categories)}, "annotations": []'
-        images_file.write(f'{{{head},\n"images": ')
+        content: dict[str, Any] = {"info": {}, "categories": categories, "annotations": []}
+        images = content["images"] = []
+        results_file.write("[")
+        separator = "\n"
 
         def add(image: Mapping[str, Any], instances: Instances) -> None:
-            images.add({"id": images.count + 1, **image})
+            nonlocal separator
+            images.append({"id": len(images) + 1, **image})
             for result in coco_results(instances, category_ids):
-                results.add({"image_id": images.count, **result})
+                results_file.write(separator + json.dumps({"image_id": len(images), **result}))
+                separator = ",\n"
 
         yield add
-        images.close()
-        results.close()
-        images_file.write("}\n")
+        results_file.write("\n]\n")
+        json.dump(content, images_file)
 
 
 def coco_results(instances: Instances, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -146,18 +148,3 @@ def coco_results(instances: Instances, category_ids: Sequence[int]) -> Iterator[
             "bbox": mask_util.toBbox(rle).tolist(),
             "score": score,
         }
-
-
-class _JSONList:
-    """Writes a JSON list to a file, one item per line."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-        self.count = 0
-
-    def add(self, item: Mapping[str, Any]) -> None:
-        self._file.write(f"{',' if self.count else '['}\n{json.dumps(item)}")
-        self.count += 1
-
-    def close(self) -> None:
-        self._file.write("\n]\n" if self.count else "[]\n")
