@@ -4,6 +4,8 @@ A message names the input, what was expected, and the remedy. The command line p
 a traceback; any other exception is a bug and keeps its traceback.
 """
 
+from collections.abc import Sequence
+
 MOST_SHOWN = 2000  # characters of a line; the middle of a longer one is cut
 
 
@@ -18,6 +20,16 @@ def printable(text: str, most: int = MOST_SHOWN) -> str:
     if len(text) > most:
         text = f"{text[: most // 2]}…{text[-(most // 2) :]}"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def first_names(names: Sequence[str], most: int = 5, separator: str = ", ") -> str:
+    """Join the first names, and count the others.
+
+    >>> first_names(["a", "b", "c", "d"], most=2)
+    'a, b and 2 more'
+    """
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return separator.join(names[:most]) + more
 
 
 class S4MError(Exception):

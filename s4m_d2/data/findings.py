@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from s4m_d2.errors import DatasetError
+from s4m_d2.errors import DatasetError, first_names
 
 CROWDS = "crowds (iscrowd 1)"
 _SHOWN = 3  # names in a message
@@ -81,7 +81,6 @@ class Findings:
 def _messages(kinds: _Kinds) -> list[str]:
     messages = []
     for (text, remedy), names in kinds.items():
-        more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-        shown = ", ".join(names[:_SHOWN])
-        messages.append(f"{len(names):,} {text}: {shown}{more}. {remedy}".strip())
+        shown = first_names(names, _SHOWN)
+        messages.append(f"{len(names):,} {text}: {shown}. {remedy}".strip())
     return messages

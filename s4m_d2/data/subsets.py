@@ -11,9 +11,8 @@ from pathlib import Path
 
 from s4m_d2.data.cityscapes import IMAGE_SUFFIX, INSTANCE_SUFFIX
 from s4m_d2.data.listing import IMAGE_EXTENSIONS
-from s4m_d2.errors import DatasetError, InputError
+from s4m_d2.errors import DatasetError, InputError, first_names
 
-_SHOWN_NAMES = 5  # names in an error message
 _KEY_BYTES = 16
 _DECIMALS = 6  # removes the floating-point error of fraction * count before rounding
 _MOST_FOR_CLASSES = 2  # factor by which a validation split may grow to contain each class
@@ -99,7 +98,8 @@ def listed_subset(names: Sequence[str], stems: Sequence[str], origin: str) -> li
     if missing:
         raise DatasetError(
             f"{len(missing)} of the {len(stems)} images that {origin} lists are not in the data "
-            f"set: {_some(missing)}. Correct the list, or name its data set in DATASETS.TRAIN."
+            f"set: {first_names(missing)}. Correct the list, or name its data set in "
+            "DATASETS.TRAIN."
         )
     _refuse_duplicates(list(chosen.values()), "The data set")
     return sorted(chosen)
@@ -123,14 +123,9 @@ def _refuse_duplicates(names: Sequence[str], owner: str) -> None:
     twice = sorted(name for name, count in Counter(names).items() if count > 1)
     if twice:
         raise DatasetError(
-            f"{owner} has {len(twice)} names more than once: {_some(twice)}. Images are told apart "
-            "by their file names: make these unique."
+            f"{owner} has {len(twice)} names more than once: {first_names(twice)}. "
+            "Images are told apart by their file names: make these unique."
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return ", ".join(names[:_SHOWN_NAMES]) + more
 
 
 def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, WeightsError
+from s4m_d2.errors import ConfigError, WeightsError, first_names
 from s4m_d2.files import TENSOR_FILE_ERRORS, refused_object
 
 logger = logging.getLogger(__name__)
@@ -152,9 +152,7 @@ def _check_architecture(
     found = _recognize(state)
     if found and found != model:
         raise WeightsError(f"{subject} is of {found}{_use_of(found)}. For {model}: {remedy}")
-    listed = "; ".join(problems[:NAMED_MISMATCHES])
-    more = len(problems) - NAMED_MISMATCHES
-    listed += f"; and {more} more" if more > 0 else ""
+    listed = first_names(problems, NAMED_MISMATCHES, "; ")
     raise WeightsError(
         f"{subject} is of another model ({len(state)} entries, expected {len(expected)}): "
         f"{listed}. {remedy}"

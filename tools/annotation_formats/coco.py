@@ -17,7 +17,7 @@ from annotation_formats.shapes import LabeledImage, Mask, Polygon
 from s4m_d2.data.images import READ_ERRORS, image_size
 from s4m_d2.data.listing import IMAGE_EXTENSIONS
 from s4m_d2.data.segmentations import read_polygons
-from s4m_d2.errors import DatasetError, printable
+from s4m_d2.errors import DatasetError, first_names, printable
 from s4m_d2.files import atomic_write
 
 _DECIMALS = 3
@@ -70,8 +70,7 @@ class CocoFile:
     def left_out(self) -> Iterator[str]:
         """A line for each reason: how often, and the first places."""
         for reason, places in self._left_out.items():
-            more = len(places) - _NAMED
-            named = "; ".join(places[:_NAMED]) + (f"; and {more} more" if more > 0 else "")
+            named = first_names(places, _NAMED, "; ")
             yield printable(f"{len(places)} left out: {reason} ({named})")
 
     def content(self) -> dict:

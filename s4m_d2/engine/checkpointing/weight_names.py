@@ -12,7 +12,7 @@ import torch
 from detectron2.checkpoint.c2_model_loading import convert_c2_detectron_names
 from torch import Tensor
 
-from s4m_d2.errors import WeightsError
+from s4m_d2.errors import WeightsError, first_names
 from s4m_d2.modeling.backbones.weight_names import ADDED_LAYERS, BACKBONE, to_own_names
 
 #: The two models of a semi-supervised run, and the prefixes of their names in the checkpoints of
@@ -39,7 +39,6 @@ _EMPTY_WEIGHT = "criterion.empty_weight"  # a weight for each class
 _SET_BY_CONFIG = ("pixel_mean", "pixel_std", _EMPTY_WEIGHT)
 _COUNTER = "num_batches_tracked"  # of batch norms; it has no effect
 _STATISTICS = ("running_mean", "running_var", _COUNTER)
-_SHOWN_NAMES = 5
 ClassLists = tuple[Sequence[str], Sequence[str]]
 _REMEDY = "Use the config that the file was trained with, or weights that fit this config."
 
@@ -69,7 +68,7 @@ class LoadReport:
             "new classes (kept at init": self.new_and_gone[0],
             "classes of the file alone (ignored": self.new_and_gone[1],
         }
-        parts = [f"{len(n)} {what}: {_first(n)})" for what, n in kinds.items() if n]
+        parts = [f"{len(n)} {what}: {first_names(n)})" for what, n in kinds.items() if n]
         return ", ".join([f"{whose}{self.path}: {len(self.matched)} weights loaded", *parts])
 
     @property
@@ -327,7 +326,7 @@ def _refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) 
     is_other = 0 < len(backbone) - len(absent) < MIN_BACKBONE_SHARE * len(backbone)
     problems = {
         "are of another architecture": report._shapes("" if require else BACKBONE),
-        f"hold nothing of this model ({_first(list(own))}), but": (
+        f"hold nothing of this model ({first_names(list(own))}), but": (
             [] if report.matched else [*report.unexpected, "no weights"]
         ),
         f"lack {len(report.missing)} of the model's {len(own)} weights, all of which are needed": (
@@ -340,7 +339,8 @@ def _refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) 
     }
     for problem, names in problems.items():
         if names:
-            raise WeightsError(f"Weights '{report.path}' {problem}: {_first(names)}. {_REMEDY}")
+            shown = first_names(names)
+            raise WeightsError(f"Weights '{report.path}' {problem}: {shown}. {_REMEDY}")
 
 
 def _is_backbone_weight(name: str) -> bool:
@@ -348,7 +348,3 @@ def _is_backbone_weight(name: str) -> bool:
 
     new = name.startswith(ADDED_LAYERS) or name.endswith(_STATISTICS)
     return name.startswith(BACKBONE) and not new
-
-
-def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN_NAMES]) + (", …" if len(names) > _SHOWN_NAMES else "")

@@ -18,7 +18,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from s4m_d2.engine.rng import derive_seed, seed_default_generators
-from s4m_d2.errors import ConfigError, DivergenceError
+from s4m_d2.errors import ConfigError, DivergenceError, first_names
 from s4m_d2.files import atomic_write
 from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -89,13 +89,13 @@ class BadSteps(HookBase):
             ],
         }
         processes = comm.all_gather(found)
-        names = (
+        names = [
             f"{name} ({stream})"
             for process in processes
             for stream, of_stream in process["files"].items()
             for name in of_stream
-        )
-        self._report(iteration, _reason(processes), _shown(names), processes)
+        ]
+        self._report(iteration, _reason(processes), first_names(names, MAX_NAMES), processes)
 
     def _report(self, iteration: int, reason: str, files: str, processes: list[dict]) -> None:
         if comm.is_main_process():
@@ -138,13 +138,7 @@ def _reason(processes: Iterable[Mapping[str, Any]]) -> str:
             if isinstance(value, str):
                 return f"the loss '{name}' is {value}"
     gradients = dict.fromkeys(name for process in processes for name in process["gradients"])
-    return f"gradients are not finite ({_shown(gradients)})"
-
-
-def _shown(names: Iterable[str]) -> str:
-    names = list(names)
-    more = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return f"gradients are not finite ({first_names(list(gradients), MAX_NAMES)})"
 
 
 class EMATeacherHook(HookBase):
