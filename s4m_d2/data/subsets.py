@@ -71,7 +71,7 @@ def read_split_file(path: str) -> list[str]:
     """
     list_of_images = f"The list of labeled images {path}"
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
+        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         message = f"{list_of_images} (S4M.SPLIT_FILE) cannot be read: {error}."
         raise DatasetError(message) from error

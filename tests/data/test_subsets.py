@@ -62,8 +62,9 @@ def test_bad_subsets():
 def test_a_list_names_images_in_any_spelling(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text(
-        "# published split\n\nx_1_leftImg8bit.png\ntrain/x/x_3.png  # with a comment\nx_4\n"
-        "x_5_gtFine_instanceIds.png\nframe.0001\n9\n"
+        "x_1_leftImg8bit.png\n# published split\n\ntrain/x/x_3.png  # with a comment\nx_4\n"
+        "x_5_gtFine_instanceIds.png\nframe.0001\n9\n",
+        encoding="utf-8-sig",  # as Windows' Notepad does
     )
     names = [f"root/x/x_{i}_leftImg8bit.png" for i in range(6)] + ["y/9.jpg", "y/frame.0001"]
     chosen = listed_subset(names[::-1], read_split_file(str(path)), str(path))

@@ -211,7 +211,7 @@ def test_results_are_replaced_only_when_asked_and_whole(demo, scenes, capsys, mo
 
 def test_class_names_come_from_a_file_the_metadata_or_numbers(small_config, tmp_path):
     file = tmp_path / "names.txt"
-    file.write_text("\n".join([*EIGHT, ""]))
+    file.write_text("\n".join([*EIGHT, ""]), encoding="utf-8-sig")
     assert class_names(small_config(), str(file)) == EIGHT
     assert class_names(small_config())[:2] == ["person", "rider"]
     assert class_names(small_config(DATASETS__TEST="()")) == [f"class {i}" for i in range(8)]

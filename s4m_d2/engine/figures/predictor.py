@@ -57,7 +57,7 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
     names: list[str] | None
     if file_name:
         try:
-            with open(file_name, encoding="utf-8") as file:
+            with open(file_name, encoding="utf-8-sig") as file:
                 names = [line.strip() for line in file if line.strip()]
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
