@@ -1,20 +1,18 @@
-"""The charts of a stage: choice of curves, and drawing as SVG in the page's colors."""
+"""The charts of a stage: choice of curves, and drawing as SVG."""
 
 from __future__ import annotations
 
+import base64
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from s4m_d2.errors import printable
 from s4m_d2.report.curves import LABELED, MEASURES, UNLABELED, Curve
 from s4m_d2.report.run import MASKS, Stage
 
@@ -23,25 +21,15 @@ PLOT = (0.125, 0.175, 0.845, 0.67)  # left, bottom, width, height, as shares of 
 MOST_DOTS = 60  # points; a longer curve is drawn without dots
 LABEL_SIDE = 0.7  # of the plot; marks to the right of it have their label on the left
 GAP = 4  # units, between a mark and its label
-# Colors of the charts and their names in the page's style sheet, for both themes. Those of curves
-# are Okabe and Ito's, which are distinguishable with color blindness.
-THEME = {
-    "#0072b2": "c0",
-    "#d55e00": "c1",
-    "#00916a": "c2",
-    "#b0578d": "c3",
-    "#b07d00": "c4",
-    "#6b7280": "c5",
-    "#5b6675": "soft",
-    "#e9ecf0": "grid",
-    "#9a4a00": "warn",
-}
-CURVES, (SOFT, GRID, WARN) = list(THEME)[:6], list(THEME)[6:]
+# Okabe and Ito's colors, which are distinguishable with color blindness; the page's style sheet
+# names them c0 to c5.
+CURVES = ("#0072b2", "#d55e00", "#00916a", "#b0578d", "#b07d00", "#6b7280")
+SOFT, GRID, WARN = "#5b6675", "#e9ecf0", "#9a4a00"
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "s4m_d2",  # the same chart is the same text
     "svg.fonttype": "none",
+    "font.family": "sans-serif",
     "text.usetex": False,
-    "font.family": "DejaVu Sans",
     "font.size": 11.5,
     "text.color": SOFT,
     "axes.labelcolor": SOFT,
@@ -61,19 +49,12 @@ _STYLE: dict[Any, Any] = {
     "lines.linewidth": 2,
     "lines.markersize": 5,
 }
-_NOT_FOR_PAGES = re.compile(  # namespaces, comments, ids that several charts would share
-    r' xmlns(:\w+)?="[^"]*"| id="[a-z][\w.]*_\d+"|<defs>\s*<style.*?</style>\s*</defs>'
-    r"|<metadata>.*?</metadata>|<!--.*?-->|\n\s*",
-    re.DOTALL,
-)
 # Display names of losses; others keep their names.
 _KINDS = {
     "loss_ce": "class",
     "loss_mask": "mask, cross-entropy",
     "loss_dice": "mask, dice",
 }
-
-
 _QUALITY = {"sq": "SQ (IoU of matches)", "pq": "PQ"}
 # Title, unit, prefix of the curves' names, and the lines' names by the rest of the name.
 _CHARTS: list[tuple[str, str, str, dict[str, str]]] = [
@@ -152,27 +133,18 @@ class Chart(NamedTuple):
     marks: Sequence[tuple[float, str]] = ()
     from_zero: bool = True
 
-    def svg(self) -> str:
-        """Draw an ``<svg>`` element; its title describes the chart in words."""
-        text = io.StringIO()
-        said = "; ".join(map(_in_words, self.lines))
-        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    def uri(self) -> str:
+        """Draw an SVG, as a data URI."""
+        file = io.BytesIO()
         with matplotlib.rc_context(_STYLE):
-            self.figure().savefig(
-                text,
-                format="svg",
-                transparent=True,
-                metadata=metadata | {"Title": printable(f"{self.title}, {self.unit}: {said}")},
-            )
-        svg = _NOT_FOR_PAGES.sub("", text.getvalue().partition("<svg")[2])
-        head, title, body = f'<svg role="img"{svg}'.partition("</title>")
-        body = re.sub(r'(?<=\d)(\.\d)\d+(?=[ ")])', r"\1", body)  # tenths of a unit are enough
-        body = re.sub("#[0-9a-f]{6}", lambda color: f"var(--{THEME.get(color[0], 'soft')})", body)
-        return head + title + body
+            self.figure().savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+    def in_words(self) -> str:
+        return f"{self.title}, {self.unit}: {'; '.join(map(_in_words, self.lines))}"
 
     def figure(self) -> Figure:
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-        FigureCanvasSVG(figure)
         axes = figure.add_axes(PLOT)
         for line in self.lines:
             _draw(axes, line)

@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from s4m_d2.errors import printable
-from s4m_d2.report.charts import Chart, ap_chart, number, stage_charts
+from s4m_d2.report.charts import ap_chart, number, stage_charts
 from s4m_d2.report.curves import finite
 from s4m_d2.report.run import TITLES, Run, Stage
 
@@ -41,7 +41,7 @@ def render_page(run: Run) -> str:
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"ap": _ap, "number": number, "signed": signed, "svg": _svg}
+    environment.filters |= {"ap": _ap, "number": number, "signed": signed}
     return environment.get_template("page.html").render(
         run=run,
         started=any(stage.curves.records for stage in run.stages),
@@ -60,10 +60,6 @@ def render_page(run: Run) -> str:
 def _in_one_line(value: Any) -> Any:
     """Make texts of the run printable and limit their length; markup is unchanged."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _svg(chart: Chart) -> Markup:
-    return Markup(chart.svg())  # nosec: matplotlib escapes its texts
 
 
 def _ap(value: Any) -> str:

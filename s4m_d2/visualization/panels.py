@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import numpy as np
 from matplotlib.font_manager import findfont
-from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from s4m_d2.errors import InputError, printable
@@ -21,11 +20,10 @@ from s4m_d2.visualization.heat import ColorScale
 CELL = 360  # width of a column; a higher picture is drawn narrower
 GAP = 8
 LINE = 34  # height of a line of text
-TEXT = 16  # height of its letters
+TEXT = 16  # size of its letters
+LETTER = 9  # width of a letter, about; longer texts are cut, and written smaller if still too long
 SWATCH = 38, 24  # width, height
-BAR = 360, 16  # of a color bar
-MOST_TICKS = 5
-MOST_LETTERS = 300  # of a text
+BAR = 140, 16  # of a color bar
 MOST_PIXELS = 1 << 16  # of a figure's height
 
 Item = TypeVar("Item")
@@ -120,69 +118,51 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
 
 
 @functools.lru_cache
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(findfont("DejaVu Sans"), TEXT)
+def _font(size: float = TEXT) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(findfont("DejaVu Sans"), size)
 
 
 def _line(width: int, *texts: tuple[str, float, float, str]) -> Image.Image:
     """Draw a line of texts (text, x, available width, Pillow's anchor)."""
     line = Image.new("RGB", (width, LINE), "white")
     for text, x, room, anchor in texts:
-        whole = shorter = printable(text, MOST_LETTERS)
-        kept = len(whole)
-        while kept > 2 and _font().getlength(shorter) > room - 2 * GAP:  # cut the middle
-            kept -= 1 + kept // 20
-            shorter = f"{whole[: (kept + 1) // 2]}…{whole[len(whole) - kept // 2 :]}"
-        ImageDraw.Draw(line).text((x, LINE / 2), shorter, "black", _font(), anchor)
+        text = printable(text, int(room / LETTER))
+        size = TEXT * min(1.0, (room - 2 * GAP) / max(1.0, _font().getlength(text)))
+        ImageDraw.Draw(line).text((x, LINE / 2), text, "black", _font(size), anchor)
     return line
 
 
 def _cells(pictures: Sequence[np.ndarray | None]) -> Image.Image:
     """Pictures side by side, each in the middle of its cell."""
     size, how = (CELL - GAP, CELL - GAP), Image.Resampling.LANCZOS
-    fitted = {
-        place: ImageOps.contain(Image.fromarray(picture), size, how)
-        for place, picture in enumerate(pictures)
-        if picture is not None
-    }
-    height = max((picture.height for picture in fitted.values()), default=0) + GAP
+    fitted = [p if p is None else ImageOps.contain(Image.fromarray(p), size, how) for p in pictures]
+    height = GAP + max((picture.height for picture in fitted if picture), default=0)
     row = Image.new("RGB", (CELL * len(pictures), height), "white")
-    for place, picture in fitted.items():
-        left, top = (CELL - picture.width) // 2, (height - picture.height) // 2
-        row.paste(picture, (place * CELL + left, top))
+    for place, picture in enumerate(fitted):
+        if picture:
+            left, top = (CELL - picture.width) // 2, (height - picture.height) // 2
+            row.paste(picture, (place * CELL + left, top))
     return row
 
 
 def _legend_lines(width: int, legend: Sequence[tuple[str, np.ndarray]]) -> Iterator[Image.Image]:
-    """Draw names beside their swatches, as many per line as fit."""
-    beside = SWATCH[0] + 2 * GAP
-    widest = max((_font().getlength(printable(name)) for name, _ in legend), default=0)
-    columns = max(1, int(width / (beside + widest + 2 * GAP)))
-    space = width / columns
-    for start in range(0, len(legend), columns):
-        part = legend[start : start + columns]
-        places = [(space * column, *entry) for column, entry in enumerate(part)]
-        line = _line(width, *((name, x + beside, space - beside, "lm") for x, name, _ in places))
-        for x, _, swatch in places:
+    """Draw names beside their swatches, one in the width of a column."""
+    count, beside = width // CELL, SWATCH[0] + 2 * GAP
+    for start in range(0, len(legend), count):
+        part = legend[start : start + count]
+        names = [(n, i * CELL + beside, CELL - beside, "lm") for i, (n, _) in enumerate(part)]
+        line = _line(width, *names)
+        for i, (_, swatch) in enumerate(part):
             picture = Image.fromarray(swatch).resize(SWATCH)
-            line.paste(picture, (round(x) + GAP, (LINE - SWATCH[1]) // 2))
+            line.paste(picture, (i * CELL + GAP, (LINE - SWATCH[1]) // 2))
         yield line
 
 
 def _color_bar(width: int, scale: ColorScale) -> Image.Image:
-    """Draw a centered color bar with its label and numbers."""
-    across, up = min(BAR[0], width // 2), BAR[1]
-    left = (width - across) / 2
-    ticks = MaxNLocator(MOST_TICKS, steps=[1, 2, 5, 10]).tick_values(scale.low, scale.high)
-    inside = [tick for tick in ticks if scale.low <= tick <= scale.high]
-    shares = [(tick - scale.low) / (scale.high - scale.low) for tick in inside]
-    numbers = [
-        (f"{t:g}", left + s * across, across, "mm") for t, s in zip(inside, shares, strict=True)
-    ]
-    line = _line(width, (scale.label, left - 2 * GAP, left - GAP, "rm"))
-    colors = scale.colors(np.linspace(scale.low, scale.high, across)[None].repeat(up, 0))
-    line.paste(Image.fromarray(colors), (round(left), (LINE - up) // 2))
-    both = Image.new("RGB", (width, 2 * LINE))
-    both.paste(line)
-    both.paste(_line(width, *numbers), (0, LINE))
-    return both
+    """Draw a centered color bar between its ends' numbers, the label before."""
+    left, right = (width - BAR[0]) // 2, (width + BAR[0]) // 2
+    low, high = f"{scale.label}  {scale.low:.3g}", f"{scale.high:.3g}"
+    line = _line(width, (low, left - GAP, left, "rm"), (high, right + GAP, left, "lm"))
+    colors = scale.colors(np.linspace(scale.low, scale.high, BAR[0])[None].repeat(BAR[1], 0))
+    line.paste(Image.fromarray(colors), (left, (LINE - BAR[1]) // 2))
+    return line
