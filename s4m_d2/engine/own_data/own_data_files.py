@@ -56,11 +56,12 @@ def folder_of(weights: str) -> str:
 
 
 def class_lists(cfg: CfgNode) -> tuple[Sequence[str], Sequence[str]]:
-    """Names of the classes of MODEL.WEIGHTS, if a run on own data wrote it, and of the run."""
+    """Names of the classes of MODEL.WEIGHTS and of the run; (), if no run on own data wrote it."""
     folder = folder_of(cfg.MODEL.WEIGHTS)
-    before = read_stored(folder).classes if is_stored(folder) else ()
-    first = next(iter(cfg.DATASETS.TRAIN), "")
-    return before, MetadataCatalog.get(first).get("thing_classes") or ()
+    if not (cfg.MODEL.WEIGHTS and is_stored(folder)):
+        return (), ()
+    classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+    return read_stored(folder).classes, classes or ()
 
 
 def write_json(path: str, content: object, indent: int | None = None) -> None:
