@@ -20,6 +20,7 @@ _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The configs are inside the package in a wheel, beside it in a clone.
 _CONFIGS = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs"
+_PATHS = ("LABELED", "IMAGES")  # of S4M.DATA: a path, or a list of paths
 _FOR_OTHER_DATA = ("Base-", "cityscapes_", "coco_", "toyscapes_")
 
 
@@ -36,6 +37,8 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     """
     cfg = get_cfg()
     add_s4m_config(cfg)
+    data = cfg.S4M.DATA
+    data.update(dict.fromkeys(_PATHS))  # None takes values of any type
     config_file = config_path(config_file)
     if config_file:
         if not os.path.isfile(config_file):
@@ -50,10 +53,15 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     if len(opts) % 2:
         raise ConfigError(f"Overrides come as KEY VALUE pairs; '{opts[-1]}' has no value. Add it.")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if key.removeprefix("S4M.DATA.") in _PATHS:
+            data[key.removeprefix("S4M.DATA.")] = None
         try:
             cfg.merge_from_list([key, value])
         except Exception as error:
             raise ConfigError(f"Override '{key} {value}': {_explain(cfg, error)}") from error
+    for name in _PATHS:
+        found = data[name] if isinstance(data[name], list | tuple) else [data[name]]
+        data[name] = tuple(str(path) for path in found if path)
     cfg.freeze()
     return cfg
 

@@ -6,6 +6,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from s4m_d2.engine.command.arguments import read_config
+from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError, DatasetError
 
 from .own_runs import CONFIG, change_json, copied, make_data, overrides, own_options, parsed
@@ -48,9 +49,13 @@ def test_options_and_config_keys_do_the_same(data, read, tmp_path):
     config = tmp_path / "mine.yaml"
     config.write_text(
         f"_BASE_: {CONFIG}\nS4M:\n  DATA:\n    LABELED: [{data}/annotations.json]\n"
-        f"    IMAGES: [{data}/labeled]\n    UNLABELED: {data}/unlabeled\n"
+        f"    IMAGES: {data}/labeled\n    UNLABELED: {data}/unlabeled\n"
     )
     assert read([], config_file=str(config))[0] == by_option
+    other = load_config(
+        str(config), ["S4M.DATA.LABELED", "a.json", "S4M.DATA.IMAGES", "('b', 'c')"]
+    )
+    assert (other.S4M.DATA.LABELED, other.S4M.DATA.IMAGES) == (("a.json",), ("b", "c"))
     assert read([])[1] is None  # DATASETS names the data sets
 
 
