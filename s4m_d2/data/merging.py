@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from s4m_d2.data.annotations import Annotations
 from s4m_d2.data.findings import Findings
 from s4m_d2.data.listing import copies
-from s4m_d2.errors import DatasetError
+from s4m_d2.errors import DatasetError, first_names
 
 
 def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[str]]:
@@ -64,8 +64,7 @@ _ALIKE = (
 
 
 def _note(names: Sequence[str], text: str) -> list[str]:
-    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-    return [f"{len(names):,} {text.format(names[0] + more)}"] if names else []
+    return [f"{len(names):,} {text.format(first_names(names, most=1))}"] if names else []
 
 
 def _short(part: Annotations) -> str:
