@@ -106,7 +106,9 @@ def pip(python: Path, *arguments: str) -> None:
 
 
 def pip_command(python: Path, *arguments: str) -> list[str]:
-    return [str(python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
+    # Python compiles what it imports: all of PyTorch and the rest would take a minute here.
+    options = ("--no-compile", "--disable-pip-version-check")
+    return [str(python), "-m", "pip", "install", *options, *arguments]
 
 
 def install_sam2(python: Path) -> None:
