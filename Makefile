@@ -6,8 +6,9 @@ PY := $(VENV)/bin/python
 WORKERS ?= 2
 # STEPS: of gpu-check; none: all.
 STEPS ?=
+DATA ?= datasets
 
-.PHONY: setup test test-slow quickstart ablation gpu-check lint clean
+.PHONY: setup test test-slow quickstart ablation ablation-real gpu-check lint clean
 
 setup:
 	@$(PYTHON) tools/install.py --venv $(VENV)
@@ -24,6 +25,11 @@ quickstart: setup
 # Hours, in runs of at most 15 minutes; run again to continue. ARGS="--max-minutes 30" limits the time.
 ablation: setup
 	$(PY) tools/ablation.py $(ARGS)
+
+# DATA: the folder that holds nuclei and facades (datasets/README.md). As ablation, for days.
+ablation-real: setup
+	$(PY) tools/ablation.py --set nuclei --data $(DATA) $(ARGS)
+	$(PY) tools/ablation.py --set facades --data $(DATA) $(ARGS)
 
 # Ten minutes on a GPU. STEPS="kernels tests" does a part.
 gpu-check: setup

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,8 +11,9 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
 
 from ablation_study import report, runs  # noqa: E402
 from ablation_study.chart import draw_chart  # noqa: E402
+from ablation_study.data_sets import RealSet, Toyscapes  # noqa: E402
 from ablation_study.report import Summary  # noqa: E402
-from ablation_study.runs import Run, all_runs  # noqa: E402
+from ablation_study.runs import PLANS, Run, all_runs  # noqa: E402
 
 from s4m_d2.engine.checks.config_checks import config_errors  # noqa: E402
 from s4m_d2.engine.config_file import load_config  # noqa: E402
@@ -19,6 +21,7 @@ from s4m_d2.engine.stages import run_config, stage_config  # noqa: E402
 
 CONFIG = str(ROOT / "configs" / "toyscapes_ablation.yaml")
 SEEDS = (0, 1, 2)
+PLAN = PLANS["toyscapes"]
 AP = {"teacher": 10, "teacher-sd": 11, "supervised": 12, "gd": 15, "gd-sd": 16, "gd-pr": 17}
 AP |= {"gd-sd-pr": 18.5, "gd-sd-arp": 14.0, "gd-sd-pr-arp": 19.5, "gd-sd-pr-arp-unique": 20.0}
 
@@ -44,7 +47,8 @@ def result(run) -> dict:
 
 def config(run: Run):
     """The config of the stage that a run trains, and that of the whole run."""
-    options = [text for pair in run.overrides(Path("runs")).items() for text in pair]
+    values = Toyscapes(None, Path("output")).overrides(run) | run.overrides(Path("runs"))
+    options = [text for pair in values.items() for text in pair]
     cfg = run_config(load_config(CONFIG, ["MODEL.DEVICE", "cpu", *options]))
     return stage_config(cfg, run.stage), cfg
 
@@ -57,7 +61,7 @@ def rows(text: str, title: str) -> list[list[str]]:
 
 def test_the_study_has_the_runs_that_it_promises_each_after_its_teacher():
     found, done = {}, set()
-    for run in all_runs():
+    for run in all_runs(PLAN):
         found.setdefault((run.percent, run.method.slug), set()).add(run.seed)
         assert run.teacher is None or run.teacher in done
         done.add(run)
@@ -70,11 +74,11 @@ def test_the_study_has_the_runs_that_it_promises_each_after_its_teacher():
     expected[100, "supervised"] = {0, 1, 2}
     expected |= {(percent, slug): {0} for percent in (5, 20, 30) for slug in few}
     assert found == expected
-    assert len(all_runs()) == len(done) == 48
+    assert len(all_runs(PLAN)) == len(done) == 48
 
 
 def test_only_named_runs_are_chosen_and_trained_with_the_teachers_that_they_need(tmp_path):
-    named = runs.chosen_runs(SEEDS, ["5pct-*", "10pct-seed1-gd-pr"])
+    named = runs.chosen_runs(PLAN, SEEDS, ["5pct-*", "10pct-seed1-gd-pr"])
     assert [run.name for run in named][:2] == ["10pct-seed1-gd-pr", "5pct-seed0-supervised"]
     assert len(named) == 6
     student, other = Run(runs.GUIDED, 10, 0), Run(runs.PR, 10, 0)
@@ -89,7 +93,7 @@ def test_only_named_runs_are_chosen_and_trained_with_the_teachers_that_they_need
 
 
 def test_settings_of_every_method():
-    for run in all_runs((0,))[:12]:
+    for run in all_runs(PLAN, (0,))[:12]:
         of_stage, cfg = config(run)
         assert config_errors(cfg) == []
         parts = run.method.slug.split("-")
@@ -129,8 +133,8 @@ def test_means_sample_deviations_and_their_reading():
 
 
 def test_the_report_by_hand():
-    results = {run.name: result(run) for run in all_runs()}
-    text = report.markdown(results, SEEDS)
+    results = {run.name: result(run) for run in all_runs(PLAN)}
+    text = report.markdown(results, PLAN, SEEDS)
     # AP is that of the method, + 1 for 10 %, + 2 a seed: a deviation of 2, and none of differences.
     [guided] = rows(text, "Guided Distillation")[:1]
     assert guided == ["18.0 ± 2.0", "36.0 ± 4.0", "18.5 ± 2.0", "3"]
@@ -148,12 +152,59 @@ def test_the_report_by_hand():
 def test_what_is_missing_is_shown_as_missing_and_differences_are_paired_by_seed(tmp_path):
     gone = ["10pct-seed1-gd", "10pct-seed0-gd-pr", "10pct-seed1-gd-pr", "10pct-seed2-gd-pr",
             "20pct-seed0-gd"]  # fmt: skip
-    results = {run.name: result(run) for run in all_runs() if run.name not in gone}
-    text = report.markdown(results, SEEDS)
+    results = {run.name: result(run) for run in all_runs(PLAN) if run.name not in gone}
+    text = report.markdown(results, PLAN, SEEDS)
     assert all(name in text.partition("**Missing:**")[2] for name in gone)
     assert rows(text, "SD")[0][1:4:2] == ["+1.0, +1.0", "2"]
     assert rows(text, "PR")[0] == ["–", "–", "–", "0", "missing"]
     assert rows(text, "20 %")[0][1:4] == ["–", "21.5", "–"]
-    draw_chart(results, SEEDS, tmp_path / "chart.png")
-    draw_chart({}, SEEDS, tmp_path / "empty.png")
+    draw_chart(results, PLAN, SEEDS, tmp_path / "chart.png")
+    draw_chart({}, PLAN, SEEDS, tmp_path / "empty.png")
     assert (tmp_path / "chart.png").stat().st_size > (tmp_path / "empty.png").stat().st_size
+
+
+def test_real_images_are_set_aside_drawn_by_seed_and_left_unlabeled_otherwise(tmp_path):
+    folder = tmp_path / "nuclei"
+    for split in ("train", "val"):
+        (folder / split).mkdir(parents=True)
+        ids = range(50)
+        images = [{"id": i, "file_name": f"{i}.png", "height": 8, "width": 8} for i in ids]
+        for image in images:
+            (folder / split / image["file_name"]).touch()
+        annotations = [{"id": i + 1, "image_id": i, "category_id": 1} for i in ids]
+        content = {"images": images, "annotations": annotations, "categories": []}
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    data = RealSet("nuclei", tmp_path, tmp_path / "out", dev=True)
+    data.prepare()
+
+    def names(path: str) -> set[str]:
+        content = json.loads(Path(path).read_text())
+        assert {a["image_id"] for a in content["annotations"]} == {
+            image["id"] for image in content["images"]
+        }
+        return {image["file_name"] for image in content["images"]}
+
+    first, second, all_labels = (
+        data.overrides(Run(runs.SUPERVISED, percent, seed))
+        for percent, seed in ((10, 0), (10, 1), (100, 0))
+    )
+    aside = names(first["S4M.DATA.VAL"])
+    unlabeled = {path.name for path in Path(first["S4M.DATA.UNLABELED"]).iterdir()}
+    drawn = [names(values["S4M.DATA.LABELED"]) for values in (first, second, all_labels)]
+    assert [len(aside), *map(len, drawn)] == [10, 5, 5, 40] and drawn[0] != drawn[1]
+    assert unlabeled == drawn[2] and not aside & unlabeled and drawn[0] | drawn[1] <= unlabeled
+    evaluated = RealSet("nuclei", tmp_path, tmp_path / "out", dev=False)
+    assert names(evaluated.overrides(Run(runs.FULL, 10, 0))["S4M.DATA.VAL"]) == set(
+        f"{i}.png" for i in range(50)
+    )
+
+
+def test_methods_beyond_the_paper_train_their_own_teacher():
+    plan = PLANS["facades"]
+    [own] = [run for run in all_runs(plan, (0,)) if run.name == "10pct-seed0-s4m-gate-adapt"]
+    values = own.overrides(Path("runs"))
+    assert own.teacher is None and values["S4M.STAGE"] == "both"
+    assert values["S4M.REFINE.GATE"] == "auto" and values["S4M.SAM.ADAPT"] != "0"
+    assert "S4M.TEACHER.MAX_ITER" not in values and "S4M.TEACHER_WEIGHTS" not in values
+    cfg = load_config(str(ROOT / "tools" / "ablation_study" / "facades.yaml"), ["SEED", "1"])
+    assert cfg.S4M.REFINE.GATE == "off" and cfg.S4M.SAM.ADAPT == 0

@@ -1,15 +1,17 @@
-"""What each part of S4M adds, measured on toyscapes: all runs, a table and a chart.
+"""What each part of S4M adds, measured on toyscapes or on real images: all runs, a table, a chart.
 
     python tools/ablation.py --output output/ablation               # all, hours; or: make ablation
     python tools/ablation.py --list                                 # done, missing, estimated time
     python tools/ablation.py --max-minutes 30                       # a piece; again for the next
     python tools/ablation.py --only 10pct-seed0-gd 10pct-seed0-gd-sd-pr-arp
+    python tools/ablation.py --set nuclei --data FOLDER             # real; or: make ablation-real
 
-Each run is a training in its own folder (OUTPUT/runs/NAME) of at most 15 minutes on a CPU core. The
-data set is a small toyscapes (OUTPUT/data); each labeled image is used a few hundred times (in the
-paper's runs thousands). Finished runs have OUTPUT/results/NAME.json and are not trained again; to
-repeat one, remove both. Stage-1 teachers are shared by other runs. Killed runs are resumed, failed
-ones are tried again the next time; after a failure the others are run, and the exit status is 1.
+Each run is a training in its own folder (OUTPUT/runs/NAME) of at most 15 minutes on a CPU core; of
+real images, which datasets/README.md tells where to get, at most 45. Without --set the data set is
+a small toyscapes (OUTPUT/data); each labeled image is used a few hundred times (in the paper's runs
+thousands). Finished runs have OUTPUT/results/NAME.json and are not trained again; to repeat one,
+remove both. Stage-1 teachers are shared by other runs. Killed runs are resumed, failed ones are
+tried again the next time; after a failure the others are run, and the exit status is 1.
 OUTPUT/ablation.md and ablation.png are made from the results. Overrides (-- KEY VALUE ...) apply to
 all runs; an output folder contains runs of one configuration only.
 """
@@ -29,9 +31,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "datasets")]
 
 from ablation_study.chart import draw_chart  # noqa: E402
+from ablation_study.data_sets import RealSet, Toyscapes  # noqa: E402
 from ablation_study.report import markdown, minutes, summary  # noqa: E402
 from ablation_study.runs import (  # noqa: E402
+    PLANS,
     REPORTED_SEEDS,
+    Plan,
     Run,
     all_runs,
     chosen_runs,
@@ -46,6 +51,10 @@ from s4m_d2.errors import S4MError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 
 TRAIN_NET = ROOT / "train_net.py"
+CONFIGS = {
+    "toyscapes": ROOT / "configs" / "toyscapes_ablation.yaml",
+    **{name: ROOT / "tools" / "ablation_study" / f"{name}.yaml" for name in ("nuclei", "facades")},
+}
 # Seconds an iteration of the quickstart's model on 2 cores of an AMD EPYC, 4 + 4 images, by the
 # parts that take time, and around the iterations: to start, to check and to evaluate.
 SUPERVISED, DISTILLING, LABELING, REFINING, AROUND = 0.25, 0.48, 0.55, 0.72, 30.0
@@ -111,10 +120,12 @@ def listing(runs: Sequence[Run], left: Sequence[Run], study: Study, results: Map
     return "\n".join([*lines, f"{len(shown) - len(left)} done, {len(left)} missing: about {total}"])
 
 
-def write_report(output: Path, seeds: Sequence[int], results: Mapping[str, Any]) -> None:
+def write_report(
+    output: Path, plan: Plan, seeds: Sequence[int], results: Mapping[str, Any]
+) -> None:
     with atomic_write(output / "ablation.md") as file:
-        file.write(markdown(results, seeds))
-    draw_chart(results, seeds, output / "ablation.png")
+        file.write(markdown(results, plan, seeds))
+    draw_chart(results, plan, seeds, output / "ablation.png")
     print(f"{output}: ablation.md, ablation.png")
 
 
@@ -123,23 +134,37 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--output", type=Path, default=ROOT / "output" / "ablation")
-    add("--data", type=Path, metavar="FOLDER", help="that holds toyscapes; else one is made")
-    add("--config-file", default=str(ROOT / "configs" / "toyscapes_ablation.yaml"))
+    add("--set", choices=PLANS, default="toyscapes", help="of images")
+    add("--output", type=Path, help="default: output/ablation, output/ablation-SET of real images")
+    add("--data", type=Path, metavar="FOLDER",
+        help="that holds the set; a toyscapes is made if none is given")  # fmt: skip
+    add("--dev", action="store_true",
+        help="evaluate on the fifth of real training images that no run uses")  # fmt: skip
+    add("--config-file", help="default: that of the set")
     add("--seeds", type=natural, nargs="+", default=REPORTED_SEEDS)
     add("--only", nargs="+", default=(), metavar="NAME",
         help="these runs and their teachers; * stands for anything")  # fmt: skip
     add("--max-minutes", type=float, metavar="M", help="save the run of then, and end")
     add("--list", action="store_true", help="what is done and missing; train none")
     add("overrides", nargs="*", metavar="KEY VALUE", help="config, of all runs")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    real = args.set != "toyscapes"
+    if args.dev and not real:
+        parser.error("--dev needs a set of real images")
+    args.output = args.output or ROOT / "output" / ("ablation" + f"-{args.set}" * real)
+    args.config_file = args.config_file or str(CONFIGS[args.set])
+    return args
 
 
 def run(args: argparse.Namespace) -> int:
     seeds = tuple(dict.fromkeys(args.seeds))
-    runs = chosen_runs(seeds, args.only)
-    study = Study(args.output, args.data, args.config_file, args.overrides, TRAIN_NET)
-    results = read_results(study.results, all_runs(seeds))
+    plan = PLANS[args.set]
+    runs = chosen_runs(plan, seeds, args.only)
+    output = args.output.absolute()
+    data = Toyscapes(args.data, output) if args.set == "toyscapes" else RealSet(
+        args.set, args.data, output, dev=args.dev)  # fmt: skip
+    study = Study(output, data, args.config_file, args.overrides, TRAIN_NET)
+    results = read_results(study.results, all_runs(plan, seeds))
     left = left_to_train(runs, results, study.runs)
     if args.list:
         print(listing(runs, left, study, results))
@@ -148,7 +173,7 @@ def run(args: argparse.Namespace) -> int:
         return train_runs(left, study, results, args.max_minutes) if left else 0
     finally:
         if results:
-            write_report(study.output, seeds, results)
+            write_report(study.output, plan, seeds, results)
 
 
 def interrupt(number: int, frame: Any) -> None:

@@ -11,39 +11,38 @@ from matplotlib.figure import Figure
 
 from ablation_study.report import Results, summary
 from ablation_study.runs import (
-    COMPARED,
-    FEW,
+    ADAPTED,
     FULL,
     FULL_PERCENT,
     GUIDED,
     MAIN_PERCENT,
-    OTHER_PERCENTS,
     SUPERVISED,
     TEACHERS,
+    Plan,
 )
 from s4m_d2.files import atomic_write
 
 # Colors that the color-blind tell apart (Okabe and Ito).
 _TEACHER, _OTHER = "0.75", "#56B4E9"
-_COLORS = {SUPERVISED: "0.45", GUIDED: "#E69F00", FULL: "#009E73"}
-_MARKERS = {SUPERVISED: "o", GUIDED: "s", FULL: "^"}
+_COLORS = {SUPERVISED: "0.45", GUIDED: "#E69F00", FULL: "#009E73", ADAPTED: "#CC79A7"}
+_MARKERS = {SUPERVISED: "o", GUIDED: "s", FULL: "^", ADAPTED: "D"}
 
 
-def draw_chart(results: Results, seeds: Sequence[int], path: Path) -> None:
+def draw_chart(results: Results, plan: Plan, seeds: Sequence[int], path: Path) -> None:
     """Write a PNG; what is missing is left out, and named at its place."""
     figure = Figure(figsize=(11, 4.2), dpi=120, layout="constrained")
     bars, lines = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_bars(bars, results, seeds)
-    _draw_shares(lines, results, seeds)
+    _draw_bars(bars, results, plan, seeds)
+    _draw_shares(lines, results, plan, seeds)
     for axes in (bars, lines):
         axes.spines[["top", "right"]].set_visible(False)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png")
 
 
-def _draw_bars(axes: Axes, results: Results, seeds: Sequence[int]) -> None:
+def _draw_bars(axes: Axes, results: Results, plan: Plan, seeds: Sequence[int]) -> None:
     """A bar a method with its deviation, a dot a seed, a line for the ceiling."""
-    methods = [*TEACHERS, *COMPARED]
+    methods = [*TEACHERS, *plan.compared]
     for place, method in enumerate(methods):
         found = summary(results, method, seeds)
         if found.mean is None:
@@ -69,10 +68,10 @@ def _draw_bars(axes: Axes, results: Results, seeds: Sequence[int]) -> None:
     axes.set_xlabel(f"mask AP at {MAIN_PERCENT} % labels (bar: mean; dots: seeds)")
 
 
-def _draw_shares(axes: Axes, results: Results, seeds: Sequence[int]) -> None:
+def _draw_shares(axes: Axes, results: Results, plan: Plan, seeds: Sequence[int]) -> None:
     """A line a method; the deviation where there is more than one seed."""
-    percents = sorted((MAIN_PERCENT, *OTHER_PERCENTS))
-    for method in FEW:
+    percents = plan.percents
+    for method in plan.few:
         chosen = {p: seeds if p == MAIN_PERCENT else seeds[:1] for p in percents}
         found = {p: summary(results, method, chosen[p], percent=p) for p in percents}
         present = [percent for percent in percents if found[percent].count]

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ablation_study.runs import (
-    COMPARED,
-    FEW,
+    ADAPTED,
     FULL,
     FULL_PERCENT,
     GUIDED,
     MAIN_PERCENT,
-    OTHER_PERCENTS,
     PLAIN_TEACHER,
     PR,
     SD,
@@ -25,6 +23,7 @@ from ablation_study.runs import (
     TEACHERS,
     UNIQUE,
     Method,
+    Plan,
     Run,
     all_runs,
 )
@@ -55,9 +54,10 @@ COMPARISONS = {
     "ARP, with SD, without PR": (SD_ARP, SD, -1),
     "all of S⁴M (− Guided Distillation)": (FULL, GUIDED, 1),
     "dropping duplicates, with all of S⁴M (not in the paper)": (UNIQUE, FULL, 0),
+    "gate and adapted SAM, with all of S⁴M (not in the paper)": (ADAPTED, FULL, 0),
+    "S⁴M with gate and adapted SAM (− Guided Distillation)": (ADAPTED, GUIDED, 1),
+    "S⁴M with gate and adapted SAM (− supervised)": (ADAPTED, SUPERVISED, 1),
 }
-# Margins of S4M over Guided Distillation in the paper (Cityscapes, R50), by the share of labels.
-PUBLISHED_MARGINS = {5: 7.1, 10: 2.5, 20: 4.2, 30: 2.2}
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def summary(
     return Summary(values)
 
 
-def markdown(results: Results, seeds: Sequence[int]) -> str:
+def markdown(results: Results, plan: Plan, seeds: Sequence[int]) -> str:
     """All of the report.
 
     Args:
@@ -135,31 +135,32 @@ def markdown(results: Results, seeds: Sequence[int]) -> str:
     """
     shown = ", ".join(map(str, seeds))
     lines = [
-        f"Mask AP on toyscapes' validation images, in percent; seeds {shown}: mean ± sample "
+        f"Mask AP on {plan.title}, in percent; seeds {shown}: mean ± sample "
         f"deviation, n: runs. {MAIN_PERCENT} % labels unless the row says otherwise.",
         "",
-        *_methods(results, seeds),
+        *_methods(results, plan, seeds),
         "",
         "Change of the student's AP by each part, paired by seed. It counts as a gain or loss if "
         "it is larger than its deviation.",
         "",
-        *_contributions(results, seeds),
+        *_contributions(results, plan, seeds),
         "",
-        "The student's AP by share of labels; the margin is S⁴M − Guided Distillation.",
+        "The student's AP by share of labels; the margin is that of the row's last method over "
+        "Guided Distillation.",
         "",
-        *_shares(results, seeds),
+        *_shares(results, plan, seeds),
         "",
         "The student's AP by class.",
         "",
-        *_classes(results, seeds),
+        *_classes(results, plan, seeds),
         "",
         "Pseudo-labels, means over the last tenth of burn-in → of the run: selected labels per "
         "image, labels per image after ARP, share of queries dropped by their score, predicted IoU "
         "of SAM's masks, share of empty SAM masks (the teacher's mask is kept).",
         "",
-        *_labeling(results, seeds),
+        *_labeling(results, plan, seeds),
         "",
-        *_making(results, seeds),
+        *_making(results, plan, seeds),
     ]
     return "\n".join(lines) + "\n"
 
@@ -171,8 +172,8 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
         yield f"| {' | '.join(row)} |"
 
 
-def _methods(results: Results, seeds: Sequence[int]) -> Iterator[str]:
-    rows = [(method, MAIN_PERCENT, method.title) for method in (*TEACHERS, *COMPARED)]
+def _methods(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
+    rows = [(method, MAIN_PERCENT, method.title) for method in (*TEACHERS, *plan.compared)]
     rows.append((SUPERVISED, FULL_PERCENT, "supervised, 100 % labels (ceiling)"))
 
     def cells(method: Method, percent: int, title: str) -> list[str]:
@@ -184,10 +185,12 @@ def _methods(results: Results, seeds: Sequence[int]) -> Iterator[str]:
     return _table(header, (cells(*row) for row in rows))
 
 
-def _contributions(results: Results, seeds: Sequence[int]) -> Iterator[str]:
+def _contributions(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
     """The table of the comparisons, and a line for each of their readings."""
     rows, readings = [], {}
     for title, (more, less, expected) in COMPARISONS.items():
+        if not {more, less} <= {*TEACHERS, *plan.compared}:
+            continue
         own = summary(results, more, seeds).minus(summary(results, less, seeds))
         ema = [summary(results, method, seeds, "models", EMA, "AP") for method in (more, less)]
         by_seed = ", ".join(f"{value:+.1f}" for value in own.by_seed.values()) or NONE
@@ -201,20 +204,20 @@ def _contributions(results: Results, seeds: Sequence[int]) -> Iterator[str]:
         yield f"- {reading[0].upper()}{reading[1:]}: {'; '.join(readings[reading])}."
 
 
-def _shares(results: Results, seeds: Sequence[int]) -> Iterator[str]:
+def _shares(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
     def cells(percent: int) -> list[str]:
         chosen = seeds if percent == MAIN_PERCENT else seeds[:1]
-        found = {m: summary(results, m, chosen, percent=percent) for m in FEW}
-        margin = found[FULL].minus(found[GUIDED])
-        published = f"{PUBLISHED_MARGINS[percent]:+.1f}"
+        found = {m: summary(results, m, chosen, percent=percent) for m in plan.few}
+        margin = found[plan.few[-1]].minus(found[GUIDED])
+        published = f"{plan.published[percent]:+.1f}" if percent in plan.published else NONE
         own = [f"{percent} %", *map(str, found.values()), margin.text("+")]
         return [*own, published, str(margin.count)]
 
-    header = ["labels", *(m.title for m in FEW), "margin", "the paper's, on Cityscapes", "n"]
-    return _table(header, map(cells, sorted((MAIN_PERCENT, *OTHER_PERCENTS))))
+    header = ["labels", *(m.title for m in plan.few), "margin", "the paper's, on Cityscapes", "n"]
+    return _table(header, map(cells, plan.percents))
 
 
-def _classes(results: Results, seeds: Sequence[int]) -> Iterator[str]:
+def _classes(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
     models = [model for result in results.values() for model in result["models"].values()]
     names = list(dict.fromkeys(name for model in models for name in model["by class"]))
 
@@ -223,10 +226,10 @@ def _classes(results: Results, seeds: Sequence[int]) -> Iterator[str]:
         means = [summary(results, method, seeds, *place, name).mean for name in names]
         return [method.title, *(NONE if mean is None else f"{mean:.1f}" for mean in means)]
 
-    return _table(["", *names], map(cells, (*TEACHERS, *COMPARED)))
+    return _table(["", *names], map(cells, (*TEACHERS, *plan.compared)))
 
 
-def _labeling(results: Results, seeds: Sequence[int]) -> Iterator[str]:
+def _labeling(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
     def cells(method: Method) -> list[str]:
         row = [method.title]
         for key, digits in _LABELING.values():
@@ -236,12 +239,12 @@ def _labeling(results: Results, seeds: Sequence[int]) -> Iterator[str]:
             row.append(NONE if both == [NONE, NONE] else " → ".join(both))
         return row
 
-    return _table(["", *_LABELING], (cells(m) for m in COMPARED if m.has_student))
+    return _table(["", *_LABELING], (cells(m) for m in plan.compared if m.has_student))
 
 
-def _making(results: Results, seeds: Sequence[int]) -> Iterator[str]:
+def _making(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
     """What was run, how long it took, with which code, and what is missing."""
-    runs = all_runs(seeds)
+    runs = all_runs(plan, seeds)
     done = [results[run.name] for run in runs if run.name in results]
     yield f"- {len(done)} of {len(runs)} runs."
     if done:

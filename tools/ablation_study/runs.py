@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT
 from s4m_d2.errors import ConfigError
 
-MAIN_PERCENT = 10  # labels; all methods, all seeds
-OTHER_PERCENTS = (5, 20, 30)  # a few methods, the first seed
+MAIN_PERCENT = 10  # labels
 FULL_PERCENT = 100
 REPORTED_SEEDS = (0, 1, 2)  # none that a schedule was chosen on
 DUPLICATE_IOU = 0.7  # of two masks of one instance; the first that was tried
@@ -26,6 +25,7 @@ class Method:
         parts: of S4M that are on: "sd", "pr", "arp"; "unique" drops duplicate pseudo-labels.
         has_student: both stages are trained; otherwise stage 1 alone.
         is_teacher: a stage-1 teacher, which methods with a student share.
+        own: config keys of this method alone. Its stage 1 differs then: it trains its own teacher.
     """
 
     slug: str
@@ -33,6 +33,7 @@ class Method:
     parts: tuple[str, ...] = ()
     has_student: bool = True
     is_teacher: bool = False
+    own: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 PLAIN_TEACHER = Method("teacher", "stage-1 teacher", (), False, True)
@@ -49,11 +50,69 @@ SD_ARP = Method("gd-sd-arp", "+ SD + ARP (no PR)", ("sd", "arp"))
 # Not of the paper: what is left once SAM has drawn an instance for each query on a part of it.
 UNIQUE = Method("gd-sd-pr-arp-unique", "S⁴M, duplicates dropped", ("sd", "pr", "arp", "unique"))
 
+# Not of the paper: what this project adds for images that SAM may not know.
+_GATE = {"S4M.REFINE.GATE": "auto"}
+_ADAPTED = {"S4M.SAM.ADAPT": "400", **_GATE}
+GATED = Method("s4m-gate", "S⁴M, gate", FULL.parts, own=_GATE)
+ADAPTED = Method("s4m-gate-adapt", "S⁴M, gate and adapted SAM", FULL.parts, own=_ADAPTED)
+PACKAGED = Method("s4m-packaged", "S⁴M, SAM that saw this domain", FULL.parts,
+                  own={"S4M.SAM.CHECKPOINT": ""})  # fmt: skip
+
 TEACHERS = (PLAIN_TEACHER, SD_TEACHER)
-COMPARED = (SUPERVISED, GUIDED, SD, PR, SD_PR, SD_ARP, FULL, UNIQUE)  # in the order of the table
-FEW = (SUPERVISED, GUIDED, FULL)  # at the other shares of labels
-# What is learnt from each first run of a seed, the largest question first.
-_ORDER = (SUPERVISED, GUIDED, FULL, SD_PR, PR, SD, SD_ARP, UNIQUE)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The runs of a study.
+
+    Attributes:
+        title: of the images that are evaluated, in the report.
+        all_seeds: methods that each seed trains, what is learnt most from first.
+        first_seed: methods that the first seed trains too.
+        few, other_percents: methods of the first seed at other shares of labels.
+        ceiling_seeds: how many seeds train on all labels; None: all.
+        published: margins of S4M over Guided Distillation in the paper (Cityscapes, R50), by share.
+    """
+
+    title: str
+    all_seeds: tuple[Method, ...]
+    first_seed: tuple[Method, ...]
+    few: tuple[Method, ...]
+    other_percents: tuple[int, ...]
+    ceiling_seeds: int | None = None
+    published: Mapping[int, float] = field(default_factory=dict, hash=False)
+
+    @property
+    def compared(self) -> tuple[Method, ...]:
+        """In the order of the tables."""
+        return tuple(m for m in _ROWS if m in self.all_seeds + self.first_seed)
+
+    @property
+    def percents(self) -> list[int]:
+        return sorted((MAIN_PERCENT, *self.other_percents))
+
+
+_ROWS = (SUPERVISED, GUIDED, SD, PR, SD_PR, SD_ARP, FULL, UNIQUE, GATED, ADAPTED, PACKAGED)
+_REAL = (SUPERVISED, GUIDED, ADAPTED, FULL, PR), (SD, SD_PR, GATED), (SUPERVISED, GUIDED, ADAPTED)
+PLANS = {
+    "toyscapes": Plan(
+        "toyscapes' validation images",
+        (SUPERVISED, GUIDED, FULL, SD_PR, PR, SD, SD_ARP, UNIQUE),
+        (),
+        (SUPERVISED, GUIDED, FULL),
+        (5, 20, 30),
+        published={5: 7.1, 10: 2.5, 20: 4.2, 30: 2.2},
+    ),
+    "nuclei": Plan("the 120 validation images of nuclei", *_REAL, (5,), 1),
+    "facades": Plan(
+        "the 85 validation images of facades",
+        _REAL[0],
+        (*_REAL[1], PACKAGED),
+        _REAL[2],
+        (20,),
+        1,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -70,13 +129,13 @@ class Run:
 
     @property
     def stage(self) -> str:
-        """The stage that it trains, as S4M.STAGE; the folder that it writes into."""
+        """The last stage that it trains; the folder that its results are in."""
         return "student" if self.method.has_student else "teacher"
 
     @property
     def teacher(self) -> Run | None:
         """The run of stage 1 that it continues; runs with the same stage 1 share one."""
-        if not self.method.has_student:
+        if not self.method.has_student or self.method.own:
             return None
         method = SD_TEACHER if "sd" in self.method.parts else PLAIN_TEACHER
         return Run(method, self.percent, self.seed)
@@ -94,36 +153,38 @@ class Run:
         Args:
             runs: the folder of all runs.
         """
-        share = "" if self.percent == FULL_PERCENT else f"_{self.percent}pct"
         parts = self.method.parts
         values = {
-            "DATASETS.TRAIN": f"('toyscapes_train{share}',)",
             "SEED": str(self.seed),
-            "S4M.STAGE": self.stage,
+            "S4M.STAGE": "both" if self.method.own else self.stage,
             "S4M.DISTILL.ENABLED": str("sd" in parts),
             "S4M.REFINE.ENABLED": str("pr" in parts),
             "S4M.ARP.ENABLED": str("arp" in parts),
             "S4M.PSEUDO_LABEL.DUPLICATE_IOU": str(DUPLICATE_IOU if "unique" in parts else 1.0),
             "OUTPUT_DIR": str(runs / self.name),
+            **self.method.own,
         }
         if self.teacher is not None:
             values["S4M.TEACHER_WEIGHTS"] = str(self.teacher.weights(runs))
-        elif not self.method.is_teacher:  # 0 and (): as in SOLVER, where the student's are
+        elif not self.method.has_student and not self.method.is_teacher:  # 0, (): the student's
             values |= {f"S4M.TEACHER.{key}": "0" for key in ("IMS_PER_BATCH", "MAX_ITER")}
             values["S4M.TEACHER.STEPS"] = "()"
         return values
 
 
-def all_runs(seeds: Sequence[int] = REPORTED_SEEDS) -> list[Run]:
+def all_runs(plan: Plan, seeds: Sequence[int] = REPORTED_SEEDS) -> list[Run]:
     """Every run of the study, the most informative first, each after its teacher.
 
-    All methods and the ceiling seed by seed, then the other shares of labels with the first seed.
+    The methods and the ceiling seed by seed, then the other shares of labels with the first seed.
     """
     wanted = []
     for seed in seeds:
-        wanted += [Run(method, MAIN_PERCENT, seed) for method in _ORDER]
-        wanted.append(Run(SUPERVISED, FULL_PERCENT, seed))
-    wanted += [Run(method, percent, seeds[0]) for percent in OTHER_PERCENTS for method in FEW]
+        methods = plan.all_seeds + (plan.first_seed if seed == seeds[0] else ())
+        wanted += [Run(method, MAIN_PERCENT, seed) for method in methods]
+        if seed in seeds[: plan.ceiling_seeds]:
+            wanted.append(Run(SUPERVISED, FULL_PERCENT, seed))
+    wanted += [Run(method, percent, seeds[0]) for percent in plan.other_percents
+               for method in plan.few]  # fmt: skip
     return with_teachers(wanted)
 
 
@@ -133,7 +194,7 @@ def with_teachers(runs: Sequence[Run]) -> list[Run]:
     return list(dict.fromkeys(run for pair in pairs for run in pair if run is not None))
 
 
-def chosen_runs(seeds: Sequence[int], only: Sequence[str] = ()) -> list[Run]:
+def chosen_runs(plan: Plan, seeds: Sequence[int], only: Sequence[str] = ()) -> list[Run]:
     """The runs that are asked for, in the order of the study.
 
     Args:
@@ -142,7 +203,7 @@ def chosen_runs(seeds: Sequence[int], only: Sequence[str] = ()) -> list[Run]:
     Raises:
         ConfigError: a name is none of a run of these seeds.
     """
-    runs = all_runs(seeds)
+    runs = all_runs(plan, seeds)
     found = {pattern: fnmatch.filter([run.name for run in runs], pattern) for pattern in only}
     for pattern, names in found.items():
         if not names:

@@ -17,9 +17,9 @@ from typing import Any
 import detectron2
 import torch
 import yaml
-from make_toyscapes import read_parameters
 from quickstart import KEEP_MEMORY
 
+from ablation_study.data_sets import RealSet, Toyscapes
 from ablation_study.runs import Run
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.stages import run_config
@@ -28,9 +28,6 @@ from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of the data set that is made where none is given. So few that a run goes through the labeled ones
-# a few hundred times (in the paper thousands), and more labels would help.
-TRAIN_IMAGES, VAL_IMAGES = 100, 100
 # Models of a run. "student" is also what a supervised run trains: the model on the same schedule.
 TEACHER, STUDENT, EMA = "stage-1 teacher", "student", "EMA teacher"
 LABELING = ("pseudo_label", "refinement/")  # how the scalars on pseudo-labels begin
@@ -53,18 +50,16 @@ class Study:
     ``OUTPUT/runs`` has a folder for each run, ``OUTPUT/results`` a file for each finished one.
 
     Args:
-        data: a folder that holds toyscapes; None: ``output``/data, where it is made.
         train_net: the program that trains.
 
     Raises:
         ConfigError: an override does not fit, or ``output`` holds runs of other settings.
-        DatasetError: ``data`` holds no toyscapes.
     """
 
     def __init__(
         self,
         output: Path,
-        data: Path | None,
+        data: Toyscapes | RealSet,
         config_file: str,
         overrides: Sequence[str],
         train_net: Path,
@@ -76,12 +71,7 @@ class Study:
         self._overrides = ["MODEL.DEVICE", device, *overrides]
         self._train_net = train_net
         self._cfg = run_config(load_config(config_file, self._overrides))
-        self._data = (self.output / "data" if data is None else data.absolute()) / "toyscapes"
-        if data is not None and read_parameters(self._data) is None:
-            raise DatasetError(
-                f"--data names '{data}', but there is no toyscapes in it. Make it with: python "
-                f"datasets/make_toyscapes.py --output '{self._data}'; or leave --data out."
-            )
+        self._data = data
         self._check_same()
 
     def iterations(self, run: Run) -> int:
@@ -105,19 +95,12 @@ class Study:
                 ) from error
             except OSError:  # network file systems lock no folders
                 pass
-            self._prepare()
+            self._data.prepare()
+            with atomic_write(self.output / "study.json") as file:
+                json.dump(self._settings(), file, indent=1)
             yield handle
         finally:
             os.close(handle)
-
-    def _prepare(self) -> None:
-        if read_parameters(self._data) is None:
-            command = [sys.executable, str(ROOT / "datasets" / "make_toyscapes.py"), "--output"]
-            counts = ["--train", str(TRAIN_IMAGES), "--val", str(VAL_IMAGES)]
-            if subprocess.run([*command, str(self._data), *counts]).returncode:
-                raise DatasetError(f"toyscapes cannot be made in '{self._data}': see above.")
-        with atomic_write(self.output / "study.json") as file:
-            json.dump(self._settings(), file, indent=1)
 
     def train(
         self, run: Run, results: Mapping[str, Any], handle: int, seconds: float | None = None
@@ -165,17 +148,17 @@ class Study:
 
     def _run(self, run: Run, folder: Path, handle: int, seconds: float | None) -> int:
         """The exit status of the training, as one that was stopped if it was asked to end."""
-        options = [text for pair in run.overrides(self.runs).items() for text in pair]
+        values = self._data.overrides(run) | run.overrides(self.runs)
+        options = [text for pair in values.items() for text in pair]
         command = [sys.executable, str(self._train_net), "--config-file", self._config_file]
         own = KEEP_MEMORY | {"OMP_NUM_THREADS": str(_cores())}
-        data = {"DETECTRON2_DATASETS": str(self._data.parent)}
         with open(folder / OUTPUT, "ab") as output:
             process = subprocess.Popen(
                 [*command, "--resume", *self._overrides, *options],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=own | os.environ | data,
+                env=own | os.environ | self._data.environment,
                 pass_fds=(handle,),
             )
             try:
@@ -198,6 +181,9 @@ class Study:
             models[EMA] = _figures(final["teacher"])
         if run.teacher is not None:
             models = {TEACHER: results[run.teacher.name]["models"][TEACHER], **models}
+        elif run.method.own:
+            teacher = json.loads((self.runs / run.name / "teacher" / "results.json").read_text())
+            models = {TEACHER: _figures(teacher), **models}
         frozen = [line for line in lines if line.get("teacher/phase") == 0]
         device = self._cfg.MODEL.DEVICE
         name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "CPU"
@@ -214,7 +200,7 @@ class Study:
             "settings": run.overrides(Path()),
             "config": Path(self._config_file).name,
             "overrides": self._overrides,
-            "data": read_parameters(self._data),
+            "data": self._data.facts(),
             "device": f"{name}, {_cores()} cores",
             "engine": f"detectron2 {detectron2.__version__}",
             "torch": torch.__version__,
@@ -223,7 +209,7 @@ class Study:
 
     def _settings(self) -> dict[str, Any]:
         config = yaml.safe_load(self._cfg.dump())
-        return {"config": config, "data": read_parameters(self._data)}
+        return {"config": config, "data": self._data.facts()}
 
     def _check_same(self) -> None:
         path = self.output / "study.json"

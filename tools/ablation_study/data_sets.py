@@ -1,0 +1,139 @@
+"""What a study trains and evaluates on: generated toyscapes, or a set of real images."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from make_toyscapes import read_parameters
+
+from ablation_study.runs import FULL_PERCENT, Run
+from s4m_d2.errors import DatasetError
+from s4m_d2.files import atomic_write
+
+ROOT = Path(__file__).resolve().parents[2]
+# Of the data set that is made where none is given. So few that a run goes through the labeled ones
+# a few hundred times (in the paper thousands), and more labels would help.
+TRAIN_IMAGES, VAL_IMAGES = 100, 100
+# Trained by the recipe of the packaged SAM, but without photographs of facades.
+SAMS = {"facades": Path(__file__).parent / "tiny_without_facades.pth"}
+DEV_SHARE = 0.2  # of a real set's training images: labels of the choices, in no run
+
+
+class Toyscapes:
+    """Toyscapes in ``folder``/toyscapes; without a folder, made in ``output``/data.
+
+    Raises:
+        DatasetError: there is no toyscapes in ``folder``.
+    """
+
+    def __init__(self, folder: Path | None, output: Path) -> None:
+        self._folder = (output / "data" if folder is None else folder.absolute()) / "toyscapes"
+        if folder is not None and read_parameters(self._folder) is None:
+            raise DatasetError(
+                f"--data names '{folder}', but there is no toyscapes in it. Make it with: python "
+                f"datasets/make_toyscapes.py --output '{self._folder}'; or leave --data out."
+            )
+        self.environment = {"DETECTRON2_DATASETS": str(self._folder.parent)}
+
+    def prepare(self) -> None:
+        if self.facts() is None:
+            command = [sys.executable, str(ROOT / "datasets" / "make_toyscapes.py"), "--output"]
+            counts = ["--train", str(TRAIN_IMAGES), "--val", str(VAL_IMAGES)]
+            if subprocess.run([*command, str(self._folder), *counts]).returncode:
+                raise DatasetError(f"toyscapes cannot be made in '{self._folder}': see above.")
+
+    def facts(self) -> dict[str, Any] | None:
+        """What it was made from; None before that."""
+        return read_parameters(self._folder)
+
+    def overrides(self, run: Run) -> dict[str, str]:
+        share = "" if run.percent == FULL_PERCENT else f"_{run.percent}pct"
+        return {"DATASETS.TRAIN": f"('toyscapes_train{share}',)"}
+
+
+class RealSet:
+    """``train.json`` and ``val.json`` in COCO's format beside folders ``train`` and ``val``.
+
+    A fifth of the training images is set aside for choices (``dev``). Of the others, each seed
+    draws its labeled images; the rest is unlabeled.
+
+    Args:
+        folder: that holds the folder ``name``.
+        output: of the study; lists of images and links to them come into ``output``/data.
+        dev: evaluate on the images that are set aside instead of ``val``.
+
+    Raises:
+        DatasetError: a file is missing.
+    """
+
+    environment: dict[str, str] = {}
+
+    def __init__(self, name: str, folder: Path | None, output: Path, *, dev: bool) -> None:
+        self._name, self._dev, self._output = name, dev, output / "data"
+        self._folder = (folder or ROOT / "datasets").absolute() / name
+        for file in ("train.json", "val.json"):
+            if not (self._folder / file).is_file():
+                raise DatasetError(
+                    f"There is no '{self._folder / file}': --data names the folder that holds "
+                    f"'{name}'. datasets/README.md says where to get it and how to convert it."
+                )
+        self._train = json.loads((self._folder / "train.json").read_text())
+        names = sorted(image["file_name"] for image in self._train["images"])
+        order = np.random.default_rng(0).permutation(len(names))
+        count = round(DEV_SHARE * len(names))
+        self._aside = [names[i] for i in order[:count]]
+        self._names = sorted(names[i] for i in order[count:])
+
+    def prepare(self) -> None:
+        """Write the images that are set aside, and link the others into a folder."""
+        self._write("dev", self._aside)
+        for name in self._names:
+            link = self._output / "unlabeled" / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                link.symlink_to(self._folder / "train" / name)
+
+    def facts(self) -> dict[str, Any]:
+        counts = {"train": len(self._names), "dev": len(self._aside)}
+        return {"set": self._name, **counts, "evaluated on": "dev" if self._dev else "val"}
+
+    def overrides(self, run: Run) -> dict[str, str]:
+        """Labels of the seed's draw; a share is one of all training images."""
+        count = round(len(self._train["images"]) * run.percent / 100)
+        drawn = np.random.default_rng(run.seed).permutation(len(self._names))[:count]
+        labeled = f"{run.percent}pct-seed{run.seed}"
+        self._write(labeled, [self._names[i] for i in drawn])
+        train = str(self._folder / "train")
+        dev, val = (
+            (self._output / "dev.json", train),
+            (self._folder / "val.json", self._folder / "val"),
+        )
+        evaluated, evaluated_images = map(str, dev if self._dev else val)
+        # Nothing uses unlabeled images where all are labeled; what is set aside stands for them.
+        unlabeled = train if run.percent == FULL_PERCENT else str(self._output / "unlabeled")
+        return {
+            "S4M.DATA.LABELED": str(self._output / f"{labeled}.json"),
+            "S4M.DATA.IMAGES": train,
+            "S4M.DATA.UNLABELED": unlabeled,
+            "S4M.DATA.VAL": evaluated,
+            "S4M.DATA.VAL_IMAGES": evaluated_images,
+            "S4M.SAM.CHECKPOINT": str(SAMS.get(self._name, "")),
+        }
+
+    def _write(self, title: str, names: list[str]) -> None:
+        """A json with the labels of some training images, once."""
+        path = self._output / f"{title}.json"
+        if path.exists():
+            return
+        wanted = set(names)
+        images = [image for image in self._train["images"] if image["file_name"] in wanted]
+        ids = {image["id"] for image in images}
+        annotations = [a for a in self._train["annotations"] if a["image_id"] in ids]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            json.dump(self._train | {"images": images, "annotations": annotations}, file)
