@@ -1,10 +1,12 @@
 """Write a COCO json for the nuclei of the Data Science Bowl 2018, stage 1.
 
     python datasets/prepare_nuclei.py --root datasets/stage1_train --output datasets/nuclei.json
+    python datasets/prepare_nuclei.py --root datasets/stage1_train --output datasets/nuclei --val 120
 
 Expected is the layout of the unpacked archive: ROOT/ID/images/ID.png and one mask for each nucleus,
-ROOT/ID/masks/*.png. No image is copied: the json's names are relative to ROOT. The exit status is
-0, or 1 if something is missing or damaged.
+ROOT/ID/masks/*.png. No image is copied: the json's names are relative to ROOT. With --val, OUTPUT
+becomes a folder for ``make ablation-real``: train.json and val.json, that many images drawn for it,
+and links to ROOT. The exit status is 0, or 1 if something is missing or damaged.
 """
 
 from __future__ import annotations
@@ -64,16 +66,38 @@ def _annotation(number: int, image: int, pixels: np.ndarray) -> dict:
     }
 
 
+def split(content: dict, args: argparse.Namespace) -> None:
+    """Write OUTPUT/train.json and val.json with links to the images beside them."""
+    order = np.random.default_rng(0).permutation(len(content["images"]))
+    args.output.mkdir(parents=True, exist_ok=True)
+    for name, chosen in (("train", order[args.val :]), ("val", order[: args.val])):
+        images = [content["images"][i] for i in sorted(chosen)]
+        ids = {image["id"] for image in images}
+        annotations = [a for a in content["annotations"] if a["image_id"] in ids]
+        write(content | {"images": images, "annotations": annotations}, args.output / f"{name}.json")
+        link = args.output / name
+        if not link.exists():
+            link.symlink_to(args.root.resolve(), target_is_directory=True)
+
+
+def write(content: dict, path: Path) -> None:
+    with atomic_write(path) as file:
+        json.dump(content, file)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Convert; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=Path("datasets/stage1_train"))
     parser.add_argument("--output", type=Path, default=Path("datasets/nuclei.json"))
+    parser.add_argument("--val", type=int, default=0, metavar="N", help="images of a second json")
     args = parser.parse_args(arguments)
     try:
         content = convert(args.root)
-        with atomic_write(args.output) as file:
-            json.dump(content, file)
+        if args.val:
+            split(content, args)
+        else:
+            write(content, args.output)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -48,6 +48,17 @@ def test_every_nucleus_arrives_with_its_pixels(root, tmp_path):
     assert last["bbox"] == [2, 10, 4, 3]
 
 
+def test_a_part_is_drawn_for_validation_and_nothing_is_in_both(root, tmp_path):
+    output = tmp_path / "nuclei"
+    assert prepare_nuclei.main(["--root", str(root), "--output", str(output), "--val", "1"]) == 0
+    found = []
+    for split in ("train", "val"):
+        records = CocoFormat(str(output / f"{split}.json"), str(output / split)).load(list)
+        assert all(Path(record["file_name"]).is_file() for record in records)
+        found.append({Path(r["file_name"]).name: len(r["annotations"]) for r in records})
+    assert sorted(map(len, found)) == [1, 1] and found[0] | found[1] == {"a.png": 3, "b.png": 2}
+
+
 @pytest.mark.parametrize("fault", ["nothing", "no image", "no masks", "size", "damaged"])
 def test_what_is_missing_or_damaged_is_named_and_nothing_written(fault, root, tmp_path, capsys):
     file = root / "a" / "masks" / "0.png"
