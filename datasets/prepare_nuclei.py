@@ -1,7 +1,7 @@
 """Write a COCO json for the nuclei of the Data Science Bowl 2018, stage 1.
 
     python datasets/prepare_nuclei.py --root datasets/stage1_train --output datasets/nuclei.json
-    python datasets/prepare_nuclei.py --root datasets/stage1_train --output datasets/nuclei --val 120
+    python datasets/prepare_nuclei.py --output datasets/nuclei --val 120
 
 Expected is the layout of the unpacked archive: ROOT/ID/images/ID.png and one mask for each nucleus,
 ROOT/ID/masks/*.png. No image is copied: the json's names are relative to ROOT. With --val, OUTPUT
@@ -74,7 +74,8 @@ def split(content: dict, args: argparse.Namespace) -> None:
         images = [content["images"][i] for i in sorted(chosen)]
         ids = {image["id"] for image in images}
         annotations = [a for a in content["annotations"] if a["image_id"] in ids]
-        write(content | {"images": images, "annotations": annotations}, args.output / f"{name}.json")
+        part = content | {"images": images, "annotations": annotations}
+        write(part, args.output / f"{name}.json")
         link = args.output / name
         if not link.exists():
             link.symlink_to(args.root.resolve(), target_is_directory=True)
