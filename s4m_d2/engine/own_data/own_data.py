@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from s4m_d2.data import custom
 from s4m_d2.data.annotations import Annotations, read_annotations
-from s4m_d2.data.listing import counted, list_unlabeled
+from s4m_d2.data.listing import list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.checks.findings import Finding, raise_all
@@ -84,8 +84,8 @@ class OwnData:
         """Lines of the report before training: the classes, then each derived setting."""
         names = self.stored.classes
         text = f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(names)}"
-        if self.stored.left_out:
-            text += f"; left out of the unlabeled folder: {counted(self.stored.left_out)}"
+        for reason, count in self.stored.left_out.items():
+            text += f"; left out of the unlabeled folder: {count:,} {reason}"
         if not self.is_new:
             text += f"; as the run began, in {os.path.relpath(self.folder)}"
         settings = [s for s in self.stored.settings if s.key not in self.kept]
