@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.errors import ConfigError, DatasetError
+from s4m_d2.errors import ConfigError, DatasetError, InputError
 
 from .own_runs import CONFIG, change_json, copied, make_data, overrides, own_options, parsed
 
@@ -153,14 +153,13 @@ def without_images(content):
 
 REFUSED = {
     "no labeled json": ({"labeled": None}, {}, ConfigError, "--labeled"),
-    "no unlabeled folder": ({"unlabeled": None}, {}, ConfigError, "--unlabeled"),
+    "no unlabeled folder": ({"unlabeled": None}, {}, DatasetError, "--unlabeled"),
     "missing files": (
         {"labeled": "no.json", "images": "no", "unlabeled": "nowhere", "val": "x.json"}, {},
         DatasetError, r"(?s)4 problems.*--labeled.*no\.json.*--images.*--val.*--unlabeled",
     ),
-    "fraction": ({}, {"S4M__DATA__VAL_FRACTION": 1.0}, ConfigError, "VAL_FRACTION is 1.0"),
+    "fraction": ({}, {"S4M__DATA__VAL_FRACTION": 1.0}, InputError, "VAL_FRACTION.* got 1.0"),
     "names too": ({}, {"DATASETS__TRAIN": "('x',)"}, ConfigError, "DATASETS.TRAIN and S4M.DATA"),
-    "split seed": ({}, {"S4M__SPLIT_SEED": 3}, ConfigError, "--val"),
 }  # fmt: skip
 
 
