@@ -11,7 +11,6 @@ import gc
 import json
 import math
 import os
-import reprlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,6 @@ from s4m_d2.errors import DatasetError
 
 _KEPT_FILES = 4  # cached results
 _LARGE = 1 << 24  # px: the size of larger images is verified in their files
-_ENCODINGS = ("gb18030", "shift_jis", "cp1252")  # candidates for a file that is not UTF-8
 
 Choose = Callable[[Sequence[str]], Collection[str]]
 Key = int | str | None
@@ -151,10 +149,9 @@ def _read(
     strict: bool,
 ) -> Annotations:
     content = _load(json_file)
-    findings = Findings()
-    rows = _objects(content, "annotations", findings)
-    images = _images(_objects(content, "images", findings), findings)
-    categories, indices = _categories(content, rows, classes, json_file, findings)
+    rows, findings = content["annotations"], Findings()
+    images = _images(content["images"], findings)
+    categories, indices = _categories(content["categories"], rows, classes, json_file, findings)
     chosen = _chosen(images, choose, image_root, findings, remedy)
     by_image: dict[Key, list[dict]] = defaultdict(list)
     for row in rows:
@@ -164,8 +161,6 @@ def _read(
         elif key not in images:
             text = "annotations of images that are not listed"
             findings.leave_out(text, _label(row), "They are left out: list these images.")
-    if len({repr(row.get("id")) for row in rows}) < len(rows):
-        findings.notes.append("ids of annotations are missing or repeat: counted anew")
     numbered = all(isinstance(key, int) for key in images)
     records: list[dict[str, Any]] = []
     for position, key in enumerate(images, start=1):
@@ -189,56 +184,26 @@ def _read(
     return Annotations(json_file, image_root, categories, tuple(records), findings)
 
 
-def _load(json_file: str) -> dict:
-    """The object of a JSON file, if it can be one of instances."""
+def _load(json_file: str) -> dict[str, list[dict]]:
     try:
         content = json.loads(Path(json_file).read_bytes())  # UTF-8, 16 or 32, with BOM or without
-    except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{json_file} is no UTF-8 text{_encoding(json_file)}. Save it as UTF-8."
-        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
-            f"{json_file} is no valid JSON: {error}. Export it again, or correct it."
+            f"{json_file} is no valid JSON in UTF-8: {error}. Export it again, or correct it."
         ) from error
-    give = "Give a COCO json of instances, such as instances_train2017.json."
-    if not isinstance(content, dict):
-        known = isinstance(content, list) and content and isinstance(content[0], dict)
-        kind = "a list of predictions" if known and "score" in content[0] else "no JSON object"
-        raise DatasetError(f"{json_file} is {kind}, no COCO file of annotations. {give}")
     for section in ("images", "annotations", "categories"):
-        if not isinstance(content.get(section), list):
-            only = section == "annotations" and "images" in content
-            kind = "a list of images alone (COCO's image_info)" if only else "no COCO file"
-            raise DatasetError(f"{json_file} has no list '{section}': it is {kind}. {give}")
-    rows = [row for row in content["annotations"] if isinstance(row, dict)]
-    for key, kind in (("segments_info", "panoptic segments"), ("keypoints", "keypoints")):
-        if rows and all(key in row and "segmentation" not in row for row in rows):
-            raise DatasetError(f"{json_file} is a COCO file of {kind}, not of instances. {give}")
+        rows = content.get(section) if isinstance(content, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise DatasetError(
+                f"{json_file} has no list '{section}' of objects. Give a COCO json of instances, "
+                "such as instances_train2017.json."
+            )
     return content
-
-
-def _encoding(json_file: str) -> str:
-    for encoding in _ENCODINGS:
-        try:
-            Path(json_file).read_text(encoding=encoding)
-        except UnicodeDecodeError:
-            continue
-        return f"; it may be {encoding}"
-    return ""
-
-
-def _objects(content: dict, section: str, findings: Findings) -> list[dict]:
-    for position, row in enumerate(content[section]):
-        if not isinstance(row, dict):
-            text = f"entries of '{section}' are no objects"
-            findings.refuse(text, f"#{position}", "Remove them.")
-    return [row for row in content[section] if isinstance(row, dict)]
 
 
 def _is_name(value: Any) -> bool:
     """Whether it is a text without lone surrogates, which cannot be encoded."""
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or "\0" in value:
         return False
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
@@ -271,57 +236,53 @@ def _number(value: Any) -> float | None:
 
 
 def _images(rows: Sequence[dict], findings: Findings) -> dict[Key, dict]:
-    """The file's images by id; repeated ids and files are refused."""
+    """The file's images by id."""
     images: dict[Key, dict] = {}
-    first: dict[str, Any] = {}
+    by_name: dict[str, dict] = {}
     for row in rows:
         name, key = row.get("file_name"), _key(row.get("id"))
-        shown = reprlib.repr(name)
-        if not _is_name(name) or "\0" in str(name):
-            findings.refuse("images have no usable file_name", shown, "Write a text there.")
-        elif key is None:
-            findings.refuse("images have no usable id", shown, "Number the images.")
-        elif name in first:
-            names = f"{name}, ids {first[name]} and {row['id']}"
-            findings.refuse("images are listed twice", names, "Remove one of each.")
-        elif key in images:
-            names = f"id {row['id']}: {images[key]['file_name']} and {name}"
-            findings.refuse("ids are of two images", names, "Number the images anew.")
+        shown = f"{name} (id {row.get('id')})"
+        if key is None or not _is_name(name):
+            findings.refuse("images have no usable file_name and id", shown, "Complete them.")
+        elif other := images.get(key) or by_name.get(name):
+            both = f"{other['file_name']} (id {other['id']}) and {shown}"
+            remedy = "Remove one of each, or number the images anew."
+            findings.refuse("images have an id or file_name of another one", both, remedy)
         else:
-            images[key], first[str(name)] = row, row["id"]
+            images[key] = by_name[name] = row
     return images
 
 
 def _categories(
-    content: dict, rows: Sequence[dict], classes: Sequence[str], json_file: str, findings: Findings
+    listed: Sequence[dict],
+    rows: Sequence[dict],
+    classes: Sequence[str],
+    json_file: str,
+    findings: Findings,
 ) -> tuple[tuple[tuple[int, str], ...], dict[Key, int]]:
     """(id, name) of each class in the order of class indices, and from ids to class indices."""
     named: dict[Key, str] = {}
-    parents = set()
-    for position, row in enumerate(_objects(content, "categories", findings)):
+    for row in listed:
         key, name = _key(row.get("id")), row.get("name")
         name = str(name) if isinstance(name, int) else name
-        if key is None or not _is_name(name):
-            findings.refuse("categories lack an id or a name", f"#{position}", "Complete them.")
-        elif key in named:
-            both = f"id {row['id']}: {named[key]} and {name}"
-            findings.refuse("ids are of two categories", both, "Number the categories anew.")
+        if key is None or key in named or not _is_name(name):
+            text, shown = "categories lack a name or an id of their own", f"{name!r}"
+            findings.refuse(text, f"{shown} (id {row.get('id')})", "Complete or number them anew.")
         else:
             named[key] = str(name)
-        parent = row.get("supercategory")
-        if isinstance(parent, str) and parent != name:
-            parents.add(parent)
+    parents = {
+        repr(parent) for row in listed if (parent := row.get("supercategory")) != row.get("name")
+    }
     used = {_key(row.get("category_id")) for row in rows}
-    again = Counter(named.values())
+    count = Counter(named.values())
     for key, name in [*named.items()]:
-        superfluous = (
-            again[name] > 1 or (name in parents and used) or (classes and name not in classes)
-        )
-        if key not in used and superfluous:
+        is_parent = used and repr(name) in parents
+        is_superfluous = count[name] > 1 or is_parent or (classes and name not in classes)
+        if key not in used and is_superfluous:
             findings.notes.append(f"unused category {name} (id {key}) dropped")
-            again[name] -= 1
+            count[name] -= 1
             del named[key]
-    for name in (name for name, count in again.items() if count > 1):
+    for name in (name for name in count if count[name] > 1):
         findings.refuse("names are of two categories", name, "Tell classes apart by their names.")
     if not named:
         raise DatasetError(f"{json_file}: 'categories' is empty. List the classes there.")
@@ -344,13 +305,6 @@ def _categories(
     return tuple((ids.get(i, fresh + i), name) for i, name in enumerate(names)), indices
 
 
-def _listed_size(image: dict) -> tuple[int, int] | None:
-    """(H, W), if whole numbers of pixels are listed."""
-    height, width = (_number(image.get(side)) or 0.0 for side in ("height", "width"))
-    is_whole = min(height, width) >= 1 and height.is_integer() and width.is_integer()
-    return (int(height), int(width)) if is_whole else None
-
-
 def _chosen(
     images: dict[Key, dict],
     choose: Choose | None,
@@ -360,45 +314,32 @@ def _chosen(
 ) -> dict[Key, tuple[str, tuple[int, int]]]:
     """Path and (H, W) of the chosen images that are there, by their ids."""
     by_name = {image["file_name"]: key for key, image in images.items()}
-    names = choose(list(by_name)) if choose else list(by_name)
-    chosen, missing, unsized = {}, [], 0
-    for given in names:
-        image = images[by_name[given]]
+    chosen = {}
+    for given in choose(list(by_name)) if choose else by_name:
+        key = by_name[given]
         path = os.path.join(image_root, given)
         if "\\" in given and not os.path.exists(path):
             path = os.path.join(image_root, given.replace("\\", "/"))
         name = os.path.relpath(path, image_root)
         path = os.path.join(image_root, name)
-        size = _listed_size(image)
         if name.split(os.sep)[0] == os.pardir:
             advice = f"Write them relative to the folder of images, {image_root}."
             findings.refuse("file names lead out of the folder of images", given, advice)
         elif not os.path.isfile(path):
-            missing.append(name)
-        elif size and size[0] * size[1] <= _LARGE:
-            chosen[by_name[given]] = path, size
+            findings.refuse(f"images are not in {image_root}", name, remedy)
         else:
-            unsized += size is None
+            height, width = (_number(images[key].get(side)) or 0.0 for side in ("height", "width"))
+            is_whole = min(height, width) >= 1 and (height % 1, width % 1) == (0, 0)
+            size = (int(height), int(width)) if is_whole else None
             try:
-                actual = image_size(path)
+                actual = size if size and height * width <= _LARGE else image_size(path)
             except DatasetError as error:
-                findings.refuse("images cannot be read", error, "")
+                findings.refuse("images cannot be read", str(error), "")
                 continue
-            if size and size != actual:
+            if size not in (None, actual):
                 where = f"{name}, {size} instead of {actual}"
-                advice = "Correct the (height, width)."
-                findings.refuse("images have another size in their file", where, advice)
-            else:
-                chosen[by_name[given]] = path, actual
-    if unsized:
-        findings.notes.append(f"sizes of {unsized:,} images taken from their files")
-    if missing:
-        base = os.path.basename(missing[0])
-        found = (os.path.join(folder, base) for folder, _, n in os.walk(image_root) if base in n)
-        below = next(found, None)
-        advice = f"{base} lies at {below}: write the sub-folders too. " * bool(below) + remedy
-        for name in missing:
-            findings.refuse(f"of {len(names):,} images are not in {image_root}", name, advice)
+                findings.refuse("images have another (height, width)", where, "Correct it.")
+            chosen[key] = path, actual
     return chosen
 
 
@@ -406,80 +347,59 @@ def _annotation(
     row: dict, size: tuple[int, int], indices: dict[Key, int], findings: Findings
 ) -> dict | None:
     """An annotation of an image of (H, W), normalized; None, and counted, if it cannot be used."""
-    label, flag, index = _label(row), row.get("iscrowd"), indices.get(_key(row.get("category_id")))
-    crowd = 0 if flag is None else _number(flag)
-    if crowd not in (0, 1):
-        findings.refuse("annotations have an iscrowd that is not 0 or 1", label, "Correct it.")
-        return None
-    if index is None:
-        text = "annotations have a category_id that the file does not define"
-        category = f"{label}: {reprlib.repr(row.get('category_id'))}"
-        findings.refuse(text, category, "Remove them, or complete 'categories'.")
-        return None
+    crowd, index = _number(row.get("iscrowd") or 0), indices.get(_key(row.get("category_id")))
     try:
-        shape = _shape(row.get("segmentation"), size, label, findings)
+        if crowd not in (0, 1):
+            raise DatasetError("iscrowd is not 0 or 1")
+        if index is None:
+            raise DatasetError(f"'categories' does not list {row.get('category_id')!r}")
+        shape = _shape(row, size, findings)
     except DatasetError as error:
-        text, where = "segmentations cannot be drawn", f"{label} ({error})"
-        findings.refuse(text, where, "Correct or remove them.")
+        wrong = f"{_label(row)} ({error})"
+        findings.refuse("annotations cannot be used", wrong, "Correct or remove them.")
         return None
     if not shape:
-        text = "annotations without a mask"
-        findings.leave_out(text, label, "They are left out: draw masks for them, or remove them.")
+        advice = "They are left out: draw masks for them, or remove them."
+        findings.leave_out("annotations without a mask", _label(row), advice)
         return None
     is_rle = isinstance(shape, dict)
     rle = shape if is_rle else mask_utils.merge(mask_utils.frPyObjects(shape, *size))
     area = float(mask_utils.area(rle))
     if not area:
-        remedy = (
+        advice = (
             "They are left out. Coordinates from 0 to 1 have to be multiplied by the image's width "
             "and height; others are those of another image, or of one of another size."
         )
-        where = f"{label} ({_extent(shape, size)})"
-        findings.leave_out("masks without a pixel in their image", where, remedy)
+        findings.leave_out("masks without a pixel in their image", _label(row), advice)
         return None
     if crowd:
-        remedy = "Nothing is learned from them. Set iscrowd to 0 where each is one object."
-        findings.leave_out(CROWDS, label, remedy)
+        advice = "Nothing is learned from them. Set iscrowd to 0 where each is one object."
+        findings.leave_out(CROWDS, _label(row), advice)
     findings.instances += not crowd
-    given = _number(row.get("area"))
+    given = _number(row.get("area")) or 0.0
+    box = row["bbox"] if isinstance(row.get("bbox"), list) else []
+    sides = [number for number in map(_number, box) if number is not None]
+    is_box = len(sides) == len(box) == 4 and min(sides[2:]) > 0
     return {
-        "iscrowd": int(crowd),
+        "iscrowd": int(crowd or 0),
         "category_id": index,
         "segmentation": shape if is_rle else [part.tolist() for part in shape],
-        "area": given if given and given > 0 else area,
-        "bbox": _box(row.get("bbox")) or mask_utils.toBbox(rle).tolist(),
+        "area": given if given > 0 else area,
+        "bbox": sides if is_box else mask_utils.toBbox(rle).tolist(),
         "bbox_mode": BoxMode.XYWH_ABS,
     }
 
 
-def _shape(
-    segmentation: Any, size: tuple[int, int], label: str, findings: Findings
-) -> list[np.ndarray] | dict:
+def _shape(row: dict, size: tuple[int, int], findings: Findings) -> list[np.ndarray] | dict:
     """Flat polygons of three points and more, or compressed RLE; empty where there is no mask."""
+    segmentation = row.get("segmentation") or []
     if isinstance(segmentation, dict):
         return compressed_rle(segmentation, size) if segmentation.get("counts") else {}
-    if not isinstance(segmentation, list | None):
+    if not isinstance(segmentation, list):
         raise DatasetError("expected polygons or an RLE")
-    parts = as_polygons(segmentation or [])
+    parts = as_polygons(segmentation)
     polygons = read_polygons(parts, size)
     for _ in parts[len(polygons) :] if polygons else ():
         text = "polygons of less than three points"
-        findings.leave_out(text, label, "They are left out: complete them.")
+        findings.leave_out(text, _label(row), "They are left out: complete them.")
     return polygons
-
-
-def _extent(shape: list[np.ndarray] | dict, size: tuple[int, int]) -> str:
-    """Describe the position of a mask without a pixel."""
-    if isinstance(shape, dict):
-        return "an empty RLE"
-    points = np.concatenate(shape).reshape(-1, 2)
-    (left, top), (right, bottom) = points.min(0), points.max(0)
-    where = f"x from {left:g} to {right:g}, y from {top:g} to {bottom:g}"
-    return f"{where} in an image of {size[1]} x {size[0]}"
-
-
-def _box(values: Any) -> list[float] | None:
-    """Parse [x, y, width, height] in pixels; None: malformed."""
-    numbers = [_number(value) for value in values] if isinstance(values, list) else []
-    box = [number for number in numbers if number is not None]
-    return box if len(numbers) == len(box) == 4 and box[2] > 0 and box[3] > 0 else None

@@ -11,8 +11,6 @@ CROWDS = "crowds (iscrowd 1)"
 _SHOWN = 3  # names in a message
 _MANY_CROWDS = 0.1  # share of all instances from which on crowds are probably a mistake
 
-_Kinds = Mapping[tuple[str, str], Sequence[str]]  # (text, remedy) → names of the offenders
-
 
 class Findings:
     """Annotations that are not used or not usable, by kind, with names.
@@ -25,6 +23,7 @@ class Findings:
     def __init__(self) -> None:
         self.instances = 0
         self.notes: list[str] = []
+        # (text, remedy) → names of the offenders
         self._left_out: dict[tuple[str, str], list[str]] = defaultdict(list)
         self._refused: dict[tuple[str, str], list[str]] = defaultdict(list)
 
@@ -43,9 +42,9 @@ class Findings:
         """Add an annotation that is not a target; messages put the count before ``text``."""
         self._left_out[text, remedy].append(name)
 
-    def refuse(self, text: str, name: object, remedy: str) -> None:
+    def refuse(self, text: str, name: str, remedy: str) -> None:
         """Add a problem that makes the file unusable."""
-        self._refused[text, remedy].append(str(name))
+        self._refused[text, remedy].append(name)
 
     @property
     def summary(self) -> str:
@@ -57,10 +56,9 @@ class Findings:
     def warnings(self) -> list[str]:
         """A message for each kind that was left out; for crowds only if there are many."""
         crowds = sum(len(names) for (text, _), names in self._left_out.items() if text == CROWDS)
-        usual = crowds <= _MANY_CROWDS * (crowds + self.instances)
-        return _messages(
-            {k: n for k, n in self._left_out.items() if not (k[0] == CROWDS and usual)}
-        )
+        if crowds > _MANY_CROWDS * (crowds + self.instances):
+            return _messages(self._left_out)
+        return _messages({k: names for k, names in self._left_out.items() if k[0] != CROWDS})
 
     def problems(self) -> list[str]:
         """Messages of all problems that make the file unusable."""
@@ -78,9 +76,8 @@ class Findings:
             raise DatasetError(f"{json_file}: {len(problems)} problems:", *lines)
 
 
-def _messages(kinds: _Kinds) -> list[str]:
-    messages = []
-    for (text, remedy), names in kinds.items():
-        shown = first_names(names, _SHOWN)
-        messages.append(f"{len(names):,} {text}: {shown}. {remedy}".strip())
-    return messages
+def _messages(kinds: Mapping[tuple[str, str], Sequence[str]]) -> list[str]:
+    return [
+        f"{len(names):,} {text}: {first_names(names, _SHOWN)}. {remedy}".strip()
+        for (text, remedy), names in kinds.items()
+    ]

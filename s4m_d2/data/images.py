@@ -96,12 +96,6 @@ def image_size(file_name: str) -> tuple[int, int]:
     return height, width
 
 
-def is_turned(file_name: str) -> bool:
-    """True if the EXIF orientation of a readable image swaps height and width."""
-    with Image.open(file_name) as image:
-        return orientation(image) in _TRANSPOSED
-
-
 def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.ndarray | None:
     """Decode an intact PNG or JPEG file of 8 bits per channel, gray or color, stored upright.
 
@@ -162,15 +156,7 @@ def orientation(image: Image.Image) -> int | None:
 
 def unreadable(file_name: str, error: Exception) -> DatasetError:
     """Make the error for a listed file that cannot be used."""
-    if isinstance(error, FileNotFoundError):
-        return DatasetError(
-            f"{file_name} does not exist. Complete the data set, or take the file out of the list."
-        )
-    if isinstance(error, Image.DecompressionBombError):
-        return DatasetError(
-            f"{file_name} is too large: {error} Scale the image down, or cut it into pieces."
-        )
     return DatasetError(
-        f"{file_name} cannot be read: {error}. The file is damaged, truncated or of another "
-        "format. Replace it with a fresh copy."
+        f"{file_name} cannot be read: {error}. The file is missing, damaged, truncated, too large "
+        "or of another format. Replace it with a fresh copy."
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import stat
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,6 +29,8 @@ _READERS = 8  # threads that read image headers
 _PART = 64  # headers per task of a thread; single ones take twice as long
 _SAMPLE_BYTES = 4096  # of a file, to tell it from others of its size
 
+logger = logging.getLogger(__name__)
+
 
 def dataset_path(path: str) -> str:
     """``path`` itself if absolute, else under $DETECTRON2_DATASETS (default: ``datasets``)."""
@@ -46,7 +48,42 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
     Raises:
         DatasetError: the folder does not exist or holds no such file; ``remedy`` ends the message.
     """
-    return _list(image_dir, suffixes, remedy)[0]
+    if not os.path.isdir(image_dir):
+        raise DatasetError(f"The folder of images {image_dir} does not exist. {remedy}")
+    paths: list[str] = []
+    endings = tuple(suffix.lower() for suffix in suffixes)
+    visited = {str(folder) for folder in Path(os.path.realpath(image_dir)).parents}
+    roots = deque([image_dir])
+    while roots:
+        for folder, below, names in os.walk(roots.popleft(), onerror=_warn):
+            below[:] = [name for name in sorted(below) if not _is_hidden(name)]
+            real = os.path.realpath(folder)
+            if real in visited:
+                below.clear()
+                continue
+            visited.add(real)
+            linked = (os.path.join(folder, name) for name in below)
+            roots += filter(os.path.islink, linked)  # which os.walk does not follow
+            found = (os.path.join(folder, name) for name in names if not _is_hidden(name))
+            paths += [p for p in found if p.lower().endswith(endings) and not _is_special(p)]
+    if not paths:
+        raise DatasetError(
+            f"The folder {image_dir} holds no image that ends in {' or '.join(suffixes)}. {remedy}"
+        )
+    return sorted(paths)
+
+
+def _warn(error: OSError) -> None:
+    logger.warning("A folder is left out: %s", error)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == _ARCHIVE_JUNK
+
+
+def _is_special(path: str) -> bool:
+    """Whether it is a pipe, socket or device."""
+    return os.path.exists(path) and not os.path.isfile(path)
 
 
 def list_unlabeled(
@@ -66,13 +103,13 @@ def list_unlabeled(
         labeled: paths of other labeled images.
 
     Returns:
-        Paths below ``image_dir``, sorted, and the number of entries left out, by reason.
+        Paths below ``image_dir``, sorted, and the number of images left out, by reason.
 
     Raises:
         DatasetError: the folder does not exist or holds no other image.
     """
     remedy = "--unlabeled (S4M.DATA.UNLABELED) names the folder of unlabeled images."
-    paths, left_out = _list(image_dir, IMAGE_EXTENSIONS, remedy)
+    paths = list_images(image_dir, IMAGE_EXTENSIONS, remedy)
     names = {path: os.path.relpath(path, image_dir) for path in paths}
     known = {os.path.normpath(name) for name in validation}
     held_out = {path for path, name in names.items() if name in known}
@@ -84,76 +121,8 @@ def list_unlabeled(
             f"The folder {image_dir} has {len(paths)} images, all of them labeled or in the "
             f"validation set: nothing is left to train on. {remedy}"
         )
-    for reason, found in (("in the validation set", held_out), ("labeled", known_labels)):
-        if found:
-            left_out[reason] = len(found)
-    return [names[path] for path in kept], dict(left_out)
-
-
-def counted(left_out: dict[str, int]) -> str:
-    """Format the counts of entries that were left out.
-
-    >>> counted({"hidden": 1200, "in the validation set": 2})
-    'hidden 1,200, in the validation set 2'
-    """
-    return ", ".join(f"{reason} {count:,}" for reason, count in left_out.items())
-
-
-def _list(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> tuple[list[str], Counter[str]]:
-    if not os.path.isdir(image_dir):
-        raise DatasetError(f"The folder of images {image_dir} does not exist. {remedy}")
-    paths, left_out = _walk(image_dir, tuple(suffix.lower() for suffix in suffixes))
-    if not paths:
-        others = f" (left out: {counted(left_out)})" if left_out else ""
-        raise DatasetError(
-            f"The folder {image_dir} holds no image that ends in {' or '.join(suffixes)}{others}. "
-            f"{remedy}"
-        )
-    return sorted(paths), left_out
-
-
-def _walk(image_dir: str, suffixes: tuple[str, ...]) -> tuple[list[str], Counter[str]]:
-    paths: list[str] = []
-    left_out: Counter[str] = Counter()
-    visited = {str(folder) for folder in Path(os.path.realpath(image_dir)).parents}
-    folders = deque([image_dir])  # linked ones at the end, so that others keep their own paths
-    while folders:
-        folder = folders.popleft()
-        real = os.path.realpath(folder)
-        if real in visited:
-            left_out["folder linked twice"] += 1
-            continue
-        visited.add(real)
-        try:
-            with os.scandir(folder) as found:
-                entries = sorted(found, key=lambda entry: entry.name)
-        except OSError:
-            left_out["folder that cannot be read"] += 1
-            continue
-        for entry in entries:
-            if entry.name.startswith(".") or entry.name == _ARCHIVE_JUNK:
-                left_out["hidden"] += 1
-                continue
-            kind = _kind(entry)
-            if kind == stat.S_IFDIR:
-                (folders.append if entry.is_symlink() else folders.appendleft)(entry.path)
-            elif not entry.name.lower().endswith(suffixes):
-                left_out["not an image"] += 1
-            elif kind == stat.S_IFREG:
-                paths.append(entry.path)
-            else:
-                left_out["pipe or device"] += 1
-    return paths, left_out
-
-
-def _kind(entry: os.DirEntry) -> int:
-    """Type of the link's target, as in ``st_mode``; a broken link counts as a file."""
-    try:
-        if entry.is_file():  # mostly without asking the system
-            return stat.S_IFREG
-        return stat.S_IFMT(entry.stat().st_mode)
-    except OSError:
-        return stat.S_IFREG
+    left_out = {"in the validation set": len(held_out), "labeled": len(known_labels)}
+    return [names[path] for path in kept], {reason: n for reason, n in left_out.items() if n}
 
 
 def copies(paths: Iterable[str], originals: Iterable[str]) -> set[str]:

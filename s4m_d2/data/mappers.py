@@ -17,7 +17,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from s4m_d2.data.build import DATASET_MAPPER_REGISTRY
-from s4m_d2.data.images import is_turned, read_image
+from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
 from s4m_d2.data.transforms import ColorDistortion, apply_geometry, build_geometry, of_tile
 from s4m_d2.errors import DatasetError, InputError
@@ -121,25 +121,25 @@ class _AnnotatedMapper(_Mapper):
         name = record["file_name"]
         image = read_image(name, self._image_format)
         size = image.shape[0], image.shape[1]
-        _check_image_size(record, size)
+        expected = record.get("height", size[0]), record.get("width", size[1])
+        if size != expected:
+            raise DatasetError(
+                f"{name} has (height, width) {size}, but its annotations say {expected}. Replace "
+                "the image or the annotations; if the image was annotated without the rotation of "
+                "its EXIF data, remove these (exiftool -Orientation= FILES)."
+            )
         sample, view, colored, transforms = self._views(record, image)
         sample["image"] = _as_tensor(colored)
-        annotations = []
-        for index, annotation in enumerate(record["annotations"]):
-            if not is_wanted(annotation):
-                continue
-            lacking = [key for key in ("category_id", "segmentation") if key not in annotation]
-            if lacking:
-                raise DatasetError(f"Annotation {index} of {name} lacks {' and '.join(lacking)}.")
-            if annotation["category_id"] not in range(self._num_classes):
+        annotations = [a for a in record["annotations"] if is_wanted(a)]
+        for annotation in annotations:
+            if annotation.get("category_id") not in range(self._num_classes):
                 raise DatasetError(
-                    f"Annotation {index} of {name} has the class id {annotation['category_id']}, "
+                    f"An annotation of {name} has the class id {annotation.get('category_id')}, "
                     f"but the model has {self._num_classes} classes, from 0 on. Correct the "
                     "annotation or MODEL.SEM_SEG_HEAD.NUM_CLASSES."
                 )
-            annotations.append(annotation)
         try:
-            segmentations = [annotation["segmentation"] for annotation in annotations]
+            segmentations = [annotation.get("segmentation") for annotation in annotations]
             masks = transform_masks(segmentations, transforms, size, view.shape[:2])
         except DatasetError as error:
             raise DatasetError(
@@ -259,23 +259,6 @@ def _as_tensor(view: np.ndarray) -> Tensor:
 
 def _column(annotations: Sequence[dict], key: str, dtype: torch.dtype) -> Tensor:
     return torch.tensor([annotation.get(key, 0) for annotation in annotations], dtype=dtype)
-
-
-def _check_image_size(record: dict, size: tuple[int, int]) -> None:
-    """DatasetError if the image's (H, W) differs from its record's."""
-    expected = record.get("height", size[0]), record.get("width", size[1])
-    if size == expected:
-        return
-    remedy = "Replace the image or the annotations."
-    if size == expected[::-1] and is_turned(record["file_name"]):
-        remedy = (
-            "Its EXIF orientation rotates it, but it was annotated without the rotation. Remove "
-            "the orientation from all such images (exiftool -Orientation= FILES)."
-        )
-    raise DatasetError(
-        f"{record['file_name']} has (height, width) {size}, but its annotations say {expected}. "
-        f"{remedy}"
-    )
 
 
 @DATASET_MAPPER_REGISTRY.register()

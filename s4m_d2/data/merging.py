@@ -28,15 +28,14 @@ def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[s
     """
     if len(parts) == 1:
         return parts[0], []
-    names = list(dict.fromkeys(name for part in parts for name in part.classes))
-    _refuse_spellings(parts)
+    names = _class_names(parts)
     kept: list[list[dict]] = []
     later: dict[str, str] = {}  # path of an image: its name in the file
     again, alike = [], []
     for part in reversed(parts):
         own = {record["file_name"]: part.name(record) for record in part.records}
         known, taken = copies(own, later), {*later.values()}
-        again += [f"{name} of {_short(part)}" for path, name in own.items() if path in known]
+        again += [f"{name} of {part.json_file}" for path, name in own.items() if path in known]
         alike += [n for path, n in own.items() if n in taken and path not in known]
         kept.insert(0, [record for record in part.records if record["file_name"] not in known])
         later |= own
@@ -51,28 +50,22 @@ def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[s
         os.path.commonpath([part.image_root for part in parts]),
         tuple(enumerate(names, start=1)),
         tuple(records),
-        Findings.joined({_short(part): part.findings for part in parts}),
+        Findings.joined({part.json_file: part.findings for part in parts}),
     )
-    return merged, [*_note(again, _AGAIN), *_note(alike, _ALIKE)]
+    notes = {
+        "are in a later file too, and its annotations are taken": again,
+        "have a file name of another file's image, but are other pictures: both are trained on (if "
+        "they are the same, name the same folder for both with --images)": alike,
+    }
+    return merged, [
+        f"{len(found):,} labeled images {text}: {first_names(found, most=1)}."
+        for text, found in notes.items()
+        if found
+    ]
 
 
-_AGAIN = "labeled images are in a later file too, and its annotations are taken: {}."
-_ALIKE = (
-    "labeled images have a file name of another file's image, but are other pictures: both are "
-    "trained on: {}. If they are meant to be the same, name the same folder for both with --images."
-)
-
-
-def _note(names: Sequence[str], text: str) -> list[str]:
-    return [f"{len(names):,} {text.format(first_names(names, most=1))}"] if names else []
-
-
-def _short(part: Annotations) -> str:
-    return os.path.relpath(part.json_file)
-
-
-def _refuse_spellings(parts: Sequence[Annotations]) -> None:
-    """Refuse two spellings of a name, unless a file has both."""
+def _class_names(parts: Sequence[Annotations]) -> list[str]:
+    """Names of all files; two spellings of a name are refused, unless a file has both."""
     spellings: dict[str, tuple[str, Annotations]] = {}
     for part in parts:
         for name in part.classes:
@@ -84,3 +77,4 @@ def _refuse_spellings(parts: Sequence[Annotations]) -> None:
                     f"{part.json_file}. Write the same name in both files; for two classes, list "
                     "both in the 'categories' of one file."
                 )
+    return list(dict.fromkeys(name for part in parts for name in part.classes))

@@ -151,7 +151,9 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
     ['2.png', '4.png']
     """
     if not 0 < fraction < 1:
-        raise InputError(f"fraction must be above 0 and below 1, got {fraction}.")
+        raise InputError(
+            f"fraction (S4M.DATA.VAL_FRACTION) must be above 0 and below 1, got {fraction}."
+        )
     ordered = sorted(classes_of, key=name_key)
     left = Counter(name for classes in classes_of.values() for name in classes)
     wanted = _share(fraction, len(ordered))

@@ -72,10 +72,10 @@ def stage_is_finished(cfg: CfgNode, iterations: int | None = None) -> bool:
     return not cfg.DATASETS.TEST or stored_results(cfg.OUTPUT_DIR).get(ITERATIONS) == done
 
 
-def stored_results(folder: str) -> dict[str, Any]:
-    """Read the results of the last evaluation of a stage in ``folder``; {}: none readable."""
+def stored_results(folder: str, name: str = RESULTS) -> dict[str, Any]:
+    """Read the results of a stage's last evaluation, or another such file; {}: none readable."""
     try:
-        return dict(read_results(os.path.join(folder, RESULTS)))
+        return dict(read_results(os.path.join(folder, name)))
     except (OSError, TypeError, ValueError):
         return {}
 

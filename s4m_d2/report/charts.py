@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from s4m_d2.report.curves import LABELED, MEASURES, UNLABELED, Curve
 from s4m_d2.report.run import MASKS, Stage
@@ -19,33 +18,21 @@ from s4m_d2.report.run import MASKS, Stage
 WIDTH, HEIGHT = 460, 240  # of the picture, in its own units
 PLOT = (0.125, 0.175, 0.845, 0.67)  # left, bottom, width, height, as shares of it
 MOST_DOTS = 60  # points; a longer curve is drawn without dots
-LABEL_SIDE = 0.7  # of the plot; marks to the right of it have their label on the left
-GAP = 4  # units, between a mark and its label
 # Okabe and Ito's colors, which are distinguishable with color blindness; the page's style sheet
 # names them c0 to c5.
 CURVES = ("#0072b2", "#d55e00", "#00916a", "#b0578d", "#b07d00", "#6b7280")
-SOFT, GRID, WARN = "#5b6675", "#e9ecf0", "#9a4a00"
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "s4m_d2",  # the same chart is the same text
     "svg.fonttype": "none",
-    "font.family": "sans-serif",
     "text.usetex": False,
+    "text.parse_math": False,
     "font.size": 11.5,
-    "text.color": SOFT,
-    "axes.labelcolor": SOFT,
-    "axes.edgecolor": SOFT,
-    "axes.axisbelow": True,
     "axes.spines.left": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.autolimit_mode": "round_numbers",
     "axes.xmargin": 0,
-    "axes.ymargin": 0,
-    "axes.formatter.useoffset": False,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.major.pad": 6,
     "ytick.major.size": 0,
+    "axes.formatter.useoffset": False,
     "lines.linewidth": 2,
     "lines.markersize": 5,
 }
@@ -147,61 +134,30 @@ class Chart(NamedTuple):
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
         axes = figure.add_axes(PLOT)
         for line in self.lines:
-            _draw(axes, line)
-        axes.grid(axis="y", color=GRID)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axes.set_xlabel("iteration", labelpad=1)
+            curve, color = line.curve, CURVES[line.color % len(CURVES)]
+            x, style = curve.iterations, "--" if line.dashed else "-"
+            if (curve.low < curve.high).any():
+                axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
+            marker = "o" if len(x) <= MOST_DOTS else ""
+            axes.plot(x, curve.mean, color=color, linestyle=style, marker=marker, clip_on=False)
         if self.from_zero:
-            axes.update_datalim([(axes.dataLim.x0, 0)])
-            axes.autoscale_view()
+            axes.axhline(0, color="none")
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_xlabel("iteration", labelpad=1)
+        axes.set_title(self.unit, loc="left", fontsize="medium")
         first, last = axes.dataLim.intervalx
-        if first < last:
-            axes.set_xlim(0 if 0 <= first <= last / 2 else first, last)
-        figure.text(PLOT[0], 1 - 14 / HEIGHT, self.unit)
         for iteration, name in self.marks:
-            if axes.dataLim.x0 <= iteration <= axes.dataLim.x1:
-                _mark(axes, iteration, name)
+            if first <= iteration <= last:
+                axes.axvline(iteration, color="gray", linestyle=":", linewidth=1)
+                side = "right" if iteration > (first + last) / 2 else "left"
+                top: dict[str, Any] = {"va": "top", "transform": axes.get_xaxis_transform()}
+                axes.text(iteration, 1, f" {name} ", ha=side, **top)
         return figure
-
-
-def _draw(axes: Any, line: Line) -> None:
-    curve, color = line.curve, CURVES[line.color % len(CURVES)]
-    there, bad = np.isfinite(curve.mean), curve.bad > 0
-    x, mean = curve.iterations[there], curve.mean[there]
-    if (curve.low < curve.high).any():
-        low, high = curve.low[there], curve.high[there]
-        axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
-    style = (0, (3, 2)) if line.dashed else "-"
-    marker = "o" if len(x) <= MOST_DOTS else ""
-    axes.plot(x, mean, color=color, linestyle=style, marker=marker, clip_on=False)
-    if bad.any():  # crosses at the top
-        places = curve.iterations[bad], np.full(bad.sum(), 0.96)
-        cross: dict[str, Any] = {"color": WARN, "markersize": 7, "markeredgewidth": 2}
-        axes.plot(*places, "x", transform=axes.get_xaxis_transform(), **cross)
-
-
-def _mark(axes: Any, iteration: float, name: str) -> None:
-    axes.axvline(iteration, color=SOFT, linestyle=":", linewidth=1)
-    share = axes.transAxes.inverted().transform(axes.transData.transform((iteration, 0)))[0]
-    left = share > LABEL_SIDE
-    axes.annotate(
-        name,
-        (iteration, 1),
-        (-GAP if left else GAP, 2),
-        xycoords=axes.get_xaxis_transform(),
-        textcoords="offset points",
-        ha="right" if left else "left",
-    )
 
 
 def _in_words(line: Line) -> str:
     curve = line.curve
-    mean = curve.mean[np.isfinite(curve.mean)]
-    if not len(mean):
-        return f"{line.name} without a finite value"
-    values = (mean[0], mean[-1], np.nanmin(curve.low), np.nanmax(curve.high))
+    values = (curve.mean[0], curve.mean[-1], curve.low.min(), curve.high.max())
     first, last, least, most = map(number, values)
     return f"{line.name} from {first} to {last}, least {least}, greatest {most}"
 
@@ -237,7 +193,7 @@ def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
     if reference is not None:
         x = np.concatenate([curve.iterations for curve in found.values()])
         ends, flat = np.array([x.min(), x.max()]), np.full(2, reference)
-        constant = Curve(ends, flat, flat, flat, np.zeros(2), reference)
+        constant = Curve(ends, flat, flat, flat, reference)
         lines.append(Line("stage-1 teacher, at its end", constant, len(CURVES) - 1, dashed=True))
     title = f"Mask AP while the {stage.name} is trained"
     return [Chart(title, "AP on validation images", lines, _marks(stage))]

@@ -11,8 +11,10 @@ import math
 import os
 import re
 from array import array
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,6 @@ import numpy as np
 from s4m_d2.files import atomic_write
 
 MOST_POINTS = 240  # of a curve
-LARGEST = 1e38  # the range of float32; larger values count as infinite
 LABELED, UNLABELED = "labeled", "unlabeled"
 MEASURES = ("class_accuracy", "sq", "precision", "recall", "pq")  # of pseudo-label quality
 _UNSUP = "unsup/"
@@ -32,10 +33,8 @@ _KEPT = re.compile(
 
 
 def finite(value: object) -> float | None:
-    """Convert to float; None: not a number, or infinite."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) <= LARGEST else None
+    """Convert to float; None: not a number, or not finite."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ class Curve:
 
     Attributes:
         iterations: (P,) the middle of the point's records.
-        low, mean, high: (P,) of the finite values; NaN if there are none.
-        bad: (P,) number of values that are not finite.
+        low, mean, high: (P,) of the point's finite values; without any there is no point.
         last: value of the last record.
     """
 
@@ -53,12 +51,11 @@ class Curve:
     low: np.ndarray
     mean: np.ndarray
     high: np.ndarray
-    bad: np.ndarray
     last: float
 
 
 _NONE = np.zeros(0)
-EMPTY = Curve(_NONE, _NONE, _NONE, _NONE, _NONE, math.nan)
+EMPTY = Curve(_NONE, _NONE, _NONE, _NONE, math.nan)
 
 
 @dataclass
@@ -68,14 +65,12 @@ class Curves:
     Attributes:
         by_name: name by :func:`curve_names` → curve.
         records: number of valid lines.
-        unreadable: number of invalid lines.
-        last_iteration: None: no records.
+        iterations: number of iterations up to the last record.
     """
 
     by_name: dict[str, Curve] = field(default_factory=dict)
     records: int = 0
-    unreadable: int = 0
-    last_iteration: int | None = None
+    iterations: int = 0
 
     def get(self, name: str) -> Curve:
         return self.by_name.get(name, EMPTY)
@@ -83,7 +78,6 @@ class Curves:
     def mean(self, name: str) -> float:
         """Mean of a curve's points; NaN if there are none."""
         values = self.get(name).mean
-        values = values[np.isfinite(values)]
         return float(values.mean()) if len(values) else math.nan
 
 
@@ -108,75 +102,41 @@ def read_curves(path: str | os.PathLike[str], most: int = MOST_POINTS) -> Curves
         most: points of a curve at most. Records of neighboring iterations share a point.
     """
     curves = Curves()
-    found: dict[str, array] = {}  # by turns iterations and values
-    first, last = 1 << 50, -1
-    for line in _lines(path):
-        record = _parsed(line)
-        if record is None:
-            curves.unreadable += bool(line.strip())
+    found: dict[str, array] = defaultdict(lambda: array("d"))  # by turns iterations and values
+    for line in Path(path).read_bytes().splitlines() if os.path.exists(path) else ():
+        try:
+            record = json.loads(line)
+            iteration = int(record["iteration"])
+        except (ValueError, LookupError, TypeError):
             continue
-        iteration, values = record
-        curves.records += 1
-        first, last = min(iteration, first), max(iteration, last)
+        values: dict[str, float] = {}
+        for key, value in record.items():
+            for name in curve_names(key):
+                known = finite(value)
+                values[name] = values.get(name, 0.0) + (math.nan if known is None else known)
         for name, value in values.items():
-            found.setdefault(name, array("d")).extend((iteration, value))
-    if curves.records:
-        curves.last_iteration = last
-    width = 1 if curves.records <= most else -(-(last - first + 1) // most)
+            found[name].extend((iteration, value))
+        curves.records += 1
+        curves.iterations = max(curves.iterations, iteration + 1)
+    width = 1 if curves.records <= most else -(-curves.iterations // most)
     for name, pairs in found.items():
-        x, y = np.array(pairs).reshape(-1, 2).T
-        curves.by_name[name] = _thinned(x, y, first, width)
+        curves.by_name[name] = _thinned(np.array(pairs).reshape(-1, 2), width)
     return curves
 
 
-def _thinned(iterations: np.ndarray, values: np.ndarray, first: int, width: int) -> Curve:
-    """Thin a curve: its points cover ``width`` iterations each, from ``first`` on."""
-    order = np.argsort(iterations, kind="stable")
-    x, y = iterations[order], values[order]
-    starts = np.flatnonzero(np.diff((x - first) // width, prepend=-1))
-    ends = np.append(starts[1:], len(x)) - 1
-    good = np.abs(y) <= LARGEST
-    count = np.add.reduceat(good.astype(float), starts)
-    low = np.minimum.reduceat(np.where(good, y, np.inf), starts)
-    high = np.maximum.reduceat(np.where(good, y, -np.inf), starts)
-    with np.errstate(invalid="ignore"):
-        mean = np.add.reduceat(np.where(good, y, 0.0), starts) / count
-    low, high = np.where(count, low, np.nan), np.where(count, high, np.nan)
-    return Curve(
-        (x[starts] + x[ends]) / 2, low, mean, high, ends - starts + 1 - count, float(y[-1])
-    )
-
-
-def _lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
-    try:
-        with open(path, "rb") as file:
-            yield from file
-    except OSError:
-        return
-
-
-def _parsed(line: bytes) -> tuple[int, dict[str, float]] | None:
-    """A record's iteration, and its value for each curve; None: not a record.
-
-    null stands for a number that is not finite.
-    """
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    iteration = record.get("iteration") if isinstance(record, dict) else None
-    if not isinstance(iteration, int) or not 0 <= iteration < 1 << 50:
-        return None
-    values: dict[str, float] = {}
-    for key, value in record.items():
-        known = finite(value)
-        if known is None:
-            if value is not None and type(value) not in (int, float):
-                continue
-            known = math.nan
-        for name in curve_names(key):
-            values[name] = values.get(name, 0.0) + known
-    return iteration, values
+def _thinned(pairs: np.ndarray, width: int) -> Curve:
+    """The curve of (iteration, value) pairs, whose points cover ``width`` iterations each."""
+    last = pairs[-1, 1]
+    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    pairs = pairs[np.isfinite(pairs[:, 1])]
+    starts = np.flatnonzero(np.diff(pairs[:, 0] // width, prepend=-1))
+    if not len(starts):
+        return EMPTY
+    parts = np.split(pairs, starts[1:])
+    middles = np.array([(part[0, 0] + part[-1, 0]) / 2 for part in parts])
+    values = [part[:, 1] for part in parts]
+    low, mean, high = (np.array([of(v) for v in values]) for of in (np.min, np.mean, np.max))
+    return Curve(middles, low, mean, high, float(last))
 
 
 def write_results(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from s4m_d2.errors import printable
 from s4m_d2.report.charts import ap_chart, number, stage_charts
 from s4m_d2.report.curves import finite
-from s4m_d2.report.run import TITLES, Run, Stage
+from s4m_d2.report.run import Run, Stage
 
 MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 FIRST, STUDENT = "stage-1 teacher", "student"  # models, as Stage names them
@@ -45,7 +45,6 @@ def render_page(run: Run) -> str:
     return environment.get_template("page.html").render(
         run=run,
         started=any(stage.curves.records for stage in run.stages),
-        titles=TITLES,
         models=models,
         measures=[m for m in MEASURES if any(m in values for values in models.values())],
         best=best if aps.get(best) else "",
@@ -113,7 +112,7 @@ def _ap_cards(aps: Mapping[str, float | None], best: str) -> Iterator[tuple[str,
 def _stage_cards(stage: Stage) -> Iterator[tuple[str, str]]:
     whole = f" of {stage.iterations:,}" if stage.done < stage.iterations else ""
     seconds = stage.curves.mean("time")
-    if 0 < seconds * stage.done < math.inf:
+    if seconds * stage.done > 0:
         speed = f"{number(1 / seconds, 3)} per second"
         what = f"training of the {stage.name}: {stage.done:,}{whole} iterations, {speed}"
         yield f"≈ {duration(seconds * stage.done)}", what
@@ -125,7 +124,6 @@ def _stage_cards(stage: Stage) -> Iterator[tuple[str, str]]:
 
 
 def _facts(stage: Stage) -> str:
-    """Sentences on pseudo-labels, skipped steps and unreadable files."""
     said = []
     if math.isfinite(mean := stage.curves.mean("pseudo_labels/per_image")):
         said.append(f"{number(mean, 3)} pseudo-labels per image on average.")
@@ -136,6 +134,4 @@ def _facts(stage: Stage) -> str:
         count = stage.curves.get(name).last
         if math.isfinite(count) and count > 0:
             said.append(f"{count:,.0f} {text}.")
-    if lines := stage.curves.unreadable:
-        said.append(f"{lines:,} line{'s' * (lines != 1)} of metrics.json could not be read.")
-    return " ".join([*said, stage.problem])
+    return " ".join(said)

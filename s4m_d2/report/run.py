@@ -13,16 +13,14 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from s4m_d2.report.curves import Curves, finite
+from s4m_d2.report.curves import Curves
 
 logger = logging.getLogger(__name__)
 
 MASKS = "segm"  # Detectron2's name for results on masks
 OF_TEACHER = "teacher"  # key of the EMA teacher's results in the student's
 TITLES = {"teacher": "Stage 1: teacher", "student": "Stage 2: student"}
-LARGEST_COUNT = 10**15  # larger numbers of iterations or images are ignored
 MOST_PICTURES = 14
-MOST_BYTES = 6 << 20  # of all pictures of a page, as files
 MOST_SIDE = 1600  # px; larger pictures are reduced
 JPEG_QUALITY = 85
 # Titles of figures, in the order of the gallery.
@@ -51,18 +49,18 @@ SHOWN = """
 
 
 class Settings:
-    """The most important settings of a run's config; missing or malformed ones are unknown.
+    """The settings of a run's config, a nested dictionary; missing ones are unknown.
 
-    >>> settings = Settings({"SOLVER": {"MAX_ITER": 5, "STEPS": []}, "SEED": -1})
-    >>> settings.get("SOLVER.MAX_ITER"), settings.count("SEED"), settings.get("SOLVER.AMP.ENABLED")
-    (5, 0, None)
+    >>> settings = Settings({"SOLVER": {"MAX_ITER": 5, "STEPS": []}})
+    >>> settings.get("SOLVER.MAX_ITER"), settings.get("SOLVER.AMP.ENABLED")
+    (5, None)
     """
 
     def __init__(self, values: Any = None) -> None:
-        self.values: Mapping[str, Any] = values if isinstance(values, Mapping) else {}
+        self.values = values
 
     def get(self, key: str, default: Any = None) -> Any:
-        value: Any = self.values
+        value = self.values
         for part in key.split("."):
             if not isinstance(value, Mapping) or part not in value:
                 return default
@@ -70,9 +68,9 @@ class Settings:
         return value
 
     def count(self, key: str) -> int:
-        """A key's number; 0 if it is unknown, not a number, negative or too large."""
-        number = finite(self.get(key)) or 0
-        return int(number) if 0 < number <= LARGEST_COUNT else 0
+        """A number of iterations; 0: unknown."""
+        value = self.get(key)
+        return value if isinstance(value, int) else 0
 
     def shown(self) -> list[tuple[str, str]]:
         """(key, text) of the settings to show."""
@@ -92,7 +90,6 @@ class Stage:
         iterations: of the whole stage; 0: unknown.
         burn_in: of stage 2.
         finished: whether its final checkpoint exists.
-        problem: message about an unreadable file.
     """
 
     name: str
@@ -101,7 +98,6 @@ class Stage:
     iterations: int = 0
     burn_in: int = 0
     finished: bool = False
-    problem: str = ""
 
     @property
     def title(self) -> str:
@@ -110,11 +106,7 @@ class Stage:
     @property
     def done(self) -> int:
         """Number of trained iterations, from the records."""
-        if self.finished and self.iterations:
-            return self.iterations
-        last = self.curves.last_iteration
-        done = 0 if last is None else last + 1
-        return min(done, self.iterations) if self.iterations else done
+        return self.iterations if self.finished else self.curves.iterations
 
     @property
     def progress(self) -> str:
@@ -155,7 +147,7 @@ class Picture(NamedTuple):
 def pictures_of(
     folders: Iterable[tuple[str, str]], files: Iterable[tuple[str, str]] = ()
 ) -> list[Picture]:
-    """Read the latest figure of each kind; unreadable ones are left out.
+    """Read the latest figure of each kind, up to MOST_PICTURES; unreadable ones are left out.
 
     Args:
         folders: (title, folder of NAME_ITERATION.png) of each stage.
@@ -165,47 +157,35 @@ def pictures_of(
     for stage, folder in folders:
         found += [(f"{stage} · {title}", path) for title, path in _latest(folder)]
     pictures: dict[str, Picture] = {}  # by content: stages share what does not depend on models
-    size = 0
     for title, path in found:
         try:
-            content, shape = _jpeg(path)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            uri, shape = _jpeg(path)
+        except (OSError, ValueError, SyntaxError) as error:
             logger.warning("The picture '%s' is left out of the report: %s", path, error)
-            continue
-        uri = f"data:image/jpeg;base64,{base64.b64encode(content).decode('ascii')}"
-        if uri in pictures:
-            continue
-        size += len(content)
-        if size > MOST_BYTES or len(pictures) == MOST_PICTURES:
-            logger.warning("The report has room for %d pictures only.", len(pictures))
-            break
-        pictures[uri] = Picture(title, uri, shape)
-    return list(pictures.values())
+        else:
+            pictures.setdefault(uri, Picture(title, uri, shape))
+    return list(pictures.values())[:MOST_PICTURES]
 
 
-def _latest(folder: str) -> list[tuple[str, str]]:
+def _latest(folder: str) -> Iterator[tuple[str, str]]:
     """(title, path) of the latest figure of each kind, in the gallery's order."""
-    latest: dict[str, tuple[int, str]] = {}
     names = os.listdir(folder) if os.path.isdir(folder) else []
-    for match in filter(None, map(_NUMBERED.fullmatch, sorted(names))):
-        latest[match[1]] = max(latest.get(match[1], (0, "")), (int(match[2]), match[0]))
-    kinds = [*(kind for kind in FIGURES if kind in latest), *sorted(latest.keys() - FIGURES.keys())]
-    return [
-        (
-            f"{FIGURES.get(kind, kind.replace('_', ' '))} after {latest[kind][0]:,} iterations",
-            os.path.join(folder, latest[kind][1]),
-        )
-        for kind in kinds
-    ]
+    numbered = filter(None, map(_NUMBERED.fullmatch, names))
+    latest = {m[1]: m for m in sorted(numbered, key=lambda m: int(m[2]))}
+    for kind, title in FIGURES.items():
+        if match := latest.get(kind):
+            yield f"{title} after {int(match[2]):,} iterations", os.path.join(folder, match[0])
 
 
-def _jpeg(path: str) -> tuple[bytes, tuple[int, int]]:
+def _jpeg(path: str) -> tuple[str, tuple[int, int]]:
+    """A picture as a data URI, and its (width, height)."""
     with Image.open(path, formats=("PNG",)) as file:  # others may start programs
         picture = file.convert("RGB")
     picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
     content = io.BytesIO()
     picture.save(content, format="JPEG", quality=JPEG_QUALITY, optimize=True)
-    return content.getvalue(), picture.size
+    text = base64.b64encode(content.getvalue()).decode("ascii")
+    return f"data:image/jpeg;base64,{text}", picture.size
 
 
 @dataclass
@@ -233,18 +213,9 @@ class Run:
     written: str = ""
 
     @property
-    def expected(self) -> list[str]:
-        """Names of the stages requested by the config."""
+    def complete(self) -> bool:
+        """Whether every stage that the config asks for is trained to its end."""
         stage, weights = self.settings.get("S4M.STAGE"), self.settings.get("S4M.TEACHER_WEIGHTS")
         without = {"teacher": stage == "student" or weights, "student": stage == "teacher"}
-        return [name for name in TITLES if not without[name]]
-
-    @property
-    def complete(self) -> bool:
         finished = {stage.name for stage in self.stages if stage.finished}
-        return bool(finished) and finished >= set(self.expected)
-
-    @property
-    def missing(self) -> list[str]:
-        """Requested stages that have not begun."""
-        return [name for name in self.expected if name not in {s.name for s in self.stages}]
+        return finished >= {name for name in TITLES if not without[name]}

@@ -13,7 +13,6 @@ So the result does not depend on the order of the masks, and contains every clas
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from s4m_d2.data.segmentations import compressed_rle
 from s4m_d2.errors import DatasetError, InputError
+from s4m_d2.structures import encode_masks
 
 BACKGROUND, VOID = 0, 255
 O_S_THRESH, O_P_THRESH = 0.5, 0.85
@@ -98,60 +98,34 @@ def enhance(
         array([[3, 3, 3, 0, 7]])
     """
     classes = _classes(pseudo_label)
-    masks = _checked(masks, pseudo_label.shape)
-    if not len(classes) or not len(masks):
+    rles = _encoded(masks, pseudo_label.shape)
+    if not len(classes) or not len(rles):
         return pseudo_label.copy()
-    overlaps, areas = _overlaps(masks, pseudo_label, classes)
-    class_areas = [np.count_nonzero(pseudo_label == index) for index in classes]
-    pixels = map(torch.as_tensor, (overlaps, areas, class_areas))
+    by_column = np.asfortranarray(pseudo_label)  # the order of run lengths
+    segments = [mask_utils.encode((by_column == c).view(np.uint8)) for c in classes]
+    areas = mask_utils.area(rles).astype(np.int64)
+    # Of a crowd, COCO's IoU is the share of the first mask's area.
+    shares = mask_utils.iou(rles, segments, [True] * len(segments))
+    overlaps = np.rint(shares * areas[:, None]).astype(np.int64)
+    pixels = map(torch.as_tensor, (overlaps, areas, mask_utils.area(segments).astype(np.int64)))
     found = assign_masks(*pixels, o_s_thresh=o_s_thresh, o_p_thresh=o_p_thresh)
     owners, o_s, selected = (values.numpy() for values in found)
     kept = pseudo_label == VOID
     if keep_uncovered:
-        kept |= ~functools.reduce(np.logical_or, map(_decoded, masks))
+        kept |= ~_decoded(mask_utils.merge(rles))
     enhanced = np.where(kept, pseudo_label, np.zeros((), pseudo_label.dtype))
     rows = np.flatnonzero(selected)
-    rows = rows[np.lexsort((-owners[rows], o_s[rows], -areas[rows]))]
-    _paint(enhanced, pseudo_label, classes, {row: owners[row] for row in rows.tolist()}, masks)
-    return enhanced
-
-
-def _paint(
-    enhanced: np.ndarray,
-    pseudo_label: np.ndarray,
-    classes: np.ndarray,
-    owners: Mapping[int, int],
-    masks: np.ndarray | list[dict[str, Any]],
-) -> None:
-    """Paint masks (number → index of the class), later ones over earlier; then restore classes."""
-    for row, owner in owners.items():
-        np.copyto(enhanced, classes[owner], where=_decoded(masks[row]))
-    lost = np.delete(classes, list(owners.values()))  # those without a selected mask
+    for row in rows[np.lexsort((-owners[rows], o_s[rows], -areas[rows]))]:  # the winner is last
+        np.copyto(enhanced, classes[owners[row]], where=_decoded(rles[row]))
+    lost = np.delete(classes, owners[rows])  # those without a selected mask
     np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
     while len(lost := np.setdiff1d(classes, enhanced)):  # covered; once each, as none overlap
         np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
+    return enhanced
 
 
-def _overlaps(
-    masks: np.ndarray | list[dict[str, Any]], label: np.ndarray, classes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N, K) pixels that each mask shares with each class, (N,) pixels of each mask; int64."""
-    if isinstance(masks, list):
-        by_column = np.asfortranarray(label)  # the order of run lengths
-        segments = [mask_utils.encode((by_column == c).view(np.uint8)) for c in classes]
-        areas = mask_utils.area(masks).astype(np.int64)
-        # Of a crowd, COCO's IoU is the share of the first mask's area.
-        shares = mask_utils.iou(masks, segments, [True] * len(segments))
-        return np.rint(shares * areas[:, None]).astype(np.int64), areas
-    place = np.searchsorted(classes, label).clip(max=len(classes) - 1)
-    place[classes[place] != label] = len(classes)  # no class
-    counts = np.array([np.bincount(place[mask], minlength=len(classes) + 1) for mask in masks])
-    return counts[:, :-1], counts.sum(axis=1)
-
-
-def _decoded(mask: np.ndarray | dict[str, Any]) -> np.ndarray:
-    """(H, W) bool."""
-    return mask if isinstance(mask, np.ndarray) else mask_utils.decode(mask).view(bool)
+def _decoded(rle: dict[str, Any]) -> np.ndarray:
+    return mask_utils.decode(rle).view(bool)
 
 
 def checked_rles(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> list[dict[str, Any]]:
@@ -171,33 +145,28 @@ def checked_rles(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> l
     return rles
 
 
-def _checked(masks: Masks, size: tuple[int, ...]) -> np.ndarray | list[dict[str, Any]]:
-    """Check and convert to an (N, H, W) bool array, or a list of compressed RLEs."""
-    if isinstance(masks, Tensor):
-        masks = masks.cpu().numpy()
-    if not isinstance(masks, np.ndarray):
+def _encoded(masks: Masks, size: tuple[int, ...]) -> list[dict[str, Any]]:
+    if not isinstance(masks, Tensor | np.ndarray):
         return checked_rles(masks, (size[0], size[1]))
-    if masks.dtype != bool or masks.ndim != 3 or masks.shape[1:] != size:
+    masks = masks if isinstance(masks, Tensor) else torch.tensor(masks)
+    if masks.dtype != torch.bool or masks.ndim != 3 or masks.shape[1:] != size:
         raise InputError(
             f"masks must be (N, {size[0]}, {size[1]}) bool like the pseudo-label, got "
-            f"{masks.shape} {masks.dtype}"
+            f"{tuple(masks.shape)} {masks.dtype}"
         )
-    return masks
+    return encode_masks(masks)
 
 
 def _classes(pseudo_label: np.ndarray) -> np.ndarray:
     """The classes of a pseudo-label, ascending, of its dtype."""
-    is_array = isinstance(pseudo_label, np.ndarray)
-    if not is_array or pseudo_label.ndim != 2 or pseudo_label.dtype.kind not in "iu":
-        found = f"{pseudo_label.shape} {pseudo_label.dtype}" if is_array else type(pseudo_label)
-        raise InputError(
-            f"pseudo_label must be an (H, W) array of class indices, got {found}; of CAM scores "
-            "take the class of the highest one first"
-        )
-    classes = np.setdiff1d(pseudo_label, (BACKGROUND, VOID))
-    if len(classes) and classes[0] < 0:
-        raise InputError(
-            f"pseudo_label has the class index {classes[0]}; expected {BACKGROUND} for background, "
-            f"{VOID} for void and positive classes"
-        )
-    return classes
+    if not isinstance(pseudo_label, np.ndarray) or pseudo_label.ndim != 2:
+        found = f"{type(pseudo_label).__name__} {np.shape(pseudo_label)}"
+    elif pseudo_label.dtype.kind not in "iu" or pseudo_label.min(initial=0) < 0:
+        found = f"{pseudo_label.dtype} from {pseudo_label.min()} on"
+    else:
+        return np.setdiff1d(pseudo_label, (BACKGROUND, VOID))
+    raise InputError(
+        f"pseudo_label must be an (H, W) array of integers, {BACKGROUND} for background, {VOID} "
+        f"for void, positive classes, got {found}; of CAM scores take the class of the highest one "
+        "first"
+    )

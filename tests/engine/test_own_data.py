@@ -7,7 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.errors import ConfigError, DatasetError
+from s4m_d2.errors import ConfigError, DatasetError, InputError
 
 from .own_runs import CONFIG, change_json, copied, make_data, overrides, own_options, parsed
 
@@ -72,9 +72,7 @@ def test_an_image_is_labeled_unlabeled_or_of_the_drawn_split(data, read):
     labeled, val, unlabeled = (names(s) for s in ("own_labeled", "own_val", "own_unlabeled"))
     assert labeled | val == {f"street_{i:05d}.png" for i in range(8)}
     assert not labeled & val and not unlabeled & (val | labeled) and len(unlabeled) == 4
-    assert own.stored.left_out == {
-        "not an image": 1, "in the validation set": len(val), "labeled": len(labeled)
-    }  # fmt: skip
+    assert own.stored.left_out == {"in the validation set": len(val), "labeled": len(labeled)}
     assert all(reason in own.findings()[0].text for reason in own.stored.left_out)
     read(own_options(data))
     assert names("own_val") == val
@@ -155,14 +153,13 @@ def without_images(content):
 
 REFUSED = {
     "no labeled json": ({"labeled": None}, {}, ConfigError, "--labeled"),
-    "no unlabeled folder": ({"unlabeled": None}, {}, ConfigError, "--unlabeled"),
+    "no unlabeled folder": ({"unlabeled": None}, {}, DatasetError, "--unlabeled"),
     "missing files": (
         {"labeled": "no.json", "images": "no", "unlabeled": "nowhere", "val": "x.json"}, {},
         DatasetError, r"(?s)4 problems.*--labeled.*no\.json.*--images.*--val.*--unlabeled",
     ),
-    "fraction": ({}, {"S4M__DATA__VAL_FRACTION": 1.0}, ConfigError, "VAL_FRACTION is 1.0"),
+    "fraction": ({}, {"S4M__DATA__VAL_FRACTION": 1.0}, InputError, "VAL_FRACTION.* got 1.0"),
     "names too": ({}, {"DATASETS__TRAIN": "('x',)"}, ConfigError, "DATASETS.TRAIN and S4M.DATA"),
-    "split seed": ({}, {"S4M__SPLIT_SEED": 3}, ConfigError, "--val"),
 }  # fmt: skip
 
 

@@ -7,7 +7,6 @@ import re
 
 import pytest
 import torch
-from PIL import Image
 
 from s4m_d2.engine.checkpointing.weight_names import model_weights
 from s4m_d2.engine.command.arguments import read_config
@@ -99,14 +98,10 @@ def test_a_run_continues_with_the_data_that_it_began_with(finished, tmp_path, ca
     (run / "student" / "results.json").unlink()
     (run / "student" / "last_checkpoint").unlink()
     before = stamps(run)
-    with Image.open(data / "labeled" / "street_00000.png") as image:
-        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(data / "unlabeled" / "new.png")
-    (data / "unlabeled" / "street_00008.png").unlink()
     change_json(data / "annotations.json", lambda c: c.update(annotations=c["annotations"][:-5]))
     capsys.readouterr()
     assert train_net(*own_options(data), "--resume", *overrides(run)) == 0
     said = " ".join((run / "log.txt").read_text().split())
-    assert "1 image(s) were added" in said and "1 image(s) have gone" in said
     assert "annotations.json is not what it was when the run began" in said
     after = stamps(run)
     assert {path: after[path] for path in before} == before  # the data and stage 1 stay

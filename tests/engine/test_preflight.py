@@ -21,6 +21,8 @@ WRONG = [
     ("S4M.EMA_DECAY", 1.0),
     ("S4M.REFINE.SEPL.O_S_THRESH", 2.0),
     ("S4M.QUALITY.SIZE_LIMITS", (9, 4)),
+    ("S4M.PSEUDO_LABEL.COUNT_BAND", (5.0, 1.0)),
+    ("S4M.MAX_BAD_STEPS", -1),
     ("S4M.BURN_IN", 1001),
     ("S4M.BURN_IN", -1),
     ("S4M.ARP.PAIR_FRACTION", 0.75),

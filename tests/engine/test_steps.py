@@ -18,7 +18,7 @@ from s4m_d2.engine.checks.config_checks import config_errors
 from s4m_d2.engine.training import hooks as module
 from s4m_d2.engine.training.hooks import BadSteps, BufferSyncHook, EMATeacherHook
 from s4m_d2.engine.training.step import PRECISIONS, TeacherStep, fetch_step, gradient_norms
-from s4m_d2.errors import ConfigError, DivergenceError
+from s4m_d2.errors import DivergenceError
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.transfers import TO_HOST, to_device
 
@@ -135,8 +135,6 @@ def test_more_bad_steps_in_a_row_than_allowed_end_the_run(limit, tmp_path):
     assert second.iter == last
     named = f"iteration {last}", "'first' is nan", f"image_{last}.png", str(tmp_path)
     assert all(part in str(stop.value) for part in named)
-    with pytest.raises(ConfigError, match="S4M.MAX_BAD_STEPS"):
-        BadSteps(-1, "unused", 0)
 
 
 def test_the_teacher_does_not_move_after_a_skipped_step(tmp_path):

@@ -55,7 +55,7 @@ def swapped(image, ids, root):
 
 
 MALFORMED = {
-    "no partner": (lambda image, ids, root: ids.unlink(), "instanceIds.png does not exist"),
+    "no partner": (lambda image, ids, root: ids.unlink(), "instanceIds.png cannot be read"),
     "partner is a folder": (ids_are_a_folder, "instanceIds.png cannot be read"),
     "empty file of ids": (lambda image, ids, root: ids.write_bytes(b""), "Ids.png cannot be read"),
     "other size": (ids_become(ids_of(7)[:, 1:]), r"\(24, 39\), but its image .*\(24, 40\)"),

@@ -47,7 +47,7 @@ REFUSED = {  # file name, content, what the message says of it
     "header alone": ("a.png", encoded("PNG")[:40], "cannot be read"),
     "rows missing": ("a.png", png_of(WIDTH, HEIGHT, rows=b"\0" * 9), "truncated"),
     "text named .png": ("a.png", b"left to be done\n", "cannot be read"),
-    "decompression bomb": ("a.png", png_of(30_000, 30_000), "too large.*pixels.*Scale"),
+    "decompression bomb": ("a.png", png_of(30_000, 30_000), "pixels.*too large"),
     "no width": ("a.png", png_of(0, 10), "cannot be read"),
     "16-bit gray": ("a.png", gray16(), "more than 8 bits.*Scale"),
     "32-bit integers": ("a.tiff", encoded(
@@ -165,9 +165,6 @@ def test_annotations_of_an_image_as_stored_name_its_exif_orientation(tmp_path):
     record = {"file_name": path, "annotations": [], "height": HEIGHT, "width": WIDTH}
     with one_error(DatasetError, path, "EXIF"):
         labeled()(record)
-    with pytest.raises(DatasetError) as other:  # turned or not, it has another size
-        labeled()({**record, "height": 2 * HEIGHT})
-    assert "EXIF" not in str(other.value)
 
 
 def test_broken_exif_data_are_ignored(tmp_path):

@@ -2,11 +2,9 @@
 
 import base64
 import doctest
-import math
 from xml.etree import ElementTree
 
 import numpy as np
-import pytest
 
 from s4m_d2.report import charts, page, run
 from s4m_d2.report.charts import CURVES, Chart, Line
@@ -16,8 +14,7 @@ from s4m_d2.report.curves import Curve
 def curve(*values, at=None, spread=0.0):
     y = np.array(values, dtype=float)
     x = np.arange(len(y), dtype=float) * 10 if at is None else np.array(at, dtype=float)
-    y = np.where(np.isfinite(y), y, np.nan)
-    return Curve(x, y - spread, y, y + spread, np.isnan(y).astype(float), y[-1])
+    return Curve(x, y - spread, y, y + spread, y[-1])
 
 
 def svg_of(chart):
@@ -34,25 +31,16 @@ def axes_of(*lines, **options):
 def test_lines_bands_and_marks_are_where_the_values_are():
     marks = [(5, "burn-in ends"), (21, "never")]
     axes = axes_of(Line("a", curve(10, 5, 0, spread=2.5)), Line("b", curve(1, 2)), marks=marks)
-    a, b, mark = axes.lines
+    a, b, zero, mark = axes.lines
     assert a.get_xydata().tolist() == [[0, 10], [10, 5], [20, 0]]
     assert b.get_xydata().tolist() == [[0, 1], [10, 2]]
     [band] = axes.collections  # b has none
     assert band.get_datalim(axes.transData).extents.tolist() == [0, -2.5, 20, 12.5]
-    assert mark.get_xdata() == [5, 5] and [text.get_text() for text in axes.texts] == [marks[0][1]]
-    assert axes.get_xlim() == (0, 20)
+    assert mark.get_xdata() == [5, 5] and [t.get_text().strip() for t in axes.texts] == [
+        "burn-in ends"
+    ]
     low, high = axes.get_ylim()
     assert low <= -2.5 and high >= 12.5
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_values_that_are_not_finite_are_crosses_at_the_top(bad):
-    line, crosses = axes_of(Line("a", curve(1, bad, 3))).lines
-    assert line.get_xydata().tolist() == [[0, 1], [20, 3]]
-    assert crosses.get_xdata().tolist() == [10]
-    chart = Chart("t", "u", [Line("a", curve(1, bad, 3)), Line("b", curve(bad, bad))])
-    text = svg_of(chart) + chart.in_words()
-    assert "nan" not in text and "inf" not in text.replace("finite", "")
 
 
 def test_constant_and_extreme_values_stay_in_the_picture():
@@ -70,7 +58,9 @@ def test_a_chart_is_the_same_each_time_and_told_in_words():
     assert text == svg_of(chart) and len(text) < 40_000
     svg = ElementTree.fromstring(text)
     assert svg.get("viewBox") == "0 0 460 240"
-    assert {"burn-in ends", "1k", "2k", "iteration"} <= {e.text for e in svg.iter()}
+    assert {"burn-in ends", "1000", "2000", "iteration"} <= {
+        (e.text or "").strip() for e in svg.iter()
+    }
     assert chart.in_words().startswith("<script>, u: <b>& from ")
     assert chart.in_words().endswith("; b from 2 to 2, least 2, greatest 2")
 

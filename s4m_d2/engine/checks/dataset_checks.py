@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -77,24 +77,19 @@ def load_records(name: str) -> list[dict]:
         )
     try:
         records = DatasetCatalog.get(name)
+        paths = [record["file_name"] for record in records]
     except DatasetError:
         raise
     except Exception as error:  # of anyone's loader
         raise DatasetError(
-            f"The data set '{name}' cannot be loaded: {error}. Correct its files: relative paths "
-            "lie under $DETECTRON2_DATASETS (default: datasets), and datasets/README.md shows the "
-            "layout."
+            f"The data set '{name}' cannot be loaded: {error}. Correct its loader, or its files: "
+            "relative paths lie under $DETECTRON2_DATASETS (default: datasets), and "
+            "datasets/README.md shows the layout."
         ) from error
-    if not records:
+    if not paths:
         raise DatasetError(
             f"The data set '{name}' has no images. Complete it, or take it out of DATASETS."
         )
-    for index, record in enumerate(records):
-        if not isinstance(record, dict) or not isinstance(record.get("file_name"), str):
-            raise DatasetError(
-                f"The data set '{name}': record {index} has no 'file_name'. Correct its loader, "
-                "which must return Detectron2's records: dictionaries with the path of an image."
-            )
     return records
 
 
@@ -133,9 +128,6 @@ def _look_at(records: Sequence[dict], mapper: Mapper) -> tuple[int, list[str]]:
     """Map some images; returns the number of successes, and messages on failures and on images
     without a size."""
     sample = evenly_spaced(records, SAMPLED_IMAGES)
-    narrowest = max(records, key=_narrowness)  # which resizing may make empty
-    if not any(record is narrowest for record in sample):
-        sample.append(narrowest)
     refused = {}
     for seed, record in enumerate(sample):
         try:
@@ -148,12 +140,6 @@ def _look_at(records: Sequence[dict], mapper: Mapper) -> tuple[int, list[str]]:
     for file_name, reason in refused.items():
         alike.setdefault(reason.replace(file_name, ""), []).append(reason)
     return decoded, [first_of(reasons) for reasons in alike.values()]
-
-
-def _narrowness(record: dict) -> float:
-    """Ratio of an image's sides; 0 if its size is unknown."""
-    sides = [side for key in ("height", "width") if isinstance(side := record.get(key), int)]
-    return max(sides) / max(min(sides), 1) if len(sides) == 2 else 0
 
 
 def _unlabeled_finding(
@@ -183,45 +169,21 @@ def _annotated_findings(
         [a.get("category_id") for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
         for record in records
     ]
-    errors = list(_annotation_errors(name, records, labels, num_classes, len(names)))
-    decoded = 0
-    if not errors:  # else every image would repeat them
-        decoded, reasons = _look_at(records, mapper)
-        errors += map(DatasetError, reasons)
-    per_image = [len(of_image) for of_image in labels]
-    found = metadata.get("findings")  # of our reader
-    text = f"{name}: {len(records):,} images, {sum(per_image):,} instances ({min(per_image)} / "
-    mean, most = sum(per_image) / len(per_image), max(per_image)
-    text += f"{mean:.1f} / {most} per image); {decoded} decoded"
-    text += f"; {found.summary}" if found and found.summary else ""
-    yield Finding(f"{role} data", text, [*shared, *errors], found.warnings if found else ())
-    if shared or errors:
-        return
-    counts = Counter(label for of_image in labels for label in of_image)
-    number = {label: counts[index] for index, label in enumerate(names)}
-    text = ", ".join(f"{label} {count:,}" for label, count in number.items())
-    if len(number) > LISTED_CLASSES:
-        low, high = min(number, key=number.__getitem__), max(number, key=number.__getitem__)
-        text = f"{len(number)} classes, from {low} {number[low]:,} to {high} {number[high]:,}"
-    absent = [label for label in number if not number[label] and role == "labeled"]
-    warning = (
-        f"'{name}' has no instance of {', '.join(absent)}: the model cannot learn it. "
-        "Label images of it, or choose others: a larger split, S4M.SPLIT_SEED, S4M.SPLIT_FILE."
-    )
-    yield Finding(f"{role} classes", text, (), [warning] if absent else [])
-
-
-def _annotation_errors(
-    name: str,
-    records: Sequence[dict],
-    labels: Sequence[Sequence[object]],
-    num_classes: int,
-    num_names: int,
-) -> Iterator[S4MError]:
-    if num_names != num_classes:
-        yield ConfigError(
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected {num_names}, the "
-            f"number of classes of '{name}'."
+    decoded, errors = 0, list(shared)
+    if len(names) != num_classes:  # else every image would repeat it
+        errors.append(
+            ConfigError(
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected {len(names)}, the "
+                f"number of classes of '{name}'."
+            )
+        )
+    elif not any(labels):
+        errors.append(
+            DatasetError(
+                f"The data set '{name}' has {len(records)} images and no instance: there is "
+                "nothing to learn from or to evaluate. Choose a larger split, or check its "
+                "annotations."
+            )
         )
     else:
         wrong = [
@@ -232,11 +194,30 @@ def _annotation_errors(
             for label in of_image
             if label not in range(num_classes)
         ]
-        if wrong:
-            yield DatasetError(first_of(wrong))
-    if not any(labels):
-        yield DatasetError(
-            f"The data set '{name}' has {len(records)} images and no instance: there is "
-            "nothing to learn from or to evaluate. Choose a larger split, or check its "
-            "annotations."
-        )
+        decoded, reasons = (0, [first_of(wrong)]) if wrong else _look_at(records, mapper)
+        errors += map(DatasetError, reasons)
+    counts = [len(of_image) for of_image in labels]
+    found = metadata.get("findings")  # of our reader
+    text = (
+        f"{name}: {len(records):,} images, {sum(counts):,} instances ({min(counts)} / "
+        f"{sum(counts) / len(counts):.1f} / {max(counts)} per image); {decoded} decoded"
+    )
+    text += f"; {found.summary}" if found and found.summary else ""
+    yield Finding(f"{role} data", text, errors, found.warnings if found else ())
+    if not errors:
+        number = Counter(dict.fromkeys(names, 0))
+        number.update(names[label] for of_image in labels for label in of_image)
+        yield _class_finding(role, name, number)
+
+
+def _class_finding(role: str, name: str, number: Mapping[str, int]) -> Finding:
+    text = ", ".join(f"{label} {count:,}" for label, count in number.items())
+    if len(number) > LISTED_CLASSES:
+        low, high = min(number, key=number.__getitem__), max(number, key=number.__getitem__)
+        text = f"{len(number)} classes, from {low} {number[low]:,} to {high} {number[high]:,}"
+    absent = [label for label in number if not number[label] and role == "labeled"]
+    warning = (
+        f"'{name}' has no instance of {', '.join(absent)}: the model cannot learn it. "
+        "Label images of it, or choose others: a larger split, S4M.SPLIT_SEED, S4M.SPLIT_FILE."
+    )
+    return Finding(f"{role} classes", text, (), [warning] if absent else [])

@@ -66,7 +66,6 @@ def launch(main: Main, args: argparse.Namespace) -> None:
 
 
 def _join(main: Main, args: argparse.Namespace) -> None:
-    """Run as one of a launcher's processes."""
     with plain_endings():
         missing = [n for n in (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(n)]
         if missing:
@@ -74,12 +73,6 @@ def _join(main: Main, args: argparse.Namespace) -> None:
                 f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start the processes "
                 "with torchrun, which sets them all, or unset RANK and WORLD_SIZE and use "
                 "--num-gpus."
-            )
-        if args.num_gpus > 1 or args.num_machines > 1:
-            raise ConfigError(
-                "--num-gpus and --num-machines start processes, but a launcher (torchrun) has "
-                "started them already: give the numbers to it (--nproc-per-node, --nnodes) and "
-                "leave them out here."
             )
         rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in _NUMBERS)
     if world_size > 1:
@@ -109,5 +102,4 @@ def _run_and_report(main: Main, args: argparse.Namespace) -> None:
 
 
 def _rank() -> str:
-    """Prefix of messages, with several processes."""
     return f"[rank {comm.get_rank()}] " if comm.get_world_size() > 1 else ""

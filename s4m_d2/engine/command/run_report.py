@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import json
 import logging
 import os
 import platform
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import detectron2
 import numpy
@@ -29,7 +27,7 @@ from s4m_d2.engine.command.failures import as_text
 from s4m_d2.engine.figures.figure_set import FOLDER, FigureSet
 from s4m_d2.engine.labeling import gate, sam_adaptation, sam_quality
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
-from s4m_d2.engine.stages import ITERATIONS, METRICS, RESULTS, STAGES
+from s4m_d2.engine.stages import ITERATIONS, METRICS, STAGES, stored_results
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write, remove_temporaries
 from s4m_d2.report import (
@@ -49,7 +47,6 @@ FACTS, REPORT, CONFIG = "run.json", "report.html", "config.yaml"
 OVERVIEW = "overview.png"  # of the quickstart
 DRAWN_AT_END = ("predictions", "pseudo_labels")
 IMAGES = 4  # of each
-MOST_TEXT = 1 << 20  # characters; the rest of larger files is not read
 GIT_SECONDS = 5  # timeout of git
 
 
@@ -163,11 +160,12 @@ def read_run(folder: str, problem: str = "") -> Run:
     Raises:
         DatasetError: the folder contains no run.
     """
-    config = _text(os.path.join(folder, CONFIG))
-    try:
+    config = ""
+    with suppress(OSError):
+        config = Path(folder, CONFIG).read_text(encoding="utf-8", errors="replace")
+    settings = Settings()
+    with suppress(Exception):  # PyYAML raises many kinds
         settings = Settings(yaml.safe_load(config))
-    except Exception:  # PyYAML raises many kinds
-        settings = Settings()
     present = [name for name in STAGES if os.path.isdir(os.path.join(folder, name))]
     if not config and not present:
         raise DatasetError(
@@ -175,15 +173,13 @@ def read_run(folder: str, problem: str = "") -> Run:
             "Give the OUTPUT_DIR of a training."
         )
     stages = [_stage(os.path.join(folder, name), name, settings) for name in present]
-    facts = _json(os.path.join(folder, FACTS)) or {}
+    facts = stored_results(folder, FACTS)
     measured = {
-        sam_adaptation.ITEM: sam_adaptation.RESULT,
-        sam_quality.ITEM: os.path.join("teacher", sam_quality.RESULT),
-        gate.ITEM: os.path.join("student", gate.RESULT),
+        sam_adaptation.ITEM: stored_results(folder, sam_adaptation.RESULT),
+        sam_quality.ITEM: stored_results(f"{folder}/teacher", sam_quality.RESULT),
+        gate.ITEM: stored_results(f"{folder}/student", gate.RESULT),
     }
-    for item, path in measured.items():
-        decision = _json(os.path.join(folder, path)) or {}
-        facts |= {item: decision["text"]} if "text" in decision else {}
+    facts |= {item: found["text"] for item, found in measured.items() if "text" in found}
     return Run(
         name=os.path.basename(os.path.abspath(folder)),
         stages=stages,
@@ -201,33 +197,14 @@ def read_run(folder: str, problem: str = "") -> Run:
 
 def _stage(folder: str, name: str, settings: Settings) -> Stage:
     own = settings.count("S4M.TEACHER.MAX_ITER") if name == "teacher" else 0
-    results = _json(os.path.join(folder, RESULTS))
+    results = stored_results(folder)
     finished = os.path.isfile(os.path.join(folder, FINAL_CHECKPOINT))
-    done = Settings(results).count(ITERATIONS) if finished else 0
+    done = results.get(ITERATIONS) if finished else 0
     return Stage(
         name=name,
         curves=read_curves(os.path.join(folder, METRICS)),
-        results=results or {},
+        results=results,
         iterations=done or own or settings.count("SOLVER.MAX_ITER"),
         burn_in=settings.count("S4M.BURN_IN") if name == "student" else 0,
         finished=finished,
-        problem=f"{RESULTS} of this stage cannot be read." if results is None else "",
     )
-
-
-def _json(path: str) -> dict[str, Any] | None:
-    """Read a JSON object; {}: no file; None: unreadable."""
-    try:
-        content = json.loads(_text(path)) if os.path.exists(path) else {}
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _text(path: str) -> str:
-    """Read a text file; "": unreadable."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(MOST_TEXT)
-    except OSError:
-        return ""

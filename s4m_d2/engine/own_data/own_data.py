@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from s4m_d2.data import custom
 from s4m_d2.data.annotations import Annotations, read_annotations
-from s4m_d2.data.listing import counted, list_unlabeled
+from s4m_d2.data.listing import list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.checks.findings import Finding, raise_all
@@ -84,8 +84,8 @@ class OwnData:
         """Lines of the report before training: the classes, then each derived setting."""
         names = self.stored.classes
         text = f"{len(names)} class{'es' * (len(names) > 1)}: {', '.join(names)}"
-        if self.stored.left_out:
-            text += f"; left out of the unlabeled folder: {counted(self.stored.left_out)}"
+        for reason, count in self.stored.left_out.items():
+            text += f"; left out of the unlabeled folder: {count:,} {reason}"
         if not self.is_new:
             text += f"; as the run began, in {os.path.relpath(self.folder)}"
         settings = [s for s in self.stored.settings if s.key not in self.kept]
@@ -128,7 +128,7 @@ def load_run(
     for key in filter(cfg.S4M.DATA.get, _PATHS):
         cfg.S4M.DATA[key] = _absolute(cfg.S4M.DATA[key])
     folder = _stored_folder(cfg, resume, eval_only)
-    raise_all(_key_errors(cfg, opts[::2], eval_only))
+    raise_all(_key_errors(cfg, opts[::2]))
     if _CLASSES not in opts[::2]:  # of a file it is another data set's
         explicit.discard(_CLASSES)
     if folder is None:
@@ -149,19 +149,13 @@ def load_run(
 
 
 def _absolute(paths: str | Sequence[str]) -> str | tuple[str, ...]:
-    """A path, or several, from the root and without ~."""
     if isinstance(paths, str):
         return os.path.abspath(os.path.expanduser(paths))
     return tuple(os.path.abspath(os.path.expanduser(path)) for path in paths)
 
 
-def _listed(paths: str | Sequence[str]) -> Sequence[str]:
-    """Of a key of one path or of several."""
-    return ([paths] if paths else []) if isinstance(paths, str) else paths
-
-
-def _key_errors(cfg: CfgNode, overrides: Sequence[str], eval_only: bool) -> Iterator[S4MError]:
-    """Keys of S4M.DATA that are out of range, or do not fit each other or the overridden keys."""
+def _key_errors(cfg: CfgNode, overrides: Sequence[str]) -> Iterator[S4MError]:
+    """Keys of S4M.DATA that do not fit each other or the overridden keys."""
     data = cfg.S4M.DATA
     if not data.LABELED:
         yield ConfigError(
@@ -173,26 +167,12 @@ def _key_errors(cfg: CfgNode, overrides: Sequence[str], eval_only: bool) -> Iter
             f"--images (S4M.DATA.IMAGES) names {len(data.IMAGES)} folders for {len(data.LABELED)} "
             "files of --labeled. Give one for all files, or one for each, in their order."
         )
-    if runs_stage(cfg, "student") and not data.UNLABELED and not eval_only:
-        yield ConfigError(
-            "S4M.DATA.UNLABELED (--unlabeled) is empty: stage 2 needs a folder of unlabeled "
-            "images. (S4M.STAGE teacher runs stage 1 alone.)"
-        )
-    if not 0 <= data.VAL_FRACTION < 1:
-        yield ConfigError(
-            f"S4M.DATA.VAL_FRACTION is {data.VAL_FRACTION}; expected at least 0 and below 1."
-        )
     for key in ("DATASETS.TRAIN", "DATASETS.UNLABELED", "DATASETS.TEST"):
         if key in overrides:
             yield ConfigError(
                 f"{key} and S4M.DATA.LABELED (--labeled) are both given. Name registered data "
                 "sets, or your own files: not both."
             )
-    if cfg.S4M.SPLIT_FILE or cfg.S4M.SPLIT_SEED:
-        yield ConfigError(
-            "S4M.SPLIT_FILE and S4M.SPLIT_SEED choose from registered data sets, not from "
-            "S4M.DATA.LABELED. Leave them; give validation images of your choice with --val."
-        )
 
 
 def _missing_errors(cfg: CfgNode, eval_only: bool) -> Iterator[S4MError]:
@@ -200,7 +180,8 @@ def _missing_errors(cfg: CfgNode, eval_only: bool) -> Iterator[S4MError]:
     for key in ("LABELED", "IMAGES", "VAL", "VAL_IMAGES", *(() if eval_only else ("UNLABELED",))):
         is_json, option = key in ("LABELED", "VAL"), key.lower().replace("_", "-")
         what = "file: give a COCO json of instances" if is_json else "folder: give one"
-        for path in _listed(cfg.S4M.DATA[key]):
+        paths = cfg.S4M.DATA[key]
+        for path in filter(None, [paths] if isinstance(paths, str) else paths):
             if not (os.path.isfile if is_json else os.path.isdir)(path):
                 yield DatasetError(f"--{option} (S4M.DATA.{key}): {path} is no {what}.")
 
@@ -253,8 +234,13 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
         validation = labeled.part(_drawn(labeled, parts, data.VAL_FRACTION) if draws else ())
     held_out = {validation.name(record) for record in validation.records}
     train = {labeled.name(record) for record in labeled.records} - (set() if data.VAL else held_out)
-    needed = runs_stage(cfg, "student") and not eval_only
-    unlabeled, left_out = _unlabeled(cfg, labeled.part(train), validation) if needed else ([], {})
+    unlabeled: list[str] = []
+    left_out: dict[str, int] = {}
+    if runs_stage(cfg, "student") and not eval_only:
+        paths = [record["file_name"] for record in labeled.part(train).records]
+        unlabeled, left_out = list_unlabeled(
+            data.UNLABELED, sorted(held_out), validation.image_root, paths
+        )
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
     facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
     classes = Derived(_CLASSES, len(names), "categories of the json")
@@ -308,7 +294,7 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
     elif stored.has_val:
         root = val_images if stored.val_digest else images
         validation = _read(truth, root, classes=train.classes)
-    notes = _evaluation_notes(validation) if eval_only else _changes(cfg, stored, train, validation)
+    notes = _evaluation_notes(validation) if eval_only else _changes(cfg, stored)
     return OwnData(
         stored=stored,
         labeled=train,
@@ -351,20 +337,8 @@ def _evaluation_notes(validation: Annotations | None) -> Iterator[str]:
             yield f"{validation.json_file} has no instance to evaluate on: every AP is nan."
 
 
-def _unlabeled(
-    cfg: CfgNode, train: Annotations, validation: Annotations | None
-) -> tuple[list[str], dict[str, int]]:
-    """Of S4M.DATA.UNLABELED, see :func:`list_unlabeled`."""
-    held_out = [validation.name(record) for record in validation.records] if validation else []
-    root = validation.image_root if validation else ""
-    labeled = [record["file_name"] for record in train.records]
-    return list_unlabeled(cfg.S4M.DATA.UNLABELED, held_out, root, labeled)
-
-
-def _changes(
-    cfg: CfgNode, stored: files.StoredData, train: Annotations, validation: Annotations | None
-) -> Iterator[str]:
-    """What is another than when the run began, and what that means."""
+def _changes(cfg: CfgNode, stored: files.StoredData) -> Iterator[str]:
+    """Which annotations are others than when the run began, and what that means."""
     data = cfg.S4M.DATA
     for paths, known, found in (
         (", ".join(data.LABELED), stored.labeled_digest, _labeled_digest(cfg)),
@@ -377,16 +351,3 @@ def _changes(
                 f"annotations in {stored_in}. To use the new ones, start a new run in another "
                 "OUTPUT_DIR."
             )
-    if not stored.unlabeled:
-        return
-    listed, before = {*_unlabeled(cfg, train, validation)[0]}, {*stored.unlabeled}
-    if added := len(listed - before):
-        yield (
-            f"Since the run began, {added:,} image(s) were added to {data.UNLABELED}: it "
-            "goes on without them. To use them, start a new run in another OUTPUT_DIR."
-        )
-    if gone := len(before - listed):
-        yield (
-            f"Since the run began, {gone:,} image(s) have gone from {data.UNLABELED}: each "
-            "is skipped, up to S4M.MAX_SKIPPED_IMAGES. Put them back."
-        )

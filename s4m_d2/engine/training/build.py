@@ -17,7 +17,6 @@ from torch import nn
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, StreamLoader, labeled_dataset_names
 from s4m_d2.engine.rng import derive_seed, sample_seeds
-from s4m_d2.errors import ConfigError
 from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
@@ -39,10 +38,6 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         "ADAMW": torch.optim.AdamW,
         "SGD": functools.partial(torch.optim.SGD, momentum=cfg.SOLVER.MOMENTUM),
     }
-    if cfg.SOLVER.OPTIMIZER not in optimizers:
-        raise ConfigError(
-            f"SOLVER.OPTIMIZER is {cfg.SOLVER.OPTIMIZER!r}; choose one of {sorted(optimizers)}."
-        )
     groups = parameter_groups(cfg, model)
     optimizer = optimizers[cfg.SOLVER.OPTIMIZER](groups, lr=cfg.SOLVER.BASE_LR)
     clip = cfg.SOLVER.CLIP_GRADIENTS
@@ -128,26 +123,14 @@ def _stream(
     start_iter: int,
 ) -> Iterable[list[dict]]:
     """Build the loader of a stream with the named mapper and sampler."""
-    world_size = comm.get_world_size()
-    if total_batch % world_size:
-        raise ConfigError(
-            f"The {stream} batch of {total_batch} images cannot be divided among {world_size} "
-            "processes; choose a multiple."
-        )
     seed = derive_seed(cfg.SEED, stream, "order") % 2**SAMPLER_SEED_BITS
-    if sampler == "TrainingSampler":
-        order: Any = TrainingSampler(len(records), seed=seed)
-    elif sampler == "RepeatFactorTrainingSampler":
+    order: Any = TrainingSampler(len(records), seed=seed)
+    if sampler == "RepeatFactorTrainingSampler":
         factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
             records, cfg.DATALOADER.REPEAT_THRESHOLD
         )
         order = RepeatFactorTrainingSampler(factors, seed=seed)
-    else:
-        raise ConfigError(
-            f"The sampler {sampler!r} of the {stream} stream is unknown; "
-            "choose TrainingSampler or RepeatFactorTrainingSampler."
-        )
-    batch_size = total_batch // world_size
+    batch_size = total_batch // comm.get_world_size()
     return StreamLoader(
         records,
         DATASET_MAPPER_REGISTRY.get(mapper)(cfg, True),

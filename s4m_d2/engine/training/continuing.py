@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import itertools
-import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +20,7 @@ from s4m_d2.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+_ITERATION = re.compile(rb'"iteration": (\d+)')
 PERIOD = 20  # iterations between lines of metrics.json, and in a median of it (Detectron2)
 _TIMES = ("data_time", "eta_seconds", "rank_data_time", "time")  # not restored
 _SCHEDULE = "LRScheduler"  # Detectron2's hook
@@ -147,12 +147,11 @@ class ForgivingWriter(EventWriter):
         self._try(self._writer.close)
 
     def _try(self, action: Callable[[], None]) -> None:
-        """Warn once per outage."""
         try:
             action()
             self._failing = False
         except OSError as error:
-            if not self._failing:
+            if not self._failing:  # one warning per outage
                 logger.warning(
                     "%s cannot write: %s. Training continues without these records; free space or "
                     "correct the permissions.", type(self._writer).__name__, error,
@@ -209,18 +208,11 @@ def remove_lines(path: str, first: int) -> None:
     """
     if not os.path.isfile(path):
         return
-    try:
-        with open(path, "rb+") as file:
-            kept = itertools.takewhile(lambda line: _is_before(line, first), file)
-            size = sum(map(len, kept))
-            file.truncate(size)
-    except OSError as error:
-        logger.warning("%s has repeated lines, as it cannot be truncated: %s", path, error)
-
-
-def _is_before(line: bytes, iteration: int) -> bool:
-    """True if a line is complete and its record is of an earlier iteration."""
-    try:
-        return line.endswith(b"\n") and json.loads(line)["iteration"] < iteration
-    except (ValueError, LookupError, TypeError):
-        return line.endswith(b"\n")
+    size = 0
+    with open(path, "rb+") as file:
+        for line in file:
+            found = _ITERATION.search(line)
+            if not line.endswith(b"\n") or (found and int(found[1]) >= first):
+                break
+            size += len(line)
+        file.truncate(size)

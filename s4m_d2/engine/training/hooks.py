@@ -18,7 +18,7 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from s4m_d2.engine.rng import derive_seed, seed_default_generators
-from s4m_d2.errors import ConfigError, DivergenceError, first_names
+from s4m_d2.errors import DivergenceError, first_names
 from s4m_d2.files import atomic_write
 from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -49,8 +49,6 @@ class BadSteps(HookBase):
     """
 
     def __init__(self, max_in_a_row: int, folder: str, seed: int) -> None:
-        if max_in_a_row < 0:
-            raise ConfigError(f"S4M.MAX_BAD_STEPS is {max_in_a_row}; expected 0 or more.")
         self.max_in_a_row, self.folder, self.seed = max_in_a_row, folder, seed
         self.in_a_row = self.total = 0
 
@@ -88,16 +86,12 @@ class BadSteps(HookBase):
                 if parameter.grad is not None and not parameter.grad.norm().isfinite()
             ],
         }
-        processes = comm.all_gather(found)
-        names = [
-            f"{name} ({stream})"
-            for process in processes
-            for stream, of_stream in process["files"].items()
-            for name in of_stream
-        ]
-        self._report(iteration, _reason(processes), first_names(names, MAX_NAMES), processes)
+        self._report(iteration, comm.all_gather(found))
 
-    def _report(self, iteration: int, reason: str, files: str, processes: list[dict]) -> None:
+    def _report(self, iteration: int, processes: list[dict]) -> None:
+        streams = [stream for process in processes for stream in process["files"].items()]
+        names = [f"{name} ({stream})" for stream, of_stream in streams for name in of_stream]
+        reason, files = _reason(processes), first_names(names, MAX_NAMES)
         if comm.is_main_process():
             logger.warning(
                 "Skipped iteration %d: %s (%d in a row, %d in all). Images: %s.",
@@ -206,11 +200,6 @@ class PseudoLabelCountHook(HookBase):
     STATE = ("average", "averaged", "outside")
 
     def __init__(self, band: Sequence[float], iterations: int) -> None:
-        if len(band) != 2 or not 0 <= band[0] <= band[1]:
-            raise ConfigError(
-                f"S4M.PSEUDO_LABEL.COUNT_BAND is {band!r}; expected two numbers of at least 0, the "
-                "smaller first."
-            )
         (self.low, self.high), self.iterations = band, iterations
         self.average, self.averaged = 0.0, 0
         self.outside = 0  # iterations in a row
