@@ -100,8 +100,11 @@ RUNS = {run.__name__: run for run in (quickstart, r50, sepl)}
 STEADY = ("r50",)  # near the stored values wherever they run, to the end
 
 
-def train(folder, config, iterations, *, kill_at=None, **options) -> dict[str, Any]:
-    """Both stages; the second kills itself in the iteration ``kill_at`` and is resumed."""
+def train(folder, config, iterations, *, kill_at=None, tolerance=0.0, **options) -> dict[str, Any]:
+    """Both stages; the second kills itself in the iteration ``kill_at`` and is resumed.
+
+    Losses that it repeats then differ by ``tolerance`` of their value at most.
+    """
     make_toyscapes(folder)
     lengths = {"SOLVER.MAX_ITER": iterations, "S4M.TEACHER.MAX_ITER": iterations}
     lengths |= {"S4M.BURN_IN": iterations // 2, "SOLVER.CHECKPOINT_PERIOD": iterations // 2 + 1}
@@ -116,7 +119,7 @@ def train(folder, config, iterations, *, kill_at=None, **options) -> dict[str, A
             if kill_at is not None:
                 command(folder, "train_net.py", *words, losses=stage, kill_at=kill_at)
         command(folder, "train_net.py", *words, losses=stage)
-        values["losses"][stage] = read_losses(folder / stage)
+        values["losses"][stage] = read_losses(folder / stage, tolerance)
         values["weights"][stage] = checksum(final[stage])
     return values
 
@@ -173,12 +176,13 @@ def _run(words: list[str], log: Path, losses: Path | None, kill_at: int | None) 
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def read_losses(path: Path) -> dict[str, list[float]]:
-    """name → value of each iteration; one that a resumed run repeats must have the same value."""
+def read_losses(path: Path, tolerance: float = 0.0) -> dict[str, list[float]]:
+    """name → value of each iteration; one that a resumed run repeats must have the same value,
+    but for a share of it."""
     found: dict[str, dict[int, float]] = {}
     for iteration, name, value in map(json.loads, path.read_text().splitlines()):
         first = found.setdefault(name, {}).setdefault(iteration, value)
-        if first != value:
+        if not abs(value - first) <= tolerance * abs(first):
             raise AssertionError(f"{name} in iteration {iteration}: {first}, resumed: {value}")
     return {name: [values[i] for i in sorted(values)] for name, values in sorted(found.items())}
 

@@ -2,25 +2,31 @@
 
     make gpu-check
     make gpu-check STEPS="kernels tests"
-    python tools/gpu_check.py --simulated kernels ddp     # without a GPU, and without figures
+    python tools/gpu_check.py --document      # the last results, into docs/performance.md
+    python tools/gpu_check.py --simulated     # without a GPU: small, and without figures
 
 Each step is a process of its own, of at most three minutes. It writes STEP.json and STEP.log into
-the output folder, and a step that fails does not end the others. summary.md has all of them in a
-table, which docs/performance.md takes over. Needed are the environment of `make setup` and a C
-compiler, and no network, data set or weights: what is not generated is random.
+the output folder, and a step that fails does not end the others. summary.md has the last results of
+all steps in a table. Needed are the environment of `make setup`, a C compiler and Python's headers
+(for Triton), and no network, data set or weights: what is not generated is random.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,29 +39,71 @@ from tabulate import tabulate  # noqa: E402
 
 from s4m_d2.files import atomic_write  # noqa: E402
 
-LIMIT = 180  # seconds of a step
-ITERATIONS, WARMUP = 30, 3
-HALF = 2e-2  # how far half precision may be from the losses of the first iteration on a CPU
+SCRIPT, PAGE = Path(__file__).resolve(), ROOT / "docs" / "performance.md"
+LIMIT, LIMIT_OF_ALL = 180, 600  # seconds of a step, and of a call
+TIMED = 60  # seconds after which fewer iterations have to do
+CURVE = 0.2  # how far a stage's mean loss may be from a CPU's, whose points are drawn differently
+RESUMED = 2e-2  # how far the first loss after a stop may be from the one before it
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}  # of the kernels
 CITYSCAPES_LEVELS = [(64, 128), (32, 64), (16, 32)]  # of a crop of 512 x 1024
+ONE_BY_ONE = ("S4M.SAM.MAX_IMAGES", "1")  # else SAM takes half of the memory that is free
+HALF = ("S4M.PSEUDO_LABEL.PRECISION", "amp", "S4M.SAM.PRECISION", "auto")
+CHOICES = {
+    "as configured": (),
+    "without TF32": ("S4M.TF32", "False"),
+    "bfloat16": ("S4M.AMP_PRECISION", "bfloat16"),
+    "labeling in half precision": HALF,
+    "SAM image by image": ONE_BY_ONE,
+    "plain deformable attention": (),
+}
+YES, NO, PARTLY = "yes", "**no**", "in part"
+BEGIN, END = "<!-- gpu-check -->\n", "<!-- end of gpu-check -->\n"
 
 
-def kernels(folder: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Extent:
+    """How much a step does, and where."""
+
+    iterations: int = 30
+    warmup: int = 3
+    images: int = 0  # of a batch; 0: the step's
+    divisor: int = 1  # of the sides of images and maps
+    sam: str = "config"
+    marks: str = "gpu"
+    words: tuple[str, ...] = ("--images", "4", "--repeats", "3")  # of tools/benchmark.py
+    group: tuple[str, str] = ("nccl", "cuda")
+
+
+SMALL = "--size 64x128 --images 2 --instances 3 --sam tiny_toyscapes --repeats 1 --warmup 0"
+SIMULATED = Extent(
+    iterations=1,
+    warmup=0,
+    images=2,
+    divisor=8,
+    sam="tiny_toyscapes",
+    marks="gpu and not slow",
+    words=(*SMALL.split(), "--no-memory"),
+    group=("gloo", "cpu"),
+)
+
+
+def kernels(folder: Path, extent: Extent) -> dict[str, Any]:
     """The Triton kernels at Mask2Former's shapes beside the plain form in float64."""
     from s4m_d2.layers.ms_deform_attn import _kernels_compile, deformable_sampling
 
-    cells, draws = sum(h * w for h, w in CITYSCAPES_LEVELS), torch.Generator().manual_seed(0)
+    levels = [(h // extent.divisor, w // extent.divisor) for h, w in CITYSCAPES_LEVELS]
+    cells, draws = sum(h * w for h, w in levels), torch.Generator().manual_seed(0)
     shapes = [(2, cells, 8, 32), (2, cells, 8, 3, 4, 2), (2, cells, 8, 3, 4), (2, cells, 256)]
     inputs = [torch.rand(shape, generator=draws).to("cuda") for shape in shapes]
 
     def results(dtype: torch.dtype) -> list[torch.Tensor]:
         value, locations, weights = (x.to(dtype).requires_grad_() for x in inputs[:3])
-        output = deformable_sampling(value, CITYSCAPES_LEVELS, locations, weights)
+        output = deformable_sampling(value, levels, locations, weights)
         wanted = value, locations, weights
         return [output, *torch.autograd.grad(output, wanted, inputs[3].to(dtype))]
 
-    found: dict[str, Any] = {"compile": _kernels_compile(inputs[0].device)}
-    assert found["compile"], "Triton cannot compile here"
+    assert _kernels_compile(inputs[0].device), "Triton cannot compile here"
+    found: dict[str, Any] = {}
     for dtype, tolerance in TOLERANCES.items():
         # What rounds the inputs is no error of the kernels.
         inputs[:] = [x.to(dtype).float() for x in inputs]
@@ -66,134 +114,175 @@ def kernels(folder: Path) -> dict[str, Any]:
     return found
 
 
-def tests(folder: Path) -> dict[str, Any]:
+class Outcomes:
+    """A plugin of pytest that counts results, and keeps the names of tests that fail."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.failed: list[str] = []
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed:
+            self.failed.append(report.nodeid)
+        elif report.when == "call" or report.skipped:
+            self.counts[report.outcome] += 1
+
+
+def tests(folder: Path, extent: Extent) -> dict[str, Any]:
     """The tests that are marked gpu."""
     import pytest
 
-    status = pytest.main(["-m", "gpu", "-q", "-p", "no:cacheprovider", str(ROOT / "tests")])
+    outcomes, rooms = Outcomes(), [ROOT / "tests", ROOT / "detectron2_lite" / "tests"]
+    words = ["-m", extent.marks, "-q", "-p", "no:cacheprovider", *map(str, rooms)]
+    words += ["-k", "not compiled_graph"] if extent.divisor > 1 else []
+    status = pytest.main(words, plugins=[outcomes])
+    assert not outcomes.failed, f"{len(outcomes.failed)} failed: {' '.join(outcomes.failed)}"
     assert status == 0, f"pytest ends with {status!r}"
-    return {}
+    return dict(outcomes.counts)
 
 
-def toyscapes(folder: Path, precision: str) -> dict[str, Any]:
+def toyscapes(folder: Path, extent: Extent, precision: str) -> dict[str, Any]:
     """Both stages, the second killed and resumed, beside the stored losses of a CPU."""
     import reference_runs
 
-    run = folder / f"toyscapes_{precision}"
-    run.mkdir(exist_ok=True)
     changes = {"MODEL.DEVICE": "cuda", "SOLVER.AMP.ENABLED": True, "S4M.AMP_PRECISION": precision}
-    options = reference_runs.SMALL | changes
-    found = reference_runs.train(run, reference_runs.QUICKSTART, 20, kill_at=14, **options)
-    moved = reference_runs.differences(found, reference_runs.stored("quickstart"))
-    assert moved[0] <= HALF, f"the first iteration's losses differ by {moved[0]:.1e}"
-    return {"first iteration": moved[0], "last iteration": moved[-1]}
+    options = {**reference_runs.SMALL, **changes, "kill_at": 12, "tolerance": RESUMED}
+    with tempfile.TemporaryDirectory(dir=folder) as run:
+        curves = reference_runs.train(Path(run), reference_runs.QUICKSTART, 20, **options)
+    found: dict[str, Any] = {"curves": {}}
+    for stage, stored in reference_runs.stored("quickstart")["losses"].items():
+        curve, of_cpu = curves["losses"][stage]["total_loss"], stored["total_loss"]
+        found["curves"][stage] = {"GPU": curve, "CPU": of_cpu}
+        found[f"{stage}'s loss / a CPU's"] = ratio = sum(curve) / sum(of_cpu)
+        found[f"{stage}'s, at its end"] = curve[-1] / of_cpu[-1]
+        assert abs(ratio - 1) <= CURVE, f"{stage}: the mean loss is {ratio:.2f} times a CPU's"
+    return found
 
 
-def timed(step: Any, iterations: int) -> float:
+def timed(step: Callable[[], Any], extent: Extent, iterations: int) -> float:
     """Seconds of a call."""
-    for _ in range(WARMUP):
+    for _ in range(extent.warmup):
         step()
     torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(iterations):
+    start, done = time.perf_counter(), 0
+    while done < min(iterations, extent.iterations) and time.perf_counter() - start < TIMED:
         step()
+        done += 1
     torch.cuda.synchronize()
-    return (time.perf_counter() - start) / iterations
+    return (time.perf_counter() - start) / done
 
 
-def stage_two(shapes: str, images: int = 0, opts: tuple[str, ...] = (), **changes: Any) -> Any:
+def stage_two(extent: Extent, shapes: str, images: int, opts: tuple[str, ...] = ()) -> Any:
     """Stage 2 at published shapes, with random weights, ViT-L and synthetic images."""
-    from benchmarking.bench import CASES, CONFIG_SAM, Bench
+    from benchmarking.bench import CASES, Bench
 
-    case = replace(CASES[shapes], device="cuda", sam=CONFIG_SAM, images=images, opts=opts)
-    return Bench(replace(case, **changes), 2)
+    case = CASES[shapes]
+    height, width = (side // extent.divisor for side in case.image_size)
+    case = replace(case, image_size=(height, width), images=extent.images or images)
+    return Bench(replace(case, device="cuda", sam=extent.sam, opts=opts), 2)
 
 
-def published(folder: Path, shapes: str) -> dict[str, Any]:
+def fitting(make: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns; None if the GPU's memory does not suffice."""
+    gc.collect()  # models refer to themselves
+    torch.cuda.empty_cache()
+    with contextlib.suppress(torch.cuda.OutOfMemoryError):
+        return make(*arguments)
+
+
+def published(folder: Path, extent: Extent, shapes: str) -> dict[str, Any]:
     """Stage 2 at the published batch, or the largest part of it that fits, beside the estimate."""
     from benchmarking import ours
+    from benchmarking.bench import CASES, case_config
 
-    from s4m_d2.engine.checks.resource_checks import activation_bytes
+    from s4m_d2.engine.checks.resource_checks import stage_memory, step_bytes
 
-    images = 16
-    while True:
-        try:
-            bench = stage_two(shapes, images)
-            step = ours.training_step(bench)
-            held = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            seconds = timed(step, ITERATIONS)
-            break
-        except torch.cuda.OutOfMemoryError:
-            assert images > 2, "2 images are too many"
-            bench = step = None
-            torch.cuda.empty_cache()
-            images //= 2
-    return {
-        "images": f"{images} + {images}",
-        "seconds": seconds,
-        "images per second": 2 * images / seconds,
-        "peak, GiB": torch.cuda.max_memory_allocated() / 2**30,
-        "estimate, GiB": (held + activation_bytes(bench.cfg, "student", 1)) / 2**30,
-    }
+    def measured(images: int) -> dict[str, Any]:
+        bench = stage_two(extent, shapes, images, ONE_BY_ONE)
+        images = len(bench.labeled)
+        torch.cuda.reset_peak_memory_stats()
+        seconds = timed(ours.training_step(bench), extent, extent.iterations)
+        estimate = stage_memory(bench.cfg, "student", bench.student, bench.sam)
+        return {
+            "images": f"{images} + {images}",
+            "seconds": seconds,
+            "images per second": 2 * images / seconds,
+            "peak, GiB": torch.cuda.max_memory_allocated() / 2**30,
+            "estimate, GiB": (estimate + step_bytes(bench.cfg, "student")) / 2**30,
+        }
+
+    images, found = case_config(CASES[shapes], 2).SOLVER.IMS_PER_BATCH, None
+    while found is None:
+        assert images > 1, "2 + 2 images are too many"
+        found = fitting(measured, images)
+        images //= 2
+    return found
 
 
-def choices(folder: Path) -> dict[str, Any]:
+def choices(folder: Path, extent: Extent) -> dict[str, Any]:
     """Seconds of a step of 4 + 4 images with each choice that waits for a measurement."""
     from benchmarking import ours
 
     from s4m_d2.layers import ms_deform_attn
 
-    def seconds(*opts: str) -> float:
-        return timed(ours.training_step(stage_two("cityscapes", 4, opts)), 10)
+    def seconds(opts: tuple[str, ...]) -> float:
+        step = ours.training_step(stage_two(extent, "cityscapes", 4, opts))
+        return timed(step, extent, 10)
 
-    found = {"as configured": seconds(), "without TF32": seconds("S4M.TF32", "False")}
-    found["bfloat16"] = seconds("S4M.AMP_PRECISION", "bfloat16")
-    labeling = ("S4M.PSEUDO_LABEL.PRECISION", "amp", "S4M.SAM.PRECISION", "auto")
-    found["labeling in half precision"] = seconds(*labeling)
-    ms_deform_attn.USE_TRITON = False
-    return {**found, "plain deformable attention": seconds()}
+    found = {}
+    for name, opts in CHOICES.items():
+        ms_deform_attn.USE_TRITON = not name.startswith("plain")
+        found[name] = fitting(seconds, opts) or "out of memory"
+    return found
 
 
-def benchmark(folder: Path) -> dict[str, Any]:
+def benchmark(folder: Path, extent: Extent) -> dict[str, Any]:
     """Stage 2 and its parts beside their plain forms: benchmark.json."""
     import benchmark
+    from benchmarking import timing
 
-    words = "--shapes cityscapes --device cuda --stage 2 --images 4 --repeats 3 --output".split()
-    assert benchmark.main([*words, str(folder)]) == 0, "the benchmark failed"
+    timing.MATRIX_SIDE["cuda"] //= extent.divisor**2
+    timing.COPIED_BYTES["cuda"] //= extent.divisor**2
+    words = ["--shapes", "cityscapes", "--device", "cuda", "--stage", "2", *extent.words]
+    assert benchmark.main([*words, "--output", str(folder)]) == 0, "the benchmark failed"
     [stage] = json.loads((folder / "benchmark.json").read_text())["stages"]
-    return {"plain / ours": stage["step"]["ratio"]}
+    return {"plain / ours": stage["step"]["ratio"]["median"]}
 
 
-def ddp(folder: Path) -> dict[str, Any]:
+def ddp(folder: Path, extent: Extent) -> dict[str, Any]:
     """Two steps under DDP with NCCL, in a world of one."""
     from benchmarking import ours
+    from benchmarking.bench import CASES, Bench
     from detectron2.utils.events import EventStorage
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
-    rendezvous = f"file://{tempfile.mkdtemp()}/rendezvous"
-    distributed.init_process_group("nccl", init_method=rendezvous, rank=0, world_size=1)
-    step = ours.stage_step(stage_two("quickstart", 2))
-    step.model = DistributedDataParallel(step.model, broadcast_buffers=False)
-    with EventStorage(0) as step.storage:
-        for step.iter in range(2):
-            step.run_step()
-    loss = step.storage.latest()["total_loss"][0]
-    distributed.destroy_process_group()
+    backend, device = extent.group
+    with tempfile.TemporaryDirectory() as place:
+        rendezvous = f"file://{place}/rendezvous"
+        distributed.init_process_group(backend, init_method=rendezvous, rank=0, world_size=1)
+        bench = Bench(replace(CASES["quickstart"], device=device, images=2), 2)
+        step = ours.stage_step(bench)
+        step.model = DistributedDataParallel(step.model, broadcast_buffers=False)
+        with EventStorage(0) as step.storage:
+            for step.iter in range(2):
+                step.run_step()
+        loss = step.storage.latest()["total_loss"][0]
+        distributed.destroy_process_group()
     assert math.isfinite(loss) and step.bad_steps.total == 0, f"the loss is {loss}"
     return {"loss": loss}
 
 
-def evaluation(folder: Path) -> dict[str, Any]:
+def evaluation(folder: Path, extent: Extent) -> dict[str, Any]:
     """An image of 1024 x 2048 through the model, with encoded masks."""
     from s4m_d2.evaluation import masks_as_rle
 
-    student = stage_two("cityscapes", 1).student.eval()
-    image = torch.arange(3 * 1024 * 2048).view(3, 1024, 2048).remainder(251).byte()
+    student = stage_two(extent, "cityscapes", 1).student.eval()
+    shape = 3, 1024 // extent.divisor, 2048 // extent.divisor
+    image = torch.arange(math.prod(shape)).view(shape).remainder(251).byte()
     torch.cuda.reset_peak_memory_stats()
     with torch.no_grad(), masks_as_rle(student):
-        seconds = timed(lambda: student([{"image": image}]), 10)
+        seconds = timed(lambda: student([{"image": image}]), extent, 10)
     return {"seconds": seconds, "peak, GiB": torch.cuda.max_memory_allocated() / 2**30}
 
 
@@ -209,51 +298,109 @@ STEPS = {
     "ddp": ddp,
     "evaluation": evaluation,
 }
+SPEED = "published sizes, seconds and memory"
+NOT_SIMULATED = {
+    "kernels": "Triton (the plain form computes)",
+    "tests": "CUDA's kernels, Triton, torch.compile, slow tests",
+    "toyscapes_float16": "CUDA's arithmetic and draws",
+    "toyscapes_bfloat16": "CUDA's arithmetic and draws",
+    "ddp": "NCCL and a GPU (gloo and the CPU compute)",
+}
 
 
 def run_step(name: str, folder: Path, simulated: bool) -> None:
     """In a process of its own: do it, and write its results."""
-    device = contextlib.nullcontext()
-    if simulated:
+    device: Any = contextlib.nullcontext()
+    if simulated and name != "ddp":  # which computes on the CPU then
         from simulated_gpu.device import GPU, install
 
         install()
         device = GPU
     with device:
-        found = STEPS[name](folder)
+        found = STEPS[name](folder, SIMULATED if simulated else Extent())
+    found = {"right": YES, **found}
+    if simulated:
+        found = {k: v for k, v in found.items() if name in NOT_SIMULATED or k == "images"}
+        found = {**found, "right": PARTLY, "not in simulation": NOT_SIMULATED.get(name, SPEED)}
     with atomic_write(folder / f"{name}.json") as file:
-        json.dump({"ok": True, **found}, file, indent=1)
+        json.dump(found, file, indent=1)
 
 
-def start_step(name: str, folder: Path, options: list[str], environment: Any) -> dict[str, Any]:
-    """Start a step; its results, or why there are none, which are in STEP.json then."""
+def start_step(
+    name: str, folder: Path, options: list[str], limit: float | None, environment: Any
+) -> None:
+    """Start a step and wait for it. Its results, or why there are none, are in STEP.json then."""
     path, start = folder / f"{name}.json", time.perf_counter()
     path.unlink(missing_ok=True)
-    command = [sys.executable, __file__, name, "--alone", "--output", str(folder), *options]
-    limit = None if options else LIMIT
+    command = [sys.executable, str(SCRIPT), name, "--alone", "--output", str(folder), *options]
     with (folder / f"{name}.log").open("w+") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
         try:
-            subprocess.run(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, timeout=limit
-            )
+            status = process.wait(limit)
         except subprocess.TimeoutExpired:
-            log.write(f"\nit took more than {LIMIT} s")
+            status = f"no time left after {limit:.0f} s"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # and what it started
+            process.wait()
         log.seek(0)
-        lines = log.read().split("\n")
-    found = {"ok": False, "error": next(filter(str.strip, reversed(lines)), "no message")}
-    if path.exists():
+        lines = [line for line in log.read().split("\n") if line.strip()]
+    found = {"right": NO, "error": f"{lines[-1] if lines else 'no message'} (exit: {status})"}
+    if path.exists() and status == 0:
         found = json.loads(path.read_text())
     found["step, s"] = time.perf_counter() - start
     with atomic_write(path) as file:
         json.dump(found, file, indent=1)
-    return found
 
 
-def row(name: str, found: dict[str, Any]) -> list[str]:
+def row(name: str, folder: Path) -> list[str]:
     """A step's line of the table."""
-    values = {key: value for key, value in found.items() if key not in ("ok", "step, s")}
-    texts = [f"{k} {v:.3g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()]
-    return [name, "yes" if found["ok"] else "**no**", f"{found['step, s']:.0f}", "; ".join(texts)]
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return [name, "not run", "", ""]
+    found = json.loads(path.read_text())
+    right, seconds = found.pop("right"), found.pop("step, s")
+    texts = [
+        f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in found.items()
+        if not isinstance(value, dict)
+    ]
+    return [name, right, f"{seconds:.0f}", "; ".join(texts).replace("|", "\\|")]
+
+
+def summarize(folder: Path, machine: str) -> str:
+    """Write summary.md, a table of the last results of all steps; its text."""
+    rows = [row(name, folder) for name in STEPS]
+    table = tabulate(rows, ["step", "right", "s", "found"], tablefmt="pipe", disable_numparse=True)
+    text = f"{machine}, PyTorch {torch.__version__}\n\n{table}\n"
+    with atomic_write(folder / "summary.md") as file:
+        file.write(text)
+    return text
+
+
+def document(summary: Path, page: Path) -> None:
+    """Put the table of summary.md between the marks of a page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    with atomic_write(page) as file:
+        file.write(before + BEGIN + summary.read_text() + END + after)
+
+
+def run_steps(names: list[str], folder: Path, simulated: bool) -> bool:
+    """Run steps one after the other; whether none has failed."""
+    end, options, environment = time.perf_counter() + LIMIT_OF_ALL, [], None
+    with tempfile.TemporaryDirectory() as library:
+        if simulated:
+            import simulated_gpu
+
+            options, environment = ["--simulated"], simulated_gpu.environment(Path(library))
+        for name in names:
+            limit = None if simulated else max(0.0, min(LIMIT, end - time.perf_counter()))
+            start_step(name, folder, options, limit, environment)
+            print(*row(name, folder), sep="  ", flush=True)
+    return NO not in [row(name, folder)[1] for name in names]
 
 
 def main() -> int:
@@ -261,36 +408,28 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)}")
-    parser.add_argument("--output", type=Path, default=Path("output/gpu-check"))
+    parser.add_argument("--output", type=Path, help="default: output/gpu-check[-simulated]")
     parser.add_argument("--simulated", action="store_true", help="on a CPU that plays a GPU")
+    parser.add_argument("--document", action="store_true", help="run nothing; write docs")
     parser.add_argument("--alone", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if unknown := set(args.steps) - set(STEPS):
         parser.error(f"no step {', '.join(sorted(unknown))}; choose from {', '.join(STEPS)}")
+    default = Path("output", "gpu-check-simulated" if args.simulated else "gpu-check")
+    folder = (args.output or default).resolve()
     if args.alone:
-        run_step(args.steps[0], args.output.resolve(), args.simulated)
+        run_step(args.steps[0], folder, args.simulated)
+        return 0
+    if args.document:
+        document(folder / "summary.md", PAGE)
         return 0
     if not (args.simulated or torch.cuda.is_available()):
         parser.error("PyTorch finds no GPU here; --simulated does without one")
-    args.output.mkdir(parents=True, exist_ok=True)
-    options, environment = [], None
-    with tempfile.TemporaryDirectory() as folder:
-        if args.simulated:
-            import simulated_gpu
-
-            options, environment = ["--simulated"], simulated_gpu.environment(Path(folder))
-        results = {}
-        for name in args.steps or STEPS:
-            results[name] = start_step(name, args.output, options, environment)
-            print(*row(name, results[name]), sep="  ", flush=True)
-    gpu = "simulated" if args.simulated else torch.cuda.get_device_name()
-    rows = [row(name, found) for name, found in results.items()]
-    table = tabulate(rows, ["step", "right", "s", "found"], tablefmt="pipe", disable_numparse=True)
-    text = f"{gpu}, PyTorch {torch.__version__}\n\n{table}\n"
-    with atomic_write(args.output / "summary.md") as file:
-        file.write(text)
-    print(f"\n{text}\n{args.output}/summary.md")
-    return 0 if all(found["ok"] for found in results.values()) else 1
+    folder.mkdir(parents=True, exist_ok=True)
+    is_right = run_steps(args.steps or list(STEPS), folder, args.simulated)
+    machine = "Simulated GPU" if args.simulated else torch.cuda.get_device_name()
+    print(f"\n{summarize(folder, machine)}\n{folder}/summary.md")
+    return 0 if is_right else 1
 
 
 if __name__ == "__main__":

@@ -71,7 +71,8 @@ def _kernels_compile(device: torch.device) -> bool:
     except Exception as error:  # no compiler, no headers, an unknown GPU, ...
         logger.warning(
             "Triton cannot compile its kernels here (%s). Deformable attention is computed in "
-            "plain PyTorch, which takes longer. For the kernels install a C compiler, such as gcc.",
+            "plain PyTorch, which takes longer. For the kernels install a C compiler, such as gcc, "
+            "and Python's headers (python3-dev).",
             (str(error).splitlines() or [type(error).__name__])[0],
         )
         return False

@@ -74,18 +74,18 @@ FOLLOW = [
     (CPU, (), {}, BATCH, (4,)),
     (CPU, (), {"labeled": 3}, BATCH, (3,)),
     (CPU, (), {"labeled": 1}, BATCH, (2,)),  # ARP needs two
-    (GPU, (), sized(480, 640), BATCH, (2,)),  # (0.9 * 24 - 6) / (14 * 0.41): 640 x 640
-    (LARGE, (), {"labeled": 400}, BATCH, (11,)),
+    (GPU, (), sized(480, 640), BATCH, (4,)),  # (0.9 * 24 - 6) / 2 / (0.5 + 2.75 * 0.41): 640 x 640
+    (LARGE, (), {"labeled": 400, **sized(1024, 1024)}, BATCH, (9,)),
     (LARGE, (), {"labeled": 400, **sized(100, 100)}, BATCH, (16,)),
     (Machine(80 * GIB, 4), (), {"labeled": 400}, BATCH, (16,)),
     (Machine(80 * GIB, 3), (), {"labeled": 400}, BATCH, (15,)),
-    (Machine(24 * GIB, 4), (), {"labeled": 400}, BATCH, (8,)),
+    (Machine(24 * GIB, 4), (), {"labeled": 400, **sized(1024, 1024)}, BATCH, (8,)),
     (Machine(0, 2), (), {"labeled": 6}, BATCH, (6,)),
     # Iterations follow from counts within bounds.
     (CPU, (), {"labeled": 40, "unlabeled": 400}, LENGTHS, (300, 800)),  # the quickstart's
     (CPU, (), {"labeled": 100, "unlabeled": 5000}, LENGTHS, (750, 8000)),
     (CPU, (), {"labeled": 400, "unlabeled": 1000}, LENGTHS, (3000, 6000)),  # twice stage 1
-    (GPU, (), {"labeled": 50, "unlabeled": 5000}, LENGTHS, (3750, 50_000)),
+    (GPU, (), {"labeled": 100, "unlabeled": 5000}, LENGTHS, (3750, 25_000)),
     (GPU, (), {"labeled": 20, "unlabeled": 100}, LENGTHS, (2000, 5000)),
     (GPU, (), {"labeled": 5000, "unlabeled": 5000}, LENGTHS, (90_000, 180_000)),
     (CPU, ("S4M.STAGE", "teacher"), {"unlabeled": 0}, LENGTHS[:1], (300,)),

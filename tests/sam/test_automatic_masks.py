@@ -281,7 +281,7 @@ def test_settings_out_of_range_are_refused_by_name():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("layers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_on_cuda_the_masks_are_those_of_the_cpu(tiny, layers):
     sam = load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes").cuda()
     there = SegmentAnythingBackend(sam, precision="float32")

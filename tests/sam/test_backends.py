@@ -240,7 +240,6 @@ def test_on_a_gpu_only_labels_that_are_there_cost_a_wait(backend):
     images, sizes = three_images()
     points, labels = mixed_prompts()
     images, points = images.cuda(), [p.cuda() for p in points]
-    there.prompt(there.encode(images, sizes), points, labels)  # sets libraries up
     torch.cuda.set_sync_debug_mode("error")
     try:
         encoded = there.encode(images, sizes)

@@ -219,8 +219,9 @@ def test_the_config_selects_it_with_its_settings():
     assert {key: getattr(chosen, key.lower()) for key in settings} == settings
 
 
-def tiny_refiner(device="cpu"):
-    few = AutomaticMaskSettings(points_per_side=8, pred_iou_thresh=0.6, stability_score_thresh=0.6)
+def tiny_refiner(device="cpu", side=8):
+    thresholds = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.6}
+    few = AutomaticMaskSettings(points_per_side=side, **thresholds)
     sam = load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes").to(device)
     backend = SegmentAnythingBackend(sam)
     return SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, few))
@@ -267,11 +268,12 @@ def test_with_the_tiny_sam_parts_of_objects_become_the_objects_also_in_a_padded_
 @pytest.mark.gpu
 def test_on_a_gpu_it_is_the_same():
     image, _, selection = scene(0)
-    expected = tiny_refiner()([selection], image[None], [(128, 256)]).labels[0].masks
-    labels = selection.labels
+    refined = tiny_refiner(side=5)([selection], image[None], [(128, 256)])
+    expected, labels = refined.labels[0].masks, selection.labels
+    assert refined.num_fallbacks < len(labels)
     on_gpu = PseudoLabels(*(getattr(labels, n).cuda() for n in ("labels", "masks", "scores")))
     there = Selection(on_gpu, selection.mask_logits.cuda(), selection.content_size, {})
-    refined = tiny_refiner("cuda")([there], image[None].cuda(), [(128, 256)])
+    refined = tiny_refiner("cuda", 5)([there], image[None].cuda(), [(128, 256)])
     masks = refined.labels[0].masks
     assert masks.is_cuda and refined.predicted_ious.is_cuda
     assert (masks.cpu() != expected).float().mean() < 1e-2

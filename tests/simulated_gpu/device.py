@@ -30,6 +30,7 @@ aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
 NOT_OURS = ("site-packages", __file__)  # in the names of files
 CPUGenerator = torch.Generator
+OTHER_DRAWS = 0x5EED  # of the same seed, a GPU's generator draws other numbers than a CPU's
 INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default}
 INDEXING |= {aten._index_put_impl_.default}
 TAKES_BOTH = INDEXING | {aten.copy_.default, aten._to_copy.default, aten._foreach_copy_.default}
@@ -114,7 +115,7 @@ class Generator(CPUGenerator):
         return self.simulated
 
     def manual_seed(self, seed):
-        super().manual_seed(seed)
+        super().manual_seed(seed ^ OTHER_DRAWS if self.simulated.type == "cuda" else seed)
         self.devices.setdefault(self.initial_seed(), set()).add(self.simulated.type)
         return self
 

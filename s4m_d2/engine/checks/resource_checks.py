@@ -22,18 +22,15 @@ from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
 from s4m_d2.engine.checkpointing.weight_names import ClassLists
 from s4m_d2.engine.checks.config_checks import needs_sam, sam_errors
 from s4m_d2.engine.checks.findings import Finding, in_units, raise_all
+from s4m_d2.engine.own_data.derived_settings import activation_bytes
 from s4m_d2.engine.own_data.own_data_files import class_lists
 from s4m_d2.engine.stages import STAGES, final_weights, runs_stage, stage_config
 from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.losses.structural_distillation import build_distillation
-from s4m_d2.modeling.meta_arch import LARGE_SCALE_JITTER
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.semi import build_refiner
 
 _Built = TypeVar("_Built")
-# Activations of a training step on a GPU: of each image (labeled or unlabeled), and of each million
-# of its pixels. Fitted to tools/memory.py: ResNet-50 with AMP, crops of 512 x 1024 and 1024 x 1024.
-BYTES_OF_IMAGE, BYTES_OF_MEGAPIXEL = 1 << 29, 11 << 28
 _OPTIMIZER_COPIES = {"ADAMW": 2, "SGD": 1}  # tensors of a trained parameter's size in its state
 
 
@@ -291,21 +288,15 @@ def stage_memory(
     return size + (sam_bytes(sam) if needs_sam(cfg, stage) else 0)
 
 
-def activation_bytes(cfg: CfgNode, stage: str, num_processes: int = 1) -> int:
-    """Bytes of activations of one process's step of a stage, estimated for a ResNet-50 with AMP.
+def step_bytes(cfg: CfgNode, stage: str, num_processes: int = 1) -> int:
+    """Bytes of activations of one process's step of a stage on a GPU: an estimate.
 
     Args:
         cfg: of the stage.
     """
-    size, crop = cfg.INPUT, cfg.INPUT.CROP
-    pixels = max(size.MIN_SIZE_TRAIN) * size.MAX_SIZE_TRAIN
-    if size.DATASET_MAPPER_NAME == LARGE_SCALE_JITTER:
-        pixels = size.IMAGE_SIZE**2
-    elif crop.ENABLED and crop.TYPE == "absolute":
-        pixels = crop.SIZE[0] * crop.SIZE[1]
     images = cfg.SOLVER.IMS_PER_BATCH
     images += (cfg.S4M.UNLABELED_IMS_PER_BATCH or images) if stage == "student" else 0
-    return int(images / num_processes * (BYTES_OF_IMAGE + BYTES_OF_MEGAPIXEL * pixels / 1e6))
+    return int(images / num_processes * activation_bytes(cfg))
 
 
 def memory_finding(
@@ -322,7 +313,7 @@ def memory_finding(
         return Finding("memory", "nothing to train")
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
     needs = {s: stage_memory(cfg, s, model, sam, num_processes) for s in stages}
-    extra = {s: activation_bytes(stage_config(cfg, s), s, num_processes) for s in stages if on_gpu}
+    extra = {s: step_bytes(stage_config(cfg, s), s, num_processes) for s in stages if on_gpu}
     stage = max(needs, key=lambda s: needs[s] + extra.get(s, 0))
     needed = needs[stage] * (1 if on_gpu else num_local)  # of one memory
     available, where = available_memory(cfg.MODEL.DEVICE), "of the GPU" if on_gpu else "available"

@@ -21,10 +21,10 @@ LSJ = "coco_instance_lsj"
 _JITTER_TENTHS = range(5, 21)  # shortest edges from 0.5 to 2 times the image's
 _MOST_JITTER = 4  # maximum of the longer edge, in longer edges of a typical image
 
-# Memory of a stage-2 step: a labeled and an unlabeled image of a megapixel through a ResNet-50
-# model with AMP, and both models with SAM. Estimates.
-_BYTES_A_MEGAPIXEL_PAIR = 14 * _GIB
-_BYTES_OF_MODELS = 6 * _GIB
+# Activations of a training step on a GPU: of each image (labeled or unlabeled), and of each million
+# of its pixels. Fitted to tools/memory.py: ResNet-50 with AMP, crops of 512 x 1024 and 1024 x 1024.
+_BYTES_OF_IMAGE, _BYTES_OF_MEGAPIXEL = _GIB // 2, 11 * _GIB // 4
+_BYTES_OF_MODELS = 6 * _GIB  # both, the optimizer's state, a large SAM, and what CUDA takes itself
 _MEMORY_USED = 0.9
 _FEWEST_A_PROCESS, _MOST_IN_BATCH = 2, 16  # ARP exchanges instances between two images
 
@@ -188,11 +188,8 @@ def _queries(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
 def _batch(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derived]:
     a_process, why = _CPU_BATCH, "on a CPU"
     if machine.gpu_bytes:
-        height, width = cfg.INPUT.IMAGE_SIZE, cfg.INPUT.IMAGE_SIZE
-        if cfg.INPUT.DATASET_MAPPER_NAME != LSJ:
-            height, width = cfg.INPUT.CROP.SIZE
         free = _MEMORY_USED * machine.gpu_bytes - _BYTES_OF_MODELS
-        a_process = int(free / (_BYTES_A_MEGAPIXEL_PAIR * height * width / 1e6))
+        a_process = int(free / (2 * activation_bytes(cfg)))  # labeled and unlabeled
         why = f"estimated for {machine.gpu_bytes / _GIB:.0f} GiB a GPU"
     labeled = facts.labeled // machine.processes
     if labeled < a_process:
@@ -202,6 +199,17 @@ def _batch(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derive
     if machine.processes > 1:
         why += f", {machine.processes} processes"
     yield Derived("SOLVER.IMS_PER_BATCH", a_process * machine.processes, why)
+
+
+def activation_bytes(cfg: CfgNode) -> float:
+    """Bytes of an image's activations in a training step on a GPU: an estimate."""
+    size, crop = cfg.INPUT, cfg.INPUT.CROP
+    pixels = max(size.MIN_SIZE_TRAIN) * size.MAX_SIZE_TRAIN
+    if size.DATASET_MAPPER_NAME == LSJ:
+        pixels = size.IMAGE_SIZE**2
+    elif crop.ENABLED and crop.TYPE == "absolute":
+        pixels = crop.SIZE[0] * crop.SIZE[1]
+    return _BYTES_OF_IMAGE + _BYTES_OF_MEGAPIXEL * pixels / 1e6
 
 
 def _iterations(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derived]:
