@@ -249,6 +249,18 @@ def test_the_image_on_disk_may_have_another_suffix_if_it_is_the_only_one(convert
     assert status == 1 and "1.bmp" in said and "1.png" in said
 
 
+def test_an_image_is_found_by_the_longest_end_of_its_path(convert, tmp_path):
+    """Of a file that was moved: images of one name in several folders are told apart."""
+    for place in ("one", "two/one"):
+        (tmp_path / "photos" / place).mkdir(parents=True)
+        (tmp_path / "photos" / place / "1.png").write_bytes(
+            (tmp_path / "photos" / "1.png").read_bytes()
+        )
+    files = {"1.json": labelme(shape("circle"), name="../../far/two/one/1.png")}
+    _, content, said = convert(files=files)
+    assert (said, content["images"][0]["file_name"]) == ("", "two/one/1.png")
+
+
 PICTURE = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
@@ -258,7 +270,7 @@ PICTURE = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np
         ("3.png", "PNG", "3.png"),
         ("new/3.jpg", "JPEG", "new/3.jpg"),
         ("3.tif", "PNG", "3.png"),
-        ("..\\elsewhere\\3.png", "PNG", "3.png"),
+        ("..\\elsewhere\\3.png", "PNG", "elsewhere/3.png"),
     ],
 )
 def test_embedded_images_are_written_where_they_are_missing(convert, tmp_path, name, form, written):

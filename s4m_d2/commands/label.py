@@ -2,7 +2,7 @@
 
     s4m-label --weights output/own/student/model_final.pth --images DIR --output OUT
     s4m-label --weights W --images DIR --output OUT --format labelme --score 0.8
-    torchrun --nproc-per-node 4 tools/label.py --weights W --images DIR --output OUT
+    torchrun --nproc-per-node 4 -m s4m_d2.commands.label --weights W --images DIR --output OUT
     s4m-label --merge --output OUT
 
 Images are labeled as in stage 2: in tiles if the training used tiles, above a class probability,
@@ -50,7 +50,7 @@ from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.structures import as_rles, plain_rle
 
 ONE_INSTANCE = "0.7"  # IoU above which two labels are of one instance
-SETTINGS = "label.json"  # of OUT: with what it was labeled
+SETTINGS = ".label.json"  # of OUT: with what it was labeled; LabelMe's files have no such names
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -159,9 +159,11 @@ def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
     wanted = {key: getattr(args, key) for key in keys}
     wanted |= {"images": os.path.abspath(args.images), **content}
     path = os.path.join(args.output, SETTINGS)
-    os.makedirs(args.output, exist_ok=True)
-    present = os.listdir(args.output)  # looked at once: other processes begin at the same time
-    if SETTINGS in present:
+    # Looked at once: other processes begin at the same time.
+    present = os.listdir(args.output) if os.path.isdir(args.output) else []
+    if SETTINGS not in present and any(not name.startswith(".") for name in present):
+        raise ConfigError(f"--output '{args.output}' is not empty. Choose another folder.")
+    if SETTINGS in present and any(_rows(args.output)):
         found = read_results(path)
         changed = [key for key in wanted if found.get(key) != wanted[key]]
         if changed:
@@ -169,9 +171,6 @@ def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
                 f"--output '{args.output}' was labeled with another {' and '.join(changed)}. "
                 "Choose another folder, or repeat the command as it was."
             )
-        return
-    if any(not name.startswith(".") for name in present):
-        raise ConfigError(f"--output '{args.output}' is not empty. Choose another folder.")
     write_results(wanted, path)
 
 

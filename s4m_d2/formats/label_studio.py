@@ -19,8 +19,10 @@ def write(
 ) -> str:
     """Write ``folder``/tasks.json and interface.xml.
 
-    Images are named as Label Studio's local storage serves them, with ``image_root`` as its root.
-    Each piece of a mask is a region of its own, as its polygons have neither pieces nor holes.
+    Images are named as Label Studio serves local files if the folder that holds ``image_root`` is
+    its LOCAL_FILES_DOCUMENT_ROOT; it refuses that root itself as a storage. Each piece of a mask is
+    a region of its own, as its polygons have neither pieces nor holes. A task's score is the least
+    of its instances.
     """
     labels = "".join(f"    <Label value={quoteattr(name)}/>\n" for name in names)
     with atomic_write(os.path.join(folder, INTERFACE)) as file:
@@ -32,19 +34,20 @@ def write(
     with atomic_write(path) as file:
         file.write("[")
         for number, row in enumerate(rows()):
-            file.write((",\n" if number else "\n") + json.dumps(_task(row, names)))
+            image = os.path.join(os.path.basename(image_root), row["file_name"])
+            file.write((",\n" if number else "\n") + json.dumps(_task(row, image, names)))
         file.write("]\n")
     return path
 
 
-def _task(row: dict, names: Sequence[str]) -> dict:
+def _task(row: dict, image: str, names: Sequence[str]) -> dict:
     scores = [instance["score"] for instance in row["instances"]]
     return {
-        "data": {"image": f"/data/local-files/?d={quote(row['file_name'])}"},
+        "data": {"image": f"/data/local-files/?d={quote(os.fsencode(image))}"},
         "predictions": [
             {
                 "model_version": "s4m_d2",
-                "score": sum(scores) / len(scores) if scores else 0.0,
+                "score": min(scores, default=0.0),
                 "result": list(_regions(row, names)),
             }
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,10 +24,16 @@ def write(
 ) -> str:
     """Write ``folder``/NAME.json for each image, which it names by a relative path.
 
-    Pieces of an instance share a "group_id". A mask with holes is LabelMe's shape "mask".
+    Images of one name but for the suffix keep it: NAME.jpg.json. A file that exists is kept, as
+    LabelMe saves corrections in place. Pieces of an instance share a "group_id". A mask with holes
+    is LabelMe's shape "mask".
     """
+    stems = Counter(os.path.splitext(row["file_name"])[0] for row in rows())
     for row in rows():
-        path = os.path.join(folder, f"{os.path.splitext(row['file_name'])[0]}.json")
+        stem = os.path.splitext(row["file_name"])[0]
+        path = os.path.join(folder, f"{stem if stems[stem] == 1 else row['file_name']}.json")
+        if os.path.exists(path):
+            continue
         image = os.path.join(image_root, row["file_name"])
         content = {
             "version": VERSION,

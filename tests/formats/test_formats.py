@@ -106,6 +106,18 @@ def test_labelme(rows, tmp_path):
     assert classes == [NAMES[n % 2] for n in range(4)]
 
 
+def test_labelme_keeps_corrections_and_images_that_differ_in_their_suffix(rows, tmp_path):
+    write("labelme", rows, tmp_path)
+    corrected = tmp_path / "out" / "b.json"
+    corrected.write_text("corrected")
+    write("labelme", rows, tmp_path)
+    assert corrected.read_text() == "corrected"
+    corrected.unlink()
+    write("labelme", [*rows, {**rows[1], "file_name": "b.jpg"}], tmp_path)
+    names = {p.name: json.loads(p.read_text())["imagePath"] for p in corrected.parent.glob("*.json")}
+    assert names == {"b.png.json": "../images/b.png", "b.jpg.json": "../images/b.jpg"}
+
+
 @pytest.mark.slow
 def test_labelme_itself_reads_its_files(rows, tmp_path):
     """Where it is installed: with what it needs, it takes 600 MB."""
@@ -123,7 +135,7 @@ def test_labelme_itself_reads_its_files(rows, tmp_path):
 
 def test_label_studio(rows, tmp_path):
     tasks = json.loads(open(write("label-studio", rows, tmp_path)).read())
-    assert tasks[0]["data"]["image"] == "/data/local-files/?d=sub/a%20b.png"
+    assert tasks[0]["data"]["image"] == "/data/local-files/?d=images/sub/a%20b.png"
     assert tasks[1]["predictions"][0]["result"] == []
     regions = tasks[0]["predictions"][0]["result"]
     assert len({region["id"] for region in regions}) == len(regions) == 5  # one has two pieces

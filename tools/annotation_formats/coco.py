@@ -108,9 +108,14 @@ class CocoFile:
         return record
 
     def _find(self, image: LabeledImage) -> Path:
-        """The image below the folder: by its path or else its name, with any suffix of an image."""
-        starts = [folder for folder in (image.folder, self._root) if folder is not None]
-        paths = [start / image.name for start in starts] + [self._root / Path(image.name).name]
+        """The image below the folder: by its path or as much of the path's end as there is.
+
+        If there is none, one with another suffix.
+        """
+        parts = Path(image.name).parts
+        paths = [self._root.joinpath(*parts[start:]) for start in range(len(parts))]
+        if image.folder is not None:
+            paths.insert(0, image.folder / image.name)
         places = [Path(os.path.abspath(path)) for path in paths]
         places = [place for place in places if self._root in place.parents]
         for place in places:

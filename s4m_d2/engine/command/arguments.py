@@ -11,6 +11,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.engine.checks.config_checks import check_config
+from s4m_d2.engine.command.failures import EXIT_INTERRUPTED, as_mistake, as_text
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.own_data.own_data import OwnData, load_run
 from s4m_d2.engine.stages import last_weights, run_config
@@ -87,9 +88,14 @@ def run_with_overrides(
     try:
         words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
         return run(parse(words), overrides)
-    except S4MError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    except (S4MError, OSError) as error:
+        if as_mistake(error) is None:
+            raise
+        print(as_text(error), file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def model_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
