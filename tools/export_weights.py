@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Write the student's or the teacher's weights of a checkpoint as a plain Mask2Former file."""
+"""Write the student or the teacher of a checkpoint for other programs."""
 
 import sys
 

@@ -1,10 +1,14 @@
-"""Write the student's or the teacher's weights of a checkpoint as a plain Mask2Former file.
+"""Write the student or the teacher of a checkpoint for other programs.
 
     python tools/export_weights.py output/student/model_final.pth student.pth
     python tools/export_weights.py --model teacher output/student/model_final.pth t.safetensors
+    s4m-export --format transformers output/student/model_final.pth student-hf
 
-A .pth file contains only {"model": weights}; Mask2Former and Detectron2 read it, as does
-MODEL.WEIGHTS here. Every kind of checkpoint that this project reads can be exported.
+--format weights: a plain Mask2Former file. A .pth file contains only {"model": weights};
+Mask2Former and Detectron2 read it, as does MODEL.WEIGHTS here. Every kind of checkpoint that this
+project reads can be exported. --format transformers: a folder that Hugging Face's
+Mask2FormerForUniversalSegmentation.from_pretrained and AutoImageProcessor.from_pretrained load, for
+models with a ResNet or a Swin; both models are compared on a random image.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +27,11 @@ from torch import Tensor
 
 from s4m_d2.engine.checkpointing.checkpoint_files import read_weight_file
 from s4m_d2.engine.checkpointing.weight_names import BRANCHES, model_weights
-from s4m_d2.errors import ConfigError, S4MError, WeightsError
+from s4m_d2.engine.command.arguments import config_of_run, model_config
+from s4m_d2.engine.figures.predictor import class_names, load_model
+from s4m_d2.errors import ConfigError, OutputError, S4MError, WeightsError
 from s4m_d2.files import atomic_write
+from s4m_d2.modeling import hugging_face
 from s4m_d2.modeling.backbones.weight_names import to_mask2former_names
 
 # Mask2Former renames weights of a head without version, or with an earlier one.
@@ -36,12 +44,19 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", help="file with one model, or with a student and a teacher")
-    parser.add_argument("output", help="file to write, .pth or .safetensors")
+    parser.add_argument("output", help="to write: .pth or .safetensors; transformers: a folder")
     parser.add_argument("--model", choices=sorted(BRANCHES), default="student")
+    parser.add_argument("--format", choices=("weights", "transformers"), default="weights")
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="of transformers (default: config.yaml of the run)"
+    )
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     args = parser.parse_args(arguments)
     try:
-        print(export(args.checkpoint, args.output, args.model, overwrite=args.force))
+        if args.format == "weights":
+            print(export(args.checkpoint, args.output, args.model, overwrite=args.force))
+        else:
+            print(export_transformers(args.checkpoint, args.output, args.model, args.config_file))
     except S4MError as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
@@ -66,10 +81,7 @@ def export(checkpoint: str, output: str, branch: str, *, overwrite: bool = False
     _check_output(checkpoint, output, overwrite)
     content = read_weight_file(checkpoint)
     weights, found = model_weights(content, branch, checkpoint)
-    if found not in (None, branch):
-        raise WeightsError(
-            f"Weights '{checkpoint}' hold a {found} and no {branch}: use --model {found}."
-        )
+    _check_branch(found, branch, checkpoint)
     if not any(name.startswith(f"{HEAD}.") for name in weights):
         raise WeightsError(
             f"Weights '{checkpoint}' are those of a backbone: there is no whole model to export."
@@ -82,6 +94,51 @@ def export(checkpoint: str, output: str, branch: str, *, overwrite: bool = False
     at = f" after iteration {content['iteration']}" if "iteration" in content else ""
     numbers = sum(tensor.numel() for tensor in state.values())
     return f"{output}: {len(state)} tensors ({numbers:,} numbers) of {whose} in {checkpoint}{at}"
+
+
+def export_transformers(
+    checkpoint: str, output: str, branch: str, config_file: str | None = None
+) -> str:
+    """Write one model of a checkpoint as a folder for Hugging Face's transformers.
+
+    Args:
+        checkpoint, branch: as in :func:`export`.
+        output: path of the folder, new or empty.
+        config_file: None: config.yaml of the checkpoint's run.
+
+    Returns:
+        A line on the written model.
+
+    Raises:
+        S4MError: the model cannot be loaded, or not be written; nothing is.
+    """
+    if os.path.exists(output) and not (os.path.isdir(output) and not os.listdir(output)):
+        raise ConfigError(f"The output '{output}' exists and is no empty folder. Name another.")
+    cfg = model_config(config_of_run(config_file, checkpoint), ["MODEL.DEVICE", "cpu"])
+    model, found = load_model(cfg, checkpoint, branch)
+    _check_branch(found, branch, checkpoint)
+    edges = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    parent = os.path.dirname(os.path.abspath(output))
+    try:
+        os.makedirs(parent, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".export.") as temporary:
+            part = os.path.join(temporary, "model")
+            os.mkdir(part)
+            logits, masks = hugging_face.save_pretrained(model, part, class_names(cfg), edges)
+            os.replace(part, output)
+    except OSError as error:
+        raise OutputError(f"'{output}' cannot be written: {error.strerror or error}.") from error
+    return (
+        f"{output}: loads in Hugging Face's Mask2Former; largest difference on a random image "
+        f"{logits:.1e} (class logits), {masks:.1e} (mask logits)"
+    )
+
+
+def _check_branch(found: str | None, branch: str, checkpoint: str) -> None:
+    if found not in (None, branch):
+        raise WeightsError(
+            f"Weights '{checkpoint}' hold a {found} and no {branch}: use --model {found}."
+        )
 
 
 def _check_output(checkpoint: str, output: str, overwrite: bool) -> None:

@@ -34,6 +34,7 @@ from s4m_d2.command_line import natural, print_problems, share
 from s4m_d2.data.images import read_image
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images
 from s4m_d2.engine.command.arguments import (
+    config_of_run,
     model_config,
     parser_with_overrides,
     run_with_overrides,
@@ -142,12 +143,7 @@ def merge(folder: str) -> int:
 
 
 def _config(args: argparse.Namespace, overrides: list[str]) -> CfgNode:
-    found = args.config_file or os.path.join(os.path.dirname(args.weights), "..", "config.yaml")
-    if not args.config_file and not os.path.isfile(found):
-        raise ConfigError(
-            f"--weights '{args.weights}' lie in no run's folder ({os.path.normpath(found)} does "
-            "not exist). Give the run's config as --config-file."
-        )
+    found = config_of_run(args.config_file, args.weights)
     score = [] if args.score is None else ["S4M.PSEUDO_LABEL.SCORE_THRESH", str(args.score)]
     once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", ONE_INSTANCE]  # one label an instance, to correct
     return model_config(found, [*once, *overrides, *score])

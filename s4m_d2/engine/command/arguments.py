@@ -98,6 +98,21 @@ def run_with_overrides(
         return EXIT_INTERRUPTED
 
 
+def config_of_run(config_file: str | None, weights: str) -> str:
+    """The given config, else that of the run that wrote the weights, OUTPUT_DIR/stage/file.
+
+    Raises:
+        ConfigError: none is given, and the weights lie in no run's folder.
+    """
+    found = config_file or os.path.join(os.path.dirname(weights), "..", "config.yaml")
+    if not config_file and not os.path.isfile(found):
+        raise ConfigError(
+            f"The weights '{weights}' lie in no run's folder ({os.path.normpath(found)} does not "
+            "exist). Give the run's config as --config-file."
+        )
+    return found
+
+
 def model_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
     """Load and check the config of a run whose model is used without a data set.
 
