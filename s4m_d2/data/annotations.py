@@ -240,7 +240,8 @@ def _images(rows: Sequence[dict], findings: Findings) -> dict[Key, dict]:
     images: dict[Key, dict] = {}
     by_name: dict[str, dict] = {}
     for row in rows:
-        name, key = row.get("file_name"), _key(row.get("id"))
+        name: Any = row.get("file_name")
+        key = _key(row.get("id"))
         shown = f"{name} (id {row.get('id')})"
         if key is None or not _is_name(name):
             findings.refuse("images have no usable file_name and id", shown, "Complete them.")
