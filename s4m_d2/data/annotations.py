@@ -6,6 +6,7 @@ annotations are left out and counted, or refused, all in one report.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import json
@@ -27,6 +28,8 @@ from s4m_d2.data.segmentations import as_polygons, compressed_rle, read_polygons
 from s4m_d2.errors import DatasetError
 
 _KEPT_FILES = 4  # cached results
+_ENCODINGS = ("gb18030", "shift_jis", "cp1252")  # candidates for a file that is not UTF-8
+_OTHER_KINDS = {"segments_info": "panoptic segments", "keypoints": "keypoints"}
 _LARGE = 1 << 24  # px: the size of larger images is verified in their files
 
 Choose = Callable[[Sequence[str]], Collection[str]]
@@ -187,9 +190,13 @@ def _read(
 def _load(json_file: str) -> dict[str, list[dict]]:
     try:
         content = json.loads(Path(json_file).read_bytes())  # UTF-8, 16 or 32, with BOM or without
+    except UnicodeDecodeError as error:
+        raise DatasetError(
+            f"{json_file} is no UTF-8 text{_encoding(json_file)}. Save it as UTF-8."
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise DatasetError(
-            f"{json_file} is no valid JSON in UTF-8: {error}. Export it again, or correct it."
+            f"{json_file} is no valid JSON: {error}. Export it again, or correct it."
         ) from error
     for section in ("images", "annotations", "categories"):
         rows = content.get(section) if isinstance(content, dict) else None
@@ -198,7 +205,19 @@ def _load(json_file: str) -> dict[str, list[dict]]:
                 f"{json_file} has no list '{section}' of objects. Give a COCO json of instances, "
                 "such as instances_train2017.json."
             )
+    for key, kind in _OTHER_KINDS.items():
+        rows = content["annotations"]
+        if rows and all(key in row and "segmentation" not in row for row in rows):
+            raise DatasetError(f"{json_file} is a COCO file of {kind}; give one of instances.")
     return content
+
+
+def _encoding(json_file: str) -> str:
+    for encoding in _ENCODINGS:
+        with contextlib.suppress(UnicodeDecodeError):
+            Path(json_file).read_text(encoding=encoding)
+            return f"; it may be {encoding}"
+    return ""
 
 
 def _is_name(value: Any) -> bool:
@@ -315,7 +334,7 @@ def _chosen(
 ) -> dict[Key, tuple[str, tuple[int, int]]]:
     """Path and (H, W) of the chosen images that are there, by their ids."""
     by_name = {image["file_name"]: key for key, image in images.items()}
-    chosen = {}
+    chosen, missing = {}, []
     for given in choose(list(by_name)) if choose else by_name:
         key = by_name[given]
         path = os.path.join(image_root, given)
@@ -327,7 +346,7 @@ def _chosen(
             advice = f"Write them relative to the folder of images, {image_root}."
             findings.refuse("file names lead out of the folder of images", given, advice)
         elif not os.path.isfile(path):
-            findings.refuse(f"images are not in {image_root}", name, remedy)
+            missing.append(name)
         else:
             height, width = (_number(images[key].get(side)) or 0.0 for side in ("height", "width"))
             is_whole = min(height, width) >= 1 and (height % 1, width % 1) == (0, 0)
@@ -341,6 +360,13 @@ def _chosen(
                 where = f"{name}, {size} instead of {actual}"
                 findings.refuse("images have another (height, width)", where, "Correct it.")
             chosen[key] = path, actual
+    if missing:
+        base = os.path.basename(missing[0])
+        found = (folder for folder, _, names in os.walk(image_root) if base in names)
+        if below := next(found, None):
+            remedy = f"{base} lies in {below}: write the sub-folders too. {remedy}"
+        for name in missing:
+            findings.refuse(f"images are not in {image_root}", name, remedy)
     return chosen
 
 

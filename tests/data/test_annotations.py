@@ -291,6 +291,11 @@ REFUSED = {
     "class of a lone surrogate": (change(("categories", 0, "name"), "\udfff"), "id 7"),
     "leads out": (change(("images", 0, "file_name"), "../a.png"), "../a.png"),
     "no such file": (change(("images", 0, "file_name"), "gone.png"), "gone.png"),
+    "lies in a sub-folder": (change(("images", 1, "file_name"), "b.png"), "sub"),
+    "panoptic": (
+        lambda data: data.update(annotations=[{"image_id": 1, "segments_info": []}]), "panoptic"),
+    "keypoints": (
+        lambda data: data.update(annotations=[{"image_id": 1, "keypoints": []}]), "keypoints"),
     "file twice": (twice("images", id=9), r"a.png \(id 1\) and a.png \(id 9\)"),
     "image id twice": (twice("images", file_name="d.png"), "a.png .*and d.png"),
     "image id is a list": (change(("images", 0, "id"), [1]), "a.png"),
@@ -338,8 +343,9 @@ def test_all_problems_come_in_one_report(read):
 
 def test_files_of_another_kind_are_named(read):
     not_json = (b"", json.dumps(content()).encode()[:200], b"<html>404</html>", b"[" * 100_000)
-    others = ('{"name": "方块"}'.encode("gbk"), b'[{"image_id": 1, "score": 0.5}]', b"3", b"{}")
-    for raw, named in (*((raw, "JSON") for raw in not_json), *((raw, "") for raw in others)):
+    others = (b'[{"image_id": 1, "score": 0.5}]', b"3", b"{}")
+    gbk = ('{"name": "方块"}'.encode("gbk"), "gb18030")
+    for raw, named in (*((raw, "JSON") for raw in not_json), *((raw, "") for raw in others), gbk):
         with pytest.raises(DatasetError, match=rf"instances\.json.*{named}"):
             read(raw)
 
