@@ -51,6 +51,7 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
     if not os.path.isdir(image_dir):
         raise DatasetError(f"The folder of images {image_dir} does not exist. {remedy}")
     paths: list[str] = []
+    others = 0
     endings = tuple(suffix.lower() for suffix in suffixes)
     visited = {str(folder) for folder in Path(os.path.realpath(image_dir)).parents}
     roots = deque([image_dir])
@@ -64,12 +65,16 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
             visited.add(real)
             linked = (os.path.join(folder, name) for name in below)
             roots += filter(os.path.islink, linked)  # which os.walk does not follow
-            found = (os.path.join(folder, name) for name in names if not _is_hidden(name))
-            paths += [p for p in found if p.lower().endswith(endings) and not _is_special(p)]
+            found = [os.path.join(folder, name) for name in names if not _is_hidden(name)]
+            images = [p for p in found if p.lower().endswith(endings) and not _is_special(p)]
+            paths += images
+            others += len(found) - len(images)
     if not paths:
         raise DatasetError(
             f"The folder {image_dir} holds no image that ends in {' or '.join(suffixes)}. {remedy}"
         )
+    if others:
+        logger.info("%s: %d files are no images of these endings: left out", image_dir, others)
     return sorted(paths)
 
 
