@@ -15,7 +15,7 @@ from s4m_d2.sam.checkpoint import PUBLISHED_WEIGHTS
 CONFIGS = Path(__file__).parents[2] / "configs"
 ALL = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 SWIN_L = ["cityscapes_10pct_swinl.yaml", "coco_10pct_swinl.yaml"]
-DINOV2_B = ["cityscapes_10pct_dinov2b.yaml", "coco_10pct_dinov2b.yaml"]
+DINO = [name for name in ALL if "_dinov" in name]
 
 
 def load(name):
@@ -54,7 +54,7 @@ def test_published_settings_of_both_data_sets():
         assert cfg.S4M.UNLABELED_SAMPLER == cfg.S4M.TEACHER.SAMPLER == "TrainingSampler"
         assert cfg.S4M.UNLABELED_IMS_PER_BATCH == 0  # as many as labeled ones
         resnet = cfg.MODEL.BACKBONE.NAME == "build_resnet_backbone"
-        assert resnet == (name not in SWIN_L + DINOV2_B)
+        assert resnet == (name not in SWIN_L + DINO)
         weights = "detectron2://ImageNetPretrained/torchvision/R-50.pkl" if resnet else ""
         assert cfg.MODEL.WEIGHTS == weights
         sam = ("sam2", "hiera_l") if name.endswith("_sam2.yaml") else ("segment_anything", "vit_l")
@@ -140,7 +140,7 @@ def test_configs_build_and_segment_on_the_cpu(name):
 
 def test_other_backbones_change_nothing_but_the_model():
     """And, where Mask2Former trains one for twice as many epochs, the schedule."""
-    for name in SWIN_L + DINOV2_B:
+    for name in SWIN_L + DINO:
         data_set = name.partition("_")[0]
         cfg, base = load(name), load(f"{data_set}_10pct.yaml")
         if name == "coco_10pct_swinl.yaml":
@@ -154,7 +154,15 @@ def test_other_backbones_change_nothing_but_the_model():
 
 @pytest.mark.parametrize(
     ("names", "parameters", "channels"),
-    [(SWIN_L, 195e6, (192, 384, 768, 1536)), (DINOV2_B, 86.6e6, (256,) * 4)],
+    [
+        (SWIN_L, 195e6, (192, 384, 768, 1536)),
+        (["coco_10pct_dinov2s.yaml"], 22.1e6, (256,) * 4),
+        (["cityscapes_10pct_dinov2b.yaml", "coco_10pct_dinov2b.yaml"], 86.6e6, (256,) * 4),
+        (["cityscapes_10pct_dinov3s.yaml"], 21.6e6, (256,) * 4),
+        (["coco_10pct_dinov3b.yaml"], 85.7e6, (256,) * 4),
+        (["cityscapes_10pct_dinov3_convnextt.yaml"], 27.8e6, (96, 192, 384, 768)),
+        (["coco_10pct_dinov3_convnextb.yaml"], 87.6e6, (128, 256, 512, 1024)),
+    ],
 )
 def test_the_large_backbones_build_at_full_size(names, parameters, channels):
     """On the meta device, which needs no memory; without their weights."""
