@@ -151,9 +151,7 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
     ['2.png', '4.png']
     """
     if not 0 < fraction < 1:
-        raise InputError(
-            f"fraction (S4M.DATA.VAL_FRACTION) must be above 0 and below 1, got {fraction}."
-        )
+        raise InputError(f"S4M.DATA.VAL_FRACTION is {fraction}; expected above 0 and below 1.")
     ordered = sorted(classes_of, key=name_key)
     left = Counter(name for classes in classes_of.values() for name in classes)
     wanted = _share(fraction, len(ordered))
@@ -176,7 +174,6 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
     if not any(classes_of[image] for image in chosen):
         raise DatasetError(
             f"No validation split can be drawn from {len(ordered)} labeled image(s): each class "
-            "has to keep one to train on. Label more images, give --val (S4M.DATA.VAL), or train "
-            "without validation: S4M.DATA.VAL_FRACTION 0.0."
+            "keeps one to train on. Label more, give --val, or set S4M.DATA.VAL_FRACTION 0.0."
         )
     return sorted(chosen)

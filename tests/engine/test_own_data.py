@@ -158,7 +158,7 @@ REFUSED = {
         {"labeled": "no.json", "images": "no", "unlabeled": "nowhere", "val": "x.json"}, {},
         DatasetError, r"(?s)4 problems.*--labeled.*no\.json.*--images.*--val.*--unlabeled",
     ),
-    "fraction": ({}, {"S4M__DATA__VAL_FRACTION": 1.0}, InputError, "VAL_FRACTION.* got 1.0"),
+    "fraction": ({}, {"S4M__DATA__VAL_FRACTION": 1.0}, InputError, "VAL_FRACTION is 1.0"),
     "names too": ({}, {"DATASETS__TRAIN": "('x',)"}, ConfigError, "DATASETS.TRAIN and S4M.DATA"),
 }  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from s4m_d2.engine.checks.resource_checks import sam_blueprint
 from s4m_d2.engine.labeling import sam_quality
-from s4m_d2.engine.labeling.sam_quality import decide_distillation, labeled_quality, sam_findings
+from s4m_d2.engine.labeling.sam_quality import decide_by_sam, labeled_quality, sam_findings
 from s4m_d2.engine.stages import stage_config
 
 
@@ -39,26 +38,32 @@ def test_groups_are_parts_of_all_masks_of_images_or_tiles(small_config):
     ("gate", "useful", "stays"),
     [("auto", 1.0, False), ("auto", 0.1, True), ("warn", 1.0, True), ("off", 1.0, True)],
 )
-def test_a_sam_whose_masks_are_poor_is_not_distilled(stage_1, monkeypatch, gate, useful, stays):
+def test_a_sam_whose_masks_are_poor_is_not_used(small_config, monkeypatch, gate, useful, stays):
+    """Refinement is decided so with the three labeled images that there are."""
     monkeypatch.setattr(sam_quality, "USEFUL_IOU", useful)
-    cfg = stage_1(S4M__REFINE__GATE=gate)
-    decided = decide_distillation(cfg, resume=False)
-    assert cfg.S4M.DISTILL.ENABLED and decided.S4M.DISTILL.ENABLED == stays
-    path = Path(cfg.OUTPUT_DIR, sam_quality.RESULT)
-    assert path.is_file() == (gate != "off")
-    assert gate == "off" or json.loads(path.read_text())["distillation"] == stays
+    cfg = small_config(S4M__REFINE__GATE=gate)
+    teacher, student = (
+        decide_by_sam(stage_config(cfg, stage), stage, resume=False).S4M
+        for stage in ("teacher", "student")
+    )
+    assert teacher.DISTILL.ENABLED == stays and teacher.REFINE.ENABLED
+    assert (student.REFINE.ENABLED, student.ARP.ENABLED) == (stays, stays)
+    assert cfg.S4M.DISTILL.ENABLED and cfg.S4M.REFINE.ENABLED  # unchanged
+    assert Path(cfg.OUTPUT_DIR, "teacher", sam_quality.RESULT).is_file() == (gate != "off")
+    own = small_config(S4M__REFINE__GATE=gate, S4M__ARP__GATED=False)
+    assert decide_by_sam(stage_config(own, "student"), "student", resume=False).S4M.ARP.ENABLED
 
 
 def test_a_continued_run_keeps_what_it_began_with(stage_1, monkeypatch):
     cfg = stage_1(S4M__REFINE__GATE="auto")
     monkeypatch.setattr(sam_quality, "USEFUL_IOU", 1.0)
-    decide_distillation(cfg, resume=False)
-    monkeypatch.setattr(sam_quality, "USEFUL_IOU", 0.1)
+    decide_by_sam(cfg, "teacher", resume=False)
     torch.save({}, Path(cfg.OUTPUT_DIR, "model_0000001.pth"))
     Path(cfg.OUTPUT_DIR, "last_checkpoint").write_text("model_0000001.pth")
-    assert not decide_distillation(cfg, resume=True).S4M.DISTILL.ENABLED
+    monkeypatch.setattr(sam_quality, "labeled_quality", None)  # it would be called
+    assert not decide_by_sam(cfg, "teacher", resume=True).S4M.DISTILL.ENABLED
     Path(cfg.OUTPUT_DIR, sam_quality.RESULT).unlink()  # of a run that began without
-    assert decide_distillation(cfg, resume=True).S4M.DISTILL.ENABLED
+    assert decide_by_sam(cfg, "teacher", resume=True).S4M.DISTILL.ENABLED
 
 
 def test_the_check_measures_where_that_is_quick(small_config, monkeypatch):

@@ -20,7 +20,7 @@ from s4m_d2.engine.checks.preflight import check_output_dir, preflight
 from s4m_d2.engine.command.arguments import num_processes, read_config
 from s4m_d2.engine.command.run_report import draw_final, reported, write_facts
 from s4m_d2.engine.labeling.sam_adaptation import adapted_config
-from s4m_d2.engine.labeling.sam_quality import decide_distillation
+from s4m_d2.engine.labeling.sam_quality import decide_by_sam
 from s4m_d2.engine.stages import final_weights, stage_config, stages_to_run
 from s4m_d2.engine.training.trainer import S4MTrainer, TeacherTrainer
 from s4m_d2.errors import ConfigError, WeightsError
@@ -78,9 +78,7 @@ def train(
     with reported(cfg.OUTPUT_DIR):
         cfg = adapted_config(cfg, resume=resume)
         for stage in stages_to_run(cfg, resume=resume):
-            of_stage = stage_config(cfg, stage)
-            if stage == "teacher":
-                of_stage = decide_distillation(of_stage, resume=resume)
+            of_stage = decide_by_sam(stage_config(cfg, stage), stage, resume=resume)
             weights = cfg.S4M.TEACHER_WEIGHTS or final_weights(cfg, "teacher")
             trainer = (
                 TeacherTrainer(of_stage) if stage == "teacher" else S4MTrainer(of_stage, weights)

@@ -62,7 +62,8 @@ def gate_findings(cfg: CfgNode) -> list[Finding]:
         return [Finding(ITEM, "looked at when labeled data can be read", checked=False)]
     if images:
         return [Finding(ITEM, f"measured after stage 1, on {images} labeled images left out of it")]
-    return [Finding(ITEM, "not measured: few labeled images, or a teacher of another run")]
+    text = "few labeled images, or a teacher of another run: decided by the IoU of SAM's masks"
+    return [Finding(ITEM, text)]
 
 
 class RefinementGate:

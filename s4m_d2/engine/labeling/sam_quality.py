@@ -228,27 +228,44 @@ def sam_findings(cfg: CfgNode, sam: SamBackend | None) -> list[Finding]:
         return [Finding(ITEM, f"not measured: {error}", checked=False)]
 
 
-def decide_distillation(cfg: CfgNode, *, resume: bool) -> CfgNode:
-    """The config of stage 1 after a measurement of SAM; all processes call it.
+def decide_by_sam(cfg: CfgNode, stage: str, *, resume: bool) -> CfgNode:
+    """The config of a stage after a measurement of SAM; all processes call it.
 
-    With S4M.REFINE.GATE "auto" structural distillation is switched off where SAM's IoU is below
-    0.6. A run that continues keeps what was decided.
+    With S4M.REFINE.GATE "auto" and an IoU below 0.6, stage 1 has no structural distillation; stage
+    2, if the gate cannot compare its teacher's masks, no refinement, and no ARP unless the user
+    set it. A run that continues keeps what was decided.
     """
-    if cfg.S4M.REFINE.GATE == OFF or not any(needs_sam(cfg, stage) for stage in STAGES):
+    gate = cfg.S4M.REFINE.GATE
+    if gate == OFF or not any(needs_sam(cfg, stage) for stage in STAGES):
         return cfg
-    decision = _decision(cfg, resume) if comm.is_main_process() else {}
-    if comm.all_gather(decision)[0].get("distillation", True):
+    if stage == "student" and (not cfg.S4M.REFINE.ENABLED or held_out_records(cfg)):
+        return cfg
+    found = comm.all_gather(_measured(cfg, stage, resume) if comm.is_main_process() else {})[0]
+    is_useful = found.get("iou", 1.0) >= USEFUL_IOU
+    what = "structural distillation" if stage == "teacher" else "refinement"
+    if found and comm.is_main_process():
+        verdict = "" if is_useful or gate != AUTO else f"; no {what} in this stage"
+        level = logging.INFO if is_useful else logging.WARNING
+        logger.log(level, "S4M.REFINE.GATE: SAM's masks: %s%s.", found["text"], verdict)
+    if is_useful or gate != AUTO:
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.S4M.DISTILL.ENABLED = False
+    if stage == "teacher":
+        cfg.S4M.DISTILL.ENABLED = False
+    else:
+        cfg.S4M.REFINE.ENABLED = False
+        cfg.S4M.ARP.ENABLED &= not cfg.S4M.ARP.GATED
     cfg.freeze()
     return cfg
 
 
-def _decision(cfg: CfgNode, resume: bool) -> dict[str, Any]:
-    """What was measured, and "distillation", whether it stays on; {}: nothing was measured."""
+def _measured(cfg: CfgNode, stage: str, resume: bool) -> dict[str, Any]:
+    """What was measured for this stage or, in this run, for stage 1; {}: nothing was."""
     path = os.path.join(cfg.OUTPUT_DIR, RESULT)
+    of_run = os.path.join(os.path.dirname(cfg.OUTPUT_DIR), "teacher", RESULT)
+    if stage == "student" and not cfg.S4M.TEACHER_WEIGHTS and os.path.isfile(of_run):
+        return read_results(of_run)
     if resume and holds_run(cfg.OUTPUT_DIR):
         return read_results(path) if os.path.isfile(path) else {}
     try:
@@ -256,12 +273,6 @@ def _decision(cfg: CfgNode, resume: bool) -> dict[str, Any]:
     except S4MError as error:
         logger.warning("S4M.REFINE.GATE: SAM was not measured: %s", error)
         return {}
-    is_useful = found["iou"] >= USEFUL_IOU
-    found["distillation"] = cfg.S4M.DISTILL.ENABLED and (is_useful or cfg.S4M.REFINE.GATE != AUTO)
-    if cfg.S4M.DISTILL.ENABLED and not found["distillation"]:
-        found["text"] += "; structural distillation is switched off"
-    level = logging.INFO if is_useful else logging.WARNING
-    logger.log(level, "S4M.REFINE.GATE: SAM's masks: %s.", found["text"])
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     write_results(found, path)
     return found
