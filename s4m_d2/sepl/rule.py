@@ -158,7 +158,6 @@ def _encoded(masks: Masks, size: tuple[int, ...]) -> list[dict[str, Any]]:
 
 
 def _classes(pseudo_label: np.ndarray) -> np.ndarray:
-    """The classes of a pseudo-label, ascending, of its dtype."""
     if not isinstance(pseudo_label, np.ndarray) or pseudo_label.ndim != 2:
         found = f"{type(pseudo_label).__name__} {np.shape(pseudo_label)}"
     elif pseudo_label.dtype.kind not in "iu" or pseudo_label.min(initial=0) < 0:

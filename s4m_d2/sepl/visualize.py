@@ -143,8 +143,6 @@ def legend_entries(
 
 
 def _faded(image: np.ndarray) -> np.ndarray:
-    """Make an (H, W, 3) uint8 image light gray."""
-
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     faded = np.rint(gray * (1 - WHITE_SHARE) + 255 * WHITE_SHARE).astype(np.uint8)
     return np.repeat(faded[..., None], 3, axis=2)
