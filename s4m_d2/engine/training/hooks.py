@@ -126,7 +126,6 @@ class BadSteps(HookBase):
 
 
 def _reason(processes: Iterable[Mapping[str, Any]]) -> str:
-    """Name the first loss that is not finite, or else the gradients that are not."""
     for process in processes:
         for name, value in process["losses"].items():
             if isinstance(value, str):
