@@ -24,7 +24,6 @@ def name_key(name: str, key: bytes = b"") -> bytes:
 
 
 def _share(fraction: float, count: int) -> int:
-    """fraction * count, rounded half up, at least 1."""
     return max(1, math.floor(round(fraction * count, _DECIMALS) + 0.5))
 
 
@@ -151,9 +150,7 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
     ['2.png', '4.png']
     """
     if not 0 < fraction < 1:
-        raise InputError(
-            f"fraction (S4M.DATA.VAL_FRACTION) must be above 0 and below 1, got {fraction}."
-        )
+        raise InputError(f"S4M.DATA.VAL_FRACTION must be above 0 and below 1, got {fraction}.")
     ordered = sorted(classes_of, key=name_key)
     left = Counter(name for classes in classes_of.values() for name in classes)
     wanted = _share(fraction, len(ordered))
