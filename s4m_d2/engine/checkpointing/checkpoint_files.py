@@ -67,8 +67,9 @@ def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
             ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
-            f"Weights '{path}' are truncated, damaged, a Git LFS pointer or none ({reason}). Get "
-            "the file again; expected a .pth of PyTorch's, a .pkl of arrays or .safetensors."
+            f"Weights '{path}' are truncated, damaged, a web page, a Git LFS pointer or none "
+            f"({reason}). Get the file again; expected a .pth of PyTorch's, a .pkl of arrays or "
+            ".safetensors."
         ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(
