@@ -12,7 +12,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from s4m_d2.data.images import READ_ERRORS, unreadable
-from s4m_d2.data.listing import IMAGE_EXTENSIONS
+from s4m_d2.data.subsets import stem
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write
 from s4m_d2.restricted_pickle import load_arrays
@@ -205,8 +205,7 @@ def image_list(path: Path) -> list[str]:
         DatasetError: the file is missing, not text, or empty.
     """
     words = [line.split()[0] for line in _read_lines(path) if line.strip()]
-    parts = [os.path.splitext(word.replace("\\", "/").rsplit("/", 1)[-1]) for word in words]
-    names = [root if end.lower() in IMAGE_EXTENSIONS else root + end for root, end in parts]
+    names = [stem(word.replace("\\", "/")) for word in words]
     if not any(names):
         raise DatasetError(f"{path} names no image. Write the name of an image on each line.")
     return [name for name in dict.fromkeys(names) if name]
