@@ -61,14 +61,6 @@ class _Mapper:
     def _views(self, record: dict) -> tuple[dict, np.ndarray, np.ndarray, T.TransformList]:
         """A sample's first keys, its plain and color-distorted view, and the transforms."""
         image = read_image(record["file_name"], self._image_format)
-        size = image.shape[0], image.shape[1]
-        expected = record.get("height", size[0]), record.get("width", size[1])
-        if size != expected:
-            raise DatasetError(
-                f"{record['file_name']} has (height, width) {size}, but its annotations say "
-                f"{expected}. Replace the image or the annotations; if it was annotated without "
-                "the rotation of its EXIF data, remove these (exiftool -Orientation= FILES)."
-            )
         seeds = record.get("seeds")
         seed = seeds["augment"] if seeds else int(np.random.default_rng().integers(2**_SEED_BITS))
         geometry = of_tile(self._geometry, record)
@@ -78,7 +70,7 @@ class _Mapper:
             draws = np.random.SeedSequence(seed, spawn_key=_COLOR_STREAM)
             colored = self._color(view, np.random.default_rng(draws))
         sample = {key: record[key] for key in _PASSED_KEYS if key in record}
-        sample["height"], sample["width"] = size
+        sample["height"], sample["width"] = image.shape[:2]
         return sample, view, colored, transforms
 
     def _annotated(
@@ -91,6 +83,14 @@ class _Mapper:
         """
         name = record["file_name"]
         sample, view, colored, transforms = self._views(record)
+        size = sample["height"], sample["width"]
+        expected = record.get("height", size[0]), record.get("width", size[1])
+        if size != expected:
+            raise DatasetError(
+                f"{name} has (height, width) {size}, but its annotations say {expected}. Replace "
+                "the image or the annotations; if it was annotated without the rotation of its "
+                "EXIF data, remove these (exiftool -Orientation= FILES)."
+            )
         sample["image"] = _as_tensor(colored)
         annotations = [a for a in record["annotations"] if is_wanted(a)]
         for annotation in annotations:
@@ -102,7 +102,6 @@ class _Mapper:
                 )
         try:
             segmentations = [annotation.get("segmentation") for annotation in annotations]
-            size = sample["height"], sample["width"]
             masks = transform_masks(segmentations, transforms, size, view.shape[:2])
         except DatasetError as error:
             raise DatasetError(
