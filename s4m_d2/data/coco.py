@@ -13,17 +13,13 @@ from s4m_d2.data.listing import IMAGE_EXTENSIONS, dataset_path, list_images
 
 @dataclass(frozen=True)
 class CocoFormat:
-    """A data set with a COCO instances file.
-
-    Attributes:
-        json_file, image_root: relative paths start at $DETECTRON2_DATASETS.
-        classes: known metadata (thing_classes, ...); empty: taken from the file.
-        remedy: end of the message if the data set is missing.
-    """
+    """A data set with a COCO instances file; relative paths start at $DETECTRON2_DATASETS."""
 
     json_file: str
     image_root: str
+    #: Known metadata (thing_classes, ...); empty: taken from the file.
     classes: dict = field(default_factory=dict, hash=False)
+    #: End of the message if the data set is missing.
     remedy: str = "Set DETECTRON2_DATASETS to the folder that holds it."
 
     def metadata(self) -> dict:

@@ -143,7 +143,6 @@ def copies(paths: Iterable[str], originals: Iterable[str]) -> set[str]:
 
 
 def _size(path: str) -> int | None:
-    """Size in bytes; None: not a file."""
     return os.path.getsize(path) if os.path.isfile(path) else None
 
 
@@ -182,15 +181,10 @@ def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
 
 @dataclass(frozen=True)
 class Media:
-    """An image or video file.
-
-    Attributes:
-        path: of the file.
-        name: path relative to the given folder, or the file's own name.
-    """
+    """An image or video file."""
 
     path: str
-    name: str
+    name: str  #: path relative to the given folder, or the file's own name
 
     @property
     def is_video(self) -> bool:

@@ -39,12 +39,14 @@ class _Mapper:
         geometry: Sequence[T.Augmentation],
         color: ColorDistortion | None = None,
         image_format: str,
+        num_classes: int = 0,
     ) -> None:
         if not is_train:
             raise InputError("This mapper is for training; test with Detectron2's DatasetMapper.")
         self._geometry = list(geometry)
         self._color = color
         self._image_format = image_format
+        self._num_classes = num_classes
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -53,12 +55,12 @@ class _Mapper:
             "geometry": build_geometry(cfg),
             "color": ColorDistortion(cfg.INPUT.FORMAT) if cfg.INPUT.COLOR_AUG_SSD else None,
             "image_format": cfg.INPUT.FORMAT,
+            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
         }
 
-    def _views(
-        self, record: dict, image: np.ndarray
-    ) -> tuple[dict, np.ndarray, np.ndarray, T.TransformList]:
+    def _views(self, record: dict) -> tuple[dict, np.ndarray, np.ndarray, T.TransformList]:
         """A sample's first keys, its plain and color-distorted view, and the transforms."""
+        image = read_image(record["file_name"], self._image_format)
         seeds = record.get("seeds")
         seed = seeds["augment"] if seeds else int(np.random.default_rng().integers(2**_SEED_BITS))
         geometry = of_tile(self._geometry, record)
@@ -70,6 +72,42 @@ class _Mapper:
         sample = {key: record[key] for key in _PASSED_KEYS if key in record}
         sample["height"], sample["width"] = image.shape[:2]
         return sample, view, colored, transforms
+
+    def _annotated(
+        self, record: dict, is_wanted: Callable[[dict], bool]
+    ) -> tuple[dict, list[dict], Tensor]:
+        """A sample with its image, the wanted annotations, and their (N, H, W) bool masks.
+
+        Raises:
+            DatasetError: names the image, and what is wrong with it or with which annotation.
+        """
+        name = record["file_name"]
+        sample, view, colored, transforms = self._views(record)
+        size = sample["height"], sample["width"]
+        expected = record.get("height", size[0]), record.get("width", size[1])
+        if size != expected:
+            raise DatasetError(
+                f"{name} has (height, width) {size}, but its annotations say {expected}. Replace "
+                "the image or the annotations; if it was annotated without the rotation of its "
+                "EXIF data, remove these (exiftool -Orientation= FILES)."
+            )
+        sample["image"] = _as_tensor(colored)
+        annotations = [a for a in record["annotations"] if is_wanted(a)]
+        for annotation in annotations:
+            if annotation.get("category_id") not in range(self._num_classes):
+                raise DatasetError(
+                    f"An annotation of {name} has the category_id {annotation.get('category_id')}, "
+                    f"but the model has {self._num_classes} classes, from 0 on. Correct the "
+                    "annotation or MODEL.SEM_SEG_HEAD.NUM_CLASSES."
+                )
+        try:
+            segmentations = [annotation.get("segmentation") for annotation in annotations]
+            masks = transform_masks(segmentations, transforms, size, view.shape[:2])
+        except DatasetError as error:
+            raise DatasetError(
+                f"Annotations of {name}: {error}. Correct or remove the annotation."
+            ) from error
+        return sample, annotations, masks
 
 
 @DATASET_MAPPER_REGISTRY.register()
@@ -97,58 +135,11 @@ class ARPDatasetMapper(_Mapper):
         Raises:
             DatasetError: the image is missing, damaged or truncated.
         """
-        image = read_image(record["file_name"], self._image_format)
-        sample, view, weak, _ = self._views(record, image)
+        sample, view, weak, _ = self._views(record)
         return {**sample, "image": _as_tensor(view), "image_weak": _as_tensor(weak)}
 
 
-class _AnnotatedMapper(_Mapper):
-    """Adds the annotations of a record; class ids must be below ``num_classes``."""
-
-    @configurable
-    def __init__(self, is_train: bool = True, *, num_classes: int, **views: Any) -> None:
-        super().__init__(is_train, **views)
-        self._num_classes = num_classes
-
-    def _annotated(
-        self, record: dict, is_wanted: Callable[[dict], bool]
-    ) -> tuple[dict, list[dict], Tensor]:
-        """A sample with its image, the wanted annotations, and their (N, H, W) bool masks.
-
-        Raises:
-            DatasetError: names the image, and what is wrong with it or with which annotation.
-        """
-        name = record["file_name"]
-        image = read_image(name, self._image_format)
-        size = image.shape[0], image.shape[1]
-        expected = record.get("height", size[0]), record.get("width", size[1])
-        if size != expected:
-            raise DatasetError(
-                f"{name} has (height, width) {size}, but its annotations say {expected}. Replace "
-                "the image or the annotations; if the image was annotated without the rotation of "
-                "its EXIF data, remove these (exiftool -Orientation= FILES)."
-            )
-        sample, view, colored, transforms = self._views(record, image)
-        sample["image"] = _as_tensor(colored)
-        annotations = [a for a in record["annotations"] if is_wanted(a)]
-        for annotation in annotations:
-            if annotation.get("category_id") not in range(self._num_classes):
-                raise DatasetError(
-                    f"An annotation of {name} has the class id {annotation.get('category_id')}, "
-                    f"but the model has {self._num_classes} classes, from 0 on. Correct the "
-                    "annotation or MODEL.SEM_SEG_HEAD.NUM_CLASSES."
-                )
-        try:
-            segmentations = [annotation.get("segmentation") for annotation in annotations]
-            masks = transform_masks(segmentations, transforms, size, view.shape[:2])
-        except DatasetError as error:
-            raise DatasetError(
-                f"Annotations of {name}: {error}. Correct or remove the annotation."
-            ) from error
-        return sample, annotations, masks
-
-
-class LabeledDatasetMapper(_AnnotatedMapper):
+class LabeledDatasetMapper(_Mapper):
     """Turn a labeled record into a training sample, for any Detectron2 training loader.
 
     Args:
@@ -167,7 +158,6 @@ class LabeledDatasetMapper(_AnnotatedMapper):
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
         return {
             **super().from_config(cfg, is_train),
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
             "keep_empty": cfg.S4M.KEEP_EMPTY_INSTANCES,
         }
 
@@ -199,7 +189,7 @@ class LabeledDatasetMapper(_AnnotatedMapper):
         return sample
 
 
-class TrueLabelsMapper(_AnnotatedMapper):
+class TrueLabelsMapper(_Mapper):
     """Turn a record into the model's input in a test, with all annotations in the same frame.
 
     Args:
@@ -253,7 +243,6 @@ class _Targets(Instances):
 
 
 def _as_tensor(view: np.ndarray) -> Tensor:
-    """(H, W, 3) as a new (3, H, W) tensor."""
     return torch.from_numpy(view.transpose(2, 0, 1).copy())
 
 

@@ -31,16 +31,12 @@ _TEXT_MAX_DIGITS = 7  # of a 32-bit number
 
 @dataclass(frozen=True)
 class RunLengths:
-    """A run-length encoded mask in column-major order (COCO).
+    """A run-length encoded mask in column-major order (COCO)."""
 
-    Attributes:
-        lengths: (R,) int64, of a background run, a run of the mask, and so on; they add up to the
-            mask's area. Any may be 0.
-        height: of the mask, at least 1.
-    """
-
+    #: (R,) int64, of a background run, a run of the mask, and so on; they add up to the size of the
+    #: mask. Any may be 0.
     lengths: np.ndarray
-    height: int
+    height: int  #: of the mask, at least 1
 
     def bounds(self) -> tuple[slice, slice]:
         """Rows and columns that contain all set pixels; the rows may be larger than needed."""

@@ -222,23 +222,14 @@ def true_records(
     for name in names:
         if name in _UNLABELED:
             folder = _UNLABELED[name].metadata()["image_dir"]
-            try:
-                records += _UNLABELED[name].load(functools.partial(choose, folder=folder), name)
-            except DatasetError as error:
-                message = f"The true labels of '{name}' cannot be read: {error}"
-                raise DatasetError(message) from error
-            continue
-        labeled = {r["file_name"]: r for r in load(name) if "annotations" in r}
-        if not labeled:
-            raise DatasetError(
-                f"The data set '{name}' has no labels to compare pseudo-labels with. Name a "
-                "labeled set in S4M.QUALITY.DATASETS, such as the validation set."
-            )
-        records += [labeled[path] for path in choose(labeled)]
+            records += _UNLABELED[name].load(functools.partial(choose, folder=folder), name)
+        else:
+            labeled = {r["file_name"]: r for r in load(name) if "annotations" in r}
+            records += [labeled[path] for path in choose(labeled)]
     if not records:
         raise DatasetError(
-            f"{', '.join(names)}: no image is left to compare pseudo-labels on, as training uses "
-            "the labels of all of them. Name other data sets in S4M.QUALITY.DATASETS."
+            f"{', '.join(names)}: no image is left that has labels and is not trained on, to "
+            "compare pseudo-labels with. Name other data sets in S4M.QUALITY.DATASETS."
         )
     return sorted(records, key=lambda record: _place(record["file_name"]))[: max_images or None]
 

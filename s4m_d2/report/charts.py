@@ -105,20 +105,14 @@ class Line(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Lines over iterations.
-
-    Attributes:
-        title, unit: of the values.
-        lines: at least one.
-        marks: iterations with a name; those within the range of the data are drawn.
-        from_zero: the axis of values includes 0.
-    """
+    """Lines over iterations."""
 
     title: str
-    unit: str
-    lines: Sequence[Line]
+    unit: str  #: of the values
+    lines: Sequence[Line]  #: at least one
+    #: Iterations with a name; those within the range of the data are drawn.
     marks: Sequence[tuple[float, str]] = ()
-    from_zero: bool = True
+    from_zero: bool = True  #: the axis of values includes 0
 
     def uri(self) -> str:
         """Draw an SVG, as a data URI."""

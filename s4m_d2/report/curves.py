@@ -39,19 +39,13 @@ def finite(value: object) -> float | None:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points by iteration, each of one record or of several consecutive ones.
+    """Points by iteration, each of one record or of several consecutive ones; P points."""
 
-    Attributes:
-        iterations: (P,) the middle of the point's records.
-        low, mean, high: (P,) of the point's finite values; without any there is no point.
-        last: value of the last record.
-    """
-
-    iterations: np.ndarray
-    low: np.ndarray
-    mean: np.ndarray
-    high: np.ndarray
-    last: float
+    iterations: np.ndarray  #: (P,) the middle of the point's records
+    low: np.ndarray  #: (P,) least of the point's finite values; without any there is no point
+    mean: np.ndarray  #: (P,) of them
+    high: np.ndarray  #: (P,) greatest of them
+    last: float  #: value of the last record
 
 
 _NONE = np.zeros(0)
@@ -60,17 +54,12 @@ EMPTY = Curve(_NONE, _NONE, _NONE, _NONE, math.nan)
 
 @dataclass
 class Curves:
-    """All curves of a file.
+    """All curves of a file."""
 
-    Attributes:
-        by_name: name by :func:`curve_names` → curve.
-        records: number of valid lines.
-        iterations: number of iterations up to the last record.
-    """
-
+    #: Name by :func:`curve_names` → curve.
     by_name: dict[str, Curve] = field(default_factory=dict)
-    records: int = 0
-    iterations: int = 0
+    records: int = 0  #: number of valid lines
+    iterations: int = 0  #: up to the last record
 
     def get(self, name: str) -> Curve:
         return self.by_name.get(name, EMPTY)

@@ -81,23 +81,15 @@ class Settings:
 
 @dataclass
 class Stage:
-    """One of the two trainings.
+    """One of the two trainings."""
 
-    Attributes:
-        name: "teacher" or "student".
-        curves: of its metrics.json.
-        results: of its last evaluation, nested as by Detectron2; empty: none.
-        iterations: of the whole stage; 0: unknown.
-        burn_in: of stage 2.
-        finished: whether its final checkpoint exists.
-    """
-
-    name: str
-    curves: Curves
+    name: str  #: "teacher" or "student"
+    curves: Curves  #: of its metrics.json
+    #: Of its last evaluation, nested as by Detectron2; empty: none.
     results: Mapping[str, Any] = field(default_factory=dict)
-    iterations: int = 0
-    burn_in: int = 0
-    finished: bool = False
+    iterations: int = 0  #: of the whole stage; 0: unknown
+    burn_in: int = 0  #: of stage 2
+    finished: bool = False  #: whether its final checkpoint exists
 
     @property
     def title(self) -> str:
@@ -190,27 +182,16 @@ def _jpeg(path: str) -> tuple[str, tuple[int, int]]:
 
 @dataclass
 class Run:
-    """Everything that a page shows.
-
-    Attributes:
-        name: of the run.
-        stages: those with a folder.
-        settings: of its config.
-        config: text of the config file; empty: missing.
-        facts: (name, text) of the checks before training and of the environment.
-        pictures: the gallery.
-        problem: why the run ended early; empty: it did not, or unknown.
-        written: time at which the page was made.
-    """
+    """Everything that a page shows."""
 
     name: str
-    stages: Sequence[Stage] = ()
+    stages: Sequence[Stage] = ()  #: those with a folder
     settings: Settings = field(default_factory=Settings)
-    config: str = ""
-    facts: Sequence[tuple[str, str]] = ()
+    config: str = ""  #: text of the config file; "": missing
+    facts: Sequence[tuple[str, str]] = ()  #: (name, text) of checks and environment
     pictures: Sequence[Picture] = ()
-    problem: str = ""
-    written: str = ""
+    problem: str = ""  #: why the run ended early; "": it did not
+    written: str = ""  #: time at which the page was made
 
     @property
     def complete(self) -> bool:

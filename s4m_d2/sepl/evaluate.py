@@ -96,19 +96,13 @@ class LabelFolders:
         Raises:
             DatasetError: one is missing, damaged, has other classes, or their sizes differ.
         """
-        missing = [f"no {kind}" for kind, files in self.files.items() if name not in files]
-        if missing:
-            raise DatasetError(f"{', '.join(missing)} of this name")
-        paths = {kind: files[name] for kind, files in self.files.items()}
-        labels = {
-            kind: read_label(path, self.num_classes, self._background_score)
-            for kind, path in paths.items()
-        }
-        if len({label.shape for label in labels.values()}) > 1:
-            sizes = ", ".join(f"{paths[kind]} {label.shape}" for kind, label in labels.items())
-            raise DatasetError(
-                f"the sizes (H, W) disagree: {sizes}. Make all of them at the image's size."
-            )
+        labels: dict[str, np.ndarray] = {}
+        for kind, files in self.files.items():
+            if name not in files:
+                raise DatasetError(f"no {kind} of this name")
+            labels[kind] = read_label(files[name], self.num_classes, self._background_score)
+        if len(sizes := {label.shape for label in labels.values()}) > 1:
+            raise DatasetError(f"its label maps have the sizes (H, W) {sizes}; expected one")
         return labels
 
     def confusions(self, labels: Mapping[str, np.ndarray]) -> list[np.ndarray]:

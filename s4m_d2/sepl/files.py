@@ -12,10 +12,10 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from s4m_d2.data.images import READ_ERRORS, unreadable
-from s4m_d2.data.listing import IMAGE_EXTENSIONS
+from s4m_d2.data.subsets import stem
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write
-from s4m_d2.restricted_pickle import UnsafePickleError, load_arrays
+from s4m_d2.restricted_pickle import load_arrays
 from s4m_d2.sepl.rule import BACKGROUND, VOID
 
 LABEL_EXTENSIONS = (".png", ".npy")
@@ -30,11 +30,7 @@ PRESETS = {
     # COCO 2014 has the classes of 2017.
     "coco": ("background", *MetadataCatalog.get("coco_2017_train").thing_classes),
 }
-_INDEX_MODES = ("P", "L", "RGB")  # Pillow's names of palette, gray and color images
-_SCORES = (
-    "expected {class: (H, W) scores} or {'keys': (K,) classes, NAME: (K, H, W) scores}, finite, "
-    "classes counted from 0 without background"
-)
+_MODES = [("PNG", mode) for mode in ("P", "L", "RGB")]  # palette, gray and color, for Pillow
 
 
 def class_names(
@@ -55,8 +51,8 @@ def class_names(
     is_named = names[:1] == ("background",) and len({*names} - {""}) == len(names)
     if not is_named or not 2 <= len(names) <= VOID:
         raise DatasetError(
-            f"{source} gives the {len(names)} classes {list(names[:3])}, ...; expected 2 to {VOID} "
-            f"different names, one per line, 'background' first: the index {VOID} is void"
+            f"{source} gives {len(names)} classes; expected 2 to {VOID} different names, one per "
+            "line, 'background' first"
         )
     return names
 
@@ -94,13 +90,8 @@ def read_label(
     try:
         is_array = os.fspath(path).lower().endswith(".npy")
         label = _read_npy(path, background_score) if is_array else _read_png(path)
-    except DatasetError:
+    except DatasetError:  # which is a ValueError too
         raise
-    except UnsafePickleError as error:
-        raise DatasetError(
-            f"{path} is refused: {error}. Expected class indices, or a dictionary of CAM scores; "
-            "no code of the file was run. Save the arrays alone."
-        ) from error
     except (*READ_ERRORS, pickle.UnpicklingError) as error:
         raise unreadable(str(path), error) from error
     count = num_classes or VOID
@@ -151,16 +142,20 @@ def label_of_scores(content: Any, background_score: float = BACKGROUND_SCORE) ->
             classes = keys[1:] if has_background else keys + 1
         else:
             classes, scores = np.array(list(content)) + 1, np.stack(list(content.values()))
-        fits = classes.dtype.kind in "iu" and classes.shape == scores.shape[:1]
-        fits = fits and bool(((classes > BACKGROUND) & (classes < VOID)).all())
-        fits = fits and scores.ndim == 3 and scores.dtype.kind in "fiu"
-        fits = fits and bool(np.isfinite(scores).all())
+        fits = (
+            classes.dtype.kind in "iu"
+            and scores.dtype.kind in "fiu"
+            and scores.ndim == 3
+            and classes.shape == scores.shape[:1]
+            and bool(((classes > BACKGROUND) & (classes < VOID)).all() & np.isfinite(scores).all())
+        )
     except (TypeError, ValueError, IndexError):
         fits = False
     if not fits:
-        is_dict = isinstance(content, dict)
-        found = {k: np.shape(v) for k, v in content.items()} if is_dict else type(content).__name__
-        raise DatasetError(f"{_SCORES}; found {found}")
+        raise DatasetError(
+            "expected {class: (H, W) scores} or {'keys': (K,) classes, NAME: (K, H, W) scores}, "
+            "finite, classes counted from 0 without background"
+        )
     scores = scores.astype(np.float32)
     scores = np.pad(scores, ((1, 0), (0, 0), (0, 0)), constant_values=background_score)
     return np.append(BACKGROUND, classes).astype(np.uint8)[scores.argmax(0)]
@@ -189,10 +184,8 @@ def files_by_name(
         if not is_one or path.name.startswith(".") or path.is_dir():
             continue
         if name in files:
-            raise DatasetError(
-                f"'{folder}' has both {files[name].name} and {path.name}: which of them belongs "
-                f"to {name}? Take one away."
-            )
+            both = f"{files[name].name} and {path.name}"
+            raise DatasetError(f"'{folder}' has both {both} for {name}. Take one away.")
         files[name] = path
     if not files:
         raise DatasetError(
@@ -212,8 +205,7 @@ def image_list(path: Path) -> list[str]:
         DatasetError: the file is missing, not text, or empty.
     """
     words = [line.split()[0] for line in _read_lines(path) if line.strip()]
-    parts = [os.path.splitext(word.replace("\\", "/").rsplit("/", 1)[-1]) for word in words]
-    names = [root if end.lower() in IMAGE_EXTENSIONS else root + end for root, end in parts]
+    names = [stem(word.replace("\\", "/")) for word in words]
     if not any(names):
         raise DatasetError(f"{path} names no image. Write the name of an image on each line.")
     return [name for name in dict.fromkeys(names) if name]
@@ -232,16 +224,13 @@ def _read_png(path: str | os.PathLike[str]) -> np.ndarray:
     with Image.open(path) as image:
         image.verify()  # checksums, which decoding alone does not check
     with Image.open(path) as image:
-        mode = f"a {image.format} of Pillow's mode {image.mode}"
-        is_known = image.format == "PNG" and image.mode in _INDEX_MODES
-        label = np.array(image) if is_known else np.zeros(0)
+        mode, label = (image.format, image.mode), np.array(image)
     if label.ndim == 3 and (label == label[..., :1]).all():
         label = label[..., 0]
-    if label.ndim != 2:
+    if label.ndim != 2 or mode not in _MODES:
         raise DatasetError(
-            f"{path} is no label map: {mode}. Expected a PNG with a palette, gray with 8 bits, or "
-            "RGB with equal channels, whose values are class indices; turn colors into indices "
-            "first."
+            f"{path} is no label map: {' '.join(map(str, mode))}. Expected a PNG with a palette, "
+            "gray with 8 bits, or RGB with equal channels, whose values are class indices."
         )
     return label
 

@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -68,9 +68,8 @@ def enhance_files(
         label = read_label(files.label, num_classes, background_score)
         if image and (upright := image_size(str(image))) != label.shape:
             raise DatasetError(
-                f"{files.label} has (height, width) {label.shape}, but {image}, turned upright as "
-                f"its EXIF data say, has {upright}. Take the pair that belongs together, at one "
-                "size and upright."
+                f"{files.label} has (height, width) {label.shape}, but {image}, upright as its "
+                f"EXIF data say, has {upright}."
             )
         if isinstance(source, SamMasks):
             assert image is not None  # without one there is no job
@@ -99,7 +98,18 @@ def begin(
             (folder / f"{name}.png").unlink()
         finished = set()
     elif finished:
-        _check_settings(folder, settings, finished)
+        try:
+            earlier = dict(json.loads((folder / REPORT).read_text(encoding="utf-8"))["settings"])
+        except (OSError, ValueError, TypeError, LookupError):
+            earlier = {REPORT: "unreadable"}
+        keys = [k for k in {**earlier, **settings} if earlier.get(k) != settings.get(k)]
+        if keys:
+            differing = [f"{k} was {earlier.get(k)!r}, now {settings.get(k)!r}" for k in keys]
+            raise ConfigError(
+                f"'{folder}' has {len(finished)} label maps of these images ({min(finished)}, ...) "
+                f"of other settings: {'; '.join(differing)}. Choose another --output, or make them "
+                "anew with --overwrite."
+            )
     write_report(folder, settings, {})
     return finished
 
@@ -109,22 +119,6 @@ def write_report(folder: Path, settings: Mapping[str, Any], problems: Mapping[st
     with atomic_write(folder / REPORT) as file:
         json.dump({"settings": settings, "problems": problems}, file, indent=1)
         file.write("\n")
-
-
-def _check_settings(folder: Path, settings: Mapping[str, Any], names: Collection[str]) -> None:
-    remedy = "Choose another --output, or make them anew with --overwrite."
-    held = f"'{folder}' has {len(names)} label maps of these images ({min(names)}, ...)"
-    try:
-        earlier = json.loads((folder / REPORT).read_text(encoding="utf-8"))["settings"]
-        keys = dict.fromkeys((*earlier, *settings))
-        pairs = {key: (earlier.get(key), settings.get(key)) for key in keys}
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        raise ConfigError(
-            f"{held}, but no readable {REPORT} that says what they are: {error!r}. {remedy}"
-        ) from error
-    differing = [f"{key} was {a!r}, now {b!r}" for key, (a, b) in pairs.items() if a != b]
-    if differing:
-        raise ConfigError(f"{held}, made with other settings: {'; '.join(differing)}. {remedy}")
 
 
 def outcomes(
@@ -164,11 +158,11 @@ def _start_worker() -> None:
     """Ignore Ctrl-C, which the parent handles, and exit when the parent dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # this is a worker
 
-
-def _end_with_parent() -> None:
-    """Exit when the parent dies: a killed parent does not stop its workers."""
-    if parent := multiprocessing.parent_process():
+    def end_with_parent() -> None:
         parent.join()
-    os._exit(1)
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()

@@ -47,19 +47,13 @@ class SamMasks:
     """Generates SAM's automatic masks of images, and stores them in a folder.
 
     The model is built when the first image needs it, once in each process.
-
-    Attributes:
-        backend, model_type, checkpoint: as S4M.SAM.BACKEND, MODEL_TYPE and CHECKPOINT.
-        device: PyTorch's name of it.
-        cache: folder with a file per image.
-        automatic: settings of the automatic masks.
     """
 
-    backend: str
-    model_type: str
-    checkpoint: str
-    device: str
-    cache: Path
+    backend: str  #: S4M.SAM.BACKEND
+    model_type: str  #: S4M.SAM.MODEL_TYPE
+    checkpoint: str  #: S4M.SAM.CHECKPOINT
+    device: str  #: PyTorch's name
+    cache: Path  #: folder with a file per image
     automatic: AutomaticMaskSettings
 
     def masks(self, name: str, image: Path, size: tuple[int, int]) -> RLEs:
@@ -101,8 +95,8 @@ def folder_masks(folder: Path, name: str, size: tuple[int, int]) -> RLEs:
     source = find_masks(folder, name)
     if source is None:
         raise DatasetError(
-            f"'{folder}' has no masks of it: no folder {name}, {name}.json or {name}.json.gz. "
-            "Where names of pseudo-labels have more than that, give --suffix."
+            f"'{folder}' has no folder {name}, {name}.json or {name}.json.gz. Where names of "
+            "pseudo-labels have more than that, give --suffix."
         )
     return read_masks(source, size)
 
@@ -115,10 +109,7 @@ def find_masks(folder: Path, name: str) -> Path | None:
     """
     found = [place for ending in _ENDINGS if (place := folder / f"{name}{ending}").exists()]
     if len(found) > 1:
-        raise DatasetError(
-            f"{found[0]} and {found[1]} both hold masks of the image {name!r}. Remove the one that "
-            "is out of date."
-        )
+        raise DatasetError(f"{found[0]} and {found[1]} are both masks of {name}. Remove one.")
     return found[0] if found else None
 
 
@@ -129,20 +120,23 @@ def read_masks(source: Path, size: tuple[int, int]) -> RLEs:
         DatasetError: names the file, and the mask that is damaged or of another size.
     """
     if source.is_dir():
-        return [_read_png(file, size) for file in _png_files(source)]
+        files = [file for file in source.iterdir() if not file.name.startswith(".")]
+        masks = [file for file in files if file.suffix.lower() == ".png"]
+        others = [file.name for file in files if file.name != _SUMMARY]
+        if others and not masks:
+            raise DatasetError(f"{source} has no PNG, but {others[0]}. Convert the masks.")
+        masks.sort(key=lambda file: (len(file.stem), file.stem))  # by number
+        return [_read_png(file, size) for file in masks]
     content = _read_json(source)
     if isinstance(content, dict) and "images" not in content:  # COCO's files are of many images
         content = content.get("masks", content.get("annotations"))
     if not isinstance(content, list):
-        raise DatasetError(
-            f"{source} has no list of masks; expected SAM's records or RLEs of a single image: in "
-            "a list, or under 'annotations' as in SA-1B"
-        )
+        raise DatasetError(f"{source} has no list of SAM's records or RLEs of a single image.")
     try:
         return _rles(content, size)
     except InputError as error:
         raise DatasetError(
-            f"{source}, {error}. Make the masks of this image anew, at its size."
+            f"{source}, {error}. Make the masks anew, at its image's size."
         ) from error
 
 
@@ -176,22 +170,8 @@ def kept_masks(
 
 
 def _rles(masks: Sequence[Any], size: tuple[int, int]) -> RLEs:
-    """Extract and check the RLEs of records, or of a list of RLEs."""
     parts = [mask.get("segmentation", mask) if isinstance(mask, dict) else mask for mask in masks]
     return checked_rles(parts, size)
-
-
-def _png_files(folder: Path) -> list[Path]:
-    """A folder's PNGs in numerical order."""
-    files = [file for file in folder.iterdir() if not file.name.startswith(".")]
-    masks = [file for file in files if file.suffix.lower() == ".png"]
-    others = {file.name for file in files} - {_SUMMARY}
-    if others and not masks:
-        raise DatasetError(
-            f"{folder} has no PNG, but {min(others)!r}; expected a binary PNG per mask. Convert "
-            "the masks, or empty the folder if the image has none."
-        )
-    return sorted(masks, key=lambda file: (len(file.stem), file.stem))
 
 
 def _read_png(file: Path, size: tuple[int, int]) -> dict[str, Any]:
@@ -204,8 +184,7 @@ def _read_png(file: Path, size: tuple[int, int]) -> dict[str, Any]:
     if values is None:
         raise DatasetError(
             f"{file} has (height, width) {found} and the channels {', '.join(bands)}; expected "
-            f"{size} and a single channel, 0 and 255. Make the masks of this image, at its size, "
-            "and save them as gray."
+            f"{size} and a single channel, 0 and 255."
         )
     [rle] = encode_masks(torch.from_numpy(values != 0)[None])
     return plain_rle(rle)
@@ -217,7 +196,4 @@ def _read_json(path: Path) -> Any:
         with opener(path, "rt", encoding="utf-8") as file:
             return json.load(file)
     except _JSON_ERRORS as error:
-        raise DatasetError(
-            f"{path} cannot be read as JSON: {error}. It is damaged or of another format. Write it "
-            "anew."
-        ) from error
+        raise DatasetError(f"{path} cannot be read as JSON: {error}. Write it anew.") from error

@@ -109,7 +109,9 @@ class SEPLRefiner:
         if active:
             shown = images[to_device(active, images.device)]
             encoded = self.backend.encode(shown, [image_sizes[i] for i in active])
-            pictures = _pictures(shown)
+            if shown.is_floating_point():
+                shown = shown.round().clamp(0, 255)
+            [pictures] = to_host(shown.to(torch.uint8).permute(0, 2, 3, 1))
         for place, i in enumerate(active):
             height, width = image_sizes[i]
             records = self.automatic_masks.generate(
@@ -131,7 +133,9 @@ class SEPLRefiner:
         masks = teacher_masks(selection, size, self.logit_thresh)
         if not len(records):
             return masks, np.zeros(0, dtype=np.int64), 0
-        objects = _decoded(records, masks.device)
+        decoded = mask_utils.decode([record["segmentation"] for record in records])
+        by_column = to_device(decoded.transpose(2, 1, 0), masks.device)
+        objects = by_column.transpose(1, 2).contiguous().view(torch.bool)
         overlaps = dense_overlaps(objects, masks)
         segments, _, is_selected = assign_masks(
             overlaps, mask_areas(objects), mask_areas(masks), **self.thresholds
@@ -142,21 +146,6 @@ class SEPLRefiner:
             members = np.flatnonzero(selected & (owners == owner))
             masks[owner] = objects[to_device(members, objects.device)].any(dim=0)
         return masks, np.flatnonzero(selected), len(new)
-
-
-def _pictures(images: Tensor) -> np.ndarray:
-    """Convert (B, 3, H, W) images in 0..255 to (B, H, W, 3) uint8 on the host."""
-    if images.is_floating_point():
-        images = images.round().clamp(0, 255)
-    [pictures] = to_host(images.to(torch.uint8).permute(0, 2, 3, 1))
-    return pictures
-
-
-def _decoded(records: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor:
-    """Decode compressed RLEs to (M, H, W) bool."""
-    columns = mask_utils.decode([record["segmentation"] for record in records]).transpose(2, 1, 0)
-    by_column = to_device(columns, device)
-    return by_column.transpose(1, 2).contiguous().view(torch.bool)
 
 
 @REFINER_REGISTRY.register()

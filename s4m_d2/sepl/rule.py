@@ -99,29 +99,35 @@ def enhance(
     """
     classes = _classes(pseudo_label)
     rles = _encoded(masks, pseudo_label.shape)
-    if not len(classes) or not len(rles):
+    if not len(classes) or not rles:
         return pseudo_label.copy()
-    by_column = np.asfortranarray(pseudo_label)  # the order of run lengths
-    segments = [mask_utils.encode((by_column == c).view(np.uint8)) for c in classes]
-    areas = mask_utils.area(rles).astype(np.int64)
-    # Of a crowd, COCO's IoU is the share of the first mask's area.
-    shares = mask_utils.iou(rles, segments, [True] * len(segments))
-    overlaps = np.rint(shares * areas[:, None]).astype(np.int64)
-    pixels = map(torch.as_tensor, (overlaps, areas, mask_utils.area(segments).astype(np.int64)))
-    found = assign_masks(*pixels, o_s_thresh=o_s_thresh, o_p_thresh=o_p_thresh)
-    owners, o_s, selected = (values.numpy() for values in found)
-    kept = pseudo_label == VOID
-    if keep_uncovered:
-        kept |= ~_decoded(mask_utils.merge(rles))
-    enhanced = np.where(kept, pseudo_label, np.zeros((), pseudo_label.dtype))
-    rows = np.flatnonzero(selected)
-    for row in rows[np.lexsort((-owners[rows], o_s[rows], -areas[rows]))]:  # the winner is last
+    overlaps, areas, class_areas = _overlaps(rles, pseudo_label, classes)
+    options = {"o_s_thresh": o_s_thresh, "o_p_thresh": o_p_thresh}
+    owners, o_s, selected = map(np.asarray, assign_masks(overlaps, areas, class_areas, **options))
+    uncovered = ~_decoded(mask_utils.merge(rles)) if keep_uncovered else False
+    is_kept = (pseudo_label == VOID) | uncovered
+    enhanced = np.where(is_kept, pseudo_label, np.zeros((), pseudo_label.dtype))
+    order = np.lexsort((-owners, o_s, -areas.numpy()))  # the winner is last
+    for row in order[selected[order]]:
         np.copyto(enhanced, classes[owners[row]], where=_decoded(rles[row]))
-    lost = np.delete(classes, owners[rows])  # those without a selected mask
+    lost = np.delete(classes, owners[selected])  # those without a selected mask
     np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
     while len(lost := np.setdiff1d(classes, enhanced)):  # covered; once each, as none overlap
         np.copyto(enhanced, pseudo_label, where=np.isin(pseudo_label, lost))
     return enhanced
+
+
+def _overlaps(
+    rles: list[dict[str, Any]], label: np.ndarray, classes: np.ndarray
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels as int64: (N, K) of masks and classes, (N,) of masks, (K,) of classes."""
+    by_column = np.asfortranarray(label)  # the order of run lengths
+    segments = [mask_utils.encode((by_column == c).view(np.uint8)) for c in classes]
+    areas, class_areas = (mask_utils.area(of).astype(np.int64) for of in (rles, segments))
+    # Of a crowd, COCO's IoU is the share of the first mask's area.
+    shares = mask_utils.iou(rles, segments, [True] * len(segments))
+    overlaps = np.rint(shares * areas[:, None]).astype(np.int64)
+    return torch.from_numpy(overlaps), torch.from_numpy(areas), torch.from_numpy(class_areas)
 
 
 def _decoded(rle: dict[str, Any]) -> np.ndarray:
@@ -158,7 +164,6 @@ def _encoded(masks: Masks, size: tuple[int, ...]) -> list[dict[str, Any]]:
 
 
 def _classes(pseudo_label: np.ndarray) -> np.ndarray:
-    """The classes of a pseudo-label, ascending, of its dtype."""
     if not isinstance(pseudo_label, np.ndarray) or pseudo_label.ndim != 2:
         found = f"{type(pseudo_label).__name__} {np.shape(pseudo_label)}"
     elif pseudo_label.dtype.kind not in "iu" or pseudo_label.min(initial=0) < 0:

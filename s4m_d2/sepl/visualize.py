@@ -62,10 +62,7 @@ def read_row(name: str, folders: LabelFolders, image: Path | None, masks: Path |
     pixels = read_image(str(image), "RGB")
     size = (pixels.shape[0], pixels.shape[1])
     if size != labels[AFTER].shape:
-        raise DatasetError(
-            f"{image} has the size {size} (H, W), but its labels have {labels[AFTER].shape}. Give "
-            "the image that the labels were made for."
-        )
+        raise DatasetError(f"{image} has (H, W) {size}, but its labels {labels[AFTER].shape}")
     pictures = {IMAGE: draw_image(pixels)}
     pictures |= {kind: draw_label(pixels, label) for kind, label in labels.items()}
     if masks is not None:
@@ -143,8 +140,6 @@ def legend_entries(
 
 
 def _faded(image: np.ndarray) -> np.ndarray:
-    """Make an (H, W, 3) uint8 image light gray."""
-
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     faded = np.rint(gray * (1 - WHITE_SHARE) + 255 * WHITE_SHARE).astype(np.uint8)
     return np.repeat(faded[..., None], 3, axis=2)

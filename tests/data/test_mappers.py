@@ -157,13 +157,13 @@ def test_images_without_instances(data_root):
 def test_bad_annotations_name_their_image(data_root):
     good = {"category_id": 1, "segmentation": SQUARE}
     for bad, message in (
-        (good | {"category_id": 8}, "class id 8"),
-        (good | {"category_id": -1}, "class id -1"),
+        (good | {"category_id": 8}, "category_id 8"),
+        (good | {"category_id": -1}, "category_id -1"),
         (good | {"segmentation": [[1, 2, 3, 4]]}, "three points"),
         (good | {"segmentation": "mask"}, "type str"),
         (good | {"segmentation": np.zeros((4, 4))}, r"\(4, 4\)"),
         ({"segmentation": SQUARE}, "category_id"),
-        ({"category_id": 1}, "segmentation"),
+        ({"category_id": 1}, "type NoneType"),
     ):
         record = {**record_of("toyscapes_train"), "annotations": [good, bad]}
         with pytest.raises(DatasetError, match=message) as error:

@@ -64,7 +64,7 @@ def test_only_annotations_of_the_chosen_images_are_read(data_root):
         if not path.name.startswith(tuple(chosen)):
             path.unlink()
     assert len(true_records([UNLABELED], 4)) == 4
-    with pytest.raises(DatasetError, match=f"'{UNLABELED}'"):
+    with pytest.raises(DatasetError, match="gtFine"):
         true_records([UNLABELED], 5)
 
 
@@ -87,7 +87,7 @@ def test_without_annotations_one_error_says_what_to_do(data_root, name):
     register_splits(f"{name}_made", CocoFormat("a.json", "images"), ())
     again = f"{name}_made_unlabeled"
     assert has_true_labels(again)
-    with pytest.raises(DatasetError, match=f"'{name}'.*S4M.QUALITY.DATASETS"):
+    with pytest.raises(DatasetError, match=f"{name}.*S4M.QUALITY.DATASETS"):
         true_records([name])
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from s4m_d2.pretrained import PACKAGES
+from s4m_d2.pretrained import MODULE
 
 sys.path.insert(0, str(Path(__file__).parent))
 from markdown_docs import ROOT, commands  # noqa: E402
@@ -53,7 +53,7 @@ SMALL = (
 ).split()
 NO_SAM = ["--check", "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "S4M.SAM.BACKEND"]
 NO_SAM += ["tiny_toyscapes", "S4M.SAM.CHECKPOINT", "", "OUTPUT_DIR", "output/checked"]
-NO_WEIGHTS = [] if find_spec(PACKAGES["efficientnet-lite0"].module) else ["MODEL.WEIGHTS", ""]
+NO_WEIGHTS = [] if find_spec(MODULE) else ["MODEL.WEIGHTS", ""]
 ENDS = {"configs/custom_small.yaml": SMALL + NO_WEIGHTS, "configs/custom.yaml": NO_SAM}
 VALUES = {"--labeled": {"60": "2", "40": "8", "20": "2", "10": "2"}}
 VALUES |= {"--unlabeled": {"200": "4", "40": "2"}}

@@ -221,15 +221,6 @@ def test_the_newest_checkpoints_and_the_final_one_are_kept(tmp_path):
         assert "model_final" in checkpoints(folder) and name(9) in checkpoints(folder)
 
 
-def test_a_damaged_checkpoint_goes_before_a_complete_one(tmp_path):
-    save(tmp_path, 1, 3, 4)
-    flip(tmp_path / "model_0000004.pth")
-    run = checkpointer(tmp_path, keep=2)
-    assert run.resume_or_load("")["iteration"] == 3
-    run.save(name(5), iteration=5)
-    assert checkpoints(tmp_path) == [name(3), name(5)]
-
-
 def test_a_file_that_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatch, caplog):
     def refused(path):
         raise PermissionError("Operation not permitted")

@@ -29,7 +29,6 @@ WRONG = [
     ("S4M.ARP.SCALE_RANGE", "(1.2, 0.8)"),
     ("INPUT.CROP.ENABLED", False),  # of which ARP's smallest area is a share
     ("INPUT.MIN_SCALE", 3.0),
-    ("MODEL.MASK_FORMER.NHEADS", 7),
     ("S4M.STRONG_VIEW.JITTER", "(0.4, 0.4, 0.4)"),
     ("S4M.STRONG_VIEW.JITTER", "(0.4, 0.4, 0.4, 0.6)"),
     ("S4M.STRONG_VIEW.BLUR_SIGMA", "(2.0, 0.1)"),
@@ -49,8 +48,6 @@ WRONG = [
     ("INPUT.FORMAT", "L"),
     ("DATASETS.TRAIN", ()),
     ("DATASETS.UNLABELED", ()),
-    ("DATASETS.TEST", ("preflight_labeled",)),
-    ("DATASETS.TEST", ("preflight_unlabeled",)),
 ]
 
 

@@ -13,17 +13,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from s4m_d2.engine.checkpointing.checkpoint_files import (
-    FINAL_CHECKPOINT,
-    LAST_CHECKPOINT,
-    find_complete,
-    holds_run,
-    note_final,
-    numbered_name,
-    read_complete,
-    read_weight_file,
-    superseded,
-)
+from s4m_d2.engine.checkpointing import checkpoint_files as files
 from s4m_d2.engine.checkpointing.weight_names import ClassLists, LoadReport, fit
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import atomic_write
@@ -64,7 +54,6 @@ class S4MCheckpointer(DetectionCheckpointer):
     ) -> None:
         super().__init__(model, save_dir, **options)
         self.keep, self.classes = keep, classes
-        self._damaged: list[str] = []  # names of damaged files in save_dir
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``name``.pth into ``save_dir``, tag it as the last checkpoint, remove old ones."""
@@ -78,8 +67,7 @@ class S4MCheckpointer(DetectionCheckpointer):
         with atomic_write(path, "wb") as file:
             torch.save(content | kwargs, file)
         self.tag_last_checkpoint(file_name)
-        self._damaged = [damaged for damaged in self._damaged if damaged != file_name]
-        for old in superseded(self.save_dir, file_name, self.keep, self._damaged):
+        for old in files.superseded(self.save_dir, file_name, self.keep):
             try:
                 os.unlink(os.path.join(self.save_dir, old))
             except OSError as error:
@@ -87,14 +75,14 @@ class S4MCheckpointer(DetectionCheckpointer):
 
     def has_checkpoint(self) -> bool:
         """True if ``save_dir`` has checkpoints, even without ``last_checkpoint``."""
-        return bool(self.save_dir) and holds_run(self.save_dir)
+        return bool(self.save_dir) and files.holds_run(self.save_dir)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make ``resume_or_load`` resume from this file of ``save_dir``."""
-        with atomic_write(os.path.join(self.save_dir, LAST_CHECKPOINT)) as file:
+        with atomic_write(os.path.join(self.save_dir, files.LAST_CHECKPOINT)) as file:
             file.write(last_filename_basename)
-        if last_filename_basename == FINAL_CHECKPOINT and self.saved_iteration is not None:
-            note_final(self.save_dir, self.saved_iteration + 1)
+        if last_filename_basename == files.FINAL_CHECKPOINT and self.saved_iteration is not None:
+            files.note_final(self.save_dir, self.saved_iteration + 1)
 
     def load(
         self,
@@ -155,14 +143,14 @@ class S4MCheckpointer(DetectionCheckpointer):
         name, problem = "", None
         if comm.is_main_process():  # chooses for all
             try:
-                name, content, self._damaged = find_complete(self.save_dir)
+                name, content = files.find_complete(self.save_dir)
             except WeightsError as error:
                 problem = error
         name, problem = comm.all_gather((name, problem))[0]
         if problem is not None:
             raise problem
         path = os.path.join(self.save_dir, name)
-        content = content or read_complete(path)
+        content = content or files.read_complete(path)
         absent = [key for key in self.checkpointables if key not in content]
         if absent:
             raise WeightsError(
@@ -175,20 +163,20 @@ class S4MCheckpointer(DetectionCheckpointer):
 
     def finish(self) -> None:
         """Make the checkpoint from which the run was resumed the final one."""
-        final = os.path.join(self.save_dir, FINAL_CHECKPOINT)
+        final = os.path.join(self.save_dir, files.FINAL_CHECKPOINT)
         if not self.save_to_disk:
             return
         if self.resumed_from != final:
             with open(self.resumed_from, "rb") as source, atomic_write(final, "wb") as file:
                 shutil.copyfileobj(source, file)
-        self.tag_last_checkpoint(FINAL_CHECKPOINT)
+        self.tag_last_checkpoint(files.FINAL_CHECKPOINT)
 
     def reopen(self, iteration: int) -> None:
         """Rename the final checkpoint to a numbered one, if the run was resumed from it."""
-        final = os.path.join(self.save_dir, FINAL_CHECKPOINT)
+        final = os.path.join(self.save_dir, files.FINAL_CHECKPOINT)
         if not self.save_to_disk or self.resumed_from != final:
             return
-        name = f"{numbered_name(iteration)}.pth"
+        name = f"{files.numbered_name(iteration)}.pth"
         os.replace(final, os.path.join(self.save_dir, name))
         self.tag_last_checkpoint(name)
 
@@ -206,7 +194,6 @@ class S4MCheckpointer(DetectionCheckpointer):
         self.logger.log(logging.WARNING if report.is_surprising else logging.INFO, "%s", report)
 
     def _load_rest(self, content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-        """Load the states of other objects; return the rest."""
         for name in names:
             if name not in content:
                 continue
@@ -229,4 +216,4 @@ class S4MCheckpointer(DetectionCheckpointer):
                 f"Weights '{path}' cannot be fetched ({error}). Download the file by other means "
                 "and give its path."
             ) from error
-        return read_weight_file(local_path, mapped=mapped)
+        return files.read_weight_file(local_path, mapped=mapped)

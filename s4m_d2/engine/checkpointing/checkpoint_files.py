@@ -10,7 +10,7 @@ import re
 import sys
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -30,10 +30,6 @@ _ZIP = b"PK\x03\x04"
 _TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
 _SAFETENSORS_HEADER = slice(8, 10), b'{"'  # after its length
 _HEAD_BYTES = 64
-_NO_WEIGHTS = {  # first bytes → what the file is
-    b"version https://git-lfs": "it is a Git LFS pointer: run 'git lfs pull' first",
-    b"<": "it is a web page: the download failed",
-}
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +40,7 @@ def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
     The format is recognized by the content. Tensors are on the CPU.
 
     Args:
-        path: of the file, or "pypi://" and a name of :data:`s4m_d2.pretrained.PACKAGES`.
+        path: of the file, or :data:`s4m_d2.pretrained.ADDRESS`.
         mapped: memory-map the tensors of a ``.pth``, to read only names and shapes (not PyTorch's
             oldest format).
 
@@ -61,23 +57,19 @@ def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
             "file (keys MODEL.WEIGHTS, S4M.TEACHER_WEIGHTS); relative paths start at the folder in "
             "which the command runs."
         )
-    head = b""
     try:
-        with open(path, "rb") as file:
-            head = file.read(_HEAD_BYTES)
-        content = _read(path, head, mapped)
+        content = _read(path, mapped)
     except TENSOR_FILE_ERRORS as error:
         if name := refused_object(error):
             raise WeightsError(
                 f"Weights '{path}' hold Python objects ({name}), which are refused because "
                 "loading them may run code. Save a dictionary of tensors (model.state_dict())."
             ) from error
-        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        start = head.lstrip()
-        reason = next((v for k, v in _NO_WEIGHTS.items() if start.startswith(k)), first_line)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
-            f"Weights '{path}' are truncated, damaged or none ({reason}). Download or copy the "
-            "file again; expected a .pth of PyTorch's, a .pkl of arrays or .safetensors."
+            f"Weights '{path}' are truncated, damaged, a web page, a Git LFS pointer or none "
+            f"({reason}). Get the file again; expected a .pth of PyTorch's, a .pkl of arrays or "
+            ".safetensors."
         ) from error
     if not isinstance(content, Mapping):
         raise WeightsError(
@@ -86,7 +78,9 @@ def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
     return dict(content)
 
 
-def _read(path: str, head: bytes, mapped: bool) -> Any:
+def _read(path: str, mapped: bool) -> Any:
+    with open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES)
     if head.startswith((_ZIP, _TORCH_LEGACY)):
         mapped = mapped and head.startswith(_ZIP)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -163,45 +157,34 @@ def holds_run(folder: str) -> bool:
     return os.path.exists(os.path.join(folder, LAST_CHECKPOINT)) or bool(ranked(folder))
 
 
-def superseded(folder: str, newest: str, keep: int, damaged: Collection[str] = ()) -> list[str]:
+def superseded(folder: str, newest: str, keep: int) -> list[str]:
     """Checkpoints to remove after ``newest`` was written, to keep ``keep`` numbered ones.
 
-    ``newest`` and the final one are always kept; damaged ones are removed first. 0 keeps all.
+    ``newest`` and the final one are always kept. 0 keeps all.
     """
     names = [name for name in ranked(folder, newest) if _NUMBERED.fullmatch(name)]
-    kept = [name for name in names if name == newest or name not in damaged][:keep]
-    return [name for name in names if name not in kept] if keep else []
+    return names[keep:] if keep else []
 
 
-def find_complete(folder: str) -> tuple[str, dict[str, Any], list[str]]:
-    """Find the checkpoint to resume from: that of ``last_checkpoint``, or else an earlier one.
-
-    Returns:
-        its name, its content, and the names of damaged ones that were skipped.
+def find_complete(folder: str) -> tuple[str, dict[str, Any]]:
+    """Name and content of the checkpoint to resume from: that of ``last_checkpoint``, or else an
+    earlier one.
 
     Raises:
         WeightsError: there is no complete one.
     """
-    first = tagged(folder)
-    if not first:
-        logger.warning(
-            "'%s' is missing or names no file: the newest complete checkpoint is taken.",
-            os.path.join(folder, LAST_CHECKPOINT),
-        )
-    problems: dict[str, str] = {}
-    for name in ranked(folder, first):
+    problems = []
+    for name in ranked(folder, tagged(folder)):
+        path = os.path.join(folder, name)
         try:
-            content = read_complete(os.path.join(folder, name))
+            content = read_complete(path)
         except WeightsError as error:
-            problems[name] = str(error)
+            problems.append(str(error))
             continue
-        for bad, reason in problems.items():
-            logger.warning(
-                "Cannot continue from '%s'; continuing from '%s' instead, which gives the same "
-                "run. %s", os.path.join(folder, bad), os.path.join(folder, name), reason,
-            )  # fmt: skip
-        return name, content, list(problems)
-    reasons = " ".join(problems.values()) or "There is none."
+        for problem in problems:
+            logger.warning("%s Continuing from '%s' instead, the same run.", problem, path)
+        return name, content
+    reasons = " ".join(problems) or "There is none."
     raise WeightsError(
         f"Cannot continue: '{folder}' holds no complete checkpoint. {reasons} Copy a complete "
         f"file there and write its name into '{LAST_CHECKPOINT}', or begin anew in another "

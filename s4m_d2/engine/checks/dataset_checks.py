@@ -169,32 +169,10 @@ def _annotated_findings(
         [a.get("category_id") for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
         for record in records
     ]
-    decoded, errors = 0, list(shared)
-    if len(names) != num_classes:  # else every image would repeat it
-        errors.append(
-            ConfigError(
-                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected {len(names)}, the "
-                f"number of classes of '{name}'."
-            )
-        )
-    elif not any(labels):
-        errors.append(
-            DatasetError(
-                f"The data set '{name}' has {len(records)} images and no instance: there is "
-                "nothing to learn from or to evaluate. Choose a larger split, or check its "
-                "annotations."
-            )
-        )
-    else:
-        wrong = [
-            f"Data set '{name}': an annotation of {record['file_name']} has the class id "
-            f"{label}; expected one from 0 to {num_classes - 1}. Correct the annotation, "
-            "or the map of the data set's ids to contiguous ones."
-            for record, of_image in zip(records, labels, strict=True)
-            for label in of_image
-            if label not in range(num_classes)
-        ]
-        decoded, reasons = (0, [first_of(wrong)]) if wrong else _look_at(records, mapper)
+    wrong = _annotation_error(name, records, labels, num_classes, len(names))
+    decoded, errors = 0, [*shared, *wrong]
+    if not wrong:  # else every image would repeat it
+        decoded, reasons = _look_at(records, mapper)
         errors += map(DatasetError, reasons)
     counts = [len(of_image) for of_image in labels]
     found = metadata.get("findings")  # of our reader
@@ -208,6 +186,39 @@ def _annotated_findings(
         number = Counter(dict.fromkeys(names, 0))
         number.update(names[label] for of_image in labels for label in of_image)
         yield _class_finding(role, name, number)
+
+
+def _annotation_error(
+    name: str,
+    records: Sequence[dict],
+    labels: Sequence[Sequence[object]],
+    num_classes: int,
+    num_names: int,
+) -> list[S4MError]:
+    if num_names != num_classes:
+        return [
+            ConfigError(
+                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected {num_names}, the "
+                f"number of classes of '{name}'."
+            )
+        ]
+    if not any(labels):
+        return [
+            DatasetError(
+                f"The data set '{name}' has {len(records)} images and no instance: there is "
+                "nothing to learn from or to evaluate. Choose a larger split, or check its "
+                "annotations."
+            )
+        ]
+    wrong = [
+        f"Data set '{name}': an annotation of {record['file_name']} has the class id "
+        f"{label}; expected one from 0 to {num_classes - 1}. Correct the annotation, "
+        "or the map of the data set's ids to contiguous ones."
+        for record, of_image in zip(records, labels, strict=True)
+        for label in of_image
+        if label not in range(num_classes)
+    ]
+    return [DatasetError(first_of(wrong))] if wrong else []
 
 
 def _class_finding(role: str, name: str, number: Mapping[str, int]) -> Finding:

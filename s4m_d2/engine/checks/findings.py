@@ -16,21 +16,13 @@ _FINDING_WIDTH = 76  # characters of the table's middle column
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
+    """One line of the report."""
 
-    Attributes:
-        item: what was checked.
-        text: short description.
-        errors: why the run cannot work; each message ends with a remedy.
-        warnings: possible mistakes, or problems later; in the same form.
-        checked: False if other errors have to be corrected first.
-    """
-
-    item: str
-    text: str
-    errors: Sequence[S4MError] = ()
-    warnings: Sequence[str] = ()
-    checked: bool = True
+    item: str  #: what was checked
+    text: str  #: short description
+    errors: Sequence[S4MError] = ()  #: why the run cannot work; each ends with a remedy
+    warnings: Sequence[str] = ()  #: possible mistakes, or problems later; in the same form
+    checked: bool = True  #: False if other errors have to be corrected first
 
     @property
     def status(self) -> str:

@@ -137,7 +137,6 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
 
 
 def _schedule(cfg: CfgNode, stages: Sequence[str]) -> str:
-    """Describe the stages to train and their batches."""
     parts = []
     for stage in stages:
         solver = stage_config(cfg, stage).SOLVER

@@ -41,26 +41,16 @@ _read = functools.partial(
 
 @dataclass(frozen=True)
 class OwnData:
-    """What a run on own data trains and is evaluated on.
+    """What a run on own data trains and is evaluated on."""
 
-    Attributes:
-        stored: classes, derived settings and unlabeled images.
-        labeled, validation: annotated images; None: no evaluation.
-        ground_truth: the COCO file that evaluation compares with; it exists after :meth:`save`.
-        folder: where the run keeps its data.
-        is_new: the run begins: everything is to be stored there.
-        notes: what the user should know.
-        kept: keys that would have been derived but are the user's.
-    """
-
-    stored: files.StoredData
+    stored: files.StoredData  #: classes, derived settings and unlabeled images
     labeled: Annotations
-    validation: Annotations | None
-    ground_truth: str
-    folder: str
-    is_new: bool
-    notes: Sequence[str]
-    kept: Sequence[str]
+    validation: Annotations | None  #: None: no evaluation
+    ground_truth: str  #: COCO file that evaluation compares with; exists after :meth:`save`
+    folder: str  #: where the run keeps its data
+    is_new: bool  #: the run begins: everything is to be stored there
+    notes: Sequence[str]  #: what the user should know
+    kept: Sequence[str]  #: keys that would have been derived but are the user's
 
     def save(self, *, warn: bool = False) -> None:
         """Write what the run begins with, where that is not done; all processes call it.
@@ -155,7 +145,6 @@ def _absolute(paths: str | Sequence[str]) -> str | tuple[str, ...]:
 
 
 def _key_errors(cfg: CfgNode, overrides: Sequence[str]) -> Iterator[S4MError]:
-    """Keys of S4M.DATA that do not fit each other or the overridden keys."""
     data = cfg.S4M.DATA
     if not data.LABELED:
         yield ConfigError(
@@ -176,7 +165,6 @@ def _key_errors(cfg: CfgNode, overrides: Sequence[str]) -> Iterator[S4MError]:
 
 
 def _missing_errors(cfg: CfgNode, eval_only: bool) -> Iterator[S4MError]:
-    """Files and folders that a run begins with and that are not there."""
     for key in ("LABELED", "IMAGES", "VAL", "VAL_IMAGES", *(() if eval_only else ("UNLABELED",))):
         is_json, option = key in ("LABELED", "VAL"), key.lower().replace("_", "-")
         what = "file: give a COCO json of instances" if is_json else "folder: give one"
@@ -195,7 +183,6 @@ def _stored_folder(cfg: CfgNode, resume: bool, eval_only: bool) -> str | None:
 
 
 def _image_dirs(cfg: CfgNode) -> tuple[list[str], str]:
-    """Folders of the images of each of S4M.DATA.LABELED, and of those of VAL."""
     data = cfg.S4M.DATA
     images = data.IMAGES or tuple(map(os.path.dirname, data.LABELED))
     only = data.IMAGES[0] if len(data.IMAGES) == 1 else os.path.dirname(data.VAL)
@@ -310,7 +297,6 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
 def _notes(
     cfg: CfgNode, facts: DataFacts, validation: Annotations, eval_only: bool
 ) -> Iterator[str]:
-    """What the user of data that are new should know."""
     present = {annotation["category_id"] for _, annotation in validation.instances()}
     absent = [name for index, name in enumerate(validation.classes) if index not in present]
     if validation.records and absent and not cfg.S4M.DATA.VAL:
@@ -338,7 +324,6 @@ def _evaluation_notes(validation: Annotations | None) -> Iterator[str]:
 
 
 def _changes(cfg: CfgNode, stored: files.StoredData) -> Iterator[str]:
-    """Which annotations are others than when the run began, and what that means."""
     data = cfg.S4M.DATA
     for paths, known, found in (
         (", ".join(data.LABELED), stored.labeled_digest, _labeled_digest(cfg)),

@@ -99,7 +99,6 @@ def data_facts(
 
 
 def _in_one_piece(records: Sequence[dict]) -> float:
-    """Share of instances with a connected mask."""
     instances = [(math.prod(_size(record)), a) for record in records for a in _instances(record)]
     pixels = sum(area for area, a in instances if isinstance(a["segmentation"], dict))
     some = instances[:: -(-pixels // _PIXELS_LOOKED_AT) or 1]
@@ -125,6 +124,5 @@ def _instances(record: dict) -> list[dict]:
 
 
 def _size(record: dict) -> tuple[int, int]:
-    """(H, W) of an image or tile."""
     x0, y0, x1, y1 = record.get("tile", (0, 0, record["width"], record["height"]))
     return y1 - y0, x1 - x0

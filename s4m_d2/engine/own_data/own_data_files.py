@@ -23,26 +23,16 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class StoredData:
-    """What the folder holds beside the annotations.
+    """What the folder holds beside the annotations."""
 
-    Attributes:
-        classes: names in the order of contiguous ids.
-        settings: that were derived.
-        unlabeled: paths below S4M.DATA.UNLABELED; (): stage 2 was not asked for.
-        labeled_digest, val_digest: of the user's files when the run began; val: "" if drawn.
-        left_out: entries of S4M.DATA.UNLABELED that were left out, by reason.
-        has_val: whether there is a validation set.
-        image_root: the folder that the file names of TRAIN start from; "": not known.
-    """
-
-    classes: tuple[str, ...]
-    settings: tuple[Derived, ...]
-    unlabeled: tuple[str, ...]
-    labeled_digest: str
-    val_digest: str
-    left_out: dict[str, int]
-    has_val: bool
-    image_root: str = ""
+    classes: tuple[str, ...]  #: names in the order of contiguous ids
+    settings: tuple[Derived, ...]  #: that were derived
+    unlabeled: tuple[str, ...]  #: paths below S4M.DATA.UNLABELED; (): stage 2 was not asked for
+    labeled_digest: str  #: of the user's files when the run began
+    val_digest: str  #: the same; "": drawn
+    left_out: dict[str, int]  #: unlabeled images that were left out, by reason
+    has_val: bool  #: whether there is a validation set
+    image_root: str = ""  #: folder that the file names of TRAIN start from; "": not known
 
 
 def is_stored(folder: str) -> bool:

@@ -122,7 +122,6 @@ def _stream(
     total_batch: int,
     start_iter: int,
 ) -> Iterable[list[dict]]:
-    """Build the loader of a stream with the named mapper and sampler."""
     seed = derive_seed(cfg.SEED, stream, "order") % 2**SAMPLER_SEED_BITS
     order: Any = TrainingSampler(len(records), seed=seed)
     if sampler == "RepeatFactorTrainingSampler":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from s4m_d2.engine.rng import derive_seed, seed_default_generators
 from s4m_d2.errors import DivergenceError, first_names
-from s4m_d2.files import atomic_write
+from s4m_d2.report import write_results
 from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase
 from s4m_d2.semi.ema_teacher import EMATeacher
 
@@ -100,8 +99,7 @@ class BadSteps(HookBase):
             record = {"iteration": iteration, "seed": self.seed, "reason": reason}
             record |= {"in_a_row": self.in_a_row, "processes": processes}
             try:
-                with atomic_write(os.path.join(self.folder, f"iter_{iteration:07d}.json")) as file:
-                    json.dump(record, file, indent=1, allow_nan=False)
+                write_results(record, os.path.join(self.folder, f"iter_{iteration:07d}.json"))
                 for name in sorted(os.listdir(self.folder))[:-MAX_RECORDS]:
                     os.unlink(os.path.join(self.folder, name))
             except OSError as error:  # for example a full disk; the run continues
@@ -126,7 +124,6 @@ class BadSteps(HookBase):
 
 
 def _reason(processes: Iterable[Mapping[str, Any]]) -> str:
-    """Name the first loss that is not finite, or else the gradients that are not."""
     for process in processes:
         for name, value in process["losses"].items():
             if isinstance(value, str):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, TrainerBase
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.projects.deeplab import build_lr_scheduler
@@ -32,22 +32,7 @@ from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import PseudoLabelQualityHook, QualityMeasurement
 from s4m_d2.engine.own_data.own_data_files import class_lists
 from s4m_d2.engine.rng import derive_seed
-from s4m_d2.engine.training import build
-from s4m_d2.engine.training.continuing import (
-    ForgivingWriter,
-    RunStateHook,
-    UnwrittenMetricsHook,
-    run_settings,
-    with_own_schedule,
-)
-from s4m_d2.engine.training.hooks import (
-    BadSteps,
-    BufferSyncHook,
-    EMATeacherHook,
-    FinishedEvalHook,
-    PseudoLabelCountHook,
-    SeedHook,
-)
+from s4m_d2.engine.training import build, continuing, hooks
 from s4m_d2.engine.training.step import PRECISIONS, StudentStep, TeacherStep
 from s4m_d2.engine.training.stop_signals import StopHook
 from s4m_d2.errors import ConfigError, WeightsError
@@ -79,7 +64,7 @@ class TeacherTrainer(DefaultTrainer):
         self.cfg, self.max_iter = cfg, cfg.SOLVER.MAX_ITER
         self._evaluated = 0  # number of iterations at the last evaluation
         folder = os.path.join(cfg.OUTPUT_DIR, "bad_batches")
-        self.bad_steps = BadSteps(cfg.S4M.MAX_BAD_STEPS, folder, cfg.SEED)
+        self.bad_steps = hooks.BadSteps(cfg.S4M.MAX_BAD_STEPS, folder, cfg.SEED)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
@@ -104,26 +89,26 @@ class TeacherTrainer(DefaultTrainer):
         self._stop_hook = StopHook(self.checkpointer)
         own = [
             self._stop_hook,
-            FinishedEvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write),
+            hooks.FinishedEvalHook(self.cfg.TEST.EVAL_PERIOD, self._evaluate_and_write),
             *figure_hooks(self.cfg, self.trained_model, self.pseudo_labeling),
         ]
-        hooks = []
+        found: list[HookBase] = []
         for hook in super().build_hooks():
-            hooks += own if isinstance(hook, EvalHook) else [hook]
+            found += own if isinstance(hook, EvalHook) else [hook]
         has_teacher = self.pseudo_labeling is not None
-        settings = run_settings(self.cfg, comm.get_world_size(), has_teacher=has_teacher)
-        self._run_state = RunStateHook(settings)
+        settings = continuing.run_settings(self.cfg, comm.get_world_size(), has_teacher=has_teacher)
+        self._run_state = continuing.RunStateHook(settings)
         return [
             self._run_state,
-            UnwrittenMetricsHook(os.path.join(self.cfg.OUTPUT_DIR, stages.METRICS)),
-            SeedHook(self.cfg.SEED, comm.get_rank()),
-            BufferSyncHook(self.trained_model),
+            continuing.UnwrittenMetricsHook(os.path.join(self.cfg.OUTPUT_DIR, stages.METRICS)),
+            hooks.SeedHook(self.cfg.SEED, comm.get_rank()),
+            hooks.BufferSyncHook(self.trained_model),
             self.bad_steps,
-            *hooks,
+            *found,
         ]
 
     def build_writers(self):
-        return [ForgivingWriter(writer) for writer in super().build_writers()]
+        return [continuing.ForgivingWriter(writer) for writer in super().build_writers()]
 
     def evaluate(self) -> Mapping[str, Any]:
         """Evaluate on DATASETS.TEST; results are nested as by Detectron2."""
@@ -189,7 +174,7 @@ class TeacherTrainer(DefaultTrainer):
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        super().load_state_dict(with_own_schedule(state_dict, self.scheduler))
+        super().load_state_dict(continuing.with_own_schedule(state_dict, self.scheduler))
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -271,20 +256,20 @@ class S4MTrainer(TeacherTrainer):
         self.storage.put_scalar("data/skipped_images", skipped, smoothing_hint=False)
 
     def build_hooks(self):
-        self._teacher_hook = EMATeacherHook(
+        self._teacher_hook = hooks.EMATeacherHook(
             self.teacher, self.trained_model, self.cfg.S4M.BURN_IN, self.bad_steps
         )
         labels = self.cfg.S4M.PSEUDO_LABEL
-        counts = PseudoLabelCountHook(labels.COUNT_BAND, labels.COUNT_BAND_ITERS)
-        hooks = [self._teacher_hook, counts, *super().build_hooks()]
+        counts = hooks.PseudoLabelCountHook(labels.COUNT_BAND, labels.COUNT_BAND_ITERS)
+        found = [self._teacher_hook, counts, *super().build_hooks()]
         if period := self.cfg.S4M.QUALITY.PERIOD:
             path = os.path.join(self.cfg.OUTPUT_DIR, quality.RECORDS)
             measurement = QualityMeasurement(self.cfg, self.pseudo_labeling)
             around = self._stop_hook.during_evaluation
             hook = PseudoLabelQualityHook(measurement, period, path, around)
             # After the stop, before the values are written.
-            hooks.insert(hooks.index(self._stop_hook) + 1, hook)
-        return hooks
+            found.insert(found.index(self._stop_hook) + 1, hook)
+        return found
 
     def resume_or_load(self, resume: bool = True) -> None:
         super().resume_or_load(resume)
