@@ -145,6 +145,8 @@ def toyscapes(folder: Path, extent: Extent, precision: str) -> dict[str, Any]:
     """Both stages, the second killed and resumed, beside the stored losses of a CPU."""
     import reference_runs
 
+    import s4m_d2.engine  # noqa: F401  (once for all commands, which are forks)
+
     changes = {"MODEL.DEVICE": "cuda", "SOLVER.AMP.ENABLED": True, "S4M.AMP_PRECISION": precision}
     options = {**reference_runs.SMALL, **changes, "kill_at": 12, "tolerance": RESUMED}
     with tempfile.TemporaryDirectory(dir=folder) as run:

@@ -25,7 +25,6 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from simulated_gpu import device, environment  # noqa: E402
 from torch import Tensor  # noqa: E402
-from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 
 GIB, BLOCK = 2**30, 512
 META = torch.device("meta")
@@ -76,7 +75,8 @@ def without_values(func, args: tuple, kwargs: dict, target: str | None):
         return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
     if name in ("aten::copy_", "aten::_amp_update_scale_"):
         return args[0]
-    known = {id(x.held): x for x in tree_leaves((args, kwargs)) if isinstance(x, device.GPUTensor)}
+    leaves = device.leaves_of((args, kwargs))
+    known = {id(x.held): x for x in leaves if isinstance(x, device.GPUTensor)}
 
     def plain(x):
         if isinstance(x, device.GPUTensor):
@@ -85,7 +85,7 @@ def without_values(func, args: tuple, kwargs: dict, target: str | None):
             return None
         return x.to(META) if isinstance(x, Tensor) and x.dim() else x
 
-    inputs, options = tree_map(plain, (args, kwargs))
+    inputs, options = device.with_leaves(plain, (args, kwargs))
     options.pop("non_blocking" if name == "aten::_to_copy" else "pin_memory", None)
     if target == "cuda":
         options["device"] = META

@@ -7,8 +7,6 @@ import torch
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
 
-FEW_LAYERS = {"DEPTH": 18, "RES2_OUT_CHANNELS": 64, "STEM_OUT_CHANNELS": 64, "WIDTH_PER_GROUP": 64}
-
 
 @pytest.fixture(scope="module")
 def config(shared_config):
@@ -16,7 +14,6 @@ def config(shared_config):
         changes |= {"MODEL__DEVICE": "cuda", "DATASETS__TEST": "()", "S4M__BURN_IN": 1}
         changes |= {"SOLVER__AMP__ENABLED": True, "MODEL__MASK_FORMER__NO_OBJECT_WEIGHT": 0.0}
         changes |= {"SOLVER__MAX_ITER": 2, "S4M__TEACHER__MAX_ITER": 2}
-        changes |= {f"MODEL__RESNETS__{key}": value for key, value in FEW_LAYERS.items()}
         return stage_config(shared_config("gpu", **changes), stage)
 
     return make

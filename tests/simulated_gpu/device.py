@@ -13,10 +13,12 @@ among them, in whose place the CPU's compute.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 import traceback
 import warnings
 import weakref
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +26,6 @@ import torch
 import torchvision  # noqa: F401  (its operators)
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 
 aten = torch.ops.aten
 CUDA = torch.device("cuda", 0)
@@ -154,7 +155,7 @@ class SimulatedGPU(TorchDispatchMode):
 
     def compute(self, func, args: tuple, kwargs: dict) -> Any:
         """An operator, on whichever device it is."""
-        leaves = tree_leaves((args, kwargs))
+        leaves = list(leaves_of((args, kwargs)))
         there = [x for x in leaves if isinstance(x, GPUTensor)]
         target = torch.device(kwargs["device"]).type if kwargs.get("device") else None
         device = "cuda" if there or target == "cuda" else "cpu"
@@ -207,6 +208,27 @@ class SimulatedGPU(TorchDispatchMode):
 GPU = SimulatedGPU()
 
 
+def leaves_of(x: Any) -> Iterator[Any]:
+    """The values in lists, tuples and dicts of an operator's arguments; PyTorch's way is slow."""
+    if type(x) in (list, tuple):
+        for part in x:
+            yield from leaves_of(part)
+    elif type(x) is dict:
+        yield from leaves_of(list(x.values()))
+    else:
+        yield x
+
+
+def with_leaves(change: Callable[[Any], Any], x: Any) -> Any:
+    """The same with changed values."""
+    if type(x) in (list, tuple):
+        return type(x)(with_leaves(change, part) for part in x)
+    if type(x) is dict:
+        return {key: with_leaves(change, part) for key, part in x.items()}
+    return change(x)
+
+
+@functools.cache
 def check_kernel(func) -> None:
     overload = func._overloadname
     name = func._schema.name + (f".{overload}" if overload != "default" else "")
@@ -217,8 +239,10 @@ def check_kernel(func) -> None:
 
 def computed(func, args: tuple, kwargs: dict, target: str | None) -> Any:
     """The operator's result by the CPU's kernel, on the device where it belongs."""
-    known = {id(x.held): x for x in tree_leaves((args, kwargs)) if isinstance(x, GPUTensor)}
-    plain, options = tree_map(lambda x: x.held if isinstance(x, GPUTensor) else x, (args, kwargs))
+    known = {id(x.held): x for x in leaves_of((args, kwargs)) if isinstance(x, GPUTensor)}
+    plain, options = with_leaves(
+        lambda x: x.held if isinstance(x, GPUTensor) else x, (args, kwargs)
+    )
     if target is not None:
         options = {**options, "device": torch.device("cpu")}
         options.pop("pin_memory", None)
@@ -242,7 +266,7 @@ def on_device(func, args: tuple, kwargs: dict, known: dict[int, GPUTensor], resu
         same = known.get(id(x)) if func._schema.is_mutable else None
         return GPUTensor(x) if same is None else same
 
-    result = tree_map(there, result)
+    result = with_leaves(there, result)
     aliases = any(returned.alias_info is not None for returned in func._schema.returns)
     if known and aliases and not func._schema.is_mutable:
         return return_and_correct_aliasing(func, args, kwargs, result)
