@@ -30,7 +30,7 @@ def derive_seed(*keys: int | str) -> int:
     seeds.
     """
     text = "\x1f".join(f"{type(key).__name__}:{key}" for key in keys)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 

@@ -21,4 +21,5 @@ def test_seeds_differ_by_seed_stream_position_and_purpose():
 def test_keys_do_not_run_into_each_other_and_seeds_fit_a_generator():
     assert derive_seed(1, 23) != derive_seed(12, 3)
     assert derive_seed("1") != derive_seed(1)
+    assert derive_seed("\udcff") != derive_seed("\udcfe")  # of file names that are not UTF-8
     assert all(0 <= derive_seed(position) < 2**63 for position in range(100))

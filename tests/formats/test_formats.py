@@ -136,7 +136,9 @@ def test_labelme_itself_reads_its_files(rows, tmp_path):
 
 
 def test_label_studio(rows, tmp_path):
+    rows.append({**rows[1], "file_name": "\udcff.png"})  # not UTF-8
     tasks = json.loads(open(write("label-studio", rows, tmp_path)).read())
+    assert tasks[2]["data"]["image"] == "/data/local-files/?d=images/%FF.png"
     assert tasks[0]["data"]["image"] == "/data/local-files/?d=images/sub/a%20b.png"
     assert tasks[1]["predictions"][0]["result"] == []
     regions = tasks[0]["predictions"][0]["result"]
