@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from s4m_d2.data import custom
 from s4m_d2.data.annotations import Annotations, read_annotations
-from s4m_d2.data.listing import counted, list_unlabeled
+from s4m_d2.data.listing import VIDEO_EXTENSIONS, counted, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.checks.findings import Finding, raise_all
@@ -178,6 +178,10 @@ def _key_errors(cfg: CfgNode, overrides: Sequence[str], eval_only: bool) -> Iter
             "S4M.DATA.UNLABELED (--unlabeled) is empty: stage 2 needs a folder of unlabeled "
             "images. (S4M.STAGE teacher runs stage 1 alone.)"
         )
+    if data.EVERY < 1:
+        yield ConfigError(
+            f"--every (S4M.DATA.EVERY) is {data.EVERY}; expected at least 1: every frame."
+        )
     if not 0 <= data.VAL_FRACTION < 1:
         yield ConfigError(
             f"S4M.DATA.VAL_FRACTION is {data.VAL_FRACTION}; expected at least 0 and below 1."
@@ -200,8 +204,10 @@ def _missing_errors(cfg: CfgNode, eval_only: bool) -> Iterator[S4MError]:
     for key in ("LABELED", "IMAGES", "VAL", "VAL_IMAGES", *(() if eval_only else ("UNLABELED",))):
         is_json, option = key in ("LABELED", "VAL"), key.lower().replace("_", "-")
         what = "file: give a COCO json of instances" if is_json else "folder: give one"
+        what += ", or a video" if key == "UNLABELED" else ""
         for path in _listed(cfg.S4M.DATA[key]):
-            if not (os.path.isfile if is_json else os.path.isdir)(path):
+            is_file = is_json or key == "UNLABELED" and path.lower().endswith(VIDEO_EXTENSIONS)
+            if not (os.path.isfile if is_file else os.path.isdir)(path):
                 yield DatasetError(f"--{option} (S4M.DATA.{key}): {path} is no {what}.")
 
 
@@ -358,7 +364,9 @@ def _unlabeled(
     held_out = [validation.name(record) for record in validation.records] if validation else []
     root = validation.image_root if validation else ""
     labeled = [record["file_name"] for record in train.records]
-    return list_unlabeled(cfg.S4M.DATA.UNLABELED, held_out, root, labeled)
+    frames = os.path.join(cfg.OUTPUT_DIR, files.FOLDER, files.FRAMES)
+    data = cfg.S4M.DATA
+    return list_unlabeled(data.UNLABELED, held_out, root, labeled, frames, data.EVERY)
 
 
 def _changes(

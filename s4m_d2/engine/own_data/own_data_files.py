@@ -17,6 +17,7 @@ from s4m_d2.files import atomic_write
 FOLDER = "data"
 TRAIN, VAL, EVALUATED = "train.json", "val.json", "evaluated.json"  # COCO files
 UNLABELED = "unlabeled.json"  # list of paths below S4M.DATA.UNLABELED
+FRAMES = "frames"  # folder of its videos' frames
 SETTINGS = "settings.json"  # written last: with it, the folder is complete
 _VERSION = 1
 
@@ -28,7 +29,8 @@ class StoredData:
     Attributes:
         classes: names in the order of contiguous ids.
         settings: that were derived.
-        unlabeled: paths below S4M.DATA.UNLABELED; (): stage 2 was not asked for.
+        unlabeled: paths below S4M.DATA.UNLABELED, absolute for frames; (): stage 2 was not asked
+            for.
         labeled_digest, val_digest: of the user's files when the run began; val: "" if drawn.
         left_out: entries of S4M.DATA.UNLABELED that were left out, by reason.
         has_val: whether there is a validation set.
