@@ -163,7 +163,8 @@ def _data_config() -> CN:
     data.LABELED = ()
     # folder to which their file names are relative, or one for each; (): the json's folder
     data.IMAGES = ()
-    data.UNLABELED = ""  # folder of images, searched recursively
+    data.UNLABELED = ""  # folder of images and videos, searched recursively; or a video
+    data.EVERY = 10  # of a video, every n-th frame is an unlabeled image
     data.VAL = ""  # COCO json for evaluation; "": a share of LABELED's images is used
     # folder to which its file names are relative; "": as IMAGES if that is one, or VAL's
     data.VAL_IMAGES = ""

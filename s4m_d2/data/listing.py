@@ -15,7 +15,7 @@ import numpy as np
 
 from s4m_d2.data.images import image_size
 from s4m_d2.errors import DatasetError
-from s4m_d2.files import digest
+from s4m_d2.files import atomic_write, digest
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -23,6 +23,7 @@ VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".w
 USUAL_FPS = 25.0  # of a video without a frame rate
 # Some formats only estimate the number of frames: a video with this share of it is complete.
 COMPLETE = 0.95
+_JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95)
 
 _ARCHIVE_JUNK = "__MACOSX"  # added to archives by macOS, hidden there
 _READERS = 8  # threads that read image headers
@@ -96,26 +97,42 @@ def list_unlabeled(
     validation: Sequence[str] = (),
     validation_dir: str = "",
     labeled: Sequence[str] = (),
+    frames_dir: str = "",
+    every: int = 1,
 ) -> tuple[list[str], dict[str, int]]:
     """List images below a folder as :func:`list_images`, without those that have labels.
 
-    An image is left out if it has the same content as a labeled one; for the validation set, also
-    if it has the same relative path.
+    Frames of videos are images, too. An image is left out if it has the same content as a labeled
+    one; for the validation set, also if it has the same relative path.
 
     Args:
-        image_dir: searched recursively.
+        image_dir: searched recursively; or a video.
         validation, validation_dir: paths of the validation images, relative to that folder.
         labeled: paths of other labeled images.
+        frames_dir: where frames are written, once; "": videos are left out.
+        every: of a video, every n-th frame is an image.
 
     Returns:
-        Paths below ``image_dir``, sorted, and the number of images left out, by reason.
+        Paths below ``image_dir``, sorted, those of frames absolute; and the number of images left
+        out, by reason.
 
     Raises:
-        DatasetError: the folder does not exist or holds no other image.
+        DatasetError: the folder does not exist or holds no other image, or a video is damaged.
     """
     remedy = "--unlabeled (S4M.DATA.UNLABELED) names the folder of unlabeled images."
-    paths = list_images(image_dir, IMAGE_EXTENSIONS, remedy)
-    names = {path: os.path.relpath(path, image_dir) for path in paths}
+    frames_dir = frames_dir and os.path.abspath(frames_dir)
+    suffixes = IMAGE_EXTENSIONS + (VIDEO_EXTENSIONS if frames_dir else ())
+    is_video = frames_dir and os.path.isfile(image_dir)
+    root = os.path.dirname(image_dir) if is_video else image_dir
+    names = {}  # by path
+    for path in [image_dir] if is_video else list_images(image_dir, suffixes, remedy):
+        name = os.path.relpath(path, root)
+        if path.lower().endswith(VIDEO_EXTENSIONS):
+            frames = write_frames(path, os.path.join(frames_dir, name), every)
+            names |= dict(zip(frames, frames, strict=True))
+        elif not (frames_dir and path.startswith(os.path.join(frames_dir, ""))):
+            names[path] = name
+    paths = list(names)
     known = {os.path.normpath(name) for name in validation}
     held_out = {path for path, name in names.items() if name in known}
     held_out |= copies(paths, [os.path.join(validation_dir, name) for name in validation])
@@ -154,6 +171,32 @@ def _middle(path: str) -> bytes | None:
             return file.read(_SAMPLE_BYTES)
     except OSError:
         return None
+
+
+def write_frames(path: str, folder: str, every: int) -> list[str]:
+    """Write every n-th frame of a video, from the first on, as NAME_000010.jpg, if not yet done.
+
+    Returns:
+        the paths of the frames, in their order.
+
+    Raises:
+        DatasetError: the video is empty, damaged or truncated.
+        OutputError: the system refuses to write.
+    """
+    stem = os.path.join(folder, os.path.splitext(os.path.basename(path))[0])
+    done = os.path.join(folder, f".every-{every}")  # written last: the number of frames
+    if not os.path.isfile(done):
+        count = 0
+        for index, frame in enumerate(Video(path)):
+            if index % every == 0:
+                _, encoded = cv2.imencode(".jpg", frame[:, :, ::-1], _JPEG)
+                with atomic_write(f"{stem}_{index:06d}.jpg", "wb") as file:
+                    file.write(encoded.tobytes())
+                count += 1
+        with atomic_write(done) as file:
+            file.write(str(count))
+    with open(done, encoding="ascii") as file:
+        return [f"{stem}_{index * every:06d}.jpg" for index in range(int(file.read()))]
 
 
 def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:

@@ -2,12 +2,15 @@
 
 import json
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from s4m_d2.data.images import read_image
 from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError, DatasetError, InputError
+from s4m_d2.visualization.video import write_video
 
 from .own_runs import CONFIG, change_json, copied, make_data, overrides, own_options, parsed
 
@@ -65,6 +68,47 @@ def test_paths_are_made_absolute_and_read_as_text(changed, read, monkeypatch):
     cfg, _ = read(own_options(changed, labeled="annotations.json", unlabeled="2024"))
     assert (f"{changed}/annotations.json",) == cfg.S4M.DATA.LABELED
     assert f"{changed}/2024" == cfg.S4M.DATA.UNLABELED
+
+
+def write_clip(path, frames=7):
+    """A video whose n-th frame is a gray of 20 · n."""
+    with write_video(path, fps=5) as write:
+        for index in range(frames):
+            write(np.full((64, 128, 3), 20 * index, np.uint8))
+
+
+def test_every_nth_frame_of_a_video_is_an_unlabeled_image(changed, read, tmp_path):
+    folder = changed / "unlabeled"
+    (folder / "day").mkdir()
+    write_clip(folder / "day" / "clip.mp4")
+    images = sorted(p.name for p in folder.glob("*.*"))
+    options = [*own_options(changed), "--every", "3"]
+    _, own = read(options)
+    frames = [tmp_path / "run/data/frames/day/clip.mp4" / f"clip_00000{n}.jpg" for n in (0, 3, 6)]
+    assert sorted(own.stored.unlabeled) == sorted([*map(str, frames), *images])
+    for record in DatasetCatalog.get("own_unlabeled"):
+        if "clip_" in record["file_name"]:
+            number = int(record["file_name"][-5])
+            assert abs(read_image(record["file_name"], "RGB").astype(int) - 20 * number).max() < 6
+            assert (record["height"], record["width"]) == (64, 128)
+
+    times = [frame.stat().st_mtime_ns for frame in frames]
+    own.save()
+    (folder / "day" / "clip.mp4").write_bytes(b"")  # what is written is not decoded again
+    _, resumed = read(options, flags=["--resume"])
+    assert resumed.stored == own.stored
+    assert [frame.stat().st_mtime_ns for frame in frames] == times
+
+
+def test_a_video_alone_is_a_data_set_and_a_broken_one_is_named(changed, read):
+    write_clip(changed / "clip.mp4", frames=12)
+    _, own = read(own_options(changed, unlabeled=changed / "clip.mp4"))
+    assert [name[-10:] for name in own.stored.unlabeled] == ["000000.jpg", "000010.jpg"]
+    (changed / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(DatasetError, match=r"broken\.mp4 cannot be read as a video"):
+        read(own_options(changed, unlabeled=changed / "broken.mp4"))
+    with pytest.raises(ConfigError, match="--every"):
+        read([*own_options(changed), "--every", "0"])
 
 
 def test_an_image_is_labeled_unlabeled_or_of_the_drawn_split(data, read):

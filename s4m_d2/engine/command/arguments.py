@@ -25,7 +25,8 @@ _OWN_DATA = {
         "folder that its file names start from (default: the json's folder); one for "
         "all --labeled, or repeated for each",
     ),
-    "unlabeled": ("DIR", "folder of unlabeled images, searched recursively"),
+    "unlabeled": ("DIR", "folder of unlabeled images and videos, searched recursively; or a video"),
+    "every": ("N", "of a video, every N-th frame is an image (default: 10)"),
     "val": ("JSON", "COCO json to evaluate on (default: a share of the labeled images)"),
     "val_images": ("DIR", "folder that its file names start from (default: as --images)"),
 }
@@ -42,14 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, (metavar, words) in _OWN_DATA.items():
         how = "append" if name in _REPEATED else "store"
         option = f"--{name.replace('_', '-')}"
-        group.add_argument(option, action=how, default=None, metavar=metavar, help=words)
+        kind = int if name == "every" else str
+        group.add_argument(option, action=how, type=kind, metavar=metavar, help=words)
 
 
 def read_config(args: argparse.Namespace) -> tuple[CfgNode, OwnData | None]:
     """Load the config, and register the own data that it names."""
-    paths = {name: getattr(args, name) for name in _OWN_DATA}
+    paths = {name: getattr(args, name) for name in _OWN_DATA}  # and a number
     # Paths are quoted, as values are parsed as Python literals: a folder may be called 2024.
-    of_options = {f"S4M.DATA.{name.upper()}": repr(path) for name, path in paths.items() if path}
+    of_options = {f"S4M.DATA.{name.upper()}": repr(p) for name, p in paths.items() if p is not None}
     if args.start_from:
         of_options["MODEL.WEIGHTS"] = repr(last_weights(args.start_from))
     return load_run(

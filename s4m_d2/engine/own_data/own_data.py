@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from s4m_d2.data import custom
 from s4m_d2.data.annotations import Annotations, read_annotations
-from s4m_d2.data.listing import list_unlabeled
+from s4m_d2.data.listing import VIDEO_EXTENSIONS, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.checks.findings import Finding, raise_all
@@ -156,6 +156,10 @@ def _key_errors(cfg: CfgNode, overrides: Sequence[str]) -> Iterator[S4MError]:
             f"--images (S4M.DATA.IMAGES) names {len(data.IMAGES)} folders for {len(data.LABELED)} "
             "files of --labeled. Give one for all files, or one for each, in their order."
         )
+    if data.EVERY < 1:
+        yield ConfigError(
+            f"--every (S4M.DATA.EVERY) is {data.EVERY}; expected at least 1: every frame."
+        )
     for key in ("DATASETS.TRAIN", "DATASETS.UNLABELED", "DATASETS.TEST"):
         if key in overrides:
             yield ConfigError(
@@ -168,9 +172,11 @@ def _missing_errors(cfg: CfgNode, eval_only: bool) -> Iterator[S4MError]:
     for key in ("LABELED", "IMAGES", "VAL", "VAL_IMAGES", *(() if eval_only else ("UNLABELED",))):
         is_json, option = key in ("LABELED", "VAL"), key.lower().replace("_", "-")
         what = "file: give a COCO json of instances" if is_json else "folder: give one"
+        what += ", or a video" if key == "UNLABELED" else ""
         paths = cfg.S4M.DATA[key]
         for path in filter(None, [paths] if isinstance(paths, str) else paths):
-            if not (os.path.isfile if is_json else os.path.isdir)(path):
+            is_file = is_json or key == "UNLABELED" and path.lower().endswith(VIDEO_EXTENSIONS)
+            if not (os.path.isfile if is_file else os.path.isdir)(path):
                 yield DatasetError(f"--{option} (S4M.DATA.{key}): {path} is no {what}.")
 
 
@@ -225,8 +231,9 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
     left_out: dict[str, int] = {}
     if runs_stage(cfg, "student") and not eval_only:
         paths = [record["file_name"] for record in labeled.part(train).records]
+        frames = os.path.join(cfg.OUTPUT_DIR, files.FOLDER, files.FRAMES)
         unlabeled, left_out = list_unlabeled(
-            data.UNLABELED, sorted(held_out), validation.image_root, paths
+            data.UNLABELED, sorted(held_out), validation.image_root, paths, frames, data.EVERY
         )
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
     facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)

@@ -17,6 +17,7 @@ from s4m_d2.files import atomic_write
 FOLDER = "data"
 TRAIN, VAL, EVALUATED = "train.json", "val.json", "evaluated.json"  # COCO files
 UNLABELED = "unlabeled.json"  # list of paths below S4M.DATA.UNLABELED
+FRAMES = "frames"  # folder of its videos' frames
 SETTINGS = "settings.json"  # written last: with it, the folder is complete
 _VERSION = 1
 
@@ -27,7 +28,8 @@ class StoredData:
 
     classes: tuple[str, ...]  #: names in the order of contiguous ids
     settings: tuple[Derived, ...]  #: that were derived
-    unlabeled: tuple[str, ...]  #: paths below S4M.DATA.UNLABELED; (): stage 2 was not asked for
+    #: paths below S4M.DATA.UNLABELED, absolute for frames; (): stage 2 was not asked for
+    unlabeled: tuple[str, ...]
     labeled_digest: str  #: of the user's files when the run began
     val_digest: str  #: the same; "": drawn
     left_out: dict[str, int]  #: unlabeled images that were left out, by reason
