@@ -86,7 +86,7 @@ def _adapt(cfg: CfgNode) -> dict:
     if not trained or not held_out:
         return {"kept": False, "text": "left out: it needs two labeled images"}
     backend = build_sam_backend(cfg)
-    if not isinstance(backend, PointPromptBackend):
+    if not isinstance(backend, PointPromptBackend) or not hasattr(backend.sam, "image_encoder"):
         name = type(backend).__name__
         return {"kept": False, "text": f"left out: the backend {name} does not tell what to train"}
     if backend.dtype == torch.float16:  # gradients would vanish
