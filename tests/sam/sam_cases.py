@@ -36,12 +36,12 @@ SAM2_SIDE = 128
 LOGITS = {"atol": 2e-5, "rtol": 1e-4}
 
 
-def with_random_weights(sam: nn.Module) -> nn.Module:
+def with_random_weights(sam: nn.Module, spread: float = 0.05) -> nn.Module:
     """Every parameter random, also those that a library starts at zero."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for value in sam.state_dict().values():
-            value.add_(0.05 * torch.randn(value.shape, generator=generator))
+            value.add_(spread * torch.randn(value.shape, generator=generator))
     return sam
 
 
@@ -94,7 +94,7 @@ def small_transformers(kind: str) -> nn.Module:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return with_random_weights(cls(config)).eval()
+        return with_random_weights(cls(config), spread=0.2).eval()
 
 
 def build_small(name: str, **options) -> SegmentAnythingBackend | Sam2Backend:
