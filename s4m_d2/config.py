@@ -190,8 +190,7 @@ def _sam_config() -> CN:
     # on the CPU; on a GPU bfloat16, or float16 if it does not support bfloat16.
     sam.PRECISION = "auto"
     # Iterations of fine-tuning SAM's decoder (and a small encoder) on the labeled images before
-    # stage 1; used if it segments held-out labeled images better. 0: none, as in the paper, and
-    # with transformers.
+    # stage 1; used if it segments held-out labeled images better. 0: none, as in the paper.
     sam.ADAPT = 0
     return sam
 

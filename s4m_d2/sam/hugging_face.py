@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, WeightsError, first_names
+from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.frames import Frame
 from s4m_d2.sam.point_prompts import PointPromptBackend, PromptGroup, build_compute_options
@@ -67,6 +68,18 @@ class TransformersBackend(PointPromptBackend):
         side = sam.prompt_encoder.input_image_size
         frame = Frame(side, mean, std, padded=not self.has_finer_maps)
         super().__init__(sam, sam, frame, **options)
+
+    @property
+    def image_encoder(self) -> nn.Module:
+        return self.sam.vision_encoder
+
+    def save(self, path: str) -> str:
+        """Write the model's folder; returns ``path``."""
+        self.sam.save_pretrained(path)
+        mean, std = ((x.flatten() / 255).tolist() for x in (self.frame.mean, self.frame.std))
+        with atomic_write(Path(path, PROCESSORS[1])) as file:
+            json.dump({"image_mean": mean, "image_std": std}, file)
+        return path
 
     def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         found = self.sam.get_image_embeddings(frames)

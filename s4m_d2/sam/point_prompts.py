@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend, check_images
 from s4m_d2.sam.decoder import ImageTokens, image_input, predict_masks, transform_tokens
 from s4m_d2.sam.frames import Frame
@@ -105,6 +106,16 @@ class PointPromptBackend(SamBackend):
     def dtype(self) -> torch.dtype:
         """In which the model computes."""
         return compute_dtype(self.precision, self.device)
+
+    @property
+    def image_encoder(self) -> nn.Module:
+        return self.sam.image_encoder
+
+    def save(self, path: str) -> str:
+        """Write the weights to ``path`` with a suffix; returns a value for S4M.SAM.CHECKPOINT."""
+        with atomic_write(f"{path}.pth", "wb") as file:
+            torch.save(self.sam.state_dict(), file)
+        return f"{path}.pth"
 
     def fingerprint(self) -> str:
         """SHA-256 over the weights, their names, the frame, the precision and the kind of device.

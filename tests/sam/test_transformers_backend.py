@@ -109,6 +109,26 @@ def test_a_model_without_values_has_the_size_of_the_loaded_one(saved, loaded):
 
 
 @needs_transformers
+def test_what_is_saved_is_the_same_backend(loaded, tmp_path):
+    again = build_sam_backend(config(loaded.save(str(tmp_path / "sam_adapted"))))
+    state = again.sam.state_dict()
+    assert all(torch.equal(state[name], x) for name, x in loaded.sam.state_dict().items())
+    torch.testing.assert_close(
+        (again.frame.mean, again.frame.std), (loaded.frame.mean, loaded.frame.std)
+    )
+
+
+@needs_transformers
+def test_a_model_of_the_hubs_cache_is_found_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository, revision = tmp_path / "models--own--sam", "0" * 40
+    small_transformers("sam").save_pretrained(repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(revision)
+    assert build_sam_backend(config("own/sam")).image_side == 64
+
+
+@needs_transformers
 def test_masks_are_refined_with_it(loaded):
     logits = torch.full((1, 16, 16), -4.0)
     logits[:, 4:12, 4:12] = 4.0
