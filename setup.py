@@ -59,7 +59,7 @@ setup(
         "safetensors": ["safetensors"],
         "sam2": ["sam2>=1.1"],  # not Meta's own upload: see requirements-sam2.txt
         "timm": ["timm>=1.0.31"],
-        "transformers": ["safetensors", "transformers"],
+        "transformers": ["safetensors", "transformers>=5"],
         "dev": [
             "build",
             "hypothesis",

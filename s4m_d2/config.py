@@ -177,8 +177,11 @@ def _sam_config() -> CN:
     sam = CN()
     sam.BACKEND = "segment_anything"  # a name of SAM_BACKEND_REGISTRY
     # segment_anything: vit_b, vit_l or vit_h. sam2: hiera_t, hiera_s, hiera_b+ or hiera_l.
+    # transformers: not used, the model is CHECKPOINT's.
     sam.MODEL_TYPE = "vit_l"  # the paper uses hiera_l
-    sam.CHECKPOINT = "models/sam_vit_l_0b3195.pth"  # "": packaged weights (tiny, tiny_toyscapes)
+    # A file. "": packaged weights (tiny, tiny_toyscapes). transformers: a folder with config.json
+    # and model.safetensors, or a name on the Hugging Face hub that was downloaded before.
+    sam.CHECKPOINT = "models/sam_vit_l_0b3195.pth"
     # maximum number of prompts in one pass of SAM's decoder; on a GPU fewer if memory is short
     sam.MAX_PROMPTS = 256
     # Images in one pass of SAM's encoder. 0: on a GPU as many as fit into half of the free memory,

@@ -120,18 +120,7 @@ def list_unlabeled(
         DatasetError: the folder does not exist or holds no other image, or a video is damaged.
     """
     remedy = "--unlabeled (S4M.DATA.UNLABELED) names the folder of unlabeled images."
-    frames_dir = frames_dir and os.path.abspath(frames_dir)
-    suffixes = IMAGE_EXTENSIONS + (VIDEO_EXTENSIONS if frames_dir else ())
-    is_video = frames_dir and os.path.isfile(image_dir)
-    root = os.path.dirname(image_dir) if is_video else image_dir
-    names = {}  # by path
-    for path in [image_dir] if is_video else list_images(image_dir, suffixes, remedy):
-        name = os.path.relpath(path, root)
-        if path.lower().endswith(VIDEO_EXTENSIONS):
-            frames = write_frames(path, os.path.join(frames_dir, name), every)
-            names |= dict(zip(frames, frames, strict=True))
-        elif not (frames_dir and path.startswith(os.path.join(frames_dir, ""))):
-            names[path] = name
+    names = _images_and_frames(image_dir, frames_dir, every, remedy)
     paths = list(names)
     known = {os.path.normpath(name) for name in validation}
     held_out = {path for path, name in names.items() if name in known}
@@ -145,6 +134,23 @@ def list_unlabeled(
         )
     left_out = {"in the validation set": len(held_out), "labeled": len(known_labels)}
     return [names[path] for path in kept], {reason: n for reason, n in left_out.items() if n}
+
+
+def _images_and_frames(image_dir: str, frames_dir: str, every: int, remedy: str) -> dict[str, str]:
+    """Names, see :func:`list_unlabeled`, by path."""
+    frames_dir = frames_dir and os.path.abspath(frames_dir)
+    suffixes = IMAGE_EXTENSIONS + (VIDEO_EXTENSIONS if frames_dir else ())
+    is_video = frames_dir and os.path.isfile(image_dir)
+    root = os.path.dirname(image_dir) if is_video else image_dir
+    names = {}
+    for path in [image_dir] if is_video else list_images(image_dir, suffixes, remedy):
+        name = os.path.relpath(path, root)
+        if path.lower().endswith(VIDEO_EXTENSIONS):
+            frames = write_frames(path, os.path.join(frames_dir, name), every)
+            names |= dict(zip(frames, frames, strict=True))
+        elif not (frames_dir and path.startswith(os.path.join(frames_dir, ""))):
+            names[path] = name
+    return names
 
 
 def copies(paths: Iterable[str], originals: Iterable[str]) -> set[str]:

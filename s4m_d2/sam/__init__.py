@@ -1,5 +1,6 @@
 """The frozen SAM: interface and backends. Importing this registers the backends."""
 
+import s4m_d2.sam.hugging_face
 import s4m_d2.sam.sam2
 import s4m_d2.sam.segment_anything
 import s4m_d2.sam.tiny  # noqa: F401

@@ -50,7 +50,7 @@ def adapt_sam(
         batches: endless.
         clicks: in each mask, drawn by :func:`draw_clicks`.
     """
-    encoder = _small_encoder_parameters(backend.sam.image_encoder)
+    encoder = _small_encoder_parameters(backend.image_encoder)
     decoder = backend.decoder.prompt_encoder, backend.decoder.mask_decoder
     trained = [*encoder, *(p for module in decoder for p in module.parameters())]
     rate = BASE_LR if encoder else LARGE_LR

@@ -26,7 +26,7 @@ class EncodedImages:
     """Image embeddings of a batch, to be prompted any number of times.
 
     embeddings: (B, C, S, S). image_sizes: (H, W) of each image's content, in pixels of the frame
-    that was given to ``encode``. finer_maps: (B, C_i, S_i, S_i) maps with S_i > S, finest first,
+    that was given to ``encode``. finer_maps: (B, C_i, S_i, S_i) maps with S_i >= S, finest first,
     for backends whose mask decoder needs them.
     """
 

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend, check_images
 from s4m_d2.sam.decoder import ImageTokens, image_input, predict_masks, transform_tokens
+from s4m_d2.sam.frames import Frame
 from s4m_d2.sam.precision import AUTO, ImageBudget, compute_dtype, computing_in, prompts_per_pass
 from s4m_d2.transfers import to_device, to_host
 
@@ -56,13 +58,13 @@ class PointPromptBackend(SamBackend):
     Neither synchronizes, but for labels that are on the device. How many images and prompts share
     a pass moves results by no more than rounding does. What is returned is float32.
 
-    A backend adds the geometry (``grid_scale``, ``upscale`` and :meth:`_to_frames`) and the image
-    encoder (:meth:`_encode_frames`).
+    A backend adds the image encoder (:meth:`_encode_frames`). One whose modules are not like those
+    of segment-anything also replaces :meth:`_prepare` and :meth:`_decode`.
 
     Args:
         sam: the library's model; it is frozen.
         decoder: its modules that answer prompts, see :mod:`s4m_d2.sam.decoder`.
-        image_side: of the square frame, in pixels.
+        frame: the square that the encoder takes.
         max_prompts_per_chunk: prompts that share a decoder pass, at most.
         max_images_per_chunk: images that share an encoder pass, at most; 0: as
             :class:`~s4m_d2.sam.precision.ImageBudget` finds.
@@ -77,7 +79,7 @@ class PointPromptBackend(SamBackend):
         self,
         sam: Any,
         decoder: Any,
-        image_side: int,
+        frame: Frame,
         *,
         max_prompts_per_chunk: int = 256,
         max_images_per_chunk: int = 0,
@@ -90,7 +92,8 @@ class PointPromptBackend(SamBackend):
         self.decoder = decoder
         self.max_prompts_per_chunk = max_prompts_per_chunk
         self.precision = precision
-        self.image_side = image_side
+        self.frame = frame
+        self.image_side = frame.side
         self.grid_side = decoder.prompt_encoder.image_embedding_size[0]
         self._budget = ImageBudget(max_images_per_chunk)
 
@@ -104,22 +107,40 @@ class PointPromptBackend(SamBackend):
         """In which the model computes."""
         return compute_dtype(self.precision, self.device)
 
+    @property
+    def image_encoder(self) -> nn.Module:
+        return self.sam.image_encoder
+
+    def save(self, path: str) -> str:
+        """Write the weights to ``path`` with a suffix; returns a value for S4M.SAM.CHECKPOINT."""
+        with atomic_write(f"{path}.pth", "wb") as file:
+            torch.save(self.sam.state_dict(), file)
+        return f"{path}.pth"
+
     def fingerprint(self) -> str:
         """SHA-256 over the weights, their names, the frame, the precision and the kind of device.
 
         All weights are read: the host waits for the device.
         """
         digest = hashlib.sha256()
-        about = (type(self).__name__, self.image_side, str(self.dtype), self.device.type)
+        pixels = self.frame.mean.tolist(), self.frame.std.tolist()
+        about = (type(self).__name__, self.image_side, pixels, str(self.dtype), self.device.type)
         digest.update(repr(about).encode())
         for name, value in sorted(self.sam.state_dict().items()):
             digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
             digest.update(to_host(value.contiguous().flatten().view(torch.uint8))[0].data)
         return digest.hexdigest()
 
-    @abstractmethod
-    def _to_frames(self, content: Tensor) -> Tensor:
-        """(n, 3, H, W) float RGB in 0..255 of equal size, as the encoder's (n, 3, side, side)."""
+    def grid_scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
+        return self.frame.scale(image_size)
+
+    def upscale(self, mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
+        return self.frame.upscale(mask_logits, image_size)
+
+    @property
+    def channels(self) -> int:
+        """C, of the embeddings."""
+        return self.decoder.prompt_encoder.no_mask_embed.embedding_dim
 
     @abstractmethod
     def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -128,9 +149,8 @@ class PointPromptBackend(SamBackend):
     def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
         sizes = check_images(images, image_sizes)
         if not sizes:
-            channels = self.decoder.prompt_encoder.embed_dim
-            empty = torch.zeros(0, channels, self.grid_side, self.grid_side, device=self.device)
-            return EncodedImages(empty, [])
+            shape = 0, self.channels, self.grid_side, self.grid_side
+            return EncodedImages(torch.zeros(shape, device=self.device), [])
         images, device = to_device(images.detach(), self.device), self.device
         chunks: list[tuple[Tensor, ...]] = []
         start = 0
@@ -150,7 +170,7 @@ class PointPromptBackend(SamBackend):
         for height, width in dict.fromkeys(sizes):
             rows = [i for i, size in enumerate(sizes) if size == (height, width)]
             content = torch.stack([images[i, :, :height, :width] for i in rows]).float()
-            frames.update(zip(rows, self._to_frames(content), strict=True))
+            frames.update(zip(rows, self.frame.fill(content), strict=True))
         stacked = torch.stack([frames[i] for i in range(len(sizes))])
         # segment-anything makes indices in each block, on the default device: for those made on
         # the CPU the host would wait.
@@ -180,15 +200,11 @@ class PointPromptBackend(SamBackend):
         if groups:
             clicks = self._frame_points(encoded, points)
             with computing_in(self.dtype, self.device):
-                prepare = ImageTokens if features and not masks else image_input
-                images = prepare(self.decoder, encoded.embeddings)
+                images = self._prepare(encoded.embeddings, masks=masks)
         for group, there in zip(groups, _groups_on_device(groups, self.device), strict=True):
             with computing_in(self.dtype, self.device):
-                if isinstance(images, ImageTokens):
-                    its_clicks = clicks[there.points], there.labels, there.has_box
-                    found = {"features": images.after(group.images, *its_clicks)}
-                else:
-                    found = self._decode(images, encoded.finer_maps, clicks, there, **asked)
+                prompts = clicks[there.points], there.labels, there.has_box
+                found = self._decode(images, encoded.finer_maps, group, there, prompts, **asked)
             found = {name: values.float() for name, values in found.items()}
             if len(groups) == 1:  # all prompts, in their order
                 results = found
@@ -213,30 +229,34 @@ class PointPromptBackend(SamBackend):
         parts = together.split([p.shape[0] * p.shape[1] for p in points])
         return torch.cat([part * frame for part, frame in zip(parts, frames, strict=True)])
 
+    def _prepare(self, embeddings: Tensor, *, masks: bool) -> Any:
+        """What all groups share of the images' (B, C, S, S) embeddings, for :meth:`_decode`."""
+        return (image_input if masks else ImageTokens)(self.decoder, embeddings)
+
     def _decode(
         self,
-        images: tuple[Tensor, Tensor],
+        images: Any,
         finer_maps: Sequence[Tensor],
-        clicks: Tensor,
         group: PromptGroup,
+        there: PromptGroup,
+        prompts: tuple[Tensor, Tensor, bool],
         *,
         multimask: bool,
         masks: bool,
         features: bool,
     ) -> dict[str, Tensor]:
-        """Fields of PromptOutput for the prompts of a group, in one pass."""
-        hidden, attended = transform_tokens(
-            self.decoder,
-            *images,
-            group.images,
-            clicks[group.points],
-            group.labels,
-            group.has_box,
-        )
+        """Fields of PromptOutput for the prompts of a group, in one pass.
+
+        images: of :meth:`_prepare`. there: the group on the device. prompts: (N, P, 2) points in
+        pixels of the frame, (N, P) labels, and whether all have corners, or none.
+        """
+        if isinstance(images, ImageTokens):
+            return {"features": images.after(group.images, *prompts)}
+        hidden, attended = transform_tokens(self.decoder, *images, there.images, *prompts)
         found = {"features": attended} if features else {}
         if masks:
             tokens = slice(1, None) if multimask else slice(0, 1)
-            finer = [finer_map[group.images] for finer_map in finer_maps]
+            finer = [finer_map[there.images] for finer_map in finer_maps]
             found["mask_logits"], found["iou_predictions"] = predict_masks(
                 self.decoder, hidden, attended, tokens, finer
             )
@@ -246,7 +266,7 @@ class PointPromptBackend(SamBackend):
         self, count: int, *, multimask: bool, masks: bool, features: bool
     ) -> dict[str, Tensor]:
         """Uninitialized outputs for ``count`` prompts, by field of PromptOutput."""
-        channels, grid = self.decoder.prompt_encoder.embed_dim, self.grid_side
+        channels, grid = self.channels, self.grid_side
         outputs = self.decoder.mask_decoder.num_multimask_outputs if multimask else 1
         shapes: dict[str, tuple[int, ...]] = {}
         if masks:

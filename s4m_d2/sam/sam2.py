@@ -14,23 +14,22 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, load_sam
+from s4m_d2.sam.frames import Frame
 from s4m_d2.sam.point_prompts import PointPromptBackend, build_compute_options
-from s4m_d2.transfers import to_device
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base
 
 IMAGE_SIDE = 1024
 EMBED_DIM = 256
-PIXEL_MEAN = (0.485, 0.456, 0.406)  # of RGB in 0..1
-PIXEL_STD = (0.229, 0.224, 0.225)
-MAX_PIXEL = 255.0
+PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, 0..255
+PIXEL_STD = (58.395, 57.12, 57.375)
 TOP_DOWN_LEVELS = [2, 3]  # of the feature pyramid; the two finest maps are the trunk's alone
 DROPPED_LEVELS = 1  # the coarsest map of the pyramid is not an output
 # What the published files hold beside the image model, by the start of the parameter's name.
@@ -85,27 +84,8 @@ class Sam2Backend(PointPromptBackend):
         decoder = SimpleNamespace(
             prompt_encoder=sam.sam_prompt_encoder, mask_decoder=sam.sam_mask_decoder
         )
-        super().__init__(sam, decoder, sam.image_size, **options)
-
-    def grid_scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
-        return 1.0, 1.0
-
-    def upscale(self, mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
-        resized = F.interpolate(
-            mask_logits[:, None], image_size, mode="bilinear", align_corners=False
-        )
-        return resized[:, 0]
-
-    def _to_frames(self, content: Tensor) -> Tensor:
-        square = F.interpolate(
-            content / MAX_PIXEL,
-            (self.image_side, self.image_side),
-            mode="bilinear",
-            align_corners=False,
-            antialias=True,
-        )
-        mean, std = to_device((PIXEL_MEAN, PIXEL_STD), square.device)[..., None, None]
-        return (square - mean) / std
+        pixels = torch.tensor((PIXEL_MEAN, PIXEL_STD), device=sam.device)[..., None, None]
+        super().__init__(sam, decoder, Frame(sam.image_size, *pixels, padded=False), **options)
 
     def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         maps = self.sam.forward_image(frames)["backbone_fpn"]

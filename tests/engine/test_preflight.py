@@ -79,6 +79,9 @@ def test_sams_weights_must_exist_where_they_are_needed():
         check_config(config(sam), num_processes=1)
     with pytest.raises(WeightsError, match=r"'nowhere/sam2\.pt'.*sam2_hiera_large"):
         check_config(config(sam | {"S4M.SAM.MODEL_TYPE": "hiera_l"}), num_processes=1)
+    sam = {"S4M.SAM.BACKEND": "transformers", "S4M.SAM.CHECKPOINT": "nowhere/sam"}
+    with pytest.raises(S4MError, match="needs the package transformers|hf download nowhere/sam"):
+        check_config(config(sam), num_processes=1)
 
 
 def test_an_evaluation_needs_a_test_set_and_a_device_has_to_be_there(monkeypatch):

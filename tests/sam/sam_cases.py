@@ -1,7 +1,8 @@
-"""Small SAMs with random weights for both backends, and images for them."""
+"""Small SAMs with random weights for all backends, and images for them."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from functools import partial
 
@@ -16,6 +17,8 @@ from segment_anything.modeling import (
 )
 from torch import nn
 
+from s4m_d2.sam.hugging_face import CLASSES, TransformersBackend
+from s4m_d2.sam.point_prompts import PointPromptBackend
 from s4m_d2.sam.sam2 import HieraSize, Sam2Backend, build_sam2_image_model
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.sam.tiny import build_tiny_toyscapes
@@ -24,23 +27,74 @@ needs_sam2 = pytest.mark.skipif(
     importlib.util.find_spec("sam2") is None,
     reason='the optional package sam2 is not installed: pip install "s4m_d2[sam2]"',
 )
+needs_transformers = pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None,
+    reason='the optional package transformers is not installed: pip install "s4m_d2[transformers]"',
+)
 SMALL_HIERA = HieraSize(8, 1, (1, 1, 2, 1), (3,))
 SAM2_SIDE = 128
 LOGITS = {"atol": 2e-5, "rtol": 1e-4}
 
 
-def with_random_weights(sam: nn.Module) -> nn.Module:
+def with_random_weights(sam: nn.Module, spread: float = 0.05) -> nn.Module:
     """Every parameter random, also those that a library starts at zero."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for value in sam.state_dict().values():
-            value.add_(0.05 * torch.randn(value.shape, generator=generator))
+            value.add_(spread * torch.randn(value.shape, generator=generator))
     return sam
 
 
 def small_sam2() -> nn.Module:
     sam = build_sam2_image_model(SMALL_HIERA, image_side=SAM2_SIDE, embed_dim=32)
     return with_random_weights(sam)
+
+
+_DECODER = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
+_VIT = {
+    "hidden_size": 16, "output_channels": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "image_size": 64, "patch_size": 8, "window_size": 3, "global_attn_indexes": [1],
+    "num_pos_feats": 16, "mlp_dim": 32,
+}  # fmt: skip
+_HIERA = {
+    "model_type": "sam2_hiera_det_model", "hidden_size": 8, "image_size": [64, 64],
+    "blocks_per_stage": [1, 1, 2, 1], "embed_dim_per_stage": [8, 16, 32, 64],
+    "global_attention_blocks": [3],
+}  # fmt: skip
+_SAM3_VIT = {
+    "model_type": "sam3_vit_model", "hidden_size": 32, "intermediate_size": 64, "image_size": 56,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "window_size": 2, "global_attn_indexes": [1],
+    "pretrain_image_size": 28,
+}  # fmt: skip
+_PYRAMID = {"fpn_hidden_size": 32, "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]]}
+# By model_type: settings of the encoder, of the prompts' frame, and others of the decoder.
+SMALL_TRANSFORMERS = {
+    "sam": (_VIT, (64, 8), {}),
+    "sam_hq": (_VIT, (64, 8), {"vit_dim": 16}),
+    "sam2": (
+        {"backbone_config": _HIERA, "backbone_channel_list": [64, 32, 16, 8], **_PYRAMID},
+        (64, 16),
+        {},
+    ),
+    "sam3_tracker": ({"backbone_config": _SAM3_VIT, **_PYRAMID}, (56, 14), {}),
+}
+
+
+def small_transformers(kind: str) -> nn.Module:
+    """A model of transformers' classes, by the model_type of its config."""
+    import transformers
+
+    vision, (side, patch), others = SMALL_TRANSFORMERS[kind]
+    cls = getattr(transformers, CLASSES[kind])
+    prompts = {"hidden_size": 32, "image_size": side, "patch_size": patch}
+    config = cls.config_class(
+        vision_config=copy.deepcopy(vision),
+        prompt_encoder_config=prompts | {"mask_input_channels": 4},
+        mask_decoder_config=_DECODER | others,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return with_random_weights(cls(config), spread=0.2).eval()
 
 
 def build_small(name: str, **options) -> SegmentAnythingBackend | Sam2Backend:
@@ -50,8 +104,13 @@ def build_small(name: str, **options) -> SegmentAnythingBackend | Sam2Backend:
     return SegmentAnythingBackend(with_random_weights(build_tiny_toyscapes()), **options)
 
 
-def build_smallest(name: str, **options) -> SegmentAnythingBackend | Sam2Backend:
-    """The same, where many images have to be encoded: frames of 64 (SAM) and 128 px (SAM 2)."""
+def build_smallest(name: str, **options) -> PointPromptBackend:
+    """The same, where many images have to be encoded: frames of 64 (SAM) and 128 px (SAM 2).
+
+    name: also "transformers " and a kind of :func:`small_transformers`.
+    """
+    if name.startswith("transformers "):
+        return TransformersBackend(small_transformers(name.split()[1]), **options)
     if name == "sam2":
         return build_small(name, **options)
     encoder = ImageEncoderViT(

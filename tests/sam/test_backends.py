@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from sam_cases import LOGITS, batch_of, build_smallest, image_of
+from sam_cases import LOGITS, batch_of, build_smallest, image_of, needs_sam2
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -17,6 +17,7 @@ from s4m_d2.transfers import TO_HOST
 
 # What makes the host wait when its input is on a GPU, by its name in a profile.
 WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::unique", "aten::masked_select")
+NAMED = ("image_positional_embeddings", "point_embeddings")  # as transformers calls them
 FIELDS = ("mask_logits", "iou_predictions", "features")
 
 
@@ -122,6 +123,9 @@ def test_the_answer_depends_on_the_prompt_and_on_the_image(backend):
         assert not torch.allclose(values[0], getattr(second, name)[0], **LOGITS), name
 
 
+@pytest.mark.parametrize(
+    "backend", ["segment_anything", pytest.param("sam2", marks=needs_sam2)], indirect=True
+)
 def test_features_are_the_image_tokens_after_the_librarys_two_way_transformer(backend):
     size, points = (128, 256), torch.rand(2, 3, 2)
     labels = torch.tensor([[1, 0, 1], [1, 1, 0]])
@@ -269,21 +273,24 @@ def test_the_precision_is_the_backends_own(backend):
     for answer in coarse.prompt(low, points, labels, features=True):
         assert {answer.mask_logits.dtype, answer.features.dtype} == {torch.float32}
     hook.remove()
-    assert set(inside[:4]) == {torch.float32} and set(inside[4:]) == {torch.bfloat16}
+    half = len(inside) // 2
+    assert set(inside[:half]) == {torch.float32} and set(inside[half:]) == {torch.bfloat16}
 
 
 def test_positions_keep_full_precision(backend):
     coarse = type(backend)(backend.sam, precision="bfloat16")
     seen = []
     hook = backend.decoder.mask_decoder.transformer.register_forward_pre_hook(
-        lambda module, inputs: seen.append(inputs[1:])
+        lambda module, inputs, named: seen.append(inputs[1:] or [named[x] for x in NAMED]),
+        with_kwargs=True,
     )
     encoded = coarse.encode(*three_images())
     points, labels = mixed_prompts()
     for one in (coarse, backend):
         one.prompt(encoded, points, labels)
     hook.remove()
-    for low, full in zip(seen[:4], seen[4:], strict=True):
+    half = len(seen) // 2
+    for low, full in zip(seen[:half], seen[half:], strict=True):
         assert torch.equal(low[0], full[0]) and torch.equal(low[1], full[1])
 
 

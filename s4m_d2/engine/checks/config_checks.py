@@ -23,6 +23,7 @@ from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
 from s4m_d2.sam import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, where_to_get
+from s4m_d2.sam.hugging_face import find_model
 from s4m_d2.semi import ARP
 from s4m_d2.semi.refinement import AUTO_PROMPT, PROMPTS
 
@@ -208,6 +209,8 @@ def sam_errors(cfg: CfgNode) -> list[S4MError]:
     sam, users = cfg.S4M.SAM, [stage for stage in STAGES if needs_sam(cfg, stage)]
     if not users or (sam.BACKEND in _PACKAGED_SAMS and not sam.CHECKPOINT):
         return []
+    if sam.BACKEND == "transformers":
+        return collected(find_model, sam.CHECKPOINT)
     errors = collected(check_model_type, sam.BACKEND, sam.MODEL_TYPE)
     if not os.path.isfile(sam.CHECKPOINT):
         needs = "S4M.DISTILL.ENABLED" if "teacher" in users else "S4M.REFINE.ENABLED"

@@ -36,7 +36,7 @@ from s4m_d2.tiling import Box, build_tiling, cut_record
 logger = logging.getLogger(__name__)
 
 ITEM = "SAM's adaptation"  # of the report before training, and of the page
-CONFIG, WEIGHTS, RESULT = "config.yaml", "sam_adapted.pth", "sam_adapted.json"  # in OUTPUT_DIR
+CONFIG, WEIGHTS, RESULT = "config.yaml", "sam_adapted", "sam_adapted.json"  # in OUTPUT_DIR
 BATCH, MASKS_DRAWN = 4, 24
 WHOLE_CHANCE, MOST_TILES = 0.4, 4  # of a view
 
@@ -45,8 +45,8 @@ def adapted_config(cfg: CfgNode, *, resume: bool) -> CfgNode:
     """The config of a run, with its SAM fine-tuned if S4M.SAM.ADAPT says so and that helps.
 
     A fifth of the labeled images is held out, that which stage 1 leaves to the gate if it does. The
-    weights are kept, as OUTPUT_DIR/sam_adapted.pth, if they segment these better. A continued run
-    takes what it had decided.
+    weights are kept, as OUTPUT_DIR/sam_adapted.pth (transformers: a folder sam_adapted), if they
+    segment these better. A continued run takes what it had decided.
     """
     if not cfg.S4M.SAM.ADAPT or not any(needs_sam(cfg, stage) for stage in STAGES):
         return cfg
@@ -57,11 +57,12 @@ def adapted_config(cfg: CfgNode, *, resume: bool) -> CfgNode:
         logger.info("%s: %s.", ITEM, decision["text"])
         write_results(decision, path)
     comm.synchronize()
-    if not read_results(path)["kept"]:
+    decision = read_results(path)
+    if not decision["kept"]:
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.S4M.SAM.CHECKPOINT = os.path.join(cfg.OUTPUT_DIR, WEIGHTS)
+    cfg.S4M.SAM.CHECKPOINT = os.path.join(cfg.OUTPUT_DIR, decision["weights"])
     cfg.freeze()
     if comm.is_main_process():
         with atomic_write(os.path.join(cfg.OUTPUT_DIR, CONFIG), "w") as file:
@@ -107,12 +108,11 @@ def _adapt(cfg: CfgNode) -> dict:
     adapt_sam(backend, batches(), iterations=cfg.S4M.SAM.ADAPT, clicks=clicks, rng=rng)
     after = iou()
     kept = after > before
-    if kept:
-        with atomic_write(os.path.join(cfg.OUTPUT_DIR, WEIGHTS), "wb") as file:
-            torch.save(backend.sam.state_dict(), file)
+    saved = backend.save(os.path.join(cfg.OUTPUT_DIR, WEIGHTS)) if kept else ""
     text = f"IoU {before:.3f} before and {after:.3f} after {cfg.S4M.SAM.ADAPT} iterations, on "
     text += f"{len(held_out)} held-out labeled images; {'kept' if kept else 'not kept'}"
-    return {"kept": kept, "before": before, "after": after, "text": text}
+    weights = os.path.basename(saved)
+    return {"kept": kept, "weights": weights, "before": before, "after": after, "text": text}
 
 
 def random_view(records: Sequence[dict], tile: int, side: int, rng: np.random.Generator) -> View:

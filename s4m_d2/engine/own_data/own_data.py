@@ -229,9 +229,10 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
     train = {labeled.name(record) for record in labeled.records} - (set() if data.VAL else held_out)
     unlabeled: list[str] = []
     left_out: dict[str, int] = {}
+    folder = os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
     if runs_stage(cfg, "student") and not eval_only:
         paths = [record["file_name"] for record in labeled.part(train).records]
-        frames = os.path.join(cfg.OUTPUT_DIR, files.FOLDER, files.FRAMES)
+        frames = os.path.join(folder, files.FRAMES)
         unlabeled, left_out = list_unlabeled(
             data.UNLABELED, sorted(held_out), validation.image_root, paths, frames, data.EVERY
         )
@@ -253,7 +254,6 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
         has_val=bool(data.VAL or held_out),
         image_root=labeled.image_root,
     )
-    folder = os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
     return OwnData(
         stored=stored,
         labeled=labeled.part(train),

@@ -1,0 +1,264 @@
+"""SAM, HQ-SAM, SAM 2 and SAM 3's tracker by the classes of Hugging Face's transformers.
+
+A model is a folder with ``config.json`` and ``model.safetensors``, or a name on the hub that was
+downloaded before: nothing is downloaded, unpickled or run from it here. The package is optional
+(``s4m_d2[transformers]``) and is imported where a backend is built.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from s4m_d2.errors import ConfigError, WeightsError, first_names
+from s4m_d2.files import atomic_write
+from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
+from s4m_d2.sam.frames import Frame
+from s4m_d2.sam.point_prompts import PointPromptBackend, PromptGroup, build_compute_options
+
+# Classes by the model_type of config.json; those of videos hold the model of images.
+CLASSES = {
+    "sam": "SamModel",
+    "sam_hq": "SamHQModel",
+    "sam2": "Sam2Model",
+    "sam2_video": "Sam2Model",
+    "sam3_tracker": "Sam3TrackerModel",
+    "sam3_tracker_video": "Sam3TrackerModel",
+    "sam3_video": "Sam3TrackerModel",
+}
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+Pixels = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of RGB in 0..1
+PIXELS: Pixels = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # where no file tells
+SAM3_PIXELS: Pixels = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.pt)")
+LEARNED_TOKENS = ("obj_score_token", "iou_token", "mask_tokens", "hq_token")  # those a model has
+NEEDS_PACKAGE = (
+    "S4M.SAM.BACKEND transformers needs the package transformers, which is not installed here: "
+    'pip install "s4m_d2[transformers]"'
+)
+
+
+class TransformersBackend(PointPromptBackend):
+    """Any ``SamModel``, ``SamHQModel``, ``Sam2Model`` or ``Sam3TrackerModel``, as in its forward.
+
+    HQ-SAM's masks are the sums of SAM's and of the high-quality token's. A single mask
+    (``multimask=False``) of SAM 2 or 3 is replaced by the best of three if it is unstable, as the
+    model's config tells.
+
+    The prompts of a pass are decoded image by image, as the modules do it: HQ-SAM fuses the
+    encoder's features once per image.
+    """
+
+    def __init__(self, sam: Any, pixels: Pixels | None = None, **options: Any) -> None:
+        """Freeze ``sam``; options as those of :class:`PointPromptBackend`."""
+        self.has_finer_maps = hasattr(sam.mask_decoder, "conv_s0")  # SAM 2 and 3
+        self.is_hq = hasattr(sam.mask_decoder, "hq_token")
+        if pixels is None:
+            pixels = SAM3_PIXELS if sam.config.model_type.startswith("sam3") else PIXELS
+        mean, std = 255 * torch.tensor(pixels, device=sam.device)[..., None, None]
+        side = sam.prompt_encoder.input_image_size
+        frame = Frame(side, mean, std, padded=not self.has_finer_maps)
+        super().__init__(sam, sam, frame, **options)
+
+    @property
+    def image_encoder(self) -> nn.Module:
+        return self.sam.vision_encoder
+
+    def save(self, path: str) -> str:
+        """Write the model's folder; returns ``path``."""
+        self.sam.save_pretrained(path)
+        mean, std = ((x.flatten() / 255).tolist() for x in (self.frame.mean, self.frame.std))
+        with atomic_write(Path(path, PROCESSORS[1])) as file:
+            json.dump({"image_mean": mean, "image_std": std}, file)
+        return path
+
+    def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        found = self.sam.get_image_embeddings(frames)
+        if self.has_finer_maps:
+            return found[-1], tuple(found[:-1])
+        if self.is_hq:
+            embeddings, layers = found
+            return embeddings, tuple(layer.permute(0, 3, 1, 2) for layer in layers[:1])
+        return found, ()
+
+    def _prepare(self, embeddings: Tensor, *, masks: bool) -> tuple[Tensor, Tensor]:
+        with torch.autocast(embeddings.device.type, enabled=False):  # full precision
+            return embeddings, self.sam.get_image_wide_positional_embeddings()
+
+    def _decode(
+        self,
+        images: tuple[Tensor, Tensor],
+        finer_maps: Sequence[Tensor],
+        group: PromptGroup,
+        there: PromptGroup,
+        prompts: tuple[Tensor, Tensor, bool],
+        *,
+        multimask: bool,
+        masks: bool,
+        features: bool,
+    ) -> dict[str, Tensor]:
+        embeddings, position = images
+        tokens = self._prompt_tokens(*prompts)
+        no_mask = self.sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        parts: list[dict[str, Tensor]] = []
+        present, counts = np.unique(group.images, return_counts=True)  # rows ascend
+        for image, own in zip(present.tolist(), tokens.split(counts.tolist()), strict=True):
+            part, one = {}, slice(image, image + 1)
+            if masks:
+                logits, ratings, *_ = self.sam.mask_decoder(
+                    image_embeddings=embeddings[one],
+                    image_positional_embeddings=position,
+                    sparse_prompt_embeddings=own[None],
+                    dense_prompt_embeddings=no_mask,
+                    multimask_output=multimask,
+                    **self._maps([finer_map[one] for finer_map in finer_maps]),
+                )
+                part = {"mask_logits": logits[0], "iou_predictions": ratings[0]}
+            if features:
+                part["features"] = self._transformed(embeddings[one] + no_mask, position, own)
+            parts.append(part)
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _prompt_tokens(self, points: Tensor, labels: Tensor, has_box: bool) -> Tensor:
+        """(N, P or P + 1, C) as of the prompt encoder, whose boxes come apart from its points."""
+        encoder = self.sam.prompt_encoder
+        with torch.autocast(points.device.type, enabled=False):  # positions need full precision
+            positions = encoder.shared_embedding(points[:, None].float(), 2 * (self.image_side,))
+        kinds = torch.cat(list(encoder.point_embed.parameters()))  # of labels 0 to 3
+        tokens = positions[:, 0] + kinds[labels]
+        if has_box and not self.has_finer_maps:
+            return tokens
+        padding = encoder.not_a_point_embed.weight.expand(len(tokens), -1, -1)
+        return torch.cat([tokens, padding], dim=1)
+
+    def _maps(self, maps: list[Tensor]) -> dict[str, Any]:
+        """Arguments of the mask decoder that only some models have."""
+        if self.has_finer_maps:
+            return {"high_resolution_features": maps}
+        if self.is_hq:
+            layers = [layer.permute(0, 2, 3, 1) for layer in maps]
+            return {"intermediate_embeddings": layers, "hq_token_only": False}
+        return {}
+
+    def _transformed(self, image: Tensor, position: Tensor, prompts: Tensor) -> Tensor:
+        """(N, C, S, S) tokens of an image (1, C, S, S) after each prompt (N, T, C)."""
+        decoder = self.sam.mask_decoder
+        learned = [getattr(decoder, name, None) for name in LEARNED_TOKENS]
+        tokens = torch.cat([table.weight for table in learned if table is not None])
+        tokens = torch.cat([tokens.expand(len(prompts), -1, -1), prompts], dim=1)
+        _, attended = decoder.transformer(
+            point_embeddings=tokens[None],
+            image_embeddings=image.expand(len(prompts), -1, -1, -1),
+            image_positional_embeddings=position,
+            attention_similarity=None,
+        )
+        return attended[:, 0].transpose(1, 2).unflatten(2, image.shape[2:])
+
+
+def find_model(checkpoint: str) -> Path:
+    """Folder of a model: S4M.SAM.CHECKPOINT itself, or in the hub's cache.
+
+    Raises:
+        ConfigError: the package transformers is not installed.
+        WeightsError: there is no such model, or it has no weights that are read here.
+    """
+    if find_spec("transformers") is None:
+        raise ConfigError(NEEDS_PACKAGE)
+    from huggingface_hub import snapshot_download
+
+    folder = Path(checkpoint)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(checkpoint, local_files_only=True))
+        except (OSError, ValueError):  # not downloaded; no name
+            name = checkpoint if HUB_NAME.fullmatch(checkpoint) else "facebook/sam-vit-large"
+            raise WeightsError(
+                f"S4M.SAM.CHECKPOINT: '{checkpoint}' is neither a folder nor a model in the cache "
+                f"of the Hugging Face hub. Download one (hf download {name}) and set "
+                f"S4M.SAM.CHECKPOINT to its name ({name}), or to a folder with config.json and "
+                f"{WEIGHTS[0]}."
+            ) from None
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        raise WeightsError(
+            f"S4M.SAM.CHECKPOINT: '{checkpoint}' has no {WEIGHTS[0]} in {folder}; other files of "
+            "weights may run code and are not read. Save the model by save_pretrained()."
+        )
+    return folder
+
+
+def load_model(checkpoint: str) -> tuple[nn.Module, Pixels | None]:
+    """Load the model of S4M.SAM.CHECKPOINT, in float32, and what its processor's file tells.
+
+    Under ``torch.device("meta")`` the model has no values, and its weights are not read.
+
+    Raises:
+        ConfigError, WeightsError: as of :func:`find_model`, or the model is of another class, or
+            its weights are unreadable or incomplete.
+    """
+    folder, subject = find_model(checkpoint), f"S4M.SAM.CHECKPOINT: '{checkpoint}'"
+    import transformers
+
+    kind = _read_json(folder / "config.json").get("model_type")
+    if kind not in CLASSES:
+        raise WeightsError(
+            f"{subject} is a model of type '{kind}'; expected one of {', '.join(CLASSES)}"
+        )
+    cls, without_values = getattr(transformers, CLASSES[kind]), torch.empty(0).is_meta
+    try:
+        config = cls.config_class.from_pretrained(folder)
+        if not without_values:
+            with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced
+                sam, found = cls.from_pretrained(
+                    folder,
+                    config=config,
+                    use_safetensors=True,
+                    attn_implementation="sdpa",  # a name in config.json might be downloaded code
+                    output_loading_info=True,
+                )
+    except Exception as error:  # those of the library have no common class
+        raise WeightsError(
+            f"{subject} cannot be loaded from {folder} ({type(error).__name__}): "
+            f"{str(error).strip().partition(chr(10))[0]}"
+        ) from error
+    if without_values:
+        return cls(config), _read_pixels(folder)
+    if missing := sorted(found["missing_keys"]):
+        raise WeightsError(
+            f"{subject}: its weights lack {first_names(missing, 3)} of {cls.__name__}; they are of "
+            "another model"
+        )
+    return sam.float(), _read_pixels(folder)
+
+
+def _read_pixels(folder: Path) -> Pixels | None:
+    for path in (folder / name for name in PROCESSORS):
+        settings = _read_json(path) if path.is_file() else {}
+        settings = settings.get("image_processor", settings)
+        if "image_mean" in settings:
+            return settings["image_mean"], settings["image_std"]
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"S4M.SAM.CHECKPOINT: {path} cannot be read as JSON ({type(error).__name__})"
+        ) from error
+
+
+@SAM_BACKEND_REGISTRY.register()
+def transformers(cfg: Any) -> TransformersBackend:
+    """Build the model of ``cfg.S4M.SAM.CHECKPOINT``; MODEL_TYPE does not count."""
+    sam, pixels = load_model(cfg.S4M.SAM.CHECKPOINT)
+    return TransformersBackend(sam.to(cfg.MODEL.DEVICE), pixels, **build_compute_options(cfg))
