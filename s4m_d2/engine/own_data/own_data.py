@@ -238,8 +238,9 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
         )
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
     facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
-    classes = Derived(_CLASSES, len(names), "categories of the json")
-    settings = [classes] if _CLASSES not in explicit else []
+    settings = [Derived(_CLASSES, len(names), "categories of the json")] * (
+        _CLASSES not in explicit
+    )
     apply(cfg, settings)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else 0
