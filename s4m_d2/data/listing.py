@@ -142,7 +142,7 @@ def _images_and_frames(image_dir: str, frames_dir: str, every: int, remedy: str)
     suffixes = IMAGE_EXTENSIONS + (VIDEO_EXTENSIONS if frames_dir else ())
     is_video = frames_dir and os.path.isfile(image_dir)
     root = os.path.dirname(image_dir) if is_video else image_dir
-    names = {}
+    names: dict[str, str] = {}
     for path in [image_dir] if is_video else list_images(image_dir, suffixes, remedy):
         name = os.path.relpath(path, root)
         if path.lower().endswith(VIDEO_EXTENSIONS):

@@ -219,9 +219,8 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
     images, val_images = _image_dirs(cfg)
     parts = [_read(*pair) for pair in zip(data.LABELED, images, strict=True)]
     labeled, notes = merge_annotations(parts)
-    names = labeled.classes
     if data.VAL:
-        validation = _read(data.VAL, val_images, classes=names)
+        validation = _read(data.VAL, val_images, classes=labeled.classes)
     else:
         draws = bool(labeled.records and data.VAL_FRACTION)
         validation = labeled.part(_drawn(labeled, parts, data.VAL_FRACTION) if draws else ())
@@ -238,15 +237,14 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
         )
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
     facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
-    settings = [Derived(_CLASSES, len(names), "categories of the json")] * (
-        _CLASSES not in explicit
-    )
+    classes = Derived(_CLASSES, len(labeled.classes), "categories of the json")
+    settings = [classes] if _CLASSES not in explicit else []
     apply(cfg, settings)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else 0
     derived, kept = derive(cfg, facts, Machine(memory, num_processes), explicit)
     stored = files.StoredData(
-        classes=tuple(names),
+        classes=labeled.classes,
         settings=(*settings, *derived),
         unlabeled=tuple(unlabeled),
         labeled_digest=_labeled_digest(cfg),
