@@ -244,7 +244,7 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
     memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else 0
     derived, kept = derive(cfg, facts, Machine(memory, num_processes), explicit)
     stored = files.StoredData(
-        classes=labeled.classes,
+        classes=tuple(labeled.classes),
         settings=(*settings, *derived),
         unlabeled=tuple(unlabeled),
         labeled_digest=_labeled_digest(cfg),
