@@ -51,7 +51,7 @@ setup(
     entry_points={
         "console_scripts": [
             f"s4m-{name}=s4m_d2.commands.{name}:main"
-            for name in ("export", "label", "predict", "report", "sepl", "train")
+            for name in ("export", "label", "predict", "report", "review", "sepl", "train")
         ]
     },
     extras_require={

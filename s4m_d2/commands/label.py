@@ -97,7 +97,7 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
     ]
     _claim(args, {"config": cfg.dump(), "names": names})
     rank, processes = (int(os.environ.get(key, x)) for key, x in (("RANK", 0), ("WORLD_SIZE", 1)))
-    done = {row["file_name"] for row in _rows(args.output)}
+    done = {row["file_name"] for row in labeled_rows(args.output)}
     left = [path for path in paths[rank::processes] if path not in done]
     problems: dict[str, str] = {}
     if left:
@@ -132,12 +132,12 @@ def merge(folder: str) -> int:
             f"--output '{folder}' holds no {SETTINGS} of this command: {error}. Label first."
         ) from error
     images = instances = 0
-    for row in _rows(folder):
+    for row in labeled_rows(folder):
         images, instances = images + 1, instances + len(row["instances"])
     if not images:
         raise ConfigError(f"--output '{folder}': no image is labeled yet. Label first.")
     write = FORMATS[settings["format"]]
-    path = write(lambda: _rows(folder), settings["names"], folder, settings["images"])
+    path = write(lambda: labeled_rows(folder), settings["names"], folder, settings["images"])
     print(f"{images:,} images, {instances:,} instances: {path}")
     return 0
 
@@ -159,7 +159,7 @@ def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
     present = os.listdir(args.output) if os.path.isdir(args.output) else []
     if SETTINGS not in present and any(not name.startswith(".") for name in present):
         raise ConfigError(f"--output '{args.output}' is not empty. Choose another folder.")
-    if SETTINGS in present and any(_rows(args.output)):
+    if SETTINGS in present and any(labeled_rows(args.output)):
         found = read_results(path)
         changed = [key for key in wanted if found.get(key) != wanted[key]]
         if changed:
@@ -203,7 +203,7 @@ def _label(predict: Predictor, path: str, args: argparse.Namespace) -> dict[str,
     }  # fmt: skip
 
 
-def _rows(folder: str) -> Iterator[dict[str, Any]]:
+def labeled_rows(folder: str) -> Iterator[dict[str, Any]]:
     """All labeled images of a folder, in the order of the processes' files."""
     for name in sorted(glob.glob(os.path.join(glob.escape(folder), "labels-*.jsonl"))):
         with open(name, "rb") as file:

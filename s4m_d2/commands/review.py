@@ -1,0 +1,119 @@
+"""Rank the images that s4m-label labeled: those first whose correction is expected to teach most.
+
+    s4m-review output/labels
+
+Writes OUT/review.csv, and OUT/review.html with pictures of the first ones, which OUT/review holds.
+--by: what counts, as mean of the ranks: class (scores are low), mask (SAM expects a low IoU of its
+masks), number (unusually few or many instances), rare (rare classes). Among images of similar rank
+those come first that look different from the ones before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import jinja2
+import numpy as np
+from tqdm import tqdm
+
+from s4m_d2.command_line import natural, print_problems
+from s4m_d2.commands.label import SETTINGS, labeled_rows
+from s4m_d2.data.images import read_image
+from s4m_d2.engine.labeling.review import SIGNALS, review_order, review_signals
+from s4m_d2.errors import ConfigError, DatasetError, S4MError, printable
+from s4m_d2.files import atomic_write
+from s4m_d2.report import read_results
+from s4m_d2.structures import RLEMasks
+from s4m_d2.visualization import overlay, write_png
+
+DEFAULT = ("class", "mask")
+FEATURE_SIDE, PICTURE_SIDE = 6, 320  # px
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit status: 0 done, 1 an error, or images that cannot be read."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="OUT", help="--output of s4m-label")
+    parser.add_argument("--by", nargs="+", choices=SIGNALS, default=DEFAULT)
+    parser.add_argument("--count", type=natural, default=50, help="pictures (default: 50)")
+    args = parser.parse_args(arguments)
+    try:
+        return review(args.folder, args.by, args.count)
+    except S4MError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def review(folder: str, by: Sequence[str], count: int) -> int:
+    """Write both files; the exit status."""
+    try:
+        settings = read_results(os.path.join(folder, SETTINGS))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"'{folder}' is no output of s4m-label: {error}. Label first.") from error
+    rows, features, problems = [], [], {}
+    for row in tqdm(list(labeled_rows(folder)), unit="image", disable=None):
+        try:
+            image = read_image(os.path.join(settings["images"], row["file_name"]), "RGB")
+        except DatasetError as error:
+            problems[row["file_name"]] = str(error)
+            continue
+        small = cv2.resize(image, (FEATURE_SIDE, FEATURE_SIDE), interpolation=cv2.INTER_AREA)
+        rows.append(row)
+        features.append(small.ravel() / 255)
+    if not rows:
+        raise ConfigError(f"'{folder}': no labeled image can be read. Label first.")
+    signals = review_signals(rows)
+    order, value = review_order(signals, by, np.array(features), count)
+    table = [
+        {
+            "rank": rank,
+            "file_name": printable(rows[i]["file_name"]),
+            "value": round(value[i], 3),
+            "instances": len(rows[i]["instances"]),
+            **{name: round(of_all[i], 3) for name, of_all in signals.items()},
+        }
+        for rank, i in enumerate(order, start=1)
+    ]
+    with atomic_write(os.path.join(folder, "review.csv")) as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    _write_page(folder, table, [rows[i] for i in order[:count]], settings)
+    print_problems(problems, "cannot be read")
+    print(f"{len(rows):,} images: {os.path.join(folder, 'review.csv')}, review.html")
+    return int(bool(problems))
+
+
+def _write_page(folder: str, table: list[dict], shown: list[dict], settings: dict) -> None:
+    pictures = Path(folder, "review")
+    shutil.rmtree(pictures, ignore_errors=True)
+    pictures.mkdir()
+    for number, row in enumerate(shown, start=1):
+        image = read_image(os.path.join(settings["images"], row["file_name"]), "RGB")
+        size, found = image.shape[:2], row["instances"]
+        masks = RLEMasks([i["segmentation"] for i in found], size)
+        scores = [i["score"] for i in found]
+        drawn = overlay(image, masks, [i["class"] for i in found], settings["names"], scores)
+        scale = min(1.0, PICTURE_SIDE / max(drawn.shape[:2]))
+        width, height = (max(round(scale * side), 1) for side in drawn.shape[1::-1])
+        drawn = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA)
+        write_png(drawn, pictures / f"{number:04d}.png")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("s4m_d2", "report"), autoescape=True, trim_blocks=True
+    )
+    page = environment.get_template("review.html").render(rows=table[: len(shown)], signals=SIGNALS)
+    with atomic_write(os.path.join(folder, "review.html")) as file:
+        file.write(page)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
