@@ -42,7 +42,9 @@ from s4m_d2.files import atomic_write  # noqa: E402
 SCRIPT, PAGE = Path(__file__).resolve(), ROOT / "docs" / "performance.md"
 LIMIT, LIMIT_OF_ALL = 180, 600  # seconds of a step, and of a call
 TIMED = 60  # seconds after which fewer iterations have to do
-CURVE = 0.2  # how far a stage's mean loss may be from a CPU's, whose points are drawn differently
+# How far losses may be from a CPU's, whose points are drawn differently: the first one of the same
+# weights, and the means of the stages. float16's first updates are left out until the scale fits.
+FIRST, CURVES = 0.05, {"teacher": 0.2, "student": 0.5}
 RESUMED = 2e-2  # how far the first loss after a stop may be from the one before it
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 5e-3}  # of the kernels
 CITYSCAPES_LEVELS = [(64, 128), (32, 64), (16, 32)]  # of a crop of 512 x 1024
@@ -156,8 +158,10 @@ def toyscapes(folder: Path, extent: Extent, precision: str) -> dict[str, Any]:
         curve, of_cpu = curves["losses"][stage]["total_loss"], stored["total_loss"]
         found["curves"][stage] = {"GPU": curve, "CPU": of_cpu}
         found[f"{stage}'s loss / a CPU's"] = ratio = sum(curve) / sum(of_cpu)
-        found[f"{stage}'s, at its end"] = curve[-1] / of_cpu[-1]
-        assert abs(ratio - 1) <= CURVE, f"{stage}: the mean loss is {ratio:.2f} times a CPU's"
+        found[f"{stage}'s first"] = curve[0] / of_cpu[0]
+        assert abs(ratio - 1) <= CURVES[stage], f"{stage}: the mean loss is {ratio:.2f} of a CPU's"
+    first = found["teacher's first"]
+    assert abs(first - 1) <= FIRST, f"the first loss is {first:.3f} of a CPU's"
     return found
 
 
