@@ -50,7 +50,10 @@ def script_words(command: Command) -> list[str] | None:
     if program == "sbatch":
         return ["train_net.py", *rest[1:]]  # the batch script passes its arguments on
     if program == "torchrun":
-        return rest[next(i for i, word in enumerate(rest) if word.endswith(".py")) :]
+        names = [word.replace("s4m_d2.commands.", "s4m-") for word in rest]
+        known = [name in OF_THE_WHEEL or name.endswith(".py") for name in names]
+        first = known.index(True)
+        return [OF_THE_WHEEL.get(names[first], names[first]), *rest[first + 1 :]]
     if program == "python" and not rest[0].startswith("-"):
         return rest
     return None

@@ -114,10 +114,9 @@ def test_labelme_keeps_corrections_and_images_that_differ_in_their_suffix(rows, 
     assert corrected.read_text() == "corrected"
     corrected.unlink()
     write("labelme", [*rows, {**rows[1], "file_name": "b.jpg"}], tmp_path)
-    names = {
-        p.name: json.loads(p.read_text())["imagePath"] for p in corrected.parent.glob("*.json")
-    }
-    assert names == {"b.png.json": "../images/b.png", "b.jpg.json": "../images/b.jpg"}
+    files = {p.name: json.loads(p.read_text()) for p in corrected.parent.glob("*.json")}
+    paths = {name: content["imagePath"] for name, content in files.items()}
+    assert paths == {"b.png.json": "../images/b.png", "b.jpg.json": "../images/b.jpg"}
 
 
 @pytest.mark.slow
