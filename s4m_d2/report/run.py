@@ -98,7 +98,7 @@ class Stage:
     @property
     def done(self) -> int:
         """Number of trained iterations, from the records."""
-        return self.iterations if self.finished else self.curves.iterations
+        return (self.finished and self.iterations) or self.curves.iterations
 
     @property
     def progress(self) -> str:

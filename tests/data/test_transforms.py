@@ -201,12 +201,11 @@ def test_settings_out_of_range_are_named():
         {"DATASET_MAPPER_NAME": "mine"},
         {"RANDOM_FLIP": "diagonal"},
         {"CROP": {"SINGLE_CATEGORY_MAX_AREA": 0.75}},
-        {"FORMAT": "HSV"},
     ):
         cfg = config()
         cfg.INPUT.merge_from_other_cfg(type(cfg)(inputs))
         with pytest.raises(ConfigError, match=next(iter(inputs))):
-            build_geometry(cfg), ColorDistortion(cfg.INPUT.FORMAT)
+            build_geometry(cfg)
 
 
 def slowly_distorted(image_format, image, rng):
