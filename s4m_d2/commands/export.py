@@ -3,12 +3,14 @@
     python tools/export_weights.py output/student/model_final.pth student.pth
     python tools/export_weights.py --model teacher output/student/model_final.pth t.safetensors
     s4m-export --format transformers output/student/model_final.pth student-hf
+    s4m-export --format onnx output/student/model_final.pth student.onnx
 
 --format weights: a plain Mask2Former file. A .pth file contains only {"model": weights};
 Mask2Former and Detectron2 read it, as does MODEL.WEIGHTS here. Every kind of checkpoint that this
 project reads can be exported. --format transformers: a folder that Hugging Face's
 Mask2FormerForUniversalSegmentation.from_pretrained and AutoImageProcessor.from_pretrained load, for
-models with a ResNet or a Swin; both models are compared on a random image.
+models with a ResNet or a Swin. --format onnx: the model from an image of any size to its instances
+(s4m_d2/modeling/onnx_file.py). Both are compared with our model on a random image.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ from s4m_d2.engine.command.arguments import config_of_run, model_config
 from s4m_d2.engine.figures.predictor import class_names, load_model
 from s4m_d2.errors import ConfigError, OutputError, S4MError, WeightsError
 from s4m_d2.files import atomic_write
-from s4m_d2.modeling import hugging_face
 from s4m_d2.modeling.backbones.weight_names import to_mask2former_names
+from s4m_d2.modeling.hugging_face import save_pretrained
+from s4m_d2.modeling.onnx_file import write_onnx
 
 # Mask2Former renames weights of a head without version, or with an earlier one.
 HEAD, HEAD_VERSION = "sem_seg_head", 2
@@ -44,11 +47,13 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkpoint", help="file with one model, or with a student and a teacher")
-    parser.add_argument("output", help="to write: .pth or .safetensors; transformers: a folder")
+    parser.add_argument("output", help="to write: .pth or .safetensors, .onnx, or a folder")
     parser.add_argument("--model", choices=sorted(BRANCHES), default="student")
-    parser.add_argument("--format", choices=("weights", "transformers"), default="weights")
+    parser.add_argument("--format", choices=("weights", "transformers", "onnx"), default="weights")
     parser.add_argument(
-        "--config-file", metavar="FILE", help="of transformers (default: config.yaml of the run)"
+        "--config-file",
+        metavar="FILE",
+        help="of the run, not for weights (default: its config.yaml)",
     )
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     args = parser.parse_args(arguments)
@@ -56,7 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
         if args.format == "weights":
             print(export(args.checkpoint, args.output, args.model, overwrite=args.force))
         else:
-            print(export_transformers(args.checkpoint, args.output, args.model, args.config_file))
+            paths = args.checkpoint, args.output, args.model
+            print(export_model(*paths, args.format, args.config_file, overwrite=args.force))
     except S4MError as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
@@ -96,42 +102,53 @@ def export(checkpoint: str, output: str, branch: str, *, overwrite: bool = False
     return f"{output}: {len(state)} tensors ({numbers:,} numbers) of {whose} in {checkpoint}{at}"
 
 
-def export_transformers(
-    checkpoint: str, output: str, branch: str, config_file: str | None = None
+def export_model(
+    checkpoint: str,
+    output: str,
+    branch: str,
+    form: str,
+    config_file: str | None = None,
+    *,
+    overwrite: bool = False,
 ) -> str:
-    """Write one model of a checkpoint as a folder for Hugging Face's transformers.
+    """Write one model of a checkpoint for other libraries.
 
     Args:
         checkpoint, branch: as in :func:`export`.
-        output: path of the folder, new or empty.
+        output: path of an .onnx file, or of a folder for transformers, new or empty.
+        form: "onnx" or "transformers".
         config_file: None: config.yaml of the checkpoint's run.
+        overwrite: replace an existing file.
 
     Returns:
-        A line on the written model.
+        A line on the comparison with our model.
 
     Raises:
         S4MError: the model cannot be loaded, or not be written; nothing is.
     """
-    if os.path.exists(output) and not (os.path.isdir(output) and not os.listdir(output)):
+    if form == "onnx":
+        _check_output(checkpoint, output, overwrite, (".onnx",))
+    elif os.path.exists(output) and not (os.path.isdir(output) and not os.listdir(output)):
         raise ConfigError(f"The output '{output}' exists and is no empty folder. Name another.")
     cfg = model_config(config_of_run(config_file, checkpoint), ["MODEL.DEVICE", "cpu"])
     model, found = load_model(cfg, checkpoint, branch)
     _check_branch(found, branch, checkpoint)
+    note = ""
+    if getattr(model, "largest_component", False):
+        model.largest_component = False
+        note = ". Not in it: the largest component of each mask (LARGEST_COMPONENT)"
     edges = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+    write = write_onnx if form == "onnx" else save_pretrained
     parent = os.path.dirname(os.path.abspath(output))
     try:
         os.makedirs(parent, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=parent, prefix=".export.") as temporary:
             part = os.path.join(temporary, "model")
-            os.mkdir(part)
-            logits, masks = hugging_face.save_pretrained(model, part, class_names(cfg), edges)
+            result = write(model, part, class_names(cfg), edges)
             os.replace(part, output)
     except OSError as error:
         raise OutputError(f"'{output}' cannot be written: {error.strerror or error}.") from error
-    return (
-        f"{output}: loads in Hugging Face's Mask2Former; largest difference on a random image "
-        f"{logits:.1e} (class logits), {masks:.1e} (mask logits)"
-    )
+    return f"{output}: largest differences on a random image: {result}{note}"
 
 
 def _check_branch(found: str | None, branch: str, checkpoint: str) -> None:
@@ -141,11 +158,17 @@ def _check_branch(found: str | None, branch: str, checkpoint: str) -> None:
         )
 
 
-def _check_output(checkpoint: str, output: str, overwrite: bool) -> None:
+def _check_output(
+    checkpoint: str,
+    output: str,
+    overwrite: bool,
+    endings: tuple[str, ...] = (".pth", ".safetensors"),
+) -> None:
     ending = Path(output).suffix
-    if ending not in (".pth", ".safetensors"):
+    if ending not in endings:
         raise ConfigError(
-            f"The output '{output}' ends in {ending or 'nothing'!r}; expected .pth or .safetensors."
+            f"The output '{output}' ends in {ending or 'nothing'!r}; expected "
+            f"{' or '.join(endings)}."
         )
     if ending == ".safetensors":
         try:

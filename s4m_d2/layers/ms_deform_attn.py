@@ -8,6 +8,7 @@ import math
 import os
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, InputError
@@ -33,9 +34,10 @@ def deformable_sampling(
 ) -> Tensor:
     """Weighted sum of bilinear look-ups in several feature maps.
 
-    Uses Triton kernels on a GPU, and plain PyTorch elsewhere, for float64, if Triton is missing or
-    cannot compile, and if ``USE_TRITON`` of this module is False (the environment variable
-    ``S4M_D2_TRITON`` was 0 when it was imported). Both compute half-precision inputs in float32.
+    Uses ``grid_sample`` in an export, Triton kernels on a GPU, and plain PyTorch elsewhere, for
+    float64, if Triton is missing or cannot compile, and if ``USE_TRITON`` of this module is False
+    (the environment variable ``S4M_D2_TRITON`` was 0 when it was imported). The kernels and plain
+    PyTorch compute half-precision inputs in float32.
 
     Args:
         value: (B, S, heads, C), the levels' cells in row-major order, one level after the other.
@@ -47,6 +49,8 @@ def deformable_sampling(
     Returns:
         (B, Q, heads * C), in the dtype of ``value``.
     """
+    if torch.onnx.is_in_onnx_export():
+        return _grid_sampling(value, level_sizes, locations, weights)
     if _kernels_can_do(value, locations, weights):
         sizes = [side for size in level_sizes for side in size]
         return deform_attn_triton.sample(value, sizes, locations, weights)
@@ -89,6 +93,32 @@ def _plain_sampling(
             value.to(dtype), level_sizes, locations.to(dtype), weights.to(dtype)
         )
     return output.to(value.dtype)
+
+
+def _cells(level_sizes: list[tuple[int, int]], device: torch.device) -> Tensor:
+    """(levels, 2): width and height of each level."""
+    if torch.onnx.is_in_onnx_export():  # where sizes are tensors, which must stay such
+        sides = [torch.as_tensor(side) for size in level_sizes for side in size[::-1]]
+        return torch.stack(sides).view(-1, 2)
+    return to_device([(w, h) for h, w in level_sizes], device)
+
+
+def _grid_sampling(
+    value: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor
+) -> Tensor:
+    """``deformable_sampling`` by an operator that ONNX has."""
+    batch, _, heads, channels = value.shape
+    grids = (2 * locations - 1).transpose(1, 2).flatten(0, 1)  # B · heads, Q, levels, points, 2
+    factors = weights.transpose(1, 2).flatten(0, 1)[:, None]  # B · heads, 1, Q, levels, points
+    maps = value.permute(0, 2, 3, 1).split([height * width for height, width in level_sizes], dim=3)
+    found = [
+        F.grid_sample(
+            cells.reshape(batch * heads, channels, *size), grids[:, :, level], align_corners=False
+        )
+        for level, (cells, size) in enumerate(zip(maps, level_sizes, strict=True))
+    ]
+    sums = (torch.stack(found, dim=3) * factors).sum((3, 4))  # B · heads, C, Q
+    return sums.reshape(batch, heads * channels, -1).transpose(1, 2)
 
 
 class MSDeformAttn(nn.Module):
@@ -162,7 +192,7 @@ class MSDeformAttn(nn.Module):
         shape = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).view(*shape, 2)
         weights = self.attention_weights(query).view(*shape[:3], -1).softmax(-1).view(shape)
-        cells = to_device([(w, h) for h, w in level_sizes], query.device)  # levels, 2
+        cells = _cells(level_sizes, query.device)
         locations = reference_points[:, :, None, None, None] + offsets / cells[:, None]
         value = self.value_proj(value).unflatten(-1, (self.num_heads, -1))
         return self.output_proj(deformable_sampling(value, level_sizes, locations, weights))

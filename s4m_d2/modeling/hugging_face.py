@@ -81,14 +81,12 @@ _FIRST_LAYER = re.compile(
 )
 
 
-def save_pretrained(
-    model: Any, folder: str, names: Sequence[str], edges: tuple[int, int]
-) -> tuple[float, float]:
+def save_pretrained(model: Any, folder: str, names: Sequence[str], edges: tuple[int, int]) -> str:
     """Write config.json, model.safetensors and preprocessor_config.json, and check them.
 
     Args:
         model: an :class:`~s4m_d2.modeling.meta_arch.S4MMaskFormer` in eval mode, on the CPU.
-        folder: an empty folder.
+        folder: to write.
         names: of the classes.
         edges: shortest edge and longest edge to which images are resized, px.
 
@@ -207,7 +205,7 @@ def _thirds(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def _checked(model: Any, folder: str) -> tuple[float, float]:
+def _checked(model: Any, folder: str) -> str:
     """Compare the model with the one that the folder holds, see :func:`save_pretrained`."""
     from transformers import Mask2FormerForUniversalSegmentation
 
@@ -241,4 +239,4 @@ def _checked(model: Any, folder: str) -> tuple[float, float]:
                 "number of heads for both decoders, 4 points in deformable attention, and batch "
                 f"norms in ResNets; missing: {first_names(missing, most=3) or 'nothing'}."
             )
-    return differences[0], differences[1]
+    return f"{differences[0]:.1e} (class logits), {differences[1]:.1e} (mask logits)"

@@ -97,7 +97,7 @@ class MultiScaleEncoder(nn.Module):
         ).T[None]
         tokens = self.encoder(tokens, positions, sizes)
         levels = tokens.transpose(1, 2).split([height * width for height, width in sizes], dim=2)
-        return [level.unflatten(2, size) for level, size in zip(levels, sizes, strict=True)]
+        return [x.reshape(*x.shape[:2], *size) for x, size in zip(levels, sizes, strict=True)]
 
     @staticmethod
     def _encode(size: tuple[int, int], level_embed: Tensor) -> Tensor:

@@ -74,6 +74,27 @@ def make_tiny_model(make_tiny_cfg):
 
 
 @pytest.fixture
+def saved(make_tiny_cfg, tmp_path):
+    """Save w.pth and config.yaml of a small model whose weights and statistics are all random."""
+
+    def save(*options):
+        few = ["MODEL.MASK_FORMER.DEC_LAYERS", 3, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2]
+        cfg = make_tiny_cfg(*few, *options)
+        (tmp_path / "config.yaml").write_text(cfg.dump())
+        torch.manual_seed(0)
+        model = build_model(cfg).eval()
+        generator = torch.Generator().manual_seed(1)
+        for name, value in model.state_dict().items():
+            if value.is_floating_point() and "criterion" not in name:
+                spread = 0.6 if "norm" in name else 0.1
+                value.add_(spread * (torch.rand(value.shape, generator=generator) - 0.5))
+        torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
+        return model
+
+    return save
+
+
+@pytest.fixture
 def make_sample():
     """A labeled sample: random image, one box-shaped instance a label."""
 

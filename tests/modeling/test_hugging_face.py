@@ -9,7 +9,6 @@ pytest.importorskip("transformers")
 pytest.importorskip("safetensors")
 
 import tiny_timm  # noqa: E402, F401 (registers s4m_swin)
-from detectron2.modeling import build_model  # noqa: E402
 from transformers import (  # noqa: E402
     AutoImageProcessor,
     Mask2FormerForUniversalSegmentation,
@@ -17,7 +16,6 @@ from transformers import (  # noqa: E402
 
 import s4m_d2.commands.export as export  # noqa: E402
 
-SMALL = ["MODEL.MASK_FORMER.DEC_LAYERS", 3, "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 2]
 TIMM = ["MODEL.BACKBONE.NAME", "build_timm_backbone", "MODEL.TIMM.PRETRAINED", False]
 SWIN = [*TIMM, "MODEL.TIMM.NAME", "s4m_swin", "MODEL.TIMM.OUT_NORM", True]
 BOTTLENECK = [
@@ -34,26 +32,6 @@ BOTTLENECK = [
     "MODEL.MASK_FORMER.HIDDEN_DIM", 32,
 ]  # fmt: skip
 HEADS = ["MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS", 4]
-
-
-@pytest.fixture
-def saved(make_tiny_cfg, tmp_path):
-    """A checkpoint and a config of a small model whose weights and statistics are all random."""
-
-    def save(*options):
-        cfg = make_tiny_cfg(*SMALL, *options)
-        (tmp_path / "config.yaml").write_text(cfg.dump())
-        torch.manual_seed(0)
-        model = build_model(cfg).eval()
-        generator = torch.Generator().manual_seed(1)
-        for name, value in model.state_dict().items():
-            if value.is_floating_point() and "criterion" not in name:
-                spread = 0.3 if "norm" in name else 0.02
-                value.add_(spread * torch.rand(value.shape, generator=generator))
-        torch.save({"model": model.state_dict()}, tmp_path / "w.pth")
-        return model
-
-    return save
 
 
 def run(tmp_path, output="out"):
