@@ -131,6 +131,7 @@ def export_model(
     elif os.path.exists(output) and not (os.path.isdir(output) and not os.listdir(output)):
         raise ConfigError(f"The output '{output}' exists and is no empty folder. Name another.")
     cfg = model_config(config_of_run(config_file, checkpoint), ["MODEL.DEVICE", "cpu"])
+    model: Any
     model, found = load_model(cfg, checkpoint, branch)
     _check_branch(found, branch, checkpoint)
     note = ""

@@ -92,7 +92,7 @@ def write_onnx(model: Any, path: str, names: Sequence[str], edges: tuple[int, in
         import onnx
     except ImportError as error:
         raise ConfigError("--format onnx needs packages: pip install onnx onnxruntime.") from error
-    traced = io.BytesIO()
+    traced: Any = io.BytesIO()
     sides = {0: "height", 1: "width"}
     try:
         with warnings.catch_warnings():  # of comparisons of sizes, which hold for any image

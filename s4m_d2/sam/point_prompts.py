@@ -250,9 +250,13 @@ class PointPromptBackend(SamBackend):
         images: of :meth:`_prepare`. there: the group on the device. prompts: (N, P, 2) points in
         pixels of the frame, (N, P) labels, and whether all have corners, or none.
         """
+        points, labels, has_box = prompts
         if isinstance(images, ImageTokens):
-            return {"features": images.after(group.images, *prompts)}
-        hidden, attended = transform_tokens(self.decoder, *images, there.images, *prompts)
+            return {"features": images.after(group.images, points, labels, has_box)}
+        embedded, position = images
+        hidden, attended = transform_tokens(
+            self.decoder, embedded, position, there.images, points, labels, has_box
+        )
         found = {"features": attended} if features else {}
         if masks:
             tokens = slice(1, None) if multimask else slice(0, 1)
