@@ -33,7 +33,7 @@ from s4m_d2.report import read_results
 from s4m_d2.structures import RLEMasks
 from s4m_d2.visualization import overlay, write_png
 
-DEFAULT = ("class", "mask")
+DEFAULT = ("mask",)
 FEATURE_SIDE, PICTURE_SIDE = 6, 320  # px
 
 

@@ -41,7 +41,7 @@ def review_signals(rows: Sequence[dict]) -> dict[str, np.ndarray]:
         "class": np.array(doubt("score")),
         "mask": np.array(doubt("sam_iou")),
         "number": np.abs(np.log((count + 1) / (np.median(count) + 1))),
-        "rare": -np.log(np.fromiter(rarest, dtype=float)),
+        "rare": np.log(1 / np.fromiter(rarest, dtype=float)),
     }
 
 
