@@ -2,7 +2,8 @@
 
 A pickle is a program: its opcodes may call any importable function. Here only the opcodes and names
 that arrays need are allowed, and each name is replaced by a function of this file; NumPy gets only
-plain numeric types, and shapes and bytes that match.
+plain numeric types, and shapes and bytes that match. Keys, which are hashed, must be strings or
+whole numbers. The number of values is limited, so that small files cannot take much time.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import pickle
 import pickletools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import IO, Any
 
 import numpy as np
@@ -29,7 +30,7 @@ _OPCODES = """
     NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
     STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8
     SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-    EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL
+    EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT GLOBAL STACK_GLOBAL
 """.split()
 
 
@@ -61,7 +62,7 @@ def load_arrays(file: IO[bytes]) -> Any:
         if count > MOST_VALUES:
             raise UnsafePickleError(f"it holds more than {MOST_VALUES:,} values")
         if isinstance(item, dict | list | tuple):
-            left += [*item.keys(), *item.values()] if isinstance(item, dict) else item
+            left += item.values() if isinstance(item, dict) else item
         elif not isinstance(item, _PLAIN):
             raise UnsafePickleError(f"it holds a {type(item).__name__}")
     return value
@@ -135,12 +136,19 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _dict(pairs: Iterable = ()) -> dict:
+    pairs = list(pairs)
+    if not all(isinstance(key, str | int | np.integer) for key, _ in pairs):
+        raise UnsafePickleError("a dictionary whose keys are not all strings or whole numbers")
+    return dict(pairs)
+
+
 _ALLOWED: dict[tuple[str, str], Callable] = {
     ("numpy", "ndarray"): _empty,
     ("numpy", "dtype"): _dtype,
     ("torch.storage", "_load_from_bytes"): _storage,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): _dict,
     ("_codecs", "encode"): _encode,
     ("__builtin__", "bytes"): lambda: b"",  # how Python 3 writes empty ones there
 }
@@ -186,4 +194,20 @@ class _Unpickler(_PythonsOwn):
         else:
             target.__setstate__(_array_state(state))
 
-    dispatch |= {ord(pickle.REDUCE): _reduce, ord(pickle.BUILD): _build}
+    def _new_dict(self) -> None:
+        items = self.pop_mark()
+        self.stack.append(_dict(zip(items[::2], items[1::2], strict=True)))
+
+    def _update(self, items: list) -> None:
+        target = self.stack[-1]
+        if not isinstance(target, dict):
+            raise UnsafePickleError(f"it sets items of a {type(target).__name__}")
+        target.update(_dict(zip(items[::2], items[1::2], strict=True)))
+
+    dispatch |= {
+        ord(pickle.REDUCE): _reduce,
+        ord(pickle.BUILD): _build,
+        ord(pickle.DICT): _new_dict,
+        ord(pickle.SETITEM): lambda self: self._update([self.stack.pop(-2), self.stack.pop()]),
+        ord(pickle.SETITEMS): lambda self: self._update(self.pop_mark()),
+    }

@@ -64,8 +64,13 @@ DICTS = doubled(b"}", lambda get: b"}(U\x01a" + get + b"U\x01b" + get + b"u")
 def test_a_small_file_takes_little_time():
     for content in (
         *(opcodes(b"}U\x01a", value, b"s") for value in (TUPLES, LISTS, DICTS)),
+        opcodes(b"}", TUPLES, b"K\x01s"),
+        opcodes(b"}(", TUPLES, b"K\x01u"),
+        opcodes(b"(", TUPLES, b"K\x01d"),
         opcodes(b"\x8f(", TUPLES, b"\x90"),
+        opcodes(b"ccollections\nOrderedDict\n]", TUPLES, b"K\x01\x86a\x85R"),
         opcodes(b"cnumpy\ndtype\n", TUPLES, b"\x85R"),
+        opcodes(GET_RECONSTRUCT, b")R", LISTS, b"K\x01s"),
         opcodes(b"]q\x00h\x00a"),
     ):
         with pytest.raises(UnsafePickleError):
