@@ -23,6 +23,7 @@ from s4m_d2.errors import ConfigError, DatasetError
 GEOMETRY_REGISTRY = Registry("GEOMETRY")
 """Geometry of the training views by INPUT.DATASET_MAPPER_NAME: ``cfg -> list[Augmentation]``."""
 
+_NARROW = 10  # ratio of an image's sides above which resizing may leave no pixel of the shorter
 _SEED_WORDS = 8  # 32-bit words that initialize numpy's global generator
 # Augmentations that depend only on the size of the image. Subclasses may depend on more.
 _SIZE_ONLY = {
@@ -131,20 +132,35 @@ def apply_geometry(
     Raises:
         DatasetError: of an image so narrow, nothing may be left after resizing.
     """
+    short, long = sorted(image.shape[:2])
+    is_narrow = long > _NARROW * short
     of_size_alone = all(
         type(a) in _SIZE_ONLY and not (isinstance(a, T.FixedSizeCrop) and a.pad)
         for a in augmentations
     )
     try:
+        if is_narrow and of_size_alone:  # whatever is drawn: checks and training agree
+            with seeded_numpy(seed):
+                T.AugmentationList([*map(_smallest, augmentations)])(_SizeInput(image))
         with seeded_numpy(seed):
             view = _SizeInput(image) if of_size_alone else T.AugInput(image)
             transforms = T.AugmentationList(augmentations)(view)
     except ValueError as error:
+        if not is_narrow:
+            raise
         raise DatasetError(
-            f"{name} of (height, width) {image.shape[:2]} cannot be augmented: {error}. Crop the "
-            "image, or take it out of the data set, if it is too narrow for the sizes of INPUT."
+            f"{name} has (height, width) {image.shape[:2]}, too narrow for the sizes of INPUT "
+            f"({error}). Crop the image, or take it out of the data set."
         ) from error
     return transform_image(image, transforms) if of_size_alone else view.image, transforms
+
+
+def _smallest(augmentation: T.Augmentation) -> T.Augmentation:
+    """Fix a random scale at its smallest value; other augmentations are unchanged."""
+    if type(augmentation) is not T.ResizeScale:
+        return augmentation
+    scale = augmentation.min_scale
+    return T.ResizeScale(scale, scale, augmentation.target_height, augmentation.target_width)
 
 
 class _SizeInput(T.AugInput):
@@ -162,6 +178,7 @@ class _SizeInput(T.AugInput):
 
 
 def _steps(transform: T.Transform) -> list[T.Transform]:
+    """Flatten to single transforms, without no-ops."""
     steps = transform.transforms if isinstance(transform, T.TransformList) else [transform]
     return [step for step in steps if type(step) is not T.NoOpTransform]
 
@@ -264,6 +281,8 @@ class ColorDistortion:
             "RGB": (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB),
             "BGR": (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR),
         }
+        if image_format not in codes:
+            raise ConfigError(f"INPUT.FORMAT is {image_format!r}; choose RGB or BGR.")
         self._to_hsv, self._from_hsv = codes[image_format]
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -296,4 +315,5 @@ def _scale_and_shift(levels: np.ndarray, factor: float, shift: float) -> np.ndar
 
 
 def _per_channel(*levels: np.ndarray) -> np.ndarray:
+    """OpenCV's look-up table of channels that change differently."""
     return np.stack(levels, axis=-1).astype(np.uint8)[None]

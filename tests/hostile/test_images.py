@@ -194,6 +194,7 @@ def test_tiny_images_are_augmented(tmp_path, geometry):
     [
         ("resize and crop", (20_000, 1)),
         ("large-scale jitter", (1, 20_000)),
+        ("large-scale jitter", (100, 1)),  # though draws above 0.8 would leave a pixel
     ],
 )
 def test_images_too_narrow_to_resize_are_refused_and_named(tmp_path, geometry, size):
