@@ -26,7 +26,7 @@ def run_tests(folder, marks, timeout):
         pytest.skip("needs Linux, a C compiler and a build of PyTorch for CUDA")
     files = [path for path in TESTS.rglob("test_*.py") if "mark.gpu" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-p", "simulated_gpu.plugin", "-q", "--tb=short"]
-    command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", marks, "-k", NOT_SIMULATED]
+    command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", marks, "-k", NOT_SIMULATED, "-rs"]
     run = subprocess.run(
         [*command, *files],
         env=environment(folder),
@@ -34,14 +34,15 @@ def run_tests(folder, marks, timeout):
         text=True,
         timeout=timeout,
     )
-    assert run.returncode == 0 and "skipped" not in run.stdout, run.stdout + run.stderr
+    # Optional packages may be missing, the device may not.
+    assert run.returncode == 0 and "CUDA device" not in run.stdout, run.stdout + run.stderr
     return int(re.search(r"(\d+) passed", run.stdout)[1])
 
 
 @needs_no_gpu
 @pytest.mark.timeout(1200)
 def test_the_tests_for_a_gpu_pass_on_the_simulated_one(tmp_path):
-    assert run_tests(tmp_path, "gpu and not slow", 1150) > 30
+    assert run_tests(tmp_path, "gpu and not slow", 1150) > 40
 
 
 @needs_no_gpu
