@@ -84,8 +84,8 @@ class Sam2Backend(PointPromptBackend):
         decoder = SimpleNamespace(
             prompt_encoder=sam.sam_prompt_encoder, mask_decoder=sam.sam_mask_decoder
         )
-        pixels = torch.tensor((PIXEL_MEAN, PIXEL_STD), device=sam.device)[..., None, None]
-        super().__init__(sam, decoder, Frame(sam.image_size, *pixels, padded=False), **options)
+        mean, std = torch.tensor((PIXEL_MEAN, PIXEL_STD), device=sam.device)[..., None, None]
+        super().__init__(sam, decoder, Frame(sam.image_size, mean, std, padded=False), **options)
 
     def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         maps = self.sam.forward_image(frames)["backbone_fpn"]
