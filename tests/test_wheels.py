@@ -114,14 +114,15 @@ def test_versions_are_those_of_the_modules(wheel, lite_wheel):
 
 def test_the_wheel_says_what_it_needs_and_offers(wheel):
     data = metadata(wheel)
-    assert {"dev", "imagenet", "safetensors", "sam2", "timm"} == set(data.get_all("Provides-Extra"))
+    extras = {"dev", "imagenet", "onnx", "safetensors", "sam2", "timm", "transformers"}
+    assert extras == set(data.get_all("Provides-Extra"))
     needed = [line for line in data.get_all("Requires-Dist") if "extra ==" not in line]
     assert any(line.startswith("torch") for line in needed)
     assert not [line for line in needed if line.startswith("detectron2")]  # either engine
     assert data["License-Expression"] == "Apache-2.0" or data["License"] == "Apache-2.0"
     assert data["Description-Content-Type"] == "text/markdown"
     [scripts] = [x for name, x in contents(wheel).items() if name.endswith("entry_points.txt")]
-    for name in ("export", "label", "predict", "report", "sepl", "train"):
+    for name in ("export", "label", "predict", "report", "review", "sepl", "train"):
         assert f"s4m-{name} = s4m_d2.commands.{name}:main\n".encode() in scripts
 
 
@@ -140,6 +141,7 @@ def test_the_source_distribution_is_whole_and_builds_the_same_wheel(
         "datasets/make_toyscapes.py",
         "detectron2_lite/pyproject.toml",
         "tests/data_reference/mask2former_tiny_fixture.npz",
+        "tools/ablation_study/nuclei.yaml",
         "tools/slurm/train.sbatch",
         "train_net.py",
     ):

@@ -139,7 +139,7 @@ def test_for_the_classes_the_split_may_double_but_not_pass_half_of_the_images():
 
 @pytest.mark.parametrize("classes_of", [{"1.png": {"cat"}}, {"1.png": {"cat"}, "2.png": {"dog"}}])
 def test_where_no_image_can_be_spared_the_ways_out_are_named(classes_of):
-    with pytest.raises(DatasetError, match="--val .*VAL_FRACTION 0"):
+    with pytest.raises(DatasetError, match="--val.*VAL_FRACTION 0"):
         draw_validation(classes_of, 0.5)
     with pytest.raises(InputError):
         draw_validation(cats(5), 1.0)
