@@ -12,11 +12,9 @@ from reference_runs import ROOT, RUNS, STEADY, differences, fingerprint, stored
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 33)}
 
 
-LONG = {"quickstart": pytest.mark.slow, "r50": pytest.mark.slow}
-
-
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", [pytest.param(name, marks=LONG.get(name, ())) for name in RUNS])
+@pytest.mark.parametrize("name", RUNS)
 def test_runs_give_the_stored_values(tmp_path, name):
     path = tmp_path / "values.json"
     script = str(ROOT / "tests" / "reference_runs.py")
