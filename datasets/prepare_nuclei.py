@@ -66,16 +66,20 @@ def _annotation(number: int, image: int, pixels: np.ndarray) -> dict:
     }
 
 
+def part(content: dict, images: list[dict]) -> dict:
+    """The COCO content with some of its images and their annotations alone."""
+    ids = {image["id"] for image in images}
+    annotations = [a for a in content["annotations"] if a["image_id"] in ids]
+    return content | {"images": images, "annotations": annotations}
+
+
 def split(content: dict, args: argparse.Namespace) -> None:
     """Write OUTPUT/train.json and val.json with links to the images beside them."""
     order = np.random.default_rng(0).permutation(len(content["images"]))
     args.output.mkdir(parents=True, exist_ok=True)
     for name, chosen in (("train", order[args.val :]), ("val", order[: args.val])):
         images = [content["images"][i] for i in sorted(chosen)]
-        ids = {image["id"] for image in images}
-        annotations = [a for a in content["annotations"] if a["image_id"] in ids]
-        part = content | {"images": images, "annotations": annotations}
-        write(part, args.output / f"{name}.json")
+        write(part(content, images), args.output / f"{name}.json")
         link = args.output / name
         if not link.exists():
             link.symlink_to(args.root.resolve(), target_is_directory=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from make_toyscapes import read_parameters
+from prepare_nuclei import part
 
 from ablation_study.runs import FULL_PERCENT, Run
 from s4m_d2.errors import DatasetError
@@ -132,8 +133,6 @@ class RealSet:
             return
         wanted = set(names)
         images = [image for image in self._train["images"] if image["file_name"] in wanted]
-        ids = {image["id"] for image in images}
-        annotations = [a for a in self._train["annotations"] if a["image_id"] in ids]
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
-            json.dump(self._train | {"images": images, "annotations": annotations}, file)
+            json.dump(part(self._train, images), file)
