@@ -5,9 +5,10 @@
         --weights output/student/model_final.pth --images 100
 
 Images of DATASETS.UNLABELED with known labels, without those of DATASETS.TRAIN, or images of
-S4M.QUALITY.DATASETS are resized as in a test and labeled as in stage 2. Masks with an IoU above 0.5
-are matched; class accuracy and SQ (the mean IoU) are computed over matches, precision and recall
-also require the correct class. With --output, everything is also written there as JSON.
+S4M.QUALITY.DATASETS (own data: own_val) are resized as in a test and labeled as in stage 2. Masks
+with an IoU above 0.5 are matched; class accuracy and SQ (the mean IoU) are computed over matches,
+precision and recall also require the correct class. With --output, everything is also written
+there as JSON.
 """
 
 from __future__ import annotations
@@ -27,14 +28,13 @@ from s4m_d2.engine import (
     QualityMeasurement,
     S4MCheckpointer,
     S4MTrainer,
-    run_config,
     stage_config,
 )
 from s4m_d2.engine.checkpointing.weight_names import BRANCHES
 from s4m_d2.engine.checks.preflight import check_config
-from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.quality import QualityReport, quality_datasets
+from s4m_d2.engine.own_data.own_data import load_run
 from s4m_d2.errors import S4MError, WeightsError
 from s4m_d2.evaluation.pseudo_label_quality import COUNTS, PseudoLabelQuality, Quality
 from s4m_d2.report import write_results
@@ -103,7 +103,7 @@ def _config(args: argparse.Namespace) -> CfgNode:
         raise WeightsError(f"--weights: '{args.weights}' does not exist. Give a checkpoint.")
     images = [] if args.images is None else ["S4M.QUALITY.MAX_IMAGES", str(args.images)]
     stage = ["S4M.STAGE", "student", "S4M.TEACHER_WEIGHTS", args.weights]
-    cfg = run_config(load_config(args.config_file, [*args.opts, *images, *stage]))
+    cfg, _ = load_run(args.config_file, [*args.opts, *images, *stage])
     check_config(cfg)
     return stage_config(cfg, "student")
 
