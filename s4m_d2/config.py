@@ -57,14 +57,23 @@ def _add_mask2former_config(cfg: CN) -> None:
     former.TRAIN_NUM_POINTS = 12544  # points of the mask losses and of the matcher, per mask
     former.OVERSAMPLE_RATIO = 3.0  # candidates per point, of which the most uncertain are kept
     former.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of points chosen so; the others are random
-    former.TEST = CN()
-    former.TEST.LARGEST_COMPONENT = False  # keep only that of predicted masks and pseudo-labels
-    former.TEST.SEMANTIC_ON = False  # instance segmentation only: True is refused
-    former.TEST.INSTANCE_ON = True  # False is refused
-    former.TEST.PANOPTIC_ON = False  # True is refused
-    former.TEST.OBJECT_MASK_THRESHOLD = 0.8  # panoptic only; kept so that published configs load
-    former.TEST.OVERLAP_THRESHOLD = 0.8  # panoptic only
-    former.TEST.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False  # semantic only
+    former.TEST = _inference_config()
+
+
+def _inference_config() -> CN:
+    """From queries to instances."""
+    test = CN()
+    test.LARGEST_COMPONENT = False  # keep only that of predicted masks and pseudo-labels
+    # Of predictions of one class whose masks have a larger IoU, only the one with the highest score
+    # is kept. 1.0: all are, as in Mask2Former.
+    test.DUPLICATE_IOU = 1.0
+    test.SEMANTIC_ON = False  # instance segmentation only: True is refused
+    test.INSTANCE_ON = True  # False is refused
+    test.PANOPTIC_ON = False  # True is refused
+    test.OBJECT_MASK_THRESHOLD = 0.8  # panoptic only; kept so that published configs load
+    test.OVERLAP_THRESHOLD = 0.8  # panoptic only
+    test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False  # semantic only
+    return test
 
 
 def _tile_config() -> CN:

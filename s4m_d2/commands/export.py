@@ -134,10 +134,11 @@ def export_model(
     model: Any
     model, found = load_model(cfg, checkpoint, branch)
     _check_branch(found, branch, checkpoint)
-    note = ""
-    if getattr(model, "largest_component", False):
-        model.largest_component = False
-        note = ". Not in it: the largest component of each mask (LARGEST_COMPONENT)"
+    steps = {"largest_component": False, "duplicate_iou": 1.0}  # and their values if off
+    omitted = [name.upper() for name, off in steps.items() if getattr(model, name, off) != off]
+    for name, off in steps.items():
+        setattr(model, name, off)
+    note = f". Not in it: MODEL.MASK_FORMER.TEST.{' and '.join(omitted)}" if omitted else ""
     edges = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
     write = write_onnx if form == "onnx" else save_pretrained
     parent = os.path.dirname(os.path.abspath(output))

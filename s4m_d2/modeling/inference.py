@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
+from s4m_d2.semi.duplicates import are_duplicates
 from s4m_d2.structures import RLEMasks, encode_masks
 from s4m_d2.transfers import to_device, to_host
 
@@ -24,6 +25,7 @@ def instance_inference(
     image_size: tuple[int, int],
     output_size: tuple[int, int],
     max_instances: int,
+    duplicate_iou: float = 1.0,
     rle_masks: bool = False,
 ) -> Instances:
     """Select the best (query, class) pairs of one image, ranked as in Mask2Former.
@@ -40,28 +42,45 @@ def instance_inference(
         image_size: (H, W) of the content, at the top left of the input.
         output_size: (H, W) of the result.
         max_instances: maximum number of pairs.
+        duplicate_iou: of pairs of one class whose masks, at (h, w), have a larger IoU only the
+            one with the highest score is kept; 1.0: all are.
         rle_masks: encode the masks of each chunk, so that the n dense masks are never in memory.
 
     Returns:
         Instances of ``output_size``, by descending class probability: ``pred_masks`` (n, H, W)
-        bool, or :class:`RLEMasks` of the same masks; ``pred_boxes`` (the masks' extents; zeros for
-        an empty mask), ``scores``, ``pred_classes``.
+        bool, or :class:`RLEMasks`; ``pred_boxes`` (the masks' extents; zeros for an empty mask),
+        ``scores``, ``pred_classes``.
     """
-    probabilities = pred_logits.float().softmax(-1)[:, :-1]
-    num_classes = probabilities.shape[1]
-    count = min(max_instances, probabilities.numel())
-    class_scores, pairs = probabilities.flatten().topk(count)
-    kept, query_of_pair = torch.unique(pairs // num_classes, return_inverse=True)
+    class_scores, queries, classes = _best_pairs(
+        pred_logits, pred_masks, max_instances, duplicate_iou
+    )
+    queries, query_of_pair = torch.unique(queries, return_inverse=True)
     store = (_EncodedMasks if rle_masks else _DenseMasks)(query_of_pair, output_size)
     sizes = padded_size, image_size, output_size
-    boxes, mask_scores = _fill(store, pred_masks, kept, sizes)
+    boxes, mask_scores = _fill(store, pred_masks, queries, sizes)
     return Instances(
         output_size,
         pred_masks=store.result(),
         pred_boxes=Boxes(boxes[query_of_pair]),
         scores=class_scores * mask_scores[query_of_pair],
-        pred_classes=pairs % num_classes,
+        pred_classes=classes,
     )
+
+
+def _best_pairs(
+    pred_logits: Tensor, pred_masks: Tensor, max_instances: int, duplicate_iou: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Class probability, query and class, (n,) each, of the pairs that are kept, best first."""
+    probabilities = pred_logits.float().softmax(-1)[:, :-1]
+    count = min(max_instances, probabilities.numel())
+    class_scores, pairs = probabilities.flatten().topk(count)
+    queries, classes = pairs // probabilities.shape[1], pairs % probabilities.shape[1]
+    if duplicate_iou < 1.0:
+        masks = pred_masks[queries]
+        scores = class_scores * _certainty(masks.sigmoid(), masks > 0)
+        kept = ~are_duplicates(masks > 0, scores, duplicate_iou, classes)
+        class_scores, queries, classes = class_scores[kept], queries[kept], classes[kept]
+    return class_scores, queries, classes
 
 
 def largest_components(mask_logits: Tensor) -> Tensor:
@@ -154,10 +173,15 @@ def _upsample(
     logits = _resize(mask_logits[None].float(), padded_size)
     logits = _resize(logits[..., : image_size[0], : image_size[1]], output_size)[0]
     masks = logits > 0
+    return masks, _certainty(logits.sigmoid_(), masks)
+
+
+def _certainty(probabilities: Tensor, masks: Tensor) -> Tensor:
+    """(N,) mean probability inside (N, H, W) masks; the probabilities are overwritten."""
     # In place, and without arithmetic on bool, which copies a whole mask to a wider type first.
-    inside = logits.sigmoid_().masked_fill_(~masks, 0).sum((1, 2))
+    inside = probabilities.masked_fill_(~masks, 0).sum((1, 2))
     areas = torch.stack([mask.count_nonzero() for mask in masks])
-    return masks, inside / (areas + _EPS)
+    return inside / (areas + _EPS)
 
 
 def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:

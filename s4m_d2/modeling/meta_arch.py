@@ -40,6 +40,7 @@ class S4MMaskFormer(nn.Module):
         train_square_size: training batches are padded to squares of this side, px; 0: to the
             largest image.
         max_instances: instances per image at inference.
+        duplicate_iou: of :func:`instance_inference`.
         largest_component: keep only the largest component of predicted masks and pseudo-labels.
 
     Attributes:
@@ -67,6 +68,7 @@ class S4MMaskFormer(nn.Module):
         size_divisibility: int,
         train_square_size: int = 0,
         max_instances: int = 100,
+        duplicate_iou: float = 1.0,
         largest_component: bool = False,
     ) -> None:
         super().__init__()
@@ -78,6 +80,7 @@ class S4MMaskFormer(nn.Module):
         self.size_divisibility = size_divisibility
         self.train_square_size = train_square_size
         self.max_instances = max_instances
+        self.duplicate_iou = duplicate_iou
         self.largest_component = largest_component
         self.rle_masks = False
         for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
@@ -103,6 +106,7 @@ class S4MMaskFormer(nn.Module):
             "size_divisibility": backbone.size_divisibility if divisibility < 0 else divisibility,
             "train_square_size": cfg.INPUT.IMAGE_SIZE if jitter else 0,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "duplicate_iou": cfg.MODEL.MASK_FORMER.TEST.DUPLICATE_IOU,
             "largest_component": cfg.MODEL.MASK_FORMER.TEST.LARGEST_COMPONENT,
         }
 
@@ -136,6 +140,7 @@ class S4MMaskFormer(nn.Module):
                     image_size=size,
                     output_size=(sample.get("height", size[0]), sample.get("width", size[1])),
                     max_instances=self.max_instances,
+                    duplicate_iou=self.duplicate_iou,
                     rle_masks=self.rle_masks,
                 )
             }

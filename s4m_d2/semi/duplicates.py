@@ -30,18 +30,28 @@ def drop_duplicates(labels: Sequence[PseudoLabels], iou_thresh: float) -> list[P
     """
     if not labels:
         return []
-    duplicates = to_host(*(_duplicates(of_image, iou_thresh) for of_image in labels))
-    pairs = zip(labels, duplicates, strict=True)
+    found = [are_duplicates(label.masks, label.scores, iou_thresh) for label in labels]
+    pairs = zip(labels, to_host(*found), strict=True)
     return [of_image[np.flatnonzero(~duplicate)] for of_image, duplicate in pairs]
 
 
-def _duplicates(labels: PseudoLabels, iou_thresh: float) -> Tensor:
-    """(N,) bool: another one is better and nearly the same."""
-    scores = labels.scores
-    shared = dense_overlaps(labels.masks, labels.masks)
+def are_duplicates(
+    masks: Tensor, scores: Tensor, iou_thresh: float, classes: Tensor | None = None
+) -> Tensor:
+    """(N,) bool: a mask of a higher score is nearly the same; see :func:`drop_duplicates`.
+
+    Args:
+        masks: (N, H, W) bool.
+        scores: (N,).
+        iou_thresh: the IoU must exceed it, in [0, 1].
+        classes: (N,); only masks of one class are compared. None: all.
+    """
+    shared = dense_overlaps(masks, masks)
     areas = shared.diagonal()
     is_same = shared > iou_thresh * (areas[:, None] + areas - shared)  # False for empty masks
-    order = torch.arange(len(labels), device=scores.device)
+    if classes is not None:
+        is_same &= classes[:, None] == classes
+    order = torch.arange(len(scores), device=scores.device)
     is_tie = scores[:, None] == scores
     is_better = (scores[:, None] > scores) | (is_tie & (order[:, None] < order))
     return (is_same & is_better).any(dim=0)

@@ -41,6 +41,17 @@ def test_best_pairs_of_query_and_class_in_order():
     assert torch.equal(result.pred_boxes.tensor, expected)
 
 
+def test_of_nearly_equal_masks_of_a_class_the_best_stays():
+    wide = box_mask((1, 4), (2, 10))  # IoU 21 / 24 with the first mask
+    masks = torch.stack([MASKS[0], wide, wide, MASKS[1]])
+    logits = logits_of([[0.5, 0.1], [0.6, 0.1], [0.1, 0.7], [0.3, 0.1]])
+    result = instance_inference(logits, masks, max_instances=4, duplicate_iou=0.8, **FULL)
+    assert result.pred_classes.tolist() == [1, 0, 0]  # the other class, wide, the other place
+    assert torch.equal(result.pred_masks[1], wide > 0)
+    kept = instance_inference(logits, masks, max_instances=4, duplicate_iou=0.9, **FULL)
+    assert len(kept) == 4
+
+
 def test_the_largest_of_a_masks_regions_stays():
     drawn = """\
         11..2

@@ -33,6 +33,7 @@ _PACKAGED_SAMS = ("tiny", "tiny_toyscapes")  # the backends that need no checkpo
 # Ranges of keys that the parts built by the checks do not verify.
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     """
+    MODEL.MASK_FORMER.TEST.DUPLICATE_IOU
     S4M.PSEUDO_LABEL.DUPLICATE_IOU S4M.PSEUDO_LABEL.MASK_THRESH S4M.PSEUDO_LABEL.SCORE_THRESH
     S4M.REFINE.MIN_AGREEMENT S4M.REFINE.SEPL.BOX_NMS_THRESH
     S4M.REFINE.SEPL.O_P_THRESH S4M.REFINE.SEPL.O_S_THRESH
