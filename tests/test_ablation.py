@@ -201,10 +201,11 @@ def test_real_images_are_set_aside_drawn_by_seed_and_left_unlabeled_otherwise(tm
 
 def test_methods_beyond_the_paper_train_their_own_teacher():
     plan = PLANS["facades"]
-    [own] = [run for run in all_runs(plan, (0,)) if run.name == "10pct-seed0-s4m-gate-adapt"]
+    [own] = [run for run in all_runs(plan, (0,)) if run.name == "10pct-seed0-s4m-best"]
     values = own.overrides(Path("runs"))
     assert own.teacher is None and values["S4M.STAGE"] == "both"
     assert values["S4M.REFINE.GATE"] == "auto" and values["S4M.SAM.ADAPT"] != "0"
+    assert float(values["S4M.PSEUDO_LABEL.DUPLICATE_IOU"]) < 1
     assert "S4M.TEACHER.MAX_ITER" not in values and "S4M.TEACHER_WEIGHTS" not in values
     cfg = load_config(str(ROOT / "tools" / "ablation_study" / "facades.yaml"), ["SEED", "1"])
     assert cfg.S4M.REFINE.GATE == "off" and cfg.S4M.SAM.ADAPT == 0

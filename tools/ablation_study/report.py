@@ -54,9 +54,9 @@ COMPARISONS = {
     "ARP, with SD, without PR": (SD_ARP, SD, -1),
     "all of S⁴M (− Guided Distillation)": (FULL, GUIDED, 1),
     "dropping duplicates, with all of S⁴M (not in the paper)": (UNIQUE, FULL, 0),
-    "gate and adapted SAM, with all of S⁴M (not in the paper)": (ADAPTED, FULL, 0),
-    "S⁴M with gate and adapted SAM (− Guided Distillation)": (ADAPTED, GUIDED, 1),
-    "S⁴M with gate and adapted SAM (− supervised)": (ADAPTED, SUPERVISED, 1),
+    "gate, adapted SAM, no duplicates, with all of S⁴M (not in the paper)": (ADAPTED, FULL, 0),
+    "best S⁴M (− Guided Distillation)": (ADAPTED, GUIDED, 1),
+    "best S⁴M (− supervised)": (ADAPTED, SUPERVISED, 1),
 }
 
 

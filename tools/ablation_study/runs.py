@@ -54,7 +54,8 @@ UNIQUE = Method("gd-sd-pr-arp-unique", "S⁴M, duplicates dropped", ("sd", "pr",
 _GATE = {"S4M.REFINE.GATE": "auto"}
 _ADAPTED = {"S4M.SAM.ADAPT": "400", **_GATE}
 GATED = Method("s4m-gate", "S⁴M, gate", FULL.parts, own=_GATE)
-ADAPTED = Method("s4m-gate-adapt", "S⁴M, gate and adapted SAM", FULL.parts, own=_ADAPTED)
+ADAPTED = Method("s4m-best", "S⁴M, gate, adapted SAM, no duplicates", UNIQUE.parts,
+                 own=_ADAPTED)  # fmt: skip
 PACKAGED = Method("s4m-packaged", "S⁴M, SAM that saw this domain", FULL.parts,
                   own={"S4M.SAM.CHECKPOINT": ""})  # fmt: skip
 
