@@ -2,9 +2,9 @@
 
 from s4m_d2.data.build import DATASET_MAPPER_REGISTRY, StreamLoader
 from s4m_d2.data.cityscapes import CityscapesFormat
-from s4m_d2.data.coco import CocoFormat
 from s4m_d2.data.mappers import ARPDatasetMapper, LabeledDatasetMapper, TrueLabelsMapper
 from s4m_d2.data.splits import (
+    CocoFormat,
     labeled_dataset_names,
     register_splits,
     register_unlabeled_folder,

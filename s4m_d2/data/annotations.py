@@ -13,8 +13,8 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,66 @@ import numpy as np
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_utils
 
-from s4m_d2.data.findings import CROWDS, Findings
 from s4m_d2.data.images import image_size
 from s4m_d2.data.segmentations import as_polygons, compressed_rle, read_polygons
-from s4m_d2.errors import DatasetError
+from s4m_d2.errors import DatasetError, first_names
 
 _KEPT_FILES = 4  # cached results
 _ENCODINGS = ("gb18030", "shift_jis", "cp1252")  # candidates for a file that is not UTF-8
 _OTHER_KINDS = {"segments_info": "panoptic segments", "keypoints": "keypoints"}
 _LARGE = 1 << 24  # px: the size of larger images is verified in their files
+_SHOWN = 3  # names in a message
+_MANY_CROWDS = 0.1  # share of all instances from which on crowds are probably a mistake
+_CROWDS = (
+    "crowds (iscrowd 1)",
+    "Nothing is learned from them. Set iscrowd to 0 where each is one object.",
+)
 
 Choose = Callable[[Sequence[str]], Collection[str]]
 Key = int | str | None
+Size = tuple[int, int]
+
+
+class Findings:
+    """What was corrected, left out or refused while a file was read.
+
+    Attributes:
+        instances: number of usable instances.
+        notes: corrections.
+    """
+
+    def __init__(self) -> None:
+        self.instances = 0
+        self.notes: list[str] = []
+        # (text, remedy) -> names of the cases; messages put their number before the text
+        self.left_out: dict[tuple[str, str], list[str]] = defaultdict(list)
+        self.refused: dict[tuple[str, str], list[str]] = defaultdict(list)
+
+    @property
+    def summary(self) -> str:
+        """Counts of annotations left out, and notes; "" if there are none."""
+        counts = [f"{len(names):,} {text}" for (text, _), names in self.left_out.items()]
+        return "; ".join([f"no targets: {', '.join(counts)}"] * bool(counts) + self.notes)
+
+    @property
+    def warnings(self) -> list[str]:
+        """A message for each kind that was left out; for crowds only if there are many."""
+        crowds = len(self.left_out.get(_CROWDS, ()))
+        are_many = crowds > _MANY_CROWDS * (crowds + self.instances)
+        return _messages({k: v for k, v in self.left_out.items() if are_many or k != _CROWDS})
+
+    def problems(self) -> list[str]:
+        """A message for each problem that makes the file unusable."""
+        if not self.refused and self.left_out and not self.instances:
+            return [f"no instance can be used. {' '.join(_messages(self.left_out))}"]
+        return _messages(self.refused)
+
+
+def _messages(kinds: Mapping[tuple[str, str], Sequence[str]]) -> list[str]:
+    return [
+        f"{len(names):,} {text}: {first_names(names, _SHOWN)}. {remedy}".strip()
+        for (text, remedy), names in kinds.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -76,8 +124,7 @@ class Annotations:
 
     def part(self, names: Collection[str]) -> Annotations:
         """Keep only the images with these names."""
-        records = tuple(record for record in self.records if self.name(record) in names)
-        return Annotations(self.json_file, self.image_root, self.categories, records, self.findings)
+        return replace(self, records=tuple(r for r in self.records if self.name(r) in names))
 
     def instances(self) -> Iterable[tuple[dict, dict]]:
         """Each (record, annotation) without crowds."""
@@ -135,10 +182,17 @@ def read_annotations(
     collects = gc.isenabled()
     gc.disable()  # it would traverse millions of new objects repeatedly
     try:
-        return _read(json_file, stamp, image_root, tuple(classes), choose, remedy, strict)
+        annotations = _read(json_file, stamp, image_root, tuple(classes), choose, remedy)
     finally:
         if collects:
             gc.enable()
+    problems = annotations.findings.problems() if strict else []
+    if len(problems) == 1:
+        raise DatasetError(f"{json_file}: {problems[0]}")
+    if problems:
+        lines = [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
+        raise DatasetError(f"{json_file}: {len(problems)} problems:", *lines)
+    return annotations
 
 
 @functools.lru_cache(_KEPT_FILES)
@@ -149,39 +203,35 @@ def _read(
     classes: tuple[str, ...],
     choose: Choose | None,
     remedy: str,
-    strict: bool,
 ) -> Annotations:
-    content = _load(json_file)
-    rows, findings = content["annotations"], Findings()
+    content, findings = _load(json_file), Findings()
     images = _images(content["images"], findings)
-    categories, indices = _categories(content["categories"], rows, classes, json_file, findings)
-    chosen = _chosen(images, choose, image_root, findings, remedy)
+    categories, indices = _categories(content, classes, json_file, findings)
     by_image: dict[Key, list[dict]] = defaultdict(list)
-    for row in rows:
+    for row in content["annotations"]:
         key = _key(row.get("image_id"))
-        if key in chosen:
-            by_image[key].append(row)
-        elif key not in images:
+        by_image[key].append(row)
+        if key not in images:
             text = "annotations of images that are not listed"
-            findings.leave_out(text, _label(row), "They are left out: list these images.")
-    numbered = all(isinstance(key, int) for key in images)
+            findings.left_out[text, "They are left out: list these images."].append(_label(row))
+    names = [image["file_name"] for image in images.values()]
+    chosen = set(choose(names) if choose else names)
+    places = _places(images, chosen, image_root, remedy, findings)
+    is_numbered = all(isinstance(key, int) for key in images)
     records: list[dict[str, Any]] = []
     for position, key in enumerate(images, start=1):
-        if key not in chosen:
-            continue
-        path, size = chosen[key]
-        found = [_annotation(row, size, indices, findings) for row in by_image[key]]
-        record = {
-            "file_name": path,
-            "image_id": key if numbered else position,
-            "height": size[0],
-            "width": size[1],
-            "annotations": [annotation for annotation in found if annotation],
-        }
-        records.append(record)
-    if strict:
-        findings.raise_for(json_file)
-    if numbered:
+        if key in places:
+            path, size = places[key]
+            found = [_annotation(row, size, indices, findings) for row in by_image[key]]
+            record = {
+                "file_name": path,
+                "image_id": key if is_numbered else position,
+                "height": size[0],
+                "width": size[1],
+                "annotations": [annotation for annotation in found if annotation],
+            }
+            records.append(record)
+    if is_numbered:
         records.sort(key=lambda record: record["image_id"])  # Detectron2's order
     gc.freeze()  # excludes the records from collections: they live as long as the process
     return Annotations(json_file, image_root, categories, tuple(records), findings)
@@ -205,8 +255,8 @@ def _load(json_file: str) -> dict[str, list[dict]]:
                 f"{json_file} has no list '{section}' of objects. Give a COCO json of instances, "
                 "such as instances_train2017.json."
             )
+    rows = content["annotations"]
     for key, kind in _OTHER_KINDS.items():
-        rows = content["annotations"]
         if rows and all(key in row and "segmentation" not in row for row in rows):
             raise DatasetError(f"{json_file} is a COCO file of {kind}; give one of instances.")
     return content
@@ -238,11 +288,9 @@ def _key(value: Any) -> Key:
     return None
 
 
-def _label(annotation: dict) -> str:
+def _label(row: dict) -> str:
     """Name of an annotation in messages."""
-    if "id" in annotation:
-        return f"id {annotation['id']}"
-    return f"without id, of image {annotation.get('image_id')}"
+    return f"id {row['id']}" if "id" in row else f"without id, of image {row.get('image_id')}"
 
 
 def _number(value: Any) -> float | None:
@@ -263,47 +311,23 @@ def _images(rows: Sequence[dict], findings: Findings) -> dict[Key, dict]:
         key = _key(row.get("id"))
         shown = f"{name} (id {row.get('id')})"
         if key is None or not _is_name(name):
-            findings.refuse("images have no usable file_name and id", shown, "Complete them.")
+            text = "images have no usable file_name and id"
+            findings.refused[text, "Complete them."].append(shown)
         elif other := images.get(key) or by_name.get(name):
-            both = f"{other['file_name']} (id {other['id']}) and {shown}"
+            text = "images have an id or file_name of another one"
             remedy = "Remove one of each, or number the images anew."
-            findings.refuse("images have an id or file_name of another one", both, remedy)
+            both = f"{other['file_name']} (id {other['id']}) and {shown}"
+            findings.refused[text, remedy].append(both)
         else:
             images[key] = by_name[name] = row
     return images
 
 
 def _categories(
-    listed: Sequence[dict],
-    rows: Sequence[dict],
-    classes: Sequence[str],
-    json_file: str,
-    findings: Findings,
+    content: dict[str, list[dict]], classes: Sequence[str], json_file: str, findings: Findings
 ) -> tuple[tuple[tuple[int, str], ...], dict[Key, int]]:
     """(id, name) of each class in the order of class indices, and from ids to class indices."""
-    named: dict[Key, str] = {}
-    for row in listed:
-        key, name = _key(row.get("id")), row.get("name")
-        name = str(name) if isinstance(name, int) else name
-        if key is None or key in named or not _is_name(name):
-            text, shown = "categories lack a name or an id of their own", f"{name!r}"
-            findings.refuse(text, f"{shown} (id {row.get('id')})", "Complete or number them anew.")
-        else:
-            named[key] = str(name)
-    parents = {
-        repr(parent) for row in listed if (parent := row.get("supercategory")) != row.get("name")
-    }
-    used = {_key(row.get("category_id")) for row in rows}
-    count = Counter(named.values())
-    for key, name in [*named.items()]:
-        is_parent = used and repr(name) in parents
-        is_superfluous = count[name] > 1 or is_parent or (classes and name not in classes)
-        if key not in used and is_superfluous:
-            findings.notes.append(f"unused category {name} (id {key}) dropped")
-            count[name] -= 1
-            del named[key]
-    for name in (name for name in count if count[name] > 1):
-        findings.refuse("names are of two categories", name, "Tell classes apart by their names.")
+    named = _names_by_id(content, classes, findings)
     if not named:
         raise DatasetError(f"{json_file}: 'categories' is empty. List the classes there.")
     order = sorted(named, key=lambda key: (isinstance(key, str), key))
@@ -314,10 +338,10 @@ def _categories(
             f"{json_file} has annotations of the categories {', '.join(strange)}; expected "
             f"{', '.join(names)}. Write the same names in both files (their ids may differ)."
         )
-    indices = {key: names.index(name) for key, name in named.items()}
     lacking = [name for name in names if name not in named.values()]
     if lacking:
         findings.notes.append(f"no category {', '.join(lacking)}: its AP is nan")
+    indices = {key: names.index(name) for key, name in named.items()}
     ids = {index: key for key, index in indices.items() if isinstance(key, int)}
     if len(ids) < len(indices):
         return tuple(enumerate(names, start=1)), indices
@@ -325,54 +349,88 @@ def _categories(
     return tuple((ids.get(i, fresh + i), name) for i, name in enumerate(names)), indices
 
 
-def _chosen(
-    images: dict[Key, dict],
-    choose: Choose | None,
-    image_root: str,
-    findings: Findings,
-    remedy: str,
-) -> dict[Key, tuple[str, tuple[int, int]]]:
+def _names_by_id(
+    content: dict[str, list[dict]], classes: Sequence[str], findings: Findings
+) -> dict[Key, str]:
+    """Names of the categories, without superfluous ones that no annotation has."""
+    named: dict[Key, str] = {}
+    parents = []
+    for row in content["categories"]:
+        key, name, parent = _key(row.get("id")), row.get("name"), row.get("supercategory")
+        parents += [parent] if parent != name else []
+        name = str(name) if isinstance(name, int) else name
+        if key is None or key in named or not _is_name(name):
+            text, remedy = (
+                "categories lack a name or an id of their own",
+                "Complete or number them anew.",
+            )
+            findings.refused[text, remedy].append(f"{name!r} (id {row.get('id')})")
+        else:
+            named[key] = str(name)
+    used = {_key(row.get("category_id")) for row in content["annotations"]}
+    count = Counter(named.values())
+    for key, name in [*named.items()]:
+        is_parent = used and name in parents
+        is_superfluous = count[name] > 1 or is_parent or (classes and name not in classes)
+        if key not in used and is_superfluous:
+            findings.notes.append(f"unused category {name} (id {key}) dropped")
+            count[name] -= 1
+            del named[key]
+    for name in (name for name in count if count[name] > 1):
+        advice = "Tell classes apart by their names."
+        findings.refused["names are of two categories", advice].append(name)
+    return named
+
+
+def _places(
+    images: dict[Key, dict], chosen: set[str], image_root: str, remedy: str, findings: Findings
+) -> dict[Key, tuple[str, Size]]:
     """Path and (H, W) of the chosen images that are there, by their ids."""
-    by_name = {image["file_name"]: key for key, image in images.items()}
-    chosen, missing = {}, []
-    for given in choose(list(by_name)) if choose else by_name:
-        key = by_name[given]
+    places, missing = {}, []
+    for key, image in images.items():
+        if (given := image["file_name"]) not in chosen:
+            continue
         path = os.path.join(image_root, given)
         if "\\" in given and not os.path.exists(path):
             path = os.path.join(image_root, given.replace("\\", "/"))
         name = os.path.relpath(path, image_root)
         path = os.path.join(image_root, name)
         if name.split(os.sep)[0] == os.pardir:
+            text = "file names lead out of the folder of images"
             advice = f"Write them relative to the folder of images, {image_root}."
-            findings.refuse("file names lead out of the folder of images", given, advice)
+            findings.refused[text, advice].append(given)
         elif not os.path.isfile(path):
             missing.append(name)
-        else:
-            height, width = (_number(images[key].get(side)) or 0.0 for side in ("height", "width"))
-            is_whole = min(height, width) >= 1 and (height % 1, width % 1) == (0, 0)
-            size = (int(height), int(width)) if is_whole else None
-            try:
-                actual = size if size and height * width <= _LARGE else image_size(path)
-            except DatasetError as error:
-                findings.refuse("images cannot be read", str(error), "")
-                continue
-            if size not in (None, actual):
-                where = f"{name}, {size} instead of {actual}"
-                findings.refuse("images have another (height, width)", where, "Correct it.")
-            chosen[key] = path, actual
+        elif size := _size(image, path, name, findings):
+            places[key] = path, size
     if missing:
         base = os.path.basename(missing[0])
         found = (folder for folder, _, names in os.walk(image_root) if base in names)
         if below := next(found, None):
             remedy = f"{base} lies in {below}: write the sub-folders too. {remedy}"
-        for name in missing:
-            findings.refuse(f"images are not in {image_root}", name, remedy)
-    return chosen
+        findings.refused[f"images are not in {image_root}", remedy] += missing
+    return places
 
 
-def _annotation(
-    row: dict, size: tuple[int, int], indices: dict[Key, int], findings: Findings
-) -> dict | None:
+def _size(image: dict, path: str, name: str, findings: Findings) -> Size | None:
+    """(H, W) that the json says, or the file where it says none; None: the file is damaged."""
+    height, width = (_number(image.get(side)) or 0.0 for side in ("height", "width"))
+    is_whole = min(height, width) >= 1 and (height % 1, width % 1) == (0, 0)
+    size = (int(height), int(width)) if is_whole else None
+    if size and height * width <= _LARGE:
+        return size
+    try:
+        actual = image_size(path)
+    except DatasetError as error:
+        findings.refused["images cannot be read", ""].append(str(error))
+        return None
+    if size not in (None, actual):
+        where = f"{name}, {size} instead of {actual}"
+        findings.refused["images have another (height, width)", "Correct it."].append(where)
+    return actual
+
+
+def _annotation(row: dict, size: Size, indices: dict[Key, int], findings: Findings) -> dict | None:
     """An annotation of an image of (H, W), normalized; None, and counted, if it cannot be used."""
     crowd, index = _number(row.get("iscrowd") or 0), indices.get(_key(row.get("category_id")))
     try:
@@ -382,12 +440,12 @@ def _annotation(
             raise DatasetError(f"'categories' does not list {row.get('category_id')!r}")
         shape = _shape(row, size, findings)
     except DatasetError as error:
-        wrong = f"{_label(row)} ({error})"
-        findings.refuse("annotations cannot be used", wrong, "Correct or remove them.")
+        kind = "annotations cannot be used", "Correct or remove them."
+        findings.refused[kind].append(f"{_label(row)} ({error})")
         return None
     if not shape:
         advice = "They are left out: draw masks for them, or remove them."
-        findings.leave_out("annotations without a mask", _label(row), advice)
+        findings.left_out["annotations without a mask", advice].append(_label(row))
         return None
     is_rle = isinstance(shape, dict)
     rle = shape if is_rle else mask_utils.merge(mask_utils.frPyObjects(shape, *size))
@@ -397,11 +455,10 @@ def _annotation(
             "They are left out. Coordinates from 0 to 1 have to be multiplied by the image's width "
             "and height; others are those of another image, or of one of another size."
         )
-        findings.leave_out("masks without a pixel in their image", _label(row), advice)
+        findings.left_out["masks without a pixel in their image", advice].append(_label(row))
         return None
     if crowd:
-        advice = "Nothing is learned from them. Set iscrowd to 0 where each is one object."
-        findings.leave_out(CROWDS, _label(row), advice)
+        findings.left_out[_CROWDS].append(_label(row))
     findings.instances += not crowd
     given = _number(row.get("area")) or 0.0
     box = row["bbox"] if isinstance(row.get("bbox"), list) else []
@@ -417,7 +474,7 @@ def _annotation(
     }
 
 
-def _shape(row: dict, size: tuple[int, int], findings: Findings) -> list[np.ndarray] | dict:
+def _shape(row: dict, size: Size, findings: Findings) -> list[np.ndarray] | dict:
     """Flat polygons of three points and more, or compressed RLE; empty where there is no mask."""
     segmentation = row.get("segmentation") or []
     if isinstance(segmentation, dict):
@@ -426,7 +483,7 @@ def _shape(row: dict, size: tuple[int, int], findings: Findings) -> list[np.ndar
         raise DatasetError("expected polygons or an RLE")
     parts = as_polygons(segmentation)
     polygons = read_polygons(parts, size)
-    for _ in parts[len(polygons) :] if polygons else ():
-        text = "polygons of less than three points"
-        findings.leave_out(text, _label(row), "They are left out: complete them.")
+    if polygons and len(polygons) < len(parts):
+        kind = "polygons of less than three points", "They are left out: complete them."
+        findings.left_out[kind] += [_label(row)] * (len(parts) - len(polygons))
     return polygons

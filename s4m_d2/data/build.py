@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import resource_tracker
+from typing import Any
 
 import cv2
 import torch
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Samples(Dataset):
-    """Samples by (index of the record, position in the stream)."""
+    """Samples, or errors to raise, by (index of the record, position in the stream)."""
 
     def __init__(
         self,
@@ -44,28 +45,24 @@ class _Samples(Dataset):
         self._records = DatasetFromList(list(records), copy=False)
         self._mapper = mapper
         self._seeds = seeds
-        self._skips_unreadable = getattr(mapper, "skip_unreadable", False)
+        self._skipped_kind = DatasetError if getattr(mapper, "skip_unreadable", False) else ()
         self._max_skipped = min(max_skipped, len(records) - 1)
 
     def __getitem__(self, item: tuple[int, int]) -> dict | S4MError:
         index, position = item
         drawn = {"seeds": self._seeds(position), "stream_position": position}
         skipped: dict[str, str] = {}
-        try:
-            while True:
-                record = {**self._records[index], **drawn}
-                try:
-                    sample = self._mapper(record)
-                    return {**sample, "skipped_images": skipped} if skipped else sample
-                except DatasetError as error:
-                    if not self._skips_unreadable:
-                        raise
-                    skipped[record["file_name"]] = str(error)
-                if len(skipped) > self._max_skipped:
-                    raise _too_many(skipped)
-                index = (index + 1) % len(self._records)
-        except S4MError as error:
-            return error  # the main process raises it, unchanged
+        while len(skipped) <= self._max_skipped:
+            record = {**self._records[index], **drawn}
+            try:
+                sample = self._mapper(record)
+                return {**sample, "skipped_images": skipped} if skipped else sample
+            except self._skipped_kind as error:
+                skipped[record["file_name"]] = str(error)
+            except S4MError as error:
+                return error  # a worker would change its type and message
+            index = (index + 1) % len(self._records)
+        return _too_many(skipped)
 
 
 class _Positions:
@@ -95,12 +92,10 @@ class StreamLoader(DataLoader):
         dataset_dicts: Detectron2 records.
         mapper: record with "seeds" and "stream_position" -> sample.
         sampler: Detectron2's: yields this process' share of the indices, always the same.
-        batch_size: samples per batch of this process.
-        num_workers: loading processes; 0 loads in this one.
         start_position: samples of this process already consumed; they are not loaded again.
         seeds: position -> the sample's seeds by purpose.
         max_skipped: maximum number of different unusable images.
-        pin_memory: use page-locked memory, for faster copies to a GPU.
+        options: of DataLoader: ``batch_size`` (of this process), ``num_workers``, ``pin_memory``.
 
     Attributes:
         skipped_images: unusable files of this process so far, in order, and the reasons.
@@ -116,22 +111,18 @@ class StreamLoader(DataLoader):
         mapper: Callable[[dict], dict],
         sampler: Iterable[int],
         *,
-        batch_size: int,
-        num_workers: int,
         start_position: int = 0,
         seeds: Callable[[int], dict[str, int]],
         max_skipped: int,
-        pin_memory: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(
             _Samples(dataset_dicts, mapper, seeds, max_skipped),
             sampler=_Positions(sampler, start_position),
-            batch_size=batch_size,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
             collate_fn=list,
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # else starting workers draws from the global one
+            **options,
         )
         self._max_skipped_images = max_skipped
         self.skipped_images: dict[str, str] = {}

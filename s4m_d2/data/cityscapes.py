@@ -56,17 +56,11 @@ class CityscapesFormat:
         """Paths of all images, sorted."""
         return list_images(dataset_path(self.image_dir), (IMAGE_SUFFIX,), self.remedy)
 
-    def load(
-        self, choose: Callable[[Sequence[str]], list[str]], dataset_name: str | None = None
-    ) -> list[dict]:
-        """Read the records of the chosen images; only their annotations are read.
-
-        Args:
-            choose: paths of all images -> paths of the wanted images.
-            dataset_name: not used; the classes are Cityscapes' own.
+    def load(self, choose: Callable[[Sequence[str]], list[str]]) -> tuple[list[dict], dict]:
+        """Read the records of the images that ``choose`` picks from the paths of all.
 
         Returns:
-            Detectron2 records; segmentations are compressed RLEs, boxes XYXY in pixels.
+            Detectron2 records, with compressed RLEs and boxes XYXY in pixels, and the metadata.
 
         Raises:
             DatasetError: an image has no instance ids, sizes differ, or an id has no class.
@@ -79,10 +73,10 @@ class CityscapesFormat:
         ids = [os.path.join(gt_dir, stem + INSTANCE_SUFFIX) for stem in stems]
         cpus = (os.cpu_count() or 1) // comm.get_local_size()
         with ThreadPoolExecutor(max(1, min(cpus, _MAX_READERS))) as pool:
-            return list(pool.map(read_record, images, ids))
+            return list(pool.map(_read_record, images, ids)), self.metadata()
 
 
-def read_record(image_file: str, instance_file: str) -> dict:
+def _read_record(image_file: str, instance_file: str) -> dict:
     """Read one image's record from its file of instance ids; DatasetError names the problem.
 
     As in Detectron2, an id below 1000 is a group (``iscrowd``), and instances only one pixel wide

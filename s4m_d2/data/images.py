@@ -19,7 +19,7 @@ READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 
 _DEEP_MODES = ("I", "F")  # Pillow's modes of more than 8 bits begin with these
 _EXIF_SOURCES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
-# Transposition for each EXIF orientation.
+# Transposition for each EXIF orientation of an image that is not stored upright.
 _TURNS: dict[int | None, Image.Transpose] = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -31,7 +31,6 @@ _TURNS: dict[int | None, Image.Transpose] = {
 }
 _TRANSPOSED = (5, 6, 7, 8)  # of them, those that swap height and width
 _COLOR = {"RGB": cv2.IMREAD_COLOR_RGB, "BGR": cv2.IMREAD_COLOR_BGR}
-_UPRIGHT = (None, 1)  # EXIF orientations of an image that is stored upright
 # Bytes that may follow 0xff in the pixels of a JPEG: 0 (0xff is a value), restarts, and the start
 # of another scan of a progressive image.
 _SCAN_CODES = (0x00, *range(0xD0, 0xD8), 0xC4, 0xDA)
@@ -48,7 +47,6 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     bits are refused, because the range of their values is not known.
 
     Args:
-        file_name: path.
         image_format: "RGB" or "BGR", the order of the channels returned.
 
     Returns:
@@ -64,13 +62,12 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
                     f"{file_name} has gray values of more than 8 bits (Pillow's mode {image.mode})."
                     " Scale them to 0..255 and save the image with 8 bits per channel."
                 )
-            plain = decode_plain(image, file_name, image_format)
-            if plain is not None:
-                return plain
-            image.load()  # before reading the orientation, which would hide damage of a PNG
-            turn = _TURNS.get(orientation(image))
-            upright = image if turn is None else image.transpose(turn)
-            array = detection_utils.convert_PIL_to_numpy(upright, image_format)
+            array = decode_plain(image, file_name, image_format)
+            if array is None:
+                image.load()  # before reading the orientation, which would hide damage of a PNG
+                turn = _TURNS.get(orientation(image))
+                upright = image if turn is None else image.transpose(turn)
+                array = detection_utils.convert_PIL_to_numpy(upright, image_format)
     except DatasetError:  # which is a ValueError too
         raise
     except READ_ERRORS as error:
@@ -106,7 +103,7 @@ def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.nd
     if is_plain is None or image.mode not in ("RGB", "L"):
         return None
     content = np.fromfile(file_name, dtype=np.uint8)
-    if not is_plain(image, content):
+    if not is_plain(content) or (image.format == "JPEG" and orientation(image) in _TURNS):
         return None
     try:
         array = cv2.imdecode(content, _COLOR[image_format] | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -115,8 +112,8 @@ def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.nd
     return array if array is not None and array.shape[:2] == image.size[::-1] else None
 
 
-def _is_plain_png(image: Image.Image, content: np.ndarray) -> bool:
-    """Checks the chunks; their checksums are verified by OpenCV."""
+def _is_plain_png(content: np.ndarray) -> bool:
+    """Whether all chunks are known and whole; their checksums are verified by OpenCV."""
     names = set()
     start = 8  # after the signature
     while start + 8 <= len(content):
@@ -128,11 +125,8 @@ def _is_plain_png(image: Image.Image, content: np.ndarray) -> bool:
     return is_whole and is_common and names <= _PNG_CHUNKS
 
 
-def _is_plain_jpeg(image: Image.Image, content: np.ndarray) -> bool:
-    """False if there are unexpected markers, or the end marker is missing.
-
-    Pillow refuses such files, OpenCV fills in missing pixels.
-    """
+def _is_plain_jpeg(content: np.ndarray) -> bool:
+    """Whether there are no unexpected markers, and an end: OpenCV fills in missing pixels."""
     start = 2  # after the signature
     while start + 4 <= len(content):
         marker, length = struct.unpack_from(">HH", content.data, start)
@@ -142,8 +136,7 @@ def _is_plain_jpeg(image: Image.Image, content: np.ndarray) -> bool:
     pixels = content[start:]
     codes = pixels[1:][pixels[:-1] == 0xFF]  # what follows each byte that begins a marker
     is_whole = codes.size > 0 and codes[-1] == _JPEG_END and pixels[-1] == _JPEG_END
-    is_intact = is_whole and np.isin(codes[:-1], _SCAN_CODES).all()
-    return bool(is_intact) and orientation(image) in _UPRIGHT
+    return bool(is_whole and np.isin(codes[:-1], _SCAN_CODES).all())
 
 
 def orientation(image: Image.Image) -> int | None:

@@ -67,7 +67,8 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
             linked = (os.path.join(folder, name) for name in below)
             roots += filter(os.path.islink, linked)  # which os.walk does not follow
             found = [os.path.join(folder, name) for name in names if not _is_hidden(name)]
-            images = [p for p in found if p.lower().endswith(endings) and not _is_special(p)]
+            images = [path for path in found if path.lower().endswith(endings)]
+            images = [p for p in images if os.path.isfile(p) or not os.path.exists(p)]
             paths += images
             others += len(found) - len(images)
     if not paths:
@@ -85,11 +86,6 @@ def _warn(error: OSError) -> None:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == _ARCHIVE_JUNK
-
-
-def _is_special(path: str) -> bool:
-    """Whether it is a pipe, socket or device."""
-    return os.path.exists(path) and not os.path.isfile(path)
 
 
 def list_unlabeled(
@@ -121,27 +117,26 @@ def list_unlabeled(
     """
     remedy = "--unlabeled (S4M.DATA.UNLABELED) names the folder of unlabeled images."
     names = _images_and_frames(image_dir, frames_dir, every, remedy)
-    paths = list(names)
     known = {os.path.normpath(name) for name in validation}
     held_out = {path for path, name in names.items() if name in known}
-    held_out |= copies(paths, [os.path.join(validation_dir, name) for name in validation])
-    known_labels = copies([path for path in paths if path not in held_out], labeled)
-    kept = [path for path in paths if path not in held_out | known_labels]
+    held_out |= copies(names, [os.path.join(validation_dir, name) for name in validation])
+    known_labels = copies([path for path in names if path not in held_out], labeled)
+    kept = [name for path, name in names.items() if path not in held_out | known_labels]
     if not kept:
         raise DatasetError(
-            f"The folder {image_dir} has {len(paths)} images, all of them labeled or in the "
+            f"The folder {image_dir} has {len(names)} images, all of them labeled or in the "
             f"validation set: nothing is left to train on. {remedy}"
         )
     left_out = {"in the validation set": len(held_out), "labeled": len(known_labels)}
-    return [names[path] for path in kept], {reason: n for reason, n in left_out.items() if n}
+    return kept, {reason: count for reason, count in left_out.items() if count}
 
 
 def _images_and_frames(image_dir: str, frames_dir: str, every: int, remedy: str) -> dict[str, str]:
     """Names, see :func:`list_unlabeled`, by path."""
     frames_dir = frames_dir and os.path.abspath(frames_dir)
-    suffixes = IMAGE_EXTENSIONS + (VIDEO_EXTENSIONS if frames_dir else ())
     is_video = frames_dir and os.path.isfile(image_dir)
     root = os.path.dirname(image_dir) if is_video else image_dir
+    suffixes = IMAGE_EXTENSIONS + (VIDEO_EXTENSIONS if frames_dir else ())
     names: dict[str, str] = {}
     for path in [image_dir] if is_video else list_images(image_dir, suffixes, remedy):
         name = os.path.relpath(path, root)
@@ -154,7 +149,7 @@ def _images_and_frames(image_dir: str, frames_dir: str, every: int, remedy: str)
 
 
 def copies(paths: Iterable[str], originals: Iterable[str]) -> set[str]:
-    """Those of ``paths`` with the content of one of ``originals``."""
+    """Those of ``paths`` with the content of one of ``originals``; what cannot be read has none."""
     for key in (_size, _middle, digest):  # each reads more bytes, of fewer files
         wanted = {path: key(path) for path in originals}
         values = set(wanted.values()) - {None, ""}
@@ -170,7 +165,7 @@ def _size(path: str) -> int | None:
 
 
 def _middle(path: str) -> bytes | None:
-    """Some bytes from the middle of a file, as many files begin alike; None if unreadable."""
+    """Some bytes from the middle of a file, as many files begin alike."""
     try:
         with open(path, "rb", buffering=0) as file:
             file.seek(file.seek(0, os.SEEK_END) // 2)
@@ -180,10 +175,7 @@ def _middle(path: str) -> bytes | None:
 
 
 def write_frames(path: str, folder: str, every: int) -> list[str]:
-    """Write every n-th frame of a video, from the first on, as NAME_000010.jpg, if not yet done.
-
-    Returns:
-        the paths of the frames, in their order.
+    """Write every n-th frame of a video as NAME_000010.jpg, if not yet done; returns their paths.
 
     Raises:
         DatasetError: the video is empty, damaged or truncated.
@@ -212,20 +204,20 @@ def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
     "unreadable" and no size; the loader skips and counts it.
     """
 
-    def read(part: list[str]) -> list[dict]:
-        records = []
-        for path in part:
-            record: dict = {"file_name": path, "image_id": os.path.relpath(path, image_dir)}
-            try:
-                record["height"], record["width"] = image_size(path)
-            except DatasetError as error:
-                record["unreadable"] = str(error)
-            records.append(record)
-        return records
+    def read(path: str) -> dict:
+        record: dict = {"file_name": path, "image_id": os.path.relpath(path, image_dir)}
+        try:
+            record["height"], record["width"] = image_size(path)
+        except DatasetError as error:
+            record["unreadable"] = str(error)
+        return record
 
-    parts = [paths[start : start + _PART] for start in range(0, len(paths), _PART)]
+    def read_part(start: int) -> list[dict]:
+        return list(map(read, paths[start : start + _PART]))
+
     with ThreadPoolExecutor(_READERS) as pool:
-        return [record for part in pool.map(read, parts) for record in part]
+        parts = pool.map(read_part, range(0, len(paths), _PART))
+        return [record for part in parts for record in part]
 
 
 @dataclass(frozen=True)

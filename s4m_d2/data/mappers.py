@@ -5,8 +5,7 @@ Labeled and weak views have the same distribution: the same geometry and color d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -29,7 +28,16 @@ _COLOR_STREAM = (1,)  # separate from the draws of the geometry
 
 
 class _Mapper:
-    """Draws a record's view with the loader's seed, or a fresh one."""
+    """Draws a record's view with the loader's seed, or a fresh one.
+
+    Args:
+        is_train: must be True; use Detectron2's own DatasetMapper for testing.
+        geometry: Detectron2 augmentations that need the image only.
+        color: distortion of the view, or None.
+        image_format: "RGB" or "BGR".
+        num_classes: class ids must be below it.
+        keep_empty: keep instances outside the view.
+    """
 
     @configurable
     def __init__(
@@ -40,6 +48,7 @@ class _Mapper:
         color: ColorDistortion | None = None,
         image_format: str,
         num_classes: int = 0,
+        keep_empty: bool = False,
     ) -> None:
         if not is_train:
             raise InputError("This mapper is for training; test with Detectron2's DatasetMapper.")
@@ -47,6 +56,7 @@ class _Mapper:
         self._color = color
         self._image_format = image_format
         self._num_classes = num_classes
+        self._keep_empty = keep_empty
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -56,6 +66,7 @@ class _Mapper:
             "color": ColorDistortion(cfg.INPUT.FORMAT) if cfg.INPUT.COLOR_AUG_SSD else None,
             "image_format": cfg.INPUT.FORMAT,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
+            "keep_empty": cfg.S4M.KEEP_EMPTY_INSTANCES,
         }
 
     def _views(self, record: dict) -> tuple[dict, np.ndarray, np.ndarray, T.TransformList]:
@@ -74,9 +85,9 @@ class _Mapper:
         return sample, view, colored, transforms
 
     def _annotated(
-        self, record: dict, is_wanted: Callable[[dict], bool]
-    ) -> tuple[dict, list[dict], Tensor]:
-        """A sample with its image, the wanted annotations, and their (N, H, W) bool masks.
+        self, record: dict, annotations: Sequence[dict]
+    ) -> tuple[dict, _Targets, list[dict]]:
+        """A sample with its image, its instances in the frame of the view, and their annotations.
 
         Raises:
             DatasetError: names the image, and what is wrong with it or with which annotation.
@@ -91,14 +102,12 @@ class _Mapper:
                 "the image or the annotations; if it was annotated without the rotation of its "
                 "EXIF data, remove these (exiftool -Orientation= FILES)."
             )
-        sample["image"] = _as_tensor(colored)
-        annotations = [a for a in record["annotations"] if is_wanted(a)]
-        for annotation in annotations:
-            if annotation.get("category_id") not in range(self._num_classes):
+        for label in (annotation.get("category_id") for annotation in annotations):
+            if label not in range(self._num_classes):
                 raise DatasetError(
-                    f"An annotation of {name} has the category_id {annotation.get('category_id')}, "
-                    f"but the model has {self._num_classes} classes, from 0 on. Correct the "
-                    "annotation or MODEL.SEM_SEG_HEAD.NUM_CLASSES."
+                    f"An annotation of {name} has the category_id {label}, but the model has "
+                    f"{self._num_classes} classes, from 0 on. Correct the annotation or "
+                    "MODEL.SEM_SEG_HEAD.NUM_CLASSES."
                 )
         try:
             segmentations = [annotation.get("segmentation") for annotation in annotations]
@@ -107,7 +116,24 @@ class _Mapper:
             raise DatasetError(
                 f"Annotations of {name}: {error}. Correct or remove the annotation."
             ) from error
-        return sample, annotations, masks
+        boxes = mask_boxes(masks)
+        kept = boxes.any(1) | self._keep_empty
+        annotations = [annotations[row] for row in kept.nonzero()[:, 0].tolist()]
+        instances = _Targets(
+            tuple(masks.shape[1:]),
+            gt_classes=torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64),
+            gt_masks=BitMasks(masks if kept.all() else masks[kept]),
+            gt_boxes=Boxes(boxes[kept]),
+        )
+        return {**sample, "image": _as_tensor(colored)}, instances, annotations
+
+
+class _Targets(Instances):
+    """Instances whose masks the loader can put into page-locked memory."""
+
+    def pin_memory(self) -> _Targets:
+        self.set("gt_masks", BitMasks(self.get("gt_masks").tensor.pin_memory()))
+        return self
 
 
 @DATASET_MAPPER_REGISTRY.register()
@@ -116,12 +142,6 @@ class ARPDatasetMapper(_Mapper):
 
     "image" is the plain view, for ARP and the strong view. "image_weak" has the color distortion,
     for teacher and SAM.
-
-    Args:
-        is_train: must be True.
-        geometry: Detectron2 augmentations that need the image only.
-        color: distortion of the weak view, or None.
-        image_format: "RGB" or "BGR".
     """
 
     skip_unreadable = True  # the stream loader replaces an image that cannot be read
@@ -140,26 +160,7 @@ class ARPDatasetMapper(_Mapper):
 
 
 class LabeledDatasetMapper(_Mapper):
-    """Turn a labeled record into a training sample, for any Detectron2 training loader.
-
-    Args:
-        is_train: must be True; use Detectron2's own DatasetMapper for testing.
-        keep_empty: S4M.KEEP_EMPTY_INSTANCES.
-        labeled: ``num_classes``, and ``geometry``, ``color`` and ``image_format`` as of
-            :class:`ARPDatasetMapper`.
-    """
-
-    @configurable
-    def __init__(self, is_train: bool = True, *, keep_empty: bool = False, **labeled: Any) -> None:
-        super().__init__(is_train, **labeled)
-        self._keep_empty = keep_empty
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
-        return {
-            **super().from_config(cfg, is_train),
-            "keep_empty": cfg.S4M.KEEP_EMPTY_INSTANCES,
-        }
+    """Turn a labeled record into a training sample, for any Detectron2 training loader."""
 
     def __call__(self, record: dict) -> dict:
         """Map one record, which is not changed.
@@ -177,26 +178,13 @@ class LabeledDatasetMapper(_Mapper):
                 f"The record of {record['file_name']} has no annotations: it belongs to an "
                 "unlabeled set, whose name goes into DATASETS.UNLABELED."
             )
-        sample, annotations, masks = self._annotated(record, lambda a: not a.get("iscrowd", 0))
-        boxes = mask_boxes(masks)
-        kept = boxes.any(1) | self._keep_empty
-        sample["instances"] = _Targets(
-            tuple(masks.shape[1:]),
-            gt_classes=_column(annotations, "category_id", torch.int64)[kept],
-            gt_masks=BitMasks(masks if kept.all() else masks[kept]),
-            gt_boxes=Boxes(boxes[kept]),
-        )
-        return sample
+        wanted = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+        sample, instances, _ = self._annotated(record, wanted)
+        return {**sample, "instances": instances}
 
 
 class TrueLabelsMapper(_Mapper):
-    """Turn a record into the model's input in a test, with all annotations in the same frame.
-
-    Args:
-        num_classes: class ids must be below it.
-        geometry: augmentations without randomness.
-        image_format: "RGB" or "BGR".
-    """
+    """Turn a record into the model's input in a test, with all annotations in the same frame."""
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict:
@@ -212,42 +200,25 @@ class TrueLabelsMapper(_Mapper):
         Returns:
             A sample with "height" and "width" of the image or tile; "image", resized, (3, H, W)
             uint8; "truth", Instances of (H, W) with ``gt_classes`` (M,) int64, ``gt_masks``
-            BitMasks and ``gt_crowds`` (M,) bool. Empty masks are left out.
+            BitMasks, ``gt_boxes`` and ``gt_crowds`` (M,) bool, without empty masks.
 
         Raises:
             DatasetError: names the image, and what is wrong with it or with which annotation.
         """
-        # a crowd may have no region
-        sample, annotations, masks = self._annotated(
-            record, lambda a: not a.get("iscrowd", 0) or bool(a.get("segmentation"))
-        )
+        wanted = [  # a crowd may have no region
+            a for a in record["annotations"] if not a.get("iscrowd", 0) or a.get("segmentation")
+        ]
+        sample, truth, annotations = self._annotated(record, wanted)
         if "tile" in record:
             left, top, right, bottom = record["tile"]
             sample["height"], sample["width"] = bottom - top, right - left
-        visible = masks.flatten(1).any(dim=1)
-        sample["truth"] = Instances(
-            tuple(masks.shape[1:]),
-            gt_classes=_column(annotations, "category_id", torch.int64)[visible],
-            gt_masks=BitMasks(masks[visible]),
-            gt_crowds=_column(annotations, "iscrowd", torch.bool)[visible],
-        )
-        return sample
-
-
-class _Targets(Instances):
-    """Instances whose masks the loader can put into page-locked memory."""
-
-    def pin_memory(self) -> _Targets:
-        self.set("gt_masks", BitMasks(self.get("gt_masks").tensor.pin_memory()))
-        return self
+        crowds = [bool(annotation.get("iscrowd", 0)) for annotation in annotations]
+        truth.gt_crowds = torch.tensor(crowds, dtype=torch.bool)
+        return {**sample, "truth": truth}
 
 
 def _as_tensor(view: np.ndarray) -> Tensor:
     return torch.from_numpy(view.transpose(2, 0, 1).copy())
-
-
-def _column(annotations: Sequence[dict], key: str, dtype: torch.dtype) -> Tensor:
-    return torch.tensor([annotation.get(key, 0) for annotation in annotations], dtype=dtype)
 
 
 @DATASET_MAPPER_REGISTRY.register()

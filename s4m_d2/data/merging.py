@@ -6,8 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from s4m_d2.data.annotations import Annotations
-from s4m_d2.data.findings import Findings
+from s4m_d2.data.annotations import Annotations, Findings
 from s4m_d2.data.listing import copies
 from s4m_d2.errors import DatasetError, first_names
 
@@ -29,7 +28,7 @@ def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[s
     if len(parts) == 1:
         return parts[0], []
     names = _class_names(parts)
-    kept: list[list[dict]] = []
+    records: list[dict] = []  # from the last one to the first
     later: dict[str, str] = {}  # path of an image: its name in the file
     again, alike = [], []
     for part in reversed(parts):
@@ -37,20 +36,20 @@ def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[s
         known, taken = copies(own, later), {*later.values()}
         again += [f"{name} of {part.json_file}" for path, name in own.items() if path in known]
         alike += [n for path, n in own.items() if n in taken and path not in known]
-        kept.insert(0, [record for record in part.records if record["file_name"] not in known])
         later |= own
-    records: list[dict] = []
-    for part, mine in zip(parts, kept, strict=True):
         indices = [names.index(name) for name in part.classes]
-        for record in mine:
-            moved = [{**a, "category_id": indices[a["category_id"]]} for a in record["annotations"]]
-            records.append({**record, "image_id": len(records) + 1, "annotations": moved})
+        for record in reversed(part.records):
+            if record["file_name"] not in known:
+                rows = (
+                    {**a, "category_id": indices[a["category_id"]]} for a in record["annotations"]
+                )
+                records.append({**record, "annotations": list(rows)})
     merged = Annotations(
         ", ".join(part.json_file for part in parts),
         os.path.commonpath([part.image_root for part in parts]),
         tuple(enumerate(names, start=1)),
-        tuple(records),
-        Findings.joined({part.json_file: part.findings for part in parts}),
+        tuple({**r, "image_id": n} for n, r in enumerate(reversed(records), start=1)),
+        _joined_findings(parts),
     )
     notes = {
         "are in a later file too, and its annotations are taken": again,
@@ -62,6 +61,16 @@ def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[s
         for text, found in notes.items()
         if found
     ]
+
+
+def _joined_findings(parts: Sequence[Annotations]) -> Findings:
+    joined = Findings()
+    for part in parts:
+        joined.instances += part.findings.instances
+        joined.notes += [f"{part.json_file}: {note}" for note in part.findings.notes]
+        for kind, cases in part.findings.left_out.items():
+            joined.left_out[kind] += [f"{case} of {part.json_file}" for case in cases]
+    return joined
 
 
 def _class_names(parts: Sequence[Annotations]) -> list[str]:

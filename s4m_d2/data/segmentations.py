@@ -1,10 +1,13 @@
-"""Segmentations of annotations: validation, and conversion to masks of a view."""
+"""Segmentations of annotations: validation, and conversion to masks of a view.
+
+A mask is read as its run lengths in column-major order (COCO), (R,) int64: of a background run, a
+run of the mask, and so on. They add up to the mask's size; any may be 0.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -27,37 +30,6 @@ _TEXT_ZERO = ord("0")
 _TEXT_BITS = 5
 _TEXT_MORE = 1 << _TEXT_BITS
 _TEXT_MAX_DIGITS = 7  # of a 32-bit number
-
-
-@dataclass(frozen=True)
-class RunLengths:
-    """A run-length encoded mask in column-major order (COCO)."""
-
-    #: (R,) int64, of a background run, a run of the mask, and so on; they add up to the size of the
-    #: mask. Any may be 0.
-    lengths: np.ndarray
-    height: int  #: of the mask, at least 1
-
-    def bounds(self) -> tuple[slice, slice]:
-        """Rows and columns that contain all set pixels; the rows may be larger than needed."""
-        ends = self.lengths.cumsum()[1::2]
-        lengths = self.lengths[1::2]
-        first, last = (ends - lengths)[lengths > 0], ends[lengths > 0] - 1
-        if not len(first):
-            return slice(0, 0), slice(0, 0)
-        left, right = first // self.height, last // self.height
-        columns = slice(int(left[0]), int(right[-1]) + 1)
-        if (left != right).any():  # a run goes on in the next column, from its top
-            return slice(0, self.height), columns
-        top, bottom = (first % self.height).min(), (last % self.height).max()
-        return slice(int(top), int(bottom) + 1), columns
-
-    def columns(self, start: int, stop: int) -> np.ndarray:
-        """Decode these columns of the mask: (H, stop - start) bool."""
-        begin, end = start * self.height, stop * self.height
-        edges = self.lengths.cumsum().clip(begin, end)
-        is_set = np.arange(len(edges)) % 2 == 1
-        return np.repeat(is_set, np.diff(edges, prepend=begin)).reshape(-1, self.height).T
 
 
 def as_polygons(segmentation: list) -> list:
@@ -111,8 +83,8 @@ def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarra
     return arrays
 
 
-def read_mask(segmentation: object, image_size: tuple[int, int]) -> RunLengths:
-    """Read the run lengths of an RLE dict, compressed or not, or of a (H, W) array.
+def run_lengths(segmentation: object, image_size: tuple[int, int]) -> np.ndarray:
+    """Read an RLE dict, compressed or not, or an (H, W) array.
 
     Raises:
         DatasetError: says what is wrong, as part of a sentence.
@@ -133,7 +105,7 @@ def read_mask(segmentation: object, image_size: tuple[int, int]) -> RunLengths:
     if isinstance(segmentation, np.ndarray):
         flat = segmentation.astype(bool).T.reshape(-1)
         edges = np.flatnonzero(np.diff(flat, prepend=False))
-        return RunLengths(np.diff(edges, prepend=0, append=flat.size), image_size[0])
+        return np.diff(edges, prepend=0, append=flat.size)
     counts = segmentation["counts"]
     if isinstance(counts, str | bytes):
         lengths = _read_text(counts)
@@ -149,31 +121,11 @@ def read_mask(segmentation: object, image_size: tuple[int, int]) -> RunLengths:
         raise DatasetError(
             f"an RLE's counts sum to {lengths.sum()}; expected height * width, {area}"
         )
-    return RunLengths(lengths.astype(np.int64), image_size[0])
-
-
-def compressed_rle(rle: dict, image_size: tuple[int, int]) -> dict:
-    """Convert an RLE dict, compressed or not, to one that COCO's API handles: counts are a str.
-
-    Runs of length 0 are removed (the first may be 0): if two masks have such runs at the same
-    place, their union by COCO's API is wrong, or does not terminate.
-
-    Raises:
-        DatasetError: says what is wrong, as part of a sentence.
-    """
-    lengths = read_mask(rle, image_size).lengths
-    counts = rle["counts"]
-    if not isinstance(counts, str) or not lengths[1:].all():
-        is_run = lengths > 0
-        value, ends = np.arange(len(lengths))[is_run] % 2, lengths.cumsum()[is_run]
-        changes = ends[:-1][value[1:] != value[:-1]]
-        edges = np.append(0, changes) if value[0] else changes
-        counts = encode_edges(edges, image_size)["counts"].decode("ascii")
-    return {"size": [int(side) for side in image_size], "counts": counts}
+    return lengths.astype(np.int64)
 
 
 def _read_text(text: str | bytes) -> np.ndarray | None:
-    """Decode the run lengths, (R,) int64, of a compressed RLE; None: malformed.
+    """Decode the run lengths of a compressed RLE; None: malformed.
 
     COCO's API does not check the text: if it is truncated, the rest of the mask is uninitialized
     memory. Format: digits to the base of 32, least significant first, as characters from "0" on; 32
@@ -201,6 +153,22 @@ def _read_text(text: str | bytes) -> np.ndarray | None:
     return values
 
 
+def compressed_rle(rle: dict, image_size: tuple[int, int]) -> dict:
+    """Convert an RLE dict, compressed or not, to one that COCO's API handles: counts are a str.
+
+    Runs of length 0 are removed (the first may be 0): if two masks have such runs at the same
+    place, their union by COCO's API is wrong, or does not terminate.
+
+    Raises:
+        DatasetError: says what is wrong, as part of a sentence.
+    """
+    lengths, counts = run_lengths(rle, image_size), rle["counts"]
+    if not isinstance(counts, str) or not lengths[1:].all():
+        edges, times = np.unique(lengths.cumsum()[:-1], return_counts=True)
+        counts = encode_edges(edges[times % 2 == 1], image_size)["counts"].decode("ascii")
+    return {"size": [int(side) for side in image_size], "counts": counts}
+
+
 def transform_masks(
     segmentations: Sequence[object],
     transforms: T.TransformList,
@@ -209,8 +177,8 @@ def transform_masks(
 ) -> Tensor:
     """Transform segmentations of an image to masks in the frame of its view.
 
-    The points of polygons are transformed and drawn in the view; masks are resampled (nearest
-    pixel), if possible only inside their bounds.
+    The points of polygons are transformed and drawn in the view, where parts outside are cut off;
+    masks are resampled (nearest pixel).
 
     Args:
         segmentations: polygons [[x0, y0, x1, ...], ...] in pixels of the image, RLE dicts
@@ -229,43 +197,60 @@ def transform_masks(
     for segmentation, view in zip(segmentations, masks, strict=True):
         if isinstance(segmentation, list):
             polygons = read_polygons(as_polygons(segmentation), image_size)
-            _draw_polygons(polygons, transforms, view)
+            if not polygons:
+                raise DatasetError("no polygon has three points (x, y) or more")
+            moved = [transforms.apply_coords(p.reshape(-1, 2)).reshape(-1) for p in polygons]
+            rle = mask_utils.merge(mask_utils.frPyObjects(moved, *view_size))
+            lengths = run_lengths(rle, view_size)
+            rows, columns = _bounds(lengths, view_size[0])
+            view[rows, columns] = _decode(lengths, view_size[0], columns)[rows]
             continue
-        mask = read_mask(segmentation, image_size)
+        lengths = run_lengths(segmentation, image_size)
         if pixels is None:
-            whole = mask.columns(0, image_size[1])
+            whole = _decode(lengths, image_size[0], slice(0, image_size[1]))
             view[:] = transforms.apply_segmentation(whole.astype(np.uint8, order="C"))
         else:
-            _resample(mask, *pixels, view)
+            _resample(lengths, image_size[0], *pixels, view)
     return torch.from_numpy(masks)
 
 
-def _draw_polygons(
-    polygons: list[np.ndarray], transforms: T.TransformList, view: np.ndarray
+def _bounds(lengths: np.ndarray, height: int) -> tuple[slice, slice]:
+    """Rows and columns that contain all set pixels; the rows may be larger than needed."""
+    runs, ends = lengths[1::2], lengths.cumsum()[1::2]
+    first, last = (ends - runs)[runs > 0], ends[runs > 0] - 1
+    if not len(first):
+        return slice(0, 0), slice(0, 0)
+    left, right = first // height, last // height
+    columns = slice(int(left[0]), int(right[-1]) + 1)
+    if (left != right).any():  # a run goes on in the next column, from its top
+        return slice(0, height), columns
+    return slice(int((first % height).min()), int((last % height).max()) + 1), columns
+
+
+def _decode(lengths: np.ndarray, height: int, columns: slice) -> np.ndarray:
+    """(H, columns) bool: these columns of a mask."""
+    start, stop = columns.start * height, columns.stop * height
+    edges = lengths.cumsum().clip(start, stop)
+    is_set = np.arange(len(edges)) % 2 == 1
+    return np.repeat(is_set, np.diff(edges, prepend=start)).reshape(-1, height).T
+
+
+def _resample(
+    lengths: np.ndarray, height: int, rows: np.ndarray, columns: np.ndarray, view: np.ndarray
 ) -> None:
-    """Set the union of the polygons in an empty (H', W') bool view; parts outside are cut off."""
-    if not polygons:
-        raise DatasetError("no polygon has three points (x, y) or more")
-    moved = [transforms.apply_coords(p.reshape(-1, 2)).reshape(-1) for p in polygons]
-    rle = mask_utils.merge(mask_utils.frPyObjects(moved, *view.shape))
-    drawn = read_mask(rle, view.shape)
-    rows, columns = drawn.bounds()
-    view[rows, columns] = drawn.columns(columns.start, columns.stop)[rows]
-
-
-def _resample(mask: RunLengths, rows: np.ndarray, columns: np.ndarray, view: np.ndarray) -> None:
     """``view[:] = mask[rows][:, columns]``, computed only inside the mask's bounds.
 
     Args:
+        height: of the mask.
         rows, columns: (H',), (W',) monotone indices.
         view: empty (H', W') bool.
     """
-    row_bounds, column_bounds = mask.bounds()
+    row_bounds, column_bounds = _bounds(lengths, height)
     row_span, column_span = _span(rows, row_bounds), _span(columns, column_bounds)
     rows, columns = rows[row_span], columns[column_span]
     if rows.size and columns.size:
         left = columns.min()
-        source = mask.columns(left, columns.max() + 1)
+        source = _decode(lengths, height, slice(left, columns.max() + 1))
         view[row_span, column_span] = source[rows].take(columns - left, axis=1)
 
 

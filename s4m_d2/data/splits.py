@@ -10,23 +10,74 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from s4m_d2.data.annotations import Annotations, read_annotations
 from s4m_d2.data.cityscapes import CityscapesFormat
-from s4m_d2.data.coco import CocoFormat
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, dataset_path, list_images, unlabeled_records
 from s4m_d2.data.subsets import listed_subset, name_key, read_split_file, stable_subset
 from s4m_d2.errors import ConfigError, DatasetError
 
-DatasetFormat = CityscapesFormat | CocoFormat
-
 CITYSCAPES_PERCENTS = (5, 10, 20, 30)
 COCO_PERCENTS = (1, 2, 5, 10)
 DEFAULT_SPLIT_SEED = 0
+OWN_LABELED, OWN_UNLABELED, OWN_VALIDATION = "own_labeled", "own_unlabeled", "own_val"
 
 _PERCENT_NAME = re.compile(r"(?P<base>.+)_(?P<percent>\d+)pct")
 _HASH_BYTES = 4
+
+
+@dataclass(frozen=True)
+class CocoFormat:
+    """A data set in COCO's layout: a folder of images, and one json file of instances.
+
+    Relative paths start at $DETECTRON2_DATASETS.
+    """
+
+    json_file: str
+    image_root: str
+    #: Known metadata (thing_classes, ...); empty: taken from the file.
+    classes: dict = field(default_factory=dict, hash=False)
+    #: End of the message if the data set is missing.
+    remedy: str = "Set DETECTRON2_DATASETS to the folder that holds it."
+
+    def metadata(self) -> dict:
+        """Metadata for Detectron2's evaluators and visualizer, with the current paths."""
+        image_root = dataset_path(self.image_root)
+        return {
+            **self.classes,
+            "evaluator_type": "coco",
+            "json_file": dataset_path(self.json_file),
+            "image_root": image_root,
+            "image_dir": image_root,
+        }
+
+    def unlabeled_images(self) -> list[str]:
+        """Paths of all images, sorted; the json file is not opened."""
+        return list_images(dataset_path(self.image_root), IMAGE_EXTENSIONS, self.remedy)
+
+    def load(self, choose: Callable[[Sequence[str]], list[str]]) -> tuple[list[dict], dict]:
+        """Read the records of the images that ``choose`` picks from the file names of all.
+
+        Returns:
+            Detectron2 records, and :meth:`metadata` with the classes.
+
+        Raises:
+            DatasetError: as :func:`~s4m_d2.data.annotations.read_annotations`.
+        """
+        annotations = read_annotations(
+            dataset_path(self.json_file),
+            dataset_path(self.image_root),
+            classes=self.classes.get("thing_classes", ()),
+            choose=choose,
+            remedy=self.remedy,
+        )
+        return list(annotations.records), {**self.metadata(), **annotations.metadata()}
+
+
+DatasetFormat = CityscapesFormat | CocoFormat
 _FORMATS: dict[str, DatasetFormat] = {}  # of the labeled sets registered here
 _UNLABELED: dict[str, DatasetFormat] = {}  # of the unlabeled ones, whose annotations stay unread
 
@@ -59,8 +110,9 @@ def register_splits(
         _register_labeled(f"{name}_{percent}pct", dataset, choose)
     unlabeled = f"{name}_unlabeled"
 
-    def load() -> list[dict]:
-        return unlabeled_records(dataset.unlabeled_images(), _update(unlabeled, dataset))
+    def load() -> tuple[list[dict], dict]:
+        metadata = dataset.metadata()
+        return unlabeled_records(dataset.unlabeled_images(), metadata["image_dir"]), metadata
 
     _register(unlabeled, load, dataset.metadata())
     _UNLABELED[unlabeled] = dataset
@@ -77,12 +129,50 @@ def register_unlabeled_folder(name: str, image_dir: str) -> None:
         DatasetError: the name is taken.
     """
 
-    def load() -> list[dict]:
+    def load() -> tuple[list[dict], dict]:
         folder = dataset_path(image_dir)
-        remedy = f"It was registered as the unlabeled data set '{name}'."
-        return unlabeled_records(list_images(folder, IMAGE_EXTENSIONS, remedy), folder)
+        images = list_images(folder, IMAGE_EXTENSIONS, "Register the folder that holds them.")
+        return unlabeled_records(images, folder), {"image_dir": folder}
 
     _register(name, load, {"image_dir": dataset_path(image_dir)})
+
+
+def register_own_data(
+    *,
+    labeled: Annotations,
+    unlabeled: tuple[str, Sequence[str]] | None = None,
+    validation: tuple[Annotations, str] | None = None,
+) -> None:
+    """Register ``own_labeled``, ``own_unlabeled`` and ``own_val``, in place of earlier ones.
+
+    Args:
+        labeled: training set.
+        unlabeled: a folder, and paths below it.
+        validation: validation set, and the path of the evaluator's COCO file, which may be written
+            later.
+    """
+    for name in (OWN_LABELED, OWN_UNLABELED, OWN_VALIDATION):
+        for catalog in (DatasetCatalog, MetadataCatalog):
+            if name in catalog.list():
+                catalog.remove(name)
+    _register_coco(OWN_LABELED, labeled, labeled.json_file)
+    if validation is not None:
+        _register_coco(OWN_VALIDATION, *validation)
+    if unlabeled is not None:
+        folder, names = unlabeled
+        images = [os.path.join(folder, name) for name in names]
+
+        @functools.cache  # headers are read once per process, for checks, loader and figures
+        def load() -> tuple[list[dict], dict]:
+            return unlabeled_records(images, folder), {}
+
+        _register(OWN_UNLABELED, load, {"image_dir": folder})
+
+
+def _register_coco(name: str, annotations: Annotations, json_file: str) -> None:
+    paths = {"json_file": json_file, "image_root": annotations.image_root}
+    metadata = {"evaluator_type": "coco", **paths, **annotations.metadata()}
+    _register(name, lambda: (list(annotations.records), {}), metadata)
 
 
 def labeled_dataset_names(
@@ -104,18 +194,17 @@ def labeled_dataset_names(
         ConfigError: the two keys do not fit ``names`` or each other.
         DatasetError: the list is missing, empty or has duplicates.
     """
-    if split_file and split_seed != DEFAULT_SPLIT_SEED:
+    if not split_file:
+        is_default = split_seed == DEFAULT_SPLIT_SEED
+        return tuple(name if is_default else _seeded_dataset(name, split_seed) for name in names)
+    if split_seed != DEFAULT_SPLIT_SEED:
         raise ConfigError("S4M.SPLIT_FILE and S4M.SPLIT_SEED exclude each other; set only one.")
-    if split_file and len(names) != 1:
+    if len(names) != 1:
         raise ConfigError(
             "S4M.SPLIT_FILE lists images of one data set, but DATASETS.TRAIN names "
             f"{len(names)}: {', '.join(names)}."
         )
-    if split_file:
-        return (_listed_dataset(names[0], split_file),)
-    if split_seed == DEFAULT_SPLIT_SEED:
-        return tuple(names)
-    return tuple(_seeded_dataset(name, split_seed) for name in names)
+    return (_listed_dataset(names[0], split_file),)
 
 
 def _seeded_dataset(name: str, seed: int) -> str:
@@ -147,9 +236,9 @@ def _listed_dataset(name: str, split_file: str) -> str:
         _register_labeled(listed, _FORMATS[name], choose)
         return listed
 
-    def load() -> list[dict]:
+    def load() -> tuple[list[dict], dict]:
         records = {record["file_name"]: record for record in DatasetCatalog.get(name)}
-        return [records[file_name] for file_name in choose(list(records))]
+        return [records[file_name] for file_name in choose(list(records))], {}
 
     metadata = MetadataCatalog.get(name).as_dict()
     _register(listed, load, {key: value for key, value in metadata.items() if key != "name"})
@@ -159,32 +248,33 @@ def _listed_dataset(name: str, split_file: str) -> str:
 def _register_labeled(
     name: str, dataset: DatasetFormat, choose: Callable[[Sequence[str]], list[str]]
 ) -> None:
-    def load() -> list[dict]:
-        _update(name, dataset)
-        try:
-            return dataset.load(choose, name)
-        except DatasetError as error:
-            raise DatasetError(*f"Data set '{name}': {error}".split("\n")) from error
-
-    _register(name, load, dataset.metadata())
+    _register(name, lambda: dataset.load(choose), dataset.metadata())
     _FORMATS[name] = dataset
 
 
-def _update(name: str, dataset: DatasetFormat) -> str:
-    """Update metadata that depend on $DETECTRON2_DATASETS (Detectron2's setter refuses changes);
-    returns the folder of images."""
-    vars(MetadataCatalog.get(name)).update(dataset.metadata())
-    return dataset.metadata()["image_dir"]
-
-
-def _register(name: str, load: Callable[[], list[dict]], metadata: dict) -> None:
+def _register(name: str, load: Callable[[], tuple[list[dict], dict]], metadata: dict) -> None:
+    """Register a set; ``load`` returns its records, and metadata that are known only then."""
     if name in DatasetCatalog.list():
         raise DatasetError(
             f"The data set name '{name}' is registered already. Choose another name, or remove "
             "the other registration (DatasetCatalog.remove)."
         )
-    DatasetCatalog.register(name, load)
+
+    def records() -> list[dict]:
+        try:
+            found, current = load()
+        except DatasetError as error:
+            raise DatasetError(*f"Data set '{name}': {error}".split("\n")) from error
+        _update(name, current)
+        return found
+
+    DatasetCatalog.register(name, records)
     MetadataCatalog.get(name).set(**metadata)
+
+
+def _update(name: str, metadata: dict) -> None:
+    """Change metadata, which Detectron2's setter refuses."""
+    vars(MetadataCatalog.get(name)).update(metadata)
 
 
 def has_true_labels(name: str) -> bool:
@@ -222,7 +312,9 @@ def true_records(
     for name in names:
         if name in _UNLABELED:
             folder = _UNLABELED[name].metadata()["image_dir"]
-            records += _UNLABELED[name].load(functools.partial(choose, folder=folder), name)
+            found, metadata = _UNLABELED[name].load(functools.partial(choose, folder=folder))
+            _update(name, metadata)
+            records += found
         else:
             labeled = {r["file_name"]: r for r in load(name) if "annotations" in r}
             records += [labeled[path] for path in choose(labeled)]

@@ -29,19 +29,15 @@ def _share(fraction: float, count: int) -> int:
 
 
 def stable_subset(names: Sequence[str], fraction: float, seed: int) -> list[str]:
-    """Choose a share of a data set by ``seed``, the same on every machine.
+    """Choose a share of a data set by ``seed``, sorted, the same on every machine.
 
-    The key of a name is the BLAKE2b hash of its base name, keyed with the seed; the names with the
-    smallest keys are chosen. The subset depends on neither the folder nor the order of listing, and
-    for one seed a smaller fraction is a subset of a larger one.
+    The names whose base names have the smallest BLAKE2b hashes, keyed with the seed, are chosen,
+    whatever folder and order they have. A smaller fraction is a subset of a larger one.
 
     Args:
         names: file names or paths with different base names.
         fraction: in (0, 1]; fraction * len(names) is rounded half up, to at least 1.
         seed: any integer.
-
-    Returns:
-        The chosen names, sorted.
 
     Raises:
         DatasetError: ``names`` is empty or two base names are equal.
@@ -83,11 +79,10 @@ def read_split_file(path: str) -> list[str]:
 
 
 def listed_subset(names: Sequence[str], stems: Sequence[str], origin: str) -> list[str]:
-    """Choose the names whose stem is listed, sorted.
+    """Choose the names whose stem is one of :func:`read_split_file`, sorted.
 
     Args:
         names: file names or paths of the data set.
-        stems: as :func:`read_split_file` returns them.
         origin: name of the list in messages.
 
     Raises:
@@ -129,7 +124,7 @@ def _refuse_duplicates(names: Sequence[str], owner: str) -> None:
 
 
 def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list[str]:
-    """Choose the images for validation, the same on every machine.
+    """Choose the images for validation, sorted, the same on every machine.
 
     Images are ordered by the BLAKE2b hash of their names. From the rarest class to the most
     frequent, the first image of a class that has none yet is chosen; then the first images of all,
@@ -139,9 +134,6 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
     Args:
         classes_of: image name -> names of the classes of its instances.
         fraction: in (0, 1); fraction * images is rounded half up, to at least 1.
-
-    Returns:
-        The chosen names, sorted.
 
     Raises:
         InputError, DatasetError: the fraction is out of range; no image can be chosen.

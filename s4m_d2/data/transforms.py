@@ -118,12 +118,10 @@ def seeded_numpy(seed: int) -> Iterator[None]:
 def apply_geometry(
     augmentations: Sequence[T.Augmentation], image: np.ndarray, seed: int, name: str = "An image"
 ) -> tuple[np.ndarray, T.TransformList]:
-    """Transform an image as ``seed`` decides.
+    """Transform an image, (H, W, 3) uint8, as ``seed`` decides.
 
     Args:
         augmentations: Detectron2's, which see the image only.
-        image: (H, W, 3) uint8.
-        seed: non-negative.
         name: of the image, in messages.
 
     Returns:
@@ -138,13 +136,11 @@ def apply_geometry(
         type(a) in _SIZE_ONLY and not (isinstance(a, T.FixedSizeCrop) and a.pad)
         for a in augmentations
     )
+    view = _SizeInput(image) if of_size_alone else T.AugInput(image)
     try:
         if is_narrow and of_size_alone:  # whatever is drawn: checks and training agree
-            with seeded_numpy(seed):
-                T.AugmentationList([*map(_smallest, augmentations)])(_SizeInput(image))
-        with seeded_numpy(seed):
-            view = _SizeInput(image) if of_size_alone else T.AugInput(image)
-            transforms = T.AugmentationList(augmentations)(view)
+            _draw(list(map(_smallest, augmentations)), _SizeInput(image), seed)
+        transforms = _draw(augmentations, view, seed)
     except ValueError as error:
         if not is_narrow:
             raise
@@ -153,6 +149,11 @@ def apply_geometry(
             f"({error}). Crop the image, or take it out of the data set."
         ) from error
     return transform_image(image, transforms) if of_size_alone else view.image, transforms
+
+
+def _draw(augmentations: Sequence[T.Augmentation], view: T.AugInput, seed: int) -> T.TransformList:
+    with seeded_numpy(seed):
+        return T.AugmentationList(augmentations)(view)
 
 
 def _smallest(augmentation: T.Augmentation) -> T.Augmentation:
@@ -231,11 +232,7 @@ def _resize_and_crop(
 def source_pixels(
     transforms: T.Transform, image_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Compute the source rows and columns of a transformed segmentation.
-
-    Args:
-        transforms: any.
-        image_size: (H, W) before them.
+    """Compute the source rows and columns of a segmentation of (H, W) after transforms.
 
     Returns:
         ``rows`` (H',) and ``columns`` (W',), monotone integers: ``apply_segmentation`` of a uint8
@@ -277,13 +274,10 @@ class ColorDistortion:
     """
 
     def __init__(self, image_format: str) -> None:
-        codes = {
-            "RGB": (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB),
-            "BGR": (cv2.COLOR_BGR2HSV, cv2.COLOR_HSV2BGR),
-        }
-        if image_format not in codes:
+        if image_format not in ("RGB", "BGR"):
             raise ConfigError(f"INPUT.FORMAT is {image_format!r}; choose RGB or BGR.")
-        self._to_hsv, self._from_hsv = codes[image_format]
+        self._to_hsv = getattr(cv2, f"COLOR_{image_format}2HSV")
+        self._from_hsv = getattr(cv2, f"COLOR_HSV2{image_format}")
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Distort a (H, W, 3) uint8 image into a new one, with draws from ``rng``."""
@@ -303,7 +297,8 @@ class ColorDistortion:
             hsv = cv2.cvtColor(image, self._to_hsv)
             hues = (_LEVELS.astype(int) + hue) % _HUE_RANGE if rotate_hue else _LEVELS
             saturations = _scale_and_shift(_LEVELS, saturation, 0) if saturate else _LEVELS
-            cv2.LUT(hsv, _per_channel(hues, saturations, _LEVELS), dst=image)
+            per_channel = np.stack((hues, saturations, _LEVELS), axis=-1).astype(np.uint8)[None]
+            cv2.LUT(hsv, per_channel, dst=image)
             image = cv2.cvtColor(image, self._from_hsv, dst=hsv)
         if change_contrast and not contrast_first:
             image = cv2.LUT(image, _scale_and_shift(_LEVELS, contrast, 0))
@@ -312,8 +307,3 @@ class ColorDistortion:
 
 def _scale_and_shift(levels: np.ndarray, factor: float, shift: float) -> np.ndarray:
     return np.clip(levels.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
-
-
-def _per_channel(*levels: np.ndarray) -> np.ndarray:
-    """OpenCV's look-up table of channels that change differently."""
-    return np.stack(levels, axis=-1).astype(np.uint8)[None]

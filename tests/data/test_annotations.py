@@ -17,9 +17,9 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from s4m_d2.data import CocoFormat, LabeledDatasetMapper
+from s4m_d2.data import CocoFormat, LabeledDatasetMapper, register_splits
 from s4m_d2.data.annotations import read_annotations
-from s4m_d2.data.segmentations import read_mask
+from s4m_d2.data.segmentations import run_lengths
 from s4m_d2.errors import DatasetError
 
 HEIGHT, WIDTH = 24, 40
@@ -407,26 +407,21 @@ def test_compressed_rles_are_summed_as_the_api_wrote_them():
         runs = rng.integers(1, 2 ** rng.integers(1, 14), 2 * rng.integers(1, 20)).tolist()
         runs[0] *= int(rng.integers(2))
         segmentation = {"size": [sum(runs), 1], "counts": compressed(runs)}
-        assert read_mask(segmentation, (sum(runs), 1)).lengths.tolist() == runs
+        assert run_lengths(segmentation, (sum(runs), 1)).tolist() == runs
         with pytest.raises(DatasetError, match=f"sum to {sum(runs)}; expected"):
-            read_mask({**segmentation, "size": [sum(runs) + 1, 1]}, (sum(runs) + 1, 1))
+            run_lengths({**segmentation, "size": [sum(runs) + 1, 1]}, (sum(runs) + 1, 1))
 
 
-def test_registered_sets_follow_the_file(images, tmp_path):
+def test_registered_sets_follow_the_file(images, tmp_path, name):
     dataset = CocoFormat(str(tmp_path / "instances.json"), str(images))
-    name = "annotations_test"
-    DatasetCatalog.register(name, lambda: dataset.load(sorted, name))
-    try:
-        for classes in (["apple", "pear"], ["plum", "pear"]):
-            data = content()
-            data["categories"][1]["name"] = classes[0]
-            (tmp_path / "instances.json").write_text(json.dumps(data))
-            os.utime(tmp_path / "instances.json", ns=(len(classes[0]), len(classes[0])))
-            assert len(DatasetCatalog.get(name)) == 3
-            assert MetadataCatalog.get(name).thing_classes == classes
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    register_splits(name, dataset, (), full=True)
+    for classes in (["apple", "pear"], ["plum", "pear"]):
+        data = content()
+        data["categories"][1]["name"] = classes[0]
+        (tmp_path / "instances.json").write_text(json.dumps(data))
+        os.utime(tmp_path / "instances.json", ns=(len(classes[0]), len(classes[0])))
+        assert len(DatasetCatalog.get(name)) == 3
+        assert MetadataCatalog.get(name).thing_classes == classes
 
 
 EXTREMES = [

@@ -75,7 +75,7 @@ def test_an_id_map_of_noise_is_read_exactly(tmp_path):
     ids = rng.choice([0, 24, 24000, 24001, 29000, 33012], (17, 23)).astype(np.uint16)
     save(tmp_path / "i/c/a_leftImg8bit.png", np.zeros((17, 23, 3), np.uint8))
     save(tmp_path / "g/c/a_gtFine_instanceIds.png", ids)
-    (record,) = CityscapesFormat(str(tmp_path / "i"), str(tmp_path / "g")).load(sorted)
+    ((record,), _) = CityscapesFormat(str(tmp_path / "i"), str(tmp_path / "g")).load(sorted)
     masks = [mask_util.decode(a["segmentation"]) for a in record["annotations"]]
     expected = [ids == value for value in (24, 24000, 24001, 33012)]  # 29: caravan, not evaluated
     assert np.array_equal(masks, expected)

@@ -35,7 +35,7 @@ def root(tmp_path):
 def test_every_nucleus_arrives_with_its_pixels(root, tmp_path):
     output = tmp_path / "nuclei.json"
     assert prepare_nuclei.main(["--root", str(root), "--output", str(output)]) == 0
-    records = CocoFormat(str(output), str(root)).load(list)
+    records = CocoFormat(str(output), str(root)).load(list)[0]
     assert [Path(r["file_name"]).name for r in records] == ["a.png", "b.png"]
     assert [(r["height"], r["width"], len(r["annotations"])) for r in records] == [
         (16, 12, 3),
@@ -53,7 +53,7 @@ def test_a_part_is_drawn_for_validation_and_nothing_is_in_both(root, tmp_path):
     assert prepare_nuclei.main(["--root", str(root), "--output", str(output), "--val", "1"]) == 0
     found = []
     for split in ("train", "val"):
-        records = CocoFormat(str(output / f"{split}.json"), str(output / split)).load(list)
+        records = CocoFormat(str(output / f"{split}.json"), str(output / split)).load(list)[0]
         assert all(Path(record["file_name"]).is_file() for record in records)
         found.append({Path(r["file_name"]).name: len(r["annotations"]) for r in records})
     assert sorted(map(len, found)) == [1, 1] and found[0] | found[1] == {"a.png": 3, "b.png": 2}

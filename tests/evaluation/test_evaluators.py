@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from s4m_d2.config import add_s4m_config
-from s4m_d2.data import custom
+from s4m_d2.data import splits
 from s4m_d2.engine import TeacherTrainer
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.evaluation import build_evaluator, masks_as_rle
@@ -193,7 +193,7 @@ def test_on_own_data_and_with_tiles_all_detections_count_and_else_100(
     corners = [(x, y) for x in range(0, WIDTH, 4) for y in range(0, HEIGHT, 4)]
     name = coco([(x, y, 4) for x, y in corners])
     if own:
-        monkeypatch.setattr(custom, "VALIDATION", name)
+        monkeypatch.setattr(splits, "OWN_VALIDATION", name)
     image = {"file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}
     monkeypatch.setattr(DatasetCatalog, "get", {name: [image]}.get)
     cfg = get_cfg()

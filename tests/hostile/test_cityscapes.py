@@ -25,7 +25,7 @@ def load(tmp_path):
     def read(change):
         change(image, ids, tmp_path)
         dataset = CityscapesFormat(str(tmp_path / "left"), str(tmp_path / "fine"))
-        (record,) = dataset.load(sorted)
+        ((record,), _) = dataset.load(sorted)
         return labeled()(record)["instances"]
 
     return read

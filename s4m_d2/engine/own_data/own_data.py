@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from s4m_d2.data import custom
+from s4m_d2.data import splits
 from s4m_d2.data.annotations import Annotations, read_annotations
 from s4m_d2.data.listing import VIDEO_EXTENSIONS, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
@@ -131,10 +131,10 @@ def load_run(
         validation = data.validation, data.ground_truth
     if cfg.S4M.DATA.UNLABELED and data.stored.unlabeled:
         unlabeled = cfg.S4M.DATA.UNLABELED, data.stored.unlabeled
-    cfg.DATASETS.TRAIN = (custom.LABELED,)
-    cfg.DATASETS.UNLABELED = (custom.UNLABELED,) if unlabeled else ()
-    cfg.DATASETS.TEST = (custom.VALIDATION,) if validation else ()
-    custom.register_own_data(labeled=data.labeled, unlabeled=unlabeled, validation=validation)
+    cfg.DATASETS.TRAIN = (splits.OWN_LABELED,)
+    cfg.DATASETS.UNLABELED = (splits.OWN_UNLABELED,) if unlabeled else ()
+    cfg.DATASETS.TEST = (splits.OWN_VALIDATION,) if validation else ()
+    splits.register_own_data(labeled=data.labeled, unlabeled=unlabeled, validation=validation)
     return run_config(cfg), data
 
 

@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from s4m_d2.data import custom
+from s4m_d2.data import splits
 from s4m_d2.engine import stages
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.figures.figure_set import figure_hooks
@@ -213,7 +213,7 @@ class TeacherTrainer(DefaultTrainer):
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str):
-        most = cfg.TEST.DETECTIONS_PER_IMAGE if dataset_name == custom.VALIDATION else None
+        most = cfg.TEST.DETECTIONS_PER_IMAGE if dataset_name == splits.OWN_VALIDATION else None
         if cfg.INPUT.TILE.SIZE:
             tiles = build_tiling(cfg).most(DatasetCatalog.get(dataset_name))
             most = tiles * cfg.TEST.DETECTIONS_PER_IMAGE
