@@ -1,18 +1,9 @@
 """Config files and overrides that cannot be read or do not fit."""
 
-import os
-
-import pytest
-
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError
 
 from .rows import one_error
-
-
-def touching(path):
-    return f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{path}']\n"
-
 
 FILES = {
     "empty": (b"", ""),
@@ -49,24 +40,20 @@ def test_files_are_refused_and_named(tmp_path):
             load_config(str(path))
 
 
-@pytest.mark.parametrize("through_base", [False, True])
-def test_no_code_of_a_file_runs(tmp_path, through_base):
+def test_no_code_of_a_file_runs_also_through_its_base(tmp_path):
     proof = tmp_path / "proof"
-    (tmp_path / "base.yaml").write_text(touching(proof))
-    path = tmp_path / "config.yaml"
-    path.write_text("_BASE_: base.yaml\n" if through_base else touching(proof))
-    with one_error(ConfigError, r"config\.yaml", "no tags that build objects"):
-        load_config(str(path))
-    assert not proof.exists()
+    (tmp_path / "base.yaml").write_text(f"OUTPUT_DIR: !!python/object/apply:os.mkdir ['{proof}']\n")
+    (tmp_path / "config.yaml").write_text("_BASE_: base.yaml\n")
+    for name in ("base", "config"):
+        with one_error(ConfigError, rf"{name}\.yaml", "no tags that build objects"):
+            load_config(str(tmp_path / f"{name}.yaml"))
+        assert not proof.exists()
 
 
-@pytest.mark.parametrize("make", [None, os.mkdir])
-def test_paths_that_are_no_files_are_refused_and_named(tmp_path, make):
-    path = tmp_path / "config.yaml"
-    if make:
-        make(path)
-    with one_error(ConfigError, rf"Config file '{path}' does not exist"):
-        load_config(str(path))
+def test_paths_that_are_no_files_are_refused_and_named(tmp_path):
+    for path in (tmp_path, tmp_path / "none.yaml"):
+        with one_error(ConfigError, rf"Config file '{path}' does not exist"):
+            load_config(str(path))
 
 
 OVERRIDES = {

@@ -1,23 +1,35 @@
-"""Image files of every kind that turns up in a folder of images."""
+"""Image files of every kind that turns up in a folder of images.
+
+What OpenCV decodes is what Pillow would have decoded, and damage is seen as by Pillow.
+"""
 
 import io
-import struct
 import zlib
+from unittest import mock
 
+import cv2
 import numpy as np
 import pytest
 from detectron2.data import transforms as T
 from PIL import ExifTags, Image, PngImagePlugin
 
+from s4m_d2.data import images
 from s4m_d2.data.images import image_size, read_image
 from s4m_d2.errors import DatasetError
 
 from .rows import BOX_POLYGON, HEIGHT, WIDTH, labeled, mask, one_error, save, scene, unlabeled
 
+SMOOTH = cv2.resize(
+    np.random.default_rng(0).integers(0, 256, (7, 10, 3), dtype=np.uint8),
+    (83, 61),
+    interpolation=cv2.INTER_CUBIC,
+)
 
-def encoded(image_format, array=None, **options) -> bytes:
+
+def encoded(image_format, array=SMOOTH, mode=None, **options) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(scene() if array is None else array).save(buffer, image_format, **options)
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
@@ -25,65 +37,146 @@ def half(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
-def png_of(width, height, depth=8, color=2, rows=b"") -> bytes:
-    """A PNG with this header, whatever its rows are."""
-
-    def chunk(name, data):
-        body = name + data
-        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
-    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + chunks
+def chunk(name: bytes, body: bytes) -> bytes:
+    check = zlib.crc32(name + body).to_bytes(4, "big")
+    return len(body).to_bytes(4, "big") + name + body + check
 
 
-def gray16() -> bytes:
-    return encoded("PNG", np.full((HEIGHT, WIDTH), 40_000, dtype=np.uint16))
+def png_of(width, height, depth=8, interlaced=0, rows=b"") -> bytes:
+    """A color PNG with this header, whatever its rows are."""
+    sides = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    head = chunk(b"IHDR", sides + bytes([depth, 2, 0, 0, interlaced]))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-REFUSED = {  # file name, content, what the message says of it
-    "0 bytes": ("a.png", b"", "cannot be read"),
-    "truncated WebP": ("a.webp", half(encoded("WEBP")), "cannot be read"),
-    "header alone": ("a.png", encoded("PNG")[:40], "cannot be read"),
-    "rows missing": ("a.png", png_of(WIDTH, HEIGHT, rows=b"\0" * 9), "truncated"),
-    "text named .png": ("a.png", b"left to be done\n", "cannot be read"),
-    "decompression bomb": ("a.png", png_of(30_000, 30_000), "pixels.*too large"),
-    "no width": ("a.png", png_of(0, 10), "cannot be read"),
-    "16-bit gray": ("a.png", gray16(), "more than 8 bits.*Scale"),
-    "32-bit integers": ("a.tiff", encoded(
-        "TIFF", np.full((4, 4), 70_000, dtype=np.int32)), "more than 8 bits.*Scale"),
-    "floats": ("a.tif", encoded("TIFF", np.ones((4, 4), dtype=np.float32)), "more than 8 bits"),
-}  # fmt: skip
+def png_with(name: bytes, body: bytes) -> bytes:
+    """A PNG with one more chunk before its pixels."""
+    content = encoded("PNG")
+    place = content.index(b"IDAT") - 4
+    return content[:place] + chunk(name, body) + content[place:]
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = orientation
+    return tags
+
+
+def xmp(orientation: int) -> PngImagePlugin.PngInfo:
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
+    return text
+
+
+PLAIN = {
+    "PNG": encoded("PNG"),
+    "gray PNG": encoded("PNG", mode="L"),
+    "PNG of many chunks": encoded("PNG", compress_level=0),
+    "PNG with gamma": png_with(b"gAMA", (45455).to_bytes(4, "big")),
+    "PNG with another gamma": png_with(b"gAMA", (20000).to_bytes(4, "big")),
+    "PNG with resolution": encoded("PNG", dpi=(72, 72)),
+    "JPEG": encoded("JPEG"),
+    "JPEG without subsampling": encoded("JPEG", subsampling=0, quality=95),
+    "JPEG 4:2:2": encoded("JPEG", subsampling=1, quality=40),
+    "progressive JPEG": encoded("JPEG", progressive=True),
+    "gray JPEG": encoded("JPEG", mode="L"),
+    "JPEG with EXIF": encoded("JPEG", exif=exif(1)),
+}
+OTHER = {
+    "RGBA": encoded("PNG", mode="RGBA"),
+    "palette": encoded("PNG", mode="P"),
+    "black and white": encoded("PNG", mode="1"),
+    "PNG with orientation": encoded("PNG", exif=exif(6)),
+    "PNG with orientation in a text": encoded("PNG", pnginfo=xmp(6)),
+    "interlaced PNG": png_of(1, 1, interlaced=1, rows=bytes([0, 10, 20, 30])),
+    "PNG with transparency": png_with(b"tRNS", bytes(6)),
+    "JPEG with orientation": encoded("JPEG", exif=exif(6)),
+    "CMYK": encoded("JPEG", mode="CMYK"),
+    "WebP": encoded("WEBP", lossless=True),
+    "bytes after the end": encoded("PNG") + b"more",
+}
+
+
+def by_pillow(path, image_format):
+    with mock.patch.object(images, "decode_plain", return_value=None):
+        return read_image(path, image_format)
+
+
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_plain_files_are_decoded_fast_with_pillow_s_pixels(tmp_path, image_format):
+    for name, content in {**PLAIN, **OTHER}.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        with Image.open(path) as image:
+            plain = images.decode_plain(image, str(path), image_format)
+        assert (plain is not None) == (name in PLAIN), name
+        array = read_image(str(path), image_format)
+        assert array.dtype == np.uint8 and array.flags.c_contiguous
+        assert np.array_equal(array, by_pillow(str(path), image_format)), name
+
+
+def outcome(read, path):
+    try:
+        return read(str(path), "RGB").tobytes()
+    except DatasetError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", ["PNG", "gray PNG", "JPEG", "progressive JPEG", "gray JPEG"])
+def test_damaged_files_are_read_or_refused_as_by_pillow(tmp_path, name):
+    rng = np.random.default_rng(0)
+    content, path = PLAIN[name], tmp_path / "image"
+    ends = (*range(0, len(content), max(1, len(content) // 60)), len(content) - 1)
+    damaged = [content[:end] for end in ends]
+    for number in range(100):
+        changed = bytearray(content)
+        place = rng.integers(len(content))
+        if number % 2:
+            changed[place] ^= 1 << rng.integers(8)
+        else:
+            changed[place : place + 9] = rng.bytes(9)
+        damaged.append(bytes(changed))
+    refused = 0
+    for each in damaged:
+        path.write_bytes(each)
+        result = outcome(read_image, path)
+        assert result == outcome(by_pillow, path)
+        refused += isinstance(result, str)
+    assert refused > 50
+
+
+def no_image(value, dtype) -> np.ndarray:
+    return np.full((4, 4), value, dtype=dtype)
+
+
+REFUSED = {  # content, or a way to make the path; what the message says of it
+    "0 bytes": (b"", "cannot be read"),
+    "truncated WebP": (half(OTHER["WebP"]), "cannot be read"),
+    "header alone": (encoded("PNG")[:40], "cannot be read"),
+    "rows missing": (png_of(WIDTH, HEIGHT, rows=b"\0" * 9), "truncated"),
+    "text": (b"left to be done\n", "cannot be read"),
+    "decompression bomb": (png_of(30_000, 30_000), "pixels.*too large"),
+    "no width": (png_of(0, 10), "cannot be read"),
+    "16-bit gray": (encoded("PNG", no_image(40_000, np.uint16)), "more than 8 bits.*Scale"),
+    "32-bit integers": (encoded("TIFF", no_image(70_000, np.int32)), "more than 8 bits.*Scale"),
+    "floats": (encoded("TIFF", no_image(1, np.float32)), "more than 8 bits"),
+    "missing": (lambda path: None, "cannot be read"),
+    "folder": (lambda path: path.mkdir(), "cannot be read"),
+    "dangling link": (lambda path: path.symlink_to("gone.png"), "cannot be read"),
+}
 
 
 def test_damaged_and_foreign_files_are_refused_and_named(tmp_path):
-    for name, content, says in REFUSED.values():
-        path = tmp_path / name
-        path.write_bytes(content)
+    for number, (content, says) in enumerate(REFUSED.values()):
+        path = tmp_path / f"{number}.png"
+        content(path) if callable(content) else path.write_bytes(content)
         record = {"file_name": str(path), "annotations": []}
         for read in (labeled(), unlabeled(), lambda r: read_image(r["file_name"], "BGR")):
             with one_error(DatasetError, f"{path} ", says):
                 read(record)
-
-
-def folder_named_like_an_image(folder):
-    (folder / "street.png").mkdir()
-    return folder / "street.png"
-
-
-def dangling_link(folder):
-    (folder / "link.png").symlink_to(folder / "gone.png")
-    return folder / "link.png"
-
-
-@pytest.mark.parametrize(
-    "make", [lambda folder: folder / "gone.png", folder_named_like_an_image, dangling_link]
-)
-def test_paths_that_are_no_files_are_refused_and_named(tmp_path, make):
-    path = make(tmp_path)
-    for read in (labeled(), unlabeled(), lambda r: image_size(r["file_name"])):
-        with one_error(DatasetError, str(path)):
-            read({"file_name": str(path), "annotations": []})
+        if callable(content):
+            with one_error(DatasetError, str(path)):
+                image_size(str(path))
 
 
 def transparent_palette(image):
@@ -105,48 +198,42 @@ READ = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("row", READ)
 @pytest.mark.filterwarnings("ignore:Palette images")
-def test_other_kinds_become_color(tmp_path, row):
-    name, convert, expected = READ[row]
-    path = tmp_path / name
-    image = convert(Image.fromarray(scene()))
-    image.save(path, None if name.endswith(".bmp") else "PNG")
-    assert np.array_equal(read_image(str(path), "RGB"), expected)
-    assert np.array_equal(read_image(str(path), "BGR"), expected[..., ::-1])
-    assert image_size(str(path)) == (HEIGHT, WIDTH)
+def test_other_kinds_become_color(tmp_path):
+    for name, convert, expected in READ.values():
+        path = tmp_path / name
+        convert(Image.fromarray(scene())).save(path, None if name.endswith(".bmp") else "PNG")
+        assert np.array_equal(read_image(str(path), "RGB"), expected)
+        assert np.array_equal(read_image(str(path), "BGR"), expected[..., ::-1])
+        assert image_size(str(path)) == (HEIGHT, WIDTH)
 
 
-def test_color_of_16_bits_keeps_the_upper_8(tmp_path):
+def test_of_16_bits_the_upper_8_and_of_an_animation_the_first_frame_are_read(tmp_path):
     values = np.random.default_rng(0).integers(0, 2**16, (5, 7, 3)).astype(">u2")
     rows = b"".join(b"\0" + row.tobytes() for row in values)
-    (tmp_path / "a.png").write_bytes(png_of(7, 5, depth=16, rows=rows))
-    assert np.array_equal(read_image(str(tmp_path / "a.png"), "RGB"), values >> 8)
-
-
-def test_of_an_animation_the_first_frame_is_read(tmp_path):
-    frames = [Image.new("RGB", (6, 4), color) for color in (RED, BLUE)]
     path = tmp_path / "a.png"
+    path.write_bytes(png_of(7, 5, depth=16, rows=rows))
+    assert np.array_equal(read_image(str(path), "RGB"), values >> 8)
+    frames = [Image.new("RGB", (6, 4), color) for color in (RED, BLUE)]
     frames[0].save(path, "GIF", save_all=True, append_images=frames[1:])
     assert (read_image(str(path), "RGB") == RED).all()
 
 
+UNDO = (  # what a viewer turns, by orientation
+    lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1, ::-1], lambda x: x[::-1],
+    lambda x: x.swapaxes(0, 1), lambda x: x.swapaxes(0, 1)[::-1],
+    lambda x: x[::-1, ::-1].swapaxes(0, 1), lambda x: x.swapaxes(0, 1)[:, ::-1],
+)  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "XMP"])
 def test_exif_orientation_turns_the_image_and_the_masks_fit_it(tmp_path, kind):
-    for orientation in range(1, 9):
-        """Annotations are in the frame of the upright image, as in Detectron2."""
-        undo = (  # what a viewer turns
-            lambda x: x, lambda x: x[:, ::-1], lambda x: x[::-1, ::-1], lambda x: x[::-1],
-            lambda x: x.swapaxes(0, 1), lambda x: x.swapaxes(0, 1)[::-1],
-            lambda x: x[::-1, ::-1].swapaxes(0, 1), lambda x: x.swapaxes(0, 1)[:, ::-1],
-        )  # fmt: skip
-        exif, text = Image.Exif(), PngImagePlugin.PngInfo()
-        exif[ExifTags.Base.Orientation] = orientation
-        text.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
-        options = {"JPEG": {"exif": exif, "quality": 100}, "PNG": {"exif": exif}}
+    """Annotations are in the frame of the upright image, as in Detectron2."""
+    for orientation, undo in enumerate(UNDO, start=1):
+        options = {"JPEG": {"exif": exif(orientation), "quality": 100}}
+        options |= {"PNG": {"exif": exif(orientation)}, "XMP": {"pnginfo": xmp(orientation)}}
         path = tmp_path / ("a.jpg" if kind == "JPEG" else "a.png")
-        stored = np.ascontiguousarray(undo[orientation - 1](scene()))
-        save(path, stored, **options.get(kind, {"pnginfo": text}))
+        save(path, np.ascontiguousarray(undo(scene())), **options[kind])
         record = {
             "file_name": str(path), "height": HEIGHT, "width": WIDTH,
             "annotations": [{"category_id": 0, "segmentation": [BOX_POLYGON]}],
@@ -159,9 +246,7 @@ def test_exif_orientation_turns_the_image_and_the_masks_fit_it(tmp_path, kind):
 
 
 def test_annotations_of_an_image_as_stored_name_its_exif_orientation(tmp_path):
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    path = str(save(tmp_path / "a.jpg", scene(), exif=exif))
+    path = str(save(tmp_path / "a.jpg", scene(), exif=exif(6)))
     record = {"file_name": path, "annotations": [], "height": HEIGHT, "width": WIDTH}
     with one_error(DatasetError, path, "EXIF"):
         labeled()(record)
@@ -173,32 +258,24 @@ def test_broken_exif_data_are_ignored(tmp_path):
     assert read_image(str(tmp_path / "a.jpg"), "RGB").shape == (HEIGHT, WIDTH, 3)
 
 
-GEOMETRIES = {
-    "resize and crop": [T.ResizeShortestEdge((32, 48), 96), T.RandomCrop("absolute", (24, 48))],
-    "large-scale jitter": [T.ResizeScale(0.1, 2.0, 64, 64), T.FixedSizeCrop((64, 64), pad=False)],
-}
-
-
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_tiny_images_are_augmented(tmp_path, geometry):
-    for size in ((1, 1), (1, 3), (2, 1), (7, 1)):
-        path = save(tmp_path / "a.png", np.full((*size, 3), 9, dtype=np.uint8))
-        for seed in range(20):
-            record = {"file_name": str(path), "seeds": {"augment": seed}}
-            image = unlabeled(GEOMETRIES[geometry])(record)["image"]
-            assert image.shape[0] == 3 and image.numel() and (image == 9).all()
+CROP = [T.ResizeShortestEdge((32, 48), 96), T.RandomCrop("absolute", (24, 48))]
+JITTER = [T.ResizeScale(0.1, 2.0, 64, 64), T.FixedSizeCrop((64, 64), pad=False)]
+TINY, NARROW = ((1, 1), (1, 3), (2, 1), (7, 1)), ((1, 20_000), (100, 1))
 
 
 @pytest.mark.parametrize(
-    ("geometry", "size"),
-    [
-        ("resize and crop", (20_000, 1)),
-        ("large-scale jitter", (1, 20_000)),
-        ("large-scale jitter", (100, 1)),  # though draws above 0.8 would leave a pixel
-    ],
-)
-def test_images_too_narrow_to_resize_are_refused_and_named(tmp_path, geometry, size):
-    path = save(tmp_path / "a.png", np.full((*size, 3), 9, dtype=np.uint8))
-    for seed in range(8):
-        with one_error(DatasetError, str(path), "too narrow"):
-            unlabeled(GEOMETRIES[geometry])({"file_name": str(path), "seeds": {"augment": seed}})
+    ("geometry", "good", "bad"), [(CROP, TINY, [(20_000, 1)]), (JITTER, TINY, NARROW)]
+)  # of the last, draws above 0.8 would leave a pixel
+def test_tiny_images_are_augmented_and_too_narrow_ones_refused_and_named(
+    tmp_path, geometry, good, bad
+):
+    for size in (*good, *bad):
+        path = save(tmp_path / "a.png", np.full((*size, 3), 9, dtype=np.uint8))
+        for seed in range(8):
+            record = {"file_name": str(path), "seeds": {"augment": seed}}
+            if size in bad:
+                with one_error(DatasetError, str(path), "too narrow"):
+                    unlabeled(geometry)(record)
+            else:
+                image = unlabeled(geometry)(record)["image"]
+                assert image.shape[0] == 3 and image.numel() and (image == 9).all()
