@@ -20,7 +20,8 @@ import argparse
 import itertools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from tqdm import tqdm
 
 from s4m_d2.command_line import natural, print_first, share
 from s4m_d2.data.images import read_image
-from s4m_d2.data.listing import Media, Video, find_media
+from s4m_d2.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Video, list_images
 from s4m_d2.engine.command.arguments import (
     model_config,
     parser_with_overrides,
@@ -135,6 +136,49 @@ def _draw(item: Media, output: str, look: Callable[..., np.ndarray]) -> None:
             problem = error
     if problem is not None:
         raise problem
+
+
+@dataclass(frozen=True)
+class Media:
+    """An image or video file."""
+
+    path: str
+    name: str  #: path relative to the given folder, or the file's own name
+
+    @property
+    def is_video(self) -> bool:
+        return self.path.lower().endswith(VIDEO_EXTENSIONS)
+
+
+def find_media(inputs: Sequence[str], exclude: str = "") -> tuple[list[Media], dict[str, str]]:
+    """List the files named by ``inputs``, in that order; those of folders are sorted.
+
+    Args:
+        inputs: files, which need not exist, and folders, which are searched recursively for images
+            and videos.
+        exclude: a folder to skip in folders, such as that of results.
+
+    Returns:
+        each file once, and the problems of folders without files.
+    """
+    found: dict[str, Media] = {}
+    problems: dict[str, str] = {}
+    remedy = "Give images, videos, or a folder of them."
+    excluded = os.path.join(os.path.realpath(exclude), "") if exclude else ""
+    for given in inputs:
+        if not os.path.isdir(given):
+            found.setdefault(os.path.realpath(given), Media(given, os.path.basename(given)))
+            continue
+        try:
+            paths = list_images(given, IMAGE_EXTENSIONS + VIDEO_EXTENSIONS, remedy)
+        except DatasetError as error:
+            problems[given] = str(error)
+            continue
+        for path in paths:
+            real = os.path.realpath(path)
+            if not (excluded and real.startswith(excluded)):
+                found.setdefault(real, Media(path, os.path.relpath(path, given)))
+    return list(found.values()), problems
 
 
 def output_names(media: list[Media]) -> dict[Media, str]:

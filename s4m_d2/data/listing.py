@@ -7,7 +7,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -218,49 +217,6 @@ def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
     with ThreadPoolExecutor(_READERS) as pool:
         parts = pool.map(read_part, range(0, len(paths), _PART))
         return [record for part in parts for record in part]
-
-
-@dataclass(frozen=True)
-class Media:
-    """An image or video file."""
-
-    path: str
-    name: str  #: path relative to the given folder, or the file's own name
-
-    @property
-    def is_video(self) -> bool:
-        return self.path.lower().endswith(VIDEO_EXTENSIONS)
-
-
-def find_media(inputs: Sequence[str], exclude: str = "") -> tuple[list[Media], dict[str, str]]:
-    """List the files named by ``inputs``, in that order; those of folders are sorted.
-
-    Args:
-        inputs: files, which need not exist, and folders, which are searched recursively for images
-            and videos.
-        exclude: a folder to skip in folders, such as that of results.
-
-    Returns:
-        each file once, and the problems of folders without files.
-    """
-    found: dict[str, Media] = {}
-    problems: dict[str, str] = {}
-    remedy = "Give images, videos, or a folder of them."
-    excluded = os.path.join(os.path.realpath(exclude), "") if exclude else ""
-    for given in inputs:
-        if not os.path.isdir(given):
-            found.setdefault(os.path.realpath(given), Media(given, os.path.basename(given)))
-            continue
-        try:
-            paths = list_images(given, IMAGE_EXTENSIONS + VIDEO_EXTENSIONS, remedy)
-        except DatasetError as error:
-            problems[given] = str(error)
-            continue
-        for path in paths:
-            real = os.path.realpath(path)
-            if not (excluded and real.startswith(excluded)):
-                found.setdefault(real, Media(path, os.path.relpath(path, given)))
-    return list(found.values()), problems
 
 
 class Video:

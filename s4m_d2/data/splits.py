@@ -97,11 +97,6 @@ def register_splits(
 
     Raises:
         DatasetError: a name is taken.
-
-    Example:
-        >>> register_splits("fruit_train", CocoFormat("/data/fruit.json", "/data/fruit"), (5, 10))
-        >>> "fruit_train_10pct" in DatasetCatalog.list()
-        True
     """
     if full:
         _register_labeled(name, dataset, sorted)

@@ -55,14 +55,7 @@ class StrongView:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
-        view = cfg.S4M.STRONG_VIEW
-        return {
-            "jitter": view.JITTER,
-            "jitter_prob": view.JITTER_PROB,
-            "grayscale_prob": view.GRAYSCALE_PROB,
-            "blur_sigma": view.BLUR_SIGMA,
-            "blur_prob": view.BLUR_PROB,
-        }
+        return {key.lower(): value for key, value in cfg.S4M.STRONG_VIEW.items()}
 
     def __call__(self, image: Tensor, generator: Generator | None = None) -> Tensor:
         """Augment one image.

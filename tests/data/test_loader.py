@@ -68,11 +68,9 @@ def test_the_number_of_workers_changes_nothing_and_global_generators_are_left_al
     assert np.array_equal(np.random.get_state()[1], states[1])
 
 
-@pytest.mark.parametrize("start", [0, 7 * BATCH])
-def test_a_stream_that_starts_later_is_the_tail_of_the_whole(kind, start):
+def test_a_stream_that_starts_later_is_the_tail_of_the_whole(kind):
     whole = fingerprint(stream(*kind, batches=10)[0])
-    tail = fingerprint(stream(*kind, batches=10 - start // BATCH, start=start)[0])
-    assert tail == whole[start:]
+    assert fingerprint(stream(*kind, batches=3, start=7 * BATCH)[0]) == whole[7 * BATCH :]
     seen = []
     stream(kind[0], lambda record: seen.append(record) or record, batches=1, start=300)
     assert [record["stream_position"] for record in seen] == [300, 301, 302]  # none before
@@ -100,16 +98,15 @@ def damage(data_root, count):
     return [str(path) for path in paths]
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_damaged_unlabeled_images_are_skipped_counted_and_logged(data_root, count, caplog):
-    damaged = damage(data_root, count)
+def test_damaged_unlabeled_images_are_skipped_counted_and_logged(data_root, caplog):
+    damaged = damage(data_root, 3)
     mapper = arp_mapper()
     with caplog.at_level(logging.WARNING, "s4m_d2.data.build"):
         samples, loader = stream("toyscapes_train_unlabeled", mapper, batches=14)
     assert len(samples) == 14 * BATCH  # every image twice
     assert not set(damaged) & {sample["file_name"] for sample in samples}
     assert sorted(loader.skipped_images) == damaged  # each counted once
-    assert len(caplog.records) == count and damaged[0] in caplog.text
+    assert len(caplog.records) == 3 and damaged[0] in caplog.text
     assert {n for s in samples for n in s.get("skipped_images", ())} == set(damaged)
     expected = fingerprint(samples)
     for workers in (1, 2):
@@ -119,23 +116,19 @@ def test_damaged_unlabeled_images_are_skipped_counted_and_logged(data_root, coun
     assert fingerprint(tail) == expected[10 * BATCH :]
 
 
-@pytest.mark.parametrize(
-    ("count", "allowed", "workers"), [(4, 3, 0), (4, 3, 1), (20, 100, 0)]
-)  # the last: not one image can be read
-def test_too_many_damaged_unlabeled_images_end_the_stream(data_root, count, allowed, workers):
-    damage(data_root, count)
-    options = {"batches": 14, "max_skipped": allowed, "workers": workers}
-    with pytest.raises(DatasetError, match="MAX_SKIPPED_IMAGES"):
-        stream("toyscapes_train_unlabeled", arp_mapper(), **options)
+def test_too_many_damaged_unlabeled_images_end_the_stream(data_root):
+    for count, allowed, workers in ((4, 3, 0), (4, 3, 1), (20, 100, 0)):  # 20: all that there are
+        damage(data_root, count)
+        options = {"batches": 14, "max_skipped": allowed, "workers": workers}
+        with pytest.raises(DatasetError, match="MAX_SKIPPED_IMAGES"):
+            stream("toyscapes_train_unlabeled", arp_mapper(), **options)
 
 
 class Failing:
     """A mapper that raises."""
 
     skip_unreadable = True
-
-    def __init__(self, error):
-        self.error = error
+    error: Exception
 
     def __call__(self, record):
         raise self.error
@@ -148,7 +141,8 @@ def test_errors_of_labeled_images_and_others_end_the_stream_unchanged(data_root,
         stream("toyscapes_train", labeled_mapper(), batches=14, workers=workers)
     assert str(error.value).startswith(damaged) and "Traceback" not in str(error.value)
     for kind_of_error in (ConfigError, ZeroDivisionError):
-        mapper = Failing(kind_of_error("wrong key"))
+        mapper = Failing()
+        mapper.error = kind_of_error("wrong key")
         with pytest.raises(kind_of_error, match="wrong key"):
             stream("toyscapes_train_unlabeled", mapper, batches=1, workers=workers)
 

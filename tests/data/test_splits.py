@@ -1,4 +1,3 @@
-import doctest
 import os
 import shutil
 
@@ -15,7 +14,6 @@ from s4m_d2.data import (
     labeled_dataset_names,
     register_splits,
     register_unlabeled_folder,
-    splits,
     stable_subset,
 )
 from s4m_d2.errors import ConfigError, DatasetError
@@ -180,12 +178,3 @@ def test_bad_choices_of_labels(tmp_path):
         path.write_text(content or "")
         with pytest.raises(error, match=message):
             labeled_dataset_names(names, "" if content is None else str(path), seed)
-
-
-def test_doctests_of_splits():
-    try:
-        assert doctest.testmod(splits).failed == 0
-    finally:
-        for suffix in ("5pct", "10pct", "unlabeled"):
-            DatasetCatalog.remove(f"fruit_train_{suffix}")
-            MetadataCatalog.remove(f"fruit_train_{suffix}")

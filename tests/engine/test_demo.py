@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from s4m_d2.commands import predict
-from s4m_d2.data.listing import Media, Video, find_media
+from s4m_d2.data.listing import Video
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.errors import ConfigError
@@ -231,17 +231,17 @@ def test_each_file_is_found_once_and_results_are_not_inputs(tmp_path):
         path.touch()
     folder = str(tmp_path / "in")
     inputs = [f"{folder}/b.mov", folder, f"{folder}/sub", str(tmp_path / "gone.png")]
-    media, problems = find_media(inputs, exclude=f"{folder}/out")
+    media, problems = predict.find_media(inputs, exclude=f"{folder}/out")
     assert [item.name for item in media] == ["b.mov", "a.jpg", "sub/a.JPG", "gone.png"]
     assert [item.is_video for item in media] == [True, False, False, False]
     assert not problems
     (tmp_path / "empty").mkdir()
-    media, problems = find_media([str(tmp_path / "empty")])
+    media, problems = predict.find_media([str(tmp_path / "empty")])
     assert not media and "holds no image" in problems[str(tmp_path / "empty")]
 
 
 def test_no_two_files_have_one_overlay():
     names = ["a.jpg", "a.png", "A.bmp", "a.jpg", "b/a.jpg", "a.jpg"]
-    media = [Media(f"{index}/{name}", name) for index, name in enumerate(names)]
+    media = [predict.Media(f"{index}/{name}", name) for index, name in enumerate(names)]
     found = list(predict.output_names(media).values())
     assert found == ["a", "a_png", "A_bmp", "a_jpg", "b/a", "a_2"]

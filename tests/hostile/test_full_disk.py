@@ -18,7 +18,9 @@ from .rows import one_error
 class FullDisk(io.FileIO):
     """Takes ``room`` bytes, as a disk that fills up."""
 
-    room = 0
+    def __init__(self, handle, room):
+        super().__init__(handle, "w")
+        self.room = room
 
     def write(self, data):
         data = memoryview(data).cast("B")
@@ -30,26 +32,18 @@ class FullDisk(io.FileIO):
 
 
 def fills_up_after(room):
-    def prepare(monkeypatch):
-        def fdopen(handle, mode):
-            raw = FullDisk(handle, "w")
-            raw.room = room
-            buffered = io.BufferedWriter(raw)
-            return buffered if "b" in mode else io.TextIOWrapper(buffered)
+    def fdopen(handle, mode):
+        buffered = io.BufferedWriter(FullDisk(handle, room))
+        return buffered if "b" in mode else io.TextIOWrapper(buffered)
 
-        monkeypatch.setattr(os, "fdopen", fdopen)
-
-    return prepare
+    return os, "fdopen", fdopen
 
 
 def fails_in(module, function, code):
-    def prepare(monkeypatch):
-        def fail(*args, **kwargs):
-            raise OSError(code, os.strerror(code))
+    def fail(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
 
-        monkeypatch.setattr(module, function, fail)
-
-    return prepare
+    return module, function, fail
 
 
 FULL = {
@@ -78,13 +72,13 @@ def content_of(folder):
 def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(
     tmp_path, monkeypatch, row, name
 ):
-    prepare, says = FULL[row]
+    broken, says = FULL[row]
     folder = tmp_path / "run"
     folder.mkdir()
     checkpointer(folder, 4.0).save("model_0000004")
     before = content_of(folder)
     with monkeypatch.context() as patch:
-        prepare(patch)
+        patch.setattr(*broken)
         with one_error(OutputError, rf"{folder}/{name}\.pth' cannot be written", says):
             checkpointer(folder, 9.0).save(name)
     assert content_of(folder) == before
