@@ -57,6 +57,14 @@ class Findings:
         self.left_out: dict[tuple[str, str], list[str]] = defaultdict(list)
         self.refused: dict[tuple[str, str], list[str]] = defaultdict(list)
 
+    def leave_out(self, text: str, remedy: str, name: str) -> None:
+        """Add an annotation that is not a target."""
+        self.left_out[text, remedy].append(name)
+
+    def refuse(self, text: str, remedy: str, name: str) -> None:
+        """Add a problem that makes the file unusable."""
+        self.refused[text, remedy].append(name)
+
     @property
     def summary(self) -> str:
         """Counts of annotations left out, and notes; "" if there are none."""
@@ -213,7 +221,7 @@ def _read(
         by_image[key].append(row)
         if key not in images:
             text = "annotations of images that are not listed"
-            findings.left_out[text, "They are left out: list these images."].append(_label(row))
+            findings.leave_out(text, "They are left out: list these images.", _label(row))
     names = [image["file_name"] for image in images.values()]
     chosen = set(choose(names) if choose else names)
     places = _places(images, chosen, image_root, remedy, findings)
@@ -311,13 +319,11 @@ def _images(rows: Sequence[dict], findings: Findings) -> dict[Key, dict]:
         key = _key(row.get("id"))
         shown = f"{name} (id {row.get('id')})"
         if key is None or not _is_name(name):
-            text = "images have no usable file_name and id"
-            findings.refused[text, "Complete them."].append(shown)
+            findings.refuse("images have no usable file_name and id", "Complete them.", shown)
         elif other := images.get(key) or by_name.get(name):
-            text = "images have an id or file_name of another one"
             remedy = "Remove one of each, or number the images anew."
             both = f"{other['file_name']} (id {other['id']}) and {shown}"
-            findings.refused[text, remedy].append(both)
+            findings.refuse("images have an id or file_name of another one", remedy, both)
         else:
             images[key] = by_name[name] = row
     return images
@@ -354,19 +360,16 @@ def _names_by_id(
 ) -> dict[Key, str]:
     """Names of the categories, without superfluous ones that no annotation has."""
     named: dict[Key, str] = {}
-    parents = []
     for row in content["categories"]:
-        key, name, parent = _key(row.get("id")), row.get("name"), row.get("supercategory")
-        parents += [parent] if parent != name else []
+        key, name = _key(row.get("id")), row.get("name")
         name = str(name) if isinstance(name, int) else name
         if key is None or key in named or not _is_name(name):
-            text, remedy = (
-                "categories lack a name or an id of their own",
-                "Complete or number them anew.",
-            )
-            findings.refused[text, remedy].append(f"{name!r} (id {row.get('id')})")
+            text, shown = "categories lack a name or an id of their own", f"{name!r}"
+            findings.refuse(text, "Complete or number them anew.", f"{shown} (id {row.get('id')})")
         else:
             named[key] = str(name)
+    pairs = [(row.get("supercategory"), row.get("name")) for row in content["categories"]]
+    parents = [parent for parent, name in pairs if parent != name]
     used = {_key(row.get("category_id")) for row in content["annotations"]}
     count = Counter(named.values())
     for key, name in [*named.items()]:
@@ -377,8 +380,7 @@ def _names_by_id(
             count[name] -= 1
             del named[key]
     for name in (name for name in count if count[name] > 1):
-        advice = "Tell classes apart by their names."
-        findings.refused["names are of two categories", advice].append(name)
+        findings.refuse("names are of two categories", "Tell classes apart by their names.", name)
     return named
 
 
@@ -396,9 +398,8 @@ def _places(
         name = os.path.relpath(path, image_root)
         path = os.path.join(image_root, name)
         if name.split(os.sep)[0] == os.pardir:
-            text = "file names lead out of the folder of images"
             advice = f"Write them relative to the folder of images, {image_root}."
-            findings.refused[text, advice].append(given)
+            findings.refuse("file names lead out of the folder of images", advice, given)
         elif not os.path.isfile(path):
             missing.append(name)
         elif size := _size(image, path, name, findings):
@@ -422,11 +423,11 @@ def _size(image: dict, path: str, name: str, findings: Findings) -> Size | None:
     try:
         actual = image_size(path)
     except DatasetError as error:
-        findings.refused["images cannot be read", ""].append(str(error))
+        findings.refuse("images cannot be read", "", str(error))
         return None
     if size not in (None, actual):
         where = f"{name}, {size} instead of {actual}"
-        findings.refused["images have another (height, width)", "Correct it."].append(where)
+        findings.refuse("images have another (height, width)", "Correct it.", where)
     return actual
 
 
@@ -440,12 +441,12 @@ def _annotation(row: dict, size: Size, indices: dict[Key, int], findings: Findin
             raise DatasetError(f"'categories' does not list {row.get('category_id')!r}")
         shape = _shape(row, size, findings)
     except DatasetError as error:
-        kind = "annotations cannot be used", "Correct or remove them."
-        findings.refused[kind].append(f"{_label(row)} ({error})")
+        wrong = f"{_label(row)} ({error})"
+        findings.refuse("annotations cannot be used", "Correct or remove them.", wrong)
         return None
     if not shape:
         advice = "They are left out: draw masks for them, or remove them."
-        findings.left_out["annotations without a mask", advice].append(_label(row))
+        findings.leave_out("annotations without a mask", advice, _label(row))
         return None
     is_rle = isinstance(shape, dict)
     rle = shape if is_rle else mask_utils.merge(mask_utils.frPyObjects(shape, *size))
@@ -455,10 +456,10 @@ def _annotation(row: dict, size: Size, indices: dict[Key, int], findings: Findin
             "They are left out. Coordinates from 0 to 1 have to be multiplied by the image's width "
             "and height; others are those of another image, or of one of another size."
         )
-        findings.left_out["masks without a pixel in their image", advice].append(_label(row))
+        findings.leave_out("masks without a pixel in their image", advice, _label(row))
         return None
     if crowd:
-        findings.left_out[_CROWDS].append(_label(row))
+        findings.leave_out(*_CROWDS, _label(row))
     findings.instances += not crowd
     given = _number(row.get("area")) or 0.0
     box = row["bbox"] if isinstance(row.get("bbox"), list) else []
@@ -483,7 +484,7 @@ def _shape(row: dict, size: Size, findings: Findings) -> list[np.ndarray] | dict
         raise DatasetError("expected polygons or an RLE")
     parts = as_polygons(segmentation)
     polygons = read_polygons(parts, size)
-    if polygons and len(polygons) < len(parts):
-        kind = "polygons of less than three points", "They are left out: complete them."
-        findings.left_out[kind] += [_label(row)] * (len(parts) - len(polygons))
+    for _ in parts[len(polygons) :] if polygons else ():
+        text = "polygons of less than three points"
+        findings.leave_out(text, "They are left out: complete them.", _label(row))
     return polygons

@@ -103,13 +103,13 @@ def assert_same(annotations):
 
 
 def change(path, value):
-    """Sets the value under a path of keys; None of them: the value is made of the old one."""
+    """Sets the value under a path of keys."""
 
     def of(data):
         *way, last = path
         for key in way:
             data = data[key]
-        data[last] = value(data[last]) if callable(value) else value
+        data[last] = value
 
     return of
 
