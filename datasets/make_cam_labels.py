@@ -21,11 +21,10 @@ from pathlib import Path
 import numpy as np
 from cam_like import cam_label
 from make_toyscapes import CITIES, read_parameters
-from PIL import Image
 from toyscapes_scene import INSTANCES_PER_LABEL, LABEL_IDS, THING_CLASSES
 from tqdm import tqdm
 
-from s4m_d2.data.images import READ_ERRORS, unreadable
+from s4m_d2.data.images import open_image
 from s4m_d2.errors import DatasetError, S4MError
 from s4m_d2.files import atomic_write
 from s4m_d2.sepl.files import write_label
@@ -151,11 +150,8 @@ def _make_one(path: Path, data: Path, output: Path, name: str, strength: float, 
 
 
 def _read(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return np.asarray(image)
-    except READ_ERRORS as error:
-        raise unreadable(str(path), error) from error
+    with open_image(path) as image:
+        return np.asarray(image)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

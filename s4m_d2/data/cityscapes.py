@@ -12,9 +12,9 @@ import pycocotools.mask as mask_util
 from cityscapesscripts.helpers.labels import id2label, labels
 from detectron2.structures import BoxMode
 from detectron2.utils import comm
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
-from s4m_d2.data.images import READ_ERRORS, image_size, unreadable
+from s4m_d2.data.images import image_size, open_image
 from s4m_d2.data.listing import dataset_path, list_images
 from s4m_d2.errors import DatasetError
 from s4m_d2.structures import encode_edges
@@ -100,12 +100,9 @@ def _read_record(image_file: str, instance_file: str) -> dict:
 
 def _read_ids(instance_file: str) -> np.ndarray:
     """(H, W) integers, rotated as the image (EXIF)."""
-    try:
-        with Image.open(instance_file) as image:
-            mode = image.mode
-            ids = np.asarray(ImageOps.exif_transpose(image))
-    except READ_ERRORS as error:
-        raise unreadable(instance_file, error) from error
+    with open_image(instance_file) as image:
+        mode = image.mode
+        ids = np.asarray(ImageOps.exif_transpose(image))
     if not mode.startswith(_ID_MODE):
         raise DatasetError(
             f"{instance_file} must have one channel of integer ids with at least 16 bits, got "

@@ -5,7 +5,10 @@ Plain files are decoded by OpenCV, which is faster, all others by Pillow.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import struct
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -39,6 +42,18 @@ _JPEG_SCAN, _JPEG_END = 0xFFDA, 0xD9
 _PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"pHYs", b"tIME", b"gAMA", b"cHRM", b"sRGB", b"iCCP"}
 
 
+@contextlib.contextmanager
+def open_image(file_name: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """Open an image with Pillow; its errors in the block become a DatasetError with the name."""
+    try:
+        with Image.open(file_name) as image:
+            yield image
+    except DatasetError:  # which is a ValueError too
+        raise
+    except READ_ERRORS as error:
+        raise unreadable(str(file_name), error) from error
+
+
 def read_image(file_name: str, image_format: str) -> np.ndarray:
     """Decode an image as 8-bit color and rotate it according to its EXIF data.
 
@@ -55,23 +70,18 @@ def read_image(file_name: str, image_format: str) -> np.ndarray:
     Raises:
         DatasetError: the file is missing, damaged, not an image, or has more than 8 bits.
     """
-    try:
-        with Image.open(file_name) as image:
-            if image.mode.startswith(_DEEP_MODES):
-                raise DatasetError(
-                    f"{file_name} has gray values of more than 8 bits (Pillow's mode {image.mode})."
-                    " Scale them to 0..255 and save the image with 8 bits per channel."
-                )
-            array = decode_plain(image, file_name, image_format)
-            if array is None:
-                image.load()  # before reading the orientation, which would hide damage of a PNG
-                turn = _TURNS.get(orientation(image))
-                upright = image if turn is None else image.transpose(turn)
-                array = detection_utils.convert_PIL_to_numpy(upright, image_format)
-    except DatasetError:  # which is a ValueError too
-        raise
-    except READ_ERRORS as error:
-        raise unreadable(file_name, error) from error
+    with open_image(file_name) as image:
+        if image.mode.startswith(_DEEP_MODES):
+            raise DatasetError(
+                f"{file_name} has gray values of more than 8 bits (Pillow's mode {image.mode})."
+                " Scale them to 0..255 and save the image with 8 bits per channel."
+            )
+        array = decode_plain(image, file_name, image_format)
+        if array is None:
+            image.load()  # before reading the orientation, which would hide damage of a PNG
+            turn = _TURNS.get(orientation(image))
+            upright = image if turn is None else image.transpose(turn)
+            array = detection_utils.convert_PIL_to_numpy(upright, image_format)
     return np.ascontiguousarray(array)
 
 
@@ -81,16 +91,12 @@ def image_size(file_name: str) -> tuple[int, int]:
     Raises:
         DatasetError: the file is missing or its header is damaged.
     """
-    try:
-        with Image.open(file_name) as image:
-            width, height = image.size
-            # Reading the orientation of a PNG without these would decode all of it.
-            described = any(source in image.info for source in _EXIF_SOURCES)
-            if described and orientation(image) in _TRANSPOSED:
-                width, height = height, width
-    except READ_ERRORS as error:
-        raise unreadable(file_name, error) from error
-    return height, width
+    with open_image(file_name) as image:
+        width, height = image.size
+        # Reading the orientation of a PNG without these would decode all of it.
+        is_described = any(source in image.info for source in _EXIF_SOURCES)
+        is_transposed = is_described and orientation(image) in _TRANSPOSED
+    return (width, height) if is_transposed else (height, width)
 
 
 def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.ndarray | None:

@@ -24,10 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import get_cfg
-from PIL import Image
 
 from s4m_d2.config import add_s4m_config
-from s4m_d2.data.images import READ_ERRORS, read_image, unreadable
+from s4m_d2.data.images import open_image, read_image
 from s4m_d2.errors import DatasetError, InputError
 from s4m_d2.files import atomic_write
 from s4m_d2.sam import build_sam_backend
@@ -175,12 +174,9 @@ def _rles(masks: Sequence[Any], size: tuple[int, int]) -> RLEs:
 
 
 def _read_png(file: Path, size: tuple[int, int]) -> dict[str, Any]:
-    try:
-        with Image.open(file) as image:
-            bands, found = image.getbands(), image.size[::-1]
-            values = np.asarray(image) if len(bands) == 1 and found == size else None
-    except READ_ERRORS as error:
-        raise unreadable(str(file), error) from error
+    with open_image(file) as image:
+        bands, found = image.getbands(), image.size[::-1]
+        values = np.asarray(image) if len(bands) == 1 and found == size else None
     if values is None:
         raise DatasetError(
             f"{file} has (height, width) {found} and the channels {', '.join(bands)}; expected "
