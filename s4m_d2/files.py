@@ -5,11 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import pickle
 import re
-import struct
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -19,23 +16,6 @@ from s4m_d2.errors import OutputError
 _TEMPORARY = re.compile(r"\..+\.\w{8}\.tmp")  # as named by atomic_write
 _DIGEST_BYTES = 16
 DEFAULT_PERMISSIONS = 0o666  # reduced by the user's umask, as open() does
-#: What ``torch.load`` raises for a damaged or foreign file: its unpickler checks little.
-TENSOR_FILE_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-)
 # Errors of a disk that is full, read-only or broken while a file is being written.
 _DISK_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EISDIR)

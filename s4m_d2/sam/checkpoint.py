@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, WeightsError, first_names
-from s4m_d2.files import TENSOR_FILE_ERRORS, refused_object
+from s4m_d2.files import refused_object
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _read_state(
         # Memory-mapped, except PyTorch's oldest format.
         mapped = zipfile.is_zipfile(path)
         content = torch.load(str(path), map_location="cpu", weights_only=True, mmap=mapped)
-    except TENSOR_FILE_ERRORS as error:
+    except Exception as error:  # of any kind: the unpickler checks little
         cause = f"it is truncated or something else ({type(error).__name__}). {remedy}"
         if refused := refused_object(error):
             cause = (

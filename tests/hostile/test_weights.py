@@ -127,7 +127,7 @@ def test_files_are_refused_and_named_whatever_their_ending_and_the_model_stays(t
 
 
 def test_without_safetensors_its_name_is_given(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     (tmp_path / "weights.safetensors").write_bytes(TENSORS)
     with one_error(WeightsError, "pip install safetensors"):
         READERS["model"](tmp_path / "weights.safetensors")

@@ -208,13 +208,14 @@ def test_a_missing_file_names_the_path_the_file_and_the_source(backend, model, w
     assert all(word in str(caught.value) for word in [path, *words])
 
 
-def test_a_damaged_file_is_told_with_its_size(tmp_path):
+@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
+def test_a_damaged_file_is_told_with_its_size(name, tmp_path):
     for damage in ("truncated", "<html>", "", "cos\nsystem\n(S'x'\ntR."):
-        path = tmp_path / "weights.pth"
+        path = tmp_path / name
         torch.save(build_tiny_toyscapes().state_dict(), path)
         content = path.read_bytes()[:5000] if damage == "truncated" else damage.encode()
         path.write_bytes(content)
-        with pytest.raises(WeightsError, match=rf"weights.pth.*{len(content):,} bytes"):
+        with pytest.raises(WeightsError, match=rf"{name}.*{len(content):,} bytes"):
             build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT=str(path)))
 
 
