@@ -34,11 +34,12 @@ from s4m_d2.command_line import natural, print_problems, share
 from s4m_d2.data.images import read_image
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images
 from s4m_d2.engine.command.arguments import (
-    config_of_run,
+    add_model_options,
+    command_parser,
     model_config,
-    parser_with_overrides,
-    run_with_overrides,
+    split_overrides,
 )
+from s4m_d2.engine.command.failures import exit_status
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.engine.labeling.gate import RESULT, RefinementGate
 from s4m_d2.engine.labeling.labeler import Labeler
@@ -54,29 +55,25 @@ ONE_INSTANCE = "0.7"  # IoU above which two labels are of one instance
 SETTINGS = ".label.json"  # of OUT: with what it was labeled; LabelMe's files have no such names
 
 
+@exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 all done, 1 an error, or images that cannot be read."""
-    return run_with_overrides(
-        arguments,
-        parse_args,
-        lambda args, overrides: merge(args.output) if args.merge else label(args, overrides),
-    )
+    words, overrides = split_overrides(arguments)
+    args = parse_args(words)
+    return merge(args.output) if args.merge else label(args, overrides)
 
 
 def parse_args(words: list[str]) -> argparse.Namespace:
-    parser = parser_with_overrides(__doc__)
+    parser = command_parser(__doc__, overrides=True)
+    add_model_options(parser, model="teacher", required=False)
     add = parser.add_argument
     add("--output", required=True, metavar="DIR", help="new, empty, or of the same command")
     add("--merge", action="store_true", help="write the format from what all processes labeled")
-    add("--weights", metavar="FILE", help="checkpoint, or weights of one model")
     add("--images", metavar="DIR", help="searched recursively")
-    add("--config-file", metavar="FILE", help="default: config.yaml of the weights' run")
-    add("--model", choices=("teacher", "student"), default="teacher", help="default: teacher")
     add("--format", choices=sorted(FORMATS), default="coco", help="default: coco")
     add("--score", type=share, help="least class probability (default: the config's)")
     add("--min-area", type=natural, default=0, metavar="PX", help="of a mask (default: 0)")
     add("--max-instances", type=natural, default=0, help="the best of an image; 0: all (default)")
-    add("--class-names", default="", metavar="FILE", help="one name per line; default: the run's")
     args = parser.parse_args(words)
     if not args.merge and not (args.weights and args.images):
         parser.error("--weights and --images are needed, or --merge")
@@ -89,7 +86,9 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
     Raises:
         S4MError: settings, weights, images or the output folder are wrong.
     """
-    cfg = _config(args, overrides)
+    score = [] if args.score is None else ["S4M.PSEUDO_LABEL.SCORE_THRESH", str(args.score)]
+    once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", ONE_INSTANCE]  # one label an instance, to correct
+    cfg = model_config(args.config_file, args.weights, [*once, *overrides, *score])
     names = class_names(cfg, args.class_names)
     paths = [
         os.path.relpath(path, args.images)
@@ -125,12 +124,7 @@ def merge(folder: str) -> int:
     Raises:
         ConfigError: it is no folder of this command, or nothing is labeled in it.
     """
-    try:
-        settings = read_results(os.path.join(folder, SETTINGS))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--output '{folder}' holds no {SETTINGS} of this command: {error}. Label first."
-        ) from error
+    settings = read_settings(folder)
     images = instances = 0
     for row in labeled_rows(folder):
         images, instances = images + 1, instances + len(row["instances"])
@@ -142,11 +136,18 @@ def merge(folder: str) -> int:
     return 0
 
 
-def _config(args: argparse.Namespace, overrides: list[str]) -> CfgNode:
-    found = config_of_run(args.config_file, args.weights)
-    score = [] if args.score is None else ["S4M.PSEUDO_LABEL.SCORE_THRESH", str(args.score)]
-    once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", ONE_INSTANCE]  # one label an instance, to correct
-    return model_config(found, [*once, *overrides, *score])
+def read_settings(folder: str) -> dict[str, Any]:
+    """With what a folder was labeled.
+
+    Raises:
+        ConfigError: it is no folder of this command.
+    """
+    try:
+        return read_results(os.path.join(folder, SETTINGS))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"'{folder}' is no output of s4m-label, with {SETTINGS}: {error}. Label first."
+        ) from error
 
 
 def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:

@@ -1,25 +1,38 @@
-"""Contents of a report: stages, settings, and reduced pictures."""
+"""A run as its page shows it, read from the files in its output folder."""
 
 from __future__ import annotations
 
 import base64
+import datetime
 import io
 import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from PIL import Image
 
-from s4m_d2.report.curves import Curves
+from s4m_d2.errors import DatasetError
+from s4m_d2.report.curves import Curves, read_curves, read_results
 
 logger = logging.getLogger(__name__)
 
+FACTS, CONFIG = "run.json", "config.yaml"  # in OUTPUT_DIR
+OVERVIEW = "overview.png"  # of the quickstart
+# Measurements and decisions with a line "text": name on the page, file in OUTPUT_DIR.
+MEASURED = {
+    "SAM's adaptation": "sam_adapted.json",
+    "SAM's masks": "teacher/sam_quality.json",
+    "refinement gate": "student/refinement_gate.json",
+}
+TITLES = {"teacher": "Stage 1: teacher", "student": "Stage 2: student"}  # by folder
 MASKS = "segm"  # Detectron2's name for results on masks
 OF_TEACHER = "teacher"  # key of the EMA teacher's results in the student's
-TITLES = {"teacher": "Stage 1: teacher", "student": "Stage 2: student"}
 MOST_PICTURES = 14
 MOST_SIDE = 1600  # px; larger pictures are reduced
 JPEG_QUALITY = 85
@@ -48,48 +61,35 @@ SHOWN = """
 """.split()
 
 
-class Settings:
-    """The settings of a run's config, a nested dictionary; missing ones are unknown.
-
-    >>> settings = Settings({"SOLVER": {"MAX_ITER": 5, "STEPS": []}})
-    >>> settings.get("SOLVER.MAX_ITER"), settings.get("SOLVER.AMP.ENABLED")
-    (5, None)
-    """
-
-    def __init__(self, values: Any = None) -> None:
-        self.values = values
-
-    def get(self, key: str, default: Any = None) -> Any:
-        value = self.values
-        for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return default
-            value = value[part]
-        return value
-
-    def count(self, key: str) -> int:
-        """A number of iterations; 0: unknown."""
-        value = self.get(key)
-        return value if isinstance(value, int) else 0
-
-    def shown(self) -> list[tuple[str, str]]:
-        """(key, text) of the settings to show."""
-        values = {key: self.get(key) for key in SHOWN}
-        texts = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in values.items()}
-        return [(key, str(text)) for key, text in texts.items() if text not in (None, "")]
-
-
 @dataclass
 class Stage:
     """One of the two trainings."""
 
     name: str  #: "teacher" or "student"
     curves: Curves  #: of its metrics.json
-    #: Of its last evaluation, nested as by Detectron2; empty: none.
-    results: Mapping[str, Any] = field(default_factory=dict)
-    iterations: int = 0  #: of the whole stage; 0: unknown
-    burn_in: int = 0  #: of stage 2
-    finished: bool = False  #: whether its final checkpoint exists
+    results: Mapping[str, Any]  #: of its last evaluation, nested as by Detectron2; {}: none
+    iterations: int  #: of the whole stage; 0: unknown
+    burn_in: int  #: of stage 2
+    finished: bool  #: whether its final checkpoint exists
+
+    @classmethod
+    def read(cls, folder: Path, settings: Mapping[str, Any]) -> Stage:
+        def iterations(key: str) -> int:
+            value = settings.get(key)
+            return value if isinstance(value, int) else 0
+
+        name, results = folder.name, _read_json(folder / "results.json")
+        finished = (folder / "model_final.pth").is_file()
+        done = results.get("iterations") if finished else 0
+        own = iterations("S4M.TEACHER.MAX_ITER") if name == "teacher" else 0
+        return cls(
+            name=name,
+            curves=read_curves(folder / "metrics.json"),
+            results=results,
+            iterations=done or own or iterations("SOLVER.MAX_ITER"),
+            burn_in=iterations("S4M.BURN_IN") if name == "student" else 0,
+            finished=finished,
+        )
 
     @property
     def title(self) -> str:
@@ -136,20 +136,98 @@ class Picture(NamedTuple):
     size: tuple[int, int]  # (width, height) px
 
 
-def pictures_of(
-    folders: Iterable[tuple[str, str]], files: Iterable[tuple[str, str]] = ()
-) -> list[Picture]:
-    """Read the latest figure of each kind, up to MOST_PICTURES; unreadable ones are left out.
+@dataclass
+class Run:
+    """Everything that a page shows."""
+
+    name: str
+    stages: Sequence[Stage]  #: those with a folder
+    settings: Mapping[str, Any]  #: by dotted key; {}: unreadable
+    config: str  #: text of the config file; "": missing
+    facts: Mapping[str, str]  #: findings of checks, measurements, versions
+    pictures: Sequence[Picture]
+    problem: str  #: why the run ended early; "": it did not
+    written: str  #: time at which the page was made
+
+    def shown_settings(self) -> list[tuple[str, str]]:
+        """(key, text) of the settings to show."""
+        values = [(key, self.settings.get(key)) for key in SHOWN]
+        texts = [(k, ", ".join(map(str, v)) if isinstance(v, list) else v) for k, v in values]
+        return [(key, str(text)) for key, text in texts if text not in (None, "")]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every stage that the config asks for is trained to its end."""
+        stage, weights = self.settings.get("S4M.STAGE"), self.settings.get("S4M.TEACHER_WEIGHTS")
+        without = {"teacher": stage == "student" or weights, "student": stage == "teacher"}
+        finished = {stage.name for stage in self.stages if stage.finished}
+        return finished >= {name for name in TITLES if not without[name]}
+
+
+def read_run(output_dir: str, problem: str = "") -> Run:
+    """Read a run; what is missing or damaged is left out.
 
     Args:
-        folders: (title, folder of NAME_ITERATION.png) of each stage.
-        files: (title, path) of other pictures, first.
+        problem: why the run ended early, if it did.
+
+    Raises:
+        DatasetError: the folder contains no run.
     """
-    found = [(title, path) for title, path in files if os.path.isfile(path)]
-    for stage, folder in folders:
-        found += [(f"{stage} · {title}", path) for title, path in _latest(folder)]
+    folder = Path(output_dir)
+    config, settings = "", {}
+    with suppress(OSError):
+        config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
+    with suppress(Exception):  # PyYAML raises many kinds
+        settings = dict(_by_key(yaml.safe_load(config)))
+    present = [name for name in TITLES if (folder / name).is_dir()]
+    if not config and not present:
+        raise DatasetError(
+            f"'{output_dir}' holds no run: expected {CONFIG} or the folders "
+            f"{' and '.join(TITLES)}. Give the OUTPUT_DIR of a training."
+        )
+    facts = _read_json(folder / FACTS)
+    for name, file in MEASURED.items():
+        if text := _read_json(folder / file).get("text"):
+            facts[name] = text
+    return Run(
+        name=os.path.basename(os.path.abspath(output_dir)),
+        stages=[Stage.read(folder / name, settings) for name in present],
+        settings=settings,
+        config=config,
+        facts={name: str(text) for name, text in facts.items()},
+        pictures=_pictures(folder, present),
+        problem=problem,
+        written=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def _by_key(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a nested config."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _by_key(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(read_results(path))
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
+def _pictures(folder: Path, stages: Iterable[str]) -> list[Picture]:
+    """The overview, then each stage's latest figure of each kind, the last stage first."""
+    found = [("What happens to an image in stage 2", folder / OVERVIEW)]
+    for stage in reversed([*stages]):
+        found += [
+            (f"{TITLES[stage]} · {t}", path) for t, path in _latest(folder / stage / "figures")
+        ]
     pictures: dict[str, Picture] = {}  # by content: stages share what does not depend on models
     for title, path in found:
+        if not path.is_file():
+            continue
         try:
             uri, shape = _jpeg(path)
         except (OSError, ValueError, SyntaxError) as error:
@@ -159,17 +237,17 @@ def pictures_of(
     return list(pictures.values())[:MOST_PICTURES]
 
 
-def _latest(folder: str) -> Iterator[tuple[str, str]]:
+def _latest(folder: Path) -> Iterator[tuple[str, Path]]:
     """(title, path) of the latest figure of each kind, in the gallery's order."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
+    names = os.listdir(folder) if folder.is_dir() else []
     numbered = filter(None, map(_NUMBERED.fullmatch, names))
     latest = {m[1]: m for m in sorted(numbered, key=lambda m: int(m[2]))}
     for kind, title in FIGURES.items():
         if match := latest.get(kind):
-            yield f"{title} after {int(match[2]):,} iterations", os.path.join(folder, match[0])
+            yield f"{title} after {int(match[2]):,} iterations", folder / match[0]
 
 
-def _jpeg(path: str) -> tuple[str, tuple[int, int]]:
+def _jpeg(path: Path) -> tuple[str, tuple[int, int]]:
     """A picture as a data URI, and its (width, height)."""
     with Image.open(path, formats=("PNG",)) as file:  # others may start programs
         picture = file.convert("RGB")
@@ -178,25 +256,3 @@ def _jpeg(path: str) -> tuple[str, tuple[int, int]]:
     picture.save(content, format="JPEG", quality=JPEG_QUALITY, optimize=True)
     text = base64.b64encode(content.getvalue()).decode("ascii")
     return f"data:image/jpeg;base64,{text}", picture.size
-
-
-@dataclass
-class Run:
-    """Everything that a page shows."""
-
-    name: str
-    stages: Sequence[Stage] = ()  #: those with a folder
-    settings: Settings = field(default_factory=Settings)
-    config: str = ""  #: text of the config file; "": missing
-    facts: Sequence[tuple[str, str]] = ()  #: (name, text) of checks and environment
-    pictures: Sequence[Picture] = ()
-    problem: str = ""  #: why the run ended early; "": it did not
-    written: str = ""  #: time at which the page was made
-
-    @property
-    def complete(self) -> bool:
-        """Whether every stage that the config asks for is trained to its end."""
-        stage, weights = self.settings.get("S4M.STAGE"), self.settings.get("S4M.TEACHER_WEIGHTS")
-        without = {"teacher": stage == "student" or weights, "student": stage == "teacher"}
-        finished = {stage.name for stage in self.stages if stage.finished}
-        return finished >= {name for name in TITLES if not without[name]}

@@ -1,11 +1,13 @@
 """Settings: each that cannot work is named; files come before overrides."""
 
+import re
+
 import pytest
 
 from s4m_d2.engine.checks.config_checks import check_config
-from s4m_d2.engine.checks.resource_checks import check_output_dir
+from s4m_d2.engine.checks.resource_checks import check_output_dir, sam_finding
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.errors import ConfigError, S4MError, WeightsError
+from s4m_d2.errors import ConfigError, S4MError
 
 from .preflight_cases import config
 
@@ -36,7 +38,6 @@ WRONG = [
     ("SOLVER.IMS_PER_BATCH", -2),
     ("S4M.UNLABELED_IMS_PER_BATCH", 5),
     ("S4M.TEACHER.IMS_PER_BATCH", 7),
-    ("S4M.SAM.BACKEND", "sam3"),
     ("S4M.UNLABELED_MAPPER", "Mapper"),
     ("S4M.UNLABELED_SAMPLER", "Random"),
     ("MODEL.META_ARCHITECTURE", "MaskFormer"),
@@ -65,23 +66,29 @@ def test_stage_1_alone_needs_something_to_train_and_no_unlabeled_images():
         check_config(config(changes | {"S4M.TEACHER_WEIGHTS": "t.pth"}))
 
 
+SAM = {"S4M.SAM.BACKEND": "segment_anything", "S4M.SAM.CHECKPOINT": "nowhere/sam_vit_l.pth"}
+NO_REFINEMENT, NO_DISTILLATION = {"S4M.REFINE.ENABLED": False}, {"S4M.DISTILL.ENABLED": False}
+
+
 def test_sams_weights_must_exist_where_they_are_needed():
-    sam = {"S4M.SAM.BACKEND": "segment_anything", "S4M.SAM.CHECKPOINT": "nowhere/sam_vit_l.pth"}
-    no_refinement, no_distillation = {"S4M.REFINE.ENABLED": False}, {"S4M.DISTILL.ENABLED": False}
-    for changes in ({}, no_refinement, no_distillation):
-        with pytest.raises(WeightsError, match=r"'nowhere/sam_vit_l\.pth'"):
-            check_config(config(sam | changes), num_processes=1)
-    check_config(config(sam), eval_only=True)
-    for changes in (no_refinement | no_distillation, no_distillation | {"S4M.STAGE": "teacher"}):
-        check_config(config(sam | changes), num_processes=1)
-    sam = {"S4M.SAM.BACKEND": "sam2", "S4M.SAM.CHECKPOINT": "nowhere/sam2.pt"}
-    with pytest.raises(ConfigError, match=r"MODEL_TYPE is 'vit_l'.* hiera_t"):
-        check_config(config(sam), num_processes=1)
-    with pytest.raises(WeightsError, match=r"'nowhere/sam2\.pt'.*sam2_hiera_large"):
-        check_config(config(sam | {"S4M.SAM.MODEL_TYPE": "hiera_l"}), num_processes=1)
-    sam = {"S4M.SAM.BACKEND": "transformers", "S4M.SAM.CHECKPOINT": "nowhere/sam"}
-    with pytest.raises(S4MError, match="needs the package transformers|hf download nowhere/sam"):
-        check_config(config(sam), num_processes=1)
+    missing = r"'nowhere/sam_vit_l\.pth'.*Download"
+    for changes, message in (
+        (SAM, missing),
+        (SAM | NO_REFINEMENT, missing),
+        (SAM | NO_DISTILLATION, missing),
+        ({"S4M.SAM.BACKEND": "sam3"}, "'sam3'; the registered"),
+        ({"S4M.SAM.BACKEND": "sam2"}, r"MODEL_TYPE is 'vit_l'.* hiera_t"),
+        (
+            {"S4M.SAM.BACKEND": "transformers", "S4M.SAM.CHECKPOINT": "nowhere/sam"},
+            "needs the package transformers|hf download nowhere/sam",
+        ),
+    ):
+        for settings_are_right in (True, False):
+            sam, line = sam_finding(config(changes), settings_are_right)
+            assert sam is None and re.search(message, str(line.errors[0]))
+    for changes in (NO_REFINEMENT | NO_DISTILLATION, NO_DISTILLATION | {"S4M.STAGE": "teacher"}):
+        sam, line = sam_finding(config(SAM | changes))
+        assert sam is None and line.status == "ok"
 
 
 def test_an_evaluation_needs_a_test_set_and_a_device_has_to_be_there(monkeypatch):

@@ -23,7 +23,6 @@ from s4m_d2.engine.checks.resource_checks import (
     sam_blueprint,
     sam_bytes,
     stage_memory,
-    step_bytes,
 )
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.own_data.derived_settings import activation_bytes
@@ -135,25 +134,18 @@ def test_one_checkpoint_must_fit_and_all_to_come_should(small_config, monkeypatc
         assert disk_finding(cfg, Tiny(), ["teacher"]).status == status
 
 
-@pytest.mark.parametrize(("processes", "status"), [(1, "ok"), (2, "warning")])
-def test_processes_on_a_cpu_share_its_memory(small_config, monkeypatch, processes, status):
-    cfg = small_config(S4M__STAGE="teacher")
-    one = stage_memory(cfg, "teacher", Tiny(), None, processes)
-    monkeypatch.setattr(resource_checks, "available_memory", lambda device: one)
-    options = {"num_processes": processes, "num_local": processes}
-    assert memory_finding(cfg, Tiny(), None, ["teacher"], **options).status == status
-
-
-def test_activations_count_on_a_gpu(small_config, monkeypatch):
+def test_memory_is_compared_with_what_processes_of_a_machine_share(small_config, monkeypatch):
     batches = {"SOLVER__IMS_PER_BATCH": 2, "S4M__UNLABELED_IMS_PER_BATCH": 4}
-    cfg = small_config(MODEL__DEVICE="cuda", INPUT__CROP__SIZE="(500, 2000)", **batches)
-    activations = step_bytes(stage_config(cfg, "student"), "student", 2)
+    gpu = {"MODEL__DEVICE": "cuda", "INPUT__CROP__SIZE": "(500, 2000)", **batches}
+    for device, processes, parts in (({}, 1, 1), ({}, 2, 2), (gpu, 2, 1)):
+        cfg = small_config(**device)
+        needed = parts * stage_memory(cfg, "student", Tiny(), None, processes)
+        for available, status in ((needed, "ok"), (needed - 1, "warning")):
+            monkeypatch.setattr(resource_checks, "available_memory", lambda _, size=available: size)
+            options = {"num_processes": processes, "num_local": processes}
+            assert memory_finding(cfg, Tiny(), None, STAGES, **options).status == status
+    activations = needed - stage_memory(small_config(), "student", Tiny(), None, 2)
     assert activations == 3 * activation_bytes(cfg) == 3 * 3.25 * GIB  # a megapixel each
-    needed = stage_memory(cfg, "student", Tiny(), None, 2) + activations
-    for available, status in ((needed, "ok"), (needed - 1, "warning")):
-        monkeypatch.setattr(resource_checks, "available_memory", lambda _, size=available: size)
-        options = {"num_processes": 2, "num_local": 2}
-        assert memory_finding(cfg, Tiny(), None, STAGES, **options).status == status
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads Linux' own account")
@@ -187,9 +179,8 @@ def test_the_estimate_errs_by_two_percent_of_what_was_planned():
         ("cityscapes_10pct", (64.8, 33.5, 17.9)),
         ("coco_10pct", (84.1, 43.1, 22.6)),
     ):
-        cfg = stage_config(load_config(str(CONFIGS / f"{name}.yaml")), "student")
+        cfg = load_config(str(CONFIGS / f"{name}.yaml"))
         model = model_blueprint(cfg)
         for gpus, expected in zip((1, 2, 4), planned, strict=True):
-            estimate = stage_memory(cfg, "student", model, sam, gpus)
-            estimate += step_bytes(cfg, "student", gpus)
-            assert estimate / GIB == pytest.approx(expected, rel=0.02)
+            estimate = stage_memory(cfg, "student", model, sam, gpus) / GIB
+            assert estimate == pytest.approx(expected, rel=0.02)

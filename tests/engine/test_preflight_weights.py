@@ -122,12 +122,6 @@ def test_a_damaged_or_other_sam_is_an_error_of_its_line(small_config, tmp_path, 
     assert sam is None and str(path) in str(line.errors[0])
 
 
-def test_a_sam_that_no_stage_uses_is_not_looked_at(small_config):
-    off = {"S4M__DISTILL__ENABLED": False, "S4M__REFINE__ENABLED": False}
-    sam, line = sam_finding(small_config(S4M__SAM__CHECKPOINT="nowhere.pth", **off))
-    assert sam is None and line.status == "ok"
-
-
 def test_weights_and_teacher_have_a_line_each(small_config, real_model, tmp_path):
     state, paths = real_model.state_dict(), {}
     parts = {"whole": state, "backbone": {k: v for k, v in state.items() if k[:3] == "bac"}}

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from s4m_d2.report import charts, page, run
+from s4m_d2.report import charts, page
 from s4m_d2.report.charts import CURVES, Chart, Line
 from s4m_d2.report.curves import Curve
 
@@ -66,6 +66,6 @@ def test_a_chart_is_the_same_each_time_and_told_in_words():
 
 
 def test_examples():
-    for module in (charts, page, run):
+    for module in (charts, page):
         result = doctest.testmod(module)
         assert result.attempted > 0 and result.failed == 0

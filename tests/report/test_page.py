@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from s4m_d2.engine.command.run_report import write_report
 from s4m_d2.errors import DatasetError
 from s4m_d2.report import run as run_module
+from s4m_d2.report import write_report
 
 sys.path.insert(0, str(Path(__file__).parent))
 from report_pages import CONFIG, Page, make_run, student_record, write_lines  # noqa: E402

@@ -178,7 +178,7 @@ def test_what_is_refused(root, capsys):
         after = content(root)
         after.pop("out/sepl.json", None)
         assert after == before and status == (2 if given in REFUSED[-3:] else 1), given
-        assert re.search("^(sepl )?error: |: error: ", capsys.readouterr().err, re.M)
+        assert re.search("^[A-Z][a-zA-Z]+Error: |: error: ", capsys.readouterr().err, re.M)
 
 
 def test_finished_images_are_skipped_and_removed_ones_made_again(root, monkeypatch):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -107,33 +108,38 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
             before = dict(content["trainer"]["hooks"]["RunStateHook"]["settings"])
         except (LookupError, TypeError, ValueError):  # of another program or version
             before = {}
-        finished, asked = content["iteration"] + 1, cfg.S4M.TEACHER.MAX_ITER
         if stage == "teacher" and student_has_begun(cfg):
-            trained = before.get(MAX_ITER, asked)
-            if asked not in (0, trained):
-                error = ConfigError(
-                    f"S4M.TEACHER.MAX_ITER is {asked}, but stage 2 in '{cfg.OUTPUT_DIR}' has begun "
-                    f"with a teacher of {trained} iterations, which stays what it is. Leave it at "
-                    f"{trained} (SOLVER.MAX_ITER trains stage 2 longer), or start a new run in "
-                    "another OUTPUT_DIR."
-                )
-                errors.append(error)
+            errors += _fixed_teacher_errors(cfg, before)
             continue
+        finished = content["iteration"] + 1
         now = run_settings(of_stage, num_processes, has_teacher=stage == "student")
         refused = list(continuation_errors(finished, before, now))
         errors += refused
         if stage in stages and not refused:
             state = "had ended" if name == FINAL_CHECKPOINT else "was stopped"
-            length = f"goes on to {now[MAX_ITER]:,}"
-            texts.append(f"{stage} {state} after {finished:,} iterations, {length}")
+            texts.append(
+                f"{stage} {state} after {finished:,} iterations, goes on to {now[MAX_ITER]:,}"
+            )
             warnings += changes(before, now)
-    nothing = "there is nothing to resume: training begins"
     if errors:
         nothing = "the run cannot continue with these settings"
-    elif not stages:
+    elif stages:
+        nothing = "there is nothing to resume: training begins"
+    else:
         nothing = "every stage is finished; a larger SOLVER.MAX_ITER would train on"
-    text = "; ".join(texts) or nothing
-    return Finding("resume", text, errors, warnings)
+    return Finding("resume", "; ".join(texts) or nothing, errors, warnings)
+
+
+def _fixed_teacher_errors(cfg: CfgNode, before: Mapping[str, Any]) -> Iterator[S4MError]:
+    """Refuse another length of stage 1 after stage 2 has begun."""
+    asked = cfg.S4M.TEACHER.MAX_ITER
+    trained = before.get(MAX_ITER, asked)
+    if asked not in (0, trained):
+        yield ConfigError(
+            f"S4M.TEACHER.MAX_ITER is {asked}, but stage 2 in '{cfg.OUTPUT_DIR}' has begun with a "
+            f"teacher of {trained} iterations, which stays what it is. Leave it at {trained} "
+            "(SOLVER.MAX_ITER trains stage 2 longer), or start a new run in another OUTPUT_DIR."
+        )
 
 
 def _schedule(cfg: CfgNode, stages: Sequence[str]) -> str:

@@ -20,8 +20,13 @@ from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.checks.findings import Finding, raise_all
 from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.engine.own_data import own_data_files as files
-from s4m_d2.engine.own_data.derived_settings import DataFacts, Derived, Machine, apply, derive
-from s4m_d2.engine.own_data.own_data_facts import data_facts
+from s4m_d2.engine.own_data.derived_settings import (
+    DataFacts,
+    Machine,
+    apply,
+    data_facts,
+    derive,
+)
 from s4m_d2.engine.stages import run_config, runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.files import digest
@@ -213,50 +218,52 @@ def _drawn(labeled: Annotations, parts: Sequence[Annotations], fraction: float) 
     return [names[key] for key in draw_validation(classes_of, fraction)]
 
 
-def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_only: bool) -> OwnData:
-    """The data of a new run; derived settings go into ``cfg``."""
+def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[str]]:
+    """All labeled images, those to train on, the validation set; what the user should know."""
     data = cfg.S4M.DATA
     images, val_images = _image_dirs(cfg)
     parts = [_read(*pair) for pair in zip(data.LABELED, images, strict=True)]
     labeled, notes = merge_annotations(parts)
     if data.VAL:
-        validation = _read(data.VAL, val_images, classes=labeled.classes)
-    else:
-        draws = bool(labeled.records and data.VAL_FRACTION)
-        validation = labeled.part(_drawn(labeled, parts, data.VAL_FRACTION) if draws else ())
-    held_out = {validation.name(record) for record in validation.records}
-    train = {labeled.name(record) for record in labeled.records} - (set() if data.VAL else held_out)
+        return labeled, labeled, _read(data.VAL, val_images, classes=labeled.classes), notes
+    draws = bool(labeled.records and data.VAL_FRACTION)
+    held_out = _drawn(labeled, parts, data.VAL_FRACTION) if draws else []
+    train = {labeled.name(record) for record in labeled.records} - {*held_out}
+    return labeled, labeled.part(train), labeled.part(held_out), notes
+
+
+def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_only: bool) -> OwnData:
+    """The data of a new run; derived settings go into ``cfg``."""
+    data, folder = cfg.S4M.DATA, os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
+    labeled, train, validation, notes = _split(cfg)
+    held_out = sorted(validation.name(record) for record in validation.records)
     unlabeled: list[str] = []
     left_out: dict[str, int] = {}
-    folder = os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
     if runs_stage(cfg, "student") and not eval_only:
-        paths = [record["file_name"] for record in labeled.part(train).records]
+        paths = [record["file_name"] for record in train.records]
         frames = os.path.join(folder, files.FRAMES)
         unlabeled, left_out = list_unlabeled(
-            data.UNLABELED, sorted(held_out), validation.image_root, paths, frames, data.EVERY
+            data.UNLABELED, held_out, validation.image_root, paths, frames, data.EVERY
         )
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
     facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
-    classes = Derived(_CLASSES, len(labeled.classes), "categories of the json")
-    settings = [classes] if _CLASSES not in explicit else []
-    apply(cfg, settings)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else 0
-    derived, kept = derive(cfg, facts, Machine(memory, num_processes), explicit)
-    stored = files.StoredData(
-        classes=tuple(labeled.classes),
-        settings=(*settings, *derived),
-        unlabeled=tuple(unlabeled),
-        labeled_digest=_labeled_digest(cfg),
-        val_digest=digest(data.VAL) if data.VAL else "",
-        left_out=left_out,
-        has_val=bool(data.VAL or held_out),
-        image_root=labeled.image_root,
-    )
+    settings, kept = derive(cfg, facts, Machine(memory, num_processes), explicit)
+    has_val = bool(data.VAL or held_out)
     return OwnData(
-        stored=stored,
-        labeled=labeled.part(train),
-        validation=validation if stored.has_val else None,
+        stored=files.StoredData(
+            classes=tuple(labeled.classes),
+            settings=tuple(settings),
+            unlabeled=tuple(unlabeled),
+            labeled_digest=_labeled_digest(cfg),
+            val_digest=digest(data.VAL) if data.VAL else "",
+            left_out=left_out,
+            has_val=has_val,
+            image_root=labeled.image_root,
+        ),
+        labeled=train,
+        validation=validation if has_val else None,
         ground_truth=os.path.join(folder, files.EVALUATED if eval_only else files.VAL),
         folder=folder,
         is_new=not eval_only,
@@ -275,7 +282,8 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
             "--resume cannot go on with stage 2. Start that in another OUTPUT_DIR, without "
             f"--resume, with S4M.STAGE student S4M.TEACHER_WEIGHTS {weights}"
         )
-    apply(cfg, [setting for setting in stored.settings if setting.key not in explicit])
+    kept = [setting.key for setting in stored.settings if setting.key in explicit]
+    apply(cfg, [setting for setting in stored.settings if setting.key not in kept])
     folders, val_images = _image_dirs(cfg)
     has_changed = _labeled_digest(cfg) != stored.labeled_digest  # other files, of other folders
     images = has_changed and stored.image_root or os.path.commonpath(folders)
@@ -288,16 +296,7 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
         root = val_images if stored.val_digest else images
         validation = _read(truth, root, classes=train.classes)
     notes = _evaluation_notes(validation) if eval_only else _changes(cfg, stored)
-    return OwnData(
-        stored=stored,
-        labeled=train,
-        validation=validation,
-        ground_truth=truth,
-        folder=folder,
-        is_new=False,
-        notes=list(notes),
-        kept=[setting.key for setting in stored.settings if setting.key in explicit],
-    )
+    return OwnData(stored, train, validation, truth, folder, False, list(notes), kept)
 
 
 def _notes(
