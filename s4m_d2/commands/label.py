@@ -45,6 +45,7 @@ from s4m_d2.engine.labeling.gate import RESULT, RefinementGate
 from s4m_d2.engine.labeling.labeler import Labeler
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import derive_seed
+from s4m_d2.engine.training.continuing import remove_lines
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.formats import FORMATS
 from s4m_d2.report import read_results, write_results
@@ -101,8 +102,9 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
     problems: dict[str, str] = {}
     if left:
         predict = _predictor(cfg, args)
-        with open(os.path.join(args.output, f"labels-{rank}.jsonl"), "a+b") as file:
-            _drop_torn_line(file)
+        rows = os.path.join(args.output, f"labels-{rank}.jsonl")
+        remove_lines(rows, sys.maxsize)  # the last one, if a kill has torn it
+        with open(rows, "ab") as file:
             for path in tqdm(left, unit="image", disable=None):
                 torch.manual_seed(derive_seed(cfg.SEED, "label", path))  # of SAM's clicks
                 try:
@@ -211,15 +213,6 @@ def labeled_rows(folder: str) -> Iterator[dict[str, Any]]:
             for line in file:
                 if line.endswith(b"\n"):  # else torn by a kill
                     yield json.loads(line)
-
-
-def _drop_torn_line(file: Any) -> None:
-    """Cut what follows the last whole line of a file that is open for appending."""
-    file.seek(0)
-    whole = 0
-    for line in file:
-        whole += len(line) if line.endswith(b"\n") else 0
-    file.truncate(whole)
 
 
 if __name__ == "__main__":

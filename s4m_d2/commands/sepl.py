@@ -121,10 +121,15 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def score_table(report: Mapping[str, Any]) -> str:
     """A Markdown table in percent: a row per class, then mIoU and pixel accuracy."""
+
+    def percent(value: float, column: str) -> str:
+        sign = "+" if column == "gain" else ""
+        return "–" if math.isnan(value) else f"{100 * value:{sign}.2f}"
+
     rows = report["iou"] | {"mIoU": report["miou"], "pixel accuracy": report["pixel_accuracy"]}
     columns = list(report["miou"])
     cells = [
-        (name.replace("|", r"\|"), *(_percent(values[key], key) for key in columns))
+        (name.replace("|", r"\|"), *(percent(values[key], key) for key in columns))
         for name, values in rows.items()
     ]
     align = ("left", *("right" for _ in columns))
@@ -155,11 +160,6 @@ def visualize(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _percent(value: float, column: str) -> str:
-    sign = "+" if column == "gain" else ""
-    return "–" if math.isnan(value) else f"{100 * value:{sign}.2f}"
-
-
 def _class_names(args: argparse.Namespace) -> tuple[str, ...]:
     return class_names(args.preset or "voc", args.num_classes, args.class_names)
 
@@ -171,13 +171,13 @@ def _label_folders(args: argparse.Namespace, num_classes: int) -> LabelFolders:
 
 def _mask_source(args: argparse.Namespace) -> Path | SamMasks:
     given = {name: value for name in SAM_OPTIONS if (value := getattr(args, name)) is not None}
+    if args.masks is not None and given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(
+            f"--masks takes the masks of '{args.masks}' as they are, but {options} concern masks "
+            "that SAM makes. Leave them out, or give --sam instead of --masks."
+        )
     if args.masks is not None:
-        if given:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ConfigError(
-                f"--masks takes the masks of '{args.masks}' as they are, but {options} concern "
-                "masks that SAM makes. Leave them out, or give --sam instead of --masks."
-            )
         return args.masks
     if args.images is None:
         raise ConfigError("--sam needs --images: SAM makes the masks of images")

@@ -149,7 +149,7 @@ def write_results(results: Mapping[str, Any], path: str | os.PathLike[str]) -> N
         file.write("\n")
 
 
-def read_results(path: str) -> dict[str, Any]:
+def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a file of :func:`write_results`."""
     with open(path) as file:
         return json.load(file)
