@@ -82,11 +82,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
 
 
 def label(args: argparse.Namespace, overrides: list[str]) -> int:
-    """Label what is not labeled yet; alone, also write the format.
-
-    Raises:
-        S4MError: settings, weights, images or the output folder are wrong.
-    """
+    """Label what is not labeled yet; alone, also write the format."""
     score = [] if args.score is None else ["S4M.PSEUDO_LABEL.SCORE_THRESH", str(args.score)]
     once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", ONE_INSTANCE]  # one label an instance, to correct
     cfg = model_config(args.config_file, args.weights, [*once, *overrides, *score])
@@ -121,11 +117,7 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def merge(folder: str) -> int:
-    """Write the format of a folder from what is labeled in it; the exit status.
-
-    Raises:
-        ConfigError: it is no folder of this command, or nothing is labeled in it.
-    """
+    """Write the format of a folder from what is labeled in it; the exit status."""
     settings = read_settings(folder)
     images = instances = 0
     for row in labeled_rows(folder):
@@ -139,11 +131,7 @@ def merge(folder: str) -> int:
 
 
 def read_settings(folder: str) -> dict[str, Any]:
-    """With what a folder was labeled.
-
-    Raises:
-        ConfigError: it is no folder of this command.
-    """
+    """With what a folder was labeled; ConfigError if it is no folder of this command."""
     try:
         return read_results(os.path.join(folder, SETTINGS))
     except (OSError, ValueError) as error:
@@ -185,11 +173,7 @@ def _predictor(cfg: CfgNode, args: argparse.Namespace) -> Predictor:
 
 
 def _label(predict: Predictor, path: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The row of an image.
-
-    Raises:
-        DatasetError: it cannot be read.
-    """
+    """The row of an image; DatasetError if it cannot be read."""
     image = read_image(os.path.join(args.images, path), "RGB")
     found = predict(image)
     rles = as_rles(found.pred_masks)

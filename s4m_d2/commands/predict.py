@@ -73,11 +73,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
-    """Predict on all inputs and write the results.
-
-    Raises:
-        S4MError: settings, weights or the output folder are invalid; predictions.json is unchanged.
-    """
+    """Predict on all inputs and write the results; after an error these are as they were."""
     for key, value in (("SIZE", args.tile), ("OVERLAP", args.overlap)):
         overrides += [] if value is None else [f"INPUT.TILE.{key}", str(value)]
     cfg = model_config(args.config_file, args.weights, overrides)
@@ -119,9 +115,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
 def _draw(item: Media, output: str, look: Callable[..., np.ndarray]) -> None:
     """Predict on one file and write ``output``, a path without a suffix.
 
-    Raises:
-        DatasetError: the file cannot be read, or a video not to its end; frames that were read are
-            among the results.
+    DatasetError if it cannot be read, or a video not to its end; frames before are results.
     """
     if not item.is_video:
         write_png(look(read_image(item.path, "RGB"), file_name=item.path), f"{output}.png")

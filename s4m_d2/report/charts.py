@@ -160,11 +160,7 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
-    """Chart of mask AP over iterations, if it was measured more than once.
-
-    Args:
-        reference: AP of the stage-1 teacher, for stage 2.
-    """
+    """Mask AP over iterations, if measured more than once; ``reference``: the stage-1 teacher's."""
     found = {
         stage.model_name(key.split("/")[:-2]): curve
         for key, curve in stage.curves.by_name.items()

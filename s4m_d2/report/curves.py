@@ -129,11 +129,7 @@ def _thinned(pairs: np.ndarray, width: int) -> Curve:
 
 
 def write_results(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write nested results as JSON; numbers that are not finite become null.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
+    """Write nested results as JSON; numbers that are not finite become null."""
 
     def plain(value):
         if isinstance(value, Mapping):

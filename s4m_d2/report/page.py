@@ -26,15 +26,7 @@ Models = Mapping[str, Mapping[str, float | None]]
 
 
 def write_report(folder: str, problem: str = "") -> str:
-    """Write the report of a run from the files in its output folder; returns the page's path.
-
-    Args:
-        problem: why the run ended early, if it did.
-
-    Raises:
-        DatasetError: the folder contains no run.
-        OutputError: the page cannot be written.
-    """
+    """Write the page of :func:`read_run` into the folder of the run; returns its path."""
     page = render_page(read_run(folder, problem))
     path = os.path.join(folder, REPORT)
     with atomic_write(path, "wb") as file:

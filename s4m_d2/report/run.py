@@ -118,11 +118,7 @@ class Stage:
         return with_masks(self.results, ())
 
     def model_name(self, path: Sequence[str]) -> str:
-        """Name of a model and, if there are several data sets, of the data set.
-
-        Args:
-            path: keys of its mask results in the results of the stage.
-        """
+        """Name of the model and, if there are several, data set with mask results at these keys."""
         is_ema = tuple(path[:1]) == (OF_TEACHER,)
         own = "stage-1 teacher" if self.name == "teacher" else "student"
         return ", ".join(filter(None, ("EMA teacher" if is_ema else own, "/".join(path[is_ema:]))))
@@ -165,13 +161,9 @@ class Run:
 
 
 def read_run(output_dir: str, problem: str = "") -> Run:
-    """Read a run; what is missing or damaged is left out.
+    """Read a run, in which ``problem`` is why it ended early; DatasetError if there is none.
 
-    Args:
-        problem: why the run ended early, if it did.
-
-    Raises:
-        DatasetError: the folder contains no run.
+    What is missing or damaged is left out.
     """
     folder = Path(output_dir)
     config, settings = "", {}

@@ -198,10 +198,10 @@ def without_images(content):
 REFUSED = {
     "no labeled json": ({"labeled": None}, {}, ConfigError, "--labeled"),
     "no unlabeled folder": ({"unlabeled": None}, {}, DatasetError, "--unlabeled"),
-    "missing files": (
-        {"labeled": "no.json", "images": "no", "unlabeled": "nowhere", "val": "x.json"}, {},
-        DatasetError, r"(?s)4 problems.*--labeled.*no\.json.*--images.*--val.*--unlabeled",
-    ),
+    "no such json": ({"labeled": "no.json"}, {}, DatasetError, r"no\.json: .*--labeled"),
+    "no such images": ({"images": "no"}, {}, DatasetError, "not in .*/no: .*--images"),
+    "no such folder": ({"unlabeled": "nowhere"}, {}, DatasetError, "/nowhere .*--unlabeled"),
+    "no such set": ({"val": "x.json"}, {}, DatasetError, r"x\.json: .*--val "),
     "fraction": ({}, {"S4M__DATA__VAL_FRACTION": 1.0}, InputError, "VAL_FRACTION is 1.0"),
     "names too": ({}, {"DATASETS__TRAIN": "('x',)"}, ConfigError, "DATASETS.TRAIN and S4M.DATA"),
 }  # fmt: skip

@@ -105,7 +105,7 @@ def config_errors(
         eval_only: check only what evaluation needs.
         num_processes: that share a batch; default: those of this run.
     """
-    errors: list[S4MError] = [*_value_errors(cfg)]
+    errors: list[S4MError] = [*value_errors(cfg)]
     if eval_only:
         if not cfg.DATASETS.TEST:
             errors.append(ConfigError("DATASETS.TEST is empty: name the data set to evaluate on."))
@@ -126,7 +126,8 @@ def _get(cfg: CfgNode, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), cfg)
 
 
-def _value_errors(cfg: CfgNode) -> Iterator[S4MError]:
+def value_errors(cfg: CfgNode) -> Iterator[S4MError]:
+    """Errors of settings that are out of range or unknown, whatever they are used for."""
     for keys, (expected, passes) in _RULES.items():
         for key in keys.split():
             if not passes(_get(cfg, key)):

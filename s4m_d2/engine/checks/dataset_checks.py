@@ -26,20 +26,15 @@ Mapper = Callable[[dict], dict]
 
 
 def check_datasets(cfg: CfgNode) -> None:
-    """Load every data set of a training run and check a few images of each.
-
-    Raises:
-        ConfigError: the number of classes is not the data set's.
-        DatasetError: a data set is unknown, missing or empty; an image or annotation is damaged, of
-            another size or of a class out of range; an image is in two sets, or twice in one. All
-            problems are listed.
-    """
+    """Load every data set of a training run, decode a few images of each; raise all problems."""
     raise_all(error for finding in dataset_findings(cfg) for error in finding.errors)
 
 
 def dataset_findings(cfg: CfgNode, settings_are_right: bool = True) -> Iterator[Finding]:
-    """As :func:`check_datasets`, as lines of a report: per data set one, and one for its classes.
+    """Lines of a report: per data set one, and one for its classes.
 
+    Errors are data sets that are unknown, missing, empty or of another number of classes, images
+    and annotations that are damaged or do not fit, and images in two sets, or twice in one.
     Unreadable unlabeled images are no error (training skips and counts them), unless none of the
     sampled images can be read. If settings are invalid, images are decoded but not augmented.
     """

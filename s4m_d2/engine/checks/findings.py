@@ -66,11 +66,7 @@ def attempt(build: Callable[..., _T], *args: Any) -> tuple[_T | None, list[S4MEr
 
 
 def raise_all(errors: Iterable[S4MError]) -> None:
-    """Raise one error of the first one's type with the messages of all.
-
-    Raises:
-        S4MError: if there is at least one.
-    """
+    """Raise one error of the first one's type with the messages of all, if there are any."""
     errors = list(errors)
     if len(errors) == 1:
         raise errors[0]

@@ -58,9 +58,6 @@ def preflight(
         num_processes: that share a batch, on all machines.
         num_local: those on this machine; default: all.
         with_sam: also measure SAM on labeled images, where that takes seconds.
-
-    Returns:
-        the report with all problems.
     """
     num_local = num_processes if num_local is None else num_local
     errors = config_errors(cfg, num_processes=num_processes)
@@ -89,13 +86,7 @@ def preflight(
 
 
 def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> Finding:
-    """Line of the report with each changed setting as a warning or an error.
-
-    Args:
-        cfg: of a whole run.
-        stages: that remain to be trained.
-        num_processes: that share a batch, on all machines.
-    """
+    """Where a run goes on with the stages that remain, and each setting that has changed."""
     texts: list[str] = []
     errors: list[S4MError] = []
     warnings: list[str] = []

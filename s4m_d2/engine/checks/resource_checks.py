@@ -35,11 +35,7 @@ _OPTIMIZER_COPIES = {"ADAMW": 2, "SGD": 1}  # tensors of a trained parameter's s
 
 
 def model_blueprint(cfg: CfgNode) -> nn.Module:
-    """The model of a run with names and shapes, and without values or SAM.
-
-    Raises:
-        S4MError: as building the model does.
-    """
+    """The model of a run with names and shapes, without values or SAM; S4MError as its builder."""
     build = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     return _without_values(stage_config(cfg, "student"), build)
 
@@ -47,11 +43,7 @@ def model_blueprint(cfg: CfgNode) -> nn.Module:
 def sam_blueprint(cfg: CfgNode, *, with_users: bool = True) -> SamBackend:
     """The SAM of a run, its file checked, without values where it can be built so.
 
-    Args:
-        with_users: build the parts that consult it, too.
-
-    Raises:
-        S4MError: as building the backend, or such a part, does.
+    With the parts that consult it, unless ``with_users`` is False; S4MError as their builders.
     """
 
     def build(cfg: CfgNode) -> SamBackend:
@@ -175,11 +167,7 @@ def _file_finding(
 
 
 def check_output_dir(cfg: CfgNode, *, resume: bool) -> None:
-    """Refuse to write a new run over an old one; make the folder.
-
-    Raises:
-        ConfigError: OUTPUT_DIR cannot be written, or holds a run and ``resume`` is False.
-    """
+    """Make OUTPUT_DIR; ConfigError if it cannot be written, or holds a run that is not resumed."""
     raise_all(output_dir_errors(cfg, resume=resume))
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from detectron2.config import CfgNode, get_cfg
 
 from s4m_d2.config import add_s4m_config
-from s4m_d2.engine.checks.config_checks import check_config
+from s4m_d2.engine.checks.config_checks import value_errors
+from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.own_data.own_data import OwnData, load_run
 from s4m_d2.engine.stages import last_weights, run_config
@@ -68,11 +69,7 @@ def num_processes(args: argparse.Namespace) -> int:
 
 
 def command_parser(description: str | None, *, overrides: bool = False) -> argparse.ArgumentParser:
-    """Make a parser whose help shows a module's docstring as it is.
-
-    Args:
-        overrides: the command also takes KEY VALUE pairs (:func:`split_overrides`).
-    """
+    """Make a parser whose help shows a docstring as it is; ``overrides``: KEY VALUE pairs too."""
     return argparse.ArgumentParser(
         usage="%(prog)s [options] [KEY VALUE ...]" if overrides else None,
         description=description,
@@ -95,11 +92,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, model: str, required: 
 def model_config(config_file: str | None, weights: str, overrides: Sequence[str]) -> CfgNode:
     """Load and check the config of a run whose model is used without a data set.
 
-    Args:
-        config_file: None: that of the run that wrote the weights, OUTPUT_DIR/stage/file.
-
-    Raises:
-        S4MError: there is no config, or settings are invalid.
+    Without a file, that of the run that wrote the weights, OUTPUT_DIR/stage/file.
     """
     found = config_file or os.path.join(os.path.dirname(weights), "..", "config.yaml")
     if not config_file and not os.path.isfile(found):
@@ -108,24 +101,15 @@ def model_config(config_file: str | None, weights: str, overrides: Sequence[str]
             "exist). Give the run's config as --config-file."
         )
     cfg = run_config(load_config(found, overrides))
-    checked = cfg.clone()
-    checked.defrost()
-    checked.DATASETS.TEST = cfg.DATASETS.TEST or ("none",)  # needed for evaluation only
-    check_config(checked, eval_only=True)
+    raise_all(value_errors(cfg))
     return cfg
 
 
 def split_overrides(words: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
-    """Split a command line before the first config key into options and KEY VALUE pairs.
+    """Split a command line (None: this one's) before the first config key into options and pairs.
 
     So the last option may take several values: argparse alone would take keys as such. A key starts
-    with a section of the config (IMG_1.JPG does not).
-
-    Args:
-        words: None: ``sys.argv``.
-
-    Raises:
-        ConfigError: an option follows overrides.
+    with a section of the config (IMG_1.JPG does not). ConfigError if an option follows overrides.
 
     >>> split_overrides(["--input", "a.jpg", "b.jpg", "MODEL.DEVICE", "cpu"])
     (['--input', 'a.jpg', 'b.jpg'], ['MODEL.DEVICE', 'cpu'])
@@ -143,11 +127,7 @@ def split_overrides(words: Sequence[str] | None = None) -> tuple[list[str], list
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse options of Detectron2's argument parser that are out of range or misplaced.
-
-    Raises:
-        ConfigError: names the option and what was expected.
-    """
+    """Refuse options of Detectron2's argument parser that are out of range or misplaced."""
     for option in ("num_gpus", "num_machines"):
         if getattr(args, option) < 1:
             raise ConfigError(

@@ -61,9 +61,6 @@ def check(args: argparse.Namespace) -> PreflightReport:
     """Check a training run before any process is started.
 
     Without ``--check``, the first process locks OUTPUT_DIR, and creates it if there is no error.
-
-    Raises:
-        ConfigError: another run uses OUTPUT_DIR.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus))  # torchrun's
     started = num_processes(args)
@@ -84,15 +81,9 @@ def check(args: argparse.Namespace) -> PreflightReport:
 def train(
     cfg: CfgNode, *, resume: bool, checked: Iterable[Finding] = ()
 ) -> Mapping[str, Any] | None:
-    """Run the stages of S4M.STAGE, with ``resume`` only unfinished ones.
+    """Run the stages of S4M.STAGE, with ``resume`` only unfinished ones; the last one's results.
 
-    OUTPUT_DIR/report.html is written at the end, also after an error.
-
-    Args:
-        checked: findings of the checks before training, for the report.
-
-    Returns:
-        results of the last stage's trainer.
+    OUTPUT_DIR/report.html, with what was ``checked``, is written at the end, also after an error.
     """
     if comm.is_main_process():
         logger.info("s4m_d2 of this run: %s", write_facts(cfg.OUTPUT_DIR, checked)["s4m_d2"])
@@ -115,11 +106,7 @@ def train(
 
 
 def evaluate(cfg: CfgNode) -> dict[str, Any]:
-    """Evaluate MODEL.WEIGHTS: the student, the teacher or both, as S4M.EVAL says.
-
-    Raises:
-        WeightsError: MODEL.WEIGHTS is empty or does not hold what is evaluated.
-    """
+    """Evaluate MODEL.WEIGHTS: the student, the teacher or both, as S4M.EVAL says."""
     if not cfg.MODEL.WEIGHTS:
         raise WeightsError("--eval-only needs MODEL.WEIGHTS: the checkpoint to evaluate.")
     cfg = stage_config(cfg, "student")
@@ -140,10 +127,7 @@ def lock_run(folder: str) -> None:
     """Lock an existing folder for this process until it ends.
 
     It is a record lock of the system, which forked processes do not keep; the file names the owner.
-    Without effect if the file system does not support locks.
-
-    Raises:
-        ConfigError: another process has the lock.
+    Without effect if the file system does not support locks. ConfigError: another process has it.
     """
     if fcntl is None:
         return
@@ -169,11 +153,7 @@ def lock_run(folder: str) -> None:
 
 
 def write_facts(folder: str, findings: Iterable[Finding] = ()) -> dict[str, str]:
-    """Write the findings of the checks before training, and versions, by name.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
+    """Write the findings of the checks before training, and versions, by name."""
     facts: dict[str, str] = {}
     for f in findings:  # some have the same name
         text = f.text + f" ({f.status})" * (f.status != "ok")
@@ -235,12 +215,7 @@ def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None =
     """Draw validation images with a stage's final models, unless S4M.FIGURES has drawn them.
 
     In the main process, one by one and resized as in evaluation, so that it needs no more memory.
-    Errors are logged as warnings.
-
-    Args:
-        cfg: config of the stage.
-        model: the trained model, without wrappers.
-        labeling: of stage 2.
+    Errors are logged as warnings. ``cfg`` is the stage's, ``labeling`` that of stage 2.
     """
     if not comm.is_main_process() or not cfg.DATASETS.TEST:
         return

@@ -58,33 +58,21 @@ _PIXELS_LOOKED_AT = 1 << 28  # of encoded masks, evenly spaced ones
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Statistics from which the settings are derived.
+    """Statistics from which the settings are derived."""
 
-    Attributes:
-        classes: number of categories.
-        height, width, long_side, short_side: medians over the labeled images, px.
-        labeled: number of training images with instances.
-        unlabeled, validation: numbers of images.
-        most_instances: largest number of instances of an image.
-        instance_share: median of the instances' shares of their image's area.
-        in_one_piece: share of instances with a connected mask.
-        tile: side of suitable tiles, px, 0: none; and the reason.
-        unit: "a tile" if all of this, except ``validation``, is of tiles instead of images.
-    """
-
-    classes: int
-    height: float
+    classes: int  #: number of categories
+    height: float  #: medians over the labeled images, px
     width: float
     long_side: float
     short_side: float
-    labeled: int
-    unlabeled: int
+    labeled: int  #: number of training images with instances
+    unlabeled: int  #: numbers of images
     validation: int
-    most_instances: int
-    instance_share: float
-    in_one_piece: float = 0.0
-    tile: tuple[int, str] = (0, "")
-    unit: str = "an image"
+    most_instances: int  #: largest number of instances of an image
+    instance_share: float  #: median of the instances' shares of their image's area
+    in_one_piece: float = 0.0  #: share of instances with a connected mask
+    tile: tuple[int, str] = (0, "")  #: side of suitable tiles, px, 0: none; and the reason
+    unit: str = "an image"  #: "a tile": all of this, except ``validation``, is of tiles
 
     @property
     def units(self) -> str:
@@ -133,15 +121,10 @@ class Derived:
 def derive(
     cfg: CfgNode, facts: DataFacts, machine: Machine, explicit: Collection[str]
 ) -> tuple[list[Derived], list[str]]:
-    """Set the keys that the user did not set, in a config that is not frozen.
-
-    Args:
-        cfg: with the user's settings; changed.
-        explicit: keys set by the user.
+    """Set the keys that are not ``explicit`` (the user's) in a config that is not frozen.
 
     Returns:
-        the derived settings, each of which depends only on earlier ones; the keys that the user
-        set.
+        the derived settings, each of which depends only on earlier ones; the explicit keys.
     """
     settings, kept = [], []
     for rule in (_sizes, _model, _batch, _iterations, _teacher_of_student, _instances, _periods):
@@ -343,15 +326,12 @@ def data_facts(
     validation: int,
     tiling: Tiling | None = None,
 ) -> DataFacts:
-    """Compute the statistics from which settings are derived.
+    """Compute the statistics; DatasetError if there is no image to train on.
 
     Args:
         train: those of the labeled images that are trained on.
         unlabeled, validation: numbers of images.
         tiling: tiles to use; None: :func:`suitable_tile`.
-
-    Raises:
-        DatasetError: there is no image to train on.
     """
     images = train.records
     if not images:

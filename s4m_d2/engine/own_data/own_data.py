@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from s4m_d2.data import splits
 from s4m_d2.data.annotations import Annotations, read_annotations
-from s4m_d2.data.listing import VIDEO_EXTENSIONS, list_unlabeled
+from s4m_d2.data.listing import list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.checks.findings import Finding, raise_all
@@ -39,8 +39,8 @@ _ARP, _ARP_GATED = "S4M.ARP.ENABLED", "S4M.ARP.GATED"
 _CLASSES = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
 _read = functools.partial(
     read_annotations,
-    remedy="--images and --val-images (S4M.DATA.IMAGES, VAL_IMAGES) name the folders that each "
-    "'file_name' of the json starts from.",
+    remedy="--labeled and --val (S4M.DATA.LABELED, VAL) name COCO files of instances, --images and "
+    "--val-images (S4M.DATA.IMAGES, VAL_IMAGES) the folders that each 'file_name' starts from.",
 )
 
 
@@ -60,11 +60,7 @@ class OwnData:
     def save(self, *, warn: bool = False) -> None:
         """Write what the run begins with, where that is not done; all processes call it.
 
-        Args:
-            warn: also log the notes, where no check before the run has shown them.
-
-        Raises:
-            OutputError: the system refuses to write.
+        ``warn``: also log the notes, where no check before the run has shown them.
         """
         if comm.is_main_process():
             if self.validation is not None and self.ground_truth != self.validation.json_file:
@@ -112,8 +108,7 @@ def load_run(
         a frozen config, and None where DATASETS names the data sets.
 
     Raises:
-        ConfigError: keys do not fit each other.
-        DatasetError: files or folders are missing, malformed or do not fit each other.
+        S4MError: keys, files or folders are missing, malformed or do not fit each other.
     """
     cfg, explicit = load_config(config_file, opts), explicit_keys(config_file, opts)
     cfg.defrost()
@@ -121,13 +116,13 @@ def load_run(
     if not any(getattr(cfg.S4M.DATA, key) for key in _PATHS):
         return run_config(cfg), None
     for key in filter(cfg.S4M.DATA.get, _PATHS):
-        cfg.S4M.DATA[key] = _absolute(cfg.S4M.DATA[key])
+        paths = cfg.S4M.DATA[key]
+        cfg.S4M.DATA[key] = _full(paths) if isinstance(paths, str) else tuple(map(_full, paths))
     folder = _stored_folder(cfg, resume, eval_only)
     raise_all(_key_errors(cfg, opts[::2]))
     if _CLASSES not in opts[::2]:  # of a file it is another data set's
         explicit.discard(_CLASSES)
     if folder is None:
-        raise_all(_missing_errors(cfg, eval_only))
         data = _begin(cfg, explicit, num_processes, eval_only)
     else:
         data = _continue(cfg, explicit, folder, eval_only)
@@ -143,10 +138,8 @@ def load_run(
     return run_config(cfg), data
 
 
-def _absolute(paths: str | Sequence[str]) -> str | tuple[str, ...]:
-    if isinstance(paths, str):
-        return os.path.abspath(os.path.expanduser(paths))
-    return tuple(os.path.abspath(os.path.expanduser(path)) for path in paths)
+def _full(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _key_errors(cfg: CfgNode, overrides: Sequence[str]) -> Iterator[S4MError]:
@@ -171,18 +164,6 @@ def _key_errors(cfg: CfgNode, overrides: Sequence[str]) -> Iterator[S4MError]:
                 f"{key} and S4M.DATA.LABELED (--labeled) are both given. Name registered data "
                 "sets, or your own files: not both."
             )
-
-
-def _missing_errors(cfg: CfgNode, eval_only: bool) -> Iterator[S4MError]:
-    for key in ("LABELED", "IMAGES", "VAL", "VAL_IMAGES", *(() if eval_only else ("UNLABELED",))):
-        is_json, option = key in ("LABELED", "VAL"), key.lower().replace("_", "-")
-        what = "file: give a COCO json of instances" if is_json else "folder: give one"
-        what += ", or a video" if key == "UNLABELED" else ""
-        paths = cfg.S4M.DATA[key]
-        for path in filter(None, [paths] if isinstance(paths, str) else paths):
-            is_file = is_json or key == "UNLABELED" and path.lower().endswith(VIDEO_EXTENSIONS)
-            if not (os.path.isfile if is_file else os.path.isdir)(path):
-                yield DatasetError(f"--{option} (S4M.DATA.{key}): {path} is no {what}.")
 
 
 def _stored_folder(cfg: CfgNode, resume: bool, eval_only: bool) -> str | None:
