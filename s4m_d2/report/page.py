@@ -14,7 +14,7 @@ from s4m_d2.errors import printable
 from s4m_d2.files import atomic_write
 from s4m_d2.report.charts import ap_chart, number, stage_charts
 from s4m_d2.report.curves import finite
-from s4m_d2.report.run import Run, Stage, read_run
+from s4m_d2.report.run import Run, Stage
 
 REPORT = "report.html"  # in OUTPUT_DIR
 MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -26,8 +26,8 @@ Models = Mapping[str, Mapping[str, float | None]]
 
 
 def write_report(folder: str, problem: str = "") -> str:
-    """Write the page of :func:`read_run` into the folder of the run; returns its path."""
-    page = render_page(read_run(folder, problem))
+    """Write the page of a run into its folder (arguments as of :class:`Run`); returns its path."""
+    page = render_page(Run(folder, problem))
     path = os.path.join(folder, REPORT)
     with atomic_write(path, "wb") as file:
         file.write(page.encode("utf-8", "replace"))

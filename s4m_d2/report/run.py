@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import yaml
 from PIL import Image
 
 from s4m_d2.errors import DatasetError
-from s4m_d2.report.curves import Curves, read_curves, read_results
+from s4m_d2.report.curves import read_curves, read_results
 
 logger = logging.getLogger(__name__)
 
@@ -61,35 +60,31 @@ SHOWN = """
 """.split()
 
 
-@dataclass
 class Stage:
-    """One of the two trainings."""
+    """One of the two trainings, read from its folder.
 
-    name: str  #: "teacher" or "student"
-    curves: Curves  #: of its metrics.json
-    results: Mapping[str, Any]  #: of its last evaluation, nested as by Detectron2; {}: none
-    iterations: int  #: of the whole stage; 0: unknown
-    burn_in: int  #: of stage 2
-    finished: bool  #: whether its final checkpoint exists
+    Attributes:
+        name: "teacher" or "student".
+        curves: of its metrics.json.
+        results: of its last evaluation, nested as by Detectron2; {}: none.
+        finished: whether its final checkpoint exists.
+        iterations: of the whole stage; 0: unknown.
+        burn_in: of stage 2.
+    """
 
-    @classmethod
-    def read(cls, folder: Path, settings: Mapping[str, Any]) -> Stage:
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         def iterations(key: str) -> int:
             value = settings.get(key)
             return value if isinstance(value, int) else 0
 
-        name, results = folder.name, _read_json(folder / "results.json")
-        finished = (folder / "model_final.pth").is_file()
-        done = results.get("iterations") if finished else 0
-        own = iterations("S4M.TEACHER.MAX_ITER") if name == "teacher" else 0
-        return cls(
-            name=name,
-            curves=read_curves(folder / "metrics.json"),
-            results=results,
-            iterations=done or own or iterations("SOLVER.MAX_ITER"),
-            burn_in=iterations("S4M.BURN_IN") if name == "student" else 0,
-            finished=finished,
-        )
+        self.name = folder.name
+        self.curves = read_curves(folder / "metrics.json")
+        self.results = _read_json(folder / "results.json")
+        self.finished = (folder / "model_final.pth").is_file()
+        done = self.results.get("iterations") if self.finished else 0
+        own = iterations("S4M.TEACHER.MAX_ITER") if self.name == "teacher" else 0
+        self.iterations = done or own or iterations("SOLVER.MAX_ITER")
+        self.burn_in = iterations("S4M.BURN_IN") if self.name == "student" else 0
 
     @property
     def title(self) -> str:
@@ -132,18 +127,39 @@ class Picture(NamedTuple):
     size: tuple[int, int]  # (width, height) px
 
 
-@dataclass
 class Run:
-    """Everything that a page shows."""
+    """Everything that a page shows; what is missing or damaged is left out.
 
-    name: str
-    stages: Sequence[Stage]  #: those with a folder
-    settings: Mapping[str, Any]  #: by dotted key; {}: unreadable
-    config: str  #: text of the config file; "": missing
-    facts: Mapping[str, str]  #: findings of checks, measurements, versions
-    pictures: Sequence[Picture]
-    problem: str  #: why the run ended early; "": it did not
-    written: str  #: time at which the page was made
+    Args:
+        output_dir: folder of the run.
+        problem: why it ended early; "": it did not.
+
+    Raises:
+        DatasetError: the folder contains no run.
+    """
+
+    def __init__(self, output_dir: str, problem: str = "") -> None:
+        folder = Path(output_dir)
+        self.name, self.problem = os.path.basename(os.path.abspath(output_dir)), problem
+        self.config = ""  # the file's text
+        self.settings: dict[str, Any] = {}  # by dotted key
+        with suppress(OSError):
+            self.config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
+        with suppress(Exception):  # PyYAML raises many kinds
+            self.settings = dict(_by_key(yaml.safe_load(self.config)))
+        present = [name for name in TITLES if (folder / name).is_dir()]
+        if not self.config and not present:
+            raise DatasetError(
+                f"'{output_dir}' holds no run: expected {CONFIG} or the folders "
+                f"{' and '.join(TITLES)}. Give the OUTPUT_DIR of a training."
+            )
+        self.stages = [Stage(folder / name, self.settings) for name in present]
+        self.facts = _read_json(folder / FACTS)  # findings of checks, measurements, versions
+        for name, file in MEASURED.items():
+            if text := _read_json(folder / file).get("text"):
+                self.facts[name] = text
+        self.pictures = _pictures(folder, present)
+        self.written = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
 
     def shown_settings(self) -> list[tuple[str, str]]:
         """(key, text) of the settings to show."""
@@ -158,39 +174,6 @@ class Run:
         without = {"teacher": stage == "student" or weights, "student": stage == "teacher"}
         finished = {stage.name for stage in self.stages if stage.finished}
         return finished >= {name for name in TITLES if not without[name]}
-
-
-def read_run(output_dir: str, problem: str = "") -> Run:
-    """Read a run, in which ``problem`` is why it ended early; DatasetError if there is none.
-
-    What is missing or damaged is left out.
-    """
-    folder = Path(output_dir)
-    config, settings = "", {}
-    with suppress(OSError):
-        config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
-    with suppress(Exception):  # PyYAML raises many kinds
-        settings = dict(_by_key(yaml.safe_load(config)))
-    present = [name for name in TITLES if (folder / name).is_dir()]
-    if not config and not present:
-        raise DatasetError(
-            f"'{output_dir}' holds no run: expected {CONFIG} or the folders "
-            f"{' and '.join(TITLES)}. Give the OUTPUT_DIR of a training."
-        )
-    facts = _read_json(folder / FACTS)
-    for name, file in MEASURED.items():
-        if text := _read_json(folder / file).get("text"):
-            facts[name] = text
-    return Run(
-        name=os.path.basename(os.path.abspath(output_dir)),
-        stages=[Stage.read(folder / name, settings) for name in present],
-        settings=settings,
-        config=config,
-        facts={name: str(text) for name, text in facts.items()},
-        pictures=_pictures(folder, present),
-        problem=problem,
-        written=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
-    )
 
 
 def _by_key(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
