@@ -62,7 +62,6 @@ FOLLOW = [
     (GPU, (), sized(480, 640), SIZES, (640, 480, 640)),
     (GPU, (), sized(641, 481), SIZES, (672, 504, 672)),
     (GPU, (), sized(3000, 4000), SIZES, (1024, 768, 1024)),
-    (CPU, (), sized(64, 128), SIZES, (128, 64, 128)),
     (CPU, (), sized(20, 20), SIZES, (32, 32, 32)),
     # Tiles are enlarged to what it can do.
     (CPU, (), TILE, ("INPUT.TILE.SIZE", *SIZES), (160, 192, 192, 192)),
@@ -71,18 +70,14 @@ FOLLOW = [
     # Queries for half as many instances again, and as many detections whatever the user sets.
     (CPU, (), {"most_instances": 66}, QUERIES, (100, 100)),
     (CPU, (), {"most_instances": 67}, QUERIES, (150, 150)),
-    (CPU, (), {"most_instances": 100}, QUERIES, (150, 150)),
-    (CPU, (), {"most_instances": 101}, QUERIES, (200, 200)),
     (CPU, (QUERIES[0], 20), {"most_instances": 156}, QUERIES, (20, 250)),
     (CPU, (QUERIES[0], 400), {"most_instances": 156}, QUERIES, (400, 400)),
     # The batch fits memory, images and processes.
     (CPU, (), {}, BATCH, (4,)),
-    (CPU, (), {"labeled": 3}, BATCH, (3,)),
     (CPU, (), {"labeled": 1}, BATCH, (2,)),  # ARP needs two
     (GPU, (), sized(480, 640), BATCH, (4,)),  # (0.9 * 24 - 6) / 2 / (0.5 + 2.75 * 0.41): 640 x 640
     (LARGE, (), {"labeled": 400, **sized(1024, 1024)}, BATCH, (9,)),
     (LARGE, (), {"labeled": 400, **sized(100, 100)}, BATCH, (16,)),
-    (Machine(80 * GIB, 4), (), {"labeled": 400}, BATCH, (16,)),
     (Machine(80 * GIB, 3), (), {"labeled": 400}, BATCH, (15,)),
     (Machine(24 * GIB, 4), (), {"labeled": 400, **sized(1024, 1024)}, BATCH, (8,)),
     (Machine(0, 2), (), {"labeled": 6}, BATCH, (6,)),

@@ -191,10 +191,6 @@ def test_classes_without_an_instance_and_too_few_queries_are_named(changed, read
     assert "no instance of tram" in absent and "NUM_OBJECT_QUERIES is 3" in queries
 
 
-def without_images(content):
-    content.update(images=[], annotations=[])
-
-
 REFUSED = {
     "no labeled json": ({"labeled": None}, {}, ConfigError, "--labeled"),
     "no unlabeled folder": ({"unlabeled": None}, {}, DatasetError, "--unlabeled"),
@@ -214,14 +210,7 @@ def test_options_that_cannot_work_are_named(data, read, mistake):
         read(own_options(data, **options), **changes)
 
 
-def test_data_that_cannot_work_are_named(changed, read):
-    (changed / "empty").mkdir()
-    with pytest.raises(DatasetError, match="holds no image"):
-        read(own_options(changed, unlabeled=changed / "empty"))
-    (changed / "val.json").write_text((changed / "annotations.json").read_text())
-    change_json(changed / "val.json", lambda c: c["categories"][0].update(name="bike"))
-    with pytest.raises(DatasetError, match=r"val\.json.* bike"):
-        read(own_options(changed, val=changed / "val.json"))
-    change_json(changed / "annotations.json", without_images)
+def test_a_json_without_images_is_refused(changed, read):
+    change_json(changed / "annotations.json", lambda c: c.update(images=[], annotations=[]))
     with pytest.raises(DatasetError, match="no image to train on"):
         read(own_options(changed))

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from s4m_d2.engine.checks.config_checks import check_config
-from s4m_d2.engine.checks.resource_checks import check_output_dir, sam_finding
+from s4m_d2.engine.checks.resource_checks import sam_finding
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError, S4MError
 
@@ -97,16 +97,6 @@ def test_an_evaluation_needs_a_test_set_and_a_device_has_to_be_there(monkeypatch
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"MODEL\.DEVICE"):
         check_config(config({"MODEL.DEVICE": "cuda"}), num_processes=1)
-
-
-def test_an_old_run_is_not_written_over(tmp_path):
-    cfg = config({"OUTPUT_DIR": str(tmp_path / "run")})
-    check_output_dir(cfg, resume=False)
-    (tmp_path / "run" / "teacher").mkdir()
-    (tmp_path / "run" / "teacher" / "last_checkpoint").touch()
-    with pytest.raises(ConfigError, match="teacher'.*--resume"):
-        check_output_dir(cfg, resume=False)
-    check_output_dir(cfg, resume=True)
 
 
 def test_the_file_comes_before_the_overrides_and_the_config_is_frozen(tmp_path):

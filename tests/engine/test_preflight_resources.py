@@ -1,4 +1,4 @@
-"""Disk and memory: the estimates against what runs write and hold."""
+"""Disk and memory: estimates by hand, and what is compared with them."""
 
 import os
 import shutil
@@ -11,7 +11,6 @@ import torch
 from segment_anything import sam_model_registry
 from torch import nn
 
-from s4m_d2.engine import S4MTrainer, TeacherTrainer, stage_config
 from s4m_d2.engine.checks import resource_checks
 from s4m_d2.engine.checks.resource_checks import (
     checkpoint_bytes,
@@ -28,15 +27,6 @@ from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.own_data.derived_settings import activation_bytes
 from s4m_d2.engine.stages import STAGES
 
-SCHEDULE = {
-    "SOLVER__MAX_ITER": 3,
-    "SOLVER__CHECKPOINT_PERIOD": 2,
-    "S4M__TEACHER__MAX_ITER": 3,
-    "S4M__BURN_IN": 1,
-    "S4M__DISTILL__ENABLED": False,
-    "S4M__REFINE__ENABLED": False,
-    "S4M__ARP__ENABLED": False,
-}
 GIB = 1 << 30
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DiskUsage = namedtuple("DiskUsage", "total used free")
@@ -52,45 +42,7 @@ class Tiny(nn.Module):
         self.register_buffer("counts", torch.zeros(2))
 
 
-def train(trainer):
-    Path(trainer.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    trainer.resume_or_load(resume=False)
-    trainer.train()
-    return trainer
-
-
-def held_bytes(trainer):
-    """Of the tensors of a trainer: weights, gradients, optimizer's state."""
-    model = trainer.trained_model
-    tensors = [*model.parameters(), *model.buffers()]
-    tensors += [p.grad for p in model.parameters() if p.grad is not None]
-    for state in trainer.optimizer.state.values():
-        tensors += [value for key, value in state.items() if key != "step"]
-    if hasattr(trainer, "teacher"):
-        tensors += [*trainer.teacher.model.parameters(), *trainer.teacher.model.buffers()]
-    return sum(value.numel() * value.element_size() for value in tensors)
-
-
-def test_estimates_of_both_stages_against_what_they_write_and_hold(small_config):
-    cfg = small_config(**SCHEDULE)
-    model = model_blueprint(cfg)
-    teacher = train(TeacherTrainer(stage_config(cfg, "teacher")))
-    weights = f"{teacher.cfg.OUTPUT_DIR}/model_final.pth"
-    trainers = {
-        "teacher": teacher,
-        "student": train(S4MTrainer(stage_config(cfg, "student"), weights)),
-    }
-    for stage, trainer in trainers.items():
-        files = list(Path(trainer.cfg.OUTPUT_DIR).glob("*.pth"))
-        assert len(files) == kept_checkpoints(trainer.cfg) == 2
-        tensors = 8 * len(model.state_dict())  # of either model and the optimizer, with names
-        for file in files:
-            estimate = checkpoint_bytes(trainer.cfg, stage, model)
-            assert estimate < file.stat().st_size < estimate + 330 * tensors
-        assert stage_memory(cfg, stage, model, None) == held_bytes(trainer)
-
-
-def test_memory_by_hand(small_config):
+def test_memory_by_hand_and_sam_where_it_is_consulted(small_config):
     for stage, optimizer, processes, expected in (
         # weights 12 + 5 + 2, gradients 12, optimizer 2 x 12
         ("teacher", "ADAMW", 1, 4 * (19 + 12 + 24)),
@@ -100,9 +52,6 @@ def test_memory_by_hand(small_config):
     ):
         cfg = small_config(SOLVER__OPTIMIZER=optimizer)
         assert stage_memory(cfg, stage, Tiny(), None, processes) == expected
-
-
-def test_sam_counts_in_the_stages_that_consult_it(small_config):
     sam, cfg = sam_blueprint(small_config()), small_config(S4M__REFINE__ENABLED=False)
     extra = [stage_memory(cfg, s, Tiny(), sam) - stage_memory(cfg, s, Tiny(), None) for s in STAGES]
     assert extra == [sam_bytes(sam), 0]
@@ -154,17 +103,22 @@ def test_the_memory_of_this_machine_is_known_in_bytes():
     assert total / 1000 < resource_checks.available_memory("cpu") <= total
 
 
-def test_an_output_folder_is_judged_without_making_it(small_config, tmp_path):
+def test_an_output_folder_is_judged_without_making_it_and_old_runs_stay(small_config, tmp_path):
     deep = small_config(OUTPUT_DIR=str(tmp_path / "a" / "b"))
     assert not list(output_dir_errors(deep, resume=False))
     assert not (tmp_path / "a").exists()
     (tmp_path / "a").touch()
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "teacher").mkdir(parents=True)
     (tmp_path / "run" / "student").touch()
     for cfg, file in ((deep, "a"), (small_config(), "run/student")):
         for resume in (False, True):
             errors = list(output_dir_errors(cfg, resume=resume))
-            assert f"'{tmp_path}/{file}'" in str(errors[0])
+            assert len(errors) == 1 and f"'{tmp_path}/{file}'" in str(errors[0])
+    (tmp_path / "run" / "student").unlink()
+    (tmp_path / "run" / "teacher" / "last_checkpoint").touch()
+    [error] = output_dir_errors(small_config(), resume=False)
+    assert "teacher'" in str(error) and "--resume" in str(error)
+    assert not list(output_dir_errors(small_config(), resume=True))
 
 
 def test_the_estimate_errs_by_two_percent_of_what_was_planned():
