@@ -60,11 +60,6 @@ SETTINGS = ".label.json"  # of OUT: with what it was labeled; LabelMe's files ha
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 all done, 1 an error, or images that cannot be read."""
     words, overrides = split_overrides(arguments)
-    args = parse_args(words)
-    return merge(args.output) if args.merge else label(args, overrides)
-
-
-def parse_args(words: list[str]) -> argparse.Namespace:
     parser = command_parser(__doc__, overrides=True)
     add_model_options(parser, model="teacher", required=False)
     add = parser.add_argument
@@ -76,9 +71,11 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     add("--min-area", type=natural, default=0, metavar="PX", help="of a mask (default: 0)")
     add("--max-instances", type=natural, default=0, help="the best of an image; 0: all (default)")
     args = parser.parse_args(words)
-    if not args.merge and not (args.weights and args.images):
+    if args.merge:
+        return merge(args.output)
+    if not (args.weights and args.images):
         parser.error("--weights and --images are needed, or --merge")
-    return args
+    return label(args, overrides)
 
 
 def label(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -52,10 +52,6 @@ OVERLAYS = "overlays"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 all done, 1 an error, or files that cannot be read."""
     words, overrides = split_overrides(arguments)
-    return run(parse_args(words), overrides)
-
-
-def parse_args(words: list[str]) -> argparse.Namespace:
     parser = command_parser(__doc__, overrides=True)
     add_model_options(parser, model="student", required=True)
     add = parser.add_argument
@@ -69,7 +65,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
         help="minimum overlap of neighboring tiles, as a share of the side (default: 0.2)",
     )  # fmt: skip
     add("--force", action="store_true", help="replace what --output holds")
-    return parser.parse_args(words)
+    return run(parser.parse_args(words), overrides)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:

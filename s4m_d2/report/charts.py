@@ -102,8 +102,7 @@ class Chart(NamedTuple):
     title: str
     unit: str  #: of the values
     lines: Sequence[Line]  #: at least one
-    #: Iterations with a name; those within the range of the data are drawn.
-    marks: Sequence[tuple[float, str]] = ()
+    burn_in: int = 0  #: its end is marked, if it is within the range of the data
     from_zero: bool = True  #: the axis of values includes 0
 
     def uri(self) -> str:
@@ -114,7 +113,12 @@ class Chart(NamedTuple):
         return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
     def in_words(self) -> str:
-        return f"{self.title}, {self.unit}: {'; '.join(map(_in_words, self.lines))}"
+        said = []
+        for name, curve, *_ in self.lines:
+            values = (curve.mean[0], curve.mean[-1], curve.low.min(), curve.high.max())
+            first, last, least, most = map(number, values)
+            said.append(f"{name} from {first} to {last}, least {least}, greatest {most}")
+        return f"{self.title}, {self.unit}: {'; '.join(said)}"
 
     def figure(self) -> Figure:
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
@@ -132,20 +136,12 @@ class Chart(NamedTuple):
         axes.set_xlabel("iteration", labelpad=1)
         axes.set_title(self.unit, loc="left", fontsize="medium")
         first, last = axes.dataLim.intervalx
-        for iteration, name in self.marks:
-            if first <= iteration <= last:
-                axes.axvline(iteration, color="gray", linestyle=":", linewidth=1)
-                side = "right" if iteration > (first + last) / 2 else "left"
-                top: dict[str, Any] = {"va": "top", "transform": axes.get_xaxis_transform()}
-                axes.text(iteration, 1, f" {name} ", ha=side, **top)
+        if self.burn_in and first <= self.burn_in <= last:
+            axes.axvline(self.burn_in, color="gray", linestyle=":", linewidth=1)
+            side = "right" if self.burn_in > (first + last) / 2 else "left"
+            top: dict[str, Any] = {"va": "top", "transform": axes.get_xaxis_transform()}
+            axes.text(self.burn_in, 1, " burn-in ends ", ha=side, **top)
         return figure
-
-
-def _in_words(line: Line) -> str:
-    curve = line.curve
-    values = (curve.mean[0], curve.mean[-1], curve.low.min(), curve.high.max())
-    first, last, least, most = map(number, values)
-    return f"{line.name} from {first} to {last}, least {least}, greatest {most}"
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -178,7 +174,7 @@ def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
         constant = Curve(ends, flat, flat, flat, reference)
         lines.append(Line("stage-1 teacher, at its end", constant, len(CURVES) - 1, dashed=True))
     title = f"Mask AP while the {stage.name} is trained"
-    return [Chart(title, "AP on validation images", lines, _marks(stage))]
+    return [Chart(title, "AP on validation images", lines, stage.burn_in)]
 
 
 def stage_charts(stage: Stage) -> list[Chart]:
@@ -199,9 +195,5 @@ def stage_charts(stage: Stage) -> list[Chart]:
         if shown:
             colored = enumerate(shown)
             lines = [Line(n, c, color, dashed=color >= len(CURVES)) for color, (n, c) in colored]
-            charts.append(Chart(title, unit, lines, _marks(stage), from_zero=unit != "IoU"))
+            charts.append(Chart(title, unit, lines, stage.burn_in, from_zero=unit != "IoU"))
     return charts
-
-
-def _marks(stage: Stage) -> list[tuple[float, str]]:
-    return [(stage.burn_in, "burn-in ends")] if stage.burn_in else []
