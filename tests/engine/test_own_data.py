@@ -1,6 +1,5 @@
 """Own data: classes, split, settings and what is refused, before training starts."""
 
-
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog

@@ -1,7 +1,5 @@
 """Files of weights are compared with models without values, as loading them would."""
 
-import io
-
 import pytest
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -104,20 +102,9 @@ def test_a_look_at_a_file_reports_what_loading_it_does(small_config, real_model,
     assert (dropped in seen.missing) == dropped.startswith("backbone")
 
 
-def half(content):
-    return content[: len(content) // 2]
-
-
-def fewer_blocks(content):
-    state = torch.load(io.BytesIO(content), weights_only=True)
-    torch.save({k: v for k, v in state.items() if "blocks.5" not in k}, file := io.BytesIO())
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("change", [half, fewer_blocks, lambda content: b"<html>not found</html>"])
-def test_a_damaged_or_other_sam_is_an_error_of_its_line(small_config, tmp_path, change):
+def test_a_damaged_sam_is_an_error_of_its_line(small_config, tmp_path):
     path = tmp_path / "sam.pth"
-    path.write_bytes(change(TOYSCAPES_WEIGHTS.read_bytes()))
+    path.write_bytes(TOYSCAPES_WEIGHTS.read_bytes()[:-1000])
     sam, line = sam_finding(small_config(S4M__SAM__CHECKPOINT=str(path)))
     assert sam is None and str(path) in str(line.errors[0])
 
