@@ -23,6 +23,7 @@ from .own_runs import (
     change_json,
     copied,
     make_data,
+    only,
     overrides,
     own_options,
     parsed,
@@ -200,7 +201,7 @@ def test_a_run_starts_from_another_by_class_names_with_corrected_images(finished
     assert "tram" in str(trainer.checkpointer.last_report)
 
     own.save()  # other files do not change a run that has begun
-    only = ["--config-file", CONFIG, *own_options(data), "--resume", *small]
-    _, resumed = read_config(parsed(only))
+    words = ["--config-file", CONFIG, *own_options(data), "--resume", *small]
+    _, resumed = read_config(parsed(words))
     assert resumed.stored == own.stored and len(resumed.notes) == 1
     assert len(resumed.labeled.records) == len(own.labeled.records)

@@ -96,7 +96,7 @@ def test_memory_is_compared_with_what_processes_of_a_machine_share(small_config,
     for device, processes, parts in (({}, 1, 1), ({}, 2, 2), (gpu, 2, 1)):
         cfg = small_config(**device)
         needed = parts * stage_memory(cfg, "student", Tiny(), None, processes)
-        for available, status in ((needed, "ok"), (needed - 1, "warning")):
+        for available, status in ((None, "ok"), (needed, "ok"), (needed - 1, "warning")):
             monkeypatch.setattr(resource_checks, "available_memory", lambda _, size=available: size)
             options = {"num_processes": processes, "num_local": processes}
             assert memory_finding(cfg, Tiny(), None, STAGES, **options).status == status
