@@ -116,7 +116,7 @@ def _timm_config() -> CN:
 
 def _s4m_config() -> CN:
     s4m = CN()
-    s4m.STAGE = "both"  # both: teacher, then student; teacher: stage 1 only; student: stage 2 only
+    s4m.STAGE = "both"  # both stages; teacher: stage 1 only; student: all but stage 1
     s4m.TEACHER_WEIGHTS = ""  # stage-1 checkpoint; when set, stage 1 is skipped
     s4m.EVAL = "student"  # what --eval-only evaluates: student, teacher or both
 
@@ -135,6 +135,12 @@ def _s4m_config() -> CN:
     s4m.BURN_IN = 15000  # iterations during which the stage-1 teacher is frozen
     s4m.EMA_DECAY = 0.9996  # half-life 1,730 iterations; short schedules need a smaller one
     s4m.UNSUP_LOSS_WEIGHT = 2.0  # weight of all losses on pseudo-labels
+
+    # Last stage: the student of stage 2 is fine-tuned on the labeled images alone, in batches of
+    # SOLVER.IMS_PER_BATCH. It runs wherever stage 2 does.
+    s4m.FINETUNE = CN()
+    s4m.FINETUNE.MAX_ITER = 0  # iterations; 0: no such stage, as in the paper
+    s4m.FINETUNE.BASE_LR = 0.0  # learning rate; 0.0: a tenth of SOLVER.BASE_LR
 
     s4m.AMP_PRECISION = "float16"  # with SOLVER.AMP.ENABLED; or bfloat16, without loss scaling
     # TF32 for matrix products of float32 on a GPU: faster, with 10 instead of 23 bits. The default

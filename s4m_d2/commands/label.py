@@ -175,7 +175,7 @@ def _predictor(cfg: CfgNode, args: argparse.Namespace) -> Predictor:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     model, _ = load_model(cfg, args.weights, args.model)
     labeling = PseudoLabeling(cfg, EMATeacher(model, cfg.S4M.EMA_DECAY))
-    decision = os.path.join(os.path.dirname(args.weights), RESULT)
+    decision = os.path.join(os.path.dirname(args.weights), os.pardir, "student", RESULT)
     if cfg.S4M.REFINE.ENABLED and os.path.isfile(decision):
         RefinementGate(labeling=labeling).apply(read_results(decision))
     return Predictor(cfg, Labeler(labeling))

@@ -19,7 +19,13 @@ logger = logging.getLogger(__name__)
 
 MASKS = "segm"  # Detectron2's name for results on masks
 OF_TEACHER = "teacher"  # key of the EMA teacher's results in the student's
-TITLES = {"teacher": "Stage 1: teacher", "student": "Stage 2: student"}
+TITLES = {
+    "teacher": "Stage 1: teacher",
+    "student": "Stage 2: student",
+    "finetune": "Last stage: fine-tuning",
+}
+MODELS = {"teacher": "stage-1 teacher", "student": "student", "finetune": "fine-tuned student"}
+FINETUNE = "S4M.FINETUNE.MAX_ITER"
 MOST_PICTURES = 14
 MOST_SIDE = 1600  # px; larger pictures are reduced
 JPEG_QUALITY = 85
@@ -39,6 +45,7 @@ SHOWN = """
     S4M.DATA.LABELED S4M.DATA.UNLABELED S4M.DATA.VAL
     DATASETS.TRAIN DATASETS.UNLABELED DATASETS.TEST
     S4M.STAGE S4M.TEACHER_WEIGHTS S4M.TEACHER.MAX_ITER S4M.TEACHER.IMS_PER_BATCH
+    S4M.FINETUNE.MAX_ITER S4M.FINETUNE.BASE_LR
     SOLVER.MAX_ITER SOLVER.IMS_PER_BATCH S4M.UNLABELED_IMS_PER_BATCH S4M.BURN_IN S4M.EMA_DECAY
     SOLVER.OPTIMIZER SOLVER.BASE_LR SOLVER.LR_SCHEDULER_NAME
     S4M.DISTILL.ENABLED S4M.DISTILL.WEIGHT S4M.REFINE.ENABLED S4M.REFINE.METHOD
@@ -81,9 +88,9 @@ class Settings:
 
 @dataclass
 class Stage:
-    """One of the two trainings."""
+    """One of the trainings of a run."""
 
-    name: str  #: "teacher" or "student"
+    name: str  #: a key of TITLES
     curves: Curves  #: of its metrics.json
     #: Of its last evaluation, nested as by Detectron2; empty: none.
     results: Mapping[str, Any] = field(default_factory=dict)
@@ -94,6 +101,11 @@ class Stage:
     @property
     def title(self) -> str:
         return TITLES[self.name]
+
+    @property
+    def model(self) -> str:
+        """Name of the trained model."""
+        return MODELS[self.name]
 
     @property
     def done(self) -> int:
@@ -124,8 +136,8 @@ class Stage:
             path: keys of its mask results in the results of the stage.
         """
         is_ema = tuple(path[:1]) == (OF_TEACHER,)
-        own = "stage-1 teacher" if self.name == "teacher" else "student"
-        return ", ".join(filter(None, ("EMA teacher" if is_ema else own, "/".join(path[is_ema:]))))
+        name = "EMA teacher" if is_ema else self.model
+        return ", ".join(filter(None, (name, "/".join(path[is_ema:]))))
 
 
 class Picture(NamedTuple):
@@ -198,5 +210,6 @@ class Run:
         """Whether every stage that the config asks for is trained to its end."""
         stage, weights = self.settings.get("S4M.STAGE"), self.settings.get("S4M.TEACHER_WEIGHTS")
         without = {"teacher": stage == "student" or weights, "student": stage == "teacher"}
+        without["finetune"] = stage == "teacher" or not self.settings.count(FINETUNE)
         finished = {stage.name for stage in self.stages if stage.finished}
         return finished >= {name for name in TITLES if not without[name]}

@@ -153,6 +153,16 @@ def test_weights_and_teacher_have_a_line_each(small_config, real_model, tmp_path
     assert first.status == "warning"
 
 
+def test_fine_tuning_needs_the_student_of_this_run(small_config, real_model, tmp_path):
+    cfg = small_config(MODEL__WEIGHTS="nowhere.pth", S4M__FINETUNE__MAX_ITER=1)
+    path = tmp_path / "run" / "student" / "model_final.pth"
+    path.parent.mkdir(parents=True)
+    for state, status in (({}, "error"), (real_model.state_dict(), "ok")):
+        torch.save({"model": state}, path)
+        found = by_item(weight_findings(cfg, model_blueprint(cfg), ["finetune"], resume=True))
+        assert found["student"].status == status and found["first weights"].status == "ok"
+
+
 def test_stages_that_continue_need_no_other_weights(small_config, tmp_path):
     for stage in ("teacher", "student"):
         (tmp_path / "run" / stage).mkdir(parents=True)

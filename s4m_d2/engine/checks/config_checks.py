@@ -48,6 +48,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     """: ("1 or more", lambda v: v >= 1),
     """
     DATALOADER.NUM_WORKERS INPUT.TILE.SIZE S4M.BURN_IN S4M.DISTILL.WEIGHT S4M.FIGURES.PERIOD
+    S4M.FINETUNE.BASE_LR S4M.FINETUNE.MAX_ITER
     S4M.MAX_BAD_STEPS S4M.MAX_SKIPPED_IMAGES S4M.PSEUDO_LABEL.COUNT_BAND_ITERS
     S4M.PSEUDO_LABEL.MIN_AREA S4M.QUALITY.MAX_IMAGES S4M.QUALITY.PERIOD
     S4M.REFINE.SEPL.MIN_MASK_REGION_AREA S4M.TEACHER.IMS_PER_BATCH S4M.TEACHER.MAX_ITER
@@ -200,9 +201,9 @@ def _schedule_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
 
 
 def needs_sam(cfg: CfgNode, stage: str) -> bool:
-    """True if the "teacher" (stage 1) or the "student" (stage 2) of this run uses SAM."""
-    part = cfg.S4M.DISTILL if stage == "teacher" else cfg.S4M.REFINE
-    return part.ENABLED and runs_stage(cfg, stage)
+    """True if this run has the stage, and SAM is used in it."""
+    part = {"teacher": cfg.S4M.DISTILL, "student": cfg.S4M.REFINE}.get(stage)
+    return part is not None and part.ENABLED and runs_stage(cfg, stage)
 
 
 def sam_errors(cfg: CfgNode) -> list[S4MError]:

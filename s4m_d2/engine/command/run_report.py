@@ -196,7 +196,7 @@ def read_run(folder: str, problem: str = "") -> Run:
 
 
 def _stage(folder: str, name: str, settings: Settings) -> Stage:
-    own = settings.count("S4M.TEACHER.MAX_ITER") if name == "teacher" else 0
+    own = 0 if name == "student" else settings.count(f"S4M.{name.upper()}.MAX_ITER")
     results = stored_results(folder)
     finished = os.path.isfile(os.path.join(folder, FINAL_CHECKPOINT))
     done = results.get(ITERATIONS) if finished else 0

@@ -115,7 +115,8 @@ class FigureSet:
         """
         if labeling is None:
             backend = getattr(getattr(model, "distillation", None), "backend", None)
-            return cls(cfg, count, {"teacher": model}, None, backend, **options)
+            name = os.path.basename(cfg.OUTPUT_DIR)  # of the stage
+            return cls(cfg, count, {name: model}, None, backend, **options)
         models = {"student": model, "teacher": labeling.teacher.model}
         backend = getattr(labeling.refiner, "backend", None)
         return cls(cfg, count, models, labeling.teacher, backend, **options)

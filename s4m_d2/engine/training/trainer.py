@@ -1,4 +1,4 @@
-"""The trainers of the two stages, on Detectron2's ``DefaultTrainer``."""
+"""The trainers of the stages, on Detectron2's ``DefaultTrainer``."""
 
 from __future__ import annotations
 
@@ -219,6 +219,20 @@ class TeacherTrainer(DefaultTrainer):
             most = tiles * cfg.TEST.DETECTIONS_PER_IMAGE
         folder = os.path.join(cfg.OUTPUT_DIR, "inference")
         return build_evaluator(dataset_name, folder, max_detections=most)
+
+
+class FineTuneTrainer(TeacherTrainer):
+    """Last stage: stage 2's student (MODEL.WEIGHTS of the stage's config) on all labeled images."""
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        if resume and self.checkpointer.has_checkpoint():
+            super().resume_or_load(resume)
+        else:
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, [], require=True)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
+        return build.build_labeled_loader(cfg, start_iter)
 
 
 class S4MTrainer(TeacherTrainer):
