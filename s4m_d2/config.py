@@ -191,8 +191,8 @@ def _sam_config() -> CN:
     """The frozen SAM."""
     sam = CN()
     sam.BACKEND = "segment_anything"  # a name of SAM_BACKEND_REGISTRY
-    # segment_anything: vit_b, vit_l or vit_h. sam2: hiera_t, hiera_s, hiera_b+ or hiera_l.
-    # transformers: not used, the model is CHECKPOINT's.
+    # segment_anything: vit_b, vit_l, vit_h, or vit_t (MobileSAM; needs timm). sam2: hiera_t,
+    # hiera_s, hiera_b+ or hiera_l. transformers: not used, the model is CHECKPOINT's.
     sam.MODEL_TYPE = "vit_l"  # the paper uses hiera_l
     # A file. "": packaged weights (tiny, tiny_toyscapes). transformers: a folder with config.json
     # and model.safetensors, or a name on the Hugging Face hub that was downloaded before.

@@ -166,7 +166,10 @@ def test_fine_tuning_starts_with_the_student_and_continues_exactly(configs, whol
 
 def test_fine_tuning_takes_the_images_that_stage_one_leaves_to_the_gate(configs):
     changes = {"DATASETS__TRAIN": "('toyscapes_train',)", "S4M__REFINE__GATE": "auto"}
-    for stage, trainer, count in (("teacher", TeacherTrainer, 8), ("finetune", FineTuneTrainer, 10)):
+    for stage, trainer, count in (
+        ("teacher", TeacherTrainer, 8),
+        ("finetune", FineTuneTrainer, 10),
+    ):
         loader = trainer.build_train_loader(configs(stage, "gate", **changes))
         batches = itertools.islice(loader, 10)
         assert len({sample["file_name"] for batch in batches for sample in batch}) == count
