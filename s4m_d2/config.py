@@ -116,7 +116,7 @@ def _timm_config() -> CN:
 
 def _s4m_config() -> CN:
     s4m = CN()
-    s4m.STAGE = "both"  # both stages; teacher: stage 1 only; student: all but stage 1
+    s4m.STAGE = "both"  # both: teacher, then student; teacher: stage 1 only; student: stage 2 only
     s4m.TEACHER_WEIGHTS = ""  # stage-1 checkpoint; when set, stage 1 is skipped
     s4m.EVAL = "student"  # what --eval-only evaluates: student, teacher or both
 
