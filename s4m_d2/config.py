@@ -136,17 +136,12 @@ def _s4m_config() -> CN:
     s4m.EMA_DECAY = 0.9996  # half-life 1,730 iterations; short schedules need a smaller one
     s4m.UNSUP_LOSS_WEIGHT = 2.0  # weight of all losses on pseudo-labels
 
-    # Last stage: the student of stage 2 is fine-tuned on the labeled images alone, in batches of
-    # SOLVER.IMS_PER_BATCH. It runs wherever stage 2 does.
-    s4m.FINETUNE = CN()
-    s4m.FINETUNE.MAX_ITER = 0  # iterations; 0: no such stage, as in the paper
-    s4m.FINETUNE.BASE_LR = 0.0  # learning rate; 0.0: a tenth of SOLVER.BASE_LR
-
     s4m.AMP_PRECISION = "float16"  # with SOLVER.AMP.ENABLED; or bfloat16, without loss scaling
     # TF32 for matrix products of float32 on a GPU: faster, with 10 instead of 23 bits. The default
     # of PyTorch before 1.12, and of Mask2Former; convolutions always use it. Not measured yet.
     s4m.TF32 = True
 
+    s4m.FINETUNE = _finetune_config()
     s4m.DATA = _data_config()
     s4m.SAM = _sam_config()
     s4m.DISTILL = _distill_config()
@@ -169,6 +164,14 @@ def _s4m_config() -> CN:
     # consecutive steps skipped because a loss or gradient is not finite, before a run stops
     s4m.MAX_BAD_STEPS = 10
     return s4m
+
+
+def _finetune_config() -> CN:
+    """Last stage, after stage 2: its student learns from the labeled images alone."""
+    finetune = CN()
+    finetune.MAX_ITER = 0  # iterations of SOLVER.IMS_PER_BATCH images; 0: none, as in the paper
+    finetune.BASE_LR = 0.0  # learning rate; 0.0: a tenth of SOLVER.BASE_LR
+    return finetune
 
 
 def _data_config() -> CN:
