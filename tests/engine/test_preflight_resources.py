@@ -104,9 +104,12 @@ def test_memory_by_hand(small_config):
 
 
 def test_sam_counts_in_the_stages_that_consult_it(small_config):
-    sam, cfg = sam_blueprint(small_config()), small_config(S4M__REFINE__ENABLED=False)
-    extra = [stage_memory(cfg, s, Tiny(), sam) - stage_memory(cfg, s, Tiny(), None) for s in STAGES]
-    assert extra == [sam_bytes(sam), 0]
+    sam = sam_blueprint(small_config())
+    for refined in (False, True):
+        cfg = small_config(S4M__REFINE__ENABLED=refined, S4M__FINETUNE__MAX_ITER=1)
+        with_sam, without = ([stage_memory(cfg, s, Tiny(), x) for s in STAGES] for x in (sam, None))
+        extra = [a - b for a, b in zip(with_sam, without, strict=True)]
+        assert extra == [sam_bytes(sam), refined * sam_bytes(sam), 0]
 
 
 def test_how_many_checkpoints_stay(small_config):
