@@ -233,8 +233,22 @@ def _pseudo_label_config() -> CN:
     pseudo_label.MIN_AREA = 5.0  # minimum sum of mask probabilities, px at 1/4 resolution
     pseudo_label.MASK_THRESH = 0.5  # mask probability above which a pixel is part of the mask
     # Among pseudo-labels of an image whose refined masks have a larger IoU, only the one with the
-    # highest score is kept. 1.0: all are kept, as in the paper.
+    # highest product of score and mask quality is kept. 1.0: all are kept, as in the paper.
     pseudo_label.DUPLICATE_IOU = 1.0
+    # The same if they share more than this part of the smaller mask, which catches parts of an
+    # instance, but also instances in front of others. 1.0: all are kept.
+    pseudo_label.DUPLICATE_OVERLAP = 1.0
+    # Minimum quality of the refined mask, apart from the class probability: the mean of the
+    # teacher's mask probabilities inside its mask, times the IoU of its mask with the refined one,
+    # times the IoU that SAM predicts. 0.0: all are kept, as in the paper.
+    pseudo_label.MASK_QUALITY_THRESH = 0.0
+    # auto: SCORE_THRESH is lowered, down to half of it, for classes of which the teacher is less
+    # sure than of its surest one. fixed: one threshold for all classes, as in the paper.
+    pseudo_label.CLASS_THRESH = "fixed"
+    # True: that quality weights a pseudo-label in the class and the mask losses
+    pseudo_label.LABEL_WEIGHT = False
+    # True: the teacher's certainty of each pixel weights the masks' cross-entropy
+    pseudo_label.PIXEL_WEIGHT = False
     # float32: the teacher labels outside autocast; amp: as SOLVER.AMP (faster on a GPU). For SAM,
     # also in stage 1: S4M.SAM.PRECISION.
     pseudo_label.PRECISION = "float32"

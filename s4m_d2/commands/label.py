@@ -7,7 +7,7 @@
 
 Images are labeled as in stage 2: in tiles if the training used tiles, above a class probability,
 with masks refined by SAM unless the gate of the run switched that off. Of two labels with an IoU
-above 0.7 the one with the higher score is kept (S4M.PSEUDO_LABEL.DUPLICATE_IOU).
+above 0.7 the better one is kept (S4M.PSEUDO_LABEL.DUPLICATE_IOU).
 --format: coco (annotations.json), labelme (a json for each image) or label-studio (tasks.json and
 interface.xml). Finished images are stored in OUT/labels-*.jsonl: the same command continues a
 killed one. With several processes each labels its share; --merge then writes the format. Unreadable

@@ -1,6 +1,7 @@
 """Pseudo-label refinement: SAM's masks replace the teacher's (paper, section 3.3).
 
-A refiner is a callable ``(selections, images, image_sizes, generators) -> Refinement``.
+A refiner is a callable ``(selections, images, image_sizes, generators) -> Refinement``; its labels
+are those of the selections that have pixels (:func:`with_pixels`), in their order.
 ``S4M.REFINE.METHOD`` selects one of REFINER_REGISTRY, whose entries are builders
 ``(cfg, backend) -> refiner``.
 """
@@ -22,7 +23,7 @@ from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.sam.point_prompts import BOX_LABELS
 from s4m_d2.semi.mask_points import sample_points_in_batch
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.structures import PseudoLabels, known_areas, mask_areas, mask_boxes
+from s4m_d2.structures import MAX_BYTE, PseudoLabels, known_areas, mask_areas, mask_boxes
 from s4m_d2.transfers import to_device, to_host
 
 REFINER_REGISTRY = Registry("REFINER")
@@ -45,6 +46,7 @@ class Refinement:
         num_fallbacks: instances that kept the teacher's mask, because SAM returned none, an empty
             one, or one with too little agreement.
         num_instances: of how many; None: as many as ``predicted_ious``.
+        num_low_quality: dropped masks of low quality; None: not searched.
         num_duplicates: dropped duplicates; None: not searched.
     """
 
@@ -52,6 +54,7 @@ class Refinement:
     predicted_ious: Tensor
     num_fallbacks: int = 0
     num_instances: int | None = None
+    num_low_quality: int | None = None
     num_duplicates: int | None = None
 
 
@@ -272,6 +275,18 @@ def teacher_masks(
     logits = selection.mask_logits
     resize = _teacher_resize(logits, selection.content_size, image_size)
     return _threshold_in_chunks(logits, image_size, resize, logit_thresh)
+
+
+def teacher_doubts(selection: Selection, image_size: tuple[int, int]) -> Tensor:
+    """(N, *image_size) uint8: 255 times the probability that the teacher is wrong about a pixel,
+    min(p, 1 - p) of its mask probability p."""
+    logits = selection.mask_logits
+    resize = _teacher_resize(logits, selection.content_size, image_size)
+    doubts = torch.empty((len(logits), *image_size), dtype=torch.uint8, device=logits.device)
+    for start in range(0, len(logits), MASKS_AT_ONCE):
+        chunk = slice(start, start + MASKS_AT_ONCE)
+        doubts[chunk] = resize(logits[chunk]).abs_().neg_().sigmoid_().mul_(MAX_BYTE).round_()
+    return doubts
 
 
 def _teacher_resize(

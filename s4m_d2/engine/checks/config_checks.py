@@ -17,7 +17,7 @@ from s4m_d2.engine.checks.findings import collected, raise_all
 from s4m_d2.engine.figures.figure_set import FIGURES
 from s4m_d2.engine.labeling.gate import GATES, OFF
 from s4m_d2.engine.labeling.protocol import check_architecture
-from s4m_d2.engine.labeling.pseudo_labeling import AMP, FLOAT32
+from s4m_d2.engine.labeling.pseudo_labeling import AMP, AUTO, FIXED, FLOAT32
 from s4m_d2.engine.stages import STAGES, runs_stage
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, S4MError, WeightsError
@@ -34,7 +34,9 @@ _PACKAGED_SAMS = ("tiny", "tiny_toyscapes")  # the backends that need no checkpo
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     """
     MODEL.MASK_FORMER.TEST.DUPLICATE_IOU
-    S4M.PSEUDO_LABEL.DUPLICATE_IOU S4M.PSEUDO_LABEL.MASK_THRESH S4M.PSEUDO_LABEL.SCORE_THRESH
+    S4M.PSEUDO_LABEL.DUPLICATE_IOU S4M.PSEUDO_LABEL.DUPLICATE_OVERLAP
+    S4M.PSEUDO_LABEL.MASK_QUALITY_THRESH
+    S4M.PSEUDO_LABEL.MASK_THRESH S4M.PSEUDO_LABEL.SCORE_THRESH
     S4M.REFINE.MIN_AGREEMENT S4M.REFINE.SEPL.BOX_NMS_THRESH
     S4M.REFINE.SEPL.O_P_THRESH S4M.REFINE.SEPL.O_S_THRESH
     S4M.REFINE.SEPL.PRED_IOU_THRESH S4M.REFINE.SEPL.STABILITY_SCORE_THRESH
@@ -80,6 +82,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
     "S4M.AMP_PRECISION": PRECISIONS,
     "S4M.EVAL": ("student", "teacher", "both"),
+    "S4M.PSEUDO_LABEL.CLASS_THRESH": (FIXED, AUTO),
     "S4M.PSEUDO_LABEL.PRECISION": (AMP, FLOAT32),
     "S4M.REFINE.GATE": GATES,
     "S4M.REFINE.PROMPT": (*PROMPTS, AUTO_PROMPT),
