@@ -101,6 +101,7 @@ class TransformersBackend(PointPromptBackend):
         group: PromptGroup,
         there: PromptGroup,
         prompts: tuple[Tensor, Tensor, bool],
+        mask_prompts: Tensor | None,
         *,
         multimask: bool,
         masks: bool,
@@ -108,23 +109,30 @@ class TransformersBackend(PointPromptBackend):
     ) -> dict[str, Tensor]:
         embeddings, position = images
         tokens = self._prompt_tokens(*prompts)
-        no_mask = self.sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        encoder, start = self.sam.prompt_encoder, 0
+        dense, batch = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1), 1
         parts: list[dict[str, Tensor]] = []
         present, counts = np.unique(group.images, return_counts=True)  # rows ascend
         for image, own in zip(present.tolist(), tokens.split(counts.tolist()), strict=True):
             part, one = {}, slice(image, image + 1)
+            if mask_prompts is not None:  # a mask belongs to an image: each prompt gets its own
+                batch = len(own)
+                dense = encoder.mask_embed(mask_prompts[start : (start := start + batch), None])
             if masks:
                 logits, ratings, *_ = self.sam.mask_decoder(
-                    image_embeddings=embeddings[one],
-                    image_positional_embeddings=position,
-                    sparse_prompt_embeddings=own[None],
-                    dense_prompt_embeddings=no_mask,
+                    image_embeddings=_repeated(embeddings[one], batch),
+                    image_positional_embeddings=_repeated(position, batch),
+                    sparse_prompt_embeddings=own.unflatten(0, (batch, -1)),
+                    dense_prompt_embeddings=dense,
                     multimask_output=multimask,
-                    **self._maps([finer_map[one] for finer_map in finer_maps]),
+                    **self._maps([_repeated(finer_map[one], batch) for finer_map in finer_maps]),
                 )
-                part = {"mask_logits": logits[0], "iou_predictions": ratings[0]}
+                part = {
+                    "mask_logits": logits.flatten(0, 1),
+                    "iou_predictions": ratings.flatten(0, 1),
+                }
             if features:
-                part["features"] = self._transformed(embeddings[one] + no_mask, position, own)
+                part["features"] = self._transformed(embeddings[one] + dense, position, own)
             parts.append(part)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
@@ -162,6 +170,10 @@ class TransformersBackend(PointPromptBackend):
             attention_similarity=None,
         )
         return attended[:, 0].transpose(1, 2).unflatten(2, image.shape[2:])
+
+
+def _repeated(maps: Tensor, count: int) -> Tensor:
+    return maps.expand(count, -1, -1, -1)
 
 
 def find_model(checkpoint: str) -> Path:

@@ -184,6 +184,7 @@ class PointPromptBackend(SamBackend):
         points: Sequence[Tensor],
         labels: Sequence[Tensor] | None = None,
         *,
+        mask_prompts: Sequence[Tensor] | None = None,
         multimask: bool = True,
         masks: bool = True,
         features: bool = False,
@@ -201,10 +202,16 @@ class PointPromptBackend(SamBackend):
             clicks = self._frame_points(encoded, points)
             with computing_in(self.dtype, self.device):
                 images = self._prepare(encoded.embeddings, masks=masks)
+            shapes = (
+                None if mask_prompts is None else to_device(torch.cat([*mask_prompts]), self.device)
+            )
         for group, there in zip(groups, _groups_on_device(groups, self.device), strict=True):
             with computing_in(self.dtype, self.device):
                 prompts = clicks[there.points], there.labels, there.has_box
-                found = self._decode(images, encoded.finer_maps, group, there, prompts, **asked)
+                own = None if shapes is None else shapes[there.rows]
+                found = self._decode(
+                    images, encoded.finer_maps, group, there, prompts, own, **asked
+                )
             found = {name: values.float() for name, values in found.items()}
             if len(groups) == 1:  # all prompts, in their order
                 results = found
@@ -240,6 +247,7 @@ class PointPromptBackend(SamBackend):
         group: PromptGroup,
         there: PromptGroup,
         prompts: tuple[Tensor, Tensor, bool],
+        mask_prompts: Tensor | None,
         *,
         multimask: bool,
         masks: bool,
@@ -255,7 +263,7 @@ class PointPromptBackend(SamBackend):
             return {"features": images.after(group.images, points, labels, has_box)}
         embedded, position = images
         hidden, attended = transform_tokens(
-            self.decoder, embedded, position, there.images, points, labels, has_box
+            self.decoder, embedded, position, there.images, points, labels, has_box, mask_prompts
         )
         found = {"features": attended} if features else {}
         if masks:
