@@ -270,13 +270,14 @@ def _refine_config() -> CN:
     # if SAM's mask has a smaller IoU with the teacher's, the teacher's is kept; METHOD points only.
     # 0.0: as in the paper
     refine.MIN_AGREEMENT = 0.0
-    # points beside each mask that SAM's must not cover, in the nearest other masks; METHOD points
-    # only. 0: none, as in the paper
+    # negative points per mask, one in each of the nearest other masks; METHOD points only. 0: none,
+    # as in the paper
     refine.NEGATIVE_POINTS = 0
-    # the teacher's mask logits are part of SAM's prompt; METHOD points only. False: as in the paper
+    # the teacher's mask logits are part of the prompt, for a SAM that was trained with mask prompts
+    # (the packaged ones were not); METHOD points only. False: as in the paper
     refine.MASK_PROMPT = False
-    # prompts per mask, each with other points, of which SAM's answer with the highest predicted IoU
-    # is used; METHOD points only. 1: as in the paper
+    # prompts per mask, each with points of its own; the answer with the highest predicted IoU is
+    # used; METHOD points only. 1: as in the paper
     refine.TRIES = 1
     # warn or auto: stage 1 leaves out a fifth of the labeled images, on which the masks of its
     # teacher are measured before and after refinement; auto switches off what makes them worse, and
