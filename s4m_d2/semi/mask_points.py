@@ -74,10 +74,10 @@ def neighbor_points(selection: Selection, num_points: int) -> tuple[Tensor, Tens
     """
     masks, logits = selection.labels.masks, selection.mask_logits
     count, _, width = masks.shape
-    sides = [masks.sum(dim=dim, dtype=torch.float32) for dim in (2, 1)]
-    centers = torch.stack(
-        [side @ torch.arange(0.5, side.shape[1], device=side.device) for side in sides], dim=1
-    ) / sides[0].sum(dim=1, keepdim=True)
+    profiles = [masks.sum(dim=dim, dtype=torch.float32) for dim in (2, 1)]  # of rows, of columns
+    places = [torch.arange(part.shape[1], device=part.device) for part in profiles]
+    sums = [(part * place).sum(dim=1) for part, place in zip(profiles, places, strict=True)]
+    centers = torch.stack(sums, dim=1) / profiles[0].sum(dim=1, keepdim=True)
     distances = torch.cdist(centers, centers).fill_diagonal_(torch.inf)
     nearest = distances.topk(max(min(num_points, count - 1), 0), largest=False).indices
     points, labels = [centers.new_zeros(count, 0, 2)], [nearest.new_zeros(count, 0)]
