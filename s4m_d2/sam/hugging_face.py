@@ -107,8 +107,9 @@ class TransformersBackend(PointPromptBackend):
         features: bool,
     ) -> dict[str, Tensor]:
         embeddings, position = images
-        *clicks, mask_prompts = prompts
-        tokens, encoder = self._prompt_tokens(*clicks), self.sam.prompt_encoder
+        points, labels, has_box, mask_prompts = prompts
+        tokens = self._prompt_tokens(points, labels, has_box)
+        encoder = self.sam.prompt_encoder
         passes: list[tuple[Any, Tensor, Tensor]]  # images, tokens (images, prompts, T, C), masks
         if mask_prompts is None:
             no_mask = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
