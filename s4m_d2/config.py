@@ -141,6 +141,7 @@ def _s4m_config() -> CN:
     # of PyTorch before 1.12, and of Mask2Former; convolutions always use it. Not measured yet.
     s4m.TF32 = True
 
+    s4m.FINETUNE = _finetune_config()
     s4m.DATA = _data_config()
     s4m.SAM = _sam_config()
     s4m.DISTILL = _distill_config()
@@ -165,6 +166,14 @@ def _s4m_config() -> CN:
     return s4m
 
 
+def _finetune_config() -> CN:
+    """Last stage, after stage 2: its student learns from the labeled images alone."""
+    finetune = CN()
+    finetune.MAX_ITER = 0  # iterations of SOLVER.IMS_PER_BATCH images; 0: none, as in the paper
+    finetune.BASE_LR = 0.0  # learning rate; 0.0: a tenth of SOLVER.BASE_LR
+    return finetune
+
+
 def _data_config() -> CN:
     """Own data in files and folders (docs/own-data.md), instead of the names in DATASETS."""
     data = CN()
@@ -185,8 +194,8 @@ def _sam_config() -> CN:
     """The frozen SAM."""
     sam = CN()
     sam.BACKEND = "segment_anything"  # a name of SAM_BACKEND_REGISTRY
-    # segment_anything: vit_b, vit_l or vit_h. sam2: hiera_t, hiera_s, hiera_b+ or hiera_l.
-    # transformers: not used, the model is CHECKPOINT's.
+    # segment_anything: vit_b, vit_l, vit_h, or vit_t (MobileSAM; needs timm). sam2: hiera_t,
+    # hiera_s, hiera_b+ or hiera_l. transformers: not used, the model is CHECKPOINT's.
     sam.MODEL_TYPE = "vit_l"  # the paper uses hiera_l
     # A file. "": packaged weights (tiny, tiny_toyscapes). transformers: a folder with config.json
     # and model.safetensors, or a name on the Hugging Face hub that was downloaded before.
@@ -224,8 +233,22 @@ def _pseudo_label_config() -> CN:
     pseudo_label.MIN_AREA = 5.0  # minimum sum of mask probabilities, px at 1/4 resolution
     pseudo_label.MASK_THRESH = 0.5  # mask probability above which a pixel is part of the mask
     # Among pseudo-labels of an image whose refined masks have a larger IoU, only the one with the
-    # highest score is kept. 1.0: all are kept, as in the paper.
+    # highest product of score and mask quality is kept. 1.0: all are kept, as in the paper.
     pseudo_label.DUPLICATE_IOU = 1.0
+    # The same if they share more than this part of the smaller mask, which catches parts of an
+    # instance, but also instances in front of others. 1.0: all are kept.
+    pseudo_label.DUPLICATE_OVERLAP = 1.0
+    # Minimum quality of the refined mask, apart from the class probability: the mean of the
+    # teacher's mask probabilities inside its mask, times the IoU of its mask with the refined one,
+    # times the IoU that SAM predicts. 0.0: all are kept, as in the paper.
+    pseudo_label.MASK_QUALITY_THRESH = 0.0
+    # auto: SCORE_THRESH is lowered, down to half of it, for classes of which the teacher is less
+    # sure than of its surest one. fixed: one threshold for all classes, as in the paper.
+    pseudo_label.CLASS_THRESH = "fixed"
+    # True: that quality weights a pseudo-label in the class and the mask losses
+    pseudo_label.LABEL_WEIGHT = False
+    # True: the teacher's certainty of each pixel weights the masks' cross-entropy
+    pseudo_label.PIXEL_WEIGHT = False
     # float32: the teacher labels outside autocast; amp: as SOLVER.AMP (faster on a GPU). For SAM,
     # also in stage 1: S4M.SAM.PRECISION.
     pseudo_label.PRECISION = "float32"
@@ -247,6 +270,15 @@ def _refine_config() -> CN:
     # if SAM's mask has a smaller IoU with the teacher's, the teacher's is kept; METHOD points only.
     # 0.0: as in the paper
     refine.MIN_AGREEMENT = 0.0
+    # negative points per mask, one in each of the nearest other masks; METHOD points only. 0: none,
+    # as in the paper
+    refine.NEGATIVE_POINTS = 0
+    # the teacher's mask logits are part of the prompt, for a SAM that was trained with mask prompts
+    # (the packaged ones were not); METHOD points only. False: as in the paper
+    refine.MASK_PROMPT = False
+    # prompts per mask, each with points of its own; the answer with the highest predicted IoU is
+    # used; METHOD points only. 1: as in the paper
+    refine.TRIES = 1
     # warn or auto: stage 1 leaves out a fifth of the labeled images, on which the masks of its
     # teacher are measured before and after refinement; auto switches off what makes them worse, and
     # S4M.DISTILL if SAM's masks on labeled images, measured before, have an IoU below 0.6

@@ -14,7 +14,7 @@ from torch import Tensor
 from s4m_d2.errors import InputError
 from s4m_d2.transfers import to_device, to_host
 
-_MAX_BYTE = 255
+MAX_BYTE = 255
 # Values of masks that are converted to float at once: sums of so many pixels are exact in float32
 # (up to 2 ** 24).
 CHUNK_VALUES = 1 << 22
@@ -31,6 +31,10 @@ class PseudoLabels:
         areas: (N,) px of the masks, if known on the host; None: not fetched yet.
         sam_ious: (N,) float, the IoU that SAM predicts for its mask, nan where the mask is not
             SAM's; None: without SAM.
+        quality: (N,) float in [0, 1], of the masks (:mod:`s4m_d2.semi.mask_quality`); None: not
+            measured.
+        doubts: (N, H, W) uint8, the masks' uncertainty: in their cross-entropy a pixel weighs
+            1 - doubt / 255; None: 1.
 
     Raises:
         InputError: if the lengths, shapes or dtypes disagree.
@@ -41,6 +45,8 @@ class PseudoLabels:
     scores: Tensor
     areas: np.ndarray | None = None
     sam_ious: Tensor | None = None
+    quality: Tensor | None = None
+    doubts: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.masks.ndim != 3 or self.masks.dtype != torch.bool:
@@ -77,8 +83,12 @@ class PseudoLabels:
         """Keep the instances in these rows: a slice, or a non-empty array of indices."""
         areas = None if self.areas is None else self.areas[rows]
         index = rows if isinstance(rows, slice) else to_device(rows, self.masks.device)
-        ious = None if self.sam_ious is None else self.sam_ious[index]
-        return PseudoLabels(self.labels[index], self.masks[index], self.scores[index], areas, ious)
+        others = (
+            None if values is None else values[index]
+            for values in (self.sam_ious, self.quality, self.doubts)
+        )
+        parts = self.labels[index], self.masks[index], self.scores[index]
+        return PseudoLabels(*parts, areas, *others)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -87,17 +97,20 @@ class PseudoLabels:
 
     def with_masks(self, masks: Tensor) -> PseudoLabels:
         """Replace the masks by others, (N, H', W') bool, that are not SAM's."""
-        return replace(self, masks=masks, areas=None, sam_ious=None)
+        return replace(self, masks=masks, areas=None, sam_ious=None, quality=None, doubts=None)
 
-    def to_instances(self):
-        """Convert to ``detectron2.structures.Instances`` with gt_classes, gt_masks, gt_boxes."""
+    def to_instances(self, *, weighted: bool = False):
+        """Convert to ``detectron2.structures.Instances`` with gt_classes, gt_masks, gt_boxes, with
+        gt_doubts if there are any and, if ``weighted``, with gt_weights, the quality."""
         from detectron2.structures import BitMasks, Boxes, Instances
 
+        weights = {"gt_weights": self.quality if weighted else None, "gt_doubts": self.doubts}
         return Instances(
             self.image_size,
             gt_classes=self.labels,
             gt_masks=BitMasks(self.masks),
             gt_boxes=Boxes(mask_boxes(self.masks)),
+            **{name: values for name, values in weights.items() if values is not None},
         )
 
 
@@ -120,7 +133,7 @@ def mask_areas(masks: Tensor) -> Tensor:
 
     Columns are summed as bytes, in bands of at most 255 rows, which is fast.
     """
-    bands = masks.view(torch.uint8).split(_MAX_BYTE, dim=1)
+    bands = masks.view(torch.uint8).split(MAX_BYTE, dim=1)
     return torch.stack([band.sum(dim=1, dtype=torch.uint8).sum(dim=1) for band in bands]).sum(dim=0)
 
 

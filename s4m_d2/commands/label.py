@@ -7,7 +7,7 @@
 
 Images are labeled as in stage 2: in tiles if the training used tiles, above a class probability,
 with masks refined by SAM unless the gate of the run switched that off. Of two labels with an IoU
-above 0.7 the one with the higher score is kept (S4M.PSEUDO_LABEL.DUPLICATE_IOU).
+above 0.7 the better one is kept (S4M.PSEUDO_LABEL.DUPLICATE_IOU).
 --format: coco (annotations.json), labelme (a json for each image) or label-studio (tasks.json and
 interface.xml). Finished images are stored in OUT/labels-*.jsonl: the same command continues a
 killed one. With several processes each labels its share; --merge then writes the format. Unreadable
@@ -163,7 +163,7 @@ def _predictor(cfg: CfgNode, args: argparse.Namespace) -> Predictor:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     model, _ = load_model(cfg, args.weights, args.model)
     labeling = PseudoLabeling(cfg, EMATeacher(model, cfg.S4M.EMA_DECAY))
-    decision = os.path.join(os.path.dirname(args.weights), RESULT)
+    decision = os.path.join(os.path.dirname(args.weights), os.pardir, "student", RESULT)
     if cfg.S4M.REFINE.ENABLED and os.path.isfile(decision):
         RefinementGate(labeling=labeling).apply(read_results(decision))
     return Predictor(cfg, Labeler(labeling))

@@ -285,7 +285,7 @@ def _add_enhance_arguments(parser: argparse.ArgumentParser) -> None:
         help="NAME/ with a binary PNG per mask, or NAME.json(.gz) with COCO RLEs")  # fmt: skip
     source.add_argument("--sam", choices=sorted(key for key, _ in SAM_BACKEND_REGISTRY))
     add = group.add_argument
-    add("--sam-type", metavar="T", help="vit_b, vit_l, vit_h; hiera_t ... hiera_l")
+    add("--sam-type", metavar="T", help="vit_b, vit_l, vit_h, vit_t; hiera_t ... hiera_l")
     add("--sam-checkpoint", metavar="FILE", help="tiny, tiny_toyscapes: in the package")
     add("--device", choices=DEVICES, help="default: cuda if any")
     add("--mask-cache", type=Path, metavar="DIR",

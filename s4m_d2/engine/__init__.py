@@ -1,4 +1,4 @@
-"""Training: the two trainers, their hooks, loaders, checkpoints and checks."""
+"""Training: the trainers of the stages, their hooks, loaders, checkpoints and checks."""
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.labeling.protocol import QueryPredictions, S4MTrainable
@@ -8,11 +8,12 @@ from s4m_d2.engine.stages import run_config, stage_config, stage_is_finished
 from s4m_d2.engine.training.build import build_optimizer
 from s4m_d2.engine.training.hooks import BadSteps, EMATeacherHook, PseudoLabelCountHook, SeedHook
 from s4m_d2.engine.training.step import StudentStep, TeacherStep
-from s4m_d2.engine.training.trainer import S4MTrainer, TeacherTrainer
+from s4m_d2.engine.training.trainer import FineTuneTrainer, S4MTrainer, TeacherTrainer
 
 __all__ = [
     "BadSteps",
     "EMATeacherHook",
+    "FineTuneTrainer",
     "PseudoLabelCountHook",
     "PseudoLabelQualityHook",
     "PseudoLabeling",

@@ -1,4 +1,4 @@
-"""The two stages of a run: which are trained, their configs, and whether they are finished."""
+"""The stages of a run: which are trained, their configs, and whether they are finished."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from s4m_d2.engine.checkpointing.checkpoint_files import (
 from s4m_d2.errors import WeightsError
 from s4m_d2.report import read_results
 
-STAGES = ("teacher", "student")
+STAGES = ("teacher", "student", "finetune")
 METRICS, RESULTS = "metrics.json", "results.json"  # in a stage's folder; of the last evaluation
 ITERATIONS = "iterations"  # of RESULTS: those that were done then
+_LR_SHARE = 0.1  # of SOLVER.BASE_LR, in fine-tuning
 
 
 def run_config(cfg: CfgNode) -> CfgNode:
@@ -35,27 +36,28 @@ def run_config(cfg: CfgNode) -> CfgNode:
 
 
 def runs_stage(cfg: CfgNode, stage: str) -> bool:
-    """True if a run with this config trains ``stage``, "teacher" (1) or "student" (2)."""
+    """True if a run with this config trains ``stage``, one of STAGES."""
     if stage == "teacher":
         return cfg.S4M.STAGE != "student" and not cfg.S4M.TEACHER_WEIGHTS
-    return cfg.S4M.STAGE != "teacher"
+    return cfg.S4M.STAGE != "teacher" and (stage == "student" or cfg.S4M.FINETUNE.MAX_ITER > 0)
 
 
 def stages_to_run(cfg: CfgNode, *, resume: bool) -> list[str]:
     """List the stages that a run trains; with ``resume``, only unfinished ones.
 
-    Once stage 2 has begun, its teacher is fixed: a new length of stage 1 has no effect.
+    Once a later stage has begun, a stage is fixed: its new length has no effect.
     """
     stages = [stage for stage in STAGES if runs_stage(cfg, stage)]
     if not resume:
         return stages
-    lengths = {"teacher": 0} if student_has_begun(cfg) else {}
-    return [s for s in stages if not stage_is_finished(stage_config(cfg, s), lengths.get(s))]
+    lengths = {stage: 0 if is_fixed(cfg, stage) else None for stage in stages}
+    return [s for s in stages if not stage_is_finished(stage_config(cfg, s), lengths[s])]
 
 
-def student_has_begun(cfg: CfgNode) -> bool:
-    """True if OUTPUT_DIR has a checkpoint of stage 2."""
-    return holds_run(stage_config(cfg, "student").OUTPUT_DIR)
+def is_fixed(cfg: CfgNode, stage: str) -> bool:
+    """True if OUTPUT_DIR has a checkpoint of a later stage, which began with this one's model."""
+    later = STAGES[STAGES.index(stage) + 1 :]
+    return any(holds_run(stage_config(cfg, name).OUTPUT_DIR) for name in later)
 
 
 def stage_is_finished(cfg: CfgNode, iterations: int | None = None) -> bool:
@@ -102,7 +104,8 @@ def last_weights(run: str) -> str:
 
 
 def stage_config(cfg: CfgNode, stage: str) -> CfgNode:
-    """Make a stage's config: folder, batch, schedule, sampler; no distillation in stage 2."""
+    """Make a stage's config: folder, batch, schedule, sampler; distillation in stage 1 alone."""
+    student = final_weights(cfg, "student") if stage == "finetune" else ""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR.rstrip('/')}/{stage}"
@@ -114,5 +117,9 @@ def stage_config(cfg: CfgNode, stage: str) -> CfgNode:
         cfg.DATALOADER.SAMPLER_TRAIN = teacher.SAMPLER
     else:
         cfg.S4M.DISTILL.ENABLED = False
+    if stage == "finetune":
+        cfg.MODEL.WEIGHTS, cfg.SOLVER.STEPS = student, ()
+        cfg.SOLVER.MAX_ITER = cfg.S4M.FINETUNE.MAX_ITER
+        cfg.SOLVER.BASE_LR = cfg.S4M.FINETUNE.BASE_LR or _LR_SHARE * cfg.SOLVER.BASE_LR
     cfg.freeze()
     return cfg

@@ -22,6 +22,7 @@ from s4m_d2.losses.mask_losses import (
     uncertain_points,
 )
 from s4m_d2.losses.matcher import HungarianMatcher, ImageMatches
+from s4m_d2.structures import MAX_BYTE
 from s4m_d2.transfers import to_device
 
 
@@ -31,7 +32,8 @@ class _BatchSizes:
 
     Attributes:
         num_masks: 0-dim; instances of all images divided by the number of processes, at least 1.
-        class_weight: 0-dim; class weights of all queries of a layer, divided likewise.
+        class_weight: weights of all queries of a layer, divided likewise; (1,), or (L,) if targets
+            have weights.
     """
 
     num_masks: Tensor
@@ -47,11 +49,13 @@ class _Indices:
         queries: (L, M) int64, matched queries of all images, numbered through the batch.
         instances: for each image the instances to be sampled, once if all layers match the same
             ones, else layer after layer; None: all in their order.
+        weights: (L, M) of the instances that the queries match; None: 1.
     """
 
     classes: Tensor
     queries: Tensor
     instances: list[Tensor | None]
+    weights: Tensor | None
 
 
 class SetCriterion(nn.Module):
@@ -61,6 +65,11 @@ class SetCriterion(nn.Module):
     whose gradient DDP computes, is the loss of the same images in one process. The mask losses are
     Mask2Former's, and divide by at least one mask per process. Mask2Former's class loss is a mean
     per process; a process without instances then weights "no object" too much.
+
+    Targets may have weights (not in Mask2Former). An instance's weighs its query's class loss and
+    its mask losses, in these means too: at 0 its query is neither an object nor "no object".
+    Doubts of pixels lower their weight in the mean cross-entropy of a mask over its points, not in
+    its dice, which depends on the overlap of whole masks. Matching knows neither.
 
     Args:
         num_classes: object classes K, without "no object".
@@ -131,7 +140,8 @@ class SetCriterion(nn.Module):
             outputs: ``pred_logits`` (B, Q, K + 1), ``pred_masks`` (B, Q, h, w) logits of the padded
                 batch, and optionally ``aux_outputs``, a list of dicts with the same two entries.
             targets: for each image ``labels`` (N,) int64 and ``masks`` (N, H, W) of the padded
-                batch. N may be 0.
+                batch. N may be 0. Optionally ``weights`` (N,) float, at least 0, of instances, and
+                ``doubts`` (N, H, W) uint8: a pixel weighs 1 - doubt / 255.
             generators: one for each image; None: torch's default. The draws for an image do not
                 depend on the rest of the batch: first the points of the matching, layer by layer,
                 then those of the losses, mask by mask of each layer; the last layer comes first.
@@ -149,10 +159,10 @@ class SetCriterion(nn.Module):
         device = outputs["pred_logits"].device
         with torch.autocast(device_type=device.type, enabled=False):
             matches = self.matcher(layers, targets, generators)
-            sizes = self._batch_sizes(matches, outputs["pred_logits"].shape[1])
             indices = self._indices(matches, targets, outputs["pred_logits"])
+            sizes = self._batch_sizes(matches, targets, indices)
             losses = {
-                "loss_ce": self._class_losses(layers, indices.classes) / sizes.class_weight,
+                "loss_ce": self._class_losses(layers, indices) / sizes.class_weight,
                 **self._mask_losses(layers, targets, matches, indices, sizes, generators),
             }
         suffixes = ["", *(f"_{index}" for index in range(len(layers) - 1))]
@@ -162,18 +172,26 @@ class SetCriterion(nn.Module):
             for suffix, loss in zip(suffixes, of_layers.unbind(), strict=True)
         }
 
-    def _batch_sizes(self, matches: Sequence[ImageMatches], num_queries: int) -> _BatchSizes:
+    def _batch_sizes(
+        self,
+        matches: Sequence[ImageMatches],
+        targets: Sequence[dict[str, Tensor]],
+        indices: _Indices,
+    ) -> _BatchSizes:
         """Divisors for this process' share of the batch, from one all-reduce."""
         instances = sum(match.num_instances for match in matches)
         matched = sum(map(len, matches))  # an object class weighs 1
-        unmatched = len(matches) * num_queries - matched
-        counts = to_device([instances, matched], self.empty_weight.device, torch.float32)
-        counts[1] += unmatched * self.empty_weight[-1]
+        unmatched = indices.classes[0].numel() - matched
+        if indices.weights is None:
+            counts = to_device([instances, matched], self.empty_weight.device, torch.float32)
+        else:
+            total = torch.cat([target["weights"] for target in targets]).sum()
+            counts = torch.cat([total[None], indices.weights.sum(1)])
+        counts[1:] += unmatched * self.empty_weight[-1]
         world_size = comm.get_world_size()
         if world_size > 1:
             torch.distributed.all_reduce(counts)
-        num_masks, class_weight = counts.unbind()
-        return _BatchSizes((num_masks / world_size).clamp(min=1), class_weight / world_size)
+        return _BatchSizes((counts[0] / world_size).clamp(min=1), counts[1:] / world_size)
 
     def _indices(
         self,
@@ -195,20 +213,24 @@ class SetCriterion(nn.Module):
         ]
         parts = [classes.ravel(), queries.ravel(), *(part for part in wanted if part is not None)]
         moved = to_device(np.concatenate(parts), logits.device).split([len(p) for p in parts])
-        instances = iter(moved[2:])
+        of_images = iter(moved[2:])
+        instances = [None if part is None else next(of_images) for part in wanted]
         return _Indices(
             moved[0].view(classes.shape),
             moved[1].view(queries.shape),
-            [None if part is None else next(instances) for part in wanted],
+            instances,
+            _match_weights(matches, targets, instances),
         )
 
-    def _class_losses(self, layers: Sequence[dict[str, Tensor]], classes: Tensor) -> Tensor:
-        """(L,) sums of class-weighted cross-entropies."""
+    def _class_losses(self, layers: Sequence[dict[str, Tensor]], indices: _Indices) -> Tensor:
+        """(L,) sums of weighted cross-entropies."""
         logits = torch.stack([layer["pred_logits"] for layer in layers]).float()
         each = F.cross_entropy(
-            logits.flatten(0, 2), classes.flatten(), self.empty_weight, reduction="none"
-        )
-        return each.view(len(layers), -1).sum(1)
+            logits.flatten(0, 2), indices.classes.flatten(), self.empty_weight, reduction="none"
+        ).view(len(layers), -1)
+        if indices.weights is not None:
+            each = each * torch.ones_like(each).scatter(1, indices.queries, indices.weights)
+        return each.sum(1)
 
     def _mask_losses(
         self,
@@ -230,7 +252,7 @@ class SetCriterion(nn.Module):
             return {"loss_mask": nothing, "loss_dice": nothing}
         images = zip(
             zip(*(masks.split(counts) for masks in matched), strict=True),
-            (target["masks"] for target in targets),
+            targets,
             indices.instances,
             generators or [None] * len(targets),
             strict=True,
@@ -240,13 +262,15 @@ class SetCriterion(nn.Module):
             for image, count in zip(images, counts, strict=True)
             if count
         ]
-        mask, dice = torch.cat(losses, dim=2).sum(2) / sizes.num_masks
+        each = torch.cat(losses, dim=2)
+        each = each if indices.weights is None else each * indices.weights
+        mask, dice = each.sum(2) / sizes.num_masks
         return {"loss_mask": mask, "loss_dice": dice}
 
     def _image_mask_losses(
         self,
         masks: tuple[Tensor, ...],
-        truth: Tensor,
+        target: dict[str, Tensor],
         instances: Tensor | None,
         generator: torch.Generator | None,
     ) -> Tensor:
@@ -259,10 +283,14 @@ class SetCriterion(nn.Module):
             importance_ratio=self.importance_ratio,
             generator=generator,
         )
-        labels = _read_truth(truth, instances, points.unflatten(0, (len(masks), -1)))
+        of_layers = points.unflatten(0, (len(masks), -1))
+        labels = _read_truth(target["masks"], instances, of_layers)
+        weights = None
+        if "doubts" in target:
+            weights = 1 - _read_truth(target["doubts"], instances, of_layers) / MAX_BYTE
         point_logits = sample_each(logits, points)
         losses = torch.stack(
-            [sigmoid_ce_loss(point_logits, labels), dice_loss(point_logits, labels)]
+            [sigmoid_ce_loss(point_logits, labels, weights), dice_loss(point_logits, labels)]
         )
         return losses.unflatten(1, (len(masks), -1))
 
@@ -272,6 +300,23 @@ def _wanted(instances: np.ndarray, count: int) -> np.ndarray | None:
     if not (instances == instances[0]).all():
         return instances.ravel()
     return None if instances.shape[1] == count else instances[0]
+
+
+def _match_weights(
+    matches: Sequence[ImageMatches],
+    targets: Sequence[dict[str, Tensor]],
+    instances: Sequence[Tensor | None],
+) -> Tensor | None:
+    """:attr:`_Indices.weights`; ``instances`` as there."""
+    if "weights" not in targets[0]:
+        return None
+    found = []
+    for match, target, of_image in zip(matches, targets, instances, strict=True):
+        num_layers, matched = match.queries.shape
+        weights = target["weights"] if of_image is None else target["weights"][of_image]
+        rows = 1 if len(weights) == matched else num_layers
+        found.append(weights.view(rows, matched).expand(num_layers, -1))
+    return torch.cat(found, dim=1)
 
 
 def _read_truth(masks: Tensor, instances: Tensor | None, points: Tensor) -> Tensor:

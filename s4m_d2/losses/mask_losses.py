@@ -113,9 +113,13 @@ def dice_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return 1 - (overlap + 1) / (probabilities.sum(-1) + targets.sum(-1) + 1)
 
 
-def sigmoid_ce_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean binary cross-entropy of each row: (N, P) logits, (N, P) in [0, 1] -> (N,)."""
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1)
+def sigmoid_ce_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean binary cross-entropy of each row: (N, P) logits, (N, P) in [0, 1] -> (N,).
+
+    Weighted by (N, P) ``weights``, if given, whose sum over a row is above 0.
+    """
+    each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return each.mean(-1) if weights is None else (each * weights).sum(-1) / weights.sum(-1)
 
 
 def pairwise_dice_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -25,12 +25,14 @@ def prepare_targets(
 
     Args:
         batched_inputs: samples with "instances": ``gt_classes`` (N,) and ``gt_masks`` (BitMasks or
-            an (N, H, W) tensor at the image's size; may be missing if N is 0).
+            an (N, H, W) tensor at the image's size; may be missing if N is 0), and optionally
+            ``gt_weights`` (N,) and ``gt_doubts`` (N, H, W), see the criterion.
         padded_size: (H, W) of the padded batch.
         num_classes: valid class ids are 0 .. num_classes - 1.
 
     Returns:
-        for each image ``labels`` (N,) int64 and ``masks`` (N, *padded_size) bool.
+        for each image ``labels`` (N,) int64, ``masks`` (N, *padded_size) bool and, if given,
+        ``weights`` (N,) and ``doubts`` (N, *padded_size).
 
     Raises:
         InputError: if instances are missing or their masks have another type.
@@ -43,10 +45,16 @@ def prepare_targets(
 def _target(
     sample: Mapping[str, Any], size: tuple[int, int], num_classes: int, device: torch.device
 ) -> dict[str, Tensor]:
-    return {
+    target = {
         "labels": to_device(_labels(sample, num_classes), device),
         "masks": _pad(to_device(_masks(sample), device), size),
     }
+    instances = sample["instances"]
+    if instances.has("gt_weights"):
+        target["weights"] = to_device(instances.gt_weights, device)
+    if instances.has("gt_doubts"):
+        target["doubts"] = _pad(to_device(instances.gt_doubts, device), size)
+    return target
 
 
 def _name(sample: Mapping[str, Any]) -> str:

@@ -173,7 +173,7 @@ def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
         ends, flat = np.array([x.min(), x.max()]), np.full(2, reference)
         constant = Curve(ends, flat, flat, flat, reference)
         lines.append(Line("stage-1 teacher, at its end", constant, len(CURVES) - 1, dashed=True))
-    title = f"Mask AP while the {stage.name} is trained"
+    title = f"Mask AP while the {stage.model} is trained"
     return [Chart(title, "AP on validation images", lines, stage.burn_in)]
 
 

@@ -14,11 +14,11 @@ from s4m_d2.errors import printable
 from s4m_d2.files import atomic_write
 from s4m_d2.report.charts import ap_chart, number, stage_charts
 from s4m_d2.report.curves import finite
-from s4m_d2.report.run import Run, Stage
+from s4m_d2.report.run import MODELS, Run, Stage
 
 REPORT = "report.html"  # in OUTPUT_DIR
 MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-FIRST, STUDENT = "stage-1 teacher", "student"  # models, as Stage names them
+FIRST, STUDENT, TUNED = MODELS.values()
 CLASS = "AP-"  # before a class's name
 _MINUTE = 60
 
@@ -113,9 +113,10 @@ def _classes(models: Models) -> Iterator[tuple[str, list[tuple[Any, str]], float
 def _ap_cards(aps: Mapping[str, float | None], best: str) -> Iterator[tuple[str, str]]:
     if value := aps.get(best):
         yield f"{value:.1f}", f"mask AP of the best model, the {best}"
-    first, student = aps.get(FIRST), aps.get(STUDENT)
-    if first is not None and student is not None:
-        yield signed(student - first), f"AP of the student against the {FIRST}"
+    for before, after in ((FIRST, STUDENT), (STUDENT, TUNED)):
+        first, second = aps.get(before), aps.get(after)
+        if first is not None and second is not None:
+            yield signed(second - first), f"AP of the {after} against the {before}"
 
 
 def _stage_cards(stage: Stage) -> Iterator[tuple[str, str]]:
@@ -123,10 +124,10 @@ def _stage_cards(stage: Stage) -> Iterator[tuple[str, str]]:
     seconds = stage.curves.mean("time")
     if seconds * stage.done > 0:
         speed = f"{number(1 / seconds, 3)} per second"
-        what = f"training of the {stage.name}: {stage.done:,}{whole} iterations, {speed}"
+        what = f"training of the {stage.model}: {stage.done:,}{whole} iterations, {speed}"
         yield f"≈ {duration(seconds * stage.done)}", what
     elif stage.done:
-        yield f"{stage.done:,}{whole}", f"iterations of the {stage.name}"
+        yield f"{stage.done:,}{whole}", f"iterations of the {stage.model}"
     count = stage.curves.get("pseudo_labels/per_image").last
     if math.isfinite(count):
         yield number(count, 3), "pseudo-labels per image, at the end"

@@ -29,7 +29,12 @@ MEASURED = {
     "SAM's masks": "teacher/sam_quality.json",
     "refinement gate": "student/refinement_gate.json",
 }
-TITLES = {"teacher": "Stage 1: teacher", "student": "Stage 2: student"}  # by folder
+TITLES = {  # by folder
+    "teacher": "Stage 1: teacher",
+    "student": "Stage 2: student",
+    "finetune": "Last stage: fine-tuning",
+}
+MODELS = {"teacher": "stage-1 teacher", "student": "student", "finetune": "fine-tuned student"}
 MASKS = "segm"  # Detectron2's name for results on masks
 OF_TEACHER = "teacher"  # key of the EMA teacher's results in the student's
 MOST_PICTURES = 14
@@ -51,6 +56,7 @@ SHOWN = """
     S4M.DATA.LABELED S4M.DATA.UNLABELED S4M.DATA.VAL
     DATASETS.TRAIN DATASETS.UNLABELED DATASETS.TEST
     S4M.STAGE S4M.TEACHER_WEIGHTS S4M.TEACHER.MAX_ITER S4M.TEACHER.IMS_PER_BATCH
+    S4M.FINETUNE.MAX_ITER S4M.FINETUNE.BASE_LR
     SOLVER.MAX_ITER SOLVER.IMS_PER_BATCH S4M.UNLABELED_IMS_PER_BATCH S4M.BURN_IN S4M.EMA_DECAY
     SOLVER.OPTIMIZER SOLVER.BASE_LR SOLVER.LR_SCHEDULER_NAME
     S4M.DISTILL.ENABLED S4M.DISTILL.WEIGHT S4M.REFINE.ENABLED S4M.REFINE.METHOD
@@ -61,10 +67,10 @@ SHOWN = """
 
 
 class Stage:
-    """One of the two trainings, read from its folder.
+    """One of the trainings of a run, read from its folder.
 
     Attributes:
-        name: "teacher" or "student".
+        name: a key of TITLES.
         curves: of its metrics.json.
         results: of its last evaluation, nested as by Detectron2; {}: none.
         finished: whether its final checkpoint exists.
@@ -82,13 +88,18 @@ class Stage:
         self.results = _read_json(folder / "results.json")
         self.finished = (folder / "model_final.pth").is_file()
         done = self.results.get("iterations") if self.finished else 0
-        own = iterations("S4M.TEACHER.MAX_ITER") if self.name == "teacher" else 0
+        own = 0 if self.name == "student" else iterations(f"S4M.{self.name.upper()}.MAX_ITER")
         self.iterations = done or own or iterations("SOLVER.MAX_ITER")
         self.burn_in = iterations("S4M.BURN_IN") if self.name == "student" else 0
 
     @property
     def title(self) -> str:
         return TITLES[self.name]
+
+    @property
+    def model(self) -> str:
+        """Name of the trained model."""
+        return MODELS[self.name]
 
     @property
     def done(self) -> int:
@@ -115,8 +126,8 @@ class Stage:
     def model_name(self, path: Sequence[str]) -> str:
         """Name of the model and, if there are several, data set with mask results at these keys."""
         is_ema = tuple(path[:1]) == (OF_TEACHER,)
-        own = "stage-1 teacher" if self.name == "teacher" else "student"
-        return ", ".join(filter(None, ("EMA teacher" if is_ema else own, "/".join(path[is_ema:]))))
+        name = "EMA teacher" if is_ema else self.model
+        return ", ".join(filter(None, (name, "/".join(path[is_ema:]))))
 
 
 class Picture(NamedTuple):
@@ -172,6 +183,7 @@ class Run:
         """Whether every stage that the config asks for is trained to its end."""
         stage, weights = self.settings.get("S4M.STAGE"), self.settings.get("S4M.TEACHER_WEIGHTS")
         without = {"teacher": stage == "student" or weights, "student": stage == "teacher"}
+        without["finetune"] = stage == "teacher" or not self.settings.get("S4M.FINETUNE.MAX_ITER")
         finished = {stage.name for stage in self.stages if stage.finished}
         return finished >= {name for name in TITLES if not without[name]}
 

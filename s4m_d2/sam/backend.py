@@ -92,6 +92,7 @@ class SamBackend(ABC):
         points: Sequence[Tensor],
         labels: Sequence[Tensor] | None = None,
         *,
+        mask_prompts: Sequence[Tensor] | None = None,
         multimask: bool = True,
         masks: bool = True,
         features: bool = False,
@@ -105,6 +106,8 @@ class SamBackend(ABC):
                 and lower right corner of a box, -1 padding, which changes nothing. Default: all
                 positive. The host reads them: give them on the CPU, where it need not wait for
                 them; those on the device cost one wait together.
+            mask_prompts: one (N_i, 4S, 4S) tensor an image, logits of a mask in the square frame,
+                as those of the answers; they change masks and the features given with these.
             multimask: three masks per prompt instead of one.
             masks: whether to predict masks and their IoUs.
             features: whether to return the prompt-conditioned image tokens.

@@ -24,6 +24,7 @@ PUBLISHED_WEIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "vit_b": ("sam_vit_b_01ec64.pth",),
         "vit_l": ("sam_vit_l_0b3195.pth",),
         "vit_h": ("sam_vit_h_4b8939.pth",),
+        "vit_t": ("mobile_sam.pt",),
     },
     "sam2": {
         "hiera_t": ("sam2.1_hiera_tiny.pt", "sam2_hiera_tiny.pt"),
@@ -32,7 +33,8 @@ PUBLISHED_WEIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
         "hiera_l": ("sam2.1_hiera_large.pt", "sam2_hiera_large.pt"),
     },
 }
-PUBLISHED_AT = {
+PUBLISHED_AT = {  # by model, or else by backend
+    "vit_t": "https://github.com/ChaoningZhang/MobileSAM/tree/master/weights",
     "segment_anything": "https://github.com/facebookresearch/segment-anything#model-checkpoints",
     "sam2": "https://github.com/facebookresearch/sam2#download-checkpoints",
 }
@@ -51,6 +53,7 @@ def load_sam(
     path: str | Path,
     model: str,
     ignored: tuple[str, ...] = (),
+    rename: Callable[[str], str] = str,
 ) -> nn.Module:
     """Build a SAM with the weights of a file; only tensors are read from the file.
 
@@ -62,6 +65,7 @@ def load_sam(
         path: a file saved by torch.
         model: the model's name in messages, such as ``vit_b``.
         ignored: prefixes of parameters in the file that the model does not have.
+        rename: from a parameter's name in the file to the model's.
 
     Raises:
         WeightsError: the file is missing, unreadable or of another model.
@@ -74,6 +78,7 @@ def load_sam(
     state = _read_state(path, model, ignored, remedy)
     with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced
         sam = build()
+    state = {rename(name): value for name, value in state.items()}
     _check_architecture(state, sam.state_dict(), path, model, remedy)
     if next(sam.parameters()).is_meta:
         return sam
@@ -97,8 +102,9 @@ def where_to_get(model: str) -> str:
     for backend, models in PUBLISHED_WEIGHTS.items():
         if model in models:
             return (
-                f"Download {' or '.join(models[model])} from {PUBLISHED_AT[backend]} and set "
-                "S4M.SAM.CHECKPOINT to its path."
+                f"Download {' or '.join(models[model])} from "
+                f"{PUBLISHED_AT.get(model, PUBLISHED_AT[backend])} and set S4M.SAM.CHECKPOINT to "
+                "its path."
             )
     return 'Set S4M.SAM.CHECKPOINT to "" for the packaged weights.'
 
@@ -210,11 +216,11 @@ def _beginnings(state: Mapping) -> set[str]:
 
 
 def _recognize(state: Mapping[str, Tensor]) -> str:
-    """Model of a state dict: a value of S4M.SAM.MODEL_TYPE, HQ-SAM, MobileSAM, or "" (unknown)."""
+    """Model of a state dict: a value of S4M.SAM.MODEL_TYPE, HQ-SAM, or "" (unknown)."""
     if any(name.endswith("hf_token.weight") for name in state):
         return "HQ-SAM"
     if any(name.startswith("image_encoder.patch_embed.seq.") for name in state):  # TinyViT's
-        return "MobileSAM"
+        return "vit_t"
     blocks = {match[1] for match in map(_HIERA_BLOCK.match, state) if match}
     if blocks:
         return _HIERA_DEPTHS.get(len(blocks), "")

@@ -28,6 +28,7 @@ def transform_tokens(
     points: Tensor,
     labels: Tensor,
     has_box: bool = False,
+    mask_prompts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """SAM's two-way transformer over point prompts of several images, in one pass.
 
@@ -38,11 +39,16 @@ def transform_tokens(
         labels: (N, P) 1 positive, 0 negative, 2 and 3 a box's corners. No padding: see
             :func:`~s4m_d2.sam.point_prompts.group_prompts`.
         has_box: whether all prompts have corners, or none.
+        mask_prompts: (N, 4S, 4S) mask logits in the frame, or none.
 
     Returns:
         Output tokens (N, T, C) and image tokens (N, C, S, S), which depend on the prompt.
     """
     image_tokens = image_tokens[image_index]
+    if mask_prompts is not None:  # embedded in place of "no mask", which image_input added
+        encoder = sam.prompt_encoder
+        no_mask = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        image_tokens = image_tokens + (encoder.mask_downscaling(mask_prompts[:, None]) - no_mask)
     tokens = _prompt_tokens(sam, points, labels, has_box)
     hidden, attended = sam.mask_decoder.transformer(
         image_tokens, position.expand_as(image_tokens), tokens

@@ -22,7 +22,7 @@ from s4m_d2.errors import ConfigError, WeightsError, first_names
 from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.frames import Frame
-from s4m_d2.sam.point_prompts import PointPromptBackend, PromptGroup, build_compute_options
+from s4m_d2.sam.point_prompts import PointPromptBackend, PromptGroup, Prompts, build_compute_options
 
 # Classes by the model_type of config.json; those of videos hold the model of images.
 CLASSES = {
@@ -100,31 +100,41 @@ class TransformersBackend(PointPromptBackend):
         finer_maps: Sequence[Tensor],
         group: PromptGroup,
         there: PromptGroup,
-        prompts: tuple[Tensor, Tensor, bool],
+        prompts: Prompts,
         *,
         multimask: bool,
         masks: bool,
         features: bool,
     ) -> dict[str, Tensor]:
         embeddings, position = images
-        tokens = self._prompt_tokens(*prompts)
-        no_mask = self.sam.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+        points, labels, has_box, mask_prompts = prompts
+        tokens = self._prompt_tokens(points, labels, has_box)
+        encoder = self.sam.prompt_encoder
+        passes: list[tuple[Any, Tensor, Tensor]]  # images, tokens (images, prompts, T, C), masks
+        if mask_prompts is None:
+            no_mask = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
+            present, counts = np.unique(group.images, return_counts=True)  # rows ascend
+            of_images = zip(present.tolist(), tokens.split(counts.tolist()), strict=True)
+            passes = [(slice(image, image + 1), own[None], no_mask) for image, own in of_images]
+        else:  # the modules take one per image: each prompt has an image of its own
+            passes = [(there.images, tokens[:, None], encoder.mask_embed(mask_prompts[:, None]))]
         parts: list[dict[str, Tensor]] = []
-        present, counts = np.unique(group.images, return_counts=True)  # rows ascend
-        for image, own in zip(present.tolist(), tokens.split(counts.tolist()), strict=True):
-            part, one = {}, slice(image, image + 1)
+        for which, own, dense in passes:
+            part = {}
             if masks:
                 logits, ratings, *_ = self.sam.mask_decoder(
-                    image_embeddings=embeddings[one],
+                    image_embeddings=embeddings[which],
                     image_positional_embeddings=position,
-                    sparse_prompt_embeddings=own[None],
-                    dense_prompt_embeddings=no_mask,
+                    sparse_prompt_embeddings=own,
+                    dense_prompt_embeddings=dense,
                     multimask_output=multimask,
-                    **self._maps([finer_map[one] for finer_map in finer_maps]),
+                    **self._maps([finer_map[which] for finer_map in finer_maps]),
                 )
-                part = {"mask_logits": logits[0], "iou_predictions": ratings[0]}
+                part = {"mask_logits": logits, "iou_predictions": ratings}
+                part = {name: values.flatten(0, 1) for name, values in part.items()}
             if features:
-                part["features"] = self._transformed(embeddings[one] + no_mask, position, own)
+                image = embeddings[which] + dense
+                part["features"] = self._transformed(image, position, own.flatten(0, 1))
             parts.append(part)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

@@ -22,6 +22,7 @@ from s4m_d2.transfers import to_device, to_host
 PADDING_LABEL = -1
 BOX_LABELS = (2, 3)  # upper left and lower right corner
 VALID_LABELS = (1, 0, PADDING_LABEL, *BOX_LABELS)
+Prompts = tuple[Tensor, Tensor, bool, Tensor | None]  # of a pass, see PointPromptBackend._decode
 
 
 class PromptGroup(NamedTuple):
@@ -184,6 +185,7 @@ class PointPromptBackend(SamBackend):
         points: Sequence[Tensor],
         labels: Sequence[Tensor] | None = None,
         *,
+        mask_prompts: Sequence[Tensor] | None = None,
         multimask: bool = True,
         masks: bool = True,
         features: bool = False,
@@ -201,9 +203,12 @@ class PointPromptBackend(SamBackend):
             clicks = self._frame_points(encoded, points)
             with computing_in(self.dtype, self.device):
                 images = self._prepare(encoded.embeddings, masks=masks)
+            if mask_prompts is not None:
+                shapes = to_device(torch.cat(list(mask_prompts)), self.device)
         for group, there in zip(groups, _groups_on_device(groups, self.device), strict=True):
             with computing_in(self.dtype, self.device):
-                prompts = clicks[there.points], there.labels, there.has_box
+                own = None if mask_prompts is None else shapes[there.rows]
+                prompts = clicks[there.points], there.labels, there.has_box, own
                 found = self._decode(images, encoded.finer_maps, group, there, prompts, **asked)
             found = {name: values.float() for name, values in found.items()}
             if len(groups) == 1:  # all prompts, in their order
@@ -239,7 +244,7 @@ class PointPromptBackend(SamBackend):
         finer_maps: Sequence[Tensor],
         group: PromptGroup,
         there: PromptGroup,
-        prompts: tuple[Tensor, Tensor, bool],
+        prompts: Prompts,
         *,
         multimask: bool,
         masks: bool,
@@ -248,14 +253,15 @@ class PointPromptBackend(SamBackend):
         """Fields of PromptOutput for the prompts of a group, in one pass.
 
         images: of :meth:`_prepare`. there: the group on the device. prompts: (N, P, 2) points in
-        pixels of the frame, (N, P) labels, and whether all have corners, or none.
+        pixels of the frame, (N, P) labels, whether all have corners, or none, and (N, 4S, 4S)
+        mask prompts, if any.
         """
-        points, labels, has_box = prompts
+        points, labels, has_box, mask_prompts = prompts
         if isinstance(images, ImageTokens):
             return {"features": images.after(group.images, points, labels, has_box)}
         embedded, position = images
         hidden, attended = transform_tokens(
-            self.decoder, embedded, position, there.images, points, labels, has_box
+            self.decoder, embedded, position, there.images, points, labels, has_box, mask_prompts
         )
         found = {"features": attended} if features else {}
         if masks:

@@ -1,4 +1,4 @@
-"""SAM (Kirillov et al., 2023) through the segment-anything package: vit_b, vit_l, vit_h."""
+"""SAM (Kirillov et al., 2023) and MobileSAM (vit_t) by the classes of segment-anything."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, load_sam
 from s4m_d2.sam.frames import Frame
+from s4m_d2.sam.mobile import CLASSIFIER, build_mobile_sam, timm_name
 from s4m_d2.sam.point_prompts import PointPromptBackend, build_compute_options
 
 
@@ -35,5 +36,9 @@ def segment_anything(cfg: Any) -> SegmentAnythingBackend:
     """Build the published model of ``cfg.S4M.SAM``."""
     model_type = cfg.S4M.SAM.MODEL_TYPE
     check_model_type("segment_anything", model_type)
-    sam = load_sam(sam_model_registry[model_type], cfg.S4M.SAM.CHECKPOINT, model_type)
+    path = cfg.S4M.SAM.CHECKPOINT
+    if model_type == "vit_t":
+        sam = load_sam(build_mobile_sam, path, model_type, CLASSIFIER, timm_name)
+    else:
+        sam = load_sam(sam_model_registry[model_type], path, model_type)
     return SegmentAnythingBackend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))

@@ -142,11 +142,37 @@ class ARP:
             image = _overwrite(base, _clip(source, size), covered)
         else:
             image = placement.place_pixels(source, base, covered, owner - (len(own) + 1))
+        quality, doubts = _joined_quality(base_labels, pasted, masks, covered, placement)
         return image, PseudoLabels(
             labels=torch.cat([base_labels.labels, pasted.labels]),
             masks=_disjoint_masks(owner, len(own) + len(masks)),
             scores=torch.cat([base_labels.scores, pasted.scores]),
+            quality=quality,
+            doubts=doubts,
         )
+
+
+def _joined_quality(
+    base: PseudoLabels,
+    pasted: PseudoLabels,
+    masks: Tensor,
+    covered: Tensor,
+    placement: Placement | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Quality and doubts of own and of pasted instances, placed as ``masks``, if there are any.
+
+    There is no doubt where pasting has decided: of own ones where ``covered``, of pasted ones
+    outside of their mask.
+    """
+    quality = doubts = None
+    if base.quality is not None and pasted.quality is not None:
+        quality = torch.cat([base.quality, pasted.quality])
+    own, new = base.doubts, pasted.doubts
+    if own is not None and new is not None:
+        size = base.image_size
+        new = _clip(new, size) if placement is None else placement.read_nearest(new, size)[0]
+        doubts = torch.cat([own.masked_fill(covered, 0), new.masked_fill(~masks, 0)])
+    return quality, doubts
 
 
 def owner_map(parts: Sequence[Tensor]) -> Tensor:
@@ -211,6 +237,12 @@ class Placement:
 
     def place_masks(self, masks: Tensor, size: tuple[int, int]) -> Tensor:
         """Place (N, H, W) masks of the source in the base frame of ``size``, nearest pixel."""
+        placed, row_inside, column_inside = self.read_nearest(masks, size)
+        return placed & row_inside[:, :, None] & column_inside[:, None, :]
+
+    def read_nearest(self, masks: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`place_masks` of any values; also the (N, H) rows and (N, W) columns of the base
+        frame that are inside the source's; its border is repeated outside."""
         count, height, width = masks.shape
         (rows, row_inside), (columns, column_inside) = (
             self._nearest(axis, length, limit)
@@ -219,7 +251,7 @@ class Placement:
         rows = rows + height * torch.arange(count, device=masks.device)[:, None]
         placed = masks.flatten(0, 1).index_select(0, rows.flatten()).view(count, size[0], width)
         placed = placed.gather(2, columns[:, None, :].expand(-1, size[0], -1))
-        return placed & row_inside[:, :, None] & column_inside[:, None, :]
+        return placed, row_inside, column_inside
 
     def place_pixels(self, source: Tensor, base: Tensor, covered: Tensor, owner: Tensor) -> Tensor:
         """Copy ``base`` and replace the pixels that are ``covered``, (H, W) bool, by an instance.

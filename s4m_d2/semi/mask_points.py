@@ -1,4 +1,4 @@
-"""Prompt points inside masks, drawn for a whole batch on the device."""
+"""Prompt points inside masks, and in their neighbors, for a whole batch on the device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.structures import known_areas
 from s4m_d2.transfers import to_device
 
-POSITIVE, PADDING = 1, -1  # labels of prompt points
+POSITIVE, NEGATIVE, PADDING = 1, 0, -1  # labels of prompt points
 MAX_GAP = 80.0  # largest difference to a mask's highest logit, so that no weight inside is zero
 OUTSIDE = 1e30  # subtracted from the logits of pixels outside
 CPU_PIXELS, GPU_PIXELS = 1 << 20, 1 << 26  # processed at once: limited by the cache, by memory
@@ -61,6 +61,33 @@ def sample_points_in_batch(
         for areas in known_areas([selection.labels for selection in selections])
     ]
     return points, labels
+
+
+def neighbor_points(selection: Selection, num_points: int) -> tuple[Tensor, Tensor]:
+    """Negative points for each mask: one in each of the nearest other masks, by their centers.
+
+    It is the pixel of the other mask with the highest logit that is not in this one.
+
+    Returns:
+        points (N, P, 2), as of :func:`sample_mask_points`, and labels (N, P) int64: 0, or -1
+        (padding) where the other mask has no such pixel; on the device, P < N.
+    """
+    masks, logits = selection.labels.masks, selection.mask_logits
+    count, _, width = masks.shape
+    profiles = [masks.sum(dim=dim, dtype=torch.float32) for dim in (2, 1)]  # of rows, of columns
+    places = [torch.arange(part.shape[1], device=part.device) for part in profiles]
+    sums = [(part * place).sum(dim=1) for part, place in zip(profiles, places, strict=True)]
+    centers = torch.stack(sums, dim=1) / profiles[0].sum(dim=1, keepdim=True)
+    distances = torch.cdist(centers, centers).fill_diagonal_(torch.inf)
+    nearest = distances.topk(max(min(num_points, count - 1), 0), largest=False).indices
+    points, labels = [centers.new_zeros(count, 0, 2)], [nearest.new_zeros(count, 0)]
+    for other in nearest.unbind(dim=1):
+        beside = logits[other].masked_fill(masks | ~masks[other], -torch.inf).flatten(1)
+        highest, place = beside.max(dim=1, keepdim=True)
+        points.append(torch.stack([place % width, place // width], dim=2) + 0.5)
+        labels.append(torch.where(highest > -torch.inf, NEGATIVE, PADDING))
+    extent = to_device(selection.content_size[::-1], masks.device, torch.float32)
+    return (torch.cat(points, dim=1) / extent).clamp(max=1.0), torch.cat(labels, dim=1)
 
 
 def _draw(logits: Tensor, masks: Tensor, draws: Tensor) -> Tensor:

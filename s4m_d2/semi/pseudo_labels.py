@@ -41,7 +41,7 @@ def select_pseudo_labels(
     pred_masks: Tensor,
     *,
     content_size: tuple[float, float],
-    score_thresh: float,
+    score_thresh: float | Tensor,
     min_area: float,
     mask_thresh: float = 0.5,
 ) -> Selection:
@@ -54,16 +54,20 @@ def select_pseudo_labels(
         pred_masks: (Q, h, w) mask logits of the padded image (content at the top left).
         content_size: (h', w') of the content in prediction pixels; padding is ignored. It may be
             fractional, H_content * h / H_padded; the masks have ceil(h') x ceil(w') pixels.
-        score_thresh: the class probability must exceed it.
+        score_thresh: the class probability must exceed it; or (K,), one for each class.
         min_area: the sum of the mask's probabilities must exceed it, px of the prediction.
         mask_thresh: a pixel belongs to the mask if its probability exceeds it.
 
     Raises:
         InputError: if shapes disagree or the content does not fit into the prediction.
     """
-    rules = dict(score_thresh=score_thresh, min_area=min_area, mask_thresh=mask_thresh)
     [selection] = select_in_batch(
-        [pred_logits], [pred_masks], content_sizes=[content_size], **rules
+        [pred_logits],
+        [pred_masks],
+        content_sizes=[content_size],
+        score_thresh=score_thresh,
+        min_area=min_area,
+        mask_thresh=mask_thresh,
     )
     return selection
 
@@ -74,7 +78,7 @@ def select_in_batch(
     pred_masks: Sequence[Tensor],
     *,
     content_sizes: Sequence[tuple[float, float]],
-    score_thresh: float,
+    score_thresh: float | Tensor,
     min_area: float,
     mask_thresh: float = 0.5,
 ) -> list[Selection]:
@@ -91,7 +95,10 @@ def select_in_batch(
         scores, classes = logits.float().softmax(dim=-1).max(dim=-1)
         is_finite = scores.isfinite()
         is_object = is_finite & (classes != logits.shape[1] - 1)
-        is_confident = is_object & (scores > score_thresh)
+        thresh = score_thresh
+        if isinstance(thresh, Tensor):
+            thresh = thresh[classes.clamp(max=len(thresh) - 1)]
+        is_confident = is_object & (scores > thresh)
         usable, large, areas = _measure(_content(masks, size), min_area, mask_thresh)
         usable &= is_confident
         passed = [is_finite, is_object, is_confident, usable, usable & large]

@@ -1,6 +1,7 @@
 """Pseudo-label refinement: SAM's masks replace the teacher's (paper, section 3.3).
 
-A refiner is a callable ``(selections, images, image_sizes, generators) -> Refinement``.
+A refiner is a callable ``(selections, images, image_sizes, generators) -> Refinement``; its labels
+are those of the selections that have pixels (:func:`with_pixels`), in their order.
 ``S4M.REFINE.METHOD`` selects one of REFINER_REGISTRY, whose entries are builders
 ``(cfg, backend) -> refiner``.
 """
@@ -8,7 +9,7 @@ A refiner is a callable ``(selections, images, image_sizes, generators) -> Refin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,10 +20,11 @@ from fvcore.common.registry import Registry
 from torch import Generator, Tensor
 
 from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.sam.backend import EncodedImages
 from s4m_d2.sam.point_prompts import BOX_LABELS
-from s4m_d2.semi.mask_points import sample_points_in_batch
+from s4m_d2.semi.mask_points import neighbor_points, sample_points_in_batch
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.structures import PseudoLabels, known_areas, mask_areas, mask_boxes
+from s4m_d2.structures import MAX_BYTE, PseudoLabels, known_areas, mask_areas, mask_boxes
 from s4m_d2.transfers import to_device, to_host
 
 REFINER_REGISTRY = Registry("REFINER")
@@ -32,6 +34,7 @@ PROMPTS = ("points", "box", "both")  # values of S4M.REFINE.PROMPT
 AUTO_PROMPT = "auto"  # another value: chosen by the gate; points until then
 MASKS_AT_ONCE = 16  # masks resized to image size together; bounds the memory
 NO_MASK = -1e3  # logit of an empty mask, below any threshold
+MAX_PROMPT_LOGIT = 32.0  # of SAM's mask prompt, as SAM 2 clamps its own
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,7 @@ class Refinement:
         num_fallbacks: instances that kept the teacher's mask, because SAM returned none, an empty
             one, or one with too little agreement.
         num_instances: of how many; None: as many as ``predicted_ious``.
+        num_low_quality: dropped masks of low quality; None: not searched.
         num_duplicates: dropped duplicates; None: not searched.
     """
 
@@ -52,6 +56,7 @@ class Refinement:
     predicted_ious: Tensor
     num_fallbacks: int = 0
     num_instances: int | None = None
+    num_low_quality: int | None = None
     num_duplicates: int | None = None
 
 
@@ -104,6 +109,10 @@ class PointRefiner:
         mask_thresh: threshold of the teacher's masks that are kept, in (0, 1).
         prompt: one of PROMPTS; the paper uses points.
         min_agreement: keep the teacher's mask if its IoU with SAM's is smaller; in [0, 1].
+        negative_points: points in other masks nearby, see :func:`neighbor_points`.
+        mask_prompt: whether the teacher's mask logits are part of the prompt.
+        tries: prompts per mask, with new points each; the answer with the highest predicted IoU is
+            used.
     """
 
     @configurable
@@ -115,6 +124,9 @@ class PointRefiner:
         mask_thresh: float = 0.5,
         prompt: str = "points",
         min_agreement: float = 0.0,
+        negative_points: int = 0,
+        mask_prompt: bool = False,
+        tries: int = 1,
     ) -> None:
         if num_points < 1:
             raise InputError(f"num_points (S4M.REFINE.NUM_POINTS) must be >= 1, got {num_points}")
@@ -126,6 +138,12 @@ class PointRefiner:
             raise InputError(
                 f"min_agreement (S4M.REFINE.MIN_AGREEMENT) must lie in [0, 1], got {min_agreement}"
             )
+        if negative_points < 0 or tries < 1:
+            raise InputError(
+                "negative_points and tries (S4M.REFINE.NEGATIVE_POINTS and TRIES) must be at least "
+                f"0 and 1, got {negative_points} and {tries}"
+            )
+        self.negative_points, self.mask_prompt, self.tries = negative_points, mask_prompt, tries
         self.prompt = prompt
         self.min_agreement = min_agreement
         self.backend = backend
@@ -141,6 +159,9 @@ class PointRefiner:
             "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
             "prompt": PROMPTS[0] if prompt == AUTO_PROMPT else prompt,
             "min_agreement": cfg.S4M.REFINE.MIN_AGREEMENT,
+            "negative_points": cfg.S4M.REFINE.NEGATIVE_POINTS,
+            "mask_prompt": cfg.S4M.REFINE.MASK_PROMPT,
+            "tries": cfg.S4M.REFINE.TRIES,
         }
 
     @torch.no_grad()
@@ -173,14 +194,11 @@ class PointRefiner:
             return Refinement(labels, torch.zeros(0, device=images.device))
         shown = images[to_device(active, images.device)]
         encoded = self.backend.encode(shown, [image_sizes[i] for i in active])
-        outputs = self.backend.prompt(
+        best = self._ask(
             encoded,
-            *self._prompts(
-                [selections[i] for i in active],
-                [generators[i] for i in active] if generators else None,
-            ),
+            [selections[i] for i in active],
+            [generators[i] for i in active] if generators else None,
         )
-        best = [_best_masks(output.mask_logits, output.iou_predictions) for output in outputs]
         answers = dict(zip(active, best, strict=True))
         fallbacks = 0
         for group in _groups(selections, image_sizes, active):
@@ -193,24 +211,59 @@ class PointRefiner:
             fallbacks += len(kept)
         return Refinement(labels, torch.cat([iou for _, iou in best]), fallbacks)
 
+    def _ask(
+        self,
+        encoded: EncodedImages,
+        selections: Sequence[Selection],
+        generators: Sequence[Generator] | None,
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Logits (N, h, w) of SAM's best masks of each image, and their predicted IoUs (N,)."""
+        options = {}
+        if self.mask_prompt:
+            pairs = zip(selections, encoded.image_sizes, strict=True)
+            options["mask_prompts"] = [self._mask_prompts(*pair) for pair in pairs]
+        best: list[tuple[Tensor, Tensor]] = []
+        for _ in range(self.tries):
+            prompts = self._prompts(selections, generators)
+            outputs = self.backend.prompt(encoded, *prompts, **options)
+            answers = [_best_masks(out.mask_logits, out.iou_predictions) for out in outputs]
+            best = list(map(_better, best, answers)) if best else answers
+        return best
+
+    def _mask_prompts(self, selection: Selection, image_size: tuple[int, int]) -> Tensor:
+        """The teacher's mask logits in SAM's square frame: (N, 4S, 4S), lowest in the padding."""
+        side = 4 * self.backend.grid_side
+        width, height = (side * scale for scale in self.backend.grid_scale(image_size))
+        logits, content_size = selection.mask_logits, selection.content_size
+        resize = _teacher_resize(logits, content_size, (height, width), (side, side))
+        prompts = resize(logits).clamp_(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)
+        prompts[:, math.ceil(height) :] = -MAX_PROMPT_LOGIT
+        prompts[:, :, math.ceil(width) :] = -MAX_PROMPT_LOGIT
+        return prompts
+
     def _prompts(
         self, selections: Sequence[Selection], generators: Sequence[Generator] | None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Points (N, P, 2) of each image and their labels (N, P), on the CPU."""
-        if self.prompt == "points":
-            return sample_points_in_batch(selections, self.num_points, generators)
-        points, labels = [], []
-        for selection in selections:
-            masks = selection.labels.masks
-            extent = to_device(selection.content_size[::-1], masks.device, torch.float32)
-            points.append((mask_boxes(masks).view(-1, 2, 2) / extent).clamp(max=1.0))
-            labels.append(torch.tensor(BOX_LABELS).expand(len(masks), 2))
-        if self.prompt == "both":
-            clicks = sample_points_in_batch(selections, self.num_points, generators)
-            points, labels = (
-                [torch.cat(pair, dim=1) for pair in zip(of_clicks, of_boxes, strict=True)]
-                for of_clicks, of_boxes in zip(clicks, (points, labels), strict=True)
-            )
+        """Points (N, P, 2) of each image and their labels (N, P), which are on the CPU unless some
+        are negative."""
+        parts: list[Iterable] = []
+        if self.prompt != "box":
+            parts.append(sample_points_in_batch(selections, self.num_points, generators))
+        if self.prompt != "points":
+            corners, kinds = [], []
+            for selection in selections:
+                masks = selection.labels.masks
+                extent = to_device(selection.content_size[::-1], masks.device, torch.float32)
+                corners.append((mask_boxes(masks).view(-1, 2, 2) / extent).clamp(max=1.0))
+                kinds.append(torch.tensor(BOX_LABELS).expand(len(masks), 2))
+            parts.append((corners, kinds))
+        if self.negative_points:
+            beside = (neighbor_points(of_image, self.negative_points) for of_image in selections)
+            parts.append(zip(*beside, strict=True))
+        points, labels = (
+            [_joined(of_image) for of_image in zip(*lists, strict=True)]
+            for lists in zip(*parts, strict=True)
+        )
         return points, labels
 
     def _image_masks(
@@ -274,13 +327,33 @@ def teacher_masks(
     return _threshold_in_chunks(logits, image_size, resize, logit_thresh)
 
 
+def teacher_doubts(selection: Selection, image_size: tuple[int, int]) -> Tensor:
+    """(N, *image_size) uint8: 255 times the probability that the teacher is wrong about a pixel,
+    min(p, 1 - p) of its mask probability p."""
+    logits = selection.mask_logits
+    resize = _teacher_resize(logits, selection.content_size, image_size)
+    doubts = torch.empty((len(logits), *image_size), dtype=torch.uint8, device=logits.device)
+    for start in range(0, len(logits), MASKS_AT_ONCE):
+        chunk = slice(start, start + MASKS_AT_ONCE)
+        doubts[chunk] = resize(logits[chunk]).abs_().neg_().sigmoid_().mul_(MAX_BYTE).round_()
+    return doubts
+
+
 def _teacher_resize(
-    logits: Tensor, content_size: tuple[float, float], image_size: tuple[int, int]
+    logits: Tensor,
+    content_size: tuple[float, float],
+    image_size: tuple[float, float],
+    frame: tuple[int, int] | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """Make a function that resizes (n, h', w') ``logits`` with content ``content_size``."""
+    """Make a function that resizes (n, h', w') ``logits`` with content ``content_size``.
+
+    frame: (H, W) of the result, whose content is ``image_size``; default: the same.
+    """
     axes = [
-        (torch.arange(side, device=logits.device) + 0.5) * (2 * extent / (side * pixels)) - 1
-        for side, extent, pixels in zip(image_size, content_size, logits.shape[1:], strict=True)
+        (torch.arange(side, device=logits.device) + 0.5) * (2 * extent / (size * pixels)) - 1
+        for side, size, extent, pixels in zip(
+            frame or image_size, image_size, content_size, logits.shape[1:], strict=True
+        )
     ]
     y, x = torch.meshgrid(*axes, indexing="ij")
     grid = torch.stack([x, y], dim=-1)[None]
@@ -316,6 +389,17 @@ def _best_masks(mask_logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
     masks = mask_logits[torch.arange(len(chosen), device=chosen.device), chosen]
     found = best > -math.inf
     return masks.masked_fill_(~found[:, None, None], NO_MASK), best.where(found, 0.0)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Points, or their labels, (N, P_i) or (N, P_i, 2), on the last one's device."""
+    return torch.cat([to_device(part, parts[-1].device) for part in parts], dim=1)
+
+
+def _better(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of two answers to each prompt, masks (N, h, w) and IoUs (N,), that with the higher IoU."""
+    wins = second[1] > first[1]
+    return second[0].where(wins[:, None, None], first[0]), second[1].where(wins, first[1])
 
 
 def with_pixels(selections: Sequence[Selection]) -> list[Selection]:

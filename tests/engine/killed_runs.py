@@ -15,7 +15,7 @@ from .conftest import ROOT
 TRAIN_NET = str(ROOT / "train_net.py")
 POLL = 0.001  # seconds
 LIMIT = 240.0  # seconds; a run takes a few, more where many share the machine
-STAGES = ("teacher", "student")
+STAGES = ("teacher", "student", "finetune")
 
 
 class Run:
@@ -105,6 +105,6 @@ def _kill(run: Run) -> bool:
 
 
 def final_states(output: Path) -> dict[str, dict]:
-    """All that the two stages saved at their ends."""
+    """All that the stages saved at their ends."""
     paths = {stage: output / stage / "model_final.pth" for stage in STAGES}
     return {stage: torch.load(path, weights_only=True) for stage, path in paths.items()}

@@ -65,6 +65,17 @@ RUNS = {
         empty_from=3,
         changes={"S4M.QUALITY.PERIOD": "2", "S4M.QUALITY.MAX_IMAGES": "2"},
     ),
+    "weighted": Run(
+        "student",
+        2,
+        empty_from=1,
+        changes={
+            "S4M.PSEUDO_LABEL.SCORE_THRESH": "0.1",
+            "S4M.PSEUDO_LABEL.CLASS_THRESH": "auto",
+            "S4M.PSEUDO_LABEL.LABEL_WEIGHT": "True",
+            "S4M.PSEUDO_LABEL.PIXEL_WEIGHT": "True",
+        },
+    ),
 }
 
 
@@ -101,6 +112,7 @@ class Seen(HookBase):
         self.teachers: list[str] = []
         self.students: list[str] = []
         self.pseudo_labels: list[float] = []
+        self.thresholds: list[list[float]] = []
 
     def before_step(self) -> None:  # the last hook: the teacher has made its step
         if hasattr(self.trainer, "teacher"):
@@ -111,6 +123,8 @@ class Seen(HookBase):
         self.losses.append({name: v for name, (v, _) in latest.items() if "loss" in name})
         self.pseudo_labels.append(latest.get("pseudo_labels/per_image", (0.0, 0))[0])
         self.students.append(digest(self.trainer.trained_model))
+        thresholds = getattr(self.trainer.pseudo_labeling, "class_thresholds", None)
+        self.thresholds.append([] if thresholds is None else thresholds().tolist())
 
 
 def digest(model: torch.nn.Module) -> str:

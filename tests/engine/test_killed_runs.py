@@ -1,4 +1,4 @@
-"""Runs of both stages, killed or stopped from outside and continued: the same final weights."""
+"""Runs of all stages, killed or stopped from outside and continued: the same final weights."""
 
 import os
 import random
@@ -35,6 +35,7 @@ OPTIONS = SMALL | {
     "SOLVER.CHECKPOINT_PERIOD": 1,
     "SOLVER.CHECKPOINT_KEEP": KEEP,
     "S4M.TEACHER.MAX_ITER": ITERATIONS,
+    "S4M.FINETUNE.MAX_ITER": ITERATIONS,
     "S4M.BURN_IN": BURN_IN,
     "S4M.EMA_DECAY": 0.5,
 }
@@ -78,7 +79,7 @@ def assert_same_end(whole, output):
     "kills", [2, pytest.param(24, marks=(pytest.mark.slow, pytest.mark.timeout(3600)))]
 )
 def test_a_run_killed_at_random_moments_ends_as_if_it_was_not(whole, tmp_path, kills):
-    """Every other kill hits a checkpoint that is half written, in either stage."""
+    """Every other kill hits a checkpoint that is half written, in any stage."""
     expected, seconds = whole
     rng = random.Random(kills)
     in_the_middle = 0
@@ -136,7 +137,7 @@ def test_a_signal_to_all_processes_saves_and_ends_the_run(whole, tmp_path):
 def test_a_damaged_result_of_stage_one_is_made_again(whole, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(whole[0], output)
-    damaged, kept = (output / stage / "model_final.pth" for stage in STAGES)
+    damaged, kept, _ = (output / stage / "model_final.pth" for stage in STAGES)
     damaged.write_bytes(damaged.read_bytes()[:-100])
     os.utime(kept, ns=(1, 1))
     run = start(output, "--resume")

@@ -59,9 +59,15 @@ def test_memory_by_hand_and_sam_where_it_is_consulted(small_config):
     ):
         cfg = small_config(SOLVER__OPTIMIZER=optimizer)
         assert stage_memory(cfg, stage, Tiny(), None, processes) == expected
-    sam, cfg = sam_blueprint(small_config()), small_config(S4M__REFINE__ENABLED=False)
-    extra = [stage_memory(cfg, s, Tiny(), sam) - stage_memory(cfg, s, Tiny(), None) for s in STAGES]
-    assert extra == [sam_bytes(sam), 0]
+
+
+def test_sam_counts_in_the_stages_that_consult_it(small_config):
+    sam = sam_blueprint(small_config())
+    for refined in (False, True):
+        cfg = small_config(S4M__REFINE__ENABLED=refined, S4M__FINETUNE__MAX_ITER=1)
+        with_sam, without = ([stage_memory(cfg, s, Tiny(), x) for s in STAGES] for x in (sam, None))
+        extra = [a - b for a, b in zip(with_sam, without, strict=True)]
+        assert extra == [sam_bytes(sam), refined * sam_bytes(sam), 0]
 
 
 def test_how_many_checkpoints_stay(small_config):
@@ -260,6 +266,16 @@ def test_weights_and_teacher_have_a_line_each(small_config, real_model, tmp_path
     assert "query_feat.weight" in str(teacher.errors[0])
     first, _ = lines(paths["whole"], "", **queries)  # heads may start anew
     assert first.status == "warning"
+
+
+def test_fine_tuning_needs_the_student_of_this_run(small_config, real_model, tmp_path):
+    cfg = small_config(MODEL__WEIGHTS="nowhere.pth", S4M__FINETUNE__MAX_ITER=1)
+    path = tmp_path / "run" / "student" / "model_final.pth"
+    path.parent.mkdir(parents=True)
+    for state, status in (({}, "error"), (real_model.state_dict(), "ok")):
+        torch.save({"model": state}, path)
+        found = by_item(weight_findings(cfg, model_blueprint(cfg), ["finetune"], resume=True))
+        assert found["student"].status == status and found["first weights"].status == "ok"
 
 
 def test_stages_that_continue_need_no_other_weights(small_config, tmp_path):

@@ -30,7 +30,8 @@ FEW = 3  # iterations before which no step has changed what is compared by more 
 # Where rounding moves a pixel of a pseudo-label over a threshold, its loss makes a small step, and
 # the weights, and with them all losses, follow other roundings from there.
 TOLERANCE, TOLERANCE_LATER, TOLERANCE_OF_PSEUDO_LABELS = 1e-4, 1e-2, 1e-2
-OF_CHANGE = {"teacher": 1e-3, "student": 2e-2}  # of a parameter's, in all iterations
+# Of a parameter's change, in all iterations.
+OF_CHANGE = {"teacher": 1e-3, "student": 2e-2, "weighted": 2e-2}
 
 
 def make_configs(folder):
@@ -172,6 +173,15 @@ def test_teacher_and_student_are_the_same_on_every_process_after_every_step(runs
     assert first.students == second.students
     assert len(set(first.students)) == len(first.students) == run.iterations
     assert len(set(first.teachers)) == run.iterations - run.burn_in + 1  # frozen, then moving
+
+
+def test_class_thresholds_follow_the_images_of_all_processes(runs):
+    [whole], (first, second) = runs("weighted", 1), runs("weighted", WORLD)
+    assert first.thresholds == second.thresholds
+    for ours, expected in zip(first.thresholds, whole.thresholds, strict=True):
+        assert ours == pytest.approx(expected, rel=1e-3)
+    assert len({tuple(of_step) for of_step in whole.thresholds}) > 1
+    assert min(whole.thresholds[-1]) < max(whole.thresholds[-1]) == pytest.approx(0.1)
 
 
 def test_every_process_has_the_same_labeled_subset(runs):

@@ -198,6 +198,31 @@ def test_duplicates_reach_the_student_only_if_nobody_looks_for_them():
     assert views.stats["pseudo_labels/per_image_after_arp"] == 1
 
 
+def test_low_quality_is_dropped_and_weights_reach_the_student():
+    """Of the certain masks; the second image's is redrawn with half of the pixels."""
+
+    class Half(TeacherMasks):
+        def __call__(self, *args):
+            refinement = super().__call__(*args)
+            masks = refinement.labels[1].masks.clone()
+            masks[:, : BOXES[1][3] // 2] = False
+            refinement.labels[1] = refinement.labels[1].with_masks(masks)
+            return refinement
+
+    pipeline = labeling(KnownTeacher(BOXES, SIZES[0]), refiner=Half())
+    pipeline.label_weight = pipeline.pixel_weight = True
+    views = pipeline(unlabeled(SIZES))
+    weights = [sample["instances"].gt_weights.item() for sample in views.student_batch]
+    assert weights == pytest.approx([1.0, 0.5])
+    for sample, size in zip(views.student_batch, SIZES, strict=True):
+        assert sample["instances"].gt_doubts.shape == (1, *size)
+    pipeline.mask_quality_thresh, pipeline.label_weight = 0.6, False
+    views = pipeline(unlabeled(SIZES))
+    assert [len(sample["instances"]) for sample in views.student_batch] == [1, 0]
+    assert not views.student_batch[0]["instances"].has("gt_weights")
+    assert views.stats["pseudo_labels/low_quality_per_image"] == 0.5
+
+
 def test_views_depend_on_the_samples_seeds_only():
     def noise(images, generators):
         return [

@@ -25,6 +25,12 @@ from s4m_d2.semi.ema_teacher import EMATeacher
 from .sameness import assert_same
 from .test_trainer import BARE, Killed, configs, final_state, run, teacher_weights  # noqa: F401
 
+BEYOND_THE_PAPER = {
+    "S4M__PSEUDO_LABEL__SCORE_THRESH": 0.1,
+    "S4M__PSEUDO_LABEL__CLASS_THRESH": "auto",
+    "S4M__PSEUDO_LABEL__LABEL_WEIGHT": True,
+    "S4M__PSEUDO_LABEL__PIXEL_WEIGHT": True,
+}
 UNLABELED_IMAGES = 7  # of 10, without the 3 of toyscapes_train_30pct
 
 
@@ -154,7 +160,7 @@ def test_a_run_with_the_hook_is_the_run_without_it_even_if_it_is_stopped(
     teacher_weights,  # noqa: F811
 ):
     """The state that a stopped run continues from is the same too, and no line comes twice."""
-    options = BARE | {"S4M__QUALITY__MAX_IMAGES": 2}
+    options = BARE | {"S4M__QUALITY__MAX_IMAGES": 2} | BEYOND_THE_PAPER
     seen = {}
 
     def make(name, period):
@@ -177,6 +183,9 @@ def test_a_run_with_the_hook_is_the_run_without_it_even_if_it_is_stopped(
     states = final_state(without), final_state(resumed)
     for state in states:
         state["trainer"]["hooks"].pop("UnwrittenMetricsHook")  # has what was measured
+        assert (
+            state["trainer"]["class_thresholds"]["batches"].max() == 4
+        )  # iterations, not labelings
     assert_same(*states)
     assert not Path(without.cfg.OUTPUT_DIR, RECORDS).exists()
     assert [entry["iteration"] for entry in lines(folder)] == [0, 1, 2, 3]

@@ -11,10 +11,11 @@ from s4m_d2.engine.training.continuing import run_settings
 
 from .preflight_cases import config
 
-TEACHER, STUDENT = "S4M.TEACHER.MAX_ITER", "SOLVER.MAX_ITER"
+TEACHER, STUDENT, LAST = "S4M.TEACHER.MAX_ITER", "SOLVER.MAX_ITER", "S4M.FINETUNE.MAX_ITER"
 BEGUN = {TEACHER: 10, STUDENT: 20, "S4M.BURN_IN": 5, "DATASETS.TEST": "()"}
 DONE = {"teacher": 10}
 BOTH = {"teacher": 10, "student": 20}
+ALL = BOTH | {"finetune": 5}
 
 
 def save(cfg, stage, finished):
@@ -49,11 +50,18 @@ def test_the_check_says_what_goes_on_and_what_has_changed(tmp_path):
                 [],
             ),
             ({"student": 8}, {"S4M.BURN_IN": 6}, ["teacher", "student"], [], ["S4M.BURN_IN"]),
+            ({}, {LAST: 5}, ["teacher", "student", "finetune"], [], []),
+            ({}, {LAST: 5, "S4M.STAGE": "teacher"}, ["teacher"], [], []),
+            (BOTH, {LAST: 5}, ["finetune"], [], []),
+            (ALL, {LAST: 5}, [], [], []),
+            (ALL, {LAST: 8}, ["finetune"], ["SOLVER.MAX_ITER was 5"], []),
+            (ALL, {LAST: 4}, [], [], ["has done 5 iterations"]),
+            (ALL, {LAST: 5, STUDENT: 25}, [], [], ["a student of 20 iterations"]),
         ]
     ):
         output = {"OUTPUT_DIR": str(tmp_path / f"{number}")}
         for stage, finished in saved.items():
-            save(config(BEGUN | output), stage, finished)
+            save(config(BEGUN | {LAST: 5} | output), stage, finished)
         cfg = config(BEGUN | output | changes)
         assert stages_to_run(cfg, resume=True) == left
         finding = resume_finding(cfg, left, 1)

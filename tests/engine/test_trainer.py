@@ -1,4 +1,4 @@
-"""Both stages on a very small data set: continuing exactly, states, what is saved and logged."""
+"""The stages on a very small data set: continuing exactly, states, what is saved and logged."""
 
 import copy
 import itertools
@@ -13,7 +13,13 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 
-from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
+from s4m_d2.engine import (
+    FineTuneTrainer,
+    S4MCheckpointer,
+    S4MTrainer,
+    TeacherTrainer,
+    stage_config,
+)
 from s4m_d2.engine.training.build import build_labeled_loader
 from s4m_d2.errors import ConfigError, WeightsError
 
@@ -138,6 +144,35 @@ def test_what_a_step_does_is_logged_and_results_are_written(whole):
     assert losses | dropped | others <= last.keys() and "loss_sd" not in last
     results = json.loads(Path(whole.cfg.OUTPUT_DIR, "results.json").read_text())
     assert {"AP", "AP50"} <= results["segm"].keys() & results["teacher"]["segm"].keys()
+
+
+def test_fine_tuning_starts_with_the_student_and_continues_exactly(configs, whole):
+    """Not with the EMA teacher."""
+    changes = {"S4M__FINETUNE__MAX_ITER": 3, "DATASETS__TEST": "()"}
+    cfgs = [configs("finetune", folder, **changes) for folder in ("tuned", "broken_off")]
+    for cfg in cfgs:
+        shutil.copytree(whole.cfg.OUTPUT_DIR, Path(cfg.OUTPUT_DIR).with_name("student"))
+    tuned = FineTuneTrainer(cfgs[0])
+    tuned.resume_or_load()
+    assert_same(dict(tuned.trained_model.state_dict()), dict(final_state(whole)["model"]))
+    assert tuned.optimizer.defaults["lr"] == pytest.approx(0.1 * whole.cfg.SOLVER.BASE_LR)
+    run(tuned)
+    with pytest.raises(Killed):
+        run(FineTuneTrainer(cfgs[1]), kill_after=1)
+    resumed = run(FineTuneTrainer(cfgs[1]), resume=True)
+    assert resumed.start_iter == 2
+    assert_same(final_state(tuned), final_state(resumed))
+
+
+def test_fine_tuning_takes_the_images_that_stage_one_leaves_to_the_gate(configs):
+    changes = {"DATASETS__TRAIN": "('toyscapes_train',)", "S4M__REFINE__GATE": "auto"}
+    for stage, trainer, count in (
+        ("teacher", TeacherTrainer, 8),
+        ("finetune", FineTuneTrainer, 10),
+    ):
+        loader = trainer.build_train_loader(configs(stage, "gate", **changes))
+        batches = itertools.islice(loader, 10)
+        assert len({sample["file_name"] for batch in batches for sample in batch}) == count
 
 
 @pytest.mark.parametrize("switched_off", [("DISTILL", "ARP"), ("DISTILL", "REFINE", "ARP")])

@@ -40,6 +40,16 @@ def test_masks_are_padded_at_the_bottom_and_right():
     assert target["labels"].shape == (0,) and target["masks"].shape == (0, 8, 16)
 
 
+def test_pixels_of_the_padding_are_not_doubted():
+    sample = make([3], torch.ones(1, *SIZE, dtype=torch.bool))
+    assert prepare(sample)[0].keys() == {"labels", "masks"}
+    sample["instances"].gt_weights = torch.tensor([0.5])
+    sample["instances"].gt_doubts = torch.full((1, *SIZE), 7, dtype=torch.uint8)
+    [target] = prepare(sample, padded_size=(8, 16))
+    assert target["weights"].tolist() == [0.5]
+    assert torch.equal(target["doubts"] == 7, target["masks"]) and target["doubts"].sum() == 7 * 60
+
+
 ONE = torch.ones(1, *SIZE, dtype=torch.bool)
 
 

@@ -64,6 +64,19 @@ def test_a_complete_run_has_its_tables_settings_and_curves(tmp_path):
     assert len(images(page, CHART)) == 8
 
 
+def test_fine_tuning_is_compared_with_the_student(tmp_path):
+    config = copy.deepcopy(CONFIG)
+    config["S4M"]["FINETUNE"] = {"MAX_ITER": 50}
+    folder = make_run(tmp_path / "run", config) / "finetune"
+    assert "complete" not in page_of(folder.parent)[1].texts
+    folder.mkdir()
+    (folder / "results.json").write_text('{"iterations": 50, "segm": {"AP": 28.5, "AP50": 47.0}}')
+    (folder / "model_final.pth").touch()
+    _, page = page_of(folder.parent)
+    assert page.row("fine-tuned student") == ["28.5", "47.0"] and "complete" in page.texts
+    assert "+1.5" in page.texts and "+6.8" in page.texts  # against the student, and the student's
+
+
 def test_the_page_fetches_and_runs_nothing(tmp_path):
     folder = make_run(tmp_path / "run", metrics=True)
     draw(folder / "student/figures/predictions_0000800.png", 90)

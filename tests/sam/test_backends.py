@@ -34,16 +34,21 @@ def three_images():
     return batch_of(image_of(128, 256, 1), image_of(64, 64, 2), image_of(100, 60, 3))
 
 
-@pytest.mark.parametrize(("max_images", "max_prompts"), [(3, 100), (2, 2), (0, 1)])
+@pytest.mark.parametrize(
+    ("max_images", "max_prompts", "masked"),
+    [(3, 100, False), (2, 2, False), (0, 1, False), (3, 2, True)],
+)
 def test_prompts_of_a_batch_are_those_of_each_image_and_prompt_alone(
-    backend, max_images, max_prompts
+    backend, max_images, max_prompts, masked
 ):
     """Whatever shares a pass; padding points are neutral wherever they stand."""
     chunks = {"max_images_per_chunk": max_images, "max_prompts_per_chunk": max_prompts}
     parts = type(backend)(backend.sam, **chunks)
     points, labels = mixed_prompts()
     encoded = parts.encode(*three_images())
-    together = parts.prompt(encoded, points, labels, features=True)
+    shapes = [9 * torch.randn(len(p), *2 * (4 * backend.grid_side,)) for p in points]
+    options = {"mask_prompts": shapes} if masked else {}
+    together = parts.prompt(encoded, points, labels, features=True, **options)
     features = parts.prompt(encoded, points, labels, masks=False, features=True)
     for i, (image, size) in enumerate(zip(*three_images(), strict=True)):
         alone = backend.encode(image[None, :, : size[0], : size[1]], [size])
@@ -53,11 +58,13 @@ def test_prompts_of_a_batch_are_those_of_each_image_and_prompt_alone(
         assert len(together[i].mask_logits) == len(points[i])
         for row, valid in enumerate(labels[i] >= 0):
             prompt = [points[i][row, valid][None]], [labels[i][row, valid][None]]
-            (one,) = backend.prompt(alone, *prompt, features=True)
+            options = {"mask_prompts": [shapes[i][row, None]]} if masked else {}
+            (one,) = backend.prompt(alone, *prompt, features=True, **options)
             for name in FIELDS:
                 found, expected = getattr(together[i], name)[row], getattr(one, name)[0]
                 torch.testing.assert_close(found, expected, **LOGITS)
-            torch.testing.assert_close(features[i].features[row], one.features[0], **LOGITS)
+            if not masked:
+                torch.testing.assert_close(features[i].features[row], one.features[0], **LOGITS)
         assert features[i].mask_logits is None and features[i].iou_predictions is None
 
 

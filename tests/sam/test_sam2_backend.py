@@ -35,7 +35,7 @@ def as_pixels(points, size):
     return (points - 0.5 / SAM2_SIDE) * torch.tensor([width, height])
 
 
-def library_answer(backend, image, points, labels, multimask):
+def library_answer(backend, image, points, labels, multimask, mask_prompts):
     """SAM2ImagePredictor on one image; points are normalized, of continuous coordinates."""
     predictor = predictor_of(backend)
     predictor.set_image(image.permute(1, 2, 0).numpy())
@@ -44,7 +44,11 @@ def library_answer(backend, image, points, labels, multimask):
         torch.from_numpy(value).reshape(len(points), -1, *value.shape[value.ndim - tail :])
         for value, tail in zip(
             predictor.predict(
-                pixels.numpy(), labels.numpy(), multimask_output=multimask, return_logits=True
+                pixels.numpy(),
+                labels.numpy(),
+                mask_input=mask_prompts,
+                multimask_output=multimask,
+                return_logits=True,
             ),
             (2, 0, 2),
             strict=True,
@@ -53,19 +57,24 @@ def library_answer(backend, image, points, labels, multimask):
     return masks, quality, low, predictor._features
 
 
-@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize(("multimask", "masked"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize(
     ("size", "clicks"),
     [((SAM2_SIDE, SAM2_SIDE), 1), ((64, 128), 3), ((200, 90), 1), ((300, 500), 3)],
 )
-def test_equals_the_librarys_predictor_on_one_image(backend, size, clicks, multimask):
+def test_equals_the_librarys_predictor_on_one_image(backend, size, clicks, multimask, masked):
     image = image_of(*size)
     points = torch.rand(4, clicks, 2, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 2, 3]])[:, :clicks]
-    masks, quality, low, maps = library_answer(backend, image, points, labels, multimask)
+    low_side = SAM2_SIDE // 4
+    shapes = 9 * torch.randn(4, 1, low_side, low_side, generator=torch.Generator().manual_seed(2))
+    masks, quality, low, maps = library_answer(
+        backend, image, points, labels, multimask, shapes.numpy() if masked else None
+    )
 
     encoded = backend.encode(image[None], [size])
-    (answer,) = backend.prompt(encoded, [points], [labels], multimask=multimask)
+    options = {"mask_prompts": [shapes[:, 0]]} if masked else {}
+    (answer,) = backend.prompt(encoded, [points], [labels], multimask=multimask, **options)
 
     assert answer.mask_logits.shape == (4, 3 if multimask else 1, SAM2_SIDE // 4, SAM2_SIDE // 4)
     torch.testing.assert_close(encoded.embeddings, maps["image_embed"], **CLOSE)

@@ -154,7 +154,7 @@ FOREIGN = {
     "vit_h": (lambda state: state | position(1280), "S4M.SAM.MODEL_TYPE vit_h"),
     "HQ-SAM": (lambda state: state | HQ, "HQ-SAM"),
     "HQ-SAM's decoder": (lambda _: {"hf_token.weight": torch.zeros(1, 256)}, "HQ-SAM"),
-    "MobileSAM": (lambda _: TINY_VIT, "MobileSAM"),
+    "MobileSAM": (lambda _: TINY_VIT, "S4M.SAM.BACKEND segment_anything S4M.SAM.MODEL_TYPE vit_t"),
     "Light HQ-SAM": (lambda _: TINY_VIT | HQ, "HQ-SAM"),
     "SAM 2": (lambda _: hiera(24), "S4M.SAM.BACKEND sam2 S4M.SAM.MODEL_TYPE hiera_b+"),
 }
@@ -198,6 +198,7 @@ def test_unknown_names_are_refused_with_the_known_ones():
     ("backend", "model", "words"),
     [
         ("segment_anything", "vit_l", ["sam_vit_l_0b3195.pth", "#model-checkpoints"]),
+        ("segment_anything", "vit_t", ["mobile_sam.pt", "/MobileSAM/"]),
         pytest.param("sam2", "hiera_b+", ["sam2_hiera_base_plus.pt", "/sam2#"], marks=needs_sam2),
     ],
 )

@@ -19,7 +19,7 @@ def backend():
     return build_small("segment_anything")
 
 
-def library_answer(backend, image, points, labels, multimask):
+def library_answer(backend, image, points, labels, multimask, mask_prompts):
     """SamPredictor on one image; points are normalized, of continuous coordinates."""
     predictor = SamPredictor(backend.sam)
     height, width = image.shape[1:]
@@ -28,21 +28,29 @@ def library_answer(backend, image, points, labels, multimask):
     predictor.set_torch_image(frame, (height, width))
     pixels = points * torch.tensor([resized[1], resized[0]]) - 0.5
     masks, quality, low = predictor.predict_torch(
-        pixels, labels, multimask_output=multimask, return_logits=True
+        pixels,
+        labels,
+        mask_input=mask_prompts,
+        multimask_output=multimask,
+        return_logits=True,
     )
     return masks, quality, low, predictor.features
 
 
-@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize(("multimask", "masked"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("size", [(256, 256), (128, 256), (200, 90), (300, 500)])
-def test_equals_the_librarys_predictor_on_one_image(backend, size, multimask):
+def test_equals_the_librarys_predictor_on_one_image(backend, size, multimask, masked):
     image = image_of(*size)
     points = torch.rand(5, 3, 2, generator=torch.Generator().manual_seed(1))
     labels = torch.tensor([[1, 1, 1], [1, 0, 1], [0, 1, 1], [1, 1, 0], [1, 1, 1]])
-    masks, quality, low, embedding = library_answer(backend, image, points, labels, multimask)
+    shapes = 9 * torch.randn(5, 1, 128, 128, generator=torch.Generator().manual_seed(2))
+    masks, quality, low, embedding = library_answer(
+        backend, image, points, labels, multimask, shapes if masked else None
+    )
 
     encoded = backend.encode(image[None], [size])
-    (answer,) = backend.prompt(encoded, [points], [labels], multimask=multimask)
+    options = {"mask_prompts": [shapes[:, 0]]} if masked else {}
+    (answer,) = backend.prompt(encoded, [points], [labels], multimask=multimask, **options)
 
     torch.testing.assert_close(encoded.embeddings, embedding, atol=2e-4, rtol=1e-3)
     torch.testing.assert_close(answer.mask_logits, low, atol=2e-4, rtol=1e-3)

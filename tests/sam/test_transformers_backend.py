@@ -56,12 +56,12 @@ def loaded(saved):
 
 
 @needs_transformers
-@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize(("multimask", "masked"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize(
     ("labels", "width"),
     [([[1, 0], [1, 1], [0, 1]], 1.0), ([[2, 3], [2, 3], [2, 3]], 1.0), ([[1, 2, 3]], 0.5)],
 )
-def test_equals_the_models_own_forward(saved, loaded, labels, width, multimask):
+def test_equals_the_models_own_forward(saved, loaded, labels, width, multimask, masked):
     """Clicks, boxes and both, of an image whose longer side is the frame's."""
     model, processor, _ = saved
     side = loaded.image_side
@@ -70,6 +70,8 @@ def test_equals_the_models_own_forward(saved, loaded, labels, width, multimask):
     points = torch.rand(*labels.shape, 2, generator=torch.Generator().manual_seed(1))
     pixels = points * torch.tensor([size[1], size[0]]) - 0.5  # the model adds half a pixel
     box = labels >= 2
+    low_side = 4 * loaded.grid_side
+    shapes = 9 * torch.randn(len(labels), 1, low_side, low_side)
     prompts = {}
     if box.any():
         prompts["input_boxes"] = pixels[box].reshape(1, len(labels), 4)
@@ -83,18 +85,23 @@ def test_equals_the_models_own_forward(saved, loaded, labels, width, multimask):
         lambda module, args, output: tokens.append(output[1])
     )
     with torch.no_grad():
+        if masked:  # the model takes one mask per image
+            prompts = {name: value.transpose(0, 1) for name, value in prompts.items()}
+            prompts["input_masks"] = shapes
+            frames = frames.expand(len(labels), -1, -1, -1)
         expected = model(pixel_values=frames, multimask_output=multimask, **prompts)
     hook.remove()
 
     encoded = loaded.encode(image[None], [size])
     asked = {"multimask": multimask, "features": True}
+    asked |= {"mask_prompts": [shapes[:, 0]]} if masked else {}
     (answer,) = loaded.prompt(encoded, [points], [labels], **asked)
     (alone,) = loaded.prompt(encoded, [points], [labels], masks=False, features=True)
 
-    torch.testing.assert_close(answer.mask_logits, expected.pred_masks[0], **CLOSE)
-    torch.testing.assert_close(answer.iou_predictions, expected.iou_scores[0], **CLOSE)
+    torch.testing.assert_close(answer.mask_logits, expected.pred_masks.flatten(0, 1), **CLOSE)
+    torch.testing.assert_close(answer.iou_predictions, expected.iou_scores.flatten(0, 1), **CLOSE)
     attended = tokens[0].reshape(len(labels), loaded.grid_side**2, -1).transpose(1, 2)
-    for features in (answer.features, alone.features):
+    for features in (answer.features,) if masked else (answer.features, alone.features):
         torch.testing.assert_close(features.flatten(2), attended, **CLOSE)
 
 

@@ -1,5 +1,7 @@
 """ARP by hand: pairs, a paste, scales and positions, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -50,6 +52,31 @@ def test_a_paste_by_hand():
     assert torch.equal(drawn, expected)
     assert torch.equal(new_images[0], (expected == 20).float().expand(3, -1, -1))
     assert new_labels[1].labels.tolist() == [21, 10], "20 is covered by the larger 10"
+
+
+@pytest.mark.parametrize("random_placement", [False, True])
+def test_pasted_instances_keep_their_quality_and_their_doubts(random_placement):
+    """There is none about pixels that were pasted over, or that lie outside of a pasted mask."""
+    base = labels_of([rectangle((6, 8), 0, 0, 6, 4)], 10)
+    source = labels_of([rectangle((4, 6), 0, 1, 3, 2), rectangle((4, 6), 0, 3, 3, 3)], 20)
+    labels = [
+        replace(
+            its,
+            quality=torch.full((len(its),), quality),
+            doubts=torch.full(its.masks.shape, doubt, dtype=torch.uint8),
+        )
+        for its, quality, doubt in ((base, 0.25, 50), (source, 0.75, 90))
+    ]
+    images = [torch.zeros(3, *its.image_size) for its in labels]
+    arp = ARP(min_area=MIN_AREA, random_placement=random_placement)
+    _, [mixed, _] = arp(images, labels, generators(2))
+    of_source = mixed.labels >= 20
+    assert of_source.any() and not of_source.all()
+    assert torch.equal(mixed.quality, torch.where(of_source, 0.75, 0.25))
+    pasted = mixed.masks[of_source]
+    assert torch.equal(mixed.doubts[of_source], pasted * torch.tensor(90, dtype=torch.uint8))
+    [own] = mixed.doubts[~of_source]
+    assert torch.equal(own == 0, pasted.any(0)) and own.max() == 50
 
 
 def test_scales_and_positions_are_uniform_and_inside_the_frame():

@@ -24,10 +24,10 @@ def row(pixels: int) -> torch.Tensor:
     return rectangle(SIZE, 0, 0, 1, pixels)
 
 
-def kept(labels: PseudoLabels, iou_thresh: float) -> list[bool]:
+def kept(labels: PseudoLabels, *threshs: float) -> list[bool]:
     """Which labels stay; told apart by classes, which do not matter."""
     named = replace(labels, labels=torch.arange(len(labels)))
-    [left] = drop_duplicates([named], iou_thresh)
+    [left] = drop_duplicates([named], *threshs)
     assert torch.equal(left.masks, labels.masks[left.labels])
     assert torch.equal(left.scores, labels.scores[left.labels])
     return [index in left.labels.tolist() for index in range(len(labels))]
@@ -37,6 +37,21 @@ def test_the_iou_must_exceed_the_threshold():
     labels = labels_of([row(4), row(8)], [0.9, 0.8])  # 4 of 8 pixels
     assert kept(labels, 0.5) == [True, True]
     assert kept(labels, 0.49) == [True, False]
+
+
+def test_a_part_of_another_one_exceeds_the_overlap():
+    labels = labels_of([row(4), row(8)], [0.9, 0.8])
+    assert kept(labels, 1.0, 1.0) == [True, True]
+    assert kept(labels, 1.0, 0.99) == [True, False]
+    apart = rectangle(SIZE, 0, 2, 1, 4)  # shares 2 of its 4 pixels
+    assert kept(labels_of([row(4), apart], [0.8, 0.9]), 1.0, 0.5) == [True, True]
+    assert kept(labels_of([row(4), apart], [0.8, 0.9]), 1.0, 0.49) == [False, True]
+
+
+def test_the_better_one_has_the_higher_product_of_score_and_quality():
+    labels = labels_of([row(4), row(4)], [0.9, 0.8])
+    labels = replace(labels, quality=torch.tensor([0.8, 1.0]))
+    assert kept(labels, 0.5) == [False, True]
 
 
 def test_empty_masks_are_no_duplicates_of_each_other():

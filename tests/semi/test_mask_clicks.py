@@ -6,7 +6,7 @@ from itertools import permutations
 
 import pytest
 import torch
-from hand_made import make_selection
+from hand_made import make_selection, rectangle
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
@@ -14,7 +14,11 @@ from seeds import seeded
 from torch import Tensor
 
 from s4m_d2.semi import mask_points
-from s4m_d2.semi.mask_points import sample_mask_points, sample_points_in_batch
+from s4m_d2.semi.mask_points import (
+    neighbor_points,
+    sample_mask_points,
+    sample_points_in_batch,
+)
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.structures import PseudoLabels
 
@@ -144,3 +148,27 @@ def test_clicks_of_an_image_are_its_own_generators_in_any_batch(monkeypatch, lim
     for i, selection in enumerate(selections):
         alone = sample_mask_points(selection, 3, seeded(9 + i))
         assert torch.equal(points[i], alone[0]) and torch.equal(labels[i], alone[1])
+
+
+def test_negative_points_are_in_the_nearest_other_masks_and_never_in_the_own_one():
+    """Content of 4 x 11.5 px. Mask 1 overlaps 0 where it is most certain; 3 is a part of 2."""
+    size = (4, 12)
+    masks = [(0, 0, 4, 4), (0, 3, 2, 4), (0, 9, 4, 3), (3, 10, 1, 2)]
+    logits = torch.full((4, *size), -9.0)
+    for of_mask, place in zip(logits, masks, strict=True):
+        of_mask[rectangle(size, *place)] = 1.0
+    logits[1, 0, 3], logits[1, 1, 5], logits[0, 2, 1] = 8.0, 4.0, 3.0
+    logits[2, 1, 9], logits[3, 3, 11], logits[3, 0, 0] = 5.0, 2.0, -1.0
+    points, labels = neighbor_points(make_selection(logits, (4.0, 11.5)), 2)
+    assert labels.tolist() == [[0, 0], [0, 0], [-1, 0], [0, 0]]
+    # Centers: x = 2, 5, 10.5, 11. Nearest of 0: 1, 2; of 1: 0, 2; of 2: 3, 1; of 3: 2, 1.
+    pixels = [[(5, 1), (9, 1)], [(1, 2), (9, 1)], [None, (3, 0)], [(9, 1), (3, 0)]]
+    for row, of_mask in enumerate(pixels):
+        for column, pixel in enumerate(of_mask):
+            if pixel is not None:
+                x, y = pixel
+                expected = torch.tensor([(x + 0.5) / 11.5, (y + 0.5) / 4])
+                torch.testing.assert_close(points[row, column], expected)
+    for count in (0, 1):
+        points, labels = neighbor_points(make_selection(logits[:count]), 2)
+        assert points.shape == (count, 0, 2) and labels.shape == (count, 0)

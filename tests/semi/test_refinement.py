@@ -13,6 +13,8 @@ from torch import Tensor
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.sam.backend import EncodedImages
+from s4m_d2.sam.frames import Frame
 from s4m_d2.semi.refinement import (
     MASKS_AT_ONCE,
     PointRefiner,
@@ -150,6 +152,69 @@ def test_boxes_are_around_the_content(prompt, clicks):
     assert all(logits[i, y, x] > 0 for i in range(2) for x, y in pixels[i].tolist())
 
 
+def test_negative_points_follow_the_clicks_of_a_mask():
+    """Two masks apart, each of them the other's only neighbor."""
+    logits = torch.full((2, 6, 9), -1.0)
+    logits[0, :3, :3] = logits[1, 3:, 6:] = 1.0
+    backend = FakeBackend([torch.rand(2, 3, generator=seeded(0))])
+    refiner = PointRefiner(backend=backend, negative_points=2, prompt="both")
+    refiner([make_selection(logits)], torch.zeros(1, 3, 6, 9), [(6, 9)])
+    [(points, labels)] = backend.prompts
+    assert labels.tolist() == [[1, 1, 1, 2, 3, 0]] * 2
+    for row, (x, y) in enumerate((points[:, -1] * torch.tensor([9, 6])).long().tolist()):
+        assert logits[1 - row, y, x] > 0
+
+
+def test_of_several_tries_the_answer_rated_best_is_taken():
+    ratings = [[[0.1, 0.9, 0.5]] * 2, [[0.95, 0.2, 0.3], [0.8, 0.2, 0.3]]]
+    backend = FakeBackend([torch.zeros(2, 3)])
+    prompt = backend.prompt
+
+    def rated(*args, **kwargs):
+        backend.ious = [torch.tensor(ratings[len(backend.prompts)])]
+        return prompt(*args, **kwargs)
+
+    backend.prompt = rated
+    refiner = PointRefiner(backend=backend, tries=2)
+    refined = refiner(
+        [make_selection(blobs(2))], torch.zeros(1, 3, 24, 36), [(24, 36)], [seeded(0)]
+    )
+    thirds = torch.arange(36).expand(24, 36) // 12
+    assert torch.equal(refined.labels[0].masks, torch.stack([thirds == 0, thirds == 1]))
+    assert refined.predicted_ious.tolist() == pytest.approx([0.95, 0.9])
+    (first, _), (second, _) = backend.prompts
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("padded", "rows", "below"), [(True, 22, 7), (False, 32, 11)])
+def test_the_teachers_logits_lie_in_sams_frame(padded, rows, below):
+    """An image of 24 x 36 px in a frame of 64, whose masks have 32 x 32.
+
+    Padded, the content has 21.5 rows of 32. The first mask ends after 4 of 9 columns (14.2 of 32),
+    the second after 2 of 6 rows (7.2 of 21.5, or 10.7 of 32).
+    """
+    logits = torch.full((2, 6, 9), -50.0)
+    logits[0, :, :4] = logits[1, :2] = 50.0
+    frame = Frame(64, torch.zeros(3, 1, 1), torch.ones(3, 1, 1), padded=padded)
+    backend = FakeBackend([torch.rand(2, 3, generator=seeded(0))])
+    backend.grid_side, backend.grid_scale = 8, frame.scale
+    given, prompt = [], backend.prompt
+
+    def recording(encoded, *args, mask_prompts):
+        given.extend(mask_prompts)
+        return prompt(encoded.embeddings, *args)
+
+    backend.prompt = recording
+    backend.encode = lambda images, sizes: EncodedImages(images, sizes)
+    refiner = PointRefiner(backend=backend, mask_prompt=True)
+    refiner([make_selection(logits)], torch.zeros(1, 3, 24, 36), [(24, 36)])
+    y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    expected = torch.stack([(x < 14) & (y < rows), y < below])
+    [of_image] = given
+    assert torch.equal(of_image > 0, expected)
+    assert of_image.amax() == 32 and (of_image[:, rows:] == -32).all()
+
+
 @pytest.mark.parametrize(("least", "kept"), [(0.0, []), (0.3, [1]), (0.6, [0, 1])])
 def test_masks_that_agree_too_little_stay_the_teachers(least, kept):
     """SAM's are the first third; the teacher's the first two (IoU 1/2), and the last (0)."""
@@ -181,6 +246,10 @@ def test_arguments_out_of_range_are_named():
         PointRefiner(backend=None, prompt="boxes")
     with pytest.raises(InputError, match="S4M.REFINE.MIN_AGREEMENT"):
         PointRefiner(backend=None, min_agreement=1.5)
+    with pytest.raises(InputError, match="S4M.REFINE.NEGATIVE_POINTS"):
+        PointRefiner(backend=None, negative_points=-1)
+    with pytest.raises(InputError, match="TRIES"):
+        PointRefiner(backend=None, tries=0)
     with pytest.raises(InputError, match="S4M.PSEUDO_LABEL.MASK_THRESH"):
         TeacherMasks(mask_thresh=1.0)
 

@@ -16,7 +16,7 @@ from s4m_d2.engine.checks.findings import attempt, raise_all
 from s4m_d2.engine.figures.figure_set import FIGURES
 from s4m_d2.engine.labeling.gate import GATES, OFF
 from s4m_d2.engine.labeling.protocol import check_architecture
-from s4m_d2.engine.labeling.pseudo_labeling import AMP, FLOAT32
+from s4m_d2.engine.labeling.pseudo_labeling import AMP, AUTO, FIXED, FLOAT32
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, S4MError
@@ -29,7 +29,9 @@ _SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     """
     MODEL.MASK_FORMER.TEST.DUPLICATE_IOU
-    S4M.PSEUDO_LABEL.DUPLICATE_IOU S4M.PSEUDO_LABEL.MASK_THRESH S4M.PSEUDO_LABEL.SCORE_THRESH
+    S4M.PSEUDO_LABEL.DUPLICATE_IOU S4M.PSEUDO_LABEL.DUPLICATE_OVERLAP
+    S4M.PSEUDO_LABEL.MASK_QUALITY_THRESH
+    S4M.PSEUDO_LABEL.MASK_THRESH S4M.PSEUDO_LABEL.SCORE_THRESH
     S4M.REFINE.MIN_AGREEMENT S4M.REFINE.SEPL.BOX_NMS_THRESH
     S4M.REFINE.SEPL.O_P_THRESH S4M.REFINE.SEPL.O_S_THRESH
     S4M.REFINE.SEPL.PRED_IOU_THRESH S4M.REFINE.SEPL.STABILITY_SCORE_THRESH
@@ -43,6 +45,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     """: ("1 or more", lambda v: v >= 1),
     """
     DATALOADER.NUM_WORKERS INPUT.TILE.SIZE S4M.BURN_IN S4M.DISTILL.WEIGHT S4M.FIGURES.PERIOD
+    S4M.FINETUNE.BASE_LR S4M.FINETUNE.MAX_ITER
     S4M.MAX_BAD_STEPS S4M.MAX_SKIPPED_IMAGES S4M.PSEUDO_LABEL.COUNT_BAND_ITERS
     S4M.PSEUDO_LABEL.MIN_AREA S4M.QUALITY.MAX_IMAGES S4M.QUALITY.PERIOD
     S4M.REFINE.SEPL.MIN_MASK_REGION_AREA S4M.TEACHER.IMS_PER_BATCH S4M.TEACHER.MAX_ITER
@@ -74,6 +77,7 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
     "S4M.AMP_PRECISION": PRECISIONS,
     "S4M.EVAL": ("student", "teacher", "both"),
+    "S4M.PSEUDO_LABEL.CLASS_THRESH": (FIXED, AUTO),
     "S4M.PSEUDO_LABEL.PRECISION": (AMP, FLOAT32),
     "S4M.REFINE.GATE": GATES,
     "S4M.REFINE.PROMPT": (*PROMPTS, AUTO_PROMPT),
@@ -189,6 +193,6 @@ def _training_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
 
 
 def needs_sam(cfg: CfgNode, stage: str) -> bool:
-    """True if the "teacher" (stage 1) or the "student" (stage 2) of this run uses SAM."""
-    part = cfg.S4M.DISTILL if stage == "teacher" else cfg.S4M.REFINE
-    return part.ENABLED and runs_stage(cfg, stage)
+    """True if this run has the stage, and SAM is used in it."""
+    part = {"teacher": cfg.S4M.DISTILL, "student": cfg.S4M.REFINE}.get(stage)
+    return part is not None and part.ENABLED and runs_stage(cfg, stage)

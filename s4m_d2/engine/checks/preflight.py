@@ -27,10 +27,10 @@ from s4m_d2.engine.labeling.sam_adaptation import adaptation_findings
 from s4m_d2.engine.labeling.sam_quality import sam_findings
 from s4m_d2.engine.stages import (
     STAGES,
+    is_fixed,
     runs_stage,
     stage_config,
     stages_to_run,
-    student_has_begun,
 )
 from s4m_d2.engine.training.continuing import MAX_ITER, changes, continuation_errors, run_settings
 from s4m_d2.errors import ConfigError, S4MError
@@ -99,8 +99,8 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
             before = dict(content["trainer"]["hooks"]["RunStateHook"]["settings"])
         except (LookupError, TypeError, ValueError):  # of another program or version
             before = {}
-        if stage == "teacher" and student_has_begun(cfg):
-            errors += _fixed_teacher_errors(cfg, before)
+        if is_fixed(cfg, stage):
+            errors += _fixed_length_errors(cfg, stage, before)
             continue
         finished = content["iteration"] + 1
         now = run_settings(of_stage, num_processes, has_teacher=stage == "student")
@@ -121,15 +121,17 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
     return Finding("resume", "; ".join(texts) or nothing, errors, warnings)
 
 
-def _fixed_teacher_errors(cfg: CfgNode, before: Mapping[str, Any]) -> Iterator[S4MError]:
-    """Refuse another length of stage 1 after stage 2 has begun."""
-    asked = cfg.S4M.TEACHER.MAX_ITER
+def _fixed_length_errors(cfg: CfgNode, stage: str, before: Mapping[str, Any]) -> Iterator[S4MError]:
+    """Refuse another length of a stage after the next one has begun."""
+    asked, key = cfg.SOLVER.MAX_ITER, MAX_ITER
+    if stage == "teacher":
+        asked, key = cfg.S4M.TEACHER.MAX_ITER, "S4M.TEACHER.MAX_ITER"
     trained = before.get(MAX_ITER, asked)
     if asked not in (0, trained):
         yield ConfigError(
-            f"S4M.TEACHER.MAX_ITER is {asked}, but stage 2 in '{cfg.OUTPUT_DIR}' has begun with a "
-            f"teacher of {trained} iterations, which stays what it is. Leave it at {trained} "
-            "(SOLVER.MAX_ITER trains stage 2 longer), or start a new run in another OUTPUT_DIR."
+            f"{key} is {asked}, but the next stage in '{cfg.OUTPUT_DIR}' has begun with a "
+            f"{stage} of {trained} iterations, which stays what it is. Leave it at "
+            f"{trained}, or start a new run in another OUTPUT_DIR."
         )
 
 

@@ -5,6 +5,7 @@ Models are built without values, and of files of weights names and shapes are re
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -123,7 +124,7 @@ def sam_finding(cfg: CfgNode, settings_are_right: bool = True) -> tuple[SamBacke
 def weight_findings(
     cfg: CfgNode, model: nn.Module | None, stages: Sequence[str], *, resume: bool
 ) -> Iterator[Finding]:
-    """Lines on MODEL.WEIGHTS and on the teacher of stage 2.
+    """Lines on MODEL.WEIGHTS, and on the models of earlier stages that later ones start with.
 
     Args:
         cfg: of a whole run.
@@ -131,9 +132,9 @@ def weight_findings(
         stages: that will be trained.
         resume: a stage with a checkpoint continues from it and needs no other weights.
     """
-    folders = [stage_config(cfg, stage).OUTPUT_DIR for stage in stages]
+    begun = {stage: holds_run(stage_config(cfg, stage).OUTPUT_DIR) for stage in stages}
     path, timm = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM
-    if resume and all(holds_run(folder) for folder in folders):
+    if resume and all(begun[stage] for stage in stages if stage != "finetune"):
         yield Finding("first weights", "not needed: every stage continues from its checkpoint")
     elif path:
         yield _file_finding("first weights", model, path, class_lists(cfg))
@@ -141,13 +142,14 @@ def weight_findings(
         yield Finding("first weights", f"timm's of {timm.NAME}, read when training starts")
     else:
         yield Finding("first weights", "MODEL.WEIGHTS is empty: training starts from scratch")
-    if "student" not in stages:
-        return
-    teacher = cfg.S4M.TEACHER_WEIGHTS
-    if not teacher and "teacher" in stages:
-        yield Finding("teacher", "made by stage 1 of this run")
-    else:
-        yield _file_finding("teacher", model, teacher or final_weights(cfg, "teacher"))
+    for number, (earlier, later) in enumerate(itertools.pairwise(STAGES), start=1):
+        if later not in stages or (later == "finetune" and resume and begun[later]):
+            continue
+        given = cfg.S4M.TEACHER_WEIGHTS if earlier == "teacher" else ""
+        if not given and earlier in stages:
+            yield Finding(earlier, f"made by stage {number} of this run")
+        else:
+            yield _file_finding(earlier, model, given or final_weights(cfg, earlier))
 
 
 def _file_finding(
@@ -158,7 +160,8 @@ def _file_finding(
     model = nn.Module() if model is None else model  # without one, there is no file either
     checkpointer = S4MCheckpointer(model, classes=classes)
     try:
-        report = checkpointer.inspect(path, branch="teacher", require=item == "teacher")
+        branch = "student" if item == "student" else "teacher"
+        report = checkpointer.inspect(path, branch=branch, require=item in STAGES)
     except S4MError as error:
         return Finding(item, path, [error])
     text = f"{path}: {len(report.matched)} of the model's {len(model.state_dict())} tensors"

@@ -37,7 +37,7 @@ from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.sam_adaptation import adapted_config
 from s4m_d2.engine.labeling.sam_quality import decide_by_sam
 from s4m_d2.engine.stages import STAGES, final_weights, stage_config, stages_to_run
-from s4m_d2.engine.training.trainer import S4MTrainer, TeacherTrainer
+from s4m_d2.engine.training.trainer import FineTuneTrainer, S4MTrainer, TeacherTrainer
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.files import remove_temporaries
 from s4m_d2.report import write_report, write_results
@@ -92,10 +92,11 @@ def train(
         cfg = adapted_config(cfg, resume=resume)
         for stage in stages_to_run(cfg, resume=resume):
             of_stage = decide_by_sam(stage_config(cfg, stage), stage, resume=resume)
-            weights = cfg.S4M.TEACHER_WEIGHTS or final_weights(cfg, "teacher")
-            trainer = (
-                TeacherTrainer(of_stage) if stage == "teacher" else S4MTrainer(of_stage, weights)
-            )
+            if stage == "student":
+                weights = cfg.S4M.TEACHER_WEIGHTS or final_weights(cfg, "teacher")
+                trainer: TeacherTrainer = S4MTrainer(of_stage, weights)
+            else:
+                trainer = (TeacherTrainer if stage == "teacher" else FineTuneTrainer)(of_stage)
             os.makedirs(of_stage.OUTPUT_DIR, exist_ok=True)
             trainer.resume_or_load(resume=resume)
             results = trainer.train()

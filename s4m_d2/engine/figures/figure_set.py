@@ -115,10 +115,13 @@ class FigureSet:
         """
         if labeling is None:
             backend = getattr(getattr(model, "distillation", None), "backend", None)
-            return cls(cfg, count, {"teacher": model}, None, backend, **options)
+            name = os.path.basename(cfg.OUTPUT_DIR)  # of the stage
+            return cls(cfg, count, {name: model}, None, backend, **options)
         models = {"student": model, "teacher": labeling.teacher.model}
         backend = getattr(labeling.refiner, "backend", None)
-        return cls(cfg, count, models, labeling.teacher, backend, **options)
+        figures = cls(cfg, count, models, labeling.teacher, backend, **options)
+        figures._labeling.class_thresholds = labeling.class_thresholds
+        return figures
 
     def choose(self, wanted: Sequence[str] = FIGURES) -> list[str]:
         """Select the wanted figures that can be drawn."""

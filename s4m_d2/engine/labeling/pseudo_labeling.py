@@ -17,14 +17,23 @@ from s4m_d2.engine.labeling.protocol import QueryPredictions, check_predictions
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.sam.precision import computing_in
 from s4m_d2.semi.arp import ARP
+from s4m_d2.semi.class_thresholds import ClassThresholds
 from s4m_d2.semi.duplicates import drop_duplicates
 from s4m_d2.semi.ema_teacher import EMATeacher
+from s4m_d2.semi.mask_quality import drop_low_quality, mask_quality
 from s4m_d2.semi.pseudo_labels import Selection, select_in_batch
-from s4m_d2.semi.refinement import Refinement, build_refiner
+from s4m_d2.semi.refinement import (
+    Refinement,
+    build_refiner,
+    logit,
+    teacher_doubts,
+    with_pixels,
+)
 from s4m_d2.structures import PseudoLabels, drop_empty, sample_generators
 from s4m_d2.transfers import to_device
 
 FLOAT32, AMP = "float32", "amp"  # values of S4M.PSEUDO_LABEL.PRECISION
+FIXED, AUTO = "fixed", "auto"  # values of S4M.PSEUDO_LABEL.CLASS_THRESH
 _KEPT = ("file_name", "image_id", "height", "width", "seeds")  # of an unlabeled sample
 
 
@@ -67,7 +76,11 @@ class PseudoLabeling:
         num_classes: K, which the teacher's logits must have.
         input_format: "RGB" or "BGR", the channel order of the samples' images.
         precision: FLOAT32: the teacher labels outside a caller's autocast; AMP: inside.
-        duplicate_iou: of the refined masks, see :func:`drop_duplicates`; 1.0: off.
+        duplicate_iou, duplicate_overlap: of refined masks, see :func:`drop_duplicates`; 1.0: off.
+        class_thresholds: the scores' thresholds by class; None: ``score_thresh``.
+        mask_quality_thresh: labels with a lower :func:`mask_quality` are dropped; 0.0: none.
+        label_weight: weight labels in the losses by that quality.
+        pixel_weight: weight pixels in the losses by :func:`teacher_doubts`.
     """
 
     @configurable
@@ -85,39 +98,64 @@ class PseudoLabeling:
         input_format: str = "RGB",
         precision: str = AMP,
         duplicate_iou: float = 1.0,
+        duplicate_overlap: float = 1.0,
+        class_thresholds: ClassThresholds | None = None,
+        mask_quality_thresh: float = 0.0,
+        label_weight: bool = False,
+        pixel_weight: bool = False,
     ) -> None:
         self.teacher = teacher
         self.refiner = refiner
         self.arp = arp
         self.strong_view = strong_view
-        self.selection = dict(score_thresh=score_thresh, min_area=min_area, mask_thresh=mask_thresh)
+        self.selection: dict[str, Any] = {
+            "score_thresh": score_thresh,
+            "min_area": min_area,
+            "mask_thresh": mask_thresh,
+        }
         self.input_format = input_format
         self.num_classes = num_classes
         self.precision = precision
-        self.duplicate_iou = duplicate_iou
+        self.duplicate_iou, self.duplicate_overlap = duplicate_iou, duplicate_overlap
+        self.class_thresholds = class_thresholds
+        self.mask_quality_thresh = mask_quality_thresh
+        self.label_weight, self.pixel_weight = label_weight, pixel_weight
 
     @classmethod
     def from_config(cls, cfg, teacher: EMATeacher, backend: SamBackend | None = None):
         if backend is None and cfg.S4M.REFINE.ENABLED:
             backend = build_sam_backend(cfg)
+        rules, num_classes = cfg.S4M.PSEUDO_LABEL, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         return {
             "teacher": teacher,
             "refiner": build_refiner(cfg, backend),
             "arp": ARP(cfg) if cfg.S4M.ARP.ENABLED else None,
             "strong_view": StrongView(cfg).batch,
-            "score_thresh": cfg.S4M.PSEUDO_LABEL.SCORE_THRESH,
-            "min_area": cfg.S4M.PSEUDO_LABEL.MIN_AREA,
-            "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
+            "score_thresh": rules.SCORE_THRESH,
+            "min_area": rules.MIN_AREA,
+            "mask_thresh": rules.MASK_THRESH,
             "input_format": cfg.INPUT.FORMAT,
-            "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "precision": cfg.S4M.PSEUDO_LABEL.PRECISION,
-            "duplicate_iou": cfg.S4M.PSEUDO_LABEL.DUPLICATE_IOU,
+            "num_classes": num_classes,
+            "precision": rules.PRECISION,
+            "duplicate_iou": rules.DUPLICATE_IOU,
+            "duplicate_overlap": rules.DUPLICATE_OVERLAP,
+            "class_thresholds": (
+                ClassThresholds(rules.SCORE_THRESH, num_classes)
+                if rules.CLASS_THRESH == AUTO
+                else None
+            ),
+            "mask_quality_thresh": rules.MASK_QUALITY_THRESH,
+            "label_weight": rules.LABEL_WEIGHT,
+            "pixel_weight": rules.PIXEL_WEIGHT,
         }
 
     @torch.no_grad()
-    def __call__(self, batch: Sequence[Mapping[str, Any]]) -> UnlabeledViews:
+    def __call__(
+        self, batch: Sequence[Mapping[str, Any]], *, learn: bool = False
+    ) -> UnlabeledViews:
         """Label ``batch``, samples of :class:`~s4m_d2.data.ARPDatasetMapper`; as :meth:`label`."""
-        selections, refinement = self.label([{**s, "image": s["image_weak"]} for s in batch])
+        weak = [{**sample, "image": sample["image_weak"]} for sample in batch]
+        selections, refinement = self.label(weak, learn=learn)
         device = selections[0].mask_logits.device
         images = [to_device(sample["image"], device) for sample in batch]
         labels = refinement.labels
@@ -128,16 +166,22 @@ class PseudoLabeling:
             {
                 **{key: sample[key] for key in _KEPT if key in sample},
                 "image": view,
-                "instances": of_image.to_instances(),
+                "instances": of_image.to_instances(weighted=self.label_weight),
             }
             for sample, view, of_image in zip(batch, strong, labels, strict=True)
         ]
         stats = label_statistics(selections, refinement, labels)
+        if self.class_thresholds is not None:
+            stats["pseudo_labels/lowest_thresh"] = self.class_thresholds().amin()
         return UnlabeledViews(student_batch, selections, refinement.labels, images, labels, stats)
 
     @torch.no_grad()
-    def label(self, weak: list[dict]) -> tuple[list[Selection], Refinement]:
+    def label(self, weak: list[dict], *, learn: bool = False) -> tuple[list[Selection], Refinement]:
         """Select the teacher's predictions on samples' "image", and refine them.
+
+        Args:
+            learn: the class thresholds, if there are any, follow these predictions; in training,
+                in all processes together.
 
         Raises:
             InputError: the teacher's predictions do not satisfy the protocol.
@@ -148,6 +192,8 @@ class PseudoLabeling:
             predictions = teacher.predict_queries(weak)
             sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
             check_predictions(predictions, sizes, teacher, self.num_classes)
+            if learn and self.class_thresholds is not None:
+                self.class_thresholds.observe(predictions["pred_logits"])
             selections = self.select(predictions)
             return selections, self.refine(weak, selections, predictions["pred_logits"][0].device)
 
@@ -160,7 +206,10 @@ class PseudoLabeling:
             for of_image, (h, w) in zip(masks, predictions["image_sizes"], strict=True)
         ]
         logits = list(predictions["pred_logits"])
-        return select_in_batch(logits, masks, content_sizes=content_sizes, **self.selection)
+        rules = self.selection
+        if self.class_thresholds is not None:
+            rules = {**rules, "score_thresh": self.class_thresholds().to(logits[0].device)}
+        return select_in_batch(logits, masks, content_sizes=content_sizes, **rules)
 
     def refine(
         self, weak: list[dict], selections: list[Selection], device: torch.device
@@ -173,13 +222,36 @@ class PseudoLabeling:
             image[:, :height, :width] = to_device(sample["image"], device)
         rgb = images if self.input_format == "RGB" else images.flip(1)
         generators = sample_generators(weak, "refine_points", "cpu")
+        judges = self.label_weight or self.mask_quality_thresh > 0 or self._drops_duplicates
+        if judges or self.pixel_weight:
+            selections = with_pixels(selections)  # the rows of the refined labels
         refinement = self.refiner(selections, rgb, sizes, generators)
-        labels = drop_empty(refinement.labels)
-        if self.duplicate_iou >= 1.0:
-            return replace(refinement, labels=labels)
-        kept = drop_duplicates(labels, self.duplicate_iou)
-        dropped = sum(map(len, labels)) - sum(map(len, kept))
-        return replace(refinement, labels=kept, num_duplicates=dropped)
+        labels = refinement.labels
+        if judges:
+            thresh = logit(self.selection["mask_thresh"])
+            pairs = zip(labels, selections, strict=True)
+            labels = [replace(its, quality=mask_quality(s, its, thresh)) for its, s in pairs]
+        if self.pixel_weight:
+            pairs = zip(labels, selections, strict=True)
+            labels = [replace(its, doubts=teacher_doubts(s, its.image_size)) for its, s in pairs]
+        return self._filtered(replace(refinement, labels=drop_empty(labels)))
+
+    @property
+    def _drops_duplicates(self) -> bool:
+        return min(self.duplicate_iou, self.duplicate_overlap) < 1.0
+
+    def _filtered(self, refinement: Refinement) -> Refinement:
+        """Drop low quality first, so that it does not replace a duplicate of higher quality."""
+        labels, counts = refinement.labels, [sum(map(len, refinement.labels))]
+        if self.mask_quality_thresh > 0:
+            labels = drop_low_quality(labels, self.mask_quality_thresh)
+            counts.append(sum(map(len, labels)))
+            refinement = replace(refinement, num_low_quality=counts[-2] - counts[-1])
+        if self._drops_duplicates:
+            labels = drop_duplicates(labels, self.duplicate_iou, self.duplicate_overlap)
+            counts.append(sum(map(len, labels)))
+            refinement = replace(refinement, num_duplicates=counts[-2] - counts[-1])
+        return replace(refinement, labels=labels)
 
 
 def label_statistics(
@@ -197,6 +269,8 @@ def label_statistics(
         "pseudo_labels/per_image_after_arp": sum(map(len, after_arp)) / images,
     }
     stats |= {f"pseudo_labels/{name}": value / queries for name, value in totals.items()}
+    if refinement.num_low_quality is not None:
+        stats["pseudo_labels/low_quality_per_image"] = refinement.num_low_quality / images
     if refinement.num_duplicates is not None:
         stats["pseudo_labels/duplicates_per_image"] = refinement.num_duplicates / images
     if len(refinement.predicted_ious):

@@ -236,7 +236,7 @@ def decide_by_sam(cfg: CfgNode, stage: str, *, resume: bool) -> CfgNode:
     set it. A run that continues keeps what was decided.
     """
     gate = cfg.S4M.REFINE.GATE
-    if gate == OFF or not any(needs_sam(cfg, stage) for stage in STAGES):
+    if gate == OFF or stage == "finetune" or not any(needs_sam(cfg, name) for name in STAGES):
         return cfg
     if stage == "student" and (not cfg.S4M.REFINE.ENABLED or held_out_records(cfg)):
         return cfg

@@ -58,9 +58,9 @@ def continuation_errors(
     """Errors of settings with which a run cannot be resumed after ``finished`` iterations."""
     if now[MAX_ITER] < finished:
         yield ConfigError(
-            f"SOLVER.MAX_ITER (stage 1: S4M.TEACHER.MAX_ITER) is {now[MAX_ITER]}, but the run that "
-            f"--resume continues has done {finished} iterations. Give {finished} or more, or start "
-            "a new run in another OUTPUT_DIR."
+            "SOLVER.MAX_ITER (stage 1: S4M.TEACHER.MAX_ITER, last: S4M.FINETUNE.MAX_ITER) is "
+            f"{now[MAX_ITER]}, but the run that --resume continues has done {finished} iterations. "
+            f"Give {finished} or more, or start a new run in another OUTPUT_DIR."
         )
     old, new = before.get(BURN_IN), now.get(BURN_IN)
     if old is not None and new is not None and old != new and finished > min(old, new):

@@ -1,7 +1,8 @@
-"""The trainers of the two stages, on Detectron2's ``DefaultTrainer``."""
+"""The trainers of the stages, on Detectron2's ``DefaultTrainer``."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -221,6 +222,20 @@ class TeacherTrainer(DefaultTrainer):
         return build_evaluator(dataset_name, folder, max_detections=most)
 
 
+class FineTuneTrainer(TeacherTrainer):
+    """Last stage: stage 2's student (MODEL.WEIGHTS of the stage's config) on all labeled images."""
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        if resume and self.checkpointer.has_checkpoint():
+            super().resume_or_load(resume)
+        else:
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, [], require=True)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
+        return build.build_labeled_loader(cfg, start_iter)
+
+
 class S4MTrainer(TeacherTrainer):
     """Stage 2: the student learns from labeled images and from the teacher's pseudo-labels.
 
@@ -248,7 +263,8 @@ class S4MTrainer(TeacherTrainer):
 
     def build_step(self, *parts: Any) -> TeacherStep:
         weight = self.cfg.S4M.UNSUP_LOSS_WEIGHT
-        return StudentStep(*parts, labeling=self.pseudo_labeling, unsup_loss_weight=weight)
+        labeling = functools.partial(self.pseudo_labeling, learn=True)
+        return StudentStep(*parts, labeling=labeling, unsup_loss_weight=weight)
 
     def run_step(self) -> None:
         super().run_step()
@@ -289,11 +305,15 @@ class S4MTrainer(TeacherTrainer):
     def state_dict(self) -> dict[str, Any]:
         skipped = self._trainer.data_loader.unlabeled.skipped_images
         own = {"skipped_images": dict(skipped), "refinement_gate": self._gate.decision}
+        if self.pseudo_labeling.class_thresholds is not None:
+            own["class_thresholds"] = self.pseudo_labeling.class_thresholds.state_dict()
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._gate.apply(state_dict.get("refinement_gate", {}))
+        if self.pseudo_labeling.class_thresholds is not None and "class_thresholds" in state_dict:
+            self.pseudo_labeling.class_thresholds.load_state_dict(state_dict["class_thresholds"])
         if comm.is_main_process():  # whose they are
             self._skipped = state_dict.get("skipped_images", {})
 
