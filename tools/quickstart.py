@@ -20,7 +20,6 @@ from tabulate import tabulate
 
 from s4m_d2.engine import PseudoLabeling, S4MTrainer, run_config, stage_config
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.command.run_report import write_report
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.figures.figure_set import (
     PAIR_ALL,
@@ -32,7 +31,7 @@ from s4m_d2.engine.figures.figure_set import (
 )
 from s4m_d2.engine.figures.similarity_figure import to_rgb
 from s4m_d2.files import atomic_write
-from s4m_d2.report import read_results
+from s4m_d2.report import read_results, write_report
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.visualization import panel_grid
 

@@ -41,7 +41,7 @@ from s4m_d2.visualization import write_png
 
 def main(arguments: list[str] | None = None) -> None:
     try:
-        words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+        words, overrides = split_overrides(arguments)
         args = parse_args(words)
         cfg = run_config(load_config(args.config_file, overrides))
         check_config(cfg, eval_only=True)

@@ -34,16 +34,18 @@ from s4m_d2.command_line import natural, print_problems, share
 from s4m_d2.data.images import read_image
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images
 from s4m_d2.engine.command.arguments import (
-    config_of_run,
+    add_model_options,
+    command_parser,
     model_config,
-    parser_with_overrides,
-    run_with_overrides,
+    split_overrides,
 )
+from s4m_d2.engine.command.failures import exit_status
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.engine.labeling.gate import RESULT, RefinementGate
 from s4m_d2.engine.labeling.labeler import Labeler
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import derive_seed
+from s4m_d2.engine.training.continuing import remove_lines
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.formats import FORMATS
 from s4m_d2.report import read_results, write_results
@@ -54,42 +56,33 @@ ONE_INSTANCE = "0.7"  # IoU above which two labels are of one instance
 SETTINGS = ".label.json"  # of OUT: with what it was labeled; LabelMe's files have no such names
 
 
+@exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 all done, 1 an error, or images that cannot be read."""
-    return run_with_overrides(
-        arguments,
-        parse_args,
-        lambda args, overrides: merge(args.output) if args.merge else label(args, overrides),
-    )
-
-
-def parse_args(words: list[str]) -> argparse.Namespace:
-    parser = parser_with_overrides(__doc__)
+    words, overrides = split_overrides(arguments)
+    parser = command_parser(__doc__, overrides=True)
+    add_model_options(parser, model="teacher", required=False)
     add = parser.add_argument
     add("--output", required=True, metavar="DIR", help="new, empty, or of the same command")
     add("--merge", action="store_true", help="write the format from what all processes labeled")
-    add("--weights", metavar="FILE", help="checkpoint, or weights of one model")
     add("--images", metavar="DIR", help="searched recursively")
-    add("--config-file", metavar="FILE", help="default: config.yaml of the weights' run")
-    add("--model", choices=("teacher", "student"), default="teacher", help="default: teacher")
     add("--format", choices=sorted(FORMATS), default="coco", help="default: coco")
     add("--score", type=share, help="least class probability (default: the config's)")
     add("--min-area", type=natural, default=0, metavar="PX", help="of a mask (default: 0)")
     add("--max-instances", type=natural, default=0, help="the best of an image; 0: all (default)")
-    add("--class-names", default="", metavar="FILE", help="one name per line; default: the run's")
     args = parser.parse_args(words)
-    if not args.merge and not (args.weights and args.images):
+    if args.merge:
+        return merge(args.output)
+    if not (args.weights and args.images):
         parser.error("--weights and --images are needed, or --merge")
-    return args
+    return label(args, overrides)
 
 
 def label(args: argparse.Namespace, overrides: list[str]) -> int:
-    """Label what is not labeled yet; alone, also write the format.
-
-    Raises:
-        S4MError: settings, weights, images or the output folder are wrong.
-    """
-    cfg = _config(args, overrides)
+    """Label what is not labeled yet; alone, also write the format."""
+    score = [] if args.score is None else ["S4M.PSEUDO_LABEL.SCORE_THRESH", str(args.score)]
+    once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", ONE_INSTANCE]  # one label an instance, to correct
+    cfg = model_config(args.config_file, args.weights, [*once, *overrides, *score])
     names = class_names(cfg, args.class_names)
     paths = [
         os.path.relpath(path, args.images)
@@ -102,8 +95,9 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
     problems: dict[str, str] = {}
     if left:
         predict = _predictor(cfg, args)
-        with open(os.path.join(args.output, f"labels-{rank}.jsonl"), "a+b") as file:
-            _drop_torn_line(file)
+        rows = os.path.join(args.output, f"labels-{rank}.jsonl")
+        remove_lines(rows, sys.maxsize)  # the last one, if a kill has torn it
+        with open(rows, "ab") as file:
             for path in tqdm(left, unit="image", disable=None):
                 torch.manual_seed(derive_seed(cfg.SEED, "label", path))  # of SAM's clicks
                 try:
@@ -120,17 +114,8 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def merge(folder: str) -> int:
-    """Write the format of a folder from what is labeled in it; the exit status.
-
-    Raises:
-        ConfigError: it is no folder of this command, or nothing is labeled in it.
-    """
-    try:
-        settings = read_results(os.path.join(folder, SETTINGS))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"--output '{folder}' holds no {SETTINGS} of this command: {error}. Label first."
-        ) from error
+    """Write the format of a folder from what is labeled in it; the exit status."""
+    settings = read_settings(folder)
     images = instances = 0
     for row in labeled_rows(folder):
         images, instances = images + 1, instances + len(row["instances"])
@@ -142,11 +127,14 @@ def merge(folder: str) -> int:
     return 0
 
 
-def _config(args: argparse.Namespace, overrides: list[str]) -> CfgNode:
-    found = config_of_run(args.config_file, args.weights)
-    score = [] if args.score is None else ["S4M.PSEUDO_LABEL.SCORE_THRESH", str(args.score)]
-    once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", ONE_INSTANCE]  # one label an instance, to correct
-    return model_config(found, [*once, *overrides, *score])
+def read_settings(folder: str) -> dict[str, Any]:
+    """With what a folder was labeled; ConfigError if it is no folder of this command."""
+    try:
+        return read_results(os.path.join(folder, SETTINGS))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"'{folder}' is no output of s4m-label, with {SETTINGS}: {error}. Label first."
+        ) from error
 
 
 def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
@@ -182,11 +170,7 @@ def _predictor(cfg: CfgNode, args: argparse.Namespace) -> Predictor:
 
 
 def _label(predict: Predictor, path: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The row of an image.
-
-    Raises:
-        DatasetError: it cannot be read.
-    """
+    """The row of an image; DatasetError if it cannot be read."""
     image = read_image(os.path.join(args.images, path), "RGB")
     found = predict(image)
     rles = as_rles(found.pred_masks)
@@ -210,15 +194,6 @@ def labeled_rows(folder: str) -> Iterator[dict[str, Any]]:
             for line in file:
                 if line.endswith(b"\n"):  # else torn by a kill
                     yield json.loads(line)
-
-
-def _drop_torn_line(file: Any) -> None:
-    """Cut what follows the last whole line of a file that is open for appending."""
-    file.seek(0)
-    whole = 0
-    for line in file:
-        whole += len(line) if line.endswith(b"\n") else 0
-    file.truncate(whole)
 
 
 if __name__ == "__main__":

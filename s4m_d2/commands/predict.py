@@ -33,10 +33,12 @@ from s4m_d2.command_line import natural, print_first, share
 from s4m_d2.data.images import read_image
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Video, list_images
 from s4m_d2.engine.command.arguments import (
+    add_model_options,
+    command_parser,
     model_config,
-    parser_with_overrides,
-    run_with_overrides,
+    split_overrides,
 )
+from s4m_d2.engine.command.failures import exit_status
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.evaluation.coco import RESULTS, write_coco_results
@@ -46,17 +48,13 @@ from s4m_d2.visualization.video import write_video
 OVERLAYS = "overlays"
 
 
+@exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 all done, 1 an error, or files that cannot be read."""
-    return run_with_overrides(arguments, parse_args, run)
-
-
-def parse_args(words: list[str]) -> argparse.Namespace:
-    parser = parser_with_overrides(__doc__)
+    words, overrides = split_overrides(arguments)
+    parser = command_parser(__doc__, overrides=True)
+    add_model_options(parser, model="student", required=True)
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE")
-    add("--weights", required=True, metavar="FILE", help="checkpoint, or weights of one model")
-    add("--model", choices=("student", "teacher"), default="student")
     add("--input", nargs="+", required=True, metavar="PATH")
     add("--output", required=True, metavar="DIR")
     add("--score", type=share, default=0.5, help="least score of an instance (default: 0.5)")
@@ -66,22 +64,15 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     add("--overlap", type=share,
         help="minimum overlap of neighboring tiles, as a share of the side (default: 0.2)",
     )  # fmt: skip
-    add("--class-names", default="", metavar="FILE",
-        help="one name per line, in the order of the class ids (default: those of DATASETS.TEST)",
-    )  # fmt: skip
     add("--force", action="store_true", help="replace what --output holds")
-    return parser.parse_args(words)
+    return run(parser.parse_args(words), overrides)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
-    """Predict on all inputs and write the results.
-
-    Raises:
-        S4MError: settings, weights or the output folder are invalid; predictions.json is unchanged.
-    """
+    """Predict on all inputs and write the results; after an error these are as they were."""
     for key, value in (("SIZE", args.tile), ("OVERLAP", args.overlap)):
         overrides += [] if value is None else [f"INPUT.TILE.{key}", str(value)]
-    cfg = model_config(args.config_file, overrides)
+    cfg = model_config(args.config_file, args.weights, overrides)
     results = os.path.join(args.output, RESULTS)
     if os.path.exists(results) and not args.force:
         raise ConfigError(f"The output '{results}' exists. Add --force to replace it.")
@@ -120,9 +111,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
 def _draw(item: Media, output: str, look: Callable[..., np.ndarray]) -> None:
     """Predict on one file and write ``output``, a path without a suffix.
 
-    Raises:
-        DatasetError: the file cannot be read, or a video not to its end; frames that were read are
-            among the results.
+    DatasetError if it cannot be read, or a video not to its end; frames before are results.
     """
     if not item.is_video:
         write_png(look(read_image(item.path, "RGB"), file_name=item.path), f"{output}.png")
@@ -132,7 +121,7 @@ def _draw(item: Media, output: str, look: Callable[..., np.ndarray]) -> None:
         try:
             for index, frame in enumerate(video):
                 write(look(frame, file_name=item.path, frame=index))
-        except DatasetError as error:
+        except DatasetError as error:  # what was drawn is kept
             problem = error
     if problem is not None:
         raise problem

@@ -9,22 +9,16 @@ of losses, pseudo-labels and AP, settings.
 
 from __future__ import annotations
 
-import argparse
-import sys
-
-from s4m_d2.engine.command.run_report import write_report
-from s4m_d2.errors import S4MError
+from s4m_d2.engine.command.arguments import command_parser
+from s4m_d2.engine.command.failures import exit_status
+from s4m_d2.report import write_report
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@exit_status
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    parser = command_parser(__doc__)
     parser.add_argument("folders", nargs="+", metavar="OUTPUT_DIR", help="of a training")
-    args = parser.parse_args(arguments)
-    try:
-        for folder in args.folders:
-            print(write_report(folder))
-    except S4MError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    for folder in parser.parse_args(arguments).folders:
+        print(write_report(folder))
+    return 0

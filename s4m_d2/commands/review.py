@@ -10,7 +10,6 @@ of similar rank those come first that look different from the ones before.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import shutil
@@ -24,12 +23,13 @@ import numpy as np
 from tqdm import tqdm
 
 from s4m_d2.command_line import natural, print_problems
-from s4m_d2.commands.label import SETTINGS, labeled_rows
+from s4m_d2.commands.label import labeled_rows, read_settings
 from s4m_d2.data.images import read_image
+from s4m_d2.engine.command.arguments import command_parser
+from s4m_d2.engine.command.failures import exit_status
 from s4m_d2.engine.labeling.review import SIGNALS, review_order, review_signals
-from s4m_d2.errors import ConfigError, DatasetError, S4MError, printable
+from s4m_d2.errors import ConfigError, DatasetError, printable
 from s4m_d2.files import atomic_write
-from s4m_d2.report import read_results
 from s4m_d2.structures import RLEMasks
 from s4m_d2.visualization import overlay, write_png
 
@@ -38,28 +38,20 @@ DEFAULT = ("mask",)
 FEATURE_SIDE, PICTURE_SIDE = 6, 320  # px
 
 
+@exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 done, 1 an error, or images that cannot be read."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("folder", metavar="OUT", help="--output of s4m-label")
     parser.add_argument("--by", nargs="+", choices=SIGNALS, default=DEFAULT)
     parser.add_argument("--count", type=natural, default=50, help="pictures (default: 50)")
     args = parser.parse_args(arguments)
-    try:
-        return review(args.folder, args.by, args.count)
-    except S4MError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    return review(args.folder, args.by, args.count)
 
 
 def review(folder: str, by: Sequence[str], count: int) -> int:
     """Write both files; the exit status."""
-    try:
-        settings = read_results(os.path.join(folder, SETTINGS))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"'{folder}' is no output of s4m-label: {error}. Label first.") from error
+    settings = read_settings(folder)
     rows, features, problems = [], [], {}
     for row in tqdm(list(labeled_rows(folder)), unit="image", disable=None):
         try:

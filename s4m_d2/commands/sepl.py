@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from s4m_d2.command_line import natural, positive, print_problems, share
 from s4m_d2.data.listing import IMAGE_EXTENSIONS
-from s4m_d2.errors import ConfigError, DatasetError, S4MError
+from s4m_d2.engine.command.failures import exit_status
+from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.report import write_results
 from s4m_d2.sam import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.automatic_masks import AutomaticMaskSettings
@@ -33,13 +34,13 @@ from s4m_d2.visualization import evenly_spaced
 MASK_CACHE = "masks"  # the folder below the enhanced labels
 BEST = WORST = 5
 COUNT = 8
-INTERRUPTED = 130  # the exit status that shells give for Ctrl-C
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
 OPTIONS = ("background_score", "o_s_thresh", "o_p_thresh", "keep_uncovered")
 AUTOMATIC = [field.name for field in fields(AutomaticMaskSettings)]
 SAM_OPTIONS = ["sam_type", "sam_checkpoint", "device", "mask_cache", *AUTOMATIC]
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit status: 0 all done, 1 an error, or images that failed, 2 misuse."""
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -50,23 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Enhance CAM pseudo-labels with SAM's masks (SEPL, arXiv 2305.05803).",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (add_arguments, _, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
+    for name, (run, add_arguments) in COMMANDS.items():
+        command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        command.set_defaults(run=run)
         add_arguments(command)
         _add_label_arguments(command)
     args = parser.parse_args(words)
-    try:
-        return COMMANDS[args.command][1](args)
-    except S4MError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        return INTERRUPTED
+    return args.run(args)
 
 
 def enhance(args: argparse.Namespace) -> int:
-    """Write the enhanced label maps that are not there yet."""
+    """Redraw a folder of label maps with SAM's masks (what is done without a name). What is there
+    is skipped: the same command continues. OUTPUT/sepl.json has settings and problems."""
     source, num_classes = _mask_source(args), len(_class_names(args))
     _check_output(args)
     settings = _settings(args, source, num_classes)
@@ -103,7 +99,8 @@ def enhance(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Print the table, write the report."""
+    """IoU of each class, mIoU and pixel accuracy over a whole data set, as VOC's benchmark counts
+    them, before and after."""
     names = _class_names(args)
     listed = image_list(args.list) if args.list else None
     report = compare(_label_folders(args, len(names)), names, listed)
@@ -124,10 +121,15 @@ def evaluate(args: argparse.Namespace) -> int:
 
 def score_table(report: Mapping[str, Any]) -> str:
     """A Markdown table in percent: a row per class, then mIoU and pixel accuracy."""
+
+    def percent(value: float, column: str) -> str:
+        sign = "+" if column == "gain" else ""
+        return "–" if math.isnan(value) else f"{100 * value:{sign}.2f}"
+
     rows = report["iou"] | {"mIoU": report["miou"], "pixel accuracy": report["pixel_accuracy"]}
     columns = list(report["miou"])
     cells = [
-        (name.replace("|", r"\|"), *(_percent(values[key], key) for key in columns))
+        (name.replace("|", r"\|"), *(percent(values[key], key) for key in columns))
         for name, values in rows.items()
     ]
     align = ("left", *("right" for _ in columns))
@@ -136,7 +138,7 @@ def score_table(report: Mapping[str, Any]) -> str:
 
 
 def visualize(args: argparse.Namespace) -> int:
-    """Draw and write the picture."""
+    """Draw images, their labels before and after, SAM's masks and the ground truth side by side."""
     names = _class_names(args)
     folders = _label_folders(args, len(names))
     images = files_by_name(args.images, IMAGE_EXTENSIONS)
@@ -158,11 +160,6 @@ def visualize(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
-def _percent(value: float, column: str) -> str:
-    sign = "+" if column == "gain" else ""
-    return "–" if math.isnan(value) else f"{100 * value:{sign}.2f}"
-
-
 def _class_names(args: argparse.Namespace) -> tuple[str, ...]:
     return class_names(args.preset or "voc", args.num_classes, args.class_names)
 
@@ -174,13 +171,13 @@ def _label_folders(args: argparse.Namespace, num_classes: int) -> LabelFolders:
 
 def _mask_source(args: argparse.Namespace) -> Path | SamMasks:
     given = {name: value for name in SAM_OPTIONS if (value := getattr(args, name)) is not None}
+    if args.masks is not None and given:
+        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(
+            f"--masks takes the masks of '{args.masks}' as they are, but {options} concern masks "
+            "that SAM makes. Leave them out, or give --sam instead of --masks."
+        )
     if args.masks is not None:
-        if given:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-            raise ConfigError(
-                f"--masks takes the masks of '{args.masks}' as they are, but {options} concern "
-                "masks that SAM makes. Leave them out, or give --sam instead of --masks."
-            )
         return args.masks
     if args.images is None:
         raise ConfigError("--sam needs --images: SAM makes the masks of images")
@@ -230,8 +227,7 @@ def _chosen(
     images: Mapping[str, Path],
 ) -> tuple[list[str], dict[str, str]]:
     """Names of the images to draw, and problems of those that could not be scored."""
-    given = args.best, args.worst
-    is_ranked = given != (None, None)
+    is_ranked = args.best is not None or args.worst is not None
     if is_ranked + (args.names is not None) + (args.count is not None) > 1:
         raise ConfigError(
             "--names, --count and --best, --worst exclude each other; say in one way which images "
@@ -249,7 +245,7 @@ def _chosen(
     report = compare(folders, names, complete)
     scored = [image for image in report["images"] if not math.isnan(image["gain"])]
     ranked = [i["name"] for i in sorted(scored, key=lambda i: (-i["gain"], i["name"]))]
-    best, worst = (number or 0 for number in given) if is_ranked else (BEST, WORST)
+    best, worst = (args.best or 0, args.worst or 0) if is_ranked else (BEST, WORST)
     return ranked[:best] + ranked[max(best, len(ranked) - worst) :], report["problems"]
 
 
@@ -329,22 +325,7 @@ def _add_visualize_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 COMMANDS = {
-    "enhance": (
-        _add_enhance_arguments,
-        enhance,
-        "Redraw a folder of label maps with SAM's masks (what is done without a name). What is "
-        f"there is skipped: the same command continues. OUTPUT/{REPORT} has settings and problems.",
-    ),
-    "evaluate": (
-        _add_evaluate_arguments,
-        evaluate,
-        "IoU of each class, mIoU and pixel accuracy over a whole data set, as VOC's benchmark "
-        "counts them, before and after.",
-    ),
-    "visualize": (
-        _add_visualize_arguments,
-        visualize,
-        "Draw images, their labels before and after, SAM's masks and the ground truth side by "
-        "side.",
-    ),
+    "enhance": (enhance, _add_enhance_arguments),
+    "evaluate": (evaluate, _add_evaluate_arguments),
+    "visualize": (visualize, _add_visualize_arguments),
 }

@@ -56,10 +56,11 @@ def parse_args() -> argparse.Namespace:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Load and check the config of this run; set up loggers and OUTPUT_DIR."""
+    """Load the config of this run; set up loggers and OUTPUT_DIR."""
     cfg, own_data = read_config(args)
-    check_config(cfg, eval_only=args.eval_only)
-    check_output_dir(cfg, resume=args.resume or args.eval_only)
+    if args.eval_only:  # a training is checked before its processes start
+        check_config(cfg, eval_only=True)
+        check_output_dir(cfg, resume=True)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s4m_d2")
     if own_data is not None:

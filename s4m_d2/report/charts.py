@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -37,62 +37,54 @@ _STYLE: dict[Any, Any] = {
     "lines.markersize": 5,
 }
 # Display names of losses; others keep their names.
-_KINDS = {
-    "loss_ce": "class",
-    "loss_mask": "mask, cross-entropy",
-    "loss_dice": "mask, dice",
-}
+_KINDS = {"loss_ce": "class", "loss_mask": "mask, cross-entropy", "loss_dice": "mask, dice"}
+_LOSS_UNIT = "weighted, sum of all decoder layers"
+_SHARE_KEPT = "share; the teacher's is kept"
 _QUALITY = {"sq": "SQ (IoU of matches)", "pq": "PQ"}
-# Title, unit, prefix of the curves' names, and the lines' names by the rest of the name.
-_CHARTS: list[tuple[str, str, str, dict[str, str]]] = [
-    ("Structural distillation", "weighted loss", "labeled:", {"loss_sd": "on labeled images"}),
+# Title, unit, and the lines' names by curve.
+_CHARTS: list[tuple[str, str, dict[str, str]]] = [
+    ("Structural distillation", "weighted loss", {"labeled:loss_sd": "on labeled images"}),
     (
         "Pseudo-labels",
         "per image",
-        "pseudo_labels/",
         {
-            "per_image": "of the teacher",
-            "per_image_after_arp": "after ARP",
-            "duplicates_per_image": "dropped as duplicates",
+            "pseudo_labels/per_image": "of the teacher",
+            "pseudo_labels/per_image_after_arp": "after ARP",
+            "pseudo_labels/duplicates_per_image": "dropped as duplicates",
         },
     ),
     (
         "Predictions dropped, by the first rule that does",
         "share of the queries",
-        "pseudo_labels/dropped_",
         {
-            "no_object": "no object",
-            "score": "score too low",
-            "area": "mask too small",
-            "non_finite": "not finite",
+            "pseudo_labels/dropped_no_object": "no object",
+            "pseudo_labels/dropped_score": "score too low",
+            "pseudo_labels/dropped_area": "mask too small",
+            "pseudo_labels/dropped_non_finite": "not finite",
         },
     ),
     (
         "SAM's own estimate of refined masks",
         "IoU",
-        "refinement/",
-        {"predicted_iou": "predicted IoU"},
+        {"refinement/predicted_iou": "predicted IoU"},
     ),
-    (
-        "Refined masks that were empty",
-        "share; the teacher's is kept",
-        "refinement/",
-        {"fallbacks": "empty masks"},
-    ),
+    ("Refined masks that were empty", _SHARE_KEPT, {"refinement/fallbacks": "empty masks"}),
     *(
         (
             f"Pseudo-label quality: {_QUALITY.get(name, name.replace('_', ' '))}",
             "share, against the true labels",
-            "pseudo_label_quality/",
-            {f"before/{name}": "teacher's masks", f"after/{name}": "refined by SAM"},
+            {
+                f"pseudo_label_quality/before/{name}": "teacher's masks",
+                f"pseudo_label_quality/after/{name}": "refined by SAM",
+            },
         )
         for name in MEASURES
     ),
-    ("Learning rate", "of the first parameter group", "", {"lr": "learning rate"}),
-    ("Time", "seconds per iteration", "", {"time": "iteration", "data_time": "waiting for data"}),
+    ("Learning rate", "of the first parameter group", {"lr": "learning rate"}),
+    ("Time", "seconds per iteration", {"time": "iteration", "data_time": "waiting for data"}),
 ]
 # Units of charts without curves that are always 0.
-_MOSTLY_ZERO = ("share of the queries", "share; the teacher's is kept")
+_MOSTLY_ZERO = ("share of the queries", _SHARE_KEPT)
 
 
 class Line(NamedTuple):
@@ -110,8 +102,7 @@ class Chart(NamedTuple):
     title: str
     unit: str  #: of the values
     lines: Sequence[Line]  #: at least one
-    #: Iterations with a name; those within the range of the data are drawn.
-    marks: Sequence[tuple[float, str]] = ()
+    burn_in: int = 0  #: its end is marked, if it is within the range of the data
     from_zero: bool = True  #: the axis of values includes 0
 
     def uri(self) -> str:
@@ -122,7 +113,12 @@ class Chart(NamedTuple):
         return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
     def in_words(self) -> str:
-        return f"{self.title}, {self.unit}: {'; '.join(map(_in_words, self.lines))}"
+        said = []
+        for name, curve, *_ in self.lines:
+            values = (curve.mean[0], curve.mean[-1], curve.low.min(), curve.high.max())
+            first, last, least, most = map(number, values)
+            said.append(f"{name} from {first} to {last}, least {least}, greatest {most}")
+        return f"{self.title}, {self.unit}: {'; '.join(said)}"
 
     def figure(self) -> Figure:
         figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
@@ -140,20 +136,12 @@ class Chart(NamedTuple):
         axes.set_xlabel("iteration", labelpad=1)
         axes.set_title(self.unit, loc="left", fontsize="medium")
         first, last = axes.dataLim.intervalx
-        for iteration, name in self.marks:
-            if first <= iteration <= last:
-                axes.axvline(iteration, color="gray", linestyle=":", linewidth=1)
-                side = "right" if iteration > (first + last) / 2 else "left"
-                top: dict[str, Any] = {"va": "top", "transform": axes.get_xaxis_transform()}
-                axes.text(iteration, 1, f" {name} ", ha=side, **top)
+        if self.burn_in and first <= self.burn_in <= last:
+            axes.axvline(self.burn_in, color="gray", linestyle=":", linewidth=1)
+            side = "right" if self.burn_in > (first + last) / 2 else "left"
+            top: dict[str, Any] = {"va": "top", "transform": axes.get_xaxis_transform()}
+            axes.text(self.burn_in, 1, " burn-in ends ", ha=side, **top)
         return figure
-
-
-def _in_words(line: Line) -> str:
-    curve = line.curve
-    values = (curve.mean[0], curve.mean[-1], curve.low.min(), curve.high.max())
-    first, last, least, most = map(number, values)
-    return f"{line.name} from {first} to {last}, least {least}, greatest {most}"
 
 
 def number(value: float, digits: int = 4) -> str:
@@ -168,11 +156,7 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
-    """Chart of mask AP over iterations, if it was measured more than once.
-
-    Args:
-        reference: AP of the stage-1 teacher, for stage 2.
-    """
+    """Mask AP over iterations, if measured more than once; ``reference``: the stage-1 teacher's."""
     found = {
         stage.model_name(key.split("/")[:-2]): curve
         for key, curve in stage.curves.by_name.items()
@@ -190,31 +174,26 @@ def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
         constant = Curve(ends, flat, flat, flat, reference)
         lines.append(Line("stage-1 teacher, at its end", constant, len(CURVES) - 1, dashed=True))
     title = f"Mask AP while the {stage.model} is trained"
-    return [Chart(title, "AP on validation images", lines, _marks(stage))]
+    return [Chart(title, "AP on validation images", lines, stage.burn_in)]
 
 
 def stage_charts(stage: Stage) -> list[Chart]:
     """All charts of the stage except AP; charts without values are omitted."""
-    total = {"total_loss": "total"}
-    if UNLABELED in stage.curves.by_name:
-        total |= {LABELED: LABELED, UNLABELED: UNLABELED}
-    wanted = [("Loss", "sum of weighted losses", "", total)]
+    curves = stage.curves.by_name
+    both = {LABELED: LABELED, UNLABELED: UNLABELED} if UNLABELED in curves else {}
+    wanted = [("Loss", "sum of weighted losses", {"total_loss": "total", **both})]
     for part, of_part in ((LABELED, "labeled images"), (UNLABELED, "pseudo-labels")):
-        found = [n.partition(":")[2] for n in stage.curves.by_name if n.startswith(f"{part}:")]
+        found = [name.partition(":")[2] for name in curves if name.startswith(f"{part}:")]
         kinds = [k for k in _KINDS if k in found] + sorted(set(found) - set(_KINDS) - {"loss_sd"})
-        names = {kind: _KINDS.get(kind, kind) for kind in kinds}
-        unit = "weighted, sum of all decoder layers"
-        wanted.append((f"Loss on {of_part}", unit, f"{part}:", names))
-    charts = [_chart(stage, *about) for about in wanted + _CHARTS]
-    return [chart for chart in charts if chart.lines]
-
-
-def _chart(stage: Stage, title: str, unit: str, prefix: str, names: Mapping[str, str]) -> Chart:
-    found = [(name, stage.curves.get(prefix + key)) for key, name in names.items()]
-    shown = [(n, c) for n, c in found if len(c.mean) and (c.high.any() or unit not in _MOSTLY_ZERO)]
-    lines = [Line(n, c, color, dashed=color >= len(CURVES)) for color, (n, c) in enumerate(shown)]
-    return Chart(title, unit, lines, _marks(stage), from_zero=unit != "IoU")
-
-
-def _marks(stage: Stage) -> list[tuple[float, str]]:
-    return [(stage.burn_in, "burn-in ends")] if stage.burn_in else []
+        names = {f"{part}:{kind}": _KINDS.get(kind, kind) for kind in kinds}
+        wanted.append((f"Loss on {of_part}", _LOSS_UNIT, names))
+    charts = []
+    for title, unit, names in wanted + _CHARTS:
+        shown = [(n, c) for key, n in names.items() if len((c := stage.curves.get(key)).mean)]
+        if unit in _MOSTLY_ZERO:
+            shown = [(n, c) for n, c in shown if c.high.any()]
+        if shown:
+            colored = enumerate(shown)
+            lines = [Line(n, c, color, dashed=color >= len(CURVES)) for color, (n, c) in colored]
+            charts.append(Chart(title, unit, lines, stage.burn_in, from_zero=unit != "IoU"))
+    return charts

@@ -10,7 +10,6 @@ import json
 import math
 import os
 import re
-from array import array
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -91,7 +90,7 @@ def read_curves(path: str | os.PathLike[str], most: int = MOST_POINTS) -> Curves
         most: points of a curve at most. Records of neighboring iterations share a point.
     """
     curves = Curves()
-    found: dict[str, array] = defaultdict(lambda: array("d"))  # by turns iterations and values
+    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for line in Path(path).read_bytes().splitlines() if os.path.exists(path) else ():
         try:
             record = json.loads(line)
@@ -104,12 +103,12 @@ def read_curves(path: str | os.PathLike[str], most: int = MOST_POINTS) -> Curves
                 known = finite(value)
                 values[name] = values.get(name, 0.0) + (math.nan if known is None else known)
         for name, value in values.items():
-            found[name].extend((iteration, value))
+            found[name].append((iteration, value))
         curves.records += 1
         curves.iterations = max(curves.iterations, iteration + 1)
     width = 1 if curves.records <= most else -(-curves.iterations // most)
     for name, pairs in found.items():
-        curves.by_name[name] = _thinned(np.array(pairs).reshape(-1, 2), width)
+        curves.by_name[name] = _thinned(np.array(pairs), width)
     return curves
 
 
@@ -129,11 +128,7 @@ def _thinned(pairs: np.ndarray, width: int) -> Curve:
 
 
 def write_results(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Write nested results as JSON; numbers that are not finite become null.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
+    """Write nested results as JSON; numbers that are not finite become null."""
 
     def plain(value):
         if isinstance(value, Mapping):
@@ -149,7 +144,7 @@ def write_results(results: Mapping[str, Any], path: str | os.PathLike[str]) -> N
         file.write("\n")
 
 
-def read_results(path: str) -> dict[str, Any]:
+def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a file of :func:`write_results`."""
     with open(path) as file:
         return json.load(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,10 +11,12 @@ import jinja2
 from markupsafe import Markup
 
 from s4m_d2.errors import printable
+from s4m_d2.files import atomic_write
 from s4m_d2.report.charts import ap_chart, number, stage_charts
 from s4m_d2.report.curves import finite
 from s4m_d2.report.run import MODELS, Run, Stage
 
+REPORT = "report.html"  # in OUTPUT_DIR
 MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 FIRST, STUDENT, TUNED = MODELS.values()
 CLASS = "AP-"  # before a class's name
@@ -22,17 +25,23 @@ _MINUTE = 60
 Models = Mapping[str, Mapping[str, float | None]]
 
 
+def write_report(folder: str, problem: str = "") -> str:
+    """Write the page of a run into its folder (arguments as of :class:`Run`); returns its path."""
+    page = render_page(Run(folder, problem))
+    path = os.path.join(folder, REPORT)
+    with atomic_write(path, "wb") as file:
+        file.write(page.encode("utf-8", "replace"))
+    return path
+
+
 def render_page(run: Run) -> str:
     """Render the page; the template escapes every text."""
     models = {name: values for stage in run.stages for name, values in stage.models()}
     aps = {name: finite(values.get("AP")) for name, values in models.items()}
     best = max(aps, key=lambda name: aps[name] or 0.0, default="")
-    reference = aps.get(FIRST)
-    ap_charts = [
-        chart
-        for stage in reversed(run.stages)
-        for chart in ap_chart(stage, reference if stage.name == STUDENT else None)
-    ]
+    newest_first = run.stages[::-1]
+    references = {STUDENT: aps.get(FIRST)}
+    ap_charts = [c for s in newest_first for c in ap_chart(s, references.get(s.name))]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("s4m_d2", "report"),
         autoescape=True,
@@ -52,7 +61,7 @@ def render_page(run: Run) -> str:
         compared=FIRST in models and STUDENT in models,
         cards=[*_ap_cards(aps, best), *(card for s in run.stages for card in _stage_cards(s))],
         ap_charts=ap_charts,
-        stages=[(s, f"{s.progress}. {_facts(s)}", stage_charts(s)) for s in reversed(run.stages)],
+        stages=[(s, f"{s.progress}. {_facts(s)}", stage_charts(s)) for s in newest_first],
     )
 
 
@@ -132,7 +141,6 @@ def _facts(stage: Stage) -> str:
         ("train/bad_steps", "steps skipped, whose losses or gradients were not finite"),
         ("data/skipped_images", "unreadable unlabeled images skipped"),
     ):
-        count = stage.curves.get(name).last
-        if math.isfinite(count) and count > 0:
+        if (count := stage.curves.get(name).last) > 0:  # NaN: unknown
             said.append(f"{count:,.0f} {text}.")
     return " ".join(said)

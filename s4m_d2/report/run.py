@@ -1,31 +1,42 @@
-"""Contents of a report: stages, settings, and reduced pictures."""
+"""A run as its page shows it, read from the files in its output folder."""
 
 from __future__ import annotations
 
 import base64
+import datetime
 import io
 import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from PIL import Image
 
-from s4m_d2.report.curves import Curves
+from s4m_d2.errors import DatasetError
+from s4m_d2.report.curves import read_curves, read_results
 
 logger = logging.getLogger(__name__)
 
-MASKS = "segm"  # Detectron2's name for results on masks
-OF_TEACHER = "teacher"  # key of the EMA teacher's results in the student's
-TITLES = {
+FACTS, CONFIG = "run.json", "config.yaml"  # in OUTPUT_DIR
+OVERVIEW = "overview.png"  # of the quickstart
+# Measurements and decisions with a line "text": name on the page, file in OUTPUT_DIR.
+MEASURED = {
+    "SAM's adaptation": "sam_adapted.json",
+    "SAM's masks": "teacher/sam_quality.json",
+    "refinement gate": "student/refinement_gate.json",
+}
+TITLES = {  # by folder
     "teacher": "Stage 1: teacher",
     "student": "Stage 2: student",
     "finetune": "Last stage: fine-tuning",
 }
 MODELS = {"teacher": "stage-1 teacher", "student": "student", "finetune": "fine-tuned student"}
-FINETUNE = "S4M.FINETUNE.MAX_ITER"
+MASKS = "segm"  # Detectron2's name for results on masks
+OF_TEACHER = "teacher"  # key of the EMA teacher's results in the student's
 MOST_PICTURES = 14
 MOST_SIDE = 1600  # px; larger pictures are reduced
 JPEG_QUALITY = 85
@@ -55,48 +66,31 @@ SHOWN = """
 """.split()
 
 
-class Settings:
-    """The settings of a run's config, a nested dictionary; missing ones are unknown.
+class Stage:
+    """One of the trainings of a run, read from its folder.
 
-    >>> settings = Settings({"SOLVER": {"MAX_ITER": 5, "STEPS": []}})
-    >>> settings.get("SOLVER.MAX_ITER"), settings.get("SOLVER.AMP.ENABLED")
-    (5, None)
+    Attributes:
+        name: a key of TITLES.
+        curves: of its metrics.json.
+        results: of its last evaluation, nested as by Detectron2; {}: none.
+        finished: whether its final checkpoint exists.
+        iterations: of the whole stage; 0: unknown.
+        burn_in: of stage 2.
     """
 
-    def __init__(self, values: Any = None) -> None:
-        self.values = values
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        def iterations(key: str) -> int:
+            value = settings.get(key)
+            return value if isinstance(value, int) else 0
 
-    def get(self, key: str, default: Any = None) -> Any:
-        value = self.values
-        for part in key.split("."):
-            if not isinstance(value, Mapping) or part not in value:
-                return default
-            value = value[part]
-        return value
-
-    def count(self, key: str) -> int:
-        """A number of iterations; 0: unknown."""
-        value = self.get(key)
-        return value if isinstance(value, int) else 0
-
-    def shown(self) -> list[tuple[str, str]]:
-        """(key, text) of the settings to show."""
-        values = {key: self.get(key) for key in SHOWN}
-        texts = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in values.items()}
-        return [(key, str(text)) for key, text in texts.items() if text not in (None, "")]
-
-
-@dataclass
-class Stage:
-    """One of the trainings of a run."""
-
-    name: str  #: a key of TITLES
-    curves: Curves  #: of its metrics.json
-    #: Of its last evaluation, nested as by Detectron2; empty: none.
-    results: Mapping[str, Any] = field(default_factory=dict)
-    iterations: int = 0  #: of the whole stage; 0: unknown
-    burn_in: int = 0  #: of stage 2
-    finished: bool = False  #: whether its final checkpoint exists
+        self.name = folder.name
+        self.curves = read_curves(folder / "metrics.json")
+        self.results = _read_json(folder / "results.json")
+        self.finished = (folder / "model_final.pth").is_file()
+        done = self.results.get("iterations") if self.finished else 0
+        own = 0 if self.name == "student" else iterations(f"S4M.{self.name.upper()}.MAX_ITER")
+        self.iterations = done or own or iterations("SOLVER.MAX_ITER")
+        self.burn_in = iterations("S4M.BURN_IN") if self.name == "student" else 0
 
     @property
     def title(self) -> str:
@@ -130,11 +124,7 @@ class Stage:
         return with_masks(self.results, ())
 
     def model_name(self, path: Sequence[str]) -> str:
-        """Name of a model and, if there are several data sets, of the data set.
-
-        Args:
-            path: keys of its mask results in the results of the stage.
-        """
+        """Name of the model and, if there are several, data set with mask results at these keys."""
         is_ema = tuple(path[:1]) == (OF_TEACHER,)
         name = "EMA teacher" if is_ema else self.model
         return ", ".join(filter(None, (name, "/".join(path[is_ema:]))))
@@ -148,20 +138,83 @@ class Picture(NamedTuple):
     size: tuple[int, int]  # (width, height) px
 
 
-def pictures_of(
-    folders: Iterable[tuple[str, str]], files: Iterable[tuple[str, str]] = ()
-) -> list[Picture]:
-    """Read the latest figure of each kind, up to MOST_PICTURES; unreadable ones are left out.
+class Run:
+    """Everything that a page shows; what is missing or damaged is left out.
 
     Args:
-        folders: (title, folder of NAME_ITERATION.png) of each stage.
-        files: (title, path) of other pictures, first.
+        output_dir: folder of the run.
+        problem: why it ended early; "": it did not.
+
+    Raises:
+        DatasetError: the folder contains no run.
     """
-    found = [(title, path) for title, path in files if os.path.isfile(path)]
-    for stage, folder in folders:
-        found += [(f"{stage} · {title}", path) for title, path in _latest(folder)]
+
+    def __init__(self, output_dir: str, problem: str = "") -> None:
+        folder = Path(output_dir)
+        self.name, self.problem = os.path.basename(os.path.abspath(output_dir)), problem
+        self.config = ""  # the file's text
+        self.settings: dict[str, Any] = {}  # by dotted key
+        with suppress(OSError):
+            self.config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
+        with suppress(Exception):  # PyYAML raises many kinds
+            self.settings = dict(_by_key(yaml.safe_load(self.config)))
+        present = [name for name in TITLES if (folder / name).is_dir()]
+        if not self.config and not present:
+            raise DatasetError(
+                f"'{output_dir}' holds no run: expected {CONFIG} or the folders "
+                f"{' and '.join(TITLES)}. Give the OUTPUT_DIR of a training."
+            )
+        self.stages = [Stage(folder / name, self.settings) for name in present]
+        self.facts = _read_json(folder / FACTS)  # findings of checks, measurements, versions
+        for name, file in MEASURED.items():
+            if text := _read_json(folder / file).get("text"):
+                self.facts[name] = text
+        self.pictures = _pictures(folder, present)
+        self.written = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
+
+    def shown_settings(self) -> list[tuple[str, str]]:
+        """(key, text) of the settings to show."""
+        values = [(key, self.settings.get(key)) for key in SHOWN]
+        texts = [(k, ", ".join(map(str, v)) if isinstance(v, list) else v) for k, v in values]
+        return [(key, str(text)) for key, text in texts if text not in (None, "")]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every stage that the config asks for is trained to its end."""
+        stage, weights = self.settings.get("S4M.STAGE"), self.settings.get("S4M.TEACHER_WEIGHTS")
+        without = {"teacher": stage == "student" or weights, "student": stage == "teacher"}
+        without["finetune"] = stage == "teacher" or not self.settings.get("S4M.FINETUNE.MAX_ITER")
+        finished = {stage.name for stage in self.stages if stage.finished}
+        return finished >= {name for name in TITLES if not without[name]}
+
+
+def _by_key(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of a nested config."""
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _by_key(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(read_results(path))
+    except (OSError, TypeError, ValueError):
+        return {}
+
+
+def _pictures(folder: Path, stages: Iterable[str]) -> list[Picture]:
+    """The overview, then each stage's latest figure of each kind, the last stage first."""
+    found = [("What happens to an image in stage 2", folder / OVERVIEW)]
+    for stage in reversed([*stages]):
+        found += [
+            (f"{TITLES[stage]} · {t}", path) for t, path in _latest(folder / stage / "figures")
+        ]
     pictures: dict[str, Picture] = {}  # by content: stages share what does not depend on models
     for title, path in found:
+        if not path.is_file():
+            continue
         try:
             uri, shape = _jpeg(path)
         except (OSError, ValueError, SyntaxError) as error:
@@ -171,17 +224,17 @@ def pictures_of(
     return list(pictures.values())[:MOST_PICTURES]
 
 
-def _latest(folder: str) -> Iterator[tuple[str, str]]:
+def _latest(folder: Path) -> Iterator[tuple[str, Path]]:
     """(title, path) of the latest figure of each kind, in the gallery's order."""
-    names = os.listdir(folder) if os.path.isdir(folder) else []
+    names = os.listdir(folder) if folder.is_dir() else []
     numbered = filter(None, map(_NUMBERED.fullmatch, names))
     latest = {m[1]: m for m in sorted(numbered, key=lambda m: int(m[2]))}
     for kind, title in FIGURES.items():
         if match := latest.get(kind):
-            yield f"{title} after {int(match[2]):,} iterations", os.path.join(folder, match[0])
+            yield f"{title} after {int(match[2]):,} iterations", folder / match[0]
 
 
-def _jpeg(path: str) -> tuple[str, tuple[int, int]]:
+def _jpeg(path: Path) -> tuple[str, tuple[int, int]]:
     """A picture as a data URI, and its (width, height)."""
     with Image.open(path, formats=("PNG",)) as file:  # others may start programs
         picture = file.convert("RGB")
@@ -190,26 +243,3 @@ def _jpeg(path: str) -> tuple[str, tuple[int, int]]:
     picture.save(content, format="JPEG", quality=JPEG_QUALITY, optimize=True)
     text = base64.b64encode(content.getvalue()).decode("ascii")
     return f"data:image/jpeg;base64,{text}", picture.size
-
-
-@dataclass
-class Run:
-    """Everything that a page shows."""
-
-    name: str
-    stages: Sequence[Stage] = ()  #: those with a folder
-    settings: Settings = field(default_factory=Settings)
-    config: str = ""  #: text of the config file; "": missing
-    facts: Sequence[tuple[str, str]] = ()  #: (name, text) of checks and environment
-    pictures: Sequence[Picture] = ()
-    problem: str = ""  #: why the run ended early; "": it did not
-    written: str = ""  #: time at which the page was made
-
-    @property
-    def complete(self) -> bool:
-        """Whether every stage that the config asks for is trained to its end."""
-        stage, weights = self.settings.get("S4M.STAGE"), self.settings.get("S4M.TEACHER_WEIGHTS")
-        without = {"teacher": stage == "student" or weights, "student": stage == "teacher"}
-        without["finetune"] = stage == "teacher" or not self.settings.count(FINETUNE)
-        finished = {stage.name for stage in self.stages if stage.finished}
-        return finished >= {name for name in TITLES if not without[name]}

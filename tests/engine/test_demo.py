@@ -18,6 +18,7 @@ from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.errors import ConfigError
 from s4m_d2.visualization import overlay
+from s4m_d2.visualization.video import write_video
 
 from .conftest import ROOT
 
@@ -70,14 +71,6 @@ def scenes(small_data):
 
 def read_rgb(path):
     return np.asarray(Image.open(path).convert("RGB"))
-
-
-def write_clip(path, frames, fps=10):
-    height, width = frames[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), fps, (width, height))
-    for frame in frames:
-        writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
-    writer.release()
 
 
 def drawn_from_json(image, results, images):
@@ -159,7 +152,9 @@ def test_it_finds_what_evaluation_finds(weights, small_config, tile):
 
 def test_a_video_is_drawn_frame_by_frame(demo, scenes, tmp_path):
     clip = tmp_path / "clip.mp4"
-    write_clip(clip, [read_rgb(scene) for scene in scenes] * 2, fps=8)
+    with write_video(clip, fps=8) as write:
+        for scene in scenes * 2:
+            write(read_rgb(scene))
     status, results, images, output = demo(clip, more=["--model", "teacher"])
     assert status == 0
     assert [image["frame"] for image in images["images"]] == [0, 1, 2, 3]

@@ -1,12 +1,18 @@
-"""Settings: each that cannot work is named; files come before overrides."""
+"""Settings: each that cannot work is named; the report as a whole, and who prints it."""
+
+import re
 
 import pytest
+import torch
 
 from s4m_d2.engine.checks.config_checks import check_config
-from s4m_d2.engine.checks.resource_checks import check_output_dir
+from s4m_d2.engine.checks.findings import raise_all
+from s4m_d2.engine.checks.preflight import preflight
+from s4m_d2.engine.checks.resource_checks import sam_finding
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.errors import ConfigError, S4MError, WeightsError
+from s4m_d2.errors import ConfigError, DatasetError, S4MError
 
+from .own_runs import TOYSCAPES, train_net
 from .preflight_cases import config
 
 
@@ -36,7 +42,6 @@ WRONG = [
     ("SOLVER.IMS_PER_BATCH", -2),
     ("S4M.UNLABELED_IMS_PER_BATCH", 5),
     ("S4M.TEACHER.IMS_PER_BATCH", 7),
-    ("S4M.SAM.BACKEND", "sam3"),
     ("S4M.UNLABELED_MAPPER", "Mapper"),
     ("S4M.UNLABELED_SAMPLER", "Random"),
     ("MODEL.META_ARCHITECTURE", "MaskFormer"),
@@ -65,23 +70,29 @@ def test_stage_1_alone_needs_something_to_train_and_no_unlabeled_images():
         check_config(config(changes | {"S4M.TEACHER_WEIGHTS": "t.pth"}))
 
 
+SAM = {"S4M.SAM.BACKEND": "segment_anything", "S4M.SAM.CHECKPOINT": "nowhere/sam_vit_l.pth"}
+NO_REFINEMENT, NO_DISTILLATION = {"S4M.REFINE.ENABLED": False}, {"S4M.DISTILL.ENABLED": False}
+
+
 def test_sams_weights_must_exist_where_they_are_needed():
-    sam = {"S4M.SAM.BACKEND": "segment_anything", "S4M.SAM.CHECKPOINT": "nowhere/sam_vit_l.pth"}
-    no_refinement, no_distillation = {"S4M.REFINE.ENABLED": False}, {"S4M.DISTILL.ENABLED": False}
-    for changes in ({}, no_refinement, no_distillation):
-        with pytest.raises(WeightsError, match=r"'nowhere/sam_vit_l\.pth'"):
-            check_config(config(sam | changes), num_processes=1)
-    check_config(config(sam), eval_only=True)
-    for changes in (no_refinement | no_distillation, no_distillation | {"S4M.STAGE": "teacher"}):
-        check_config(config(sam | changes), num_processes=1)
-    sam = {"S4M.SAM.BACKEND": "sam2", "S4M.SAM.CHECKPOINT": "nowhere/sam2.pt"}
-    with pytest.raises(ConfigError, match=r"MODEL_TYPE is 'vit_l'.* hiera_t"):
-        check_config(config(sam), num_processes=1)
-    with pytest.raises(WeightsError, match=r"'nowhere/sam2\.pt'.*sam2_hiera_large"):
-        check_config(config(sam | {"S4M.SAM.MODEL_TYPE": "hiera_l"}), num_processes=1)
-    sam = {"S4M.SAM.BACKEND": "transformers", "S4M.SAM.CHECKPOINT": "nowhere/sam"}
-    with pytest.raises(S4MError, match="needs the package transformers|hf download nowhere/sam"):
-        check_config(config(sam), num_processes=1)
+    missing = r"'nowhere/sam_vit_l\.pth'.*Download"
+    for changes, message in (
+        (SAM, missing),
+        (SAM | NO_REFINEMENT, missing),
+        (SAM | NO_DISTILLATION, missing),
+        ({"S4M.SAM.BACKEND": "sam3"}, "'sam3'; the registered"),
+        ({"S4M.SAM.BACKEND": "sam2"}, r"MODEL_TYPE is 'vit_l'.* hiera_t"),
+        (
+            {"S4M.SAM.BACKEND": "transformers", "S4M.SAM.CHECKPOINT": "nowhere/sam"},
+            "needs the package transformers|hf download nowhere/sam",
+        ),
+    ):
+        for settings_are_right in (True, False):
+            sam, line = sam_finding(config(changes), settings_are_right)
+            assert sam is None and re.search(message, str(line.errors[0]))
+    for changes in (NO_REFINEMENT | NO_DISTILLATION, NO_DISTILLATION | {"S4M.STAGE": "teacher"}):
+        sam, line = sam_finding(config(SAM | changes))
+        assert sam is None and line.status == "ok"
 
 
 def test_an_evaluation_needs_a_test_set_and_a_device_has_to_be_there(monkeypatch):
@@ -90,16 +101,6 @@ def test_an_evaluation_needs_a_test_set_and_a_device_has_to_be_there(monkeypatch
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"MODEL\.DEVICE"):
         check_config(config({"MODEL.DEVICE": "cuda"}), num_processes=1)
-
-
-def test_an_old_run_is_not_written_over(tmp_path):
-    cfg = config({"OUTPUT_DIR": str(tmp_path / "run")})
-    check_output_dir(cfg, resume=False)
-    (tmp_path / "run" / "teacher").mkdir()
-    (tmp_path / "run" / "teacher" / "last_checkpoint").touch()
-    with pytest.raises(ConfigError, match="teacher'.*--resume"):
-        check_output_dir(cfg, resume=False)
-    check_output_dir(cfg, resume=True)
 
 
 def test_the_file_comes_before_the_overrides_and_the_config_is_frozen(tmp_path):
@@ -111,3 +112,79 @@ def test_the_file_comes_before_the_overrides_and_the_config_is_frozen(tmp_path):
     assert cfg.is_frozen()
     with pytest.raises(ConfigError, match=r"S4M\.PSEUDO_LABEL\.SCORE_THRESH"):
         load_config("", ["S4M.SCORE_THRESH", "0.5"])  # found by its last word
+
+
+def statuses(report):
+    return {finding.item: finding.status for finding in report.findings}
+
+
+def test_one_error_is_raised_as_it_is_and_several_together():
+    raise_all([])
+    first, second = DatasetError("a"), ConfigError("b")
+    with pytest.raises(DatasetError) as raised:
+        raise_all([first])
+    assert raised.value is first
+    with pytest.raises(DatasetError, match=r"2 problems:\n1\. a\n2\. b"):
+        raise_all([first, second])
+
+
+def test_a_sound_run_has_a_short_report_without_problems(small_config, tmp_path):
+    state = torch.get_rng_state()
+    report = preflight(small_config(S4M__BURN_IN=1))
+    assert not report.errors
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(statuses(report)) == [
+        "settings", "device", "labeled data", "labeled classes", "unlabeled data", "test data",
+        "test classes", "model", "SAM", "first weights", "teacher", "output", "disk", "memory",
+    ]  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_wrong_settings_come_together_with_data_sets_and_weights(small_config):
+    wrong = {
+        "SOLVER__OPTIMIZER": "ADAM",
+        "SOLVER__IMS_PER_BATCH": 3,
+        "S4M__EMA_DECAY": 2.0,
+        "MODEL__SEM_SEG_HEAD__NUM_CLASSES": 4,
+        "DATASETS__TRAIN": "('toyscapes_9pct',)",
+        "MODEL__WEIGHTS": "nowhere.pth",
+        "S4M__SAM__CHECKPOINT": "no_sam.pth",
+        "S4M__TEACHER_WEIGHTS": "no_teacher.pth",
+    }
+    report = preflight(small_config(**wrong), num_processes=2)
+    words = "OPTIMIZER IMS_PER_BATCH EMA_DECAY NUM_CLASSES 9pct nowhere no_sam no_teacher"
+    assert all(word in "".join(map(str, report.errors)) for word in words.split())
+    found = statuses(report)
+    assert found["model"] == found["disk"] == found["memory"] == "not checked"
+
+
+def test_check_prints_the_report_and_writes_nothing(small_options, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    wrong = {"S4M__SAM__CHECKPOINT": "no_sam.pth", "S4M__TEACHER_WEIGHTS": "no_teacher.pth"}
+    assert train_net("--check", *small_options(S4M__BURN_IN=1, **wrong), config=TOYSCAPES) == 1
+    output = capsys.readouterr().out
+    assert "toyscapes_train_30pct" in output and "1. Error: SAM weights" in output
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_training_with_errors_is_not_started(small_options, tmp_path, capsys):
+    wrong = small_options(S4M__EMA_DECAY=1.0, S4M__STAGE="teacher")
+    assert train_net(*wrong, config=TOYSCAPES) == 1
+    output = capsys.readouterr()
+    assert "S4M.EMA_DECAY" in output.err and not output.out
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_processes_of_a_machine_leave_the_check_to_its_first(
+    small_options, monkeypatch, capsys
+):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert train_net("--check", *small_options(S4M__DISTILL__NAME="none"), config=TOYSCAPES) == 0
+    assert not capsys.readouterr().out
+
+
+def test_check_is_not_for_evaluation(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train_net("--check", "--eval-only")
+    assert stopped.value.code == 2
+    assert "--check" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Disk and memory: the estimates against what runs write and hold."""
+"""Models without values, files of weights compared with them, disk and memory."""
 
 import os
 import shutil
@@ -8,36 +8,32 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.modeling import META_ARCH_REGISTRY
 from segment_anything import sam_model_registry
 from torch import nn
 
-from s4m_d2.engine import S4MTrainer, TeacherTrainer, stage_config
+from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.checks import resource_checks
 from s4m_d2.engine.checks.resource_checks import (
+    bytes_of,
     checkpoint_bytes,
     disk_finding,
     kept_checkpoints,
     memory_finding,
     model_blueprint,
+    model_finding,
     output_dir_errors,
     sam_blueprint,
     sam_bytes,
+    sam_finding,
     stage_memory,
-    step_bytes,
+    weight_findings,
 )
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.own_data.derived_settings import activation_bytes
 from s4m_d2.engine.stages import STAGES
+from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS
 
-SCHEDULE = {
-    "SOLVER__MAX_ITER": 3,
-    "SOLVER__CHECKPOINT_PERIOD": 2,
-    "S4M__TEACHER__MAX_ITER": 3,
-    "S4M__BURN_IN": 1,
-    "S4M__DISTILL__ENABLED": False,
-    "S4M__REFINE__ENABLED": False,
-    "S4M__ARP__ENABLED": False,
-}
 GIB = 1 << 30
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 DiskUsage = namedtuple("DiskUsage", "total used free")
@@ -53,45 +49,7 @@ class Tiny(nn.Module):
         self.register_buffer("counts", torch.zeros(2))
 
 
-def train(trainer):
-    Path(trainer.cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
-    trainer.resume_or_load(resume=False)
-    trainer.train()
-    return trainer
-
-
-def held_bytes(trainer):
-    """Of the tensors of a trainer: weights, gradients, optimizer's state."""
-    model = trainer.trained_model
-    tensors = [*model.parameters(), *model.buffers()]
-    tensors += [p.grad for p in model.parameters() if p.grad is not None]
-    for state in trainer.optimizer.state.values():
-        tensors += [value for key, value in state.items() if key != "step"]
-    if hasattr(trainer, "teacher"):
-        tensors += [*trainer.teacher.model.parameters(), *trainer.teacher.model.buffers()]
-    return sum(value.numel() * value.element_size() for value in tensors)
-
-
-def test_estimates_of_both_stages_against_what_they_write_and_hold(small_config):
-    cfg = small_config(**SCHEDULE)
-    model = model_blueprint(cfg)
-    teacher = train(TeacherTrainer(stage_config(cfg, "teacher")))
-    weights = f"{teacher.cfg.OUTPUT_DIR}/model_final.pth"
-    trainers = {
-        "teacher": teacher,
-        "student": train(S4MTrainer(stage_config(cfg, "student"), weights)),
-    }
-    for stage, trainer in trainers.items():
-        files = list(Path(trainer.cfg.OUTPUT_DIR).glob("*.pth"))
-        assert len(files) == kept_checkpoints(trainer.cfg) == 2
-        tensors = 8 * len(model.state_dict())  # of either model and the optimizer, with names
-        for file in files:
-            estimate = checkpoint_bytes(trainer.cfg, stage, model)
-            assert estimate < file.stat().st_size < estimate + 330 * tensors
-        assert stage_memory(cfg, stage, model, None) == held_bytes(trainer)
-
-
-def test_memory_by_hand(small_config):
+def test_memory_by_hand_and_sam_where_it_is_consulted(small_config):
     for stage, optimizer, processes, expected in (
         # weights 12 + 5 + 2, gradients 12, optimizer 2 x 12
         ("teacher", "ADAMW", 1, 4 * (19 + 12 + 24)),
@@ -138,25 +96,18 @@ def test_one_checkpoint_must_fit_and_all_to_come_should(small_config, monkeypatc
         assert disk_finding(cfg, Tiny(), ["teacher"]).status == status
 
 
-@pytest.mark.parametrize(("processes", "status"), [(1, "ok"), (2, "warning")])
-def test_processes_on_a_cpu_share_its_memory(small_config, monkeypatch, processes, status):
-    cfg = small_config(S4M__STAGE="teacher")
-    one = stage_memory(cfg, "teacher", Tiny(), None, processes)
-    monkeypatch.setattr(resource_checks, "available_memory", lambda device: one)
-    options = {"num_processes": processes, "num_local": processes}
-    assert memory_finding(cfg, Tiny(), None, ["teacher"], **options).status == status
-
-
-def test_activations_count_on_a_gpu(small_config, monkeypatch):
+def test_memory_is_compared_with_what_processes_of_a_machine_share(small_config, monkeypatch):
     batches = {"SOLVER__IMS_PER_BATCH": 2, "S4M__UNLABELED_IMS_PER_BATCH": 4}
-    cfg = small_config(MODEL__DEVICE="cuda", INPUT__CROP__SIZE="(500, 2000)", **batches)
-    activations = step_bytes(stage_config(cfg, "student"), "student", 2)
+    gpu = {"MODEL__DEVICE": "cuda", "INPUT__CROP__SIZE": "(500, 2000)", **batches}
+    for device, processes, parts in (({}, 1, 1), ({}, 2, 2), (gpu, 2, 1)):
+        cfg = small_config(**device)
+        needed = parts * stage_memory(cfg, "student", Tiny(), None, processes)
+        for available, status in ((None, "ok"), (needed, "ok"), (needed - 1, "warning")):
+            monkeypatch.setattr(resource_checks, "available_memory", lambda _, size=available: size)
+            options = {"num_processes": processes, "num_local": processes}
+            assert memory_finding(cfg, Tiny(), None, STAGES, **options).status == status
+    activations = needed - stage_memory(small_config(), "student", Tiny(), None, 2)
     assert activations == 3 * activation_bytes(cfg) == 3 * 3.25 * GIB  # a megapixel each
-    needed = stage_memory(cfg, "student", Tiny(), None, 2) + activations
-    for available, status in ((needed, "ok"), (needed - 1, "warning")):
-        monkeypatch.setattr(resource_checks, "available_memory", lambda _, size=available: size)
-        options = {"num_processes": 2, "num_local": 2}
-        assert memory_finding(cfg, Tiny(), None, STAGES, **options).status == status
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads Linux' own account")
@@ -165,17 +116,22 @@ def test_the_memory_of_this_machine_is_known_in_bytes():
     assert total / 1000 < resource_checks.available_memory("cpu") <= total
 
 
-def test_an_output_folder_is_judged_without_making_it(small_config, tmp_path):
+def test_an_output_folder_is_judged_without_making_it_and_old_runs_stay(small_config, tmp_path):
     deep = small_config(OUTPUT_DIR=str(tmp_path / "a" / "b"))
     assert not list(output_dir_errors(deep, resume=False))
     assert not (tmp_path / "a").exists()
     (tmp_path / "a").touch()
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "teacher").mkdir(parents=True)
     (tmp_path / "run" / "student").touch()
     for cfg, file in ((deep, "a"), (small_config(), "run/student")):
         for resume in (False, True):
             errors = list(output_dir_errors(cfg, resume=resume))
-            assert f"'{tmp_path}/{file}'" in str(errors[0])
+            assert len(errors) == 1 and f"'{tmp_path}/{file}'" in str(errors[0])
+    (tmp_path / "run" / "student").unlink()
+    (tmp_path / "run" / "teacher" / "last_checkpoint").touch()
+    [error] = output_dir_errors(small_config(), resume=False)
+    assert "teacher'" in str(error) and "--resume" in str(error)
+    assert not list(output_dir_errors(small_config(), resume=True))
 
 
 def test_the_estimate_errs_by_two_percent_of_what_was_planned():
@@ -190,9 +146,144 @@ def test_the_estimate_errs_by_two_percent_of_what_was_planned():
         ("cityscapes_10pct", (64.8, 33.5, 17.9)),
         ("coco_10pct", (84.1, 43.1, 22.6)),
     ):
-        cfg = stage_config(load_config(str(CONFIGS / f"{name}.yaml")), "student")
+        cfg = load_config(str(CONFIGS / f"{name}.yaml"))
         model = model_blueprint(cfg)
         for gpus, expected in zip((1, 2, 4), planned, strict=True):
-            estimate = stage_memory(cfg, "student", model, sam, gpus)
-            estimate += step_bytes(cfg, "student", gpus)
-            assert estimate / GIB == pytest.approx(expected, rel=0.02)
+            estimate = stage_memory(cfg, "student", model, sam, gpus) / GIB
+            assert estimate == pytest.approx(expected, rel=0.02)
+
+
+@pytest.fixture
+def real_model(small_config):
+    return TeacherTrainer.build_model(stage_config(small_config(), "student"))
+
+
+def shapes(module):
+    return {name: (value.shape, value.dtype) for name, value in module.state_dict().items()}
+
+
+def by_item(findings):
+    return {finding.item: finding for finding in findings}
+
+
+def test_a_blueprint_has_the_models_names_and_shapes_and_no_values(small_config, real_model):
+    before = torch.get_rng_state()
+    blueprint = model_blueprint(small_config())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert shapes(blueprint) == shapes(real_model)
+    assert all(value.is_meta for value in blueprint.state_dict().values())
+    assert bytes_of(blueprint) == bytes_of(real_model)
+    trained = sum(4 * p.numel() for p in real_model.parameters() if p.requires_grad)
+    assert bytes_of(blueprint, trainable=True) == trained
+
+
+def test_the_packaged_sam_is_measured_without_its_values(small_config):
+    state = torch.load(TOYSCAPES_WEIGHTS, weights_only=True)
+    backend = sam_blueprint(small_config())
+    assert next(backend.sam.parameters()).is_meta
+    # The file and the module hold the same tensors, but for the normalization of pixels.
+    constants = (backend.sam.pixel_mean, backend.sam.pixel_std)
+    extra = sum(4 * value.numel() for value in constants)
+    assert sam_bytes(backend) == sum(4 * value.numel() for value in state.values()) + extra
+
+
+def test_a_model_that_computes_with_values_while_it_is_built(small_config):
+    class Computes(nn.Module):
+        def __init__(self, cfg):
+            super().__init__()
+            rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+            self.part = nn.Linear(2, len(rates))
+
+        def forward(self, batch):
+            return {}
+
+        predict_queries = forward
+
+    META_ARCH_REGISTRY.register(Computes)
+    try:
+        blueprint = model_blueprint(small_config(MODEL__META_ARCHITECTURE="Computes"))
+    finally:
+        del META_ARCH_REGISTRY._obj_map["Computes"]
+    assert shapes(blueprint) == shapes(nn.ModuleDict({"part": nn.Linear(2, 3)}))
+
+
+def test_what_a_constructor_refuses_is_an_error_of_its_line(small_config):
+    for check, key, value in (
+        (model_finding, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 0),
+        (model_finding, "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True),
+        (model_finding, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "FPN"),
+        (sam_finding, "S4M.SAM.MAX_IMAGES", -1),
+        (sam_finding, "S4M.SAM.PRECISION", "half"),
+        (sam_finding, "S4M.DISTILL.NAME", "none"),
+        (sam_finding, "S4M.DISTILL.HUBER_DELTA", 0.0),
+        (sam_finding, "S4M.REFINE.METHOD", "boxes"),
+        (sam_finding, "S4M.REFINE.NUM_POINTS", 0),
+    ):
+        built, line = check(small_config(**{key.replace(".", "__"): value}))
+        (error,) = line.errors
+        assert built is None and key in str(error)
+
+
+@pytest.mark.parametrize("dropped", ["", "criterion.empty_weight", "backbone.stem.conv1.weight"])
+def test_a_look_at_a_file_reports_what_loading_it_does(small_config, real_model, tmp_path, dropped):
+    path = tmp_path / "weights.pth"
+    state = {k: v for k, v in real_model.state_dict().items() if k != dropped}
+    torch.save({"model": state}, path)
+    seen = S4MCheckpointer(model_blueprint(small_config())).inspect(str(path))
+    loading = S4MCheckpointer(real_model)
+    loading.load(str(path))
+    assert seen == loading.last_report
+    assert (dropped in seen.missing) == dropped.startswith("backbone")
+
+
+def test_a_damaged_sam_is_an_error_of_its_line(small_config, tmp_path):
+    path = tmp_path / "sam.pth"
+    path.write_bytes(TOYSCAPES_WEIGHTS.read_bytes()[:-1000])
+    sam, line = sam_finding(small_config(S4M__SAM__CHECKPOINT=str(path)))
+    assert sam is None and str(path) in str(line.errors[0])
+
+
+def test_weights_and_teacher_have_a_line_each(small_config, real_model, tmp_path):
+    state, paths = real_model.state_dict(), {}
+    parts = {"whole": state, "backbone": {k: v for k, v in state.items() if k[:3] == "bac"}}
+    for name, part in parts.items():
+        torch.save({"model": part}, path := str(tmp_path / f"{name}.pth"))
+        paths[name] = path
+
+    def lines(weights, teacher, **changes):
+        cfg = small_config(MODEL__WEIGHTS=weights, S4M__TEACHER_WEIGHTS=teacher, **changes)
+        found = by_item(weight_findings(cfg, model_blueprint(cfg), STAGES, resume=False))
+        return found["first weights"], found["teacher"]
+
+    assert [line.status for line in lines("", "")] == ["ok", "ok"]
+    for line in lines(paths["whole"], paths["whole"]):
+        assert line.status == "ok" and paths["whole"] in line.text and str(len(state)) in line.text
+    first, teacher = lines(paths["backbone"], paths["backbone"])
+    assert first.status == "ok" and paths["backbone"] in str(teacher.errors[0])
+    queries = {"MODEL__MASK_FORMER__NUM_OBJECT_QUERIES": 9}
+    first, teacher = lines("nowhere.pth", paths["whole"], **queries)
+    assert "'nowhere.pth'" in str(first.errors[0])
+    assert "query_feat.weight" in str(teacher.errors[0])
+    first, _ = lines(paths["whole"], "", **queries)  # heads may start anew
+    assert first.status == "warning"
+
+
+def test_fine_tuning_needs_the_student_of_this_run(small_config, real_model, tmp_path):
+    cfg = small_config(MODEL__WEIGHTS="nowhere.pth", S4M__FINETUNE__MAX_ITER=1)
+    path = tmp_path / "run" / "student" / "model_final.pth"
+    path.parent.mkdir(parents=True)
+    for state, status in (({}, "error"), (real_model.state_dict(), "ok")):
+        torch.save({"model": state}, path)
+        found = by_item(weight_findings(cfg, model_blueprint(cfg), ["finetune"], resume=True))
+        assert found["student"].status == status and found["first weights"].status == "ok"
+
+
+def test_stages_that_continue_need_no_other_weights(small_config, tmp_path):
+    for stage in ("teacher", "student"):
+        (tmp_path / "run" / stage).mkdir(parents=True)
+        (tmp_path / "run" / stage / "last_checkpoint").write_text("model_0000001.pth")
+    cfg = small_config(MODEL__WEIGHTS="nowhere.pth")
+    for model in (None, model_blueprint(cfg)):
+        assert by_item(weight_findings(cfg, model, STAGES, resume=False))["first weights"].errors
+        found = by_item(weight_findings(cfg, model, STAGES, resume=True))["first weights"]
+        assert found.status == "ok"

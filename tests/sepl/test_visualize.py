@@ -147,4 +147,4 @@ def test_what_leaves_nothing_to_draw_or_contradicts_is_refused(folders, capsys):
         (["--names", "nowhere"], True),
     ):
         assert visualize(folders, *words, truth=truth) == 1
-        assert "error: " in capsys.readouterr().err and not (folders / "out").exists()
+        assert "Error: " in capsys.readouterr().err and not (folders / "out").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,22 +12,18 @@ from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, SEM_SEG_H
 from detectron2.utils import comm
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
-from s4m_d2.engine.checks.findings import collected, raise_all
+from s4m_d2.engine.checks.findings import attempt, raise_all
 from s4m_d2.engine.figures.figure_set import FIGURES
 from s4m_d2.engine.labeling.gate import GATES, OFF
 from s4m_d2.engine.labeling.protocol import check_architecture
 from s4m_d2.engine.labeling.pseudo_labeling import AMP, AUTO, FIXED, FLOAT32
-from s4m_d2.engine.stages import STAGES, runs_stage
+from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.step import PRECISIONS
-from s4m_d2.errors import ConfigError, S4MError, WeightsError
-from s4m_d2.sam import SAM_BACKEND_REGISTRY
-from s4m_d2.sam.checkpoint import check_model_type, where_to_get
-from s4m_d2.sam.hugging_face import find_model
+from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.semi import ARP
 from s4m_d2.semi.refinement import AUTO_PROMPT, PROMPTS
 
 _SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
-_PACKAGED_SAMS = ("tiny", "tiny_toyscapes")  # the backends that need no checkpoint
 
 # Ranges of keys that the parts built by the checks do not verify.
 _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -86,7 +81,6 @@ _CHOICES: dict[str, Iterable[Any]] = {
     "S4M.PSEUDO_LABEL.PRECISION": (AMP, FLOAT32),
     "S4M.REFINE.GATE": GATES,
     "S4M.REFINE.PROMPT": (*PROMPTS, AUTO_PROMPT),
-    "S4M.SAM.BACKEND": SAM_BACKEND_REGISTRY,
     "S4M.STAGE": ("both", "teacher", "student"),
     "S4M.TEACHER.SAMPLER": _SAMPLERS,
     "S4M.UNLABELED_MAPPER": DATASET_MAPPER_REGISTRY,
@@ -98,42 +92,37 @@ _CHOICES: dict[str, Iterable[Any]] = {
 def check_config(
     cfg: CfgNode, *, eval_only: bool = False, num_processes: int | None = None
 ) -> None:
-    """Refuse settings that are out of range, unknown or contradict each other.
-
-    Args:
-        cfg: config of a whole run, not of a stage.
-        eval_only: check only what evaluation needs.
-        num_processes: that share a batch; default: those of this run.
-
-    Raises:
-        ConfigError: names the key, its value and what was expected.
-        WeightsError: a file of weights that the run needs does not exist.
-        S4MError: several of these, all of them listed.
-    """
-    errors = config_errors(cfg, eval_only=eval_only, num_processes=num_processes)
-    raise_all(errors + ([] if eval_only else sam_errors(cfg)))
+    """Raise one S4MError for all of :func:`config_errors`."""
+    raise_all(config_errors(cfg, eval_only=eval_only, num_processes=num_processes))
 
 
 def config_errors(
     cfg: CfgNode, *, eval_only: bool = False, num_processes: int | None = None
 ) -> list[S4MError]:
-    """Errors of the settings alone, without reading files; arguments as of check_config."""
-    errors: list[S4MError] = [*_value_errors(cfg)]
+    """Errors of settings that are out of range, unknown or contradict each other.
+
+    Neither data nor weights are read. SAM's settings are checked where it is built
+    (:func:`~s4m_d2.engine.checks.resource_checks.sam_finding`).
+
+    Args:
+        cfg: config of a whole run, not of a stage.
+        eval_only: check only what evaluation needs.
+        num_processes: that share a batch; default: those of this run.
+    """
+    errors: list[S4MError] = [*value_errors(cfg)]
     if eval_only:
         if not cfg.DATASETS.TEST:
             errors.append(ConfigError("DATASETS.TEST is empty: name the data set to evaluate on."))
         return errors
-    with_student, mappers = runs_stage(cfg, "student"), [cfg.INPUT.DATASET_MAPPER_NAME]
-    if with_student and cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
-        errors += collected(check_architecture, cfg.MODEL.META_ARCHITECTURE)
     processes = comm.get_world_size() if num_processes is None else num_processes
-    errors += [*_dataset_name_errors(cfg), *_schedule_errors(cfg, processes)]
+    errors += _training_errors(cfg, processes)
     if errors:
         return errors
-    if with_student:  # parts that need neither data nor SAM are built
+    mappers = [cfg.INPUT.DATASET_MAPPER_NAME]
+    if runs_stage(cfg, "student"):  # parts that need neither data nor SAM are built
         mappers.append(cfg.S4M.UNLABELED_MAPPER)
-        errors += collected(ARP, cfg) if cfg.S4M.ARP.ENABLED else []
-    found = (collected(DATASET_MAPPER_REGISTRY.get(name), cfg, True) for name in mappers)
+        errors += attempt(ARP, cfg)[1] if cfg.S4M.ARP.ENABLED else []
+    found = (attempt(DATASET_MAPPER_REGISTRY.get(name), cfg, True)[1] for name in mappers)
     return errors + next(filter(None, found), [])  # both mappers usually have the same error
 
 
@@ -141,7 +130,8 @@ def _get(cfg: CfgNode, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), cfg)
 
 
-def _value_errors(cfg: CfgNode) -> Iterator[S4MError]:
+def value_errors(cfg: CfgNode) -> Iterator[S4MError]:
+    """Errors of settings that are out of range or unknown, whatever they are used for."""
     for keys, (expected, passes) in _RULES.items():
         for key in keys.split():
             if not passes(_get(cfg, key)):
@@ -167,30 +157,29 @@ def _value_errors(cfg: CfgNode) -> Iterator[S4MError]:
         )
 
 
-def _dataset_name_errors(cfg: CfgNode) -> Iterator[S4MError]:
-    sets = cfg.DATASETS
-    if not sets.TRAIN:
+def _training_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
+    """Rules between data sets, stages, lengths and batches."""
+    weights, with_student = cfg.S4M.TEACHER_WEIGHTS, runs_stage(cfg, "student")
+    if not cfg.DATASETS.TRAIN:
         yield ConfigError("DATASETS.TRAIN is empty: name a labeled data set, or give --labeled.")
-    if runs_stage(cfg, "student") and not sets.UNLABELED:
+    if with_student and not cfg.DATASETS.UNLABELED:
         yield ConfigError(
             "DATASETS.UNLABELED is empty: stage 2 needs the name of an unlabeled data set, such as "
             "cityscapes_fine_instance_seg_train_unlabeled. (S4M.STAGE teacher runs stage 1 alone.)"
         )
-
-
-def _schedule_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
-    stage, weights = cfg.S4M.STAGE, cfg.S4M.TEACHER_WEIGHTS
-    if stage == "teacher" and weights:
+    if with_student and cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
+        yield from attempt(check_architecture, cfg.MODEL.META_ARCHITECTURE)[1]
+    if cfg.S4M.STAGE == "teacher" and weights:
         yield ConfigError(
             f"S4M.STAGE is 'teacher' and S4M.TEACHER_WEIGHTS is '{weights}', which skips stage 1: "
             "nothing is left to train. Clear one of the two."
         )
-    if stage == "student" and not weights:
+    if cfg.S4M.STAGE == "student" and not weights:
         yield ConfigError(
             "S4M.STAGE is 'student', but S4M.TEACHER_WEIGHTS is empty: give the checkpoint of "
             "stage 1, such as output/teacher/model_final.pth."
         )
-    if runs_stage(cfg, "student") and cfg.S4M.BURN_IN > cfg.SOLVER.MAX_ITER:
+    if with_student and cfg.S4M.BURN_IN > cfg.SOLVER.MAX_ITER:
         yield ConfigError(
             f"S4M.BURN_IN is {cfg.S4M.BURN_IN}; expected at most SOLVER.MAX_ITER, "
             f"{cfg.SOLVER.MAX_ITER}: the teacher would never follow the student."
@@ -207,22 +196,3 @@ def needs_sam(cfg: CfgNode, stage: str) -> bool:
     """True if this run has the stage, and SAM is used in it."""
     part = {"teacher": cfg.S4M.DISTILL, "student": cfg.S4M.REFINE}.get(stage)
     return part is not None and part.ENABLED and runs_stage(cfg, stage)
-
-
-def sam_errors(cfg: CfgNode) -> list[S4MError]:
-    """Errors if SAM is needed, and its model type is unknown or its file missing."""
-    sam, users = cfg.S4M.SAM, [stage for stage in STAGES if needs_sam(cfg, stage)]
-    if not users or (sam.BACKEND in _PACKAGED_SAMS and not sam.CHECKPOINT):
-        return []
-    if sam.BACKEND == "transformers":
-        return collected(find_model, sam.CHECKPOINT)
-    errors = collected(check_model_type, sam.BACKEND, sam.MODEL_TYPE)
-    if not os.path.isfile(sam.CHECKPOINT):
-        needs = "S4M.DISTILL.ENABLED" if "teacher" in users else "S4M.REFINE.ENABLED"
-        error = WeightsError(
-            f"S4M.SAM.CHECKPOINT: '{sam.CHECKPOINT}' does not exist, and {needs} needs it. "
-            f"{where_to_get(sam.MODEL_TYPE)} Or set S4M.DISTILL.ENABLED False S4M.REFINE.ENABLED "
-            "False to train without SAM."
-        )
-        errors.append(error)
-    return errors

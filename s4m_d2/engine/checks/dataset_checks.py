@@ -15,7 +15,7 @@ from s4m_d2.data import (
     LabeledDatasetMapper,
     labeled_dataset_names,
 )
-from s4m_d2.engine.checks.findings import Finding, first_of, raise_all
+from s4m_d2.engine.checks.findings import Finding, attempt, first_of, raise_all
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.visualization import evenly_spaced
@@ -26,46 +26,37 @@ Mapper = Callable[[dict], dict]
 
 
 def check_datasets(cfg: CfgNode) -> None:
-    """Load every data set of a training run and check a few images of each.
-
-    Raises:
-        ConfigError: the number of classes is not the data set's.
-        DatasetError: a data set is unknown, missing or empty; an image or annotation is damaged, of
-            another size or of a class out of range; an image is in two sets, or twice in one. All
-            problems are listed.
-    """
+    """Load every data set of a training run, decode a few images of each; raise all problems."""
     raise_all(error for finding in dataset_findings(cfg) for error in finding.errors)
 
 
 def dataset_findings(cfg: CfgNode, settings_are_right: bool = True) -> Iterator[Finding]:
-    """As :func:`check_datasets`, as lines of a report: per data set one, and one for its classes.
+    """Lines of a report: per data set one, and one for its classes.
 
+    Errors are data sets that are unknown, missing, empty or of another number of classes, images
+    and annotations that are damaged or do not fit, and images in two sets, or twice in one.
     Unreadable unlabeled images are no error (training skips and counts them), unless none of the
     sampled images can be read. If settings are invalid, images are decoded but not augmented.
     """
-    try:
-        labeled = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
-    except S4MError as error:
-        text = f"{', '.join(cfg.DATASETS.TRAIN)}: cannot be loaded"
-        yield Finding("labeled data", text, [error])
-        labeled = ()
+    train = cfg.DATASETS.TRAIN
+    labeled, errors = attempt(labeled_dataset_names, train, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
+    if errors:
+        yield Finding("labeled data", f"{', '.join(train)}: cannot be loaded", errors)
     unlabeled = cfg.DATASETS.UNLABELED if runs_stage(cfg, "student") else ()
-    roles = {"labeled": labeled, "unlabeled": unlabeled, "test": cfg.DATASETS.TEST}
+    roles = {"labeled": labeled or (), "unlabeled": unlabeled, "test": cfg.DATASETS.TEST}
     owners: dict[str, tuple[str, str]] = {}
     for role, names in roles.items():
         mapper = _mapper(cfg, role, settings_are_right)
         for name in names:
-            try:
-                records = load_records(name)
-            except S4MError as error:
-                yield Finding(f"{role} data", f"{name}: cannot be loaded", [error])
+            records, errors = attempt(load_records, name)
+            if records is None:
+                yield Finding(f"{role} data", f"{name}: cannot be loaded", errors)
                 continue
-            shared = _shared_images(owners, role, name, records)
+            errors = _shared_images(owners, role, name, records)
             if role == "unlabeled":
-                yield _unlabeled_finding(name, records, mapper, shared)
+                yield _unlabeled_finding(name, records, mapper, errors)
             else:
-                classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-                yield from _annotated_findings(role, name, records, mapper, shared, classes)
+                yield from _annotated_findings(cfg, role, name, records, mapper, errors)
 
 
 def load_records(name: str) -> list[dict]:
@@ -154,26 +145,37 @@ def _unlabeled_finding(
 
 
 def _annotated_findings(
-    role: str,
-    name: str,
-    records: Sequence[dict],
-    mapper: Mapper,
-    shared: list[S4MError],
-    num_classes: int,
+    cfg: CfgNode, role: str, name: str, records: Sequence[dict], mapper: Mapper, shared: list
 ) -> Iterator[Finding]:
-    """A line on the data set, with instances per image (minimum / mean / maximum), and on its
-    classes."""
-    metadata = MetadataCatalog.get(name)
-    names = metadata.get("thing_classes") or [str(label) for label in range(num_classes)]
+    """Lines on the instances per image (minimum / mean / maximum), and on the classes."""
+    num_classes, metadata = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, MetadataCatalog.get(name)
+    classes = metadata.get("thing_classes") or [str(label) for label in range(num_classes)]
     labels = [
         [a.get("category_id") for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
         for record in records
     ]
-    wrong = _annotation_error(name, records, labels, num_classes, len(names))
-    decoded, errors = 0, [*shared, *wrong]
-    if not wrong:  # else every image would repeat it
-        decoded, reasons = _look_at(records, mapper)
-        errors += map(DatasetError, reasons)
+    error: S4MError | None = None  # that would be every image's, too
+    if len(classes) != num_classes:
+        error = ConfigError(
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected {len(classes)}, the number "
+            f"of classes of '{name}'."
+        )
+    elif not any(labels):
+        error = DatasetError(
+            f"The data set '{name}' has {len(records)} images and no instance: there is nothing "
+            "to learn from or to evaluate. Choose a larger split, or check its annotations."
+        )
+    elif wrong := [
+        f"Data set '{name}': an annotation of {record['file_name']} has the class id {label}; "
+        f"expected one from 0 to {num_classes - 1}. Correct the annotation, or the map of the "
+        "data set's ids to contiguous ones."
+        for record, of_image in zip(records, labels, strict=True)
+        for label in of_image
+        if label not in range(num_classes)
+    ]:
+        error = DatasetError(first_of(wrong))
+    decoded, reasons = (0, []) if error else _look_at(records, mapper)
+    errors = [*shared, *([error] if error else map(DatasetError, reasons))]
     counts = [len(of_image) for of_image in labels]
     found = metadata.get("findings")  # of our reader
     text = (
@@ -183,42 +185,9 @@ def _annotated_findings(
     text += f"; {found.summary}" if found and found.summary else ""
     yield Finding(f"{role} data", text, errors, found.warnings if found else ())
     if not errors:
-        number = Counter(dict.fromkeys(names, 0))
-        number.update(names[label] for of_image in labels for label in of_image)
+        number = Counter(dict.fromkeys(classes, 0))
+        number.update(classes[label] for of_image in labels for label in of_image)
         yield _class_finding(role, name, number)
-
-
-def _annotation_error(
-    name: str,
-    records: Sequence[dict],
-    labels: Sequence[Sequence[object]],
-    num_classes: int,
-    num_names: int,
-) -> list[S4MError]:
-    if num_names != num_classes:
-        return [
-            ConfigError(
-                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected {num_names}, the "
-                f"number of classes of '{name}'."
-            )
-        ]
-    if not any(labels):
-        return [
-            DatasetError(
-                f"The data set '{name}' has {len(records)} images and no instance: there is "
-                "nothing to learn from or to evaluate. Choose a larger split, or check its "
-                "annotations."
-            )
-        ]
-    wrong = [
-        f"Data set '{name}': an annotation of {record['file_name']} has the class id "
-        f"{label}; expected one from 0 to {num_classes - 1}. Correct the annotation, "
-        "or the map of the data set's ids to contiguous ones."
-        for record, of_image in zip(records, labels, strict=True)
-        for label in of_image
-        if label not in range(num_classes)
-    ]
-    return [DatasetError(first_of(wrong))] if wrong else []
 
 
 def _class_finding(role: str, name: str, number: Mapping[str, int]) -> Finding:

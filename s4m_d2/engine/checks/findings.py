@@ -5,12 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tabulate import tabulate
 
 from s4m_d2.errors import S4MError, printable
 
+_T = TypeVar("_T")
 _FINDING_WIDTH = 76  # characters of the table's middle column
 
 
@@ -56,21 +57,16 @@ def _numbered(what: Iterable[object]) -> list[str]:
     return [f"{number}. {item}" for number, item in enumerate(what, start=1)]
 
 
-def collected(check: Callable[..., Any], *args: Any) -> list[S4MError]:
-    """Call a check; returns the S4MError that it raises, or an empty list."""
+def attempt(build: Callable[..., _T], *args: Any) -> tuple[_T | None, list[S4MError]]:
+    """What a call returns, and the S4MError that it raises instead of that (None), if it does."""
     try:
-        check(*args)
+        return build(*args), []
     except S4MError as error:
-        return [error]
-    return []
+        return None, [error]
 
 
 def raise_all(errors: Iterable[S4MError]) -> None:
-    """Raise one error of the first one's type with the messages of all.
-
-    Raises:
-        S4MError: if there is at least one.
-    """
+    """Raise one error of the first one's type with the messages of all, if there are any."""
     errors = list(errors)
     if len(errors) == 1:
         raise errors[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -57,9 +58,6 @@ def preflight(
         num_processes: that share a batch, on all machines.
         num_local: those on this machine; default: all.
         with_sam: also measure SAM on labeled images, where that takes seconds.
-
-    Returns:
-        the report with all problems.
     """
     num_local = num_processes if num_local is None else num_local
     errors = config_errors(cfg, num_processes=num_processes)
@@ -88,13 +86,7 @@ def preflight(
 
 
 def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> Finding:
-    """Line of the report with each changed setting as a warning or an error.
-
-    Args:
-        cfg: of a whole run.
-        stages: that remain to be trained.
-        num_processes: that share a batch, on all machines.
-    """
+    """Where a run goes on with the stages that remain, and each setting that has changed."""
     texts: list[str] = []
     errors: list[S4MError] = []
     warnings: list[str] = []
@@ -107,35 +99,40 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
             before = dict(content["trainer"]["hooks"]["RunStateHook"]["settings"])
         except (LookupError, TypeError, ValueError):  # of another program or version
             before = {}
-        finished = content["iteration"] + 1
         if is_fixed(cfg, stage):
-            asked, key = cfg.SOLVER.MAX_ITER, MAX_ITER
-            if stage == "teacher":
-                asked, key = cfg.S4M.TEACHER.MAX_ITER, "S4M.TEACHER.MAX_ITER"
-            trained = before.get(MAX_ITER, asked)
-            if asked not in (0, trained):
-                error = ConfigError(
-                    f"{key} is {asked}, but the next stage in '{cfg.OUTPUT_DIR}' has begun with a "
-                    f"{stage} of {trained} iterations, which stays what it is. Leave it at "
-                    f"{trained}, or start a new run in another OUTPUT_DIR."
-                )
-                errors.append(error)
+            errors += _fixed_length_errors(cfg, stage, before)
             continue
+        finished = content["iteration"] + 1
         now = run_settings(of_stage, num_processes, has_teacher=stage == "student")
         refused = list(continuation_errors(finished, before, now))
         errors += refused
         if stage in stages and not refused:
             state = "had ended" if name == FINAL_CHECKPOINT else "was stopped"
-            length = f"goes on to {now[MAX_ITER]:,}"
-            texts.append(f"{stage} {state} after {finished:,} iterations, {length}")
+            texts.append(
+                f"{stage} {state} after {finished:,} iterations, goes on to {now[MAX_ITER]:,}"
+            )
             warnings += changes(before, now)
-    nothing = "there is nothing to resume: training begins"
     if errors:
         nothing = "the run cannot continue with these settings"
-    elif not stages:
+    elif stages:
+        nothing = "there is nothing to resume: training begins"
+    else:
         nothing = "every stage is finished; a larger SOLVER.MAX_ITER would train on"
-    text = "; ".join(texts) or nothing
-    return Finding("resume", text, errors, warnings)
+    return Finding("resume", "; ".join(texts) or nothing, errors, warnings)
+
+
+def _fixed_length_errors(cfg: CfgNode, stage: str, before: Mapping[str, Any]) -> Iterator[S4MError]:
+    """Refuse another length of a stage after the next one has begun."""
+    asked, key = cfg.SOLVER.MAX_ITER, MAX_ITER
+    if stage == "teacher":
+        asked, key = cfg.S4M.TEACHER.MAX_ITER, "S4M.TEACHER.MAX_ITER"
+    trained = before.get(MAX_ITER, asked)
+    if asked not in (0, trained):
+        yield ConfigError(
+            f"{key} is {asked}, but the next stage in '{cfg.OUTPUT_DIR}' has begun with a "
+            f"{stage} of {trained} iterations, which stays what it is. Leave it at "
+            f"{trained}, or start a new run in another OUTPUT_DIR."
+        )
 
 
 def _schedule(cfg: CfgNode, stages: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Weights fit the models that will load them; a run's files fit on the disk, its models in memory.
 
-Models are built without values (blueprints), and of files of weights names and shapes are read.
+Models are built without values, and of files of weights names and shapes are read.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch import nn
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
 from s4m_d2.engine.checkpointing.weight_names import ClassLists
-from s4m_d2.engine.checks.config_checks import needs_sam, sam_errors
-from s4m_d2.engine.checks.findings import Finding, in_units, raise_all
+from s4m_d2.engine.checks.config_checks import needs_sam
+from s4m_d2.engine.checks.findings import Finding, attempt, in_units, raise_all
 from s4m_d2.engine.own_data.derived_settings import activation_bytes
 from s4m_d2.engine.own_data.own_data_files import class_lists
 from s4m_d2.engine.stages import STAGES, final_weights, runs_stage, stage_config
@@ -36,53 +36,41 @@ _OPTIMIZER_COPIES = {"ADAMW": 2, "SGD": 1}  # tensors of a trained parameter's s
 
 
 def model_blueprint(cfg: CfgNode) -> nn.Module:
-    """The model of a run with names and shapes, and without values or SAM.
-
-    Raises:
-        S4MError: as building the model does.
-    """
-
-    def build(cfg: CfgNode) -> nn.Module:
-        cfg.S4M.DISTILL.ENABLED = False  # it would build SAM
-        return META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)(cfg)
-
-    return _blueprint(cfg, build)
+    """The model of a run with names and shapes, without values or SAM; S4MError as its builder."""
+    build = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
+    return _without_values(stage_config(cfg, "student"), build)
 
 
-def sam_blueprint(cfg: CfgNode) -> SamBackend:
+def sam_blueprint(cfg: CfgNode, *, with_users: bool = True) -> SamBackend:
     """The SAM of a run, its file checked, without values where it can be built so.
 
-    Raises:
-        S4MError: as building the backend, or a part that consults it, does.
+    With the parts that consult it, unless ``with_users`` is False; S4MError as their builders.
     """
 
     def build(cfg: CfgNode) -> SamBackend:
         backend = build_sam_backend(cfg)
-        if needs_sam(cfg, "teacher"):
+        if with_users and needs_sam(cfg, "teacher"):
             build_distillation(cfg, backend)
-        if needs_sam(cfg, "student"):
+        if with_users and needs_sam(cfg, "student"):
             build_refiner(cfg, backend)
         return backend
 
-    return _blueprint(cfg, build)
+    return _without_values(cfg, build)
 
 
-def _blueprint(cfg: CfgNode, build: Callable[[CfgNode], _Built]) -> _Built:
-    """What ``build`` makes of a copy; what cannot be built without values is built with them."""
+def _without_values(cfg: CfgNode, build: Callable[[CfgNode], _Built]) -> _Built:
+    """Build from a copy; with values where building computes with them."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.TIMM.PRETRAINED = False
-
-    def built(device: str) -> _Built:
-        cfg.MODEL.DEVICE = device
-        with torch.device(device):
-            return build(cfg)
-
+    cfg.MODEL.DEVICE = "meta"  # PyTorch's device of tensors without values
     with torch.random.fork_rng(devices=[]):
         try:
-            return built("meta")  # PyTorch's device of tensors without values
-        except RuntimeError:  # it computes with values while it is built
-            return built("cpu")
+            with torch.device("meta"):
+                return build(cfg)
+        except RuntimeError:
+            cfg.MODEL.DEVICE = "cpu"
+            return build(cfg)
 
 
 def bytes_of(module: nn.Module, *, trainable: bool = False) -> int:
@@ -108,31 +96,29 @@ def model_finding(
     if not settings_are_right:
         text = "not built before the settings are right"
         return None, Finding("model", text, checked=False)
-    try:
-        model = model_blueprint(cfg)
-    except S4MError as error:
-        return None, Finding("model", "cannot be built", [error])
-    count = sum(parameter.numel() for parameter in model.parameters())
-    text = f"{cfg.MODEL.META_ARCHITECTURE}, {count / 1e6:.1f} million parameters"
-    return model, Finding("model", text)
+    text = cfg.MODEL.META_ARCHITECTURE
+    model, errors = attempt(model_blueprint, cfg)
+    if model is not None:
+        count = sum(parameter.numel() for parameter in model.parameters())
+        text += f", {count / 1e6:.1f} million parameters"
+    return model, Finding("model", text, errors)
 
 
 def sam_finding(cfg: CfgNode, settings_are_right: bool = True) -> tuple[SamBackend | None, Finding]:
     """SAM without values, None where it is not needed or cannot be built; the line of a report.
 
-    Where settings are wrong, SAM's file is looked for only.
+    Where other settings are wrong, the parts that consult SAM are not built.
     """
     if not any(needs_sam(cfg, stage) for stage in STAGES):
         return None, Finding("SAM", "not used")
-    sam, errors = None, sam_errors(cfg)
-    if settings_are_right and not errors:
-        try:
-            sam = sam_blueprint(cfg)
-        except S4MError as error:
-            errors.append(error)
+    sam, errors = attempt(lambda: sam_blueprint(cfg, with_users=settings_are_right))
     text = f"{cfg.S4M.SAM.BACKEND}, {cfg.S4M.SAM.CHECKPOINT or 'the packaged weights'}"
-    text += f" ({in_units(sam_bytes(sam))})" if sam is not None else ""
-    return sam, Finding("SAM", text, errors, checked=settings_are_right)
+    if sam is None:
+        text += "; S4M.DISTILL.ENABLED False S4M.REFINE.ENABLED False trains without SAM"
+    else:
+        text += f" ({in_units(sam_bytes(sam))})"
+    usable = sam if settings_are_right else None
+    return usable, Finding("SAM", text, errors, checked=settings_are_right)
 
 
 def weight_findings(
@@ -184,11 +170,7 @@ def _file_finding(
 
 
 def check_output_dir(cfg: CfgNode, *, resume: bool) -> None:
-    """Refuse to write a new run over an old one; make the folder.
-
-    Raises:
-        ConfigError: OUTPUT_DIR cannot be written, or holds a run and ``resume`` is False.
-    """
+    """Make OUTPUT_DIR; ConfigError if it cannot be written, or holds a run that is not resumed."""
     raise_all(output_dir_errors(cfg, resume=resume))
     try:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
@@ -230,13 +212,7 @@ def existing_parent(path: str) -> str:
 
 
 def checkpoint_bytes(cfg: CfgNode, stage: str, model: nn.Module) -> int:
-    """About how many bytes a stage keeps: its models' and the optimizer's state, a teacher in 2.
-
-    Args:
-        cfg: of the run or of the stage.
-        stage: one of STAGES.
-        model: also without values (:func:`model_blueprint`).
-    """
+    """About how many bytes a stage saves: models (two in stage 2) and the optimizer's state."""
     models = 2 if stage == "student" else 1
     copies = _OPTIMIZER_COPIES[cfg.SOLVER.OPTIMIZER]
     return models * bytes_of(model) + copies * bytes_of(model, trainable=True)
@@ -251,55 +227,41 @@ def kept_checkpoints(cfg: CfgNode) -> int:
 
 def disk_finding(cfg: CfgNode, model: nn.Module, stages: Sequence[str]) -> Finding:
     """Whether the checkpoints of the stages to run fit into what is free."""
-    largest = needed = 0
-    parts = []
-    for stage in stages:
-        of_stage = stage_config(cfg, stage)
-        size, count = checkpoint_bytes(of_stage, stage, model), kept_checkpoints(of_stage)
-        parts.append(f"{count} x {in_units(size)} ({stage})")
-        there = sum(file.stat().st_size for file in Path(of_stage.OUTPUT_DIR).glob("*.pth"))
-        largest, needed = max(largest, size), needed + count * size - there
-    folder = existing_parent(cfg.OUTPUT_DIR)
-    free = shutil.disk_usage(folder).free
+    configs = {stage: stage_config(cfg, stage) for stage in stages}
+    sizes = {stage: checkpoint_bytes(cfg, stage, model) for stage in stages}
+    counts = {stage: kept_checkpoints(config) for stage, config in configs.items()}
+    there = [p.stat().st_size for c in configs.values() for p in Path(c.OUTPUT_DIR).glob("*.pth")]
+    needed = sum(counts[stage] * sizes[stage] for stage in stages) - sum(there)
+    free = shutil.disk_usage(existing_parent(cfg.OUTPUT_DIR)).free
+    parts = [f"{counts[stage]} x {in_units(sizes[stage])} ({stage})" for stage in stages]
     text = f"checkpoints {' + '.join(parts) or 'none'}; {in_units(free)} free"
-    if largest > free:
-        error = ConfigError(
-            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': one checkpoint has about {in_units(largest)}, and "
-            f"'{folder}' has {in_units(free)} free. Free space, or choose an OUTPUT_DIR on another "
-            "disk."
-        )
-        return Finding("disk", text, [error])
-    warning = (
+    problem = (
         f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': the checkpoints still to come have about "
-        f"{in_units(needed)}, and '{folder}' has {in_units(free)} free. Free space, choose an "
-        "OUTPUT_DIR on another disk, or raise SOLVER.CHECKPOINT_PERIOD "
-        f"({cfg.SOLVER.CHECKPOINT_PERIOD}) or set SOLVER.CHECKPOINT_KEEP (0: all are kept)."
+        f"{in_units(needed)}, and {in_units(free)} are free. Free space, choose an OUTPUT_DIR on "
+        f"another disk, or raise SOLVER.CHECKPOINT_PERIOD ({cfg.SOLVER.CHECKPOINT_PERIOD}) or set "
+        "SOLVER.CHECKPOINT_KEEP (0: all are kept)."
     )
-    return Finding("disk", text, (), [warning] if needed > free else [])
+    if max(sizes.values(), default=0) > free:
+        return Finding("disk", text, [ConfigError(f"{problem} Not even one of them fits.")])
+    return Finding("disk", text, (), [problem] * (needed > free))
 
 
 def stage_memory(
     cfg: CfgNode, stage: str, model: nn.Module, sam: SamBackend | None, num_processes: int = 1
 ) -> int:
-    """Bytes that one process of a stage holds in any case, before any image.
+    """Estimate the bytes that one process of a stage holds; cfg: of the run.
 
-    What a checkpoint has, gradients (twice with several processes: DDP's buckets), and SAM where
-    the stage consults it. Not: activations, images, and what PyTorch itself needs.
+    What a checkpoint has, gradients (twice with several processes: DDP's buckets), SAM where the
+    stage consults it and, on a GPU, activations. Not: images, and what PyTorch itself needs.
     """
     size = checkpoint_bytes(cfg, stage, model)
     size += bytes_of(model, trainable=True) * (2 if num_processes > 1 else 1)
-    return size + (sam_bytes(sam) if needs_sam(cfg, stage) else 0)
-
-
-def step_bytes(cfg: CfgNode, stage: str, num_processes: int = 1) -> int:
-    """Bytes of activations of one process's step of a stage on a GPU: an estimate.
-
-    Args:
-        cfg: of the stage.
-    """
-    images = cfg.SOLVER.IMS_PER_BATCH
+    size += sam_bytes(sam) if needs_sam(cfg, stage) else 0
+    if not cfg.MODEL.DEVICE.startswith("cuda"):
+        return size
+    images = stage_config(cfg, stage).SOLVER.IMS_PER_BATCH
     images += (cfg.S4M.UNLABELED_IMS_PER_BATCH or images) if stage == "student" else 0
-    return int(images / num_processes * activation_bytes(cfg))
+    return size + int(images / num_processes * activation_bytes(cfg))
 
 
 def memory_finding(
@@ -311,36 +273,24 @@ def memory_finding(
     num_processes: int,
     num_local: int,
 ) -> Finding:
-    """Compare the largest stage's memory with the device's, on a GPU with activations."""
-    if not stages:
+    """Compare the largest stage's memory with the device's."""
+    needs = {stage: stage_memory(cfg, stage, model, sam, num_processes) for stage in stages}
+    if not needs:
         return Finding("memory", "nothing to train")
+    stage = max(needs, key=needs.__getitem__)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-    needs = {s: stage_memory(cfg, s, model, sam, num_processes) for s in stages}
-    extra = {s: step_bytes(stage_config(cfg, s), s, num_processes) for s in stages if on_gpu}
-    stage = max(needs, key=lambda s: needs[s] + extra.get(s, 0))
-    needed = needs[stage] * (1 if on_gpu else num_local)  # of one memory
-    available, where = available_memory(cfg.MODEL.DEVICE), "of the GPU" if on_gpu else "available"
-    text = f"{in_units(needed)} ({stage}: weights, gradients, optimizer"
-    text += ", teacher" if stage == "student" else ""
-    text += ", SAM" if sam is not None and needs_sam(cfg, stage) else ""
-    text += f") + about {in_units(extra[stage])} of activations" if on_gpu else ") + activations"
-    text += f", of {in_units(available)} {where}" if available else ""
-    if not available or needed + extra.get(stage, 0) <= available:
+    needed = needs[stage] * (1 if on_gpu else num_local)  # processes share the RAM
+    available = available_memory(cfg.MODEL.DEVICE)
+    text = f"about {in_units(needed)} ({stage}{'' if on_gpu else ', without activations'})"
+    if not available:
         return Finding("memory", text)
-    if needed <= available:
-        warning = (
-            f"The {stage} stage may need {in_units(needed + extra[stage])}, more than the "
-            f"{in_units(available)} {where}: an estimate for a ResNet-50 with AMP. Use a smaller "
-            "batch (SOLVER.IMS_PER_BATCH, S4M.UNLABELED_IMS_PER_BATCH) or crop, or more GPUs "
-            "(docs/training.md has a table)."
-        )
-        return Finding("memory", text, (), [warning])
+    text += f", of {in_units(available)} {'of the GPU' if on_gpu else 'available'}"
     warning = (
-        f"The {stage} stage needs {in_units(needed)} before any image, more than the "
-        f"{in_units(available)} {where}. Use a smaller model or SAM (S4M.SAM.MODEL_TYPE), or a "
-        "device with more memory; a smaller batch does not help."
+        f"Training may need {text}. Use a smaller batch (SOLVER.IMS_PER_BATCH, "
+        "S4M.UNLABELED_IMS_PER_BATCH) or crop, a smaller model or SAM (S4M.SAM.MODEL_TYPE), or "
+        "more GPUs (docs/training.md has a table)."
     )
-    return Finding("memory", text, (), [warning])
+    return Finding("memory", text, (), [warning] * (needed > available))
 
 
 def available_memory(device: str) -> int | None:

@@ -1,21 +1,21 @@
-"""Options of train_net.py, and commands with overrides after their options."""
+"""Options of commands, and overrides KEY VALUE after them."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from detectron2.config import CfgNode, get_cfg
 
 from s4m_d2.config import add_s4m_config
-from s4m_d2.engine.checks.config_checks import check_config
-from s4m_d2.engine.command.failures import EXIT_INTERRUPTED, as_mistake, as_text
+from s4m_d2.engine.checks.config_checks import value_errors
+from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.own_data.own_data import OwnData, load_run
 from s4m_d2.engine.stages import last_weights, run_config
-from s4m_d2.errors import ConfigError, S4MError
+from s4m_d2.errors import ConfigError
 
 # Options for own data (keys of S4M.DATA), with metavar and help.
 _OWN_DATA = {
@@ -68,43 +68,31 @@ def num_processes(args: argparse.Namespace) -> int:
     return int(os.environ.get("WORLD_SIZE", args.num_gpus * args.num_machines))
 
 
-def parser_with_overrides(description: str | None) -> argparse.ArgumentParser:
-    """Make the parser of a command for :func:`run_with_overrides`."""
+def command_parser(description: str | None, *, overrides: bool = False) -> argparse.ArgumentParser:
+    """Make a parser whose help shows a docstring as it is; ``overrides``: KEY VALUE pairs too."""
     return argparse.ArgumentParser(
-        usage="%(prog)s [options] [KEY VALUE ...]",
+        usage="%(prog)s [options] [KEY VALUE ...]" if overrides else None,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
-def run_with_overrides(
-    arguments: list[str] | None,
-    parse: Callable[[list[str]], argparse.Namespace],
-    run: Callable[[argparse.Namespace, list[str]], int],
-) -> int:
-    """Run a command with its options and overrides; returns the exit status, 1 after an error.
-
-    Args:
-        arguments: None: ``sys.argv``.
-    """
-    try:
-        words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
-        return run(parse(words), overrides)
-    except (S4MError, OSError) as error:
-        if as_mistake(error) is None:
-            raise
-        print(as_text(error), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
-        return EXIT_INTERRUPTED
+def add_model_options(parser: argparse.ArgumentParser, *, model: str, required: bool) -> None:
+    """Add the options of a trained model, by default the run's ``model`` (student or teacher)."""
+    add = parser.add_argument
+    add("--weights", required=required, metavar="FILE", help="checkpoint, or weights of one model")
+    add("--model", choices=("student", "teacher"), default=model, help=f"default: {model}")
+    add("--config-file", metavar="FILE", help="default: config.yaml of the weights' run")
+    words = (
+        "one name per line, in the order of the class ids (default: the run's, or DATASETS.TEST's)"
+    )
+    add("--class-names", default="", metavar="FILE", help=words)
 
 
-def config_of_run(config_file: str | None, weights: str) -> str:
-    """The given config, else that of the run that wrote the weights, OUTPUT_DIR/stage/file.
+def model_config(config_file: str | None, weights: str, overrides: Sequence[str]) -> CfgNode:
+    """Load and check the config of a run whose model is used without a data set.
 
-    Raises:
-        ConfigError: none is given, and the weights lie in no run's folder.
+    Without a file, that of the run that wrote the weights, OUTPUT_DIR/stage/file.
     """
     found = config_file or os.path.join(os.path.dirname(weights), "..", "config.yaml")
     if not config_file and not os.path.isfile(found):
@@ -112,36 +100,21 @@ def config_of_run(config_file: str | None, weights: str) -> str:
             f"The weights '{weights}' lie in no run's folder ({os.path.normpath(found)} does not "
             "exist). Give the run's config as --config-file."
         )
-    return found
-
-
-def model_config(config_file: str, overrides: Sequence[str]) -> CfgNode:
-    """Load and check the config of a run whose model is used without a data set.
-
-    Raises:
-        S4MError: settings are invalid.
-    """
-    cfg = run_config(load_config(config_file, overrides))
-    checked = cfg.clone()
-    checked.defrost()
-    checked.DATASETS.TEST = cfg.DATASETS.TEST or ("none",)  # needed for evaluation only
-    check_config(checked, eval_only=True)
+    cfg = run_config(load_config(found, overrides))
+    raise_all(value_errors(cfg))
     return cfg
 
 
-def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split a command line before the first config key into options and KEY VALUE pairs.
+def split_overrides(words: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
+    """Split a command line (None: this one's) before the first config key into options and pairs.
 
     So the last option may take several values: argparse alone would take keys as such. A key starts
-    with a section of the config (IMG_1.JPG does not).
-
-    Raises:
-        ConfigError: an option follows overrides.
+    with a section of the config (IMG_1.JPG does not). ConfigError if an option follows overrides.
 
     >>> split_overrides(["--input", "a.jpg", "b.jpg", "MODEL.DEVICE", "cpu"])
     (['--input', 'a.jpg', 'b.jpg'], ['MODEL.DEVICE', 'cpu'])
     """
-    words, cfg = list(words), get_cfg()
+    words, cfg = list(sys.argv[1:] if words is None else words), get_cfg()
     add_s4m_config(cfg)
 
     def is_key(word: str) -> bool:
@@ -154,11 +127,7 @@ def split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def check_arguments(args: argparse.Namespace) -> None:
-    """Refuse options of Detectron2's argument parser that are out of range or misplaced.
-
-    Raises:
-        ConfigError: names the option and what was expected.
-    """
+    """Refuse options of Detectron2's argument parser that are out of range or misplaced."""
     for option in ("num_gpus", "num_machines"):
         if getattr(args, option) < 1:
             raise ConfigError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -99,3 +100,22 @@ def plain_endings(prefix: str = "") -> Iterator[None]:
         if as_mistake(error) is None:
             raise
         sys.exit(prefix + as_text(error))
+
+
+def exit_status(main: Callable[..., int]) -> Callable[..., int]:
+    """Let a command return 1 after a user's mistake, which is printed as one message."""
+
+    @functools.wraps(main)
+    def run(arguments: list[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except Exception as error:
+            if as_mistake(error) is None:
+                raise
+            print(as_text(error), file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("Interrupted.", file=sys.stderr)
+            return EXIT_INTERRUPTED
+
+    return run

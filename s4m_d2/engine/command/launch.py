@@ -35,15 +35,12 @@ def launch(main: Main, args: argparse.Namespace) -> None:
     They use NCCL with CUDA (one GPU each), else gloo.
 
     If a process fails, it writes its error to stderr, and the launcher ends the others: at once, or
-    after 30 s those that do not react.
+    after 30 s those that do not react. SystemExit then has a message without traceback for a user's
+    mistake, or the exit status of the process that failed first.
 
     Args:
         main: importable by name.
         args: of Detectron2's ``default_argument_parser``.
-
-    Raises:
-        SystemExit: with a message without traceback for a user's mistake; with the exit status of
-            the process that failed first.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         record(_join)(main, args)

@@ -1,29 +1,48 @@
-"""Training of the stages of a config, and evaluation, for the command line."""
+"""Training of the stages of a config, and evaluation, for the command line.
+
+Training also writes OUTPUT_DIR/run.json (checks and versions) and report.html.
+"""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import os
+import platform
 import socket
+import subprocess
+import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import detectron2
+import numpy
+import torch
+import torchvision
 from detectron2.config import CfgNode
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.checks.findings import Finding, PreflightReport
 from s4m_d2.engine.checks.preflight import check_output_dir, preflight
 from s4m_d2.engine.command.arguments import num_processes, read_config
-from s4m_d2.engine.command.run_report import draw_final, reported, write_facts
+from s4m_d2.engine.command.failures import as_text
+from s4m_d2.engine.figures.figure_set import FOLDER, FigureSet
+from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.sam_adaptation import adapted_config
 from s4m_d2.engine.labeling.sam_quality import decide_by_sam
-from s4m_d2.engine.stages import final_weights, stage_config, stages_to_run
+from s4m_d2.engine.stages import STAGES, final_weights, stage_config, stages_to_run
 from s4m_d2.engine.training.trainer import FineTuneTrainer, S4MTrainer, TeacherTrainer
 from s4m_d2.errors import ConfigError, WeightsError
+from s4m_d2.files import remove_temporaries
+from s4m_d2.report import write_report, write_results
+from s4m_d2.report.run import FACTS
+from s4m_d2.visualization import write_png
 
 try:
     import fcntl
@@ -33,15 +52,15 @@ except ImportError:  # not POSIX
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+DRAWN_AT_END = ("predictions", "pseudo_labels")
+IMAGES = 4  # of each
+GIT_SECONDS = 5  # timeout of git
 
 
 def check(args: argparse.Namespace) -> PreflightReport:
     """Check a training run before any process is started.
 
     Without ``--check``, the first process locks OUTPUT_DIR, and creates it if there is no error.
-
-    Raises:
-        ConfigError: another run uses OUTPUT_DIR.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus))  # torchrun's
     started = num_processes(args)
@@ -62,15 +81,9 @@ def check(args: argparse.Namespace) -> PreflightReport:
 def train(
     cfg: CfgNode, *, resume: bool, checked: Iterable[Finding] = ()
 ) -> Mapping[str, Any] | None:
-    """Run the stages of S4M.STAGE, with ``resume`` only unfinished ones.
+    """Run the stages of S4M.STAGE, with ``resume`` only unfinished ones; the last one's results.
 
-    OUTPUT_DIR/report.html is written at the end, also after an error.
-
-    Args:
-        checked: findings of the checks before training, for the report.
-
-    Returns:
-        results of the last stage's trainer.
+    OUTPUT_DIR/report.html, with what was ``checked``, is written at the end, also after an error.
     """
     if comm.is_main_process():
         logger.info("s4m_d2 of this run: %s", write_facts(cfg.OUTPUT_DIR, checked)["s4m_d2"])
@@ -94,11 +107,7 @@ def train(
 
 
 def evaluate(cfg: CfgNode) -> dict[str, Any]:
-    """Evaluate MODEL.WEIGHTS: the student, the teacher or both, as S4M.EVAL says.
-
-    Raises:
-        WeightsError: MODEL.WEIGHTS is empty or does not hold what is evaluated.
-    """
+    """Evaluate MODEL.WEIGHTS: the student, the teacher or both, as S4M.EVAL says."""
     if not cfg.MODEL.WEIGHTS:
         raise WeightsError("--eval-only needs MODEL.WEIGHTS: the checkpoint to evaluate.")
     cfg = stage_config(cfg, "student")
@@ -119,10 +128,7 @@ def lock_run(folder: str) -> None:
     """Lock an existing folder for this process until it ends.
 
     It is a record lock of the system, which forked processes do not keep; the file names the owner.
-    Without effect if the file system does not support locks.
-
-    Raises:
-        ConfigError: another process has the lock.
+    Without effect if the file system does not support locks. ConfigError: another process has it.
     """
     if fcntl is None:
         return
@@ -145,3 +151,81 @@ def lock_run(folder: str) -> None:
     os.ftruncate(file, 0)
     os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}, since {now}".encode(), 0)
     # Not closed: closing any handle of the file would release the lock.
+
+
+def write_facts(folder: str, findings: Iterable[Finding] = ()) -> dict[str, str]:
+    """Write the findings of the checks before training, and versions, by name."""
+    facts: dict[str, str] = {}
+    for f in findings:  # some have the same name
+        text = f.text + f" ({f.status})" * (f.status != "ok")
+        facts[f.item] = f"{facts[f.item]}; {text}" if f.item in facts else text
+    facts |= {"s4m_d2": _code_version(), "platform": platform.platform()}
+    facts |= {"Python": platform.python_version()}
+    facts |= {part.__name__: part.__version__ for part in (detectron2, torch, torchvision, numpy)}
+    if torch.cuda.is_available():
+        facts["GPU"] = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
+    write_results(facts, os.path.join(folder, FACTS))
+    return facts
+
+
+def _code_version() -> str:
+    """The package's version and, in a clone of the repository, its commit."""
+    package = sys.modules["s4m_d2"]  # its parts must not import it
+    version, root = package.__version__, Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return version
+    command = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--dirty"]
+    try:
+        described = subprocess.check_output(
+            [*command, "--abbrev=10"], stderr=subprocess.DEVNULL, text=True, timeout=GIT_SECONDS
+        )
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version}, commit {described.strip()}"
+
+
+@contextmanager
+def reported(folder: str) -> Iterator[None]:
+    """Write the report after a training in the block, also if it fails or is stopped.
+
+    By the main process. If the report cannot be written, a warning is logged. Temporary files of
+    killed runs are removed first.
+    """
+    if comm.is_main_process():
+        remove_temporaries(folder)
+        for stage in STAGES:
+            for below, _, _ in os.walk(os.path.join(folder, stage)):
+                remove_temporaries(below)
+    problem = ""
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+        problem = "Stopped; --resume continues it." if stopped else as_text(error)
+        raise
+    finally:
+        if comm.is_main_process():
+            try:
+                logger.info("Report: %s", write_report(folder, problem))
+            except (Exception, KeyboardInterrupt) as error:  # must not hide the training's error
+                text = as_text(error)
+                logger.warning("The report of '%s' could not be written: %s", folder, text)
+
+
+def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None = None) -> None:
+    """Draw validation images with a stage's final models, unless S4M.FIGURES has drawn them.
+
+    In the main process, one by one and resized as in evaluation, so that it needs no more memory.
+    Errors are logged as warnings. ``cfg`` is the stage's, ``labeling`` that of stage 2.
+    """
+    if not comm.is_main_process() or not cfg.DATASETS.TEST:
+        return
+    try:
+        figures = FigureSet.of_stage(cfg, IMAGES, model, labeling, resized=True)
+        for name in figures.choose(DRAWN_AT_END):
+            file = f"{name}_{cfg.SOLVER.MAX_ITER:07d}.png"
+            path = os.path.join(cfg.OUTPUT_DIR, FOLDER, file)
+            if not os.path.exists(path):
+                write_png(figures.draw(name), path)
+    except Exception as error:  # must not end the run
+        logger.warning("The report lacks pictures of the final models: %s", as_text(error))

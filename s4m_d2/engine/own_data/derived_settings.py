@@ -1,4 +1,4 @@
-"""Sizes, batch and schedule derived from own data, with reasons.
+"""Sizes, batch and schedule derived from statistics of own data, with reasons.
 
 Rules of thumb between the quickstart's schedule (40 labeled images, CPU) and the published ones.
 Keys set by the user are kept, and keys that depend on them are derived from them.
@@ -7,13 +7,20 @@ Keys set by the user are kept, and keys that depend on them are derived from the
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
+import numpy as np
+import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 
+from s4m_d2.data.annotations import Annotations
 from s4m_d2.engine.stages import runs_stage
+from s4m_d2.errors import DatasetError
+from s4m_d2.tiling import Tiling
 
 _GIB = 1 << 30
 SIZE_STEP = 32  # px: the backbone's largest stride
@@ -41,34 +48,31 @@ _NEARLY_ALL_IN_ONE_PIECE = 0.99
 _USUAL_INSTANCES = 30  # per image; the default of S4M.PSEUDO_LABEL.COUNT_BAND is for these
 _PERIODS = 10  # evaluations and checkpoints of stage 2
 
+_INSTANCES_A_SIDE = 8  # median instances side by side in an image that is small enough
+_MANY, _FEW, _NEARLY_ALL = 30, 12, 95  # in so many % of the images, of the tiles
+_ROOM, _USUAL_SIDE = 1.5, 90  # least side of a tile, in sides of this percentile of the instances
+_SMALLEST_TILE = 64  # px
+_COUNTED_IMAGES = 1000  # evenly spaced ones
+_PIXELS_LOOKED_AT = 1 << 28  # of encoded masks, evenly spaced ones
+
 
 @dataclass(frozen=True)
 class DataFacts:
-    """Statistics from which the settings are derived.
+    """Statistics from which the settings are derived."""
 
-    Attributes:
-        height, width, long_side, short_side: medians over the labeled images, px.
-        labeled: number of training images with instances.
-        unlabeled, validation: numbers of images.
-        most_instances: largest number of instances of an image.
-        instance_share: median of the instances' shares of their image's area.
-        in_one_piece: share of instances with a connected mask.
-        tile: side of suitable tiles, px, 0: none; and the reason.
-        unit: "a tile" if all of this, except ``validation``, is of tiles instead of images.
-    """
-
-    height: float
+    classes: int  #: number of categories
+    height: float  #: medians over the labeled images, px
     width: float
     long_side: float
     short_side: float
-    labeled: int
-    unlabeled: int
+    labeled: int  #: number of training images with instances
+    unlabeled: int  #: numbers of images
     validation: int
-    most_instances: int
-    instance_share: float
-    in_one_piece: float = 0.0
-    tile: tuple[int, str] = (0, "")
-    unit: str = "an image"
+    most_instances: int  #: largest number of instances of an image
+    instance_share: float  #: median of the instances' shares of their image's area
+    in_one_piece: float = 0.0  #: share of instances with a connected mask
+    tile: tuple[int, str] = (0, "")  #: side of suitable tiles, px, 0: none; and the reason
+    unit: str = "an image"  #: "a tile": all of this, except ``validation``, is of tiles
 
     @property
     def units(self) -> str:
@@ -117,18 +121,13 @@ class Derived:
 def derive(
     cfg: CfgNode, facts: DataFacts, machine: Machine, explicit: Collection[str]
 ) -> tuple[list[Derived], list[str]]:
-    """Set the keys that the user did not set, in a config that is not frozen.
-
-    Args:
-        cfg: with the user's settings; changed.
-        explicit: keys set by the user.
+    """Set the keys that are not ``explicit`` (the user's) in a config that is not frozen.
 
     Returns:
-        the derived settings, each of which depends only on earlier ones; the keys that the user
-        set.
+        the derived settings, each of which depends only on earlier ones; the explicit keys.
     """
     settings, kept = [], []
-    for rule in (_sizes, _queries, _batch, _iterations, _teacher_of_student, _instances, _periods):
+    for rule in (_sizes, _model, _batch, _iterations, _teacher_of_student, _instances, _periods):
         for setting in rule(cfg, facts, machine, explicit):  # reads what was set before it
             if setting.key in explicit:
                 kept.append(setting.key)
@@ -176,7 +175,8 @@ def _sizes(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derive
     yield Derived("INPUT.MAX_SIZE_TEST", side, like_training)
 
 
-def _queries(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
+def _model(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
+    yield Derived("MODEL.SEM_SEG_HEAD.NUM_CLASSES", facts.classes, "categories of the json")
     needed = _up(_QUERIES_AN_INSTANCE * facts.most_instances, _QUERY_STEP)
     needed = max(_FEWEST_QUERIES, needed)
     why = f"{facts.unit} has up to {facts.most_instances} instances"
@@ -286,3 +286,105 @@ def _periods(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
     if facts.validation:
         yield Derived("TEST.EVAL_PERIOD", period, why)
     yield Derived("SOLVER.CHECKPOINT_PERIOD", period, why)
+
+
+def suitable_tile(records: Sequence[dict]) -> tuple[int, str]:
+    """Choose the side of tiles, px, for labeled images, and the reason; 0: no tiles.
+
+    No tiles if the median instance (the longer side of its box) is at least a sixteenth of the
+    image's side and nearly all images have at most 30 instances. Otherwise tiles such that nearly
+    all have at most 12 instances, if nine tenths of the instances still fit well and tiles are
+    smaller than half of the image.
+    """
+    records = records[:: -(-len(records) // _COUNTED_IMAGES) or 1]
+    sides = [max(a["bbox"][2:]) for record in records for a in _targets(record)]
+    if not sides:
+        return 0, ""
+    image = statistics.median(max(_shape(record)) for record in records)
+    median, most = statistics.median(sides), _usual_most(records)
+    size = min(_INSTANCES_A_SIDE * median, image)
+    if most <= _MANY and 2 * size >= image:
+        return 0, ""
+    least = max(_SMALLEST_TILE, _ROOM * np.percentile(sides, _USUAL_SIDE))
+    size = max(math.ceil(least / SIZE_STEP), int(size) // SIZE_STEP) * SIZE_STEP
+    while (in_tiles := _usual_most(Tiling(size).records(records))) > _FEW and (
+        size - SIZE_STEP >= least
+    ):
+        size -= SIZE_STEP
+    if 2 * size >= image:
+        return 0, ""
+    return size, (
+        f"the median instance is {median:g} px long, {_NEARLY_ALL} % of the tiles have at most "
+        f"{in_tiles} instances; of images, {image:g} px long, {most}"
+    )
+
+
+def data_facts(
+    labeled: Annotations,
+    train: Annotations,
+    unlabeled: int,
+    validation: int,
+    tiling: Tiling | None = None,
+) -> DataFacts:
+    """Compute the statistics; DatasetError if there is no image to train on.
+
+    Args:
+        train: those of the labeled images that are trained on.
+        unlabeled, validation: numbers of images.
+        tiling: tiles to use; None: :func:`suitable_tile`.
+    """
+    images = train.records
+    if not images:
+        raise DatasetError(
+            "S4M.DATA.LABELED (--labeled) has no image to train on. Give a json with 'images'."
+        )
+    tile = suitable_tile(images)
+    tiling = tiling or Tiling(tile[0])
+    part = tiling.records(images)
+    sizes = [_shape(record) for record in part]
+    areas = [(a["area"], math.prod(_shape(record))) for record in part for a in _targets(record)]
+    return DataFacts(
+        classes=len(labeled.classes),
+        height=statistics.median(height for height, _ in sizes),
+        width=statistics.median(width for _, width in sizes),
+        long_side=statistics.median(map(max, sizes)),
+        short_side=statistics.median(map(min, sizes)),
+        labeled=sum(1 for record in part if _targets(record)),
+        unlabeled=round(unlabeled * len(part) / len(images)),
+        validation=validation,
+        most_instances=max(len(_targets(r)) for r in tiling.records(labeled.records)),
+        instance_share=statistics.median([min(a / whole, 1.0) for a, whole in areas] or [1.0]),
+        in_one_piece=_in_one_piece(images),
+        tile=tile,
+        unit="a tile" if tiling.size else "an image",
+    )
+
+
+def _in_one_piece(records: Sequence[dict]) -> float:
+    instances = [(math.prod(_shape(record)), a) for record in records for a in _targets(record)]
+    pixels = sum(area for area, a in instances if isinstance(a["segmentation"], dict))
+    some = instances[:: -(-pixels // _PIXELS_LOOKED_AT) or 1]
+    return statistics.mean([_pieces(a) == 1 for _, a in some] or [False])
+
+
+def _pieces(annotation: dict) -> int:
+    if isinstance(annotation["segmentation"], list):
+        return len(annotation["segmentation"])
+    x, y, width, height = map(round, annotation["bbox"])
+    mask = mask_util.decode(annotation["segmentation"])[y : y + height, x : x + width]
+    return cv2.connectedComponents(np.ascontiguousarray(mask))[0] - 1
+
+
+def _usual_most(records: Sequence[dict]) -> int:
+    """Maximum number of instances in nearly all records that have any."""
+    counts = [count for record in records if (count := len(_targets(record)))]
+    return int(np.percentile(counts, _NEARLY_ALL))
+
+
+def _targets(record: dict) -> list[dict]:
+    return [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
+
+
+def _shape(record: dict) -> tuple[int, int]:
+    x0, y0, x1, y1 = record.get("tile", (0, 0, record["width"], record["height"]))
+    return y1 - y0, x1 - x0

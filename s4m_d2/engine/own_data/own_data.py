@@ -14,14 +14,19 @@ from detectron2.utils import comm
 
 from s4m_d2.data import splits
 from s4m_d2.data.annotations import Annotations, read_annotations
-from s4m_d2.data.listing import VIDEO_EXTENSIONS, list_unlabeled
+from s4m_d2.data.listing import list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.checks.findings import Finding, raise_all
 from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.engine.own_data import own_data_files as files
-from s4m_d2.engine.own_data.derived_settings import DataFacts, Derived, Machine, apply, derive
-from s4m_d2.engine.own_data.own_data_facts import data_facts
+from s4m_d2.engine.own_data.derived_settings import (
+    DataFacts,
+    Machine,
+    apply,
+    data_facts,
+    derive,
+)
 from s4m_d2.engine.stages import run_config, runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.files import digest
@@ -34,8 +39,8 @@ _ARP, _ARP_GATED = "S4M.ARP.ENABLED", "S4M.ARP.GATED"
 _CLASSES = "MODEL.SEM_SEG_HEAD.NUM_CLASSES"
 _read = functools.partial(
     read_annotations,
-    remedy="--images and --val-images (S4M.DATA.IMAGES, VAL_IMAGES) name the folders that each "
-    "'file_name' of the json starts from.",
+    remedy="--labeled and --val (S4M.DATA.LABELED, VAL) name COCO files of instances, --images and "
+    "--val-images (S4M.DATA.IMAGES, VAL_IMAGES) the folders that each 'file_name' starts from.",
 )
 
 
@@ -55,11 +60,7 @@ class OwnData:
     def save(self, *, warn: bool = False) -> None:
         """Write what the run begins with, where that is not done; all processes call it.
 
-        Args:
-            warn: also log the notes, where no check before the run has shown them.
-
-        Raises:
-            OutputError: the system refuses to write.
+        ``warn``: also log the notes, where no check before the run has shown them.
         """
         if comm.is_main_process():
             if self.validation is not None and self.ground_truth != self.validation.json_file:
@@ -107,8 +108,7 @@ def load_run(
         a frozen config, and None where DATASETS names the data sets.
 
     Raises:
-        ConfigError: keys do not fit each other.
-        DatasetError: files or folders are missing, malformed or do not fit each other.
+        S4MError: keys, files or folders are missing, malformed or do not fit each other.
     """
     cfg, explicit = load_config(config_file, opts), explicit_keys(config_file, opts)
     cfg.defrost()
@@ -116,13 +116,13 @@ def load_run(
     if not any(getattr(cfg.S4M.DATA, key) for key in _PATHS):
         return run_config(cfg), None
     for key in filter(cfg.S4M.DATA.get, _PATHS):
-        cfg.S4M.DATA[key] = _absolute(cfg.S4M.DATA[key])
+        paths = cfg.S4M.DATA[key]
+        cfg.S4M.DATA[key] = _full(paths) if isinstance(paths, str) else tuple(map(_full, paths))
     folder = _stored_folder(cfg, resume, eval_only)
     raise_all(_key_errors(cfg, opts[::2]))
     if _CLASSES not in opts[::2]:  # of a file it is another data set's
         explicit.discard(_CLASSES)
     if folder is None:
-        raise_all(_missing_errors(cfg, eval_only))
         data = _begin(cfg, explicit, num_processes, eval_only)
     else:
         data = _continue(cfg, explicit, folder, eval_only)
@@ -138,10 +138,8 @@ def load_run(
     return run_config(cfg), data
 
 
-def _absolute(paths: str | Sequence[str]) -> str | tuple[str, ...]:
-    if isinstance(paths, str):
-        return os.path.abspath(os.path.expanduser(paths))
-    return tuple(os.path.abspath(os.path.expanduser(path)) for path in paths)
+def _full(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def _key_errors(cfg: CfgNode, overrides: Sequence[str]) -> Iterator[S4MError]:
@@ -166,18 +164,6 @@ def _key_errors(cfg: CfgNode, overrides: Sequence[str]) -> Iterator[S4MError]:
                 f"{key} and S4M.DATA.LABELED (--labeled) are both given. Name registered data "
                 "sets, or your own files: not both."
             )
-
-
-def _missing_errors(cfg: CfgNode, eval_only: bool) -> Iterator[S4MError]:
-    for key in ("LABELED", "IMAGES", "VAL", "VAL_IMAGES", *(() if eval_only else ("UNLABELED",))):
-        is_json, option = key in ("LABELED", "VAL"), key.lower().replace("_", "-")
-        what = "file: give a COCO json of instances" if is_json else "folder: give one"
-        what += ", or a video" if key == "UNLABELED" else ""
-        paths = cfg.S4M.DATA[key]
-        for path in filter(None, [paths] if isinstance(paths, str) else paths):
-            is_file = is_json or key == "UNLABELED" and path.lower().endswith(VIDEO_EXTENSIONS)
-            if not (os.path.isfile if is_file else os.path.isdir)(path):
-                yield DatasetError(f"--{option} (S4M.DATA.{key}): {path} is no {what}.")
 
 
 def _stored_folder(cfg: CfgNode, resume: bool, eval_only: bool) -> str | None:
@@ -213,50 +199,52 @@ def _drawn(labeled: Annotations, parts: Sequence[Annotations], fraction: float) 
     return [names[key] for key in draw_validation(classes_of, fraction)]
 
 
-def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_only: bool) -> OwnData:
-    """The data of a new run; derived settings go into ``cfg``."""
+def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[str]]:
+    """All labeled images, those to train on, the validation set; what the user should know."""
     data = cfg.S4M.DATA
     images, val_images = _image_dirs(cfg)
     parts = [_read(*pair) for pair in zip(data.LABELED, images, strict=True)]
     labeled, notes = merge_annotations(parts)
     if data.VAL:
-        validation = _read(data.VAL, val_images, classes=labeled.classes)
-    else:
-        draws = bool(labeled.records and data.VAL_FRACTION)
-        validation = labeled.part(_drawn(labeled, parts, data.VAL_FRACTION) if draws else ())
-    held_out = {validation.name(record) for record in validation.records}
-    train = {labeled.name(record) for record in labeled.records} - (set() if data.VAL else held_out)
+        return labeled, labeled, _read(data.VAL, val_images, classes=labeled.classes), notes
+    draws = bool(labeled.records and data.VAL_FRACTION)
+    held_out = _drawn(labeled, parts, data.VAL_FRACTION) if draws else []
+    train = {labeled.name(record) for record in labeled.records} - {*held_out}
+    return labeled, labeled.part(train), labeled.part(held_out), notes
+
+
+def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_only: bool) -> OwnData:
+    """The data of a new run; derived settings go into ``cfg``."""
+    data, folder = cfg.S4M.DATA, os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
+    labeled, train, validation, notes = _split(cfg)
+    held_out = sorted(validation.name(record) for record in validation.records)
     unlabeled: list[str] = []
     left_out: dict[str, int] = {}
-    folder = os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
     if runs_stage(cfg, "student") and not eval_only:
-        paths = [record["file_name"] for record in labeled.part(train).records]
+        paths = [record["file_name"] for record in train.records]
         frames = os.path.join(folder, files.FRAMES)
         unlabeled, left_out = list_unlabeled(
-            data.UNLABELED, sorted(held_out), validation.image_root, paths, frames, data.EVERY
+            data.UNLABELED, held_out, validation.image_root, paths, frames, data.EVERY
         )
     tiling = build_tiling(cfg) if "INPUT.TILE.SIZE" in explicit else None
     facts = data_facts(labeled, train, len(unlabeled), len(held_out), tiling)
-    classes = Derived(_CLASSES, len(labeled.classes), "categories of the json")
-    settings = [classes] if _CLASSES not in explicit else []
-    apply(cfg, settings)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda") and torch.cuda.is_available()
     memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else 0
-    derived, kept = derive(cfg, facts, Machine(memory, num_processes), explicit)
-    stored = files.StoredData(
-        classes=tuple(labeled.classes),
-        settings=(*settings, *derived),
-        unlabeled=tuple(unlabeled),
-        labeled_digest=_labeled_digest(cfg),
-        val_digest=digest(data.VAL) if data.VAL else "",
-        left_out=left_out,
-        has_val=bool(data.VAL or held_out),
-        image_root=labeled.image_root,
-    )
+    settings, kept = derive(cfg, facts, Machine(memory, num_processes), explicit)
+    has_val = bool(data.VAL or held_out)
     return OwnData(
-        stored=stored,
-        labeled=labeled.part(train),
-        validation=validation if stored.has_val else None,
+        stored=files.StoredData(
+            classes=tuple(labeled.classes),
+            settings=tuple(settings),
+            unlabeled=tuple(unlabeled),
+            labeled_digest=_labeled_digest(cfg),
+            val_digest=digest(data.VAL) if data.VAL else "",
+            left_out=left_out,
+            has_val=has_val,
+            image_root=labeled.image_root,
+        ),
+        labeled=train,
+        validation=validation if has_val else None,
         ground_truth=os.path.join(folder, files.EVALUATED if eval_only else files.VAL),
         folder=folder,
         is_new=not eval_only,
@@ -275,7 +263,8 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
             "--resume cannot go on with stage 2. Start that in another OUTPUT_DIR, without "
             f"--resume, with S4M.STAGE student S4M.TEACHER_WEIGHTS {weights}"
         )
-    apply(cfg, [setting for setting in stored.settings if setting.key not in explicit])
+    kept = [setting.key for setting in stored.settings if setting.key in explicit]
+    apply(cfg, [setting for setting in stored.settings if setting.key not in kept])
     folders, val_images = _image_dirs(cfg)
     has_changed = _labeled_digest(cfg) != stored.labeled_digest  # other files, of other folders
     images = has_changed and stored.image_root or os.path.commonpath(folders)
@@ -288,16 +277,7 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
         root = val_images if stored.val_digest else images
         validation = _read(truth, root, classes=train.classes)
     notes = _evaluation_notes(validation) if eval_only else _changes(cfg, stored)
-    return OwnData(
-        stored=stored,
-        labeled=train,
-        validation=validation,
-        ground_truth=truth,
-        folder=folder,
-        is_new=False,
-        notes=list(notes),
-        kept=[setting.key for setting in stored.settings if setting.key in explicit],
-    )
+    return OwnData(stored, train, validation, truth, folder, False, list(notes), kept)
 
 
 def _notes(

@@ -63,11 +63,7 @@ def write_json(path: str, content: object, indent: int | None = None) -> None:
 
 
 def store(folder: str, stored: StoredData, train: dict) -> None:
-    """Write what a run begins with, after VAL; ``train`` is the content of a COCO file.
-
-    Raises:
-        OutputError: the system refuses to write.
-    """
+    """Write what a run begins with, after VAL; ``train`` is the content of a COCO file."""
     write_json(os.path.join(folder, TRAIN), train)
     content = {"version": _VERSION, **asdict(stored)}
     write_json(os.path.join(folder, UNLABELED), content.pop("unlabeled"), indent=0)
@@ -75,11 +71,7 @@ def store(folder: str, stored: StoredData, train: dict) -> None:
 
 
 def read_stored(folder: str) -> StoredData:
-    """What :func:`store` wrote.
-
-    Raises:
-        DatasetError: a file is missing or was changed.
-    """
+    """What :func:`store` wrote; DatasetError if a file is missing or was changed."""
     try:
         with open(os.path.join(folder, SETTINGS), encoding="utf-8") as file:
             content = json.load(file)
