@@ -39,10 +39,11 @@ def lines(folder) -> list[dict]:
 
 
 class Oracle(torch.nn.Module):
-    """A teacher that sees the truth: of each image the file's, with certainty."""
+    """A teacher that sees the truth: of each image the file's, with certainty, some times."""
 
-    def __init__(self, wrong=False) -> None:
+    def __init__(self, wrong=False, times=1) -> None:
         super().__init__()
+        self.times = times
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.wrong = wrong
         records = DatasetCatalog.get("toyscapes_train")
@@ -53,7 +54,7 @@ class Oracle(torch.nn.Module):
 
         [sample] = batch
         size = tuple(sample["image"].shape[-2:])
-        truth = [a for a in self.truth[sample["file_name"]] if not a["iscrowd"]]
+        truth = [a for a in self.truth[sample["file_name"]] if not a["iscrowd"]] * self.times
         logits = torch.full((len(truth), 9), -30.0)
         masks = torch.full((len(truth), *size), -20.0)
         for index, annotation in enumerate(truth):
@@ -73,10 +74,10 @@ class Oracle(torch.nn.Module):
 def measurement(small_config):
     """A measurement of the oracle, without SAM unless it is asked for."""
 
-    def make(wrong=False, **changes):
+    def make(wrong=False, times=1, **changes):
         changes = {"S4M__REFINE__ENABLED": False, "S4M__PSEUDO_LABEL__MIN_AREA": 0.0} | changes
         cfg = small_config(**changes)
-        labeling = PseudoLabeling(cfg, EMATeacher(Oracle(wrong), 0.5))
+        labeling = PseudoLabeling(cfg, EMATeacher(Oracle(wrong, times), 0.5))
         return QualityMeasurement(cfg, labeling)
 
     return make
@@ -100,6 +101,14 @@ def test_a_teacher_that_knows_the_masks_is_perfect_but_for_wrong_classes(measure
         "rq": right,
         "pq": right,
     }
+
+
+def test_duplicates_are_dropped_before_refinement_as_after(measurement):
+    on = {"S4M__REFINE__ENABLED": True, "S4M__QUALITY__MAX_IMAGES": 3}
+    report = measurement(times=2, S4M__PSEUDO_LABEL__DUPLICATE_IOU=0.7, **on)()
+    before, after = (report.steps[step].overall() for step in ("before", "after"))
+    assert before["precision"] == before["recall"] == 1.0
+    assert after["pseudo_labels"] <= before["instances"]
 
 
 def test_refinement_changes_masks_and_neither_classes_random_states_nor_modes(measurement):

@@ -222,12 +222,18 @@ class PseudoLabeling:
             image[:, :height, :width] = to_device(sample["image"], device)
         rgb = images if self.input_format == "RGB" else images.flip(1)
         generators = sample_generators(weak, "refine_points", "cpu")
-        judges = self.label_weight or self.mask_quality_thresh > 0 or self._drops_duplicates
-        if judges or self.pixel_weight:
-            selections = with_pixels(selections)  # the rows of the refined labels
-        refinement = self.refiner(selections, rgb, sizes, generators)
+        selections = with_pixels(selections) if self._needs_rows else selections
+        return self.judge(selections, self.refiner(selections, rgb, sizes, generators))
+
+    def judge(self, selections: Sequence[Selection], refinement: Refinement) -> Refinement:
+        """Weight labels and drop those that are empty, of low quality or duplicates.
+
+        Args:
+            selections: what was refined; each mask has a pixel (:func:`with_pixels`).
+            refinement: with the same rows.
+        """
         labels = refinement.labels
-        if judges:
+        if self._needs_quality:
             thresh = logit(self.selection["mask_thresh"])
             pairs = zip(labels, selections, strict=True)
             labels = [replace(its, quality=mask_quality(s, its, thresh)) for its, s in pairs]
@@ -239,6 +245,14 @@ class PseudoLabeling:
     @property
     def _drops_duplicates(self) -> bool:
         return min(self.duplicate_iou, self.duplicate_overlap) < 1.0
+
+    @property
+    def _needs_quality(self) -> bool:
+        return self.label_weight or self.mask_quality_thresh > 0 or self._drops_duplicates
+
+    @property
+    def _needs_rows(self) -> bool:
+        return self._needs_quality or self.pixel_weight
 
     def _filtered(self, refinement: Refinement) -> Refinement:
         """Drop low quality first, so that it does not replace a duplicate of higher quality."""

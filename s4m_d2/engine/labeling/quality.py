@@ -28,8 +28,7 @@ from s4m_d2.engine.training.continuing import remove_lines
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
-from s4m_d2.semi.refinement import TeacherMasks, logit, teacher_masks
-from s4m_d2.structures import drop_empty
+from s4m_d2.semi.refinement import Refinement, TeacherMasks, logit, teacher_masks, with_pixels
 from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
@@ -59,8 +58,9 @@ class QualityMeasurement:
     """Labels images as in training, and compares the pseudo-labels with the true labels.
 
     The teacher gets each image resized as in a test, instead of a random view. Selection,
-    refinement and thresholds are training's; ARP and the strong view are not used. The prompt
-    points of an image are the same in each measurement, for any number of processes.
+    refinement, thresholds and filters (also of unrefined masks) are training's; ARP and the strong
+    view are not used. The prompt points of an image are the same in each measurement, for any
+    number of processes.
 
     Args:
         cfg: config of stage 2.
@@ -125,8 +125,11 @@ class QualityMeasurement:
         with torch.autocast(device, self.precision, enabled=self.precision is not None):
             [selection], refinement = labeling.label([sample])
         thresh = logit(labeling.selection["mask_thresh"])
-        before = selection.labels.with_masks(teacher_masks(selection, truth.image_size, thresh))
-        labels = {BEFORE: drop_empty([before])[0], AFTER: refinement.labels[0]}
+        [selection] = with_pixels([selection])
+        masks = teacher_masks(selection, truth.image_size, thresh)
+        unrefined = Refinement([selection.labels.with_masks(masks)], selection.labels.scores[:0])
+        before = labeling.judge([selection], unrefined)
+        labels = {BEFORE: before.labels[0], AFTER: refinement.labels[0]}
         area = sample["height"] * sample["width"] / math.prod(truth.image_size)
         truths = truth.gt_classes, truth.gt_masks.tensor, truth.gt_crowds
         for step, quality in steps.items():
