@@ -120,7 +120,7 @@ def merge(folder: str) -> int:
     for row in labeled_rows(folder):
         images, instances = images + 1, instances + len(row["instances"])
     if not images:
-        raise ConfigError(f"--output '{folder}': no image was labeled, so there is nothing to write.")
+        raise ConfigError(f"--output '{folder}': no image was labeled: nothing to write.")
     write = FORMATS[settings["format"]]
     path = write(lambda: labeled_rows(folder), settings["names"], folder, settings["images"])
     print(f"{images:,} images, {instances:,} instances: {path}")
