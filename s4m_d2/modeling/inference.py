@@ -76,9 +76,10 @@ def _best_pairs(
     class_scores, pairs = probabilities.flatten().topk(count)
     queries, classes = pairs // probabilities.shape[1], pairs % probabilities.shape[1]
     if duplicate_iou < 1.0:
-        masks = pred_masks[queries]
-        scores = class_scores * _certainty(masks.sigmoid(), masks > 0)
-        kept = ~are_duplicates(masks > 0, scores, duplicate_iou, classes)
+        logits = pred_masks[queries]
+        masks = logits > 0
+        scores = class_scores * _certainty(logits.sigmoid_(), masks)
+        kept = ~are_duplicates(masks, scores, duplicate_iou, classes)
         class_scores, queries, classes = class_scores[kept], queries[kept], classes[kept]
     return class_scores, queries, classes
 
