@@ -199,13 +199,16 @@ def test_real_images_are_set_aside_drawn_by_seed_and_left_unlabeled_otherwise(tm
     )
 
 
-def test_methods_beyond_the_paper_train_their_own_teacher():
-    plan = PLANS["facades"]
-    [own] = [run for run in all_runs(plan, (0,)) if run.name == "10pct-seed0-s4m-best"]
+def test_methods_beyond_the_paper_train_their_own_teacher_where_it_distills():
+    named = {run.method.slug: run for run in all_runs(PLANS["facades"], (0,))}
+    own, best = named["s4m-gate"], named["s4m-best"]
     values = own.overrides(Path("runs"))
     assert own.teacher is None and values["S4M.STAGE"] == "both"
-    assert values["S4M.REFINE.GATE"] == "auto" and values["S4M.SAM.ADAPT"] != "0"
-    assert float(values["S4M.PSEUDO_LABEL.DUPLICATE_IOU"]) < 1
+    assert values["S4M.REFINE.GATE"] == "auto" and values["S4M.DISTILL.ENABLED"] == "True"
     assert "S4M.TEACHER.MAX_ITER" not in values and "S4M.TEACHER_WEIGHTS" not in values
+    values = best.overrides(Path("runs"))
+    assert best.teacher == named["gd"].teacher and values["S4M.STAGE"] == "student"
+    assert values["S4M.DISTILL.ENABLED"] == "False" and values["S4M.SAM.ADAPT"] != "0"
+    assert float(values["S4M.PSEUDO_LABEL.DUPLICATE_IOU"]) < 1
     cfg = load_config(str(ROOT / "tools" / "ablation_study" / "facades.yaml"), ["SEED", "1"])
     assert cfg.S4M.REFINE.GATE == "off" and cfg.S4M.SAM.ADAPT == 0

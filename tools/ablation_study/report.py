@@ -54,7 +54,7 @@ COMPARISONS = {
     "ARP, with SD, without PR": (SD_ARP, SD, -1),
     "all of S⁴M (− Guided Distillation)": (FULL, GUIDED, 1),
     "dropping duplicates, with all of S⁴M (not in the paper)": (UNIQUE, FULL, 0),
-    "gate, adapted SAM, no duplicates, with all of S⁴M (not in the paper)": (ADAPTED, FULL, 0),
+    "adapted SAM, no duplicates, no SD (− S⁴M; not in the paper)": (ADAPTED, FULL, 0),
     "best S⁴M (− Guided Distillation)": (ADAPTED, GUIDED, 1),
     "best S⁴M (− supervised)": (ADAPTED, SUPERVISED, 1),
 }

@@ -181,7 +181,7 @@ class Study:
             models[EMA] = _figures(final["teacher"])
         if run.teacher is not None:
             models = {TEACHER: results[run.teacher.name]["models"][TEACHER], **models}
-        elif run.method.own:
+        elif run.method.has_student:
             teacher = json.loads((self.runs / run.name / "teacher" / "results.json").read_text())
             models = {TEACHER: _figures(teacher), **models}
         frozen = [line for line in lines if line.get("teacher/phase") == 0]
