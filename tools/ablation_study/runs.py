@@ -56,8 +56,12 @@ UNIQUE = Method("gd-sd-pr-arp-unique", "S⁴M, duplicates dropped", ("sd", "pr",
 # TRIES was chosen by the quality of pseudo-labels on `dev` (docs/evidence.md).
 _GATE = {"S4M.REFINE.GATE": "auto"}
 GATED = Method("s4m-gate", "S⁴M, gate", FULL.parts, own=_GATE)
-ADAPTED = Method("s4m-best", "PR (adapted SAM, 3 tries) + ARP, duplicates dropped", ("pr", "arp", "unique"),
-                 own={"S4M.SAM.ADAPT": "400", "S4M.REFINE.TRIES": "3", **_GATE})  # fmt: skip
+ADAPTED = Method(
+    "s4m-best",
+    "PR (adapted SAM, 3 tries) + ARP, duplicates dropped",
+    ("pr", "arp", "unique"),
+    own={"S4M.SAM.ADAPT": "400", "S4M.REFINE.TRIES": "3", **_GATE},
+)
 PACKAGED = Method("s4m-packaged", "S⁴M, SAM that saw this domain", FULL.parts,
                   own={"S4M.SAM.CHECKPOINT": ""})  # fmt: skip
 
