@@ -90,6 +90,12 @@ def test_names_of_too_many_instances_would_hide_them():
     assert (drawn[0] != drawn[1]).any() and (drawn[2] == drawn[3]).all()
 
 
+def test_the_name_of_the_only_class_is_not_written():
+    image, masks = gray(320, 400), boxes((320, 400), [(100, 100, 200, 250)])
+    ant, bee = (overlay(image, masks, [0], [name]) for name in NAMES)
+    assert (ant == bee).all() and (ant != overlay(image, masks, [0], ["ant"], [0.5])).any()
+
+
 @settings(max_examples=30)
 @given(
     st.lists(

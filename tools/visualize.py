@@ -7,9 +7,12 @@
         --weights output/quickstart/student/model_final.pth --output output/figures \
         --what similarity --point 120 80 --images 2 MODEL.DEVICE cpu
 
+Of a run on own data, give OUTPUT_DIR/config.yaml.
+
 labeled        labeled images before and after augmentation
 views          the weak and the strong view of unlabeled images
-pseudo_labels  the teacher's pseudo-labels before and after refinement, and the ground truth
+pseudo_labels  the way of an image: ground truth, the teacher's pseudo-labels, refined, exchanged
+               between images (ARP), and the student's predictions
 arp            images and pseudo-labels before and after the exchange of instances
 similarity     cosine similarities to a point, of SAM's tokens and of the models' mask features
 predictions    predictions and the ground truth
@@ -27,27 +30,26 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from s4m_d2.command_line import positive
-from s4m_d2.engine import run_config
 from s4m_d2.engine.checks.config_checks import check_config
 from s4m_d2.engine.command.arguments import split_overrides
-from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.command.failures import exit_status
 from s4m_d2.engine.figures.figure_set import FIGURES, OF_TEACHER, WITHOUT_MODEL, FigureSet
 from s4m_d2.engine.figures.predictor import load_model
-from s4m_d2.errors import ConfigError, S4MError
+from s4m_d2.engine.own_data.own_data import load_run
+from s4m_d2.errors import ConfigError
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.visualization import write_png
 
 
-def main(arguments: list[str] | None = None) -> None:
-    try:
-        words, overrides = split_overrides(arguments)
-        args = parse_args(words)
-        cfg = run_config(load_config(args.config_file, overrides))
-        check_config(cfg, eval_only=True)
-        draw(cfg, args)
-    except S4MError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+@exit_status
+def main(arguments: list[str] | None = None) -> int:
+    words, overrides = split_overrides(arguments)
+    args = parse_args(words)
+    cfg, _ = load_run(args.config_file, overrides, resume=True)
+    check_config(cfg, eval_only=True)
+    draw(cfg, args)
+    return 0
 
 
 def parse_args(words: list[str]) -> argparse.Namespace:
@@ -120,4 +122,4 @@ def _models(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,7 +22,6 @@ from s4m_d2.report.curves import read_curves, read_results
 logger = logging.getLogger(__name__)
 
 FACTS, CONFIG = "run.json", "config.yaml"  # in OUTPUT_DIR
-OVERVIEW = "overview.png"  # of the quickstart
 # Measurements and decisions with a line "text": name on the page, file in OUTPUT_DIR.
 MEASURED = {
     "SAM's adaptation": "sam_adapted.json",
@@ -42,8 +41,8 @@ MOST_SIDE = 1600  # px; larger pictures are reduced
 JPEG_QUALITY = 85
 # Titles of figures, in the order of the gallery.
 FIGURES = {
+    "pseudo_labels": "pseudo-labels, and the way to them",
     "predictions": "predictions",
-    "pseudo_labels": "pseudo-labels",
     "arp": "ARP",
     "similarity": "similarity to a point",
     "views": "views of unlabeled images",
@@ -205,12 +204,12 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _pictures(folder: Path, stages: Iterable[str]) -> list[Picture]:
-    """The overview, then each stage's latest figure of each kind, the last stage first."""
-    found = [("What happens to an image in stage 2", folder / OVERVIEW)]
-    for stage in reversed([*stages]):
-        found += [
-            (f"{TITLES[stage]} · {t}", path) for t, path in _latest(folder / stage / "figures")
-        ]
+    """Each stage's latest figure of each kind, the last stage first."""
+    found = [
+        (f"{TITLES[stage]} · {title}", path)
+        for stage in reversed([*stages])
+        for title, path in _latest(folder / stage / "figures")
+    ]
     pictures: dict[str, Picture] = {}  # by content: stages share what does not depend on models
     for title, path in found:
         if not path.is_file():

@@ -42,7 +42,7 @@ def overlay(
 ) -> np.ndarray:
     """Draw instances on an image: filled, outlined and named, touching ones in different colors.
 
-    With more than MOST_NAMED instances names are omitted.
+    With more than MOST_NAMED instances names are omitted, and that of the only class is.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -78,9 +78,10 @@ def overlay(
         cv2.drawContours(picture, lines, -1, color, CONTOUR_WIDTH)
     if len(windows) > MOST_NAMED:
         return picture
-    texts = [printable(class_names[label], MOST_LETTERS) for label in labels]
+    shown = class_names if len(class_names) > 1 else [""]  # a name that all have tells nothing
+    texts = [printable(shown[label], MOST_LETTERS) for label in labels]
     if scores is not None:
-        texts = [f"{text} {score:.0%}" for text, score in zip(texts, scores, strict=True)]
+        texts = [f"{text} {score:.0%}".strip() for text, score in zip(texts, scores, strict=True)]
     return _write_names(picture, windows, texts)
 
 
@@ -159,7 +160,7 @@ def _write_names(image: np.ndarray, windows: Sequence[Window], texts: Sequence[s
     written: list[tuple[float, float, float]] = []  # center and half the width of each text
     for i in sorted(range(len(windows)), key=lambda i: -windows[i][0].sum()):
         mask, (left, top, *_) = windows[i]
-        if not mask.any():
+        if not texts[i] or not mask.any():
             continue
         inside_x, inside_y = deepest_point(mask)
         half = draw.textlength(texts[i], font=font) / 2 + TEXT_STROKE

@@ -160,17 +160,30 @@ class FigureSet:
         return Panels(["geometry", "weak view (teacher, SAM)", "strong view (student)"], rows)
 
     def pseudo_labels_panels(self) -> Panels:
-        """Ground truth, the teacher's pseudo-labels, and with refinement the refined ones."""
-        rows, names = [], self.names()
-        for sample in self._validation():  # one by one, to save memory
-            views = self._labeling([sample])
-            weak = self._rgb(sample["image_weak"])
-            truth = self._truth({**sample, "image": sample["image_weak"]})
-            teachers = at_image_size(views.selections[0], weak.shape[:2])
-            refined = draw_labels(weak, views.refined[0], names) if self._refines else None
-            rows.append([weak, truth, draw_labels(weak, teachers, names, scores=True), refined])
+        """The way of images through stage 2: the teacher's pseudo-labels, refined, exchanged, and
+        what the first model, the student, predicts."""
+        samples, names, rows = self._validation(), self.names(), []
+        student, model = next(iter(self.models.items()), ("", None))
+        for start in range(0, len(samples), 2):  # in pairs, which exchange instances
+            pair = samples[start : start + 2]
+            views = self._labeling(pair)
+            for i, sample in enumerate(pair):
+                weak = self._rgb(sample["image_weak"])
+                height, width = weak.shape[:2]
+                truth = self._truth({**sample, "image": sample["image_weak"]})
+                teachers = at_image_size(views.selections[i], (height, width))
+                row = [weak, truth, draw_labels(weak, teachers, names, scores=True)]
+                row += [draw_labels(weak, views.refined[i], names) if self._refines else None]
+                mixed = self._rgb(views.student_batch[i]["image"])
+                row += [draw_labels(mixed, views.arp_labels[i], names) if self._exchanges else None]
+                if model is not None:
+                    [found] = model([{**sample, "height": height, "width": width}])
+                    row += [draw_found(self._rgb(sample["image"]), found["instances"], names)]
+                rows.append(row)
         columns = ["weak view", "ground truth", "teacher's pseudo-labels", "refined by SAM"]
-        return Panels(columns, rows, caption=f"{CAPTION}. Percentages: the teacher's class scores.")
+        columns += ["ARP, strong view", f"{student}'s predictions"]
+        caption = f"{CAPTION}. Percentages: scores; predictions from {SCORE_SHOWN:.0%} on."
+        return Panels(columns[: len(rows[0])], rows, caption=caption)
 
     def arp_panels(self) -> Panels:
         """Before and after the exchange of instances, and the student's input."""
