@@ -172,7 +172,8 @@ class FigureSet:
                 height, width = weak.shape[:2]
                 truth = self._truth({**sample, "image": sample["image_weak"]})
                 teachers = at_image_size(views.selections[i], (height, width))
-                row = [weak, truth, draw_labels(weak, teachers, names, scores=True)]
+                row: list[np.ndarray | None] = [weak, truth]
+                row += [draw_labels(weak, teachers, names, scores=True)]
                 row += [draw_labels(weak, views.refined[i], names) if self._refines else None]
                 mixed = self._rgb(views.student_batch[i]["image"])
                 row += [draw_labels(mixed, views.arp_labels[i], names) if self._exchanges else None]
