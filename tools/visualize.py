@@ -35,10 +35,11 @@ from s4m_d2.engine.command.arguments import split_overrides
 from s4m_d2.engine.command.failures import exit_status
 from s4m_d2.engine.figures.figure_set import FIGURES, OF_TEACHER, WITHOUT_MODEL, FigureSet
 from s4m_d2.engine.figures.predictor import load_model
+from s4m_d2.engine.labeling.gate import labeling_of_run
+from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.own_data.own_data import load_run
 from s4m_d2.errors import ConfigError
 from s4m_d2.sam import SamBackend, build_sam_backend
-from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.visualization import write_png
 
 
@@ -97,7 +98,7 @@ def draw(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 def _models(
     cfg: CfgNode, weights: str, what: list[str]
-) -> tuple[dict[str, nn.Module], EMATeacher | None, SamBackend | None]:
+) -> tuple[dict[str, nn.Module], PseudoLabeling | None, SamBackend | None]:
     """What the figures are drawn of, no more than they need."""
     wanted = set(what)
     if wanted <= set(WITHOUT_MODEL):
@@ -114,11 +115,10 @@ def _models(
         by_name = {"student": load_model(cfg, weights, "student")[0], "teacher": teacher}
     labels = bool(wanted & set(OF_TEACHER))
     needs_sam = "similarity" in wanted or (labels and cfg.S4M.REFINE.ENABLED)
-    return (
-        by_name,
-        EMATeacher(teacher, cfg.S4M.EMA_DECAY) if labels else None,
-        build_sam_backend(cfg) if needs_sam else None,
-    )
+    backend = build_sam_backend(cfg) if needs_sam else None
+    if not labels:
+        return by_name, None, backend
+    return by_name, labeling_of_run(cfg, weights, teacher, backend), backend
 
 
 if __name__ == "__main__":

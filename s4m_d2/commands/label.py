@@ -41,15 +41,13 @@ from s4m_d2.engine.command.arguments import (
 )
 from s4m_d2.engine.command.failures import exit_status
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
-from s4m_d2.engine.labeling.gate import RESULT, RefinementGate
+from s4m_d2.engine.labeling.gate import labeling_of_run
 from s4m_d2.engine.labeling.labeler import Labeler
-from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.training.continuing import remove_lines
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.formats import FORMATS
 from s4m_d2.report import read_results, write_results
-from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.structures import as_rles, plain_rle
 
 ONE_INSTANCE = "0.7"  # IoU above which two labels are of one instance
@@ -162,11 +160,7 @@ def _predictor(cfg: CfgNode, args: argparse.Namespace) -> Predictor:
     if cfg.MODEL.DEVICE == "cuda" and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     model, _ = load_model(cfg, args.weights, args.model)
-    labeling = PseudoLabeling(cfg, EMATeacher(model, cfg.S4M.EMA_DECAY))
-    decision = os.path.join(os.path.dirname(args.weights), os.pardir, "student", RESULT)
-    if cfg.S4M.REFINE.ENABLED and os.path.isfile(decision):
-        RefinementGate(labeling=labeling).apply(read_results(decision))
-    return Predictor(cfg, Labeler(labeling))
+    return Predictor(cfg, Labeler(labeling_of_run(cfg, args.weights, model)))
 
 
 def _label(predict: Predictor, path: str, args: argparse.Namespace) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def overlay(
 ) -> np.ndarray:
     """Draw instances on an image: filled, outlined and named, touching ones in different colors.
 
-    With more than MOST_NAMED instances names are omitted, and that of the only class is.
+    More than MOST_NAMED instances are not named; nor is the only class.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -58,8 +58,7 @@ def overlay(
     Raises:
         InputError: shapes, dtypes or lengths disagree.
     """
-    if not isinstance(masks, RLEMasks):
-        masks = torch.as_tensor(masks)
+    masks = masks if isinstance(masks, RLEMasks) else torch.as_tensor(masks)
     _check_instances(image, masks, labels, scores)
     scale = scale or readable_scale(image)
     picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
@@ -78,8 +77,8 @@ def overlay(
         cv2.drawContours(picture, lines, -1, color, CONTOUR_WIDTH)
     if len(windows) > MOST_NAMED:
         return picture
-    shown = class_names if len(class_names) > 1 else [""]  # a name that all have tells nothing
-    texts = [printable(shown[label], MOST_LETTERS) for label in labels]
+    names = class_names if len(class_names) > 1 else [""]
+    texts = [printable(names[label], MOST_LETTERS) for label in labels]
     if scores is not None:
         texts = [f"{text} {score:.0%}".strip() for text, score in zip(texts, scores, strict=True)]
     return _write_names(picture, windows, texts)

@@ -1,6 +1,7 @@
 """What figures show: pictures of known pixels in the right columns, of the right images."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from s4m_d2.engine.figures.figure_set import (
 from s4m_d2.engine.labeling.pseudo_labeling import UnlabeledViews
 from s4m_d2.errors import ConfigError
 from s4m_d2.semi.pseudo_labels import Selection
+from s4m_d2.semi.refinement import TeacherMasks
 from s4m_d2.structures import PseudoLabels, sample_generators
 
 from .conftest import ROOT
@@ -66,6 +68,16 @@ def selection_of(labels):
     return Selection(labels, torch.where(labels.masks, 9.0, -9.0), SIZE, {})
 
 
+class Labeling(SimpleNamespace):
+    """What labels, with the attributes of PseudoLabeling that figures look at."""
+
+    def __init__(self, label=None, **attributes):  # copy.copy gives none
+        super().__init__(label=label, **attributes)
+
+    def __call__(self, samples):
+        return self.label(samples)
+
+
 @pytest.fixture
 def figures(small_config):
     """Figures of samples that are given."""
@@ -75,7 +87,7 @@ def figures(small_config):
         made.names = lambda: NAMES
         made._whole = made._validation = lambda: samples
         made._labeled = lambda: [samples]
-        made._labeling = labeling
+        made.labeling = labeling
         return made
 
     return make
@@ -85,7 +97,7 @@ def test_the_way_of_an_image_from_the_truth_to_what_the_student_predicts(figures
     """Labeled in pairs, which exchange instances: more would take the memory of more."""
     batches = []
 
-    def labeling(samples):
+    def label(samples):
         batches.append(len(samples))
         refined = [labels_of(place) for place in (TOP, RIGHT)[: len(samples)]]
         selections = [selection_of(labels_of(LEFT)) for _ in samples]
@@ -102,14 +114,16 @@ def test_the_way_of_an_image_from_the_truth_to_what_the_student_predicts(figures
         return [{"instances": kept}]
 
     sample = {"image": image_of(50), "image_weak": image_of(80), "instances": truth_of(TOP)}
+    labeling = Labeling(label, refiner=None, arp=SimpleNamespace(pair_fraction=0.25))
     panels = figures([sample] * 3, {"student": model}, labeling=labeling).pseudo_labels_panels()
     assert batches == [2, 1] and len(panels.columns) == 6
     for row, refined in zip(panels.rows, ("top", "right", "top"), strict=True):
         shown = [drawn_places(picture, 80) for picture in row[:4]]
         assert shown == [set(), {"top"}, {"left"}, {refined}]
         assert drawn_places(row[4], 90) == {"right"} and drawn_places(row[5], 50) == {"top"}
-    off = {"S4M__REFINE__ENABLED": False, "S4M__ARP__ENABLED": False}
-    plain = figures([sample], labeling=labeling, **off).pseudo_labels_panels()
+    assert labeling.arp.pair_fraction == 0.25, "the training's stays"
+    labeling = Labeling(label, refiner=TeacherMasks(), arp=None)  # as the gate decided
+    plain = figures([sample], labeling=labeling).pseudo_labels_panels()
     assert plain.rows[0][3:] == [None, None]
     assert plain.draw().shape[1] == panels.draw().shape[1] * 3 // 6
 

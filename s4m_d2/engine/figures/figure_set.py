@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import os
@@ -28,14 +29,13 @@ from s4m_d2.data import (
 )
 from s4m_d2.engine.figures.predictor import Predictor, class_names
 from s4m_d2.engine.figures.similarity_figure import Sample, point_of, similarity_panels, to_rgb
-from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling, UnlabeledViews
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
 from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.losses.structural_distillation import StructuralDistillation
 from s4m_d2.sam import SamBackend
-from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.refinement import teacher_masks
+from s4m_d2.semi.refinement import TeacherMasks, teacher_masks
 from s4m_d2.structures import PseudoLabels, sample_generators
 from s4m_d2.tiling import build_tiling
 from s4m_d2.visualization import Panels, evenly_spaced, outline, overlay, write_png
@@ -64,7 +64,8 @@ class FigureSet:
         cfg: config of a stage, or of a whole run.
         count: images per figure.
         models: name in the figures → model; empty: no predictions and similarities.
-        teacher: labels images; None: no figures of pseudo-labels and ARP.
+        labeling: of stage 2, as it is whenever a figure is drawn; None: no figures of
+            pseudo-labels and ARP.
         backend: SAM; None: no figures of similarities.
         resized: resize validation images as in evaluation. (With INPUT.TILE, predictions are of
             whole images, other figures of resized tiles.)
@@ -76,13 +77,14 @@ class FigureSet:
         cfg: CfgNode,
         count: int,
         models: Mapping[str, nn.Module] | None = None,
-        teacher: EMATeacher | None = None,
+        labeling: PseudoLabeling | None = None,
         backend: SamBackend | None = None,
         *,
         resized: bool = False,
         point: tuple[float, float] | None = None,
     ) -> None:
-        self.models, self.backend, self.point = dict(models or {}), backend, point
+        self.models, self.labeling = dict(models or {}), labeling
+        self.backend, self.point = backend, point
         self.order = cfg.INPUT.FORMAT
         self.names = functools.cache(lambda: class_names(cfg))
         tiled = bool(cfg.INPUT.TILE.SIZE)  # each is resized on its own
@@ -93,18 +95,16 @@ class FigureSet:
         self._labeled = functools.cache(lambda: labeled_samples(cfg, count, DRAWS))
         self._unlabeled = functools.cache(lambda: unlabeled_samples(cfg, count))
         self._strong_view = StrongView(cfg).batch
-        self._refines, self._exchanges = cfg.S4M.REFINE.ENABLED, cfg.S4M.ARP.ENABLED
         self._predictor = functools.partial(Predictor, cfg)
-        self._labeling: Any = None
-        if teacher is not None:
-            paired = cfg.clone()
-            paired.defrost()
-            paired.S4M.ARP.PAIR_FRACTION = PAIR_ALL
-            self._labeling = PseudoLabeling(paired, teacher, backend)
 
     @classmethod
     def of_stage(
-        cls, cfg: CfgNode, count: int, model: nn.Module, labeling: Any = None, **options: Any
+        cls,
+        cfg: CfgNode,
+        count: int,
+        model: nn.Module,
+        labeling: PseudoLabeling | None = None,
+        **options: Any,
     ) -> FigureSet:
         """Build the figures of a stage.
 
@@ -119,15 +119,13 @@ class FigureSet:
             return cls(cfg, count, {name: model}, None, backend, **options)
         models = {"student": model, "teacher": labeling.teacher.model}
         backend = getattr(labeling.refiner, "backend", None)
-        figures = cls(cfg, count, models, labeling.teacher, backend, **options)
-        figures._labeling.class_thresholds = labeling.class_thresholds
-        return figures
+        return cls(cfg, count, models, labeling, backend, **options)
 
     def choose(self, wanted: Sequence[str] = FIGURES) -> list[str]:
         """Select the wanted figures that can be drawn."""
         can = {
-            "pseudo_labels": self._labeling is not None,
-            "arp": self._labeling is not None and self._exchanges,
+            "pseudo_labels": self.labeling is not None,
+            "arp": self.labeling is not None and self.labeling.arp is not None,
             "similarity": self.backend is not None and bool(self.models),
             "predictions": bool(self.models),
         }
@@ -166,7 +164,7 @@ class FigureSet:
         student, model = next(iter(self.models.items()), ("", None))
         for start in range(0, len(samples), 2):  # in pairs, which exchange instances
             pair = samples[start : start + 2]
-            views = self._labeling(pair)
+            views, refines, exchanges = self._label(pair)
             for i, sample in enumerate(pair):
                 weak = self._rgb(sample["image_weak"])
                 height, width = weak.shape[:2]
@@ -174,9 +172,9 @@ class FigureSet:
                 teachers = at_image_size(views.selections[i], (height, width))
                 row: list[np.ndarray | None] = [weak, truth]
                 row += [draw_labels(weak, teachers, names, scores=True)]
-                row += [draw_labels(weak, views.refined[i], names) if self._refines else None]
+                row += [draw_labels(weak, views.refined[i], names) if refines else None]
                 mixed = self._rgb(views.student_batch[i]["image"])
-                row += [draw_labels(mixed, views.arp_labels[i], names) if self._exchanges else None]
+                row += [draw_labels(mixed, views.arp_labels[i], names) if exchanges else None]
                 if model is not None:
                     [found] = model([{**sample, "height": height, "width": width}])
                     row += [draw_found(self._rgb(sample["image"]), found["instances"], names)]
@@ -189,7 +187,7 @@ class FigureSet:
     def arp_panels(self) -> Panels:
         """Before and after the exchange of instances, and the student's input."""
         samples, names, rows = self._validation(), self.names(), []
-        views = self._labeling(samples)
+        views, *_ = self._label(samples)
         for i, sample in enumerate(samples):
             before, after = self._rgb(sample["image"]), self._rgb(views.arp_images[i])
             labels = draw_labels(after, views.arp_labels[i], names)
@@ -220,6 +218,17 @@ class FigureSet:
         caption = f"{CAPTION}. Percentages: scores; from {SCORE_SHOWN:.0%} on."
         rows = [list(row) for row in zip(*columns, strict=True)]
         return Panels(["image", "ground truth", *self.models], rows, caption=caption)
+
+    def _label(self, samples: Sequence[Sample]) -> tuple[UnlabeledViews, bool, bool]:
+        """Label as the training does, but every image with a partner; whether masks are refined,
+        and instances exchanged."""
+        assert self.labeling is not None
+        labeling = copy.copy(self.labeling)
+        if labeling.arp is not None:
+            labeling.arp = copy.copy(labeling.arp)
+            labeling.arp.pair_fraction = PAIR_ALL
+        refines = not isinstance(labeling.refiner, TeacherMasks)
+        return labeling(samples), refines, labeling.arp is not None
 
     def _rgb(self, image: Tensor) -> np.ndarray:
         return to_rgb(image, self.order)

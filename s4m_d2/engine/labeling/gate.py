@@ -6,11 +6,13 @@ Not part of the paper: SAM helps where it knows the images, and harms where it d
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
+from torch import nn
 
 from s4m_d2.data import labeled_dataset_names
 from s4m_d2.data.splits import true_records
@@ -20,6 +22,9 @@ from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import AFTER, BEFORE, QualityMeasurement
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.errors import S4MError
+from s4m_d2.report import read_results
+from s4m_d2.sam import SamBackend
+from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.refinement import AUTO_PROMPT, PROMPTS, TeacherMasks
 
 logger = logging.getLogger(__name__)
@@ -146,3 +151,19 @@ class RefinementGate:
             self.labeling.refiner = TeacherMasks(mask_thresh=thresh)
         elif choice:
             self.labeling.refiner.prompt = choice
+
+
+def labeling_of_run(
+    cfg: CfgNode, weights: str, model: nn.Module, backend: SamBackend | None = None
+) -> PseudoLabeling:
+    """Build what labels images with ``model``, as decided by the gate of the run, if one did.
+
+    Args:
+        weights: file of the model, in a stage's folder of the run.
+        backend: SAM; None: as the config says.
+    """
+    labeling = PseudoLabeling(cfg, EMATeacher(model, cfg.S4M.EMA_DECAY), backend)
+    decision = os.path.join(os.path.dirname(weights), os.pardir, "student", RESULT)
+    if cfg.S4M.REFINE.ENABLED and os.path.isfile(decision):
+        RefinementGate(labeling=labeling).apply(read_results(decision))
+    return labeling
