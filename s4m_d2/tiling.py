@@ -19,6 +19,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from torch import Tensor, nn
 
+from s4m_d2.data.transforms import apply_geometry
 from s4m_d2.structures import RLEMasks, as_rles, dense_overlaps, encode_edges, mask_areas
 
 TILES_AT_ONCE = 4  # in one batch of the model
@@ -139,6 +140,9 @@ class TiledModel(nn.Module):
             dicts with "instances" of (H, W): the model's own for an image of one tile; otherwise
             ``pred_masks`` (:class:`RLEMasks`), ``pred_boxes``, ``scores``, ``pred_classes`` and, if
             the model gives them, ``sam_ious``, best first, on the CPU, without empty masks.
+
+        Raises:
+            DatasetError: an image is so narrow that nothing is left after resizing.
         """
         return [{"instances": self._segment(sample["image"])} for sample in batched_inputs]
 
@@ -158,7 +162,7 @@ class TiledModel(nn.Module):
         samples = []
         for x0, y0, x1, y1 in tiles:
             view = np.ascontiguousarray(image[:, y0:y1, x0:x1].permute(1, 2, 0).numpy())
-            view = self.resize.get_transform(view).apply_image(view)
+            view, _ = apply_geometry([self.resize], view, seed=0)  # which draws nothing
             tensor = torch.from_numpy(np.ascontiguousarray(view.transpose(2, 0, 1)))
             samples.append({"image": tensor, "height": y1 - y0, "width": x1 - x0})
         return [output["instances"] for output in self.model(samples)]

@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "restricted_pickle": {"files"},
     "command_line": {"errors"},
     "config": {"errors"},
-    "tiling": {"structures"},
+    "tiling": {"data", "structures"},
     "data": BASE,
     **{leaf: BASE | LEAVES for leaf in LEAVES},
     "modeling": BASE | LEAVES,

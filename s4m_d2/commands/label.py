@@ -105,7 +105,7 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
                     continue
                 file.write(json.dumps(row).encode() + b"\n")
                 file.flush()
-    print_problems(problems, "cannot be read")
+    print_problems(problems, "cannot be used")
     if processes > 1:
         print(f"Process {rank} is done. When all are: s4m-label --merge --output {args.output}")
     return max(merge(args.output) if processes == 1 else 0, int(bool(problems)))

@@ -29,7 +29,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from tqdm import tqdm
 
-from s4m_d2.command_line import natural, print_first, share
+from s4m_d2.command_line import natural, print_problems, share
 from s4m_d2.data.images import read_image
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Video, list_images
 from s4m_d2.engine.command.arguments import (
@@ -102,9 +102,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     images, instances = len(counts), sum(counts)
     found = f"{instances} instance{'s' * (instances != 1)}"
     print(f"{images} image{'s' * (images != 1)}, {found}: {args.output}")
-    if problems:
-        print(f"{len(problems)} of the inputs cannot be read:", file=sys.stderr)
-        print_first(list(problems.values()))
+    print_problems(problems, "cannot be used")
     return 1 if problems else 0
 
 

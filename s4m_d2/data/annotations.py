@@ -23,6 +23,7 @@ from detectron2.structures import BoxMode
 from pycocotools import mask as mask_utils
 
 from s4m_d2.data.images import image_size
+from s4m_d2.data.listing import find_below
 from s4m_d2.data.segmentations import as_polygons, compressed_rle, read_polygons
 from s4m_d2.errors import DatasetError, first_names
 
@@ -373,8 +374,9 @@ def _names_by_id(
     used = {_key(row.get("category_id")) for row in content["annotations"]}
     count = Counter(named.values())
     for key, name in [*named.items()]:
-        is_parent = used and name in parents
-        is_superfluous = count[name] > 1 or is_parent or (classes and name not in classes)
+        is_no_class = name in parents or name.strip("_").lower() == "background"  # LabelMe's script
+        is_no_class = (used and is_no_class) or (classes and name not in classes)
+        is_superfluous = count[name] > 1 or is_no_class
         if key not in used and is_superfluous:
             findings.notes.append(f"unused category {name} (id {key}) dropped")
             count[name] -= 1
@@ -388,27 +390,30 @@ def _places(
     images: dict[Key, dict], chosen: set[str], image_root: str, remedy: str, findings: Findings
 ) -> dict[Key, tuple[str, Size]]:
     """Path and (H, W) of the chosen images that are there, by their ids."""
-    places, missing = {}, []
+    places, missing, moved = {}, [], []
+    owners: dict[str, str] = {}  # file_name by path below the folder
     for key, image in images.items():
         if (given := image["file_name"]) not in chosen:
             continue
-        path = os.path.join(image_root, given)
-        if "\\" in given and not os.path.exists(path):
-            path = os.path.join(image_root, given.replace("\\", "/"))
-        name = os.path.relpath(path, image_root)
+        if not (name := find_below(image_root, given)):
+            missing.append(given.replace("\\", "/"))
+            continue
+        if name.count("/") < given.count("/") + given.count("\\"):
+            moved.append(f"{name} of {given}")
         path = os.path.join(image_root, name)
-        if name.split(os.sep)[0] == os.pardir:
-            advice = f"Write them relative to the folder of images, {image_root}."
-            findings.refuse("file names lead out of the folder of images", advice, given)
-        elif not os.path.isfile(path):
-            missing.append(name)
+        if owners.setdefault(name, given) != given:
+            both = f"{owners[name]} and {given}"
+            advice = f"Write them relative to {image_root}."
+            findings.refuse("file names lead to an image of another one", advice, both)
         elif size := _size(image, path, name, findings):
             places[key] = path, size
+    if moved:
+        findings.notes.append(f"{len(moved):,} found by the end of file_name: {moved[0]}")
     if missing:
         base = os.path.basename(missing[0])
         found = (folder for folder, _, names in os.walk(image_root) if base in names)
         if below := next(found, None):
-            remedy = f"{base} lies in {below}: write the sub-folders too. {remedy}"
+            remedy = f"{base} lies in {below}: the folder and file_name must lead there. {remedy}"
         findings.refused[f"images are not in {image_root}", remedy] += missing
     return places
 

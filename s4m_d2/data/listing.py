@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,6 +86,19 @@ def _warn(error: OSError) -> None:
 
 def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name == _ARCHIVE_JUNK
+
+
+def find_below(folder: str, given: str) -> str:
+    """Path below the folder: a file name, or the longest end of it that is there; "": none is.
+
+    Tools write paths of their machines, backslashes, and composed or decomposed letters.
+    """
+    parts = given.replace("\\", "/").split("/")
+    ends = ("/".join(parts[start:]) for start in range(len(parts)))
+    forms = (unicodedata.normalize(form, end) for end in ends for form in ("NFC", "NFD"))
+    names = map(os.path.normpath, (given, *forms))
+    inside = (name for name in names if not name.startswith((os.sep, os.pardir)))
+    return next((n for n in inside if os.path.isfile(os.path.join(folder, n))), "")
 
 
 def list_unlabeled(

@@ -164,8 +164,9 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
         if len(chosen) < min(wanted, len(ordered) - 1):
             take_first([image])
     if not any(classes_of[image] for image in chosen):
+        some = sum(map(bool, classes_of.values()))
         raise DatasetError(
-            f"No validation split can be drawn from {len(ordered)} labeled image(s): each class "
-            "keeps one to train on. Label more, give --val, or set S4M.DATA.VAL_FRACTION 0.0."
+            f"No validation split can be drawn from {len(ordered)} labeled image(s), {some} with "
+            "instances: each class keeps one to train on. Label more, give --val, or set S4M.DATA.VAL_FRACTION 0.0."
         )
     return sorted(chosen)

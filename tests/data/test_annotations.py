@@ -22,7 +22,7 @@ from s4m_d2.data.segmentations import run_lengths
 from s4m_d2.errors import DatasetError
 
 HEIGHT, WIDTH = 24, 40
-NAMES = ("a.png", "sub/b.png", "c.png")
+NAMES = ("a.png", "sub/b.png", "u\u0308.png")
 BOX = [6, 4, 30, 4, 30, 16, 6, 16]  # 24 x 12 px
 MASK = np.zeros((HEIGHT, WIDTH), dtype=bool)
 MASK[4:16, 6:30] = True
@@ -174,7 +174,11 @@ MEANT = {
     "compressed RLE": shape({"size": [HEIGHT, WIDTH], "counts": TEXT}),
     "empty runs": shape({"size": [HEIGHT, WIDTH], "counts": [*RUNS[:-1], 5, 0, RUNS[-1] - 5]}),
     "backslashes": change(("images", 1, "file_name"), "sub\\b.png"),
+    "tool's path": change(("images", 0, "file_name"), "..\\..\\media\\upload\\4\\a.png"),
+    "path of another machine": change(("images", 1, "file_name"), "/home/x/sub/b.png"),
+    "composed letter": change(("images", 2, "file_name"), "\u00fc.png"),
     "names twice": named_twice,
+    "background": lambda data: data["categories"].append({"id": 0, "name": "_background_"}),
     "numeric names": each("categories", "name", lambda name: 1 if name == "pear" else 0),
 }
 
@@ -283,7 +287,8 @@ REFUSED = {
     "no file name": (change(("images", 0, "file_name"), None), "None"),
     "lone surrogate": (change(("images", 0, "file_name"), "a\ud800.png"), "a"),
     "class of a lone surrogate": (change(("categories", 0, "name"), "\udfff"), "id 7"),
-    "leads out": (change(("images", 0, "file_name"), "../a.png"), "../a.png"),
+    "leads out": (change(("images", 0, "file_name"), "../gone.png"), "../gone.png"),
+    "leads to another": (change(("images", 1, "file_name"), "x/a.png"), "a.png and x/a.png"),
     "no such file": (change(("images", 0, "file_name"), "gone.png"), "gone.png"),
     "lies in a sub-folder": (change(("images", 1, "file_name"), "b.png"), "sub"),
     "panoptic": (
@@ -409,7 +414,7 @@ def test_registered_sets_follow_the_file(images, tmp_path, name):
 
 EXTREMES = [
     None, True, False, 0, 1, -1, 2, 0.5, -0.0, 1e-300, 1e300, 10**18, 10**400, NAN, INF, -INF, "",
-    "0", "1", "x", "a.png", "c.png", "../a.png", "\ud800", "\0", [], {}, [[]], [0], [[0, 0]],
+    "0", "1", "x", "a.png", NAMES[2], "../a.png", "\ud800", "\0", [], {}, [[]], [0], [[0, 0]],
     [[1, 1, 9, 1, 9, 9]], {"size": [HEIGHT, WIDTH], "counts": [0, HEIGHT * WIDTH]}, "1" * 5000,
 ]  # fmt: skip
 

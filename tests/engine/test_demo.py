@@ -91,14 +91,15 @@ def test_a_folder_is_drawn_and_written_alike_and_bad_files_do_not_stop_it(
     (folder / "a.png").write_bytes(scenes[0].read_bytes())
     (folder / "below" / "b.png").write_bytes(scenes[1].read_bytes())
     (folder / "cut.png").write_bytes(scenes[0].read_bytes()[:900])
+    Image.new("RGB", (4000, 1)).save(folder / "strip.png")  # no row is left after resizing
     (folder / "noise.mp4").write_bytes(b"no video")
     (folder / "notes.txt").write_text("not looked at")
     status, results, images, output = demo(folder, tmp_path / "missing.jpg")
     assert status == 1
     errors = capsys.readouterr().err
     assert "notes.txt" not in errors
-    for name in ("cut.png", "noise.mp4", "missing.jpg"):
-        assert errors.count(f"{name} ") == 1
+    for name in ("cut.png", "strip.png", "noise.mp4", "missing.jpg"):
+        assert errors.count(f"{name}: ") == 1
 
     files = [folder / "a.png", folder / "below" / "b.png"]
     assert [image["file_name"] for image in images["images"]] == [str(file) for file in files]

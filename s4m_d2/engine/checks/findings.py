@@ -49,7 +49,8 @@ class PreflightReport:
             for f in self.findings
         ]
         problems = [f"Error: {error}" for error in self.errors]
-        problems += [f"Warning: {printable(w)}" for f in self.findings for w in f.warnings]
+        warnings = dict.fromkeys(w for f in self.findings for w in f.warnings)  # each once
+        problems += [f"Warning: {printable(warning)}" for warning in warnings]
         return "\n".join([tabulate(rows, ("item", "finding", "status")), *_numbered(problems)])
 
 

@@ -268,7 +268,7 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
     folders, val_images = _image_dirs(cfg)
     has_changed = _labeled_digest(cfg) != stored.labeled_digest  # other files, of other folders
     images = has_changed and stored.image_root or os.path.commonpath(folders)
-    train = _read(os.path.join(folder, files.TRAIN), images)
+    train = _read(os.path.join(folder, files.TRAIN), images, classes=stored.classes)
     validation, truth = None, os.path.join(folder, files.VAL)
     if eval_only and data.VAL:
         validation = _read(data.VAL, val_images, classes=train.classes)
