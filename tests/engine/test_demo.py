@@ -15,7 +15,9 @@ from pycocotools.coco import COCO
 from s4m_d2.commands import predict
 from s4m_d2.data.listing import Video
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
+from s4m_d2.engine.command.arguments import model_config
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
+from s4m_d2.engine.own_data.own_data_files import StoredData, store
 from s4m_d2.errors import ConfigError
 from s4m_d2.visualization import overlay
 from s4m_d2.visualization.video import write_video
@@ -218,6 +220,20 @@ def test_class_names_come_from_a_file_the_metadata_or_numbers(small_config, tmp_
         class_names(small_config(), str(file))
     with pytest.raises(ConfigError, match="missing.txt' cannot be read"):
         class_names(small_config(), str(tmp_path / "missing.txt"))
+
+
+def test_a_run_that_was_moved_has_its_classes_and_its_sam(small_config, tmp_path):
+    run = tmp_path / "copy"
+    (run / "student").mkdir(parents=True)
+    stored = StoredData(tuple(EIGHT[::-1]), (), (), "", "", {}, False)
+    store(str(run / "data"), stored, {})
+    (run / "run.json").write_text("{}")
+    sam = {"S4M__SAM__CHECKPOINT": "gone/run/sam_adapted.pth"}
+    cfg = small_config(OUTPUT_DIR="gone/run", S4M__DATA__LABELED="('gone.json',)", **sam)
+    (run / "config.yaml").write_text(cfg.dump())
+    found = model_config(None, str(run / "student" / "model_final.pth"), [])
+    assert class_names(found) == EIGHT[::-1]
+    assert found.S4M.SAM.CHECKPOINT == str(run / "sam_adapted.pth")
 
 
 def test_each_file_is_found_once_and_results_are_not_inputs(tmp_path):

@@ -16,6 +16,7 @@ from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.own_data.own_data import OwnData, load_run
 from s4m_d2.engine.stages import last_weights, run_config
 from s4m_d2.errors import ConfigError
+from s4m_d2.report.run import FACTS
 
 # Options for own data (keys of S4M.DATA), with metavar and help.
 _OWN_DATA = {
@@ -92,15 +93,24 @@ def add_model_options(parser: argparse.ArgumentParser, *, model: str, required: 
 def model_config(config_file: str | None, weights: str, overrides: Sequence[str]) -> CfgNode:
     """Load and check the config of a run whose model is used without a data set.
 
-    Without a file, that of the run that wrote the weights, OUTPUT_DIR/stage/file.
+    Without a file, that of the run that wrote the weights, OUTPUT_DIR/stage/file. The run's folder
+    may have been moved or copied: OUTPUT_DIR, and a SAM in it, are where it is now.
     """
     found = config_file or os.path.join(os.path.dirname(weights), "..", "config.yaml")
     if not config_file and not os.path.isfile(found):
         raise ConfigError(
-            f"The weights '{weights}' lie in no run's folder ({os.path.normpath(found)} does not "
-            "exist). Give the run's config as --config-file."
+            f"The weights '{weights}' are no file of a run, OUTPUT_DIR/stage/FILE "
+            f"({os.path.normpath(found)} does not exist). Give such a file, or the run's config as "
+            "--config-file."
         )
-    cfg = run_config(load_config(found, overrides))
+    cfg, folder = load_config(found, overrides), os.path.normpath(os.path.dirname(found))
+    if os.path.isfile(os.path.join(folder, FACTS)):
+        cfg.defrost()
+        former, sam = os.path.join(cfg.OUTPUT_DIR, ""), cfg.S4M.SAM
+        if sam.CHECKPOINT.startswith(former):
+            sam.CHECKPOINT = os.path.join(folder, sam.CHECKPOINT.removeprefix(former))
+        cfg.OUTPUT_DIR = folder
+    cfg = run_config(cfg)
     raise_all(value_errors(cfg))
     return cfg
 
