@@ -375,8 +375,8 @@ def _names_by_id(
     count = Counter(named.values())
     for key, name in [*named.items()]:
         is_no_class = name in parents or name.strip("_").lower() == "background"  # LabelMe's script
-        is_no_class = (used and is_no_class) or (classes and name not in classes)
-        is_superfluous = count[name] > 1 or is_no_class
+        is_foreign = classes and name not in classes
+        is_superfluous = count[name] > 1 or (used and is_no_class) or is_foreign
         if key not in used and is_superfluous:
             findings.notes.append(f"unused category {name} (id {key}) dropped")
             count[name] -= 1
