@@ -90,6 +90,7 @@ def enhance(
 
     Raises:
         InputError: shapes, dtypes, class indices or thresholds are not as expected.
+        DatasetError: a mask is not an RLE, damaged or of another size.
 
     Example:
         >>> label = np.array([[0, 3, 0, 0, 7]])
@@ -138,7 +139,7 @@ def checked_rles(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> l
     """Convert COCO RLEs of (H, W), compressed or not, to compressed ones with counts of type str.
 
     Raises:
-        InputError: names a mask that is not an RLE, damaged or of another size.
+        DatasetError: names a mask that is not an RLE, damaged or of another size.
     """
     rles = []
     for number, mask in enumerate(masks):
@@ -147,7 +148,7 @@ def checked_rles(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> l
                 raise DatasetError(f"it is of type {type(mask).__name__}; expected a COCO RLE")
             rles.append(compressed_rle(dict(mask), size))
         except DatasetError as error:
-            raise InputError(f"mask {number} of {len(masks)}: {error}") from error
+            raise DatasetError(f"mask {number} of {len(masks)}: {error}") from error
     return rles
 
 
