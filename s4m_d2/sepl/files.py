@@ -93,15 +93,13 @@ def read_label(
     try:
         is_array = os.fspath(path).lower().endswith(".npy")
         label = _read_npy(path, background_score) if is_array else _read_png(path)
-    except DatasetError:  # which is a ValueError too
-        raise
     except (*READ_ERRORS, pickle.UnpicklingError) as error:
         raise unreadable(str(path), error) from error
     unknown = np.unique(label[(label >= num_classes) & (label != VOID)])
     if len(unknown):
         raise DatasetError(
-            f"{path} has class indices {unknown.tolist()}; expected 0..{num_classes - 1}, void {VOID}. "
-            "Give the classes of the labels: --preset, --num-classes or --class-names."
+            f"{path} has class indices {unknown.tolist()}; expected 0..{num_classes - 1} or void, "
+            f"{VOID}. Give its classes: --preset, --num-classes or --class-names."
         )
     return label
 
@@ -132,7 +130,7 @@ def label_of_scores(content: Any, background_score: float = BACKGROUND_SCORE) ->
         (H, W) uint8, a label map.
 
     Raises:
-        DatasetError: the content has another form; part of a sentence.
+        ValueError: the content has another form.
     """
     try:
         if "keys" in content:
@@ -153,7 +151,7 @@ def label_of_scores(content: Any, background_score: float = BACKGROUND_SCORE) ->
     except (TypeError, ValueError, IndexError):
         fits = False
     if not fits:
-        raise DatasetError(
+        raise ValueError(
             "expected {class: (H, W) scores} or {'keys': (K,) classes, NAME: (K, H, W) scores}, "
             "finite, classes counted from 0 without background"
         )
@@ -272,9 +270,9 @@ def _read_png(path: str | os.PathLike[str]) -> np.ndarray:
     if label.ndim == 3 and (label == label[..., :1]).all():
         label = label[..., 0]
     if label.ndim != 2 or mode not in _MODES:
-        raise DatasetError(
-            f"{path} is no label map: {' '.join(map(str, mode))}. Expected a PNG with a palette, "
-            "gray with 8 bits, or RGB with equal channels, whose values are class indices."
+        raise ValueError(
+            f"it is {' '.join(map(str, mode))}; expected class indices in a PNG: with a palette, "
+            "gray with 8 bits, or RGB with equal channels"
         )
     return label
 
@@ -284,14 +282,11 @@ def _read_npy(path: str | os.PathLike[str], background_score: float) -> np.ndarr
         np.lib.format.read_magic(file)
         *_, dtype = np.lib.format.read_array_header_1_0(file)
         if dtype.hasobject:
-            try:
-                return label_of_scores(load_arrays(file), background_score)
-            except DatasetError as error:
-                raise DatasetError(f"{path} is no file of CAM scores: {error}.") from error
+            return label_of_scores(load_arrays(file), background_score)
     values = np.load(path, mmap_mode="r")  # does not allocate for a truncated file
     if values.ndim != 2 or dtype.kind not in "iu" or values.min() < 0 or values.max() > VOID:
-        raise DatasetError(
-            f"{path} is no label map: {values.shape} {dtype}. Expected (H, W) integers in "
-            f"0..{VOID}, or a dictionary of CAM scores."
+        raise ValueError(
+            f"it has {values.shape} {dtype}; expected (H, W) integers in 0..{VOID}, or a "
+            "dictionary of CAM scores"
         )
     return values.astype(np.uint8)
