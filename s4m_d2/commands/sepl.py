@@ -73,19 +73,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def enhance(args: argparse.Namespace) -> int:
     """Redraw a folder of label maps with SAM's masks (what is done without a name). What is there
     is skipped: the same command continues. OUTPUT/sepl.json has settings and problems."""
-    source, num_classes = _mask_source(args), len(_class_names(args))
+    source, files = _mask_source(args), _files(args)
     _check_output(args)
-    settings = _settings(args, source, num_classes)
-    files = _files(args, num_classes)
+    settings = _settings(args, source, len(files.class_names))
     labels = files.by_kind[BEFORE]
     wanted = image_list(args.list) if args.list else list(labels)
     finished = begin(args.output, settings, {*labels, *wanted}, args.overwrite)
     waiting = [name for name in wanted if name not in finished]
     options = {name: getattr(args, name) for name in OPTIONS}
-    on_gpu = isinstance(source, SamMasks) and source.device == "cuda"
-    items = Enhancement(waiting, files, source, args.output, options).run(
-        1 if on_gpu else args.workers
-    )
+    workers = 1 if isinstance(source, SamMasks) and source.device == "cuda" else args.workers
+    items = Enhancement(waiting, files, source, args.output, options).run(workers)
     problems = {name: str(item) for name, item in items.items() if isinstance(item, DatasetError)}
     write_report(args.output, settings, problems)
     print_problems(problems, "failed")
@@ -107,9 +104,7 @@ def enhance(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """IoU of each class, mIoU and pixel accuracy over a whole data set, as VOC's benchmark counts
     them, before and after."""
-    names = _class_names(args)
-    listed = image_list(args.list) if args.list else None
-    report = compare(_files(args, len(names)), names, listed)
+    report = compare(_files(args), image_list(args.list) if args.list else None)
     if args.json is not None:
         write_results(report, args.json)
     count = report["num_images"]
@@ -144,11 +139,10 @@ def score_table(report: Mapping[str, Any]) -> str:
 
 def visualize(args: argparse.Namespace) -> int:
     """Draw images, their labels before and after, SAM's masks and the ground truth side by side."""
-    names = _class_names(args)
-    files = _files(args, len(names))
+    files = _files(args)
     cache = args.enhanced / MASK_CACHE
     masks = args.masks or (cache if cache.is_dir() else None)
-    chosen, problems = _chosen(args, files, names)
+    chosen, problems = _chosen(args, files)
     rows: list[Row] = []
     for name in dict.fromkeys(chosen):
         try:
@@ -158,14 +152,12 @@ def visualize(args: argparse.Namespace) -> int:
     print_problems(problems, "with problems")
     if not rows:
         raise DatasetError("no image could be drawn: none of those chosen is complete, or scored")
-    write_picture(args.output, rows, names)
+    write_picture(args.output, rows, files.class_names)
     print(f"{len(rows)} image{'s' * (len(rows) != 1)} in {args.output}")
     return 1 if problems else 0
 
 
-def _chosen(
-    args: argparse.Namespace, files: ImageFiles, names: Sequence[str]
-) -> tuple[list[str], dict[str, str]]:
+def _chosen(args: argparse.Namespace, files: ImageFiles) -> tuple[list[str], dict[str, str]]:
     """Names of the images to draw, and problems of those that could not be scored."""
     best, worst, count = args.best, args.worst, args.count
     if not (args.names or best or worst or count):
@@ -178,21 +170,18 @@ def _chosen(
         raise ConfigError(
             "--best and --worst need to know what the images gained: give --ground-truth DIR"
         )
-    report = compare(files, names, complete)
+    report = compare(files, complete)
     scored = [image for image in report["images"] if not math.isnan(image["gain"])]
     ranked = [i["name"] for i in sorted(scored, key=lambda i: (-i["gain"], i["name"]))]
     chosen += ranked[:best] + ranked[max(best, len(ranked) - worst) :]
     return chosen, report["problems"]
 
 
-def _class_names(args: argparse.Namespace) -> tuple[str, ...]:
-    return class_names(args.preset or "voc", args.num_classes, args.class_names)
-
-
-def _files(args: argparse.Namespace, num_classes: int) -> ImageFiles:
+def _files(args: argparse.Namespace) -> ImageFiles:
     options = {TRUTH: "ground_truth", BEFORE: "pseudo_labels", AFTER: "enhanced", IMAGE: "images"}
     folders = {kind: getattr(args, option, None) for kind, option in options.items()}
-    return ImageFiles(folders, num_classes, args.suffix, args.background_score)
+    names = class_names(args.preset or "voc", args.num_classes, args.class_names)
+    return ImageFiles(folders, names, args.suffix, args.background_score)
 
 
 def _mask_source(args: argparse.Namespace) -> Path | SamMasks:

@@ -65,16 +65,13 @@ def confusions(labels: Mapping[str, np.ndarray], num_classes: int) -> list[np.nd
     return [confusion(labels[TRUTH], labels[kind], num_classes) for kind in kinds]
 
 
-def compare(
-    files: ImageFiles, names: Sequence[str], images: Iterable[str] | None = None
-) -> dict[str, Any]:
+def compare(files: ImageFiles, images: Iterable[str] | None = None) -> dict[str, Any]:
     """Score the enhanced labels and, if given, the pseudo-labels of the same images.
 
     Only images with readable files of every kind are compared.
 
     Args:
         files: with a ground truth.
-        names: of the classes.
         images: names of the images; None: all with a label, enhanced or not.
 
     Returns:
@@ -83,7 +80,7 @@ def compare(
         undefined. ``num_images``: compared images; ``improved`` and ``worsened``: numbers of
         images; ``problems``: name → message of the others.
     """
-    kinds = {BEFORE, AFTER} & {*files.by_kind}
+    kinds, names = {BEFORE, AFTER} & {*files.by_kind}, files.class_names
     if images is None:
         images = {name for kind in kinds for name in files.by_kind[kind]}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +165,7 @@ class ImageFiles:
 
     Args:
         folders: kind (``IMAGE``, ``TRUTH``, ``BEFORE``, ``AFTER``) → folder; None: not given.
-        num_classes: with background.
+        class_names: of the label maps, with background.
         suffix: end of the pseudo-labels' names, after those of the images.
         background_score: of :func:`label_of_scores`.
 
@@ -179,7 +179,7 @@ class ImageFiles:
     def __init__(
         self,
         folders: Mapping[str, Path | None],
-        num_classes: int,
+        class_names: Sequence[str],
         suffix: str,
         background_score: float,
     ) -> None:
@@ -189,7 +189,7 @@ class ImageFiles:
                 endings = IMAGE_EXTENSIONS if kind == IMAGE else LABEL_ENDINGS
                 of_kind = suffix if kind == BEFORE else ""
                 self.by_kind[kind] = files_by_name(folder, endings, of_kind)
-        self.num_classes = num_classes
+        self.class_names = class_names
         self.background_score = background_score
 
     def read_labels(self, name: str) -> dict[str, np.ndarray]:
@@ -207,7 +207,8 @@ class ImageFiles:
             if kind == IMAGE:
                 sizes[kind] = image_size(str(files[name]))
             else:
-                labels[kind] = read_label(files[name], self.num_classes, self.background_score)
+                count = len(self.class_names)
+                labels[kind] = read_label(files[name], count, self.background_score)
                 sizes[kind] = labels[kind].shape
         if len({*sizes.values()}) > 1:
             found = ", ".join(f"{kind} {size}" for kind, size in sizes.items())

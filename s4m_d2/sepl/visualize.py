@@ -57,7 +57,7 @@ def read_row(name: str, files: ImageFiles, masks: Path | None) -> Row:
         pictures[MASKS] = draw_masks(pixels, rles)
     title = name
     if TRUTH in labels:
-        before, after = (100 * miou(counts) for counts in confusions(labels, files.num_classes))
+        before, after = (100 * miou(counts) for counts in confusions(labels, len(files.class_names)))
         title += f"    mIoU {before:.1f} → {after:.1f} ({after - before:+.1f})"
     return Row(title, pictures, list(labels.values()))
 
