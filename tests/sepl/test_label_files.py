@@ -90,11 +90,8 @@ NO_LABELS = {
     "deep.png": lambda path: Image.fromarray(LABEL.astype(np.uint16)).save(path),
     "binary.png": lambda path: Image.new("1", (3, 2)).save(path),
     "jpeg.png": lambda path: Image.fromarray(LABEL).save(path, format="JPEG"),
-    "text.png": lambda path: path.write_text("pixels"),
-    "empty.png": lambda path: path.write_bytes(b""),
     "absent.png": lambda path: None,
     "cut.png": damaged(lambda raw: raw[:-300]),
-    "endless.png": damaged(lambda raw: raw[:-12]),
     "flipped.png": damaged(flip_a_bit),
     "larger.npy": larger,
     **{
@@ -206,24 +203,21 @@ def test_files_that_name_no_classes(tmp_path):
 
 
 def test_files_by_the_names_of_their_images(tmp_path):
-    for name in (
-        "b.png", "a.PNG", "v1.2.npy", "a.jpg", "notes.txt", ".b.png.abcdefgh.tmp", ".hidden.png",
-        "c_ps.png", "d_ps.npy", "e_ps_.png", "_ps.png",
-    ):  # fmt: skip
+    (tmp_path / "below").mkdir()
+    for name in ("b.png", "a.PNG", "below/v1.2.npy", "a.jpg", "notes.txt", ".b.png.abcdefgh.tmp",
+                 ".hidden.png", "c_ps.png", "d_ps.npy", "e_ps_.png", "_ps.png"):  # fmt: skip
         (tmp_path / name).touch()
-    (tmp_path / "deeper.png").mkdir()
     labels = files_by_name(tmp_path)
-    assert list(labels) == sorted(labels) and {"a", "b", "v1.2", "c_ps"} <= set(labels)
-    assert labels["a"] == tmp_path / "a.PNG" and not {"deeper", "notes", ".hidden"} & set(labels)
+    assert set(labels) == {"a", "b", "v1.2", "c_ps", "d_ps", "e_ps_", "_ps"}
+    assert labels["a"] == tmp_path / "a.PNG"
     with_suffix = files_by_name(tmp_path, suffix="_ps")
     assert {name: path.name for name, path in with_suffix.items()} == {
         "c": "c_ps.png", "d": "d_ps.npy",
     }  # fmt: skip
-    with pytest.raises(DatasetError, match="a.PNG and a.jpg"):
+    with pytest.raises(DatasetError, match="a.PNG and .*a.jpg"):
         files_by_name(tmp_path, IMAGE_EXTENSIONS)
-    for folder in (tmp_path / "deeper.png", tmp_path / "none", tmp_path / "b.png"):
-        with pytest.raises(DatasetError, match=folder.name):
-            files_by_name(folder)
+    with pytest.raises(DatasetError, match="_other"):
+        files_by_name(tmp_path, suffix="_other")
 
 
 def test_lists_of_names(tmp_path):

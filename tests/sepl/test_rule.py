@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from literal_enhancement import literal_enhance
 from pycocotools import mask as mask_utils
 
-from s4m_d2.errors import InputError
+from s4m_d2.errors import S4MError
 from s4m_d2.sepl import VOID, enhance
 from s4m_d2.sepl.rule import assign_masks
 
@@ -204,5 +204,5 @@ BAD_INPUTS = [
 
 def test_bad_inputs_are_named():
     for label, masks, options, message in BAD_INPUTS:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(S4MError, match=message):
             enhance(label, masks, **options)
