@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,11 @@ FILE: dict[str, Any] = {"type": Path, "metavar": "FILE"}
 SHARE: dict[str, Any] = {"type": share, "metavar": "X"}
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
 OPTIONS = ("o_s_thresh", "o_p_thresh", "keep_uncovered")  # of the rule
-AUTOMATIC = [field.name for field in fields(AutomaticMaskSettings)]
-SAM_OPTIONS = ["sam_type", "sam_checkpoint", "device", "mask_cache", *AUTOMATIC]
+AUTOMATIC = {field.name: field.default for field in fields(AutomaticMaskSettings)}
+# Options of --sam and their defaults.
+SAM_OPTIONS: dict[str, Any] = {
+    "sam_type": "", "sam_checkpoint": "", "device": DEVICES[0], "mask_cache": None, **AUTOMATIC
+}  # fmt: skip
 
 
 @exit_status
@@ -75,7 +78,7 @@ def enhance(args: argparse.Namespace) -> int:
     is skipped: the same command continues. OUTPUT/sepl.json has settings and problems."""
     source, files = _mask_source(args), _files(args)
     _check_output(args)
-    settings = _settings(args, source, len(files.class_names))
+    settings = _settings(args, len(files.class_names))
     labels = files.by_kind[BEFORE]
     wanted = image_list(args.list) if args.list else list(labels)
     finished = begin(args.output, settings, {*labels, *wanted}, args.overwrite)
@@ -185,41 +188,32 @@ def _files(args: argparse.Namespace) -> ImageFiles:
 
 
 def _mask_source(args: argparse.Namespace) -> Path | SamMasks:
-    given = {name: value for name in SAM_OPTIONS if (value := getattr(args, name)) is not None}
-    if args.masks is not None and given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigError(
-            f"--masks takes the masks of '{args.masks}' as they are, but {options} concern masks "
-            "that SAM makes. Leave them out, or give --sam instead of --masks."
-        )
     if args.masks is not None:
+        given = [name for name, value in SAM_OPTIONS.items() if getattr(args, name) != value]
+        if given:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ConfigError(
+                f"--masks takes the masks of '{args.masks}' as they are, but {options} concern "
+                "masks that SAM makes. Leave them out, or give --sam instead of --masks."
+            )
         return args.masks
     if args.images is None:
         raise ConfigError("--sam needs --images: SAM makes the masks of images")
-    return SamMasks(
-        backend=args.sam,
-        model_type=given.pop("sam_type", ""),
-        checkpoint=given.pop("sam_checkpoint", ""),
-        device=given.pop("device", DEVICES[0]),
-        cache=given.pop("mask_cache", args.output / MASK_CACHE),
-        automatic=AutomaticMaskSettings(**given),
-    )
+    automatic = AutomaticMaskSettings(**{name: getattr(args, name) for name in AUTOMATIC})
+    cache = args.mask_cache or args.output / MASK_CACHE
+    model = args.sam, args.sam_type, args.sam_checkpoint, args.device
+    return SamMasks(*model, cache, automatic)
 
 
-def _settings(
-    args: argparse.Namespace, source: Path | SamMasks, num_classes: int
-) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, num_classes: int) -> dict[str, Any]:
     """Settings that determine the label maps up to rounding, for JSON."""
-    names = ("pseudo_labels", "background_score", *OPTIONS)
-    settings = {name: getattr(args, name) for name in names} | {"num_classes": num_classes}
-    if isinstance(source, SamMasks):
-        checkpoint = source.checkpoint and Path(source.checkpoint)
-        settings |= {"sam": source.backend, "sam_type": source.model_type, "images": args.images}
-        settings |= {"sam_checkpoint": checkpoint, **asdict(source.automatic)}
-        del settings["points_per_batch"]
-    else:
-        settings["masks"] = source
-    return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in settings.items()}
+    of_sam = ("sam", "sam_type", "images", "sam_checkpoint", *AUTOMATIC)
+    names = ["pseudo_labels", "background_score", *OPTIONS, "num_classes"]
+    names += [n for n in of_sam if n != "points_per_batch"] if args.sam else ["masks"]
+    checkpoint = args.sam_checkpoint and Path(args.sam_checkpoint)
+    values = {**vars(args), "num_classes": num_classes, "sam_checkpoint": checkpoint}
+    found = ((name, values[name]) for name in names)
+    return {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in found}
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -267,14 +261,14 @@ def _add_enhance_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--masks", help=help, **FOLDER)
     source.add_argument("--sam", choices=sorted(key for key, _ in SAM_BACKEND_REGISTRY))
     add = group.add_argument
-    add("--sam-type", metavar="T", help="vit_b, vit_l, vit_h, vit_t; hiera_t ... hiera_l")
-    add("--sam-checkpoint", metavar="FILE", help="tiny, tiny_toyscapes: in the package")
-    add("--device", choices=DEVICES, help="default: cuda if any")
+    add("--sam-type", default="", metavar="T", help="vit_b, vit_l, vit_h, vit_t; hiera_t ... _l")
+    add("--sam-checkpoint", default="", metavar="FILE", help="tiny, tiny_toyscapes: in the package")
+    add("--device", choices=DEVICES, default=DEVICES[0], help="default: cuda if any")
     add("--mask-cache", help=f"of SAM's masks; default: OUTPUT/{MASK_CACHE}", **FOLDER)
     automatic = parser.add_argument_group("SAM's automatic masks", "SAM's own names and defaults")
-    for field in fields(AutomaticMaskSettings):
-        option, help = f"--{field.name.replace('_', '-')}", f"default: {field.default:.4g}"
-        automatic.add_argument(option, type=type(field.default), metavar="X", help=help)
+    for name, value in AUTOMATIC.items():
+        option, help = f"--{name.replace('_', '-')}", f"default: {value:.4g}"
+        automatic.add_argument(option, type=type(value), default=value, metavar="X", help=help)
 
 
 def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:

@@ -138,8 +138,7 @@ REFUSED = [
     ["--images", "none"],
     ["--list", "none"],
     ["--num-classes", "256"],
-    ["--device", "cpu"],  # which says nothing of masks that are there
-    ["--points-per-side", "16"],
+    ["--points-per-side", "16"],  # which says nothing of masks that are there
     ["--sam", "tiny"],
     ["--sam", "tiny", "--images", "images", "--pred-iou-thresh", "2"],
     ["--sam", "tiny", "--images", "images", "--mask-cache", "images"],

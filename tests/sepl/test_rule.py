@@ -35,7 +35,6 @@ CASES = {
     "false activation is dropped": ("111111....", ["####......"], "1111......"),
     # 2 of the mask's 4 pixels are not more than half, 3 of 5 are; o_p is 2/6 and 3/7.
     "o_s of one half does not select": ("11....1111", ["####......"], "11....1111"),
-    "o_s above one half selects": ("111...1111", ["#####....."], "11111....."),
     # 17 of the class's 20 pixels are not more than 0.85, 18 are; o_s is 17/47 and 18/48.
     "o_p of 0.85 does not select": ("1" * 20 + "." * 30, ["..." + "#" * 47], "1" * 20 + "." * 30),
     "o_p above 0.85 selects": ("1" * 20 + "." * 30, [".." + "#" * 48], ".." + "1" * 48),
@@ -46,10 +45,8 @@ CASES = {
         "2211....22", ["####......", "........##"], "1111....22",
     ),
     "background does not compete": ("1.........", ["##########"], "1111111111"),
-    "a mask without a class's pixel does nothing": ("11........", ["....####.."], "11........"),
     "an empty mask does nothing": ("11........", [".........."], "11........"),
     "no mask": ("11.v......", [], "11.v......"),
-    "masks of a class are united": ("11..11....", ["###.......", "...###...."], "111111...."),
     "a class without a selected mask stays": ("1..2222...", ["...###...."], "1..222...."),
     "whoever claims its pixels": ("222.3.222.", ["#########."], "222232222."),
     "a class that others cover comes back": (
@@ -78,7 +75,6 @@ CASES = {
     "void is nobody's and stays": ("vv11......", ["..###....."], "vv111....."),
     "void in a selected mask is redrawn": ("v111......", ["#####....."], "11111....."),
     "void counts in a mask's area": ("11vvv.1111", ["#####....."], "11vvv.1111"),
-    "no class, but void": ("vv........", ["######...."], "vv........"),
 }  # fmt: skip
 
 
@@ -106,12 +102,12 @@ def test_the_boundaries_of_the_shares_are_exact():
 
 
 @st.composite
-def labels_and_masks(draw, max_side: int = 9, max_masks: int = 6):
+def labels_and_masks(draw):
     """A label (H, W) uint8 and masks (N, H, W) bool."""
-    size = draw(st.integers(1, max_side)), draw(st.integers(1, max_side))
+    size = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     values = rng.choice([0, VOID, 1, 2, 5, 254], size=draw(st.integers(1, 4)))
-    shares = rng.random((draw(st.integers(0, max_masks)), 1, 1))
+    shares = rng.random((draw(st.integers(0, 6)), 1, 1))
     masks = rng.random((len(shares), *size)) < shares
     return rng.choice(values, size=size).astype(np.uint8), masks
 
@@ -148,15 +144,6 @@ def test_properties(pair, random):
     assert (enhance(label, masks[order]) == enhanced).all()
     assert (enhance(label, np.concatenate([masks, masks])) == enhanced).all()
     assert (enhance(label.T, masks.transpose(0, 2, 1)) == enhanced.T).all()
-
-
-@given(labels_and_masks(max_masks=0), st.integers(0, 2**32 - 1))
-def test_masks_of_the_classes_or_of_parts_of_them_leave_the_label(pair, seed):
-    label, _ = pair
-    parts = np.random.default_rng(seed).integers(0, 3, label.shape)
-    kinds = [(label == c) & (parts == part) for c in classes_of(label) for part in range(3)]
-    masks = np.array(kinds, dtype=bool).reshape(-1, *label.shape)
-    assert (enhance(label, masks) == label).all()
 
 
 def test_masks_as_tensors_and_every_kind_of_rle():

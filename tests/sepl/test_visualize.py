@@ -102,7 +102,7 @@ def test_options_choose_the_images(folders, drawn):
         assert visualize(folders, *words) == 0
         assert drawn["names"] == list(names)
         if "a" in names:  # IoU of class 1 is 0, of background 20 / 40
-            assert drawn["titles"][0].endswith("25.0 → 100.0 (+75.0)")
+            assert drawn["titles"][names.index("a")].endswith("25.0 → 100.0 (+75.0)")
 
 
 def test_without_a_ground_truth_images_are_evenly_spaced(folders, drawn):
