@@ -106,8 +106,7 @@ def enhance(
     options = {"o_s_thresh": o_s_thresh, "o_p_thresh": o_p_thresh}
     owners, o_s, selected = map(np.asarray, assign_masks(overlaps, areas, class_areas, **options))
     uncovered = ~_decoded(mask_utils.merge(rles)) if keep_uncovered else False
-    is_kept = (pseudo_label == VOID) | uncovered
-    enhanced = np.where(is_kept, pseudo_label, np.zeros((), pseudo_label.dtype))
+    enhanced = pseudo_label * ((pseudo_label == VOID) | uncovered)
     order = np.lexsort((-owners, o_s, -areas.numpy()))  # the winner is last
     for row in order[selected[order]]:
         np.copyto(enhanced, classes[owners[row]], where=_decoded(rles[row]))
