@@ -57,7 +57,8 @@ def read_row(name: str, files: ImageFiles, masks: Path | None) -> Row:
         pictures[MASKS] = draw_masks(pixels, rles)
     title = name
     if TRUTH in labels:
-        before, after = (100 * miou(counts) for counts in confusions(labels, len(files.class_names)))
+        counts = confusions(labels, len(files.class_names))
+        before, after = (100 * miou(of) for of in counts)
         title += f"    mIoU {before:.1f} → {after:.1f} ({after - before:+.1f})"
     return Row(title, pictures, list(labels.values()))
 
