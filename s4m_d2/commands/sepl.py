@@ -6,27 +6,33 @@ import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, fields
-from functools import partial
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from tabulate import tabulate
-from tqdm import tqdm
 
 from s4m_d2.command_line import natural, positive, print_problems, share
-from s4m_d2.data.listing import IMAGE_EXTENSIONS
 from s4m_d2.engine.command.failures import exit_status
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.report import write_results
 from s4m_d2.sam import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.automatic_masks import AutomaticMaskSettings
-from s4m_d2.sepl.evaluate import AFTER, BEFORE, TRUTH, LabelFolders, compare
-from s4m_d2.sepl.files import BACKGROUND_SCORE, PRESETS, class_names, files_by_name, image_list
-from s4m_d2.sepl.folders import REPORT, ImageFiles, begin, enhance_files, outcomes, write_report
-from s4m_d2.sepl.masks import SamMasks, find_masks
+from s4m_d2.sepl.evaluate import compare
+from s4m_d2.sepl.files import (
+    AFTER,
+    BACKGROUND_SCORE,
+    BEFORE,
+    IMAGE,
+    PRESETS,
+    TRUTH,
+    ImageFiles,
+    class_names,
+    image_list,
+)
+from s4m_d2.sepl.folders import REPORT, Enhancement, begin, write_report
+from s4m_d2.sepl.masks import SamMasks
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH
 from s4m_d2.sepl.visualize import Row, read_row, write_picture
 from s4m_d2.visualization import evenly_spaced
@@ -34,10 +40,17 @@ from s4m_d2.visualization import evenly_spaced
 MASK_CACHE = "masks"  # the folder below the enhanced labels
 BEST = WORST = 5
 COUNT = 8
+# Of options.
+FOLDER: dict[str, Any] = {"type": Path, "metavar": "DIR"}
+FILE: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+SHARE: dict[str, Any] = {"type": share, "metavar": "X"}
 DEVICES = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
-OPTIONS = ("background_score", "o_s_thresh", "o_p_thresh", "keep_uncovered")
-AUTOMATIC = [field.name for field in fields(AutomaticMaskSettings)]
-SAM_OPTIONS = ["sam_type", "sam_checkpoint", "device", "mask_cache", *AUTOMATIC]
+OPTIONS = ("o_s_thresh", "o_p_thresh", "keep_uncovered")  # of the rule
+AUTOMATIC = {field.name: field.default for field in fields(AutomaticMaskSettings)}
+# Options of --sam and their defaults.
+SAM_OPTIONS: dict[str, Any] = {
+    "sam_type": "", "sam_checkpoint": "", "device": DEVICES[0], "mask_cache": None, **AUTOMATIC
+}  # fmt: skip
 
 
 @exit_status
@@ -63,28 +76,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def enhance(args: argparse.Namespace) -> int:
     """Redraw a folder of label maps with SAM's masks (what is done without a name). What is there
     is skipped: the same command continues. OUTPUT/sepl.json has settings and problems."""
-    source, num_classes = _mask_source(args), len(_class_names(args))
+    source, files = _mask_source(args), _files(args)
     _check_output(args)
-    settings = _settings(args, source, num_classes)
-    labels = files_by_name(args.pseudo_labels, suffix=args.suffix)
-    images = files_by_name(args.images, IMAGE_EXTENSIONS) if args.images else {}
+    settings = _settings(args, len(files.class_names))
+    labels = files.by_kind[BEFORE]
     wanted = image_list(args.list) if args.list else list(labels)
     finished = begin(args.output, settings, {*labels, *wanted}, args.overwrite)
     waiting = [name for name in wanted if name not in finished]
-    problems = {name: "no pseudo-label of this name" for name in waiting if name not in labels}
-    if args.images:
-        problems |= {name: "no image of this name" for name in waiting if name not in images}
-    jobs = [ImageFiles(n, labels[n], images.get(n)) for n in waiting if n not in problems]
-    given = {name: getattr(args, name) for name in ("output", *OPTIONS)}
-    work = partial(enhance_files, source=source, num_classes=num_classes, **given)
-    on_gpu = isinstance(source, SamMasks) and source.device == "cuda"
-    with closing(outcomes(work, jobs, 1 if on_gpu else args.workers)) as stream:
-        results = list(tqdm(stream, "sepl", len(jobs), unit="image"))
-    problems |= {result.name: result.problem for result in results if result.problem}
+    options = {name: getattr(args, name) for name in OPTIONS}
+    workers = 1 if isinstance(source, SamMasks) and source.device == "cuda" else args.workers
+    items = Enhancement(waiting, files, source, args.output, options).run(workers)
+    problems = {name: str(item) for name, item in items.items() if isinstance(item, DatasetError)}
     write_report(args.output, settings, problems)
     print_problems(problems, "failed")
-    written = [result for result in results if not result.problem]
-    if written and not any(result.has_class for result in written):
+    written = [item for item in items.values() if not isinstance(item, DatasetError)]
+    if written and not any(written):
         print(
             "warning: no label map has a class: all pixels are background (0) or void (255). "
             "Labels need class indices; masks of 0 and 255 have none.",
@@ -101,9 +107,7 @@ def enhance(args: argparse.Namespace) -> int:
 def evaluate(args: argparse.Namespace) -> int:
     """IoU of each class, mIoU and pixel accuracy over a whole data set, as VOC's benchmark counts
     them, before and after."""
-    names = _class_names(args)
-    listed = image_list(args.list) if args.list else None
-    report = compare(_label_folders(args, len(names)), names, listed)
+    report = compare(_files(args), image_list(args.list) if args.list else None)
     if args.json is not None:
         write_results(report, args.json)
     count = report["num_images"]
@@ -133,195 +137,164 @@ def score_table(report: Mapping[str, Any]) -> str:
         for name, values in rows.items()
     ]
     align = ("left", *("right" for _ in columns))
-    options: dict[str, Any] = {"tablefmt": "pipe", "disable_numparse": True}
-    return tabulate(cells, ["", *columns], colalign=align, **options)
+    return tabulate(cells, ["", *columns], "pipe", colalign=align, disable_numparse=True)
 
 
 def visualize(args: argparse.Namespace) -> int:
     """Draw images, their labels before and after, SAM's masks and the ground truth side by side."""
-    names = _class_names(args)
-    folders = _label_folders(args, len(names))
-    images = files_by_name(args.images, IMAGE_EXTENSIONS)
-    chosen, problems = _chosen(args, folders, names, images)
+    files = _files(args)
+    cache = args.enhanced / MASK_CACHE
+    masks = args.masks or (cache if cache.is_dir() else None)
+    chosen, problems = _chosen(args, files)
     rows: list[Row] = []
     for name in dict.fromkeys(chosen):
         try:
-            masks = find_masks(args.masks or args.enhanced / MASK_CACHE, name)
-            if masks is None and args.masks is not None:
-                raise DatasetError(f"no masks in '{args.masks}'")
-            rows.append(read_row(name, folders, images.get(name), masks))
+            rows.append(read_row(name, files, masks))
         except DatasetError as error:
             problems[name] = str(error)
     print_problems(problems, "with problems")
     if not rows:
         raise DatasetError("no image could be drawn: none of those chosen is complete, or scored")
-    write_picture(args.output, rows, names)
+    write_picture(args.output, rows, files.class_names)
     print(f"{len(rows)} image{'s' * (len(rows) != 1)} in {args.output}")
     return 1 if problems else 0
 
 
-def _class_names(args: argparse.Namespace) -> tuple[str, ...]:
-    return class_names(args.preset or "voc", args.num_classes, args.class_names)
+def _chosen(args: argparse.Namespace, files: ImageFiles) -> tuple[list[str], dict[str, str]]:
+    """Names of the images to draw, and problems of those that could not be scored."""
+    best, worst, count = args.best, args.worst, args.count
+    if not (args.names or best or worst or count):
+        best, worst, count = (BEST, WORST, 0) if args.ground_truth else (0, 0, COUNT)
+    complete = sorted(set.intersection(*map(set, files.by_kind.values())))
+    chosen = [*args.names, *evenly_spaced(complete, count)]
+    if not (best or worst):
+        return chosen, {}
+    if args.ground_truth is None:
+        raise ConfigError(
+            "--best and --worst need to know what the images gained: give --ground-truth DIR"
+        )
+    report = compare(files, complete)
+    scored = [image for image in report["images"] if not math.isnan(image["gain"])]
+    ranked = [i["name"] for i in sorted(scored, key=lambda i: (-i["gain"], i["name"]))]
+    chosen += ranked[:best] + ranked[max(best, len(ranked) - worst) :]
+    return chosen, report["problems"]
 
 
-def _label_folders(args: argparse.Namespace, num_classes: int) -> LabelFolders:
-    folders = {TRUTH: args.ground_truth, BEFORE: args.pseudo_labels, AFTER: args.enhanced}
-    return LabelFolders(folders, num_classes, args.suffix, args.background_score)
+def _files(args: argparse.Namespace) -> ImageFiles:
+    options = {TRUTH: "ground_truth", BEFORE: "pseudo_labels", AFTER: "enhanced", IMAGE: "images"}
+    folders = {kind: getattr(args, option, None) for kind, option in options.items()}
+    names = class_names(args.preset or "voc", args.num_classes, args.class_names)
+    return ImageFiles(folders, names, args.suffix, args.background_score)
 
 
 def _mask_source(args: argparse.Namespace) -> Path | SamMasks:
-    given = {name: value for name in SAM_OPTIONS if (value := getattr(args, name)) is not None}
-    if args.masks is not None and given:
-        options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ConfigError(
-            f"--masks takes the masks of '{args.masks}' as they are, but {options} concern masks "
-            "that SAM makes. Leave them out, or give --sam instead of --masks."
-        )
     if args.masks is not None:
+        given = [name for name, value in SAM_OPTIONS.items() if getattr(args, name) != value]
+        if given:
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise ConfigError(
+                f"--masks takes the masks of '{args.masks}' as they are, but {options} concern "
+                "masks that SAM makes. Leave them out, or give --sam instead of --masks."
+            )
         return args.masks
     if args.images is None:
         raise ConfigError("--sam needs --images: SAM makes the masks of images")
-    return SamMasks(
-        backend=args.sam,
-        model_type=given.pop("sam_type", ""),
-        checkpoint=given.pop("sam_checkpoint", ""),
-        device=given.pop("device", DEVICES[0]),
-        cache=given.pop("mask_cache", args.output / MASK_CACHE),
-        automatic=AutomaticMaskSettings(**given),
-    )
+    automatic = AutomaticMaskSettings(**{name: getattr(args, name) for name in AUTOMATIC})
+    cache = args.mask_cache or args.output / MASK_CACHE
+    model = args.sam, args.sam_type, args.sam_checkpoint, args.device
+    return SamMasks(*model, cache, automatic)
 
 
-def _settings(
-    args: argparse.Namespace, source: Path | SamMasks, num_classes: int
-) -> dict[str, Any]:
+def _settings(args: argparse.Namespace, num_classes: int) -> dict[str, Any]:
     """Settings that determine the label maps up to rounding, for JSON."""
-    settings = {name: getattr(args, name) for name in ("pseudo_labels", *OPTIONS)}
-    settings["num_classes"] = num_classes
-    if isinstance(source, SamMasks):
-        checkpoint = source.checkpoint and Path(source.checkpoint)
-        settings |= {"sam": source.backend, "sam_type": source.model_type, "images": args.images}
-        settings |= {"sam_checkpoint": checkpoint, **asdict(source.automatic)}
-        del settings["points_per_batch"]
-    else:
-        settings["masks"] = source
-    return {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in settings.items()}
+    of_sam = ("sam", "sam_type", "images", "sam_checkpoint", *AUTOMATIC)
+    names = ["pseudo_labels", "background_score", *OPTIONS, "num_classes"]
+    names += [n for n in of_sam if n != "points_per_batch"] if args.sam else ["masks"]
+    checkpoint = args.sam_checkpoint and Path(args.sam_checkpoint)
+    values = {**vars(args), "num_classes": num_classes, "sam_checkpoint": checkpoint}
+    found = ((name, values[name]) for name in names)
+    return {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in found}
 
 
 def _check_output(args: argparse.Namespace) -> None:
     """ConfigError if the output is in, or is, an input folder."""
     read = {"--pseudo-labels": args.pseudo_labels, "--images": args.images, "--masks": args.masks}
     for written in filter(None, (args.output, args.mask_cache)):
-        place = written.resolve()
         for option, folder in read.items():
-            if folder is not None and folder.resolve() in (place, *place.parents):
+            if folder and written.resolve().is_relative_to(folder.resolve()):
                 raise ConfigError(
                     f"'{written}' is to be written, but is or lies in the folder of {option}, "
                     "which must stay as it is. Choose another one."
                 )
 
 
-def _chosen(
-    args: argparse.Namespace,
-    folders: LabelFolders,
-    names: Sequence[str],
-    images: Mapping[str, Path],
-) -> tuple[list[str], dict[str, str]]:
-    """Names of the images to draw, and problems of those that could not be scored."""
-    is_ranked = args.best is not None or args.worst is not None
-    if is_ranked + (args.names is not None) + (args.count is not None) > 1:
-        raise ConfigError(
-            "--names, --count and --best, --worst exclude each other; say in one way which images "
-            "to draw"
-        )
-    if is_ranked and args.ground_truth is None:
-        raise ConfigError(
-            "--best and --worst need to know what the images gained: give --ground-truth DIR"
-        )
-    if args.names is not None:
-        return args.names, {}
-    complete = sorted(set(images).intersection(*folders.files.values()))
-    if args.count is not None or args.ground_truth is None:
-        return evenly_spaced(complete, args.count or COUNT), {}
-    report = compare(folders, names, complete)
-    scored = [image for image in report["images"] if not math.isnan(image["gain"])]
-    ranked = [i["name"] for i in sorted(scored, key=lambda i: (-i["gain"], i["name"]))]
-    best, worst = (args.best or 0, args.worst or 0) if is_ranked else (BEST, WORST)
-    return ranked[:best] + ranked[max(best, len(ranked) - worst) :], report["problems"]
-
-
 def _add_label_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--suffix", default="", metavar="S", help="of the pseudo-labels' names: with _pseudo "
-        "NAME_pseudo.png is that of the image NAME")  # fmt: skip
-    add("--background-score", type=share, default=BACKGROUND_SCORE, metavar="X",
-        help="of pseudo-labels that are CAM scores: a pixel has a class where its score exceeds "
-        "this; default: %(default)s")  # fmt: skip
+    add("--suffix", default="", metavar="S", help="end of pseudo-labels' names, such as _pseudo")
+    help = "of CAM scores: a class needs more; default: %(default)s"
+    add("--background-score", default=BACKGROUND_SCORE, help=help, **SHARE)
     add = parser.add_argument_group("classes").add_mutually_exclusive_group().add_argument
-    add("--preset", choices=sorted(PRESETS),
-        help="voc: VOC 2012, 21 classes (default); coco: COCO 2014, 81")  # fmt: skip
+    help = "voc: VOC 2012, 21 classes (default); coco: COCO 2014, 81"
+    add("--preset", choices=sorted(PRESETS), help=help)
     add("--num-classes", type=positive, metavar="N", help="of other data, with background")
-    add("--class-names", type=Path, metavar="FILE", help="one name per line, 'background' first")
+    add("--class-names", help="one name per line, 'background' first", **FILE)
 
 
 def _add_enhance_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--pseudo-labels", type=Path, required=True, metavar="DIR",
-        help="class indices (PNG, .npy) or CAM scores (.npy)")  # fmt: skip
-    add("--images", type=Path, metavar="DIR", help="for --sam; with --masks sizes are compared")
-    add("--output", type=Path, required=True, metavar="DIR")
-    add("--list", type=Path, metavar="FILE", help="names of images, one per line")
-    add("--o-s-thresh", type=share, default=O_S_THRESH, metavar="X",
-        help="selects a mask if more of it lies on its class; default: %(default)s")  # fmt: skip
-    add("--o-p-thresh", type=share, default=O_P_THRESH, metavar="X",
-        help="or if it holds more of its class; default: %(default)s")  # fmt: skip
-    add("--keep-uncovered", action="store_true",
-        help="pixels that no mask covers keep their label")  # fmt: skip
-    add("--workers", type=positive, default=1, metavar="N",
-        help="processes; default: %(default)s. One where SAM works on a GPU")  # fmt: skip
+    help = "class indices (PNG, .npy) or CAM scores (.npy)"
+    add("--pseudo-labels", required=True, help=help, **FOLDER)
+    add("--images", help="for --sam; with --masks sizes are compared", **FOLDER)
+    add("--output", required=True, help="of the enhanced label maps", **FOLDER)
+    add("--list", help="names of images, one per line; default: all", **FILE)
+    help = "selects a mask if more of it lies on its class; default: %(default)s"
+    add("--o-s-thresh", default=O_S_THRESH, help=help, **SHARE)
+    help = "or if it holds more of its class; default: %(default)s"
+    add("--o-p-thresh", default=O_P_THRESH, help=help, **SHARE)
+    add("--keep-uncovered", action="store_true", help="pixels without a mask keep their label")
+    help = "processes; default: %(default)s. One where SAM works on a GPU"
+    add("--workers", type=positive, default=1, metavar="N", help=help)
     add("--overwrite", action="store_true", help="replace existing label maps")
     group = parser.add_argument_group("masks", "either those of a folder, or SAM's own")
     source = group.add_mutually_exclusive_group(required=True)
-    source.add_argument("--masks", type=Path, metavar="DIR",
-        help="NAME/ with a binary PNG per mask, or NAME.json(.gz) with COCO RLEs")  # fmt: skip
+    help = "NAME/ with a binary PNG per mask, or NAME.json(.gz) with COCO RLEs"
+    source.add_argument("--masks", help=help, **FOLDER)
     source.add_argument("--sam", choices=sorted(key for key, _ in SAM_BACKEND_REGISTRY))
     add = group.add_argument
-    add("--sam-type", metavar="T", help="vit_b, vit_l, vit_h, vit_t; hiera_t ... hiera_l")
-    add("--sam-checkpoint", metavar="FILE", help="tiny, tiny_toyscapes: in the package")
-    add("--device", choices=DEVICES, help="default: cuda if any")
-    add("--mask-cache", type=Path, metavar="DIR",
-        help=f"folder of SAM's masks; default: {MASK_CACHE} in the output folder")  # fmt: skip
+    add("--sam-type", default="", metavar="T", help="vit_b, vit_l, vit_h, vit_t; hiera_t ... _l")
+    add("--sam-checkpoint", default="", metavar="FILE", help="tiny, tiny_toyscapes: in the package")
+    add("--device", choices=DEVICES, default=DEVICES[0], help="default: cuda if any")
+    add("--mask-cache", help=f"of SAM's masks; default: OUTPUT/{MASK_CACHE}", **FOLDER)
     automatic = parser.add_argument_group("SAM's automatic masks", "SAM's own names and defaults")
-    for field in fields(AutomaticMaskSettings):
-        automatic.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default),
-            metavar="X", help=f"default: {field.default:.4g}")  # fmt: skip
+    for name, value in AUTOMATIC.items():
+        option, help = f"--{name.replace('_', '-')}", f"default: {value:.4g}"
+        automatic.add_argument(option, type=type(value), default=value, metavar="X", help=help)
 
 
 def _add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--enhanced", type=Path, required=True, metavar="DIR", help="label maps under test")
-    add("--pseudo-labels", type=Path, metavar="DIR", help="those before, to compare with")
-    add("--ground-truth", type=Path, required=True, metavar="DIR", help="true label maps")
-    add("--list", type=Path, metavar="FILE", help="names of the images to compare, such as VOC's "
-        "train.txt (default: all that have a label; the ground truth may be of more)")  # fmt: skip
-    add("--json", type=Path, metavar="FILE", help="write a report, with the mIoU of each image")
+    add("--enhanced", required=True, help="label maps under test", **FOLDER)
+    add("--pseudo-labels", help="those before, to compare with", **FOLDER)
+    add("--ground-truth", required=True, help="true label maps, of these images or more", **FOLDER)
+    add("--list", help="names of the images to compare; default: all that have a label", **FILE)
+    add("--json", help="write a report, with the mIoU of each image", **FILE)
 
 
 def _add_visualize_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--images", type=Path, required=True, metavar="DIR", help="the images")
-    add("--pseudo-labels", type=Path, required=True, metavar="DIR", help="label maps before")
-    add("--enhanced", type=Path, required=True, metavar="DIR", help="those after it")
-    add("--masks", type=Path, metavar="DIR",
-        help=f"SAM's masks (default: the folder '{MASK_CACHE}' of --enhanced, if any)")  # fmt: skip
-    add("--ground-truth", type=Path, metavar="DIR", help="true label maps")
-    add("--output", type=Path, required=True, metavar="FILE.png", help="the picture to write")
-    add = parser.add_argument_group("which images").add_argument
-    add("--best", type=natural, metavar="N", help="images whose own mIoU gained most (default "
-        f"with a ground truth: {BEST})")  # fmt: skip
-    add("--worst", type=natural, metavar="N", help=f"and least (default: {WORST})")
-    add("--names", nargs="+", metavar="NAME", help="these images")
-    add("--count", type=positive, metavar="N",
-        help=f"images evenly spaced by name (default without a ground truth: {COUNT})")  # fmt: skip
+    add("--images", required=True, help="the images", **FOLDER)
+    add("--pseudo-labels", required=True, help="label maps before", **FOLDER)
+    add("--enhanced", required=True, help="those after it", **FOLDER)
+    add("--masks", help=f"SAM's masks; default: {MASK_CACHE} in --enhanced, if any", **FOLDER)
+    add("--ground-truth", help="true label maps", **FOLDER)
+    add("--output", required=True, help="the picture, a PNG", **FILE)
+    add = parser.add_argument_group("which images", "of several options all").add_argument
+    help = f"whose own mIoU gained most; default with a ground truth: {BEST}"
+    add("--best", type=natural, default=0, metavar="N", help=help)
+    add("--worst", type=natural, default=0, metavar="N", help=f"and least; likewise {WORST}")
+    add("--names", nargs="+", default=[], metavar="NAME", help="these")
+    help = f"evenly spaced by name; default without a ground truth: {COUNT}"
+    add("--count", type=natural, default=0, metavar="N", help=help)
 
 
 COMMANDS = {

@@ -11,19 +11,16 @@ penalize it twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from s4m_d2.command_line import default_workers
 from s4m_d2.errors import DatasetError
-from s4m_d2.sepl.files import files_by_name, read_label
+from s4m_d2.sepl.files import AFTER, BEFORE, TRUTH, ImageFiles
 from s4m_d2.sepl.rule import VOID
-
-TRUTH, BEFORE, AFTER = "ground truth", "pseudo-label", "enhanced label"  # kinds of label maps
 
 
 def confusion(truth: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
@@ -62,65 +59,19 @@ def pixel_accuracy(counts: np.ndarray) -> float:
     return int(np.trace(counts)) / pixels if pixels else math.nan
 
 
-class LabelFolders:
-    """Label maps of the same images in several folders, matched by name.
-
-    Args:
-        folders: kind (``TRUTH``, ...) → folder of label maps; None: not given.
-        num_classes: with background.
-        suffix, background_score: of the pseudo-labels, as those of ``files_by_name`` and
-            ``read_label``.
-
-    Raises:
-        DatasetError: a folder is missing or empty.
-    """
-
-    def __init__(
-        self,
-        folders: Mapping[str, Path | None],
-        num_classes: int,
-        suffix: str,
-        background_score: float,
-    ):
-        self.files = {
-            kind: files_by_name(path, suffix=suffix if kind == BEFORE else "")
-            for kind, path in folders.items()
-            if path is not None
-        }
-        self.num_classes = num_classes
-        self._background_score = background_score
-
-    def read(self, name: str) -> dict[str, np.ndarray]:
-        """Read an image's label maps by kind, (H, W) uint8.
-
-        Raises:
-            DatasetError: one is missing, damaged, has other classes, or their sizes differ.
-        """
-        labels: dict[str, np.ndarray] = {}
-        for kind, files in self.files.items():
-            if name not in files:
-                raise DatasetError(f"no {kind} of this name")
-            labels[kind] = read_label(files[name], self.num_classes, self._background_score)
-        if len(sizes := {label.shape for label in labels.values()}) > 1:
-            raise DatasetError(f"its label maps have the sizes (H, W) {sizes}; expected one")
-        return labels
-
-    def confusions(self, labels: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Confusion matrices of an image's ``BEFORE``, if given, and ``AFTER``."""
-        kinds = [kind for kind in (BEFORE, AFTER) if kind in labels]
-        return [confusion(labels[TRUTH], labels[kind], self.num_classes) for kind in kinds]
+def confusions(labels: Mapping[str, np.ndarray], num_classes: int) -> list[np.ndarray]:
+    """Confusion matrices of an image's label maps ``BEFORE``, if given, and ``AFTER``."""
+    kinds = [kind for kind in (BEFORE, AFTER) if kind in labels]
+    return [confusion(labels[TRUTH], labels[kind], num_classes) for kind in kinds]
 
 
-def compare(
-    folders: LabelFolders, names: Sequence[str], images: Iterable[str] | None = None
-) -> dict[str, Any]:
+def compare(files: ImageFiles, images: Iterable[str] | None = None) -> dict[str, Any]:
     """Score the enhanced labels and, if given, the pseudo-labels of the same images.
 
-    Only images with a readable file in every folder are compared.
+    Only images with readable files of every kind are compared.
 
     Args:
-        folders: with a ground truth.
-        names: of the classes.
+        files: with a ground truth.
         images: names of the images; None: all with a label, enhanced or not.
 
     Returns:
@@ -129,21 +80,22 @@ def compare(
         undefined. ``num_images``: compared images; ``improved`` and ``worsened``: numbers of
         images; ``problems``: name → message of the others.
     """
+    kinds, names = {BEFORE, AFTER} & {*files.by_kind}, files.class_names
     if images is None:
-        images = {name for kind in {*folders.files} - {TRUTH} for name in folders.files[kind]}
+        images = {name for kind in kinds for name in files.by_kind[kind]}
 
-    def confusions(name: str) -> list[np.ndarray] | str:
+    def count(name: str) -> list[np.ndarray] | str:
         try:
-            return folders.confusions(folders.read(name))
+            return confusions(files.read_labels(name), len(names))
         except DatasetError as error:
             return str(error)
 
     images = sorted(set(images))
-    totals = np.zeros((len(folders.files) - 1, len(names), len(names) + 1), dtype=np.int64)
+    totals = np.zeros((len(kinds), len(names), len(names) + 1), dtype=np.int64)
     scores: list[dict[str, Any]] = []
     problems = {}
     with ThreadPoolExecutor(default_workers()) as pool:
-        for name, found in zip(images, pool.map(confusions, images), strict=True):
+        for name, found in zip(images, pool.map(count, images), strict=True):
             if isinstance(found, str):
                 problems[name] = found
             else:
@@ -154,7 +106,7 @@ def compare(
     by_class = zip(names, *(iou(of).tolist() for of in totals), strict=True)
     return {
         "num_images": len(scores),
-        **(changes if BEFORE in folders.files else {}),
+        **(changes if BEFORE in kinds else {}),
         "iou": {name: _change(*values) for name, *values in by_class},
         "miou": _change(*map(miou, totals)),
         "pixel_accuracy": _change(*map(pixel_accuracy, totals)),

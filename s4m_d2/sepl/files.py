@@ -1,9 +1,10 @@
-"""Files of label maps (class index per pixel, or CAM scores), class names, lists of images."""
+"""Files by image: label maps (class index per pixel, or CAM scores), class names, lists."""
 
 from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,17 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from PIL import Image
 
-from s4m_d2.data.images import READ_ERRORS, unreadable
+from s4m_d2.data.images import READ_ERRORS, image_size, unreadable
+from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images
 from s4m_d2.data.subsets import stem
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write
 from s4m_d2.restricted_pickle import load_arrays
 from s4m_d2.sepl.rule import BACKGROUND, VOID
 
-LABEL_EXTENSIONS = (".png", ".npy")
+# Kinds of files of an image: label maps, but for the first.
+IMAGE, TRUTH, BEFORE, AFTER = "image", "ground truth", "pseudo-label", "enhanced label"
+LABEL_ENDINGS = (".png", ".npy")
 BACKGROUND_SCORE = 0.15  # as in IRN's evaluation of its CAMs
 
 _VOC_THINGS = (
@@ -69,7 +73,7 @@ def palette() -> np.ndarray:
 
 def read_label(
     path: str | os.PathLike[str],
-    num_classes: int | None = None,
+    num_classes: int = VOID,
     background_score: float = BACKGROUND_SCORE,
 ) -> np.ndarray:
     """Read a label map.
@@ -77,8 +81,7 @@ def read_label(
     Args:
         path: PNG with a palette (its colors are ignored), gray with 8 bits, or RGB with three equal
             channels; or ``.npy``: (H, W) integers, or CAM scores.
-        num_classes: with background; other indices are refused, except 255 (void). None: not
-            checked.
+        num_classes: with background; other indices are refused, except 255 (void).
         background_score: of :func:`label_of_scores`.
 
     Returns:
@@ -90,17 +93,13 @@ def read_label(
     try:
         is_array = os.fspath(path).lower().endswith(".npy")
         label = _read_npy(path, background_score) if is_array else _read_png(path)
-    except DatasetError:  # which is a ValueError too
-        raise
     except (*READ_ERRORS, pickle.UnpicklingError) as error:
         raise unreadable(str(path), error) from error
-    count = num_classes or VOID
-    unknown = np.unique(label[(label >= count) & (label != VOID)])
+    unknown = np.unique(label[(label >= num_classes) & (label != VOID)])
     if len(unknown):
         raise DatasetError(
-            f"{path} has class indices {unknown.tolist()}, but there are {count} classes, "
-            f"0..{count - 1} with background, and {VOID} for void. Give the classes that the "
-            "labels were made with (of commands: --preset, --num-classes or --class-names)."
+            f"{path} has class indices {unknown.tolist()}; expected 0..{num_classes - 1} or void, "
+            f"{VOID}. Give its classes: --preset, --num-classes or --class-names."
         )
     return label
 
@@ -131,7 +130,7 @@ def label_of_scores(content: Any, background_score: float = BACKGROUND_SCORE) ->
         (H, W) uint8, a label map.
 
     Raises:
-        DatasetError: the content has another form; part of a sentence.
+        ValueError: the content has another form.
     """
     try:
         if "keys" in content:
@@ -152,7 +151,7 @@ def label_of_scores(content: Any, background_score: float = BACKGROUND_SCORE) ->
     except (TypeError, ValueError, IndexError):
         fits = False
     if not fits:
-        raise DatasetError(
+        raise ValueError(
             "expected {class: (H, W) scores} or {'keys': (K,) classes, NAME: (K, H, W) scores}, "
             "finite, classes counted from 0 without background"
         )
@@ -161,37 +160,81 @@ def label_of_scores(content: Any, background_score: float = BACKGROUND_SCORE) ->
     return np.append(BACKGROUND, classes).astype(np.uint8)[scores.argmax(0)]
 
 
-def files_by_name(
-    folder: Path, extensions: tuple[str, ...] = LABEL_EXTENSIONS, suffix: str = ""
-) -> dict[str, Path]:
-    """List the files of a folder (without subfolders) by the name of their image, sorted.
+class ImageFiles:
+    """Images and their label maps in several folders, matched by name.
 
     Args:
-        extensions: in lower case.
+        folders: kind (``IMAGE``, ``TRUTH``, ``BEFORE``, ``AFTER``) → folder; None: not given.
+        class_names: of the label maps, with background.
+        suffix: end of the pseudo-labels' names, after those of the images.
+        background_score: of :func:`label_of_scores`.
+
+    Attributes:
+        by_kind: kind → name of the image → file, sorted.
+
+    Raises:
+        DatasetError: a folder is missing or empty, or has two files of the same name.
+    """
+
+    def __init__(
+        self,
+        folders: Mapping[str, Path | None],
+        class_names: Sequence[str],
+        suffix: str,
+        background_score: float,
+    ) -> None:
+        self.by_kind: dict[str, dict[str, Path]] = {}
+        for kind, folder in folders.items():
+            if folder is not None:
+                endings = IMAGE_EXTENSIONS if kind == IMAGE else LABEL_ENDINGS
+                of_kind = suffix if kind == BEFORE else ""
+                self.by_kind[kind] = files_by_name(folder, endings, of_kind)
+        self.class_names = class_names
+        self.background_score = background_score
+
+    def read_labels(self, name: str) -> dict[str, np.ndarray]:
+        """Read an image's label maps by kind, (H, W) uint8.
+
+        Raises:
+            DatasetError: a file of any kind is missing or damaged, a label map has other classes,
+                or the sizes differ, also that of the image, rotated according to its EXIF data.
+        """
+        labels: dict[str, np.ndarray] = {}
+        sizes: dict[str, tuple[int, ...]] = {}
+        for kind, files in self.by_kind.items():
+            if name not in files:
+                raise DatasetError(f"no {kind} of this name")
+            if kind == IMAGE:
+                sizes[kind] = image_size(str(files[name]))
+            else:
+                count = len(self.class_names)
+                labels[kind] = read_label(files[name], count, self.background_score)
+                sizes[kind] = labels[kind].shape
+        if len({*sizes.values()}) > 1:
+            found = ", ".join(f"{kind} {size}" for kind, size in sizes.items())
+            raise DatasetError(f"its files differ in (height, width): {found}")
+        return labels
+
+
+def files_by_name(
+    folder: Path, endings: tuple[str, ...] = LABEL_ENDINGS, suffix: str = ""
+) -> dict[str, Path]:
+    """Find the files below a folder that have one of the endings, by the name of their image.
+
+    Args:
         suffix: end of the stems, after the image's name; other files are left out.
 
     Raises:
         DatasetError: the folder is missing, has no such file, or two of the same name.
     """
-    try:
-        paths = sorted(folder.iterdir())
-    except OSError as error:
-        raise DatasetError(f"'{folder}' cannot be listed: {error.strerror}") from error
+    remedy = f"Give the folder of the files NAME{suffix}."
     files: dict[str, Path] = {}
-    for path in paths:
+    for path in map(Path, list_images(str(folder), endings, remedy)):
         name = path.stem.removesuffix(suffix)
-        is_one = path.suffix.lower() in extensions and path.stem.endswith(suffix) and name
-        if not is_one or path.name.startswith(".") or path.is_dir():
-            continue
-        if name in files:
-            both = f"{files[name].name} and {path.name}"
-            raise DatasetError(f"'{folder}' has both {both} for {name}. Take one away.")
-        files[name] = path
+        if path.stem.endswith(suffix) and name and files.setdefault(name, path) != path:
+            raise DatasetError(f"{files[name]} and {path} are both of {name}. Take one away.")
     if not files:
-        raise DatasetError(
-            f"'{folder}' has no file NAME{suffix} with the ending {' or '.join(extensions)}. Give "
-            "the folder that contains them: subfolders are not searched."
-        )
+        raise DatasetError(f"'{folder}' has no file NAME{suffix}. {remedy}")
     return files
 
 
@@ -228,9 +271,9 @@ def _read_png(path: str | os.PathLike[str]) -> np.ndarray:
     if label.ndim == 3 and (label == label[..., :1]).all():
         label = label[..., 0]
     if label.ndim != 2 or mode not in _MODES:
-        raise DatasetError(
-            f"{path} is no label map: {' '.join(map(str, mode))}. Expected a PNG with a palette, "
-            "gray with 8 bits, or RGB with equal channels, whose values are class indices."
+        raise ValueError(
+            f"it is {' '.join(map(str, mode))}; expected class indices in a PNG: with a palette, "
+            "gray with 8 bits, or RGB with equal channels"
         )
     return label
 
@@ -240,14 +283,11 @@ def _read_npy(path: str | os.PathLike[str], background_score: float) -> np.ndarr
         np.lib.format.read_magic(file)
         *_, dtype = np.lib.format.read_array_header_1_0(file)
         if dtype.hasobject:
-            try:
-                return label_of_scores(load_arrays(file), background_score)
-            except DatasetError as error:
-                raise DatasetError(f"{path} is no file of CAM scores: {error}.") from error
+            return label_of_scores(load_arrays(file), background_score)
     values = np.load(path, mmap_mode="r")  # does not allocate for a truncated file
     if values.ndim != 2 or dtype.kind not in "iu" or values.min() < 0 or values.max() > VOID:
-        raise DatasetError(
-            f"{path} is no label map: {values.shape} {dtype}. Expected (H, W) integers in "
-            f"0..{VOID}, or a dictionary of CAM scores."
+        raise ValueError(
+            f"it has {values.shape} {dtype}; expected (H, W) integers in 0..{VOID}, or a "
+            "dictionary of CAM scores"
         )
     return values.astype(np.uint8)

@@ -17,7 +17,7 @@ import json
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from detectron2.config import get_cfg
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.data.images import open_image, read_image
-from s4m_d2.errors import DatasetError, InputError
+from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
@@ -65,78 +65,42 @@ class SamMasks:
             ConfigError, WeightsError: the model cannot be built.
             OutputError: the cache cannot be written.
         """
-        generator, digest = _generator(self), hashlib.sha256(image.read_bytes()).hexdigest()
+        digest = hashlib.sha256(image.read_bytes()).hexdigest()
         return kept_masks(
             self.cache / f"{name}.json.gz",
             size,
-            f"{generator.fingerprint()} {digest}",
-            lambda: generator.generate(read_image(str(image), "RGB")),
+            f"{self._generator.fingerprint()} {digest}",
+            lambda: self._generator.generate(read_image(str(image), "RGB")),
         )
 
+    @cached_property
+    def _generator(self) -> AutomaticMasks:
+        cfg = get_cfg()
+        add_s4m_config(cfg)
+        cfg.S4M.SAM.BACKEND = self.backend
+        cfg.S4M.SAM.MODEL_TYPE = self.model_type
+        cfg.S4M.SAM.CHECKPOINT = self.checkpoint
+        cfg.MODEL.DEVICE = self.device
+        return AutomaticMasks(build_sam_backend(cfg), self.automatic)
 
-@lru_cache(maxsize=1)
-def _generator(source: SamMasks) -> AutomaticMasks:
-    cfg = get_cfg()
-    add_s4m_config(cfg)
-    cfg.S4M.SAM.BACKEND = source.backend
-    cfg.S4M.SAM.MODEL_TYPE = source.model_type
-    cfg.S4M.SAM.CHECKPOINT = source.checkpoint
-    cfg.MODEL.DEVICE = source.device
-    return AutomaticMasks(build_sam_backend(cfg), source.automatic)
 
-
-def folder_masks(folder: Path, name: str, size: tuple[int, int]) -> RLEs:
-    """Read the masks of the image ``name``, of ``size`` (H, W), made by another program.
+def read_masks(folder: Path, name: str, size: tuple[int, int]) -> RLEs:
+    """Read the masks of the image ``name``, of ``size`` (H, W), in one of the formats above.
 
     Raises:
-        DatasetError: they are missing, damaged, or of another size.
+        DatasetError: they are missing or in two places; names the file, and the mask that is
+            damaged or of another size.
     """
-    source = find_masks(folder, name)
-    if source is None:
+    found = [place for ending in _ENDINGS if (place := folder / f"{name}{ending}").exists()]
+    if not found:
         raise DatasetError(
             f"'{folder}' has no folder {name}, {name}.json or {name}.json.gz. Where names of "
             "pseudo-labels have more than that, give --suffix."
         )
-    return read_masks(source, size)
-
-
-def find_masks(folder: Path, name: str) -> Path | None:
-    """Path of the masks of the image ``name``; None: missing.
-
-    Raises:
-        DatasetError: there are several.
-    """
-    found = [place for ending in _ENDINGS if (place := folder / f"{name}{ending}").exists()]
     if len(found) > 1:
         raise DatasetError(f"{found[0]} and {found[1]} are both masks of {name}. Remove one.")
-    return found[0] if found else None
-
-
-def read_masks(source: Path, size: tuple[int, int]) -> RLEs:
-    """Read all masks of one image of ``size`` (H, W) from a folder or file of the formats above.
-
-    Raises:
-        DatasetError: names the file, and the mask that is damaged or of another size.
-    """
-    if source.is_dir():
-        files = [file for file in source.iterdir() if not file.name.startswith(".")]
-        masks = [file for file in files if file.suffix.lower() == ".png"]
-        others = [file.name for file in files if file.name != _SUMMARY]
-        if others and not masks:
-            raise DatasetError(f"{source} has no PNG, but {others[0]}. Convert the masks.")
-        masks.sort(key=lambda file: (len(file.stem), file.stem))  # by number
-        return [_read_png(file, size) for file in masks]
-    content = _read_json(source)
-    if isinstance(content, dict) and "images" not in content:  # COCO's files are of many images
-        content = content.get("masks", content.get("annotations"))
-    if not isinstance(content, list):
-        raise DatasetError(f"{source} has no list of SAM's records or RLEs of a single image.")
-    try:
-        return _rles(content, size)
-    except InputError as error:
-        raise DatasetError(
-            f"{source}, {error}. Make the masks anew, at its image's size."
-        ) from error
+    [source] = found
+    return _read_folder(source, size) if source.is_dir() else _read_file(source, size)
 
 
 def kept_masks(
@@ -158,7 +122,7 @@ def kept_masks(
         content = _read_json(path)
         if (content["size"], content["fingerprint"]) == (list(size), fingerprint):
             return _rles(content["masks"], size)
-    except (DatasetError, InputError, LookupError, TypeError):
+    except (DatasetError, LookupError, TypeError):
         pass
     records = list(make())
     content = {"size": list(size), "fingerprint": fingerprint, "masks": records}
@@ -168,22 +132,38 @@ def kept_masks(
     return _rles(records, size)
 
 
-def _rles(masks: Sequence[Any], size: tuple[int, int]) -> RLEs:
-    parts = [mask.get("segmentation", mask) if isinstance(mask, dict) else mask for mask in masks]
-    return checked_rles(parts, size)
+def _read_folder(folder: Path, size: tuple[int, int]) -> RLEs:
+    files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    masks = [file for file in files if file.suffix.lower() == ".png"]
+    others = [file.name for file in files if file.name != _SUMMARY]
+    if others and not masks:
+        raise DatasetError(f"{folder} has no PNG, but {others[0]}. Convert the masks.")
+    masks.sort(key=lambda file: (len(file.stem), file.stem))  # by number
+    return [_read_png(file, size) for file in masks]
 
 
 def _read_png(file: Path, size: tuple[int, int]) -> dict[str, Any]:
     with open_image(file) as image:
-        bands, found = image.getbands(), image.size[::-1]
-        values = np.asarray(image) if len(bands) == 1 and found == size else None
-    if values is None:
+        values = np.asarray(image)
+    if values.shape != size:
         raise DatasetError(
-            f"{file} has (height, width) {found} and the channels {', '.join(bands)}; expected "
-            f"{size} and a single channel, 0 and 255."
+            f"{file} has the shape {values.shape}; expected {size} (height, width) like the "
+            "pseudo-label, in a single channel of 0 and 255."
         )
     [rle] = encode_masks(torch.from_numpy(values != 0)[None])
     return plain_rle(rle)
+
+
+def _read_file(path: Path, size: tuple[int, int]) -> RLEs:
+    content = _read_json(path)
+    if isinstance(content, dict) and "images" not in content:  # COCO's files are of many images
+        content = content.get("masks", content.get("annotations"))
+    if not isinstance(content, list):
+        raise DatasetError(f"{path} has no list of SAM's records or RLEs of a single image.")
+    try:
+        return _rles(content, size)
+    except DatasetError as error:
+        raise DatasetError(f"{path}, {error}. Make the masks anew, at its image's size.") from error
 
 
 def _read_json(path: Path) -> Any:
@@ -193,3 +173,8 @@ def _read_json(path: Path) -> Any:
             return json.load(file)
     except _JSON_ERRORS as error:
         raise DatasetError(f"{path} cannot be read as JSON: {error}. Write it anew.") from error
+
+
+def _rles(masks: Sequence[Any], size: tuple[int, int]) -> RLEs:
+    parts = [mask.get("segmentation", mask) if isinstance(mask, dict) else mask for mask in masks]
+    return checked_rles(parts, size)

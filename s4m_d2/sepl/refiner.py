@@ -85,21 +85,8 @@ class SEPLRefiner:
         image_sizes: Sequence[tuple[int, int]],
         generators: Sequence[Generator] | None = None,
     ) -> Refinement:
-        """Refine a batch. Only images with pseudo-labels are encoded.
-
-        Args:
-            selections: one for each image.
-            images: (B, 3, H, W) RGB, 0..255, padded at the bottom and right: the weak view.
-            image_sizes: (H, W) of the contents.
-            generators: one for each image, or None; not used.
-
-        Returns:
-            Labels at content size, without instances whose teacher mask was empty; masks may be
-            empty. ``predicted_ious`` are those of the selected masks.
-
-        Raises:
-            InputError: if the numbers of selections, images, sizes and generators differ.
-        """
+        """See :class:`~s4m_d2.semi.PointRefiner`; ``generators`` are not used, masks may be empty,
+        and ``predicted_ious`` are those of the selected masks."""
         check_batch(selections, images, image_sizes, generators)
         selections = with_pixels(selections)
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]

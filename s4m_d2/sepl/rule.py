@@ -90,6 +90,7 @@ def enhance(
 
     Raises:
         InputError: shapes, dtypes, class indices or thresholds are not as expected.
+        DatasetError: a mask is not an RLE, damaged or of another size.
 
     Example:
         >>> label = np.array([[0, 3, 0, 0, 7]])
@@ -105,8 +106,7 @@ def enhance(
     options = {"o_s_thresh": o_s_thresh, "o_p_thresh": o_p_thresh}
     owners, o_s, selected = map(np.asarray, assign_masks(overlaps, areas, class_areas, **options))
     uncovered = ~_decoded(mask_utils.merge(rles)) if keep_uncovered else False
-    is_kept = (pseudo_label == VOID) | uncovered
-    enhanced = np.where(is_kept, pseudo_label, np.zeros((), pseudo_label.dtype))
+    enhanced = pseudo_label * ((pseudo_label == VOID) | uncovered)
     order = np.lexsort((-owners, o_s, -areas.numpy()))  # the winner is last
     for row in order[selected[order]]:
         np.copyto(enhanced, classes[owners[row]], where=_decoded(rles[row]))
@@ -138,7 +138,7 @@ def checked_rles(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> l
     """Convert COCO RLEs of (H, W), compressed or not, to compressed ones with counts of type str.
 
     Raises:
-        InputError: names a mask that is not an RLE, damaged or of another size.
+        DatasetError: names a mask that is not an RLE, damaged or of another size.
     """
     rles = []
     for number, mask in enumerate(masks):
@@ -147,7 +147,7 @@ def checked_rles(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> l
                 raise DatasetError(f"it is of type {type(mask).__name__}; expected a COCO RLE")
             rles.append(compressed_rle(dict(mask), size))
         except DatasetError as error:
-            raise InputError(f"mask {number} of {len(masks)}: {error}") from error
+            raise DatasetError(f"mask {number} of {len(masks)}: {error}") from error
     return rles
 
 

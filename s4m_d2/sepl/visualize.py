@@ -10,23 +10,16 @@ import cv2
 import numpy as np
 
 from s4m_d2.data.images import read_image
-from s4m_d2.errors import DatasetError
-from s4m_d2.sepl.evaluate import AFTER, BEFORE, TRUTH, LabelFolders, miou
-from s4m_d2.sepl.files import palette
+from s4m_d2.sepl.evaluate import confusions, miou
+from s4m_d2.sepl.files import AFTER, BEFORE, IMAGE, TRUTH, ImageFiles, palette
 from s4m_d2.sepl.masks import read_masks
 from s4m_d2.sepl.rule import BACKGROUND, VOID
 from s4m_d2.structures import RLEMasks
 from s4m_d2.visualization import overlay, panel_grid
 
-IMAGE, MASKS = "image", "SAM's masks"  # kinds of pictures, beside those of label maps
-# A column for each kind, in this order.
-COLUMNS = {
-    IMAGE: "image",
-    BEFORE: "CAM pseudo-label",
-    MASKS: "SAM's masks",
-    AFTER: "SEPL",
-    TRUTH: "ground truth",
-}
+MASKS = "SAM's masks"
+# Kind of the pictures and title of each column, in their order.
+COLUMNS = {IMAGE: IMAGE, BEFORE: "CAM pseudo-label", MASKS: MASKS, AFTER: "SEPL", TRUTH: TRUTH}
 LONG_SIDE = 640  # px, of a drawn picture
 WHITE_SHARE = 0.6  # share of white in an image under labels and masks, as VOC's colors are dark
 FILL_ALPHA = 0.75
@@ -44,32 +37,28 @@ class Row(NamedTuple):
     labels: list[np.ndarray]
 
 
-def read_row(name: str, folders: LabelFolders, image: Path | None, masks: Path | None) -> Row:
+def read_row(name: str, files: ImageFiles, masks: Path | None) -> Row:
     """Read and draw one image.
 
     Args:
         name: of the image.
-        folders: of its label maps, with or without ground truth.
-        image: its file.
-        masks: folder or file of SAM's masks; None: none are drawn.
+        files: with images; scores are in the title if there is a ground truth.
+        masks: folder of SAM's masks; None: none are drawn.
 
     Raises:
         DatasetError: a file is missing, damaged or of another size.
     """
-    if image is None:
-        raise DatasetError(f"no {IMAGE} of this name")
-    labels = folders.read(name)
-    pixels = read_image(str(image), "RGB")
-    size = (pixels.shape[0], pixels.shape[1])
-    if size != labels[AFTER].shape:
-        raise DatasetError(f"{image} has (H, W) {size}, but its labels {labels[AFTER].shape}")
+    labels = files.read_labels(name)
+    pixels = read_image(str(files.by_kind[IMAGE][name]), "RGB")
     pictures = {IMAGE: draw_image(pixels)}
     pictures |= {kind: draw_label(pixels, label) for kind, label in labels.items()}
     if masks is not None:
-        pictures[MASKS] = draw_masks(pixels, read_masks(masks, size))
+        rles = read_masks(masks, name, (pixels.shape[0], pixels.shape[1]))
+        pictures[MASKS] = draw_masks(pixels, rles)
     title = name
     if TRUTH in labels:
-        before, after = (100 * miou(counts) for counts in folders.confusions(labels))
+        counts = confusions(labels, len(files.class_names))
+        before, after = (100 * miou(of) for of in counts)
         title += f"    mIoU {before:.1f} → {after:.1f} ({after - before:+.1f})"
     return Row(title, pictures, list(labels.values()))
 

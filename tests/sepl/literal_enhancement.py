@@ -9,22 +9,27 @@ import numpy as np
 BACKGROUND, VOID = 0, 255
 
 
+def literal_selection(segments, masks, o_s_thresh, o_p_thresh):
+    """(mask, index of its segment, o_s) of each selected mask; all (N, H, W) bool."""
+    selected = []
+    for mask in masks:
+        shared = [int((segment & mask).sum()) for segment in segments]
+        if not any(shared):
+            continue
+        best = shared.index(max(shared))  # the first of several
+        o_s = Fraction(shared[best], int(mask.sum()))
+        o_p = Fraction(shared[best], int(segments[best].sum()))
+        if o_s > as_fraction(o_s_thresh) or o_p > as_fraction(o_p_thresh):
+            selected.append((mask, best, o_s))
+    return selected
+
+
 def literal_enhance(label, masks, o_s_thresh=0.5, o_p_thresh=0.85, keep_uncovered=False):
     """(H, W) pseudo-label and (N, H, W) bool masks -> (H, W), one mask and class at a time."""
     classes = sorted(set(label.flatten().tolist()) - {BACKGROUND, VOID})
-    selected = []  # (area, o_s, class, mask)
-    for mask in masks:
-        best, shared = None, 0
-        for index in classes:
-            overlap = int(((label == index) & mask).sum())
-            if overlap > shared:
-                best, shared = index, overlap
-        if best is None:
-            continue
-        o_s = Fraction(shared, int(mask.sum()))
-        o_p = Fraction(shared, int((label == best).sum()))
-        if o_s > as_fraction(o_s_thresh) or o_p > as_fraction(o_p_thresh):
-            selected.append((int(mask.sum()), o_s, best, mask))
+    segments = [label == index for index in classes]
+    found = literal_selection(segments, masks, o_s_thresh, o_p_thresh)
+    selected = [(int(mask.sum()), o_s, classes[best], mask) for mask, best, o_s in found]
 
     result = np.zeros_like(label)
     for place in np.ndindex(label.shape):

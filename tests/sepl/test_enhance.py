@@ -1,10 +1,7 @@
 """`s4m-sepl enhance`: what it writes, what each option does, bad input, and being continued."""
 
 import json
-import multiprocessing
-import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,13 +26,12 @@ from sepl_folders import (
     sepl,
 )
 
-from s4m_d2.commands import sepl as command
 from s4m_d2.sam.automatic_masks import AutomaticMasks
 from s4m_d2.sepl.files import palette
+from s4m_d2.sepl.folders import Enhancement
 from s4m_d2.sepl.masks import read_masks
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE = 100.0  # seconds until a test gives up
 UNCHANGED = ("--o-s-thresh", 1, "--o-p-thresh", 1)  # no mask is selected
 
 
@@ -60,26 +56,28 @@ def test_label_maps_are_redrawn_and_inputs_stay(root, capsys):
     assert problems(root) == {} and capsys.readouterr().out == ""
 
 
-def test_options(root):
-    (root / "train.txt").write_text("c\na\n")
-    (root / "names.txt").write_text("background\none\ntwo\nthree\n")
-    cases = [
-        (("--o-s-thresh", 0.66, "--o-p-thresh", 1), MASK),  # o_s is 4/6
-        (("--o-s-thresh", 0.67, "--o-p-thresh", 1), CAM),
-        (("--o-s-thresh", 0.67, "--o-p-thresh", 0.99), MASK),  # o_p is 1
-        (("--images", root / "images"), MASK),
-        (("--list", root / "train.txt"), MASK),
-        (("--preset", "coco", "--workers", 1), MASK),
-        (("--num-classes", CLASS + 1), MASK),
-        (("--class-names", root / "names.txt"), MASK),
-    ]
-    for number, (words, window) in enumerate(cases):
-        output = f"out{number}"
-        assert enhance(root, *words, output=output) == 0
-        names = "ac" if "--list" in words else "abc"
-        assert sorted(content(root / output)) == [*(f"{name}.png" for name in names), "sepl.json"]
-        for name in names:
-            np.testing.assert_array_equal(label(root, name, output), drawn(window, CLASS))
+LIST, NAMES = "train.txt", "names.txt"
+OPTIONS = [  # and where the class is then
+    (("--o-s-thresh", 0.66, "--o-p-thresh", 1), MASK),  # o_s is 4/6
+    (("--o-s-thresh", 0.67, "--o-p-thresh", 1), CAM),
+    (("--o-s-thresh", 0.67, "--o-p-thresh", 0.99), MASK),  # o_p is 1
+    (("--images", "images"), MASK),
+    (("--list", LIST, "--preset", "coco"), MASK),
+    (("--num-classes", CLASS + 1), MASK),
+    (("--class-names", NAMES), MASK),
+]
+
+
+@pytest.mark.parametrize(("words", "window"), OPTIONS)
+def test_options(words, window, root, monkeypatch):
+    monkeypatch.chdir(root)
+    Path(LIST).write_text("c\na\n")
+    Path(NAMES).write_text("background\none\ntwo\nthree\n")
+    assert enhance(root, *words) == 0
+    names = "ac" if LIST in words else "abc"
+    assert sorted(content(root / "out")) == [*(f"{name}.png" for name in names), "sepl.json"]
+    for name in names:
+        np.testing.assert_array_equal(label(root, name), drawn(window, CLASS))
 
 
 def test_pixels_that_no_mask_covers(root):
@@ -110,12 +108,6 @@ def test_labels_of_which_none_has_a_class(root, capsys):
     assert enhance(root, "--overwrite") == 0 and "warning" in capsys.readouterr().err
 
 
-def turned(root, name):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", SIZE[::-1]).save(root / "images" / f"{name}.png", exif=exif)
-
-
 def test_bad_images_are_named_and_the_others_go_on(root, capsys):
     make_folders(root, "abcdefgh")
     save_labels(root / "cam", {"b": drawn(CAM, 1, (8, 6))})
@@ -123,7 +115,9 @@ def test_bad_images_are_named_and_the_others_go_on(root, capsys):
     (root / "masks/e").mkdir()
     (root / "masks/f.json").unlink()
     (root / "images/g.png").unlink()
-    turned(root, "h")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned
+    Image.new("RGB", SIZE[::-1]).save(root / "images/h.png", exif=exif)
     images = ("--images", root / "images")
     assert enhance(root, *images) == 1
     said = capsys.readouterr().err
@@ -144,8 +138,7 @@ REFUSED = [
     ["--images", "none"],
     ["--list", "none"],
     ["--num-classes", "256"],
-    ["--device", "cpu"],  # which says nothing of masks that are there
-    ["--points-per-side", "16"],
+    ["--points-per-side", "16"],  # which says nothing of masks that are there
     ["--sam", "tiny"],
     ["--sam", "tiny", "--images", "images", "--pred-iou-thresh", "2"],
     ["--sam", "tiny", "--images", "images", "--mask-cache", "images"],
@@ -188,55 +181,39 @@ def test_finished_images_are_skipped_and_removed_ones_made_again(root, monkeypat
 
 
 @pytest.mark.parametrize("option", ["--keep-uncovered", "--pseudo-labels", "--masks"])
-def test_other_settings_are_refused_until_overwriting(option, root, capsys):
+def test_label_maps_of_other_settings_are_not_replaced_until_overwriting(option, root):
     other = make_folders(root / "other")
     values = {"--pseudo-labels": [other / "cam"], "--masks": [other / "masks"]}
     words = [option, *values.get(option, [])]
     assert enhance(root) == 0
     before = content(root)
-    assert enhance(root, *words) == 1
-    assert option[2:].replace("-", "_") + " was" in capsys.readouterr().err
-    assert content(root) == before
+    assert enhance(root, *words) == 1 and content(root) == before
     assert enhance(root, "--overwrite", *words) == 0 and enhance(root, *words, output="new") == 0
     assert content(root / "out") == content(root / "new")
 
 
-def test_label_maps_of_unknown_settings_are_not_replaced(root):
-    assert enhance(root, output="whole") == 0
-    for text in (None, "{", '{"settings": 1}'):
-        save_png(root / "out" / "b.png", drawn(CAM))
-        (root / "out" / "sepl.json").unlink(missing_ok=True)
-        if text is not None:
-            (root / "out" / "sepl.json").write_text(text)
-        before = content(root)
-        assert enhance(root) == 1 and content(root) == before
-        assert enhance(root, "--overwrite") == 0
-        assert content(root / "out") == content(root / "whole")
+@pytest.mark.parametrize("text", [None, "{", "{}"])
+def test_label_maps_of_unknown_settings_are_not_replaced(text, root):
+    save_png(root / "out" / "b.png", drawn(CAM))
+    if text is not None:
+        (root / "out" / "sepl.json").write_text(text)
+    before = content(root)
+    assert enhance(root) == 1 and content(root) == before
 
 
-def test_a_killed_or_interrupted_run_is_continued(root, monkeypatch):
-    assert enhance(root, *UNCHANGED) == 0  # what must not pass for the new settings
-    original = command.enhance_files
+def test_an_interrupted_run_is_continued(root, monkeypatch):
+    """What it is to overwrite is gone before: it must not pass for the new settings' result."""
+    assert enhance(root, *UNCHANGED) == 0
+    original = Enhancement.__getitem__
 
-    def killed(files, **options):
-        return (
-            os.kill(os.getpid(), signal.SIGKILL)
-            if files.name == "b"
-            else original(files, **options)
-        )
+    def interrupted(self, index):
+        if self.names[index] == "b":
+            raise KeyboardInterrupt
+        return original(self, index)
 
-    def interrupted(files, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "enhance_files", killed)
-    run = lambda: os._exit(enhance(root, "--overwrite"))  # noqa: E731
-    process = multiprocessing.get_context("fork").Process(target=run)
-    process.start()
-    process.join(PATIENCE)
-    assert process.exitcode == -signal.SIGKILL
+    monkeypatch.setattr(Enhancement, "__getitem__", interrupted)
+    assert enhance(root, "--overwrite") == 130
     assert [path.stem for path in (root / "out").glob("*.png")] == ["a"]
-    monkeypatch.setattr(command, "enhance_files", interrupted)
-    assert enhance(root) == 130
     monkeypatch.undo()
     assert enhance(root) == 0 and enhance(root, output="whole") == 0
     assert content(root / "out") == content(root / "whole")
@@ -280,7 +257,7 @@ def test_sams_masks_are_made_once_and_kept(root, tmp_path, monkeypatch):
     assert run(output="out") == 0 and len(asked) == 2
     kept = root / "out" / "masks"
     assert sorted(content(kept)) == ["0.json.gz", "1.json.gz"]
-    assert read_masks(kept / "0.json.gz", (32, 64))
+    assert read_masks(kept, "0", (32, 64))
     assert run("--mask-cache", kept, *UNCHANGED, output="none") == 0
     assert enhance(root, "--masks", kept, output="given") == 0 and len(asked) == 2
     for name in "01":

@@ -85,13 +85,13 @@ IMAGES = {
 # Scored are 6 background pixels, all right before and after, and 5 of class 1: 4 right, then 3.
 BEFORE_IOU, AFTER_IOU = [6 / 7, 4 / 5], [6 / 6, 3 / 5]
 GAINS = {"better": 1 - (2 / 3 + 1 / 2) / 2, "same": 0.0, "worse": (1 + 1 / 3) / 2 - 1}
-KINDS = ("truth", "pseudo", "enhanced")
 
 
 @pytest.fixture
 def folders(tmp_path):
-    for kind, labels in zip(KINDS, zip(*IMAGES.values(), strict=True), strict=True):
-        save_labels(tmp_path / kind, dict(zip(IMAGES, labels, strict=True)))
+    for name, labels in IMAGES.items():
+        for kind, label in zip(("truth", "pseudo", "enhanced"), labels, strict=True):
+            save_labels(tmp_path / kind, {name: label})
     return tmp_path
 
 
@@ -144,7 +144,7 @@ HOSTILE = {
     "sizes": lambda folders: save_labels(folders / "truth", {"better": [[0, 0, 1]]}),
     "class": lambda folders: save_labels(folders / "enhanced", {"better": [[0, 0, 1, 77]]}),
     "cut": lambda folders: (folders / "pseudo/better.png").write_bytes(b"\x89PNG"),
-    **{kind: lambda folders, k=kind: (folders / k / "better.png").unlink() for kind in KINDS},
+    "missing": lambda folders: (folders / "enhanced/better.png").unlink(),
 }
 
 

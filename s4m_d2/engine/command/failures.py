@@ -41,8 +41,8 @@ def as_mistake(error: BaseException | None) -> S4MError | None:
         return None
     return WorkerError(
         f"Another process of the run has ended ({found[0].strip(' .')}). If nobody ended it, "
-        "memory ran out: lower DATALOADER.NUM_WORKERS or the batch. Run the command again; "
-        "--resume continues a training."
+        "memory ran out: use fewer workers (DATALOADER.NUM_WORKERS) or a smaller batch. Run the "
+        "command again; --resume continues a training."
     )
 
 
