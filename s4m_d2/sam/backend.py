@@ -60,9 +60,9 @@ class PromptOutput:
     the prompt (paper, structural distillation).
     """
 
-    mask_logits: Tensor | None
-    iou_predictions: Tensor | None
-    features: Tensor | None
+    mask_logits: Tensor | None = None
+    iou_predictions: Tensor | None = None
+    features: Tensor | None = None
 
 
 class SamBackend(ABC):
@@ -122,14 +122,13 @@ class SamBackend(ABC):
         """Crop logits (N, h, w) of the square frame to the content and resize: (N, H, W)."""
 
     def fingerprint(self) -> str:
-        """Hash of weights and settings: equal only if these are equal.
+        """Hash of weights and settings, equal only if these are.
 
         Raises:
-            ConfigError: the backend has none; its masks cannot be cached.
+            ConfigError: the backend has none: its masks cannot be stored.
         """
         raise ConfigError(
-            f"The SAM backend {type(self).__name__} has no fingerprint() of its weights and "
-            "settings; define it, so that its masks can be cached."
+            f"The SAM backend {type(self).__name__} has no fingerprint(): define it to store masks"
         )
 
     def content_mask(self, image_size: tuple[int, int]) -> Tensor:
@@ -145,18 +144,14 @@ def check_images(images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list
     Raises:
         InputError: they do not fit the images (B, 3, H, W).
     """
-    if images.ndim != 4 or images.shape[1] != 3 or len(images) != len(image_sizes):
-        raise InputError(
-            f"images of shape {tuple(images.shape)} with {len(image_sizes)} image_sizes; "
-            "expected (B, 3, H, W) and one (H, W) per image"
-        )
+    shape = tuple(images.shape)
     sizes = [(int(height), int(width)) for height, width in image_sizes]
-    for number, size in enumerate(sizes):
-        if min(size) < 1 or size[0] > images.shape[2] or size[1] > images.shape[3]:
-            raise InputError(
-                f"image {number} has a content of {size}, which does not fit into the batch's "
-                f"{tuple(images.shape[2:])}"
-            )
+    is_batch = len(shape) == 4 and shape[1] == 3 and shape[0] == len(sizes) > 0
+    if not is_batch or not all(1 <= h <= shape[2] and 1 <= w <= shape[3] for h, w in sizes):
+        raise InputError(
+            f"images of shape {shape} with image_sizes {sizes}; expected (B, 3, H, W) and for each "
+            "image the (height, width) of its content, inside (H, W)"
+        )
     return sizes
 
 

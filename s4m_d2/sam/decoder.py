@@ -11,8 +11,8 @@ names of segment-anything's ``Sam``; the libraries have no types.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,38 +20,49 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class Prompts(NamedTuple):
+    """Prompts that are decoded together: equally many points each, and no padding.
+
+    Attributes:
+        images: (N,) the image of each prompt, ascending, on the host.
+        image_index: the same, long, on the device.
+        points: (N, P, 2) continuous (x, y) in pixels of SAM's square frame.
+        labels: (N, P) long: 1 positive, 0 negative, 2 and 3 a box's corners.
+        has_box: whether all prompts have corners, or none.
+        masks: (N, 4S, 4S) mask logits in the frame, or none.
+    """
+
+    images: np.ndarray
+    image_index: Tensor
+    points: Tensor
+    labels: Tensor
+    has_box: bool
+    masks: Tensor | None
+
+    def by_image(self, values: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Each image and the rows of its prompts in ``values`` (N, ...)."""
+        present, counts = np.unique(self.images, return_counts=True)
+        return zip(present.tolist(), values.split(counts.tolist()), strict=True)
+
+
 def transform_tokens(
-    sam: Any,
-    image_tokens: Tensor,
-    position: Tensor,
-    image_index: Tensor,
-    points: Tensor,
-    labels: Tensor,
-    has_box: bool = False,
-    mask_prompts: Tensor | None = None,
+    sam: Any, image_tokens: Tensor, position: Tensor, prompts: Prompts
 ) -> tuple[Tensor, Tensor]:
-    """SAM's two-way transformer over point prompts of several images, in one pass.
+    """SAM's two-way transformer over prompts of several images, in one pass.
 
     Args:
         image_tokens, position: of :func:`image_input`.
-        image_index: (N,) long, the image of each prompt.
-        points: (N, P, 2) continuous (x, y) in pixels of SAM's square input frame.
-        labels: (N, P) 1 positive, 0 negative, 2 and 3 a box's corners. No padding: see
-            :func:`~s4m_d2.sam.point_prompts.group_prompts`.
-        has_box: whether all prompts have corners, or none.
-        mask_prompts: (N, 4S, 4S) mask logits in the frame, or none.
 
     Returns:
         Output tokens (N, T, C) and image tokens (N, C, S, S), which depend on the prompt.
     """
-    image_tokens = image_tokens[image_index]
-    if mask_prompts is not None:  # embedded in place of "no mask", which image_input added
+    image_tokens = image_tokens[prompts.image_index]
+    if prompts.masks is not None:  # embedded in place of "no mask", which image_input added
         encoder = sam.prompt_encoder
         no_mask = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-        image_tokens = image_tokens + (encoder.mask_downscaling(mask_prompts[:, None]) - no_mask)
-    tokens = _prompt_tokens(sam, points, labels, has_box)
+        image_tokens = image_tokens + (encoder.mask_downscaling(prompts.masks[:, None]) - no_mask)
     hidden, attended = sam.mask_decoder.transformer(
-        image_tokens, position.expand_as(image_tokens), tokens
+        image_tokens, position.expand_as(image_tokens), _prompt_tokens(sam, prompts)
     )
     return hidden, attended.transpose(1, 2).reshape(image_tokens.shape)
 
@@ -61,9 +72,8 @@ def predict_masks(
 ) -> tuple[Tensor, Tensor]:
     """Mask logits (N, M, 4h, 4w) and predicted IoUs (N, M) of the chosen mask tokens.
 
-    hidden: (N, T, C) output tokens of the transformer. features: (N, C, h, w) image tokens; a
-    crop of the grid gives the same crop of the masks, because the upscaling is local.
-    finer_maps: of each prompt's image, at 4 and 2 times the grid's resolution (SAM 2), or none.
+    hidden, features: (N, T, C) and (N, C, h, w) of :func:`transform_tokens`. finer_maps: of each
+    prompt's image, at 4 and 2 times the grid's resolution (SAM 2), or none.
     """
     decoder = sam.mask_decoder
     upscaled = _upscale(decoder, features, finer_maps)
@@ -88,7 +98,6 @@ def _upscale(decoder: Any, features: Tensor, finer_maps: Sequence[Tensor]) -> Te
 def image_input(sam: Any, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     """Image tokens (B, C, S, S) without a mask prompt, and the encoding of positions (1, C, S, S).
 
-    Of (B, C, S, S) image embeddings, and the same for all prompts.
     Channels last: a token lies together in memory, and no projection has to copy it first.
     """
     with torch.autocast(embeddings.device.type, enabled=False):  # positions need full precision
@@ -100,7 +109,7 @@ def image_input(sam: Any, embeddings: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _prompt_tokens(sam: Any, points: Tensor, labels: Tensor, has_box: bool) -> Tensor:
+def _prompt_tokens(sam: Any, prompts: Prompts) -> Tensor:
     """(N, T, C): learned tokens, the points, and the libraries' padding token, which
     segment-anything leaves out beside a box.
 
@@ -113,12 +122,12 @@ def _prompt_tokens(sam: Any, points: Tensor, labels: Tensor, has_box: bool) -> T
     is_sam2 = bool(_tokens_before_iou(decoder))
     if is_sam2:
         tokens.insert(0, decoder.obj_score_token.weight)
-    encoder = sam.prompt_encoder
+    encoder, points = sam.prompt_encoder, prompts.points
     with torch.autocast(points.device.type, enabled=False):  # positions need full precision
         positions = encoder.pe_layer.forward_with_coords(points.float(), encoder.input_image_size)
     kinds = torch.cat([table.weight for table in encoder.point_embeddings])  # of labels 0 to 3
-    parts = [torch.cat(tokens).expand(len(points), -1, -1), positions + kinds[labels.long()]]
-    if is_sam2 or not has_box:
+    parts = [torch.cat(tokens).expand(len(points), -1, -1), positions + kinds[prompts.labels]]
+    if is_sam2 or not prompts.has_box:
         parts.append(encoder.not_a_point_embed.weight.expand(len(points), -1, -1))
     return torch.cat(parts, dim=1)
 
@@ -159,21 +168,10 @@ class ImageTokens:
             projected = read.k_proj(position), write.q_proj(position)
             self.positions.append([_split(x, heads)[0] for x in projected])
 
-    def after(
-        self, images: np.ndarray, points: Tensor, labels: Tensor, has_box: bool = False
-    ) -> Tensor:
-        """(N, C, S, S) tokens after each prompt.
-
-        images: (N,) the image of each prompt, ascending, on the host. points, labels, has_box:
-        as of :func:`transform_tokens`.
-        """
-        tokens = _prompt_tokens(self.sam, points, labels, has_box)
-        present, counts = np.unique(images, return_counts=True)
-        parts = [
-            self._of_image(image, part)
-            for image, part in zip(present.tolist(), tokens.split(counts.tolist()), strict=True)
-        ]
-        attended = torch.cat(parts) if len(parts) > 1 else parts[0]
+    def after(self, prompts: Prompts) -> Tensor:
+        """(N, C, S, S) tokens after each prompt; mask prompts do not count."""
+        tokens = _prompt_tokens(self.sam, prompts)
+        attended = torch.cat([self._of_image(*part) for part in prompts.by_image(tokens)])
         return attended.transpose(1, 2).unflatten(2, self.sam.prompt_encoder.image_embedding_size)
 
     def _of_image(self, image: int, prompts: Tensor) -> Tensor:

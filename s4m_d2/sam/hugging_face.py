@@ -14,15 +14,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, WeightsError, first_names
 from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
+from s4m_d2.sam.decoder import Prompts
 from s4m_d2.sam.frames import Frame
-from s4m_d2.sam.point_prompts import PointPromptBackend, PromptGroup, Prompts, build_compute_options
+from s4m_d2.sam.point_prompts import Asked, PointPromptBackend, build_compute_options
 
 # Classes by the model_type of config.json; those of videos hold the model of images.
 CLASSES = {
@@ -90,7 +90,7 @@ class TransformersBackend(PointPromptBackend):
             return embeddings, tuple(layer.permute(0, 3, 1, 2) for layer in layers[:1])
         return found, ()
 
-    def _prepare(self, embeddings: Tensor, *, masks: bool) -> tuple[Tensor, Tensor]:
+    def _prepare(self, embeddings: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
         with torch.autocast(embeddings.device.type, enabled=False):  # full precision
             return embeddings, self.sam.get_image_wide_positional_embeddings()
 
@@ -98,54 +98,47 @@ class TransformersBackend(PointPromptBackend):
         self,
         images: tuple[Tensor, Tensor],
         finer_maps: Sequence[Tensor],
-        group: PromptGroup,
-        there: PromptGroup,
         prompts: Prompts,
-        *,
-        multimask: bool,
-        masks: bool,
-        features: bool,
+        asked: Asked,
     ) -> dict[str, Tensor]:
         embeddings, position = images
-        points, labels, has_box, mask_prompts = prompts
-        tokens = self._prompt_tokens(points, labels, has_box)
-        encoder = self.sam.prompt_encoder
+        tokens, encoder = self._prompt_tokens(prompts), self.sam.prompt_encoder
         passes: list[tuple[Any, Tensor, Tensor]]  # images, tokens (images, prompts, T, C), masks
-        if mask_prompts is None:
+        if prompts.masks is None:
             no_mask = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1)
-            present, counts = np.unique(group.images, return_counts=True)  # rows ascend
-            of_images = zip(present.tolist(), tokens.split(counts.tolist()), strict=True)
+            of_images = prompts.by_image(tokens)
             passes = [(slice(image, image + 1), own[None], no_mask) for image, own in of_images]
         else:  # the modules take one per image: each prompt has an image of its own
-            passes = [(there.images, tokens[:, None], encoder.mask_embed(mask_prompts[:, None]))]
+            dense = encoder.mask_embed(prompts.masks[:, None])
+            passes = [(prompts.image_index, tokens[:, None], dense)]
         parts: list[dict[str, Tensor]] = []
         for which, own, dense in passes:
             part = {}
-            if masks:
+            if asked.masks:
                 logits, ratings, *_ = self.sam.mask_decoder(
                     image_embeddings=embeddings[which],
                     image_positional_embeddings=position,
                     sparse_prompt_embeddings=own,
                     dense_prompt_embeddings=dense,
-                    multimask_output=multimask,
+                    multimask_output=asked.multimask,
                     **self._maps([finer_map[which] for finer_map in finer_maps]),
                 )
-                part = {"mask_logits": logits, "iou_predictions": ratings}
-                part = {name: values.flatten(0, 1) for name, values in part.items()}
-            if features:
+                part["mask_logits"] = logits.flatten(0, 1)
+                part["iou_predictions"] = ratings.flatten(0, 1)
+            if asked.features:
                 image = embeddings[which] + dense
                 part["features"] = self._transformed(image, position, own.flatten(0, 1))
             parts.append(part)
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _prompt_tokens(self, points: Tensor, labels: Tensor, has_box: bool) -> Tensor:
+    def _prompt_tokens(self, prompts: Prompts) -> Tensor:
         """(N, P or P + 1, C) as of the prompt encoder, whose boxes come apart from its points."""
-        encoder = self.sam.prompt_encoder
+        encoder, points = self.sam.prompt_encoder, prompts.points[:, None]
         with torch.autocast(points.device.type, enabled=False):  # positions need full precision
-            positions = encoder.shared_embedding(points[:, None].float(), 2 * (self.image_side,))
+            positions = encoder.shared_embedding(points.float(), 2 * (self.image_side,))
         kinds = torch.cat(list(encoder.point_embed.parameters()))  # of labels 0 to 3
-        tokens = positions[:, 0] + kinds[labels]
-        if has_box and not self.has_finer_maps:
+        tokens = positions[:, 0] + kinds[prompts.labels]
+        if prompts.has_box and not self.has_finer_maps:
             return tokens
         padding = encoder.not_a_point_embed.weight.expand(len(tokens), -1, -1)
         return torch.cat([tokens, padding], dim=1)

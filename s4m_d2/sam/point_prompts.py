@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend, check_images
-from s4m_d2.sam.decoder import ImageTokens, image_input, predict_masks, transform_tokens
+from s4m_d2.sam.decoder import ImageTokens, Prompts, image_input, predict_masks, transform_tokens
 from s4m_d2.sam.frames import Frame
 from s4m_d2.sam.precision import AUTO, ImageBudget, compute_dtype, computing_in, prompts_per_pass
 from s4m_d2.transfers import to_device, to_host
@@ -22,7 +22,14 @@ from s4m_d2.transfers import to_device, to_host
 PADDING_LABEL = -1
 BOX_LABELS = (2, 3)  # upper left and lower right corner
 VALID_LABELS = (1, 0, PADDING_LABEL, *BOX_LABELS)
-Prompts = tuple[Tensor, Tensor, bool, Tensor | None]  # of a pass, see PointPromptBackend._decode
+
+
+class Asked(NamedTuple):
+    """What a call of :meth:`~s4m_d2.sam.backend.SamBackend.prompt` asks for."""
+
+    multimask: bool
+    masks: bool
+    features: bool
 
 
 class PromptGroup(NamedTuple):
@@ -59,7 +66,7 @@ class PointPromptBackend(SamBackend):
     Neither synchronizes, but for labels that are on the device. How many images and prompts share
     a pass moves results by no more than rounding does. What is returned is float32.
 
-    A backend adds the image encoder (:meth:`_encode_frames`). One whose modules are not like those
+    A subclass adds the image encoder (:meth:`_encode_frames`). One whose modules are not like those
     of segment-anything also replaces :meth:`_prepare` and :meth:`_decode`.
 
     Args:
@@ -148,22 +155,16 @@ class PointPromptBackend(SamBackend):
         """Embeddings (n, C, S, S) and finer maps of (n, 3, side, side) frames."""
 
     def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
-        sizes = check_images(images, image_sizes)
-        if not sizes:
-            shape = 0, self.channels, self.grid_side, self.grid_side
-            return EncodedImages(torch.zeros(shape, device=self.device), [])
-        images, device = to_device(images.detach(), self.device), self.device
-        chunks: list[tuple[Tensor, ...]] = []
-        start = 0
-        while start < len(sizes):
-            chunk = slice(start, start + self._budget.take(len(sizes) - start, device))
-            with self._budget.observed(len(sizes[chunk]), device):
-                chunks.append(self._encode_chunk(images[chunk], sizes[chunk]))
-            start = chunk.stop
+        sizes, device = check_images(images, image_sizes), self.device
+        images = to_device(images.detach(), device)
+        chunks = [
+            self._encode_chunk(images[chunk], sizes[chunk])
+            for chunk in self._budget.chunks(len(sizes), device)
+        ]
         maps = chunks[0]
         if len(chunks) > 1:
             maps = tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
-        return EncodedImages(maps[0], sizes, tuple(maps[1:]))
+        return EncodedImages(maps[0], sizes, maps[1:])
 
     def _encode_chunk(self, images: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, ...]:
         """Embeddings and finer maps, float32, of images that go through the encoder together."""
@@ -193,33 +194,36 @@ class PointPromptBackend(SamBackend):
         if labels is None:
             labels = [torch.ones(p.shape[:2], dtype=torch.long) for p in points]
         _check_prompts(encoded, points, labels)
-        token_bytes = encoded.embeddings[:1].nbytes if len(encoded) else 1
+        token_bytes = 4 * self.channels * self.grid_side**2
         together = prompts_per_pass(self.max_prompts_per_chunk, token_bytes, self.device)
         groups = group_prompts(_labels_on_host(labels), together)
-        counts = [len(p) for p in points]
-        asked = {"multimask": multimask, "masks": masks, "features": features}
-        results = {} if len(groups) == 1 else self._empty_results(sum(counts), **asked)
+        counts, asked = [len(p) for p in points], Asked(multimask, masks, features)
+        results = {} if len(groups) == 1 else self._empty_results(sum(counts), asked)
         if groups:
             clicks = self._frame_points(encoded, points)
             with computing_in(self.dtype, self.device):
-                images = self._prepare(encoded.embeddings, masks=masks)
+                images = self._prepare(encoded.embeddings, asked)
             if mask_prompts is not None:
                 shapes = to_device(torch.cat(list(mask_prompts)), self.device)
         for group, there in zip(groups, _groups_on_device(groups, self.device), strict=True):
+            prompts = Prompts(
+                images=group.images,
+                image_index=there.images,
+                points=clicks[there.points],
+                labels=there.labels,
+                has_box=group.has_box,
+                masks=None if mask_prompts is None else shapes[there.rows],
+            )
             with computing_in(self.dtype, self.device):
-                own = None if mask_prompts is None else shapes[there.rows]
-                prompts = clicks[there.points], there.labels, there.has_box, own
-                found = self._decode(images, encoded.finer_maps, group, there, prompts, **asked)
-            found = {name: values.float() for name, values in found.items()}
-            if len(groups) == 1:  # all prompts, in their order
-                results = found
-            else:
-                for name, values in found.items():
-                    _store(results[name], values, group, there)
-        split = {name: value.split(counts) for name, value in results.items()}
-        names = ("mask_logits", "iou_predictions", "features")
+                found = self._decode(images, encoded.finer_maps, prompts, asked)
+            for name, values in found.items():
+                if len(groups) == 1:  # all prompts, in their order
+                    results[name] = values.float()
+                else:
+                    results[name].index_copy_(0, there.rows, values.float())
+        split = {name: values.split(counts) for name, values in results.items()}
         return [
-            PromptOutput(*(split[name][i] if name in split else None for name in names))
+            PromptOutput(**{name: parts[i] for name, parts in split.items()})
             for i in range(len(counts))
         ]
 
@@ -234,66 +238,33 @@ class PointPromptBackend(SamBackend):
         parts = together.split([p.shape[0] * p.shape[1] for p in points])
         return torch.cat([part * frame for part, frame in zip(parts, frames, strict=True)])
 
-    def _prepare(self, embeddings: Tensor, *, masks: bool) -> Any:
-        """What all groups share of the images' (B, C, S, S) embeddings, for :meth:`_decode`."""
-        return (image_input if masks else ImageTokens)(self.decoder, embeddings)
+    def _prepare(self, embeddings: Tensor, asked: Asked) -> Any:
+        """What all passes share of the images' (B, C, S, S) embeddings, for :meth:`_decode`."""
+        return (image_input if asked.masks else ImageTokens)(self.decoder, embeddings)
 
     def _decode(
-        self,
-        images: Any,
-        finer_maps: Sequence[Tensor],
-        group: PromptGroup,
-        there: PromptGroup,
-        prompts: Prompts,
-        *,
-        multimask: bool,
-        masks: bool,
-        features: bool,
+        self, images: Any, finer_maps: Sequence[Tensor], prompts: Prompts, asked: Asked
     ) -> dict[str, Tensor]:
-        """Fields of PromptOutput for the prompts of a group, in one pass.
-
-        images: of :meth:`_prepare`. there: the group on the device. prompts: (N, P, 2) points in
-        pixels of the frame, (N, P) labels, whether all have corners, or none, and (N, 4S, 4S)
-        mask prompts, if any.
-        """
-        points, labels, has_box, mask_prompts = prompts
+        """Fields of PromptOutput for the prompts of one pass; images: of :meth:`_prepare`."""
         if isinstance(images, ImageTokens):
-            return {"features": images.after(group.images, points, labels, has_box)}
-        embedded, position = images
-        hidden, attended = transform_tokens(
-            self.decoder, embedded, position, there.images, points, labels, has_box, mask_prompts
-        )
-        found = {"features": attended} if features else {}
-        if masks:
-            tokens = slice(1, None) if multimask else slice(0, 1)
-            finer = [finer_map[there.images] for finer_map in finer_maps]
-            found["mask_logits"], found["iou_predictions"] = predict_masks(
-                self.decoder, hidden, attended, tokens, finer
-            )
-        return found
+            return {"features": images.after(prompts)}
+        hidden, attended = transform_tokens(self.decoder, *images, prompts)
+        tokens = slice(1, None) if asked.multimask else slice(0, 1)
+        finer = [finer_map[prompts.image_index] for finer_map in finer_maps]
+        logits, ratings = predict_masks(self.decoder, hidden, attended, tokens, finer)
+        found = {"mask_logits": logits, "iou_predictions": ratings}
+        return found | ({"features": attended} if asked.features else {})
 
-    def _empty_results(
-        self, count: int, *, multimask: bool, masks: bool, features: bool
-    ) -> dict[str, Tensor]:
+    def _empty_results(self, count: int, asked: Asked) -> dict[str, Tensor]:
         """Uninitialized outputs for ``count`` prompts, by field of PromptOutput."""
-        channels, grid = self.channels, self.grid_side
-        outputs = self.decoder.mask_decoder.num_multimask_outputs if multimask else 1
-        shapes: dict[str, tuple[int, ...]] = {}
-        if masks:
-            shapes["mask_logits"] = (count, outputs, 4 * grid, 4 * grid)
-            shapes["iou_predictions"] = (count, outputs)
-        if features:
-            shapes["features"] = (count, channels, grid, grid)
+        grid, shapes = self.grid_side, {}
+        if asked.masks:
+            answers = self.decoder.mask_decoder.num_multimask_outputs if asked.multimask else 1
+            shapes["mask_logits"] = (count, answers, 4 * grid, 4 * grid)
+            shapes["iou_predictions"] = (count, answers)
+        if asked.features:
+            shapes["features"] = (count, self.channels, grid, grid)
         return {name: torch.empty(shape, device=self.device) for name, shape in shapes.items()}
-
-
-def _store(results: Tensor, values: Tensor, group: PromptGroup, there: PromptGroup) -> None:
-    """Put a group's values into its rows of all prompts' results; ``there``: on the device."""
-    first, last = int(group.rows[0]), int(group.rows[-1])
-    if last - first + 1 == len(group.rows):  # rows ascend
-        results[first : last + 1] = values
-    else:
-        results.index_copy_(0, there.rows, values)
 
 
 def _check_prompts(
@@ -324,16 +295,12 @@ def _labels_on_host(labels: Sequence[Tensor]) -> list[np.ndarray]:
     else:
         arrays = [x.detach().numpy() for x in labels]
     for number, array in enumerate(arrays):
-        if not np.isin(array, VALID_LABELS).all():
-            raise InputError(
-                f"image {number} has point labels {np.unique(array).tolist()}; expected 1, 0, "
-                "-1 (padding), or 2 and 3 (corners of a box)"
-            )
         corners = np.stack([(array == label).sum(axis=-1) for label in BOX_LABELS])
-        if (corners != corners[:1]).any() or (corners > 1).any():
+        is_known = np.isin(array, VALID_LABELS).all()
+        if not is_known or (corners != corners[:1]).any() or (corners > 1).any():
             raise InputError(
-                f"image {number} has a prompt with {corners.max()} corners of a kind; expected one "
-                "label 2 and one label 3 a prompt, or none"
+                f"image {number} has point labels {np.unique(array).tolist()}; expected 1, 0, -1 "
+                "(padding), or one 2 and one 3 a prompt (corners of a box)"
             )
     return [array.astype(np.int64) for array in arrays]
 
@@ -347,27 +314,25 @@ def group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[Prompt
     Args:
         labels: (N_i, P_i) of each image, with padding anywhere.
     """
-    by_kind: dict[int, list[tuple[np.ndarray, ...]]] = {}
-    first_row = first_point = 0
-    for image, given in enumerate(labels):
-        valid = given != PADDING_LABEL
-        order = np.argsort(~valid, axis=1, kind="stable")  # padding last
-        points = first_point + np.arange(given.size, dtype=np.int64).reshape(given.shape)
-        points, given = (np.take_along_axis(x, order, axis=1) for x in (points, given))
-        kinds = 2 * valid.sum(axis=1) + (given == BOX_LABELS[0]).any(axis=1)
-        for kind in np.unique(kinds).tolist():
-            length = kind // 2
-            chosen = np.flatnonzero(kinds == kind)
-            images = np.full(len(chosen), image, dtype=np.int64)
-            part = (first_row + chosen, images, points[chosen, :length], given[chosen, :length])
-            by_kind.setdefault(kind, []).append(part)
-        first_row, first_point = first_row + len(given), first_point + given.size
+    images = np.repeat(np.arange(len(labels)), [len(x) for x in labels])
+    kinds = np.full((len(images), max(x.shape[1] for x in labels)), PADDING_LABEL)
+    points = np.zeros_like(kinds)
+    row = point = 0
+    for given in labels:
+        own = slice(row, row + len(given)), slice(given.shape[1])
+        kinds[own], points[own] = given, point + np.arange(given.size).reshape(given.shape)
+        row, point = row + len(given), point + given.size
+    order = np.argsort(kinds == PADDING_LABEL, axis=1, kind="stable")  # padding last
+    kinds, points = (np.take_along_axis(x, order, axis=1) for x in (kinds, points))
+    lengths = (kinds != PADDING_LABEL).sum(axis=1)
+    with_box = (kinds == BOX_LABELS[0]).any(axis=1)
     groups = []
-    for kind, parts in sorted(by_kind.items()):
-        whole = [np.concatenate(column) for column in zip(*parts, strict=True)]
-        for start in range(0, len(whole[0]), max_prompts):
-            columns = (x[start : start + max_prompts] for x in whole)
-            groups.append(PromptGroup(bool(kind % 2), *columns))
+    for length, has_box in sorted(set(zip(lengths.tolist(), with_box.tolist(), strict=True))):
+        found = np.flatnonzero((lengths == length) & (with_box == has_box))
+        for start in range(0, len(found), max_prompts):
+            rows = found[start : start + max_prompts]
+            inputs = points[rows, :length], kinds[rows, :length]
+            groups.append(PromptGroup(has_box, rows, images[rows], *inputs))
     return groups
 
 

@@ -10,11 +10,7 @@ import torch
 from s4m_d2.errors import ConfigError
 
 AUTO = "auto"
-PRECISIONS = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BFLOAT16_CAPABILITY = (8, 0)  # the first CUDA devices that compute with it
 SHARE_OF_FREE_MEMORY = 0.5  # the rest is for what is estimated wrongly, and for fragments
 # Image tokens of the prompts of one decoder pass on a CPU, in bytes: larger passes leave its
@@ -69,28 +65,23 @@ class ImageBudget:
         self.max_images = max_images
         self.bytes_per_image: int | None = None  # unknown
 
-    def take(self, remaining: int, device: torch.device) -> int:
-        """How many of the ``remaining`` images to encode now, at least 1."""
-        if self.max_images:
-            return min(remaining, self.max_images)
-        if device.type != "cuda" or self.bytes_per_image is None:
-            return 1
-        return fitting(remaining, self.bytes_per_image, device)
+    def chunks(self, count: int, device: torch.device) -> Iterator[slice]:
+        """Slices of ``count`` images, each to be encoded before the next is taken.
 
-    @contextmanager
-    def observed(self, images: int, device: torch.device) -> Iterator[None]:
-        """Around the encoding of some images; the first time, the memory it needs is kept.
-
-        The device's peak of memory begins anew there.
+        On a GPU its peak of memory begins anew at the first image.
         """
-        if self.max_images or device.type != "cuda" or self.bytes_per_image is not None:
-            yield
-            return
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        yield
-        peak = torch.cuda.max_memory_allocated(device)
-        self.bytes_per_image = (peak - before) // images
+        start, size = 0, self.max_images or 1
+        if device.type == "cuda" and not self.max_images and self.bytes_per_image is None:
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            yield slice(0, 1)
+            self.bytes_per_image = torch.cuda.max_memory_allocated(device) - before
+            start = 1
+        while start < count:
+            if self.bytes_per_image is not None:
+                size = fitting(count - start, self.bytes_per_image, device)
+            yield slice(start, start + size)
+            start += size
 
 
 def fitting(most: int, bytes_each: int, device: torch.device) -> int:
