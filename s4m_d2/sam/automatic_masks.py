@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from dataclasses import asdict, dataclass, fields
-from numbers import Integral, Real
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,8 +31,14 @@ from s4m_d2.transfers import to_device, to_host
 MASK_THRESHOLD = 0.0  # of mask logits, for every backend
 PIXEL_CENTER = 0.5  # SAM's clicks are pixels of the square frame and mean their centers
 
-_SMALLEST = {"points_per_side": 1, "points_per_batch": 1, "crop_n_points_downscale_factor": 1}
-_LARGEST = {"stability_score_offset": sys.float_info.max}
+_AT_LEAST_1 = ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor")
+_SHARES = (
+    "pred_iou_thresh",
+    "stability_score_thresh",
+    "box_nms_thresh",
+    "crop_nms_thresh",
+    "crop_overlap_ratio",
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class AutomaticMaskSettings:
         min_mask_region_area: in pixels; smaller holes are filled, smaller islands removed. 0: not.
 
     Raises:
-        InputError: a setting is of another type or out of its range.
+        InputError: a setting is out of its range.
     """
 
     points_per_side: int = 32
@@ -71,15 +76,11 @@ class AutomaticMaskSettings:
     min_mask_region_area: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value, is_whole = getattr(self, field.name), isinstance(field.default, int)
-            low = _SMALLEST.get(field.name, 0)
-            high = sys.maxsize if is_whole else _LARGEST.get(field.name, 1)
-            is_right = isinstance(value, Integral if is_whole else Real)
-            if not is_right or isinstance(value, bool) or not low <= value <= high:
-                kind = "whole number" if is_whole else "finite number"
-                limit = f"to {high}" if high == 1 else "on"
-                raise InputError(f"{field.name} is {value!r}; expected a {kind} from {low} {limit}")
+        for name, value in vars(self).items():
+            low, high = int(name in _AT_LEAST_1), 1 if name in _SHARES else sys.maxsize
+            if not low <= value <= high:
+                limit = "to 1" if high == 1 else "on"
+                raise InputError(f"{name} is {value}; expected a number from {low} {limit}")
         if self.crop_n_points_downscale_factor**self.crop_n_layers > self.points_per_side:
             raise InputError(
                 f"points_per_side is {self.points_per_side}, of which "
@@ -123,9 +124,20 @@ class AutomaticMasks:
             InputError: the image is of another shape or dtype, or ``encoded`` not of this image
                 alone, or given where crops are asked for, which need the encoder.
         """
-        _check_image(image)
-        if encoded is not None:
-            self._check_encoded(encoded, image)
+        is_array = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
+        if not is_array or image.dtype != np.uint8 or not image.size:
+            found = f"{getattr(image, 'shape', type(image))} {getattr(image, 'dtype', '')}"
+            raise InputError(f"image is {found}; expected an (H, W, 3) uint8 RGB array in 0..255")
+        if encoded is not None and self.settings.crop_n_layers:
+            raise InputError(
+                f"an encoded image with crop_n_layers {self.settings.crop_n_layers}: crops have to "
+                "be encoded themselves. Give the image alone, or set crop_n_layers to 0."
+            )
+        if encoded is not None and encoded.image_sizes != [image.shape[:2]]:
+            raise InputError(
+                f"encoded has images of the sizes {encoded.image_sizes}; expected one, of the "
+                f"image's (height, width) {image.shape[:2]}. Choose it with encoded.select([i])."
+            )
         records = _Generator(self.backend, self.settings, encoded).generate(image)
         return [record for record in records if record["area"]]
 
@@ -146,24 +158,13 @@ class AutomaticMasks:
             self._fingerprint = hashlib.sha256(about.encode()).hexdigest()
         return self._fingerprint
 
-    def _check_encoded(self, encoded: EncodedImages, image: np.ndarray) -> None:
-        if self.settings.crop_n_layers:
-            raise InputError(
-                f"an encoded image with crop_n_layers {self.settings.crop_n_layers}: crops have to "
-                "be encoded themselves. Give the image alone, or set crop_n_layers to 0."
-            )
-        if encoded.image_sizes != [image.shape[:2]]:
-            raise InputError(
-                f"encoded has images of the sizes {encoded.image_sizes}; expected one, of the "
-                f"image's (height, width) {image.shape[:2]}. Choose it with encoded.select([i])."
-            )
-
 
 class _Generator(SamAutomaticMaskGenerator):
     """The library's generator, asking a backend, also about images smaller than their crops.
 
     Of what the backend answers, ratings and then the masks that stay come to the host: it
     synchronizes three times per batch of points, where the library does several times per mask.
+    Points stay on the CPU until the backend takes them, which does not wait for its device then.
     """
 
     def __init__(
@@ -171,7 +172,18 @@ class _Generator(SamAutomaticMaskGenerator):
     ) -> None:
         unused = SimpleNamespace(image_encoder=SimpleNamespace(img_size=backend.image_side))
         super().__init__(unused, **asdict(settings), output_mode="coco_rle")
-        self.predictor = _BackendPredictor(backend, encoded)
+        self.backend, self.encoded = backend, encoded
+        self.predictor = self  # of which the library calls the next two
+
+    def set_image(self, image: np.ndarray) -> None:
+        """Encode an (H, W, 3) uint8 RGB image or crop, unless it was given encoded."""
+        if self.encoded is None:
+            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+            self.encoded = self.backend.encode(pixels, [image.shape[:2]])
+
+    def reset_image(self) -> None:
+        """Forget the image."""
+        self.encoded = None
 
     def _process_crop(
         self, image: np.ndarray, crop_box: list[int], layer: int, orig_size: tuple[int, ...]
@@ -192,9 +204,7 @@ class _Generator(SamAutomaticMaskGenerator):
         orig_size: tuple[int, ...],
     ) -> MaskData:
         height, width = orig_size
-        pixels = self.predictor.apply_coords(points, (im_size[0], im_size[1]))
-        asked = torch.as_tensor(pixels)[:, None]
-        masks, ratings, _ = self.predictor.predict_torch(asked, torch.ones(asked.shape[:2]))
+        masks, ratings = self._ask(points, (im_size[0], im_size[1]))
         masks, ious = masks.flatten(0, 1), to_host(ratings.flatten())[0]
         rows = np.arange(len(ious))
         if self.pred_iou_thresh > 0:
@@ -220,6 +230,22 @@ class _Generator(SamAutomaticMaskGenerator):
         del data["masks"]
         return data
 
+    def _ask(self, points: np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Logits (N, M, H, W) and ratings (N, M) for clicks on the image of ``size`` (H, W).
+
+        points: (N, 2) pixels (x, y). What the library makes pixels of the square frame means their
+        centers: in the backend's points, normalized over the content, half a pixel more.
+        """
+        assert self.encoded is not None  # by set_image
+        frame = np.array(self.backend.grid_scale(size)) * self.backend.image_side
+        clicks = points / np.array(size[::-1]) + PIXEL_CENTER / frame
+        clicks = clicks.clip(max=1.0)  # of contents of a few pixels, half of one is beyond
+        [answer] = self.backend.prompt(self.encoded, [torch.from_numpy(clicks).float()[:, None]])
+        low, ratings = answer.mask_logits, answer.iou_predictions
+        assert low is not None and ratings is not None  # a prompt gives masks by default
+        masks = self.backend.upscale(low.flatten(0, 1), size)
+        return masks.unflatten(0, low.shape[:2]), ratings
+
 
 def _uncompressed(masks: np.ndarray) -> list[dict[str, Any]]:
     """The library's run-length encoding of (N, H, W) bool masks."""
@@ -230,68 +256,3 @@ def _uncompressed(masks: np.ndarray) -> list[dict[str, Any]]:
         counts = np.diff(edges, prepend=0, append=len(pixels)).tolist()
         rles.append({"size": list(mask.shape), "counts": [0] * bool(pixels[0]) + counts})
     return rles
-
-
-class _BackendPredictor:
-    """What the library's generator uses of a ``SamPredictor``, answered by a backend.
-
-    Points stay on the CPU until the backend takes them: it does not wait for its device then.
-    """
-
-    device = torch.device("cpu")
-    model = SimpleNamespace(mask_threshold=MASK_THRESHOLD)
-
-    def __init__(self, backend: SamBackend, encoded: EncodedImages | None) -> None:
-        self._backend = backend
-        self._given = encoded
-        self._encoded = encoded
-
-    @property
-    def transform(self) -> _BackendPredictor:
-        return self
-
-    def set_image(self, image: np.ndarray) -> None:
-        """Encode an (H, W, 3) uint8 RGB image, unless it has been."""
-        if self._given is None:
-            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-            self._encoded = self._backend.encode(pixels, [image.shape[:2]])
-
-    def reset_image(self) -> None:
-        self._encoded = None
-
-    def apply_coords(self, points: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
-        """(N, 2) pixels (x, y) of an image as the backend's points: normalized over the content.
-
-        What the library makes pixels of the square frame means their centers.
-        """
-        height, width = image_size
-        frame = np.array(self._backend.grid_scale(image_size)) * self._backend.image_side
-        normalized = points / np.array([width, height]) + PIXEL_CENTER / frame
-        return normalized.clip(max=1.0)  # of contents of a few pixels, half of one is beyond
-
-    def predict_torch(
-        self,
-        points: Tensor,
-        labels: Tensor,
-        *,
-        multimask_output: bool = True,
-        return_logits: bool = True,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (N, M, H, W) of the image, ratings (N, M), logits of the square frame."""
-        encoded = self._encoded
-        assert encoded is not None  # an image was set before
-        (answer,) = self._backend.prompt(
-            encoded, [points.float()], [labels.long()], multimask=multimask_output
-        )
-        low, ratings = answer.mask_logits, answer.iou_predictions
-        assert low is not None and ratings is not None  # masks are what a prompt gives by itself
-        masks = self._backend.upscale(low.flatten(0, 1), encoded.image_sizes[0])
-        masks = masks.unflatten(0, low.shape[:2])
-        return masks if return_logits else masks > MASK_THRESHOLD, ratings, low
-
-
-def _check_image(image: Any) -> None:
-    is_array = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
-    if not is_array or image.dtype != np.uint8 or not image.size:
-        found = f"{getattr(image, 'shape', type(image).__name__)} {getattr(image, 'dtype', '')}"
-        raise InputError(f"image is {found}; expected an (H, W, 3) uint8 RGB array in 0..255")
