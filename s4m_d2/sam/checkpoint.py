@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import re
 import zipfile
 from collections.abc import Callable, Mapping
@@ -15,8 +13,6 @@ from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, WeightsError, first_names
 from s4m_d2.files import refused_object
-
-logger = logging.getLogger(__name__)
 
 # By S4M.SAM.BACKEND and MODEL_TYPE: file names, the newest first.
 PUBLISHED_WEIGHTS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -38,9 +34,7 @@ PUBLISHED_AT = {  # by model, or else by backend
     "segment_anything": "https://github.com/facebookresearch/segment-anything#model-checkpoints",
     "sam2": "https://github.com/facebookresearch/sam2#download-checkpoints",
 }
-NAMED_MISMATCHES = 3  # wrong entries in an error message
-HASH_IN_NAME = re.compile(r"_([0-9a-f]{6,64})\.pth$")
-READ_BLOCK = 1 << 20  # bytes
+MOST_NAMED = 3  # entries in an error message
 _ENCODER = "image_encoder."  # in names of all these models; a wrapper's prefix precedes it
 _VIT_WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 _VIT_GRID = (1, 64, 64)
@@ -70,35 +64,39 @@ def load_sam(
     Raises:
         WeightsError: the file is missing, unreadable or of another model.
     """
-    path = Path(path)
-    remedy = where_to_get(model)
+    path, subject, remedy = Path(path), f"SAM weights for {model}: '{path}'", _remedy(model)
     if not path.is_file():
         found = "it is a folder" if path.is_dir() else "there is no such file"
-        raise WeightsError(f"SAM weights for {model}: '{path}': {found}. {remedy}")
-    state = _read_state(path, model, ignored, remedy)
+        raise WeightsError(f"{subject}: {found}. {remedy}")
+    read = _read_state(path, subject, remedy)
+    state = {rename(n): value for n, value in read.items() if not n.startswith(ignored)}
     with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced
         sam = build()
-    state = {rename(name): value for name, value in state.items()}
-    _check_architecture(state, sam.state_dict(), path, model, remedy)
-    if next(sam.parameters()).is_meta:
-        return sam
-    sam.load_state_dict(state)
-    _warn_on_other_hash(path)
+    if problems := _mismatches(state, sam.state_dict()):
+        found, settings = _recognize(state)
+        if found and found != model:
+            raise WeightsError(f"{subject} is of {found}: set {settings}. For {model}: {remedy}")
+        raise WeightsError(
+            f"{subject} is of another model ({len(state)} entries, expected "
+            f"{len(sam.state_dict())}): {first_names(problems, MOST_NAMED, '; ')}. {remedy}"
+        )
+    if not next(sam.parameters()).is_meta:
+        sam.load_state_dict(state)
     return sam
 
 
 def check_model_type(backend: str, model: str) -> None:
-    """Raises: ConfigError: the backend has published models, and ``model`` is none of them."""
-    models = PUBLISHED_WEIGHTS.get(backend, {})
-    if models and model not in models:
+    """Raises: ConfigError: ``model`` is none of the published ones of the backend."""
+    models = PUBLISHED_WEIGHTS[backend]
+    if model not in models:
         raise ConfigError(
             f"S4M.SAM.MODEL_TYPE is '{model}'; expected one of {', '.join(models)}, which "
             f"S4M.SAM.BACKEND {backend} offers"
         )
 
 
-def where_to_get(model: str) -> str:
-    """Remedy for missing weights of ``model`` (S4M.SAM.MODEL_TYPE, or a packaged model)."""
+def _remedy(model: str) -> str:
+    """Where to get the weights of a value of S4M.SAM.MODEL_TYPE, or of a packaged model."""
     for backend, models in PUBLISHED_WEIGHTS.items():
         if model in models:
             return (
@@ -109,9 +107,7 @@ def where_to_get(model: str) -> str:
     return 'Set S4M.SAM.CHECKPOINT to "" for the packaged weights.'
 
 
-def _read_state(
-    path: Path, model: str, ignored: tuple[str, ...], remedy: str
-) -> Mapping[str, Tensor]:
+def _read_state(path: Path, subject: str, remedy: str) -> Mapping[str, Tensor]:
     try:
         # Memory-mapped, except PyTorch's oldest format.
         mapped = zipfile.is_zipfile(path)
@@ -124,69 +120,28 @@ def _read_state(
                 "run code. Save the SAM's state_dict() alone (micro-sam: export_custom_sam_model)."
             )
         raise WeightsError(
-            f"SAM weights for {model}: '{path}' ({path.stat().st_size:,} bytes) cannot be read as "
-            f"a file of tensors; {cause}"
+            f"{subject} ({path.stat().st_size:,} bytes) cannot be read as a file of tensors; "
+            f"{cause}"
         ) from error
     state = _unwrap(content)
-    is_state = isinstance(state, Mapping) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    found = type(state).__name__
+    if isinstance(state, Mapping):
+        if all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items()):
+            return state
+        found = f"entries {first_names(list(map(str, state)), MOST_NAMED)}"
+    raise WeightsError(
+        f"{subject} holds {found}; expected a state dict, from parameter name to tensor. {remedy}"
     )
-    if not is_state:
-        found = f"a {type(state).__name__}"
-        if isinstance(state, Mapping):
-            found = f"a mapping with the keys {', '.join(list(map(str, state))[:NAMED_MISMATCHES])}"
-        raise WeightsError(
-            f"SAM weights for {model}: '{path}' holds {found}; expected a state dict, from "
-            f"parameter name to tensor. {remedy}"
-        )
-    return {name: value for name, value in state.items() if not name.startswith(ignored)}
 
 
-def _check_architecture(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path, model: str, remedy: str
-) -> None:
+def _mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     problems = [f"{name} is missing" for name in expected if name not in state]
     problems += [
         f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
-    problems += [f"{name} is unknown" for name in state if name not in expected]
-    if not problems:
-        return
-    subject = f"SAM weights for {model}: '{path}'"
-    found = _recognize(state)
-    if found and found != model:
-        raise WeightsError(f"{subject} is of {found}{_use_of(found)}. For {model}: {remedy}")
-    listed = first_names(problems, NAMED_MISMATCHES, "; ")
-    raise WeightsError(
-        f"{subject} is of another model ({len(state)} entries, expected {len(expected)}): "
-        f"{listed}. {remedy}"
-    )
-
-
-def _use_of(model: str) -> str:
-    """Remedy for a file of another model."""
-    for backend, models in PUBLISHED_WEIGHTS.items():
-        if model in models:
-            return f": set S4M.SAM.BACKEND {backend} S4M.SAM.MODEL_TYPE {model}"
-    return ", which no backend here reads"
-
-
-def _warn_on_other_hash(path: Path) -> None:
-    """Warn if a file's SHA-256 differs from the one in its name (published files)."""
-    named = HASH_IN_NAME.search(path.name)
-    if named is None:
-        return
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(READ_BLOCK):
-            digest.update(block)
-    if not digest.hexdigest().startswith(named[1]):
-        logger.warning(
-            "'%s' has the SHA-256 %s..., not %s... as its name says: not the published file",
-            path, digest.hexdigest()[: len(named[1])], named[1],
-        )  # fmt: skip
+    return problems + [f"{name} is unknown" for name in state if name not in expected]
 
 
 def _unwrap(content: Any) -> Any:
@@ -201,30 +156,31 @@ def _unwrap(content: Any) -> Any:
     """
     if not isinstance(content, Mapping):
         return content
-    inner = [v for v in content.values() if isinstance(v, Mapping) and _beginnings(v)]
+    inner = [v for v in content.values() if isinstance(v, Mapping) and _prefixes(v)]
     state = inner[0] if len(inner) == 1 else content
-    beginnings = _beginnings(state)
-    if len(beginnings) != 1:
+    prefixes = _prefixes(state)
+    if len(prefixes) != 1:
         return state
-    (start,) = beginnings
-    return {str(n).removeprefix(start): v for n, v in state.items() if str(n).startswith(start)}
+    (prefix,) = prefixes
+    return {str(n).removeprefix(prefix): v for n, v in state.items() if str(n).startswith(prefix)}
 
 
-def _beginnings(state: Mapping) -> set[str]:
+def _prefixes(state: Mapping) -> set[str]:
     names = (name for name in state if isinstance(name, str))
     return {name.partition(_ENCODER)[0] for name in names if _ENCODER in name}
 
 
-def _recognize(state: Mapping[str, Tensor]) -> str:
-    """Model of a state dict: a value of S4M.SAM.MODEL_TYPE, HQ-SAM, or "" (unknown)."""
+def _recognize(state: Mapping[str, Tensor]) -> tuple[str, str]:
+    """Model of a state dict and the settings that use it; ("", "") if it is unknown."""
     if any(name.endswith("hf_token.weight") for name in state):
-        return "HQ-SAM"
-    if any(name.startswith("image_encoder.patch_embed.seq.") for name in state):  # TinyViT's
-        return "vit_t"
+        return "HQ-SAM", "S4M.SAM.BACKEND transformers, S4M.SAM.CHECKPOINT to its name there"
     blocks = {match[1] for match in map(_HIERA_BLOCK.match, state) if match}
-    if blocks:
-        return _HIERA_DEPTHS.get(len(blocks), "")
     position = state.get("image_encoder.pos_embed")
-    if position is None or position.shape[:-1] != _VIT_GRID:
-        return ""
-    return _VIT_WIDTHS.get(position.shape[-1], "")
+    if any(name.startswith("image_encoder.patch_embed.seq.") for name in state):  # TinyViT's
+        model = "vit_t"
+    elif position is not None and position.shape[:-1] == _VIT_GRID:
+        model = _VIT_WIDTHS.get(position.shape[-1], "")
+    else:
+        model = _HIERA_DEPTHS.get(len(blocks), "")
+    backend = "sam2" if blocks else "segment_anything"
+    return model, f"S4M.SAM.BACKEND {backend} S4M.SAM.MODEL_TYPE {model}"
