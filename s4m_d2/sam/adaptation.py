@@ -62,10 +62,12 @@ def adapt_sam(
         factor = min((step + 1) / WARMUP_STEPS, 1.0) * (1 - step / iterations)
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
-        if encoder or len(cache) < CACHED_BATCHES:
-            with torch.set_grad_enabled(bool(encoder)):
+        if encoder:
+            batch = _encode(backend, next(batches))
+        elif len(cache) < CACHED_BATCHES:
+            with torch.no_grad():
                 batch = _encode(backend, next(batches))
-            cache += [] if encoder else [batch]
+            cache.append(batch)
         else:
             batch = cache[rng.integers(len(cache))]
         loss = _loss(backend, *batch, clicks, rng)
@@ -99,7 +101,7 @@ def _small_encoder_parameters(encoder: nn.Module) -> list[nn.Parameter]:
 def _encode(
     backend: PointPromptBackend, views: Sequence[View]
 ) -> tuple[EncodedImages, list[Tensor]]:
-    """Embeddings of a batch, and its masks."""
+    """Embeddings of a batch, and the masks of each image."""
     sizes = [(image.shape[1], image.shape[2]) for image, _ in views]
     height, width = (max(sides) for sides in zip(*sizes, strict=True))
     images = torch.zeros(len(views), 3, height, width, dtype=torch.uint8)
@@ -133,9 +135,8 @@ def _loss(
         losses = losses.amin(dim=1) + ALL_MASKS_WEIGHT * losses.mean(dim=1)
         rating = (output.iou_predictions - ious).square().mean(dim=1)
         large = target.flatten(1).sum(dim=1) >= MIN_AREA
-        total = total + ((losses + QUALITY_WEIGHT * rating) * large).sum() / large.sum().clamp(
-            min=1
-        )
+        losses = (losses + QUALITY_WEIGHT * rating) * large
+        total = total + losses.sum() / large.sum().clamp(min=1)
     return total / len(masks)
 
 

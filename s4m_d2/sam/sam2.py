@@ -103,11 +103,7 @@ def build_sam2_image_model(
     Args:
         image_side: of the square frame, in pixels; a multiple of 32.
         embed_dim: C, channels of the embeddings; a multiple of 16.
-
-    Raises:
-        ConfigError: the package sam2 is not installed.
     """
-    require_sam2_package()
     from sam2.modeling.backbones.hieradet import Hiera
     from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
     from sam2.modeling.position_encoding import PositionEmbeddingSine
