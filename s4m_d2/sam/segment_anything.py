@@ -1,18 +1,33 @@
-"""SAM (Kirillov et al., 2023) and MobileSAM (vit_t) by the classes of segment-anything."""
+"""SAM (Kirillov et al., 2023) and MobileSAM (Zhang et al., 2023) by segment-anything's classes.
+
+MobileSAM is SAM with a TinyViT of timm as its image encoder.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from segment_anything import sam_model_registry
-from segment_anything.modeling import Sam
-from torch import Tensor
+from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling.common import LayerNorm2d
+from torch import Tensor, nn
 
+from s4m_d2.pretrained import import_timm
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, load_sam
 from s4m_d2.sam.frames import Frame
-from s4m_d2.sam.mobile import CLASSIFIER, build_mobile_sam, timm_name
 from s4m_d2.sam.point_prompts import PointPromptBackend, build_compute_options
+
+IMAGE_SIDE, GRID_SIDE, CHANNELS = 1024, 64, 256  # of MobileSAM, as of the published SAM
+CLASSIFIER = ("image_encoder.norm_head.", "image_encoder.head.")  # in MobileSAM's file, not used
+_NAMES = (  # MobileSAM's, and timm's, where a downsampling belongs to the stage after it
+    (re.compile(r"\.patch_embed\.seq\.0\."), ".patch_embed.conv1."),
+    (re.compile(r"\.patch_embed\.seq\.2\."), ".patch_embed.conv2."),
+    (re.compile(r"\.layers\.(\d)\.downsample\."), lambda m: f".stages.{int(m[1]) + 1}.downsample."),
+    (re.compile(r"\.layers\."), ".stages."),
+    (re.compile(r"\.c\.weight$"), ".conv.weight"),
+)
 
 
 class SegmentAnythingBackend(PointPromptBackend):
@@ -29,6 +44,73 @@ class SegmentAnythingBackend(PointPromptBackend):
 
     def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         return self.sam.image_encoder(frames), ()
+
+
+class TinyViTEncoder(nn.Module):
+    """TinyViT-5M, whose last stage keeps the resolution, and SAM's neck.
+
+    Raises:
+        ConfigError: timm is not installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.img_size = IMAGE_SIDE
+        timm = import_timm("S4M.SAM.MODEL_TYPE vit_t")
+        network = timm.models.tiny_vit.tiny_vit_5m_224(num_classes=0)
+        self.patch_embed, self.stages = network.patch_embed, network.stages
+        self.stages[-1].downsample.conv2.conv.stride = (1, 1)
+        self.neck = nn.Sequential(
+            nn.Conv2d(network.num_features, CHANNELS, 1, bias=False),
+            LayerNorm2d(CHANNELS),
+            nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False),
+            LayerNorm2d(CHANNELS),
+        )
+
+    def train(self, mode: bool = True) -> TinyViTEncoder:
+        """As PyTorch's, but timm's attentions never cache their biases: S4M.SAM.ADAPT trains them
+        in eval mode."""
+        super().train(mode)
+        for module in self.modules():
+            if hasattr(module, "attention_bias_cache"):
+                module.training = True
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalized images (B, 3, S, S) -> (B, 256, S / 16, S / 16)."""
+        return self.neck(self.stages(self.patch_embed(images)))
+
+
+def assemble_sam(encoder: Any, grid_side: int, channels: int, **transformer_options: int) -> Sam:
+    """Build an untrained SAM around an image encoder, from (B, 3, S, S) with S its ``img_size`` to
+    (B, channels, grid_side, grid_side)."""
+    prompt_encoder = PromptEncoder(
+        embed_dim=channels,
+        image_embedding_size=(grid_side, grid_side),
+        input_image_size=(encoder.img_size, encoder.img_size),
+        mask_in_chans=16,
+    )
+    transformer = TwoWayTransformer(depth=2, embedding_dim=channels, **transformer_options)
+    decoder = MaskDecoder(
+        transformer_dim=channels, transformer=transformer, iou_head_hidden_dim=channels
+    )
+    return Sam(encoder, prompt_encoder, decoder)
+
+
+def build_mobile_sam() -> Sam:
+    """Build the untrained model: side 1024, 64 x 64 x 256 grid."""
+    return assemble_sam(TinyViTEncoder(), GRID_SIDE, CHANNELS, num_heads=8, mlp_dim=2048)
+
+
+def timm_name(name: str) -> str:
+    """The model's name of a parameter in MobileSAM's file; its own names are unchanged.
+
+    >>> timm_name("image_encoder.layers.1.downsample.conv2.c.weight")
+    'image_encoder.stages.2.downsample.conv2.conv.weight'
+    """
+    for pattern, replacement in _NAMES if name.startswith("image_encoder.") else ():
+        name = pattern.sub(replacement, name)
+    return name
 
 
 @SAM_BACKEND_REGISTRY.register()

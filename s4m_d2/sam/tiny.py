@@ -8,27 +8,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
+from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import Tensor, nn
 
 from s4m_d2.pretrained import import_timm
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.point_prompts import build_compute_options
-from s4m_d2.sam.segment_anything import SegmentAnythingBackend
+from s4m_d2.sam.segment_anything import SegmentAnythingBackend, assemble_sam
 
-IMAGE_SIDE = 256
-PATCH_SIZE = 8
-GRID_SIDE = IMAGE_SIDE // PATCH_SIZE
-PROMPT_DIM = 64
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # those of the published SAM, RGB, 0..255
-PIXEL_STD = (58.395, 57.12, 57.375)
+IMAGE_SIDE, PATCH_SIZE, PROMPT_DIM = 256, 8, 64
 PYRAMID = "tf_efficientnet_lite0"
 PYRAMID_SCALE = 0.45  # from SAM's normalization to this network's, (x - 127) / 128
 WEIGHTS = Path(__file__).parent / "weights"
@@ -82,26 +71,9 @@ def build_tiny_toyscapes() -> Sam:
         window_size=8,
         global_attn_indexes=(2, 5),
     )
-    prompt_encoder = PromptEncoder(
-        embed_dim=PROMPT_DIM,
-        image_embedding_size=(GRID_SIDE, GRID_SIDE),
-        input_image_size=(IMAGE_SIDE, IMAGE_SIDE),
-        mask_in_chans=16,
-    )
-    decoder = MaskDecoder(
-        transformer_dim=PROMPT_DIM,
-        transformer=TwoWayTransformer(
-            depth=2,
-            embedding_dim=PROMPT_DIM,
-            num_heads=2,
-            mlp_dim=256,
-            attention_downsample_rate=1,
-        ),
-        num_multimask_outputs=3,
-        iou_head_depth=3,
-        iou_head_hidden_dim=PROMPT_DIM,
-    )
-    return Sam(encoder, prompt_encoder, decoder, list(PIXEL_MEAN), list(PIXEL_STD))
+    grid_side = IMAGE_SIDE // PATCH_SIZE
+    attention = {"num_heads": 2, "mlp_dim": 256, "attention_downsample_rate": 1}
+    return assemble_sam(encoder, grid_side, PROMPT_DIM, **attention)
 
 
 def build_tiny_sam() -> Sam:
