@@ -1,4 +1,4 @@
-"""Small SAMs with random weights for all backends, and images for them."""
+"""Configs, small SAMs with random weights for all backends, and images for them."""
 
 from __future__ import annotations
 
@@ -8,20 +8,15 @@ from functools import partial
 
 import pytest
 import torch
-from segment_anything.modeling import (
-    ImageEncoderViT,
-    MaskDecoder,
-    PromptEncoder,
-    Sam,
-    TwoWayTransformer,
-)
+from detectron2.config import CfgNode, get_cfg
+from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import nn
 
+from s4m_d2.config import add_s4m_config
 from s4m_d2.sam.hugging_face import CLASSES, TransformersBackend
 from s4m_d2.sam.point_prompts import PointPromptBackend
 from s4m_d2.sam.sam2 import HieraSize, Sam2Backend, build_sam2_image_model
-from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import build_tiny_toyscapes
+from s4m_d2.sam.segment_anything import SegmentAnythingBackend, assemble_sam
 
 needs_sam2 = pytest.mark.skipif(
     importlib.util.find_spec("sam2") is None,
@@ -32,8 +27,22 @@ needs_transformers = pytest.mark.skipif(
     reason='the optional package transformers is not installed: pip install "s4m_d2[transformers]"',
 )
 SMALL_HIERA = HieraSize(8, 1, (1, 1, 2, 1), (3,))
-SAM2_SIDE = 128
-LOGITS = {"atol": 2e-5, "rtol": 1e-4}
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+BACKENDS = [
+    "segment_anything",
+    pytest.param("sam2", marks=needs_sam2),
+    pytest.param("transformers sam_hq", marks=needs_transformers),
+    pytest.param("transformers sam2", marks=needs_transformers),
+]
+
+
+def config(**sam) -> CfgNode:
+    """Of the CPU and these keys of S4M.SAM."""
+    cfg = get_cfg()
+    add_s4m_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.S4M.SAM.merge_from_list([x for key, value in sam.items() for x in (key, str(value))])
+    return cfg
 
 
 def with_random_weights(sam: nn.Module, spread: float = 0.05) -> nn.Module:
@@ -45,9 +54,14 @@ def with_random_weights(sam: nn.Module, spread: float = 0.05) -> nn.Module:
     return sam
 
 
-def small_sam2() -> nn.Module:
-    sam = build_sam2_image_model(SMALL_HIERA, image_side=SAM2_SIDE, embed_dim=32)
-    return with_random_weights(sam)
+def small_sam() -> Sam:
+    """Of a frame of 64 px, as it is initialized."""
+    encoder = ImageEncoderViT(
+        img_size=64, patch_size=8, embed_dim=16, depth=2, num_heads=2, out_chans=32,
+        use_rel_pos=True, window_size=3, global_attn_indexes=(1,),
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )  # fmt: skip
+    return assemble_sam(encoder, 8, 32, num_heads=2, mlp_dim=32)
 
 
 _DECODER = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 32}
@@ -97,31 +111,17 @@ def small_transformers(kind: str) -> nn.Module:
         return with_random_weights(cls(config), spread=0.2).eval()
 
 
-def build_small(name: str, **options) -> SegmentAnythingBackend | Sam2Backend:
-    """The backend of that name around a small model."""
-    if name == "sam2":
-        return Sam2Backend(small_sam2(), **options)
-    return SegmentAnythingBackend(with_random_weights(build_tiny_toyscapes()), **options)
-
-
-def build_smallest(name: str, **options) -> PointPromptBackend:
-    """The same, where many images have to be encoded: frames of 64 (SAM) and 128 px (SAM 2).
+def build_small(name: str, **options) -> PointPromptBackend:
+    """The backend of that name around a small model: frames of 64 px, of SAM 2 128.
 
     name: also "transformers " and a kind of :func:`small_transformers`.
     """
     if name.startswith("transformers "):
         return TransformersBackend(small_transformers(name.split()[1]), **options)
     if name == "sam2":
-        return build_small(name, **options)
-    encoder = ImageEncoderViT(
-        img_size=64, patch_size=8, embed_dim=16, depth=2, num_heads=2, out_chans=32,
-        use_rel_pos=True, window_size=3, global_attn_indexes=(1,),
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-    )  # fmt: skip
-    prompts = PromptEncoder(32, (8, 8), (64, 64), mask_in_chans=4)
-    transformer = TwoWayTransformer(depth=2, embedding_dim=32, num_heads=2, mlp_dim=32)
-    decoder = MaskDecoder(transformer_dim=32, transformer=transformer)
-    return SegmentAnythingBackend(with_random_weights(Sam(encoder, prompts, decoder)), **options)
+        sam = build_sam2_image_model(SMALL_HIERA, image_side=128, embed_dim=32)
+        return Sam2Backend(with_random_weights(sam), **options)
+    return SegmentAnythingBackend(with_random_weights(small_sam()), **options)
 
 
 def image_of(height: int, width: int, seed: int = 0) -> torch.Tensor:

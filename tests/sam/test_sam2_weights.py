@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from detectron2.config import get_cfg
-from sam_cases import SMALL_HIERA, needs_sam2
+from sam_cases import SMALL_HIERA, config, needs_sam2
 
-from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.sam import sam2 as sam2_backend
@@ -25,49 +23,40 @@ FLAGS = (
     "pred_obj_scores",
     "pred_obj_scores_mlp",
 )
+VERSIONS = ("sam2", "sam2.1")
 
 
-def config(path="", model="hiera_t"):
-    cfg = get_cfg()
-    add_s4m_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    sam = cfg.S4M.SAM
-    sam.BACKEND, sam.MODEL_TYPE, sam.CHECKPOINT = "sam2", model, str(path)
-    return cfg
-
-
-def package_config(version: str, model: str) -> dict:
-    import sam2
-
-    folder = Path(sam2.__path__[0]) / "configs" / version
-    return yaml.safe_load((folder / f"{version}_{model}.yaml").read_text())["model"]
+def build(path="none.pt"):
+    return build_sam_backend(config(BACKEND="sam2", MODEL_TYPE="hiera_t", CHECKPOINT=path))
 
 
 @needs_sam2
-@pytest.mark.parametrize("version", ["sam2", "sam2.1"])
-@pytest.mark.parametrize("model", SIZES)
-def test_the_sizes_are_those_of_the_packages_configs(model, version):
+def test_the_sizes_are_those_of_the_packages_configs():
+    import sam2
     from sam2.modeling.backbones.hieradet import Hiera
 
-    published = package_config(version, model)
-    trunk = published["image_encoder"]["trunk"]
-    for name, value in vars(SIZES[model]).items():
-        default = inspect.signature(Hiera).parameters[name].default
-        expected = trunk.get(name, default)
-        assert value == (tuple(expected) if isinstance(expected, list) else expected), name
-    assert set(trunk) - {"_target_"} <= set(vars(SIZES[model]))
-    neck = published["image_encoder"]["neck"]
-    assert neck["d_model"] == neck["position_encoding"]["num_pos_feats"] == sam2_backend.EMBED_DIM
-    assert neck["fpn_top_down_levels"] == sam2_backend.TOP_DOWN_LEVELS
-    assert neck["fpn_interp_model"] == "nearest"
-    assert published["image_encoder"]["scalp"] == sam2_backend.DROPPED_LEVELS
-    assert published["use_high_res_features_in_sam"]
     built = build_sam2_image_model(SMALL_HIERA)
-    assert {name: getattr(built, name) for name in FLAGS} == {n: published[n] for n in FLAGS}
+    for version in VERSIONS:
+        folder = Path(sam2.__path__[0]) / "configs" / version
+        for model, size in SIZES.items():
+            text = (folder / f"{version}_{model}.yaml").read_text()
+            published = yaml.safe_load(text)["model"]
+            trunk, neck = (published["image_encoder"][part] for part in ("trunk", "neck"))
+            for name, value in vars(size).items():
+                expected = trunk.get(name, inspect.signature(Hiera).parameters[name].default)
+                assert value == (tuple(expected) if isinstance(expected, list) else expected), name
+            assert set(trunk) - {"_target_"} <= set(vars(size))
+            channels = neck["d_model"], neck["position_encoding"]["num_pos_feats"]
+            assert channels == 2 * (sam2_backend.EMBED_DIM,)
+            assert neck["fpn_top_down_levels"] == sam2_backend.TOP_DOWN_LEVELS
+            assert neck["fpn_interp_model"] == "nearest"
+            assert published["image_encoder"]["scalp"] == sam2_backend.DROPPED_LEVELS
+            assert published["use_high_res_features_in_sam"]
+            assert all(getattr(built, name) == published[name] for name in FLAGS)
 
 
 @needs_sam2
-@pytest.mark.parametrize("version", ["sam2", "sam2.1"])
+@pytest.mark.parametrize("version", VERSIONS)
 def test_a_file_of_either_version_loads(version, tmp_path, monkeypatch):
     """A model of the package's own builder, with its parts for video; only the trunk is shrunk."""
     from sam2.build_sam import build_sam2
@@ -86,7 +75,7 @@ def test_a_file_of_either_version_loads(version, tmp_path, monkeypatch):
     path = tmp_path / f"{version}_hiera_tiny.pt"
     torch.save({"model": theirs.state_dict()}, path)
     monkeypatch.setitem(SIZES, "hiera_t", SMALL_HIERA)
-    backend = build_sam_backend(config(path))
+    backend = build(path)
     assert (backend.image_side, backend.grid_side) == (1024, 64)
     ours = backend.sam.state_dict()
     for name, value in theirs.state_dict().items():
@@ -94,33 +83,24 @@ def test_a_file_of_either_version_loads(version, tmp_path, monkeypatch):
     assert all(name in theirs.state_dict() for name in ours)
 
 
-def test_a_model_of_the_other_backend_is_refused_with_the_names_of_this_one():
-    with pytest.raises(ConfigError, match=r"'vit_l'.*hiera_t.*hiera_l"):
-        build_sam_backend(config(model="vit_l"))
-
-
-def test_without_the_package_the_error_says_how_to_install_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "sam2", None)
-    with pytest.raises(ConfigError, match=r'pip install "s4m_d2\[sam2\]"'):
-        build_sam_backend(config(tmp_path / "none.pt"))
-    with pytest.raises(ConfigError, match="not installed"):
-        build_sam2_image_model(SMALL_HIERA)
-
-
-@needs_sam2
-def test_without_hydra_which_the_package_imports_the_error_is_the_same(monkeypatch):
+def forget_sam2(monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "sam2"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "hydra", None)
+
+
+@pytest.mark.parametrize("missing", ["sam2", pytest.param("hydra", marks=needs_sam2)])
+def test_without_the_package_the_error_says_how_to_install_it(missing, monkeypatch):
+    """Hydra is what the package imports."""
+    forget_sam2(monkeypatch)
+    monkeypatch.setitem(sys.modules, missing, None)
     with pytest.raises(ConfigError, match=r'pip install "s4m_d2\[sam2\]"'):
-        build_sam2_image_model(SMALL_HIERA)
+        build()
 
 
 def test_a_broken_package_shows_its_own_error(monkeypatch, tmp_path):
     (tmp_path / "sam2").mkdir()
     (tmp_path / "sam2" / "__init__.py").write_text("import no_such_extension")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "sam2"]:
-        monkeypatch.delitem(sys.modules, name)
+    forget_sam2(monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="no_such_extension"):
-        build_sam_backend(config(tmp_path / "none.pt"))
+        build()

@@ -6,30 +6,23 @@ What it shares with the other backends is in test_backends.py.
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
-from detectron2.config import get_cfg
-from sam_cases import SMALL_TRANSFORMERS, image_of, needs_transformers, small_transformers
+from sam_cases import SMALL_TRANSFORMERS, config, image_of, needs_transformers, small_transformers
 
-from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.sam import hugging_face as hugging_face_backend
-from s4m_d2.semi import Selection, build_refiner
-from s4m_d2.structures import PseudoLabels
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 PROCESSORS = {"sam2": "Sam2ImageProcessor", "sam3_tracker": "Sam3ImageProcessor"}
 PIXELS = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}  # of no published model
 
 
-def config(path):
-    cfg = get_cfg()
-    add_s4m_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.S4M.SAM.BACKEND, cfg.S4M.SAM.CHECKPOINT = "transformers", str(path)
-    return cfg
+def build(path):
+    return build_sam_backend(config(BACKEND="transformers", CHECKPOINT=path))
 
 
 @pytest.fixture(scope="module", params=SMALL_TRANSFORMERS)
@@ -52,7 +45,7 @@ def saved(request, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(saved):
-    return build_sam_backend(config(saved[2]))
+    return build(saved[2])
 
 
 @needs_transformers
@@ -117,7 +110,7 @@ def test_a_model_without_values_has_the_size_of_the_loaded_one(saved, loaded):
 
 @needs_transformers
 def test_what_is_saved_is_the_same_backend(loaded, tmp_path):
-    again = build_sam_backend(config(loaded.save(str(tmp_path / "sam_adapted"))))
+    again = build(loaded.save(str(tmp_path / "sam_adapted")))
     state = again.sam.state_dict()
     assert all(torch.equal(state[name], x) for name, x in loaded.sam.state_dict().items())
     torch.testing.assert_close(
@@ -132,25 +125,12 @@ def test_a_model_of_the_hubs_cache_is_found_by_its_name(tmp_path, monkeypatch):
     small_transformers("sam").save_pretrained(repository / "snapshots" / revision)
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(revision)
-    assert build_sam_backend(config("own/sam")).image_side == 64
+    assert build("own/sam").image_side == 64
 
 
-@needs_transformers
-def test_masks_are_refined_with_it(loaded):
-    logits = torch.full((1, 16, 16), -4.0)
-    logits[:, 4:12, 4:12] = 4.0
-    found = PseudoLabels(torch.tensor([2]), logits > 0, torch.tensor([0.9]))
-    size = (64, 64)
-    refine = build_refiner(config(""), loaded)
-    refined = refine([Selection(found, logits, (16.0, 16.0), {})], image_of(*size)[None], [size])
-    (labels,) = refined.labels
-    assert labels.masks.shape == (1, *size) and labels.masks.any()
-    assert labels.labels.tolist() == [2] and refined.predicted_ious.isfinite().all()
-
-
-def of_another_type(folder):
+def of_type(model_type, folder):
     settings = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "vit"}))
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": model_type}))
 
 
 def with_a_pickle_alone(folder):
@@ -173,7 +153,7 @@ def without_weights_of_the_decoder(folder):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (of_another_type, "type 'vit'; expected one of sam, sam_hq, sam2"),
+        (partial(of_type, "vit"), "type 'vit'; expected one of sam, sam_hq, sam2"),
         (lambda folder: (folder / "config.json").unlink(), "config.json cannot be read"),
         (with_a_pickle_alone, r"has no model\.safetensors.*save_pretrained"),
         (truncated, "cannot be loaded"),
@@ -184,7 +164,7 @@ def test_a_folder_of_another_kind_is_refused(tmp_path, spoil, message):
     small_transformers("sam").save_pretrained(tmp_path)
     spoil(tmp_path)
     with pytest.raises(WeightsError, match=message) as refusal:
-        build_sam_backend(config(tmp_path))
+        build(tmp_path)
     assert str(tmp_path) in str(refusal.value) and "\n" not in str(refusal.value)
 
 
@@ -200,20 +180,19 @@ def test_a_folder_of_another_kind_is_refused(tmp_path, spoil, message):
 def test_a_model_that_is_not_here_is_not_downloaded(tmp_path, monkeypatch, checkpoint, name):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(WeightsError, match=rf"'{checkpoint}'.*hf download {name}\b"):
-        build_sam_backend(config(checkpoint))
+        build(checkpoint)
 
 
 @needs_transformers
 def test_the_video_models_config_gives_the_model_of_images(tmp_path):
     model = small_transformers("sam2")
     model.save_pretrained(tmp_path)
-    settings = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(settings | {"model_type": "sam2_video"}))
-    state = build_sam_backend(config(tmp_path)).sam.state_dict()
+    of_type("sam2_video", tmp_path)
+    state = build(tmp_path).sam.state_dict()
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
 
 
 def test_without_the_package_an_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setattr(hugging_face_backend, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r'pip install "s4m_d2\[transformers\]"'):
-        build_sam_backend(config(tmp_path))
+        build(tmp_path)
