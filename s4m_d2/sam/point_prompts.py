@@ -248,7 +248,8 @@ class PointPromptBackend(SamBackend):
         """Fields of PromptOutput for the prompts of one pass; images: of :meth:`_prepare`."""
         if isinstance(images, ImageTokens):
             return {"features": images.after(prompts)}
-        hidden, attended = transform_tokens(self.decoder, *images, prompts)
+        image_tokens, position = images
+        hidden, attended = transform_tokens(self.decoder, image_tokens, position, prompts)
         tokens = slice(1, None) if asked.multimask else slice(0, 1)
         finer = [finer_map[prompts.image_index] for finer_map in finer_maps]
         logits, ratings = predict_masks(self.decoder, hidden, attended, tokens, finer)
@@ -257,7 +258,8 @@ class PointPromptBackend(SamBackend):
 
     def _empty_results(self, count: int, asked: Asked) -> dict[str, Tensor]:
         """Uninitialized outputs for ``count`` prompts, by field of PromptOutput."""
-        grid, shapes = self.grid_side, {}
+        grid = self.grid_side
+        shapes: dict[str, tuple[int, ...]] = {}
         if asked.masks:
             answers = self.decoder.mask_decoder.num_multimask_outputs if asked.multimask else 1
             shapes["mask_logits"] = (count, answers, 4 * grid, 4 * grid)
