@@ -79,8 +79,10 @@ def test_the_report_has_both_stages_facts_of_the_check_and_the_final_models_pict
     sam = read_results(str(run / "teacher" / "sam_quality.json"))["text"]
     for said in ("Every stage was trained", "EMA teacher", "own_val: ", f">{__version__}", sam):
         assert said in page
-    for name in ("student · predictions", "student · pseudo-labels", "teacher · predictions"):
-        assert f"{name} after 2 iterations" in page
+    for drawn in ("student/figures/predictions", "student/figures/pseudo_labels",
+                  "teacher/figures/predictions"):  # fmt: skip
+        assert (run / f"{drawn}_0000002.png").is_file()
+    assert page.count("data:image/jpeg") >= 3
 
 
 def test_sam_is_adapted_before_both_stages(finished):
