@@ -12,7 +12,6 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
 from ablation_study import report, runs  # noqa: E402
 from ablation_study.chart import draw_chart  # noqa: E402
 from ablation_study.data_sets import RealSet, Toyscapes  # noqa: E402
-from ablation_study.report import Summary  # noqa: E402
 from ablation_study.runs import PLANS, Run, all_runs  # noqa: E402
 
 from s4m_d2.engine.checks.config_checks import config_errors  # noqa: E402
@@ -59,24 +58,6 @@ def rows(text: str, title: str) -> list[list[str]]:
     return [found[1:] for found in cells if found and found[0] == title]
 
 
-def test_the_study_has_the_runs_that_it_promises_each_after_its_teacher():
-    found, done = {}, set()
-    for run in all_runs(PLAN):
-        found.setdefault((run.percent, run.method.slug), set()).add(run.seed)
-        assert run.teacher is None or run.teacher in done
-        done.add(run)
-        if run.method.has_student:
-            assert ("sd" in run.method.parts) == run.teacher.method.slug.endswith("-sd")
-    methods = "supervised gd gd-sd gd-pr gd-sd-pr gd-sd-arp gd-sd-pr-arp gd-sd-pr-arp-unique"
-    teachers = ["teacher", "teacher-sd"]
-    few = ["supervised", "gd", "gd-sd-pr-arp", *teachers]
-    expected = {(10, slug): {0, 1, 2} for slug in (*methods.split(), *teachers)}
-    expected[100, "supervised"] = {0, 1, 2}
-    expected |= {(percent, slug): {0} for percent in (5, 20, 30) for slug in few}
-    assert found == expected
-    assert len(all_runs(PLAN)) == len(done) == 48
-
-
 def test_only_named_runs_are_chosen_and_trained_with_the_teachers_that_they_need(tmp_path):
     named = runs.chosen_runs(PLAN, SEEDS, ["5pct-*", "10pct-seed1-gd-pr"])
     assert [run.name for run in named][:2] == ["10pct-seed1-gd-pr", "5pct-seed0-supervised"]
@@ -118,18 +99,6 @@ def test_a_supervised_run_is_the_student_without_unlabeled_images():
         cfg.OUTPUT_DIR = ""
         del cfg["S4M"]
     assert supervised == student
-
-
-def test_means_sample_deviations_and_their_reading():
-    for values, text, reading in (
-        ({}, "–", "missing"),
-        ({0: 3.0}, "+3.0", "one seed: no deviation"),
-        ({0: 1.0, 1: 2.0, 2: 6.0}, "+3.0 ± 2.6", "gain, as in the paper"),  # deviation √7
-        ({0: 0.0, 1: 2.0}, "+1.0 ± 1.4", "within the deviation"),
-        ({0: -3.0, 1: -2.0}, "-2.5 ± 0.7", "loss, not as in the paper"),
-    ):
-        assert Summary(values).text("+") == text
-        assert Summary(values).reading(1) == reading
 
 
 def test_the_report_by_hand():

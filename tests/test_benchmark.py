@@ -81,14 +81,6 @@ def test_a_complete_run_of_stage_2(tmp_path):
     assert (tmp_path / "benchmark.png").stat().st_size > 10_000
 
 
-def test_stage_1_with_distillation(tmp_path):
-    options = ["--stage", "1", "--parts", "step", "distillation", "SAM-encode", "--no-memory"]
-    status, result = run(tmp_path, *options)
-    (stage,) = result["stages"]
-    assert status == 0 and [r["name"] for r in stage["parts"]] == ["SAM encode", "distillation"]
-    assert stage["totals"]["rest_ours"] > 0 and stage["step"]["peak_memory"] is None
-
-
 @pytest.mark.slow
 def test_scale_and_processes(tmp_path, capsys):
     options = ["--stage", "1", "--scale", "--no-memory", "--processes", "2"]

@@ -290,20 +290,6 @@ def test_embedded_images_are_written_where_they_are_missing(convert, tmp_path, n
     assert path.read_bytes() == base64.b64decode(data)
 
 
-@pytest.mark.parametrize(
-    ("name", "data"),
-    [("3.png", "é"), ("..", base64_png(PICTURE)[:400]), ("/", base64_png(PICTURE, "PPM"))],
-)
-def test_embedded_images_that_cannot_be_read_are_named(convert, tmp_path, name, data):
-    files = {"a.json": labelme(shape("circle"), name=name, imageData=data),
-             "b.json": labelme(shape("circle"))}  # fmt: skip
-    before = set(tmp_path.rglob("*"))
-    status, content, said = convert(files=files)
-    assert status == 1 and len(content["images"]) == 1 and "a.json" in said
-    new = {path.name for path in set(tmp_path.rglob("*")) - before}
-    assert new == {"a.json", "b.json", "out", "coco.json"}
-
-
 def test_a_file_of_labelme_alone_and_hidden_folders(convert, tmp_path):
     files = {".checkpoints/1.json": labelme(shape("circle")), "1.json": labelme(shape("circle"))}
     _, content, said = convert(files=files)

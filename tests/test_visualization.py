@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from s4m_d2.errors import InputError, OutputError
-from s4m_d2.structures import RLEMasks, encode_masks, mask_boxes
+from s4m_d2.structures import mask_boxes
 from s4m_d2.visualization import (
     FILL_ALPHA,
     ColorScale,
@@ -73,13 +73,6 @@ def test_a_pixel_of_several_instances_has_the_color_of_the_smallest():
     assert np.abs(drawn[280, 60] - expected[0]).max() <= 1  # of equals the first
 
 
-def test_encoded_masks_are_drawn_alike():
-    image, masks = gray(320, 400), boxes((320, 400), [(0, 0, 320, 400), (9, 9, 9, 9)])
-    encoded = RLEMasks(encode_masks(masks), (320, 400))
-    drawn = overlay(image, masks, [0, 1], NAMES)
-    assert (overlay(image, encoded, [0, 1], NAMES) == drawn).all()
-
-
 def test_names_of_too_many_instances_would_hide_them():
     corners = [(y, x, y + 20, x + 20) for y in range(0, 320, 40) for x in range(0, 400, 40)]
     drawn = [
@@ -109,19 +102,6 @@ def test_touching_instances_have_different_colors(corners):
     for i, j in itertools.combinations(range(len(masks)), 2):
         if (grown[i] & masks[j]).any():
             assert colors[i] != colors[j]
-
-
-def test_disagreeing_arguments_are_refused():
-    none = torch.zeros(1, 4, 4).bool()
-    for image, masks, labels, scores in (
-        (np.zeros((4, 4, 3)), none[:0], [], None),
-        (gray(4, 4), torch.zeros(1, 4, 5).bool(), [0], None),
-        (gray(4, 4), torch.zeros(1, 4, 4), [0], None),
-        (gray(4, 4), none, [], None),
-        (gray(4, 4), none, [0], []),
-    ):
-        with pytest.raises(InputError):
-            overlay(image, masks, labels, NAMES, scores)
 
 
 def test_cells_have_their_own_color_at_their_centers_and_a_mean_between():

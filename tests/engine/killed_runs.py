@@ -8,7 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import timm  # noqa: F401 (once, for all processes)
 import torch
+
+import s4m_d2.engine.command.run  # noqa: F401
 
 from .conftest import ROOT
 
@@ -19,16 +22,12 @@ STAGES = ("teacher", "student", "finetune")
 
 
 class Run:
-    """A running train_net.py: a fork of a process with the imports done."""
+    """A running train_net.py: a fork of this process, which has done the imports."""
 
     def __init__(self, arguments, log: Path) -> None:
         self._log = log
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["s4m_d2.engine.command.run"])
-        environment = {"DETECTRON2_DATASETS": os.environ["DETECTRON2_DATASETS"]}
-        self._process = context.Process(
-            target=_train_net, args=(arguments, str(log), environment), daemon=False
-        )
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(target=_train_net, args=(arguments, str(log)))
         self._process.start()
 
     @property
@@ -56,14 +55,12 @@ class Run:
         return self._log.read_text()
 
 
-def _train_net(arguments, log, environment) -> None:
+def _train_net(arguments, log) -> None:
     os.setsid()
-    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(handle, 1)
-    os.dup2(handle, 2)
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # of loading processes: the usual one
+    file = open(log, "a", buffering=1)
+    for handle in (1, 2):
+        os.dup2(file.fileno(), handle)
+    sys.stdout = sys.stderr = file  # not pytest's
     sys.argv = [TRAIN_NET, *arguments]
     runpy.run_path(TRAIN_NET, run_name="__main__")
 

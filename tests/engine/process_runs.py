@@ -25,10 +25,7 @@ COMMON = {
     "S4M.UNLABELED_IMS_PER_BATCH": UNLABELED,
     "SOLVER.OPTIMIZER": "SGD",  # AdamW's first steps blow rounding errors up to the learning rate
     "SOLVER.BASE_LR": 0.03,
-    "MODEL.RESNETS.NORM": "GN",  # of 32 groups
-    "MODEL.RESNETS.DEPTH": 18,
-    "MODEL.RESNETS.STEM_OUT_CHANNELS": 32,
-    "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+    "MODEL.RESNETS.NORM": "FrozenBN",
     "S4M.EMA_DECAY": 0.5,
     "S4M.ARP.PAIR_FRACTION": 0.5,  # two pairs of four images, one pair of two
     "DATASETS.TEST": "()",
@@ -63,13 +60,9 @@ RUNS = {
         4,
         burn_in=2,
         empty_from=3,
-        changes={"S4M.QUALITY.PERIOD": "2", "S4M.QUALITY.MAX_IMAGES": "2"},
-    ),
-    "weighted": Run(
-        "student",
-        2,
-        empty_from=1,
         changes={
+            "S4M.QUALITY.PERIOD": "2",
+            "S4M.QUALITY.MAX_IMAGES": "2",
             "S4M.PSEUDO_LABEL.SCORE_THRESH": "0.1",
             "S4M.PSEUDO_LABEL.CLASS_THRESH": "auto",
             "S4M.PSEUDO_LABEL.LABEL_WEIGHT": "True",

@@ -1,6 +1,7 @@
 """The command label: folders of images, continued and shared."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,24 +9,44 @@ from pycocotools.coco import COCO
 
 from s4m_d2.commands import label
 
-from .test_demo import CONFIG, scenes, weights  # noqa: F401
+from .conftest import overrides
+from .test_demo import CONFIG, weights  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def command(weights, shared_config):  # noqa: F811
+    """(folder of images, output, more arguments) → exit status and annotations by file name."""
+    path = weights(shared_config("unused"))
+    options = overrides("unused", {"S4M__PSEUDO_LABEL__MIN_AREA": 0.0})
+
+    def run(images, output, *more):
+        words = ["--weights", path, "--images", str(images), "--output", str(output), *more]
+        status = label.main(["--config-file", CONFIG, "--score", "0", *words, *options])
+        return status, annotations(output)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(command, small_data, tmp_path_factory):
+    """The folder of images/ and out/, which a command made of them, and the annotations."""
+    folder = tmp_path_factory.mktemp("label")
+    (folder / "images" / "sub").mkdir(parents=True)
+    scenes = sorted(small_data.glob("toyscapes/leftImg8bit/val/*/*.png"))
+    for place, scene in zip(("a.png", "b.png", "sub/a.png"), scenes * 2, strict=False):
+        (folder / "images" / place).write_bytes(scene.read_bytes())
+    status, found = command(folder / "images", folder / "out")
+    assert status == 0 and set(found) == {"a.png", "b.png", "sub/a.png"} and all(found.values())
+    return folder, found
 
 
 @pytest.fixture
-def labeled(weights, small_config, small_options, scenes, tmp_path, monkeypatch):  # noqa: F811
-    """(output folder, more arguments) → exit status and annotations by file name."""
-    path = weights(small_config())
-    images = tmp_path / "images"
-    (images / "sub").mkdir(parents=True)
-    for place, scene in zip(("a.png", "b.png", "sub/a.png"), scenes * 2, strict=False):
-        (images / place).write_bytes(scene.read_bytes())
+def labeled(command, whole, tmp_path):
+    """(output, more arguments) → as of command; out/ is a copy of the whole."""
+    shutil.copytree(whole[0] / "out", tmp_path / "out")
 
-    def run(output="out", *more):
-        folder = tmp_path / output
-        words = ["--weights", path, "--images", str(images), "--output", str(folder), *more]
-        options = small_options(S4M__PSEUDO_LABEL__MIN_AREA=0.0)
-        status = label.main(["--config-file", CONFIG, "--score", "0", *words, *options])
-        return status, annotations(folder)
+    def run(output, *more, images=whole[0] / "images"):
+        return command(images, tmp_path / output, *more)
 
     return run
 
@@ -43,16 +64,14 @@ def annotations(folder: Path):
     }
 
 
-def test_a_killed_command_continues_and_processes_share(labeled, tmp_path, monkeypatch):
-    status, whole = labeled()
-    assert status == 0 and set(whole) == {"a.png", "b.png", "sub/a.png"}
-    assert all(whole.values())
+def test_a_killed_command_continues_and_processes_share(labeled, whole, tmp_path, monkeypatch):
+    _, whole = whole
     assert any("sam_iou" in a for rows in whole.values() for a in rows)
     done = tmp_path / "out" / "labels-0.jsonl"
     lines = done.read_bytes().splitlines(keepends=True)
     done.write_bytes(lines[0] + lines[1][:50])  # torn by a kill
     (tmp_path / "out" / "annotations.json").unlink()
-    assert labeled() == (0, whole)
+    assert labeled("out") == (0, whole)
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in "01":
@@ -62,10 +81,11 @@ def test_a_killed_command_continues_and_processes_share(labeled, tmp_path, monke
     assert annotations(tmp_path / "shared") == whole
 
 
-def test_filters_and_images_that_cannot_be_read(labeled, tmp_path, capsys):
-    whole = labeled()[1]
-    (tmp_path / "images" / "b.png").write_bytes(b"no image")
-    status, few = labeled("few", "--max-instances", "2", "--min-area", "100")
+def test_filters_and_images_that_cannot_be_read(labeled, whole, tmp_path, capsys):
+    folder, whole = whole
+    images = shutil.copytree(folder / "images", tmp_path / "images")
+    (images / "b.png").write_bytes(b"no image")
+    status, few = labeled("few", "--max-instances", "2", "--min-area", "100", images=images)
     assert status == 1 and "b.png" in capsys.readouterr().err
     for name in ("a.png", "sub/a.png"):
         assert few[name] == [a for a in whole[name] if a["area"] >= 100][:2]
@@ -76,7 +96,6 @@ def test_an_output_of_something_else_stays_as_it_is(labeled, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     assert labeled("mine") == (1, None) and "not empty" in capsys.readouterr().err
-    labeled()
     before = (tmp_path / "out" / "annotations.json").read_bytes()
     assert labeled("out", "--format", "labelme")[0] == 1 and "format" in capsys.readouterr().err
     assert (tmp_path / "out" / "annotations.json").read_bytes() == before

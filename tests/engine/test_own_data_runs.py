@@ -8,6 +8,7 @@ import re
 import pytest
 import torch
 
+from s4m_d2 import __version__
 from s4m_d2.engine.checkpointing.weight_names import model_weights
 from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
@@ -54,8 +55,6 @@ def test_both_stages_train_on_what_is_stored_beside_them(finished):
     train, val = (
         json.loads((run / "data" / f"{part}.json").read_text()) for part in ("train", "val")
     )
-    sam = read_results(str(run / "teacher" / "sam_quality.json"))["text"]
-    assert sam in html.unescape((run / "report.html").read_text())
     files = [{row["file_name"] for row in part["images"]} for part in (train, val)]
     assert not files[0] & files[1] and len(files[0] | files[1]) == 8
     unlabeled = [f"street_{i:05d}.png" for i in range(8, 12)]
@@ -63,6 +62,27 @@ def test_both_stages_train_on_what_is_stored_beside_them(finished):
     cfg = load_config(str(run / "config.yaml"))
     assert cfg.INPUT.IMAGE_SIZE == 128
     assert class_names(cfg) == [row["name"] for row in train["categories"]]
+
+
+def test_a_finished_run_is_not_begun_again_and_has_nothing_to_continue(finished, capsys):
+    data, run = finished
+    before, words = stamps(run), overrides(run, S4M__SAM__ADAPT=1)
+    capsys.readouterr()
+    assert train_net(*own_options(data), *words) == 1 and "--resume" in capsys.readouterr().err
+    assert train_net(*own_options(data), "--resume", *words) == 0
+    assert stamps(run) == before
+
+
+def test_the_report_has_both_stages_facts_of_the_check_and_the_final_models_pictures(finished):
+    _, run = finished
+    page = html.unescape((run / "report.html").read_text())
+    sam = read_results(str(run / "teacher" / "sam_quality.json"))["text"]
+    for said in ("Every stage was trained", "EMA teacher", "own_val: ", f">{__version__}", sam):
+        assert said in page
+    for drawn in ("student/figures/predictions", "student/figures/pseudo_labels",
+                  "teacher/figures/predictions"):  # fmt: skip
+        assert (run / f"{drawn}_0000002.png").is_file()
+    assert page.count("data:image/jpeg") >= 3
 
 
 def test_sam_is_adapted_before_both_stages(finished):
@@ -88,9 +108,7 @@ def test_a_check_tells_settings_and_reasons_and_writes_nothing(finished, tmp_pat
 
 def test_a_run_continues_with_the_data_that_it_began_with(finished, tmp_path, capsys):
     data, run = copied(finished[0], tmp_path / "data"), copied(finished[1], tmp_path / "run")
-    (run / "student" / "model_final.pth").unlink()  # as if it had been stopped in stage 2
-    (run / "student" / "results.json").unlink()
-    (run / "student" / "last_checkpoint").unlink()
+    (run / "student" / "results.json").unlink()  # as if stage 2's evaluation had been stopped
     before = stamps(run)
     change_json(data / "annotations.json", lambda c: c.update(annotations=c["annotations"][:-5]))
     capsys.readouterr()
@@ -98,9 +116,9 @@ def test_a_run_continues_with_the_data_that_it_began_with(finished, tmp_path, ca
     said = " ".join((run / "log.txt").read_text().split())
     assert "annotations.json is not what it was when the run began" in said
     after = stamps(run)
-    assert {path: after[path] for path in before} == before  # the data and stage 1 stay
-    trained, again = (r / "student" / "results.json" for r in (finished[1], run))
-    assert trained.is_file() and again.is_file()
+    assert {path: after[path] for path in before} == before  # the data and the weights stay
+    results = [read_results(str(r / "student" / "results.json")) for r in (finished[1], run)]
+    assert repr(results[0]["segm"]) == repr(results[1]["segm"])  # may be NaN
 
 
 def test_without_changes_a_continued_run_says_nothing(finished, tmp_path):
@@ -125,11 +143,14 @@ def test_an_evaluation_has_the_split_and_settings_of_the_weights_run(finished, t
     change_json(
         data / "annotations.json", lambda c: c["categories"].append({"id": 99, "name": "tram"})
     )
-    changes = {"MODEL__WEIGHTS": run / "student" / "model_final.pth"}
+    changes = {"MODEL__WEIGHTS": run / "student" / "model_final.pth", "S4M__EVAL": "both"}
     words = overrides(tmp_path / "eval", **changes)
     assert train_net(*own_options(data, unlabeled=None), "--eval-only", *words) == 0
-    results = read_results(str(run / "student" / "results.json"))["segm"]
-    assert f"copypaste: {results['AP']:.4f},{results['AP50']:.4f}" in capsys.readouterr().out
+    results = read_results(str(run / "student" / "results.json"))
+    models = results, results["teacher"]
+    expected = [model[task] for model in models for task in ("bbox", "segm")]
+    found = re.findall(r"copypaste: ([\d.]+,[\d.]+)", capsys.readouterr().out)
+    assert found == [f"{of['AP']:.4f},{of['AP50']:.4f}" for of in expected]
     assert not (tmp_path / "eval" / "data").exists()
     # Other images than the run's own: a file beside them is compared with.
     options = own_options(finished[0], val=finished[0] / "annotations.json")

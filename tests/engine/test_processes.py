@@ -31,7 +31,7 @@ FEW = 3  # iterations before which no step has changed what is compared by more 
 # the weights, and with them all losses, follow other roundings from there.
 TOLERANCE, TOLERANCE_LATER, TOLERANCE_OF_PSEUDO_LABELS = 1e-4, 1e-2, 1e-2
 # Of a parameter's change, in all iterations.
-OF_CHANGE = {"teacher": 1e-3, "student": 2e-2, "weighted": 2e-2}
+OF_CHANGE = {"teacher": 1e-3, "student": 2e-2}
 
 
 def make_configs(folder):
@@ -176,7 +176,7 @@ def test_teacher_and_student_are_the_same_on_every_process_after_every_step(runs
 
 
 def test_class_thresholds_follow_the_images_of_all_processes(runs):
-    [whole], (first, second) = runs("weighted", 1), runs("weighted", WORLD)
+    [whole], (first, second) = runs("student", 1), runs("student", WORLD)
     assert first.thresholds == second.thresholds
     for ours, expected in zip(first.thresholds, whole.thresholds, strict=True):
         assert ours == pytest.approx(expected, rel=1e-3)

@@ -51,14 +51,3 @@ def test_the_tool_prints_tables_and_writes_json(tool, checkpoint, small_options,
     row = capsys.readouterr().out.splitlines()[4].split("|")
     assert row[2].strip() == "before" and row[4].strip() == "0"  # labels
     assert os.listdir(output) == ["pseudo_label_quality.json"]
-
-
-def test_the_tool_names_what_is_missing(tool, checkpoint, small_options, folder_without_labels):
-    config = ["--config-file", str(ROOT / "configs" / "toyscapes_10pct.yaml")]
-    with pytest.raises(SystemExit, match="WeightsError: .*gone.pth"):
-        tool.main([*config, "--weights", "gone.pth", *small_options()])
-    unlabeled = small_options(DATASETS__UNLABELED=f"('{folder_without_labels}',)")
-    with pytest.raises(SystemExit, match=f"DatasetError: .*{folder_without_labels}"):
-        tool.main([*config, "--weights", checkpoint, *unlabeled])
-    with pytest.raises(SystemExit, match="S4M.QUALITY.MAX_IMAGES"):
-        tool.main([*config, "--weights", checkpoint, "--images", "-2", *small_options()])

@@ -35,6 +35,7 @@ def test_the_check_says_what_goes_on_and_what_has_changed(tmp_path):
     for number, (saved, changes, left, warned, refused) in enumerate(
         [
             ({}, {}, ["teacher", "student"], [], []),
+            ({}, {"S4M.TEACHER_WEIGHTS": "t.pth"}, ["student"], [], []),
             (BOTH, {}, [], [], []),
             (BOTH, {STUDENT: 30}, ["student"], [STUDENT], []),
             (BOTH, {STUDENT: 15}, [], [], ["has done 20 iterations"]),

@@ -15,6 +15,8 @@ from s4m_d2.engine.rng import default_generator_states, restore_default_generato
 from s4m_d2.engine.training.continuing import RunStateHook, changes, continuation_errors
 from s4m_d2.errors import WeightsError
 
+from .stopped_ranks import Line
+
 SETTINGS = {
     "SEED": 3,
     "DATASETS.TRAIN": ("toys_10pct",),
@@ -48,17 +50,8 @@ class FirstDraws(HookBase):
         self.values = draw()
 
 
-class Weight(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def forward(self, data):
-        return {"loss": self.weight * 1.0}
-
-
 def make_trainer(*hooks):
-    model = Weight()
+    model = Line()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     trainer = SimpleTrainer(model, itertools.repeat(None), optimizer)
     trainer.register_hooks(hooks)

@@ -21,7 +21,7 @@ def config(small_config, tmp_path):
 
     def make(**changes):
         sam = {"S4M__SAM__BACKEND": "tiny_toyscapes", "S4M__SAM__CHECKPOINT": ""}
-        base = {"DATASETS__TRAIN": ("toyscapes_train",), "S4M__SAM__ADAPT": 2, **sam}
+        base = {"DATASETS__TRAIN": ("toyscapes_train",), "S4M__SAM__ADAPT": 1, **sam}
         return small_config(**base | changes)
 
     return make

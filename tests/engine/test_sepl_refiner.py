@@ -1,4 +1,4 @@
-"""S4M.REFINE.METHOD sepl in a run of stage 2: checks of its settings, and continuing exactly."""
+"""S4M.REFINE.METHOD sepl in a run of stage 2: checks of its settings, and what it draws."""
 
 import json
 from pathlib import Path
@@ -12,19 +12,15 @@ from s4m_d2.errors import ConfigError
 from s4m_d2.sepl.refiner import SEPLRefiner
 
 from .preflight_cases import config
-from .sameness import assert_same
 
-ITERATIONS = 2
 SETTINGS = {
     "S4M__REFINE__METHOD": "sepl",
     "S4M__REFINE__SEPL__O_S_THRESH": 0.3,
     "S4M__REFINE__SEPL__POINTS_PER_SIDE": 4,
     "S4M__REFINE__SEPL__PRED_IOU_THRESH": 0.3,
     "S4M__REFINE__SEPL__STABILITY_SCORE_THRESH": 0.3,
-    "SOLVER__MAX_ITER": ITERATIONS,
-    "SOLVER__CHECKPOINT_PERIOD": 1,
+    "SOLVER__MAX_ITER": 1,
     "S4M__BURN_IN": 1,
-    "S4M__EMA_DECAY": 0.5,
     "DATASETS__TEST": "()",
 }
 
@@ -46,7 +42,7 @@ def test_settings_out_of_range_are_named(key, good, bad):
         check_config(cfg, num_processes=1)
 
 
-def test_a_run_continued_is_the_unbroken_one_and_redraws_masks(small_config, tmp_path):
+def test_a_run_redraws_masks(small_config, tmp_path):
     cfg = stage_config(small_config(**SETTINGS), "student")
     folder, weights = Path(cfg.OUTPUT_DIR), tmp_path / "stage_one" / "model_final.pth"
     folder.mkdir(parents=True)
@@ -54,22 +50,11 @@ def test_a_run_continued_is_the_unbroken_one_and_redraws_masks(small_config, tmp
     model = TeacherTrainer.build_model(cfg)
     model.sem_seg_head.predictor.class_embed.bias.data[-1] = -9.0  # so that it finds objects
     S4MCheckpointer(model, str(weights.parent)).save("model_final")
-    whole = S4MTrainer(cfg, str(weights))
-    whole.train()
-    assert isinstance(whole.pseudo_labeling.refiner, SEPLRefiner)
+    trainer = S4MTrainer(cfg, str(weights))
+    trainer.train()
+    assert isinstance(trainer.pseudo_labeling.refiner, SEPLRefiner)
 
-    first = torch.load(folder / "model_final.pth", weights_only=True)
     lines = (folder / "metrics.json").read_text().splitlines()
     logged = {key: value for line in lines for key, value in json.loads(line).items()}
-    (folder / "model_final.pth").unlink()
-    (folder / "last_checkpoint").write_text("model_0000000.pth")
-    resumed = S4MTrainer(cfg, str(weights))
-    resumed.resume_or_load(resume=True)
-    assert resumed.start_iter == 1
-    resumed.train()
-    second = torch.load(folder / "model_final.pth", weights_only=True)
-    assert_same(first["model"], second["model"])
-    assert_same(first["trainer"]["hooks"], second["trainer"]["hooks"])
-
     assert 0 <= logged["refinement/fallbacks"] < 1
     assert 0.3 < logged["refinement/predicted_iou"] <= 1.5

@@ -12,7 +12,6 @@ import torch.multiprocessing as mp
 from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.profiler import ProfilerActivity, profile
 
 from s4m_d2.engine.checks.config_checks import config_errors
 from s4m_d2.engine.training import hooks as module
@@ -20,7 +19,7 @@ from s4m_d2.engine.training.hooks import BadSteps, BufferSyncHook, EMATeacherHoo
 from s4m_d2.engine.training.step import PRECISIONS, TeacherStep, fetch_step, gradient_norms
 from s4m_d2.errors import DivergenceError
 from s4m_d2.semi.ema_teacher import EMATeacher
-from s4m_d2.transfers import TO_HOST, to_device
+from s4m_d2.transfers import to_device
 
 from .sameness import assert_same
 
@@ -230,29 +229,6 @@ class Logging(TeacherStep):
 
     def finish(self, losses, scalars=None):
         super().finish(losses, {"on device": losses["first"].detach() + 1, "number": 4.0})
-
-
-def test_a_step_of_the_loop_synchronizes_once():
-    """Beside this transfer Detectron2 reads values on the host only."""
-    trainer = make(batches(*GOOD), step=Logging)
-    with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        trainer.train(0, len(GOOD))
-    assert [event.name for event in profiled.events()].count(TO_HOST) == len(GOOD)
-
-
-@pytest.mark.gpu
-def test_a_step_waits_once_for_the_device(recwarn):
-    trainer = make(batches(*GOOD), model=Toy().to("cuda"), step=Logging)
-    trainer.iter = 0
-    with EventStorage(0):
-        trainer.run_step()  # CUDA's libraries start up
-        recwarn.clear()
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            trainer.run_step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    assert sum("synchronizing" in str(w.message) for w in recwarn) == 1
 
 
 def test_losses_and_scalars_are_logged_as_they_are_but_no_losses_of_skipped_steps(tmp_path):

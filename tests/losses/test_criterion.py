@@ -1,11 +1,12 @@
-"""The set-prediction loss: its weights, half precision, and options that cannot be."""
+"""The set-prediction loss: half precision, memory, and what cannot be."""
 
 import pytest
 import torch
-from problems import WEIGHTS, make_criterion, random_layers, random_targets
+from problems import make_criterion, random_layers, random_targets
 from seeds import seeded
 
-from s4m_d2.errors import ConfigError
+from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.losses import mask_losses
 
 CLASSES, QUERIES, POINTS = 2, 4, 128
 
@@ -13,16 +14,6 @@ CLASSES, QUERIES, POINTS = 2, 4, 128
 def evaluate(outputs, **changes):
     criterion = make_criterion(CLASSES, changes.pop("num_points", POINTS), **changes)
     return criterion(outputs, random_targets([2], CLASSES), [seeded(0)])
-
-
-def test_each_loss_is_proportional_to_its_own_weight():
-    first, second = random_layers(1, QUERIES, CLASSES, 2)
-    outputs = {**first, "aux_outputs": [second]}
-    base = evaluate(outputs)
-    for name in WEIGHTS:
-        losses = evaluate(outputs, loss_weights={**WEIGHTS, name: 3 * WEIGHTS[name]})
-        for key, loss in losses.items():
-            torch.testing.assert_close(loss, (3 if key.startswith(name) else 1) * base[key])
 
 
 def test_half_precision_outputs_give_float32_losses_under_autocast():
@@ -44,3 +35,21 @@ def test_impossible_sampling_options_are_refused_by_key():
     ):
         with pytest.raises(ConfigError, match=f"MODEL.MASK_FORMER.{key}"):
             evaluate(random_layers(1, QUERIES, CLASSES)[0], **{option: value})
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES, 99])
+def test_a_label_that_is_no_class_is_refused(label):
+    targets = random_targets([2, 3], CLASSES)
+    targets[1]["labels"][2] = label
+    [layer] = random_layers(2, QUERIES, CLASSES)
+    with pytest.raises(InputError, match=rf"image 1 .* class id {label} .* 0\.\.1"):
+        make_criterion(CLASSES, POINTS)(layer, targets, [seeded(0), seeded(1)])
+
+
+def test_reading_a_few_masks_at_a_time_changes_nothing(monkeypatch):
+    first, second = random_layers(1, QUERIES, CLASSES, 2)
+    outputs = {**first, "aux_outputs": [second]}
+    expected = evaluate(outputs)
+    monkeypatch.setitem(mask_losses.PIXELS_AT_ONCE, "cpu", 16 * 24)
+    monkeypatch.setattr(mask_losses, "POINTS_AT_ONCE", 3 * POINTS)
+    torch.testing.assert_close(evaluate(outputs), expected, rtol=1e-6, atol=1e-6)

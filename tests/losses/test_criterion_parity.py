@@ -18,6 +18,7 @@ from literal_losses import (
     loss_points,
 )
 from problems import make_criterion
+from seeds import generators
 
 from s4m_d2.losses import mask_losses, matcher
 
@@ -197,13 +198,44 @@ def test_all_losses_of_all_layers_equal_literal_loops_in_double_precision(case):
     outputs, targets = make_problem(case)
     criterion = criterion_of(case)
     criterion.matcher = RecordingMatcher(criterion.matcher)
-    generators = [torch.Generator().manual_seed(case.seed + i) for i in range(len(targets))]
     with recorded_points() as drawn:
-        losses = criterion(outputs, targets, generators)
+        losses = criterion(outputs, targets, generators(len(targets), case.seed))
     expected = reference_losses(case, outputs, targets, drawn, criterion.matcher.layers)
     assert losses.keys() == expected.keys()
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value, **TOLERANCE), name
+
+
+def test_gradients_are_the_slope_of_the_literal_loops():
+    """Central differences along a random direction, at the same points and matches."""
+    case, outputs, targets = spread_problem(SPREAD["some in each"])
+    criterion = criterion_of(case)
+    criterion.matcher = RecordingMatcher(criterion.matcher)
+    with recorded_points() as drawn:
+        losses = criterion(outputs, targets, generators(len(targets)))
+    sum(losses.values()).backward()
+    layers = [outputs, *outputs.pop("aux_outputs")]
+    rng = np.random.default_rng(case.seed)
+    directions = [
+        {key: torch.from_numpy(rng.normal(size=value.shape)) for key, value in layer.items()}
+        for layer in layers
+    ]
+
+    def literal(step):
+        first, *others = (
+            {key: value.detach().double() + step * direction[key] for key, value in layer.items()}
+            for layer, direction in zip(layers, directions, strict=True)
+        )
+        moved = {**first, "aux_outputs": others}
+        found = reference_losses(case, moved, targets, drawn, criterion.matcher.layers)
+        return sum(found.values())
+
+    slope = sum(
+        (layer[key].grad * direction[key]).sum().item()
+        for layer, direction in zip(layers, directions, strict=True)
+        for key in layer
+    )
+    assert slope == pytest.approx((literal(1e-6) - literal(-1e-6)) / 2e-6, rel=1e-3)
 
 
 WORLD = 2
@@ -239,8 +271,8 @@ def run_images(spread, images):
     case, outputs, targets = spread_problem(spread)
     layers = [outputs, *outputs["aux_outputs"]]
     rows = [{key: layer[key][images] for key in ("pred_logits", "pred_masks")} for layer in layers]
-    generators = [torch.Generator().manual_seed(i) for i in range(len(targets))[images]]
-    losses = criterion_of(case)({**rows[0], "aux_outputs": rows[1:]}, targets[images], generators)
+    own = generators(len(targets))[images]
+    losses = criterion_of(case)({**rows[0], "aux_outputs": rows[1:]}, targets[images], own)
     sum(losses.values()).backward()
     return (
         {name: loss.item() for name, loss in losses.items()},

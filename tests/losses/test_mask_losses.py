@@ -1,54 +1,12 @@
-"""Point sampling and the mask losses."""
+"""Where points are drawn."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from literal_losses import bce, dice, read
 from seeds import seeded
 
-from s4m_d2.losses.mask_losses import (
-    dice_loss,
-    sample_each,
-    sample_shared,
-    sigmoid_ce_loss,
-    uncertain_points,
-)
-
-logit = st.floats(-60, 60, width=32)
-rows = st.lists(st.tuples(logit, st.floats(0, 1, width=32)), min_size=1, max_size=12)
-
-
-@given(rows)
-def test_losses_equal_double_precision_formulas(pairs):
-    logits, targets = zip(*pairs, strict=True)
-    x, t = torch.tensor([logits]), torch.tensor([targets])
-    tolerance = {"rel": 1e-6, "abs": 2e-6}
-    assert dice_loss(x, t).item() == pytest.approx(dice(logits, targets), **tolerance)
-    assert sigmoid_ce_loss(x, t).item() == pytest.approx(bce(logits, targets), **tolerance)
-
-
-@settings(max_examples=40)
-@given(
-    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
-    count=st.integers(0, 3),
-    num_points=st.integers(1, 12),
-    seed=st.integers(0, 2**20),
-)
-def test_sampling_equals_literal_interpolation_with_zeros_outside(size, count, num_points, seed):
-    rng = seeded(seed)
-    masks = torch.randn(count, *size, generator=rng)
-    points = torch.rand(count, num_points, 2, generator=rng)
-    expected = torch.zeros(count, num_points)
-    for row, mask, its_points in zip(expected, masks, points, strict=True):
-        row[:] = torch.tensor(read(mask.double().numpy(), its_points.tolist()))
-    torch.testing.assert_close(sample_each(masks, points), expected, rtol=1e-5, atol=1e-5)
-    for i in range(count):
-        shared = sample_shared(masks[i : i + 1], points[i])
-        torch.testing.assert_close(shared[0], expected[i], rtol=1e-5, atol=1e-5)
-
+from s4m_d2.losses.mask_losses import sample_each, uncertain_points
 
 RAMP = torch.linspace(-10, 10, 64).expand(1, 64, 64)  # crosses zero at x = 1/2
 

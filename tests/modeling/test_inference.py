@@ -1,8 +1,5 @@
 """Instances from hand-made queries."""
 
-import math
-
-import pytest
 import torch
 
 from s4m_d2.modeling.inference import instance_inference, largest_components
@@ -65,35 +62,3 @@ def test_the_largest_of_a_masks_regions_stays():
     found = largest_components(torch.stack([mask, whole, none])[None])
     kept = torch.where(place == 2, -2.0, mask)  # a corner that touches does not connect
     torch.testing.assert_close(found, torch.stack([kept, whole, none])[None])
-
-
-def test_no_object_is_never_predicted():
-    result = instance_inference(logits_of([[0.01, 0.02, 0.0]]), MASKS[:1], max_instances=1, **FULL)
-    assert result.pred_classes.tolist() == [1]
-    assert result.scores.item() == pytest.approx(0.02 / (1 + math.exp(-3)), rel=1e-4)
-
-
-def test_score_is_the_mean_probability_inside_the_mask_only():
-    mask = torch.full(SIZE, -9.0)
-    mask[0, :2] = torch.tensor([1.0, 3.0])
-    result = instance_inference(logits_of([[0.5]]), mask[None], max_instances=1, **FULL)
-    expected = 0.5 * torch.tensor([1.0, 3.0]).sigmoid().mean().item()
-    assert result.scores.item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_padding_is_cropped_before_the_mask_is_resized_to_the_output():
-    """A quarter-resolution mask over a padded 16 x 16 input with 8 x 12 content, shown doubled."""
-    small = torch.full((1, 4, 4), -4.0)
-    small[0, :3, 1:] = 4.0  # input columns from 4 on, reaching into the padding
-    result = instance_inference(
-        logits_of([[0.9]]),
-        small,
-        padded_size=(16, 16),
-        image_size=(8, 12),
-        output_size=(16, 24),
-        max_instances=1,
-    )
-    expected = torch.zeros(1, 16, 24, dtype=torch.bool)
-    expected[:, :, 8:] = True
-    assert torch.equal(result.pred_masks, expected)
-    assert result.pred_boxes.tensor.tolist() == [[8, 0, 24, 16]]

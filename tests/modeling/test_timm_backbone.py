@@ -123,15 +123,6 @@ def test_checkpointing_activations_changes_no_gradient(build, name):
         torch.testing.assert_close(plain, checkpointed)
 
 
-def test_a_whole_model_trains_under_autocast(make_tiny_model, make_sample):
-    model = make_tiny_model(*TIMM, "s4m_vit14").train()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = model([make_sample(64, 96, [1, 5])])
-    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
-    sum(losses.values()).backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
-
-
 @torch.no_grad()
 def test_output_norms_normalize_every_position_over_the_channels(build):
     backbone = build("test_convnext", "MODEL.TIMM.OUT_NORM", True).eval()
@@ -141,7 +132,7 @@ def test_output_norms_normalize_every_position_over_the_channels(build):
         torch.testing.assert_close(variance, torch.ones_like(variance), rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "s4m_swin", "s4m_swinv2", "s4m_vit14"])
+@pytest.mark.parametrize("name", ["s4m_swinv2", "s4m_vit14"])
 def test_a_whole_model_trains_and_segments_at_another_size(make_tiny_model, make_sample, name):
     options = ("MODEL.TIMM.OUT_NORM", name.startswith("s4m_swin"))
     model = make_tiny_model(*TIMM, name, *options).train()
