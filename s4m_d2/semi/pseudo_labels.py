@@ -20,7 +20,7 @@ class Selection:
     """The kept predictions of one image, at the prediction's resolution, without padding.
 
     Attributes:
-        labels: N pseudo-labels with (N, h', w') masks.
+        labels: N pseudo-labels with (N, h', w') masks, each with a pixel.
         mask_logits: (N, h', w') float32 logits of these masks.
         content_size: (h', w') extent of the image content in the masks' pixels; fractional where
             the content ends inside the last row or column.
@@ -47,7 +47,8 @@ def select_pseudo_labels(
 ) -> Selection:
     """Keep a query if its arg-max class is an object, its score and its soft area are high enough.
 
-    Queries with NaN class probabilities, or with a mask logit that is not finite, are dropped too.
+    Queries with NaN class probabilities, with a mask logit that is not finite, or whose mask has no
+    pixel are dropped too.
 
     Args:
         pred_logits: (Q, K + 1) class logits; the last class is no-object.
@@ -101,7 +102,7 @@ def select_in_batch(
         is_confident = is_object & (scores > thresh)
         usable, large, areas = _measure(_content(masks, size), min_area, mask_thresh)
         usable &= is_confident
-        passed = [is_finite, is_object, is_confident, usable, usable & large]
+        passed = [is_finite, is_object, is_confident, usable, usable & large & (areas > 0)]
         verdicts.append(
             (scores, classes, torch.stack([flags.long() for flags in passed] + [areas]))
         )

@@ -1,9 +1,8 @@
 """Pseudo-label refinement: SAM's masks replace the teacher's (paper, section 3.3).
 
 A refiner is a callable ``(selections, images, image_sizes, generators) -> Refinement``; its labels
-are those of the selections that have pixels (:func:`with_pixels`), in their order.
-``S4M.REFINE.METHOD`` selects one of REFINER_REGISTRY, whose entries are builders
-``(cfg, backend) -> refiner``.
+are those of the selections, in their order. ``S4M.REFINE.METHOD`` selects one of REFINER_REGISTRY,
+whose entries are builders ``(cfg, backend) -> refiner``.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from s4m_d2.sam.backend import EncodedImages
 from s4m_d2.sam.point_prompts import BOX_LABELS
 from s4m_d2.semi.mask_points import neighbor_points, sample_points_in_batch
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.structures import MAX_BYTE, PseudoLabels, known_areas, mask_areas, mask_boxes
+from s4m_d2.structures import MAX_BYTE, PseudoLabels, mask_areas, mask_boxes
 from s4m_d2.transfers import to_device, to_host
 
 REFINER_REGISTRY = Registry("REFINER")
@@ -181,13 +180,12 @@ class PointRefiner:
             generators: one for each image, on any device; None: PyTorch's own.
 
         Returns:
-            Labels at content size, without instances whose teacher mask was empty.
+            Labels at content size.
 
         Raises:
             InputError: if the numbers of selections, images, sizes and generators differ.
         """
         check_batch(selections, images, image_sizes, generators)
-        selections = with_pixels(selections)
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         if not active:
@@ -400,18 +398,6 @@ def _better(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tupl
     """Of two answers to each prompt, masks (N, h, w) and IoUs (N,), that with the higher IoU."""
     wins = second[1] > first[1]
     return second[0].where(wins[:, None, None], first[0]), second[1].where(wins, first[1])
-
-
-def with_pixels(selections: Sequence[Selection]) -> list[Selection]:
-    """Drop instances without a pixel at the prediction's resolution."""
-    result = []
-    areas = known_areas([selection.labels for selection in selections])
-    for selection, of_image in zip(selections, areas, strict=True):
-        kept = np.flatnonzero(of_image)
-        labels = replace(selection.labels, areas=of_image)[kept]
-        logits = selection.mask_logits[to_device(kept, selection.mask_logits.device)]
-        result.append(replace(selection, labels=labels, mask_logits=logits))
-    return result
 
 
 def _groups(

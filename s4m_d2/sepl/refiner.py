@@ -19,7 +19,6 @@ from s4m_d2.semi.refinement import (
     check_batch,
     logit,
     teacher_masks,
-    with_pixels,
 )
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH, assign_masks
 from s4m_d2.structures import PseudoLabels, dense_overlaps, mask_areas
@@ -88,7 +87,6 @@ class SEPLRefiner:
         """See :class:`~s4m_d2.semi.PointRefiner`; ``generators`` are not used, masks may be empty,
         and ``predicted_ious`` are those of the selected masks."""
         check_batch(selections, images, image_sizes, generators)
-        selections = with_pixels(selections)
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         ious: list[float] = []

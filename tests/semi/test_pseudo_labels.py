@@ -78,8 +78,9 @@ def test_a_score_at_the_threshold_is_dropped():
 def test_an_area_at_the_threshold_is_dropped_and_the_area_is_soft():
     logits = class_logits(ROW)
     half = torch.zeros(1, 2, 5)  # probability 0.5 exactly, 10 px: area 5 exactly
-    assert select(logits, half, (2, 5)).stats["dropped_area"] == 1
-    assert select(logits, half, (2, 5), min_area=4.999).stats["kept"] == 1
+    assert select(logits, half, (2, 5), mask_thresh=0.4).stats["dropped_area"] == 1
+    assert select(logits, half, (2, 5), min_area=4.999, mask_thresh=0.4).stats["kept"] == 1
+    assert select(logits, half, (2, 5), min_area=4.999).stats["dropped_area"] == 1  # no pixel
 
 
 def test_a_pixel_at_the_mask_threshold_is_outside():
@@ -133,7 +134,7 @@ def test_selection_equals_the_rules_applied_query_by_query(
             stats["dropped_no_object"] += 1
         elif probabilities[best] <= score_thresh:
             stats["dropped_score"] += 1
-        elif sum(pixels) <= min_area:
+        elif sum(pixels) <= min_area or max(pixels) <= mask_thresh:
             stats["dropped_area"] += 1
         else:
             stats["kept"] += 1
@@ -155,7 +156,7 @@ def test_half_precision_predictions_are_compared_in_single_precision():
     logits = class_logits(ROW).bfloat16()
     masks = torch.full((1, 6, 8), -2.0).bfloat16()  # area 48 * sigmoid(-2) = 5.7216
     assert masks.sigmoid().sum().item() < 5.72, "too coarse in bfloat16"
-    selection = select(logits, masks, min_area=5.72)
+    selection = select(logits, masks, min_area=5.72, mask_thresh=0.1)
     assert selection.mask_logits.dtype == selection.labels.scores.dtype == torch.float32
     assert selection.stats["kept"] == 1
 

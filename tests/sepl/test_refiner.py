@@ -89,12 +89,6 @@ def row(*spans: tuple[int, int], width=20) -> np.ndarray:
     return np.array(masks, dtype=bool).reshape(-1, 1, width)
 
 
-def test_an_instance_without_a_pixel_is_left_out():
-    refined, _ = refine([row((2, 8), (9, 9))], [row((0, 10))])
-    assert np.array_equal(refined.labels[0].masks.numpy(), row((0, 10)))
-    assert (refined.num_fallbacks, refined.num_instances) == (0, 1)
-
-
 def test_classes_and_scores_stay_and_the_predicted_ious_are_of_the_selected_masks():
     teachers = [row((0, 5), (10, 15)), row(), row((3, 9))]
     objects = [row((0, 6), (16, 19), (9, 15), (1, 5)), row((0, 9)), row((15, 18))]

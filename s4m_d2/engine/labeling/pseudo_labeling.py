@@ -27,7 +27,6 @@ from s4m_d2.semi.refinement import (
     build_refiner,
     logit,
     teacher_doubts,
-    with_pixels,
 )
 from s4m_d2.structures import PseudoLabels, drop_empty, sample_generators
 from s4m_d2.transfers import to_device
@@ -222,14 +221,13 @@ class PseudoLabeling:
             image[:, :height, :width] = to_device(sample["image"], device)
         rgb = images if self.input_format == "RGB" else images.flip(1)
         generators = sample_generators(weak, "refine_points", "cpu")
-        selections = with_pixels(selections) if self._needs_rows else selections
         return self.judge(selections, self.refiner(selections, rgb, sizes, generators))
 
     def judge(self, selections: Sequence[Selection], refinement: Refinement) -> Refinement:
         """Weight labels and drop those that are empty, of low quality or duplicates.
 
         Args:
-            selections: what was refined; each mask has a pixel (:func:`with_pixels`).
+            selections: what was refined.
             refinement: with the same rows.
         """
         labels = refinement.labels
@@ -249,10 +247,6 @@ class PseudoLabeling:
     @property
     def _needs_quality(self) -> bool:
         return self.label_weight or self.mask_quality_thresh > 0 or self._drops_duplicates
-
-    @property
-    def _needs_rows(self) -> bool:
-        return self._needs_quality or self.pixel_weight
 
     def _filtered(self, refinement: Refinement) -> Refinement:
         """Drop low quality first, so that it does not replace a duplicate of higher quality."""

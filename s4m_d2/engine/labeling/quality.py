@@ -28,7 +28,7 @@ from s4m_d2.engine.training.continuing import remove_lines
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
-from s4m_d2.semi.refinement import Refinement, TeacherMasks, logit, teacher_masks, with_pixels
+from s4m_d2.semi.refinement import Refinement, TeacherMasks, logit, teacher_masks
 from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,6 @@ class QualityMeasurement:
         with torch.autocast(device, self.precision, enabled=self.precision is not None):
             [selection], refinement = labeling.label([sample])
         thresh = logit(labeling.selection["mask_thresh"])
-        [selection] = with_pixels([selection])
         masks = teacher_masks(selection, truth.image_size, thresh)
         unrefined = Refinement([selection.labels.with_masks(masks)], selection.labels.scores[:0])
         before = labeling.judge([selection], unrefined)
