@@ -1,4 +1,4 @@
-"""Atomic writes, digests of files, and errors of damaged files."""
+"""Atomic writes, lists of names, digests of files, and errors of damaged files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
 
-from s4m_d2.errors import OutputError
+from s4m_d2.errors import DatasetError, OutputError
 
 _TEMPORARY = re.compile(r"\..+\.\w{8}\.tmp")  # as named by atomic_write
 _DIGEST_BYTES = 16
@@ -26,6 +26,21 @@ def refused_object(error: BaseException) -> str:
     """Name of the Python object that ``torch.load`` refused to create; "": another error."""
     names = re.findall(r"GLOBAL (\S+)", str(error))
     return names[0] if names else ""
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """Read the lines of a text file, without spaces around and empty lines at the end.
+
+    Raises:
+        DatasetError: the file is missing or not text.
+    """
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
+            return [line.strip() for line in file.read().rstrip().splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise DatasetError(
+            f"'{path}' cannot be read: {error}. Give a text file with one name per line."
+        ) from error
 
 
 @contextmanager

@@ -7,11 +7,11 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
-from pathlib import Path
 
 from s4m_d2.data.cityscapes import IMAGE_SUFFIX, INSTANCE_SUFFIX
 from s4m_d2.data.listing import IMAGE_EXTENSIONS
 from s4m_d2.errors import DatasetError, InputError, first_names
+from s4m_d2.files import read_lines
 
 _KEY_BYTES = 16
 _DECIMALS = 6  # removes the floating-point error of fraction * count before rounding
@@ -66,12 +66,8 @@ def read_split_file(path: str) -> list[str]:
         DatasetError: the file is missing, empty or not text, or lists a name twice.
     """
     list_of_images = f"The list of labeled images {path}"
-    try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        message = f"{list_of_images} (S4M.SPLIT_FILE) cannot be read: {error}."
-        raise DatasetError(message) from error
-    stems = [stem(line) for line in (line.split("#")[0].strip() for line in lines) if line]
+    lines = (line.split("#")[0].strip() for line in read_lines(path))
+    stems = [stem(line) for line in lines if line]
     if not stems:
         raise DatasetError(f"{list_of_images} is empty; write one image file name per line.")
     _refuse_duplicates(stems, list_of_images)

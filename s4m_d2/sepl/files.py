@@ -16,7 +16,7 @@ from s4m_d2.data.images import READ_ERRORS, image_size, unreadable
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images
 from s4m_d2.data.subsets import stem
 from s4m_d2.errors import DatasetError
-from s4m_d2.files import atomic_write
+from s4m_d2.files import atomic_write, read_lines
 from s4m_d2.restricted_pickle import load_arrays
 from s4m_d2.sepl.rule import BACKGROUND, VOID
 
@@ -46,7 +46,7 @@ def class_names(
         DatasetError: the file is missing, or the names are not valid.
     """
     if file is not None:
-        source, names = str(file), tuple(map(str.strip, _read_lines(file)))
+        source, names = str(file), tuple(read_lines(file))
     elif count is not None:
         source = f"--num-classes {count}"
         names = ("background", *(f"class {index}" for index in range(1, count)))
@@ -247,20 +247,11 @@ def image_list(path: Path) -> list[str]:
     Raises:
         DatasetError: the file is missing, not text, or empty.
     """
-    words = [line.split()[0] for line in _read_lines(path) if line.strip()]
+    words = [line.split()[0] for line in read_lines(path) if line]
     names = [stem(word.replace("\\", "/")) for word in words]
     if not any(names):
         raise DatasetError(f"{path} names no image. Write the name of an image on each line.")
     return [name for name in dict.fromkeys(names) if name]
-
-
-def _read_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DatasetError(
-            f"{path} cannot be read: {error}. Give a text file with one name per line."
-        ) from error
 
 
 def _read_png(path: str | os.PathLike[str]) -> np.ndarray:

@@ -18,7 +18,7 @@ from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.command.arguments import model_config
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.engine.own_data.own_data_files import StoredData, store
-from s4m_d2.errors import ConfigError
+from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.visualization import overlay
 from s4m_d2.visualization.video import write_video
 
@@ -218,7 +218,7 @@ def test_class_names_come_from_a_file_the_metadata_or_numbers(small_config, tmp_
     file.write_text("one\ntwo")
     with pytest.raises(ConfigError, match="names.txt.*2.*NUM_CLASSES is 8"):
         class_names(small_config(), str(file))
-    with pytest.raises(ConfigError, match="missing.txt' cannot be read"):
+    with pytest.raises(DatasetError, match="missing.txt' cannot be read"):
         class_names(small_config(), str(tmp_path / "missing.txt"))
 
 

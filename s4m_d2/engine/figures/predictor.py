@@ -17,6 +17,7 @@ from s4m_d2.engine.own_data import own_data_files
 from s4m_d2.engine.stages import stage_config
 from s4m_d2.errors import ConfigError
 from s4m_d2.evaluation import masks_as_rle
+from s4m_d2.files import read_lines
 from s4m_d2.tiling import TiledModel
 
 
@@ -49,22 +50,14 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
     "class 0", "class 1", ...
 
     Raises:
-        ConfigError: the file cannot be read, or the number is not MODEL.SEM_SEG_HEAD.NUM_CLASSES.
-        DatasetError: the stored files of the run cannot be read.
+        ConfigError: the number is not MODEL.SEM_SEG_HEAD.NUM_CLASSES.
+        DatasetError: the file, or the stored files of the run, cannot be read.
     """
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     folder = os.path.join(cfg.OUTPUT_DIR, own_data_files.FOLDER)
     names: list[str] | None
     if file_name:
-        try:
-            with open(file_name, encoding="utf-8-sig") as file:
-                names = [line.strip() for line in file if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"The class names '{file_name}' cannot be read: {error}. Give a text file with one "
-                "name per line."
-            ) from error
-        origin = f"'{file_name}'"
+        names, origin = [*filter(None, read_lines(file_name))], f"'{file_name}'"
     elif cfg.S4M.DATA.LABELED and own_data_files.is_stored(folder):
         names, origin = list(own_data_files.read_stored(folder).classes), f"'{folder}'"
     else:
