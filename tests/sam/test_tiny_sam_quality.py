@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
 
 from toyscapes_scene import render_scene  # noqa: E402
 
-SCENES = 8
+SCENES = 16
 SEED = 77  # neither a data set's nor the training's
 MIN_AREA = 100  # px
 
@@ -48,6 +48,6 @@ def test_clicks_give_good_masks_more_of_them_better_ones_and_their_rating_follow
             ious[count].append(shared.sum((1, 2)) / either.sum((1, 2)))
             ratings[count].append(rating)
     one, three, rating = map(torch.cat, (ious[1], ious[3], ratings[1]))
-    assert len(three) > 30 and three.mean() >= 0.85 and three.mean() > one.mean() + 0.01
+    assert len(three) > 60 and three.mean() >= 0.85 and three.mean() > one.mean() + 0.02
     assert np.corrcoef(one, rating)[0, 1] > 0.5
     assert (one - rating).abs().mean() < 0.15
