@@ -5,7 +5,8 @@
 
 For each seed, a model is trained on 5 images of a pool of 50. It labels the others (s4m-label), 5
 of them, the first of s4m-review or drawn at random, get their true labels, and its training goes on
-with 10 images, then in the same way with 20. All models are evaluated on the same images of val.
+with 10 images, then in the same way with 20 (--iterations). All models are evaluated on the same
+images of val.
 What is done is not done again: the same command continues a stopped one. The result is OUT.json
 and OUT.png beside the folder OUT.
 """
@@ -44,14 +45,21 @@ class Simulation:
     Args:
         data: holds ``train.json``, ``val.json`` and the folders ``train`` and ``val``.
         config: with the model and SAM.
+        iterations: of the first training, and of each that goes on.
         options: config keys and values of all trainings.
     """
 
     def __init__(
-        self, data: Path, folder: Path, seed: int, config: Path, options: Sequence[str]
+        self,
+        data: Path,
+        folder: Path,
+        seed: int,
+        config: Path,
+        iterations: Sequence[int],
+        options: Sequence[str],
     ) -> None:
         self.data, self.folder, self.seed = data, folder, seed
-        self.config, self.options = str(config), options
+        self.config, self.iterations, self.options = str(config), iterations, options
         self.truth = json.loads((data / "train.json").read_text())
         rng = np.random.default_rng([seed, 24])
         names = sorted(image["file_name"] for image in self.truth["images"])
@@ -104,6 +112,7 @@ class Simulation:
                 *("--unlabeled", str(self.folder / "pool"), "--val", str(self.val)),
                 *("--val-images", str(self.data / "val"), "OUTPUT_DIR", str(folder)),
                 *("S4M.STAGE", "teacher", "S4M.DISTILL.ENABLED", "False"),
+                *("S4M.TEACHER.MAX_ITER", str(self.iterations[before is not None])),
                 *("SEED", str(self.seed), *self.options),
             )
         return json.loads(results.read_text())["segm"]["AP"] or 0.0  # None: nothing was predicted
@@ -153,6 +162,8 @@ def main() -> None:
     parser.add_argument("--set", choices=("nuclei", "facades"), default="nuclei")
     parser.add_argument("--output", type=Path, required=True, metavar="OUT")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    help = "of the first training, and of each that goes on"
+    parser.add_argument("--iterations", type=int, nargs=2, default=[900, 300], help=help)
     parser.add_argument("--by", nargs="+", default=["mask"], help="orders beside random")
     parser.add_argument("options", nargs="*", metavar="KEY VALUE", help="after --: config")
     args = parser.parse_args()
@@ -162,11 +173,17 @@ def main() -> None:
     output = args.output.absolute()
     for seed in args.seeds:
         folder = output / f"seed{seed}"
-        simulation = Simulation(args.data.absolute() / args.set, folder, seed, config, options)
+        data = args.data.absolute() / args.set
+        simulation = Simulation(data, folder, seed, config, args.iterations, options)
         for order, count, ap in simulation.run([RANDOM, *args.by]):
             print(f"seed {seed}, {count} images, {order}: AP {ap:.1f}", flush=True)
             found.setdefault(order, {}).setdefault(count, {})[seed] = ap
-            content = {"set": args.set, "options": args.options, "AP": found}
+            content = {
+                "set": args.set,
+                "iterations": args.iterations,
+                "options": args.options,
+                "AP": found,
+            }
             with atomic_write(output.with_suffix(".json")) as file:
                 json.dump(content, file, indent=1)
             draw(found, output.with_suffix(".png"))
