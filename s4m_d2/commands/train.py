@@ -70,13 +70,14 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 def run_process(args: argparse.Namespace) -> Mapping[str, Any] | None:
     """Train or evaluate in one process of a run."""
+    report = vars(args).pop("report")  # no argument: Detectron2's set-up logs all of them
     if not args.eval_only:
         listen()
     cfg = setup(args)
     if args.eval_only:
         return run.evaluate(cfg)
-    logger.info("Checked before training:\n%s", args.report)
-    return run.train(cfg, resume=args.resume, checked=args.report.findings)
+    logger.info("Checked before training:\n%s", report)
+    return run.train(cfg, resume=args.resume, checked=report.findings)
 
 
 def start(args: argparse.Namespace) -> int:
