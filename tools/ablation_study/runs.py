@@ -110,7 +110,7 @@ PLANS = {
         (5, 20, 30),
         published={5: 7.1, 10: 2.5, 20: 4.2, 30: 2.2},
     ),
-    "nuclei": Plan("the 120 validation images of nuclei", *_REAL, (5,), 1),
+    "nuclei": Plan("the 120 validation images of nuclei", *_REAL, (1, 5), 1),
     "facades": Plan(
         "the 85 validation images of facades",
         _REAL[0],
