@@ -1,8 +1,6 @@
-"""Prompt points inside masks, and in their neighbors, for a whole batch on the device."""
+"""Prompt points inside masks, and in their neighbors, for all masks of an image on the device."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -15,7 +13,6 @@ from s4m_d2.transfers import to_device
 POSITIVE, NEGATIVE, PADDING = 1, 0, -1  # labels of prompt points
 MAX_GAP = 80.0  # largest difference to a mask's highest logit, so that no weight inside is zero
 OUTSIDE = 1e30  # subtracted from the logits of pixels outside
-CPU_PIXELS, GPU_PIXELS = 1 << 20, 1 << 26  # processed at once: limited by the cache, by memory
 
 
 def sample_mask_points(
@@ -31,36 +28,14 @@ def sample_mask_points(
         points (N, P, 2): pixel centers (x, y), normalized to the content, within [0, 1];
         labels (N, P) int64, on the CPU: 1, or -1 (padding) for a mask with fewer than P pixels.
     """
-    generators = None if generator is None else [generator]
-    [points], [labels] = sample_points_in_batch([selection], num_points, generators)
-    return points, labels
-
-
-def sample_points_in_batch(
-    selections: Sequence[Selection], num_points: int, generators: Sequence[Generator] | None = None
-) -> tuple[list[Tensor], list[Tensor]]:
-    """:func:`sample_mask_points` for each image, with its own generator."""
-    draws = []
-    sources: Sequence[Generator | None] = generators or [None] * len(selections)
-    for selection, generator in zip(selections, sources, strict=True):
-        shape = (len(selection.labels), num_points)
-        device = "cpu" if generator is None else generator.device
-        draws.append(torch.rand(shape, generator=generator, device=device, dtype=torch.float64))
-    points: list[Tensor] = []
-    for chunk in _chunks(selections):
-        parts = [selections[i] for i in chunk]
-        logits = _joined([part.mask_logits for part in parts])
-        masks = _joined([part.labels.masks for part in parts])
-        pixels = _draw(logits, masks, to_device(_joined([draws[i] for i in chunk]), logits.device))
-        for part, of_image in zip(parts, pixels.split([len(p.labels) for p in parts]), strict=True):
-            extent = to_device(part.content_size[::-1], logits.device, torch.float32)
-            points.append(((of_image + 0.5) / extent).clamp(max=1.0))
-    places = np.arange(num_points)
-    labels = [
-        torch.from_numpy(np.where(places < areas[:, None], POSITIVE, PADDING))
-        for areas in known_areas([selection.labels for selection in selections])
-    ]
-    return points, labels
+    masks, device = selection.labels.masks, "cpu" if generator is None else generator.device
+    shape = len(masks), num_points
+    draws = torch.rand(shape, generator=generator, device=device, dtype=torch.float64)
+    pixels = _draw(selection.mask_logits, masks, to_device(draws, masks.device))
+    extent = to_device(selection.content_size[::-1], masks.device, torch.float32)
+    [areas] = known_areas([selection.labels])
+    labels = np.where(np.arange(num_points) < areas[:, None], POSITIVE, PADDING)
+    return ((pixels + 0.5) / extent).clamp(max=1.0), torch.from_numpy(labels)
 
 
 def neighbor_points(selection: Selection, num_points: int) -> tuple[Tensor, Tensor]:
@@ -122,23 +97,3 @@ def _invert(weights: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
     start = ends.gather(1, place[:, None])[:, 0] - weight
     below_one = 1.0 - torch.finfo(weights.dtype).eps
     return place, ((target - start) / weight).nan_to_num().clamp(0.0, below_one)
-
-
-def _chunks(selections: Sequence[Selection]) -> list[list[int]]:
-    """Groups of consecutive images with masks of one size, limited in pixels."""
-    chunks: list[list[int]] = []
-    pixels, previous = 0, None
-    for i, selection in enumerate(selections):
-        logits = selection.mask_logits
-        limit = CPU_PIXELS if logits.device.type == "cpu" else GPU_PIXELS
-        pixels += logits.numel()
-        if not chunks or logits.shape[1:] != previous or pixels > limit:
-            chunks.append([])
-            pixels = logits.numel()
-        chunks[-1].append(i)
-        previous = logits.shape[1:]
-    return chunks
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

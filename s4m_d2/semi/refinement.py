@@ -8,8 +8,9 @@ whose entries are builders ``(cfg, backend) -> refiner``.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Generator, Tensor
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.sam.backend import EncodedImages
 from s4m_d2.sam.point_prompts import BOX_LABELS
-from s4m_d2.semi.mask_points import neighbor_points, sample_points_in_batch
+from s4m_d2.semi.mask_points import neighbor_points, sample_mask_points
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.structures import MAX_BYTE, PseudoLabels, mask_areas, mask_boxes
 from s4m_d2.transfers import to_device, to_host
@@ -84,13 +85,15 @@ class TeacherMasks:
     ) -> Refinement:
         """See :class:`PointRefiner`; of ``images`` only the device is used."""
         check_batch(selections, images, image_sizes, generators)
-        labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
-        for group in _groups(selections, image_sizes, range(len(selections))):
-            size = image_sizes[group[0]]
-            logits, resize = _teacher_logits([selections[i] for i in group], size)
-            masks = _threshold_in_chunks(logits, size, resize, self.logit_thresh)
-            [areas] = to_host(mask_areas(masks))
-            _fill(labels, selections, group, masks, areas)
+        masks = [
+            teacher_masks(selection, size, self.logit_thresh)
+            for selection, size in zip(selections, image_sizes, strict=True)
+        ]
+        areas = to_host(*map(mask_areas, masks))
+        labels = [
+            replace(selection.labels, masks=of_image, areas=its)
+            for selection, of_image, its in zip(selections, masks, areas, strict=True)
+        ]
         return Refinement(labels, predicted_ious=torch.zeros(0, device=images.device))
 
 
@@ -190,30 +193,36 @@ class PointRefiner:
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         if not active:
             return Refinement(labels, torch.zeros(0, device=images.device))
-        shown = images[to_device(active, images.device)]
-        encoded = self.backend.encode(shown, [image_sizes[i] for i in active])
-        best = self._ask(
-            encoded,
-            [selections[i] for i in active],
-            [generators[i] for i in active] if generators else None,
-        )
-        answers = dict(zip(active, best, strict=True))
+        chosen, sizes = [selections[i] for i in active], [image_sizes[i] for i in active]
+        encoded = self.backend.encode(images[to_device(active, images.device)], sizes)
+        draws = [generators[i] for i in active] if generators else [None] * len(active)
+        best = self._ask(encoded, chosen, draws)
+        predicted = torch.cat([ious for _, ious in best])
+        masks = [
+            _threshold_in_chunks(logits, size, partial(self.backend.upscale, image_size=size), 0.0)
+            for (logits, _), size in zip(best, sizes, strict=True)
+        ]
+        used = to_host(*map(self._used_areas, chosen, masks))
         fallbacks = 0
-        for group in _groups(selections, image_sizes, active):
-            size = image_sizes[group[0]]
-            logits, ious = map(torch.cat, zip(*(answers[i] for i in group), strict=True))
-            masks, areas, kept = self._image_masks(logits, [selections[i] for i in group], size)
+        for i, of_image, (_, ious), areas in zip(active, masks, best, used, strict=True):
+            kept = np.flatnonzero(areas == 0)
             if len(kept):
-                ious[to_device(kept, ious.device)] = math.nan
-            _fill(labels, selections, group, masks, areas, ious)
+                rows = to_device(kept, of_image.device)
+                of_teacher = replace(selections[i], mask_logits=selections[i].mask_logits[rows])
+                of_image[rows] = teacher_masks(of_teacher, image_sizes[i], self.logit_thresh)
+                ious[rows] = math.nan
+            its_areas = None if len(kept) else areas
+            labels[i] = replace(
+                selections[i].labels, masks=of_image, areas=its_areas, sam_ious=ious
+            )
             fallbacks += len(kept)
-        return Refinement(labels, torch.cat([iou for _, iou in best]), fallbacks)
+        return Refinement(labels, predicted, fallbacks)
 
     def _ask(
         self,
         encoded: EncodedImages,
         selections: Sequence[Selection],
-        generators: Sequence[Generator] | None,
+        generators: Sequence[Generator | None],
     ) -> list[tuple[Tensor, Tensor]]:
         """Logits (N, h, w) of SAM's best masks of each image, and their predicted IoUs (N,)."""
         options = {}
@@ -222,8 +231,8 @@ class PointRefiner:
             options["mask_prompts"] = [self._mask_prompts(*pair) for pair in pairs]
         best: list[tuple[Tensor, Tensor]] = []
         for _ in range(self.tries):
-            prompts = self._prompts(selections, generators)
-            outputs = self.backend.prompt(encoded, *prompts, **options)
+            points, labels = zip(*map(self._prompts, selections, generators), strict=True)
+            outputs = self.backend.prompt(encoded, points, labels, **options)
             answers = [_best_masks(out.mask_logits, out.iou_predictions) for out in outputs]
             best = list(map(_better, best, answers)) if best else answers
         return best
@@ -239,57 +248,30 @@ class PointRefiner:
         prompts[:, :, math.ceil(width) :] = -MAX_PROMPT_LOGIT
         return prompts
 
-    def _prompts(
-        self, selections: Sequence[Selection], generators: Sequence[Generator] | None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Points (N, P, 2) of each image and their labels (N, P), which are on the CPU unless some
-        are negative."""
-        parts: list[Iterable] = []
+    def _prompts(self, selection: Selection, generator: Generator | None) -> tuple[Tensor, Tensor]:
+        """Points (N, P, 2) and their labels (N, P), on the CPU unless some are negative."""
+        parts = []
         if self.prompt != "box":
-            parts.append(sample_points_in_batch(selections, self.num_points, generators))
+            parts.append(sample_mask_points(selection, self.num_points, generator))
         if self.prompt != "points":
-            corners, kinds = [], []
-            for selection in selections:
-                masks = selection.labels.masks
-                extent = to_device(selection.content_size[::-1], masks.device, torch.float32)
-                corners.append((mask_boxes(masks).view(-1, 2, 2) / extent).clamp(max=1.0))
-                kinds.append(torch.tensor(BOX_LABELS).expand(len(masks), 2))
-            parts.append((corners, kinds))
+            masks = selection.labels.masks
+            extent = to_device(selection.content_size[::-1], masks.device, torch.float32)
+            corners = (mask_boxes(masks).view(-1, 2, 2) / extent).clamp(max=1.0)
+            parts.append((corners, torch.tensor(BOX_LABELS).expand(len(masks), 2)))
         if self.negative_points:
-            beside = (neighbor_points(of_image, self.negative_points) for of_image in selections)
-            parts.append(zip(*beside, strict=True))
-        points, labels = (
-            [_joined(of_image) for of_image in zip(*lists, strict=True)]
-            for lists in zip(*parts, strict=True)
-        )
-        return points, labels
+            parts.append(neighbor_points(selection, self.negative_points))
+        points, labels = zip(*parts, strict=True)
+        device = labels[-1].device
+        return torch.cat(points, dim=1), torch.cat([to_device(x, device) for x in labels], dim=1)
 
-    def _image_masks(
-        self,
-        mask_logits: Tensor,
-        group: Sequence[Selection],
-        size: tuple[int, int],
-    ) -> tuple[Tensor, np.ndarray, np.ndarray]:
-        """(N, H, W) bool masks of a group of images, their areas, rows with the teacher's mask.
-
-        Synchronizes once; once more if a teacher's mask is kept, or agreement is required.
-        """
-        masks = _threshold_in_chunks(
-            mask_logits, size, lambda chunk: self.backend.upscale(chunk, size), 0.0
-        )
-        [areas] = to_host(mask_areas(masks))
-        is_kept = areas == 0
-        logits, resize = _teacher_logits(group, size)
+    def _used_areas(self, selection: Selection, masks: Tensor) -> Tensor:
+        """(N,) areas of SAM's masks (N, H, W); 0 also where the agreement is too small."""
+        areas = mask_areas(masks)
         if self.min_agreement > 0:
-            teachers = _threshold_in_chunks(logits, size, resize, self.logit_thresh)
+            teachers = teacher_masks(selection, masks.shape[1:], self.logit_thresh)
             shared, either = mask_areas(masks & teachers), mask_areas(masks | teachers)
-            is_kept |= to_host(shared < self.min_agreement * either)[0]
-        kept = np.flatnonzero(is_kept)
-        if len(kept):
-            rows = to_device(kept, masks.device)
-            masks[rows] = _threshold_in_chunks(logits[rows], size, resize, self.logit_thresh)
-            [areas] = to_host(mask_areas(masks))
-        return masks, areas, kept
+            areas = areas.masked_fill(shared < self.min_agreement * either, 0)
+        return areas
 
 
 @REFINER_REGISTRY.register()
@@ -369,11 +351,11 @@ def _threshold_in_chunks(
     logits: Tensor, image_size: tuple[int, int], resize: Callable[[Tensor], Tensor], thresh: float
 ) -> Tensor:
     """(N, H, W) bool: where the resized logits exceed the threshold."""
-    masks = torch.empty((len(logits), *image_size), dtype=torch.uint8, device=logits.device)
+    masks = torch.empty((len(logits), *image_size), dtype=torch.bool, device=logits.device)
     for start in range(0, len(logits), MASKS_AT_ONCE):
         chunk = slice(start, start + MASKS_AT_ONCE)
-        torch.gt(resize(logits[chunk]), thresh, out=masks[chunk])  # to bytes, which is vectorized
-    return masks.view(torch.bool)
+        torch.gt(resize(logits[chunk]), thresh, out=masks[chunk])
+    return masks
 
 
 def _best_masks(mask_logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
@@ -389,53 +371,10 @@ def _best_masks(mask_logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:
     return masks.masked_fill_(~found[:, None, None], NO_MASK), best.where(found, 0.0)
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Points, or their labels, (N, P_i) or (N, P_i, 2), on the last one's device."""
-    return torch.cat([to_device(part, parts[-1].device) for part in parts], dim=1)
-
-
 def _better(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """Of two answers to each prompt, masks (N, h, w) and IoUs (N,), that with the higher IoU."""
     wins = second[1] > first[1]
     return second[0].where(wins[:, None, None], first[0]), second[1].where(wins, first[1])
-
-
-def _groups(
-    selections: Sequence[Selection], image_sizes: Sequence[tuple[int, int]], images: Sequence[int]
-) -> list[list[int]]:
-    """Group ``images`` whose masks can be resized together."""
-    groups: dict[tuple, list[int]] = {}
-    for i in images:
-        selection = selections[i]
-        key = (tuple(image_sizes[i]), selection.content_size, selection.mask_logits.shape[1:])
-        groups.setdefault(key, []).append(i)
-    return list(groups.values())
-
-
-def _teacher_logits(
-    group: Sequence[Selection], size: tuple[int, int]
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """The teacher's mask logits of a group of images, and a function that resizes them."""
-    logits = torch.cat([selection.mask_logits for selection in group])
-    return logits, _teacher_resize(logits, group[0].content_size, size)
-
-
-def _fill(
-    labels: list[PseudoLabels],
-    selections: Sequence[Selection],
-    group: Sequence[int],
-    masks: Tensor,
-    areas: np.ndarray,
-    ious: Tensor | None = None,
-) -> None:
-    """Set the labels of a group of images; ``ious`` is SAM's prediction of each mask."""
-    start = 0
-    for i in group:
-        part = slice(start, start := start + len(selections[i].labels))
-        of_image = None if ious is None else ious[part]
-        labels[i] = replace(
-            selections[i].labels, masks=masks[part], areas=areas[part], sam_ious=of_image
-        )
 
 
 def logit(probability: float) -> float:

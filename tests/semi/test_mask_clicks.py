@@ -13,12 +13,7 @@ from scipy.stats import chisquare
 from seeds import seeded
 from torch import Tensor
 
-from s4m_d2.semi import mask_points
-from s4m_d2.semi.mask_points import (
-    neighbor_points,
-    sample_mask_points,
-    sample_points_in_batch,
-)
+from s4m_d2.semi.mask_points import neighbor_points, sample_mask_points
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.structures import PseudoLabels
 
@@ -134,20 +129,6 @@ def test_a_mask_whose_logits_are_far_apart_still_gives_all_its_pixels():
         clicked = pixels_of(points[0, :3], (4, 4)).tolist()
         assert labels.tolist() == [[1, 1, 1, -1]]
         assert clicked[0] == [0, 0] and sorted(clicked) == [[0, 0], [1, 2], [3, 2]]
-
-
-@pytest.mark.parametrize("limit", [1, 200, 1 << 30])
-def test_clicks_of_an_image_are_its_own_generators_in_any_batch(monkeypatch, limit):
-    monkeypatch.setattr(mask_points, "CPU_PIXELS", limit)
-    shapes = [(3, 5, 7), (0, 5, 7), (4, 5, 7), (2, 4, 6)]
-    selections = [
-        make_selection(3 * torch.randn(shape, generator=seeded(seed)))
-        for seed, shape in enumerate(shapes)
-    ]
-    points, labels = sample_points_in_batch(selections, 3, [seeded(9 + i) for i in range(4)])
-    for i, selection in enumerate(selections):
-        alone = sample_mask_points(selection, 3, seeded(9 + i))
-        assert torch.equal(points[i], alone[0]) and torch.equal(labels[i], alone[1])
 
 
 def test_negative_points_are_in_the_nearest_other_masks_and_never_in_the_own_one():

@@ -53,10 +53,12 @@ def prompt(bench: Bench, backend, encoded, clicks: Sequence, kinds: Sequence) ->
 
 
 @torch.no_grad()
-def points(bench: Bench, selected: Sequence) -> tuple[list[Tensor], list[Tensor]]:
+def points(bench: Bench, selected: Sequence) -> list[tuple[Tensor, ...]]:
     """Clicks in every mask of the batch, and their labels."""
     generators = sample_generators(bench.unlabeled, "refine_points", "cpu")
-    return mask_points.sample_points_in_batch(selected, bench.cfg.S4M.REFINE.NUM_POINTS, generators)
+    count = itertools.repeat(bench.cfg.S4M.REFINE.NUM_POINTS)
+    drawn = map(mask_points.sample_mask_points, selected, count, generators)
+    return list(zip(*drawn, strict=True))
 
 
 @torch.no_grad()
