@@ -5,6 +5,7 @@ a traceback; any other exception is a bug and keeps its traceback.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 MOST_SHOWN = 2000  # characters of a line; the middle of a longer one is cut
 
@@ -45,6 +46,18 @@ class S4MError(Exception):
 
 class ConfigError(S4MError, ValueError):
     """A config key is unknown, of the wrong type, out of range or contradicts another."""
+
+
+def registered(registry: Any, key: str, name: str) -> Any:
+    """Look up the entry of a registry that a config key names.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in registry:
+        known = ", ".join(sorted(entry for entry, _ in registry))
+        raise ConfigError(f"{key} is {name!r}, which is not registered; choose from: {known}")
+    return registry.get(name)
 
 
 class DatasetError(S4MError, ValueError):

@@ -27,20 +27,6 @@ from s4m_d2.transfers import to_device
 
 
 @dataclass(frozen=True)
-class _BatchSizes:
-    """Divisors that turn the sums of one process into its part of the means over all processes.
-
-    Attributes:
-        num_masks: 0-dim; instances of all images divided by the number of processes, at least 1.
-        class_weight: weights of all queries of a layer, divided likewise; (1,), or (L,) if targets
-            have weights.
-    """
-
-    num_masks: Tensor
-    class_weight: Tensor
-
-
-@dataclass(frozen=True)
 class _Indices:
     """The matches as tensors on the device.
 
@@ -160,10 +146,12 @@ class SetCriterion(nn.Module):
         with torch.autocast(device_type=device.type, enabled=False):
             matches = self.matcher(layers, targets, generators)
             indices = self._indices(matches, targets, outputs["pred_logits"])
-            sizes = self._batch_sizes(matches, targets, indices)
+            num_masks, class_weight = self._divisors(matches, targets, indices)
+            mask, dice = self._mask_losses(layers, targets, matches, indices, generators)
             losses = {
-                "loss_ce": self._class_losses(layers, indices) / sizes.class_weight,
-                **self._mask_losses(layers, targets, matches, indices, sizes, generators),
+                "loss_ce": self._class_losses(layers, indices) / class_weight,
+                "loss_mask": mask / num_masks,
+                "loss_dice": dice / num_masks,
             }
         suffixes = ["", *(f"_{index}" for index in range(len(layers) - 1))]
         return {
@@ -172,13 +160,17 @@ class SetCriterion(nn.Module):
             for suffix, loss in zip(suffixes, of_layers.unbind(), strict=True)
         }
 
-    def _batch_sizes(
+    def _divisors(
         self,
         matches: Sequence[ImageMatches],
         targets: Sequence[dict[str, Tensor]],
         indices: _Indices,
-    ) -> _BatchSizes:
-        """Divisors for this process' share of the batch, from one all-reduce."""
+    ) -> tuple[Tensor, Tensor]:
+        """What turns sums of this process into its part of the means over all, by one all-reduce.
+
+        The number of masks, 0-dim, and the weights of all queries of a layer, (1,), or (L,) if
+        targets have weights; both divided by the number of processes, masks at least 1.
+        """
         instances = sum(match.num_instances for match in matches)
         matched = sum(map(len, matches))  # an object class weighs 1
         unmatched = indices.classes[0].numel() - matched
@@ -191,7 +183,7 @@ class SetCriterion(nn.Module):
         world_size = comm.get_world_size()
         if world_size > 1:
             torch.distributed.all_reduce(counts)
-        return _BatchSizes((counts[0] / world_size).clamp(min=1), counts[1:] / world_size)
+        return (counts[0] / world_size).clamp(min=1), counts[1:] / world_size
 
     def _indices(
         self,
@@ -238,18 +230,16 @@ class SetCriterion(nn.Module):
         targets: Sequence[dict[str, Tensor]],
         matches: Sequence[ImageMatches],
         indices: _Indices,
-        sizes: _BatchSizes,
         generators: Sequence[torch.Generator | None] | None,
-    ) -> dict[str, Tensor]:
-        """(L,) of each loss. Images are taken one by one, all layers of each together."""
+    ) -> Tensor:
+        """(2, L) sums of BCE and dice. Images are taken one by one, all layers of each together."""
         matched = [
             layer["pred_masks"].flatten(0, 1)[queries]
             for layer, queries in zip(layers, indices.queries.unbind(), strict=True)
         ]
         counts = [len(match) for match in matches]
         if not any(counts):  # zero, but part of the graph: every parameter gets a gradient
-            nothing = torch.stack([masks.float().sum() for masks in matched])
-            return {"loss_mask": nothing, "loss_dice": nothing}
+            return torch.stack([masks.float().sum() for masks in matched]).expand(2, -1)
         images = zip(
             zip(*(masks.split(counts) for masks in matched), strict=True),
             targets,
@@ -263,9 +253,7 @@ class SetCriterion(nn.Module):
             if count
         ]
         each = torch.cat(losses, dim=2)
-        each = each if indices.weights is None else each * indices.weights
-        mask, dice = each.sum(2) / sizes.num_masks
-        return {"loss_mask": mask, "loss_dice": dice}
+        return (each if indices.weights is None else each * indices.weights).sum(2)
 
     def _image_mask_losses(
         self,

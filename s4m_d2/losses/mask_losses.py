@@ -37,7 +37,8 @@ def sample_shared(masks: Tensor, points: Tensor) -> Tensor:
     if len(masks) == 0:
         return masks.new_zeros((0, len(points)), dtype=torch.float32)
     parts = masks.split(_masks_at_once(masks))
-    return torch.cat([_read_shared(part, points) for part in parts])
+    read = [point_sample(p[None].float(), points[None], align_corners=False)[0] for p in parts]
+    return torch.cat(read)
 
 
 def sample_chosen(masks: Tensor, chosen: Tensor | None, points: Tensor) -> Tensor:
@@ -55,10 +56,6 @@ def sample_chosen(masks: Tensor, chosen: Tensor | None, points: Tensor) -> Tenso
     places = points.split(size)
     parts = masks.split(size) if chosen is None else (masks[c] for c in chosen.split(size))
     return torch.cat([sample_each(part, its) for part, its in zip(parts, places, strict=True)])
-
-
-def _read_shared(masks: Tensor, points: Tensor) -> Tensor:
-    return point_sample(masks[None].float(), points[None], align_corners=False)[0]
 
 
 def _masks_at_once(masks: Tensor) -> int:

@@ -179,14 +179,10 @@ def _assign(costs: np.ndarray, labels: np.ndarray) -> ImageMatches:
         posinf=WORST_COST,
         neginf=WORST_COST,
     ).clip(-WORST_COST, WORST_COST)
-    pairs = [_in_order(*linear_sum_assignment(cost)) for cost in bounded]
-    queries, instances = (np.stack(side).astype(np.int64) for side in zip(*pairs, strict=True))
+    pairs = np.array([linear_sum_assignment(cost) for cost in bounded], dtype=np.int64)
+    order = pairs[:, 1:].argsort(axis=2)
+    queries, instances = np.take_along_axis(pairs, order, axis=2).swapaxes(0, 1)
     return ImageMatches(queries, instances, labels[instances], len(labels))
-
-
-def _in_order(queries: np.ndarray, instances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    order = instances.argsort()
-    return queries[order], instances[order]
 
 
 def _check_labels(labels: np.ndarray, image: int, num_classes: int) -> None:

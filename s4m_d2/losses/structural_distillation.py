@@ -15,7 +15,7 @@ from detectron2.config import configurable
 from fvcore.common.registry import Registry
 from torch import Generator, Tensor
 
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import InputError, registered
 from s4m_d2.layers import cell_centers
 from s4m_d2.transfers import to_device
 
@@ -33,11 +33,8 @@ def build_distillation(cfg, backend):
     Raises:
         ConfigError: if S4M.DISTILL.NAME is not registered.
     """
-    name = cfg.S4M.DISTILL.NAME
-    if name not in DISTILLATION_REGISTRY:
-        known = ", ".join(sorted(entry for entry, _ in DISTILLATION_REGISTRY))
-        raise ConfigError(f"S4M.DISTILL.NAME {name!r} is not registered; choose from: {known}")
-    return DISTILLATION_REGISTRY.get(name)(cfg, backend)
+    entry = registered(DISTILLATION_REGISTRY, "S4M.DISTILL.NAME", cfg.S4M.DISTILL.NAME)
+    return entry(cfg, backend)
 
 
 @DISTILLATION_REGISTRY.register()
@@ -130,11 +127,16 @@ class StructuralDistillation:
             InputError: if numbers or sizes disagree.
         """
         _check_batch(mask_features, images, image_sizes, masks, generators)
-        query = self._query_points(images, image_sizes, masks, generators)
+        counts, sources = (self.num_points, self.num_foreground), generators or [None] * len(masks)
+        points = [
+            sample_query_points(mask, size, *counts, generator, images.device)
+            for mask, size, generator in zip(masks, image_sizes, sources, strict=True)
+        ]
+        query = torch.stack(points)
         similarity, target, content = self.similarities(mask_features, images, image_sizes, query)
         huber = F.huber_loss(similarity, target, reduction="none", delta=self.huber_delta)
-        counts = content.flatten(1).float()
-        loss = (huber.mean(dim=1) * counts).sum(dim=1) / counts.sum(dim=1).clamp_min(1)
+        cells = content.flatten(1).float()
+        loss = (huber.mean(dim=1) * cells).sum(dim=1) / cells.sum(dim=1).clamp_min(1)
         return {"loss_sd": self.weight * loss.mean()}
 
     def similarities(
@@ -154,32 +156,17 @@ class StructuralDistillation:
             C_T, with gradients, and C_SAM, both (B, P, S*S) float32, rows of the grid one after
             another; (B, S, S) bool: the cells that hold image content.
         """
-        scale, content = self._grid_geometry(image_sizes, images.device)
+        scales = [self.backend.grid_scale(size) for size in image_sizes]  # (x, y)
+        scale = to_device(scales, images.device, torch.float32)
+        content = torch.stack([self.backend.content_mask(size) for size in image_sizes])
+        content = to_device(content, images.device)
         cells = torch.stack([content.any(dim=1).sum(dim=1), content.any(dim=2).sum(dim=1)], dim=-1)
-        anchors = _inside_cells(points * scale[:, None], (cells - 0.5) / self.backend.grid_side)
+        # At the center of the last cell at most: bilinear sampling reads no cell beyond it.
+        last = (cells - 0.5) / self.backend.grid_side
+        anchors = torch.minimum(points * scale[:, None], last[:, None])
         target = self._sam_similarity(images, image_sizes, points, anchors)
         resized = self._resize_to_grid(mask_features, images, image_sizes, scale)
         return similarity_maps(resized, anchors), target, content
-
-    def _query_points(self, images, image_sizes, masks, generators) -> Tensor:
-        """(B, P, 2), normalized to the content."""
-        points = [
-            sample_query_points(
-                mask, size, self.num_points, self.num_foreground, generator, images.device
-            )
-            for mask, size, generator in zip(
-                masks, image_sizes, generators or [None] * len(masks), strict=True
-            )
-        ]
-        return torch.stack(points)
-
-    def _grid_geometry(
-        self, image_sizes: Sequence[ImageSize], device: torch.device
-    ) -> tuple[Tensor, Tensor]:
-        """(B, 2) factors (x, y) from content to grid, and (B, S, S) bool: cells with content."""
-        scales = [self.backend.grid_scale(size) for size in image_sizes]
-        content = [self.backend.content_mask(size) for size in image_sizes]
-        return to_device(scales, device, torch.float32), to_device(torch.stack(content), device)
 
     @torch.no_grad()
     def _sam_similarity(
@@ -210,7 +197,7 @@ class StructuralDistillation:
         known = np.stack([shown / padded, (cells - 0.5) / total])
         share, last = to_device(known, images.device, torch.float32).unbind()
         where = cell_centers((side, side), images.device) * (share / scale)[:, None]
-        resized = _read(mask_features.float(), _inside_cells(where, last))
+        resized = _read(mask_features.float(), torch.minimum(where, last[:, None]))
         return resized.unflatten(2, (side, side))
 
 
@@ -256,14 +243,6 @@ def _read(maps: Tensor, points: Tensor) -> Tensor:
     grid = 2 * points[:, :, None] - 1
     values = F.grid_sample(maps, grid, "bilinear", padding_mode="border", align_corners=False)
     return values.squeeze(-1)
-
-
-def _inside_cells(points: Tensor, last: Tensor) -> Tensor:
-    """Clamp (B, P, 2) points so that bilinear sampling reads no cell beyond the ``last`` ones.
-
-    ``last``: centers (B, 2), (x, y), of the last column and row.
-    """
-    return torch.minimum(points, last[:, None])
 
 
 def _check_batch(mask_features, images, image_sizes, masks, generators) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
 from s4m_d2.semi.duplicates import are_duplicates
-from s4m_d2.structures import RLEMasks, encode_masks
+from s4m_d2.structures import RLEMasks, encode_masks, mask_boxes
 from s4m_d2.transfers import to_device, to_host
 
 CHUNK_PIXELS = 1 << 24  # mask pixels that are upsampled together: 64 MiB of float32
@@ -54,15 +56,13 @@ def instance_inference(
     class_scores, queries, classes = _best_pairs(
         pred_logits, pred_masks, max_instances, duplicate_iou
     )
-    queries, query_of_pair = torch.unique(queries, return_inverse=True)
-    store = (_EncodedMasks if rle_masks else _DenseMasks)(query_of_pair, output_size)
     sizes = padded_size, image_size, output_size
-    boxes, mask_scores = _fill(store, pred_masks, queries, sizes)
+    masks, boxes, mask_scores = _masks(pred_masks, queries, sizes, rle_masks)
     return Instances(
         output_size,
-        pred_masks=store.result(),
-        pred_boxes=Boxes(boxes[query_of_pair]),
-        scores=class_scores * mask_scores[query_of_pair],
+        pred_masks=masks,
+        pred_boxes=Boxes(boxes),
+        scores=class_scores * mask_scores,
         pred_classes=classes,
     )
 
@@ -105,60 +105,35 @@ def largest_components(mask_logits: Tensor) -> Tensor:
     return torch.where(is_other, -mask_logits, mask_logits)
 
 
-class _DenseMasks:
-    """(n, H, W) masks of the pairs."""
-
-    def __init__(self, query_of_pair: Tensor, size: tuple[int, int]) -> None:
-        self.queries = query_of_pair.tolist()
-        shape = len(query_of_pair), *size
-        self.masks = torch.zeros(shape, dtype=torch.bool, device=query_of_pair.device)
-
-    def add(self, start: int, masks: Tensor) -> None:
-        """Add masks (C, H, W) of the queries from ``start`` on."""
-        for pair, query in enumerate(self.queries):
-            if start <= query < start + len(masks):
-                self.masks[pair] = masks[query - start]
-
-    def result(self) -> Tensor:
-        return self.masks
-
-
-class _EncodedMasks:
-    """Encoded masks of the pairs; pairs of one query share one encoding."""
-
-    def __init__(self, query_of_pair: Tensor, size: tuple[int, int]) -> None:
-        self.queries = query_of_pair.tolist()
-        self.size = size
-        self.rles: list[dict] = []
-
-    def add(self, start: int, masks: Tensor) -> None:
-        self.rles += encode_masks(masks)
-
-    def result(self) -> RLEMasks:
-        return RLEMasks([self.rles[query] for query in self.queries], self.size)
-
-
-def _fill(
-    store: _DenseMasks | _EncodedMasks,
+def _masks(
     pred_masks: Tensor,
-    kept: Tensor,
+    queries: Tensor,
     sizes: tuple[tuple[int, int], tuple[int, int], tuple[int, int]],
-) -> tuple[Tensor, Tensor]:
-    """Put the masks of the N ``kept`` queries into ``store``, in chunks.
+    rle_masks: bool,
+) -> tuple[Tensor | RLEMasks, Tensor, Tensor]:
+    """Masks of n ``queries``, their boxes (n, 4) and mean probabilities inside (n,), in chunks.
 
-    ``sizes``: of padded input, content and output. Returns boxes (N, 4) and mean probabilities
-    inside the masks (N,).
+    ``sizes``: of padded input, content and output. A query that occurs several times is upsampled
+    (and encoded) once.
     """
-    boxes = torch.zeros(len(kept), 4, device=kept.device)
-    scores = torch.zeros(len(kept), device=kept.device)
-    largest = max(height * width for height, width in (sizes[0], sizes[2]))
-    chunk = max(1, CHUNK_PIXELS // largest)
-    for start in range(0, len(kept), chunk):
+    queries, row_of_pair = torch.unique(queries, return_inverse=True)
+    rows, device = row_of_pair.tolist(), queries.device
+    boxes, scores = torch.zeros(len(queries), 4, device=device), torch.zeros_like(queries).float()
+    dense = torch.zeros(0 if rle_masks else len(rows), *sizes[2], dtype=torch.bool, device=device)
+    rles: list[dict] = []
+    chunk = max(1, CHUNK_PIXELS // max(math.prod(sizes[0]), math.prod(sizes[2])))
+    for start in range(0, len(queries), chunk):
         part = slice(start, start + chunk)
-        masks, scores[part] = _upsample(pred_masks[kept[part]], *sizes)
-        boxes[part] = BitMasks(masks).get_bounding_boxes().tensor.to(boxes)
-        store.add(start, masks)
-    return boxes, scores
+        masks, scores[part] = _upsample(pred_masks[queries[part]], *sizes)
+        boxes[part] = mask_boxes(masks)
+        if rle_masks:
+            rles += encode_masks(masks)
+            continue
+        for pair, row in enumerate(rows):
+            if start <= row < start + len(masks):
+                dense[pair] = masks[row - start]
+    found = RLEMasks([rles[row] for row in rows], sizes[2]) if rle_masks else dense
+    return found, boxes[row_of_pair], scores[row_of_pair]
 
 
 def _upsample(

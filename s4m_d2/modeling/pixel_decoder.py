@@ -58,51 +58,38 @@ class DeformableEncoderLayer(nn.Module):
         return self.norm2(tokens + self.dropout(hidden))
 
 
-class DeformableEncoder(nn.Module):
-    """A stack of encoder layers over the flattened cells of all levels."""
-
-    def __init__(self, *, num_layers: int, **layer_args: Any) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(DeformableEncoderLayer(**layer_args) for _ in range(num_layers))
-
-    def forward(
-        self, tokens: Tensor, positions: Tensor, level_sizes: list[tuple[int, int]]
-    ) -> Tensor:
-        """tokens (B, S, C), positions (1, S, C) -> (B, S, C)."""
-        centers = torch.cat([cell_centers(size, tokens.device) for size in level_sizes])[None]
-        for layer in self.layers:
-            tokens = layer(tokens, positions, centers, level_sizes)
-        return tokens
-
-
 class MultiScaleEncoder(nn.Module):
-    """Flattens feature maps, adds level embeddings, encodes, and unflattens."""
+    """Flattens feature maps, adds level embeddings, encodes all cells together, and unflattens."""
 
-    def __init__(self, *, embed_dim: int, num_levels: int, **encoder_args: Any) -> None:
+    def __init__(
+        self, *, embed_dim: int, num_levels: int, num_layers: int, **layer_args: Any
+    ) -> None:
         super().__init__()
-        self.encoder = DeformableEncoder(embed_dim=embed_dim, num_levels=num_levels, **encoder_args)
+        layers = [
+            DeformableEncoderLayer(embed_dim=embed_dim, num_levels=num_levels, **layer_args)
+            for _ in range(num_layers)
+        ]
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList(layers)})
         self.level_embed = nn.Parameter(torch.empty(num_levels, embed_dim))
         nn.init.normal_(self.level_embed)
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """[(B, C, H_l, W_l)] -> the same shapes."""
+        device, channels = self.level_embed.device, self.level_embed.shape[1]
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         tokens = torch.cat([feature.flatten(2) for feature in features], dim=2).transpose(1, 2)
-        positions = torch.cat(
-            [
-                self._encode(size, embed).flatten(1)
-                for size, embed in zip(sizes, self.level_embed, strict=True)
-            ],
-            dim=1,
-        ).T[None]
-        tokens = self.encoder(tokens, positions, sizes)
+        codes = [
+            (sine_position_encoding(size, channels, device=device) + embed[:, None, None]).flatten(
+                1
+            )
+            for size, embed in zip(sizes, self.level_embed, strict=True)
+        ]
+        positions = torch.cat(codes, dim=1).T[None]
+        centers = torch.cat([cell_centers(size, tokens.device) for size in sizes])[None]
+        for layer in self.encoder["layers"]:
+            tokens = layer(tokens, positions, centers, sizes)
         levels = tokens.transpose(1, 2).split([height * width for height, width in sizes], dim=2)
         return [x.reshape(*x.shape[:2], *size) for x, size in zip(levels, sizes, strict=True)]
-
-    @staticmethod
-    def _encode(size: tuple[int, int], level_embed: Tensor) -> Tensor:
-        code = sine_position_encoding(size, len(level_embed), device=level_embed.device)
-        return code + level_embed[:, None, None]
 
 
 @register_if_free(SEM_SEG_HEADS_REGISTRY)
@@ -118,8 +105,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         mask_dim: channels of the mask features.
         norm: normalization of the pyramid's convolutions, as in ``detectron2.layers.get_norm``.
         common_stride: stride of the mask features.
-        transformer_*: dropout, heads, layers, sampling points per head and level, and hidden size
-            of the encoder.
+        transformer_*: of the encoder: dropout, heads, layers, sampling points per head and level.
     """
 
     num_feature_levels = 3  # maps handed to the transformer decoder
@@ -134,7 +120,6 @@ class MSDeformAttnPixelDecoder(nn.Module):
         transformer_nheads: int,
         transformer_enc_layers: int,
         transformer_num_points: int,
-        transformer_dim_feedforward: int = ENCODER_FEEDFORWARD,
         conv_dim: int,
         mask_dim: int,
         norm: str,
@@ -156,7 +141,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             embed_dim=conv_dim,
             num_levels=len(encoded),
             num_layers=transformer_enc_layers,
-            feedforward_dim=transformer_dim_feedforward,
+            feedforward_dim=ENCODER_FEEDFORWARD,
             dropout=transformer_dropout,
             num_heads=transformer_nheads,
             num_points=transformer_num_points,
@@ -230,8 +215,7 @@ def _check_features(
 def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, conv_dim, kernel_size=1)
     nn.init.xavier_uniform_(conv.weight)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
+    nn.init.zeros_(conv.bias)
     return nn.Sequential(conv, nn.GroupNorm(NUM_GROUPS, conv_dim))
 
 

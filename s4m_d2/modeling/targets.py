@@ -45,11 +45,22 @@ def prepare_targets(
 def _target(
     sample: Mapping[str, Any], size: tuple[int, int], num_classes: int, device: torch.device
 ) -> dict[str, Tensor]:
-    target = {
-        "labels": to_device(_labels(sample, num_classes), device),
-        "masks": _pad(to_device(_masks(sample), device), size),
-    }
+    name = str(sample.get("file_name", sample.get("image_id", "<unnamed image>")))
+    if "instances" not in sample:
+        raise InputError(
+            f"{name}: a training sample needs 'instances'; use a mapper for labeled images "
+            "(INPUT.DATASET_MAPPER_NAME)"
+        )
     instances = sample["instances"]
+    labels = instances.gt_classes.to(torch.int64)
+    bad = labels[(labels < 0) | (labels >= num_classes)] if labels.device.type == "cpu" else ()
+    if len(bad):
+        raise DatasetError(
+            f"{name}: class id {int(bad[0])} is out of range 0..{num_classes - 1}; check the "
+            "annotations' categories and MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+        )
+    masks = _masks(instances, tuple(sample["image"].shape[-2:]), name)
+    target = {"labels": to_device(labels, device), "masks": _pad(to_device(masks, device), size)}
     if instances.has("gt_weights"):
         target["weights"] = to_device(instances.gt_weights, device)
     if instances.has("gt_doubts"):
@@ -57,48 +68,20 @@ def _target(
     return target
 
 
-def _name(sample: Mapping[str, Any]) -> str:
-    return str(sample.get("file_name", sample.get("image_id", "<unnamed image>")))
-
-
-def _instances(sample: Mapping[str, Any]) -> Instances:
-    if "instances" not in sample:
-        raise InputError(
-            f"{_name(sample)}: a training sample needs 'instances'; use a mapper for labeled "
-            "images (INPUT.DATASET_MAPPER_NAME)"
-        )
-    return sample["instances"]
-
-
-def _labels(sample: Mapping[str, Any], num_classes: int) -> Tensor:
-    labels = _instances(sample).gt_classes.to(torch.int64)
-    if labels.device.type != "cpu":
-        return labels
-    bad = labels[(labels < 0) | (labels >= num_classes)]
-    if len(bad):
-        raise DatasetError(
-            f"{_name(sample)}: class id {int(bad[0])} is out of range 0..{num_classes - 1}; check "
-            "the annotations' categories and MODEL.SEM_SEG_HEAD.NUM_CLASSES"
-        )
-    return labels
-
-
-def _masks(sample: Mapping[str, Any]) -> Tensor:
-    instances = _instances(sample)
-    size = tuple(sample["image"].shape[-2:])
+def _masks(instances: Instances, size: tuple[int, ...], name: str) -> Tensor:
     if not instances.has("gt_masks") and not len(instances):
         return torch.zeros((0, *size), dtype=torch.bool)
     masks = instances.gt_masks if instances.has("gt_masks") else None
     masks = masks.tensor if isinstance(masks, BitMasks) else masks
     if not isinstance(masks, Tensor):
         raise InputError(
-            f"{_name(sample)}: gt_masks must be BitMasks or a tensor, got {type(masks).__name__}; "
-            "set MODEL.MASK_ON to True and INPUT.MASK_FORMAT to 'bitmask'"
+            f"{name}: gt_masks must be BitMasks or a tensor, got {type(masks).__name__}; set "
+            "MODEL.MASK_ON to True and INPUT.MASK_FORMAT to 'bitmask'"
         )
     if tuple(masks.shape) != (len(instances), *size):
         raise DatasetError(
-            f"{_name(sample)}: masks {tuple(masks.shape)} do not fit {len(instances)} instances on "
-            f"an image of {size}; the annotation belongs to another image or size"
+            f"{name}: masks {tuple(masks.shape)} do not fit {len(instances)} instances on an image "
+            f"of {size}; the annotation belongs to another image or size"
         )
     return masks.bool()
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
-
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import ConfigError, InputError, registered
 from s4m_d2.layers import sine_position_encoding, xavier_fill
 from s4m_d2.modeling.registry import TRANSFORMER_DECODER_REGISTRY
 
@@ -236,19 +234,16 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         """Accept the name of the learnable queries in early Mask2Former checkpoints."""
-        _rename(state_dict, f"{prefix}static_query.weight", f"{prefix}query_feat.weight")
+        if (old := f"{prefix}static_query.weight") in state_dict:
+            state_dict[f"{prefix}query_feat.weight"] = state_dict.pop(old)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def build_transformer_decoder(cfg, in_channels: int) -> nn.Module:
     """Build the decoder named by ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME``."""
-    name = cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
-    if name not in TRANSFORMER_DECODER_REGISTRY:
-        known = sorted(key for key, _ in TRANSFORMER_DECODER_REGISTRY)
-        raise ConfigError(
-            f"MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME {name!r} is unknown; known: {known}"
-        )
-    return TRANSFORMER_DECODER_REGISTRY.get(name)(cfg, in_channels)
+    key, name = "TRANSFORMER_DECODER_NAME", cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
+    entry = registered(TRANSFORMER_DECODER_REGISTRY, f"MODEL.MASK_FORMER.{key}", name)
+    return entry(cfg, in_channels)
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -274,8 +269,3 @@ def _xavier_matrices(module: nn.Module) -> None:
     for parameter in module.parameters():
         if parameter.dim() > 1:
             nn.init.xavier_uniform_(parameter)
-
-
-def _rename(state_dict: MutableMapping, old: str, new: str) -> None:
-    if old in state_dict:
-        state_dict[new] = state_dict.pop(old)

@@ -142,19 +142,24 @@ class AutomaticMasks:
         return [record for record in records if record["area"]]
 
     def fingerprint(self) -> str:
-        """SHA-256 over the backend's fingerprint and the settings that masks depend on.
+        """SHA-256 over SAM's weights and the settings that masks depend on.
 
         Equal only where the masks of equal images are equal, up to rounding: that is all
-        ``points_per_batch`` changes, which does not count.
-
-        Raises:
-            ConfigError: the backend has none.
+        ``points_per_batch`` changes, which does not count. All weights are read, the first time.
         """
-        if self._fingerprint is None:  # the backend's reads all weights
+        if self._fingerprint is None:
+            backend: Any = self.backend
+            digest = hashlib.sha256()
+            pixels = backend.frame.mean.tolist(), backend.frame.std.tolist()
+            kind = type(backend).__name__, backend.image_side, pixels
+            digest.update(repr((*kind, str(backend.dtype), backend.device.type)).encode())
+            for name, value in sorted(backend.sam.state_dict().items()):
+                digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+                digest.update(to_host(value.contiguous().flatten().view(torch.uint8))[0].data)
             settings = asdict(self.settings)
             del settings["points_per_batch"]
             values = sorted((name, float(value)) for name, value in settings.items())
-            about = repr((self.backend.fingerprint(), values))
+            about = repr((digest.hexdigest(), values))
             self._fingerprint = hashlib.sha256(about.encode()).hexdigest()
         return self._fingerprint
 

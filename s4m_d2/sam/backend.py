@@ -11,7 +11,7 @@ import torch
 from fvcore.common.registry import Registry
 from torch import Tensor
 
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import InputError, registered
 from s4m_d2.transfers import to_device
 
 SAM_BACKEND_REGISTRY = Registry("SAM_BACKEND")
@@ -121,16 +121,6 @@ class SamBackend(ABC):
     def upscale(self, mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Crop logits (N, h, w) of the square frame to the content and resize: (N, H, W)."""
 
-    def fingerprint(self) -> str:
-        """Hash of weights and settings, equal only if these are.
-
-        Raises:
-            ConfigError: the backend has none: its masks cannot be stored.
-        """
-        raise ConfigError(
-            f"The SAM backend {type(self).__name__} has no fingerprint(): define it to store masks"
-        )
-
     def content_mask(self, image_size: tuple[int, int]) -> Tensor:
         """(S, S) bool: grid cells whose center is inside the content."""
         centers = (torch.arange(self.grid_side, device=self.device) + 0.5) / self.grid_side
@@ -162,8 +152,4 @@ def build_sam_backend(cfg: Any) -> SamBackend:
         ConfigError: the backend is not registered.
         WeightsError: its weights are missing or of another model.
     """
-    name = cfg.S4M.SAM.BACKEND
-    if name not in SAM_BACKEND_REGISTRY:
-        known = ", ".join(sorted(key for key, _ in SAM_BACKEND_REGISTRY))
-        raise ConfigError(f"S4M.SAM.BACKEND is '{name}'; the registered backends are: {known}")
-    return SAM_BACKEND_REGISTRY.get(name)(cfg)
+    return registered(SAM_BACKEND_REGISTRY, "S4M.SAM.BACKEND", cfg.S4M.SAM.BACKEND)(cfg)

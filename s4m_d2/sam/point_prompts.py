@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -124,20 +123,6 @@ class PointPromptBackend(SamBackend):
         with atomic_write(f"{path}.pth", "wb") as file:
             torch.save(self.sam.state_dict(), file)
         return f"{path}.pth"
-
-    def fingerprint(self) -> str:
-        """SHA-256 over the weights, their names, the frame, the precision and the kind of device.
-
-        All weights are read: the host waits for the device.
-        """
-        digest = hashlib.sha256()
-        pixels = self.frame.mean.tolist(), self.frame.std.tolist()
-        about = (type(self).__name__, self.image_side, pixels, str(self.dtype), self.device.type)
-        digest.update(repr(about).encode())
-        for name, value in sorted(self.sam.state_dict().items()):
-            digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-            digest.update(to_host(value.contiguous().flatten().view(torch.uint8))[0].data)
-        return digest.hexdigest()
 
     def grid_scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
         return self.frame.scale(image_size)

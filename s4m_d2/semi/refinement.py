@@ -19,7 +19,7 @@ from detectron2.config import configurable
 from fvcore.common.registry import Registry
 from torch import Generator, Tensor
 
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import InputError, registered
 from s4m_d2.sam.backend import EncodedImages
 from s4m_d2.sam.point_prompts import BOX_LABELS
 from s4m_d2.semi.mask_points import neighbor_points, sample_mask_points
@@ -288,11 +288,8 @@ def build_refiner(cfg, backend) -> Callable[..., Refinement]:
     """
     if not cfg.S4M.REFINE.ENABLED:
         return TeacherMasks(cfg)
-    method = cfg.S4M.REFINE.METHOD
-    if method not in REFINER_REGISTRY:
-        known = ", ".join(sorted(name for name, _ in REFINER_REGISTRY))
-        raise ConfigError(f"S4M.REFINE.METHOD {method!r} is not registered; choose from: {known}")
-    return REFINER_REGISTRY.get(method)(cfg, backend)
+    entry = registered(REFINER_REGISTRY, "S4M.REFINE.METHOD", cfg.S4M.REFINE.METHOD)
+    return entry(cfg, backend)
 
 
 def teacher_masks(

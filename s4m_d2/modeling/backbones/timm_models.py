@@ -12,7 +12,6 @@ from torch import nn
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.pretrained import import_timm
 
-NORMS = ("BN", "FrozenBN", "SyncBN")
 NUM_SUGGESTIONS = 5
 
 # Options of some models that allow images of any size. With them Swin's windows always have their
@@ -47,16 +46,14 @@ def create_net(
     except OSError as error:
         raise WeightsError(
             f"MODEL.TIMM.PRETRAINED: the weights of {name!r} cannot be fetched "
-            f"({_first_line(error)}). Run once with a network, so that they are in the "
-            "cache, copy that cache (HF_HOME) here, or set MODEL.TIMM.PRETRAINED False and give a "
-            "file of this model's weights as MODEL.WEIGHTS."
+            f"({(str(error).splitlines() or [type(error).__name__])[0]}). Run once with a network, "
+            "so that they are in the cache, copy that cache (HF_HOME) here, or set "
+            "MODEL.TIMM.PRETRAINED False and give a file of this model's weights as MODEL.WEIGHTS."
         ) from error
-    _open_windows(net)
+    from s4m_d2.modeling.backbones.swin_windows import pad_before_shift  # imports timm
+
+    pad_before_shift(net)
     return _convert_norms(net, norm)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _check_name(timm: ModuleType, name: str, pretrained: bool) -> None:
@@ -110,17 +107,11 @@ def _options(timm: ModuleType, name: str, drop_path: float) -> dict[str, bool | 
     return options
 
 
-def _open_windows(net: nn.Module) -> None:
-    from s4m_d2.modeling.backbones.swin_windows import pad_before_shift
-
-    pad_before_shift(net)
-
-
 def _convert_norms(net: nn.Module, norm: str) -> nn.Module:
     from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 
-    converters = {"BN": lambda net: net, "FrozenBN": freeze_batch_norm_2d}
-    converters["SyncBN"] = convert_sync_batchnorm
-    if norm not in converters:
-        raise ConfigError(f"MODEL.TIMM.NORM is {norm!r}; choose one of {', '.join(NORMS)}.")
-    return converters[norm](net)
+    converters = {"FrozenBN": freeze_batch_norm_2d, "SyncBN": convert_sync_batchnorm}
+    if norm not in ("BN", *converters):
+        names = ", ".join(("BN", *converters))
+        raise ConfigError(f"MODEL.TIMM.NORM is {norm!r}; choose one of {names}.")
+    return converters[norm](net) if norm in converters else net

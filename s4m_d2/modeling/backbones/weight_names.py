@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor
 
@@ -12,15 +12,31 @@ NET = f"{BACKBONE}net."
 #: Layers of our backbones that no pre-trained model has: they keep their initial weights.
 ADDED_LAYERS = (f"{BACKBONE}norms.", f"{BACKBONE}pyramid.")
 
-# The original Swin merges patches at the end of a stage, timm at the start of the next.
 _ORIGINAL_SWIN = "layers.0.downsample.reduction.weight"
-_MERGING = re.compile(r"^layers\.(\d+)\.downsample\.")
-_OUT_NORM = re.compile(r"^norm(\d)\.")  # Mask2Former's, one per stage
 _COMPUTED = ("relative_position_index", "attn_mask")  # not in timm's files
-_FIRST_LEVEL = 2  # stage 0 gives res2
 _TIMM_SWIN = f"{NET}layers.0.blocks.0.attn.relative_position_bias_table"
-_TIMM_MERGING = re.compile(rf"^{re.escape(NET)}layers\.(\d+)\.downsample\.")
-_RES_NORM = re.compile(rf"^{re.escape(BACKBONE)}norms\.res(\d)\.")
+# Patterns and replacements. The original Swin merges patches at the end of a stage, timm at the
+# start of the next; Mask2Former has a norm per stage, and stage 0 gives res2.
+Table = dict[str, str | Callable[[re.Match], str]]
+_FROM_ORIGINAL_SWIN: Table = {
+    r"^(backbone\.)?layers\.(\d+)\.downsample\.": lambda m: (
+        f"{m[1] or ''}layers.{int(m[2]) + 1}.downsample."
+    ),
+    r"^(backbone\.)?norm(\d)\.": lambda m: f"{m[1] or ''}norms.res{int(m[2]) + 2}.",
+}
+_TO_MASK2FORMER: Table = {
+    r"^backbone\.norms\.res(\d)\.": lambda m: f"backbone.norm{int(m[1]) - 2}.",
+    r"^backbone\.net\.layers\.(\d+)\.downsample\.": lambda m: (
+        f"backbone.layers.{int(m[1]) - 1}.downsample."
+    ),
+    r"^backbone\.net\.": "backbone.",
+}
+
+
+def _renamed(name: str, table: Table) -> str:
+    for pattern, replacement in table.items():
+        name = re.sub(pattern, replacement, name)
+    return name
 
 
 def to_own_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
@@ -33,32 +49,20 @@ def to_own_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str,
         state: name → weight, as in a file.
         own: names of the model's weights.
     """
-    state = dict(state)
     if not any(name.startswith(NET) for name in own):
-        return state
-    for prefix in (BACKBONE, ""):
-        if prefix + _ORIGINAL_SWIN in state:
-            state = _from_original_swin(state, prefix)
+        return dict(state)
+    if f"{BACKBONE}{_ORIGINAL_SWIN}" in state or _ORIGINAL_SWIN in state:
+        state = {
+            _renamed(name, _FROM_ORIGINAL_SWIN): value
+            for name, value in state.items()
+            if not name.endswith(_COMPUTED)
+        }
     return {_own_name(name, own): value for name, value in state.items()}
 
 
 def _own_name(name: str, own: Collection[str]) -> str:
     inside = NET + name.removeprefix(BACKBONE)
     return inside if name not in own and inside in own else name
-
-
-def _from_original_swin(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    renamed = {}
-    for name, value in state.items():
-        if name.endswith(_COMPUTED):
-            continue
-        if name.startswith(prefix):
-            bare = name.removeprefix(prefix)
-            bare = _MERGING.sub(lambda match: f"layers.{int(match[1]) + 1}.downsample.", bare)
-            bare = _OUT_NORM.sub(lambda match: f"norms.res{int(match[1]) + _FIRST_LEVEL}.", bare)
-            name = prefix + bare
-        renamed[name] = value
-    return renamed
 
 
 def to_mask2former_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,12 +76,4 @@ def to_mask2former_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     if _TIMM_SWIN not in state:
         return dict(state)
-    return {_mask2former_name(name): value for name, value in state.items()}
-
-
-def _mask2former_name(name: str) -> str:
-    name = _RES_NORM.sub(lambda match: f"{BACKBONE}norm{int(match[1]) - _FIRST_LEVEL}.", name)
-    name = _TIMM_MERGING.sub(
-        lambda match: f"{BACKBONE}layers.{int(match[1]) - 1}.downsample.", name
-    )
-    return name.replace(NET, BACKBONE, 1) if name.startswith(NET) else name
+    return {_renamed(name, _TO_MASK2FORMER): value for name, value in state.items()}
