@@ -110,7 +110,13 @@ class HungarianMatcher:
         )
         matches = []
         for image, label in enumerate(np.split(labels, np.cumsum(counts)[:-1])):
-            _check_labels(label, image, num_labels - 1)
+            wrong = label[(label < 0) | (label >= num_labels - 1)]
+            if len(wrong):
+                raise InputError(
+                    f"target of image {image} of the batch: class id {wrong[0]} is out of range "
+                    f"0..{num_labels - 2}; labels must have the classes of the model "
+                    "(MODEL.SEM_SEG_HEAD.NUM_CLASSES)"
+                )
             matches.append(_assign(costs[:, image, :num_queries], label))
         return matches
 
@@ -183,13 +189,3 @@ def _assign(costs: np.ndarray, labels: np.ndarray) -> ImageMatches:
     order = pairs[:, 1:].argsort(axis=2)
     queries, instances = np.take_along_axis(pairs, order, axis=2).swapaxes(0, 1)
     return ImageMatches(queries, instances, labels[instances], len(labels))
-
-
-def _check_labels(labels: np.ndarray, image: int, num_classes: int) -> None:
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if len(wrong):
-        raise InputError(
-            f"target of image {image} of the batch: class id {wrong[0]} is out of range "
-            f"0..{num_classes - 1}; labels must have the classes of the model "
-            "(MODEL.SEM_SEG_HEAD.NUM_CLASSES)"
-        )

@@ -127,7 +127,8 @@ class StructuralDistillation:
             InputError: if numbers or sizes disagree.
         """
         _check_batch(mask_features, images, image_sizes, masks, generators)
-        counts, sources = (self.num_points, self.num_foreground), generators or [None] * len(masks)
+        counts = self.num_points, self.num_foreground
+        sources: Sequence[Generator | None] = generators or [None] * len(masks)
         points = [
             sample_query_points(mask, size, *counts, generator, images.device)
             for mask, size, generator in zip(masks, image_sizes, sources, strict=True)

@@ -78,15 +78,12 @@ class MultiScaleEncoder(nn.Module):
         device, channels = self.level_embed.device, self.level_embed.shape[1]
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         tokens = torch.cat([feature.flatten(2) for feature in features], dim=2).transpose(1, 2)
-        codes = [
-            (sine_position_encoding(size, channels, device=device) + embed[:, None, None]).flatten(
-                1
-            )
-            for size, embed in zip(sizes, self.level_embed, strict=True)
-        ]
+        codes = [sine_position_encoding(size, channels, device=device) for size in sizes]
+        pairs = zip(codes, self.level_embed, strict=True)
+        codes = [(code + embed[:, None, None]).flatten(1) for code, embed in pairs]
         positions = torch.cat(codes, dim=1).T[None]
         centers = torch.cat([cell_centers(size, tokens.device) for size in sizes])[None]
-        for layer in self.encoder["layers"]:
+        for layer in self.encoder["layers"].children():
             tokens = layer(tokens, positions, centers, sizes)
         levels = tokens.transpose(1, 2).split([height * width for height, width in sizes], dim=2)
         return [x.reshape(*x.shape[:2], *size) for x, size in zip(levels, sizes, strict=True)]
@@ -215,7 +212,8 @@ def _check_features(
 def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, conv_dim, kernel_size=1)
     nn.init.xavier_uniform_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
     return nn.Sequential(conv, nn.GroupNorm(NUM_GROUPS, conv_dim))
 
 

@@ -53,11 +53,11 @@ def _target(
         )
     instances = sample["instances"]
     labels = instances.gt_classes.to(torch.int64)
-    bad = labels[(labels < 0) | (labels >= num_classes)] if labels.device.type == "cpu" else ()
-    if len(bad):
+    bad = (labels < 0) | (labels >= num_classes)
+    if labels.device.type == "cpu" and bad.any():
         raise DatasetError(
-            f"{name}: class id {int(bad[0])} is out of range 0..{num_classes - 1}; check the "
-            "annotations' categories and MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+            f"{name}: class id {int(labels[bad][0])} is out of range 0..{num_classes - 1}; check "
+            "the annotations' categories and MODEL.SEM_SEG_HEAD.NUM_CLASSES"
         )
     masks = _masks(instances, tuple(sample["image"].shape[-2:]), name)
     target = {"labels": to_device(labels, device), "masks": _pad(to_device(masks, device), size)}

@@ -11,6 +11,7 @@ initializes Hydra's global state, unless that has been done before.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -132,22 +133,17 @@ def build_sam2_image_model(
     return sam
 
 
-def require_sam2_package() -> None:
-    """ConfigError if the package sam2, or Hydra, which it imports, is not installed."""
-    try:
-        import sam2  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name not in ("sam2", "hydra"):  # installed but broken: show its own error
-            raise
-        raise ConfigError(NEEDS_PACKAGE) from None
-
-
 @SAM_BACKEND_REGISTRY.register()
 def sam2(cfg: Any) -> Sam2Backend:
     """Build the published model of ``cfg.S4M.SAM``, of SAM 2 or 2.1."""
     model_type = cfg.S4M.SAM.MODEL_TYPE
     check_model_type("sam2", model_type)
-    require_sam2_package()
+    try:
+        import_module("sam2")
+    except ModuleNotFoundError as error:
+        if error.name not in ("sam2", "hydra"):  # installed but broken: show its own error
+            raise
+        raise ConfigError(NEEDS_PACKAGE) from None
     sam = load_sam(
         lambda: build_sam2_image_model(SIZES[model_type]),
         cfg.S4M.SAM.CHECKPOINT,

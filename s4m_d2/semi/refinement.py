@@ -268,7 +268,8 @@ class PointRefiner:
         """(N,) areas of SAM's masks (N, H, W); 0 also where the agreement is too small."""
         areas = mask_areas(masks)
         if self.min_agreement > 0:
-            teachers = teacher_masks(selection, masks.shape[1:], self.logit_thresh)
+            size = masks.shape[1], masks.shape[2]
+            teachers = teacher_masks(selection, size, self.logit_thresh)
             shared, either = mask_areas(masks & teachers), mask_areas(masks | teachers)
             areas = areas.masked_fill(shared < self.min_agreement * either, 0)
         return areas
