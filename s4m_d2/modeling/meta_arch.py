@@ -183,18 +183,15 @@ class S4MMaskFormer(nn.Module):
     def _run(self, batched_inputs: Sequence[Sample]) -> tuple[ImageList, dict[str, Any]]:
         """Outputs of the last layer, and the padded images."""
         images = self._normalized(batched_inputs)
-        outputs = self._outputs(images.tensor, aux_outputs=False)
+        outputs = self.sem_seg_head(self.backbone(images.tensor), aux_outputs=False)
         if self.largest_component:
             outputs["pred_masks"] = largest_components(outputs["pred_masks"])
         return images, outputs
 
-    def _outputs(self, images: Tensor, *, aux_outputs: bool) -> dict[str, Any]:
-        """The head's outputs for (B, 3, H, W) normalized images."""
-        return self.sem_seg_head(self.backbone(images), aux_outputs=aux_outputs)
-
     def _losses(self, batched_inputs: Sequence[Sample]) -> dict[str, Tensor]:
         images = self._normalized(batched_inputs)
-        outputs = self._outputs(images.tensor, aux_outputs=self.criterion.deep_supervision)
+        features, aux_outputs = self.backbone(images.tensor), self.criterion.deep_supervision
+        outputs = self.sem_seg_head(features, aux_outputs=aux_outputs)
         targets = prepare_targets(
             batched_inputs,
             padded_size=_padded_size(images),
