@@ -203,20 +203,22 @@ class PointRefiner:
             for (logits, _), size in zip(best, sizes, strict=True)
         ]
         used = to_host(*map(self._used_areas, chosen, masks))
-        fallbacks = 0
         for i, of_image, (_, ious), areas in zip(active, masks, best, used, strict=True):
-            kept = np.flatnonzero(areas == 0)
-            if len(kept):
-                rows = to_device(kept, of_image.device)
-                of_teacher = replace(selections[i], mask_logits=selections[i].mask_logits[rows])
-                of_image[rows] = teacher_masks(of_teacher, image_sizes[i], self.logit_thresh)
-                ious[rows] = math.nan
-            its_areas = None if len(kept) else areas
-            labels[i] = replace(
-                selections[i].labels, masks=of_image, areas=its_areas, sam_ious=ious
-            )
-            fallbacks += len(kept)
-        return Refinement(labels, predicted, fallbacks)
+            labels[i] = self._labels(selections[i], of_image, ious, areas)
+        return Refinement(labels, predicted, sum(int((areas == 0).sum()) for areas in used))
+
+    def _labels(
+        self, selection: Selection, masks: Tensor, ious: Tensor, areas: np.ndarray
+    ) -> PseudoLabels:
+        """An image's labels with SAM's masks; where ``areas`` is 0 the teacher's overwrite them."""
+        kept = np.flatnonzero(areas == 0)
+        if not len(kept):
+            return replace(selection.labels, masks=masks, areas=areas, sam_ious=ious)
+        rows, size = to_device(kept, masks.device), (masks.shape[1], masks.shape[2])
+        of_teacher = replace(selection, mask_logits=selection.mask_logits[rows])
+        masks[rows] = teacher_masks(of_teacher, size, self.logit_thresh)
+        ious[rows] = math.nan
+        return replace(selection.labels, masks=masks, areas=None, sam_ious=ious)
 
     def _ask(
         self,
