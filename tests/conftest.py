@@ -1,13 +1,10 @@
 """Shared by all tests: one thread a process, deterministic properties, the gpu marker, data."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
-
-ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)
 settings.register_profile("s4m_d2", deadline=None, derandomize=True)
@@ -25,7 +22,6 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
     """A folder for DETECTRON2_DATASETS: toyscapes with 10 training and 2 validation images."""
-    sys.path.insert(0, str(ROOT / "datasets"))
     from make_toyscapes import make_toyscapes
 
     root = tmp_path_factory.mktemp("datasets")

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
+from ablation_study import report, runs
+from ablation_study.chart import draw_chart
+from ablation_study.data_sets import RealSet, Toyscapes
+from ablation_study.runs import PLANS, Run, all_runs
+
+from s4m_d2.engine.checks.config_checks import config_errors
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.stages import run_config, stage_config
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
-
-from ablation_study import report, runs  # noqa: E402
-from ablation_study.chart import draw_chart  # noqa: E402
-from ablation_study.data_sets import RealSet, Toyscapes  # noqa: E402
-from ablation_study.runs import PLANS, Run, all_runs  # noqa: E402
-
-from s4m_d2.engine.checks.config_checks import config_errors  # noqa: E402
-from s4m_d2.engine.config_file import load_config  # noqa: E402
-from s4m_d2.engine.stages import run_config, stage_config  # noqa: E402
-
 CONFIG = str(ROOT / "configs" / "toyscapes_ablation.yaml")
 SEEDS = (0, 1, 2)
 PLAN = PLANS["toyscapes"]

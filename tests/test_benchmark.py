@@ -1,17 +1,11 @@
 """tools/benchmark.py: statistics, options, and small complete runs, in which both forms agree."""
 
 import json
-import sys
-from pathlib import Path
 
-import numpy as np
+import benchmark
 import pytest
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
-import benchmark  # noqa: E402
-from benchmarking import measuring, plain, sepl  # noqa: E402
-from benchmarking.bench import CASES, case_config  # noqa: E402
+from benchmarking import measuring, plain
+from benchmarking.bench import CASES, case_config
 
 SMALL = ["--shapes", "quickstart", "--device", "cpu", "--size", "64x64", "--images", "2"]
 SMALL += ["--instances", "2", "--repeats", "1", "--warmup", "0"]
@@ -81,16 +75,6 @@ def test_a_complete_run_of_stage_2(tmp_path):
     assert (tmp_path / "benchmark.png").stat().st_size > 10_000
 
 
-@pytest.mark.slow
-def test_scale_and_processes(tmp_path, capsys):
-    options = ["--stage", "1", "--scale", "--no-memory", "--processes", "2"]
-    status, result = run(tmp_path, *options)
-    assert status == 0 and len(result["scale"]) >= 8
-    assert set(result["processes"][0]["steps"]) == {"1", "2"}
-    assert run(tmp_path, "--processes", "3", "--parts", "ema")[0] == 1
-    assert "divided" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("stage", [1, 2])
 def test_every_case_has_a_config_of_its_own_size(stage):
     for case in CASES.values():
@@ -98,17 +82,3 @@ def test_every_case_has_a_config_of_its_own_size(stage):
         lsj = cfg.INPUT.DATASET_MAPPER_NAME == "coco_instance_lsj"
         crop = (cfg.INPUT.IMAGE_SIZE,) * 2 if lsj else tuple(cfg.INPUT.CROP.SIZE)
         assert crop == case.image_size and cfg.S4M.DISTILL.ENABLED == (stage == 1)
-
-
-def test_sepl_is_timed_where_all_forms_give_the_same(tmp_path, capsys, monkeypatch):
-    label, masks = sepl.scene()
-    assert label.shape == (500, 500) and masks.shape == (150, 500, 500)
-    assert set(np.unique(label)) == {*range(21), sepl.VOID}
-    small = sepl.scene((50, 50), classes=4)
-    monkeypatch.setattr(sepl, "scene", lambda: small)
-    status, result = run(tmp_path, "--sepl")
-    assert status == 0 and result["sepl"]["masks"] == len(small.masks)
-    assert list(result["sepl"]["ratios"]) == [sepl.DENSE, sepl.RLE]
-    monkeypatch.setattr(sepl, "double_loop", lambda label, masks: label)
-    assert benchmark.main(["--sepl", "--device", "cpu", "--output", str(tmp_path / "no")]) == 1
-    assert "sepl, dense masks" in capsys.readouterr().err

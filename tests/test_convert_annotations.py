@@ -4,20 +4,14 @@ import base64
 import io
 import json
 import math
-import sys
-from pathlib import Path
 
+import convert_annotations
+import make_own_data
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
-
-import convert_annotations  # noqa: E402
-import make_own_data  # noqa: E402
 
 WIDTH, HEIGHT = 60, 40
 VIA = {

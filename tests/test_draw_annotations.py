@@ -1,18 +1,12 @@
 """Pictures of annotations and predictions: what is drawn, and what is refused."""
 
 import json
-import sys
-from pathlib import Path
 
+import draw_annotations
+import make_own_data
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
-
-import draw_annotations  # noqa: E402
-import make_own_data  # noqa: E402
 
 SIZE = (128, 64)
 

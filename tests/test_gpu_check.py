@@ -2,14 +2,10 @@
 
 import json
 import sys
-from pathlib import Path
 
+import gpu_check
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
-import gpu_check  # noqa: E402
 
 STEP = """
 import json, pathlib, sys, time

@@ -3,8 +3,6 @@
     python tools/benchmark.py --shapes quickstart
     python tools/benchmark.py --shapes cityscapes --device cuda
     python tools/benchmark.py --shapes cityscapes --device cpu --images 2 --parts points arp ema
-    python tools/benchmark.py --shapes quickstart --scale --processes 2
-    python tools/benchmark.py --sepl --threads 1
 
 Weights are random, images and pseudo-labels synthetic: no data set or checkpoint is needed. On the
 CPU the packaged SAM tiny_toyscapes replaces the config's, unless --sam names another. If a part has
@@ -28,25 +26,19 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from benchmarking import report  # noqa: E402
 from benchmarking.bench import CASES, CONFIG_SAM, SAM_SIZES, TINY_SAM, Case  # noqa: E402
-from benchmarking.measuring import (  # noqa: E402
-    check_names,
-    measure_processes,
-    measure_scale,
-    measure_stage,
-)
-from benchmarking.sepl import measure_sepl  # noqa: E402
+from benchmarking.measuring import check_names, measure_stage  # noqa: E402
 from benchmarking.timing import Clock  # noqa: E402
 
 from s4m_d2.command_line import natural, positive  # noqa: E402
-from s4m_d2.errors import ConfigError, S4MError  # noqa: E402
+from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
+from s4m_d2.engine.command.failures import exit_status  # noqa: E402
+from s4m_d2.errors import ConfigError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--shapes", choices=[*CASES, "all"], default="quickstart")
     devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
@@ -61,9 +53,6 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--warmup", type=natural, default=2, help="calls before the timed ones")
     add("--threads", type=positive, help="of PyTorch on the CPU")
     add("--no-memory", action="store_true", help="leave out the peak memory")
-    add("--scale", action="store_true", help="how the step grows, not its parts")
-    add("--sepl", action="store_true", help="SEPL's enhancement alone, which is no part of a step")
-    add("--processes", type=positive, help="also a step in so many processes")
     add("--output", type=Path, default=Path("output/benchmark"))
     add("opts", nargs="*", metavar="KEY VALUE", help="config overrides, after --")
     return parser.parse_args(arguments)
@@ -92,58 +81,28 @@ def cases_of(args: argparse.Namespace) -> Iterator[Case]:
         )
 
 
-def run(args: argparse.Namespace) -> None:
+@exit_status
+def main(arguments: list[str] | None = None) -> int:
     """Measure what the command line asks for; write and print it."""
+    args = parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no GPU here; use --device cpu")
     if args.threads:
         torch.set_num_threads(args.threads)
     check_names(args.parts)
     content: dict = {"arguments": vars(args) | {"output": str(args.output)}}
-    content["environment"] = report.environment(Clock(torch.device(args.device)))
-    tables = []
-    if args.sepl:
-        content["sepl"] = measure_sepl(args)
-        tables.append(report.sepl_table(content["sepl"]))
-    else:
-        tables += measure_cases(args, content)
-    print("\n" + "\n\n".join(tables))
+    content |= {"environment": report.environment(Clock(torch.device(args.device)))}
+    content |= {"peaks": {}, "stages": []}
+    for case in cases_of(args):
+        for stage in (1, 2) if args.stage == "both" else (int(args.stage),):
+            content["stages"].append(measure_stage(case, stage, args, content["peaks"]))
+            print(f"\n{report.stage_table(content['stages'][-1])}", flush=True)
+    print(f"\n{report.peaks_line(content['peaks'])}")
     args.output.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.output / "benchmark.json") as file:
         json.dump(content, file, indent=1, allow_nan=False)
-    print(f"\n{args.output}/benchmark.json")
-    if content.get("stages"):
-        report.write_chart(args.output / "benchmark.png", content["stages"])
-        print(f"{args.output}/benchmark.png")
-
-
-def measure_cases(args: argparse.Namespace, content: dict) -> Iterator[str]:
-    """The tables of each case and stage; ``content`` gets what they show."""
-    content |= {"peaks": {}, "stages": [], "scale": [], "processes": []}
-    stages = (1, 2) if args.stage == "both" else (int(args.stage),)
-    for case in cases_of(args):
-        for stage in stages:
-            if args.scale:
-                content["scale"] += measure_scale(case, stage, args)
-            else:
-                content["stages"].append(measure_stage(case, stage, args, content["peaks"]))
-                yield report.stage_table(content["stages"][-1])
-            if args.processes:
-                content["processes"].append(measure_processes(case, stage, args))
-                yield report.processes_line(content["processes"][-1])
-    yield (
-        report.scale_table(content["scale"]) if args.scale else report.peaks_line(content["peaks"])
-    )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The exit status."""
-    args = parse_args(arguments)
-    try:
-        run(args)
-    except S4MError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
+    report.write_chart(args.output / "benchmark.png", content["stages"])
+    print(f"\n{args.output}: benchmark.json, benchmark.png")
     return 0
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import sys
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,8 +21,6 @@ from s4m_d2.files import atomic_write
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "configuration.md"
 SOURCE, START = ROOT / "s4m_d2" / "config.py", "add_s4m_config"
-PACKAGE = "s4m_d2"
-NODE = "CN"  # what makes an inner node of the config
 
 INTRODUCTION = """\
 # Configuration
@@ -42,152 +41,100 @@ An unknown key, or a value of another type, is an error; the message names the m
 
 
 @dataclass
-class Key:
-    """A config key, its default as Python writes it, and the comments above and beside it."""
-
-    name: str
-    default: str
-    text: str
-
-
-@dataclass
-class Group:
-    """Keys that stand together, and the comment over them."""
-
-    text: str = ""
-    keys: list[Key] = field(default_factory=list)
-
-
-@dataclass
 class Section:
-    """The keys of one node of the config."""
+    """A node of the config: its text, and groups of keys that stand together.
+
+    Attributes:
+        groups: a group's text, and the rows of its table.
+    """
 
     text: str = ""
-    groups: list[Group] = field(default_factory=list)
-
-
-class SourceError(ValueError):
-    """The source is written in a way that this tool does not follow."""
+    groups: list[tuple[str, list[str]]] = field(default_factory=list)
 
 
 class Reader:
-    """Follows the functions that add keys, from one that takes the config.
+    """Follows the functions of config.py that add keys.
 
     Attributes:
         sections: by the node's name, in the order of the source.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.sections: dict[str, Section] = {}
+    def __init__(self, source: str) -> None:
+        body = ast.parse(source).body
+        self.sections: defaultdict[str, Section] = defaultdict(Section)
+        self._lines = source.splitlines()
+        self._functions = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
 
-    def read(self, file: Path, function: str, prefix: str = "") -> None:
-        """Read the keys that ``function`` of ``file`` sets on its argument, or on what it returns.
-
-        Raises:
-            SourceError: names the line that is not understood.
-        """
-        source = file.read_text()
-        module = ast.parse(source, str(file))
-        functions = {n.name: n for n in module.body if isinstance(n, ast.FunctionDef)}
-        if function not in functions:
-            raise SourceError(f"{file}: there is no function {function}")
-        body = functions[function]
+    def read(self, function: str, prefix: str = "") -> None:
+        """Read the keys that a function sets on its argument, or on what it returns."""
+        body = self._functions[function]
         names = {argument.arg: prefix for argument in body.args.args}
         for node in ast.walk(body):
-            if isinstance(node, ast.Return) and isinstance(node.value, ast.Name):
+            if isinstance(node, ast.Return):
                 names[node.value.id] = prefix
         if prefix and (text := ast.get_docstring(body)):
-            self._section(prefix).text = " ".join(text.split())
-        lines, places = source.splitlines(), _functions(module, file, self.root)
+            self.sections[prefix].text = " ".join(text.split())
         for statement in body.body:
-            self._statement(statement, names, lines, places)
+            if isinstance(statement, ast.Assign):
+                self._assignment(statement, names)
+            elif isinstance(statement.value, ast.Call):
+                called = statement.value.func.id
+                if called in self._functions:  # else Detectron2's
+                    self.read(called, _key(statement.value.args[0], names))
 
-    def _statement(self, node, names, lines, places) -> None:
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            if (called := ast.unparse(node.value.func)) in places:
-                self.read(*places[called], _key(node.value.args[0], names) or "")
-            return
-        if not isinstance(node, ast.Assign):
-            return
+    def _assignment(self, node: ast.Assign, names: dict[str, str]) -> None:
         target, value = node.targets[0], node.value
-        if isinstance(target, ast.Name):  # another name of a node
-            if (key := _key(value, names)) is not None:
-                names[target.id] = key
+        if isinstance(target, ast.Name):  # another name of a node, or that of what is returned
+            if not isinstance(value, ast.Call):
+                names[target.id] = _key(value, names)
             return
         key = _key(target, names)
-        if key is None:
-            raise SourceError(f"line {node.lineno}: {ast.unparse(target)} is no key of the config")
-        heading, above, beside = _comments(lines, node)
+        heading, above, beside = self._comments(node)
         if isinstance(value, ast.Call):
-            self._section(key).text = " ".join(filter(None, [heading, above, beside]))
-            called = ast.unparse(value.func)
-            if called in places:
-                self.read(*places[called], key)
-            elif called != NODE:
-                raise SourceError(f"line {node.lineno}: {called} is not of this package")
+            self.sections[key].text = " ".join(filter(None, [heading, above, beside]))
+            if value.func.id in self._functions:  # else an empty node
+                self.read(value.func.id, key)
             return
-        groups = self._section(key.rpartition(".")[0]).groups
+        groups = self.sections[key.rpartition(".")[0]].groups
         if heading or not groups:
-            groups.append(Group(heading))
-        text = " ".join(filter(None, [above, beside]))
-        groups[-1].keys.append(Key(key, repr(ast.literal_eval(value)), text))
+            groups.append((heading, []))
+        text = _escaped(" ".join(filter(None, [above, beside])))
+        groups[-1][1].append(f"| `{key}` | `{ast.literal_eval(value)!r}` | {text} |")
 
-    def _section(self, name: str) -> Section:
-        return self.sections.setdefault(name, Section())
-
-
-def _functions(module: ast.Module, file: Path, root: Path) -> dict[str, tuple[Path, str]]:
-    """Name → (file, name there) of the package's functions that a module can call."""
-    places = {n.name: (file, n.name) for n in module.body if isinstance(n, ast.FunctionDef)}
-    for node in module.body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
-            path = root.joinpath(*node.module.split(".")).with_suffix(".py")
-            places |= {a.asname or a.name: (path, a.name) for a in node.names}
-    return places
+    def _comments(self, node: ast.Assign) -> tuple[str, str, str]:
+        """The comment over a group (after an empty line), the one above a key, and beside it."""
+        first = start = node.lineno - 1
+        while self._lines[start - 1].lstrip().startswith("#"):
+            start -= 1
+        above = " ".join(line.strip().removeprefix("# ") for line in self._lines[start:first])
+        rest = self._lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+        beside = rest.strip().removeprefix("#").strip()
+        is_heading = not self._lines[start - 1].strip()
+        return (above, "", beside) if is_heading else ("", above, beside)
 
 
-def _key(node: ast.expr, names: dict[str, str]) -> str | None:
-    """`former.TEST.INSTANCE_ON` → MODEL.MASK_FORMER.TEST.INSTANCE_ON; None: not of the config."""
+def _key(node: ast.expr, names: dict[str, str]) -> str:
+    """`former.TEST.INSTANCE_ON` → MODEL.MASK_FORMER.TEST.INSTANCE_ON."""
     if isinstance(node, ast.Name):
-        return names.get(node.id)
-    if isinstance(node, ast.Attribute):
-        parent = _key(node.value, names)
-        return parent if parent is None else f"{parent}.{node.attr}".lstrip(".")
-    return None
+        return names[node.id]
+    return f"{_key(node.value, names)}.{node.attr}".lstrip(".")
 
 
-def _comments(lines: list[str], node: ast.Assign) -> tuple[str, str, str]:
-    """The comment over a group of keys (after an empty line), the one above, and the one beside."""
-    first = node.lineno - 1
-    start = first
-    while lines[start - 1].lstrip().startswith("#"):
-        start -= 1
-    above = " ".join(line.lstrip().removeprefix("#").strip() for line in lines[start:first])
-    rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip()
-    beside = rest.removeprefix("#").strip()
-    return (above, "", beside) if not lines[start - 1].strip() else ("", above, beside)
-
-
-def page(source: Path = SOURCE, function: str = START, root: Path = ROOT) -> str:
+def page() -> str:
     """The whole page, in Markdown."""
-    reader = Reader(root)
-    reader.read(source, function)
+    reader = Reader(SOURCE.read_text())
+    reader.read(START)
     parts = [INTRODUCTION]
     for name, section in sorted(reader.sections.items(), key=lambda item: item[0].split(".")):
-        if not any(group.keys for group in section.groups):
+        if not section.groups:
             continue
         parts.append(f"## {name}\n")
         if section.text:
             parts.append(f"{_sentence(section.text)}\n")
-        for group in section.groups:
-            if group.text:
-                parts.append(f"{_sentence(group.text)}\n")
-            parts.append("| key | default | meaning |\n|---|---|---|")
-            parts += [
-                f"| `{key.name}` | `{key.default}` | {_escaped(key.text)} |" for key in group.keys
-            ]
-            parts.append("")
+        for text, rows in section.groups:
+            if text:
+                parts.append(f"{_sentence(text)}\n")
+            parts += ["| key | default | meaning |\n|---|---|---|", *rows, ""]
     return "\n".join(parts).rstrip() + "\n"
 
 

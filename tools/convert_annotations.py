@@ -11,11 +11,11 @@ listed and left out; the exit status is then 1.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +24,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 from annotation_formats import read_annotations  # noqa: E402
 from annotation_formats.coco import CocoFile  # noqa: E402
 
-from s4m_d2.errors import DatasetError, OutputError, printable  # noqa: E402
+from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
+from s4m_d2.engine.command.failures import exit_status  # noqa: E402
+from s4m_d2.errors import DatasetError, printable  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 
 
@@ -76,19 +78,17 @@ def _files(source: Path) -> list[Path]:
 
 def summary(content: dict) -> str:
     """Numbers of images and of each class's instances."""
-    counts = {row["id"]: 0 for row in content["categories"]}
-    for row in content["annotations"]:
-        counts[row["category_id"]] += 1
+    counts = Counter(row["category_id"] for row in content["annotations"])
     parts = [f"{row['name']} {counts[row['id']]}" for row in content["categories"]]
     images = len(content["images"])
     instances = len(content["annotations"])
     return printable(f"{images} images, {instances} instances ({', '.join(parts)})")
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
+@exit_status
+def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = command_parser(__doc__)
     parser.add_argument("source", type=Path, help="VIA's JSON file, or LabelMe's folder")
     parser.add_argument("--images", type=Path, help="folder of the images (default: the source's)")
     parser.add_argument("--output", type=Path, required=True, help="the COCO file")
@@ -100,20 +100,16 @@ def main(arguments: Iterable[str] | None = None) -> int:
     words = "one class for all instances, whatever their labels or attributes"
     of_instances.add_argument("--class-name", default="", metavar="NAME", help=words)
     parser.add_argument("--overwrite", action="store_true", help="replace an existing --output")
-    args = vars(parser.parse_args(arguments))
-    source = args["source"]
-    args["images"] = args["images"] or (source if source.is_dir() else source.parent)
-    try:
-        content, coco = convert(**args)
-    except (DatasetError, OutputError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    args = parser.parse_args(arguments)
+    source = args.source
+    args.images = args.images or (source if source.is_dir() else source.parent)
+    content, coco = convert(**vars(args))
     reasons = list(coco.left_out())
     for reason in reasons:
         print(reason, file=sys.stderr)
     if coco.unpacked:
-        print(f"{args['images']}: {len(coco.unpacked)} embedded images were written to it")
-    print(f"{args['output']}: {summary(content)}")
+        print(f"{args.images}: {len(coco.unpacked)} embedded images were written to it")
+    print(f"{args.output}: {summary(content)}")
     return 1 if reasons else 0
 
 

@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,58 +23,41 @@ from pycocotools.coco import COCO
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from s4m_d2.command_line import positive  # noqa: E402
 from s4m_d2.data.annotations import read_annotations  # noqa: E402
 from s4m_d2.data.images import read_image  # noqa: E402
-from s4m_d2.errors import DatasetError, S4MError  # noqa: E402
-from s4m_d2.visualization import overlay, panel_grid  # noqa: E402
+from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
+from s4m_d2.engine.command.failures import exit_status  # noqa: E402
+from s4m_d2.errors import DatasetError  # noqa: E402
+from s4m_d2.visualization import evenly_spaced, overlay, panel_grid  # noqa: E402
 
 
-def draw(
-    json_file: str,
-    images: str,
-    output: str,
-    *,
-    predictions: str = "",
-    count: int = 4,
-    min_score: float = 0.5,
-) -> None:
-    """Write a PNG with a row for each of ``count`` images at equal distances.
-
-    Args:
-        json_file, images: COCO file, and the folder that its file names start from.
-        output: the PNG.
-        predictions: coco_instances_results.json of an evaluation on ``json_file``.
-        count: images, at most.
-        min_score: predictions below it are not drawn.
+def draw(args: argparse.Namespace) -> None:
+    """Write a PNG with a row for each of ``args.count`` images at equal distances.
 
     Raises:
         DatasetError: a file is missing, damaged, or does not fit the others.
     """
-    annotations = read_annotations(json_file, images, strict=False)
+    annotations = read_annotations(args.json_file, args.images, strict=False)
     for problem in [*annotations.findings.problems(), *annotations.findings.warnings]:
         print(f"not drawn: {problem}", file=sys.stderr)
-    content = annotations.to_coco()
-    if not content["images"]:
-        raise DatasetError(f"{json_file} has no image to draw.")
     truth = COCO()  # which prints when it reads a file itself
-    truth.dataset = content
+    truth.dataset = annotations.to_coco()
     truth.createIndex()
-    found = _predictions(predictions) if predictions else None
-    rows, titles = [], []
-    for place in np.linspace(0, len(content["images"]) - 1, count).round().astype(int).tolist():
-        image = content["images"][place]
-        if image["file_name"] in titles:
-            continue  # fewer images than asked for
-        titles.append(image["file_name"])
-        picture = read_image(os.path.join(images, image["file_name"]), "RGB")
-        row = [picture, _overlay(truth, picture, truth.imgToAnns[image["id"]])]
+    chosen = evenly_spaced(truth.dataset["images"], args.count)
+    if not chosen:
+        raise DatasetError(f"{args.json_file} has no image to draw.")
+    found = _predictions(args.predictions) if args.predictions else None
+    rows = []
+    for image in chosen:
+        picture = read_image(os.path.join(args.images, image["file_name"]), "RGB")
+        rows.append([picture, _overlay(truth, picture, truth.imgToAnns[image["id"]])])
         if found is not None:
             of_image = [p for p in found if p["image_id"] == image["id"]]
-            shown = [p for p in of_image if p["score"] >= min_score]
-            row.append(_overlay(truth, picture, shown, [p["score"] for p in shown]))
-        rows.append(row)
-    columns = ["image", "annotations"] + (["predictions"] if found is not None else [])
-    panel_grid(rows, columns, output, row_titles=titles)
+            shown = [p for p in of_image if p["score"] >= args.min_score]
+            rows[-1].append(_overlay(truth, picture, shown, [p["score"] for p in shown]))
+    columns = ["image", "annotations"] + ["predictions"] * (found is not None)
+    panel_grid(rows, columns, args.output, row_titles=[image["file_name"] for image in chosen])
 
 
 def _predictions(path: str) -> list[dict]:
@@ -101,31 +84,17 @@ def _overlay(
     return overlay(picture, stacked.astype(bool), labels, list(names.values()), scores)
 
 
-def main(arguments: Iterable[str] | None = None) -> int:
+@exit_status
+def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    parser = command_parser(__doc__)
     parser.add_argument("json_file", help="COCO file")
     parser.add_argument("--images", required=True, help="folder that its file names start from")
     parser.add_argument("--output", required=True, help="the PNG")
     parser.add_argument("--predictions", default="", help="an evaluation's results file")
-    parser.add_argument("--count", type=int, default=4, help="images")
+    parser.add_argument("--count", type=positive, default=4, help="images")
     parser.add_argument("--min-score", type=float, default=0.5, help="of predictions drawn")
-    args = parser.parse_args(arguments)
-    if args.count < 1:
-        parser.error(f"--count is {args.count}; expected 1 or more")
-    try:
-        draw(
-            args.json_file,
-            args.images,
-            args.output,
-            predictions=args.predictions,
-            count=args.count,
-            min_score=args.min_score,
-        )
-    except S4MError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    draw(parser.parse_args(arguments))
     return 0
 
 

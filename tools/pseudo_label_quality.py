@@ -32,10 +32,12 @@ from s4m_d2.engine import (
 )
 from s4m_d2.engine.checkpointing.weight_names import BRANCHES
 from s4m_d2.engine.checks.preflight import check_config
+from s4m_d2.engine.command.arguments import command_parser
+from s4m_d2.engine.command.failures import exit_status
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.quality import QualityReport, quality_datasets
 from s4m_d2.engine.own_data.own_data import load_run
-from s4m_d2.errors import S4MError, WeightsError
+from s4m_d2.errors import WeightsError
 from s4m_d2.evaluation.pseudo_label_quality import COUNTS, PseudoLabelQuality, Quality
 from s4m_d2.report import write_results
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -57,29 +59,26 @@ COLUMNS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
+@exit_status
+def main(arguments: list[str] | None = None) -> int:
     args = _parse(arguments)
-    try:
-        cfg = _config(args)
-        report = measure(cfg, args.weights, args.model)
-        content, names = report.as_dict(), list(quality_datasets(cfg))
-        skipped = f", {report.skipped} unreadable ones left out" if report.skipped else ""
-        where = f"{content['images']:,} images of {', '.join(names)}{skipped}"
-        heading = f"Pseudo-labels of the {args.model} on {where}:"
-        print(heading, *quality_tables(report.steps), sep="\n\n")
-        if args.output:
-            path = os.path.join(args.output, RESULT)
-            origin = {key: vars(args)[key] for key in ("config_file", "weights", "model")}
-            write_results({**origin, "datasets": names, **content}, path)
-            print(f"\nWritten: {path}")
-    except S4MError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    cfg = _config(args)
+    report = measure(cfg, args.weights, args.model)
+    content, names = report.as_dict(), list(quality_datasets(cfg))
+    skipped = f", {report.skipped} unreadable ones left out" if report.skipped else ""
+    where = f"{content['images']:,} images of {', '.join(names)}{skipped}"
+    heading = f"Pseudo-labels of the {args.model} on {where}:"
+    print(heading, *quality_tables(report.steps), sep="\n\n")
+    if args.output:
+        path = os.path.join(args.output, RESULT)
+        origin = {key: vars(args)[key] for key in ("config_file", "weights", "model")}
+        write_results({**origin, "datasets": names, **content}, path)
+        print(f"\nWritten: {path}")
+    return 0
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of any stage")
     for branch in sorted(BRANCHES, reverse=True):
@@ -156,4 +155,4 @@ def _cell(quality: Quality, key: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -29,8 +29,7 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "datasets")]
 
-from ablation_study.data_sets import SAMS  # noqa: E402
-from prepare_nuclei import part  # noqa: E402
+from ablation_study.data_sets import SAMS, link_images, write_part  # noqa: E402
 
 from s4m_d2.errors import S4MError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
@@ -67,7 +66,7 @@ class Simulation:
         self.val = folder.parent / "val.json"
         truth = json.loads((data / "val.json").read_text())
         chosen = np.random.default_rng(0).permutation(len(truth["images"]))[:EVALUATED]
-        self._write(self.val, truth, [truth["images"][i] for i in chosen])
+        write_part(self.val, truth, [truth["images"][i]["file_name"] for i in chosen])
 
     def run(self, orders: Sequence[str]) -> Iterator[tuple[str, int, float]]:
         """Order, number of labeled images and AP of each model, once it is trained."""
@@ -87,7 +86,7 @@ class Simulation:
         if order == RANDOM:
             return left[:count]
         pool, labels = (self.folder / f"{kind}-{order}-{name}" for kind in ("pool", "labels"))
-        self._link(pool, left)
+        link_images(pool, left, self.data / "train")
         weights = str(self.folder / name / "teacher" / "model_final.pth")
         source = ["--weights", weights, "--images", str(pool), "--output", str(labels)]
         self._command("tools/label.py", *source, "SEED", str(self.seed), *self.options)
@@ -101,10 +100,8 @@ class Simulation:
         folder = self.folder / name
         results, annotations = folder / "teacher" / "results.json", self.folder / f"{name}.json"
         if not results.exists():
-            wanted = set(labeled)
-            images = [image for image in self.truth["images"] if image["file_name"] in wanted]
-            self._write(annotations, self.truth, images)
-            self._link(self.folder / "pool", self.pool)
+            write_part(annotations, self.truth, labeled)
+            link_images(self.folder / "pool", self.pool, self.data / "train")
             start = ["--start-from", str(self.folder / before)] if before else []
             self._command(
                 *("train_net.py", "--resume", "--config-file", self.config, *start),
@@ -116,18 +113,6 @@ class Simulation:
                 *("SEED", str(self.seed), *self.options),
             )
         return json.loads(results.read_text())["segm"]["AP"] or 0.0  # None: nothing was predicted
-
-    def _link(self, folder: Path, names: Sequence[str]) -> None:
-        for name in names:
-            link = folder / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.is_symlink():
-                link.symlink_to(self.data / "train" / name)
-
-    def _write(self, path: Path, truth: dict, images: list[dict]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            json.dump(part(truth, images), file)
 
     def _command(self, script: str, *arguments: str) -> None:
         log = self.folder / "log.txt"

@@ -14,22 +14,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from detectron2.config import get_cfg
 from tabulate import tabulate
 from tiny_sam_data import load_records
 from tqdm import tqdm
 
-from s4m_d2.config import add_s4m_config
+from s4m_d2.engine.command.arguments import command_parser
+from s4m_d2.engine.command.failures import exit_status
+from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling.sam_quality import measure_sam
-from s4m_d2.errors import S4MError
 from s4m_d2.sam import SAM_BACKEND_REGISTRY, build_sam_backend
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("--labeled", required=True, metavar="JSON", help="COCO annotations")
     parser.add_argument("--images", required=True, metavar="DIR")
     parser.add_argument("--held-out", action="store_true",
@@ -45,23 +43,20 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> None:
+@exit_status
+def main(arguments: list[str] | None = None) -> int:
     args = parse_args(arguments)
-    cfg = get_cfg()
-    add_s4m_config(cfg)
-    sam = cfg.S4M.SAM
-    sam.BACKEND, sam.MODEL_TYPE, sam.CHECKPOINT = args.sam, args.sam_type, args.sam_checkpoint
-    cfg.MODEL.DEVICE = args.device
-    try:
-        classes, trained, held_out = load_records(args.labeled, args.images)
-        records = held_out if args.held_out else [*trained, *held_out]
-        backend, progress = build_sam_backend(cfg), tqdm(records, disable=None)
-        quality = measure_sam(backend, progress, clicks=args.clicks, crop=args.crop, seed=args.seed)
-    except S4MError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    options = {"BACKEND": args.sam, "MODEL_TYPE": args.sam_type, "CHECKPOINT": args.sam_checkpoint}
+    words = [word for key, value in options.items() for word in (f"S4M.SAM.{key}", repr(value))]
+    cfg = load_config("", ["MODEL.DEVICE", args.device, *words])
+    classes, trained, held_out = load_records(args.labeled, args.images)
+    records = held_out if args.held_out else [*trained, *held_out]
+    backend, progress = build_sam_backend(cfg), tqdm(records, disable=None)
+    quality = measure_sam(backend, progress, clicks=args.clicks, crop=args.crop, seed=args.seed)
     print(f"{len(records)} images, {args.clicks} clicks per mask, seed {args.seed}:")
     print(tabulate(quality.rows(classes), ["", "masks", "IoU", "best"], floatfmt=".3f"))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -31,7 +31,7 @@ from torch import nn
 
 from s4m_d2.command_line import positive
 from s4m_d2.engine.checks.config_checks import check_config
-from s4m_d2.engine.command.arguments import split_overrides
+from s4m_d2.engine.command.arguments import command_parser, split_overrides
 from s4m_d2.engine.command.failures import exit_status
 from s4m_d2.engine.figures.figure_set import FIGURES, OF_TEACHER, WITHOUT_MODEL, FigureSet
 from s4m_d2.engine.figures.predictor import load_model
@@ -54,11 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def parse_args(words: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        usage="%(prog)s [options] [KEY VALUE ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(__doc__, overrides=True)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument(
         "--weights",

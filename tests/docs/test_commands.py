@@ -11,22 +11,21 @@ import shlex
 import subprocess
 import sys
 from functools import reduce
-from pathlib import Path
 
 import pytest
 from detectron2.config import get_cfg
+from markdown_docs import PROGRAMS, ROOT, Command, commands, files, spans
 
 from s4m_d2 import add_s4m_config
 from s4m_d2.engine.config_file import load_config
-
-sys.path.insert(0, str(Path(__file__).parent))
-from markdown_docs import PROGRAMS, ROOT, Command, commands, files, spans  # noqa: E402
 
 SCRIPTS = [
     path.relative_to(ROOT).as_posix()
     for place in ("*.py", "tools/*.py", "datasets/*.py", "examples/*/train_net.py")
     for path in sorted(ROOT.glob(place))
-    if any(w in path.read_text() for w in ("ArgumentParser", "argument_parser(", "s4m_d2.commands"))
+    if re.search(
+        r"ArgumentParser|argument_parser\(|command_parser\(|s4m_d2.commands", path.read_text()
+    )
 ]
 SEPL = "tools/sepl.py"
 OF_THE_WHEEL = {

@@ -1,11 +1,8 @@
 """The README leads to every page, and every picture is shown."""
 
 import re
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from markdown_docs import ROOT, files, links  # noqa: E402
+from markdown_docs import ROOT, files, links
 
 
 def test_the_table_of_the_readme_has_every_page():

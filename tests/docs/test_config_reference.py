@@ -2,25 +2,14 @@
 
 import ast
 import re
-import sys
-from pathlib import Path
 
-import pytest
+import config_reference
 from detectron2.config import get_cfg
 from detectron2.projects.deeplab import add_deeplab_config
 
 from s4m_d2 import add_s4m_config
 
-ROOT = Path(__file__).resolve().parents[2]
 ROW = re.compile(r"^\| `([\w.]+)` \| `(.+)` \| (.*) \|$", re.MULTILINE)
-
-
-@pytest.fixture(scope="module")
-def reference():
-    sys.path.insert(0, str(ROOT / "tools"))
-    import config_reference
-
-    return config_reference
 
 
 def leaves(node, prefix=""):
@@ -35,21 +24,23 @@ def rows(text):
     return {key: (ast.literal_eval(value), comment) for key, value, comment in ROW.findall(text)}
 
 
-def test_the_page_is_up_to_date(reference, capsys):
-    assert reference.main(["--check"]) == 0, capsys.readouterr().err
+def test_the_page_is_up_to_date(capsys):
+    assert config_reference.main(["--check"]) == 0, capsys.readouterr().err
 
 
-def test_every_key_that_we_add_is_listed_with_the_default_that_is_loaded(reference):
+def test_every_key_that_we_add_is_listed_with_the_default_that_is_loaded():
     before, after = get_cfg(), get_cfg()
     add_deeplab_config(before)  # of the engine
     add_s4m_config(after)
     engine, ours = dict(leaves(before)), dict(leaves(after))
-    listed = {key: value for key, (value, _) in rows(reference.page()).items()}
+    listed = {key: value for key, (value, _) in rows(config_reference.page()).items()}
     assert listed.keys() >= ours.keys() - engine.keys()
     assert listed == {key: ours[key] for key in listed}
     # Beside new keys only those of which the default is set here again.
     assert listed.keys() <= ours.keys()
 
 
-def test_every_key_has_a_comment(reference):
-    assert not [key for key, (_, comment) in rows(reference.page()).items() if not comment.strip()]
+def test_every_key_has_a_comment():
+    assert not [
+        key for key, (_, comment) in rows(config_reference.page()).items() if not comment.strip()
+    ]

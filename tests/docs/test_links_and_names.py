@@ -3,14 +3,11 @@
 import ast
 import importlib
 import re
-import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from markdown_docs import ROOT, anchors, blocks, files, links, spans  # noqa: E402
+from markdown_docs import ROOT, anchors, blocks, files, links, spans
 
 TOP = ("configs", "datasets", "detectron2_lite", "docs", "examples", "s4m_d2", "tests", "tools")
 FILES = "md|py|sbatch|sh|yaml|yml|toml|cff"

@@ -2,12 +2,9 @@
 
 import ast
 import re
-import sys
 from functools import cache
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-from markdown_docs import ROOT, files  # noqa: E402
+from markdown_docs import ROOT, files
 
 # `s4m_d2/semi/arp.py`: `ARP`, `ARP.__call__`
 _REFERENCE = re.compile(r"`((?:[\w.]+/)*\w+\.py)`: ((?:`[A-Za-z_][\w.]*`(?:, | and )?)+)")

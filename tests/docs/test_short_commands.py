@@ -11,15 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from make_own_data import make_own_data
+from markdown_docs import ROOT, commands
 from PIL import Image
 
 from s4m_d2.pretrained import MODULE
-
-sys.path.insert(0, str(Path(__file__).parent))
-from markdown_docs import ROOT, commands  # noqa: E402
-
-sys.path.insert(0, str(ROOT / "datasets"))
-from make_own_data import make_own_data  # noqa: E402
 
 # What is not run, by a part of the command, and why. test_commands.py checks the options and
 # settings of these too, and takes trainings through what --check does.

@@ -1,19 +1,12 @@
 """The study's tables in the documentation are those of the results that lie beside them."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from markdown_docs import ROOT  # noqa: E402
-
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
-
-from ablation_study import report  # noqa: E402
-from ablation_study.runs import PLANS, REPORTED_SEEDS, all_runs  # noqa: E402
-from ablation_study.training import read_results  # noqa: E402
+from ablation_study import report
+from ablation_study.runs import PLANS, REPORTED_SEEDS, all_runs
+from ablation_study.training import read_results
+from markdown_docs import ROOT
 
 STUDY = ROOT / "docs" / "ablation"
 

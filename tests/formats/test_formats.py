@@ -2,10 +2,9 @@
 
 import io
 import json
-import sys
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
+import convert_annotations
 import cv2
 import numpy as np
 import pycocotools.mask as mask_util
@@ -16,10 +15,6 @@ from pycocotools.coco import COCO
 from s4m_d2.formats import FORMATS
 from s4m_d2.formats.outlines import are_exact, mask_polygons
 from s4m_d2.structures import plain_rle
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-import convert_annotations  # noqa: E402
 
 NAMES = ["ant", 'bee "2"']
 HEIGHT, WIDTH = 40, 60

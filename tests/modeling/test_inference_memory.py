@@ -1,12 +1,10 @@
 """Memory of inference on large images, and that saving it changes no bit of the result."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.profiler import ProfilerActivity, profile
+from benchmarking.timing import Form, peak_memory
 
 from s4m_d2.modeling import inference
 from s4m_d2.modeling.inference import CHUNK_PIXELS, instance_inference
@@ -17,17 +15,6 @@ CLASSES = 8
 MASK_BYTES = LARGE[0] * LARGE[1]  # of one bool mask
 CHUNK_BYTES = 4 * CHUNK_PIXELS  # of the float32 logits that are upsampled together
 PEAK_CHUNKS = 2.5  # the bound on the peak: 160 MiB
-
-
-def peak_bytes(function, path):
-    """Most memory that tensors take at one time during a call, by PyTorch's own accounting."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        function()
-    profiler.export_chrome_trace(str(path))
-    events = json.loads(path.read_text())["traceEvents"]
-    totals = [e["args"]["Total Allocated"] for e in events if e["name"] == "[memory]"]
-    sizes = [e["args"]["Bytes"] for e in events if e["name"] == "[memory]"]
-    return max(totals) - (totals[0] - sizes[0])
 
 
 def whole_inference(pred_logits, pred_masks, padded_size, image_size, output_size, max_instances):
@@ -97,7 +84,7 @@ def large_queries(count):
 
 @pytest.mark.parametrize("rle_masks", [True, False], ids=["encoded", "dense"])
 @pytest.mark.parametrize("queries", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
-def test_peak_of_a_large_image(queries, rle_masks, tmp_path):
+def test_peak_of_a_large_image(queries, rle_masks):
     """A constant; with dense masks also the result, and no second copy of it."""
     logits, masks = large_queries(queries)
     sizes = {"padded_size": (1024, 2048), "image_size": (1000, 2000), "output_size": LARGE}
@@ -109,7 +96,7 @@ def test_peak_of_a_large_image(queries, rle_masks, tmp_path):
         )
 
     bound = PEAK_CHUNKS * CHUNK_BYTES + (0 if rle_masks else queries * MASK_BYTES)
-    peak = peak_bytes(infer, tmp_path / "trace.json")
+    peak = peak_memory(Form(infer), torch.device("cpu"))
     print(f"\n{queries} queries: peak {peak / 2**20:.0f} MiB, bound {bound / 2**20:.0f} MiB")
     assert peak <= bound
     (result,) = results

@@ -3,10 +3,8 @@ ranges of their settings, and what a fingerprint tells apart."""
 
 from __future__ import annotations
 
-import sys
 from copy import deepcopy
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ import torch.nn.functional as F
 from pycocotools import mask as mask_utils
 from sam_cases import build_small, image_of
 from segment_anything import SamAutomaticMaskGenerator
+from toyscapes_scene import render_scene
 
 from s4m_d2.errors import InputError
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
@@ -23,10 +22,6 @@ from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.frames import Frame
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
-
-from toyscapes_scene import render_scene  # noqa: E402
 
 SEED = 77  # neither a data set's nor the training's
 # The defaults are ViT-H's, and few of the tiny SAM's masks pass them.

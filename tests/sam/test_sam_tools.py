@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import sam_eval
+import tiny_sam_data
 import torch
+import train_tiny_sam
 from PIL import Image
 
 from s4m_d2.engine.labeling.sam_quality import measure_sam
 from s4m_d2.errors import DatasetError, InputError
 from s4m_d2.sam import EncodedImages, PromptOutput
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
-
-import sam_eval  # noqa: E402
-import tiny_sam_data  # noqa: E402
-import train_tiny_sam  # noqa: E402
 
 SIDE = 128
 SQUARES = {1: (40, 40, 20), 2: (70, 44, 10), 3: (0, 0, 30), 4: (50, 80, 1)}  # x, y, side by class

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import torch
+from toyscapes_scene import render_scene
 
 from s4m_d2.sam.adaptation import draw_clicks
 from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
-
-from toyscapes_scene import render_scene  # noqa: E402
 
 SCENES = 16
 SEED = 77  # neither a data set's nor the training's

@@ -25,6 +25,7 @@ from sepl_folders import (
     save_png,
     sepl,
 )
+from toyscapes_scene import render_scene
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks
 from s4m_d2.sepl.files import palette
@@ -236,9 +237,6 @@ FEW = ("--points-per-side", 4, "--pred-iou-thresh", 0.5, "--stability-score-thre
 
 def test_sams_masks_are_made_once_and_kept(root, tmp_path, monkeypatch):
     """They serve other thresholds, and are read as another program's are."""
-    sys.path.insert(0, str(ROOT / "datasets"))
-    from toyscapes_scene import render_scene
-
     asked, original = [], AutomaticMasks.generate
     monkeypatch.setattr(
         AutomaticMasks, "generate", lambda self, image: asked.append(1) or original(self, image)

@@ -1,8 +1,6 @@
 """SEPL as a refiner: which automatic masks redraw which instance, and what is left alone."""
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from literal_enhancement import literal_selection
 from sepl_folders import rle_of
 from torch import Tensor
+from toyscapes_scene import render_scene
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.sam import EncodedImages
@@ -175,9 +174,6 @@ def tiny_refiner(device="cpu", side=8):
 
 def scene(index: int, size=(128, 256)):
     """(image (3, H, W) uint8, true masks (N, H, W), selection of their eroded lower parts)."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
-    from toyscapes_scene import render_scene
-
     made = render_scene(77, "val", index, size[::-1])
     ids = torch.from_numpy(made.instance_ids.astype(np.int64))
     truth = torch.stack([ids == i for i in ids.unique() if i >= 1000 and (ids == i).sum() >= 150])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,25 @@ TRAIN_IMAGES, VAL_IMAGES = 100, 100
 # Trained by the recipe of the packaged SAM, but without photographs of facades.
 SAMS = {"facades": Path(__file__).parent / "tiny_without_facades.pth"}
 DEV_SHARE = 0.2  # of a real set's training images: labels of the choices, in no run
+
+
+def write_part(path: Path, content: dict, names: Iterable[str]) -> None:
+    """Write a json with the images of these names and their labels, once."""
+    if path.exists():
+        return
+    wanted = set(names)
+    images = [image for image in content["images"] if image["file_name"] in wanted]
+    with atomic_write(path) as file:
+        json.dump(part(content, images), file)
+
+
+def link_images(folder: Path, names: Iterable[str], source: Path) -> None:
+    """Links to images of ``source``, where there are none."""
+    for name in names:
+        link = folder / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(source / name)
 
 
 class Toyscapes:
@@ -92,12 +112,8 @@ class RealSet:
 
     def prepare(self) -> None:
         """Write the images that are set aside, and link the others into a folder."""
-        self._write("dev", self._aside)
-        for name in self._names:
-            link = self._output / "unlabeled" / name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.exists():
-                link.symlink_to(self._folder / "train" / name)
+        write_part(self._output / "dev.json", self._train, self._aside)
+        link_images(self._output / "unlabeled", self._names, self._folder / "train")
 
     def facts(self) -> dict[str, Any]:
         counts = {"train": len(self._names), "dev": len(self._aside)}
@@ -107,32 +123,18 @@ class RealSet:
         """Labels of the seed's draw; a share is one of all training images."""
         count = round(len(self._train["images"]) * run.percent / 100)
         drawn = np.random.default_rng(run.seed).permutation(len(self._names))[:count]
-        labeled = f"{run.percent}pct-seed{run.seed}"
-        self._write(labeled, [self._names[i] for i in drawn])
+        labeled = self._output / f"{run.percent}pct-seed{run.seed}.json"
+        write_part(labeled, self._train, [self._names[i] for i in drawn])
         train = str(self._folder / "train")
-        dev, val = (
-            (self._output / "dev.json", train),
-            (self._folder / "val.json", self._folder / "val"),
-        )
-        evaluated, evaluated_images = map(str, dev if self._dev else val)
+        val = (self._folder / "val.json", self._folder / "val")
+        evaluated, its_images = (self._output / "dev.json", train) if self._dev else val
         # Nothing uses unlabeled images where all are labeled; what is set aside stands for them.
         unlabeled = train if run.percent == FULL_PERCENT else str(self._output / "unlabeled")
         return {
-            "S4M.DATA.LABELED": str(self._output / f"{labeled}.json"),
+            "S4M.DATA.LABELED": str(labeled),
             "S4M.DATA.IMAGES": train,
             "S4M.DATA.UNLABELED": unlabeled,
-            "S4M.DATA.VAL": evaluated,
-            "S4M.DATA.VAL_IMAGES": evaluated_images,
+            "S4M.DATA.VAL": str(evaluated),
+            "S4M.DATA.VAL_IMAGES": str(its_images),
             "S4M.SAM.CHECKPOINT": str(SAMS.get(self._name, "")),
         }
-
-    def _write(self, title: str, names: list[str]) -> None:
-        """A json with the labels of some training images, once."""
-        path = self._output / f"{title}.json"
-        if path.exists():
-            return
-        wanted = set(names)
-        images = [image for image in self._train["images"] if image["file_name"] in wanted]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            json.dump(part(self._train, images), file)

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import tempfile
-from collections.abc import Collection, Iterator
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
-import torch
-from detectron2.engine import default_argument_parser
-from detectron2.utils import comm
-
 from benchmarking import ours, plain_step
-from benchmarking.bench import TINY_SAM, Bench, Case, case_config
+from benchmarking.bench import TINY_SAM, Bench, Case
 from benchmarking.parts import INSIDE, MAKERS, METHOD_PARTS, Part, Parts, check_step
 from benchmarking.timing import (
     Clock,
@@ -27,13 +19,10 @@ from benchmarking.timing import (
     ratio,
     summarize,
 )
-from s4m_d2.engine.command.launch import launch
 from s4m_d2.errors import ConfigError, S4MError
 
 STEP, REST = "step", "rest"
 FORMS = ("ours", "plain")
-QUERIES = "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"
-STRIDE = 32  # sides are multiples of it
 
 
 class Mismatch(S4MError):
@@ -181,90 +170,3 @@ def method_ratio(rows: list[dict[str, Any]]) -> float | None:
         return None
     plain, mine = (sum(found[n][form]["median"] for n in METHOD_PARTS) for form in FORMS[::-1])
     return plain / mine
-
-
-def points_of(case: Case, images: int, queries: int) -> Iterator[tuple[str, int, Case]]:
-    """(axis, value, case): each axis from a quarter (or 1) to what the case has."""
-    base = replace(case, images=images)
-    for share in (0.5, 0.75, 1.0):
-        height, width = (
-            max(STRIDE, round(share * side / STRIDE) * STRIDE) for side in case.image_size
-        )
-        yield "area", height * width, replace(base, image_size=(height, width))
-    for count in up_to(images):
-        yield "images", count, replace(base, images=count)
-    for count in up_to(case.instances):
-        yield "instances", count, replace(base, instances=count)
-    for count in up_to(queries):
-        yield "queries", count, replace(base, opts=(*case.opts, QUERIES, str(count)))
-
-
-def up_to(most: int) -> list[int]:
-    return sorted({max(1, most // 4), max(1, most // 2), most})
-
-
-def measure_scale(case: Case, stage: int, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """How a step grows: a row for each point; relative to the first of its axis."""
-    cfg = case_config(case, stage)
-    queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
-    rows, first = [], {}
-    for axis, value, point in points_of(case, cfg.SOLVER.IMS_PER_BATCH, queries):
-        say(f"{axis} {value}")
-        bench = Bench(point, stage)
-        form = Form(ours.training_step(bench))
-        times = Clock(bench.device).measure({STEP: form}, repeats=args.repeats, warmup=1)[STEP]
-        summary = summarize(times)
-        start = first.setdefault(axis, (value, summary["median"]))
-        rows.append(
-            {
-                "shapes": case.name,
-                "stage": stage,
-                "axis": axis,
-                "value": value,
-                "step": summary,
-                "input_relative": value / start[0],
-                "step_relative": summary["median"] / start[1],
-                "peak_memory": None if args.no_memory else peak_memory(form, bench.device),
-            }
-        )
-    return rows
-
-
-def measure_processes(case: Case, stage: int, args: argparse.Namespace) -> dict[str, Any]:
-    """A step in one and in ``args.processes`` processes, on the same images in all.
-
-    Raises:
-        ConfigError: the images cannot be divided among the processes.
-    """
-    images, count = case_config(case, stage).SOLVER.IMS_PER_BATCH, args.processes
-    if images % count:
-        raise ConfigError(
-            f"--processes {count}: {images} images cannot be divided among them; choose a "
-            "multiple with --images"
-        )
-    say(f"{case.name}, stage {stage}: {count} processes")
-    threads = torch.get_num_threads()
-    steps = {}
-    for number in (1, count):
-        with tempfile.TemporaryDirectory() as folder:
-            result = Path(folder) / "result.json"
-            settings = {"case": replace(case, images=images // number), "stage": stage}
-            settings |= {"threads": args.threads or 1, "repeats": args.repeats, "result": result}
-            words = default_argument_parser().parse_args([])
-            vars(words).update(settings, num_gpus=number)
-            launch(measure_process, words)
-            steps[number] = json.loads(result.read_text())
-    torch.set_num_threads(threads)
-    return {"shapes": case.name, "stage": stage, "images": images, "steps": steps}
-
-
-def measure_process(args: argparse.Namespace) -> None:
-    """In each process: measure its part of the batch; the first writes the result."""
-    torch.set_num_threads(args.threads)
-    if args.case.device == "cuda":
-        args.case = replace(args.case, device=f"cuda:{comm.get_local_rank()}")
-    bench = Bench(args.case, args.stage)
-    forms = {STEP: Form(ours.training_step(bench))}
-    times = Clock(bench.device, wall=True).measure(forms, repeats=args.repeats, warmup=1)[STEP]
-    if comm.is_main_process():
-        args.result.write_text(json.dumps(summarize(times)))

@@ -10,10 +10,8 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from benchmarking import plain, synthetic
 from benchmarking.bench import Bench, KnownImages
@@ -195,13 +193,10 @@ def step_losses(bench: Bench) -> dict[str, Tensor]:
 
 def stage_step(bench: Bench) -> TeacherStep:
     """The stage's step, around the same batch again and again."""
-    student = bench.student
-    if comm.get_world_size() > 1:
-        student = DistributedDataParallel(student, broadcast_buffers=False)
     precision = PRECISIONS[bench.cfg.S4M.AMP_PRECISION] if bench.half else None
     bad_steps = BadSteps(1_000_000, "unused", seed=0)
     batch = bench.labeled if bench.stage == 1 else (bench.labeled, bench.unlabeled)
-    parts = (student, itertools.repeat(batch), bench.optimizer, bad_steps, precision)
+    parts = (bench.student, itertools.repeat(batch), bench.optimizer, bad_steps, precision)
     if bench.stage == 1:
         return TeacherStep(*parts)
     weight = bench.cfg.S4M.UNSUP_LOSS_WEIGHT

@@ -20,6 +20,9 @@ from benchmarking.bench import Bench, OneByOne
 from benchmarking.timing import Form
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.rng import sample_seeds
+from s4m_d2.formats.outlines import mask_polygons
+from s4m_d2.layers import cell_centers
+from s4m_d2.structures import encode_masks
 
 #: Parts that are inside another one and so do not count again in the sum of a step.
 INSIDE = {"points": "refinement", "matching": "losses", "deformable attention": "student forward"}
@@ -437,24 +440,15 @@ def write_images(folder: Path, bench: Bench) -> list[dict]:
         pixels = synthetic.image(size, draws).permute(1, 2, 0).numpy()
         name = folder / f"{index}.png"
         cv2.imwrite(str(name), np.ascontiguousarray(pixels[..., ::-1]))
-        masks = synthetic.instance_logits(bench.case.instances, size, draws) > 0
+        masks = encode_masks(synthetic.instance_logits(bench.case.instances, size, draws) > 0)
         annotations = [
-            {"category_id": n % bench.num_classes, "iscrowd": 0, "segmentation": polygons(mask)}
-            for n, mask in enumerate(masks)
+            {
+                "category_id": n % bench.num_classes,
+                "iscrowd": 0,
+                "segmentation": [polygon.ravel().tolist() for polygon in mask_polygons(rle)],
+            }
+            for n, rle in enumerate(masks)
         ]
         record = {"file_name": str(name), "height": size[0], "width": size[1], "image_id": index}
         records.append({**record, "annotations": annotations})
     return records
-
-
-def polygons(mask: Tensor) -> list[list[float]]:
-    """COCO's polygons around a (H, W) bool mask."""
-    pixels = mask.numpy().astype(np.uint8)
-    found, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    return [contour.reshape(-1).astype(float).tolist() for contour in found if len(contour) > 2]
-
-
-def cell_centers(size: tuple[int, int]) -> Tensor:
-    """(H·W, 2) centers (x, y) of a map's cells, in [0, 1]."""
-    y, x = ((torch.arange(side) + 0.5) / side for side in size)
-    return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1).flatten(0, 1)

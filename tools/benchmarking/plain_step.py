@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from detectron2.structures import BitMasks, Instances
 from torch import Tensor
 
 from benchmarking import ours, plain
@@ -74,21 +73,6 @@ def strong_views(bench: Bench, images: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
-def student_batch(bench: Bench, images: Sequence[Tensor], labels: Sequence[PseudoLabels]) -> list:
-    """Samples of the student from images and pseudo-labels."""
-    batch = []
-    for sample, image, label in zip(bench.unlabeled, images, labels, strict=True):
-        masks = BitMasks(label.masks)
-        instances = Instances(
-            label.image_size,
-            gt_classes=label.labels,
-            gt_masks=masks,
-            gt_boxes=masks.get_bounding_boxes(),
-        )
-        batch.append({**sample, "image": image, "instances": instances})
-    return batch
-
-
 def losses(bench: Bench, rng: np.random.Generator, views=strong_views) -> dict[str, Tensor]:
     """All losses of a step, from its batches on; ``views`` makes the student's images."""
     with ours.plain_model(bench):
@@ -98,7 +82,8 @@ def losses(bench: Bench, rng: np.random.Generator, views=strong_views) -> dict[s
         labels = refine(bench, selected, rng)
         images = [sample["image"].to(bench.device) for sample in bench.unlabeled]
         images, labels = exchange(bench, images, labels)
-        batch = student_batch(bench, views(bench, images), labels)
+        parts = zip(bench.unlabeled, views(bench, images), labels, strict=True)
+        batch = [{**s, "image": image, "instances": its.to_instances()} for s, image, its in parts]
         weight = bench.cfg.S4M.UNSUP_LOSS_WEIGHT
         with bench.autocast():
             found = dict(bench.student(bench.labeled))

@@ -96,45 +96,6 @@ def peaks_line(peaks: dict[str, dict[str, float]]) -> str:
     )
 
 
-def scale_table(rows: list[dict[str, Any]]) -> str:
-    """One line a point."""
-    cells = [
-        [
-            *(row[key] for key in ("shapes", "stage", "axis", "value")),
-            f"{row['input_relative']:.2f}x",
-            f"{row['step_relative']:.2f}x",
-            f"{row['peak_memory'] / MEBI:.0f}" if row["peak_memory"] else "",
-        ]
-        for row in rows
-    ]
-    return tabulate(
-        cells, headers=["shapes", "stage", "axis", "value", "input", "step", "peak, MiB"]
-    )
-
-
-def processes_line(found: dict[str, Any]) -> str:
-    (_, one), (count, many) = found["steps"].items()
-    return (
-        f"{found['shapes']}, stage {found['stage']}, {found['images']} images in all: a step in "
-        f"{count} processes is {one['median'] / many['median']:.2f}x as fast as in one"
-    )
-
-
-def sepl_table(result: dict[str, Any]) -> str:
-    """One line a form."""
-    rows = []
-    for name, seconds in result["forms"].items():
-        times = [f"{seconds[key] / MILLI:.1f}" for key in ("median", "lower", "upper")]
-        rows.append([name, *times, _ratio(result["ratios"].get(name))])
-    height, width = result["size"]
-    title = (
-        f"SEPL, one pseudo-label of {height} x {width}, {result['masks']} masks, "
-        f"{result['classes']} classes"
-    )
-    heads = ["form", "ms", "lower", "upper", "loop/ours"]
-    return f"{title}\n{tabulate(rows, heads, disable_numparse=True)}"
-
-
 def write_chart(path: Path, stages: Sequence[dict[str, Any]]) -> None:
     """Horizontal bars: the share of a step that each part takes, ours and plain."""
     height = 1 + sum(1 + 0.32 * len(stage["parts"]) for stage in stages)

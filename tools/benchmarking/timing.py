@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
 COPIED_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
-MEMORY_EVENT = "[memory]"  # of a trace of torch.profiler
-CPU_IN_TRACE = 0  # "Device Type" of a memory event
 
 
 @dataclass(frozen=True)
@@ -89,20 +85,6 @@ def ratio(plain: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
     return summarize([a / b for a, b in zip(plain, ours, strict=True)])
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Hide what libraries write to stderr by themselves; Python's errors still rise."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nothing:
-        os.dup2(nothing.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
 def peak_memory(form: Form, device: torch.device) -> int:
     """Bytes that a call needs beyond what is held before it.
 
@@ -117,23 +99,15 @@ def peak_memory(form: Form, device: torch.device) -> int:
         form.run(*arguments)
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - held
-    with quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         form.run(*arguments)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiled.export_chrome_trace(str(path))
-        return peak_of_trace(json.loads(path.read_text())["traceEvents"])
-
-
-def peak_of_trace(events: Sequence[Mapping[str, Any]]) -> int:
-    """The largest sum of the CPU's allocations, in bytes, in the order of their times."""
-    memory = [event for event in events if event.get("name") == MEMORY_EVENT]
-    memory = [e for e in memory if e["args"].get("Device Type") == CPU_IN_TRACE]
-    held = peak = 0
-    for event in sorted(memory, key=lambda event: event["ts"]):
-        held += int(event["args"]["Bytes"])
-        peak = max(peak, held)
-    return peak
+        events = json.loads(path.read_text())["traceEvents"]
+    memory = sorted((e for e in events if e["name"] == "[memory]"), key=lambda e: e["ts"])
+    memory = [e["args"] for e in memory if e["args"]["Device Type"] == 0]  # the CPU
+    return max(accumulate((event["Bytes"] for event in memory), initial=0))
 
 
 def machine_peaks(clock: Clock, *, half: bool) -> dict[str, float]:
