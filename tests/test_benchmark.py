@@ -72,7 +72,6 @@ def test_a_complete_run_of_stage_2(tmp_path):
         assert shares + stage["totals"][f"rest_{form}"] == pytest.approx(1.0)
     assert rows["teacher"]["bound"]["kind"] == "arithmetic" and rows["ema"]["bound"]["amount"] > 0
     assert all(stage["step"]["peak_memory"].values()) and stage["step"]["ratio"]["median"] > 0
-    assert (tmp_path / "benchmark.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("stage", [1, 2])

@@ -46,6 +46,7 @@ from ablation_study.runs import (  # noqa: E402
 from ablation_study.training import RunFailed, RunStopped, Study, read_results  # noqa: E402
 
 from s4m_d2.command_line import natural  # noqa: E402
+from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
 from s4m_d2.engine.training.stop_signals import EXIT_STOPPED  # noqa: E402
 from s4m_d2.errors import S4MError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
@@ -130,9 +131,7 @@ def write_report(
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     add = parser.add_argument
     add("--set", choices=PLANS, default="toyscapes", help="of images")
     add("--output", type=Path, help="default: output/ablation, output/ablation-SET of real images")

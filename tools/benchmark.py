@@ -7,7 +7,7 @@
 Weights are random, images and pseudo-labels synthetic: no data set or checkpoint is needed. On the
 CPU the packaged SAM tiny_toyscapes replaces the config's, unless --sam names another. If a part has
 a plain form, both are checked to give the same result and then timed alternately. Writes
-benchmark.json and benchmark.png. Further arguments override config keys, as in train_net.py.
+benchmark.json. Further arguments override config keys, as in train_net.py.
 """
 
 from __future__ import annotations
@@ -101,8 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     args.output.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.output / "benchmark.json") as file:
         json.dump(content, file, indent=1, allow_nan=False)
-    report.write_chart(args.output / "benchmark.png", content["stages"])
-    print(f"\n{args.output}: benchmark.json, benchmark.png")
+    print(f"\n{args.output}/benchmark.json")
     return 0
 
 

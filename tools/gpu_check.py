@@ -36,6 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "tests")]
 import torch  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
+from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 
 SCRIPT, PAGE = Path(__file__).resolve(), ROOT / "docs" / "performance.md"
@@ -394,9 +395,7 @@ def run_steps(names: list[str], folder: Path, simulated: bool) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = command_parser(__doc__)
     parser.add_argument("steps", nargs="*", metavar="STEP", help=f"of {', '.join(STEPS)}")
     parser.add_argument("--output", type=Path, help="default: output/gpu-check[-simulated]")
     parser.add_argument("--simulated", action="store_true", help="on a CPU that plays a GPU")

@@ -6,9 +6,8 @@ The ground truth is corrupted with increasing strength (datasets/cam_like.py) an
 instance's exact mask, or with the tiny SAM's automatic masks. At one strength: each failure alone,
 other settings, masks over several objects, of background and of the whole image.
 
-Writes results.json, results.md and gain.png. The tiny SAM was not trained on these scenes (seed
-1000, other splits), but on the same generator: the figures show the mechanism, they are no
-benchmark.
+Writes results.json and results.md. The tiny SAM was not trained on these scenes (seed 1000, other
+splits), but on the same generator: the figures show the mechanism, they are no benchmark.
 """
 
 from __future__ import annotations
@@ -145,7 +144,6 @@ def run_study(
         json.dump(results, file, indent=1)
     with atomic_write(output / "results.md") as file:
         file.write(report.markdown(results))
-    report.draw_gains(results["strengths"], output / "gain.png")
     return results
 
 
@@ -159,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     results = run_study(args.output, args.images, args.seeds, args.strengths)
     print(report.markdown(results))
-    print(f"{args.output}: results.json, results.md, gain.png")
+    print(f"{args.output}: results.json, results.md")
     return 0
 
 

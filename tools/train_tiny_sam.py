@@ -49,6 +49,7 @@ from s4m_d2.sam.tiny import (  # noqa: E402
     PhotographEncoder,
     build_tiny_toyscapes,
 )
+from s4m_d2.structures import mask_boxes  # noqa: E402
 
 MASK_SIDE = SIDE // 2
 RATES = {"pyramid": 3e-4, "new": 1e-3, "sam": 5e-4}  # of AdamW
@@ -142,7 +143,7 @@ class Prompts:
         self.masks, self.boxes = masks, None
         count = rng.choice(CLICK_COUNTS, p=CLICK_CHANCES)
         if rng.random() < BOX_CHANCE:
-            boxes = np.stack([_box(mask) for mask in masks])
+            boxes = mask_boxes(torch.from_numpy(masks)).double().numpy()
             sides = np.tile(boxes[:, 2:] - boxes[:, :2], 2)
             boxes += rng.normal(0, BOX_JITTER, boxes.shape) * sides
             self.boxes = torch.from_numpy(boxes).float()
@@ -159,11 +160,6 @@ class Prompts:
         points = torch.from_numpy(pixels[:, None, ::-1] + rng.random((len(pixels), 1, 2))).float()
         self.points = torch.cat([self.points, points], dim=1)
         self.labels = torch.cat([self.labels, torch.from_numpy(inside[:, None]).float()], dim=1)
-
-
-def _box(mask: np.ndarray) -> np.ndarray:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return np.array([columns[0], rows[0], columns[-1] + 1.0, rows[-1] + 1.0])
 
 
 def decode(sam: nn.Module, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor]:
@@ -221,17 +217,11 @@ class Run:
     def save(self) -> None:
         """Write the state of the run and the averaged weights."""
         average = self.average.state_dict()
-        state = {
-            "model": self.sam.state_dict(),
-            "average": average,
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-        }
+        state = {"model": self.sam.state_dict(), "average": average, "step": self.step}
+        state["optimizer"] = self.optimizer.state_dict()
         weights = {k: v.half() if v.is_floating_point() else v for k, v in average.items()}
-        for path, content in (
-            (self.checkpoint, state),
-            (self.args.output / TINY_WEIGHTS.name, weights),
-        ):
+        files = {self.checkpoint: state, self.args.output / TINY_WEIGHTS.name: weights}
+        for path, content in files.items():
             with atomic_write(path, "wb") as file:
                 torch.save(content, file)
 

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import sepl_evidence
-from PIL import Image
 from sepl_study import report, scenes
 from sepl_study.report import BEFORE, EXACT, TINY
 
@@ -47,7 +46,6 @@ def test_a_small_run(tmp_path, monkeypatch):
     text = (tmp_path / "results.md").read_text()
     for row in (of_strength[TINY], exact):
         assert f"| {row['mIoU']:.1f} | {row['gain']:+.1f} |" in text
-    assert np.asarray(Image.open(tmp_path / "gain.png")).std() > 0
 
 
 @pytest.mark.slow

@@ -58,17 +58,6 @@ def mask_points(
     return torch.from_numpy(points).to(masks.device), torch.from_numpy(labels).to(masks.device)
 
 
-def best_masks(mask_logits: Tensor, ious: Tensor) -> Tensor:
-    """(N, h, w): of (N, M, h, w) masks those of the highest IoU, one after the other."""
-    rows = [logits[int(iou.argmax())] for logits, iou in zip(mask_logits, ious, strict=True)]
-    return torch.stack(rows)
-
-
-def image_masks(upscale, mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """(N, H, W) bool masks at image size, resized one at a time."""
-    return torch.cat([upscale(logits[None], image_size) > 0 for logits in mask_logits])
-
-
 @dataclass(frozen=True)
 class Exchange:
     """One direction of an ARP pair: where each instance of ``source`` goes on ``base``.

@@ -36,8 +36,9 @@ def refine(bench: Bench, selected: Sequence, rng: np.random.Generator) -> list[P
         with bench.autocast():
             encoded = answers.encode(images[index, None], [bench.size])
             output = answers.only(index).prompt(encoded, [clicks], [kinds])[0]
-            best = plain.best_masks(output.mask_logits, output.iou_predictions)
-            masks = plain.image_masks(answers.upscale, best, bench.size)
+        rated = zip(output.mask_logits, output.iou_predictions, strict=True)
+        best = [logits[int(ious.argmax()), None] for logits, ious in rated]
+        masks = torch.cat([answers.upscale(logits, bench.size) > 0 for logits in best])
         labels.append(one.labels.with_masks(masks))
     return labels
 

@@ -1,20 +1,16 @@
-"""Tables and the chart of what was measured."""
+"""Tables of what was measured."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import detectron2
 import torch
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from benchmarking.measuring import REST
 from benchmarking.timing import Clock
-from s4m_d2.files import atomic_write
 
 MILLI, GIGA, TERA = 1e-3, 1e9, 1e12
 MEBI = 1 << 20
@@ -94,27 +90,3 @@ def peaks_line(peaks: dict[str, dict[str, float]]) -> str:
         f"{name}: {peak['arithmetic'] / TERA:.3g} TFLOP/s, {peak['bandwidth'] / GIGA:.3g} GB/s"
         for name, peak in peaks.items()
     )
-
-
-def write_chart(path: Path, stages: Sequence[dict[str, Any]]) -> None:
-    """Horizontal bars: the share of a step that each part takes, ours and plain."""
-    height = 1 + sum(1 + 0.32 * len(stage["parts"]) for stage in stages)
-    figure = Figure(figsize=(9, height), layout="constrained")
-    axes = figure.subplots(len(stages), 1, squeeze=False)[:, 0]
-    for axis, stage in zip(axes, stages, strict=True):
-        rows = [row for row in stage["parts"] if row["in_step"] and not row["inside"]]
-        names = [row["name"] for row in rows] + [REST]
-        for form, offset, color in (("ours", -0.2, "#2f6f9f"), ("plain", 0.2, "#d9903d")):
-            # the plain form's bars are in units of our step, so that lengths compare
-            factor = stage["totals"][form] / stage["totals"]["ours"]
-            shares = [row[f"share_{form}"] for row in rows] + [stage["totals"][f"rest_{form}"]]
-            places = [index + offset for index in range(len(names))]
-            axis.barh(places, [100 * factor * s for s in shares], 0.38, label=form, color=color)
-        axis.set_yticks(range(len(names)), names)
-        axis.invert_yaxis()
-        axis.set_xlabel("% of our step")
-        axis.set_title(f"{stage['shapes']}, stage {stage['stage']}", loc="left")
-        axis.legend(frameon=False)
-        axis.spines[["top", "right"]].set_visible(False)
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=120)

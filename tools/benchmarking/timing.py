@@ -43,12 +43,12 @@ class Clock:
     """Seconds on a device: the device has finished before a time is read.
 
     On the CPU with one thread it is the time of the process, which other programs do not stretch;
-    otherwise, and always with ``wall``, that of the wall.
+    otherwise that of the wall.
     """
 
-    def __init__(self, device: torch.device, *, wall: bool = False) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        alone = device.type == "cpu" and torch.get_num_threads() == 1 and not wall
+        alone = device.type == "cpu" and torch.get_num_threads() == 1
         self.name = "process time" if alone else "wall time"
         self._now = time.process_time if alone else time.perf_counter
 

@@ -1,21 +1,17 @@
-"""The study's figures over all seeds, as tables and a chart."""
+"""The study's figures over all seeds, as tables."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cam_like import FAILURES
-from matplotlib.figure import Figure
 
-from s4m_d2.files import atomic_write
 from sepl_study.scenes import MIN_INSTANCE_AREA
 
 BEFORE, EXACT, TINY = "before", "exact masks", "tiny SAM"
 STUDY_STRENGTH = 0.5  # mIoU 50 to 60, as published CAM labels of VOC have
-PUBLISHED_QUALITY = (50, 60)
 MAIN_HEAD = "CAM-like label | SEPL, exact masks | gain | SEPL, tiny SAM | gain |"
 
 
@@ -90,23 +86,3 @@ def _case_table(cases: Mapping[str, Mapping[str, Any]]) -> list[str]:
         gain = "" if name == BEFORE else _cell(figures, "gain")
         lines.append(f"| {name} | {_cell(figures, 'mIoU')} | {gain} |")
     return lines
-
-
-def draw_gains(strengths: Mapping[str, Any], path: Path) -> None:
-    """A chart: the gain against the mIoU before, a line per kind of masks."""
-    figure = Figure(figsize=(6, 3.8), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    axes.axvspan(*PUBLISHED_QUALITY, color="0.9", label="published CAM labels of VOC")
-    axes.axhline(0, color="0.6", linewidth=0.8)
-    rows = sorted(strengths.values(), key=lambda row: row[BEFORE]["mIoU"])
-    before = [row[BEFORE]["mIoU"] for row in rows]
-    for name, marker in ((EXACT, "o"), (TINY, "s")):
-        gains = [row[name]["gain"] for row in rows]
-        deviations = [row[name]["gain deviation"] or 0 for row in rows]
-        axes.errorbar(before, gains, deviations, marker=marker, markersize=4, capsize=3, label=name)
-    axes.set_xlabel("mIoU of the CAM-like labels")
-    axes.set_ylabel("gain of SEPL in mIoU")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=3, frameon=False)
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png")
