@@ -96,20 +96,15 @@ def check(annotation, kind):
     assert spans == pytest.approx(box, abs=0.02)
 
 
-def test_shapes_of_via(convert):
-    for kind in VIA:
-        status, content, said = convert(via_of(region(kind)), options=["--overwrite"])
+@pytest.mark.parametrize("of_labelme", [False, True])
+def test_shapes(convert, of_labelme):
+    for kind in LABELME if of_labelme else VIA:
+        given = {"files": {"1.json": labelme(shape(kind))}} if of_labelme else {}
+        via = None if of_labelme else via_of(region(kind))
+        status, content, said = convert(via, options=["--overwrite"], **given)
         assert (status, said) == (0, "")
         image = {"id": 1, "file_name": "1.png", "height": HEIGHT, "width": WIDTH}
         assert content["categories"] == [{"id": 1, "name": "cat"}] and content["images"] == [image]
-        check(content["annotations"][0], kind)
-
-
-def test_shapes_of_labelme(convert):
-    for kind in LABELME:
-        files = {"1.json": labelme(shape(kind))}
-        status, content, said = convert(files=files, options=["--overwrite"])
-        assert (status, said) == (0, "")
         check(content["annotations"][0], kind)
 
 

@@ -4,7 +4,6 @@ import os
 
 import pytest
 
-from s4m_d2.errors import OutputError
 from s4m_d2.files import atomic_write, remove_temporaries
 
 
@@ -19,17 +18,3 @@ def test_what_is_being_written_is_what_would_be_left_and_nothing_else_is_removed
         assert not os.path.exists(file.name)
     assert sorted(os.listdir(tmp_path)) == before
     assert remove_temporaries(tmp_path) == [] == remove_temporaries(tmp_path / "nowhere")
-
-
-def test_a_file_that_only_others_may_replace_stays_and_the_error_names_it(tmp_path, monkeypatch):
-    def refused(*paths):
-        raise PermissionError(1, "Operation not permitted", *paths)
-
-    path = tmp_path / "report.html"
-    path.write_text("of another user")
-    monkeypatch.setattr(os, "replace", refused)
-    with pytest.raises(OutputError, match="report.html.*Operation not"):
-        with atomic_write(path) as file:
-            file.write("mine")
-    assert os.listdir(tmp_path) == ["report.html"]
-    assert path.read_text() == "of another user"

@@ -7,7 +7,6 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
-from s4m_d2.config import add_s4m_config
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, StrongView
 from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.sam.checkpoint import PUBLISHED_WEIGHTS
@@ -19,9 +18,8 @@ DINO = [name for name in ALL if "_dinov" in name]
 
 
 def load(name):
-    cfg = get_cfg()
-    add_s4m_config(cfg)
-    cfg.merge_from_file(str(CONFIGS / name))
+    cfg = load_config(str(CONFIGS / name))
+    cfg.defrost()
     return cfg
 
 

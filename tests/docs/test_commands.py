@@ -58,34 +58,13 @@ def script_words(command: Command) -> list[str] | None:
     return None
 
 
-# Command → what its problem says.
-WRONG = {
-    "train_net.py --config-file configs/none.yaml": "does not exist",
-    "train_net.py --config-file configs/coco_1pct.yaml --no": "unrecognized",
-    "train_net.py --config-file configs/coco_1pct.yaml S4M.NO 1": "S4M.NO",
-    "train_net.py --config-file configs/coco_1pct.yaml S4M.EVAL a": "S4M.EVAL",
-    "tools/benchmark.py --parts step -- S4M.NO True": "S4M.NO",
-    "tools/sepl.py evaluate --presets voc": "required",
-    "examples/own_meta_arch/train_net.py --config-file no.yaml": "no.yaml",
-}
-WRONG_WORDS = (
-    "make qickstart",
-    "make setup ENV=a",
-    "pip install s4m_d2[sam3]",
-    "pip install ./detectron2_light",
-    "pytest tests/nowhere",
-    "python tools/no.py",
-    "sbatch tools/slurm/no.sbatch",
-    "conda install s4m_d2",
-)
 PARSED = [c for c in commands() if (words := script_words(c)) and len(words) > 1]
 
 
 @pytest.fixture(scope="module")
 def answer(tmp_path_factory):
     """What the scripts' own parsers say, all in one process."""
-    words = [script_words(command) for command in PARSED] + [line.split() for line in WRONG]
-    request = {"commands": words, "scripts": HELPS}
+    request = {"commands": list(map(script_words, PARSED)), "scripts": HELPS}
     result = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "docs" / "parse_commands.py")],
         input=json.dumps(request),
@@ -99,7 +78,7 @@ def answer(tmp_path_factory):
 
 
 def test_options_exist_and_settings_are_right(answer):
-    found = dict(zip(map(str, PARSED), answer["problems"], strict=False))
+    found = dict(zip(map(str, PARSED), answer["problems"], strict=True))
     assert {command: problem for command, problem in found.items() if problem} == {}
 
 
@@ -185,14 +164,3 @@ def test_config_keys_and_values_in_the_text_fit():
         else:  # a key or a section
             *sections, name = words[start].split(".")
             assert name in reduce(getattr, sections, cfg), f"{words[start]} is no key"
-
-
-def test_wrong_commands_are_noticed(answer):
-    problems = answer["problems"][len(PARSED) :]
-    for (command, expected), problem in zip(WRONG.items(), problems, strict=True):
-        assert expected in problem, command
-
-
-def test_wrong_words_are_noticed():
-    for line in WRONG_WORDS:
-        assert fails(Command("README.md", tuple(line.split()))), line

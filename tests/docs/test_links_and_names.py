@@ -6,7 +6,6 @@ import re
 from itertools import product
 from pathlib import Path
 
-import pytest
 from markdown_docs import ROOT, anchors, blocks, files, links, spans
 
 TOP = ("configs", "datasets", "detectron2_lite", "docs", "examples", "s4m_d2", "tests", "tools")
@@ -87,22 +86,3 @@ def test_modules_classes_and_functions_exist():
     for file in files():
         for dotted in named_objects(file.read_text()):
             resolve(dotted)
-
-
-def test_what_is_wrong_is_noticed(tmp_path):
-    file = tmp_path / "a.md"
-    text = "# One, two\n## `a_b` c\n[x](#one-two) [y](#a_b-c) [z](#c) ![p](p.png) [f](https://a)"
-    file.write_text(text)
-    problems = [broken_link(file, link) for link in links(text) if "https" not in link]
-    assert [bool(problem) for problem in problems] == [False, False, True, True]
-    readme = ROOT / "README.md"
-    assert missing_files(readme, "s4m_d2/semi/{arp,no}.py") == ["s4m_d2/semi/no.py"]
-    assert missing_files(readme, "tests/losses/literal_*.py") == []
-    assert missing_files(readme, "tests/losses/liberal_*.py") == ["tests/losses/liberal_*.py"]
-    assert missing_files(readme, "tools/benchmarks/") == ["tools/benchmarks/"]
-    assert missing_files(readme, "OUTPUT_DIR/x.yaml") == []
-    assert named_objects("```python\nfrom s4m_d2.sepl import enhance\n```") == [
-        "s4m_d2.sepl.enhance"
-    ]
-    with pytest.raises(AttributeError):
-        resolve("s4m_d2.sepl.enchance")

@@ -64,19 +64,3 @@ def test_every_step_and_concept_of_the_method_says_where_it_is():
     assert [int(number) for number, *_ in steps] == [*range(1, 6), *range(1, 11)]
     assert not [title for _, title, text in steps if not references(text)]
     assert {f"s4m_d2/{concept}.py" for concept in CONCEPTS} <= {p for p, _ in references(METHOD)}
-
-
-def test_wrong_names_are_noticed():
-    text = "In `s4m_d2/semi/arp.py`: `ARP`, `ARP.paste` and\n`owner_map`; `NoName`. `no.py`: `a`"
-    found = references(text)
-    assert found == [
-        ("s4m_d2/semi/arp.py", "ARP"),
-        ("s4m_d2/semi/arp.py", "ARP.paste"),
-        ("s4m_d2/semi/arp.py", "owner_map"),
-        ("no.py", "a"),
-    ]
-    assert {"ARP", "ARP._paste", "owner_map"} <= definitions("s4m_d2/semi/arp.py")
-    assert "ARP.paste" not in definitions("s4m_d2/semi/arp.py")
-    assert {"TeacherPhase.EMA", "SamBackend.grid_side"} <= (
-        definitions("s4m_d2/semi/burn_in.py") | definitions("s4m_d2/sam/backend.py")
-    )

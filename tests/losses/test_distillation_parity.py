@@ -8,6 +8,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from literal_distillation import CHANNELS, RandomSam, distillation_loss
+from seeds import generators
 
 from s4m_d2.losses import StructuralDistillation
 from s4m_d2.losses.structural_distillation import sample_query_points
@@ -72,10 +73,6 @@ def make_batch(case):
     )
 
 
-def generators(case):
-    return [torch.Generator().manual_seed(case.seed + i) for i in range(len(case.sizes))]
-
-
 def run(case):
     """The package's loss, and a function of the mask features that is the literal one."""
     backend = RandomSam(case.grid_side, pads=case.pads, seed=case.seed)
@@ -87,10 +84,11 @@ def run(case):
         huber_delta=case.delta,
         max_prompts=5,
     )
-    loss = loss_fn(*batch, generators(case))["loss_sd"]
+    draws = [generators(len(case.sizes), case.seed) for _ in range(2)]
+    loss = loss_fn(*batch, draws[0])["loss_sd"]
     points = [
         sample_query_points(mask, size, loss_fn.num_points, loss_fn.num_foreground, rng).tolist()
-        for mask, size, rng in zip(batch[3], case.sizes, generators(case), strict=True)
+        for mask, size, rng in zip(batch[3], case.sizes, draws[1], strict=True)
     ]
 
     def literal(features):

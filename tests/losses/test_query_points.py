@@ -7,11 +7,6 @@ from seeds import seeded
 from s4m_d2.losses.structural_distillation import sample_query_points
 
 
-def draw_pixels(masks, size, num_points, num_foreground, seed=0):
-    points = sample_query_points(masks, size, num_points, num_foreground, seeded(seed))
-    return (points * torch.tensor([size[1], size[0]])).floor().long(), points
-
-
 def test_foreground_points_are_uniform_over_the_union_of_the_masks():
     size = (5, 8)
     masks = torch.zeros(2, 7, 9, dtype=torch.bool)  # padded frame
@@ -32,7 +27,8 @@ def test_foreground_points_are_uniform_over_the_union_of_the_masks():
 def test_foreground_pixels_are_distinct_and_random_points_fill_up():
     masks = torch.zeros(1, 20, 30, dtype=torch.bool)
     masks[0, 4:6, 10:12] = True
-    pixels, points = draw_pixels(masks, (20, 30), num_points=500, num_foreground=400)
+    points = sample_query_points(masks, (20, 30), 500, 400, seeded())
+    pixels = (points * torch.tensor([30, 20])).floor().long()
     foreground = sorted(map(tuple, pixels[:4].tolist()))
     assert foreground == [(10, 4), (10, 5), (11, 4), (11, 5)]
     assert len(set(map(tuple, pixels[4:400].tolist()))) < 396, "not pixels without replacement"

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg
 from literal_distillation import CHANNELS, RandomSam
 from seeds import seeded
 
-from s4m_d2.config import add_s4m_config
+from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.losses import StructuralDistillation, build_distillation
 
@@ -77,15 +76,11 @@ def test_arguments_that_cannot_be_are_named():
 
 
 def test_the_config_selects_and_parametrizes_the_loss():
-    cfg = get_cfg()
-    add_s4m_config(cfg)
-    cfg.S4M.DISTILL.NUM_POINTS = 10
-    cfg.S4M.DISTILL.FOREGROUND_FRACTION = 0.3
-    cfg.S4M.DISTILL.WEIGHT = 2.5
+    settings = {"NUM_POINTS": "10", "FOREGROUND_FRACTION": "0.3", "WEIGHT": "2.5"}
+    words = [word for key, value in settings.items() for word in (f"S4M.DISTILL.{key}", value)]
     backend = RandomSam(SIDE, pads=False)
-    loss_fn = build_distillation(cfg, backend)
+    loss_fn = build_distillation(load_config("", words), backend)
     assert isinstance(loss_fn, StructuralDistillation) and loss_fn.backend is backend
     assert (loss_fn.num_points, loss_fn.num_foreground, loss_fn.weight) == (10, 3, 2.5)
-    cfg.S4M.DISTILL.NAME = "Unheard"
     with pytest.raises(ConfigError, match=r"Unheard.*StructuralDistillation"):
-        build_distillation(cfg, backend)
+        build_distillation(load_config("", ["S4M.DISTILL.NAME", "Unheard"]), backend)

@@ -9,12 +9,9 @@ from benchmarking.timing import Form, peak_memory
 from s4m_d2.modeling import inference
 from s4m_d2.modeling.inference import CHUNK_PIXELS, instance_inference
 
-LARGE = (2000, 4000)
-FEW, MANY = 20, 100  # queries
 CLASSES = 8
-MASK_BYTES = LARGE[0] * LARGE[1]  # of one bool mask
-CHUNK_BYTES = 4 * CHUNK_PIXELS  # of the float32 logits that are upsampled together
-PEAK_CHUNKS = 2.5  # the bound on the peak: 160 MiB
+LARGE_SIZES = (2000, 4000), (1024, 2048), (1000, 2000)  # of the output, padded, of the view
+PEAK_CHUNKS = 2.5  # the bound on the peak, in chunks of masks that are upsampled together
 
 
 def whole_inference(pred_logits, pred_masks, padded_size, image_size, output_size, max_instances):
@@ -72,22 +69,31 @@ def test_chunked_and_encoded_masks_are_those_of_the_definition(monkeypatch, size
         assert torch.equal(logits, given[0]) and torch.equal(masks, given[1])
 
 
-def large_queries(count):
+def large_queries(count, size):
     """Each query one blob of its own, on a grid at 1/16 of the image."""
-    y, x = torch.meshgrid(torch.arange(125.0), torch.arange(250.0), indexing="ij")
+    y, x = torch.meshgrid(torch.arange(size[0] / 16), torch.arange(size[1] / 16), indexing="ij")
     centers = torch.arange(count)[:, None, None]
-    masks = 20 - ((y - centers % 10 * 12) ** 2 + (x - centers // 10 * 25) ** 2).sqrt()
+    down, right = size[0] / 16 / 10.4, size[1] / 16 / 10
+    places = centers % 10 * down, centers // 10 * right
+    masks = size[0] / 100 - ((y - places[0]) ** 2 + (x - places[1]) ** 2).sqrt()
     logits = torch.full((count, CLASSES + 1), -10.0)
     logits[:, 0] = torch.linspace(2, -2, count)  # every query is kept, in order
     return logits, masks
 
 
 @pytest.mark.parametrize("rle_masks", [True, False], ids=["encoded", "dense"])
-@pytest.mark.parametrize("queries", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
-def test_peak_of_a_large_image(queries, rle_masks):
-    """A constant; with dense masks also the result, and no second copy of it."""
-    logits, masks = large_queries(queries)
-    sizes = {"padded_size": (1024, 2048), "image_size": (1000, 2000), "output_size": LARGE}
+@pytest.mark.parametrize(
+    ("queries", "divisor"), [(20, 4), pytest.param(100, 1, marks=pytest.mark.slow)]
+)
+def test_peak_of_a_large_image(monkeypatch, queries, divisor, rle_masks):
+    """A constant; with dense masks also the result, and no second copy of it.
+
+    The quick case has the proportions of the whole one, 160 MiB, at a 16th of the pixels.
+    """
+    monkeypatch.setattr(inference, "CHUNK_PIXELS", CHUNK_PIXELS // divisor**2)
+    large, padded, image = ((h // divisor, w // divisor) for h, w in LARGE_SIZES)
+    logits, masks = large_queries(queries, large)
+    sizes = {"padded_size": padded, "image_size": image, "output_size": large}
     results = []
 
     def infer():
@@ -95,12 +101,13 @@ def test_peak_of_a_large_image(queries, rle_masks):
             instance_inference(logits, masks, max_instances=queries, rle_masks=rle_masks, **sizes)
         )
 
-    bound = PEAK_CHUNKS * CHUNK_BYTES + (0 if rle_masks else queries * MASK_BYTES)
+    chunk = 4 * inference.CHUNK_PIXELS  # float32
+    bound = PEAK_CHUNKS * chunk + (0 if rle_masks else queries * large[0] * large[1])
     peak = peak_memory(Form(infer), torch.device("cpu"))
     print(f"\n{queries} queries: peak {peak / 2**20:.0f} MiB, bound {bound / 2**20:.0f} MiB")
     assert peak <= bound
     (result,) = results
-    assert len(result) == queries and result.pred_masks[-1].shape == LARGE
+    assert len(result) == queries and result.pred_masks[-1].shape == large
     chosen = [0, queries // 2 + 1]
     scores, _, expected = whole_inference(logits[chosen], masks[chosen], max_instances=2, **sizes)
     torch.testing.assert_close(result.scores[chosen], scores, rtol=1e-6, atol=0)

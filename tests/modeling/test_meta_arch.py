@@ -34,15 +34,6 @@ def assert_same_queries(actual, expected, index):
 
 
 @torch.no_grad()
-def test_batched_predictions_equal_single_ones(make_tiny_model, make_sample):
-    model = make_tiny_model().eval()
-    samples = [make_sample(64, 96, seed=seed) for seed in range(3)]
-    together = model.predict_queries(samples)
-    for index, sample in enumerate(samples):
-        assert_same_queries(together, model.predict_queries([sample]), index)
-
-
-@torch.no_grad()
 def test_masks_of_one_piece_everywhere(make_tiny_model, make_sample):
     key = "MODEL.MASK_FORMER.TEST.LARGEST_COMPONENT"
     samples = [make_sample(64, 96)]
@@ -54,7 +45,7 @@ def test_masks_of_one_piece_everywhere(make_tiny_model, make_sample):
 
 
 @torch.no_grad()
-def test_padding_is_a_border_of_the_mean_color(make_tiny_model, make_sample):
+def test_images_of_a_batch_see_nothing_but_a_border_of_the_mean_color(make_tiny_model, make_sample):
     """A small image beside a larger one sees what it would see alone with that border."""
     model = make_tiny_model().eval()
     small, large = make_sample(64, 96), make_sample(96, 128, seed=1)
@@ -62,6 +53,7 @@ def test_padding_is_a_border_of_the_mean_color(make_tiny_model, make_sample):
     bordered[:, :64, :96] = small["image"]
     together = model.predict_queries([small, large])
     assert_same_queries(together, model.predict_queries([{"image": bordered}]), 0)
+    assert_same_queries(together, model.predict_queries([large]), 1)
     assert together["image_sizes"] == [(64, 96), (96, 128)]
     assert together["padded_size"] == (96, 128)
 

@@ -8,11 +8,11 @@ from functools import partial
 
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from segment_anything.modeling import ImageEncoderViT, Sam
 from torch import nn
 
-from s4m_d2.config import add_s4m_config
+from s4m_d2.engine.config_file import load_config
 from s4m_d2.sam.hugging_face import CLASSES, TransformersBackend
 from s4m_d2.sam.point_prompts import PointPromptBackend
 from s4m_d2.sam.sam2 import HieraSize, Sam2Backend, build_sam2_image_model
@@ -38,11 +38,8 @@ BACKENDS = [
 
 def config(**sam) -> CfgNode:
     """Of the CPU and these keys of S4M.SAM."""
-    cfg = get_cfg()
-    add_s4m_config(cfg)
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.S4M.SAM.merge_from_list([x for key, value in sam.items() for x in (key, str(value))])
-    return cfg
+    words = [word for key, value in sam.items() for word in (f"S4M.SAM.{key}", str(value))]
+    return load_config("", ["MODEL.DEVICE", "cpu", *words])
 
 
 def with_random_weights(sam: nn.Module, spread: float = 0.05) -> nn.Module:

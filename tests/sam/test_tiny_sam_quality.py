@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from sam_cases import config
 from toyscapes_scene import render_scene
 
+from s4m_d2.sam import build_sam_backend
 from s4m_d2.sam.adaptation import draw_clicks
-from s4m_d2.sam.checkpoint import load_sam
-from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
 
 SCENES = 16
 SEED = 77  # neither a data set's nor the training's
@@ -27,8 +26,8 @@ def scenes():
 
 
 def test_clicks_give_good_masks_more_of_them_better_ones_and_their_rating_follows():
-    sam = load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes")
-    backend, rng = SegmentAnythingBackend(sam), np.random.default_rng(0)
+    backend = build_sam_backend(config(BACKEND="tiny_toyscapes", CHECKPOINT=""))
+    rng = np.random.default_rng(0)
     ious, ratings = {1: [], 3: []}, {1: [], 3: []}
     for image, masks in scenes():
         size = tuple(image.shape[1:])

@@ -31,25 +31,6 @@ def select(logits, masks, content_size=(6, 8), **changes):
     return select_pseudo_labels(logits, masks, content_size=content_size, **{**RULES, **changes})
 
 
-def test_each_rule_drops_and_counts_its_own():
-    for probabilities, pixels, fate in (
-        (ROW, 10, "kept"),
-        ((0.1, 0.05, 0.05, 0.8), 10, "dropped_no_object"),
-        ((0.4, 0.05, 0.05, 0.5), 10, "dropped_no_object"),
-        ((0.6, 0.3, 0.05, 0.05), 10, "dropped_score"),
-        (ROW, 3, "dropped_area"),
-        ((0.4, 0.05, 0.05, 0.5), 0, "dropped_no_object"),
-        ((0.6, 0.3, 0.05, 0.05), 0, "dropped_score"),
-    ):
-        selection = select(class_logits(probabilities), mask_with_area(pixels))
-        assert selection.stats == {**dict.fromkeys(FATES, 0), "queries": 1, fate: 1}
-        assert len(selection.labels) == (fate == "kept")
-        if fate == "kept":
-            assert selection.labels.labels.tolist() == [1]
-            assert selection.labels.scores.tolist() == pytest.approx([0.8])
-            assert selection.labels.masks.flatten().nonzero().flatten().tolist() == list(range(10))
-
-
 @pytest.mark.parametrize("where", ["class", "mask", "padding"])
 def test_a_query_that_is_not_finite_is_dropped_and_the_others_stay(where):
     whole = select(class_logits(*[ROW] * 3), mask_with_area(20).repeat(3, 1, 1), (5, 8))

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.config import get_cfg
 from hand_made import make_selection
 from seeds import seeded
 from torch import Tensor
 
-from s4m_d2.config import add_s4m_config
+from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.sam.backend import EncodedImages
 from s4m_d2.sam.frames import Frame
@@ -240,30 +239,25 @@ def test_disagreeing_batches_are_named(refiner):
 
 
 def test_arguments_out_of_range_are_named():
-    with pytest.raises(InputError, match="S4M.REFINE.NUM_POINTS"):
-        PointRefiner(backend=None, num_points=0)
-    with pytest.raises(InputError, match="S4M.REFINE.PROMPT"):
-        PointRefiner(backend=None, prompt="boxes")
-    with pytest.raises(InputError, match="S4M.REFINE.MIN_AGREEMENT"):
-        PointRefiner(backend=None, min_agreement=1.5)
-    with pytest.raises(InputError, match="S4M.REFINE.NEGATIVE_POINTS"):
-        PointRefiner(backend=None, negative_points=-1)
-    with pytest.raises(InputError, match="TRIES"):
-        PointRefiner(backend=None, tries=0)
+    for name, value in (
+        ("num_points", 0),
+        ("prompt", "boxes"),
+        ("min_agreement", 1.5),
+        ("negative_points", -1),
+        ("tries", 0),
+    ):
+        with pytest.raises(InputError, match=f"S4M.REFINE.*{name.upper()}"):
+            PointRefiner(backend=None, **{name: value})
     with pytest.raises(InputError, match="S4M.PSEUDO_LABEL.MASK_THRESH"):
         TeacherMasks(mask_thresh=1.0)
 
 
 def test_the_config_selects_the_refiner():
-    cfg = get_cfg()
-    add_s4m_config(cfg)
-    cfg.S4M.REFINE.NUM_POINTS = 5
     backend = FakeBackend()
-    refiner = build_refiner(cfg, backend)
+    refiner = build_refiner(load_config("", ["S4M.REFINE.NUM_POINTS", "5"]), backend)
     assert isinstance(refiner, PointRefiner)
     assert refiner.backend is backend and refiner.num_points == 5
-    cfg.S4M.REFINE.METHOD = "unheard"
     with pytest.raises(ConfigError, match="unheard.*points"):
-        build_refiner(cfg, backend)
-    cfg.S4M.REFINE.ENABLED = False
-    assert isinstance(build_refiner(cfg, None), TeacherMasks)
+        build_refiner(load_config("", ["S4M.REFINE.METHOD", "unheard"]), backend)
+    off = load_config("", ["S4M.REFINE.ENABLED", "False"])
+    assert isinstance(build_refiner(off, None), TeacherMasks)

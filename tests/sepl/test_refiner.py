@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from detectron2.config import get_cfg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_enhancement import literal_selection
@@ -14,12 +13,9 @@ from sepl_folders import rle_of
 from torch import Tensor
 from toyscapes_scene import render_scene
 
-from s4m_d2.config import add_s4m_config
-from s4m_d2.sam import EncodedImages
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.sam import EncodedImages, build_sam_backend
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
-from s4m_d2.sam.checkpoint import load_sam
-from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
 from s4m_d2.semi import build_refiner
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.sepl.refiner import SEPLRefiner
@@ -150,9 +146,7 @@ def test_images_are_encoded_once_and_shown_as_they_are_without_padding():
 
 
 def test_the_config_selects_it_with_its_settings():
-    cfg = get_cfg()
-    add_s4m_config(cfg)
-    cfg.S4M.REFINE.METHOD, cfg.S4M.PSEUDO_LABEL.MASK_THRESH = "sepl", 0.8
+    cfg = load_config("", ["S4M.REFINE.METHOD", "sepl", "S4M.PSEUDO_LABEL.MASK_THRESH", "0.8"])
     settings = {"POINTS_PER_SIDE": 7, "PRED_IOU_THRESH": 0.6, "STABILITY_SCORE_THRESH": 0.5}
     settings |= {"BOX_NMS_THRESH": 0.4, "MIN_MASK_REGION_AREA": 9}
     cfg.S4M.REFINE.SEPL.update(settings | {"O_S_THRESH": 0.4, "O_P_THRESH": 0.9})
@@ -164,11 +158,12 @@ def test_the_config_selects_it_with_its_settings():
     assert {key: getattr(chosen, key.lower()) for key in settings} == settings
 
 
-def tiny_refiner(device="cpu", side=8):
+def tiny_refiner(device="cpu", side=6):
     thresholds = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.6}
     few = AutomaticMaskSettings(points_per_side=side, **thresholds)
-    sam = load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes").to(device)
-    backend = SegmentAnythingBackend(sam)
+    words = ["S4M.SAM.BACKEND", "tiny_toyscapes", "S4M.SAM.CHECKPOINT", "", "MODEL.DEVICE", device]
+    cfg = load_config("", words)
+    backend = build_sam_backend(cfg)
     return SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, few))
 
 

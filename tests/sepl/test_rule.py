@@ -113,10 +113,6 @@ def labels_and_masks(draw):
     return rng.choice(values, size=size).astype(np.uint8), masks
 
 
-def classes_of(label: np.ndarray) -> set[int]:
-    return set(np.unique(label).tolist()) - {0, VOID}
-
-
 @settings(max_examples=300)
 @given(
     labels_and_masks(),
@@ -128,23 +124,11 @@ def test_equals_the_literal_loops(pair, o_s_thresh, o_p_thresh, keep_uncovered):
     label, masks = pair
     options = dict(o_s_thresh=o_s_thresh, o_p_thresh=o_p_thresh, keep_uncovered=keep_uncovered)
     expected = literal_enhance(label, masks, **options).tolist()
-    assert enhance(label, masks, **options).tolist() == expected
-    assert enhance(label, encode(masks), **options).tolist() == expected
-
-
-@given(labels_and_masks(), st.randoms(use_true_random=False))
-def test_properties(pair, random):
-    label, masks = pair
     before = label.copy(), masks.copy()
-    enhanced = enhance(label, masks)
+    enhanced = enhance(label, masks, **options)
+    assert enhanced.tolist() == expected and not np.shares_memory(enhanced, label)
+    assert enhance(label, encode(masks), **options).tolist() == expected
     assert (label == before[0]).all() and (masks == before[1]).all(), "inputs stay"
-    assert not np.shares_memory(enhanced, label)
-    assert classes_of(enhanced) == classes_of(label)
-    assert not (enhanced == VOID)[label != VOID].any()
-    order = random.sample(range(len(masks)), len(masks))
-    assert (enhance(label, masks[order]) == enhanced).all()
-    assert (enhance(label, np.concatenate([masks, masks])) == enhanced).all()
-    assert (enhance(label.T, masks.transpose(0, 2, 1)) == enhanced.T).all()
 
 
 def test_masks_as_tensors_and_every_kind_of_rle():

@@ -238,7 +238,10 @@ def check_kernel(func) -> None:
 
 
 def computed(func, args: tuple, kwargs: dict, target: str | None) -> Any:
-    """The operator's result by the CPU's kernel, on the device where it belongs."""
+    """The operator's result by the CPU's kernel, on the device where it belongs.
+
+    It is the same object where the operator changed or viewed an argument.
+    """
     known = {id(x.held): x for x in leaves_of((args, kwargs)) if isinstance(x, GPUTensor)}
     plain, options = with_leaves(
         lambda x: x.held if isinstance(x, GPUTensor) else x, (args, kwargs)
@@ -250,15 +253,8 @@ def computed(func, args: tuple, kwargs: dict, target: str | None) -> Any:
     result = func(*plain, **options)
     if func is aten._to_copy.default and result is plain[0]:
         result = result.clone()
-    return result if target == "cpu" else on_device(func, args, kwargs, known, result)
-
-
-def on_device(func, args: tuple, kwargs: dict, known: dict[int, GPUTensor], result: Any) -> Any:
-    """A result, with the same objects where the operator changed or viewed its arguments.
-
-    Args:
-        known: the arguments by the ``id`` of what they hold.
-    """
+    if target == "cpu":
+        return result
 
     def there(x: Any) -> Any:
         if not isinstance(x, Tensor):
