@@ -81,15 +81,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = command_parser(__doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE")
     parser.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of any stage")
+    choice = {"dest": "model", "action": "store_const", "default": "teacher"}
     for branch in sorted(BRANCHES, reverse=True):
-        parser.add_argument(
-            f"--{branch}",
-            dest="model",
-            action="store_const",
-            const=branch,
-            default="teacher",
-            help=f"the {branch} labels" + " (default)" * (branch == "teacher"),
-        )
+        words = f"the {branch} labels" + " (default)" * (branch == "teacher")
+        parser.add_argument(f"--{branch}", const=branch, help=words, **choice)
     parser.add_argument("--images", type=int, help="at most; 0: all; default: S4M.QUALITY")
     parser.add_argument("--output", default="", metavar="DIR", help=f"folder for {RESULT}")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE ...")

@@ -66,13 +66,12 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    names, words = (
+        ("JSON", "IMAGES", "SHARE"),
+        "a COCO set and its share; its last fifth is held out",
+    )
     parser.add_argument(
-        "--data",
-        nargs=3,
-        action="append",
-        required=True,
-        metavar=("JSON", "IMAGES", "SHARE"),
-        help="a COCO set and its share of the views; its last fifth is held out",
+        "--data", nargs=3, action="append", required=True, metavar=names, help=words
     )
     parser.add_argument("--icons", type=Path, nargs="+", help="icons.json of @iconify-json/...")
     parser.add_argument("--icon-share", type=float, default=3, help="composites among the views")

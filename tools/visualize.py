@@ -55,25 +55,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse_args(words: list[str]) -> argparse.Namespace:
     parser = command_parser(__doc__, overrides=True)
-    parser.add_argument("--config-file", required=True, metavar="FILE")
-    parser.add_argument(
-        "--weights",
-        default="",
-        metavar="FILE",
-        help="checkpoint of either stage, or of one model; labeled and views need none",
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="for the PNG files")
-    parser.add_argument(
-        "--what", nargs="+", choices=FIGURES, default=list(FIGURES), help="default: all"
-    )
-    parser.add_argument("--images", type=positive, default=4, metavar="N", help="default: 4")
-    parser.add_argument(
-        "--point",
-        nargs=2,
-        type=float,
-        metavar=("X", "Y"),
-        help="of similarity, in pixels of the image; default: inside its largest instance",
-    )
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE")
+    text = "checkpoint of either stage, or of one model; labeled and views need none"
+    add("--weights", default="", metavar="FILE", help=text)
+    add("--output", required=True, metavar="DIR", help="for the PNG files")
+    add("--what", nargs="+", choices=FIGURES, default=list(FIGURES), help="default: all")
+    add("--images", type=positive, default=4, metavar="N", help="default: 4")
+    text = "of similarity, in pixels of the image; default: inside its largest instance"
+    add("--point", nargs=2, type=float, metavar=("X", "Y"), help=text)
     return parser.parse_args(words)
 
 
