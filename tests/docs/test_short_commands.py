@@ -25,6 +25,7 @@ LONG = {
     "tools/ablation.py --output": "an hour; tests/test_ablation_short.py",
     "tools/benchmark.py": "minutes; tests/test_benchmark.py",
     "tools/gpu_check.py": "minutes, and needs a GPU",
+    "tools/memory.py": "minutes",
     "tests/reference_runs.py": "minutes; tests/test_reference_runs.py",
     "tools/sepl_evidence.py": "minutes; tests/sepl/test_evidence.py",
     "tools/train_tiny_sam.py": "hours",

@@ -135,7 +135,7 @@ def test_an_output_folder_is_judged_without_making_it_and_old_runs_stay(small_co
 
 
 def test_the_estimate_errs_by_two_percent_of_what_was_planned():
-    """GiB of the published batches on 1, 2 and 4 GPUs, as planned with ViT-L.
+    """GiB of the published batches on 1, 2 and 4 GPUs, by tools/memory.py with ViT-L.
 
     That was before cross-attention shared its mask among the heads, a tenth of it. This tenth is
     now the part of CUDA's context, workspaces and fragments, which no plan has.

@@ -29,7 +29,7 @@ _JITTER_TENTHS = range(5, 21)  # shortest edges from 0.5 to 2 times the image's
 _MOST_JITTER = 4  # maximum of the longer edge, in longer edges of a typical image
 
 # Activations of a training step on a GPU: of each image (labeled or unlabeled), and of each million
-# of its pixels. Fitted to the planned memory of docs/training.md: ResNet-50 with AMP, both crops.
+# of its pixels. Fitted to tools/memory.py: ResNet-50 with AMP, crops of 512 x 1024 and 1024 x 1024.
 _BYTES_OF_IMAGE, _BYTES_OF_MEGAPIXEL = _GIB // 2, 11 * _GIB // 4
 _BYTES_OF_MODELS = 6 * _GIB  # both, the optimizer's state, a large SAM, and what CUDA takes itself
 _MEMORY_USED = 0.9
