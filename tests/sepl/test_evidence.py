@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-import sepl_evidence
-from sepl_study import report, scenes
-from sepl_study.report import BEFORE, EXACT, TINY
+from PIL import Image
 
-from s4m_d2.sam.automatic_masks import AutomaticMaskSettings
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
+
+import sepl_evidence  # noqa: E402
+from sepl_study import report, scenes  # noqa: E402
+from sepl_study.report import BEFORE, EXACT, TINY  # noqa: E402
+
+from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings  # noqa: E402
 
 SEED = 31  # not one of the reported ones
 FEW_POINTS = AutomaticMaskSettings(
@@ -28,11 +35,16 @@ def test_means_and_deviations_over_seeds():
     assert found[BEFORE]["mIoU deviation"] == pytest.approx(30 / np.sqrt(2))
     assert found[TINY]["gain"] == pytest.approx(0)  # of +10 and -10
     assert found[TINY]["gain deviation"] == pytest.approx(20 / np.sqrt(2))
+    assert found[BEFORE]["IoU"] == [pytest.approx(60), pytest.approx(30), None]
     assert report.summarize(runs[:1])[TINY]["gain deviation"] is None
 
 
-def test_a_small_run(tmp_path, monkeypatch):
+def test_a_small_run_whose_masks_serve_the_next_one(tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "TINY_SAM_SETTINGS", FEW_POINTS)
+    asked, generate = [], AutomaticMasks.generate
+    monkeypatch.setattr(
+        AutomaticMasks, "generate", lambda *args: asked.append(1) or generate(*args)
+    )
     options = ["--images", "2", "--seeds", str(SEED), "--strengths", "0.5", "0.3"]
     assert sepl_evidence.main(["--output", str(tmp_path), *options]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
@@ -46,6 +58,10 @@ def test_a_small_run(tmp_path, monkeypatch):
     text = (tmp_path / "results.md").read_text()
     for row in (of_strength[TINY], exact):
         assert f"| {row['mIoU']:.1f} | {row['gain']:+.1f} |" in text
+    for name in ("gain.png", "examples.png"):
+        assert np.asarray(Image.open(tmp_path / name)).std() > 0
+    assert sepl_evidence.main(["--output", str(tmp_path), *options]) == 0
+    assert len(asked) == 2 and json.loads((tmp_path / "results.json").read_text()) == results
 
 
 @pytest.mark.slow

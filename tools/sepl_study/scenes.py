@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
 from cam_like import cam_label
 from make_cam_labels import class_map, label_generator
+from make_toyscapes import GENERATOR_VERSION
 from pycocotools import mask as mask_utils
 from toyscapes_scene import INSTANCES_PER_LABEL, render_scene
+from tqdm import tqdm
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
+from s4m_d2.sepl.masks import kept_masks
 
 SPLIT = "evidence"  # no data set's split: the quickstart's scenes are others, whatever the seed
 # Chosen by the gain on 24 scenes of seed 100. SAM's defaults suit ViT-H, which rates itself higher:
@@ -60,11 +64,27 @@ def tiny_sam() -> AutomaticMasks:
     return AutomaticMasks(SegmentAnythingBackend(sam), TINY_SAM_SETTINGS)
 
 
-def sam_masks(scene: StudyScene, generator: AutomaticMasks) -> np.ndarray:
-    """(N, H, W) bool, the automatic masks of a scene."""
-    rles = [record["segmentation"] for record in generator.generate(scene.image)]
-    masks = [mask_utils.decode(rle).astype(bool) for rle in rles]
-    return np.array(masks, dtype=bool).reshape(-1, *scene.truth.shape)
+def sam_masks(
+    scenes: list[StudyScene], generator: AutomaticMasks, folder: Path
+) -> list[list[dict]]:
+    """COCO RLEs of each scene's automatic masks, kept in ``folder`` and taken from there."""
+    version = f"{generator.fingerprint()} toyscapes {GENERATOR_VERSION}"
+    return [
+        kept_masks(
+            folder / f"{scene.name}.json.gz",
+            scene.truth.shape,
+            version,
+            lambda image=scene.image: generator.generate(image),
+        )
+        for scene in tqdm(scenes, desc="SAM's masks", unit="image")
+    ]
+
+
+def dense(masks: list[dict], size: tuple[int, int]) -> np.ndarray:
+    """(N, H, W) bool of RLEs."""
+    if not masks:
+        return np.zeros((0, *size), dtype=bool)
+    return mask_utils.decode(masks).transpose(2, 0, 1).astype(bool)
 
 
 def exact_masks(scene: StudyScene) -> np.ndarray:
@@ -103,6 +123,11 @@ def background_masks(scene: StudyScene) -> np.ndarray:
         regions += [parts == part for part in range(1, count)]
     regions = [region for region in regions if region.sum() >= MIN_REGION_AREA]
     return np.array(regions, dtype=bool).reshape(-1, *scene.truth.shape)
+
+
+def whole_image(scene: StudyScene) -> np.ndarray:
+    """(1, H, W) bool, all of it."""
+    return np.ones((1, *scene.truth.shape), dtype=bool)
 
 
 def best_ious(scene: StudyScene, masks: np.ndarray) -> list[float]:
