@@ -78,8 +78,10 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
 
 
 def _publish(temporary: str, path: str) -> None:
+    mask = os.umask(0)  # which can be read only by setting it
+    os.umask(mask)
     try:
-        os.chmod(temporary, DEFAULT_PERMISSIONS & ~_umask())
+        os.chmod(temporary, DEFAULT_PERMISSIONS & ~mask)
         os.replace(temporary, path)
     except OSError as error:  # such as another user's file in a folder that all may write to
         raise _refused(path, error) from error
@@ -121,12 +123,6 @@ def _refused(path: str, error: OSError) -> OutputError:
         f"'{path}' cannot be written: {error.strerror or error}. What the file held before is as "
         "it was. Free space or correct the permissions, or choose another folder."
     )
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: str) -> None:

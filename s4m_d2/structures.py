@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
+from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
 from s4m_d2.errors import InputError
@@ -49,20 +50,14 @@ class PseudoLabels:
     doubts: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.masks.ndim != 3 or self.masks.dtype != torch.bool:
+        parts = self.labels, self.masks, self.scores
+        dtypes_fit = self.labels.dtype == torch.int64 and self.masks.dtype == torch.bool
+        shapes_fit = [part.ndim for part in parts] == [1, 3, 1] and len({*map(len, parts)}) == 1
+        if not (dtypes_fit and self.scores.is_floating_point() and shapes_fit):
+            found = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in parts)
             raise InputError(
-                f"masks must be (N, H, W) bool, got {tuple(self.masks.shape)} {self.masks.dtype}"
-            )
-        if self.labels.dtype != torch.int64 or not self.scores.is_floating_point():
-            raise InputError(
-                "labels must be int64 and scores floating point, "
-                f"got {self.labels.dtype} and {self.scores.dtype}"
-            )
-        count = (len(self.masks),)
-        if tuple(self.labels.shape) != count or tuple(self.scores.shape) != count:
-            raise InputError(
-                f"{count[0]} masks need as many labels and scores, "
-                f"got {tuple(self.labels.shape)} and {tuple(self.scores.shape)}"
+                "labels must be (N,) int64, masks (N, H, W) bool and scores (N,) floating point, "
+                f"got {found}"
             )
 
     @classmethod
@@ -81,14 +76,9 @@ class PseudoLabels:
 
     def __getitem__(self, rows: np.ndarray | slice) -> PseudoLabels:
         """Keep the instances in these rows: a slice, or a non-empty array of indices."""
-        areas = None if self.areas is None else self.areas[rows]
         index = rows if isinstance(rows, slice) else to_device(rows, self.masks.device)
-        others = (
-            None if values is None else values[index]
-            for values in (self.sam_ious, self.quality, self.doubts)
-        )
-        parts = self.labels[index], self.masks[index], self.scores[index]
-        return PseudoLabels(*parts, areas, *others)
+        tensors = {k: v[index] for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, areas=None if self.areas is None else self.areas[rows], **tensors)
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -99,11 +89,9 @@ class PseudoLabels:
         """Replace the masks by others, (N, H', W') bool, that are not SAM's."""
         return replace(self, masks=masks, areas=None, sam_ious=None, quality=None, doubts=None)
 
-    def to_instances(self, *, weighted: bool = False):
-        """Convert to ``detectron2.structures.Instances`` with gt_classes, gt_masks, gt_boxes, with
-        gt_doubts if there are any and, if ``weighted``, with gt_weights, the quality."""
-        from detectron2.structures import BitMasks, Boxes, Instances
-
+    def to_instances(self, *, weighted: bool = False) -> Instances:
+        """Convert to Instances with gt_classes, gt_masks, gt_boxes, with gt_doubts if there are any
+        and, if ``weighted``, with gt_weights, the quality."""
         weights = {"gt_weights": self.quality if weighted else None, "gt_doubts": self.doubts}
         return Instances(
             self.image_size,
@@ -197,6 +185,12 @@ def encode_edges(edges: Sequence[int] | np.ndarray, image_size: tuple[int, int])
         del counts[-1]  # COCO's encoding has no empty run but the first
     size = [int(side) for side in image_size]
     return mask_util.frPyObjects({"size": size, "counts": counts}, *size)
+
+
+def decode_window(rle: Mapping[str, Any]) -> tuple[np.ndarray, int, int]:
+    """Decode the part of a mask inside its box: (h, w) uint8, and the box's x and y."""
+    x, y, width, height = mask_util.toBbox(rle).astype(int).tolist()
+    return mask_util.decode(rle)[y : y + height, x : x + width], x, y
 
 
 def as_rles(masks: RLEMasks | Tensor) -> Sequence[Mapping[str, Any]]:

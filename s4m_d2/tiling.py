@@ -19,6 +19,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Boxes, BoxMode, Instances
 from torch import Tensor, nn
 
+from s4m_d2.data.annotations import targets
 from s4m_d2.data.transforms import apply_geometry
 from s4m_d2.structures import RLEMasks, as_rles, dense_overlaps, encode_edges, mask_areas
 
@@ -100,8 +101,9 @@ def cut_record(record: dict, boxes: Sequence[Box], *, filter_empty: bool) -> lis
     for x0, y0, x1, y1 in boxes:
         reaches = (extents[:, :2] < (x1, y1)).all(1) & (extents[:, 2:] > (x0, y0)).all(1)
         inside = [annotations[index] for index in np.flatnonzero(reaches)]
-        if not filter_empty or any(not a.get("iscrowd", 0) for a in inside):
-            found.append({**record, "tile": (x0, y0, x1, y1), "annotations": inside})
+        tile = {**record, "tile": (x0, y0, x1, y1), "annotations": inside}
+        if targets(tile) or not filter_empty:
+            found.append(tile)
     return found
 
 
@@ -339,5 +341,4 @@ def _shared(one: Box, other: Box) -> Box | None:
 
 
 def _holds(tile: Box, box: Box) -> bool:
-    starts, ends = zip(tile[:2], box[:2], strict=True), zip(tile[2:], box[2:], strict=True)
-    return all(a <= b for a, b in starts) and all(a >= b for a, b in ends)
+    return _shared(tile, box) == box

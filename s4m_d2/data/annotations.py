@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -135,12 +135,9 @@ class Annotations:
         """Keep only the images with these names."""
         return replace(self, records=tuple(r for r in self.records if self.name(r) in names))
 
-    def instances(self) -> Iterable[tuple[dict, dict]]:
-        """Each (record, annotation) without crowds."""
-        for record in self.records:
-            for annotation in record["annotations"]:
-                if not annotation["iscrowd"]:
-                    yield record, annotation
+    def indices(self) -> set[int]:
+        """Class indices of all instances."""
+        return {a["category_id"] for record in self.records for a in targets(record)}
 
     def to_coco(self) -> dict:
         """Content of a COCO file for COCO's evaluation; annotation ids start at 1, as its API
@@ -157,6 +154,11 @@ class Annotations:
                 annotations.append(row)
         categories = [{"id": number, "name": name} for number, name in self.categories]
         return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def targets(record: dict) -> list[dict]:
+    """A Detectron2 record's annotations without crowds."""
+    return [a for a in record["annotations"] if not a.get("iscrowd", 0)]
 
 
 def read_annotations(
@@ -467,15 +469,17 @@ def _annotation(row: dict, size: Size, indices: dict[Key, int], findings: Findin
         findings.leave_out(*_CROWDS, _label(row))
     findings.instances += not crowd
     given = _number(row.get("area")) or 0.0
-    box = row["bbox"] if isinstance(row.get("bbox"), list) else []
-    sides = [number for number in map(_number, box) if number is not None]
-    is_box = len(sides) == len(box) == 4 and min(sides[2:]) > 0
+    box, of_mask = row.get("bbox"), mask_utils.toBbox(rle).tolist()
+    sides = [_number(side) for side in box] if isinstance(box, list) else []
+    # A box beside its mask is that of another image, or of one of another size.
+    is_box = len(sides) == 4 and None not in sides
+    is_box = is_box and mask_utils.iou([sides], [of_mask], [0])[0, 0] > 0
     return {
         "iscrowd": int(crowd or 0),
         "category_id": index,
         "segmentation": shape if is_rle else [part.tolist() for part in shape],
         "area": given if given > 0 else area,
-        "bbox": sides if is_box else mask_utils.toBbox(rle).tolist(),
+        "bbox": sides if is_box else of_mask,
         "bbox_mode": BoxMode.XYWH_ABS,
     }
 

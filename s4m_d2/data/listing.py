@@ -7,7 +7,7 @@ import os
 import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import cv2
@@ -225,12 +225,8 @@ def unlabeled_records(paths: list[str], image_dir: str) -> list[dict]:
             record["unreadable"] = str(error)
         return record
 
-    def read_part(start: int) -> list[dict]:
-        return list(map(read, paths[start : start + _PART]))
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        parts = pool.map(read_part, range(0, len(paths), _PART))
-        return [record for part in parts for record in part]
+    with ThreadPool(_READERS) as pool:
+        return pool.map(read, paths, _PART)
 
 
 class Video:

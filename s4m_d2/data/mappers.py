@@ -15,6 +15,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 from torch import Tensor
 
+from s4m_d2.data.annotations import targets
 from s4m_d2.data.build import DATASET_MAPPER_REGISTRY
 from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
@@ -178,8 +179,7 @@ class LabeledDatasetMapper(_Mapper):
                 f"The record of {record['file_name']} has no annotations: it belongs to an "
                 "unlabeled set, whose name goes into DATASETS.UNLABELED."
             )
-        wanted = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
-        sample, instances, _ = self._annotated(record, wanted)
+        sample, instances, _ = self._annotated(record, targets(record))
         return {**sample, "instances": instances}
 
 

@@ -133,18 +133,18 @@ def register_unlabeled_folder(name: str, image_dir: str) -> None:
 
 
 def register_own_data(
-    *,
     labeled: Annotations,
-    unlabeled: tuple[str, Sequence[str]] | None = None,
-    validation: tuple[Annotations, str] | None = None,
+    validation: Annotations | None,
+    ground_truth: str,
+    image_dir: str,
+    unlabeled: Sequence[str],
 ) -> None:
-    """Register ``own_labeled``, ``own_unlabeled`` and ``own_val``, in place of earlier ones.
+    """Register ``own_labeled``, ``own_val`` and ``own_unlabeled``, in place of earlier ones.
 
     Args:
-        labeled: training set.
-        unlabeled: a folder, and paths below it.
-        validation: validation set, and the path of the evaluator's COCO file, which may be written
-            later.
+        labeled, validation: sets; None: no validation.
+        ground_truth: path of the evaluator's COCO file, which may be written later.
+        image_dir, unlabeled: a folder, and paths of images below it; (): no unlabeled set.
     """
     for name in (OWN_LABELED, OWN_UNLABELED, OWN_VALIDATION):
         for catalog in (DatasetCatalog, MetadataCatalog):
@@ -152,16 +152,15 @@ def register_own_data(
                 catalog.remove(name)
     _register_coco(OWN_LABELED, labeled, labeled.json_file)
     if validation is not None:
-        _register_coco(OWN_VALIDATION, *validation)
-    if unlabeled is not None:
-        folder, names = unlabeled
-        images = [os.path.join(folder, name) for name in names]
+        _register_coco(OWN_VALIDATION, validation, ground_truth)
+    if unlabeled:
+        images = [os.path.join(image_dir, name) for name in unlabeled]
 
         @functools.cache  # headers are read once per process, for checks, loader and figures
         def load() -> tuple[list[dict], dict]:
-            return unlabeled_records(images, folder), {}
+            return unlabeled_records(images, image_dir), {}
 
-        _register(OWN_UNLABELED, load, {"image_dir": folder})
+        _register(OWN_UNLABELED, load, {"image_dir": image_dir})
 
 
 def _register_coco(name: str, annotations: Annotations, json_file: str) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 
 from s4m_d2.files import atomic_write
 from s4m_d2.formats.outlines import are_exact, mask_polygons
+from s4m_d2.structures import decode_window
 
 VERSION = "5.5.0"  # of the format
 
@@ -61,10 +61,9 @@ def _shapes(number: int, instance: Mapping[str, Any], names: Sequence[str]) -> I
         "mask": None,
     }
     if not are_exact(polygons, rle):
-        x, y, width, height = mask_util.toBbox(rle).astype(int).tolist()
-        window = mask_util.decode(rle)[y : y + height, x : x + width]
+        window, x, y = decode_window(rle)
         _, png = cv2.imencode(".png", window * np.uint8(255))
-        corners = [[x, y], [x + width - 1, y + height - 1]]
+        corners = [[x, y], [x + window.shape[1] - 1, y + window.shape[0] - 1]]
         code = base64.b64encode(png.tobytes()).decode()
         yield {**common, "points": corners, "shape_type": "mask", "mask": code}
         return

@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 
+from s4m_d2.structures import decode_window
+
 
 def mask_polygons(rle: Mapping[str, Any]) -> list[np.ndarray]:
     """Outlines of a mask's pieces, without their holes, largest first.
@@ -20,8 +22,7 @@ def mask_polygons(rle: Mapping[str, Any]) -> list[np.ndarray]:
         (K, 2) float64 corners (x, y) each, K >= 4, in px of the image: a quarter of a pixel inside
         the pixels' edges, where COCO's API draws exactly the piece.
     """
-    x, y, width, height = mask_util.toBbox(rle).astype(int).tolist()
-    window = mask_util.decode(rle)[y : y + height, x : x + width]
+    window, x, y = decode_window(rle)
     enlarged = window.repeat(2, axis=0).repeat(2, axis=1)
     found, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     corners = [(piece[:, 0] + 0.5) / 2 + (x, y) for piece in found]

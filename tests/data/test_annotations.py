@@ -153,6 +153,7 @@ MEANT = {
     "no iscrowd": remove("annotations", "iscrowd"),
     "bbox text": each("annotations", "bbox", lambda box: [str(number) for number in box]),
     "no bbox": remove("annotations", "bbox"),
+    "bbox of another size": each("annotations", "bbox", lambda box: [10 * side for side in box]),
     "area text": each("annotations", "area", lambda _: "large"),
     "no area": remove("annotations", "area"),
     "no ids": remove("annotations", "id"),

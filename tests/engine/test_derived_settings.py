@@ -156,7 +156,8 @@ def test_instances_in_one_piece_are_counted(tmp_path):
     polygons = [[[1, 1, 9, 1, 9, 9]], [[1, 1, 9, 1, 9, 9], [20, 1, 28, 1, 28, 9]]]
     shapes = [{**rle, "counts": rle["counts"].decode()} for rle in rles] + polygons
     image = {"id": 1, "file_name": "a.png", "height": 20, "width": 30}
-    rows = [{"image_id": 1, "category_id": 1, "segmentation": shape} for shape in shapes]
+    keys = {"image_id": 1, "category_id": 1, "bbox": [-3, 0, 30.3, 20]}  # beyond the image
+    rows = [{**keys, "segmentation": shape} for shape in shapes]
     content = {"images": [image], "annotations": rows, "categories": [{"id": 1, "name": "a"}]}
     (tmp_path / "a.json").write_text(json.dumps(content))
     Image.new("RGB", (30, 20)).save(tmp_path / "a.png")

@@ -14,12 +14,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 
-from s4m_d2.data.annotations import Annotations
+from s4m_d2.data.annotations import Annotations, targets
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.errors import DatasetError
+from s4m_d2.structures import decode_window
 from s4m_d2.tiling import Tiling
 
 _GIB = 1 << 30
@@ -297,7 +297,7 @@ def suitable_tile(records: Sequence[dict]) -> tuple[int, str]:
     smaller than half of the image.
     """
     records = records[:: -(-len(records) // _COUNTED_IMAGES) or 1]
-    sides = [max(a["bbox"][2:]) for record in records for a in _targets(record)]
+    sides = [max(a["bbox"][2:]) for record in records for a in targets(record)]
     if not sides:
         return 0, ""
     image = statistics.median(max(_shape(record)) for record in records)
@@ -342,18 +342,20 @@ def data_facts(
     tiling = tiling or Tiling(tile[0])
     part = tiling.records(images)
     sizes = [_shape(record) for record in part]
-    areas = [(a["area"], math.prod(_shape(record))) for record in part for a in _targets(record)]
+    shares = [
+        min(a["area"] / math.prod(_shape(record)), 1.0) for record in part for a in targets(record)
+    ]
     return DataFacts(
         classes=len(labeled.classes),
         height=statistics.median(height for height, _ in sizes),
         width=statistics.median(width for _, width in sizes),
         long_side=statistics.median(map(max, sizes)),
         short_side=statistics.median(map(min, sizes)),
-        labeled=sum(1 for record in part if _targets(record)),
+        labeled=sum(1 for record in part if targets(record)),
         unlabeled=round(unlabeled * len(part) / len(images)),
         validation=validation,
-        most_instances=max(len(_targets(r)) for r in tiling.records(labeled.records)),
-        instance_share=statistics.median([min(a / whole, 1.0) for a, whole in areas] or [1.0]),
+        most_instances=max(len(targets(r)) for r in tiling.records(labeled.records)),
+        instance_share=statistics.median(shares or [1.0]),
         in_one_piece=_in_one_piece(images),
         tile=tile,
         unit="a tile" if tiling.size else "an image",
@@ -361,7 +363,7 @@ def data_facts(
 
 
 def _in_one_piece(records: Sequence[dict]) -> float:
-    instances = [(math.prod(_shape(record)), a) for record in records for a in _targets(record)]
+    instances = [(math.prod(_shape(record)), a) for record in records for a in targets(record)]
     pixels = sum(area for area, a in instances if isinstance(a["segmentation"], dict))
     some = instances[:: -(-pixels // _PIXELS_LOOKED_AT) or 1]
     return statistics.mean([_pieces(a) == 1 for _, a in some] or [False])
@@ -370,19 +372,14 @@ def _in_one_piece(records: Sequence[dict]) -> float:
 def _pieces(annotation: dict) -> int:
     if isinstance(annotation["segmentation"], list):
         return len(annotation["segmentation"])
-    x, y, width, height = map(round, annotation["bbox"])
-    mask = mask_util.decode(annotation["segmentation"])[y : y + height, x : x + width]
+    mask = decode_window(annotation["segmentation"])[0]
     return cv2.connectedComponents(np.ascontiguousarray(mask))[0] - 1
 
 
 def _usual_most(records: Sequence[dict]) -> int:
     """Maximum number of instances in nearly all records that have any."""
-    counts = [count for record in records if (count := len(_targets(record)))]
+    counts = [count for record in records if (count := len(targets(record)))]
     return int(np.percentile(counts, _NEARLY_ALL))
-
-
-def _targets(record: dict) -> list[dict]:
-    return [annotation for annotation in record["annotations"] if not annotation["iscrowd"]]
 
 
 def _shape(record: dict) -> tuple[int, int]:

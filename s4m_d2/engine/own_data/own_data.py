@@ -13,20 +13,14 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from s4m_d2.data import splits
-from s4m_d2.data.annotations import Annotations, read_annotations
+from s4m_d2.data.annotations import Annotations, read_annotations, targets
 from s4m_d2.data.listing import list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.checks.findings import Finding, raise_all
 from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.engine.own_data import own_data_files as files
-from s4m_d2.engine.own_data.derived_settings import (
-    DataFacts,
-    Machine,
-    apply,
-    data_facts,
-    derive,
-)
+from s4m_d2.engine.own_data.derived_settings import DataFacts, Machine, apply, data_facts, derive
 from s4m_d2.engine.stages import run_config, runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.files import digest
@@ -126,15 +120,13 @@ def load_run(
         data = _begin(cfg, explicit, num_processes, eval_only)
     else:
         data = _continue(cfg, explicit, folder, eval_only)
-    validation, unlabeled = None, None
-    if data.validation is not None:
-        validation = data.validation, data.ground_truth
-    if cfg.S4M.DATA.UNLABELED and data.stored.unlabeled:
-        unlabeled = cfg.S4M.DATA.UNLABELED, data.stored.unlabeled
+    unlabeled = data.stored.unlabeled if cfg.S4M.DATA.UNLABELED else ()
     cfg.DATASETS.TRAIN = (splits.OWN_LABELED,)
     cfg.DATASETS.UNLABELED = (splits.OWN_UNLABELED,) if unlabeled else ()
-    cfg.DATASETS.TEST = (splits.OWN_VALIDATION,) if validation else ()
-    splits.register_own_data(labeled=data.labeled, unlabeled=unlabeled, validation=validation)
+    cfg.DATASETS.TEST = (splits.OWN_VALIDATION,) if data.validation else ()
+    splits.register_own_data(
+        data.labeled, data.validation, data.ground_truth, cfg.S4M.DATA.UNLABELED, unlabeled
+    )
     return run_config(cfg), data
 
 
@@ -194,8 +186,7 @@ def _drawn(labeled: Annotations, parts: Sequence[Annotations], fraction: float) 
         name = labeled.name(record)
         key = name if own[record["file_name"]] in names else own[record["file_name"]]
         names[key] = name
-        instances = (a for a in record["annotations"] if not a["iscrowd"])
-        classes_of[key] = {labeled.classes[a["category_id"]] for a in instances}
+        classes_of[key] = {labeled.classes[a["category_id"]] for a in targets(record)}
     return [names[key] for key in draw_validation(classes_of, fraction)]
 
 
@@ -283,7 +274,7 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
 def _notes(
     cfg: CfgNode, facts: DataFacts, validation: Annotations, eval_only: bool
 ) -> Iterator[str]:
-    present = {annotation["category_id"] for _, annotation in validation.instances()}
+    present = validation.indices()
     absent = [name for index, name in enumerate(validation.classes) if index not in present]
     if validation.records and absent and not cfg.S4M.DATA.VAL:
         yield (
@@ -305,7 +296,7 @@ def _evaluation_notes(validation: Annotations | None) -> Iterator[str]:
     """What an evaluation alone says about its annotations; before training, the checks do."""
     if validation is not None:
         yield from validation.findings.warnings
-        if not any(True for _ in validation.instances()):
+        if not validation.indices():
             yield f"{validation.json_file} has no instance to evaluate on: every AP is nan."
 
 
