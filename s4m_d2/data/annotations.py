@@ -234,13 +234,8 @@ def _read(
         if key in places:
             path, size = places[key]
             found = [_annotation(row, size, indices, findings) for row in by_image[key]]
-            record = {
-                "file_name": path,
-                "image_id": key if is_numbered else position,
-                "height": size[0],
-                "width": size[1],
-                "annotations": [annotation for annotation in found if annotation],
-            }
+            record = {"file_name": path, "image_id": key if is_numbered else position}
+            record |= {"height": size[0], "width": size[1], "annotations": [*filter(None, found)]}
             records.append(record)
     if is_numbered:
         records.sort(key=lambda record: record["image_id"])  # Detectron2's order
@@ -252,13 +247,11 @@ def _load(json_file: str) -> dict[str, list[dict]]:
     try:
         content = json.loads(Path(json_file).read_bytes())  # UTF-8, 16 or 32, with BOM or without
     except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{json_file} is no UTF-8 text{_encoding(json_file)}. Save it as UTF-8."
-        ) from error
+        found = _encoding(json_file)
+        raise DatasetError(f"{json_file} is no UTF-8 text{found}. Save it as UTF-8.") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(
-            f"{json_file} is no valid JSON: {error}. Export it again, or correct it."
-        ) from error
+        remedy = "Export it again, or correct it."
+        raise DatasetError(f"{json_file} is no valid JSON: {error}. {remedy}") from error
     for section in ("images", "annotations", "categories"):
         rows = content.get(section) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -290,13 +283,10 @@ def _is_name(value: Any) -> bool:
 
 def _key(value: Any) -> Key:
     """Normalize an id (1, 1.0 and "1" are equal); None: not an id."""
-    if type(value) is int:
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
     if isinstance(value, str):
         return int(value) if value.isdecimal() and value.isascii() and len(value) < 19 else value
-    return None
+    is_whole = type(value) is int or (isinstance(value, float) and value.is_integer())
+    return int(value) if is_whole else None
 
 
 def _label(row: dict) -> str:

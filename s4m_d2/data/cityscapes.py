@@ -82,7 +82,15 @@ def _read_record(image_file: str, instance_file: str) -> dict:
     As in Detectron2, an id below 1000 is a group (``iscrowd``), and instances only one pixel wide
     or high are omitted.
     """
-    ids = _read_ids(instance_file)
+    with open_image(instance_file) as image:
+        mode = image.mode
+        ids = np.asarray(ImageOps.exif_transpose(image))  # (H, W), rotated as the image
+    if not mode.startswith(_ID_MODE):
+        raise DatasetError(
+            f"{instance_file} must have one channel of integer ids with at least 16 bits, got "
+            f"Pillow's mode {mode}: 8 bits cannot tell instances apart, so this may be the file of "
+            "labels or of colors. Recreate it with cityscapesscripts' createInstanceImgs."
+        )
     size = image_size(image_file)
     if ids.shape != size:
         raise DatasetError(
@@ -98,20 +106,6 @@ def _read_record(image_file: str, instance_file: str) -> dict:
     }
 
 
-def _read_ids(instance_file: str) -> np.ndarray:
-    """(H, W) integers, rotated as the image (EXIF)."""
-    with open_image(instance_file) as image:
-        mode = image.mode
-        ids = np.asarray(ImageOps.exif_transpose(image))
-    if not mode.startswith(_ID_MODE):
-        raise DatasetError(
-            f"{instance_file} must have one channel of integer ids with at least 16 bits, got "
-            f"Pillow's mode {mode}: 8 bits cannot tell instances apart, so this may be the file of "
-            "labels or of colors. Recreate it with cityscapesscripts' createInstanceImgs."
-        )
-    return ids
-
-
 def _annotations(ids: np.ndarray, instance_file: str) -> list[dict]:
     """All instances of an (H, W) id map, from one pass over its runs in column order."""
     flat = ids.T.reshape(-1).astype(np.int64)
@@ -120,13 +114,14 @@ def _annotations(ids: np.ndarray, instance_file: str) -> list[dict]:
     run_ids = flat[starts]
     annotations = []
     for instance_id in np.unique(run_ids):
-        label_id = instance_id // _IDS_PER_CLASS if instance_id >= _IDS_PER_CLASS else instance_id
-        if int(label_id) not in id2label:
+        is_group = instance_id < _IDS_PER_CLASS
+        label_id = int(instance_id if is_group else instance_id // _IDS_PER_CLASS)
+        if label_id not in id2label:
             raise DatasetError(
                 f"{instance_file} contains the id {instance_id}, but Cityscapes has no class "
                 f"{label_id}. Recreate the file with cityscapesscripts' createInstanceImgs."
             )
-        if int(label_id) not in _CONTIGUOUS:
+        if label_id not in _CONTIGUOUS:
             continue
         runs = run_ids == instance_id
         rle = encode_edges(np.stack((starts[runs], ends[runs]), axis=1).reshape(-1), ids.shape)
@@ -135,8 +130,8 @@ def _annotations(ids: np.ndarray, instance_file: str) -> list[dict]:
             continue
         annotations.append(
             {
-                "iscrowd": int(instance_id < _IDS_PER_CLASS),
-                "category_id": _CONTIGUOUS[int(label_id)],
+                "iscrowd": int(is_group),
+                "category_id": _CONTIGUOUS[label_id],
                 "bbox": [x, y, x + box_width, y + box_height],
                 "bbox_mode": BoxMode.XYXY_ABS,
                 "segmentation": rle,

@@ -133,7 +133,7 @@ def list_unlabeled(
     known = {os.path.normpath(name) for name in validation}
     held_out = {path for path, name in names.items() if name in known}
     held_out |= copies(names, [os.path.join(validation_dir, name) for name in validation])
-    known_labels = copies([path for path in names if path not in held_out], labeled)
+    known_labels = copies(names, labeled) - held_out
     kept = [name for path, name in names.items() if path not in held_out | known_labels]
     if not kept:
         raise DatasetError(

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from s4m_d2.data.transforms import source_pixels
 from s4m_d2.errors import DatasetError
-from s4m_d2.structures import encode_edges
+from s4m_d2.structures import decode_window, encode_edges
 
 _PAIR, _FEWEST_POINTS = 2, 3
 _MAX_REACH = 10  # how far a polygon may extend beyond its image, in longer sides of the image
@@ -200,10 +200,9 @@ def transform_masks(
             if not polygons:
                 raise DatasetError("no polygon has three points (x, y) or more")
             moved = [transforms.apply_coords(p.reshape(-1, 2)).reshape(-1) for p in polygons]
-            rle = mask_utils.merge(mask_utils.frPyObjects(moved, *view_size))
-            lengths = run_lengths(rle, view_size)
-            rows, columns = _bounds(lengths, view_size[0])
-            view[rows, columns] = _decode(lengths, view_size[0], columns)[rows]
+            drawn = mask_utils.merge(mask_utils.frPyObjects(moved, *view_size))
+            window, x, y = decode_window(drawn)
+            view[y : y + window.shape[0], x : x + window.shape[1]] = window
             continue
         lengths = run_lengths(segmentation, image_size)
         if pixels is None:
@@ -238,23 +237,14 @@ def _decode(lengths: np.ndarray, height: int, columns: slice) -> np.ndarray:
 def _resample(
     lengths: np.ndarray, height: int, rows: np.ndarray, columns: np.ndarray, view: np.ndarray
 ) -> None:
-    """``view[:] = mask[rows][:, columns]``, computed only inside the mask's bounds.
-
-    Args:
-        height: of the mask.
-        rows, columns: (H',), (W',) monotone indices.
-        view: empty (H', W') bool.
-    """
-    row_bounds, column_bounds = _bounds(lengths, height)
-    row_span, column_span = _span(rows, row_bounds), _span(columns, column_bounds)
-    rows, columns = rows[row_span], columns[column_span]
-    if rows.size and columns.size:
-        left = columns.min()
-        source = _decode(lengths, height, slice(left, columns.max() + 1))
-        view[row_span, column_span] = source[rows].take(columns - left, axis=1)
-
-
-def _span(indices: np.ndarray, bounds: slice) -> slice:
-    """Slice of monotone indices that are within bounds."""
-    inside = np.flatnonzero((indices >= bounds.start) & (indices < bounds.stop))
-    return slice(inside[0], inside[-1] + 1) if inside.size else slice(0, 0)
+    """``view[:] = mask[rows][:, columns]`` of an empty view, inside the mask's bounds alone."""
+    spans = []
+    for indices, bounds in zip((rows, columns), _bounds(lengths, height), strict=True):
+        inside = np.flatnonzero((indices >= bounds.start) & (indices < bounds.stop))
+        if not inside.size:
+            return
+        spans.append(slice(inside[0], inside[-1] + 1))  # as the indices are monotone
+    rows, columns = rows[spans[0]], columns[spans[1]]
+    left = columns.min()
+    source = _decode(lengths, height, slice(left, columns.max() + 1))
+    view[spans[0], spans[1]] = source[rows].take(columns - left, axis=1)

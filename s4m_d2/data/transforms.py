@@ -274,8 +274,6 @@ class ColorDistortion:
     """
 
     def __init__(self, image_format: str) -> None:
-        if image_format not in ("RGB", "BGR"):
-            raise ConfigError(f"INPUT.FORMAT is {image_format!r}; choose RGB or BGR.")
         self._to_hsv = getattr(cv2, f"COLOR_{image_format}2HSV")
         self._from_hsv = getattr(cv2, f"COLOR_HSV2{image_format}")
 

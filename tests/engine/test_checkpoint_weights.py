@@ -79,7 +79,7 @@ def test_a_whole_model_loads_to_the_last_weight(tmp_path, caplog, kind):
         path = save(tmp_path, content(saved.state_dict()), name)
     report = load(loaded, path, require=True)
     assert same(loaded, saved)
-    assert (report.missing, report.unexpected, report.mismatched) == ((), (), ())
+    assert not (report.missing or report.unexpected or report.mismatched)
     assert warnings_in(caplog) == []
 
 
@@ -157,7 +157,7 @@ def test_student_and_teacher_of_one_file(tmp_path, caplog, layout):
     for branch, expected in models.items():
         loaded = Model(seed=3)
         report = load(loaded, path, branch=branch, require=True)
-        assert same(loaded, expected) and report.unexpected == ()
+        assert same(loaded, expected) and report.unexpected == []
         assert report.branch == branch
     assert warnings_in(caplog) == []
 
@@ -178,9 +178,14 @@ def test_the_report_says_what_became_of_each_weight(tmp_path, caplog):
     state = Model(seed=1, classes=5).state_dict()
     state["extra"] = state.pop("backbone.res2.0.shortcut.norm.running_mean")
     report = load(loaded := Model(seed=2), save(tmp_path, state))
-    assert report.unexpected == ("extra",)
-    assert report.missing == ("backbone.res2.0.shortcut.norm.running_mean",)
-    assert report.mismatched == (("head.weight", (5, 4), (3, 4)), ("head.bias", (5,), (3,)))
+    assert report.unexpected == ["extra"]
+    assert report.missing == ["backbone.res2.0.shortcut.norm.running_mean"]
+    for found, shown in zip(
+        report.mismatched,
+        (("head.weight", "(5, 4)", "(3, 4)"), ("head.bias", "(5,)", "(3,)")),
+        strict=True,
+    ):
+        assert all(word in found for word in shown)
     assert len(report.matched) == len(state) - 3 and report.is_surprising
     (warning,) = warnings_in(caplog)
     assert all(word in warning for word in ("extra", "head.weight", "(5, 4)", "(3, 4)"))
@@ -190,13 +195,13 @@ def test_the_report_says_what_became_of_each_weight(tmp_path, caplog):
 def test_entries_that_published_files_may_lack(tmp_path):
     state = {k: v for k, v in Model(seed=1).state_dict().items() if "num_batches" not in k}
     del state["pixel_mean"]
-    assert load(Model(seed=2), save(tmp_path, state), require=True).missing == ()
+    assert load(Model(seed=2), save(tmp_path, state), require=True).missing == []
 
 
 def test_a_weight_that_the_config_sets_otherwise_is_reported(tmp_path, caplog):
     path = save(tmp_path, {"model": mask2former(1).state_dict()})
     report = load(mask2former(2), path, require=True)
-    assert report.overridden == ("criterion.empty_weight",)
+    assert report.overridden == ["criterion.empty_weight"]
     assert "criterion.empty_weight" in "".join(warnings_in(caplog))
 
 

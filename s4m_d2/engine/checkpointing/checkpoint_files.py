@@ -27,7 +27,7 @@ _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
 _ZIP = b"PK\x03\x04"
 _TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
-_SAFETENSORS_HEADER = slice(8, 10), b'{"'  # after its length
+_SAFETENSORS = b'{"'  # begins the header, after its length in 8 bytes
 _HEAD_BYTES = 64
 
 logger = logging.getLogger(__name__)
@@ -83,8 +83,7 @@ def _read(path: str, mapped: bool) -> Any:
     if head.startswith((_ZIP, _TORCH_LEGACY)):
         mapped = mapped and head.startswith(_ZIP)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    place, start = _SAFETENSORS_HEADER
-    if head[place] != start and not path.endswith(".safetensors"):
+    if not head.startswith(_SAFETENSORS, 8) and not path.endswith(".safetensors"):
         with open(path, "rb") as file:
             return load_arrays(file)
     try:

@@ -48,25 +48,24 @@ class LoadReport:
     """Result of loading a file. Names are the model's, except in ``unexpected``."""
 
     path: str
-    matched: tuple[str, ...]  #: loaded
-    missing: tuple[str, ...]  #: in the model, not in the file
-    unexpected: tuple[str, ...]  #: in the file, not in the model
-    #: Name, shape in the file, shape in the model; not loaded.
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    overridden: tuple[str, ...]  #: loaded, but the config has another value
+    matched: list[str]  #: loaded
+    missing: list[str]  #: in the model, not in the file
+    unexpected: list[str]  #: in the file, not in the model
+    mismatched: list[str]  #: not loaded; with the shapes in the file and in the model
+    overridden: list[str]  #: loaded, but the config has another value
     branch: str | None  #: "student" or "teacher", if the file says so
-    #: Names of classes of the model alone and of the file alone, where they are known.
-    new_and_gone: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    new_classes: list[str]  #: of the model alone, if those of both are known
+    gone_classes: list[str]  #: of the file alone
 
     def __str__(self) -> str:
         whose = f"the {self.branch} of " if self.branch else ""
         kinds = {
             "missing (kept at init": self.missing,
-            "of another shape (kept at init": self._shapes(),
+            "of another shape (kept at init": self.mismatched,
             "unexpected (ignored": self.unexpected,
             "not as in the config (the file's are used": self.overridden,
-            "new classes (kept at init": self.new_and_gone[0],
-            "classes of the file alone (ignored": self.new_and_gone[1],
+            "new classes (kept at init": self.new_classes,
+            "classes of the file alone (ignored": self.gone_classes,
         }
         parts = [f"{len(n)} {what}: {first_names(n)})" for what, n in kinds.items() if n]
         return ", ".join([f"{whose}{self.path}: {len(self.matched)} weights loaded", *parts])
@@ -78,14 +77,7 @@ class LoadReport:
         missing = [name for name in self.missing if not bare or _is_backbone_weight(name)]
         parts = {name.partition(".")[0] for name in (*self.matched, *self.missing)}
         unused = [name for name in self.unexpected if name.partition(".")[0] in parts]
-        return bool(self.mismatched or missing or unused or self.overridden or self.new_and_gone[0])
-
-    def _shapes(self, part: str = "") -> list[str]:
-        return [
-            f"{name} is {in_file} in the file and {in_model} in the model"
-            for name, in_file, in_model in self.mismatched
-            if name.startswith(part)
-        ]
+        return bool(self.mismatched or missing or unused or self.overridden or self.new_classes)
 
 
 def model_weights(
@@ -205,27 +197,15 @@ def _detectron2_name(name: str) -> str:
     return name
 
 
-def _under_own_names(
-    content: Mapping[str, Any], branch: str, path: str, own: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], str | None]:
-    """As :func:`model_weights`, under the names of the model ``own``."""
-    weights, found = model_weights(content, branch, path)
-    state = to_own_names(weights, own)
-    if not any(name.startswith(BACKBONE) for name in state):
-        state = _inside_backbone(state, own)
-    return state, found
-
-
 def _by_class(
     state: dict[str, Tensor], own: Mapping[str, Tensor], before: list[str], now: list[str]
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+) -> tuple[list[str], list[str]]:
     """Put the class logits' weights of ``state`` into the model's order, new classes as in it.
 
-    Returns:
-        the new classes, and those that are gone.
+    Returns the new classes, and those that are gone.
     """
     if not before or not now or before == now:
-        return (), ()
+        return [], []
     rows = [(now.index(name), before.index(name)) for name in now if name in before]
     rows.append((len(now), len(before)))  # of "no object"
     for name in _CLASS_ROWS:
@@ -235,8 +215,7 @@ def _by_class(
                 moved[row] = state[name][old]
             state[name] = moved
     state.pop(_EMPTY_WEIGHT, None)
-    new, gone = ([n for n in a if n not in b] for a, b in ((now, before), (before, now)))
-    return tuple(new), tuple(gone)
+    return [n for n in now if n not in before], [n for n in before if n not in now]
 
 
 def fit(
@@ -262,30 +241,29 @@ def fit(
     Raises:
         WeightsError: names the first weights that do not fit.
     """
-    state, found = _under_own_names(content, branch, path, own)
-    new_and_gone = _by_class(state, own, *map(list, classes))
-    both = [name for name in own if name in state]
-    fitting = {name: state[name] for name in both if state[name].shape == own[name].shape}
+    weights, found = model_weights(content, branch, path)
+    state = to_own_names(weights, own)
+    if not any(name.startswith(BACKBONE) for name in state):
+        state = _inside_backbone(state, own)
+    new, gone = _by_class(state, own, *map(list, classes))
+    shapes = {n: (tuple(state[n].shape), tuple(own[n].shape)) for n in own if n in state}
+    fitting = {n: state[n] for n, (in_file, in_model) in shapes.items() if in_file == in_model}
     missing = [n for n in own if n not in state and n not in _SET_BY_CONFIG]
+    valued = [n for n in _SET_BY_CONFIG if n in fitting and not own[n].is_meta]
     report = LoadReport(
         path=path,
-        matched=tuple(fitting),
-        missing=tuple(n for n in missing if not n.endswith(_COUNTER)),
-        unexpected=tuple(n for n in state if n not in own and not n.endswith(_COUNTER)),
-        mismatched=tuple(
-            (name, tuple(state[name].shape), tuple(own[name].shape))
-            for name in both
+        matched=[*fitting],
+        missing=[n for n in missing if not n.endswith(_COUNTER)],
+        unexpected=[n for n in state if n not in own and not n.endswith(_COUNTER)],
+        mismatched=[
+            f"{name} is {in_file} in the file and {in_model} in the model"
+            for name, (in_file, in_model) in shapes.items()
             if name not in fitting
-        ),
-        overridden=tuple(
-            name
-            for name in _SET_BY_CONFIG
-            if name in fitting
-            and not own[name].is_meta
-            and not fitting[name].to(own[name]).equal(own[name])
-        ),
+        ],
+        overridden=[n for n in valued if not fitting[n].to(own[n]).equal(own[n])],
         branch=found,
-        new_and_gone=new_and_gone,
+        new_classes=new,
+        gone_classes=gone,
     )
     _refuse_unfit(report, own, require)
     return report, fitting
@@ -325,7 +303,9 @@ def _refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) 
     absent = [name for name in backbone if name in report.missing]
     is_other = 0 < len(backbone) - len(absent) < MIN_BACKBONE_SHARE * len(backbone)
     problems = {
-        "are of another architecture": report._shapes("" if require else BACKBONE),
+        "are of another architecture": [
+            shapes for shapes in report.mismatched if require or shapes.startswith(BACKBONE)
+        ],
         f"hold nothing of this model ({first_names(list(own))}), but": (
             [] if report.matched else [*report.unexpected, "no weights"]
         ),
@@ -345,6 +325,5 @@ def _refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) 
 
 def _is_backbone_weight(name: str) -> bool:
     """True for weights that a backbone's file should have: no statistics, no added layers."""
-
     new = name.startswith(ADDED_LAYERS) or name.endswith(_STATISTICS)
     return name.startswith(BACKBONE) and not new

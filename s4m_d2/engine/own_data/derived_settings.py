@@ -72,12 +72,7 @@ class DataFacts:
     instance_share: float  #: median of the instances' shares of their image's area
     in_one_piece: float = 0.0  #: share of instances with a connected mask
     tile: tuple[int, str] = (0, "")  #: side of suitable tiles, px, 0: none; and the reason
-    unit: str = "an image"  #: "a tile": all of this, except ``validation``, is of tiles
-
-    @property
-    def units(self) -> str:
-        """Images or tiles."""
-        return f"{self.unit.split()[-1]}s"
+    unit: str = "image"  #: "tile": all of this, except ``validation``, is of tiles
 
 
 @dataclass(frozen=True)
@@ -152,7 +147,7 @@ def _sizes(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derive
         yield Derived("INPUT.TILE.SIZE", *facts.tile)
     budget = machine.budget
     side = min(_up(facts.long_side, SIZE_STEP), budget.longest_side)
-    why = f"median of the {facts.units}' longer sides {facts.long_side:g} px"
+    why = f"median of the {facts.unit}s' longer sides {facts.long_side:g} px"
     why += f", at most {side} {budget.name}" if facts.long_side > side else ""
     if cfg.INPUT.TILE.SIZE and side < budget.tile_side:
         side = budget.tile_side
@@ -177,9 +172,8 @@ def _sizes(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derive
 
 def _model(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
     yield Derived("MODEL.SEM_SEG_HEAD.NUM_CLASSES", facts.classes, "categories of the json")
-    needed = _up(_QUERIES_AN_INSTANCE * facts.most_instances, _QUERY_STEP)
-    needed = max(_FEWEST_QUERIES, needed)
-    why = f"{facts.unit} has up to {facts.most_instances} instances"
+    needed = max(_FEWEST_QUERIES, _up(_QUERIES_AN_INSTANCE * facts.most_instances, _QUERY_STEP))
+    why = f"up to {facts.most_instances} instances per {facts.unit}"
     yield Derived("MODEL.MASK_FORMER.NUM_OBJECT_QUERIES", needed, why)
     detections = max(needed, cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES)
     yield Derived("TEST.DETECTIONS_PER_IMAGE", detections, why)
@@ -193,7 +187,7 @@ def _batch(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[Derive
         why = f"estimated for {machine.gpu_bytes / _GIB:.0f} GiB a GPU"
     labeled = facts.labeled // machine.processes
     if labeled < a_process:
-        a_process, why = labeled, f"{facts.labeled} labeled {facts.units}"
+        a_process, why = labeled, f"{facts.labeled} labeled {facts.unit}s"
     most = _MOST_IN_BATCH // machine.processes
     a_process = max(_FEWEST_A_PROCESS, min(a_process, most))
     if machine.processes > 1:
@@ -216,14 +210,14 @@ def _iterations(cfg, facts: DataFacts, machine: Machine, explicit) -> Iterator[D
     budget = machine.budget
     solver = cfg.SOLVER
     batch = cfg.S4M.TEACHER.IMS_PER_BATCH or solver.IMS_PER_BATCH
-    teacher, why = _rounds(facts.labeled, f"labeled {facts.units}", batch, budget.teacher)
+    teacher, why = _rounds(facts.labeled, f"labeled {facts.unit}s", batch, budget.teacher)
     if "SOLVER.MAX_ITER" in explicit and solver.MAX_ITER < teacher:
         teacher, why = solver.MAX_ITER, "not more than SOLVER.MAX_ITER"
     yield Derived("S4M.TEACHER.MAX_ITER", teacher, why)
     if not runs_stage(cfg, "student"):
         return
     batch = cfg.S4M.UNLABELED_IMS_PER_BATCH or solver.IMS_PER_BATCH
-    student, why = _rounds(facts.unlabeled, f"unlabeled {facts.units}", batch, budget.student)
+    student, why = _rounds(facts.unlabeled, f"unlabeled {facts.unit}s", batch, budget.student)
     fewest = min(_STUDENT_TO_TEACHER * cfg.S4M.TEACHER.MAX_ITER, budget.student[2])
     if runs_stage(cfg, "teacher") and student < fewest:
         student, why = fewest, f"{_STUDENT_TO_TEACHER} times stage 1"
@@ -235,11 +229,10 @@ def _rounds(images: int, kind: str, batch: int, rule: tuple[int, int, int]) -> t
     epochs, fewest, most = rule
     wanted = _up(epochs * images / max(1, batch), _ITERATION_STEP)
     why = f"{epochs} times {images:,} {kind} in batches of {batch}"
-    if wanted < fewest:
-        return fewest, f"{why} would be fewer than that"
-    if wanted > most:
-        return most, f"{why} would be more than that"
-    return wanted, why
+    if fewest <= wanted <= most:
+        return wanted, why
+    how = "fewer" if wanted < fewest else "more"
+    return min(max(wanted, fewest), most), f"{why} would be {how} than that"
 
 
 def _teacher_of_student(cfg, facts, machine, explicit) -> Iterator[Derived]:
@@ -268,14 +261,14 @@ def _instances(cfg, facts: DataFacts, machine, explicit) -> Iterator[Derived]:
     share, why = _MOST_PASTE_SHARE, "as for COCO: smaller instances are not pasted"
     if half < share:
         share = float(f"{half:.2g}")
-        why = f"half of the median instance, {100 * facts.instance_share:.2g} % of {facts.unit}"
+        why = f"half of the median instance, {100 * facts.instance_share:.2g} % of its {facts.unit}"
     yield Derived("S4M.ARP.MIN_AREA_FRACTION", share, why)
     if facts.in_one_piece >= _NEARLY_ALL_IN_ONE_PIECE:
         why = f"{100 * facts.in_one_piece:.3g} % of the instances are in one piece"
         yield Derived("MODEL.MASK_FORMER.TEST.LARGEST_COMPONENT", True, why)
     if facts.most_instances > _USUAL_INSTANCES:
         band = (cfg.S4M.PSEUDO_LABEL.COUNT_BAND[0], 2.0 * facts.most_instances)
-        why = f"twice the {facts.most_instances} instances of {facts.unit}"
+        why = f"twice the {facts.most_instances} instances of one {facts.unit}"
         yield Derived("S4M.PSEUDO_LABEL.COUNT_BAND", band, why)
 
 
@@ -358,22 +351,21 @@ def data_facts(
         instance_share=statistics.median(shares or [1.0]),
         in_one_piece=_in_one_piece(images),
         tile=tile,
-        unit="a tile" if tiling.size else "an image",
+        unit="tile" if tiling.size else "image",
     )
 
 
 def _in_one_piece(records: Sequence[dict]) -> float:
-    instances = [(math.prod(_shape(record)), a) for record in records for a in targets(record)]
-    pixels = sum(area for area, a in instances if isinstance(a["segmentation"], dict))
-    some = instances[:: -(-pixels // _PIXELS_LOOKED_AT) or 1]
-    return statistics.mean([_pieces(a) == 1 for _, a in some] or [False])
+    shapes = [a["segmentation"] for record in records for a in targets(record)]
+    pixels = sum(math.prod(shape["size"]) for shape in shapes if isinstance(shape, dict))
+    some = shapes[:: -(-pixels // _PIXELS_LOOKED_AT) or 1]
+    return statistics.mean([_pieces(shape) == 1 for shape in some] or [False])
 
 
-def _pieces(annotation: dict) -> int:
-    if isinstance(annotation["segmentation"], list):
-        return len(annotation["segmentation"])
-    mask = decode_window(annotation["segmentation"])[0]
-    return cv2.connectedComponents(np.ascontiguousarray(mask))[0] - 1
+def _pieces(shape: list | dict) -> int:
+    if isinstance(shape, list):  # of polygons
+        return len(shape)
+    return cv2.connectedComponents(np.ascontiguousarray(decode_window(shape)[0]))[0] - 1
 
 
 def _usual_most(records: Sequence[dict]) -> int:

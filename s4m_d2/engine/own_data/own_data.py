@@ -229,7 +229,7 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
             settings=tuple(settings),
             unlabeled=tuple(unlabeled),
             labeled_digest=_labeled_digest(cfg),
-            val_digest=digest(data.VAL) if data.VAL else "",
+            val_digest=digest(data.VAL),
             left_out=left_out,
             has_val=has_val,
             image_root=labeled.image_root,
@@ -287,7 +287,7 @@ def _notes(
         yield from _evaluation_notes(validation)
     elif queries < facts.most_instances:
         yield (
-            f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}, but {facts.unit} has "
+            f"MODEL.MASK_FORMER.NUM_OBJECT_QUERIES is {queries}, but one {facts.unit} has "
             f"{facts.most_instances} instances: the model cannot find them all. Use more queries."
         )
 
@@ -304,7 +304,7 @@ def _changes(cfg: CfgNode, stored: files.StoredData) -> Iterator[str]:
     data = cfg.S4M.DATA
     for paths, known, found in (
         (", ".join(data.LABELED), stored.labeled_digest, _labeled_digest(cfg)),
-        (data.VAL, stored.val_digest, digest(data.VAL) if data.VAL else ""),
+        (data.VAL, stored.val_digest, digest(data.VAL)),
     ):
         if known and found != known:
             stored_in = os.path.join(cfg.OUTPUT_DIR, files.FOLDER)

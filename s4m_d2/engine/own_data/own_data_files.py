@@ -57,7 +57,7 @@ def class_lists(cfg: CfgNode) -> tuple[Sequence[str], Sequence[str]]:
 
 
 def write_json(path: str, content: object, indent: int | None = None) -> None:
-    """Write a file that appears when it is complete."""
+    """Write a JSON file."""
     with atomic_write(path) as file:
         json.dump(content, file, indent=indent)
 
