@@ -19,7 +19,7 @@ from torch import Tensor
 
 from s4m_d2.data.transforms import source_pixels
 from s4m_d2.errors import DatasetError
-from s4m_d2.structures import decode_window, encode_edges
+from s4m_d2.structures import encode_edges
 
 _PAIR, _FEWEST_POINTS = 2, 3
 _MAX_REACH = 10  # how far a polygon may extend beyond its image, in longer sides of the image
@@ -200,9 +200,10 @@ def transform_masks(
             if not polygons:
                 raise DatasetError("no polygon has three points (x, y) or more")
             moved = [transforms.apply_coords(p.reshape(-1, 2)).reshape(-1) for p in polygons]
-            drawn = mask_utils.merge(mask_utils.frPyObjects(moved, *view_size))
-            window, x, y = decode_window(drawn)
-            view[y : y + window.shape[0], x : x + window.shape[1]] = window
+            rle = mask_utils.merge(mask_utils.frPyObjects(moved, *view_size))
+            lengths = run_lengths(rle, view_size)
+            rows, columns = _bounds(lengths, view_size[0])
+            view[rows, columns] = _decode(lengths, view_size[0], columns)[rows]
             continue
         lengths = run_lengths(segmentation, image_size)
         if pixels is None:
