@@ -10,9 +10,13 @@ def add_s4m_config(cfg: CN) -> None:
     """Add Mask2Former's keys and ours to a Detectron2 config, in place."""
     add_deeplab_config(cfg)  # WarmupPolyLR and the keys that Mask2Former's configs mention
     _add_mask2former_config(cfg)
-    _add_pixel_decoder_config(cfg)
-    cfg.MODEL.TIMM = _timm_config()
-    cfg.S4M = _s4m_config()
+    _add_model_config(cfg)
+    _add_run_config(cfg)
+    _add_data_config(cfg)
+    _add_sam_config(cfg)
+    _add_pseudo_label_config(cfg)
+    _add_refine_config(cfg)
+    _add_measurement_config(cfg)
 
 
 def _add_mask2former_config(cfg: CN) -> None:
@@ -23,7 +27,6 @@ def _add_mask2former_config(cfg: CN) -> None:
     cfg.INPUT.IMAGE_SIZE = 1024  # side of the large-scale-jitter crop, px
     cfg.INPUT.MIN_SCALE = 0.1  # smallest scale of the large-scale jitter
     cfg.INPUT.MAX_SCALE = 2.0  # largest scale of it
-    cfg.INPUT.TILE = _tile_config()
 
     cfg.DATASETS.UNLABELED = ()  # names of the unlabeled sets; their annotations are never read
 
@@ -57,12 +60,12 @@ def _add_mask2former_config(cfg: CN) -> None:
     former.TRAIN_NUM_POINTS = 12544  # points of the mask losses and of the matcher, per mask
     former.OVERSAMPLE_RATIO = 3.0  # candidates per point, of which the most uncertain are kept
     former.IMPORTANCE_SAMPLE_RATIO = 0.75  # share of points chosen so; the others are random
-    former.TEST = _inference_config()
 
 
-def _inference_config() -> CN:
-    """From queries to instances."""
-    test = CN()
+def _add_model_config(cfg: CN) -> None:
+    # From queries to instances.
+    cfg.MODEL.MASK_FORMER.TEST = CN()
+    test = cfg.MODEL.MASK_FORMER.TEST
     test.LARGEST_COMPONENT = False  # keep only that of predicted masks and pseudo-labels
     # Of predictions of one class whose masks have a larger IoU, only the one with the highest score
     # is kept. 1.0: all are, as in Mask2Former.
@@ -73,20 +76,15 @@ def _inference_config() -> CN:
     test.OBJECT_MASK_THRESHOLD = 0.8  # panoptic only; kept so that published configs load
     test.OVERLAP_THRESHOLD = 0.8  # panoptic only
     test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False  # semantic only
-    return test
 
-
-def _tile_config() -> CN:
-    """Square tiles of images that are large or have many small instances."""
-    tile = CN()
+    # Square tiles of images that are large or have many small instances.
+    cfg.INPUT.TILE = CN()
+    tile = cfg.INPUT.TILE
     # side, px of the image before it is resized. Training uses tiles as images; inference merges
     # predictions across tile borders. 0: no tiles
     tile.SIZE = 0
     tile.OVERLAP = 0.2  # minimum overlap of neighboring tiles, as a share of the side
-    return tile
 
-
-def _add_pixel_decoder_config(cfg: CN) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     head.MASK_DIM = 256  # channels of the mask features
     head.TRANSFORMER_ENC_LAYERS = 6  # of the pixel decoder
@@ -96,10 +94,9 @@ def _add_pixel_decoder_config(cfg: CN) -> None:
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_POINTS = 4  # sampling points per head and map
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8  # attention heads
 
-
-def _timm_config() -> CN:
-    """The backbone "build_timm_backbone" of MODEL.BACKBONE.NAME."""
-    timm = CN()
+    # The backbone "build_timm_backbone" of MODEL.BACKBONE.NAME.
+    cfg.MODEL.TIMM = CN()
+    timm = cfg.MODEL.TIMM
     timm.NAME = "resnet50"  # a timm model, or model.tag with the tag of its weights
     # timm's weights, downloaded once, then cached; not used if MODEL.WEIGHTS is set
     timm.PRETRAINED = False
@@ -111,11 +108,11 @@ def _timm_config() -> CN:
     timm.FROZEN = False  # the model's weights are not trained; added layers are
     timm.GRAD_CHECKPOINT = False  # gradient checkpointing: less memory, more time
     timm.PYRAMID_CHANNELS = 256  # of the maps of a plain ViT
-    return timm
 
 
-def _s4m_config() -> CN:
-    s4m = CN()
+def _add_run_config(cfg: CN) -> None:
+    cfg.S4M = CN()
+    s4m = cfg.S4M
     s4m.STAGE = "both"  # both: teacher, then student; teacher: stage 1 only; student: stage 2 only
     s4m.TEACHER_WEIGHTS = ""  # stage-1 checkpoint; when set, stage 1 is skipped
     s4m.EVAL = "student"  # what --eval-only evaluates: student, teacher or both
@@ -141,17 +138,6 @@ def _s4m_config() -> CN:
     # of PyTorch before 1.12, and of Mask2Former; convolutions always use it. Not measured yet.
     s4m.TF32 = True
 
-    s4m.FINETUNE = _finetune_config()
-    s4m.DATA = _data_config()
-    s4m.SAM = _sam_config()
-    s4m.DISTILL = _distill_config()
-    s4m.PSEUDO_LABEL = _pseudo_label_config()
-    s4m.REFINE = _refine_config()
-    s4m.ARP = _arp_config()
-    s4m.STRONG_VIEW = _strong_view_config()
-    s4m.FIGURES = _figures_config()
-    s4m.QUALITY = _quality_config()
-
     # Splits: `..._10pct` is a fixed 10 % of its set, unless a list of file names is given.
     s4m.SPLIT_SEED = 0  # seed of the choice of labeled images
     s4m.SPLIT_FILE = ""  # text file with one image file name per line: the labeled set
@@ -163,20 +149,18 @@ def _s4m_config() -> CN:
     s4m.MAX_SKIPPED_IMAGES = 100  # unreadable unlabeled images per process before a run stops
     # consecutive steps skipped because a loss or gradient is not finite, before a run stops
     s4m.MAX_BAD_STEPS = 10
-    return s4m
 
-
-def _finetune_config() -> CN:
-    """Last stage, after stage 2: its student learns from the labeled images alone."""
-    finetune = CN()
+    # Last stage, after stage 2: its student learns from the labeled images alone.
+    cfg.S4M.FINETUNE = CN()
+    finetune = cfg.S4M.FINETUNE
     finetune.MAX_ITER = 0  # iterations of SOLVER.IMS_PER_BATCH images; 0: none, as in the paper
     finetune.BASE_LR = 0.0  # learning rate; 0.0: a tenth of SOLVER.BASE_LR
-    return finetune
 
 
-def _data_config() -> CN:
-    """Own data in files and folders (docs/own-data.md), instead of the names in DATASETS."""
-    data = CN()
+def _add_data_config(cfg: CN) -> None:
+    # Own data in files and folders (docs/own-data.md), instead of the names in DATASETS.
+    cfg.S4M.DATA = CN()
+    data = cfg.S4M.DATA
     # COCO json files of instances; the last one counts for an image in several. (): see DATASETS
     data.LABELED = ()
     # folder to which their file names are relative, or one for each; (): the json's folder
@@ -187,12 +171,32 @@ def _data_config() -> CN:
     # folder to which its file names are relative; "": as IMAGES if that is one, or VAL's
     data.VAL_IMAGES = ""
     data.VAL_FRACTION = 0.2  # that share; 0.0: no validation
-    return data
+
+    # Strong view of the student's unlabeled images. Probabilities are per image.
+    cfg.S4M.STRONG_VIEW = CN()
+    strong_view = cfg.S4M.STRONG_VIEW
+    strong_view.JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
+    strong_view.JITTER_PROB = 0.8  # probability of color jitter
+    strong_view.GRAYSCALE_PROB = 0.2  # probability of conversion to gray
+    strong_view.BLUR_SIGMA = (0.1, 2.0)  # px
+    strong_view.BLUR_PROB = 0.5  # probability of the blur
+
+    # Augmentation with refined pseudo-labels (paper, section 3.4).
+    cfg.S4M.ARP = CN()
+    arp = cfg.S4M.ARP
+    arp.ENABLED = True  # False: no instances are exchanged
+    # no ARP if S4M.REFINE.GATE auto switches refinement off; False once you set ENABLED yourself
+    arp.GATED = True
+    arp.MIN_AREA_FRACTION = 0.0057  # smallest pasted instance, as a share of the crop's area
+    arp.PAIR_FRACTION = 0.25  # number of pairs, as a share of the unlabeled images of a batch
+    arp.RANDOM_PLACEMENT = False  # False: pasted at the same position (static); True: dynamic
+    arp.SCALE_RANGE = (0.8, 1.2)  # dynamic only
 
 
-def _sam_config() -> CN:
-    """The frozen SAM."""
-    sam = CN()
+def _add_sam_config(cfg: CN) -> None:
+    # The frozen SAM.
+    cfg.S4M.SAM = CN()
+    sam = cfg.S4M.SAM
     sam.BACKEND = "segment_anything"  # a name of SAM_BACKEND_REGISTRY
     # segment_anything: vit_b, vit_l, vit_h, or vit_t (MobileSAM; needs timm). sam2: hiera_t,
     # hiera_s, hiera_b+ or hiera_l. transformers: not used, the model is CHECKPOINT's.
@@ -211,24 +215,22 @@ def _sam_config() -> CN:
     # Iterations of fine-tuning SAM's decoder (and a small encoder) on the labeled images before
     # stage 1; used if it segments held-out labeled images better. 0: none, as in the paper.
     sam.ADAPT = 0
-    return sam
 
-
-def _distill_config() -> CN:
-    """Structural distillation (paper, section 3.2), stage 1."""
-    distill = CN()
+    # Structural distillation (paper, section 3.2), stage 1.
+    cfg.S4M.DISTILL = CN()
+    distill = cfg.S4M.DISTILL
     distill.ENABLED = True  # False: stage 1 learns from labels alone
     distill.NAME = "StructuralDistillation"  # a name of DISTILLATION_REGISTRY
     distill.WEIGHT = 1.0  # weight of the loss
     distill.NUM_POINTS = 128  # query points per image
     distill.FOREGROUND_FRACTION = 0.5  # share of them drawn from the ground-truth masks
     distill.HUBER_DELTA = 1.0  # difference at which the loss changes from quadratic to linear
-    return distill
 
 
-def _pseudo_label_config() -> CN:
-    """Selection of the teacher's predictions, at the prediction's 1/4 resolution."""
-    pseudo_label = CN()
+def _add_pseudo_label_config(cfg: CN) -> None:
+    # Selection of the teacher's predictions, at the prediction's 1/4 resolution.
+    cfg.S4M.PSEUDO_LABEL = CN()
+    pseudo_label = cfg.S4M.PSEUDO_LABEL
     pseudo_label.SCORE_THRESH = 0.7  # minimum class probability
     pseudo_label.MIN_AREA = 5.0  # minimum sum of mask probabilities, px at 1/4 resolution
     pseudo_label.MASK_THRESH = 0.5  # mask probability above which a pixel is part of the mask
@@ -256,12 +258,12 @@ def _pseudo_label_config() -> CN:
     # it is outside for COUNT_BAND_ITERS iterations. COCO has 7 instances per image, Cityscapes 18.
     pseudo_label.COUNT_BAND = (0.1, 60.0)
     pseudo_label.COUNT_BAND_ITERS = 200  # 0: no warning
-    return pseudo_label
 
 
-def _refine_config() -> CN:
-    """Pseudo-label refinement (paper, section 3.3)."""
-    refine = CN()
+def _add_refine_config(cfg: CN) -> None:
+    # Pseudo-label refinement (paper, section 3.3).
+    cfg.S4M.REFINE = CN()
+    refine = cfg.S4M.REFINE
     refine.ENABLED = True  # False: the teacher's masks are used unchanged
     refine.METHOD = "points"  # a name of REFINER_REGISTRY
     refine.NUM_POINTS = 3  # prompt points per mask; METHOD points only
@@ -283,13 +285,10 @@ def _refine_config() -> CN:
     # teacher are measured before and after refinement; auto switches off what makes them worse, and
     # S4M.DISTILL if SAM's masks on labeled images, measured before, have an IoU below 0.6
     refine.GATE = "off"
-    refine.SEPL = _sepl_config()
-    return refine
 
-
-def _sepl_config() -> CN:
-    """METHOD sepl: SAM's automatic masks of the unlabeled image, selected by SEPL's rule."""
-    sepl = CN()
+    # METHOD sepl: SAM's automatic masks of the unlabeled image, selected by SEPL's rule.
+    cfg.S4M.REFINE.SEPL = CN()
+    sepl = cfg.S4M.REFINE.SEPL
 
     # A mask is selected for an instance if more than O_S_THRESH of its pixels are the instance's,
     # or if it covers more than O_P_THRESH of the instance's pixels (arXiv 2305.05803, section 3).
@@ -303,46 +302,20 @@ def _sepl_config() -> CN:
     sepl.STABILITY_SCORE_THRESH = 0.95  # minimum IoU of the masks at a lower and higher threshold
     sepl.BOX_NMS_THRESH = 0.7  # box IoU above which the worse of two masks is removed
     sepl.MIN_MASK_REGION_AREA = 0  # px; smaller holes and islands are removed, 0: none
-    return sepl
 
 
-def _arp_config() -> CN:
-    """Augmentation with refined pseudo-labels (paper, section 3.4)."""
-    arp = CN()
-    arp.ENABLED = True  # False: no instances are exchanged
-    # no ARP if S4M.REFINE.GATE auto switches refinement off; False once you set ENABLED yourself
-    arp.GATED = True
-    arp.MIN_AREA_FRACTION = 0.0057  # smallest pasted instance, as a share of the crop's area
-    arp.PAIR_FRACTION = 0.25  # number of pairs, as a share of the unlabeled images of a batch
-    arp.RANDOM_PLACEMENT = False  # False: pasted at the same position (static); True: dynamic
-    arp.SCALE_RANGE = (0.8, 1.2)  # dynamic only
-    return arp
-
-
-def _strong_view_config() -> CN:
-    """Strong view of the student's unlabeled images. Probabilities are per image."""
-    strong_view = CN()
-    strong_view.JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
-    strong_view.JITTER_PROB = 0.8  # probability of color jitter
-    strong_view.GRAYSCALE_PROB = 0.2  # probability of conversion to gray
-    strong_view.BLUR_SIGMA = (0.1, 2.0)  # px
-    strong_view.BLUR_PROB = 0.5  # probability of the blur
-    return strong_view
-
-
-def _figures_config() -> CN:
-    """Pictures of fixed images during training, in OUTPUT_DIR/figures and TensorBoard."""
-    figures = CN()
+def _add_measurement_config(cfg: CN) -> None:
+    # Pictures of fixed images during training, in OUTPUT_DIR/figures and TensorBoard.
+    cfg.S4M.FIGURES = CN()
+    figures = cfg.S4M.FIGURES
     figures.PERIOD = 0  # iterations between pictures; 0: none
     figures.IMAGES = 4  # images per figure
     # Each stage draws those that it has; labeled and views do not change and are drawn once.
     figures.WHAT = ("labeled", "views", "pseudo_labels", "arp", "similarity", "predictions")
-    return figures
 
-
-def _quality_config() -> CN:
-    """Measuring pseudo-labels against true labels in stage 2 (paper, figure 1)."""
-    quality = CN()
+    # Measuring pseudo-labels against true labels in stage 2 (paper, figure 1).
+    cfg.S4M.QUALITY = CN()
+    quality = cfg.S4M.QUALITY
     quality.PERIOD = 0  # iterations between measurements; 0: never
     # Data sets with labels, which are never trained on. (): those of DATASETS.UNLABELED whose
     # labels are known. Images of DATASETS.TRAIN are not used.
@@ -350,4 +323,3 @@ def _quality_config() -> CN:
     quality.MAX_IMAGES = 100  # the first ones in a fixed order that mixes folders; 0: all
     # mask areas, px of the image, from which on an instance is medium, and large (COCO)
     quality.SIZE_LIMITS = (1024.0, 9216.0)
-    return quality

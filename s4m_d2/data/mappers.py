@@ -88,11 +88,7 @@ class _Mapper:
     def _annotated(
         self, record: dict, annotations: Sequence[dict]
     ) -> tuple[dict, _Targets, list[dict]]:
-        """A sample with its image, its instances in the frame of the view, and their annotations.
-
-        Raises:
-            DatasetError: names the image, and what is wrong with it or with which annotation.
-        """
+        """A sample with its image, its instances in the frame of the view, and their annotations."""
         name = record["file_name"]
         sample, view, colored, transforms = self._views(record)
         size = sample["height"], sample["width"]
@@ -103,13 +99,13 @@ class _Mapper:
                 "the image or the annotations; if it was annotated without the rotation of its "
                 "EXIF data, remove these (exiftool -Orientation= FILES)."
             )
-        for label in (annotation.get("category_id") for annotation in annotations):
-            if label not in range(self._num_classes):
-                raise DatasetError(
-                    f"An annotation of {name} has the category_id {label}, but the model has "
-                    f"{self._num_classes} classes, from 0 on. Correct the annotation or "
-                    "MODEL.SEM_SEG_HEAD.NUM_CLASSES."
-                )
+        labels = [annotation.get("category_id") for annotation in annotations]
+        if wrong := [label for label in labels if label not in range(self._num_classes)]:
+            raise DatasetError(
+                f"An annotation of {name} has the category_id {wrong[0]}, but the model has "
+                f"{self._num_classes} classes, from 0 on. Correct the annotation or "
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES."
+            )
         try:
             segmentations = [annotation.get("segmentation") for annotation in annotations]
             masks = transform_masks(segmentations, transforms, size, view.shape[:2])
@@ -119,14 +115,14 @@ class _Mapper:
             ) from error
         boxes = mask_boxes(masks)
         kept = boxes.any(1) | self._keep_empty
-        annotations = [annotations[row] for row in kept.nonzero()[:, 0].tolist()]
         instances = _Targets(
             tuple(masks.shape[1:]),
-            gt_classes=torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64),
+            gt_classes=torch.tensor(labels, dtype=torch.int64)[kept],
             gt_masks=BitMasks(masks if kept.all() else masks[kept]),
             gt_boxes=Boxes(boxes[kept]),
         )
-        return {**sample, "image": _as_tensor(colored)}, instances, annotations
+        of_instances = [annotations[row] for row in kept.nonzero()[:, 0].tolist()]
+        return {**sample, "image": _as_tensor(colored)}, instances, of_instances
 
 
 class _Targets(Instances):

@@ -40,10 +40,9 @@ def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[s
         indices = [names.index(name) for name in part.classes]
         for record in reversed(part.records):
             if record["file_name"] not in known:
-                rows = (
-                    {**a, "category_id": indices[a["category_id"]]} for a in record["annotations"]
-                )
-                records.append({**record, "annotations": list(rows)})
+                rows = record["annotations"]
+                rows = [{**row, "category_id": indices[row["category_id"]]} for row in rows]
+                records.append({**record, "annotations": rows})
     merged = Annotations(
         ", ".join(part.json_file for part in parts),
         os.path.commonpath([part.image_root for part in parts]),

@@ -116,12 +116,7 @@ def register_splits(
 def register_unlabeled_folder(name: str, image_dir: str) -> None:
     """Register all images below a folder as an unlabeled set; no other files are read.
 
-    Args:
-        name: for DATASETS.UNLABELED.
-        image_dir: a relative path starts at $DETECTRON2_DATASETS.
-
-    Raises:
-        DatasetError: the name is taken.
+    A relative path starts at $DETECTRON2_DATASETS. DatasetError: the name is taken.
     """
 
     def load() -> tuple[list[dict], dict]:

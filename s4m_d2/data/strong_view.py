@@ -57,13 +57,13 @@ class StrongView:
     def from_config(cls, cfg: CfgNode) -> dict:
         return {key.lower(): value for key, value in cfg.S4M.STRONG_VIEW.items()}
 
-    def __call__(self, image: Tensor, generator: Generator | None = None) -> Tensor:
+    def __call__(self, image: Tensor, generator: Generator) -> Tensor:
         """Augment one image.
 
         Args:
             image: (3, H, W) uint8, RGB, on any device.
-            generator: on any device; None: freshly seeded. The number of draws is always the same.
-                A generator on a GPU synchronizes.
+            generator: on any device; on a GPU it synchronizes. The number of draws is always the
+                same.
 
         Returns:
             A new (3, H, W) uint8 tensor.
@@ -72,9 +72,6 @@ class StrongView:
             raise InputError(
                 f"image must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}."
             )
-        if generator is None:
-            generator = Generator()
-            generator.seed()
         device = generator.device
         order = torch.randperm(len(self._ranges), generator=generator, device=device).tolist()
         draws = torch.rand(len(self._ranges) + 4, generator=generator, device=device).tolist()

@@ -38,7 +38,6 @@ def image_tensor():
 def test_the_strong_view_is_a_function_of_the_seed():
     view, image = strong_view(), image_tensor()
     before, global_state = image.clone(), torch.random.get_rng_state()
-    assert not torch.equal(strong_view(jitter_prob=1)(image), strong_view(jitter_prob=1)(image))
     outputs = [view(image, seeded(seed)) for seed in SEEDS]
     for seed, output in zip(SEEDS, outputs, strict=True):
         assert torch.equal(view(image, seeded(seed)), output)
@@ -62,14 +61,14 @@ def test_the_strong_view_reads_its_config_and_without_steps_is_a_copy():
     for step in ("JITTER", "GRAYSCALE", "BLUR"):
         cfg.S4M.STRONG_VIEW[f"{step}_PROB"] = 0.0
     image = image_tensor()
-    same = StrongView(cfg)(image)
+    same = StrongView(cfg)(image, seeded(0))
     assert torch.equal(same, image) and same.data_ptr() != image.data_ptr()
 
 
 def test_the_strong_view_refuses_other_tensors():
     for shape, dtype in (((3, 4, 4), torch.float32), ((1, 4, 4), torch.uint8), ((4, 4), None)):
         with pytest.raises(InputError, match="uint8"):
-            strong_view()(torch.zeros(shape, dtype=dtype))
+            strong_view()(torch.zeros(shape, dtype=dtype), seeded(0))
 
 
 def between(limits, share):

@@ -99,13 +99,12 @@ def check_config(
 def config_errors(
     cfg: CfgNode, *, eval_only: bool = False, num_processes: int | None = None
 ) -> list[S4MError]:
-    """Errors of settings that are out of range, unknown or contradict each other.
+    """Errors of settings of a whole run that are out of range, unknown or contradict each other.
 
     Neither data nor weights are read. SAM's settings are checked where it is built
     (:func:`~s4m_d2.engine.checks.resource_checks.sam_finding`).
 
     Args:
-        cfg: config of a whole run, not of a stage.
         eval_only: check only what evaluation needs.
         num_processes: that share a batch; default: those of this run.
     """

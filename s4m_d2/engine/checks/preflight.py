@@ -25,13 +25,7 @@ from s4m_d2.engine.labeling.gate import gate_findings
 from s4m_d2.engine.labeling.quality import quality_findings
 from s4m_d2.engine.labeling.sam_adaptation import adaptation_findings
 from s4m_d2.engine.labeling.sam_quality import sam_findings
-from s4m_d2.engine.stages import (
-    STAGES,
-    is_fixed,
-    runs_stage,
-    stage_config,
-    stages_to_run,
-)
+from s4m_d2.engine.stages import STAGES, is_fixed, runs_stage, stage_config, stages_to_run
 from s4m_d2.engine.training.continuing import MAX_ITER, changes, continuation_errors, run_settings
 from s4m_d2.errors import ConfigError, S4MError
 
@@ -54,7 +48,6 @@ def preflight(
 
     Args:
         cfg: of a whole run (:func:`~s4m_d2.engine.stages.run_config`).
-        resume: resume the run in OUTPUT_DIR.
         num_processes: that share a batch, on all machines.
         num_local: those on this machine; default: all.
         with_sam: also measure SAM on labeled images, where that takes seconds.
@@ -123,9 +116,8 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
 
 def _fixed_length_errors(cfg: CfgNode, stage: str, before: Mapping[str, Any]) -> Iterator[S4MError]:
     """Refuse another length of a stage after the next one has begun."""
-    asked, key = cfg.SOLVER.MAX_ITER, MAX_ITER
-    if stage == "teacher":
-        asked, key = cfg.S4M.TEACHER.MAX_ITER, "S4M.TEACHER.MAX_ITER"
+    of_teacher = cfg.S4M.TEACHER.MAX_ITER, "S4M.TEACHER.MAX_ITER"
+    asked, key = of_teacher if stage == "teacher" else (cfg.SOLVER.MAX_ITER, MAX_ITER)
     trained = before.get(MAX_ITER, asked)
     if asked not in (0, trained):
         yield ConfigError(

@@ -89,10 +89,7 @@ def sam_bytes(backend: SamBackend | None) -> int:
 def model_finding(
     cfg: CfgNode, settings_are_right: bool = True
 ) -> tuple[nn.Module | None, Finding]:
-    """The model without values, None where it cannot be built; the line of a report.
-
-    Of wrong settings none is built: it may be another than will be meant.
-    """
+    """The model without values, None if it cannot be built or may be meant to be another; a line."""
     if not settings_are_right:
         text = "not built before the settings are right"
         return None, Finding("model", text, checked=False)
@@ -105,7 +102,7 @@ def model_finding(
 
 
 def sam_finding(cfg: CfgNode, settings_are_right: bool = True) -> tuple[SamBackend | None, Finding]:
-    """SAM without values, None where it is not needed or cannot be built; the line of a report.
+    """SAM without values, None if it is not needed or cannot be built; a line.
 
     Where other settings are wrong, the parts that consult SAM are not built.
     """
@@ -126,11 +123,8 @@ def weight_findings(
 ) -> Iterator[Finding]:
     """Lines on MODEL.WEIGHTS, and on the models of earlier stages that later ones start with.
 
-    Args:
-        cfg: of a whole run.
-        model: of :func:`model_blueprint`; without one, only the files' existence is checked.
-        stages: that will be trained.
-        resume: a stage with a checkpoint continues from it and needs no other weights.
+    Without a model (:func:`model_blueprint`), only the files' existence is checked. With
+    ``resume``, a stage with a checkpoint continues from it and needs no other weights.
     """
     begun = {stage: holds_run(stage_config(cfg, stage).OUTPUT_DIR) for stage in stages}
     path, timm = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM
