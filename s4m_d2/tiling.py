@@ -113,18 +113,16 @@ class TiledModel(nn.Module):
     Args:
         model: a Detectron2 meta-architecture in eval mode.
         resize: image (H, W, 3) uint8 -> its transform.
-        tiling: None: no tiles.
+        tiling: the images' tiles.
     """
 
     @configurable
-    def __init__(
-        self, *, model: nn.Module, resize: T.Augmentation, tiling: Tiling | None = None
-    ) -> None:
+    def __init__(self, *, model: nn.Module, resize: T.Augmentation, tiling: Tiling) -> None:
         super().__init__()
         self.training = model.training  # evaluation restores this mode
         self.model = model
         self.resize = resize
-        self.tiling = tiling or Tiling()
+        self.tiling = tiling
 
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:

@@ -46,14 +46,14 @@ class _Samples(Dataset):
         self._mapper = mapper
         self._seeds = seeds
         self._skipped_kind = DatasetError if getattr(mapper, "skip_unreadable", False) else ()
-        self._max_skipped = min(max_skipped, len(records) - 1)
+        self._max_skipped = max_skipped
 
     def __getitem__(self, item: tuple[int, int]) -> dict | S4MError:
-        index, position = item
+        first, position = item
         drawn = {"seeds": self._seeds(position), "stream_position": position}
         skipped: dict[str, str] = {}
-        while len(skipped) <= self._max_skipped:
-            record = {**self._records[index], **drawn}
+        for index in range(first, first + len(self._records)):  # each once: tiles share an image
+            record = {**self._records[index % len(self._records)], **drawn}
             try:
                 sample = self._mapper(record)
                 return {**sample, "skipped_images": skipped} if skipped else sample
@@ -61,7 +61,8 @@ class _Samples(Dataset):
                 skipped[record["file_name"]] = str(error)
             except S4MError as error:
                 return error  # a worker would change its type and message
-            index = (index + 1) % len(self._records)
+            if len(skipped) > self._max_skipped:
+                break
         return _too_many(skipped)
 
 

@@ -188,7 +188,7 @@ def _middle(path: str) -> bytes | None:
 
 
 def write_frames(path: str, folder: str, every: int) -> list[str]:
-    """Write every n-th frame of a video as NAME_000010.jpg, if not yet done; returns their paths.
+    """Write every n-th frame of a video as NAME_000010.jpg, once; returns their paths.
 
     Raises:
         DatasetError: the video is empty, damaged or truncated.
@@ -196,7 +196,7 @@ def write_frames(path: str, folder: str, every: int) -> list[str]:
     """
     stem = os.path.join(folder, os.path.splitext(os.path.basename(path))[0])
     done = os.path.join(folder, f".every-{every}")  # written last: the number of frames
-    if not os.path.isfile(done):
+    if not os.path.isfile(done) or os.path.getmtime(done) < os.path.getmtime(path):
         count = 0
         for index, frame in enumerate(Video(path)):
             if index % every == 0:

@@ -88,7 +88,7 @@ class _Mapper:
     def _annotated(
         self, record: dict, annotations: Sequence[dict]
     ) -> tuple[dict, _Targets, list[dict]]:
-        """A sample with its image, its instances in the frame of the view, and their annotations."""
+        """A sample with its image, its instances in the view's frame, and their annotations."""
         name = record["file_name"]
         sample, view, colored, transforms = self._views(record)
         size = sample["height"], sample["width"]

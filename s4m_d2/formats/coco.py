@@ -24,7 +24,8 @@ def write(
     and, if SAM drew the mask, "sam_iou".
     """
     path = os.path.join(folder, FILE)
-    images = ({**_without_instances(row), "id": n} for n, row in enumerate(rows(), start=1))
+    keys = ("file_name", "height", "width")
+    images = ({**{k: row[k] for k in keys}, "id": n} for n, row in enumerate(rows(), start=1))
     with atomic_write(path) as file:
         categories = [{"id": n, "name": name} for n, name in enumerate(names, start=1)]
         file.write(f'{{"categories": {json.dumps(categories)},\n"images": [')
@@ -40,25 +41,19 @@ def _write_all(file: Any, items: Iterable[dict]) -> None:
         file.write((",\n" if number else "\n") + json.dumps(item))
 
 
-def _without_instances(row: dict) -> dict:
-    return {key: row[key] for key in ("file_name", "height", "width")}
-
-
 def _annotations(rows: Iterable[dict]) -> Iterator[dict]:
-    number = 0
-    for image_id, row in enumerate(rows, start=1):
-        for instance in row["instances"]:
-            number += 1
-            rle = instance["segmentation"]
-            polygons = mask_polygons(rle)
-            exact = are_exact(polygons, rle)
-            yield {
-                "id": number,
-                "image_id": image_id,
-                "category_id": instance["class"] + 1,
-                "segmentation": [p.ravel().tolist() for p in polygons] if exact else rle,
-                "bbox": mask_util.toBbox(rle).tolist(),
-                "area": int(mask_util.area(rle)),
-                "iscrowd": 0,
-                **{key: instance[key] for key in ("score", "sam_iou") if key in instance},
-            }
+    pairs = ((n, i) for n, row in enumerate(rows, start=1) for i in row["instances"])
+    for number, (image_id, instance) in enumerate(pairs, start=1):
+        rle = instance["segmentation"]
+        polygons = mask_polygons(rle)
+        exact = are_exact(polygons, rle)
+        yield {
+            "id": number,
+            "image_id": image_id,
+            "category_id": instance["class"] + 1,
+            "segmentation": [p.ravel().tolist() for p in polygons] if exact else rle,
+            "bbox": mask_util.toBbox(rle).tolist(),
+            "area": int(mask_util.area(rle)),
+            "iscrowd": 0,
+            **{key: instance[key] for key in ("score", "sam_iou") if key in instance},
+        }

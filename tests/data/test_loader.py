@@ -17,6 +17,7 @@ from s4m_d2.data import StreamLoader
 from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.engine.training.build import build_unlabeled_loader
 from s4m_d2.errors import ConfigError, DatasetError
+from s4m_d2.tiling import Tiling
 
 BATCH = 3
 
@@ -122,6 +123,15 @@ def test_too_many_damaged_unlabeled_images_end_the_stream(data_root):
         options = {"batches": 14, "max_skipped": allowed, "workers": workers}
         with pytest.raises(DatasetError, match="MAX_SKIPPED_IMAGES"):
             stream("toyscapes_train_unlabeled", arp_mapper(), **options)
+
+
+def test_tiles_of_damaged_unlabeled_images_end_the_stream_too(data_root):
+    damage(data_root, 20)
+    records = Tiling(40).records(DatasetCatalog.get("toyscapes_train_unlabeled"))
+    assert len(records) > 20
+    with mock.patch.object(DatasetCatalog, "get", return_value=records):
+        with pytest.raises(DatasetError, match="^20 unlabeled images"):
+            stream("tiles", arp_mapper(), batches=1, max_skipped=100)
 
 
 class Failing:

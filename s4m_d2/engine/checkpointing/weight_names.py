@@ -123,9 +123,8 @@ def _teacher_entry(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
     keys = ("trainer", "hooks", "EMATeacherHook", "teacher")
     for key in ("teacher",) if content.get("teacher") is not None else keys:
         state = state.get(key) if isinstance(state, Mapping) else None
-    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
-        return state["model"]
-    return state
+    is_nested = isinstance(state, Mapping) and isinstance(state.get("model"), Mapping)
+    return state["model"] if is_nested else state
 
 
 def _tensors(state: Any, path: str) -> dict[str, Tensor]:

@@ -76,8 +76,7 @@ def _without_values(cfg: CfgNode, build: Callable[[CfgNode], _Built]) -> _Built:
 def bytes_of(module: nn.Module, *, trainable: bool = False) -> int:
     """Bytes of a module's parameters and buffers, or of the trainable parameters alone."""
     tensors = (*module.parameters(), *module.buffers())
-    used = [tensor for tensor in tensors if tensor.requires_grad or not trainable]
-    return sum(tensor.numel() * tensor.element_size() for tensor in used)
+    return sum(tensor.nbytes for tensor in tensors if tensor.requires_grad or not trainable)
 
 
 def sam_bytes(backend: SamBackend | None) -> int:
@@ -89,7 +88,7 @@ def sam_bytes(backend: SamBackend | None) -> int:
 def model_finding(
     cfg: CfgNode, settings_are_right: bool = True
 ) -> tuple[nn.Module | None, Finding]:
-    """The model without values, None if it cannot be built or may be meant to be another; a line."""
+    """The model without values, None if it or the settings are wrong; the line of a report."""
     if not settings_are_right:
         text = "not built before the settings are right"
         return None, Finding("model", text, checked=False)
@@ -102,7 +101,7 @@ def model_finding(
 
 
 def sam_finding(cfg: CfgNode, settings_are_right: bool = True) -> tuple[SamBackend | None, Finding]:
-    """SAM without values, None if it is not needed or cannot be built; a line.
+    """SAM without values, None if it is not needed or cannot be built; the line of a report.
 
     Where other settings are wrong, the parts that consult SAM are not built.
     """
@@ -215,8 +214,8 @@ def checkpoint_bytes(cfg: CfgNode, stage: str, model: nn.Module) -> int:
 def kept_checkpoints(cfg: CfgNode) -> int:
     """How many files a stage, of which this is the config, has at most: periodic and the last."""
     periodic = cfg.SOLVER.MAX_ITER // cfg.SOLVER.CHECKPOINT_PERIOD
-    kept = cfg.SOLVER.CHECKPOINT_KEEP  # 0: all; a new one is written before one goes
-    return (min(periodic, kept) if kept else periodic) + 1
+    kept = cfg.SOLVER.CHECKPOINT_KEEP or periodic  # 0: all; a new one is written before one goes
+    return min(periodic, kept) + 1
 
 
 def disk_finding(cfg: CfgNode, model: nn.Module, stages: Sequence[str]) -> Finding:
@@ -268,12 +267,12 @@ def memory_finding(
     num_local: int,
 ) -> Finding:
     """Compare the largest stage's memory with the device's."""
-    needs = {stage: stage_memory(cfg, stage, model, sam, num_processes) for stage in stages}
+    needs = [(stage_memory(cfg, stage, model, sam, num_processes), stage) for stage in stages]
     if not needs:
         return Finding("memory", "nothing to train")
-    stage = max(needs, key=needs.__getitem__)
+    needed, stage = max(needs, key=lambda need: need[0])
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-    needed = needs[stage] * (1 if on_gpu else num_local)  # processes share the RAM
+    needed *= 1 if on_gpu else num_local  # processes share the RAM
     available = available_memory(cfg.MODEL.DEVICE)
     text = f"about {in_units(needed)} ({stage}{'' if on_gpu else ', without activations'})"
     if not available:
