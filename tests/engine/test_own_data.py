@@ -111,9 +111,9 @@ def test_a_video_alone_is_a_data_set_and_a_broken_one_is_named(changed, read):
     write_clip(changed / "clip.mp4", frames=12)
     _, own = read(own_options(changed, unlabeled=changed / "clip.mp4"))
     assert [name[-10:] for name in own.stored.unlabeled] == ["000000.jpg", "000010.jpg"]
-    write_clip(changed / "clip.mp4", frames=31)  # another video of that name
+    write_clip(changed / "clip.mp4", frames=5)  # another video of that name
     _, own = read(own_options(changed, unlabeled=changed / "clip.mp4"))
-    assert len(own.stored.unlabeled) == 4
+    assert [name[-10:] for name in own.stored.unlabeled] == ["000000.jpg"]
     (changed / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(DatasetError, match=r"broken\.mp4 cannot be read as a video"):
         read(own_options(changed, unlabeled=changed / "broken.mp4"))
