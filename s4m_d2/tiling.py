@@ -195,10 +195,6 @@ class _Seams:
     - if both are cut and agree (IoU) where the tiles overlap: they are joined;
     - if one is not cut, and they share half of the smaller one: the one with the higher score is
       kept.
-
-    Args:
-        tiles: all of the image.
-        image_size: (H, W).
     """
 
     def __init__(self, tiles: Sequence[Box], image_size: tuple[int, int]) -> None:
