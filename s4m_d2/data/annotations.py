@@ -234,9 +234,9 @@ def _read(
         if key in places:
             path, size = places[key]
             found = [_annotation(row, size, indices, findings) for row in by_image[key]]
-            record = {"file_name": path, "image_id": key if is_numbered else position}
-            record |= {"height": size[0], "width": size[1], "annotations": [*filter(None, found)]}
-            records.append(record)
+            image_id = key if is_numbered else position
+            record = {"file_name": path, "image_id": image_id, "height": size[0], "width": size[1]}
+            records.append({**record, "annotations": [*filter(None, found)]})
     if is_numbered:
         records.sort(key=lambda record: record["image_id"])  # Detectron2's order
     gc.freeze()  # excludes the records from collections: they live as long as the process
