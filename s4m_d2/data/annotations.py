@@ -460,10 +460,10 @@ def _annotation(row: dict, size: Size, indices: dict[Key, int], findings: Findin
     findings.instances += not crowd
     given = _number(row.get("area")) or 0.0
     box, of_mask = row.get("bbox"), mask_utils.toBbox(rle).tolist()
-    sides = [_number(side) for side in box] if isinstance(box, list) else []
+    numbers = [_number(side) for side in box] if isinstance(box, list) else []
+    sides = [number for number in numbers if number is not None]
     # A box beside its mask is that of another image, or of one of another size.
-    is_box = len(sides) == 4 and None not in sides
-    is_box = is_box and mask_utils.iou([sides], [of_mask], [0])[0, 0] > 0
+    is_box = len(sides) == len(numbers) == 4 and _meet(sides, of_mask)
     return {
         "iscrowd": int(crowd or 0),
         "category_id": index,
@@ -472,6 +472,13 @@ def _annotation(row: dict, size: Size, indices: dict[Key, int], findings: Findin
         "bbox": sides if is_box else of_mask,
         "bbox_mode": BoxMode.XYWH_ABS,
     }
+
+
+def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two boxes, XYWH, share an area."""
+    return all(
+        max(one[i], other[i]) < min(one[i] + one[i + 2], other[i] + other[i + 2]) for i in (0, 1)
+    )
 
 
 def _shape(row: dict, size: Size, findings: Findings) -> list[np.ndarray] | dict:
