@@ -18,18 +18,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from detectron2.structures import BoxMode
 from pycocotools import mask as mask_utils
 
 from s4m_d2.data.images import image_size
-from s4m_d2.data.listing import find_below
-from s4m_d2.data.segmentations import as_polygons, compressed_rle, read_polygons
+from s4m_d2.data.listing import find_below, folded
+from s4m_d2.data.segmentations import read_segmentation
 from s4m_d2.errors import DatasetError, first_names
 
 _KEPT_FILES = 4  # cached results
 _ENCODINGS = ("gb18030", "shift_jis", "cp1252")  # candidates for a file that is not UTF-8
 _OTHER_KINDS = {"segments_info": "panoptic segments", "keypoints": "keypoints"}
+_GIVE = (
+    "Give a COCO json of instances. Files of VIA and LabelMe are converted by "
+    "tools/convert_annotations.py; other tools can export COCO."
+)
 _LARGE = 1 << 24  # px: the size of larger images is verified in their files
 _SHOWN = 3  # names in a message
 _MANY_CROWDS = 0.1  # share of all instances from which on crowds are probably a mistake
@@ -49,11 +52,13 @@ class Findings:
     Attributes:
         instances: number of usable instances.
         notes: corrections.
+        doubts: messages about corrections that may be wrong.
     """
 
     def __init__(self) -> None:
         self.instances = 0
         self.notes: list[str] = []
+        self.doubts: list[str] = []
         # (text, remedy) -> names of the cases; messages put their number before the text
         self.left_out: dict[tuple[str, str], list[str]] = defaultdict(list)
         self.refused: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -77,7 +82,8 @@ class Findings:
         """A message for each kind that was left out; for crowds only if there are many."""
         crowds = len(self.left_out.get(_CROWDS, ()))
         are_many = crowds > _MANY_CROWDS * (crowds + self.instances)
-        return _messages({k: v for k, v in self.left_out.items() if are_many or k != _CROWDS})
+        shown = {k: v for k, v in self.left_out.items() if are_many or k != _CROWDS}
+        return self.doubts + _messages(shown)
 
     def problems(self) -> list[str]:
         """A message for each problem that makes the file unusable."""
@@ -233,7 +239,8 @@ def _read(
     for position, key in enumerate(images, start=1):
         if key in places:
             path, size = places[key]
-            found = [_annotation(row, size, indices, findings) for row in by_image[key]]
+            seen: set[tuple] = set()
+            found = [_annotation(row, size, indices, seen, findings) for row in by_image[key]]
             image_id = key if is_numbered else position
             record = {"file_name": path, "image_id": image_id, "height": size[0], "width": size[1]}
             records.append({**record, "annotations": [*filter(None, found)]})
@@ -247,18 +254,19 @@ def _load(json_file: str) -> dict[str, list[dict]]:
     try:
         content = json.loads(Path(json_file).read_bytes())  # UTF-8, 16 or 32, with BOM or without
     except UnicodeDecodeError as error:
-        found = _encoding(json_file)
-        raise DatasetError(f"{json_file} is no UTF-8 text{found}. Save it as UTF-8.") from error
-    except (OSError, ValueError, RecursionError) as error:
-        remedy = "Export it again, or correct it."
-        raise DatasetError(f"{json_file} is no valid JSON: {error}. {remedy}") from error
+        raise DatasetError(
+            f"{json_file} is no UTF-8 text{_encoding(json_file)}. Unpack it if it is an archive; "
+            "else save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise DatasetError(f"{json_file} cannot be read: {error.strerror}. {_GIVE}") from error
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{json_file} is no valid JSON: {error}. {_GIVE}") from error
     for section in ("images", "annotations", "categories"):
         rows = content.get(section) if isinstance(content, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise DatasetError(
-                f"{json_file} has no list '{section}' of objects. Give a COCO json of instances, "
-                "such as instances_train2017.json."
-            )
+            raise DatasetError(f"{json_file} has no list '{section}' of objects. {_GIVE}")
+        content[section] = [row for row in rows if row.get("deleted") is not True]
     rows = content["annotations"]
     for key, kind in _OTHER_KINDS.items():
         if rows and all(key in row and "segmentation" not in row for row in rows):
@@ -308,17 +316,19 @@ def _images(rows: Sequence[dict], findings: Findings) -> dict[Key, dict]:
     images: dict[Key, dict] = {}
     by_name: dict[str, dict] = {}
     for row in rows:
-        name: Any = row.get("file_name")
+        name: Any = row.get("file_name") or row.get("coco_url")  # LVIS
         key = _key(row.get("id"))
         shown = f"{name} (id {row.get('id')})"
         if key is None or not _is_name(name):
             findings.refuse("images have no usable file_name and id", "Complete them.", shown)
+        elif key in images and images[key] is by_name.get(name):
+            continue  # the same once more
         elif other := images.get(key) or by_name.get(name):
             remedy = "Remove one of each, or number the images anew."
             both = f"{other['file_name']} (id {other['id']}) and {shown}"
             findings.refuse("images have an id or file_name of another one", remedy, both)
         else:
-            images[key] = by_name[name] = row
+            images[key] = by_name[name] = {**row, "file_name": name}
     return images
 
 
@@ -355,8 +365,8 @@ def _names_by_id(
     named: dict[Key, str] = {}
     for row in content["categories"]:
         key, name = _key(row.get("id")), row.get("name")
-        name = str(name) if isinstance(name, int) else name
-        if key is None or key in named or not _is_name(name):
+        name = str(name).strip() if isinstance(name, int | str) else name
+        if key is None or named.get(key, name) != name or not _is_name(name):
             text, shown = "categories lack a name or an id of their own", f"{name!r}"
             findings.refuse(text, "Complete or number them anew.", f"{shown} (id {row.get('id')})")
         else:
@@ -374,7 +384,7 @@ def _names_by_id(
             count[name] -= 1
             del named[key]
     for name in (name for name in count if count[name] > 1):
-        findings.refuse("names are of two categories", "Tell classes apart by their names.", name)
+        findings.refuse("names are of two categories", "Give each class one id and name.", name)
     return named
 
 
@@ -382,7 +392,7 @@ def _places(
     images: dict[Key, dict], chosen: set[str], image_root: str, remedy: str, findings: Findings
 ) -> dict[Key, tuple[str, Size]]:
     """Path and (H, W) of the chosen images that are there, by their ids."""
-    places, missing, moved = {}, [], []
+    places, missing, moved, unsure = {}, [], [], 0
     owners: dict[str, str] = {}  # file_name by path below the folder
     for key, image in images.items():
         if (given := image["file_name"]) not in chosen:
@@ -390,22 +400,30 @@ def _places(
         if not (name := find_below(image_root, given)):
             missing.append(given.replace("\\", "/"))
             continue
-        if name.count("/") < given.count("/") + given.count("\\"):
+        if folded(name) != folded(os.path.normpath(given.replace("\\", "/"))):
             moved.append(f"{name} of {given}")
+            unsure += given[0] not in "/." and ":" not in given  # no path of a tool's machine
         path = os.path.join(image_root, name)
         if owners.setdefault(name, given) != given:
             both = f"{owners[name]} and {given}"
-            advice = f"Write them relative to {image_root}."
+            advice = f"Give the folder that they start from, which is not {image_root}."
             findings.refuse("file names lead to an image of another one", advice, both)
         elif size := _size(image, path, name, findings):
             places[key] = path, size
     if moved:
         findings.notes.append(f"{len(moved):,} found by the end of file_name: {moved[0]}")
+    if unsure:
+        findings.doubts.append(
+            f"{unsure:,} images of {image_root} were found by the end of their file_name alone. If "
+            "they are others of the same names, give the folder that file_name starts from."
+        )
     if missing:
         base = os.path.basename(missing[0])
-        found = (folder for folder, _, names in os.walk(image_root) if base in names)
+        found = (below for below, *_ in os.walk(image_root) if os.path.isfile(f"{below}/{base}"))
         if below := next(found, None):
             remedy = f"{base} lies in {below}: the folder and file_name must lead there. {remedy}"
+        if not os.path.isdir(image_root):
+            remedy = f"That is no folder. {remedy}"
         findings.refused[f"images are not in {image_root}", remedy] += missing
     return places
 
@@ -428,15 +446,20 @@ def _size(image: dict, path: str, name: str, findings: Findings) -> Size | None:
     return actual
 
 
-def _annotation(row: dict, size: Size, indices: dict[Key, int], findings: Findings) -> dict | None:
-    """An annotation of an image of (H, W), normalized; None, and counted, if it cannot be used."""
+def _annotation(
+    row: dict, size: Size, indices: dict[Key, int], seen: set[tuple], findings: Findings
+) -> dict | None:
+    """An annotation of an image of (H, W), normalized; None, and counted, if it cannot be used.
+
+    ``seen`` has (class, crowd, mask) of each of the image's annotations before.
+    """
     crowd, index = _number(row.get("iscrowd") or 0), indices.get(_key(row.get("category_id")))
     try:
         if crowd not in (0, 1):
             raise DatasetError("iscrowd is not 0 or 1")
         if index is None:
             raise DatasetError(f"'categories' does not list {row.get('category_id')!r}")
-        shape = _shape(row, size, findings)
+        shape, incomplete = read_segmentation(row.get("segmentation"), size)
     except DatasetError as error:
         wrong = f"{_label(row)} ({error})"
         findings.refuse("annotations cannot be used", "Correct or remove them.", wrong)
@@ -445,6 +468,9 @@ def _annotation(row: dict, size: Size, indices: dict[Key, int], findings: Findin
         advice = "They are left out: draw masks for them, or remove them."
         findings.leave_out("annotations without a mask", advice, _label(row))
         return None
+    for _ in range(incomplete):
+        text = "polygons of less than three points"
+        findings.leave_out(text, "They are left out: complete them.", _label(row))
     is_rle = isinstance(shape, dict)
     rle = shape if is_rle else mask_utils.merge(mask_utils.frPyObjects(shape, *size))
     area = float(mask_utils.area(rle))
@@ -455,6 +481,10 @@ def _annotation(row: dict, size: Size, indices: dict[Key, int], findings: Findin
         )
         findings.leave_out("masks without a pixel in their image", advice, _label(row))
         return None
+    if (index, crowd, rle["counts"]) in seen:
+        findings.leave_out("copies of annotations", "They are left out: remove them.", _label(row))
+        return None
+    seen.add((index, crowd, rle["counts"]))
     if crowd:
         findings.leave_out(*_CROWDS, _label(row))
     findings.instances += not crowd
@@ -479,18 +509,3 @@ def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
     return all(
         max(one[i], other[i]) < min(one[i] + one[i + 2], other[i] + other[i + 2]) for i in (0, 1)
     )
-
-
-def _shape(row: dict, size: Size, findings: Findings) -> list[np.ndarray] | dict:
-    """Flat polygons of three points and more, or compressed RLE; empty where there is no mask."""
-    segmentation = row.get("segmentation") or []
-    if isinstance(segmentation, dict):
-        return compressed_rle(segmentation, size) if segmentation.get("counts") else {}
-    if not isinstance(segmentation, list):
-        raise DatasetError("expected polygons or an RLE")
-    parts = as_polygons(segmentation)
-    polygons = read_polygons(parts, size)
-    for _ in parts[len(polygons) :] if polygons else ():
-        text = "polygons of less than three points"
-        findings.leave_out(text, "They are left out: complete them.", _label(row))
-    return polygons

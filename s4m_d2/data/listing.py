@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
+import re
 import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from urllib.parse import unquote
 
 import cv2
 import numpy as np
@@ -17,7 +20,10 @@ from s4m_d2.data.images import image_size
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write, digest
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2"),
+    *(".ppm", ".pgm"),
+)
 
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 USUAL_FPS = 25.0  # of a video without a frame rate
@@ -25,6 +31,7 @@ USUAL_FPS = 25.0  # of a video without a frame rate
 COMPLETE = 0.95
 _JPEG = (cv2.IMWRITE_JPEG_QUALITY, 95)
 
+_UPLOAD = re.compile(r"(?<![^/])[0-9a-f]{8}-(?=[^/]+$)")  # Label Studio's, before a name
 _ARCHIVE_JUNK = "__MACOSX"  # added to archives by macOS, hidden there
 _READERS = 8  # threads that read image headers
 _PART = 64  # headers per task of a thread; single ones take twice as long
@@ -91,14 +98,36 @@ def _is_hidden(name: str) -> bool:
 def find_below(folder: str, given: str) -> str:
     """Path below the folder: a file name, or the longest end of it that is there; "": none is.
 
-    Tools write paths of their machines, backslashes, and composed or decomposed letters.
+    Tools write paths of their machines, addresses, backslashes, percent codes and prefixes of
+    uploads; systems differ in case, and in composed or decomposed letters.
     """
-    parts = given.replace("\\", "/").split("/")
-    ends = ("/".join(parts[start:]) for start in range(len(parts)))
-    forms = (unicodedata.normalize(form, end) for end in ends for form in ("NFC", "NFD"))
-    names = map(os.path.normpath, (given, *forms))
-    inside = (name for name in names if not name.startswith((os.sep, os.pardir)))
-    return next((n for n in inside if os.path.isfile(os.path.join(folder, n))), "")
+    path = given.replace("\\", "/")
+    plain = unquote(path.replace("?d=", "/").partition("?")[0])
+    for text in dict.fromkeys((given, path, plain, _UPLOAD.sub("", plain))):
+        parts = text.split("/")
+        for name in (os.path.normpath("/".join(parts[start:])) for start in range(len(parts))):
+            if not name.startswith((os.sep, os.pardir)):
+                if os.path.isfile(os.path.join(folder, name)):
+                    return name
+                if found := _names_below(folder).get(folded(name)):
+                    return found
+    return ""
+
+
+def folded(name: str) -> str:
+    """Remove differences of case, and of composed and decomposed letters."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+@functools.lru_cache(4)
+def _names_below(folder: str) -> dict[str, str]:
+    """Paths of files below the folder, by their :func:`folded` forms; "": of several files."""
+    names: dict[str, str] = {}
+    for parent, _, files in os.walk(folder):
+        for file in files:
+            name = os.path.relpath(os.path.join(parent, file), folder)
+            names[folded(name)] = "" if folded(name) in names else name
+    return names
 
 
 def list_unlabeled(

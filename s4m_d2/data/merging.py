@@ -67,6 +67,7 @@ def _joined_findings(parts: Sequence[Annotations]) -> Findings:
     for part in parts:
         joined.instances += part.findings.instances
         joined.notes += [f"{part.json_file}: {note}" for note in part.findings.notes]
+        joined.doubts += part.findings.doubts
         for kind, cases in part.findings.left_out.items():
             joined.left_out[kind] += [f"{case} of {part.json_file}" for case in cases]
     return joined

@@ -83,6 +83,27 @@ def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarra
     return arrays
 
 
+def read_segmentation(
+    segmentation: Any, image_size: tuple[int, int]
+) -> tuple[list[np.ndarray] | dict, int]:
+    """Read what tools write as an annotation's segmentation.
+
+    Returns:
+        polygons as :func:`read_polygons`, or an RLE as :func:`compressed_rle`; empty: no mask. The
+        number of polygons that were left out beside others.
+
+    Raises:
+        DatasetError: says what is wrong, as part of a sentence.
+    """
+    parts = as_polygons(segmentation) if isinstance(segmentation, list) else [segmentation or {}]
+    if len(parts) == 1 and isinstance(parts[0], dict):
+        return compressed_rle(parts[0], image_size) if parts[0].get("counts") else {}, 0
+    if not isinstance(segmentation, list):
+        raise DatasetError("expected polygons or an RLE")
+    polygons = read_polygons(parts, image_size)
+    return polygons, (len(parts) - len(polygons)) * bool(polygons)
+
+
 def run_lengths(segmentation: object, image_size: tuple[int, int]) -> np.ndarray:
     """Read an RLE dict, compressed or not, or an (H, W) array.
 

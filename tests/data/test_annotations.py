@@ -145,6 +145,18 @@ def named_twice(data):
         row["supercategory"] = "fruit"
 
 
+def deleted_rows(data):
+    """As COCO Annotator marks them."""
+    data["images"].append({"id": 9, "file_name": "gone.png", "deleted": True})
+    data["annotations"].append({"image_id": 1, "category_id": 3, "deleted": True})
+    data["annotations"][0]["deleted"] = False
+
+
+def lvis(data):
+    for row in data["images"]:
+        row["coco_url"] = f"http://images.cocodataset.org/train/{row.pop('file_name')}"
+
+
 #: Changes that leave the file's meaning as it is.
 MEANT = {
     "as it is": lambda data: None,
@@ -178,6 +190,15 @@ MEANT = {
     "tool's path": change(("images", 0, "file_name"), "..\\..\\media\\upload\\4\\a.png"),
     "path of another machine": change(("images", 1, "file_name"), "/home/x/sub/b.png"),
     "composed letter": change(("images", 2, "file_name"), "\u00fc.png"),
+    "Label Studio's upload": change(("images", 0, "file_name"), "../4/0a1b2c3d-a.png"),
+    "Label Studio's folder": change(("images", 2, "file_name"), "/data/?d=x/u%CC%88.png"),
+    "address": change(("images", 1, "file_name"), "https://x.org/a%2Fsub/b.png?key=a/b"),
+    "no file name but an address": lvis,
+    "other case": change(("images", 1, "file_name"), "Sub/B.PNG"),
+    "RLE in a list": shape([{"size": [HEIGHT, WIDTH], "counts": TEXT}]),
+    "listed twice": lambda data: data.update({k: data[k] * 2 for k in ("images", "categories")}),
+    "deleted": deleted_rows,
+    "spaces around a name": each("categories", "name", lambda name: f" {name} "),
     "names twice": named_twice,
     "background": lambda data: data["categories"].append({"id": 0, "name": "_background_"}),
     "numeric names": each("categories", "name", lambda name: 1 if name == "pear" else 0),
@@ -220,6 +241,7 @@ def test_what_cannot_be_used_is_counted_and_left_out_alike(read):
         assert_same(annotations)
 
 
+COPY = {"id": 99, "image_id": 1, "category_id": 7, "segmentation": [[*BOX[4:], *BOX[:4]]]}
 #: Changes after which 3 of 4 instances can be used; what is counted.
 LEFT_OUT = {
     "no segmentation": (
@@ -234,6 +256,8 @@ LEFT_OUT = {
     "crowd": (change(("annotations", 0, "iscrowd"), "1"), "crowds"),
     "crowd without a mask": (
         lambda data: data["annotations"][0].update(iscrowd=1, segmentation=[]), "without a mask"),
+    "copy": (
+        lambda data: data["annotations"].append({**data["annotations"].pop(), **COPY}), "copies"),
     "image not listed": (change(("annotations", 0, "image_id"), 99), "not listed"),
 }  # fmt: skip
 
@@ -248,7 +272,8 @@ def test_a_polygon_of_two_points_beside_a_good_one_is_counted(read):
 
 
 def test_a_file_without_any_usable_instance_is_refused(read):
-    for spoil, counted in [row for name, row in LEFT_OUT.items() if name != "image not listed"]:
+    beside_others = ("image not listed", "copy")
+    for spoil, counted in [row for name, row in LEFT_OUT.items() if name not in beside_others]:
         data = content()
         data["annotations"] = data["annotations"][:1]
         spoil(data)
@@ -258,7 +283,11 @@ def test_a_file_without_any_usable_instance_is_refused(read):
 
 def test_few_crowds_are_counted_and_many_are_warned_of(read):
     data = content()
-    data["annotations"] *= 5
+    data["annotations"] = [
+        {**row, "segmentation": [[n + shift for n in BOX]]}
+        for row in data["annotations"]
+        for shift in range(5)
+    ]
     data["annotations"][0] = {**data["annotations"][0], "iscrowd": 1}
     findings = read(data).findings
     assert "crowds" in findings.summary and findings.instances == 19 and not findings.warnings
@@ -328,6 +357,14 @@ def test_what_has_no_clear_meaning_is_named(read):
         spoil(data)
         with pytest.raises(DatasetError, match=rf"(?s)instances\.json.*{named}"):
             read(data)
+
+
+def test_a_folder_that_is_missing_is_doubted_unless_it_is_a_tools(read):
+    for name, doubts in (("x/a.png", 1), ("../x/a.png", 0), ("C:\\x\\a.png", 0)):
+        data = content()
+        data["images"][0]["file_name"] = name
+        findings = read(data).findings
+        assert len(findings.warnings) == doubts and "a.png" in findings.summary
 
 
 def test_all_problems_come_in_one_report(read):

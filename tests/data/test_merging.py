@@ -14,7 +14,7 @@ from s4m_d2.errors import DatasetError
 def part(tmp_path):
     """(name, categories {name: id}, images {path below tmp_path/name: (color, classes)}) → read.
 
-    The instances of an image are squares, whose sides differ among files.
+    The instances of an image are squares at different places.
     """
 
     def make(name, categories, images):
@@ -28,7 +28,7 @@ def part(tmp_path):
             content["images"].append(row)
             content["annotations"] += [
                 {"image_id": number, "category_id": categories[c], "bbox": [0, 0, 9, 9], "id": i,
-                 "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]}
+                 "segmentation": [[i, 0, i + 9, 0, i + 9, 9, i, 9]]}
                 for i, c in enumerate(classes, start=len(content["annotations"]))
             ]  # fmt: skip
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
