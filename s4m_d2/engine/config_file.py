@@ -17,6 +17,7 @@ from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError
 
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
+_WHOLE = re.compile(r"[+-]?\d+")
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The configs are inside the package in a wheel, beside it in a clone.
 _CONFIGS = (_PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent) / "configs"
@@ -47,7 +48,11 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
                 f"'{os.getcwd()}', an absolute one, or a name: {', '.join(_names())}."
             )
         try:
-            cfg.merge_from_file(config_file, allow_unsafe=False)
+            loaded = CfgNode.load_yaml_with_base(config_file)
+            _make_floats(loaded, cfg)
+            if loaded.setdefault("VERSION", cfg.VERSION) != cfg.VERSION:
+                raise ValueError(f"VERSION is {loaded['VERSION']}, expected {cfg.VERSION}")
+            cfg.merge_from_other_cfg(CfgNode(loaded))
         except Exception as error:  # of fvcore, yacs or PyYAML, which check little
             raise ConfigError(f"Config file '{config_file}': {_explain(cfg, error)}") from error
     if len(opts) % 2:
@@ -56,7 +61,11 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         if key.removeprefix("S4M.DATA.") in _PATHS:
             data[key.removeprefix("S4M.DATA.")] = None
         try:
-            cfg.merge_from_list([key, value])
+            before: Any = cfg
+            for name in key.split("."):
+                before = before.get(name) if isinstance(before, dict) else None
+            is_whole = isinstance(before, float) and _WHOLE.fullmatch(str(value))
+            cfg.merge_from_list([key, f"{value}.0" if is_whole else value])
         except Exception as error:
             raise ConfigError(f"Override '{key} {value}': {_explain(cfg, error)}") from error
     for name in _PATHS:
@@ -64,6 +73,16 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         data[name] = tuple(str(path) for path in found if path)
     cfg.freeze()
     return cfg
+
+
+def _make_floats(values: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Convert whole numbers where the default is a float, in place."""
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            _make_floats(value, default)
+        elif type(value) is int and isinstance(default, float):
+            values[key] = float(value)
 
 
 def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:

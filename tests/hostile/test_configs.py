@@ -74,3 +74,14 @@ def test_overrides_are_refused_and_named():
     for words, says in OVERRIDES.values():
         with one_error(ConfigError, says):
             load_config("", words)
+
+
+def test_whole_numbers_are_taken_where_a_float_is_expected(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("S4M:\n  EMA_DECAY: 1\n  BURN_IN: 3\n")
+    overrides = ["SOLVER.BASE_LR", "-2", "S4M.REFINE.MIN_AGREEMENT", "0"]
+    cfg = load_config(str(path), overrides)
+    found = cfg.S4M.EMA_DECAY, cfg.S4M.BURN_IN, cfg.SOLVER.BASE_LR, cfg.S4M.REFINE.MIN_AGREEMENT
+    assert repr(found) == "(1.0, 3, -2.0, 0.0)"
+    with one_error(ConfigError, "Type mismatch"):
+        load_config("", ["S4M.BURN_IN", "0.5"])
