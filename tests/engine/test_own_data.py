@@ -169,16 +169,22 @@ def test_a_users_keys_win_and_are_named(data, read, tmp_path):
 
 
 def test_classes_without_an_instance_and_too_few_queries_are_named(changed, read):
-    change_json(changed / "annotations.json",
-                lambda c: c["categories"].append({"id": 99, "name": "tram"}))  # fmt: skip
+    def change(content):  # a ferry has no instance at all, which another line says
+        content["categories"] += [{"id": 99, "name": "tram"}, {"id": 100, "name": "ferry"}]
+        content["annotations"][0]["category_id"] = 99
+        content["annotations"][1]["segmentation"] = []
+
+    change_json(changed / "annotations.json", change)
     _, own = read(own_options(changed), MODEL__MASK_FORMER__NUM_OBJECT_QUERIES=3)
     absent, queries = own.notes
-    assert "no instance of tram" in absent and "NUM_OBJECT_QUERIES is 3" in queries
+    assert "without a mask" in own.labeled.findings.summary
+    assert own.validation.findings.summary == ""
+    assert "no instance of tram:" in absent and "NUM_OBJECT_QUERIES is 3" in queries
 
 
 REFUSED = {
     "no labeled json": ({"labeled": None}, {}, ConfigError, "--labeled"),
-    "no unlabeled folder": ({"unlabeled": None}, {}, DatasetError, "--unlabeled"),
+    "no unlabeled folder": ({"unlabeled": None}, {}, ConfigError, "--unlabeled"),
     "no such json": ({"labeled": "no.json"}, {}, DatasetError, r"no\.json: .*--labeled"),
     "no such images": ({"images": "no"}, {}, DatasetError, "not in .*/no: .*--images"),
     "no such folder": ({"unlabeled": "nowhere"}, {}, DatasetError, "/nowhere .*--unlabeled"),

@@ -6,14 +6,14 @@ import functools
 import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from s4m_d2.data import splits
-from s4m_d2.data.annotations import Annotations, read_annotations, targets
+from s4m_d2.data.annotations import Annotations, Findings, read_annotations, targets
 from s4m_d2.data.listing import list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.subsets import draw_validation
@@ -201,7 +201,8 @@ def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[st
     draws = bool(labeled.records and data.VAL_FRACTION)
     held_out = _drawn(labeled, parts, data.VAL_FRACTION) if draws else []
     train = {labeled.name(record) for record in labeled.records} - {*held_out}
-    return labeled, labeled.part(train), labeled.part(held_out), notes
+    validation = replace(labeled.part(held_out), findings=Findings())  # labeled has them
+    return labeled, labeled.part(train), validation, notes
 
 
 def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_only: bool) -> OwnData:
@@ -212,6 +213,11 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
     unlabeled: list[str] = []
     left_out: dict[str, int] = {}
     if runs_stage(cfg, "student") and not eval_only:
+        if not data.UNLABELED:
+            raise ConfigError(
+                "--unlabeled (S4M.DATA.UNLABELED) is missing. Name a folder of unlabeled images, "
+                "or train stage 1 alone: S4M.STAGE teacher."
+            )
         paths = [record["file_name"] for record in train.records]
         frames = os.path.join(folder, files.FRAMES)
         unlabeled, left_out = list_unlabeled(
@@ -239,7 +245,7 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
         ground_truth=os.path.join(folder, files.EVALUATED if eval_only else files.VAL),
         folder=folder,
         is_new=not eval_only,
-        notes=[*notes, *_notes(cfg, facts, validation, eval_only)],
+        notes=[*notes, *_notes(cfg, facts, labeled, validation, eval_only)],
         kept=kept,
     )
 
@@ -272,10 +278,9 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
 
 
 def _notes(
-    cfg: CfgNode, facts: DataFacts, validation: Annotations, eval_only: bool
+    cfg: CfgNode, facts: DataFacts, labeled: Annotations, validation: Annotations, eval_only: bool
 ) -> Iterator[str]:
-    present = validation.indices()
-    absent = [name for index, name in enumerate(validation.classes) if index not in present]
+    absent = [labeled.classes[i] for i in sorted(labeled.indices() - validation.indices())]
     if validation.records and absent and not cfg.S4M.DATA.VAL:
         yield (
             "The validation set drawn from the labeled images has no instance of "
