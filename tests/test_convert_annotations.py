@@ -26,6 +26,7 @@ LABELME = {
     "circle": [[30, 20], [30, 30]],
     "rotation": [[10, 5], [30, 7], [28, 27], [8, 25]],
     "oriented_rectangle": [[10, 5], [30, 7], [28, 27], [8, 25]],
+    "quadrilateral": [[10, 5], [30, 7], [28, 27], [8, 25]],
 }
 # Area in px and box (x, y, width, height) of each; the ellipse stands upright.
 EXPECTED = {
@@ -34,6 +35,7 @@ EXPECTED = {
     "rectangle": (400, (10, 5, 20, 20)),
     "rotation": (404, (8, 5, 22, 22)),
     "oriented_rectangle": (404, (8, 5, 22, 22)),
+    "quadrilateral": (404, (8, 5, 22, 22)),
     "circle": (math.pi * 100, (20, 10, 20, 20)),
     "ellipse": (math.pi * 100, (25, 0, 10, 40)),
 }
@@ -245,9 +247,10 @@ def test_an_image_is_found_by_the_longest_end_of_its_path(convert, tmp_path):
         (tmp_path / "photos" / place / "1.png").write_bytes(
             (tmp_path / "photos" / "1.png").read_bytes()
         )
-    files = {"1.json": labelme(shape("circle"), name="../../far/two/one/1.png")}
-    _, content, said = convert(files=files)
-    assert (said, content["images"][0]["file_name"]) == ("", "two/one/1.png")
+    for name in ("../../far/two/one/1.png", "https://x.org/two%2Fone/1.PNG?raw=1"):
+        files = {"1.json": labelme(shape("circle"), name=name)}
+        _, content, said = convert(files=files, options=["--overwrite"])
+        assert (said, content["images"][0]["file_name"]) == ("", "two/one/1.png")
 
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)

@@ -33,7 +33,10 @@ def read_annotations(
     elif via.matches_3(content):
         raise DatasetError("this is a project of VIA 3: export it there as COCO")
     else:
-        raise DatasetError("this is no file of VIA 2 (it has no 'regions') or LabelMe ('shapes')")
+        raise DatasetError(
+            "this is no file of VIA 2 (it has no 'regions') or LabelMe ('shapes'): a COCO json "
+            "needs no conversion, and other tools can export one"
+        )
 
 
 def read_json(path: Path) -> Any:
@@ -47,4 +50,4 @@ def read_json(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise DatasetError(f"its text is not in UTF-8 ({error}): save it in UTF-8") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise DatasetError(f"this is no valid JSON ({error})") from error
+        raise DatasetError(f"this is no valid JSON ({error}): export JSON, not CSV") from error

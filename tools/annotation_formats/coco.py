@@ -15,7 +15,7 @@ from pycocotools import mask as mask_utils
 
 from annotation_formats.shapes import LabeledImage, Mask, Polygon
 from s4m_d2.data.images import READ_ERRORS, image_size
-from s4m_d2.data.listing import IMAGE_EXTENSIONS
+from s4m_d2.data.listing import IMAGE_EXTENSIONS, find_below
 from s4m_d2.data.segmentations import read_polygons
 from s4m_d2.errors import DatasetError, first_names, printable
 from s4m_d2.files import atomic_write
@@ -100,7 +100,7 @@ class CocoFile:
         if image.size not in (None, (height, width)):
             raise DatasetError(
                 f"the image has (height, width) {(height, width)}, its annotations are for "
-                f"{image.size}"
+                f"{image.size}: it was resized, or annotated without its EXIF rotation"
             )
         number = len(self._images) + 1
         record = {"id": number, "file_name": name, "height": height, "width": width}
@@ -118,9 +118,9 @@ class CocoFile:
             paths.insert(0, image.folder / image.name)
         places = [Path(os.path.abspath(path)) for path in paths]
         places = [place for place in places if self._root in place.parents]
-        for place in places:
-            if os.path.isfile(place):  # False for what can be no name of a file
-                return place
+        given = os.path.relpath(paths[0], self._root) if image.folder else image.name
+        if found := find_below(str(self._root), given):
+            return self._root / found
         for place in places:
             same = self._by_stem.get(place.with_suffix(""), [])
             if len(same) > 1:

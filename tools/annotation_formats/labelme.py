@@ -93,6 +93,7 @@ _SHAPES: dict[str, Callable[[dict], Polygon | Mask]] = {
     "rectangle": _rectangle,
     "rotation": _corners,  # X-AnyLabeling's turned rectangle
     "oriented_rectangle": _corners,
+    "quadrilateral": _corners,  # X-AnyLabeling's
     "circle": _circle,
     "mask": _mask,
 }
