@@ -415,7 +415,7 @@ def _places(
     if unsure:
         findings.doubts.append(
             f"{unsure:,} images of {image_root} were found by the end of their file_name alone. If "
-            "they are others of the same names, give the folder that file_name starts from."
+            "these are other pictures, give the folder that file_name starts from."
         )
     if missing:
         base = os.path.basename(missing[0])

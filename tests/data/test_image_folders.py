@@ -21,7 +21,7 @@ def test_each_real_folder_is_visited_once_and_nothing_hidden_or_special_is_opene
     tmp_path, monkeypatch
 ):
     odd = os.fsdecode(b"new\nline\x1b[31m\xe9.tif")
-    seen = ["2.JPG", "b/1.png", "b/c/3.webp", odd]
+    seen = ["2.JPG", "b/1.png", "b/c/3.webp", "b/c/4.jfif", odd]
     hidden = [".DS_Store", "._2.jpg", ".ipynb_checkpoints/2.jpg", "__MACOSX/2.jpg", "b/.4.png"]
     folder = write(tmp_path / "unl", dict.fromkeys([*seen, *hidden, "Thumbs.db", "b/a.txt"], b""))
     write(tmp_path, {"beside.png": b"", "linked/5.png": b"", "linked/deep/6.png": b""})

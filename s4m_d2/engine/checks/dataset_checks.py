@@ -198,6 +198,7 @@ def _class_finding(role: str, name: str, number: Mapping[str, int]) -> Finding:
     absent = [label for label in number if not number[label] and role == "labeled"]
     warning = (
         f"'{name}' has no instance of {', '.join(absent)}: the model cannot learn it. "
-        "Label images of it, or choose others: a larger split, S4M.SPLIT_SEED, S4M.SPLIT_FILE."
+        "Label images of it, or remove the category; of a registered set, choose other images: a "
+        "larger share, S4M.SPLIT_SEED, S4M.SPLIT_FILE."
     )
     return Finding(f"{role} classes", text, (), [warning] if absent else [])
