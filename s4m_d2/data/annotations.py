@@ -238,8 +238,7 @@ def _read(
     records: list[dict[str, Any]] = []
     for position, key in enumerate(images, start=1):
         if key in places:
-            path, size = places[key]
-            seen: set[tuple] = set()
+            (path, size), seen = places[key], set[tuple]()
             found = [_annotation(row, size, indices, seen, findings) for row in by_image[key]]
             image_id = key if is_numbered else position
             record = {"file_name": path, "image_id": image_id, "height": size[0], "width": size[1]}
@@ -472,7 +471,7 @@ def _annotation(
         text = "polygons of less than three points"
         findings.leave_out(text, "They are left out: complete them.", _label(row))
     is_rle = isinstance(shape, dict)
-    rle = shape if is_rle else mask_utils.merge(mask_utils.frPyObjects(shape, *size))
+    rle: Any = shape if is_rle else mask_utils.merge(mask_utils.frPyObjects(shape, *size))
     area = float(mask_utils.area(rle))
     if not area:
         advice = (
