@@ -80,7 +80,7 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
             others += len(found) - len(images)
     if not paths:
         raise DatasetError(
-            f"The folder {image_dir} holds no image that ends in {' or '.join(suffixes)}. {remedy}"
+            f"The folder {image_dir} holds no image that ends in {', '.join(suffixes)}. {remedy}"
         )
     if others:
         logger.info("%s: %d files are no images of these endings: left out", image_dir, others)

@@ -137,8 +137,13 @@ def test_a_given_validation_set_leaves_all_labeled_images(changed, read):
     val.write_text((changed / "annotations.json").read_text())
     change_json(val, only(slice(-2, None)))
     change_json(changed / "annotations.json", only(slice(-2)))
-    read(own_options(changed, val=val, val_images=changed / "labeled"))
+    _, own = read(own_options(changed, val=val, val_images=changed / "labeled"))
     assert [len(names(data_set)) for data_set in ("own_labeled", "own_val")] == [6, 2]
+    assert not any("copies" in note for note in own.notes)
+    copied(changed / "labeled", changed / "copies")
+    options = {"val": changed / "annotations.json", "val_images": changed / "copies"}
+    _, own = read(own_options(changed, **options))
+    assert any("6 images" in note and "copies" in note for note in own.notes)
 
 
 def test_facts_are_of_tiles_and_without_a_fraction_nothing_is_held_out(data, read):

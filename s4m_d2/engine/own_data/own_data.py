@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 from s4m_d2.data import splits
 from s4m_d2.data.annotations import Annotations, Findings, read_annotations, targets
-from s4m_d2.data.listing import list_unlabeled
+from s4m_d2.data.listing import copies, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.checks.findings import Finding, raise_all
@@ -197,7 +197,14 @@ def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[st
     parts = [_read(*pair) for pair in zip(data.LABELED, images, strict=True)]
     labeled, notes = merge_annotations(parts)
     if data.VAL:
-        return labeled, labeled, _read(data.VAL, val_images, classes=labeled.classes), notes
+        validation = _read(data.VAL, val_images, classes=labeled.classes)
+        known, given = ({r["file_name"] for r in s.records} for s in (labeled, validation))
+        if again := copies(given - known, known):
+            notes.append(
+                f"{len(again):,} images of {data.VAL} are copies of labeled ones, such as "
+                f"{min(again)}: AP on them says nothing about new images. Remove one of each."
+            )
+        return labeled, labeled, validation, notes
     draws = bool(labeled.records and data.VAL_FRACTION)
     held_out = _drawn(labeled, parts, data.VAL_FRACTION) if draws else []
     train = {labeled.name(record) for record in labeled.records} - {*held_out}
