@@ -20,10 +20,8 @@ from s4m_d2.data.images import image_size
 from s4m_d2.errors import DatasetError
 from s4m_d2.files import atomic_write, digest
 
-IMAGE_EXTENSIONS = (
-    *(".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2"),
-    *(".ppm", ".pgm"),
-)
+_COMMON = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+IMAGE_EXTENSIONS = (*_COMMON, ".jfif", ".gif", ".jp2", ".ppm", ".pgm")
 
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 USUAL_FPS = 25.0  # of a video without a frame rate
@@ -106,11 +104,10 @@ def find_below(folder: str, given: str) -> str:
     for text in dict.fromkeys((given, path, plain, _UPLOAD.sub("", plain))):
         parts = text.split("/")
         for name in (os.path.normpath("/".join(parts[start:])) for start in range(len(parts))):
-            if not name.startswith((os.sep, os.pardir)):
-                if os.path.isfile(os.path.join(folder, name)):
-                    return name
-                if found := _names_below(folder).get(folded(name)):
-                    return found
+            is_there = os.path.isfile(os.path.join(folder, name))
+            found = name if is_there else _names_below(folder).get(folded(name))
+            if found and not name.startswith((os.sep, os.pardir)):
+                return found
     return ""
 
 
@@ -124,8 +121,7 @@ def _names_below(folder: str) -> dict[str, str]:
     """Paths of files below the folder, by their :func:`folded` forms; "": of several files."""
     names: dict[str, str] = {}
     for parent, _, files in os.walk(folder):
-        for file in files:
-            name = os.path.relpath(os.path.join(parent, file), folder)
+        for name in (os.path.relpath(os.path.join(parent, file), folder) for file in files):
             names[folded(name)] = "" if folded(name) in names else name
     return names
 

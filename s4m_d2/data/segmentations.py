@@ -86,14 +86,11 @@ def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarra
 def read_segmentation(
     segmentation: Any, image_size: tuple[int, int]
 ) -> tuple[list[np.ndarray] | dict, int]:
-    """Read what tools write as an annotation's segmentation.
+    """Read polygons, or an RLE, alone or in a list; empty: no mask.
 
     Returns:
-        polygons as :func:`read_polygons`, or an RLE as :func:`compressed_rle`; empty: no mask. The
-        number of polygons that were left out beside others.
-
-    Raises:
-        DatasetError: says what is wrong, as part of a sentence.
+        as :func:`read_polygons` or :func:`compressed_rle`, which raise the errors; the number of
+        polygons that were left out beside others.
     """
     parts = as_polygons(segmentation) if isinstance(segmentation, list) else [segmentation or {}]
     if len(parts) == 1 and isinstance(parts[0], dict):

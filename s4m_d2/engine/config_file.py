@@ -48,11 +48,10 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
                 f"'{os.getcwd()}', an absolute one, or a name: {', '.join(_names())}."
             )
         try:
-            loaded = CfgNode.load_yaml_with_base(config_file)
-            _make_floats(loaded, cfg)
-            if loaded.setdefault("VERSION", cfg.VERSION) != cfg.VERSION:
-                raise ValueError(f"VERSION is {loaded['VERSION']}, expected {cfg.VERSION}")
-            cfg.merge_from_other_cfg(CfgNode(loaded))
+            loaded = CfgNode(_fitted(CfgNode.load_yaml_with_base(config_file), cfg))
+            if loaded.get("VERSION", cfg.VERSION) != cfg.VERSION:
+                raise ValueError(f"VERSION is {loaded.VERSION}, expected {cfg.VERSION}")
+            cfg.merge_from_other_cfg(loaded)
         except Exception as error:  # of fvcore, yacs or PyYAML, which check little
             raise ConfigError(f"Config file '{config_file}': {_explain(cfg, error)}") from error
     if len(opts) % 2:
@@ -61,11 +60,11 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
         if key.removeprefix("S4M.DATA.") in _PATHS:
             data[key.removeprefix("S4M.DATA.")] = None
         try:
-            before: Any = cfg
+            default: Any = cfg
             for name in key.split("."):
-                before = before.get(name) if isinstance(before, dict) else None
-            is_whole = isinstance(before, float) and _WHOLE.fullmatch(str(value))
-            cfg.merge_from_list([key, f"{value}.0" if is_whole else value])
+                default = default.get(name) if isinstance(default, dict) else None
+            whole = isinstance(default, float) and _WHOLE.fullmatch(str(value))
+            cfg.merge_from_list([key, float(value) if whole else value])
         except Exception as error:
             raise ConfigError(f"Override '{key} {value}': {_explain(cfg, error)}") from error
     for name in _PATHS:
@@ -75,14 +74,11 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
-def _make_floats(values: dict[str, Any], defaults: dict[str, Any]) -> None:
-    """Convert whole numbers where the default is a float, in place."""
-    for key, value in values.items():
-        default = defaults.get(key)
-        if isinstance(value, dict) and isinstance(default, dict):
-            _make_floats(value, default)
-        elif type(value) is int and isinstance(default, float):
-            values[key] = float(value)
+def _fitted(value: Any, default: Any) -> Any:
+    """Convert whole numbers to floats where the default is one, also in nested dicts."""
+    if isinstance(value, dict) and isinstance(default, dict):
+        return {key: _fitted(inner, default.get(key)) for key, inner in value.items()}
+    return float(value) if type(value) is int and isinstance(default, float) else value
 
 
 def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:

@@ -221,10 +221,8 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
     left_out: dict[str, int] = {}
     if runs_stage(cfg, "student") and not eval_only:
         if not data.UNLABELED:
-            raise ConfigError(
-                "--unlabeled (S4M.DATA.UNLABELED) is missing. Name a folder of unlabeled images, "
-                "or train stage 1 alone: S4M.STAGE teacher."
-            )
+            remedy = "Name a folder of images, or train stage 1 alone: S4M.STAGE teacher."
+            raise ConfigError(f"--unlabeled (S4M.DATA.UNLABELED) is missing. {remedy}")
         paths = [record["file_name"] for record in train.records]
         frames = os.path.join(folder, files.FRAMES)
         unlabeled, left_out = list_unlabeled(
