@@ -40,6 +40,11 @@ _CROWDS = (
     "crowds (iscrowd 1)",
     "Nothing is learned from them. Set iscrowd to 0 where each is one object.",
 )
+_NO_PIXEL = (
+    "masks without a pixel in their image",
+    "They are left out. Coordinates from 0 to 1 have to be multiplied by the image's width and "
+    "height; others are those of another image, or of one of another size.",
+)
 
 Choose = Callable[[Sequence[str]], Collection[str]]
 Key = int | str | None
@@ -448,10 +453,7 @@ def _size(image: dict, path: str, name: str, findings: Findings) -> Size | None:
 def _annotation(
     row: dict, size: Size, indices: dict[Key, int], seen: set[tuple], findings: Findings
 ) -> dict | None:
-    """An annotation of an image of (H, W), normalized; None, and counted, if it cannot be used.
-
-    ``seen`` has (class, crowd, mask) of each of the image's annotations before.
-    """
+    """An annotation of an image of (H, W), normalized; None, and counted, if it cannot be used."""
     crowd, index = _number(row.get("iscrowd") or 0), indices.get(_key(row.get("category_id")))
     try:
         if crowd not in (0, 1):
@@ -474,13 +476,9 @@ def _annotation(
     rle: Any = shape if is_rle else mask_utils.merge(mask_utils.frPyObjects(shape, *size))
     area = float(mask_utils.area(rle))
     if not area:
-        advice = (
-            "They are left out. Coordinates from 0 to 1 have to be multiplied by the image's width "
-            "and height; others are those of another image, or of one of another size."
-        )
-        findings.leave_out("masks without a pixel in their image", advice, _label(row))
+        findings.leave_out(*_NO_PIXEL, _label(row))
         return None
-    if (index, crowd, rle["counts"]) in seen:
+    if (index, crowd, rle["counts"]) in seen:  # before in this image
         findings.leave_out("copies of annotations", "They are left out: remove them.", _label(row))
         return None
     seen.add((index, crowd, rle["counts"]))
