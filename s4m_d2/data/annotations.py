@@ -23,7 +23,7 @@ from pycocotools import mask as mask_utils
 
 from s4m_d2.data.images import image_size
 from s4m_d2.data.listing import find_below, folded
-from s4m_d2.data.segmentations import read_segmentation
+from s4m_d2.data.segmentations import boxes_meet, read_segmentation
 from s4m_d2.errors import DatasetError, first_names
 
 _KEPT_FILES = 4  # cached results
@@ -288,9 +288,8 @@ def _encoding(json_file: str) -> str:
 
 def _is_name(value: Any) -> bool:
     """Whether it is a text without lone surrogates, which cannot be encoded."""
-    if not isinstance(value, str) or not value or "\0" in value:
-        return False
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    is_text = isinstance(value, str) and value != ""
+    return is_text and not any(c == "\0" or "\ud800" <= c <= "\udfff" for c in value)
 
 
 def _key(value: Any) -> Key:
@@ -490,7 +489,7 @@ def _annotation(
     numbers = [_number(side) for side in box] if isinstance(box, list) else []
     sides = [number for number in numbers if number is not None]
     # A box beside its mask is that of another image, or of one of another size.
-    is_box = len(sides) == len(numbers) == 4 and _meet(sides, of_mask)
+    is_box = len(sides) == len(numbers) == 4 and boxes_meet(sides, of_mask)
     return {
         "iscrowd": int(crowd or 0),
         "category_id": index,
@@ -499,10 +498,3 @@ def _annotation(
         "bbox": sides if is_box else of_mask,
         "bbox_mode": BoxMode.XYWH_ABS,
     }
-
-
-def _meet(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Whether two boxes, XYWH, share an area."""
-    return all(
-        max(one[i], other[i]) < min(one[i] + one[i + 2], other[i] + other[i + 2]) for i in (0, 1)
-    )

@@ -267,3 +267,10 @@ def _resample(
     left = columns.min()
     source = _decode(lengths, height, slice(left, columns.max() + 1))
     view[spans[0], spans[1]] = source[rows].take(columns - left, axis=1)
+
+
+def boxes_meet(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two boxes, XYWH, share an area."""
+    return all(
+        max(one[i], other[i]) < min(one[i] + one[i + 2], other[i] + other[i + 2]) for i in (0, 1)
+    )
