@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from detectron2.config import CfgNode
 
@@ -13,7 +12,7 @@ from s4m_d2.engine.checkpointing.checkpoint_files import (
     holds_run,
 )
 from s4m_d2.errors import WeightsError
-from s4m_d2.report import read_results
+from s4m_d2.report import stored_results
 
 STAGES = ("teacher", "student", "finetune")
 METRICS, RESULTS = "metrics.json", "results.json"  # in a stage's folder; of the last evaluation
@@ -63,23 +62,14 @@ def is_fixed(cfg: CfgNode, stage: str) -> bool:
 def stage_is_finished(cfg: CfgNode, iterations: int | None = None) -> bool:
     """True if a stage is trained and, with DATASETS.TEST, evaluated. No checkpoint is read.
 
-    Args:
-        cfg: config of the stage.
-        iterations: its length; default: SOLVER.MAX_ITER.
+    Of the stage are ``cfg`` and ``iterations``, its length (default: SOLVER.MAX_ITER).
     """
     iterations = cfg.SOLVER.MAX_ITER if iterations is None else iterations
     done = final_iterations(cfg.OUTPUT_DIR)
     if not done or done < iterations:
         return False
-    return not cfg.DATASETS.TEST or stored_results(cfg.OUTPUT_DIR).get(ITERATIONS) == done
-
-
-def stored_results(folder: str, name: str = RESULTS) -> dict[str, Any]:
-    """Read the results of a stage's last evaluation, or another such file; {}: none readable."""
-    try:
-        return dict(read_results(os.path.join(folder, name)))
-    except (OSError, TypeError, ValueError):
-        return {}
+    results = stored_results(os.path.join(cfg.OUTPUT_DIR, RESULTS))
+    return not cfg.DATASETS.TEST or results.get(ITERATIONS) == done
 
 
 def final_weights(cfg: CfgNode, stage: str) -> str:

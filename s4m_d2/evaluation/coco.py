@@ -32,7 +32,6 @@ def build_evaluator(
     """Build the evaluator of a registered data set, by its metadata's ``evaluator_type``.
 
     Args:
-        dataset_name: a data set with evaluator_type "coco" or "cityscapes_instance".
         output_dir: folder for COCO predictions; None: not written. Cityscapes writes nothing.
         max_detections: detections per image in COCO's AP; None: 100, as in published results.
 
@@ -103,12 +102,8 @@ def write_coco_results(
 
     Yields a function that takes an image, {"file_name", "height", "width", ...}, which gets the
     next "id" from 1 on, and its Instances with ``pred_masks`` of that size, ``pred_classes`` and
-    ``scores``.
-
-    Args:
-        folder: of the two files.
-        class_names: of the model's classes.
-        category_ids: of the same classes, in the data set.
+    ``scores``. Results have category_id, segmentation (compressed RLE), bbox (x, y, w, h) and
+    score. ``category_ids`` are those of the model's classes in the data set.
 
     Raises:
         OutputError: a file cannot be written.
@@ -128,23 +123,19 @@ def write_coco_results(
         def add(image: Mapping[str, Any], instances: Instances) -> None:
             nonlocal separator
             images.append({"id": len(images) + 1, **image})
-            for result in coco_results(instances, category_ids):
-                results_file.write(separator + json.dumps({"image_id": len(images), **result}))
+            rles = as_rles(instances.pred_masks)
+            labels, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+            for rle, label, score in zip(rles, labels, scores, strict=True):
+                result = {
+                    "image_id": len(images),
+                    "category_id": category_ids[label],
+                    "segmentation": plain_rle(rle),
+                    "bbox": mask_util.toBbox(rle).tolist(),
+                    "score": score,
+                }
+                results_file.write(separator + json.dumps(result))
                 separator = ",\n"
 
         yield add
         results_file.write("\n]\n")
         json.dump(content, images_file)
-
-
-def coco_results(instances: Instances, category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Each instance as category_id, segmentation (compressed RLE), bbox (x, y, w, h) and score."""
-    rles = as_rles(instances.pred_masks)
-    labels, scores = instances.pred_classes.tolist(), instances.scores.tolist()
-    for rle, label, score in zip(rles, labels, scores, strict=True):
-        yield {
-            "category_id": category_ids[label],
-            "segmentation": plain_rle(rle),
-            "bbox": mask_util.toBbox(rle).tolist(),
-            "score": score,
-        }

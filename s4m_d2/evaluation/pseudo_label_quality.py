@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from detectron2.utils import comm
 from torch import Tensor
 
 from s4m_d2.errors import InputError
@@ -144,7 +143,9 @@ class PseudoLabelQuality:
             classes,
             crowds,
         )
-        _check_ids(ids, true_ids, len(self.class_names))
+        for name, of in (("pseudo-labels", ids), ("instances", true_ids)):
+            if not np.isin(of, range(len(self.class_names))).all():
+                raise InputError(f"{len(self.class_names)} classes, but {name} of {np.unique(of)}")
         in_crowd = np.any(overlaps[:, is_crowd] > CROWD_THRESH * areas[:, None], axis=1)
         overlaps = overlaps[:, ~is_crowd]
         true_areas, true_ids = true_areas[~is_crowd], true_ids[~is_crowd]
@@ -156,12 +157,7 @@ class PseudoLabelQuality:
         self.images += 1
 
     def _count(
-        self,
-        match: np.ndarray,
-        iou: np.ndarray,
-        labels: tuple[np.ndarray, np.ndarray],
-        truth: tuple[np.ndarray, np.ndarray],
-        in_crowd: np.ndarray,
+        self, match: np.ndarray, iou: np.ndarray, labels: tuple, truth: tuple, in_crowd: np.ndarray
     ) -> None:
         """Add an image's counts: (N,) ``match``, (N, M) ``iou``, sizes and ids of both sides."""
 
@@ -193,13 +189,6 @@ class PseudoLabelQuality:
         self.images += other.images
         self.cells += other.cells
 
-    def gathered(self) -> PseudoLabelQuality | None:
-        """Gather the counts of all processes, which all call it; None except in the main one."""
-        whole = PseudoLabelQuality(self.class_names, self.size_limits)
-        for part in comm.gather(self):
-            whole.merge(part)
-        return whole if comm.is_main_process() else None
-
     def overall(self) -> Quality:
         """Quality of all pseudo-labels."""
         return quality_of(self.cells.sum(axis=(0, 1)))
@@ -213,12 +202,8 @@ class PseudoLabelQuality:
         return dict(zip(SIZES, map(quality_of, self.cells.sum(axis=1)), strict=True))
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON: "overall", "by_class" and "by_size"."""
-        return {
-            "overall": self.overall(),
-            "by_class": self.by_class(),
-            "by_size": self.by_size(),
-        }
+        """Everything, for JSON."""
+        return {"overall": self.overall(), "by_class": self.by_class(), "by_size": self.by_size()}
 
 
 def match_masks(
@@ -244,12 +229,3 @@ def match_masks(
         if match[row] == NO_MATCH and not taken[column]:
             match[row], taken[column] = column, True
     return match
-
-
-def _check_ids(ids: np.ndarray, true_ids: np.ndarray, count: int) -> None:
-    everything = np.concatenate([ids, true_ids])
-    if ((everything < 0) | (everything >= count)).any():
-        raise InputError(
-            f"class ids must be from 0 to {count - 1}, got pseudo-labels of "
-            f"{np.unique(ids).tolist()} and instances of {np.unique(true_ids).tolist()}"
-        )

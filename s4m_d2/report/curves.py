@@ -148,3 +148,11 @@ def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read a file of :func:`write_results`."""
     with open(path) as file:
         return json.load(file)
+
+
+def stored_results(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The same; {}: the file is missing or damaged."""
+    try:
+        return dict(read_results(path))
+    except (OSError, TypeError, ValueError):
+        return {}

@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from s4m_d2.errors import DatasetError
-from s4m_d2.report.curves import read_curves, read_results
+from s4m_d2.report.curves import read_curves, stored_results
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Stage:
 
         self.name = folder.name
         self.curves = read_curves(folder / "metrics.json")
-        self.results = _read_json(folder / "results.json")
+        self.results = stored_results(folder / "results.json")
         self.finished = (folder / "model_final.pth").is_file()
         done = self.results.get("iterations") if self.finished else 0
         own = 0 if self.name == "student" else iterations(f"S4M.{self.name.upper()}.MAX_ITER")
@@ -164,9 +164,9 @@ class Run:
                 f"{' and '.join(TITLES)}. Give the OUTPUT_DIR of a training."
             )
         self.stages = [Stage(folder / name, self.settings) for name in present]
-        self.facts = _read_json(folder / FACTS)  # findings of checks, measurements, versions
+        self.facts = stored_results(folder / FACTS)  # findings of checks, measurements, versions
         for name, file in MEASURED.items():
-            if text := _read_json(folder / file).get("text"):
+            if text := stored_results(folder / file).get("text"):
                 self.facts[name] = text
         self.pictures = _pictures(folder, present)
         self.written = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
@@ -194,13 +194,6 @@ def _by_key(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _by_key(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(read_results(path))
-    except (OSError, TypeError, ValueError):
-        return {}
 
 
 def _pictures(folder: Path, stages: Iterable[str]) -> list[Picture]:

@@ -9,8 +9,6 @@ import cv2
 import matplotlib
 import numpy as np
 
-from s4m_d2.errors import InputError
-
 MARK_SHARE = 28  # a mark's radius is the picture's shorter side divided by this
 FEWEST_MARK_PIXELS = 4
 EDGE_WIDTH = 2  # px, of the white line inside the black one
@@ -18,20 +16,11 @@ EDGE_WIDTH = 2  # px, of the white line inside the black one
 
 @dataclass(frozen=True)
 class ColorScale:
-    """A color scale, which several pictures can share.
+    """A color scale, which several pictures can share."""
 
-    Attributes:
-        low, high: values of the first and the last color; values beyond are clamped.
-        label: for the color bar.
-    """
-
-    low: float
-    high: float
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        if not self.low < self.high:
-            raise InputError(f"a color scale needs low < high, got {self.low} and {self.high}")
+    low: float  #: value of the first color, and of all below
+    high: float  #: of the last color; above ``low``
+    label: str = ""  #: for the color bar
 
     def colors(self, values: np.ndarray) -> np.ndarray:
         """(H, W, 3) uint8 RGB of (H, W) numbers."""
@@ -50,15 +39,12 @@ def heat_map(
     Args:
         values: (rows, columns) float.
         size: (H, W) of the picture.
-        scale: of the colors.
         cells: number of (rows, columns) that the picture covers, from the grid's upper left corner;
             default: all. Beyond the grid the last ones are repeated.
 
     Returns:
         (H, W, 3) uint8, RGB.
     """
-    if values.ndim != 2 or not values.size:
-        raise InputError(f"values must be (rows, columns), got {values.shape}")
     rows, columns = cells or values.shape
     y, x = (
         np.clip((np.arange(n) + 0.5) / n * covered - 0.5, 0, there - 1).astype(np.float32)

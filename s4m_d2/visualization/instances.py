@@ -48,7 +48,6 @@ def overlay(
         image: (H, W, 3) uint8, RGB.
         masks: (N, H, W) bool, or encoded.
         labels: N indices into ``class_names``.
-        class_names: names.
         scores: N numbers in [0, 1], written as percentages; None: not written.
         scale: integer factor of enlargement; None: such that names are readable.
 
@@ -56,10 +55,15 @@ def overlay(
         (scale·H, scale·W, 3) uint8.
 
     Raises:
-        InputError: shapes, dtypes or lengths disagree.
+        InputError: shapes or lengths disagree.
     """
     masks = masks if isinstance(masks, RLEMasks) else torch.as_tensor(masks)
-    _check_instances(image, masks, labels, scores)
+    size = masks.image_size if isinstance(masks, RLEMasks) else tuple(masks.shape[1:])
+    if image.dtype != np.uint8 or image.shape != (*size, 3) or len(labels) != len(masks):
+        raise InputError(
+            "expected an image (H, W, 3) uint8 with masks (N, H, W) and N labels, got "
+            f"{image.shape} {image.dtype}, {(len(masks), *size)} and {len(labels)}"
+        )
     scale = scale or readable_scale(image)
     picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     windows = [_window(mask, scale) for mask in masks]
@@ -85,7 +89,6 @@ def overlay(
 
 
 def _window(mask: Tensor, scale: int) -> Window:
-    """Make the window of an (H, W) bool mask, enlarged."""
     x0, y0, x1, y1 = (int(side) for side in mask_boxes(mask[None])[0])
     enlarged = mask[y0:y1, x0:x1].numpy().repeat(scale, 0).repeat(scale, 1)
     return enlarged, (scale * x0, scale * y0, scale * x1, scale * y1)
@@ -101,25 +104,6 @@ def deepest_point(mask: np.ndarray) -> tuple[int, int]:
     depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     return int(x), int(y)
-
-
-def _check_instances(
-    image: np.ndarray, masks: Tensor | RLEMasks, labels: Sequence, scores: Sequence | None
-) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise InputError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
-    size: tuple[int, ...]
-    if isinstance(masks, RLEMasks):
-        size, dtype = masks.image_size, torch.bool
-    else:
-        size, dtype = tuple(masks.shape[1:]), masks.dtype
-    if dtype != torch.bool or size != image.shape[:2]:
-        raise InputError(
-            f"masks must be (N, {image.shape[0]}, {image.shape[1]}) bool like the image, "
-            f"got {(len(masks), *size)} {dtype}"
-        )
-    if len(labels) != len(masks) or (scores is not None and len(scores) != len(masks)):
-        raise InputError(f"{len(masks)} masks need as many labels and scores")
 
 
 def box_colors(boxes: np.ndarray, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:

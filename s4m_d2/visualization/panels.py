@@ -149,12 +149,11 @@ def _legend_lines(width: int, legend: Sequence[tuple[str, np.ndarray]]) -> Itera
     """Draw names beside their swatches, one in the width of a column."""
     count, beside = width // CELL, SWATCH[0] + 2 * GAP
     for start in range(0, len(legend), count):
-        part = legend[start : start + count]
-        names = [(n, i * CELL + beside, CELL - beside, "lm") for i, (n, _) in enumerate(part)]
-        line = _line(width, *names)
-        for i, (_, swatch) in enumerate(part):
-            picture = Image.fromarray(swatch).resize(SWATCH)
-            line.paste(picture, (i * CELL + GAP, (LINE - SWATCH[1]) // 2))
+        part = list(enumerate(legend[start : start + count]))
+        line = _line(width, *((n, i * CELL + beside, CELL - beside, "lm") for i, (n, _) in part))
+        for i, (_, swatch) in part:
+            place = i * CELL + GAP, (LINE - SWATCH[1]) // 2
+            line.paste(Image.fromarray(swatch).resize(SWATCH), place)
         yield line
 
 

@@ -7,10 +7,9 @@ import pytest
 from detectron2.config import get_cfg
 
 from s4m_d2.config import add_s4m_config
-from s4m_d2.engine.labeling import sam_adaptation, sam_quality
-from s4m_d2.engine.labeling.gate import held_out_records
+from s4m_d2.engine.labeling import gate, sam_adaptation
+from s4m_d2.engine.labeling.gate import held_out_records, split_labeled
 from s4m_d2.engine.labeling.sam_adaptation import adapted_config
-from s4m_d2.engine.labeling.sam_quality import split_labeled
 from s4m_d2.report import read_results
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.sam.automatic_masks import AutomaticMasks
@@ -90,7 +89,7 @@ def test_nothing_is_done_where_nobody_asks(config, changes, tmp_path):
 
 
 def test_one_labeled_image_is_too_few(config, measured, monkeypatch):
-    records = sam_quality.true_records
-    monkeypatch.setattr(sam_quality, "true_records", lambda *a, **k: records(*a, **k)[:1])
+    records = gate.labeled_records
+    monkeypatch.setattr(gate, "labeled_records", lambda cfg: records(cfg)[:1])
     cfg = config()
     assert adapted_config(cfg, resume=False) == cfg

@@ -9,8 +9,12 @@ import torch
 
 from s4m_d2.engine.checks.resource_checks import sam_blueprint
 from s4m_d2.engine.labeling import sam_quality
+from s4m_d2.engine.labeling.gate import labeling_of_run
 from s4m_d2.engine.labeling.sam_quality import decide_by_sam, labeled_quality, sam_findings
 from s4m_d2.engine.stages import stage_config
+from s4m_d2.semi.refinement import TeacherMasks
+
+from .test_quality import Oracle
 
 
 @pytest.fixture
@@ -49,6 +53,8 @@ def test_a_sam_whose_masks_are_poor_is_not_used(small_config, monkeypatch, gate,
     assert teacher.DISTILL.ENABLED == stays and teacher.REFINE.ENABLED
     assert (student.REFINE.ENABLED, student.ARP.ENABLED) == (stays, stays)
     assert cfg.S4M.DISTILL.ENABLED and cfg.S4M.REFINE.ENABLED  # unchanged
+    labeling = labeling_of_run(cfg, f"{cfg.OUTPUT_DIR}/student/model_final.pth", Oracle())
+    assert isinstance(labeling.refiner, TeacherMasks) != stays and (labeling.arp is None) != stays
     assert Path(cfg.OUTPUT_DIR, "teacher", sam_quality.RESULT).is_file() == (gate != "off")
     own = small_config(S4M__REFINE__GATE=gate, S4M__ARP__GATED=False)
     assert decide_by_sam(stage_config(own, "student"), "student", resume=False).S4M.ARP.ENABLED

@@ -21,16 +21,12 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from s4m_d2.data import (
-    DATASET_MAPPER_REGISTRY,
-    LabeledDatasetMapper,
-    StrongView,
-    labeled_dataset_names,
-)
+from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, StrongView
 from s4m_d2.engine.figures.predictor import Predictor, class_names
 from s4m_d2.engine.figures.similarity_figure import Sample, point_of, similarity_panels, to_rgb
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling, UnlabeledViews
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
+from s4m_d2.engine.training.build import labeled_names
 from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.losses.structural_distillation import StructuralDistillation
 from s4m_d2.sam import SamBackend
@@ -292,8 +288,7 @@ def validation_samples(
 
 def labeled_samples(cfg: CfgNode, count: int, draws: int) -> list[list[dict]]:
     """Labeled images or tiles: each plain, then with ``draws`` augmentations of training."""
-    names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
-    records = [record for name in names for record in DatasetCatalog.get(name)]
+    records = [record for name in labeled_names(cfg) for record in DatasetCatalog.get(name)]
     chosen = evenly_spaced(build_tiling(cfg).records(records, filter_empty=True), count)
     plain = _plain_mapper(cfg, [])
     augmented = DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, True)

@@ -14,12 +14,9 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 from torch import nn
 
-from s4m_d2.data import labeled_dataset_names
-from s4m_d2.data.splits import true_records
-from s4m_d2.engine.checks.dataset_checks import load_records
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
-from s4m_d2.engine.labeling.quality import AFTER, BEFORE, QualityMeasurement
+from s4m_d2.engine.labeling.quality import AFTER, BEFORE, QualityMeasurement, labeled_records
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.errors import S4MError
 from s4m_d2.report import read_results
@@ -32,7 +29,8 @@ logger = logging.getLogger(__name__)
 OFF, WARN, AUTO = GATES = ("off", "warn", "auto")  # values of S4M.REFINE.GATE
 RESULT = "refinement_gate.json"  # in the folder of stage 2
 ITEM = "refinement gate"  # of the report before training, and of the page
-_FEWEST_LABELED, _HELD_OUT_SHARE = 10, 0.2
+HELD_OUT_SHARE = 0.2  # of the labeled images
+_FEWEST_LABELED = 10
 
 
 def _is_on(cfg: CfgNode) -> bool:
@@ -50,11 +48,28 @@ def held_out_records(cfg: CfgNode) -> list[dict]:
     """
     if not _is_on(cfg) or not runs_stage(cfg, "teacher"):
         return []
-    names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
-    count = sum(len(load_records(name)) for name in names)
-    if count < _FEWEST_LABELED:
-        return []
-    return true_records(names, load=load_records)[: round(_HELD_OUT_SHARE * count)]
+    records = labeled_records(cfg)
+    count = round(HELD_OUT_SHARE * len(records))
+    return records[:count] if len(records) >= _FEWEST_LABELED else []
+
+
+def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
+    """Labeled images to adapt SAM on, and a fifth that is held out: the gate's, if it has one.
+
+    Records of those with instances, without crowds.
+
+    Raises:
+        DatasetError: the labeled data sets cannot be read.
+    """
+    records = labeled_records(cfg)
+    held_out = held_out_records(cfg) or records[: max(1, round(HELD_OUT_SHARE * len(records)))]
+    names = {record["file_name"] for record in held_out}
+    parts: tuple[list[dict], list[dict]] = ([], [])
+    for record in records:
+        if annotations := [a for a in record["annotations"] if not a.get("iscrowd", 0)]:
+            part = parts[record["file_name"] in names]
+            part.append({**record, "annotations": annotations})
+    return parts
 
 
 def gate_findings(cfg: CfgNode) -> list[Finding]:
@@ -94,11 +109,8 @@ class RefinementGate:
         switches_off: bool = False,
         switches_arp_off: bool = False,
     ) -> None:
-        self.labeling = labeling
-        self.measurement = measurement
-        self.prompts = prompts
-        self.switches_off = switches_off
-        self.switches_arp_off = switches_arp_off
+        self.labeling, self.measurement, self.prompts = labeling, measurement, prompts
+        self.switches_off, self.switches_arp_off = switches_off, switches_arp_off
         self.decision: dict[str, Any] = {}
 
     @classmethod

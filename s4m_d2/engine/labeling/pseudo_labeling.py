@@ -22,12 +22,7 @@ from s4m_d2.semi.duplicates import drop_duplicates
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.mask_quality import drop_low_quality, mask_quality
 from s4m_d2.semi.pseudo_labels import Selection, select_in_batch
-from s4m_d2.semi.refinement import (
-    Refinement,
-    build_refiner,
-    logit,
-    teacher_doubts,
-)
+from s4m_d2.semi.refinement import Refinement, build_refiner, logit, teacher_doubts
 from s4m_d2.structures import PseudoLabels, drop_empty, sample_generators
 from s4m_d2.transfers import to_device
 
@@ -103,21 +98,12 @@ class PseudoLabeling:
         label_weight: bool = False,
         pixel_weight: bool = False,
     ) -> None:
-        self.teacher = teacher
-        self.refiner = refiner
-        self.arp = arp
-        self.strong_view = strong_view
-        self.selection: dict[str, Any] = {
-            "score_thresh": score_thresh,
-            "min_area": min_area,
-            "mask_thresh": mask_thresh,
-        }
-        self.input_format = input_format
-        self.num_classes = num_classes
-        self.precision = precision
+        self.teacher, self.refiner, self.arp, self.strong_view = teacher, refiner, arp, strong_view
+        rules = {"score_thresh": score_thresh, "min_area": min_area, "mask_thresh": mask_thresh}
+        self.selection: dict[str, Any] = rules
+        self.num_classes, self.input_format, self.precision = num_classes, input_format, precision
         self.duplicate_iou, self.duplicate_overlap = duplicate_iou, duplicate_overlap
-        self.class_thresholds = class_thresholds
-        self.mask_quality_thresh = mask_quality_thresh
+        self.class_thresholds, self.mask_quality_thresh = class_thresholds, mask_quality_thresh
         self.label_weight, self.pixel_weight = label_weight, pixel_weight
 
     @classmethod
@@ -125,6 +111,7 @@ class PseudoLabeling:
         if backend is None and cfg.S4M.REFINE.ENABLED:
             backend = build_sam_backend(cfg)
         rules, num_classes = cfg.S4M.PSEUDO_LABEL, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        by_class = rules.CLASS_THRESH == AUTO
         return {
             "teacher": teacher,
             "refiner": build_refiner(cfg, backend),
@@ -139,9 +126,7 @@ class PseudoLabeling:
             "duplicate_iou": rules.DUPLICATE_IOU,
             "duplicate_overlap": rules.DUPLICATE_OVERLAP,
             "class_thresholds": (
-                ClassThresholds(rules.SCORE_THRESH, num_classes)
-                if rules.CLASS_THRESH == AUTO
-                else None
+                ClassThresholds(rules.SCORE_THRESH, num_classes) if by_class else None
             ),
             "mask_quality_thresh": rules.MASK_QUALITY_THRESH,
             "label_weight": rules.LABEL_WEIGHT,
@@ -226,48 +211,33 @@ class PseudoLabeling:
     def judge(self, selections: Sequence[Selection], refinement: Refinement) -> Refinement:
         """Weight labels and drop those that are empty, of low quality or duplicates.
 
-        Args:
-            selections: what was refined.
-            refinement: with the same rows.
+        ``selections``, which were refined, and ``refinement`` have the same rows.
         """
         labels = refinement.labels
-        if self._needs_quality:
+        drops_duplicates = min(self.duplicate_iou, self.duplicate_overlap) < 1.0
+        if self.label_weight or self.mask_quality_thresh > 0 or drops_duplicates:
             thresh = logit(self.selection["mask_thresh"])
             pairs = zip(labels, selections, strict=True)
             labels = [replace(its, quality=mask_quality(s, its, thresh)) for its, s in pairs]
         if self.pixel_weight:
             pairs = zip(labels, selections, strict=True)
             labels = [replace(its, doubts=teacher_doubts(s, its.image_size)) for its, s in pairs]
-        return self._filtered(replace(refinement, labels=drop_empty(labels)))
-
-    @property
-    def _drops_duplicates(self) -> bool:
-        return min(self.duplicate_iou, self.duplicate_overlap) < 1.0
-
-    @property
-    def _needs_quality(self) -> bool:
-        return self.label_weight or self.mask_quality_thresh > 0 or self._drops_duplicates
-
-    def _filtered(self, refinement: Refinement) -> Refinement:
-        """Drop low quality first, so that it does not replace a duplicate of higher quality."""
-        labels, counts = refinement.labels, [sum(map(len, refinement.labels))]
-        if self.mask_quality_thresh > 0:
+        labels = drop_empty(labels)
+        count = sum(map(len, labels))
+        if self.mask_quality_thresh > 0:  # first: else it could replace a better duplicate
             labels = drop_low_quality(labels, self.mask_quality_thresh)
-            counts.append(sum(map(len, labels)))
-            refinement = replace(refinement, num_low_quality=counts[-2] - counts[-1])
-        if self._drops_duplicates:
+            refinement = replace(refinement, num_low_quality=count - sum(map(len, labels)))
+            count = sum(map(len, labels))
+        if drops_duplicates:
             labels = drop_duplicates(labels, self.duplicate_iou, self.duplicate_overlap)
-            counts.append(sum(map(len, labels)))
-            refinement = replace(refinement, num_duplicates=counts[-2] - counts[-1])
+            refinement = replace(refinement, num_duplicates=count - sum(map(len, labels)))
         return replace(refinement, labels=labels)
 
 
 def label_statistics(
     selections: Sequence[Selection], refinement: Refinement, after_arp: Sequence[PseudoLabels]
 ) -> dict[str, float | Tensor]:
-    """Scalars to log (means over the batch of one process): numbers, or 0-dim tensors on the
-    device.
-    """
+    """Scalars to log, means over a process' batch: numbers, or 0-dim tensors on the device."""
     totals: Counter[str] = Counter()
     for selection in selections:
         totals.update(selection.stats)
@@ -283,8 +253,7 @@ def label_statistics(
         stats["pseudo_labels/duplicates_per_image"] = refinement.num_duplicates / images
     if len(refinement.predicted_ious):
         stats["refinement/predicted_iou"] = refinement.predicted_ious.mean()
-    refined = refinement.num_instances
-    refined = len(refinement.predicted_ious) if refined is None else refined
-    if refined:
-        stats["refinement/fallbacks"] = refinement.num_fallbacks / refined
+    count = refinement.num_instances
+    if count := len(refinement.predicted_ious) if count is None else count:
+        stats["refinement/fallbacks"] = refinement.num_fallbacks / count
     return stats

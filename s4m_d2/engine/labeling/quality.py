@@ -17,13 +17,14 @@ from detectron2.engine import HookBase
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
-from s4m_d2.data import TrueLabelsMapper, labeled_dataset_names
+from s4m_d2.data import TrueLabelsMapper
 from s4m_d2.data.splits import has_true_labels, true_records
 from s4m_d2.engine.checks.dataset_checks import load_records
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
 from s4m_d2.engine.stages import runs_stage
+from s4m_d2.engine.training.build import labeled_names
 from s4m_d2.engine.training.continuing import remove_lines
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
@@ -71,7 +72,7 @@ class QualityMeasurement:
     def __init__(
         self, cfg: CfgNode, pseudo_labeling: PseudoLabeling, records: Sequence[dict] | None = None
     ) -> None:
-        names = quality_datasets(cfg) if records is None else cfg.DATASETS.TRAIN
+        names = quality_datasets(cfg) if records is None else labeled_names(cfg)
         records = quality_records(cfg) if records is None else records
         self.pseudo_labeling = pseudo_labeling
         self.records = list(build_tiling(cfg).records(records))
@@ -104,10 +105,14 @@ class QualityMeasurement:
         places = range(comm.get_rank(), len(self.records), comm.get_world_size())
         with undisturbed_generators():
             skipped = sum(not self._measure(place, steps) for place in progress(places))
-        gathered = {step: quality.gathered() for step, quality in steps.items()}
-        skipped = sum(comm.gather(skipped))
-        whole = {step: quality for step, quality in gathered.items() if quality is not None}
-        return QualityReport(whole, skipped) if comm.is_main_process() else None
+        processes = comm.gather((steps, skipped))
+        if not comm.is_main_process():
+            return None
+        for others, of_other in processes[1:]:
+            skipped += of_other
+            for step, quality in steps.items():
+                quality.merge(others[step])
+        return QualityReport(steps, skipped)
 
     def _measure(self, place: int, steps: dict[str, PseudoLabelQuality]) -> bool:
         """Add one image at the model's input size; False: unreadable."""
@@ -143,11 +148,7 @@ class PseudoLabelQualityHook(HookBase):
     tables by class and by size, to a file. The training is the same as without: models, random
     states and loaders are left alone. A continued run replaces the lines that it repeats.
 
-    Args:
-        measurement: on the trainer's pseudo-labeling.
-        period: iterations; 1 or more.
-        path: of the file of lines.
-        context: makes what is around each measurement, for one that a signal may end.
+    ``context`` makes what is around each measurement, for one that a signal may end.
     """
 
     def __init__(
@@ -208,14 +209,18 @@ def quality_records(cfg: CfgNode) -> list[dict]:
     Raises:
         DatasetError: there are none, or annotations are missing or malformed.
     """
-    names, most = quality_datasets(cfg), cfg.S4M.QUALITY.MAX_IMAGES
-    return true_records(names, most, _trained_on(cfg), load_records)
+    trained_on = {record["file_name"] for record in labeled_records(cfg)}
+    most = cfg.S4M.QUALITY.MAX_IMAGES
+    return true_records(quality_datasets(cfg), most, trained_on, load_records)
 
 
-def _trained_on(cfg: CfgNode) -> set[str]:
-    """Paths of the images whose labels training reads."""
-    names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
-    return {record["file_name"] for name in names for record in load_records(name)}
+def labeled_records(cfg: CfgNode) -> list[dict]:
+    """The images whose labels training reads, in a fixed order that mixes folders.
+
+    Raises:
+        DatasetError: the labeled data sets cannot be read.
+    """
+    return true_records(labeled_names(cfg), load=load_records)
 
 
 def quality_class_names(cfg: CfgNode, datasets: Sequence[str]) -> list[str]:
@@ -246,7 +251,7 @@ def quality_findings(cfg: CfgNode) -> list[Finding]:
     if period < 1 or not runs_stage(cfg, "student"):
         return []
     try:
-        _trained_on(cfg)
+        labeled_records(cfg)
     except S4MError:  # reported with that data set
         return [Finding("label quality", "looked at when labeled data can be read", checked=False)]
     try:

@@ -16,13 +16,8 @@ from detectron2.utils import comm
 
 from s4m_d2.engine.checks.config_checks import needs_sam
 from s4m_d2.engine.checks.findings import Finding
-from s4m_d2.engine.labeling.sam_quality import (
-    MIN_AREA,
-    SIDE,
-    measure_sam,
-    read_window,
-    split_labeled,
-)
+from s4m_d2.engine.labeling.gate import split_labeled
+from s4m_d2.engine.labeling.sam_quality import MIN_AREA, SIDE, measure_sam, read_window
 from s4m_d2.engine.rng import derive_seed, undisturbed_generators
 from s4m_d2.engine.stages import STAGES
 from s4m_d2.errors import S4MError

@@ -18,19 +18,17 @@ from detectron2.data import transforms as T
 from detectron2.utils import comm
 from torch import Tensor
 
-from s4m_d2.data import labeled_dataset_names
 from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
-from s4m_d2.data.splits import true_records
 from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
 from s4m_d2.engine.checks.config_checks import needs_sam
-from s4m_d2.engine.checks.dataset_checks import load_records
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.checks.resource_checks import sam_bytes
-from s4m_d2.engine.labeling.gate import AUTO, OFF, held_out_records
+from s4m_d2.engine.labeling import gate
 from s4m_d2.engine.labeling.quality import quality_class_names
 from s4m_d2.engine.rng import undisturbed_generators
 from s4m_d2.engine.stages import STAGES
+from s4m_d2.engine.training.build import labeled_names
 from s4m_d2.errors import DatasetError, InputError, S4MError
 from s4m_d2.report import read_results, write_results
 from s4m_d2.sam import SamBackend, build_sam_backend
@@ -45,7 +43,6 @@ USEFUL_IOU = 0.6  # a rule of thumb: below it, SAM's masks are rarely better tha
 IMAGES = 16  # labeled images, or tiles, that are measured at most
 _QUICK_BYTES = 64 << 20  # of a SAM that measures them in seconds on a CPU
 _MOST_CLASSES = 5  # that a line names
-HELD_OUT_SHARE = 0.2  # of the labeled images
 
 SIDE = 256  # px that the long side of an image counts, whatever its size
 MIN_AREA = 40  # of these px
@@ -152,28 +149,6 @@ def _ious(backend: SamBackend, logits: Tensor, truth: np.ndarray) -> Tensor:
     return (answers & mask).sum(dim=(1, 2)) / (answers | mask).sum(dim=(1, 2))
 
 
-def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
-    """Labeled images to adapt SAM on, and a fifth that is held out: the gate's, if it has one.
-
-    Records of those with instances, without crowds.
-
-    Raises:
-        DatasetError: the labeled data sets cannot be read.
-    """
-    names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
-    records = [
-        {**record, "annotations": [a for a in record["annotations"] if not a.get("iscrowd", 0)]}
-        for record in true_records(names, load=load_records)
-    ]
-    held_out = {record["file_name"] for record in held_out_records(cfg)}
-    if not held_out:
-        count = max(1, round(HELD_OUT_SHARE * len(records)))
-        held_out = {record["file_name"] for record in records[:count]}
-    records = [record for record in records if record["annotations"]]
-    trained = [record for record in records if record["file_name"] not in held_out]
-    return trained, [record for record in records if record["file_name"] in held_out]
-
-
 def labeled_quality(cfg: CfgNode) -> dict[str, Any]:
     """Measure the SAM of S4M.SAM on 16 labeled images, or tiles, that it did not learn from.
 
@@ -185,9 +160,8 @@ def labeled_quality(cfg: CfgNode) -> dict[str, Any]:
     Raises:
         S4MError: labeled data or SAM cannot be read, or no mask is large enough.
     """
-    names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
-    classes = quality_class_names(cfg, names)
-    trained, held_out = split_labeled(cfg)
+    classes = quality_class_names(cfg, labeled_names(cfg))
+    trained, held_out = gate.split_labeled(cfg)
     unseen = held_out if cfg.S4M.SAM.ADAPT else trained + held_out
     records = build_tiling(cfg).records(unseen, filter_empty=True)
     chosen = np.random.default_rng(cfg.SEED).permutation(len(records))[:IMAGES]
@@ -233,29 +207,34 @@ def decide_by_sam(cfg: CfgNode, stage: str, *, resume: bool) -> CfgNode:
 
     With S4M.REFINE.GATE "auto" and an IoU below 0.6, stage 1 has no structural distillation; stage
     2, if the gate cannot compare its teacher's masks, no refinement, and no ARP unless the user
-    set it. A run that continues keeps what was decided.
+    set it, which is noted as the gate's decision. A run that continues keeps what was decided.
     """
-    gate = cfg.S4M.REFINE.GATE
-    if gate == OFF or stage == "finetune" or not any(needs_sam(cfg, name) for name in STAGES):
+    mode, is_main = cfg.S4M.REFINE.GATE, comm.is_main_process()
+    if mode == gate.OFF or stage == "finetune" or not any(needs_sam(cfg, s) for s in STAGES):
         return cfg
-    if stage == "student" and (not cfg.S4M.REFINE.ENABLED or held_out_records(cfg)):
+    if stage == "student" and (not cfg.S4M.REFINE.ENABLED or gate.held_out_records(cfg)):
         return cfg
-    found = comm.all_gather(_measured(cfg, stage, resume) if comm.is_main_process() else {})[0]
+    found = comm.all_gather(_measured(cfg, stage, resume) if is_main else {})[0]
     is_useful = found.get("iou", 1.0) >= USEFUL_IOU
+    stays = is_useful or mode != gate.AUTO
     what = "structural distillation" if stage == "teacher" else "refinement"
-    if found and comm.is_main_process():
-        verdict = "" if is_useful or gate != AUTO else f"; no {what} in this stage"
+    if found and is_main:
+        verdict = "" if stays else f"; no {what} in this stage"
         level = logging.INFO if is_useful else logging.WARNING
         logger.log(level, "S4M.REFINE.GATE: SAM's masks: %s%s.", found["text"], verdict)
-    if is_useful or gate != AUTO:
+    if stays:
         return cfg
     cfg = cfg.clone()
     cfg.defrost()
     if stage == "teacher":
         cfg.S4M.DISTILL.ENABLED = False
     else:
-        cfg.S4M.REFINE.ENABLED = False
-        cfg.S4M.ARP.ENABLED &= not cfg.S4M.ARP.GATED
+        drops_arp = cfg.S4M.ARP.ENABLED and cfg.S4M.ARP.GATED
+        cfg.S4M.REFINE.ENABLED, cfg.S4M.ARP.ENABLED = False, cfg.S4M.ARP.ENABLED and not drops_arp
+        if is_main:  # for whoever labels with this run's models
+            text = f"refinement is switched off{', as is ARP' * drops_arp}: {found['text']}"
+            decision = {"choice": gate.OFF, "drops_arp": drops_arp, "text": text}
+            write_results(decision, os.path.join(cfg.OUTPUT_DIR, gate.RESULT))
     cfg.freeze()
     return cfg
 

@@ -80,6 +80,11 @@ def _is_norm(module: nn.Module) -> bool:
     return any("norm" in cls.__name__.lower() for cls in type(module).__mro__)
 
 
+def labeled_names(cfg: CfgNode) -> tuple[str, ...]:
+    """Names of the labeled data sets of a run: DATASETS.TRAIN, by S4M.SPLIT_FILE or SPLIT_SEED."""
+    return labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
+
+
 def build_labeled_loader(
     cfg: CfgNode, start_iter: int = 0, left_out: Iterable[dict] = ()
 ) -> Iterable[list[dict]]:
@@ -88,11 +93,10 @@ def build_labeled_loader(
     Args:
         left_out: records of images that are not used.
     """
-    names = labeled_dataset_names(cfg.DATASETS.TRAIN, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
     mapper, sampler = cfg.INPUT.DATASET_MAPPER_NAME, cfg.DATALOADER.SAMPLER_TRAIN
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     out = {record["file_name"] for record in left_out}
-    records = get_detection_dataset_dicts(names, filter_empty=filter_empty)
+    records = get_detection_dataset_dicts(labeled_names(cfg), filter_empty=filter_empty)
     records = [record for record in records if record["file_name"] not in out]
     records = build_tiling(cfg).records(records, filter_empty=filter_empty)
     total = cfg.SOLVER.IMS_PER_BATCH

@@ -38,7 +38,7 @@ from s4m_d2.engine.training.step import PRECISIONS, StudentStep, TeacherStep
 from s4m_d2.engine.training.stop_signals import StopHook
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.evaluation import build_evaluator, masks_as_rle
-from s4m_d2.report import write_results
+from s4m_d2.report import stored_results, write_results
 from s4m_d2.semi.burn_in import TeacherPhase
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.tiling import TiledModel, build_tiling
@@ -138,7 +138,8 @@ class TeacherTrainer(DefaultTrainer):
         # Hooks after saving may not have run in the checkpoint's iteration. A complete evaluation
         # is not repeated.
         self.iter = self.storage.iter = self.start_iter - 1
-        results = comm.all_gather(stages.stored_results(self.cfg.OUTPUT_DIR))[0]
+        path = os.path.join(self.cfg.OUTPUT_DIR, stages.RESULTS)
+        results = comm.all_gather(stored_results(path))[0]
         if results.pop(stages.ITERATIONS, None) == self.start_iter and results:
             self._evaluated, self._last_eval_results = self.start_iter, results
             scalars = flatten_results_dict(results)
