@@ -19,8 +19,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +75,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     if os.path.exists(results) and not args.force:
         raise ConfigError(f"The output '{results}' exists. Add --force to replace it.")
     names = class_names(cfg, args.class_names)
-    media, problems = find_media(args.input, exclude=args.output)
+    overlays = os.path.join(args.output, OVERLAYS)
+    media, problems = find_media(args.input, exclude=overlays)
     model, _ = load_model(cfg, args.weights, args.model)
     predict, outputs = Predictor(cfg, model), output_names(media)
     counts: list[int] = []  # of instances, by image
@@ -93,11 +93,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
             labels, scores = found.pred_classes.tolist(), found.scores.tolist()
             return overlay(image, found.pred_masks, labels, names, scores)
 
-        for item in media:
+        for path in media:
             try:
-                _draw(item, os.path.join(args.output, OVERLAYS, outputs[item]), look)
+                _draw(path, os.path.join(overlays, outputs[path]), look)
             except DatasetError as error:
-                problems[item.path] = str(error)
+                problems[path] = str(error)
     images, instances = len(counts), sum(counts)
     found = f"{instances} instance{'s' * (instances != 1)}"
     print(f"{images} image{'s' * (images != 1)}, {found}: {args.output}")
@@ -105,55 +105,48 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     return 1 if problems else 0
 
 
-def _draw(item: Media, output: str, look: Callable[..., np.ndarray]) -> None:
+def _is_video(path: str) -> bool:
+    return path.lower().endswith(VIDEO_EXTENSIONS)
+
+
+def _draw(path: str, output: str, look: Callable[..., np.ndarray]) -> None:
     """Predict on one file and write ``output``, a path without a suffix.
 
     DatasetError if it cannot be read, or a video not to its end; frames before are results.
     """
-    if not item.is_video:
-        write_png(look(read_image(item.path, "RGB"), file_name=item.path), f"{output}.png")
+    if not _is_video(path):
+        write_png(look(read_image(path, "RGB"), file_name=path), f"{output}.png")
         return
-    video, problem = Video(item.path), None
+    video, problem = Video(path), None
     with write_video(f"{output}.mp4", video.fps) as write:
         try:
             for index, frame in enumerate(video):
-                write(look(frame, file_name=item.path, frame=index))
+                write(look(frame, file_name=path, frame=index))
         except DatasetError as error:  # what was drawn is kept
             problem = error
     if problem is not None:
         raise problem
 
 
-@dataclass(frozen=True)
-class Media:
-    """An image or video file."""
-
-    path: str
-    name: str  #: path relative to the given folder, or the file's own name
-
-    @property
-    def is_video(self) -> bool:
-        return self.path.lower().endswith(VIDEO_EXTENSIONS)
-
-
-def find_media(inputs: Sequence[str], exclude: str = "") -> tuple[list[Media], dict[str, str]]:
+def find_media(inputs: Sequence[str], exclude: str) -> tuple[dict[str, str], dict[str, str]]:
     """List the files named by ``inputs``, in that order; those of folders are sorted.
 
     Args:
         inputs: files, which need not exist, and folders, which are searched recursively for images
             and videos.
-        exclude: a folder to skip in folders, such as that of results.
+        exclude: a folder to skip in folders: that of results.
 
     Returns:
-        each file once, and the problems of folders without files.
+        the path of each file, once, with its name: the path below the given folder, or the file's
+        own name; and the problems of folders without files.
     """
-    found: dict[str, Media] = {}
+    found: dict[str, tuple[str, str]] = {}
     problems: dict[str, str] = {}
     remedy = "Give images, videos, or a folder of them."
-    excluded = os.path.join(os.path.realpath(exclude), "") if exclude else ""
+    excluded = os.path.join(os.path.realpath(exclude), "")
     for given in inputs:
         if not os.path.isdir(given):
-            found.setdefault(os.path.realpath(given), Media(given, os.path.basename(given)))
+            found.setdefault(os.path.realpath(given), (given, os.path.basename(given)))
             continue
         try:
             paths = list_images(given, IMAGE_EXTENSIONS + VIDEO_EXTENSIONS, remedy)
@@ -162,22 +155,22 @@ def find_media(inputs: Sequence[str], exclude: str = "") -> tuple[list[Media], d
             continue
         for path in paths:
             real = os.path.realpath(path)
-            if not (excluded and real.startswith(excluded)):
-                found.setdefault(real, Media(path, os.path.relpath(path, given)))
-    return list(found.values()), problems
+            if not real.startswith(excluded):
+                found.setdefault(real, (path, os.path.relpath(path, given)))
+    return dict(found.values()), problems
 
 
-def output_names(media: list[Media]) -> dict[Media, str]:
+def output_names(media: Mapping[str, str]) -> dict[str, str]:
     """A path without suffix for each file, below the folder of overlays, no two the same."""
-    names: dict[Media, str] = {}
+    names: dict[str, str] = {}
     taken: set[str] = set()
-    for item in media:
-        stem, suffix = os.path.splitext(item.name)
+    for path, given in media.items():
+        stem, suffix = os.path.splitext(given)
         numbered = (f"{stem}_{number}" for number in itertools.count(2))
         choices = itertools.chain((stem, f"{stem}_{suffix[1:]}"), numbered)
         name = next(choice for choice in choices if choice.lower() not in taken)
         taken.add(name.lower())  # as file systems that ignore case see it
-        names[item] = name
+        names[path] = name
     return names
 
 
@@ -191,9 +184,9 @@ def category_ids(cfg: CfgNode) -> list[int]:
     return sorted(known, key=known.get)
 
 
-def _frames(item: Media) -> int:
+def _frames(path: str) -> int:
     """Number of images in a file, by its header."""
     try:
-        return Video(item.path).announced if item.is_video else 1
+        return Video(path).announced if _is_video(path) else 1
     except DatasetError:
         return 0

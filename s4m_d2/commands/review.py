@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,9 +86,10 @@ def review(folder: str, by: Sequence[str], count: int) -> int:
 
 
 def _write_page(folder: str, table: list[dict], shown: list[dict], settings: dict) -> None:
-    pictures = Path(folder, "review")
-    shutil.rmtree(pictures, ignore_errors=True)
-    pictures.mkdir()
+    pictures = Path(folder, "review")  # which may also hold LabelMe's files
+    pictures.mkdir(exist_ok=True)
+    for old in pictures.glob("[0-9]*.png"):
+        old.unlink()
     for number, row in enumerate(shown, start=1):
         image = read_image(os.path.join(settings["images"], row["file_name"]), "RGB")
         size, found = image.shape[:2], row["instances"]

@@ -188,6 +188,14 @@ def test_a_truncated_video_is_used_as_far_as_it_goes_and_reported(demo, tmp_path
     assert len(list(Video(str(output / "overlays" / "clip.mp4")))) == count
 
 
+def test_results_may_lie_beside_the_images(demo, scenes, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(scenes[0].read_bytes())
+    for more in ((), ("--force",)):
+        status, _, images, _ = demo(tmp_path / "in", output="in", more=more)
+        assert status == 0 and len(images["images"]) == 1
+
+
 def test_results_are_replaced_only_when_asked_and_whole(demo, scenes, capsys, monkeypatch):
     assert demo(scenes[0])[0] == 0
     status, results, _, output = demo(scenes[0], scenes[1])
@@ -244,16 +252,16 @@ def test_each_file_is_found_once_and_results_are_not_inputs(tmp_path):
     folder = str(tmp_path / "in")
     inputs = [f"{folder}/b.mov", folder, f"{folder}/sub", str(tmp_path / "gone.png")]
     media, problems = predict.find_media(inputs, exclude=f"{folder}/out")
-    assert [item.name for item in media] == ["b.mov", "a.jpg", "sub/a.JPG", "gone.png"]
-    assert [item.is_video for item in media] == [True, False, False, False]
+    assert list(media.values()) == ["b.mov", "a.jpg", "sub/a.JPG", "gone.png"]
+    assert list(media) == [inputs[0], f"{folder}/a.jpg", f"{folder}/sub/a.JPG", inputs[3]]
     assert not problems
     (tmp_path / "empty").mkdir()
-    media, problems = predict.find_media([str(tmp_path / "empty")])
+    media, problems = predict.find_media([str(tmp_path / "empty")], exclude=folder)
     assert not media and "holds no image" in problems[str(tmp_path / "empty")]
 
 
 def test_no_two_files_have_one_overlay():
     names = ["a.jpg", "a.png", "A.bmp", "a.jpg", "b/a.jpg", "a.jpg"]
-    media = [predict.Media(f"{index}/{name}", name) for index, name in enumerate(names)]
+    media = {f"{index}/{name}": name for index, name in enumerate(names)}
     found = list(predict.output_names(media).values())
     assert found == ["a", "a_png", "A_bmp", "a_jpg", "b/a", "a_2"]

@@ -65,14 +65,16 @@ def drawn_places(picture, level):
 
 
 def selection_of(labels):
-    return Selection(labels, torch.where(labels.masks, 9.0, -9.0), SIZE, {})
+    logits = torch.where(labels.masks, 9.0, -9.0)
+    logits[:, TOP[0], TOP[1]] = 1.0  # probability 0.73
+    return Selection(labels, logits, SIZE, {})
 
 
 class Labeling(SimpleNamespace):
     """What labels, with the attributes of PseudoLabeling that figures look at."""
 
     def __init__(self, label=None, **attributes):  # copy.copy gives none
-        super().__init__(label=label, **attributes)
+        super().__init__(label=label, **{"selection": {"mask_thresh": 0.9}, **attributes})
 
     def __call__(self, samples):
         return self.label(samples)

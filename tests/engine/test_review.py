@@ -59,11 +59,15 @@ def test_the_command_ranks_a_labeled_folder(tmp_path, capsys):
             if name != "gone.png":
                 Image.new("RGB", (60, 40), (90, 90, 90)).save(images / name)
     (out / ".label.json").write_text(json.dumps({"images": str(images), "names": ["cell"]}))
+    (out / "review").mkdir()
+    for name in ("0002.png", "corrected.json"):  # of an earlier call; of an image review/corrected
+        (out / "review" / name).touch()
     assert review.main([str(out), "--count", "1"]) == 1  # one image cannot be read
     assert "gone.png" in capsys.readouterr().err
     table = list(csv.DictReader(open(out / "review.csv")))
     assert [row["file_name"] for row in table] == ["bad <i>.png", "good.png"]
     page = (out / "review.html").read_text()
     assert "bad &lt;i&gt;.png" in page and "good.png" not in page
-    assert [path.name for path in (out / "review").iterdir()] == ["0001.png"]
+    found = sorted(path.name for path in (out / "review").iterdir())
+    assert found == ["0001.png", "corrected.json"]
     assert review.main([str(images)]) == 1 and "s4m-label" in capsys.readouterr().err

@@ -30,8 +30,7 @@ from s4m_d2.engine.training.build import labeled_names
 from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.losses.structural_distillation import StructuralDistillation
 from s4m_d2.sam import SamBackend
-from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.refinement import TeacherMasks, teacher_masks
+from s4m_d2.semi.refinement import TeacherMasks, logit, teacher_masks
 from s4m_d2.structures import PseudoLabels, sample_generators
 from s4m_d2.tiling import build_tiling
 from s4m_d2.visualization import Panels, evenly_spaced, outline, overlay, write_png
@@ -46,7 +45,6 @@ DRAWS = 3  # of augmentations, for each labeled image
 PAIR_ALL = 0.5  # S4M.ARP.PAIR_FRACTION with which every image of a figure is paired
 SCORE_SHOWN = 0.5  # predictions below it are not drawn
 CAPTION = "A color stands for an instance; those of touching instances differ"
-SWATCH_SIZE, MARGIN, GRAY = (60, 96), 10, 150  # of a legend: px (H, W), px around an outline
 SEED_STREAM = "overview"
 
 
@@ -59,7 +57,7 @@ class FigureSet:
     Args:
         cfg: config of a stage, or of a whole run.
         count: images per figure.
-        models: name in the figures → model; empty: no predictions and similarities.
+        models: by name in the figures; empty: no predictions and similarities.
         labeling: of stage 2, as it is whenever a figure is drawn; None: no figures of
             pseudo-labels and ARP.
         backend: SAM; None: no figures of similarities.
@@ -102,13 +100,8 @@ class FigureSet:
         labeling: PseudoLabeling | None = None,
         **options: Any,
     ) -> FigureSet:
-        """Build the figures of a stage.
-
-        Args:
-            cfg, count, options: see the class.
-            model: the trained model, without wrappers.
-            labeling: :class:`~s4m_d2.engine.PseudoLabeling` of stage 2.
-        """
+        """Build the figures of a stage, of the trained ``model`` without wrappers and, in stage 2,
+        of what it labels with; other arguments as of the class."""
         if labeling is None:
             backend = getattr(getattr(model, "distillation", None), "backend", None)
             name = os.path.basename(cfg.OUTPUT_DIR)  # of the stage
@@ -157,6 +150,8 @@ class FigureSet:
         """The way of images through stage 2: the teacher's pseudo-labels, refined, exchanged, and
         what the first model, the student, predicts."""
         samples, names, rows = self._validation(), self.names(), []
+        assert self.labeling is not None
+        thresh = logit(self.labeling.selection["mask_thresh"])
         student, model = next(iter(self.models.items()), ("", None))
         for start in range(0, len(samples), 2):  # in pairs, which exchange instances
             pair = samples[start : start + 2]
@@ -164,16 +159,18 @@ class FigureSet:
             for i, sample in enumerate(pair):
                 weak = self._rgb(sample["image_weak"])
                 height, width = weak.shape[:2]
+                found = views.selections[i]
+                masks = teacher_masks(found, (height, width), thresh)
+                teachers = found.labels.with_masks(masks)
                 truth = self._truth({**sample, "image": sample["image_weak"]})
-                teachers = at_image_size(views.selections[i], (height, width))
                 row: list[np.ndarray | None] = [weak, truth]
                 row += [draw_labels(weak, teachers, names, scores=True)]
                 row += [draw_labels(weak, views.refined[i], names) if refines else None]
                 mixed = self._rgb(views.student_batch[i]["image"])
                 row += [draw_labels(mixed, views.arp_labels[i], names) if exchanges else None]
                 if model is not None:
-                    [found] = model([{**sample, "height": height, "width": width}])
-                    row += [draw_found(self._rgb(sample["image"]), found["instances"], names)]
+                    [output] = model([{**sample, "height": height, "width": width}])
+                    row += [draw_found(self._rgb(sample["image"]), output["instances"], names)]
                 rows.append(row)
         columns = ["weak view", "ground truth", "teacher's pseudo-labels", "refined by SAM"]
         columns += ["ARP, strong view", f"{student}'s predictions"]
@@ -191,11 +188,8 @@ class FigureSet:
             student = self._rgb(views.student_batch[i]["image"])
             rows.append([draw_labels(before, views.refined[i], names), outlined, student])
         columns = ["before the paste", "after the paste", "student's input (strong view)"]
-        inside = np.zeros(SWATCH_SIZE, dtype=bool)
-        inside[MARGIN:-MARGIN, MARGIN:-MARGIN] = True
-        swatch = outline(np.full((*SWATCH_SIZE, 3), GRAY, dtype=np.uint8), inside)
-        legend = [("pasted from the partner", swatch)]
-        return Panels(columns, rows, legend=legend, caption=f"{CAPTION}.")
+        caption = f"{CAPTION}. Black and white outlines: pasted from the partner."
+        return Panels(columns, rows, caption=caption)
 
     def similarity_panels(self) -> Panels:
         samples = self._validation()
@@ -230,13 +224,9 @@ class FigureSet:
         return to_rgb(image, self.order)
 
     def _truth(self, sample: Sample) -> np.ndarray:
-        return draw_truth(sample, self.names(), self.order)
-
-
-def draw_truth(sample: Sample, names: Sequence[str], order: str = "RGB") -> np.ndarray:
-    """Draw a sample's "image" with its "instances"."""
-    truth = sample["instances"]
-    return overlay(to_rgb(sample["image"], order), truth.gt_masks.tensor, truth.gt_classes, names)
+        """Draw a sample's "image" with its "instances"."""
+        image, truth = self._rgb(sample["image"]), sample["instances"]
+        return overlay(image, truth.gt_masks.tensor, truth.gt_classes, self.names())
 
 
 def draw_labels(
@@ -248,15 +238,10 @@ def draw_labels(
 
 
 def draw_found(image: np.ndarray, found: Instances, names: Sequence[str]) -> np.ndarray:
-    """An image with predictions of its size, those of at least SCORE_SHOWN."""
-    found = found[found.scores >= SCORE_SHOWN]
-    masks = found.pred_masks.to("cpu")
-    return overlay(image, masks, found.pred_classes.tolist(), names, found.scores.tolist())
-
-
-def at_image_size(selection: Selection, size: tuple[int, int]) -> PseudoLabels:
-    """Resize the masks of the teacher's kept predictions to ``size`` (H, W)."""
-    return selection.labels.with_masks(teacher_masks(selection, size))
+    """Draw an image with predictions of its size, those of at least SCORE_SHOWN."""
+    found = found[found.scores >= SCORE_SHOWN].to("cpu")
+    labels, scores = found.pred_classes.tolist(), found.scores.tolist()
+    return overlay(image, found.pred_masks, labels, names, scores)
 
 
 def validation_samples(

@@ -22,12 +22,7 @@ from s4m_d2.tiling import TiledModel
 
 
 def load_model(cfg: CfgNode, weights: str, branch: str) -> tuple[nn.Module, str | None]:
-    """Load the student or the teacher of a checkpoint, in eval mode.
-
-    Args:
-        cfg: of a whole run.
-        weights: a checkpoint of either stage, or of one model.
-        branch: "student" or "teacher".
+    """Load the ``branch`` "student" or "teacher" of a checkpoint of either stage, in eval mode.
 
     Returns:
         the model, and which of the two it is according to the file; None: the file has one model.

@@ -16,8 +16,7 @@ from s4m_d2.losses.structural_distillation import StructuralDistillation
 from s4m_d2.visualization import ColorScale, Panels, heat_map, mark_point
 from s4m_d2.visualization.instances import deepest_point, readable_scale
 
-COSINE_STEP = 0.1  # the color scale starts at a multiple of it
-HIGHEST_COSINE = 1.0
+COSINE_STEP = 0.1  # the color scale, up to 1, starts at a multiple of it
 CAPTION = "Ring: the point. SAM: its tokens, prompted there. Models: mask features on SAM's grid."
 SAM = "SAM"
 
@@ -95,13 +94,11 @@ def similarity_panels(
     Arguments are those of :func:`similarity_maps_at`, for several samples; ``order`` is "RGB" or
     "BGR".
     """
-    found = [
-        similarity_maps_at(sample, point, models, distillation)
-        for sample, point in zip(samples, points, strict=True)
-    ]
+    pairs = zip(samples, points, strict=True)
+    found = [similarity_maps_at(*pair, models, distillation) for pair in pairs]
     lowest = min(float(grid.min()) for grids, _ in found for grid in grids.values())
-    low = min(math.floor(lowest / COSINE_STEP) * COSINE_STEP, HIGHEST_COSINE - COSINE_STEP)
-    scale = ColorScale(low, HIGHEST_COSINE, "cosine similarity")
+    low = min(math.floor(lowest / COSINE_STEP) * COSINE_STEP, 1.0 - COSINE_STEP)
+    scale = ColorScale(low, 1.0, "cosine similarity")
     rows = []
     for sample, point, (grids, cells) in zip(samples, points, found, strict=True):
         image = to_rgb(sample["image"], order)

@@ -16,11 +16,7 @@ from s4m_d2.structures import PseudoLabels, mask_boxes
 
 
 class Labeler(nn.Module):
-    """The teacher labels and SAM redraws, by the training's thresholds; in eval mode.
-
-    Args:
-        labeling: of stage 2.
-    """
+    """The teacher labels and SAM redraws, by the training's thresholds; in eval mode."""
 
     def __init__(self, labeling: PseudoLabeling) -> None:
         super().__init__()
@@ -47,7 +43,9 @@ class Labeler(nn.Module):
 def _instances(labels: PseudoLabels, size: tuple[int, int]) -> Instances:
     masks, ious = labels.masks, labels.sam_ious
     if labels.image_size != size:
-        masks = F.interpolate(masks[:, None].float(), size, mode="bilinear")[:, 0] > 0.5
+        masks = masks.new_empty(len(labels), *size)
+        for mask, small in zip(masks, labels.masks, strict=True):  # in the memory of one
+            mask[:] = F.interpolate(small[None, None].float(), size, mode="bilinear")[0, 0] > 0.5
     found = Instances(
         size,
         pred_masks=masks,
