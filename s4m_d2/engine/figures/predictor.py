@@ -72,9 +72,7 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
 class Predictor:
     """Segments single images as in evaluation: resized, or in tiles, with masks at full size.
 
-    Args:
-        cfg: of a whole run or a stage.
-        model: a Detectron2 meta-architecture in eval mode.
+    ``model`` is a Detectron2 meta-architecture in eval mode.
     """
 
     def __init__(self, cfg: CfgNode, model: nn.Module) -> None:

@@ -42,9 +42,6 @@ def held_out_records(cfg: CfgNode) -> list[dict]:
     """The labeled images that stage 1 leaves to the gate, a fifth.
 
     None where the gate is off, the teacher is another run's, or fewer than ten images are labeled.
-
-    Raises:
-        DatasetError: the labeled data sets cannot be read.
     """
     if not _is_on(cfg) or not runs_stage(cfg, "teacher"):
         return []
@@ -57,9 +54,6 @@ def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
     """Labeled images to adapt SAM on, and a fifth that is held out: the gate's, if it has one.
 
     Records of those with instances, without crowds.
-
-    Raises:
-        DatasetError: the labeled data sets cannot be read.
     """
     records = labeled_records(cfg)
     held_out = held_out_records(cfg) or records[: max(1, round(HELD_OUT_SHARE * len(records)))]

@@ -85,11 +85,7 @@ def check_architecture(name: str) -> None:
 
 
 def check_model(model: nn.Module | type) -> None:
-    """Refuse a model, or a class of models, that is not a :class:`S4MTrainable`.
-
-    Raises:
-        ConfigError: names the missing methods.
-    """
+    """Raise ConfigError if a model, or a class of models, is not a :class:`S4MTrainable`."""
     cls = model if isinstance(model, type) else type(model)
     lacking = [] if callable(getattr(model, "predict_queries", None)) else ["predict_queries"]
     if getattr(cls, "forward", nn.Module.forward) is nn.Module.forward:
@@ -104,11 +100,7 @@ def check_model(model: nn.Module | type) -> None:
 
 
 def check_losses(losses: Any, model: nn.Module) -> dict[str, Tensor]:
-    """Check and return the result of ``forward`` in training mode.
-
-    Raises:
-        InputError: it is not a dictionary of scalars.
-    """
+    """Return the result of ``forward`` in training mode; InputError: it is no dict of scalars."""
     where = f"{_name(model)}.forward returned"
     if not isinstance(losses, Mapping):
         raise InputError(
@@ -128,16 +120,9 @@ def check_losses(losses: Any, model: nn.Module) -> dict[str, Tensor]:
 def check_predictions(
     predictions: Any, image_sizes: Sequence[tuple[int, int]], model: Any, num_classes: int
 ) -> None:
-    """Check that predictions are :class:`QueryPredictions` of images of these sizes (H, W).
+    """Check that ``model`` predicted :class:`QueryPredictions` of images of these sizes (H, W).
 
-    Args:
-        predictions: result of ``model.predict_queries``.
-        image_sizes: of its input images.
-        model: for messages.
-        num_classes: K.
-
-    Raises:
-        InputError: names the first entry that is missing or of another shape, and the image.
+    InputError names the first entry that is missing or of another shape, and the image.
     """
     for problem in _problems(predictions, image_sizes, num_classes):
         raise InputError(f"{_name(model)}.predict_queries: {problem}. {_WHERE}.")

@@ -65,7 +65,6 @@ class QualityMeasurement:
 
     Args:
         cfg: config of stage 2.
-        pseudo_labeling: of the training, with the teacher's current weights.
         records: labeled images (tiles are used if enabled); None: those of S4M.QUALITY.
     """
 
@@ -89,13 +88,8 @@ class QualityMeasurement:
     ) -> QualityReport | None:
         """Measure, in all processes together; random states are restored.
 
-        Unreadable images are left out, with one warning each.
-
-        Args:
-            progress: wraps the indices of this process' images.
-
-        Returns:
-            the report of all images in the main process, None in the others.
+        Unreadable images are left out, with one warning each. ``progress`` wraps the indices of
+        this process' images. Returns the report of all images in the main process, None in others.
         """
         refines = not isinstance(self.pseudo_labeling.refiner, TeacherMasks)
         steps = {
@@ -187,11 +181,7 @@ class PseudoLabelQualityHook(HookBase):
 
 
 def quality_datasets(cfg: CfgNode) -> tuple[str, ...]:
-    """Names of the data sets to measure on.
-
-    Raises:
-        DatasetError: S4M.QUALITY.DATASETS is empty, and no unlabeled set has known labels.
-    """
+    """Names of the data sets to measure on; DatasetError: there is none."""
     unlabeled = cfg.DATASETS.UNLABELED
     names = tuple(cfg.S4M.QUALITY.DATASETS or filter(has_true_labels, unlabeled))
     if not names:
@@ -204,30 +194,21 @@ def quality_datasets(cfg: CfgNode) -> tuple[str, ...]:
 
 
 def quality_records(cfg: CfgNode) -> list[dict]:
-    """The images to measure on, with annotations, none of them of DATASETS.TRAIN.
-
-    Raises:
-        DatasetError: there are none, or annotations are missing or malformed.
-    """
+    """The images to measure on, none of them of DATASETS.TRAIN; DatasetError: there are none."""
     trained_on = {record["file_name"] for record in labeled_records(cfg)}
     most = cfg.S4M.QUALITY.MAX_IMAGES
     return true_records(quality_datasets(cfg), most, trained_on, load_records)
 
 
 def labeled_records(cfg: CfgNode) -> list[dict]:
-    """The images whose labels training reads, in a fixed order that mixes folders.
-
-    Raises:
-        DatasetError: the labeled data sets cannot be read.
-    """
+    """The images whose labels training reads, in a fixed order; DatasetError: unreadable ones."""
     return true_records(labeled_names(cfg), load=load_records)
 
 
 def quality_class_names(cfg: CfgNode, datasets: Sequence[str]) -> list[str]:
     """Names of the model's classes, as these data sets have them, or their numbers.
 
-    Raises:
-        ConfigError: a data set has another number of classes than the model.
+    ConfigError: a data set has another number of classes than the model.
     """
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     names = [str(index) for index in range(count)]

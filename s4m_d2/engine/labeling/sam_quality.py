@@ -188,8 +188,7 @@ def labeled_quality(cfg: CfgNode) -> dict[str, Any]:
 def sam_findings(cfg: CfgNode, sam: SamBackend | None) -> list[Finding]:
     """A line of ``--check``, measured where that takes seconds.
 
-    Args:
-        sam: without values; None: it is not used, or cannot be built.
+    ``sam`` has no values; None: it is not used, or cannot be built.
     """
     if sam is None:
         return []

@@ -40,16 +40,13 @@ class BadSteps(HookBase):
     Args:
         max_in_a_row: allowed number of skipped steps in a row.
         folder: for a file per skipped step, with the values of every process.
-        seed: of the run.
-
-    Attributes:
-        in_a_row: number of skipped steps up to the current one; 0 after a finite step.
-        total: number of skipped steps of the run.
+        seed: of the run, for these files.
     """
 
     def __init__(self, max_in_a_row: int, folder: str, seed: int) -> None:
         self.max_in_a_row, self.folder, self.seed = max_in_a_row, folder, seed
-        self.in_a_row = self.total = 0
+        self.in_a_row = 0  #: skipped steps up to the current one
+        self.total = 0  #: skipped steps of the run
 
     def skipped(
         self,
@@ -61,11 +58,7 @@ class BadSteps(HookBase):
     ) -> None:
         """Record a skipped step with these losses and gradients. All processes call this together.
 
-        Args:
-            batch: of stage 1 (samples) or 2 (labeled and unlabeled samples).
-
-        Raises:
-            DivergenceError: too many steps in a row were skipped.
+        Of stage 2, ``batch`` is a pair. DivergenceError: too many steps in a row were skipped.
         """
         self.in_a_row += 1
         self.total += 1
@@ -141,7 +134,6 @@ class EMATeacherHook(HookBase):
     trainer's state.
 
     Args:
-        teacher: the frozen model and its update rule.
         student: the trained model, without a DDP wrapper.
         burn_in: iterations during which the stage-1 teacher is frozen.
         bad_steps: the skipped steps; None: none are skipped.
@@ -210,16 +202,14 @@ class PseudoLabelCountHook(HookBase):
         self.outside = 0 if self.low <= self.average <= self.high else self.outside + 1
         if 0 < self.outside == self.iterations and comm.is_main_process():
             few = self.average < self.low
+            than = f"less than {self.low:g}" if few else f"more than {self.high:g}"
             logger.warning(
                 "The teacher gives %.2f pseudo-labels per image, and for %d iterations it has been "
                 "%s (S4M.PSEUDO_LABEL.COUNT_BAND). If its results have fallen since stage 1, raise "
                 "S4M.BURN_IN or S4M.EMA_DECAY or lower SOLVER.BASE_LR; if not, %s "
                 "S4M.PSEUDO_LABEL.SCORE_THRESH.",
-                self.average,
-                self.iterations,
-                f"less than {self.low:g}" if few else f"more than {self.high:g}",
-                "lower" if few else "raise",
-            )
+                self.average, self.iterations, than, "lower" if few else "raise",
+            )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in self.STATE}

@@ -109,18 +109,12 @@ class StopHook(HookBase):
     """Saves and ends the run after the iteration in which one of its processes got a stop signal.
 
     Register it after the hooks that have state and save, and before evaluation. Needs
-    :func:`listen`.
-
-    Args:
-        checkpointer: of the trainer; only the main process writes.
-
-    Attributes:
-        stopping: the run is being stopped by a signal.
+    :func:`listen`. Only the main process writes.
     """
 
     def __init__(self, checkpointer: S4MCheckpointer) -> None:
         self._checkpointer = checkpointer
-        self.stopping = False
+        self.stopping = False  #: the run is being stopped by a signal
         self._completed: int | None = None  # the last completed iteration
 
     def after_step(self) -> None:

@@ -51,9 +51,6 @@ class TeacherTrainer(DefaultTrainer):
 
     Also a plain supervised Mask2Former trainer (S4M.DISTILL.ENABLED False). Resuming is exact:
     draws and data order are functions of the iteration.
-
-    Attributes:
-        bad_steps: counts steps whose losses or gradients are not finite.
     """
 
     _trainer: TeacherStep
@@ -244,10 +241,6 @@ class S4MTrainer(TeacherTrainer):
         cfg: config of the stage (:func:`~s4m_d2.engine.stages.stage_config`); its
             MODEL.META_ARCHITECTURE is any :class:`~s4m_d2.engine.labeling.protocol.S4MTrainable`.
         teacher_weights: checkpoint of stage 1 with every parameter of the model.
-
-    Attributes:
-        teacher: the EMA teacher; frozen during burn-in.
-        pseudo_labeling: turns an unlabeled batch into the student's targets.
     """
 
     pseudo_labeling: PseudoLabeling
