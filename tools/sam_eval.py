@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     backend, progress = build_sam_backend(cfg), tqdm(records, disable=None)
     quality = measure_sam(backend, progress, clicks=args.clicks, crop=args.crop, seed=args.seed)
     print(f"{len(records)} images, {args.clicks} clicks per mask, seed {args.seed}:")
-    print(tabulate(quality.rows(classes), ["", "masks", "IoU", "best"], floatfmt=".3f"))
+    rows = [group.values() for group in quality.groups(classes)]
+    print(tabulate(rows, ["", "masks", "IoU", "best"], floatfmt=".3f"))
     return 0
 
 

@@ -27,7 +27,6 @@ from typing import Any
 
 import pycocotools.mask as mask_util
 import torch
-from detectron2.config import CfgNode
 from tqdm import tqdm
 
 from s4m_d2.command_line import natural, print_problems, share
@@ -92,7 +91,10 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
     left = [path for path in paths[rank::processes] if path not in done]
     problems: dict[str, str] = {}
     if left:
-        predict = _predictor(cfg, args)
+        if cfg.MODEL.DEVICE == "cuda" and "LOCAL_RANK" in os.environ:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        model, _ = load_model(cfg, args.weights, args.model)
+        predict = Predictor(cfg, Labeler(labeling_of_run(cfg, args.weights, model)))
         rows = os.path.join(args.output, f"labels-{rank}.jsonl")
         remove_lines(rows, sys.maxsize)  # the last one, if a kill has torn it
         with open(rows, "ab") as file:
@@ -156,13 +158,6 @@ def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
     write_results(wanted, path)
 
 
-def _predictor(cfg: CfgNode, args: argparse.Namespace) -> Predictor:
-    if cfg.MODEL.DEVICE == "cuda" and "LOCAL_RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    model, _ = load_model(cfg, args.weights, args.model)
-    return Predictor(cfg, Labeler(labeling_of_run(cfg, args.weights, model)))
-
-
 def _label(predict: Predictor, path: str, args: argparse.Namespace) -> dict[str, Any]:
     """The row of an image; DatasetError if it cannot be read."""
     image = read_image(os.path.join(args.images, path), "RGB")
@@ -175,10 +170,8 @@ def _label(predict: Predictor, path: str, args: argparse.Namespace) -> dict[str,
         for index, score, iou, rle in zip(*(f.tolist() for f in fields), rles, strict=True)
         if mask_util.area(rle) >= max(args.min_area, 1)
     ]
-    kept = instances[: args.max_instances or None]
-    return {
-        "file_name": path, "height": image.shape[0], "width": image.shape[1], "instances": kept
-    }  # fmt: skip
+    size = {"height": image.shape[0], "width": image.shape[1]}
+    return {"file_name": path, **size, "instances": instances[: args.max_instances or None]}
 
 
 def labeled_rows(folder: str) -> Iterator[dict[str, Any]]:

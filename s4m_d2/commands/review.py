@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
-import jinja2
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from s4m_d2.command_line import natural, print_problems
@@ -29,8 +29,9 @@ from s4m_d2.engine.command.failures import exit_status
 from s4m_d2.engine.labeling.review import SIGNALS, review_order, review_signals
 from s4m_d2.errors import ConfigError, DatasetError, printable
 from s4m_d2.files import atomic_write
+from s4m_d2.report.page import render
 from s4m_d2.structures import RLEMasks
-from s4m_d2.visualization import overlay, write_png
+from s4m_d2.visualization import overlay
 
 # Rank correlation with the error, 1 - PQ, of 40 generated images: mask 0.57, the others -0.13.
 DEFAULT = ("mask",)
@@ -96,16 +97,11 @@ def _write_page(folder: str, table: list[dict], shown: list[dict], settings: dic
         masks = RLEMasks([i["segmentation"] for i in found], size)
         scores = [i["score"] for i in found]
         drawn = overlay(image, masks, [i["class"] for i in found], settings["names"], scores)
-        scale = min(1.0, PICTURE_SIDE / max(drawn.shape[:2]))
-        width, height = (max(round(scale * side), 1) for side in drawn.shape[1::-1])
-        drawn = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA)
-        write_png(drawn, pictures / f"{number:04d}.png")
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("s4m_d2", "report"), autoescape=True, trim_blocks=True
-    )
-    page = environment.get_template("review.html").render(rows=table[: len(shown)], signals=SIGNALS)
+        picture = Image.fromarray(drawn)
+        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+        picture.save(pictures / f"{number:04d}.png")
     with atomic_write(os.path.join(folder, "review.html")) as file:
-        file.write(page)
+        file.write(render("review.html", rows=table[: len(shown)], signals=SIGNALS))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -55,8 +54,11 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Load the config of this run; set up loggers and OUTPUT_DIR."""
+def run_process(args: argparse.Namespace) -> Mapping[str, Any] | None:
+    """Train or evaluate in one process of a run."""
+    report = vars(args).pop("report")  # no argument: Detectron2's set-up logs all of them
+    if not args.eval_only:
+        listen()
     cfg, own_data = read_config(args)
     if args.eval_only:  # a training is checked before its processes start
         check_config(cfg, eval_only=True)
@@ -65,15 +67,6 @@ def setup(args: argparse.Namespace) -> CfgNode:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s4m_d2")
     if own_data is not None:
         own_data.save(warn=args.eval_only)
-    return cfg
-
-
-def run_process(args: argparse.Namespace) -> Mapping[str, Any] | None:
-    """Train or evaluate in one process of a run."""
-    report = vars(args).pop("report")  # no argument: Detectron2's set-up logs all of them
-    if not args.eval_only:
-        listen()
-    cfg = setup(args)
     if args.eval_only:
         return run.evaluate(cfg)
     logger.info("Checked before training:\n%s", report)

@@ -19,7 +19,6 @@ from s4m_d2.evaluation.cityscapes import CityscapesInstanceAP
 from s4m_d2.files import atomic_write
 from s4m_d2.structures import RLEMasks, as_rles, plain_rle
 
-COCO_TASKS = ("bbox", "segm")  # explicit, so that a model without predictions has both results
 RESULTS = "predictions.json"
 IMAGES = "images.json"
 
@@ -42,12 +41,9 @@ def build_evaluator(
     if kind == "cityscapes_instance":
         return CityscapesInstanceAP(dataset_name)
     if kind == "coco":
-        return COCOInstanceAP(
-            dataset_name,
-            tasks=COCO_TASKS,
-            output_dir=output_dir,
-            max_dets_per_image=max_detections,
-        )
+        tasks = ("bbox", "segm")  # explicit, so that a model without predictions has both results
+        limit = {"max_dets_per_image": max_detections}
+        return COCOInstanceAP(dataset_name, tasks=tasks, output_dir=output_dir, **limit)
     raise ConfigError(
         f"DATASETS.TEST: no evaluator for '{dataset_name}', whose evaluator_type is {kind!r}. Set "
         "MetadataCatalog.get(name).evaluator_type to 'coco' or 'cityscapes_instance'."
@@ -65,8 +61,8 @@ class COCOInstanceAP(COCOEvaluator):
             if not isinstance(masks, RLEMasks):
                 super().process([sample], [output])
                 continue
-            fields = {k: v for k, v in instances.get_fields().items() if k != "pred_masks"}
-            rest = Instances(instances.image_size, **fields)
+            rest = Instances(instances.image_size, **instances.get_fields())
+            rest.remove("pred_masks")
             super().process([sample], [{**output, "instances": rest}])
             results = self._predictions[-1]["instances"]
             for result, rle in zip(results, masks.rles, strict=True):

@@ -35,23 +35,15 @@ def write_report(folder: str, problem: str = "") -> str:
 
 
 def render_page(run: Run) -> str:
-    """Render the page; the template escapes every text."""
+    """Render the page."""
     models = {name: values for stage in run.stages for name, values in stage.models()}
     aps = {name: finite(values.get("AP")) for name, values in models.items()}
     best = max(aps, key=lambda name: aps[name] or 0.0, default="")
     newest_first = run.stages[::-1]
     references = {STUDENT: aps.get(FIRST)}
     ap_charts = [c for s in newest_first for c in ap_chart(s, references.get(s.name))]
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("s4m_d2", "report"),
-        autoescape=True,
-        finalize=_in_one_line,
-        lstrip_blocks=True,
-        trim_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"ap": _ap, "number": number, "signed": signed}
-    return environment.get_template("page.html").render(
+    return render(
+        "page.html",
         run=run,
         started=any(stage.curves.records for stage in run.stages),
         models=models,
@@ -63,6 +55,20 @@ def render_page(run: Run) -> str:
         ap_charts=ap_charts,
         stages=[(s, f"{s.progress}. {_facts(s)}", stage_charts(s)) for s in newest_first],
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of this folder; every text is escaped, in one line, and not too long."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("s4m_d2", "report"),
+        autoescape=True,
+        finalize=_in_one_line,
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"ap": _ap, "number": number, "signed": signed}
+    return environment.get_template(template).render(values)
 
 
 def _in_one_line(value: Any) -> Any:

@@ -79,7 +79,8 @@ def test_the_best_rated_and_the_best_answer_are_compared_in_the_window(data):
     assert answers.sides.tolist() == [80, 40, 80, 40]  # a window of 64 px counts 256
     np.testing.assert_allclose(answers.best, 1)
     np.testing.assert_allclose(answers.rated, [19 / 20, 9 / 10] * 2)
-    rows = {name: values for name, *values in answers.rows(["big", "small", "none"])}
+    groups = answers.groups(["big", "small", "none"])
+    rows = {group.pop("name"): list(group.values()) for group in groups}
     assert set(rows) == {"all", "32 to 64 px", "64 px and more", "big", "small"}
     assert rows["all"] == pytest.approx([4, 0.925, 1.0]) and rows["small"][0] == 2
 

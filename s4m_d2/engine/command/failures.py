@@ -52,10 +52,6 @@ def as_text(error: BaseException) -> str:
     return repr(error) if mistake is None else f"{type(mistake).__name__}: {mistake}"
 
 
-def _whole(text: str) -> str:
-    return printable(text, most=len(text))
-
-
 class _Record(logging.LogRecord):
     """A log record whose text is printable, and without tracebacks of users' mistakes."""
 
@@ -67,9 +63,9 @@ class _Record(logging.LogRecord):
 
     def getMessage(self) -> str:
         if isinstance(self.args, tuple) and "\n" not in str(self.msg):  # a table follows a "\n"
-            self.args = tuple(_whole(a) if isinstance(a, str) else a for a in self.args)
+            self.args = tuple(printable(a, len(a)) if isinstance(a, str) else a for a in self.args)
         parts = _LAYOUT.split(super().getMessage())
-        message = "".join(p if i % 2 else _whole(p) for i, p in enumerate(parts))
+        message = "".join(p if i % 2 else printable(p, len(p)) for i, p in enumerate(parts))
         return message if self._mistake is None else f"{message} {as_text(self._mistake)}"
 
 

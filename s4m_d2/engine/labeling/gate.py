@@ -14,11 +14,10 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 from torch import nn
 
-from s4m_d2.engine.checks.findings import Finding
+from s4m_d2.engine.checks.findings import Finding, attempt
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import AFTER, BEFORE, QualityMeasurement, labeled_records
 from s4m_d2.engine.stages import runs_stage
-from s4m_d2.errors import S4MError
 from s4m_d2.report import read_results
 from s4m_d2.sam import SamBackend
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -70,13 +69,12 @@ def gate_findings(cfg: CfgNode) -> list[Finding]:
     """A line of the report before training, if the gate is on."""
     if not _is_on(cfg):
         return []
-    try:
-        images = len(held_out_records(cfg))
-    except S4MError:  # reported with that data set
+    records, _ = attempt(held_out_records, cfg)
+    if records is None:  # reported with that data set
         return [Finding(ITEM, "looked at when labeled data can be read", checked=False)]
-    if images:
-        return [Finding(ITEM, f"measured after stage 1, on {images} labeled images left out of it")]
     text = "few labeled images, or a teacher of another run: decided by the IoU of SAM's masks"
+    if records:
+        text = f"measured after stage 1, on {len(records)} labeled images left out of it"
     return [Finding(ITEM, text)]
 
 

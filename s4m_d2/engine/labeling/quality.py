@@ -20,7 +20,7 @@ from detectron2.utils.events import get_event_storage
 from s4m_d2.data import TrueLabelsMapper
 from s4m_d2.data.splits import has_true_labels, true_records
 from s4m_d2.engine.checks.dataset_checks import load_records
-from s4m_d2.engine.checks.findings import Finding
+from s4m_d2.engine.checks.findings import Finding, attempt
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
 from s4m_d2.engine.stages import runs_stage
@@ -38,7 +38,6 @@ BEFORE, AFTER = "before", "after"  # refinement
 RECORDS = "pseudo_label_quality.jsonl"  # in the stage's folder
 LOGGED = ("class_accuracy", "sq", "precision", "recall", "pq")
 _STREAM = "pseudo-label quality"  # of the prompt points' draws
-_OFF = "S4M.QUALITY.PERIOD 0 trains without measuring."
 
 
 @dataclass(frozen=True)
@@ -231,15 +230,13 @@ def quality_findings(cfg: CfgNode) -> list[Finding]:
     period = cfg.S4M.QUALITY.PERIOD
     if period < 1 or not runs_stage(cfg, "student"):
         return []
+    item = "label quality"
+    if attempt(labeled_records, cfg)[0] is None:  # reported with that data set
+        return [Finding(item, "looked at when labeled data can be read", checked=False)]
     try:
-        labeled_records(cfg)
-    except S4MError:  # reported with that data set
-        return [Finding("label quality", "looked at when labeled data can be read", checked=False)]
-    try:
-        images = len(quality_records(cfg))
-        quality_class_names(cfg, quality_datasets(cfg))
+        names, images = quality_datasets(cfg), len(quality_records(cfg))
+        quality_class_names(cfg, names)
     except S4MError as error:
-        error = type(error)(f"{error} {_OFF}")
-        return [Finding("label quality", "cannot be measured", (error,))]
-    text = f"{images:,} images of {', '.join(quality_datasets(cfg))}, every {period:,} iterations"
-    return [Finding("label quality", text)]
+        text = f"{error} S4M.QUALITY.PERIOD 0 trains without measuring."
+        return [Finding(item, "cannot be measured", (type(error)(text),))]
+    return [Finding(item, f"{images:,} images of {', '.join(names)}, every {period:,} iterations")]

@@ -22,14 +22,14 @@ from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
 from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
 from s4m_d2.engine.checks.config_checks import needs_sam
-from s4m_d2.engine.checks.findings import Finding
+from s4m_d2.engine.checks.findings import Finding, attempt
 from s4m_d2.engine.checks.resource_checks import sam_bytes
 from s4m_d2.engine.labeling import gate
 from s4m_d2.engine.labeling.quality import quality_class_names
 from s4m_d2.engine.rng import undisturbed_generators
 from s4m_d2.engine.stages import STAGES
 from s4m_d2.engine.training.build import labeled_names
-from s4m_d2.errors import DatasetError, InputError, S4MError
+from s4m_d2.errors import DatasetError, InputError
 from s4m_d2.report import read_results, write_results
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.sam.adaptation import draw_clicks
@@ -59,15 +59,21 @@ class SamQuality:
     rated: np.ndarray
     best: np.ndarray
 
-    def rows(self, names: Sequence[str]) -> list[list]:
-        """Name, number of masks and mean IoUs of all masks, of each size, of each class."""
+    def groups(self, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Of all masks, of each size, of each class: "name", number of "masks", mean "iou" and
+        "best_iou"."""
         groups = [("all", np.ones(len(self.sides), dtype=bool))]
         for low, high in zip(SIZE_LIMITS, SIZE_LIMITS[1:], strict=False):
             name = f"{low} to {high} px" if high <= SIDE else f"{low} px and more"
             groups.append((name, (self.sides >= low) & (self.sides < high)))
         groups += [(name, self.categories == key) for key, name in enumerate(names)]
         return [
-            [name, int(chosen.sum()), float(self.rated[chosen].mean()), self.best[chosen].mean()]
+            {
+                "name": name,
+                "masks": int(chosen.sum()),
+                "iou": float(self.rated[chosen].mean()),
+                "best_iou": float(self.best[chosen].mean()),
+            }
             for name, chosen in groups
             if chosen.any()
         ]
@@ -152,10 +158,8 @@ def _ious(backend: SamBackend, logits: Tensor, truth: np.ndarray) -> Tensor:
 def labeled_quality(cfg: CfgNode) -> dict[str, Any]:
     """Measure the SAM of S4M.SAM on 16 labeled images, or tiles, that it did not learn from.
 
-    Returns:
-        for JSON: "images" measured, or tiles; "clicks" in a mask; "iou"; "groups": "name", number
-        of "masks", "iou" and "best_iou" (of the truly best of three) of all, of each size and each
-        class; "text".
+    Returns, for JSON, "images" measured, or tiles; "clicks" in a mask; "iou"; "groups"
+    (:meth:`SamQuality.groups`); "text".
 
     Raises:
         S4MError: labeled data or SAM cannot be read, or no mask is large enough.
@@ -169,20 +173,16 @@ def labeled_quality(cfg: CfgNode) -> dict[str, Any]:
     with undisturbed_generators():
         backend = build_sam_backend(cfg)
         quality = measure_sam(backend, [records[i] for i in chosen], clicks=clicks, seed=cfg.SEED)
-    rows = quality.rows(classes)
-    unit = "tiles" if cfg.INPUT.TILE.SIZE else "images"
-    (_, masks, iou, _), *parts = rows
-    shown = parts if len(classes) <= _MOST_CLASSES else [r for r in parts if r[0] not in classes]
-    text = f"IoU {iou:.2f} of {masks} masks in {len(chosen)} labeled {unit}, {clicks} clicks each ("
-    text += ", ".join(f"{name} {value:.2f}" for name, _, value, _ in shown)
-    groups = [dict(zip(("name", "masks", "iou", "best_iou"), row, strict=True)) for row in rows]
-    return {
-        "images": len(chosen),
-        "clicks": clicks,
-        "iou": iou,
-        "groups": groups,
-        "text": f"{text}); below {USEFUL_IOU} refinement rarely helps",
-    }
+    groups = quality.groups(classes)
+    named = [g for g in groups[1:] if len(classes) <= _MOST_CLASSES or g["name"] not in classes]
+    parts = ", ".join(f"{group['name']} {group['iou']:.2f}" for group in named)
+    images, iou, masks = len(chosen), groups[0]["iou"], groups[0]["masks"]
+    text = (
+        f"IoU {iou:.2f} of {masks} masks in {images} labeled "
+        f"{'tiles' if cfg.INPUT.TILE.SIZE else 'images'}, {clicks} clicks each ({parts}); below "
+        f"{USEFUL_IOU} refinement rarely helps"
+    )
+    return {"images": images, "clicks": clicks, "iou": iou, "groups": groups, "text": text}
 
 
 def sam_findings(cfg: CfgNode, sam: SamBackend | None) -> list[Finding]:
@@ -194,11 +194,10 @@ def sam_findings(cfg: CfgNode, sam: SamBackend | None) -> list[Finding]:
         return []
     if not cfg.MODEL.DEVICE.startswith("cuda") and sam_bytes(sam) > _QUICK_BYTES:
         return [Finding(ITEM, "not measured: minutes on a CPU; tools/sam_eval.py does it")]
-    try:
-        text = labeled_quality(cfg)["text"] + "; before adaptation" * bool(cfg.S4M.SAM.ADAPT)
-        return [Finding(ITEM, text)]
-    except S4MError as error:
-        return [Finding(ITEM, f"not measured: {error}", checked=False)]
+    found, errors = attempt(labeled_quality, cfg)
+    if found is None:
+        return [Finding(ITEM, f"not measured: {errors[0]}", checked=False)]
+    return [Finding(ITEM, found["text"] + "; before adaptation" * bool(cfg.S4M.SAM.ADAPT))]
 
 
 def decide_by_sam(cfg: CfgNode, stage: str, *, resume: bool) -> CfgNode:
@@ -246,10 +245,9 @@ def _measured(cfg: CfgNode, stage: str, resume: bool) -> dict[str, Any]:
         return read_results(of_run)
     if resume and holds_run(cfg.OUTPUT_DIR):
         return read_results(path) if os.path.isfile(path) else {}
-    try:
-        found = labeled_quality(cfg)
-    except S4MError as error:
-        logger.warning("S4M.REFINE.GATE: SAM was not measured: %s", error)
+    found, errors = attempt(labeled_quality, cfg)
+    if found is None:
+        logger.warning("S4M.REFINE.GATE: SAM was not measured: %s", errors[0])
         return {}
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     write_results(found, path)
