@@ -136,6 +136,17 @@ def test_what_a_step_does_is_logged_and_results_are_written(whole):
     assert {"AP", "AP50"} <= results["segm"].keys() & results["teacher"]["segm"].keys()
 
 
+def test_the_predictions_that_stay_are_the_students(whole, monkeypatch, tmp_path):
+    file = tmp_path / "predictions"
+
+    def write(cfg, model):
+        file.write_text("student" if model is whole.trained_model else "teacher")
+        return {"segm": {}}
+
+    monkeypatch.setattr(S4MTrainer, "test", staticmethod(write))
+    assert list(whole.evaluate()) == ["segm", "teacher"] and file.read_text() == "student"
+
+
 def test_fine_tuning_starts_with_the_student(configs, whole):
     """Not with the EMA teacher."""
     cfg = configs("finetune", "tuned", S4M__FINETUNE__MAX_ITER=3)

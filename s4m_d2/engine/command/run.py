@@ -114,7 +114,7 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
     model = TeacherTrainer.build_model(cfg)
     both = cfg.S4M.EVAL == "both"
     results: dict[str, Any] = {}
-    for branch in ("student", "teacher") if both else (cfg.S4M.EVAL,):
+    for branch in ("teacher", "student") if both else (cfg.S4M.EVAL,):  # the last one's files stay
         S4MCheckpointer(model).load(cfg.MODEL.WEIGHTS, branch=branch, require=True)
         logger.info("Evaluating the %s of %s", branch, cfg.MODEL.WEIGHTS)
         found = TeacherTrainer.test(cfg, model)

@@ -312,11 +312,14 @@ class S4MTrainer(TeacherTrainer):
             self._skipped = state_dict.get("skipped_images", {})
 
     def evaluate(self) -> Mapping[str, Any]:
-        """Evaluate the student and, after burn-in, the teacher (under "teacher")."""
-        results = OrderedDict(super().evaluate())
+        """Evaluate the student and, after burn-in, the teacher (under "teacher").
+
+        The teacher first: the predictions that stay in inference/ are the student's.
+        """
+        results = {}
         if self._teacher_hook.phase is not TeacherPhase.FROZEN:
             results["teacher"] = self.test(self.cfg, self.teacher.model)
-        return results
+        return OrderedDict({**super().evaluate(), **results})
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
