@@ -51,11 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("output", help="to write: .pth or .safetensors, .onnx, or a folder")
     parser.add_argument("--model", choices=sorted(BRANCHES), default="student")
     parser.add_argument("--format", choices=sorted(ENDINGS), default="weights")
-    parser.add_argument(
-        "--config-file",
-        metavar="FILE",
-        help="of the run, not for weights (default: its config.yaml)",
-    )
+    help = "of the run, not for weights (default: its config.yaml)"
+    parser.add_argument("--config-file", metavar="FILE", help=help)
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     args = parser.parse_args(arguments)
     _check_output(args)

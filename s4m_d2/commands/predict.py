@@ -98,11 +98,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
                 _draw(path, os.path.join(overlays, outputs[path]), look)
             except DatasetError as error:
                 problems[path] = str(error)
-    images, instances = len(counts), sum(counts)
-    found = f"{instances} instance{'s' * (instances != 1)}"
-    print(f"{images} image{'s' * (images != 1)}, {found}: {args.output}")
+    print(f"{len(counts):,} images, {sum(counts):,} instances: {args.output}")
     print_problems(problems, "cannot be used")
-    return 1 if problems else 0
+    return int(bool(problems))
 
 
 def _is_video(path: str) -> bool:

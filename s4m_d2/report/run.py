@@ -198,21 +198,15 @@ def _by_key(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _pictures(folder: Path, stages: Iterable[str]) -> list[Picture]:
     """Each stage's latest figure of each kind, the last stage first."""
-    found = [
-        (f"{TITLES[stage]} · {title}", path)
-        for stage in reversed([*stages])
-        for title, path in _latest(folder / stage / "figures")
-    ]
     pictures: dict[str, Picture] = {}  # by content: stages share what does not depend on models
-    for title, path in found:
-        if not path.is_file():
-            continue
-        try:
-            uri, shape = _jpeg(path)
-        except (OSError, ValueError, SyntaxError) as error:
-            logger.warning("The picture '%s' is left out of the report: %s", path, error)
-        else:
-            pictures.setdefault(uri, Picture(title, uri, shape))
+    for stage in reversed([*stages]):
+        for title, path in _latest(folder / stage / "figures"):
+            try:
+                uri, size = _jpeg(path)
+            except (OSError, ValueError, SyntaxError) as error:
+                logger.warning("The picture '%s' is left out of the report: %s", path, error)
+            else:
+                pictures.setdefault(uri, Picture(f"{TITLES[stage]} · {title}", uri, size))
     return list(pictures.values())[:MOST_PICTURES]
 
 
@@ -222,8 +216,8 @@ def _latest(folder: Path) -> Iterator[tuple[str, Path]]:
     numbered = filter(None, map(_NUMBERED.fullmatch, names))
     latest = {m[1]: m for m in sorted(numbered, key=lambda m: int(m[2]))}
     for kind, title in FIGURES.items():
-        if match := latest.get(kind):
-            yield f"{title} after {int(match[2]):,} iterations", folder / match[0]
+        if (match := latest.get(kind)) and (path := folder / match[0]).is_file():
+            yield f"{title} after {int(match[2]):,} iterations", path
 
 
 def _jpeg(path: Path) -> tuple[str, tuple[int, int]]:

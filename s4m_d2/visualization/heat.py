@@ -9,8 +9,7 @@ import cv2
 import matplotlib
 import numpy as np
 
-MARK_SHARE = 28  # a mark's radius is the picture's shorter side divided by this
-FEWEST_MARK_PIXELS = 4
+MARK_SHARE, FEWEST_MARK_PIXELS = 28, 4  # a mark's radius is a share of the shorter side, at least 4
 EDGE_WIDTH = 2  # px, of the white line inside the black one
 
 
@@ -57,7 +56,7 @@ def heat_map(
 
 def mark_point(picture: np.ndarray, point: Sequence[float]) -> np.ndarray:
     """Copy an (H, W, 3) uint8 picture and draw a ring around ``point``, (x, y) in pixels."""
-    marked = np.ascontiguousarray(picture).copy()
+    marked = picture.copy()
     radius = max(FEWEST_MARK_PIXELS, min(picture.shape[:2]) // MARK_SHARE)
     center = tuple(int(value) for value in point)
     cv2.circle(marked, center, radius, (0, 0, 0), 2 * EDGE_WIDTH, cv2.LINE_AA)
@@ -72,8 +71,7 @@ def outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
         picture: (n·H, n·W, 3) uint8, RGB: as enlarged by :func:`overlay`.
         mask: (H, W) bool.
     """
-    outlined = np.ascontiguousarray(picture).copy()
-    size = picture.shape[1], picture.shape[0]
+    outlined, size = picture.copy(), picture.shape[1::-1]
     large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     lines, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(outlined, lines, -1, (0, 0, 0), 3 * EDGE_WIDTH)

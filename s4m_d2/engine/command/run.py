@@ -38,7 +38,7 @@ from s4m_d2.engine.labeling.sam_adaptation import adapted_config
 from s4m_d2.engine.labeling.sam_quality import decide_by_sam
 from s4m_d2.engine.stages import STAGES, final_weights, stage_config, stages_to_run
 from s4m_d2.engine.training.trainer import FineTuneTrainer, S4MTrainer, TeacherTrainer
-from s4m_d2.errors import ConfigError, WeightsError
+from s4m_d2.errors import ConfigError
 from s4m_d2.files import remove_temporaries
 from s4m_d2.report import write_report, write_results
 from s4m_d2.report.run import FACTS
@@ -63,12 +63,11 @@ def check(args: argparse.Namespace) -> PreflightReport:
     Without ``--check``, the first process locks OUTPUT_DIR, and creates it if there is no error.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus))  # torchrun's
-    started = num_processes(args)
+    counts = {"num_processes": num_processes(args), "num_local": local}
     cfg, own_data = read_config(args)
     starts = not args.check and int(os.environ.get("RANK", args.machine_rank)) == 0
     if starts:
         lock_run(cfg.OUTPUT_DIR)  # before the checks, which another run in it would disturb
-    counts = {"num_processes": started, "num_local": local}
     report = preflight(cfg, resume=args.resume, with_sam=args.check, **counts)
     if own_data is not None:
         report = PreflightReport((*own_data.findings(), *report.findings))
@@ -108,8 +107,6 @@ def train(
 
 def evaluate(cfg: CfgNode) -> dict[str, Any]:
     """Evaluate MODEL.WEIGHTS: the student, the teacher or both, as S4M.EVAL says."""
-    if not cfg.MODEL.WEIGHTS:
-        raise WeightsError("--eval-only needs MODEL.WEIGHTS: the checkpoint to evaluate.")
     cfg = stage_config(cfg, "student")
     model = TeacherTrainer.build_model(cfg)
     both = cfg.S4M.EVAL == "both"
@@ -155,10 +152,10 @@ def lock_run(folder: str) -> None:
 
 def write_facts(folder: str, findings: Iterable[Finding] = ()) -> dict[str, str]:
     """Write the findings of the checks before training, and versions, by name."""
-    facts: dict[str, str] = {}
+    texts: dict[str, list[str]] = {}
     for f in findings:  # some have the same name
-        text = f.text + f" ({f.status})" * (f.status != "ok")
-        facts[f.item] = f"{facts[f.item]}; {text}" if f.item in facts else text
+        texts.setdefault(f.item, []).append(f.text + f" ({f.status})" * (f.status != "ok"))
+    facts = {item: "; ".join(of_item) for item, of_item in texts.items()}
     facts |= {"s4m_d2": _code_version(), "platform": platform.platform()}
     facts |= {"Python": platform.python_version()}
     facts |= {part.__name__: part.__version__ for part in (detectron2, torch, torchvision, numpy)}
