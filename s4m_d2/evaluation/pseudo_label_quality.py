@@ -134,14 +134,9 @@ class PseudoLabelQuality:
                 f"{len(classes)} true instances need masks {expected}, as the pseudo-labels', and "
                 f"as many crowds; got {found} and {len(crowds)}"
             )
+        pixels = dense_overlaps(labels.masks, masks), mask_areas(labels.masks), mask_areas(masks)
         overlaps, areas, true_areas, scores, ids, true_ids, is_crowd = to_host(
-            dense_overlaps(labels.masks, masks),
-            mask_areas(labels.masks),
-            mask_areas(masks),
-            labels.scores.double(),
-            labels.labels,
-            classes,
-            crowds,
+            *pixels, labels.scores.double(), labels.labels, classes, crowds
         )
         for name, of in (("pseudo-labels", ids), ("instances", true_ids)):
             if not np.isin(of, range(len(self.class_names))).all():

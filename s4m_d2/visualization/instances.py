@@ -58,12 +58,7 @@ def overlay(
         InputError: shapes or lengths disagree.
     """
     masks = masks if isinstance(masks, RLEMasks) else torch.as_tensor(masks)
-    size = masks.image_size if isinstance(masks, RLEMasks) else tuple(masks.shape[1:])
-    if image.dtype != np.uint8 or image.shape != (*size, 3) or len(labels) != len(masks):
-        raise InputError(
-            "expected an image (H, W, 3) uint8 with masks (N, H, W) and N labels, got "
-            f"{image.shape} {image.dtype}, {(len(masks), *size)} and {len(labels)}"
-        )
+    _check_instances(image, masks, labels)
     scale = scale or readable_scale(image)
     picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     windows = [_window(mask, scale) for mask in masks]
@@ -104,6 +99,15 @@ def deepest_point(mask: np.ndarray) -> tuple[int, int]:
     depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     return int(x), int(y)
+
+
+def _check_instances(image: np.ndarray, masks: Tensor | RLEMasks, labels: Sequence) -> None:
+    size = masks.image_size if isinstance(masks, RLEMasks) else tuple(masks.shape[1:])
+    if image.dtype != np.uint8 or image.shape != (*size, 3) or len(labels) != len(masks):
+        raise InputError(
+            "expected an image (H, W, 3) uint8 with masks (N, H, W) and N labels, got "
+            f"{image.shape} {image.dtype}, {(len(masks), *size)} and {len(labels)}"
+        )
 
 
 def box_colors(boxes: np.ndarray, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
