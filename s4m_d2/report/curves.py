@@ -47,8 +47,7 @@ class Curve:
     last: float  #: value of the last record
 
 
-_NONE = np.zeros(0)
-EMPTY = Curve(_NONE, _NONE, _NONE, _NONE, math.nan)
+EMPTY = Curve(*[np.zeros(0)] * 4, last=math.nan)
 
 
 @dataclass

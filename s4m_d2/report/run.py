@@ -66,16 +66,7 @@ SHOWN = """
 
 
 class Stage:
-    """One of the trainings of a run, read from its folder.
-
-    Attributes:
-        name: a key of TITLES.
-        curves: of its metrics.json.
-        results: of its last evaluation, nested as by Detectron2; {}: none.
-        finished: whether its final checkpoint exists.
-        iterations: of the whole stage; 0: unknown.
-        burn_in: of stage 2.
-    """
+    """One of the trainings of a run, read from its folder, named by a key of TITLES."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         def iterations(key: str) -> int:
@@ -84,11 +75,11 @@ class Stage:
 
         self.name = folder.name
         self.curves = read_curves(folder / "metrics.json")
-        self.results = stored_results(folder / "results.json")
+        self.results = stored_results(folder / "results.json")  # nested as by Detectron2
         self.finished = (folder / "model_final.pth").is_file()
         done = self.results.get("iterations") if self.finished else 0
         own = 0 if self.name == "student" else iterations(f"S4M.{self.name.upper()}.MAX_ITER")
-        self.iterations = done or own or iterations("SOLVER.MAX_ITER")
+        self.iterations = done or own or iterations("SOLVER.MAX_ITER")  # 0: unknown
         self.burn_in = iterations("S4M.BURN_IN") if self.name == "student" else 0
 
     @property

@@ -33,26 +33,19 @@ Item = TypeVar("Item")
 class Panels:
     """A figure with a titled column for each kind of picture and a row for each image.
 
-    Attributes:
-        columns: titles of the columns.
-        rows: pictures, (H, W, 3) uint8 RGB; None: an empty cell. Columns without pictures are
-            omitted.
-        row_titles: a line above each row; None: none.
-        legend: names and their (h, w, 3) uint8 RGB swatches, below the rows.
-        scale: color bar below the rows; None: none.
-        caption: a line below everything.
+    Pictures are (H, W, 3) uint8 RGB. Columns without pictures are omitted.
 
     Raises:
         InputError: there is no picture, a row differs in length from ``columns``, rows and titles
             differ in number, or (when drawn) there are too many rows for one picture.
     """
 
-    columns: Sequence[str]
-    rows: Sequence[Sequence[np.ndarray | None]]
-    row_titles: Sequence[str] | None = None
-    legend: Sequence[tuple[str, np.ndarray]] = ()
-    scale: ColorScale | None = None
-    caption: str = ""
+    columns: Sequence[str]  #: their titles
+    rows: Sequence[Sequence[np.ndarray | None]]  #: None: an empty cell
+    row_titles: Sequence[str] | None = None  #: a line above each row
+    legend: Sequence[tuple[str, np.ndarray]] = ()  #: names and their swatches, below the rows
+    scale: ColorScale | None = None  #: of a color bar below the rows
+    caption: str = ""  #: a line below everything
 
     def __post_init__(self) -> None:
         empty = all(picture is None for row in self.rows for picture in row)

@@ -33,23 +33,14 @@ _KEPT = ("file_name", "image_id", "height", "width", "seeds")  # of an unlabeled
 
 @dataclass(frozen=True)
 class UnlabeledViews:
-    """Intermediate results from an unlabeled batch to the student's input.
+    """Intermediate results from an unlabeled batch to the student's input."""
 
-    Attributes:
-        student_batch: training samples of the student: strong view and pseudo-labels.
-        selections: the teacher's kept predictions, at prediction resolution.
-        refined: pseudo-labels at image size, before ARP.
-        arp_images: (3, H, W) uint8 after ARP, before the strong view's color augmentation.
-        arp_labels: pseudo-labels after ARP.
-        stats: scalars to log: numbers, or 0-dim tensors on the device.
-    """
-
-    student_batch: list[dict]
-    selections: list[Selection]
-    refined: list[PseudoLabels]
-    arp_images: list[Tensor]
-    arp_labels: list[PseudoLabels]
-    stats: dict[str, float | Tensor]
+    student_batch: list[dict]  #: samples of the student: strong view and pseudo-labels
+    selections: list[Selection]  #: the teacher's kept predictions, at prediction resolution
+    refined: list[PseudoLabels]  #: at image size, before ARP
+    arp_images: list[Tensor]  #: (3, H, W) uint8 after ARP, before the strong view's colors
+    arp_labels: list[PseudoLabels]  #: after ARP
+    stats: dict[str, float | Tensor]  #: scalars to log: numbers, or 0-dim tensors on the device
 
 
 class PseudoLabeling:

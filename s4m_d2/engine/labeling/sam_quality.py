@@ -51,13 +51,12 @@ SIZE_LIMITS = (0, 16, 32, 64, SIDE + 1)
 
 @dataclass(frozen=True)
 class SamQuality:
-    """Of each mask: class index, side of a square of its area in px of an image whose long side
-    counts 256, IoU of the best-rated of SAM's answers, and of the truly best one. (N,) each."""
+    """SAM's answers to the clicks in N masks; (N,) arrays."""
 
-    categories: np.ndarray
-    sides: np.ndarray
-    rated: np.ndarray
-    best: np.ndarray
+    categories: np.ndarray  #: class indices
+    sides: np.ndarray  #: of a square of the mask's area, px of an image whose long side counts 256
+    rated: np.ndarray  #: IoU of the best-rated of the three answers
+    best: np.ndarray  #: IoU of the truly best one
 
     def groups(self, names: Sequence[str]) -> list[dict[str, Any]]:
         """Of all masks, of each size, of each class: "name", number of "masks", mean "iou" and
