@@ -77,10 +77,6 @@ class PseudoLabelQuality:
         class_names: of the K classes, in the order of ids; all different.
         size_limits: areas in px from which on an instance is medium, and large.
 
-    Attributes:
-        images: number of images added.
-        cells: (3, K, 9) float64, ``COUNTS`` for each size and class.
-
     Example:
         >>> quality = PseudoLabelQuality(["apple", "pear"])
         >>> masks = torch.zeros(2, 10, 10, dtype=torch.bool)
@@ -100,7 +96,8 @@ class PseudoLabelQuality:
         if len(size_limits) != 2 or not 0 <= size_limits[0] <= size_limits[1]:
             raise InputError(f"size limits are two areas, the smaller first; got {size_limits}")
         self.size_limits = (size_limits[0], size_limits[1])
-        self.images = 0
+        self.images = 0  #: added so far
+        #: (3, K, 9) float64, ``COUNTS`` for each size and class
         self.cells = np.zeros((len(SIZES), len(self.class_names), len(COUNTS)))
 
     def add(

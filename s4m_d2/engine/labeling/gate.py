@@ -85,10 +85,8 @@ class RefinementGate:
     refinement is switched off where the teacher's own masks are better, and ARP with it, as it
     hurts unrefined labels (paper).
 
-    Attributes:
-        decision: "images", or tiles; "pq", before and with each prompt; "choice", a prompt or
-            "off"; "drops_arp", whether ARP is off too; "text". {}: nothing was measured. For JSON
-            and checkpoints.
+    ``decision``, for JSON and checkpoints: "images", or tiles; "pq", before and with each prompt;
+    "choice", a prompt or "off"; "drops_arp", whether ARP is off too; "text". {}: none was made.
     """
 
     @configurable
@@ -132,12 +130,12 @@ class RefinementGate:
         pq, images = comm.all_gather((pq, images))[0]
         best = max(self.prompts, key=lambda prompt: pq[prompt])
         gain = pq[best] - pq[BEFORE]
-        choice = "off" if self.switches_off and gain < 0 else best
+        choice = OFF if self.switches_off and gain < 0 else best
         values = ", ".join(f"{name} {100 * value:.1f}" for name, value in pq.items())
         verdict = f"helps, with {best}" if gain > 0 else "makes no difference"
         verdict = "makes masks worse" if gain < 0 else verdict
-        verdict += ", and is switched off" if choice == "off" else ""
-        drops_arp = choice == "off" and self.switches_arp_off and self.labeling.arp is not None
+        verdict += ", and is switched off" if choice == OFF else ""
+        drops_arp = choice == OFF and self.switches_arp_off and self.labeling.arp is not None
         verdict += ", as is ARP" if drops_arp else ""
         text = f"refinement {verdict}: PQ {values}, on {images} labeled images or tiles"
         logger.log(logging.WARNING if gain < 0 else logging.INFO, "S4M.REFINE.GATE: %s.", text)
@@ -150,7 +148,7 @@ class RefinementGate:
         if decision.get("drops_arp"):
             self.labeling.arp = None
         choice = decision.get("choice")
-        if choice == "off":
+        if choice == OFF:
             thresh = self.labeling.selection["mask_thresh"]
             self.labeling.refiner = TeacherMasks(mask_thresh=thresh)
         elif choice:
