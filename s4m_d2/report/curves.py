@@ -47,7 +47,8 @@ class Curve:
     last: float  #: value of the last record
 
 
-EMPTY = Curve(*[np.zeros(0)] * 4, last=math.nan)
+_NONE = np.zeros(0)
+EMPTY = Curve(_NONE, _NONE, _NONE, _NONE, math.nan)
 
 
 @dataclass
