@@ -80,7 +80,7 @@ def test_sams_weights_must_exist_where_they_are_needed():
         (SAM, missing),
         (SAM | NO_REFINEMENT, missing),
         (SAM | NO_DISTILLATION, missing),
-        ({"S4M.SAM.BACKEND": "sam3"}, "'sam3'; the registered"),
+        ({"S4M.SAM.BACKEND": "sam3"}, "'sam3'.* segment_anything"),
         ({"S4M.SAM.BACKEND": "sam2"}, r"MODEL_TYPE is 'vit_l'.* hiera_t"),
         (
             {"S4M.SAM.BACKEND": "transformers", "S4M.SAM.CHECKPOINT": "nowhere/sam"},
