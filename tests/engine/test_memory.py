@@ -7,10 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-
-from s4m_d2.engine import S4MTrainer, stage_config
-from s4m_d2.structures import RLEMasks
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 300
@@ -70,29 +66,3 @@ def test_stage_two_does_not_grow(quickstart_teacher, tmp_path):
 
 def in_mib(sizes):
     return [size >> 20 for size in sizes]
-
-
-def test_trainers_evaluate_with_encoded_masks_and_leave_the_model_as_it_was(
-    small_config, monkeypatch
-):
-    """The same results as with dense masks, which a model returns to anyone else."""
-    cfg = stage_config(small_config(), "student")
-    model = S4MTrainer.build_model(cfg).eval()
-    forward, returned = model.forward, []
-
-    def watched(samples):
-        outputs = forward(samples)
-        returned.extend(output["instances"].pred_masks for output in outputs)
-        return outputs
-
-    monkeypatch.setattr(model, "forward", watched)
-    encoded = S4MTrainer.test(cfg, model)
-    assert len(returned) == 2 and all(isinstance(masks, RLEMasks) for masks in returned)
-
-    assert model.rle_masks is False
-    monkeypatch.setattr(
-        "s4m_d2.engine.training.trainer.masks_as_rle", lambda model: torch.no_grad()
-    )
-    dense = S4MTrainer.test(cfg, model)
-    assert len(returned) == 4 and all(isinstance(masks, torch.Tensor) for masks in returned[2:])
-    assert repr(encoded) == repr(dense)  # scores may be NaN

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 from torch import nn
 
+from s4m_d2.data.annotations import targets
 from s4m_d2.engine.checks.findings import Finding, attempt
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import AFTER, BEFORE, QualityMeasurement, labeled_records
@@ -59,7 +60,7 @@ def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
     names = {record["file_name"] for record in held_out}
     parts: tuple[list[dict], list[dict]] = ([], [])
     for record in records:
-        if annotations := [a for a in record["annotations"] if not a.get("iscrowd", 0)]:
+        if annotations := targets(record):
             part = parts[record["file_name"] in names]
             part.append({**record, "annotations": annotations})
     return parts

@@ -18,6 +18,7 @@ from detectron2.data import transforms as T
 from detectron2.utils import comm
 from torch import Tensor
 
+from s4m_d2.data.annotations import targets
 from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
 from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
@@ -140,7 +141,7 @@ def read_window(
     window = T.TransformList(
         [T.CropTransform(left, top, width, height), T.ResizeTransform(height, width, *shape)]
     )
-    annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+    annotations = targets(record)
     segmentations = [a["segmentation"] for a in annotations]
     masks = transform_masks(segmentations, window, size, shape)
     categories = np.array([a["category_id"] for a in annotations], dtype=np.int64)
