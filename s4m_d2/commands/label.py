@@ -39,9 +39,8 @@ from s4m_d2.engine.command.arguments import (
     split_overrides,
 )
 from s4m_d2.engine.command.failures import exit_status
-from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
+from s4m_d2.engine.figures.predictor import Labeler, Predictor, class_names, load_model
 from s4m_d2.engine.labeling.gate import labeling_of_run
-from s4m_d2.engine.labeling.labeler import Labeler
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.training.continuing import remove_lines
 from s4m_d2.errors import ConfigError, DatasetError

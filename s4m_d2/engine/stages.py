@@ -6,11 +6,7 @@ import os
 
 from detectron2.config import CfgNode
 
-from s4m_d2.engine.checkpointing.checkpoint_files import (
-    FINAL_CHECKPOINT,
-    final_iterations,
-    holds_run,
-)
+from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT, has_final, holds_run
 from s4m_d2.errors import WeightsError
 from s4m_d2.report import stored_results
 
@@ -60,16 +56,19 @@ def is_fixed(cfg: CfgNode, stage: str) -> bool:
 
 
 def stage_is_finished(cfg: CfgNode, iterations: int | None = None) -> bool:
-    """True if a stage is trained and, with DATASETS.TEST, evaluated. No checkpoint is read.
+    """True if a stage is trained and evaluated: at its end RESULTS is written, after the model.
 
     Of the stage are ``cfg`` and ``iterations``, its length (default: SOLVER.MAX_ITER).
     """
     iterations = cfg.SOLVER.MAX_ITER if iterations is None else iterations
-    done = final_iterations(cfg.OUTPUT_DIR)
-    if not done or done < iterations:
-        return False
-    results = stored_results(os.path.join(cfg.OUTPUT_DIR, RESULTS))
-    return not cfg.DATASETS.TEST or results.get(ITERATIONS) == done
+    done = stored_results(os.path.join(cfg.OUTPUT_DIR, RESULTS)).get(ITERATIONS, 0)
+    return has_final(cfg.OUTPUT_DIR) and done >= iterations
+
+
+def needs_sam(cfg: CfgNode, stage: str) -> bool:
+    """True if this run trains the stage, and SAM is used in it."""
+    part = {"teacher": cfg.S4M.DISTILL, "student": cfg.S4M.REFINE}.get(stage)
+    return part is not None and part.ENABLED and runs_stage(cfg, stage)
 
 
 def final_weights(cfg: CfgNode, stage: str) -> str:
@@ -91,6 +90,11 @@ def last_weights(run: str) -> str:
             "the OUTPUT_DIR of a finished run, or a file of weights."
         )
     return found[0] if found else run
+
+
+def run_folder(weights: str) -> str:
+    """OUTPUT_DIR of the run that wrote a checkpoint, OUTPUT_DIR/stage/file."""
+    return os.path.dirname(os.path.dirname(os.path.abspath(weights)))
 
 
 def stage_config(cfg: CfgNode, stage: str) -> CfgNode:

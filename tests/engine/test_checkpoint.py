@@ -10,7 +10,7 @@ import torch
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.checkpointing.checkpoint_files import (
-    final_iterations,
+    has_final,
     ranked,
     read_complete,
     superseded,
@@ -231,56 +231,45 @@ def test_a_file_that_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatc
     assert "model_0000001.pth" in caplog.text and checkpoints(tmp_path) == [name(1), name(3)]
 
 
-def test_a_final_checkpoint_and_its_note(tmp_path, monkeypatch):
-    """Without the note, or with a file of another size, a stage is not finished; a run that
-    continues there writes it."""
-    assert final_iterations(str(tmp_path)) == 0
+def test_a_final_checkpoint_is_whole_or_the_run_continues_from_the_one_before(
+    tmp_path, monkeypatch
+):
+    assert not has_final(str(tmp_path))
     save(tmp_path, 5)
     run = checkpointer(tmp_path)
     run.resume_or_load("")
     run.finish()  # killed before the final checkpoint was complete
-    assert final_iterations(str(tmp_path)) == 6
-    monkeypatch.setattr(torch, "load", None)  # nothing of it is read
-    assert final_iterations(str(tmp_path)) == 6
+    monkeypatch.setattr(torch, "load", None)  # nothing of it is loaded
+    assert has_final(str(tmp_path))
     monkeypatch.undo()
-    note = tmp_path / "model_final.json"
-    for damage in (b"", b"[3]", b'{"iterations": 6}'):
-        note.write_bytes(damage)
-        assert final_iterations(str(tmp_path)) == 0
     run = checkpointer(tmp_path)
     run.resume_or_load("")
-    run.finish()
-    assert final_iterations(str(tmp_path)) == 6
     run.reopen(5)  # the run goes on
-    assert final_iterations(str(tmp_path)) == 0 and resume(tmp_path) == 5
+    assert not has_final(str(tmp_path)) and resume(tmp_path) == 5
     checkpointer(tmp_path, 8).save("model_final", iteration=8)
-    assert final_iterations(str(tmp_path)) == 9
+    assert has_final(str(tmp_path))
     truncate(tmp_path / "model_final.pth")
-    assert final_iterations(str(tmp_path)) == 0 and resume(tmp_path) == 5
+    assert not has_final(str(tmp_path)) and resume(tmp_path) == 5
 
 
 def test_a_stage_is_finished_when_it_is_saved_and_evaluated(tmp_path):
-    """``expected``: with a data set to evaluate on, and without."""
     for number, (done, results, asked, expected) in enumerate(
         [
-            (0, None, 8, (False, False)),
-            (8, None, 8, (False, True)),  # killed before its evaluation
-            (8, '{"iterations": 4}', 8, (False, True)),  # killed within it
-            (8, '{"iterations": 8', 8, (False, True)),
-            (8, '{"iterations": 8}', 8, (True, True)),
-            (8, '{"iterations": 8}', 7, (True, True)),
-            (8, '{"iterations": 8}', 9, (False, False)),  # longer than it was
+            (0, None, 8, False),
+            (0, '{"iterations": 8}', 8, False),
+            (8, None, 8, False),  # killed before its evaluation
+            (8, '{"iterations": 4}', 8, False),  # killed within it
+            (8, '{"iterations": 8', 8, False),
+            (8, '{"iterations": 8}', 8, True),
+            (8, '{"iterations": 8}', 7, True),
+            (8, '{"iterations": 8}', 9, False),  # longer than it was
         ]
     ):
+        (tmp_path / f"{number}").mkdir()
         folder = tmp_path / f"{number}"
         if done:
             checkpointer(folder).save("model_final", iteration=done - 1)
         if results is not None:
             (folder / "results.json").write_text(results)
-        for test, finished in zip((("some",), ()), expected, strict=True):
-            cfg = SimpleNamespace(
-                OUTPUT_DIR=str(folder),
-                SOLVER=SimpleNamespace(MAX_ITER=asked),
-                DATASETS=SimpleNamespace(TEST=test),
-            )
-            assert stage_is_finished(cfg) is finished
+        cfg = SimpleNamespace(OUTPUT_DIR=str(folder), SOLVER=SimpleNamespace(MAX_ITER=asked))
+        assert stage_is_finished(cfg) is expected

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from s4m_d2.engine import PseudoLabeling, S4MTrainer, TeacherTrainer
-from s4m_d2.engine.labeling.gate import RefinementGate, gate_findings, held_out_records
+from s4m_d2.engine.labeling.gate import apply_decision, compare_refinement, gate_findings
+from s4m_d2.engine.labeling.quality import held_out_records
 from s4m_d2.engine.own_data.own_data import load_run
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.refinement import TeacherMasks
@@ -67,15 +68,13 @@ def test_what_makes_masks_worse_is_switched_off_and_the_best_prompt_taken(
     cfg = gate_config(gate, prompt)
     labeling = PseudoLabeling(cfg, EMATeacher(teacher(), 0.5))
     labeling.refiner = Shift(cfg)
-    measured = RefinementGate(cfg, labeling)
-    measured.measure()
-    decision = measured.decision
+    decision = compare_refinement(cfg, labeling)
     assert decision["choice"] == choice and decision["images"] == 2
     assert (decision["pq"]["before"] == 1.0) == (teacher is Oracle)
     assert len(decision["pq"]) == (4 if prompt == "auto" else 2)
     again = PseudoLabeling(cfg, EMATeacher(teacher(), 0.5))  # of a run that continues
-    RefinementGate(labeling=again).apply(decision)
     for part in (labeling, again):
+        apply_decision(decision, part)
         assert isinstance(part.refiner, TeacherMasks) == (part.arp is None) == (choice == "off")
         assert choice == "off" or part.refiner.prompt == choice
 
@@ -94,7 +93,7 @@ def test_arp_that_the_user_set_stays_without_refinement(small_options, options, 
     cfg, _ = load_run(CONFIG, [*words, *options])
     labeling = PseudoLabeling(cfg, EMATeacher(Oracle(), 0.5))
     labeling.refiner = Shift(cfg)
-    RefinementGate(cfg, labeling).measure()
+    apply_decision(compare_refinement(cfg, labeling), labeling)
     assert isinstance(labeling.refiner, TeacherMasks) and (labeling.arp is not None) == stays
 
 

@@ -13,7 +13,7 @@ from s4m_d2.engine.checkpointing.weight_names import model_weights
 from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.figures.predictor import class_names
-from s4m_d2.engine.own_data import own_data_files
+from s4m_d2.engine.own_data import own_data
 from s4m_d2.engine.stages import stage_config
 from s4m_d2.engine.training.trainer import TeacherTrainer
 from s4m_d2.errors import DatasetError
@@ -160,15 +160,15 @@ def test_an_evaluation_has_the_split_and_settings_of_the_weights_run(finished, t
 
 
 def test_stored_data_are_read_back_whatever_names_have_and_damage_is_named(finished, tmp_path):
-    stored = own_data_files.read_stored(str(finished[1] / "data"))
+    stored = own_data.read_stored(str(finished[1] / "data"))
     names = ("new\nline.png", "\x1b[31m.png", "sub/\udcff \u00fc.png", " ")
     odd = dataclasses.replace(stored, unlabeled=names, left_out={"hidden": 3})
-    own_data_files.store(str(tmp_path), odd, {})
-    assert own_data_files.read_stored(str(tmp_path)) == odd
+    own_data.store(str(tmp_path), odd, {})
+    assert own_data.read_stored(str(tmp_path)) == odd
     for content in ("{}", "[]", '{"version": 2}'):
         (tmp_path / "settings.json").write_text(content)
         with pytest.raises(DatasetError, match="start a new run"):
-            own_data_files.read_stored(str(tmp_path))
+            own_data.read_stored(str(tmp_path))
 
 
 def test_a_run_of_stage_1_alone_cannot_go_on_with_stage_2(finished, tmp_path):

@@ -60,8 +60,8 @@ def sets(tmp_path):
         MetadataCatalog.remove(name)
 
 
-def lines(changes=None, **options):
-    return {finding.item: finding for finding in dataset_findings(config(changes), **options)}
+def lines(changes=None):
+    return {finding.item: finding for finding in dataset_findings(config(changes))}
 
 
 def test_instances_are_counted_by_image_and_class_and_images_decoded(sets, tmp_path):
@@ -146,13 +146,6 @@ def test_a_damaged_header_outside_of_the_sample_is_told_before(sets, tmp_path):
         ARPDatasetMapper(config())(unlabeled[24])
     [warning] = lines()["unlabeled data"].warnings
     assert str(refused.value) in warning
-
-
-def test_images_are_decoded_where_settings_leave_no_mapper(sets):
-    wrong = {"INPUT.RANDOM_FLIP": "diagonal", "S4M.UNLABELED_MAPPER": "none"}
-    found = lines(wrong, settings_are_right=False)
-    decoded = [found[f"{role} data"].text for role in ("labeled", "unlabeled", "test")]
-    assert [text.split("; ")[1] for text in decoded] == ["3 decoded", "6 decoded", "2 decoded"]
 
 
 def test_wrong_numbers_of_classes_unknown_sets_and_broken_loaders_are_named(sets):

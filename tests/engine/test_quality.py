@@ -238,7 +238,6 @@ def test_the_report_says_what_will_be_measured_or_why_nothing_can_be(
 
     assert found(PERIOD=0) is None
     assert found().status == "ok" and "5 images of toyscapes_train_unlabeled" in found().text
-    assert found(DATASETS__TRAIN="('gone',)").status == "not checked"
     error = found(DATASETS="('coco_2017_val',)")  # other classes
     assert error.status == "error" and "S4M.QUALITY" in str(error.errors[0])
     folder = {"DATASETS__UNLABELED": f"('{folder_without_labels}',)"}

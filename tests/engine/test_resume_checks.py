@@ -4,10 +4,10 @@ import os
 
 import torch
 
-from s4m_d2.engine.checkpointing.checkpoint_files import note_final
 from s4m_d2.engine.checks.preflight import resume_finding
 from s4m_d2.engine.stages import stage_config, stages_to_run
 from s4m_d2.engine.training.continuing import run_settings
+from s4m_d2.report import write_results
 
 from .preflight_cases import config
 
@@ -28,7 +28,7 @@ def save(cfg, stage, finished):
     path = os.path.join(of_stage.OUTPUT_DIR, name)
     torch.save({"model": {}, "trainer": state, "iteration": finished - 1}, path)
     if finished == of_stage.SOLVER.MAX_ITER:
-        note_final(of_stage.OUTPUT_DIR, finished)
+        write_results({"iterations": finished}, os.path.join(of_stage.OUTPUT_DIR, "results.json"))
 
 
 def test_the_check_says_what_goes_on_and_what_has_changed(tmp_path):

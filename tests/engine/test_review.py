@@ -10,7 +10,7 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from s4m_d2.commands import review
-from s4m_d2.engine.labeling.review import review_order, review_signals
+from s4m_d2.commands.review import review_order, review_signals
 
 
 def instance(index, score, **more):

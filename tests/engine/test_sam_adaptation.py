@@ -7,8 +7,8 @@ import pytest
 from detectron2.config import get_cfg
 
 from s4m_d2.config import add_s4m_config
-from s4m_d2.engine.labeling import gate, sam_adaptation
-from s4m_d2.engine.labeling.gate import held_out_records, split_labeled
+from s4m_d2.engine.labeling import quality, sam_adaptation
+from s4m_d2.engine.labeling.quality import held_out_records, split_labeled
 from s4m_d2.engine.labeling.sam_adaptation import adapted_config
 from s4m_d2.report import read_results
 from s4m_d2.sam import build_sam_backend
@@ -89,7 +89,7 @@ def test_nothing_is_done_where_nobody_asks(config, changes, tmp_path):
 
 
 def test_one_labeled_image_is_too_few(config, measured, monkeypatch):
-    records = gate.labeled_records
-    monkeypatch.setattr(gate, "labeled_records", lambda cfg: records(cfg)[:1])
+    records = quality.labeled_records
+    monkeypatch.setattr(quality, "labeled_records", lambda cfg: records(cfg)[:1])
     cfg = config()
     assert adapted_config(cfg, resume=False) == cfg

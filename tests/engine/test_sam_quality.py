@@ -9,8 +9,8 @@ import torch
 
 from s4m_d2.engine.checks.resource_checks import sam_blueprint
 from s4m_d2.engine.labeling import sam_quality
-from s4m_d2.engine.labeling.gate import labeling_of_run
-from s4m_d2.engine.labeling.sam_quality import decide_by_sam, labeled_quality, sam_findings
+from s4m_d2.engine.labeling.gate import decide_by_sam, labeling_of_run
+from s4m_d2.engine.labeling.sam_quality import labeled_quality, sam_findings
 from s4m_d2.engine.stages import stage_config
 from s4m_d2.semi.refinement import TeacherMasks
 
@@ -79,7 +79,7 @@ def test_the_check_measures_where_that_is_quick(small_config, monkeypatch):
     [measured] = sam_findings(cfg, sam)
     assert f"IoU {labeled_quality(cfg)['iou']:.2f}" in measured.text
     [unread] = sam_findings(small_config(DATASETS__TRAIN=("nothing",)), sam)
-    assert unread.status == "not checked"
+    assert unread.status == "warning"
     monkeypatch.setattr(sam_quality, "labeled_quality", None)  # it would be called
     monkeypatch.setattr(sam_quality, "_QUICK_BYTES", 0)
     assert sam_findings(cfg, sam)[0].status == "ok"

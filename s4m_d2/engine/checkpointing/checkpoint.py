@@ -81,8 +81,6 @@ class S4MCheckpointer(DetectionCheckpointer):
         """Make ``resume_or_load`` resume from this file of ``save_dir``."""
         with atomic_write(os.path.join(self.save_dir, files.LAST_CHECKPOINT)) as file:
             file.write(last_filename_basename)
-        if last_filename_basename == files.FINAL_CHECKPOINT and self.saved_iteration is not None:
-            files.note_final(self.save_dir, self.saved_iteration + 1)
 
     def load(
         self,

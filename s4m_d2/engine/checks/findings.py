@@ -23,14 +23,11 @@ class Finding:
     text: str  #: short description
     errors: Sequence[S4MError] = ()  #: why the run cannot work; each ends with a remedy
     warnings: Sequence[str] = ()  #: possible mistakes, or problems later; in the same form
-    checked: bool = True  #: False if other errors have to be corrected first
 
     @property
     def status(self) -> str:
-        """Status of the line: "ok", "not checked", "warning" or "error"."""
-        if self.errors or self.warnings:
-            return "error" if self.errors else "warning"
-        return "ok" if self.checked else "not checked"
+        """Status of the line: "ok", "warning" or "error"."""
+        return "error" if self.errors else "warning" if self.warnings else "ok"
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,8 @@ def preflight(
 
     Data sets are loaded and a few of their images decoded; weight files are compared with the
     models by names and shapes; the sizes of checkpoints and models are estimated. Remote weights
-    are downloaded into the cache of Detectron2's path manager, as in training.
+    are downloaded into the cache of Detectron2's path manager, as in training. What needs a part
+    that is wrong (settings, labeled data, the model) is left out.
 
     Args:
         cfg: of a whole run (:func:`~s4m_d2.engine.stages.run_config`).
@@ -55,23 +56,25 @@ def preflight(
     num_local = num_processes if num_local is None else num_local
     errors = config_errors(cfg, num_processes=num_processes)
     stages = stages_to_run(cfg, resume=resume)
-    settings = Finding("settings", _schedule(cfg, stages), errors)
-    findings = [settings, *([resume_finding(cfg, stages, num_processes)] if resume else [])]
+    findings = [Finding("settings", _schedule(cfg, stages), errors)]
+    findings += [resume_finding(cfg, stages, num_processes)] if resume else []
     findings.append(_device_finding(cfg, num_processes, num_local))
-    if cfg.INPUT.FORMAT in ("RGB", "BGR") and cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES > 0:
-        findings += dataset_findings(cfg, not errors)
-        findings += [*quality_findings(cfg), *gate_findings(cfg), *adaptation_findings(cfg)]
-    model, line = model_finding(cfg, settings_are_right=not errors)
-    sam, of_sam = sam_finding(cfg, settings_are_right=not errors)
-    findings += [line, of_sam, *(sam_findings(cfg, sam) if with_sam else ())]
-    findings += weight_findings(cfg, model, stages, resume=resume)
     where = " and ".join(f"{stage}/" for stage in stages) or "nothing, every stage is finished"
     refused = list(output_dir_errors(cfg, resume=resume))
     findings.append(Finding("output", f"{cfg.OUTPUT_DIR}: {where}", refused))
-    if model is None:
-        text = "estimated when the model can be built"
-        findings += [Finding(item, text, checked=False) for item in ("disk", "memory")]
-    else:
+    if errors:
+        return PreflightReport(findings)
+    of_data = list(dataset_findings(cfg))
+    findings += of_data
+    data_are_right = not any(finding.errors for finding in of_data)
+    if data_are_right:
+        findings += [*quality_findings(cfg), *gate_findings(cfg), *adaptation_findings(cfg)]
+    model, of_model = model_finding(cfg)
+    sam, of_sam = sam_finding(cfg)
+    findings += [of_model, of_sam]
+    findings += sam_findings(cfg, sam) if with_sam and data_are_right else []
+    if model is not None:
+        findings += weight_findings(cfg, model, stages, resume=resume)
         processes = {"num_processes": num_processes, "num_local": num_local}
         findings.append(disk_finding(cfg, model, stages))
         findings.append(memory_finding(cfg, model, sam, stages, **processes))

@@ -21,11 +21,10 @@ from torch import nn
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
 from s4m_d2.engine.checkpointing.weight_names import ClassLists
-from s4m_d2.engine.checks.config_checks import needs_sam
 from s4m_d2.engine.checks.findings import Finding, attempt, in_units, raise_all
 from s4m_d2.engine.own_data.derived_settings import activation_bytes
-from s4m_d2.engine.own_data.own_data_files import class_lists
-from s4m_d2.engine.stages import STAGES, final_weights, runs_stage, stage_config
+from s4m_d2.engine.own_data.own_data import class_lists
+from s4m_d2.engine.stages import STAGES, final_weights, needs_sam, runs_stage, stage_config
 from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.losses.structural_distillation import build_distillation
 from s4m_d2.sam import SamBackend, build_sam_backend
@@ -41,17 +40,17 @@ def model_blueprint(cfg: CfgNode) -> nn.Module:
     return _without_values(stage_config(cfg, "student"), build)
 
 
-def sam_blueprint(cfg: CfgNode, *, with_users: bool = True) -> SamBackend:
+def sam_blueprint(cfg: CfgNode) -> SamBackend:
     """The SAM of a run, its file checked, without values where it can be built so.
 
-    With the parts that consult it, unless ``with_users`` is False; S4MError as their builders.
+    The parts that consult it are built too; S4MError as all their builders.
     """
 
     def build(cfg: CfgNode) -> SamBackend:
         backend = build_sam_backend(cfg)
-        if with_users and needs_sam(cfg, "teacher"):
+        if needs_sam(cfg, "teacher"):
             build_distillation(cfg, backend)
-        if with_users and needs_sam(cfg, "student"):
+        if needs_sam(cfg, "student"):
             build_refiner(cfg, backend)
         return backend
 
@@ -85,13 +84,8 @@ def sam_bytes(backend: SamBackend | None) -> int:
     return bytes_of(nn.ModuleList([part for part in parts if isinstance(part, nn.Module)]))
 
 
-def model_finding(
-    cfg: CfgNode, settings_are_right: bool = True
-) -> tuple[nn.Module | None, Finding]:
-    """The model without values, None if it or the settings are wrong; the line of a report."""
-    if not settings_are_right:
-        text = "not built before the settings are right"
-        return None, Finding("model", text, checked=False)
+def model_finding(cfg: CfgNode) -> tuple[nn.Module | None, Finding]:
+    """The model without values, None if it cannot be built; the line of a report."""
     text = cfg.MODEL.META_ARCHITECTURE
     model, errors = attempt(model_blueprint, cfg)
     if model is not None:
@@ -100,30 +94,26 @@ def model_finding(
     return model, Finding("model", text, errors)
 
 
-def sam_finding(cfg: CfgNode, settings_are_right: bool = True) -> tuple[SamBackend | None, Finding]:
-    """SAM without values, None if it is not needed or cannot be built; the line of a report.
-
-    Where other settings are wrong, the parts that consult SAM are not built.
-    """
+def sam_finding(cfg: CfgNode) -> tuple[SamBackend | None, Finding]:
+    """SAM without values, None if it is not needed or cannot be built; the line of a report."""
     if not any(needs_sam(cfg, stage) for stage in STAGES):
         return None, Finding("SAM", "not used")
-    sam, errors = attempt(lambda: sam_blueprint(cfg, with_users=settings_are_right))
+    sam, errors = attempt(sam_blueprint, cfg)
     text = f"{cfg.S4M.SAM.BACKEND}, {cfg.S4M.SAM.CHECKPOINT or 'the packaged weights'}"
     if sam is None:
         text += "; S4M.DISTILL.ENABLED False S4M.REFINE.ENABLED False trains without SAM"
     else:
         text += f" ({in_units(sam_bytes(sam))})"
-    usable = sam if settings_are_right else None
-    return usable, Finding("SAM", text, errors, checked=settings_are_right)
+    return sam, Finding("SAM", text, errors)
 
 
 def weight_findings(
-    cfg: CfgNode, model: nn.Module | None, stages: Sequence[str], *, resume: bool
+    cfg: CfgNode, model: nn.Module, stages: Sequence[str], *, resume: bool
 ) -> Iterator[Finding]:
     """Lines on MODEL.WEIGHTS, and on the models of earlier stages that later ones start with.
 
-    Without a model (:func:`model_blueprint`), only the files' existence is checked. With
-    ``resume``, a stage with a checkpoint continues from it and needs no other weights.
+    ``model`` may be without values. With ``resume``, a stage with a checkpoint continues from it
+    and needs no other weights.
     """
     begun = {stage: holds_run(stage_config(cfg, stage).OUTPUT_DIR) for stage in stages}
     path, timm = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM
@@ -146,11 +136,8 @@ def weight_findings(
 
 
 def _file_finding(
-    item: str, model: nn.Module | None, path: str, classes: ClassLists = ((), ())
+    item: str, model: nn.Module, path: str, classes: ClassLists = ((), ())
 ) -> Finding:
-    if model is None and ("://" in path or os.path.isfile(path)):
-        return Finding(item, f"{path}: compared when the model can be built", checked=False)
-    model = nn.Module() if model is None else model  # without one, there is no file either
     checkpointer = S4MCheckpointer(model, classes=classes)
     try:
         branch = "student" if item == "student" else "teacher"

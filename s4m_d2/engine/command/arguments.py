@@ -14,9 +14,9 @@ from s4m_d2.engine.checks.config_checks import value_errors
 from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.own_data.own_data import OwnData, load_run
-from s4m_d2.engine.stages import last_weights, run_config
+from s4m_d2.engine.stages import last_weights, run_config, run_folder
 from s4m_d2.errors import ConfigError
-from s4m_d2.report.run import FACTS
+from s4m_d2.report.run import CONFIG, FACTS
 
 # Options for own data (keys of S4M.DATA), with metavar and help.
 _OWN_DATA = {
@@ -96,14 +96,13 @@ def model_config(config_file: str | None, weights: str, overrides: Sequence[str]
     Without a file, that of the run that wrote the weights, OUTPUT_DIR/stage/file. The run's folder
     may have been moved or copied: OUTPUT_DIR, and a SAM in it, are where it is now.
     """
-    found = config_file or os.path.join(os.path.dirname(weights), "..", "config.yaml")
+    found = config_file or os.path.join(run_folder(weights), CONFIG)
     if not config_file and not os.path.isfile(found):
         raise ConfigError(
-            f"The weights '{weights}' are no file of a run, OUTPUT_DIR/stage/FILE "
-            f"({os.path.normpath(found)} does not exist). Give such a file, or the run's config as "
-            "--config-file."
+            f"The weights '{weights}' are no file of a run, OUTPUT_DIR/stage/FILE ({found} does "
+            "not exist). Give such a file, or the run's config as --config-file."
         )
-    cfg, folder = load_config(found, overrides), os.path.normpath(os.path.dirname(found))
+    cfg, folder = load_config(found, overrides), os.path.dirname(os.path.abspath(found))
     if os.path.isfile(os.path.join(folder, FACTS)):
         cfg.defrost()
         former, sam = os.path.join(cfg.OUTPUT_DIR, ""), cfg.S4M.SAM

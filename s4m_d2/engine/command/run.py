@@ -10,12 +10,10 @@ import logging
 import os
 import platform
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import detectron2
@@ -33,9 +31,9 @@ from s4m_d2.engine.checks.preflight import check_output_dir, preflight
 from s4m_d2.engine.command.arguments import num_processes, read_config
 from s4m_d2.engine.command.failures import as_text
 from s4m_d2.engine.figures.figure_set import FOLDER, FigureSet
+from s4m_d2.engine.labeling.gate import decide_by_sam
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.sam_adaptation import adapted_config
-from s4m_d2.engine.labeling.sam_quality import decide_by_sam
 from s4m_d2.engine.stages import STAGES, final_weights, stage_config, stages_to_run
 from s4m_d2.engine.training.trainer import FineTuneTrainer, S4MTrainer, TeacherTrainer
 from s4m_d2.errors import ConfigError
@@ -54,7 +52,6 @@ logger = logging.getLogger(__name__)
 LOCK = ".lock"
 DRAWN_AT_END = ("predictions", "pseudo_labels")
 IMAGES = 4  # of each
-GIT_SECONDS = 5  # timeout of git
 
 
 def check(args: argparse.Namespace) -> PreflightReport:
@@ -156,29 +153,13 @@ def write_facts(folder: str, findings: Iterable[Finding] = ()) -> dict[str, str]
     for f in findings:  # some have the same name
         texts.setdefault(f.item, []).append(f.text + f" ({f.status})" * (f.status != "ok"))
     facts = {item: "; ".join(of_item) for item, of_item in texts.items()}
-    facts |= {"s4m_d2": _code_version(), "platform": platform.platform()}
+    facts |= {"s4m_d2": sys.modules["s4m_d2"].__version__, "platform": platform.platform()}
     facts |= {"Python": platform.python_version()}
     facts |= {part.__name__: part.__version__ for part in (detectron2, torch, torchvision, numpy)}
     if torch.cuda.is_available():
         facts["GPU"] = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
     write_results(facts, os.path.join(folder, FACTS))
     return facts
-
-
-def _code_version() -> str:
-    """The package's version and, in a clone of the repository, its commit."""
-    package = sys.modules["s4m_d2"]  # its parts must not import it
-    version, root = package.__version__, Path(__file__).resolve().parents[3]
-    if not (root / ".git").exists():
-        return version
-    command = ["git", "--no-optional-locks", "-C", str(root), "describe", "--always", "--dirty"]
-    try:
-        described = subprocess.check_output(
-            [*command, "--abbrev=10"], stderr=subprocess.DEVNULL, text=True, timeout=GIT_SECONDS
-        )
-    except (OSError, subprocess.SubprocessError):
-        return version
-    return f"{version}, commit {described.strip()}"
 
 
 @contextmanager

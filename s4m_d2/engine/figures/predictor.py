@@ -1,23 +1,29 @@
-"""Loads a trained model of a checkpoint, and predicts on single images."""
+"""Loads a trained model of a checkpoint; predicts on single images, or labels them as stage 2."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
-from detectron2.structures import Instances
+from detectron2.structures import Boxes, Instances
 from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.own_data import own_data_files
+from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
+from s4m_d2.engine.own_data import own_data
 from s4m_d2.engine.stages import stage_config
 from s4m_d2.errors import ConfigError
 from s4m_d2.evaluation import masks_as_rle
 from s4m_d2.files import read_lines
+from s4m_d2.structures import PseudoLabels, mask_boxes
 from s4m_d2.tiling import TiledModel
 
 
@@ -49,12 +55,12 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
         DatasetError: the file, or the stored files of the run, cannot be read.
     """
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    folder = os.path.join(cfg.OUTPUT_DIR, own_data_files.FOLDER)
+    folder = os.path.join(cfg.OUTPUT_DIR, own_data.FOLDER)
     names: list[str] | None
     if file_name:
         names, origin = [*filter(None, read_lines(file_name))], f"'{file_name}'"
-    elif cfg.S4M.DATA.LABELED and own_data_files.is_stored(folder):
-        names, origin = list(own_data_files.read_stored(folder).classes), f"'{folder}'"
+    elif cfg.S4M.DATA.LABELED and own_data.is_stored(folder):
+        names, origin = list(own_data.read_stored(folder).classes), f"'{folder}'"
     else:
         first = next(iter(cfg.DATASETS.TEST), "")
         names = MetadataCatalog.get(first).get("thing_classes") if first else None
@@ -97,3 +103,45 @@ class Predictor:
         instances = found[0]["instances"].to("cpu")
         instances = instances[instances.scores >= min_score]
         return instances[instances.scores.argsort(descending=True, stable=True)]
+
+
+class Labeler(nn.Module):
+    """Stage 2's labeling as a model, by the training's thresholds, for a :class:`Predictor`."""
+
+    def __init__(self, labeling: PseudoLabeling) -> None:
+        super().__init__()
+        self.labeling = labeling
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
+        """As a Detectron2 model: samples with "image" (3, h, w), "height" and "width" or without.
+
+        Returns:
+            dicts with "instances" of (height, width): ``pred_masks`` bool, ``pred_boxes``,
+            ``scores``, ``pred_classes`` and ``sam_ious`` (nan: the mask is not SAM's); none is
+            empty.
+        """
+        _, refinement = self.labeling.label([dict(sample) for sample in batched_inputs])
+        return [
+            {"instances": _instances(labels, (s.get("height", h), s.get("width", w)))}
+            for labels, s in zip(refinement.labels, batched_inputs, strict=True)
+            for h, w in [labels.image_size]
+        ]
+
+
+def _instances(labels: PseudoLabels, size: tuple[int, int]) -> Instances:
+    masks, ious = labels.masks, labels.sam_ious
+    if labels.image_size != size:
+        masks = masks.new_empty(len(labels), *size)
+        for mask, small in zip(masks, labels.masks, strict=True):  # in the memory of one
+            mask[:] = F.interpolate(small[None, None].float(), size, mode="bilinear")[0, 0] > 0.5
+    found = Instances(
+        size,
+        pred_masks=masks,
+        pred_boxes=Boxes(mask_boxes(masks)),
+        scores=labels.scores,
+        pred_classes=labels.labels,
+        sam_ious=torch.full_like(labels.scores, math.nan) if ious is None else ious,
+    )
+    return found[masks.flatten(1).any(dim=1)]

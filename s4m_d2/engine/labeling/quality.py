@@ -18,9 +18,10 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 
 from s4m_d2.data import TrueLabelsMapper
+from s4m_d2.data.annotations import targets
 from s4m_d2.data.splits import has_true_labels, true_records
 from s4m_d2.engine.checks.dataset_checks import load_records
-from s4m_d2.engine.checks.findings import Finding, attempt
+from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
 from s4m_d2.engine.stages import runs_stage
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 BEFORE, AFTER = "before", "after"  # refinement
 RECORDS = "pseudo_label_quality.jsonl"  # in the stage's folder
+OFF, WARN, AUTO = GATES = ("off", "warn", "auto")  # values of S4M.REFINE.GATE
+HELD_OUT_SHARE = 0.2  # of the labeled images, for the gate
+_FEWEST_LABELED = 10
 LOGGED = ("class_accuracy", "sq", "precision", "recall", "pq")
 _STREAM = "pseudo-label quality"  # of the prompt points' draws
 
@@ -204,6 +208,40 @@ def labeled_records(cfg: CfgNode) -> list[dict]:
     return true_records(labeled_names(cfg), load=load_records)
 
 
+def gate_is_on(cfg: CfgNode) -> bool:
+    """Whether S4M.REFINE.GATE is to measure refinement in this run."""
+    on = cfg.S4M.REFINE.ENABLED and cfg.S4M.REFINE.GATE != OFF
+    return on and runs_stage(cfg, "student")
+
+
+def held_out_records(cfg: CfgNode) -> list[dict]:
+    """The labeled images that stage 1 leaves to the gate, a fifth.
+
+    None where the gate is off, the teacher is another run's, or fewer than ten images are labeled.
+    """
+    if not gate_is_on(cfg) or not runs_stage(cfg, "teacher"):
+        return []
+    records = labeled_records(cfg)
+    count = round(HELD_OUT_SHARE * len(records))
+    return records[:count] if len(records) >= _FEWEST_LABELED else []
+
+
+def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
+    """Labeled images to adapt SAM on, and a fifth that is held out: the gate's, if it has one.
+
+    Records of those with instances, without crowds.
+    """
+    records = labeled_records(cfg)
+    held_out = held_out_records(cfg) or records[: max(1, round(HELD_OUT_SHARE * len(records)))]
+    names = {record["file_name"] for record in held_out}
+    parts: tuple[list[dict], list[dict]] = ([], [])
+    for record in records:
+        if annotations := targets(record):
+            part = parts[record["file_name"] in names]
+            part.append({**record, "annotations": annotations})
+    return parts
+
+
 def quality_class_names(cfg: CfgNode, datasets: Sequence[str]) -> list[str]:
     """Names of the model's classes, as these data sets have them, or their numbers.
 
@@ -231,8 +269,6 @@ def quality_findings(cfg: CfgNode) -> list[Finding]:
     if period < 1 or not runs_stage(cfg, "student"):
         return []
     item = "label quality"
-    if attempt(labeled_records, cfg)[0] is None:  # reported with that data set
-        return [Finding(item, "looked at when labeled data can be read", checked=False)]
     try:
         names, images = quality_datasets(cfg), len(quality_records(cfg))
         quality_class_names(cfg, names)

@@ -14,12 +14,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from s4m_d2.engine.checks.config_checks import needs_sam
-from s4m_d2.engine.checks.findings import Finding, attempt
-from s4m_d2.engine.labeling.gate import split_labeled
+from s4m_d2.engine.checks.findings import Finding
+from s4m_d2.engine.labeling.quality import split_labeled
 from s4m_d2.engine.labeling.sam_quality import MIN_AREA, SIDE, measure_sam, read_window
 from s4m_d2.engine.rng import derive_seed, undisturbed_generators
-from s4m_d2.engine.stages import STAGES
+from s4m_d2.engine.stages import STAGES, needs_sam
 from s4m_d2.files import atomic_write
 from s4m_d2.report import read_results, write_results
 from s4m_d2.sam import build_sam_backend
@@ -68,10 +67,7 @@ def adaptation_findings(cfg: CfgNode) -> list[Finding]:
     """A line of the report before training, if SAM is to be adapted."""
     if not cfg.S4M.SAM.ADAPT or not any(needs_sam(cfg, stage) for stage in STAGES):
         return []
-    parts, _ = attempt(split_labeled, cfg)
-    if parts is None:  # reported with that data set
-        return [Finding(ITEM, "looked at when labeled data can be read", checked=False)]
-    trained, held_out = map(len, parts)
+    trained, held_out = map(len, split_labeled(cfg))
     text = f"{cfg.S4M.SAM.ADAPT} iterations before stage 1, on {trained} labeled images; "
     return [Finding(ITEM, f"{text}kept if better on {held_out} others")]
 

@@ -5,8 +5,6 @@ Not part of the paper: SAM helps where it knows the images, and harms where it d
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,28 +13,20 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.utils import comm
 from torch import Tensor
 
 from s4m_d2.data.annotations import targets
 from s4m_d2.data.images import read_image
 from s4m_d2.data.segmentations import transform_masks
-from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
-from s4m_d2.engine.checks.config_checks import needs_sam
 from s4m_d2.engine.checks.findings import Finding, attempt
 from s4m_d2.engine.checks.resource_checks import sam_bytes
-from s4m_d2.engine.labeling import gate
-from s4m_d2.engine.labeling.quality import quality_class_names
+from s4m_d2.engine.labeling.quality import quality_class_names, split_labeled
 from s4m_d2.engine.rng import undisturbed_generators
-from s4m_d2.engine.stages import STAGES
 from s4m_d2.engine.training.build import labeled_names
 from s4m_d2.errors import DatasetError, InputError
-from s4m_d2.report import read_results, write_results
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.sam.adaptation import draw_clicks
 from s4m_d2.tiling import build_tiling
-
-logger = logging.getLogger(__name__)
 
 ITEM = "SAM's masks"  # of the report before training, and of the page
 RESULT = "sam_quality.json"  # in the folder of stage 1
@@ -165,7 +155,7 @@ def labeled_quality(cfg: CfgNode) -> dict[str, Any]:
         S4MError: labeled data or SAM cannot be read, or no mask is large enough.
     """
     classes = quality_class_names(cfg, labeled_names(cfg))
-    trained, held_out = gate.split_labeled(cfg)
+    trained, held_out = split_labeled(cfg)
     unseen = held_out if cfg.S4M.SAM.ADAPT else trained + held_out
     records = build_tiling(cfg).records(unseen, filter_empty=True)
     chosen = np.random.default_rng(cfg.SEED).permutation(len(records))[:IMAGES]
@@ -196,59 +186,5 @@ def sam_findings(cfg: CfgNode, sam: SamBackend | None) -> list[Finding]:
         return [Finding(ITEM, "not measured: minutes on a CPU; tools/sam_eval.py does it")]
     found, errors = attempt(labeled_quality, cfg)
     if found is None:
-        return [Finding(ITEM, f"not measured: {errors[0]}", checked=False)]
+        return [Finding(ITEM, "not measured", (), [str(errors[0])])]
     return [Finding(ITEM, found["text"] + "; before adaptation" * bool(cfg.S4M.SAM.ADAPT))]
-
-
-def decide_by_sam(cfg: CfgNode, stage: str, *, resume: bool) -> CfgNode:
-    """The config of a stage after a measurement of SAM; all processes call it.
-
-    With S4M.REFINE.GATE "auto" and an IoU below 0.6, stage 1 has no structural distillation; stage
-    2, if the gate cannot compare its teacher's masks, no refinement, and no ARP unless the user
-    set it, which is noted as the gate's decision. A run that continues keeps what was decided.
-    """
-    mode, is_main = cfg.S4M.REFINE.GATE, comm.is_main_process()
-    if mode == gate.OFF or stage == "finetune" or not any(needs_sam(cfg, s) for s in STAGES):
-        return cfg
-    if stage == "student" and (not cfg.S4M.REFINE.ENABLED or gate.held_out_records(cfg)):
-        return cfg
-    found = comm.all_gather(_measured(cfg, stage, resume) if is_main else {})[0]
-    is_useful = found.get("iou", 1.0) >= USEFUL_IOU
-    stays = is_useful or mode != gate.AUTO
-    what = "structural distillation" if stage == "teacher" else "refinement"
-    if found and is_main:
-        verdict = "" if stays else f"; no {what} in this stage"
-        level = logging.INFO if is_useful else logging.WARNING
-        logger.log(level, "S4M.REFINE.GATE: SAM's masks: %s%s.", found["text"], verdict)
-    if stays:
-        return cfg
-    cfg = cfg.clone()
-    cfg.defrost()
-    if stage == "teacher":
-        cfg.S4M.DISTILL.ENABLED = False
-    else:
-        drops_arp = cfg.S4M.ARP.ENABLED and cfg.S4M.ARP.GATED
-        cfg.S4M.REFINE.ENABLED, cfg.S4M.ARP.ENABLED = False, cfg.S4M.ARP.ENABLED and not drops_arp
-        if is_main:  # for whoever labels with this run's models
-            text = f"refinement is switched off{', as is ARP' * drops_arp}: {found['text']}"
-            decision = {"choice": gate.OFF, "drops_arp": drops_arp, "text": text}
-            write_results(decision, os.path.join(cfg.OUTPUT_DIR, gate.RESULT))
-    cfg.freeze()
-    return cfg
-
-
-def _measured(cfg: CfgNode, stage: str, resume: bool) -> dict[str, Any]:
-    """What was measured for this stage or, in this run, for stage 1; {}: nothing was."""
-    path = os.path.join(cfg.OUTPUT_DIR, RESULT)
-    of_run = os.path.join(os.path.dirname(cfg.OUTPUT_DIR), "teacher", RESULT)
-    if stage == "student" and not cfg.S4M.TEACHER_WEIGHTS and os.path.isfile(of_run):
-        return read_results(of_run)
-    if resume and holds_run(cfg.OUTPUT_DIR):
-        return read_results(path) if os.path.isfile(path) else {}
-    found, errors = attempt(labeled_quality, cfg)
-    if found is None:
-        logger.warning("S4M.REFINE.GATE: SAM was not measured: %s", errors[0])
-        return {}
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    write_results(found, path)
-    return found

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
 from s4m_d2.data import splits
@@ -19,14 +21,28 @@ from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.subsets import draw_validation
 from s4m_d2.engine.checks.findings import Finding, raise_all
 from s4m_d2.engine.config_file import explicit_keys, load_config
-from s4m_d2.engine.own_data import own_data_files as files
-from s4m_d2.engine.own_data.derived_settings import DataFacts, Machine, apply, data_facts, derive
-from s4m_d2.engine.stages import run_config, runs_stage
+from s4m_d2.engine.own_data.derived_settings import (
+    DataFacts,
+    Derived,
+    Machine,
+    apply,
+    data_facts,
+    derive,
+)
+from s4m_d2.engine.stages import run_config, run_folder, runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
-from s4m_d2.files import digest
+from s4m_d2.files import atomic_write, digest
 from s4m_d2.tiling import build_tiling
 
 logger = logging.getLogger(__name__)
+
+# OUTPUT_DIR/data: what a run began with, so that it can be continued and looked at.
+FOLDER = "data"
+TRAIN, VAL, EVALUATED = "train.json", "val.json", "evaluated.json"  # COCO files
+UNLABELED = "unlabeled.json"  # list of paths below S4M.DATA.UNLABELED
+FRAMES = "frames"  # folder of its videos' frames
+SETTINGS = "settings.json"  # written last: with it, the folder is complete
+_VERSION = 1
 
 _PATHS = ("LABELED", "IMAGES", "UNLABELED", "VAL", "VAL_IMAGES")
 _ARP, _ARP_GATED = "S4M.ARP.ENABLED", "S4M.ARP.GATED"
@@ -39,10 +55,72 @@ _read = functools.partial(
 
 
 @dataclass(frozen=True)
+class StoredData:
+    """What the run's folder of data holds beside the annotations."""
+
+    classes: tuple[str, ...]  #: names in the order of contiguous ids
+    settings: tuple[Derived, ...]  #: that were derived
+    #: paths below S4M.DATA.UNLABELED, absolute for frames; (): stage 2 was not asked for
+    unlabeled: tuple[str, ...]
+    labeled_digest: str  #: of the user's files when the run began
+    val_digest: str  #: the same; "": drawn
+    left_out: dict[str, int]  #: unlabeled images that were left out, by reason
+    has_val: bool  #: whether there is a validation set
+    image_root: str = ""  #: folder that the file names of TRAIN start from; "": not known
+
+
+def is_stored(folder: str) -> bool:
+    """Whether a run's data were stored in this folder."""
+    return os.path.isfile(os.path.join(folder, SETTINGS))
+
+
+def class_lists(cfg: CfgNode) -> tuple[Sequence[str], Sequence[str]]:
+    """Names of the classes of MODEL.WEIGHTS and of the run; (), if no run on own data wrote it."""
+    folder = os.path.join(run_folder(cfg.MODEL.WEIGHTS), FOLDER)
+    if not (cfg.MODEL.WEIGHTS and is_stored(folder)):
+        return (), ()
+    classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).get("thing_classes")
+    return read_stored(folder).classes, classes or ()
+
+
+def write_json(path: str, content: object, indent: int | None = None) -> None:
+    """Write a JSON file."""
+    with atomic_write(path) as file:
+        json.dump(content, file, indent=indent)
+
+
+def store(folder: str, stored: StoredData, train: dict) -> None:
+    """Write what a run begins with, after VAL; ``train`` is the content of a COCO file."""
+    write_json(os.path.join(folder, TRAIN), train)
+    content = {"version": _VERSION, **asdict(stored)}
+    write_json(os.path.join(folder, UNLABELED), content.pop("unlabeled"), indent=0)
+    write_json(os.path.join(folder, SETTINGS), content, indent=2)
+
+
+def read_stored(folder: str) -> StoredData:
+    """What :func:`store` wrote; DatasetError if a file is missing or was changed."""
+    try:
+        with open(os.path.join(folder, SETTINGS), encoding="utf-8") as file:
+            content = json.load(file)
+        with open(os.path.join(folder, UNLABELED), encoding="utf-8") as file:
+            content["unlabeled"] = tuple(json.load(file))
+        if (version := content.pop("version")) != _VERSION:
+            raise ValueError(f"version {version}, expected {_VERSION}")
+        content["classes"] = tuple(content["classes"])
+        content["settings"] = tuple(Derived(**setting) for setting in content["settings"])
+        return StoredData(**content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DatasetError(
+            f"'{folder}', what the run began with, cannot be read: {error!r}. Restore the folder, "
+            "or start a new run in another OUTPUT_DIR."
+        ) from error
+
+
+@dataclass(frozen=True)
 class OwnData:
     """What a run on own data trains and is evaluated on."""
 
-    stored: files.StoredData  #: classes, derived settings and unlabeled images
+    stored: StoredData  #: classes, derived settings and unlabeled images
     labeled: Annotations
     validation: Annotations | None  #: None: no evaluation
     ground_truth: str  #: COCO file that evaluation compares with; exists after :meth:`save`
@@ -58,9 +136,9 @@ class OwnData:
         """
         if comm.is_main_process():
             if self.validation is not None and self.ground_truth != self.validation.json_file:
-                files.write_json(self.ground_truth, self.validation.to_coco())
+                write_json(self.ground_truth, self.validation.to_coco())
             if self.is_new:
-                files.store(self.folder, self.stored, self.labeled.to_coco())
+                store(self.folder, self.stored, self.labeled.to_coco())
             for note in self.notes if warn else ():
                 logger.warning("%s", note)
         comm.synchronize()  # the others read the ground truth when they build an evaluator
@@ -160,10 +238,10 @@ def _key_errors(cfg: CfgNode, overrides: Sequence[str]) -> Iterator[S4MError]:
 
 def _stored_folder(cfg: CfgNode, resume: bool, eval_only: bool) -> str | None:
     """Where the data of the run lie that is continued or evaluated; None if nowhere."""
-    folders = [os.path.join(cfg.OUTPUT_DIR, files.FOLDER)] if resume or eval_only else []
+    folders = [os.path.join(cfg.OUTPUT_DIR, FOLDER)] if resume or eval_only else []
     if eval_only and cfg.MODEL.WEIGHTS:
-        folders.insert(0, files.folder_of(cfg.MODEL.WEIGHTS))
-    return next(filter(files.is_stored, folders), None)
+        folders.insert(0, os.path.join(run_folder(cfg.MODEL.WEIGHTS), FOLDER))
+    return next(filter(is_stored, folders), None)
 
 
 def _image_dirs(cfg: CfgNode) -> tuple[list[str], str]:
@@ -214,7 +292,7 @@ def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[st
 
 def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_only: bool) -> OwnData:
     """The data of a new run; derived settings go into ``cfg``."""
-    data, folder = cfg.S4M.DATA, os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
+    data, folder = cfg.S4M.DATA, os.path.join(cfg.OUTPUT_DIR, FOLDER)
     labeled, train, validation, notes = _split(cfg)
     held_out = sorted(validation.name(record) for record in validation.records)
     unlabeled: list[str] = []
@@ -224,7 +302,7 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
             remedy = "Name a folder of images, or train stage 1 alone: S4M.STAGE teacher."
             raise ConfigError(f"--unlabeled (S4M.DATA.UNLABELED) is missing. {remedy}")
         paths = [record["file_name"] for record in train.records]
-        frames = os.path.join(folder, files.FRAMES)
+        frames = os.path.join(folder, FRAMES)
         unlabeled, left_out = list_unlabeled(
             data.UNLABELED, held_out, validation.image_root, paths, frames, data.EVERY
         )
@@ -235,7 +313,7 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
     settings, kept = derive(cfg, facts, Machine(memory, num_processes), explicit)
     has_val = bool(data.VAL or held_out)
     return OwnData(
-        stored=files.StoredData(
+        stored=StoredData(
             classes=tuple(labeled.classes),
             settings=tuple(settings),
             unlabeled=tuple(unlabeled),
@@ -247,7 +325,7 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
         ),
         labeled=train,
         validation=validation if has_val else None,
-        ground_truth=os.path.join(folder, files.EVALUATED if eval_only else files.VAL),
+        ground_truth=os.path.join(folder, EVALUATED if eval_only else VAL),
         folder=folder,
         is_new=not eval_only,
         notes=[*notes, *_notes(cfg, facts, labeled, validation, eval_only)],
@@ -257,7 +335,7 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
 
 def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: bool) -> OwnData:
     """The data of a run that began before; its settings go into ``cfg``."""
-    stored, data = files.read_stored(folder), cfg.S4M.DATA
+    stored, data = read_stored(folder), cfg.S4M.DATA
     if runs_stage(cfg, "student") and not (stored.unlabeled or eval_only):
         weights = os.path.join(cfg.OUTPUT_DIR, "teacher", "model_final.pth")
         raise DatasetError(
@@ -270,11 +348,11 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
     folders, val_images = _image_dirs(cfg)
     has_changed = _labeled_digest(cfg) != stored.labeled_digest  # other files, of other folders
     images = has_changed and stored.image_root or os.path.commonpath(folders)
-    train = _read(os.path.join(folder, files.TRAIN), images, classes=stored.classes)
-    validation, truth = None, os.path.join(folder, files.VAL)
+    train = _read(os.path.join(folder, TRAIN), images, classes=stored.classes)
+    validation, truth = None, os.path.join(folder, VAL)
     if eval_only and data.VAL:
         validation = _read(data.VAL, val_images, classes=train.classes)
-        truth = os.path.join(cfg.OUTPUT_DIR, files.FOLDER, files.EVALUATED)
+        truth = os.path.join(cfg.OUTPUT_DIR, FOLDER, EVALUATED)
     elif stored.has_val:
         root = val_images if stored.val_digest else images
         validation = _read(truth, root, classes=train.classes)
@@ -310,14 +388,14 @@ def _evaluation_notes(validation: Annotations | None) -> Iterator[str]:
             yield f"{validation.json_file} has no instance to evaluate on: every AP is nan."
 
 
-def _changes(cfg: CfgNode, stored: files.StoredData) -> Iterator[str]:
+def _changes(cfg: CfgNode, stored: StoredData) -> Iterator[str]:
     data = cfg.S4M.DATA
     for paths, known, found in (
         (", ".join(data.LABELED), stored.labeled_digest, _labeled_digest(cfg)),
         (data.VAL, stored.val_digest, digest(data.VAL)),
     ):
         if known and found != known:
-            stored_in = os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
+            stored_in = os.path.join(cfg.OUTPUT_DIR, FOLDER)
             yield (
                 f"{paths} is not what it was when the run began, which goes on with the "
                 f"annotations in {stored_in}. To use the new ones, start a new run in another "

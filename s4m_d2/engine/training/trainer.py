@@ -27,11 +27,15 @@ from s4m_d2.engine import stages
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.figures.figure_set import figure_hooks
 from s4m_d2.engine.labeling import quality
-from s4m_d2.engine.labeling.gate import RESULT, RefinementGate, held_out_records
+from s4m_d2.engine.labeling.gate import RESULT, Decision, apply_decision, compare_refinement
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
-from s4m_d2.engine.labeling.quality import PseudoLabelQualityHook, QualityMeasurement
-from s4m_d2.engine.own_data.own_data_files import class_lists
+from s4m_d2.engine.labeling.quality import (
+    PseudoLabelQualityHook,
+    QualityMeasurement,
+    held_out_records,
+)
+from s4m_d2.engine.own_data.own_data import class_lists
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.training import build, continuing, hooks
 from s4m_d2.engine.training.step import PRECISIONS, StudentStep, TeacherStep
@@ -104,9 +108,6 @@ class TeacherTrainer(DefaultTrainer):
             self.bad_steps,
             *found,
         ]
-
-    def build_writers(self):
-        return [continuing.ForgivingWriter(writer) for writer in super().build_writers()]
 
     def evaluate(self) -> Mapping[str, Any]:
         """Evaluate on DATASETS.TEST; results are nested as by Detectron2."""
@@ -251,7 +252,7 @@ class S4MTrainer(TeacherTrainer):
         self.teacher = EMATeacher(model, decay=cfg.S4M.EMA_DECAY)
         S4MCheckpointer(self.teacher.model).load(teacher_weights, branch="teacher", require=True)
         self.pseudo_labeling = PseudoLabeling(cfg, self.teacher)
-        self._gate = RefinementGate(cfg, self.pseudo_labeling)
+        self._decision: Decision = {}  # of the gate
         self._skipped: dict[str, str] = {}  # unlabeled images skipped before resuming, and why
         super().__init__(cfg)
 
@@ -292,20 +293,22 @@ class S4MTrainer(TeacherTrainer):
                 "as MODEL.WEIGHTS."
             )
         if self.start_iter == 0:
-            self._gate.measure()
-            if self._gate.decision and comm.is_main_process():
-                write_results(self._gate.decision, f"{self.cfg.OUTPUT_DIR}/{RESULT}")
+            self._decision = compare_refinement(self.cfg, self.pseudo_labeling)
+            apply_decision(self._decision, self.pseudo_labeling)
+            if self._decision and comm.is_main_process():
+                write_results(self._decision, f"{self.cfg.OUTPUT_DIR}/{RESULT}")
 
     def state_dict(self) -> dict[str, Any]:
         skipped = self._trainer.data_loader.unlabeled.skipped_images
-        own = {"skipped_images": dict(skipped), "refinement_gate": self._gate.decision}
+        own = {"skipped_images": dict(skipped), "refinement_gate": self._decision}
         if self.pseudo_labeling.class_thresholds is not None:
             own["class_thresholds"] = self.pseudo_labeling.class_thresholds.state_dict()
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        self._gate.apply(state_dict.get("refinement_gate", {}))
+        self._decision = state_dict.get("refinement_gate", {})
+        apply_decision(self._decision, self.pseudo_labeling)
         if self.pseudo_labeling.class_thresholds is not None and "class_thresholds" in state_dict:
             self.pseudo_labeling.class_thresholds.load_state_dict(state_dict["class_thresholds"])
         if comm.is_main_process():  # whose they are
