@@ -321,5 +321,3 @@ def _add_measurement_config(cfg: CN) -> None:
     # labels are known. Images of DATASETS.TRAIN are not used.
     quality.DATASETS = ()
     quality.MAX_IMAGES = 100  # the first ones in a fixed order that mixes folders; 0: all
-    # mask areas, px of the image, from which on an instance is medium, and large (COCO)
-    quality.SIZE_LIMITS = (1024.0, 9216.0)

@@ -152,19 +152,6 @@ def test_a_title_longer_than_its_room_stays_in_the_picture():
     assert (picture[:, :4] == 255).all() and (picture[:, -4:] == 255).all()
 
 
-def test_a_grid_needs_pictures_and_titles_that_fit(tmp_path):
-    for rows, titles in (
-        ([], None),
-        ([[None, None]], None),
-        ([[gray(4, 4)]], None),
-        ([[gray(4, 4)] * 2] * 2, ["a"]),
-        ([[gray(4, 4)] * 2] * 400, None),  # too many for one picture
-    ):
-        with pytest.raises(InputError):
-            panel_grid(rows, ["one", "two"], tmp_path / "overview.png", titles)
-        assert not list(tmp_path.iterdir())
-
-
 def test_a_video_has_its_frames_in_order_and_colors_and_even_sides(tmp_path):
     path = tmp_path / "new" / "a.mp4"
     levels = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]

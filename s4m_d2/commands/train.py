@@ -34,6 +34,7 @@ from s4m_d2.engine.command.failures import plain_endings
 from s4m_d2.engine.command.launch import launch
 from s4m_d2.engine.config_file import config_path
 from s4m_d2.engine.training.stop_signals import listen
+from s4m_d2.errors import ConfigError
 
 logger = logging.getLogger("s4m_d2.train_net")
 
@@ -62,6 +63,11 @@ def run_process(args: argparse.Namespace) -> Mapping[str, Any] | None:
     cfg, own_data = read_config(args)
     if args.eval_only:  # a training is checked before its processes start
         check_config(cfg, eval_only=True)
+        if not cfg.MODEL.WEIGHTS:
+            raise ConfigError(
+                "MODEL.WEIGHTS is empty: name the checkpoint that --eval-only is to evaluate, such "
+                "as output/student/model_final.pth."
+            )
         check_output_dir(cfg, resume=True)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s4m_d2")

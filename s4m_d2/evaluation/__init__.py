@@ -1,7 +1,11 @@
 """Mask AP by COCO's or Cityscapes' measure, and the quality of pseudo-labels."""
 
-from s4m_d2.evaluation.cityscapes import CityscapesInstanceAP
-from s4m_d2.evaluation.coco import COCOInstanceAP, build_evaluator, masks_as_rle
+from s4m_d2.evaluation.average_precision import (
+    CityscapesInstanceAP,
+    COCOInstanceAP,
+    build_evaluator,
+    masks_as_rle,
+)
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
 
 __all__ = [

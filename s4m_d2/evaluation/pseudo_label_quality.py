@@ -75,7 +75,6 @@ class PseudoLabelQuality:
 
     Args:
         class_names: of the K classes, in the order of ids; all different.
-        size_limits: areas in px from which on an instance is medium, and large.
 
     Example:
         >>> quality = PseudoLabelQuality(["apple", "pear"])
@@ -87,15 +86,10 @@ class PseudoLabelQuality:
         (0.5, 1.0)
     """
 
-    def __init__(
-        self, class_names: Sequence[str], size_limits: tuple[float, float] = SIZE_LIMITS
-    ) -> None:
+    def __init__(self, class_names: Sequence[str]) -> None:
         self.class_names = tuple(class_names)
         if not self.class_names or len(set(self.class_names)) < len(self.class_names):
             raise InputError(f"class names must be different ones, got {self.class_names}")
-        if len(size_limits) != 2 or not 0 <= size_limits[0] <= size_limits[1]:
-            raise InputError(f"size limits are two areas, the smaller first; got {size_limits}")
-        self.size_limits = (size_limits[0], size_limits[1])
         self.images = 0  #: added so far
         #: (3, K, 9) float64, ``COUNTS`` for each size and class
         self.cells = np.zeros((len(SIZES), len(self.class_names), len(COUNTS)))
@@ -144,7 +138,7 @@ class PseudoLabelQuality:
         iou = overlaps / np.maximum(areas[:, None] + true_areas - overlaps, 1)
         match = match_masks(iou, scores, ids, true_ids)
         px = areas * pixel_area, true_areas * pixel_area
-        sizes, true_sizes = (np.searchsorted(self.size_limits, of, side="right") for of in px)
+        sizes, true_sizes = (np.searchsorted(SIZE_LIMITS, of, side="right") for of in px)
         self._count(match, iou, (sizes, ids), (true_sizes, true_ids), in_crowd)
         self.images += 1
 
@@ -177,7 +171,7 @@ class PseudoLabelQuality:
             count(name, (sizes[chosen], ids[chosen]))
 
     def merge(self, other: PseudoLabelQuality) -> None:
-        """Add the counts of another one with the same classes and sizes."""
+        """Add the counts of another one with the same classes."""
         self.images += other.images
         self.cells += other.cells
 

@@ -12,9 +12,9 @@ import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from s4m_d2.errors import InputError, printable
+from s4m_d2.errors import printable
 from s4m_d2.files import atomic_write
-from s4m_d2.visualization.heat import ColorScale
+from s4m_d2.visualization.drawing import ColorScale
 
 # All in pixels.
 CELL = 360  # width of a column; a higher picture is drawn narrower
@@ -24,7 +24,6 @@ TEXT = 16  # size of its letters
 LETTER = 9  # width of a letter, about; longer texts are cut, and written smaller if still too long
 SWATCH = 38, 24  # width, height
 BAR = 140, 16  # of a color bar
-MOST_PIXELS = 1 << 16  # of a figure's height
 
 Item = TypeVar("Item")
 
@@ -34,10 +33,6 @@ class Panels:
     """A figure with a titled column for each kind of picture and a row for each image.
 
     Pictures are (H, W, 3) uint8 RGB. Columns without pictures are omitted.
-
-    Raises:
-        InputError: there is no picture, a row differs in length from ``columns``, rows and titles
-            differ in number, or (when drawn) there are too many rows for one picture.
     """
 
     columns: Sequence[str]  #: their titles
@@ -47,24 +42,9 @@ class Panels:
     scale: ColorScale | None = None  #: of a color bar below the rows
     caption: str = ""  #: a line below everything
 
-    def __post_init__(self) -> None:
-        empty = all(picture is None for row in self.rows for picture in row)
-        if empty or any(len(row) != len(self.columns) for row in self.rows):
-            raise InputError(
-                f"{len(self.columns)} column titles need rows of as many pictures, "
-                f"got {[len(row) for row in self.rows]}"
-            )
-        if self.row_titles is not None and len(self.row_titles) != len(self.rows):
-            raise InputError(
-                f"{len(self.rows)} rows need as many titles, got {len(self.row_titles)}"
-            )
-
     def draw(self) -> np.ndarray:
         """Draw the figure, (H, W, 3) uint8 RGB."""
-        strips = [np.asarray(strip) for strip in self._strips()]
-        if sum(map(len, strips)) > MOST_PIXELS:
-            raise InputError(f"{len(self.rows)} rows do not fit into one picture; draw fewer")
-        return np.concatenate(strips)
+        return np.concatenate([np.asarray(strip) for strip in self._strips()])
 
     def _strips(self) -> Iterator[Image.Image]:
         """Parts of the figure, from top to bottom."""

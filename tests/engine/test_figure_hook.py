@@ -13,7 +13,7 @@ from torch import nn
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
 from s4m_d2.engine.figures.figure_set import FIGURES, FiguresHook, figure_hooks, undisturbed
 from s4m_d2.engine.rng import default_generator_states
-from s4m_d2.errors import DatasetError, OutputError
+from s4m_d2.errors import DatasetError
 
 from .sameness import assert_same
 
@@ -152,12 +152,3 @@ def test_figures_come_every_period_and_one_that_cannot_be_drawn_is_left_out(tmp_
     files = {"views_0000003.png", "arp_0000003.png", "arp_0000006.png"}
     assert {path.name for path in tmp_path.iterdir()} == files
     assert (np.asarray(Image.open(tmp_path / "arp_0000006.png")) == [10, 20, 30]).all()
-
-
-def test_a_full_disk_costs_files_and_nothing_else(tmp_path, caplog, monkeypatch):
-    def full(picture, path):
-        raise OutputError("no space")
-
-    monkeypatch.setattr("s4m_d2.engine.figures.figure_set.write_png", full)
-    images = run_hook(FiguresHook(Painter(), ["arp"], 1, str(tmp_path)), 2)
-    assert len(images) == 2 and "no space" in caplog.text

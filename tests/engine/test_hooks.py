@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine import HookBase, SimpleTrainer
-from detectron2.utils.events import EventWriter
 from torch import nn
 
 from s4m_d2.engine.rng import default_generator_states, restore_default_generators

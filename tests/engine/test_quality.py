@@ -201,10 +201,7 @@ def test_a_run_with_the_hook_is_the_run_without_it_even_if_it_is_stopped(
     assert lines(folder)[:3] == first  # the second and third were measured anew
 
 
-@pytest.mark.parametrize("can_write", [True, False])
-def test_every_period_iterations_values_are_logged_and_a_line_is_written(
-    measurement, tmp_path, can_write
-):
+def test_every_period_iterations_values_are_logged_and_a_line_is_written(measurement, tmp_path):
     entered = []
 
     @contextlib.contextmanager
@@ -212,8 +209,7 @@ def test_every_period_iterations_values_are_logged_and_a_line_is_written(
         entered.append(hook.trainer.iter)
         yield
 
-    folder = tmp_path / ("" if can_write else "nowhere")
-    hook = PseudoLabelQualityHook(measurement(wrong=True), 3, str(folder / RECORDS), context)
+    hook = PseudoLabelQualityHook(measurement(wrong=True), 3, str(tmp_path / RECORDS), context)
     for iteration in range(7):
         hook.trainer = SimpleNamespace(iter=iteration)
         with EventStorage(iteration) as storage:
@@ -223,9 +219,8 @@ def test_every_period_iterations_values_are_logged_and_a_line_is_written(
         expected = {f"pseudo_label_quality/before/{name}": v for name, v in expected.items()}
         assert values == (expected if iteration in (2, 5) else {})
     assert entered == [2, 5]
-    if can_write:
-        assert [entry["iteration"] for entry in lines(tmp_path)] == [2, 5]
-        assert lines(tmp_path)[0]["before"]["by_class"]["car"]["class_accuracy"] == 0
+    assert [entry["iteration"] for entry in lines(tmp_path)] == [2, 5]
+    assert lines(tmp_path)[0]["before"]["by_class"]["car"]["class_accuracy"] == 0
 
 
 def test_the_report_says_what_will_be_measured_or_why_nothing_can_be(

@@ -36,10 +36,10 @@ SETTINGS = {
 )
 def test_settings_out_of_range_are_named(key, good, bad):
     cfg = config({"S4M.REFINE.METHOD": "sepl", f"S4M.REFINE.SEPL.{key}": good})
-    check_config(cfg, num_processes=1)
+    check_config(cfg)
     cfg.S4M.REFINE.SEPL[key] = bad
     with pytest.raises(ConfigError, match=rf"S4M\.REFINE\.SEPL\.{key} "):
-        check_config(cfg, num_processes=1)
+        check_config(cfg)
 
 
 def test_a_run_redraws_masks(small_config, tmp_path):

@@ -11,7 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, stage_config
-from s4m_d2.engine.checks.preflight import check_config
+from s4m_d2.engine.checks.resource_checks import model_blueprint
 from s4m_d2.engine.labeling.protocol import check_model, check_predictions
 from s4m_d2.errors import ConfigError
 
@@ -82,7 +82,7 @@ def test_plain_mask_rcnn_is_refused_with_what_it_lacks(cfg):
     cfg.defrost()
     cfg.MODEL.META_ARCHITECTURE = "GeneralizedRCNN"
     with pytest.raises(ConfigError, match=r"GeneralizedRCNN has no predict_queries\("):
-        check_config(cfg)
+        model_blueprint(cfg)
 
 
 def test_mask_rcnn_learns_from_pseudo_labels_and_its_teacher_follows(

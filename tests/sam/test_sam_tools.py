@@ -15,7 +15,7 @@ import train_tiny_sam
 from PIL import Image
 
 from s4m_d2.engine.labeling.sam_quality import measure_sam
-from s4m_d2.errors import DatasetError, InputError
+from s4m_d2.errors import DatasetError
 from s4m_d2.sam import EncodedImages, PromptOutput
 
 SIDE = 128
@@ -95,12 +95,9 @@ def test_tiles_are_measured_and_crowds_are_not(data):
     np.testing.assert_allclose(answers.rated, [0.9, 0.9])
 
 
-@pytest.mark.parametrize(
-    ("error", "clicks", "crop"), [(DatasetError, 1, 6), (InputError, 0, 0), (InputError, 1, -1)]
-)
-def test_what_cannot_be_measured_is_told(data, error, clicks, crop):
-    with pytest.raises(error):
-        measure_sam(Oracle(), sam_eval.load_records(*data)[1], clicks=clicks, crop=crop)
+def test_what_cannot_be_measured_is_told(data):
+    with pytest.raises(DatasetError):
+        measure_sam(Oracle(), sam_eval.load_records(*data)[1], clicks=1, crop=6)
 
 
 def test_the_command_prints_the_table_of_a_packaged_sam(data, capsys):

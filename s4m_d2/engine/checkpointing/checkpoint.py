@@ -107,9 +107,7 @@ class S4MCheckpointer(DetectionCheckpointer):
             WeightsError: the file cannot be read, is unsafe, or is of another model. The model is
                 unchanged.
         """
-        if not path:
-            if require:
-                raise WeightsError("No weights given: set MODEL.WEIGHTS to a checkpoint.")
+        if not path and not require:
             self.logger.info("No weights given: the model starts from its initial values.")
             return {}
         content = self._read(path)

@@ -14,7 +14,6 @@ from detectron2.utils import comm
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.checks.findings import attempt, raise_all
 from s4m_d2.engine.figures.figure_set import FIGURES
-from s4m_d2.engine.labeling.protocol import check_architecture
 from s4m_d2.engine.labeling.pseudo_labeling import AMP, AUTO, FIXED, FLOAT32
 from s4m_d2.engine.labeling.quality import GATES, OFF
 from s4m_d2.engine.stages import runs_stage
@@ -53,7 +52,7 @@ _RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     SOLVER.CHECKPOINT_KEEP TEST.EVAL_PERIOD
     """: ("0 or more", lambda v: v >= 0),
     "SOLVER.BASE_LR": ("above 0", lambda v: v > 0),
-    "S4M.PSEUDO_LABEL.COUNT_BAND S4M.QUALITY.SIZE_LIMITS": (
+    "S4M.PSEUDO_LABEL.COUNT_BAND": (
         "two numbers of at least 0, the smaller first",
         lambda v: len(v) == 2 and 0 <= v[0] <= v[1],
     ),
@@ -89,15 +88,13 @@ _CHOICES: dict[str, Iterable[Any]] = {
 }
 
 
-def check_config(
-    cfg: CfgNode, *, eval_only: bool = False, num_processes: int | None = None
-) -> None:
+def check_config(cfg: CfgNode, *, eval_only: bool = False) -> None:
     """Raise one S4MError for all of :func:`config_errors`."""
-    raise_all(config_errors(cfg, eval_only=eval_only, num_processes=num_processes))
+    raise_all(config_errors(cfg, eval_only=eval_only, num_processes=comm.get_world_size()))
 
 
 def config_errors(
-    cfg: CfgNode, *, eval_only: bool = False, num_processes: int | None = None
+    cfg: CfgNode, *, eval_only: bool = False, num_processes: int = 1
 ) -> list[S4MError]:
     """Errors of settings of a whole run that are out of range, unknown or contradict each other.
 
@@ -106,15 +103,14 @@ def config_errors(
 
     Args:
         eval_only: check only what evaluation needs.
-        num_processes: that share a batch; default: those of this run.
+        num_processes: that share a batch.
     """
     errors: list[S4MError] = [*value_errors(cfg)]
     if eval_only:
         if not cfg.DATASETS.TEST:
             errors.append(ConfigError("DATASETS.TEST is empty: name the data set to evaluate on."))
         return errors
-    processes = comm.get_world_size() if num_processes is None else num_processes
-    errors += _training_errors(cfg, processes)
+    errors += _training_errors(cfg, num_processes)
     if errors:
         return errors
     mappers = [cfg.INPUT.DATASET_MAPPER_NAME]
@@ -166,8 +162,6 @@ def _training_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
             "DATASETS.UNLABELED is empty: stage 2 needs the name of an unlabeled data set, such as "
             "cityscapes_fine_instance_seg_train_unlabeled. (S4M.STAGE teacher runs stage 1 alone.)"
         )
-    if with_student and cfg.MODEL.META_ARCHITECTURE in META_ARCH_REGISTRY:
-        yield from attempt(check_architecture, cfg.MODEL.META_ARCHITECTURE)[1]
     if cfg.S4M.STAGE == "teacher" and weights:
         yield ConfigError(
             f"S4M.STAGE is 'teacher' and S4M.TEACHER_WEIGHTS is '{weights}', which skips stage 1: "

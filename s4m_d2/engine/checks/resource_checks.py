@@ -22,6 +22,7 @@ from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
 from s4m_d2.engine.checkpointing.weight_names import ClassLists
 from s4m_d2.engine.checks.findings import Finding, attempt, in_units, raise_all
+from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.own_data.derived_settings import activation_bytes
 from s4m_d2.engine.own_data.own_data import class_lists
 from s4m_d2.engine.stages import STAGES, final_weights, needs_sam, runs_stage, stage_config
@@ -35,9 +36,15 @@ _OPTIMIZER_COPIES = {"ADAMW": 2, "SGD": 1}  # tensors of a trained parameter's s
 
 
 def model_blueprint(cfg: CfgNode) -> nn.Module:
-    """The model of a run with names and shapes, without values or SAM; S4MError as its builder."""
+    """The model of a run with names and shapes, without values or SAM.
+
+    S4MError: its builder's, or stage 2 cannot train it (:func:`check_model`).
+    """
     build = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
-    return _without_values(stage_config(cfg, "student"), build)
+    model = _without_values(stage_config(cfg, "student"), build)
+    if runs_stage(cfg, "student"):
+        check_model(model)
+    return model
 
 
 def sam_blueprint(cfg: CfgNode) -> SamBackend:

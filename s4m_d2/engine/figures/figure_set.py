@@ -329,8 +329,7 @@ class FiguresHook(HookBase):
 
     Each is written to ``folder/NAME_ITERATION.png`` and to TensorBoard as figures/NAME; figures
     that do not depend on the models only once. If a figure cannot be drawn, training continues
-    without it; if it cannot be written, without the file. For the main process only; the others
-    wait for it in the next iteration.
+    without it. For the main process only; the others wait for it in the next iteration.
     """
 
     def __init__(self, figures: FigureSet, names: Sequence[str], period: int, folder: str) -> None:
@@ -348,10 +347,7 @@ class FiguresHook(HookBase):
                 self.names.remove(name)
                 continue
             get_event_storage().put_image(f"{FOLDER}/{name}", picture.transpose(2, 0, 1))
-            try:
-                write_png(picture, os.path.join(self.folder, f"{name}_{finished:07d}.png"))
-            except OSError as error:  # OutputError among them
-                logger.warning("The figure '%s' is not written: %s", name, error)
+            write_png(picture, os.path.join(self.folder, f"{name}_{finished:07d}.png"))
             if name in WITHOUT_MODEL:
                 self.names.remove(name)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.losses.structural_distillation import StructuralDistillation
 from s4m_d2.visualization import ColorScale, Panels, heat_map, mark_point
-from s4m_d2.visualization.instances import deepest_point, readable_scale
+from s4m_d2.visualization.drawing import deepest_point, readable_scale
 
 COSINE_STEP = 0.1  # the color scale, up to 1, starts at a multiple of it
 CAPTION = "Ring: the point. SAM: its tokens, prompted there. Models: mask features on SAM's grid."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
-from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -74,22 +73,11 @@ class S4MTrainable(Protocol):
         """Predict all candidates of each image; annotations, if any, are not read."""
 
 
-def check_architecture(name: str) -> None:
-    """:func:`check_model` of a registered class.
-
-    A registry may contain builders instead; their models are checked when they are built.
-    """
-    entry = META_ARCH_REGISTRY.get(name)
-    if isinstance(entry, type):
-        check_model(entry)
-
-
-def check_model(model: nn.Module | type) -> None:
-    """Raise ConfigError if a model, or a class of models, is not a :class:`S4MTrainable`."""
-    cls = model if isinstance(model, type) else type(model)
-    lacking = [] if callable(getattr(model, "predict_queries", None)) else ["predict_queries"]
-    if getattr(cls, "forward", nn.Module.forward) is nn.Module.forward:
-        lacking.insert(0, "forward")
+def check_model(model: nn.Module) -> None:
+    """Raise ConfigError if a model is not a :class:`S4MTrainable`."""
+    cls = type(model)
+    lacking = ["forward"] if cls.forward is nn.Module.forward else []
+    lacking += [] if hasattr(model, "predict_queries") else ["predict_queries"]
     if lacking:
         methods = " and ".join(f"{method}(batched_inputs)" for method in lacking)
         raise ConfigError(

@@ -80,7 +80,6 @@ class QualityMeasurement:
         self.records = list(build_tiling(cfg).records(records))
         self.mapper: Callable[[dict], dict[str, Any]] = TrueLabelsMapper(cfg)
         self.class_names = quality_class_names(cfg, names)
-        self.size_limits = cfg.S4M.QUALITY.SIZE_LIMITS
         self.seed = cfg.SEED
         self.precision = PRECISIONS[cfg.S4M.AMP_PRECISION] if cfg.SOLVER.AMP.ENABLED else None
         self._warned: set[str] = set()
@@ -95,10 +94,8 @@ class QualityMeasurement:
         this process' images. Returns the report of all images in the main process, None in others.
         """
         refines = not isinstance(self.pseudo_labeling.refiner, TeacherMasks)
-        steps = {
-            step: PseudoLabelQuality(self.class_names, self.size_limits)
-            for step in ((BEFORE, AFTER) if refines else (BEFORE,))
-        }
+        names = (BEFORE, AFTER) if refines else (BEFORE,)
+        steps = {name: PseudoLabelQuality(self.class_names) for name in names}
         places = range(comm.get_rank(), len(self.records), comm.get_world_size())
         with undisturbed_generators():
             skipped = sum(not self._measure(place, steps) for place in progress(places))
@@ -176,11 +173,8 @@ class PseudoLabelQualityHook(HookBase):
                         f"pseudo_label_quality/{step}/{name}", value, smoothing_hint=False
                     )
         line = json.dumps({"iteration": self.trainer.iter, **report.as_dict()})
-        try:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            logger.warning("%s. Training goes on without this record.", error)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
 
 def quality_datasets(cfg: CfgNode) -> tuple[str, ...]:

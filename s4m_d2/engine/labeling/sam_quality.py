@@ -23,7 +23,7 @@ from s4m_d2.engine.checks.resource_checks import sam_bytes
 from s4m_d2.engine.labeling.quality import quality_class_names, split_labeled
 from s4m_d2.engine.rng import undisturbed_generators
 from s4m_d2.engine.training.build import labeled_names
-from s4m_d2.errors import DatasetError, InputError
+from s4m_d2.errors import DatasetError
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.sam.adaptation import draw_clicks
 from s4m_d2.tiling import build_tiling
@@ -84,13 +84,8 @@ def measure_sam(
         seed: of the clicks, which depend on it and the position of the record.
 
     Raises:
-        InputError: ``clicks`` or ``crop`` is out of range.
         DatasetError: there is no mask of that size, or an image cannot be read.
     """
-    if clicks < 1 or crop < 0:
-        raise InputError(
-            f"{clicks} clicks, a crop of {crop} px; expected at least 1, and 0 or more"
-        )
     found = []
     for number, record in enumerate(records):
         image, masks, categories = read_window(record, crop)

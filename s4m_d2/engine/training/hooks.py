@@ -91,12 +91,9 @@ class BadSteps(HookBase):
             )  # fmt: skip
             record = {"iteration": iteration, "seed": self.seed, "reason": reason}
             record |= {"in_a_row": self.in_a_row, "processes": processes}
-            try:
-                write_results(record, os.path.join(self.folder, f"iter_{iteration:07d}.json"))
-                for name in sorted(os.listdir(self.folder))[:-MAX_RECORDS]:
-                    os.unlink(os.path.join(self.folder, name))
-            except OSError as error:  # for example a full disk; the run continues
-                logger.warning("The skipped step is not recorded in %s: %s", self.folder, error)
+            write_results(record, os.path.join(self.folder, f"iter_{iteration:07d}.json"))
+            for name in sorted(os.listdir(self.folder))[:-MAX_RECORDS]:
+                os.unlink(os.path.join(self.folder, name))
         if self.in_a_row > self.max_in_a_row:
             raise DivergenceError(
                 f"Training stops at iteration {iteration}: {self.in_a_row} steps in a row were "

@@ -1,18 +1,20 @@
-"""Drawing of instances on an image."""
+"""Drawing on pictures: instances, heat maps, marks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
+import matplotlib
 import numpy as np
 import torch
 from matplotlib.colors import hsv_to_rgb
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from s4m_d2.errors import InputError, printable
+from s4m_d2.errors import printable
 from s4m_d2.structures import RLEMasks, mask_boxes
 
 READABLE_SIDE = 320  # px; images with a shorter side are enlarged
@@ -27,6 +29,9 @@ SHIFTS = (0, -1, 1, -2, 2, -3, 3)  # lines by which a name may be moved to avoid
 GOLDEN_RATIO = 0.618034  # step between hues, which spreads any number of them evenly
 FEWEST_COLORS = 12
 MOST_NAMED = 60  # instances
+
+MARK_SHARE, FEWEST_MARK_PIXELS = 28, 4  # a mark's radius is a share of the shorter side, at least 4
+EDGE_WIDTH = 2  # px, of the white line inside the black one
 
 # A mask inside its box: (h, w) bool, and the box (x0, y0, x1, y1) in the picture.
 Window = tuple[np.ndarray, tuple[int, int, int, int]]
@@ -53,12 +58,8 @@ def overlay(
 
     Returns:
         (scale·H, scale·W, 3) uint8.
-
-    Raises:
-        InputError: shapes or lengths disagree.
     """
     masks = masks if isinstance(masks, RLEMasks) else torch.as_tensor(masks)
-    _check_instances(image, masks, labels)
     scale = scale or readable_scale(image)
     picture = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     windows = [_window(mask, scale) for mask in masks]
@@ -99,15 +100,6 @@ def deepest_point(mask: np.ndarray) -> tuple[int, int]:
     depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(depth.argmax(), depth.shape)
     return int(x), int(y)
-
-
-def _check_instances(image: np.ndarray, masks: Tensor | RLEMasks, labels: Sequence) -> None:
-    size = masks.image_size if isinstance(masks, RLEMasks) else tuple(masks.shape[1:])
-    if image.dtype != np.uint8 or image.shape != (*size, 3) or len(labels) != len(masks):
-        raise InputError(
-            "expected an image (H, W, 3) uint8 with masks (N, H, W) and N labels, got "
-            f"{image.shape} {image.dtype}, {(len(masks), *size)} and {len(labels)}"
-        )
 
 
 def box_colors(boxes: np.ndarray, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
@@ -164,3 +156,69 @@ def _write_names(image: np.ndarray, windows: Sequence[Window], texts: Sequence[s
         stroke: dict[str, Any] = {"stroke_width": TEXT_STROKE, "stroke_fill": "black"}
         draw.text((x, y), texts[i], "white", font, "mm", **stroke)
     return np.asarray(picture)
+
+
+@dataclass(frozen=True)
+class ColorScale:
+    """A color scale, which several pictures can share."""
+
+    low: float  #: value of the first color, and of all below
+    high: float  #: of the last color; above ``low``
+    label: str = ""  #: for the color bar
+
+    def colors(self, values: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of (H, W) numbers."""
+        shares = (values - self.low) / (self.high - self.low)
+        return matplotlib.colormaps["viridis"](shares, bytes=True)[..., :3]
+
+
+def heat_map(
+    values: np.ndarray,
+    size: tuple[int, int],
+    scale: ColorScale,
+    cells: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Draw a grid of numbers, interpolated linearly between the cells' centers.
+
+    Args:
+        values: (rows, columns) float.
+        size: (H, W) of the picture.
+        cells: number of (rows, columns) that the picture covers, from the grid's upper left corner;
+            default: all. Beyond the grid the last ones are repeated.
+
+    Returns:
+        (H, W, 3) uint8, RGB.
+    """
+    rows, columns = cells or values.shape
+    y, x = (
+        np.clip((np.arange(n) + 0.5) / n * covered - 0.5, 0, there - 1).astype(np.float32)
+        for n, covered, there in zip(size, (rows, columns), values.shape, strict=True)
+    )
+    x, y = np.meshgrid(x, y)
+    source = np.asarray(values, dtype=np.float32)
+    return scale.colors(cv2.remap(source, x, y, cv2.INTER_LINEAR, None, cv2.BORDER_REPLICATE))
+
+
+def mark_point(picture: np.ndarray, point: Sequence[float]) -> np.ndarray:
+    """Copy an (H, W, 3) uint8 picture and draw a ring around ``point``, (x, y) in pixels."""
+    marked = picture.copy()
+    radius = max(FEWEST_MARK_PIXELS, min(picture.shape[:2]) // MARK_SHARE)
+    center = tuple(int(value) for value in point)
+    cv2.circle(marked, center, radius, (0, 0, 0), 2 * EDGE_WIDTH, cv2.LINE_AA)
+    cv2.circle(marked, center, radius, (255, 255, 255), EDGE_WIDTH, cv2.LINE_AA)
+    return marked
+
+
+def outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Copy a picture and draw a black and white line around a mask.
+
+    Args:
+        picture: (n·H, n·W, 3) uint8, RGB: as enlarged by :func:`overlay`.
+        mask: (H, W) bool.
+    """
+    outlined, size = picture.copy(), picture.shape[1::-1]
+    large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
+    lines, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(outlined, lines, -1, (0, 0, 0), 3 * EDGE_WIDTH)
+    cv2.drawContours(outlined, lines, -1, (255, 255, 255), EDGE_WIDTH)
+    return outlined

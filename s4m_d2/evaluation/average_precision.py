@@ -1,0 +1,205 @@
+"""Mask AP by COCO's or Cityscapes' measure, and COCO's result files, from encoded masks."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.data import MetadataCatalog
+from detectron2.evaluation import (
+    CityscapesInstanceEvaluator,
+    COCOEvaluator,
+    DatasetEvaluator,
+)
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from torch import nn
+
+from s4m_d2.errors import ConfigError, DatasetError
+from s4m_d2.files import atomic_write
+from s4m_d2.structures import RLEMasks, as_rles, plain_rle
+
+logger = logging.getLogger(__name__)
+
+IMAGE, TRUTH, PREDICTION = "_leftImg8bit", "_gtFine_instanceIds.png", "_pred.txt"  # ends of names
+RESULTS = "predictions.json"
+IMAGES = "images.json"
+
+Add = Callable[[Mapping[str, Any], Instances], None]
+
+
+def build_evaluator(
+    dataset_name: str, output_dir: str | None = None, *, max_detections: int | None = None
+) -> DatasetEvaluator:
+    """Build the evaluator of a registered data set, by its metadata's ``evaluator_type``.
+
+    Args:
+        output_dir: folder for COCO predictions; None: not written. Cityscapes writes nothing.
+        max_detections: detections per image in COCO's AP; None: 100, as in published results.
+
+    Raises:
+        ConfigError: the data set has no mask evaluator.
+    """
+    kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
+    if kind == "cityscapes_instance":
+        return CityscapesInstanceAP(dataset_name)
+    if kind == "coco":
+        tasks = ("bbox", "segm")  # explicit, so that a model without predictions has both results
+        limit = {"max_dets_per_image": max_detections}
+        return COCOInstanceAP(dataset_name, tasks=tasks, output_dir=output_dir, **limit)
+    raise ConfigError(
+        f"DATASETS.TEST: no evaluator for '{dataset_name}', whose evaluator_type is {kind!r}. Set "
+        "MetadataCatalog.get(name).evaluator_type to 'coco' or 'cityscapes_instance'."
+    )
+
+
+class COCOInstanceAP(COCOEvaluator):
+    """Detectron2's evaluator, which also accepts :class:`RLEMasks`."""
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Add the predictions of a batch; RLEs are not decoded."""
+        for sample, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"]
+            masks = instances.get_fields().get("pred_masks")
+            if not isinstance(masks, RLEMasks):
+                super().process([sample], [output])
+                continue
+            rest = Instances(instances.image_size, **instances.get_fields())
+            rest.remove("pred_masks")
+            super().process([sample], [{**output, "instances": rest}])
+            results = self._predictions[-1]["instances"]
+            for result, rle in zip(results, masks.rles, strict=True):
+                result["segmentation"] = plain_rle(rle)
+
+
+class CityscapesInstanceAP(CityscapesInstanceEvaluator):
+    """Detectron2's evaluator, with AP by class, of the processed images only.
+
+    The data set's metadata has ``thing_classes`` (Cityscapes' own names) and ``gt_dir``, the folder
+    of ``CITY/*_gtFine_instanceIds.png``. All instances of an image without predictions count as
+    missed. The processes of one machine share a temporary folder, which is removed afterwards.
+    """
+
+    def evaluate(self) -> dict[str, dict[str, float]] | None:
+        """{"segm": AP, AP50 and AP-CLASS in percent}; None on other processes than the first.
+
+        Raises:
+            DatasetError: no processed image has a ground truth under ``gt_dir``.
+        """
+        comm.synchronize()  # until all have written their predictions
+        if not comm.is_main_process():
+            return None
+        with self._working_dir:
+            return self._evaluate()
+
+    def _evaluate(self) -> dict[str, dict[str, float]]:
+        import cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling as scripts
+        from cityscapesscripts.evaluation.instances2dict import instances2dict
+
+        if not hasattr(np, "in1d"):  # NumPy 2.4 dropped what cityscapesScripts 2.3.0 calls
+            scripts.np = SimpleNamespace(**vars(np), in1d=np.isin)
+        truths, predictions = self._pairs()
+        args = copy.copy(scripts.args)  # the scripts' settings are global: leave them alone
+        args.predictionPath = os.path.abspath(self._temp_dir)
+        args.quiet = True
+        scripts.setInstanceLabels(args)
+        truth_instances = instances2dict(truths, verbose=False)
+        matches = scripts.matchGtWithPreds(predictions, truths, truth_instances, args)
+        averages = scripts.computeAverages(scripts.evaluateMatches(matches, args), args)
+        segm = {"AP": averages["allAp"], "AP50": averages["allAp50%"]}
+        segm |= {
+            f"AP-{name}": averages["classes"][name]["ap"] for name in self._metadata.thing_classes
+        }
+        return {"segm": {name: 100 * float(value) for name, value in segm.items()}}
+
+    def _pairs(self) -> tuple[list[str], list[str]]:
+        """Files of ground truth and predictions of the processed images."""
+        truths = {
+            path.name.removesuffix(TRUTH): str(path)
+            for path in sorted(Path(self._metadata.gt_dir).glob(f"*/*{TRUTH}"))
+        }
+        found = {
+            path.name.removesuffix(PREDICTION).removesuffix(IMAGE): str(path)
+            for path in Path(self._temp_dir).glob(f"*{PREDICTION}")
+        }
+        common, name = [stem for stem in truths if stem in found], self._metadata.name
+        if not common:
+            raise DatasetError(
+                f"'{name}' cannot be evaluated: of {len(truths)} ground truths "
+                f"'{self._metadata.gt_dir}/CITY/*{TRUTH}' none is of an evaluated image. "
+                "Check the folder gtFine of the data set."
+            )
+        if len(common) < len(truths):
+            logger.warning("'%s': evaluated %d of %d images", name, len(common), len(truths))
+        return [truths[stem] for stem in common], [found[stem] for stem in common]
+
+
+@contextmanager
+def masks_as_rle(model: nn.Module) -> Iterator[None]:
+    """Make ``model`` return :class:`~s4m_d2.structures.RLEMasks` inside, if it has ``rle_masks``.
+
+    A hundred masks of a 2,000 x 4,000 image take 800 MB as a tensor and some hundred KiB encoded;
+    evaluators give the same results for both.
+    """
+    if not hasattr(model, "rle_masks"):
+        yield
+        return
+    switch: Any = model
+    before, switch.rle_masks = switch.rle_masks, True
+    try:
+        yield
+    finally:
+        switch.rle_masks = before
+
+
+@contextmanager
+def write_coco_results(
+    folder: str | os.PathLike[str], class_names: Sequence[str], category_ids: Sequence[int]
+) -> Iterator[Add]:
+    """Write predictions.json (COCO's results) and images.json (its images and categories).
+
+    ``COCO("images.json").loadRes("predictions.json")`` reads both. They are written when the block
+    ends; if it raises, older files are unchanged.
+
+    Yields a function that takes an image, {"file_name", "height", "width", ...}, which gets the
+    next "id" from 1 on, and its Instances with ``pred_masks`` of that size, ``pred_classes`` and
+    ``scores``. Results have category_id, segmentation (compressed RLE), bbox (x, y, w, h) and
+    score. ``category_ids`` are those of the model's classes in the data set.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    categories = [
+        {"id": number, "name": name} for number, name in zip(category_ids, class_names, strict=True)
+    ]
+    images: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
+
+    def add(image: Mapping[str, Any], instances: Instances) -> None:
+        images.append({"id": len(images) + 1, **image})
+        rles = as_rles(instances.pred_masks)
+        labels, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+        for rle, label, score in zip(rles, labels, scores, strict=True):
+            result = {
+                "image_id": len(images),
+                "category_id": category_ids[label],
+                "segmentation": plain_rle(rle),
+                "bbox": mask_util.toBbox(rle).tolist(),
+                "score": score,
+            }
+            results.append(result)
+
+    yield add
+    content = {"info": {}, "images": images, "categories": categories, "annotations": []}
+    for name, written in ((IMAGES, content), (RESULTS, results)):
+        with atomic_write(os.path.join(folder, name)) as file:
+            json.dump(written, file)
