@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from s4m_d2.engine import PseudoLabeling, S4MTrainer, TeacherTrainer
-from s4m_d2.engine.labeling.gate import apply_decision, compare_refinement, gate_findings
+from s4m_d2.engine.labeling.gate import apply_decision, compare_refinement
 from s4m_d2.engine.labeling.quality import held_out_records
 from s4m_d2.engine.own_data.own_data import load_run
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -121,6 +121,4 @@ def test_stage_1_leaves_out_what_is_measured_and_stage_2_does_not(gate_config):
     ],
 )
 def test_nothing_is_left_out_where_nothing_is_measured(gate_config, changes):
-    cfg = gate_config(**changes)
-    assert held_out_records(cfg) == []
-    assert all("left out of it" not in finding.text for finding in gate_findings(cfg))
+    assert held_out_records(gate_config(**changes)) == []

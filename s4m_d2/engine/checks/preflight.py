@@ -21,9 +21,7 @@ from s4m_d2.engine.checks.resource_checks import (
     sam_finding,
     weight_findings,
 )
-from s4m_d2.engine.labeling.gate import gate_findings
 from s4m_d2.engine.labeling.quality import quality_findings
-from s4m_d2.engine.labeling.sam_adaptation import adaptation_findings
 from s4m_d2.engine.labeling.sam_quality import sam_findings
 from s4m_d2.engine.stages import STAGES, is_fixed, runs_stage, stage_config, stages_to_run
 from s4m_d2.engine.training.continuing import MAX_ITER, changes, continuation_errors, run_settings
@@ -68,7 +66,7 @@ def preflight(
     findings += of_data
     data_are_right = not any(finding.errors for finding in of_data)
     if data_are_right:
-        findings += [*quality_findings(cfg), *gate_findings(cfg), *adaptation_findings(cfg)]
+        findings += quality_findings(cfg)
     model, of_model = model_finding(cfg)
     sam, of_sam = sam_finding(cfg)
     findings += [of_model, of_sam]

@@ -14,7 +14,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
-from s4m_d2.engine.checks.findings import Finding, attempt
+from s4m_d2.engine.checks.findings import attempt
 from s4m_d2.engine.labeling import sam_quality
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import (
@@ -23,7 +23,6 @@ from s4m_d2.engine.labeling.quality import (
     BEFORE,
     OFF,
     QualityMeasurement,
-    gate_is_on,
     held_out_records,
 )
 from s4m_d2.engine.stages import STAGES, needs_sam, run_folder
@@ -35,22 +34,11 @@ from s4m_d2.semi.refinement import AUTO_PROMPT, PROMPTS, TeacherMasks
 logger = logging.getLogger(__name__)
 
 RESULT = "refinement_gate.json"  # in the folder of stage 2
-ITEM = "refinement gate"  # of the report before training, and of the page
 
 #: For JSON and checkpoints. "choice": a prompt or "off"; "drops_arp": whether ARP is off too;
 #: "text"; if masks were compared, also "images", or tiles, and "pq", before and with each prompt.
 #: {}: none was made.
 Decision = dict[str, Any]
-
-
-def gate_findings(cfg: CfgNode) -> list[Finding]:
-    """A line of the report before training, if the gate is on."""
-    if not gate_is_on(cfg):
-        return []
-    text = "few labeled images, or a teacher of another run: decided by the IoU of SAM's masks"
-    if records := held_out_records(cfg):
-        text = f"measured after stage 1, on {len(records)} labeled images left out of it"
-    return [Finding(ITEM, text)]
 
 
 def compare_refinement(cfg: CfgNode, labeling: PseudoLabeling) -> Decision:

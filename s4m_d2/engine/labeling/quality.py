@@ -202,18 +202,13 @@ def labeled_records(cfg: CfgNode) -> list[dict]:
     return true_records(labeled_names(cfg), load=load_records)
 
 
-def gate_is_on(cfg: CfgNode) -> bool:
-    """Whether S4M.REFINE.GATE is to measure refinement in this run."""
-    on = cfg.S4M.REFINE.ENABLED and cfg.S4M.REFINE.GATE != OFF
-    return on and runs_stage(cfg, "student")
-
-
 def held_out_records(cfg: CfgNode) -> list[dict]:
     """The labeled images that stage 1 leaves to the gate, a fifth.
 
     None where the gate is off, the teacher is another run's, or fewer than ten images are labeled.
     """
-    if not gate_is_on(cfg) or not runs_stage(cfg, "teacher"):
+    on = cfg.S4M.REFINE.ENABLED and cfg.S4M.REFINE.GATE != OFF
+    if not (on and runs_stage(cfg, "teacher") and runs_stage(cfg, "student")):
         return []
     records = labeled_records(cfg)
     count = round(HELD_OUT_SHARE * len(records))

@@ -14,7 +14,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
-from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.labeling.quality import split_labeled
 from s4m_d2.engine.labeling.sam_quality import MIN_AREA, SIDE, measure_sam, read_window
 from s4m_d2.engine.rng import derive_seed, undisturbed_generators
@@ -28,7 +27,6 @@ from s4m_d2.tiling import Box, build_tiling, cut_record
 
 logger = logging.getLogger(__name__)
 
-ITEM = "SAM's adaptation"  # of the report before training, and of the page
 CONFIG, WEIGHTS, RESULT = "config.yaml", "sam_adapted", "sam_adapted.json"  # in OUTPUT_DIR
 BATCH, MASKS_DRAWN = 4, 24
 WHOLE_CHANCE, MOST_TILES = 0.4, 4  # of a view
@@ -47,7 +45,7 @@ def adapted_config(cfg: CfgNode, *, resume: bool) -> CfgNode:
     if comm.is_main_process() and not (resume and os.path.isfile(path)):
         with undisturbed_generators():
             decision = _adapt(cfg)
-        logger.info("%s: %s.", ITEM, decision["text"])
+        logger.info("SAM's adaptation: %s.", decision["text"])
         write_results(decision, path)
     comm.synchronize()
     decision = read_results(path)
@@ -61,15 +59,6 @@ def adapted_config(cfg: CfgNode, *, resume: bool) -> CfgNode:
         with atomic_write(os.path.join(cfg.OUTPUT_DIR, CONFIG), "w") as file:
             file.write(cfg.dump())  # whoever reads it takes the same SAM
     return cfg
-
-
-def adaptation_findings(cfg: CfgNode) -> list[Finding]:
-    """A line of the report before training, if SAM is to be adapted."""
-    if not cfg.S4M.SAM.ADAPT or not any(needs_sam(cfg, stage) for stage in STAGES):
-        return []
-    trained, held_out = map(len, split_labeled(cfg))
-    text = f"{cfg.S4M.SAM.ADAPT} iterations before stage 1, on {trained} labeled images; "
-    return [Finding(ITEM, f"{text}kept if better on {held_out} others")]
 
 
 def _adapt(cfg: CfgNode) -> dict:
