@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import torch
-from detectron2.engine import HookBase, SimpleTrainer, launch
+from detectron2.engine import HookBase, SimpleTrainer, default_argument_parser
 from detectron2.utils import comm
 from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.training.stop_signals import StopHook, listen, passed_on_to_ranks
+from s4m_d2.engine.command.launch import launch
+from s4m_d2.engine.training.stop_signals import StopHook, listen
 
 SIGNALED_RANK, SIGNALED_ITERATION = 1, 3
 WORLD_SIZE, MANY = 2, 100
@@ -41,8 +42,9 @@ class Diary(HookBase):
         self.path.write_text(str(self.trainer.iter))
 
 
-def main(folder: str) -> None:
+def main(args) -> None:
     listen()
+    [folder] = args.opts
     model = Line()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     trainer = SimpleTrainer(model, itertools.repeat(None), optimizer)
@@ -53,5 +55,5 @@ def main(folder: str) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    with passed_on_to_ranks(WORLD_SIZE):
-        launch(main, WORLD_SIZE, dist_url="auto", args=(sys.argv[1],))
+    words = ["--num-gpus", str(WORLD_SIZE), "--dist-url", "auto", *sys.argv[1:]]
+    launch(main, default_argument_parser().parse_args(words))

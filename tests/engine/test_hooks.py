@@ -1,4 +1,4 @@
-"""Hooks in a plain Detectron2 trainer: seeds, the last evaluation; logs on a full disk."""
+"""Hooks in a plain Detectron2 trainer: seeds, the last evaluation."""
 
 import itertools
 import random

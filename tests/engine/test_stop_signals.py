@@ -10,19 +10,19 @@ import time
 
 import pytest
 import torch
-from detectron2.engine import SimpleTrainer
+from detectron2.engine import SimpleTrainer, default_argument_parser
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
 from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
+from s4m_d2.engine.command import launch
 from s4m_d2.engine.training.stop_signals import (
     EXIT_STOPPED,
     STOP_SIGNALS,
     StopHook,
     Stopped,
     listen,
-    passed_on_to_ranks,
 )
 
 from . import stopped_ranks
@@ -186,18 +186,22 @@ def test_all_ranks_stop_together_when_one_gets_a_signal(tmp_path):
     assert finished(tmp_path, name) == SIGNALED_ITERATION
 
 
-def test_the_launcher_hands_signals_on_and_ends_as_the_ranks_do():
+def test_the_launcher_hands_signals_on_and_ends_as_the_ranks_do(monkeypatch):
     context = multiprocessing.get_context("fork")
     ready = context.Event()
     rank = context.Process(target=_wait_for_a_signal, args=(ready,))
-    with pytest.raises(Stopped), passed_on_to_ranks(world_size=2):
+
+    def two_ranks(*args, **options):
         rank.start()
         ready.wait()
         signal.raise_signal(signal.SIGUSR1)
         rank.join()
         raise ProcessExitedException("", 0, rank.pid, exit_code=rank.exitcode)
-    with pytest.raises(ProcessExitedException), passed_on_to_ranks(world_size=2):
-        raise ProcessExitedException("", 0, rank.pid, exit_code=1)
+
+    monkeypatch.setattr(launch, "launch_here", two_ranks)
+    with pytest.raises(SystemExit) as ended:
+        launch.launch(None, default_argument_parser().parse_args(["--num-gpus", "2"]))
+    assert ended.value.code == EXIT_STOPPED
 
 
 def _sleep(started):

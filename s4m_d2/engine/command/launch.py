@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.multiprocessing import ProcessExitedException
 
 from s4m_d2.engine.command.failures import plain_endings
-from s4m_d2.engine.training.stop_signals import passed_on_to_ranks
+from s4m_d2.engine.training.stop_signals import EXIT_STOPPED, listen
 from s4m_d2.errors import ConfigError
 
 Main = Callable[[argparse.Namespace], Any]
@@ -45,20 +45,22 @@ def launch(main: Main, args: argparse.Namespace) -> None:
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         record(_join)(main, args)
         return
+    if args.num_gpus * args.num_machines > 1:  # else it starts no processes
+        listen(pass_on=True)
     try:
-        with passed_on_to_ranks(args.num_gpus * args.num_machines):
-            launch_here(
-                _run_and_report,
-                args.num_gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(main, args),
-            )
+        launch_here(
+            _run_and_report,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(main, args),
+        )
     except ProcessExitedException as error:
         code = error.exit_code
-        remedy = " Continue it with --resume." if code < 0 else ""  # others print their error
-        print(f"The run has ended: {error}.{remedy}", file=sys.stderr)
+        if code != EXIT_STOPPED:
+            remedy = " Continue it with --resume." if code < 0 else ""  # others print their error
+            print(f"The run has ended: {error}.{remedy}", file=sys.stderr)
         sys.exit(code if code > 0 else _SIGNALED - code)
 
 

@@ -19,7 +19,6 @@ from typing import Any
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch.multiprocessing import ProcessExitedException
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.checkpointing.checkpoint_files import numbered_name
@@ -86,23 +85,11 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 def listen(*, pass_on: bool = False) -> dict[int, Any]:
     """Install the handlers of the stop signals; returns the previous handlers.
 
-    For programs, not libraries. With ``pass_on`` signals are also sent to children of this process.
+    For programs, not libraries. With ``pass_on`` signals are also sent to a launcher's ranks, the
+    children of this process.
     """
     _note.process, _note.passes_on, _note.received = os.getpid(), pass_on, None
     return {number: signal.signal(number, _on_signal) for number in STOP_SIGNALS}
-
-
-@contextmanager
-def passed_on_to_ranks(world_size: int) -> Iterator[None]:
-    """Pass signals of Detectron2's ``launch`` on to the ranks, and exit with their status."""
-    if world_size > 1:  # else it starts no processes
-        listen(pass_on=True)
-    try:
-        yield
-    except ProcessExitedException as error:
-        if error.exit_code == EXIT_STOPPED:
-            raise Stopped from None
-        raise
 
 
 class StopHook(HookBase):
