@@ -24,7 +24,7 @@ from s4m_d2.visualization import (
     overlay,
     panel_grid,
 )
-from s4m_d2.visualization.video import write_video
+from s4m_d2.visualization.panels import write_video
 
 NAMES = ["person", "car"]
 SCALE = ColorScale(-1.0, 1.0, "cosine")

@@ -31,7 +31,7 @@ from benchmarking.timing import Clock  # noqa: E402
 
 from s4m_d2.command_line import natural, positive  # noqa: E402
 from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
-from s4m_d2.engine.command.failures import exit_status  # noqa: E402
+from s4m_d2.engine.command.launch import exit_status  # noqa: E402
 from s4m_d2.errors import ConfigError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 

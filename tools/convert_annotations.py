@@ -25,7 +25,7 @@ from annotation_formats import read_annotations  # noqa: E402
 from annotation_formats.coco import CocoFile  # noqa: E402
 
 from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
-from s4m_d2.engine.command.failures import exit_status  # noqa: E402
+from s4m_d2.engine.command.launch import exit_status  # noqa: E402
 from s4m_d2.errors import DatasetError, printable  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 

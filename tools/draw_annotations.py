@@ -27,7 +27,7 @@ from s4m_d2.command_line import positive  # noqa: E402
 from s4m_d2.data.annotations import read_annotations  # noqa: E402
 from s4m_d2.data.images import read_image  # noqa: E402
 from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
-from s4m_d2.engine.command.failures import exit_status  # noqa: E402
+from s4m_d2.engine.command.launch import exit_status  # noqa: E402
 from s4m_d2.errors import DatasetError  # noqa: E402
 from s4m_d2.visualization import evenly_spaced, overlay, panel_grid  # noqa: E402
 

@@ -33,7 +33,7 @@ from s4m_d2.engine import (
 from s4m_d2.engine.checkpointing.weight_names import BRANCHES
 from s4m_d2.engine.checks.preflight import check_config
 from s4m_d2.engine.command.arguments import command_parser
-from s4m_d2.engine.command.failures import exit_status
+from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.quality import QualityReport, quality_datasets
 from s4m_d2.engine.own_data.own_data import load_run

@@ -29,7 +29,7 @@ from torch import Tensor
 from s4m_d2.engine.checkpointing.checkpoint_files import read_weight_file
 from s4m_d2.engine.checkpointing.weight_names import BRANCHES, model_weights
 from s4m_d2.engine.command.arguments import command_parser, model_config
-from s4m_d2.engine.command.failures import exit_status
+from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.figures.predictor import class_names, load_model
 from s4m_d2.errors import ConfigError, OutputError, WeightsError
 from s4m_d2.files import atomic_write

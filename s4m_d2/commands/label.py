@@ -38,7 +38,7 @@ from s4m_d2.engine.command.arguments import (
     model_config,
     split_overrides,
 )
-from s4m_d2.engine.command.failures import exit_status
+from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.figures.predictor import Labeler, Predictor, class_names, load_model
 from s4m_d2.engine.labeling.gate import labeling_of_run
 from s4m_d2.engine.rng import derive_seed

@@ -36,12 +36,12 @@ from s4m_d2.engine.command.arguments import (
     model_config,
     split_overrides,
 )
-from s4m_d2.engine.command.failures import exit_status
+from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.evaluation.average_precision import RESULTS, write_coco_results
 from s4m_d2.visualization import overlay, write_png
-from s4m_d2.visualization.video import write_video
+from s4m_d2.visualization.panels import write_video
 
 OVERLAYS = "overlays"
 

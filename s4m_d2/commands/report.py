@@ -10,7 +10,7 @@ of losses, pseudo-labels and AP, settings.
 from __future__ import annotations
 
 from s4m_d2.engine.command.arguments import command_parser
-from s4m_d2.engine.command.failures import exit_status
+from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.report import write_report
 
 

@@ -27,7 +27,7 @@ from s4m_d2.command_line import natural, print_problems
 from s4m_d2.commands.label import labeled_rows, read_settings
 from s4m_d2.data.images import read_image
 from s4m_d2.engine.command.arguments import command_parser
-from s4m_d2.engine.command.failures import exit_status
+from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.errors import ConfigError, DatasetError, printable
 from s4m_d2.files import atomic_write
 from s4m_d2.report.page import render

@@ -14,7 +14,7 @@ import torch
 from tabulate import tabulate
 
 from s4m_d2.command_line import natural, positive, print_problems, share
-from s4m_d2.engine.command.failures import exit_status
+from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.report import write_results
 from s4m_d2.sam import SAM_BACKEND_REGISTRY

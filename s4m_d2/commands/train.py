@@ -30,8 +30,7 @@ from s4m_d2.engine.checks.findings import PreflightReport
 from s4m_d2.engine.checks.preflight import check_config, check_output_dir
 from s4m_d2.engine.command import run
 from s4m_d2.engine.command.arguments import add_arguments, check_arguments, read_config
-from s4m_d2.engine.command.failures import plain_endings
-from s4m_d2.engine.command.launch import launch
+from s4m_d2.engine.command.launch import launch, plain_endings
 from s4m_d2.engine.config_file import config_path
 from s4m_d2.engine.training.stop_signals import listen
 from s4m_d2.errors import ConfigError

@@ -20,7 +20,7 @@ from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.engine.own_data.own_data import StoredData, store
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.visualization import overlay
-from s4m_d2.visualization.video import write_video
+from s4m_d2.visualization.panels import write_video
 
 from .conftest import ROOT
 

@@ -8,7 +8,7 @@ from s4m_d2.data.images import read_image
 from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError, DatasetError, InputError
-from s4m_d2.visualization.video import write_video
+from s4m_d2.visualization.panels import write_video
 
 from .own_runs import (
     CONFIG,

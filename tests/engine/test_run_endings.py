@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from s4m_d2.engine.command.failures import EXIT_INTERRUPTED, plain_endings
+from s4m_d2.engine.command.launch import EXIT_INTERRUPTED, plain_endings
 from s4m_d2.engine.command.run import LOCK, lock_run
 from s4m_d2.errors import ConfigError, DatasetError, OutputError, WorkerError, printable
 

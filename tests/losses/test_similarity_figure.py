@@ -15,7 +15,7 @@ from literal_distillation import (
     teacher_on_grid,
 )
 
-from s4m_d2.engine.figures.similarity_figure import point_of, similarity_maps_at, similarity_panels
+from s4m_d2.engine.figures.figure_set import point_of, similarity_maps_at, similarity_panels
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.losses import StructuralDistillation
 

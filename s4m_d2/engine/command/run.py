@@ -29,7 +29,7 @@ from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.checks.findings import Finding, PreflightReport
 from s4m_d2.engine.checks.preflight import check_output_dir, preflight
 from s4m_d2.engine.command.arguments import num_processes, read_config
-from s4m_d2.engine.command.failures import as_text
+from s4m_d2.engine.command.launch import as_text
 from s4m_d2.engine.figures.figure_set import FOLDER, FigureSet
 from s4m_d2.engine.labeling.gate import decide_by_sam
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
