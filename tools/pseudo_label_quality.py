@@ -31,7 +31,7 @@ from s4m_d2.engine import (
     stage_config,
 )
 from s4m_d2.engine.checkpointing.weight_names import BRANCHES
-from s4m_d2.engine.checks.preflight import check_config
+from s4m_d2.engine.checks.config_checks import check_config
 from s4m_d2.engine.command.arguments import command_parser
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.labeling.protocol import check_model

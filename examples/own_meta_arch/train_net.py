@@ -12,10 +12,13 @@ import sys
 import tiny_solo  # registers TinySOLO
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
 
 from s4m_d2 import S4MError, add_s4m_config
 from s4m_d2.engine import run_config
-from s4m_d2.engine.checks.preflight import check_config, check_datasets, check_output_dir
+from s4m_d2.engine.checks.config_checks import check_config
+from s4m_d2.engine.checks.findings import raise_all
+from s4m_d2.engine.checks.preflight import preflight
 from s4m_d2.engine.command import run
 from s4m_d2.engine.command.launch import launch
 from s4m_d2.engine.training.stop_signals import listen
@@ -31,10 +34,10 @@ def setup(args):
     cfg.merge_from_file(args.config_file)
     cfg.merge_from_list(args.opts)
     cfg = run_config(cfg)
-    check_config(cfg, eval_only=args.eval_only)
-    check_output_dir(cfg, resume=args.resume or args.eval_only)
-    if not args.eval_only:
-        check_datasets(cfg)
+    if args.eval_only:
+        check_config(cfg, eval_only=True)
+    else:
+        raise_all(preflight(cfg, resume=args.resume, num_processes=comm.get_world_size()).errors)
     default_setup(cfg, args)
     return cfg
 

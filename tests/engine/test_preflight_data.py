@@ -10,7 +10,8 @@ from PIL import Image
 
 from s4m_d2.data import ARPDatasetMapper
 from s4m_d2.data.listing import unlabeled_records
-from s4m_d2.engine.checks.dataset_checks import check_datasets, dataset_findings
+from s4m_d2.engine.checks.dataset_checks import dataset_findings
+from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.errors import ConfigError, DatasetError
 
 from .preflight_cases import CLASSES, config
@@ -62,6 +63,10 @@ def sets(tmp_path):
 
 def lines(changes=None):
     return {finding.item: finding for finding in dataset_findings(config(changes))}
+
+
+def check_datasets(cfg):
+    raise_all(error for finding in dataset_findings(cfg) for error in finding.errors)
 
 
 def test_instances_are_counted_by_image_and_class_and_images_decoded(sets, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
-from s4m_d2.engine.checks.preflight import check_config
+from s4m_d2.engine.checks.config_checks import check_config
 from s4m_d2.errors import ConfigError
 from s4m_d2.sepl.refiner import SEPLRefiner
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from detectron2.engine import default_argument_parser
 
-from s4m_d2.engine.checks.preflight import check_output_dir
+from s4m_d2.engine.checks.resource_checks import check_output_dir
 from s4m_d2.engine.command.arguments import check_arguments
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError

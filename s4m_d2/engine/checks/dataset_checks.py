@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, labeled_dataset_names
-from s4m_d2.engine.checks.findings import Finding, attempt, first_of, raise_all
+from s4m_d2.engine.checks.findings import Finding, attempt, first_of
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.visualization import evenly_spaced
@@ -20,13 +20,8 @@ LISTED_CLASSES = 10  # with more, only the rarest and the most frequent are list
 Mapper = Callable[[dict], dict]
 
 
-def check_datasets(cfg: CfgNode) -> None:
-    """Load every data set of a training run, decode a few images of each; raise all problems."""
-    raise_all(error for finding in dataset_findings(cfg) for error in finding.errors)
-
-
 def dataset_findings(cfg: CfgNode) -> Iterator[Finding]:
-    """Lines of a report: per data set one, and one for its classes.
+    """Lines of a report: per data set one, and one for its classes. A few images are decoded.
 
     Errors are data sets that are unknown, missing, empty or of another number of classes, images
     and annotations that are damaged or do not fit, and images in two sets, or twice in one.

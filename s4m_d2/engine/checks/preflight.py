@@ -9,11 +9,10 @@ import torch
 from detectron2.config import CfgNode
 
 from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT, saved_state
-from s4m_d2.engine.checks.config_checks import check_config, config_errors
-from s4m_d2.engine.checks.dataset_checks import check_datasets, dataset_findings
+from s4m_d2.engine.checks.config_checks import config_errors
+from s4m_d2.engine.checks.dataset_checks import dataset_findings
 from s4m_d2.engine.checks.findings import Finding, PreflightReport
 from s4m_d2.engine.checks.resource_checks import (
-    check_output_dir,
     disk_finding,
     memory_finding,
     model_finding,
@@ -26,8 +25,6 @@ from s4m_d2.engine.labeling.sam_quality import sam_findings
 from s4m_d2.engine.stages import STAGES, is_fixed, runs_stage, stage_config, stages_to_run
 from s4m_d2.engine.training.continuing import MAX_ITER, changes, continuation_errors, run_settings
 from s4m_d2.errors import ConfigError, S4MError
-
-__all__ = ["check_config", "check_datasets", "check_output_dir", "preflight"]
 
 
 def preflight(

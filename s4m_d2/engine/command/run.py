@@ -27,7 +27,8 @@ from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.checks.findings import Finding, PreflightReport
-from s4m_d2.engine.checks.preflight import check_output_dir, preflight
+from s4m_d2.engine.checks.preflight import preflight
+from s4m_d2.engine.checks.resource_checks import check_output_dir
 from s4m_d2.engine.command.arguments import num_processes, read_config
 from s4m_d2.engine.command.launch import as_text
 from s4m_d2.engine.figures.figure_set import FOLDER, FigureSet
