@@ -186,9 +186,9 @@ def step_losses(bench: Bench) -> dict[str, Tensor]:
     step = stage_step(bench)
     with bench.autocast():
         if bench.stage == 1:
-            return step.losses(bench.labeled)
+            return step.model(bench.labeled)
         views = bench.labeling(bench.unlabeled)
-        return step.losses(bench.labeled) | step.weighted(step.losses(views.student_batch))
+        return step.model(bench.labeled) | step.weighted(step.model(views.student_batch))
 
 
 def stage_step(bench: Bench) -> TeacherStep:

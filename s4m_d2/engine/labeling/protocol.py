@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypedDict, runtime_checkable
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from s4m_d2.errors import ConfigError, InputError
 
@@ -87,24 +86,6 @@ def check_model(model: nn.Module) -> None:
         )
 
 
-def check_losses(losses: Any, model: nn.Module) -> dict[str, Tensor]:
-    """Return the result of ``forward`` in training mode; InputError: it is no dict of scalars."""
-    where = f"{_name(model)}.forward returned"
-    if not isinstance(losses, Mapping):
-        raise InputError(
-            f"{where} a {type(losses).__name__} in training mode; expected a dictionary of "
-            f"losses. {_WHERE}."
-        )
-    for name, loss in losses.items():
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            found = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise InputError(
-                f"{where} {name!r} of shape or type {found}; expected a 0-dim tensor: reduce the "
-                f"loss. {_WHERE}."
-            )
-    return dict(losses)
-
-
 def check_predictions(
     predictions: Any, image_sizes: Sequence[tuple[int, int]], model: Any, num_classes: int
 ) -> None:
@@ -113,7 +94,7 @@ def check_predictions(
     InputError names the first entry that is missing or of another shape, and the image.
     """
     for problem in _problems(predictions, image_sizes, num_classes):
-        raise InputError(f"{_name(model)}.predict_queries: {problem}. {_WHERE}.")
+        raise InputError(f"{type(model).__name__}.predict_queries: {problem}. {_WHERE}.")
 
 
 def _problems(found: Any, sizes: Sequence[tuple[int, int]], num_classes: int) -> Iterator[str]:
@@ -145,7 +126,3 @@ def _problems(found: Any, sizes: Sequence[tuple[int, int]], num_classes: int) ->
             yield f"{image} image_sizes say {size}, but the image was {(height, width)}"
         if padded[0] < height or padded[1] < width:
             yield f"{image} padded_size {padded} is smaller than the image, {(height, width)}"
-
-
-def _name(model: Any) -> str:
-    return type(model.module if isinstance(model, DistributedDataParallel) else model).__name__

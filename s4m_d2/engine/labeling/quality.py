@@ -30,6 +30,7 @@ from s4m_d2.engine.training.continuing import remove_lines
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
+from s4m_d2.report.curves import MEASURES
 from s4m_d2.semi.refinement import Refinement, TeacherMasks, logit, teacher_masks
 from s4m_d2.tiling import build_tiling
 
@@ -40,7 +41,6 @@ RECORDS = "pseudo_label_quality.jsonl"  # in the stage's folder
 OFF, WARN, AUTO = GATES = ("off", "warn", "auto")  # values of S4M.REFINE.GATE
 HELD_OUT_SHARE = 0.2  # of the labeled images, for the gate
 _FEWEST_LABELED = 10
-LOGGED = ("class_accuracy", "sq", "precision", "recall", "pq")
 _STREAM = "pseudo-label quality"  # of the prompt points' draws
 
 
@@ -168,7 +168,7 @@ class PseudoLabelQualityHook(HookBase):
             return
         for step, quality in report.steps.items():
             for name, value in quality.overall().items():
-                if name in LOGGED and value is not None:
+                if name in MEASURES and value is not None:
                     get_event_storage().put_scalar(
                         f"pseudo_label_quality/{step}/{name}", value, smoothing_hint=False
                     )

@@ -14,7 +14,6 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-from s4m_d2.engine.labeling.protocol import check_losses
 from s4m_d2.engine.training.hooks import BadSteps
 from s4m_d2.transfers import to_host
 
@@ -57,7 +56,7 @@ class TeacherStep(SimpleTrainer):
     def run_step(self) -> None:
         labeled = self.next_batch()
         with self.autocast():
-            losses = self.losses(labeled)
+            losses = self.model(labeled)
         self.finish(losses)
 
     def next_batch(self) -> Any:
@@ -76,10 +75,6 @@ class TeacherStep(SimpleTrainer):
     def autocast(self) -> torch.autocast:
         """Context of mixed precision, if it is enabled."""
         return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
-
-    def losses(self, samples: list[dict]) -> dict[str, Tensor]:
-        """The model's losses of a batch, 0-dim each."""
-        return check_losses(self.model(samples), self.model)
 
     def finish(
         self, losses: Mapping[str, Tensor], scalars: Mapping[str, float | Tensor] | None = None
@@ -142,7 +137,7 @@ class StudentStep(TeacherStep):
         labeled, unlabeled = self.next_batch()
         with self.autocast():
             views = self.labeling(unlabeled)  # teacher → selection → SAM → ARP → strong view
-            losses = self.losses(labeled) | self.weighted(self.losses(views.student_batch))
+            losses = self.model(labeled) | self.weighted(self.model(views.student_batch))
         self.finish(losses, views.stats)  # gradients; then the update, if all is finite
 
     def weighted(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
