@@ -111,27 +111,15 @@ class PseudoLabelQuality:
             masks: (M, H, W) bool, in the frame of the labels' masks; they may overlap.
             crowds: (M,) bool; None: no crowds.
             pixel_area: px of the image in a pixel of the masks; sizes are areas in the image.
-
-        Raises:
-            InputError: frames, lengths or class ids disagree.
         """
         device = labels.masks.device
         masks, classes = to_device(masks, device), to_device(classes, device)
         crowds = classes.new_zeros(len(classes)).bool() if crowds is None else crowds
         crowds = to_device(crowds, device)
-        expected, found = (len(classes), *labels.image_size), tuple(masks.shape)
-        if found != expected or len(crowds) != len(classes):
-            raise InputError(
-                f"{len(classes)} true instances need masks {expected}, as the pseudo-labels', and "
-                f"as many crowds; got {found} and {len(crowds)}"
-            )
         pixels = dense_overlaps(labels.masks, masks), mask_areas(labels.masks), mask_areas(masks)
         overlaps, areas, true_areas, scores, ids, true_ids, is_crowd = to_host(
             *pixels, labels.scores.double(), labels.labels, classes, crowds
         )
-        for name, of in (("pseudo-labels", ids), ("instances", true_ids)):
-            if not np.isin(of, range(len(self.class_names))).all():
-                raise InputError(f"{len(self.class_names)} classes, but {name} of {np.unique(of)}")
         in_crowd = np.any(overlaps[:, is_crowd] > CROWD_THRESH * areas[:, None], axis=1)
         overlaps = overlaps[:, ~is_crowd]
         true_areas, true_ids = true_areas[~is_crowd], true_ids[~is_crowd]

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from s4m_d2.errors import InputError, OutputError, printable
+from s4m_d2.errors import OutputError, printable
 from s4m_d2.files import atomic_write
 from s4m_d2.visualization.drawing import ColorScale
 
@@ -28,7 +28,6 @@ LETTER = 9  # width of a letter, about; longer texts are cut, and written smalle
 SWATCH = 38, 24  # width, height
 BAR = 140, 16  # of a color bar
 CODEC = "mp4v"  # MPEG-4 part 2, which all OpenCV packages can write, unlike H.264
-SUFFIX = ".mp4"
 
 Item = TypeVar("Item")
 
@@ -91,39 +90,33 @@ def write_png(picture: np.ndarray, path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def write_video(path: str | os.PathLike[str], fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Write an MP4 frame by frame, atomically.
+    """Write an MP4, a path in .mp4, frame by frame, atomically.
 
     Yields a function that takes (H, W, 3) uint8 RGB frames of one size. The last line of an odd
     side is repeated, as the codec needs even sides. If the block raises, or there is no frame, no
     file is written.
 
     Raises:
-        InputError: ``path`` does not end in .mp4, or a frame has another size.
         OutputError: this OpenCV has no codec, or the disk is full or not the user's.
     """
-    path = os.fspath(path)
-    if not path.endswith(SUFFIX):
-        raise InputError(f"'{path}' is to be a video: give a name in {SUFFIX}")
     folder = os.path.dirname(os.path.abspath(path))
     try:
         os.makedirs(folder, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".video.")
     except OSError as error:
         raise OutputError(f"'{path}' cannot be written: {error.strerror or error}.") from error
-    sizes: list[tuple[int, int]] = []  # of the frames so far
-    writer = cv2.VideoWriter()
+    writer, count = cv2.VideoWriter(), 0
     with temporary as name:
-        part = os.path.join(name, f"part{SUFFIX}")
+        part = os.path.join(name, "part.mp4")
 
         def add(frame: np.ndarray) -> None:
-            sizes.append((frame.shape[0], frame.shape[1]))
-            if sizes[0] != sizes[-1]:
-                raise InputError(f"frames of '{path}' are {sizes[0]}, got {sizes[-1]}")
+            nonlocal count
+            count += 1
             bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
-            odd = [side % 2 for side in sizes[0]]
+            odd = [side % 2 for side in bgr.shape[:2]]
             bgr = cv2.copyMakeBorder(bgr, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE)
             codec = cv2.VideoWriter.fourcc(*CODEC)
-            if len(sizes) == 1 and not writer.open(part, codec, fps, bgr.shape[1::-1]):
+            if count == 1 and not writer.open(part, codec, fps, bgr.shape[1::-1]):
                 raise OutputError(
                     f"'{path}' cannot be written: this OpenCV has no codec {CODEC}, or the folder "
                     "cannot be written to. pip install opencv-python-headless has it."
@@ -134,21 +127,17 @@ def write_video(path: str | os.PathLike[str], fps: float) -> Iterator[Callable[[
             yield add
         finally:
             writer.release()
-        if sizes:
-            _check_written(part, path, len(sizes))
-            os.replace(part, path)
-
-
-def _check_written(part: str, path: str, count: int) -> None:
-    """Count the written frames: OpenCV does not report a full disk."""
-    capture = cv2.VideoCapture(part)
-    found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-    capture.release()
-    if found != count:
-        raise OutputError(
-            f"'{path}' cannot be written: {found} of {count} frames arrived. Free space on the "
-            "disk, or choose another folder."
-        )
+        if count == 0:
+            return
+        capture = cv2.VideoCapture(part)  # OpenCV does not report a full disk
+        arrived = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        capture.release()
+        if arrived != count:
+            raise OutputError(
+                f"'{path}' cannot be written: {arrived} of {count} frames arrived. Free space on "
+                "the disk, or choose another folder."
+            )
+        os.replace(part, path)
 
 
 def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:

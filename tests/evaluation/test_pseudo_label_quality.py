@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_quality import counts
 
-from s4m_d2.errors import InputError
 from s4m_d2.evaluation import PseudoLabelQuality, pseudo_label_quality
 from s4m_d2.evaluation.pseudo_label_quality import (
     COUNTS,
@@ -155,22 +154,6 @@ def test_order_does_not_matter_and_parts_merged_are_the_whole(seed, split, rando
     merged.merge(rest)
     same_cells(merged, measured(*images))
     assert merged.images == 4
-
-
-def test_truth_that_does_not_fit_is_refused():
-    for classes, masks, crowds in (
-        ([0], np.s_[:, ::2], None),
-        ([0], np.s_[:0], None),
-        ([0], np.s_[:], [False, False]),
-        ([3], np.s_[:], None),
-    ):
-        quality = PseudoLabelQuality(CLASSES)
-        crowds = None if crowds is None else torch.tensor(crowds)
-        with pytest.raises(InputError):
-            quality.add(
-                labels_of(LABELS[:1]), torch.tensor(classes), stack([TRUTH[0][1]])[masks], crowds
-            )
-        assert quality.images == 0 and not quality.cells.any()
 
 
 def test_the_example_of_the_docs():
