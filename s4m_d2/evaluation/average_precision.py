@@ -15,11 +15,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
-from detectron2.evaluation import (
-    CityscapesInstanceEvaluator,
-    COCOEvaluator,
-    DatasetEvaluator,
-)
+from detectron2.evaluation import CityscapesInstanceEvaluator, COCOEvaluator, DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from torch import nn
@@ -30,9 +26,9 @@ from s4m_d2.structures import RLEMasks, as_rles, plain_rle
 
 logger = logging.getLogger(__name__)
 
-IMAGE, TRUTH, PREDICTION = "_leftImg8bit", "_gtFine_instanceIds.png", "_pred.txt"  # ends of names
-RESULTS = "predictions.json"
-IMAGES = "images.json"
+# Ends of the names of Cityscapes' files.
+IMAGE, TRUTH, PREDICTION = "_leftImg8bit", "_gtFine_instanceIds.png", "_pred.txt"
+RESULTS, IMAGES = "predictions.json", "images.json"
 
 Add = Callable[[Mapping[str, Any], Instances], None]
 
