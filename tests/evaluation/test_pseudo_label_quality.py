@@ -24,6 +24,13 @@ HEIGHT, WIDTH = 20, 20
 LIMITS = (30.0, 70.0)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def sizes_of_small_images():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pseudo_label_quality, "SIZE_LIMITS", LIMITS)
+        yield
+
+
 def stack(masks):
     return torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, HEIGHT, WIDTH))
 
@@ -47,7 +54,7 @@ def labels_of(entries):
 
 def measured(*images, pixel_area=1.0):
     """Of images, each a pair of pseudo-labels and (class id, mask[, is crowd])."""
-    quality = PseudoLabelQuality(CLASSES, LIMITS)
+    quality = PseudoLabelQuality(CLASSES)
     for labels, truth in images:
         truth = [(*entry, False)[:3] for entry in truth]
         quality.add(
@@ -163,7 +170,7 @@ def test_the_example_of_the_docs():
 
 @pytest.mark.gpu
 def test_on_a_gpu_as_on_the_cpu():
-    expected, quality = measured((LABELS, TRUTH)), PseudoLabelQuality(CLASSES, LIMITS)
+    expected, quality = measured((LABELS, TRUTH)), PseudoLabelQuality(CLASSES)
     labels = labels_of(LABELS)
     on_gpu = PseudoLabels(labels.labels.cuda(), labels.masks.cuda(), labels.scores.cuda())
     quality.add(on_gpu, torch.tensor([t[0] for t in TRUTH]), stack([t[1] for t in TRUTH]))
