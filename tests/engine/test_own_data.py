@@ -7,6 +7,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from s4m_d2.data.images import read_image
 from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.labeling.gate import split_labeled
 from s4m_d2.errors import ConfigError, DatasetError, InputError
 from s4m_d2.visualization.video import write_video
 
@@ -130,6 +131,24 @@ def test_an_image_is_labeled_unlabeled_or_of_the_drawn_split(data, read):
     assert all(reason in own.findings()[0].text for reason in own.stored.left_out)
     read(own_options(data))
     assert names("own_val") == val
+
+
+def test_augmented_copies_of_a_photograph_are_on_one_side_of_each_split(changed, read):
+    """As Roboflow names them; here two of each photograph."""
+
+    def rename(content):
+        for number, image in enumerate(content["images"]):
+            old = changed / "labeled" / image["file_name"]
+            image["file_name"] = f"p{number // 2}_png.rf.{number:032x}.png"
+            old.rename(old.with_name(image["file_name"]))
+
+    change_json(changed / "annotations.json", rename)
+    cfg, _ = read(own_options(changed))
+    trained, held_out = split_labeled(cfg)
+    paths = [{r["file_name"].rsplit("/", 1)[-1] for r in part} for part in (trained, held_out)]
+    for parts in ((names("own_labeled"), names("own_val")), paths):
+        first, second = ({name.partition("_")[0] for name in part} for part in parts)
+        assert first and second and not first & second
 
 
 def test_a_given_validation_set_leaves_all_labeled_images(changed, read):

@@ -5,6 +5,7 @@ import html
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from s4m_d2.engine.stages import stage_config
 from s4m_d2.engine.training.trainer import TeacherTrainer
 from s4m_d2.errors import DatasetError
 from s4m_d2.report import read_results
+from s4m_d2.visualization.video import write_video
 
 from .own_runs import (
     CONFIG,
@@ -98,10 +100,14 @@ def test_a_check_tells_settings_and_reasons_and_writes_nothing(finished, tmp_pat
     data, _ = finished
     output = tmp_path / "checked"
     words = overrides(output, SOLVER__MAX_ITER=None, S4M__BURN_IN=None)
-    assert train_net(*own_options(data), "--check", *words) == 0
+    videos = copied(data / "unlabeled", tmp_path / "videos")
+    with write_video(videos / "clip.mp4", fps=5) as write:
+        write(np.zeros((64, 128, 3), np.uint8))
+    options = own_options(data, unlabeled=videos)
+    assert train_net(*options, "--check", *words) == 0
     assert not output.exists()
     said = " ".join(capsys.readouterr().out.split())
-    assert "SOLVER.MAX_ITER 800: 8 times 4 unlabeled images in batches of 2" in said
+    assert "SOLVER.MAX_ITER 800: 8 times 5 unlabeled images in batches of 2" in said
     assert "not derived set by you" in said and "own_val" in said
     assert re.search(r"SAM's masks IoU 0\.\d\d of \d+ masks", said)
 

@@ -149,6 +149,10 @@ def value_errors(cfg: CfgNode) -> Iterator[S4MError]:
             f"INPUT.MIN_SCALE is {cfg.INPUT.MIN_SCALE} and INPUT.MAX_SCALE {cfg.INPUT.MAX_SCALE}; "
             "expected numbers above 0, the minimum not above the maximum."
         )
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        yield ConfigError(f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}'; expected cpu, cuda or cuda:1.")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         yield ConfigError(
             f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}', but PyTorch finds no CUDA device here. "

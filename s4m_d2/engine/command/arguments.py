@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         group.add_argument(option, action=how, type=kind, metavar=metavar, help=words)
 
 
-def read_config(args: argparse.Namespace) -> tuple[CfgNode, OwnData | None]:
-    """Load the config, and register the own data that it names."""
+def read_config(args: argparse.Namespace, frames_dir: str = "") -> tuple[CfgNode, OwnData | None]:
+    """Load the config, and register the own data that it names; see :func:`load_run`."""
     paths = {name: getattr(args, name) for name in _OWN_DATA}  # and a number
     # Paths are quoted, as values are parsed as Python literals: a folder may be called 2024.
     of_options = {f"S4M.DATA.{name.upper()}": repr(p) for name, p in paths.items() if p is not None}
@@ -61,6 +61,7 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, OwnData | None]:
         resume=args.resume,
         eval_only=args.eval_only,
         num_processes=num_processes(args),
+        frames_dir=frames_dir,
     )
 
 
@@ -103,7 +104,7 @@ def model_config(config_file: str | None, weights: str, overrides: Sequence[str]
             f"({os.path.normpath(found)} does not exist). Give such a file, or the run's config as "
             "--config-file."
         )
-    cfg, folder = load_config(found, overrides), os.path.normpath(os.path.dirname(found))
+    cfg, folder = load_config(found, overrides), os.path.abspath(os.path.dirname(found))
     if os.path.isfile(os.path.join(folder, FACTS)):
         cfg.defrost()
         former, sam = os.path.join(cfg.OUTPUT_DIR, ""), cfg.S4M.SAM

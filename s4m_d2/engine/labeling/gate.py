@@ -15,6 +15,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from s4m_d2.data.annotations import targets
+from s4m_d2.data.subsets import photograph
 from s4m_d2.engine.checks.findings import Finding, attempt
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.labeling.quality import AFTER, BEFORE, QualityMeasurement, labeled_records
@@ -46,8 +47,15 @@ def held_out_records(cfg: CfgNode) -> list[dict]:
     if not _is_on(cfg) or not runs_stage(cfg, "teacher"):
         return []
     records = labeled_records(cfg)
-    count = round(HELD_OUT_SHARE * len(records))
-    return records[:count] if len(records) >= _FEWEST_LABELED else []
+    return _share(records) if len(records) >= _FEWEST_LABELED else []
+
+
+def _share(records: list[dict]) -> list[dict]:
+    """The first fifth of the images, with all copies of its last photograph."""
+    names = [photograph(record["file_name"]) for record in records]
+    count = max(1, round(HELD_OUT_SHARE * len(names)))
+    whole = len(names) - names[::-1].index(names[count - 1])  # copies are in a row
+    return records[: whole if whole < len(names) else count]
 
 
 def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
@@ -56,7 +64,7 @@ def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
     Records of those with instances, without crowds.
     """
     records = labeled_records(cfg)
-    held_out = held_out_records(cfg) or records[: max(1, round(HELD_OUT_SHARE * len(records)))]
+    held_out = held_out_records(cfg) or _share(records)
     names = {record["file_name"] for record in held_out}
     parts: tuple[list[dict], list[dict]] = ([], [])
     for record in records:

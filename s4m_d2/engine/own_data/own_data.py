@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ from s4m_d2.data import splits
 from s4m_d2.data.annotations import Annotations, Findings, read_annotations, targets
 from s4m_d2.data.listing import copies, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
-from s4m_d2.data.subsets import draw_validation
+from s4m_d2.data.subsets import draw_validation, photograph
 from s4m_d2.engine.checks.findings import Finding, raise_all
 from s4m_d2.engine.config_file import explicit_keys, load_config
 from s4m_d2.engine.own_data import own_data_files as files
@@ -88,6 +89,7 @@ def load_run(
     resume: bool = False,
     eval_only: bool = False,
     num_processes: int = 1,
+    frames_dir: str = "",
 ) -> tuple[CfgNode, OwnData | None]:
     """The config of a run as this machine runs it, and its own data, registered in this process.
 
@@ -97,6 +99,7 @@ def load_run(
             that it began with; what has changed since is noted.
         eval_only: with the settings of the run that MODEL.WEIGHTS comes from, where it is known.
         num_processes: that share a batch, on all machines.
+        frames_dir: of videos' frames; "": OUTPUT_DIR/data/frames, where the run keeps them.
 
     Returns:
         a frozen config, and None where DATASETS names the data sets.
@@ -117,7 +120,7 @@ def load_run(
     if _CLASSES not in opts[::2]:  # of a file it is another data set's
         explicit.discard(_CLASSES)
     if folder is None:
-        data = _begin(cfg, explicit, num_processes, eval_only)
+        data = _begin(cfg, explicit, num_processes, eval_only, frames_dir)
     else:
         data = _continue(cfg, explicit, folder, eval_only)
     unlabeled = data.stored.unlabeled if cfg.S4M.DATA.UNLABELED else ()
@@ -180,14 +183,16 @@ def _labeled_digest(cfg: CfgNode) -> str:
 def _drawn(labeled: Annotations, parts: Sequence[Annotations], fraction: float) -> list[str]:
     """Names of the images held out, which depend on their names in the files of ``parts``."""
     own = {record["file_name"]: part.name(record) for part in parts for record in part.records}
-    names: dict[str, str] = {}
-    classes_of = {}
+    names: dict[str, list[str]] = defaultdict(list)  # of the copies of a photograph
+    classes_of: dict[str, set[str]] = defaultdict(set)
+    taken: set[str] = set()
     for record in labeled.records:
-        name = labeled.name(record)
-        key = name if own[record["file_name"]] in names else own[record["file_name"]]
-        names[key] = name
-        classes_of[key] = {labeled.classes[a["category_id"]] for a in targets(record)}
-    return [names[key] for key in draw_validation(classes_of, fraction)]
+        name, key = labeled.name(record), own[record["file_name"]]
+        shown = photograph(name if key in taken else key)
+        taken.add(key)
+        names[shown].append(name)
+        classes_of[shown] |= {labeled.classes[a["category_id"]] for a in targets(record)}
+    return [name for key in draw_validation(classes_of, fraction) for name in names[key]]
 
 
 def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[str]]:
@@ -197,22 +202,29 @@ def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[st
     parts = [_read(*pair) for pair in zip(data.LABELED, images, strict=True)]
     labeled, notes = merge_annotations(parts)
     if data.VAL:
-        validation = _read(data.VAL, val_images, classes=labeled.classes)
-        known, given = ({r["file_name"] for r in s.records} for s in (labeled, validation))
-        if again := copies(given - known, known):
-            notes.append(
-                f"{len(again):,} images of {data.VAL} are copies of labeled ones, such as "
-                f"{min(again)}: AP on them says nothing about new images. Remove one of each."
-            )
-        return labeled, labeled, validation, notes
-    draws = bool(labeled.records and data.VAL_FRACTION)
-    held_out = _drawn(labeled, parts, data.VAL_FRACTION) if draws else []
-    train = {labeled.name(record) for record in labeled.records} - {*held_out}
-    validation = replace(labeled.part(held_out), findings=Findings())  # labeled has them
-    return labeled, labeled.part(train), validation, notes
+        train, validation = labeled, _read(data.VAL, val_images, classes=labeled.classes)
+    else:
+        draws = bool(labeled.records and data.VAL_FRACTION)
+        held_out = _drawn(labeled, parts, data.VAL_FRACTION) if draws else []
+        train = labeled.part({labeled.name(record) for record in labeled.records} - {*held_out})
+        validation = replace(labeled.part(held_out), findings=Findings())  # labeled has them
+    known, given = ({r["file_name"] for r in s.records} for s in (train, validation))
+    if again := copies(given - known, known):
+        notes.append(
+            f"{len(again):,} images of {data.VAL or 'the drawn validation set'} are copies of "
+            f"labeled ones, such as {min(again)}: AP on them says nothing about new images. Remove "
+            "one of each."
+        )
+    return labeled, train, validation, notes
 
 
-def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_only: bool) -> OwnData:
+def _begin(
+    cfg: CfgNode,
+    explicit: Collection[str],
+    num_processes: int,
+    eval_only: bool,
+    frames_dir: str,
+) -> OwnData:
     """The data of a new run; derived settings go into ``cfg``."""
     data, folder = cfg.S4M.DATA, os.path.join(cfg.OUTPUT_DIR, files.FOLDER)
     labeled, train, validation, notes = _split(cfg)
@@ -224,7 +236,7 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
             remedy = "Name a folder of images, or train stage 1 alone: S4M.STAGE teacher."
             raise ConfigError(f"--unlabeled (S4M.DATA.UNLABELED) is missing. {remedy}")
         paths = [record["file_name"] for record in train.records]
-        frames = os.path.join(folder, files.FRAMES)
+        frames = frames_dir or os.path.join(folder, files.FRAMES)
         unlabeled, left_out = list_unlabeled(
             data.UNLABELED, held_out, validation.image_root, paths, frames, data.EVERY
         )
