@@ -1,5 +1,7 @@
 """Own data: classes, split, settings and what is refused, before training starts."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -106,6 +108,9 @@ def test_every_nth_frame_of_a_video_is_an_unlabeled_image(changed, read, tmp_pat
     _, resumed = read(options, flags=["--resume"])
     assert resumed.stored == own.stored
     assert [frame.stat().st_mtime_ns for frame in frames] == times
+    (tmp_path / "run").rename(tmp_path / "moved")
+    read(options, flags=["--resume"], OUTPUT_DIR=tmp_path / "moved")
+    assert all(Path(r["file_name"]).is_file() for r in DatasetCatalog.get("own_unlabeled"))
 
 
 def test_a_video_alone_is_a_data_set_and_a_broken_one_is_named(changed, read):
@@ -149,6 +154,12 @@ def test_augmented_copies_of_a_photograph_are_on_one_side_of_each_split(changed,
     for parts in ((names("own_labeled"), names("own_val")), paths):
         first, second = ({name.partition("_")[0] for name in part} for part in parts)
         assert first and second and not first & second
+
+    images = sorted((changed / "labeled").glob("*.png"))
+    for path in images[1:]:
+        path.write_bytes(images[0].read_bytes())
+    notes = " ".join(read(own_options(changed))[1].notes)
+    assert "images of the drawn validation set are copies of labeled ones" in notes
 
 
 def test_a_given_validation_set_leaves_all_labeled_images(changed, read):

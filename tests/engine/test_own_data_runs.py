@@ -158,8 +158,11 @@ def test_an_evaluation_has_the_split_and_settings_of_the_weights_run(finished, t
     found = re.findall(r"copypaste: ([\d.]+,[\d.]+)", capsys.readouterr().out)
     assert found == [f"{of['AP']:.4f},{of['AP50']:.4f}" for of in expected]
     assert not (tmp_path / "eval" / "data").exists()
+    said = " ".join((tmp_path / "eval" / "log.txt").read_text().split())
+    assert "is not what the run was trained on, and is not looked at" in said
     # Other images than the run's own: a file beside them is compared with.
-    options = own_options(finished[0], val=finished[0] / "annotations.json")
+    others = {"val": finished[0] / "annotations.json", "val_images": finished[0] / "labeled"}
+    options = own_options(finished[0], labeled=None, images=None, unlabeled=None, **others)
     assert train_net(*options, "--eval-only", *words) == 0
     truth = json.loads((tmp_path / "eval" / "data" / "evaluated.json").read_text())
     assert len(truth["images"]) == 8

@@ -111,7 +111,8 @@ def config_errors(
     errors: list[S4MError] = [*value_errors(cfg)]
     if eval_only:
         if not cfg.DATASETS.TEST:
-            errors.append(ConfigError("DATASETS.TEST is empty: name the data set to evaluate on."))
+            text = "DATASETS.TEST is empty: name the data set to evaluate on, or give --val."
+            errors.append(ConfigError(text))
         return errors
     processes = comm.get_world_size() if num_processes is None else num_processes
     errors += _training_errors(cfg, processes)

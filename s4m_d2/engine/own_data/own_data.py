@@ -116,7 +116,7 @@ def load_run(
         paths = cfg.S4M.DATA[key]
         cfg.S4M.DATA[key] = _full(paths) if isinstance(paths, str) else tuple(map(_full, paths))
     folder = _stored_folder(cfg, resume, eval_only)
-    raise_all(_key_errors(cfg, opts[::2]))
+    raise_all(_key_errors(cfg, opts[::2], needs_labeled=not (eval_only and folder)))
     if _CLASSES not in opts[::2]:  # of a file it is another data set's
         explicit.discard(_CLASSES)
     if folder is None:
@@ -137,9 +137,9 @@ def _full(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _key_errors(cfg: CfgNode, overrides: Sequence[str]) -> Iterator[S4MError]:
+def _key_errors(cfg: CfgNode, overrides: Sequence[str], needs_labeled: bool) -> Iterator[S4MError]:
     data = cfg.S4M.DATA
-    if not data.LABELED:
+    if needs_labeled and not data.LABELED:
         yield ConfigError(
             "S4M.DATA names own data, but S4M.DATA.LABELED (--labeled) is empty. Give the COCO "
             "json of the labeled images."
@@ -173,7 +173,7 @@ def _image_dirs(cfg: CfgNode) -> tuple[list[str], str]:
     data = cfg.S4M.DATA
     images = data.IMAGES or tuple(map(os.path.dirname, data.LABELED))
     only = data.IMAGES[0] if len(data.IMAGES) == 1 else os.path.dirname(data.VAL)
-    return [*images] * (len(data.LABELED) // len(images)), data.VAL_IMAGES or only
+    return [*images] * (len(data.LABELED) // max(len(images), 1)), data.VAL_IMAGES or only
 
 
 def _labeled_digest(cfg: CfgNode) -> str:
@@ -281,7 +281,7 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
     apply(cfg, [setting for setting in stored.settings if setting.key not in kept])
     folders, val_images = _image_dirs(cfg)
     has_changed = _labeled_digest(cfg) != stored.labeled_digest  # other files, of other folders
-    images = has_changed and stored.image_root or os.path.commonpath(folders)
+    images = has_changed and stored.image_root or os.path.commonpath(folders or [folder])
     train = _read(os.path.join(folder, files.TRAIN), images, classes=stored.classes)
     validation, truth = None, os.path.join(folder, files.VAL)
     if eval_only and data.VAL:
@@ -290,8 +290,13 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
     elif stored.has_val:
         root = val_images if stored.val_digest else images
         validation = _read(truth, root, classes=train.classes)
-    notes = _evaluation_notes(validation) if eval_only else _changes(cfg, stored)
-    return OwnData(stored, train, validation, truth, folder, False, list(notes), kept)
+    notes = [*(_evaluation_notes(validation) if eval_only else _changes(cfg, stored))]
+    if eval_only and validation and has_changed and data.LABELED and not data.VAL:
+        notes.append(
+            f"{', '.join(data.LABELED)} is not what the run was trained on, and is not looked at: "
+            f"evaluated are the run's validation images, {truth}. --val names others."
+        )
+    return OwnData(stored, train, validation, truth, folder, False, notes, kept)
 
 
 def _notes(

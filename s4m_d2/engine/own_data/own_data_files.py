@@ -70,13 +70,20 @@ def store(folder: str, stored: StoredData, train: dict) -> None:
     write_json(os.path.join(folder, SETTINGS), content, indent=2)
 
 
+def _here(path: str, folder: str) -> str:
+    """Path of an unlabeled image; of a frame, where the run's folder is now."""
+    _, inside, name = path.partition(os.path.join(os.sep, FOLDER, FRAMES, ""))
+    is_frame = os.path.isabs(path) and inside
+    return os.path.join(os.path.abspath(folder), FRAMES, name) if is_frame else path
+
+
 def read_stored(folder: str) -> StoredData:
     """What :func:`store` wrote; DatasetError if a file is missing or was changed."""
     try:
         with open(os.path.join(folder, SETTINGS), encoding="utf-8") as file:
             content = json.load(file)
         with open(os.path.join(folder, UNLABELED), encoding="utf-8") as file:
-            content["unlabeled"] = tuple(json.load(file))
+            content["unlabeled"] = tuple(_here(path, folder) for path in json.load(file))
         if (version := content.pop("version")) != _VERSION:
             raise ValueError(f"version {version}, expected {_VERSION}")
         content["classes"] = tuple(content["classes"])
