@@ -18,6 +18,7 @@ from tabulate import tabulate
 from tiny_sam_data import load_records
 from tqdm import tqdm
 
+from s4m_d2.command_line import natural, positive
 from s4m_d2.engine.command.arguments import command_parser
 from s4m_d2.engine.command.failures import exit_status
 from s4m_d2.engine.config_file import load_config
@@ -32,14 +33,14 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", required=True, metavar="DIR")
     parser.add_argument("--held-out", action="store_true",
                         help="only the fifth that tools/train_tiny_sam.py leaves out")  # fmt: skip
-    parser.add_argument("--clicks", type=int, default=3, help="per mask (default: 3)")
-    parser.add_argument("--crop", type=int, default=0, help="px; 0, the default: whole images")
+    parser.add_argument("--clicks", type=positive, default=3, help="per mask (default: 3)")
+    parser.add_argument("--crop", type=natural, default=0, help="px; 0, the default: whole images")
     parser.add_argument("--seed", type=int, default=0, help="of the clicks")
     backends = sorted(key for key, _ in SAM_BACKEND_REGISTRY)
     parser.add_argument("--sam", choices=backends, default="tiny", help="default: tiny")
     parser.add_argument("--sam-type", default="", metavar="T", help="vit_b ... hiera_l")
     parser.add_argument("--sam-checkpoint", default="", metavar="FILE")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args(arguments)
 
 

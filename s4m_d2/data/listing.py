@@ -54,9 +54,10 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
     Raises:
         DatasetError: the folder does not exist or holds no such file; ``remedy`` ends the message.
     """
+    if os.path.exists(image_dir) and not os.path.isdir(image_dir):
+        raise DatasetError(f"{image_dir} is no folder. {remedy}")
     if not os.path.isdir(image_dir):
-        problem = "is no folder" if os.path.exists(image_dir) else "does not exist"
-        raise DatasetError(f"The folder of images {image_dir} {problem}. {remedy}")
+        raise DatasetError(f"The folder of images {image_dir} does not exist. {remedy}")
     paths: list[str] = []
     others: list[str] = []
     wanted = tuple(suffix.lower() for suffix in suffixes)

@@ -16,6 +16,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError
+from s4m_d2.report.run import CONFIG, FACTS
 
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
 _MISMATCH = re.compile(
@@ -91,6 +92,20 @@ def _fitted(value: Any, default: Any) -> Any:
     if isinstance(value, dict) and isinstance(default, dict):
         return {key: _fitted(inner, default.get(key)) for key, inner in value.items()}
     return float(value) if type(value) is int and isinstance(default, float) else value
+
+
+def place_run(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
+    """Set OUTPUT_DIR, and a SAM in it, to where a run is now, if its config.yaml was read.
+
+    Its folder may have been moved or copied. ``cfg`` is not frozen; an override of OUTPUT_DIR wins.
+    """
+    folder, name = os.path.split(os.path.abspath(config_file))
+    is_run = name == CONFIG and os.path.isfile(os.path.join(folder, FACTS))
+    if is_run and "OUTPUT_DIR" not in opts[::2]:
+        former, sam = os.path.join(cfg.OUTPUT_DIR, ""), cfg.S4M.SAM
+        if sam.CHECKPOINT.startswith(former):
+            sam.CHECKPOINT = os.path.join(folder, sam.CHECKPOINT.removeprefix(former))
+        cfg.OUTPUT_DIR = folder
 
 
 def _as_given(value: Any, default: Any) -> Any:

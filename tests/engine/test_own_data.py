@@ -93,7 +93,7 @@ def test_every_nth_frame_of_a_video_is_an_unlabeled_image(changed, read, tmp_pat
     write_clip(folder / "day" / "clip.mp4")
     images = sorted(p.name for p in folder.glob("*.*"))
     options = [*own_options(changed), "--every", "3"]
-    _, own = read(options)
+    cfg, own = read(options)
     frames = [tmp_path / "run/data/frames/day/clip.mp4" / f"clip_00000{n}.jpg" for n in (0, 3, 6)]
     assert sorted(own.stored.unlabeled) == sorted([*map(str, frames), *images])
     for record in DatasetCatalog.get("own_unlabeled"):
@@ -108,8 +108,11 @@ def test_every_nth_frame_of_a_video_is_an_unlabeled_image(changed, read, tmp_pat
     _, resumed = read(options, flags=["--resume"])
     assert resumed.stored == own.stored
     assert [frame.stat().st_mtime_ns for frame in frames] == times
-    (tmp_path / "run").rename(tmp_path / "moved")
-    read(options, flags=["--resume"], OUTPUT_DIR=tmp_path / "moved")
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    (moved / "config.yaml").write_text(cfg.dump())
+    (moved / "run.json").write_text("{}")
+    file = str(moved / "config.yaml")
+    assert read([], file, ["--resume"], OUTPUT_DIR=None)[1].folder == str(moved / "data")
     assert all(Path(r["file_name"]).is_file() for r in DatasetCatalog.get("own_unlabeled"))
 
 
@@ -234,6 +237,11 @@ def test_options_that_cannot_work_are_named(data, read, mistake):
     options, changes, error, message = REFUSED[mistake]
     with pytest.raises(error, match=message):
         read(own_options(data, **options), **changes)
+
+
+def test_a_folder_given_beside_another_is_not_lost_silently(data, read):
+    with pytest.raises(ConfigError, match="--unlabeled takes one value.*elsewhere"):
+        read([*own_options(data), "--unlabeled", "elsewhere"])
 
 
 def test_a_json_without_images_is_refused(changed, read):

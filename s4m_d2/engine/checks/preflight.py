@@ -25,11 +25,12 @@ from s4m_d2.engine.checks.resource_checks import (
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling.gate import gate_findings
 from s4m_d2.engine.labeling.quality import quality_findings
-from s4m_d2.engine.labeling.sam_adaptation import CONFIG, WEIGHTS, adaptation_findings
+from s4m_d2.engine.labeling.sam_adaptation import WEIGHTS, adaptation_findings
 from s4m_d2.engine.labeling.sam_quality import sam_findings
 from s4m_d2.engine.stages import STAGES, is_fixed, runs_stage, stage_config, stages_to_run
 from s4m_d2.engine.training.continuing import MAX_ITER, changes, continuation_errors, run_settings
 from s4m_d2.errors import ConfigError, S4MError, first_names
+from s4m_d2.report.run import CONFIG
 
 __all__ = ["check_config", "check_datasets", "check_output_dir", "preflight"]
 

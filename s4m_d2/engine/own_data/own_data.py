@@ -19,7 +19,7 @@ from s4m_d2.data.listing import copies, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
 from s4m_d2.data.subsets import draw_validation, photograph
 from s4m_d2.engine.checks.findings import Finding, raise_all
-from s4m_d2.engine.config_file import explicit_keys, load_config
+from s4m_d2.engine.config_file import explicit_keys, load_config, place_run
 from s4m_d2.engine.own_data import own_data_files as files
 from s4m_d2.engine.own_data.derived_settings import DataFacts, Machine, apply, data_facts, derive
 from s4m_d2.engine.stages import run_config, runs_stage
@@ -109,6 +109,7 @@ def load_run(
     """
     cfg, explicit = load_config(config_file, opts), explicit_keys(config_file, opts)
     cfg.defrost()
+    place_run(cfg, config_file, opts)
     cfg.S4M.ARP.GATED &= _ARP not in explicit or _ARP_GATED in explicit
     if not any(getattr(cfg.S4M.DATA, key) for key in _PATHS):
         return run_config(cfg), None
