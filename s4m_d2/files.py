@@ -23,8 +23,8 @@ _DISK_ERRORS = frozenset(
 
 
 def refused_object(error: BaseException) -> str:
-    """Name of the Python object that ``torch.load`` refused to create; "": another error."""
-    names = re.findall(r"GLOBAL (\S+)", str(error))
+    """Name of the Python object that a reader of weights refused to create; "": another error."""
+    names = re.findall(r"(?:GLOBAL|it asks for) (\S+)", str(error))
     return names[0] if names else ""
 
 

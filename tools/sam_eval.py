@@ -40,7 +40,7 @@ def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sam", choices=backends, default="tiny", help="default: tiny")
     parser.add_argument("--sam-type", default="", metavar="T", help="vit_b ... hiera_l")
     parser.add_argument("--sam-checkpoint", default="", metavar="FILE")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args(arguments)
 
 

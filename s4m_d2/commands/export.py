@@ -121,9 +121,10 @@ def _check_output(args: argparse.Namespace) -> None:
             raise ConfigError(f"The output '{output}' exists and is no empty folder. Name another.")
         return
     if ending not in expected:
+        remedy = f" --format onnx writes {ending}." if ending in ENDINGS["onnx"] else ""
         raise ConfigError(
-            f"The output '{output}' ends in {ending or 'nothing'!r}; expected "
-            f"{' or '.join(expected)}."
+            f"The output '{output}' ends in {repr(ending) if ending else 'nothing'}; expected "
+            f"{' or '.join(expected)}.{remedy}"
         )
     if ending == ".safetensors":
         try:

@@ -43,7 +43,7 @@ from s4m_d2.engine.figures.predictor import Labeler, Predictor, class_names, loa
 from s4m_d2.engine.labeling.gate import labeling_of_run
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.training.continuing import remove_lines
-from s4m_d2.errors import ConfigError, DatasetError
+from s4m_d2.errors import ConfigError, DatasetError, first_names
 from s4m_d2.formats import FORMATS
 from s4m_d2.report import read_results, write_results
 from s4m_d2.structures import as_rles, plain_rle
@@ -80,9 +80,11 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
     once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", ONE_INSTANCE]  # one label an instance, to correct
     cfg = model_config(args.config_file, args.weights, [*once, *overrides, *score])
     names = class_names(cfg, args.class_names)
+    written = os.path.join(os.path.realpath(args.output), "")  # also pictures of s4m-review
     paths = [
         os.path.relpath(path, args.images)
         for path in list_images(args.images, IMAGE_EXTENSIONS, "--images names a folder of images.")
+        if not os.path.realpath(path).startswith(written)
     ]
     _claim(args, {"config": cfg.dump(), "names": names})
     rank, processes = (int(os.environ.get(key, x)) for key, x in (("RANK", 0), ("WORLD_SIZE", 1)))
@@ -138,9 +140,8 @@ def read_settings(folder: str) -> dict[str, Any]:
 
 def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
     """Note with what OUT is labeled, or refuse one that was labeled otherwise, or holds others."""
-    keys = ("weights", "model", "format", "min_area", "max_instances")
-    wanted = {key: getattr(args, key) for key in keys}
-    wanted |= {"images": os.path.abspath(args.images), **content}
+    wanted = {key: getattr(args, key) for key in ("model", "format", "min_area", "max_instances")}
+    wanted |= {key: os.path.abspath(getattr(args, key)) for key in ("weights", "images")} | content
     path = os.path.join(args.output, SETTINGS)
     # Looked at once: other processes begin at the same time.
     present = os.listdir(args.output) if os.path.isdir(args.output) else []
@@ -148,11 +149,14 @@ def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
         raise ConfigError(f"--output '{args.output}' is not empty. Choose another folder.")
     if SETTINGS in present and any(labeled_rows(args.output)):
         found = read_results(path)
-        changed = [key for key in wanted if found.get(key) != wanted[key]]
-        if changed:
+        if changed := [key for key in wanted if found.get(key) != wanted[key]]:
+            lines = str(found.get("config")).splitlines()
+            of_config = [line.strip() for line in lines if line not in content["config"]]
+            was = {**found, "config": first_names(of_config)}
             raise ConfigError(
-                f"--output '{args.output}' was labeled with another {' and '.join(changed)}. "
-                "Choose another folder, or repeat the command as it was."
+                f"--output '{args.output}' was labeled with another "
+                f"{' and '.join(f'{key} ({was.get(key)})' for key in changed)}. Choose another "
+                "folder, or repeat the command as it was."
             )
     write_results(wanted, path)
 

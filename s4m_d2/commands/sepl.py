@@ -196,6 +196,11 @@ def _mask_source(args: argparse.Namespace) -> Path | SamMasks:
                 f"--masks takes the masks of '{args.masks}' as they are, but {options} concern "
                 "masks that SAM makes. Leave them out, or give --sam instead of --masks."
             )
+        if not args.masks.is_dir():
+            raise ConfigError(
+                f"--masks '{args.masks}' is no folder; expected one with NAME/ or NAME.json for "
+                "each image."
+            )
         return args.masks
     if args.images is None:
         raise ConfigError("--sam needs --images: SAM makes the masks of images")

@@ -82,6 +82,8 @@ def run_process(args: argparse.Namespace) -> Mapping[str, Any] | None:
 def start(args: argparse.Namespace) -> int:
     """Check and train, or evaluate; the exit status."""
     check_arguments(args)
+    if not args.config_file:
+        raise ConfigError("--config-file is missing: a path or a name, such as custom_small.")
     report = PreflightReport(())
     first = int(os.environ.get("LOCAL_RANK", 0)) == 0  # of this machine's processes under torchrun
     if first and not args.eval_only:

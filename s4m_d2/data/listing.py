@@ -7,7 +7,7 @@ import logging
 import os
 import re
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -22,7 +22,7 @@ from s4m_d2.files import atomic_write, digest
 
 _COMMON = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 IMAGE_EXTENSIONS = (*_COMMON, ".jfif", ".gif", ".jp2", ".ppm", ".pgm")
-
+_UNREAD = (".heic", ".heif", ".avif", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".psd")  # pictures
 VIDEO_EXTENSIONS = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 USUAL_FPS = 25.0  # of a video without a frame rate
 # Some formats only estimate the number of frames: a video with this share of it is complete.
@@ -54,11 +54,13 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
     Raises:
         DatasetError: the folder does not exist or holds no such file; ``remedy`` ends the message.
     """
+    if os.path.exists(image_dir) and not os.path.isdir(image_dir):
+        raise DatasetError(f"{image_dir} is no folder. {remedy}")
     if not os.path.isdir(image_dir):
         raise DatasetError(f"The folder of images {image_dir} does not exist. {remedy}")
     paths: list[str] = []
-    others = 0
-    endings = tuple(suffix.lower() for suffix in suffixes)
+    others: list[str] = []
+    wanted = tuple(suffix.lower() for suffix in suffixes)
     visited = {str(folder) for folder in Path(os.path.realpath(image_dir)).parents}
     roots = deque([image_dir])
     while roots:
@@ -72,16 +74,20 @@ def list_images(image_dir: str, suffixes: tuple[str, ...], remedy: str) -> list[
             linked = (os.path.join(folder, name) for name in below)
             roots += filter(os.path.islink, linked)  # which os.walk does not follow
             found = [os.path.join(folder, name) for name in names if not _is_hidden(name)]
-            images = [path for path in found if path.lower().endswith(endings)]
+            images = [path for path in found if path.lower().endswith(wanted)]
             images = [p for p in images if os.path.isfile(p) or not os.path.exists(p)]
             paths += images
-            others += len(found) - len(images)
+            others += {*found} - {*images}
+    endings = Counter(os.path.splitext(path)[1].lower() for path in others)
+    if unread := [f"{endings[e]:,} {e}" for e in _UNREAD if e in endings]:
+        text = "%s: files cannot be read and are left out: %s. Convert them to JPEG or PNG."
+        logger.warning(text, image_dir, ", ".join(unread))
     if not paths:
         raise DatasetError(
             f"The folder {image_dir} holds no image that ends in {', '.join(suffixes)}. {remedy}"
         )
     if others:
-        logger.info("%s: %d files are no images of these endings: left out", image_dir, others)
+        logger.info("%s: %d files are no images: left out", image_dir, len(others))
     return sorted(paths)
 
 
@@ -153,7 +159,7 @@ def list_unlabeled(
     Raises:
         DatasetError: the folder does not exist or holds no other image, or a video is damaged.
     """
-    remedy = "--unlabeled (S4M.DATA.UNLABELED) names the folder of unlabeled images."
+    remedy = "--unlabeled (S4M.DATA.UNLABELED) names a folder of unlabeled images, or a video."
     names = _images_and_frames(image_dir, frames_dir, every, remedy)
     known = {os.path.normpath(name) for name in validation}
     held_out = {path for path, name in names.items() if name in known}
@@ -173,6 +179,7 @@ def _images_and_frames(image_dir: str, frames_dir: str, every: int, remedy: str)
     """Names, see :func:`list_unlabeled`, by path."""
     frames_dir = frames_dir and os.path.abspath(frames_dir)
     is_video = frames_dir and os.path.isfile(image_dir)
+    is_video = is_video and image_dir.lower().endswith(VIDEO_EXTENSIONS)
     root = os.path.dirname(image_dir) if is_video else image_dir
     suffixes = IMAGE_EXTENSIONS + (VIDEO_EXTENSIONS if frames_dir else ())
     names: dict[str, str] = {}

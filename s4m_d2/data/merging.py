@@ -25,9 +25,9 @@ def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[s
     Raises:
         DatasetError: names of classes in different files differ in spelling alone.
     """
+    names, alike_names = _class_names(parts)
     if len(parts) == 1:
-        return parts[0], []
-    names = _class_names(parts)
+        return parts[0], alike_names
     records: list[dict] = []  # from the last one to the first
     later: dict[str, str] = {}  # path of an image: its name in the file
     again, alike = [], []
@@ -55,7 +55,7 @@ def merge_annotations(parts: Sequence[Annotations]) -> tuple[Annotations, list[s
         "have a file name of another file's image, but are other pictures: both are trained on (if "
         "they are the same, name the same folder for both with --images)": alike,
     }
-    return merged, [
+    return merged, alike_names + [
         f"{len(found):,} labeled images {text}: {first_names(found, most=1)}."
         for text, found in notes.items()
         if found
@@ -73,17 +73,25 @@ def _joined_findings(parts: Sequence[Annotations]) -> Findings:
     return joined
 
 
-def _class_names(parts: Sequence[Annotations]) -> list[str]:
-    """Names of all files; two spellings of a name are refused, unless a file has both."""
+def _class_names(parts: Sequence[Annotations]) -> tuple[list[str], list[str]]:
+    """Names of all files, and notes on two spellings of a name in one file; those of different
+    files are refused."""
     spellings: dict[str, tuple[str, Annotations]] = {}
+    notes: list[str] = []
     for part in parts:
         for name in part.classes:
             key = re.sub(r"[\s_-]+", "", name.casefold()) or name
             other, first = spellings.setdefault(key, (name, part))
-            if other != name and other not in part.classes and name not in first.classes:
+            if other == name:
+                continue
+            if other not in part.classes and name not in first.classes:
                 raise DatasetError(
                     f"The class '{other}' of {first.json_file} is written '{name}' in "
                     f"{part.json_file}. Write the same name in both files; for two classes, list "
                     "both in the 'categories' of one file."
                 )
-    return list(dict.fromkeys(name for part in parts for name in part.classes))
+            notes.append(
+                f"'{other}' and '{name}' of {part.json_file} are two classes. If they are one, "
+                "give its annotations one category_id, and remove the other category."
+            )
+    return list(dict.fromkeys(name for part in parts for name in part.classes)), notes

@@ -17,7 +17,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from s4m_d2.data.annotations import Annotations, read_annotations
 from s4m_d2.data.cityscapes import CityscapesFormat
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, dataset_path, list_images, unlabeled_records
-from s4m_d2.data.subsets import listed_subset, name_key, read_split_file, stable_subset
+from s4m_d2.data.subsets import (
+    listed_subset,
+    name_key,
+    photograph,
+    read_split_file,
+    stable_subset,
+)
 from s4m_d2.errors import ConfigError, DatasetError
 
 CITYSCAPES_PERCENTS = (5, 10, 20, 30)
@@ -316,7 +322,7 @@ def true_records(
 
 
 def _place(path: str) -> tuple[bytes, str]:
-    return name_key(os.path.basename(path)), path
+    return name_key(photograph(os.path.basename(path))), path  # copies in a row
 
 
 def _register_builtin() -> None:

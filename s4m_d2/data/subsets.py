@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 
@@ -16,11 +17,21 @@ from s4m_d2.files import read_lines
 _KEY_BYTES = 16
 _DECIMALS = 6  # removes the floating-point error of fraction * count before rounding
 _MOST_FOR_CLASSES = 2  # factor by which a validation split may grow to contain each class
+_COPY = re.compile(r"\.rf\.\w+(?=\.\w+$)")  # Roboflow's, in the names of augmented copies
 
 
 def name_key(name: str, key: bytes = b"") -> bytes:
     """Sort key of a name for a fixed pseudo-random order."""
     return hashlib.blake2b(name.encode(), key=key, digest_size=_KEY_BYTES).digest()
+
+
+def photograph(name: str) -> str:
+    """Make the name that the augmented copies of a photograph share; other names stay.
+
+    >>> photograph("a/cat_jpg.rf.0f1e2d3c.jpg")
+    'a/cat_jpg.jpg'
+    """
+    return _COPY.sub("", name)
 
 
 def _share(fraction: float, count: int) -> int:

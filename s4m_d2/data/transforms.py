@@ -54,8 +54,9 @@ def build_geometry(cfg: CfgNode) -> list[T.Augmentation]:
     if name not in GEOMETRY_REGISTRY:
         known = sorted(key for key, _ in GEOMETRY_REGISTRY)
         raise ConfigError(
-            f"INPUT.DATASET_MAPPER_NAME is {name!r}, which has no geometry; choose one of {known} "
-            "or register one in GEOMETRY_REGISTRY."
+            f"INPUT.DATASET_MAPPER_NAME is {name!r}, which has no geometry; choose one of "
+            f"{', '.join(known)}, or register a builder (cfg) -> augmentations under that name in "
+            "s4m_d2.data.GEOMETRY_REGISTRY: unlabeled images get the same geometry."
         )
     return GEOMETRY_REGISTRY.get(name)(cfg)
 

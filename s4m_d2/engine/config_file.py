@@ -6,6 +6,7 @@ import difflib
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -15,8 +16,21 @@ from detectron2.config import CfgNode, get_cfg
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.errors import ConfigError
+from s4m_d2.report.run import CONFIG, FACTS
 
 _UNKNOWN_KEY = re.compile(r"Non-existent (?:config )?key: ([\w.]+)")
+_MISMATCH = re.compile(
+    r"Type mismatch \(<class '(\w+)'> vs\. <class '(\w+)'>\) with values \(.* vs\. (.*)\) for"
+    r" config key: (\S+)",
+    re.DOTALL,
+)
+_EXPECTED = {  # by the type of a default
+    "bool": "True or False",
+    "int": "a whole number",
+    "float": "a number",
+    "tuple": "several values, quoted on the command line: \"('a', 'b')\" or \"('a',)\"",
+    "str": "a text",
+}
 _WHOLE = re.compile(r"[+-]?\d+")
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The configs are inside the package in a wheel, beside it in a clone.
@@ -48,7 +62,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
                 f"'{os.getcwd()}', an absolute one, or a name: {', '.join(_names())}."
             )
         try:
-            loaded = CfgNode(_fitted(CfgNode.load_yaml_with_base(config_file), cfg))
+            loaded = CfgNode(_fitted(_StrictConfig.load_yaml_with_base(config_file), cfg))
             if loaded.get("VERSION", cfg.VERSION) != cfg.VERSION:
                 raise ValueError(f"VERSION is {loaded.VERSION}, expected {cfg.VERSION}")
             cfg.merge_from_other_cfg(loaded)
@@ -63,8 +77,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
             default: Any = cfg
             for name in key.split("."):
                 default = default.get(name) if isinstance(default, dict) else None
-            whole = isinstance(default, float) and _WHOLE.fullmatch(str(value))
-            cfg.merge_from_list([key, float(value) if whole else value])
+            cfg.merge_from_list([key, _as_given(value, default)])
         except Exception as error:
             raise ConfigError(f"Override '{key} {value}': {_explain(cfg, error)}") from error
     for name in _PATHS:
@@ -79,6 +92,28 @@ def _fitted(value: Any, default: Any) -> Any:
     if isinstance(value, dict) and isinstance(default, dict):
         return {key: _fitted(inner, default.get(key)) for key, inner in value.items()}
     return float(value) if type(value) is int and isinstance(default, float) else value
+
+
+def place_run(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
+    """Set OUTPUT_DIR, and a SAM in it, to where a run is now, if its config.yaml was read.
+
+    Its folder may have been moved or copied. ``cfg`` is not frozen; an override of OUTPUT_DIR wins.
+    """
+    folder, name = os.path.split(os.path.abspath(config_file))
+    is_run = name == CONFIG and os.path.isfile(os.path.join(folder, FACTS))
+    if is_run and "OUTPUT_DIR" not in opts[::2]:
+        former, sam = os.path.join(cfg.OUTPUT_DIR, ""), cfg.S4M.SAM
+        if sam.CHECKPOINT.startswith(former):
+            sam.CHECKPOINT = os.path.join(folder, sam.CHECKPOINT.removeprefix(former))
+        cfg.OUTPUT_DIR = folder
+
+
+def _as_given(value: Any, default: Any) -> Any:
+    """Convert an override where the default is a float or a flag: 1, true, false."""
+    if isinstance(default, bool):
+        return {"true": True, "false": False}.get(str(value).lower(), value)
+    is_whole = isinstance(default, float) and _WHOLE.fullmatch(str(value))
+    return float(value) if is_whole else value
 
 
 def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:
@@ -98,6 +133,28 @@ def config_path(config_file: str) -> str:
     """Path of a config: a path is unchanged, a name is one of this project's configs."""
     named = config_file in _names() and not os.path.isfile(config_file)
     return str(_CONFIGS / f"{config_file}.yaml") if named else config_file
+
+
+class _StrictConfig(CfgNode):
+    """A config that refuses files with a key twice, of which YAML would drop the first."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> IO[str]:
+        with super()._open_cfg(filename) as file:
+            left, seen = [yaml.compose(file, yaml.SafeLoader)], set[int]()
+        while left:
+            node = left.pop()
+            if isinstance(node, yaml.CollectionNode) and id(node) not in seen:
+                seen.add(id(node))
+                pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+                keys = Counter(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
+                if twice := [key for key, count in keys.items() if count > 1]:
+                    raise ValueError(
+                        f"'{twice[0]}' stands twice in one section, from line "
+                        f"{node.start_mark.line + 1}: join the two."
+                    )
+                left += [value for _, value in pairs] if pairs else node.value
+        return super()._open_cfg(filename)
 
 
 class _UsersConfig(CfgNode):
@@ -129,8 +186,10 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
     message = str(error.args[0] if quoted else error)
     if unknown := _UNKNOWN_KEY.search(message):
         return f"the key {unknown[1]} does not exist.{_suggest(cfg, unknown[1])}"
-    if "Type mismatch" in message:
-        return f"{message}. Give a value of the first of the two types."
+    if found := _MISMATCH.search(message):
+        expected, given, value, key = found.groups()
+        expected = _EXPECTED.get(expected, expected)
+        return f"Type mismatch: {key} is {value} ({given}); expected {expected}."
     return f"expected keys and values as in configs/; {message or type(error).__name__}"
 
 
@@ -140,6 +199,8 @@ def _suggest(cfg: CfgNode, key: str) -> str:
     last = key.upper().rsplit(".", 1)[-1]
     same = [name for name in known if name.rsplit(".", 1)[-1] == last]
     found = same or difflib.get_close_matches(key.upper(), known, n=1)
+    if key in known.values():
+        return f" Write it nested: {key.replace('.', ': {')}: VALUE{'}' * key.count('.')}"
     return f" Did you mean {known[found[0]]}?" if found else " Choose one of s4m_d2/config.py."
 
 

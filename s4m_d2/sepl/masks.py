@@ -27,7 +27,7 @@ from detectron2.config import get_cfg
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.data.images import open_image, read_image
-from s4m_d2.errors import DatasetError
+from s4m_d2.errors import ConfigError, DatasetError, WeightsError
 from s4m_d2.files import atomic_write
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
@@ -36,6 +36,11 @@ from s4m_d2.structures import encode_masks, plain_rle
 
 RLEs = list[dict[str, Any]]  # compressed, counts as str
 
+_OPTIONS = {  # of the command, by key
+    "S4M.SAM.BACKEND": "--sam",
+    "S4M.SAM.MODEL_TYPE": "--sam-type",
+    "S4M.SAM.CHECKPOINT": "--sam-checkpoint",
+}
 _ENDINGS = ("", ".json", ".json.gz")
 _SUMMARY = "metadata.csv"  # written by amg.py beside the PNGs
 _JSON_ERRORS = (OSError, EOFError, ValueError, RecursionError, zlib.error)
@@ -81,7 +86,13 @@ class SamMasks:
         cfg.S4M.SAM.MODEL_TYPE = self.model_type
         cfg.S4M.SAM.CHECKPOINT = self.checkpoint
         cfg.MODEL.DEVICE = self.device
-        return AutomaticMasks(build_sam_backend(cfg), self.automatic)
+        try:
+            return AutomaticMasks(build_sam_backend(cfg), self.automatic)
+        except (ConfigError, WeightsError) as error:  # which name keys of the config
+            text = str(error)
+            for key, option in _OPTIONS.items():
+                text = text.replace(key, option)
+            raise type(error)(text) from error
 
 
 def read_masks(folder: Path, name: str, size: tuple[int, int]) -> RLEs:

@@ -45,11 +45,14 @@ def test_each_real_folder_is_visited_once_and_nothing_hidden_or_special_is_opene
     assert [record["image_id"] for record in unlabeled_records(paths, folder)] == kept
 
 
-def test_a_folder_without_images_is_refused_and_the_option_named(tmp_path):
-    for files in ({}, {".hidden/1.png": b"", "a.txt": b""}, None):
+def test_a_folder_without_images_is_refused_and_the_option_named(tmp_path, caplog):
+    for files in ({}, {".hidden/1.png": b"", "a.txt": b"", "b.HEIC": b""}, None):
         folder = str(tmp_path / "none") if files is None else write(tmp_path, files)
         with pytest.raises(DatasetError, match="--unlabeled"):
             list_unlabeled(folder)
+    assert "1 .heic" in caplog.text  # a picture that somebody may miss
+    with pytest.raises(DatasetError, match="is no folder"):
+        list_unlabeled(f"{tmp_path}/a.txt", frames_dir=f"{tmp_path}/frames")
 
 
 def long(middle, size=100_000):

@@ -82,5 +82,7 @@ def test_two_spellings_of_a_class_are_refused_unless_a_file_has_both(part):
 
     with pytest.raises(DatasetError, match=r"'traffic light' of .*red.json.*'Traffic_light' in"):
         merge_annotations(files(["traffic light"], ["Traffic_light"]))
-    both, _ = merge_annotations(files(["A"], ["A", "a"]))
-    assert both.classes == ["A", "a"]
+    parts = files(["A"], ["A", "a"])
+    for given in (parts, parts[1:]):
+        both, [note] = merge_annotations(given)
+        assert both.classes == ["A", "a"] and "'A' and 'a' of" in note

@@ -90,6 +90,12 @@ def test_filters_and_images_that_cannot_be_read(labeled, whole, tmp_path, capsys
     for name in ("a.png", "sub/a.png"):
         assert few[name] == [a for a in whole[name] if a["area"] >= 100][:2]
     assert "b.png" not in few
+    inside = images / "out"
+    (images / "b.png").unlink()
+    assert labeled(inside, images=images)[0] == 0
+    (inside / "review").mkdir()
+    shutil.copy(images / "a.png", inside / "review" / "0001.png")  # a picture of s4m-review
+    assert set(labeled(inside, images=images)[1]) == {"a.png", "sub/a.png"}
 
 
 def test_an_output_of_something_else_stays_as_it_is(labeled, tmp_path, capsys):
@@ -98,6 +104,7 @@ def test_an_output_of_something_else_stays_as_it_is(labeled, tmp_path, capsys):
     assert labeled("mine") == (1, None) and "not empty" in capsys.readouterr().err
     before = (tmp_path / "out" / "annotations.json").read_bytes()
     assert labeled("out", "--format", "labelme")[0] == 1 and "format" in capsys.readouterr().err
+    assert labeled("out", "--score", "0.9")[0] == 1 and "SCORE_THRESH" in capsys.readouterr().err
     assert (tmp_path / "out" / "annotations.json").read_bytes() == before
     assert label.main(["--merge", "--output", str(tmp_path / "mine")]) == 1
     labeled("shapes", "--format", "labelme")

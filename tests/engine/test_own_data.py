@@ -1,5 +1,7 @@
 """Own data: classes, split, settings and what is refused, before training starts."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -7,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from s4m_d2.data.images import read_image
 from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.labeling.quality import split_labeled
 from s4m_d2.errors import ConfigError, DatasetError, InputError
 from s4m_d2.visualization.panels import write_video
 
@@ -90,7 +93,7 @@ def test_every_nth_frame_of_a_video_is_an_unlabeled_image(changed, read, tmp_pat
     write_clip(folder / "day" / "clip.mp4")
     images = sorted(p.name for p in folder.glob("*.*"))
     options = [*own_options(changed), "--every", "3"]
-    _, own = read(options)
+    cfg, own = read(options)
     frames = [tmp_path / "run/data/frames/day/clip.mp4" / f"clip_00000{n}.jpg" for n in (0, 3, 6)]
     assert sorted(own.stored.unlabeled) == sorted([*map(str, frames), *images])
     for record in DatasetCatalog.get("own_unlabeled"):
@@ -105,6 +108,12 @@ def test_every_nth_frame_of_a_video_is_an_unlabeled_image(changed, read, tmp_pat
     _, resumed = read(options, flags=["--resume"])
     assert resumed.stored == own.stored
     assert [frame.stat().st_mtime_ns for frame in frames] == times
+    moved = (tmp_path / "run").rename(tmp_path / "moved")
+    (moved / "config.yaml").write_text(cfg.dump())
+    (moved / "run.json").write_text("{}")
+    file = str(moved / "config.yaml")
+    assert read([], file, ["--resume"], OUTPUT_DIR=None)[1].folder == str(moved / "data")
+    assert all(Path(r["file_name"]).is_file() for r in DatasetCatalog.get("own_unlabeled"))
 
 
 def test_a_video_alone_is_a_data_set_and_a_broken_one_is_named(changed, read):
@@ -130,6 +139,30 @@ def test_an_image_is_labeled_unlabeled_or_of_the_drawn_split(data, read):
     assert all(reason in own.findings()[0].text for reason in own.stored.left_out)
     read(own_options(data))
     assert names("own_val") == val
+
+
+def test_augmented_copies_of_a_photograph_are_on_one_side_of_each_split(changed, read):
+    """As Roboflow names them; here two of each photograph."""
+
+    def rename(content):
+        for number, image in enumerate(content["images"]):
+            old = changed / "labeled" / image["file_name"]
+            image["file_name"] = f"p{number // 2}_png.rf.{number:032x}.png"
+            old.rename(old.with_name(image["file_name"]))
+
+    change_json(changed / "annotations.json", rename)
+    cfg, _ = read(own_options(changed))
+    trained, held_out = split_labeled(cfg)
+    paths = [{r["file_name"].rsplit("/", 1)[-1] for r in part} for part in (trained, held_out)]
+    for parts in ((names("own_labeled"), names("own_val")), paths):
+        first, second = ({name.partition("_")[0] for name in part} for part in parts)
+        assert first and second and not first & second
+
+    images = sorted((changed / "labeled").glob("*.png"))
+    for path in images[1:]:
+        path.write_bytes(images[0].read_bytes())
+    notes = " ".join(read(own_options(changed))[1].notes)
+    assert "images of the drawn validation set are copies of labeled ones" in notes
 
 
 def test_a_given_validation_set_leaves_all_labeled_images(changed, read):
@@ -204,6 +237,11 @@ def test_options_that_cannot_work_are_named(data, read, mistake):
     options, changes, error, message = REFUSED[mistake]
     with pytest.raises(error, match=message):
         read(own_options(data, **options), **changes)
+
+
+def test_a_folder_given_beside_another_is_not_lost_silently(data, read):
+    with pytest.raises(ConfigError, match="--unlabeled takes one value.*elsewhere"):
+        read([*own_options(data), "--unlabeled", "elsewhere"])
 
 
 def test_a_json_without_images_is_refused(changed, read):

@@ -5,6 +5,7 @@ import html
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,6 +19,7 @@ from s4m_d2.engine.stages import stage_config
 from s4m_d2.engine.training.trainer import TeacherTrainer
 from s4m_d2.errors import DatasetError
 from s4m_d2.report import read_results
+from s4m_d2.visualization.panels import write_video
 
 from .own_runs import (
     CONFIG,
@@ -98,10 +100,14 @@ def test_a_check_tells_settings_and_reasons_and_writes_nothing(finished, tmp_pat
     data, _ = finished
     output = tmp_path / "checked"
     words = overrides(output, SOLVER__MAX_ITER=None, S4M__BURN_IN=None)
-    assert train_net(*own_options(data), "--check", *words) == 0
+    videos = copied(data / "unlabeled", tmp_path / "videos")
+    with write_video(videos / "clip.mp4", fps=5) as write:
+        write(np.zeros((64, 128, 3), np.uint8))
+    options = own_options(data, unlabeled=videos)
+    assert train_net(*options, "--check", *words) == 0
     assert not output.exists()
     said = " ".join(capsys.readouterr().out.split())
-    assert "SOLVER.MAX_ITER 800: 8 times 4 unlabeled images in batches of 2" in said
+    assert "SOLVER.MAX_ITER 800: 8 times 5 unlabeled images in batches of 2" in said
     assert "not derived set by you" in said and "own_val" in said
     assert re.search(r"SAM's masks IoU 0\.\d\d of \d+ masks", said)
 
@@ -152,8 +158,11 @@ def test_an_evaluation_has_the_split_and_settings_of_the_weights_run(finished, t
     found = re.findall(r"copypaste: ([\d.]+,[\d.]+)", capsys.readouterr().out)
     assert found == [f"{of['AP']:.4f},{of['AP50']:.4f}" for of in expected]
     assert not (tmp_path / "eval" / "data").exists()
+    said = " ".join((tmp_path / "eval" / "log.txt").read_text().split())
+    assert "is not what the run was trained on, and is not looked at" in said
     # Other images than the run's own: a file beside them is compared with.
-    options = own_options(finished[0], val=finished[0] / "annotations.json")
+    others = {"val": finished[0] / "annotations.json", "val_images": finished[0] / "labeled"}
+    options = own_options(finished[0], labeled=None, images=None, unlabeled=None, **others)
     assert train_net(*options, "--eval-only", *words) == 0
     truth = json.loads((tmp_path / "eval" / "data" / "evaluated.json").read_text())
     assert len(truth["images"]) == 8

@@ -50,6 +50,7 @@ WRONG = [
     ("SOLVER.OPTIMIZER", "ADAM"),
     ("INPUT.RANDOM_FLIP", "diagonal"),
     ("INPUT.FORMAT", "L"),
+    ("MODEL.DEVICE", "CPU"),
     ("DATASETS.TRAIN", ()),
     ("DATASETS.UNLABELED", ()),
 ]

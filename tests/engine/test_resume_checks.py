@@ -78,3 +78,16 @@ def test_a_checkpoint_of_another_program_is_no_obstacle(tmp_path):
         os.makedirs(tmp_path / "student", exist_ok=True)
         torch.save(content, tmp_path / "student" / "model_0000004.pth")
         assert resume_finding(cfg, ["teacher", "student"], 1).status == "ok"
+
+
+def test_other_settings_that_differ_are_named_with_both_values(tmp_path):
+    begun = BEGUN | {"OUTPUT_DIR": str(tmp_path)}
+    cfg = config(begun)
+    save(cfg, "student", 8)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    assert not resume_finding(cfg, ["teacher", "student"], 1).warnings
+    changes = {"SOLVER.BASE_LR": 0.5, "S4M.SAM.BACKEND": "tiny", "TEST.EVAL_PERIOD": 7}
+    [warning] = resume_finding(config(begun | changes), ["teacher", "student"], 1).warnings
+    assert f"SOLVER.BASE_LR 0.5 (was {cfg.SOLVER.BASE_LR})" in warning
+    assert "S4M.SAM.BACKEND 'tiny' (was 'tiny_toyscapes')" in warning
+    assert "EVAL_PERIOD" not in warning

@@ -61,6 +61,7 @@ COMMANDS = {
     "no machine": (["--num-machines", "0"], "--num-machines is 0; expected 1 or more"),
     "machine that is not there": (["--machine-rank", "1"], "--machine-rank is 1; expected .* 0 to"),
     "option after overrides": ([*CONFIG, *CPU, "--num-gpus", "2"], "'--num-gpus' comes after over"),
+    "no config": ([*CPU], "--config-file is missing"),
     "unknown key": ([*CONFIG, *CPU, "S4M.BURNIN", "3"], "Did you mean S4M.BURN_IN"),
     "evaluation into a file": (
         [*CONFIG, "--eval-only", *CPU, "OUTPUT_DIR", TRAIN_NET], "OUTPUT_DIR .* cannot be made"),

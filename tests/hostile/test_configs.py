@@ -17,6 +17,8 @@ FILES = {
     "another version": (b"VERSION: 99\n", "99"),
     "unknown section": (b"VERSION: 2\nS5M:\n  BURN_IN: 3\n", "S5M does not exist"),
     "unknown key": (b"VERSION: 2\nS4M:\n  EMADECAY: 0.9\n", r"Did you mean S4M\.EMA_DECAY\?"),
+    "dotted key": (b"VERSION: 2\nS4M.BURN_IN: 3\n", r"Write it nested: S4M: \{BURN_IN: VALUE\}"),
+    "section twice": (b"S4M:\n  BURN_IN: 3\nS4M:\n  SEED: 1\n", "'S4M' stands twice"),
     "section is a number": (b"VERSION: 2\nS4M: 3\n", "S4M"),
     "section is null": (b"VERSION: 2\nS4M:\n", "S4M"),
     "number is text": (b"VERSION: 2\nS4M:\n  BURN_IN: soon\n", "S4M.BURN_IN|Type mismatch"),
@@ -67,6 +69,7 @@ OVERRIDES = {
     "number for a section": (["S4M", "3"], "Override 'S4M 3'"),
     "section for a number": (["S4M.BURN_IN", "{'FROM': 3}"], "Type mismatch"),
     "list of numbers for names": (["DATASETS.TRAIN", "3"], "Type mismatch"),
+    "name for names": (["DATASETS.TRAIN", "toys"], r"DATASETS.TRAIN is toys \(str\); .*\('a',\)"),
 }
 
 
@@ -76,12 +79,14 @@ def test_overrides_are_refused_and_named():
             load_config("", words)
 
 
-def test_whole_numbers_are_taken_where_a_float_is_expected(tmp_path):
+def test_whole_numbers_and_flags_are_taken_as_people_write_them(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("S4M:\n  EMA_DECAY: 1\n  BURN_IN: 3\n")
     overrides = ["SOLVER.BASE_LR", "-2", "S4M.REFINE.MIN_AGREEMENT", "0"]
+    overrides += ["S4M.DISTILL.ENABLED", "false", "S4M.REFINE.ENABLED", "TRUE"]
     cfg = load_config(str(path), overrides)
     found = cfg.S4M.EMA_DECAY, cfg.S4M.BURN_IN, cfg.SOLVER.BASE_LR, cfg.S4M.REFINE.MIN_AGREEMENT
     assert repr(found) == "(1.0, 3, -2.0, 0.0)"
+    assert cfg.S4M.DISTILL.ENABLED is False and cfg.S4M.REFINE.ENABLED is True
     with one_error(ConfigError, "Type mismatch"):
         load_config("", ["S4M.BURN_IN", "0.5"])

@@ -144,6 +144,7 @@ REFUSED = [
     ["--sam", "tiny", "--images", "images", "--pred-iou-thresh", "2"],
     ["--sam", "tiny", "--images", "images", "--mask-cache", "images"],
     ["--sam", "segment_anything", "--images", "images", "--sam-type", "vit_b"],
+    ["--masks", "file"],
     # of which argparse says more than a line
     ["--o-p-thresh", "nan"],
     ["--sam", "tiny", "--masks", "x"],

@@ -306,7 +306,7 @@ def _refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) 
             shapes for shapes in report.mismatched if require or shapes.startswith(BACKBONE)
         ],
         f"hold nothing of this model ({first_names(list(own))}), but": (
-            [] if report.matched else [*report.unexpected, "no weights"]
+            [] if report.matched else report.unexpected or ["no weights"]
         ),
         f"lack {len(report.missing)} of the model's {len(own)} weights, all of which are needed": (
             report.missing if require else ()

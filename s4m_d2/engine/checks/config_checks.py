@@ -108,7 +108,8 @@ def config_errors(
     errors: list[S4MError] = [*value_errors(cfg)]
     if eval_only:
         if not cfg.DATASETS.TEST:
-            errors.append(ConfigError("DATASETS.TEST is empty: name the data set to evaluate on."))
+            text = "DATASETS.TEST is empty: name the data set to evaluate on, or give --val."
+            errors.append(ConfigError(text))
         return errors
     errors += _training_errors(cfg, num_processes)
     if errors:
@@ -145,6 +146,10 @@ def value_errors(cfg: CfgNode) -> Iterator[S4MError]:
             f"INPUT.MIN_SCALE is {cfg.INPUT.MIN_SCALE} and INPUT.MAX_SCALE {cfg.INPUT.MAX_SCALE}; "
             "expected numbers above 0, the minimum not above the maximum."
         )
+    try:
+        torch.device(cfg.MODEL.DEVICE)
+    except RuntimeError:
+        yield ConfigError(f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}'; expected cpu, cuda or cuda:1.")
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         yield ConfigError(
             f"MODEL.DEVICE is '{cfg.MODEL.DEVICE}', but PyTorch finds no CUDA device here. "

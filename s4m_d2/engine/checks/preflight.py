@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from detectron2.config import CfgNode
 from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT, saved_state
 from s4m_d2.engine.checks.config_checks import config_errors
 from s4m_d2.engine.checks.dataset_checks import dataset_findings
-from s4m_d2.engine.checks.findings import Finding, PreflightReport
+from s4m_d2.engine.checks.findings import Finding, PreflightReport, attempt
 from s4m_d2.engine.checks.resource_checks import (
     disk_finding,
     memory_finding,
@@ -20,11 +21,21 @@ from s4m_d2.engine.checks.resource_checks import (
     sam_finding,
     weight_findings,
 )
+from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling.quality import quality_findings
+from s4m_d2.engine.labeling.sam_adaptation import WEIGHTS
 from s4m_d2.engine.labeling.sam_quality import sam_findings
 from s4m_d2.engine.stages import STAGES, is_fixed, runs_stage, stage_config, stages_to_run
 from s4m_d2.engine.training.continuing import MAX_ITER, changes, continuation_errors, run_settings
-from s4m_d2.errors import ConfigError, S4MError
+from s4m_d2.errors import ConfigError, S4MError, first_names
+from s4m_d2.report.run import CONFIG
+
+_NOT_TRAINED_WITH = (  # beginnings of keys that a continued run may change
+    "DATALOADER.NUM_WORKERS", "DATASETS.", "MODEL.DEVICE", "MODEL.WEIGHTS", "OUTPUT_DIR",
+    "S4M.DATA.", "S4M.EVAL", "S4M.FIGURES.", "S4M.FINETUNE.", "S4M.QUALITY.", "S4M.STAGE",
+    "S4M.TEACHER", "SOLVER.CHECKPOINT", "TEST.",
+)  # fmt: skip
+_SHOWN = 8  # changed settings in a message
 
 
 def preflight(
@@ -103,6 +114,11 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
                 f"{stage} {state} after {finished:,} iterations, goes on to {now[MAX_ITER]:,}"
             )
             warnings += changes(before, now)
+    if texts and (differing := _differing(cfg)):
+        warnings.append(
+            f"Not as when the run was last started: {first_names(differing, _SHOWN)}. From here on "
+            "it is another run than it would have been; overrides have to be repeated."
+        )
     if errors:
         nothing = "the run cannot continue with these settings"
     elif stages:
@@ -110,6 +126,32 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
     else:
         nothing = "every stage is finished; a larger SOLVER.MAX_ITER would train on"
     return Finding("resume", "; ".join(texts) or nothing, errors, warnings)
+
+
+def _differing(cfg: CfgNode) -> list[str]:
+    """Other settings of training than those in OUTPUT_DIR/config.yaml, with both values."""
+    path = os.path.join(cfg.OUTPUT_DIR, CONFIG)
+    before = attempt(load_config, path)[0] if os.path.isfile(path) else None
+    if before is None:
+        return []
+    old, reported = dict(_leaves(before)), run_settings(cfg, 1, has_teacher=True)
+    if os.path.basename(str(old["S4M.SAM.CHECKPOINT"])).startswith(WEIGHTS):  # the run's own
+        del old["S4M.SAM.CHECKPOINT"]
+    return [
+        f"{key} {value!r} (was {old[key]!r})"
+        for key, value in _leaves(cfg)
+        if old.get(key, value) != value
+        and not key.startswith(_NOT_TRAINED_WITH)
+        and key not in reported
+    ]
+
+
+def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, CfgNode):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
 def _fixed_length_errors(cfg: CfgNode, stage: str, before: Mapping[str, Any]) -> Iterator[S4MError]:

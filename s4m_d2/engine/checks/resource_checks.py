@@ -106,7 +106,7 @@ def sam_finding(cfg: CfgNode) -> tuple[SamBackend | None, Finding]:
     if not any(needs_sam(cfg, stage) for stage in STAGES):
         return None, Finding("SAM", "not used")
     sam, errors = attempt(sam_blueprint, cfg)
-    text = f"{cfg.S4M.SAM.BACKEND}, {cfg.S4M.SAM.CHECKPOINT or 'the packaged weights'}"
+    text = f"{cfg.S4M.SAM.BACKEND}, {cfg.S4M.SAM.CHECKPOINT or 'its own weights'}"
     if sam is None:
         text += "; S4M.DISTILL.ENABLED False S4M.REFINE.ENABLED False trains without SAM"
     else:

@@ -12,11 +12,11 @@ from detectron2.config import CfgNode, get_cfg
 from s4m_d2.config import add_s4m_config
 from s4m_d2.engine.checks.config_checks import value_errors
 from s4m_d2.engine.checks.findings import raise_all
-from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.config_file import load_config, place_run
 from s4m_d2.engine.own_data.own_data import OwnData, load_run
 from s4m_d2.engine.stages import last_weights, run_config, run_folder
 from s4m_d2.errors import ConfigError
-from s4m_d2.report.run import CONFIG, FACTS
+from s4m_d2.report.run import CONFIG
 
 # Options for own data (keys of S4M.DATA), with metavar and help.
 _OWN_DATA = {
@@ -42,15 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start-from", default="", metavar="RUN", help=words)
     group = parser.add_argument_group("own data (docs/own-data.md); the same as S4M.DATA's keys")
     for name, (metavar, words) in _OWN_DATA.items():
-        how = "append" if name in _REPEATED else "store"
         option = f"--{name.replace('_', '-')}"
         kind = int if name == "every" else str
-        group.add_argument(option, action=how, type=kind, metavar=metavar, help=words)
+        group.add_argument(option, action="append", type=kind, metavar=metavar, help=words)
 
 
-def read_config(args: argparse.Namespace) -> tuple[CfgNode, OwnData | None]:
-    """Load the config, and register the own data that it names."""
+def read_config(args: argparse.Namespace, frames_dir: str = "") -> tuple[CfgNode, OwnData | None]:
+    """Load the config, and register the own data that it names; see :func:`load_run`."""
     paths = {name: getattr(args, name) for name in _OWN_DATA}  # and a number
+    for name in (n for n, given in paths.items() if given and n not in _REPEATED):
+        if len(paths[name]) > 1:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} takes one value, but {len(paths[name])} are given: "
+                f"{', '.join(map(str, paths[name]))}. Folders are searched recursively, and links "
+                "in them are followed."
+            )
+        (paths[name],) = paths[name]
     # Paths are quoted, as values are parsed as Python literals: a folder may be called 2024.
     of_options = {f"S4M.DATA.{name.upper()}": repr(p) for name, p in paths.items() if p is not None}
     if args.start_from:
@@ -61,6 +68,7 @@ def read_config(args: argparse.Namespace) -> tuple[CfgNode, OwnData | None]:
         resume=args.resume,
         eval_only=args.eval_only,
         num_processes=num_processes(args),
+        frames_dir=frames_dir,
     )
 
 
@@ -93,8 +101,8 @@ def add_model_options(parser: argparse.ArgumentParser, *, model: str, required: 
 def model_config(config_file: str | None, weights: str, overrides: Sequence[str]) -> CfgNode:
     """Load and check the config of a run whose model is used without a data set.
 
-    Without a file, that of the run that wrote the weights, OUTPUT_DIR/stage/file. The run's folder
-    may have been moved or copied: OUTPUT_DIR, and a SAM in it, are where it is now.
+    Without a file, that of the run that wrote the weights, OUTPUT_DIR/stage/file, which may have
+    been moved or copied (:func:`place_run`).
     """
     found = config_file or os.path.join(run_folder(weights), CONFIG)
     if not config_file and not os.path.isfile(found):
@@ -102,13 +110,9 @@ def model_config(config_file: str | None, weights: str, overrides: Sequence[str]
             f"The weights '{weights}' are no file of a run, OUTPUT_DIR/stage/FILE ({found} does "
             "not exist). Give such a file, or the run's config as --config-file."
         )
-    cfg, folder = load_config(found, overrides), os.path.dirname(os.path.abspath(found))
-    if os.path.isfile(os.path.join(folder, FACTS)):
-        cfg.defrost()
-        former, sam = os.path.join(cfg.OUTPUT_DIR, ""), cfg.S4M.SAM
-        if sam.CHECKPOINT.startswith(former):
-            sam.CHECKPOINT = os.path.join(folder, sam.CHECKPOINT.removeprefix(former))
-        cfg.OUTPUT_DIR = folder
+    cfg = load_config(found, overrides)
+    cfg.defrost()
+    place_run(cfg, found, overrides)
     cfg = run_config(cfg)
     raise_all(value_errors(cfg))
     return cfg
@@ -155,5 +159,5 @@ def _check_overrides(words: Sequence[str]) -> None:
     if misplaced := [word for word in words if word.startswith("--")]:
         raise ConfigError(
             f"'{misplaced[0]}' comes after overrides, which end the options. Write all options "
-            "first, then KEY VALUE pairs."
+            f"before '{words[0]}', then KEY VALUE pairs (--labeled is repeated for each file)."
         )

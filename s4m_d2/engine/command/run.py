@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -60,9 +61,16 @@ def check(args: argparse.Namespace) -> PreflightReport:
 
     Without ``--check``, the first process locks OUTPUT_DIR, and creates it if there is no error.
     """
+    if not args.check:
+        return _check(args)
+    with tempfile.TemporaryDirectory(prefix="s4m_check.") as folder:
+        return _check(args, frames_dir=folder)
+
+
+def _check(args: argparse.Namespace, frames_dir: str = "") -> PreflightReport:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus))  # torchrun's
     counts = {"num_processes": num_processes(args), "num_local": local}
-    cfg, own_data = read_config(args)
+    cfg, own_data = read_config(args, frames_dir)
     starts = not args.check and int(os.environ.get("RANK", args.machine_rank)) == 0
     if starts:
         lock_run(cfg.OUTPUT_DIR)  # before the checks, which another run in it would disturb

@@ -20,6 +20,7 @@ from detectron2.utils.events import get_event_storage
 from s4m_d2.data import TrueLabelsMapper
 from s4m_d2.data.annotations import targets
 from s4m_d2.data.splits import has_true_labels, true_records
+from s4m_d2.data.subsets import photograph
 from s4m_d2.engine.checks.dataset_checks import load_records
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
@@ -211,8 +212,15 @@ def held_out_records(cfg: CfgNode) -> list[dict]:
     if not (on and runs_stage(cfg, "teacher") and runs_stage(cfg, "student")):
         return []
     records = labeled_records(cfg)
-    count = round(HELD_OUT_SHARE * len(records))
-    return records[:count] if len(records) >= _FEWEST_LABELED else []
+    return _share(records) if len(records) >= _FEWEST_LABELED else []
+
+
+def _share(records: list[dict]) -> list[dict]:
+    """The first fifth of the images, with all copies of its last photograph."""
+    names = [photograph(record["file_name"]) for record in records]
+    count = max(1, round(HELD_OUT_SHARE * len(names)))
+    whole = len(names) - names[::-1].index(names[count - 1])  # copies are in a row
+    return records[: whole if whole < len(names) else count]
 
 
 def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
@@ -221,7 +229,7 @@ def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
     Records of those with instances, without crowds.
     """
     records = labeled_records(cfg)
-    held_out = held_out_records(cfg) or records[: max(1, round(HELD_OUT_SHARE * len(records)))]
+    held_out = held_out_records(cfg) or _share(records)
     names = {record["file_name"] for record in held_out}
     parts: tuple[list[dict], list[dict]] = ([], [])
     for record in records:

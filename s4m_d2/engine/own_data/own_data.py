@@ -6,6 +6,7 @@ import functools
 import json
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -18,9 +19,9 @@ from s4m_d2.data import splits
 from s4m_d2.data.annotations import Annotations, Findings, read_annotations, targets
 from s4m_d2.data.listing import copies, list_unlabeled
 from s4m_d2.data.merging import merge_annotations
-from s4m_d2.data.subsets import draw_validation
+from s4m_d2.data.subsets import draw_validation, photograph
 from s4m_d2.engine.checks.findings import Finding, raise_all
-from s4m_d2.engine.config_file import explicit_keys, load_config
+from s4m_d2.engine.config_file import explicit_keys, load_config, place_run
 from s4m_d2.engine.own_data.derived_settings import (
     DataFacts,
     Derived,
@@ -97,13 +98,20 @@ def store(folder: str, stored: StoredData, train: dict) -> None:
     write_json(os.path.join(folder, SETTINGS), content, indent=2)
 
 
+def _here(path: str, folder: str) -> str:
+    """Path of an unlabeled image; of a frame, where the run's folder is now."""
+    _, inside, name = path.partition(os.path.join(os.sep, FOLDER, FRAMES, ""))
+    is_frame = os.path.isabs(path) and inside
+    return os.path.join(os.path.abspath(folder), FRAMES, name) if is_frame else path
+
+
 def read_stored(folder: str) -> StoredData:
     """What :func:`store` wrote; DatasetError if a file is missing or was changed."""
     try:
         with open(os.path.join(folder, SETTINGS), encoding="utf-8") as file:
             content = json.load(file)
         with open(os.path.join(folder, UNLABELED), encoding="utf-8") as file:
-            content["unlabeled"] = tuple(json.load(file))
+            content["unlabeled"] = tuple(_here(path, folder) for path in json.load(file))
         if (version := content.pop("version")) != _VERSION:
             raise ValueError(f"version {version}, expected {_VERSION}")
         content["classes"] = tuple(content["classes"])
@@ -166,6 +174,7 @@ def load_run(
     resume: bool = False,
     eval_only: bool = False,
     num_processes: int = 1,
+    frames_dir: str = "",
 ) -> tuple[CfgNode, OwnData | None]:
     """The config of a run as this machine runs it, and its own data, registered in this process.
 
@@ -175,6 +184,7 @@ def load_run(
             that it began with; what has changed since is noted.
         eval_only: with the settings of the run that MODEL.WEIGHTS comes from, where it is known.
         num_processes: that share a batch, on all machines.
+        frames_dir: of videos' frames; "": OUTPUT_DIR/data/frames, where the run keeps them.
 
     Returns:
         a frozen config, and None where DATASETS names the data sets.
@@ -184,6 +194,7 @@ def load_run(
     """
     cfg, explicit = load_config(config_file, opts), explicit_keys(config_file, opts)
     cfg.defrost()
+    place_run(cfg, config_file, opts)
     cfg.S4M.ARP.GATED &= _ARP not in explicit or _ARP_GATED in explicit
     if not any(getattr(cfg.S4M.DATA, key) for key in _PATHS):
         return run_config(cfg), None
@@ -191,11 +202,11 @@ def load_run(
         paths = cfg.S4M.DATA[key]
         cfg.S4M.DATA[key] = _full(paths) if isinstance(paths, str) else tuple(map(_full, paths))
     folder = _stored_folder(cfg, resume, eval_only)
-    raise_all(_key_errors(cfg, opts[::2]))
+    raise_all(_key_errors(cfg, opts[::2], needs_labeled=not (eval_only and folder)))
     if _CLASSES not in opts[::2]:  # of a file it is another data set's
         explicit.discard(_CLASSES)
     if folder is None:
-        data = _begin(cfg, explicit, num_processes, eval_only)
+        data = _begin(cfg, explicit, num_processes, eval_only, frames_dir)
     else:
         data = _continue(cfg, explicit, folder, eval_only)
     unlabeled = data.stored.unlabeled if cfg.S4M.DATA.UNLABELED else ()
@@ -212,9 +223,9 @@ def _full(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
 
 
-def _key_errors(cfg: CfgNode, overrides: Sequence[str]) -> Iterator[S4MError]:
+def _key_errors(cfg: CfgNode, overrides: Sequence[str], needs_labeled: bool) -> Iterator[S4MError]:
     data = cfg.S4M.DATA
-    if not data.LABELED:
+    if needs_labeled and not data.LABELED:
         yield ConfigError(
             "S4M.DATA names own data, but S4M.DATA.LABELED (--labeled) is empty. Give the COCO "
             "json of the labeled images."
@@ -248,7 +259,7 @@ def _image_dirs(cfg: CfgNode) -> tuple[list[str], str]:
     data = cfg.S4M.DATA
     images = data.IMAGES or tuple(map(os.path.dirname, data.LABELED))
     only = data.IMAGES[0] if len(data.IMAGES) == 1 else os.path.dirname(data.VAL)
-    return [*images] * (len(data.LABELED) // len(images)), data.VAL_IMAGES or only
+    return [*images] * (len(data.LABELED) // max(len(images), 1)), data.VAL_IMAGES or only
 
 
 def _labeled_digest(cfg: CfgNode) -> str:
@@ -258,14 +269,16 @@ def _labeled_digest(cfg: CfgNode) -> str:
 def _drawn(labeled: Annotations, parts: Sequence[Annotations], fraction: float) -> list[str]:
     """Names of the images held out, which depend on their names in the files of ``parts``."""
     own = {record["file_name"]: part.name(record) for part in parts for record in part.records}
-    names: dict[str, str] = {}
-    classes_of = {}
+    names: dict[str, list[str]] = defaultdict(list)  # of the copies of a photograph
+    classes_of: dict[str, set[str]] = defaultdict(set)
+    taken: set[str] = set()
     for record in labeled.records:
-        name = labeled.name(record)
-        key = name if own[record["file_name"]] in names else own[record["file_name"]]
-        names[key] = name
-        classes_of[key] = {labeled.classes[a["category_id"]] for a in targets(record)}
-    return [names[key] for key in draw_validation(classes_of, fraction)]
+        name, key = labeled.name(record), own[record["file_name"]]
+        shown = photograph(name if key in taken else key)
+        taken.add(key)
+        names[shown].append(name)
+        classes_of[shown] |= {labeled.classes[a["category_id"]] for a in targets(record)}
+    return [name for key in draw_validation(classes_of, fraction) for name in names[key]]
 
 
 def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[str]]:
@@ -275,22 +288,29 @@ def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[st
     parts = [_read(*pair) for pair in zip(data.LABELED, images, strict=True)]
     labeled, notes = merge_annotations(parts)
     if data.VAL:
-        validation = _read(data.VAL, val_images, classes=labeled.classes)
-        known, given = ({r["file_name"] for r in s.records} for s in (labeled, validation))
-        if again := copies(given - known, known):
-            notes.append(
-                f"{len(again):,} images of {data.VAL} are copies of labeled ones, such as "
-                f"{min(again)}: AP on them says nothing about new images. Remove one of each."
-            )
-        return labeled, labeled, validation, notes
-    draws = bool(labeled.records and data.VAL_FRACTION)
-    held_out = _drawn(labeled, parts, data.VAL_FRACTION) if draws else []
-    train = {labeled.name(record) for record in labeled.records} - {*held_out}
-    validation = replace(labeled.part(held_out), findings=Findings())  # labeled has them
-    return labeled, labeled.part(train), validation, notes
+        train, validation = labeled, _read(data.VAL, val_images, classes=labeled.classes)
+    else:
+        draws = bool(labeled.records and data.VAL_FRACTION)
+        held_out = _drawn(labeled, parts, data.VAL_FRACTION) if draws else []
+        train = labeled.part({labeled.name(record) for record in labeled.records} - {*held_out})
+        validation = replace(labeled.part(held_out), findings=Findings())  # labeled has them
+    known, given = ({r["file_name"] for r in s.records} for s in (train, validation))
+    if again := copies(given - known, known):
+        notes.append(
+            f"{len(again):,} images of {data.VAL or 'the drawn validation set'} are copies of "
+            f"labeled ones, such as {min(again)}: AP on them says nothing about new images. Remove "
+            "one of each."
+        )
+    return labeled, train, validation, notes
 
 
-def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_only: bool) -> OwnData:
+def _begin(
+    cfg: CfgNode,
+    explicit: Collection[str],
+    num_processes: int,
+    eval_only: bool,
+    frames_dir: str,
+) -> OwnData:
     """The data of a new run; derived settings go into ``cfg``."""
     data, folder = cfg.S4M.DATA, os.path.join(cfg.OUTPUT_DIR, FOLDER)
     labeled, train, validation, notes = _split(cfg)
@@ -302,7 +322,7 @@ def _begin(cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_onl
             remedy = "Name a folder of images, or train stage 1 alone: S4M.STAGE teacher."
             raise ConfigError(f"--unlabeled (S4M.DATA.UNLABELED) is missing. {remedy}")
         paths = [record["file_name"] for record in train.records]
-        frames = os.path.join(folder, FRAMES)
+        frames = frames_dir or os.path.join(folder, FRAMES)
         unlabeled, left_out = list_unlabeled(
             data.UNLABELED, held_out, validation.image_root, paths, frames, data.EVERY
         )
@@ -347,7 +367,7 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
     apply(cfg, [setting for setting in stored.settings if setting.key not in kept])
     folders, val_images = _image_dirs(cfg)
     has_changed = _labeled_digest(cfg) != stored.labeled_digest  # other files, of other folders
-    images = has_changed and stored.image_root or os.path.commonpath(folders)
+    images = has_changed and stored.image_root or os.path.commonpath(folders or [folder])
     train = _read(os.path.join(folder, TRAIN), images, classes=stored.classes)
     validation, truth = None, os.path.join(folder, VAL)
     if eval_only and data.VAL:
@@ -356,8 +376,13 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
     elif stored.has_val:
         root = val_images if stored.val_digest else images
         validation = _read(truth, root, classes=train.classes)
-    notes = _evaluation_notes(validation) if eval_only else _changes(cfg, stored)
-    return OwnData(stored, train, validation, truth, folder, False, list(notes), kept)
+    notes = [*(_evaluation_notes(validation) if eval_only else _changes(cfg, stored))]
+    if eval_only and validation and has_changed and data.LABELED and not data.VAL:
+        notes.append(
+            f"{', '.join(data.LABELED)} is not what the run was trained on, and is not looked at: "
+            f"evaluated are the run's validation images, {truth}. --val names others."
+        )
+    return OwnData(stored, train, validation, truth, folder, False, notes, kept)
 
 
 def _notes(
