@@ -32,7 +32,7 @@ class PseudoLabels:
         areas: (N,) px of the masks, if known on the host; None: not fetched yet.
         sam_ious: (N,) float, the IoU that SAM predicts for its mask, nan where the mask is not
             SAM's; None: without SAM.
-        quality: (N,) float in [0, 1], of the masks (:mod:`s4m_d2.semi.mask_quality`); None: not
+        quality: (N,) float in [0, 1], of the masks (:mod:`s4m_d2.semi.filters`); None: not
             measured.
         doubts: (N, H, W) uint8, the masks' uncertainty: in their cross-entropy a pixel weighs
             1 - doubt / 255; None: 1.

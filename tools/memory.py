@@ -115,7 +115,7 @@ def make_up(queries: int, instances: int) -> None:
     from s4m_d2.losses import matcher
     from s4m_d2.semi import pseudo_labels, refinement
 
-    verdict = np.ones((6, queries), dtype=np.int64)  # see select_in_batch
+    verdict = np.ones((6, queries), dtype=np.int64)  # see select_pseudo_labels
     verdict[3:5, instances:] = 0
     verdict[5] = AREA
     draws = np.random.default_rng(0)

@@ -122,11 +122,7 @@ class StructuralDistillation:
 
         Returns:
             {"loss_sd": 0-dim float32 tensor}.
-
-        Raises:
-            InputError: if numbers or sizes disagree.
         """
-        _check_batch(mask_features, images, image_sizes, masks, generators)
         counts = self.num_points, self.num_foreground
         sources: Sequence[Generator | None] = generators or [None] * len(masks)
         points = [
@@ -244,19 +240,3 @@ def _read(maps: Tensor, points: Tensor) -> Tensor:
     grid = 2 * points[:, :, None] - 1
     values = F.grid_sample(maps, grid, "bilinear", padding_mode="border", align_corners=False)
     return values.squeeze(-1)
-
-
-def _check_batch(mask_features, images, image_sizes, masks, generators) -> None:
-    counts = [len(mask_features), len(images), len(image_sizes), len(masks)]
-    counts += [len(generators)] if generators else []
-    if len(set(counts)) > 1 or not counts[0]:
-        raise InputError(
-            "mask_features, images, image_sizes, masks and generators must name the same images, "
-            f"at least one, got {counts} of them"
-        )
-    for index, (mask, (height, width)) in enumerate(zip(masks, image_sizes, strict=True)):
-        if mask.ndim != 3 or mask.shape[1] < height or mask.shape[2] < width:
-            raise InputError(
-                f"masks of image {index} are {tuple(mask.shape)}, but its content is "
-                f"{height} x {width}: expected (N, H, W) masks at image size"
-            )

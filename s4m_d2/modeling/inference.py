@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from s4m_d2.semi.duplicates import are_duplicates
+from s4m_d2.semi.filters import are_duplicates
 from s4m_d2.structures import RLEMasks, encode_masks, mask_boxes
 from s4m_d2.transfers import to_device, to_host
 

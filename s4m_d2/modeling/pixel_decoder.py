@@ -12,11 +12,29 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError
-from s4m_d2.layers import MSDeformAttn, cell_centers, sine_position_encoding, xavier_fill
-from s4m_d2.modeling.registry import register_if_free
+from s4m_d2.layers import MSDeformAttn, cell_centers, sine_position_encoding
 
 NUM_GROUPS = 32  # of the group normalization after each input projection
 ENCODER_FEEDFORWARD = 1024  # Mask2Former fixes it for the deformable encoder
+
+
+def register_if_free(head: type) -> type:
+    """Register a head under its name unless the name is taken.
+
+    Mask2Former's package registers the same names, which the registry refuses a second time. Both
+    packages can be used in one process if Mask2Former is imported first; ``modeling.head`` finds
+    our classes without the registry.
+    """
+    if head.__name__ not in SEM_SEG_HEADS_REGISTRY:
+        SEM_SEG_HEADS_REGISTRY.register(head)
+    return head
+
+
+def xavier_fill(conv: nn.Conv2d) -> None:
+    """Draw uniform weights with variance 1 / fan-in, zero bias ("XavierFill" in Mask2Former)."""
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -89,7 +107,7 @@ class MultiScaleEncoder(nn.Module):
         return [x.reshape(*x.shape[:2], *size) for x, size in zip(levels, sizes, strict=True)]
 
 
-@register_if_free(SEM_SEG_HEADS_REGISTRY)
+@register_if_free
 class MSDeformAttnPixelDecoder(nn.Module):
     """Deformable encoder on the coarse maps, then feature-pyramid levels down to the mask features.
 

@@ -6,11 +6,20 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import Conv2d
+from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, InputError, registered
-from s4m_d2.layers import sine_position_encoding, xavier_fill
-from s4m_d2.modeling.registry import TRANSFORMER_DECODER_REGISTRY
+from s4m_d2.layers import sine_position_encoding
+from s4m_d2.modeling.pixel_decoder import xavier_fill
+
+TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_DECODER")
+TRANSFORMER_DECODER_REGISTRY.__doc__ = """
+Transformer decoders, selected by ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME``.
+
+A decoder is called with ``(cfg, in_channels)`` and maps (feature maps from coarse to fine, mask
+features) to ``pred_logits``, ``pred_masks`` and ``aux_outputs``.
+"""
 
 NUM_FEATURE_LEVELS = 3  # feature maps that the layers attend to in turn
 MASK_EMBED_LAYERS = 3

@@ -21,8 +21,7 @@ from s4m_d2.errors import ConfigError, WeightsError, first_names
 from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.decoder import Prompts
-from s4m_d2.sam.frames import Frame
-from s4m_d2.sam.point_prompts import Asked, PointPromptBackend, build_compute_options
+from s4m_d2.sam.point_prompts import Asked, Frame, PointPromptBackend, build_compute_options
 
 # Classes by the model_type of config.json; those of videos hold the model of images.
 CLASSES = {

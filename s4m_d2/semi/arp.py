@@ -92,11 +92,7 @@ class ARP:
             labels: refined pseudo-labels at the size of their image.
             generators: one for each image, on any device; None: PyTorch's own. The first draws the
                 pairs, then each draws the placements of what its image receives.
-
-        Raises:
-            InputError: if numbers or sizes of images and labels disagree.
         """
-        _check_batch(images, labels, generators)
         sources: Sequence[Generator | None] = generators or [None] * len(images)
         labels = drop_empty(labels)
         rows = [np.flatnonzero(areas >= self.min_area) for areas in known_areas(labels)]
@@ -323,17 +319,3 @@ def _crop_area(cfg) -> float:
         'size in pixels: set INPUT.CROP.ENABLED True and INPUT.CROP.TYPE "absolute", or '
         "S4M.ARP.ENABLED False"
     )
-
-
-def _check_batch(images, labels, generators) -> None:
-    if len(images) != len(labels) or (generators and len(generators) != len(images)):
-        raise InputError(
-            f"{len(images)} images need as many labels and generators, got {len(labels)} and "
-            f"{len(generators or [])}"
-        )
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        if image.ndim != 3 or tuple(image.shape[1:]) != label.image_size:
-            raise InputError(
-                f"image {index} is {tuple(image.shape)} but its masks are {label.image_size}: "
-                "ARP needs pseudo-labels at image size"
-            )

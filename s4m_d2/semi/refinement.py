@@ -84,7 +84,6 @@ class TeacherMasks:
         generators: Sequence[Generator] | None = None,
     ) -> Refinement:
         """See :class:`PointRefiner`; of ``images`` only the device is used."""
-        check_batch(selections, images, image_sizes, generators)
         masks = [
             teacher_masks(selection, size, self.logit_thresh)
             for selection, size in zip(selections, image_sizes, strict=True)
@@ -184,11 +183,7 @@ class PointRefiner:
 
         Returns:
             Labels at content size.
-
-        Raises:
-            InputError: if the numbers of selections, images, sizes and generators differ.
         """
-        check_batch(selections, images, image_sizes, generators)
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         if not active:
@@ -313,9 +308,8 @@ def teacher_doubts(selection: Selection, image_size: tuple[int, int]) -> Tensor:
     logits = selection.mask_logits
     resize = _teacher_resize(logits, selection.content_size, image_size)
     doubts = torch.empty((len(logits), *image_size), dtype=torch.uint8, device=logits.device)
-    for start in range(0, len(logits), MASKS_AT_ONCE):
-        chunk = slice(start, start + MASKS_AT_ONCE)
-        doubts[chunk] = resize(logits[chunk]).abs_().neg_().sigmoid_().mul_(MAX_BYTE).round_()
+    for part, its in zip(doubts.split(MASKS_AT_ONCE), logits.split(MASKS_AT_ONCE), strict=True):
+        part.copy_(resize(its).abs_().neg_().sigmoid_().mul_(MAX_BYTE).round_())
     return doubts
 
 
@@ -352,9 +346,8 @@ def _threshold_in_chunks(
 ) -> Tensor:
     """(N, H, W) bool: where the resized logits exceed the threshold."""
     masks = torch.empty((len(logits), *image_size), dtype=torch.bool, device=logits.device)
-    for start in range(0, len(logits), MASKS_AT_ONCE):
-        chunk = slice(start, start + MASKS_AT_ONCE)
-        torch.gt(resize(logits[chunk]), thresh, out=masks[chunk])
+    for part, its in zip(masks.split(MASKS_AT_ONCE), logits.split(MASKS_AT_ONCE), strict=True):
+        torch.gt(resize(its), thresh, out=part)
     return masks
 
 
@@ -384,14 +377,3 @@ def logit(probability: float) -> float:
             f"mask_thresh (S4M.PSEUDO_LABEL.MASK_THRESH) must lie in (0, 1), got {probability}"
         )
     return math.log(probability / (1.0 - probability))
-
-
-def check_batch(selections, images, image_sizes, generators) -> None:
-    """InputError if a refiner's arguments have different numbers of images."""
-    counts = [len(selections), len(images), len(image_sizes)]
-    counts += [len(generators)] if generators else []
-    if len(set(counts)) > 1:
-        raise InputError(
-            "selections, images, image_sizes and generators must name the same images, "
-            f"got {counts} of them"
-        )

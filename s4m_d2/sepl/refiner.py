@@ -13,13 +13,7 @@ from torch import Generator, Tensor
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.refinement import (
-    REFINER_REGISTRY,
-    Refinement,
-    check_batch,
-    logit,
-    teacher_masks,
-)
+from s4m_d2.semi.refinement import REFINER_REGISTRY, Refinement, logit, teacher_masks
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH, assign_masks
 from s4m_d2.structures import PseudoLabels, dense_overlaps, mask_areas
 from s4m_d2.transfers import to_device, to_host
@@ -86,7 +80,6 @@ class SEPLRefiner:
     ) -> Refinement:
         """See :class:`~s4m_d2.semi.PointRefiner`; ``generators`` are not used, masks may be empty,
         and ``predicted_ious`` are those of the selected masks."""
-        check_batch(selections, images, image_sizes, generators)
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         ious: list[float] = []

@@ -59,12 +59,6 @@ def test_chunks_of_prompts_bound_the_memory_and_change_nothing():
 
 
 def test_arguments_that_cannot_be_are_named():
-    features, images, sizes, masks = make_batch([(24, 24)], (24, 24))
-    loss_fn = StructuralDistillation(backend=RandomSam(SIDE, pads=False))
-    with pytest.raises(InputError, match="same images"):
-        loss_fn(features, images, [*sizes, (1, 1)], masks)
-    with pytest.raises(InputError, match="image 0"):
-        loss_fn(features, images, sizes, [torch.ones(1, 8, 8).bool()])
     for name, value in {
         "num_points": 0,
         "foreground_fraction": 1.5,

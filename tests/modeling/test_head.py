@@ -3,15 +3,14 @@
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
-from fvcore.common.registry import Registry
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY, build_model
 
 from s4m_d2.errors import ConfigError
 from s4m_d2.modeling import (
     MaskFormerHead,
     MSDeformAttnPixelDecoder,
 )
-from s4m_d2.modeling.registry import register_if_free
+from s4m_d2.modeling.pixel_decoder import register_if_free
 
 SHAPES = {
     f"res{i + 2}": ShapeSpec(channels=8 * 2**i, stride=4 * 2**i, height=None, width=None)
@@ -87,19 +86,10 @@ def test_unsupported_options_are_refused_by_key(make_tiny_cfg):
 
 
 def test_a_name_that_is_taken_stays_with_its_owner():
-    registry = Registry("TEST")
-
-    @registry.register()
-    class Head:
-        pass
-
-    @register_if_free(registry)
-    class Other:
-        pass
-
-    taken = type("Head", (), {})
-    assert register_if_free(registry)(taken) is taken
-    assert registry.get("Head") is Head and registry.get("Other") is Other
+    owner = SEM_SEG_HEADS_REGISTRY.get("MaskFormerHead")
+    taken = type("MaskFormerHead", (), {})
+    assert register_if_free(taken) is taken
+    assert SEM_SEG_HEADS_REGISTRY.get("MaskFormerHead") is owner
 
 
 def test_early_checkpoints_load_strictly(make_tiny_model):

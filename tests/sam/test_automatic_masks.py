@@ -19,7 +19,7 @@ from s4m_d2.errors import InputError
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend
 from s4m_d2.sam.checkpoint import load_sam
-from s4m_d2.sam.frames import Frame
+from s4m_d2.sam.point_prompts import Frame
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
 

@@ -10,7 +10,6 @@ from seeds import generators
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.semi.arp import ARP
-from s4m_d2.structures import PseudoLabels
 
 MIN_AREA = 6
 
@@ -50,12 +49,6 @@ def test_arguments_that_cannot_be_are_named():
     ):
         with pytest.raises(InputError, match=message):
             ARP(**arguments)
-    labels = [PseudoLabels.empty((4, 4)), PseudoLabels.empty((4, 5))]
-    images = [torch.zeros(3, 4, 4)] * 2
-    with pytest.raises(InputError, match="image 1"):
-        ARP(min_area=1)(images, labels)
-    with pytest.raises(InputError, match="2 images"):
-        ARP(min_area=1)(images, labels[:1])
 
 
 def test_the_config_gives_the_minimum_area_of_the_training_crop():

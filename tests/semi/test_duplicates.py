@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seeds import seeded
 
-from s4m_d2.semi.duplicates import drop_duplicates
+from s4m_d2.semi.filters import drop_duplicates
 from s4m_d2.structures import PseudoLabels
 
 SIZE = (10, 10)

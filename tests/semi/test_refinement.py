@@ -13,7 +13,7 @@ from torch import Tensor
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.sam.backend import EncodedImages
-from s4m_d2.sam.frames import Frame
+from s4m_d2.sam.point_prompts import Frame
 from s4m_d2.semi.refinement import (
     MASKS_AT_ONCE,
     PointRefiner,
@@ -229,13 +229,6 @@ def test_masks_that_agree_too_little_stay_the_teachers(least, kept):
     of_sam = [math.nan if i in kept else 0.9 for i in range(2)]
     assert refined.labels[0].sam_ious.tolist() == pytest.approx(of_sam, nan_ok=True)
     assert refined.labels[0][1:].sam_ious.isnan().tolist() == [1 in kept]
-
-
-@pytest.mark.parametrize("refiner", [TeacherMasks(), PointRefiner(backend=None)])
-def test_disagreeing_batches_are_named(refiner):
-    selections = [make_selection(blobs(0))]
-    with pytest.raises(InputError, match=r"same images, got \[1, 2, 1\]"):
-        refiner(selections, torch.zeros(2, 3, 24, 36), [(24, 36)])
 
 
 def test_arguments_out_of_range_are_named():

@@ -146,14 +146,15 @@ def random_selection(size: tuple[int, int], seed: int, thresh: float) -> Selecti
     class_logits = torch.full((queries, 4), -8.0)
     classes = torch.randint(0, 3, (queries,), generator=generator)
     class_logits[torch.arange(queries), classes] = torch.rand(queries, generator=generator)
-    return select_pseudo_labels(
-        class_logits,
-        smooth(queries, (CANVAS[0] // STRIDE, CANVAS[1] // STRIDE), generator),
-        content_size=(size[0] / STRIDE, size[1] / STRIDE),
+    [selection] = select_pseudo_labels(
+        [class_logits],
+        [smooth(queries, (CANVAS[0] // STRIDE, CANVAS[1] // STRIDE), generator)],
+        content_sizes=[(size[0] / STRIDE, size[1] / STRIDE)],
         score_thresh=0.7,
         min_area=0.0,
         mask_thresh=thresh,
     )
+    return selection
 
 
 def random_answer(selection: Selection, seed: int) -> PromptOutput | None:

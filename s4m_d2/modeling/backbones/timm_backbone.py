@@ -9,6 +9,7 @@ grid of 32 x 64 patches, each of 16 x 16 px of the image.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Sequence
@@ -20,17 +21,20 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import ConfigError, InputError, WeightsError
 from s4m_d2.modeling.backbones.feature_pyramid import (
     ChannelNorm,
     SimpleFeaturePyramid,
     resize_to_grid,
 )
-from s4m_d2.modeling.backbones.timm_models import create_net
+from s4m_d2.pretrained import import_timm
 
 OUT_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 _COARSEST = max(OUT_STRIDES.values())
 _PIXEL_TOLERANCE = 0.5  # of a normalization, in 0..255 units
+# Options of some models that allow images of any size. With them Swin's windows always have their
+# full size, shifted in every second block.
+_ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False, "always_partition": True}
 
 logger = logging.getLogger(__name__)
 
@@ -224,3 +228,85 @@ def _warn_of_normalization(cfg, net: Any) -> None:
                 cfg.MODEL.TIMM.NAME,
                 [round(value, 3) for value in known.tolist()],
             )
+
+
+def create_net(
+    name: str, *, pretrained: bool, in_channels: int = 3, drop_path: float = 0.0, norm: str = "BN"
+) -> nn.Module:
+    """Create a timm model without its classifier.
+
+    Args:
+        name: "architecture" or "architecture.tag", the tag naming timm's weights.
+        pretrained: load timm's weights, from the network or from the cache of an earlier load.
+        in_channels: of the images.
+        drop_path: rate of stochastic depth at the last block.
+        norm: "BN": unchanged batch norms; "FrozenBN" and "SyncBN" replace them.
+
+    Raises:
+        ConfigError: timm is missing, has no such model, or the model does not take the options.
+        WeightsError: the pre-trained weights cannot be fetched.
+    """
+    timm = import_timm('MODEL.BACKBONE.NAME "build_timm_backbone"')
+    options = _options(timm, name, drop_path)
+    if pretrained and not timm.is_model_pretrained(name):
+        raise ConfigError(
+            f"MODEL.TIMM.PRETRAINED: timm {timm.__version__} has no weights of {name!r}. Choose "
+            "another MODEL.TIMM.NAME, or set MODEL.TIMM.PRETRAINED False."
+        )
+    try:
+        net = timm.create_model(
+            name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options
+        )
+    except OSError as error:
+        raise WeightsError(
+            f"MODEL.TIMM.PRETRAINED: the weights of {name!r} cannot be fetched "
+            f"({(str(error).splitlines() or [type(error).__name__])[0]}). Run once with a network, "
+            "so that they are in the cache, copy that cache (HF_HOME) here, or set "
+            "MODEL.TIMM.PRETRAINED False and give a file of this model's weights as MODEL.WEIGHTS."
+        ) from error
+    from s4m_d2.modeling.backbones.swin_windows import pad_before_shift  # imports timm
+
+    pad_before_shift(net)
+    return _convert_norms(net, norm)
+
+
+def _options(timm: Any, name: str, drop_path: float) -> dict[str, bool | float]:
+    """Those of our options that the model's class accepts."""
+    try:
+        with torch.device("meta"):  # builds the model without memory, to learn its class
+            net = timm.create_model(name)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"MODEL.TIMM.NAME is {name!r}: {str(error).rstrip('.')}. timm.list_models() returns "
+            f"the names that timm {timm.__version__} knows, timm.list_pretrained() those of weights"
+        ) from error
+    accepted = inspect.signature(type(net)).parameters
+    fixed = net.pretrained_cfg["fixed_input_size"]
+    if fixed and not accepted.keys() & {"dynamic_img_size", "strict_img_size"}:
+        raise ConfigError(
+            f"MODEL.TIMM.NAME is {name!r}, which takes images of one size only; choose a model "
+            "that takes any, such as a ResNet, a ConvNeXt, a Swin or a vit_*."
+        )
+    options: dict[str, bool | float] = {
+        key: value for key, value in _ANY_SIZE.items() if key in accepted
+    }
+    if not 0 <= drop_path < 1:
+        raise ConfigError(f"MODEL.TIMM.DROP_PATH is {drop_path}; expected at least 0 and below 1.")
+    if "drop_path_rate" in accepted:
+        options["drop_path_rate"] = drop_path  # 0 too: the default of some models is higher
+    elif drop_path:
+        raise ConfigError(
+            f"MODEL.TIMM.DROP_PATH is {drop_path}, but {name!r} has no stochastic depth: set it "
+            "to 0."
+        )
+    return options
+
+
+def _convert_norms(net: nn.Module, norm: str) -> nn.Module:
+    from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+
+    converters = {"FrozenBN": freeze_batch_norm_2d, "SyncBN": convert_sync_batchnorm}
+    if norm not in ("BN", *converters):
+        names = ", ".join(("BN", *converters))
+        raise ConfigError(f"MODEL.TIMM.NORM is {norm!r}; choose one of {names}.")
+    return converters[norm](net) if norm in converters else net
