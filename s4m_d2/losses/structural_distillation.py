@@ -15,7 +15,7 @@ from detectron2.config import configurable
 from fvcore.common.registry import Registry
 from torch import Generator, Tensor
 
-from s4m_d2.errors import InputError, registered
+from s4m_d2.errors import registered, require
 from s4m_d2.layers import cell_centers
 from s4m_d2.transfers import to_device
 
@@ -58,9 +58,6 @@ class StructuralDistillation:
         foreground_fraction: share of them drawn from the ground-truth masks (rounded).
         huber_delta: difference at which the loss changes from quadratic to linear.
         max_prompts: prompts whose features (C, S, S) are in memory at once.
-
-    Raises:
-        InputError: if an argument is out of range.
     """
 
     @configurable
@@ -74,15 +71,11 @@ class StructuralDistillation:
         huber_delta: float = 1.0,
         max_prompts: int = 128,
     ) -> None:
-        for key, value, valid in (
-            ("S4M.DISTILL.NUM_POINTS", num_points, num_points >= 1),
-            ("S4M.DISTILL.FOREGROUND_FRACTION", foreground_fraction, 0 <= foreground_fraction <= 1),
-            ("S4M.DISTILL.HUBER_DELTA", huber_delta, huber_delta > 0),
-            ("S4M.SAM.MAX_PROMPTS", max_prompts, max_prompts >= 1),
-        ):
-            if not valid:
-                name = key.rpartition(".")[2].lower()
-                raise InputError(f"{name} ({key}) is out of range: {value}")
+        share = foreground_fraction
+        require("S4M.DISTILL.NUM_POINTS", num_points, num_points >= 1, "1 or more")
+        require("S4M.DISTILL.FOREGROUND_FRACTION", share, 0 <= share <= 1, "a number in [0, 1]")
+        require("S4M.DISTILL.HUBER_DELTA", huber_delta, huber_delta > 0, "more than 0")
+        require("S4M.SAM.MAX_PROMPTS", max_prompts, max_prompts >= 1, "1 or more")
         self.backend = backend
         self.weight = weight
         self.num_points = num_points

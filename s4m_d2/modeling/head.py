@@ -7,7 +7,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, registered
+from s4m_d2.errors import ConfigError, registered, require
 from s4m_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder, register_if_free
 from s4m_d2.modeling.transformer_decoder import build_transformer_decoder
 
@@ -44,12 +44,8 @@ class MaskFormerHead(nn.Module):
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, which the backbone does not "
                 f"return; it returns {sorted(input_shape)} (MODEL.RESNETS.OUT_FEATURES)"
             )
-        in_feature = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
-        if in_feature != MULTI_SCALE:
-            raise ConfigError(
-                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE must be {MULTI_SCALE!r}, "
-                f"got {in_feature!r}"
-            )
+        key, source = "TRANSFORMER_IN_FEATURE", cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+        require(f"MODEL.MASK_FORMER.{key}", source, source == MULTI_SCALE, repr(MULTI_SCALE))
         return {
             "num_classes": head.NUM_CLASSES,
             "pixel_decoder": _build("PIXEL_DECODER_NAME", cfg, input_shape),

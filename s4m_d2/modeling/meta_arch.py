@@ -12,7 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
 from detectron2.structures import BitMasks, ImageList, Instances
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, DatasetError, InputError
+from s4m_d2.errors import DatasetError, InputError, require
 from s4m_d2.losses import SetCriterion, build_distillation
 from s4m_d2.modeling.head import build_head
 from s4m_d2.modeling.inference import instance_inference, largest_components
@@ -313,9 +313,7 @@ def _image(sample: Sample) -> Tensor:
 def _check_supported(cfg) -> None:
     test = cfg.MODEL.MASK_FORMER.TEST
     for key, wanted in (("SEMANTIC_ON", False), ("PANOPTIC_ON", False), ("INSTANCE_ON", True)):
-        if test[key] != wanted:
-            raise ConfigError(
-                f"MODEL.MASK_FORMER.TEST.{key} must be {wanted}: instance segmentation only"
-            )
-    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-        raise ConfigError(f"INPUT.FORMAT must be 'RGB' or 'BGR', got {cfg.INPUT.FORMAT!r}")
+        expected = f"{wanted}: instance segmentation only"
+        require(f"MODEL.MASK_FORMER.TEST.{key}", test[key], test[key] == wanted, expected)
+    order = cfg.INPUT.FORMAT
+    require("INPUT.FORMAT", order, order in ("RGB", "BGR"), "'RGB' or 'BGR'")

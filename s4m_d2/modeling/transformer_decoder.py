@@ -9,7 +9,7 @@ from detectron2.layers import Conv2d
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, InputError, registered
+from s4m_d2.errors import InputError, registered, require
 from s4m_d2.layers import sine_position_encoding
 from s4m_d2.modeling.pixel_decoder import xavier_fill
 
@@ -155,10 +155,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     @classmethod
     def from_config(cls, cfg, in_channels: int) -> dict:
         former = cfg.MODEL.MASK_FORMER
-        if former.PRE_NORM:
-            raise ConfigError("MODEL.MASK_FORMER.PRE_NORM True is not supported: set it to False")
-        if former.DEC_LAYERS < 1:
-            raise ConfigError(f"MODEL.MASK_FORMER.DEC_LAYERS must be >= 1, got {former.DEC_LAYERS}")
+        layers, is_post_norm = former.DEC_LAYERS, not former.PRE_NORM
+        require("MODEL.MASK_FORMER.PRE_NORM", former.PRE_NORM, is_post_norm, "False")
+        require("MODEL.MASK_FORMER.DEC_LAYERS", layers, layers >= 1, "1 or more")
         return {
             "in_channels": in_channels,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,

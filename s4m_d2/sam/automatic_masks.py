@@ -149,18 +149,16 @@ class AutomaticMasks:
         """
         if self._fingerprint is None:
             backend: Any = self.backend
-            digest = hashlib.sha256()
+            settings = {name: float(value) for name, value in asdict(self.settings).items()}
+            del settings["points_per_batch"]
             pixels = backend.frame.mean.tolist(), backend.frame.std.tolist()
-            kind = type(backend).__name__, backend.image_side, pixels
-            digest.update(repr((*kind, str(backend.dtype), backend.device.type)).encode())
-            for name, value in sorted(backend.sam.state_dict().items()):
+            kind = type(backend).__name__, backend.image_side, str(backend.dtype)
+            about = *kind, backend.device.type, pixels, settings
+            digest = hashlib.sha256(repr(about).encode())
+            for name, value in backend.sam.state_dict().items():
                 digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
                 digest.update(to_host(value.contiguous().flatten().view(torch.uint8))[0].data)
-            settings = asdict(self.settings)
-            del settings["points_per_batch"]
-            values = sorted((name, float(value)) for name, value in settings.items())
-            about = repr((digest.hexdigest(), values))
-            self._fingerprint = hashlib.sha256(about.encode()).hexdigest()
+            self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import InputError, require
 from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend, check_images
 from s4m_d2.sam.decoder import ImageTokens, Prompts, image_input, predict_masks, transform_tokens
@@ -124,8 +124,8 @@ class PointPromptBackend(SamBackend):
         max_images_per_chunk: int = 0,
         precision: str = AUTO,
     ) -> None:
-        if max_prompts_per_chunk < 1:
-            raise ConfigError(f"S4M.SAM.MAX_PROMPTS is {max_prompts_per_chunk}; expected 1 or more")
+        most = max_prompts_per_chunk
+        require("S4M.SAM.MAX_PROMPTS", most, most >= 1, "1 or more")
         compute_dtype(precision, torch.device("cpu"))  # refuses what it does not know
         self.sam = sam.eval().requires_grad_(False)
         self.decoder = decoder

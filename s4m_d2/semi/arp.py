@@ -12,7 +12,7 @@ import torch
 from detectron2.config import configurable
 from torch import Generator, Tensor
 
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import ConfigError, require
 from s4m_d2.structures import PseudoLabels, drop_empty, known_areas, mask_boxes
 from s4m_d2.transfers import to_device
 
@@ -40,9 +40,6 @@ class ARP:
         pair_fraction: number of pairs, as a share of the images of the batch, in (0, 0.5].
         random_placement: False: static; True: dynamic.
         scale_range: (low, high) of the scale, > 0; dynamic only.
-
-    Raises:
-        InputError: if an argument is out of range.
     """
 
     @configurable
@@ -54,16 +51,10 @@ class ARP:
         random_placement: bool = False,
         scale_range: tuple[float, float] = (0.8, 1.2),
     ) -> None:
-        if min_area < 0:
-            raise InputError(f"min_area (S4M.ARP.MIN_AREA_FRACTION) must be >= 0, got {min_area}")
-        if not 0.0 < pair_fraction <= 0.5:
-            raise InputError(
-                f"pair_fraction (S4M.ARP.PAIR_FRACTION) must lie in (0, 0.5], got {pair_fraction}"
-            )
-        if len(scale_range) != 2 or not 0.0 < scale_range[0] <= scale_range[1]:
-            raise InputError(
-                f"scale_range (S4M.ARP.SCALE_RANGE) must be 0 < low <= high, got {scale_range}"
-            )
+        is_range = len(scale_range) == 2 and 0 < scale_range[0] <= scale_range[1]
+        require("S4M.ARP.MIN_AREA_FRACTION", min_area, min_area >= 0, "0 or more")
+        require("S4M.ARP.PAIR_FRACTION", pair_fraction, 0 < pair_fraction <= 0.5, "up to 0.5")
+        require("S4M.ARP.SCALE_RANGE", scale_range, is_range, "0 < low <= high")
         self.min_area = min_area
         self.pair_fraction = pair_fraction
         self.random_placement = random_placement

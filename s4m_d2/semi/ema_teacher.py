@@ -8,7 +8,7 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
-from s4m_d2.errors import InputError
+from s4m_d2.errors import InputError, require
 from s4m_d2.semi.burn_in import TeacherPhase
 
 
@@ -31,8 +31,7 @@ class EMATeacher:
     """
 
     def __init__(self, teacher: nn.Module, decay: float) -> None:
-        if not 0.0 <= decay <= 1.0:
-            raise InputError(f"decay (S4M.EMA_DECAY) must lie in [0, 1], got {decay}")
+        require("S4M.EMA_DECAY", decay, 0 <= decay <= 1, "a number in [0, 1]")
         self.model = teacher.eval().requires_grad_(False)
         self.decay = decay
         for module in teacher.modules():

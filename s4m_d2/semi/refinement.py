@@ -19,7 +19,7 @@ from detectron2.config import configurable
 from fvcore.common.registry import Registry
 from torch import Generator, Tensor
 
-from s4m_d2.errors import InputError, registered
+from s4m_d2.errors import registered, require
 from s4m_d2.sam.backend import EncodedImages
 from s4m_d2.sam.point_prompts import BOX_LABELS
 from s4m_d2.semi.mask_points import neighbor_points, sample_mask_points
@@ -129,21 +129,12 @@ class PointRefiner:
         mask_prompt: bool = False,
         tries: int = 1,
     ) -> None:
-        if num_points < 1:
-            raise InputError(f"num_points (S4M.REFINE.NUM_POINTS) must be >= 1, got {num_points}")
-        if prompt not in PROMPTS:
-            raise InputError(
-                f"prompt (S4M.REFINE.PROMPT) must be one of {', '.join(PROMPTS)}, got {prompt!r}"
-            )
-        if not 0.0 <= min_agreement <= 1.0:
-            raise InputError(
-                f"min_agreement (S4M.REFINE.MIN_AGREEMENT) must lie in [0, 1], got {min_agreement}"
-            )
-        if negative_points < 0 or tries < 1:
-            raise InputError(
-                "negative_points and tries (S4M.REFINE.NEGATIVE_POINTS and TRIES) must be at least "
-                f"0 and 1, got {negative_points} and {tries}"
-            )
+        is_share, known = 0 <= min_agreement <= 1, f"one of {', '.join(PROMPTS)}"
+        require("S4M.REFINE.NUM_POINTS", num_points, num_points >= 1, "1 or more")
+        require("S4M.REFINE.PROMPT", prompt, prompt in PROMPTS, known)
+        require("S4M.REFINE.MIN_AGREEMENT", min_agreement, is_share, "a number in [0, 1]")
+        require("S4M.REFINE.NEGATIVE_POINTS", negative_points, negative_points >= 0, "0 or more")
+        require("S4M.REFINE.TRIES", tries, tries >= 1, "1 or more")
         self.negative_points, self.mask_prompt, self.tries = negative_points, mask_prompt, tries
         self.prompt = prompt
         self.min_agreement = min_agreement
@@ -371,9 +362,7 @@ def _better(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tupl
 
 
 def logit(probability: float) -> float:
-    """Logit of the threshold of the teacher's masks; InputError if it is outside (0, 1)."""
-    if not 0.0 < probability < 1.0:
-        raise InputError(
-            f"mask_thresh (S4M.PSEUDO_LABEL.MASK_THRESH) must lie in (0, 1), got {probability}"
-        )
+    """Logit of S4M.PSEUDO_LABEL.MASK_THRESH; ConfigError if it is outside (0, 1)."""
+    is_inside = 0 < probability < 1
+    require("S4M.PSEUDO_LABEL.MASK_THRESH", probability, is_inside, "a number in (0, 1)")
     return math.log(probability / (1.0 - probability))

@@ -6,7 +6,7 @@ from literal_distillation import CHANNELS, RandomSam
 from seeds import seeded
 
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import ConfigError
 from s4m_d2.losses import StructuralDistillation, build_distillation
 
 SIDE = 6
@@ -65,7 +65,7 @@ def test_arguments_that_cannot_be_are_named():
         "huber_delta": 0.0,
         "max_prompts": 0,
     }.items():
-        with pytest.raises(InputError, match=name):
+        with pytest.raises(ConfigError, match=name.upper()):
             StructuralDistillation(backend=None, **{name: value})
 
 

@@ -213,7 +213,7 @@ def test_what_cannot_be_built_is_refused_with_a_way_out(build):
         (("beit_base_patch16_224",), "images of one size only"),
         (("hrnet_w18_small", "MODEL.TIMM.DROP_PATH", 0.1), "no stochastic depth"),
         (("s4m_swin", "MODEL.TIMM.DROP_PATH", 1.0), "is 1.0; expected at least 0 and below 1"),
-        (("test_resnet", "MODEL.TIMM.NORM", "GN"), "NORM is 'GN'; choose one of BN, FrozenBN"),
+        (("test_resnet", "MODEL.TIMM.NORM", "GN"), "NORM is 'GN'; expected one of BN, FrozenBN"),
         (("test_resnet", "MODEL.TIMM.OUT_INDICES", (0, 1, 2, 3)), r"strides \[4, 8, 16, 32\]"),
         (("test_resnet", "MODEL.TIMM.OUT_INDICES", (1, 2, 3, 9)), r"\[2, 4, 8, 16, 32\]"),
         (("test_vit", "MODEL.TIMM.OUT_INDICES", (1, 3)), "index of one map"),

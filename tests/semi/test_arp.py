@@ -8,7 +8,7 @@ from hand_made import labels_of, rectangle
 from seeds import generators
 
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import ConfigError
 from s4m_d2.semi.arp import ARP
 
 MIN_AREA = 6
@@ -47,7 +47,7 @@ def test_arguments_that_cannot_be_are_named():
         ({"min_area": 1, "scale_range": (1.2, 0.8)}, "SCALE_RANGE"),
         ({"min_area": 1, "scale_range": (0.0, 0.8)}, "SCALE_RANGE"),
     ):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(ConfigError, match=message):
             ARP(**arguments)
 
 

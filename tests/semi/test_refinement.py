@@ -11,7 +11,7 @@ from seeds import seeded
 from torch import Tensor
 
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import ConfigError
 from s4m_d2.sam.backend import EncodedImages
 from s4m_d2.sam.point_prompts import Frame
 from s4m_d2.semi.refinement import (
@@ -239,9 +239,9 @@ def test_arguments_out_of_range_are_named():
         ("negative_points", -1),
         ("tries", 0),
     ):
-        with pytest.raises(InputError, match=f"S4M.REFINE.*{name.upper()}"):
+        with pytest.raises(ConfigError, match=f"S4M.REFINE.*{name.upper()}"):
             PointRefiner(backend=None, **{name: value})
-    with pytest.raises(InputError, match="S4M.PSEUDO_LABEL.MASK_THRESH"):
+    with pytest.raises(ConfigError, match="S4M.PSEUDO_LABEL.MASK_THRESH"):
         TeacherMasks(mask_thresh=1.0)
 
 

@@ -21,7 +21,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, InputError, WeightsError
+from s4m_d2.errors import ConfigError, InputError, WeightsError, require
 from s4m_d2.modeling.backbones.feature_pyramid import (
     ChannelNorm,
     SimpleFeaturePyramid,
@@ -290,8 +290,7 @@ def _options(timm: Any, name: str, drop_path: float) -> dict[str, bool | float]:
     options: dict[str, bool | float] = {
         key: value for key, value in _ANY_SIZE.items() if key in accepted
     }
-    if not 0 <= drop_path < 1:
-        raise ConfigError(f"MODEL.TIMM.DROP_PATH is {drop_path}; expected at least 0 and below 1.")
+    require("MODEL.TIMM.DROP_PATH", drop_path, 0 <= drop_path < 1, "at least 0 and below 1")
     if "drop_path_rate" in accepted:
         options["drop_path_rate"] = drop_path  # 0 too: the default of some models is higher
     elif drop_path:
@@ -305,8 +304,10 @@ def _options(timm: Any, name: str, drop_path: float) -> dict[str, bool | float]:
 def _convert_norms(net: nn.Module, norm: str) -> nn.Module:
     from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
 
-    converters = {"FrozenBN": freeze_batch_norm_2d, "SyncBN": convert_sync_batchnorm}
-    if norm not in ("BN", *converters):
-        names = ", ".join(("BN", *converters))
-        raise ConfigError(f"MODEL.TIMM.NORM is {norm!r}; choose one of {names}.")
-    return converters[norm](net) if norm in converters else net
+    converters = {
+        "BN": lambda net: net,
+        "FrozenBN": freeze_batch_norm_2d,
+        "SyncBN": convert_sync_batchnorm,
+    }
+    require("MODEL.TIMM.NORM", norm, norm in converters, f"one of {', '.join(converters)}")
+    return converters[norm](net)
