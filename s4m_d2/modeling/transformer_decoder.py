@@ -235,7 +235,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         num_queries = self.query_feat.num_embeddings
         if NUM_FEATURE_LEVELS * mask_features.shape[1] > self.num_layers * num_queries:
             return []
-        return [_resize(mask_features, size) for size in sizes]
+        return [resize(mask_features, size) for size in sizes]
 
     def _predict_masks(self, normed: Tensor, mask_features: Tensor) -> Tensor:
         return torch.einsum("bqc,bchw->bqhw", self.mask_embed(normed), mask_features)
@@ -254,8 +254,8 @@ def build_transformer_decoder(cfg, in_channels: int) -> nn.Module:
     return entry(cfg, in_channels)
 
 
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, *size)."""
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size), bilinear; the maps themselves if they have the size."""
     if maps.shape[-2:] == size:
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
@@ -263,7 +263,7 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _attention_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, Q, S) bool from mask logits: True outside the mask; all False if the mask is empty."""
-    blocked = _resize(masks.detach(), size).flatten(2) < 0
+    blocked = resize(masks.detach(), size).flatten(2) < 0
     return blocked & ~blocked.all(dim=-1, keepdim=True)
 
 

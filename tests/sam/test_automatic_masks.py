@@ -177,24 +177,6 @@ def test_an_encoded_image_is_not_encoded_again(tiny):
 BLACK = np.zeros((32, 48, 3), np.uint8)
 
 
-def test_an_image_of_another_kind_or_encoded_otherwise_is_refused():
-    for image, sizes, layers in (
-        (BLACK, [(32, 48)], 1),  # crops have to be encoded themselves
-        (BLACK, [(48, 32)], 0),
-        (BLACK, [(32, 48), (32, 48)], 0),
-        (BLACK, [], 0),
-        (BLACK[..., 0], None, 0),
-        (BLACK.transpose(2, 0, 1), None, 0),
-        (BLACK.astype(np.float32), None, 0),
-        (BLACK[:0], None, 0),
-        (torch.from_numpy(BLACK), None, 0),
-    ):
-        encoded = None if sizes is None else EncodedImages(torch.zeros(len(sizes), 1, 8, 8), sizes)
-        settings = AutomaticMaskSettings(points_per_side=2, crop_n_layers=layers)
-        with pytest.raises(InputError, match=r"^image|encoded"):
-            AutomaticMasks(HalvesBackend(), settings).generate(image, encoded)
-
-
 @pytest.mark.parametrize("layers", [0, 2])
 def test_where_no_mask_passes_and_where_all_are_empty_there_is_none(layers):
     """The library's records of masks without a pixel have a stability of 0 / 0."""

@@ -20,7 +20,7 @@ from benchmarking.bench import Bench, OneByOne
 from benchmarking.timing import Form
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.rng import sample_seeds
-from s4m_d2.formats.outlines import mask_polygons
+from s4m_d2.formats.coco import mask_polygons
 from s4m_d2.layers import cell_centers
 from s4m_d2.structures import encode_masks
 
