@@ -199,11 +199,10 @@ def as_rles(masks: RLEMasks | Tensor) -> Sequence[Mapping[str, Any]]:
 
 
 class RLEMasks:
-    """N run-length encoded masks of one image: a few KiB each, for any size of the image.
+    """N run-length encoded masks of one image, in the place of the (N, H, W) bool ``pred_masks``.
 
-    Replaces the (N, H, W) bool tensor ``Instances.pred_masks`` to save memory. Iteration, and
-    indexing with an int, decode (H, W) bool tensors on the CPU, as evaluators need them. Any other
-    index returns RLEMasks. ``np.asarray`` decodes all masks.
+    Iteration, and indexing with an int, decode (H, W) bool tensors on the CPU, as evaluators need
+    them. Any other index returns RLEMasks. ``np.asarray`` decodes all masks.
 
     Args:
         rles: COCO's encoding of each mask (:func:`encode_masks`).

@@ -48,11 +48,9 @@ def stable_subset(names: Sequence[str], fraction: float, seed: int) -> list[str]
     Args:
         names: file names or paths with different base names.
         fraction: in (0, 1]; fraction * len(names) is rounded half up, to at least 1.
-        seed: any integer.
 
     Raises:
         DatasetError: ``names`` is empty or two base names are equal.
-        InputError: the fraction is out of range.
 
     >>> stable_subset(["a/1.png", "a/2.png", "b/3.png", "b/4.png"], 0.5, seed=0)
     ['a/1.png', 'b/3.png']
@@ -88,9 +86,7 @@ def read_split_file(path: str) -> list[str]:
 def listed_subset(names: Sequence[str], stems: Sequence[str], origin: str) -> list[str]:
     """Choose the names whose stem is one of :func:`read_split_file`, sorted.
 
-    Args:
-        names: file names or paths of the data set.
-        origin: name of the list in messages.
+    ``origin`` names the list in messages.
 
     Raises:
         DatasetError: a listed name is not in the data set, or fits more than one image.

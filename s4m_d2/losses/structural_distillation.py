@@ -28,11 +28,7 @@ ImageSize = tuple[int, int]
 
 
 def build_distillation(cfg, backend):
-    """Build the loss selected by S4M.DISTILL.NAME.
-
-    Raises:
-        ConfigError: if S4M.DISTILL.NAME is not registered.
-    """
+    """Build the loss selected by S4M.DISTILL.NAME."""
     entry = registered(DISTILLATION_REGISTRY, "S4M.DISTILL.NAME", cfg.S4M.DISTILL.NAME)
     return entry(cfg, backend)
 

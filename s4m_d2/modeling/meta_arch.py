@@ -210,7 +210,7 @@ class S4MMaskFormer(nn.Module):
         """Normalize, then pad."""
         return self._pad(
             [
-                (to_device(_image(sample), self.device) - self.pixel_mean) / self.pixel_std
+                (to_device(sample["image"], self.device) - self.pixel_mean) / self.pixel_std
                 for sample in batched_inputs
             ]
         )
@@ -298,16 +298,6 @@ def _masks(instances: Instances, size: torch.Size, name: str) -> Tensor:
 
 def _padded_size(images: ImageList) -> tuple[int, int]:
     return images.tensor.shape[-2], images.tensor.shape[-1]
-
-
-def _image(sample: Sample) -> Tensor:
-    image = sample["image"]
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise InputError(
-            f"{sample.get('file_name', 'image')}: expected a (3, H, W) tensor, "
-            f"got {tuple(image.shape)}"
-        )
-    return image
 
 
 def _check_supported(cfg) -> None:

@@ -11,7 +11,7 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError
+from s4m_d2.errors import require
 from s4m_d2.layers import MSDeformAttn, cell_centers, sine_position_encoding
 
 NUM_GROUPS = 32  # of the group normalization after each input projection
@@ -215,16 +215,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
 def _check_features(
     input_shape: dict[str, ShapeSpec], transformer_in_features: list[str], conv_dim: int
 ) -> None:
-    unknown = sorted(set(transformer_in_features) - set(input_shape))
-    if unknown or not transformer_in_features:
-        raise ConfigError(
-            "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES must name some of "
-            f"IN_FEATURES {sorted(input_shape)}, got {list(transformer_in_features)}"
-        )
-    if conv_dim % NUM_GROUPS:
-        raise ConfigError(
-            f"MODEL.SEM_SEG_HEAD.CONVS_DIM must be a multiple of {NUM_GROUPS}, got {conv_dim}"
-        )
+    key = "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"
+    are_known = bool(transformer_in_features) and {*transformer_in_features} <= {*input_shape}
+    expected = f"some of IN_FEATURES {sorted(input_shape)}"
+    require(key, transformer_in_features, are_known, expected)
+    groups = f"a multiple of {NUM_GROUPS}"
+    require("MODEL.SEM_SEG_HEAD.CONVS_DIM", conv_dim, conv_dim % NUM_GROUPS == 0, groups)
 
 
 def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:

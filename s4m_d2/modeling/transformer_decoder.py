@@ -9,7 +9,7 @@ from detectron2.layers import Conv2d
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from s4m_d2.errors import InputError, registered, require
+from s4m_d2.errors import registered, require
 from s4m_d2.layers import sine_position_encoding
 from s4m_d2.modeling.pixel_decoder import xavier_fill
 
@@ -26,7 +26,7 @@ MASK_EMBED_LAYERS = 3
 
 
 class SelfAttentionLayer(nn.Module):
-    """Attention among the queries, post-norm."""
+    """Attention among the queries, post-norm: (B, Q, C) queries and positions -> (B, Q, C)."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -35,7 +35,6 @@ class SelfAttentionLayer(nn.Module):
         _xavier_matrices(self)
 
     def forward(self, queries: Tensor, query_positions: Tensor) -> Tensor:
-        """queries and positions (B, Q, C) -> (B, Q, C)."""
         keys = queries + query_positions
         attended, _ = self.self_attn(keys, keys, queries, need_weights=False)
         return self.norm(queries + attended)
@@ -73,7 +72,7 @@ class CrossAttentionLayer(nn.Module):
 
 
 class FFNLayer(nn.Module):
-    """Feed-forward network, post-norm."""
+    """Feed-forward network, post-norm: (B, Q, C) -> (B, Q, C)."""
 
     def __init__(self, dim: int, feedforward_dim: int) -> None:
         super().__init__()
@@ -83,19 +82,17 @@ class FFNLayer(nn.Module):
         _xavier_matrices(self)
 
     def forward(self, queries: Tensor) -> Tensor:
-        """(B, Q, C) -> (B, Q, C)."""
         return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
+    """Linear layers with ReLU between them: (..., dims[0]) -> (..., dims[-1])."""
 
     def __init__(self, dims: list[int]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(dims[i], dims[i + 1]) for i in range(len(dims) - 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dims[0]) -> (..., dims[-1])."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
@@ -189,8 +186,6 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             for the learnable queries and every layer but the last (empty if ``aux_outputs`` is
             False).
         """
-        if len(features) != NUM_FEATURE_LEVELS:
-            raise InputError(f"expected {NUM_FEATURE_LEVELS} feature maps, got {len(features)}")
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         cells, cell_positions = self._flatten(features)
         batch = len(mask_features)

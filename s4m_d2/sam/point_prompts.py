@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from s4m_d2.errors import InputError, require
 from s4m_d2.files import atomic_write
-from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend, check_images
+from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend
 from s4m_d2.sam.decoder import ImageTokens, Prompts, image_input, predict_masks, transform_tokens
 from s4m_d2.sam.precision import AUTO, ImageBudget, compute_dtype, computing_in, prompts_per_pass
 from s4m_d2.transfers import to_device, to_host
@@ -109,9 +109,6 @@ class PointPromptBackend(SamBackend):
             :class:`~s4m_d2.sam.precision.ImageBudget` finds.
         precision: a value of S4M.SAM.PRECISION; a caller's autocast does not count. Positions
             are computed in float32 with each.
-
-    Raises:
-        ConfigError: an option is out of range.
     """
 
     def __init__(
@@ -172,7 +169,7 @@ class PointPromptBackend(SamBackend):
         """Embeddings (n, C, S, S) and finer maps of (n, 3, side, side) frames."""
 
     def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
-        sizes, device = check_images(images, image_sizes), self.device
+        sizes, device = list(image_sizes), self.device
         images = to_device(images.detach(), device)
         chunks = [
             self._encode_chunk(images[chunk], sizes[chunk])

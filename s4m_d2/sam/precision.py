@@ -22,11 +22,7 @@ TOKENS_OF_PROMPT = 16
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type that a value of S4M.SAM.PRECISION means on a device.
-
-    Raises:
-        ConfigError: there is no such value.
-    """
+    """The type that a value of S4M.SAM.PRECISION means on a device."""
     known = (AUTO, *PRECISIONS)
     require("S4M.SAM.PRECISION", precision, precision in known, f"one of {', '.join(known)}")
     if precision != AUTO:
@@ -53,9 +49,6 @@ class ImageBudget:
             longer; on a GPU the first image goes alone, and what it needs beyond the memory held
             before tells how many of the next ones fit into half of the memory that is free when
             they come.
-
-    Raises:
-        ConfigError: ``max_images`` is negative.
     """
 
     def __init__(self, max_images: int = 0) -> None:

@@ -120,7 +120,7 @@ class ARP:
         placement = None
         if self.random_placement:
             placement = draw_placement(pasted.masks, size, self.scale_range, generator)
-            masks = placement.place_masks(pasted.masks, size)
+            masks = placement.place(pasted.masks, size)
         else:
             masks = _clip(pasted.masks, size)
         owner = owner_map([own, masks])
@@ -157,7 +157,7 @@ def _joined_quality(
     own, new = base.doubts, pasted.doubts
     if own is not None and new is not None:
         size = base.image_size
-        new = _clip(new, size) if placement is None else placement.read_nearest(new, size)[0]
+        new = _clip(new, size) if placement is None else placement.place(new, size)
         doubts = torch.cat([own.masked_fill(covered, 0), new.masked_fill(~masks, 0)])
     return quality, doubts
 
@@ -222,23 +222,16 @@ class Placement:
     scale: Tensor
     offset: Tensor
 
-    def place_masks(self, masks: Tensor, size: tuple[int, int]) -> Tensor:
-        """Place (N, H, W) masks of the source in the base frame of ``size``, nearest pixel."""
-        placed, row_inside, column_inside = self.read_nearest(masks, size)
-        return placed & row_inside[:, :, None] & column_inside[:, None, :]
-
-    def read_nearest(self, masks: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """:meth:`place_masks` of any values; also the (N, H) rows and (N, W) columns of the base
-        frame that are inside the source's; its border is repeated outside."""
-        count, height, width = masks.shape
-        (rows, row_inside), (columns, column_inside) = (
-            self._nearest(axis, length, limit)
-            for axis, length, limit in ((1, size[0], height), (0, size[1], width))
-        )
-        rows = rows + height * torch.arange(count, device=masks.device)[:, None]
-        placed = masks.flatten(0, 1).index_select(0, rows.flatten()).view(count, size[0], width)
+    def place(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+        """Place (N, H, W) values of the source in the base frame of ``size``, nearest pixel; 0
+        outside of the source."""
+        count, height, width = values.shape
+        rows, row_inside = self._nearest(1, size[0], height)
+        columns, column_inside = self._nearest(0, size[1], width)
+        rows = rows + height * torch.arange(count, device=values.device)[:, None]
+        placed = values.flatten(0, 1).index_select(0, rows.flatten()).view(count, size[0], width)
         placed = placed.gather(2, columns[:, None, :].expand(-1, size[0], -1))
-        return placed, row_inside, column_inside
+        return placed.masked_fill_(~(row_inside[:, :, None] & column_inside[:, None, :]), 0)
 
     def place_pixels(self, source: Tensor, base: Tensor, covered: Tensor, owner: Tensor) -> Tensor:
         """Copy ``base`` and replace the pixels that are ``covered``, (H, W) bool, by an instance.

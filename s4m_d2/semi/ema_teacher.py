@@ -69,31 +69,18 @@ class EMATeacher:
 
 
 def _pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Pair tensors by name.
-
-    Raises:
-        InputError: the models differ in the name, shape or dtype of a tensor.
-    """
-    mine, theirs = _named_tensors(teacher), _named_tensors(student)
+    """Pair parameters and all buffers by name, non-persistent ones included."""
+    mine, theirs = (
+        dict(chain(model.named_parameters(), model.named_buffers())) for model in (teacher, student)
+    )
     for name in chain(mine, theirs):
-        if name not in theirs or name not in mine:
-            owner, other = ("teacher", "student") if name in mine else ("student", "teacher")
+        a, b = ((m[name].shape, m[name].dtype) if name in m else None for m in (mine, theirs))
+        if a != b:
             raise InputError(
-                f"the {owner} has {name!r}, the {other} has not: both need the same "
+                f"{name!r} is {a} in the teacher and {b} in the student: both need the same "
                 "architecture (unwrap a DistributedDataParallel student)"
             )
-        a, b = mine[name], theirs[name]
-        if a.shape != b.shape or a.dtype != b.dtype:
-            raise InputError(
-                f"{name!r} is {tuple(a.shape)} {a.dtype} in the teacher but "
-                f"{tuple(b.shape)} {b.dtype} in the student: both need the same architecture"
-            )
     return [(mine[name], theirs[name]) for name in mine]
-
-
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and all buffers, non-persistent ones included."""
-    return dict(chain(model.named_parameters(), model.named_buffers()))
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:

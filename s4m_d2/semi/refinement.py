@@ -270,11 +270,7 @@ def points(cfg, backend) -> PointRefiner:
 
 
 def build_refiner(cfg, backend) -> Callable[..., Refinement]:
-    """Build the refiner selected by the config; ``backend`` may be None if it needs no SAM.
-
-    Raises:
-        ConfigError: if S4M.REFINE.METHOD is not registered.
-    """
+    """Build the refiner selected by the config; ``backend`` may be None if it needs no SAM."""
     if not cfg.S4M.REFINE.ENABLED:
         return TeacherMasks(cfg)
     entry = registered(REFINER_REGISTRY, "S4M.REFINE.METHOD", cfg.S4M.REFINE.METHOD)
@@ -284,10 +280,7 @@ def build_refiner(cfg, backend) -> Callable[..., Refinement]:
 def teacher_masks(
     selection: Selection, image_size: tuple[int, int], logit_thresh: float = 0.0
 ) -> Tensor:
-    """The selection's masks at ``image_size`` (H, W): logits resized bilinearly, then thresholded.
-
-    Both frames show the same content, also if it ends inside a pixel of the prediction.
-    """
+    """The selection's masks at ``image_size`` (H, W): thresholds logits resized bilinearly."""
     logits = selection.mask_logits
     resize = _teacher_resize(logits, selection.content_size, image_size)
     return _threshold_in_chunks(logits, image_size, resize, logit_thresh)
@@ -312,6 +305,7 @@ def _teacher_resize(
 ) -> Callable[[Tensor], Tensor]:
     """Make a function that resizes (n, h', w') ``logits`` with content ``content_size``.
 
+    Both frames show the same content, also if it ends inside a pixel of the prediction.
     frame: (H, W) of the result, whose content is ``image_size``; default: the same.
     """
     axes = [

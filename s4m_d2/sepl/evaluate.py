@@ -1,11 +1,8 @@
 """Evaluation of label maps: IoU by class, mIoU, pixel accuracy.
 
 As in VOC's benchmark, pixels are counted over the whole data set before dividing, and background is
-a class. (The mean of the images' mIoUs is another number: it weights pixels of small images more.)
-
-Void (255) in the ground truth is ignored. Void in a label counts as a miss of the true class and as
-no false positive. Ignoring it would reward void on wrong pixels; counting it as background would
-penalize it twice.
+a class. Void (255) in the ground truth is ignored. Void in a label counts as a miss of the true
+class and as no false positive: ignoring it would reward void on wrong pixels.
 """
 
 from __future__ import annotations

@@ -34,12 +34,9 @@ class Row(NamedTuple):
 
 
 def read_row(name: str, files: ImageFiles, masks: Path | None) -> Row:
-    """Read and draw one image.
+    """Read and draw one image; scores are in the title if there is a ground truth.
 
-    Args:
-        name: of the image.
-        files: with images; scores are in the title if there is a ground truth.
-        masks: folder of SAM's masks; None: none are drawn.
+    masks: folder of SAM's masks; None: none are drawn.
 
     Raises:
         DatasetError: a file is missing, damaged or of another size.
@@ -80,14 +77,9 @@ def draw_image(image: np.ndarray) -> np.ndarray:
 
 
 def draw_label(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Draw a label map in VOC's colors over the image, which is gray and faded.
+    """Draw an (H, W) uint8 label map in VOC's colors over the image, which is gray and faded.
 
-    Args:
-        image: (H, W, 3) uint8, RGB.
-        label: (H, W) uint8. Background is not drawn.
-
-    Returns:
-        (h, w, 3) uint8, the longer side ``LONG_SIDE``.
+    image: (H, W, 3) uint8, RGB. Returns (h, w, 3) uint8, the longer side ``LONG_SIDE``.
     """
     drawn = _faded(draw_image(image))
     label = cv2.resize(label, drawn.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
@@ -96,15 +88,7 @@ def draw_label(image: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def draw_masks(image: np.ndarray, masks: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Draw SAM's masks over the image: touching ones in different colors, smaller over larger.
-
-    Args:
-        image: (H, W, 3) uint8, RGB.
-        masks: N compressed COCO RLEs of size (H, W).
-
-    Returns:
-        (h, w, 3) uint8, the longer side ``LONG_SIDE``.
-    """
+    """:func:`draw_label` of COCO RLEs: touching masks in different colors, smaller over larger."""
     encoded = RLEMasks(masks, (image.shape[0], image.shape[1]))
     return draw_image(overlay(_faded(image), encoded, [0] * len(masks), [""]))
 

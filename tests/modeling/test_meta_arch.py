@@ -177,10 +177,3 @@ def test_training_under_autocast_gives_finite_float32_losses(make_tiny_model, ma
     assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters())
-
-
-def test_gray_images_are_refused(make_tiny_model):
-    with pytest.raises(InputError, match=r"gray.png.*\(3, H, W\)"):
-        make_tiny_model().eval()(
-            [{"file_name": "gray.png", "image": torch.zeros(64, 64, dtype=torch.uint8)}]
-        )

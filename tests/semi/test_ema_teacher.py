@@ -101,7 +101,7 @@ def test_another_architecture_is_refused_before_anything_changes(operation):
     before = values(teacher)
     for student, named in (
         (nn.Sequential(Model(2.0)), "'weight'"),
-        (changed(lambda s: setattr(s.part, "1", nn.BatchNorm1d(3))), r"'part.1.weight' is \(2,\)"),
+        (changed(lambda s: setattr(s.part, "1", nn.BatchNorm1d(3))), r"'part.1.weight' is .*\[2\]"),
         (changed(lambda s: s.register_buffer("extra", torch.zeros(1))), "'extra'"),
         (Model(2.0).half(), r"'weight' is .*float16"),
     ):
