@@ -67,13 +67,8 @@ class TeacherMasks:
         mask_thresh: probability above which a pixel belongs to the mask, in (0, 1).
     """
 
-    @configurable
-    def __init__(self, *, mask_thresh: float = 0.5) -> None:
+    def __init__(self, mask_thresh: float = 0.5) -> None:
         self.logit_thresh = logit(mask_thresh)
-
-    @classmethod
-    def from_config(cls, cfg) -> dict:
-        return {"mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH}
 
     @torch.no_grad()
     def __call__(
@@ -144,16 +139,13 @@ class PointRefiner:
 
     @classmethod
     def from_config(cls, cfg, backend) -> dict:
-        prompt = cfg.S4M.REFINE.PROMPT
+        refine, keys = cfg.S4M.REFINE, ("NUM_POINTS", "NEGATIVE_POINTS", "MASK_PROMPT", "TRIES")
         return {
             "backend": backend,
-            "num_points": cfg.S4M.REFINE.NUM_POINTS,
             "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
-            "prompt": PROMPTS[0] if prompt == AUTO_PROMPT else prompt,
-            "min_agreement": cfg.S4M.REFINE.MIN_AGREEMENT,
-            "negative_points": cfg.S4M.REFINE.NEGATIVE_POINTS,
-            "mask_prompt": cfg.S4M.REFINE.MASK_PROMPT,
-            "tries": cfg.S4M.REFINE.TRIES,
+            "prompt": PROMPTS[0] if refine.PROMPT == AUTO_PROMPT else refine.PROMPT,
+            "min_agreement": refine.MIN_AGREEMENT,
+            **{key.lower(): refine[key] for key in keys},
         }
 
     @torch.no_grad()
@@ -272,7 +264,7 @@ def points(cfg, backend) -> PointRefiner:
 def build_refiner(cfg, backend) -> Callable[..., Refinement]:
     """Build the refiner selected by the config; ``backend`` may be None if it needs no SAM."""
     if not cfg.S4M.REFINE.ENABLED:
-        return TeacherMasks(cfg)
+        return TeacherMasks(cfg.S4M.PSEUDO_LABEL.MASK_THRESH)
     entry = registered(REFINER_REGISTRY, "S4M.REFINE.METHOD", cfg.S4M.REFINE.METHOD)
     return entry(cfg, backend)
 

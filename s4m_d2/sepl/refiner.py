@@ -54,20 +54,13 @@ class SEPLRefiner:
 
     @classmethod
     def from_config(cls, cfg, backend) -> dict:
-        sepl = cfg.S4M.REFINE.SEPL
-        settings = AutomaticMaskSettings(
-            points_per_side=sepl.POINTS_PER_SIDE,
-            pred_iou_thresh=sepl.PRED_IOU_THRESH,
-            stability_score_thresh=sepl.STABILITY_SCORE_THRESH,
-            box_nms_thresh=sepl.BOX_NMS_THRESH,
-            min_mask_region_area=sepl.MIN_MASK_REGION_AREA,
-        )
+        settings = {key.lower(): value for key, value in cfg.S4M.REFINE.SEPL.items()}
+        thresholds = {key: settings.pop(key) for key in ("o_s_thresh", "o_p_thresh")}
         return {
             "backend": backend,
-            "automatic_masks": AutomaticMasks(backend, settings),
-            "o_s_thresh": sepl.O_S_THRESH,
-            "o_p_thresh": sepl.O_P_THRESH,
+            "automatic_masks": AutomaticMasks(backend, AutomaticMaskSettings(**settings)),
             "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
+            **thresholds,
         }
 
     @torch.no_grad()

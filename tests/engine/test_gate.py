@@ -31,7 +31,7 @@ class Shift:
     """A refiner that moves masks to the left, if it is asked with a box, else to the right."""
 
     def __init__(self, cfg):
-        self.masks, self.prompt = TeacherMasks(cfg), "points"
+        self.masks, self.prompt = TeacherMasks(), "points"
 
     def __call__(self, *args):
         found = self.masks(*args)

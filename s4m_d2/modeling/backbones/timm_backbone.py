@@ -118,14 +118,8 @@ class TimmBackbone(Backbone):
         )
         if options.PRETRAINED:
             _warn_of_normalization(cfg, net)
-        return {
-            "net": net,
-            "out_indices": options.OUT_INDICES,
-            "out_norm": options.OUT_NORM,
-            "pyramid_channels": options.PYRAMID_CHANNELS,
-            "frozen": options.FROZEN,
-            "grad_checkpoint": options.GRAD_CHECKPOINT,
-        }
+        keys = ("OUT_INDICES", "OUT_NORM", "PYRAMID_CHANNELS", "FROZEN", "GRAD_CHECKPOINT")
+        return {"net": net, **{key.lower(): options[key] for key in keys}}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the feature maps.
