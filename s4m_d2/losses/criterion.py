@@ -102,12 +102,19 @@ class SetCriterion(nn.Module):
     @classmethod
     def from_config(cls, cfg) -> dict:
         former = cfg.MODEL.MASK_FORMER
-        weights = former.CLASS_WEIGHT, former.MASK_WEIGHT, former.DICE_WEIGHT
-        costs = dict(zip(("class_cost", "mask_cost", "dice_cost"), weights, strict=True))
         return {
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "matcher": HungarianMatcher(**costs, num_points=former.TRAIN_NUM_POINTS),
-            "loss_weights": dict(zip(("loss_ce", "loss_mask", "loss_dice"), weights, strict=True)),
+            "matcher": HungarianMatcher(
+                class_cost=former.CLASS_WEIGHT,
+                mask_cost=former.MASK_WEIGHT,
+                dice_cost=former.DICE_WEIGHT,
+                num_points=former.TRAIN_NUM_POINTS,
+            ),
+            "loss_weights": {
+                "loss_ce": former.CLASS_WEIGHT,
+                "loss_mask": former.MASK_WEIGHT,
+                "loss_dice": former.DICE_WEIGHT,
+            },
             "no_object_weight": former.NO_OBJECT_WEIGHT,
             "num_points": former.TRAIN_NUM_POINTS,
             "oversample_ratio": former.OVERSAMPLE_RATIO,

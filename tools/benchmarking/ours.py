@@ -172,7 +172,7 @@ def plain_model(bench: Bench) -> Iterator[None]:
     criterion, sampling = bench.student.criterion, ms_deform_attn.deformable_sampling
     matcher = criterion.matcher
     ms_deform_attn.deformable_sampling = plain.deformable_sampling
-    criterion.matcher = plain.Matcher(bench.cfg)
+    criterion.matcher = plain.Matcher(**vars(criterion.matcher))
     try:
         yield
     finally:

@@ -295,9 +295,10 @@ class Parts:
         """The assignments of all layers and images of a step."""
         bench = self.bench
         wanted = [[{**t, "masks": t["masks"].float()} for t in batch] for batch in self.wanted]
+        own = bench.student.criterion.matcher
         forms = [
             lambda matcher=matcher: ours.match(bench, matcher, self.outputs, wanted, self.batches)
-            for matcher in (bench.student.criterion.matcher, plain.Matcher(bench.cfg))
+            for matcher in (own, plain.Matcher(**vars(own)))
         ]
 
         def check() -> None:
