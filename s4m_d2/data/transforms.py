@@ -116,11 +116,7 @@ def seeded_numpy(seed: int) -> Iterator[None]:
 def apply_geometry(
     augmentations: Sequence[T.Augmentation], image: np.ndarray, seed: int, name: str = "An image"
 ) -> tuple[np.ndarray, T.TransformList]:
-    """Transform an image, (H, W, 3) uint8, as ``seed`` decides.
-
-    Args:
-        augmentations: Detectron2's, which see the image only.
-        name: of the image, in messages.
+    """Transform an image, (H, W, 3) uint8, as ``seed`` decides, by augmentations that see it only.
 
     Returns:
         The view, (H', W', 3) uint8, and the transforms that made it.

@@ -64,12 +64,8 @@ def _annotations(rows: Iterable[dict]) -> Iterator[dict]:
 def mask_polygons(rle: Mapping[str, Any]) -> list[np.ndarray]:
     """Outlines of a mask's pieces, without their holes, largest first.
 
-    Args:
-        rle: COCO's of an image.
-
-    Returns:
-        (K, 2) float64 corners (x, y) each, K >= 4, in px of the image: a quarter of a pixel inside
-        the pixels' edges, where COCO's API draws exactly the piece.
+    Each has (K, 2) float64 corners (x, y), K >= 4, in px of the image: a quarter of a pixel inside
+    the pixels' edges, where COCO's API draws exactly the piece.
     """
     window, x, y = decode_window(rle)
     enlarged = window.repeat(2, axis=0).repeat(2, axis=1)

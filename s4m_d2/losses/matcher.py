@@ -158,14 +158,10 @@ class HungarianMatcher:
 
 
 def _assign(costs: np.ndarray, labels: np.ndarray) -> ImageMatches:
-    """The cheapest assignment in each layer; costs that are not finite count as WORST_COST.
+    """The cheapest assignment of an image in each layer, from (L, Q, N) costs and (N,) labels.
 
-    Matches of diverged predictions are arbitrary, but their losses must still be computed: they
-    show that the step has to be skipped.
-
-    Args:
-        costs: (L, Q, N) of one image.
-        labels: (N,) of the instances.
+    Costs that are not finite count as WORST_COST. Matches of diverged predictions are arbitrary,
+    but their losses must still be computed: they show that the step has to be skipped.
     """
     bounded = np.nan_to_num(
         costs[:, :, : len(labels)].astype(np.float64),

@@ -85,12 +85,9 @@ def _best_pairs(
 
 
 def largest_components(mask_logits: Tensor) -> Tensor:
-    """Keep the largest connected component of each mask; the logits of others change sign.
+    """Keep the largest connected component of (B, Q, h, w) masks; logits of others change sign.
 
     Components are 4-connected, so that they remain connected when enlarged. Synchronizes once.
-
-    Args:
-        mask_logits: (B, Q, h, w); positive inside the mask.
     """
     [masks] = to_host(mask_logits.flatten(0, 1) > 0)
     others = np.zeros_like(masks)

@@ -167,12 +167,7 @@ class TransformersBackend(PointPromptBackend):
 
 
 def find_model(checkpoint: str) -> Path:
-    """Folder of a model: S4M.SAM.CHECKPOINT itself, or in the hub's cache.
-
-    Raises:
-        ConfigError: the package transformers is not installed.
-        WeightsError: there is no such model, or it has no weights that are read here.
-    """
+    """Folder of a model: S4M.SAM.CHECKPOINT itself, or in the hub's cache."""
     if find_spec("transformers") is None:
         raise ConfigError(NEEDS_PACKAGE)
     from huggingface_hub import snapshot_download
@@ -203,8 +198,9 @@ def load_model(checkpoint: str) -> tuple[nn.Module, Pixels | None]:
     Under ``torch.device("meta")`` the model has no values, and its weights are not read.
 
     Raises:
-        ConfigError, WeightsError: as of :func:`find_model`, or the model is of another class, or
-            its weights are unreadable or incomplete.
+        ConfigError: the package transformers is not installed.
+        WeightsError: there is no such model, or it is of another class, or its weights are not
+            read here, unreadable or incomplete.
     """
     folder, subject = find_model(checkpoint), f"S4M.SAM.CHECKPOINT: '{checkpoint}'"
     import transformers

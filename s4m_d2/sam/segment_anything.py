@@ -46,11 +46,7 @@ class SegmentAnythingBackend(PointPromptBackend):
 
 
 class TinyViTEncoder(nn.Module):
-    """TinyViT-5M, whose last stage keeps the resolution, and SAM's neck.
-
-    Raises:
-        ConfigError: timm is not installed.
-    """
+    """TinyViT-5M, whose last stage keeps the resolution, and SAM's neck."""
 
     def __init__(self) -> None:
         super().__init__()

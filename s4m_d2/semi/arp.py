@@ -165,11 +165,8 @@ def _joined_quality(
 def owner_map(parts: Sequence[Tensor]) -> Tensor:
     """(H, W) numbers, from 1, of the last mask that covers a pixel; 0 if none does.
 
-    Args:
-        parts: (N, H, W) bool masks each, numbered consecutively; at least one mask in all.
-
-    Returns:
-        uint8, or int16 for more than 255 masks.
+    parts: (N, H, W) bool masks each, numbered consecutively; at least one mask in all. The numbers
+    are uint8, or int16 for more than 255 masks.
     """
     count = sum(map(len, parts))
     dtype = torch.uint8 if count <= torch.iinfo(torch.uint8).max else torch.int16

@@ -24,10 +24,6 @@ class EMATeacher:
     Args:
         teacher: the model to freeze, in place.
         decay: d in ``teacher <- d * teacher + (1 - d) * student``, in [0, 1].
-
-    Attributes:
-        model: the teacher's model.
-        decay: as given.
     """
 
     def __init__(self, teacher: nn.Module, decay: float) -> None:
@@ -48,9 +44,8 @@ class EMATeacher:
     def copy_from(self, student: nn.Module) -> None:
         """Set every parameter and buffer to the student's.
 
-        Raises:
-            InputError: naming the first tensor in which the two models differ in name, shape or
-                dtype. The same holds for :meth:`update`; nothing is changed then.
+        InputError names the first tensor in which the two models differ in name, shape or dtype, as
+        in :meth:`update`; nothing is changed then.
         """
         for mine, theirs in _pairs(self.model, student):
             mine.copy_(theirs)

@@ -145,12 +145,7 @@ def are_duplicates(
 ) -> Tensor:
     """(N,) bool: a mask of a higher score is of the same instance; see :func:`drop_duplicates`.
 
-    Args:
-        masks: (N, H, W) bool.
-        scores: (N,).
-        iou_thresh: the IoU must exceed it, in [0, 1]; or
-        overlap_thresh: the shared part of the smaller mask this.
-        classes: (N,); only masks of one class are compared. None: all.
+    masks: (N, H, W) bool. scores: (N,). classes: (N,); only masks of one class are compared.
     """
     shared = dense_overlaps(masks, masks)
     areas = shared.diagonal()

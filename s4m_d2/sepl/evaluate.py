@@ -21,15 +21,10 @@ from s4m_d2.sepl.rule import VOID
 
 
 def confusion(truth: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count pixels by true class and label.
+    """Count pixels by true class and label, of C classes with background.
 
-    Args:
-        truth: (H, W) uint8 of classes below ``num_classes``; 255 is ignored.
-        label: (H, W) uint8 likewise; 255 is a miss.
-        num_classes: C, with background.
-
-    Returns:
-        (C, C + 1) int64; rows are true classes, columns are labels, the last one void.
+    truth: (H, W) uint8 of classes below C; 255 is ignored. label: likewise; 255 is a miss. Returns
+    (C, C + 1) int64; rows are true classes, columns are labels, the last one void.
     """
     pairs = truth.astype(np.uint16) * np.uint16(256) + label
     counts = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)

@@ -211,8 +211,7 @@ def files_by_name(
 ) -> dict[str, Path]:
     """Find the files below a folder that have one of the endings, by the name of their image.
 
-    Args:
-        suffix: end of the stems, after the image's name; other files are left out.
+    ``suffix`` ends the stems, after the image's name; other files are left out.
 
     Raises:
         DatasetError: the folder is missing, has no such file, or two of the same name.
