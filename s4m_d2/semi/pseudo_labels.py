@@ -60,21 +60,11 @@ def select_pseudo_labels(
         min_area: the sum of the mask's probabilities must exceed it, px of the prediction.
         mask_thresh: a pixel belongs to the mask if its probability exceeds it.
     """
-    verdicts = []
-    for logits, masks, size in zip(pred_logits, pred_masks, content_sizes, strict=True):
-        scores, classes = logits.float().softmax(dim=-1).max(dim=-1)
-        is_finite = scores.isfinite()
-        is_object = is_finite & (classes != logits.shape[1] - 1)
-        thresh = score_thresh
-        if isinstance(thresh, Tensor):
-            thresh = thresh[classes.clamp(max=len(thresh) - 1)]
-        is_confident = is_object & (scores > thresh)
-        usable, large, areas = _measure(_content(masks, size), min_area, mask_thresh)
-        usable &= is_confident
-        passed = [is_finite, is_object, is_confident, usable, usable & large & (areas > 0)]
-        verdicts.append(
-            (scores, classes, torch.stack([flags.long() for flags in passed] + [areas]))
-        )
+    rules = score_thresh, min_area, mask_thresh
+    verdicts = [
+        _judge(logits, _content(masks, size), *rules)
+        for logits, masks, size in zip(pred_logits, pred_masks, content_sizes, strict=True)
+    ]
     on_host = to_host(*(verdict for *_, verdict in verdicts)) if verdicts else []
     selections = []
     for (scores, classes, _), (*passed, areas), masks, size in zip(
@@ -100,13 +90,28 @@ def _content(masks: Tensor, content_size: tuple[float, float]) -> Tensor:
     return masks[:, : math.ceil(content_size[0]), : math.ceil(content_size[1])].float()
 
 
-def _measure(mask_logits: Tensor, min_area: float, mask_thresh: float) -> tuple[Tensor, ...]:
-    """(N,) flags "finite" and "large enough", and (N,) areas in pixels."""
-    dims = (1, 2)
-    usable = mask_logits.amax(dim=dims).isfinite() & mask_logits.amin(dim=dims).isfinite()
+def _judge(
+    logits: Tensor,
+    mask_logits: Tensor,
+    score_thresh: float | Tensor,
+    min_area: float,
+    mask_thresh: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores (Q,) and classes (Q,) of an image's queries; (6, Q) int64: whether each is left after
+    each rule, and the areas of the masks in pixels."""
+    scores, classes = logits.float().softmax(dim=-1).max(dim=-1)
+    is_finite = scores.isfinite()
+    is_object = is_finite & (classes != logits.shape[1] - 1)
+    if isinstance(score_thresh, Tensor):
+        score_thresh = score_thresh[classes.clamp(max=len(score_thresh) - 1)]
+    is_confident = is_object & (scores > score_thresh)
+    low, high = mask_logits.amin(dim=(1, 2)), mask_logits.amax(dim=(1, 2))
+    is_usable = is_confident & low.isfinite() & high.isfinite()
     probabilities = mask_logits.sigmoid()
-    large = probabilities.sum(dim=dims) > min_area
-    return usable, large, mask_areas(probabilities > mask_thresh)
+    areas = mask_areas(probabilities > mask_thresh)
+    is_kept = is_usable & (probabilities.sum(dim=(1, 2)) > min_area) & (areas > 0)
+    flags = is_finite, is_object, is_confident, is_usable, is_kept
+    return scores, classes, torch.stack([*(flag.long() for flag in flags), areas])
 
 
 def _statistics(
