@@ -81,6 +81,10 @@ class StrongView:
             image = _blur(image, _between(self._blur_sigma, sigma))
         return image.clone()
 
+    def batch(self, images: Sequence[Tensor], generators: Sequence[Generator]) -> list[Tensor]:
+        """Augment images, each with its own generator."""
+        return list(map(self, images, generators))
+
 
 def _between(limits: Sequence[float], share: float) -> float:
     low, high = limits

@@ -104,8 +104,9 @@ def test_a_view_is_torchvisions_up_to_rounding(size):
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_view_up_to_rounding():
+    images = [noise((48, 64), seed) for seed in range(20)]
     view = strong_view()
-    for seed in range(20):
-        image = noise((48, 64), seed)
-        on_cpu, on_gpu = view(image, seeded(seed)), view(image.cuda(), seeded(seed))
-        assert (on_cpu.int() - on_gpu.cpu().int()).abs().max() <= 2
+    on_cpu = view.batch(images, [seeded(seed) for seed in range(20)])
+    on_gpu = view.batch([i.cuda() for i in images], [seeded(seed) for seed in range(20)])
+    for a, b in zip(on_cpu, on_gpu, strict=True):
+        assert (a.int() - b.cpu().int()).abs().max() <= 2

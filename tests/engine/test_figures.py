@@ -174,7 +174,7 @@ def test_views_are_those_of_the_training(small_config, tile):
     panels = FigureSet(cfg, 2).views_panels()
     samples = unlabeled_samples(cfg, 2)
     generators = sample_generators(samples, "strong_view", "cpu")
-    strong = map(StrongView(cfg), [sample["image"] for sample in samples], generators)
+    strong = StrongView(cfg).batch([sample["image"] for sample in samples], generators)
     for row, sample, view in zip(panels.rows, samples, strong, strict=True):
         for picture, image in zip(row, (sample["image"], sample["image_weak"], view), strict=True):
             assert (picture == image.permute(1, 2, 0).numpy()).all()
