@@ -348,7 +348,7 @@ def _group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[tuple
     kinds, points = (np.take_along_axis(x, order, axis=1) for x in (kinds, points))
     lengths = (kinds != PADDING_LABEL).sum(axis=1)
     with_box = (kinds == BOX_LABELS[0]).any(axis=1)
-    groups = []
+    groups: list[tuple[np.ndarray, ...]] = []
     for length, has_box in sorted(set(zip(lengths.tolist(), with_box.tolist(), strict=True))):
         found = np.flatnonzero((lengths == length) & (with_box == has_box))
         for start in range(0, len(found), max_prompts):
