@@ -109,7 +109,7 @@ def run_lengths(segmentation: object, image_size: tuple[int, int]) -> np.ndarray
     """
     if not isinstance(segmentation, dict):
         kind = type(segmentation).__name__
-        raise DatasetError(f"of type {kind}; expected a list of polygons or an RLE dict")
+        raise DatasetError(f"the segmentation is of type {kind}; expected polygons or an RLE dict")
     if not {"size", "counts"} <= segmentation.keys():
         raise DatasetError("an RLE needs the keys 'size' and 'counts'")
     size, counts = segmentation["size"], segmentation["counts"]
