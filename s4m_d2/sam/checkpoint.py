@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s4m_d2.errors import WeightsError, first_names, require
+from s4m_d2.errors import ConfigError, WeightsError, first_names
 from s4m_d2.files import refused_object
 
 # By S4M.SAM.BACKEND and MODEL_TYPE: file names, the newest first.
@@ -88,8 +88,11 @@ def load_sam(
 def check_model_type(backend: str, model: str) -> None:
     """Raises: ConfigError: ``model`` is none of the published ones of the backend."""
     models = PUBLISHED_WEIGHTS[backend]
-    known = f"one of {', '.join(models)}, which S4M.SAM.BACKEND {backend} offers"
-    require("S4M.SAM.MODEL_TYPE", model, model in models, known)
+    if model not in models:
+        raise ConfigError(
+            f"S4M.SAM.MODEL_TYPE is '{model}'; expected one of {', '.join(models)}, which "
+            f"S4M.SAM.BACKEND {backend} offers"
+        )
 
 
 def _remedy(model: str) -> str:
