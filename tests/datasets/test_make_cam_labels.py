@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+import make_cam_labels as command
 import numpy as np
 import pytest
+from cam_like import cam_label
+from make_toyscapes import make_toyscapes
 from PIL import Image
+from toyscapes_scene import render_scene
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
-
-import make_cam_labels as command  # noqa: E402
-from cam_like import cam_label  # noqa: E402
-from make_toyscapes import make_toyscapes  # noqa: E402
-from toyscapes_scene import render_scene  # noqa: E402
-
-from s4m_d2.sepl.files import class_names, read_label  # noqa: E402
+from s4m_d2.sepl.files import class_names, read_label
 
 STRENGTHS = (0.0, 0.2, 0.35, 0.5, 0.7, 1.0)
 SCENES = 12

@@ -7,6 +7,7 @@ import sys
 import types
 from pathlib import Path
 
+import make_toyscapes as toyscapes
 import numpy as np
 import pytest
 from cityscapesscripts.helpers.annotation import Annotation
@@ -14,11 +15,7 @@ from cityscapesscripts.helpers.labels import labels
 from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
-
-import make_toyscapes as toyscapes  # noqa: E402
-from toyscapes_scene import LABEL_IDS, render_scene  # noqa: E402
+from toyscapes_scene import LABEL_IDS, render_scene
 
 COUNTS = {"train": 6, "val": 3}
 

@@ -11,17 +11,12 @@ from PIL import Image
 from torch import nn
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
-from s4m_d2.engine.figures.figure_set import FIGURES, FiguresHook, figure_hooks, undisturbed
-from s4m_d2.engine.rng import default_generator_states
+from s4m_d2.engine.figures.figure_set import FIGURES, FiguresHook, figure_hooks
 from s4m_d2.errors import DatasetError, OutputError
 
 from .sameness import assert_same
 
 WITH = {"S4M__FIGURES__PERIOD": 2, "S4M__FIGURES__IMAGES": 1}
-
-
-class Killed(Exception):
-    pass
 
 
 class Losses(HookBase):
@@ -86,26 +81,6 @@ def test_a_teacher_has_the_figures_that_it_can_have(small_config):
     [hook] = figure_hooks(cfg, TeacherTrainer.build_model(cfg))
     assert hook.names == ["labeled", "views", "similarity", "predictions"]  # none pseudo-labeled
     assert figure_hooks(stage_config(small_config(), "teacher"), nn.Identity()) == []
-
-
-def test_modes_and_random_states_are_as_before():
-    model = nn.Sequential(nn.BatchNorm1d(2), nn.Sequential(nn.Dropout(), nn.ReLU()))
-    model[1].eval()
-    model[1][1].train()
-    modes = [module.training for module in model.modules()]
-    before = default_generator_states()
-    with pytest.raises(Killed):
-        with undisturbed(model):
-            assert not any(module.training for module in model.modules())
-            assert not model(torch.ones(3, 2)).requires_grad
-            torch.rand(5)
-            np.random.rand(5)
-            raise Killed
-    assert [module.training for module in model.modules()] == modes == [True, True, False] + [
-        False, True,
-    ]  # fmt: skip
-    assert_same(before, default_generator_states())
-    assert torch.is_grad_enabled()
 
 
 class Painter:

@@ -1,13 +1,12 @@
 """Positions, settings and random states in checkpoints, in a plain Detectron2 trainer."""
 
-import itertools
 import logging
 import random
 
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.engine import HookBase
 from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
@@ -16,6 +15,7 @@ from s4m_d2.engine.training.continuing import RunStateHook, changes, continuatio
 from s4m_d2.errors import WeightsError
 
 from .stopped_ranks import Line
+from .test_hooks import trainer_of
 
 SETTINGS = {
     "SEED": 3,
@@ -51,11 +51,7 @@ class FirstDraws(HookBase):
 
 
 def make_trainer(*hooks):
-    model = Line()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    trainer = SimpleTrainer(model, itertools.repeat(None), optimizer)
-    trainer.register_hooks(hooks)
-    return trainer
+    return trainer_of(Line(), *hooks)
 
 
 def checkpointer(trainer, folder) -> S4MCheckpointer:

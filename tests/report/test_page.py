@@ -3,18 +3,15 @@
 import copy
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from report_pages import CONFIG, Page, make_run, student_record, write_lines
 
 from s4m_d2.report import run as run_module
 from s4m_d2.report import write_report
-
-sys.path.insert(0, str(Path(__file__).parent))
-from report_pages import CONFIG, Page, make_run, student_record, write_lines  # noqa: E402
 
 
 def page_of(folder) -> tuple[str, Page]:

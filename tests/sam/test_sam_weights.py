@@ -144,23 +144,6 @@ def test_the_published_names_and_shapes_are_those_of_the_library(published_vit_b
     assert "MODEL_TYPE" not in str(caught.value)
 
 
-def test_python_objects_in_a_file_are_refused_by_name(tmp_path):
-    content = {"model_state": small_sam().state_dict(), "init": tmp_path}
-    torch.save(content, tmp_path / "best.pt")
-    with pytest.raises(WeightsError, match="pathlib"):
-        load_sam(small_sam, tmp_path / "best.pt", "vit_b")
-
-
-def test_unknown_names_are_refused_with_the_known_ones():
-    for backend, model, known in (
-        ("sam3", "vit_l", "'sam3'.*segment_anything, tiny"),
-        ("segment_anything", "vit_x", "'vit_x'.*vit_b, vit_l, vit_h"),
-        ("sam2", "vit_l", "'vit_l'.*hiera_t.*hiera_l"),
-    ):
-        with pytest.raises(ConfigError, match=known):
-            build_sam_backend(config(BACKEND=backend, MODEL_TYPE=model))
-
-
 @pytest.mark.parametrize(
     ("backend", "model", "words"),
     [

@@ -41,15 +41,8 @@ def test_pasted_instances_keep_their_quality_and_their_doubts(random_placement):
 
 
 def test_arguments_that_cannot_be_are_named():
-    for arguments, message in (
-        ({"min_area": -1}, "MIN_AREA_FRACTION"),
-        ({"min_area": 1, "pair_fraction": 0.6}, "PAIR_FRACTION"),
-        ({"min_area": 1, "pair_fraction": 0.0}, "PAIR_FRACTION"),
-        ({"min_area": 1, "scale_range": (1.2, 0.8)}, "SCALE_RANGE"),
-        ({"min_area": 1, "scale_range": (0.0, 0.8)}, "SCALE_RANGE"),
-    ):
-        with pytest.raises(InputError, match=message):
-            ARP(**arguments)
+    with pytest.raises(InputError, match="MIN_AREA_FRACTION"):
+        ARP(min_area=-1)
     labels = [PseudoLabels.empty((4, 4)), PseudoLabels.empty((4, 5))]
     images = [torch.zeros(3, 4, 4)] * 2
     with pytest.raises(InputError, match="image 1"):

@@ -238,20 +238,6 @@ def test_disagreeing_batches_are_named(refiner):
         refiner(selections, torch.zeros(2, 3, 24, 36), [(24, 36)])
 
 
-def test_arguments_out_of_range_are_named():
-    for name, value in (
-        ("num_points", 0),
-        ("prompt", "boxes"),
-        ("min_agreement", 1.5),
-        ("negative_points", -1),
-        ("tries", 0),
-    ):
-        with pytest.raises(InputError, match=f"S4M.REFINE.*{name.upper()}"):
-            PointRefiner(backend=None, **{name: value})
-    with pytest.raises(InputError, match="S4M.PSEUDO_LABEL.MASK_THRESH"):
-        TeacherMasks(mask_thresh=1.0)
-
-
 def test_the_config_selects_the_refiner():
     backend = FakeBackend()
     refiner = build_refiner(load_config("", ["S4M.REFINE.NUM_POINTS", "5"]), backend)

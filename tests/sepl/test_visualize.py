@@ -12,7 +12,6 @@ from s4m_d2.sepl.visualize import (
     draw_image,
     draw_label,
     draw_masks,
-    legend_entries,
 )
 
 GRAY = 100
@@ -37,13 +36,6 @@ def test_classes_have_vocs_colors_over_a_faded_image_and_void_is_striped():
     assert (drawn[4 * 20, 4 * 40 - 1] == AEROPLANE).all()  # its border
     is_stripe = (drawn[..., None, :] == np.array(STRIPE_COLORS)).all(-1).any(-1)
     assert is_stripe[4 * 81 :, 4 * 81 :].all() and not is_stripe[: 4 * 79].any()
-
-
-def test_the_legend_names_what_occurs_with_its_color():
-    labels = [np.array([[0, 15]], np.uint8), np.array([[2, 255], [2, 0]], np.uint8)]
-    entries = legend_entries(labels, [f"class {index}" for index in range(21)])
-    assert [name for name, _ in entries] == ["class 2", "class 15", "void"]
-    assert (entries[0][1] == BICYCLE).all() and (entries[1][1] == PERSON).all()
 
 
 SIZE = 24, 40
@@ -103,16 +95,6 @@ def test_options_choose_the_images(folders, drawn):
         assert drawn["names"] == list(names)
         if "a" in names:  # IoU of class 1 is 0, of background 20 / 40
             assert drawn["titles"][names.index("a")].endswith("25.0 → 100.0 (+75.0)")
-
-
-def test_without_a_ground_truth_images_are_evenly_spaced(folders, drawn):
-    for number in range(15):
-        save_png(folders / "images" / f"x{number:02}.png", np.full((*SIZE, 3), GRAY))
-        for kind in ("cam", "sepl"):
-            save_labels(folders / kind, {f"x{number:02}": label(3)})
-    assert visualize(folders, truth=False) == 0
-    assert drawn["names"] == ["a", "c", "x00", "x02", "x05", "x07", "x10", "x12"]
-    assert all(row[2] is row[4] is None for row in drawn["rows"])  # no masks, no ground truth
 
 
 def test_every_picture_stands_in_its_column(folders, drawn):
