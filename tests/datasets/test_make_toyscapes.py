@@ -60,20 +60,6 @@ def test_two_runs_and_two_processes_write_the_same_bytes(dataset, tmp_path):
     assert content(tmp_path / "again") == content(dataset)
 
 
-def test_the_layout_is_that_of_cityscapes(dataset):
-    for split, count in COUNTS.items():
-        images = sorted((dataset / "leftImg8bit" / split).glob("*/*_leftImg8bit.png"))
-        assert len(images) == count
-        for path in images:
-            city, sequence, frame = path.name.removesuffix("_leftImg8bit.png").split("_")
-            assert path.parent.name == city and len(sequence) == len(frame) == 6
-            stem = dataset / "gtFine" / split / city / f"{city}_{sequence}_{frame}_gtFine"
-            for ending in ("instanceIds.png", "labelIds.png", "polygons.json"):
-                assert Path(f"{stem}_{ending}").is_file()
-    cities = {s: {p.name for p in (dataset / "leftImg8bit" / s).iterdir()} for s in COUNTS}
-    assert len(cities["train"]) > 1 and not cities["train"] & cities["val"]
-
-
 def test_cityscapes_own_tools_draw_the_same_maps_from_the_polygons(dataset):
     for path in sorted(dataset.glob("gtFine/*/*/*_polygons.json")):
         annotation = Annotation()

@@ -49,18 +49,6 @@ def test_tiny_names_timm_where_it_is_missing(monkeypatch):
         build_sam_backend(config(BACKEND="tiny", CHECKPOINT=""))
 
 
-def test_a_published_model_loads_from_its_path(monkeypatch, tmp_path):
-    monkeypatch.setitem(sam_model_registry, "vit_b", small_sam)
-    weights, path = small_sam().state_dict(), tmp_path / "weights.pth"
-    torch.save(weights, path)
-    backend = build_sam_backend(
-        config(BACKEND="segment_anything", MODEL_TYPE="vit_b", CHECKPOINT=path)
-    )
-    assert (backend.image_side, backend.grid_side) == (64, 8)
-    for name, value in backend.sam.state_dict().items():
-        assert torch.equal(value, weights[name])
-
-
 def named(state, start):
     return {start + name: value for name, value in state.items()}
 
