@@ -11,7 +11,8 @@ from PIL import Image
 from torch import nn
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
-from s4m_d2.engine.figures.figure_set import FIGURES, FiguresHook, figure_hooks
+from s4m_d2.engine.figures.figure_set import FIGURES, FiguresHook, figure_hooks, undisturbed
+from s4m_d2.engine.rng import default_generator_states
 from s4m_d2.errors import DatasetError, OutputError
 
 from .sameness import assert_same
@@ -81,6 +82,20 @@ def test_a_teacher_has_the_figures_that_it_can_have(small_config):
     [hook] = figure_hooks(cfg, TeacherTrainer.build_model(cfg))
     assert hook.names == ["labeled", "views", "similarity", "predictions"]  # none pseudo-labeled
     assert figure_hooks(stage_config(small_config(), "teacher"), nn.Identity()) == []
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_modes_and_random_states():
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
+    model[0].eval()
+    before = default_generator_states()
+    with pytest.raises(DatasetError), undisturbed(model):
+        assert not model[1].training and not model[1](torch.ones(3, 2)).requires_grad
+        torch.rand(5)
+        np.random.rand(5)
+        raise DatasetError("a.png does not exist.")
+    assert [module.training for module in model.modules()] == [True, False, True]
+    assert_same(before, default_generator_states())
+    assert torch.is_grad_enabled()
 
 
 class Painter:
