@@ -6,7 +6,7 @@ from literal_distillation import CHANNELS, RandomSam
 from seeds import seeded
 
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import InputError
 from s4m_d2.losses import StructuralDistillation, build_distillation
 
 SIDE = 6
@@ -74,5 +74,3 @@ def test_the_config_selects_and_parametrizes_the_loss():
     loss_fn = build_distillation(load_config("", words), backend)
     assert isinstance(loss_fn, StructuralDistillation) and loss_fn.backend is backend
     assert (loss_fn.num_points, loss_fn.num_foreground, loss_fn.weight) == (10, 3, 2.5)
-    with pytest.raises(ConfigError, match=r"Unheard.*StructuralDistillation"):
-        build_distillation(load_config("", ["S4M.DISTILL.NAME", "Unheard"]), backend)
