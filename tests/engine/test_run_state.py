@@ -58,18 +58,18 @@ def checkpointer(trainer, folder) -> S4MCheckpointer:
     return S4MCheckpointer(trainer.model, str(folder), trainer=trainer)
 
 
-def run_and_save(folder, settings=SETTINGS, iterations=3):
+def run_and_save(folder):
     """Train, then save as Detectron2's hook does within the last iteration; what comes next."""
-    trainer = make_trainer(RunStateHook(settings))
-    trainer.train(0, iterations)
-    trainer.iter = iterations - 1
+    trainer = make_trainer(RunStateHook(SETTINGS))
+    trainer.train(0, 3)
+    trainer.iter = 2
     checkpointer(trainer, folder).save("model")
     return draw()
 
 
-def resume(folder, settings=SETTINGS):
+def resume(folder):
     first_draws = FirstDraws()
-    trainer = make_trainer(RunStateHook(settings), first_draws)
+    trainer = make_trainer(RunStateHook(SETTINGS), first_draws)
     checkpointer(trainer, folder).resume_or_load("")
     trainer.train(trainer.iter + 1, 4)
     return first_draws.values

@@ -14,8 +14,8 @@ def logits_of(probabilities):
     return torch.tensor(rows).log()
 
 
-def box_mask(rows, columns, *, size=SIZE, inside=3.0):
-    mask = torch.full(size, -5.0)
+def box_mask(rows, columns, *, inside=3.0):
+    mask = torch.full(SIZE, -5.0)
     mask[slice(*rows), slice(*columns)] = inside
     return mask
 
