@@ -230,14 +230,22 @@ def test_an_instance_that_neither_sam_nor_the_teacher_has_at_image_size_is_dropp
 
 
 @settings(max_examples=40)
-@given(size=st.sampled_from(FRAMES), seed=st.integers(0, 10**6))
-def test_clicks_of_a_padded_prediction_fall_on_the_same_place_of_the_image(size, seed):
+@given(
+    size=st.sampled_from(FRAMES),
+    seed=st.integers(0, 10**6),
+    thresh=st.sampled_from(THRESHOLDS),
+    count=st.integers(1, 7),
+)
+def test_clicks_are_distinct_pixels_of_the_mask_at_their_place_in_the_image(
+    size, seed, thresh, count
+):
     """In the image the centers of the prediction's pixels are STRIDE px apart, padding or not.
 
     One that lies beyond the content, which may end inside a pixel, moves onto its border.
     """
-    selection = random_selection(size, seed, 0.5)
-    clicks, positive = sample_mask_points(selection, 3, seeded(seed))
+    selection = random_selection(size, seed, thresh)
+    clicks, positive = sample_mask_points(selection, count, seeded(seed))
+    assert clicks.shape == (*positive.shape, 2) == (len(selection.labels), count, 2)
     for mask, points, flags in zip(selection.labels.masks, clicks, positive, strict=True):
         centers = {
             (min(STRIDE * x + STRIDE // 2, size[1]), min(STRIDE * y + STRIDE // 2, size[0]))
@@ -246,4 +254,5 @@ def test_clicks_of_a_padded_prediction_fall_on_the_same_place_of_the_image(size,
         clicked = points[flags == 1] * torch.tensor(size[::-1])
         torch.testing.assert_close(clicked, clicked.round(), rtol=0, atol=1e-3)
         distinct = set(map(tuple, clicked.round().long().tolist()))
-        assert distinct <= centers and len(distinct) == min(3, len(centers))
+        assert distinct <= centers and set(flags.tolist()) <= {1, -1}
+        assert len(distinct) == len(clicked) == min(count, len(centers))
