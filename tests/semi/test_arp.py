@@ -39,18 +39,6 @@ def test_pasted_instances_keep_their_quality_and_their_doubts(random_placement):
     assert torch.equal(own == 0, pasted.any(0)) and own.max() == 50
 
 
-def test_arguments_that_cannot_be_are_named():
-    for arguments, message in (
-        ({"min_area": -1}, "MIN_AREA_FRACTION"),
-        ({"min_area": 1, "pair_fraction": 0.6}, "PAIR_FRACTION"),
-        ({"min_area": 1, "pair_fraction": 0.0}, "PAIR_FRACTION"),
-        ({"min_area": 1, "scale_range": (1.2, 0.8)}, "SCALE_RANGE"),
-        ({"min_area": 1, "scale_range": (0.0, 0.8)}, "SCALE_RANGE"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            ARP(**arguments)
-
-
 def test_the_config_gives_the_minimum_area_of_the_training_crop():
     cfg = load_config("")
     with pytest.raises(ConfigError, match="INPUT.CROP"):

@@ -20,10 +20,10 @@ def class_logits(*probabilities) -> torch.Tensor:
     return torch.tensor(probabilities, dtype=torch.float64).log()
 
 
-def mask_with_area(pixels: int, size=(6, 8), value: float = 30.0) -> torch.Tensor:
-    mask = torch.full((size[0] * size[1],), -30.0)
-    mask[:pixels] = value
-    return mask.view(1, *size)
+def mask_with_area(pixels: int) -> torch.Tensor:
+    mask = torch.full((6 * 8,), -30.0)
+    mask[:pixels] = 30.0
+    return mask.view(1, 6, 8)
 
 
 def select(logits, masks, content_size=(6, 8), **changes):

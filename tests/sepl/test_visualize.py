@@ -11,7 +11,6 @@ from s4m_d2.sepl.visualize import (
     draw_image,
     draw_label,
     draw_masks,
-    legend_entries,
 )
 
 GRAY = 100
@@ -35,13 +34,6 @@ def test_classes_and_void_have_vocs_colors_over_a_faded_image():
         blended = np.array(color) * FILL_ALPHA + FADED * (1 - FILL_ALPHA)
         assert np.abs(drawn[y, x] - blended).max() <= 1
     assert (drawn[4 * 60, 4 * 60] == FADED).all()  # background
-
-
-def test_the_legend_names_what_occurs_with_its_color():
-    labels = [np.array([[0, 15]], np.uint8), np.array([[2, 255], [2, 0]], np.uint8)]
-    entries = legend_entries(labels, [f"class {index}" for index in range(21)])
-    assert [name for name, _ in entries] == ["class 2", "class 15", "void"]
-    assert (entries[0][1] == BICYCLE).all() and (entries[1][1] == PERSON).all()
 
 
 SIZE = 24, 40
@@ -101,16 +93,6 @@ def test_options_choose_the_images(folders, drawn):
         assert drawn["names"] == list(names)
         if "a" in names:  # IoU of class 1 is 0, of background 20 / 40
             assert drawn["titles"][names.index("a")].endswith("25.0 → 100.0 (+75.0)")
-
-
-def test_without_a_ground_truth_images_are_evenly_spaced(folders, drawn):
-    for number in range(15):
-        save_png(folders / "images" / f"x{number:02}.png", np.full((*SIZE, 3), GRAY))
-        for kind in ("cam", "sepl"):
-            save_labels(folders / kind, {f"x{number:02}": label(3)})
-    assert visualize(folders, truth=False) == 0
-    assert drawn["names"] == ["a", "c", "x00", "x02", "x05", "x07", "x10", "x12"]
-    assert all(row[2] is row[4] is None for row in drawn["rows"])  # no masks, no ground truth
 
 
 def test_every_picture_stands_in_its_column(folders, drawn):
