@@ -36,7 +36,7 @@ setup(
         "matplotlib",
         "numpy>=1.24",
         "opencv-python-headless",  # headless: needs no libGL, which servers lack
-        "pillow",
+        "pillow>=9.4",
         "pycocotools",
         "pyyaml",
         "scipy",
