@@ -34,9 +34,9 @@ setup(
         "iopath",
         "jinja2",
         "matplotlib",
-        "numpy>=1.24",
+        "numpy>=1.25",  # Generator.spawn
         "opencv-python-headless",  # headless: needs no libGL, which servers lack
-        "pillow",
+        "pillow>=9.4",
         "pycocotools",
         "pyyaml",
         "scipy",

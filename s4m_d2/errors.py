@@ -48,6 +48,16 @@ class ConfigError(S4MError, ValueError):
     """A config key is unknown, of the wrong type, out of range or contradicts another."""
 
 
+def require(key: str, value: Any, is_valid: bool, expected: str) -> None:
+    """Refuse the value of a config key, by ConfigError, unless it is valid.
+
+    Args:
+        expected: end of the message: which values are valid.
+    """
+    if not is_valid:
+        raise ConfigError(f"{key} is {value!r}; expected {expected}")
+
+
 def registered(registry: Any, key: str, name: str) -> Any:
     """Look up the entry of a registry that a config key names.
 

@@ -20,14 +20,7 @@ NETWORK = "tf_efficientnet_lite0"  # timm's, with the order and shapes of the fi
 
 
 def import_timm(user: str) -> ModuleType:
-    """Import timm.
-
-    Args:
-        user: feature that needs it, for the message.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """Import timm for a ``user``, the feature that needs it; ConfigError: it is not installed."""
     try:
         import timm
     except ModuleNotFoundError as error:

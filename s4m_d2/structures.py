@@ -32,7 +32,7 @@ class PseudoLabels:
         areas: (N,) px of the masks, if known on the host; None: not fetched yet.
         sam_ious: (N,) float, the IoU that SAM predicts for its mask, nan where the mask is not
             SAM's; None: without SAM.
-        quality: (N,) float in [0, 1], of the masks (:mod:`s4m_d2.semi.mask_quality`); None: not
+        quality: (N,) float in [0, 1], of the masks (:mod:`s4m_d2.semi.filters`); None: not
             measured.
         doubts: (N, H, W) uint8, the masks' uncertainty: in their cross-entropy a pixel weighs
             1 - doubt / 255; None: 1.
@@ -126,15 +126,8 @@ def mask_areas(masks: Tensor) -> Tensor:
 
 
 def dense_overlaps(masks: Tensor, segments: Tensor) -> Tensor:
-    """Count the pixels that each mask shares with each segment, exactly.
-
-    Args:
-        masks: (N, H, W) bool.
-        segments: (K, H, W) bool, which may overlap; on the same device.
-
-    Returns:
-        (N, K) int64.
-    """
+    """(N, K) int64: the pixels that each of (N, H, W) bool masks shares with each of (K, H, W) bool
+    segments, which may overlap."""
     masks, segments = masks.flatten(1), segments.flatten(1)
     counts = torch.zeros(len(masks), len(segments), dtype=torch.int64, device=masks.device)
     if not counts.numel():
@@ -175,11 +168,8 @@ def plain_rle(rle: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def encode_edges(edges: Sequence[int] | np.ndarray, image_size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's RLE of an (H, W) mask from the pixels at which its runs start and end, alternately.
-
-    Args:
-        edges: increasing pixel numbers in column-major order.
-    """
+    """COCO's RLE of an (H, W) mask from the pixels at which its runs start and end, alternately:
+    increasing pixel numbers in column-major order."""
     counts = np.diff(edges, prepend=0, append=image_size[0] * image_size[1]).tolist()
     if not counts[-1]:
         del counts[-1]  # COCO's encoding has no empty run but the first
@@ -199,11 +189,10 @@ def as_rles(masks: RLEMasks | Tensor) -> Sequence[Mapping[str, Any]]:
 
 
 class RLEMasks:
-    """N run-length encoded masks of one image: a few KiB each, for any size of the image.
+    """N run-length encoded masks of one image, in the place of the (N, H, W) bool ``pred_masks``.
 
-    Replaces the (N, H, W) bool tensor ``Instances.pred_masks`` to save memory. Iteration, and
-    indexing with an int, decode (H, W) bool tensors on the CPU, as evaluators need them. Any other
-    index returns RLEMasks. ``np.asarray`` decodes all masks.
+    Iteration, and indexing with an int, decode (H, W) bool tensors on the CPU, as evaluators need
+    them. Any other index returns RLEMasks. ``np.asarray`` decodes all masks.
 
     Args:
         rles: COCO's encoding of each mask (:func:`encode_masks`).

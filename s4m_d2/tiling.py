@@ -313,10 +313,7 @@ def encode_window(
 ) -> dict[str, Any]:
     """COCO's RLE of an image's mask that is zero outside a window, without the full mask.
 
-    Args:
-        window: (h, w) uint8 of 0 and 1, not empty.
-        corner: (x, y) of its upper left pixel.
-        image_size: (H, W).
+    window: (h, w) uint8 of 0 and 1, not empty. corner: (x, y) of its upper left pixel.
     """
     edges = np.diff(np.pad(window.astype(np.int8), ((1, 1), (0, 0))), axis=0)
     columns, rows = np.nonzero(edges.T)  # by column: a start, an end, a start, ...

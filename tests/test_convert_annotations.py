@@ -6,11 +6,9 @@ import json
 import math
 
 import convert_annotations
-import make_own_data
 import numpy as np
 import pytest
 from PIL import Image
-from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
 WIDTH, HEIGHT = 60, 40
@@ -369,31 +367,3 @@ def test_where_nothing_can_be_converted_nothing_is_written(convert):
     ):
         status, content, said = convert(via)
         assert status == 1 and content is None and "via.json" in said
-
-
-def test_the_generators_formats_hold_the_same_shapes(tmp_path):
-    """COCO's and LabelMe's the same instances; VIA, which has no groups, the same polygons."""
-    sets = {}
-    for kind in make_own_data.FORMATS:
-        data = tmp_path / kind
-        make_own_data.make_own_data(data, labeled=3, unlabeled=1, seed=1, size=(128, 64), kind=kind)
-        assert len(list((data / "unlabeled").iterdir())) == 1
-        if kind == "coco":
-            sets[kind] = json.loads((data / "annotations.json").read_text())
-            continue
-        source = data / ("via.json" if kind == "via" else "labeled")
-        sets[kind], _ = convert_annotations.convert(source, data / "labeled", data / "coco.json")
-    for image in range(3):
-        polygons = {kind: [] for kind in sets}
-        for kind, content in sets.items():
-            names = {row["id"]: row["name"] for row in content["categories"]}
-            rows = [row for row in content["annotations"] if row["image_id"] == image + 1]
-            polygons[kind] = [(names[r["category_id"]], r["segmentation"]) for r in rows]
-        assert polygons["coco"] and polygons["labelme"] == polygons["coco"]
-        single = [
-            (name, part)
-            for name, parts in polygons["coco"]
-            for part in parts  # those without a pixel are left out where they stand alone
-            if mask_utils.area(mask_utils.frPyObjects([part], 64, 128)).sum()
-        ]
-        assert [(name, parts[0]) for name, parts in polygons["via"]] == single

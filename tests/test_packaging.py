@@ -1,10 +1,10 @@
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import install
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,13 +35,10 @@ def fake_engine(folder, content):
 
 @pytest.fixture
 def installer(monkeypatch):
-    """tools/install.py as a module; ``calls``: what its pip was called with."""
-    spec = importlib.util.spec_from_file_location("install", ROOT / "tools" / "install.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.calls = []
-    monkeypatch.setattr(module, "pip", lambda *arguments: module.calls.append(arguments))
-    return module
+    """tools/install.py; ``calls``: what its pip was called with."""
+    monkeypatch.setattr(install, "calls", calls := [], raising=False)
+    monkeypatch.setattr(install, "pip", lambda *arguments: calls.append(arguments))
+    return install
 
 
 def test_without_an_engine_one_error_names_both():

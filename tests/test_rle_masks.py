@@ -44,12 +44,6 @@ def test_other_indices_give_encoded_masks():
         assert np.array_equal(np.asarray(chosen), DENSE[index].numpy())
 
 
-def test_as_an_array():
-    assert np.asarray(encoded()).dtype == bool
-    floats = np.asarray(encoded(), dtype=np.float32)
-    assert floats.dtype == np.float32 and np.array_equal(floats, DENSE.float().numpy())
-
-
 def test_inside_detectron2_s_instances():
     scores = torch.tensor([0.9, 0.2, 0.8, 0.7])
     instances = Instances((HEIGHT, WIDTH), pred_masks=encoded(), scores=scores)

@@ -46,12 +46,6 @@ def test_indexing_keeps_labels_masks_and_scores_aligned():
         assert torch.equal(kept.scores, labels.scores[[0, 2]])
 
 
-def test_empty_has_a_frame_but_no_instances():
-    empty = PseudoLabels.empty((7, 9))
-    assert len(empty) == 0 and empty.image_size == (7, 9)
-    assert len(empty[empty.scores > 0.5]) == 0
-
-
 def test_with_masks_changes_the_frame_and_nothing_else():
     labels = make_labels()
     moved = labels.with_masks(torch.ones(3, 8, 12, dtype=torch.bool))

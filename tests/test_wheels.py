@@ -108,6 +108,8 @@ def test_versions_are_those_of_the_modules(wheel, lite_wheel):
     assert metadata(wheel)["Version"] == version_in(ROOT / "s4m_d2")
     assert metadata(lite_wheel)["Version"] == version_in(ROOT / "detectron2_lite" / "detectron2")
     assert re.fullmatch(r"\d+\.\d+\.\d+", metadata(wheel)["Version"])  # semantic
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {version_in(ROOT / 's4m_d2')}\n" in citation
     for file in ("setup.py", "pyproject.toml"):
         assert metadata(wheel)["Version"] not in (ROOT / file).read_text()
 

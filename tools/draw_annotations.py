@@ -31,6 +31,8 @@ from s4m_d2.engine.command.launch import exit_status  # noqa: E402
 from s4m_d2.errors import DatasetError  # noqa: E402
 from s4m_d2.visualization import evenly_spaced, overlay, panel_grid  # noqa: E402
 
+MIN_SCORE = 0.5  # of predictions drawn
+
 
 def draw(args: argparse.Namespace) -> None:
     """Write a PNG with a row for each of ``args.count`` images at equal distances.
@@ -54,7 +56,7 @@ def draw(args: argparse.Namespace) -> None:
         rows.append([picture, _overlay(truth, picture, truth.imgToAnns[image["id"]])])
         if found is not None:
             of_image = [p for p in found if p["image_id"] == image["id"]]
-            shown = [p for p in of_image if p["score"] >= args.min_score]
+            shown = [p for p in of_image if p["score"] >= MIN_SCORE]
             rows[-1].append(_overlay(truth, picture, shown, [p["score"] for p in shown]))
     columns = ["image", "annotations"] + ["predictions"] * (found is not None)
     panel_grid(rows, columns, args.output, row_titles=[image["file_name"] for image in chosen])
@@ -93,7 +95,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", required=True, help="the PNG")
     parser.add_argument("--predictions", default="", help="an evaluation's results file")
     parser.add_argument("--count", type=positive, default=4, help="images")
-    parser.add_argument("--min-score", type=float, default=0.5, help="of predictions drawn")
     draw(parser.parse_args(arguments))
     return 0
 

@@ -27,6 +27,7 @@ from simulated_gpu import device, environment  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 GIB, BLOCK = 2**30, 512
+TOTAL = 80 * GIB  # of the GPU: SAM takes what is free
 META = torch.device("meta")
 AREA = 1000  # px of every mask that the host asks about
 
@@ -34,8 +35,8 @@ AREA = 1000  # px of every mask that the host asks about
 class Ledger:
     """Which storages are alive, and the most that were in each phase of a step."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.live, self.peak = total, 0, 0
+    def __init__(self) -> None:
+        self.live, self.peak = 0, 0
         self.phase, self.peaks = "", Counter()
         self._users: Counter[int] = Counter()
 
@@ -75,8 +76,6 @@ def without_values(func, args: tuple, kwargs: dict, target: str | None):
         return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
     if name in ("aten::copy_", "aten::_amp_update_scale_"):
         return args[0]
-    leaves = device.leaves_of((args, kwargs))
-    known = {id(x.held): x for x in leaves if isinstance(x, device.GPUTensor)}
 
     def plain(x):
         if isinstance(x, device.GPUTensor):
@@ -89,7 +88,7 @@ def without_values(func, args: tuple, kwargs: dict, target: str | None):
     options.pop("non_blocking" if name == "aten::_to_copy" else "pin_memory", None)
     if target == "cuda":
         options["device"] = META
-    return device.on_device(func, args, kwargs, known, func(*inputs, **options))
+    return device.on_device(func, args, kwargs, func(*inputs, **options))
 
 
 def attention(query, key, value, attn_mask=None, *_, **options) -> Tensor:
@@ -115,7 +114,7 @@ def make_up(queries: int, instances: int) -> None:
     from s4m_d2.losses import matcher
     from s4m_d2.semi import pseudo_labels, refinement
 
-    verdict = np.ones((6, queries), dtype=np.int64)  # see select_in_batch
+    verdict = np.ones((6, queries), dtype=np.int64)  # see select_pseudo_labels
     verdict[3:5, instances:] = 0
     verdict[5] = AREA
     draws = np.random.default_rng(0)
@@ -129,12 +128,12 @@ def make_up(queries: int, instances: int) -> None:
     step.to_host = lambda *tensors: [np.zeros(x.shape) for x in tensors]
 
 
-def simulate(total: int) -> Ledger:
-    """A GPU of ``total`` bytes without values, whose memory is counted."""
+def simulate() -> Ledger:
+    """A GPU without values, whose memory is counted."""
     from s4m_d2.layers import deform_attn_triton
 
     device.install()
-    ledger = Ledger(total)
+    ledger = Ledger()
     make = device.GPUTensor.__new__
 
     def counted(cls, held):
@@ -151,7 +150,7 @@ def simulate(total: int) -> Ledger:
     cuda.memory_allocated = cuda.memory_reserved = lambda *_: ledger.live
     cuda.max_memory_allocated = lambda *_: ledger.peak
     cuda.reset_peak_memory_stats = lambda *_: setattr(ledger, "peak", ledger.live)
-    cuda.mem_get_info = lambda *_: (max(0, total - ledger.live), total)
+    cuda.mem_get_info = lambda *_: (max(0, TOTAL - ledger.live), TOTAL)
     return ledger
 
 
@@ -169,7 +168,7 @@ def watch(ledger: Ledger, owner, name: str) -> None:
     setattr(owner, name, watched)
 
 
-def plan(case, stage: int, total: int) -> tuple[int, Ledger]:
+def plan(case, stage: int) -> tuple[int, Ledger]:
     """Bytes of models and optimizer's state, and what a step of the case holds.
 
     Two steps run: the first makes the optimizer's state.
@@ -177,7 +176,7 @@ def plan(case, stage: int, total: int) -> tuple[int, Ledger]:
     from benchmarking import ours
     from benchmarking.bench import Bench
 
-    ledger = simulate(total)
+    ledger = simulate()
     with device.GPU:
         bench = Bench(case, stage)
         make_up(bench.cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, case.instances)
@@ -205,19 +204,15 @@ def main() -> int:
     parser.add_argument(
         "--images", type=int, default=2, help="labeled ones of a process, and unlabeled"
     )
-    parser.add_argument("--instances", type=int, help="per image; default: as in the data set")
-    parser.add_argument(
-        "--gpu", type=float, default=80.0, help="GiB of the GPU: SAM takes what is free"
-    )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
     args = parser.parse_args()
     if "libcuda.so.1" not in os.environ.get("LD_PRELOAD", ""):
         with tempfile.TemporaryDirectory() as folder:
             again = subprocess.run([sys.executable, *sys.argv], env=environment(Path(folder)))
         return again.returncode
-    case = replace(CASES[args.shapes], images=args.images, device="cuda", sam=CONFIG_SAM)
-    case = replace(case, opts=tuple(args.opts), instances=args.instances or case.instances)
-    fixed, ledger = plan(case, args.stage, int(args.gpu * GIB))
+    case = CASES[args.shapes]
+    case = replace(case, images=args.images, device="cuda", sam=CONFIG_SAM, opts=tuple(args.opts))
+    fixed, ledger = plan(case, args.stage)
     print(f"{args.shapes}, stage {args.stage}, {args.images} images (and as many unlabeled)")
     print(f"{fixed / GIB:8.2f} GiB  models, gradients, optimizer")
     for phase, peak in ledger.peaks.items():

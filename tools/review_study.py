@@ -13,11 +13,9 @@ and OUT.png beside the folder OUT.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
-import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,8 +27,12 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "datasets")]
 
-from ablation_study.data_sets import SAMS, link_images, write_part  # noqa: E402
+from ablation_study.data_sets import SAMS, link_images, real_folder, write_part  # noqa: E402
+from ablation_study.report import Summary  # noqa: E402
 
+from s4m_d2.command_line import natural, positive  # noqa: E402
+from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
+from s4m_d2.engine.command.launch import exit_status  # noqa: E402
 from s4m_d2.errors import S4MError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 
@@ -129,9 +131,8 @@ def draw(found: dict[str, dict[int, dict[int, float]]], path: Path) -> None:
     figure = Figure(figsize=(6, 3.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for order, by_count in found.items():
-        values = [list(by_seed.values()) for by_seed in by_count.values()]
-        deviations = [statistics.stdev(x) if len(x) > 1 else 0.0 for x in values]
-        means = [statistics.mean(x) for x in values]
+        ap = [Summary(by_seed) for by_seed in by_count.values()]
+        means, deviations = [x.mean for x in ap], [x.deviation or 0.0 for x in ap]
         axes.errorbar(list(by_count), means, deviations, marker="o", capsize=3, label=order)
     axes.set(xlabel="labeled images", ylabel="mask AP", xticks=COUNTS)
     axes.legend(frameon=False)
@@ -139,40 +140,35 @@ def draw(found: dict[str, dict[int, dict[int, float]]], path: Path) -> None:
         figure.savefig(file, format="png")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@exit_status
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = command_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="holds the folder of the set")
     parser.add_argument("--set", choices=("nuclei", "facades"), default="nuclei")
     parser.add_argument("--output", type=Path, required=True, metavar="OUT")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    help = "of the first training, and of each that goes on"
-    parser.add_argument("--iterations", type=int, nargs=2, default=[900, 300], help=help)
+    parser.add_argument("--seeds", type=natural, nargs="+", default=[0, 1, 2])
+    words = "of the first training, and of each that goes on"
+    parser.add_argument("--iterations", type=positive, nargs=2, default=[900, 300], help=words)
     parser.add_argument("--by", nargs="+", default=["mask"], help="orders beside random")
     parser.add_argument("options", nargs="*", metavar="KEY VALUE", help="after --: config")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     config = ROOT / "tools" / "ablation_study" / f"{args.set}.yaml"
     options = ["S4M.SAM.CHECKPOINT", str(SAMS.get(args.set, "")), *args.options]
     found: dict[str, dict[int, dict[int, float]]] = {}
-    output = args.output.absolute()
+    data, output = real_folder(args.set, args.data), args.output.absolute()
     for seed in args.seeds:
         folder = output / f"seed{seed}"
-        data = args.data.absolute() / args.set
         simulation = Simulation(data, folder, seed, config, args.iterations, options)
         for order, count, ap in simulation.run([RANDOM, *args.by]):
             print(f"seed {seed}, {count} images, {order}: AP {ap:.1f}", flush=True)
             found.setdefault(order, {}).setdefault(count, {})[seed] = ap
-            content = {
-                "set": args.set,
-                "iterations": args.iterations,
-                "options": args.options,
-                "AP": found,
-            }
+            content = {key: getattr(args, key) for key in ("set", "iterations", "options")}
             with atomic_write(output.with_suffix(".json")) as file:
-                json.dump(content, file, indent=1)
+                json.dump(content | {"AP": found}, file, indent=1)
             draw(found, output.with_suffix(".png"))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -35,6 +35,7 @@ from tiny_sam_data import (  # noqa: E402
     sample_photograph,
 )
 
+from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 from s4m_d2.pretrained import read_pypi_weights  # noqa: E402
 from s4m_d2.sam.adaptation import (  # noqa: E402
@@ -59,29 +60,21 @@ BOX_CHANCE, BOX_JITTER, CLICKS_IN_BOX_CHANCE = 0.15, 0.05, 0.4
 CORRECTION_CHANCE, MAX_CORRECTIONS = 0.25, 2
 TRANSFORMER_CHANCE = 0.25  # of a step to train it too: its backward pass is a third of the step
 SINGLE_WEIGHT = 0.3
+IMAGES, MAX_MASKS = 4, 8  # of a step; of an image
+SAVE_SECONDS = 300
 
 
 def parse_args() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    names, words = (
-        ("JSON", "IMAGES", "SHARE"),
-        "a COCO set and its share; its last fifth is held out",
-    )
-    parser.add_argument(
-        "--data", nargs=3, action="append", required=True, metavar=names, help=words
-    )
+    parser = command_parser(__doc__)
+    parser.add_argument("--data", nargs=3, action="append", required=True,
+                        metavar=("JSON", "IMAGES", "SHARE"),
+                        help="a COCO set and its share; its last fifth is held out")  # fmt: skip
     parser.add_argument("--icons", type=Path, nargs="+", help="icons.json of @iconify-json/...")
     parser.add_argument("--icon-share", type=float, default=3, help="composites among the views")
     parser.add_argument("--output", type=Path, default=Path("output/tiny_sam"))
     parser.add_argument("--steps", type=int, default=40000, help="of all runs together")
-    parser.add_argument("--save-minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=1000)
-    parser.add_argument("--images", type=int, default=4, help="per step")
-    parser.add_argument("--prompts", type=int, default=8, help="per image, at most")
-    parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
 
 
@@ -231,7 +224,7 @@ class Run:
         factor = min(1, (self.step + 1) / WARMUP_STEPS, left)
         for group in self.optimizer.param_groups:
             group["lr"] = factor * group["rate"]
-        views = [self.views.sample(rng) for _ in range(args.images)]
+        views = [self.views.sample(rng) for _ in range(IMAGES)]
         frames = [torch.tensor(image).permute(2, 0, 1).float() for image, _ in views]
         frames = torch.stack([self.sam.preprocess(frame) for frame in frames])
         encoder = self.sam.image_encoder
@@ -239,7 +232,7 @@ class Run:
         embeddings = encoder(frames)
         loss = torch.zeros(())
         for embedding, (_, masks) in zip(embeddings.split(1), views, strict=True):
-            prompts = Prompts(rng.permutation(masks)[: args.prompts], rng)
+            prompts = Prompts(rng.permutation(masks)[:MAX_MASKS], rng)
             if rng.random() < CORRECTION_CHANCE:
                 correct(self.sam, embedding, prompts, rng)
             target = torch.from_numpy(prompts.masks).float()[:, None]
@@ -262,7 +255,6 @@ class Run:
 def main() -> None:
     """Train, saving now and then."""
     args = parse_args()
-    torch.set_num_threads(args.threads)
     args.output.mkdir(parents=True, exist_ok=True)
     run = Run(args)
     smooth, saved = None, time.monotonic()
@@ -272,7 +264,7 @@ def main() -> None:
             smooth = loss if smooth is None else 0.99 * smooth + 0.01 * loss
             progress.update()
             progress.set_postfix(loss=f"{smooth:.3f}", refresh=False)
-            if time.monotonic() - saved > 60 * args.save_minutes:
+            if time.monotonic() - saved > SAVE_SECONDS:
                 run.save()
                 saved = time.monotonic()
     run.save()

@@ -33,7 +33,6 @@ _TURNS: dict[int | None, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 _TRANSPOSED = (5, 6, 7, 8)  # of them, those that swap height and width
-_COLOR = {"RGB": cv2.IMREAD_COLOR_RGB, "BGR": cv2.IMREAD_COLOR_BGR}
 # Bytes that may follow 0xff in the pixels of a JPEG: 0 (0xff is a value), restarts, and the start
 # of another scan of a progressive image.
 _SCAN_CODES = (0x00, *range(0xD0, 0xD8), 0xC4, 0xDA)
@@ -112,10 +111,12 @@ def decode_plain(image: Image.Image, file_name: str, image_format: str) -> np.nd
     if not is_plain(content) or (image.format == "JPEG" and orientation(image) in _TURNS):
         return None
     try:
-        array = cv2.imdecode(content, _COLOR[image_format] | cv2.IMREAD_IGNORE_ORIENTATION)
+        array = cv2.imdecode(content, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:  # larger than OpenCV allows
         return None
-    return array if array is not None and array.shape[:2] == image.size[::-1] else None
+    if array is None or array.shape[:2] != image.size[::-1]:
+        return None
+    return array if image_format == "BGR" else cv2.cvtColor(array, cv2.COLOR_BGR2RGB, dst=array)
 
 
 def _is_plain_png(content: np.ndarray) -> bool:

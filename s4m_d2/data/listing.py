@@ -224,7 +224,6 @@ def write_frames(path: str, folder: str, every: int) -> list[str]:
 
     Raises:
         DatasetError: the video is empty, damaged or truncated.
-        OutputError: the system refuses to write.
     """
     stem = os.path.join(folder, os.path.splitext(os.path.basename(path))[0])
     done = os.path.join(folder, f".every-{every}")  # written last: the number of frames

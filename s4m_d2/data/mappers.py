@@ -144,10 +144,7 @@ class ARPDatasetMapper(_Mapper):
     skip_unreadable = True  # the stream loader replaces an image that cannot be read
 
     def __call__(self, record: dict) -> dict:
-        """Map one record, which is not changed.
-
-        Returns:
-            A sample with "image" and "image_weak", both (3, H, W) uint8, content only.
+        """Map one record, which is not changed, to both views, (3, H, W) uint8, content only.
 
         Raises:
             DatasetError: the image is missing, damaged or truncated.

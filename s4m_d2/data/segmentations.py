@@ -102,29 +102,19 @@ def read_segmentation(
 
 
 def run_lengths(segmentation: object, image_size: tuple[int, int]) -> np.ndarray:
-    """Read an RLE dict, compressed or not, or an (H, W) array.
+    """Read an RLE dict, compressed or not.
 
     Raises:
         DatasetError: says what is wrong, as part of a sentence.
     """
-    if isinstance(segmentation, np.ndarray):
-        size: Any = segmentation.shape
-    elif not isinstance(segmentation, dict):
-        raise DatasetError(
-            f"the segmentation is of type {type(segmentation).__name__}; expected a list of "
-            "polygons, an RLE dict or a (H, W) array"
-        )
-    elif {"size", "counts"} <= segmentation.keys():
-        size = segmentation["size"]
-    else:
+    if not isinstance(segmentation, dict):
+        kind = type(segmentation).__name__
+        raise DatasetError(f"the segmentation is of type {kind}; expected polygons or an RLE dict")
+    if not {"size", "counts"} <= segmentation.keys():
         raise DatasetError("an RLE needs the keys 'size' and 'counts'")
+    size, counts = segmentation["size"], segmentation["counts"]
     if not np.iterable(size) or tuple(size) != image_size:
         raise DatasetError(f"the mask has (height, width) {size}, but the image has {image_size}")
-    if isinstance(segmentation, np.ndarray):
-        flat = segmentation.astype(bool).T.reshape(-1)
-        edges = np.flatnonzero(np.diff(flat, prepend=False))
-        return np.diff(edges, prepend=0, append=flat.size)
-    counts = segmentation["counts"]
     if isinstance(counts, str | bytes):
         lengths = _read_text(counts)
     else:
@@ -199,8 +189,8 @@ def transform_masks(
     masks are resampled (nearest pixel).
 
     Args:
-        segmentations: polygons [[x0, y0, x1, ...], ...] in pixels of the image, RLE dicts
-            (compressed or not), or (H, W) arrays.
+        segmentations: polygons [[x0, y0, x1, ...], ...] in pixels of the image, or RLE dicts
+            (compressed or not).
         transforms: from the image to the view.
         image_size, view_size: (H, W) before and after.
 

@@ -65,14 +65,9 @@ class CocoFormat:
         return list_images(dataset_path(self.image_root), IMAGE_EXTENSIONS, self.remedy)
 
     def load(self, choose: Callable[[Sequence[str]], list[str]]) -> tuple[list[dict], dict]:
-        """Read the records of the images that ``choose`` picks from the file names of all.
-
-        Returns:
-            Detectron2 records, and :meth:`metadata` with the classes.
-
-        Raises:
-            DatasetError: as :func:`~s4m_d2.data.annotations.read_annotations`.
-        """
+        """Read the images that ``choose`` picks from the file names of all, as
+        :func:`~s4m_d2.data.annotations.read_annotations`: Detectron2 records, and
+        :meth:`metadata` with the classes."""
         annotations = read_annotations(
             dataset_path(self.json_file),
             dataset_path(self.image_root),
@@ -91,9 +86,7 @@ _UNLABELED: dict[str, DatasetFormat] = {}  # of the unlabeled ones, whose annota
 def register_splits(
     name: str, dataset: DatasetFormat, percents: Sequence[int], *, full: bool = False
 ) -> None:
-    """Register the labeled splits and the unlabeled set of a training set.
-
-    Registers ``{name}_{p}pct`` for each percentage, and ``{name}_unlabeled`` with all images.
+    """Register ``{name}_{p}pct`` for each percentage, and ``{name}_unlabeled`` with all images.
 
     Args:
         name: such as ``fruit_train``.

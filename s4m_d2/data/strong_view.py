@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from torch import Generator, Tensor
 
-from s4m_d2.errors import InputError
 from s4m_d2.transfers import to_device
 
 _BLUR_REACH = 3  # standard deviations that the blur's kernel covers on each side
@@ -68,10 +67,6 @@ class StrongView:
         Returns:
             A new (3, H, W) uint8 tensor.
         """
-        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-            raise InputError(
-                f"image must be (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}."
-            )
         device = generator.device
         order = torch.randperm(len(self._ranges), generator=generator, device=device).tolist()
         draws = torch.rand(len(self._ranges) + 4, generator=generator, device=device).tolist()

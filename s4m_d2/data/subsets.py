@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 
 from s4m_d2.data.cityscapes import IMAGE_SUFFIX, INSTANCE_SUFFIX
 from s4m_d2.data.listing import IMAGE_EXTENSIONS
-from s4m_d2.errors import DatasetError, InputError, first_names
+from s4m_d2.errors import DatasetError, InputError, first_names, require
 from s4m_d2.files import read_lines
 
 _KEY_BYTES = 16
@@ -48,11 +48,9 @@ def stable_subset(names: Sequence[str], fraction: float, seed: int) -> list[str]
     Args:
         names: file names or paths with different base names.
         fraction: in (0, 1]; fraction * len(names) is rounded half up, to at least 1.
-        seed: any integer.
 
     Raises:
         DatasetError: ``names`` is empty or two base names are equal.
-        InputError: the fraction is out of range.
 
     >>> stable_subset(["a/1.png", "a/2.png", "b/3.png", "b/4.png"], 0.5, seed=0)
     ['a/1.png', 'b/3.png']
@@ -88,9 +86,7 @@ def read_split_file(path: str) -> list[str]:
 def listed_subset(names: Sequence[str], stems: Sequence[str], origin: str) -> list[str]:
     """Choose the names whose stem is one of :func:`read_split_file`, sorted.
 
-    Args:
-        names: file names or paths of the data set.
-        origin: name of the list in messages.
+    ``origin`` names the list in messages.
 
     Raises:
         DatasetError: a listed name is not in the data set, or fits more than one image.
@@ -143,14 +139,13 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
         fraction: in (0, 1); fraction * images is rounded half up, to at least 1.
 
     Raises:
-        InputError, DatasetError: the fraction is out of range; no image can be chosen.
+        ConfigError, DatasetError: the fraction is out of range; no image can be chosen.
 
     >>> classes_of = {"1.png": {"cat"}, "2.png": {"cat"}, "3.png": {"dog"}, "4.png": {"dog"}}
     >>> draw_validation(classes_of, 0.25)
     ['2.png', '4.png']
     """
-    if not 0 < fraction < 1:
-        raise InputError(f"S4M.DATA.VAL_FRACTION is {fraction}; expected above 0 and below 1.")
+    require("S4M.DATA.VAL_FRACTION", fraction, 0 < fraction < 1, "above 0 and below 1")
     ordered = sorted(classes_of, key=name_key)
     left = Counter(name for classes in classes_of.values() for name in classes)
     wanted = _share(fraction, len(ordered))

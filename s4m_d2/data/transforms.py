@@ -18,7 +18,7 @@ from detectron2.data import transforms as T
 from detectron2.utils.registry import Registry
 from PIL import Image
 
-from s4m_d2.errors import ConfigError, DatasetError
+from s4m_d2.errors import ConfigError, DatasetError, require
 
 GEOMETRY_REGISTRY = Registry("GEOMETRY")
 """Geometry of the training views by INPUT.DATASET_MAPPER_NAME: ``cfg -> list[Augmentation]``."""
@@ -68,11 +68,8 @@ def mask_former_instance(cfg: CfgNode) -> list[T.Augmentation]:
         cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
     )
     crop = cfg.INPUT.CROP
-    if crop.SINGLE_CATEGORY_MAX_AREA < 1:
-        raise ConfigError(
-            f"INPUT.CROP.SINGLE_CATEGORY_MAX_AREA is {crop.SINGLE_CATEGORY_MAX_AREA}, but crops of "
-            "instances ignore categories (unlabeled images have none): set it to 1.0."
-        )
+    share, expected = crop.SINGLE_CATEGORY_MAX_AREA, "1.0: unlabeled images have no categories"
+    require("INPUT.CROP.SINGLE_CATEGORY_MAX_AREA", share, share >= 1, expected)
     crops = [T.RandomCrop(crop.TYPE, crop.SIZE)] if crop.ENABLED else []
     return [resize, *crops, *_flip(cfg)]
 
@@ -90,8 +87,8 @@ def coco_instance_lsj(cfg: CfgNode) -> list[T.Augmentation]:
 
 def _flip(cfg: CfgNode) -> list[T.Augmentation]:
     kind = cfg.INPUT.RANDOM_FLIP
-    if kind not in ("none", "horizontal", "vertical"):
-        raise ConfigError(f"INPUT.RANDOM_FLIP is {kind!r}; choose none, horizontal or vertical.")
+    is_known = kind in ("none", "horizontal", "vertical")
+    require("INPUT.RANDOM_FLIP", kind, is_known, "none, horizontal or vertical")
     if kind == "none":
         return []
     return [T.RandomFlip(horizontal=kind == "horizontal", vertical=kind == "vertical")]
@@ -119,11 +116,7 @@ def seeded_numpy(seed: int) -> Iterator[None]:
 def apply_geometry(
     augmentations: Sequence[T.Augmentation], image: np.ndarray, seed: int, name: str = "An image"
 ) -> tuple[np.ndarray, T.TransformList]:
-    """Transform an image, (H, W, 3) uint8, as ``seed`` decides.
-
-    Args:
-        augmentations: Detectron2's, which see the image only.
-        name: of the image, in messages.
+    """Transform an image, (H, W, 3) uint8, as ``seed`` decides, by augmentations that see it only.
 
     Returns:
         The view, (H', W', 3) uint8, and the transforms that made it.

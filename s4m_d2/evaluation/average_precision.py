@@ -18,6 +18,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import CityscapesInstanceEvaluator, COCOEvaluator, DatasetEvaluator
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from PIL import Image
 from torch import nn
 
 from s4m_d2.errors import ConfigError, DatasetError
@@ -84,6 +85,24 @@ class CityscapesInstanceAP(CityscapesInstanceEvaluator):
     of ``CITY/*_gtFine_instanceIds.png``. All instances of an image without predictions count as
     missed. The processes of one machine share a temporary folder, which is removed afterwards.
     """
+
+    def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
+        """Write a batch's predictions as Cityscapes' scripts read them.
+
+        Detectron2's own method imports these scripts from a package that is not public.
+        """
+        from cityscapesscripts.helpers.labels import name2label
+
+        ids = [name2label[name].id for name in self._metadata.thing_classes]
+        for sample, output in zip(inputs, outputs, strict=True):
+            stem, instances = Path(sample["file_name"]).stem, output["instances"]
+            labels, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+            lines = []
+            for i, mask in enumerate(instances.pred_masks):  # one at a time: they may be encoded
+                image = Image.fromarray(mask.cpu().numpy().astype(bool))
+                image.save(os.path.join(self._temp_dir, f"{stem}_{i}.png"))
+                lines.append(f"{stem}_{i}.png {ids[labels[i]]} {scores[i]}\n")
+            Path(self._temp_dir, stem + PREDICTION).write_text("".join(lines))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
         """{"segm": AP, AP50 and AP-CLASS in percent}; None on other processes than the first.

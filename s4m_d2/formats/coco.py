@@ -1,16 +1,18 @@
-"""COCO's instances, in one file."""
+"""COCO's instances, in one file; masks as polygons."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import cv2
+import numpy as np
 import pycocotools.mask as mask_util
 
 from s4m_d2.files import atomic_write
-from s4m_d2.formats.outlines import are_exact, mask_polygons
+from s4m_d2.structures import decode_window
 
 FILE = "annotations.json"
 
@@ -57,3 +59,22 @@ def _annotations(rows: Iterable[dict]) -> Iterator[dict]:
             "iscrowd": 0,
             **{key: instance[key] for key in ("score", "sam_iou") if key in instance},
         }
+
+
+def mask_polygons(rle: Mapping[str, Any]) -> list[np.ndarray]:
+    """Outlines of a mask's pieces, without their holes, largest first.
+
+    Each has (K, 2) float64 corners (x, y), K >= 4, in px of the image: a quarter of a pixel inside
+    the pixels' edges, where COCO's API draws exactly the piece.
+    """
+    window, x, y = decode_window(rle)
+    enlarged = window.repeat(2, axis=0).repeat(2, axis=1)
+    found, _ = cv2.findContours(enlarged, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    corners = [(piece[:, 0] + 0.5) / 2 + (x, y) for piece in found]
+    return sorted(corners, key=lambda piece: -cv2.contourArea(piece.astype(np.float32)))
+
+
+def are_exact(polygons: list[np.ndarray], rle: Mapping[str, Any]) -> bool:
+    """Whether COCO's API draws the mask from these polygons: not one with holes."""
+    drawn = mask_util.frPyObjects([piece.ravel().tolist() for piece in polygons], *rle["size"])
+    return bool(mask_util.iou([mask_util.merge(drawn)], [rle], [0])[0, 0] == 1.0)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from s4m_d2.files import atomic_write
-from s4m_d2.formats.outlines import mask_polygons
+from s4m_d2.formats.coco import mask_polygons
 
 TASKS, INTERFACE = "tasks.json", "interface.xml"
 

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from s4m_d2.files import atomic_write
-from s4m_d2.formats.outlines import are_exact, mask_polygons
+from s4m_d2.formats.coco import are_exact, mask_polygons
 from s4m_d2.structures import decode_window
 
 VERSION = "5.5.0"  # of the format

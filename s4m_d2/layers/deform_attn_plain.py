@@ -85,16 +85,9 @@ def table_gradient(
     locations: Tensor,
     weights: Tensor,
 ) -> Tensor:
-    """Compute the gradient of the values alone, by sorted sums.
+    """Compute the gradient of the values alone, of ``shape`` (B, S, heads, C), by sorted sums.
 
-    Args:
-        grad_output: (B, Q, heads · C).
-        shape: of the values, (B, S, heads, C).
-        level_sizes, locations, weights: as in ``deformable_sampling``, in the dtype of
-            ``grad_output``.
-
-    Returns:
-        a tensor of ``shape``, in the dtype of ``grad_output``.
+    grad_output: (B, Q, heads · C); the others as in ``deformable_sampling``, in its dtype.
     """
     plan = _Plan(level_sizes, locations)
     batch, queries, heads = locations.shape[:3]

@@ -12,6 +12,8 @@ them: they take mixed dtypes.
 """
 
 # Operators' schemas are read from annotations, which old versions of torch need unquoted.
+import typing
+
 import torch
 import triton
 import triton.language as tl
@@ -20,6 +22,7 @@ from torch import Tensor
 from s4m_d2.layers.deform_attn_plain import table_gradient
 from s4m_d2.transfers import to_device
 
+Ints = typing.List[int]  # noqa: UP006 (in a schema, torch 2.4 does not know list[int])
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ELEMENTS = 1024  # that a program accumulates: sums times channels
 _WARPS = 4
@@ -150,7 +153,7 @@ def _backward_kernel(
         tl.store(grad_weights + sample, along_weight.to(grad_weights.dtype.element_ty), inside)
 
 
-def _launch(kernel, level_sizes: list[int], value, locations, weights, *tensors, **options) -> None:
+def _launch(kernel, level_sizes: Ints, value, locations, weights, *tensors, **options) -> None:
     sizes, first = [], 0
     for height, width in zip(level_sizes[::2], level_sizes[1::2], strict=True):
         sizes += [height, width, first]
@@ -170,7 +173,7 @@ def _launch(kernel, level_sizes: list[int], value, locations, weights, *tensors,
 
 
 @torch.library.custom_op("s4m_d2::deformable_sampling", mutates_args=())
-def sample(value: Tensor, level_sizes: list[int], locations: Tensor, weights: Tensor) -> Tensor:
+def sample(value: Tensor, level_sizes: Ints, locations: Tensor, weights: Tensor) -> Tensor:
     """``deformable_sampling`` of tensors whose dtypes are in ``DTYPES``.
 
     Args:
@@ -188,7 +191,7 @@ def sample(value: Tensor, level_sizes: list[int], locations: Tensor, weights: Te
 def sample_backward(
     grad_output: Tensor,
     value: Tensor,
-    level_sizes: list[int],
+    level_sizes: Ints,
     locations: Tensor,
     weights: Tensor,
     deterministic: bool,

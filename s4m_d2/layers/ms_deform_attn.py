@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import require
 from s4m_d2.layers.deform_attn_plain import PlainDeformableSampling
 from s4m_d2.transfers import to_device
 
@@ -133,11 +133,8 @@ class MSDeformAttn(nn.Module):
 
     def __init__(self, *, embed_dim: int, num_levels: int, num_heads: int, num_points: int) -> None:
         super().__init__()
-        if embed_dim % num_heads:
-            raise ConfigError(
-                f"MODEL.SEM_SEG_HEAD.CONVS_DIM is {embed_dim}; it must be a multiple of the "
-                f"{num_heads} heads of DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS"
-            )
+        heads = f"a multiple of DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS, {num_heads}"
+        require("MODEL.SEM_SEG_HEAD.CONVS_DIM", embed_dim, embed_dim % num_heads == 0, heads)
         self.num_levels = num_levels
         self.num_heads = num_heads
         self.num_points = num_points
@@ -182,12 +179,7 @@ class MSDeformAttn(nn.Module):
 
         Returns:
             (B, Q, embed_dim).
-
-        Raises:
-            InputError: if the levels' sizes do not add up to the length of ``value``.
         """
-        if sum(height * width for height, width in level_sizes) != value.shape[1]:
-            raise InputError(f"levels {level_sizes} do not add up to {value.shape[1]} values")
         batch, queries, _ = query.shape
         shape = (batch, queries, self.num_heads, self.num_levels, self.num_points)
         offsets = self.sampling_offsets(query).view(*shape, 2)

@@ -21,17 +21,10 @@ def cell_centers(size: tuple[int, int], device: torch.device | str = "cpu") -> T
 def sine_position_encoding(
     size: tuple[int, int], channels: int, *, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Encode every cell of a feature map.
+    """Encode every cell of a feature map of ``size`` (H, W): (channels, H, W) float32.
 
-    Rows and columns are counted from 1 and scaled so that the last one is at 2π; even channels of
-    each half are sines, odd ones cosines.
-
-    Args:
-        size: (H, W) of the feature map.
-        channels: number of channels, a multiple of 4; the first half encodes y, the second x.
-
-    Returns:
-        (channels, H, W) float32.
+    Rows and columns are counted from 1 and scaled so that the last one is at 2π. The first half of
+    the channels, a multiple of 4, encodes y, the second x; even ones are sines, odd ones cosines.
     """
     height, width = size
     frequencies = torch.arange(channels // 4, dtype=torch.float32, device=device)

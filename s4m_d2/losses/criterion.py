@@ -13,7 +13,7 @@ from detectron2.config import configurable
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError
+from s4m_d2.errors import require
 from s4m_d2.losses.mask_losses import (
     dice_loss,
     sample_chosen,
@@ -83,7 +83,10 @@ class SetCriterion(nn.Module):
         deep_supervision: bool = True,
     ) -> None:
         super().__init__()
-        _check_sampling(num_points, oversample_ratio, importance_ratio)
+        key, is_share = "MODEL.MASK_FORMER", 0 <= importance_ratio <= 1
+        require(f"{key}.TRAIN_NUM_POINTS", num_points, num_points >= 1, "1 or more")
+        require(f"{key}.OVERSAMPLE_RATIO", oversample_ratio, oversample_ratio >= 1, "1 or more")
+        require(f"{key}.IMPORTANCE_SAMPLE_RATIO", importance_ratio, is_share, "a number in [0, 1]")
         self.num_classes = num_classes
         self.matcher = matcher
         self.loss_weights = dict(loss_weights)
@@ -101,7 +104,12 @@ class SetCriterion(nn.Module):
         former = cfg.MODEL.MASK_FORMER
         return {
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
-            "matcher": HungarianMatcher(cfg),
+            "matcher": HungarianMatcher(
+                class_cost=former.CLASS_WEIGHT,
+                mask_cost=former.MASK_WEIGHT,
+                dice_cost=former.DICE_WEIGHT,
+                num_points=former.TRAIN_NUM_POINTS,
+            ),
             "loss_weights": {
                 "loss_ce": former.CLASS_WEIGHT,
                 "loss_mask": former.MASK_WEIGHT,
@@ -318,13 +326,3 @@ def _read_truth(masks: Tensor, instances: Tensor | None, points: Tensor) -> Tens
     values = sample_chosen(masks, instances, grouped.flatten(2, 3).flatten(0, 1))
     values = values.view(-1, matched, together, num_points)
     return values.transpose(1, 2).flatten(0, 2)
-
-
-def _check_sampling(num_points: int, oversample_ratio: float, importance_ratio: float) -> None:
-    for key, value, valid, range_ in (
-        ("TRAIN_NUM_POINTS", num_points, num_points >= 1, ">= 1"),
-        ("OVERSAMPLE_RATIO", oversample_ratio, oversample_ratio >= 1, ">= 1"),
-        ("IMPORTANCE_SAMPLE_RATIO", importance_ratio, 0 <= importance_ratio <= 1, "in [0, 1]"),
-    ):
-        if not valid:
-            raise ConfigError(f"MODEL.MASK_FORMER.{key} must be {range_}, got {value}")

@@ -42,15 +42,9 @@ def sample_shared(masks: Tensor, points: Tensor) -> Tensor:
 
 
 def sample_chosen(masks: Tensor, chosen: Tensor | None, points: Tensor) -> Tensor:
-    """:func:`sample_each` of ``masks[chosen]``, which are copied in chunks.
+    """:func:`sample_each` of ``masks[chosen]``, (M,) int64 indices, which are copied in chunks.
 
-    Args:
-        masks: (N, H, W) of any type.
-        chosen: (M,) int64 indices; None: all masks in their order.
-        points: (M, P, 2).
-
-    Returns:
-        (M, P) float32.
+    masks: of any type. chosen: None: all masks in their order.
     """
     size = _masks_at_once(masks)
     places = points.split(size)
@@ -71,18 +65,12 @@ def uncertain_points(
     importance_ratio: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draw points for each mask of an image, mostly where it is uncertain.
+    """Draw (N, num_points, 2) float32 points for (N, H, W) masks of an image, mostly where they are
+    uncertain.
 
     Of ``num_points * oversample_ratio`` uniform candidates per mask, the
     ``num_points * importance_ratio`` whose logit is nearest to zero are kept; the other points are
     uniform. Points are drawn mask by mask, in chunks that bound the memory.
-
-    Args:
-        mask_logits: (N, H, W).
-        generator: the image's, or None for torch's default one.
-
-    Returns:
-        (N, num_points, 2) float32, without gradient.
     """
     num_candidates = int(num_points * oversample_ratio)
     num_important = int(num_points * importance_ratio)

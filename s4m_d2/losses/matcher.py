@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from detectron2.config import configurable
 from detectron2.projects.point_rend.point_features import point_sample
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -59,7 +58,6 @@ class HungarianMatcher:
         num_points: points per image and layer.
     """
 
-    @configurable
     def __init__(
         self, *, class_cost: float, mask_cost: float, dice_cost: float, num_points: int
     ) -> None:
@@ -67,16 +65,6 @@ class HungarianMatcher:
         self.mask_cost = mask_cost
         self.dice_cost = dice_cost
         self.num_points = num_points
-
-    @classmethod
-    def from_config(cls, cfg) -> dict:
-        former = cfg.MODEL.MASK_FORMER
-        return {
-            "class_cost": former.CLASS_WEIGHT,
-            "mask_cost": former.MASK_WEIGHT,
-            "dice_cost": former.DICE_WEIGHT,
-            "num_points": former.TRAIN_NUM_POINTS,
-        }
 
     def __call__(
         self,
@@ -170,14 +158,10 @@ class HungarianMatcher:
 
 
 def _assign(costs: np.ndarray, labels: np.ndarray) -> ImageMatches:
-    """The cheapest assignment in each layer; costs that are not finite count as WORST_COST.
+    """The cheapest assignment of an image in each layer, from (L, Q, N) costs and (N,) labels.
 
-    Matches of diverged predictions are arbitrary, but their losses must still be computed: they
-    show that the step has to be skipped.
-
-    Args:
-        costs: (L, Q, N) of one image.
-        labels: (N,) of the instances.
+    Costs that are not finite count as WORST_COST. Matches of diverged predictions are arbitrary,
+    but their losses must still be computed: they show that the step has to be skipped.
     """
     bounded = np.nan_to_num(
         costs[:, :, : len(labels)].astype(np.float64),

@@ -15,7 +15,7 @@ from detectron2.config import configurable
 from fvcore.common.registry import Registry
 from torch import Generator, Tensor
 
-from s4m_d2.errors import InputError, registered
+from s4m_d2.errors import registered, require
 from s4m_d2.layers import cell_centers
 from s4m_d2.transfers import to_device
 
@@ -28,11 +28,7 @@ ImageSize = tuple[int, int]
 
 
 def build_distillation(cfg, backend):
-    """Build the loss selected by S4M.DISTILL.NAME.
-
-    Raises:
-        ConfigError: if S4M.DISTILL.NAME is not registered.
-    """
+    """Build the loss selected by S4M.DISTILL.NAME."""
     entry = registered(DISTILLATION_REGISTRY, "S4M.DISTILL.NAME", cfg.S4M.DISTILL.NAME)
     return entry(cfg, backend)
 
@@ -58,9 +54,6 @@ class StructuralDistillation:
         foreground_fraction: share of them drawn from the ground-truth masks (rounded).
         huber_delta: difference at which the loss changes from quadratic to linear.
         max_prompts: prompts whose features (C, S, S) are in memory at once.
-
-    Raises:
-        InputError: if an argument is out of range.
     """
 
     @configurable
@@ -74,15 +67,11 @@ class StructuralDistillation:
         huber_delta: float = 1.0,
         max_prompts: int = 128,
     ) -> None:
-        for key, value, valid in (
-            ("S4M.DISTILL.NUM_POINTS", num_points, num_points >= 1),
-            ("S4M.DISTILL.FOREGROUND_FRACTION", foreground_fraction, 0 <= foreground_fraction <= 1),
-            ("S4M.DISTILL.HUBER_DELTA", huber_delta, huber_delta > 0),
-            ("S4M.SAM.MAX_PROMPTS", max_prompts, max_prompts >= 1),
-        ):
-            if not valid:
-                name = key.rpartition(".")[2].lower()
-                raise InputError(f"{name} ({key}) is out of range: {value}")
+        share = foreground_fraction
+        require("S4M.DISTILL.NUM_POINTS", num_points, num_points >= 1, "1 or more")
+        require("S4M.DISTILL.FOREGROUND_FRACTION", share, 0 <= share <= 1, "a number in [0, 1]")
+        require("S4M.DISTILL.HUBER_DELTA", huber_delta, huber_delta > 0, "more than 0")
+        require("S4M.SAM.MAX_PROMPTS", max_prompts, max_prompts >= 1, "1 or more")
         self.backend = backend
         self.weight = weight
         self.num_points = num_points
@@ -122,11 +111,7 @@ class StructuralDistillation:
 
         Returns:
             {"loss_sd": 0-dim float32 tensor}.
-
-        Raises:
-            InputError: if numbers or sizes disagree.
         """
-        _check_batch(mask_features, images, image_sizes, masks, generators)
         counts = self.num_points, self.num_foreground
         sources: Sequence[Generator | None] = generators or [None] * len(masks)
         points = [
@@ -244,19 +229,3 @@ def _read(maps: Tensor, points: Tensor) -> Tensor:
     grid = 2 * points[:, :, None] - 1
     values = F.grid_sample(maps, grid, "bilinear", padding_mode="border", align_corners=False)
     return values.squeeze(-1)
-
-
-def _check_batch(mask_features, images, image_sizes, masks, generators) -> None:
-    counts = [len(mask_features), len(images), len(image_sizes), len(masks)]
-    counts += [len(generators)] if generators else []
-    if len(set(counts)) > 1 or not counts[0]:
-        raise InputError(
-            "mask_features, images, image_sizes, masks and generators must name the same images, "
-            f"at least one, got {counts} of them"
-        )
-    for index, (mask, (height, width)) in enumerate(zip(masks, image_sizes, strict=True)):
-        if mask.ndim != 3 or mask.shape[1] < height or mask.shape[2] < width:
-            raise InputError(
-                f"masks of image {index} are {tuple(mask.shape)}, but its content is "
-                f"{height} x {width}: expected (N, H, W) masks at image size"
-            )

@@ -1,14 +1,13 @@
 """The model; importing this registers its parts."""
 
-from s4m_d2.modeling.backbones import TimmBackbone, build_timm_backbone
+from s4m_d2.modeling.backbones.timm_backbone import TimmBackbone, build_timm_backbone
 from s4m_d2.modeling.head import MaskFormerHead
 from s4m_d2.modeling.inference import instance_inference
 from s4m_d2.modeling.meta_arch import S4MMaskFormer
 from s4m_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
-from s4m_d2.modeling.registry import TRANSFORMER_DECODER_REGISTRY
 from s4m_d2.modeling.transformer_decoder import (
+    TRANSFORMER_DECODER_REGISTRY,
     MultiScaleMaskedTransformerDecoder,
-    build_transformer_decoder,
 )
 
 __all__ = [
@@ -19,6 +18,5 @@ __all__ = [
     "S4MMaskFormer",
     "TimmBackbone",
     "build_timm_backbone",
-    "build_transformer_decoder",
     "instance_inference",
 ]

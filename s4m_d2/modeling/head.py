@@ -7,15 +7,14 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError
-from s4m_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
-from s4m_d2.modeling.registry import register_if_free
+from s4m_d2.errors import ConfigError, registered, require
+from s4m_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder, register_if_free
 from s4m_d2.modeling.transformer_decoder import build_transformer_decoder
 
 MULTI_SCALE = "multi_scale_pixel_decoder"
 
 
-@register_if_free(SEM_SEG_HEADS_REGISTRY)
+@register_if_free
 class MaskFormerHead(nn.Module):
     """Pixel decoder and transformer decoder: feature maps -> queries with classes and masks.
 
@@ -45,12 +44,8 @@ class MaskFormerHead(nn.Module):
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, which the backbone does not "
                 f"return; it returns {sorted(input_shape)} (MODEL.RESNETS.OUT_FEATURES)"
             )
-        in_feature = cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
-        if in_feature != MULTI_SCALE:
-            raise ConfigError(
-                f"MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE must be {MULTI_SCALE!r}, "
-                f"got {in_feature!r}"
-            )
+        key, source = "TRANSFORMER_IN_FEATURE", cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
+        require(f"MODEL.MASK_FORMER.{key}", source, source == MULTI_SCALE, repr(MULTI_SCALE))
         return {
             "num_classes": head.NUM_CLASSES,
             "pixel_decoder": _build("PIXEL_DECODER_NAME", cfg, input_shape),
@@ -94,9 +89,4 @@ def _build(key: str, cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     ours = {cls.__name__: cls for cls in (MaskFormerHead, MSDeformAttnPixelDecoder)}
     if name in ours:
         return ours[name](cfg, input_shape)
-    if name not in SEM_SEG_HEADS_REGISTRY:
-        raise ConfigError(
-            f"MODEL.SEM_SEG_HEAD.{key} {name!r} is not in SEM_SEG_HEADS_REGISTRY; "
-            f"ours are {sorted(ours)}"
-        )
-    return SEM_SEG_HEADS_REGISTRY.get(name)(cfg, input_shape)
+    return registered(SEM_SEG_HEADS_REGISTRY, f"MODEL.SEM_SEG_HEAD.{key}", name)(cfg, input_shape)

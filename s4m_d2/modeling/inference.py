@@ -7,11 +7,11 @@ import math
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from s4m_d2.semi.duplicates import are_duplicates
+from s4m_d2.modeling.transformer_decoder import resize
+from s4m_d2.semi.filters import are_duplicates
 from s4m_d2.structures import RLEMasks, encode_masks, mask_boxes
 from s4m_d2.transfers import to_device, to_host
 
@@ -85,12 +85,9 @@ def _best_pairs(
 
 
 def largest_components(mask_logits: Tensor) -> Tensor:
-    """Keep the largest connected component of each mask; the logits of others change sign.
+    """Keep the largest connected component of (B, Q, h, w) masks; logits of others change sign.
 
     Components are 4-connected, so that they remain connected when enlarged. Synchronizes once.
-
-    Args:
-        mask_logits: (B, Q, h, w); positive inside the mask.
     """
     [masks] = to_host(mask_logits.flatten(0, 1) > 0)
     others = np.zeros_like(masks)
@@ -146,8 +143,8 @@ def _upsample(
 
     ``mask_logits`` may be overwritten.
     """
-    logits = _resize(mask_logits[None].float(), padded_size)
-    logits = _resize(logits[..., : image_size[0], : image_size[1]], output_size)[0]
+    logits = resize(mask_logits[None].float(), padded_size)
+    logits = resize(logits[..., : image_size[0], : image_size[1]], output_size)[0]
     masks = logits > 0
     return masks, _certainty(logits.sigmoid_(), masks)
 
@@ -158,9 +155,3 @@ def _certainty(probabilities: Tensor, masks: Tensor) -> Tensor:
     inside = probabilities.masked_fill_(~masks, 0).sum((1, 2))
     areas = torch.stack([mask.count_nonzero() for mask in masks])
     return inside / (areas + _EPS)
-
-
-def _resize(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
-from detectron2.structures import ImageList
+from detectron2.structures import BitMasks, ImageList, Instances
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import DatasetError, InputError, require
 from s4m_d2.losses import SetCriterion, build_distillation
 from s4m_d2.modeling.head import build_head
 from s4m_d2.modeling.inference import instance_inference, largest_components
-from s4m_d2.modeling.targets import prepare_targets
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.structures import sample_generators
 from s4m_d2.transfers import to_device
@@ -120,7 +120,7 @@ class S4MMaskFormer(nn.Module):
 
         Args:
             batched_inputs: samples with "image" (3, H, W), 0..255 in ``input_format``; for
-                training "instances" (see :func:`prepare_targets`) and optionally "seeds"; for
+                training "instances" (see :func:`prepare_target`) and optionally "seeds"; for
                 inference optionally "height" and "width", the size of the result.
 
         Returns:
@@ -192,12 +192,8 @@ class S4MMaskFormer(nn.Module):
         images = self._normalized(batched_inputs)
         features, aux_outputs = self.backbone(images.tensor), self.criterion.deep_supervision
         outputs = self.sem_seg_head(features, aux_outputs=aux_outputs)
-        targets = prepare_targets(
-            batched_inputs,
-            padded_size=_padded_size(images),
-            num_classes=self.sem_seg_head.num_classes,
-            device=self.device,
-        )
+        of_batch = _padded_size(images), self.sem_seg_head.num_classes, self.device
+        targets = [prepare_target(sample, *of_batch) for sample in batched_inputs]
         generators = sample_generators(batched_inputs, "loss_points", self.device)
         losses = self.criterion(outputs, targets, generators)
         if self.distillation is not None:
@@ -214,7 +210,7 @@ class S4MMaskFormer(nn.Module):
         """Normalize, then pad."""
         return self._pad(
             [
-                (to_device(_image(sample), self.device) - self.pixel_mean) / self.pixel_std
+                (to_device(sample["image"], self.device) - self.pixel_mean) / self.pixel_std
                 for sample in batched_inputs
             ]
         )
@@ -238,26 +234,76 @@ class S4MMaskFormer(nn.Module):
         return ImageList.from_tensors(images, padding_constraints=constraints)
 
 
+def prepare_target(
+    sample: Sample, size: tuple[int, int], num_classes: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Make the criterion's target of an image.
+
+    Args:
+        sample: with "instances": ``gt_classes`` (N,) below ``num_classes`` and ``gt_masks``
+            (BitMasks or an (N, H, W) tensor at the image's size; may be missing if N is 0), and
+            optionally ``gt_weights`` (N,) and ``gt_doubts`` (N, H, W), see the criterion.
+        size: (H, W) of the padded batch.
+
+    Returns:
+        ``labels`` (N,) int64, ``masks`` (N, *size) bool and, if given, ``weights`` (N,) and
+        ``doubts`` (N, *size).
+
+    Raises:
+        InputError: if instances are missing or their masks have another type.
+        DatasetError: if a class id is out of range, or sizes or numbers disagree; it names the
+            file. Ids on a GPU are checked by the matcher, which avoids a synchronization here.
+    """
+    name = str(sample.get("file_name", sample.get("image_id", "<unnamed image>")))
+    if "instances" not in sample:
+        raise InputError(
+            f"{name}: a training sample needs 'instances'; use a mapper for labeled images "
+            "(INPUT.DATASET_MAPPER_NAME)"
+        )
+    instances = sample["instances"]
+    labels = instances.gt_classes.to(torch.int64)
+    bad = (labels < 0) | (labels >= num_classes)
+    if labels.device.type == "cpu" and bad.any():
+        raise DatasetError(
+            f"{name}: class id {int(labels[bad][0])} is out of range 0..{num_classes - 1}; check "
+            "the annotations' categories and MODEL.SEM_SEG_HEAD.NUM_CLASSES"
+        )
+    target = {"labels": labels, "masks": _masks(instances, sample["image"].shape[-2:], name)}
+    known = [key for key in ("weights", "doubts") if instances.has(f"gt_{key}")]
+    for key, value in (target | {key: instances.get(f"gt_{key}") for key in known}).items():
+        target[key] = to_device(value, device)
+        if value.ndim == 3:
+            height, width = value.shape[1:]
+            target[key] = F.pad(target[key], (0, size[1] - width, 0, size[0] - height))
+    return target
+
+
+def _masks(instances: Instances, size: torch.Size, name: str) -> Tensor:
+    if not instances.has("gt_masks") and not len(instances):
+        return torch.zeros((0, *size), dtype=torch.bool)
+    masks = instances.gt_masks if instances.has("gt_masks") else None
+    masks = masks.tensor if isinstance(masks, BitMasks) else masks
+    if not isinstance(masks, Tensor):
+        raise InputError(
+            f"{name}: gt_masks must be BitMasks or a tensor, got {type(masks).__name__}; set "
+            "MODEL.MASK_ON to True and INPUT.MASK_FORMAT to 'bitmask'"
+        )
+    if tuple(masks.shape) != (len(instances), *size):
+        raise DatasetError(
+            f"{name}: masks {tuple(masks.shape)} do not fit {len(instances)} instances on an image "
+            f"of {tuple(size)}; the annotation belongs to another image or size"
+        )
+    return masks.bool()
+
+
 def _padded_size(images: ImageList) -> tuple[int, int]:
     return images.tensor.shape[-2], images.tensor.shape[-1]
-
-
-def _image(sample: Sample) -> Tensor:
-    image = sample["image"]
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise InputError(
-            f"{sample.get('file_name', 'image')}: expected a (3, H, W) tensor, "
-            f"got {tuple(image.shape)}"
-        )
-    return image
 
 
 def _check_supported(cfg) -> None:
     test = cfg.MODEL.MASK_FORMER.TEST
     for key, wanted in (("SEMANTIC_ON", False), ("PANOPTIC_ON", False), ("INSTANCE_ON", True)):
-        if test[key] != wanted:
-            raise ConfigError(
-                f"MODEL.MASK_FORMER.TEST.{key} must be {wanted}: instance segmentation only"
-            )
-    if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-        raise ConfigError(f"INPUT.FORMAT must be 'RGB' or 'BGR', got {cfg.INPUT.FORMAT!r}")
+        expected = f"{wanted}: instance segmentation only"
+        require(f"MODEL.MASK_FORMER.TEST.{key}", test[key], test[key] == wanted, expected)
+    order = cfg.INPUT.FORMAT
+    require("INPUT.FORMAT", order, order in ("RGB", "BGR"), "'RGB' or 'BGR'")

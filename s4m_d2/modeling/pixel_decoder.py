@@ -11,12 +11,30 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError
-from s4m_d2.layers import MSDeformAttn, cell_centers, sine_position_encoding, xavier_fill
-from s4m_d2.modeling.registry import register_if_free
+from s4m_d2.errors import require
+from s4m_d2.layers import MSDeformAttn, cell_centers, sine_position_encoding
 
 NUM_GROUPS = 32  # of the group normalization after each input projection
 ENCODER_FEEDFORWARD = 1024  # Mask2Former fixes it for the deformable encoder
+
+
+def register_if_free(head: type) -> type:
+    """Register a head under its name unless the name is taken.
+
+    Mask2Former's package registers the same names, which the registry refuses a second time. Both
+    packages can be used in one process if Mask2Former is imported first; ``modeling.head`` finds
+    our classes without the registry.
+    """
+    if head.__name__ not in SEM_SEG_HEADS_REGISTRY:
+        SEM_SEG_HEADS_REGISTRY.register(head)
+    return head
+
+
+def xavier_fill(conv: nn.Conv2d) -> None:
+    """Draw uniform weights with variance 1 / fan-in, zero bias ("XavierFill" in Mask2Former)."""
+    nn.init.kaiming_uniform_(conv.weight, a=1)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -89,7 +107,7 @@ class MultiScaleEncoder(nn.Module):
         return [x.reshape(*x.shape[:2], *size) for x, size in zip(levels, sizes, strict=True)]
 
 
-@register_if_free(SEM_SEG_HEADS_REGISTRY)
+@register_if_free
 class MSDeformAttnPixelDecoder(nn.Module):
     """Deformable encoder on the coarse maps, then feature-pyramid levels down to the mask features.
 
@@ -197,16 +215,12 @@ class MSDeformAttnPixelDecoder(nn.Module):
 def _check_features(
     input_shape: dict[str, ShapeSpec], transformer_in_features: list[str], conv_dim: int
 ) -> None:
-    unknown = sorted(set(transformer_in_features) - set(input_shape))
-    if unknown or not transformer_in_features:
-        raise ConfigError(
-            "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES must name some of "
-            f"IN_FEATURES {sorted(input_shape)}, got {list(transformer_in_features)}"
-        )
-    if conv_dim % NUM_GROUPS:
-        raise ConfigError(
-            f"MODEL.SEM_SEG_HEAD.CONVS_DIM must be a multiple of {NUM_GROUPS}, got {conv_dim}"
-        )
+    key = "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"
+    are_known = bool(transformer_in_features) and {*transformer_in_features} <= {*input_shape}
+    expected = f"some of IN_FEATURES {sorted(input_shape)}"
+    require(key, transformer_in_features, are_known, expected)
+    groups = f"a multiple of {NUM_GROUPS}"
+    require("MODEL.SEM_SEG_HEAD.CONVS_DIM", conv_dim, conv_dim % NUM_GROUPS == 0, groups)
 
 
 def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:

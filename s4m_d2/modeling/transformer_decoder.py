@@ -6,18 +6,27 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import Conv2d
+from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, InputError, registered
-from s4m_d2.layers import sine_position_encoding, xavier_fill
-from s4m_d2.modeling.registry import TRANSFORMER_DECODER_REGISTRY
+from s4m_d2.errors import registered, require
+from s4m_d2.layers import sine_position_encoding
+from s4m_d2.modeling.pixel_decoder import xavier_fill
+
+TRANSFORMER_DECODER_REGISTRY = Registry("TRANSFORMER_DECODER")
+TRANSFORMER_DECODER_REGISTRY.__doc__ = """
+Transformer decoders, selected by ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME``.
+
+A decoder is called with ``(cfg, in_channels)`` and maps (feature maps from coarse to fine, mask
+features) to ``pred_logits``, ``pred_masks`` and ``aux_outputs``.
+"""
 
 NUM_FEATURE_LEVELS = 3  # feature maps that the layers attend to in turn
 MASK_EMBED_LAYERS = 3
 
 
 class SelfAttentionLayer(nn.Module):
-    """Attention among the queries, post-norm."""
+    """Attention among the queries, post-norm: (B, Q, C) queries and positions -> (B, Q, C)."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -26,7 +35,6 @@ class SelfAttentionLayer(nn.Module):
         _xavier_matrices(self)
 
     def forward(self, queries: Tensor, query_positions: Tensor) -> Tensor:
-        """queries and positions (B, Q, C) -> (B, Q, C)."""
         keys = queries + query_positions
         attended, _ = self.self_attn(keys, keys, queries, need_weights=False)
         return self.norm(queries + attended)
@@ -64,7 +72,7 @@ class CrossAttentionLayer(nn.Module):
 
 
 class FFNLayer(nn.Module):
-    """Feed-forward network, post-norm."""
+    """Feed-forward network, post-norm: (B, Q, C) -> (B, Q, C)."""
 
     def __init__(self, dim: int, feedforward_dim: int) -> None:
         super().__init__()
@@ -74,19 +82,17 @@ class FFNLayer(nn.Module):
         _xavier_matrices(self)
 
     def forward(self, queries: Tensor) -> Tensor:
-        """(B, Q, C) -> (B, Q, C)."""
         return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
 
 
 class MLP(nn.Module):
-    """Linear layers with ReLU between them."""
+    """Linear layers with ReLU between them: (..., dims[0]) -> (..., dims[-1])."""
 
     def __init__(self, dims: list[int]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(dims[i], dims[i + 1]) for i in range(len(dims) - 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., dims[0]) -> (..., dims[-1])."""
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
         return self.layers[-1](x)
@@ -146,10 +152,9 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
     @classmethod
     def from_config(cls, cfg, in_channels: int) -> dict:
         former = cfg.MODEL.MASK_FORMER
-        if former.PRE_NORM:
-            raise ConfigError("MODEL.MASK_FORMER.PRE_NORM True is not supported: set it to False")
-        if former.DEC_LAYERS < 1:
-            raise ConfigError(f"MODEL.MASK_FORMER.DEC_LAYERS must be >= 1, got {former.DEC_LAYERS}")
+        layers, is_post_norm = former.DEC_LAYERS, not former.PRE_NORM
+        require("MODEL.MASK_FORMER.PRE_NORM", former.PRE_NORM, is_post_norm, "False")
+        require("MODEL.MASK_FORMER.DEC_LAYERS", layers, layers >= 1, "1 or more")
         return {
             "in_channels": in_channels,
             "num_classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES,
@@ -181,8 +186,6 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             for the learnable queries and every layer but the last (empty if ``aux_outputs`` is
             False).
         """
-        if len(features) != NUM_FEATURE_LEVELS:
-            raise InputError(f"expected {NUM_FEATURE_LEVELS} feature maps, got {len(features)}")
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         cells, cell_positions = self._flatten(features)
         batch = len(mask_features)
@@ -227,7 +230,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         num_queries = self.query_feat.num_embeddings
         if NUM_FEATURE_LEVELS * mask_features.shape[1] > self.num_layers * num_queries:
             return []
-        return [_resize(mask_features, size) for size in sizes]
+        return [resize(mask_features, size) for size in sizes]
 
     def _predict_masks(self, normed: Tensor, mask_features: Tensor) -> Tensor:
         return torch.einsum("bqc,bchw->bqhw", self.mask_embed(normed), mask_features)
@@ -246,8 +249,8 @@ def build_transformer_decoder(cfg, in_channels: int) -> nn.Module:
     return entry(cfg, in_channels)
 
 
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) -> (B, C, *size)."""
+def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size), bilinear; the maps themselves if they have the size."""
     if maps.shape[-2:] == size:
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
@@ -255,7 +258,7 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def _attention_mask(masks: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, Q, S) bool from mask logits: True outside the mask; all False if the mask is empty."""
-    blocked = _resize(masks.detach(), size).flatten(2) < 0
+    blocked = resize(masks.detach(), size).flatten(2) < 0
     return blocked & ~blocked.all(dim=-1, keepdim=True)
 
 

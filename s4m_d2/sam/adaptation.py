@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from detectron2.structures import ImageList
 from torch import Tensor, nn
 
 from s4m_d2.sam.backend import EncodedImages
@@ -102,12 +103,8 @@ def _encode(
     backend: PointPromptBackend, views: Sequence[View]
 ) -> tuple[EncodedImages, list[Tensor]]:
     """Embeddings of a batch, and the masks of each image."""
-    sizes = [(image.shape[1], image.shape[2]) for image, _ in views]
-    height, width = (max(sides) for sides in zip(*sizes, strict=True))
-    images = torch.zeros(len(views), 3, height, width, dtype=torch.uint8)
-    for padded, (image, _) in zip(images, views, strict=True):
-        padded[:, : image.shape[1], : image.shape[2]] = image
-    return backend.encode(images, sizes), [masks for _, masks in views]
+    images = ImageList.from_tensors([image for image, _ in views])
+    return backend.encode(images.tensor, images.image_sizes), [masks for _, masks in views]
 
 
 def _loss(

@@ -109,8 +109,8 @@ class AutomaticMasks:
 
         Args:
             image: (H, W, 3) uint8 RGB.
-            encoded: the same image alone, from the backend's ``encode``, where that is at hand:
-                the encoder does not run then.
+            encoded: the same image alone, from the backend's ``encode``, where that is at hand
+                and no crops are asked for: the encoder does not run then.
 
         Returns:
             SAM's records, best rated first where there are no crops: ``segmentation`` (compressed
@@ -119,25 +119,7 @@ class AutomaticMasks:
             ``stability_score``, ``point_coords`` [[x, y]] that was asked, ``crop_box``
             [x, y, w, h] in which it was. Masks may overlap; none is empty. [] where none passes
             the filters.
-
-        Raises:
-            InputError: the image is of another shape or dtype, or ``encoded`` not of this image
-                alone, or given where crops are asked for, which need the encoder.
         """
-        is_array = isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 3
-        if not is_array or image.dtype != np.uint8 or not image.size:
-            found = f"{getattr(image, 'shape', type(image))} {getattr(image, 'dtype', '')}"
-            raise InputError(f"image is {found}; expected an (H, W, 3) uint8 RGB array in 0..255")
-        if encoded is not None and self.settings.crop_n_layers:
-            raise InputError(
-                f"an encoded image with crop_n_layers {self.settings.crop_n_layers}: crops have to "
-                "be encoded themselves. Give the image alone, or set crop_n_layers to 0."
-            )
-        if encoded is not None and encoded.image_sizes != [image.shape[:2]]:
-            raise InputError(
-                f"encoded has images of the sizes {encoded.image_sizes}; expected one, of the "
-                f"image's (height, width) {image.shape[:2]}. Choose it with encoded.select([i])."
-            )
         records = _Generator(self.backend, self.settings, encoded).generate(image)
         return [record for record in records if record["area"]]
 
@@ -149,18 +131,16 @@ class AutomaticMasks:
         """
         if self._fingerprint is None:
             backend: Any = self.backend
-            digest = hashlib.sha256()
+            settings = {name: float(value) for name, value in asdict(self.settings).items()}
+            del settings["points_per_batch"]
             pixels = backend.frame.mean.tolist(), backend.frame.std.tolist()
-            kind = type(backend).__name__, backend.image_side, pixels
-            digest.update(repr((*kind, str(backend.dtype), backend.device.type)).encode())
-            for name, value in sorted(backend.sam.state_dict().items()):
+            kind = type(backend).__name__, backend.image_side, str(backend.dtype)
+            about = *kind, backend.device.type, pixels, settings
+            digest = hashlib.sha256(repr(about).encode())
+            for name, value in backend.sam.state_dict().items():
                 digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
                 digest.update(to_host(value.contiguous().flatten().view(torch.uint8))[0].data)
-            settings = asdict(self.settings)
-            del settings["points_per_batch"]
-            values = sorted((name, float(value)) for name, value in settings.items())
-            about = repr((digest.hexdigest(), values))
-            self._fingerprint = hashlib.sha256(about.encode()).hexdigest()
+            self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
 

@@ -11,7 +11,7 @@ import torch
 from fvcore.common.registry import Registry
 from torch import Tensor
 
-from s4m_d2.errors import InputError, registered
+from s4m_d2.errors import registered
 from s4m_d2.transfers import to_device
 
 SAM_BACKEND_REGISTRY = Registry("SAM_BACKEND")
@@ -128,28 +128,10 @@ class SamBackend(ABC):
         return (centers < scale_y)[:, None] & (centers < scale_x)[None, :]
 
 
-def check_images(images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Convert the sizes of a batch's contents to tuples of int.
-
-    Raises:
-        InputError: they do not fit the images (B, 3, H, W).
-    """
-    shape = tuple(images.shape)
-    sizes = [(int(height), int(width)) for height, width in image_sizes]
-    is_batch = len(shape) == 4 and shape[1] == 3 and shape[0] == len(sizes) > 0
-    if not is_batch or not all(1 <= h <= shape[2] and 1 <= w <= shape[3] for h, w in sizes):
-        raise InputError(
-            f"images of shape {shape} with image_sizes {sizes}; expected (B, 3, H, W) and for each "
-            "image the (height, width) of its content, inside (H, W)"
-        )
-    return sizes
-
-
 def build_sam_backend(cfg: Any) -> SamBackend:
     """Build the backend of ``cfg.S4M.SAM.BACKEND`` with its weights, frozen, on MODEL.DEVICE.
 
     Raises:
-        ConfigError: the backend is not registered.
         WeightsError: its weights are missing or of another model.
     """
     return registered(SAM_BACKEND_REGISTRY, "S4M.SAM.BACKEND", cfg.S4M.SAM.BACKEND)(cfg)

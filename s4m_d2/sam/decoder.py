@@ -48,13 +48,9 @@ class Prompts(NamedTuple):
 def transform_tokens(
     sam: Any, image_tokens: Tensor, position: Tensor, prompts: Prompts
 ) -> tuple[Tensor, Tensor]:
-    """SAM's two-way transformer over prompts of several images, in one pass.
+    """SAM's two-way transformer over prompts of several images (:func:`image_input`), in one pass.
 
-    Args:
-        image_tokens, position: of :func:`image_input`.
-
-    Returns:
-        Output tokens (N, T, C) and image tokens (N, C, S, S), which depend on the prompt.
+    Returns output tokens (N, T, C) and image tokens (N, C, S, S), which depend on the prompt.
     """
     image_tokens = image_tokens[prompts.image_index]
     if prompts.masks is not None:  # embedded in place of "no mask", which image_input added

@@ -21,8 +21,7 @@ from s4m_d2.errors import ConfigError, WeightsError, first_names
 from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.decoder import Prompts
-from s4m_d2.sam.frames import Frame
-from s4m_d2.sam.point_prompts import Asked, PointPromptBackend, build_compute_options
+from s4m_d2.sam.point_prompts import Asked, Frame, PointPromptBackend, build_compute_options
 
 # Classes by the model_type of config.json; those of videos hold the model of images.
 CLASSES = {
@@ -168,12 +167,7 @@ class TransformersBackend(PointPromptBackend):
 
 
 def find_model(checkpoint: str) -> Path:
-    """Folder of a model: S4M.SAM.CHECKPOINT itself, or in the hub's cache.
-
-    Raises:
-        ConfigError: the package transformers is not installed.
-        WeightsError: there is no such model, or it has no weights that are read here.
-    """
+    """Folder of a model: S4M.SAM.CHECKPOINT itself, or in the hub's cache."""
     if find_spec("transformers") is None:
         raise ConfigError(NEEDS_PACKAGE)
     from huggingface_hub import snapshot_download
@@ -204,8 +198,9 @@ def load_model(checkpoint: str) -> tuple[nn.Module, Pixels | None]:
     Under ``torch.device("meta")`` the model has no values, and its weights are not read.
 
     Raises:
-        ConfigError, WeightsError: as of :func:`find_model`, or the model is of another class, or
-            its weights are unreadable or incomplete.
+        ConfigError: the package transformers is not installed.
+        WeightsError: there is no such model, or it is of another class, or its weights are not
+            read here, unreadable or incomplete.
     """
     folder, subject = find_model(checkpoint), f"S4M.SAM.CHECKPOINT: '{checkpoint}'"
     import transformers

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import InputError, require
 from s4m_d2.files import atomic_write
-from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend, check_images
+from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend
 from s4m_d2.sam.decoder import ImageTokens, Prompts, image_input, predict_masks, transform_tokens
-from s4m_d2.sam.frames import Frame
 from s4m_d2.sam.precision import AUTO, ImageBudget, compute_dtype, computing_in, prompts_per_pass
 from s4m_d2.transfers import to_device, to_host
 
@@ -31,22 +32,53 @@ class Asked(NamedTuple):
     features: bool
 
 
-class PromptGroup(NamedTuple):
-    """Prompts of one length, without padding; arrays, or tensors, of int64.
+@dataclass(frozen=True)
+class Frame:
+    """The square of ``side`` px that an encoder takes, and how an image lies in it.
 
     Attributes:
-        has_box: whether all prompts have corners, or none.
-        rows: (n,) their places among the prompts of all images.
-        images: (n,) of which image they are.
-        points: (n, k) where their points lie among those of all images, row by row.
-        labels: (n, k) 1 positive, 0 negative, 2 and 3 a box's corners.
+        mean, std: (3, 1, 1) of RGB in 0..255, on the model's device.
+        padded: whether the longer side of a content is resized to ``side`` and the rest is padding
+            on the right or at the bottom (SAM); otherwise it is stretched to the square (SAM 2).
     """
 
-    has_box: bool
-    rows: Any
-    images: Any
-    points: Any
-    labels: Any
+    side: int
+    mean: Tensor
+    std: Tensor
+    padded: bool
+
+    def resized(self, image_size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of a content inside the frame, at least 1."""
+        if not self.padded:
+            return self.side, self.side
+        scale = self.side / max(image_size)
+        height, width = (max(int(length * scale + 0.5), 1) for length in image_size)
+        return height, width
+
+    def scale(self, image_size: tuple[int, int]) -> tuple[float, float]:
+        """As :meth:`~s4m_d2.sam.backend.SamBackend.grid_scale`."""
+        height, width = self.resized(image_size)
+        return width / self.side, height / self.side
+
+    def fill(self, content: Tensor) -> Tensor:
+        """(n, 3, H, W) float RGB in 0..255 of equal size as normalized (n, 3, side, side)."""
+        height, width = self.resized((content.shape[-2], content.shape[-1]))
+        if (height, width) != content.shape[-2:]:
+            content = F.interpolate(
+                content, (height, width), mode="bilinear", align_corners=False, antialias=True
+            )
+        normalized = (content - self.mean) / self.std
+        return F.pad(normalized, (0, self.side - width, 0, self.side - height))
+
+    def upscale(self, mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """As :meth:`~s4m_d2.sam.backend.SamBackend.upscale`."""
+        logits = mask_logits[:, None]
+        if self.padded:
+            square = (self.side, self.side)
+            logits = F.interpolate(logits, square, mode="bilinear", align_corners=False)
+            height, width = self.resized(image_size)
+            logits = logits[..., :height, :width]
+        return F.interpolate(logits, image_size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def build_compute_options(cfg: Any) -> dict[str, Any]:
@@ -77,9 +109,6 @@ class PointPromptBackend(SamBackend):
             :class:`~s4m_d2.sam.precision.ImageBudget` finds.
         precision: a value of S4M.SAM.PRECISION; a caller's autocast does not count. Positions
             are computed in float32 with each.
-
-    Raises:
-        ConfigError: an option is out of range.
     """
 
     def __init__(
@@ -92,8 +121,8 @@ class PointPromptBackend(SamBackend):
         max_images_per_chunk: int = 0,
         precision: str = AUTO,
     ) -> None:
-        if max_prompts_per_chunk < 1:
-            raise ConfigError(f"S4M.SAM.MAX_PROMPTS is {max_prompts_per_chunk}; expected 1 or more")
+        most = max_prompts_per_chunk
+        require("S4M.SAM.MAX_PROMPTS", most, most >= 1, "1 or more")
         compute_dtype(precision, torch.device("cpu"))  # refuses what it does not know
         self.sam = sam.eval().requires_grad_(False)
         self.decoder = decoder
@@ -140,7 +169,7 @@ class PointPromptBackend(SamBackend):
         """Embeddings (n, C, S, S) and finer maps of (n, 3, side, side) frames."""
 
     def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
-        sizes, device = check_images(images, image_sizes), self.device
+        sizes, device = list(image_sizes), self.device
         images = to_device(images.detach(), device)
         chunks = [
             self._encode_chunk(images[chunk], sizes[chunk])
@@ -181,7 +210,7 @@ class PointPromptBackend(SamBackend):
         _check_prompts(encoded, points, labels)
         token_bytes = 4 * self.channels * self.grid_side**2
         together = prompts_per_pass(self.max_prompts_per_chunk, token_bytes, self.device)
-        groups = group_prompts(_labels_on_host(labels), together)
+        groups = _group_prompts(_labels_on_host(labels), together)
         counts, asked = [len(p) for p in points], Asked(multimask, masks, features)
         results = {} if len(groups) == 1 else self._empty_results(sum(counts), asked)
         if groups:
@@ -190,14 +219,15 @@ class PointPromptBackend(SamBackend):
                 images = self._prepare(encoded.embeddings, asked)
             if mask_prompts is not None:
                 shapes = to_device(torch.cat(list(mask_prompts)), self.device)
-        for group, there in zip(groups, _groups_on_device(groups, self.device), strict=True):
+        for rows, of_rows, places, kinds in groups:
+            index = to_device(rows, self.device)
             prompts = Prompts(
-                images=group.images,
-                image_index=there.images,
-                points=clicks[there.points],
-                labels=there.labels,
-                has_box=group.has_box,
-                masks=None if mask_prompts is None else shapes[there.rows],
+                images=of_rows,
+                image_index=to_device(of_rows, self.device),
+                points=clicks[to_device(places, self.device)],
+                labels=to_device(kinds, self.device),
+                has_box=BOX_LABELS[0] in kinds,
+                masks=None if mask_prompts is None else shapes[index],
             )
             with computing_in(self.dtype, self.device):
                 found = self._decode(images, encoded.finer_maps, prompts, asked)
@@ -205,7 +235,7 @@ class PointPromptBackend(SamBackend):
                 if len(groups) == 1:  # all prompts, in their order
                     results[name] = values.float()
                 else:
-                    results[name].index_copy_(0, there.rows, values.float())
+                    results[name].index_copy_(0, index, values.float())
         split = {name: values.split(counts) for name, values in results.items()}
         return [
             PromptOutput(**{name: parts[i] for name, parts in split.items()})
@@ -292,7 +322,7 @@ def _labels_on_host(labels: Sequence[Tensor]) -> list[np.ndarray]:
     return [array.astype(np.int64) for array in arrays]
 
 
-def group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[PromptGroup]:
+def _group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[tuple[np.ndarray, ...]]:
     """Groups of at most ``max_prompts`` prompts with equally many points, all with a box or none.
 
     A padding point is no neutral token in SAM: it takes part in every attention. Prompts of equal
@@ -300,6 +330,11 @@ def group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[Prompt
 
     Args:
         labels: (N_i, P_i) of each image, with padding anywhere.
+
+    Returns:
+        int64 arrays of each group of n prompts with k points: (n,) their places among the prompts
+        of all images, (n,) of which image they are, (n, k) where their points lie among those of
+        all images, (n, k) the points' labels.
     """
     images = np.repeat(np.arange(len(labels)), [len(x) for x in labels])
     kinds = np.full((len(images), max(x.shape[1] for x in labels)), PADDING_LABEL)
@@ -313,24 +348,10 @@ def group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[Prompt
     kinds, points = (np.take_along_axis(x, order, axis=1) for x in (kinds, points))
     lengths = (kinds != PADDING_LABEL).sum(axis=1)
     with_box = (kinds == BOX_LABELS[0]).any(axis=1)
-    groups = []
+    groups: list[tuple[np.ndarray, ...]] = []
     for length, has_box in sorted(set(zip(lengths.tolist(), with_box.tolist(), strict=True))):
         found = np.flatnonzero((lengths == length) & (with_box == has_box))
         for start in range(0, len(found), max_prompts):
             rows = found[start : start + max_prompts]
-            inputs = points[rows, :length], kinds[rows, :length]
-            groups.append(PromptGroup(has_box, rows, images[rows], *inputs))
+            groups.append((rows, images[rows], points[rows, :length], kinds[rows, :length]))
     return groups
-
-
-def _groups_on_device(groups: Sequence[PromptGroup], device: torch.device) -> list[PromptGroup]:
-    """The same groups as tensors, in one copy."""
-    if not groups:
-        return []
-    arrays = [array for group in groups for array in group[1:]]
-    packed = to_device(np.concatenate([array.ravel() for array in arrays]), device)
-    split = iter(packed.split([array.size for array in arrays]))
-    return [
-        PromptGroup(group.has_box, *(next(split).view(x.shape) for x in group[1:]))
-        for group in groups
-    ]

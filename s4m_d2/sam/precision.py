@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from s4m_d2.errors import ConfigError
+from s4m_d2.errors import require
 
 AUTO = "auto"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -22,15 +22,10 @@ TOKENS_OF_PROMPT = 16
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type that a value of S4M.SAM.PRECISION means on a device.
-
-    Raises:
-        ConfigError: there is no such value.
-    """
+    """The type that a value of S4M.SAM.PRECISION means on a device."""
+    known = (AUTO, *PRECISIONS)
+    require("S4M.SAM.PRECISION", precision, precision in known, f"one of {', '.join(known)}")
     if precision != AUTO:
-        if precision not in PRECISIONS:
-            known = ", ".join((AUTO, *PRECISIONS))
-            raise ConfigError(f"S4M.SAM.PRECISION is {precision!r}; choose one of {known}.")
         return PRECISIONS[precision]
     if device.type != "cuda":
         return torch.float32
@@ -54,14 +49,10 @@ class ImageBudget:
             longer; on a GPU the first image goes alone, and what it needs beyond the memory held
             before tells how many of the next ones fit into half of the memory that is free when
             they come.
-
-    Raises:
-        ConfigError: ``max_images`` is negative.
     """
 
     def __init__(self, max_images: int = 0) -> None:
-        if max_images < 0:
-            raise ConfigError(f"S4M.SAM.MAX_IMAGES is {max_images}; expected 0 or more")
+        require("S4M.SAM.MAX_IMAGES", max_images, max_images >= 0, "0 or more")
         self.max_images = max_images
         self.bytes_per_image: int | None = None  # unknown
 

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from s4m_d2.errors import ConfigError
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, load_sam
-from s4m_d2.sam.frames import Frame
-from s4m_d2.sam.point_prompts import PointPromptBackend, build_compute_options
+from s4m_d2.sam.point_prompts import Frame, PointPromptBackend, build_compute_options
 
 if TYPE_CHECKING:
     from sam2.modeling.sam2_base import SAM2Base

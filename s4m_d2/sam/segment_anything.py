@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from s4m_d2.pretrained import import_timm
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.checkpoint import check_model_type, load_sam
-from s4m_d2.sam.frames import Frame
-from s4m_d2.sam.point_prompts import PointPromptBackend, build_compute_options
+from s4m_d2.sam.point_prompts import Frame, PointPromptBackend, build_compute_options
 
 IMAGE_SIDE, GRID_SIDE, CHANNELS = 1024, 64, 256  # of MobileSAM, as of the published SAM
 CLASSIFIER = ("image_encoder.norm_head.", "image_encoder.head.")  # in MobileSAM's file, not used
@@ -47,11 +46,7 @@ class SegmentAnythingBackend(PointPromptBackend):
 
 
 class TinyViTEncoder(nn.Module):
-    """TinyViT-5M, whose last stage keeps the resolution, and SAM's neck.
-
-    Raises:
-        ConfigError: timm is not installed.
-    """
+    """TinyViT-5M, whose last stage keeps the resolution, and SAM's neck."""
 
     def __init__(self) -> None:
         super().__init__()

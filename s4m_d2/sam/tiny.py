@@ -28,9 +28,6 @@ class PhotographEncoder(nn.Module):
     """A vision transformer plus a pyramid of ImageNet features at strides 8, 16 and 32.
 
     The pyramid's output is initialized to 0, so that training starts from the transformer alone.
-
-    Raises:
-        ConfigError: timm is not installed.
     """
 
     def __init__(self, transformer: ImageEncoderViT) -> None:

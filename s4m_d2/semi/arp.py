@@ -12,7 +12,7 @@ import torch
 from detectron2.config import configurable
 from torch import Generator, Tensor
 
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import ConfigError, require
 from s4m_d2.structures import PseudoLabels, drop_empty, known_areas, mask_boxes
 from s4m_d2.transfers import to_device
 
@@ -40,9 +40,6 @@ class ARP:
         pair_fraction: number of pairs, as a share of the images of the batch, in (0, 0.5].
         random_placement: False: static; True: dynamic.
         scale_range: (low, high) of the scale, > 0; dynamic only.
-
-    Raises:
-        InputError: if an argument is out of range.
     """
 
     @configurable
@@ -54,16 +51,10 @@ class ARP:
         random_placement: bool = False,
         scale_range: tuple[float, float] = (0.8, 1.2),
     ) -> None:
-        if min_area < 0:
-            raise InputError(f"min_area (S4M.ARP.MIN_AREA_FRACTION) must be >= 0, got {min_area}")
-        if not 0.0 < pair_fraction <= 0.5:
-            raise InputError(
-                f"pair_fraction (S4M.ARP.PAIR_FRACTION) must lie in (0, 0.5], got {pair_fraction}"
-            )
-        if len(scale_range) != 2 or not 0.0 < scale_range[0] <= scale_range[1]:
-            raise InputError(
-                f"scale_range (S4M.ARP.SCALE_RANGE) must be 0 < low <= high, got {scale_range}"
-            )
+        is_range = len(scale_range) == 2 and 0 < scale_range[0] <= scale_range[1]
+        require("S4M.ARP.MIN_AREA_FRACTION", min_area, min_area >= 0, "0 or more")
+        require("S4M.ARP.PAIR_FRACTION", pair_fraction, 0 < pair_fraction <= 0.5, "up to 0.5")
+        require("S4M.ARP.SCALE_RANGE", scale_range, is_range, "0 < low <= high")
         self.min_area = min_area
         self.pair_fraction = pair_fraction
         self.random_placement = random_placement
@@ -92,11 +83,7 @@ class ARP:
             labels: refined pseudo-labels at the size of their image.
             generators: one for each image, on any device; None: PyTorch's own. The first draws the
                 pairs, then each draws the placements of what its image receives.
-
-        Raises:
-            InputError: if numbers or sizes of images and labels disagree.
         """
-        _check_batch(images, labels, generators)
         sources: Sequence[Generator | None] = generators or [None] * len(images)
         labels = drop_empty(labels)
         rows = [np.flatnonzero(areas >= self.min_area) for areas in known_areas(labels)]
@@ -133,7 +120,7 @@ class ARP:
         placement = None
         if self.random_placement:
             placement = draw_placement(pasted.masks, size, self.scale_range, generator)
-            masks = placement.place_masks(pasted.masks, size)
+            masks = placement.place(pasted.masks, size)
         else:
             masks = _clip(pasted.masks, size)
         owner = owner_map([own, masks])
@@ -170,7 +157,7 @@ def _joined_quality(
     own, new = base.doubts, pasted.doubts
     if own is not None and new is not None:
         size = base.image_size
-        new = _clip(new, size) if placement is None else placement.read_nearest(new, size)[0]
+        new = _clip(new, size) if placement is None else placement.place(new, size)
         doubts = torch.cat([own.masked_fill(covered, 0), new.masked_fill(~masks, 0)])
     return quality, doubts
 
@@ -178,11 +165,8 @@ def _joined_quality(
 def owner_map(parts: Sequence[Tensor]) -> Tensor:
     """(H, W) numbers, from 1, of the last mask that covers a pixel; 0 if none does.
 
-    Args:
-        parts: (N, H, W) bool masks each, numbered consecutively; at least one mask in all.
-
-    Returns:
-        uint8, or int16 for more than 255 masks.
+    parts: (N, H, W) bool masks each, numbered consecutively; at least one mask in all. The numbers
+    are uint8, or int16 for more than 255 masks.
     """
     count = sum(map(len, parts))
     dtype = torch.uint8 if count <= torch.iinfo(torch.uint8).max else torch.int16
@@ -235,23 +219,16 @@ class Placement:
     scale: Tensor
     offset: Tensor
 
-    def place_masks(self, masks: Tensor, size: tuple[int, int]) -> Tensor:
-        """Place (N, H, W) masks of the source in the base frame of ``size``, nearest pixel."""
-        placed, row_inside, column_inside = self.read_nearest(masks, size)
-        return placed & row_inside[:, :, None] & column_inside[:, None, :]
-
-    def read_nearest(self, masks: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """:meth:`place_masks` of any values; also the (N, H) rows and (N, W) columns of the base
-        frame that are inside the source's; its border is repeated outside."""
-        count, height, width = masks.shape
-        (rows, row_inside), (columns, column_inside) = (
-            self._nearest(axis, length, limit)
-            for axis, length, limit in ((1, size[0], height), (0, size[1], width))
-        )
-        rows = rows + height * torch.arange(count, device=masks.device)[:, None]
-        placed = masks.flatten(0, 1).index_select(0, rows.flatten()).view(count, size[0], width)
+    def place(self, values: Tensor, size: tuple[int, int]) -> Tensor:
+        """Place (N, H, W) values of the source in the base frame of ``size``, nearest pixel; 0
+        outside of the source."""
+        count, height, width = values.shape
+        rows, row_inside = self._nearest(1, size[0], height)
+        columns, column_inside = self._nearest(0, size[1], width)
+        rows = rows + height * torch.arange(count, device=values.device)[:, None]
+        placed = values.flatten(0, 1).index_select(0, rows.flatten()).view(count, size[0], width)
         placed = placed.gather(2, columns[:, None, :].expand(-1, size[0], -1))
-        return placed, row_inside, column_inside
+        return placed.masked_fill_(~(row_inside[:, :, None] & column_inside[:, None, :]), 0)
 
     def place_pixels(self, source: Tensor, base: Tensor, covered: Tensor, owner: Tensor) -> Tensor:
         """Copy ``base`` and replace the pixels that are ``covered``, (H, W) bool, by an instance.
@@ -323,17 +300,3 @@ def _crop_area(cfg) -> float:
         'size in pixels: set INPUT.CROP.ENABLED True and INPUT.CROP.TYPE "absolute", or '
         "S4M.ARP.ENABLED False"
     )
-
-
-def _check_batch(images, labels, generators) -> None:
-    if len(images) != len(labels) or (generators and len(generators) != len(images)):
-        raise InputError(
-            f"{len(images)} images need as many labels and generators, got {len(labels)} and "
-            f"{len(generators or [])}"
-        )
-    for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        if image.ndim != 3 or tuple(image.shape[1:]) != label.image_size:
-            raise InputError(
-                f"image {index} is {tuple(image.shape)} but its masks are {label.image_size}: "
-                "ARP needs pseudo-labels at image size"
-            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from s4m_d2.errors import InputError
+from s4m_d2.errors import require
 
 
 class TeacherPhase(Enum):
@@ -18,14 +18,10 @@ class TeacherPhase(Enum):
 def teacher_phase(iteration: int, burn_in: int) -> TeacherPhase:
     """The phase of ``iteration`` (from 0): frozen before ``burn_in``, a copy at it, then EMA.
 
-    Raises:
-        InputError: if ``burn_in`` is negative.
-
     >>> [teacher_phase(i, burn_in=1).name for i in range(3)]
     ['FROZEN', 'COPY', 'EMA']
     """
-    if burn_in < 0:
-        raise InputError(f"burn_in (S4M.BURN_IN) must be >= 0 iterations, got {burn_in}")
+    require("S4M.BURN_IN", burn_in, burn_in >= 0, "0 or more iterations")
     if iteration < burn_in:
         return TeacherPhase.FROZEN
     return TeacherPhase.COPY if iteration == burn_in else TeacherPhase.EMA

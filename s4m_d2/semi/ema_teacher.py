@@ -8,7 +8,7 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
-from s4m_d2.errors import InputError
+from s4m_d2.errors import InputError, require
 from s4m_d2.semi.burn_in import TeacherPhase
 
 
@@ -24,15 +24,10 @@ class EMATeacher:
     Args:
         teacher: the model to freeze, in place.
         decay: d in ``teacher <- d * teacher + (1 - d) * student``, in [0, 1].
-
-    Attributes:
-        model: the teacher's model.
-        decay: as given.
     """
 
     def __init__(self, teacher: nn.Module, decay: float) -> None:
-        if not 0.0 <= decay <= 1.0:
-            raise InputError(f"decay (S4M.EMA_DECAY) must lie in [0, 1], got {decay}")
+        require("S4M.EMA_DECAY", decay, 0 <= decay <= 1, "a number in [0, 1]")
         self.model = teacher.eval().requires_grad_(False)
         self.decay = decay
         for module in teacher.modules():
@@ -49,9 +44,8 @@ class EMATeacher:
     def copy_from(self, student: nn.Module) -> None:
         """Set every parameter and buffer to the student's.
 
-        Raises:
-            InputError: naming the first tensor in which the two models differ in name, shape or
-                dtype. The same holds for :meth:`update`; nothing is changed then.
+        InputError names the first tensor in which the two models differ in name, shape or dtype, as
+        in :meth:`update`; nothing is changed then.
         """
         for mine, theirs in _pairs(self.model, student):
             mine.copy_(theirs)
@@ -70,31 +64,18 @@ class EMATeacher:
 
 
 def _pairs(teacher: nn.Module, student: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Pair tensors by name.
-
-    Raises:
-        InputError: the models differ in the name, shape or dtype of a tensor.
-    """
-    mine, theirs = _named_tensors(teacher), _named_tensors(student)
+    """Pair parameters and all buffers by name, non-persistent ones included."""
+    mine, theirs = (
+        dict(chain(model.named_parameters(), model.named_buffers())) for model in (teacher, student)
+    )
     for name in chain(mine, theirs):
-        if name not in theirs or name not in mine:
-            owner, other = ("teacher", "student") if name in mine else ("student", "teacher")
+        a, b = ((m[name].shape, m[name].dtype) if name in m else None for m in (mine, theirs))
+        if a != b:
             raise InputError(
-                f"the {owner} has {name!r}, the {other} has not: both need the same "
+                f"{name!r} is {a} in the teacher and {b} in the student: both need the same "
                 "architecture (unwrap a DistributedDataParallel student)"
             )
-        a, b = mine[name], theirs[name]
-        if a.shape != b.shape or a.dtype != b.dtype:
-            raise InputError(
-                f"{name!r} is {tuple(a.shape)} {a.dtype} in the teacher but "
-                f"{tuple(b.shape)} {b.dtype} in the student: both need the same architecture"
-            )
     return [(mine[name], theirs[name]) for name in mine]
-
-
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and all buffers, non-persistent ones included."""
-    return dict(chain(model.named_parameters(), model.named_buffers()))
 
 
 def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s4m_d2.errors import InputError
 from s4m_d2.structures import PseudoLabels, mask_areas
 from s4m_d2.transfers import to_device, to_host
 
@@ -37,44 +36,6 @@ class Selection:
 
 @torch.no_grad()
 def select_pseudo_labels(
-    pred_logits: Tensor,
-    pred_masks: Tensor,
-    *,
-    content_size: tuple[float, float],
-    score_thresh: float | Tensor,
-    min_area: float,
-    mask_thresh: float = 0.5,
-) -> Selection:
-    """Keep a query if its arg-max class is an object, its score and its soft area are high enough.
-
-    Queries with NaN class probabilities, with a mask logit that is not finite, or whose mask has no
-    pixel are dropped too.
-
-    Args:
-        pred_logits: (Q, K + 1) class logits; the last class is no-object.
-        pred_masks: (Q, h, w) mask logits of the padded image (content at the top left).
-        content_size: (h', w') of the content in prediction pixels; padding is ignored. It may be
-            fractional, H_content * h / H_padded; the masks have ceil(h') x ceil(w') pixels.
-        score_thresh: the class probability must exceed it; or (K,), one for each class.
-        min_area: the sum of the mask's probabilities must exceed it, px of the prediction.
-        mask_thresh: a pixel belongs to the mask if its probability exceeds it.
-
-    Raises:
-        InputError: if shapes disagree or the content does not fit into the prediction.
-    """
-    [selection] = select_in_batch(
-        [pred_logits],
-        [pred_masks],
-        content_sizes=[content_size],
-        score_thresh=score_thresh,
-        min_area=min_area,
-        mask_thresh=mask_thresh,
-    )
-    return selection
-
-
-@torch.no_grad()
-def select_in_batch(
     pred_logits: Sequence[Tensor],
     pred_masks: Sequence[Tensor],
     *,
@@ -83,29 +44,27 @@ def select_in_batch(
     min_area: float,
     mask_thresh: float = 0.5,
 ) -> list[Selection]:
-    """:func:`select_pseudo_labels` for each image of a batch. Synchronizes once.
+    """Keep a query if its arg-max class is an object, its score and its soft area are high enough.
+
+    Queries with NaN class probabilities, with a mask logit that is not finite, or whose mask has no
+    pixel are dropped too. Synchronizes once.
 
     Args:
-        pred_logits: (Q, K + 1) per image; Q may differ, K may not.
-        pred_masks: (Q, h, w) per image.
-        content_sizes: (h', w') per image.
+        pred_logits: of each image (Q, K + 1) class logits; the last class is no-object. Q may
+            differ.
+        pred_masks: of each image (Q, h, w) mask logits with padding (content at the top left).
+        content_sizes: of each image (h', w') of the content in prediction pixels; padding is
+            ignored. They may be fractional, H_content * h / H_padded; the masks have ceil(h') x
+            ceil(w') pixels.
+        score_thresh: the class probability must exceed it; or (K,), one for each class.
+        min_area: the sum of the mask's probabilities must exceed it, px of the prediction.
+        mask_thresh: a pixel belongs to the mask if its probability exceeds it.
     """
-    verdicts = []
-    for logits, masks, size in zip(pred_logits, pred_masks, content_sizes, strict=True):
-        _check_shapes(logits, masks, _frame(size))
-        scores, classes = logits.float().softmax(dim=-1).max(dim=-1)
-        is_finite = scores.isfinite()
-        is_object = is_finite & (classes != logits.shape[1] - 1)
-        thresh = score_thresh
-        if isinstance(thresh, Tensor):
-            thresh = thresh[classes.clamp(max=len(thresh) - 1)]
-        is_confident = is_object & (scores > thresh)
-        usable, large, areas = _measure(_content(masks, size), min_area, mask_thresh)
-        usable &= is_confident
-        passed = [is_finite, is_object, is_confident, usable, usable & large & (areas > 0)]
-        verdicts.append(
-            (scores, classes, torch.stack([flags.long() for flags in passed] + [areas]))
-        )
+    rules = score_thresh, min_area, mask_thresh
+    verdicts = [
+        _judge(logits, _content(masks, size), *rules)
+        for logits, masks, size in zip(pred_logits, pred_masks, content_sizes, strict=True)
+    ]
     on_host = to_host(*(verdict for *_, verdict in verdicts)) if verdicts else []
     selections = []
     for (scores, classes, _), (*passed, areas), masks, size in zip(
@@ -126,23 +85,33 @@ def select_in_batch(
     return selections
 
 
-def _frame(content_size: tuple[float, float]) -> tuple[int, int]:
-    """(h, w) pixels of a prediction that hold content."""
-    return math.ceil(content_size[0]), math.ceil(content_size[1])
-
-
 def _content(masks: Tensor, content_size: tuple[float, float]) -> Tensor:
-    height, width = _frame(content_size)
-    return masks[:, :height, :width].float()
+    """The pixels of a prediction that hold content."""
+    return masks[:, : math.ceil(content_size[0]), : math.ceil(content_size[1])].float()
 
 
-def _measure(mask_logits: Tensor, min_area: float, mask_thresh: float) -> tuple[Tensor, ...]:
-    """(N,) flags "finite" and "large enough", and (N,) areas in pixels."""
-    dims = (1, 2)
-    usable = mask_logits.amax(dim=dims).isfinite() & mask_logits.amin(dim=dims).isfinite()
+def _judge(
+    logits: Tensor,
+    mask_logits: Tensor,
+    score_thresh: float | Tensor,
+    min_area: float,
+    mask_thresh: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores (Q,) and classes (Q,) of an image's queries; (6, Q) int64: whether each is left after
+    each rule, and the areas of the masks in pixels."""
+    scores, classes = logits.float().softmax(dim=-1).max(dim=-1)
+    is_finite = scores.isfinite()
+    is_object = is_finite & (classes != logits.shape[1] - 1)
+    if isinstance(score_thresh, Tensor):
+        score_thresh = score_thresh[classes.clamp(max=len(score_thresh) - 1)]
+    is_confident = is_object & (scores > score_thresh)
+    low, high = mask_logits.amin(dim=(1, 2)), mask_logits.amax(dim=(1, 2))
+    is_usable = is_confident & low.isfinite() & high.isfinite()
     probabilities = mask_logits.sigmoid()
-    large = probabilities.sum(dim=dims) > min_area
-    return usable, large, mask_areas(probabilities > mask_thresh)
+    areas = mask_areas(probabilities > mask_thresh)
+    is_kept = is_usable & (probabilities.sum(dim=(1, 2)) > min_area) & (areas > 0)
+    flags = is_finite, is_object, is_confident, is_usable, is_kept
+    return scores, classes, torch.stack([*(flag.long() for flag in flags), areas])
 
 
 def _statistics(
@@ -157,17 +126,3 @@ def _statistics(
         "dropped_non_finite": queries - finite + confident - usable,
         "kept": kept,
     }
-
-
-def _check_shapes(pred_logits: Tensor, pred_masks: Tensor, content: tuple[int, int]) -> None:
-    if pred_logits.ndim != 2 or pred_masks.ndim != 3 or len(pred_logits) != len(pred_masks):
-        raise InputError(
-            "predictions of one image are pred_logits (Q, K+1) and pred_masks (Q, h, w), "
-            f"got {tuple(pred_logits.shape)} and {tuple(pred_masks.shape)}"
-        )
-    height, width = pred_masks.shape[1:]
-    if not (0 < content[0] <= height and 0 < content[1] <= width):
-        raise InputError(
-            f"content_size {content} must be positive and fit into masks of {height} x {width}; "
-            "it is counted in pixels of the prediction, not of the image"
-        )

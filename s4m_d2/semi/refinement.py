@@ -19,7 +19,7 @@ from detectron2.config import configurable
 from fvcore.common.registry import Registry
 from torch import Generator, Tensor
 
-from s4m_d2.errors import InputError, registered
+from s4m_d2.errors import registered, require
 from s4m_d2.sam.backend import EncodedImages
 from s4m_d2.sam.point_prompts import BOX_LABELS
 from s4m_d2.semi.mask_points import neighbor_points, sample_mask_points
@@ -67,13 +67,8 @@ class TeacherMasks:
         mask_thresh: probability above which a pixel belongs to the mask, in (0, 1).
     """
 
-    @configurable
-    def __init__(self, *, mask_thresh: float = 0.5) -> None:
+    def __init__(self, mask_thresh: float = 0.5) -> None:
         self.logit_thresh = logit(mask_thresh)
-
-    @classmethod
-    def from_config(cls, cfg) -> dict:
-        return {"mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH}
 
     @torch.no_grad()
     def __call__(
@@ -84,7 +79,6 @@ class TeacherMasks:
         generators: Sequence[Generator] | None = None,
     ) -> Refinement:
         """See :class:`PointRefiner`; of ``images`` only the device is used."""
-        check_batch(selections, images, image_sizes, generators)
         masks = [
             teacher_masks(selection, size, self.logit_thresh)
             for selection, size in zip(selections, image_sizes, strict=True)
@@ -130,21 +124,12 @@ class PointRefiner:
         mask_prompt: bool = False,
         tries: int = 1,
     ) -> None:
-        if num_points < 1:
-            raise InputError(f"num_points (S4M.REFINE.NUM_POINTS) must be >= 1, got {num_points}")
-        if prompt not in PROMPTS:
-            raise InputError(
-                f"prompt (S4M.REFINE.PROMPT) must be one of {', '.join(PROMPTS)}, got {prompt!r}"
-            )
-        if not 0.0 <= min_agreement <= 1.0:
-            raise InputError(
-                f"min_agreement (S4M.REFINE.MIN_AGREEMENT) must lie in [0, 1], got {min_agreement}"
-            )
-        if negative_points < 0 or tries < 1:
-            raise InputError(
-                "negative_points and tries (S4M.REFINE.NEGATIVE_POINTS and TRIES) must be at least "
-                f"0 and 1, got {negative_points} and {tries}"
-            )
+        is_share, known = 0 <= min_agreement <= 1, f"one of {', '.join(PROMPTS)}"
+        require("S4M.REFINE.NUM_POINTS", num_points, num_points >= 1, "1 or more")
+        require("S4M.REFINE.PROMPT", prompt, prompt in PROMPTS, known)
+        require("S4M.REFINE.MIN_AGREEMENT", min_agreement, is_share, "a number in [0, 1]")
+        require("S4M.REFINE.NEGATIVE_POINTS", negative_points, negative_points >= 0, "0 or more")
+        require("S4M.REFINE.TRIES", tries, tries >= 1, "1 or more")
         self.negative_points, self.mask_prompt, self.tries = negative_points, mask_prompt, tries
         self.prompt = prompt
         self.min_agreement = min_agreement
@@ -154,16 +139,13 @@ class PointRefiner:
 
     @classmethod
     def from_config(cls, cfg, backend) -> dict:
-        prompt = cfg.S4M.REFINE.PROMPT
+        refine, keys = cfg.S4M.REFINE, ("NUM_POINTS", "NEGATIVE_POINTS", "MASK_PROMPT", "TRIES")
         return {
             "backend": backend,
-            "num_points": cfg.S4M.REFINE.NUM_POINTS,
             "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
-            "prompt": PROMPTS[0] if prompt == AUTO_PROMPT else prompt,
-            "min_agreement": cfg.S4M.REFINE.MIN_AGREEMENT,
-            "negative_points": cfg.S4M.REFINE.NEGATIVE_POINTS,
-            "mask_prompt": cfg.S4M.REFINE.MASK_PROMPT,
-            "tries": cfg.S4M.REFINE.TRIES,
+            "prompt": PROMPTS[0] if refine.PROMPT == AUTO_PROMPT else refine.PROMPT,
+            "min_agreement": refine.MIN_AGREEMENT,
+            **{key.lower(): refine[key] for key in keys},
         }
 
     @torch.no_grad()
@@ -184,11 +166,7 @@ class PointRefiner:
 
         Returns:
             Labels at content size.
-
-        Raises:
-            InputError: if the numbers of selections, images, sizes and generators differ.
         """
-        check_batch(selections, images, image_sizes, generators)
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         if not active:
@@ -284,13 +262,9 @@ def points(cfg, backend) -> PointRefiner:
 
 
 def build_refiner(cfg, backend) -> Callable[..., Refinement]:
-    """Build the refiner selected by the config; ``backend`` may be None if it needs no SAM.
-
-    Raises:
-        ConfigError: if S4M.REFINE.METHOD is not registered.
-    """
+    """Build the refiner selected by the config; ``backend`` may be None if it needs no SAM."""
     if not cfg.S4M.REFINE.ENABLED:
-        return TeacherMasks(cfg)
+        return TeacherMasks(cfg.S4M.PSEUDO_LABEL.MASK_THRESH)
     entry = registered(REFINER_REGISTRY, "S4M.REFINE.METHOD", cfg.S4M.REFINE.METHOD)
     return entry(cfg, backend)
 
@@ -298,10 +272,7 @@ def build_refiner(cfg, backend) -> Callable[..., Refinement]:
 def teacher_masks(
     selection: Selection, image_size: tuple[int, int], logit_thresh: float = 0.0
 ) -> Tensor:
-    """The selection's masks at ``image_size`` (H, W): logits resized bilinearly, then thresholded.
-
-    Both frames show the same content, also if it ends inside a pixel of the prediction.
-    """
+    """The selection's masks at ``image_size`` (H, W): thresholds logits resized bilinearly."""
     logits = selection.mask_logits
     resize = _teacher_resize(logits, selection.content_size, image_size)
     return _threshold_in_chunks(logits, image_size, resize, logit_thresh)
@@ -313,9 +284,8 @@ def teacher_doubts(selection: Selection, image_size: tuple[int, int]) -> Tensor:
     logits = selection.mask_logits
     resize = _teacher_resize(logits, selection.content_size, image_size)
     doubts = torch.empty((len(logits), *image_size), dtype=torch.uint8, device=logits.device)
-    for start in range(0, len(logits), MASKS_AT_ONCE):
-        chunk = slice(start, start + MASKS_AT_ONCE)
-        doubts[chunk] = resize(logits[chunk]).abs_().neg_().sigmoid_().mul_(MAX_BYTE).round_()
+    for part, its in zip(doubts.split(MASKS_AT_ONCE), logits.split(MASKS_AT_ONCE), strict=True):
+        part.copy_(resize(its).abs_().neg_().sigmoid_().mul_(MAX_BYTE).round_())
     return doubts
 
 
@@ -327,6 +297,7 @@ def _teacher_resize(
 ) -> Callable[[Tensor], Tensor]:
     """Make a function that resizes (n, h', w') ``logits`` with content ``content_size``.
 
+    Both frames show the same content, also if it ends inside a pixel of the prediction.
     frame: (H, W) of the result, whose content is ``image_size``; default: the same.
     """
     axes = [
@@ -352,9 +323,8 @@ def _threshold_in_chunks(
 ) -> Tensor:
     """(N, H, W) bool: where the resized logits exceed the threshold."""
     masks = torch.empty((len(logits), *image_size), dtype=torch.bool, device=logits.device)
-    for start in range(0, len(logits), MASKS_AT_ONCE):
-        chunk = slice(start, start + MASKS_AT_ONCE)
-        torch.gt(resize(logits[chunk]), thresh, out=masks[chunk])
+    for part, its in zip(masks.split(MASKS_AT_ONCE), logits.split(MASKS_AT_ONCE), strict=True):
+        torch.gt(resize(its), thresh, out=part)
     return masks
 
 
@@ -378,20 +348,7 @@ def _better(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tupl
 
 
 def logit(probability: float) -> float:
-    """Logit of the threshold of the teacher's masks; InputError if it is outside (0, 1)."""
-    if not 0.0 < probability < 1.0:
-        raise InputError(
-            f"mask_thresh (S4M.PSEUDO_LABEL.MASK_THRESH) must lie in (0, 1), got {probability}"
-        )
+    """Logit of S4M.PSEUDO_LABEL.MASK_THRESH; ConfigError if it is outside (0, 1)."""
+    is_inside = 0 < probability < 1
+    require("S4M.PSEUDO_LABEL.MASK_THRESH", probability, is_inside, "a number in (0, 1)")
     return math.log(probability / (1.0 - probability))
-
-
-def check_batch(selections, images, image_sizes, generators) -> None:
-    """InputError if a refiner's arguments have different numbers of images."""
-    counts = [len(selections), len(images), len(image_sizes)]
-    counts += [len(generators)] if generators else []
-    if len(set(counts)) > 1:
-        raise InputError(
-            "selections, images, image_sizes and generators must name the same images, "
-            f"got {counts} of them"
-        )

@@ -1,11 +1,8 @@
 """Evaluation of label maps: IoU by class, mIoU, pixel accuracy.
 
 As in VOC's benchmark, pixels are counted over the whole data set before dividing, and background is
-a class. (The mean of the images' mIoUs is another number: it weights pixels of small images more.)
-
-Void (255) in the ground truth is ignored. Void in a label counts as a miss of the true class and as
-no false positive. Ignoring it would reward void on wrong pixels; counting it as background would
-penalize it twice.
+a class. Void (255) in the ground truth is ignored. Void in a label counts as a miss of the true
+class and as no false positive: ignoring it would reward void on wrong pixels.
 """
 
 from __future__ import annotations
@@ -24,15 +21,10 @@ from s4m_d2.sepl.rule import VOID
 
 
 def confusion(truth: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count pixels by true class and label.
+    """Count pixels by true class and label, of C classes with background.
 
-    Args:
-        truth: (H, W) uint8 of classes below ``num_classes``; 255 is ignored.
-        label: (H, W) uint8 likewise; 255 is a miss.
-        num_classes: C, with background.
-
-    Returns:
-        (C, C + 1) int64; rows are true classes, columns are labels, the last one void.
+    truth: (H, W) uint8 of classes below C; 255 is ignored. label: likewise; 255 is a miss. Returns
+    (C, C + 1) int64; rows are true classes, columns are labels, the last one void.
     """
     pairs = truth.astype(np.uint16) * np.uint16(256) + label
     counts = np.bincount(pairs.ravel(), minlength=1 << 16).reshape(256, 256)

@@ -40,11 +40,7 @@ _MODES = [("PNG", mode) for mode in ("P", "L", "RGB")]  # palette, gray and colo
 def class_names(
     preset: str = "voc", count: int | None = None, file: Path | None = None
 ) -> tuple[str, ...]:
-    """Class names, "background" first, from a file, a number of classes, or a preset.
-
-    Raises:
-        DatasetError: the file is missing, or the names are not valid.
-    """
+    """Class names, "background" first, from a file, a number of classes, or a preset."""
     if file is not None:
         source, names = str(file), tuple(read_lines(file))
     elif count is not None:
@@ -62,10 +58,8 @@ def class_names(
 
 
 def palette() -> np.ndarray:
-    """VOC's colors of the indices 0..255, (256, 3) uint8 RGB.
-
-    The bits of an index alternate between red, green and blue, the lowest to the highest of each.
-    """
+    """VOC's colors of the indices 0..255, (256, 3) uint8 RGB."""
+    # The bits of an index alternate between the channels, the lowest is the highest of each.
     bits = np.arange(256)[:, None] >> np.arange(9) & 1
     weights = 128 >> np.arange(9) // 3
     return (bits * weights).reshape(256, 3, 3).sum(axis=1).astype(np.uint8)
@@ -105,11 +99,7 @@ def read_label(
 
 
 def write_label(path: str | os.PathLike[str], label: np.ndarray) -> None:
-    """Write an (H, W) uint8 label map as a PNG with VOC's palette, atomically.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
+    """Write an (H, W) uint8 label map as a PNG with VOC's palette, atomically."""
     image = Image.fromarray(np.ascontiguousarray(label))
     image.putpalette(palette().tobytes())
     with atomic_write(path, "wb") as file:
@@ -221,8 +211,7 @@ def files_by_name(
 ) -> dict[str, Path]:
     """Find the files below a folder that have one of the endings, by the name of their image.
 
-    Args:
-        suffix: end of the stems, after the image's name; other files are left out.
+    ``suffix`` ends the stems, after the image's name; other files are left out.
 
     Raises:
         DatasetError: the folder is missing, has no such file, or two of the same name.

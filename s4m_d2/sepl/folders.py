@@ -62,13 +62,9 @@ class Enhancement(Dataset[bool | S4MError]):
         return bool(np.setdiff1d(label, (BACKGROUND, VOID)).size)
 
     def run(self, workers: int) -> dict[str, bool | DatasetError]:
-        """Make all items, with a progress bar; they do not depend on the number of workers.
+        """Make all items, with a progress bar: name of each image → its item.
 
-        Args:
-            workers: processes, each with one thread; 1: this one.
-
-        Returns:
-            Name of each image → its item.
+        They do not depend on the number of workers: processes with one thread each; 1: this one.
 
         Raises:
             S4MError: one that concerns all images.

@@ -64,11 +64,6 @@ class SamMasks:
         """Masks of the image ``name``, of ``size`` (H, W), in the file ``image``.
 
         Read from the cache if model, settings and image are the same.
-
-        Raises:
-            DatasetError: the image cannot be read.
-            ConfigError, WeightsError: the model cannot be built.
-            OutputError: the cache cannot be written.
         """
         digest = hashlib.sha256(image.read_bytes()).hexdigest()
         return kept_masks(
@@ -125,9 +120,6 @@ def kept_masks(
         fingerprint: of everything that the masks depend on; files with another one, of another
             size, and damaged ones are replaced.
         make: makes SAM's records, which are stored completely.
-
-    Raises:
-        OutputError: the file cannot be written.
     """
     try:
         content = _read_json(path)

@@ -13,13 +13,7 @@ from torch import Generator, Tensor
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.semi.pseudo_labels import Selection
-from s4m_d2.semi.refinement import (
-    REFINER_REGISTRY,
-    Refinement,
-    check_batch,
-    logit,
-    teacher_masks,
-)
+from s4m_d2.semi.refinement import REFINER_REGISTRY, Refinement, logit, teacher_masks
 from s4m_d2.sepl.rule import O_P_THRESH, O_S_THRESH, assign_masks
 from s4m_d2.structures import PseudoLabels, dense_overlaps, mask_areas
 from s4m_d2.transfers import to_device, to_host
@@ -60,20 +54,13 @@ class SEPLRefiner:
 
     @classmethod
     def from_config(cls, cfg, backend) -> dict:
-        sepl = cfg.S4M.REFINE.SEPL
-        settings = AutomaticMaskSettings(
-            points_per_side=sepl.POINTS_PER_SIDE,
-            pred_iou_thresh=sepl.PRED_IOU_THRESH,
-            stability_score_thresh=sepl.STABILITY_SCORE_THRESH,
-            box_nms_thresh=sepl.BOX_NMS_THRESH,
-            min_mask_region_area=sepl.MIN_MASK_REGION_AREA,
-        )
+        settings = {key.lower(): value for key, value in cfg.S4M.REFINE.SEPL.items()}
+        thresholds = {key: settings.pop(key) for key in ("o_s_thresh", "o_p_thresh")}
         return {
             "backend": backend,
-            "automatic_masks": AutomaticMasks(backend, settings),
-            "o_s_thresh": sepl.O_S_THRESH,
-            "o_p_thresh": sepl.O_P_THRESH,
+            "automatic_masks": AutomaticMasks(backend, AutomaticMaskSettings(**settings)),
             "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
+            **thresholds,
         }
 
     @torch.no_grad()
@@ -86,7 +73,6 @@ class SEPLRefiner:
     ) -> Refinement:
         """See :class:`~s4m_d2.semi.PointRefiner`; ``generators`` are not used, masks may be empty,
         and ``predicted_ious`` are those of the selected masks."""
-        check_batch(selections, images, image_sizes, generators)
         labels = [PseudoLabels.empty(size, images.device) for size in image_sizes]
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         ious: list[float] = []

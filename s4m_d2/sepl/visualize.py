@@ -23,10 +23,6 @@ COLUMNS = {IMAGE: IMAGE, BEFORE: "CAM pseudo-label", MASKS: MASKS, AFTER: "SEPL"
 LONG_SIDE = 640  # px, of a drawn picture
 WHITE_SHARE = 0.6  # share of white in an image under labels and masks, as VOC's colors are dark
 FILL_ALPHA = 0.75
-CONTOUR_WIDTH = 2  # px
-STRIPE = 6  # px, half the period of void's stripes
-STRIPE_COLORS = (255, 255, 255), (0, 0, 0)
-SWATCH_SIZE = 20, 32  # px, height and width
 
 
 class Row(NamedTuple):
@@ -38,12 +34,9 @@ class Row(NamedTuple):
 
 
 def read_row(name: str, files: ImageFiles, masks: Path | None) -> Row:
-    """Read and draw one image.
+    """Read and draw one image; scores are in the title if there is a ground truth.
 
-    Args:
-        name: of the image.
-        files: with images; scores are in the title if there is a ground truth.
-        masks: folder of SAM's masks; None: none are drawn.
+    masks: folder of SAM's masks; None: none are drawn.
 
     Raises:
         DatasetError: a file is missing, damaged or of another size.
@@ -84,36 +77,18 @@ def draw_image(image: np.ndarray) -> np.ndarray:
 
 
 def draw_label(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Draw a label map in VOC's colors over the image, which is gray and faded.
+    """Draw an (H, W) uint8 label map in VOC's colors over the image, which is gray and faded.
 
-    Args:
-        image: (H, W, 3) uint8, RGB.
-        label: (H, W) uint8. Background is not drawn, void is striped.
-
-    Returns:
-        (h, w, 3) uint8, the longer side ``LONG_SIDE``.
+    image: (H, W, 3) uint8, RGB. Returns (h, w, 3) uint8, the longer side ``LONG_SIDE``.
     """
     drawn = _faded(draw_image(image))
     label = cv2.resize(label, drawn.shape[1::-1], interpolation=cv2.INTER_NEAREST_EXACT)
-    drawn[label == VOID] = _stripes(label.shape)[label == VOID]
-    for index in np.setdiff1d(label, (BACKGROUND, VOID)):
-        mask, color = label == index, palette()[index]
-        drawn[mask] = np.rint(drawn[mask] * (1 - FILL_ALPHA) + color * FILL_ALPHA)
-        lines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(drawn, lines, -1, color.tolist(), CONTOUR_WIDTH)
-    return drawn
+    filled = cv2.addWeighted(drawn, 1 - FILL_ALPHA, palette()[label], FILL_ALPHA, 0)
+    return np.where(label[..., None] == BACKGROUND, drawn, filled)
 
 
 def draw_masks(image: np.ndarray, masks: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Draw SAM's masks over the image: touching ones in different colors, smaller over larger.
-
-    Args:
-        image: (H, W, 3) uint8, RGB.
-        masks: N compressed COCO RLEs of size (H, W).
-
-    Returns:
-        (h, w, 3) uint8, the longer side ``LONG_SIDE``.
-    """
+    """:func:`draw_label` of COCO RLEs: touching masks in different colors, smaller over larger."""
     encoded = RLEMasks(masks, (image.shape[0], image.shape[1]))
     return draw_image(overlay(_faded(image), encoded, [0] * len(masks), [""]))
 
@@ -121,20 +96,14 @@ def draw_masks(image: np.ndarray, masks: Sequence[Mapping[str, Any]]) -> np.ndar
 def legend_entries(
     labels: Iterable[np.ndarray], names: Sequence[str]
 ) -> list[tuple[str, np.ndarray]]:
-    """Name and (h, w, 3) uint8 swatch of each class in the label maps; void is the last."""
-    present = set().union(*(np.unique(label).tolist() for label in labels))
-    indices = sorted(present - {BACKGROUND, VOID})
-    swatches = [(names[i], np.full((*SWATCH_SIZE, 3), palette()[i])) for i in indices]
-    return swatches + ([("void", _stripes(SWATCH_SIZE))] if VOID in present else [])
+    """Name and (1, 1, 3) uint8 swatch of each class in the label maps; void is the last."""
+    present = set().union(*(np.unique(label).tolist() for label in labels)) - {BACKGROUND}
+    return [
+        ("void" if i == VOID else names[i], palette()[None, i : i + 1]) for i in sorted(present)
+    ]
 
 
 def _faded(image: np.ndarray) -> np.ndarray:
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     faded = np.rint(gray * (1 - WHITE_SHARE) + 255 * WHITE_SHARE).astype(np.uint8)
     return np.repeat(faded[..., None], 3, axis=2)
-
-
-def _stripes(size: tuple[int, ...]) -> np.ndarray:
-    """(H, W, 3) uint8 with diagonal stripes."""
-    y, x = np.ogrid[: size[0], : size[1]]
-    return np.array(STRIPE_COLORS, dtype=np.uint8)[(x + y) // STRIPE % 2]

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.colors import hsv_to_rgb
+from matplotlib.font_manager import findfont
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -135,7 +136,7 @@ def _write_names(image: np.ndarray, windows: Sequence[Window], texts: Sequence[s
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     size = max(MIN_TEXT, height // TEXT_SHARE)
-    font = ImageFont.load_default(size)
+    font = ImageFont.truetype(findfont("DejaVu Sans"), size)
     written: list[tuple[float, float, float]] = []  # center and half the width of each text
     for i in sorted(range(len(windows)), key=lambda i: -windows[i][0].sum()):
         mask, (left, top, *_) = windows[i]

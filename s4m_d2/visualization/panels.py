@@ -147,7 +147,7 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
 
 
 @functools.lru_cache
-def _font(size: float = TEXT) -> ImageFont.FreeTypeFont:
+def _font(size: int = TEXT) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(findfont("DejaVu Sans"), size)
 
 
@@ -157,7 +157,7 @@ def _line(width: int, *texts: tuple[str, float, float, str]) -> Image.Image:
     for text, x, room, anchor in texts:
         text = printable(text, int(room / LETTER))
         size = TEXT * min(1.0, (room - 2 * GAP) / max(1.0, _font().getlength(text)))
-        ImageDraw.Draw(line).text((x, LINE / 2), text, "black", _font(size), anchor)
+        ImageDraw.Draw(line).text((x, LINE / 2), text, "black", _font(int(size)), anchor)
     return line
 
 

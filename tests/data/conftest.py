@@ -1,7 +1,8 @@
+import json
 import uuid
 
 import pytest
-from data_scenes import write_cityscapes, write_coco
+from data_scenes import coco_content, save, scene
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 
@@ -9,14 +10,23 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 def data_root(tmp_path, monkeypatch):
     """$DETECTRON2_DATASETS with 20 train and 3 val images of toyscapes."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
-    write_cityscapes(tmp_path / "toyscapes", {"train": 20, "val": 3})
+    for split, count in (("train", 20), ("val", 3)):
+        for index in range(count):
+            city = ("alpha", "beta")[index % 2]
+            stem = f"{split}/{city}/{city}_{index:06d}_000019"
+            image, ids = scene(index)
+            save(tmp_path / f"toyscapes/leftImg8bit/{stem}_leftImg8bit.png", image)
+            save(tmp_path / f"toyscapes/gtFine/{stem}_gtFine_instanceIds.png", ids)
     return tmp_path
 
 
 @pytest.fixture
 def coco_root(tmp_path):
     """A folder with images/ and instances.json, 10 images."""
-    write_coco(tmp_path, 10)
+    content = coco_content(10)
+    for image in content["images"]:
+        save(tmp_path / "images" / image["file_name"], scene(image["id"])[0])
+    (tmp_path / "instances.json").write_text(json.dumps(content))
     return tmp_path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +26,6 @@ def scene(index: int) -> tuple[np.ndarray, np.ndarray]:
         image[rows, columns] = color
     ids[28:32, 50:60] = GROUP_OF_CARS
     return image, ids
-
-
-def write_cityscapes(root: Path, counts: dict[str, int]) -> None:
-    """``counts`` scenes of each split in two cities."""
-    for split, count in counts.items():
-        for index in range(count):
-            image, ids = scene(index)
-            city = ("alpha", "beta")[index % 2]
-            stem = f"{city}/{city}_{index:06d}_000019"
-            save(root / "leftImg8bit" / split / f"{stem}_leftImg8bit.png", image)
-            save(root / "gtFine" / split / f"{stem}_gtFine_instanceIds.png", ids)
 
 
 def coco_content(count: int) -> dict:
@@ -66,14 +54,6 @@ def coco_content(count: int) -> dict:
             for category, segmentation in segmentations.items()
         ],
     }
-
-
-def write_coco(root: Path, count: int) -> None:
-    """``root/instances.json`` and its images in ``root/images``."""
-    content = coco_content(count)
-    for image in content["images"]:
-        save(root / "images" / image["file_name"], scene(image["id"])[0])
-    (root / "instances.json").write_text(json.dumps(content))
 
 
 def save(path: Path, array: np.ndarray) -> None:

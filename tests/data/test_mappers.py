@@ -143,7 +143,8 @@ def test_labeled_and_weak_views_come_from_one_distribution(config_file, size, di
 
 def test_images_without_instances(data_root):
     crowd = {"category_id": 0, "segmentation": SQUARE, "iscrowd": 1}
-    empty = {"category_id": 0, "segmentation": np.zeros((HEIGHT, WIDTH), bool)}
+    rle = {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}
+    empty = {"category_id": 0, "segmentation": rle}
     for annotations in ([], [crowd], [empty]):
         record = {**record_of("toyscapes_train"), "annotations": annotations}
         instances = labeled_mapper()(record)["instances"]
@@ -158,7 +159,7 @@ def test_bad_annotations_name_their_image(data_root):
         (good | {"category_id": -1}, "category_id -1"),
         (good | {"segmentation": [[1, 2, 3, 4]]}, "three points"),
         (good | {"segmentation": "mask"}, "type str"),
-        (good | {"segmentation": np.zeros((4, 4))}, r"\(4, 4\)"),
+        (good | {"segmentation": {"size": (4, 4), "counts": [16]}}, r"\(4, 4\)"),
         ({"segmentation": SQUARE}, "category_id"),
         ({"category_id": 1}, "type NoneType"),
     ):

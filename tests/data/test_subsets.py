@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from s4m_d2.data import stable_subset, subsets
 from s4m_d2.data.subsets import draw_validation, listed_subset, read_split_file
-from s4m_d2.errors import DatasetError, InputError
+from s4m_d2.errors import ConfigError, DatasetError, InputError
 
 NAMES = [f"city/img_{i:03d}.png" for i in range(40)]
 
@@ -131,7 +131,7 @@ def test_a_rare_class_is_in_both_parts_for_which_the_split_may_double_up_to_half
 def test_where_no_image_can_be_spared_the_ways_out_are_named(classes_of):
     with pytest.raises(DatasetError, match="--val.*VAL_FRACTION 0"):
         draw_validation(classes_of, 0.5)
-    with pytest.raises(InputError):
+    with pytest.raises(ConfigError):
         draw_validation(cats(5), 1.0)
 
 

@@ -1,23 +1,12 @@
 """The checks of downloaded data sets: what is missing is named with its archive."""
 
-import importlib.util
 import json
-from pathlib import Path
 
+import prepare_cityscapes as cityscapes
+import prepare_coco as coco
 import pytest
 
-SCRIPTS = Path(__file__).parents[2] / "datasets"
 EXPECTED = {"train": 3, "val": 2}
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-cityscapes, coco = script("prepare_cityscapes"), script("prepare_coco")
 
 
 def touch(path, text="x"):

@@ -1,18 +1,14 @@
 """The Data Science Bowl's folders → COCO, read back by the project's own reader."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
+import prepare_nuclei
 import pytest
 from PIL import Image
 from pycocotools import mask as mask_utils
 
 from s4m_d2.data import CocoFormat
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "datasets"))
-
-import prepare_nuclei  # noqa: E402
 
 SIZES = {"b": (20, 30), "a": (16, 12)}  # (H, W)
 

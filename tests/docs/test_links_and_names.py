@@ -52,6 +52,19 @@ def missing_files(file: Path, span: str) -> list[str]:
     return missing
 
 
+def test_the_table_of_the_readme_has_every_page_and_every_picture_is_shown():
+    table = (ROOT / "README.md").read_text().partition("## Documentation")[2]
+    listed = set(re.findall(r"\(docs/([\w-]+)\.md\)", table))
+    assert listed == {file.stem for file in (ROOT / "docs").glob("*.md")}
+    shown = {
+        (file.parent / link.partition("#")[0]).resolve()
+        for file in files()
+        for link in links(file.read_text())
+    }
+    pictures = {path for kind in ("png", "svg") for path in (ROOT / "docs").glob(f"*.{kind}")}
+    assert pictures and pictures <= shown
+
+
 def test_files_that_are_named_exist():
     for file in files():
         named = spans(file.read_text())

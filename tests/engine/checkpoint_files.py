@@ -52,14 +52,6 @@ def same(model, other, prefix=""):
     )
 
 
-def arrays(model, prefix=""):
-    return {
-        name.removeprefix(prefix): value.numpy()
-        for name, value in model.state_dict().items()
-        if name.startswith(prefix)
-    }
-
-
 def save(tmp_path, content, name="weights.pth"):
     path = tmp_path / name
     if name.endswith(".pkl"):
@@ -67,19 +59,3 @@ def save(tmp_path, content, name="weights.pth"):
     else:
         torch.save(content, path)
     return str(path)
-
-
-def backbone_by(rename, model):
-    """The backbone's arrays under other names."""
-    return {rename(name): value for name, value in arrays(model, "backbone.").items()}
-
-
-def caffe2_name(name):
-    name = name.replace("stem.conv1.norm", "res_conv1_bn").replace("stem.conv1", "conv1")
-    name = name.replace("shortcut.norm", "branch1_bn").replace("shortcut", "branch1")
-    name = name.replace("res2.0.conv1.norm", "res2_0_branch2a_bn")
-    name = name.replace("res2.0.conv1", "res2_0_branch2a").replace(".", "_")
-    words = {"bn_weight": "bn_gamma", "bn_bias": "bn_beta"}
-    for old, new in words.items():
-        name = name.replace(old, new)
-    return name.replace("_weight", "_w")

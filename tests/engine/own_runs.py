@@ -32,12 +32,12 @@ OPTIONS = _MODEL | {
 }
 
 
-def make_data(folder: Path, *, labeled: int = 8, unlabeled: int = 4) -> Path:
+def make_data(folder: Path) -> Path:
     """The generator's data: annotations.json, labeled/ and unlabeled/, of 128 x 64 pixels."""
     sys.path.insert(0, str(ROOT / "datasets"))
     from make_own_data import make_own_data
 
-    make_own_data(folder, labeled=labeled, unlabeled=unlabeled, seed=3, size=(128, 64), kind="coco")
+    make_own_data(folder, labeled=8, unlabeled=4, seed=3, size=(128, 64), kind="coco")
     return folder
 
 

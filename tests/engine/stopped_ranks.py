@@ -20,11 +20,15 @@ WORLD_SIZE, MANY = 2, 100
 
 
 class Line(nn.Module):
-    def __init__(self) -> None:
+    """Its weight after i steps tells i, with momentum also whether that was restored."""
+
+    def __init__(self, on_forward=lambda: None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
+        self.on_forward = on_forward
 
     def forward(self, data):
+        self.on_forward()
         return {"loss": self.weight * 1.0}
 
 

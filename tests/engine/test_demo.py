@@ -188,14 +188,6 @@ def test_a_truncated_video_is_used_as_far_as_it_goes_and_reported(demo, tmp_path
     assert len(list(Video(str(output / "overlays" / "clip.mp4")))) == count
 
 
-def test_results_may_lie_beside_the_images(demo, scenes, tmp_path):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.png").write_bytes(scenes[0].read_bytes())
-    for more in ((), ("--force",)):
-        status, _, images, _ = demo(tmp_path / "in", output="in", more=more)
-        assert status == 0 and len(images["images"]) == 1
-
-
 def test_results_are_replaced_only_when_asked_and_whole(demo, scenes, capsys, monkeypatch):
     assert demo(scenes[0])[0] == 0
     status, results, _, output = demo(scenes[0], scenes[1])

@@ -1,17 +1,16 @@
 """What figures show: pictures of known pixels in the right columns, of the right images."""
 
-import importlib.util
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import visualize as tool
 from detectron2.data import DatasetCatalog
 from detectron2.structures import BitMasks, Instances
 from PIL import Image
 
 from s4m_d2.data import StrongView
-from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
 from s4m_d2.engine.command.arguments import split_overrides
 from s4m_d2.engine.figures.figure_set import (
     FigureSet,
@@ -180,15 +179,7 @@ def test_views_are_those_of_the_training(small_config, tile):
             assert (picture == image.permute(1, 2, 0).numpy()).all()
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("visualize", ROOT / "tools" / "visualize.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_tool_writes_what_was_asked_for(tool, small_options, tmp_path, capsys):
+def test_the_tool_writes_what_was_asked_for(small_options, tmp_path, capsys):
     words = ["--config-file", str(ROOT / "configs" / "toyscapes_10pct.yaml")]
     words += ["--output", str(tmp_path / "figures"), "--images", "1"]
     assert tool.main([*words, "--what", "views", *small_options()]) == 0
@@ -198,17 +189,6 @@ def test_the_tool_writes_what_was_asked_for(tool, small_options, tmp_path, capsy
     assert Image.open(path).size[0] == 3 * 360  # 3 inches a column
     assert tool.main([*words, "--what", "views", "arp", *small_options()]) == 1
     assert "--weights" in capsys.readouterr().err
-
-
-def test_a_point_outside_ends_in_one_message(tool, small_options, small_config, tmp_path, capsys):
-    model = TeacherTrainer.build_model(stage_config(small_config(), "student"))
-    S4MCheckpointer(model, str(tmp_path)).save("model")
-    words = ["--config-file", str(ROOT / "configs" / "toyscapes_10pct.yaml")]
-    words += ["--weights", str(tmp_path / "model.pth"), "--output", str(tmp_path / "figures")]
-    words += ["--what", "similarity", "--images", "1"]
-    assert tool.main([*words, "--point", "500", "5", *small_options()]) == 1
-    assert "128 x 64" in capsys.readouterr().err
-    assert not (tmp_path / "figures").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from s4m_d2.engine import PseudoLabeling, S4MTrainer, TeacherTrainer
+from s4m_d2.engine import FineTuneTrainer, PseudoLabeling, S4MTrainer, TeacherTrainer
 from s4m_d2.engine.labeling.gate import apply_decision, compare_refinement
 from s4m_d2.engine.labeling.quality import held_out_records
 from s4m_d2.engine.own_data.own_data import load_run
@@ -32,7 +32,7 @@ class Shift:
     """A refiner that moves masks to the left, if it is asked with a box, else to the right."""
 
     def __init__(self, cfg):
-        self.masks, self.prompt = TeacherMasks(cfg), "points"
+        self.masks, self.prompt = TeacherMasks(), "points"
 
     def __call__(self, *args):
         found = self.masks(*args)
@@ -97,17 +97,18 @@ def test_arp_that_the_user_set_stays_without_refinement(small_options, options, 
     assert isinstance(labeling.refiner, TeacherMasks) and (labeling.arp is not None) == stays
 
 
-def test_stage_1_leaves_out_what_is_measured_and_stage_2_does_not(gate_config):
+def test_stage_1_leaves_out_what_is_measured_and_later_stages_do_not(gate_config):
     cfg = gate_config()
     held_out = {record["file_name"] for record in held_out_records(cfg)}
     assert len(held_out) == 2
     seen = {}
-    for trainer in (TeacherTrainer, S4MTrainer):
+    for trainer in (TeacherTrainer, S4MTrainer, FineTuneTrainer):
         loader = trainer.build_train_loader(cfg)
-        labeled = loader if trainer is TeacherTrainer else loader.labeled
+        labeled = loader.labeled if trainer is S4MTrainer else loader
         batches = itertools.islice(iter(labeled), 20 // cfg.SOLVER.IMS_PER_BATCH)
         seen[trainer] = {sample["file_name"] for batch in batches for sample in batch}
-    assert not held_out & seen[TeacherTrainer] and held_out <= seen[S4MTrainer]
+    assert not held_out & seen[TeacherTrainer]
+    assert held_out <= seen[S4MTrainer] & seen[FineTuneTrainer]
 
 
 @pytest.mark.parametrize(

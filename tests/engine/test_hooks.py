@@ -26,12 +26,15 @@ class Draw(nn.Module):
         return {"loss": self.weight * 1.0}
 
 
+def trainer_of(model: nn.Module, *hooks: HookBase) -> SimpleTrainer:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer = SimpleTrainer(model, itertools.repeat(None), optimizer)
+    trainer.register_hooks(hooks)
+    return trainer
+
+
 def draws(start: int, end: int, seed: int = 4, rank: int = 0) -> list[tuple[float, ...]]:
-    model = Draw()
-    trainer = SimpleTrainer(
-        model, itertools.repeat(None), torch.optim.SGD(model.parameters(), lr=1.0)
-    )
-    trainer.register_hooks([SeedHook(seed, rank)])
+    trainer = trainer_of(model := Draw(), SeedHook(seed, rank))
     states = default_generator_states()
     trainer.train(start, end)
     restore_default_generators(states)
@@ -60,10 +63,9 @@ class FailAt(HookBase):
 @pytest.mark.parametrize("fail_at", [None, 0, 2])
 def test_a_run_is_evaluated_at_its_end_unless_it_fails(fail_at):
     """Even in the last iteration: the other processes are not in the evaluation."""
-    model, evaluated = Draw(), []
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    trainer = SimpleTrainer(model, itertools.repeat(None), optimizer)
-    trainer.register_hooks([FailAt(fail_at), FinishedEvalHook(0, lambda: evaluated.append(True))])
+    evaluated = []
+    evaluation = FinishedEvalHook(0, lambda: evaluated.append(True))
+    trainer = trainer_of(Draw(), FailAt(fail_at), evaluation)
     try:
         trainer.train(0, 3)
     except ConnectionError:

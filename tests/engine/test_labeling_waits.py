@@ -9,14 +9,17 @@ from seeds import seeded
 
 from s4m_d2 import structures, transfers
 from s4m_d2.data import StrongView
+from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling import pseudo_labeling
-from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.semi import pseudo_labels, refinement
 from s4m_d2.semi.arp import ARP
-from s4m_d2.semi.refinement import PointRefiner, TeacherMasks
+from s4m_d2.semi.refinement import PointRefiner
 
-STRIDE, CLASSES, QUERIES = 4, 3, 6
+from .test_pseudo_labeling import CLASSES
+from .test_pseudo_labeling import labeling as known_labeling
+
+QUERIES = 6
 SIZES = [(32, 48), (32, 48), (24, 40), (32, 48)]
 PADDED = (32, 48)
 
@@ -93,24 +96,10 @@ def labeling(refined=True, random_placement=False, device="cpu", arp=True):
         key: value.to(device) if isinstance(value, torch.Tensor) else value
         for key, value in predict(batch).items()
     }
-    view = StrongView(
-        jitter=(0.4, 0.4, 0.4, 0.1),
-        jitter_prob=0.8,
-        grayscale_prob=0.2,
-        blur_sigma=(0.1, 2.0),
-        blur_prob=0.5,
-    )
     exchange = ARP(min_area=60, pair_fraction=0.5, random_placement=random_placement)
-    return PseudoLabeling(
-        teacher=SimpleNamespace(model=teacher),
-        refiner=PointRefiner(backend=BlobBackend()) if refined else TeacherMasks(),
-        arp=exchange if arp else None,
-        strong_view=view.batch,
-        score_thresh=0.7,
-        min_area=1.5,
-        mask_thresh=0.5,
-        num_classes=CLASSES,
-    )
+    refiner = PointRefiner(backend=BlobBackend()) if refined else None
+    view = StrongView(load_config("")).batch
+    return known_labeling(teacher, exchange if arp else None, refiner, view, min_area=1.5)
 
 
 def assert_equal_views(first, second):

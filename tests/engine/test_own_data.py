@@ -10,7 +10,7 @@ from s4m_d2.data.images import read_image
 from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling.quality import split_labeled
-from s4m_d2.errors import ConfigError, DatasetError, InputError
+from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.visualization.panels import write_video
 
 from .own_runs import (
@@ -227,7 +227,7 @@ REFUSED = {
     "no such images": ({"images": "no"}, {}, DatasetError, "not in .*/no: .*--images"),
     "no such folder": ({"unlabeled": "nowhere"}, {}, DatasetError, "/nowhere .*--unlabeled"),
     "no such set": ({"val": "x.json"}, {}, DatasetError, r"x\.json: .*--val "),
-    "fraction": ({}, {"S4M__DATA__VAL_FRACTION": 1.0}, InputError, "VAL_FRACTION is 1.0"),
+    "fraction": ({}, {"S4M__DATA__VAL_FRACTION": 1.0}, ConfigError, "VAL_FRACTION is 1.0"),
     "names too": ({}, {"DATASETS__TRAIN": "('x',)"}, ConfigError, "DATASETS.TRAIN and S4M.DATA"),
 }  # fmt: skip
 

@@ -7,16 +7,13 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from s4m_d2.engine import PseudoLabeling, S4MTrainable, S4MTrainer
+from s4m_d2.engine import S4MTrainable, S4MTrainer
 from s4m_d2.engine.checks.resource_checks import model_blueprint
 from s4m_d2.engine.labeling.protocol import check_model, check_predictions
 from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.modeling import S4MMaskFormer
-from s4m_d2.semi.refinement import TeacherMasks
 
-SIZES = [(32, 64), (24, 48)]
-CLASSES = 3
-CERTAIN = 20.0
+from .test_pseudo_labeling import CERTAIN, CLASSES, SIZES, labeling, unlabeled
 
 
 class OnlyLosses(nn.Module):
@@ -125,22 +122,7 @@ def test_each_defect_of_predictions_is_named():
             check_predictions(broken, SIZES, OnlyLosses(), CLASSES)
     teacher = SimpleNamespace(predict_queries=lambda batch: predictions())
     with pytest.raises(InputError, match="have 4 classes; expected 9"):
-        pseudo_labels(teacher, num_classes=8)
-
-
-def pseudo_labels(teacher, num_classes=CLASSES):
-    labeling = PseudoLabeling(
-        teacher=SimpleNamespace(model=teacher),
-        refiner=TeacherMasks(),
-        arp=None,
-        strong_view=lambda images, generators: images,
-        score_thresh=0.7,
-        min_area=5.0,
-        mask_thresh=0.5,
-        num_classes=num_classes,
-    )
-    images = [torch.zeros(3, *size, dtype=torch.uint8) for size in SIZES]
-    return labeling([{"image": image, "image_weak": image} for image in images])
+        labeling(teacher, num_classes=8)(unlabeled(SIZES))
 
 
 @pytest.mark.parametrize("half", [(slice(None), slice(32)), (slice(16), slice(None))])
@@ -149,7 +131,8 @@ def test_images_may_have_different_numbers_of_queries_and_resolutions(half):
     frame[half] = True
     coarse, fine = (CERTAIN * (2 * frame[None, ::step, ::step].float() - 1) for step in (4, 2))
     found = predictions(pred_masks=[coarse.repeat(2, 1, 1), fine])
-    views = pseudo_labels(SimpleNamespace(predict_queries=lambda batch: found))
+    teacher = SimpleNamespace(predict_queries=lambda batch: found)
+    views = labeling(teacher)(unlabeled(SIZES))
     for labels, (height, width) in zip(views.refined, SIZES, strict=True):
         assert labels.labels.tolist() == [1]
         assert torch.equal(labels.masks[0], frame[:height, :width])

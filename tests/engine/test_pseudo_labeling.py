@@ -69,16 +69,16 @@ class ComputingTeacher(nn.Linear):
         return KnownTeacher(BOXES, SIZES[0]).predict_queries(batch)
 
 
-def labeling(teacher, arp=None, refiner=None, strong_view=lambda images, generators: images):
+def labeling(
+    teacher, arp=None, refiner=None, strong_view=lambda images, generators: images, **changes
+):
+    settings = {"score_thresh": 0.7, "min_area": 5.0, "mask_thresh": 0.5, "num_classes": CLASSES}
     return PseudoLabeling(
         teacher=SimpleNamespace(model=teacher),
         refiner=refiner or TeacherMasks(),
         arp=arp,
         strong_view=strong_view,
-        score_thresh=0.7,
-        min_area=5.0,
-        mask_thresh=0.5,
-        num_classes=CLASSES,
+        **settings | changes,
     )
 
 

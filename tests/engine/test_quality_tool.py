@@ -1,24 +1,15 @@
 """tools/pseudo_label_quality.py: tables on the screen, JSON in a folder."""
 
-import importlib.util
 import json
 import os
 
+import pseudo_label_quality as tool
 import pytest
 import torch
 
 from s4m_d2.engine import S4MTrainer
 
 from .conftest import ROOT
-
-
-@pytest.fixture
-def tool():
-    path = ROOT / "tools" / "pseudo_label_quality.py"
-    spec = importlib.util.spec_from_file_location("pseudo_label_quality_tool", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -34,7 +25,7 @@ def checkpoint(small_config, tmp_path):
     return str(path)
 
 
-def test_the_tool_prints_tables_and_writes_json(tool, checkpoint, small_options, tmp_path, capsys):
+def test_the_tool_prints_tables_and_writes_json(checkpoint, small_options, tmp_path, capsys):
     config = str(ROOT / "configs" / "toyscapes_10pct.yaml")
     arguments = ["--config-file", config, "--weights", checkpoint]
     output = tmp_path / "out"

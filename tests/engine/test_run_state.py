@@ -1,13 +1,12 @@
 """Positions, settings and random states in checkpoints, in a plain Detectron2 trainer."""
 
-import itertools
 import logging
 import random
 
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.engine import HookBase
 from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
@@ -16,6 +15,7 @@ from s4m_d2.engine.training.continuing import RunStateHook, changes, continuatio
 from s4m_d2.errors import WeightsError
 
 from .stopped_ranks import Line
+from .test_hooks import trainer_of
 
 SETTINGS = {
     "SEED": 3,
@@ -51,29 +51,25 @@ class FirstDraws(HookBase):
 
 
 def make_trainer(*hooks):
-    model = Line()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    trainer = SimpleTrainer(model, itertools.repeat(None), optimizer)
-    trainer.register_hooks(hooks)
-    return trainer
+    return trainer_of(Line(), *hooks)
 
 
 def checkpointer(trainer, folder) -> S4MCheckpointer:
     return S4MCheckpointer(trainer.model, str(folder), trainer=trainer)
 
 
-def run_and_save(folder, settings=SETTINGS, iterations=3):
+def run_and_save(folder):
     """Train, then save as Detectron2's hook does within the last iteration; what comes next."""
-    trainer = make_trainer(RunStateHook(settings))
-    trainer.train(0, iterations)
-    trainer.iter = iterations - 1
+    trainer = make_trainer(RunStateHook(SETTINGS))
+    trainer.train(0, 3)
+    trainer.iter = 2
     checkpointer(trainer, folder).save("model")
     return draw()
 
 
-def resume(folder, settings=SETTINGS):
+def resume(folder):
     first_draws = FirstDraws()
-    trainer = make_trainer(RunStateHook(settings), first_draws)
+    trainer = make_trainer(RunStateHook(SETTINGS), first_draws)
     checkpointer(trainer, folder).resume_or_load("")
     trainer.train(trainer.iter + 1, 4)
     return first_draws.values

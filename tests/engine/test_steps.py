@@ -13,7 +13,6 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from s4m_d2.engine.checks.config_checks import config_errors
 from s4m_d2.engine.training import hooks as module
 from s4m_d2.engine.training.hooks import BadSteps, BufferSyncHook, EMATeacherHook
 from s4m_d2.engine.training.step import PRECISIONS, TeacherStep, fetch_step, gradient_norms
@@ -211,12 +210,6 @@ def test_a_run_continues_in_any_precision(tmp_path):
             assert target.grad_scaler.get_scale() == (16.0 if written == "float16" else 4.0)
         else:
             assert not target.grad_scaler.is_enabled()
-
-
-def test_another_precision_is_refused(small_config):
-    assert not config_errors(small_config())
-    [error] = config_errors(small_config(S4M__AMP_PRECISION="fp8"))
-    assert "S4M.AMP_PRECISION" in str(error) and "bfloat16" in str(error)
 
 
 class Logging(TeacherStep):

@@ -12,7 +12,6 @@ import pytest
 import torch
 from detectron2.engine import SimpleTrainer, default_argument_parser
 from detectron2.engine.hooks import EvalHook, PeriodicCheckpointer
-from torch import nn
 from torch.multiprocessing import ProcessExitedException
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
@@ -26,7 +25,7 @@ from s4m_d2.engine.training.stop_signals import (
 )
 
 from . import stopped_ranks
-from .stopped_ranks import SIGNALED_ITERATION, WORLD_SIZE
+from .stopped_ranks import SIGNALED_ITERATION, WORLD_SIZE, Line
 
 MAX_ITER = 6
 
@@ -38,19 +37,6 @@ def listening():
     listen()  # forgets what was received
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-class Line(nn.Module):
-    """Its weight after i steps with momentum tells i, and whether the momentum was restored."""
-
-    def __init__(self, on_forward=lambda: None) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-        self.on_forward = on_forward
-
-    def forward(self, data):
-        self.on_forward()
-        return {"loss": self.weight * 1.0}
 
 
 class Toy:

@@ -105,14 +105,6 @@ def test_repeat_factors_are_for_the_stage_that_asks_for_them(small_config, stage
     assert (len(set(names)) == len(names) == 10) == once
 
 
-def test_the_student_starts_afresh_and_the_teacher_from_stage_one(configs, teacher_weights):
-    trainer = S4MTrainer(configs("student", "run", **BARE), teacher_weights)
-    stage_one = torch.load(teacher_weights, weights_only=True)["model"]
-    assert_same(dict(trainer.teacher.model.state_dict()), dict(stage_one))
-    name = "sem_seg_head.predictor.query_feat.weight"
-    assert not torch.equal(trainer.trained_model.state_dict()[name], stage_one[name])
-
-
 def test_a_checkpoint_holds_all_that_a_run_needs_to_continue_and_no_sam(whole):
     content, names = final_state(whole), whole.trained_model.state_dict().keys()
     state, hooks = content["trainer"], content["trainer"]["hooks"]
@@ -154,17 +146,6 @@ def test_fine_tuning_starts_with_the_student(configs, whole):
     tuned.resume_or_load()
     assert_same(dict(tuned.trained_model.state_dict()), dict(final_state(whole)["model"]))
     assert tuned.optimizer.defaults["lr"] == pytest.approx(0.1 * whole.cfg.SOLVER.BASE_LR)
-
-
-def test_fine_tuning_takes_the_images_that_stage_one_leaves_to_the_gate(configs):
-    changes = {"DATASETS__TRAIN": "('toyscapes_train',)", "S4M__REFINE__GATE": "auto"}
-    for stage, trainer, count in (
-        ("teacher", TeacherTrainer, 8),
-        ("finetune", FineTuneTrainer, 10),
-    ):
-        loader = trainer.build_train_loader(configs(stage, "gate", **changes))
-        batches = itertools.islice(loader, 10)
-        assert len({sample["file_name"] for batch in batches for sample in batch}) == count
 
 
 def test_without_its_components_it_is_guided_distillation_which_needs_no_sam(

@@ -15,13 +15,12 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
 from PIL import Image
-from torch import nn
 
 from s4m_d2.config import add_s4m_config
 from s4m_d2.data import splits
 from s4m_d2.engine import TeacherTrainer
 from s4m_d2.errors import ConfigError, DatasetError
-from s4m_d2.evaluation import build_evaluator, masks_as_rle
+from s4m_d2.evaluation import build_evaluator
 from s4m_d2.structures import RLEMasks, encode_masks
 
 SIZE = HEIGHT, WIDTH = 40, 60
@@ -207,12 +206,3 @@ def test_on_own_data_and_with_tiles_all_detections_count_and_else_100(
 def test_a_data_set_without_a_measure_is_refused(dataset):
     with pytest.raises(ConfigError, match="semantic"):
         build_evaluator(dataset(evaluator_type="semantic"))
-
-
-def test_models_are_switched_to_encoded_masks_and_back():
-    model, other = nn.Identity(), nn.Identity()
-    model.rle_masks = False
-    with pytest.raises(KeyError), masks_as_rle(model), masks_as_rle(other):
-        assert model.rle_masks is True and not hasattr(other, "rle_masks")
-        raise KeyError
-    assert model.rle_masks is False

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from detectron2.config import get_cfg
-from detectron2.engine import HookBase, default_argument_parser
+from detectron2.engine import default_argument_parser
 
 from s4m_d2 import add_s4m_config
 from s4m_d2.engine import run_config
@@ -91,42 +90,3 @@ def example_config(command_line, import_example):
         return run_config(cfg)
 
     return config
-
-
-class WeightRecorder(HookBase):
-    """As vectors: the student's weights before each step, the teacher's after it."""
-
-    def __init__(self):
-        self.student, self.teacher = [], []
-
-    def before_step(self):
-        self.student.append(weights(self.trainer.trained_model))
-
-    def after_step(self):
-        self.teacher.append(weights(self.trainer.teacher.model))
-
-
-def weights(model):
-    return torch.cat([p.detach().flatten().clone() for p in model.parameters()])
-
-
-@pytest.fixture
-def assert_teacher_follows():
-    """Train; the teacher must stay, become the student at burn-in's end, and then follow it."""
-
-    def train(trainer, burn_in, decay):
-        stage_1, recorder = weights(trainer.teacher.model), WeightRecorder()
-        trainer.register_hooks([recorder])
-        trainer.train()
-        student, teacher = recorder.student, recorder.teacher
-        steps = zip(student, student[1:], strict=False)
-        assert all(not torch.equal(before, after) for before, after in steps)
-        assert not torch.equal(stage_1, student[0])
-        assert all(torch.equal(teacher[i], stage_1) for i in range(burn_in))
-        assert torch.equal(teacher[burn_in], student[burn_in])
-        for i in range(burn_in + 1, len(teacher)):
-            expected = decay * teacher[i - 1] + (1 - decay) * student[i]
-            torch.testing.assert_close(teacher[i], expected)
-        assert len(teacher) > burn_in + 1
-
-    return train

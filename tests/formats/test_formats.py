@@ -13,7 +13,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from s4m_d2.formats import FORMATS
-from s4m_d2.formats.outlines import are_exact, mask_polygons
+from s4m_d2.formats.coco import are_exact, mask_polygons
 from s4m_d2.structures import plain_rle
 
 NAMES = ["ant", 'bee "2"']

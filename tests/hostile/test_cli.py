@@ -8,10 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from detectron2.engine import default_argument_parser
 
 from s4m_d2.engine.checks.resource_checks import check_output_dir
-from s4m_d2.engine.command.arguments import check_arguments
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError
 
@@ -71,11 +69,6 @@ COMMANDS = {
 def test_commands_are_refused_with_one_message(monkeypatch, capsys):
     for arguments, says in COMMANDS.values():
         refused(*in_this_process(arguments, monkeypatch, capsys), says)
-
-
-def test_all_sound_options_pass():
-    words = ["--num-gpus", "2", "--num-machines", "3", "--machine-rank", "2", "S4M.BURN_IN", "-1"]
-    check_arguments(default_argument_parser().parse_args(words))
 
 
 def refuse(*args, **kwargs):

@@ -10,7 +10,7 @@ import torch
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.errors import OutputError
-from s4m_d2.files import atomic_write
+from s4m_d2.files import atomic_write, remove_temporaries
 
 from .rows import one_error
 
@@ -87,6 +87,19 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(
     assert (resumed.model.weight == 4.0).all()
     resumed.save(name)  # as soon as there is room
     assert set(content_of(folder)) == {"model_0000004.pth", f"{name}.pth", "last_checkpoint"}
+
+
+def test_what_is_being_written_is_what_would_be_left_and_nothing_else_is_removed(tmp_path):
+    for name in ("model_final.pth", ".hidden", ".env.tmp", "notes.abcdefgh.tmp"):
+        (tmp_path / name).touch()
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "results.json") as file:
+        file.write("half")
+        (removed,) = remove_temporaries(tmp_path)
+        assert removed.startswith(".results.json.")
+        assert not os.path.exists(file.name)
+    assert sorted(os.listdir(tmp_path)) == before
+    assert remove_temporaries(tmp_path) == [] == remove_temporaries(tmp_path / "nowhere")
 
 
 def test_a_folder_in_the_place_of_the_file(tmp_path):

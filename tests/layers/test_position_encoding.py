@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from s4m_d2.layers import sine_position_encoding, xavier_fill
+from s4m_d2.layers import sine_position_encoding
+from s4m_d2.modeling.pixel_decoder import xavier_fill
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (8, 2)])

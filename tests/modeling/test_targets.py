@@ -6,15 +6,13 @@ from detectron2.structures import BitMasks, Instances, PolygonMasks
 from seeds import seeded
 
 from s4m_d2.errors import DatasetError, InputError
-from s4m_d2.modeling.targets import prepare_targets
+from s4m_d2.modeling.meta_arch import prepare_target
 
 SIZE = (6, 10)
 
 
 def prepare(sample, padded_size=SIZE):
-    return prepare_targets(
-        [sample], padded_size=padded_size, num_classes=8, device=torch.device("cpu")
-    )
+    return prepare_target(sample, padded_size, num_classes=8, device=torch.device("cpu"))
 
 
 def make(labels, masks, size=SIZE):
@@ -31,21 +29,21 @@ def make(labels, masks, size=SIZE):
 def test_masks_are_padded_at_the_bottom_and_right():
     masks = torch.rand(2, *SIZE, generator=seeded(0)) > 0.5
     for given in (BitMasks(masks), masks, masks.float()):
-        [target] = prepare(make([3, 7], given), padded_size=(8, 16))
+        target = prepare(make([3, 7], given), padded_size=(8, 16))
         assert target["labels"].tolist() == [3, 7]
         assert target["masks"].dtype == torch.bool and target["masks"].shape == (2, 8, 16)
         assert torch.equal(target["masks"][:, :6, :10], masks)
         assert target["masks"].sum() == masks.sum()
-    [target] = prepare(make([], None), padded_size=(8, 16))
+    target = prepare(make([], None), padded_size=(8, 16))
     assert target["labels"].shape == (0,) and target["masks"].shape == (0, 8, 16)
 
 
 def test_pixels_of_the_padding_are_not_doubted():
     sample = make([3], torch.ones(1, *SIZE, dtype=torch.bool))
-    assert prepare(sample)[0].keys() == {"labels", "masks"}
+    assert prepare(sample).keys() == {"labels", "masks"}
     sample["instances"].gt_weights = torch.tensor([0.5])
     sample["instances"].gt_doubts = torch.full((1, *SIZE), 7, dtype=torch.uint8)
-    [target] = prepare(sample, padded_size=(8, 16))
+    target = prepare(sample, padded_size=(8, 16))
     assert target["weights"].tolist() == [0.5]
     assert torch.equal(target["doubts"] == 7, target["masks"]) and target["doubts"].sum() == 7 * 60
 

@@ -19,7 +19,7 @@ from s4m_d2.errors import InputError
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend
 from s4m_d2.sam.checkpoint import load_sam
-from s4m_d2.sam.frames import Frame
+from s4m_d2.sam.point_prompts import Frame
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend
 from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
 
@@ -175,24 +175,6 @@ def test_an_encoded_image_is_not_encoded_again(tiny):
 
 
 BLACK = np.zeros((32, 48, 3), np.uint8)
-
-
-def test_an_image_of_another_kind_or_encoded_otherwise_is_refused():
-    for image, sizes, layers in (
-        (BLACK, [(32, 48)], 1),  # crops have to be encoded themselves
-        (BLACK, [(48, 32)], 0),
-        (BLACK, [(32, 48), (32, 48)], 0),
-        (BLACK, [], 0),
-        (BLACK[..., 0], None, 0),
-        (BLACK.transpose(2, 0, 1), None, 0),
-        (BLACK.astype(np.float32), None, 0),
-        (BLACK[:0], None, 0),
-        (torch.from_numpy(BLACK), None, 0),
-    ):
-        encoded = None if sizes is None else EncodedImages(torch.zeros(len(sizes), 1, 8, 8), sizes)
-        settings = AutomaticMaskSettings(points_per_side=2, crop_n_layers=layers)
-        with pytest.raises(InputError, match=r"^image|encoded"):
-            AutomaticMasks(HalvesBackend(), settings).generate(image, encoded)
 
 
 @pytest.mark.parametrize("layers", [0, 2])

@@ -49,18 +49,6 @@ def test_tiny_names_timm_where_it_is_missing(monkeypatch):
         build_sam_backend(config(BACKEND="tiny", CHECKPOINT=""))
 
 
-def test_a_published_model_loads_from_its_path(monkeypatch, tmp_path):
-    monkeypatch.setitem(sam_model_registry, "vit_b", small_sam)
-    weights, path = small_sam().state_dict(), tmp_path / "weights.pth"
-    torch.save(weights, path)
-    backend = build_sam_backend(
-        config(BACKEND="segment_anything", MODEL_TYPE="vit_b", CHECKPOINT=path)
-    )
-    assert (backend.image_side, backend.grid_side) == (64, 8)
-    for name, value in backend.sam.state_dict().items():
-        assert torch.equal(value, weights[name])
-
-
 def named(state, start):
     return {start + name: value for name, value in state.items()}
 
@@ -142,23 +130,6 @@ def test_the_published_names_and_shapes_are_those_of_the_library(published_vit_b
         with pytest.raises(WeightsError, match="image_encoder.lora") as caught:
             load_sam(sam_model_registry["vit_b"], path, "vit_b")
     assert "MODEL_TYPE" not in str(caught.value)
-
-
-def test_python_objects_in_a_file_are_refused_by_name(tmp_path):
-    content = {"model_state": small_sam().state_dict(), "init": tmp_path}
-    torch.save(content, tmp_path / "best.pt")
-    with pytest.raises(WeightsError, match="pathlib"):
-        load_sam(small_sam, tmp_path / "best.pt", "vit_b")
-
-
-def test_unknown_names_are_refused_with_the_known_ones():
-    for backend, model, known in (
-        ("sam3", "vit_l", "'sam3'.*segment_anything, tiny"),
-        ("segment_anything", "vit_x", "'vit_x'.*vit_b, vit_l, vit_h"),
-        ("sam2", "vit_l", "'vit_l'.*hiera_t.*hiera_l"),
-    ):
-        with pytest.raises(ConfigError, match=known):
-            build_sam_backend(config(BACKEND=backend, MODEL_TYPE=model))
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,9 @@ def rectangle(size, top, left, height, width) -> torch.Tensor:
     return mask
 
 
-def labels_of(masks, first_label=0, size=None) -> PseudoLabels:
-    if not len(masks):
-        return PseudoLabels.empty(size)
+def labels_of(masks, first_label) -> PseudoLabels:
     index = torch.arange(len(masks))
-    return PseudoLabels(first_label + index, torch.stack(list(masks)), 0.5 + index / 100)
+    return PseudoLabels(first_label + index, torch.stack(masks), 0.5 + index / 100)
 
 
 def make_selection(mask_logits, content_size=None) -> Selection:

@@ -8,9 +8,8 @@ from hand_made import labels_of, rectangle
 from seeds import generators
 
 from s4m_d2.engine.config_file import load_config
-from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.errors import ConfigError
 from s4m_d2.semi.arp import ARP
-from s4m_d2.structures import PseudoLabels
 
 MIN_AREA = 6
 
@@ -38,24 +37,6 @@ def test_pasted_instances_keep_their_quality_and_their_doubts(random_placement):
     assert torch.equal(mixed.doubts[of_source], pasted * torch.tensor(90, dtype=torch.uint8))
     [own] = mixed.doubts[~of_source]
     assert torch.equal(own == 0, pasted.any(0)) and own.max() == 50
-
-
-def test_arguments_that_cannot_be_are_named():
-    for arguments, message in (
-        ({"min_area": -1}, "MIN_AREA_FRACTION"),
-        ({"min_area": 1, "pair_fraction": 0.6}, "PAIR_FRACTION"),
-        ({"min_area": 1, "pair_fraction": 0.0}, "PAIR_FRACTION"),
-        ({"min_area": 1, "scale_range": (1.2, 0.8)}, "SCALE_RANGE"),
-        ({"min_area": 1, "scale_range": (0.0, 0.8)}, "SCALE_RANGE"),
-    ):
-        with pytest.raises(InputError, match=message):
-            ARP(**arguments)
-    labels = [PseudoLabels.empty((4, 4)), PseudoLabels.empty((4, 5))]
-    images = [torch.zeros(3, 4, 4)] * 2
-    with pytest.raises(InputError, match="image 1"):
-        ARP(min_area=1)(images, labels)
-    with pytest.raises(InputError, match="2 images"):
-        ARP(min_area=1)(images, labels[:1])
 
 
 def test_the_config_gives_the_minimum_area_of_the_training_crop():

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from s4m_d2.errors import InputError
 from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase
 from s4m_d2.semi.ema_teacher import EMATeacher
 
@@ -27,11 +26,6 @@ FROZEN, COPY, EMA = TeacherPhase.FROZEN, TeacherPhase.COPY, TeacherPhase.EMA
 )
 def test_frozen_before_burn_in_a_copy_at_it_ema_after_it(burn_in, expected):
     assert [teacher_phase(iteration, burn_in) for iteration in range(4)] == expected
-
-
-def test_negative_burn_in_is_refused():
-    with pytest.raises(InputError, match="S4M.BURN_IN"):
-        teacher_phase(0, -1)
 
 
 def random_model(seed: int) -> nn.Module:

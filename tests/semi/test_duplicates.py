@@ -8,15 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from seeds import seeded
 
-from s4m_d2.semi.duplicates import drop_duplicates
+from s4m_d2.semi.filters import drop_duplicates
 from s4m_d2.structures import PseudoLabels
 
 SIZE = (10, 10)
 
 
-def labels_of(masks, scores, classes=None) -> PseudoLabels:
-    classes = classes if classes is not None else [0] * len(scores)
-    return PseudoLabels(torch.tensor(classes), torch.stack(masks), torch.tensor(scores))
+def labels_of(masks, scores) -> PseudoLabels:
+    return PseudoLabels(torch.zeros(len(scores)).long(), torch.stack(masks), torch.tensor(scores))
 
 
 def row(pixels: int) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from s4m_d2.errors import InputError
+from s4m_d2.errors import ConfigError, InputError
 from s4m_d2.semi.ema_teacher import EMATeacher
 
 
@@ -101,7 +101,7 @@ def test_another_architecture_is_refused_before_anything_changes(operation):
     before = values(teacher)
     for student, named in (
         (nn.Sequential(Model(2.0)), "'weight'"),
-        (changed(lambda s: setattr(s.part, "1", nn.BatchNorm1d(3))), r"'part.1.weight' is \(2,\)"),
+        (changed(lambda s: setattr(s.part, "1", nn.BatchNorm1d(3))), r"'part.1.weight' is .*\[2\]"),
         (changed(lambda s: s.register_buffer("extra", torch.zeros(1))), "'extra'"),
         (Model(2.0).half(), r"'weight' is .*float16"),
     ):
@@ -109,7 +109,7 @@ def test_another_architecture_is_refused_before_anything_changes(operation):
             getattr(ema, operation)(student)
         assert all(torch.equal(before[name], value) for name, value in values(teacher).items())
     for decay in (-0.1, 1.1):
-        with pytest.raises(InputError, match="S4M.EMA_DECAY"):
+        with pytest.raises(ConfigError, match="S4M.EMA_DECAY"):
             EMATeacher(Model(1.0), decay)
 
 

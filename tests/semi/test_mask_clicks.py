@@ -7,8 +7,6 @@ from itertools import permutations
 import pytest
 import torch
 from hand_made import make_selection, rectangle
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import chisquare
 from seeds import seeded
 from torch import Tensor
@@ -20,31 +18,6 @@ from s4m_d2.structures import PseudoLabels
 
 def pixels_of(points: Tensor, content_size) -> Tensor:
     return (points * torch.tensor(content_size[::-1])).floor().long()
-
-
-@given(
-    seed=st.integers(0, 10**6),
-    count=st.integers(0, 4),
-    num_points=st.integers(1, 7),
-    density=st.sampled_from([-4.0, -1.5, 0.0, 2.0]),
-)
-def test_clicks_are_distinct_centers_of_pixels_inside_the_mask(seed, count, num_points, density):
-    size = (5, 7)
-    selection = make_selection(torch.randn(count, *size, generator=seeded(seed)) + density)
-    points, labels = sample_mask_points(selection, num_points, seeded(seed + 1))
-    assert points.shape == (count, num_points, 2) and labels.shape == (count, num_points)
-    centers = points * torch.tensor(size[::-1])
-    torch.testing.assert_close(centers - centers.floor(), torch.full_like(centers, 0.5))
-    for mask, pixels, label in zip(
-        selection.labels.masks, centers.floor().long(), labels, strict=True
-    ):
-        clicked = [
-            (x, y) for (x, y), positive in zip(pixels.tolist(), label, strict=True) if positive == 1
-        ]
-        assert set(label.tolist()) <= {1, -1}
-        assert len(clicked) == min(num_points, int(mask.sum()))
-        assert len(set(clicked)) == len(clicked)
-        assert all(mask[y, x] for x, y in clicked)
 
 
 MASK = torch.tensor([[0, 1, 1], [1, 0, 1], [0, 0, 1]]).bool()  # five pixels, 0 to 4 row by row
@@ -110,15 +83,6 @@ def test_clicks_follow_the_successive_draw_by_softmax_without_replacement(inside
     for order, probability in ordered.items():
         unordered[frozenset(order)] += probability
     assert p_value(Counter(map(frozenset, drawn)), unordered) > 0.001
-
-
-def test_clicks_are_normalized_to_a_content_that_ends_inside_a_pixel():
-    logits = torch.full((1, 4, 4), -1.0)
-    logits[0, 3, 3] = logits[0, 0, 0] = 1.0
-    selection = make_selection(logits, content_size=(3.25, 4.0))
-    points, _ = sample_mask_points(selection, 2, seeded(0))
-    expected = [[0.5 / 4, 0.5 / 3.25], [3.5 / 4, 1.0]]  # the center (3.5) lies below the content
-    torch.testing.assert_close(torch.tensor(sorted(points[0].tolist())), torch.tensor(expected))
 
 
 def test_a_mask_whose_logits_are_far_apart_still_gives_all_its_pixels():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hand_made import make_selection, rectangle
 
-from s4m_d2.semi.mask_quality import drop_low_quality, mask_quality
+from s4m_d2.semi.filters import drop_low_quality, mask_quality
 from s4m_d2.semi.refinement import teacher_doubts
 
 SIZE = (4, 8)

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s4m_d2.errors import InputError
 from s4m_d2.semi.pseudo_labels import select_pseudo_labels
 
 CLASSES = 3
@@ -21,14 +20,16 @@ def class_logits(*probabilities) -> torch.Tensor:
     return torch.tensor(probabilities, dtype=torch.float64).log()
 
 
-def mask_with_area(pixels: int, size=(6, 8), value: float = 30.0) -> torch.Tensor:
-    mask = torch.full((size[0] * size[1],), -30.0)
-    mask[:pixels] = value
-    return mask.view(1, *size)
+def mask_with_area(pixels: int) -> torch.Tensor:
+    mask = torch.full((6 * 8,), -30.0)
+    mask[:pixels] = 30.0
+    return mask.view(1, 6, 8)
 
 
 def select(logits, masks, content_size=(6, 8), **changes):
-    return select_pseudo_labels(logits, masks, content_size=content_size, **{**RULES, **changes})
+    rules = {**RULES, **changes}
+    [selection] = select_pseudo_labels([logits], [masks], content_sizes=[content_size], **rules)
+    return selection
 
 
 @pytest.mark.parametrize("where", ["class", "mask", "padding"])
@@ -99,7 +100,7 @@ def test_selection_equals_the_rules_applied_query_by_query(
     masks = 4 * torch.randn(12, 5, 6, generator=generator)
     masks += 3 * torch.randn(12, 1, 1, generator=generator)
     thresholds = dict(score_thresh=score_thresh, min_area=min_area, mask_thresh=mask_thresh)
-    selection = select_pseudo_labels(logits, masks, content_size=content, **thresholds)
+    selection = select(logits, masks, content, **thresholds)
 
     kept, stats = [], {"queries": 12, **dict.fromkeys(FATES, 0)}
     for query in range(12):
@@ -140,14 +141,3 @@ def test_half_precision_predictions_are_compared_in_single_precision():
     selection = select(logits, masks, min_area=5.72, mask_thresh=0.1)
     assert selection.mask_logits.dtype == selection.labels.scores.dtype == torch.float32
     assert selection.stats["kept"] == 1
-
-
-def test_disagreeing_shapes_are_named():
-    for logits, masks, content_size, message in (
-        (torch.zeros(2, 4), torch.zeros(3, 6, 8), (6, 8), "one image"),
-        (torch.zeros(1, 2, 4), torch.zeros(1, 6, 8), (6, 8), "one image"),
-        (torch.zeros(2, 4), torch.zeros(2, 6, 8), (24, 32), "content_size"),
-        (torch.zeros(2, 4), torch.zeros(2, 6, 8), (0, 8), "content_size"),
-    ):
-        with pytest.raises(InputError, match=message):
-            select(logits, masks, content_size)

@@ -81,27 +81,6 @@ def test_options(words, window, root, monkeypatch):
         np.testing.assert_array_equal(label(root, name), drawn(window, CLASS))
 
 
-def test_pixels_that_no_mask_covers(root):
-    window = (slice(1, 2), slice(1, 3))  # half of the class
-    save_masks(root / "masks", {"a": [drawn(window)]})
-    assert enhance(root) == 0 and enhance(root, "--keep-uncovered", output="kept") == 0
-    np.testing.assert_array_equal(label(root, "a"), drawn(window, CLASS))
-    np.testing.assert_array_equal(label(root, "a", "kept"), drawn(CAM, CLASS))
-
-
-def test_suffixes_and_background_scores_of_cams(root):
-    """The scores of the class beyond its label map lie between two background scores."""
-    scores = drawn(CAM, 1) * 0.5 + drawn(MASK, 1) * 0.2
-    for name in "abc":
-        np.save(root / "cam" / f"{name}_ps.npy", {CLASS - 1: scores})
-    words = ("--suffix", "_ps", *UNCHANGED)
-    assert enhance(root, *words, output="low") == 0
-    assert enhance(root, *words, "--background-score", 0.3, output="high") == 0
-    for name in "abc":
-        np.testing.assert_array_equal(label(root, name, "low"), drawn(MASK, CLASS))
-        np.testing.assert_array_equal(label(root, name, "high"), drawn(CAM, CLASS))
-
-
 def test_labels_of_which_none_has_a_class(root, capsys):
     save_labels(root / "cam", dict.fromkeys("ab", drawn(CAM, 255)))
     assert enhance(root) == 0 and "warning" not in capsys.readouterr().err

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import sepl_evidence
 from PIL import Image
+from sepl_study import report, scenes
+from sepl_study.report import BEFORE, EXACT, TINY
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "datasets")]
-
-import sepl_evidence  # noqa: E402
-from sepl_study import report, scenes  # noqa: E402
-from sepl_study.report import BEFORE, EXACT, TINY  # noqa: E402
-
-from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings  # noqa: E402
+from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 
 SEED = 31  # not one of the reported ones
 FEW_POINTS = AutomaticMaskSettings(

@@ -123,15 +123,13 @@ def test_a_bad_json_file_is_refused_by_its_name(tmp_path):
             read_masks(tmp_path, "2007_000032", SIZE)
 
 
-def test_a_bad_archive_is_refused_by_its_name(tmp_path):
+def test_bad_archives_and_pngs_are_refused_by_their_names(tmp_path):
     archive = save_json(tmp_path / "a.json.gz", records(MASKS))
     for raw in (archive.read_bytes()[:-9], b"[]", b""):
         archive.write_bytes(raw)
         with pytest.raises(DatasetError, match=r"a\.json\.gz"):
             read_masks(tmp_path, "a", SIZE)
-
-
-def test_a_bad_png_is_refused_by_its_name(tmp_path):
+    archive.unlink()
     save_png(tmp_path / "a" / "1.png", MASKS[5] * 255)
     path = tmp_path / "a" / "12.png"
     for save in (

@@ -22,7 +22,6 @@ from s4m_d2.sepl.refiner import SEPLRefiner
 from s4m_d2.structures import PseudoLabels
 
 INSIDE = 9.0  # logit
-STRIDE = 4
 SIZES = [(24, 40), (16, 36), (24, 32)]
 PADDED = (24, 40)
 
@@ -177,29 +176,6 @@ def scene(index: int, size=(128, 256)):
         top = mask.any(1).int().argmax()
         mask[top : top + 4] = False
     return torch.from_numpy(made.image).permute(2, 0, 1), truth, selection_of(parts.numpy())
-
-
-def ious(masks, truth):
-    return (masks & truth).sum((1, 2)) / (masks | truth).sum((1, 2))
-
-
-def test_with_the_tiny_sam_parts_of_objects_become_the_objects_also_in_a_padded_batch():
-    refiner, scenes, size = tiny_refiner(), [scene(0), scene(1)], (128, 256)
-    noise = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (2, 3, 160, 288), generator=noise, dtype=torch.uint8)
-    for padded, (image, *_) in zip(images, scenes, strict=True):
-        padded[:, : size[0], : size[1]] = image
-    together = refiner([selection for *_, selection in scenes], images, [size] * 2)
-    assert (together.predicted_ious > 0.6).all()
-    fallbacks = 0
-    for labels, (image, truth, selection) in zip(together.labels, scenes, strict=True):
-        alone = refiner([selection], image[None], [size])
-        assert (labels.masks != alone.labels[0].masks).float().mean() < 1e-3
-        assert alone.num_fallbacks <= len(truth) // 2
-        gain = ious(labels.masks, truth).mean() - ious(selection.labels.masks, truth).mean()
-        assert gain > 0.05
-        fallbacks += alone.num_fallbacks
-    assert together.num_fallbacks == fallbacks
 
 
 @pytest.mark.gpu

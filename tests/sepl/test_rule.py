@@ -33,12 +33,6 @@ def encode(masks: np.ndarray) -> list[dict]:
 CASES = {
     "partial activation is completed": ("..11......", ["#####....."], "11111....."),
     "false activation is dropped": ("111111....", ["####......"], "1111......"),
-    # 2 of the mask's 4 pixels are not more than half, 3 of 5 are; o_p is 2/6 and 3/7.
-    "o_s of one half does not select": ("11....1111", ["####......"], "11....1111"),
-    "o_s above one half selects": ("111...1111", ["#####....."], "11111....."),
-    # 17 of the class's 20 pixels are not more than 0.85, 18 are; o_s is 17/47 and 18/48.
-    "o_p of 0.85 does not select": ("1" * 20 + "." * 30, ["..." + "#" * 47], "1" * 20 + "." * 30),
-    "o_p above 0.85 selects": ("1" * 20 + "." * 30, [".." + "#" * 48], ".." + "1" * 48),
     "a mask goes to the class it overlaps most": (
         "112222..11", ["######....", "........##"], "222222..11",
     ),

@@ -238,11 +238,7 @@ def check_kernel(func) -> None:
 
 
 def computed(func, args: tuple, kwargs: dict, target: str | None) -> Any:
-    """The operator's result by the CPU's kernel, on the device where it belongs.
-
-    It is the same object where the operator changed or viewed an argument.
-    """
-    known = {id(x.held): x for x in leaves_of((args, kwargs)) if isinstance(x, GPUTensor)}
+    """The operator's result by the CPU's kernel, on the device where it belongs."""
     plain, options = with_leaves(
         lambda x: x.held if isinstance(x, GPUTensor) else x, (args, kwargs)
     )
@@ -253,8 +249,15 @@ def computed(func, args: tuple, kwargs: dict, target: str | None) -> Any:
     result = func(*plain, **options)
     if func is aten._to_copy.default and result is plain[0]:
         result = result.clone()
-    if target == "cpu":
-        return result
+    return result if target == "cpu" else on_device(func, args, kwargs, result)
+
+
+def on_device(func, args: tuple, kwargs: dict, result: Any) -> Any:
+    """A result, with the same objects where the operator changed or viewed its arguments.
+
+    tools/memory.py has it from kernels of its own.
+    """
+    known = {id(x.held): x for x in leaves_of((args, kwargs)) if isinstance(x, GPUTensor)}
 
     def there(x: Any) -> Any:
         if not isinstance(x, Tensor):

@@ -45,6 +45,22 @@ def link_images(folder: Path, names: Iterable[str], source: Path) -> None:
             link.symlink_to(source / name)
 
 
+def real_folder(name: str, folder: Path | None) -> Path:
+    """The folder of a real set.
+
+    Raises:
+        DatasetError: a file is missing.
+    """
+    of_set = (folder or ROOT / "datasets").absolute() / name
+    for file in ("train.json", "val.json"):
+        if not (of_set / file).is_file():
+            raise DatasetError(
+                f"There is no '{of_set / file}': --data names the folder that holds '{name}'. "
+                "datasets/README.md says where to get it and how to convert it."
+            )
+    return of_set
+
+
 class Toyscapes:
     """Toyscapes in ``folder``/toyscapes; without a folder, made in ``output``/data.
 
@@ -96,13 +112,7 @@ class RealSet:
 
     def __init__(self, name: str, folder: Path | None, output: Path, *, dev: bool) -> None:
         self._name, self._dev, self._output = name, dev, output / "data"
-        self._folder = (folder or ROOT / "datasets").absolute() / name
-        for file in ("train.json", "val.json"):
-            if not (self._folder / file).is_file():
-                raise DatasetError(
-                    f"There is no '{self._folder / file}': --data names the folder that holds "
-                    f"'{name}'. datasets/README.md says where to get it and how to convert it."
-                )
+        self._folder = real_folder(name, folder)
         self._train = json.loads((self._folder / "train.json").read_text())
         names = sorted(image["file_name"] for image in self._train["images"])
         order = np.random.default_rng(0).permutation(len(names))

@@ -18,7 +18,7 @@ from benchmarking.bench import Bench, KnownImages
 from s4m_d2.engine import BadSteps, StudentStep, TeacherStep
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.layers import ms_deform_attn
-from s4m_d2.modeling.targets import prepare_targets
+from s4m_d2.modeling.meta_arch import prepare_target
 from s4m_d2.semi import mask_points
 from s4m_d2.structures import sample_generators
 
@@ -134,9 +134,7 @@ def student_outputs(bench: Bench, batches: Sequence[list[dict]]) -> list[dict]:
 
 def targets(bench: Bench, batch: list[dict]) -> list[dict]:
     """The criterion's targets."""
-    return prepare_targets(
-        batch, padded_size=bench.size, num_classes=bench.num_classes, device=bench.device
-    )
+    return [prepare_target(x, bench.size, bench.num_classes, bench.device) for x in batch]
 
 
 def losses(bench: Bench, outputs: Sequence[dict], wanted: Sequence, batches: Sequence) -> Tensor:
@@ -174,7 +172,7 @@ def plain_model(bench: Bench) -> Iterator[None]:
     criterion, sampling = bench.student.criterion, ms_deform_attn.deformable_sampling
     matcher = criterion.matcher
     ms_deform_attn.deformable_sampling = plain.deformable_sampling
-    criterion.matcher = plain.Matcher(bench.cfg)
+    criterion.matcher = plain.Matcher(**vars(criterion.matcher))
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from benchmarking.bench import Bench, OneByOne
 from benchmarking.timing import Form
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.rng import sample_seeds
-from s4m_d2.formats.outlines import mask_polygons
+from s4m_d2.formats.coco import mask_polygons
 from s4m_d2.layers import cell_centers
 from s4m_d2.structures import encode_masks
 
@@ -295,9 +295,10 @@ class Parts:
         """The assignments of all layers and images of a step."""
         bench = self.bench
         wanted = [[{**t, "masks": t["masks"].float()} for t in batch] for batch in self.wanted]
+        own = bench.student.criterion.matcher
         forms = [
             lambda matcher=matcher: ours.match(bench, matcher, self.outputs, wanted, self.batches)
-            for matcher in (bench.student.criterion.matcher, plain.Matcher(bench.cfg))
+            for matcher in (own, plain.Matcher(**vars(own)))
         ]
 
         def check() -> None:

@@ -17,11 +17,9 @@ from s4m_d2.engine.labeling.protocol import QueryPredictions, check_predictions
 from s4m_d2.sam import SamBackend, build_sam_backend
 from s4m_d2.sam.precision import computing_in
 from s4m_d2.semi.arp import ARP
-from s4m_d2.semi.class_thresholds import ClassThresholds
-from s4m_d2.semi.duplicates import drop_duplicates
 from s4m_d2.semi.ema_teacher import EMATeacher
-from s4m_d2.semi.mask_quality import drop_low_quality, mask_quality
-from s4m_d2.semi.pseudo_labels import Selection, select_in_batch
+from s4m_d2.semi.filters import ClassThresholds, drop_duplicates, drop_low_quality, mask_quality
+from s4m_d2.semi.pseudo_labels import Selection, select_pseudo_labels
 from s4m_d2.semi.refinement import Refinement, build_refiner, logit, teacher_doubts
 from s4m_d2.structures import PseudoLabels, drop_empty, sample_generators
 from s4m_d2.transfers import to_device
@@ -184,7 +182,7 @@ class PseudoLabeling:
         rules = self.selection
         if self.class_thresholds is not None:
             rules = {**rules, "score_thresh": self.class_thresholds().to(logits[0].device)}
-        return select_in_batch(logits, masks, content_sizes=content_sizes, **rules)
+        return select_pseudo_labels(logits, masks, content_sizes=content_sizes, **rules)
 
     def refine(
         self, weak: list[dict], selections: list[Selection], device: torch.device

@@ -9,6 +9,7 @@ grid of 32 x 64 patches, each of 16 x 16 px of the image.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from collections.abc import Sequence
@@ -19,20 +20,98 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from s4m_d2.errors import ConfigError, InputError
-from s4m_d2.modeling.backbones.feature_pyramid import (
-    ChannelNorm,
-    SimpleFeaturePyramid,
-    resize_to_grid,
-)
-from s4m_d2.modeling.backbones.timm_models import create_net
+from s4m_d2.errors import ConfigError, InputError, WeightsError, require
+from s4m_d2.pretrained import import_timm
 
 OUT_STRIDES = {"res2": 4, "res3": 8, "res4": 16, "res5": 32}
 _COARSEST = max(OUT_STRIDES.values())
+VIT_EPS = 1e-6  # of ViTDet's layer norms
 _PIXEL_TOLERANCE = 0.5  # of a normalization, in 0..255 units
+# Options of some models that allow images of any size. With them Swin's windows always have their
+# full size, shifted in every second block.
+_ANY_SIZE = {"dynamic_img_size": True, "strict_img_size": False, "always_partition": True}
 
 logger = logging.getLogger(__name__)
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of (B, C, H, W) maps, at each position."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        channels_last = x.permute(0, 2, 3, 1)
+        return super().forward(channels_last).permute(0, 3, 1, 2).contiguous()
+
+
+class SimpleFeaturePyramid(nn.Module):
+    """Compute maps of several strides from a map of one stride (ViTDet, Li et al., ECCV 2022).
+
+    Finer maps come from 2 x 2 transposed convolutions, each of which halves the channels, with a
+    layer norm and a GELU between two of them; coarser ones from 2 x 2 max-pooling. A 1 x 1 and a
+    3 x 3 convolution, each followed by a layer norm, then give every map the same channels.
+
+    Args:
+        in_channels: channels of the map; a multiple of 2 for each halving.
+        stride: of the map, in pixels of the image; a power of two.
+        out_strides: powers of two.
+        out_channels: channels of the returned maps.
+    """
+
+    def __init__(
+        self, *, in_channels: int, stride: int, out_strides: Sequence[int], out_channels: int
+    ) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                *_resample(in_channels, stride, out_stride),
+                *_project(_channels(in_channels, stride, out_stride), out_channels),
+            )
+            for out_stride in out_strides
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, in_channels, H, W) -> [(B, out_channels, H · stride / s, W · stride / s)], s each of
+        ``out_strides``."""
+        return [level(x) for level in self.levels]
+
+
+def _channels(in_channels: int, stride: int, out_stride: int) -> int:
+    return in_channels * min(out_stride, stride) // stride
+
+
+def _resample(channels: int, stride: int, out_stride: int) -> list[nn.Module]:
+    if out_stride >= stride:
+        factor = out_stride // stride
+        return [nn.MaxPool2d(2) for _ in range(factor.bit_length() - 1)]
+    layers: list[nn.Module] = []
+    while stride > out_stride:
+        if layers:
+            layers += [ChannelNorm(channels, eps=VIT_EPS), nn.GELU()]
+        layers.append(nn.ConvTranspose2d(channels, channels // 2, kernel_size=2, stride=2))
+        channels, stride = channels // 2, stride // 2
+    return layers
+
+
+def _project(in_channels: int, out_channels: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
+        ChannelNorm(out_channels, eps=VIT_EPS),
+        nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
+        ChannelNorm(out_channels, eps=VIT_EPS),
+    ]
+
+
+def resize_to_grid(images: Tensor, *, patch: int, stride: int) -> Tensor:
+    """Resize images so that one patch of a ViT covers ``stride`` x ``stride`` pixels of them.
+
+    (B, C, H, W), H and W multiples of ``stride`` -> (B, C, H · patch / stride, W · patch / stride),
+    bilinear with antialiasing.
+    """
+    if patch == stride:
+        return images
+    size = [side // stride * patch for side in images.shape[-2:]]
+    return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
 class TimmBackbone(Backbone):
@@ -114,14 +193,8 @@ class TimmBackbone(Backbone):
         )
         if options.PRETRAINED:
             _warn_of_normalization(cfg, net)
-        return {
-            "net": net,
-            "out_indices": options.OUT_INDICES,
-            "out_norm": options.OUT_NORM,
-            "pyramid_channels": options.PYRAMID_CHANNELS,
-            "frozen": options.FROZEN,
-            "grad_checkpoint": options.GRAD_CHECKPOINT,
-        }
+        keys = ("OUT_INDICES", "OUT_NORM", "PYRAMID_CHANNELS", "FROZEN", "GRAD_CHECKPOINT")
+        return {"net": net, **{key.lower(): options[key] for key in keys}}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the feature maps.
@@ -224,3 +297,86 @@ def _warn_of_normalization(cfg, net: Any) -> None:
                 cfg.MODEL.TIMM.NAME,
                 [round(value, 3) for value in known.tolist()],
             )
+
+
+def create_net(
+    name: str, *, pretrained: bool, in_channels: int = 3, drop_path: float = 0.0, norm: str = "BN"
+) -> nn.Module:
+    """Create a timm model without its classifier.
+
+    Args:
+        name: "architecture" or "architecture.tag", the tag naming timm's weights.
+        pretrained: load timm's weights, from the network or from the cache of an earlier load.
+        in_channels: of the images.
+        drop_path: rate of stochastic depth at the last block.
+        norm: "BN": unchanged batch norms; "FrozenBN" and "SyncBN" replace them.
+
+    Raises:
+        ConfigError: timm is missing, has no such model, or the model does not take the options.
+        WeightsError: the pre-trained weights cannot be fetched.
+    """
+    timm = import_timm('MODEL.BACKBONE.NAME "build_timm_backbone"')
+    options = _options(timm, name, drop_path)
+    if pretrained and not timm.is_model_pretrained(name):
+        raise ConfigError(
+            f"MODEL.TIMM.PRETRAINED: timm {timm.__version__} has no weights of {name!r}. Choose "
+            "another MODEL.TIMM.NAME, or set MODEL.TIMM.PRETRAINED False."
+        )
+    try:
+        net = timm.create_model(
+            name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options
+        )
+    except OSError as error:
+        raise WeightsError(
+            f"MODEL.TIMM.PRETRAINED: the weights of {name!r} cannot be fetched "
+            f"({(str(error).splitlines() or [type(error).__name__])[0]}). Run once with a network, "
+            "so that they are in the cache, copy that cache (HF_HOME) here, or set "
+            "MODEL.TIMM.PRETRAINED False and give a file of this model's weights as MODEL.WEIGHTS."
+        ) from error
+    from s4m_d2.modeling.backbones.swin_windows import pad_before_shift  # imports timm
+
+    pad_before_shift(net)
+    return _convert_norms(net, norm)
+
+
+def _options(timm: Any, name: str, drop_path: float) -> dict[str, bool | float]:
+    """Those of our options that the model's class accepts."""
+    try:
+        with torch.device("meta"):  # builds the model without memory, to learn its class
+            net = timm.create_model(name)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"MODEL.TIMM.NAME is {name!r}: {str(error).rstrip('.')}. timm.list_models() returns "
+            f"the names that timm {timm.__version__} knows, timm.list_pretrained() those of weights"
+        ) from error
+    accepted = inspect.signature(type(net)).parameters
+    fixed = net.pretrained_cfg["fixed_input_size"]
+    if fixed and not accepted.keys() & {"dynamic_img_size", "strict_img_size"}:
+        raise ConfigError(
+            f"MODEL.TIMM.NAME is {name!r}, which takes images of one size only; choose a model "
+            "that takes any, such as a ResNet, a ConvNeXt, a Swin or a vit_*."
+        )
+    options: dict[str, bool | float] = {
+        key: value for key, value in _ANY_SIZE.items() if key in accepted
+    }
+    require("MODEL.TIMM.DROP_PATH", drop_path, 0 <= drop_path < 1, "at least 0 and below 1")
+    if "drop_path_rate" in accepted:
+        options["drop_path_rate"] = drop_path  # 0 too: the default of some models is higher
+    elif drop_path:
+        raise ConfigError(
+            f"MODEL.TIMM.DROP_PATH is {drop_path}, but {name!r} has no stochastic depth: set it "
+            "to 0."
+        )
+    return options
+
+
+def _convert_norms(net: nn.Module, norm: str) -> nn.Module:
+    from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
+
+    converters = {
+        "BN": lambda net: net,
+        "FrozenBN": freeze_batch_norm_2d,
+        "SyncBN": convert_sync_batchnorm,
+    }
+    require("MODEL.TIMM.NORM", norm, norm in converters, f"one of {', '.join(converters)}")
+    return converters[norm](net)

@@ -40,14 +40,10 @@ def _renamed(name: str, table: Table) -> str:
 
 
 def to_own_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str, Tensor]:
-    """Rename a file's weights to the names in a model with a timm backbone.
+    """Rename a file's weights to the names in a model with a timm backbone, whose are ``own``.
 
     Recognizes timm's names and those of the authors' files (Swin, DINOv2), with or without the
     prefix "backbone.", and Mask2Former's Swin. Other names are kept.
-
-    Args:
-        state: name → weight, as in a file.
-        own: names of the model's weights.
     """
     if not any(name.startswith(NET) for name in own):
         return dict(state)
@@ -70,9 +66,6 @@ def to_mask2former_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Mask2Former's files also contain buffers, which it can compute. Names of other models are kept:
     Mask2Former has no other timm backbone.
-
-    Args:
-        state: name → weight of our model.
     """
     if _TIMM_SWIN not in state:
         return dict(state)
