@@ -1,4 +1,4 @@
-"""Hooks in a plain Detectron2 trainer: seeds, the last evaluation."""
+"""Hooks in a plain Detectron2 trainer: seeds, the last evaluation; logs on a full disk."""
 
 import itertools
 import random
@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine import HookBase, SimpleTrainer
+from detectron2.utils.events import EventWriter
 from torch import nn
 
 from s4m_d2.engine.rng import default_generator_states, restore_default_generators
+from s4m_d2.engine.training.continuing import ForgivingWriter
 from s4m_d2.engine.training.hooks import FinishedEvalHook, SeedHook
 
 
@@ -71,3 +73,24 @@ def test_a_run_is_evaluated_at_its_end_unless_it_fails(fail_at):
     except ConnectionError:
         assert fail_at is not None
     assert len(evaluated) == (fail_at is None)
+
+
+class Flaky(EventWriter):
+    def __init__(self, *fails):
+        self.fails, self.calls = iter(fails), 0
+
+    def write(self):
+        self.calls += 1
+        if next(self.fails):
+            raise OSError(28, "No space left on device")
+
+
+def test_each_outage_of_a_writer_is_reported_once_and_ends_nothing(caplog):
+    inner = Flaky(False, True, True, False, True)
+    writer = ForgivingWriter(inner)
+    counts = []
+    for _ in range(5):
+        writer.write()
+        counts.append(len(caplog.records))
+    assert counts == [0, 1, 1, 1, 2] and inner.calls == 5
+    assert "Flaky cannot write" in caplog.text and "No space left" in caplog.text

@@ -6,12 +6,13 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
 
 from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.engine.rng import default_generator_states, restore_default_generators
@@ -117,6 +118,31 @@ def with_own_schedule(state: Mapping[str, Any], scheduler: Any) -> Mapping[str, 
     own = scheduler.state_dict()
     shape = {k: own[k] for k in own if k not in ("base_lrs", "last_epoch") and k[0] != "_"}
     return {**state, "hooks": {**hooks, _SCHEDULE: {**hooks[_SCHEDULE], **shape}}}
+
+
+class ForgivingWriter(EventWriter):
+    """A log writer whose write errors do not end the training; records are lost."""
+
+    def __init__(self, writer: EventWriter) -> None:
+        self._writer, self._failing = writer, False
+
+    def write(self) -> None:
+        self._try(self._writer.write)
+
+    def close(self) -> None:
+        self._try(self._writer.close)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+            self._failing = False
+        except OSError as error:
+            if not self._failing:  # one warning per outage
+                logger.warning(
+                    "%s cannot write: %s. Training continues without these records; free space or "
+                    "correct the permissions.", type(self._writer).__name__, error,
+                )  # fmt: skip
+            self._failing = True
 
 
 class UnwrittenMetricsHook(HookBase):

@@ -109,6 +109,9 @@ class TeacherTrainer(DefaultTrainer):
             *found,
         ]
 
+    def build_writers(self):
+        return [continuing.ForgivingWriter(writer) for writer in super().build_writers()]
+
     def evaluate(self) -> Mapping[str, Any]:
         """Evaluate on DATASETS.TEST; results are nested as by Detectron2."""
         return self.test(self.cfg, self.trained_model)
