@@ -21,7 +21,8 @@ def config(shared_config):
 
 def watched(seen, trainer, phase):
     """Note (iteration, phase, message) of each synchronization in a phase of the step."""
-    part = getattr(trainer._trainer, phase)
+    owner = trainer.model if phase == "forward" else trainer._trainer
+    part = getattr(owner, phase)
 
     def watch(*args):
         with warnings.catch_warnings(record=True) as caught:
@@ -34,7 +35,7 @@ def watched(seen, trainer, phase):
                 messages = [text for w in caught if "synchronizing" in (text := str(w.message))]
                 seen.extend((trainer.iter, phase, text) for text in messages)
 
-    setattr(trainer._trainer, phase, watch)
+    setattr(owner, phase, watch)
 
 
 def run(trainer, phases):
@@ -59,11 +60,11 @@ def test_a_step_of_stage_two_synchronizes_as_often_as_it_must(config, precision)
     trainer = S4MTrainer(cfg, f"{cfg.OUTPUT_DIR}/teacher.pth")
     # What the teacher found; SAM's masks, and those in whose place the teacher's stay; what is
     # left after ARP. One matching for each loss. Losses and gradients; the loss scaler.
-    latest = run(trainer, {"labeling": 4, "losses": 2, "finish": 1 + (precision == "float16")})
+    latest = run(trainer, {"labeling": 4, "forward": 2, "finish": 1 + (precision == "float16")})
     assert latest["pseudo_labels/per_image_after_arp"] > 1 and latest["train/bad_steps"] == 0
 
 
 @pytest.mark.gpu
 def test_a_step_of_stage_one_synchronizes_as_often_as_it_must(config):
-    latest = run(TeacherTrainer(config("teacher")), {"losses": 1, "finish": 2})
+    latest = run(TeacherTrainer(config("teacher")), {"forward": 1, "finish": 2})
     assert latest["loss_sd"] > 0 and latest["train/bad_steps"] == 0

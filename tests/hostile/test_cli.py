@@ -62,7 +62,9 @@ COMMANDS = {
     "no config": ([*CPU], "--config-file is missing"),
     "unknown key": ([*CONFIG, *CPU, "S4M.BURNIN", "3"], "Did you mean S4M.BURN_IN"),
     "evaluation into a file": (
-        [*CONFIG, "--eval-only", *CPU, "OUTPUT_DIR", TRAIN_NET], "OUTPUT_DIR .* cannot be made"),
+        [*CONFIG, "--eval-only", *CPU, "MODEL.WEIGHTS", "a.pth", "OUTPUT_DIR", TRAIN_NET],
+        "OUTPUT_DIR .* cannot be made"),
+    "evaluation of nothing": ([*CONFIG, "--eval-only", *CPU], "MODEL.WEIGHTS is empty"),
 }  # fmt: skip
 
 
