@@ -43,8 +43,10 @@ def test_figures_on_real_images_are_those_of_the_runs(page):
         assert f"| {student['AP']:.1f} | {student['AP50']:.1f} |" in text
 
 
-def test_what_the_order_of_review_is_worth_is_that_of_its_runs():
+@pytest.mark.parametrize("name", ["nuclei", "facades"])
+def test_what_the_order_of_review_is_worth_is_that_of_its_runs(name):
     text = (ROOT / "docs" / "loop.md").read_text()
-    for by_count in json.loads((ROOT / "docs" / "review-nuclei.json").read_text())["AP"].values():
+    results = json.loads((ROOT / "docs" / f"review-{name}.json").read_text())
+    for by_count in results["AP"].values():
         values = [list(by_seed.values()) for by_seed in by_count.values()]
         assert " | ".join(f"{mean(x):.1f} ± {stdev(x):.1f}" for x in values) in text
