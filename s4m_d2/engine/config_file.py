@@ -122,7 +122,7 @@ def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:
     Keys of this project's configs for COCO, Cityscapes and toyscapes do not count.
     """
     nested = _UsersConfig.load_yaml_with_base(config_path(config_file)) if config_file else {}
-    return {*_leaf_keys(nested), *opts[::2]}
+    return {*dict(config_items(nested)), *opts[::2]}
 
 
 def _names() -> list[str]:
@@ -194,7 +194,7 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
 
 
 def _suggest(cfg: CfgNode, key: str) -> str:
-    known = {name.upper(): name for name in _leaf_keys(cfg)}
+    known = {name.upper(): name for name, _ in config_items(cfg)}
     # The last word counts twice: most mistakes keep it and misplace it, or misspell it in place.
     last = key.upper().rsplit(".", 1)[-1]
     same = [name for name in known if name.rsplit(".", 1)[-1] == last]
@@ -204,8 +204,9 @@ def _suggest(cfg: CfgNode, key: str) -> str:
     return f" Did you mean {known[found[0]]}?" if found else " Choose one of s4m_d2/config.py."
 
 
-def _leaf_keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+def config_items(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys of a config, those of sections too, with their values."""
     for key, value in node.items():
-        yield f"{prefix}{key}"
+        yield f"{prefix}{key}", value
         if isinstance(value, dict):
-            yield from _leaf_keys(value, f"{prefix}{key}.")
+            yield from config_items(value, f"{prefix}{key}.")

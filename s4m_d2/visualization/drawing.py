@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,13 +131,19 @@ def _palette(count: int) -> list[tuple[int, int, int]]:
     return [tuple(color) for color in np.rint(255 * hsv_to_rgb(hsv)).astype(int).tolist()]
 
 
+@functools.lru_cache
+def text_font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of all pictures, ``size`` in px."""
+    return ImageFont.truetype(findfont("DejaVu Sans"), size)
+
+
 def _write_names(image: np.ndarray, windows: Sequence[Window], texts: Sequence[str]) -> np.ndarray:
     """Write each text inside its mask, moved up or down to avoid other texts."""
     height, width = image.shape[:2]
     picture = Image.fromarray(image)
     draw = ImageDraw.Draw(picture)
     size = max(MIN_TEXT, height // TEXT_SHARE)
-    font = ImageFont.truetype(findfont("DejaVu Sans"), size)
+    font = text_font(size)
     written: list[tuple[float, float, float]] = []  # center and half the width of each text
     for i in sorted(range(len(windows)), key=lambda i: -windows[i][0].sum()):
         mask, (left, top, *_) = windows[i]

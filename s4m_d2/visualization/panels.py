@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +11,11 @@ from typing import TypeVar
 
 import cv2
 import numpy as np
-from matplotlib.font_manager import findfont
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from s4m_d2.errors import OutputError, printable
 from s4m_d2.files import atomic_write
-from s4m_d2.visualization.drawing import ColorScale
+from s4m_d2.visualization.drawing import ColorScale, text_font
 
 # All in pixels.
 CELL = 360  # width of a column; a higher picture is drawn narrower
@@ -146,18 +144,13 @@ def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
     return [items[index * len(items) // count] for index in range(count)]
 
 
-@functools.lru_cache
-def _font(size: int = TEXT) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(findfont("DejaVu Sans"), size)
-
-
 def _line(width: int, *texts: tuple[str, float, float, str]) -> Image.Image:
     """Draw a line of texts (text, x, available width, Pillow's anchor)."""
     line = Image.new("RGB", (width, LINE), "white")
     for text, x, room, anchor in texts:
         text = printable(text, int(room / LETTER))
-        size = TEXT * min(1.0, (room - 2 * GAP) / max(1.0, _font().getlength(text)))
-        ImageDraw.Draw(line).text((x, LINE / 2), text, "black", _font(int(size)), anchor)
+        size = TEXT * min(1.0, (room - 2 * GAP) / max(1.0, text_font(TEXT).getlength(text)))
+        ImageDraw.Draw(line).text((x, LINE / 2), text, "black", text_font(int(size)), anchor)
     return line
 
 

@@ -21,7 +21,7 @@ from s4m_d2.engine.checks.resource_checks import (
     sam_finding,
     weight_findings,
 )
-from s4m_d2.engine.config_file import load_config
+from s4m_d2.engine.config_file import config_items, load_config
 from s4m_d2.engine.labeling.quality import quality_findings
 from s4m_d2.engine.labeling.sam_adaptation import WEIGHTS
 from s4m_d2.engine.labeling.sam_quality import sam_findings
@@ -134,24 +134,21 @@ def _differing(cfg: CfgNode) -> list[str]:
     before = attempt(load_config, path)[0] if os.path.isfile(path) else None
     if before is None:
         return []
-    old, reported = dict(_leaves(before)), run_settings(cfg, 1, has_teacher=True)
+    old, reported = _leaves(before), run_settings(cfg, 1, has_teacher=True)
     if os.path.basename(str(old["S4M.SAM.CHECKPOINT"])).startswith(WEIGHTS):  # the run's own
         del old["S4M.SAM.CHECKPOINT"]
     return [
         f"{key} {value!r} (was {old[key]!r})"
-        for key, value in _leaves(cfg)
+        for key, value in _leaves(cfg).items()
         if old.get(key, value) != value
         and not key.startswith(_NOT_TRAINED_WITH)
         and key not in reported
     ]
 
 
-def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, CfgNode):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
+def _leaves(cfg: CfgNode) -> dict[str, Any]:
+    items = ((key, v) for key, v in config_items(cfg) if not isinstance(v, CfgNode))
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in items}
 
 
 def _fixed_length_errors(cfg: CfgNode, stage: str, before: Mapping[str, Any]) -> Iterator[S4MError]:
