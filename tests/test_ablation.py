@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from ablation_study import report, runs
 from ablation_study.chart import draw_chart
 from ablation_study.data_sets import RealSet, Toyscapes
@@ -13,6 +14,7 @@ from ablation_study.runs import PLANS, Run, all_runs
 from s4m_d2.engine.checks.config_checks import config_errors
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.stages import run_config, stage_config
+from s4m_d2.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "configs" / "toyscapes_ablation.yaml")
@@ -56,9 +58,12 @@ def rows(text: str, title: str) -> list[list[str]]:
 
 
 def test_only_named_runs_are_chosen_and_trained_with_the_teachers_that_they_need(tmp_path):
-    named = runs.chosen_runs(PLAN, SEEDS, ["5pct-*", "10pct-seed1-gd-pr"])
+    named = runs.chosen_runs(PLAN, SEEDS, ["5pct-seed[01]-*", "10pct-seed1-gd-pr"])
     assert [run.name for run in named][:2] == ["10pct-seed1-gd-pr", "5pct-seed0-supervised"]
-    assert len(named) == 6
+    assert len(named) == 11
+    assert {run.seed for run in runs.chosen_runs(PLAN, SEEDS) if run.percent == 5} == {0}
+    with pytest.raises(ConfigError, match="5pct-seed3-gd"):
+        runs.chosen_runs(PLAN, SEEDS, ["5pct-seed3-gd"])
     student, other = Run(runs.GUIDED, 10, 0), Run(runs.PR, 10, 0)
     teacher = student.teacher
     done = {student.name, teacher.name}
@@ -113,6 +118,11 @@ def test_the_report_by_hand():
     assert rows(text, "stage-1 teacher")[1] == ["12.0", "14.0"]  # AP by class
     assert rows(text, "Guided Distillation")[2] == ["– → 5.0", "–", "–", "–", "–"]
     assert "48 of 48 runs." in text and "Missing" not in text
+    # Runs that were asked for by name: the other shares of labels with the other seeds.
+    results = {run.name: result(run) for run in all_runs(PLAN, every_seed=True)}
+    text = report.markdown(results, PLAN, SEEDS)
+    shares = ["16.0 ± 2.0", "19.0 ± 2.0", "23.5 ± 2.0", "+4.5 ± 0.0", "+4.2", "3"]
+    assert rows(text, "20 %")[0] == shares and "78 of 78 runs." in text
 
 
 def test_what_is_missing_is_shown_as_missing_and_differences_are_paired_by_seed(tmp_path):
@@ -145,9 +155,8 @@ def test_real_images_are_set_aside_drawn_by_seed_and_left_unlabeled_otherwise(tm
 
     def names(path: str) -> set[str]:
         content = json.loads(Path(path).read_text())
-        assert {a["image_id"] for a in content["annotations"]} == {
-            image["id"] for image in content["images"]
-        }
+        of_labels = {annotation["image_id"] for annotation in content["annotations"]}
+        assert of_labels == {image["id"] for image in content["images"]}
         return {image["file_name"] for image in content["images"]}
 
     first, second, all_labels = (
@@ -160,9 +169,8 @@ def test_real_images_are_set_aside_drawn_by_seed_and_left_unlabeled_otherwise(tm
     assert [len(aside), *map(len, drawn)] == [10, 5, 5, 40] and drawn[0] != drawn[1]
     assert unlabeled == drawn[2] and not aside & unlabeled and drawn[0] | drawn[1] <= unlabeled
     evaluated = RealSet("nuclei", tmp_path, tmp_path / "out", dev=False)
-    assert names(evaluated.overrides(Run(runs.FULL, 10, 0))["S4M.DATA.VAL"]) == set(
-        f"{i}.png" for i in range(50)
-    )
+    of_val = names(evaluated.overrides(Run(runs.FULL, 10, 0))["S4M.DATA.VAL"])
+    assert of_val == {f"{i}.png" for i in range(50)}
 
 
 def test_methods_beyond_the_paper_train_their_own_teacher_where_it_distills():

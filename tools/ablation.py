@@ -30,19 +30,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "datasets")]
 
+from ablation_study import runs  # noqa: E402
 from ablation_study.chart import draw_chart  # noqa: E402
 from ablation_study.data_sets import RealSet, Toyscapes  # noqa: E402
 from ablation_study.report import markdown, minutes, summary  # noqa: E402
-from ablation_study.runs import (  # noqa: E402
-    PLANS,
-    REPORTED_SEEDS,
-    Plan,
-    Run,
-    all_runs,
-    chosen_runs,
-    left_to_train,
-    with_teachers,
-)
+from ablation_study.runs import PLANS, REPORTED_SEEDS, Run  # noqa: E402
 from ablation_study.training import RunFailed, RunStopped, Study, read_results  # noqa: E402
 
 from s4m_d2.command_line import natural  # noqa: E402
@@ -77,11 +69,7 @@ def estimate(run: Run, study: Study, results: Mapping[str, Any]) -> float:
 def train_runs(
     left: Sequence[Run], study: Study, results: dict[str, Any], max_minutes: float | None
 ) -> int:
-    """Train what is left; ``results`` get what is done. The exit status.
-
-    Args:
-        max_minutes: after which the run that is trained then is saved and ended.
-    """
+    """Train what is left; ``results`` get what is done. The exit status."""
     failed: dict[str, str] = {}
     end = None if max_minutes is None else time.monotonic() + 60 * max_minutes
     with study.begin() as handle:
@@ -107,9 +95,9 @@ def train_runs(
     return 1 if failed else 0
 
 
-def listing(runs: Sequence[Run], left: Sequence[Run], study: Study, results: Mapping) -> str:
+def listing(asked: Sequence[Run], left: Sequence[Run], study: Study, results: Mapping) -> str:
     """A line a run: done, or missing, with the time that it took or will take."""
-    shown = [run for run in with_teachers(runs) if run in left or run.name in results]
+    shown = [run for run in runs.with_teachers(asked) if run in left or run.name in results]
     times = {run: estimate(run, study, results) for run in left}
     lines = [
         f"missing  {run.name:32} about {minutes(times[run])}"
@@ -119,15 +107,6 @@ def listing(runs: Sequence[Run], left: Sequence[Run], study: Study, results: Map
     ]
     total = minutes(sum(times.values()))
     return "\n".join([*lines, f"{len(shown) - len(left)} done, {len(left)} missing: about {total}"])
-
-
-def write_report(
-    output: Path, plan: Plan, seeds: Sequence[int], results: Mapping[str, Any]
-) -> None:
-    with atomic_write(output / "ablation.md") as file:
-        file.write(markdown(results, plan, seeds))
-    draw_chart(results, plan, seeds, output / "ablation.png")
-    print(f"{output}: ablation.md, ablation.png")
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -156,33 +135,31 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> int:
-    seeds = tuple(dict.fromkeys(args.seeds))
-    plan = PLANS[args.set]
-    runs = chosen_runs(plan, seeds, args.only)
+    seeds, plan = tuple(dict.fromkeys(args.seeds)), PLANS[args.set]
+    asked = runs.chosen_runs(plan, seeds, args.only)
     output = args.output.absolute()
     data = Toyscapes(args.data, output) if args.set == "toyscapes" else RealSet(
         args.set, args.data, output, dev=args.dev)  # fmt: skip
     study = Study(output, data, args.config_file, args.overrides, TRAIN_NET)
-    results = read_results(study.results, all_runs(plan, seeds))
-    left = left_to_train(runs, results, study.runs)
+    results = read_results(study.results, runs.all_runs(plan, seeds, every_seed=True))
+    left = runs.left_to_train(asked, results, study.runs)
     if args.list:
-        print(listing(runs, left, study, results))
+        print(listing(asked, left, study, results))
         return 0
     try:
         return train_runs(left, study, results, args.max_minutes) if left else 0
     finally:
         if results:
-            write_report(study.output, plan, seeds, results)
-
-
-def interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
+            with atomic_write(output / "ablation.md") as file:
+                file.write(markdown(results, plan, seeds))
+            draw_chart(results, plan, seeds, output / "ablation.png")
+            print(f"{output}: ablation.md, ablation.png")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     args = parse_args(arguments)
-    before = signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(args)
     except S4MError as error:
@@ -191,8 +168,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("Stopped; the same command continues.", file=sys.stderr)
         return EXIT_STOPPED
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,16 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ablation_study import runs
 from ablation_study.report import Results, summary
-from ablation_study.runs import (
-    ADAPTED,
-    FULL,
-    FULL_PERCENT,
-    GUIDED,
-    MAIN_PERCENT,
-    SUPERVISED,
-    TEACHERS,
-    Plan,
-)
+from ablation_study.runs import FULL_PERCENT, MAIN_PERCENT, TEACHERS, Plan
 from s4m_d2.files import atomic_write
 
 # Colors that the color-blind tell apart (Okabe and Ito).
 _TEACHER, _OTHER = "0.75", "#56B4E9"
-_COLORS = {SUPERVISED: "0.45", GUIDED: "#E69F00", FULL: "#009E73", ADAPTED: "#CC79A7"}
-_MARKERS = {SUPERVISED: "o", GUIDED: "s", FULL: "^", ADAPTED: "D"}
+_METHODS = (runs.SUPERVISED, runs.GUIDED, runs.FULL, runs.ADAPTED)
+_COLORS = dict(zip(_METHODS, ("0.45", "#E69F00", "#009E73", "#CC79A7"), strict=True))
+_MARKERS = dict(zip(_METHODS, "os^D", strict=True))
 
 
 def draw_chart(results: Results, plan: Plan, seeds: Sequence[int], path: Path) -> None:
@@ -57,7 +50,7 @@ def _draw_bars(axes: Axes, results: Results, plan: Plan, seeds: Sequence[int]) -
         axes.annotate(
             found.text(), (end, place), (6, 0), textcoords="offset points", va="center", bbox=white
         )
-    ceiling = summary(results, SUPERVISED, seeds, percent=FULL_PERCENT)
+    ceiling = summary(results, runs.SUPERVISED, seeds, percent=FULL_PERCENT)
     if ceiling.mean is not None:
         label = f"supervised, 100 % labels: {ceiling}"
         axes.axvline(ceiling.mean, color="0.3", linestyle="--", label=label)
@@ -72,8 +65,7 @@ def _draw_shares(axes: Axes, results: Results, plan: Plan, seeds: Sequence[int])
     """A line a method; the deviation where there is more than one seed."""
     percents = plan.percents
     for method in plan.few:
-        chosen = {p: seeds if p == MAIN_PERCENT else seeds[:1] for p in percents}
-        found = {p: summary(results, method, chosen[p], percent=p) for p in percents}
+        found = {p: summary(results, method, seeds, percent=p) for p in percents}
         present = [percent for percent in percents if found[percent].count]
         axes.errorbar(
             present,

@@ -7,26 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ablation_study.runs import (
-    ADAPTED,
-    FULL,
-    FULL_PERCENT,
-    GUIDED,
-    MAIN_PERCENT,
-    PLAIN_TEACHER,
-    PR,
-    SD,
-    SD_ARP,
-    SD_PR,
-    SD_TEACHER,
-    SUPERVISED,
-    TEACHERS,
-    UNIQUE,
-    Method,
-    Plan,
-    Run,
-    all_runs,
-)
+from ablation_study import runs
+from ablation_study.runs import FULL_PERCENT, MAIN_PERCENT, TEACHERS, Method, Plan, Run, all_runs
 from ablation_study.training import EMA, STUDENT, TEACHER
 
 Results = Mapping[str, Mapping[str, Any]]  # of finished runs, by name
@@ -43,20 +25,20 @@ _LABELING = {
 # What is added: the method with it, the method without, and what the paper finds: a gain (+1), a
 # loss (-1), or nothing (0).
 COMPARISONS = {
-    "unlabeled images (Guided Distillation − supervised)": (GUIDED, SUPERVISED, 1),
-    "SD, in the stage-1 teacher": (SD_TEACHER, PLAIN_TEACHER, 1),
-    "SD": (SD, GUIDED, 1),
-    "SD, with PR": (SD_PR, PR, 1),
-    "PR": (PR, GUIDED, 1),
-    "PR, with SD": (SD_PR, SD, 1),
-    "PR, with SD and ARP": (FULL, SD_ARP, 1),
-    "ARP, with SD and PR": (FULL, SD_PR, 1),
-    "ARP, with SD, without PR": (SD_ARP, SD, -1),
-    "all of S⁴M (− Guided Distillation)": (FULL, GUIDED, 1),
-    "dropping duplicates, with all of S⁴M (not in the paper)": (UNIQUE, FULL, 0),
-    "adapted SAM, no duplicates, no SD (− S⁴M; not in the paper)": (ADAPTED, FULL, 0),
-    "best S⁴M (− Guided Distillation)": (ADAPTED, GUIDED, 1),
-    "best S⁴M (− supervised)": (ADAPTED, SUPERVISED, 1),
+    "unlabeled images (Guided Distillation − supervised)": (runs.GUIDED, runs.SUPERVISED, 1),
+    "SD, in the stage-1 teacher": (runs.SD_TEACHER, runs.PLAIN_TEACHER, 1),
+    "SD": (runs.SD, runs.GUIDED, 1),
+    "SD, with PR": (runs.SD_PR, runs.PR, 1),
+    "PR": (runs.PR, runs.GUIDED, 1),
+    "PR, with SD": (runs.SD_PR, runs.SD, 1),
+    "PR, with SD and ARP": (runs.FULL, runs.SD_ARP, 1),
+    "ARP, with SD and PR": (runs.FULL, runs.SD_PR, 1),
+    "ARP, with SD, without PR": (runs.SD_ARP, runs.SD, -1),
+    "all of S⁴M (− Guided Distillation)": (runs.FULL, runs.GUIDED, 1),
+    "dropping duplicates, with all of S⁴M (not in the paper)": (runs.UNIQUE, runs.FULL, 0),
+    "adapted SAM, no duplicates, no SD (− S⁴M; not in the paper)": (runs.ADAPTED, runs.FULL, 0),
+    "best S⁴M (− Guided Distillation)": (runs.ADAPTED, runs.GUIDED, 1),
+    "best S⁴M (− supervised)": (runs.ADAPTED, runs.SUPERVISED, 1),
 }
 
 
@@ -111,11 +93,7 @@ def own_model(method: Method) -> str:
 def summary(
     results: Results, method: Method, seeds: Sequence[int], *keys: str, percent: int = MAIN_PERCENT
 ) -> Summary:
-    """A method's figure over the seeds; runs that are missing, or lack it, are left out.
-
-    Args:
-        keys: where a result has it; none: AP of the model that the method is judged by.
-    """
+    """A method's figure over the seeds that have it: what a result has at ``keys``, or its AP."""
     values = {}
     for seed in seeds:
         value: Any = results.get(Run(method, percent, seed).name)
@@ -127,42 +105,22 @@ def summary(
 
 
 def markdown(results: Results, plan: Plan, seeds: Sequence[int]) -> str:
-    """All of the report.
-
-    Args:
-        results: of finished runs, by name; what is missing is shown as missing.
-        seeds: that are reported; the other shares of labels are of the first.
-    """
+    """All of the report, of the finished runs by name; what is missing is shown as missing."""
     shown = ", ".join(map(str, seeds))
-    lines = [
+    parts = {
         f"Mask AP on {plan.title}, in percent; seeds {shown}: mean ± sample "
-        f"deviation, n: runs. {MAIN_PERCENT} % labels unless the row says otherwise.",
-        "",
-        *_methods(results, plan, seeds),
-        "",
+        f"deviation, n: runs. {MAIN_PERCENT} % labels unless the row says otherwise.": _methods,
         "Change of the student's AP by each part, paired by seed. It counts as a gain or loss if "
-        "it is larger than its deviation.",
-        "",
-        *_contributions(results, plan, seeds),
-        "",
+        "it is larger than its deviation.": _contributions,
         "The student's AP by share of labels; the margin is that of the row's last method over "
-        "Guided Distillation.",
-        "",
-        *_shares(results, plan, seeds),
-        "",
-        "The student's AP by class.",
-        "",
-        *_classes(results, plan, seeds),
-        "",
+        "Guided Distillation.": _shares,
+        "The student's AP by class.": _classes,
         "Pseudo-labels, means over the last tenth of burn-in → of the run: selected labels per "
         "image, labels per image after ARP, share of queries dropped by their score, predicted IoU "
-        "of SAM's masks, share of empty SAM masks (the teacher's mask is kept).",
-        "",
-        *_labeling(results, plan, seeds),
-        "",
-        *_making(results, plan, seeds),
-    ]
-    return "\n".join(lines) + "\n"
+        "of SAM's masks, share of empty SAM masks (the teacher's mask is kept).": _labeling,
+    }
+    texts = [f"{text}\n\n" + "\n".join(of(results, plan, seeds)) for text, of in parts.items()]
+    return "\n\n".join([*texts, "\n".join(_making(results, plan, seeds))]) + "\n"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
@@ -174,7 +132,7 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str
 
 def _methods(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
     rows = [(method, MAIN_PERCENT, method.title) for method in (*TEACHERS, *plan.compared)]
-    rows.append((SUPERVISED, FULL_PERCENT, "supervised, 100 % labels (ceiling)"))
+    rows.append((runs.SUPERVISED, FULL_PERCENT, "supervised, 100 % labels (ceiling)"))
 
     def cells(method: Method, percent: int, title: str) -> list[str]:
         places = [(own_model(method), "AP"), (own_model(method), "AP50"), (EMA, "AP")]
@@ -206,9 +164,8 @@ def _contributions(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterat
 
 def _shares(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
     def cells(percent: int) -> list[str]:
-        chosen = seeds if percent == MAIN_PERCENT else seeds[:1]
-        found = {m: summary(results, m, chosen, percent=percent) for m in plan.few}
-        margin = found[plan.few[-1]].minus(found[GUIDED])
+        found = {m: summary(results, m, seeds, percent=percent) for m in plan.few}
+        margin = found[plan.few[-1]].minus(found[runs.GUIDED])
         published = f"{plan.published[percent]:+.1f}" if percent in plan.published else NONE
         own = [f"{percent} %", *map(str, found.values()), margin.text("+")]
         return [*own, published, str(margin.count)]
@@ -244,9 +201,10 @@ def _labeling(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[st
 
 def _making(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]:
     """What was run, how long it took, with which code, and what is missing."""
-    runs = all_runs(plan, seeds)
-    done = [results[run.name] for run in runs if run.name in results]
-    yield f"- {len(done)} of {len(runs)} runs."
+    wanted = [run.name for run in all_runs(plan, seeds)]
+    names = [run.name for run in all_runs(plan, seeds, every_seed=True) if run.name in results]
+    done, missing = [results[name] for name in names], [n for n in wanted if n not in results]
+    yield f"- {len(done)} of {len(done) + len(missing)} runs."
     if done:
         longest = max(done, key=lambda result: result["seconds"])
         total = sum(result["seconds"] for result in done)
@@ -260,7 +218,6 @@ def _making(results: Results, plan: Plan, seeds: Sequence[int]) -> Iterator[str]
         for key in ("data", "engine", "torch", "device", "commit"):
             values = dict.fromkeys(_plain(result.get(key)) for result in done)
             yield f"- {key.capitalize()}: {'; '.join(values)}."
-    missing = [run.name for run in runs if run.name not in results]
     if missing:
         yield f"- **Missing:** {', '.join(missing)}."
 

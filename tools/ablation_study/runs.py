@@ -75,8 +75,8 @@ class Plan:
     Attributes:
         title: of the images that are evaluated, in the report.
         all_seeds: methods that each seed trains, what is learnt most from first.
-        first_seed: methods that the first seed trains too.
-        few, other_percents: methods of the first seed at other shares of labels.
+        first_seed: methods that the first seed trains too, and others if asked by name.
+        few, other_percents: methods at other shares of labels, for the same seeds.
         ceiling_seeds: how many seeds train on all labels; None: all.
         published: margins of S4M over Guided Distillation in the paper (Cityscapes, R50), by share.
     """
@@ -153,13 +153,10 @@ class Run:
         return runs / self.name / self.stage / FINAL_CHECKPOINT
 
     def overrides(self, runs: Path) -> dict[str, str]:
-        """Config keys of this run and their values, as ``train_net.py`` takes them.
+        """Config keys of this run and their values; ``runs``: the folder of all runs.
 
         A supervised run is stage 1 without distillation on the student's schedule: its labeled
         batches, initial weights and learning rates are those of the student of the same seed.
-
-        Args:
-            runs: the folder of all runs.
         """
         parts, both = self.method.parts, self.method.has_student and self.teacher is None
         values = {
@@ -180,19 +177,22 @@ class Run:
         return values
 
 
-def all_runs(plan: Plan, seeds: Sequence[int] = REPORTED_SEEDS) -> list[Run]:
+def all_runs(
+    plan: Plan, seeds: Sequence[int] = REPORTED_SEEDS, *, every_seed: bool = False
+) -> list[Run]:
     """Every run of the study, the most informative first, each after its teacher.
 
-    The methods and the ceiling seed by seed, then the other shares of labels with the first seed.
+    Args:
+        every_seed: also what is trained with the first seed alone unless it is asked for.
     """
-    wanted = []
+    wanted, first = [], seeds if every_seed else seeds[:1]
     for seed in seeds:
-        methods = plan.all_seeds + (plan.first_seed if seed == seeds[0] else ())
+        methods = plan.all_seeds + (plan.first_seed if seed in first else ())
         wanted += [Run(method, MAIN_PERCENT, seed) for method in methods]
-        if seed in seeds[: plan.ceiling_seeds]:
+        if every_seed or seed in seeds[: plan.ceiling_seeds]:
             wanted.append(Run(SUPERVISED, FULL_PERCENT, seed))
-    wanted += [Run(method, percent, seeds[0]) for percent in plan.other_percents
-               for method in plan.few]  # fmt: skip
+    for seed in first:
+        wanted += [Run(m, percent, seed) for percent in plan.other_percents for m in plan.few]
     return with_teachers(wanted)
 
 
@@ -203,33 +203,29 @@ def with_teachers(runs: Sequence[Run]) -> list[Run]:
 
 
 def chosen_runs(plan: Plan, seeds: Sequence[int], only: Sequence[str] = ()) -> list[Run]:
-    """The runs that are asked for, in the order of the study.
-
-    Args:
-        only: names, or patterns such as ``10pct-seed0-*``; none: all runs.
+    """The runs that are asked for by names or patterns as ``10pct-seed0-*``, in the study's order.
 
     Raises:
         ConfigError: a name is none of a run of these seeds.
     """
-    runs = all_runs(plan, seeds)
-    found = {pattern: fnmatch.filter([run.name for run in runs], pattern) for pattern in only}
-    for pattern, names in found.items():
-        if not names:
+    if not only:
+        return all_runs(plan, seeds)
+    runs, wanted = all_runs(plan, seeds, every_seed=True), set()
+    for pattern in only:
+        found = fnmatch.filter([run.name for run in runs], pattern)
+        if not found:
             raise ConfigError(
                 f"--only {pattern}: no run of the seeds {', '.join(map(str, seeds))} is named so. "
                 "--list names them."
             )
-    wanted = {name for names in found.values() for name in names}
-    return [run for run in runs if run.name in wanted or not only]
+        wanted |= {*found}
+    return [run for run in runs if run.name in wanted]
 
 
 def left_to_train(runs: Sequence[Run], done: Collection[str], folder: Path) -> list[Run]:
-    """The runs whose names are not among those done, and before them the teachers they need.
+    """The runs of ``folder`` that are not done, after the teachers they need.
 
     A teacher that is done but whose weights are gone is trained again.
-
-    Args:
-        folder: of all runs.
     """
     missing = with_teachers([run for run in runs if run.name not in done])
     return [run for run in missing if run.name not in done or not run.weights(folder).is_file()]

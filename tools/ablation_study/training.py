@@ -107,10 +107,8 @@ class Study:
     ) -> dict[str, Any]:
         """Train a run, or the rest of it; write and return its result.
 
-        Args:
-            results: of its teacher, by name.
-            handle: of :meth:`begin`.
-            seconds: after which it is asked to save itself and to end; None: never.
+        After ``seconds`` it is asked to save itself and to end; None: never. ``handle`` is that of
+        :meth:`begin`.
 
         Raises:
             RunFailed, RunStopped: there is no result.
@@ -140,8 +138,7 @@ class Study:
                 *(f"    {line}" for line in tail),
             ) from error
         with atomic_write(self.results / f"{run.name}.json") as file:
-            json.dump(result, file, indent=1)
-            file.write("\n")
+            file.write(json.dumps(result, indent=1) + "\n")
         for checkpoint in (folder / run.stage).glob("model_[0-9]*.pth"):
             checkpoint.unlink()  # there is nothing left to continue
         return result
@@ -208,8 +205,7 @@ class Study:
         }
 
     def _settings(self) -> dict[str, Any]:
-        config = yaml.safe_load(self._cfg.dump())
-        return {"config": config, "data": self._data.facts()}
+        return {"config": yaml.safe_load(self._cfg.dump()), "data": self._data.facts()}
 
     def _check_same(self) -> None:
         path = self.output / "study.json"
