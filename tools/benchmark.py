@@ -15,29 +15,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from benchmarking import report
+from benchmarking.bench import CASES, CONFIG_SAM, SAM_SIZES, TINY_SAM
+from benchmarking.measuring import check_names, measure_stage
+from benchmarking.timing import Clock
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-
-from benchmarking import report  # noqa: E402
-from benchmarking.bench import CASES, CONFIG_SAM, SAM_SIZES, TINY_SAM, Case  # noqa: E402
-from benchmarking.measuring import check_names, measure_stage  # noqa: E402
-from benchmarking.timing import Clock  # noqa: E402
-
-from s4m_d2.command_line import natural, positive  # noqa: E402
-from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
-from s4m_d2.engine.command.launch import exit_status  # noqa: E402
-from s4m_d2.errors import ConfigError  # noqa: E402
-from s4m_d2.files import atomic_write  # noqa: E402
+from s4m_d2.command_line import natural, positive
+from s4m_d2.engine.command.arguments import command_parser
+from s4m_d2.engine.command.launch import exit_status
+from s4m_d2.errors import ConfigError
+from s4m_d2.files import atomic_write
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Command line."""
     parser = command_parser(__doc__)
     add = parser.add_argument
     add("--shapes", choices=[*CASES, "all"], default="quickstart")
@@ -66,24 +60,8 @@ def size(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[1])
 
 
-def cases_of(args: argparse.Namespace) -> Iterator[Case]:
-    """The named case, or all of them, with what the options say of it."""
-    sam = args.sam or (TINY_SAM if args.device == "cpu" else CONFIG_SAM)
-    for case in CASES.values() if args.shapes == "all" else [CASES[args.shapes]]:
-        yield replace(
-            case,
-            images=args.images,
-            instances=args.instances or case.instances,
-            image_size=args.size or case.image_size,
-            device=args.device,
-            sam=sam,
-            opts=tuple(args.opts),
-        )
-
-
 @exit_status
 def main(arguments: list[str] | None = None) -> int:
-    """Measure what the command line asks for; write and print it."""
     args = parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda: PyTorch finds no GPU here; use --device cpu")
@@ -93,7 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
     content: dict = {"arguments": vars(args) | {"output": str(args.output)}}
     content |= {"environment": report.environment(Clock(torch.device(args.device)))}
     content |= {"peaks": {}, "stages": []}
-    for case in cases_of(args):
+    given = {"instances": args.instances, "image_size": args.size, "opts": tuple(args.opts)}
+    given = {name: value for name, value in given.items() if value}
+    sam = args.sam or (TINY_SAM if args.device == "cpu" else CONFIG_SAM)
+    for case in CASES.values() if args.shapes == "all" else [CASES[args.shapes]]:
+        case = replace(case, images=args.images, device=args.device, sam=sam, **given)
         for stage in (1, 2) if args.stage == "both" else (int(args.stage),):
             content["stages"].append(measure_stage(case, stage, args, content["peaks"]))
             print(f"\n{report.stage_table(content['stages'][-1])}", flush=True)

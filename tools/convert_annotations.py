@@ -18,16 +18,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+from annotation_formats import read_annotations
+from annotation_formats.coco import CocoFile
 
-from annotation_formats import read_annotations  # noqa: E402
-from annotation_formats.coco import CocoFile  # noqa: E402
-
-from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
-from s4m_d2.engine.command.launch import exit_status  # noqa: E402
-from s4m_d2.errors import DatasetError, printable  # noqa: E402
-from s4m_d2.files import atomic_write  # noqa: E402
+from s4m_d2.engine.command.arguments import command_parser
+from s4m_d2.engine.command.launch import exit_status
+from s4m_d2.errors import DatasetError, printable
+from s4m_d2.files import atomic_write
 
 
 def convert(
@@ -44,7 +41,6 @@ def convert(
 
     Raises:
         DatasetError: nothing can be converted, or ``output`` exists and ``overwrite`` is off.
-        OutputError: the system refuses to write.
     """
     if os.path.lexists(output) and not overwrite:
         raise DatasetError(f"{output} exists. Choose another --output, or add --overwrite.")
@@ -80,14 +76,12 @@ def summary(content: dict) -> str:
     """Numbers of images and of each class's instances."""
     counts = Counter(row["category_id"] for row in content["annotations"])
     parts = [f"{row['name']} {counts[row['id']]}" for row in content["categories"]]
-    images = len(content["images"])
-    instances = len(content["annotations"])
+    images, instances = len(content["images"]), len(content["annotations"])
     return printable(f"{images} images, {instances} instances ({', '.join(parts)})")
 
 
 @exit_status
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
     parser = command_parser(__doc__)
     parser.add_argument("source", type=Path, help="VIA's JSON file, or LabelMe's folder")
     parser.add_argument("--images", type=Path, help="folder of the images (default: the source's)")

@@ -20,26 +20,19 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from s4m_d2.command_line import positive  # noqa: E402
-from s4m_d2.data.annotations import read_annotations  # noqa: E402
-from s4m_d2.data.images import read_image  # noqa: E402
-from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
-from s4m_d2.engine.command.launch import exit_status  # noqa: E402
-from s4m_d2.errors import DatasetError  # noqa: E402
-from s4m_d2.visualization import evenly_spaced, overlay, panel_grid  # noqa: E402
+from s4m_d2.command_line import positive
+from s4m_d2.data.annotations import read_annotations
+from s4m_d2.data.images import read_image
+from s4m_d2.engine.command.arguments import command_parser
+from s4m_d2.engine.command.launch import exit_status
+from s4m_d2.errors import DatasetError
+from s4m_d2.visualization import evenly_spaced, overlay, panel_grid
 
 MIN_SCORE = 0.5  # of predictions drawn
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Write a PNG with a row for each of ``args.count`` images at equal distances.
-
-    Raises:
-        DatasetError: a file is missing, damaged, or does not fit the others.
-    """
+    """Write a PNG with a row for each of ``args.count`` images at equal distances."""
     annotations = read_annotations(args.json_file, args.images, strict=False)
     for problem in [*annotations.findings.problems(), *annotations.findings.warnings]:
         print(f"not drawn: {problem}", file=sys.stderr)
@@ -88,7 +81,6 @@ def _overlay(
 
 @exit_status
 def main(arguments: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
     parser = command_parser(__doc__)
     parser.add_argument("json_file", help="COCO file")
     parser.add_argument("--images", required=True, help="folder that its file names start from")

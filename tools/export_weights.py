@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """Write the student or the teacher of a checkpoint for other programs."""
 
-import sys
-
 from s4m_d2.commands.export import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -34,10 +34,15 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "tests")]
 
 import torch  # noqa: E402
+from benchmarking import ours  # noqa: E402
+from benchmarking.bench import CASES, Bench, case_config  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
+from s4m_d2.engine.checks.resource_checks import stage_memory  # noqa: E402
 from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
+from s4m_d2.evaluation import masks_as_rle  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
+from s4m_d2.layers import ms_deform_attn  # noqa: E402
 
 SCRIPT, PAGE = Path(__file__).resolve(), ROOT / "docs" / "performance.md"
 LIMIT, LIMIT_OF_ALL = 180, 600  # seconds of a step, and of a call
@@ -91,8 +96,6 @@ SIMULATED = Extent(
 
 def kernels(folder: Path, extent: Extent) -> dict[str, Any]:
     """The Triton kernels at Mask2Former's shapes beside the plain form in float64."""
-    from s4m_d2.layers.ms_deform_attn import _kernels_compile, deformable_sampling
-
     levels = [(h // extent.divisor, w // extent.divisor) for h, w in CITYSCAPES_LEVELS]
     cells, draws = sum(h * w for h, w in levels), torch.Generator().manual_seed(0)
     shapes = [(2, cells, 8, 32), (2, cells, 8, 3, 4, 2), (2, cells, 8, 3, 4), (2, cells, 256)]
@@ -100,11 +103,11 @@ def kernels(folder: Path, extent: Extent) -> dict[str, Any]:
 
     def results(dtype: torch.dtype) -> list[torch.Tensor]:
         value, locations, weights = (x.to(dtype).requires_grad_() for x in inputs[:3])
-        output = deformable_sampling(value, levels, locations, weights)
+        output = ms_deform_attn.deformable_sampling(value, levels, locations, weights)
         wanted = value, locations, weights
         return [output, *torch.autograd.grad(output, wanted, inputs[3].to(dtype))]
 
-    assert _kernels_compile(inputs[0].device), "Triton cannot compile here"
+    assert ms_deform_attn._kernels_compile(inputs[0].device), "Triton cannot compile here"
     found: dict[str, Any] = {}
     for dtype, tolerance in TOLERANCES.items():
         # What rounds the inputs is no error of the kernels.
@@ -131,8 +134,6 @@ def tests(folder: Path, extent: Extent) -> dict[str, Any]:
 def toyscapes(folder: Path, extent: Extent, precision: str) -> dict[str, Any]:
     """Both stages, the second killed and resumed, beside the stored losses of a CPU."""
     import reference_runs
-
-    import s4m_d2.engine  # noqa: F401  (once for all commands, which are forks)
 
     changes = {"MODEL.DEVICE": "cuda", "SOLVER.AMP.ENABLED": True, "S4M.AMP_PRECISION": precision}
     options = {**reference_runs.SMALL, **changes, "kill_at": 12, "tolerance": RESUMED}
@@ -165,8 +166,6 @@ def timed(step: Callable[[], Any], extent: Extent, iterations: int) -> float:
 
 def stage_two(extent: Extent, shapes: str, images: int, opts: tuple[str, ...] = ()) -> Any:
     """Stage 2 at published shapes, with random weights, ViT-L and synthetic images."""
-    from benchmarking.bench import CASES, Bench
-
     case = CASES[shapes]
     height, width = (side // extent.divisor for side in case.image_size)
     case = replace(case, image_size=(height, width), images=extent.images or images)
@@ -183,10 +182,6 @@ def fitting(make: Callable[..., Any], *arguments: Any) -> Any:
 
 def published(folder: Path, extent: Extent, shapes: str) -> dict[str, Any]:
     """Stage 2 at the published batch, or the largest part of it that fits, beside the estimate."""
-    from benchmarking import ours
-    from benchmarking.bench import CASES, case_config
-
-    from s4m_d2.engine.checks.resource_checks import stage_memory
 
     def measured(images: int) -> dict[str, Any]:
         bench = stage_two(extent, shapes, images, ONE_BY_ONE)
@@ -212,9 +207,6 @@ def published(folder: Path, extent: Extent, shapes: str) -> dict[str, Any]:
 
 def choices(folder: Path, extent: Extent) -> dict[str, Any]:
     """Seconds of a step of 4 + 4 images with each choice that waits for a measurement."""
-    from benchmarking import ours
-
-    from s4m_d2.layers import ms_deform_attn
 
     def seconds(opts: tuple[str, ...]) -> float:
         step = ours.training_step(stage_two(extent, "cityscapes", 4, opts))
@@ -242,8 +234,6 @@ def benchmark(folder: Path, extent: Extent) -> dict[str, Any]:
 
 def ddp(folder: Path, extent: Extent) -> dict[str, Any]:
     """Two steps under DDP with NCCL, in a world of one."""
-    from benchmarking import ours
-    from benchmarking.bench import CASES, Bench
     from detectron2.utils.events import EventStorage
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
@@ -266,8 +256,6 @@ def ddp(folder: Path, extent: Extent) -> dict[str, Any]:
 
 def evaluation(folder: Path, extent: Extent) -> dict[str, Any]:
     """An image of 1024 x 2048 through the model, with encoded masks."""
-    from s4m_d2.evaluation import masks_as_rle
-
     student = stage_two(extent, "cityscapes", 1).student.eval()
     shape = 3, 1024 // extent.divisor, 2048 // extent.divisor
     image = torch.arange(math.prod(shape)).view(shape).remainder(251).byte()

@@ -101,13 +101,9 @@ def fingerprint() -> str:
 
 
 def pip(python: Path, *arguments: str) -> None:
-    command = pip_command(python, *arguments)
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
     if subprocess.run(command).returncode:
         sys.exit(f"pip failed: {' '.join(command)}")
-
-
-def pip_command(python: Path, *arguments: str) -> list[str]:
-    return [str(python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
 
 
 def compile_packages(environment: Path) -> None:
@@ -119,20 +115,20 @@ def compile_packages(environment: Path) -> None:
 def install_sam2(python: Path) -> None:
     """Add the optional package sam2; without it only the SAM 2 backend is missing."""
     # Its build would download a PyTorch of its own, and compile CUDA code that images do not need.
+    os.environ["SAM2_BUILD_CUDA"] = "0"
     files = ("--constraint", str(REQUIREMENTS), "-r", str(SAM2_REQUIREMENTS))
-    command = pip_command(python, "--no-build-isolation", *files)
-    if subprocess.run(command, env=os.environ | {"SAM2_BUILD_CUDA": "0"}).returncode:
+    try:
+        pip(python, "--no-build-isolation", *files)
+    except SystemExit as failed:
         print(
             "WARNING: the optional package sam2 could not be installed: S4M.SAM.BACKEND sam2 is "
-            f"not available, and its tests are skipped. To try again: {' '.join(command)}"
+            f"not available, and its tests are skipped. {failed}"
         )
 
 
 def install_missing(python: Path) -> None:
     """Add what an environment lacks; every version that it has is a constraint."""
-    output = subprocess.run(
-        [python, "-c", LIST_INSTALLED], check=True, capture_output=True, text=True
-    ).stdout
+    output = subprocess.check_output([python, "-c", LIST_INSTALLED], text=True)
     installed = {normalized(name): version for name, version in json.loads(output).items() if name}
     names = re.findall(r"^([\w.-]+)==", REQUIREMENTS.read_text(), re.MULTILINE)
     missing = [name for name in names if normalized(name) not in installed]

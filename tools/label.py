@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """Label a folder of images for an annotation tool, with a model and SAM."""
 
-import sys
-
 from s4m_d2.commands.label import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -92,10 +92,7 @@ def without_values(func, args: tuple, kwargs: dict, target: str | None):
 
 
 def attention(query, key, value, attn_mask=None, *_, **options) -> Tensor:
-    """PyTorch's choice on a GPU, where its own would ask the driver: a kernel without the weights.
-
-    It turns a mask of Booleans into one of floats.
-    """
+    """PyTorch's choice on a GPU, where its own would ask the driver: a kernel without weights."""
     if torch.is_autocast_enabled("cuda"):
         low = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(low), key.to(low), value.to(low)
@@ -169,10 +166,7 @@ def watch(ledger: Ledger, owner, name: str) -> None:
 
 
 def plan(case, stage: int) -> tuple[int, Ledger]:
-    """Bytes of models and optimizer's state, and what a step of the case holds.
-
-    Two steps run: the first makes the optimizer's state.
-    """
+    """Bytes of models and optimizer's state, and what the second step of the case holds."""
     from benchmarking import ours
     from benchmarking.bench import Bench
 
@@ -180,12 +174,11 @@ def plan(case, stage: int) -> tuple[int, Ledger]:
     with device.GPU:
         bench = Bench(case, stage)
         make_up(bench.cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES, case.instances)
-        sam = bench.sam
         if bench.teacher is not None:
             watch(ledger, bench.teacher.model, "predict_queries")
             watch(ledger, bench, "labeling")
-        for name in ("encode", "prompt"):
-            watch(ledger, sam, name)
+        watch(ledger, bench.sam, "encode")
+        watch(ledger, bench.sam, "prompt")
         watch(ledger, bench.student, "forward")
         step = ours.training_step(bench)
         step()
@@ -201,9 +194,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", choices=sorted(CASES), default="cityscapes")
     parser.add_argument("--stage", type=int, choices=(1, 2), default=2)
-    parser.add_argument(
-        "--images", type=int, default=2, help="labeled ones of a process, and unlabeled"
-    )
+    words = "labeled ones of a process, and unlabeled"
+    parser.add_argument("--images", type=int, default=2, help=words)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="of the config")
     args = parser.parse_args()
     if "libcuda.so.1" not in os.environ.get("LD_PRELOAD", ""):

@@ -23,13 +23,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from tqdm import tqdm
 
-from s4m_d2.engine import (
-    PseudoLabeling,
-    QualityMeasurement,
-    S4MCheckpointer,
-    S4MTrainer,
-    stage_config,
-)
+from s4m_d2.engine import PseudoLabeling, QualityMeasurement, S4MCheckpointer, S4MTrainer
 from s4m_d2.engine.checkpointing.weight_names import BRANCHES
 from s4m_d2.engine.checks.config_checks import check_config
 from s4m_d2.engine.command.arguments import command_parser
@@ -37,6 +31,7 @@ from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.quality import QualityReport, quality_datasets
 from s4m_d2.engine.own_data.own_data import load_run
+from s4m_d2.engine.stages import stage_config
 from s4m_d2.errors import WeightsError
 from s4m_d2.evaluation.pseudo_label_quality import COUNTS, PseudoLabelQuality, Quality
 from s4m_d2.report import write_results
@@ -103,13 +98,7 @@ def _config(args: argparse.Namespace) -> CfgNode:
 
 
 def measure(cfg: CfgNode, weights: str, branch: str) -> QualityReport:
-    """Label with one model of a checkpoint, and compare.
-
-    Args:
-        cfg: config of stage 2.
-        weights: path of the checkpoint.
-        branch: "student" or "teacher".
-    """
+    """Label with the "student" or "teacher" of a checkpoint, and compare."""
     model = S4MTrainer.build_model(cfg)
     check_model(model)
     S4MCheckpointer(model).load(weights, branch=branch, require=True)
@@ -120,8 +109,7 @@ def measure(cfg: CfgNode, weights: str, branch: str) -> QualityReport:
 def quality_tables(steps: Mapping[str, PseudoLabelQuality]) -> list[str]:
     """Make three Markdown tables, in percent: all pseudo-labels, by size and by class.
 
-    Args:
-        steps: "before" and "after" refinement, or one of them, of the same images.
+    ``steps``: "before" and "after" refinement, or one of them.
     """
     tables = []
     for head in ("", "size", "class"):

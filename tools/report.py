@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """Write OUTPUT_DIR/report.html from what lies in the output folders of runs."""
 
-import sys
-
 from s4m_d2.commands.report import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

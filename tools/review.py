@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """Rank the images that tools/label.py labeled: those to correct first."""
 
-import sys
-
 from s4m_d2.commands.review import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

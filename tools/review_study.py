@@ -29,6 +29,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "datasets")]
 
 from ablation_study.data_sets import SAMS, link_images, real_folder, write_part  # noqa: E402
 from ablation_study.report import Summary  # noqa: E402
+from ablation_study.training import cores  # noqa: E402
 
 from s4m_d2.command_line import natural, positive  # noqa: E402
 from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
@@ -43,11 +44,8 @@ RANDOM = "random"
 class Simulation:
     """One seed: models by number of labeled images and order, in a folder.
 
-    Args:
-        data: holds ``train.json``, ``val.json`` and the folders ``train`` and ``val``.
-        config: with the model and SAM.
-        iterations: of the first training, and of each that goes on.
-        options: config keys and values of all trainings.
+    ``data`` holds train.json, val.json and the folders train and val; ``iterations`` are those of
+    the first training, and of each that goes on.
     """
 
     def __init__(
@@ -120,7 +118,7 @@ class Simulation:
         log = self.folder / "log.txt"
         with open(log, "ab") as output:
             command = [sys.executable, str(ROOT / script), *arguments]
-            environment = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))} | os.environ
+            environment = {"OMP_NUM_THREADS": str(cores())} | os.environ
             status = subprocess.run(command, stdout=output, stderr=output, env=environment)
         if status.returncode:
             raise S4MError(f"{script} ended with status {status.returncode}: see '{log}'")
@@ -142,7 +140,6 @@ def draw(found: dict[str, dict[int, dict[int, float]]], path: Path) -> None:
 
 @exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
     parser = command_parser(__doc__)
     parser.add_argument("--data", type=Path, required=True, help="holds the folder of the set")
     parser.add_argument("--set", choices=("nuclei", "facades"), default="nuclei")

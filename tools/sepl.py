@@ -1,9 +1,7 @@
 #!/usr/bin/env python
 """Enhance CAM pseudo-labels with SAM's masks; measure and draw the result. As `s4m-sepl`."""
 
-import sys
-
 from s4m_d2.commands.sepl import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -57,11 +57,7 @@ def measure(
     strength: float = STUDY_STRENGTH,
     failures: tuple[str, ...] = FAILURES,
 ) -> dict[str, np.ndarray]:
-    """(C,) IoUs over all scenes, of the CAM-like labels (``BEFORE``) and of each case.
-
-    Args:
-        seed, strength, failures: of the CAM-like labels.
-    """
+    """(C,) IoUs over all scenes, of the CAM-like labels (``BEFORE``) and of each case."""
     counts: dict[str, Any] = dict.fromkeys((BEFORE, *cases), 0)
     for number, scene in enumerate(scenes):
         label = scene.cam_label(seed, strength, failures)
@@ -76,14 +72,10 @@ def measure(
 def measure_studies(
     of: Sequence[StudyScene], masks: Mapping[str, Sequence[np.ndarray]], seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Everything that is measured at one strength.
+    """By table what :func:`measure` returns at one strength, with (N, H, W) masks of each scene.
 
-    Args:
-        masks: ``EXACT`` and ``TINY`` → (N, H, W) bool of each scene.
-
-    Returns:
-        Table → what :func:`measure` returns; ``masks``: the tiny SAM's masks per image, shares of
-        the instances that have one of a large IoU, share of those that ``fused_masks`` fuses.
+    ``masks``: the tiny SAM's masks per image, shares of the instances that have one of a large IoU,
+    share of those that ``fused_masks`` fuses.
     """
     paper = {kind: (masks[kind], {}) for kind in masks}
     studies = {f"{failure} only": measure(of, paper, seed, failures=(failure,))
@@ -102,7 +94,7 @@ def measure_studies(
     for kind in masks:
         pairs = list(zip(of, masks[kind], strict=True))
         stuff = [np.concatenate([m, scenes.background_masks(s)]) for s, m in pairs]
-        whole = [np.concatenate([m, scenes.whole_image(s)]) for s, m in pairs]
+        whole = [np.concatenate([m, np.ones_like(s.truth, dtype=bool)[None]]) for s, m in pairs]
         bad[f"{kind} and background regions"] = stuff, {}
         bad[f"{kind} and the whole image"] = whole, {}
         off[f"{kind} and the whole image, without o_p"] = whole, SETTINGS["without o_p"]

@@ -30,12 +30,9 @@ View = tuple[np.ndarray, np.ndarray]  # (h, w, 3) uint8 RGB and (M, h, w) bool, 
 
 
 def load_records(json_file: str, image_root: str) -> tuple[list[str], list[dict], list[dict]]:
-    """Classes of a COCO set, its labeled images in the order of their names, and their last fifth.
+    """Classes of a COCO set, its labeled images by name, and their last fifth, which is held out.
 
-    The last fifth is held out from the others. Crowds are left out.
-
-    Raises:
-        DatasetError: as :func:`s4m_d2.data.annotations.read_annotations`.
+    Crowds are left out.
     """
     annotations = read_annotations(json_file, image_root, remedy="Give existing paths.")
     records = [
@@ -71,9 +68,8 @@ def _view(image: np.ndarray, annotations: list[dict], rng: np.random.Generator) 
         window = (round(np.exp(rng.uniform(*np.log([min(MIN_WINDOW, longest), longest])))),) * 2
     top, left = rng.integers(height - window[0] + 1), rng.integers(width - window[1] + 1)
     size = tuple(max(round(side * SIDE / max(window)), 1) for side in window)
-    transforms = T.TransformList(
-        [T.CropTransform(left, top, *window[::-1]), T.ResizeTransform(*window, *size)]
-    )
+    crop = T.CropTransform(left, top, *window[::-1])
+    transforms = T.TransformList([crop, T.ResizeTransform(*window, *size)])
     chosen = rng.permutation(len(annotations))[:MASKS_DRAWN]
     segmentations = [annotations[i]["segmentation"] for i in chosen]
     masks = transform_masks(segmentations, transforms, image.shape[:2], size).numpy()
@@ -133,11 +129,9 @@ class Composites:
         for file in icon_files:
             content = json.loads(file.read_text())
             for icon in content["icons"].values():
-                width = icon.get("width", content.get("width", 16))
-                height = icon.get("height", content.get("height", 16))
-                self.icons.append(
-                    f'<svg {NAMESPACES} viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
-                )
+                size = [icon.get(side, content.get(side, 16)) for side in ("width", "height")]
+                box = f'viewBox="0 0 {size[0]} {size[1]}"'
+                self.icons.append(f"<svg {NAMESPACES} {box}>{icon['body']}</svg>")
 
     def sample(self, rng: np.random.Generator) -> View:
         """A scene of few different objects, or a crowd of one kind; later ones hide earlier."""
@@ -207,14 +201,7 @@ def _turned(patch: np.ndarray, degrees: float) -> np.ndarray:
     return cv2.warpAffine(patch, turn, (side, side))
 
 
-def _paste(
-    canvas: np.ndarray,
-    owner: np.ndarray,
-    patch: np.ndarray,
-    number: int,
-    opacity: float,
-    rng: np.random.Generator,
-) -> None:
+def _paste(canvas, owner, patch, number: int, opacity: float, rng: np.random.Generator) -> None:
     """Draw a patch at a random place, perhaps cut off by the border; it then owns its pixels."""
     side = len(patch)
     top, left = rng.integers(-side // 3, SIDE - side * 2 // 3, 2)

@@ -13,44 +13,23 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from tiny_sam_data import SIDE, Composites, View, augment, load_records, sample_photograph
 from torch import Tensor, nn
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
-
-from tiny_sam_data import (  # noqa: E402
-    SIDE,
-    Composites,
-    View,
-    augment,
-    load_records,
-    sample_photograph,
-)
-
-from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
-from s4m_d2.files import atomic_write  # noqa: E402
-from s4m_d2.pretrained import read_pypi_weights  # noqa: E402
-from s4m_d2.sam.adaptation import (  # noqa: E402
-    ALL_MASKS_WEIGHT,
-    QUALITY_WEIGHT,
-    mask_losses,
-)
-from s4m_d2.sam.checkpoint import load_sam  # noqa: E402
-from s4m_d2.sam.tiny import (  # noqa: E402
-    TINY_WEIGHTS,
-    TOYSCAPES_WEIGHTS,
-    PhotographEncoder,
-    build_tiny_toyscapes,
-)
-from s4m_d2.structures import mask_boxes  # noqa: E402
+from s4m_d2.engine.command.arguments import command_parser
+from s4m_d2.files import atomic_write
+from s4m_d2.pretrained import read_pypi_weights
+from s4m_d2.sam import tiny
+from s4m_d2.sam.adaptation import ALL_MASKS_WEIGHT, QUALITY_WEIGHT, mask_losses
+from s4m_d2.sam.checkpoint import load_sam
+from s4m_d2.structures import mask_boxes
 
 MASK_SIDE = SIDE // 2
 RATES = {"pyramid": 3e-4, "new": 1e-3, "sam": 5e-4}  # of AdamW
@@ -65,7 +44,6 @@ SAVE_SECONDS = 300
 
 
 def parse_args() -> argparse.Namespace:
-    """Command line."""
     parser = command_parser(__doc__)
     parser.add_argument("--data", nargs=3, action="append", required=True,
                         metavar=("JSON", "IMAGES", "SHARE"),
@@ -100,18 +78,11 @@ class Views:
 
 def build_model() -> nn.Module:
     """The start: packaged weights for toyscapes, ImageNet's for the pyramid."""
-    sam = load_sam(build_tiny_toyscapes, TOYSCAPES_WEIGHTS, "tiny_toyscapes")
-    sam.image_encoder = encoder = PhotographEncoder(sam.image_encoder)
+    sam = load_sam(tiny.build_tiny_toyscapes, tiny.TOYSCAPES_WEIGHTS, "tiny_toyscapes")
+    sam.image_encoder = encoder = tiny.PhotographEncoder(sam.image_encoder)
     state = read_pypi_weights("pypi://efficientnet-lite0")
     encoder.pyramid.load_state_dict({name: state[name] for name in encoder.pyramid.state_dict()})
     return sam.requires_grad_(True).train()
-
-
-def freeze_norms(encoder: PhotographEncoder) -> None:
-    """Keep ImageNet's statistics: those of four images are none."""
-    for module in encoder.pyramid.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
 
 
 def build_optimizer(sam: nn.Module) -> torch.optim.Optimizer:
@@ -158,9 +129,8 @@ def decode(sam: nn.Module, embedding: Tensor, prompts: Prompts) -> tuple[Tensor,
     """Logits (N, 4, 128, 128) and predicted IoUs (N, 4) for one image's embedding (1, C, S, S)."""
     points = (prompts.points, prompts.labels) if prompts.points.shape[1] else None
     sparse, dense = sam.prompt_encoder(points=points, boxes=prompts.boxes, masks=None)
-    return sam.mask_decoder.predict_masks(
-        embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense
-    )
+    position = sam.prompt_encoder.get_dense_pe()
+    return sam.mask_decoder.predict_masks(embedding, position, sparse, dense)
 
 
 @torch.no_grad()
@@ -204,7 +174,9 @@ class Run:
             self.average.load_state_dict(state["average"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step = state["step"]
-        freeze_norms(self.sam.image_encoder)
+        for module in self.sam.image_encoder.pyramid.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()  # keeps ImageNet's statistics: those of four images are none
 
     def save(self) -> None:
         """Write the state of the run and the averaged weights."""
@@ -212,7 +184,7 @@ class Run:
         state = {"model": self.sam.state_dict(), "average": average, "step": self.step}
         state["optimizer"] = self.optimizer.state_dict()
         weights = {k: v.half() if v.is_floating_point() else v for k, v in average.items()}
-        files = {self.checkpoint: state, self.args.output / TINY_WEIGHTS.name: weights}
+        files = {self.checkpoint: state, self.args.output / tiny.TINY_WEIGHTS.name: weights}
         for path, content in files.items():
             with atomic_write(path, "wb") as file:
                 torch.save(content, file)
@@ -246,14 +218,12 @@ class Run:
         self.step += 1
         decay = min(AVERAGING, self.step / (self.step + 10))
         with torch.no_grad():
-            pairs = zip(self.average.parameters(), self.sam.parameters(), strict=True)
-            for mean, value in pairs:
+            for mean, value in zip(self.average.parameters(), self.sam.parameters(), strict=True):
                 mean.lerp_(value, 1 - decay)
         return loss.item()
 
 
 def main() -> None:
-    """Train, saving now and then."""
     args = parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     run = Run(args)

@@ -68,11 +68,7 @@ def parse_args(words: list[str]) -> argparse.Namespace:
 
 
 def draw(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Draw and write all figures that were asked for.
-
-    Raises:
-        S4MError: a figure cannot be drawn; those before it are written.
-    """
+    """Draw and write all figures that were asked for, one after the other."""
     point = tuple(args.point) if args.point else None
     models = _models(cfg, args.weights, args.what)
     figures = FigureSet(cfg, args.images, *models, point=point)

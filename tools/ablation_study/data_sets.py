@@ -46,11 +46,7 @@ def link_images(folder: Path, names: Iterable[str], source: Path) -> None:
 
 
 def real_folder(name: str, folder: Path | None) -> Path:
-    """The folder of a real set.
-
-    Raises:
-        DatasetError: a file is missing.
-    """
+    """The folder of a real set; DatasetError: a file is missing."""
     of_set = (folder or ROOT / "datasets").absolute() / name
     for file in ("train.json", "val.json"):
         if not (of_set / file).is_file():
@@ -62,11 +58,7 @@ def real_folder(name: str, folder: Path | None) -> Path:
 
 
 class Toyscapes:
-    """Toyscapes in ``folder``/toyscapes; without a folder, made in ``output``/data.
-
-    Raises:
-        DatasetError: there is no toyscapes in ``folder``.
-    """
+    """Toyscapes in ``folder``/toyscapes; without a folder, made in ``output``/data."""
 
     def __init__(self, folder: Path | None, output: Path) -> None:
         self._folder = (output / "data" if folder is None else folder.absolute()) / "toyscapes"
@@ -96,13 +88,9 @@ class Toyscapes:
 class RealSet:
     """``train.json`` and ``val.json`` in COCO's format beside folders ``train`` and ``val``.
 
-    A fifth of the training images is set aside for choices (``dev``). Of the others, each seed
-    draws its labeled images; the rest is unlabeled.
-
-    Args:
-        folder: that holds the folder ``name``.
-        output: of the study; lists of images and links to them come into ``output``/data.
-        dev: evaluate on the images that are set aside instead of ``val``.
+    A fifth of the training images is set aside for choices, and evaluated instead of ``val`` if
+    ``dev``. Of the others, each seed draws its labeled images; the rest is unlabeled. Lists of
+    images and links to them come into ``output``/data.
 
     Raises:
         DatasetError: a file is missing.

@@ -18,22 +18,14 @@ DUPLICATE_IOU = 0.7  # of two masks of one instance; the first that was tried
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        slug, title: its name in names of runs, and in the report.
-        parts: of S4M that are on: "sd", "pr", "arp"; "unique" drops duplicate pseudo-labels.
-        has_student: both stages are trained; otherwise stage 1 alone.
-        is_teacher: a stage-1 teacher, which methods with a student share.
-        own: config keys of this method alone. With SD, which uses SAM in stage 1, it trains its own
-            teacher then.
-    """
-
-    slug: str
+    slug: str  # in names of runs
     title: str
-    parts: tuple[str, ...] = ()
-    has_student: bool = True
-    is_teacher: bool = False
+    parts: tuple[str, ...] = ()  # of "sd", "pr", "arp"; "unique" drops duplicate pseudo-labels
+    has_student: bool = True  # both stages are trained; otherwise stage 1 alone
+    is_teacher: bool = False  # of stage 1, which methods with a student share
+    # Config keys of this method alone. With SD, whose stage 1 uses SAM, it trains its own teacher.
     own: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
@@ -70,23 +62,15 @@ TEACHERS = (PLAIN_TEACHER, SD_TEACHER)
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs of a study.
+    """The runs of a study."""
 
-    Attributes:
-        title: of the images that are evaluated, in the report.
-        all_seeds: methods that each seed trains, what is learnt most from first.
-        first_seed: methods that the first seed trains too, and others if asked by name.
-        few, other_percents: methods at other shares of labels, for the same seeds.
-        ceiling_seeds: how many seeds train on all labels; None: all.
-        published: margins of S4M over Guided Distillation in the paper (Cityscapes, R50), by share.
-    """
-
-    title: str
-    all_seeds: tuple[Method, ...]
-    first_seed: tuple[Method, ...]
-    few: tuple[Method, ...]
+    title: str  # of the images that are evaluated
+    all_seeds: tuple[Method, ...]  # what each seed trains, what is learnt most from first
+    first_seed: tuple[Method, ...]  # what the first seed trains too, and others if asked by name
+    few: tuple[Method, ...]  # at other shares of labels, for the same seeds
     other_percents: tuple[int, ...]
-    ceiling_seeds: int | None = None
+    ceiling_seeds: int | None = None  # how many train on all labels; None: all
+    # Margins of S4M over Guided Distillation in the paper (Cityscapes, R50), by share of labels.
     published: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     @property

@@ -48,12 +48,6 @@ class Study:
     """A configuration, and an output folder that holds runs of no other.
 
     ``OUTPUT/runs`` has a folder for each run, ``OUTPUT/results`` a file for each finished one.
-
-    Args:
-        train_net: the program that trains.
-
-    Raises:
-        ConfigError: an override does not fit, or ``output`` holds runs of other settings.
     """
 
     def __init__(
@@ -148,7 +142,7 @@ class Study:
         values = self._data.overrides(run) | run.overrides(self.runs)
         options = [text for pair in values.items() for text in pair]
         command = [sys.executable, str(self._train_net), "--config-file", self._config_file]
-        own = KEEP_MEMORY | {"OMP_NUM_THREADS": str(_cores())}
+        own = KEEP_MEMORY | {"OMP_NUM_THREADS": str(cores())}
         with open(folder / OUTPUT, "ab") as output:
             process = subprocess.Popen(
                 [*command, "--resume", *self._overrides, *options],
@@ -198,7 +192,7 @@ class Study:
             "config": Path(self._config_file).name,
             "overrides": self._overrides,
             "data": self._data.facts(),
-            "device": f"{name}, {_cores()} cores",
+            "device": f"{name}, {cores()} cores",
             "engine": f"detectron2 {detectron2.__version__}",
             "torch": torch.__version__,
             "commit": _commit(),
@@ -267,11 +261,10 @@ def _flat(settings: Mapping[str, Any], start: str = "") -> Iterator[tuple[str, A
             yield f"{start}{key}".removeprefix("config."), value
 
 
-def _cores() -> int:
+def cores() -> int:
     """Those that this process may use, where the system tells."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def _commit() -> str | None:

@@ -15,12 +15,7 @@ from s4m_d2.errors import DatasetError
 def read_annotations(
     path: Path, class_attribute: str = "", class_name: str = ""
 ) -> Iterator[LabeledImage]:
-    """The images of a file, whose format shows in its content.
-
-    Args:
-        path: JSON file of VIA 2 or LabelMe.
-        class_attribute: see :func:`via.read`.
-        class_name: of every instance; "": what the file says.
+    """The images of a JSON file of VIA 2 or LabelMe, whose format shows in its content.
 
     Raises:
         DatasetError: the file cannot be read, or is of another format.
@@ -40,11 +35,7 @@ def read_annotations(
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file in UTF-8, or another UTF that shows in its first bytes.
-
-    Raises:
-        DatasetError: it cannot be read.
-    """
+    """The content of a JSON file in UTF-8, or another UTF that shows in its first bytes."""
     try:
         return json.loads(path.read_bytes())
     except UnicodeDecodeError as error:

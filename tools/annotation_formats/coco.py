@@ -25,14 +25,10 @@ _NAMED = 3  # places that a reason names
 
 
 class CocoFile:
-    """Collects images into the content of a COCO file.
+    """Collects images below a folder into the content of a COCO file.
 
-    Args:
-        images: folder that file names start from.
-        classes: names in the order of their ids; (): those found, sorted.
-
-    Attributes:
-        unpacked: names of the images that were written to the folder because it lacked them.
+    ``classes``: names in the order of their ids; (): those found, sorted. ``unpacked``: names of
+    the images that were written to the folder because it lacked them.
     """
 
     def __init__(self, images: Path, classes: Sequence[str] = ()) -> None:
@@ -44,11 +40,7 @@ class CocoFile:
         self._annotations: list[dict] = []  # category_id is the name until the end
 
     def add(self, image: LabeledImage, source: str) -> None:
-        """Take an image, or name why not; the same for each of its instances.
-
-        Raises:
-            OutputError: an embedded image cannot be written.
-        """
+        """Take an image, or name why not; the same for each of its instances."""
         where = f"{source}: {image.name or 'an image without a name'}"
         for place, reason in image.left_out:
             self.leave_out(f"{where}, {place}", reason)
@@ -74,11 +66,7 @@ class CocoFile:
             yield printable(f"{len(places)} left out: {reason} ({named})")
 
     def content(self) -> dict:
-        """Of the COCO file.
-
-        Raises:
-            DatasetError: there is no instance; says what was left out.
-        """
+        """Of the COCO file; DatasetError: there is no instance, and what was left out."""
         if not self._annotations:
             remedy = "Give VIA's JSON file or LabelMe's folder, and --images."
             count = f"{len(self._images)} images and no instance: nothing is written. {remedy}"
@@ -102,16 +90,12 @@ class CocoFile:
                 f"the image has (height, width) {(height, width)}, its annotations are for "
                 f"{image.size}: it was resized, or annotated without its EXIF rotation"
             )
-        number = len(self._images) + 1
-        record = {"id": number, "file_name": name, "height": height, "width": width}
+        record = {"id": len(self._images) + 1, "file_name": name, "height": height, "width": width}
         self._images[name] = record
         return record
 
     def _find(self, image: LabeledImage) -> Path:
-        """The image below the folder: by its path or as much of the path's end as there is.
-
-        If there is none, one with another suffix.
-        """
+        """The image by as much of its path's end as there is, or one with another suffix."""
         parts = Path(image.name).parts
         paths = [self._root.joinpath(*parts[start:]) for start in range(len(parts))]
         if image.folder is not None:

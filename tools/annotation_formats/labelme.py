@@ -13,16 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from annotation_formats.shapes import (
-    LabeledImage,
-    Mask,
-    Polygon,
-    class_of,
-    ellipse,
-    numbers,
-    polygon,
-    rectangle,
-)
+from annotation_formats import shapes
+from annotation_formats.shapes import LabeledImage, Mask, Polygon
 
 
 def matches(content: Any) -> bool:
@@ -37,10 +29,7 @@ def matches(content: Any) -> bool:
 def read(content: dict, folder: Path, class_name: str = "") -> LabeledImage:
     """The image of a file that :func:`matches`. Shapes of one label and group are one instance.
 
-    Args:
-        content: of the file.
-        folder: of the file.
-        class_name: of every instance, whatever its label; "": the label.
+    ``class_name``: of every instance, whatever its label; "": the label.
     """
     name = os.path.normpath(content["imagePath"].replace("\\", "/")).replace(os.sep, "/")
     image = LabeledImage(name, folder)
@@ -52,35 +41,35 @@ def read(content: dict, folder: Path, class_name: str = "") -> LabeledImage:
     instances: dict[tuple, list[Polygon | Mask]] = {}
     for number, shape in enumerate(content["shapes"]):
         with image.reading(f"shape {number}"):
-            part = _read_shape(shape)
+            part = shapes.read_shape(_SHAPES, shape.get("shape_type") or "polygon", shape)
             label, group = shape.get("label"), shape.get("group_id")
             instance = number if group is None else str(group)
-            key = (class_name or class_of(label), str(label), instance)
+            key = (class_name or shapes.class_of(label), str(label), instance)
             instances.setdefault(key, []).append(part)
     image.instances = [(label, parts) for (label, *_), parts in instances.items()]
     return image
 
 
 def _corners(shape: dict) -> Polygon:
-    return polygon(*map(list, zip(*shape["points"], strict=True)))
+    return shapes.polygon(*map(list, zip(*shape["points"], strict=True)))
 
 
 def _rectangle(shape: dict) -> Polygon:
     if len(shape["points"]) == 4:  # newer versions write all corners
         return _corners(shape)
-    first, second = (numbers(*point) for point in shape["points"])
-    return rectangle(*first, *second)
+    first, second = (shapes.numbers(*point) for point in shape["points"])
+    return shapes.rectangle(*first, *second)
 
 
 def _circle(shape: dict) -> Polygon:
-    (cx, cy), (x, y) = (numbers(*point) for point in shape["points"])
+    (cx, cy), (x, y) = (shapes.numbers(*point) for point in shape["points"])
     radius = math.hypot(x - cx, y - cy)
-    return ellipse(cx, cy, radius, radius)
+    return shapes.ellipse(cx, cy, radius, radius)
 
 
 def _mask(shape: dict) -> Mask:
     """The points are the first and the last pixel of the box that the mask, a PNG, fills."""
-    x0, y0, x1, y1 = (int(value) for point in shape["points"] for value in numbers(*point))
+    x0, y0, x1, y1 = (int(value) for point in shape["points"] for value in shapes.numbers(*point))
     box = (x1 - x0 + 1, y1 - y0 + 1)
     with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as picture:
         if picture.size != box:
@@ -97,10 +86,3 @@ _SHAPES: dict[str, Callable[[dict], Polygon | Mask]] = {
     "circle": _circle,
     "mask": _mask,
 }
-
-
-def _read_shape(shape: dict) -> Polygon | Mask:
-    kind = shape.get("shape_type") or "polygon"
-    if kind not in _SHAPES:
-        raise ValueError(f"a {kind!r} has no area; known are {', '.join(_SHAPES)}")
-    return _SHAPES[kind](shape)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,14 +20,8 @@ _MALFORMED = (AttributeError, TypeError, IndexError, OverflowError)
 Polygon = list[float]  # x0, y0, x1, ... in pixels of the upright image
 
 
-@dataclass
-class Mask:
-    """A mask of a part of an image; pixels outside the image are none of it.
-
-    Attributes:
-        x, y: of its first pixel, in pixels of the upright image.
-        pixels: (H, W) bool.
-    """
+class Mask(NamedTuple):
+    """(H, W) bool pixels from (x, y) of the upright image on; those outside it are none of it."""
 
     x: int
     y: int
@@ -35,23 +30,14 @@ class Mask:
 
 @dataclass
 class LabeledImage:
-    """What a file says about an image.
+    """What a file says about an image."""
 
-    Attributes:
-        name: as the file gives it, with forward slashes.
-        folder: that a relative name starts from; None: that of all images.
-        instances: (class, parts).
-        left_out: (where in the file, why) of what could not be read.
-        size: (height, width) that the file states, if it does.
-        embedded: the image itself in base64, if the file holds it.
-    """
-
-    name: str
-    folder: Path | None = None
-    instances: list[tuple[str, list[Polygon | Mask]]] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
-    size: tuple[int, int] | None = None
-    embedded: str = ""
+    name: str  # as the file gives it, with forward slashes
+    folder: Path | None = None  # that a relative name starts from; None: that of all images
+    instances: list[tuple[str, list[Polygon | Mask]]] = field(default_factory=list)  # by class
+    left_out: list[tuple[str, str]] = field(default_factory=list)  # where in the file, and why
+    size: tuple[int, int] | None = None  # (height, width) that the file states, if it does
+    embedded: str = ""  # the image itself in base64, if the file holds it
 
     @contextmanager
     def reading(self, where: str) -> Iterator[None]:
@@ -66,12 +52,15 @@ class LabeledImage:
             self.left_out.append((where, str(error)))
 
 
-def class_of(value: object) -> str:
-    """The name of a class, which may be a whole number, on one line.
+def read_shape(readers: Mapping[str, Callable], kind: Any, shape: dict) -> Any:
+    """The part that the reader of this kind of shape gives; ValueError: there is none."""
+    if kind not in readers:
+        raise ValueError(f"a {kind!r} has no area; known are {', '.join(readers)}")
+    return readers[kind](shape)
 
-    Raises:
-        ValueError: it is none, or no Unicode.
-    """
+
+def class_of(value: object) -> str:
+    """The name of a class, which may be a whole number, on one line; ValueError: it is none."""
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"its class is {value!r}; expected a name")
@@ -96,15 +85,10 @@ def polygon(xs: list, ys: list) -> Polygon:
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, theta: float = 0.0) -> Polygon:
     """A polygon on an ellipse, turned by ``theta`` radians from x to y."""
-    points = []
-    for corner in range(_CORNERS):
-        angle = 2 * math.pi * corner / _CORNERS
-        x, y = rx * math.cos(angle), ry * math.sin(angle)
-        points += [
-            cx + x * math.cos(theta) - y * math.sin(theta),
-            cy + x * math.sin(theta) + y * math.cos(theta),
-        ]
-    return points
+    angles = 2 * np.pi * np.arange(_CORNERS) / _CORNERS
+    x, y = rx * np.cos(angles), ry * np.sin(angles)
+    turned = x * math.cos(theta) - y * math.sin(theta), x * math.sin(theta) + y * math.cos(theta)
+    return np.stack([cx + turned[0], cy + turned[1]], axis=1).ravel().tolist()
 
 
 def rectangle(x0: float, y0: float, x1: float, y1: float) -> Polygon:

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from annotation_formats.shapes import (
-    LabeledImage,
-    Polygon,
-    class_of,
-    ellipse,
-    numbers,
-    polygon,
-    rectangle,
-)
+from annotation_formats import shapes
+from annotation_formats.shapes import LabeledImage, Polygon
 
 _CLASS_ATTRIBUTES = ("class", "label", "name", "type", "category")
 
@@ -33,9 +26,8 @@ def read(content: dict, class_attribute: str = "", class_name: str = "") -> Iter
     """The images of a file that :func:`matches`.
 
     Args:
-        content: of the file.
-        class_attribute: the region attribute that names the class; "": the only one of a region,
-            or the first of class, label, name, type and category.
+        class_attribute: of a region, that names the class; "": the only one, or the first of class,
+            label, name, type and category.
         class_name: of every instance, whatever attributes it has; "": as the attribute says.
     """
     for entry in _entries(content):
@@ -47,7 +39,8 @@ def read(content: dict, class_attribute: str = "", class_name: str = "") -> Iter
             rows = []
         for number, region in enumerate(rows):
             with image.reading(f"region {number}"):
-                part = _read_shape(region["shape_attributes"])
+                shape = region["shape_attributes"]
+                part = shapes.read_shape(_SHAPES, shape["name"], shape)
                 label = class_name or _class(region["region_attributes"], class_attribute)
                 image.instances.append((label, [part]))
         yield image
@@ -61,30 +54,25 @@ def _entries(content: Any) -> list:
 
 
 def _rect(shape: dict) -> Polygon:
-    x, y, width, height = numbers(shape["x"], shape["y"], shape["width"], shape["height"])
-    return rectangle(x, y, x + width, y + height)
+    x, y, width, height = _get(shape, "x", "y", "width", "height")
+    return shapes.rectangle(x, y, x + width, y + height)
+
+
+def _get(shape: dict, *keys: str) -> list[float]:
+    return shapes.numbers(*(shape[key] for key in keys))
 
 
 _SHAPES: dict[str, Callable[[dict], Polygon]] = {
-    "polygon": lambda s: polygon(s["all_points_x"], s["all_points_y"]),
+    "polygon": lambda s: shapes.polygon(s["all_points_x"], s["all_points_y"]),
     "rect": _rect,
-    "circle": lambda s: ellipse(*numbers(s["cx"], s["cy"], s["r"], s["r"])),
-    "ellipse": lambda s: ellipse(*numbers(s["cx"], s["cy"], s["rx"], s["ry"], s.get("theta", 0))),
+    "circle": lambda s: shapes.ellipse(*_get(s, "cx", "cy", "r", "r")),
+    "ellipse": lambda s: shapes.ellipse(*_get({"theta": 0, **s}, "cx", "cy", "rx", "ry", "theta")),
 }
 
 
-def _read_shape(shape: dict) -> Polygon:
-    kind = shape["name"]
-    if kind not in _SHAPES:
-        raise ValueError(f"a {kind!r} has no area; known are {', '.join(_SHAPES)}")
-    return _SHAPES[kind](shape)
-
-
 def _class(attributes: dict, class_attribute: str) -> str:
-    if class_attribute:
-        names: tuple = (class_attribute,)
-    else:
-        names = tuple(attributes) if len(attributes) == 1 else _CLASS_ATTRIBUTES
+    names = tuple(attributes) if len(attributes) == 1 else _CLASS_ATTRIBUTES
+    names = (class_attribute,) if class_attribute else names
     key = next((name for name in names if name in attributes), None)
     if key is None:
         raise ValueError(
@@ -95,4 +83,4 @@ def _class(attributes: dict, class_attribute: str) -> str:
     if isinstance(value, dict):  # check boxes
         chosen = [name for name, checked in value.items() if checked]
         value = chosen[0] if len(chosen) == 1 else chosen
-    return class_of(value)
+    return shapes.class_of(value)

@@ -1,5 +1,1 @@
-"""What tools/benchmark.py measures, with what, and how it is reported.
-
-``ours`` and ``bench`` are the only modules that touch the project's step; ``plain`` and
-``plain_step`` hold the straightforward forms that it is compared with.
-"""
+"""What tools/benchmark.py measures: ``ours``, with ``bench``, and ``plain`` forms of the same."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,7 @@ from segment_anything import sam_model_registry
 from torch import Tensor, nn
 
 from benchmarking import synthetic
-from s4m_d2.engine import (
-    PseudoLabeling,
-    TeacherTrainer,
-    build_optimizer,
-    run_config,
-    stage_config,
-)
+from s4m_d2 import engine
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError
 from s4m_d2.losses import build_distillation
@@ -37,29 +30,17 @@ CONFIG_SAM, TINY_SAM = "config", "tiny_toyscapes"
 
 @dataclass(frozen=True)
 class Case:
-    """One set of shapes, and where it is measured.
-
-    Attributes:
-        name: of the shapes.
-        config: file of configs/.
-        image_size: (H, W) of a training image, px.
-        raw_size: (H, W) of an image file, px.
-        instances: instances an image, labeled or pseudo-labeled.
-        images: images a batch (labeled; as many unlabeled); 0: the config's.
-        device: "cpu", "cuda", "cuda:1".
-        sam: CONFIG_SAM, TINY_SAM or one of SAM_SIZES.
-        opts: config keys and values.
-    """
+    """One set of shapes, and where it is measured."""
 
     name: str
-    config: str
-    image_size: tuple[int, int]
-    raw_size: tuple[int, int]
-    instances: int
-    images: int = 0
+    config: str  # file of configs/
+    image_size: tuple[int, int]  # (H, W) of a training image, px
+    raw_size: tuple[int, int]  # (H, W) of an image file, px
+    instances: int  # per image, labeled or pseudo-labeled
+    images: int = 0  # per batch, labeled, and as many unlabeled; 0: the config's
     device: str = "cpu"
-    sam: str = TINY_SAM
-    opts: tuple[str, ...] = ()
+    sam: str = TINY_SAM  # or CONFIG_SAM, or one of SAM_SIZES
+    opts: tuple[str, ...] = ()  # config keys and values
 
 
 CASES = {
@@ -73,13 +54,10 @@ CASES = {
 
 
 def case_config(case: Case, stage: int):
-    """The config of a stage (1 or 2), with random weights, ready to be run in one process.
-
-    SyncBN becomes BN, which computes the same in one process.
+    """The config of a stage (1 or 2), with random weights, for one process: SyncBN becomes BN.
 
     Raises:
-        ConfigError: the SAM is none that can be made without its weights, or the images are not
-            square where the config trains on squares.
+        ConfigError: the SAM cannot be made without its weights, or the config needs squares.
     """
     file = str(CONFIGS / case.config)
     plain = load_config(file)
@@ -105,18 +83,15 @@ def case_config(case: Case, stage: int):
     cfg = load_config(file, [*overrides, *case.opts])
     if cfg.S4M.SAM.BACKEND == "segment_anything" and cfg.S4M.SAM.MODEL_TYPE not in SAM_SIZES:
         raise ConfigError(f"--sam {case.sam} is unknown; choose {TINY_SAM} or one of {SAM_SIZES}")
-    return stage_config(run_config(cfg), STAGES[stage])
+    return engine.stage_config(engine.run_config(cfg), STAGES[stage])
 
 
 class Bench:
-    """One stage at one case's shapes, with random weights.
+    """Stage 1 or 2 at one case's shapes, with random weights.
 
     ``teacher``, ``labeling`` and ``unlabeled`` are stage 2's, ``distillation`` is stage 1's.
     ``sam`` computes; ``answers`` also replaces its masks by synthetic ones, because an untrained
     SAM's (or teacher's) would not give the number of instances that is asked for.
-
-    Args:
-        stage: 1 or 2.
     """
 
     def __init__(self, case: Case, stage: int) -> None:
@@ -126,8 +101,8 @@ class Bench:
         self.cfg = case_config(replace(case, opts=opts), stage)
         self.device, self.size = torch.device(case.device), case.image_size
         self.num_classes = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        self.student = TeacherTrainer.build_model(self.cfg).train()
-        self.optimizer = build_optimizer(self.cfg, self.student)
+        self.student = engine.TeacherTrainer.build_model(self.cfg).train()
+        self.optimizer = engine.build_optimizer(self.cfg, self.student)
         self.sam = build_sam(self.cfg)
         batch = self.cfg.SOLVER.IMS_PER_BATCH
         parts = (batch, self.size, case.instances, self.num_classes)
@@ -143,13 +118,11 @@ class Bench:
         self.answers = FixedAnswers(self.sam, min(case.instances, queries), self.sizes)
         self.teacher = EMATeacher(copy.deepcopy(self.student), decay=self.cfg.S4M.EMA_DECAY)
         predict = self.teacher.model.predict_queries
-        size = (self.size[0] // 4, self.size[1] // 4)
-        logits, masks = synthetic.query_predictions(
-            batch, queries, size, case.instances, self.num_classes
-        )
+        size, known = (self.size[0] // 4, self.size[1] // 4), (case.instances, self.num_classes)
+        logits, masks = synthetic.query_predictions(batch, queries, size, *known)
         self.known = {"pred_logits": logits.to(self.device), "pred_masks": masks.to(self.device)}
         self.teacher.model.predict_queries = lambda samples: {**predict(samples), **self.known}
-        self.labeling = PseudoLabeling(self.cfg, self.teacher, self.answers)
+        self.labeling = engine.PseudoLabeling(self.cfg, self.teacher, self.answers)
 
     @property
     def weak(self) -> list[dict]:
@@ -195,30 +168,16 @@ class OtherBackend:
 
 
 class FixedAnswers(OtherBackend):
-    """A backend that asks another one and then answers with synthetic masks.
-
-    Args:
-        count: instances of each image.
-        sizes: (H, W) of the images, in the order in which they are encoded.
-    """
+    """A backend that asks another one and then answers with ``count`` synthetic masks an image."""
 
     def __init__(self, backend, count: int, sizes: Sequence[tuple[int, int]]) -> None:
         super().__init__(backend)
-        self._passes = True
+        self.passes = True  # False: answer at once, without running encoder or decoder
         frame = 4 * backend.grid_side
         self._answers = []
         for index, size in enumerate(sizes):
             answer = synthetic.sam_answer(index, count, frame, backend.grid_scale(size))
             self._answers.append([tensor.to(backend.device) for tensor in answer])
-
-    @contextlib.contextmanager
-    def without_passes(self) -> Iterator[None]:
-        """Answer at once: neither the encoder nor the decoder is run."""
-        self._passes = False
-        try:
-            yield
-        finally:
-            self._passes = True
 
     def only(self, index: int) -> FixedAnswers:
         """The same for the batch that holds image ``index`` alone."""
@@ -226,52 +185,29 @@ class FixedAnswers(OtherBackend):
         alone._answers = [self._answers[index]]
         return alone
 
-    def encode(
-        self, images: Tensor, image_sizes: Sequence[tuple[int, int]], **options: Any
-    ) -> EncodedImages:
-        if self._passes:
+    def encode(self, images: Tensor, image_sizes: Sequence, **options: Any) -> EncodedImages:
+        if self.passes:
             return self._backend.encode(images, image_sizes, **options)
         return EncodedImages(torch.zeros(len(images), 1, 1, 1), list(image_sizes))
 
-    def prompt(
-        self, encoded: EncodedImages, points: Sequence[Tensor], labels=None, **options: bool
-    ) -> list[PromptOutput]:
-        if self._passes:
-            self._backend.prompt(encoded, points, labels, **options)
-        return [
-            PromptOutput(masks[: len(p)], ious[: len(p)], None)
-            for p, (masks, ious) in zip(points, self._answers, strict=False)
-        ]
-
-
-class KnownImages(OtherBackend):
-    """A backend that gives what it encoded before."""
-
-    def __init__(self, backend, encoded: EncodedImages) -> None:
-        super().__init__(backend)
-        self._encoded = encoded
-
-    def encode(self, images: Tensor, image_sizes: Sequence[tuple[int, int]]) -> EncodedImages:
-        return self._encoded
+    def prompt(self, encoded: EncodedImages, points: Sequence, *labels, **options) -> list:
+        if self.passes:
+            self._backend.prompt(encoded, points, *labels, **options)
+        pairs = zip(points, self._answers, strict=False)
+        return [PromptOutput(masks[: len(p)], ious[: len(p)], None) for p, (masks, ious) in pairs]
 
 
 class OneByOne(OtherBackend):
     """A backend that encodes one image a pass and answers the prompts of one image a pass."""
 
-    def encode(
-        self, images: Tensor, image_sizes: Sequence[tuple[int, int]], **options: Any
-    ) -> EncodedImages:
-        encoded = [
-            self._backend.encode(image[None], [size])
-            for image, size in zip(images, image_sizes, strict=True)
-        ]
+    def encode(self, images: Tensor, image_sizes: Sequence, **options: Any) -> EncodedImages:
+        pairs = zip(images, image_sizes, strict=True)
+        encoded = [self._backend.encode(image[None], [size]) for image, size in pairs]
         finer = zip(*(one.finer_maps for one in encoded), strict=True)
         embeddings = torch.cat([one.embeddings for one in encoded])
         return EncodedImages(embeddings, list(image_sizes), tuple(map(torch.cat, finer)))
 
-    def prompt(
-        self, encoded: EncodedImages, points: Sequence, labels: Sequence, **options: bool
-    ) -> list[PromptOutput]:
+    def prompt(self, encoded: EncodedImages, points: Sequence, labels: Sequence, **options) -> list:
         outputs = []
         for index, (clicks, kinds) in enumerate(zip(points, labels, strict=True)):
             outputs += self._backend.prompt(encoded.select([index]), [clicks], [kinds], **options)

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from benchmarking import ours, plain_step
 from benchmarking.bench import TINY_SAM, Bench, Case
 from benchmarking.parts import INSIDE, MAKERS, METHOD_PARTS, Part, Parts, check_step
-from benchmarking.timing import (
-    Clock,
-    Form,
-    count_flops,
-    machine_peaks,
-    peak_memory,
-    ratio,
-    summarize,
-)
+from benchmarking.timing import Clock, Form, count_flops, machine_peaks, peak_memory, summarize
 from s4m_d2.errors import ConfigError, S4MError
 
 STEP, REST = "step", "rest"
@@ -34,33 +26,23 @@ def say(text: str) -> None:
     print(f"  {text} …", file=sys.stderr, flush=True)
 
 
-def key_of(name: str) -> str:
-    """A part's name on the command line."""
-    return name.lower().replace(" ", "-").replace("_", "-")
-
-
 def check_names(names: Collection[str]) -> set[str]:
-    """The names of parts as keys; none: all.
+    """The parts that are named, in any spelling; none: all.
 
     Raises:
         ConfigError: one is no part.
     """
-    known = [*map(key_of, MAKERS), STEP]
-    keys = {key_of(name) for name in names}
-    unknown = sorted(keys - set(known))
-    if unknown:
-        raise ConfigError(f"--parts {' '.join(unknown)}: no such part; choose from {known}")
-    return keys or set(known)
+    known = {name.lower().replace(" ", "-"): name for name in (*MAKERS, STEP)}
+    keys = {name.lower().replace(" ", "-").replace("_", "-") for name in names}
+    if unknown := sorted(keys - known.keys()):
+        raise ConfigError(f"--parts {' '.join(unknown)}: no such part; choose from {[*known]}")
+    return {known[key] for key in keys or known}
 
 
-def measure_stage(
-    case: Case, stage: int, args: argparse.Namespace, peaks: dict[str, dict[str, float]]
-) -> dict[str, Any]:
+def measure_stage(case: Case, stage: int, args: argparse.Namespace, peaks: dict) -> dict[str, Any]:
     """The parts of a stage, checked and timed; everything that JSON holds of it.
 
-    Args:
-        args: ``parts``, ``repeats``, ``warmup`` and ``no_memory``, see tools/benchmark.py.
-        peaks: of the machine, by precision; gets what is missing.
+    ``peaks`` of the machine, by precision, get what is missing.
 
     Raises:
         Mismatch: two forms of a part do not give the same.
@@ -73,10 +55,11 @@ def measure_stage(
     if precision not in peaks:
         peaks[precision] = machine_peaks(clock, half=bench.half)
     for name, (make, stages) in MAKERS.items():
-        if key_of(name) in names and stage in stages:
+        if name in names and stage in stages:
             say(name)
             part = make(parts)
-            checked(name, part.check)
+            if part.same is not None:
+                checked(name, lambda part=part: part.same(part.ours(), part.plain()))
             rows.append({"name": name, **measure_part(name, part, peaks[precision], clock, args)})
     step = None
     if STEP in names:
@@ -97,8 +80,7 @@ def measure_stage(
     }
 
 
-def checked(name: str, check) -> None:
-    """Raises: Mismatch: ``check`` finds that the forms differ."""
+def checked(name: str, check: Callable[[], None]) -> None:
     try:
         check()
     except AssertionError as error:
@@ -124,7 +106,8 @@ def measure_part(name: str, part: Part, peak: dict, clock: Clock, args) -> dict[
 def measure_step(bench: Bench, clock: Clock, args: argparse.Namespace) -> dict[str, Any]:
     """A whole step through the trainer, and the one that is assembled from the plain forms."""
     checked(STEP, lambda: check_step(bench))
-    forms = {"ours": Form(ours.training_step(bench)), "plain": Form(plain_step.TrainingStep(bench))}
+    steps = {"ours": ours.training_step(bench), "plain": plain_step.training_step(bench)}
+    forms = {name: Form(step) for name, step in steps.items()}
     row = times_of(forms, clock, args)
     row["peak_memory"] = None
     if not args.no_memory:
@@ -136,20 +119,18 @@ def times_of(forms: dict[str, Form], clock: Clock, args: argparse.Namespace) -> 
     """Summaries of the forms, and of plain / ours."""
     times = clock.measure(forms, repeats=args.repeats, warmup=args.warmup)
     row: dict[str, Any] = {"ours": summarize(times["ours"]), "plain": None, "ratio": None}
-    if "plain" in times:
-        row |= {"plain": summarize(times["plain"]), "ratio": ratio(times["plain"], times["ours"])}
+    if "plain" in times:  # of the repeats that were taken in turns
+        ratios = [a / b for a, b in zip(times["plain"], times["ours"], strict=True)]
+        row |= {"plain": summarize(times["plain"]), "ratio": summarize(ratios)}
     return row
 
 
 def add_shares(rows: list[dict[str, Any]], step: dict[str, Any] | None) -> dict[str, float]:
-    """Give each part the share of the step that it takes, in both forms; shares add up to 1.
+    """Give each part the share of the step that it takes; for each form the whole, and the rest.
 
-    The whole is the step as it was measured, or the sum of its parts where that is more or there
-    is no step; what no part explains is the rest. A part inside another one has a share, but is
-    not counted again; the data, which other processes load, are compared with the step.
-
-    Returns:
-        for each form the whole, in seconds, and the share of the rest.
+    The whole, in seconds, is the step as it was measured, or the sum of its parts where that is
+    more or there is no step. A part inside another one has a share, but is not counted again; the
+    data, which other processes load, are compared with the step.
     """
     totals = {}
     for form in FORMS:

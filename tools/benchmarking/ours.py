@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from unittest.mock import patch
 
 import torch
 from detectron2.utils.events import EventStorage
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarking import plain, synthetic
-from benchmarking.bench import Bench, KnownImages
+from benchmarking.bench import Bench
 from s4m_d2.engine import BadSteps, StudentStep, TeacherStep
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.layers import ms_deform_attn
@@ -62,7 +63,7 @@ def points(bench: Bench, selected: Sequence) -> list[tuple[Tensor, ...]]:
 @torch.no_grad()
 def refine(bench: Bench, selected: Sequence) -> list:
     """Refined pseudo-labels, with SAM's passes left out: points, best masks, image size."""
-    with bench.autocast(), bench.answers.without_passes():
+    with bench.autocast(), patch.object(bench.answers, "passes", False):
         return bench.labeling.refine(bench.weak, selected, bench.device).labels
 
 
@@ -89,47 +90,21 @@ def pseudo_labeled(bench: Bench) -> list[dict]:
 
 
 def distill(bench: Bench, loss, encoded, mask_features: Tensor, wanted: Sequence[dict]) -> Tensor:
-    """Structural distillation of a batch that SAM has encoded, by a loss on the bench's backend."""
-    bench.distillation.backend = KnownImages(bench.sam, encoded)
-    try:
-        with bench.autocast():
-            return loss(
-                mask_features,
-                bench.rgb,
-                bench.sizes,
-                [target["masks"] for target in wanted],
-                sample_generators(bench.labeled, "prompt_points", bench.device),
-            )["loss_sd"]
-    finally:
-        bench.distillation.backend = bench.sam
-
-
-class _Recorder(nn.Module):
-    """Stands in for the criterion and keeps what it is given."""
-
-    deep_supervision = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[dict] = []
-
-    def forward(self, outputs: dict, *_) -> dict:
-        self.seen.append(outputs)
-        return {}
+    """Structural distillation of a batch that SAM has encoded."""
+    masks = [target["masks"] for target in wanted]
+    generators = sample_generators(bench.labeled, "prompt_points", bench.device)
+    with patch.object(bench.sam, "encode", lambda *_: encoded), bench.autocast():
+        return loss(mask_features, bench.rgb, bench.sizes, masks, generators)["loss_sd"]
 
 
 def student_outputs(bench: Bench, batches: Sequence[list[dict]]) -> list[dict]:
     """What the student's forward in training hands to the criterion, instead of losses."""
-    student, recorder = bench.student, _Recorder()
-    criterion, distillation = student.criterion, student.distillation
-    student.criterion, student.distillation = recorder, None
-    try:
-        with bench.autocast():
-            for batch in batches:
-                student(batch)
-    finally:
-        student.criterion, student.distillation = criterion, distillation
-    return recorder.seen
+    seen: list[dict] = []
+    keep = patch.object(bench.student.criterion, "forward", lambda x, *_: seen.append(x) or {})
+    with keep, patch.object(bench.student, "distillation", None), bench.autocast():
+        for batch in batches:
+            bench.student(batch)
+    return seen
 
 
 def targets(bench: Bench, batch: list[dict]) -> list[dict]:
@@ -161,22 +136,13 @@ def match(bench: Bench, matcher, outputs: list[dict], wanted: list, batches: lis
     ]
 
 
-def deformable_sampling() -> Callable:
-    """The look-up of deformable attention."""
-    return ms_deform_attn.deformable_sampling
-
-
 @contextlib.contextmanager
 def plain_model(bench: Bench) -> Iterator[None]:
     """Use plain deformable attention in all models, and plain matching in the criterion."""
-    criterion, sampling = bench.student.criterion, ms_deform_attn.deformable_sampling
-    matcher = criterion.matcher
-    ms_deform_attn.deformable_sampling = plain.deformable_sampling
-    criterion.matcher = plain.Matcher(**vars(criterion.matcher))
-    try:
+    criterion = bench.student.criterion
+    matcher = patch.object(criterion, "matcher", plain.Matcher(**vars(criterion.matcher)))
+    with matcher, patch.object(ms_deform_attn, "deformable_sampling", plain.deformable_sampling):
         yield
-    finally:
-        ms_deform_attn.deformable_sampling, criterion.matcher = sampling, matcher
 
 
 def step_losses(bench: Bench) -> dict[str, Tensor]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -21,7 +25,7 @@ from benchmarking.timing import Form
 from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.formats.coco import mask_polygons
-from s4m_d2.layers import cell_centers
+from s4m_d2.layers import cell_centers, ms_deform_attn
 from s4m_d2.structures import encode_masks
 
 #: Parts that are inside another one and so do not count again in the sum of a step.
@@ -36,23 +40,19 @@ SAME_MATCHES = 0.9  # share of the queries: ties are broken by rounding
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a step.
-
-    Attributes:
-        ours, plain: the forms; None: what the plain form does is the same.
-        check: raises AssertionError if the forms differ.
-        moved_bytes: that the part cannot avoid to read and write; 0: it is bound by arithmetic, or
-            not looked at.
-        counts_flops: whether its bound is the arithmetic of what it runs.
-        in_step: whether a step waits for it; the data are loaded by other processes.
-    """
+    """A part of a step."""
 
     ours: Form
-    plain: Form | None = None
-    check: Callable[[], None] = lambda: None
-    moved_bytes: int = 0
-    counts_flops: bool = False
-    in_step: bool = True
+    plain: Form | None = None  # None: the same
+    same: Callable[[Any, Any], None] | None = None  # AssertionError: the two results differ
+    moved_bytes: int = 0  # that cannot be avoided; 0: it is bound by arithmetic, or not looked at
+    counts_flops: bool = False  # whether its bound is the arithmetic of what it runs
+    in_step: bool = True  # whether a step waits for it; other processes load the data
+
+
+def pair(run: Callable, first: Any, second: Any) -> tuple[Form, Form]:
+    """Two forms that differ in an argument."""
+    return Form(lambda: run(first)), Form(lambda: run(second))
 
 
 class Parts:
@@ -65,9 +65,12 @@ class Parts:
         self.loose = 5e-2 if bench.half else 2e-3
 
     @cached_property
+    def predicted(self) -> dict:
+        return self.bench.known | {"image_sizes": self.bench.sizes, "padded_size": self.bench.size}
+
+    @cached_property
     def selected(self) -> list:
-        known = {"image_sizes": self.bench.sizes, "padded_size": self.bench.size}
-        return ours.selections(self.bench, self.bench.known | known)
+        return ours.selections(self.bench, self.predicted)
 
     @cached_property
     def refined(self) -> list:
@@ -100,48 +103,41 @@ class Parts:
         mappers = {k: DATASET_MAPPER_REGISTRY.get(name)(cfg, True) for k, name in mappers.items()}
         folder = tempfile.TemporaryDirectory()
         records = write_images(Path(folder.name), self.bench)
-        position = 0
+        positions = itertools.count()
 
-        def load() -> None:
-            nonlocal position
+        def load(folder=folder) -> None:  # the files live as long as the part
             for stream, mapper in mappers.items():
-                for _ in self.bench.labeled:
+                for position in itertools.islice(positions, len(self.bench.labeled)):
                     record = dict(records[position % len(records)])
                     if stream == "unlabeled":
                         record.pop("annotations")
                     mapper({**record, "seeds": sample_seeds(0, stream, position)})
-                    position += 1
 
-        load.folder = folder  # the files live as long as the part
         return Part(Form(load), in_step=False)
 
     def ema(self) -> Part:
         """The teacher's update; two tensors are read and one is written."""
         teacher, student = self.bench.teacher, self.bench.student
 
-        def state() -> dict[str, Tensor]:
-            return {name: value.clone() for name, value in teacher.model.state_dict().items()}
-
         def update_plainly() -> None:
             plain.update_teacher(teacher.model, student, teacher.decay)
 
-        def check() -> None:
-            start = state()
-            with torch.no_grad():
-                for tensor in teacher.model.parameters():
-                    tensor.add_(1.0)  # else the teacher is the student, and nothing would move
-            moved = state()
-            teacher.update(student)
-            found = state()
-            teacher.model.load_state_dict(moved)
-            update_plainly()
-            expected = state()
-            teacher.model.load_state_dict(start)
-            assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        def same(*_) -> None:
+            model, found = teacher.model, []
+            start = copy.deepcopy(model.state_dict())
+            for update in (lambda: teacher.update(student), update_plainly):
+                model.load_state_dict(start)
+                with torch.no_grad():
+                    for tensor in model.parameters():
+                        tensor.add_(1.0)  # else the teacher is the student, and nothing would move
+                update()
+                found.append(copy.deepcopy(model.state_dict()))
+            model.load_state_dict(start)
+            assert_close(*found, rtol=1e-5, atol=1e-6)
 
         size = sum(p.numel() * p.element_size() for p in student.parameters())
         update = Form(lambda: teacher.update(student))
-        return Part(update, Form(update_plainly), check, moved_bytes=3 * size)
+        return Part(update, Form(update_plainly), same, moved_bytes=3 * size)
 
     def teacher(self) -> Part:
         """The teacher's pass; the plain one with plain deformable attention."""
@@ -154,38 +150,27 @@ class Parts:
         return Part(predict, Form(predict_plainly), counts_flops=True)
 
     def selection(self) -> Part:
-        known = {"image_sizes": self.bench.sizes, "padded_size": self.bench.size}
-        predicted = self.bench.known | known
-        return Part(Form(lambda: ours.selections(self.bench, predicted)))
+        return Part(Form(lambda: ours.selections(self.bench, self.predicted)))
 
     def sam_encode(self) -> Part:
         """SAM's encoder: the batch together, and image by image."""
         bench, images = self.bench, self.bench.rgb
         backends = bench.sam, OneByOne(bench.sam)
-        forms = [lambda b=backend: ours.encode(bench, b, images) for backend in backends]
-
-        def check() -> None:
-            self._close(*(form().embeddings for form in forms))
-
-        return Part(*map(Form, forms), check, counts_flops=True)
+        forms = pair(lambda backend: ours.encode(bench, backend, images), *backends)
+        return Part(*forms, lambda a, b: self._close(a.embeddings, b.embeddings), counts_flops=True)
 
     def sam_prompts(self) -> Part:
         """SAM's answers to the clicks of all images together, and image by image."""
         bench, drawn = self.bench, ours.points(self.bench, self.selected)
         backends = bench.sam, OneByOne(bench.sam)
-        forms = [
-            lambda b=backend: ours.prompt(bench, b, self.encoded, *drawn) for backend in backends
-        ]
-        return Part(
-            *map(Form, forms), lambda: self._close(*(form() for form in forms)), counts_flops=True
-        )
+        forms = pair(lambda backend: ours.prompt(bench, backend, self.encoded, *drawn), *backends)
+        return Part(*forms, self._close, counts_flops=True)
 
     def points(self) -> Part:
         """Clicks; the draws differ, but all are centers of pixels of their masks."""
 
-        def check() -> None:
-            found = ours.points(self.bench, self.selected)
-            expected = list(zip(*self._plain_points(), strict=True))
+        def same(found: list, by_image: list) -> None:
+            expected = list(zip(*by_image, strict=True))
             self._close(*([kinds.cpu() for kinds in drawn[1]] for drawn in (found, expected)))
             for clicks in (found, expected):
                 for one, places, kinds in zip(self.selected, *clicks, strict=True):
@@ -195,49 +180,38 @@ class Parts:
                     assert one.labels.masks.cpu()[row, y, x][kinds.cpu() > 0].all()
 
         draw = Form(lambda: ours.points(self.bench, self.selected))
-        return Part(draw, Form(self._plain_points), check)
-
-    def _plain_points(self) -> list:
-        return plain_step.points(self.bench, self.selected, self.rng)
+        draw_plainly = Form(lambda: plain_step.points(self.bench, self.selected, self.rng))
+        return Part(draw, draw_plainly, same)
 
     def refinement(self) -> Part:
         """Clicks, choice of SAM's masks and their size, without SAM's passes."""
 
         def refine_plainly() -> list:
-            with self.bench.answers.without_passes():
+            with patch.object(self.bench.answers, "passes", False):
                 return plain_step.refine(self.bench, self.selected, self.rng)
 
         refine = Form(lambda: ours.refine(self.bench, self.selected))
-        return Part(
-            refine, Form(refine_plainly), lambda: same_labels(self.refined, refine_plainly())
-        )
+        return Part(refine, Form(refine_plainly), same_labels)
 
     def arp(self) -> Part:
         """ARP; each mask of a pair is read and written."""
         bench = self.bench
-        forms = [
-            lambda step=step: step.exchange(bench, self.images, self.refined)
-            for step in (ours, plain_step)
-        ]
 
-        def check() -> None:
-            (found, labels), (expected, wanted) = (form() for form in forms)
-            same_labels(labels, wanted)
-            same_pictures(found, expected, 1.0)
+        def same(found: tuple, expected: tuple) -> None:
+            same_labels(found[1], expected[1])
+            same_pictures(found[0], expected[0], 1.0)
 
         count = len(self.images)
         pairs = max(1, int(bench.cfg.S4M.ARP.PAIR_FRACTION * count)) if count > 1 else 0
         channels = 2 * 2 * bench.case.instances + 3 * 3
         moved = pairs * 2 * bench.size[0] * bench.size[1] * channels
-        return Part(*map(Form, forms), check, moved_bytes=moved)
+        forms = pair(lambda of: of.exchange(bench, self.images, self.refined), ours, plain_step)
+        return Part(*forms, same, moved_bytes=moved)
 
     def strong_view(self) -> Part:
         """The student's images."""
-        forms = [
-            lambda step=step: step.strong_views(self.bench, self.images)
-            for step in (ours, plain_step)
-        ]
-        return Part(*map(Form, forms), lambda: same_pictures(*(f() for f in forms), LEVELS))
+        forms = pair(lambda of: of.strong_views(self.bench, self.images), ours, plain_step)
+        return Part(*forms, lambda found, expected: same_pictures(found, expected, LEVELS))
 
     def distillation(self) -> Part:
         """Structural distillation, from SAM's embeddings on: points, prompts, similarities."""
@@ -247,36 +221,30 @@ class Parts:
         features = torch.rand(shape, generator=synthetic.generator("mask features"))
         features = features.to(bench.device).requires_grad_()
         losses = bench.distillation, plain.Distillation(bench.distillation)
-        forms = [
-            lambda loss=loss: ours.distill(bench, loss, self.encoded, features, self.wanted[0])
-            for loss in losses
-        ]
-        return Part(
-            *map(Form, forms), lambda: self._close(*(f() for f in forms), atol=0), counts_flops=True
+        wanted = self.wanted[0]
+        forms = pair(
+            lambda loss: ours.distill(bench, loss, self.encoded, features, wanted), *losses
         )
+        return Part(*forms, partial(self._close, atol=0), counts_flops=True)
 
     def student_forward(self) -> Part:
-        passes = self._passes()
+        def same(*outputs: list[dict]) -> None:
+            self._close(*([output["mask_features"] for output in form] for form in outputs))
 
-        def check() -> None:
-            with torch.no_grad():
-                self._close(*([out["mask_features"] for out in p.forward()] for p in passes))
-
-        return Part(*(Form(p.forward) for p in passes), check, counts_flops=True)
+        return Part(*pair(StudentPass.forward, *self._passes()), same, counts_flops=True)
 
     def losses(self) -> Part:
-        passes = self._passes()
-        forms = [Form(one.losses, lambda: (self.outputs,)) for one in passes]
-        return Part(*forms, lambda: self._close(*(one.losses(self.outputs) for one in passes)))
+        forms = pair(lambda of: of.losses(self.outputs), *self._passes())
+        return Part(*forms, self._close)
 
     def backward(self) -> Part:
         passes = self._passes()
 
-        def check() -> None:
+        def same(*_) -> None:
             self._close(*(one.gradient_norm() for one in passes), rtol=5 * self.loose)
 
         forms = [Form(torch.Tensor.backward, one.graph) for one in passes]
-        return Part(*forms, check, counts_flops=True)
+        return Part(*forms, same, counts_flops=True)
 
     def optimizer(self) -> Part:
         """Clipping and update: reads the gradients twice and writes them; then four and three."""
@@ -296,16 +264,15 @@ class Parts:
         bench = self.bench
         wanted = [[{**t, "masks": t["masks"].float()} for t in batch] for batch in self.wanted]
         own = bench.student.criterion.matcher
-        forms = [
-            lambda matcher=matcher: ours.match(bench, matcher, self.outputs, wanted, self.batches)
-            for matcher in (own, plain.Matcher(**vars(own)))
-        ]
 
-        def check() -> None:
-            found, expected = (torch.cat([q.flatten() for q in form()]) for form in forms)
+        def same(*queries: list[Tensor]) -> None:
+            found, expected = (torch.cat([q.flatten() for q in of_form]) for of_form in queries)
             assert (found == expected).float().mean() >= SAME_MATCHES
 
-        return Part(*map(Form, forms), check)
+        def match(matcher: Callable) -> list[Tensor]:
+            return ours.match(bench, matcher, self.outputs, wanted, self.batches)
+
+        return Part(*pair(match, own, plain.Matcher(**vars(own))), same)
 
     def deformable_attention(self) -> Part:
         """Forward and backward of one layer of the pixel decoder's look-ups, for one batch."""
@@ -331,13 +298,11 @@ class Parts:
             output = form(value, levels, locations, weights)
             return [output, *torch.autograd.grad(output.sum(), (value, locations, weights))]
 
-        def check() -> None:  # gradients of places jump where cells end
-            found, expected = run(ours.deformable_sampling()), run(plain.deformable_sampling)
+        def same(found: list, expected: list) -> None:  # gradients of places jump at cells' ends
             for index in (0, 1, 3):
                 assert_close(found[index], expected[index], rtol=1e-3, atol=1e-3)
 
-        mine = Form(lambda: run(ours.deformable_sampling()))
-        return Part(mine, Form(lambda: run(plain.deformable_sampling)), check)
+        return Part(*pair(run, ms_deform_attn.deformable_sampling, plain.deformable_sampling), same)
 
     def _passes(self) -> list[StudentPass]:
         return [StudentPass(self, plainly) for plainly in (False, True)]
@@ -396,24 +361,19 @@ class StudentPass:
     def gradient_norm(self) -> Tensor:
         """Of all parameters together, after one pass."""
         self.graph()[0].backward()
-        return torch.nn.utils.get_total_norm(
-            [p.grad for p in self._bench.student.parameters() if p.grad is not None]
-        )
+        gradients = [p.grad for p in self._bench.student.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
 
 
 def check_step(bench: Bench) -> None:
     """The losses of a whole step, with the strong view, whose rounding differs, left out."""
+    keep = contextlib.nullcontext()
     if bench.labeling is not None:
-        view, bench.labeling.strong_view = bench.labeling.strong_view, lambda images, _: images
-    try:
-        with torch.no_grad():
-            found = ours.step_losses(bench)
-            expected = plain_step.losses(
-                bench, np.random.default_rng(0), views=lambda _, images: images
-            )
-    finally:
-        if bench.labeling is not None:
-            bench.labeling.strong_view = view
+        keep = patch.object(bench.labeling, "strong_view", lambda images, _: images)
+    with torch.no_grad(), keep:
+        found = ours.step_losses(bench)
+        rng = np.random.default_rng(0)
+        expected = plain_step.losses(bench, rng, views=lambda _, images: images)
     tolerance = 0.1 if bench.half else 5e-3
     assert_close(found, expected, rtol=tolerance, atol=tolerance)
 
@@ -442,14 +402,11 @@ def write_images(folder: Path, bench: Bench) -> list[dict]:
         name = folder / f"{index}.png"
         cv2.imwrite(str(name), np.ascontiguousarray(pixels[..., ::-1]))
         masks = encode_masks(synthetic.instance_logits(bench.case.instances, size, draws) > 0)
-        annotations = [
-            {
-                "category_id": n % bench.num_classes,
-                "iscrowd": 0,
-                "segmentation": [polygon.ravel().tolist() for polygon in mask_polygons(rle)],
-            }
-            for n, rle in enumerate(masks)
-        ]
+        annotations = []
+        for n, rle in enumerate(masks):
+            polygons = [polygon.ravel().tolist() for polygon in mask_polygons(rle)]
+            common = {"category_id": n % bench.num_classes, "iscrowd": 0}
+            annotations.append({**common, "segmentation": polygons})
         record = {"file_name": str(name), "height": size[0], "width": size[1], "image_id": index}
         records.append({**record, "annotations": annotations})
     return records

@@ -7,7 +7,7 @@ written from the method's definition for this comparison.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,15 +32,8 @@ def mask_points(
 ) -> tuple[Tensor, Tensor]:
     """Clicks drawn on the host, mask by mask: P(pixel) ∝ softmax of the logits inside the mask.
 
-    Each draw is one from all pixels of the map, most of which have no weight.
-
-    Args:
-        mask_logits, masks: (N, h, w).
-        content_size: (h', w') in pixels of the masks.
-
-    Returns:
-        (N, P, 2) points (x, y) normalized to the content and (N, P) labels, -1 where a mask has too
-        few pixels; on the device of the masks.
+    Masks and logits are (N, h, w), their content is ``content_size``. Returns (N, P, 2) points
+    (x, y) normalized to the content and (N, P) labels, -1 where a mask has too few pixels.
     """
     points = np.zeros((len(masks), num_points, 2), np.float32)
     labels = np.full((len(masks), num_points), -1)
@@ -58,29 +51,19 @@ def mask_points(
     return torch.from_numpy(points).to(masks.device), torch.from_numpy(labels).to(masks.device)
 
 
-@dataclass(frozen=True)
-class Exchange:
-    """One direction of an ARP pair: where each instance of ``source`` goes on ``base``.
-
-    ``draws`` (N, 3) in [0, 1): scale, x and y of each pasted instance; None: pasted in place.
-    """
-
-    source: int
-    base: int
-    draws: Tensor | None = None
-
-
 def exchange_instances(
     images: Sequence[Tensor],
     labels: Sequence[PseudoLabels],
-    exchanges: Iterable[Exchange],
+    exchanges: Iterable[tuple[int, int, Tensor | None]],
     min_area: float,
     scale_range: tuple[float, float],
 ) -> tuple[list[Tensor], list[PseudoLabels]]:
-    """ARP with a loop over masks."""
+    """ARP with a loop over masks, and over exchanges from a source to a base.
+
+    Of each: (N, 3) draws in [0, 1), scale, x and y of each pasted instance; None: pasted in place.
+    """
     new_images, new_labels = list(images), list(labels)
-    for exchange in exchanges:
-        source, base = exchange.source, exchange.base
+    for source, base, draws in exchanges:
         image, found = images[base].clone(), labels[base]
         masks = [mask.clone() for mask in found.masks]
         classes, scores = list(found.labels), list(found.scores)
@@ -91,8 +74,8 @@ def exchange_instances(
             if mask.sum().item() < min_area:
                 continue
             pixels = images[source]
-            if exchange.draws is not None:
-                pixels, mask = place(pixels, mask, exchange.draws[pasted], scale_range)
+            if draws is not None:
+                pixels, mask = place(pixels, mask, draws[pasted], scale_range)
             image = torch.where(mask, pixels, image)
             for other in masks:
                 other[mask] = False
@@ -131,14 +114,12 @@ def place(
         centers = torch.arange(side, device=mask.device) + 0.5
         axes.append((centers - offset) / scale)
     inside = (axes[0] >= 0) & (axes[0] < height), (axes[1] >= 0) & (axes[1] < width)
-    nearest = [
-        axis.floor().long().clamp(0, side - 1) for axis, side in zip(axes, mask.shape, strict=True)
-    ]
+    pairs = zip(axes, mask.shape, strict=True)
+    nearest = [axis.floor().long().clamp(0, side - 1) for axis, side in pairs]
     moved = mask[nearest[0]][:, nearest[1]] & inside[0][:, None] & inside[1]
     y, x = torch.meshgrid(2 * axes[0] / height - 1, 2 * axes[1] / width - 1, indexing="ij")
-    pixels = F.grid_sample(
-        image[None].float(), torch.stack([x, y], -1)[None], "bilinear", "border", False
-    )
+    grid = torch.stack([x, y], -1)[None]
+    pixels = F.grid_sample(image[None].float(), grid, "bilinear", "border", False)
     return pixels[0].round().to(image.dtype), moved
 
 
@@ -233,25 +214,21 @@ class Matcher(HungarianMatcher):
         grid = (2 * points - 1)[None, None]
         predicted = F.grid_sample(masks[None].float(), grid, align_corners=False)[0, :, 0]
         wanted = F.grid_sample(target["masks"][None].float(), grid, align_corners=False)[0, :, 0]
-        inside = F.binary_cross_entropy_with_logits(
-            predicted, torch.ones_like(predicted), reduction="none"
-        )
-        outside = F.binary_cross_entropy_with_logits(
-            predicted, torch.zeros_like(predicted), reduction="none"
-        )
-        entropy = (inside @ wanted.T + outside @ (1 - wanted).T) / self.num_points
+        entropy = partial(F.binary_cross_entropy_with_logits, predicted, reduction="none")
+        inside, outside = entropy(torch.ones_like(predicted)), entropy(torch.zeros_like(predicted))
+        cross = (inside @ wanted.T + outside @ (1 - wanted).T) / self.num_points
         shares = predicted.sigmoid()
         total = shares.sum(1)[:, None] + wanted.sum(1)[None]
         dice = 1 - (2 * shares @ wanted.T + 1) / (total + 1)
         likely = logits.float().softmax(-1)[:, target["labels"]]
-        return self.mask_cost * entropy + self.dice_cost * dice - self.class_cost * likely
+        return self.mask_cost * cross + self.dice_cost * dice - self.class_cost * likely
 
 
 class Distillation:
-    """What ``loss`` computes, with its settings and its backend, and to be called as it is.
+    """What ``loss`` computes, to be called as it is.
 
-    The image of a prompt is repeated for each prompt and goes through the library's transformer,
-    whose parts are all computed. The grid's content must end where a cell does.
+    The image is repeated for each prompt and goes through the library's whole transformer. The
+    grid's content must end where a cell does.
     """
 
     def __init__(self, loss: StructuralDistillation) -> None:
@@ -270,23 +247,17 @@ class Distillation:
             embeddings = loss.backend.encode(images, list(image_sizes)).embeddings
         losses = []
         for index, size in enumerate(image_sizes):
-            points = sample_query_points(
-                masks[index],
-                size,
-                loss.num_points,
-                loss.num_foreground,
-                generators[index],
-                images.device,
-            )
+            counts = loss.num_points, loss.num_foreground
+            draws = generators[index], images.device
+            points = sample_query_points(masks[index], size, *counts, *draws)
             content = loss.backend.content_mask(size)
             rows, columns = int(content.any(1).sum()), int(content.any(0).sum())
             with torch.no_grad():
                 tokens = prompted_tokens(loss.backend, embeddings[index], size, points)
                 cells = tokens[:, :, :rows, :columns].float()
                 target = cosines(cells, points[:, None])[:, 0]
-            resized = F.interpolate(
-                mask_features[index, None].float(), (rows, columns), mode="bilinear"
-            )
+            features = mask_features[index, None].float()
+            resized = F.interpolate(features, (rows, columns), mode="bilinear")
             similarity = cosines(resized, points[None])[0]
             losses.append(F.huber_loss(similarity, target, delta=loss.huber_delta))
         return {"loss_sd": loss.weight * torch.stack(losses).mean()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -48,18 +49,16 @@ def exchange(bench: Bench, images: Sequence[Tensor], labels: Sequence[PseudoLabe
     """ARP with the draws that the samples' seeds give."""
     arp, min_area = bench.cfg.S4M.ARP, bench.labeling.arp.min_area
     generators = sample_generators(bench.unlabeled, "arp", "cpu")
-    exchanges = []
+    pairs, exchanges = [], []
     if len(images) > 1:
         order = torch.randperm(len(images), generator=generators[0]).tolist()
         for pair in range(max(1, int(arp.PAIR_FRACTION * len(images)))):
             first, second = order[2 * pair : 2 * pair + 2]
-            exchanges += [plain.Exchange(first, second), plain.Exchange(second, first)]
-    if arp.RANDOM_PLACEMENT:
-        for index, one in enumerate(exchanges):
-            areas = [mask.sum().item() for mask in labels[one.source].masks]
-            pasted = sum(area >= min_area for area in areas)
-            draws = torch.rand(pasted, 3, generator=generators[one.base])
-            exchanges[index] = plain.Exchange(one.source, one.base, draws)
+            pairs += [(first, second), (second, first)]
+    for source, base in pairs:
+        pasted = sum(mask.sum().item() >= min_area for mask in labels[source].masks)
+        draws = torch.rand(pasted, 3, generator=generators[base]) if arp.RANDOM_PLACEMENT else None
+        exchanges.append((source, base, draws))
     return plain.exchange_instances(images, labels, exchanges, min_area, tuple(arp.SCALE_RANGE))
 
 
@@ -68,10 +67,8 @@ def strong_views(bench: Bench, images: Sequence[Tensor]) -> list[Tensor]:
     """The student's images, one by one on the host."""
     generators = sample_generators(bench.unlabeled, "strong_view", "cpu")
     settings = bench.cfg.S4M.STRONG_VIEW
-    return [
-        plain.strong_view(image, settings, generator)
-        for image, generator in zip(images, generators, strict=True)
-    ]
+    pairs = zip(images, generators, strict=True)
+    return [plain.strong_view(image, settings, generator) for image, generator in pairs]
 
 
 def losses(bench: Bench, rng: np.random.Generator, views=strong_views) -> dict[str, Tensor]:
@@ -95,33 +92,27 @@ def losses(bench: Bench, rng: np.random.Generator, views=strong_views) -> dict[s
 
 def _distilled_losses(bench: Bench) -> dict[str, Tensor]:
     """Stage 1, with SAM and the distillation image by image."""
-    bench.distillation.backend = OneByOne(bench.sam)
-    bench.student.distillation = plain.Distillation(bench.distillation)
-    try:
-        with bench.autocast():
+    loss, one_by_one = plain.Distillation(bench.distillation), OneByOne(bench.sam)
+    with patch.object(bench.distillation, "backend", one_by_one), bench.autocast():
+        with patch.object(bench.student, "distillation", loss):
             return bench.student(bench.labeled)
-    finally:
-        bench.distillation.backend = bench.sam
-        bench.student.distillation = bench.distillation
 
 
-class TrainingStep:
+def training_step(bench: Bench) -> Callable[[], dict[str, float]]:
     """One step after another, as a plain loop: EMA, losses, backward, update."""
+    rng = np.random.default_rng(0)
+    scaler = torch.amp.GradScaler(bench.device.type, enabled=bench.half)
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
-        self._rng = np.random.default_rng(0)
-        self._scaler = torch.amp.GradScaler(bench.device.type, enabled=bench.half)
-
-    def __call__(self) -> dict[str, float]:
-        bench = self._bench
+    def step() -> dict[str, float]:
         if bench.teacher is not None:
             plain.update_teacher(bench.teacher.model, bench.student, bench.teacher.decay)
-        found = losses(bench, self._rng)
+        found = losses(bench, rng)
         bench.optimizer.zero_grad()
-        self._scaler.scale(sum(found.values())).backward()
+        scaler.scale(sum(found.values())).backward()
         logged = {name: loss.item() for name, loss in found.items()}
-        self._scaler.unscale_(bench.optimizer)
-        self._scaler.step(bench.optimizer)
-        self._scaler.update()
+        scaler.unscale_(bench.optimizer)
+        scaler.step(bench.optimizer)
+        scaler.update()
         return logged
+
+    return step

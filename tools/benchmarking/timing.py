@@ -22,15 +22,14 @@ COPIED_BYTES = {"cpu": 1 << 27, "cuda": 1 << 30}
 
 @dataclass(frozen=True)
 class Form:
-    """One way to do a part.
+    """One way to do a part."""
 
-    Attributes:
-        run: what is timed; it gets what ``prepare`` returns.
-        prepare: makes the arguments before each call; not timed.
-    """
+    run: Callable[..., Any]  # is timed
+    prepare: Callable[[], tuple] = tuple  # makes its arguments before each call; is not timed
 
-    run: Callable[..., Any]
-    prepare: Callable[[], tuple] = tuple
+    def __call__(self) -> Any:
+        """Prepare and run."""
+        return self.run(*self.prepare())
 
 
 def summarize(values: Sequence[float]) -> dict[str, float]:
@@ -40,10 +39,9 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
 
 
 class Clock:
-    """Seconds on a device: the device has finished before a time is read.
+    """Seconds on a device, which has finished before a time is read.
 
-    On the CPU with one thread it is the time of the process, which other programs do not stretch;
-    otherwise that of the wall.
+    On the CPU with one thread time of the process, which other programs do not stretch.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -80,16 +78,10 @@ class Clock:
         return times
 
 
-def ratio(plain: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """How many times as long the plain form takes; of the repeats that were taken in turns."""
-    return summarize([a / b for a, b in zip(plain, ours, strict=True)])
-
-
 def peak_memory(form: Form, device: torch.device) -> int:
     """Bytes that a call needs beyond what is held before it.
 
-    On a GPU from CUDA's allocator; on the CPU the peak of the tensors' allocations that
-    torch.profiler records, which leaves out NumPy's and the libraries' own.
+    By CUDA's allocator, or by torch.profiler, which leaves out NumPy's and the libraries' own.
     """
     arguments = form.prepare()
     if device.type == "cuda":
@@ -111,10 +103,7 @@ def peak_memory(form: Form, device: torch.device) -> int:
 
 
 def machine_peaks(clock: Clock, *, half: bool) -> dict[str, float]:
-    """Operations (multiplications and additions) and bytes a second, by kind of bound.
-
-    Of a large matrix product, in half precision where the training uses it, and a large copy.
-    """
+    """Operations and bytes a second, by kind of bound: of a large matrix product and copy."""
     device = clock.device
     side = MATRIX_SIDE[device.type]
     dtype = torch.float16 if half else torch.float32
@@ -122,10 +111,8 @@ def machine_peaks(clock: Clock, *, half: bool) -> dict[str, float]:
     source = torch.zeros(COPIED_BYTES[device.type] // 2, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     amounts = {"arithmetic": 2 * side**3, "bandwidth": 2 * source.numel()}
-    forms = {
-        "arithmetic": Form(lambda: torch.mm(left, right)),
-        "bandwidth": Form(lambda: target.copy_(source)),
-    }
+    calls = {"arithmetic": lambda: left @ right, "bandwidth": lambda: target.copy_(source)}
+    forms = {kind: Form(call) for kind, call in calls.items()}
     times = clock.measure(forms, repeats=5, warmup=2)
     return {kind: amounts[kind] / summarize(times[kind])["median"] for kind in forms}
 

@@ -27,15 +27,13 @@ MAIN_HEAD = "CAM-like label | SEPL, exact masks | gain | SEPL, tiny SAM | gain |
 
 
 def summarize(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
-    """Mean and sample deviation over seeds, in percent.
+    """By case ``mIoU`` and ``gain`` with their deviations, and ``IoU`` by class, in percent.
+
+    Deviations are None of a single seed, IoUs where a class never occurs.
 
     Args:
         runs: of each seed the name of a case → (C,) IoUs in [0, 1], nan where a class does not
             occur; ``BEFORE`` among the names.
-
-    Returns:
-        Case → ``mIoU``, ``mIoU deviation``, ``gain``, ``gain deviation`` (None of a single seed),
-        and ``IoU``, a list with a number per class, None where it never occurs.
     """
     ious = {name: 100 * np.array([run[name] for run in runs]) for name in runs[0]}
     before = np.nanmean(ious[BEFORE], axis=1)
@@ -131,11 +129,7 @@ def draw_gains(strengths: Mapping[str, Any], path: Path) -> None:
 def draw_examples(
     scenes: Sequence[StudyScene], masks: Sequence[list[dict]], seed: int, path: Path
 ) -> None:
-    """Some images at the study's strength, from the one that gains most to the one that loses.
-
-    Args:
-        masks: COCO RLEs of each scene, the tiny SAM's.
-    """
+    """Some images at the study's strength, from the one that gains most to the one that loses."""
     found = []
     for scene, rles in zip(scenes, masks, strict=True):
         before = scene.cam_label(seed, STUDY_STRENGTH, FAILURES)

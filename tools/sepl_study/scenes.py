@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -69,22 +70,17 @@ def sam_masks(
 ) -> list[list[dict]]:
     """COCO RLEs of each scene's automatic masks, kept in ``folder`` and taken from there."""
     version = f"{generator.fingerprint()} toyscapes {GENERATOR_VERSION}"
-    return [
-        kept_masks(
-            folder / f"{scene.name}.json.gz",
-            scene.truth.shape,
-            version,
-            lambda image=scene.image: generator.generate(image),
-        )
-        for scene in tqdm(scenes, desc="SAM's masks", unit="image")
-    ]
+    found = []
+    for scene in tqdm(scenes, desc="SAM's masks", unit="image"):
+        path, generate = folder / f"{scene.name}.json.gz", partial(generator.generate, scene.image)
+        found.append(kept_masks(path, scene.truth.shape, version, generate))
+    return found
 
 
 def dense(masks: list[dict], size: tuple[int, int]) -> np.ndarray:
     """(N, H, W) bool of RLEs."""
-    if not masks:
-        return np.zeros((0, *size), dtype=bool)
-    return mask_utils.decode(masks).transpose(2, 0, 1).astype(bool)
+    decoded = [mask_utils.decode(mask) for mask in masks]
+    return np.array(decoded, dtype=bool).reshape(-1, *size)
 
 
 def exact_masks(scene: StudyScene) -> np.ndarray:
@@ -94,11 +90,9 @@ def exact_masks(scene: StudyScene) -> np.ndarray:
 
 
 def fused_masks(scene: StudyScene, share: float, seed: int) -> np.ndarray:
-    """Exact masks, of which pairs that touch and differ in class are fused into one.
+    """Exact masks, of which a share of the pairs that touch and differ in class are fused into one.
 
-    Args:
-        share: of the pairs, each drawn for itself; a larger share has those of a smaller one.
-        seed: of the draws.
+    Each pair is drawn for itself; a larger share has those of a smaller one.
     """
     masks = exact_masks(scene)
     draws = label_generator(seed, f"fused {scene.name}").random((len(masks), len(masks)))
@@ -123,11 +117,6 @@ def background_masks(scene: StudyScene) -> np.ndarray:
         regions += [parts == part for part in range(1, count)]
     regions = [region for region in regions if region.sum() >= MIN_REGION_AREA]
     return np.array(regions, dtype=bool).reshape(-1, *scene.truth.shape)
-
-
-def whole_image(scene: StudyScene) -> np.ndarray:
-    """(1, H, W) bool, all of it."""
-    return np.ones((1, *scene.truth.shape), dtype=bool)
 
 
 def best_ious(scene: StudyScene, masks: np.ndarray) -> list[float]:
