@@ -30,6 +30,7 @@ import runpy
 import signal
 import sys
 import tempfile
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -216,11 +217,9 @@ def differences(found: dict[str, Any], stored: dict[str, Any], part: str = "") -
     for stage, losses in stored.get("losses", {}).items():
         assert found["losses"][stage].keys() == losses.keys(), stage
         for name in filter(lambda name: name.startswith(part), losses):
-            for i, (new, old) in enumerate(
-                zip(found["losses"][stage][name], losses[name], strict=True)
-            ):
-                largest += [0.0] * (i + 1 - len(largest))
-                largest[i] = max(largest[i], abs(new - old) / max(abs(old), 1e-3))
+            pairs = zip(found["losses"][stage][name], losses[name], strict=True)
+            moved = [abs(new - old) / max(abs(old), 1e-3) for new, old in pairs]
+            largest = [*map(max, zip_longest(largest, moved, fillvalue=0.0))]
     return largest
 
 
@@ -232,9 +231,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", help=f"some of {', '.join(RUNS)}; default: all")
     parser.add_argument("--record", action="store_true", help="store the values that come out")
-    parser.add_argument(
-        "--output", type=Path, help="write the values to this file, do nothing else"
-    )
+    words = "write the values to this file, do nothing else"
+    parser.add_argument("--output", type=Path, help=words)
     args = parser.parse_args()
     importlib.import_module("s4m_d2.engine")  # once for all commands
     found = {}

@@ -159,10 +159,8 @@ def test_real_images_are_set_aside_drawn_by_seed_and_left_unlabeled_otherwise(tm
         assert of_labels == {image["id"] for image in content["images"]}
         return {image["file_name"] for image in content["images"]}
 
-    first, second, all_labels = (
-        data.overrides(Run(runs.SUPERVISED, percent, seed))
-        for percent, seed in ((10, 0), (10, 1), (100, 0))
-    )
+    asked = (Run(runs.SUPERVISED, percent, seed) for percent, seed in ((10, 0), (10, 1), (100, 0)))
+    first, second, all_labels = map(data.overrides, asked)
     aside = names(first["S4M.DATA.VAL"])
     unlabeled = {path.name for path in Path(first["S4M.DATA.UNLABELED"]).iterdir()}
     drawn = [names(values["S4M.DATA.LABELED"]) for values in (first, second, all_labels)]

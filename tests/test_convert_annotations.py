@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import shutil
 
 import convert_annotations
 import numpy as np
@@ -18,22 +19,17 @@ VIA = {
     "circle": {"cx": 30, "cy": 20, "r": 10},
     "ellipse": {"cx": 30, "cy": 20, "rx": 20, "ry": 5, "theta": math.pi / 2},
 }
+TURNED = ("rotation", "oriented_rectangle", "quadrilateral")
 LABELME = {
     "polygon": [[10, 5], [30, 5], [30, 25], [10, 25]],
     "rectangle": [[30, 25], [10, 5]],
     "circle": [[30, 20], [30, 30]],
-    "rotation": [[10, 5], [30, 7], [28, 27], [8, 25]],
-    "oriented_rectangle": [[10, 5], [30, 7], [28, 27], [8, 25]],
-    "quadrilateral": [[10, 5], [30, 7], [28, 27], [8, 25]],
+    **dict.fromkeys(TURNED, [[10, 5], [30, 7], [28, 27], [8, 25]]),
 }
 # Area in px and box (x, y, width, height) of each; the ellipse stands upright.
 EXPECTED = {
-    "polygon": (400, (10, 5, 20, 20)),
-    "rect": (400, (10, 5, 20, 20)),
-    "rectangle": (400, (10, 5, 20, 20)),
-    "rotation": (404, (8, 5, 22, 22)),
-    "oriented_rectangle": (404, (8, 5, 22, 22)),
-    "quadrilateral": (404, (8, 5, 22, 22)),
+    **dict.fromkeys(("polygon", "rect", "rectangle"), (400, (10, 5, 20, 20))),
+    **dict.fromkeys(TURNED, (404, (8, 5, 22, 22))),
     "circle": (math.pi * 100, (20, 10, 20, 20)),
     "ellipse": (math.pi * 100, (25, 0, 10, 40)),
 }
@@ -117,39 +113,31 @@ def test_projects_and_objects_of_regions_are_read_too(convert):
     assert convert(project, options=["--overwrite"])[1] == expected
 
 
-@pytest.mark.parametrize(
-    ("attributes", "options", "label"),
-    [
-        ({"size": "large", "label": "dog"}, (), "dog"),
-        ({"size": "large", "color": "red"}, ("--class-attribute", "color"), "red"),
-        ({"size": "large", "color": "red"}, ("--class-name", "dog"), "dog"),
+def test_the_class_of_a_region(convert):
+    size, color = {"size": "large"}, {"size": "large", "color": "red"}
+    for attributes, options, label in (
+        ({**size, "label": "dog"}, (), "dog"),
+        (color, ("--class-attribute", "color"), "red"),
+        (color, ("--class-name", "dog"), "dog"),
         ({}, ("--class-name", "dog"), "dog"),
         ({"class": {"cat": False, "dog": True}}, (), "dog"),
         ({"class": "two\n lines"}, (), "two lines"),
-    ],
-)
-def test_the_class_of_a_region(convert, attributes, options, label):
-    row = {**region("rect"), "region_attributes": attributes}
-    status, content, said = convert(via_of(row), options=options)
-    assert (status, said) == (0, "")
-    assert content["categories"] == [{"id": 1, "name": label}]
-
-
-@pytest.mark.parametrize(
-    ("attributes", "named"),
-    [
-        ({"size": "large", "color": "red"}, ["size, color", "--class-attribute", "--class-name"]),
+    ):
+        row = {**region("rect"), "region_attributes": attributes}
+        status, content, said = convert(via_of(row), options=("--overwrite", *options))
+        assert (status, said) == (0, "")
+        assert content["categories"] == [{"id": 1, "name": label}]
+    for attributes, named in (
+        (color, ["size, color", "--class-attribute", "--class-name"]),
         ({}, ["--class-name"]),
         ({"class": ""}, ["''"]),
         ({"class": {"cat": True, "dog": True}}, ["cat", "dog"]),
         ({"class": "\ud800"}, ["ud800"]),
-    ],
-)
-def test_a_class_that_is_not_clear_is_named(convert, attributes, named):
-    rows = [region("rect"), {**region("circle"), "region_attributes": attributes}]
-    status, content, said = convert(via_of(*rows))
-    assert status == 1 and [row["name"] for row in content["categories"]] == ["cat"]
-    assert all(word in said for word in ["region 1", *named])
+    ):
+        rows = [region("rect"), {**region("circle"), "region_attributes": attributes}]
+        status, content, said = convert(via_of(*rows), options=["--overwrite"])
+        assert status == 1 and [row["name"] for row in content["categories"]] == ["cat"]
+        assert all(word in said for word in ["region 1", *named])
 
 
 def base64_png(array, form="PNG"):
@@ -174,24 +162,18 @@ def drawn(*origins):
     return padded[10:-10, 10:-10]
 
 
-@pytest.mark.parametrize(
-    ("pixels", "origin"),
-    [
-        (RING, (10, 5)),
-        (RING.astype(np.uint8), (-3, -2)),
-        (RING.astype(np.uint8) * 255, (WIDTH - 3, HEIGHT - 5)),
-    ],
-)
-def test_masks_of_labelme_are_the_same_pixels(convert, origin, pixels, tmp_path):
+def test_masks_of_labelme_are_the_same_pixels(convert, tmp_path):
     """The box's corners are its first and last pixel; what is outside the image is not kept."""
-    _, content, said = convert(files={"1.json": labelme(mask_shape(*origin, pixels))})
-    assert said == ""
-    row = content["annotations"][0]
-    expected = drawn(origin)
-    assert np.array_equal(COCO(str(tmp_path / "out" / "coco.json")).annToMask(row), expected)
-    assert row["area"] == expected.sum()
-    ys, xs = expected.nonzero()
-    assert row["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
+    gray = RING.astype(np.uint8)
+    corner = (WIDTH - 3, HEIGHT - 5)
+    for pixels, origin in ((RING, (10, 5)), (gray, (-3, -2)), (gray * 255, corner)):
+        files = {"1.json": labelme(mask_shape(*origin, pixels))}
+        _, content, said = convert(files=files, options=["--overwrite"])
+        [row], expected = content["annotations"], drawn(origin)
+        found = COCO(str(tmp_path / "out" / "coco.json")).annToMask(row)
+        assert said == "" and np.array_equal(found, expected) and row["area"] == expected.sum()
+        ys, xs = expected.nonzero()
+        assert row["bbox"] == [xs.min(), ys.min(), np.ptp(xs) + 1, np.ptp(ys) + 1]
 
 
 def test_parts_of_a_group_are_one_instance(convert, tmp_path):
@@ -242,9 +224,7 @@ def test_an_image_is_found_by_the_longest_end_of_its_path(convert, tmp_path):
     """Of a file that was moved: images of one name in several folders are told apart."""
     for place in ("one", "two/one"):
         (tmp_path / "photos" / place).mkdir(parents=True)
-        (tmp_path / "photos" / place / "1.png").write_bytes(
-            (tmp_path / "photos" / "1.png").read_bytes()
-        )
+        shutil.copy(tmp_path / "photos" / "1.png", tmp_path / "photos" / place)
     for name in ("../../far/two/one/1.png", "https://x.org/two%2Fone/1.PNG?raw=1"):
         files = {"1.json": labelme(shape("circle"), name=name)}
         _, content, said = convert(files=files, options=["--overwrite"])
@@ -254,15 +234,11 @@ def test_an_image_is_found_by_the_longest_end_of_its_path(convert, tmp_path):
 PICTURE = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(
-    ("name", "form", "written"),
-    [
-        ("3.png", "PNG", "3.png"),
-        ("new/3.jpg", "JPEG", "new/3.jpg"),
-        ("3.tif", "PNG", "3.png"),
-        ("..\\elsewhere\\3.png", "PNG", "elsewhere/3.png"),
-    ],
-)
+WRITTEN = [("3.png", "PNG", "3.png"), ("new/3.jpg", "JPEG", "new/3.jpg")]
+WRITTEN += [("3.tif", "PNG", "3.png"), ("..\\elsewhere\\3.png", "PNG", "elsewhere/3.png")]
+
+
+@pytest.mark.parametrize(("name", "form", "written"), WRITTEN)
 def test_embedded_images_are_written_where_they_are_missing(convert, tmp_path, name, form, written):
     data = base64_png(PICTURE, form)
     files = {"a.json": labelme(shape("circle"), name=name, imageData=data)}
@@ -316,13 +292,10 @@ BAD_LABELME = {
 
 @pytest.mark.parametrize("of_labelme", [False, True])
 def test_a_bad_shape_is_named_and_the_others_go_on(convert, of_labelme):
-    bad = BAD_LABELME if of_labelme else BAD_VIA
-    for name, row in bad.items():
-        if of_labelme:
-            files = {"1.json": labelme(row, mask_shape(1, 1))}
-            status, content, said = convert(files=files, options=["--overwrite"])
-        else:
-            status, content, said = convert(via_of(row, region("rect")), options=["--overwrite"])
+    for name, row in (BAD_LABELME if of_labelme else BAD_VIA).items():
+        via = None if of_labelme else via_of(row, region("rect"))
+        files = {"1.json": labelme(row, mask_shape(1, 1))} if of_labelme else {}
+        status, content, said = convert(via, files, ["--overwrite"])
         assert status == 1 and len(content["annotations"]) == 1, name
         assert said.count("\n") == 1 and ("1.json" if of_labelme else "1.png") in said
 

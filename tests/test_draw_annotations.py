@@ -21,17 +21,12 @@ def data(tmp_path_factory):
 def test_only_predictions_with_the_score_are_drawn(data, tmp_path, monkeypatch):
     content = json.loads((data / "annotations.json").read_text())
     rows = [row for row in content["annotations"] if row["image_id"] == 1][:2]
-    found = [
-        {
-            "image_id": 1,
-            "category_id": row["category_id"],
-            "score": score,
-            "segmentation": mask_utils.merge(mask_utils.frPyObjects(row["segmentation"], 64, 128)),
-        }
-        for row, score in zip(rows, (0.9, 0.4), strict=True)
-    ]
-    for row in found:
-        row["segmentation"]["counts"] = row["segmentation"]["counts"].decode()
+    found = []
+    for row, score in zip(rows, (0.9, 0.4), strict=True):
+        rle = mask_utils.merge(mask_utils.frPyObjects(row["segmentation"], 64, 128))
+        rle["counts"] = rle["counts"].decode()
+        common = {"image_id": 1, "category_id": row["category_id"]}
+        found.append({**common, "score": score, "segmentation": rle})
     results = tmp_path / "results.json"
     results.write_text(json.dumps(found))
     drawn = []

@@ -31,9 +31,8 @@ def call(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
 
     def run(*words):
-        monkeypatch.setattr(
-            sys, "argv", ["gpu_check.py", *words, "--output", str(tmp_path / "out")]
-        )
+        arguments = ["gpu_check.py", *words, "--output", str(tmp_path / "out")]
+        monkeypatch.setattr(sys, "argv", arguments)
         return gpu_check.main()
 
     return run
@@ -41,9 +40,8 @@ def call(tmp_path, monkeypatch):
 
 def test_a_step_that_fails_is_told_and_ends_no_other(call, tmp_path):
     assert call("coco", "kernels") == 1
-    failed, done = (
-        json.loads((tmp_path / "out" / f"{name}.json").read_text()) for name in ("coco", "kernels")
-    )
+    paths = (tmp_path / "out" / f"{name}.json" for name in ("coco", "kernels"))
+    failed, done = (json.loads(path.read_text()) for path in paths)
     assert failed["right"] == "**no**" and "MemoryError: 84 GiB" in failed["error"]
     assert done["right"] == "yes" and done["curves"] == {"GPU": [1.0]}
 

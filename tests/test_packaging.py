@@ -74,10 +74,10 @@ def setup_arguments(monkeypatch):
 
 def test_every_dependency_is_pinned_and_none_is_an_engine(monkeypatch):
     arguments = setup_arguments(monkeypatch)
-    lines = (ROOT / "requirements.txt").read_text().splitlines()
-    pins = [line for line in lines if line and not line.startswith("#")]
-    optional = (ROOT / "requirements-sam2.txt").read_text().splitlines()
-    optional = [line for line in optional if not line.startswith("#")]
+    pins, optional = (
+        re.findall("^[^#\n].*", (ROOT / f"requirements{of}.txt").read_text(), re.MULTILINE)
+        for of in ("", "-sam2")
+    )
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins + optional)
     assert requirement_names(arguments["extras_require"]["sam2"]) <= requirement_names(optional)
     pinned = requirement_names(pins)
@@ -133,9 +133,8 @@ def test_an_existing_environment_gets_only_what_it_lacks(installer, tmp_path, mo
     import numpy
 
     requirements = tmp_path / "requirements.txt"
-    requirements.write_text(
-        "# a comment\nno-such-thing==1.0\nnumpy==0.1\nopencv-python-headless==0.1\n"
-    )
+    text = "# a comment\nno-such-thing==1.0\nnumpy==0.1\nopencv-python-headless==0.1\n"
+    requirements.write_text(text)
     calls = []
 
     def pip(python, *arguments):

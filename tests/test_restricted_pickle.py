@@ -114,9 +114,8 @@ def test_arrays_come_back_as_they_were():
         assert loaded["nested"] == content["nested"]
         for name in list(content)[:-1]:
             assert np.array_equal(loaded[name], content[name])
-            assert (
-                loaded[name].dtype.isnative and loaded[name].dtype.type == content[name].dtype.type
-            )
+            dtype = loaded[name].dtype
+            assert dtype.isnative and dtype.type == content[name].dtype.type
         loaded["plain"][0, 0] = 1  # writable
 
 

@@ -42,17 +42,10 @@ def submit(tmp_path):
         (folder / name).chmod(0o755)
 
     def submit(status):
-        environment = os.environ | {
-            "PATH": f"{folder}:{os.environ['PATH']}",
-            "RECORDS": str(tmp_path),
-            "STATUS": status,
-            "SLURM_JOB_ID": "4711",
-            "SLURM_JOB_NODELIST": "node[7-8]",
-            "SLURM_JOB_NUM_NODES": "2",
-            "SLURM_NODEID": "1",
-            "SLURM_GPUS_ON_NODE": "4",
-            "SLURM_CPUS_PER_TASK": "32",
-        }
+        slurm = "JOB_ID=4711 JOB_NODELIST=node[7-8] JOB_NUM_NODES=2 NODEID=1 GPUS_ON_NODE=4"
+        pairs = (f"SLURM_{pair}".split("=") for pair in f"{slurm} CPUS_PER_TASK=32".split())
+        own = {"PATH": f"{folder}:{os.environ['PATH']}", "RECORDS": str(tmp_path), "STATUS": status}
+        environment = os.environ | own | dict(pairs)
         return subprocess.Popen(["bash", str(SCRIPT), *ARGUMENTS], env=environment)
 
     return submit

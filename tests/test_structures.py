@@ -6,14 +6,9 @@ from detectron2.structures import BitMasks
 from hypothesis import given
 from hypothesis import strategies as st
 
+from s4m_d2 import structures
 from s4m_d2.errors import InputError
-from s4m_d2.structures import (
-    PseudoLabels,
-    drop_empty,
-    mask_areas,
-    mask_boxes,
-    sample_generators,
-)
+from s4m_d2.structures import PseudoLabels, drop_empty, mask_areas, mask_boxes
 
 
 def make_labels() -> PseudoLabels:
@@ -68,10 +63,10 @@ def test_instances_carry_the_same_classes_and_tight_boxes(count):
 
 def test_generators_come_from_the_samples_own_seeds():
     batch = [{"seeds": {"arp": 7, "loss_points": 8}}, {"seeds": {"arp": 9, "loss_points": 8}}]
-    draws = [torch.rand(3, generator=g) for g in sample_generators(batch, "arp", "cpu")]
+    draws = [torch.rand(3, generator=g) for g in structures.sample_generators(batch, "arp", "cpu")]
     assert torch.equal(draws[0], torch.rand(3, generator=torch.Generator().manual_seed(7)))
     assert torch.equal(draws[1], torch.rand(3, generator=torch.Generator().manual_seed(9)))
-    assert sample_generators([*batch, {}], "arp", "cpu") is None
+    assert structures.sample_generators([*batch, {}], "arp", "cpu") is None
 
 
 @given(seed=st.integers(0, 10**6), count=st.integers(0, 4))

@@ -43,17 +43,11 @@ def test_without_a_size_an_image_is_its_only_tile():
 
 def test_records_of_tiles_have_the_annotations_that_reach_into_them():
     def annotation(x0, y0, x1, y1, iscrowd=0):
-        return {
-            "bbox": [x0, y0, x1 - x0, y1 - y0],
-            "bbox_mode": BoxMode.XYWH_ABS,
-            "iscrowd": iscrowd,
-        }
+        box = {"bbox": [x0, y0, x1 - x0, y1 - y0], "bbox_mode": BoxMode.XYWH_ABS}
+        return {**box, "iscrowd": iscrowd}
 
-    corner, seam, crowd = (
-        annotation(0, 0, 9, 9),
-        annotation(85, 2, 101, 9),
-        annotation(0, 80, 9, 99, 1),
-    )
+    corner, seam = annotation(0, 0, 9, 9), annotation(85, 2, 101, 9)
+    crowd = annotation(0, 80, 9, 99, 1)
     labeled = {"file_name": "a", "height": 100, "width": 180, "annotations": [corner, seam, crowd]}
     tiling = Tiling(100, 0.2)
     assert [(r["tile"], r["annotations"]) for r in tiling.records([labeled])] == [
@@ -226,9 +220,10 @@ def test_how_predictions_of_two_tiles_are_joined(case):
     found = tiled(20, 0.5, Answers(left, right))([{"image": image}])[0]["instances"]
     columns = [mask.any(0).nonzero() for mask in found.pred_masks]
     bars = [(int(c.min()), int(c.max()) + 1) for c in columns]
-    assert [
-        (*bar, label) for bar, label in zip(bars, found.pred_classes.tolist(), strict=True)
-    ] == [bar[:3] for bar in expected]
+    labels = found.pred_classes.tolist()
+    assert [(*bar, label) for bar, label in zip(bars, labels, strict=True)] == [
+        bar[:3] for bar in expected
+    ]
     assert found.scores.tolist() == pytest.approx([bar[3] for bar in expected])
     assert torch.equal(found.sam_ious, found.scores / 2)
 

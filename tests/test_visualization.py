@@ -75,11 +75,9 @@ def test_a_pixel_of_several_instances_has_the_color_of_the_smallest():
 
 def test_names_of_too_many_instances_would_hide_them():
     corners = [(y, x, y + 20, x + 20) for y in range(0, 320, 40) for x in range(0, 400, 40)]
-    drawn = [
-        overlay(gray(320, 400), boxes((320, 400), corners[:count]), [label] * count, NAMES)
-        for count in (60, 61)
-        for label in (0, 1)
-    ]
+    image, masks = gray(320, 400), boxes((320, 400), corners)
+    pairs = itertools.product((60, 61), (0, 1))
+    drawn = [overlay(image, masks[:count], [label] * count, NAMES) for count, label in pairs]
     assert (drawn[0] != drawn[1]).any() and (drawn[2] == drawn[3]).all()
 
 

@@ -27,12 +27,8 @@ def build(kind: str, source: Path, output: Path) -> Path:
     """Build a "wheel" or an "sdist" from a folder; its file."""
     output.mkdir(exist_ok=True)
     before = set(output.iterdir())
-    result = subprocess.run(
-        [sys.executable, "-c", BUILD, kind, str(output)],
-        cwd=source,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-c", BUILD, kind, str(output)]
+    result = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     (built,) = set(output.iterdir()) - before
     return built
@@ -45,13 +41,10 @@ def source(tmp_path_factory) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "build", "*.png")
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignored)
-    for file in [*ROOT.glob("*"), ROOT / ".pre-commit-config.yaml"]:
-        if file.is_file():
-            shutil.copy(file, copy)
     (copy / "datasets").mkdir()
-    for file in (ROOT / "datasets").glob("*.*"):
+    for file in (*ROOT.glob("*"), ROOT / ".pre-commit-config.yaml", *ROOT.glob("datasets/*.*")):
         if file.is_file():
-            shutil.copy(file, copy / "datasets")
+            shutil.copy(file, copy / file.relative_to(ROOT))
     return copy
 
 
@@ -135,19 +128,10 @@ def test_the_source_distribution_is_whole_and_builds_the_same_wheel(
     with tarfile.open(archive) as file:
         file.extractall(tmp_path, filter="data")
     (unpacked,) = tmp_path.iterdir()
-    for needed in (
-        "CHANGELOG.md",
-        "CITATION.cff",
-        "LICENSE",
-        "configs/Base-Cityscapes.yaml",
-        "datasets/make_toyscapes.py",
-        "detectron2_lite/pyproject.toml",
-        "tests/data_reference/mask2former_tiny_fixture.npz",
-        "tools/ablation_study/nuclei.yaml",
-        "tools/slurm/train.sbatch",
-        "train_net.py",
-    ):
-        assert (unpacked / needed).is_file(), needed
+    needed = "CHANGELOG.md CITATION.cff LICENSE configs/Base-Cityscapes.yaml train_net.py "
+    needed += "datasets/make_toyscapes.py detectron2_lite/pyproject.toml tools/slurm/train.sbatch "
+    needed += "tests/data_reference/mask2former_tiny_fixture.npz tools/ablation_study/nuclei.yaml"
+    assert not [name for name in needed.split() if not (unpacked / name).is_file()]
     assert not list(unpacked.rglob("*.pyc"))
     again = build("wheel", unpacked, tmp_path / "again")
     assert again.name == wheel.name

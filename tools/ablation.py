@@ -43,7 +43,6 @@ from s4m_d2.engine.training.stop_signals import EXIT_STOPPED  # noqa: E402
 from s4m_d2.errors import S4MError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 
-TRAIN_NET = ROOT / "train_net.py"
 CONFIGS = {
     "toyscapes": ROOT / "configs" / "toyscapes_ablation.yaml",
     **{name: ROOT / "tools" / "ablation_study" / f"{name}.yaml" for name in ("nuclei", "facades")},
@@ -140,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output.absolute()
     data = Toyscapes(args.data, output) if args.set == "toyscapes" else RealSet(
         args.set, args.data, output, dev=args.dev)  # fmt: skip
-    study = Study(output, data, args.config_file, args.overrides, TRAIN_NET)
+    study = Study(output, data, args.config_file, args.overrides)
     results = read_results(study.results, runs.all_runs(plan, seeds, every_seed=True))
     left = runs.left_to_train(asked, results, study.runs)
     if args.list:

@@ -11,11 +11,11 @@ listed and left out; the exit status is then 1.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 from annotation_formats import read_annotations
@@ -27,35 +27,22 @@ from s4m_d2.errors import DatasetError, printable
 from s4m_d2.files import atomic_write
 
 
-def convert(
-    source: Path,
-    images: Path,
-    output: Path,
-    *,
-    classes: Sequence[str] = (),
-    class_attribute: str = "",
-    class_name: str = "",
-    overwrite: bool = False,
-) -> tuple[dict, CocoFile]:
-    """Write the COCO file; return its content and what was collected for it.
-
-    Raises:
-        DatasetError: nothing can be converted, or ``output`` exists and ``overwrite`` is off.
-    """
-    if os.path.lexists(output) and not overwrite:
-        raise DatasetError(f"{output} exists. Choose another --output, or add --overwrite.")
-    if not images.is_dir():
-        raise DatasetError(f"--images: {images} is no folder.")
-    coco = CocoFile(images, classes)
-    for file in _files(source):
-        name = file.name if file == source else file.relative_to(source).as_posix()
+def convert(args: argparse.Namespace) -> tuple[dict, CocoFile]:
+    """Write the COCO file; return its content and what was collected for it."""
+    if os.path.lexists(args.output) and not args.overwrite:
+        raise DatasetError(f"{args.output} exists. Choose another --output, or add --overwrite.")
+    if not args.images.is_dir():
+        raise DatasetError(f"--images: {args.images} is no folder.")
+    coco = CocoFile(args.images, args.classes)
+    for file in _files(args.source):
+        name = file.name if file == args.source else file.relative_to(args.source).as_posix()
         try:
-            for image in read_annotations(file, class_attribute, class_name):
+            for image in read_annotations(file, args.class_attribute, args.class_name):
                 coco.add(image, name)
         except DatasetError as error:
             coco.leave_out(name, str(error))
     content = coco.content()
-    with atomic_write(output) as file:
+    with atomic_write(args.output) as file:
         json.dump(content, file)
     return content, coco
 
@@ -97,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     source = args.source
     args.images = args.images or (source if source.is_dir() else source.parent)
-    content, coco = convert(**vars(args))
+    content, coco = convert(args)
     reasons = list(coco.left_out())
     for reason in reasons:
         print(reason, file=sys.stderr)

@@ -47,10 +47,6 @@ ENGINE_LOOKUP = """
 import importlib.util, sys
 sys.exit(importlib.util.find_spec("detectron2") is None)
 """  # at every make: nothing is imported
-LIST_INSTALLED = """
-import importlib.metadata as metadata, json
-print(json.dumps({d.metadata["Name"]: d.version for d in metadata.distributions()}))
-"""
 
 
 def main() -> None:
@@ -68,7 +64,9 @@ def main() -> None:
     if (environment / OURS).exists():
         pip(python, "--no-compile", "-r", str(REQUIREMENTS))
         install_sam2(python)
-        compile_packages(environment)
+        # Byte-compile with all cores; pip would use one, for a minute. Fails at a few templates.
+        compile_all = ["-m", "compileall", "-qq", "-j", "0", str(environment / "lib")]
+        subprocess.run([python, *compile_all])
     else:
         install_missing(python)
     install_engine(python)
@@ -94,22 +92,14 @@ def make_environment(environment: Path) -> None:
 
 def fingerprint() -> str:
     files = (REQUIREMENTS, SAM2_REQUIREMENTS, ROOT / "setup.py", ENGINE / "pyproject.toml")
-    digest = hashlib.sha256(str(ROOT).encode())
-    for file in files:
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
+    contents = [str(ROOT).encode(), *(file.read_bytes() for file in files)]
+    return hashlib.sha256(b"".join(contents)).hexdigest()
 
 
 def pip(python: Path, *arguments: str) -> None:
     command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *arguments]
     if subprocess.run(command).returncode:
         sys.exit(f"pip failed: {' '.join(command)}")
-
-
-def compile_packages(environment: Path) -> None:
-    """Byte-compile with all cores; pip would use one, for a minute."""
-    command = [str(environment / "bin" / "python"), "-m", "compileall", "-qq", "-j", "0"]
-    subprocess.run([*command, str(environment / "lib")])  # fails at a few templates
 
 
 def install_sam2(python: Path) -> None:
@@ -128,8 +118,9 @@ def install_sam2(python: Path) -> None:
 
 def install_missing(python: Path) -> None:
     """Add what an environment lacks; every version that it has is a constraint."""
-    output = subprocess.check_output([python, "-c", LIST_INSTALLED], text=True)
-    installed = {normalized(name): version for name, version in json.loads(output).items() if name}
+    command = [python, "-m", "pip", "list", "--disable-pip-version-check", "--format", "json"]
+    listed = json.loads(subprocess.check_output(command))
+    installed = {normalized(row["name"]): row["version"] for row in listed}
     names = re.findall(r"^([\w.-]+)==", REQUIREMENTS.read_text(), re.MULTILINE)
     missing = [name for name in names if normalized(name) not in installed]
     if any(name.startswith("opencv-") for name in installed):

@@ -17,7 +17,6 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any
 
 from detectron2.config import CfgNode
 from tabulate import tabulate
@@ -62,8 +61,9 @@ def main(arguments: list[str] | None = None) -> int:
     content, names = report.as_dict(), list(quality_datasets(cfg))
     skipped = f", {report.skipped} unreadable ones left out" if report.skipped else ""
     where = f"{content['images']:,} images of {', '.join(names)}{skipped}"
-    heading = f"Pseudo-labels of the {args.model} on {where}:"
-    print(heading, *quality_tables(report.steps), sep="\n\n")
+    print(
+        f"Pseudo-labels of the {args.model} on {where}:", *quality_tables(report.steps), sep="\n\n"
+    )
     if args.output:
         path = os.path.join(args.output, RESULT)
         origin = {key: vars(args)[key] for key in ("config_file", "weights", "model")}
@@ -113,10 +113,9 @@ def quality_tables(steps: Mapping[str, PseudoLabelQuality]) -> list[str]:
     """
     tables = []
     for head in ("", "size", "class"):
-        groups = {
-            step: getattr(quality, f"by_{head}")() if head else {"all": quality.overall()}
-            for step, quality in steps.items()
-        }
+        groups = {step: {"all": quality.overall()} for step, quality in steps.items()}
+        if head:
+            groups = {step: getattr(steps[step], f"by_{head}")() for step in steps}
         rows = [
             (name, step, *(_cell(groups[step][name], key) for key in COLUMNS))
             for name in next(iter(groups.values()))
@@ -124,9 +123,8 @@ def quality_tables(steps: Mapping[str, PseudoLabelQuality]) -> list[str]:
             if not head or groups[step][name]["instances"] or groups[step][name]["pseudo_labels"]
         ]
         heads = (head, "refinement", *COLUMNS.values())
-        align = ("left", "left", *("right" for _ in COLUMNS))
-        options: dict[str, Any] = {"tablefmt": "github", "disable_numparse": True}
-        tables.append(tabulate(rows, heads, colalign=align if rows else None, **options))
+        align = ("left", "left", *("right" for _ in COLUMNS)) if rows else None
+        tables.append(tabulate(rows, heads, "github", colalign=align, disable_numparse=True))
     return tables
 
 

@@ -13,6 +13,7 @@ and OUT.png beside the folder OUT.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import os
@@ -44,21 +45,13 @@ RANDOM = "random"
 class Simulation:
     """One seed: models by number of labeled images and order, in a folder.
 
-    ``data`` holds train.json, val.json and the folders train and val; ``iterations`` are those of
-    the first training, and of each that goes on.
+    ``data`` holds train.json, val.json and the folders train and val.
     """
 
-    def __init__(
-        self,
-        data: Path,
-        folder: Path,
-        seed: int,
-        config: Path,
-        iterations: Sequence[int],
-        options: Sequence[str],
-    ) -> None:
-        self.data, self.folder, self.seed = data, folder, seed
-        self.config, self.iterations, self.options = str(config), iterations, options
+    def __init__(self, args: argparse.Namespace, data: Path, folder: Path, seed: int) -> None:
+        self.data, self.folder, self.seed, self.iterations = data, folder, seed, args.iterations
+        self.config = str(ROOT / "tools" / "ablation_study" / f"{args.set}.yaml")
+        self.options = ["S4M.SAM.CHECKPOINT", str(SAMS.get(args.set, "")), *args.options]
         self.truth = json.loads((data / "train.json").read_text())
         rng = np.random.default_rng([seed, 24])
         names = sorted(image["file_name"] for image in self.truth["images"])
@@ -150,13 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--by", nargs="+", default=["mask"], help="orders beside random")
     parser.add_argument("options", nargs="*", metavar="KEY VALUE", help="after --: config")
     args = parser.parse_args(arguments)
-    config = ROOT / "tools" / "ablation_study" / f"{args.set}.yaml"
-    options = ["S4M.SAM.CHECKPOINT", str(SAMS.get(args.set, "")), *args.options]
     found: dict[str, dict[int, dict[int, float]]] = {}
     data, output = real_folder(args.set, args.data), args.output.absolute()
     for seed in args.seeds:
-        folder = output / f"seed{seed}"
-        simulation = Simulation(data, folder, seed, config, args.iterations, options)
+        simulation = Simulation(args, data, output / f"seed{seed}", seed)
         for order, count, ap in simulation.run([RANDOM, *args.by]):
             print(f"seed {seed}, {count} images, {order}: AP {ap:.1f}", flush=True)
             found.setdefault(order, {}).setdefault(count, {})[seed] = ap

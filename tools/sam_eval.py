@@ -27,7 +27,6 @@ from s4m_d2.sam import SAM_BACKEND_REGISTRY, build_sam_backend
 
 
 def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Command line."""
     parser = command_parser(__doc__)
     parser.add_argument("--labeled", required=True, metavar="JSON", help="COCO annotations")
     parser.add_argument("--images", required=True, metavar="DIR")

@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "datasets")]
 from cam_like import FAILURES  # noqa: E402
 from make_cam_labels import CLASS_NAMES  # noqa: E402
 from sepl_study import refiners, report, scenes  # noqa: E402
-from sepl_study.report import BEFORE, EXACT, STUDY_STRENGTH, TINY  # noqa: E402
+from sepl_study.report import BEFORE, EXACT, TINY  # noqa: E402
 from sepl_study.scenes import StudyScene  # noqa: E402
 
 from s4m_d2.command_line import natural, positive, share  # noqa: E402
@@ -51,16 +51,12 @@ Cases = Mapping[str, tuple[Sequence[Any], Mapping[str, Any]]]
 
 
 def measure(
-    scenes: Sequence[StudyScene],
-    cases: Cases,
-    seed: int,
-    strength: float = STUDY_STRENGTH,
-    failures: tuple[str, ...] = FAILURES,
+    scenes: Sequence[StudyScene], cases: Cases, seed: int, **spoilt: Any
 ) -> dict[str, np.ndarray]:
     """(C,) IoUs over all scenes, of the CAM-like labels (``BEFORE``) and of each case."""
     counts: dict[str, Any] = dict.fromkeys((BEFORE, *cases), 0)
     for number, scene in enumerate(scenes):
-        label = scene.cam_label(seed, strength, failures)
+        label = scene.cam_label(seed, **spoilt)
         labels = {BEFORE: label}
         for name, (masks, options) in cases.items():
             labels[name] = enhance(label, masks[number], **options)
@@ -127,7 +123,7 @@ def run_study(
         }
         cases = {kind: (masks[kind], {}) for kind in masks}
         for strength, runs in by_strength.items():
-            runs.append(measure(of, cases, seed, strength))
+            runs.append(measure(of, cases, seed, strength=strength))
         studies.append(measure_studies(of, masks, seed))
         if seed == seeds[0]:
             report.draw_examples(of, rles, seed, output / "examples.png")

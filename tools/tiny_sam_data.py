@@ -119,9 +119,7 @@ def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class Composites:
     """Icons and random blobs, in their colors or in textures of photographs, over photographs.
 
-    Args:
-        icon_files: icons.json of packages ``@iconify-json/...``. Drawing them needs resvg-py.
-        records: of the photographs.
+    ``icon_files``: icons.json of packages ``@iconify-json/...``. Drawing them needs resvg-py.
     """
 
     def __init__(self, icon_files: list[Path], records: list[dict]) -> None:

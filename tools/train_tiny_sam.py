@@ -145,11 +145,7 @@ def correct(sam: nn.Module, embedding: Tensor, prompts: Prompts, rng: np.random.
 
 
 def mask_loss(logits: Tensor, quality: Tensor, target: Tensor) -> Tensor:
-    """Loss of logits (N, 4, h, w) and rated IoUs (N, 4) on targets (N, h, w) in 0..1.
-
-    Balanced cross entropy plus dice, of the best of three masks and of the single one, and the
-    squared error of the rating.
-    """
+    """Loss of logits (N, 4, h, w) and rated IoUs (N, 4) on targets (N, h, w) in 0..1."""
     losses, truth = mask_losses(logits, target > 0.5)
     multi, single = losses[:, 1:], losses[:, 0]
     total = multi.amin(dim=1) + SINGLE_WEIGHT * single + ALL_MASKS_WEIGHT * multi.mean(dim=1)

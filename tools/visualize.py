@@ -49,7 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_args(words)
     cfg, _ = load_run(args.config_file, overrides, resume=True)
     check_config(cfg, eval_only=True)
-    draw(cfg, args)
+    point = tuple(args.point) if args.point else None
+    models = _models(cfg, args.weights, args.what)
+    figures = FigureSet(cfg, args.images, *models, point=point)
+    for name in dict.fromkeys(args.what):
+        path = os.path.join(args.output, f"{name}.png")
+        write_png(figures.draw(name), path)
+        print(path)
     return 0
 
 
@@ -65,17 +71,6 @@ def parse_args(words: list[str]) -> argparse.Namespace:
     text = "of similarity, in pixels of the image; default: inside its largest instance"
     add("--point", nargs=2, type=float, metavar=("X", "Y"), help=text)
     return parser.parse_args(words)
-
-
-def draw(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Draw and write all figures that were asked for, one after the other."""
-    point = tuple(args.point) if args.point else None
-    models = _models(cfg, args.weights, args.what)
-    figures = FigureSet(cfg, args.images, *models, point=point)
-    for name in dict.fromkeys(args.what):
-        path = os.path.join(args.output, f"{name}.png")
-        write_png(figures.draw(name), path)
-        print(path)
 
 
 def _models(
@@ -98,9 +93,8 @@ def _models(
     labels = bool(wanted & set(OF_TEACHER))
     needs_sam = "similarity" in wanted or (labels and cfg.S4M.REFINE.ENABLED)
     backend = build_sam_backend(cfg) if needs_sam else None
-    if not labels:
-        return by_name, None, backend
-    return by_name, labeling_of_run(cfg, weights, teacher, backend), backend
+    labeling = labeling_of_run(cfg, weights, teacher, backend) if labels else None
+    return by_name, labeling, backend
 
 
 if __name__ == "__main__":

@@ -150,23 +150,24 @@ def test_other_backbones_change_nothing_but_the_model():
         assert cfg.MODEL.TIMM.DROP_PATH == (0.3 if name in SWIN_L else 0)
 
 
-@pytest.mark.parametrize(
-    ("names", "parameters", "channels"),
-    [
-        (SWIN_L, 195e6, (192, 384, 768, 1536)),
-        (["coco_10pct_dinov2s.yaml"], 22.1e6, (256,) * 4),
-        (["cityscapes_10pct_dinov2b.yaml", "coco_10pct_dinov2b.yaml"], 86.6e6, (256,) * 4),
-        (["cityscapes_10pct_dinov3s.yaml"], 21.6e6, (256,) * 4),
-        (["coco_10pct_dinov3b.yaml"], 85.7e6, (256,) * 4),
-        (["cityscapes_10pct_dinov3_convnextt.yaml"], 27.8e6, (96, 192, 384, 768)),
-        (["coco_10pct_dinov3_convnextb.yaml"], 87.6e6, (128, 256, 512, 1024)),
-    ],
-)
-def test_the_large_backbones_build_at_full_size(names, parameters, channels):
+LARGE = {  # configs: parameters, channels
+    "cityscapes_10pct_swinl coco_10pct_swinl": (195e6, (192, 384, 768, 1536)),
+    "coco_10pct_dinov2s": (22.1e6, (256,) * 4),
+    "cityscapes_10pct_dinov2b coco_10pct_dinov2b": (86.6e6, (256,) * 4),
+    "cityscapes_10pct_dinov3s": (21.6e6, (256,) * 4),
+    "coco_10pct_dinov3b": (85.7e6, (256,) * 4),
+    "cityscapes_10pct_dinov3_convnextt": (27.8e6, (96, 192, 384, 768)),
+    "coco_10pct_dinov3_convnextb": (87.6e6, (128, 256, 512, 1024)),
+}
+
+
+@pytest.mark.parametrize("names", LARGE)
+def test_the_large_backbones_build_at_full_size(names):
     """On the meta device, which needs no memory; without their weights."""
     timm = pytest.importorskip("timm")
-    for name in names:
-        cfg = load(name)
+    parameters, channels = LARGE[names]
+    for name in names.split():
+        cfg = load(f"{name}.yaml")
         known = timm.get_pretrained_cfg(cfg.MODEL.TIMM.NAME)
         assert known.has_weights
         for key, values in (("PIXEL_MEAN", known.mean), ("PIXEL_STD", known.std)):

@@ -114,13 +114,8 @@ def test_anything_else_is_replaced_only_when_asked(tmp_path, capsys):
 
 
 def test_parameters_out_of_range_are_refused(tmp_path):
-    for change in (
-        {"size": (32, 128)},
-        {"counts": {"train": 0, "val": 0}},
-        {"counts": {"train": -1}},
-        {"counts": {"test": 5}},
-        {"seed": -1},
-    ):
+    counts = ({"train": 0, "val": 0}, {"train": -1}, {"test": 5})
+    for change in ({"size": (32, 128)}, {"seed": -1}, *({"counts": of} for of in counts)):
         with pytest.raises(ValueError):
             toyscapes.make_toyscapes(tmp_path / "t", **{"counts": COUNTS, **change})
         assert list(tmp_path.iterdir()) == []

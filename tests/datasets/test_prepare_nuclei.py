@@ -1,5 +1,6 @@
 """The Data Science Bowl's folders → COCO, read back by the project's own reader."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +34,8 @@ def test_every_nucleus_arrives_with_its_pixels(root, tmp_path):
     assert prepare_nuclei.main(["--root", str(root), "--output", str(output)]) == 0
     records = CocoFormat(str(output), str(root)).load(list)[0]
     assert [Path(r["file_name"]).name for r in records] == ["a.png", "b.png"]
-    assert [(r["height"], r["width"], len(r["annotations"])) for r in records] == [
-        (16, 12, 3),
-        (20, 30, 2),
-    ]
+    found = [(r["height"], r["width"], len(r["annotations"])) for r in records]
+    assert found == [(16, 12, 3), (20, 30, 2)]
     last = records[0]["annotations"][2]
     expected = np.zeros((16, 12), np.uint8)
     expected[10:13, 2:6] = 1
@@ -55,21 +54,19 @@ def test_a_part_is_drawn_for_validation_and_nothing_is_in_both(root, tmp_path):
     assert sorted(map(len, found)) == [1, 1] and found[0] | found[1] == {"a.png": 3, "b.png": 2}
 
 
-@pytest.mark.parametrize("fault", ["nothing", "no image", "no masks", "size", "damaged"])
+FAULTS = {  # what is done, and what is named
+    "nothing": (shutil.rmtree, ""),
+    "no image": (lambda root: (root / "a/images/a.png").unlink(), "a"),
+    "no masks": (lambda root: [mask.unlink() for mask in (root / "a/masks").iterdir()], "a"),
+    "size": (lambda root: Image.new("L", (6, 5)).save(root / "a/masks/0.png"), "a/masks/0.png"),
+    "damaged": (lambda root: (root / "a/masks/0.png").write_bytes(b"x"), "a/masks/0.png"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_missing_or_damaged_is_named_and_nothing_written(fault, root, tmp_path, capsys):
-    file = root / "a" / "masks" / "0.png"
-    if fault == "nothing":
-        root = tmp_path / "elsewhere"
-    elif fault == "no image":
-        (root / "a" / "images" / "a.png").unlink()
-    elif fault == "no masks":
-        for mask in (root / "a" / "masks").iterdir():
-            mask.unlink()
-    elif fault == "size":
-        Image.fromarray(np.zeros((5, 6), np.uint8)).save(file)
-    else:
-        file.write_bytes(b"no image")
+    spoil, named = FAULTS[fault]
+    spoil(root)
     output = tmp_path / "nuclei.json"
     assert prepare_nuclei.main(["--root", str(root), "--output", str(output)]) == 1
-    named = root if fault == "nothing" else file if fault in ("size", "damaged") else root / "a"
-    assert str(named) in capsys.readouterr().err and not output.exists()
+    assert str(root / named) in capsys.readouterr().err and not output.exists()

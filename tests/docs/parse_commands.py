@@ -11,13 +11,13 @@ import importlib.util
 import io
 import json
 import re
-import runpy
 import sys
 import types
 from functools import cache
 from pathlib import Path
 
 from detectron2.config import CfgNode, get_cfg
+from run_commands import ROOT, run
 
 from s4m_d2 import add_s4m_config
 from s4m_d2.engine import run_config
@@ -27,7 +27,6 @@ from s4m_d2.engine.command.arguments import check_arguments
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import DatasetError, S4MError, WeightsError
 
-ROOT = Path(__file__).resolve().parents[2]
 NEEDS_DETECTRON2 = ("mask_rcnn.yaml",)
 # Their data sets and schedule come from the reader's files.
 FROM_THE_DATA = ("custom", "custom_small")
@@ -51,19 +50,14 @@ def stop_after_parsing(parser, *args, **kwargs):
 
 def run_script(words: list[str]) -> tuple[argparse.Namespace | None, str, str]:
     """A script up to its parsed arguments: (they, None if it ended before; output; errors)."""
-    script = ROOT / words[0]
-    sys.argv = [str(script), *words[1:]]
-    sys.path.insert(0, str(script.parent))
     out, err = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(str(script), run_name="__main__")
+            run(words)
     except Parsed as parsed:
         return parsed.namespace, out.getvalue(), err.getvalue()
     except SystemExit:
         pass
-    finally:
-        sys.path.remove(str(script.parent))
     return None, out.getvalue(), err.getvalue()
 
 
@@ -134,11 +128,9 @@ def options(words: list[str]) -> list[str]:
 def main() -> None:
     request = json.load(sys.stdin)
     argparse.ArgumentParser.parse_args = stop_after_parsing
-    answer = {
-        "problems": [problem(*words) for words in request["commands"]],
-        "preflights": sorted(PREFLIGHTS),
-        "options": {" ".join(words): options(words) for words in request["scripts"]},
-    }
+    problems = [problem(*words) for words in request["commands"]]
+    known = {" ".join(words): options(words) for words in request["scripts"]}
+    answer = {"problems": problems, "preflights": sorted(PREFLIGHTS), "options": known}
     json.dump(answer, sys.stdout)
 
 

@@ -19,23 +19,14 @@ from markdown_docs import PROGRAMS, ROOT, Command, commands, files, spans
 from s4m_d2 import add_s4m_config
 from s4m_d2.engine.config_file import load_config
 
-SCRIPTS = [
-    path.relative_to(ROOT).as_posix()
-    for place in ("*.py", "tools/*.py", "datasets/*.py", "examples/*/train_net.py")
-    for path in sorted(ROOT.glob(place))
-    if re.search(
-        r"ArgumentParser|argument_parser\(|command_parser\(|s4m_d2.commands", path.read_text()
-    )
-]
+PLACES = ("*.py", "tools/*.py", "datasets/*.py", "examples/*/train_net.py")
+PARSES = re.compile(r"ArgumentParser|argument_parser\(|command_parser\(|s4m_d2.commands")
+PATHS = [path for place in PLACES for path in sorted(ROOT.glob(place))]
+SCRIPTS = [path.relative_to(ROOT).as_posix() for path in PATHS if PARSES.search(path.read_text())]
 SEPL = "tools/sepl.py"
-OF_THE_WHEEL = {
-    "s4m-export": "tools/export_weights.py",
-    "s4m-label": "tools/label.py",
-    "s4m-predict": "tools/demo.py",
-    "s4m-report": "tools/report.py",
-    "s4m-sepl": SEPL,
-    "s4m-train": "train_net.py",
-}
+OF_THE_WHEEL = {f"s4m-{name}": f"tools/{name}.py" for name in ("label", "report", "review", "sepl")}
+OF_THE_WHEEL |= {"s4m-export": "tools/export_weights.py", "s4m-predict": "tools/demo.py"}
+OF_THE_WHEEL |= {"s4m-train": "train_net.py"}
 HELPS = [[name] for name in SCRIPTS]
 HELPS += [[SEPL, command] for command in ("enhance", "evaluate", "visualize")]
 KEY = r"(?:DATALOADER|DATASETS|INPUT|MODEL|S4M|SOLVER|TEST)(?:\.[A-Z0-9_]+)+"
@@ -65,14 +56,10 @@ PARSED = [c for c in commands() if (words := script_words(c)) and len(words) > 1
 def answer(tmp_path_factory):
     """What the scripts' own parsers say, all in one process."""
     request = {"commands": list(map(script_words, PARSED)), "scripts": HELPS}
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "docs" / "parse_commands.py")],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"DETECTRON2_DATASETS": str(tmp_path_factory.mktemp("none"))},
-    )
+    command = [sys.executable, str(ROOT / "tests" / "docs" / "parse_commands.py")]
+    environment = os.environ | {"DETECTRON2_DATASETS": str(tmp_path_factory.mktemp("none"))}
+    options = {"capture_output": True, "text": True, "cwd": ROOT, "env": environment}
+    result = subprocess.run(command, input=json.dumps(request), **options)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -11,6 +12,14 @@ from markdown_docs import ROOT, anchors, blocks, files, links, spans
 TOP = ("configs", "datasets", "detectron2_lite", "docs", "examples", "s4m_d2", "tests", "tools")
 FILES = "md|py|sbatch|sh|yaml|yml|toml|cff"
 WRITTEN = ("config.yaml",)  # by a run, into its OUTPUT_DIR
+# `s4m_d2/semi/arp.py`: `ARP`, `ARP.__call__`
+REFERENCE = re.compile(r"`((?:[\w.]+/)*\w+\.py)`: ((?:`[A-Za-z_][\w.]*`(?:, | and )?)+)")
+STEP = re.compile(r"^\*\*(\d+)\. (.+?)\*\*(.*?)(?=^\*\*\d|^## |\Z)", re.MULTILINE | re.DOTALL)
+METHOD = (ROOT / "docs" / "method.md").read_text()
+# The concepts of the paper; each has a file named after it.
+CONCEPTS = "losses/structural_distillation semi/pseudo_labels semi/mask_points semi/refinement"
+CONCEPTS += " semi/arp semi/burn_in semi/ema_teacher engine/labeling/pseudo_labeling"
+CONCEPTS += " engine/training/step engine/training/trainer"
 
 
 def broken_link(file: Path, target: str) -> str:
@@ -56,11 +65,8 @@ def test_the_table_of_the_readme_has_every_page_and_every_picture_is_shown():
     table = (ROOT / "README.md").read_text().partition("## Documentation")[2]
     listed = set(re.findall(r"\(docs/([\w-]+)\.md\)", table))
     assert listed == {file.stem for file in (ROOT / "docs").glob("*.md")}
-    shown = {
-        (file.parent / link.partition("#")[0]).resolve()
-        for file in files()
-        for link in links(file.read_text())
-    }
+    linked = [(file, link) for file in files() for link in links(file.read_text())]
+    shown = {(file.parent / link.partition("#")[0]).resolve() for file, link in linked}
     pictures = {path for kind in ("png", "svg") for path in (ROOT / "docs").glob(f"*.{kind}")}
     assert pictures and pictures <= shown
 
@@ -99,3 +105,42 @@ def test_modules_classes_and_functions_exist():
     for file in files():
         for dotted in named_objects(file.read_text()):
             resolve(dotted)
+
+
+def references(text: str) -> list[tuple[str, str]]:
+    """(path, dotted name) of all names that stand behind a path and a colon."""
+    text = " ".join(text.split())
+    found = REFERENCE.findall(text)
+    return [(path, name) for path, names in found for name in re.findall("`([^`]+)`", names)]
+
+
+@cache
+def definitions(path: str) -> frozenset[str]:
+    """Dotted names of a file: its functions, classes, constants, and what is in classes."""
+    return frozenset(_defined(ast.parse((ROOT / path).read_text()).body, ""))
+
+
+def _defined(body: list[ast.stmt], prefix: str):
+    for node in body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield prefix + node.name
+        if isinstance(node, ast.ClassDef):
+            yield from _defined(node.body, f"{prefix}{node.name}.")
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        yield from (prefix + target.id for target in targets if isinstance(target, ast.Name))
+
+
+def test_what_is_named_behind_a_file_is_defined_there():
+    named = {pair for file in files() for pair in references(file.read_text())}
+    assert len(named) > 50
+    for path, dotted in named:
+        assert (ROOT / path).is_file(), path
+        assert dotted in definitions(path), f"{path} has no {dotted}"
+
+
+def test_every_step_and_concept_of_the_method_says_where_it_is():
+    steps = STEP.findall(METHOD)
+    assert [int(number) for number, *_ in steps] == [*range(1, 6), *range(1, 11)]
+    assert not [title for _, title, text in steps if not references(text)]
+    named = {path for path, _ in references(METHOD)}
+    assert {f"s4m_d2/{concept}.py" for concept in CONCEPTS.split()} <= named

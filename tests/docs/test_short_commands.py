@@ -72,17 +72,13 @@ def why_not(words: tuple[str, ...]) -> str:
     return next((reason for part, reason in LONG.items() if part in line), "")
 
 
-def is_named_only(words: tuple[str, ...]) -> bool:
-    """A script that a text names without its arguments, which it needs."""
-    return words == ("tools/sepl.py",)
-
-
 def python_commands() -> list[tuple[str, ...]]:
     """The words after `python` of every command, in the order of :data:`ORDER`."""
     found = [(c.file, c.words[1:]) for c in commands() if c.words[0] == "python"]
     places = {page: place for place, page in enumerate(ORDER)}
     found.sort(key=lambda item: places.get(item[0], len(ORDER)))  # stable
-    return list(dict.fromkeys(words for _, words in found if not is_named_only(words)))
+    # Without its arguments, which it needs, sepl.py is only named.
+    return list(dict.fromkeys(words for _, words in found if words != ("tools/sepl.py",)))
 
 
 ALL = python_commands()
@@ -126,14 +122,10 @@ def results(folder) -> dict[tuple[str, ...], tuple[int, str]]:
     first = [*sepl, tuple(QUICKSTART)]
     order = [*first, *(words for words in SHORT if words not in first)]
     environment = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}
-    result = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "docs" / "run_commands.py")],
-        input=json.dumps([smaller(words) for words in order]),
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=environment,
-    )
+    command = [sys.executable, str(ROOT / "tests" / "docs" / "run_commands.py")]
+    options = {"capture_output": True, "text": True, "cwd": folder, "env": environment}
+    request = json.dumps([smaller(words) for words in order])
+    result = subprocess.run(command, input=request, **options)
     assert result.returncode == 0, result.stderr
     answers = map(tuple, json.loads(result.stdout.splitlines()[-1]))
     answered = dict(zip(order, answers, strict=True))

@@ -20,11 +20,8 @@ def checkpoint(tmp_path):
     """A stage-2 checkpoint of ours: (path, student, teacher)."""
     student, teacher = mask2former(1), mask2former(2)
     hooks = {"EMATeacherHook": {"teacher": teacher.state_dict()}}
-    content = {
-        "model": student.state_dict(),
-        "trainer": {"iteration": 7, "hooks": hooks},
-        "iteration": 7,
-    }
+    trainer = {"iteration": 7, "hooks": hooks}
+    content = {"model": student.state_dict(), "trainer": trainer, "iteration": 7}
     torch.save(content, tmp_path / "model_final.pth")
     return str(tmp_path / "model_final.pth"), student, teacher
 

@@ -137,15 +137,9 @@ def test_label_studio(rows, tmp_path):
     assert tasks[1]["predictions"][0]["result"] == []
     regions = tasks[0]["predictions"][0]["result"]
     assert len({region["id"] for region in regions}) == len(regions) == 5  # one has two pieces
-    drawn = [
-        mask_util.decode(
-            mask_util.frPyObjects(
-                [(np.array(r["value"]["points"]) * (WIDTH, HEIGHT) / 100).ravel().tolist()],
-                HEIGHT, WIDTH,
-            )
-        )[:, :, 0] > 0
-        for r in regions
-    ]  # fmt: skip
+    points = [np.array(r["value"]["points"]) * (WIDTH, HEIGHT) / 100 for r in regions]
+    rles = [mask_util.frPyObjects([p.ravel().tolist()], HEIGHT, WIDTH) for p in points]
+    drawn = [mask_util.decode(rle)[:, :, 0] > 0 for rle in rles]
     assert np.array_equal(drawn[0], shapes()[0]) and np.array_equal(drawn[4], shapes()[3])
     assert np.array_equal(drawn[2] | drawn[3], shapes()[2])
     interface = ET.parse(tmp_path / "out" / "interface.xml").getroot()

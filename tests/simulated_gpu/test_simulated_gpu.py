@@ -27,13 +27,8 @@ def run_tests(folder, marks, timeout):
     files = [path for path in TESTS.rglob("test_*.py") if "mark.gpu" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-p", "simulated_gpu.plugin", "-q", "--tb=short"]
     command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", marks, "-k", NOT_SIMULATED, "-rs"]
-    run = subprocess.run(
-        [*command, *files],
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    options = {"env": environment(folder), "capture_output": True, "text": True}
+    run = subprocess.run([*command, *files], timeout=timeout, **options)
     # Optional packages may be missing, the device may not.
     assert run.returncode == 0 and "CUDA device" not in run.stdout, run.stdout + run.stderr
     return int(re.search(r"(\d+) passed", run.stdout)[1])

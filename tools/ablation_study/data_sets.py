@@ -91,9 +91,6 @@ class RealSet:
     A fifth of the training images is set aside for choices, and evaluated instead of ``val`` if
     ``dev``. Of the others, each seed draws its labeled images; the rest is unlabeled. Lists of
     images and links to them come into ``output``/data.
-
-    Raises:
-        DatasetError: a file is missing.
     """
 
     environment: dict[str, str] = {}

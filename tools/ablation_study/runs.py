@@ -166,8 +166,7 @@ def all_runs(
 ) -> list[Run]:
     """Every run of the study, the most informative first, each after its teacher.
 
-    Args:
-        every_seed: also what is trained with the first seed alone unless it is asked for.
+    ``every_seed``: also what is trained with the first seed alone unless it is asked for.
     """
     wanted, first = [], seeds if every_seed else seeds[:1]
     for seed in seeds:
@@ -187,11 +186,7 @@ def with_teachers(runs: Sequence[Run]) -> list[Run]:
 
 
 def chosen_runs(plan: Plan, seeds: Sequence[int], only: Sequence[str] = ()) -> list[Run]:
-    """The runs that are asked for by names or patterns as ``10pct-seed0-*``, in the study's order.
-
-    Raises:
-        ConfigError: a name is none of a run of these seeds.
-    """
+    """The runs that names or patterns as ``10pct-seed0-*`` ask for, in the order of the study."""
     if not only:
         return all_runs(plan, seeds)
     runs, wanted = all_runs(plan, seeds, every_seed=True), set()

@@ -51,19 +51,13 @@ class Study:
     """
 
     def __init__(
-        self,
-        output: Path,
-        data: Toyscapes | RealSet,
-        config_file: str,
-        overrides: Sequence[str],
-        train_net: Path,
+        self, output: Path, data: Toyscapes | RealSet, config_file: str, overrides: Sequence[str]
     ) -> None:
         self.output = output.absolute()
         self.runs, self.results = self.output / "runs", self.output / "results"
         self._config_file = str(Path(config_file).absolute())
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._overrides = ["MODEL.DEVICE", device, *overrides]
-        self._train_net = train_net
         self._cfg = run_config(load_config(config_file, self._overrides))
         self._data = data
         self._check_same()
@@ -101,11 +95,7 @@ class Study:
     ) -> dict[str, Any]:
         """Train a run, or the rest of it; write and return its result.
 
-        After ``seconds`` it is asked to save itself and to end; None: never. ``handle`` is that of
-        :meth:`begin`.
-
-        Raises:
-            RunFailed, RunStopped: there is no result.
+        After ``seconds`` it is asked to save itself and to end; ``handle``: of :meth:`begin`.
         """
         folder = self.runs / run.name
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +131,7 @@ class Study:
         """The exit status of the training, as one that was stopped if it was asked to end."""
         values = self._data.overrides(run) | run.overrides(self.runs)
         options = [text for pair in values.items() for text in pair]
-        command = [sys.executable, str(self._train_net), "--config-file", self._config_file]
+        command = [sys.executable, str(ROOT / "train_net.py"), "--config-file", self._config_file]
         own = KEEP_MEMORY | {"OMP_NUM_THREADS": str(cores())}
         with open(folder / OUTPUT, "ab") as output:
             process = subprocess.Popen(
@@ -217,11 +207,7 @@ class Study:
 
 
 def read_results(folder: Path, runs: Iterable[Run]) -> dict[str, dict[str, Any]]:
-    """The results there are, by the name of the run.
-
-    Raises:
-        DatasetError: a file is damaged.
-    """
+    """The results there are, by the name of the run."""
     found = {}
     for run in runs:
         path = folder / f"{run.name}.json"

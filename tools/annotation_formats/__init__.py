@@ -15,17 +15,13 @@ from s4m_d2.errors import DatasetError
 def read_annotations(
     path: Path, class_attribute: str = "", class_name: str = ""
 ) -> Iterator[LabeledImage]:
-    """The images of a JSON file of VIA 2 or LabelMe, whose format shows in its content.
-
-    Raises:
-        DatasetError: the file cannot be read, or is of another format.
-    """
+    """The images of a JSON file of VIA 2 or LabelMe, whose format shows in its content."""
     content = read_json(path)
     if labelme.matches(content):
         yield labelme.read(content, path.parent, class_name)
     elif via.matches(content):
         yield from via.read(content, class_attribute, class_name)
-    elif via.matches_3(content):
+    elif isinstance(content, dict) and {"project", "file", "metadata"} <= content.keys():
         raise DatasetError("this is a project of VIA 3: export it there as COCO")
     else:
         raise DatasetError(

@@ -17,18 +17,11 @@ def matches(content: Any) -> bool:
     return bool(entries) and all(isinstance(row, dict) and "regions" in row for row in entries)
 
 
-def matches_3(content: Any) -> bool:
-    """Whether this is a project of VIA 3, whose format is another one."""
-    return isinstance(content, dict) and {"project", "file", "metadata"} <= content.keys()
-
-
 def read(content: dict, class_attribute: str = "", class_name: str = "") -> Iterator[LabeledImage]:
-    """The images of a file that :func:`matches`.
+    """The images of a file that :func:`matches`; ``class_name``: of every instance.
 
-    Args:
-        class_attribute: of a region, that names the class; "": the only one, or the first of class,
-            label, name, type and category.
-        class_name: of every instance, whatever attributes it has; "": as the attribute says.
+    Without a ``class_attribute``, the class is a region's only attribute, or the first of class,
+    label, name, type and category.
     """
     for entry in _entries(content):
         image = LabeledImage(str(entry.get("filename", "")).replace("\\", "/"))

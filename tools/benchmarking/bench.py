@@ -54,11 +54,7 @@ CASES = {
 
 
 def case_config(case: Case, stage: int):
-    """The config of a stage (1 or 2), with random weights, for one process: SyncBN becomes BN.
-
-    Raises:
-        ConfigError: the SAM cannot be made without its weights, or the config needs squares.
-    """
+    """The config of a stage (1 or 2), with random weights, for one process: SyncBN becomes BN."""
     file = str(CONFIGS / case.config)
     plain = load_config(file)
     overrides = ["MODEL.WEIGHTS", "", "MODEL.DEVICE", case.device, "DATALOADER.NUM_WORKERS", "0"]
@@ -162,8 +158,6 @@ class OtherBackend:
         self._backend = backend
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_backend":  # of a copy that has no attributes yet
-            raise AttributeError(name)
         return getattr(self._backend, name)
 
 
@@ -174,16 +168,10 @@ class FixedAnswers(OtherBackend):
         super().__init__(backend)
         self.passes = True  # False: answer at once, without running encoder or decoder
         frame = 4 * backend.grid_side
-        self._answers = []
+        self.answers = []
         for index, size in enumerate(sizes):
             answer = synthetic.sam_answer(index, count, frame, backend.grid_scale(size))
-            self._answers.append([tensor.to(backend.device) for tensor in answer])
-
-    def only(self, index: int) -> FixedAnswers:
-        """The same for the batch that holds image ``index`` alone."""
-        alone = copy.copy(self)
-        alone._answers = [self._answers[index]]
-        return alone
+            self.answers.append([tensor.to(backend.device) for tensor in answer])
 
     def encode(self, images: Tensor, image_sizes: Sequence, **options: Any) -> EncodedImages:
         if self.passes:
@@ -193,7 +181,7 @@ class FixedAnswers(OtherBackend):
     def prompt(self, encoded: EncodedImages, points: Sequence, *labels, **options) -> list:
         if self.passes:
             self._backend.prompt(encoded, points, *labels, **options)
-        pairs = zip(points, self._answers, strict=False)
+        pairs = zip(points, self.answers, strict=False)
         return [PromptOutput(masks[: len(p)], ious[: len(p)], None) for p, (masks, ious) in pairs]
 
 

@@ -27,11 +27,7 @@ def say(text: str) -> None:
 
 
 def check_names(names: Collection[str]) -> set[str]:
-    """The parts that are named, in any spelling; none: all.
-
-    Raises:
-        ConfigError: one is no part.
-    """
+    """The parts that are named, in any spelling; none: all."""
     known = {name.lower().replace(" ", "-"): name for name in (*MAKERS, STEP)}
     keys = {name.lower().replace(" ", "-").replace("_", "-") for name in names}
     if unknown := sorted(keys - known.keys()):
@@ -43,9 +39,6 @@ def measure_stage(case: Case, stage: int, args: argparse.Namespace, peaks: dict)
     """The parts of a stage, checked and timed; everything that JSON holds of it.
 
     ``peaks`` of the machine, by precision, get what is missing.
-
-    Raises:
-        Mismatch: two forms of a part do not give the same.
     """
     say(f"{case.name}, stage {stage}")
     names = check_names(args.parts)

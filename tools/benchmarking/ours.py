@@ -1,7 +1,4 @@
-"""Every call of the benchmark into the project's training step, beside ``bench``.
-
-Where an interface of the project changes, these have to follow.
-"""
+"""Every call of the benchmark into the project's training step, beside ``bench``."""
 
 from __future__ import annotations
 
@@ -32,12 +29,6 @@ def predictions(bench: Bench) -> dict:
 
 
 @torch.no_grad()
-def selections(bench: Bench, predicted: dict) -> list:
-    """Pseudo-labels of the batch at the prediction's resolution."""
-    return bench.labeling.select(predicted)
-
-
-@torch.no_grad()
 def encode(bench: Bench, backend, images: Tensor):
     """SAM's encoding of a batch."""
     with bench.autocast():
@@ -51,7 +42,6 @@ def prompt(bench: Bench, backend, encoded, clicks: Sequence, kinds: Sequence) ->
         return [output.mask_logits for output in backend.prompt(encoded, clicks, kinds)]
 
 
-@torch.no_grad()
 def points(bench: Bench, selected: Sequence) -> list[tuple[Tensor, ...]]:
     """Clicks in every mask of the batch, and their labels."""
     generators = sample_generators(bench.unlabeled, "refine_points", "cpu")
@@ -67,13 +57,11 @@ def refine(bench: Bench, selected: Sequence) -> list:
         return bench.labeling.refine(bench.weak, selected, bench.device).labels
 
 
-@torch.no_grad()
 def exchange(bench: Bench, images: Sequence[Tensor], labels: Sequence):
     """ARP."""
     return bench.labeling.arp(images, labels, sample_generators(bench.unlabeled, "arp", "cpu"))
 
 
-@torch.no_grad()
 def strong_views(bench: Bench, images: Sequence[Tensor]) -> list[Tensor]:
     """The student's images."""
     generators = sample_generators(bench.unlabeled, "strong_view", "cpu")
@@ -83,10 +71,10 @@ def strong_views(bench: Bench, images: Sequence[Tensor]) -> list[Tensor]:
 def pseudo_labeled(bench: Bench) -> list[dict]:
     """Unlabeled samples with instances, as the labeling hands them to the student."""
     parts = (len(bench.unlabeled), bench.size, bench.case.instances, bench.num_classes)
-    return [
-        {**sample, "image": sample["image"].to(bench.device), "instances": other["instances"]}
-        for sample, other in zip(bench.unlabeled, synthetic.samples("labeled", *parts), strict=True)
-    ]
+    others = synthetic.samples("labeled", *parts)
+    images = [sample["image"].to(bench.device) for sample in bench.unlabeled]
+    samples = zip(bench.unlabeled, images, others, strict=True)
+    return [{**s, "image": image, "instances": o["instances"]} for s, image, o in samples]
 
 
 def distill(bench: Bench, loss, encoded, mask_features: Tensor, wanted: Sequence[dict]) -> Tensor:

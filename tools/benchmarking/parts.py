@@ -70,7 +70,7 @@ class Parts:
 
     @cached_property
     def selected(self) -> list:
-        return ours.selections(self.bench, self.predicted)
+        return self.bench.labeling.select(self.predicted)
 
     @cached_property
     def refined(self) -> list:
@@ -150,7 +150,7 @@ class Parts:
         return Part(predict, Form(predict_plainly), counts_flops=True)
 
     def selection(self) -> Part:
-        return Part(Form(lambda: ours.selections(self.bench, self.predicted)))
+        return Part(Form(lambda: self.bench.labeling.select(self.predicted)))
 
     def sam_encode(self) -> Part:
         """SAM's encoder: the batch together, and image by image."""
@@ -220,7 +220,7 @@ class Parts:
         shape = (len(bench.labeled), channels, bench.size[0] // 4, bench.size[1] // 4)
         features = torch.rand(shape, generator=synthetic.generator("mask features"))
         features = features.to(bench.device).requires_grad_()
-        losses = bench.distillation, plain.Distillation(bench.distillation)
+        losses = bench.distillation, partial(plain.distillation, bench.distillation)
         wanted = self.wanted[0]
         forms = pair(
             lambda loss: ours.distill(bench, loss, self.encoded, features, wanted), *losses

@@ -1,8 +1,4 @@
-"""The straightforward forms: loops over images, masks, layers and tensors.
-
-Nothing but the benchmark uses them. They take the project's inputs and give its results; they are
-written from the method's definition for this comparison.
-"""
+"""The straightforward forms, by the method's definition: loops over images, masks and layers."""
 
 from __future__ import annotations
 
@@ -17,28 +13,25 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from s4m_d2.losses.matcher import HungarianMatcher, ImageMatches
-from s4m_d2.losses.structural_distillation import StructuralDistillation, sample_query_points
+from s4m_d2.losses.structural_distillation import sample_query_points
+from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.structures import PseudoLabels
 
 BLUR_REACH = 3.0  # half width of the strong view's kernel, in sigmas
 
 
 def mask_points(
-    mask_logits: Tensor,
-    masks: Tensor,
-    content_size: tuple[float, float],
-    num_points: int,
-    rng: np.random.Generator,
+    selection: Selection, num_points: int, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
     """Clicks drawn on the host, mask by mask: P(pixel) ∝ softmax of the logits inside the mask.
 
-    Masks and logits are (N, h, w), their content is ``content_size``. Returns (N, P, 2) points
-    (x, y) normalized to the content and (N, P) labels, -1 where a mask has too few pixels.
+    Returns (N, P, 2) points (x, y) normalized to the content and (N, P) labels, -1 where a mask has
+    too few pixels.
     """
+    masks, (height, width) = selection.labels.masks, selection.content_size
     points = np.zeros((len(masks), num_points, 2), np.float32)
     labels = np.full((len(masks), num_points), -1)
-    height, width = content_size
-    for row, (logits, mask) in enumerate(zip(mask_logits, masks, strict=True)):
+    for row, (logits, mask) in enumerate(zip(selection.mask_logits, masks, strict=True)):
         inside = mask.cpu().numpy()
         weights = np.where(inside, logits.cpu().numpy().astype(np.float64), -np.inf).ravel()
         weights = np.exp(weights - weights.max())
@@ -224,43 +217,30 @@ class Matcher(HungarianMatcher):
         return self.mask_cost * cross + self.dice_cost * dice - self.class_cost * likely
 
 
-class Distillation:
-    """What ``loss`` computes, to be called as it is.
+def distillation(loss, mask_features, images, image_sizes, masks, generators) -> dict[str, Tensor]:
+    """What the StructuralDistillation ``loss`` computes of the other arguments.
 
     The image is repeated for each prompt and goes through the library's whole transformer. The
     grid's content must end where a cell does.
     """
-
-    def __init__(self, loss: StructuralDistillation) -> None:
-        self._loss = loss
-
-    def __call__(
-        self,
-        mask_features: Tensor,
-        images: Tensor,
-        image_sizes: Sequence[tuple[int, int]],
-        masks: Sequence[Tensor],
-        generators: Sequence[torch.Generator],
-    ) -> dict[str, Tensor]:
-        loss = self._loss
+    with torch.no_grad():
+        embeddings = loss.backend.encode(images, list(image_sizes)).embeddings
+    losses = []
+    for index, size in enumerate(image_sizes):
+        counts = loss.num_points, loss.num_foreground
+        draws = generators[index], images.device
+        points = sample_query_points(masks[index], size, *counts, *draws)
+        content = loss.backend.content_mask(size)
+        rows, columns = int(content.any(1).sum()), int(content.any(0).sum())
         with torch.no_grad():
-            embeddings = loss.backend.encode(images, list(image_sizes)).embeddings
-        losses = []
-        for index, size in enumerate(image_sizes):
-            counts = loss.num_points, loss.num_foreground
-            draws = generators[index], images.device
-            points = sample_query_points(masks[index], size, *counts, *draws)
-            content = loss.backend.content_mask(size)
-            rows, columns = int(content.any(1).sum()), int(content.any(0).sum())
-            with torch.no_grad():
-                tokens = prompted_tokens(loss.backend, embeddings[index], size, points)
-                cells = tokens[:, :, :rows, :columns].float()
-                target = cosines(cells, points[:, None])[:, 0]
-            features = mask_features[index, None].float()
-            resized = F.interpolate(features, (rows, columns), mode="bilinear")
-            similarity = cosines(resized, points[None])[0]
-            losses.append(F.huber_loss(similarity, target, delta=loss.huber_delta))
-        return {"loss_sd": loss.weight * torch.stack(losses).mean()}
+            tokens = prompted_tokens(loss.backend, embeddings[index], size, points)
+            cells = tokens[:, :, :rows, :columns].float()
+            target = cosines(cells, points[:, None])[:, 0]
+        features = mask_features[index, None].float()
+        resized = F.interpolate(features, (rows, columns), mode="bilinear")
+        similarity = cosines(resized, points[None])[0]
+        losses.append(F.huber_loss(similarity, target, delta=loss.huber_delta))
+    return {"loss_sd": loss.weight * torch.stack(losses).mean()}
 
 
 def prompted_tokens(

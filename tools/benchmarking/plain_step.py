@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
@@ -18,25 +19,19 @@ from s4m_d2.structures import PseudoLabels, sample_generators
 def points(bench: Bench, selected: Sequence, rng: np.random.Generator) -> list:
     """Clicks in every mask of the batch, and their labels, image by image."""
     count = bench.cfg.S4M.REFINE.NUM_POINTS
-    return [
-        plain.mask_points(one.mask_logits, one.labels.masks, one.content_size, count, rng)
-        for one in selected
-    ]
+    return [plain.mask_points(one, count, rng) for one in selected]
 
 
 @torch.no_grad()
 def refine(bench: Bench, selected: Sequence, rng: np.random.Generator) -> list[PseudoLabels]:
-    """Image by image: encode, draw, prompt, choose, resize. SAM's passes as ``bench.answers`` do.
-
-    Masks that SAM leaves empty would have to fall back to the teacher's; the synthetic answers
-    have none.
-    """
+    """Image by image: encode, draw, prompt, choose, resize; no synthetic answer is empty."""
     labels, answers, images = [], bench.answers, bench.rgb
     drawn = points(bench, selected, rng)
     for index, (one, (clicks, kinds)) in enumerate(zip(selected, drawn, strict=True)):
-        with bench.autocast():
+        own = patch.object(answers, "answers", answers.answers[index : index + 1])
+        with bench.autocast(), own:
             encoded = answers.encode(images[index, None], [bench.size])
-            output = answers.only(index).prompt(encoded, [clicks], [kinds])[0]
+            [output] = answers.prompt(encoded, [clicks], [kinds])
         rated = zip(output.mask_logits, output.iou_predictions, strict=True)
         best = [logits[int(ious.argmax()), None] for logits, ious in rated]
         masks = torch.cat([answers.upscale(logits, bench.size) > 0 for logits in best])
@@ -76,7 +71,7 @@ def losses(bench: Bench, rng: np.random.Generator, views=strong_views) -> dict[s
     with ours.plain_model(bench):
         if bench.stage == 1:
             return _distilled_losses(bench)
-        selected = ours.selections(bench, ours.predictions(bench))
+        selected = bench.labeling.select(ours.predictions(bench))
         labels = refine(bench, selected, rng)
         images = [sample["image"].to(bench.device) for sample in bench.unlabeled]
         images, labels = exchange(bench, images, labels)
@@ -92,7 +87,8 @@ def losses(bench: Bench, rng: np.random.Generator, views=strong_views) -> dict[s
 
 def _distilled_losses(bench: Bench) -> dict[str, Tensor]:
     """Stage 1, with SAM and the distillation image by image."""
-    loss, one_by_one = plain.Distillation(bench.distillation), OneByOne(bench.sam)
+    loss = partial(plain.distillation, bench.distillation)
+    one_by_one = OneByOne(bench.sam)
     with patch.object(bench.distillation, "backend", one_by_one), bench.autocast():
         with patch.object(bench.student, "distillation", loss):
             return bench.student(bench.labeled)

@@ -67,10 +67,7 @@ def samples(
 def query_predictions(
     batch: int, queries: int, size: tuple[int, int], instances: int, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """pred_logits (B, Q, K + 1) and pred_masks (B, Q, h, w) of a teacher that sees ``instances``.
-
-    ``size`` (h, w) is that of the predictions; all of it holds content.
-    """
+    """pred_logits (B, Q, K + 1) and pred_masks (B, Q, h, w) of a teacher of ``instances``."""
     logits = torch.zeros(batch, queries, num_classes + 1)
     logits[..., -1] = CLASS_LOGIT
     masks = torch.full((batch, queries, *size), NO_MASK)
@@ -87,10 +84,7 @@ def query_predictions(
 def sam_answer(
     index: int, count: int, frame: int, content: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """(N, 3, frame, frame) mask logits and (N, 3) IoUs of image ``index``, as SAM's backends give.
-
-    ``content`` are the shares (x, y) of the square frame that the image fills.
-    """
+    """(N, 3, frame, frame) mask logits and (N, 3) IoUs of an image that fills shares of a frame."""
     width, height = (max(1, round(frame * share)) for share in content)
     logits = torch.full((count, 3, frame, frame), NO_MASK)
     drawn = instance_logits(count, (height, width), generator("answers", index))

@@ -16,10 +16,9 @@ from s4m_d2.sepl import enhance
 from s4m_d2.sepl.evaluate import confusion, miou
 from s4m_d2.sepl.visualize import draw_image, draw_label, draw_masks, legend_entries
 from s4m_d2.visualization import panel_grid
-from sepl_study.scenes import MIN_INSTANCE_AREA, StudyScene
+from sepl_study.scenes import MIN_INSTANCE_AREA, STUDY_STRENGTH, StudyScene
 
 BEFORE, EXACT, TINY = "before", "exact masks", "tiny SAM"
-STUDY_STRENGTH = 0.5  # mIoU 50 to 60, as published CAM labels of VOC have
 PUBLISHED_QUALITY = (50, 60)
 PICTURES = 4
 TITLES = ("image", "CAM-like label", "the tiny SAM's masks", "SEPL", "ground truth")
@@ -29,11 +28,8 @@ MAIN_HEAD = "CAM-like label | SEPL, exact masks | gain | SEPL, tiny SAM | gain |
 def summarize(runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
     """By case ``mIoU`` and ``gain`` with their deviations, and ``IoU`` by class, in percent.
 
-    Deviations are None of a single seed, IoUs where a class never occurs.
-
-    Args:
-        runs: of each seed the name of a case → (C,) IoUs in [0, 1], nan where a class does not
-            occur; ``BEFORE`` among the names.
+    Deviations are None of a single seed, IoUs where a class never occurs. ``runs``: of each seed
+    (C,) IoUs in [0, 1] by case, ``BEFORE`` among them; nan where a class does not occur.
     """
     ious = {name: 100 * np.array([run[name] for run in runs]) for name in runs[0]}
     before = np.nanmean(ious[BEFORE], axis=1)
@@ -132,7 +128,7 @@ def draw_examples(
     """Some images at the study's strength, from the one that gains most to the one that loses."""
     found = []
     for scene, rles in zip(scenes, masks, strict=True):
-        before = scene.cam_label(seed, STUDY_STRENGTH, FAILURES)
+        before = scene.cam_label(seed)
         maps = before, enhance(before, rles), scene.truth
         ious = [100 * miou(confusion(scene.truth, of, len(CLASS_NAMES))) for of in maps[:2]]
         found.append((ious[1] - ious[0], ious, scene.image, rles, maps))
