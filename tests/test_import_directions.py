@@ -54,10 +54,8 @@ MAY_USE_GLOBAL_RANDOMNESS = {
     "tools/train_tiny_sam.py": "torch.manual_seed",
 }
 
-TORCH_DRAWS = set(
-    "bernoulli multinomial normal poisson rand rand_like randint randint_like randn randn_like "
-    "randperm".split()
-)
+TORCH_DRAWS = set("bernoulli multinomial normal poisson rand randint randn randperm".split())
+TORCH_DRAWS |= {"rand_like", "randint_like", "randn_like"}
 TENSOR_DRAWS = set("bernoulli bernoulli_ exponential_ multinomial normal_ random_ uniform_".split())
 NUMPY_OWN_GENERATORS = {"Generator", "SeedSequence", "PCG64", "Philox", "default_rng"}
 

@@ -74,10 +74,8 @@ def setup_arguments(monkeypatch):
 
 def test_every_dependency_is_pinned_and_none_is_an_engine(monkeypatch):
     arguments = setup_arguments(monkeypatch)
-    pins, optional = (
-        re.findall("^[^#\n].*", (ROOT / f"requirements{of}.txt").read_text(), re.MULTILINE)
-        for of in ("", "-sam2")
-    )
+    texts = ((ROOT / f"requirements{of}.txt").read_text() for of in ("", "-sam2"))
+    pins, optional = (re.findall("^[^#\n].*", text, re.MULTILINE) for text in texts)
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins + optional)
     assert requirement_names(arguments["extras_require"]["sam2"]) <= requirement_names(optional)
     pinned = requirement_names(pins)

@@ -174,13 +174,10 @@ class Answers(nn.Module):
         for mask, (x0, x1, _, _) in zip(masks, bars, strict=True):
             mask[2:5, x0:x1] = True
         labels, scores = ([bar[i] for bar in bars] for i in (2, 3))
-        return Instances(
-            tuple(masks.shape[1:]),
-            pred_masks=masks,
-            pred_classes=torch.tensor(labels, dtype=torch.int64),
-            scores=torch.tensor(scores),
-            sam_ious=torch.tensor(scores) / 2,
-        )
+        found = Instances(tuple(masks.shape[1:]), pred_masks=masks)
+        found.pred_classes = torch.tensor(labels, dtype=torch.int64)
+        found.scores, found.sam_ious = torch.tensor(scores), torch.tensor(scores) / 2
+        return found
 
 
 # Tiles [0, 20) and [10, 30) of an image 30 px wide: bars of the left one, of the right one, of all.

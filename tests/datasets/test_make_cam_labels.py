@@ -26,10 +26,9 @@ def scenes():
 
 
 def spoilt(scenes, strength, **options):
-    return [
-        cam_label(label, np.random.default_rng(number), strength, instances=instances, **options)
-        for number, (label, instances) in enumerate(scenes)
-    ]
+    draws = map(np.random.default_rng, range(len(scenes)))
+    pairs = zip(scenes, draws, strict=True)
+    return [cam_label(of, rng, strength, instances=ids, **options) for (of, ids), rng in pairs]
 
 
 def mean_iou(labels, truths):

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -34,20 +35,19 @@ SMALL = {
 @pytest.fixture(scope="session")
 def import_example():
     """(project, module) → the module, once: importing it registers models."""
-    loaded = {}
 
+    @cache
     def load(project, module):
-        if (project, module) not in loaded:
-            folder = str(EXAMPLES / project)
-            if folder not in sys.path:
-                sys.path.append(folder)
-            if module != "train_net":
-                return importlib.import_module(module)
-            file = EXAMPLES / project / "train_net.py"  # every project has one
-            spec = importlib.util.spec_from_file_location(f"{project}_train_net", file)
-            loaded[project, module] = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(loaded[project, module])
-        return loaded[project, module]
+        folder = EXAMPLES / project
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+        if module != "train_net":
+            return importlib.import_module(module)
+        file = folder / "train_net.py"  # every project has one
+        spec = importlib.util.spec_from_file_location(f"{project}_train_net", file)
+        loaded = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(loaded)
+        return loaded
 
     return load
 
