@@ -26,7 +26,7 @@ from tqdm import tqdm
 from s4m_d2.engine.command.arguments import command_parser
 from s4m_d2.files import atomic_write
 from s4m_d2.pretrained import read_pypi_weights
-from s4m_d2.sam import tiny
+from s4m_d2.sam import segment_anything as tiny
 from s4m_d2.sam.adaptation import ALL_MASKS_WEIGHT, QUALITY_WEIGHT, mask_losses
 from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.structures import mask_boxes

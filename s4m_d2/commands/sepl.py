@@ -206,8 +206,8 @@ def _mask_source(args: argparse.Namespace) -> Path | SamMasks:
         raise ConfigError("--sam needs --images: SAM makes the masks of images")
     automatic = AutomaticMaskSettings(**{name: getattr(args, name) for name in AUTOMATIC})
     cache = args.mask_cache or args.output / MASK_CACHE
-    model = args.sam, args.sam_type, args.sam_checkpoint, args.device
-    return SamMasks(*model, cache, automatic)
+    model = args.sam, args.sam_type, args.sam_checkpoint
+    return SamMasks(model, args.device, cache, automatic)
 
 
 def _settings(args: argparse.Namespace, num_classes: int) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 import s4m_d2.sam.hugging_face
 import s4m_d2.sam.sam2
-import s4m_d2.sam.segment_anything
-import s4m_d2.sam.tiny  # noqa: F401
+import s4m_d2.sam.segment_anything  # noqa: F401
 from s4m_d2.sam.backend import (
     SAM_BACKEND_REGISTRY,
     EncodedImages,

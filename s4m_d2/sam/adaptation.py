@@ -42,16 +42,15 @@ def adapt_sam(
     clicks: int,
     rng: np.random.Generator,
 ) -> None:
-    """Train a SAM to answer clicks in the masks of views; it is frozen again afterwards.
+    """Train a SAM to answer clicks (:func:`draw_clicks`) in the masks of views; it is frozen again
+    afterwards. The learning rate falls linearly to zero.
 
     Of an encoder that is not trained, the embeddings of the first batches are computed once, and
-    the others are not read. The learning rate falls linearly to zero.
-
-    Args:
-        batches: endless.
-        clicks: in each mask, drawn by :func:`draw_clicks`.
+    the others are not read.
     """
-    encoder = _small_encoder_parameters(backend.image_encoder)
+    encoder = [p for n, p in backend.image_encoder.named_parameters() if not n.startswith(FROZEN)]
+    if sum(p.numel() for p in backend.image_encoder.parameters()) > SMALL_ENCODER:
+        encoder = []
     decoder = backend.decoder.prompt_encoder, backend.decoder.mask_decoder
     trained = [*encoder, *(p for module in decoder for p in module.parameters())]
     rate = BASE_LR if encoder else LARGE_LR
@@ -63,12 +62,14 @@ def adapt_sam(
         factor = min((step + 1) / WARMUP_STEPS, 1.0) * (1 - step / iterations)
         for group in optimizer.param_groups:
             group["lr"] = rate * factor
-        if encoder:
-            batch = _encode(backend, next(batches))
-        elif len(cache) < CACHED_BATCHES:
-            with torch.no_grad():
-                batch = _encode(backend, next(batches))
-            cache.append(batch)
+        if encoder or len(cache) < CACHED_BATCHES:
+            views = next(batches)
+            images = ImageList.from_tensors([image for image, _ in views])
+            with torch.set_grad_enabled(bool(encoder)):
+                encoded = backend.encode(images.tensor, images.image_sizes)
+            batch = encoded, [masks for _, masks in views]
+            if not encoder:
+                cache.append(batch)
         else:
             batch = cache[rng.integers(len(cache))]
         loss = _loss(backend, *batch, clicks, rng)
@@ -90,21 +91,6 @@ def draw_clicks(mask: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
     places = np.argwhere(mask)
     chosen = places[rng.choice(len(places), size=count, replace=len(places) < count)]
     return ((chosen + 0.5) / mask.shape)[:, ::-1].astype(np.float32)
-
-
-def _small_encoder_parameters(encoder: nn.Module) -> list[nn.Parameter]:
-    """What is trained of an image encoder: nothing of a large one."""
-    if sum(p.numel() for p in encoder.parameters()) > SMALL_ENCODER:
-        return []
-    return [p for name, p in encoder.named_parameters() if not name.startswith(FROZEN)]
-
-
-def _encode(
-    backend: PointPromptBackend, views: Sequence[View]
-) -> tuple[EncodedImages, list[Tensor]]:
-    """Embeddings of a batch, and the masks of each image."""
-    images = ImageList.from_tensors([image for image, _ in views])
-    return backend.encode(images.tensor, images.image_sizes), [masks for _, masks in views]
 
 
 def _loss(

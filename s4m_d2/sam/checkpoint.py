@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s4m_d2.errors import ConfigError, WeightsError, first_names
+from s4m_d2.errors import WeightsError, first_names, require
 from s4m_d2.files import refused_object
 
 # By S4M.SAM.BACKEND and MODEL_TYPE: file names, the newest first.
@@ -49,10 +49,10 @@ def load_sam(
     ignored: tuple[str, ...] = (),
     rename: Callable[[str], str] = str,
 ) -> nn.Module:
-    """Build a SAM with the weights of a file; only tensors are read from the file.
+    """Build a SAM with the weights of a file, which may be wrapped as by other programs.
 
-    The state dict may be wrapped as by other programs: see :func:`_unwrap`. Under
-    ``torch.device("meta")`` the file is checked, and the model has no values.
+    Only tensors are read. Under ``torch.device("meta")`` the file is checked, and the model has no
+    values.
 
     Args:
         build: makes the model, without weights.
@@ -85,25 +85,20 @@ def load_sam(
     return sam
 
 
-def check_model_type(backend: str, model: str) -> None:
-    """Raises: ConfigError: ``model`` is none of the published ones of the backend."""
-    models = PUBLISHED_WEIGHTS[backend]
-    if model not in models:
-        raise ConfigError(
-            f"S4M.SAM.MODEL_TYPE is '{model}'; expected one of {', '.join(models)}, which "
-            f"S4M.SAM.BACKEND {backend} offers"
-        )
+def published_model(cfg: Any, backend: str) -> str:
+    """S4M.SAM.MODEL_TYPE; ConfigError: it is none of the published models of the backend."""
+    model, names = cfg.S4M.SAM.MODEL_TYPE, PUBLISHED_WEIGHTS[backend]
+    expected = f"one of {', '.join(names)}, which S4M.SAM.BACKEND {backend} offers"
+    require("S4M.SAM.MODEL_TYPE", model, model in names, expected)
+    return model
 
 
 def _remedy(model: str) -> str:
     """Where to get the weights of a value of S4M.SAM.MODEL_TYPE, or of a packaged model."""
     for backend, models in PUBLISHED_WEIGHTS.items():
         if model in models:
-            return (
-                f"Download {' or '.join(models[model])} from "
-                f"{PUBLISHED_AT.get(model, PUBLISHED_AT[backend])} and set S4M.SAM.CHECKPOINT to "
-                "its path."
-            )
+            files, place = models[model], PUBLISHED_AT.get(model, PUBLISHED_AT[backend])
+            return f"Download {' or '.join(files)} from {place} and set S4M.SAM.CHECKPOINT to it."
     return 'Set S4M.SAM.CHECKPOINT to "" for the packaged weights.'
 
 
@@ -135,24 +130,20 @@ def _read_state(path: Path, subject: str, remedy: str) -> Mapping[str, Tensor]:
 
 
 def _mismatches(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
-    problems = [f"{name} is missing" for name in expected if name not in state]
-    problems += [
-        f"{name} is {tuple(state[name].shape)} instead of {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
+    has, needs = ({name: tuple(v.shape) for name, v in of.items()} for of in (state, expected))
+    return [
+        f"{name} is {has.get(name, 'absent')} instead of {needs.get(name, 'absent')}"
+        for name in needs | has
+        if has.get(name) != needs.get(name)
     ]
-    return problems + [f"{name} is unknown" for name in state if name not in expected]
 
 
 def _unwrap(content: Any) -> Any:
-    """Find the state dict in the content of a file, and remove prefixes of its names.
+    """The state dict in a file's content, without prefixes of names; else the content itself.
 
     It may be an entry of a mapping, as saved by SAM 2 (``model``), Lightning (``state_dict``) and
     micro-sam (``model_state``), and its names may have the prefix of a wrapper (``module.``,
     ``sam.``); entries without the prefix are ignored.
-
-    Returns:
-        ``content`` itself if there is no such state dict.
     """
     if not isinstance(content, Mapping):
         return content

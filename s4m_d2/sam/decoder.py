@@ -1,12 +1,10 @@
 """SAM's mask decoder over prompts of several images at once, from the libraries' own parts.
 
-The libraries decode the prompts of one image per call. Here every prompt names its image and
-gathers that image's embedding, so that all prompts of a batch share one pass. SAM 2's decoder is
-SAM's with two additions, which the same functions serve: a token that scores whether there is an
-object at all, and finer feature maps that join the upscaling.
+The libraries decode the prompts of one image per call. Here every prompt names its image, and all
+prompts of a batch share one pass. SAM 2's decoder is SAM's with two additions: a token that scores
+whether there is an object at all, and finer feature maps that join the upscaling.
 
-``sam`` has the two modules that answer prompts, ``prompt_encoder`` and ``mask_decoder``, under the
-names of segment-anything's ``Sam``; the libraries have no types.
+``sam`` has the modules ``prompt_encoder`` and ``mask_decoder``; the libraries have no types.
 """
 
 from __future__ import annotations
@@ -21,23 +19,14 @@ from torch import Tensor, nn
 
 
 class Prompts(NamedTuple):
-    """Prompts that are decoded together: equally many points each, and no padding.
+    """Prompts that are decoded together: equally many points each, and no padding."""
 
-    Attributes:
-        images: (N,) the image of each prompt, ascending, on the host.
-        image_index: the same, long, on the device.
-        points: (N, P, 2) continuous (x, y) in pixels of SAM's square frame.
-        labels: (N, P) long: 1 positive, 0 negative, 2 and 3 a box's corners.
-        has_box: whether all prompts have corners, or none.
-        masks: (N, 4S, 4S) mask logits in the frame, or none.
-    """
-
-    images: np.ndarray
-    image_index: Tensor
-    points: Tensor
-    labels: Tensor
-    has_box: bool
-    masks: Tensor | None
+    images: np.ndarray  #: (N,) the image of each prompt, ascending, on the host
+    image_index: Tensor  #: the same, long, on the device
+    points: Tensor  #: (N, P, 2) continuous (x, y) in pixels of SAM's square frame
+    labels: Tensor  #: (N, P) long: 1 positive, 0 negative, 2 and 3 a box's corners
+    has_box: bool  #: whether all prompts have corners, or none
+    masks: Tensor | None  #: (N, 4S, 4S) mask logits in the frame, or none
 
     def by_image(self, values: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Each image and the rows of its prompts in ``values`` (N, ...)."""
@@ -72,23 +61,19 @@ def predict_masks(
     prompt's image, at 4 and 2 times the grid's resolution (SAM 2), or none.
     """
     decoder = sam.mask_decoder
-    upscaled = _upscale(decoder, features, finer_maps)
+    if finer_maps:  # each is added to what the upscaling has at its resolution
+        finest, finer = finer_maps
+        to_finer, norm, activation, to_finest, last_activation = decoder.output_upscaling
+        upscaled = activation(norm(to_finer(features) + finer))
+        upscaled = last_activation(to_finest(upscaled) + finest)
+    else:
+        upscaled = decoder.output_upscaling(features)
     iou_token, *mask_tokens = hidden[:, _tokens_before_iou(decoder) :].unbind(dim=1)
     mask_tokens = mask_tokens[: decoder.num_mask_tokens]
     heads = list(zip(decoder.output_hypernetworks_mlps, mask_tokens, strict=True))[chosen]
     kernels = torch.stack([head(token) for head, token in heads], dim=1)
     logits = (kernels @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
     return logits, decoder.iou_prediction_head(iou_token)[:, chosen]
-
-
-def _upscale(decoder: Any, features: Tensor, finer_maps: Sequence[Tensor]) -> Tensor:
-    """(N, C/8, 4h, 4w). A finer map is added to what the upscaling has at its resolution."""
-    if not finer_maps:
-        return decoder.output_upscaling(features)
-    finest, finer = finer_maps
-    to_finer, norm, activation, to_finest, last_activation = decoder.output_upscaling
-    upscaled = activation(norm(to_finer(features) + finer))
-    return last_activation(to_finest(upscaled) + finest)
 
 
 def image_input(sam: Any, embeddings: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,12 +124,8 @@ class ImageTokens:
     image share what does not depend on them, all projections of the first layer; in later layers
     the few tokens of a prompt are projected instead of its image tokens; and the last attention,
     which changes the prompt's tokens alone, is left out. The result is the same but for rounding.
-    SAM's parts and SAM 2's have the same names.
 
     In shapes, S*S are the image tokens (cells), T the tokens of a prompt, C channels, h heads of d.
-
-    Args:
-        embeddings: (B, C, S, S) image embeddings.
     """
 
     def __init__(self, sam: Any, embeddings: Tensor) -> None:
@@ -211,11 +192,6 @@ def _scaled(x: Tensor) -> Tensor:
     return x / x.shape[-1] ** 0.5
 
 
-def _per_head(linear: nn.Linear, heads: int) -> Tensor:
-    """(h, d, C) weights of a projection to h*d channels."""
-    return linear.weight.unflatten(0, (heads, -1))
-
-
 def _attend_to_each_other(layer: Any, tokens: Tensor, prompts: Tensor) -> Tensor:
     if layer.skip_first_layer_pe:
         return layer.norm1(layer.self_attn(q=tokens, k=tokens, v=tokens))
@@ -242,7 +218,7 @@ def _scores(tokens: Tensor, projection: nn.Linear, cells: Tensor, positions: Ten
     positions: (h, S*S, d) the projection, with its bias, of what is added to the cells.
     """
     heads, length = tokens.shape[1:3]
-    folded = (tokens @ _per_head(projection, heads)).flatten(1, 2)
+    folded = (tokens @ projection.weight.unflatten(0, (heads, -1))).flatten(1, 2)
     fixed = _products(tokens, positions).flatten(1, 2)
     return torch.baddbmm(fixed, folded, cells.transpose(1, 2)).unflatten(1, (heads, length))
 
@@ -251,7 +227,8 @@ def _read(attention: Any, shares: Tensor, cells: Tensor) -> Tensor:
     """(N, T, C) what tokens find that take shares (N, h, T, S*S) of cells (N, S*S, C)."""
     heads, length = shares.shape[1:3]
     mixed = (shares.flatten(1, 2) @ cells).unflatten(1, (heads, length))
-    values = (mixed @ _per_head(attention.v_proj, heads).mT).transpose(1, 2).flatten(2)
+    per_head = attention.v_proj.weight.unflatten(0, (heads, -1))  # (h, d, C)
+    values = (mixed @ per_head.mT).transpose(1, 2).flatten(2)
     return attention.out_proj(values + attention.v_proj.bias)
 
 

@@ -7,7 +7,6 @@ downloaded before: nothing is downloaded, unpickled or run from it here. The pac
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -18,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, WeightsError, first_names
-from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.decoder import Prompts
 from s4m_d2.sam.point_prompts import Asked, Frame, PointPromptBackend, build_compute_options
@@ -34,16 +32,11 @@ CLASSES = {
     "sam3_video": "Sam3TrackerModel",
 }
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-PROCESSORS = ("processor_config.json", "preprocessor_config.json")
-Pixels = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of RGB in 0..1
-PIXELS: Pixels = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # where no file tells
-SAM3_PIXELS: Pixels = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+# Mean and standard deviation of RGB in 0..1, as of the image processors of all these models.
+PIXELS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SAM3_PIXELS = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.pt)")
 LEARNED_TOKENS = ("obj_score_token", "iou_token", "mask_tokens", "hq_token")  # those a model has
-NEEDS_PACKAGE = (
-    "S4M.SAM.BACKEND transformers needs the package transformers, which is not installed here: "
-    'pip install "s4m_d2[transformers]"'
-)
 
 
 class TransformersBackend(PointPromptBackend):
@@ -57,12 +50,11 @@ class TransformersBackend(PointPromptBackend):
     encoder's features once per image.
     """
 
-    def __init__(self, sam: Any, pixels: Pixels | None = None, **options: Any) -> None:
+    def __init__(self, sam: Any, **options: Any) -> None:
         """Freeze ``sam``; options as those of :class:`PointPromptBackend`."""
         self.has_finer_maps = hasattr(sam.mask_decoder, "conv_s0")  # SAM 2 and 3
         self.is_hq = hasattr(sam.mask_decoder, "hq_token")
-        if pixels is None:
-            pixels = SAM3_PIXELS if sam.config.model_type.startswith("sam3") else PIXELS
+        pixels = SAM3_PIXELS if sam.config.model_type.startswith("sam3") else PIXELS
         mean, std = 255 * torch.tensor(pixels, device=sam.device)[..., None, None]
         side = sam.prompt_encoder.input_image_size
         frame = Frame(side, mean, std, padded=not self.has_finer_maps)
@@ -75,9 +67,6 @@ class TransformersBackend(PointPromptBackend):
     def save(self, path: str) -> str:
         """Write the model's folder; returns ``path``."""
         self.sam.save_pretrained(path)
-        mean, std = ((x.flatten() / 255).tolist() for x in (self.frame.mean, self.frame.std))
-        with atomic_write(Path(path, PROCESSORS[1])) as file:
-            json.dump({"image_mean": mean, "image_std": std}, file)
         return path
 
     def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -169,7 +158,10 @@ class TransformersBackend(PointPromptBackend):
 def find_model(checkpoint: str) -> Path:
     """Folder of a model: S4M.SAM.CHECKPOINT itself, or in the hub's cache."""
     if find_spec("transformers") is None:
-        raise ConfigError(NEEDS_PACKAGE)
+        raise ConfigError(
+            "S4M.SAM.BACKEND transformers needs the package transformers, which is not installed "
+            'here: pip install "s4m_d2[transformers]"'
+        )
     from huggingface_hub import snapshot_download
 
     folder = Path(checkpoint)
@@ -192,71 +184,42 @@ def find_model(checkpoint: str) -> Path:
     return folder
 
 
-def load_model(checkpoint: str) -> tuple[nn.Module, Pixels | None]:
-    """Load the model of S4M.SAM.CHECKPOINT, in float32, and what its processor's file tells.
+def load_model(checkpoint: str) -> nn.Module:
+    """Load the model of S4M.SAM.CHECKPOINT, in float32.
 
     Under ``torch.device("meta")`` the model has no values, and its weights are not read.
-
-    Raises:
-        ConfigError: the package transformers is not installed.
-        WeightsError: there is no such model, or it is of another class, or its weights are not
-            read here, unreadable or incomplete.
     """
-    folder, subject = find_model(checkpoint), f"S4M.SAM.CHECKPOINT: '{checkpoint}'"
+    folder = find_model(checkpoint)
     import transformers
 
-    kind = _read_json(folder / "config.json").get("model_type")
-    if kind not in CLASSES:
-        raise WeightsError(
-            f"{subject} is a model of type '{kind}'; expected one of {', '.join(CLASSES)}"
-        )
-    cls, without_values = getattr(transformers, CLASSES[kind]), torch.empty(0).is_meta
     try:
+        kind = transformers.PreTrainedConfig.get_config_dict(folder)[0].get("model_type")
+        if kind not in CLASSES:
+            raise ValueError(f"config.json has type '{kind}'; expected one of {', '.join(CLASSES)}")
+        cls = getattr(transformers, CLASSES[kind])
         config = cls.config_class.from_pretrained(folder)
-        if not without_values:
-            with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced
-                sam, found = cls.from_pretrained(
-                    folder,
-                    config=config,
-                    use_safetensors=True,
-                    attn_implementation="sdpa",  # a name in config.json might be downloaded code
-                    output_loading_info=True,
-                )
+        if torch.empty(0).is_meta:
+            return cls(config)
+        with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced
+            sam, found = cls.from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                attn_implementation="sdpa",  # a name in config.json might be downloaded code
+                output_loading_info=True,
+            )
+        if missing := sorted(found["missing_keys"]):
+            raise ValueError(f"its weights lack {first_names(missing, 3)} of {cls.__name__}")
     except Exception as error:  # those of the library have no common class
         raise WeightsError(
-            f"{subject} cannot be loaded from {folder} ({type(error).__name__}): "
-            f"{str(error).strip().partition(chr(10))[0]}"
+            f"S4M.SAM.CHECKPOINT: '{checkpoint}' cannot be loaded from {folder} "
+            f"({type(error).__name__}): {str(error).strip().partition(chr(10))[0]}"
         ) from error
-    if without_values:
-        return cls(config), _read_pixels(folder)
-    if missing := sorted(found["missing_keys"]):
-        raise WeightsError(
-            f"{subject}: its weights lack {first_names(missing, 3)} of {cls.__name__}; they are of "
-            "another model"
-        )
-    return sam.float(), _read_pixels(folder)
-
-
-def _read_pixels(folder: Path) -> Pixels | None:
-    for path in (folder / name for name in PROCESSORS):
-        settings = _read_json(path) if path.is_file() else {}
-        settings = settings.get("image_processor", settings)
-        if "image_mean" in settings:
-            return settings["image_mean"], settings["image_std"]
-    return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"S4M.SAM.CHECKPOINT: {path} cannot be read as JSON ({type(error).__name__})"
-        ) from error
+    return sam.float()
 
 
 @SAM_BACKEND_REGISTRY.register()
 def transformers(cfg: Any) -> TransformersBackend:
     """Build the model of ``cfg.S4M.SAM.CHECKPOINT``; MODEL_TYPE does not count."""
-    sam, pixels = load_model(cfg.S4M.SAM.CHECKPOINT)
-    return TransformersBackend(sam.to(cfg.MODEL.DEVICE), pixels, **build_compute_options(cfg))
+    sam = load_model(cfg.S4M.SAM.CHECKPOINT)
+    return TransformersBackend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))

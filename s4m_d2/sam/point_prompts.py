@@ -1,9 +1,9 @@
-"""What the backends with SAM's prompt encoder and mask decoder share: batches, groups, checks."""
+"""What backends with SAM's prompt encoder and mask decoder share: batches, precision, memory."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,12 +16,21 @@ from s4m_d2.errors import InputError, require
 from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend
 from s4m_d2.sam.decoder import ImageTokens, Prompts, image_input, predict_masks, transform_tokens
-from s4m_d2.sam.precision import AUTO, ImageBudget, compute_dtype, computing_in, prompts_per_pass
 from s4m_d2.transfers import to_device, to_host
 
 PADDING_LABEL = -1
 BOX_LABELS = (2, 3)  # upper left and lower right corner
 VALID_LABELS = (1, 0, PADDING_LABEL, *BOX_LABELS)
+AUTO = "auto"
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BFLOAT16_CAPABILITY = (8, 0)  # the first CUDA devices that compute with it
+SHARE_OF_FREE_MEMORY = 0.5  # the rest is for what is estimated wrongly, and for fragments
+# Image tokens of the prompts of one decoder pass on a CPU, in bytes: larger passes leave its
+# caches. Measured with the tiny SAM: a quarter less time than with 5 times as much.
+CPU_PASS_BYTES = 4 << 20
+# What a decoder pass holds of a prompt at a time on a GPU, in its image tokens in float32: they are
+# repeated, projected and upscaled to 4 masks. Counted, not measured.
+TOKENS_OF_PROMPT = 16
 
 
 class Asked(NamedTuple):
@@ -36,14 +45,12 @@ class Asked(NamedTuple):
 class Frame:
     """The square of ``side`` px that an encoder takes, and how an image lies in it.
 
-    Attributes:
-        mean, std: (3, 1, 1) of RGB in 0..255, on the model's device.
-        padded: whether the longer side of a content is resized to ``side`` and the rest is padding
-            on the right or at the bottom (SAM); otherwise it is stretched to the square (SAM 2).
+    If ``padded``, the longer side of a content is resized to ``side`` and the rest is padding on
+    the right or at the bottom (SAM); otherwise it is stretched to the square (SAM 2).
     """
 
     side: int
-    mean: Tensor
+    mean: Tensor  #: (3, 1, 1) of RGB in 0..255, on the model's device
     std: Tensor
     padded: bool
 
@@ -83,19 +90,14 @@ class Frame:
 
 def build_compute_options(cfg: Any) -> dict[str, Any]:
     """The options of a :class:`PointPromptBackend` that ``cfg.S4M.SAM`` gives."""
-    sam = cfg.S4M.SAM
-    return {
-        "max_prompts_per_chunk": sam.MAX_PROMPTS,
-        "max_images_per_chunk": sam.MAX_IMAGES,
-        "precision": sam.PRECISION,
-    }
+    return {key.lower(): cfg.S4M.SAM[key] for key in ("MAX_PROMPTS", "MAX_IMAGES", "PRECISION")}
 
 
 class PointPromptBackend(SamBackend):
-    """Encodes images of any sizes in one batch and decodes their prompts together.
+    """Encodes images of any sizes in one batch and decodes their prompts together, in float32.
 
     Neither synchronizes, but for labels that are on the device. How many images and prompts share
-    a pass moves results by no more than rounding does. What is returned is float32.
+    a pass moves results by no more than rounding does.
 
     A subclass adds the image encoder (:meth:`_encode_frames`). One whose modules are not like those
     of segment-anything also replaces :meth:`_prepare` and :meth:`_decode`.
@@ -104,9 +106,8 @@ class PointPromptBackend(SamBackend):
         sam: the library's model; it is frozen.
         decoder: its modules that answer prompts, see :mod:`s4m_d2.sam.decoder`.
         frame: the square that the encoder takes.
-        max_prompts_per_chunk: prompts that share a decoder pass, at most.
-        max_images_per_chunk: images that share an encoder pass, at most; 0: as
-            :class:`~s4m_d2.sam.precision.ImageBudget` finds.
+        max_prompts: that share a decoder pass.
+        max_images: that share an encoder pass; 0: as :class:`ImageBudget` finds.
         precision: a value of S4M.SAM.PRECISION; a caller's autocast does not count. Positions
             are computed in float32 with each.
     """
@@ -117,21 +118,21 @@ class PointPromptBackend(SamBackend):
         decoder: Any,
         frame: Frame,
         *,
-        max_prompts_per_chunk: int = 256,
-        max_images_per_chunk: int = 0,
+        max_prompts: int = 256,
+        max_images: int = 0,
         precision: str = AUTO,
     ) -> None:
-        most = max_prompts_per_chunk
-        require("S4M.SAM.MAX_PROMPTS", most, most >= 1, "1 or more")
+        require("S4M.SAM.MAX_PROMPTS", max_prompts, max_prompts >= 1, "1 or more")
         compute_dtype(precision, torch.device("cpu"))  # refuses what it does not know
         self.sam = sam.eval().requires_grad_(False)
         self.decoder = decoder
-        self.max_prompts_per_chunk = max_prompts_per_chunk
+        self.max_prompts = max_prompts
         self.precision = precision
         self.frame = frame
         self.image_side = frame.side
         self.grid_side = decoder.prompt_encoder.image_embedding_size[0]
-        self._budget = ImageBudget(max_images_per_chunk)
+        self.channels = decoder.prompt_encoder.no_mask_embed.embedding_dim  # C, of the embeddings
+        self._budget = ImageBudget(max_images)
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
@@ -159,11 +160,6 @@ class PointPromptBackend(SamBackend):
     def upscale(self, mask_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
         return self.frame.upscale(mask_logits, image_size)
 
-    @property
-    def channels(self) -> int:
-        """C, of the embeddings."""
-        return self.decoder.prompt_encoder.no_mask_embed.embedding_dim
-
     @abstractmethod
     def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Embeddings (n, C, S, S) and finer maps of (n, 3, side, side) frames."""
@@ -175,10 +171,8 @@ class PointPromptBackend(SamBackend):
             self._encode_chunk(images[chunk], sizes[chunk])
             for chunk in self._budget.chunks(len(sizes), device)
         ]
-        maps = chunks[0]
-        if len(chunks) > 1:
-            maps = tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
-        return EncodedImages(maps[0], sizes, maps[1:])
+        embeddings, *finer_maps = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        return EncodedImages(embeddings, sizes, tuple(finer_maps))
 
     def _encode_chunk(self, images: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, ...]:
         """Embeddings and finer maps, float32, of images that go through the encoder together."""
@@ -209,10 +203,10 @@ class PointPromptBackend(SamBackend):
             labels = [torch.ones(p.shape[:2], dtype=torch.long) for p in points]
         _check_prompts(encoded, points, labels)
         token_bytes = 4 * self.channels * self.grid_side**2
-        together = prompts_per_pass(self.max_prompts_per_chunk, token_bytes, self.device)
+        together = prompts_per_pass(self.max_prompts, token_bytes, self.device)
         groups = _group_prompts(_labels_on_host(labels), together)
         counts, asked = [len(p) for p in points], Asked(multimask, masks, features)
-        results = {} if len(groups) == 1 else self._empty_results(sum(counts), asked)
+        results = self._empty_results(sum(counts), asked)
         if groups:
             clicks = self._frame_points(encoded, points)
             with computing_in(self.dtype, self.device):
@@ -232,10 +226,7 @@ class PointPromptBackend(SamBackend):
             with computing_in(self.dtype, self.device):
                 found = self._decode(images, encoded.finer_maps, prompts, asked)
             for name, values in found.items():
-                if len(groups) == 1:  # all prompts, in their order
-                    results[name] = values.float()
-                else:
-                    results[name].index_copy_(0, index, values.float())
+                results[name].index_copy_(0, index, values.float())
         split = {name: values.split(counts) for name, values in results.items()}
         return [
             PromptOutput(**{name: parts[i] for name, parts in split.items()})
@@ -244,13 +235,10 @@ class PointPromptBackend(SamBackend):
 
     def _frame_points(self, encoded: EncodedImages, points: Sequence[Tensor]) -> Tensor:
         """(sum of N_i * P_i, 2) points of all images, in pixels of the square frame."""
-        flat = [p.detach().reshape(-1, 2).float() for p in points]
-        if any(p.device.type != "cpu" for p in points):
-            flat = [to_device(p, self.device) for p in flat]
-        together = to_device(torch.cat(flat), self.device)
+        flat = torch.cat([p.detach().reshape(-1, 2).float() for p in points])
         scales = [self.grid_scale(size) for size in encoded.image_sizes]
         frames = to_device(scales, self.device, torch.float32) * self.image_side
-        parts = together.split([p.shape[0] * p.shape[1] for p in points])
+        parts = to_device(flat, self.device).split([p.shape[0] * p.shape[1] for p in points])
         return torch.cat([part * frame for part, frame in zip(parts, frames, strict=True)])
 
     def _prepare(self, embeddings: Tensor, asked: Asked) -> Any:
@@ -301,16 +289,12 @@ def _check_prompts(
 
 
 def _labels_on_host(labels: Sequence[Tensor]) -> list[np.ndarray]:
-    """The labels as arrays; synchronizes once if some are not on the CPU.
+    """The labels as int64 arrays; synchronizes once if they are not on the CPU.
 
     Raises:
         InputError: a label is unknown, or a prompt has one corner of a box, or several boxes.
     """
-    elsewhere = [x.device for x in labels if x.device.type != "cpu"]
-    if elsewhere:
-        arrays = to_host(*(to_device(x, elsewhere[0]) for x in labels))
-    else:
-        arrays = [x.detach().numpy() for x in labels]
+    arrays = to_host(*labels)
     for number, array in enumerate(arrays):
         corners = np.stack([(array == label).sum(axis=-1) for label in BOX_LABELS])
         is_known = np.isin(array, VALID_LABELS).all()
@@ -328,13 +312,9 @@ def _group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[tuple
     A padding point is no neutral token in SAM: it takes part in every attention. Prompts of equal
     length share a pass, so padding never reaches the decoder.
 
-    Args:
-        labels: (N_i, P_i) of each image, with padding anywhere.
-
-    Returns:
-        int64 arrays of each group of n prompts with k points: (n,) their places among the prompts
-        of all images, (n,) of which image they are, (n, k) where their points lie among those of
-        all images, (n, k) the points' labels.
+    Returns int64 arrays of each group of n prompts with k points: (n,) their places among the
+    prompts of all images, (n,) of which image they are, (n, k) where their points lie among those
+    of all images, (n, k) the points' labels.
     """
     images = np.repeat(np.arange(len(labels)), [len(x) for x in labels])
     kinds = np.full((len(images), max(x.shape[1] for x in labels)), PADDING_LABEL)
@@ -355,3 +335,70 @@ def _group_prompts(labels: Sequence[np.ndarray], max_prompts: int) -> list[tuple
             rows = found[start : start + max_prompts]
             groups.append((rows, images[rows], points[rows, :length], kinds[rows, :length]))
     return groups
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type that a value of S4M.SAM.PRECISION means on a device."""
+    known = (AUTO, *PRECISIONS)
+    require("S4M.SAM.PRECISION", precision, precision in known, f"one of {', '.join(known)}")
+    if precision != AUTO:
+        return PRECISIONS[precision]
+    if device.type != "cuda":
+        return torch.float32
+    modern = torch.cuda.get_device_capability(device) >= BFLOAT16_CAPABILITY
+    return torch.bfloat16 if modern else torch.float16
+
+
+def computing_in(dtype: torch.dtype, device: torch.device) -> torch.autocast:
+    """Autocast to ``dtype``, and none with float32; an autocast around it does not count."""
+    low = dtype != torch.float32
+    return torch.autocast(device.type, dtype=dtype if low else None, enabled=low)
+
+
+class ImageBudget:
+    """How many images go through the encoder together.
+
+    Args:
+        max_images: S4M.SAM.MAX_IMAGES. 0: on the CPU one, as a batch leaves its caches and takes
+            longer; on a GPU the first image goes alone, and what it needs beyond the memory held
+            before tells how many of the next ones fit into half of the memory that is free when
+            they come.
+    """
+
+    def __init__(self, max_images: int = 0) -> None:
+        require("S4M.SAM.MAX_IMAGES", max_images, max_images >= 0, "0 or more")
+        self.max_images = max_images
+        self.bytes_per_image: int | None = None  # unknown
+
+    def chunks(self, count: int, device: torch.device) -> Iterator[slice]:
+        """Slices of ``count`` images, each to be encoded before the next is taken.
+
+        On a GPU its peak of memory begins anew at the first image.
+        """
+        start, size = 0, self.max_images or 1
+        if device.type == "cuda" and not self.max_images and self.bytes_per_image is None:
+            before = torch.cuda.memory_allocated(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            yield slice(0, 1)
+            self.bytes_per_image = torch.cuda.max_memory_allocated(device) - before
+            start = 1
+        while start < count:
+            if self.bytes_per_image is not None:
+                size = fitting(count - start, self.bytes_per_image, device)
+            yield slice(start, start + size)
+            start += size
+
+
+def fitting(most: int, bytes_each: int, device: torch.device) -> int:
+    """How many of ``most`` need half of a GPU's free memory at most; at least 1."""
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + unused
+    return max(1, min(most, int(SHARE_OF_FREE_MEMORY * free / max(bytes_each, 1))))
+
+
+def prompts_per_pass(max_prompts: int, token_bytes: int, device: torch.device) -> int:
+    """How many prompts go through the decoder together: S4M.SAM.MAX_PROMPTS, or fewer if more may
+    not fit, or be slower. token_bytes: of one prompt's image tokens."""
+    if device.type == "cuda":
+        return fitting(max_prompts, TOKENS_OF_PROMPT * token_bytes, device)
+    return max(1, min(max_prompts, CPU_PASS_BYTES // token_bytes))

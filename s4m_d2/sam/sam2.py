@@ -13,18 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
-from s4m_d2.sam.checkpoint import check_model_type, load_sam
+from s4m_d2.sam.checkpoint import load_sam, published_model
 from s4m_d2.sam.point_prompts import Frame, PointPromptBackend, build_compute_options
-
-if TYPE_CHECKING:
-    from sam2.modeling.sam2_base import SAM2Base
 
 IMAGE_SIDE = 1024
 EMBED_DIM = 256
@@ -33,17 +30,7 @@ PIXEL_STD = (58.395, 57.12, 57.375)
 TOP_DOWN_LEVELS = [2, 3]  # of the feature pyramid; the two finest maps are the trunk's alone
 DROPPED_LEVELS = 1  # the coarsest map of the pyramid is not an output
 # What the published files hold beside the image model, by the start of the parameter's name.
-VIDEO_ONLY = (
-    "mask_downsample.",
-    "maskmem_tpos_enc",
-    "memory_attention.",
-    "memory_encoder.",
-    "no_mem_pos_enc",
-    "no_obj_embed_spatial",
-    "no_obj_ptr",
-    "obj_ptr_proj.",
-    "obj_ptr_tpos_proj.",
-)
+VIDEO_ONLY = ("mask_downsample.", "maskmem_", "memory_", "no_mem_pos_enc", "no_obj_", "obj_ptr_")
 NEEDS_PACKAGE = (
     "S4M.SAM.BACKEND sam2 needs the package sam2, which is not installed here. With PyTorch 2.5.1 "
     'or newer: pip install "s4m_d2[sam2]" (add --no-build-isolation, and its build does not '
@@ -72,14 +59,14 @@ SIZES = {
 
 
 class Sam2Backend(PointPromptBackend):
-    """Any ``SAM2Base`` of the sam2 package, used as in its ``SAM2ImagePredictor``.
+    """A ``SAM2Base`` with the published settings, used as in the package's ``SAM2ImagePredictor``.
 
     An image's content is stretched to the square, so it covers the whole grid. A single mask
     (``multimask=False``) is always that of the single-mask token; models of the package's builder
     may replace it by another mask if it is unstable.
     """
 
-    def __init__(self, sam: SAM2Base, **options: Any) -> None:
+    def __init__(self, sam: Any, **options: Any) -> None:
         """Freeze ``sam``; options as those of :class:`PointPromptBackend`."""
         decoder = SimpleNamespace(
             prompt_encoder=sam.sam_prompt_encoder, mask_decoder=sam.sam_mask_decoder
@@ -88,17 +75,15 @@ class Sam2Backend(PointPromptBackend):
         super().__init__(sam, decoder, Frame(sam.image_size, mean, std, padded=False), **options)
 
     def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        maps = self.sam.forward_image(frames)["backbone_fpn"]
-        embeddings = maps[-1]
-        if self.sam.directly_add_no_mem_embed:  # an image is a video's first frame
-            embeddings = embeddings + self.sam.no_mem_embed.reshape(1, -1, 1, 1)
-        return embeddings, tuple(maps[:-1]) if self.sam.use_high_res_features_in_sam else ()
+        *finer_maps, embeddings = self.sam.forward_image(frames)["backbone_fpn"]
+        no_memory = self.sam.no_mem_embed.reshape(1, -1, 1, 1)  # an image is a video's first frame
+        return embeddings + no_memory, tuple(finer_maps)
 
 
 def build_sam2_image_model(
     size: HieraSize, *, image_side: int = IMAGE_SIDE, embed_dim: int = EMBED_DIM
-) -> SAM2Base:
-    """Build an untrained SAM 2 without its memory; of the published sizes by default.
+) -> nn.Module:
+    """Build an untrained ``SAM2Base`` without its memory; of the published sizes by default.
 
     Args:
         image_side: of the square frame, in pixels; a multiple of 32.
@@ -135,8 +120,7 @@ def build_sam2_image_model(
 @SAM_BACKEND_REGISTRY.register()
 def sam2(cfg: Any) -> Sam2Backend:
     """Build the published model of ``cfg.S4M.SAM``, of SAM 2 or 2.1."""
-    model_type = cfg.S4M.SAM.MODEL_TYPE
-    check_model_type("sam2", model_type)
+    model_type = published_model(cfg, "sam2")
     try:
         import_module("sam2")
     except ModuleNotFoundError as error:

@@ -58,9 +58,7 @@ def confusions(labels: Mapping[str, np.ndarray], num_classes: int) -> list[np.nd
 
 
 def compare(files: ImageFiles, images: Iterable[str] | None = None) -> dict[str, Any]:
-    """Score the enhanced labels and, if given, the pseudo-labels of the same images.
-
-    Only images with readable files of every kind are compared.
+    """Score the enhanced labels and, if given, the pseudo-labels of images with all their files.
 
     Args:
         files: with a ground truth.
@@ -69,8 +67,8 @@ def compare(files: ImageFiles, images: Iterable[str] | None = None) -> dict[str,
     Returns:
         ``iou`` (by class), ``miou`` and ``pixel_accuracy`` of the whole set, and "images": name and
         mIoU of each image. Scores are "before", "after" and "gain", or "after" alone; nan if
-        undefined. ``num_images``: compared images; ``improved`` and ``worsened``: numbers of
-        images; ``problems``: name → message of the others.
+        undefined. ``num_images``, ``improved``, ``worsened``: numbers of compared images;
+        ``problems``: name → message of the others.
     """
     kinds, names = {BEFORE, AFTER} & {*files.by_kind}, files.class_names
     if images is None:

@@ -76,7 +76,7 @@ def read_label(
         path: PNG with a palette (its colors are ignored), gray with 8 bits, or RGB with three equal
             channels; or ``.npy``: (H, W) integers, or CAM scores.
         num_classes: with background; other indices are refused, except 255 (void).
-        background_score: of :func:`label_of_scores`.
+        background_score: a pixel is background if no CAM score exceeds it.
 
     Returns:
         (H, W) uint8, as stored: EXIF orientations are ignored.
@@ -106,21 +106,13 @@ def write_label(path: str | os.PathLike[str], label: np.ndarray) -> None:
         image.save(file, format="PNG")
 
 
-def label_of_scores(content: Any, background_score: float = BACKGROUND_SCORE) -> np.ndarray:
-    """Make a label map: the class with the highest CAM score, or background if none exceeds it.
+def _label_of_scores(content: Any, background_score: float) -> np.ndarray:
+    """(H, W) uint8: the class with the highest CAM score, or background if none exceeds its score.
 
-    Args:
-        content: ``{class: (H, W) scores, ...}``, or ``{"keys": (K,) classes, NAME: (K, H, W)
-            scores, ...}`` (of several NAMEs the one with most pixels). Classes count from 0 without
-            background: 0 is class 1 of a label map. If "keys" has one more entry than there are
-            maps, it includes the background and counts as label maps do.
-        background_score: on the scale of the scores, which is [0, 1] for CAMs.
-
-    Returns:
-        (H, W) uint8, a label map.
-
-    Raises:
-        ValueError: the content has another form.
+    content: ``{class: (H, W) scores, ...}``, or ``{"keys": (K,) classes, NAME: (K, H, W) scores,
+    ...}`` (of several NAMEs the one with most pixels). Classes count from 0 without background: 0
+    is class 1 of a label map. If "keys" has one more entry than there are maps, it includes the
+    background and counts as label maps do. ValueError: the content has another form.
     """
     try:
         if "keys" in content:
@@ -151,19 +143,15 @@ def label_of_scores(content: Any, background_score: float = BACKGROUND_SCORE) ->
 
 
 class ImageFiles:
-    """Images and their label maps in several folders, matched by name.
+    """Images and their label maps in several folders: ``by_kind``, kind → name of image → file.
 
     Args:
         folders: kind (``IMAGE``, ``TRUTH``, ``BEFORE``, ``AFTER``) → folder; None: not given.
         class_names: of the label maps, with background.
         suffix: end of the pseudo-labels' names, after those of the images.
-        background_score: of :func:`label_of_scores`.
+        background_score: of :func:`read_label`.
 
-    Attributes:
-        by_kind: kind → name of the image → file, sorted.
-
-    Raises:
-        DatasetError: a folder is missing or empty, or has two files of the same name.
+    DatasetError: a folder is missing or empty, or has two files of the same name.
     """
 
     def __init__(
@@ -177,17 +165,16 @@ class ImageFiles:
         for kind, folder in folders.items():
             if folder is not None:
                 endings = IMAGE_EXTENSIONS if kind == IMAGE else LABEL_ENDINGS
-                of_kind = suffix if kind == BEFORE else ""
-                self.by_kind[kind] = files_by_name(folder, endings, of_kind)
+                end = suffix if kind == BEFORE else ""
+                self.by_kind[kind] = files_by_name(folder, endings, end)
         self.class_names = class_names
         self.background_score = background_score
 
     def read_labels(self, name: str) -> dict[str, np.ndarray]:
         """Read an image's label maps by kind, (H, W) uint8.
 
-        Raises:
-            DatasetError: a file of any kind is missing or damaged, a label map has other classes,
-                or the sizes differ, also that of the image, rotated according to its EXIF data.
+        DatasetError: a file of any kind is missing or damaged, a label map has other classes, or
+        the sizes differ, also that of the image, rotated according to its EXIF data.
         """
         labels: dict[str, np.ndarray] = {}
         sizes: dict[str, tuple[int, ...]] = {}
@@ -196,10 +183,9 @@ class ImageFiles:
                 raise DatasetError(f"no {kind} of this name")
             if kind == IMAGE:
                 sizes[kind] = image_size(str(files[name]))
-            else:
-                count = len(self.class_names)
-                labels[kind] = read_label(files[name], count, self.background_score)
-                sizes[kind] = labels[kind].shape
+                continue
+            label = read_label(files[name], len(self.class_names), self.background_score)
+            labels[kind], sizes[kind] = label, label.shape
         if len({*sizes.values()}) > 1:
             found = ", ".join(f"{kind} {size}" for kind, size in sizes.items())
             raise DatasetError(f"its files differ in (height, width): {found}")
@@ -211,10 +197,8 @@ def files_by_name(
 ) -> dict[str, Path]:
     """Find the files below a folder that have one of the endings, by the name of their image.
 
-    ``suffix`` ends the stems, after the image's name; other files are left out.
-
-    Raises:
-        DatasetError: the folder is missing, has no such file, or two of the same name.
+    ``suffix`` ends the stems, after the image's name; other files are left out. DatasetError: the
+    folder is missing, has no such file, or two of the same name.
     """
     remedy = f"Give the folder of the files NAME{suffix}."
     files: dict[str, Path] = {}
@@ -230,11 +214,9 @@ def files_by_name(
 def image_list(path: Path) -> list[str]:
     """Read names of images from a text file such as VOC's train.txt, each once, in order.
 
-    The name is the first word of a line, without folder and image extension, so that lists of pairs
-    "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png" are accepted too.
-
-    Raises:
-        DatasetError: the file is missing, not text, or empty.
+    The name is the first word of a line, without folder and image extension: some lists have pairs
+    "/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png". DatasetError: the file is
+    missing, not text, or empty.
     """
     words = [line.split()[0] for line in read_lines(path) if line]
     names = [stem(word.replace("\\", "/")) for word in words]
@@ -263,7 +245,7 @@ def _read_npy(path: str | os.PathLike[str], background_score: float) -> np.ndarr
         np.lib.format.read_magic(file)
         *_, dtype = np.lib.format.read_array_header_1_0(file)
         if dtype.hasobject:
-            return label_of_scores(load_arrays(file), background_score)
+            return _label_of_scores(load_arrays(file), background_score)
     values = np.load(path, mmap_mode="r")  # does not allocate for a truncated file
     if values.ndim != 2 or dtype.kind not in "iu" or values.min() < 0 or values.max() > VOID:
         raise ValueError(

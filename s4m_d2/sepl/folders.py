@@ -24,21 +24,13 @@ REPORT = "sepl.json"  # in the output folder: settings of its label maps, proble
 
 @dataclass(frozen=True)
 class Enhancement(Dataset[bool | S4MError]):
-    """Enhances pseudo-labels: item i writes the label map of the i-th image.
+    """Enhances pseudo-labels: item i writes the label map of the i-th image."""
 
-    Attributes:
-        names: of the images.
-        files: with pseudo-labels; with images too if they are given.
-        source: of the masks: a folder, or SAM, which needs the images.
-        output: folder of the label maps.
-        options: of :func:`~s4m_d2.sepl.enhance`.
-    """
-
-    names: Sequence[str]
-    files: ImageFiles
-    source: Path | SamMasks
-    output: Path
-    options: Mapping[str, Any]
+    names: Sequence[str]  #: of the images
+    files: ImageFiles  #: with pseudo-labels; with images too if they are given
+    source: Path | SamMasks  #: of the masks: a folder, or SAM, which needs the images
+    output: Path  #: folder of the label maps
+    options: Mapping[str, Any]  #: of :func:`~s4m_d2.sepl.enhance`
 
     def __len__(self) -> int:
         return len(self.names)
@@ -65,10 +57,7 @@ class Enhancement(Dataset[bool | S4MError]):
         """Make all items, with a progress bar: name of each image → its item.
 
         They do not depend on the number of workers: processes with one thread each; 1: this one.
-
-        Raises:
-            S4MError: one that concerns all images.
-            RuntimeError: a process has ended by itself.
+        An S4MError that concerns all images, and the end of a process by itself, are raised.
         """
         workers = min(workers, len(self)) if workers > 1 else 0
         start = "spawn" if workers else None
@@ -91,15 +80,13 @@ def begin(
 ) -> set[str]:
     """Start or continue a run into a folder; returns the finished ones of the images ``names``.
 
-    Raises:
-        ConfigError: it has label maps of these images made with other or unknown settings.
-        OutputError: the folder cannot be written.
+    ConfigError: it has label maps of these images made with other or unknown settings.
     """
     finished = {name for name in names if (folder / f"{name}.png").exists()}
     if overwrite:
         for name in finished:
             (folder / f"{name}.png").unlink()
-        finished = set()
+        finished.clear()
     elif finished:
         try:
             earlier = json.loads((folder / REPORT).read_text(encoding="utf-8"))["settings"]
@@ -109,9 +96,8 @@ def begin(
         if keys:
             differing = [f"{k} was {earlier.get(k)}, now {settings.get(k)}" for k in keys]
             raise ConfigError(
-                f"'{folder}' has {len(finished)} label maps of these images ({min(finished)}, ...) "
-                f"of other settings: {'; '.join(differing)}. Choose another --output, or make them "
-                "anew with --overwrite."
+                f"'{folder}' has {len(finished)} label maps of other settings: "
+                f"{'; '.join(differing)}. Choose another --output, or give --overwrite."
             )
     write_report(folder, settings, {})
     return finished

@@ -36,11 +36,7 @@ from s4m_d2.structures import encode_masks, plain_rle
 
 RLEs = list[dict[str, Any]]  # compressed, counts as str
 
-_OPTIONS = {  # of the command, by key
-    "S4M.SAM.BACKEND": "--sam",
-    "S4M.SAM.MODEL_TYPE": "--sam-type",
-    "S4M.SAM.CHECKPOINT": "--sam-checkpoint",
-}
+_OPTIONS = {"BACKEND": "--sam", "MODEL_TYPE": "--sam-type", "CHECKPOINT": "--sam-checkpoint"}
 _ENDINGS = ("", ".json", ".json.gz")
 _SUMMARY = "metadata.csv"  # written by amg.py beside the PNGs
 _JSON_ERRORS = (OSError, EOFError, ValueError, RecursionError, zlib.error)
@@ -48,28 +44,20 @@ _JSON_ERRORS = (OSError, EOFError, ValueError, RecursionError, zlib.error)
 
 @dataclass(frozen=True)
 class SamMasks:
-    """Generates SAM's automatic masks of images, and stores them in a folder.
+    """Generates SAM's automatic masks of images by a model of each process, and stores them."""
 
-    The model is built when the first image needs it, once in each process.
-    """
-
-    backend: str  #: S4M.SAM.BACKEND
-    model_type: str  #: S4M.SAM.MODEL_TYPE
-    checkpoint: str  #: S4M.SAM.CHECKPOINT
+    model: tuple[str, str, str]  #: values of --sam, --sam-type and --sam-checkpoint
     device: str  #: PyTorch's name
     cache: Path  #: folder with a file per image
     automatic: AutomaticMaskSettings
 
     def masks(self, name: str, image: Path, size: tuple[int, int]) -> RLEs:
-        """Masks of the image ``name``, of ``size`` (H, W), in the file ``image``.
-
-        Read from the cache if model, settings and image are the same.
-        """
+        """Masks of the file ``image``, of ``size`` (H, W); stored ones if all is the same."""
         digest = hashlib.sha256(image.read_bytes()).hexdigest()
         return kept_masks(
             self.cache / f"{name}.json.gz",
             size,
-            f"{self._generator.fingerprint()} {digest}",
+            f"{self._generator.fingerprint} {digest}",
             lambda: self._generator.generate(read_image(str(image), "RGB")),
         )
 
@@ -77,31 +65,28 @@ class SamMasks:
     def _generator(self) -> AutomaticMasks:
         cfg = get_cfg()
         add_s4m_config(cfg)
-        cfg.S4M.SAM.BACKEND = self.backend
-        cfg.S4M.SAM.MODEL_TYPE = self.model_type
-        cfg.S4M.SAM.CHECKPOINT = self.checkpoint
         cfg.MODEL.DEVICE = self.device
+        for key, value in zip(_OPTIONS, self.model, strict=True):
+            cfg.S4M.SAM[key] = value
         try:
             return AutomaticMasks(build_sam_backend(cfg), self.automatic)
         except (ConfigError, WeightsError) as error:  # which name keys of the config
             text = str(error)
             for key, option in _OPTIONS.items():
-                text = text.replace(key, option)
+                text = text.replace(f"S4M.SAM.{key}", option)
             raise type(error)(text) from error
 
 
 def read_masks(folder: Path, name: str, size: tuple[int, int]) -> RLEs:
     """Read the masks of the image ``name``, of ``size`` (H, W), in one of the formats above.
 
-    Raises:
-        DatasetError: they are missing or in two places; names the file, and the mask that is
-            damaged or of another size.
+    DatasetError: they are missing, in two places, damaged or of another size.
     """
     found = [place for ending in _ENDINGS if (place := folder / f"{name}{ending}").exists()]
     if not found:
         raise DatasetError(
-            f"'{folder}' has no folder {name}, {name}.json or {name}.json.gz. Where names of "
-            "pseudo-labels have more than that, give --suffix."
+            f"'{folder}' has no folder {name}, {name}.json or {name}.json.gz. If names of "
+            "pseudo-labels have an end of their own, give --suffix."
         )
     if len(found) > 1:
         raise DatasetError(f"{found[0]} and {found[1]} are both masks of {name}. Remove one.")
@@ -112,14 +97,13 @@ def read_masks(folder: Path, name: str, size: tuple[int, int]) -> RLEs:
 def kept_masks(
     path: Path, size: tuple[int, int], fingerprint: str, make: Callable[[], Sequence[dict]]
 ) -> RLEs:
-    """Read an image's masks from a file of an earlier call, or make and write them.
+    """Read an image's masks from a file of an earlier call, or make and write SAM's records.
 
     Args:
-        path: ends with ``.json.gz``; :func:`read_masks` reads it. Written atomically.
+        path: ends with ``.json.gz``; :func:`read_masks` reads it.
         size: (H, W) of the image.
         fingerprint: of everything that the masks depend on; files with another one, of another
             size, and damaged ones are replaced.
-        make: makes SAM's records, which are stored completely.
     """
     try:
         content = _read_json(path)

@@ -43,17 +43,13 @@ def assign_masks(
 
     Args:
         overlaps: (N, K) integers, |P ∩ S| in pixels, K >= 1.
-        mask_areas: (N,) integers, |S|.
-        segment_areas: (K,) integers, |P|.
+        mask_areas, segment_areas: (N,) and (K,) integers, |S| and |P|.
         o_s_thresh: a mask is selected if ``o_s = |P ∩ S| / |S|`` exceeds this,
-        o_p_thresh: or ``o_p = |P ∩ S| / |P|`` this. Both in [0, 1]; 1 switches a rule off.
+        o_p_thresh: or ``o_p = |P ∩ S| / |P|`` this. InputError: one is not in [0, 1].
 
     Returns:
         (N,) int64 segments (of equal overlaps the first); (N,) float64 ``o_s``; (N,) bool, whether
         the mask is selected (never without a shared pixel).
-
-    Raises:
-        InputError: a threshold is outside [0, 1].
     """
     for name, value in (("o_s_thresh", o_s_thresh), ("o_p_thresh", o_p_thresh)):
         if not 0.0 <= value <= 1.0:
@@ -137,8 +133,7 @@ def _decoded(rle: dict[str, Any]) -> np.ndarray:
 def checked_rles(masks: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> list[dict[str, Any]]:
     """Convert COCO RLEs of (H, W), compressed or not, to compressed ones with counts of type str.
 
-    Raises:
-        DatasetError: names a mask that is not an RLE, damaged or of another size.
+    DatasetError: names a mask that is not an RLE, damaged or of another size.
     """
     rles = []
     for number, mask in enumerate(masks):

@@ -26,7 +26,7 @@ FILL_ALPHA = 0.75
 
 
 class Row(NamedTuple):
-    """A row: title with name and mIoUs, kind → (h, w, 3) uint8 picture, label maps."""
+    """Title with name and mIoUs, kind → (h, w, 3) uint8 picture, label maps."""
 
     title: str
     pictures: dict[str, np.ndarray]
@@ -34,12 +34,9 @@ class Row(NamedTuple):
 
 
 def read_row(name: str, files: ImageFiles, masks: Path | None) -> Row:
-    """Read and draw one image; scores are in the title if there is a ground truth.
+    """Read and draw one image, and SAM's masks if their folder is given.
 
-    masks: folder of SAM's masks; None: none are drawn.
-
-    Raises:
-        DatasetError: a file is missing, damaged or of another size.
+    DatasetError: a file is missing, damaged or of another size.
     """
     labels = files.read_labels(name)
     pixels = read_image(str(files.by_kind[IMAGE][name]), "RGB")

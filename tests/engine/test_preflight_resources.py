@@ -32,7 +32,7 @@ from s4m_d2.engine.checks.resource_checks import (
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.own_data.derived_settings import activation_bytes
 from s4m_d2.engine.stages import STAGES
-from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS
+from s4m_d2.sam.segment_anything import TOYSCAPES_WEIGHTS
 
 GIB = 1 << 30
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

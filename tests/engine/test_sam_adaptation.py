@@ -46,7 +46,7 @@ def test_a_better_sam_is_kept_and_serves_all(config, measured, tmp_path):
     cfg = config()
     found = adapted_config(cfg, resume=False)
     assert found.S4M.SAM.CHECKPOINT == str(tmp_path / "run/sam_adapted.pth")
-    before, after = (AutomaticMasks(build_sam_backend(c)).fingerprint() for c in (cfg, found))
+    before, after = (AutomaticMasks(build_sam_backend(c)).fingerprint for c in (cfg, found))
     assert before != after
     written = get_cfg()
     add_s4m_config(written)
@@ -60,7 +60,7 @@ def test_a_better_sam_is_kept_and_serves_all(config, measured, tmp_path):
     assert adapted_config(cfg, resume=True) == found
     ious += [0.5, 0.6]
     again = adapted_config(cfg, resume=False)
-    assert AutomaticMasks(build_sam_backend(again)).fingerprint() == after
+    assert AutomaticMasks(build_sam_backend(again)).fingerprint == after
 
 
 def test_what_is_not_better_is_not_kept(config, measured, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -42,8 +43,11 @@ def config(**sam) -> CfgNode:
     return load_config("", ["MODEL.DEVICE", "cpu", *words])
 
 
-def with_random_weights(sam: nn.Module, spread: float = 0.05) -> nn.Module:
-    """Every parameter random, also those that a library starts at zero."""
+def with_random_weights(build: Callable[[], nn.Module], spread: float = 0.05) -> nn.Module:
+    """Every parameter random, also those that a library starts at zero; the same each time."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sam = build()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for value in sam.state_dict().values():
@@ -103,9 +107,7 @@ def small_transformers(kind: str) -> nn.Module:
         prompt_encoder_config=prompts | {"mask_input_channels": 4},
         mask_decoder_config=_DECODER | others,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return with_random_weights(cls(config), spread=0.2).eval()
+    return with_random_weights(lambda: cls(config), spread=0.2).eval()
 
 
 def build_small(name: str, **options) -> PointPromptBackend:
@@ -116,9 +118,9 @@ def build_small(name: str, **options) -> PointPromptBackend:
     if name.startswith("transformers "):
         return TransformersBackend(small_transformers(name.split()[1]), **options)
     if name == "sam2":
-        sam = build_sam2_image_model(SMALL_HIERA, image_side=128, embed_dim=32)
-        return Sam2Backend(with_random_weights(sam), **options)
-    return SegmentAnythingBackend(with_random_weights(small_sam()), **options)
+        build = partial(build_sam2_image_model, SMALL_HIERA, image_side=128, embed_dim=32)
+        return Sam2Backend(with_random_weights(build), **options)
+    return SegmentAnythingBackend(with_random_weights(small_sam), **options)
 
 
 def image_of(height: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -12,8 +12,7 @@ from torch import nn
 from s4m_d2.engine.labeling.sam_adaptation import random_view
 from s4m_d2.sam import adaptation
 from s4m_d2.sam.adaptation import FROZEN, adapt_sam, draw_clicks, mask_losses
-from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import build_tiny_sam
+from s4m_d2.sam.segment_anything import SegmentAnythingBackend, build_tiny_sam
 
 
 def test_losses_and_ious_of_answers_by_hand():
@@ -101,11 +100,15 @@ class WithPyramid(nn.Module):
         return self.transformer(images) + self.pyramid(images)
 
 
-def test_of_a_small_encoder_all_but_imagenets_part_learns(red_record):
+def sam_with_pyramid():
     sam = small_sam()
     sam.image_encoder = WithPyramid(sam.image_encoder)
+    return sam
+
+
+def test_of_a_small_encoder_all_but_imagenets_part_learns(red_record):
     view = random_view([red_record], 90, 64, np.random.default_rng(0))
-    backend = SegmentAnythingBackend(with_random_weights(sam))
+    backend = SegmentAnythingBackend(with_random_weights(sam_with_pyramid))
     changed = changed_by_training(backend, view, itertools.repeat([view]))
     learned = {"image_encoder.transformer.", "mask_decoder."}
     assert all(any(name.startswith(part) for name in changed) for part in learned)

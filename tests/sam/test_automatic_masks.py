@@ -20,8 +20,11 @@ from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.sam.backend import EncodedImages, PromptOutput, SamBackend
 from s4m_d2.sam.checkpoint import load_sam
 from s4m_d2.sam.point_prompts import Frame
-from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
+from s4m_d2.sam.segment_anything import (
+    TOYSCAPES_WEIGHTS,
+    SegmentAnythingBackend,
+    build_tiny_toyscapes,
+)
 
 SEED = 77  # neither a data set's nor the training's
 # The defaults are ViT-H's, and few of the tiny SAM's masks pass them.
@@ -157,23 +160,6 @@ def test_a_backend_of_a_third_party_gives_its_masks():
     torch.testing.assert_close(torch.cat(backend.clicks), expected)
 
 
-def test_an_encoded_image_is_not_encoded_again(tiny):
-    """Alone, by a third party's backend; or one of a batch: the masks are the image's."""
-    backend, image = HalvesBackend(), image_of(32, 48).permute(1, 2, 0).numpy()
-    encoded = backend.encode(image_of(32, 48)[None], [(32, 48)])
-    generator = AutomaticMasks(backend, AutomaticMaskSettings(points_per_side=2))
-    known = generator.generate(image, encoded)
-    assert len(backend.encodings) == 1 and generator.generate(image) == known
-
-    images = [scene_image(0), scene_image(1)]
-    batch = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images])
-    encoded = tiny.encode(batch, [(128, 256)] * 2).select([1])
-    alone = AutomaticMasks(tiny, TINY).generate(images[1])
-    together = AutomaticMasks(tiny, TINY).generate(images[1], encoded)
-    assert len(alone) == len(together) > 3
-    assert np.diag(overlaps(alone, together)).min() > 0.99
-
-
 BLACK = np.zeros((32, 48, 3), np.uint8)
 
 
@@ -208,7 +194,7 @@ def test_the_fingerprint_names_weights_and_settings():
     backend = build_small("segment_anything")
 
     def fingerprint(backend=backend, **changes):
-        return AutomaticMasks(backend, AutomaticMaskSettings(**changes)).fingerprint()
+        return AutomaticMasks(backend, AutomaticMaskSettings(**changes)).fingerprint
 
     known = fingerprint()
     assert fingerprint(SegmentAnythingBackend(deepcopy(backend.sam))) == known

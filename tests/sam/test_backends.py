@@ -11,8 +11,7 @@ from sam_cases import CLOSE, batch_of, build_small, image_of
 from torch import nn
 
 from s4m_d2.errors import InputError
-from s4m_d2.sam import precision
-from s4m_d2.sam.precision import ImageBudget, compute_dtype
+from s4m_d2.sam.point_prompts import ImageBudget, compute_dtype, prompts_per_pass
 
 NAMED = ("image_positional_embeddings", "point_embeddings")  # as transformers calls them
 FIELDS = ("mask_logits", "iou_predictions", "features")
@@ -26,8 +25,8 @@ def mixed_prompts():
     return points, [first, torch.zeros(0, 3, dtype=torch.long), last]
 
 
-def three_images():
-    return batch_of(image_of(128, 256, 1), image_of(64, 64, 2), image_of(100, 60, 3))
+def three_images(fill=0):
+    return batch_of(image_of(128, 256, 1), image_of(64, 64, 2), image_of(100, 60, 3), fill=fill)
 
 
 @pytest.mark.parametrize(
@@ -36,21 +35,20 @@ def three_images():
 def test_prompts_of_a_batch_are_those_of_each_image_and_prompt_alone(
     backend, max_images, max_prompts, masked
 ):
-    """Whatever shares a pass; padding points are neutral wherever they stand."""
-    chunks = {"max_images_per_chunk": max_images, "max_prompts_per_chunk": max_prompts}
-    parts = type(backend)(backend.sam, **chunks)
+    """Whatever shares a pass; padding is neutral, that of points and that of images."""
+    parts = type(backend)(backend.sam, max_images=max_images, max_prompts=max_prompts)
     points, labels = mixed_prompts()
-    encoded = parts.encode(*three_images())
+    encoded = parts.encode(*three_images(fill=255))
     shapes = [9 * torch.randn(len(p), *2 * (4 * backend.grid_side,)) for p in points]
     options = {"mask_prompts": shapes} if masked else {}
     together = parts.prompt(encoded, points, labels, features=True, **options)
     features = parts.prompt(encoded, points, labels, masks=False, features=True)
     for i, (image, size) in enumerate(zip(*three_images(), strict=True)):
         alone = backend.encode(image[None, :, : size[0], : size[1]], [size])
-        mine = encoded.select([i])
         exactly = {"atol": 0, "rtol": 0} if max_images == 0 else CLOSE  # one by one on the CPU
-        torch.testing.assert_close(mine.embeddings, alone.embeddings, **exactly)
-        torch.testing.assert_close(mine.finer_maps, alone.finer_maps, **exactly)
+        torch.testing.assert_close(encoded.embeddings[i : i + 1], alone.embeddings, **exactly)
+        for maps, own in zip(encoded.finer_maps, alone.finer_maps, strict=True):
+            torch.testing.assert_close(maps[i : i + 1], own, **exactly)
         assert len(together[i].mask_logits) == len(points[i])
         for row, valid in enumerate(labels[i] >= 0):
             prompt = [points[i][row, valid][None]], [labels[i][row, valid][None]]
@@ -64,13 +62,6 @@ def test_prompts_of_a_batch_are_those_of_each_image_and_prompt_alone(
         assert features[i].mask_logits is None and features[i].iou_predictions is None
 
 
-def test_what_lies_in_the_padding_of_a_batch_changes_nothing(backend):
-    images = [image_of(128, 256), image_of(256, 120)]
-    black, white = (backend.encode(*batch_of(*images, fill=fill)) for fill in (0, 255))
-    torch.testing.assert_close(black.embeddings, white.embeddings)
-    torch.testing.assert_close(black.finer_maps, white.finer_maps)
-
-
 def test_no_prompts_at_all(backend):
     encoded = backend.encode(image_of(128, 256)[None], [(128, 256)])
     (answer,) = backend.prompt(encoded, [torch.zeros(0, 1, 2)], features=True)
@@ -79,40 +70,6 @@ def test_no_prompts_at_all(backend):
     assert answer.iou_predictions.shape == (0, 3)
     assert answer.features.shape == (0, channels, grid, grid)
     assert backend.upscale(answer.mask_logits[:, 0], (128, 256)).shape == (0, 128, 256)
-
-
-def test_the_answer_depends_on_the_prompt_and_on_the_image(backend):
-    encoded = backend.encode(*batch_of(image_of(128, 256, 1), image_of(256, 100, 2)))
-    here, there = torch.tensor([[[[0.1, 0.2]]], [[[0.8, 0.9]]]])
-    first, second = backend.prompt(encoded, [torch.cat([here, there]), here], features=True)
-    swapped = encoded.select([1, 0])
-    assert swapped.image_sizes == [(256, 100), (128, 256)]
-    again, _ = backend.prompt(swapped, [here, there], features=True)
-    for name in FIELDS:
-        values = getattr(first, name)
-        assert not torch.allclose(values[0], values[1], **CLOSE), name
-        assert not torch.allclose(values[0], getattr(second, name)[0], **CLOSE), name
-        torch.testing.assert_close(getattr(again, name), getattr(second, name), **CLOSE)
-
-
-@pytest.mark.parametrize("size", [(128, 256), (512, 1024), (200, 90)])
-def test_upscale_returns_a_mask_to_its_place_in_the_image(backend, size):
-    """A half plane x < c of the content, drawn in the square frame, comes back as x < c."""
-    edge_x, edge_y = 0.375, 0.625
-    scale_x, scale_y = backend.grid_scale(size)
-    low = 4 * backend.grid_side
-    centers = (torch.arange(low) + 0.5) / low
-    logits = torch.stack([
-        (edge_x * scale_x - centers)[None, :].expand(low, low),
-        (edge_y * scale_y - centers)[:, None].expand(low, low),
-    ])  # fmt: skip
-    left, top = backend.upscale(logits, size) > 0
-    x = (torch.arange(size[1]) + 0.5) / size[1]
-    y = (torch.arange(size[0]) + 0.5) / size[0]
-    cell_x, cell_y = 1 / (low * scale_x), 1 / (low * scale_y)
-    sure_x, sure_y = (x - edge_x).abs() > cell_x, (y - edge_y).abs() > cell_y
-    assert (left[:, sure_x] == (x < edge_x)[sure_x]).all()
-    assert (top[sure_y] == (y < edge_y)[sure_y, None]).all()
 
 
 def test_the_model_is_frozen_and_stays_out_of_its_holder(backend):
@@ -145,20 +102,6 @@ def test_inputs_that_disagree_are_refused():
             backend.prompt(encoded, [torch.rand(shape) for shape in shapes], labels)
 
 
-@pytest.mark.parametrize(
-    ("max_prompts", "token_bytes", "device", "expected"),
-    [
-        (256, 256 << 10, "cpu", 16),
-        (7, 256 << 10, "cpu", 7),
-        (256, 16 << 20, "cpu", 1),
-        pytest.param(256, 16 << 10, "cuda", 256, marks=pytest.mark.gpu),
-        pytest.param(256, 1 << 40, "cuda", 1, marks=pytest.mark.gpu),  # more than is free
-    ],
-)
-def test_prompts_of_a_pass(max_prompts, token_bytes, device, expected):
-    assert precision.prompts_per_pass(max_prompts, token_bytes, torch.device(device)) == expected
-
-
 @pytest.mark.gpu
 def test_on_a_gpu_only_labels_that_are_there_cost_a_wait(backend):
     there = type(backend)(copy.deepcopy(backend.sam).cuda())
@@ -169,7 +112,7 @@ def test_on_a_gpu_only_labels_that_are_there_cost_a_wait(backend):
     try:
         encoded = there.encode(images, sizes)
         there.prompt(encoded, points, labels, features=True)
-        there.prompt(encoded.select([2, 0]), [points[2], points[0]])
+        there.prompt(encoded, points)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     labels = [x.cuda() for x in labels]
@@ -249,6 +192,9 @@ def test_the_budget_of_images_follows_what_the_first_one_needed(monkeypatch):
             found.append(len(range(count)[chunk]))
         return found
 
+    assert prompts_per_pass(256, 1, torch.device("cuda")) == 18  # of 16 bytes each: 600 / 2 / 16
+    assert prompts_per_pass(256, 1 << 40, torch.device("cuda")) == 1
+    assert prompts_per_pass(7, 256 << 10, torch.device("cpu")) == 7
     budget = ImageBudget()
     assert sizes(budget, 8, peak=1100) == [1, 3, 3, 1]  # (400 + 200) / 2 / 100
     assert sizes(budget, 2) == [2]

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from sam_cases import CLOSE, build_small, image_of, needs_sam2
 from segment_anything import SamPredictor
-from torch import nn
 
 BOTH = ["segment_anything", pytest.param("sam2", marks=needs_sam2)]
 STRIDES = (4, 8, 16)  # of SAM 2's feature maps, in pixels of the frame
@@ -26,12 +25,12 @@ def sam_predictor(backend, image):
     return predictor, lambda points: points * torch.tensor(resized[::-1]) - 0.5
 
 
-def sam2_predictor(backend, image, levels=3):
+def sam2_predictor(backend, image):
     """The same. It moves frame positions of clicks in image pixels by half a pixel."""
     from sam2.sam2_image_predictor import SAM2ImagePredictor
 
     predictor, side = SAM2ImagePredictor(backend.sam), backend.image_side
-    predictor._bb_feat_sizes = [(side // stride,) * 2 for stride in STRIDES[-levels:]]  # not 1024's
+    predictor._bb_feat_sizes = [(side // stride,) * 2 for stride in STRIDES]  # not 1024's
     predictor.set_image(image.permute(1, 2, 0).numpy())
     extent = torch.tensor(image.shape[:0:-1])
     return predictor, lambda points: ((points - 0.5 / side) * extent).numpy()
@@ -127,27 +126,6 @@ def test_features_are_the_image_tokens_after_the_librarys_two_way_transformer(ba
     expected = seen[0].transpose(1, 2).reshape(2, -1, backend.grid_side, backend.grid_side)
     torch.testing.assert_close(answer.features, expected, **CLOSE)
     assert answer.mask_logits is None and answer.iou_predictions is None
-
-
-@needs_sam2
-def test_a_sam2_without_finer_maps_or_memory_embedding_is_used_as_the_library_uses_it():
-    from sam2.modeling.sam2_base import SAM2Base
-
-    from s4m_d2.sam.sam2 import Sam2Backend
-
-    whole = build_small("sam2").sam
-    plain = SAM2Base(whole.image_encoder, nn.Identity(), nn.Identity(), image_size=128)
-    backend, image, points = Sam2Backend(plain), image_of(64, 128), torch.rand(2, 3, 2)
-    encoded = backend.encode(image[None], [(64, 128)])
-    assert encoded.finer_maps == ()
-    predictor, pixels = sam2_predictor(backend, image, levels=1)
-    ones = torch.ones(2, 3).numpy()
-    _, ratings, low = map(
-        torch.from_numpy, predictor.predict(pixels(points), ones, return_logits=True)
-    )
-    (answer,) = backend.prompt(encoded, [points])
-    torch.testing.assert_close(answer.iou_predictions, ratings, **CLOSE)
-    torch.testing.assert_close(answer.mask_logits.clamp(-CLAMP, CLAMP), low, **CLOSE)
 
 
 @pytest.mark.parametrize("backend", BOTH, indirect=True)

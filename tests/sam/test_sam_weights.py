@@ -12,7 +12,7 @@ from segment_anything import sam_model_registry
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.sam.checkpoint import load_sam
-from s4m_d2.sam.tiny import TINY_WEIGHTS, TOYSCAPES_WEIGHTS, build_tiny_sam
+from s4m_d2.sam.segment_anything import TINY_WEIGHTS, TOYSCAPES_WEIGHTS, build_tiny_sam
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_an_empty_checkpoint_means_the_packaged_weights_which_are_small(name, pa
     backend = build_sam_backend(config(BACKEND=name, CHECKPOINT="", MAX_PROMPTS=7))
     assert torch.equal(torch.get_rng_state(), random_state)
     assert (backend.image_side, backend.grid_side) == (256, 32)
-    assert backend.max_prompts_per_chunk == 7
+    assert backend.max_prompts == 7
     packaged = torch.load(path, weights_only=True)
     for key, value in backend.sam.state_dict().items():
         assert torch.equal(value, packaged[key].to(value.dtype)) and value.isfinite().all()

@@ -18,7 +18,6 @@ from s4m_d2.sam import hugging_face as hugging_face_backend
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 PROCESSORS = {"sam2": "Sam2ImageProcessor", "sam3_tracker": "Sam3ImageProcessor"}
-PIXELS = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}  # of no published model
 
 
 def build(path):
@@ -27,19 +26,18 @@ def build(path):
 
 @pytest.fixture(scope="module", params=SMALL_TRANSFORMERS)
 def saved(request, tmp_path_factory):
-    """A model, its image processor, and the folder that both are saved in."""
+    """A model, its image processor, and the folder that the model is saved in."""
     import transformers
 
     model, side = small_transformers(request.param), SMALL_TRANSFORMERS[request.param][1][0]
     square = {"height": side, "width": side}
     if request.param in PROCESSORS:
-        processor = getattr(transformers, PROCESSORS[request.param])(size=square, **PIXELS)
+        processor = getattr(transformers, PROCESSORS[request.param])(size=square)
     else:
         size = {"longest_edge": side}
-        processor = transformers.SamImageProcessor(size=size, pad_size=square, **PIXELS)
+        processor = transformers.SamImageProcessor(size=size, pad_size=square)
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
     return model, processor, folder
 
 
@@ -101,8 +99,7 @@ def test_equals_the_models_own_forward(saved, loaded, labels, width, multimask, 
 @needs_transformers
 def test_a_model_without_values_has_the_size_of_the_loaded_one(saved, loaded):
     with torch.device("meta"):
-        blueprint, pixels = hugging_face_backend.load_model(str(saved[2]))
-    assert pixels == (PIXELS["image_mean"], PIXELS["image_std"])
+        blueprint = hugging_face_backend.load_model(str(saved[2]))
     assert all(value.is_meta for value in blueprint.state_dict().values())
     shapes = {name: value.shape for name, value in loaded.sam.state_dict().items()}
     assert {name: value.shape for name, value in blueprint.state_dict().items()} == shapes
@@ -113,9 +110,6 @@ def test_what_is_saved_is_the_same_backend(loaded, tmp_path):
     again = build(loaded.save(str(tmp_path / "sam_adapted")))
     state = again.sam.state_dict()
     assert all(torch.equal(state[name], x) for name, x in loaded.sam.state_dict().items())
-    torch.testing.assert_close(
-        (again.frame.mean, again.frame.std), (loaded.frame.mean, loaded.frame.std)
-    )
 
 
 @needs_transformers
@@ -154,7 +148,7 @@ def without_weights_of_the_decoder(folder):
     ("spoil", "message"),
     [
         (partial(of_type, "vit"), "type 'vit'; expected one of sam, sam_hq, sam2"),
-        (lambda folder: (folder / "config.json").unlink(), "config.json cannot be read"),
+        (lambda folder: (folder / "config.json").unlink(), r"config\.json has type 'None'"),
         (with_a_pickle_alone, r"has no model\.safetensors.*save_pretrained"),
         (truncated, "cannot be loaded"),
         (without_weights_of_the_decoder, r"lack mask_decoder\..* more of SamModel"),

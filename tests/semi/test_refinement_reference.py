@@ -20,8 +20,7 @@ from seeds import seeded
 from torch import Tensor
 
 from s4m_d2.sam import EncodedImages, PromptOutput
-from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import build_tiny_toyscapes
+from s4m_d2.sam.segment_anything import SegmentAnythingBackend, build_tiny_toyscapes
 from s4m_d2.semi.mask_points import sample_mask_points
 from s4m_d2.semi.pseudo_labels import Selection, select_pseudo_labels
 from s4m_d2.semi.refinement import PointRefiner, TeacherMasks

@@ -12,7 +12,6 @@ from sepl_folders import save_png
 from s4m_d2.data.listing import IMAGE_EXTENSIONS
 from s4m_d2.errors import DatasetError
 from s4m_d2.sepl.files import (
-    PRESETS,
     class_names,
     files_by_name,
     image_list,
@@ -51,10 +50,9 @@ def test_gray_color_and_palette_files(tmp_path):
     np.testing.assert_array_equal(read_label(tmp_path / "few.png"), np.minimum(LABEL, 3))
 
 
-@pytest.mark.parametrize("dtype", ["u1", "i2", "<i8", ">u4"])
-def test_arrays_of_indices_and_classes_beyond_the_count(dtype, tmp_path):
+def test_arrays_of_indices_and_classes_beyond_the_count(tmp_path):
     path = tmp_path / "label.npy"
-    for values in (LABEL, LABEL.T):
+    for dtype, values in (("u1", LABEL), ("<i8", LABEL.T), (">u4", LABEL)):
         np.save(path, values.astype(dtype))
         read = read_label(path, 21)  # 20 is the last one, 255 is void
         assert read.dtype == np.uint8 and (read == values).all()
@@ -169,18 +167,15 @@ def test_other_content_is_refused_by_its_file_and_never_run(tmp_path, monkeypatc
         assert not (tmp_path / "ran").exists()
 
 
-def test_the_presets_have_the_data_sets_order():
-    voc, coco = PRESETS["voc"], PRESETS["coco"]
+def test_names_of_classes(tmp_path):
+    voc, coco = class_names(), class_names("coco")
     assert len(voc) == 21 and len(coco) == 81
     assert (voc[0], voc[1], voc[15], voc[20]) == ("background", "aeroplane", "person", "tvmonitor")
     # COCO's ids have gaps, the indices have none: traffic light is 10 in both, stop sign is not.
     assert (coco[10], coco[12], coco[80]) == ("traffic light", "stop sign", "toothbrush")
-    assert class_names() == voc and class_names("coco") == coco
     assert class_names(count=3) == ("background", "class 1", "class 2")
-    assert len(class_names(count=255)) == 255
-
-
-def test_files_that_name_no_classes(tmp_path):
+    with pytest.raises(DatasetError, match="256"):
+        class_names(count=256)
     path = tmp_path / "names.txt"
     path.write_text("background\n Käse \r\ntraffic light\n\n", encoding="utf-8")
     assert class_names(file=path) == ("background", "Käse", "traffic light")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -79,10 +78,10 @@ class _KeptMasks:
         self._generator = generator
         self._masks: dict[bytes, list[dict]] = {}
 
-    def generate(self, image: np.ndarray, encoded: Any = None) -> list[dict]:
+    def generate(self, image: np.ndarray) -> list[dict]:
         key = image.tobytes()
         if key not in self._masks:
-            self._masks[key] = self._generator.generate(image, encoded)
+            self._masks[key] = self._generator.generate(image)
         return self._masks[key]
 
 
@@ -90,7 +89,7 @@ def measure_refiners(scenes: list[StudyScene], backend: SamBackend) -> str:
     """Mean IoUs before and after, and which share of the masks became worse, in Markdown."""
     masks = _KeptMasks(AutomaticMasks(backend, SETTINGS))
     points = PointRefiner(backend=backend)
-    rule = SEPLRefiner(backend=backend, automatic_masks=masks)
+    rule = SEPLRefiner(automatic_masks=masks)
     lines = [
         f"| the teacher's masks are | before | points | sepl | worse by {WORSE}: points | sepl |",
         "|---|---|---|---|---|---|",

@@ -17,8 +17,11 @@ from tqdm import tqdm
 
 from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.sam.checkpoint import load_sam
-from s4m_d2.sam.segment_anything import SegmentAnythingBackend
-from s4m_d2.sam.tiny import TOYSCAPES_WEIGHTS, build_tiny_toyscapes
+from s4m_d2.sam.segment_anything import (
+    TOYSCAPES_WEIGHTS,
+    SegmentAnythingBackend,
+    build_tiny_toyscapes,
+)
 from s4m_d2.sepl.masks import kept_masks
 
 STUDY_STRENGTH = 0.5  # mIoU 50 to 60, as published CAM labels of VOC have
@@ -67,7 +70,7 @@ def sam_masks(
     scenes: list[StudyScene], generator: AutomaticMasks, folder: Path
 ) -> list[list[dict]]:
     """COCO RLEs of each scene's automatic masks, kept in ``folder`` and taken from there."""
-    version = f"{generator.fingerprint()} toyscapes {GENERATOR_VERSION}"
+    version = f"{generator.fingerprint} toyscapes {GENERATOR_VERSION}"
     found = []
     for scene in tqdm(scenes, desc="SAM's masks", unit="image"):
         path, generate = folder / f"{scene.name}.json.gz", partial(generator.generate, scene.image)

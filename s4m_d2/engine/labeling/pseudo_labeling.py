@@ -15,7 +15,7 @@ from torch import Tensor
 from s4m_d2.data.strong_view import StrongView
 from s4m_d2.engine.labeling.protocol import QueryPredictions, check_predictions
 from s4m_d2.sam import SamBackend, build_sam_backend
-from s4m_d2.sam.precision import computing_in
+from s4m_d2.sam.point_prompts import computing_in
 from s4m_d2.semi.arp import ARP
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.filters import ClassThresholds, drop_duplicates, drop_low_quality, mask_quality
