@@ -92,8 +92,7 @@ def begin(
             earlier = json.loads((folder / REPORT).read_text(encoding="utf-8"))["settings"]
         except (OSError, ValueError, LookupError):
             earlier = {REPORT: "unreadable"}
-        keys = [k for k in earlier | settings if earlier.get(k) != settings.get(k)]
-        if keys:
+        if keys := [k for k in earlier | settings if earlier.get(k) != settings.get(k)]:
             differing = [f"{k} was {earlier.get(k)}, now {settings.get(k)}" for k in keys]
             raise ConfigError(
                 f"'{folder}' has {len(finished)} label maps of other settings: "

@@ -57,15 +57,12 @@ def test_label_maps_are_redrawn_and_inputs_stay(root, capsys):
     assert problems(root) == {} and capsys.readouterr().out == ""
 
 
-LIST, NAMES = "train.txt", "names.txt"
+LIST = "train.txt"
 OPTIONS = [  # and where the class is then
     (("--o-s-thresh", 0.66, "--o-p-thresh", 1), MASK),  # o_s is 4/6
     (("--o-s-thresh", 0.67, "--o-p-thresh", 1), CAM),
     (("--o-s-thresh", 0.67, "--o-p-thresh", 0.99), MASK),  # o_p is 1
-    (("--images", "images"), MASK),
     (("--list", LIST, "--preset", "coco"), MASK),
-    (("--num-classes", CLASS + 1), MASK),
-    (("--class-names", NAMES), MASK),
 ]
 
 
@@ -73,7 +70,6 @@ OPTIONS = [  # and where the class is then
 def test_options(words, window, root, monkeypatch):
     monkeypatch.chdir(root)
     Path(LIST).write_text("c\na\n")
-    Path(NAMES).write_text("background\none\ntwo\nthree\n")
     assert enhance(root, *words) == 0
     names = "ac" if LIST in words else "abc"
     assert sorted(content(root / "out")) == [*(f"{name}.png" for name in names), "sepl.json"]
