@@ -1,6 +1,7 @@
 """SEPL as a refiner: which automatic masks redraw which instance, and what is left alone."""
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ def test_the_config_selects_it_with_its_settings():
     settings = {"POINTS_PER_SIDE": 7, "PRED_IOU_THRESH": 0.6, "STABILITY_SCORE_THRESH": 0.5}
     settings |= {"BOX_NMS_THRESH": 0.4, "MIN_MASK_REGION_AREA": 9}
     cfg.S4M.REFINE.SEPL.update(settings | {"O_S_THRESH": 0.4, "O_P_THRESH": 0.9})
-    refiner = build_refiner(cfg, Scripted({}))
+    refiner = build_refiner(cfg, SimpleNamespace(image_side=64))
     assert isinstance(refiner, SEPLRefiner)
     assert refiner.thresholds == {"o_s_thresh": 0.4, "o_p_thresh": 0.9}
     assert refiner.logit_thresh == pytest.approx(np.log(4))
