@@ -189,7 +189,7 @@ def load_model(checkpoint: str) -> nn.Module:
 
     Under ``torch.device("meta")`` the model has no values, and its weights are not read.
     """
-    folder = find_model(checkpoint)
+    folder, without_values = find_model(checkpoint), torch.empty(0).is_meta
     import transformers
 
     try:
@@ -198,24 +198,23 @@ def load_model(checkpoint: str) -> nn.Module:
             raise ValueError(f"config.json has type '{kind}'; expected one of {', '.join(CLASSES)}")
         cls = getattr(transformers, CLASSES[kind])
         config = cls.config_class.from_pretrained(folder)
-        if torch.empty(0).is_meta:
-            return cls(config)
-        with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced
-            sam, found = cls.from_pretrained(
-                folder,
-                config=config,
-                use_safetensors=True,
-                attn_implementation="sdpa",  # a name in config.json might be downloaded code
-                output_loading_info=True,
-            )
-        if missing := sorted(found["missing_keys"]):
-            raise ValueError(f"its weights lack {first_names(missing, 3)} of {cls.__name__}")
+        if not without_values:
+            with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced
+                sam, found = cls.from_pretrained(
+                    folder,
+                    config=config,
+                    use_safetensors=True,
+                    attn_implementation="sdpa",  # a name in config.json might be downloaded code
+                    output_loading_info=True,
+                )
+            if missing := sorted(found["missing_keys"]):
+                raise ValueError(f"its weights lack {first_names(missing, 3)} of {cls.__name__}")
     except Exception as error:  # those of the library have no common class
         raise WeightsError(
             f"S4M.SAM.CHECKPOINT: '{checkpoint}' cannot be loaded from {folder} "
             f"({type(error).__name__}): {str(error).strip().partition(chr(10))[0]}"
         ) from error
-    return sam.float()
+    return cls(config) if without_values else sam.float()
 
 
 @SAM_BACKEND_REGISTRY.register()

@@ -94,10 +94,10 @@ def build_compute_options(cfg: Any) -> dict[str, Any]:
 
 
 class PointPromptBackend(SamBackend):
-    """Encodes images of any sizes in one batch and decodes their prompts together, in float32.
+    """Encodes images of any sizes in one batch and decodes their prompts together.
 
     Neither synchronizes, but for labels that are on the device. How many images and prompts share
-    a pass moves results by no more than rounding does.
+    a pass moves results by no more than rounding does. What is returned is float32.
 
     A subclass adds the image encoder (:meth:`_encode_frames`). One whose modules are not like those
     of segment-anything also replaces :meth:`_prepare` and :meth:`_decode`.
