@@ -85,12 +85,11 @@ def load_sam(
     return sam
 
 
-def published_model(cfg: Any, backend: str) -> str:
-    """S4M.SAM.MODEL_TYPE; ConfigError: it is none of the published models of the backend."""
-    model, names = cfg.S4M.SAM.MODEL_TYPE, PUBLISHED_WEIGHTS[backend]
+def check_model_type(backend: str, model: str) -> None:
+    """ConfigError: ``model`` is none of the published ones of the backend."""
+    names = PUBLISHED_WEIGHTS[backend]
     expected = f"one of {', '.join(names)}, which S4M.SAM.BACKEND {backend} offers"
     require("S4M.SAM.MODEL_TYPE", model, model in names, expected)
-    return model
 
 
 def _remedy(model: str) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
-from s4m_d2.sam.checkpoint import load_sam, published_model
+from s4m_d2.sam.checkpoint import check_model_type, load_sam
 from s4m_d2.sam.point_prompts import Frame, PointPromptBackend, build_compute_options
 
 IMAGE_SIDE = 1024
@@ -120,7 +120,8 @@ def build_sam2_image_model(
 @SAM_BACKEND_REGISTRY.register()
 def sam2(cfg: Any) -> Sam2Backend:
     """Build the published model of ``cfg.S4M.SAM``, of SAM 2 or 2.1."""
-    model_type = published_model(cfg, "sam2")
+    model_type = cfg.S4M.SAM.MODEL_TYPE
+    check_model_type("sam2", model_type)
     try:
         import_module("sam2")
     except ModuleNotFoundError as error:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from s4m_d2.pretrained import import_timm
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
-from s4m_d2.sam.checkpoint import load_sam, published_model
+from s4m_d2.sam.checkpoint import check_model_type, load_sam
 from s4m_d2.sam.point_prompts import Frame, PointPromptBackend, build_compute_options
 
 IMAGE_SIDE, GRID_SIDE, CHANNELS = 1024, 64, 256  # of MobileSAM, as of the published SAM
@@ -182,7 +182,8 @@ def build_tiny_sam() -> Sam:
 @SAM_BACKEND_REGISTRY.register()
 def segment_anything(cfg: Any) -> SegmentAnythingBackend:
     """Build the published model of ``cfg.S4M.SAM``."""
-    model_type = published_model(cfg, "segment_anything")
+    model_type = cfg.S4M.SAM.MODEL_TYPE
+    check_model_type("segment_anything", model_type)
     path = cfg.S4M.SAM.CHECKPOINT
     if model_type == "vit_t":
         sam = load_sam(build_mobile_sam, path, model_type, CLASSIFIER, timm_name)
