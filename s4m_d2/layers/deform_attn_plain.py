@@ -56,47 +56,37 @@ class PlainDeformableSampling(torch.autograd.Function):
     def backward(ctx, grad_output):
         """Gradients of the values, the locations and the weights."""
         value, locations, weights = ctx.saved_tensors
-        plan = _Plan(ctx.level_sizes, locations)
-        batch, queries, heads = locations.shape[:3]
-        grad_output = grad_output.reshape(batch, queries * heads, value.shape[-1])
-        grad_value = torch.empty_like(value, memory_format=torch.contiguous_format)
-        grad_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
-        grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
-        for images in plan.groups():
-            table, grad = plan.table(value[images]), grad_output[images].flatten(0, 1)
-            of_locations = grad_locations[images].view(-1, *locations.shape[2:])
-            of_weights = grad_weights[images].view(-1, *weights.shape[2:])
-            collected = []
-            for piece, sums, lookups in plan.pieces(locations[images], weights[images]):
-                products = _products(table, grad[sums], lookups.rows, plan.starts(lookups))
-                factors = weights[images].flatten(0, 1)[piece]
-                plan.write_gradients(
-                    lookups, products, factors, of_locations[piece], of_weights[piece]
-                )
-                collected.append(lookups)
-            plan.write_table_gradient(grad, collected, grad_value[images])
-        return grad_value, None, grad_locations, grad_weights
+        grads = gradients(value, ctx.level_sizes, locations, weights, grad_output)
+        return grads[0], None, *grads[1:]
 
 
-def table_gradient(
-    grad_output: Tensor,
-    shape: torch.Size,
+def gradients(
+    value: Tensor,
     level_sizes: list[tuple[int, int]],
     locations: Tensor,
     weights: Tensor,
-) -> Tensor:
-    """Compute the gradient of the values alone, of ``shape`` (B, S, heads, C), by sorted sums.
-
-    grad_output: (B, Q, heads · C); the others as in ``deformable_sampling``, in its dtype.
-    """
+    grad_output: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the values, the locations and the weights, from that of the output."""
     plan = _Plan(level_sizes, locations)
     batch, queries, heads = locations.shape[:3]
-    grad_output = grad_output.reshape(batch, queries * heads, shape[-1])
-    grad_value = grad_output.new_empty(shape)
+    grad_output = grad_output.reshape(batch, queries * heads, value.shape[-1])
+    grad_value, grad_locations, grad_weights = (
+        torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in (value, locations, weights)
+    )
     for images in plan.groups():
-        collected = [lookups for *_, lookups in plan.pieces(locations[images], weights[images])]
-        plan.write_table_gradient(grad_output[images].flatten(0, 1), collected, grad_value[images])
-    return grad_value
+        table, grad = plan.table(value[images]), grad_output[images].flatten(0, 1)
+        of_locations = grad_locations[images].view(-1, *locations.shape[2:])
+        of_weights = grad_weights[images].view(-1, *weights.shape[2:])
+        collected = []
+        for piece, sums, lookups in plan.pieces(locations[images], weights[images]):
+            products = _products(table, grad[sums], lookups.rows, plan.starts(lookups))
+            factors = weights[images].flatten(0, 1)[piece]
+            plan.write_gradients(lookups, products, factors, of_locations[piece], of_weights[piece])
+            collected.append(lookups)
+        plan.write_table_gradient(grad, collected, grad_value[images])
+    return grad_value, grad_locations, grad_weights
 
 
 class _Lookups(NamedTuple):

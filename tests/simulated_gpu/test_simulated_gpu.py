@@ -13,7 +13,6 @@ import torch
 from . import environment
 
 TESTS = Path(__file__).resolve().parents[1]
-NOT_SIMULATED = "not compiled_graph"
 needs_no_gpu = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the tests for a GPU have a GPU, or simulate one already"
 )
@@ -26,7 +25,7 @@ def run_tests(folder, marks, timeout):
         pytest.skip("needs Linux, a C compiler and a build of PyTorch for CUDA")
     files = [path for path in TESTS.rglob("test_*.py") if "mark.gpu" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-p", "simulated_gpu.plugin", "-q", "--tb=short"]
-    command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", marks, "-k", NOT_SIMULATED, "-rs"]
+    command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", marks, "-rs"]
     options = {"env": environment(folder), "capture_output": True, "text": True}
     run = subprocess.run([*command, *files], timeout=timeout, **options)
     # Optional packages may be missing, the device may not.
