@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from problems import make_criterion, random_layers, random_targets
-from seeds import generators, seeded
+from seeds import seeded
 
 CLASSES, POINTS = 3, 64
 
@@ -50,22 +50,3 @@ def test_a_cost_far_below_zero_does_not_hide_the_differences_of_the_others():
         others = queries != 0
         assert others.sum() == 2
         assert costs[queries, instances][others].sum().item() == pytest.approx(cheapest)
-
-
-def test_the_order_of_images_and_instances_does_not_matter_to_the_matches():
-    """An image beside one with more instances, or fewer, finds what it finds alone."""
-    counts, depth = (1, 4, 0, 8), 3
-    layers, targets = random_layers(4, 5, CLASSES, depth), random_targets(counts, CLASSES)
-    find = make_criterion(CLASSES, 40).matcher
-    together = find(layers, targets, generators(4))
-    for image, (target, rng) in enumerate(zip(targets, generators(4), strict=True)):
-        alone = [{k: v[image : image + 1] for k, v in layer.items()} for layer in layers]
-        order = torch.arange(counts[image]).flip(0)
-        [found] = find(alone, [{k: v[order] for k, v in target.items()}], [rng])
-        assert found.num_instances == counts[image]
-        for layer in range(depth):
-            mine = zip(
-                together[image].queries[layer], together[image].instances[layer], strict=True
-            )
-            again = zip(found.queries[layer], order[found.instances[layer]].tolist(), strict=True)
-            assert sorted(mine) == sorted(again)

@@ -7,7 +7,10 @@ import torch
 from torch import nn
 
 from s4m_d2.errors import ConfigError, InputError
+from s4m_d2.semi.burn_in import TeacherPhase
 from s4m_d2.semi.ema_teacher import EMATeacher
+
+EMA = TeacherPhase.EMA
 
 
 class Model(nn.Module):
@@ -34,12 +37,12 @@ def values(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_one_step_by_hand():
     teacher, student = Model(1.0, count=3), Model(2.0, count=7)
     ema = EMATeacher(teacher, decay=0.75)
-    ema.update(student)
+    ema.step(student, EMA)
     assert teacher.weight.tolist() == [1.25, 1.25]
     assert teacher.running.tolist() == [12.5, 12.5]
     assert teacher.scratch.tolist() == [-1.25]
     assert teacher.count.item() == 7 and teacher.flag.item() is True
-    ema.update(student)
+    ema.step(student, EMA)
     assert teacher.weight.tolist() == [1.4375, 1.4375]
     assert student.weight.tolist() == [2.0, 2.0]
 
@@ -49,7 +52,7 @@ def test_what_is_equal_in_both_does_not_drift():
     before = values(teacher)
     ema = EMATeacher(teacher, decay=0.9996)
     for _ in range(50):
-        ema.update(student)
+        ema.step(student, EMA)
     assert all(torch.equal(before[name], value) for name, value in values(teacher).items())
 
 
@@ -84,7 +87,7 @@ def test_the_teacher_takes_no_gradients_and_is_no_submodule():
     owner.teacher = EMATeacher(teacher, decay=0.5)
     assert len(list(owner.parameters())) == before
     assert not teacher(torch.ones(2, 2)).requires_grad
-    owner.teacher.update(owner_student := Model(3.0))
+    owner.teacher.step(owner_student := Model(3.0), EMA)
     assert teacher.weight.grad_fn is None and owner_student.weight.requires_grad
 
 
@@ -94,8 +97,8 @@ def changed(change):
     return student
 
 
-@pytest.mark.parametrize("operation", ["copy_from", "update"])
-def test_another_architecture_is_refused_before_anything_changes(operation):
+@pytest.mark.parametrize("phase", [TeacherPhase.COPY, EMA])
+def test_another_architecture_is_refused_before_anything_changes(phase):
     teacher = Model(1.0)
     ema = EMATeacher(teacher, decay=0.5)
     before = values(teacher)
@@ -106,7 +109,7 @@ def test_another_architecture_is_refused_before_anything_changes(operation):
         (Model(2.0).half(), r"'weight' is .*float16"),
     ):
         with pytest.raises(InputError, match=named):
-            getattr(ema, operation)(student)
+            ema.step(student, phase)
         assert all(torch.equal(before[name], value) for name, value in values(teacher).items())
     for decay in (-0.1, 1.1):
         with pytest.raises(ConfigError, match="S4M.EMA_DECAY"):
@@ -121,5 +124,5 @@ def test_a_shared_tensor_moves_once():
         return model
 
     teacher = tied(0.0)
-    EMATeacher(teacher, decay=0.5).update(tied(1.0))
+    EMATeacher(teacher, decay=0.5).step(tied(1.0), EMA)
     assert teacher[1].weight.item() == 0.5
