@@ -46,9 +46,8 @@ class PlainDeformableSampling(torch.autograd.Function):
             table = plan.table(value[images])
             sums_of_group = output[images].view(-1, value.shape[-1])
             for _, sums, lookups in plan.pieces(locations[images], weights[images]):
-                sums_of_group[sums] = _sum_rows(
-                    table, lookups.rows.view(-1), plan.starts(lookups), lookups.factors.view(-1)
-                )
+                rows, factors, _, starts = lookups
+                sums_of_group[sums] = _sum_rows(table, rows.view(-1), starts, factors.view(-1))
         return output.view(batch, queries, heads * value.shape[-1])
 
     @staticmethod
@@ -81,7 +80,7 @@ def gradients(
         of_weights = grad_weights[images].view(-1, *weights.shape[2:])
         collected = []
         for piece, sums, lookups in plan.pieces(locations[images], weights[images]):
-            products = _products(table, grad[sums], lookups.rows, plan.starts(lookups))
+            products = _products(table, grad[sums], lookups.rows, lookups.starts)
             factors = weights[images].flatten(0, 1)[piece]
             plan.write_gradients(lookups, products, factors, of_locations[piece], of_weights[piece])
             collected.append(lookups)
@@ -93,6 +92,7 @@ class _Lookups(NamedTuple):
     rows: Tensor  # (q, heads, levels, points, 4) int32, of the table: upper left, right, lower …
     factors: Tensor  # the same shape
     fractions: Tensor  # (q, heads, levels, points, 2): (x, y) from the upper left corner
+    starts: Tensor  # of each sum's rows, and the end of the last
 
 
 class _Plan:
@@ -171,11 +171,6 @@ class _Plan:
             )
         ]
 
-    def starts(self, lookups: _Lookups) -> Tensor:
-        """Start of each sum's rows, and the end of the last."""
-        rows, step = lookups.rows, 4 * self.lookups_per_sum
-        return torch.arange(0, rows.numel() + 1, step, dtype=rows.dtype, device=rows.device)
-
     def lookups(self, locations: Tensor, weights: Tensor, firsts: Tensor) -> _Lookups:
         """Rows and factors of the look-ups of some queries; ``firsts``: rows of their levels."""
         position = locations * self.sizes
@@ -196,7 +191,9 @@ class _Plan:
         for index, row in ((0, weights - lower), (2, lower)):
             torch.mul(row, x, out=factors[..., index + 1])
             torch.sub(row, factors[..., index + 1], out=factors[..., index])
-        return _Lookups(rows, factors, fractions)
+        count, step = rows.numel(), 4 * self.lookups_per_sum
+        starts = torch.arange(0, count + 1, step, dtype=rows.dtype, device=rows.device)
+        return _Lookups(rows, factors, fractions, starts)
 
     def write_gradients(
         self,

@@ -23,8 +23,6 @@ except ImportError:  # builds of torch without CUDA come without Triton
 USE_TRITON = os.environ.get("S4M_D2_TRITON", "1") != "0"
 logger = logging.getLogger(__name__)
 
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
-
 
 def deformable_sampling(
     value: Tensor,
@@ -54,7 +52,7 @@ def deformable_sampling(
     if USE_TRITON and _kernels_can_do(value, locations, weights):
         sample = deform_attn_triton.TritonDeformableSampling.apply
         return sample(value, level_sizes, locations, weights)
-    dtype = torch.float32 if value.dtype in _LOW_PRECISION else value.dtype
+    dtype = torch.promote_types(value.dtype, torch.float32)
     with torch.autocast(value.device.type, enabled=False):
         inputs = value.to(dtype), level_sizes, locations.to(dtype), weights.to(dtype)
         return PlainDeformableSampling.apply(*inputs).to(value.dtype)

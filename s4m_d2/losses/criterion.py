@@ -153,8 +153,8 @@ class SetCriterion(nn.Module):
         with torch.autocast(device_type=device.type, enabled=False):
             matches = self.matcher(layers, targets, generators)
             indices = self._indices(matches, targets, outputs["pred_logits"])
-            num_masks, class_weight = self._divisors(matches, targets, indices)
-            mask, dice = self._mask_losses(layers, targets, matches, indices, generators)
+            num_masks, class_weight = self._divisors(targets, indices)
+            mask, dice = self._mask_losses(layers, targets, indices, generators)
             losses = {
                 "loss_ce": self._class_losses(layers, indices) / class_weight,
                 "loss_mask": mask / num_masks,
@@ -168,10 +168,7 @@ class SetCriterion(nn.Module):
         }
 
     def _divisors(
-        self,
-        matches: Sequence[ImageMatches],
-        targets: Sequence[dict[str, Tensor]],
-        indices: _Indices,
+        self, targets: Sequence[dict[str, Tensor]], indices: _Indices
     ) -> tuple[Tensor, Tensor]:
         """What turns sums of this process into its part of the means over all, by one all-reduce.
 
@@ -179,7 +176,7 @@ class SetCriterion(nn.Module):
         targets have weights; both divided by the number of processes, masks at least 1.
         """
         instances = sum(len(target["labels"]) for target in targets)
-        matched = sum(map(len, matches))  # an object class weighs 1
+        matched = indices.queries.shape[1]  # an object class weighs 1
         unmatched = indices.classes[0].numel() - matched
         if indices.weights is None:
             counts = to_device([instances, matched], self.empty_weight.device, torch.float32)
@@ -236,7 +233,6 @@ class SetCriterion(nn.Module):
         self,
         layers: Sequence[dict[str, Tensor]],
         targets: Sequence[dict[str, Tensor]],
-        matches: Sequence[ImageMatches],
         indices: _Indices,
         generators: Sequence[torch.Generator | None] | None,
     ) -> Tensor:
@@ -245,7 +241,8 @@ class SetCriterion(nn.Module):
             layer["pred_masks"].flatten(0, 1)[queries]
             for layer, queries in zip(layers, indices.queries.unbind(), strict=True)
         ]
-        counts = [len(match) for match in matches]
+        num_queries = layers[0]["pred_masks"].shape[1]
+        counts = [min(len(target["labels"]), num_queries) for target in targets]
         if not any(counts):  # zero, but part of the graph: every parameter gets a gradient
             return torch.stack([masks.float().sum() for masks in matched]).expand(2, -1)
         of_images = zip(*(masks.split(counts) for masks in matched), strict=True)

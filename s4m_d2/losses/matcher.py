@@ -45,6 +45,7 @@ class ImageMatches:
         return self.queries.shape[1]
 
 
+@dataclass(kw_only=True)
 class HungarianMatcher:
     """Finds the one-to-one assignment of queries to instances with the least total cost.
 
@@ -56,13 +57,10 @@ class HungarianMatcher:
         num_points: points per image and layer.
     """
 
-    def __init__(
-        self, *, class_cost: float, mask_cost: float, dice_cost: float, num_points: int
-    ) -> None:
-        self.class_cost = class_cost
-        self.mask_cost = mask_cost
-        self.dice_cost = dice_cost
-        self.num_points = num_points
+    class_cost: float
+    mask_cost: float
+    dice_cost: float
+    num_points: int
 
     def __call__(
         self,

@@ -91,13 +91,9 @@ class ARP:
         new_images, new_labels = list(images), list(labels)
         for first, second in self._draw_pairs(len(images), sources):
             for source, base in ((first, second), (second, first)):
-                new_images[base], new_labels[base] = self._paste(
-                    images[source],
-                    labels[source][rows[source]],
-                    images[base],
-                    labels[base],
-                    sources[base],
-                )
+                pasted = images[source], labels[source][rows[source]]
+                own = images[base], labels[base]
+                new_images[base], new_labels[base] = self._paste(*pasted, *own, sources[base])
         return new_images, drop_empty(new_labels)
 
     def _draw_pairs(self, batch: int, generators: Sequence[Generator | None]) -> list[list[int]]:

@@ -151,8 +151,8 @@ class TimmBackbone(Backbone):
             sizes = {"in_channels": channels[indices[0]], "out_channels": pyramid_channels}
             self.pyramid = SimpleFeaturePyramid(stride=self.grid_stride, **sizes)
             return
-        sizes = [channels[index] for index in indices]
-        self._out_channels = dict(zip(OUT_STRIDES, sizes, strict=True))
+        chosen = [channels[index] for index in indices]
+        self._out_channels = dict(zip(OUT_STRIDES, chosen, strict=True))
         if out_norm:
             norms = {name: ChannelNorm(size) for name, size in self._out_channels.items()}
             self.norms = nn.ModuleDict(norms)
