@@ -191,8 +191,8 @@ class _Plan:
         for index, row in ((0, weights - lower), (2, lower)):
             torch.mul(row, x, out=factors[..., index + 1])
             torch.sub(row, factors[..., index + 1], out=factors[..., index])
-        count, step = rows.numel(), 4 * self.lookups_per_sum
-        starts = torch.arange(0, count + 1, step, dtype=rows.dtype, device=rows.device)
+        end, size = rows.numel() + 1, 4 * self.lookups_per_sum
+        starts = torch.arange(0, end, size, dtype=rows.dtype, device=rows.device)
         return _Lookups(rows, factors, fractions, starts)
 
     def write_gradients(
