@@ -3,29 +3,13 @@
 import io
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase
+from s4m_d2.semi.burn_in import teacher_phase
 from s4m_d2.semi.ema_teacher import EMATeacher
-
-FROZEN, COPY, EMA = TeacherPhase.FROZEN, TeacherPhase.COPY, TeacherPhase.EMA
-
-
-@pytest.mark.parametrize(
-    ("burn_in", "expected"),
-    [
-        (0, [COPY, EMA, EMA, EMA]),
-        (1, [FROZEN, COPY, EMA, EMA]),
-        (3, [FROZEN, FROZEN, FROZEN, COPY]),
-        (9, [FROZEN, FROZEN, FROZEN, FROZEN]),
-    ],
-)
-def test_frozen_before_burn_in_a_copy_at_it_ema_after_it(burn_in, expected):
-    assert [teacher_phase(iteration, burn_in) for iteration in range(4)] == expected
 
 
 def random_model(seed: int) -> nn.Module:

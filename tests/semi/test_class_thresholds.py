@@ -5,7 +5,6 @@ import torch
 from seeds import seeded
 
 from s4m_d2.semi.filters import BATCHES, ClassThresholds
-from s4m_d2.semi.pseudo_labels import select_pseudo_labels
 
 THRESH = 0.7
 
@@ -51,13 +50,3 @@ def test_a_stored_state_goes_on_exactly():
     for batch in batches[3:]:
         second.observe(batch)
     assert torch.equal(second(), whole()) and not torch.equal(first(), whole())
-
-
-def test_selection_takes_a_threshold_for_each_class():
-    logits = logits_of((0, 0.6), (1, 0.6), (2, 0.6), (3, 0.9))
-    masks = torch.full((4, 8, 8), 9.0)
-    rules = {"content_sizes": [(8, 8)], "min_area": 1.0}
-    thresh = torch.tensor([0.5, 0.65, 0.59])
-    [selection] = select_pseudo_labels([logits], [masks], score_thresh=thresh, **rules)
-    assert selection.labels.labels.tolist() == [0, 2]
-    assert selection.stats["dropped_score"] == selection.stats["dropped_no_object"] == 1
