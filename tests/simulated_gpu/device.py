@@ -74,9 +74,6 @@ class GPUTensor(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return GPU.compute(func, args, kwargs or {})
 
-    def __repr__(self) -> str:
-        return f"GPUTensor({self.held!r})"
-
     def tolist(self) -> Any:
         GPU.wait("tolist")
         return self.held.tolist()
