@@ -124,8 +124,7 @@ def tests(folder: Path, extent: Extent) -> dict[str, Any]:
     import pytest
 
     rooms = [ROOT / "tests", ROOT / "detectron2_lite" / "tests"]
-    words = ["-m", extent.marks, "-q", "-p", "no:cacheprovider", *map(str, rooms)]
-    status = pytest.main(words)
+    status = pytest.main(["-m", extent.marks, "-q", "-p", "no:cacheprovider", *map(str, rooms)])
     assert status == 0, f"pytest ends with {status!r}: see its log"
     return {}
 
