@@ -77,7 +77,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
             default: Any = cfg
             for name in key.split("."):
                 default = default.get(name) if isinstance(default, dict) else None
-            cfg.merge_from_list([key, _as_given(value, default)])
+            cfg.merge_from_list([key, _fitted(value, default)])
         except Exception as error:
             raise ConfigError(f"Override '{key} {value}': {_explain(cfg, error)}") from error
     for name in _PATHS:
@@ -88,10 +88,13 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
 
 
 def _fitted(value: Any, default: Any) -> Any:
-    """Convert whole numbers to floats where the default is one, also in nested dicts."""
+    """Convert what defaults to a float or a flag: 1, true, false; also in nested dicts."""
     if isinstance(value, dict) and isinstance(default, dict):
         return {key: _fitted(inner, default.get(key)) for key, inner in value.items()}
-    return float(value) if type(value) is int and isinstance(default, float) else value
+    if isinstance(default, bool):
+        return {"true": True, "false": False}.get(str(value).lower(), value)
+    is_whole = isinstance(default, float) and _WHOLE.fullmatch(str(value))
+    return float(value) if is_whole else value
 
 
 def place_run(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
@@ -106,14 +109,6 @@ def place_run(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
         if sam.CHECKPOINT.startswith(former):
             sam.CHECKPOINT = os.path.join(folder, sam.CHECKPOINT.removeprefix(former))
         cfg.OUTPUT_DIR = folder
-
-
-def _as_given(value: Any, default: Any) -> Any:
-    """Convert an override where the default is a float or a flag: 1, true, false."""
-    if isinstance(default, bool):
-        return {"true": True, "false": False}.get(str(value).lower(), value)
-    is_whole = isinstance(default, float) and _WHOLE.fullmatch(str(value))
-    return float(value) if is_whole else value
 
 
 def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:
@@ -149,10 +144,8 @@ class _StrictConfig(CfgNode):
                 pairs = node.value if isinstance(node, yaml.MappingNode) else ()
                 keys = Counter(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
                 if twice := [key for key, count in keys.items() if count > 1]:
-                    raise ValueError(
-                        f"'{twice[0]}' stands twice in one section, from line "
-                        f"{node.start_mark.line + 1}: join the two."
-                    )
+                    where = f"one section, from line {node.start_mark.line + 1}"
+                    raise ValueError(f"'{twice[0]}' stands twice in {where}: join the two.")
                 left += [value for _, value in pairs] if pairs else node.value
         return super()._open_cfg(filename)
 
@@ -195,12 +188,12 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
 
 def _suggest(cfg: CfgNode, key: str) -> str:
     known = {name.upper(): name for name, _ in config_items(cfg)}
-    # The last word counts twice: most mistakes keep it and misplace it, or misspell it in place.
+    if key in known.values():
+        return f" Write it nested: {key.replace('.', ': {')}: VALUE{'}' * key.count('.')}"
+    # Most mistakes keep the last word and misplace it, or misspell it in place.
     last = key.upper().rsplit(".", 1)[-1]
     same = [name for name in known if name.rsplit(".", 1)[-1] == last]
     found = same or difflib.get_close_matches(key.upper(), known, n=1)
-    if key in known.values():
-        return f" Write it nested: {key.replace('.', ': {')}: VALUE{'}' * key.count('.')}"
     return f" Did you mean {known[found[0]]}?" if found else " Choose one of s4m_d2/config.py."
 
 

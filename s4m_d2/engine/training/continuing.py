@@ -46,10 +46,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """Messages on changed settings (:func:`run_settings`)."""
     for name, value in now.items():
         if before.get(name, value) != value:
-            yield (
-                f"{name} was {before[name]} when the checkpoint was written and is {value} now: "
-                "from here on, the run is another than it would have been."
-            )
+            yield f"{name} was {before[name]} and is {value} now: from here on, it is another run."
 
 
 def continuation_errors(
@@ -65,10 +62,9 @@ def continuation_errors(
     old, new = before.get(BURN_IN), now.get(BURN_IN)
     if old is not None and new is not None and old != new and finished > min(old, new):
         yield ConfigError(
-            f"S4M.BURN_IN is {new} and was {old} before, but the run that --resume continues has "
-            f"done {finished} iterations, more than the shorter of the two: the end of burn-in "
-            f"cannot be moved now. Leave S4M.BURN_IN at {old}, or start a new run in another "
-            "OUTPUT_DIR."
+            f"S4M.BURN_IN is {new} and was {old}, but the run that --resume continues has done "
+            f"{finished} iterations, more than the shorter of the two. Leave S4M.BURN_IN at {old}, "
+            "or start a new run in another OUTPUT_DIR."
         )
 
 
@@ -76,9 +72,8 @@ class RunStateHook(HookBase):
     """Saves the run's settings and random states in checkpoints, and compares them on resume.
 
     Positions in the streams of images and in the burn-in follow from the iteration and the settings
-    (:func:`run_settings`); changed settings give warnings. Checkpoints without this state can be
-    resumed too. The default generators are seeded in each iteration
-    (:class:`~s4m_d2.engine.SeedHook`); their states matter only before the first.
+    (:func:`run_settings`); changed settings give warnings. The default generators are seeded in
+    each iteration (:class:`SeedHook`); their states matter only before the first.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -96,8 +91,7 @@ class RunStateHook(HookBase):
         elif self._restored is None and self.trainer.start_iter > 0:
             logger.warning(
                 "The checkpoint does not say with which seed, batch size and burn-in it was made: "
-                "the run continues from iteration %d with the order of images and the draws of "
-                "this config.",
+                "the run continues from iteration %d with those of this config.",
                 self.trainer.start_iter,
             )
 

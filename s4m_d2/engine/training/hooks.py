@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
@@ -34,8 +34,7 @@ class BadSteps(HookBase):
     """Records steps whose losses or gradients are not finite; too many in a row end the run.
 
     A skipped step does not change weights, buffers, the optimizer's state, the loss scale and the
-    EMA teacher; iteration, learning rate and data advance. The counts are part of the trainer's
-    state and are logged (``train/bad_steps``).
+    EMA teacher; iteration, learning rate and data advance.
 
     Args:
         max_in_a_row: allowed number of skipped steps in a row.
@@ -48,14 +47,7 @@ class BadSteps(HookBase):
         self.in_a_row = 0  #: skipped steps up to the current one
         self.total = 0  #: skipped steps of the run
 
-    def skipped(
-        self,
-        iteration: int,
-        losses: Mapping[str, Tensor],
-        batch: Any,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
+    def skipped(self, step: SimpleTrainer, losses: Mapping[str, Tensor], batch: Any) -> None:
         """Record a skipped step with these losses and gradients. All processes call this together.
 
         Of stage 2, ``batch`` is a pair. DivergenceError: too many steps in a row were skipped.
@@ -64,6 +56,7 @@ class BadSteps(HookBase):
         self.total += 1
         values = {name: loss.item() for name, loss in losses.items()}
         streams = zip(STREAMS, batch if isinstance(batch, tuple) else (batch,), strict=False)
+        gradients = {name: parameter.grad for name, parameter in step.model.named_parameters()}
         found = {
             "rank": comm.get_rank(),
             "files": {
@@ -71,14 +64,14 @@ class BadSteps(HookBase):
                 for stream, samples in streams
             },
             "losses": {name: v if math.isfinite(v) else str(v) for name, v in values.items()},
-            "learning_rate": max(group["lr"] for group in optimizer.param_groups),
+            "learning_rate": max(group["lr"] for group in step.optimizer.param_groups),
             "gradients": [
                 name
-                for name, parameter in model.named_parameters()
-                if parameter.grad is not None and not parameter.grad.norm().isfinite()
+                for name, gradient in gradients.items()
+                if gradient is not None and not gradient.norm().isfinite()
             ],
         }
-        self._report(iteration, comm.all_gather(found))
+        self._report(step.iter, comm.all_gather(found))
 
     def _report(self, iteration: int, processes: list[dict]) -> None:
         streams = [stream for process in processes for stream in process["files"].items()]
@@ -127,8 +120,7 @@ class EMATeacherHook(HookBase):
 
     Before iteration i, and thus before the teacher labels its batch: no update while
     i < ``burn_in``; at i == ``burn_in`` the teacher becomes a copy of the student; then each
-    iteration is an EMA step, except after a skipped step. The teacher's weights are part of the
-    trainer's state.
+    iteration is an EMA step, except after a skipped step.
 
     Args:
         student: the trained model, without a DDP wrapper.
@@ -150,7 +142,7 @@ class EMATeacherHook(HookBase):
     @property
     def phase(self) -> TeacherPhase:
         """Phase in the trainer's current iteration; after training, in the last one."""
-        last = self.trainer.max_iter - 1  # after training, trainer.iter is max_iter
+        last = self.trainer.max_iter - 1
         return teacher_phase(min(self.trainer.iter, last), self.burn_in)
 
     def before_step(self) -> None:
@@ -173,53 +165,48 @@ class EMATeacherHook(HookBase):
 class PseudoLabelCountHook(HookBase):
     """Warns if the teacher gives unusually few or many pseudo-labels.
 
-    Watches the logged ``pseudo_labels/per_image``, averaged exponentially over about SMOOTHING
-    iterations (the first ones uniformly). The main process warns when the average has been outside
-    the band for ``iterations`` in a row, and again only after it has returned.
+    The main process warns when the mean of the last SMOOTHING logged ``pseudo_labels/per_image``
+    has been outside the band for ``iterations`` in a row, and again only after it has returned.
 
     Args:
         band: smallest and largest usual number of pseudo-labels per image.
         iterations: number of iterations outside before a warning; 0: no warning.
     """
 
-    SMOOTHING = 20
-    STATE = ("average", "averaged", "outside")
+    SMOOTHING = 20  # no more than a resumed run logs again (UnwrittenMetricsHook)
 
     def __init__(self, band: Sequence[float], iterations: int) -> None:
         (self.low, self.high), self.iterations = band, iterations
-        self.average, self.averaged = 0.0, 0
         self.outside = 0  # iterations in a row
 
     def after_step(self) -> None:
-        count, iteration = get_event_storage().latest().get(COUNT, (0.0, None))
-        if iteration != self.trainer.iter:
+        storage = get_event_storage()
+        if storage.latest().get(COUNT, (0.0, None))[1] != self.trainer.iter:
             return  # nothing was labeled
-        self.averaged += 1
-        self.average += (count - self.average) / min(self.averaged, self.SMOOTHING)
-        self.outside = 0 if self.low <= self.average <= self.high else self.outside + 1
+        average = storage.history(COUNT).avg(self.SMOOTHING)
+        self.outside = 0 if self.low <= average <= self.high else self.outside + 1
         if 0 < self.outside == self.iterations and comm.is_main_process():
-            few = self.average < self.low
+            few = average < self.low
             than = f"less than {self.low:g}" if few else f"more than {self.high:g}"
             logger.warning(
                 "The teacher gives %.2f pseudo-labels per image, and for %d iterations it has been "
                 "%s (S4M.PSEUDO_LABEL.COUNT_BAND). If its results have fallen since stage 1, raise "
                 "S4M.BURN_IN or S4M.EMA_DECAY or lower SOLVER.BASE_LR; if not, %s "
                 "S4M.PSEUDO_LABEL.SCORE_THRESH.",
-                self.average, self.iterations, than, "lower" if few else "raise",
+                average, self.iterations, than, "lower" if few else "raise",
             )  # fmt: skip
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.STATE}
+    def state_dict(self) -> dict[str, int]:
+        return {"outside": self.outside}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.average, self.averaged, self.outside = (state_dict[name] for name in self.STATE)
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        self.outside = state_dict["outside"]
 
 
 class SeedHook(HookBase):
     """Seeds the default generators in each iteration, on every process, for exact resuming.
 
-    Other libraries' layers (dropout) and users' components draw from those of PyTorch, NumPy and
-    Python.
+    Other libraries' layers (dropout) and users' components draw from them.
     """
 
     def __init__(self, seed: int, rank: int) -> None:
@@ -233,9 +220,8 @@ class BufferSyncHook(HookBase):
     """Broadcasts the first process' buffers to all processes after each step.
 
     Detectron2's trainers disable this in DDP. With the running averages of a plain BatchNorm, which
-    depend on the images of one process, the EMA teachers would differ between processes.
-
-    Register it before hooks that save, average or evaluate the model (without DDP wrapper).
+    depend on the images of one process, the EMA teachers would differ between processes. Register
+    it before hooks that save, average or evaluate the model (without DDP wrapper).
     """
 
     def __init__(self, model: nn.Module) -> None:
