@@ -26,7 +26,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from s4m_d2.engine.checkpointing.checkpoint_files import read_weight_file
+from s4m_d2.engine.checkpointing.checkpoint import read_weight_file
 from s4m_d2.engine.checkpointing.weight_names import BRANCHES, model_weights
 from s4m_d2.engine.command.arguments import command_parser, model_config
 from s4m_d2.engine.command.launch import exit_status

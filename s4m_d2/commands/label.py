@@ -42,7 +42,7 @@ from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.figures.predictor import Labeler, Predictor, class_names, load_model
 from s4m_d2.engine.labeling.gate import labeling_of_run
 from s4m_d2.engine.rng import derive_seed
-from s4m_d2.engine.training.continuing import remove_lines
+from s4m_d2.engine.training.hooks import remove_lines
 from s4m_d2.errors import ConfigError, DatasetError, first_names
 from s4m_d2.formats import FORMATS
 from s4m_d2.report import read_results, write_results

@@ -43,8 +43,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     """Merge defaults, the file (with its ``_BASE_``) and the overrides; the result is frozen.
 
     Args:
-        config_file: YAML file, or the name of one of this project's configs; "": none. Tags that
-            build Python objects are refused.
+        config_file: plain YAML, or the name of one of this project's configs; "": none.
         opts: KEY VALUE KEY VALUE …, values as Python literals or plain strings.
 
     Raises:
@@ -100,7 +99,7 @@ def _fitted(value: Any, default: Any) -> Any:
 def place_run(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
     """Set OUTPUT_DIR, and a SAM in it, to where a run is now, if its config.yaml was read.
 
-    Its folder may have been moved or copied. ``cfg`` is not frozen; an override of OUTPUT_DIR wins.
+    ``cfg`` is not frozen; an override of OUTPUT_DIR wins.
     """
     folder, name = os.path.split(os.path.abspath(config_file))
     is_run = name == CONFIG and os.path.isfile(os.path.join(folder, FACTS))
@@ -112,10 +111,8 @@ def place_run(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
 
 
 def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:
-    """Keys set by the user in the file, its ``_BASE_`` or the overrides (which are valid).
-
-    Keys of this project's configs for COCO, Cityscapes and toyscapes do not count.
-    """
+    """Keys that the user set: in the file or its ``_BASE_``, but this project's for other data, and
+    in the overrides (which are valid)."""
     nested = _UsersConfig.load_yaml_with_base(config_path(config_file)) if config_file else {}
     return {*dict(config_items(nested)), *opts[::2]}
 
@@ -166,15 +163,10 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "_BASE_ leads back to the file itself, or values nest too deep. Correct the file."
     if isinstance(error, yaml.YAMLError):
-        return (
-            f"only plain YAML is read, no tags that build objects: {error}. Correct it; configs/ "
-            "has examples."
-        )
+        return f"only plain YAML is read, no tags that build objects: {error}. Correct it."
     if isinstance(error, OSError):
-        return (
-            f"'{error.filename}', named as _BASE_, cannot be read: {error.strerror}. "
-            "Correct the path; a relative one starts at the file's own folder."
-        )
+        named = f"'{error.filename}', named as _BASE_, cannot be read: {error.strerror}"
+        return f"{named}. Correct the path; a relative one starts at the file's own folder."
     quoted = isinstance(error, KeyError) and error.args  # whose text would be in quotes
     message = str(error.args[0] if quoted else error)
     if unknown := _UNKNOWN_KEY.search(message):

@@ -63,16 +63,6 @@ def test_a_run_is_refused_before_stage_1_if_stage_2_could_not_train_the_model(
     model_blueprint(small_config(**changes, S4M__STAGE="teacher"))  # losses are all that it needs
 
 
-def test_what_a_builder_builds_is_checked_by_the_trainer(small_config, registered):
-    def build_only_losses(cfg):
-        return OnlyLosses()
-
-    name = registered(build_only_losses)
-    cfg = small_config(MODEL__META_ARCHITECTURE=name, S4M__DISTILL__ENABLED=False)
-    with pytest.raises(ConfigError, match="OnlyLosses has no predict_queries"):
-        S4MTrainer(cfg, "not reached.pth")
-
-
 def test_distillation_that_a_model_does_not_have_is_never_skipped_silently(
     small_config, registered
 ):
@@ -81,6 +71,8 @@ def test_distillation_that_a_model_does_not_have_is_never_skipped_silently(
         S4MTrainer.build_model(small_config(MODEL__META_ARCHITECTURE=name))
     cfg = small_config(MODEL__META_ARCHITECTURE=name, S4M__DISTILL__ENABLED=False)
     assert isinstance(S4MTrainer.build_model(cfg), OnlyLosses)
+    with pytest.raises(ConfigError, match="OnlyLosses has no predict_queries"):
+        S4MTrainer(cfg, "not reached.pth")
 
 
 def predictions(**changes):
@@ -96,14 +88,14 @@ def predictions(**changes):
     } | changes
 
 
+LOGITS, MASKS = predictions()["pred_logits"], predictions()["pred_masks"]
+
+
 def test_sound_predictions_pass_as_lists_and_as_tensors():
     check_predictions(predictions(), SIZES, OnlyLosses(), CLASSES)
-    stacked = {key: torch.stack([v[:1] for v in predictions()[key]]) for key in ("pred_logits",)}
-    masks = torch.stack([v[:1] for v in predictions()["pred_masks"]])
-    check_predictions(predictions(**stacked, pred_masks=masks), SIZES, OnlyLosses(), CLASSES)
-
-
-LOGITS, MASKS = predictions()["pred_logits"], predictions()["pred_masks"]
+    logits, masks = (torch.stack([v[:1] for v in values]) for values in (LOGITS, MASKS))
+    tensors = predictions(pred_logits=logits, pred_masks=masks)
+    check_predictions(tensors, SIZES, OnlyLosses(), CLASSES)
 
 
 def test_each_defect_of_predictions_is_named():

@@ -6,8 +6,7 @@ import pytest
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils.events import get_event_storage
 
-from s4m_d2.engine.training.continuing import UnwrittenMetricsHook
-from s4m_d2.engine.training.hooks import COUNT, PseudoLabelCountHook
+from s4m_d2.engine.training.hooks import COUNT, PseudoLabelCountHook, UnwrittenMetricsHook
 
 BAND, ITERATIONS = (1.0, 20.0), 5
 

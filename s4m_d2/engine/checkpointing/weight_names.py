@@ -92,12 +92,9 @@ def model_weights(
             prefixes). A file with one model is used for either.
         path: for messages.
 
-    Returns:
-        name → tensor, without prefixes of wrappers and branches, old names replaced; which of the
-        two models it is, None if the file has one model and does not say.
-
-    Raises:
-        WeightsError: there are none, or an entry is not a tensor.
+    Returns name → tensor, without prefixes of wrappers and branches, old names replaced; which of
+    the two models it is, None if the file has one model and does not say. WeightsError: there are
+    none, or an entry is not a tensor.
     """
     teacher = _teacher_entry(content)
     if teacher is not None and branch == "teacher":
@@ -193,10 +190,7 @@ def _detectron2_name(name: str) -> str:
 def _by_class(
     state: dict[str, Tensor], own: Mapping[str, Tensor], before: list[str], now: list[str]
 ) -> tuple[list[str], list[str]]:
-    """Put the class logits' weights of ``state`` into the model's order, new classes as in it.
-
-    Returns the new classes, and those that are gone.
-    """
+    """Put class logits' weights into the model's order; returns new classes and those gone."""
     if not before or not now or before == now:
         return [], []
     rows = [(now.index(name), before.index(name)) for name in now if name in before]
@@ -228,11 +222,8 @@ def fit(
         classes: class names of the file and of the model. Where both are known, class logits are
             matched by name, and those of new classes start from the model's initial values.
 
-    Returns:
-        the report, and the weights to load, by the model's names.
-
-    Raises:
-        WeightsError: names the first weights that do not fit.
+    Returns the report, and the weights to load, by the model's names. WeightsError names the first
+    weights that do not fit.
     """
     weights, found = model_weights(content, branch, path)
     state = to_own_names(weights, own)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT, saved_state
+from s4m_d2.engine.checkpointing.checkpoint import FINAL_CHECKPOINT, saved_state
 from s4m_d2.engine.checks.config_checks import config_errors
 from s4m_d2.engine.checks.dataset_checks import dataset_findings
 from s4m_d2.engine.checks.findings import Finding, PreflightReport, attempt
@@ -25,7 +25,7 @@ from s4m_d2.engine.config_file import config_items, load_config
 from s4m_d2.engine.labeling.quality import quality_findings
 from s4m_d2.engine.labeling.sam_quality import WEIGHTS, sam_findings
 from s4m_d2.engine.stages import STAGES, is_fixed, runs_stage, stage_config, stages_to_run
-from s4m_d2.engine.training.continuing import MAX_ITER, changes, continuation_errors, run_settings
+from s4m_d2.engine.training.hooks import MAX_ITER, changes, continuation_errors, run_settings
 from s4m_d2.errors import ConfigError, S4MError, first_names
 from s4m_d2.report.run import CONFIG
 

@@ -18,8 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer, holds_run
 from s4m_d2.engine.checkpointing.weight_names import ClassLists
 from s4m_d2.engine.checks.findings import Finding, attempt, in_units, raise_all
 from s4m_d2.engine.labeling.protocol import check_model

@@ -34,7 +34,17 @@ from s4m_d2.sam import SamBackend
 from s4m_d2.semi.refinement import TeacherMasks, logit, teacher_masks
 from s4m_d2.structures import PseudoLabels, sample_generators
 from s4m_d2.tiling import build_tiling
-from s4m_d2.visualization import ColorScale, Panels, drawing, evenly_spaced, overlay, write_png
+from s4m_d2.visualization import (
+    ColorScale,
+    Panels,
+    evenly_spaced,
+    heat_map,
+    mark_point,
+    outline,
+    overlay,
+    write_png,
+)
+from s4m_d2.visualization.drawing import deepest_point, readable_scale
 
 logger = logging.getLogger(__name__)
 
@@ -159,9 +169,8 @@ class FigureSet:
             pair = samples[start : start + 2]
             views, refines, exchanges = self._label(pair)
             for i, sample in enumerate(pair):
-                weak, mixed = map(
-                    self._rgb, (sample["image_weak"], views.student_batch[i]["image"])
-                )
+                weak = self._rgb(sample["image_weak"])
+                mixed = self._rgb(views.student_batch[i]["image"])
                 height, width = weak.shape[:2]
                 labels = views.selections[i].labels
                 masks = teacher_masks(views.selections[i], (height, width), thresh)
@@ -188,7 +197,7 @@ class FigureSet:
         for i, sample in enumerate(samples):
             before, after = self._rgb(sample["image"]), self._rgb(views.arp_images[i])
             labels = draw_labels(after, views.arp_labels[i], names)
-            outlined = drawing.outline(labels, (before != after).any(2))
+            outlined = outline(labels, (before != after).any(2))
             student = self._rgb(views.student_batch[i]["image"])
             rows.append([draw_labels(before, views.refined[i], names), outlined, student])
         columns = ["before the paste", "after the paste", "student's input (strong view)"]
@@ -377,11 +386,11 @@ def similarity_panels(
     rows = []
     for sample, point, (grids, cells) in zip(samples, points, found, strict=True):
         image = to_rgb(sample["image"], order)
-        factor = drawing.readable_scale(image)  # as other figures' pictures
+        factor = readable_scale(image)  # as other figures' pictures
         image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-        colored = [drawing.heat_map(grid, image.shape[:2], scale, cells) for grid in grids.values()]
+        colored = [heat_map(grid, image.shape[:2], scale, cells) for grid in grids.values()]
         place = [(value + 0.5) * factor for value in point]
-        rows.append([drawing.mark_point(picture, place) for picture in (image, *colored)])
+        rows.append([mark_point(picture, place) for picture in (image, *colored)])
     return Panels(["image", SAM, *models], rows, scale=scale, caption=f"{POINT_CAPTION}.")
 
 
@@ -391,7 +400,7 @@ def point_of(sample: Sample) -> tuple[float, float]:
     masks = sample["instances"].gt_masks.tensor
     if not len(masks):
         return (width // 2, height // 2)
-    return drawing.deepest_point(masks[int(masks.flatten(1).sum(1).argmax())].cpu().numpy())
+    return deepest_point(masks[int(masks.flatten(1).sum(1).argmax())].cpu().numpy())
 
 
 @contextmanager

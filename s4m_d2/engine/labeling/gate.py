@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
+from s4m_d2.engine.checkpointing.checkpoint import holds_run
 from s4m_d2.engine.checks.findings import attempt
 from s4m_d2.engine.labeling import quality, sam_quality
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
@@ -84,9 +84,7 @@ def labeling_of_run(
 ) -> PseudoLabeling:
     """Build what labels images with ``model``, as decided by the gate of the run, if one did.
 
-    Args:
-        weights: file of the model, in a stage's folder of the run.
-        backend: SAM; None: as the config says.
+    ``weights``: file of the model, in a stage's folder of the run; ``backend`` None: the config's.
     """
     labeling = PseudoLabeling(cfg, EMATeacher(model, cfg.S4M.EMA_DECAY), backend)
     decision = os.path.join(run_folder(weights), "student", RESULT)

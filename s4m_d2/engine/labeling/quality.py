@@ -27,7 +27,7 @@ from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.build import labeled_names
-from s4m_d2.engine.training.continuing import remove_lines
+from s4m_d2.engine.training.hooks import remove_lines
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
@@ -54,7 +54,6 @@ class QualityReport:
     skipped: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
         steps = {step: quality.as_dict() for step, quality in self.steps.items()}
         return {"images": self.steps[BEFORE].images, "skipped": self.skipped, **steps}
 
@@ -202,10 +201,8 @@ def labeled_records(cfg: CfgNode) -> list[dict]:
 
 
 def held_out_records(cfg: CfgNode) -> list[dict]:
-    """The labeled images that stage 1 leaves to the gate, a fifth.
-
-    None where the gate is off, the teacher is another run's, or fewer than ten images are labeled.
-    """
+    """The labeled images that stage 1 leaves to the gate, a fifth; none where the gate is off, the
+    teacher is another run's, or fewer than ten images are labeled."""
     on = cfg.S4M.REFINE.ENABLED and cfg.S4M.REFINE.GATE != OFF
     if not (on and runs_stage(cfg, "teacher") and runs_stage(cfg, "student")):
         return []
@@ -222,10 +219,8 @@ def _share(records: list[dict]) -> list[dict]:
 
 
 def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
-    """Labeled images to adapt SAM on, and a fifth that is held out: the gate's, if it has one.
-
-    Records of those with instances, without crowds.
-    """
+    """Records, without crowds, of labeled images with instances: those to adapt SAM on, and a fifth
+    that is held out, the gate's if it has one."""
     records = labeled_records(cfg)
     held_out = held_out_records(cfg) or _share(records)
     names = {record["file_name"] for record in held_out}
@@ -238,10 +233,8 @@ def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
 
 
 def quality_class_names(cfg: CfgNode, datasets: Sequence[str]) -> list[str]:
-    """Names of the model's classes, as these data sets have them, or their numbers.
-
-    ConfigError: a data set has another number of classes than the model.
-    """
+    """Names of the model's classes, as these data sets have them, or their numbers; ConfigError: a
+    data set has another number of classes."""
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     names = [str(index) for index in range(count)]
     for dataset in reversed(datasets):

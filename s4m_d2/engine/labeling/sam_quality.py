@@ -181,10 +181,7 @@ def labeled_quality(cfg: CfgNode) -> dict[str, Any]:
 
 
 def sam_findings(cfg: CfgNode, sam: SamBackend | None) -> list[Finding]:
-    """A line of ``--check``, measured where that takes seconds.
-
-    ``sam`` has no values; None: it is not used, or cannot be built.
-    """
+    """A line of ``--check``, measured where that takes seconds; ``sam`` has no values."""
     if sam is None:
         return []
     if not cfg.MODEL.DEVICE.startswith("cuda") and sam_bytes(sam) > _QUICK_BYTES:
@@ -198,9 +195,8 @@ def sam_findings(cfg: CfgNode, sam: SamBackend | None) -> list[Finding]:
 def adapted_config(cfg: CfgNode, *, resume: bool) -> CfgNode:
     """The config of a run, with its SAM fine-tuned if S4M.SAM.ADAPT says so and that helps.
 
-    A fifth of the labeled images is held out, that which stage 1 leaves to the gate if it does. The
-    weights are kept, as OUTPUT_DIR/sam_adapted.pth (transformers: a folder sam_adapted), if they
-    segment these better. A continued run takes what it had decided.
+    The weights are kept, as OUTPUT_DIR/sam_adapted.pth (transformers: a folder sam_adapted), if
+    they segment held-out labeled images better. A continued run takes what it had decided.
     """
     if not cfg.S4M.SAM.ADAPT or not any(needs_sam(cfg, stage) for stage in STAGES):
         return cfg

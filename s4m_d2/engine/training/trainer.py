@@ -32,7 +32,7 @@ from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.own_data.own_data import class_lists
 from s4m_d2.engine.rng import derive_seed
-from s4m_d2.engine.training import build, continuing, hooks
+from s4m_d2.engine.training import build, hooks
 from s4m_d2.engine.training.step import PRECISIONS, StudentStep, TeacherStep
 from s4m_d2.engine.training.stop_signals import StopHook
 from s4m_d2.errors import ConfigError, WeightsError
@@ -93,11 +93,11 @@ class TeacherTrainer(DefaultTrainer):
         for hook in super().build_hooks():
             found += own if isinstance(hook, EvalHook) else [hook]
         has_teacher = self.pseudo_labeling is not None
-        settings = continuing.run_settings(self.cfg, comm.get_world_size(), has_teacher=has_teacher)
-        self._run_state = continuing.RunStateHook(settings)
+        settings = hooks.run_settings(self.cfg, comm.get_world_size(), has_teacher=has_teacher)
+        self._run_state = hooks.RunStateHook(settings)
         return [
             self._run_state,
-            continuing.UnwrittenMetricsHook(os.path.join(self.cfg.OUTPUT_DIR, stages.METRICS)),
+            hooks.UnwrittenMetricsHook(os.path.join(self.cfg.OUTPUT_DIR, stages.METRICS)),
             hooks.SeedHook(self.cfg.SEED, comm.get_rank()),
             hooks.BufferSyncHook(self.trained_model),
             self.bad_steps,
@@ -105,7 +105,7 @@ class TeacherTrainer(DefaultTrainer):
         ]
 
     def build_writers(self):
-        return [continuing.ForgivingWriter(writer) for writer in super().build_writers()]
+        return [hooks.ForgivingWriter(writer) for writer in super().build_writers()]
 
     def evaluate(self) -> Mapping[str, Any]:
         """Evaluate on DATASETS.TEST; results are nested as by Detectron2."""
@@ -171,7 +171,7 @@ class TeacherTrainer(DefaultTrainer):
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        super().load_state_dict(continuing.with_own_schedule(state_dict, self.scheduler))
+        super().load_state_dict(hooks.with_own_schedule(state_dict, self.scheduler))
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
