@@ -149,8 +149,8 @@ def read_window(
 
 def _ious(backend: SamBackend, logits: Tensor, truth: np.ndarray) -> Tensor:
     """(3,) IoUs of a mask's answers, compared at the window's resolution."""
-    mask = torch.from_numpy(truth)
-    answers = (backend.upscale(logits, mask.shape) > 0).cpu()
+    mask, (height, width) = torch.from_numpy(truth), truth.shape
+    answers = (backend.upscale(logits, (height, width)) > 0).cpu()
     return (answers & mask).sum(dim=(1, 2)) / (answers | mask).sum(dim=(1, 2))
 
 
