@@ -141,8 +141,10 @@ class _StrictConfig(CfgNode):
                 pairs = node.value if isinstance(node, yaml.MappingNode) else ()
                 keys = Counter(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
                 if twice := [key for key, count in keys.items() if count > 1]:
-                    where = f"one section, from line {node.start_mark.line + 1}"
-                    raise ValueError(f"'{twice[0]}' stands twice in {where}: join the two.")
+                    line = node.start_mark.line + 1
+                    raise ValueError(
+                        f"'{twice[0]}' stands twice in one section, from line {line}: join the two."
+                    )
                 left += [value for _, value in pairs] if pairs else node.value
         return super()._open_cfg(filename)
 
