@@ -92,17 +92,6 @@ def test_a_signal_saves_after_its_iteration_and_the_run_goes_on_exactly(
     assert resumed.trainer.start_iter == iteration + 1
 
 
-def test_a_signal_in_the_last_iteration_leaves_the_evaluation_to_the_next_run(tmp_path):
-    evaluations = []
-    toy = Toy(tmp_path, raise_at(MAX_ITER - 1, signal.SIGTERM), lambda: evaluations.append(1))
-    with pytest.raises(Stopped):
-        toy.train()
-    assert toy.saved == ["model_final"]
-    assert len(evaluations) == 2  # after iterations 1 and 3
-    Toy(tmp_path, evaluate=lambda: evaluations.append(1)).train(resume=True)
-    assert len(evaluations) == 3
-
-
 @pytest.mark.parametrize("worker_dies", [False, True])
 def test_a_signal_ends_an_evaluation_at_once(tmp_path, worker_dies, monkeypatch):
     def evaluate():
