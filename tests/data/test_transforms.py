@@ -49,7 +49,6 @@ GEOMETRIES = {
         T.FixedSizeCrop((30, 30), pad=False),
     ],
     "resize alone": [T.ResizeShortestEdge((30, 40), 100)],
-    "nothing": [],
 }
 
 
