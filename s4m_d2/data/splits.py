@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -32,7 +31,7 @@ DEFAULT_SPLIT_SEED = 0
 OWN_LABELED, OWN_UNLABELED, OWN_VALIDATION = "own_labeled", "own_unlabeled", "own_val"
 
 _PERCENT_NAME = re.compile(r"(?P<base>.+)_(?P<percent>\d+)pct")
-_HASH_BYTES = 4
+_HASH_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ def _seeded_dataset(name: str, seed: int) -> str:
 
 def _listed_dataset(name: str, split_file: str) -> str:
     stems = read_split_file(split_file)
-    digest = hashlib.blake2b("\n".join(sorted(stems)).encode(), digest_size=_HASH_BYTES).hexdigest()
+    digest = name_key("\n".join(sorted(stems))).hex()[:_HASH_DIGITS]
     match = _PERCENT_NAME.fullmatch(name)
     listed = f"{match['base'] if match else name}_list_{digest}"
     if listed in DatasetCatalog.list():
@@ -270,11 +269,33 @@ def has_true_labels(name: str) -> bool:
     return name in _UNLABELED
 
 
+def load_records(name: str) -> list[dict]:
+    """Load a registered data set; DatasetError if that fails."""
+    if name not in DatasetCatalog.list():
+        raise DatasetError(
+            f"The data set '{name}' is not registered. Registered are: "
+            f"{', '.join(sorted(DatasetCatalog.list()))}."
+        )
+    try:
+        records = DatasetCatalog.get(name)
+        paths = [record["file_name"] for record in records]
+    except DatasetError:
+        raise
+    except Exception as error:  # of anyone's loader
+        raise DatasetError(
+            f"The data set '{name}' cannot be loaded: {error}. Correct its loader, or its files: "
+            "relative paths lie under $DETECTRON2_DATASETS (default: datasets), and "
+            "datasets/README.md shows the layout."
+        ) from error
+    if not paths:
+        raise DatasetError(
+            f"The data set '{name}' has no images. Complete it, or take it out of DATASETS."
+        )
+    return records
+
+
 def true_records(
-    names: Sequence[str],
-    max_images: int = 0,
-    known: Collection[str] = (),
-    load: Callable[[str], list[dict]] = DatasetCatalog.get,
+    names: Sequence[str], max_images: int = 0, known: Collection[str] = ()
 ) -> list[dict]:
     """Records of images with their annotations, in a fixed order that mixes folders.
 
@@ -285,7 +306,6 @@ def true_records(
         names: unlabeled sets with labels (:func:`has_true_labels`), or any labeled ones.
         max_images: of all sets together; 0: all.
         known: paths of images to leave out, such as those that a model was trained on.
-        load: reads a labeled set by its name.
 
     Raises:
         DatasetError: the labels of a set are missing or malformed, or nothing is left.
@@ -304,7 +324,7 @@ def true_records(
             _update(name, metadata)
             records += found
         else:
-            labeled = {r["file_name"]: r for r in load(name) if "annotations" in r}
+            labeled = {r["file_name"]: r for r in load_records(name) if "annotations" in r}
             records += [labeled[path] for path in choose(labeled)]
     if not records:
         raise DatasetError(

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, labeled_dataset_names
+from s4m_d2.data.splits import load_records
 from s4m_d2.engine.checks.findings import Finding, attempt, first_of
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
@@ -47,31 +48,6 @@ def dataset_findings(cfg: CfgNode) -> Iterator[Finding]:
                 yield _unlabeled_finding(name, records, mapper, errors)
             else:
                 yield from _annotated_findings(cfg, role, name, records, mapper, errors)
-
-
-def load_records(name: str) -> list[dict]:
-    """Load a registered data set; DatasetError if that fails."""
-    if name not in DatasetCatalog.list():
-        raise DatasetError(
-            f"The data set '{name}' is not registered. Registered are: "
-            f"{', '.join(sorted(DatasetCatalog.list()))}."
-        )
-    try:
-        records = DatasetCatalog.get(name)
-        paths = [record["file_name"] for record in records]
-    except DatasetError:
-        raise
-    except Exception as error:  # of anyone's loader
-        raise DatasetError(
-            f"The data set '{name}' cannot be loaded: {error}. Correct its loader, or its files: "
-            "relative paths lie under $DETECTRON2_DATASETS (default: datasets), and "
-            "datasets/README.md shows the layout."
-        ) from error
-    if not paths:
-        raise DatasetError(
-            f"The data set '{name}' has no images. Complete it, or take it out of DATASETS."
-        )
-    return records
 
 
 def _shared_images(

@@ -21,7 +21,6 @@ from s4m_d2.data import TrueLabelsMapper
 from s4m_d2.data.annotations import targets
 from s4m_d2.data.splits import has_true_labels, true_records
 from s4m_d2.data.subsets import photograph
-from s4m_d2.engine.checks.dataset_checks import load_records
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
@@ -192,12 +191,12 @@ def quality_records(cfg: CfgNode) -> list[dict]:
     """The images to measure on, none of them of DATASETS.TRAIN; DatasetError: there are none."""
     trained_on = {record["file_name"] for record in labeled_records(cfg)}
     most = cfg.S4M.QUALITY.MAX_IMAGES
-    return true_records(quality_datasets(cfg), most, trained_on, load_records)
+    return true_records(quality_datasets(cfg), most, trained_on)
 
 
 def labeled_records(cfg: CfgNode) -> list[dict]:
     """The images whose labels training reads, in a fixed order; DatasetError: unreadable ones."""
-    return true_records(labeled_names(cfg), load=load_records)
+    return true_records(labeled_names(cfg))
 
 
 def held_out_records(cfg: CfgNode) -> list[dict]:
