@@ -191,26 +191,21 @@ def read_annotations(
 
     Raises:
         DatasetError: the file is missing, malformed, of another kind, has other classes, or has no
-            usable instance; a chosen image is missing. All problems in one message.
+            usable instance; a chosen image is missing. All problems, one a line.
     """
-    try:
-        state = os.stat(json_file)
-    except OSError as error:
-        raise DatasetError(f"{json_file}: {error.strerror}. {remedy}".strip()) from error
-    stamp = (state.st_mtime_ns, state.st_size)
     collects = gc.isenabled()
     gc.disable()  # it would traverse millions of new objects repeatedly
     try:
+        state = os.stat(json_file)
+        stamp = state.st_mtime_ns, state.st_size
         annotations = _read(json_file, stamp, image_root, tuple(classes), choose, remedy)
+    except OSError as error:
+        raise DatasetError(f"{json_file}: {error.strerror}. {remedy}".strip()) from error
     finally:
         if collects:
             gc.enable()
-    problems = annotations.findings.problems() if strict else []
-    if len(problems) == 1:
-        raise DatasetError(f"{json_file}: {problems[0]}")
-    if problems:
-        lines = [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
-        raise DatasetError(f"{json_file}: {len(problems)} problems:", *lines)
+    if strict and (problems := annotations.findings.problems()):
+        raise DatasetError(*(f"{json_file}: {problem}" for problem in problems))
     return annotations
 
 
@@ -259,8 +254,6 @@ def _load(json_file: str) -> dict[str, list[dict]]:
             f"{json_file} is no UTF-8 text{_encoding(json_file)}. Unpack it if it is an archive; "
             "else save it as UTF-8."
         ) from error
-    except OSError as error:
-        raise DatasetError(f"{json_file} cannot be read: {error.strerror}. {_GIVE}") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{json_file} is no valid JSON: {error}. {_GIVE}") from error
     for section in ("images", "annotations", "categories"):

@@ -358,7 +358,7 @@ def test_all_problems_come_in_one_report(read):
         REFUSED[row][0](data)
     for index in (1, 2, 3):
         shape("mask", index)(data)
-    every = r"(?s)2 problems.*1 .*a\.png \(id 9.*4 .*id 10.*id 11.*id 12.* 1 more"
+    every = r"\.json: 1 .*a\.png \(id 9.*\n.*\.json: 4 .*id 10.*id 11.*id 12.* 1 more"
     with pytest.raises(DatasetError, match=every):
         read(data)
 

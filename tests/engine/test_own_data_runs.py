@@ -224,9 +224,3 @@ def test_a_run_starts_from_another_by_class_names_with_corrected_images(finished
     assert torch.equal(after[name][:8], before[name][:8])  # the first file's classes, in its order
     assert torch.equal(after[name][8], fresh[8]) and torch.equal(after[name][9], before[name][8])
     assert "tram" in str(trainer.checkpointer.last_report)
-
-    own.save()  # other files do not change a run that has begun
-    words = ["--config-file", CONFIG, *own_options(data), "--resume", *small]
-    _, resumed = read_config(parsed(words))
-    assert resumed.stored == own.stored and len(resumed.notes) == 1
-    assert len(resumed.labeled.records) == len(own.labeled.records)
