@@ -91,8 +91,9 @@ def listed_subset(names: Sequence[str], stems: Sequence[str], origin: str) -> li
     Raises:
         DatasetError: a listed name is not in the data set, or fits more than one image.
     """
-    chosen = {name: stem(name) for name in names if stem(name) in set(stems)}
-    missing = sorted(set(stems) - set(chosen.values()))
+    wanted = set(stems)
+    chosen = {name: found for name in names if (found := stem(name)) in wanted}
+    missing = sorted(wanted - set(chosen.values()))
     if missing:
         raise DatasetError(
             f"{len(missing)} of the {len(stems)} images that {origin} lists are not in the data "

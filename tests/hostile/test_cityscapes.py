@@ -61,7 +61,6 @@ SOUND = {
     "as it is": (lambda image, ids, root: None, 1),
     "32 bits": (ids_become(ids_of(CAR * 1000, np.int32), "TIFF"), 1),
     "a group": (ids_become(ids_of(CAR)), 0),
-    "no instance": (ids_become(ids_of(7)), 0),
     "license plate": (ids_become(ids_of(-1, np.int32), "TIFF"), 0),
 }  # fmt: skip
 
