@@ -92,9 +92,6 @@ def register_splits(
         dataset: paths of images and annotations.
         percents: whole percentages of the images.
         full: also register ``name`` itself, with all annotations.
-
-    Raises:
-        DatasetError: a name is taken.
     """
     if full:
         _register_labeled(name, dataset, sorted)
@@ -114,7 +111,7 @@ def register_splits(
 def register_unlabeled_folder(name: str, image_dir: str) -> None:
     """Register all images below a folder as an unlabeled set; no other files are read.
 
-    A relative path starts at $DETECTRON2_DATASETS. DatasetError: the name is taken.
+    A relative path starts at $DETECTRON2_DATASETS.
     """
 
     def load() -> tuple[list[dict], dict]:
@@ -241,11 +238,6 @@ def _register_labeled(
 
 def _register(name: str, load: Callable[[], tuple[list[dict], dict]], metadata: dict) -> None:
     """Register a set; ``load`` returns its records, and metadata that are known only then."""
-    if name in DatasetCatalog.list():
-        raise DatasetError(
-            f"The data set name '{name}' is registered already. Choose another name, or remove "
-            "the other registration (DatasetCatalog.remove)."
-        )
 
     def records() -> list[dict]:
         try:

@@ -332,25 +332,20 @@ def _begin(
     memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else 0
     settings, kept = derive(cfg, facts, Machine(memory, num_processes), explicit)
     has_val = bool(data.VAL or held_out)
-    return OwnData(
-        stored=StoredData(
-            classes=tuple(labeled.classes),
-            settings=tuple(settings),
-            unlabeled=tuple(unlabeled),
-            labeled_digest=_labeled_digest(cfg),
-            val_digest=digest(data.VAL),
-            left_out=left_out,
-            has_val=has_val,
-            image_root=labeled.image_root,
-        ),
-        labeled=train,
-        validation=validation if has_val else None,
-        ground_truth=os.path.join(folder, EVALUATED if eval_only else VAL),
-        folder=folder,
-        is_new=not eval_only,
-        notes=[*notes, *_notes(cfg, facts, labeled, validation, eval_only)],
-        kept=kept,
+    stored = StoredData(
+        classes=tuple(labeled.classes),
+        settings=tuple(settings),
+        unlabeled=tuple(unlabeled),
+        labeled_digest=_labeled_digest(cfg),
+        val_digest=digest(data.VAL),
+        left_out=left_out,
+        has_val=has_val,
+        image_root=labeled.image_root,
     )
+    truth = os.path.join(folder, EVALUATED if eval_only else VAL)
+    notes += _notes(cfg, facts, labeled, validation, eval_only)
+    evaluated = validation if has_val else None
+    return OwnData(stored, train, evaluated, truth, folder, not eval_only, notes, kept)
 
 
 def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: bool) -> OwnData:
