@@ -29,25 +29,18 @@ from s4m_d2.errors import DatasetError, first_names
 _KEPT_FILES = 4  # cached results
 _ENCODINGS = ("gb18030", "shift_jis", "cp1252")  # candidates for a file that is not UTF-8
 _OTHER_KINDS = {"segments_info": "panoptic segments", "keypoints": "keypoints"}
-_GIVE = (
-    "Give a COCO json of instances. Files of VIA and LabelMe are converted by "
-    "tools/convert_annotations.py; other tools can export COCO."
-)
+_GIVE = "Give a COCO json of instances (from VIA or LabelMe: tools/convert_annotations.py)."
 _LARGE = 1 << 24  # px: the size of larger images is verified in their files
 _SHOWN = 3  # names in a message
 _MANY_CROWDS = 0.1  # share of all instances from which on crowds are probably a mistake
-_CROWDS = (
-    "crowds (iscrowd 1)",
-    "Nothing is learned from them. Set iscrowd to 0 where each is one object.",
-)
+_CROWDS = "crowds (iscrowd 1)", "They are not learned. Set iscrowd 0 where each is one object."
 _LEFT_OUT = "They are left out"
 _NO_MASK = "annotations without a mask", f"{_LEFT_OUT}: draw masks for them, or remove them."
 _TWO_POINTS = "polygons of less than three points", f"{_LEFT_OUT}: complete them."
 _COPIES = "copies of annotations", f"{_LEFT_OUT}: remove them."
 _NO_PIXEL = (
     "masks without a pixel in their image",
-    f"{_LEFT_OUT}. Coordinates from 0 to 1 have to be multiplied by the image's width and "
-    "height; others are those of another image, or of one of another size.",
+    f"{_LEFT_OUT}: coordinates may be from 0 to 1 instead of px, or of another image or size.",
 )
 
 Choose = Callable[[Sequence[str]], Collection[str]]
@@ -251,8 +244,7 @@ def _load(json_file: str) -> dict[str, list[dict]]:
         content = json.loads(Path(json_file).read_bytes())  # UTF-8, 16 or 32, with BOM or without
     except UnicodeDecodeError as error:
         raise DatasetError(
-            f"{json_file} is no UTF-8 text{_encoding(json_file)}. Unpack it if it is an archive; "
-            "else save it as UTF-8."
+            f"{json_file} is no UTF-8 text{_encoding(json_file)}. Save it as UTF-8, or unpack it."
         ) from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{json_file} is no valid JSON: {error}. {_GIVE}") from error

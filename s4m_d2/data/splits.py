@@ -264,10 +264,8 @@ def has_true_labels(name: str) -> bool:
 def load_records(name: str) -> list[dict]:
     """Load a registered data set; DatasetError if that fails."""
     if name not in DatasetCatalog.list():
-        raise DatasetError(
-            f"The data set '{name}' is not registered. Registered are: "
-            f"{', '.join(sorted(DatasetCatalog.list()))}."
-        )
+        known = ", ".join(sorted(DatasetCatalog.list()))
+        raise DatasetError(f"The data set '{name}' is not registered. Registered are: {known}.")
     try:
         records = DatasetCatalog.get(name)
         paths = [record["file_name"] for record in records]
@@ -275,14 +273,11 @@ def load_records(name: str) -> list[dict]:
         raise
     except Exception as error:  # of anyone's loader
         raise DatasetError(
-            f"The data set '{name}' cannot be loaded: {error}. Correct its loader, or its files: "
-            "relative paths lie under $DETECTRON2_DATASETS (default: datasets), and "
-            "datasets/README.md shows the layout."
+            f"The data set '{name}' cannot be loaded: {error}. Correct its loader or its files, "
+            "which lie under $DETECTRON2_DATASETS (datasets/README.md)."
         ) from error
     if not paths:
-        raise DatasetError(
-            f"The data set '{name}' has no images. Complete it, or take it out of DATASETS."
-        )
+        raise DatasetError(f"The data set '{name}' has no images. Add some, or leave it out.")
     return records
 
 

@@ -170,7 +170,6 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
         some = sum(map(bool, classes_of.values()))
         raise DatasetError(
             f"No validation split can be drawn from {len(ordered)} labeled image(s), {some} with "
-            "instances: each class keeps one to train on. Label more, give --val, or set "
-            "S4M.DATA.VAL_FRACTION 0.0."
+            "instances. Label more, give --val, or set S4M.DATA.VAL_FRACTION 0.0."
         )
     return sorted(chosen)

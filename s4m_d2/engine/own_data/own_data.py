@@ -226,25 +226,17 @@ def _full(path: str) -> str:
 def _key_errors(cfg: CfgNode, overrides: Sequence[str], needs_labeled: bool) -> Iterator[S4MError]:
     data = cfg.S4M.DATA
     if needs_labeled and not data.LABELED:
-        yield ConfigError(
-            "S4M.DATA names own data, but S4M.DATA.LABELED (--labeled) is empty. Give the COCO "
-            "json of the labeled images."
-        )
+        yield ConfigError("--labeled (S4M.DATA.LABELED) is missing. Give a COCO json of instances.")
     if len(data.IMAGES) not in (0, 1, len(data.LABELED)):
         yield ConfigError(
             f"--images (S4M.DATA.IMAGES) names {len(data.IMAGES)} folders for {len(data.LABELED)} "
             "files of --labeled. Give one for all files, or one for each, in their order."
         )
     if data.EVERY < 1:
-        yield ConfigError(
-            f"--every (S4M.DATA.EVERY) is {data.EVERY}; expected at least 1: every frame."
-        )
+        yield ConfigError(f"--every (S4M.DATA.EVERY) is {data.EVERY}; expected at least 1.")
     for key in ("DATASETS.TRAIN", "DATASETS.UNLABELED", "DATASETS.TEST"):
         if key in overrides:
-            yield ConfigError(
-                f"{key} and S4M.DATA.LABELED (--labeled) are both given. Name registered data "
-                "sets, or your own files: not both."
-            )
+            yield ConfigError(f"{key} and S4M.DATA.LABELED (--labeled) are both given: give one.")
 
 
 def _stored_folder(cfg: CfgNode, resume: bool, eval_only: bool) -> str | None:
@@ -298,8 +290,7 @@ def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[st
     if again := copies(given - known, known):
         notes.append(
             f"{len(again):,} images of {data.VAL or 'the drawn validation set'} are copies of "
-            f"labeled ones, such as {min(again)}: AP on them says nothing about new images. Remove "
-            "one of each."
+            f"labeled ones, such as {min(again)}: they raise AP. Remove one of each."
         )
     return labeled, train, validation, notes
 
@@ -354,9 +345,8 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
     if runs_stage(cfg, "student") and not (stored.unlabeled or eval_only):
         weights = os.path.join(cfg.OUTPUT_DIR, "teacher", "model_final.pth")
         raise DatasetError(
-            f"The run in '{cfg.OUTPUT_DIR}' began with stage 1 alone, without unlabeled images, so "
-            "--resume cannot go on with stage 2. Start that in another OUTPUT_DIR, without "
-            f"--resume, with S4M.STAGE student S4M.TEACHER_WEIGHTS {weights}"
+            f"The run in '{cfg.OUTPUT_DIR}' has stage 1 alone: --resume cannot go on with stage 2. "
+            f"Start that in another OUTPUT_DIR: S4M.STAGE student S4M.TEACHER_WEIGHTS {weights}"
         )
     kept = [setting.key for setting in stored.settings if setting.key in explicit]
     apply(cfg, [setting for setting in stored.settings if setting.key not in kept])
@@ -386,9 +376,8 @@ def _notes(
     absent = [labeled.classes[i] for i in sorted(labeled.indices() - validation.indices())]
     if validation.records and absent and not cfg.S4M.DATA.VAL:
         yield (
-            "The validation set drawn from the labeled images has no instance of "
-            f"{', '.join(absent)}: its AP says nothing about them. Label more such images, or give "
-            "your own set with --val."
+            f"The drawn validation set has no instance of {', '.join(absent)}: its AP says nothing "
+            "about them. Label more such images, or give your own set with --val."
         )
     queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
     if eval_only:
@@ -417,7 +406,6 @@ def _changes(cfg: CfgNode, stored: StoredData) -> Iterator[str]:
         if known and found != known:
             stored_in = os.path.join(cfg.OUTPUT_DIR, FOLDER)
             yield (
-                f"{paths} is not what it was when the run began, which goes on with the "
-                f"annotations in {stored_in}. To use the new ones, start a new run in another "
-                "OUTPUT_DIR."
+                f"{paths} is not what it was when the run began, which goes on with what it stored "
+                f"in {stored_in}. To use the new one, start a run in another OUTPUT_DIR."
             )
