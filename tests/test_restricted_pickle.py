@@ -88,9 +88,9 @@ def test_arrays_come_back_as_they_were():
         assert list(loaded) == list(content)
         assert loaded["nested"] == content["nested"]
         for name in list(content)[:-1]:
-            assert np.array_equal(loaded[name], content[name])
-            dtype = loaded[name].dtype
-            assert dtype.isnative and dtype.type == content[name].dtype.type
+            found, expected = loaded[name], content[name]
+            assert np.array_equal(found, expected)
+            assert found.dtype.isnative and found.dtype.type == expected.dtype.type
         loaded["plain"][0, 0] = 1  # writable
 
 
@@ -107,9 +107,8 @@ def test_dictionaries_that_numpy_saved():
         loaded = load(saved)
         assert loaded["keys"].tolist() == [2, 14]
         np.testing.assert_array_equal(loaded["cam"], scores[1:, ::2].half().numpy())
-        assert {key: value.tolist() for key, value in loaded["maps"].items()} == {
-            0: [0.0, 0.0], 3: [True, True],
-        }  # fmt: skip
+        maps = {key: value.tolist() for key, value in loaded["maps"].items()}
+        assert maps == {0: [0.0, 0.0], 3: [True, True]}
 
 
 def test_a_tensor_with_fewer_values_than_its_shape_is_refused():

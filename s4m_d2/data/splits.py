@@ -16,13 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from s4m_d2.data.annotations import Annotations, read_annotations
 from s4m_d2.data.cityscapes import CityscapesFormat
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, dataset_path, list_images, unlabeled_records
-from s4m_d2.data.subsets import (
-    listed_subset,
-    name_key,
-    photograph,
-    read_split_file,
-    stable_subset,
-)
+from s4m_d2.data.subsets import listed_subset, name_key, photograph, read_split_file, stable_subset
 from s4m_d2.errors import ConfigError, DatasetError
 
 CITYSCAPES_PERCENTS = (5, 10, 20, 30)

@@ -296,11 +296,7 @@ def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[st
 
 
 def _begin(
-    cfg: CfgNode,
-    explicit: Collection[str],
-    num_processes: int,
-    eval_only: bool,
-    frames_dir: str,
+    cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_only: bool, frames_dir: str
 ) -> OwnData:
     """The data of a new run; derived settings go into ``cfg``."""
     data, folder = cfg.S4M.DATA, os.path.join(cfg.OUTPUT_DIR, FOLDER)
