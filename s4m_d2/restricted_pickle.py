@@ -108,7 +108,11 @@ for _package in ("numpy.core", "numpy._core"):
         _ALLOWED[_name, "_frombuffer"] = _from_buffer
 
 
-class _Unpickler(pickle.Unpickler):
+# The one in C allocates as much as the largest index says, of a damaged file many GiB.
+_PythonsOwn: Any = pickle._Unpickler
+
+
+class _Unpickler(_PythonsOwn):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise UnsafePickleError(f"it asks for {module}.{name}")
