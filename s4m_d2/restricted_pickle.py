@@ -1,19 +1,22 @@
 """Reads pickled dictionaries of arrays without executing them: the model zoo's, ``np.save``'s.
 
 A pickle may call whatever it names. Here it can name only what is in ``_ALLOWED``, and gets a
-stand-in of this file. NumPy gets plain numeric types, and shapes that match the bytes.
+stand-in of this file. NumPy gets plain numeric types, and shapes that match the bytes. A small file
+cannot take much time: keys, which are hashed, are plain, and the number of values is limited.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Iterable
 from typing import IO, Any
 
 import numpy as np
 import torch
 
 _KINDS = "biufc"  # NumPy's letters for bool, signed, unsigned, float and complex
+_MOST_VALUES = 100_000  # of a file; published ones have some hundreds
 
 
 class UnsafePickleError(pickle.UnpicklingError):
@@ -37,6 +40,14 @@ def load_arrays(file: IO[bytes]) -> Any:
         raise
     except Exception as error:  # of any kind: the unpickler checks little
         raise UnsafePickleError(f"its opcodes do not fit together ({error})") from error
+    left, count = [value], 0
+    while left:
+        item = left.pop()
+        count += 1
+        if count > _MOST_VALUES:
+            raise UnsafePickleError(f"it holds more than {_MOST_VALUES:,} values")
+        if isinstance(item, dict | list | tuple):
+            left += item.values() if isinstance(item, dict) else item
     return value.item() if isinstance(value, _Array) and value.dtype.hasobject else value
 
 
@@ -91,12 +102,19 @@ def _tensor(values: np.ndarray, offset: Any, size: Any, stride: Any, *_ignored: 
     return tensor.numpy().copy()
 
 
+def _dict(pairs: Iterable = ()) -> dict:
+    pairs = list(pairs)
+    if not all(isinstance(key, str | int | np.integer) for key, _ in pairs):
+        raise UnsafePickleError("a dictionary whose keys are not all strings or whole numbers")
+    return dict(pairs)
+
+
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _empty,
     ("numpy", "dtype"): _DType,
     ("torch.storage", "_load_from_bytes"): _storage,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): _dict,
     ("_codecs", "encode"): lambda text, _latin1: text.encode("latin1"),  # bytes, protocols 0 to 2
     ("__builtin__", "bytes"): lambda: b"",  # empty ones there
 }
@@ -117,3 +135,18 @@ class _Unpickler(_PythonsOwn):
         if (module, name) not in _ALLOWED:
             raise UnsafePickleError(f"it asks for {module}.{name}")
         return _ALLOWED[module, name].__call__  # which a pickle can call, but not change
+
+    def _new_dict(self, items: list) -> None:
+        self.stack.append({})
+        self._update(items)
+
+    def _update(self, items: list) -> None:
+        self.stack[-1].update(_dict(zip(items[::2], items[1::2], strict=True)))
+
+    dispatch = _PythonsOwn.dispatch | {
+        ord(pickle.DICT): lambda self: self._new_dict(self.pop_mark()),
+        ord(pickle.SETITEM): lambda self: self._update([self.stack.pop(-2), self.stack.pop()]),
+        ord(pickle.SETITEMS): lambda self: self._update(self.pop_mark()),
+    }
+    for _opcode in (pickle.ADDITEMS, pickle.FROZENSET):  # which hash too; arrays need no sets
+        del dispatch[ord(_opcode)]

@@ -43,6 +43,35 @@ def test_nothing_but_stand_ins_is_called_and_these_cannot_be_changed():
             load(content)
 
 
+def doubled(empty, join):
+    """Opcodes of a value that holds itself 2^60 times; the stack below stays as it was."""
+    gets = [b"h" + bytes([i]) for i in range(61)]
+    levels = b"".join(join(get) + b"q" + bytes([i]) for i, get in enumerate(gets[:-1], start=1))
+    return b"(" + empty + b"q\x00" + levels + b"1" + gets[-1]
+
+
+TUPLES = doubled(b")", lambda get: get + get + b"\x86")
+LISTS = doubled(b"]", lambda get: b"](" + get + get + b"e")
+DICTS = doubled(b"}", lambda get: b"}(U\x01a" + get + b"U\x01b" + get + b"u")
+
+
+@pytest.mark.timeout(60)
+def test_a_small_file_takes_little_time():
+    for content in (
+        *(opcodes(b"}U\x01a", value, b"s") for value in (TUPLES, LISTS, DICTS)),
+        opcodes(b"}", TUPLES, b"K\x01s"),
+        opcodes(b"}(", TUPLES, b"K\x01u"),
+        opcodes(b"(", TUPLES, b"K\x01d"),
+        opcodes(b"\x8f(", TUPLES, b"\x90"),
+        opcodes(b"ccollections\nOrderedDict\n]", TUPLES, b"K\x01\x86a\x85R"),
+        opcodes(b"cnumpy\ndtype\n", TUPLES, b"\x85R"),
+        opcodes(GET_RECONSTRUCT, b")R", LISTS, b"K\x01s"),
+        opcodes(b"]q\x00h\x00a"),
+    ):
+        with pytest.raises(pickle.UnpicklingError):
+            load(content)
+
+
 def test_arrays_of_other_things_than_numbers_are_refused():
     for value in (
         np.array([{}], dtype=object),

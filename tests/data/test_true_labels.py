@@ -1,12 +1,13 @@
 """Where the labels of unlabeled images are, which images are measured, and in which frame."""
 
+import json
 import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
-from data_scenes import HEIGHT, WIDTH, scene
+from data_scenes import HEIGHT, WIDTH, coco_content, scene
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog
 
@@ -87,14 +88,21 @@ def test_without_annotations_one_error_says_what_to_do(data_root, name):
         true_records([name])
 
 
-def test_coco_labels_are_those_of_the_file(coco_root, name):
+def test_coco_labels_with_polygons_run_lengths_and_a_crowd(coco_root, name, mapper):
+    content = coco_content(10)
+    for annotation in content["annotations"]:
+        annotation["iscrowd"] = int(annotation["category_id"] == 7)
+    (coco_root / "instances.json").write_text(json.dumps(content))
     dataset = CocoFormat(str(coco_root / "instances.json"), str(coco_root / "images"))
     register_splits(name, dataset, (50,), full=True)
     known = files(DatasetCatalog.get(f"{name}_50pct"))
-    labeled = {record["file_name"]: record for record in DatasetCatalog.get(name)}
     records = true_records([f"{name}_unlabeled"], 0, known)
-    assert {*files(records)} == {*labeled} - {*known}
-    assert all(record == labeled[record["file_name"]] for record in records)
+    assert len(records) == 5 and not set(files(records)) & set(known)
+    truth = mapper(classes=2)(records[0])["truth"]
+    assert truth.gt_classes.tolist() == [0, 1] and truth.gt_crowds.tolist() == [False, True]
+    assert truth.gt_masks.tensor.sum((1, 2)).tolist() == [16 * 16, 5 * HEIGHT]
+    with pytest.raises(DatasetError, match="no image is left"):
+        true_records([f"{name}_unlabeled"], 0, [*known, *files(records)])
 
 
 @pytest.mark.parametrize("scale", [1, 2])
