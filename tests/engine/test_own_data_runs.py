@@ -19,7 +19,7 @@ from s4m_d2.engine.stages import stage_config
 from s4m_d2.engine.training.trainer import TeacherTrainer
 from s4m_d2.errors import DatasetError
 from s4m_d2.report import read_results
-from s4m_d2.visualization.panels import write_video
+from s4m_d2.visualization import write_video
 
 from .own_runs import (
     CONFIG,

@@ -37,14 +37,15 @@ from s4m_d2.tiling import build_tiling
 from s4m_d2.visualization import (
     ColorScale,
     Panels,
+    deepest_point,
     evenly_spaced,
     heat_map,
     mark_point,
     outline,
     overlay,
+    readable_scale,
     write_png,
 )
-from s4m_d2.visualization.drawing import deepest_point, readable_scale
 
 logger = logging.getLogger(__name__)
 
