@@ -30,7 +30,7 @@ from s4m_d2.engine.training.hooks import remove_lines
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
-from s4m_d2.report.curves import MEASURES
+from s4m_d2.report.run import MEASURES
 from s4m_d2.semi.refinement import Refinement, TeacherMasks, logit, teacher_masks
 from s4m_d2.tiling import build_tiling
 
