@@ -62,6 +62,7 @@ COMMANDS = {
     "evaluation into a file": (
         [*CONFIG, "--eval-only", *CPU, "MODEL.WEIGHTS", "a.pth", "OUTPUT_DIR", TRAIN_NET],
         "OUTPUT_DIR .* cannot be made"),
+    "check of an evaluation": ([*CONFIG, "--check", "--eval-only"], "--check is for training runs"),
     "evaluation of nothing": ([*CONFIG, "--eval-only", *CPU], "MODEL.WEIGHTS is empty"),
 }  # fmt: skip
 

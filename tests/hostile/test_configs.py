@@ -53,6 +53,7 @@ def test_paths_that_are_no_files_are_refused_and_named(tmp_path):
 
 OVERRIDES = {
     "unknown key": (["S4M.BURNIN", "3"], r"S4M\.BURNIN does not exist\. Did you mean S4M\.BURN_IN"),
+    "misplaced": (["S4M.SCORE_THRESH", "0.5"], r"Did you mean S4M\.PSEUDO_LABEL\.SCORE_THRESH\?"),
     "below a value": (["S4M.BURN_IN.FROM", "3"], "S4M.BURN_IN.FROM 3"),
     "empty key": (["", "3"], "Override ' 3'"),
     "equals sign": (["S4M.BURN_IN=3", "4"], "S4M.BURN_IN=3"),
