@@ -33,12 +33,10 @@ def _add_mask2former_config(cfg: CN) -> None:
     cfg.SOLVER.WEIGHT_DECAY_EMBED = 0.0  # weight decay of learned embeddings
     cfg.SOLVER.OPTIMIZER = "ADAMW"  # ADAMW or SGD
     cfg.SOLVER.BACKBONE_MULTIPLIER = 0.1  # learning rate of the backbone, relative to BASE_LR
-    # number of model_<iteration>.pth files that are kept beside model_final.pth; 0: all. With 2 or
-    # more, a run can continue if the newest is damaged. One more exists while one is written.
+    # number of model_<iteration>.pth files that are kept, and one more while one is written; 0: all
     cfg.SOLVER.CHECKPOINT_KEEP = 0
 
-    cfg.MODEL.MASK_FORMER = CN()
-    former = cfg.MODEL.MASK_FORMER
+    former = cfg.MODEL.MASK_FORMER = CN()
     former.DEEP_SUPERVISION = True  # losses on every decoder layer, not only on the last
     former.NO_OBJECT_WEIGHT = 0.1  # weight of the class "no object" in the class loss
     former.CLASS_WEIGHT = 2.0  # weight of the class loss, also in matching
@@ -64,12 +62,9 @@ def _add_mask2former_config(cfg: CN) -> None:
 
 def _add_model_config(cfg: CN) -> None:
     # From queries to instances.
-    cfg.MODEL.MASK_FORMER.TEST = CN()
-    test = cfg.MODEL.MASK_FORMER.TEST
+    test = cfg.MODEL.MASK_FORMER.TEST = CN()
     test.LARGEST_COMPONENT = False  # keep only that of predicted masks and pseudo-labels
-    # Of predictions of one class whose masks have a larger IoU, only the one with the highest score
-    # is kept. 1.0: all are, as in Mask2Former.
-    test.DUPLICATE_IOU = 1.0
+    test.DUPLICATE_IOU = 1.0  # of two predictions of a class with a larger IoU, the best is kept
     test.SEMANTIC_ON = False  # instance segmentation only: True is refused
     test.INSTANCE_ON = True  # False is refused
     test.PANOPTIC_ON = False  # True is refused
@@ -78,11 +73,8 @@ def _add_model_config(cfg: CN) -> None:
     test.SEM_SEG_POSTPROCESSING_BEFORE_INFERENCE = False  # semantic only
 
     # Square tiles of images that are large or have many small instances.
-    cfg.INPUT.TILE = CN()
-    tile = cfg.INPUT.TILE
-    # side, px of the image before it is resized. Training uses tiles as images; inference merges
-    # predictions across tile borders. 0: no tiles
-    tile.SIZE = 0
+    tile = cfg.INPUT.TILE = CN()
+    tile.SIZE = 0  # side, px of the image before it is resized; 0: no tiles
     tile.OVERLAP = 0.2  # minimum overlap of neighboring tiles, as a share of the side
 
     head = cfg.MODEL.SEM_SEG_HEAD
@@ -95,13 +87,10 @@ def _add_model_config(cfg: CN) -> None:
     head.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS = 8  # attention heads
 
     # The backbone "build_timm_backbone" of MODEL.BACKBONE.NAME.
-    cfg.MODEL.TIMM = CN()
-    timm = cfg.MODEL.TIMM
+    timm = cfg.MODEL.TIMM = CN()
     timm.NAME = "resnet50"  # a timm model, or model.tag with the tag of its weights
-    # timm's weights, downloaded once, then cached; not used if MODEL.WEIGHTS is set
-    timm.PRETRAINED = False
-    # four maps of strides 4, 8, 16, 32, or one of a plain ViT; (): the last of each
-    timm.OUT_INDICES = ()
+    timm.PRETRAINED = False  # timm's weights, downloaded once; not used if MODEL.WEIGHTS is set
+    timm.OUT_INDICES = ()  # four maps of strides 4 to 32, or one of a plain ViT; (): the last
     timm.OUT_NORM = False  # a layer norm over the channels of each map (Mask2Former's Swin)
     timm.NORM = "BN"  # kind of the model's batch norms: BN, FrozenBN or SyncBN
     timm.DROP_PATH = 0.0  # rate of stochastic depth at the last block, rising from 0
@@ -111,8 +100,7 @@ def _add_model_config(cfg: CN) -> None:
 
 
 def _add_run_config(cfg: CN) -> None:
-    cfg.S4M = CN()
-    s4m = cfg.S4M
+    s4m = cfg.S4M = CN()
     s4m.STAGE = "both"  # both: teacher, then student; teacher: stage 1 only; student: stage 2 only
     s4m.TEACHER_WEIGHTS = ""  # stage-1 checkpoint; when set, stage 1 is skipped
     s4m.EVAL = "student"  # what --eval-only evaluates: student, teacher or both
@@ -122,8 +110,7 @@ def _add_run_config(cfg: CN) -> None:
     s4m.TEACHER.IMS_PER_BATCH = 0  # labeled images
     s4m.TEACHER.MAX_ITER = 0  # iterations
     s4m.TEACHER.STEPS = ()  # iterations at which the learning rate falls
-    # sampler of stage 1 (stage 2: DATALOADER.SAMPLER_TRAIN); or RepeatFactorTrainingSampler
-    s4m.TEACHER.SAMPLER = "TrainingSampler"
+    s4m.TEACHER.SAMPLER = "TrainingSampler"  # or RepeatFactorTrainingSampler
 
     # Stage 2 (student), as in Guided Distillation, with S4M's published settings.
     s4m.UNLABELED_IMS_PER_BATCH = 0  # 0: as many as labeled ones (SOLVER.IMS_PER_BATCH)
@@ -141,40 +128,32 @@ def _add_run_config(cfg: CN) -> None:
     # Splits: `..._10pct` is a fixed 10 % of its set, unless a list of file names is given.
     s4m.SPLIT_SEED = 0  # seed of the choice of labeled images
     s4m.SPLIT_FILE = ""  # text file with one image file name per line: the labeled set
-    # True: labeled instances outside the crop are kept, as classes with empty masks (the released
-    # code on Cityscapes)
+    # labeled instances outside the crop are kept, with empty masks (released code on Cityscapes)
     s4m.KEEP_EMPTY_INSTANCES = False
 
     # Limits of a run:
     s4m.MAX_SKIPPED_IMAGES = 100  # unreadable unlabeled images per process before a run stops
-    # consecutive steps skipped because a loss or gradient is not finite, before a run stops
-    s4m.MAX_BAD_STEPS = 10
+    s4m.MAX_BAD_STEPS = 10  # consecutive steps skipped, as not finite, before a run stops
 
     # Last stage, after stage 2: its student learns from the labeled images alone.
-    cfg.S4M.FINETUNE = CN()
-    finetune = cfg.S4M.FINETUNE
+    finetune = cfg.S4M.FINETUNE = CN()
     finetune.MAX_ITER = 0  # iterations of SOLVER.IMS_PER_BATCH images; 0: none, as in the paper
     finetune.BASE_LR = 0.0  # learning rate; 0.0: a tenth of SOLVER.BASE_LR
 
 
 def _add_data_config(cfg: CN) -> None:
     # Own data in files and folders (docs/own-data.md), instead of the names in DATASETS.
-    cfg.S4M.DATA = CN()
-    data = cfg.S4M.DATA
-    # COCO json files of instances; the last one counts for an image in several. (): see DATASETS
-    data.LABELED = ()
-    # folder to which their file names are relative, or one for each; (): the json's folder
-    data.IMAGES = ()
+    data = cfg.S4M.DATA = CN()
+    data.LABELED = ()  # COCO json files of instances; of an image in several the last counts
+    data.IMAGES = ()  # folder of their file names, or one for each; (): the json's folder
     data.UNLABELED = ""  # folder of images and videos, searched recursively; or a video
     data.EVERY = 10  # of a video, every n-th frame is an unlabeled image
     data.VAL = ""  # COCO json for evaluation; "": a share of LABELED's images is used
-    # folder to which its file names are relative; "": as IMAGES if that is one, or VAL's
-    data.VAL_IMAGES = ""
+    data.VAL_IMAGES = ""  # folder of its file names; "": as IMAGES if that is one, or VAL's
     data.VAL_FRACTION = 0.2  # that share; 0.0: no validation
 
     # Strong view of the student's unlabeled images. Probabilities are per image.
-    cfg.S4M.STRONG_VIEW = CN()
-    strong_view = cfg.S4M.STRONG_VIEW
+    strong_view = cfg.S4M.STRONG_VIEW = CN()
     strong_view.JITTER = (0.4, 0.4, 0.4, 0.1)  # brightness, contrast, saturation, hue
     strong_view.JITTER_PROB = 0.8  # probability of color jitter
     strong_view.GRAYSCALE_PROB = 0.2  # probability of conversion to gray
@@ -182,8 +161,7 @@ def _add_data_config(cfg: CN) -> None:
     strong_view.BLUR_PROB = 0.5  # probability of the blur
 
     # Augmentation with refined pseudo-labels (paper, section 3.4).
-    cfg.S4M.ARP = CN()
-    arp = cfg.S4M.ARP
+    arp = cfg.S4M.ARP = CN()
     arp.ENABLED = True  # False: no instances are exchanged
     # no ARP if S4M.REFINE.GATE auto switches refinement off; False once you set ENABLED yourself
     arp.GATED = True
@@ -195,8 +173,7 @@ def _add_data_config(cfg: CN) -> None:
 
 def _add_sam_config(cfg: CN) -> None:
     # The frozen SAM.
-    cfg.S4M.SAM = CN()
-    sam = cfg.S4M.SAM
+    sam = cfg.S4M.SAM = CN()
     sam.BACKEND = "segment_anything"  # a name of SAM_BACKEND_REGISTRY
     # segment_anything: vit_b, vit_l, vit_h, or vit_t (MobileSAM; needs timm). sam2: hiera_t,
     # hiera_s, hiera_b+ or hiera_l. transformers: not used, the model is CHECKPOINT's.
@@ -204,21 +181,17 @@ def _add_sam_config(cfg: CN) -> None:
     # A file. "": packaged weights (tiny, tiny_toyscapes). transformers: a folder with config.json
     # and model.safetensors, or a name on the Hugging Face hub that was downloaded before.
     sam.CHECKPOINT = "models/sam_vit_l_0b3195.pth"
-    # maximum number of prompts in one pass of SAM's decoder; on a GPU fewer if memory is short
-    sam.MAX_PROMPTS = 256
-    # Images in one pass of SAM's encoder. 0: on a GPU as many as fit into half of the free memory,
-    # by the memory of the first image; on the CPU one, which is fastest.
+    sam.MAX_PROMPTS = 256  # in one pass of SAM's decoder; on a GPU fewer if memory is short
+    # images in one pass of SAM's encoder; 0: those that half of a GPU's free memory takes; CPU: one
     sam.MAX_IMAGES = 0
-    # float32, bfloat16 or float16: SAM's precision, independent of the training's. auto: float32
-    # on the CPU; on a GPU bfloat16, or float16 if it does not support bfloat16.
+    # float32, bfloat16 or float16; auto: float32 on the CPU, bfloat16 or else float16 on a GPU
     sam.PRECISION = "auto"
     # Iterations of fine-tuning SAM's decoder (and a small encoder) on the labeled images before
     # stage 1; used if it segments held-out labeled images better. 0: none, as in the paper.
     sam.ADAPT = 0
 
     # Structural distillation (paper, section 3.2), stage 1.
-    cfg.S4M.DISTILL = CN()
-    distill = cfg.S4M.DISTILL
+    distill = cfg.S4M.DISTILL = CN()
     distill.ENABLED = True  # False: stage 1 learns from labels alone
     distill.NAME = "StructuralDistillation"  # a name of DISTILLATION_REGISTRY
     distill.WEIGHT = 1.0  # weight of the loss
@@ -229,30 +202,25 @@ def _add_sam_config(cfg: CN) -> None:
 
 def _add_pseudo_label_config(cfg: CN) -> None:
     # Selection of the teacher's predictions, at the prediction's 1/4 resolution.
-    cfg.S4M.PSEUDO_LABEL = CN()
-    pseudo_label = cfg.S4M.PSEUDO_LABEL
+    pseudo_label = cfg.S4M.PSEUDO_LABEL = CN()
     pseudo_label.SCORE_THRESH = 0.7  # minimum class probability
     pseudo_label.MIN_AREA = 5.0  # minimum sum of mask probabilities, px at 1/4 resolution
     pseudo_label.MASK_THRESH = 0.5  # mask probability above which a pixel is part of the mask
-    # Among pseudo-labels of an image whose refined masks have a larger IoU, only the one with the
-    # highest product of score and mask quality is kept. 1.0: all are kept, as in the paper.
+    # IoU of refined masks above which only that with the highest product of score and mask quality
+    # is kept; 1.0: all are, as in the paper
     pseudo_label.DUPLICATE_IOU = 1.0
     # The same if they share more than this part of the smaller mask, which catches parts of an
     # instance, but also instances in front of others. 1.0: all are kept.
     pseudo_label.DUPLICATE_OVERLAP = 1.0
-    # Minimum quality of the refined mask, apart from the class probability: the mean of the
-    # teacher's mask probabilities inside its mask, times the IoU of its mask with the refined one,
-    # times the IoU that SAM predicts. 0.0: all are kept, as in the paper.
+    # Minimum quality of the refined mask: the teacher's mean probability inside its mask, times the
+    # IoU of both masks, times the IoU that SAM predicts. 0.0: all are kept, as in the paper.
     pseudo_label.MASK_QUALITY_THRESH = 0.0
     # auto: SCORE_THRESH is lowered, down to half of it, for classes of which the teacher is less
     # sure than of its surest one. fixed: one threshold for all classes, as in the paper.
     pseudo_label.CLASS_THRESH = "fixed"
-    # True: that quality weights a pseudo-label in the class and the mask losses
-    pseudo_label.LABEL_WEIGHT = False
-    # True: the teacher's certainty of each pixel weights the masks' cross-entropy
-    pseudo_label.PIXEL_WEIGHT = False
-    # float32: the teacher labels outside autocast; amp: as SOLVER.AMP (faster on a GPU). For SAM,
-    # also in stage 1: S4M.SAM.PRECISION.
+    pseudo_label.LABEL_WEIGHT = False  # that quality weights a pseudo-label in its losses
+    pseudo_label.PIXEL_WEIGHT = False  # the teacher's certainty weights pixels' cross-entropy
+    # float32: the teacher labels outside autocast; amp: as SOLVER.AMP. For SAM: S4M.SAM.PRECISION
     pseudo_label.PRECISION = "float32"
     # Range (low, high) of the smoothed number of pseudo-labels per image. A warning is logged if
     # it is outside for COUNT_BAND_ITERS iterations. COCO has 7 instances per image, Cityscapes 18.
@@ -262,33 +230,24 @@ def _add_pseudo_label_config(cfg: CN) -> None:
 
 def _add_refine_config(cfg: CN) -> None:
     # Pseudo-label refinement (paper, section 3.3).
-    cfg.S4M.REFINE = CN()
-    refine = cfg.S4M.REFINE
+    refine = cfg.S4M.REFINE = CN()
     refine.ENABLED = True  # False: the teacher's masks are used unchanged
     refine.METHOD = "points"  # a name of REFINER_REGISTRY
-    refine.NUM_POINTS = 3  # prompt points per mask; METHOD points only
-    # points, the mask's box, or both; METHOD points only. auto: the best measured by GATE
-    refine.PROMPT = "points"
-    # if SAM's mask has a smaller IoU with the teacher's, the teacher's is kept; METHOD points only.
-    # 0.0: as in the paper
-    refine.MIN_AGREEMENT = 0.0
-    # negative points per mask, one in each of the nearest other masks; METHOD points only. 0: none,
-    # as in the paper
-    refine.NEGATIVE_POINTS = 0
-    # the teacher's mask logits are part of the prompt, for a SAM that was trained with mask prompts
-    # (the packaged ones were not); METHOD points only. False: as in the paper
-    refine.MASK_PROMPT = False
-    # prompts per mask, each with points of its own; the answer with the highest predicted IoU is
-    # used; METHOD points only. 1: as in the paper
-    refine.TRIES = 1
     # warn or auto: stage 1 leaves out a fifth of the labeled images, on which the masks of its
     # teacher are measured before and after refinement; auto switches off what makes them worse, and
     # S4M.DISTILL if SAM's masks on labeled images, measured before, have an IoU below 0.6
     refine.GATE = "off"
 
+    # METHOD points only; the defaults are the paper's.
+    refine.NUM_POINTS = 3  # prompt points per mask
+    refine.PROMPT = "points"  # points, the mask's box, or both; auto: the best measured by GATE
+    refine.MIN_AGREEMENT = 0.0  # the teacher's mask is kept if SAM's has a smaller IoU with it
+    refine.NEGATIVE_POINTS = 0  # per mask, one in each of the nearest other masks
+    refine.MASK_PROMPT = False  # mask logits too, for a SAM trained so (no packaged one is)
+    refine.TRIES = 1  # prompts per mask, with points of their own; the highest predicted IoU wins
+
     # METHOD sepl: SAM's automatic masks of the unlabeled image, selected by SEPL's rule.
-    cfg.S4M.REFINE.SEPL = CN()
-    sepl = cfg.S4M.REFINE.SEPL
+    sepl = cfg.S4M.REFINE.SEPL = CN()
 
     # A mask is selected for an instance if more than O_S_THRESH of its pixels are the instance's,
     # or if it covers more than O_P_THRESH of the instance's pixels (arXiv 2305.05803, section 3).
@@ -306,18 +265,14 @@ def _add_refine_config(cfg: CN) -> None:
 
 def _add_measurement_config(cfg: CN) -> None:
     # Pictures of fixed images during training, in OUTPUT_DIR/figures and TensorBoard.
-    cfg.S4M.FIGURES = CN()
-    figures = cfg.S4M.FIGURES
+    figures = cfg.S4M.FIGURES = CN()
     figures.PERIOD = 0  # iterations between pictures; 0: none
     figures.IMAGES = 4  # images per figure
-    # Each stage draws those that it has; labeled and views do not change and are drawn once.
+    # each stage draws those that it has; labeled and views once, as they do not change
     figures.WHAT = ("labeled", "views", "pseudo_labels", "arp", "similarity", "predictions")
 
     # Measuring pseudo-labels against true labels in stage 2 (paper, figure 1).
-    cfg.S4M.QUALITY = CN()
-    quality = cfg.S4M.QUALITY
+    quality = cfg.S4M.QUALITY = CN()
     quality.PERIOD = 0  # iterations between measurements; 0: never
-    # Data sets with labels, which are never trained on. (): those of DATASETS.UNLABELED whose
-    # labels are known. Images of DATASETS.TRAIN are not used.
-    quality.DATASETS = ()
+    quality.DATASETS = ()  # never trained on; (): of DATASETS.UNLABELED those with known labels
     quality.MAX_IMAGES = 100  # the first ones in a fixed order that mixes folders; 0: all

@@ -1,8 +1,4 @@
-"""Exceptions for users' mistakes.
-
-A message names the input, what was expected, and the remedy. The command line prints these without
-a traceback; any other exception is a bug and keeps its traceback.
-"""
+"""Users' mistakes: messages name the input, what was expected, and the remedy. Others are bugs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,11 +30,7 @@ def first_names(names: Sequence[str], most: int = 5, separator: str = ", ") -> s
 
 
 class S4MError(Exception):
-    """Base of all errors that the user can correct.
-
-    Args:
-        lines: of the message, usually one; each is made :func:`printable`.
-    """
+    """Base of all errors that the user can correct; each line is made :func:`printable`."""
 
     def __init__(self, *lines: str) -> None:
         super().__init__("\n".join(printable(line) for line in lines))
@@ -49,21 +41,13 @@ class ConfigError(S4MError, ValueError):
 
 
 def require(key: str, value: Any, is_valid: bool, expected: str) -> None:
-    """Refuse the value of a config key, by ConfigError, unless it is valid.
-
-    Args:
-        expected: end of the message: which values are valid.
-    """
+    """ConfigError unless the value of a config key is valid; ``expected`` says which are."""
     if not is_valid:
         raise ConfigError(f"{key} is {value!r}; expected {expected}")
 
 
 def registered(registry: Any, key: str, name: str) -> Any:
-    """Look up the entry of a registry that a config key names.
-
-    Raises:
-        ConfigError: there is none of this name.
-    """
+    """Look up the entry of a registry that a config key names; ConfigError: there is none."""
     if name not in registry:
         known = ", ".join(sorted(entry for entry, _ in registry))
         raise ConfigError(f"{key} is {name!r}, which is not registered; choose from: {known}")

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO
@@ -15,7 +15,6 @@ from s4m_d2.errors import DatasetError, OutputError
 
 _TEMPORARY = re.compile(r"\..+\.\w{8}\.tmp")  # as named by atomic_write
 _DIGEST_BYTES = 16
-DEFAULT_PERMISSIONS = 0o666  # reduced by the user's umask, as open() does
 # Errors of a disk that is full, read-only or broken while a file is being written.
 _DISK_ERRORS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EISDIR)
@@ -29,11 +28,7 @@ def refused_object(error: BaseException) -> str:
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """Read the lines of a text file, without spaces around and empty lines at the end.
-
-    Raises:
-        DatasetError: the file is missing or not text.
-    """
+    """Read a text file's lines, stripped, no empty ones at the end; DatasetError: it is none."""
     try:
         with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
             return [line.strip() for line in file.read().rstrip().splitlines()]
@@ -48,26 +43,28 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
     """Open a temporary file next to ``path`` and rename it to ``path`` when the block succeeds.
 
     The content is on disk before the rename, so that after a crash or power failure ``path`` has
-    either the old or the new content. If the block raises, the old file is unchanged and the
-    temporary file is removed.
+    the old or the new content. If the block raises, the old file stays, the temporary one goes.
 
     Raises:
         OutputError: the disk is full or read-only, or permissions are missing.
     """
     path = os.path.abspath(path)
-    folder = os.path.dirname(path)
-    prefix = f".{os.path.basename(path)}."
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
     try:
         os.makedirs(folder, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=prefix, suffix=".tmp")
+        file = open(temporary, mode.replace("w", "x"))
     except OSError as error:
         raise _refused(path, error) from error
     try:
-        with os.fdopen(handle, mode) as file:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        _publish(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError as error:  # such as another user's file in a folder that all may write to
+            raise _refused(path, error) from error
     except BaseException as error:
         os.unlink(temporary)
         cause = disk_error(error)
@@ -75,16 +72,6 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "w") -> Iterator[IO]:
             raise
         raise _refused(path, cause) from error
     _sync_folder(folder)
-
-
-def _publish(temporary: str, path: str) -> None:
-    mask = os.umask(0)  # which can be read only by setting it
-    os.umask(mask)
-    try:
-        os.chmod(temporary, DEFAULT_PERMISSIONS & ~mask)
-        os.replace(temporary, path)
-    except OSError as error:  # such as another user's file in a folder that all may write to
-        raise _refused(path, error) from error
 
 
 def digest(path: str | os.PathLike[str]) -> str:

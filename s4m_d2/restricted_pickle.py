@@ -1,35 +1,22 @@
 """Reads pickled dictionaries of arrays without executing them: the model zoo's, ``np.save``'s.
 
-A pickle is a program: its opcodes may call any importable function. Here only the opcodes and names
-that arrays need are allowed, and each name is replaced by a function of this file; NumPy gets only
-plain numeric types, and shapes and bytes that match. Keys, which are hashed, must be strings or
-whole numbers. The number of values is limited, so that small files cannot take much time.
+A pickle may call whatever it names. Here it can name only what is in ``_ALLOWED``, and gets a
+stand-in of this file. NumPy gets plain numeric types, and shapes that match the bytes. A small file
+cannot take much time: keys, which are hashed, are plain, and the number of values is limited.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import pickle
-import pickletools
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import IO, Any
 
 import numpy as np
 import torch
 
-NUMERIC_KINDS = "biufc"  # NumPy's letters for bool, signed, unsigned, float and complex
-MOST_AXES = 32  # of an array
-MOST_VALUES = 100_000  # of a file; published ones have some hundreds
-_PLAIN = (type(None), bool, int, float, str, bytes, np.generic, np.ndarray)
-_OPCODES = """
-    PROTO FRAME STOP MARK POP_MARK PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
-    NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
-    STRING BINSTRING SHORT_BINSTRING UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8
-    SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
-    EMPTY_LIST LIST APPEND APPENDS EMPTY_DICT GLOBAL STACK_GLOBAL
-""".split()
+_KINDS = "biufc"  # NumPy's letters for bool, signed, unsigned, float and complex
+_MOST_VALUES = 100_000  # of a file; published ones have some hundreds
 
 
 class UnsafePickleError(pickle.UnpicklingError):
@@ -44,8 +31,8 @@ def load_arrays(file: IO[bytes]) -> Any:
     object.
 
     Raises:
-        UnsafePickleError: if the file contains or calls anything else, or is truncated.
-        pickle.UnpicklingError, EOFError: if it is not a pickle.
+        UnsafePickleError: if the file names anything else, or an array is malformed.
+        pickle.UnpicklingError, EOFError: if it is truncated or not a pickle.
     """
     try:
         value = _Unpickler(file, encoding="latin1").load()
@@ -57,81 +44,62 @@ def load_arrays(file: IO[bytes]) -> Any:
     while left:
         item = left.pop()
         count += 1
-        if count > MOST_VALUES:
-            raise UnsafePickleError(f"it holds more than {MOST_VALUES:,} values")
+        if count > _MOST_VALUES:
+            raise UnsafePickleError(f"it holds more than {_MOST_VALUES:,} values")
         if isinstance(item, dict | list | tuple):
             left += item.values() if isinstance(item, dict) else item
-        elif not isinstance(item, _PLAIN):
-            raise UnsafePickleError(f"it holds a {type(item).__name__}")
-    return value
+    return value.item() if isinstance(value, _Array) and value.dtype.hasobject else value
 
 
-def _bytes(raw: str | bytes | bytearray) -> bytes:
-    """Accept str too, as Python 2's bytes are read as str."""
-    return raw.encode("latin1") if isinstance(raw, str) else bytes(memoryview(raw))
+class _DType:
+    """A plain numeric type, or that of Python objects; its state is the byte order."""
+
+    def __init__(self, code: str, *_flags: Any) -> None:
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in _KINDS and self.dtype != object:
+            raise UnsafePickleError(f"an array of type '{code}' is not plain numbers")
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
 
 
-def _dtype(code: str | bytes, *_flags: Any) -> np.dtype:
-    text = _bytes(code).decode("latin1")
-    dtype = np.dtype(text, False, True)  # a copy, whose byte order may be set
-    if dtype.kind not in NUMERIC_KINDS and not dtype.hasobject:
-        raise UnsafePickleError(f"an array of type '{text}' is not plain numbers")
-    return dtype
+class _Array(np.ndarray):
+    """An array that gets its content as state: bytes, or a list of one object."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _version, shape, kind, is_fortran, raw = state
+        dtype = kind.dtype
+        if dtype.hasobject:  # whose bytes would be pointers
+            is_whole = shape == () and isinstance(raw, list) and len(raw) == 1
+        else:
+            raw = raw.encode("latin1") if isinstance(raw, str) else bytes(memoryview(raw))
+            is_whole = np.broadcast_to(np.empty((), dtype), shape).nbytes == len(raw)
+        if not is_whole:
+            raise UnsafePickleError(f"an array of shape {shape} and {len(raw)} bytes")
+        content: Any = 1, shape, dtype, bool(is_fortran), raw
+        super().__setstate__(content)
 
 
-def _dtype_state(state: tuple) -> tuple:
-    order = _bytes(state[1]).decode("latin1")
-    if order not in ("<", ">", "=", "|"):
-        raise UnsafePickleError("a dtype with an unknown byte order")
-    return 3, order, None, None, None, -1, -1, 0
+def _empty(*_ignored: Any) -> _Array:
+    return _Array(0)
 
 
-def _empty(*_ignored: Any) -> np.ndarray:
-    return np.empty(0, np.uint8)
-
-
-def _array_state(state: tuple) -> tuple:
-    _version, shape, dtype, fortran, raw = state
-    if (
-        not isinstance(dtype, np.dtype)
-        or dtype.hasobject
-        or not isinstance(shape, tuple)
-        or len(shape) > MOST_AXES
-        or not all(isinstance(n, int) and 0 <= n <= sys.maxsize for n in shape)
-    ):
-        raise UnsafePickleError("an array whose description is not a shape, a type and bytes")
-    raw = _bytes(raw)
-    if math.prod(shape) * dtype.itemsize != len(raw):
-        raise UnsafePickleError(f"an array of shape {shape} and {len(raw)} bytes")
-    return 1, shape, dtype, bool(fortran), raw
-
-
-def _from_buffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+def _from_buffer(raw: Any, kind: Any, shape: Any, order: Any) -> _Array:
     array = _empty()
-    array.__setstate__(_array_state((1, shape, dtype, order == "F", raw)))
+    array.__setstate__((1, shape, kind, order == "F", raw))
     return array
 
 
-def _scalar(dtype: Any, raw: Any) -> Any:
-    return _from_buffer(raw, dtype, (), "C")[()]
+def _storage(raw: bytes) -> np.ndarray:
+    storage = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    return torch.empty(0, dtype=storage.dtype).set_(storage).numpy()
 
 
-def _storage(raw: bytes) -> Any:
-    return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-
-
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_ignored: Any) -> np.ndarray:
-    values = torch.empty(0, dtype=storage.dtype).set_(storage)
-    tensor = values.as_strided(size, stride, offset)  # which refuses to go beyond them
+def _tensor(values: np.ndarray, offset: Any, size: Any, stride: Any, *_ignored: Any) -> np.ndarray:
+    tensor = torch.from_numpy(values).as_strided(size, stride, offset)  # refuses to go beyond them
     if tensor.numel() > len(values):
         raise UnsafePickleError(f"a tensor of shape {size} and {len(values)} values")
     return tensor.numpy().copy()
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":  # how Python 3 writes bytes in protocols 0 to 2
-        raise UnsafePickleError("bytes in another encoding than latin1")
-    return text.encode("latin1")
 
 
 def _dict(pairs: Iterable = ()) -> dict:
@@ -141,71 +109,44 @@ def _dict(pairs: Iterable = ()) -> dict:
     return dict(pairs)
 
 
-_ALLOWED: dict[tuple[str, str], Callable] = {
+_ALLOWED: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): _empty,
-    ("numpy", "dtype"): _dtype,
+    ("numpy", "dtype"): _DType,
     ("torch.storage", "_load_from_bytes"): _storage,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("collections", "OrderedDict"): _dict,
-    ("_codecs", "encode"): _encode,
-    ("__builtin__", "bytes"): lambda: b"",  # how Python 3 writes empty ones there
+    ("_codecs", "encode"): lambda text, _latin1: text.encode("latin1"),  # bytes, protocols 0 to 2
+    ("__builtin__", "bytes"): lambda: b"",  # empty ones there
 }
 for _package in ("numpy.core", "numpy._core"):
     for _module in ("multiarray", "numeric"):
-        _ALLOWED[f"{_package}.{_module}", "_reconstruct"] = _empty
-        _ALLOWED[f"{_package}.{_module}", "scalar"] = _scalar
-        _ALLOWED[f"{_package}.{_module}", "_frombuffer"] = _from_buffer
+        _name = f"{_package}.{_module}"
+        _ALLOWED[_name, "_reconstruct"] = _empty
+        _ALLOWED[_name, "scalar"] = lambda kind, raw: _from_buffer(raw, kind, (), "C")[()]
+        _ALLOWED[_name, "_frombuffer"] = _from_buffer
 
 
-_PythonsOwn: Any = pickle._Unpickler  # written in Python, unlike pickle.Unpickler
+# The one in C allocates as much as the largest index says, of a damaged file many GiB.
+_PythonsOwn: Any = pickle._Unpickler
 
 
 class _Unpickler(_PythonsOwn):
-    """Accepts the opcodes above; those that call or change something are overridden."""
-
-    dispatch = {
-        ord(op.code): _PythonsOwn.dispatch[ord(op.code)]
-        for op in pickletools.opcodes
-        if op.name in _OPCODES
-    }
-
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
             raise UnsafePickleError(f"it asks for {module}.{name}")
-        return _ALLOWED[module, name]
+        return _ALLOWED[module, name].__call__  # which a pickle can call, but not change
 
-    def _reduce(self) -> None:
-        args, function = self.stack.pop(), self.stack.pop()
-        if not any(function is known for known in _ALLOWED.values()):
-            raise UnsafePickleError(f"it calls a {type(function).__name__}")
-        self.stack.append(function(*args))
-
-    def _build(self) -> None:
-        state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, np.dtype):
-            if not target.hasobject:
-                target.__setstate__(_dtype_state(state))  # type: ignore[attr-defined]
-        elif not isinstance(target, np.ndarray):
-            raise UnsafePickleError(f"it sets the state of a {type(target).__name__}")
-        elif state[1] == () and isinstance(state[2], np.dtype) and state[2].hasobject:
-            (self.stack[-1],) = state[4]
-        else:
-            target.__setstate__(_array_state(state))
-
-    def _new_dict(self) -> None:
-        items = self.pop_mark()
-        self.stack.append(_dict(zip(items[::2], items[1::2], strict=True)))
+    def _new_dict(self, items: list) -> None:
+        self.stack.append({})
+        self._update(items)
 
     def _update(self, items: list) -> None:
-        target = self.stack[-1]
-        if not isinstance(target, dict):
-            raise UnsafePickleError(f"it sets items of a {type(target).__name__}")
-        target.update(_dict(zip(items[::2], items[1::2], strict=True)))
+        self.stack[-1].update(_dict(zip(items[::2], items[1::2], strict=True)))
 
-    dispatch |= {
-        ord(pickle.REDUCE): _reduce,
-        ord(pickle.BUILD): _build,
-        ord(pickle.DICT): _new_dict,
+    dispatch = _PythonsOwn.dispatch | {
+        ord(pickle.DICT): lambda self: self._new_dict(self.pop_mark()),
         ord(pickle.SETITEM): lambda self: self._update([self.stack.pop(-2), self.stack.pop()]),
         ord(pickle.SETITEMS): lambda self: self._update(self.pop_mark()),
     }
+    for _opcode in (pickle.ADDITEMS, pickle.FROZENSET):  # which hash too; arrays need no sets
+        del dispatch[ord(_opcode)]

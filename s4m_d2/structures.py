@@ -23,30 +23,17 @@ CHUNK_VALUES = 1 << 22
 
 @dataclass(frozen=True)
 class PseudoLabels:
-    """Instances predicted by the teacher on one image.
+    """Instances predicted by the teacher on one image; InputError if shapes or dtypes disagree."""
 
-    Attributes:
-        labels: (N,) int64, contiguous class ids.
-        masks: (N, H, W) bool, in the frame of the image or of a prediction (the producer says).
-        scores: (N,) float, class probabilities in [0, 1].
-        areas: (N,) px of the masks, if known on the host; None: not fetched yet.
-        sam_ious: (N,) float, the IoU that SAM predicts for its mask, nan where the mask is not
-            SAM's; None: without SAM.
-        quality: (N,) float in [0, 1], of the masks (:mod:`s4m_d2.semi.filters`); None: not
-            measured.
-        doubts: (N, H, W) uint8, the masks' uncertainty: in their cross-entropy a pixel weighs
-            1 - doubt / 255; None: 1.
-
-    Raises:
-        InputError: if the lengths, shapes or dtypes disagree.
-    """
-
-    labels: Tensor
-    masks: Tensor
-    scores: Tensor
-    areas: np.ndarray | None = None
+    labels: Tensor  #: (N,) int64, contiguous class ids
+    masks: Tensor  #: (N, H, W) bool, in the frame of the image or of a prediction
+    scores: Tensor  #: (N,) float, class probabilities in [0, 1]
+    areas: np.ndarray | None = None  #: (N,) px of the masks; None: not fetched to the host yet
+    #: (N,) float, SAM's prediction of its mask's IoU, nan: another's mask; None: without SAM
     sam_ious: Tensor | None = None
+    #: (N,) float in [0, 1], of the masks (:mod:`s4m_d2.semi.filters`); None: not measured
     quality: Tensor | None = None
+    #: (N, H, W) uint8; in the masks' cross-entropy a pixel weighs 1 - doubt / 255; None: 1
     doubts: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -55,23 +42,17 @@ class PseudoLabels:
         shapes_fit = [part.ndim for part in parts] == [1, 3, 1] and len({*map(len, parts)}) == 1
         if not (dtypes_fit and self.scores.is_floating_point() and shapes_fit):
             found = ", ".join(f"{tuple(part.shape)} {part.dtype}" for part in parts)
-            raise InputError(
-                "labels must be (N,) int64, masks (N, H, W) bool and scores (N,) floating point, "
-                f"got {found}"
-            )
+            expected = "labels (N,) int64, masks (N, H, W) bool, scores (N,) floating point"
+            raise InputError(f"pseudo-labels are {found}; expected {expected}")
 
     @classmethod
     def empty(cls, image_size: tuple[int, int], device: torch.device | str = "cpu") -> PseudoLabels:
         """Make no instances, for an image of ``image_size`` (H, W)."""
-        return cls(
-            labels=torch.zeros(0, dtype=torch.int64, device=device),
-            masks=torch.zeros((0, *image_size), dtype=torch.bool, device=device),
-            scores=torch.zeros(0, device=device),
-            areas=np.zeros(0, dtype=np.int64),
-        )
+        labels = torch.zeros(0, dtype=torch.int64, device=device)
+        masks = torch.zeros((0, *image_size), dtype=torch.bool, device=device)
+        return cls(labels, masks, torch.zeros(0, device=device), np.zeros(0, dtype=np.int64))
 
     def __len__(self) -> int:
-        """The number of instances."""
         return len(self.labels)
 
     def __getitem__(self, rows: np.ndarray | slice) -> PseudoLabels:
@@ -117,10 +98,8 @@ def drop_empty(labels: Sequence[PseudoLabels]) -> list[PseudoLabels]:
 
 
 def mask_areas(masks: Tensor) -> Tensor:
-    """(N,) int64: number of pixels of each of (N, H, W) bool masks.
-
-    Columns are summed as bytes, in bands of at most 255 rows, which is fast.
-    """
+    """(N,) int64: number of pixels of each of (N, H, W) bool masks."""
+    # Columns are summed as bytes, in bands of at most 255 rows, which is fast.
     bands = masks.view(torch.uint8).split(MAX_BYTE, dim=1)
     return torch.stack([band.sum(dim=1, dtype=torch.uint8).sum(dim=1) for band in bands]).sum(dim=0)
 
@@ -142,10 +121,9 @@ def dense_overlaps(masks: Tensor, segments: Tensor) -> Tensor:
 
 
 def mask_boxes(masks: Tensor) -> Tensor:
-    """(N, 4) float32 boxes (x0, y0, x1, y1) in pixels of (N, H, W) bool masks, on their device.
+    """(N, 4) float32 boxes (x0, y0, x1, y1) in px of (N, H, W) bool masks, on their device.
 
-    The last pixel is included; the box of an empty mask is zero, as in
-    ``BitMasks.get_bounding_boxes``.
+    As ``BitMasks.get_bounding_boxes``: the last pixel is included, and of no pixel it is zero.
     """
     starts, ends = [], []
     for dim in (1, 2):  # along y, which leaves x; along x
@@ -191,12 +169,8 @@ def as_rles(masks: RLEMasks | Tensor) -> Sequence[Mapping[str, Any]]:
 class RLEMasks:
     """N run-length encoded masks of one image, in the place of the (N, H, W) bool ``pred_masks``.
 
-    Iteration, and indexing with an int, decode (H, W) bool tensors on the CPU, as evaluators need
-    them. Any other index returns RLEMasks. ``np.asarray`` decodes all masks.
-
-    Args:
-        rles: COCO's encoding of each mask (:func:`encode_masks`).
-        image_size: (H, W).
+    ``rles`` are COCO's (:func:`encode_masks`). Iteration, and indexing with an int, decode (H, W)
+    bool tensors on the CPU. Any other index returns RLEMasks. ``np.asarray`` decodes all masks.
     """
 
     def __init__(self, rles: Sequence[Mapping[str, Any]], image_size: tuple[int, int]) -> None:
@@ -240,13 +214,8 @@ def _decode(rle: Mapping[str, Any]) -> Tensor:
 def sample_generators(
     batched_inputs: Sequence[Mapping[str, Any]], purpose: str, device: torch.device | str
 ) -> list[torch.Generator] | None:
-    """One generator on ``device`` per sample, seeded with ``sample["seeds"][purpose]``.
-
-    None (PyTorch's default generator) if the samples have no seeds.
-    """
+    """One generator per sample, seeded with ``sample["seeds"][purpose]``; None: without seeds."""
     if not all("seeds" in sample for sample in batched_inputs):
         return None
-    return [
-        torch.Generator(device=device).manual_seed(sample["seeds"][purpose])
-        for sample in batched_inputs
-    ]
+    seeds = [sample["seeds"][purpose] for sample in batched_inputs]
+    return [torch.Generator(device=device).manual_seed(seed) for seed in seeds]

@@ -127,11 +127,8 @@ class TiledModel(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, model: nn.Module) -> dict[str, Any]:
         sizes = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
-        return {
-            "model": model,
-            "resize": T.ResizeShortestEdge(*sizes, "choice"),
-            "tiling": build_tiling(cfg),
-        }
+        resize = T.ResizeShortestEdge(*sizes, "choice")
+        return {"model": model, "resize": resize, "tiling": build_tiling(cfg)}
 
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
         """Segment each sample's "image", (3, H, W) uint8 of its own size on the CPU.

@@ -13,11 +13,7 @@ TO_HOST = "s4m_d2::to_host"  # the name of a call in a profile
 
 
 def to_device(values: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Tensor:
-    """Copy values of the host to ``device``, without synchronizing with a GPU.
-
-    Args:
-        values: a tensor, array, number or nested list.
-    """
+    """Copy a tensor, array, number or nested list of the host to ``device``; no synchronization."""
     tensor = torch.as_tensor(values, dtype=dtype)
     device = torch.device(device)
     if device.type != "cuda" or tensor.device.type != "cpu":
@@ -26,13 +22,9 @@ def to_device(values: Any, device: torch.device | str, dtype: torch.dtype | None
 
 
 def to_host(*tensors: Tensor) -> list[np.ndarray]:
-    """Copy tensors to the host in one transfer. Synchronizes once.
+    """Copy tensors of one device to the host in one transfer. Synchronizes once.
 
-    Args:
-        tensors: of one device, of types that NumPy supports.
-
-    Returns:
-        an array for each, not to be written to: on the CPU it shares the tensor's memory.
+    The arrays are not to be written to: on the CPU they share the tensors' memory.
     """
     with record_function(TO_HOST):
         if all(tensor.device.type == "cpu" for tensor in tensors):

@@ -21,7 +21,7 @@ SHOWN = {"evaluation", "visualization", "report"}
 # What each part of the package may import from the package, beside itself.
 MAY_IMPORT = {
     **dict.fromkeys(("errors", "transfers", "config"), set()),
-    **dict.fromkeys(("files", "command_line"), {"errors"}),
+    "files": {"errors"},
     "pretrained": {"errors", "files"},
     "structures": {"errors", "transfers"},
     "restricted_pickle": {"files"},
@@ -30,10 +30,10 @@ MAY_IMPORT = {
     **{leaf: BASE | LEAVES for leaf in LEAVES},
     "modeling": BASE | LEAVES,
     # A system of its own on top: labels of folders, and a refiner of semi's registry.
-    "sepl": BASE | LEAVES | {"command_line", "config", "data", "visualization"},
+    "sepl": BASE | LEAVES | {"config", "data", "visualization"},
     **dict.fromkeys(("formats", "evaluation", "visualization", "report"), BASE),
     "engine": BASE | LEAVES | SHOWN | {"config", "data", "modeling", "tiling"},
-    "commands": BASE | LEAVES | SHOWN | {*"command_line data engine formats modeling sepl".split()},
+    "commands": BASE | LEAVES | SHOWN | {*"data engine formats modeling sepl".split()},
 }
 
 MAY_UNPICKLE = PACKAGE / "restricted_pickle.py"

@@ -2,8 +2,6 @@
 
 import io
 import pickle
-import pickletools
-import sys
 from collections import OrderedDict
 
 import numpy as np
@@ -11,6 +9,10 @@ import pytest
 import torch
 
 from s4m_d2.restricted_pickle import UnsafePickleError, load_arrays
+
+
+def load(content):
+    return load_arrays(io.BytesIO(content))
 
 
 def opcodes(*parts):
@@ -24,28 +26,21 @@ SET_DEFAULTS = b"N}U\x0c__defaults__)s\x86b"  # BUILD with the slot state {"__de
 SET_CLASS = b"N}U\x09__class__" + GET_NDARRAY + b"s\x86b"
 
 
-def test_opcodes_beyond_arrays_are_refused():
+def test_nothing_but_stand_ins_is_called_and_these_cannot_be_changed():
     for content in (
         opcodes(b"cos\nsystem\nU\x04true\x85R"),
         opcodes(b"cnumpy.core.multiarray\n__dict__\n"),
         opcodes(b"cbuiltins\ngetattr\n", GET_NDARRAY, b"U\x05dumps\x86R"),
         opcodes(b"ctorch\nload\n"),
+        opcodes(b"\x8c\x05numpy\x8c\x10ndarray.__init__\x93"),  # a dotted name of protocol 4
         opcodes(GET_RECONSTRUCT, SET_DEFAULTS),
         opcodes(GET_NDARRAY, SET_DEFAULTS),
         opcodes(GET_RECONSTRUCT, b")R", SET_CLASS),
         opcodes(GET_NDARRAY, b")\x81"),
-        opcodes(GET_NDARRAY),
         opcodes(GET_RECONSTRUCT, b")R(K\x01K\x02K\x03tb"),
-        opcodes(b"\x8f"),
     ):
         with pytest.raises(pickle.UnpicklingError):
-            load_arrays(io.BytesIO(content))
-
-
-def test_dotted_names_of_protocol_4_do_not_reach_attributes():
-    name = b"\x8c\x05numpy\x8c\x10ndarray.__init__\x93"
-    with pytest.raises(UnsafePickleError, match=r"ndarray\.__init__"):
-        load_arrays(io.BytesIO(b"\x80\x04" + name + b"."))
+            load(content)
 
 
 def doubled(empty, join):
@@ -73,8 +68,8 @@ def test_a_small_file_takes_little_time():
         opcodes(GET_RECONSTRUCT, b")R", LISTS, b"K\x01s"),
         opcodes(b"]q\x00h\x00a"),
     ):
-        with pytest.raises(UnsafePickleError):
-            load_arrays(io.BytesIO(content))
+        with pytest.raises(pickle.UnpicklingError):
+            load(content)
 
 
 def test_arrays_of_other_things_than_numbers_are_refused():
@@ -85,15 +80,24 @@ def test_arrays_of_other_things_than_numbers_are_refused():
         np.zeros(2, dtype="f4,i4"),
     ):
         with pytest.raises(UnsafePickleError):
-            load_arrays(io.BytesIO(pickle.dumps({"a": value}, protocol=4)))
+            load(pickle.dumps({"a": value}, protocol=4))
 
 
-def test_an_array_with_too_few_bytes_for_its_shape_is_refused():
-    content = pickle.dumps(np.zeros(3, dtype=np.uint8), protocol=2)
-    shape = b"K\x03\x85"  # the tuple (3,)
-    assert content.count(shape) == 1
-    with pytest.raises(UnsafePickleError, match=r"shape \(200,\) and 3 bytes"):
-        load_arrays(io.BytesIO(content.replace(shape, b"K\xc8\x85")))
+def test_bytes_become_neither_objects_nor_arrays_of_another_shape():
+    def array(dtype, shape):
+        kind = b"cnumpy\ndtype\nU\x02" + dtype + b"\x85R"
+        return opcodes(GET_RECONSTRUCT, b")R(K\x01", shape, kind, b"\x89U\x08ABCDEFGHtb")
+
+    assert load(array(b"u1", b"K\x08\x85")).tobytes() == b"ABCDEFGH"
+    for shape in (
+        b"K\xc8\x85",
+        b"J\xff\xff\xff\xffJ\xf8\xff\xff\xff\x86",
+        b"(" + b"K\x01" * 99 + b"t",
+    ):
+        with pytest.raises(UnsafePickleError):
+            load(array(b"u1", shape))
+    with pytest.raises(UnsafePickleError):
+        load(array(b"O8", b")"))
 
 
 def test_arrays_come_back_as_they_were():
@@ -109,13 +113,13 @@ def test_arrays_come_back_as_they_were():
             scalar=np.float32(2.5),
             nested={"list": [1, (2, b"bytes", "text", None)]},
         )
-        loaded = load_arrays(io.BytesIO(pickle.dumps(content, protocol=protocol)))
+        loaded = load(pickle.dumps(content, protocol=protocol))
         assert list(loaded) == list(content)
         assert loaded["nested"] == content["nested"]
         for name in list(content)[:-1]:
-            assert np.array_equal(loaded[name], content[name])
-            dtype = loaded[name].dtype
-            assert dtype.isnative and dtype.type == content[name].dtype.type
+            found, expected = loaded[name], content[name]
+            assert np.array_equal(found, expected)
+            assert found.dtype.isnative and found.dtype.type == expected.dtype.type
         loaded["plain"][0, 0] = 1  # writable
 
 
@@ -129,12 +133,11 @@ def test_dictionaries_that_numpy_saved():
             "maps": {0: np.zeros(2), np.int64(3): np.ones(2, bool)},
         }
         saved = pickle.dumps(np.array(content), protocol=protocol)
-        loaded = load_arrays(io.BytesIO(saved))
+        loaded = load(saved)
         assert loaded["keys"].tolist() == [2, 14]
         np.testing.assert_array_equal(loaded["cam"], scores[1:, ::2].half().numpy())
-        assert {key: value.tolist() for key, value in loaded["maps"].items()} == {
-            0: [0.0, 0.0], 3: [True, True],
-        }  # fmt: skip
+        maps = {key: value.tolist() for key, value in loaded["maps"].items()}
+        assert maps == {0: [0.0, 0.0], 3: [True, True]}
 
 
 def test_a_tensor_with_fewer_values_than_its_shape_is_refused():
@@ -146,10 +149,10 @@ def test_a_tensor_with_fewer_values_than_its_shape_is_refused():
         assert changed != saved
         changed = changed.replace(b"(I1\ntp", b"(" + b"".join(b"I%d\n" % n for n in stride) + b"tp")
         with pytest.raises(UnsafePickleError):
-            load_arrays(io.BytesIO(changed))
+            load(changed)
 
 
-def test_python_2_files_are_read():
+def test_python_2_files_are_read_and_truncated_ones_refused():
     # What Python 2 wrote for {"w": np.arange(2, dtype="<f4")}: bytes are str there.
     raw = np.arange(2, dtype="<f4").tobytes()
     content = (
@@ -157,13 +160,7 @@ def test_python_2_files_are_read():
         b"\x87R(K\x01K\x02\x85cnumpy\ndtype\nU\x02f4K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xff"
         b"J\xff\xff\xff\xffK\x00tb\x89U\x08" + raw + b"tbs."
     )
-    pickletools.dis(content, out=io.StringIO())  # well-formed
-    loaded = load_arrays(io.BytesIO(content))
-    assert loaded["w"].tolist() == [0.0, 1.0]
-
-
-def test_nothing_is_imported_for_a_pickle(monkeypatch):
-    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    with pytest.raises(UnsafePickleError, match="colorsys"):
-        load_arrays(io.BytesIO(opcodes(b"ccolorsys\nrgb_to_hsv\n")))
-    assert "colorsys" not in sys.modules
+    assert load(content)["w"].tolist() == [0.0, 1.0]
+    for end in range(len(content)):
+        with pytest.raises((pickle.UnpicklingError, EOFError)):
+            load(content[:end])

@@ -41,15 +41,6 @@ def test_indexing_keeps_labels_masks_and_scores_aligned():
         assert torch.equal(kept.scores, labels.scores[[0, 2]])
 
 
-def test_with_masks_changes_the_frame_and_nothing_else():
-    labels = make_labels()
-    moved = labels.with_masks(torch.ones(3, 8, 12, dtype=torch.bool))
-    assert moved.image_size == (8, 12) and labels.image_size == (4, 6)
-    assert torch.equal(moved.labels, labels.labels)
-    with pytest.raises(InputError):
-        labels.with_masks(torch.ones(2, 8, 12, dtype=torch.bool))
-
-
 @pytest.mark.parametrize("count", [3, 0])
 def test_instances_carry_the_same_classes_and_tight_boxes(count):
     labels = make_labels()[:count]

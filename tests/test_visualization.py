@@ -23,8 +23,8 @@ from s4m_d2.visualization import (
     outline,
     overlay,
     panel_grid,
+    write_video,
 )
-from s4m_d2.visualization.panels import write_video
 
 NAMES = ["person", "car"]
 SCALE = ColorScale(-1.0, 1.0, "cosine")

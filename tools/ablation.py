@@ -37,8 +37,7 @@ from ablation_study.report import markdown, minutes, summary  # noqa: E402
 from ablation_study.runs import PLANS, REPORTED_SEEDS, Run  # noqa: E402
 from ablation_study.training import RunFailed, RunStopped, Study, read_results  # noqa: E402
 
-from s4m_d2.command_line import natural  # noqa: E402
-from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
+from s4m_d2.engine.command.arguments import command_parser, natural  # noqa: E402
 from s4m_d2.engine.training.stop_signals import EXIT_STOPPED  # noqa: E402
 from s4m_d2.errors import S4MError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402

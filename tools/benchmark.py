@@ -24,8 +24,7 @@ from benchmarking.bench import CASES, CONFIG_SAM, SAM_SIZES, TINY_SAM
 from benchmarking.measuring import check_names, measure_stage
 from benchmarking.timing import Clock
 
-from s4m_d2.command_line import natural, positive
-from s4m_d2.engine.command.arguments import command_parser
+from s4m_d2.engine.command.arguments import command_parser, natural, positive
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.errors import ConfigError
 from s4m_d2.files import atomic_write

@@ -46,11 +46,13 @@ def read(source: str) -> tuple[dict[str, str], dict[str, list[tuple[str, list[st
     for function in (x for x in ast.parse(source).body if isinstance(x, ast.FunctionDef)):
         names = {"cfg": ""}
         for node in (x for x in function.body if isinstance(x, ast.Assign)):
-            [target], value = node.targets, node.value
+            *aliases, target = node.targets
+            value = node.value
             if isinstance(target, ast.Name):  # another name of a node
                 names[target.id] = _key(value, names)
                 continue
             key = _key(target, names)
+            names.update((alias.id, key) for alias in aliases)
             heading, above, beside = _comments(source.splitlines(), node)
             if isinstance(value, ast.Call):  # a new node
                 texts[key] = " ".join(filter(None, [heading, above, beside]))

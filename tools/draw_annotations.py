@@ -20,10 +20,9 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 
-from s4m_d2.command_line import positive
 from s4m_d2.data.annotations import read_annotations
 from s4m_d2.data.images import read_image
-from s4m_d2.engine.command.arguments import command_parser
+from s4m_d2.engine.command.arguments import command_parser, positive
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.errors import DatasetError
 from s4m_d2.visualization import evenly_spaced, overlay, panel_grid

@@ -124,9 +124,7 @@ def tests(folder: Path, extent: Extent) -> dict[str, Any]:
     import pytest
 
     rooms = [ROOT / "tests", ROOT / "detectron2_lite" / "tests"]
-    words = ["-m", extent.marks, "-q", "-p", "no:cacheprovider", *map(str, rooms)]
-    words += ["-k", "not compiled_graph"] if extent.divisor > 1 else []
-    status = pytest.main(words)
+    status = pytest.main(["-m", extent.marks, "-q", "-p", "no:cacheprovider", *map(str, rooms)])
     assert status == 0, f"pytest ends with {status!r}: see its log"
     return {}
 
@@ -280,7 +278,7 @@ STEPS = {
 SPEED = "published sizes, seconds and memory"
 NOT_SIMULATED = {
     "kernels": "Triton (the plain form computes)",
-    "tests": "CUDA's kernels, Triton, torch.compile, slow tests",
+    "tests": "CUDA's kernels, Triton, slow tests",
     "toyscapes_float16": "CUDA's arithmetic and draws",
     "toyscapes_bfloat16": "CUDA's arithmetic and draws",
     "ddp": "NCCL and a GPU (gloo and the CPU compute)",

@@ -32,8 +32,7 @@ from ablation_study.data_sets import SAMS, link_images, real_folder, write_part 
 from ablation_study.report import Summary  # noqa: E402
 from ablation_study.training import cores  # noqa: E402
 
-from s4m_d2.command_line import natural, positive  # noqa: E402
-from s4m_d2.engine.command.arguments import command_parser  # noqa: E402
+from s4m_d2.engine.command.arguments import command_parser, natural, positive  # noqa: E402
 from s4m_d2.engine.command.launch import exit_status  # noqa: E402
 from s4m_d2.errors import S4MError  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402

@@ -18,8 +18,7 @@ from tabulate import tabulate
 from tiny_sam_data import load_records
 from tqdm import tqdm
 
-from s4m_d2.command_line import natural, positive
-from s4m_d2.engine.command.arguments import command_parser
+from s4m_d2.engine.command.arguments import command_parser, natural, positive
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling.sam_quality import measure_sam

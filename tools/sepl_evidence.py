@@ -34,7 +34,7 @@ from sepl_study import refiners, report, scenes  # noqa: E402
 from sepl_study.report import BEFORE, EXACT, TINY  # noqa: E402
 from sepl_study.scenes import StudyScene  # noqa: E402
 
-from s4m_d2.command_line import natural, positive, share  # noqa: E402
+from s4m_d2.engine.command.arguments import natural, positive, share  # noqa: E402
 from s4m_d2.files import atomic_write  # noqa: E402
 from s4m_d2.sepl import enhance  # noqa: E402
 from s4m_d2.sepl.evaluate import confusion, iou  # noqa: E402

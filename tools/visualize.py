@@ -29,9 +29,8 @@ import sys
 from detectron2.config import CfgNode
 from torch import nn
 
-from s4m_d2.command_line import positive
 from s4m_d2.engine.checks.config_checks import check_config
-from s4m_d2.engine.command.arguments import command_parser, split_overrides
+from s4m_d2.engine.command.arguments import command_parser, positive, split_overrides
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.figures.figure_set import FIGURES, OF_TEACHER, WITHOUT_MODEL, FigureSet
 from s4m_d2.engine.figures.predictor import load_model

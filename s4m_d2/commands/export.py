@@ -5,9 +5,8 @@
     s4m-export --format transformers output/student/model_final.pth student-hf
     s4m-export --format onnx output/student/model_final.pth student.onnx
 
---format weights: a plain Mask2Former file. A .pth file contains only {"model": weights};
-Mask2Former and Detectron2 read it, as does MODEL.WEIGHTS here. Every kind of checkpoint that this
-project reads can be exported. --format transformers: a folder that Hugging Face's
+--format weights: a plain file, which Mask2Former, Detectron2 and MODEL.WEIGHTS here read; a .pth
+contains only {"model": weights}. --format transformers: a folder that Hugging Face's
 Mask2FormerForUniversalSegmentation.from_pretrained and AutoImageProcessor.from_pretrained load, for
 models with a ResNet or a Swin. --format onnx: the model from an image of any size to its instances
 (s4m_d2/modeling/onnx_file.py). Both are compared with our model on a random image.
@@ -20,17 +19,19 @@ import os
 import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-from s4m_d2.engine.checkpointing.checkpoint_files import read_weight_file
+from s4m_d2.engine.checkpointing.checkpoint import read_weight_file
 from s4m_d2.engine.checkpointing.weight_names import BRANCHES, model_weights
 from s4m_d2.engine.command.arguments import command_parser, model_config
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.figures.predictor import class_names, load_model
+from s4m_d2.engine.stages import last_weights
 from s4m_d2.errors import ConfigError, OutputError, WeightsError
 from s4m_d2.files import atomic_write
 from s4m_d2.modeling.backbones.weight_names import to_mask2former_names
@@ -47,7 +48,7 @@ ENDINGS = {"onnx": (".onnx",), "transformers": (), "weights": (".pth", ".safeten
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status."""
     parser = command_parser(__doc__)
-    parser.add_argument("checkpoint", help="file with one model, or with a student and a teacher")
+    parser.add_argument("checkpoint", help="of one model, or of student and teacher; or OUTPUT_DIR")
     parser.add_argument("output", help="to write: .pth or .safetensors, .onnx, or a folder")
     parser.add_argument("--model", choices=sorted(BRANCHES), default="student")
     parser.add_argument("--format", choices=sorted(ENDINGS), default="weights")
@@ -55,6 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--config-file", metavar="FILE", help=help)
     parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     args = parser.parse_args(arguments)
+    args.checkpoint = last_weights(args.checkpoint)
     _check_output(args)
     print(f"{args.output}: {export(args) if args.format == 'weights' else export_model(args)}")
     return 0
@@ -66,10 +68,7 @@ def export(args: argparse.Namespace) -> str:
     weights, found = model_weights(content, args.model, args.checkpoint)
     _check_branch(found, args)
     if not any(name.startswith(f"{HEAD}.") for name in weights):
-        raise WeightsError(
-            f"Weights '{args.checkpoint}' are those of a backbone: there is no whole model to "
-            "export."
-        )
+        raise WeightsError(f"Weights '{args.checkpoint}' are a backbone's: export a whole model's.")
     named = to_mask2former_names(weights)
     state = {name: tensor.detach().clone().contiguous() for name, tensor in named.items()}
     with atomic_write(args.output, "wb") as file:
@@ -101,9 +100,8 @@ def export_model(args: argparse.Namespace) -> str:
             result = write(model, part, class_names(cfg), edges)
             os.replace(part, args.output)
     except OSError as error:
-        raise OutputError(
-            f"'{args.output}' cannot be written: {error.strerror or error}."
-        ) from error
+        reason = error.strerror or error
+        raise OutputError(f"'{args.output}' cannot be written: {reason}.") from error
     return f"largest differences on a random image: {result}{note}"
 
 
@@ -122,18 +120,10 @@ def _check_output(args: argparse.Namespace) -> None:
         return
     if ending not in expected:
         remedy = f" --format onnx writes {ending}." if ending in ENDINGS["onnx"] else ""
-        raise ConfigError(
-            f"The output '{output}' ends in {repr(ending) if ending else 'nothing'}; expected "
-            f"{' or '.join(expected)}.{remedy}"
-        )
-    if ending == ".safetensors":
-        try:
-            import safetensors.torch  # noqa: F401
-        except ImportError as error:
-            raise ConfigError(
-                f"The output '{output}' needs the package that writes it: pip install "
-                "safetensors. A .pth file needs none."
-            ) from error
+        wanted = f"expected {' or '.join(expected)}.{remedy}"
+        raise ConfigError(f"The output '{output}' ends in '{ending}'; {wanted}")
+    if ending == ".safetensors" and find_spec("safetensors") is None:
+        raise ConfigError(f"The output '{output}' needs: pip install safetensors. Or write a .pth.")
     if not os.path.exists(output):
         return
     if os.path.exists(args.checkpoint) and os.path.samefile(args.checkpoint, output):

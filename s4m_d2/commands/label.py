@@ -29,20 +29,22 @@ import pycocotools.mask as mask_util
 import torch
 from tqdm import tqdm
 
-from s4m_d2.command_line import natural, print_problems, share
 from s4m_d2.data.images import read_image
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, list_images
 from s4m_d2.engine.command.arguments import (
-    add_model_options,
-    command_parser,
     model_config,
+    model_parser,
+    natural,
+    print_problems,
+    share,
     split_overrides,
 )
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.figures.predictor import Labeler, Predictor, class_names, load_model
 from s4m_d2.engine.labeling.gate import labeling_of_run
 from s4m_d2.engine.rng import derive_seed
-from s4m_d2.engine.training.continuing import remove_lines
+from s4m_d2.engine.stages import last_weights
+from s4m_d2.engine.training.hooks import remove_lines
 from s4m_d2.errors import ConfigError, DatasetError, first_names
 from s4m_d2.formats import FORMATS
 from s4m_d2.report import read_results, write_results
@@ -56,8 +58,7 @@ SETTINGS = ".label.json"  # of OUT: with what it was labeled; LabelMe's files ha
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 all done, 1 an error, or images that cannot be read."""
     words, overrides = split_overrides(arguments)
-    parser = command_parser(__doc__, overrides=True)
-    add_model_options(parser, model="teacher", required=False)
+    parser = model_parser(__doc__, model="teacher", required=False)
     add = parser.add_argument
     add("--output", required=True, metavar="DIR", help="new, empty, or of the same command")
     add("--merge", action="store_true", help="write the format from what all processes labeled")
@@ -76,6 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def label(args: argparse.Namespace, overrides: list[str]) -> int:
     """Label what is not labeled yet; alone, also write the format."""
+    args.weights = last_weights(args.weights)
     score = [] if args.score is None else ["S4M.PSEUDO_LABEL.SCORE_THRESH", str(args.score)]
     once = ["S4M.PSEUDO_LABEL.DUPLICATE_IOU", ONE_INSTANCE]  # one label an instance, to correct
     cfg = model_config(args.config_file, args.weights, [*once, *overrides, *score])
@@ -108,10 +110,11 @@ def label(args: argparse.Namespace, overrides: list[str]) -> int:
                     continue
                 file.write(json.dumps(row).encode() + b"\n")
                 file.flush()
-    print_problems(problems, "cannot be used")
-    if processes > 1:
-        print(f"Process {rank} is done. When all are: s4m-label --merge --output {args.output}")
-    return max(merge(args.output) if processes == 1 else 0, int(bool(problems)))
+    status = print_problems(problems, "cannot be used")
+    if processes == 1:
+        return max(merge(args.output), status)
+    print(f"Process {rank} is done. When all are: s4m-label --merge --output {args.output}")
+    return status
 
 
 def merge(folder: str) -> int:
@@ -133,9 +136,7 @@ def read_settings(folder: str) -> dict[str, Any]:
     try:
         return read_results(os.path.join(folder, SETTINGS))
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"'{folder}' is no output of s4m-label, with {SETTINGS}: {error}. Label first."
-        ) from error
+        raise ConfigError(f"'{folder}' is no output of s4m-label: {error}. Label first.") from error
 
 
 def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
@@ -153,11 +154,9 @@ def _claim(args: argparse.Namespace, content: dict[str, Any]) -> None:
             lines = str(found.get("config")).splitlines()
             of_config = [line.strip() for line in lines if line not in content["config"]]
             was = {**found, "config": first_names(of_config)}
-            raise ConfigError(
-                f"--output '{args.output}' was labeled with another "
-                f"{' and '.join(f'{key} ({was.get(key)})' for key in changed)}. Choose another "
-                "folder, or repeat the command as it was."
-            )
+            others = " and ".join(f"{key} ({was.get(key)})" for key in changed)
+            remedy = "Choose another folder, or repeat the command as it was."
+            raise ConfigError(f"'{args.output}' was labeled with another {others}. {remedy}")
     write_results(wanted, path)
 
 

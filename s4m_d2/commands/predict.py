@@ -5,9 +5,7 @@
     python tools/demo.py --config-file configs/toyscapes_10pct.yaml --model teacher \
         --weights output/quickstart/student/model_final.pth \
         --input datasets/toyscapes/leftImg8bit/val --output output/demo MODEL.DEVICE cpu
-
-    python tools/demo.py --config-file output/own/config.yaml --tile 512 \
-        --weights output/own/student/model_final.pth --input slide.png --output output/demo
+    s4m-predict --weights output/own --tile 512 --input slide.png --output output/demo
 
 Writes overlays/ (a PNG for each image, an MP4 for each video, under the names of the inputs),
 predictions.json (COCO's list of results), and images.json (its images and categories). No data set
@@ -18,40 +16,44 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pycocotools.mask as mask_util
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.structures import Instances
 from tqdm import tqdm
 
-from s4m_d2.command_line import natural, print_problems, share
 from s4m_d2.data.images import read_image
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS, Video, list_images
 from s4m_d2.engine.command.arguments import (
-    add_model_options,
-    command_parser,
     model_config,
+    model_parser,
+    natural,
+    print_problems,
+    share,
     split_overrides,
 )
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
+from s4m_d2.engine.stages import last_weights
 from s4m_d2.errors import ConfigError, DatasetError
-from s4m_d2.evaluation.average_precision import RESULTS, write_coco_results
-from s4m_d2.visualization import overlay, write_png
-from s4m_d2.visualization.panels import write_video
+from s4m_d2.files import atomic_write
+from s4m_d2.structures import as_rles, plain_rle
+from s4m_d2.visualization import overlay, write_png, write_video
 
-OVERLAYS = "overlays"
+OVERLAYS, RESULTS, IMAGES = "overlays", "predictions.json", "images.json"
 
 
 @exit_status
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; the exit status: 0 all done, 1 an error, or files that cannot be read."""
     words, overrides = split_overrides(arguments)
-    parser = command_parser(__doc__, overrides=True)
-    add_model_options(parser, model="student", required=True)
+    parser = model_parser(__doc__, model="student", required=True)
     add = parser.add_argument
     add("--input", nargs="+", required=True, metavar="PATH")
     add("--output", required=True, metavar="DIR")
@@ -68,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Predict on all inputs and write the results; after an error these are as they were."""
+    args.weights = last_weights(args.weights)
     for key, value in (("SIZE", args.tile), ("OVERLAP", args.overlap)):
         overrides += [] if value is None else [f"INPUT.TILE.{key}", str(value)]
     cfg = model_config(args.config_file, args.weights, overrides)
@@ -78,47 +81,59 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     overlays = os.path.join(args.output, OVERLAYS)
     media, problems = find_media(args.input, exclude=overlays)
     model, _ = load_model(cfg, args.weights, args.model)
-    predict, outputs = Predictor(cfg, model), output_names(media)
-    counts: list[int] = []  # of instances, by image
-    with (
-        write_coco_results(args.output, names, category_ids(cfg)) as add,
-        tqdm(total=sum(map(_frames, media)), unit="image", disable=None) as progress,
-    ):
+    predict, outputs, ids = Predictor(cfg, model), output_names(media), category_ids(cfg)
+    categories = [{"id": number, "name": name} for number, name in zip(ids, names, strict=True)]
+    images: list[dict[str, Any]] = []
+    found: list[dict[str, Any]] = []
 
-        def look(image: np.ndarray, **about: Any) -> np.ndarray:
-            found = predict(image, args.score)
-            add({**about, "height": image.shape[0], "width": image.shape[1]}, found)
-            counts.append(len(found))
-            progress.update()
-            labels, scores = found.pred_classes.tolist(), found.scores.tolist()
-            return overlay(image, found.pred_masks, labels, names, scores)
+    def look(image: np.ndarray, **about: Any) -> np.ndarray:
+        of_image, (height, width) = predict(image, args.score), image.shape[:2]
+        images.append({"id": len(images) + 1, **about, "height": height, "width": width})
+        found.extend(coco_results(of_image, len(images), ids))
+        labels, scores = of_image.pred_classes.tolist(), of_image.scores.tolist()
+        return overlay(image, of_image.pred_masks, labels, names, scores)
 
-        for path in media:
-            try:
-                _draw(path, os.path.join(overlays, outputs[path]), look)
-            except DatasetError as error:
-                problems[path] = str(error)
-    print(f"{len(counts):,} images, {sum(counts):,} instances: {args.output}")
-    print_problems(problems, "cannot be used")
-    return int(bool(problems))
+    for path in tqdm(media, unit="file", disable=None):
+        try:
+            _draw(path, os.path.join(overlays, outputs[path]), look)
+        except DatasetError as error:
+            problems[path] = str(error)
+    content = {"info": {}, "images": images, "categories": categories, "annotations": []}
+    for file_name, written in ((IMAGES, content), (RESULTS, found)):
+        with atomic_write(os.path.join(args.output, file_name)) as file:
+            json.dump(written, file)
+    print(f"{len(images):,} images, {len(found):,} instances: {args.output}")
+    return print_problems(problems, "cannot be used")
 
 
-def _is_video(path: str) -> bool:
-    return path.lower().endswith(VIDEO_EXTENSIONS)
+def coco_results(instances: Instances, image_id: int, ids: Sequence[int]) -> list[dict[str, Any]]:
+    """COCO's results of one image, with the masks' boxes; ``ids`` are those of the categories."""
+    labels, scores = instances.pred_classes.tolist(), instances.scores.tolist()
+    return [
+        {
+            "image_id": image_id,
+            "category_id": ids[label],
+            "segmentation": plain_rle(rle),
+            "bbox": mask_util.toBbox(rle).tolist(),
+            "score": score,
+        }
+        for rle, label, score in zip(as_rles(instances.pred_masks), labels, scores, strict=True)
+    ]
 
 
 def _draw(path: str, output: str, look: Callable[..., np.ndarray]) -> None:
-    """Predict on one file and write ``output``, a path without a suffix.
+    """Predict on one file and write ``output``.png or .mp4; DatasetError: it cannot be read.
 
-    DatasetError if it cannot be read, or a video not to its end; frames before are results.
+    Of a video that cannot be read to its end, the frames before are results.
     """
-    if not _is_video(path):
+    if not path.lower().endswith(VIDEO_EXTENSIONS):
         write_png(look(read_image(path, "RGB"), file_name=path), f"{output}.png")
         return
     video, problem = Video(path), None
     with write_video(f"{output}.mp4", video.fps) as write:
         try:
-            for index, frame in enumerate(video):
+            frames = tqdm(video, total=video.announced, unit="frame", leave=False, disable=None)
+            for index, frame in enumerate(frames):
                 write(look(frame, file_name=path, frame=index))
         except DatasetError as error:  # what was drawn is kept
             problem = error
@@ -127,12 +142,7 @@ def _draw(path: str, output: str, look: Callable[..., np.ndarray]) -> None:
 
 
 def find_media(inputs: Sequence[str], exclude: str) -> tuple[dict[str, str], dict[str, str]]:
-    """List the files named by ``inputs``, in that order; those of folders are sorted.
-
-    Args:
-        inputs: files, which need not exist, and folders, which are searched recursively for images
-            and videos.
-        exclude: a folder to skip in folders: that of results.
+    """Files named by ``inputs``, and those below folders, but not below ``exclude``, by real path.
 
     Returns:
         the path of each file, once, with its name: the path below the given folder, or the file's
@@ -147,14 +157,11 @@ def find_media(inputs: Sequence[str], exclude: str) -> tuple[dict[str, str], dic
             found.setdefault(os.path.realpath(given), (given, os.path.basename(given)))
             continue
         try:
-            paths = list_images(given, IMAGE_EXTENSIONS + VIDEO_EXTENSIONS, remedy)
+            for path in list_images(given, IMAGE_EXTENSIONS + VIDEO_EXTENSIONS, remedy):
+                if not (real := os.path.realpath(path)).startswith(excluded):
+                    found.setdefault(real, (path, os.path.relpath(path, given)))
         except DatasetError as error:
             problems[given] = str(error)
-            continue
-        for path in paths:
-            real = os.path.realpath(path)
-            if not real.startswith(excluded):
-                found.setdefault(real, (path, os.path.relpath(path, given)))
     return dict(found.values()), problems
 
 
@@ -180,11 +187,3 @@ def category_ids(cfg: CfgNode) -> list[int]:
     if known is None or sorted(known.values()) != list(range(count)):
         return list(range(1, count + 1))
     return sorted(known, key=known.get)
-
-
-def _frames(path: str) -> int:
-    """Number of images in a file, by its header."""
-    try:
-        return Video(path).announced if _is_video(path) else 1
-    except DatasetError:
-        return 0

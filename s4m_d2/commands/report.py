@@ -3,8 +3,7 @@
     python tools/report.py output/quickstart
 
 Training writes the page when it ends; this command writes it again, or for a run that is still
-training or was killed. The page needs no network: results of both models by class, pictures, curves
-of losses, pseudo-labels and AP, settings.
+training or was killed.
 """
 
 from __future__ import annotations

@@ -23,10 +23,9 @@ from PIL import Image
 from scipy.stats import rankdata
 from tqdm import tqdm
 
-from s4m_d2.command_line import natural, print_problems
 from s4m_d2.commands.label import labeled_rows, read_settings
 from s4m_d2.data.images import read_image
-from s4m_d2.engine.command.arguments import command_parser
+from s4m_d2.engine.command.arguments import command_parser, natural, print_problems
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.errors import ConfigError, DatasetError, printable
 from s4m_d2.files import atomic_write
@@ -69,37 +68,27 @@ def review(folder: str, by: Sequence[str], count: int) -> int:
         raise ConfigError(f"'{folder}': no labeled image can be read. Label first.")
     signals = review_signals(rows)
     order, value = review_order(signals, by, np.array(features), count)
-    table = [
-        {
-            "rank": rank,
-            "file_name": printable(rows[i]["file_name"]),
-            "value": round(value[i], 3),
-            "instances": len(rows[i]["instances"]),
-            **{name: round(of_all[i], 3) for name, of_all in signals.items()},
-        }
-        for rank, i in enumerate(order, start=1)
-    ]
+    table = []
+    for rank, i in enumerate(order, start=1):
+        about = {"rank": rank, "file_name": printable(rows[i]["file_name"])}
+        about |= {"value": round(value[i], 3), "instances": len(rows[i]["instances"])}
+        table.append(about | {name: round(of_all[i], 3) for name, of_all in signals.items()})
     with atomic_write(os.path.join(folder, "review.csv")) as file:
         writer = csv.DictWriter(file, table[0])
         writer.writeheader()
         writer.writerows(table)
     _write_page(folder, table, [rows[i] for i in order[:count]], settings)
-    print_problems(problems, "cannot be read")
     print(f"{len(rows):,} images: {os.path.join(folder, 'review.csv')}, review.html")
-    return int(bool(problems))
+    return print_problems(problems, "cannot be read")
 
 
 def review_signals(rows: Sequence[dict]) -> dict[str, np.ndarray]:
-    """Signs that labels of an image are wrong, higher where they more probably are.
+    """Signs that labels of an image are wrong, (N,) each by name, higher where they probably are.
 
-    Args:
-        rows: of labeled images, see :mod:`s4m_d2.formats`.
-
-    Returns:
-        (N,) each, by name. class: mean of 1 - score of the image's instances. mask: the same of
-        sam_iou; 1 where SAM drew no mask. Without instances, both are 1: something may be missed.
-        number: how much the number of instances differs from the median, abs(log(ratio)). rare:
-        -log of the frequency of the image's rarest class.
+    Rows are of labeled images, see :mod:`s4m_d2.formats`. class: mean of 1 - score of the image's
+    instances. mask: the same of sam_iou; 1 where SAM drew no mask. Without instances, both are 1:
+    something may be missed. number: how much the number of instances differs from the median,
+    abs(log(ratio)). rare: -log of the frequency of the image's rarest class.
     """
     instances = [row["instances"] for row in rows]
     count = np.array([len(of_image) for of_image in instances])
@@ -125,14 +114,8 @@ def review_order(
     """The images in the order in which to look at them, and their values.
 
     The value is the mean of an image's ranks in the signals ``by``, in (0, 1]. Each of the first
-    ``count`` images is the one with the highest value plus distance to those before it; the others
-    follow by value.
-
-    Args:
-        features: (N, D), in which similar images are near each other.
-
-    Returns:
-        (N,) positions, and (N,) values in the order of the images.
+    ``count`` images is the one with the highest value plus distance to those before it, by (N, D)
+    ``features``; the others follow by value. Returns (N,) positions, and (N,) values by image.
     """
     value = np.mean([rankdata(signals[name]) / len(features) for name in by], axis=0)
     scale = np.linalg.norm(features - features.mean(axis=0), axis=1).max(initial=0.0) or 1.0

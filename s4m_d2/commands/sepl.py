@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from s4m_d2.command_line import natural, positive, print_problems, share
+from s4m_d2.engine.command.arguments import natural, positive, print_problems, share
 from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.errors import ConfigError, DatasetError
 from s4m_d2.report import write_results
@@ -59,10 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] not in (*COMMANDS, "-h", "--help"):
         words.insert(0, "enhance")
-    parser = argparse.ArgumentParser(
-        prog="s4m-sepl",
-        description="Enhance CAM pseudo-labels with SAM's masks (SEPL, arXiv 2305.05803).",
-    )
+    about = "Enhance CAM pseudo-labels with SAM's masks (SEPL, arXiv 2305.05803)."
+    parser = argparse.ArgumentParser(prog="s4m-sepl", description=about)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (run, add_arguments) in COMMANDS.items():
         command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
@@ -88,20 +86,14 @@ def enhance(args: argparse.Namespace) -> int:
     items = Enhancement(waiting, files, source, args.output, options).run(workers)
     problems = {name: str(item) for name, item in items.items() if isinstance(item, DatasetError)}
     write_report(args.output, settings, problems)
-    print_problems(problems, "failed")
     written = [item for item in items.values() if not isinstance(item, DatasetError)]
     if written and not any(written):
-        print(
-            "warning: no label map has a class: all pixels are background (0) or void (255). "
-            "Labels need class indices; masks of 0 and 255 have none.",
-            file=sys.stderr,
-        )
-    print(
-        f"{len(written)} images enhanced, {len(finished & {*wanted})} were before, "
-        f"{len(problems)} failed: see {args.output / REPORT}",
-        file=sys.stderr,
-    )
-    return 1 if problems else 0
+        warning = "all pixels are background (0) or void (255). Labels need class indices."
+        print(f"warning: no label map has a class: {warning}", file=sys.stderr)
+    before = f"{len(finished & {*wanted})} were before"
+    counts = f"{len(written)} images enhanced, {before}, {len(problems)} failed"
+    print(f"{counts}: see {args.output / REPORT}", file=sys.stderr)
+    return print_problems(problems, "failed")
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -119,8 +111,7 @@ def evaluate(args: argparse.Namespace) -> int:
         same = count - improved - worsened
         line += f": {improved} improved, {worsened} worsened, {same} as before"
     print(line)
-    print_problems(report["problems"], "could not be compared")
-    return 1 if report["problems"] else 0
+    return print_problems(report["problems"], "could not be compared")
 
 
 def score_table(report: Mapping[str, Any]) -> str:
@@ -132,10 +123,8 @@ def score_table(report: Mapping[str, Any]) -> str:
 
     rows = report["iou"] | {"mIoU": report["miou"], "pixel accuracy": report["pixel_accuracy"]}
     columns = list(report["miou"])
-    cells = [
-        (name.replace("|", r"\|"), *(percent(values[key], key) for key in columns))
-        for name, values in rows.items()
-    ]
+    texts = ([percent(of[key], key) for key in columns] for of in rows.values())
+    cells = [(name.replace("|", r"\|"), *row) for name, row in zip(rows, texts, strict=True)]
     align = ("left", *("right" for _ in columns))
     return tabulate(cells, ["", *columns], "pipe", colalign=align, disable_numparse=True)
 
@@ -170,9 +159,7 @@ def _chosen(args: argparse.Namespace, files: ImageFiles) -> tuple[list[str], dic
     if not (best or worst):
         return chosen, {}
     if args.ground_truth is None:
-        raise ConfigError(
-            "--best and --worst need to know what the images gained: give --ground-truth DIR"
-        )
+        raise ConfigError("--best and --worst need --ground-truth DIR: what the images gained.")
     report = compare(files, complete)
     scored = [image for image in report["images"] if not math.isnan(image["gain"])]
     ranked = [i["name"] for i in sorted(scored, key=lambda i: (-i["gain"], i["name"]))]
@@ -193,14 +180,12 @@ def _mask_source(args: argparse.Namespace) -> Path | SamMasks:
         if given:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
             raise ConfigError(
-                f"--masks takes the masks of '{args.masks}' as they are, but {options} concern "
-                "masks that SAM makes. Leave them out, or give --sam instead of --masks."
+                f"--masks uses '{args.masks}' as it is, but {options} concern masks that SAM "
+                "makes. Leave them out, or give --sam instead of --masks."
             )
         if not args.masks.is_dir():
-            raise ConfigError(
-                f"--masks '{args.masks}' is no folder; expected one with NAME/ or NAME.json for "
-                "each image."
-            )
+            expected = "expected NAME/ or NAME.json for each image"
+            raise ConfigError(f"--masks '{args.masks}' is no folder; {expected}.")
         return args.masks
     if args.images is None:
         raise ConfigError("--sam needs --images: SAM makes the masks of images")
@@ -227,10 +212,8 @@ def _check_output(args: argparse.Namespace) -> None:
     for written in filter(None, (args.output, args.mask_cache)):
         for option, folder in read.items():
             if folder and written.resolve().is_relative_to(folder.resolve()):
-                raise ConfigError(
-                    f"'{written}' is to be written, but is or lies in the folder of {option}, "
-                    "which must stay as it is. Choose another one."
-                )
+                place = f"the folder of {option}, which must stay as it is"
+                raise ConfigError(f"'{written}' would be written into {place}. Choose another.")
 
 
 def _add_label_arguments(parser: argparse.ArgumentParser) -> None:

@@ -64,10 +64,8 @@ def run_process(args: argparse.Namespace) -> Mapping[str, Any] | None:
     if args.eval_only:  # a training is checked before its processes start
         check_config(cfg, eval_only=True)
         if not cfg.MODEL.WEIGHTS:
-            raise ConfigError(
-                "MODEL.WEIGHTS is empty: name the checkpoint that --eval-only is to evaluate, such "
-                "as output/student/model_final.pth."
-            )
+            example = "such as output/student/model_final.pth"
+            raise ConfigError(f"MODEL.WEIGHTS is empty: name what to evaluate, {example}.")
         check_output_dir(cfg, resume=True)
     default_setup(cfg, args)
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="s4m_d2")

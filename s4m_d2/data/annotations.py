@@ -29,21 +29,18 @@ from s4m_d2.errors import DatasetError, first_names
 _KEPT_FILES = 4  # cached results
 _ENCODINGS = ("gb18030", "shift_jis", "cp1252")  # candidates for a file that is not UTF-8
 _OTHER_KINDS = {"segments_info": "panoptic segments", "keypoints": "keypoints"}
-_GIVE = (
-    "Give a COCO json of instances. Files of VIA and LabelMe are converted by "
-    "tools/convert_annotations.py; other tools can export COCO."
-)
+_GIVE = "Give a COCO json of instances (from VIA or LabelMe: tools/convert_annotations.py)."
 _LARGE = 1 << 24  # px: the size of larger images is verified in their files
 _SHOWN = 3  # names in a message
 _MANY_CROWDS = 0.1  # share of all instances from which on crowds are probably a mistake
-_CROWDS = (
-    "crowds (iscrowd 1)",
-    "Nothing is learned from them. Set iscrowd to 0 where each is one object.",
-)
+_CROWDS = "crowds (iscrowd 1)", "They are not learned. Set iscrowd 0 where each is one object."
+_LEFT_OUT = "They are left out"
+_NO_MASK = "annotations without a mask", f"{_LEFT_OUT}: draw masks for them, or remove them."
+_TWO_POINTS = "polygons of less than three points", f"{_LEFT_OUT}: complete them."
+_COPIES = "copies of annotations", f"{_LEFT_OUT}: remove them."
 _NO_PIXEL = (
     "masks without a pixel in their image",
-    "They are left out. Coordinates from 0 to 1 have to be multiplied by the image's width and "
-    "height; others are those of another image, or of one of another size.",
+    f"{_LEFT_OUT}: coordinates may be from 0 to 1 instead of px, or of another image or size.",
 )
 
 Choose = Callable[[Sequence[str]], Collection[str]]
@@ -58,23 +55,16 @@ class Findings:
         instances: number of usable instances.
         notes: corrections.
         doubts: messages about corrections that may be wrong.
+        left_out, refused: names of annotations that are no targets, and of what makes the file
+            unusable, by (text, remedy); a message puts their number before the text.
     """
 
     def __init__(self) -> None:
         self.instances = 0
         self.notes: list[str] = []
         self.doubts: list[str] = []
-        # (text, remedy) -> names of the cases; messages put their number before the text
         self.left_out: dict[tuple[str, str], list[str]] = defaultdict(list)
         self.refused: dict[tuple[str, str], list[str]] = defaultdict(list)
-
-    def leave_out(self, text: str, remedy: str, name: str) -> None:
-        """Add an annotation that is not a target."""
-        self.left_out[text, remedy].append(name)
-
-    def refuse(self, text: str, remedy: str, name: str) -> None:
-        """Add a problem that makes the file unusable."""
-        self.refused[text, remedy].append(name)
 
     @property
     def summary(self) -> str:
@@ -194,26 +184,21 @@ def read_annotations(
 
     Raises:
         DatasetError: the file is missing, malformed, of another kind, has other classes, or has no
-            usable instance; a chosen image is missing. All problems in one message.
+            usable instance; a chosen image is missing. All problems, one a line.
     """
-    try:
-        state = os.stat(json_file)
-    except OSError as error:
-        raise DatasetError(f"{json_file}: {error.strerror}. {remedy}".strip()) from error
-    stamp = (state.st_mtime_ns, state.st_size)
     collects = gc.isenabled()
     gc.disable()  # it would traverse millions of new objects repeatedly
     try:
+        state = os.stat(json_file)
+        stamp = state.st_mtime_ns, state.st_size
         annotations = _read(json_file, stamp, image_root, tuple(classes), choose, remedy)
+    except OSError as error:
+        raise DatasetError(f"{json_file}: {error.strerror}. {remedy}".strip()) from error
     finally:
         if collects:
             gc.enable()
-    problems = annotations.findings.problems() if strict else []
-    if len(problems) == 1:
-        raise DatasetError(f"{json_file}: {problems[0]}")
-    if problems:
-        lines = [f"{number}. {problem}" for number, problem in enumerate(problems, start=1)]
-        raise DatasetError(f"{json_file}: {len(problems)} problems:", *lines)
+    if strict and (problems := annotations.findings.problems()):
+        raise DatasetError(*(f"{json_file}: {problem}" for problem in problems))
     return annotations
 
 
@@ -234,8 +219,8 @@ def _read(
         key = _key(row.get("image_id"))
         by_image[key].append(row)
         if key not in images:
-            text = "annotations of images that are not listed"
-            findings.leave_out(text, "They are left out: list these images.", _label(row))
+            kind = "annotations of images that are not listed", f"{_LEFT_OUT}: list these images."
+            findings.left_out[kind].append(_label(row))
     names = [image["file_name"] for image in images.values()]
     chosen = set(choose(names) if choose else names)
     places = _places(images, chosen, image_root, remedy, findings)
@@ -259,11 +244,8 @@ def _load(json_file: str) -> dict[str, list[dict]]:
         content = json.loads(Path(json_file).read_bytes())  # UTF-8, 16 or 32, with BOM or without
     except UnicodeDecodeError as error:
         raise DatasetError(
-            f"{json_file} is no UTF-8 text{_encoding(json_file)}. Unpack it if it is an archive; "
-            "else save it as UTF-8."
+            f"{json_file} is no UTF-8 text{_encoding(json_file)}. Save it as UTF-8, or unpack it."
         ) from error
-    except OSError as error:
-        raise DatasetError(f"{json_file} cannot be read: {error.strerror}. {_GIVE}") from error
     except (ValueError, RecursionError) as error:
         raise DatasetError(f"{json_file} is no valid JSON: {error}. {_GIVE}") from error
     for section in ("images", "annotations", "categories"):
@@ -323,13 +305,14 @@ def _images(rows: Sequence[dict], findings: Findings) -> dict[Key, dict]:
         key = _key(row.get("id"))
         shown = f"{name} (id {row.get('id')})"
         if key is None or not _is_name(name):
-            findings.refuse("images have no usable file_name and id", "Complete them.", shown)
+            kind = "images have no usable file_name and id", "Complete them."
+            findings.refused[kind].append(shown)
         elif key in images and images[key] is by_name.get(name):
             continue  # the same once more
         elif other := images.get(key) or by_name.get(name):
-            remedy = "Remove one of each, or number the images anew."
-            both = f"{other['file_name']} (id {other['id']}) and {shown}"
-            findings.refuse("images have an id or file_name of another one", remedy, both)
+            text = "images have an id or file_name of another one"
+            kind = text, "Remove one of each, or number the images anew."
+            findings.refused[kind].append(f"{other['file_name']} (id {other['id']}) and {shown}")
         else:
             images[key] = by_name[name] = {**row, "file_name": name}
     return images
@@ -370,8 +353,8 @@ def _names_by_id(
         key, name = _key(row.get("id")), row.get("name")
         name = str(name).strip() if isinstance(name, int | str) else name
         if key is None or named.get(key, name) != name or not _is_name(name):
-            text, shown = "categories lack a name or an id of their own", f"{name!r}"
-            findings.refuse(text, "Complete or number them anew.", f"{shown} (id {row.get('id')})")
+            kind = "categories lack a name or an id of their own", "Complete or number them anew."
+            findings.refused[kind].append(f"{name!r} (id {row.get('id')})")
         else:
             named[key] = str(name)
     pairs = [(row.get("supercategory"), row.get("name")) for row in content["categories"]]
@@ -386,8 +369,9 @@ def _names_by_id(
             findings.notes.append(f"unused category {name} (id {key}) dropped")
             count[name] -= 1
             del named[key]
-    for name in (name for name in count if count[name] > 1):
-        findings.refuse("names are of two categories", "Give each class one id and name.", name)
+    kind = "names are of two categories", "Give each class one id and name."
+    if twice := [name for name in count if count[name] > 1]:
+        findings.refused[kind] += twice
     return named
 
 
@@ -408,9 +392,9 @@ def _places(
             unsure += given[0] not in "/." and ":" not in given  # no path of a tool's machine
         path = os.path.join(image_root, name)
         if owners.setdefault(name, given) != given:
-            both = f"{owners[name]} and {given}"
             advice = f"Give the folder that they start from, which is not {image_root}."
-            findings.refuse("file names lead to an image of another one", advice, both)
+            kind = "file names lead to an image of another one", advice
+            findings.refused[kind].append(f"{owners[name]} and {given}")
         elif size := _size(image, path, name, findings):
             places[key] = path, size
     if moved:
@@ -441,11 +425,11 @@ def _size(image: dict, path: str, name: str, findings: Findings) -> Size | None:
     try:
         actual = image_size(path)
     except DatasetError as error:
-        findings.refuse("images cannot be read", "", str(error))
+        findings.refused["images cannot be read", ""].append(str(error))
         return None
     if size not in (None, actual):
-        where = f"{name}, {size} instead of {actual}"
-        findings.refuse("images have another (height, width)", "Correct it.", where)
+        kind = "images have another (height, width)", "Correct it."
+        findings.refused[kind].append(f"{name}, {size} instead of {actual}")
     return actual
 
 
@@ -461,28 +445,26 @@ def _annotation(
             raise DatasetError(f"'categories' does not list {row.get('category_id')!r}")
         shape, incomplete = read_segmentation(row.get("segmentation"), size)
     except DatasetError as error:
-        wrong = f"{_label(row)} ({error})"
-        findings.refuse("annotations cannot be used", "Correct or remove them.", wrong)
+        kind = "annotations cannot be used", "Correct or remove them."
+        findings.refused[kind].append(f"{_label(row)} ({error})")
         return None
     if not shape:
-        advice = "They are left out: draw masks for them, or remove them."
-        findings.leave_out("annotations without a mask", advice, _label(row))
+        findings.left_out[_NO_MASK].append(_label(row))
         return None
-    for _ in range(incomplete):
-        text = "polygons of less than three points"
-        findings.leave_out(text, "They are left out: complete them.", _label(row))
+    if incomplete:
+        findings.left_out[_TWO_POINTS] += [_label(row)] * incomplete
     is_rle = isinstance(shape, dict)
     rle: Any = shape if is_rle else mask_utils.merge(mask_utils.frPyObjects(shape, *size))
     area = float(mask_utils.area(rle))
     if not area:
-        findings.leave_out(*_NO_PIXEL, _label(row))
+        findings.left_out[_NO_PIXEL].append(_label(row))
         return None
     if (index, crowd, rle["counts"]) in seen:  # before in this image
-        findings.leave_out("copies of annotations", "They are left out: remove them.", _label(row))
+        findings.left_out[_COPIES].append(_label(row))
         return None
     seen.add((index, crowd, rle["counts"]))
     if crowd:
-        findings.leave_out(*_CROWDS, _label(row))
+        findings.left_out[_CROWDS].append(_label(row))
     findings.instances += not crowd
     given = _number(row.get("area")) or 0.0
     box, of_mask = row.get("bbox"), mask_utils.toBbox(rle).tolist()

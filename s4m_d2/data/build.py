@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -32,51 +33,45 @@ _ALIVE_SECONDS = 5.0  # between checks whether the training process is alive
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class _Samples(Dataset):
     """Samples, or errors to raise, by (index of the record, position in the stream)."""
 
-    def __init__(
-        self,
-        records: Sequence[dict],
-        mapper: Callable[[dict], dict],
-        seeds: Callable[[int], dict[str, int]],
-        max_skipped: int,
-    ) -> None:
-        self._records = DatasetFromList(list(records), copy=False)
-        self._mapper = mapper
-        self._seeds = seeds
-        self._skipped_kind = DatasetError if getattr(mapper, "skip_unreadable", False) else ()
-        self._max_skipped = max_skipped
+    records: DatasetFromList
+    mapper: Callable[[dict], dict]
+    seeds: Callable[[int], dict[str, int]]
+    max_skipped: int
 
     def __getitem__(self, item: tuple[int, int]) -> dict | S4MError:
         first, position = item
-        drawn = {"seeds": self._seeds(position), "stream_position": position}
+        drawn = {"seeds": self.seeds(position), "stream_position": position}
+        skips = getattr(self.mapper, "skip_unreadable", False)
         skipped: dict[str, str] = {}
-        for index in range(first, first + len(self._records)):  # each once: tiles share an image
-            record = {**self._records[index % len(self._records)], **drawn}
+        for index in range(first, first + len(self.records)):  # each once: tiles share an image
+            record = {**self.records[index % len(self.records)], **drawn}
             try:
-                sample = self._mapper(record)
+                sample = self.mapper(record)
                 return {**sample, "skipped_images": skipped} if skipped else sample
-            except self._skipped_kind as error:
-                skipped[record["file_name"]] = str(error)
             except S4MError as error:
-                return error  # a worker would change its type and message
-            if len(skipped) > self._max_skipped:
+                if not (skips and isinstance(error, DatasetError)):
+                    return error  # a worker would change its type and message
+                skipped[record["file_name"]] = str(error)
+            if len(skipped) > self.max_skipped:
                 break
         return _too_many(skipped)
 
 
+@dataclass(frozen=True)
 class _Positions:
     """(index, position) pairs of this process from a sampler, from ``start`` on."""
 
-    def __init__(self, sampler: Iterable[int], start: int) -> None:
-        self._sampler = sampler
-        self._start = start
+    sampler: Iterable[int]
+    start: int
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rank, world_size = comm.get_rank(), comm.get_world_size()
-        indices = itertools.islice(self._sampler, self._start, None)
-        for step, index in enumerate(indices, start=self._start):
+        indices = itertools.islice(self.sampler, self.start, None)
+        for step, index in enumerate(indices, start=self.start):
             yield index, step * world_size + rank
 
 
@@ -118,7 +113,7 @@ class StreamLoader(DataLoader):
         **options: Any,
     ) -> None:
         super().__init__(
-            _Samples(dataset_dicts, mapper, seeds, max_skipped),
+            _Samples(DatasetFromList(list(dataset_dicts), copy=False), mapper, seeds, max_skipped),
             sampler=_Positions(sampler, start_position),
             collate_fn=list,
             worker_init_fn=_start_worker,

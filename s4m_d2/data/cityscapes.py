@@ -88,22 +88,17 @@ def _read_record(image_file: str, instance_file: str) -> dict:
     if not mode.startswith(_ID_MODE):
         raise DatasetError(
             f"{instance_file} must have one channel of integer ids with at least 16 bits, got "
-            f"Pillow's mode {mode}: 8 bits cannot tell instances apart, so this may be the file of "
-            "labels or of colors. Recreate it with cityscapesscripts' createInstanceImgs."
+            f"mode {mode}: 8 bits cannot tell instances apart. Recreate it with createInstanceImgs."
         )
-    size = image_size(image_file)
+    height, width = size = image_size(image_file)
     if ids.shape != size:
         raise DatasetError(
             f"{instance_file} has (height, width) {ids.shape}, but its image {image_file} has "
             f"{size}. Replace the one that does not belong to the data set."
         )
-    return {
-        "file_name": image_file,
-        "image_id": os.path.basename(image_file),
-        "height": size[0],
-        "width": size[1],
-        "annotations": _annotations(ids, instance_file),
-    }
+    image_id, annotations = os.path.basename(image_file), _annotations(ids, instance_file)
+    record = {"file_name": image_file, "image_id": image_id, "height": height, "width": width}
+    return {**record, "annotations": annotations}
 
 
 def _annotations(ids: np.ndarray, instance_file: str) -> list[dict]:
@@ -119,7 +114,7 @@ def _annotations(ids: np.ndarray, instance_file: str) -> list[dict]:
         if label_id not in id2label:
             raise DatasetError(
                 f"{instance_file} contains the id {instance_id}, but Cityscapes has no class "
-                f"{label_id}. Recreate the file with cityscapesscripts' createInstanceImgs."
+                f"{label_id}. Recreate the file with createInstanceImgs."
             )
         if label_id not in _CONTIGUOUS:
             continue

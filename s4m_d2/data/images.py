@@ -156,7 +156,5 @@ def orientation(image: Image.Image) -> int | None:
 
 def unreadable(file_name: str, error: Exception) -> DatasetError:
     """Make the error for a listed file that cannot be used."""
-    return DatasetError(
-        f"{file_name} cannot be read: {error}. The file is missing, damaged, truncated, too large "
-        "or of another format. Replace it with a fresh copy; cut one that is too large."
-    )
+    remedy = "Replace it with a fresh copy; cut an image that is too large."
+    return DatasetError(f"{file_name} cannot be read: {error}. {remedy}")

@@ -103,8 +103,7 @@ class _Mapper:
         if wrong := [label for label in labels if label not in range(self._num_classes)]:
             raise DatasetError(
                 f"An annotation of {name} has the category_id {wrong[0]}, but the model has "
-                f"{self._num_classes} classes, from 0 on. Correct the annotation or "
-                "MODEL.SEM_SEG_HEAD.NUM_CLASSES."
+                f"{self._num_classes} classes. Correct it or MODEL.SEM_SEG_HEAD.NUM_CLASSES."
             )
         try:
             segmentations = [annotation.get("segmentation") for annotation in annotations]

@@ -87,8 +87,7 @@ def _class_names(parts: Sequence[Annotations]) -> tuple[list[str], list[str]]:
             if other not in part.classes and name not in first.classes:
                 raise DatasetError(
                     f"The class '{other}' of {first.json_file} is written '{name}' in "
-                    f"{part.json_file}. Write the same name in both files; for two classes, list "
-                    "both in the 'categories' of one file."
+                    f"{part.json_file}. Write one name in both; list two classes both in one file."
                 )
             notes.append(
                 f"'{other}' and '{name}' of {part.json_file} are two classes. If they are one, "

@@ -23,7 +23,6 @@ from s4m_d2.structures import encode_edges
 
 _PAIR, _FEWEST_POINTS = 2, 3
 _MAX_REACH = 10  # how far a polygon may extend beyond its image, in longer sides of the image
-_OUTLINE, _OUTLINE_SHARE = 50_000, 25  # px of a polygon's outline; of its image's area, if more
 _NO_NUMBERS = "a polygon must be a list of finite numbers x, y, x, y, ..."
 # Of a compressed RLE's text: see _read_text.
 _TEXT_ZERO = ord("0")
@@ -57,8 +56,6 @@ def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarra
         DatasetError: says what is wrong, as part of a sentence.
     """
     reach = (_MAX_REACH + 1) * max(image_size)
-    # COCO's API draws an outline point by point, in memory.
-    longest = max(_OUTLINE, image_size[0] * image_size[1] / _OUTLINE_SHARE)
     arrays = []
     for polygon in polygons:
         try:
@@ -74,12 +71,8 @@ def read_polygons(polygons: list, image_size: tuple[int, int]) -> list[np.ndarra
                 f"a polygon has the coordinate {low if -low > high else high:g}, far outside the "
                 f"image, which has (height, width) {image_size}"
             )
-        if points.size < _FEWEST_POINTS * _PAIR or points.size % _PAIR:
-            continue
-        if points.size * (high - low) > longest:
-            if np.abs(np.diff(points.reshape(-1, _PAIR), axis=0)).sum() > longest:
-                raise DatasetError("a polygon's outline is longer than its image can hold")
-        arrays.append(points.reshape(-1))
+        if points.size >= _FEWEST_POINTS * _PAIR and points.size % _PAIR == 0:
+            arrays.append(points.reshape(-1))
     return arrays
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -17,13 +16,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from s4m_d2.data.annotations import Annotations, read_annotations
 from s4m_d2.data.cityscapes import CityscapesFormat
 from s4m_d2.data.listing import IMAGE_EXTENSIONS, dataset_path, list_images, unlabeled_records
-from s4m_d2.data.subsets import (
-    listed_subset,
-    name_key,
-    photograph,
-    read_split_file,
-    stable_subset,
-)
+from s4m_d2.data.subsets import listed_subset, name_key, photograph, read_split_file, stable_subset
 from s4m_d2.errors import ConfigError, DatasetError
 
 CITYSCAPES_PERCENTS = (5, 10, 20, 30)
@@ -32,7 +25,7 @@ DEFAULT_SPLIT_SEED = 0
 OWN_LABELED, OWN_UNLABELED, OWN_VALIDATION = "own_labeled", "own_unlabeled", "own_val"
 
 _PERCENT_NAME = re.compile(r"(?P<base>.+)_(?P<percent>\d+)pct")
-_HASH_BYTES = 4
+_HASH_DIGITS = 8
 
 
 @dataclass(frozen=True)
@@ -93,9 +86,6 @@ def register_splits(
         dataset: paths of images and annotations.
         percents: whole percentages of the images.
         full: also register ``name`` itself, with all annotations.
-
-    Raises:
-        DatasetError: a name is taken.
     """
     if full:
         _register_labeled(name, dataset, sorted)
@@ -115,7 +105,7 @@ def register_splits(
 def register_unlabeled_folder(name: str, image_dir: str) -> None:
     """Register all images below a folder as an unlabeled set; no other files are read.
 
-    A relative path starts at $DETECTRON2_DATASETS. DatasetError: the name is taken.
+    A relative path starts at $DETECTRON2_DATASETS.
     """
 
     def load() -> tuple[list[dict], dict]:
@@ -212,7 +202,7 @@ def _seeded_dataset(name: str, seed: int) -> str:
 
 def _listed_dataset(name: str, split_file: str) -> str:
     stems = read_split_file(split_file)
-    digest = hashlib.blake2b("\n".join(sorted(stems)).encode(), digest_size=_HASH_BYTES).hexdigest()
+    digest = name_key("\n".join(sorted(stems))).hex()[:_HASH_DIGITS]
     match = _PERCENT_NAME.fullmatch(name)
     listed = f"{match['base'] if match else name}_list_{digest}"
     if listed in DatasetCatalog.list():
@@ -242,11 +232,6 @@ def _register_labeled(
 
 def _register(name: str, load: Callable[[], tuple[list[dict], dict]], metadata: dict) -> None:
     """Register a set; ``load`` returns its records, and metadata that are known only then."""
-    if name in DatasetCatalog.list():
-        raise DatasetError(
-            f"The data set name '{name}' is registered already. Choose another name, or remove "
-            "the other registration (DatasetCatalog.remove)."
-        )
 
     def records() -> list[dict]:
         try:
@@ -270,11 +255,28 @@ def has_true_labels(name: str) -> bool:
     return name in _UNLABELED
 
 
+def load_records(name: str) -> list[dict]:
+    """Load a registered data set; DatasetError if that fails."""
+    if name not in DatasetCatalog.list():
+        known = ", ".join(sorted(DatasetCatalog.list()))
+        raise DatasetError(f"The data set '{name}' is not registered. Registered are: {known}.")
+    try:
+        records = DatasetCatalog.get(name)
+        paths = [record["file_name"] for record in records]
+    except DatasetError:
+        raise
+    except Exception as error:  # of anyone's loader
+        raise DatasetError(
+            f"The data set '{name}' cannot be loaded: {error}. Correct its loader or its files, "
+            "which lie under $DETECTRON2_DATASETS (datasets/README.md)."
+        ) from error
+    if not paths:
+        raise DatasetError(f"The data set '{name}' has no images. Add some, or leave it out.")
+    return records
+
+
 def true_records(
-    names: Sequence[str],
-    max_images: int = 0,
-    known: Collection[str] = (),
-    load: Callable[[str], list[dict]] = DatasetCatalog.get,
+    names: Sequence[str], max_images: int = 0, known: Collection[str] = ()
 ) -> list[dict]:
     """Records of images with their annotations, in a fixed order that mixes folders.
 
@@ -285,7 +287,6 @@ def true_records(
         names: unlabeled sets with labels (:func:`has_true_labels`), or any labeled ones.
         max_images: of all sets together; 0: all.
         known: paths of images to leave out, such as those that a model was trained on.
-        load: reads a labeled set by its name.
 
     Raises:
         DatasetError: the labels of a set are missing or malformed, or nothing is left.
@@ -304,7 +305,7 @@ def true_records(
             _update(name, metadata)
             records += found
         else:
-            labeled = {r["file_name"]: r for r in load(name) if "annotations" in r}
+            labeled = {r["file_name"]: r for r in load_records(name) if "annotations" in r}
             records += [labeled[path] for path in choose(labeled)]
     if not records:
         raise DatasetError(

@@ -91,8 +91,9 @@ def listed_subset(names: Sequence[str], stems: Sequence[str], origin: str) -> li
     Raises:
         DatasetError: a listed name is not in the data set, or fits more than one image.
     """
-    chosen = {name: stem(name) for name in names if stem(name) in set(stems)}
-    missing = sorted(set(stems) - set(chosen.values()))
+    wanted = set(stems)
+    chosen = {name: found for name in names if (found := stem(name)) in wanted}
+    missing = sorted(wanted - set(chosen.values()))
     if missing:
         raise DatasetError(
             f"{len(missing)} of the {len(stems)} images that {origin} lists are not in the data "
@@ -169,7 +170,6 @@ def draw_validation(classes_of: Mapping[str, Set[str]], fraction: float) -> list
         some = sum(map(bool, classes_of.values()))
         raise DatasetError(
             f"No validation split can be drawn from {len(ordered)} labeled image(s), {some} with "
-            "instances: each class keeps one to train on. Label more, give --val, or set "
-            "S4M.DATA.VAL_FRACTION 0.0."
+            "instances. Label more, give --val, or set S4M.DATA.VAL_FRACTION 0.0."
         )
     return sorted(chosen)

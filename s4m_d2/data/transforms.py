@@ -18,7 +18,7 @@ from detectron2.data import transforms as T
 from detectron2.utils.registry import Registry
 from PIL import Image
 
-from s4m_d2.errors import ConfigError, DatasetError, require
+from s4m_d2.errors import DatasetError, registered, require
 
 GEOMETRY_REGISTRY = Registry("GEOMETRY")
 """Geometry of the training views by INPUT.DATASET_MAPPER_NAME: ``cfg -> list[Augmentation]``."""
@@ -50,15 +50,8 @@ def build_geometry(cfg: CfgNode) -> list[T.Augmentation]:
     Raises:
         ConfigError: INPUT.DATASET_MAPPER_NAME has no registered geometry.
     """
-    name = cfg.INPUT.DATASET_MAPPER_NAME
-    if name not in GEOMETRY_REGISTRY:
-        known = sorted(key for key, _ in GEOMETRY_REGISTRY)
-        raise ConfigError(
-            f"INPUT.DATASET_MAPPER_NAME is {name!r}, which has no geometry; choose one of "
-            f"{', '.join(known)}, or register a builder (cfg) -> augmentations under that name in "
-            "s4m_d2.data.GEOMETRY_REGISTRY: unlabeled images get the same geometry."
-        )
-    return GEOMETRY_REGISTRY.get(name)(cfg)
+    key = "The geometry of INPUT.DATASET_MAPPER_NAME (s4m_d2.data.GEOMETRY_REGISTRY)"
+    return registered(GEOMETRY_REGISTRY, key, cfg.INPUT.DATASET_MAPPER_NAME)(cfg)
 
 
 @GEOMETRY_REGISTRY.register()

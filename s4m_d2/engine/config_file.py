@@ -43,8 +43,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
     """Merge defaults, the file (with its ``_BASE_``) and the overrides; the result is frozen.
 
     Args:
-        config_file: YAML file, or the name of one of this project's configs; "": none. Tags that
-            build Python objects are refused.
+        config_file: plain YAML, or the name of one of this project's configs; "": none.
         opts: KEY VALUE KEY VALUE …, values as Python literals or plain strings.
 
     Raises:
@@ -77,7 +76,7 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
             default: Any = cfg
             for name in key.split("."):
                 default = default.get(name) if isinstance(default, dict) else None
-            cfg.merge_from_list([key, _as_given(value, default)])
+            cfg.merge_from_list([key, _fitted(value, default)])
         except Exception as error:
             raise ConfigError(f"Override '{key} {value}': {_explain(cfg, error)}") from error
     for name in _PATHS:
@@ -88,16 +87,19 @@ def load_config(config_file: str = "", opts: Sequence[str] = ()) -> CfgNode:
 
 
 def _fitted(value: Any, default: Any) -> Any:
-    """Convert whole numbers to floats where the default is one, also in nested dicts."""
+    """Convert what defaults to a float or a flag: 1, true, false; also in nested dicts."""
     if isinstance(value, dict) and isinstance(default, dict):
         return {key: _fitted(inner, default.get(key)) for key, inner in value.items()}
-    return float(value) if type(value) is int and isinstance(default, float) else value
+    if isinstance(default, bool):
+        return {"true": True, "false": False}.get(str(value).lower(), value)
+    is_whole = isinstance(default, float) and _WHOLE.fullmatch(str(value))
+    return float(value) if is_whole else value
 
 
 def place_run(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
     """Set OUTPUT_DIR, and a SAM in it, to where a run is now, if its config.yaml was read.
 
-    Its folder may have been moved or copied. ``cfg`` is not frozen; an override of OUTPUT_DIR wins.
+    ``cfg`` is not frozen; an override of OUTPUT_DIR wins.
     """
     folder, name = os.path.split(os.path.abspath(config_file))
     is_run = name == CONFIG and os.path.isfile(os.path.join(folder, FACTS))
@@ -108,19 +110,9 @@ def place_run(cfg: CfgNode, config_file: str, opts: Sequence[str]) -> None:
         cfg.OUTPUT_DIR = folder
 
 
-def _as_given(value: Any, default: Any) -> Any:
-    """Convert an override where the default is a float or a flag: 1, true, false."""
-    if isinstance(default, bool):
-        return {"true": True, "false": False}.get(str(value).lower(), value)
-    is_whole = isinstance(default, float) and _WHOLE.fullmatch(str(value))
-    return float(value) if is_whole else value
-
-
 def explicit_keys(config_file: str = "", opts: Sequence[str] = ()) -> set[str]:
-    """Keys set by the user in the file, its ``_BASE_`` or the overrides (which are valid).
-
-    Keys of this project's configs for COCO, Cityscapes and toyscapes do not count.
-    """
+    """Keys that the user set: in the file or its ``_BASE_``, but this project's for other data, and
+    in the overrides (which are valid)."""
     nested = _UsersConfig.load_yaml_with_base(config_path(config_file)) if config_file else {}
     return {*dict(config_items(nested)), *opts[::2]}
 
@@ -149,9 +141,9 @@ class _StrictConfig(CfgNode):
                 pairs = node.value if isinstance(node, yaml.MappingNode) else ()
                 keys = Counter(key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode))
                 if twice := [key for key, count in keys.items() if count > 1]:
+                    line = node.start_mark.line + 1
                     raise ValueError(
-                        f"'{twice[0]}' stands twice in one section, from line "
-                        f"{node.start_mark.line + 1}: join the two."
+                        f"'{twice[0]}' stands twice in one section, from line {line}: join the two."
                     )
                 left += [value for _, value in pairs] if pairs else node.value
         return super()._open_cfg(filename)
@@ -173,15 +165,10 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "_BASE_ leads back to the file itself, or values nest too deep. Correct the file."
     if isinstance(error, yaml.YAMLError):
-        return (
-            f"only plain YAML is read, no tags that build objects: {error}. Correct it; configs/ "
-            "has examples."
-        )
+        return f"only plain YAML is read, no tags that build objects: {error}. Correct it."
     if isinstance(error, OSError):
-        return (
-            f"'{error.filename}', named as _BASE_, cannot be read: {error.strerror}. "
-            "Correct the path; a relative one starts at the file's own folder."
-        )
+        named = f"'{error.filename}', named as _BASE_, cannot be read: {error.strerror}"
+        return f"{named}. Correct the path; a relative one starts at the file's own folder."
     quoted = isinstance(error, KeyError) and error.args  # whose text would be in quotes
     message = str(error.args[0] if quoted else error)
     if unknown := _UNKNOWN_KEY.search(message):
@@ -195,12 +182,12 @@ def _explain(cfg: CfgNode, error: Exception) -> str:
 
 def _suggest(cfg: CfgNode, key: str) -> str:
     known = {name.upper(): name for name, _ in config_items(cfg)}
-    # The last word counts twice: most mistakes keep it and misplace it, or misspell it in place.
+    if key in known.values():
+        return f" Write it nested: {key.replace('.', ': {')}: VALUE{'}' * key.count('.')}"
+    # Most mistakes keep the last word and misplace it, or misspell it in place.
     last = key.upper().rsplit(".", 1)[-1]
     same = [name for name in known if name.rsplit(".", 1)[-1] == last]
     found = same or difflib.get_close_matches(key.upper(), known, n=1)
-    if key in known.values():
-        return f" Write it nested: {key.replace('.', ': {')}: VALUE{'}' * key.count('.')}"
     return f" Did you mean {known[found[0]]}?" if found else " Choose one of s4m_d2/config.py."
 
 

@@ -2,10 +2,7 @@
 
 The loader attaches ``seeds`` to each sample: one integer for each purpose below, from which a
 generator is made. So draws depend neither on a worker's state nor on earlier draws, and a run can
-be resumed exactly.
-
-The default generators of PyTorch, NumPy and Python, used by other libraries, are seeded in each
-iteration; their states can be saved and restored as plain tensors and numbers.
+be resumed exactly. The default generators, used by other libraries, are seeded in each iteration.
 """
 
 from __future__ import annotations
@@ -24,11 +21,7 @@ PURPOSES = ("augment", "strong_view", "loss_points", "prompt_points", "refine_po
 
 
 def derive_seed(*keys: int | str) -> int:
-    """Hash a sequence of integers and strings to a 63-bit seed.
-
-    The same in all processes, machines and Python versions; different sequences give independent
-    seeds.
-    """
+    """Hash integers and strings to a 63-bit seed, the same in all processes and on all machines."""
     text = "\x1f".join(f"{type(key).__name__}:{key}" for key in keys)
     digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
@@ -47,10 +40,7 @@ def seed_default_generators(seed: int) -> None:
 
 
 def default_generator_states() -> dict[str, Any]:
-    """States of this process' default generators, as tensors and plain numbers.
-
-    PyTorch's are those of the CPU and, if CUDA is in use, of all its devices.
-    """
+    """States of this process' default generators (PyTorch's of all devices), as plain data."""
     of_numpy = np.random.get_state(legacy=False)
     version, words, gauss = random.getstate()
     states = {
@@ -69,11 +59,7 @@ def default_generator_states() -> dict[str, Any]:
 
 
 def restore_default_generators(states: Mapping[str, Any]) -> None:
-    """Restore the states of the default generators.
-
-    Args:
-        states: of :func:`default_generator_states`. Devices that are not here are ignored.
-    """
+    """Restore :func:`default_generator_states`. Devices that are not here are ignored."""
     torch.set_rng_state(states["torch"])
     numpy, python = states["numpy"], states["python"]
     keys = numpy["keys"].numpy().astype(np.uint32)

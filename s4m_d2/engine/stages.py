@@ -6,7 +6,7 @@ import os
 
 from detectron2.config import CfgNode
 
-from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT, has_final, holds_run
+from s4m_d2.engine.checkpointing.checkpoint import FINAL_CHECKPOINT, has_final, holds_run
 from s4m_d2.errors import WeightsError
 from s4m_d2.report import stored_results
 
@@ -17,10 +17,8 @@ _LR_SHARE = 0.1  # of SOLVER.BASE_LR, in fine-tuning
 
 
 def run_config(cfg: CfgNode) -> CfgNode:
-    """Adapt the config to this machine: AMP on CUDA only, and always a fixed seed.
-
-    A negative SEED (Detectron2: random) becomes 0, because exact resuming needs the same seed.
-    """
+    """Adapt the config to this machine: AMP on CUDA only; a negative SEED (Detectron2: random)
+    becomes 0, because exact resuming needs the same one."""
     cfg = cfg.clone()
     cfg.defrost()
     if not cfg.MODEL.DEVICE.startswith("cuda"):
@@ -79,8 +77,7 @@ def final_weights(cfg: CfgNode, stage: str) -> str:
 def last_weights(run: str) -> str:
     """The final checkpoint of the last stage of a run in a folder; what is no folder, as it is.
 
-    Raises:
-        WeightsError: there is none.
+    WeightsError: there is none.
     """
     paths = [os.path.join(run, stage, FINAL_CHECKPOINT) for stage in reversed(STAGES)]
     found = [path for path in paths if os.path.isfile(path)]

@@ -1,19 +1,17 @@
-"""Mask AP by COCO's or Cityscapes' measure, and COCO's result files, from encoded masks."""
+"""Mask AP by COCO's or Cityscapes' measure, from encoded masks."""
 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import CityscapesInstanceEvaluator, COCOEvaluator, DatasetEvaluator
 from detectron2.structures import Instances
@@ -22,16 +20,12 @@ from PIL import Image
 from torch import nn
 
 from s4m_d2.errors import ConfigError, DatasetError
-from s4m_d2.files import atomic_write
-from s4m_d2.structures import RLEMasks, as_rles, plain_rle
+from s4m_d2.structures import RLEMasks, plain_rle
 
 logger = logging.getLogger(__name__)
 
 # Ends of the names of Cityscapes' files.
 IMAGE, TRUTH, PREDICTION = "_leftImg8bit", "_gtFine_instanceIds.png", "_pred.txt"
-RESULTS, IMAGES = "predictions.json", "images.json"
-
-Add = Callable[[Mapping[str, Any], Instances], None]
 
 
 def build_evaluator(
@@ -39,12 +33,8 @@ def build_evaluator(
 ) -> DatasetEvaluator:
     """Build the evaluator of a registered data set, by its metadata's ``evaluator_type``.
 
-    Args:
-        output_dir: folder for COCO predictions; None: not written. Cityscapes writes nothing.
-        max_detections: detections per image in COCO's AP; None: 100, as in published results.
-
-    Raises:
-        ConfigError: the data set has no mask evaluator.
+    COCO's writes predictions into ``output_dir`` (None: it does not) and counts ``max_detections``
+    per image (None: 100, as in published results). ConfigError: there is no such mask evaluator.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind == "cityscapes_instance":
@@ -53,10 +43,8 @@ def build_evaluator(
         tasks = ("bbox", "segm")  # explicit, so that a model without predictions has both results
         limit = {"max_dets_per_image": max_detections}
         return COCOInstanceAP(dataset_name, tasks=tasks, output_dir=output_dir, **limit)
-    raise ConfigError(
-        f"DATASETS.TEST: no evaluator for '{dataset_name}', whose evaluator_type is {kind!r}. Set "
-        "MetadataCatalog.get(name).evaluator_type to 'coco' or 'cityscapes_instance'."
-    )
+    expected = "'coco' or 'cityscapes_instance'"
+    raise ConfigError(f"'{dataset_name}' has the evaluator_type {kind!r}; expected {expected}.")
 
 
 class COCOInstanceAP(COCOEvaluator):
@@ -87,10 +75,7 @@ class CityscapesInstanceAP(CityscapesInstanceEvaluator):
     """
 
     def process(self, inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> None:
-        """Write a batch's predictions as Cityscapes' scripts read them.
-
-        Detectron2's own method imports these scripts from a package that is not public.
-        """
+        """Write a batch's predictions; Detectron2's method imports a package that is not public."""
         from cityscapesscripts.helpers.labels import name2label
 
         ids = [name2label[name].id for name in self._metadata.thing_classes]
@@ -105,11 +90,7 @@ class CityscapesInstanceAP(CityscapesInstanceEvaluator):
             Path(self._temp_dir, stem + PREDICTION).write_text("".join(lines))
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:
-        """{"segm": AP, AP50 and AP-CLASS in percent}; None on other processes than the first.
-
-        Raises:
-            DatasetError: no processed image has a ground truth under ``gt_dir``.
-        """
+        """{"segm": AP, AP50 and AP-CLASS in percent}; None on other processes than the first."""
         comm.synchronize()  # until all have written their predictions
         if not comm.is_main_process():
             return None
@@ -148,11 +129,8 @@ class CityscapesInstanceAP(CityscapesInstanceEvaluator):
         }
         common, name = [stem for stem in truths if stem in found], self._metadata.name
         if not common:
-            raise DatasetError(
-                f"'{name}' cannot be evaluated: of {len(truths)} ground truths "
-                f"'{self._metadata.gt_dir}/CITY/*{TRUTH}' none is of an evaluated image. "
-                "Check the folder gtFine of the data set."
-            )
+            expected = f"{self._metadata.gt_dir}/CITY/*{TRUTH}"
+            raise DatasetError(f"'{name}': '{expected}' holds no evaluated image. Add it.")
         if len(common) < len(truths):
             logger.warning("'%s': evaluated %d of %d images", name, len(common), len(truths))
         return [truths[stem] for stem in common], [found[stem] for stem in common]
@@ -162,8 +140,7 @@ class CityscapesInstanceAP(CityscapesInstanceEvaluator):
 def masks_as_rle(model: nn.Module) -> Iterator[None]:
     """Make ``model`` return :class:`~s4m_d2.structures.RLEMasks` inside, if it has ``rle_masks``.
 
-    A hundred masks of a 2,000 x 4,000 image take 800 MB as a tensor and some hundred KiB encoded;
-    evaluators give the same results for both.
+    A hundred masks of a 2,000 x 4,000 image take 800 MB as a tensor, some hundred KiB encoded.
     """
     if not hasattr(model, "rle_masks"):
         yield
@@ -174,47 +151,3 @@ def masks_as_rle(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         switch.rle_masks = before
-
-
-@contextmanager
-def write_coco_results(
-    folder: str | os.PathLike[str], class_names: Sequence[str], category_ids: Sequence[int]
-) -> Iterator[Add]:
-    """Write predictions.json (COCO's results) and images.json (its images and categories).
-
-    ``COCO("images.json").loadRes("predictions.json")`` reads both. They are written when the block
-    ends; if it raises, older files are unchanged.
-
-    Yields a function that takes an image, {"file_name", "height", "width", ...}, which gets the
-    next "id" from 1 on, and its Instances with ``pred_masks`` of that size, ``pred_classes`` and
-    ``scores``. Results have category_id, segmentation (compressed RLE), bbox (x, y, w, h) and
-    score. ``category_ids`` are those of the model's classes in the data set.
-
-    Raises:
-        OutputError: a file cannot be written.
-    """
-    categories = [
-        {"id": number, "name": name} for number, name in zip(category_ids, class_names, strict=True)
-    ]
-    images: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-
-    def add(image: Mapping[str, Any], instances: Instances) -> None:
-        images.append({"id": len(images) + 1, **image})
-        rles = as_rles(instances.pred_masks)
-        labels, scores = instances.pred_classes.tolist(), instances.scores.tolist()
-        for rle, label, score in zip(rles, labels, scores, strict=True):
-            result = {
-                "image_id": len(images),
-                "category_id": category_ids[label],
-                "segmentation": plain_rle(rle),
-                "bbox": mask_util.toBbox(rle).tolist(),
-                "score": score,
-            }
-            results.append(result)
-
-    yield add
-    content = {"info": {}, "images": images, "categories": categories, "annotations": []}
-    for name, written in ((IMAGES, content), (RESULTS, results)):
-        with atomic_write(os.path.join(folder, name)) as file:
-            json.dump(written, file)

@@ -1,14 +1,11 @@
 """Quality of pseudo-labels, measured with true labels (the paper's figure 1).
 
 **Matches.** In each image, pseudo-labels and true instances are matched one to one, independent of
-their classes, if the IoU of their masks exceeds 0.5, in the order of falling IoU. Without overlaps
-among true instances and among pseudo-labels the matches are unique; of overlapping pseudo-labels
-the best one is matched, the others are not. (Of equal IoUs the higher score comes first, then the
-right class, then the lower class id.)
+their classes, if the IoU of their masks exceeds 0.5, in the order of falling IoU. (Of equal IoUs
+the higher score comes first, then the right class, then the lower class id.)
 
 **Crowds.** As in COCO's evaluation, crowds (``iscrowd``) are not matched, and an unmatched
-pseudo-label with more than half of its pixels in a crowd is ignored. Unlike in COCO's, its class is
-ignored too, as in matching.
+pseudo-label with more than half of its pixels in a crowd is ignored, here of any class.
 
 **Sizes** are COCO's, by the pixels of the mask: a match has the size of the true instance, an
 unmatched pseudo-label its own, so that the sizes add up to the whole.
@@ -73,17 +70,15 @@ def quality_of(counts: np.ndarray) -> Quality:
 class PseudoLabelQuality:
     """Accumulates the quality of pseudo-labels over images, in any order and in several processes.
 
-    Args:
-        class_names: of the K classes, in the order of ids; all different.
+    The K classes are named in the order of their ids, all differently.
 
-    Example:
-        >>> quality = PseudoLabelQuality(["apple", "pear"])
-        >>> masks = torch.zeros(2, 10, 10, dtype=torch.bool)
-        >>> masks[0, :5], masks[1, 6:] = True, True
-        >>> labels = PseudoLabels(torch.tensor([0, 0]), masks, torch.tensor([0.9, 0.8]))
-        >>> quality.add(labels, torch.tensor([0, 1]), masks)
-        >>> quality.overall()["class_accuracy"], quality.by_class()["pear"]["sq"]
-        (0.5, 1.0)
+    >>> quality = PseudoLabelQuality(["apple", "pear"])
+    >>> masks = torch.zeros(2, 10, 10, dtype=torch.bool)
+    >>> masks[0, :5], masks[1, 6:] = True, True
+    >>> labels = PseudoLabels(torch.tensor([0, 0]), masks, torch.tensor([0.9, 0.8]))
+    >>> quality.add(labels, torch.tensor([0, 1]), masks)
+    >>> quality.overall()["class_accuracy"], quality.by_class()["pear"]["sq"]
+    (0.5, 1.0)
     """
 
     def __init__(self, class_names: Sequence[str]) -> None:
@@ -103,11 +98,10 @@ class PseudoLabelQuality:
         *,
         pixel_area: float = 1.0,
     ) -> None:
-        """Compare an image's pseudo-labels with its true instances.
+        """Compare an image's N pseudo-labels with its M true instances.
 
         Args:
-            labels: N pseudo-labels.
-            classes: (M,) int64 class ids of the truth.
+            classes: (M,) int64.
             masks: (M, H, W) bool, in the frame of the labels' masks; they may overlap.
             crowds: (M,) bool; None: no crowds.
             pixel_area: px of the image in a pixel of the masks; sizes are areas in the image.
@@ -150,13 +144,10 @@ class PseudoLabelQuality:
         count("iou_found", found, ious)
         count("correct", [of[is_right] for of in found])
         count("iou_correct", [of[is_right] for of in found], ious[is_right])
-        for name, chosen in (
-            ("pseudo_labels", ~ignored),
-            ("in_crowds", ignored),
-            ("matched", is_match),
-            ("duplicates", ~ignored & ~is_match & (iou > IOU_THRESH).any(axis=1)),
-        ):
-            count(name, (sizes[chosen], ids[chosen]))
+        duplicates = ~ignored & ~is_match & (iou > IOU_THRESH).any(axis=1)
+        chosen = {"pseudo_labels": ~ignored, "in_crowds": ignored, "matched": is_match}
+        for name, rows in (chosen | {"duplicates": duplicates}).items():
+            count(name, (sizes[rows], ids[rows]))
 
     def merge(self, other: PseudoLabelQuality) -> None:
         """Add the counts of another one with the same classes."""
@@ -183,12 +174,7 @@ class PseudoLabelQuality:
 def match_masks(
     iou: np.ndarray, scores: np.ndarray, classes: np.ndarray, true_classes: np.ndarray
 ) -> np.ndarray:
-    """Match pseudo-labels with true instances, in the order of falling IoU.
-
-    Args:
-        iou: (N, M) of their masks.
-        scores, classes: (N,) of the pseudo-labels.
-        true_classes: (M,).
+    """Match N pseudo-labels with M true instances, in the order of falling (N, M) ``iou``.
 
     Returns:
         (N,) int64, the instance matched by each pseudo-label, or NO_MATCH.

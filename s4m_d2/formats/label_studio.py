@@ -41,21 +41,16 @@ def write(
 
 
 def _task(row: dict, image: str, names: Sequence[str]) -> dict:
-    scores = [instance["score"] for instance in row["instances"]]
-    return {
-        "data": {"image": f"/data/local-files/?d={quote(os.fsencode(image))}"},
-        "predictions": [
-            {
-                "model_version": "s4m_d2",
-                "score": min(scores, default=0.0),
-                "result": list(_regions(row, names)),
-            }
-        ],
-    }
+    least = min((instance["score"] for instance in row["instances"]), default=0.0)
+    regions = list(_regions(row, names))
+    prediction = {"model_version": "s4m_d2", "score": least, "result": regions}
+    address = f"/data/local-files/?d={quote(os.fsencode(image))}"
+    return {"data": {"image": address}, "predictions": [prediction]}
 
 
 def _regions(row: dict, names: Sequence[str]) -> Iterator[dict]:
     for number, instance in enumerate(row["instances"]):
+        labels = [names[instance["class"]]]
         for part, piece in enumerate(mask_polygons(instance["segmentation"])):
             share = piece * 100 / (row["width"], row["height"])
             yield {
@@ -67,9 +62,5 @@ def _regions(row: dict, names: Sequence[str]) -> Iterator[dict]:
                 "original_height": row["height"],
                 "image_rotation": 0,
                 "score": instance["score"],
-                "value": {
-                    "points": share.tolist(),
-                    "closed": True,
-                    "polygonlabels": [names[instance["class"]]],
-                },
+                "value": {"points": share.tolist(), "closed": True, "polygonlabels": labels},
             }

@@ -46,9 +46,8 @@ class PlainDeformableSampling(torch.autograd.Function):
             table = plan.table(value[images])
             sums_of_group = output[images].view(-1, value.shape[-1])
             for _, sums, lookups in plan.pieces(locations[images], weights[images]):
-                sums_of_group[sums] = _sum_rows(
-                    table, lookups.rows.view(-1), plan.starts(lookups), lookups.factors.view(-1)
-                )
+                rows, factors, _, starts = lookups
+                sums_of_group[sums] = _sum_rows(table, rows.view(-1), starts, factors.view(-1))
         return output.view(batch, queries, heads * value.shape[-1])
 
     @staticmethod
@@ -56,53 +55,44 @@ class PlainDeformableSampling(torch.autograd.Function):
     def backward(ctx, grad_output):
         """Gradients of the values, the locations and the weights."""
         value, locations, weights = ctx.saved_tensors
-        plan = _Plan(ctx.level_sizes, locations)
-        batch, queries, heads = locations.shape[:3]
-        grad_output = grad_output.reshape(batch, queries * heads, value.shape[-1])
-        grad_value = torch.empty_like(value, memory_format=torch.contiguous_format)
-        grad_locations = torch.empty_like(locations, memory_format=torch.contiguous_format)
-        grad_weights = torch.empty_like(weights, memory_format=torch.contiguous_format)
-        for images in plan.groups():
-            table, grad = plan.table(value[images]), grad_output[images].flatten(0, 1)
-            of_locations = grad_locations[images].view(-1, *locations.shape[2:])
-            of_weights = grad_weights[images].view(-1, *weights.shape[2:])
-            collected = []
-            for piece, sums, lookups in plan.pieces(locations[images], weights[images]):
-                products = _products(table, grad[sums], lookups.rows, plan.starts(lookups))
-                factors = weights[images].flatten(0, 1)[piece]
-                plan.write_gradients(
-                    lookups, products, factors, of_locations[piece], of_weights[piece]
-                )
-                collected.append(lookups)
-            plan.write_table_gradient(grad, collected, grad_value[images])
-        return grad_value, None, grad_locations, grad_weights
+        grads = gradients(value, ctx.level_sizes, locations, weights, grad_output)
+        return grads[0], None, *grads[1:]
 
 
-def table_gradient(
-    grad_output: Tensor,
-    shape: torch.Size,
+def gradients(
+    value: Tensor,
     level_sizes: list[tuple[int, int]],
     locations: Tensor,
     weights: Tensor,
-) -> Tensor:
-    """Compute the gradient of the values alone, of ``shape`` (B, S, heads, C), by sorted sums.
-
-    grad_output: (B, Q, heads · C); the others as in ``deformable_sampling``, in its dtype.
-    """
+    grad_output: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of the values, the locations and the weights, from that of the output."""
     plan = _Plan(level_sizes, locations)
     batch, queries, heads = locations.shape[:3]
-    grad_output = grad_output.reshape(batch, queries * heads, shape[-1])
-    grad_value = grad_output.new_empty(shape)
+    grad_output = grad_output.reshape(batch, queries * heads, value.shape[-1])
+    grad_value, grad_locations, grad_weights = (
+        torch.empty_like(x, memory_format=torch.contiguous_format)
+        for x in (value, locations, weights)
+    )
     for images in plan.groups():
-        collected = [lookups for *_, lookups in plan.pieces(locations[images], weights[images])]
-        plan.write_table_gradient(grad_output[images].flatten(0, 1), collected, grad_value[images])
-    return grad_value
+        table, grad = plan.table(value[images]), grad_output[images].flatten(0, 1)
+        of_locations = grad_locations[images].view(-1, *locations.shape[2:])
+        of_weights = grad_weights[images].view(-1, *weights.shape[2:])
+        collected = []
+        for piece, sums, lookups in plan.pieces(locations[images], weights[images]):
+            products = _products(table, grad[sums], lookups.rows, lookups.starts)
+            factors = weights[images].flatten(0, 1)[piece]
+            plan.write_gradients(lookups, products, factors, of_locations[piece], of_weights[piece])
+            collected.append(lookups)
+        plan.write_table_gradient(grad, collected, grad_value[images])
+    return grad_value, grad_locations, grad_weights
 
 
 class _Lookups(NamedTuple):
     rows: Tensor  # (q, heads, levels, points, 4) int32, of the table: upper left, right, lower …
     factors: Tensor  # the same shape
     fractions: Tensor  # (q, heads, levels, points, 2): (x, y) from the upper left corner
+    starts: Tensor  # of each sum's rows, and the end of the last
 
 
 class _Plan:
@@ -181,11 +171,6 @@ class _Plan:
             )
         ]
 
-    def starts(self, lookups: _Lookups) -> Tensor:
-        """Start of each sum's rows, and the end of the last."""
-        rows, step = lookups.rows, 4 * self.lookups_per_sum
-        return torch.arange(0, rows.numel() + 1, step, dtype=rows.dtype, device=rows.device)
-
     def lookups(self, locations: Tensor, weights: Tensor, firsts: Tensor) -> _Lookups:
         """Rows and factors of the look-ups of some queries; ``firsts``: rows of their levels."""
         position = locations * self.sizes
@@ -206,7 +191,9 @@ class _Plan:
         for index, row in ((0, weights - lower), (2, lower)):
             torch.mul(row, x, out=factors[..., index + 1])
             torch.sub(row, factors[..., index + 1], out=factors[..., index])
-        return _Lookups(rows, factors, fractions)
+        end, size = rows.numel() + 1, 4 * self.lookups_per_sum
+        starts = torch.arange(0, end, size, dtype=rows.dtype, device=rows.device)
+        return _Lookups(rows, factors, fractions, starts)
 
     def write_gradients(
         self,

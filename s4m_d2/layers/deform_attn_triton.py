@@ -1,28 +1,21 @@
 """Deformable sampling on a GPU: Triton kernels, compiled when they are first used.
 
 One program does a few sums, a sum being one head of one query; queries are in order, so that
-neighbors read the same cells. All arithmetic and accumulation is in float32, whatever the dtypes.
-The backward adds to the values' gradient atomically, in no fixed order; where
-``torch.are_deterministic_algorithms_enabled()`` it leaves this gradient to the sorted sums of
-``deform_attn_plain``, which are the same in every run.
-
-Both kernels are custom operators: ``torch.compile`` keeps them as they are and needs no break in
-its graph (with ``torch.compiler.disable`` every layer would be one), and autocast does not touch
-them: they take mixed dtypes.
+neighbors read the same cells. All arithmetic and accumulation is in float32, whatever the dtypes,
+which may be mixed. The backward adds to the values' gradient atomically, in no fixed order; where
+``torch.are_deterministic_algorithms_enabled()`` the backward is that of ``deform_attn_plain``,
+whose sorted sums are the same in every run.
 """
-
-# Operators' schemas are read from annotations, which old versions of torch need unquoted.
-import typing
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from s4m_d2.layers.deform_attn_plain import table_gradient
+from s4m_d2.layers.deform_attn_plain import gradients
 from s4m_d2.transfers import to_device
 
-Ints = typing.List[int]  # noqa: UP006 (in a schema, torch 2.4 does not know list[int])
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _ELEMENTS = 1024  # that a program accumulates: sums times channels
 _WARPS = 4
@@ -119,7 +112,6 @@ def _backward_kernel(
     points: tl.constexpr,
     block: tl.constexpr,
     tile: tl.constexpr,
-    atomic: tl.constexpr,
 ):
     index, inside, start, channel, exists = _own_part(
         sums, queries, cells, heads, channels, block, tile
@@ -144,19 +136,18 @@ def _backward_kernel(
                 along_x += product * of_y * (2 * right - 1)
                 along_y += product * of_x * (2 * lower - 1)
                 along_weight += product * of_x * of_y
-                if atomic:
-                    part = (weight * of_x * of_y)[:, None] * grad
-                    tl.atomic_add(grad_value + where, part, mask, sem="relaxed")
+                part = (weight * of_x * of_y)[:, None] * grad
+                tl.atomic_add(grad_value + where, part, mask, sem="relaxed")
         kind = grad_locations.dtype.element_ty
         tl.store(grad_locations + 2 * sample, (along_x * weight * width).to(kind), inside)
         tl.store(grad_locations + 2 * sample + 1, (along_y * weight * height).to(kind), inside)
         tl.store(grad_weights + sample, along_weight.to(grad_weights.dtype.element_ty), inside)
 
 
-def _launch(kernel, level_sizes: Ints, value, locations, weights, *tensors, **options) -> None:
+def _launch(kernel, level_sizes, value: Tensor, locations: Tensor, *tensors: Tensor) -> None:
     sizes, first = [], 0
-    for height, width in zip(level_sizes[::2], level_sizes[1::2], strict=True):
-        sizes += [height, width, first]
+    for height, width in level_sizes:
+        sizes.append([height, width, first])
         first += height * width
     batch, queries, heads, levels, points, _ = locations.shape
     channels = value.shape[-1]
@@ -165,88 +156,40 @@ def _launch(kernel, level_sizes: Ints, value, locations, weights, *tensors, **op
     table = to_device(sizes, value.device, torch.int32)
     with torch.cuda.device_of(value):
         kernel[(triton.cdiv(sums, block),)](
-            *(table, value, locations, weights, *tensors),
+            *(table, value, locations, *tensors),
             *(sums, queries, value.shape[1], heads, channels),
             **dict(levels=levels, points=points, block=block, tile=tile, num_warps=_WARPS),
-            **options,
         )
 
 
-@torch.library.custom_op("s4m_d2::deformable_sampling", mutates_args=())
-def sample(value: Tensor, level_sizes: Ints, locations: Tensor, weights: Tensor) -> Tensor:
-    """``deformable_sampling`` of tensors whose dtypes are in ``DTYPES``.
+class TritonDeformableSampling(torch.autograd.Function):
+    """``deformable_sampling`` of tensors on a GPU whose dtypes are in ``DTYPES``."""
 
-    Args:
-        value, locations, weights: as there.
-        level_sizes: H and W of each level, one after the other.
-    """
-    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
-    output = value.new_empty(_output_shape(value, locations))
-    if output.numel():
-        _launch(_forward_kernel, level_sizes, value, locations, weights, output)
-    return output
+    @staticmethod
+    def forward(ctx, value, level_sizes, locations, weights):
+        """(B, Q, heads · C) for the arguments of ``deformable_sampling``."""
+        value, locations, weights = (x.contiguous() for x in (value, locations, weights))
+        ctx.save_for_backward(value, locations, weights)
+        ctx.level_sizes = level_sizes
+        batch, queries, heads = locations.shape[:3]
+        output = value.new_empty(batch, queries, heads * value.shape[-1])
+        if output.numel():
+            _launch(_forward_kernel, level_sizes, value, locations, weights, output)
+        return output
 
-
-@torch.library.custom_op("s4m_d2::deformable_sampling_backward", mutates_args=())
-def sample_backward(
-    grad_output: Tensor,
-    value: Tensor,
-    level_sizes: Ints,
-    locations: Tensor,
-    weights: Tensor,
-    deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of values, locations and weights, each in its own dtype.
-
-    Args:
-        deterministic: use no atomic additions.
-    """
-    value, locations, weights = value.contiguous(), locations.contiguous(), weights.contiguous()
-    grad_output = grad_output.contiguous()
-    grad_value = torch.zeros_like(value, dtype=torch.float32)
-    grad_locations, grad_weights = torch.zeros_like(locations), torch.zeros_like(weights)
-    if grad_output.numel():
-        grads = grad_output, grad_value, grad_locations, grad_weights
-        inputs = level_sizes, value, locations, weights
-        _launch(_backward_kernel, *inputs, *grads, atomic=not deterministic)
-        if deterministic:
-            sizes = list(zip(level_sizes[::2], level_sizes[1::2], strict=True))
-            grad_value = table_gradient(
-                grad_output.float(), value.shape, sizes, locations.float(), weights.float()
-            )
-    return grad_value.to(value.dtype), grad_locations, grad_weights
-
-
-def _output_shape(value: Tensor, locations: Tensor) -> tuple[int, int, int]:
-    batch, queries, heads = locations.shape[:3]
-    return batch, queries, heads * value.shape[-1]
-
-
-@sample.register_fake
-def _(value, level_sizes, locations, weights):
-    return value.new_empty(_output_shape(value, locations))
-
-
-@sample_backward.register_fake
-def _(grad_output, value, level_sizes, locations, weights, deterministic):
-    return tuple(
-        torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        for tensor in (value, locations, weights)
-    )
-
-
-def _keep(ctx, inputs, output):
-    value, ctx.level_sizes, locations, weights = inputs
-    ctx.save_for_backward(value, locations, weights)
-
-
-def _backward(ctx, grad_output):
-    value, locations, weights = ctx.saved_tensors
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    grad_value, grad_locations, grad_weights = sample_backward(
-        grad_output, value, ctx.level_sizes, locations, weights, deterministic
-    )
-    return grad_value, None, grad_locations, grad_weights
-
-
-sample.register_autograd(_backward, setup_context=_keep)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        """Gradients of values, locations and weights, each in its own dtype."""
+        inputs = value, locations, weights = ctx.saved_tensors
+        if torch.are_deterministic_algorithms_enabled():
+            singles = [x.float() for x in (*inputs, grad_output)]
+            grads = gradients(singles[0], ctx.level_sizes, *singles[1:])
+        else:
+            kinds = torch.float32, locations.dtype, weights.dtype
+            grads = [torch.zeros_like(x, dtype=kind) for x, kind in zip(inputs, kinds, strict=True)]
+            if grad_output.numel():
+                tensors = *inputs[1:], grad_output.contiguous(), *grads
+                _launch(_backward_kernel, ctx.level_sizes, value, *tensors)
+        of_value, *others = (grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True))
+        return of_value, None, *others

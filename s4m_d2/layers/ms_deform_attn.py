@@ -23,8 +23,6 @@ except ImportError:  # builds of torch without CUDA come without Triton
 USE_TRITON = os.environ.get("S4M_D2_TRITON", "1") != "0"
 logger = logging.getLogger(__name__)
 
-_LOW_PRECISION = (torch.float16, torch.bfloat16)
-
 
 def deformable_sampling(
     value: Tensor,
@@ -51,27 +49,29 @@ def deformable_sampling(
     """
     if torch.onnx.is_in_onnx_export():
         return _grid_sampling(value, level_sizes, locations, weights)
-    if _kernels_can_do(value, locations, weights):
-        sizes = [side for size in level_sizes for side in size]
-        return deform_attn_triton.sample(value, sizes, locations, weights)
-    return _plain_sampling(value, level_sizes, locations, weights)
+    if USE_TRITON and _kernels_can_do(value, locations, weights):
+        sample = deform_attn_triton.TritonDeformableSampling.apply
+        return sample(value, level_sizes, locations, weights)
+    dtype = torch.promote_types(value.dtype, torch.float32)
+    with torch.autocast(value.device.type, enabled=False):
+        inputs = value.to(dtype), level_sizes, locations.to(dtype), weights.to(dtype)
+        return PlainDeformableSampling.apply(*inputs).to(value.dtype)
 
 
 def _kernels_can_do(*tensors: Tensor) -> bool:
-    if not USE_TRITON or deform_attn_triton is None:
+    if deform_attn_triton is None:
         return False
-    if not all(x.is_cuda and x.dtype in deform_attn_triton.DTYPES for x in tensors):
-        return False
-    return _kernels_compile(tensors[0].device)
+    are_fit = all(x.is_cuda and x.dtype in deform_attn_triton.DTYPES for x in tensors)
+    return are_fit and _kernels_compile(tensors[0].device)
 
 
 @functools.cache
 def _kernels_compile(device: torch.device) -> bool:
     """Try once, on minimal tensors, whether Triton works on this device."""
-    value, locations = torch.zeros(1, 1, 1, 16), torch.zeros(1, 1, 1, 1, 1, 2)
-    tried = (x.to(device) for x in (value, locations, locations[..., 0]))
+    value, locations = (torch.zeros(1, 1, 1, *more, device=device) for more in ((16,), (1, 1, 2)))
+    sample = deform_attn_triton.TritonDeformableSampling.apply
     try:
-        deform_attn_triton.sample(next(tried), [1, 1], *tried)
+        sample(value, [(1, 1)], locations, locations[..., 0])
     except Exception as error:  # no compiler, no headers, an unknown GPU, ...
         logger.warning(
             "Triton cannot compile its kernels here (%s). Deformable attention is computed in "
@@ -81,18 +81,6 @@ def _kernels_compile(device: torch.device) -> bool:
         )
         return False
     return True
-
-
-@torch.compiler.disable  # its backward uses sparse tensors, which no compiler would speed up
-def _plain_sampling(
-    value: Tensor, level_sizes: list[tuple[int, int]], locations: Tensor, weights: Tensor
-) -> Tensor:
-    dtype = torch.float32 if value.dtype in _LOW_PRECISION else value.dtype
-    with torch.autocast(value.device.type, enabled=False):
-        output = PlainDeformableSampling.apply(
-            value.to(dtype), level_sizes, locations.to(dtype), weights.to(dtype)
-        )
-    return output.to(value.dtype)
 
 
 def _cells(level_sizes: list[tuple[int, int]], device: torch.device) -> Tensor:

@@ -33,14 +33,14 @@ class _Indices:
     Attributes:
         classes: (L, B, Q) int64, the target class of each query of each layer.
         queries: (L, M) int64, matched queries of all images, numbered through the batch.
-        instances: for each image the instances to be sampled, once if all layers match the same
-            ones, else layer after layer; None: all in their order.
+        instances: (M,) int64 for each image, which all layers match, or (L * M,) if they may match
+            different ones, having fewer queries.
         weights: (L, M) of the instances that the queries match; None: 1.
     """
 
     classes: Tensor
     queries: Tensor
-    instances: list[Tensor | None]
+    instances: list[Tensor]
     weights: Tensor | None
 
 
@@ -90,9 +90,8 @@ class SetCriterion(nn.Module):
         self.num_classes = num_classes
         self.matcher = matcher
         self.loss_weights = dict(loss_weights)
-        self.num_points = num_points
-        self.oversample_ratio = oversample_ratio
-        self.importance_ratio = importance_ratio
+        ratios = {"oversample_ratio": oversample_ratio, "importance_ratio": importance_ratio}
+        self.sampling: dict[str, Any] = {"num_points": num_points, **ratios}
         self.deep_supervision = deep_supervision
         empty_weight = torch.ones(num_classes + 1)
         empty_weight[-1] = no_object_weight
@@ -154,8 +153,8 @@ class SetCriterion(nn.Module):
         with torch.autocast(device_type=device.type, enabled=False):
             matches = self.matcher(layers, targets, generators)
             indices = self._indices(matches, targets, outputs["pred_logits"])
-            num_masks, class_weight = self._divisors(matches, targets, indices)
-            mask, dice = self._mask_losses(layers, targets, matches, indices, generators)
+            num_masks, class_weight = self._divisors(targets, indices)
+            mask, dice = self._mask_losses(layers, targets, indices, generators)
             losses = {
                 "loss_ce": self._class_losses(layers, indices) / class_weight,
                 "loss_mask": mask / num_masks,
@@ -169,18 +168,15 @@ class SetCriterion(nn.Module):
         }
 
     def _divisors(
-        self,
-        matches: Sequence[ImageMatches],
-        targets: Sequence[dict[str, Tensor]],
-        indices: _Indices,
+        self, targets: Sequence[dict[str, Tensor]], indices: _Indices
     ) -> tuple[Tensor, Tensor]:
         """What turns sums of this process into its part of the means over all, by one all-reduce.
 
         The number of masks, 0-dim, and the weights of all queries of a layer, (1,), or (L,) if
         targets have weights; both divided by the number of processes, masks at least 1.
         """
-        instances = sum(match.num_instances for match in matches)
-        matched = sum(map(len, matches))  # an object class weighs 1
+        instances = sum(len(target["labels"]) for target in targets)
+        matched = indices.queries.shape[1]  # an object class weighs 1
         unmatched = indices.classes[0].numel() - matched
         if indices.weights is None:
             counts = to_device([instances, matched], self.empty_weight.device, torch.float32)
@@ -208,19 +204,20 @@ class SetCriterion(nn.Module):
             [match.queries + image * num_queries for image, match in enumerate(matches)], axis=1
         )
         wanted = [
-            _wanted(match.instances, len(target["labels"]))
+            match.instances[0] if len(match) == len(target["labels"]) else match.instances.ravel()
             for match, target in zip(matches, targets, strict=True)
         ]
-        parts = [classes.ravel(), queries.ravel(), *(part for part in wanted if part is not None)]
+        parts = [classes.ravel(), queries.ravel(), *wanted]
         moved = to_device(np.concatenate(parts), logits.device).split([len(p) for p in parts])
-        of_images = iter(moved[2:])
-        instances = [None if part is None else next(of_images) for part in wanted]
-        return _Indices(
-            moved[0].view(classes.shape),
-            moved[1].view(queries.shape),
-            instances,
-            _match_weights(matches, targets, instances),
-        )
+        of_layers, instances = moved[1].view(queries.shape), moved[2:]
+        weights = None
+        if "weights" in targets[0]:
+            pairs = zip(targets, instances, strict=True)
+            each = zip((target["weights"][rows] for target, rows in pairs), matches, strict=True)
+            shape = num_layers, -1
+            rows = [w.expand(shape) if len(w) == len(match) else w.view(shape) for w, match in each]
+            weights = torch.cat(rows, dim=1)
+        return _Indices(moved[0].view(classes.shape), of_layers, instances, weights)
 
     def _class_losses(self, layers: Sequence[dict[str, Tensor]], indices: _Indices) -> Tensor:
         """(L,) sums of weighted cross-entropies."""
@@ -236,7 +233,6 @@ class SetCriterion(nn.Module):
         self,
         layers: Sequence[dict[str, Tensor]],
         targets: Sequence[dict[str, Tensor]],
-        matches: Sequence[ImageMatches],
         indices: _Indices,
         generators: Sequence[torch.Generator | None] | None,
     ) -> Tensor:
@@ -245,21 +241,14 @@ class SetCriterion(nn.Module):
             layer["pred_masks"].flatten(0, 1)[queries]
             for layer, queries in zip(layers, indices.queries.unbind(), strict=True)
         ]
-        counts = [len(match) for match in matches]
+        num_queries = layers[0]["pred_masks"].shape[1]
+        counts = [min(len(target["labels"]), num_queries) for target in targets]
         if not any(counts):  # zero, but part of the graph: every parameter gets a gradient
             return torch.stack([masks.float().sum() for masks in matched]).expand(2, -1)
-        images = zip(
-            zip(*(masks.split(counts) for masks in matched), strict=True),
-            targets,
-            indices.instances,
-            generators or [None] * len(targets),
-            strict=True,
-        )
-        losses = [
-            self._image_mask_losses(*image)
-            for image, count in zip(images, counts, strict=True)
-            if count
-        ]
+        of_images = zip(*(masks.split(counts) for masks in matched), strict=True)
+        sources = generators or [None] * len(targets)
+        images = zip(of_images, targets, indices.instances, sources, strict=True)
+        losses = [self._image_mask_losses(*image) for image in images if len(image[2])]
         each = torch.cat(losses, dim=2)
         return (each if indices.weights is None else each * indices.weights).sum(2)
 
@@ -267,18 +256,12 @@ class SetCriterion(nn.Module):
         self,
         masks: tuple[Tensor, ...],
         target: dict[str, Tensor],
-        instances: Tensor | None,
+        instances: Tensor,
         generator: torch.Generator | None,
     ) -> Tensor:
         """(2, L, M) BCE and dice of one image's matched masks, (M, h, w) in each layer."""
         logits = torch.cat(masks).float()
-        points = uncertain_points(
-            logits,
-            num_points=self.num_points,
-            oversample_ratio=self.oversample_ratio,
-            importance_ratio=self.importance_ratio,
-            generator=generator,
-        )
+        points = uncertain_points(logits, generator=generator, **self.sampling)
         of_layers = points.unflatten(0, (len(masks), -1))
         labels = _read_truth(target["masks"], instances, of_layers)
         weights = None
@@ -291,37 +274,13 @@ class SetCriterion(nn.Module):
         return losses.unflatten(1, (len(masks), -1))
 
 
-def _wanted(instances: np.ndarray, count: int) -> np.ndarray | None:
-    """See :attr:`_Indices.instances`; of (L, M) matched instances out of ``count``."""
-    if not (instances == instances[0]).all():
-        return instances.ravel()
-    return None if instances.shape[1] == count else instances[0]
-
-
-def _match_weights(
-    matches: Sequence[ImageMatches],
-    targets: Sequence[dict[str, Tensor]],
-    instances: Sequence[Tensor | None],
-) -> Tensor | None:
-    """:attr:`_Indices.weights`; ``instances`` as there."""
-    if "weights" not in targets[0]:
-        return None
-    found = []
-    for match, target, of_image in zip(matches, targets, instances, strict=True):
-        num_layers, matched = match.queries.shape
-        weights = target["weights"] if of_image is None else target["weights"][of_image]
-        rows = 1 if len(weights) == matched else num_layers
-        found.append(weights.view(rows, matched).expand(num_layers, -1))
-    return torch.cat(found, dim=1)
-
-
-def _read_truth(masks: Tensor, instances: Tensor | None, points: Tensor) -> Tensor:
+def _read_truth(masks: Tensor, instances: Tensor, points: Tensor) -> Tensor:
     """(L * M, P) values of instances at the points (L, M, P, 2) of each layer.
 
     An instance that all layers match is read at the points of all of them at once.
     """
     num_layers, matched, num_points = points.shape[:3]
-    together = num_layers if instances is None or len(instances) == matched else 1
+    together = num_layers if len(instances) == matched else 1
     grouped = points.unflatten(0, (-1, together)).transpose(1, 2)  # (groups, M, together, P, 2)
     values = sample_chosen(masks, instances, grouped.flatten(2, 3).flatten(0, 1))
     values = values.view(-1, matched, together, num_points)

@@ -15,7 +15,7 @@ POINTS_AT_ONCE = 1 << 23  # candidates of the uncertain points drawn at once
 
 
 def draw_points(
-    count: int, num_points: int, *, generator: torch.Generator | None, device: torch.device
+    count: int, num_points: int, generator: torch.Generator | None, device: torch.device
 ) -> Tensor:
     """(count, num_points, 2) float32 uniform points; None draws from torch's default generator."""
     source = device if generator is None else generator.device
@@ -24,8 +24,6 @@ def draw_points(
 
 def sample_each(masks: Tensor, points: Tensor) -> Tensor:
     """Bilinear values of each mask at its own points: (N, H, W), (N, P, 2) -> (N, P) float32."""
-    if len(masks) == 0:
-        return masks.new_zeros(points.shape[:2], dtype=torch.float32)
     return point_sample(masks[:, None].float(), points, align_corners=False)[:, 0]
 
 
@@ -41,15 +39,11 @@ def sample_shared(masks: Tensor, points: Tensor) -> Tensor:
     return torch.cat(read)
 
 
-def sample_chosen(masks: Tensor, chosen: Tensor | None, points: Tensor) -> Tensor:
-    """:func:`sample_each` of ``masks[chosen]``, (M,) int64 indices, which are copied in chunks.
-
-    masks: of any type. chosen: None: all masks in their order.
-    """
+def sample_chosen(masks: Tensor, chosen: Tensor, points: Tensor) -> Tensor:
+    """:func:`sample_each` of ``masks[chosen]``, of any type, which are copied in chunks."""
     size = _masks_at_once(masks)
-    places = points.split(size)
-    parts = masks.split(size) if chosen is None else (masks[c] for c in chosen.split(size))
-    return torch.cat([sample_each(part, its) for part, its in zip(parts, places, strict=True)])
+    pairs = zip(chosen.split(size), points.split(size), strict=True)
+    return torch.cat([sample_each(masks.index_select(0, part), its) for part, its in pairs])
 
 
 def _masks_at_once(masks: Tensor) -> int:
@@ -77,12 +71,8 @@ def uncertain_points(
     num_uniform = num_points - num_important
     parts = []
     for logits in mask_logits.detach().split(max(1, POINTS_AT_ONCE // num_candidates)):
-        drawn = draw_points(
-            len(logits),
-            num_candidates + num_uniform,
-            generator=generator,
-            device=logits.device,
-        )
+        count = num_candidates + num_uniform
+        drawn = draw_points(len(logits), count, generator, logits.device)
         candidates, uniform = drawn.split([num_candidates, num_uniform], dim=1)
         doubt = sample_each(logits, candidates).abs_().neg_()  # what is NaN comes first
         chosen = doubt.topk(num_important, dim=1, sorted=False).indices

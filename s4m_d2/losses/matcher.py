@@ -28,25 +28,24 @@ WORST_COST = 1e6
 
 @dataclass(frozen=True)
 class ImageMatches:
-    """The matches of one image in L layers, on the host; M = min(Q, ``num_instances``).
+    """The matches of one image with N instances in L layers, on the host; M = min(Q, N).
 
     Attributes:
         queries: (L, M) int64.
         instances: (L, M) int64 positions in the image's target that the queries match, ascending.
         labels: (L, M) int64, the instances' classes.
-        num_instances: of the target.
     """
 
     queries: np.ndarray
     instances: np.ndarray
     labels: np.ndarray
-    num_instances: int
 
     def __len__(self) -> int:
         """M, in each layer."""
         return self.queries.shape[1]
 
 
+@dataclass(kw_only=True)
 class HungarianMatcher:
     """Finds the one-to-one assignment of queries to instances with the least total cost.
 
@@ -58,13 +57,10 @@ class HungarianMatcher:
         num_points: points per image and layer.
     """
 
-    def __init__(
-        self, *, class_cost: float, mask_cost: float, dice_cost: float, num_points: int
-    ) -> None:
-        self.class_cost = class_cost
-        self.mask_cost = mask_cost
-        self.dice_cost = dice_cost
-        self.num_points = num_points
+    class_cost: float
+    mask_cost: float
+    dice_cost: float
+    num_points: int
 
     def __call__(
         self,
@@ -91,7 +87,7 @@ class HungarianMatcher:
         counts = [len(target["labels"]) for target in targets]
         if not any(counts):
             nothing = np.zeros((len(layers), 0), dtype=np.int64)
-            return [ImageMatches(nothing, nothing, nothing, 0) for _ in targets]
+            return [ImageMatches(nothing, nothing, nothing) for _ in targets]
         costs, labels = to_host(
             self.costs(layers, targets, generators),
             torch.cat([target["labels"] for target in targets]),
@@ -120,27 +116,17 @@ class HungarianMatcher:
         Entries beyond an image's own instances have no meaning. Arguments as of a call.
         """
         device = layers[0]["pred_masks"].device
-        points = torch.stack(
-            [
-                draw_points(len(layers), self.num_points, generator=generator, device=device)
-                for generator in generators or [None] * len(targets)
-            ],
-            dim=1,
-        )  # (L, B, P, 2)
+        sources = generators or [None] * len(targets)
+        drawn = [draw_points(len(layers), self.num_points, each, device) for each in sources]
+        points = torch.stack(drawn, dim=1)  # (L, B, P, 2)
         read = [
             sample_shared(target["masks"], its_points.flatten(0, 1))
             for target, its_points in zip(targets, points.unbind(1), strict=True)
         ]
         masks = pad_sequence(read, batch_first=True).unflatten(2, (len(layers), self.num_points))
         labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
-        return torch.stack(
-            [
-                self._layer_costs(layer, labels, its_masks, its_points)
-                for layer, its_masks, its_points in zip(
-                    layers, masks.unbind(2), points, strict=True
-                )
-            ]
-        )
+        read_layers = zip(layers, masks.unbind(2), points, strict=True)
+        return torch.stack([self._layer_costs(layer, labels, *its) for layer, *its in read_layers])
 
     def _layer_costs(
         self, layer: dict[str, Tensor], labels: Tensor, masks: Tensor, points: Tensor
@@ -163,13 +149,9 @@ def _assign(costs: np.ndarray, labels: np.ndarray) -> ImageMatches:
     Costs that are not finite count as WORST_COST. Matches of diverged predictions are arbitrary,
     but their losses must still be computed: they show that the step has to be skipped.
     """
-    bounded = np.nan_to_num(
-        costs[:, :, : len(labels)].astype(np.float64),
-        nan=WORST_COST,
-        posinf=WORST_COST,
-        neginf=WORST_COST,
-    ).clip(-WORST_COST, WORST_COST)
+    costs = costs[:, :, : len(labels)].astype(np.float64)
+    bounded = np.where(np.isfinite(costs), costs, WORST_COST).clip(-WORST_COST, WORST_COST)
     pairs = np.array([linear_sum_assignment(cost) for cost in bounded], dtype=np.int64)
     order = pairs[:, 1:].argsort(axis=2)
     queries, instances = np.take_along_axis(pairs, order, axis=2).swapaxes(0, 1)
-    return ImageMatches(queries, instances, labels[instances], len(labels))
+    return ImageMatches(queries, instances, labels[instances])

@@ -1,8 +1,7 @@
 """The model; importing this registers its parts."""
 
-from s4m_d2.modeling.backbones.timm_backbone import TimmBackbone, build_timm_backbone
+from s4m_d2.modeling.backbones.timm_backbone import TimmBackbone
 from s4m_d2.modeling.head import MaskFormerHead
-from s4m_d2.modeling.inference import instance_inference
 from s4m_d2.modeling.meta_arch import S4MMaskFormer
 from s4m_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder
 from s4m_d2.modeling.transformer_decoder import (
@@ -17,6 +16,4 @@ __all__ = [
     "MultiScaleMaskedTransformerDecoder",
     "S4MMaskFormer",
     "TimmBackbone",
-    "build_timm_backbone",
-    "instance_inference",
 ]

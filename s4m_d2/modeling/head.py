@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, registered, require
 from s4m_d2.modeling.pixel_decoder import MSDeformAttnPixelDecoder, register_if_free
-from s4m_d2.modeling.transformer_decoder import build_transformer_decoder
+from s4m_d2.modeling.transformer_decoder import TRANSFORMER_DECODER_REGISTRY
 
 MULTI_SCALE = "multi_scale_pixel_decoder"
 
@@ -44,12 +44,14 @@ class MaskFormerHead(nn.Module):
                 f"MODEL.SEM_SEG_HEAD.IN_FEATURES names {missing}, which the backbone does not "
                 f"return; it returns {sorted(input_shape)} (MODEL.RESNETS.OUT_FEATURES)"
             )
-        key, source = "TRANSFORMER_IN_FEATURE", cfg.MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE
-        require(f"MODEL.MASK_FORMER.{key}", source, source == MULTI_SCALE, repr(MULTI_SCALE))
+        former, key = cfg.MODEL.MASK_FORMER, "MODEL.MASK_FORMER.TRANSFORMER"
+        source, name = former.TRANSFORMER_IN_FEATURE, former.TRANSFORMER_DECODER_NAME
+        require(f"{key}_IN_FEATURE", source, source == MULTI_SCALE, repr(MULTI_SCALE))
+        predictor = registered(TRANSFORMER_DECODER_REGISTRY, f"{key}_DECODER_NAME", name)
         return {
             "num_classes": head.NUM_CLASSES,
-            "pixel_decoder": _build("PIXEL_DECODER_NAME", cfg, input_shape),
-            "transformer_predictor": build_transformer_decoder(cfg, head.CONVS_DIM),
+            "pixel_decoder": build_head(cfg, input_shape, "PIXEL_DECODER_NAME"),
+            "transformer_predictor": predictor(cfg, head.CONVS_DIM),
         }
 
     def forward(
@@ -78,13 +80,8 @@ class MaskFormerHead(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-def build_head(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """Build the head named by ``MODEL.SEM_SEG_HEAD.NAME``."""
-    return _build("NAME", cfg, input_shape)
-
-
-def _build(key: str, cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-    """Build our class with the name in ``key``, or else the registered one."""
+def build_head(cfg, input_shape: dict[str, ShapeSpec], key: str = "NAME") -> nn.Module:
+    """Build our class with the name in ``MODEL.SEM_SEG_HEAD[key]``, or else the registered one."""
     name = cfg.MODEL.SEM_SEG_HEAD[key]
     ours = {cls.__name__: cls for cls in (MaskFormerHead, MSDeformAttnPixelDecoder)}
     if name in ours:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from detectron2.modeling import ResNet
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, first_names
+from s4m_d2.modeling.backbones.weight_names import Table, renamed
 
 TOLERANCE = 1e-4  # of logits, as a share of the largest one if that is above 1
 _SIZE = 224, 352  # of the random image that is compared: no multiples of Swin's windows
@@ -23,7 +24,7 @@ _STAGES = ["stage1", "stage2", "stage3", "stage4"]
 _INSTALL = "--format transformers needs the packages: pip install transformers safetensors"
 
 # Patterns and replacements, applied in this order; <a b c> are the thirds of one weight.
-_HEAD_NAMES = {
+_HEAD_NAMES: Table = {
     r"^criterion\.": "criterion.",
     r"^sem_seg_head\.pixel_decoder\.": "model.pixel_level_module.decoder.",
     r"\.transformer\.(level_embed|encoder)": r".\1",
@@ -48,7 +49,7 @@ _HEAD_NAMES = {
     r"\.decoder_norm\.": ".decoder.layernorm.",
     r"\.mask_embed\.layers\.(\d)\.": r".decoder.mask_predictor.mask_embedder.\1.0.",
 }
-_BACKBONE_NAMES = {
+_BACKBONE_NAMES: Table = {
     r"^backbone\.(net\.)?": "model.pixel_level_module.encoder.",
     # ResNet
     r"\.stem\.conv1\.": ".embedder.embedder.",
@@ -76,9 +77,7 @@ _BACKBONE_NAMES = {
     r"\.mlp\.fc2\.": ".output.dense.",
     r"\.norms\.res(\d)\.": lambda m: f".hidden_states_norms.stage{int(m[1]) - 1}.",
 }
-_FIRST_LAYER = re.compile(
-    r"(embedder\.embedder\.convolution|patch_embeddings\.projection)\.weight$"
-)
+_FIRST_LAYER = r"(embedder\.embedder\.convolution|patch_embeddings\.projection)\.weight$"
 
 
 def save_pretrained(model: Any, folder: str, names: Sequence[str], edges: tuple[int, int]) -> str:
@@ -182,17 +181,11 @@ def _renamed(model: Any) -> dict[str, Tensor]:
     """The model's weights by Hugging Face's names; the first layer takes RGB."""
     state = {}
     for name, value in model.state_dict().items():
-        for new, part in _thirds(_new_name(name), value):
-            is_bgr = model.input_format == "BGR" and _FIRST_LAYER.search(new)
+        names = _BACKBONE_NAMES if name.startswith("backbone.") else _HEAD_NAMES
+        for new, part in _thirds(renamed(name, names), value):
+            is_bgr = model.input_format == "BGR" and re.search(_FIRST_LAYER, new)
             state[new] = (part.flip(1) if is_bgr else part).clone().contiguous()
     return state
-
-
-def _new_name(name: str) -> str:
-    names: Mapping[str, Any] = _BACKBONE_NAMES if name.startswith("backbone.") else _HEAD_NAMES
-    for pattern, replacement in names.items():
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _thirds(name: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -121,7 +121,11 @@ def _masks(
     chunk = max(1, CHUNK_PIXELS // max(math.prod(sizes[0]), math.prod(sizes[2])))
     for start in range(0, len(queries), chunk):
         part = slice(start, start + chunk)
-        masks, scores[part] = _upsample(pred_masks[queries[part]], *sizes)
+        logits = resize(pred_masks[queries[part]][None].float(), sizes[0])
+        logits = resize(logits[..., : sizes[1][0], : sizes[1][1]], sizes[2])[0]
+        masks = logits > 0
+        scores[part] = _certainty(logits.sigmoid_(), masks)
+        del logits  # before those of the next chunk
         boxes[part] = mask_boxes(masks)
         if rle_masks:
             rles += encode_masks(masks)
@@ -131,22 +135,6 @@ def _masks(
                 dense[pair] = masks[row - start]
     found = RLEMasks([rles[row] for row in rows], sizes[2]) if rle_masks else dense
     return found, boxes[row_of_pair], scores[row_of_pair]
-
-
-def _upsample(
-    mask_logits: Tensor,
-    padded_size: tuple[int, int],
-    image_size: tuple[int, int],
-    output_size: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    """Binary masks (N, H, W) of the output and their mean probability inside, (N,).
-
-    ``mask_logits`` may be overwritten.
-    """
-    logits = resize(mask_logits[None].float(), padded_size)
-    logits = resize(logits[..., : image_size[0], : image_size[1]], output_size)[0]
-    masks = logits > 0
-    return masks, _certainty(logits.sigmoid_(), masks)
 
 
 def _certainty(probabilities: Tensor, masks: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from s4m_d2.structures import sample_generators
 from s4m_d2.transfers import to_device
 
 Sample = Mapping[str, Any]
-LARGE_SCALE_JITTER = "coco_instance_lsj"
 
 
 @META_ARCH_REGISTRY.register()
@@ -33,7 +32,8 @@ class S4MMaskFormer(nn.Module):
         sem_seg_head: maps of the backbone -> queries (see MaskFormerHead).
         criterion: L_sup.
         distillation: L_SD (paper, section 3.2), added in training; None: off. It is a plain
-            attribute: its SAM is neither a submodule nor in the state dict.
+            attribute, which may be set at any time: its SAM is neither a submodule nor in the
+            state dict.
         pixel_mean, pixel_std: 0..255 units, in the order of ``input_format``.
         input_format: "RGB" or "BGR", the channel order of the samples' images.
         size_divisibility: inputs are padded to multiples of it.
@@ -44,7 +44,6 @@ class S4MMaskFormer(nn.Module):
         largest_component: keep only the largest component of predicted masks and pseudo-labels.
 
     Attributes:
-        distillation: as above; may be set at any time.
         rle_masks: return masks at inference as :class:`~s4m_d2.structures.RLEMasks`, not as one
             tensor; may be set at any time (:func:`s4m_d2.evaluation.masks_as_rle`).
     """
@@ -92,7 +91,7 @@ class S4MMaskFormer(nn.Module):
         _check_supported(cfg)
         backbone = build_backbone(cfg)
         divisibility = cfg.MODEL.MASK_FORMER.SIZE_DIVISIBILITY
-        jitter = cfg.INPUT.DATASET_MAPPER_NAME == LARGE_SCALE_JITTER
+        jitter = cfg.INPUT.DATASET_MAPPER_NAME == "coco_instance_lsj"
         return {
             "backbone": backbone,
             "sem_seg_head": build_head(cfg, backbone.output_shape()),
@@ -130,28 +129,22 @@ class S4MMaskFormer(nn.Module):
         """
         if self.training:
             return self._losses(batched_inputs)
-        images, outputs = self._run(batched_inputs)
-        return [
-            {
-                "instances": instance_inference(
-                    logits,
-                    masks,
-                    padded_size=_padded_size(images),
-                    image_size=size,
-                    output_size=(sample.get("height", size[0]), sample.get("width", size[1])),
-                    max_instances=self.max_instances,
-                    duplicate_iou=self.duplicate_iou,
-                    rle_masks=self.rle_masks,
-                )
-            }
-            for logits, masks, size, sample in zip(
-                outputs["pred_logits"],
-                outputs["pred_masks"],
-                images.image_sizes,
-                batched_inputs,
-                strict=True,
+        found = self.predict_queries(batched_inputs)
+        queries = zip(found["pred_logits"], found["pred_masks"], strict=True)
+        images = zip(queries, found["image_sizes"], batched_inputs, strict=True)
+        results = []
+        for of_image, size, sample in images:
+            instances = instance_inference(
+                *of_image,
+                padded_size=found["padded_size"],
+                image_size=size,
+                output_size=(sample.get("height", size[0]), sample.get("width", size[1])),
+                max_instances=self.max_instances,
+                duplicate_iou=self.duplicate_iou,
+                rle_masks=self.rle_masks,
             )
-        ]
+            results.append({"instances": instances})
+        return results
 
     def predict_queries(self, batched_inputs: Sequence[Sample]) -> dict[str, Any]:
         """Predict all queries of a batch, without selection; annotations are not read.
@@ -161,12 +154,9 @@ class S4MMaskFormer(nn.Module):
             1/4 of its size, ``image_sizes`` [(H, W)] of the contents, ``padded_size`` (H, W).
         """
         images, outputs = self._run(batched_inputs)
-        return {
-            "pred_logits": outputs["pred_logits"],
-            "pred_masks": outputs["pred_masks"],
-            "image_sizes": images.image_sizes,
-            "padded_size": _padded_size(images),
-        }
+        found = {key: outputs[key] for key in ("pred_logits", "pred_masks")}
+        padded_size = tuple(images.tensor.shape[-2:])
+        return {**found, "image_sizes": images.image_sizes, "padded_size": padded_size}
 
     def mask_features(
         self, batched_inputs: Sequence[Sample]
@@ -181,7 +171,7 @@ class S4MMaskFormer(nn.Module):
         return outputs["mask_features"], self._rgb(batched_inputs), images.image_sizes
 
     def _run(self, batched_inputs: Sequence[Sample]) -> tuple[ImageList, dict[str, Any]]:
-        """Outputs of the last layer, and the padded images."""
+        """The padded images, and outputs of the last layer."""
         images = self._normalized(batched_inputs)
         outputs = self.sem_seg_head(self.backbone(images.tensor), aux_outputs=False)
         if self.largest_component:
@@ -192,7 +182,8 @@ class S4MMaskFormer(nn.Module):
         images = self._normalized(batched_inputs)
         features, aux_outputs = self.backbone(images.tensor), self.criterion.deep_supervision
         outputs = self.sem_seg_head(features, aux_outputs=aux_outputs)
-        of_batch = _padded_size(images), self.sem_seg_head.num_classes, self.device
+        (height, width), num_classes = images.tensor.shape[-2:], self.sem_seg_head.num_classes
+        of_batch = (height, width), num_classes, self.device
         targets = [prepare_target(sample, *of_batch) for sample in batched_inputs]
         generators = sample_generators(batched_inputs, "loss_points", self.device)
         losses = self.criterion(outputs, targets, generators)
@@ -207,13 +198,8 @@ class S4MMaskFormer(nn.Module):
         return losses
 
     def _normalized(self, batched_inputs: Sequence[Sample]) -> ImageList:
-        """Normalize, then pad."""
-        return self._pad(
-            [
-                (to_device(sample["image"], self.device) - self.pixel_mean) / self.pixel_std
-                for sample in batched_inputs
-            ]
-        )
+        images = (to_device(sample["image"], self.device) for sample in batched_inputs)
+        return self._pad([(image - self.pixel_mean) / self.pixel_std for image in images])
 
     def _rgb(self, batched_inputs: Sequence[Sample]) -> Tensor:
         """(B, 3, H, W) RGB, 0..255, padded as the network's input."""
@@ -269,8 +255,9 @@ def prepare_target(
             "the annotations' categories and MODEL.SEM_SEG_HEAD.NUM_CLASSES"
         )
     target = {"labels": labels, "masks": _masks(instances, sample["image"].shape[-2:], name)}
-    known = [key for key in ("weights", "doubts") if instances.has(f"gt_{key}")]
-    for key, value in (target | {key: instances.get(f"gt_{key}") for key in known}).items():
+    fields = instances.get_fields()
+    target |= {key: fields[f"gt_{key}"] for key in ("weights", "doubts") if f"gt_{key}" in fields}
+    for key, value in target.items():
         target[key] = to_device(value, device)
         if value.ndim == 3:
             height, width = value.shape[1:]
@@ -279,9 +266,9 @@ def prepare_target(
 
 
 def _masks(instances: Instances, size: torch.Size, name: str) -> Tensor:
-    if not instances.has("gt_masks") and not len(instances):
+    masks = instances.get_fields().get("gt_masks")
+    if masks is None and not len(instances):
         return torch.zeros((0, *size), dtype=torch.bool)
-    masks = instances.gt_masks if instances.has("gt_masks") else None
     masks = masks.tensor if isinstance(masks, BitMasks) else masks
     if not isinstance(masks, Tensor):
         raise InputError(
@@ -294,10 +281,6 @@ def _masks(instances: Instances, size: torch.Size, name: str) -> Tensor:
             f"of {tuple(size)}; the annotation belongs to another image or size"
         )
     return masks.bool()
-
-
-def _padded_size(images: ImageList) -> tuple[int, int]:
-    return images.tensor.shape[-2], images.tensor.shape[-1]
 
 
 def _check_supported(cfg) -> None:

@@ -19,11 +19,9 @@ ENCODER_FEEDFORWARD = 1024  # Mask2Former fixes it for the deformable encoder
 
 
 def register_if_free(head: type) -> type:
-    """Register a head under its name unless the name is taken.
+    """Register a head under its name unless Mask2Former's package, imported first, has taken it.
 
-    Mask2Former's package registers the same names, which the registry refuses a second time. Both
-    packages can be used in one process if Mask2Former is imported first; ``modeling.head`` finds
-    our classes without the registry.
+    ``modeling.head`` finds our classes without the registry.
     """
     if head.__name__ not in SEM_SEG_HEADS_REGISTRY:
         SEM_SEG_HEADS_REGISTRY.register(head)
@@ -41,19 +39,10 @@ class DeformableEncoderLayer(nn.Module):
     """Deformable self-attention over all levels and a feed-forward network, post-norm."""
 
     def __init__(
-        self,
-        *,
-        embed_dim: int,
-        feedforward_dim: int,
-        dropout: float,
-        num_levels: int,
-        num_heads: int,
-        num_points: int,
+        self, *, embed_dim: int, feedforward_dim: int, dropout: float, **attention: int
     ) -> None:
         super().__init__()
-        self.self_attn = MSDeformAttn(
-            embed_dim=embed_dim, num_levels=num_levels, num_heads=num_heads, num_points=num_points
-        )
+        self.self_attn = MSDeformAttn(embed_dim=embed_dim, **attention)
         self.norm1 = nn.LayerNorm(embed_dim)
         self.linear1 = nn.Linear(embed_dim, feedforward_dim)
         self.linear2 = nn.Linear(feedforward_dim, embed_dim)
@@ -196,18 +185,13 @@ class MSDeformAttnPixelDecoder(nn.Module):
         """
         device_type = next(iter(features.values())).device.type
         with torch.autocast(device_type=device_type, enabled=False):
-            maps = self.transformer(
-                [
-                    projection(features[name].float())
-                    for projection, name in zip(self.input_proj, self.coarse_to_fine, strict=True)
-                ]
-            )
+            pairs = zip(self.input_proj, self.coarse_to_fine, strict=True)
+            maps = self.transformer([project(features[name].float()) for project, name in pairs])
             for index, name in enumerate(self.pyramid_features):
                 number = len(self.pyramid_features) - index
                 lateral = getattr(self, f"adapter_{number}")(features[name].float())
-                coarse = F.interpolate(
-                    maps[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False
-                )
+                size = lateral.shape[-2:]
+                coarse = F.interpolate(maps[-1], size, mode="bilinear", align_corners=False)
                 maps.append(getattr(self, f"layer_{number}")(lateral + coarse))
             return self.mask_features(maps[-1]), maps[: self.num_feature_levels]
 
@@ -232,16 +216,13 @@ def _input_projection(in_channels: int, conv_dim: int) -> nn.Sequential:
 
 
 def _pyramid_convs(in_channels: int, conv_dim: int, norm: str) -> tuple[Conv2d, Conv2d]:
-    bias = norm == ""
-    lateral = Conv2d(in_channels, conv_dim, kernel_size=1, bias=bias, norm=get_norm(norm, conv_dim))
-    output = Conv2d(
-        conv_dim,
-        conv_dim,
-        kernel_size=3,
-        padding=1,
-        bias=bias,
-        norm=get_norm(norm, conv_dim),
-        activation=F.relu,
+    lateral, output = (
+        Conv2d(
+            *(channels, conv_dim, size),
+            **{"padding": size // 2, "bias": norm == "", "norm": get_norm(norm, conv_dim)},
+            activation=activation,
+        )
+        for channels, size, activation in ((in_channels, 1, None), (conv_dim, 3, F.relu))
     )
     for conv in (lateral, output):
         xavier_fill(conv)

@@ -9,7 +9,7 @@ from detectron2.layers import Conv2d
 from fvcore.common.registry import Registry
 from torch import Tensor, nn
 
-from s4m_d2.errors import registered, require
+from s4m_d2.errors import require
 from s4m_d2.layers import sine_position_encoding
 from s4m_d2.modeling.pixel_decoder import xavier_fill
 
@@ -22,7 +22,6 @@ features) to ``pred_logits``, ``pred_masks`` and ``aux_outputs``.
 """
 
 NUM_FEATURE_LEVELS = 3  # feature maps that the layers attend to in turn
-MASK_EMBED_LAYERS = 3
 
 
 class SelfAttentionLayer(nn.Module):
@@ -147,7 +146,7 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
             for _ in range(NUM_FEATURE_LEVELS)
         )
         self.class_embed = nn.Linear(hidden_dim, num_classes + 1)
-        self.mask_embed = MLP([hidden_dim] * MASK_EMBED_LAYERS + [mask_dim])
+        self.mask_embed = MLP([hidden_dim] * 3 + [mask_dim])
 
     @classmethod
     def from_config(cls, cfg, in_channels: int) -> dict:
@@ -240,13 +239,6 @@ class MultiScaleMaskedTransformerDecoder(nn.Module):
         if (old := f"{prefix}static_query.weight") in state_dict:
             state_dict[f"{prefix}query_feat.weight"] = state_dict.pop(old)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def build_transformer_decoder(cfg, in_channels: int) -> nn.Module:
-    """Build the decoder named by ``MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME``."""
-    key, name = "TRANSFORMER_DECODER_NAME", cfg.MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME
-    entry = registered(TRANSFORMER_DECODER_REGISTRY, f"MODEL.MASK_FORMER.{key}", name)
-    return entry(cfg, in_channels)
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

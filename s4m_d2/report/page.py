@@ -1,28 +1,102 @@
-"""A run as one HTML file, without scripts or external resources."""
+"""A run as one HTML file, without scripts or external resources, with curves drawn as SVG."""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 import os
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jinja2
+import matplotlib
+import numpy as np
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from s4m_d2.errors import printable
 from s4m_d2.files import atomic_write
-from s4m_d2.report.charts import ap_chart, number, stage_charts
-from s4m_d2.report.curves import finite
-from s4m_d2.report.run import MODELS, Run, Stage
+from s4m_d2.report.run import (
+    LABELED,
+    MASKS,
+    MEASURES,
+    MODELS,
+    UNLABELED,
+    Curve,
+    Run,
+    Stage,
+    finite,
+)
 
 REPORT = "report.html"  # in OUTPUT_DIR
-MEASURES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+OF_AP = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 FIRST, STUDENT, TUNED = MODELS.values()
 CLASS = "AP-"  # before a class's name
 _MINUTE = 60
 
 Models = Mapping[str, Mapping[str, float | None]]
+WIDTH, HEIGHT = 460, 240  # of the picture, in its own units
+PLOT = (0.125, 0.175, 0.845, 0.67)  # left, bottom, width, height, as shares of it
+MOST_DOTS = 60  # points; a longer curve is drawn without dots
+# Okabe and Ito's colors, which are distinguishable with color blindness; the page's style sheet
+# names them c0 to c5.
+CURVES = ("#0072b2", "#d55e00", "#00916a", "#b0578d", "#b07d00", "#6b7280")
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "s4m_d2",  # the same chart is the same text
+    "svg.fonttype": "none",
+    "font.size": 11.5,
+    "axes.xmargin": 0,
+    "ytick.major.size": 0,
+    "axes.formatter.useoffset": False,
+    "lines.linewidth": 2,
+    "lines.markersize": 5,
+}
+# Display names of losses; others keep their names.
+_KINDS = {"loss_ce": "class", "loss_mask": "mask, cross-entropy", "loss_dice": "mask, dice"}
+_LOSS_UNIT = "weighted, sum of all decoder layers"
+_SHARE_KEPT = "share; the teacher's is kept"
+_QUALITY = {"sq": "SQ (IoU of matches)", "pq": "PQ"}
+# Title, unit, and the lines' names by curve.
+_CHARTS: list[tuple[str, str, dict[str, str]]] = [
+    ("Structural distillation", "weighted loss", {"labeled:loss_sd": "on labeled images"}),
+    (
+        "Pseudo-labels",
+        "per image",
+        {
+            "pseudo_labels/per_image": "of the teacher",
+            "pseudo_labels/per_image_after_arp": "after ARP",
+            "pseudo_labels/duplicates_per_image": "dropped as duplicates",
+        },
+    ),
+    (
+        "Predictions dropped, by the first rule that does",
+        "share of the queries",
+        {
+            "pseudo_labels/dropped_no_object": "no object",
+            "pseudo_labels/dropped_score": "score too low",
+            "pseudo_labels/dropped_area": "mask too small",
+            "pseudo_labels/dropped_non_finite": "not finite",
+        },
+    ),
+    ("SAM's estimate of refined masks", "IoU", {"refinement/predicted_iou": "predicted IoU"}),
+    ("Refined masks that were empty", _SHARE_KEPT, {"refinement/fallbacks": "empty masks"}),
+    *(
+        (
+            f"Pseudo-label quality: {_QUALITY.get(name, name.replace('_', ' '))}",
+            "share, against the true labels",
+            {
+                f"pseudo_label_quality/before/{name}": "teacher's masks",
+                f"pseudo_label_quality/after/{name}": "refined by SAM",
+            },
+        )
+        for name in MEASURES
+    ),
+    ("Learning rate", "of the first parameter group", {"lr": "learning rate"}),
+    ("Time", "seconds per iteration", {"time": "iteration", "data_time": "waiting for data"}),
+]
+# Units of charts without curves that are always 0.
+_MOSTLY_ZERO = ("share of the queries", _SHARE_KEPT)
 
 
 def write_report(folder: str, problem: str = "") -> str:
@@ -45,9 +119,9 @@ def render_page(run: Run) -> str:
     return render(
         "page.html",
         run=run,
-        started=any(stage.curves.records for stage in run.stages),
+        started=any(stage.curves.iterations for stage in run.stages),
         models=models,
-        measures=[m for m in MEASURES if any(m in values for values in models.values())],
+        measures=[m for m in OF_AP if any(m in values for values in models.values())],
         best=best if aps.get(best) else "",
         classes=list(_classes(models)),
         compared=FIRST in models and STUDENT in models,
@@ -134,7 +208,7 @@ def _stage_cards(stage: Stage) -> Iterator[tuple[str, str]]:
         yield f"≈ {duration(seconds * stage.done)}", what
     elif stage.done:
         yield f"{stage.done:,}{whole}", f"iterations of the {stage.model}"
-    count = stage.curves.get("pseudo_labels/per_image").last
+    count = stage.curves["pseudo_labels/per_image"].last
     if math.isfinite(count):
         yield number(count, 3), "pseudo-labels per image, at the end"
 
@@ -147,6 +221,118 @@ def _facts(stage: Stage) -> str:
         ("train/bad_steps", "steps skipped, whose losses or gradients were not finite"),
         ("data/skipped_images", "unreadable unlabeled images skipped"),
     ):
-        if (count := stage.curves.get(name).last) > 0:  # NaN: unknown
+        if (count := stage.curves[name].last) > 0:  # NaN: unknown
             said.append(f"{count:,.0f} {text}.")
     return " ".join(said)
+
+
+class Line(NamedTuple):
+    """A named curve; a band shows minimum and maximum of points that summarize several values."""
+
+    name: str
+    curve: Curve
+    color: int = 0  # of CURVES
+    dashed: bool = False
+
+
+class Chart(NamedTuple):
+    """Lines over iterations."""
+
+    title: str
+    unit: str  #: of the values
+    lines: Sequence[Line]  #: at least one
+    burn_in: int = 0  #: its end is marked, if it is within the range of the data
+    from_zero: bool = True  #: the axis of values includes 0
+
+    def uri(self) -> str:
+        """Draw an SVG, as a data URI."""
+        file = io.BytesIO()
+        with matplotlib.rc_context(_STYLE):
+            self.figure().savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        return f"data:image/svg+xml;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+    def in_words(self) -> str:
+        said = []
+        for name, curve, *_ in self.lines:
+            values = (curve.mean[0], curve.mean[-1], curve.low.min(), curve.high.max())
+            first, last, least, most = map(number, values)
+            said.append(f"{name} from {first} to {last}, least {least}, greatest {most}")
+        return f"{self.title}, {self.unit}: {'; '.join(said)}"
+
+    def figure(self) -> Figure:
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+        axes = figure.add_axes(PLOT)
+        axes.spines[["left", "right", "top"]].set_visible(False)
+        for line in self.lines:
+            curve, color = line.curve, CURVES[line.color % len(CURVES)]
+            x, style = curve.iterations, "--" if line.dashed else "-"
+            if (curve.low < curve.high).any():
+                axes.fill_between(x, curve.low, curve.high, color=color, alpha=0.2, linewidth=0)
+            marker = "o" if len(x) <= MOST_DOTS else ""
+            axes.plot(x, curve.mean, color=color, linestyle=style, marker=marker, clip_on=False)
+        if self.from_zero:
+            axes.axhline(0, color="none")
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_xlabel("iteration", labelpad=1)
+        axes.set_title(self.unit, loc="left", fontsize="medium")
+        first, last = axes.dataLim.intervalx
+        if self.burn_in and first <= self.burn_in <= last:
+            axes.axvline(self.burn_in, color="gray", linestyle=":", linewidth=1)
+            side = "right" if self.burn_in > (first + last) / 2 else "left"
+            top: dict[str, Any] = {"va": "top", "transform": axes.get_xaxis_transform()}
+            axes.text(self.burn_in, 1, " burn-in ends ", ha=side, **top)
+        return figure
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Format a number.
+
+    >>> number(0.123456), number(12345.6), number(250000.0), number(float("nan"))
+    ('0.1235', '12,346', '250,000', '–')
+    """
+    if not math.isfinite(value):
+        return "–"
+    return f"{value:,.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.{digits}g}"
+
+
+def ap_chart(stage: Stage, reference: float | None) -> list[Chart]:
+    """Mask AP over iterations, if measured more than once; ``reference``: the stage-1 teacher's."""
+    found = {
+        stage.model_name(key.split("/")[:-2]): curve
+        for key, curve in stage.curves.items()
+        if key.endswith(f"{MASKS}/AP")
+    }
+    if max((len(curve.iterations) for curve in found.values()), default=0) < 2:
+        return []
+    lines = [
+        Line(name, curve, color, dashed="EMA" in name)
+        for color, (name, curve) in enumerate(sorted(found.items(), reverse=True))
+    ]
+    if reference is not None:
+        x = np.concatenate([curve.iterations for curve in found.values()])
+        ends, flat = np.array([x.min(), x.max()]), np.full(2, reference)
+        constant = Curve(ends, flat, flat, flat, reference)
+        lines.append(Line("stage-1 teacher, at its end", constant, len(CURVES) - 1, dashed=True))
+    title = f"Mask AP while the {stage.model} is trained"
+    return [Chart(title, "AP on validation images", lines, stage.burn_in)]
+
+
+def stage_charts(stage: Stage) -> list[Chart]:
+    """All charts of the stage except AP; charts without values are omitted."""
+    curves = stage.curves
+    both = {LABELED: LABELED, UNLABELED: UNLABELED} if UNLABELED in curves else {}
+    wanted = [("Loss", "sum of weighted losses", {"total_loss": "total", **both})]
+    for part, of_part in ((LABELED, "labeled images"), (UNLABELED, "pseudo-labels")):
+        found = [name.partition(":")[2] for name in curves if name.startswith(f"{part}:")]
+        kinds = [k for k in _KINDS if k in found] + sorted(set(found) - set(_KINDS) - {"loss_sd"})
+        names = {f"{part}:{kind}": _KINDS.get(kind, kind) for kind in kinds}
+        wanted.append((f"Loss on {of_part}", _LOSS_UNIT, names))
+    charts = []
+    for title, unit, names in wanted + _CHARTS:
+        shown = [(n, c) for key, n in names.items() if len((c := curves[key]).mean)]
+        if unit in _MOSTLY_ZERO:
+            shown = [(n, c) for n, c in shown if c.high.any()]
+        if shown:
+            lines = [Line(n, c, i, dashed=i >= len(CURVES)) for i, (n, c) in enumerate(shown)]
+            charts.append(Chart(title, unit, lines, stage.burn_in, from_zero=unit != "IoU"))
+    return charts

@@ -1,23 +1,32 @@
-"""A run as its page shows it, read from the files in its output folder."""
+"""A run as its page shows it, read from the files in its output folder.
+
+metrics.json has a JSON object per line, each with an "iteration"; its last line may be truncated.
+"""
 
 from __future__ import annotations
 
 import base64
 import datetime
+import functools
 import io
+import json
 import logging
+import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import yaml
 from PIL import Image
 
 from s4m_d2.errors import DatasetError
-from s4m_d2.report.curves import read_curves, stored_results
+from s4m_d2.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +72,127 @@ SHOWN = """
     S4M.SAM.BACKEND S4M.SAM.CHECKPOINT
     MODEL.DEVICE SOLVER.AMP.ENABLED S4M.AMP_PRECISION SEED
 """.split()
+MOST_POINTS = 240  # of a curve
+LABELED, UNLABELED = "labeled", "unlabeled"
+MEASURES = ("class_accuracy", "sq", "precision", "recall", "pq")  # of pseudo-label quality
+_UNSUP = "unsup/"
+_LAYER = re.compile(r"_\d+$")
+_KEPT = re.compile(
+    r"total_loss|lr|time|data_time|(pseudo_labels|refinement|data|train)/.+|(.+/)?segm/AP"
+    rf"|pseudo_label_quality/(before|after)/({'|'.join(MEASURES)})"
+)
+
+
+def finite(value: object) -> float | None:
+    """Convert to float; None: not a number, or not finite."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points by iteration, each of one record or of several consecutive ones; P points."""
+
+    iterations: np.ndarray  #: (P,) the middle of the point's records
+    low: np.ndarray  #: (P,) least of the point's finite values; without any there is no point
+    mean: np.ndarray  #: (P,) of them
+    high: np.ndarray  #: (P,) greatest of them
+    last: float  #: value of the last record
+
+
+_NONE = np.zeros(0)
+EMPTY = Curve(_NONE, _NONE, _NONE, _NONE, math.nan)
+
+
+class Curves(dict[str, Curve]):
+    """All curves of a file, by names of :func:`curve_names`; one without values is empty."""
+
+    iterations = 0  #: up to the last record
+
+    def __missing__(self, name: str) -> Curve:
+        return EMPTY
+
+    def mean(self, name: str) -> float:
+        """Mean of a curve's points; NaN if there are none."""
+        values = self[name].mean
+        return float(values.mean()) if len(values) else math.nan
+
+
+@functools.lru_cache(1 << 14)
+def curve_names(key: str) -> tuple[str, ...]:
+    """Names of the curves to which a value of metrics.json is added; (): of none.
+
+    Losses are summed over layers, as "labeled:loss_ce" and "unlabeled:loss_ce", and over all kinds,
+    as "labeled" and "unlabeled".
+    """
+    name = key.removeprefix(_UNSUP)
+    if name.startswith("loss"):
+        part = LABELED if name == key else UNLABELED
+        return part, f"{part}:{_LAYER.sub('', name)}"
+    return (key,) if _KEPT.fullmatch(key) else ()
+
+
+def read_curves(path: str | os.PathLike[str], most: int = MOST_POINTS) -> Curves:
+    """The curves of a metrics.json, which may be missing, empty, torn, or being written.
+
+    A curve has at most ``most`` points, which records of neighboring iterations share.
+    """
+    curves, records = Curves(), 0
+    found: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for line in Path(path).read_bytes().splitlines() if os.path.exists(path) else ():
+        try:
+            record = json.loads(line)
+            iteration = int(record["iteration"])
+        except (ValueError, LookupError, TypeError):
+            continue
+        values: dict[str, float] = {}
+        for key, value in record.items():
+            for name in curve_names(key):
+                known = finite(value)
+                values[name] = values.get(name, 0.0) + (math.nan if known is None else known)
+        for name, value in values.items():
+            found[name].append((iteration, value))
+        records += 1
+        curves.iterations = max(curves.iterations, iteration + 1)
+    width = 1 if records <= most else -(-curves.iterations // most)
+    curves.update((name, _thinned(np.array(pairs), width)) for name, pairs in found.items())
+    return curves
+
+
+def _thinned(pairs: np.ndarray, width: int) -> Curve:
+    """The curve of (iteration, value) pairs, whose points cover ``width`` iterations each."""
+    last = pairs[-1, 1]
+    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    pairs = pairs[np.isfinite(pairs[:, 1])]
+    starts = np.flatnonzero(np.diff(pairs[:, 0] // width, prepend=-1))
+    if not len(starts):
+        return EMPTY
+    parts = np.split(pairs, starts[1:])
+    middles = np.array([(part[0, 0] + part[-1, 0]) / 2 for part in parts])
+    values = [part[:, 1] for part in parts]
+    low, mean, high = (np.array([of(v) for v in values]) for of in (np.min, np.mean, np.max))
+    return Curve(middles, low, mean, high, float(last))
+
+
+def write_results(results: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write nested results as JSON; numbers that are not finite become null."""
+    finite_only = json.loads(json.dumps(results, default=float), parse_constant=lambda _: None)
+    with atomic_write(path) as file:
+        json.dump(finite_only, file, indent=2)
+        file.write("\n")
+
+
+def read_results(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a file of :func:`write_results`."""
+    with open(path) as file:
+        return json.load(file)
+
+
+def stored_results(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read such a file; {}: it is missing or damaged."""
+    try:
+        return dict(read_results(path))
+    except (OSError, TypeError, ValueError):
+        return {}
 
 
 class Stage:
@@ -73,7 +203,7 @@ class Stage:
             value = settings.get(key)
             return value if isinstance(value, int) else 0
 
-        self.name = folder.name
+        self.name, self.title, self.model = folder.name, TITLES[folder.name], MODELS[folder.name]
         self.curves = read_curves(folder / "metrics.json")
         self.results = stored_results(folder / "results.json")  # nested as by Detectron2
         self.finished = (folder / "model_final.pth").is_file()
@@ -81,20 +211,7 @@ class Stage:
         own = 0 if self.name == "student" else iterations(f"S4M.{self.name.upper()}.MAX_ITER")
         self.iterations = done or own or iterations("SOLVER.MAX_ITER")  # 0: unknown
         self.burn_in = iterations("S4M.BURN_IN") if self.name == "student" else 0
-
-    @property
-    def title(self) -> str:
-        return TITLES[self.name]
-
-    @property
-    def model(self) -> str:
-        """Name of the trained model."""
-        return MODELS[self.name]
-
-    @property
-    def done(self) -> int:
-        """Number of trained iterations, from the records."""
-        return (self.finished and self.iterations) or self.curves.iterations
+        self.done = (self.finished and self.iterations) or self.curves.iterations
 
     @property
     def progress(self) -> str:
@@ -103,15 +220,9 @@ class Stage:
 
     def models(self) -> Iterator[tuple[str, Mapping[str, float | None]]]:
         """Name and mask AP of each evaluated model, for each data set if there are several."""
-
-        def with_masks(results: Mapping[str, Any], path: tuple[str, ...]) -> Iterator:
-            for key, value in results.items():
-                if key == MASKS and isinstance(value, Mapping):
-                    yield self.model_name(path), value
-                elif isinstance(value, Mapping):
-                    yield from with_masks(value, (*path, str(key)))
-
-        return with_masks(self.results, ())
+        for path, values in _items(self.results):
+            if path[-1] == MASKS and isinstance(values, Mapping):
+                yield self.model_name(path[:-1]), values
 
     def model_name(self, path: Sequence[str]) -> str:
         """Name of the model and, if there are several, data set with mask results at these keys."""
@@ -131,12 +242,7 @@ class Picture(NamedTuple):
 class Run:
     """Everything that a page shows; what is missing or damaged is left out.
 
-    Args:
-        output_dir: folder of the run.
-        problem: why it ended early; "": it did not.
-
-    Raises:
-        DatasetError: the folder contains no run.
+    ``problem``: why the run ended early; "": it did not. DatasetError: the folder has no run.
     """
 
     def __init__(self, output_dir: str, problem: str = "") -> None:
@@ -147,13 +253,12 @@ class Run:
         with suppress(OSError):
             self.config = (folder / CONFIG).read_text(encoding="utf-8", errors="replace")
         with suppress(Exception):  # PyYAML raises many kinds
-            self.settings = dict(_by_key(yaml.safe_load(self.config)))
+            found = _items(yaml.safe_load(self.config))
+            self.settings = {".".join(path): value for path, value in found}
         present = [name for name in TITLES if (folder / name).is_dir()]
         if not self.config and not present:
-            raise DatasetError(
-                f"'{output_dir}' holds no run: expected {CONFIG} or the folders "
-                f"{' and '.join(TITLES)}. Give the OUTPUT_DIR of a training."
-            )
+            expected = f"{CONFIG} or one of {', '.join(TITLES)}/"
+            raise DatasetError(f"'{output_dir}' holds no run: expected {expected} in OUTPUT_DIR.")
         self.stages = [Stage(folder / name, self.settings) for name in present]
         self.facts = stored_results(folder / FACTS)  # findings of checks, measurements, versions
         for name, file in MEASURED.items():
@@ -164,8 +269,8 @@ class Run:
 
     def shown_settings(self) -> list[tuple[str, str]]:
         """(key, text) of the settings to show."""
-        values = [(key, self.settings.get(key)) for key in SHOWN]
-        texts = [(k, ", ".join(map(str, v)) if isinstance(v, list) else v) for k, v in values]
+        values = ((key, self.settings.get(key)) for key in SHOWN)
+        texts = ((k, ", ".join(map(str, v)) if isinstance(v, list) else v) for k, v in values)
         return [(key, str(text)) for key, text in texts if text not in (None, "")]
 
     @property
@@ -178,26 +283,24 @@ class Run:
         return finished >= {name for name in TITLES if not without[name]}
 
 
-def _by_key(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of a nested config."""
+def _items(node: Mapping[str, Any], *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(keys, value) of everything in nested mappings, these too."""
     for key, value in node.items():
+        yield (*path, str(key)), value
         if isinstance(value, Mapping):
-            yield from _by_key(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+            yield from _items(value, *path, str(key))
 
 
-def _pictures(folder: Path, stages: Iterable[str]) -> list[Picture]:
+def _pictures(folder: Path, stages: Sequence[str]) -> list[Picture]:
     """Each stage's latest figure of each kind, the last stage first."""
     pictures: dict[str, Picture] = {}  # by content: stages share what does not depend on models
-    for stage in reversed([*stages]):
+    for stage in reversed(stages):
         for title, path in _latest(folder / stage / "figures"):
             try:
-                uri, size = _jpeg(path)
+                picture = _picture(f"{TITLES[stage]} · {title}", path)
+                pictures.setdefault(picture.uri, picture)
             except (OSError, ValueError, SyntaxError) as error:
                 logger.warning("The picture '%s' is left out of the report: %s", path, error)
-            else:
-                pictures.setdefault(uri, Picture(f"{TITLES[stage]} · {title}", uri, size))
     return list(pictures.values())[:MOST_PICTURES]
 
 
@@ -211,12 +314,11 @@ def _latest(folder: Path) -> Iterator[tuple[str, Path]]:
             yield f"{title} after {int(match[2]):,} iterations", path
 
 
-def _jpeg(path: Path) -> tuple[str, tuple[int, int]]:
-    """A picture as a data URI, and its (width, height)."""
+def _picture(title: str, path: Path) -> Picture:
     with Image.open(path, formats=("PNG",)) as file:  # others may start programs
         picture = file.convert("RGB")
     picture.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
     content = io.BytesIO()
     picture.save(content, format="JPEG", quality=JPEG_QUALITY, optimize=True)
     text = base64.b64encode(content.getvalue()).decode("ascii")
-    return f"data:image/jpeg;base64,{text}", picture.size
+    return Picture(title, f"data:image/jpeg;base64,{text}", picture.size)

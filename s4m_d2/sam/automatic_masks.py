@@ -9,27 +9,58 @@ from __future__ import annotations
 import hashlib
 import sys
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from segment_anything import SamAutomaticMaskGenerator
-from segment_anything.utils.amg import MaskData
+from segment_anything.utils.amg import (
+    MaskData,
+    batched_mask_to_box,
+    calculate_stability_score,
+    is_box_near_crop_edge,
+    uncrop_masks,
+)
 from torch import Tensor
 
 from s4m_d2.errors import InputError
 from s4m_d2.sam.backend import EncodedImages, SamBackend
+from s4m_d2.transfers import to_device, to_host
 
+MASK_THRESHOLD = 0.0  # of mask logits, for every backend
 PIXEL_CENTER = 0.5  # SAM's clicks are pixels of the square frame and mean their centers
+
+_AT_LEAST_1 = ("points_per_side", "points_per_batch", "crop_n_points_downscale_factor")
+_SHARES = (
+    "pred_iou_thresh",
+    "stability_score_thresh",
+    "box_nms_thresh",
+    "crop_nms_thresh",
+    "crop_overlap_ratio",
+)
 
 
 @dataclass(frozen=True)
 class AutomaticMaskSettings:
-    """Settings of segment-anything's ``SamAutomaticMaskGenerator``, and its defaults, for ViT-H.
+    """Settings of SAM's automatic masks: its own names and defaults, which are those of ViT-H.
 
-    InputError: a setting is out of its range. Thresholds and ratios are in [0, 1].
+    Attributes:
+        points_per_side: of the grid: its square is asked.
+        points_per_batch: asked together. 3 masks of each are held at the image's size.
+        pred_iou_thresh: keeps masks that SAM rates higher, in [0, 1].
+        stability_score_thresh: keeps masks whose area hardly depends on the threshold of the
+            logits: IoU, in [0, 1], of those at + and - ``stability_score_offset``.
+        stability_score_offset: in logits.
+        box_nms_thresh: of two masks whose boxes have a larger IoU, the one rated higher stays.
+        crop_n_layers: layer i asks again in 4 ** i overlapping crops, each encoded by itself.
+        crop_nms_thresh: as ``box_nms_thresh``, between crops; masks of smaller ones stay.
+        crop_overlap_ratio: of neighboring crops of the first layer, as a share of the short side.
+        crop_n_points_downscale_factor: its i-th power divides the points a side of layer i.
+        min_mask_region_area: in pixels; smaller holes are filled, smaller islands removed. 0: not.
+
+    Raises:
+        InputError: a setting is out of its range.
     """
 
     points_per_side: int = 32
@@ -46,8 +77,7 @@ class AutomaticMaskSettings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            low = int(name.startswith("points") or name.endswith("factor"))
-            high = 1 if name.endswith(("thresh", "ratio")) else sys.maxsize
+            low, high = int(name in _AT_LEAST_1), 1 if name in _SHARES else sys.maxsize
             if not low <= value <= high:
                 limit = "to 1" if high == 1 else "on"
                 raise InputError(f"{name} is {value}; expected a number from {low} {limit}")
@@ -59,41 +89,86 @@ class AutomaticMaskSettings:
             )
 
 
-class AutomaticMasks(SamAutomaticMaskGenerator):
-    """The library's generator with any backend, also for images smaller than its crops."""
+class AutomaticMasks:
+    """SAM's masks of everything in an image, from any backend.
+
+    Args:
+        backend: asked on its own device, where the masks stay until they are RLEs.
+        settings: the defaults are SAM's.
+    """
 
     def __init__(self, backend: SamBackend, settings: AutomaticMaskSettings | None = None) -> None:
         self.backend = backend
         self.settings = settings or AutomaticMaskSettings()
-        unused = SimpleNamespace(image_encoder=SimpleNamespace(img_size=backend.image_side))
-        super().__init__(unused, **asdict(self.settings), output_mode="coco_rle")
-        self.predictor = _Predictor(backend)
+        self._fingerprint: str | None = None
 
-    def generate(self, image: np.ndarray) -> list[dict[str, Any]]:
-        """SAM's records of an (H, W, 3) uint8 RGB image, best rated first where no crops are made.
+    def generate(
+        self, image: np.ndarray, encoded: EncodedImages | None = None
+    ) -> list[dict[str, Any]]:
+        """The masks of an image.
 
-        They have ``segmentation`` (compressed COCO RLE of (H, W), counts as str), ``area`` in
-        pixels, ``bbox`` [x, y, w, h] (of pixel indices: w and h are one less than the pixels),
-        ``predicted_iou``, ``stability_score``, ``point_coords`` [[x, y]] that was asked and
-        ``crop_box`` [x, y, w, h]. Masks may overlap; none is empty. [] where none passes.
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            encoded: the same image alone, from the backend's ``encode``, where that is at hand
+                and no crops are asked for: the encoder does not run then.
+
+        Returns:
+            SAM's records, best rated first where there are no crops: ``segmentation`` (compressed
+            COCO RLE of (H, W), counts as str), ``area`` in pixels, ``bbox`` [x, y, w, h] (of pixel
+            indices: w and h are one less than the pixels), ``predicted_iou``,
+            ``stability_score``, ``point_coords`` [[x, y]] that was asked, ``crop_box``
+            [x, y, w, h] in which it was. Masks may overlap; none is empty. [] where none passes
+            the filters.
         """
-        return [record for record in super().generate(image) if record["area"]]
+        records = _Generator(self.backend, self.settings, encoded).generate(image)
+        return [record for record in records if record["area"]]
 
-    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over all of SAM's weights and the settings that masks depend on, but for rounding
-        (``points_per_batch``)."""
-        backend: Any = self.backend
-        settings = {name: float(value) for name, value in asdict(self.settings).items()}
-        del settings["points_per_batch"]
-        pixels = backend.frame.mean.tolist(), backend.frame.std.tolist()
-        kind = type(backend).__name__, backend.image_side, str(backend.dtype)
-        about = *kind, backend.device.type, pixels, settings
-        digest = hashlib.sha256(repr(about).encode())
-        for name, value in backend.sam.state_dict().items():
-            digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
-            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        """SHA-256 over SAM's weights and the settings that masks depend on.
+
+        Equal only where the masks of equal images are equal, up to rounding: that is all
+        ``points_per_batch`` changes, which does not count. All weights are read, the first time.
+        """
+        if self._fingerprint is None:
+            backend: Any = self.backend
+            settings = {name: float(value) for name, value in asdict(self.settings).items()}
+            del settings["points_per_batch"]
+            pixels = backend.frame.mean.tolist(), backend.frame.std.tolist()
+            kind = type(backend).__name__, backend.image_side, str(backend.dtype)
+            about = *kind, backend.device.type, pixels, settings
+            digest = hashlib.sha256(repr(about).encode())
+            for name, value in backend.sam.state_dict().items():
+                digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
+                digest.update(to_host(value.contiguous().flatten().view(torch.uint8))[0].data)
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
+
+
+class _Generator(SamAutomaticMaskGenerator):
+    """The library's generator, asking a backend, also about images smaller than their crops.
+
+    Of what the backend answers, ratings and then the masks that stay come to the host: it
+    synchronizes three times per batch of points, where the library does several times per mask.
+    Points stay on the CPU until the backend takes them, which does not wait for its device then.
+    """
+
+    def __init__(
+        self, backend: SamBackend, settings: AutomaticMaskSettings, encoded: EncodedImages | None
+    ) -> None:
+        unused = SimpleNamespace(image_encoder=SimpleNamespace(img_size=backend.image_side))
+        super().__init__(unused, **asdict(settings), output_mode="coco_rle")
+        self.backend, self.encoded = backend, encoded
+        self.predictor = self  # of which the library calls the next two
+
+    def set_image(self, image: np.ndarray) -> None:
+        """Encode an (H, W, 3) uint8 RGB image or crop, unless it was given encoded."""
+        if self.encoded is None:
+            pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+            self.encoded = self.backend.encode(pixels, [image.shape[:2]])
+
+    def reset_image(self) -> None:
+        """Forget the image."""
+        self.encoded = None
 
     def _process_crop(
         self, image: np.ndarray, crop_box: list[int], layer: int, orig_size: tuple[int, ...]
@@ -106,42 +181,63 @@ class AutomaticMasks(SamAutomaticMaskGenerator):
         data["crop_boxes"] = data["crop_boxes"].reshape(-1, 4).long()
         return data
 
+    def _process_batch(
+        self,
+        points: np.ndarray,
+        im_size: tuple[int, ...],
+        crop_box: list[int],
+        orig_size: tuple[int, ...],
+    ) -> MaskData:
+        height, width = orig_size
+        masks, ratings = self._ask(points, (im_size[0], im_size[1]))
+        masks, ious = masks.flatten(0, 1), to_host(ratings.flatten())[0]
+        rows = np.arange(len(ious))
+        if self.pred_iou_thresh > 0:
+            rows = np.flatnonzero(ious > self.pred_iou_thresh)
+            masks = masks[to_device(rows, masks.device)]
+        scores = calculate_stability_score(masks, MASK_THRESHOLD, self.stability_score_offset)
+        [scores] = to_host(scores)
+        if self.stability_score_thresh > 0:
+            stable = np.flatnonzero(scores >= self.stability_score_thresh)
+            masks = masks[to_device(stable, masks.device)]
+            rows, scores = rows[stable], scores[stable]
+        masks = masks > MASK_THRESHOLD
+        boxes, masks = map(torch.from_numpy, to_host(batched_mask_to_box(masks), masks))
+        data = MaskData(
+            masks=masks,
+            boxes=boxes,
+            iou_preds=torch.from_numpy(ious[rows]),
+            stability_score=torch.from_numpy(scores),
+            points=torch.from_numpy(points[rows // ratings.shape[1]]),
+        )
+        data.filter(~is_box_near_crop_edge(boxes, crop_box, [0, 0, width, height]))
+        data["rles"] = _uncompressed(uncrop_masks(data["masks"], crop_box, height, width).numpy())
+        del data["masks"]
+        return data
 
-class _Predictor:
-    """A backend as the predictor that the library's generator asks; also its ``transform``.
+    def _ask(self, points: np.ndarray, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Logits (N, M, H, W) and ratings (N, M) for clicks on the image of ``size`` (H, W).
 
-    Points stay on the CPU until the backend takes them, which does not wait for its device then.
-    """
-
-    device = torch.device("cpu")
-    model = SimpleNamespace(mask_threshold=0.0)  # of logits, for every backend
-    encoded: EncodedImages
-
-    def __init__(self, backend: SamBackend) -> None:
-        self.backend, self.transform = backend, self
-
-    def set_image(self, image: np.ndarray) -> None:
-        """Encode an (H, W, 3) uint8 RGB image or crop."""
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-        self.encoded = self.backend.encode(pixels, [image.shape[:2]])
-
-    def reset_image(self) -> None:
-        del self.encoded
-
-    def apply_coords(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """Clicks as the backend takes them, from (N, 2) pixels (x, y) of an image of (H, W).
-
-        What the library makes pixels of the square frame means their centers: in the backend's
-        points, normalized over the content, half a pixel more.
+        points: (N, 2) pixels (x, y). What the library makes pixels of the square frame means their
+        centers: in the backend's points, normalized over the content, half a pixel more.
         """
+        assert self.encoded is not None  # by set_image
         frame = np.array(self.backend.grid_scale(size)) * self.backend.image_side
         clicks = points / np.array(size[::-1]) + PIXEL_CENTER / frame
-        return clicks.clip(max=1.0)  # of contents of a few pixels, half of one is beyond
-
-    def predict_torch(self, clicks: Tensor, *_: Tensor, **__: bool) -> tuple[Tensor, Tensor, None]:
-        """Logits (N, M, H, W) and ratings (N, M) for (N, 1, 2) positive clicks."""
-        [answer] = self.backend.prompt(self.encoded, [clicks.float()])
+        clicks = clicks.clip(max=1.0)  # of contents of a few pixels, half of one is beyond
+        [answer] = self.backend.prompt(self.encoded, [torch.from_numpy(clicks).float()[:, None]])
         low, ratings = answer.mask_logits, answer.iou_predictions
         assert low is not None and ratings is not None  # a prompt gives masks by default
-        masks = self.backend.upscale(low.flatten(0, 1), self.encoded.image_sizes[0])
-        return masks.unflatten(0, low.shape[:2]), ratings, None
+        masks = self.backend.upscale(low.flatten(0, 1), size)
+        return masks.unflatten(0, low.shape[:2]), ratings
+
+
+def _uncompressed(masks: np.ndarray) -> list[dict[str, Any]]:
+    """The library's run-length encoding of (N, H, W) bool masks."""
+    rles = []
+    for mask in masks:
+        pixels = mask.ravel(order="F")
+        edges = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+        counts = np.diff(edges, prepend=0, append=len(pixels)).tolist()
+        rles.append({"size": list(mask.shape), "counts": [0] * bool(pixels[0]) + counts})
+    return rles

@@ -12,9 +12,13 @@ from fvcore.common.registry import Registry
 from torch import Tensor
 
 from s4m_d2.errors import registered
+from s4m_d2.transfers import to_device
 
 SAM_BACKEND_REGISTRY = Registry("SAM_BACKEND")
-SAM_BACKEND_REGISTRY.__doc__ = """Builders ``cfg -> SamBackend`` by S4M.SAM.BACKEND."""
+SAM_BACKEND_REGISTRY.__doc__ = """
+Backends, selected by S4M.SAM.BACKEND: builders ``cfg -> SamBackend``, with weights, on
+MODEL.DEVICE.
+"""
 
 
 @dataclass
@@ -32,6 +36,18 @@ class EncodedImages:
 
     def __len__(self) -> int:
         return len(self.image_sizes)
+
+    def select(self, indices: Sequence[int]) -> EncodedImages:
+        """The images at the given positions, in that order."""
+        indices = list(indices)
+        if indices == list(range(len(self))):
+            return self
+        chosen = to_device(indices, self.embeddings.device, torch.long)
+        return EncodedImages(
+            self.embeddings[chosen],
+            [self.image_sizes[i] for i in indices],
+            tuple(finer[chosen] for finer in self.finer_maps),
+        )
 
 
 @dataclass

@@ -7,6 +7,7 @@ downloaded before: nothing is downloaded, unpickled or run from it here. The pac
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from s4m_d2.errors import ConfigError, WeightsError, first_names
+from s4m_d2.files import atomic_write
 from s4m_d2.sam.backend import SAM_BACKEND_REGISTRY
 from s4m_d2.sam.decoder import Prompts
 from s4m_d2.sam.point_prompts import Asked, Frame, PointPromptBackend, build_compute_options
@@ -32,9 +34,10 @@ CLASSES = {
     "sam3_video": "Sam3TrackerModel",
 }
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-# Mean and standard deviation of RGB in 0..1, as of the image processors of all these models.
-PIXELS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SAM3_PIXELS = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+PROCESSORS = ("processor_config.json", "preprocessor_config.json")
+Pixels = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of RGB in 0..1
+PIXELS: Pixels = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # where no file tells
+SAM3_PIXELS: Pixels = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+(?<!\.pth)(?<!\.pt)")
 LEARNED_TOKENS = ("obj_score_token", "iou_token", "mask_tokens", "hq_token")  # those a model has
 
@@ -50,11 +53,12 @@ class TransformersBackend(PointPromptBackend):
     encoder's features once per image.
     """
 
-    def __init__(self, sam: Any, **options: Any) -> None:
+    def __init__(self, sam: Any, pixels: Pixels | None = None, **options: Any) -> None:
         """Freeze ``sam``; options as those of :class:`PointPromptBackend`."""
         self.has_finer_maps = hasattr(sam.mask_decoder, "conv_s0")  # SAM 2 and 3
         self.is_hq = hasattr(sam.mask_decoder, "hq_token")
-        pixels = SAM3_PIXELS if sam.config.model_type.startswith("sam3") else PIXELS
+        if pixels is None:
+            pixels = SAM3_PIXELS if sam.config.model_type.startswith("sam3") else PIXELS
         mean, std = 255 * torch.tensor(pixels, device=sam.device)[..., None, None]
         side = sam.prompt_encoder.input_image_size
         frame = Frame(side, mean, std, padded=not self.has_finer_maps)
@@ -67,6 +71,9 @@ class TransformersBackend(PointPromptBackend):
     def save(self, path: str) -> str:
         """Write the model's folder; returns ``path``."""
         self.sam.save_pretrained(path)
+        mean, std = ((x.flatten() / 255).tolist() for x in (self.frame.mean, self.frame.std))
+        with atomic_write(Path(path, PROCESSORS[1])) as file:
+            json.dump({"image_mean": mean, "image_std": std}, file)
         return path
 
     def _encode_frames(self, frames: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -184,8 +191,8 @@ def find_model(checkpoint: str) -> Path:
     return folder
 
 
-def load_model(checkpoint: str) -> nn.Module:
-    """Load the model of S4M.SAM.CHECKPOINT, in float32.
+def load_model(checkpoint: str) -> tuple[nn.Module, Pixels | None]:
+    """Load the model of S4M.SAM.CHECKPOINT, in float32, and what its processor's file tells.
 
     Under ``torch.device("meta")`` the model has no values, and its weights are not read.
     """
@@ -197,7 +204,7 @@ def load_model(checkpoint: str) -> nn.Module:
         if kind not in CLASSES:
             raise ValueError(f"config.json has type '{kind}'; expected one of {', '.join(CLASSES)}")
         cls = getattr(transformers, CLASSES[kind])
-        config = cls.config_class.from_pretrained(folder)
+        config, pixels = cls.config_class.from_pretrained(folder), _read_pixels(folder)
         if not without_values:
             with torch.random.fork_rng(devices=[]):  # initial weights, which are replaced
                 sam, found = cls.from_pretrained(
@@ -214,11 +221,20 @@ def load_model(checkpoint: str) -> nn.Module:
             f"S4M.SAM.CHECKPOINT: '{checkpoint}' cannot be loaded from {folder} "
             f"({type(error).__name__}): {str(error).strip().partition(chr(10))[0]}"
         ) from error
-    return cls(config) if without_values else sam.float()
+    return cls(config) if without_values else sam.float(), pixels
+
+
+def _read_pixels(folder: Path) -> Pixels | None:
+    for path in (folder / name for name in PROCESSORS):
+        settings = json.loads(path.read_bytes()) if path.is_file() else {}
+        settings = settings.get("image_processor", settings)
+        if "image_mean" in settings:
+            return settings["image_mean"], settings["image_std"]
+    return None
 
 
 @SAM_BACKEND_REGISTRY.register()
 def transformers(cfg: Any) -> TransformersBackend:
     """Build the model of ``cfg.S4M.SAM.CHECKPOINT``; MODEL_TYPE does not count."""
-    sam = load_model(cfg.S4M.SAM.CHECKPOINT)
-    return TransformersBackend(sam.to(cfg.MODEL.DEVICE), **build_compute_options(cfg))
+    sam, pixels = load_model(cfg.S4M.SAM.CHECKPOINT)
+    return TransformersBackend(sam.to(cfg.MODEL.DEVICE), pixels, **build_compute_options(cfg))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from detectron2.config import configurable
 from torch import Generator, Tensor
 
 from s4m_d2.errors import ConfigError, require
-from s4m_d2.structures import PseudoLabels, drop_empty, known_areas, mask_boxes
+from s4m_d2.structures import MAX_BYTE, PseudoLabels, drop_empty, known_areas, mask_boxes
 from s4m_d2.transfers import to_device
 
 
@@ -90,13 +91,9 @@ class ARP:
         new_images, new_labels = list(images), list(labels)
         for first, second in self._draw_pairs(len(images), sources):
             for source, base in ((first, second), (second, first)):
-                new_images[base], new_labels[base] = self._paste(
-                    images[source],
-                    labels[source][rows[source]],
-                    images[base],
-                    labels[base],
-                    sources[base],
-                )
+                pasted = images[source], labels[source][rows[source]]
+                own = images[base], labels[base]
+                new_images[base], new_labels[base] = self._paste(*pasted, *own, sources[base])
         return new_images, drop_empty(new_labels)
 
     def _draw_pairs(self, batch: int, generators: Sequence[Generator | None]) -> list[list[int]]:
@@ -111,98 +108,64 @@ class ARP:
         source: Tensor,
         pasted: PseudoLabels,
         base: Tensor,
-        base_labels: PseudoLabels,
+        own: PseudoLabels,
         generator: Generator | None,
     ) -> tuple[Tensor, PseudoLabels]:
-        own, size = base_labels.masks, base_labels.image_size
         if not len(pasted):
-            return base, base_labels
-        placement = None
+            return base, own
+        place = partial(_clip, size=own.image_size)
         if self.random_placement:
-            placement = draw_placement(pasted.masks, size, self.scale_range, generator)
-            masks = placement.place(pasted.masks, size)
-        else:
-            masks = _clip(pasted.masks, size)
-        owner = owner_map([own, masks])
+            placement = draw_placement(pasted.masks, own.image_size, self.scale_range, generator)
+            place = partial(placement.place, size=own.image_size)
+        placed = place(pasted.masks)
+        owner, masks = _occluded(torch.cat([own.masks, placed]))
         covered = owner > len(own)
-        if placement is None:
-            image = _overwrite(base, _clip(source, size), covered)
-        else:
+        if self.random_placement:
             image = placement.place_pixels(source, base, covered, owner - (len(own) + 1))
-        quality, doubts = _joined_quality(base_labels, pasted, masks, covered, placement)
+        else:
+            image = _overwrite(base, place(source), covered)
+        quality = doubts = None
+        if own.quality is not None and pasted.quality is not None:
+            quality = torch.cat([own.quality, pasted.quality])
+        if own.doubts is not None and pasted.doubts is not None:
+            # None where pasting has decided: of own ones where covered, of pasted ones outside.
+            new = place(pasted.doubts).masked_fill(~placed, 0)
+            doubts = torch.cat([own.doubts.masked_fill(covered, 0), new])
         return image, PseudoLabels(
-            labels=torch.cat([base_labels.labels, pasted.labels]),
-            masks=_disjoint_masks(owner, len(own) + len(masks)),
-            scores=torch.cat([base_labels.scores, pasted.scores]),
+            labels=torch.cat([own.labels, pasted.labels]),
+            masks=masks,
+            scores=torch.cat([own.scores, pasted.scores]),
             quality=quality,
             doubts=doubts,
         )
 
 
-def _joined_quality(
-    base: PseudoLabels,
-    pasted: PseudoLabels,
-    masks: Tensor,
-    covered: Tensor,
-    placement: Placement | None,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Quality and doubts of own and of pasted instances, placed as ``masks``, if there are any.
-
-    There is no doubt where pasting has decided: of own ones where ``covered``, of pasted ones
-    outside of their mask.
-    """
-    quality = doubts = None
-    if base.quality is not None and pasted.quality is not None:
-        quality = torch.cat([base.quality, pasted.quality])
-    own, new = base.doubts, pasted.doubts
-    if own is not None and new is not None:
-        size = base.image_size
-        new = _clip(new, size) if placement is None else placement.place(new, size)
-        doubts = torch.cat([own.masked_fill(covered, 0), new.masked_fill(~masks, 0)])
-    return quality, doubts
-
-
-def owner_map(parts: Sequence[Tensor]) -> Tensor:
-    """(H, W) numbers, from 1, of the last mask that covers a pixel; 0 if none does.
-
-    parts: (N, H, W) bool masks each, numbered consecutively; at least one mask in all. The numbers
-    are uint8, or int16 for more than 255 masks.
-    """
-    count = sum(map(len, parts))
-    dtype = torch.uint8 if count <= torch.iinfo(torch.uint8).max else torch.int16
-    numbers = torch.arange(1, count + 1, device=parts[0].device).to(dtype).split([*map(len, parts)])
-    of_parts = [
-        (masks.view(torch.uint8) * its[:, None, None]).amax(dim=0)
-        for masks, its in zip(parts, numbers, strict=True)
-        if len(masks)
-    ]
-    return functools.reduce(torch.maximum, of_parts)
-
-
-def _disjoint_masks(owner: Tensor, count: int) -> Tensor:
-    """(N, H, W) bool masks of the numbers 1 to ``count`` of an owner map."""
-    numbers = torch.arange(1, count + 1, device=owner.device).to(owner.dtype)
-    masks = owner.new_empty((count, *owner.shape), dtype=torch.uint8)
-    torch.eq(owner, numbers[:, None, None], out=masks)  # to bytes, which is vectorized
-    return masks.view(torch.bool)
-
-
 def _clip(values: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, H, W) values cropped, or padded with zeros, to ``size``, at the same position."""
-    if tuple(values.shape[1:]) == size:
+    if values.shape[1:] == size:
         return values
-    height, width = (min(sides) for sides in zip(values.shape[1:], size, strict=True))
-    clipped = values.new_zeros((len(values), *size))
-    clipped[:, :height, :width] = values[:, :height, :width]
-    return clipped
+    return F.pad(values, (0, size[1] - values.shape[2], 0, size[0] - values.shape[1]))
 
 
 def _overwrite(base: Tensor, source: Tensor, covered: Tensor) -> Tensor:
     """``source`` where (H, W) ``covered``, else ``base``; both (3, H, W)."""
     if base.dtype != torch.uint8:
         return torch.where(covered, source.to(base.dtype), base)
-    bits = covered.view(torch.uint8) * torch.iinfo(torch.uint8).max
-    return base ^ ((base ^ source) & bits)  # vectorized, as torch.where is not for bytes
+    # Of bytes vectorized, as torch.where is not.
+    return base ^ ((base ^ source) & (covered.view(torch.uint8) * MAX_BYTE))
+
+
+def _occluded(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """(H, W) numbers, from 1, of the last of (N, H, W) bool masks that covers a pixel, 0 if none
+    does; and the masks without what later ones cover.
+
+    The numbers are uint8, or int16 for more than 255 masks; bytes are vectorized.
+    """
+    dtype = torch.uint8 if len(masks) <= MAX_BYTE else torch.int16
+    numbers = torch.arange(1, len(masks) + 1, device=masks.device).to(dtype)[:, None, None]
+    owner = (masks.view(torch.uint8) * numbers).amax(dim=0)
+    left = torch.empty_like(masks, dtype=torch.uint8)
+    return owner, torch.eq(owner, numbers, out=left).view(torch.bool)
 
 
 @dataclass(frozen=True)

@@ -33,31 +33,18 @@ class EMATeacher:
         for module in teacher.modules():
             module.train = MethodType(_stay_in_eval, module)  # type: ignore[method-assign]
 
+    @torch.no_grad()
     def step(self, student: nn.Module, phase: TeacherPhase) -> None:
-        """Update the teacher as ``phase`` requires, before it labels the iteration's batch."""
-        if phase is TeacherPhase.COPY:
-            self.copy_from(student)
-        elif phase is TeacherPhase.EMA:
-            self.update(student)
+        """Update the teacher as ``phase`` requires, before it labels the iteration's batch.
 
-    @torch.no_grad()
-    def copy_from(self, student: nn.Module) -> None:
-        """Set every parameter and buffer to the student's.
-
-        InputError names the first tensor in which the two models differ in name, shape or dtype, as
-        in :meth:`update`; nothing is changed then.
+        The EMA is of floating-point parameters and buffers; other buffers are copied. ``student``
+        is the bare model: unwrap it from DistributedDataParallel first. InputError names the first
+        tensor in which the two models differ in name, shape or dtype; nothing is changed then.
         """
+        if phase is TeacherPhase.FROZEN:
+            return
         for mine, theirs in _pairs(self.model, student):
-            mine.copy_(theirs)
-
-    @torch.no_grad()
-    def update(self, student: nn.Module) -> None:
-        """One EMA step of floating-point parameters and buffers; other buffers are copied.
-
-        ``student`` is the bare model: unwrap it from DistributedDataParallel first.
-        """
-        for mine, theirs in _pairs(self.model, student):
-            if mine.is_floating_point():
+            if phase is TeacherPhase.EMA and mine.is_floating_point():
                 mine.lerp_(theirs, 1.0 - self.decay)
             else:
                 mine.copy_(theirs)

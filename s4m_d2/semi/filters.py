@@ -101,9 +101,7 @@ def mask_quality(selection: Selection, refined: PseudoLabels, logit_thresh: floa
 
 def drop_low_quality(labels: Sequence[PseudoLabels], thresh: float) -> list[PseudoLabels]:
     """Drop the labels whose quality, which is known, is below ``thresh``. Synchronizes once."""
-    known = [of_image.quality for of_image in labels if of_image.quality is not None]
-    pairs = zip(labels, to_host(*known), strict=True)
-    return [of_image[np.flatnonzero(quality >= thresh)] for of_image, quality in pairs]
+    return _keep(labels, [label.quality >= thresh for label in labels if label.quality is not None])
 
 
 @torch.no_grad()
@@ -121,19 +119,17 @@ def drop_duplicates(
         iou_thresh: the IoU of the masks must exceed it, in [0, 1]; or
         overlap_thresh: the share of the smaller mask that both have must exceed this.
     """
-    if not labels:
-        return []
-    found = [
-        are_duplicates(
-            label.masks,
-            label.scores if label.quality is None else label.scores * label.quality,
-            iou_thresh,
-            overlap_thresh=overlap_thresh,
-        )
-        for label in labels
-    ]
-    pairs = zip(labels, to_host(*found), strict=True)
-    return [of_image[np.flatnonzero(~duplicate)] for of_image, duplicate in pairs]
+    kept = []
+    for label in labels:
+        values = label.scores if label.quality is None else label.scores * label.quality
+        found = are_duplicates(label.masks, values, iou_thresh, overlap_thresh=overlap_thresh)
+        kept.append(~found)
+    return _keep(labels, kept)
+
+
+def _keep(labels: Sequence[PseudoLabels], flags: Sequence[Tensor]) -> list[PseudoLabels]:
+    pairs = zip(labels, to_host(*flags), strict=True)
+    return [of_image[np.flatnonzero(kept)] for of_image, kept in pairs]
 
 
 def are_duplicates(

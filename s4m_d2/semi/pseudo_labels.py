@@ -65,7 +65,7 @@ def select_pseudo_labels(
         _judge(logits, _content(masks, size), *rules)
         for logits, masks, size in zip(pred_logits, pred_masks, content_sizes, strict=True)
     ]
-    on_host = to_host(*(verdict for *_, verdict in verdicts)) if verdicts else []
+    on_host = to_host(*(verdict for *_, verdict in verdicts))
     selections = []
     for (scores, classes, _), (*passed, areas), masks, size in zip(
         verdicts, on_host, pred_masks, content_sizes, strict=True
@@ -79,7 +79,7 @@ def select_pseudo_labels(
                 PseudoLabels(classes[kept], is_inside, scores[kept], areas[rows]),
                 mask_logits=logits,
                 content_size=(float(size[0]), float(size[1])),
-                stats=_statistics(len(areas), *(int(flags.sum()) for flags in passed)),
+                stats=_statistics(passed),
             )
         )
     return selections
@@ -114,10 +114,10 @@ def _judge(
     return scores, classes, torch.stack([*(flag.long() for flag in flags), areas])
 
 
-def _statistics(
-    queries: int, finite: int, objects: int, confident: int, usable: int, kept: int
-) -> dict[str, int]:
-    """Number of queries dropped by each rule, from the numbers left after each."""
+def _statistics(passed: Sequence[np.ndarray]) -> dict[str, int]:
+    """Number of queries dropped by each rule, from whether each is left after each rule."""
+    finite, objects, confident, usable, kept = (int(flags.sum()) for flags in passed)
+    queries = len(passed[0])
     return {
         "queries": queries,
         "dropped_no_object": finite - objects,

@@ -79,14 +79,9 @@ class TeacherMasks:
         generators: Sequence[Generator] | None = None,
     ) -> Refinement:
         """See :class:`PointRefiner`; of ``images`` only the device is used."""
-        masks = [
-            teacher_masks(selection, size, self.logit_thresh)
-            for selection, size in zip(selections, image_sizes, strict=True)
-        ]
-        areas = to_host(*map(mask_areas, masks))
         labels = [
-            replace(selection.labels, masks=of_image, areas=its)
-            for selection, of_image, its in zip(selections, masks, areas, strict=True)
+            selection.labels.with_masks(teacher_masks(selection, size, self.logit_thresh))
+            for selection, size in zip(selections, image_sizes, strict=True)
         ]
         return Refinement(labels, predicted_ious=torch.zeros(0, device=images.device))
 
@@ -176,14 +171,14 @@ class PointRefiner:
         draws = [generators[i] for i in active] if generators else [None] * len(active)
         best = self._ask(encoded, chosen, draws)
         predicted = torch.cat([ious for _, ious in best])
-        masks = [
-            _threshold_in_chunks(logits, size, partial(self.backend.upscale, image_size=size), 0.0)
-            for (logits, _), size in zip(best, sizes, strict=True)
-        ]
+        masks = [self._upscaled(*of_image) for of_image in zip(best, sizes, strict=True)]
         used = to_host(*map(self._used_areas, chosen, masks))
         for i, of_image, (_, ious), areas in zip(active, masks, best, used, strict=True):
             labels[i] = self._labels(selections[i], of_image, ious, areas)
         return Refinement(labels, predicted, sum(int((areas == 0).sum()) for areas in used))
+
+    def _upscaled(self, best: tuple[Tensor, Tensor], size: tuple[int, int]) -> Tensor:
+        return _in_chunks(lambda logits: self.backend.upscale(logits, size) > 0, best[0])
 
     def _labels(
         self, selection: Selection, masks: Tensor, ious: Tensor, areas: np.ndarray
@@ -221,9 +216,8 @@ class PointRefiner:
         """The teacher's mask logits in SAM's square frame: (N, 4S, 4S), lowest in the padding."""
         side = 4 * self.backend.grid_side
         width, height = (side * scale for scale in self.backend.grid_scale(image_size))
-        logits, content_size = selection.mask_logits, selection.content_size
-        resize = _teacher_resize(logits, content_size, (height, width), (side, side))
-        prompts = resize(logits).clamp_(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)
+        resize = _teacher_resize(selection, (height, width), (side, side))
+        prompts = resize(selection.mask_logits).clamp_(-MAX_PROMPT_LOGIT, MAX_PROMPT_LOGIT)
         prompts[:, math.ceil(height) :] = -MAX_PROMPT_LOGIT
         prompts[:, :, math.ceil(width) :] = -MAX_PROMPT_LOGIT
         return prompts
@@ -273,59 +267,45 @@ def teacher_masks(
     selection: Selection, image_size: tuple[int, int], logit_thresh: float = 0.0
 ) -> Tensor:
     """The selection's masks at ``image_size`` (H, W): thresholds logits resized bilinearly."""
-    logits = selection.mask_logits
-    resize = _teacher_resize(logits, selection.content_size, image_size)
-    return _threshold_in_chunks(logits, image_size, resize, logit_thresh)
+    resize = _teacher_resize(selection, image_size, image_size)
+    return _in_chunks(lambda logits: resize(logits) > logit_thresh, selection.mask_logits)
 
 
 def teacher_doubts(selection: Selection, image_size: tuple[int, int]) -> Tensor:
     """(N, *image_size) uint8: 255 times the probability that the teacher is wrong about a pixel,
     min(p, 1 - p) of its mask probability p."""
-    logits = selection.mask_logits
-    resize = _teacher_resize(logits, selection.content_size, image_size)
-    doubts = torch.empty((len(logits), *image_size), dtype=torch.uint8, device=logits.device)
-    for part, its in zip(doubts.split(MASKS_AT_ONCE), logits.split(MASKS_AT_ONCE), strict=True):
-        part.copy_(resize(its).abs_().neg_().sigmoid_().mul_(MAX_BYTE).round_())
-    return doubts
+    resize = _teacher_resize(selection, image_size, image_size)
+
+    def doubts(logits: Tensor) -> Tensor:
+        doubt = resize(logits).abs_().neg_().sigmoid_()
+        return doubt.mul_(MAX_BYTE).round_().to(torch.uint8)
+
+    return _in_chunks(doubts, selection.mask_logits)
 
 
 def _teacher_resize(
-    logits: Tensor,
-    content_size: tuple[float, float],
-    image_size: tuple[float, float],
-    frame: tuple[int, int] | None = None,
+    selection: Selection, image_size: tuple[float, float], frame: tuple[int, int]
 ) -> Callable[[Tensor], Tensor]:
-    """Make a function that resizes (n, h', w') ``logits`` with content ``content_size``.
+    """Make a function that resizes (n, h', w') logits of a selection to a ``frame`` (H, W).
 
-    Both frames show the same content, also if it ends inside a pixel of the prediction.
-    frame: (H, W) of the result, whose content is ``image_size``; default: the same.
+    The selection's content fills ``image_size`` of it, also if it ends inside a pixel.
     """
+    logits = selection.mask_logits
     axes = [
         (torch.arange(side, device=logits.device) + 0.5) * (2 * extent / (size * pixels)) - 1
         for side, size, extent, pixels in zip(
-            frame or image_size, image_size, content_size, logits.shape[1:], strict=True
+            frame, image_size, selection.content_size, logits.shape[1:], strict=True
         )
     ]
     y, x = torch.meshgrid(*axes, indexing="ij")
     grid = torch.stack([x, y], dim=-1)[None]
-
-    def resize(chunk: Tensor) -> Tensor:
-        resized = F.grid_sample(
-            chunk[None], grid, mode="bilinear", padding_mode="border", align_corners=False
-        )
-        return resized[0]
-
-    return resize
+    read = partial(F.grid_sample, grid=grid, padding_mode="border", align_corners=False)
+    return lambda chunk: read(chunk[None])[0]
 
 
-def _threshold_in_chunks(
-    logits: Tensor, image_size: tuple[int, int], resize: Callable[[Tensor], Tensor], thresh: float
-) -> Tensor:
-    """(N, H, W) bool: where the resized logits exceed the threshold."""
-    masks = torch.empty((len(logits), *image_size), dtype=torch.bool, device=logits.device)
-    for part, its in zip(masks.split(MASKS_AT_ONCE), logits.split(MASKS_AT_ONCE), strict=True):
-        torch.gt(resize(its), thresh, out=part)
-    return masks
+def _in_chunks(function: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor:
+    """(N, H, W) values of a function of (N, h, w) logits, which needs much memory."""
+    return torch.cat([function(part) for part in logits.split(MASKS_AT_ONCE)])
 
 
 def _best_masks(mask_logits: Tensor, ious: Tensor) -> tuple[Tensor, Tensor]:

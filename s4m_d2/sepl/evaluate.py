@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from s4m_d2.command_line import default_workers
 from s4m_d2.errors import DatasetError
 from s4m_d2.sepl.files import AFTER, BEFORE, TRUTH, ImageFiles
 from s4m_d2.sepl.rule import VOID
@@ -84,7 +83,7 @@ def compare(files: ImageFiles, images: Iterable[str] | None = None) -> dict[str,
     totals = np.zeros((len(kinds), len(names), len(names) + 1), dtype=np.int64)
     scores: list[dict[str, Any]] = []
     problems = {}
-    with ThreadPoolExecutor(default_workers()) as pool:
+    with ThreadPoolExecutor() as pool:
         for name, found in zip(images, pool.map(count, images), strict=True):
             if isinstance(found, str):
                 problems[name] = found

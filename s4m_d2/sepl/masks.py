@@ -57,7 +57,7 @@ class SamMasks:
         return kept_masks(
             self.cache / f"{name}.json.gz",
             size,
-            f"{self._generator.fingerprint} {digest}",
+            f"{self._generator.fingerprint()} {digest}",
             lambda: self._generator.generate(read_image(str(image), "RGB")),
         )
 

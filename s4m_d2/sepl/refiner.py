@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.config import configurable
 from pycocotools import mask as mask_utils
 from torch import Generator, Tensor
 
@@ -23,26 +24,44 @@ class SEPLRefiner:
 
     The segments of :func:`~s4m_d2.sepl.rule.assign_masks` are the teacher's masks, resized to the
     image; they may overlap. An instance without a selected mask keeps the teacher's. Classes and
-    scores do not change; nothing is random. It synchronizes many times per image.
+    scores do not change; nothing is random.
+
+    SAM's automatic generator works image by image and partly on the host: it synchronizes several
+    times per image, unlike :class:`~s4m_d2.semi.PointRefiner`; only the encoder is batched.
 
     Args:
-        automatic_masks: an :class:`~s4m_d2.sam.automatic_masks.AutomaticMasks`, or an object with
-            its ``generate``.
+        backend: a :class:`~s4m_d2.sam.backend.SamBackend`.
+        automatic_masks: an :class:`~s4m_d2.sam.automatic_masks.AutomaticMasks` of this backend, or
+            an object with its ``generate``.
         o_s_thresh, o_p_thresh: in [0, 1]; 1 switches a rule off.
         mask_thresh: threshold of the teacher's masks, in (0, 1).
     """
 
+    @configurable
     def __init__(
         self,
-        automatic_masks,
         *,
+        backend,
+        automatic_masks,
         o_s_thresh: float = O_S_THRESH,
         o_p_thresh: float = O_P_THRESH,
         mask_thresh: float = 0.5,
     ) -> None:
+        self.backend = backend
         self.automatic_masks = automatic_masks
         self.thresholds = {"o_s_thresh": o_s_thresh, "o_p_thresh": o_p_thresh}
         self.logit_thresh = logit(mask_thresh)
+
+    @classmethod
+    def from_config(cls, cfg, backend) -> dict:
+        settings = {key.lower(): value for key, value in cfg.S4M.REFINE.SEPL.items()}
+        thresholds = {key: settings.pop(key) for key in ("o_s_thresh", "o_p_thresh")}
+        return {
+            "backend": backend,
+            "automatic_masks": AutomaticMasks(backend, AutomaticMaskSettings(**settings)),
+            "mask_thresh": cfg.S4M.PSEUDO_LABEL.MASK_THRESH,
+            **thresholds,
+        }
 
     @torch.no_grad()
     def __call__(
@@ -58,11 +77,19 @@ class SEPLRefiner:
         active = [i for i, selection in enumerate(selections) if len(selection.labels)]
         ious: list[float] = []
         fallbacks = instances = 0
-        pixels = images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
-        pictures = to_host(*(pixels[i, : image_sizes[i][0], : image_sizes[i][1]] for i in active))
-        for i, picture in zip(active, pictures, strict=True):
-            records = self.automatic_masks.generate(picture)
-            masks, chosen, redrawn = self._redraw(selections[i], image_sizes[i], records)
+        if active:
+            shown = images[to_device(active, images.device)]
+            encoded = self.backend.encode(shown, [image_sizes[i] for i in active])
+            if shown.is_floating_point():
+                shown = shown.round().clamp(0, 255)
+            [pictures] = to_host(shown.to(torch.uint8).permute(0, 2, 3, 1))
+        for place, i in enumerate(active):
+            height, width = image_sizes[i]
+            records = self.automatic_masks.generate(
+                np.ascontiguousarray(pictures[place, :height, :width]),
+                encoded=encoded.select([place]),
+            )
+            masks, chosen, redrawn = self._redraw(selections[i], (height, width), records)
             labels[i] = selections[i].labels.with_masks(masks)
             ious += [records[row]["predicted_iou"] for row in chosen]
             instances += len(masks)
@@ -95,7 +122,4 @@ class SEPLRefiner:
 @REFINER_REGISTRY.register()
 def sepl(cfg, backend) -> SEPLRefiner:
     """``S4M.REFINE.METHOD: sepl``."""
-    settings = {key.lower(): value for key, value in cfg.S4M.REFINE.SEPL.items()}
-    thresholds = {key: settings.pop(key) for key in ("o_s_thresh", "o_p_thresh")}
-    masks = AutomaticMasks(backend, AutomaticMaskSettings(**settings))
-    return SEPLRefiner(masks, mask_thresh=cfg.S4M.PSEUDO_LABEL.MASK_THRESH, **thresholds)
+    return SEPLRefiner(cfg, backend)

@@ -6,17 +6,15 @@ Whatever is read, training and evaluation see the same masks of the same classes
 import contextlib
 import copy
 import json
-import os
 import random
 
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from pycocotools.coco import COCO
 
-from s4m_d2.data import CocoFormat, LabeledDatasetMapper, register_splits
+from s4m_d2.data import LabeledDatasetMapper
 from s4m_d2.data.annotations import read_annotations
 from s4m_d2.data.segmentations import run_lengths
 from s4m_d2.errors import DatasetError
@@ -161,13 +159,10 @@ def lvis(data):
 MEANT = {
     "as it is": lambda data: None,
     "iscrowd null": each("annotations", "iscrowd", lambda _: None),
-    "iscrowd text": each("annotations", "iscrowd", str),
     "no iscrowd": remove("annotations", "iscrowd"),
     "bbox text": each("annotations", "bbox", lambda box: [str(number) for number in box]),
     "no bbox": remove("annotations", "bbox"),
     "bbox of another size": each("annotations", "bbox", lambda box: [10 * side for side in box]),
-    "area text": each("annotations", "area", lambda _: "large"),
-    "no area": remove("annotations", "area"),
     "no ids": remove("annotations", "id"),
     "ids repeat": each("annotations", "id", lambda _: 0),
     "image ids text": each("annotations", "image_id", str),
@@ -184,7 +179,6 @@ MEANT = {
     "pairs alone": shape(pairs(BOX)),
     "OpenCV's contour": shape([[[pair] for pair in pairs(BOX)]]),
     "numbers as text": shape([[str(number) for number in BOX]]),
-    "compressed RLE": shape({"size": [HEIGHT, WIDTH], "counts": TEXT}),
     "empty runs": shape({"size": [HEIGHT, WIDTH], "counts": [*RUNS[:-1], 5, 0, RUNS[-1] - 5]}),
     "backslashes": change(("images", 1, "file_name"), "sub\\b.png"),
     "tool's path": change(("images", 0, "file_name"), "..\\..\\media\\upload\\4\\a.png"),
@@ -244,15 +238,12 @@ def test_what_cannot_be_used_is_counted_and_left_out_alike(read):
 COPY = {"id": 99, "image_id": 1, "category_id": 7, "segmentation": [[*BOX[4:], *BOX[:4]]]}
 #: Changes after which 3 of 4 instances can be used; what is counted.
 LEFT_OUT = {
-    "no segmentation": (
-        lambda data: data["annotations"][0].pop("segmentation"), "without a mask"),
     "null": (shape(None), "without a mask"),
     "empty polygon": (shape([[]]), "without a mask"),
     "a box": (shape([[6, 4, 30, 16]]), "without a mask"),
     "RLE of nothing": (shape({"size": [0, 0], "counts": []}), "without a mask"),
     "empty RLE": (rle([HEIGHT * WIDTH]), "without a pixel"),
     "outside": (shape([[n + 400 for n in BOX]]), "without a pixel"),
-    "from 0 to 1": (shape([[n / 40 for n in BOX]]), "without a pixel"),
     "crowd": (change(("annotations", 0, "iscrowd"), "1"), "crowds"),
     "crowd without a mask": (
         lambda data: data["annotations"][0].update(iscrowd=1, segmentation=[]), "without a mask"),
@@ -308,11 +299,9 @@ def both_used(data):
     data["annotations"][2]["category_id"] = 9
 
 
-ZIGZAG = [0.0, 0.0, 40.0, 24.0] * 5000
 #: Changes that leave no clear meaning, and what the message names.
 REFUSED = {
     "images is an object": (lambda data: data.update(images={}), "images"),
-    "no annotations": (lambda data: data.pop("annotations"), "annotations"),
     "entry is no object": (lambda data: data["images"].append(7), "images"),
     "no file name": (change(("images", 0, "file_name"), None), "None"),
     "lone surrogate": (change(("images", 0, "file_name"), "a\ud800.png"), "a"),
@@ -333,18 +322,14 @@ REFUSED = {
     "category unknown": (change(("annotations", 0, "category_id"), 4), "id 10 .*4"),
     "iscrowd 2": (change(("annotations", 0, "iscrowd"), 2), "id 10"),
     "NaN": (shape([[*BOX[:-1], NAN]]), "id 10"),
-    "null in a polygon": (shape([[*BOX[:-1], None]]), "id 10"),
     "far away": (shape([[*BOX[:-1], 1e300]]), r"1e\+300"),
     "points as objects": (shape([[{"x": 1, "y": 2}]]), "id 10"),
-    "endless outline": (shape([ZIGZAG]), "id 10"),
     "a word": (shape("mask"), "id 10"),
     "RLE of another size": (rle([WIDTH * HEIGHT], (WIDTH, HEIGHT)), "id 10"),
     "RLE of size 5": (shape({"size": 5, "counts": [5]}), "id 10"),
     "RLE too short": (rle([5, 6]), "id 10"),
-    "RLE too long": (rle([900, 100]), "id 10"),
     "negative counts": (rle([-40, 1000]), "id 10"),
     "counts with halves": (rle([0.5, 959.5]), "id 10"),
-    "text too long": (rle(compressed([900, 100])), "id 10"),
     "text cut in a number": (rle(compressed([900, 60])[:-1]), "id 10"),
     "text of anything": (rle("\u2764"), "id 10"),
     "a size that is not the file's": (change(("images", 0, "width"), 10**9), "a.png"),
@@ -373,7 +358,7 @@ def test_all_problems_come_in_one_report(read):
         REFUSED[row][0](data)
     for index in (1, 2, 3):
         shape("mask", index)(data)
-    every = r"(?s)2 problems.*1 .*a\.png \(id 9.*4 .*id 10.*id 11.*id 12.* 1 more"
+    every = r"\.json: 1 .*a\.png \(id 9.*\n.*\.json: 4 .*id 10.*id 11.*id 12.* 1 more"
     with pytest.raises(DatasetError, match=every):
         read(data)
 
@@ -418,7 +403,7 @@ def test_a_given_area_stays(read):
     assert [[a["area"] for a in r["annotations"]] for r in records] == [[90.5, 288], [288] * 2, []]
 
 
-def test_a_file_is_parsed_once_and_again_when_it_changes(read, monkeypatch, tmp_path):
+def test_a_file_is_parsed_once_and_again_when_it_changes(read):
     first = read(content())
     assert read_annotations(first.json_file, first.image_root) is first
     data = content()
@@ -438,18 +423,6 @@ def test_compressed_rles_are_summed_as_the_api_wrote_them():
             run_lengths({**segmentation, "size": [sum(runs) + 1, 1]}, (sum(runs) + 1, 1))
 
 
-def test_registered_sets_follow_the_file(images, tmp_path, name):
-    dataset = CocoFormat(str(tmp_path / "instances.json"), str(images))
-    register_splits(name, dataset, (), full=True)
-    for classes in (["apple", "pear"], ["plum", "pear"]):
-        data = content()
-        data["categories"][1]["name"] = classes[0]
-        (tmp_path / "instances.json").write_text(json.dumps(data))
-        os.utime(tmp_path / "instances.json", ns=(len(classes[0]), len(classes[0])))
-        assert len(DatasetCatalog.get(name)) == 3
-        assert MetadataCatalog.get(name).thing_classes == classes
-
-
 EXTREMES = [
     None, True, False, 0, 1, -1, 2, 0.5, -0.0, 1e-300, 1e300, 10**18, 10**400, NAN, INF, -INF, "",
     "0", "1", "x", "a.png", NAMES[2], "../a.png", "\ud800", "\0", [], {}, [[]], [0], [[0, 0]],
@@ -466,23 +439,15 @@ def mutate(data, rng):
         places += [(node, key) for key in keys]
         stack += [node[key] for key in keys if isinstance(node[key], dict | list)]
     node, key = rng.choice(places)
-    kind = rng.choice(["remove", "extreme", "extreme", "nest", "twice", "scale", "text", "other"])
-    value = node[key]
+    kind = rng.choice(["remove", "twice", "change"])
+    other, place = rng.choice(places)
+    values = [node[key], other[place], str(node[key]), [node[key]], *EXTREMES]
     if kind == "remove":
         del node[key]
     elif kind == "twice" and isinstance(node, list):
-        node.insert(rng.randrange(len(node) + 1), copy.deepcopy(value))
-    elif kind == "scale" and isinstance(value, int | float):
-        node[key] = value * rng.choice([0, -1, 0.01, 1.5, 10, 1e6])
-    elif kind == "text":
-        node[key] = str(value)
-    elif kind == "nest":
-        node[key] = [value]
-    elif kind == "other":
-        other, place = rng.choice(places)
-        node[key] = copy.deepcopy(other[place]) if place in other or place != key else None
+        node.insert(rng.randrange(len(node) + 1), copy.deepcopy(node[key]))
     else:
-        node[key] = copy.deepcopy(rng.choice(EXTREMES))
+        node[key] = copy.deepcopy(rng.choice(values))
 
 
 def test_mutated_files_load_alike_or_end_in_one_error(read):

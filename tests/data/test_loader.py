@@ -134,16 +134,6 @@ def test_tiles_of_damaged_unlabeled_images_end_the_stream_too(data_root):
             stream("tiles", arp_mapper(), batches=1, max_skipped=100)
 
 
-class Failing:
-    """A mapper that raises."""
-
-    skip_unreadable = True
-    error: Exception
-
-    def __call__(self, record):
-        raise self.error
-
-
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_of_labeled_images_and_others_end_the_stream_unchanged(data_root, workers):
     (damaged,) = damage(data_root, 1)
@@ -151,8 +141,7 @@ def test_errors_of_labeled_images_and_others_end_the_stream_unchanged(data_root,
         stream("toyscapes_train", labeled_mapper(), batches=14, workers=workers)
     assert str(error.value).startswith(damaged) and "Traceback" not in str(error.value)
     for kind_of_error in (ConfigError, ZeroDivisionError):
-        mapper = Failing()
-        mapper.error = kind_of_error("wrong key")
+        mapper = mock.Mock(side_effect=kind_of_error("wrong key"), skip_unreadable=True)
         with pytest.raises(kind_of_error, match="wrong key"):
             stream("toyscapes_train_unlabeled", mapper, batches=1, workers=workers)
 

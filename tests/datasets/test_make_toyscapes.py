@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 
 import make_toyscapes as toyscapes
 import numpy as np
 import pytest
 from cityscapesscripts.helpers.annotation import Annotation
-from cityscapesscripts.helpers.labels import labels
 from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
 from cityscapesscripts.preparation.json2labelImg import createLabelImage
 from PIL import Image
@@ -25,17 +22,6 @@ def dataset(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data") / "toyscapes"
     assert toyscapes.make_toyscapes(root, seed=5, counts=COUNTS)
     return root
-
-
-@pytest.fixture
-def labels_of_detectron2(monkeypatch):
-    """Detectron2's newest loader imports Cityscapes' labels under a name of its authors' own."""
-    alias = "deeplearning.projects.cityscapesApi.cityscapesscripts.helpers.labels"
-    parts = alias.split(".")
-    for end in range(1, len(parts)):
-        name = ".".join(parts[:end])
-        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-    monkeypatch.setitem(sys.modules, alias, sys.modules["cityscapesscripts.helpers.labels"])
 
 
 def content(root: Path) -> dict[str, bytes]:
@@ -71,25 +57,6 @@ def test_cityscapes_own_tools_draw_the_same_maps_from_the_polygons(dataset):
             written = np.asarray(Image.open(str(path).replace("polygons.json", ending)))
             assert written.dtype == dtype
             np.testing.assert_array_equal(written, np.asarray(draw(annotation, "ids")))
-
-
-@pytest.mark.parametrize("from_json", [True, False])
-def test_the_engines_cityscapes_loader_reads_it(dataset, labels_of_detectron2, from_json):
-    pytest.importorskip("shapely")
-    from detectron2.data.datasets.cityscapes import load_cityscapes_instances
-
-    dicts = load_cityscapes_instances(
-        str(dataset / "leftImg8bit" / "val"), str(dataset / "gtFine" / "val"), from_json=from_json
-    )
-    assert len(dicts) == COUNTS["val"]
-    for record in dicts:
-        stem = Path(record["file_name"]).name.removesuffix("leftImg8bit.png")
-        path = next(dataset.glob(f"gtFine/val/*/{stem}gtFine_instanceIds.png"))
-        ids = np.unique(np.asarray(Image.open(path)))
-        assert (record["height"], record["width"]) == (128, 256)
-        order = [x.id for x in labels if x.hasInstances and not x.ignoreInEval]
-        found = sorted(order[a["category_id"]] for a in record["annotations"])
-        assert found == sorted(int(i) // 1000 for i in ids if i >= 1000)
 
 
 def test_an_existing_data_set_with_the_same_parameters_is_left_alone(dataset):

@@ -41,7 +41,6 @@ class RecordMemory(HookBase):
         done = self.trainer.iter + 1
         if done % PERIOD == 0:
             self.record[done] = resident_bytes()
-            print(done, [size >> 20 for size in self.record[done]], "MiB", flush=True)
 
 
 def main(output: str, options: list[str]) -> None:

@@ -6,11 +6,9 @@ import hashlib
 import os
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import get_detection_dataset_dicts
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
@@ -19,7 +17,11 @@ from s4m_d2.errors import DatasetError
 
 MISTAKE = "frankfurt_000000_000294.png is truncated."
 LABELED, UNLABELED = 2, 4  # images a batch
-COMMON = {
+# From this iteration on, the images in odd places of a batch, all those of the second of two
+# processes, have neither labels nor pseudo-labels; stage 1 ends before.
+EMPTY_FROM = 3
+ITERATIONS, BURN_IN = {"teacher": EMPTY_FROM, "student": EMPTY_FROM + 1}, 2
+CONFIG = {
     "SOLVER.IMS_PER_BATCH": LABELED,
     "S4M.TEACHER.IMS_PER_BATCH": LABELED,
     "S4M.UNLABELED_IMS_PER_BATCH": UNLABELED,
@@ -29,46 +31,16 @@ COMMON = {
     "S4M.EMA_DECAY": 0.5,
     "S4M.ARP.PAIR_FRACTION": 0.5,  # two pairs of four images, one pair of two
     "DATASETS.TEST": "()",
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A short run.
-
-    Attributes:
-        stage: "teacher" or "student".
-        iterations: its length.
-        burn_in: iterations in which the teacher stays as it is.
-        empty_from: from this iteration on, the images in odd places of a batch, all those of the
-            second of two processes, have neither labels nor pseudo-labels.
-        changes: of COMMON.
-    """
-
-    stage: str
-    iterations: int
-    burn_in: int = 0
-    empty_from: int = 1000
-    changes: dict[str, str] = field(default_factory=dict)
-
-
-RUNS = {
-    "teacher": Run("teacher", 3),
+    "S4M.BURN_IN": BURN_IN,
     # Pseudo-labels are measured while the teacher is stage 1's, and after that.
-    "student": Run(
-        "student",
-        4,
-        burn_in=2,
-        empty_from=3,
-        changes={
-            "S4M.QUALITY.PERIOD": "2",
-            "S4M.QUALITY.MAX_IMAGES": "2",
-            "S4M.PSEUDO_LABEL.SCORE_THRESH": "0.1",
-            "S4M.PSEUDO_LABEL.CLASS_THRESH": "auto",
-            "S4M.PSEUDO_LABEL.LABEL_WEIGHT": "True",
-            "S4M.PSEUDO_LABEL.PIXEL_WEIGHT": "True",
-        },
-    ),
+    "S4M.QUALITY.PERIOD": 2,
+    "S4M.QUALITY.MAX_IMAGES": 2,
+    "S4M.PSEUDO_LABEL.SCORE_THRESH": 0.1,
+    "S4M.PSEUDO_LABEL.CLASS_THRESH": "auto",
+    "S4M.PSEUDO_LABEL.LABEL_WEIGHT": True,
+    "S4M.PSEUDO_LABEL.PIXEL_WEIGHT": True,
+    "S4M.TEACHER.MAX_ITER": ITERATIONS["teacher"],
+    "SOLVER.MAX_ITER": ITERATIONS["student"],
 }
 
 
@@ -80,19 +52,16 @@ def places(count: int) -> list[int]:
 class SeenLoader:
     """A loader whose stream positions are recorded, and some of whose labels removed."""
 
-    def __init__(self, loader, empty_from: int) -> None:
+    def __init__(self, loader) -> None:
         self.loader = loader
         self.skipped_images = loader.skipped_images
-        self.empty_from = empty_from
         self.positions: list[list[int]] = []
-        self.files: set[str] = set()
 
     def __iter__(self) -> Iterator[list[dict]]:
         for iteration, batch in enumerate(self.loader):
             self.positions.append([sample["stream_position"] for sample in batch])
-            self.files.update(sample["file_name"] for sample in batch)
             for place, sample in zip(places(len(batch)), batch, strict=True):
-                if iteration >= self.empty_from and place % 2 and "instances" in sample:
+                if iteration >= EMPTY_FROM and place % 2 and "instances" in sample:
                     sample["instances"] = sample["instances"][:0]
             yield batch
 
@@ -128,16 +97,15 @@ def digest(model: torch.nn.Module) -> str:
     return content.hexdigest()
 
 
-def make_trainer(run: Run, cfg: CfgNode, teacher_weights: str):
+def make_trainer(cfg: CfgNode, teacher_weights: str):
     """The trainer, its recorders, and with pairs that do not depend on the processes."""
-    if run.stage == "teacher":
+    if not teacher_weights:
         trainer = TeacherTrainer(cfg)
-        loader = trainer._trainer.data_loader = SeenLoader(trainer.data_loader, run.empty_from)
+        loader = trainer._trainer.data_loader = SeenLoader(trainer.data_loader)
         return trainer, [loader]
     trainer = S4MTrainer(cfg, teacher_weights)
     pair = trainer.data_loader
-    pair.labeled = SeenLoader(pair.labeled, run.empty_from)
-    pair.unlabeled = SeenLoader(pair.unlabeled, run.empty_from)
+    pair.labeled, pair.unlabeled = SeenLoader(pair.labeled), SeenLoader(pair.unlabeled)
     labeling = trainer.pseudo_labeling
     world_size = comm.get_world_size()
     labeling.arp._draw_pairs = lambda batch, generators: (
@@ -148,7 +116,7 @@ def make_trainer(run: Run, cfg: CfgNode, teacher_weights: str):
     def sometimes_blind(batch):
         predictions = predict(batch)
         for place, logits in zip(places(len(batch)), predictions["pred_logits"], strict=True):
-            if trainer.iter >= run.empty_from and place % 2:
+            if trainer.iter >= EMPTY_FROM and place % 2:
                 logits[:, -1] = 1e4  # "no object"
         return predictions
 
@@ -159,17 +127,14 @@ def make_trainer(run: Run, cfg: CfgNode, teacher_weights: str):
 def train(name: str, cfg: CfgNode, teacher_weights: str, folder: str) -> None:
     """Make one run, or this process' part of it, and write what was seen into ``folder``."""
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    trainer, loaders = make_trainer(RUNS[name], cfg, teacher_weights)
+    trainer, loaders = make_trainer(cfg, teacher_weights)
     before = {key: value.clone() for key, value in trainer.trained_model.state_dict().items()}
     seen = Seen()
     trainer.register_hooks([seen])
     trainer.train()
-    records = get_detection_dataset_dicts(cfg.DATASETS.TRAIN)
     result = {
         **vars(seen),
         "positions": [loader.positions for loader in loaders],
-        "labeled_files": sorted(loaders[0].files),
-        "labeled_set": [record["file_name"] for record in records],
         "before": before,
         "after": trainer.trained_model.state_dict(),
     }
@@ -178,7 +143,7 @@ def train(name: str, cfg: CfgNode, teacher_weights: str, folder: str) -> None:
 
 
 def train_all(cfgs: dict[str, CfgNode], teachers: dict[str, str], folder: str) -> None:
-    """Some of the runs, one after the other; ``teachers`` are files of stage 1 by run."""
+    """The runs, one after the other; ``teachers`` are files of stage 1 by run."""
     torch.set_num_threads(1)
     for name, cfg in cfgs.items():
         train(name, cfg, teachers.get(name, ""), folder)

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +13,8 @@ from s4m_d2.engine import S4MCheckpointer, S4MTrainer, stage_config
 from s4m_d2.engine.training.build import build_unlabeled_loader
 
 from .sameness import assert_same
+from .test_trainer import Killed
+from .test_trainer import final_state as saved
 
 ITERATIONS, BURN_IN, DECAY = 4, 2, 0.75
 FORWARDS = 2  # of the student in an iteration: labeled and unlabeled images
@@ -20,21 +22,6 @@ TRACKED_AT_STAGE_ONE = 1000
 QUERIES = "sem_seg_head.predictor.query_feat.weight"
 
 State = dict[str, Tensor]
-
-
-class Killed(Exception):
-    """Stands for whatever ends a run."""
-
-
-@dataclass
-class Step:
-    """One iteration: the models when the teacher labeled, the batch, and its predictions."""
-
-    student: State
-    teacher: State
-    batch: list[dict]
-    predictions: dict
-    phase: float = -1.0  # as logged
 
 
 def state_of(model) -> State:
@@ -45,7 +32,8 @@ class Watch(HookBase):
     """Remembers what the teacher does in a run, and ends the run after one of its iterations."""
 
     def __init__(self, trainer: S4MTrainer, kill_after: int | None) -> None:
-        self.steps: dict[int, Step] = {}
+        # By iteration: the models when the teacher labeled, the batch, and its predictions.
+        self.steps: dict[int, SimpleNamespace] = {}
         self.kill_after = kill_after
         self.updated = state_of(trainer.trained_model)  # by the iteration before
         teacher = trainer.teacher.model
@@ -53,7 +41,8 @@ class Watch(HookBase):
 
         def watched(batch):
             assert trainer.iter not in self.steps, "the teacher labeled twice"
-            step = Step(self.updated, state_of(teacher), batch, predict_queries(batch))
+            models = {"student": self.updated, "teacher": state_of(teacher)}
+            step = SimpleNamespace(batch=batch, predictions=predict_queries(batch), **models)
             self.steps[trainer.iter] = step
             return step.predictions
 
@@ -135,10 +124,6 @@ def whole(run, tmp_path_factory):
 
 def load(path) -> dict:
     return torch.load(path, weights_only=True)
-
-
-def saved(trainer) -> dict:
-    return load(os.path.join(trainer.cfg.OUTPUT_DIR, "model_final.pth"))
 
 
 def teacher_by_hand(stage_one: State, students: list[State], burn_in: int) -> State:

@@ -8,13 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from s4m_d2.engine.checkpointing import checkpoint as files
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.checkpointing.checkpoint_files import (
-    has_final,
-    ranked,
-    read_complete,
-    superseded,
-)
 from s4m_d2.engine.stages import stage_is_finished
 from s4m_d2.errors import WeightsError
 from s4m_d2.files import remove_temporaries
@@ -106,32 +101,22 @@ def test_without_the_tag_the_newest_complete_checkpoint_is_taken(tmp_path):
         assert resume(tmp_path) == 3
 
 
-def test_an_older_checkpoint_that_the_user_tagged_is_taken_and_those_before_it_follow(tmp_path):
-    save(tmp_path, 1, 3, 5, 7)
-    (tmp_path / "last_checkpoint").write_text("model_0000003.pth\n")
-    assert resume(tmp_path) == 3
-    flip(tmp_path / "model_0000003.pth")
-    assert resume(tmp_path) == 1
-    flip(tmp_path / "model_0000001.pth")
-    assert resume(tmp_path) == 5
-
-
 def test_the_order_in_which_files_are_tried_and_given_up(tmp_path):
     names = ["model_0000001.pth", "model_0000010.pth", "model_10000000.pth", "model_final.pth"]
     for other in (*names, "model_1.pth", "export.pth", ".model_0000002.pth.abcdefgh.tmp"):
         (tmp_path / other).touch()
-    assert ranked(tmp_path) == names[::-1]
-    assert ranked(tmp_path, names[1]) == [names[i] for i in (1, 0, 2, 3)]
-    assert ranked(tmp_path, "export.pth") == ["export.pth", *names[::-1]]
-    assert ranked(tmp_path, "model_0000005.pth") == ["model_0000005.pth", *names]
+    assert files.ranked(tmp_path) == names[::-1]
+    assert files.ranked(tmp_path, names[1]) == [names[i] for i in (1, 0, 2, 3)]
+    assert files.ranked(tmp_path, "export.pth") == ["export.pth", *names[::-1]]
+    assert files.ranked(tmp_path, "model_0000005.pth") == ["model_0000005.pth", *names]
     # After going back to 4, what was abandoned goes first.
-    assert superseded(tmp_path, "model_0000004.pth", keep=2) == [names[1], names[2]]
+    assert files.superseded(tmp_path, "model_0000004.pth", keep=2) == [names[1], names[2]]
 
 
 def test_every_flipped_bit_is_found_or_changes_nothing(tmp_path):
     save(tmp_path, 1)
     path = tmp_path / "model_0000001.pth"
-    whole, expected = path.read_bytes(), read_complete(str(path))
+    whole, expected = path.read_bytes(), files.read_complete(str(path))
     rng, found, size = random.Random(0), 0, path.stat().st_size
     positions = [*rng.sample(range(size), 100), *range(40), *range(size - 60, size)]
     for position in positions:
@@ -139,14 +124,13 @@ def test_every_flipped_bit_is_found_or_changes_nothing(tmp_path):
         content[position] ^= 1 << rng.randrange(8)
         path.write_bytes(content)
         try:
-            assert_same(read_complete(str(path)), expected)
+            assert_same(files.read_complete(str(path)), expected)
         except WeightsError:
             found += 1
     assert found > len(positions) / 3
 
 
 KILLS = {  # moment → what is continued, and the name that a half-written file is for
-    "half of the file is written": (3, "model_0000005.pth"),
     "before the rename": (3, "model_0000005.pth"),
     "between the rename and the tag": (3, "last_checkpoint"),
     "before old files are removed": (5, ""),
@@ -157,29 +141,19 @@ KILLS = {  # moment → what is continued, and the name that a half-written file
 def save_and_die(folder, moment) -> None:
     """In a process of its own: save iteration 5, and be killed by SIGKILL at this moment."""
 
-    def die():
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def half_a_save(content, file):
-        file.write(b"PK\x03\x04half")
-        file.flush()
-        die()
-
     def before(function, last_name, then=False):
         def killed(path, *more):
-            if os.path.basename(str((path, *more)[-1])) == last_name:
-                if then:
-                    function(path, *more)
-                die()
-            function(path, *more)
+            dies = os.path.basename(str((path, *more)[-1])) == last_name
+            if then or not dies:
+                function(path, *more)
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
 
         return killed
 
     target = KILLS[moment][1]
     with pytest.MonkeyPatch.context() as patch:
-        if moment.startswith("half"):
-            patch.setattr(torch, "save", half_a_save)
-        elif target:
+        if target:
             patch.setattr(os, "replace", before(os.replace, target))
         else:
             then = moment.startswith("after")
@@ -200,25 +174,22 @@ def test_a_process_killed_while_it_saves_leaves_something_to_continue(tmp_path, 
     continued, target = KILLS[moment]
     removed = remove_temporaries(tmp_path)
     assert [file[1 : len(target) + 1] for file in removed] == [target] * bool(target)
-    assert not [file for file in os.listdir(tmp_path) if file.startswith(".")]
     assert resume(tmp_path) == continued
     save(tmp_path, 7, keep=2)  # whatever was left goes with the next one
     last = 5 if (tmp_path / "model_0000005.pth").exists() else 3
     assert checkpoints(tmp_path) == [name(last), name(7)]
 
 
-def test_the_newest_checkpoints_and_the_final_one_are_kept(tmp_path):
-    for keep, left in ((0, (1, 3, 5, 7)), (1, (7,)), (2, (5, 7)), (9, (1, 3, 5, 7))):
-        folder = tmp_path / f"{keep}"
-        folder.mkdir()
-        (folder / "model_export.pth").touch()  # not a name of ours
-        save(folder, 1, 3, 5, 7, keep=keep)
-        checkpointer(folder, 7, keep=keep).save("model_final", iteration=7)
-        assert checkpoints(folder) == [*map(name, left), "model_export", "model_final"]
-        modes = [(folder / f"model_{file}.pth").stat().st_mode for file in ("final", "export")]
-        assert modes[0] == modes[1], "of the user's umask"
-        save(folder, 9, keep=keep)  # a longer SOLVER.MAX_ITER
-        assert "model_final" in checkpoints(folder) and name(9) in checkpoints(folder)
+@pytest.mark.parametrize(("keep", "left"), [(0, (1, 3, 5, 7)), (1, (7,)), (2, (5, 7))])
+def test_the_newest_checkpoints_and_the_final_one_are_kept(tmp_path, keep, left):
+    (tmp_path / "model_export.pth").touch()  # not a name of ours
+    save(tmp_path, 1, 3, 5, 7, keep=keep)
+    checkpointer(tmp_path, 7, keep=keep).save("model_final", iteration=7)
+    assert checkpoints(tmp_path) == [*map(name, left), "model_export", "model_final"]
+    modes = [(tmp_path / f"model_{file}.pth").stat().st_mode for file in ("final", "export")]
+    assert modes[0] == modes[1], "of the user's umask"
+    save(tmp_path, 9, keep=keep)  # a longer SOLVER.MAX_ITER
+    assert {"model_final", name(9)} < {*checkpoints(tmp_path)}
 
 
 def test_a_file_that_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatch, caplog):
@@ -234,42 +205,37 @@ def test_a_file_that_cannot_be_removed_does_not_end_the_run(tmp_path, monkeypatc
 def test_a_final_checkpoint_is_whole_or_the_run_continues_from_the_one_before(
     tmp_path, monkeypatch
 ):
-    assert not has_final(str(tmp_path))
     save(tmp_path, 5)
+    assert not files.has_final(str(tmp_path))
     run = checkpointer(tmp_path)
     run.resume_or_load("")
     run.finish()  # killed before the final checkpoint was complete
-    monkeypatch.setattr(torch, "load", None)  # nothing of it is loaded
-    assert has_final(str(tmp_path))
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "load", None)  # nothing of it is loaded
+        assert files.has_final(str(tmp_path))
     run = checkpointer(tmp_path)
     run.resume_or_load("")
     run.reopen(5)  # the run goes on
-    assert not has_final(str(tmp_path)) and resume(tmp_path) == 5
+    assert not files.has_final(str(tmp_path)) and resume(tmp_path) == 5
     checkpointer(tmp_path, 8).save("model_final", iteration=8)
-    assert has_final(str(tmp_path))
+    assert files.has_final(str(tmp_path))
     truncate(tmp_path / "model_final.pth")
-    assert not has_final(str(tmp_path)) and resume(tmp_path) == 5
+    assert not files.has_final(str(tmp_path)) and resume(tmp_path) == 5
 
 
 def test_a_stage_is_finished_when_it_is_saved_and_evaluated(tmp_path):
-    for number, (done, results, asked, expected) in enumerate(
-        [
-            (0, None, 8, False),
-            (0, '{"iterations": 8}', 8, False),
-            (8, None, 8, False),  # killed before its evaluation
-            (8, '{"iterations": 4}', 8, False),  # killed within it
-            (8, '{"iterations": 8', 8, False),
-            (8, '{"iterations": 8}', 8, True),
-            (8, '{"iterations": 8}', 7, True),
-            (8, '{"iterations": 8}', 9, False),  # longer than it was
-        ]
+    cfg = SimpleNamespace(OUTPUT_DIR=str(tmp_path), SOLVER=SimpleNamespace(MAX_ITER=8))
+    (tmp_path / "results.json").write_text('{"iterations": 8}')  # of another run
+    assert not stage_is_finished(cfg)
+    (tmp_path / "results.json").unlink()
+    checkpointer(tmp_path).save("model_final", iteration=7)
+    assert not stage_is_finished(cfg)  # killed before its evaluation
+    for results, length, expected in (
+        ('{"iterations": 4}', 8, False),  # killed within it
+        ('{"iterations": 8', 8, False),
+        ('{"iterations": 8}', 8, True),
+        ('{"iterations": 8}', 7, True),
+        ('{"iterations": 8}', 9, False),  # longer than it was
     ):
-        (tmp_path / f"{number}").mkdir()
-        folder = tmp_path / f"{number}"
-        if done:
-            checkpointer(folder).save("model_final", iteration=done - 1)
-        if results is not None:
-            (folder / "results.json").write_text(results)
-        cfg = SimpleNamespace(OUTPUT_DIR=str(folder), SOLVER=SimpleNamespace(MAX_ITER=asked))
-        assert stage_is_finished(cfg) is expected
+        (tmp_path / "results.json").write_text(results)
+        assert stage_is_finished(cfg, length) is expected

@@ -1,7 +1,6 @@
 """Files of weights of every origin, and what is said or refused where they do not fit."""
 
 import logging
-import re
 from collections import OrderedDict
 
 import numpy as np
@@ -11,19 +10,9 @@ import torch
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.errors import WeightsError
 
+from . import published_files as files
 from .checkpoint_files import Model, same, save
-from .published_files import (
-    backbone,
-    deep_name,
-    early_name,
-    ensemble,
-    mask2former,
-    msra_name,
-    numpy,
-    renamed,
-    torchvision_name,
-    without_criterion,
-)
+from .published_files import backbone, ensemble, mask2former, numpy, renamed, without_criterion
 
 FC = {"weight": np.ones((5, 4), np.float32), "bias": np.ones(5, np.float32)}
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -53,8 +42,8 @@ def with_versions(state):
 
 MODELS = {
     "released .pkl": ("m.pkl", lambda sd: model_zoo(without_criterion(sd))),
-    "early .pkl": ("m.pkl", lambda sd: model_zoo(renamed(without_criterion(sd), early_name))),
-    "moved twice": ("m.pth", lambda sd: {"model": renamed(sd, deep_name)}),
+    "early .pkl": ("m.pkl", lambda sd: model_zoo(renamed(without_criterion(sd), files.early_name))),
+    "moved twice": ("m.pth", lambda sd: {"model": renamed(sd, files.deep_name)}),
     "training .pth": ("m.pth", lambda sd: {"model": with_versions(sd), "iteration": 9}),
     "bare .pth": ("m.pth", with_versions),
     "other entry": ("m.pth", lambda sd: {"state_dict": sd, "epoch": 3}),
@@ -85,7 +74,7 @@ def test_a_whole_model_loads_to_the_last_weight(tmp_path, caplog, kind):
 
 def msra(state):
     """A file of Caffe2, which has no running statistics."""
-    arrays = numpy({msra_name(k): v for k, v in state.items() if not k.endswith(STATISTICS)})
+    arrays = numpy({files.msra_name(k): v for k, v in state.items() if not k.endswith(STATISTICS)})
     return arrays | {f"fc1000_{k[0]}": v for k, v in FC.items()}
 
 
@@ -99,7 +88,7 @@ BACKBONES = {
     ),
     "torchvision .pth": (
         "b.pth",
-        lambda b: renamed(b, torchvision_name) | {f"fc.{k}": torch.ones(5) for k in FC},
+        lambda b: renamed(b, files.torchvision_name) | {f"fc.{k}": torch.ones(5) for k in FC},
     ),
     "pycls .pyth": ("b.pyth", lambda b: {"model_state": b}),
     "bare .pth": ("b.pth", dict),
@@ -176,12 +165,7 @@ def test_the_report_says_what_became_of_each_weight(tmp_path, caplog):
     report = load(loaded := Model(seed=2), save(tmp_path, state))
     assert report.unexpected == ["extra"]
     assert report.missing == ["backbone.res2.0.shortcut.norm.running_mean"]
-    for found, shown in zip(
-        report.mismatched,
-        (("head.weight", "(5, 4)", "(3, 4)"), ("head.bias", "(5,)", "(3,)")),
-        strict=True,
-    ):
-        assert all(word in found for word in shown)
+    assert [found.split()[0] for found in report.mismatched] == ["head.weight", "head.bias"]
     assert len(report.matched) == len(state) - 3 and report.is_surprising
     (warning,) = warnings_in(caplog)
     assert all(word in warning for word in ("extra", "head.weight", "(5, 4)", "(3, 4)"))
@@ -210,7 +194,7 @@ LAYERS = {
 @pytest.mark.parametrize("part", LAYERS)
 def test_other_numbers_of_layers_are_refused_either_way(tmp_path, part):
     whole = mask2former(1)
-    short = mask2former(2, lambda name: None if re.search(LAYERS[part], name) else name)
+    short = mask2former(2, LAYERS[part])
     path = save(tmp_path, {"model": whole.state_dict()}, "whole.pth")
     with pytest.raises(WeightsError, match=LAYERS[part]):
         load(short, path, require=True)
@@ -230,21 +214,13 @@ STEM = {"backbone.stem.conv1.weight": torch.zeros(8, 3, 3, 3)}
 OTHER_STEM = r"backbone\.stem\.conv1\.weight is \(8, 3, 3, 3\)"
 
 
-def bare(state):
-    return {name.removeprefix("backbone."): value for name, value in state.items()}
-
-
 @pytest.mark.parametrize(
     ("change", "require", "named"),
     [
         (lambda s: {k: s[k] for k in s if k != "head.bias"}, True, r"head\.bias"),
         (lambda s: s | {"head.bias": torch.zeros(9)}, True, r"head\.bias is \(9,\).*\(3,\)"),
         (lambda s: s | STEM, False, OTHER_STEM),
-        (
-            lambda s: {k.removeprefix("backbone."): v for k, v in (s | STEM).items()},
-            False,
-            OTHER_STEM,
-        ),
+        (lambda s: renamed(s | STEM, lambda k: k.removeprefix("backbone.")), False, OTHER_STEM),
         (lambda s: {k: s[k] for k in s if "res2" not in k}, False, r"6 of the backbone's 9"),
         (lambda s: {f"other.{k}": s[k] for k in s}, False, r"other\."),
     ],

@@ -158,7 +158,7 @@ def test_a_run_killed_at_any_moment_logs_what_an_undisturbed_one_does(whole, tmp
         assert_as_undisturbed(run, snapshot)
 
 
-@pytest.mark.parametrize("iteration", [29, 33, 65])
+@pytest.mark.parametrize("iteration", [29, 33, 64, 65])
 def test_a_run_stopped_by_a_signal_or_an_error_logs_what_an_undisturbed_one_does(
     whole, tmp_path, iteration
 ):

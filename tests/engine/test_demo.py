@@ -19,8 +19,7 @@ from s4m_d2.engine.command.arguments import model_config
 from s4m_d2.engine.figures.predictor import Predictor, class_names, load_model
 from s4m_d2.engine.own_data.own_data import StoredData, store
 from s4m_d2.errors import ConfigError, DatasetError
-from s4m_d2.visualization import overlay
-from s4m_d2.visualization.panels import write_video
+from s4m_d2.visualization import overlay, write_video
 
 from .conftest import ROOT
 
@@ -34,13 +33,13 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
 
     def save(cfg):
-        path = folder / "both.pth"
+        path = folder / "student" / "model_final.pth"
         if not path.exists():
             student = TeacherTrainer.build_model(stage_config(cfg, "student"))
             teacher = {k: v * 1.01 for k, v in student.state_dict().items()}
             hooks = {"EMATeacherHook": {"teacher": teacher}}
             trainer = type("Trainer", (), {"state_dict": lambda self: {"hooks": hooks}})()
-            S4MCheckpointer(student, str(folder), trainer=trainer).save("both")
+            S4MCheckpointer(student, str(path.parent), trainer=trainer).save(path.stem)
         return str(path)
 
     return save

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.engine import HookBase
+from detectron2.engine import TrainerBase
 from PIL import Image
 from torch import nn
 
@@ -16,20 +16,9 @@ from s4m_d2.engine.rng import default_generator_states
 from s4m_d2.errors import DatasetError
 
 from .sameness import assert_same
+from .test_quality import Every
 
 WITH = {"S4M__FIGURES__PERIOD": 2, "S4M__FIGURES__IMAGES": 1}
-
-
-class Losses(HookBase):
-    """Every value that a step logs, exactly."""
-
-    def __init__(self):
-        self.seen = []
-
-    def after_step(self):
-        timing = ("time", "data_time", "eta_seconds", "rank_data_time")
-        latest = self.trainer.storage.latest()
-        self.seen.append({key: value for key, value in latest.items() if key not in timing})
 
 
 @pytest.fixture
@@ -37,24 +26,17 @@ def train(small_config, tmp_path):
     """(folder, more overrides) → what was logged; the trainer's final state; its folder."""
 
     def run(folder, **changes):
-        cfg = stage_config(
-            small_config(
-                OUTPUT_DIR=str(tmp_path / folder),
-                SOLVER__MAX_ITER=3,
-                S4M__BURN_IN=1,
-                S4M__EMA_DECAY=0.5,
-                **changes,
-            ),
-            "student",
-        )
+        changes |= {"SOLVER__MAX_ITER": 3, "S4M__BURN_IN": 1, "S4M__EMA_DECAY": 0.5}
+        cfg = small_config(OUTPUT_DIR=str(tmp_path / folder), **changes)
+        cfg = stage_config(cfg, "student")
         S4MCheckpointer(S4MTrainer.build_model(cfg), str(tmp_path)).save("teacher")
         trainer = S4MTrainer(cfg, str(tmp_path / "teacher.pth"))
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         trainer.evaluate = dict  # it has tests of its own
-        trainer.register_hooks([losses := Losses()])
+        trainer.register_hooks([every := Every()])
         trainer.train()
         state = torch.load(Path(cfg.OUTPUT_DIR, "model_final.pth"), weights_only=True)
-        return losses.seen, state, Path(cfg.OUTPUT_DIR)
+        return every.seen, state, Path(cfg.OUTPUT_DIR)
 
     return run
 
@@ -111,31 +93,15 @@ class Painter:
         return np.full((4, 6, 3), (10, 20, 30), dtype=np.uint8)
 
 
-def run_hook(hook, iterations):
-    from detectron2.engine import TrainerBase
-
-    class Trainer(TrainerBase):
-        def run_step(self):
-            pass
-
-    images = []
-
-    class Collect(HookBase):
-        def after_step(self):
-            images.extend(self.trainer.storage._vis_data)
-            self.trainer.storage.clear_images()
-
-    trainer = Trainer()
-    trainer.register_hooks([hook, Collect()])
-    trainer.train(0, iterations)
-    return images
-
-
 def test_figures_come_every_period_and_one_that_cannot_be_drawn_is_left_out(tmp_path, caplog):
-    painter = Painter()
-    images = run_hook(FiguresHook(painter, ["broken", "views", "arp"], 3, str(tmp_path)), 8)
+    painter, trainer = Painter(), TrainerBase()
+    trainer.run_step = lambda: None
+    hook = FiguresHook(painter, ["broken", "views", "arp"], 3, str(tmp_path))
+    trainer.register_hooks([hook])
+    trainer.train(0, 8)
     assert painter.drawn == ["broken", "views", "arp", "arp"]
     assert caplog.text.count("a.png does not exist") == 1
+    images = trainer.storage._vis_data
     names = [("figures/views", 2), ("figures/arp", 2), ("figures/arp", 5)]
     assert [(name, step) for name, _, step in images] == names
     assert images[0][1].shape == (3, 4, 6) and (images[0][1][1] == 20).all()

@@ -12,12 +12,8 @@ from PIL import Image
 
 from s4m_d2.data import StrongView
 from s4m_d2.engine.command.arguments import split_overrides
-from s4m_d2.engine.figures.figure_set import (
-    FigureSet,
-    labeled_samples,
-    unlabeled_samples,
-    validation_samples,
-)
+from s4m_d2.engine.figures import figure_set
+from s4m_d2.engine.figures.figure_set import FigureSet, labeled_samples, validation_samples
 from s4m_d2.engine.labeling.pseudo_labeling import UnlabeledViews
 from s4m_d2.errors import ConfigError
 from s4m_d2.semi.pseudo_labels import Selection
@@ -32,22 +28,19 @@ LEFT, RIGHT, TOP = np.s_[150:310, 10:150], np.s_[150:310, 250:390], np.s_[10:100
 PLACES = {"left": LEFT, "right": RIGHT, "top": TOP}
 
 
-def masks_of(*places):
-    masks = torch.zeros(len(places), *SIZE, dtype=torch.bool)
-    for mask, place in zip(masks, places, strict=True):
-        mask[place] = True
+def masks_of(place):
+    masks = torch.zeros(1, *SIZE, dtype=torch.bool)
+    masks[0][place] = True
     return masks
 
 
-def labels_of(*places, score=0.75):
-    count = len(places)
-    classes = torch.zeros(count, dtype=torch.int64)
-    return PseudoLabels(classes, masks_of(*places), torch.full((count,), score))
+def labels_of(place):
+    return PseudoLabels(torch.zeros(1).long(), masks_of(place), torch.full((1,), 0.75))
 
 
-def truth_of(*places):
-    masks = masks_of(*places)
-    return Instances(SIZE, gt_masks=BitMasks(masks), gt_classes=torch.zeros(len(masks)).long())
+def truth_of(place):
+    masks = BitMasks(masks_of(place))
+    return Instances(SIZE, gt_masks=masks, gt_classes=torch.zeros(1).long())
 
 
 def image_of(level):
@@ -108,11 +101,8 @@ def test_the_way_of_an_image_from_the_truth_to_what_the_student_predicts(figures
 
     def model(samples):
         assert (samples[0]["height"], samples[0]["width"]) == SIZE
-        found = truth_of(TOP)
-        scores = torch.full((len(found),), 0.9)
-        masks, classes = found.gt_masks.tensor, found.gt_classes
-        kept = Instances(SIZE, pred_masks=masks, pred_classes=classes, scores=scores)
-        return [{"instances": kept}]
+        found = {"pred_classes": torch.zeros(1).long(), "scores": torch.full((1,), 0.9)}
+        return [{"instances": Instances(SIZE, pred_masks=masks_of(TOP), **found)}]
 
     sample = {"image": image_of(50), "image_weak": image_of(80), "instances": truth_of(TOP)}
     labeling = Labeling(label, refiner=None, arp=SimpleNamespace(pair_fraction=0.25))
@@ -139,11 +129,8 @@ def test_labeled_images_come_as_they_are_and_in_draws_of_training(small_config):
         assert first["file_name"] == second["file_name"] == plain["file_name"]
         assert not torch.equal(first["image"], second["image"])
     again = labeled_samples(cfg, 2, draws=2)
-    assert all(
-        torch.equal(one["image"], other["image"])
-        for row, same in zip(rows, again, strict=True)
-        for one, other in zip(row, same, strict=True)
-    )
+    for one, other in zip(sum(rows, []), sum(again, []), strict=True):
+        assert torch.equal(one["image"], other["image"])
     labeled = {record["file_name"] for record in DatasetCatalog.get("toyscapes_train_30pct")}
     assert {row[0]["file_name"] for row in rows} <= labeled
 
@@ -171,7 +158,7 @@ def test_validation_images_keep_their_size_or_get_that_of_evaluation(small_confi
 def test_views_are_those_of_the_training(small_config, tile):
     cfg = small_config(INPUT__TILE__SIZE=tile)
     panels = FigureSet(cfg, 2).views_panels()
-    samples = unlabeled_samples(cfg, 2)
+    samples = figure_set.unlabeled_samples(cfg, 2)
     generators = sample_generators(samples, "strong_view", "cpu")
     strong = StrongView(cfg).batch([sample["image"] for sample in samples], generators)
     for row, sample, view in zip(panels.rows, samples, strong, strict=True):

@@ -16,11 +16,11 @@ from .test_demo import CONFIG, weights  # noqa: F401
 @pytest.fixture(scope="module")
 def command(weights, shared_config):  # noqa: F811
     """(folder of images, output, more arguments) → exit status and annotations by file name."""
-    path = weights(shared_config("unused"))
+    run_folder = str(Path(weights(shared_config("unused"))).parents[1])
     options = overrides("unused", {"S4M__PSEUDO_LABEL__MIN_AREA": 0.0})
 
     def run(images, output, *more):
-        words = ["--weights", path, "--images", str(images), "--output", str(output), *more]
+        words = ["--weights", run_folder, "--images", str(images), "--output", str(output), *more]
         status = label.main(["--config-file", CONFIG, "--score", "0", *words, *options])
         return status, annotations(output)
 

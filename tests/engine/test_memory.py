@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from quickstart import KEEP_MEMORY
 
 ROOT = Path(__file__).resolve().parents[2]
 ITERATIONS = 300
@@ -21,13 +22,6 @@ OPTIONS = ["MODEL.DEVICE", "cpu", "DATASETS.TEST", "()"]
 def run(script, *arguments, **environment):
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     subprocess.run(command, check=True, env=os.environ | environment)
-
-
-def quickstart_memory_settings() -> dict[str, str]:
-    sys.path.insert(0, str(ROOT / "tools"))
-    from quickstart import KEEP_MEMORY
-
-    return KEEP_MEMORY
 
 
 @pytest.fixture(scope="module")
@@ -53,16 +47,11 @@ def test_stage_two_does_not_grow(quickstart_teacher, tmp_path):
     options += ["S4M.BURN_IN", ITERATIONS, "OUTPUT_DIR", tmp_path / "run"]
     output = tmp_path / "memory.json"
     script = "tests/engine/memory_run.py"
-    run(script, output, *options, DETECTRON2_DATASETS=str(data), **quickstart_memory_settings())
+    run(script, output, *options, DETECTRON2_DATASETS=str(data), **KEEP_MEMORY)
     record = {int(done): sizes for done, sizes in json.loads(output.read_text()).items()}
-    print(f"\nresident MiB: { {i: in_mib(sizes) for i, sizes in record.items()} }")
     assert max(record) == ITERATIONS
     for done, sizes in record.items():
         assert len(sizes) == PROCESSES
         if done > WARM:
             growth = [now / before - 1 for now, before in zip(sizes, record[WARM], strict=True)]
-            assert max(growth) <= GROWTH, f"{in_mib(record[WARM])} -> {in_mib(sizes)} at {done}"
-
-
-def in_mib(sizes):
-    return [size >> 20 for size in sizes]
+            assert max(growth) <= GROWTH, record

@@ -11,18 +11,9 @@ from s4m_d2.engine.command.arguments import read_config
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.labeling.quality import split_labeled
 from s4m_d2.errors import ConfigError, DatasetError
-from s4m_d2.visualization.panels import write_video
+from s4m_d2.visualization import write_video
 
-from .own_runs import (
-    CONFIG,
-    change_json,
-    copied,
-    make_data,
-    only,
-    overrides,
-    own_options,
-    parsed,
-)
+from .own_runs import CONFIG, change_json, copied, make_data, only, overrides, own_options, parsed
 
 CLASSES = ["bicycle", "bus", "car", "motorcycle", "person", "rider", "train", "truck"]
 

@@ -9,7 +9,6 @@ from s4m_d2.engine.checks.config_checks import check_config, config_errors
 from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.engine.checks.preflight import preflight
 from s4m_d2.engine.checks.resource_checks import sam_finding
-from s4m_d2.engine.config_file import load_config
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 
 from .own_runs import TOYSCAPES, train_net
@@ -107,17 +106,6 @@ def test_an_evaluation_needs_a_test_set_and_a_device_has_to_be_there(monkeypatch
         check_config(config({"MODEL.DEVICE": "cuda"}))
 
 
-def test_the_file_comes_before_the_overrides_and_the_config_is_frozen(tmp_path):
-    (tmp_path / "base.yaml").write_text("VERSION: 2\nS4M:\n  BURN_IN: 1\n  EMA_DECAY: 0.5\n")
-    file = tmp_path / "config.yaml"
-    file.write_text("_BASE_: base.yaml\nS4M:\n  BURN_IN: 2\n")
-    cfg = load_config(str(file), ["S4M.UNSUP_LOSS_WEIGHT", "3.0"])
-    assert (cfg.S4M.BURN_IN, cfg.S4M.EMA_DECAY, cfg.S4M.UNSUP_LOSS_WEIGHT) == (2, 0.5, 3.0)
-    assert cfg.is_frozen()
-    with pytest.raises(ConfigError, match=r"S4M\.PSEUDO_LABEL\.SCORE_THRESH"):
-        load_config("", ["S4M.SCORE_THRESH", "0.5"])  # found by its last word
-
-
 def statuses(report):
     return {finding.item: finding.status for finding in report.findings}
 
@@ -145,11 +133,7 @@ def test_a_sound_run_has_a_short_report_without_problems(small_config, tmp_path)
 
 
 def test_all_wrong_settings_come_together_and_so_do_data_sets_and_weights(small_config):
-    settings = {
-        "SOLVER__OPTIMIZER": "ADAM",
-        "SOLVER__IMS_PER_BATCH": 3,
-        "S4M__EMA_DECAY": 2.0,
-    }
+    settings = {"SOLVER__OPTIMIZER": "ADAM", "SOLVER__IMS_PER_BATCH": 3, "S4M__EMA_DECAY": 2.0}
     files = {
         "DATASETS__TRAIN": "('toyscapes_9pct',)",
         "MODEL__WEIGHTS": "nowhere.pth",
@@ -187,10 +171,3 @@ def test_other_processes_of_a_machine_leave_the_check_to_its_first(
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert train_net("--check", *small_options(S4M__DISTILL__NAME="none"), config=TOYSCAPES) == 0
     assert not capsys.readouterr().out
-
-
-def test_check_is_not_for_evaluation(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        train_net("--check", "--eval-only")
-    assert stopped.value.code == 2
-    assert "--check" in capsys.readouterr().err

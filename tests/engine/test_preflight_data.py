@@ -19,27 +19,14 @@ from .preflight_cases import CLASSES, config
 HEIGHT, WIDTH = 20, 30
 
 
-def record(folder, number, labels=(0,), **changes):
+def record(folder, number, labels=(0,)):
     path = folder / f"{number}.png"
     Image.fromarray(np.full((HEIGHT, WIDTH, 3), number, dtype=np.uint8)).save(path)
-    annotations = [
-        {
-            "bbox": [2, 2, 10, 10],
-            "bbox_mode": BoxMode.XYXY_ABS,
-            "category_id": label,
-            "segmentation": [[2, 2, 10, 2, 10, 10, 2, 10]],
-            "iscrowd": 0,
-        }
-        for label in labels
-    ]
-    return {
-        "file_name": str(path),
-        "image_id": number,
-        "height": HEIGHT,
-        "width": WIDTH,
-        "annotations": annotations,
-        **changes,
-    }
+    square = {"bbox": [2, 2, 10, 10], "bbox_mode": BoxMode.XYXY_ABS, "iscrowd": 0}
+    square["segmentation"] = [[2, 2, 10, 2, 10, 10, 2, 10]]
+    annotations = [square | {"category_id": label} for label in labels]
+    about = {"file_name": str(path), "image_id": number, "height": HEIGHT, "width": WIDTH}
+    return {**about, "annotations": annotations}
 
 
 @pytest.fixture
@@ -92,11 +79,6 @@ def cut(path):
         file.truncate(60)
 
 
-def drop_instances(records):
-    for record in records:
-        record["annotations"] = []
-
-
 def segmented(polygons):
     return lambda a, u, t: a[1]["annotations"][0].update(segmentation=polygons)
 
@@ -105,7 +87,8 @@ DEFECTS = {  # (change of the labeled, unlabeled and test records, message)
     "no images": (lambda a, u, t: a.clear(), "'preflight_labeled' has no images"),
     "no records": (lambda a, u, t: a.insert(0, "a.png"), "cannot be loaded"),
     "no path": (lambda a, u, t: a[0].pop("file_name"), "cannot be loaded.*file_name"),
-    "no instances": (lambda a, u, t: drop_instances(a), "'preflight_labeled' has 3 images and no"),
+    "no instances": (
+        lambda a, u, t: [r.update(annotations=[]) for r in a], "_labeled' has 3 images and no"),
     "class out of range": (
         lambda a, u, t: a[2]["annotations"][0].update(category_id=2), r"2\.png has the class id 2"),
     "class of another type": (

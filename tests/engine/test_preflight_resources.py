@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,30 +12,13 @@ from segment_anything import sam_model_registry
 from torch import nn
 
 from s4m_d2.engine import S4MCheckpointer, TeacherTrainer, stage_config
-from s4m_d2.engine.checks import resource_checks
-from s4m_d2.engine.checks.resource_checks import (
-    bytes_of,
-    checkpoint_bytes,
-    disk_finding,
-    kept_checkpoints,
-    memory_finding,
-    model_blueprint,
-    model_finding,
-    output_dir_errors,
-    sam_blueprint,
-    sam_bytes,
-    sam_finding,
-    stage_memory,
-    weight_findings,
-)
+from s4m_d2.engine.checks import resource_checks as checks
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.own_data.derived_settings import activation_bytes
 from s4m_d2.engine.stages import STAGES
-from s4m_d2.sam.segment_anything import TOYSCAPES_WEIGHTS
 
 GIB = 1 << 30
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-DiskUsage = namedtuple("DiskUsage", "total used free")
 
 
 class Tiny(nn.Module):
@@ -58,16 +40,17 @@ def test_memory_by_hand_and_sam_where_it_is_consulted(small_config):
         ("student", "ADAMW", 1, 4 * (19 + 12 + 24 + 19)),
     ):
         cfg = small_config(SOLVER__OPTIMIZER=optimizer)
-        assert stage_memory(cfg, stage, Tiny(), None, processes) == expected
+        assert checks.stage_memory(cfg, stage, Tiny(), None, processes) == expected
 
 
 def test_sam_counts_in_the_stages_that_consult_it(small_config):
-    sam = sam_blueprint(small_config())
+    sam = checks.sam_blueprint(small_config())
+    assert next(sam.sam.parameters()).is_meta
     for refined in (False, True):
         cfg = small_config(S4M__REFINE__ENABLED=refined, S4M__FINETUNE__MAX_ITER=1)
-        with_sam, without = ([stage_memory(cfg, s, Tiny(), x) for s in STAGES] for x in (sam, None))
-        extra = [a - b for a, b in zip(with_sam, without, strict=True)]
-        assert extra == [sam_bytes(sam), refined * sam_bytes(sam), 0]
+        needs = [[checks.stage_memory(cfg, s, Tiny(), x) for s in STAGES] for x in (sam, None)]
+        extra = [a - b for a, b in zip(*needs, strict=True)]
+        assert extra == [checks.sam_bytes(sam), refined * checks.sam_bytes(sam), 0]
 
 
 def test_how_many_checkpoints_stay(small_config):
@@ -77,23 +60,23 @@ def test_how_many_checkpoints_stay(small_config):
     ):  # fmt: skip
         solver = {"MAX_ITER": end, "CHECKPOINT_PERIOD": period, "CHECKPOINT_KEEP": keep}
         cfg = small_config(**{f"SOLVER__{key}": value for key, value in solver.items()})
-        assert kept_checkpoints(cfg) == expected
+        assert checks.kept_checkpoints(cfg) == expected
 
 
 def test_one_checkpoint_must_fit_and_all_to_come_should(small_config, monkeypatch, tmp_path):
     """Free space in checkpoints, of which stage 1 keeps 3 + 1; some are there already."""
     cfg = small_config(S4M__STAGE="teacher", S4M__TEACHER__MAX_ITER=7, SOLVER__CHECKPOINT_PERIOD=2)
-    size = checkpoint_bytes(cfg, "teacher", Tiny())
+    size = checks.checkpoint_bytes(cfg, "teacher", Tiny())
     (tmp_path / "run" / "teacher").mkdir(parents=True)
     for free, there, status in (
         (0.9, 0, "error"), (1.1, 0, "warning"), (3.9, 0, "warning"), (4.1, 0, "ok"), (2.5, 2, "ok")
     ):  # fmt: skip
-        usage = DiskUsage(0, 0, int(free * size))
+        usage = SimpleNamespace(free=int(free * size))
         monkeypatch.setattr(shutil, "disk_usage", lambda folder, usage=usage: usage)
         for number in range(there):
             path = tmp_path / "run" / "teacher" / f"model_{number:07d}.pth"
             path.write_bytes(bytes(size))
-        assert disk_finding(cfg, Tiny(), ["teacher"]).status == status
+        assert checks.disk_finding(cfg, Tiny(), ["teacher"]).status == status
 
 
 def test_memory_is_compared_with_what_processes_of_a_machine_share(small_config, monkeypatch):
@@ -101,37 +84,37 @@ def test_memory_is_compared_with_what_processes_of_a_machine_share(small_config,
     gpu = {"MODEL__DEVICE": "cuda", "INPUT__CROP__SIZE": "(500, 2000)", **batches}
     for device, processes, parts in (({}, 1, 1), ({}, 2, 2), (gpu, 2, 1)):
         cfg = small_config(**device)
-        needed = parts * stage_memory(cfg, "student", Tiny(), None, processes)
+        needed = parts * checks.stage_memory(cfg, "student", Tiny(), None, processes)
         for available, status in ((None, "ok"), (needed, "ok"), (needed - 1, "warning")):
-            monkeypatch.setattr(resource_checks, "available_memory", lambda _, size=available: size)
-            options = {"num_processes": processes, "num_local": processes}
-            assert memory_finding(cfg, Tiny(), None, STAGES, **options).status == status
-    activations = needed - stage_memory(small_config(), "student", Tiny(), None, 2)
+            monkeypatch.setattr(checks, "available_memory", lambda _, size=available: size)
+            needs = {s: checks.stage_memory(cfg, s, Tiny(), None, processes) for s in STAGES}
+            assert checks.memory_finding(cfg, needs, processes).status == status
+    activations = needed - checks.stage_memory(small_config(), "student", Tiny(), None, 2)
     assert activations == 3 * activation_bytes(cfg) == 3 * 3.25 * GIB  # a megapixel each
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads Linux' own account")
 def test_the_memory_of_this_machine_is_known_in_bytes():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert total / 1000 < resource_checks.available_memory("cpu") <= total
+    assert total / 1000 < checks.available_memory("cpu") <= total
 
 
 def test_an_output_folder_is_judged_without_making_it_and_old_runs_stay(small_config, tmp_path):
     deep = small_config(OUTPUT_DIR=str(tmp_path / "a" / "b"))
-    assert not list(output_dir_errors(deep, resume=False))
+    assert not list(checks.output_dir_errors(deep, resume=False))
     assert not (tmp_path / "a").exists()
     (tmp_path / "a").touch()
     (tmp_path / "run" / "teacher").mkdir(parents=True)
     (tmp_path / "run" / "student").touch()
     for cfg, file in ((deep, "a"), (small_config(), "run/student")):
         for resume in (False, True):
-            errors = list(output_dir_errors(cfg, resume=resume))
+            errors = list(checks.output_dir_errors(cfg, resume=resume))
             assert len(errors) == 1 and f"'{tmp_path}/{file}'" in str(errors[0])
     (tmp_path / "run" / "student").unlink()
     (tmp_path / "run" / "teacher" / "last_checkpoint").touch()
-    [error] = output_dir_errors(small_config(), resume=False)
+    [error] = checks.output_dir_errors(small_config(), resume=False)
     assert "teacher'" in str(error) and "--resume" in str(error)
-    assert not list(output_dir_errors(small_config(), resume=True))
+    assert not list(checks.output_dir_errors(small_config(), resume=True))
 
 
 def test_the_estimate_errs_by_two_percent_of_what_was_planned():
@@ -147,9 +130,9 @@ def test_the_estimate_errs_by_two_percent_of_what_was_planned():
         ("coco_10pct", (84.1, 43.1, 22.6)),
     ):
         cfg = load_config(str(CONFIGS / f"{name}.yaml"))
-        model = model_blueprint(cfg)
+        model = checks.model_blueprint(cfg)
         for gpus, expected in zip((1, 2, 4), planned, strict=True):
-            estimate = stage_memory(cfg, "student", model, sam, gpus) / GIB
+            estimate = checks.stage_memory(cfg, "student", model, sam, gpus) / GIB
             assert estimate == pytest.approx(expected, rel=0.02)
 
 
@@ -162,29 +145,21 @@ def shapes(module):
     return {name: (value.shape, value.dtype) for name, value in module.state_dict().items()}
 
 
-def by_item(findings):
-    return {finding.item: finding for finding in findings}
+def of_weights(cfg, stages=STAGES, resume=False):
+    """The lines on weights, by item."""
+    found = checks.weight_findings(cfg, checks.model_blueprint(cfg), stages, resume=resume)
+    return {finding.item: finding for finding in found}
 
 
 def test_a_blueprint_has_the_models_names_and_shapes_and_no_values(small_config, real_model):
     before = torch.get_rng_state()
-    blueprint = model_blueprint(small_config())
+    blueprint = checks.model_blueprint(small_config())
     assert torch.equal(torch.get_rng_state(), before)
     assert shapes(blueprint) == shapes(real_model)
     assert all(value.is_meta for value in blueprint.state_dict().values())
-    assert bytes_of(blueprint) == bytes_of(real_model)
+    assert checks.bytes_of(blueprint) == checks.bytes_of(real_model)
     trained = sum(4 * p.numel() for p in real_model.parameters() if p.requires_grad)
-    assert bytes_of(blueprint, trainable=True) == trained
-
-
-def test_the_packaged_sam_is_measured_without_its_values(small_config):
-    state = torch.load(TOYSCAPES_WEIGHTS, weights_only=True)
-    backend = sam_blueprint(small_config())
-    assert next(backend.sam.parameters()).is_meta
-    # The file and the module hold the same tensors, but for the normalization of pixels.
-    constants = (backend.sam.pixel_mean, backend.sam.pixel_std)
-    extra = sum(4 * value.numel() for value in constants)
-    assert sam_bytes(backend) == sum(4 * value.numel() for value in state.values()) + extra
+    assert checks.bytes_of(blueprint, trainable=True) == trained
 
 
 def test_a_model_that_computes_with_values_while_it_is_built(small_config):
@@ -201,47 +176,51 @@ def test_a_model_that_computes_with_values_while_it_is_built(small_config):
 
     META_ARCH_REGISTRY.register(Computes)
     try:
-        blueprint = model_blueprint(small_config(MODEL__META_ARCHITECTURE="Computes"))
+        blueprint = checks.model_blueprint(small_config(MODEL__META_ARCHITECTURE="Computes"))
     finally:
         del META_ARCH_REGISTRY._obj_map["Computes"]
     assert shapes(blueprint) == shapes(nn.ModuleDict({"part": nn.Linear(2, 3)}))
 
 
+REFUSED = [
+    ("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 0),
+    ("MODEL.MASK_FORMER.OVERSAMPLE_RATIO", 0.5),
+    ("MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", 1.5),
+    ("MODEL.MASK_FORMER.PRE_NORM", True),
+    ("MODEL.MASK_FORMER.DEC_LAYERS", 0),
+    ("MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "res5"),
+    ("MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "Unknown"),
+    ("MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True),
+    ("MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True),
+    ("MODEL.MASK_FORMER.TEST.INSTANCE_ON", False),
+    ("MODEL.SEM_SEG_HEAD.NAME", "Unknown"),
+    ("MODEL.SEM_SEG_HEAD.CONVS_DIM", 40),
+    ("MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS", 3),
+    ("MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", ["res7"]),
+    ("MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", []),
+    ("INPUT.FORMAT", "YUV"),
+    ("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "FPN"),
+    ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res5", "res9"]),
+    ("S4M.SAM.MAX_IMAGES", -1),
+    ("S4M.SAM.MAX_PROMPTS", 0),
+    ("S4M.SAM.PRECISION", "half"),
+    ("S4M.DISTILL.NAME", "none"),
+    ("S4M.DISTILL.HUBER_DELTA", 0.0),
+    ("S4M.DISTILL.NUM_POINTS", 0),
+    ("S4M.DISTILL.FOREGROUND_FRACTION", 1.5),
+    ("S4M.REFINE.METHOD", "boxes"),
+    ("S4M.REFINE.NUM_POINTS", 0),
+    ("S4M.REFINE.PROMPT", "boxes"),
+    ("S4M.REFINE.MIN_AGREEMENT", 1.5),
+    ("S4M.REFINE.NEGATIVE_POINTS", -1),
+    ("S4M.REFINE.TRIES", 0),
+]
+
+
 def test_what_a_constructor_refuses_is_an_error_of_its_line(small_config):
-    for check, key, value in (
-        (model_finding, "MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 0),
-        (model_finding, "MODEL.MASK_FORMER.OVERSAMPLE_RATIO", 0.5),
-        (model_finding, "MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO", 1.5),
-        (model_finding, "MODEL.MASK_FORMER.PRE_NORM", True),
-        (model_finding, "MODEL.MASK_FORMER.DEC_LAYERS", 0),
-        (model_finding, "MODEL.MASK_FORMER.TRANSFORMER_IN_FEATURE", "res5"),
-        (model_finding, "MODEL.MASK_FORMER.TRANSFORMER_DECODER_NAME", "Unknown"),
-        (model_finding, "MODEL.MASK_FORMER.TEST.SEMANTIC_ON", True),
-        (model_finding, "MODEL.MASK_FORMER.TEST.PANOPTIC_ON", True),
-        (model_finding, "MODEL.MASK_FORMER.TEST.INSTANCE_ON", False),
-        (model_finding, "MODEL.SEM_SEG_HEAD.NAME", "Unknown"),
-        (model_finding, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 40),
-        (model_finding, "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_N_HEADS", 3),
-        (model_finding, "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", ["res7"]),
-        (model_finding, "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES", []),
-        (model_finding, "INPUT.FORMAT", "YUV"),
-        (model_finding, "MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "FPN"),
-        (model_finding, "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res5", "res9"]),
-        (sam_finding, "S4M.SAM.MAX_IMAGES", -1),
-        (sam_finding, "S4M.SAM.MAX_PROMPTS", 0),
-        (sam_finding, "S4M.SAM.PRECISION", "half"),
-        (sam_finding, "S4M.DISTILL.NAME", "none"),
-        (sam_finding, "S4M.DISTILL.HUBER_DELTA", 0.0),
-        (sam_finding, "S4M.DISTILL.NUM_POINTS", 0),
-        (sam_finding, "S4M.DISTILL.FOREGROUND_FRACTION", 1.5),
-        (sam_finding, "S4M.REFINE.METHOD", "boxes"),
-        (sam_finding, "S4M.REFINE.NUM_POINTS", 0),
-        (sam_finding, "S4M.REFINE.PROMPT", "boxes"),
-        (sam_finding, "S4M.REFINE.MIN_AGREEMENT", 1.5),
-        (sam_finding, "S4M.REFINE.NEGATIVE_POINTS", -1),
-        (sam_finding, "S4M.REFINE.TRIES", 0),
-    ):
-        built, line = check(small_config(**{key.replace(".", "__"): value}))
+    for key, value in REFUSED:
+        find = checks.sam_finding if key.startswith("S4M.") else checks.model_finding
+        built, line = find(small_config(**{key.replace(".", "__"): value}))
         (error,) = line.errors
         assert built is None and key.rpartition(".")[2] in str(error)
 
@@ -251,7 +230,7 @@ def test_a_look_at_a_file_reports_what_loading_it_does(small_config, real_model,
     path = tmp_path / "weights.pth"
     state = {k: v for k, v in real_model.state_dict().items() if k != dropped}
     torch.save({"model": state}, path)
-    seen = S4MCheckpointer(model_blueprint(small_config())).inspect(str(path))
+    seen = S4MCheckpointer(checks.model_blueprint(small_config())).inspect(str(path))
     loading = S4MCheckpointer(real_model)
     loading.load(str(path))
     assert seen == loading.last_report
@@ -267,7 +246,7 @@ def test_weights_and_teacher_have_a_line_each(small_config, real_model, tmp_path
 
     def lines(weights, teacher, **changes):
         cfg = small_config(MODEL__WEIGHTS=weights, S4M__TEACHER_WEIGHTS=teacher, **changes)
-        found = by_item(weight_findings(cfg, model_blueprint(cfg), STAGES, resume=False))
+        found = of_weights(cfg)
         return found["first weights"], found["teacher"]
 
     assert [line.status for line in lines("", "")] == ["ok", "ok"]
@@ -289,7 +268,7 @@ def test_fine_tuning_needs_the_student_of_this_run(small_config, real_model, tmp
     path.parent.mkdir(parents=True)
     for state, status in (({}, "error"), (real_model.state_dict(), "ok")):
         torch.save({"model": state}, path)
-        found = by_item(weight_findings(cfg, model_blueprint(cfg), ["finetune"], resume=True))
+        found = of_weights(cfg, ["finetune"], resume=True)
         assert found["student"].status == status and found["first weights"].status == "ok"
 
 
@@ -298,7 +277,6 @@ def test_stages_that_continue_need_no_other_weights(small_config, tmp_path):
         (tmp_path / "run" / stage).mkdir(parents=True)
         (tmp_path / "run" / stage / "last_checkpoint").write_text("model_0000001.pth")
     cfg = small_config(MODEL__WEIGHTS="nowhere.pth")
-    model = model_blueprint(cfg)
-    assert by_item(weight_findings(cfg, model, STAGES, resume=False))["first weights"].errors
-    found = by_item(weight_findings(cfg, model, STAGES, resume=True))["first weights"]
+    assert of_weights(cfg)["first weights"].errors
+    found = of_weights(cfg, resume=True)["first weights"]
     assert found.status == "ok"

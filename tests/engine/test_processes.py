@@ -3,11 +3,11 @@
 import contextlib
 import json
 import os
-from argparse import Namespace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from detectron2.engine import default_argument_parser
 
 from s4m_d2.engine import S4MCheckpointer, S4MTrainer, stage_config
 from s4m_d2.engine.command.launch import launch
@@ -15,10 +15,12 @@ from s4m_d2.engine.labeling.quality import RECORDS
 
 from .conftest import make_config
 from .process_runs import (
-    COMMON,
+    BURN_IN,
+    CONFIG,
+    EMPTY_FROM,
+    ITERATIONS,
     LABELED,
     MISTAKE,
-    RUNS,
     UNLABELED,
     result_path,
     train_all,
@@ -36,22 +38,7 @@ OF_CHANGE = {"teacher": 1e-3, "student": 2e-2}
 
 def make_configs(folder):
     """The config of each run's stage."""
-    cfgs = {}
-    for name, run in RUNS.items():
-        lengths = {
-            "SOLVER.MAX_ITER": run.iterations,
-            "S4M.TEACHER.MAX_ITER": run.iterations,
-            "S4M.BURN_IN": run.burn_in,
-        }
-        changes = COMMON | run.changes | lengths
-        cfgs[name] = stage_config(make_config(folder / name, **changes), run.stage)
-    return cfgs
-
-
-def untrained_teacher(cfg, path):
-    model = S4MTrainer.build_model(cfg)
-    S4MCheckpointer(model, str(path.parent)).save(path.stem)
-    return str(path)
+    return {name: stage_config(make_config(folder / name, **CONFIG), name) for name in ITERATIONS}
 
 
 @contextlib.contextmanager
@@ -75,20 +62,14 @@ def runs(small_data, tmp_path_factory):
         patch.setenv("DETECTRON2_DATASETS", str(small_data))
         patch.setenv("CUDA_VISIBLE_DEVICES", "")
         patch.setenv("OMP_NUM_THREADS", "1")
-        weights = {}
-        for name, cfg in make_configs(folder / "one").items():
-            if RUNS[name].stage == "student":
-                weights[name] = untrained_teacher(cfg, folder / f"{name}.pth")
-        train_all(make_configs(folder / "one"), weights, str(folder))
-        args = Namespace(
-            cfgs=make_configs(folder / "two"),
-            teachers=weights,
-            folder=str(folder),
-            num_gpus=WORLD,
-            num_machines=1,
-            machine_rank=0,
-            dist_url="auto",
-        )
+        cfgs = make_configs(folder / "one")
+        untrained = S4MTrainer.build_model(cfgs["student"])
+        S4MCheckpointer(untrained, str(folder)).save("untrained")
+        weights = {"student": str(folder / "untrained.pth")}
+        train_all(cfgs, weights, str(folder))
+        args = default_argument_parser().parse_args(["--num-gpus", str(WORLD), "--dist-url=auto"])
+        cfgs = make_configs(folder / "two")
+        vars(args).update(cfgs=cfgs, teachers=weights, folder=str(folder))
         with stderr_into(folder / "stderr.txt"), pytest.raises(SystemExit) as ended:
             launch(train_all_then_fail, args)
 
@@ -102,7 +83,7 @@ def runs(small_data, tmp_path_factory):
     return seen
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ITERATIONS)
 def test_the_processes_share_the_images_of_each_iteration(runs, name):
     [whole], parts = runs(name, 1), runs(name, WORLD)
     for stream, (size, expected) in enumerate(
@@ -110,18 +91,16 @@ def test_the_processes_share_the_images_of_each_iteration(runs, name):
     ):
         shares = zip(*(part.positions[stream] for part in parts), strict=True)
         assert [sorted(sum(share, [])) for share in shares] == expected
-        assert expected == [
-            list(range(i * size, (i + 1) * size)) for i in range(RUNS[name].iterations)
-        ]
+        assert expected == [list(range(i * size, (i + 1) * size)) for i in range(ITERATIONS[name])]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ITERATIONS)
 def test_losses_follow_those_of_one_process(runs, name):
     """The class loss too, which Mask2Former would take of each process alone."""
     [whole], (first, _) = runs(name, 1), runs(name, WORLD)
-    assert len(first.losses) == len(whole.losses) == RUNS[name].iterations
+    assert len(first.losses) == len(whole.losses) == ITERATIONS[name]
     for iteration, (ours, expected) in enumerate(zip(first.losses, whole.losses, strict=True)):
-        exact = RUNS[name].stage == "teacher" or iteration < FEW
+        exact = name == "teacher" or iteration < FEW
         assert ours.keys() == expected.keys()
         labeled = [loss for loss in expected if loss.startswith("loss_")]
         assert len(labeled) >= 6
@@ -129,7 +108,7 @@ def test_losses_follow_those_of_one_process(runs, name):
             rel = TOLERANCE if exact else TOLERANCE_LATER
             rel = rel if loss in labeled else TOLERANCE_OF_PSEUDO_LABELS
             assert ours[loss] == pytest.approx(expected[loss], rel=rel, abs=1e-6), loss
-    if RUNS[name].stage == "student":
+    if name == "student":
         assert {"loss_ce", "unsup/loss_mask_0"} <= whole.losses[0].keys()
         assert all(losses["unsup/loss_mask"] > 0 for losses in whole.losses)
     else:
@@ -155,7 +134,7 @@ def test_pseudo_labels_are_measured_on_the_same_images_by_all_processes_together
             assert measured[key] == same, key
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ITERATIONS)
 def test_weights_follow_those_of_one_process(runs, name):
     """Each parameter, measured by what training has changed it by."""
     [whole], parts = runs(name, 1), runs(name, WORLD)
@@ -168,11 +147,11 @@ def test_weights_follow_those_of_one_process(runs, name):
 
 
 def test_teacher_and_student_are_the_same_on_every_process_after_every_step(runs):
-    (first, second), run = runs("student", WORLD), RUNS["student"]
+    first, second = runs("student", WORLD)
     assert first.teachers == second.teachers
     assert first.students == second.students
-    assert len(set(first.students)) == len(first.students) == run.iterations
-    assert len(set(first.teachers)) == run.iterations - run.burn_in + 1  # frozen, then moving
+    assert len(set(first.students)) == len(first.students) == ITERATIONS["student"]
+    assert len(set(first.teachers)) == ITERATIONS["student"] - BURN_IN + 1  # frozen, then moving
 
 
 def test_class_thresholds_follow_the_images_of_all_processes(runs):
@@ -184,20 +163,13 @@ def test_class_thresholds_follow_the_images_of_all_processes(runs):
     assert min(whole.thresholds[-1]) < max(whole.thresholds[-1]) == pytest.approx(0.1)
 
 
-def test_every_process_has_the_same_labeled_subset(runs):
-    [whole], (first, second) = runs("student", 1), runs("student", WORLD)
-    assert len(whole.labeled_set) == 3
-    assert first.labeled_set == second.labeled_set == whole.labeled_set
-    assert sorted({*first.labeled_files, *second.labeled_files}) == sorted(whole.labeled_set)
-
-
 def test_processes_follow_although_the_second_has_no_labels_or_pseudo_labels_in_the_end(runs):
     """What the two tests above say of the student's last iterations too."""
     [whole], (first, second) = runs("student", 1), runs("student", WORLD)
-    start = RUNS["student"].empty_from
-    assert min(first.pseudo_labels) > 0 and min(second.pseudo_labels[:start]) > 0
-    assert not any(second.pseudo_labels[start:])
-    for one, half in zip(whole.pseudo_labels[start:], first.pseudo_labels[start:], strict=True):
+    assert min(first.pseudo_labels) > 0 and min(second.pseudo_labels[:EMPTY_FROM]) > 0
+    assert not any(second.pseudo_labels[EMPTY_FROM:])
+    halves = first.pseudo_labels[EMPTY_FROM:]
+    for one, half in zip(whole.pseudo_labels[EMPTY_FROM:], halves, strict=True):
         assert one == pytest.approx(half / WORLD)
 
 

@@ -1,5 +1,6 @@
 """What S4MTrainer asks of a model: sound ones pass, and each defect is named."""
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -32,18 +33,10 @@ class OnlyPredictions(nn.Module):
 
 
 @pytest.fixture
-def registered():
-    """Register classes for the time of a test; returns the names."""
-    names = []
-
-    def register(entry):
-        META_ARCH_REGISTRY.register(entry)
-        names.append(entry.__name__)
-        return entry.__name__
-
-    yield register
-    for name in names:
-        del META_ARCH_REGISTRY._obj_map[name]
+def only_losses(small_config, monkeypatch):
+    """Configs of a registered model that has only losses."""
+    monkeypatch.setitem(META_ARCH_REGISTRY._obj_map, "OnlyLosses", OnlyLosses)
+    return functools.partial(small_config, MODEL__META_ARCHITECTURE="OnlyLosses")
 
 
 def test_what_a_model_lacks_is_named():
@@ -54,33 +47,20 @@ def test_what_a_model_lacks_is_named():
             check_model(cls())
 
 
-def test_a_run_is_refused_before_stage_1_if_stage_2_could_not_train_the_model(
-    small_config, registered
-):
-    changes = {"MODEL__META_ARCHITECTURE": registered(OnlyLosses), "S4M__DISTILL__ENABLED": False}
+def test_a_run_is_refused_before_stage_1_if_stage_2_could_not_train_the_model(only_losses):
+    changes = {"S4M__DISTILL__ENABLED": False}
     with pytest.raises(ConfigError, match="OnlyLosses has no predict_queries"):
-        model_blueprint(small_config(**changes))
-    model_blueprint(small_config(**changes, S4M__STAGE="teacher"))  # losses are all that it needs
+        model_blueprint(only_losses(**changes))
+    model_blueprint(only_losses(**changes, S4M__STAGE="teacher"))  # losses are all that it needs
 
 
-def test_what_a_builder_builds_is_checked_by_the_trainer(small_config, registered):
-    def build_only_losses(cfg):
-        return OnlyLosses()
-
-    name = registered(build_only_losses)
-    cfg = small_config(MODEL__META_ARCHITECTURE=name, S4M__DISTILL__ENABLED=False)
+def test_distillation_that_a_model_does_not_have_is_never_skipped_silently(only_losses):
+    with pytest.raises(ConfigError, match="OnlyLosses .*'distillation'"):
+        S4MTrainer.build_model(only_losses())
+    cfg = only_losses(S4M__DISTILL__ENABLED=False)
+    assert isinstance(S4MTrainer.build_model(cfg), OnlyLosses)
     with pytest.raises(ConfigError, match="OnlyLosses has no predict_queries"):
         S4MTrainer(cfg, "not reached.pth")
-
-
-def test_distillation_that_a_model_does_not_have_is_never_skipped_silently(
-    small_config, registered
-):
-    name = registered(OnlyLosses)
-    with pytest.raises(ConfigError, match="OnlyLosses .*'distillation'"):
-        S4MTrainer.build_model(small_config(MODEL__META_ARCHITECTURE=name))
-    cfg = small_config(MODEL__META_ARCHITECTURE=name, S4M__DISTILL__ENABLED=False)
-    assert isinstance(S4MTrainer.build_model(cfg), OnlyLosses)
 
 
 def predictions(**changes):
@@ -96,14 +76,14 @@ def predictions(**changes):
     } | changes
 
 
+LOGITS, MASKS = predictions()["pred_logits"], predictions()["pred_masks"]
+
+
 def test_sound_predictions_pass_as_lists_and_as_tensors():
     check_predictions(predictions(), SIZES, OnlyLosses(), CLASSES)
-    stacked = {key: torch.stack([v[:1] for v in predictions()[key]]) for key in ("pred_logits",)}
-    masks = torch.stack([v[:1] for v in predictions()["pred_masks"]])
-    check_predictions(predictions(**stacked, pred_masks=masks), SIZES, OnlyLosses(), CLASSES)
-
-
-LOGITS, MASKS = predictions()["pred_logits"], predictions()["pred_masks"]
+    logits, masks = (torch.stack([v[:1] for v in values]) for values in (LOGITS, MASKS))
+    tensors = predictions(pred_logits=logits, pred_masks=masks)
+    check_predictions(tensors, SIZES, OnlyLosses(), CLASSES)
 
 
 def test_each_defect_of_predictions_is_named():

@@ -6,7 +6,7 @@ import pytest
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.utils.events import get_event_storage
 
-from s4m_d2.engine.training.hooks import COUNT, PseudoLabelCountHook
+from s4m_d2.engine.training.hooks import COUNT, PseudoLabelCountHook, UnwrittenMetricsHook
 
 BAND, ITERATIONS = (1.0, 20.0), 5
 
@@ -17,7 +17,7 @@ class Counts(TrainerBase):
     def __init__(self, counts, hook) -> None:
         super().__init__()
         self.counts = counts
-        self.register_hooks([hook])
+        self.register_hooks([UnwrittenMetricsHook("none"), hook])
 
     def run_step(self) -> None:
         if self.counts[self.iter] is not None:
@@ -32,12 +32,12 @@ def hook(smoothing=1, iterations=ITERATIONS):
 
 @pytest.fixture
 def warnings(caplog):
+    """(trainer, start) → messages of a run over its counts."""
     caplog.set_level(logging.WARNING, logger="s4m_d2")
 
-    def run(counts, watching=None, start=0):
-        """Messages of a run over these counts."""
+    def run(trainer, start=0):
         before = len(caplog.records)
-        Counts(counts, watching or hook()).train(start, len(counts))
+        trainer.train(start, len(trainer.counts))
         return [record.getMessage() for record in caplog.records[before:]]
 
     return run
@@ -57,15 +57,16 @@ def test_one_warning_for_each_time_outside_long_enough(warnings):
         ([0.0, 9.0] * 100, {"iterations": 1}, 100),
         ([0.0] * 50, {"iterations": 0}, 0),
     ):
-        assert len(warnings(counts, hook(**options))) == expected
+        assert len(warnings(Counts(counts, hook(**options)))) == expected
 
 
 def test_a_continued_run_warns_where_the_unbroken_one_does(warnings):
     counts = [3.0, 0.5, 0.2, 0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]
-    whole = warnings(counts, hook(smoothing=2))
+    whole = warnings(Counts(counts, hook(smoothing=2)))
     assert len(whole) == 1
     for stop in range(1, len(counts)):
-        first, second = hook(smoothing=2), hook(smoothing=2)
-        told = warnings(counts[:stop], first)
+        first, second = (Counts(part, hook(smoothing=2)) for part in (counts[:stop], counts))
+        told = warnings(first)
+        first.iter = stop - 1  # as a checkpoint is saved
         second.load_state_dict(first.state_dict())
-        assert told + warnings(counts, second, start=stop) == whole
+        assert told + warnings(second, start=stop) == whole

@@ -6,7 +6,7 @@ import torch
 
 from s4m_d2.engine.checks.preflight import resume_finding
 from s4m_d2.engine.stages import stage_config, stages_to_run
-from s4m_d2.engine.training.continuing import run_settings
+from s4m_d2.engine.training.hooks import run_settings
 from s4m_d2.report import write_results
 
 from .preflight_cases import config

@@ -10,7 +10,7 @@ import pytest
 
 from s4m_d2.engine.command.launch import EXIT_INTERRUPTED, plain_endings
 from s4m_d2.engine.command.run import LOCK, lock_run
-from s4m_d2.errors import ConfigError, DatasetError, OutputError, WorkerError, printable
+from s4m_d2.errors import ConfigError, DatasetError, OutputError, WorkerError
 
 FORKS = multiprocessing.get_context("fork")
 
@@ -89,17 +89,8 @@ def test_ctrl_c_has_its_exit_status(capsys):
 NASTY = "a\x1b[31m\nb\r\udcff.png"
 
 
-def test_names_are_printed_in_one_line_escaped_and_cut():
-    shown = printable(NASTY)
-    assert shown.isprintable() and shown.startswith("a\\x1b[31m\\nb")
-    assert shown.encode() and "udcff" in shown
-    assert printable("Straße 方块") == "Straße 方块"
-    cut = printable("x" * 50_000)
-    assert len(cut) < 2100 and "…" in cut
+def test_names_in_messages_cannot_act_on_a_terminal(caplog):
     assert str(DatasetError(f"{NASTY} is damaged.", "Second line.")).count("\n") == 1
-
-
-def test_logged_names_cannot_act_on_a_terminal(caplog):
     factory = logging.getLogRecordFactory()
     try:
         with plain_endings(), caplog.at_level(logging.WARNING):

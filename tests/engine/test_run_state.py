@@ -11,7 +11,7 @@ from torch import nn
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.engine.rng import default_generator_states, restore_default_generators
-from s4m_d2.engine.training.continuing import RunStateHook, changes, continuation_errors
+from s4m_d2.engine.training.hooks import RunStateHook, changes, continuation_errors
 from s4m_d2.errors import WeightsError
 
 from .stopped_ranks import Line
@@ -50,17 +50,13 @@ class FirstDraws(HookBase):
         self.values = draw()
 
 
-def make_trainer(*hooks):
-    return trainer_of(Line(), *hooks)
-
-
 def checkpointer(trainer, folder) -> S4MCheckpointer:
     return S4MCheckpointer(trainer.model, str(folder), trainer=trainer)
 
 
-def run_and_save(folder):
+def run_and_save(folder, *hooks):
     """Train, then save as Detectron2's hook does within the last iteration; what comes next."""
-    trainer = make_trainer(RunStateHook(SETTINGS))
+    trainer = trainer_of(Line(), *hooks)
     trainer.train(0, 3)
     trainer.iter = 2
     checkpointer(trainer, folder).save("model")
@@ -69,7 +65,7 @@ def run_and_save(folder):
 
 def resume(folder):
     first_draws = FirstDraws()
-    trainer = make_trainer(RunStateHook(SETTINGS), first_draws)
+    trainer = trainer_of(Line(), RunStateHook(SETTINGS), first_draws)
     checkpointer(trainer, folder).resume_or_load("")
     trainer.train(trainer.iter + 1, 4)
     return first_draws.values
@@ -80,7 +76,7 @@ def warnings_in(caplog):
 
 
 def test_what_draws_before_the_first_step_draws_as_in_the_unbroken_run(tmp_path, caplog):
-    expected = run_and_save(tmp_path)
+    expected = run_and_save(tmp_path, RunStateHook(SETTINGS))
     content = torch.load(tmp_path / "model.pth", weights_only=True)  # plain data
     assert content["trainer"]["hooks"]["RunStateHook"]["settings"] == SETTINGS
     torch.manual_seed(99)  # the new process
@@ -109,18 +105,14 @@ def test_settings_with_which_a_run_cannot_continue():
 
 def test_every_changed_setting_is_named_with_both_values():
     for name, before in SETTINGS.items():
-        value = ("others",) if isinstance(before, tuple) else 77
-        (change,) = changes(SETTINGS, SETTINGS | {name: value})
-        assert change.startswith(name) and str(before) in change and str(value) in change
+        (change,) = changes(SETTINGS, SETTINGS | {name: 77})
+        assert change.startswith(name) and str(before) in change and "77" in change
     assert not list(changes({}, SETTINGS))  # a file that does not say
 
 
 def test_only_a_continued_run_without_this_state_is_warned(tmp_path, caplog):
-    trainer = make_trainer()
-    trainer.train(0, 3)
-    trainer.iter = 2
-    checkpointer(trainer, tmp_path).save("model")
-    make_trainer(RunStateHook(SETTINGS)).train(0, 2)
+    run_and_save(tmp_path)
+    trainer_of(Line(), RunStateHook(SETTINGS)).train(0, 2)
     assert warnings_in(caplog) == []
     resume(tmp_path)
     (warning,) = warnings_in(caplog)
@@ -129,7 +121,7 @@ def test_only_a_continued_run_without_this_state_is_warned(tmp_path, caplog):
 
 def test_an_optimizer_of_another_model_is_a_users_mistake(tmp_path):
     run_and_save(tmp_path)
-    trainer = make_trainer(RunStateHook(SETTINGS))
+    trainer = trainer_of(Line(), RunStateHook(SETTINGS))
     trainer.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
     with pytest.raises(WeightsError, match="'trainer'"):
         checkpointer(trainer, tmp_path).resume_or_load("")

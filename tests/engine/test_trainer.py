@@ -13,13 +13,7 @@ import torch
 from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 
-from s4m_d2.engine import (
-    FineTuneTrainer,
-    S4MCheckpointer,
-    S4MTrainer,
-    TeacherTrainer,
-    stage_config,
-)
+from s4m_d2.engine import FineTuneTrainer, S4MCheckpointer, S4MTrainer, TeacherTrainer, stage_config
 from s4m_d2.engine.training.build import build_labeled_loader
 from s4m_d2.errors import ConfigError, WeightsError
 from s4m_d2.structures import RLEMasks
@@ -120,9 +114,8 @@ def test_a_checkpoint_holds_all_that_a_run_needs_to_continue_and_no_sam(whole):
 def test_what_a_step_does_is_logged_and_results_are_written(whole):
     last = logged(whole)
     losses = {f"{part}loss_{name}" for part in ("", "unsup/") for name in ("ce", "mask", "dice")}
-    dropped = {f"pseudo_labels/dropped_{rule}" for rule in ("no_object", "score", "area")}
     others = {"pseudo_labels/per_image", "teacher/phase", "segm/AP", "teacher/segm/AP"}
-    assert losses | dropped | others <= last.keys() and "loss_sd" not in last
+    assert losses | others <= last.keys() and "loss_sd" not in last
     results = json.loads(Path(whole.cfg.OUTPUT_DIR, "results.json").read_text())
     assert {"AP", "AP50"} <= results["segm"].keys() & results["teacher"]["segm"].keys()
 
@@ -180,18 +173,12 @@ def test_a_corrupt_unlabeled_image_is_skipped_counted_and_training_goes_on(
 
 
 def test_single_images_and_a_teacher_without_pseudo_labels_train(configs, teacher_weights):
-    changes = BARE | {
-        "SOLVER__MAX_ITER": 1,
-        "SOLVER__IMS_PER_BATCH": 1,
-        "S4M__PSEUDO_LABEL__SCORE_THRESH": 1.0,  # nothing is that certain
-    }
+    changes = BARE | {"SOLVER__MAX_ITER": 1, "SOLVER__IMS_PER_BATCH": 1}
+    changes |= {"S4M__PSEUDO_LABEL__SCORE_THRESH": 1.0}  # nothing is that certain
     trainer = S4MTrainer(configs("student", "single", **changes), teacher_weights)
-    before = {name: p.clone() for name, p in trainer.trained_model.named_parameters()}
+    before = [p.clone() for p in trainer.trained_model.backbone.parameters()]
     run(trainer)
-    changed = [
-        name for name, p in trainer.trained_model.named_parameters() if not p.equal(before[name])
-    ]
-    assert any(name.startswith("backbone") for name in changed)
+    assert not all(map(torch.equal, before, trainer.trained_model.backbone.parameters()))
     assert all(torch.isfinite(p).all() for p in trainer.trained_model.parameters())
 
 
@@ -228,28 +215,19 @@ def test_a_checkpoint_without_the_teacher_is_refused_once_it_cannot_be_made_agai
     assert "model_final.pth" not in os.listdir(resumed.cfg.OUTPUT_DIR)
 
 
-def test_another_seed_and_batch_are_noticed_and_a_new_loss_scale(continued, caplog):
-    resumed = continued(SEED=77, SOLVER__IMS_PER_BATCH=4)
-    resumed._trainer.grad_scaler = scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+def test_another_seed_and_batch_are_noticed(continued, caplog):
     with caplog.at_level(logging.WARNING):
-        resumed.resume_or_load(resume=True)
+        continued(SEED=77, SOLVER__IMS_PER_BATCH=4).resume_or_load(resume=True)
     for name in ("SEED", "SOLVER.IMS_PER_BATCH", "S4M.UNLABELED_IMS_PER_BATCH"):
         assert f"{name} was" in caplog.text
     assert "S4M.BURN_IN was" not in caplog.text
-    assert "loss scale" in caplog.text and scaler.get_scale() == 8.0
-
-    saved = scaler.state_dict() | {"scale": 2.0}
-    resumed = continued(lambda state: state["_trainer"].update(grad_scaler=saved))
-    resumed._trainer.grad_scaler = scaler
-    resumed.resume_or_load(resume=True)
-    assert scaler.get_scale() == resumed.state_dict()["_trainer"]["grad_scaler"]["scale"] == 2.0
 
 
 def test_a_student_skips_a_step_whose_losses_are_not_finite(configs, teacher_weights):
     """Weights, buffers, optimizer and teacher stay; what a state is, is taken before each step."""
     changes = BARE | {"SOLVER__MAX_ITER": 3, "S4M__BURN_IN": 1}
     trainer = S4MTrainer(configs("student", "skips", **changes), teacher_weights)
-    states, files = [], set()
+    states = []
 
     def state():
         optimizer = [dict(entry) for entry in trainer.optimizer.state_dict()["state"].values()]
@@ -261,16 +239,11 @@ def test_a_student_skips_a_step_whose_losses_are_not_finite(configs, teacher_wei
             return {**outputs, "pred_logits": outputs["pred_logits"] * float("nan")}
         return outputs
 
-    def note(module, parts):
-        if trainer.iter == 1:
-            files.update(sample["file_name"] for part in parts for sample in part)
-
     class Watch(HookBase):
         def before_step(self):  # after the teacher's update, which in iteration 1 is the copy
             states.append(state())
 
     trainer.trained_model.sem_seg_head.register_forward_hook(spoil)
-    trainer.trained_model.register_forward_pre_hook(note)
     trainer.register_hooks([Watch()])
     run(trainer)
     assert_same(states[1], states[2])
@@ -279,11 +252,6 @@ def test_a_student_skips_a_step_whose_losses_are_not_finite(configs, teacher_wei
             assert_same(first, second)
     assert trainer.scheduler.last_epoch == 3
     assert logged(trainer)["train/bad_steps"] == trainer.bad_steps.total == 1
-    [path] = Path(trainer.cfg.OUTPUT_DIR, "bad_batches").iterdir()
-    [process] = json.loads(path.read_text())["processes"]
-    assert len(process["files"]["labeled"]) == len(process["files"]["unlabeled"]) == 2
-    assert set(sum(process["files"].values(), [])) == files
-    assert process["losses"]["loss_ce"] == "nan" and "unsup/loss_ce" in process["losses"]
 
 
 def test_trainers_evaluate_with_encoded_masks_and_leave_the_model_as_it_was(
@@ -296,17 +264,15 @@ def test_trainers_evaluate_with_encoded_masks_and_leave_the_model_as_it_was(
 
     def watched(samples):
         outputs = forward(samples)
-        returned.extend(output["instances"].pred_masks for output in outputs)
+        returned.extend(type(output["instances"].pred_masks) for output in outputs)
         return outputs
 
     monkeypatch.setattr(model, "forward", watched)
     encoded = S4MTrainer.test(cfg, model)
-    assert len(returned) == 2 and all(isinstance(masks, RLEMasks) for masks in returned)
-
     assert model.rle_masks is False
     monkeypatch.setattr(
         "s4m_d2.engine.training.trainer.masks_as_rle", lambda model: torch.no_grad()
     )
     dense = S4MTrainer.test(cfg, model)
-    assert len(returned) == 4 and all(isinstance(masks, torch.Tensor) for masks in returned[2:])
+    assert returned == [RLEMasks] * 2 + [torch.Tensor] * 2
     assert repr(encoded) == repr(dense)  # scores may be NaN

@@ -52,7 +52,8 @@ def counts(images, limits, pixel_area=1.0) -> dict[tuple[str, object], Counter]:
     """
     result: dict[tuple[str, object], Counter] = {}
 
-    def count(what, class_id, size, value=1):
+    def count(what, class_id, mask, value=1):
+        size = size_of(mask, limits, pixel_area)
         for group in (("all", None), ("class", class_id), ("size", size)):
             result.setdefault(group, Counter())[what] += value
 
@@ -60,26 +61,21 @@ def counts(images, limits, pixel_area=1.0) -> dict[tuple[str, object], Counter]:
         truths = [(class_id, mask) for class_id, mask, is_crowd in instances if not is_crowd]
         crowds = [mask for _, mask, is_crowd in instances if is_crowd]
         pairs = dict(matches(labels, truths))
-        for j, (class_id, mask) in enumerate(truths):
-            size = size_of(mask, limits, pixel_area)
-            count("instances", class_id, size)
-            for i in (i for i, found in pairs.items() if found == j):
-                value = iou(labels[i][1], mask)
-                count("found", class_id, size)
-                count("iou_found", class_id, size, value)
-                if labels[i][0] == class_id:
-                    count("correct", class_id, size)
-                    count("iou_correct", class_id, size, value)
+        for truth in truths:
+            count("instances", *truth)
+        for i, j in pairs.items():
+            value = iou(labels[i][1], truths[j][1])
+            for prefix in ("found", "correct")[: 1 + (labels[i][0] == truths[j][0])]:
+                count(prefix, *truths[j])
+                count(f"iou_{prefix}", *truths[j], value)
         for i, (class_id, mask, _) in enumerate(labels):
             if i in pairs:
-                size = size_of(truths[pairs[i]][1], limits, pixel_area)
-                count("matched", class_id, size)
-            else:
-                size = size_of(mask, limits, pixel_area)
-                if any(share(mask, crowd) > Fraction(1, 2) for crowd in crowds):
-                    count("in_crowds", class_id, size)
-                    continue
-                if any(iou(mask, truth) > Fraction(1, 2) for _, truth in truths):
-                    count("duplicates", class_id, size)
-            count("pseudo_labels", class_id, size)
+                mask = truths[pairs[i]][1]
+                count("matched", class_id, mask)
+            elif any(share(mask, crowd) > Fraction(1, 2) for crowd in crowds):
+                count("in_crowds", class_id, mask)
+                continue
+            elif any(iou(mask, truth) > Fraction(1, 2) for _, truth in truths):
+                count("duplicates", class_id, mask)
+            count("pseudo_labels", class_id, mask)
     return result

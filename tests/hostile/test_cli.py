@@ -54,9 +54,7 @@ def refused(status, stderr, *expected):
 COMMANDS = {
     "unknown option": (["--bogus"], "unrecognized arguments: --bogus"),
     "option without a value": (["--config-file"], "--config-file: expected one argument"),
-    "processes in words": (["--num-gpus", "two"], "--num-gpus: invalid int value: 'two'"),
     "no process": (["--num-gpus", "0"], "--num-gpus is 0; expected 1 or more"),
-    "no machine": (["--num-machines", "0"], "--num-machines is 0; expected 1 or more"),
     "machine that is not there": (["--machine-rank", "1"], "--machine-rank is 1; expected .* 0 to"),
     "option after overrides": ([*CONFIG, *CPU, "--num-gpus", "2"], "'--num-gpus' comes after over"),
     "no config": ([*CPU], "--config-file is missing"),
@@ -64,6 +62,7 @@ COMMANDS = {
     "evaluation into a file": (
         [*CONFIG, "--eval-only", *CPU, "MODEL.WEIGHTS", "a.pth", "OUTPUT_DIR", TRAIN_NET],
         "OUTPUT_DIR .* cannot be made"),
+    "check of an evaluation": ([*CONFIG, "--check", "--eval-only"], "--check is for training runs"),
     "evaluation of nothing": ([*CONFIG, "--eval-only", *CPU], "MODEL.WEIGHTS is empty"),
 }  # fmt: skip
 

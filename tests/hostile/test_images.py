@@ -72,8 +72,7 @@ PLAIN = {
     "PNG": encoded("PNG"),
     "gray PNG": encoded("PNG", mode="L"),
     "PNG of many chunks": encoded("PNG", compress_level=0),
-    "PNG with gamma": png_with(b"gAMA", (45455).to_bytes(4, "big")),
-    "PNG with another gamma": png_with(b"gAMA", (20000).to_bytes(4, "big")),
+    "PNG with gamma": png_with(b"gAMA", (20000).to_bytes(4, "big")),
     "PNG with resolution": encoded("PNG", dpi=(72, 72)),
     "JPEG": encoded("JPEG"),
     "JPEG without subsampling": encoded("JPEG", subsampling=0, quality=95),
@@ -152,13 +151,11 @@ def no_image(value, dtype) -> np.ndarray:
 REFUSED = {  # content, or a way to make the path; what the message says of it
     "0 bytes": (b"", "cannot be read"),
     "truncated WebP": (half(OTHER["WebP"]), "cannot be read"),
-    "header alone": (encoded("PNG")[:40], "cannot be read"),
     "rows missing": (png_of(WIDTH, HEIGHT, rows=b"\0" * 9), "truncated"),
     "text": (b"left to be done\n", "cannot be read"),
     "decompression bomb": (png_of(30_000, 30_000), "pixels.*too large"),
     "no width": (png_of(0, 10), "cannot be read"),
     "16-bit gray": (encoded("PNG", no_image(40_000, np.uint16)), "more than 8 bits.*Scale"),
-    "32-bit integers": (encoded("TIFF", no_image(70_000, np.int32)), "more than 8 bits.*Scale"),
     "floats": (encoded("TIFF", no_image(1, np.float32)), "more than 8 bits"),
     "missing": (lambda path: None, "cannot be read"),
     "folder": (lambda path: path.mkdir(), "cannot be read"),
@@ -250,12 +247,8 @@ def test_annotations_of_an_image_as_stored_name_its_exif_orientation(tmp_path):
     record = {"file_name": path, "annotations": [], "height": HEIGHT, "width": WIDTH}
     with one_error(DatasetError, path, "EXIF"):
         labeled()(record)
-
-
-def test_broken_exif_data_are_ignored(tmp_path):
-    save(tmp_path / "a.jpg", scene(), exif=b"Exif\0\0MM\0*\0\0\xff\xff\x01\x12")
-    assert image_size(str(tmp_path / "a.jpg")) == (HEIGHT, WIDTH)
-    assert read_image(str(tmp_path / "a.jpg"), "RGB").shape == (HEIGHT, WIDTH, 3)
+    save(tmp_path / "a.jpg", scene(), exif=b"Exif\0\0MM\0*\0\0\xff\xff\x01\x12")  # broken
+    assert len(labeled()(record)["instances"]) == 0
 
 
 CROP = [T.ResizeShortestEdge((32, 48), 96), T.RandomCrop("absolute", (24, 48))]
@@ -263,15 +256,11 @@ JITTER = [T.ResizeScale(0.1, 2.0, 64, 64), T.FixedSizeCrop((64, 64), pad=False)]
 TINY, NARROW = ((1, 1), (1, 3), (2, 1), (7, 1)), ((1, 20_000), (100, 1))
 
 
-@pytest.mark.parametrize(
-    ("geometry", "good", "bad"), [(CROP, TINY, [(20_000, 1)]), (JITTER, TINY, NARROW)]
-)  # of the last, draws above 0.8 would leave a pixel
-def test_tiny_images_are_augmented_and_too_narrow_ones_refused_and_named(
-    tmp_path, geometry, good, bad
-):
-    for size in (*good, *bad):
+@pytest.mark.parametrize(("geometry", "bad"), [(CROP, NARROW[:1]), (JITTER, NARROW)])
+def test_tiny_images_are_augmented_and_too_narrow_ones_refused_and_named(tmp_path, geometry, bad):
+    for size in (*TINY, *bad):
         path = save(tmp_path / "a.png", np.full((*size, 3), 9, dtype=np.uint8))
-        for seed in range(8):
+        for seed in range(8):  # of the last, draws above 0.8 would leave a pixel
             record = {"file_name": str(path), "seeds": {"augment": seed}}
             if size in bad:
                 with one_error(DatasetError, str(path), "too narrow"):

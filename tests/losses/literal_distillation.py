@@ -88,6 +88,12 @@ def cosine(a, b):
     return (a @ b) / math.sqrt((a @ a) * (b @ b))
 
 
+def cosines(cells, place):
+    """Of (C, h, w) cells, row by row, to the value at (x, y), in cells."""
+    there = interpolate(cells, *place)
+    return [cosine(there, cell) for cell in cells.reshape(len(cells), -1).T]
+
+
 def huber(difference, delta):
     size = abs(difference)
     return 0.5 * size**2 if size <= delta else delta * (size - 0.5 * delta)
@@ -133,12 +139,8 @@ def image_loss(backend, number, mask_features, size, padded_size, points, delta)
     for x, y in points:  # each alone prompts SAM
         sam = backend.features(number, x, y)[:, :rows, :columns].detach().numpy()
         place = x * scale_x * side, y * scale_y * side  # the point on the grid
-        sam_there, teacher_there = interpolate(sam, *place), interpolate(teacher, *place)
-        for row in range(rows):
-            for column in range(columns):
-                c_sam = cosine(sam_there, sam[:, row, column])
-                c_teacher = cosine(teacher_there, teacher[:, row, column])
-                terms.append(huber(c_sam - c_teacher, delta))
+        pairs = zip(cosines(sam, place), cosines(teacher, place), strict=True)
+        terms += [huber(c_sam - c_teacher, delta) for c_sam, c_teacher in pairs]
     return sum(terms) / len(terms)
 
 

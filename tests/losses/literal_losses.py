@@ -34,13 +34,14 @@ def sigmoid(x):
     return 1 / (1 + exp(-x)) if x >= 0 else exp(x) / (1 + exp(x))
 
 
-def bce(logits, targets):
-    """Mean of -t·log p - (1 - t)·log(1 - p), with -log p = log(1 + e^-x)."""
+def bce(logits, targets, weights=None):
+    """Weighted mean of -t·log p - (1 - t)·log(1 - p), with -log p = log(1 + e^-x)."""
     total = 0.0
-    for x, t in zip(logits, targets, strict=True):
+    weights = weights or [1.0] * len(logits)
+    for x, t, weight in zip(logits, targets, weights, strict=True):
         softplus = max(x, 0.0) + log1p(exp(-abs(x)))  # log(1 + e^x), for large x too
-        total += t * (softplus - x) + (1 - t) * softplus
-    return total / len(logits)
+        total += weight * (t * (softplus - x) + (1 - t) * softplus)
+    return total / sum(weights)
 
 
 def dice(logits, targets):
@@ -81,6 +82,16 @@ def loss_points(mask_logits, candidates, uniform, num_important):
 
 
 @dataclass
+class Target:
+    """Instances of an image; a pixel weighs 1 - doubt / 255."""
+
+    labels: list[int]
+    masks: np.ndarray
+    weights: list[float]
+    doubts: np.ndarray
+
+
+@dataclass
 class Layer:
     """One supervised output: (B, Q, K + 1) class logits and (B, Q, h, w) mask logits; for each
     image, pairs (query, instance) and each pair's points."""
@@ -92,21 +103,23 @@ class Layer:
 
 
 def layer_losses(layer, targets, normalizer):
-    """Weighted losses of one layer; targets are (labels, masks) an image."""
+    """Weighted losses of one layer."""
     no_object = layer.logits.shape[2] - 1
     ce = ce_weight = mask_sum = dice_sum = 0.0
     images = zip(layer.logits, layer.masks, targets, layer.matches, layer.points, strict=True)
-    for logits, mask_logits, (labels, masks), matches, points in images:
-        wanted = {query: labels[instance] for query, instance in matches}
+    for logits, mask_logits, target, matches, points in images:
+        wanted = dict(matches)
         for query, row in enumerate(logits.tolist()):
-            label = wanted.get(query, no_object)
-            weight = NO_OBJECT_WEIGHT if label == no_object else 1.0
+            label, weight = no_object, NO_OBJECT_WEIGHT
+            if query in wanted:
+                label, weight = target.labels[wanted[query]], target.weights[wanted[query]]
             ce -= weight * log(softmax(row)[label])
             ce_weight += weight
         for (query, instance), its_points in zip(matches, points, strict=True):
-            x, t = read(mask_logits[query], its_points), read(masks[instance], its_points)
-            mask_sum += bce(x, t)
-            dice_sum += dice(x, t)
+            x, t = read(mask_logits[query], its_points), read(target.masks[instance], its_points)
+            doubts = read(target.doubts[instance], its_points)
+            mask_sum += target.weights[instance] * bce(x, t, [1 - d / 255 for d in doubts])
+            dice_sum += target.weights[instance] * dice(x, t)
     losses = {"loss_ce": ce / ce_weight}
     losses |= {"loss_mask": mask_sum / normalizer, "loss_dice": dice_sum / normalizer}
     return {name: WEIGHTS[name] * loss for name, loss in losses.items()}
@@ -114,7 +127,7 @@ def layer_losses(layer, targets, normalizer):
 
 def criterion(layers, targets):
     """Losses of the last layer, first in ``layers``, and of the earlier ones with their number."""
-    normalizer = max(sum(len(labels) for labels, _ in targets), 1)
+    normalizer = max(sum(sum(target.weights) for target in targets), 1)
     losses = layer_losses(layers[0], targets, normalizer)
     for index, layer in enumerate(layers[1:]):
         for name, loss in layer_losses(layer, targets, normalizer).items():

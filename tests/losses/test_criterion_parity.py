@@ -1,7 +1,7 @@
 """The whole set-prediction loss against literal loops, at the same points and matches."""
 
 from contextlib import contextmanager
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_losses import (
     Layer,
+    Target,
     cheapest,
     cost_matrix,
     criterion,
@@ -25,45 +26,23 @@ from s4m_d2.losses import mask_losses, matcher
 TOLERANCE = {"rel": 2e-5, "abs": 1e-6}
 
 
-@dataclass(frozen=True)
-class Case:
-    """Sizes of a random problem."""
-
-    instances: list[int]  # of each image
-    queries: int
-    classes: int
-    grid: tuple[int, int]  # of the predicted masks
-    frame: tuple[int, int]  # of the targets
-    layers: int
-    num_points: int
-    oversample_ratio: float
-    importance_ratio: float
-    scale: float  # of the mask logits
-    seed: int
-
-    @property
-    def num_important(self):
-        return int(self.num_points * self.importance_ratio)
-
-    @property
-    def num_candidates(self):
-        return int(self.num_points * self.oversample_ratio)
-
-
-cases = st.builds(
-    Case,
-    instances=st.lists(st.integers(0, 5), min_size=1, max_size=3),
-    queries=st.integers(1, 5),
-    classes=st.integers(1, 4),
-    grid=st.tuples(st.integers(1, 7), st.integers(1, 9)),
-    frame=st.tuples(st.integers(1, 15), st.integers(1, 17)),
-    layers=st.integers(1, 3),
-    num_points=st.integers(1, 12),
-    oversample_ratio=st.sampled_from([1.0, 1.6, 3.0]),
-    importance_ratio=st.sampled_from([0.0, 0.4, 0.75, 1.0]),
-    scale=st.sampled_from([0.3, 4.0, 40.0]),
-    seed=st.integers(0, 2**20),
-)
+# Sizes of a random problem.
+cases = st.fixed_dictionaries(
+    {
+        "instances": st.lists(st.integers(0, 5), min_size=1, max_size=3),  # of each image
+        "queries": st.integers(1, 5),
+        "classes": st.integers(1, 4),
+        "grid": st.tuples(st.integers(1, 7), st.integers(1, 9)),  # of the predicted masks
+        "frame": st.tuples(st.integers(1, 15), st.integers(1, 17)),  # of the targets
+        "layers": st.integers(1, 3),
+        "num_points": st.integers(1, 12),
+        "oversample_ratio": st.sampled_from([1.0, 1.6, 3.0]),
+        "importance_ratio": st.sampled_from([0.0, 0.4, 0.75, 1.0]),
+        "scale": st.sampled_from([0.3, 4.0, 40.0]),  # of the mask logits
+        "weighted": st.booleans(),  # instances and pixels
+        "seed": st.integers(0, 2**20),
+    }
+).map(lambda sizes: SimpleNamespace(**sizes))
 
 
 def make_problem(case):
@@ -87,6 +66,12 @@ def make_problem(case):
         }
         for count in case.instances
     ]
+    # Of weight 0 not all queries of a layer: it has no mean then.
+    least = 0.0 if case.queries > max(case.instances) else 0.1
+    for target in targets if case.weighted else ():
+        weights = rng.choice([least, 0.25, 1.5], size=len(target["labels"]))
+        doubts = rng.integers(250, size=target["masks"].shape, dtype=np.uint8)
+        target |= {"weights": torch.from_numpy(weights).float(), "doubts": torch.from_numpy(doubts)}
     return outputs, targets
 
 
@@ -118,15 +103,8 @@ class RecordingMatcher:
 
     def __call__(self, layers, *args):
         found = self.matcher(layers, *args)
-        self.layers = [
-            [
-                list(
-                    zip(image.queries[layer].tolist(), image.instances[layer].tolist(), strict=True)
-                )
-                for image in found
-            ]
-            for layer in range(len(layers))
-        ]
+        pairs = [np.stack([image.queries, image.instances], axis=2).tolist() for image in found]
+        self.layers = [[list(map(tuple, image[i])) for image in pairs] for i in range(len(layers))]
         return found
 
 
@@ -137,8 +115,8 @@ def array(tensor):
 def check_matches(layer, targets, matching_points):
     """One to one, as many as possible, and as cheap as the reference's best assignment."""
     images = zip(layer.logits, layer.masks, targets, layer.matches, matching_points, strict=True)
-    for logits, masks, (labels, truth), pairs, points in images:
-        cost = cost_matrix(logits, masks, labels, truth, points)
+    for logits, masks, target, pairs, points in images:
+        cost = cost_matrix(logits, masks, target.labels, target.masks, points)
         for side in (0, 1):
             assert len({pair[side] for pair in pairs}) == len(pairs) == min(cost.shape)
         best = sum(cost[pair] for pair in cheapest(cost))
@@ -151,7 +129,7 @@ def split_points(drawn, targets, matches):
     First come all images' points for matching, then the points for the losses of each image with
     matches; those of an image are of one layer after another.
     """
-    if not any(len(labels) for labels, _ in targets):
+    if not any(target.labels for target in targets):
         assert not drawn, "points that no loss asked for"
         return [[None] * len(matches)] * len(targets), [[[]] * len(matches)] * len(targets)
     for_matching, drawn = drawn[: len(targets)], drawn[len(targets) :]
@@ -168,23 +146,33 @@ def split_points(drawn, targets, matches):
 
 def reference_losses(case, outputs, targets, drawn, matches):
     """The literal losses at the drawn points; checks each layer's matches on the way."""
-    targets = [(target["labels"].tolist(), array(target["masks"])) for target in targets]
+    plain = [
+        {"weights": torch.ones(len(target["labels"])), "doubts": torch.zeros_like(target["masks"])}
+        for target in targets
+    ]
+    targets = [
+        Target(
+            target["labels"].tolist(),
+            array(target["masks"]),
+            target["weights"].tolist(),
+            array(target["doubts"]),
+        )
+        for target in map(dict.__or__, plain, targets)
+    ]
     for_matching, for_losses = split_points(drawn, targets, matches)
+    num_candidates = int(case.num_points * case.oversample_ratio)
+    num_important = int(case.num_points * case.importance_ratio)
     layers = []
     for index, output in enumerate([outputs, *outputs["aux_outputs"]]):
         layer = Layer(array(output["pred_logits"]), array(output["pred_masks"]), matches[index])
         check_matches(layer, targets, [points[index] for points in for_matching])
         for image, (masks, pairs) in enumerate(zip(layer.masks, matches[index], strict=True)):
             its_points = for_losses[image][index]
+            drawn_parts = [np.split(mine, [num_candidates]) for mine in its_points]
             layer.points.append(
                 [
-                    loss_points(
-                        masks[query],
-                        mine[: case.num_candidates],
-                        mine[case.num_candidates :],
-                        case.num_important,
-                    )
-                    for (query, _), mine in zip(pairs, its_points, strict=True)
+                    loss_points(masks[query], *parts, num_important)
+                    for (query, _), parts in zip(pairs, drawn_parts, strict=True)
                 ]
             )
         layers.append(layer)
@@ -206,9 +194,10 @@ def test_all_losses_of_all_layers_equal_literal_loops_in_double_precision(case):
         assert losses[name].item() == pytest.approx(value, **TOLERANCE), name
 
 
-def test_gradients_are_the_slope_of_the_literal_loops():
+@pytest.mark.parametrize("name", ["some in each", "weighted"])
+def test_gradients_are_the_slope_of_the_literal_loops(name):
     """Central differences along a random direction, at the same points and matches."""
-    case, outputs, targets = spread_problem(SPREAD["some in each"])
+    case, outputs, targets = spread_problem(name)
     criterion = criterion_of(case)
     criterion.matcher = RecordingMatcher(criterion.matcher)
     with recorded_points() as drawn:
@@ -246,12 +235,13 @@ SPREAD = {
     "one for each": ([0, 2], [0, 0]),
     "none at all": ([0, 0], [0, 0]),
     "more than queries": ([7, 1], [0, 2]),
+    "weighted": ([3, 1], [4, 0]),
 }
 
 
-def spread_problem(spread):
-    case = Case(
-        instances=[count for counts in spread for count in counts],
+def spread_problem(name):
+    case = SimpleNamespace(
+        instances=sum(SPREAD[name], []),
         queries=5,
         classes=3,
         grid=(6, 8),
@@ -261,14 +251,15 @@ def spread_problem(spread):
         oversample_ratio=3.0,
         importance_ratio=0.75,
         scale=4.0,
+        weighted=name == "weighted",
         seed=7,
     )
     return case, *make_problem(case)
 
 
-def run_images(spread, images):
+def run_images(name, images):
     """Losses of some of the images, and the gradients of all images' logits, layer by layer."""
-    case, outputs, targets = spread_problem(spread)
+    case, outputs, targets = spread_problem(name)
     layers = [outputs, *outputs["aux_outputs"]]
     rows = [{key: layer[key][images] for key in ("pred_logits", "pred_masks")} for layer in layers]
     own = generators(len(targets))[images]
@@ -284,9 +275,7 @@ def run_rank(rank, folder):
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
     )
-    results = {
-        name: run_images(spread, slice(2 * rank, 2 * rank + 2)) for name, spread in SPREAD.items()
-    }
+    results = {name: run_images(name, slice(2 * rank, 2 * rank + 2)) for name in SPREAD}
     torch.save(results, f"{folder}/rank_{rank}.pth")
     dist.destroy_process_group()
 
@@ -302,7 +291,7 @@ def ranks(tmp_path_factory):
 @pytest.mark.parametrize("name", SPREAD)
 def test_the_mean_over_processes_is_the_loss_of_all_images_in_one_process(ranks, name):
     """DDP averages the processes' gradients: every query and mask weighs the same."""
-    losses, gradients = run_images(SPREAD[name], slice(0, 4))
+    losses, gradients = run_images(name, slice(0, 4))
     parts = [rank[name] for rank in ranks]
     for key, whole in losses.items():
         mean = sum(own[key] for own, _ in parts) / WORLD

@@ -1,4 +1,4 @@
-"""Structural distillation against literal double-precision loops, for any sizes."""
+"""Structural distillation against literal double-precision loops, for any sizes; query points."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,11 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from literal_distillation import CHANNELS, RandomSam, distillation_loss
-from seeds import generators
+from scipy.stats import chisquare, kstest
+from seeds import generators, seeded
 
-from s4m_d2.losses import StructuralDistillation
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.losses import StructuralDistillation, build_distillation
 from s4m_d2.losses.structural_distillation import sample_query_points
 
 STRIDE = 4
@@ -74,7 +76,7 @@ def make_batch(case):
 
 
 def run(case):
-    """The package's loss, and a function of the mask features that is the literal one."""
+    """The package's loss, a function of the mask features that is the literal one, and SAM."""
     backend = RandomSam(case.grid_side, pads=case.pads, seed=case.seed)
     batch = make_batch(case)
     loss_fn = StructuralDistillation(
@@ -86,6 +88,7 @@ def run(case):
     )
     draws = [generators(len(case.sizes), case.seed) for _ in range(2)]
     loss = loss_fn(*batch, draws[0])["loss_sd"]
+    assert backend.largest_call <= max(5, len(case.sizes)), "chunks bound the memory"
     points = [
         sample_query_points(mask, size, loss_fn.num_points, loss_fn.num_foreground, rng).tolist()
         for mask, size, rng in zip(batch[3], case.sizes, draws[1], strict=True)
@@ -96,7 +99,7 @@ def run(case):
             backend, features, case.sizes, case.padded_size, points, case.delta
         )
 
-    return loss, batch[0], literal
+    return loss, batch[0], literal, backend
 
 
 @settings(max_examples=50)
@@ -106,7 +109,7 @@ def run(case):
 @example(PADDED)
 @example(TOO_THIN)
 def test_the_loss_equals_the_loops_of_the_method(case):
-    loss, features, literal = run(case)
+    loss, features, literal, _ = run(case)
     expected = literal(features.detach().double().numpy())
     assert loss.item() == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
@@ -114,8 +117,9 @@ def test_the_loss_equals_the_loops_of_the_method(case):
 @pytest.mark.parametrize("case", [SQUARE, STRETCHED, PADDED, TOO_THIN])
 def test_the_gradient_is_the_slope_of_the_loops(case):
     """Central differences of the literal loss, along a few directions."""
-    loss, features, literal = run(case)
+    loss, features, literal, sam = run(case)
     loss.backward()
+    assert sam.base.grad is None and sam.tilt.grad is None
     center, slope = (t.detach().double().numpy() for t in (features, features.grad))
     rng = np.random.default_rng(case.seed + 1)
     for _ in range(3):
@@ -124,3 +128,53 @@ def test_the_gradient_is_the_slope_of_the_loops(case):
         expected = (literal(center + step) - literal(center - step)) / 2e-6
         assert expected != 0
         assert (slope * direction).sum() == pytest.approx(expected, rel=1e-3, abs=1e-7)
+
+
+def test_autocast_does_not_change_the_arithmetic():
+    features, *batch = make_batch(SQUARE)
+    half = features.detach().bfloat16().requires_grad_()
+    loss_fn = StructuralDistillation(backend=RandomSam(6, pads=False), num_points=16)
+    plain = loss_fn(half.detach().float(), *batch, generators(1))["loss_sd"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = loss_fn(half, *batch, generators(1))["loss_sd"]
+    mixed.backward()
+    assert mixed.dtype == torch.float32 and half.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(mixed.detach(), plain, rtol=1e-6, atol=0)
+
+
+def test_the_config_selects_and_parametrizes_the_loss():
+    settings = {"NUM_POINTS": "10", "FOREGROUND_FRACTION": "0.3", "WEIGHT": "2.5"}
+    words = [word for key, value in settings.items() for word in (f"S4M.DISTILL.{key}", value)]
+    backend = RandomSam(6, pads=False)
+    loss_fn = build_distillation(load_config("", words), backend)
+    assert isinstance(loss_fn, StructuralDistillation) and loss_fn.backend is backend
+    assert (loss_fn.num_points, loss_fn.num_foreground, loss_fn.weight) == (10, 3, 2.5)
+
+
+def test_foreground_points_are_uniform_over_the_union_of_the_masks():
+    size = (5, 8)
+    masks = torch.zeros(2, 7, 9, dtype=torch.bool)  # padded frame
+    masks[0, 1:4, 2:5] = True
+    masks[1, 3, 3:8] = True
+    masks[1, 6, 8] = True  # padding: never drawn
+    inside = torch.nonzero(masks[:, :5, :8].any(0).flatten()).flatten()
+    generator = seeded(1)
+    draws = [sample_query_points(masks, size, 1, 1, generator) for _ in range(1500)]
+    points = torch.cat(draws) * torch.tensor([8, 5])
+    pixels = points.floor().long()
+    counts = (pixels[:, 1] * 8 + pixels[:, 0]).bincount(minlength=40)
+    assert counts.sum() == counts[inside].sum()
+    assert chisquare(counts[inside].numpy()).pvalue > 0.01
+    assert kstest((points - pixels).flatten().numpy(), "uniform").pvalue > 0.01
+
+
+def test_foreground_pixels_are_distinct_and_random_points_fill_up():
+    masks = torch.zeros(1, 20, 30, dtype=torch.bool)
+    masks[0, 4:6, 10:12] = True
+    points = sample_query_points(masks, (20, 30), 500, 400, seeded())
+    pixels = (points * torch.tensor([30, 20])).floor().long()
+    foreground = sorted(map(tuple, pixels[:4].tolist()))
+    assert foreground == [(10, 4), (10, 5), (11, 4), (11, 5)]
+    assert len(set(map(tuple, pixels[4:400].tolist()))) < 396, "not pixels without replacement"
+    assert kstest(points[4:].flatten().numpy(), "uniform").pvalue > 0.01
+    assert ((points >= 0) & (points <= 1)).all()

@@ -1,5 +1,7 @@
 """Configs and models for the tests of the model."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from detectron2.config import get_cfg
@@ -9,23 +11,12 @@ from detectron2.structures import BitMasks, Instances
 import s4m_d2.modeling  # noqa: F401 (registers the model)
 from s4m_d2.config import add_s4m_config
 
-RESNET = [
-    "MODEL.BACKBONE.NAME", "build_resnet_backbone",
-    "MODEL.BACKBONE.FREEZE_AT", 0,
-    "MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"],
-    "MODEL.RESNETS.STRIDE_IN_1X1", False,
-]  # fmt: skip
-CITYSCAPES = [
+CONFIG = Path(__file__).parents[2] / "configs" / "Base-Cityscapes.yaml"
+ALONE = [
     "MODEL.DEVICE", "cpu",
-    "MODEL.META_ARCHITECTURE", "S4MMaskFormer",
-    "MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53],
-    "MODEL.PIXEL_STD", [58.395, 57.12, 57.375],
-    "MODEL.SEM_SEG_HEAD.NAME", "MaskFormerHead",
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 8,
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM", 256,
-    "MODEL.SEM_SEG_HEAD.NORM", "GN",
-    "MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res3", "res4", "res5"],
-    "INPUT.FORMAT", "RGB",
+    "MODEL.WEIGHTS", "",
+    "DATASETS.TRAIN", (),
+    "DATASETS.TEST", (),
     "S4M.DISTILL.ENABLED", False,
 ]  # fmt: skip
 TINY = [
@@ -46,14 +37,15 @@ TINY = [
 def _config(options):
     cfg = get_cfg()
     add_s4m_config(cfg)
-    cfg.merge_from_list([*RESNET, *CITYSCAPES, *options])
+    cfg.merge_from_file(str(CONFIG))
+    cfg.merge_from_list([*ALONE, *options])
     return cfg
 
 
 @pytest.fixture
 def cityscapes_cfg():
-    """Mask2Former R50 for Cityscapes, through our keys."""
-    return _config(["MODEL.RESNETS.NORM", "SyncBN"])
+    """Mask2Former R50 for Cityscapes, without weights."""
+    return _config([])
 
 
 @pytest.fixture

@@ -4,10 +4,7 @@ import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 
-from s4m_d2.modeling import (
-    MaskFormerHead,
-    MSDeformAttnPixelDecoder,
-)
+from s4m_d2.modeling import MaskFormerHead, MSDeformAttnPixelDecoder
 from s4m_d2.modeling.pixel_decoder import register_if_free
 
 SHAPES = {
@@ -24,32 +21,17 @@ def random_features(batch=2, height=64, width=96):
     }
 
 
-def make_pixel_decoder(**overrides):
-    torch.manual_seed(0)
-    options = {
-        "transformer_in_features": ["res3", "res4", "res5"],
-        "transformer_dropout": 0.0,
-        "transformer_nheads": 4,
-        "transformer_enc_layers": 2,
-        "transformer_num_points": 2,
-        "conv_dim": 32,
-        "mask_dim": 16,
-        "norm": "GN",
-        "common_stride": 4,
-    }
-    return MSDeformAttnPixelDecoder(SHAPES, **{**options, **overrides})
-
-
-def test_fewer_encoder_levels_leave_more_to_the_pyramid():
-    decoder = make_pixel_decoder(transformer_in_features=["res4", "res5"])
+def test_fewer_encoder_levels_leave_more_to_the_pyramid(make_tiny_cfg):
+    key = "MODEL.SEM_SEG_HEAD.DEFORMABLE_TRANSFORMER_ENCODER_IN_FEATURES"
+    decoder = MSDeformAttnPixelDecoder(make_tiny_cfg(key, ["res4", "res5"]), SHAPES)
     mask_features, maps = decoder(random_features())
-    assert mask_features.shape == (2, 16, 16, 24)
+    assert mask_features.shape == (2, 64, 16, 24)
     assert [m.shape[-2:] for m in maps] == [(2, 3), (4, 6), (8, 12)]
     assert decoder.adapter_1.in_channels == 8 and decoder.adapter_2.in_channels == 16
 
 
-def test_pixel_decoder_computes_in_float32_under_autocast():
-    decoder, features = make_pixel_decoder(), random_features()
+def test_pixel_decoder_computes_in_float32_under_autocast(make_tiny_cfg):
+    decoder, features = MSDeformAttnPixelDecoder(make_tiny_cfg(), SHAPES), random_features()
     expected, _ = decoder({name: f.bfloat16().float() for name, f in features.items()})
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual, maps = decoder({name: f.bfloat16() for name, f in features.items()})

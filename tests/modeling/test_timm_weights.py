@@ -67,13 +67,22 @@ def mask2former_state(model, swin_weights):
     return state | {f"backbone.{COMPUTED}": torch.zeros(9, 9, dtype=torch.int64)}
 
 
-def test_a_whole_mask2former_with_swin_loads_completely(make_tiny_model, swin_weights, tmp_path):
+@pytest.fixture
+def load(tmp_path):
+    """Load the content of a file into a model; what of it was used."""
+
+    def load(model, content, **options):
+        torch.save(content, tmp_path / "w.pth")
+        checkpointer = S4MCheckpointer(model)
+        checkpointer.load(str(tmp_path / "w.pth"), **options)
+        return checkpointer.last_report
+
+    return load
+
+
+def test_a_whole_mask2former_with_swin_loads_completely(make_tiny_model, swin_weights, load):
     model = make_tiny_model(*SWIN)
-    file = tmp_path / "model_final.pth"
-    torch.save({"model": mask2former_state(model, swin_weights)}, file)
-    checkpointer = S4MCheckpointer(model)
-    checkpointer.load(str(file), require=True)
-    report = checkpointer.last_report
+    report = load(model, {"model": mask2former_state(model, swin_weights)}, require=True)
     assert not (report.missing or report.unexpected or report.mismatched)
     net = model.backbone.net
     second_merging = swin_weights["layers.1.downsample.reduction.weight"].float()
@@ -91,26 +100,20 @@ def test_a_model_with_swin_is_written_under_mask2former_s_names(make_tiny_model,
     assert all(torch.equal(written[name], published[name]) for name in published)
 
 
-def test_a_swin_of_its_authors_loads_into_the_backbone_alone(
-    make_tiny_model, swin_weights, tmp_path
-):
+def test_a_swin_of_its_authors_loads_into_the_backbone_alone(make_tiny_model, swin_weights, load):
     """Its final norm has the name of many norms' last words, and the size of some."""
     model = make_tiny_model(*SWIN)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     state = {k: v.float() for k, v in swin_weights.items() if not k.startswith("norm")}
     state |= {COMPUTED: torch.zeros(9, 9), "norm.weight": torch.full((64,), 7.0)}
-    file = tmp_path / "swin.pth"
-    torch.save({"model": state, "matching_heuristics": True}, file)
-    checkpointer = S4MCheckpointer(model)
-    checkpointer.load(str(file))
-    report = checkpointer.last_report
+    report = load(model, {"model": state, "matching_heuristics": True})
     assert set(report.matched) == {n for n in before if n.startswith("backbone.net.")}
     assert report.unexpected == ["norm.weight"] and not report.mismatched
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) != (name in report.matched), name
 
 
-def test_a_bare_vit_loads_although_the_pyramid_is_new(make_tiny_model, tmp_path):
+def test_a_bare_vit_loads_although_the_pyramid_is_new(make_tiny_model, load):
     model = make_tiny_model(*VIT)
     prefix = "backbone.net."
     state = {
@@ -118,19 +121,14 @@ def test_a_bare_vit_loads_although_the_pyramid_is_new(make_tiny_model, tmp_path)
         for name, value in model.state_dict().items()
         if name.startswith(prefix)
     }
-    file = tmp_path / "dinov2.pth"
-    torch.save({**state, "mask_token": torch.zeros(1, 32)}, file)
-    checkpointer = S4MCheckpointer(model)
-    checkpointer.load(str(file))
-    report = checkpointer.last_report
+    report = load(model, {**state, "mask_token": torch.zeros(1, 32)})
     assert torch.equal(model.backbone.net.pos_embed, state["pos_embed"])
     assert report.unexpected == ["mask_token"]
     new = [name for name in report.missing if name.startswith("backbone.")]
     assert new and all(name.startswith(ADDED_LAYERS) for name in new)
 
-    torch.save({k: v for k, v in state.items() if not k.startswith("blocks.1.")}, file)
     with pytest.raises(WeightsError, match="of the backbone"):
-        checkpointer.load(str(file))
+        load(model, {k: v for k, v in state.items() if not k.startswith("blocks.1.")})
 
 
 def test_names_of_other_models_and_our_own_stay(make_tiny_model, swin_weights):

@@ -38,9 +38,6 @@ def test_attention_is_blocked_outside_the_mask_unless_all_would_be():
     masks = torch.tensor([[[[1.0, -1.0], [-0.5, 2.0]], [[-1.0, -2.0], [-3.0, -4.0]]]])
     blocked = _attention_mask(masks, (2, 2))
     assert blocked.tolist() == [[[False, True, True, False], [False] * 4]]
-
-
-def test_attention_mask_is_resized_bilinearly():
     masks = torch.tensor([[[[-3.0, 1.0, 1.0, -0.5]]]])  # pairs average to -1 and 0.25
     assert _attention_mask(masks, (1, 2)).tolist() == [[[True, False]]]
 
@@ -64,19 +61,21 @@ def test_blocked_cells_have_no_influence():
     assert torch.equal(same, expected)
 
 
-def test_auxiliary_outputs_cover_the_queries_and_all_layers_but_the_last(make_decoder):
+def test_an_auxiliary_output_is_of_the_queries_after_so_many_layers(make_decoder):
+    """Its gradient reaches these layers and the learnable queries, of which the first one is."""
     decoder = make_decoder()
     maps, mask_features = random_maps()
-    full = decoder(maps, mask_features)
-    assert len(full["aux_outputs"]) == 4
-    lean = decoder(maps, mask_features, aux_outputs=False)
-    assert lean["aux_outputs"] == []
-    for name, shape in (("pred_logits", (2, QUERIES, 4)), ("pred_masks", (2, QUERIES, 16, 32))):
-        assert full[name].shape == shape
-        torch.testing.assert_close(full[name], lean[name], rtol=1e-5, atol=1e-5)
-        assert all(aux[name].shape == shape for aux in full["aux_outputs"])
-    first = full["aux_outputs"][0]["pred_logits"]  # of the learnable queries: same for all images
-    assert torch.equal(first[0], first[1])
+    found = decoder(maps, mask_features)
+    layers = [layer.linear2.weight for layer in decoder.transformer_ffn_layers]
+    for depth, output in enumerate([*found["aux_outputs"], found]):
+        for name, shape in (("pred_logits", (2, QUERIES, 4)), ("pred_masks", (2, QUERIES, 16, 32))):
+            assert output[name].shape == shape
+            inputs, total = [decoder.query_feat.weight, *layers], output[name].square().sum()
+            queries, *grads = torch.autograd.grad(total, inputs, None, True, allow_unused=True)
+            assert queries.any()
+            taught = [grad is not None and bool(grad.any()) for grad in grads]
+            assert taught == [True] * depth + [False] * (4 - depth)
+    assert depth == 4
 
 
 @pytest.mark.parametrize("batch", [1, 3])
@@ -90,6 +89,7 @@ def test_without_auxiliary_outputs_the_queries_see_the_same_cells(make_decoder, 
         layer.register_forward_hook(lambda module, args, output: seen.append(args[-1]))
     full = decoder(maps, mask_features)
     lean = decoder(maps, mask_features, aux_outputs=False)
+    assert lean["aux_outputs"] == []
     for masks, lean_masks in zip(seen[:7], seen[7:], strict=True):
         assert torch.equal(masks, lean_masks)
         assert masks.any() and not masks.all()

@@ -6,9 +6,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from s4m_d2.report import charts, page
-from s4m_d2.report.charts import CURVES, Chart, Line
-from s4m_d2.report.curves import Curve
+from s4m_d2 import errors
+from s4m_d2.engine.checks import findings
+from s4m_d2.report import page
+from s4m_d2.report.page import CURVES, Chart, Line
+from s4m_d2.report.run import Curve
 
 
 def curve(*values, at=None, spread=0.0):
@@ -64,6 +66,6 @@ def test_a_chart_is_the_same_each_time_and_told_in_words():
 
 
 def test_examples():
-    for module in (charts, page):
+    for module in (errors, findings, page):
         result = doctest.testmod(module)
         assert result.attempted > 0 and result.failed == 0

@@ -8,7 +8,7 @@ import pytest
 from s4m_d2.report import read_curves
 
 
-def write(path, records, tail=""):
+def write_lines(path, records, tail=""):
     path.write_text("".join(json.dumps(record) + "\n" for record in records) + tail)
     return path
 
@@ -16,21 +16,21 @@ def write(path, records, tail=""):
 def test_lines_that_are_no_records_are_left_out(tmp_path):
     torn = '{"iteration": 39, "lr": 2.0, {"iteration": 59, "lr": 5.0}\n'  # and continued
     for tail in ('{"iteration": 39, "lr"', torn, '{"lr": 2.0}\n', "\x00\x00\n[1, 2]\n\n"):
-        curves = read_curves(write(tmp_path / "m.json", [{"iteration": 19, "lr": 1.0}], tail))
-        curve = curves.get("lr")
+        curves = read_curves(write_lines(tmp_path / "m.json", [{"iteration": 19, "lr": 1.0}], tail))
+        curve = curves["lr"]
         assert (*curve.iterations, *curve.low, *curve.mean, *curve.high) == (19, 1, 1, 1)
-        assert (curves.records, curves.iterations) == (1, 20)
+        assert curves.iterations == 20
 
 
 def test_values_that_are_not_finite_leave_the_curve_as_it_is(tmp_path):
     values = ["1.0", "NaN", "-Infinity", "null", "5", '"x"']
     path = tmp_path / "m.json"
     path.write_text("".join(f'{{"iteration": {i}, "lr": {v}}}\n' for i, v in enumerate(values)))
-    curve = read_curves(path).get("lr")
+    curve = read_curves(path)["lr"]
     assert (curve.iterations.tolist(), curve.mean.tolist()) == ([0, 4], [1.0, 5.0])
     assert read_curves(path).mean("lr") == 3.0 and math.isnan(curve.last)
     path.write_text('{"iteration": 0, "lr": null}\n')
-    assert not len(read_curves(path).get("lr").mean)
+    assert not len(read_curves(path)["lr"].mean)
 
 
 def test_thinning_keeps_extremes_and_means_and_repeated_iterations_come_together(tmp_path):
@@ -38,7 +38,7 @@ def test_thinning_keeps_extremes_and_means_and_repeated_iterations_come_together
     records = [{"iteration": 20 * i, "lr": float(i % 7)} for i in range(count)]
     records[123]["lr"], records[777]["lr"], records[500]["lr"] = 1e6, -1e6, math.nan
     continued = records[:400] + records[300:]  # a run that was killed repeats records
-    curve = read_curves(write(tmp_path / "m.json", continued), most).get("lr")
+    curve = read_curves(write_lines(tmp_path / "m.json", continued), most)["lr"]
     width = -(-(20 * (count - 1) + 1) // most)
     assert len(curve.mean) == most
     for place in range(most):
@@ -54,8 +54,8 @@ def test_losses_are_summed_over_layers_by_kind_and_part(tmp_path):
     record |= {"unsup/loss_ce": 16.0, "unsup/loss_mask_3": 32.0, "total_loss": 63.0}
     record |= {"lr": 0.1, "segm/AP": 5.0, "segm/AP50": 6.0, "segm/AP-car": 7.0, "eta_seconds": 9.0}
     record |= {"teacher/segm/AP": 4.0, "pseudo_label_quality/after/pq": 0.5}
-    curves = read_curves(write(tmp_path / "m.json", [{"iteration": 3, **record}]))
-    assert {name: curve.last for name, curve in curves.by_name.items()} == {
+    curves = read_curves(write_lines(tmp_path / "m.json", [{"iteration": 3, **record}]))
+    assert {name: curve.last for name, curve in curves.items()} == {
         "labeled": 15.0,
         "labeled:loss_ce": 7.0,
         "labeled:loss_sd": 8.0,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from test_curves import write_lines
 
 from s4m_d2.report import run as run_module
 from s4m_d2.report import write_report
@@ -53,9 +54,6 @@ class Page(HTMLParser):
         elif tag in ("td", "th"):
             self.rows[-1].append("")
 
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
     def handle_endtag(self, tag):
         assert self._open and self._open[-1] == tag, (tag, self._open)
         self._open.pop()
@@ -74,11 +72,6 @@ class Page(HTMLParser):
     def row(self, first: str) -> list[str]:
         [row] = [row for row in self.rows if row and row[0].split(" best")[0] == first]
         return row[1:]
-
-
-def write_lines(path: Path, records, tail: str = "") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records) + tail)
 
 
 def student_record(iteration: int, **more) -> dict:

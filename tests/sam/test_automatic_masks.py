@@ -160,6 +160,23 @@ def test_a_backend_of_a_third_party_gives_its_masks():
     torch.testing.assert_close(torch.cat(backend.clicks), expected)
 
 
+def test_an_encoded_image_is_not_encoded_again(tiny):
+    """Alone, by a third party's backend; or one of a batch: the masks are the image's."""
+    backend, image = HalvesBackend(), image_of(32, 48).permute(1, 2, 0).numpy()
+    encoded = backend.encode(image_of(32, 48)[None], [(32, 48)])
+    generator = AutomaticMasks(backend, AutomaticMaskSettings(points_per_side=2))
+    known = generator.generate(image, encoded)
+    assert len(backend.encodings) == 1 and generator.generate(image) == known
+
+    images = [scene_image(0), scene_image(1)]
+    batch = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images])
+    encoded = tiny.encode(batch, [(128, 256)] * 2).select([1])
+    alone = AutomaticMasks(tiny, TINY).generate(images[1])
+    together = AutomaticMasks(tiny, TINY).generate(images[1], encoded)
+    assert len(alone) == len(together) > 3
+    assert np.diag(overlaps(alone, together)).min() > 0.99
+
+
 BLACK = np.zeros((32, 48, 3), np.uint8)
 
 
@@ -194,7 +211,7 @@ def test_the_fingerprint_names_weights_and_settings():
     backend = build_small("segment_anything")
 
     def fingerprint(backend=backend, **changes):
-        return AutomaticMasks(backend, AutomaticMaskSettings(**changes)).fingerprint
+        return AutomaticMasks(backend, AutomaticMaskSettings(**changes)).fingerprint()
 
     known = fingerprint()
     assert fingerprint(SegmentAnythingBackend(deepcopy(backend.sam))) == known

@@ -18,6 +18,7 @@ from s4m_d2.sam import hugging_face as hugging_face_backend
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 PROCESSORS = {"sam2": "Sam2ImageProcessor", "sam3_tracker": "Sam3ImageProcessor"}
+PIXELS = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}  # of no published model
 
 
 def build(path):
@@ -26,18 +27,19 @@ def build(path):
 
 @pytest.fixture(scope="module", params=SMALL_TRANSFORMERS)
 def saved(request, tmp_path_factory):
-    """A model, its image processor, and the folder that the model is saved in."""
+    """A model, its image processor, and the folder that both are saved in."""
     import transformers
 
     model, side = small_transformers(request.param), SMALL_TRANSFORMERS[request.param][1][0]
     square = {"height": side, "width": side}
     if request.param in PROCESSORS:
-        processor = getattr(transformers, PROCESSORS[request.param])(size=square)
+        processor = getattr(transformers, PROCESSORS[request.param])(size=square, **PIXELS)
     else:
         size = {"longest_edge": side}
-        processor = transformers.SamImageProcessor(size=size, pad_size=square)
+        processor = transformers.SamImageProcessor(size=size, pad_size=square, **PIXELS)
     folder = tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return model, processor, folder
 
 
@@ -99,7 +101,8 @@ def test_equals_the_models_own_forward(saved, loaded, labels, width, multimask, 
 @needs_transformers
 def test_a_model_without_values_has_the_size_of_the_loaded_one(saved, loaded):
     with torch.device("meta"):
-        blueprint = hugging_face_backend.load_model(str(saved[2]))
+        blueprint, pixels = hugging_face_backend.load_model(str(saved[2]))
+    assert pixels == (PIXELS["image_mean"], PIXELS["image_std"])
     assert all(value.is_meta for value in blueprint.state_dict().values())
     shapes = {name: value.shape for name, value in loaded.sam.state_dict().items()}
     assert {name: value.shape for name, value in blueprint.state_dict().items()} == shapes
@@ -110,6 +113,9 @@ def test_what_is_saved_is_the_same_backend(loaded, tmp_path):
     again = build(loaded.save(str(tmp_path / "sam_adapted")))
     state = again.sam.state_dict()
     assert all(torch.equal(state[name], x) for name, x in loaded.sam.state_dict().items())
+    torch.testing.assert_close(
+        (again.frame.mean, again.frame.std), (loaded.frame.mean, loaded.frame.std)
+    )
 
 
 @needs_transformers

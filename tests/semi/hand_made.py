@@ -12,11 +12,6 @@ def rectangle(size, top, left, height, width) -> torch.Tensor:
     return mask
 
 
-def labels_of(masks, first_label) -> PseudoLabels:
-    index = torch.arange(len(masks))
-    return PseudoLabels(first_label + index, torch.stack(masks), 0.5 + index / 100)
-
-
 def make_selection(mask_logits, content_size=None) -> Selection:
     """Pseudo-labels of the classes 10, 11, … with the pixels of positive logits."""
     count, height, width = mask_logits.shape

@@ -14,8 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 from seeds import generators, seeded
-from torch import Generator, Tensor
 
+from s4m_d2.engine.config_file import load_config
+from s4m_d2.errors import ConfigError
 from s4m_d2.semi.arp import ARP
 from s4m_d2.structures import PseudoLabels
 
@@ -25,7 +26,9 @@ ON_AN_EDGE = 1e-4  # px; nearer to the edge of a source pixel, rounding may choo
 class Instance(NamedTuple):
     label: int
     score: float
+    quality: float
     mask: np.ndarray
+    doubts: np.ndarray
 
 
 class Placed(NamedTuple):
@@ -45,13 +48,7 @@ class Result(NamedTuple):
     edge: float
 
 
-def arp_literally(
-    images: list[Tensor],
-    labels: list[PseudoLabels],
-    generators: list[Generator],
-    min_area: float,
-    scale_range: tuple[float, float] | None,
-) -> list[Result | None]:
+def arp_literally(images, labels, generators, min_area, scale_range):
     """None for an image that nothing is pasted onto. ``scale_range`` None: static placement."""
     arrays = [image.double().numpy() for image in images]
     instances = [instances_of(label) for label in labels]
@@ -70,19 +67,14 @@ def arp_literally(
     return results
 
 
-def draw_pairs(batch: int, generator: Generator | None) -> list[tuple[int, int]]:
+def draw_pairs(batch, generator):
     if batch < 2:
         return []
     order = torch.randperm(batch, generator=generator).tolist()
     return [(order[2 * pair], order[2 * pair + 1]) for pair in range(max(1, batch // 4))]
 
 
-def place_randomly(
-    large: list[Instance],
-    size: tuple[int, int],
-    scale_range: tuple[float, float],
-    generator: Generator,
-) -> list[Placed]:
+def place_randomly(large, size, scale_range, generator):
     draws = torch.rand((len(large), 3), generator=generator).tolist()
     placed = []
     for instance, (of_scale, of_x, of_y) in zip(large, draws, strict=True):
@@ -97,16 +89,16 @@ def place_randomly(
     return placed
 
 
-def paste(
-    source: np.ndarray, placed: list[Placed], base: np.ndarray, own: list[Instance]
-) -> Result:
+def paste(source, placed, base, own):
     _, height, width = base.shape
     image, edge = base.copy(), math.inf
     merged = own + [place.instance for place in placed]
     masks = [np.zeros((height, width), dtype=bool) for _ in merged]
+    doubts = [np.zeros((height, width), dtype=np.uint8) for _ in merged]
     for y, x in product(range(height), range(width)):
         owner = None
         for index, instance in enumerate(own):
+            doubts[index][y, x] = instance.doubts[y, x]
             if instance.mask[y, x]:
                 owner = index
         for index, place in enumerate(placed, start=len(own)):
@@ -116,22 +108,27 @@ def paste(
             if covers(place.instance.mask, source_x, source_y):
                 owner = index
                 image[:, y, x] = bilinear(source, source_x, source_y)
+                doubts[index][y, x] = place.instance.doubts[
+                    math.floor(source_y), math.floor(source_x)
+                ]
+                for of_own in doubts[: len(own)]:
+                    of_own[y, x] = 0  # nothing is doubted where pasting decided
         if owner is not None:
             masks[owner][y, x] = True
     kept = [
-        Instance(instance.label, instance.score, mask)
-        for instance, mask in zip(merged, masks, strict=True)
+        instance._replace(mask=mask, doubts=its)
+        for instance, mask, its in zip(merged, masks, doubts, strict=True)
         if count_pixels(mask)
     ]
     return Result(image, kept, edge)
 
 
-def covers(mask: np.ndarray, x: float, y: float) -> bool:
+def covers(mask, x, y):
     height, width = mask.shape
     return 0 <= x < width and 0 <= y < height and bool(mask[math.floor(y), math.floor(x)])
 
 
-def bilinear(image: np.ndarray, x: float, y: float) -> np.ndarray:
+def bilinear(image, x, y):
     """Pixel (i, j) has its center at (j + 0.5, i + 0.5); the border is repeated."""
     _, height, width = image.shape
     column, row = min(max(x - 0.5, 0), width - 1), min(max(y - 0.5, 0), height - 1)
@@ -141,25 +138,22 @@ def bilinear(image: np.ndarray, x: float, y: float) -> np.ndarray:
     return value
 
 
-def count_pixels(mask: np.ndarray) -> int:
+def count_pixels(mask):
     return sum(bool(pixel) for row in mask for pixel in row)
 
 
-def instances_of(labels: PseudoLabels) -> list[Instance]:
-    return [
-        Instance(int(label), float(score), mask.numpy())
-        for label, score, mask in zip(labels.labels, labels.scores, labels.masks, strict=True)
-        if mask.any()
-    ]
+def instances_of(labels):
+    values = (labels.labels.tolist(), labels.scores.tolist(), labels.quality.tolist())
+    arrays = labels.masks.numpy(), labels.doubts.numpy()
+    instances = map(Instance, *values, *arrays)
+    return [instance for instance in instances if instance.mask.any()]
 
 
-def random_batch(
-    batch: int, seed: int, dtype: torch.dtype = torch.uint8
-) -> tuple[list[Tensor], list[PseudoLabels]]:
+def random_batch(batch, seed, dtype=torch.uint8):
     """Frames of various sizes with up to four ragged masks; some images and masks are empty."""
     generator = seeded(seed)
 
-    def draw(low: int, high: int) -> int:
+    def draw(low, high):
         return int(torch.randint(low, high + 1, (), generator=generator))
 
     images, labels = [], []
@@ -171,16 +165,20 @@ def random_batch(
             top, left = draw(0, size[0] - 1), draw(0, size[1] - 1)
             box = mask[top : top + draw(1, 7), left : left + draw(1, 7)]
             box[:] = torch.rand(box.shape, generator=generator) < draw(0, 4) / 3
-        scores = torch.rand(count, generator=generator)
-        labels.append(PseudoLabels(10 * index + torch.arange(count), masks, scores))
+        scores, quality = torch.rand(2, count, generator=generator)
+        doubts = torch.randint(1, 256, masks.shape, generator=generator, dtype=torch.uint8)
+        fields = {"quality": quality, "doubts": doubts}
+        labels.append(PseudoLabels(10 * index + torch.arange(count), masks, scores, **fields))
     return images, labels
 
 
-def assert_same_instances(labels: PseudoLabels, expected: list[Instance]) -> None:
+def assert_same_instances(labels, expected):
     assert labels.labels.tolist() == [instance.label for instance in expected]
     assert labels.scores.tolist() == [instance.score for instance in expected]
-    for mask, instance in zip(labels.masks, expected, strict=True):
+    assert labels.quality.tolist() == [instance.quality for instance in expected]
+    for mask, doubts, instance in zip(labels.masks, labels.doubts, expected, strict=True):
         np.testing.assert_array_equal(mask.numpy(), instance.mask)
+        np.testing.assert_array_equal(doubts.numpy(), instance.doubts)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -228,3 +226,16 @@ def test_all_pairs_are_equally_likely():
         pair = tuple(i for i, image in enumerate(new_images) if image is not images[i])
         counts[pair] += 1
     assert chisquare(list(counts.values())).pvalue > 0.01
+
+
+def test_the_config_gives_the_minimum_area_of_the_training_crop():
+    cfg = load_config("")
+    with pytest.raises(ConfigError, match="INPUT.CROP"):
+        ARP(cfg)  # has no size in pixels
+    words = ["INPUT.IMAGE_SIZE", "640", "INPUT.CROP.ENABLED", "True", "INPUT.CROP.TYPE", "absolute"]
+    words += ["INPUT.CROP.SIZE", "[512, 1024]", "S4M.ARP.MIN_AREA_FRACTION", "0.01"]
+    words += ["S4M.ARP.RANDOM_PLACEMENT", "True", "INPUT.DATASET_MAPPER_NAME"]
+    for mapper, area in (("mask_former_instance", 512 * 1024), ("coco_instance_lsj", 640**2)):
+        arp = ARP(load_config("", [*words, mapper]))
+        assert arp.min_area == pytest.approx(0.01 * area)
+        assert arp.random_placement and arp.scale_range == (0.8, 1.2)

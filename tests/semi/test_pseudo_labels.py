@@ -32,23 +32,6 @@ def select(logits, masks, content_size=(6, 8), **changes):
     return selection
 
 
-@pytest.mark.parametrize("where", ["class", "mask", "padding"])
-def test_a_query_that_is_not_finite_is_dropped_and_the_others_stay(where):
-    whole = select(class_logits(*[ROW] * 3), mask_with_area(20).repeat(3, 1, 1), (5, 8))
-    for value in (math.nan, math.inf, -math.inf):
-        logits, masks = class_logits(*[ROW] * 3), mask_with_area(20).repeat(3, 1, 1)
-        if where == "class":
-            logits[1] = value  # all of its row: no class has a probability
-        else:
-            masks[1, 0 if where == "mask" else 5, 3] = value
-        selection = select(logits, masks, (5, 8))
-        kept = [0, 1, 2] if where == "padding" else [0, 2]  # padding is not looked at
-        counts = {"queries": 3, "dropped_non_finite": 3 - len(kept), "kept": len(kept)}
-        assert selection.stats == {**dict.fromkeys(FATES, 0), **counts}
-        assert torch.equal(selection.mask_logits, whole.mask_logits[kept])
-        assert torch.equal(selection.labels.masks, whole.labels.masks[kept])
-
-
 def test_a_score_at_the_threshold_is_dropped():
     logits = torch.tensor([[1.0, 3.0, 0.0, 0.5]])
     score = float(logits.softmax(-1)[0, 1])
@@ -87,23 +70,35 @@ def test_a_teacher_without_pseudo_labels_yields_an_empty_selection(queries):
 @given(
     seed=st.integers(0, 10**6),
     content=st.tuples(st.floats(0.25, 5.0), st.floats(0.25, 6.0)),
-    score_thresh=st.sampled_from([0.4, 0.7, 0.9]),
+    score_thresh=st.sampled_from([0.4, 0.7, 0.9, (0.3, 0.6, 0.8)]),
+    broken=st.sampled_from([0.0, math.nan, math.inf, -math.inf]),
     min_area=st.sampled_from([0.0, 1.5, 5.0]),
     mask_thresh=st.sampled_from([0.2, 0.5, 0.7]),
 )
 def test_selection_equals_the_rules_applied_query_by_query(
-    seed, content, score_thresh, min_area, mask_thresh
+    seed, content, score_thresh, broken, min_area, mask_thresh
 ):
+    """``score_thresh``: of all classes, or of each. ``broken``: added to the class logits of one
+    query, to a mask logit of another, and to the padding, which is not looked at."""
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(12, CLASSES + 1, generator=generator)
     logits[:, 0] += 2
     masks = 4 * torch.randn(12, 5, 6, generator=generator)
     masks += 3 * torch.randn(12, 1, 1, generator=generator)
+    logits[3] += broken  # all of its row: no class has a probability then
+    masks[4, 0, 0] += broken
+    masks[:, math.ceil(content[0]) :, math.ceil(content[1]) :] += broken
+    of_classes = score_thresh if isinstance(score_thresh, tuple) else [score_thresh] * CLASSES
+    if isinstance(score_thresh, tuple):
+        score_thresh = torch.tensor(score_thresh)
     thresholds = dict(score_thresh=score_thresh, min_area=min_area, mask_thresh=mask_thresh)
     selection = select(logits, masks, content, **thresholds)
 
     kept, stats = [], {"queries": 12, **dict.fromkeys(FATES, 0)}
     for query in range(12):
+        if query == 3 and broken != 0:
+            stats["dropped_non_finite"] += 1
+            continue
         exponentials = [math.exp(value) for value in logits[query].tolist()]
         probabilities = [value / sum(exponentials) for value in exponentials]
         best = max(range(CLASSES + 1), key=probabilities.__getitem__)
@@ -114,8 +109,10 @@ def test_selection_equals_the_rules_applied_query_by_query(
         ]
         if best == CLASSES:
             stats["dropped_no_object"] += 1
-        elif probabilities[best] <= score_thresh:
+        elif probabilities[best] <= of_classes[best]:
             stats["dropped_score"] += 1
+        elif query == 4 and broken != 0:
+            stats["dropped_non_finite"] += 1
         elif sum(pixels) <= min_area or max(pixels) <= mask_thresh:
             stats["dropped_area"] += 1
         else:

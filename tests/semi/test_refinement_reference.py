@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from seeds import seeded
-from torch import Tensor
 
 from s4m_d2.sam import EncodedImages, PromptOutput
 from s4m_d2.sam.segment_anything import SegmentAnythingBackend, build_tiny_toyscapes
@@ -34,25 +33,28 @@ THRESHOLDS = [0.5, 0.3, 0.8]
 
 
 class ScriptedBackend(SegmentAnythingBackend):
-    """Answers the prompts of each image with the given logits and IoUs."""
+    """Answers the prompts of each image, in each try, with the given logits and IoUs."""
 
-    answers: list[PromptOutput]
+    tries: list[list[PromptOutput]]
 
     def encode(self, images, image_sizes):
+        self.encoded = images[:, 0, 0, 0].tolist(), list(image_sizes)
         return EncodedImages(torch.zeros(len(images), 1, 1, 1), list(image_sizes))
 
     def prompt(self, encoded, points, labels=None, *, multimask=True, masks=True, features=False):
         assert multimask and masks
-        assert [len(p) for p in points] == [len(answer.mask_logits) for answer in self.answers]
-        return self.answers
+        answers = self.tries.pop(0)
+        assert [len(p) for p in points] == [len(answer.mask_logits) for answer in answers]
+        return answers
 
 
 class Instance(NamedTuple):
-    """``values`` (H, W) are positive inside the mask."""
+    """``values`` (H, W) are positive inside the mask; ``iou`` is NaN if it is the teacher's."""
 
     label: int
     score: float
     values: np.ndarray
+    iou: float = math.nan
 
 
 class Expected(NamedTuple):
@@ -65,7 +67,7 @@ class Expected(NamedTuple):
 
 
 @cache
-def reading(length: int, pixels: int, extent: float) -> np.ndarray:
+def reading(length, pixels, extent):
     """(length, pixels) weights that resize the first ``extent`` of ``pixels`` to ``length``.
 
     Centers lie at i + 0.5; a read beyond the outermost center repeats it.
@@ -80,14 +82,14 @@ def reading(length: int, pixels: int, extent: float) -> np.ndarray:
     return weights
 
 
-def resize(logits: np.ndarray, size: tuple[int, int], extent: tuple[float, float]) -> np.ndarray:
+def resize(logits, size, extent):
     rows, columns = (
         reading(*axis) for axis in zip(size, logits.shape, map(float, extent), strict=True)
     )
     return rows @ logits @ columns.T
 
 
-def upscale_sam(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def upscale_sam(logits, size):
     """SAM's rule: the long side of the image fills the square."""
     square = resize(logits, (SIDE, SIDE), logits.shape)
     scale = SIDE / max(size)
@@ -96,11 +98,11 @@ def upscale_sam(logits: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resize(content, size, content.shape)
 
 
-def logit(probability: float) -> float:
+def logit(probability):
     return math.log(probability / (1 - probability))
 
 
-def teacher_values(selection: Selection, size: tuple[int, int], thresh: float) -> list[np.ndarray]:
+def teacher_values(selection, size, thresh):
     """For each instance, logits at image size minus the threshold's."""
     return [
         resize(logits.double().numpy(), size, selection.content_size) - logit(thresh)
@@ -108,37 +110,39 @@ def teacher_values(selection: Selection, size: tuple[int, int], thresh: float) -
     ]
 
 
-def refine_literally(
-    selection: Selection, answer: PromptOutput | None, size: tuple[int, int], thresh: float
-) -> Expected:
-    """``answer`` has a row for each instance with a pixel; None where there is none."""
+def refine_literally(selection, tries, size, thresh, least):
+    """``tries``: SAM's answers, with a row for each instance, or none. ``least``: agreement."""
     instances, ious, fallbacks, margin = [], [], 0, math.inf
-    teachers = teacher_values(selection, size, thresh)
-    for index, mask in enumerate(selection.labels.masks):
-        if not mask.any():
-            continue
-        row = len(ious)
-        best = max(range(3), key=answer.iou_predictions[row].tolist().__getitem__)
-        ious.append(float(answer.iou_predictions[row, best]))
-        values = upscale_sam(answer.mask_logits[row, best].double().numpy(), size)
-        margin = min(margin, abs(values.max()))
-        if not (values > 0).any():
-            values, fallbacks = teachers[index], fallbacks + 1
+    for index, teacher in enumerate(teacher_values(selection, size, thresh)):
+        best, values = 0.0, np.full(size, -math.inf)
+        for answer in tries:
+            for logits, iou in zip(
+                answer.mask_logits[index], answer.iou_predictions[index].tolist(), strict=True
+            ):
+                if logits.isfinite().all() and best < iou < math.inf:
+                    best, values = iou, upscale_sam(logits.double().numpy(), size)
+        ious.append(best)
+        shared = ((values > 0) & (teacher > 0)).sum()
+        short = least * ((values > 0) | (teacher > 0)).sum() - shared
+        unsure = (np.minimum(abs(values), abs(teacher)) < NEAR_ZERO).sum()
+        margin = min(margin, abs(values.max()), abs(short) - unsure if least else math.inf)
+        if not (values > 0).any() or (least and short > 0):
+            values, best, fallbacks = teacher, math.nan, fallbacks + 1
             margin = min(margin, abs(values.max()))
         if (values > 0).any():
             label, score = selection.labels.labels[index], selection.labels.scores[index]
-            instances.append(Instance(int(label), float(score), values))
+            instances.append(Instance(int(label), float(score), values, best))
     return Expected(instances, ious, fallbacks, margin)
 
 
-def smooth(count: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+def smooth(count, size, generator):
     """Logits with blobs of either sign; a third of the maps have hardly a positive pixel."""
     coarse = 4 * torch.randn(count, 1, 4, 5, generator=generator)
     coarse -= 11.0 * (torch.rand(count, 1, 1, 1, generator=generator) < 0.35)
     return F.interpolate(coarse, size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def random_selection(size: tuple[int, int], seed: int, thresh: float) -> Selection:
+def random_selection(size, seed, thresh):
     """The content of a padded prediction; some of its masks have no pixel."""
     generator = seeded(seed)
     queries = int(torch.randint(0, 6, (), generator=generator))
@@ -156,53 +160,71 @@ def random_selection(size: tuple[int, int], seed: int, thresh: float) -> Selecti
     return selection
 
 
-def random_answer(selection: Selection, seed: int) -> PromptOutput | None:
-    generator = seeded(seed)
-    count = int(selection.labels.masks.flatten(1).any(1).sum())
+def random_answer(selection, seed, broken):
+    """Some of the IoUs, and of the masks one pixel, are ``broken``."""
+    generator, count = seeded(seed), len(selection.labels)
     logits = smooth(3 * count, (LOW_RES, LOW_RES), generator).view(count, 3, LOW_RES, LOW_RES)
-    ious = torch.rand(count, 3, generator=generator)
-    return PromptOutput(logits, ious, None) if count else None
+    ious, *draws = torch.rand(3, count, 3, generator=generator)
+    if broken != 0:
+        ious[draws[0] < 0.3] = broken
+        logits[..., 5, 7][draws[1] < 0.3] = broken
+    return PromptOutput(logits, ious, None)
 
 
-def assert_same_instances(labels: PseudoLabels, expected: list[Instance]) -> None:
+def assert_same_instances(labels, expected):
     assert labels.labels.tolist() == [instance.label for instance in expected]
     assert labels.scores.tolist() == [instance.score for instance in expected]
+    if expected and labels.sam_ious is not None:
+        assert labels.sam_ious.tolist() == pytest.approx([i.iou for i in expected], nan_ok=True)
     for mask, instance in zip(labels.masks, expected, strict=True):
         sure = np.abs(instance.values) > NEAR_ZERO
         np.testing.assert_array_equal(mask.numpy()[sure], (instance.values > 0)[sure])
 
 
 @pytest.fixture(scope="module")
-def backend() -> ScriptedBackend:
+def backend():
     return ScriptedBackend(build_tiny_toyscapes())
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.sampled_from(FRAMES), min_size=1, max_size=3),
     seed=st.integers(0, 10**6),
     thresh=st.sampled_from(THRESHOLDS),
+    broken=st.sampled_from([0.0, math.nan, math.inf]),
+    least=st.sampled_from([0.0, 0.3, 0.6]),
+    tries=st.integers(1, 2),
 )
-def test_a_batch_equals_the_rules_applied_instance_by_instance(backend, sizes, seed, thresh):
+def test_a_batch_equals_the_rules_applied_instance_by_instance(
+    backend, sizes, seed, thresh, broken, least, tries
+):
     selections = [random_selection(size, seed + i, thresh) for i, size in enumerate(sizes)]
-    answers = [random_answer(selection, seed + 9 + i) for i, selection in enumerate(selections)]
+    active = [i for i, selection in enumerate(selections) if len(selection.labels)]
+    answers = [
+        [random_answer(selection, seed + 9 * k + i, broken) for k in range(1, tries + 1)]
+        for i, selection in enumerate(selections)
+    ]
     expected = [
-        refine_literally(selection, answer, size, thresh)
-        for selection, answer, size in zip(selections, answers, sizes, strict=True)
+        refine_literally(*of_image, thresh, least)
+        for of_image in zip(selections, answers, sizes, strict=True)
     ]
     of_teacher = [teacher_values(*pair, thresh) for pair in zip(selections, sizes, strict=True)]
     largest = [abs(values.max()) for of_image in of_teacher for values in of_image]
     assume(min([*largest, *(of_image.margin for of_image in expected)]) > NEAR_ZERO)
-    backend.answers = [answer for answer in answers if answer is not None]
-    refiner = PointRefiner(backend=backend, mask_thresh=thresh)
-    refined = refiner(selections, torch.zeros(len(sizes), 3, *CANVAS), sizes)
+    backend.tries = [[answers[i][k] for i in active] for k in range(tries)]
+    options = {"mask_thresh": thresh, "min_agreement": least, "tries": tries}
+    images = torch.arange(len(sizes)).view(-1, 1, 1, 1).expand(-1, 3, *CANVAS)
+    refined = PointRefiner(backend=backend, **options)(selections, images, sizes)
+    if active:
+        assert backend.encoded == (active, [sizes[i] for i in active])
     for labels, size, of_image in zip(drop_empty(refined.labels), sizes, expected, strict=True):
         assert labels.image_size == size
         assert_same_instances(labels, of_image.instances)
-    assert refined.predicted_ious.tolist() == sum((of_image.ious for of_image in expected), [])
+    ious = sum((of_image.ious for of_image in expected), [])
+    assert refined.predicted_ious.tolist() == ious
     assert refined.num_fallbacks == sum(of_image.fallbacks for of_image in expected)
 
-    plain = TeacherMasks(mask_thresh=thresh)(selections, torch.zeros(len(sizes), 3, *CANVAS), sizes)
+    plain = TeacherMasks(mask_thresh=thresh)(selections, images, sizes)
     for labels, selection, values in zip(
         drop_empty(plain.labels), selections, of_teacher, strict=True
     ):
@@ -220,7 +242,7 @@ def test_an_instance_that_neither_sam_nor_the_teacher_has_at_image_size_is_dropp
     selection = Selection(PseudoLabels(torch.arange(3), masks > 0, scores), masks, (8.0, 10.0), {})
     logits = torch.full((3, 3, LOW_RES, LOW_RES), -1.0)
     logits[2, 1, 20:40, 10:30] = 1.0
-    backend.answers = [PromptOutput(logits, torch.tensor([[0.1, 0.9, 0.2]] * 3), None)]
+    backend.tries = [[PromptOutput(logits, torch.tensor([[0.1, 0.9, 0.2]] * 3), None)]]
     refined = PointRefiner(backend=backend)([selection], torch.zeros(1, 3, 32, 40), [(32, 40)])
     assert refined.num_fallbacks == 2 and len(refined.predicted_ious) == 3
     [labels] = drop_empty(refined.labels)

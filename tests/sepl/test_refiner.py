@@ -1,18 +1,21 @@
 """SEPL as a refiner: which automatic masks redraw which instance, and what is left alone."""
 
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_enhancement import literal_selection
 from sepl_folders import rle_of
 from torch import Tensor
+from toyscapes_scene import render_scene
 
 from s4m_d2.engine.config_file import load_config
+from s4m_d2.sam import EncodedImages, build_sam_backend
+from s4m_d2.sam.automatic_masks import AutomaticMasks, AutomaticMaskSettings
 from s4m_d2.semi import build_refiner
 from s4m_d2.semi.pseudo_labels import Selection
 from s4m_d2.sepl.refiner import SEPLRefiner
@@ -25,13 +28,21 @@ PADDED = (24, 40)
 
 @dataclass
 class Scripted:
-    """Automatic masks of each image, known by its first value."""
+    """Backend and automatic masks in one: answers each image, known by its first value."""
 
     records: dict[int, list[dict]]
-    shown: list[np.ndarray] = field(default_factory=list)
+    encoded: list[tuple[Tensor, list]] = field(default_factory=list)
+    shown: list[tuple[np.ndarray, EncodedImages]] = field(default_factory=list)
 
-    def generate(self, image):
-        self.shown.append(image)
+    def encode(self, images, image_sizes):
+        self.encoded.append((images, list(image_sizes)))
+        names = images[:, :1, :1, :1].float()
+        return EncodedImages(names, [tuple(size) for size in image_sizes])
+
+    def generate(self, image, encoded=None):
+        self.shown.append((image, encoded))
+        assert encoded.embeddings.flatten().round().tolist() == [image[0, 0, 0]]
+        assert encoded.image_sizes == [image.shape[:2]]
         return self.records.get(int(image[0, 0, 0]), [])
 
 
@@ -60,7 +71,7 @@ def refine(teachers: list[np.ndarray], objects: list[np.ndarray], sizes=None, io
     script = Scripted(
         {i: records_of(m, None if ious is None else ious[i]) for i, m in enumerate(objects)}
     )
-    refiner = SEPLRefiner(automatic_masks=script, **options)
+    refiner = SEPLRefiner(backend=script, automatic_masks=script, **options)
     selections = [selection_of(masks) for masks in teachers]
     return refiner(selections, image_names(len(teachers)), sizes), script
 
@@ -116,7 +127,7 @@ def test_it_is_the_literal_double_loop(seed, counts, o_s, o_p):
     assert refined.num_instances == sum(len(teachers) for teachers, _ in scenes)
 
 
-def test_images_are_shown_as_they_are_without_padding():
+def test_images_are_encoded_once_and_shown_as_they_are_without_padding():
     teachers = [np.ones((1, *size), dtype=bool) for size in SIZES]
     teachers[1] = teachers[1][:0]  # nothing found there
     script = Scripted({})
@@ -124,8 +135,11 @@ def test_images_are_shown_as_they_are_without_padding():
     images[2] += 0.4  # a float image; it is rounded
     images[2, 1, 5, 7] = 254.7
     images[2, 2, 5, 7] = 300.0
-    SEPLRefiner(automatic_masks=script)([selection_of(masks) for masks in teachers], images, SIZES)
-    first, second = script.shown
+    selections = [selection_of(masks) for masks in teachers]
+    SEPLRefiner(backend=script, automatic_masks=script)(selections, images, SIZES)
+    [(encoded, sizes)] = script.encoded
+    assert torch.equal(encoded, images[[0, 2]]) and sizes == [SIZES[0], SIZES[2]]
+    first, second = (image for image, _ in script.shown)
     assert first.shape == (*SIZES[0], 3) and second.shape == (*SIZES[2], 3)
     assert second[5, 7].tolist() == [2, 255, 255] and second[0, 0].tolist() == [2, 2, 2]
 
@@ -135,7 +149,7 @@ def test_the_config_selects_it_with_its_settings():
     settings = {"POINTS_PER_SIDE": 7, "PRED_IOU_THRESH": 0.6, "STABILITY_SCORE_THRESH": 0.5}
     settings |= {"BOX_NMS_THRESH": 0.4, "MIN_MASK_REGION_AREA": 9}
     cfg.S4M.REFINE.SEPL.update(settings | {"O_S_THRESH": 0.4, "O_P_THRESH": 0.9})
-    refiner = build_refiner(cfg, SimpleNamespace(image_side=64))
+    refiner = build_refiner(cfg, Scripted({}))
     assert isinstance(refiner, SEPLRefiner)
     assert refiner.thresholds == {"o_s_thresh": 0.4, "o_p_thresh": 0.9}
     assert refiner.logit_thresh == pytest.approx(np.log(4))
@@ -143,16 +157,36 @@ def test_the_config_selects_it_with_its_settings():
     assert {key: getattr(chosen, key.lower()) for key in settings} == settings
 
 
+def tiny_refiner(device="cpu", side=6):
+    thresholds = {"pred_iou_thresh": 0.6, "stability_score_thresh": 0.6}
+    few = AutomaticMaskSettings(points_per_side=side, **thresholds)
+    words = ["S4M.SAM.BACKEND", "tiny_toyscapes", "S4M.SAM.CHECKPOINT", "", "MODEL.DEVICE", device]
+    cfg = load_config("", words)
+    backend = build_sam_backend(cfg)
+    return SEPLRefiner(backend=backend, automatic_masks=AutomaticMasks(backend, few))
+
+
+def scene(index: int, size=(128, 256)):
+    """(image (3, H, W) uint8, true masks (N, H, W), selection of their eroded lower parts)."""
+    made = render_scene(77, "val", index, size[::-1])
+    ids = torch.from_numpy(made.instance_ids.astype(np.int64))
+    truth = torch.stack([ids == i for i in ids.unique() if i >= 1000 and (ids == i).sum() >= 150])
+    parts = -F.max_pool2d(-truth.float()[None], 5, stride=1, padding=2)[0] > 0  # eroded by 2 px
+    for mask in parts:
+        top = mask.any(1).int().argmax()
+        mask[top : top + 4] = False
+    return torch.from_numpy(made.image).permute(2, 0, 1), truth, selection_of(parts.numpy())
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_it_is_the_same():
-    teachers, objects = row((0, 5), (10, 15), (17, 19)), row((0, 6), (9, 16), (9, 12))
-    refined, script = refine([teachers], [objects])
-    selection = selection_of(teachers)
-    labels = PseudoLabels(
-        *(getattr(selection.labels, n).cuda() for n in ("labels", "masks", "scores"))
-    )
-    there = Selection(labels, selection.mask_logits.cuda(), selection.content_size, {})
-    found = SEPLRefiner(automatic_masks=script)([there], image_names(1).cuda(), [(1, 20)])
-    assert found.labels[0].masks.is_cuda and found.predicted_ious.is_cuda
-    assert torch.equal(found.labels[0].masks.cpu(), refined.labels[0].masks)
-    assert found.num_fallbacks == refined.num_fallbacks == 1
+    image, _, selection = scene(0)
+    refined = tiny_refiner(side=5)([selection], image[None], [(128, 256)])
+    expected, labels = refined.labels[0].masks, selection.labels
+    assert refined.num_fallbacks < len(labels)
+    on_gpu = PseudoLabels(*(getattr(labels, n).cuda() for n in ("labels", "masks", "scores")))
+    there = Selection(on_gpu, selection.mask_logits.cuda(), selection.content_size, {})
+    refined = tiny_refiner("cuda", 5)([there], image[None].cuda(), [(128, 256)])
+    masks = refined.labels[0].masks
+    assert masks.is_cuda and refined.predicted_ious.is_cuda
+    assert (masks.cpu() != expected).float().mean() < 1e-2

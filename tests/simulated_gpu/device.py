@@ -74,9 +74,6 @@ class GPUTensor(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return GPU.compute(func, args, kwargs or {})
 
-    def __repr__(self) -> str:
-        return f"GPUTensor({self.held!r})"
-
     def tolist(self) -> Any:
         GPU.wait("tolist")
         return self.held.tolist()
@@ -127,7 +124,6 @@ class SimulatedGPU(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.sync_debug_mode = "default"
-        self.custom: dict[str, Any] = {}  # custom operators: name -> Python function
         self.on_their_way: list[tuple[weakref.ref, Tensor]] = []  # pinned sources, values then
 
     def set_sync_debug_mode(self, mode: int | str) -> None:
@@ -168,9 +164,6 @@ class SimulatedGPU(TorchDispatchMode):
         mixed = func not in TAKES_BOTH and any(x.dim() for x in here)
         if there and (mixed or func in INDEXING and not isinstance(args[0], GPUTensor)):
             raise RuntimeError(f"{func}: expected all tensors to be on the same device")
-        if func._schema.name in self.custom:
-            with self:
-                return self.custom[func._schema.name](*args, **kwargs)
         check_kernel(func)
         self.note_waits(func, args, kwargs, target)
         return computed(func, args, kwargs, target)
@@ -341,24 +334,19 @@ def _replace_cuda() -> None:
 
 
 def _replace_kernels() -> None:
-    """The Triton operators run up to the launch, and the plain form computes."""
-    from s4m_d2.layers import deform_attn_triton as kernels
-    from s4m_d2.layers.deform_attn_plain import PlainDeformableSampling
+    """The Triton functions run up to the launch, and the plain form computes."""
+    from s4m_d2.layers import deform_attn_triton
+    from s4m_d2.layers.deform_attn_plain import PlainDeformableSampling, gradients
 
-    def launch(kernel, level_sizes, value, locations, weights, *tensors, **options):
-        sizes = list(zip(level_sizes[::2], level_sizes[1::2], strict=True))
-        inputs = [x.held.detach().float() for x in (value, locations, weights)]
-        inputs = [x.requires_grad_() for x in inputs]
-        with torch.enable_grad():
-            output = PlainDeformableSampling.apply(inputs[0], sizes, *inputs[1:])
+    def launch(kernel, level_sizes, value, locations, weights, *tensors):
+        value, locations, weights = (x.held.float() for x in (value, locations, weights))
+        inputs = value, level_sizes, locations, weights
         if len(tensors) == 1:  # forward
-            results = [output.detach()]
+            results = [PlainDeformableSampling.apply(*inputs)]
         else:
             grad_output, *tensors = tensors
-            results = torch.autograd.grad(output, inputs, grad_output.held.float())
+            results = gradients(*inputs, grad_output.held.float())
         for tensor, result in zip(tensors, results, strict=True):
-            tensor.held.copy_(result.view(tensor.shape))
+            tensor.held.copy_(result)
 
-    kernels._launch = launch
-    for operator in (kernels.sample, kernels.sample_backward):
-        GPU.custom[operator._qualname] = operator._init_fn
+    deform_attn_triton._launch = launch

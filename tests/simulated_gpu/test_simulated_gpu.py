@@ -13,38 +13,34 @@ import torch
 from . import environment
 
 TESTS = Path(__file__).resolve().parents[1]
-NOT_SIMULATED = "not compiled_graph"
 needs_no_gpu = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the tests for a GPU have a GPU, or simulate one already"
 )
 
 
-def run_tests(folder, marks, timeout):
+def run_tests(folder, marks):
     """Run the tests of a GPU that have these marks on the simulated one."""
     is_possible = shutil.which("cc") and torch.version.cuda and sys.platform == "linux"
     if not is_possible and os.environ.get("SIMULATED_GPU") != "required":
         pytest.skip("needs Linux, a C compiler and a build of PyTorch for CUDA")
     files = [path for path in TESTS.rglob("test_*.py") if "mark.gpu" in path.read_text()]
     command = [sys.executable, "-m", "pytest", "-p", "simulated_gpu.plugin", "-q", "--tb=short"]
-    command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", marks, "-k", NOT_SIMULATED, "-rs"]
-    options = {"env": environment(folder), "capture_output": True, "text": True}
-    run = subprocess.run([*command, *files], timeout=timeout, **options)
+    command += ["-p", "no:cacheprovider", "-p", "no:xdist", "-m", marks, "-rs"]
+    options = {"env": environment(folder), "capture_output": True, "text": True, "timeout": 3550}
+    run = subprocess.run([*command, *files], **options)
     # Optional packages may be missing, the device may not.
     assert run.returncode == 0 and "CUDA device" not in run.stdout, run.stdout + run.stderr
     return int(re.search(r"(\d+) passed", run.stdout)[1])
 
 
 @needs_no_gpu
-@pytest.mark.timeout(1200)
-def test_the_tests_for_a_gpu_pass_on_the_simulated_one(tmp_path):
-    assert run_tests(tmp_path, "gpu and not slow", 1150) > 40
-
-
-@needs_no_gpu
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_the_slow_tests_for_a_gpu_pass_on_the_simulated_one(tmp_path):
-    assert run_tests(tmp_path, "gpu and slow", 3550) > 0
+@pytest.mark.parametrize(
+    ("marks", "fewest"),
+    [("gpu and not slow", 40), pytest.param("gpu and slow", 0, marks=pytest.mark.slow)],
+)
+def test_the_tests_for_a_gpu_pass_on_the_simulated_one(tmp_path, marks, fewest):
+    assert run_tests(tmp_path, marks) > fewest
 
 
 @pytest.mark.gpu

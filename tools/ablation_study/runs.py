@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT
+from s4m_d2.engine.checkpointing.checkpoint import FINAL_CHECKPOINT
 from s4m_d2.errors import ConfigError
 
 MAIN_PERCENT = 10  # labels

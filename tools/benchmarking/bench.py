@@ -197,9 +197,6 @@ class OneByOne(OtherBackend):
 
     def prompt(self, encoded: EncodedImages, points: Sequence, labels: Sequence, **options) -> list:
         outputs = []
-        for i, (clicks, kinds) in enumerate(zip(points, labels, strict=True)):
-            own = slice(i, i + 1)
-            finer = tuple(finer_map[own] for finer_map in encoded.finer_maps)
-            one = EncodedImages(encoded.embeddings[own], encoded.image_sizes[own], finer)
-            outputs += self._backend.prompt(one, [clicks], [kinds], **options)
+        for index, (clicks, kinds) in enumerate(zip(points, labels, strict=True)):
+            outputs += self._backend.prompt(encoded.select([index]), [clicks], [kinds], **options)
         return outputs

@@ -18,6 +18,7 @@ from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.layers import ms_deform_attn
 from s4m_d2.modeling.meta_arch import prepare_target
 from s4m_d2.semi import mask_points
+from s4m_d2.semi.burn_in import TeacherPhase
 from s4m_d2.structures import sample_generators
 
 
@@ -166,7 +167,7 @@ def training_step(bench: Bench) -> Callable[[], None]:
     def step() -> None:
         with EventStorage(0) as trainer.storage:
             if bench.teacher is not None:
-                bench.teacher.update(bench.student)
+                bench.teacher.step(bench.student, TeacherPhase.EMA)
             trainer.run_step()
 
     return step

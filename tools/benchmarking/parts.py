@@ -26,6 +26,7 @@ from s4m_d2.data import DATASET_MAPPER_REGISTRY
 from s4m_d2.engine.rng import sample_seeds
 from s4m_d2.formats.coco import mask_polygons
 from s4m_d2.layers import cell_centers, ms_deform_attn
+from s4m_d2.semi.burn_in import TeacherPhase
 from s4m_d2.structures import encode_masks
 
 #: Parts that are inside another one and so do not count again in the sum of a step.
@@ -125,7 +126,7 @@ class Parts:
         def same(*_) -> None:
             model, found = teacher.model, []
             start = copy.deepcopy(model.state_dict())
-            for update in (lambda: teacher.update(student), update_plainly):
+            for update in (lambda: teacher.step(student, TeacherPhase.EMA), update_plainly):
                 model.load_state_dict(start)
                 with torch.no_grad():
                     for tensor in model.parameters():
@@ -136,7 +137,7 @@ class Parts:
             assert_close(*found, rtol=1e-5, atol=1e-6)
 
         size = sum(p.numel() * p.element_size() for p in student.parameters())
-        update = Form(lambda: teacher.update(student))
+        update = Form(lambda: teacher.step(student, TeacherPhase.EMA))
         return Part(update, Form(update_plainly), same, moved_bytes=3 * size)
 
     def teacher(self) -> Part:

@@ -199,7 +199,7 @@ class Matcher(HungarianMatcher):
                 found.append((queries[order], instances[order]))
             queries, instances = map(np.stack, zip(*found, strict=True))
             labels = target["labels"].cpu().numpy()
-            matches.append(ImageMatches(queries, instances, labels[instances], len(labels)))
+            matches.append(ImageMatches(queries, instances, labels[instances]))
         return matches
 
     def cost(self, logits: Tensor, masks: Tensor, target: dict, points: Tensor) -> Tensor:

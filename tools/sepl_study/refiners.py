@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,10 +79,10 @@ class _KeptMasks:
         self._generator = generator
         self._masks: dict[bytes, list[dict]] = {}
 
-    def generate(self, image: np.ndarray) -> list[dict]:
+    def generate(self, image: np.ndarray, encoded: Any = None) -> list[dict]:
         key = image.tobytes()
         if key not in self._masks:
-            self._masks[key] = self._generator.generate(image)
+            self._masks[key] = self._generator.generate(image, encoded)
         return self._masks[key]
 
 
@@ -89,7 +90,7 @@ def measure_refiners(scenes: list[StudyScene], backend: SamBackend) -> str:
     """Mean IoUs before and after, and which share of the masks became worse, in Markdown."""
     masks = _KeptMasks(AutomaticMasks(backend, SETTINGS))
     points = PointRefiner(backend=backend)
-    rule = SEPLRefiner(automatic_masks=masks)
+    rule = SEPLRefiner(backend=backend, automatic_masks=masks)
     lines = [
         f"| the teacher's masks are | before | points | sepl | worse by {WORSE}: points | sepl |",
         "|---|---|---|---|---|---|",

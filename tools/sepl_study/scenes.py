@@ -70,7 +70,7 @@ def sam_masks(
     scenes: list[StudyScene], generator: AutomaticMasks, folder: Path
 ) -> list[list[dict]]:
     """COCO RLEs of each scene's automatic masks, kept in ``folder`` and taken from there."""
-    version = f"{generator.fingerprint} toyscapes {GENERATOR_VERSION}"
+    version = f"{generator.fingerprint()} toyscapes {GENERATOR_VERSION}"
     found = []
     for scene in tqdm(scenes, desc="SAM's masks", unit="image"):
         path, generate = folder / f"{scene.name}.json.gz", partial(generator.generate, scene.image)

@@ -1,11 +1,15 @@
-"""The checkpointer for training, evaluation and backbones: atomic saving, safe loading."""
+"""The checkpointer, and weight files: written at once, read without running their code."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import re
 import shutil
-from collections.abc import Iterable, Sequence
+import sys
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +17,24 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import nn
 
-from s4m_d2.engine.checkpointing import checkpoint_files as files
 from s4m_d2.engine.checkpointing.weight_names import ClassLists, LoadReport, fit
-from s4m_d2.errors import WeightsError
-from s4m_d2.files import atomic_write
+from s4m_d2.engine.checks.findings import attempt, raise_all
+from s4m_d2.errors import S4MError, WeightsError
+from s4m_d2.files import atomic_write, refused_object
+from s4m_d2.pretrained import PYPI, read_pypi_weights
+from s4m_d2.restricted_pickle import load_arrays
+
+LAST_CHECKPOINT = "last_checkpoint"
+FINAL_CHECKPOINT = "model_final.pth"
+_FINAL_POSITION = sys.maxsize
+_NUMBERED = re.compile(r"model_(\d{7,})\.pth")
+
+_ZIP = b"PK\x03\x04"
+_TORCH_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"
+_SAFETENSORS = b'{"'  # begins the header, after its length in 8 bytes
+_HEAD_BYTES = 64
+
+logger = logging.getLogger(__name__)
 
 
 class S4MCheckpointer(DetectionCheckpointer):
@@ -27,15 +45,12 @@ class S4MCheckpointer(DetectionCheckpointer):
     - Loading runs no code of the file. It reads our own ``.pth``, ``.pkl`` and ``.safetensors``,
       published ones of Mask2Former, Guided Distillation and S4M, bare state dicts, and backbones
       of Detectron2's model zoo, of torchvision and of timm.
-    - Parameters that were not loaded are always reported: see :class:`LoadReport`, and ``require``
-      of :meth:`load`.
+    - Parameters that were not loaded are always reported (:class:`LoadReport`).
 
     Args:
-        model: is saved and loaded under "model".
         save_dir: folder of the checkpoints; "" saves nothing.
         keep: number of numbered checkpoints (model_0000099.pth) that are kept; 0: all.
-        classes: class names of the first weights, () if unknown, and of the model; see
-            :func:`~s4m_d2.engine.checkpointing.weight_names.fit`.
+        classes: class names of the first weights, () if unknown, and of the model (:func:`fit`).
         **options: Detectron2's, and other objects to save and load, by name.
     """
 
@@ -67,7 +82,7 @@ class S4MCheckpointer(DetectionCheckpointer):
         with atomic_write(path, "wb") as file:
             torch.save(content | kwargs, file)
         self.tag_last_checkpoint(file_name)
-        for old in files.superseded(self.save_dir, file_name, self.keep):
+        for old in superseded(self.save_dir, file_name, self.keep):
             try:
                 os.unlink(os.path.join(self.save_dir, old))
             except OSError as error:
@@ -75,11 +90,11 @@ class S4MCheckpointer(DetectionCheckpointer):
 
     def has_checkpoint(self) -> bool:
         """True if ``save_dir`` has checkpoints, even without ``last_checkpoint``."""
-        return bool(self.save_dir) and files.holds_run(self.save_dir)
+        return bool(self.save_dir) and holds_run(self.save_dir)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make ``resume_or_load`` resume from this file of ``save_dir``."""
-        with atomic_write(os.path.join(self.save_dir, files.LAST_CHECKPOINT)) as file:
+        with atomic_write(os.path.join(self.save_dir, LAST_CHECKPOINT)) as file:
             file.write(last_filename_basename)
 
     def load(
@@ -100,11 +115,10 @@ class S4MCheckpointer(DetectionCheckpointer):
             require: every parameter and buffer of the model must be in the file. Otherwise heads
                 may keep their initial weights, but something must match, and the backbone must fit.
 
-        Returns:
-            The rest of the file's content, for example "iteration".
+        Returns the rest of the file's content, for example "iteration".
 
         Raises:
-            WeightsError: the file cannot be read, is unsafe, or is of another model. The model is
+            WeightsError: the file cannot be read, is unsafe, or is of another model, which is
                 unchanged.
         """
         if not path and not require:
@@ -119,70 +133,58 @@ class S4MCheckpointer(DetectionCheckpointer):
         return self._load_rest(content, names)
 
     def inspect(self, path: str, *, branch: str = "student", require: bool = False) -> LoadReport:
-        """Report what :meth:`load` would do; the model may be on the meta device.
-
-        Args and errors are those of :meth:`load`. The values of a ``.pth`` are not read.
-        """
+        """Report what :meth:`load` would do, by names; the model may be on the meta device."""
         content = self._read(path, mapped=True)
         return fit(self.model.state_dict(), content, branch, path, require, self.classes)[0]
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resume from ``save_dir``'s last checkpoint if requested and possible, or load ``path``.
+        """Resume from ``save_dir``'s last checkpoint if requested and possible, or load ``path``,
+        of a file with both models the teacher.
 
-        Of a file with both models, the teacher is loaded.
         To resume, the file must have all of the model and the state of every other object. If it is
         damaged, the previous one is used, with a warning.
         """
         if not (resume and self.has_checkpoint()):
             return self.load(path, checkpointables=[], branch="teacher")
-        content: dict[str, Any] = {}
-        name, problem = "", None
         if comm.is_main_process():  # chooses for all
-            try:
-                name, content = files.find_complete(self.save_dir)
-            except WeightsError as error:
-                problem = error
-        name, problem = comm.all_gather((name, problem))[0]
-        if problem is not None:
-            raise problem
+            found, errors = attempt(find_complete, self.save_dir)
+        else:
+            found, errors = None, []
+        name, errors = comm.all_gather((found and found[0], errors))[0]
+        raise_all(errors)
         path = os.path.join(self.save_dir, name)
-        content = content or files.read_complete(path)
+        content = found[1] if found else read_complete(path)
         absent = [key for key in self.checkpointables if key not in content]
         if absent:
             raise WeightsError(
                 f"Cannot continue from '{path}': it holds no state of {', '.join(absent)}. "
                 "Start without --resume and give the file as MODEL.WEIGHTS."
             )
-        self._load_weights(content, path, "student", require=True)
+        self._load_weights(content, path, "student", True, ((), ()))
         self.resumed_from, self.saved_iteration = path, content.get("iteration")
         return self._load_rest(content, self.checkpointables)
 
     def finish(self) -> None:
         """Make the checkpoint from which the run was resumed the final one."""
-        final = os.path.join(self.save_dir, files.FINAL_CHECKPOINT)
+        final = os.path.join(self.save_dir, FINAL_CHECKPOINT)
         if not self.save_to_disk:
             return
         if self.resumed_from != final:
             with open(self.resumed_from, "rb") as source, atomic_write(final, "wb") as file:
                 shutil.copyfileobj(source, file)
-        self.tag_last_checkpoint(files.FINAL_CHECKPOINT)
+        self.tag_last_checkpoint(FINAL_CHECKPOINT)
 
     def reopen(self, iteration: int) -> None:
         """Rename the final checkpoint to a numbered one, if the run was resumed from it."""
-        final = os.path.join(self.save_dir, files.FINAL_CHECKPOINT)
+        final = os.path.join(self.save_dir, FINAL_CHECKPOINT)
         if not self.save_to_disk or self.resumed_from != final:
             return
-        name = f"{files.numbered_name(iteration)}.pth"
+        name = f"{numbered_name(iteration)}.pth"
         os.replace(final, os.path.join(self.save_dir, name))
         self.tag_last_checkpoint(name)
 
     def _load_weights(
-        self,
-        content: dict,
-        path: str,
-        branch: str,
-        require: bool,
-        classes: ClassLists = ((), ()),
+        self, content: dict, path: str, branch: str, require: bool, classes: ClassLists
     ) -> None:
         report, state = fit(self.model.state_dict(), content, branch, path, require, classes)
         self.model.load_state_dict(state, strict=False)
@@ -198,8 +200,8 @@ class S4MCheckpointer(DetectionCheckpointer):
             except (LookupError, TypeError, ValueError, RuntimeError) as error:
                 raise WeightsError(
                     f"Cannot continue: the checkpoint's state of {name!r} does not fit this run "
-                    f"({type(error).__name__}: {error}). Continue with the config that the run "
-                    "began with, or start without --resume and give the file as MODEL.WEIGHTS."
+                    f"({type(error).__name__}: {error}). Continue with the run's config, or start "
+                    "without --resume and give the file as MODEL.WEIGHTS."
                 ) from error
         content.pop("model", None)
         return content
@@ -212,4 +214,155 @@ class S4MCheckpointer(DetectionCheckpointer):
                 f"Weights '{path}' cannot be fetched ({error}). Download the file by other means "
                 "and give its path."
             ) from error
-        return files.read_weight_file(local_path, mapped=mapped)
+        return read_weight_file(local_path, mapped=mapped)
+
+
+def read_weight_file(path: str, *, mapped: bool = False) -> dict[str, Any]:
+    """Read a ``.pth`` (PyTorch), ``.pkl`` (NumPy arrays) or ``.safetensors`` file.
+
+    The format is recognized by the content. Tensors are on the CPU.
+
+    Args:
+        path: of the file, or :data:`s4m_d2.pretrained.ADDRESS`.
+        mapped: memory-map the tensors of a ``.pth``, to read only names and shapes (not PyTorch's
+            oldest format).
+
+    Raises:
+        WeightsError: the file is missing, damaged, contains code, or is not a weight file.
+    """
+    if path.startswith(PYPI):
+        return read_pypi_weights(path)
+    if not os.path.isfile(path):
+        found = "a folder" if os.path.isdir(path) else f"no such file, seen from '{os.getcwd()}'"
+        raise WeightsError(
+            f"Weights '{path}': {found}. Give the path of a .pth, .pkl or .safetensors file (keys "
+            "MODEL.WEIGHTS, S4M.TEACHER_WEIGHTS)."
+        )
+    try:
+        content = _read(path, mapped)
+    except Exception as error:  # of any kind: the unpickler checks little
+        if name := refused_object(error):
+            raise WeightsError(
+                f"Weights '{path}' hold Python objects ({name}), which are refused because "
+                "loading them may run code. Save a dictionary of tensors (model.state_dict())."
+            ) from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise WeightsError(
+            f"Weights '{path}' are truncated, damaged, a web page, a Git LFS pointer or none "
+            f"({reason}). Get the file again, PyTorch's .pth, a .pkl of arrays or .safetensors."
+        ) from error
+    if not isinstance(content, Mapping):
+        kind = type(content).__name__
+        raise WeightsError(f"Weights '{path}': expected a dictionary of tensors, found a {kind}.")
+    return dict(content)
+
+
+def _read(path: str, mapped: bool) -> Any:
+    with open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if head.startswith((_ZIP, _TORCH_LEGACY)):
+        mapped = mapped and head.startswith(_ZIP)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    if not head.startswith(_SAFETENSORS, 8) and not path.endswith(".safetensors"):
+        with open(path, "rb") as file:
+            return load_arrays(file)
+    try:
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise ValueError("its reader is missing: pip install safetensors") from error
+    return load_file(path)
+
+
+def read_complete(path: str) -> dict[str, Any]:
+    """Read a checkpoint after verifying the checksums of all its parts; errors: WeightsError."""
+    wrong: Any = None
+    try:
+        if zipfile.is_zipfile(path):  # but PyTorch's oldest format, which has no checksums
+            with zipfile.ZipFile(path) as archive:
+                wrong = archive.testzip()
+    except Exception as error:  # of any kind
+        wrong = error
+    if wrong:
+        raise WeightsError(f"Weights '{path}' are damaged ({wrong}).")
+    return read_weight_file(path)
+
+
+def numbered_name(iteration: int) -> str:
+    """Name, without ".pth", of the checkpoint written after an iteration (from 0)."""
+    return f"model_{iteration:07d}"
+
+
+def _position(name: str) -> int | None:
+    """Iteration of a checkpoint by its name, the final one's is the largest; None: not one."""
+    match = _NUMBERED.fullmatch(name)
+    return _FINAL_POSITION if name == FINAL_CHECKPOINT else int(match[1]) if match else None
+
+
+def ranked(folder: str, first: str = "") -> list[str]:
+    """Names of a folder's checkpoints in the order in which to try to resume from them.
+
+    ``first``, even if it does not exist; then earlier ones, the latest first; then later ones, the
+    earliest first. Without ``first``, all from the latest to the earliest.
+    """
+    found = os.listdir(folder) if os.path.isdir(folder) else []
+    places = {name: place for name in found if (place := _position(name)) is not None}
+    limit = _position(first)
+    limit = _FINAL_POSITION if limit is None else limit
+    order = sorted(places, key=lambda name: (places[name] > limit, abs(places[name] - limit)))
+    return [first, *(name for name in order if name != first)] if first else order
+
+
+def tagged(folder: str) -> str:
+    """Name in ``last_checkpoint``; "" if it is missing or unreadable."""
+    try:
+        with open(os.path.join(folder, LAST_CHECKPOINT), encoding="utf-8") as file:
+            name = file.read().strip()
+    except (OSError, ValueError):
+        return ""
+    return name if name.isprintable() else ""
+
+
+def holds_run(folder: str) -> bool:
+    """True if this folder has a checkpoint that could be resumed or overwritten."""
+    return os.path.exists(os.path.join(folder, LAST_CHECKPOINT)) or bool(ranked(folder))
+
+
+def superseded(folder: str, newest: str, keep: int) -> list[str]:
+    """Numbered checkpoints to remove after ``newest`` was written, to keep ``keep``; 0: all."""
+    names = [name for name in ranked(folder, newest) if _NUMBERED.fullmatch(name)]
+    return names[keep:] if keep else []
+
+
+def find_complete(folder: str) -> tuple[str, dict[str, Any]]:
+    """Name and content of the first complete one of a folder's :func:`ranked` checkpoints.
+
+    WeightsError: there is none.
+    """
+    problems: list[S4MError] = []
+    for name in ranked(folder, tagged(folder)):
+        path = os.path.join(folder, name)
+        content, errors = attempt(read_complete, path)
+        if content is not None:
+            for problem in problems:
+                logger.warning("%s Continuing from '%s' instead, the same run.", problem, path)
+            return name, content
+        problems += errors
+    reasons = " ".join(map(str, problems)) or "There is none."
+    raise WeightsError(
+        f"Cannot continue: '{folder}' holds no complete checkpoint. {reasons} Copy a complete "
+        f"file there and write its name into '{LAST_CHECKPOINT}', or begin anew in another "
+        "OUTPUT_DIR."
+    )
+
+
+def saved_state(folder: str) -> tuple[str, dict[str, Any]]:
+    """As :func:`find_complete`, memory-mapped, without verifying checksums; ("", {}): none."""
+    for name in ranked(folder, tagged(folder)):
+        with contextlib.suppress(WeightsError, OSError):
+            return name, read_weight_file(os.path.join(folder, name), mapped=True)
+    return "", {}
+
+
+def has_final(folder: str) -> bool:
+    """True if the folder has a final checkpoint that is not truncated; little of it is read."""
+    return zipfile.is_zipfile(os.path.join(folder, FINAL_CHECKPOINT))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ MIN_BACKBONE_SHARE = 0.9  # a file with less of the backbone is of another backb
 
 _WRAPPER = "module."  # DistributedDataParallel's
 _MODEL_ENTRIES = ("model", "model_state", "state_dict")  # the last two: pycls and many others
+_EXPECTED = f"expected a dictionary of tensors, or one under {', '.join(_MODEL_ENTRIES)}"
 _FLAGS = ("matching_heuristics", "__author__")
+_INDEX = re.compile(r"\.\d+(?=\.|$)")  # of a layer
 _PIXEL_DECODER, _PREDICTOR = "sem_seg_head.pixel_decoder.", "sem_seg_head.predictor."
 _CLASS_ROWS = (f"{_PREDICTOR}class_embed.weight", f"{_PREDICTOR}class_embed.bias")
 _TORCHVISION_RESNET = "layer1.0.conv1.weight"
@@ -83,20 +85,16 @@ class LoadReport:
 def model_weights(
     content: Mapping[str, Any], branch: str, path: str
 ) -> tuple[dict[str, Tensor], str | None]:
-    """Find a model's weights in the content of a file.
+    """Find a model's weights in the content of a file, as ``read_weight_file`` returns it.
 
     Args:
-        content: what :func:`~s4m_d2.engine.checkpointing.checkpoint_files.read_weight_file` read.
-        branch: "student" or "teacher", if the file has both (ours, and those with the prefixes
-            ``modelStudent.`` and ``modelTeacher.``). A file with one model is used for either.
+        branch: "student" or "teacher", if the file has both (ours, and those with BRANCHES'
+            prefixes). A file with one model is used for either.
         path: for messages.
 
-    Returns:
-        name → tensor, without prefixes of wrappers and branches, old names replaced; which of the
-        two models it is, None if the file has one model and does not say.
-
-    Raises:
-        WeightsError: there are none, or an entry is not a tensor.
+    Returns name → tensor, without prefixes of wrappers and branches, old names replaced; which of
+    the two models it is, None if the file has one model and does not say. WeightsError: there are
+    none, or an entry is not a tensor.
     """
     teacher = _teacher_entry(content)
     if teacher is not None and branch == "teacher":
@@ -129,20 +127,14 @@ def _teacher_entry(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def _tensors(state: Any, path: str) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state:
-        raise WeightsError(
-            f"Weights '{path}' hold no model: expected a dictionary of tensors, or one under "
-            f"{', '.join(_MODEL_ENTRIES)}."
-        )
+        raise WeightsError(f"Weights '{path}' hold no model: {_EXPECTED}.")
     tensors = {}
     for name, value in state.items():
         if isinstance(value, np.ndarray | np.generic):
             value = torch.from_numpy(np.array(value))
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise WeightsError(
-                f"Weights '{path}': expected names and tensors, found {name!r} with a "
-                f"{type(value).__name__}. The known entries of a checkpoint with more than weights "
-                f"are {', '.join(_MODEL_ENTRIES)}."
-            )
+            found = f"{name!r} with a {type(value).__name__}"
+            raise WeightsError(f"Weights '{path}': found {found}; {_EXPECTED}.")
         tensors[name] = value
     return tensors
 
@@ -157,7 +149,7 @@ def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _of_branch(state: dict[str, Tensor], branch: str) -> tuple[dict[str, Tensor], str | None]:
     """Select the weights of one of two models, or of the only one; also returns which it is.
 
-    Names without prefix are the student's in a file with prefixes for the teacher only.
+    A file with prefixes for the teacher only has the student's names without prefix.
     """
     models = {
         name: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
@@ -178,9 +170,8 @@ def _current_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Early files have the pixel decoder directly under the head. In files without version, such as
     converted ones that were saved again, Mask2Former has moved it one level too deep.
     """
-    flat = f"{_PREDICTOR}query_embed.weight" in state and not any(
-        name.startswith(_PIXEL_DECODER) for name in state
-    )
+    nested = any(name.startswith(_PIXEL_DECODER) for name in state)
+    flat = f"{_PREDICTOR}query_embed.weight" in state and not nested
     renamed = {}
     for name, value in state.items():
         name = name.replace("static_query", "query_feat")
@@ -199,10 +190,7 @@ def _detectron2_name(name: str) -> str:
 def _by_class(
     state: dict[str, Tensor], own: Mapping[str, Tensor], before: list[str], now: list[str]
 ) -> tuple[list[str], list[str]]:
-    """Put the class logits' weights of ``state`` into the model's order, new classes as in it.
-
-    Returns the new classes, and those that are gone.
-    """
+    """Put class logits' weights into the model's order; returns new classes and those gone."""
     if not before or not now or before == now:
         return [], []
     rows = [(now.index(name), before.index(name)) for name in now if name in before]
@@ -234,11 +222,8 @@ def fit(
         classes: class names of the file and of the model. Where both are known, class logits are
             matched by name, and those of new classes start from the model's initial values.
 
-    Returns:
-        the report, and the weights to load, by the model's names.
-
-    Raises:
-        WeightsError: names the first weights that do not fit.
+    Returns the report, and the weights to load, by the model's names. WeightsError names the first
+    weights that do not fit.
     """
     weights, found = model_weights(content, branch, path)
     state = to_own_names(weights, own)
@@ -276,28 +261,15 @@ def _inside_backbone(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
     return {best + key if best + key in own else key: value for key, value in state.items()}
 
 
-def _beyond_last_layers(unexpected: Iterable[str], own: Iterable[str]) -> list[str]:
-    """Names of layers beyond the model's lists of layers, such as ``res4.22.conv1.weight``."""
-    layers = {layer for name in own for layer in _layers(name)}
-    lists = {layer.rpartition(".")[0] for layer in layers}
-
-    def beyond(layer: str) -> bool:
-        return layer not in layers and layer.rpartition(".")[0] in lists
-
-    return [
-        name for name in unexpected if any(map(beyond, (*_layers(name), *_layers(BACKBONE + name))))
-    ]
-
-
-def _layers(name: str) -> Iterator[str]:
-    """Prefixes of a name that end with an index."""
-    words = name.split(".")
-    return (".".join(words[: i + 1]) for i, word in enumerate(words) if i and word.isdigit())
-
-
 def _refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) -> None:
     heads = tuple({f"{name.partition('.')[0]}." for name in own} - {BACKBONE})
-    beyond = _beyond_last_layers(report.unexpected, own)
+    patterns = {_INDEX.sub(".#", name) for name in own}  # also of further layers
+    patterns |= {name.removeprefix(BACKBONE) for name in patterns}
+    beyond = [
+        name
+        for name in report.unexpected
+        if _INDEX.sub(".#", name) in patterns and (require or not name.startswith(heads))
+    ]
     backbone = [name for name in own if _is_backbone_weight(name)]
     absent = [name for name in backbone if name in report.missing]
     is_other = 0 < len(backbone) - len(absent) < MIN_BACKBONE_SHARE * len(backbone)
@@ -311,9 +283,7 @@ def _refuse_unfit(report: LoadReport, own: Mapping[str, Tensor], require: bool) 
         f"lack {len(report.missing)} of the model's {len(own)} weights, all of which are needed": (
             report.missing if require else ()
         ),
-        "have more layers than the model": [
-            name for name in beyond if require or not name.startswith(heads)
-        ],
+        "have more layers than the model": beyond,
         f"lack {len(absent)} of the backbone's {len(backbone)} weights": absent if is_other else [],
     }
     for problem, names in problems.items():

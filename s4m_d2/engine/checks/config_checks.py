@@ -98,18 +98,13 @@ def config_errors(
 ) -> list[S4MError]:
     """Errors of settings of a whole run that are out of range, unknown or contradict each other.
 
-    Neither data nor weights are read. SAM's settings are checked where it is built
-    (:func:`~s4m_d2.engine.checks.resource_checks.sam_finding`).
-
-    Args:
-        eval_only: check only what evaluation needs.
-        num_processes: that share a batch.
+    Neither data nor weights are read. SAM's settings are checked where it is built.
+    ``num_processes`` share a batch.
     """
     errors: list[S4MError] = [*value_errors(cfg)]
     if eval_only:
         if not cfg.DATASETS.TEST:
-            text = "DATASETS.TEST is empty: name the data set to evaluate on, or give --val."
-            errors.append(ConfigError(text))
+            errors.append(ConfigError("DATASETS.TEST is empty: name a data set, or give --val."))
         return errors
     errors += _training_errors(cfg, num_processes)
     if errors:
@@ -138,14 +133,11 @@ def value_errors(cfg: CfgNode) -> Iterator[S4MError]:
             yield ConfigError(f"{key} is {_get(cfg, key)!r}; choose one of {', '.join(names)}.")
     if cfg.S4M.REFINE.PROMPT == AUTO_PROMPT and cfg.S4M.REFINE.GATE == OFF:
         yield ConfigError(
-            "S4M.REFINE.PROMPT is 'auto', which needs S4M.REFINE.GATE: set S4M.REFINE.GATE to "
-            "'warn' or 'auto'."
+            "S4M.REFINE.PROMPT is 'auto', which needs S4M.REFINE.GATE: set it to 'warn' or 'auto'."
         )
     if not 0 < cfg.INPUT.MIN_SCALE <= cfg.INPUT.MAX_SCALE:
-        yield ConfigError(
-            f"INPUT.MIN_SCALE is {cfg.INPUT.MIN_SCALE} and INPUT.MAX_SCALE {cfg.INPUT.MAX_SCALE}; "
-            "expected numbers above 0, the minimum not above the maximum."
-        )
+        scales = f"INPUT.MIN_SCALE is {cfg.INPUT.MIN_SCALE}, MAX_SCALE {cfg.INPUT.MAX_SCALE}"
+        yield ConfigError(f"{scales}; expected numbers above 0, the smaller first.")
     try:
         torch.device(cfg.MODEL.DEVICE)
     except RuntimeError:
@@ -164,8 +156,8 @@ def _training_errors(cfg: CfgNode, processes: int) -> Iterator[S4MError]:
         yield ConfigError("DATASETS.TRAIN is empty: name a labeled data set, or give --labeled.")
     if with_student and not cfg.DATASETS.UNLABELED:
         yield ConfigError(
-            "DATASETS.UNLABELED is empty: stage 2 needs the name of an unlabeled data set, such as "
-            "cityscapes_fine_instance_seg_train_unlabeled. (S4M.STAGE teacher runs stage 1 alone.)"
+            "DATASETS.UNLABELED is empty: name an unlabeled data set, or give --unlabeled. "
+            "(S4M.STAGE teacher runs stage 1 alone.)"
         )
     if cfg.S4M.STAGE == "teacher" and weights:
         yield ConfigError(

@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from s4m_d2.data import DATASET_MAPPER_REGISTRY, LabeledDatasetMapper, labeled_dataset_names
+from s4m_d2.data.splits import load_records
 from s4m_d2.engine.checks.findings import Finding, attempt, first_of
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
@@ -23,10 +24,8 @@ Mapper = Callable[[dict], dict]
 def dataset_findings(cfg: CfgNode) -> Iterator[Finding]:
     """Lines of a report: per data set one, and one for its classes. A few images are decoded.
 
-    Errors are data sets that are unknown, missing, empty or of another number of classes, images
-    and annotations that are damaged or do not fit, and images in two sets, or twice in one.
-    Unreadable unlabeled images are no error (training skips and counts them), unless none of the
-    sampled images can be read.
+    Images in two sets, or twice in one, are errors too. Unreadable unlabeled images are one only if
+    all of the sample are: training skips them.
     """
     train = cfg.DATASETS.TRAIN
     labeled, errors = attempt(labeled_dataset_names, train, cfg.S4M.SPLIT_FILE, cfg.S4M.SPLIT_SEED)
@@ -49,31 +48,6 @@ def dataset_findings(cfg: CfgNode) -> Iterator[Finding]:
                 yield from _annotated_findings(cfg, role, name, records, mapper, errors)
 
 
-def load_records(name: str) -> list[dict]:
-    """Load a registered data set; DatasetError if that fails."""
-    if name not in DatasetCatalog.list():
-        raise DatasetError(
-            f"The data set '{name}' is not registered. Registered are: "
-            f"{', '.join(sorted(DatasetCatalog.list()))}."
-        )
-    try:
-        records = DatasetCatalog.get(name)
-        paths = [record["file_name"] for record in records]
-    except DatasetError:
-        raise
-    except Exception as error:  # of anyone's loader
-        raise DatasetError(
-            f"The data set '{name}' cannot be loaded: {error}. Correct its loader, or its files: "
-            "relative paths lie under $DETECTRON2_DATASETS (default: datasets), and "
-            "datasets/README.md shows the layout."
-        ) from error
-    if not paths:
-        raise DatasetError(
-            f"The data set '{name}' has no images. Complete it, or take it out of DATASETS."
-        )
-    return records
-
-
 def _shared_images(
     owners: dict[str, tuple[str, str]], role: str, name: str, records: Sequence[dict]
 ) -> list[S4MError]:
@@ -86,10 +60,8 @@ def _shared_images(
         path = os.path.abspath(record["file_name"])
         other_role, other = owners.get(path, (None, None))
         if other_role == role or (other_role and role == "test"):
-            shared.append(
-                f"{path} is in '{other}' ({other_role}) and in '{name}' ({role}). "
-                "Remove it from one, or name other data sets."
-            )
+            both = f"'{other}' ({other_role}) and in '{name}' ({role})"
+            shared.append(f"{path} is in {both}. Remove it from one, or name other data sets.")
         owners[path] = role, name
     return [DatasetError(first_of(shared))] if shared else []
 
@@ -104,8 +76,7 @@ def _mapper(cfg: CfgNode, role: str) -> Mapper:
 
 
 def _look_at(records: Sequence[dict], mapper: Mapper) -> tuple[int, list[str]]:
-    """Map some images; returns the number of successes, and messages on failures and on images
-    without a size."""
+    """Map some images; the number of successes, and messages on others and unreadable headers."""
     sample = evenly_spaced(records, SAMPLED_IMAGES)
     refused = {}
     for seed, record in enumerate(sample):
@@ -138,25 +109,20 @@ def _annotated_findings(
     """Lines on the instances per image (minimum / mean / maximum), and on the classes."""
     num_classes, metadata = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, MetadataCatalog.get(name)
     classes = metadata.get("thing_classes") or [str(label) for label in range(num_classes)]
-    labels = [
-        [a.get("category_id") for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
-        for record in records
-    ]
+    rows = [[a for a in r.get("annotations", ()) if not a.get("iscrowd", 0)] for r in records]
+    labels = [[a.get("category_id") for a in of_image] for of_image in rows]
     error: S4MError | None = None  # that would be every image's, too
     if len(classes) != num_classes:
+        expected = f"{len(classes)}, the number of classes of '{name}'"
         error = ConfigError(
-            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected {len(classes)}, the number "
-            f"of classes of '{name}'."
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {num_classes}; expected {expected}."
         )
     elif not any(labels):
-        error = DatasetError(
-            f"The data set '{name}' has {len(records)} images and no instance: there is nothing "
-            "to learn from or to evaluate. Choose a larger split, or check its annotations."
-        )
+        remedy = "Choose a larger split, or check its annotations."
+        error = DatasetError(f"'{name}' has {len(records)} images and no instance. {remedy}")
     elif wrong := [
         f"Data set '{name}': an annotation of {record['file_name']} has the class id {label}; "
-        f"expected one from 0 to {num_classes - 1}. Correct the annotation, or the map of the "
-        "data set's ids to contiguous ones."
+        f"expected 0 to {num_classes - 1}. Correct it, or the map of the data set's ids."
         for record, of_image in zip(records, labels, strict=True)
         for label in of_image
         if label not in range(num_classes)
@@ -185,8 +151,7 @@ def _class_finding(role: str, name: str, number: Mapping[str, int]) -> Finding:
         text = f"{len(number)} classes, from {low} {number[low]:,} to {high} {number[high]:,}"
     absent = [label for label in number if not number[label] and role == "labeled"]
     warning = (
-        f"'{name}' has no instance of {', '.join(absent)}: the model cannot learn it. "
-        "Label images of it, or remove the category; of a registered set, choose other images: a "
-        "larger share, S4M.SPLIT_SEED, S4M.SPLIT_FILE."
+        f"'{name}' has no instance of {', '.join(absent)}: the model cannot learn it. Label images "
+        "of it, remove the category, or choose another split (S4M.SPLIT_SEED, S4M.SPLIT_FILE)."
     )
     return Finding(f"{role} classes", text, (), [warning] if absent else [])

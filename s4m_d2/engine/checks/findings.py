@@ -41,10 +41,8 @@ class PreflightReport:
         return [error for finding in self.findings for error in finding.errors]
 
     def __str__(self) -> str:
-        rows = [
-            (f.item, textwrap.fill(printable(f.text), _FINDING_WIDTH), f.status)
-            for f in self.findings
-        ]
+        texts = (textwrap.fill(printable(f.text), _FINDING_WIDTH) for f in self.findings)
+        rows = [(f.item, text, f.status) for f, text in zip(self.findings, texts, strict=True)]
         problems = [f"Error: {error}" for error in self.errors]
         warnings = dict.fromkeys(w for f in self.findings for w in f.warnings)  # each once
         problems += [f"Warning: {printable(warning)}" for warning in warnings]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 
-from s4m_d2.engine.checkpointing.checkpoint_files import FINAL_CHECKPOINT, saved_state
+from s4m_d2.engine.checkpointing.checkpoint import FINAL_CHECKPOINT, saved_state
 from s4m_d2.engine.checks.config_checks import config_errors
 from s4m_d2.engine.checks.dataset_checks import dataset_findings
 from s4m_d2.engine.checks.findings import Finding, PreflightReport, attempt
@@ -19,14 +19,14 @@ from s4m_d2.engine.checks.resource_checks import (
     model_finding,
     output_dir_errors,
     sam_finding,
+    stage_memory,
     weight_findings,
 )
 from s4m_d2.engine.config_file import config_items, load_config
 from s4m_d2.engine.labeling.quality import quality_findings
-from s4m_d2.engine.labeling.sam_adaptation import WEIGHTS
-from s4m_d2.engine.labeling.sam_quality import sam_findings
+from s4m_d2.engine.labeling.sam_quality import WEIGHTS, sam_findings
 from s4m_d2.engine.stages import STAGES, is_fixed, runs_stage, stage_config, stages_to_run
-from s4m_d2.engine.training.continuing import MAX_ITER, changes, continuation_errors, run_settings
+from s4m_d2.engine.training.hooks import MAX_ITER, changes, continuation_errors, run_settings
 from s4m_d2.errors import ConfigError, S4MError, first_names
 from s4m_d2.report.run import CONFIG
 
@@ -48,15 +48,13 @@ def preflight(
 ) -> PreflightReport:
     """Check a training run without starting it; nothing is written.
 
-    Data sets are loaded and a few of their images decoded; weight files are compared with the
-    models by names and shapes; the sizes of checkpoints and models are estimated. Remote weights
-    are downloaded into the cache of Detectron2's path manager, as in training. What needs a part
-    that is wrong (settings, labeled data, the model) is left out.
+    Data sets are loaded and a few of their images decoded; weight files (remote ones are
+    downloaded) are compared with the models by names and shapes; sizes of checkpoints and models
+    are estimated. What needs a part that is wrong (settings, data, the model) is left out.
 
     Args:
-        cfg: of a whole run (:func:`~s4m_d2.engine.stages.run_config`).
-        num_processes: that share a batch, on all machines.
-        num_local: those on this machine; default: all.
+        num_processes: that share a batch, on all machines; of these ``num_local`` (default: all)
+            are on this one.
         with_sam: also measure SAM on labeled images, where that takes seconds.
     """
     num_local = num_processes if num_local is None else num_local
@@ -81,9 +79,9 @@ def preflight(
     findings += sam_findings(cfg, sam) if with_sam and data_are_right else []
     if model is not None:
         findings += weight_findings(cfg, model, stages, resume=resume)
-        processes = {"num_processes": num_processes, "num_local": num_local}
+        needs = {stage: stage_memory(cfg, stage, model, sam, num_processes) for stage in stages}
         findings.append(disk_finding(cfg, model, stages))
-        findings.append(memory_finding(cfg, model, sam, stages, **processes))
+        findings.append(memory_finding(cfg, needs, num_local))
     return PreflightReport(findings)
 
 
@@ -109,21 +107,18 @@ def resume_finding(cfg: CfgNode, stages: Sequence[str], num_processes: int) -> F
         refused = list(continuation_errors(finished, before, now))
         errors += refused
         if stage in stages and not refused:
-            state = "had ended" if name == FINAL_CHECKPOINT else "was stopped"
-            texts.append(
-                f"{stage} {state} after {finished:,} iterations, goes on to {now[MAX_ITER]:,}"
-            )
+            state = f"{stage} {'had ended' if name == FINAL_CHECKPOINT else 'was stopped'}"
+            texts.append(f"{state} after {finished:,} iterations, goes on to {now[MAX_ITER]:,}")
             warnings += changes(before, now)
     if texts and (differing := _differing(cfg)):
         warnings.append(
-            f"Not as when the run was last started: {first_names(differing, _SHOWN)}. From here on "
-            "it is another run than it would have been; overrides have to be repeated."
+            f"Not as when the run was last started: {first_names(differing, _SHOWN)}. Overrides "
+            "have to be repeated."
         )
+    nothing = "there is nothing to resume: training begins"
     if errors:
         nothing = "the run cannot continue with these settings"
-    elif stages:
-        nothing = "there is nothing to resume: training begins"
-    else:
+    elif not stages:
         nothing = "every stage is finished; a larger SOLVER.MAX_ITER would train on"
     return Finding("resume", "; ".join(texts) or nothing, errors, warnings)
 
@@ -158,9 +153,8 @@ def _fixed_length_errors(cfg: CfgNode, stage: str, before: Mapping[str, Any]) ->
     trained = before.get(MAX_ITER, asked)
     if asked not in (0, trained):
         yield ConfigError(
-            f"{key} is {asked}, but the next stage in '{cfg.OUTPUT_DIR}' has begun with a "
-            f"{stage} of {trained} iterations, which stays what it is. Leave it at "
-            f"{trained}, or start a new run in another OUTPUT_DIR."
+            f"{key} is {asked}, but the next stage has begun with a {stage} of {trained} "
+            f"iterations, which stays what it is. Leave it at {trained}, or start a new run."
         )
 
 
@@ -182,7 +176,5 @@ def _device_finding(cfg: CfgNode, num_processes: int, num_local: int) -> Finding
         return Finding("device", device + shared)
     count = torch.cuda.device_count()
     text = f"{device}{shared}, {count} x {torch.cuda.get_device_name(0)}"
-    if num_local <= count:
-        return Finding("device", text)
     error = ConfigError(f"--num-gpus is {num_local}; expected at most {count}, the GPUs here.")
-    return Finding("device", text, [error])
+    return Finding("device", text, [error] * (num_local > count))

@@ -1,14 +1,11 @@
-"""Weights fit the models that will load them; a run's files fit on the disk, its models in memory.
-
-Models are built without values, and of files of weights names and shapes are read.
-"""
+"""Weights fit their models, built without values; a run's files fit on the disk and in memory."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -18,8 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import nn
 
-from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer, holds_run
 from s4m_d2.engine.checkpointing.weight_names import ClassLists
 from s4m_d2.engine.checks.findings import Finding, attempt, in_units, raise_all
 from s4m_d2.engine.labeling.protocol import check_model
@@ -36,10 +32,7 @@ _OPTIMIZER_COPIES = {"ADAMW": 2, "SGD": 1}  # tensors of a trained parameter's s
 
 
 def model_blueprint(cfg: CfgNode) -> nn.Module:
-    """The model of a run with names and shapes, without values or SAM.
-
-    S4MError: its builder's, or stage 2 cannot train it (:func:`check_model`).
-    """
+    """The model of a run with names and shapes, without values or SAM; S4MError of its builder."""
     build = META_ARCH_REGISTRY.get(cfg.MODEL.META_ARCHITECTURE)
     model = _without_values(stage_config(cfg, "student"), build)
     if runs_stage(cfg, "student"):
@@ -48,10 +41,7 @@ def model_blueprint(cfg: CfgNode) -> nn.Module:
 
 
 def sam_blueprint(cfg: CfgNode) -> SamBackend:
-    """The SAM of a run, its file checked, without values where it can be built so.
-
-    The parts that consult it are built too; S4MError as all their builders.
-    """
+    """The SAM of a run, its file checked, and the parts that consult it; S4MError of a builder."""
 
     def build(cfg: CfgNode) -> SamBackend:
         backend = build_sam_backend(cfg)
@@ -106,12 +96,9 @@ def sam_finding(cfg: CfgNode) -> tuple[SamBackend | None, Finding]:
     if not any(needs_sam(cfg, stage) for stage in STAGES):
         return None, Finding("SAM", "not used")
     sam, errors = attempt(sam_blueprint, cfg)
+    remedy = "; S4M.DISTILL.ENABLED False S4M.REFINE.ENABLED False trains without SAM"
     text = f"{cfg.S4M.SAM.BACKEND}, {cfg.S4M.SAM.CHECKPOINT or 'its own weights'}"
-    if sam is None:
-        text += "; S4M.DISTILL.ENABLED False S4M.REFINE.ENABLED False trains without SAM"
-    else:
-        text += f" ({in_units(sam_bytes(sam))})"
-    return sam, Finding("SAM", text, errors)
+    return sam, Finding("SAM", text + (f" ({in_units(sam_bytes(sam))})" if sam else remedy), errors)
 
 
 def weight_findings(
@@ -119,8 +106,7 @@ def weight_findings(
 ) -> Iterator[Finding]:
     """Lines on MODEL.WEIGHTS, and on the models of earlier stages that later ones start with.
 
-    ``model`` may be without values. With ``resume``, a stage with a checkpoint continues from it
-    and needs no other weights.
+    With ``resume``, a stage with a checkpoint continues from it and needs no other weights.
     """
     begun = {stage: holds_run(stage_config(cfg, stage).OUTPUT_DIR) for stage in stages}
     path, timm = cfg.MODEL.WEIGHTS, cfg.MODEL.TIMM
@@ -170,18 +156,16 @@ def check_output_dir(cfg: CfgNode, *, resume: bool) -> None:
 def output_dir_errors(cfg: CfgNode, *, resume: bool) -> Iterator[S4MError]:
     """The same, without making anything."""
     parent = existing_parent(cfg.OUTPUT_DIR)
-    is_folder = os.path.isdir(parent)
-    if not is_folder or not os.access(parent, os.W_OK | os.X_OK):
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
+        reason = f"'{parent}' is {'not writable' if os.path.isdir(parent) else 'a file'}"
         yield ConfigError(
-            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: '{parent}' "
-            f"{'is not writable' if is_folder else 'is a file'}. Choose another folder."
+            f"OUTPUT_DIR '{cfg.OUTPUT_DIR}' cannot be made: {reason}. Choose another folder."
         )
     for stage in STAGES:
         folder = stage_config(cfg, stage).OUTPUT_DIR
         if os.path.lexists(folder) and not os.path.isdir(folder):
             yield ConfigError(
-                f"OUTPUT_DIR: '{folder}' is a file, where the stage's folder has to be. Move it "
-                "away, or choose another OUTPUT_DIR."
+                f"OUTPUT_DIR: '{folder}' is no folder. Move it, or choose another OUTPUT_DIR."
             )
         if holds_run(folder) and runs_stage(cfg, stage) and not resume:
             yield ConfigError(
@@ -193,9 +177,7 @@ def output_dir_errors(cfg: CfgNode, *, resume: bool) -> Iterator[S4MError]:
 def existing_parent(path: str) -> str:
     """The path itself, or the nearest folder above it that exists."""
     path = os.path.abspath(path)
-    while not os.path.lexists(path):
-        path = os.path.dirname(path)
-    return path
+    return path if os.path.lexists(path) else existing_parent(os.path.dirname(path))
 
 
 def checkpoint_bytes(cfg: CfgNode, stage: str, model: nn.Module) -> int:
@@ -224,9 +206,8 @@ def disk_finding(cfg: CfgNode, model: nn.Module, stages: Sequence[str]) -> Findi
     text = f"checkpoints {' + '.join(parts) or 'none'}; {in_units(free)} free"
     problem = (
         f"OUTPUT_DIR '{cfg.OUTPUT_DIR}': the checkpoints still to come have about "
-        f"{in_units(needed)}, and {in_units(free)} are free. Free space, choose an OUTPUT_DIR on "
-        f"another disk, or raise SOLVER.CHECKPOINT_PERIOD ({cfg.SOLVER.CHECKPOINT_PERIOD}) or set "
-        "SOLVER.CHECKPOINT_KEEP (0: all are kept)."
+        f"{in_units(needed)}, and {in_units(free)} are free. Free space, use another disk, raise "
+        "SOLVER.CHECKPOINT_PERIOD or set SOLVER.CHECKPOINT_KEEP."
     )
     if max(sizes.values(), default=0) > free:
         return Finding("disk", text, [ConfigError(f"{problem} Not even one of them fits.")])
@@ -236,10 +217,10 @@ def disk_finding(cfg: CfgNode, model: nn.Module, stages: Sequence[str]) -> Findi
 def stage_memory(
     cfg: CfgNode, stage: str, model: nn.Module, sam: SamBackend | None, num_processes: int = 1
 ) -> int:
-    """Estimate the bytes that one process of a stage holds; cfg: of the run.
+    """Estimate the bytes that one process of a stage holds, without images and PyTorch's own.
 
     What a checkpoint has, gradients (twice with several processes: DDP's buckets), SAM where the
-    stage consults it and, on a GPU, activations. Not: images, and what PyTorch itself needs.
+    stage consults it and, on a GPU, activations.
     """
     size = checkpoint_bytes(cfg, stage, model)
     size += bytes_of(model, trainable=True) * (2 if num_processes > 1 else 1)
@@ -251,22 +232,13 @@ def stage_memory(
     return size + int(images / num_processes * activation_bytes(cfg))
 
 
-def memory_finding(
-    cfg: CfgNode,
-    model: nn.Module,
-    sam: SamBackend | None,
-    stages: Sequence[str],
-    *,
-    num_processes: int,
-    num_local: int,
-) -> Finding:
-    """Compare the largest stage's memory with the device's."""
-    needs = [(stage_memory(cfg, stage, model, sam, num_processes), stage) for stage in stages]
+def memory_finding(cfg: CfgNode, needs: Mapping[str, int], num_local: int) -> Finding:
+    """Compare the largest stage's memory, of ``needs`` in bytes a process, with the device's."""
     if not needs:
         return Finding("memory", "nothing to train")
-    needed, stage = max(needs, key=lambda need: need[0])
+    stage = max(needs, key=needs.__getitem__)
     on_gpu = cfg.MODEL.DEVICE.startswith("cuda")
-    needed *= 1 if on_gpu else num_local  # processes share the RAM
+    needed = needs[stage] * (1 if on_gpu else num_local)  # processes share the RAM
     available = available_memory(cfg.MODEL.DEVICE)
     text = f"about {in_units(needed)} ({stage}{'' if on_gpu else ', without activations'})"
     if not available:
@@ -274,8 +246,7 @@ def memory_finding(
     text += f", of {in_units(available)} {'of the GPU' if on_gpu else 'available'}"
     warning = (
         f"Training may need {text}. Use a smaller batch (SOLVER.IMS_PER_BATCH, "
-        "S4M.UNLABELED_IMS_PER_BATCH) or crop, a smaller model or SAM (S4M.SAM.MODEL_TYPE), or "
-        "more GPUs (docs/training.md has a table)."
+        "S4M.UNLABELED_IMS_PER_BATCH), crop, model or SAM, or more GPUs (docs/training.md)."
     )
     return Finding("memory", text, (), [warning] * (needed > available))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from detectron2.config import CfgNode, get_cfg
 
@@ -15,23 +16,20 @@ from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.engine.config_file import load_config, place_run
 from s4m_d2.engine.own_data.own_data import OwnData, load_run
 from s4m_d2.engine.stages import last_weights, run_config, run_folder
-from s4m_d2.errors import ConfigError
+from s4m_d2.errors import ConfigError, printable
 from s4m_d2.report.run import CONFIG
 
 # Options for own data (keys of S4M.DATA), with metavar and help.
 _OWN_DATA = {
     "labeled": ("JSON", "COCO json of instances to train on; may be repeated, the last counts"),
-    "images": (
-        "DIR",
-        "folder that its file names start from (default: the json's folder); one for "
-        "all --labeled, or repeated for each",
-    ),
+    "images": ("DIR", "folder of its file names (default: the json's); one for all, or for each"),
     "unlabeled": ("DIR", "folder of unlabeled images and videos, searched recursively; or a video"),
     "every": ("N", "of a video, every N-th frame is an image (default: 10)"),
     "val": ("JSON", "COCO json to evaluate on (default: a share of the labeled images)"),
-    "val_images": ("DIR", "folder that its file names start from (default: as --images)"),
+    "val_images": ("DIR", "folder of its file names (default: as --images)"),
 }
 _REPEATED = ("labeled", "images")
+MOST_PROBLEMS = 20  # printed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,11 +50,9 @@ def read_config(args: argparse.Namespace, frames_dir: str = "") -> tuple[CfgNode
     paths = {name: getattr(args, name) for name in _OWN_DATA}  # and a number
     for name in (n for n, given in paths.items() if given and n not in _REPEATED):
         if len(paths[name]) > 1:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} takes one value, but {len(paths[name])} are given: "
-                f"{', '.join(map(str, paths[name]))}. Folders are searched recursively, and links "
-                "in them are followed."
-            )
+            given = f"{len(paths[name])} are given: {', '.join(map(str, paths[name]))}"
+            remedy = "Folders are searched, with links in them."
+            raise ConfigError(f"--{name.replace('_', '-')} takes one value; {given}. {remedy}")
         (paths[name],) = paths[name]
     # Paths are quoted, as values are parsed as Python literals: a folder may be called 2024.
     of_options = {f"S4M.DATA.{name.upper()}": repr(p) for name, p in paths.items() if p is not None}
@@ -86,30 +82,27 @@ def command_parser(description: str | None, *, overrides: bool = False) -> argpa
     )
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, model: str, required: bool) -> None:
-    """Add the options of a trained model, by default the run's ``model`` (student or teacher)."""
+def model_parser(description: str, *, model: str, required: bool) -> argparse.ArgumentParser:
+    """Make one with the options of a trained model, by default the student or the teacher."""
+    parser = command_parser(description, overrides=True)
     add = parser.add_argument
-    add("--weights", required=required, metavar="FILE", help="checkpoint, or weights of one model")
+    add("--weights", required=required, help="checkpoint, weights of one model, or OUTPUT_DIR")
     add("--model", choices=("student", "teacher"), default=model, help=f"default: {model}")
     add("--config-file", metavar="FILE", help="default: config.yaml of the weights' run")
-    words = (
-        "one name per line, in the order of the class ids (default: the run's, or DATASETS.TEST's)"
-    )
+    words = "one name per line, by class id (default: the run's, or DATASETS.TEST's)"
     add("--class-names", default="", metavar="FILE", help=words)
+    return parser
 
 
 def model_config(config_file: str | None, weights: str, overrides: Sequence[str]) -> CfgNode:
     """Load and check the config of a run whose model is used without a data set.
 
-    Without a file, that of the run that wrote the weights, OUTPUT_DIR/stage/file, which may have
-    been moved or copied (:func:`place_run`).
+    Without a file, that of the run that wrote the weights, which may have been moved or copied.
     """
     found = config_file or os.path.join(run_folder(weights), CONFIG)
     if not config_file and not os.path.isfile(found):
-        raise ConfigError(
-            f"The weights '{weights}' are no file of a run, OUTPUT_DIR/stage/FILE ({found} does "
-            "not exist). Give such a file, or the run's config as --config-file."
-        )
+        missing = f"The weights '{weights}' are not in OUTPUT_DIR/stage/ of a run: no '{found}'"
+        raise ConfigError(f"{missing}. Give its config as --config-file.")
     cfg = load_config(found, overrides)
     cfg.defrost()
     place_run(cfg, found, overrides)
@@ -121,8 +114,8 @@ def model_config(config_file: str | None, weights: str, overrides: Sequence[str]
 def split_overrides(words: Sequence[str] | None = None) -> tuple[list[str], list[str]]:
     """Split a command line (None: this one's) before the first config key into options and pairs.
 
-    So the last option may take several values: argparse alone would take keys as such. A key starts
-    with a section of the config (IMG_1.JPG does not). ConfigError if an option follows overrides.
+    So an option may take several values. A key starts with a section of the config (IMG_1.JPG does
+    not). ConfigError: an option follows overrides.
 
     >>> split_overrides(["--input", "a.jpg", "b.jpg", "MODEL.DEVICE", "cpu"])
     (['--input', 'a.jpg', 'b.jpg'], ['MODEL.DEVICE', 'cpu'])
@@ -143,15 +136,11 @@ def check_arguments(args: argparse.Namespace) -> None:
     """Refuse options of Detectron2's argument parser that are out of range or misplaced."""
     for option in ("num_gpus", "num_machines"):
         if getattr(args, option) < 1:
-            raise ConfigError(
-                f"--{option.replace('_', '-')} is {getattr(args, option)}; expected 1 or more "
-                "(processes; MODEL.DEVICE cpu trains without a GPU)."
-            )
+            given = f"--{option.replace('_', '-')} is {getattr(args, option)}"
+            raise ConfigError(f"{given}; expected 1 or more (MODEL.DEVICE cpu needs no GPU).")
     if args.machine_rank not in range(args.num_machines):
-        raise ConfigError(
-            f"--machine-rank is {args.machine_rank}; expected one from 0 to "
-            f"{args.num_machines - 1}, as --num-machines is {args.num_machines}."
-        )
+        expected = f"one from 0 to {args.num_machines - 1}, below --num-machines"
+        raise ConfigError(f"--machine-rank is {args.machine_rank}; expected {expected}.")
     _check_overrides(args.opts)
 
 
@@ -161,3 +150,39 @@ def _check_overrides(words: Sequence[str]) -> None:
             f"'{misplaced[0]}' comes after overrides, which end the options. Write all options "
             f"before '{words[0]}', then KEY VALUE pairs (--labeled is repeated for each file)."
         )
+
+
+def positive(text: str) -> int:
+    """Type of an option: whole number >= 1."""
+    return _whole(text, 1)
+
+
+def natural(text: str) -> int:
+    """Type of an option: whole number >= 0."""
+    return _whole(text, 0)
+
+
+def share(text: str) -> float:
+    """Type of an option: number in [0, 1]."""
+    with suppress(ValueError):
+        if 0.0 <= (value := float(text)) <= 1.0:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
+
+
+def _whole(text: str, least: int) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least {least}")
+    return int(text)
+
+
+def print_problems(problems: Mapping[str, str], what: str) -> int:
+    """Print to standard error to how many images ``what`` applies, and why; 1 if any, else 0."""
+    if not problems:
+        return 0
+    print(f"{len(problems)} image{'s' * (len(problems) != 1)} {what}:", file=sys.stderr)
+    for name, problem in list(problems.items())[:MOST_PROBLEMS]:
+        print(f"  {printable(f'{name}: {problem}')}", file=sys.stderr)
+    if len(problems) > MOST_PROBLEMS:
+        print(f"  and {len(problems) - MOST_PROBLEMS} more", file=sys.stderr)
+    return 1

@@ -1,7 +1,4 @@
-"""Runs a command in one or several processes, and ends all of them if one fails.
-
-A user's mistake is told in one message; a bug has its traceback.
-"""
+"""Runs a command in processes that end together; a mistake is one message, a bug a traceback."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ Main = Callable[[argparse.Namespace], Any]
 
 _NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # of a launcher
 _SIGNALED = 128  # exit status of a signal n is 128 + n, as in shells
-EXIT_INTERRUPTED = 128 + signal.SIGINT  # as in shells
+EXIT_INTERRUPTED = _SIGNALED + signal.SIGINT
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 _LOST = re.compile(  # of a loading process, of gloo and of NCCL
     r"DataLoader worker \(pid.*|Connection (closed|reset) by peer|Broken pipe|remote process exited"
@@ -47,12 +44,9 @@ def launch(main: Main, args: argparse.Namespace) -> None:
     """Call ``main(args)`` in every process of a run.
 
     If a launcher such as torchrun has started the processes (known from its environment variables),
-    this process joins them; otherwise Detectron2's ``launch`` starts ``args.num_gpus`` processes.
-    They use NCCL with CUDA (one GPU each), else gloo.
-
-    If a process fails, it writes its error to stderr, and the launcher ends the others: at once, or
-    after 30 s those that do not react. SystemExit then has a message without traceback for a user's
-    mistake, or the exit status of the process that failed first.
+    this one joins them; otherwise Detectron2's ``launch`` starts ``args.num_gpus``. They use NCCL
+    with CUDA (one GPU each), else gloo. If a process fails, the others are ended; SystemExit has a
+    user's mistake in one message, or the exit status of the process that failed first.
 
     Args:
         main: importable by name.
@@ -64,14 +58,8 @@ def launch(main: Main, args: argparse.Namespace) -> None:
     if args.num_gpus * args.num_machines > 1:  # else it starts no processes
         listen(pass_on=True)
     try:
-        launch_here(
-            _run_and_report,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(main, args),
-        )
+        counts = args.num_gpus, args.num_machines, args.machine_rank, args.dist_url
+        launch_here(_run_and_report, *counts, args=(main, args))
     except ProcessExitedException as error:
         code = error.exit_code
         if code != EXIT_STOPPED:
@@ -85,9 +73,8 @@ def _join(main: Main, args: argparse.Namespace) -> None:
         missing = [n for n in (*_NUMBERS, "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(n)]
         if missing:
             raise ConfigError(
-                f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: start the processes "
-                "with torchrun, which sets them all, or unset RANK and WORLD_SIZE and use "
-                "--num-gpus."
+                f"RANK and WORLD_SIZE are set, but not {', '.join(missing)}: use torchrun, which "
+                "sets them all, or unset RANK and WORLD_SIZE and use --num-gpus."
             )
         rank, world_size, local_rank, local_size = (int(os.environ[name]) for name in _NUMBERS)
     if world_size > 1:
@@ -105,8 +92,7 @@ def _join(main: Main, args: argparse.Namespace) -> None:
 
 
 def _run_and_report(main: Main, args: argparse.Namespace) -> None:
-    """Run and write tracebacks in each of several processes: the launcher shows only one error,
-    which may be a consequence of another process' failure."""
+    """Run; each of several processes writes its traceback, as the launcher shows only one."""
     try:
         with plain_endings(_rank()):
             main(args)
@@ -136,9 +122,8 @@ def as_mistake(error: BaseException | None) -> S4MError | None:
     if (found := _LOST.search(str(error))) is None:
         return None
     return WorkerError(
-        f"Another process of the run has ended ({found[0].strip(' .')}). If nobody ended it, "
-        "memory ran out: use fewer workers (DATALOADER.NUM_WORKERS) or a smaller batch. Run the "
-        "command again; --resume continues a training."
+        f"Another process of the run has ended ({found[0].strip(' .')}), maybe as memory ran out: "
+        "use fewer DATALOADER.NUM_WORKERS or a smaller batch. --resume continues a training."
     )
 
 
@@ -167,10 +152,7 @@ class _Record(logging.LogRecord):
 
 @contextmanager
 def plain_endings(prefix: str = "") -> Iterator[None]:
-    """End a program with one message on stderr after a user's mistake or Ctrl-C.
-
-    Also removes tracebacks of such errors from log messages. ``prefix`` precedes the message.
-    """
+    """End with ``prefix`` and one message after a user's mistake or Ctrl-C, in log messages too."""
     if logging.getLogRecordFactory() is not _Record:
         logging.setLogRecordFactory(_Record)
         logging.raiseExceptions = False  # of a log file on a full disk

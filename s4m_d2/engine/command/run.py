@@ -1,7 +1,4 @@
-"""Training of the stages of a config, and evaluation, for the command line.
-
-Training also writes OUTPUT_DIR/run.json (checks and versions) and report.html.
-"""
+"""Training of the stages of a config, with run.json and report.html, and evaluation."""
 
 from __future__ import annotations
 
@@ -35,7 +32,7 @@ from s4m_d2.engine.command.launch import as_text
 from s4m_d2.engine.figures.figure_set import FOLDER, FigureSet
 from s4m_d2.engine.labeling.gate import decide_by_sam
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
-from s4m_d2.engine.labeling.sam_adaptation import adapted_config
+from s4m_d2.engine.labeling.sam_quality import adapted_config
 from s4m_d2.engine.stages import STAGES, final_weights, stage_config, stages_to_run
 from s4m_d2.engine.training.trainer import FineTuneTrainer, S4MTrainer, TeacherTrainer
 from s4m_d2.errors import ConfigError
@@ -61,22 +58,16 @@ def check(args: argparse.Namespace) -> PreflightReport:
 
     Without ``--check``, the first process locks OUTPUT_DIR, and creates it if there is no error.
     """
-    if not args.check:
-        return _check(args)
-    with tempfile.TemporaryDirectory(prefix="s4m_check.") as folder:
-        return _check(args, frames_dir=folder)
-
-
-def _check(args: argparse.Namespace, frames_dir: str = "") -> PreflightReport:
     local = int(os.environ.get("LOCAL_WORLD_SIZE", args.num_gpus))  # torchrun's
     counts = {"num_processes": num_processes(args), "num_local": local}
-    cfg, own_data = read_config(args, frames_dir)
     starts = not args.check and int(os.environ.get("RANK", args.machine_rank)) == 0
-    if starts:
-        lock_run(cfg.OUTPUT_DIR)  # before the checks, which another run in it would disturb
-    report = preflight(cfg, resume=args.resume, with_sam=args.check, **counts)
-    if own_data is not None:
-        report = PreflightReport((*own_data.findings(), *report.findings))
+    with tempfile.TemporaryDirectory(prefix="s4m_check.") as folder:
+        cfg, own_data = read_config(args, frames_dir=folder if args.check else "")
+        if starts:
+            lock_run(cfg.OUTPUT_DIR)  # before the checks, which another run in it would disturb
+        report = preflight(cfg, resume=args.resume, with_sam=args.check, **counts)
+        if own_data is not None:
+            report = PreflightReport((*own_data.findings(), *report.findings))
     if starts and not report.errors:
         check_output_dir(cfg, resume=args.resume)
         lock_run(cfg.OUTPUT_DIR)
@@ -86,10 +77,7 @@ def _check(args: argparse.Namespace, frames_dir: str = "") -> PreflightReport:
 def train(
     cfg: CfgNode, *, resume: bool, checked: Iterable[Finding] = ()
 ) -> Mapping[str, Any] | None:
-    """Run the stages of S4M.STAGE, with ``resume`` only unfinished ones; the last one's results.
-
-    OUTPUT_DIR/report.html, with what was ``checked``, is written at the end, also after an error.
-    """
+    """Run the stages of S4M.STAGE, with ``resume`` only unfinished ones; the last one's results."""
     if comm.is_main_process():
         logger.info("s4m_d2 of this run: %s", write_facts(cfg.OUTPUT_DIR, checked)["s4m_d2"])
     results = None
@@ -128,9 +116,8 @@ def evaluate(cfg: CfgNode) -> dict[str, Any]:
 
 
 def lock_run(folder: str) -> None:
-    """Lock an existing folder for this process until it ends.
+    """Lock an existing folder for this process, not for forks, until it ends.
 
-    It is a record lock of the system, which forked processes do not keep; the file names the owner.
     Without effect if the file system does not support locks. ConfigError: another process has it.
     """
     if fcntl is None:
@@ -147,8 +134,8 @@ def lock_run(folder: str) -> None:
         if not isinstance(error, BlockingIOError | PermissionError):  # NFS without its lock service
             return
         raise ConfigError(
-            f"OUTPUT_DIR '{folder}' is in use by another run: {owner or 'it does not say which'}. "
-            "Wait for its end or stop it, or choose another OUTPUT_DIR."
+            f"OUTPUT_DIR '{folder}' is in use by another run ({owner}). Wait for its end or stop "
+            "it, or choose another OUTPUT_DIR."
         ) from None
     now = time.strftime("%Y-%m-%d %H:%M:%S")
     os.ftruncate(file, 0)
@@ -163,7 +150,7 @@ def write_facts(folder: str, findings: Iterable[Finding] = ()) -> dict[str, str]
         texts.setdefault(f.item, []).append(f.text + f" ({f.status})" * (f.status != "ok"))
     facts = {item: "; ".join(of_item) for item, of_item in texts.items()}
     facts |= {"s4m_d2": sys.modules["s4m_d2"].__version__, "platform": platform.platform()}
-    facts |= {"Python": platform.python_version()}
+    facts["Python"] = platform.python_version()
     facts |= {part.__name__: part.__version__ for part in (detectron2, torch, torchvision, numpy)}
     if torch.cuda.is_available():
         facts["GPU"] = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}"
@@ -173,11 +160,7 @@ def write_facts(folder: str, findings: Iterable[Finding] = ()) -> dict[str, str]
 
 @contextmanager
 def reported(folder: str) -> Iterator[None]:
-    """Write the report after a training in the block, also if it fails or is stopped.
-
-    By the main process. If the report cannot be written, a warning is logged. Temporary files of
-    killed runs are removed first.
-    """
+    """Write the report after a training, also if it fails; remove killed runs' temporary files."""
     if comm.is_main_process():
         remove_temporaries(folder)
         for stage in STAGES:
@@ -202,8 +185,7 @@ def reported(folder: str) -> Iterator[None]:
 def draw_final(cfg: CfgNode, model: nn.Module, labeling: PseudoLabeling | None = None) -> None:
     """Draw validation images with a stage's final models, unless S4M.FIGURES has drawn them.
 
-    In the main process, one by one and resized as in evaluation, so that it needs no more memory.
-    Errors are logged as warnings. ``cfg`` is the stage's, ``labeling`` that of stage 2.
+    One by one and resized as in evaluation, so that it needs no more memory. Errors are warnings.
     """
     if not comm.is_main_process() or not cfg.DATASETS.TEST:
         return

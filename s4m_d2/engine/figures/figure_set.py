@@ -37,14 +37,15 @@ from s4m_d2.tiling import build_tiling
 from s4m_d2.visualization import (
     ColorScale,
     Panels,
+    deepest_point,
     evenly_spaced,
     heat_map,
     mark_point,
     outline,
     overlay,
+    readable_scale,
     write_png,
 )
-from s4m_d2.visualization.drawing import deepest_point, readable_scale
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +59,7 @@ SCORE_SHOWN = 0.5  # predictions below it are not drawn
 CAPTION = "A color stands for an instance; those of touching instances differ"
 SEED_STREAM = "overview"
 COSINE_STEP = 0.1  # the color scale, up to 1, starts at a multiple of it
-SIMILARITY_CAPTION = (
-    "Ring: the point. SAM: its tokens, prompted there. Models: mask features on SAM's grid."
-)
+POINT_CAPTION = "Ring: the point. SAM: its tokens there. Models: mask features on SAM's grid"
 SAM = "SAM"
 
 Sample = Mapping[str, Any]
@@ -98,6 +97,7 @@ class FigureSet:
         self.models, self.labeling = dict(models or {}), labeling
         self.backend, self.point = backend, point
         self.order = cfg.INPUT.FORMAT
+        self._rgb = functools.partial(to_rgb, order=self.order)
         self.names = functools.cache(lambda: class_names(cfg))
         tiled = bool(cfg.INPUT.TILE.SIZE)  # each is resized on its own
         whole = functools.partial(validation_samples, cfg, count, resized=resized and not tiled)
@@ -120,13 +120,11 @@ class FigureSet:
     ) -> FigureSet:
         """Build the figures of a stage, of the trained ``model`` without wrappers and, in stage 2,
         of what it labels with; other arguments as of the class."""
-        if labeling is None:
-            backend = getattr(getattr(model, "distillation", None), "backend", None)
-            name = os.path.basename(cfg.OUTPUT_DIR)  # of the stage
-            return cls(cfg, count, {name: model}, None, backend, **options)
-        models = {"student": model, "teacher": labeling.teacher.model}
-        backend = getattr(labeling.refiner, "backend", None)
-        return cls(cfg, count, models, labeling, backend, **options)
+        models = {os.path.basename(cfg.OUTPUT_DIR): model}  # by the stage's name
+        if labeling is not None:
+            models["teacher"] = labeling.teacher.model
+        user = getattr(model, "distillation", None) if labeling is None else labeling.refiner
+        return cls(cfg, count, models, labeling, getattr(user, "backend", None), **options)
 
     def choose(self, wanted: Sequence[str] = FIGURES) -> list[str]:
         """Select the wanted figures that can be drawn."""
@@ -141,8 +139,7 @@ class FigureSet:
     def draw(self, name: str) -> np.ndarray:
         """Draw one of FIGURES, (H, W, 3) uint8 RGB.
 
-        Raises:
-            S4MError: an image or annotation is missing or malformed, or a model lacks a method.
+        S4MError: an image or annotation is missing or malformed, or a model lacks a method.
         """
         with undisturbed(*self.models.values()):
             return getattr(self, f"{name}_panels")().draw()
@@ -156,12 +153,10 @@ class FigureSet:
     def views_panels(self) -> Panels:
         """Unlabeled images: plain, weak and strong view."""
         samples = self._unlabeled()
-        generators = sample_generators(samples, "strong_view", "cpu")
-        strong = self._strong_view([sample["image"] for sample in samples], generators)
-        rows = [
-            [self._rgb(image) for image in (sample["image"], sample["image_weak"], view)]
-            for sample, view in zip(samples, strong, strict=True)
-        ]
+        plain = [sample["image"] for sample in samples]
+        weak = [sample["image_weak"] for sample in samples]
+        strong = self._strong_view(plain, sample_generators(samples, "strong_view", "cpu"))
+        rows = [list(map(self._rgb, views)) for views in zip(plain, weak, strong, strict=True)]
         return Panels(["geometry", "weak view (teacher, SAM)", "strong view (student)"], rows)
 
     def pseudo_labels_panels(self) -> Panels:
@@ -176,16 +171,17 @@ class FigureSet:
             views, refines, exchanges = self._label(pair)
             for i, sample in enumerate(pair):
                 weak = self._rgb(sample["image_weak"])
-                height, width = weak.shape[:2]
-                found = views.selections[i]
-                masks = teacher_masks(found, (height, width), thresh)
-                teachers = found.labels.with_masks(masks)
-                truth = self._truth({**sample, "image": sample["image_weak"]})
-                row: list[np.ndarray | None] = [weak, truth]
-                row += [draw_labels(weak, teachers, names, scores=True)]
-                row += [draw_labels(weak, views.refined[i], names) if refines else None]
                 mixed = self._rgb(views.student_batch[i]["image"])
-                row += [draw_labels(mixed, views.arp_labels[i], names) if exchanges else None]
+                height, width = weak.shape[:2]
+                labels = views.selections[i].labels
+                masks = teacher_masks(views.selections[i], (height, width), thresh)
+                row: list[np.ndarray | None] = [
+                    weak,
+                    self._truth({**sample, "image": sample["image_weak"]}),
+                    draw_labels(weak, labels.with_masks(masks), names, scores=True),
+                    draw_labels(weak, views.refined[i], names) if refines else None,
+                    draw_labels(mixed, views.arp_labels[i], names) if exchanges else None,
+                ]
                 if model is not None:
                     [output] = model([{**sample, "height": height, "width": width}])
                     row += [draw_found(self._rgb(sample["image"]), output["instances"], names)]
@@ -228,8 +224,7 @@ class FigureSet:
         return Panels(["image", "ground truth", *self.models], rows, caption=caption)
 
     def _label(self, samples: Sequence[Sample]) -> tuple[UnlabeledViews, bool, bool]:
-        """Label as the training does, but every image with a partner; whether masks are refined,
-        and instances exchanged."""
+        """Label as in training, each image with a partner; whether masks are refined, exchanged."""
         assert self.labeling is not None
         labeling = copy.copy(self.labeling)
         if labeling.arp is not None:
@@ -238,11 +233,7 @@ class FigureSet:
         refines = not isinstance(labeling.refiner, TeacherMasks)
         return labeling(samples), refines, labeling.arp is not None
 
-    def _rgb(self, image: Tensor) -> np.ndarray:
-        return to_rgb(image, self.order)
-
     def _truth(self, sample: Sample) -> np.ndarray:
-        """Draw a sample's "image" with its "instances"."""
         image, truth = self._rgb(sample["image"]), sample["instances"]
         return overlay(image, truth.gt_masks.tensor, truth.gt_classes, self.names())
 
@@ -271,8 +262,7 @@ def validation_samples(
         tiles: choose tiles of INPUT.TILE instead of images.
         resized: as in evaluation (INPUT.MIN_SIZE_TEST, INPUT.MAX_SIZE_TEST); False: original sizes.
 
-    Returns:
-        samples with "image", the same as "image_weak", "instances" and "seeds".
+    Returns samples with "image", the same as "image_weak", "instances" and "seeds".
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("DATASETS.TEST is empty: name the data set whose images are drawn.")
@@ -293,11 +283,9 @@ def labeled_samples(cfg: CfgNode, count: int, draws: int) -> list[list[dict]]:
     """Labeled images or tiles: each plain, then with ``draws`` augmentations of training."""
     records = [record for name in labeled_names(cfg) for record in DatasetCatalog.get(name)]
     chosen = evenly_spaced(build_tiling(cfg).records(records, filter_empty=True), count)
-    plain = _plain_mapper(cfg, [])
     augmented = DATASET_MAPPER_REGISTRY.get(cfg.INPUT.DATASET_MAPPER_NAME)(cfg, True)
-    columns = [[plain(record) for record in _seeded(cfg, chosen)]]
-    for draw in range(draws):
-        columns.append([augmented(record) for record in _seeded(cfg, chosen, f"draw {draw}")])
+    columns = [map(_plain_mapper(cfg, []), _seeded(cfg, chosen))]
+    columns += [map(augmented, _seeded(cfg, chosen, f"draw {draw}")) for draw in range(draws)]
     return [list(row) for row in zip(*columns, strict=True)]
 
 
@@ -308,7 +296,7 @@ def unlabeled_samples(cfg: CfgNode, count: int) -> list[dict]:
         raise ConfigError("DATASETS.UNLABELED is empty: name the unlabeled set that is drawn.")
     chosen = evenly_spaced(build_tiling(cfg).records(records), count)
     views = DATASET_MAPPER_REGISTRY.get(cfg.S4M.UNLABELED_MAPPER)(cfg, True)
-    return [views(record) for record in _seeded(cfg, chosen, "unlabeled")]
+    return list(map(views, _seeded(cfg, chosen, "unlabeled")))
 
 
 def _seeded(cfg: CfgNode, records: Sequence[Sample], stream: str = SEED_STREAM) -> list[dict]:
@@ -343,10 +331,9 @@ def similarity_maps_at(
     """Compute the similarity maps that structural distillation compares, for one point.
 
     Args:
-        sample: "image" (3, H, W) uint8 in the models' channel order.
+        sample: "file_name" and "image" (3, H, W) uint8 in the models' channel order.
         point: (x, y) in pixels of the image.
         models: at least one, in eval mode, with ``mask_features``.
-        distillation: the loss, with its SAM.
 
     Returns:
         cosines between the point and the grid's cells with content, (rows, columns) float32, of
@@ -357,13 +344,11 @@ def similarity_maps_at(
         ConfigError: a model has no ``mask_features``.
     """
     height, width = sample["image"].shape[-2:]
-    if not (0 <= point[0] < width and 0 <= point[1] < height):
-        raise InputError(
-            f"The point {point[0]:g} {point[1]:g} lies outside "
-            f"{sample.get('file_name', 'the image')}, which is {width} x {height} px. Give x and y "
-            "in pixels of the image."
-        )
-    place = (point[0] + 0.5) / width, (point[1] + 0.5) / height
+    x, y = point
+    if not (0 <= x < width and 0 <= y < height):
+        image = f"{sample['file_name']}, which is {width} x {height} px"
+        raise InputError(f"The point {x:g} {y:g} lies outside {image}. Give pixels of the image.")
+    place = (x + 0.5) / width, (y + 0.5) / height
     maps: dict[str, Tensor] = {}
     model: Any
     for name, model in models.items():
@@ -393,11 +378,7 @@ def similarity_panels(
     distillation: StructuralDistillation,
     order: str,
 ) -> Panels:
-    """Make panels of images with a point each, and the maps of SAM and of the models.
-
-    Arguments are those of :func:`similarity_maps_at`, for several samples; ``order`` is "RGB" or
-    "BGR".
-    """
+    """Images with a point each, and their :func:`similarity_maps_at`; ``order``: RGB or BGR."""
     pairs = zip(samples, points, strict=True)
     found = [similarity_maps_at(*pair, models, distillation) for pair in pairs]
     lowest = min(float(grid.min()) for grids, _ in found for grid in grids.values())
@@ -411,7 +392,7 @@ def similarity_panels(
         colored = [heat_map(grid, image.shape[:2], scale, cells) for grid in grids.values()]
         place = [(value + 0.5) * factor for value in point]
         rows.append([mark_point(picture, place) for picture in (image, *colored)])
-    return Panels(["image", SAM, *models], rows, scale=scale, caption=SIMILARITY_CAPTION)
+    return Panels(["image", SAM, *models], rows, scale=scale, caption=f"{POINT_CAPTION}.")
 
 
 def point_of(sample: Sample) -> tuple[float, float]:
@@ -425,8 +406,7 @@ def point_of(sample: Sample) -> tuple[float, float]:
 
 @contextmanager
 def undisturbed(*models: nn.Module) -> Iterator[None]:
-    """Run the block in eval mode without gradients; then restore the modes of all modules and the
-    default generators."""
+    """Run the block in eval mode without gradients; modes and default generators are restored."""
     modes = {module: module.training for model in models for module in model.modules()}
     for module in modes:
         module.training = False
@@ -443,7 +423,7 @@ class FiguresHook(HookBase):
 
     Each is written to ``folder/NAME_ITERATION.png`` and to TensorBoard as figures/NAME; figures
     that do not depend on the models only once. If a figure cannot be drawn, training continues
-    without it. For the main process only; the others wait for it in the next iteration.
+    without it. For the main process only.
     """
 
     def __init__(self, figures: FigureSet, names: Sequence[str], period: int, folder: str) -> None:

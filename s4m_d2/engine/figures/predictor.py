@@ -30,8 +30,7 @@ from s4m_d2.tiling import TiledModel
 def load_model(cfg: CfgNode, weights: str, branch: str) -> tuple[nn.Module, str | None]:
     """Load the ``branch`` "student" or "teacher" of a checkpoint of either stage, in eval mode.
 
-    Returns:
-        the model, and which of the two it is according to the file; None: the file has one model.
+    Returns the model, and which of the two it is according to the file; None: it has one model.
 
     Raises:
         WeightsError: the file is missing, damaged or of another model.
@@ -55,21 +54,18 @@ def class_names(cfg: CfgNode, file_name: str = "") -> list[str]:
         DatasetError: the file, or the stored files of the run, cannot be read.
     """
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    folder = os.path.join(cfg.OUTPUT_DIR, own_data.FOLDER)
-    names: list[str] | None
+    origin = folder = os.path.join(cfg.OUTPUT_DIR, own_data.FOLDER)
+    names: Sequence[str] = [f"class {index}" for index in range(count)]
     if file_name:
-        names, origin = [*filter(None, read_lines(file_name))], f"'{file_name}'"
+        names, origin = [*filter(None, read_lines(file_name))], file_name
     elif cfg.S4M.DATA.LABELED and own_data.is_stored(folder):
-        names, origin = list(own_data.read_stored(folder).classes), f"'{folder}'"
-    else:
-        first = next(iter(cfg.DATASETS.TEST), "")
-        names = MetadataCatalog.get(first).get("thing_classes") if first else None
-        origin = f"the data set '{first}'"
-    if names is None:
-        return [f"class {index}" for index in range(count)]
+        names = own_data.read_stored(folder).classes
+    elif cfg.DATASETS.TEST:
+        origin = cfg.DATASETS.TEST[0]
+        names = MetadataCatalog.get(origin).get("thing_classes", names)
     if len(names) != count:
         raise ConfigError(
-            f"{origin} names {len(names)} classes, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}. "
+            f"'{origin}' names {len(names)} classes; MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}. "
             "Give a file with one name per line, in the order of the class ids, as --class-names."
         )
     return list(names)
@@ -86,15 +82,10 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, image: np.ndarray, min_score: float = 0.0) -> Instances:
-        """Segment one image.
+        """Segment an image, (H, W, 3) uint8 RGB; instances with a lower score are left out.
 
-        Args:
-            image: (H, W, 3) uint8, RGB.
-            min_score: instances with a lower score are left out.
-
-        Returns:
-            Instances of size (H, W) on the CPU, best first: ``pred_masks``, ``pred_classes``,
-            ``scores``. The masks are :class:`~s4m_d2.structures.RLEMasks` if the model supports it.
+        Returns Instances of size (H, W) on the CPU, best first: ``pred_masks``, ``pred_classes``,
+        ``scores``. The masks are :class:`~s4m_d2.structures.RLEMasks` if the model supports it.
         """
         view = image if self.input_format == "RGB" else image[:, :, ::-1]
         tensor = torch.from_numpy(np.require(view, requirements=["C", "W"])).permute(2, 0, 1)
@@ -110,17 +101,14 @@ class Labeler(nn.Module):
 
     def __init__(self, labeling: PseudoLabeling) -> None:
         super().__init__()
-        self.labeling = labeling
-        self.eval()
+        self.labeling, self.training = labeling, False
 
     @torch.no_grad()
     def forward(self, batched_inputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Instances]]:
         """As a Detectron2 model: samples with "image" (3, h, w), "height" and "width" or without.
 
-        Returns:
-            dicts with "instances" of (height, width): ``pred_masks`` bool, ``pred_boxes``,
-            ``scores``, ``pred_classes`` and ``sam_ious`` (nan: the mask is not SAM's); none is
-            empty.
+        Returns dicts with "instances" of (height, width), none empty: ``pred_masks`` bool,
+        ``pred_boxes``, ``scores``, ``pred_classes`` and ``sam_ious`` (nan: the mask is not SAM's).
         """
         _, refinement = self.labeling.label([dict(sample) for sample in batched_inputs])
         return [

@@ -13,20 +13,13 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import nn
 
-from s4m_d2.engine.checkpointing.checkpoint_files import holds_run
+from s4m_d2.engine.checkpointing.checkpoint import holds_run
 from s4m_d2.engine.checks.findings import attempt
-from s4m_d2.engine.labeling import sam_quality
+from s4m_d2.engine.labeling import quality, sam_quality
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
-from s4m_d2.engine.labeling.quality import (
-    AFTER,
-    AUTO,
-    BEFORE,
-    OFF,
-    QualityMeasurement,
-    held_out_records,
-)
+from s4m_d2.engine.labeling.quality import AUTO, BEFORE, OFF
 from s4m_d2.engine.stages import STAGES, needs_sam, run_folder
-from s4m_d2.report import read_results, write_results
+from s4m_d2.report import read_results, stored_results, write_results
 from s4m_d2.sam import SamBackend
 from s4m_d2.semi.ema_teacher import EMATeacher
 from s4m_d2.semi.refinement import AUTO_PROMPT, PROMPTS, TeacherMasks
@@ -48,19 +41,18 @@ def compare_refinement(cfg: CfgNode, labeling: PseudoLabeling) -> Decision:
     is taken; with S4M.REFINE.GATE "auto" refinement is switched off where the teacher's own masks
     are better, and ARP with it, as it hurts unrefined labels (paper). All processes call it.
     """
-    records, prompt = held_out_records(cfg), cfg.S4M.REFINE.PROMPT
+    records, prompt = quality.held_out_records(cfg), cfg.S4M.REFINE.PROMPT
     if not records:
         return {}
-    measurement = QualityMeasurement(cfg, labeling, records)
+    measurement = quality.QualityMeasurement(cfg, labeling, records)
     prompts = PROMPTS if prompt == AUTO_PROMPT else (prompt,)
     pq: dict[str, float] = {}
     images = 0
     for prompt in prompts:
         labeling.refiner.prompt = prompt
-        report = measurement()
-        if report is not None:
+        if report := measurement():
             images = report.steps[BEFORE].images
-            for name, step in ((BEFORE, BEFORE), (prompt, AFTER)):
+            for name, step in ((BEFORE, BEFORE), (prompt, quality.AFTER)):
                 pq[name] = report.steps[step].overall()["pq"] or 0.0
     pq, images = comm.all_gather((pq, images))[0]
     best = max(prompts, key=lambda prompt: pq[prompt])
@@ -92,9 +84,7 @@ def labeling_of_run(
 ) -> PseudoLabeling:
     """Build what labels images with ``model``, as decided by the gate of the run, if one did.
 
-    Args:
-        weights: file of the model, in a stage's folder of the run.
-        backend: SAM; None: as the config says.
+    ``weights``: file of the model, in a stage's folder of the run; ``backend`` None: the config's.
     """
     labeling = PseudoLabeling(cfg, EMATeacher(model, cfg.S4M.EMA_DECAY), backend)
     decision = os.path.join(run_folder(weights), "student", RESULT)
@@ -113,13 +103,13 @@ def decide_by_sam(cfg: CfgNode, stage: str, *, resume: bool) -> CfgNode:
     mode, is_main = cfg.S4M.REFINE.GATE, comm.is_main_process()
     if mode == OFF or stage == "finetune" or not any(needs_sam(cfg, s) for s in STAGES):
         return cfg
-    if stage == "student" and (not cfg.S4M.REFINE.ENABLED or held_out_records(cfg)):
+    if stage == "student" and (not cfg.S4M.REFINE.ENABLED or quality.held_out_records(cfg)):
         return cfg
     found = comm.all_gather(_measured(cfg, stage, resume) if is_main else {})[0]
     is_useful = found.get("iou", 1.0) >= sam_quality.USEFUL_IOU
     stays = is_useful or mode != AUTO
-    what = "structural distillation" if stage == "teacher" else "refinement"
     if found and is_main:
+        what = "structural distillation" if stage == "teacher" else "refinement"
         verdict = "" if stays else f"; no {what} in this stage"
         level = logging.INFO if is_useful else logging.WARNING
         logger.log(level, "S4M.REFINE.GATE: SAM's masks: %s%s.", found["text"], verdict)
@@ -144,14 +134,14 @@ def _measured(cfg: CfgNode, stage: str, resume: bool) -> dict[str, Any]:
     """What was measured for this stage or, in this run, for stage 1; {}: nothing was."""
     path = os.path.join(cfg.OUTPUT_DIR, sam_quality.RESULT)
     of_run = os.path.join(os.path.dirname(cfg.OUTPUT_DIR), "teacher", sam_quality.RESULT)
-    if stage == "student" and not cfg.S4M.TEACHER_WEIGHTS and os.path.isfile(of_run):
-        return read_results(of_run)
+    measured = {} if stage == "teacher" or cfg.S4M.TEACHER_WEIGHTS else stored_results(of_run)
+    if measured:
+        return measured
     if resume and holds_run(cfg.OUTPUT_DIR):
-        return read_results(path) if os.path.isfile(path) else {}
+        return stored_results(path)
     found, errors = attempt(sam_quality.labeled_quality, cfg)
     if found is None:
         logger.warning("S4M.REFINE.GATE: SAM was not measured: %s", errors[0])
         return {}
-    os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
     write_results(found, path)
     return found

@@ -46,8 +46,7 @@ class S4MTrainable(Protocol):
 
     In each iteration of stage 2 the student's ``forward`` is called twice in training mode, on
     labeled images and on pseudo-labeled ones; the teacher, a copy of the same architecture in eval
-    mode, gets one call of ``predict_queries`` under ``torch.no_grad``. The EMA pairs weights and
-    buffers by name.
+    mode, gets one call of ``predict_queries`` under ``torch.no_grad``.
 
     For structural distillation (S4M.DISTILL.ENABLED, stage 1) a model must add that loss itself and
     have it as a non-empty attribute ``distillation``.
@@ -78,21 +77,18 @@ def check_model(model: nn.Module) -> None:
     lacking = ["forward"] if cls.forward is nn.Module.forward else []
     lacking += [] if hasattr(model, "predict_queries") else ["predict_queries"]
     if lacking:
-        methods = " and ".join(f"{method}(batched_inputs)" for method in lacking)
         raise ConfigError(
-            f"MODEL.META_ARCHITECTURE: {cls.__name__} has no {methods}, which the teacher–student "
-            f"training needs. Add it, for example in a subclass: {_WHERE}. (S4M.STAGE teacher "
-            "trains the model on labeled images alone.)"
+            f"MODEL.META_ARCHITECTURE: {cls.__name__} has no {' and '.join(lacking)}, which the "
+            f"teacher–student training needs. Add it, for example in a subclass: {_WHERE}. "
+            "(S4M.STAGE teacher trains the model on labeled images alone.)"
         )
 
 
 def check_predictions(
     predictions: Any, image_sizes: Sequence[tuple[int, int]], model: Any, num_classes: int
 ) -> None:
-    """Check that ``model`` predicted :class:`QueryPredictions` of images of these sizes (H, W).
-
-    InputError names the first entry that is missing or of another shape, and the image.
-    """
+    """Refuse what ``model`` predicted, by InputError, unless it is :class:`QueryPredictions` of
+    images of these sizes (H, W)."""
     for problem in _problems(predictions, image_sizes, num_classes):
         raise InputError(f"{type(model).__name__}.predict_queries: {problem}. {_WHERE}.")
 
@@ -105,24 +101,19 @@ def _problems(found: Any, sizes: Sequence[tuple[int, int]], num_classes: int) ->
     for key in ("pred_logits", "pred_masks", "image_sizes"):
         if len(found[key]) != len(sizes):
             yield f"{key} are of {len(found[key])} images; {len(sizes)} images were given"
-    padded = tuple(found["padded_size"])
-    for index, (height, width) in enumerate(sizes):
+    padded, classes = tuple(found["padded_size"]), num_classes + 1
+    for index, image_size in enumerate(sizes):
         logits, masks = found["pred_logits"][index], found["pred_masks"][index]
         size, image = tuple(found["image_sizes"][index]), f"of image {index},"
         if logits.ndim != 2 or masks.ndim != 3 or len(logits) != len(masks):
-            yield (
-                f"{image} pred_logits are {tuple(logits.shape)} and pred_masks "
-                f"{tuple(masks.shape)}; expected (Q, K + 1) and (Q, h, w)"
-            )
-        if logits.shape[-1] != num_classes + 1:
-            yield (
-                f"{image} pred_logits have {logits.shape[-1]} classes; expected "
-                f"{num_classes + 1}: those of MODEL.SEM_SEG_HEAD.NUM_CLASSES, {num_classes}, and "
-                "no-object as the last"
-            )
+            shapes = f"{tuple(logits.shape)} and pred_masks {tuple(masks.shape)}"
+            yield f"{image} pred_logits are {shapes}; expected (Q, K + 1) and (Q, h, w)"
+        if logits.shape[-1] != classes:
+            expected = f"{classes}: MODEL.SEM_SEG_HEAD.NUM_CLASSES, and no-object as the last"
+            yield f"{image} pred_logits have {logits.shape[-1]} classes; expected {expected}"
         if not (logits.is_floating_point() and masks.is_floating_point()):
             yield f"{image} logits are {logits.dtype} and masks {masks.dtype}; expected floats"
-        if size != (height, width):
-            yield f"{image} image_sizes say {size}, but the image was {(height, width)}"
-        if padded[0] < height or padded[1] < width:
-            yield f"{image} padded_size {padded} is smaller than the image, {(height, width)}"
+        if size != tuple(image_size):
+            yield f"{image} image_sizes say {size}, but the image was {tuple(image_size)}"
+        if padded[0] < size[0] or padded[1] < size[1]:
+            yield f"{image} padded_size {padded} is smaller than the image, {size}"

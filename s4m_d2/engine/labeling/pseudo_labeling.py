@@ -45,9 +45,8 @@ class PseudoLabeling:
     """Teacher → selection → refinement → ARP → strong view (paper, sections 3.3 and 3.4).
 
     Teacher and SAM get the weak view; ARP and the strong view use the same geometry without the
-    weak view's color distortion. No gradients are computed.
-
-    Synchronizes three times: for the selection, and for empty masks after refinement and after ARP.
+    weak view's color distortion. Synchronizes three times: for the selection, and for empty masks
+    after refinement and after ARP.
 
     Args:
         teacher: its model must be :class:`~s4m_d2.engine.labeling.protocol.S4MTrainable`.
@@ -100,7 +99,9 @@ class PseudoLabeling:
         if backend is None and cfg.S4M.REFINE.ENABLED:
             backend = build_sam_backend(cfg)
         rules, num_classes = cfg.S4M.PSEUDO_LABEL, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        by_class = rules.CLASS_THRESH == AUTO
+        thresholds = None
+        if rules.CLASS_THRESH == AUTO:
+            thresholds = ClassThresholds(rules.SCORE_THRESH, num_classes)
         return {
             "teacher": teacher,
             "refiner": build_refiner(cfg, backend),
@@ -114,18 +115,14 @@ class PseudoLabeling:
             "precision": rules.PRECISION,
             "duplicate_iou": rules.DUPLICATE_IOU,
             "duplicate_overlap": rules.DUPLICATE_OVERLAP,
-            "class_thresholds": (
-                ClassThresholds(rules.SCORE_THRESH, num_classes) if by_class else None
-            ),
+            "class_thresholds": thresholds,
             "mask_quality_thresh": rules.MASK_QUALITY_THRESH,
             "label_weight": rules.LABEL_WEIGHT,
             "pixel_weight": rules.PIXEL_WEIGHT,
         }
 
     @torch.no_grad()
-    def __call__(
-        self, batch: Sequence[Mapping[str, Any]], *, learn: bool = False
-    ) -> UnlabeledViews:
+    def __call__(self, batch: Sequence[Mapping], *, learn: bool = False) -> UnlabeledViews:
         """Label ``batch``, samples of :class:`~s4m_d2.data.ARPDatasetMapper`; as :meth:`label`."""
         weak = [{**sample, "image": sample["image_weak"]} for sample in batch]
         selections, refinement = self.label(weak, learn=learn)
@@ -168,29 +165,27 @@ class PseudoLabeling:
             if learn and self.class_thresholds is not None:
                 self.class_thresholds.observe(predictions["pred_logits"])
             selections = self.select(predictions)
-            return selections, self.refine(weak, selections, predictions["pred_logits"][0].device)
+            return selections, self.refine(weak, selections)
 
     def select(self, predictions: QueryPredictions) -> list[Selection]:
         """Apply the thresholds to the result of ``predict_queries``. Synchronizes once."""
         height, width = predictions["padded_size"]
-        masks = list(predictions["pred_masks"])
+        logits, masks = list(predictions["pred_logits"]), list(predictions["pred_masks"])
         content_sizes = [
             (h * of_image.shape[1] / height, w * of_image.shape[2] / width)
             for of_image, (h, w) in zip(masks, predictions["image_sizes"], strict=True)
         ]
-        logits = list(predictions["pred_logits"])
         rules = self.selection
         if self.class_thresholds is not None:
             rules = {**rules, "score_thresh": self.class_thresholds().to(logits[0].device)}
         return select_pseudo_labels(logits, masks, content_sizes=content_sizes, **rules)
 
-    def refine(
-        self, weak: list[dict], selections: list[Selection], device: torch.device
-    ) -> Refinement:
+    def refine(self, weak: list[dict], selections: list[Selection]) -> Refinement:
         """Refine pseudo-labels with SAM on the weak view; at image size, without empty masks."""
         sizes = [tuple(sample["image"].shape[-2:]) for sample in weak]
         padded = [max(sides) for sides in zip(*sizes, strict=True)]
-        images = torch.zeros(len(weak), 3, *padded, dtype=weak[0]["image"].dtype, device=device)
+        device, dtype = selections[0].mask_logits.device, weak[0]["image"].dtype
+        images = torch.zeros(len(weak), 3, *padded, dtype=dtype, device=device)
         for image, sample, (height, width) in zip(images, weak, sizes, strict=True):
             image[:, :height, :width] = to_device(sample["image"], device)
         rgb = images if self.input_format == "RGB" else images.flip(1)
@@ -226,7 +221,7 @@ class PseudoLabeling:
 def label_statistics(
     selections: Sequence[Selection], refinement: Refinement, after_arp: Sequence[PseudoLabels]
 ) -> dict[str, float | Tensor]:
-    """Scalars to log, means over a process' batch: numbers, or 0-dim tensors on the device."""
+    """Means over a process' batch: numbers, or 0-dim tensors on the device."""
     totals: Counter[str] = Counter()
     for selection in selections:
         totals.update(selection.stats)

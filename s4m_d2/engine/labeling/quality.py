@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +21,16 @@ from s4m_d2.data import TrueLabelsMapper
 from s4m_d2.data.annotations import targets
 from s4m_d2.data.splits import has_true_labels, true_records
 from s4m_d2.data.subsets import photograph
-from s4m_d2.engine.checks.dataset_checks import load_records
 from s4m_d2.engine.checks.findings import Finding
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.build import labeled_names
-from s4m_d2.engine.training.continuing import remove_lines
+from s4m_d2.engine.training.hooks import remove_lines
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
-from s4m_d2.report.curves import MEASURES
+from s4m_d2.report.run import MEASURES
 from s4m_d2.semi.refinement import Refinement, TeacherMasks, logit, teacher_masks
 from s4m_d2.tiling import build_tiling
 
@@ -54,7 +53,6 @@ class QualityReport:
     skipped: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
         steps = {step: quality.as_dict() for step, quality in self.steps.items()}
         return {"images": self.steps[BEFORE].images, "skipped": self.skipped, **steps}
 
@@ -140,10 +138,9 @@ class PseudoLabelQualityHook(HookBase):
     """Measures the pseudo-labels every ``period`` iterations, beside the training.
 
     Logs ``pseudo_label_quality/before/...`` and ``.../after/...`` and adds a line of JSON, with
-    tables by class and by size, to a file. The training is the same as without: models, random
-    states and loaders are left alone. A continued run replaces the lines that it repeats.
-
-    ``context`` makes what is around each measurement, for one that a signal may end.
+    tables by class and by size, to the file ``path``. The training is the same as without. A
+    continued run replaces the lines that it repeats. ``context`` makes what is around each
+    measurement, for one that a signal may end.
     """
 
     def __init__(
@@ -151,7 +148,7 @@ class PseudoLabelQualityHook(HookBase):
         measurement: QualityMeasurement,
         period: int,
         path: str,
-        context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+        context: Callable[[], AbstractContextManager],
     ) -> None:
         self.measurement, self.period = measurement, period
         self.path, self.context = path, context
@@ -184,9 +181,8 @@ def quality_datasets(cfg: CfgNode) -> tuple[str, ...]:
     names = tuple(cfg.S4M.QUALITY.DATASETS or filter(has_true_labels, unlabeled))
     if not names:
         raise DatasetError(
-            "How good pseudo-labels are cannot be measured: of DATASETS.UNLABELED "
-            f"({', '.join(unlabeled) or 'empty'}) no labels are known. Name a labeled data set in "
-            "S4M.QUALITY.DATASETS, such as the one for validation."
+            f"Of DATASETS.UNLABELED ({', '.join(unlabeled) or 'empty'}) no labels are known to "
+            "compare with. Name a labeled data set in S4M.QUALITY.DATASETS."
         )
     return names
 
@@ -195,19 +191,17 @@ def quality_records(cfg: CfgNode) -> list[dict]:
     """The images to measure on, none of them of DATASETS.TRAIN; DatasetError: there are none."""
     trained_on = {record["file_name"] for record in labeled_records(cfg)}
     most = cfg.S4M.QUALITY.MAX_IMAGES
-    return true_records(quality_datasets(cfg), most, trained_on, load_records)
+    return true_records(quality_datasets(cfg), most, trained_on)
 
 
 def labeled_records(cfg: CfgNode) -> list[dict]:
     """The images whose labels training reads, in a fixed order; DatasetError: unreadable ones."""
-    return true_records(labeled_names(cfg), load=load_records)
+    return true_records(labeled_names(cfg))
 
 
 def held_out_records(cfg: CfgNode) -> list[dict]:
-    """The labeled images that stage 1 leaves to the gate, a fifth.
-
-    None where the gate is off, the teacher is another run's, or fewer than ten images are labeled.
-    """
+    """The labeled images that stage 1 leaves to the gate, a fifth; none where the gate is off, the
+    teacher is another run's, or fewer than ten images are labeled."""
     on = cfg.S4M.REFINE.ENABLED and cfg.S4M.REFINE.GATE != OFF
     if not (on and runs_stage(cfg, "teacher") and runs_stage(cfg, "student")):
         return []
@@ -224,10 +218,8 @@ def _share(records: list[dict]) -> list[dict]:
 
 
 def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
-    """Labeled images to adapt SAM on, and a fifth that is held out: the gate's, if it has one.
-
-    Records of those with instances, without crowds.
-    """
+    """Records, without crowds, of labeled images with instances: those to adapt SAM on, and a fifth
+    that is held out, the gate's if it has one."""
     records = labeled_records(cfg)
     held_out = held_out_records(cfg) or _share(records)
     names = {record["file_name"] for record in held_out}
@@ -240,21 +232,16 @@ def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
 
 
 def quality_class_names(cfg: CfgNode, datasets: Sequence[str]) -> list[str]:
-    """Names of the model's classes, as these data sets have them, or their numbers.
-
-    ConfigError: a data set has another number of classes than the model.
-    """
+    """Names of the model's classes, as these data sets have them, or their numbers; ConfigError: a
+    data set has another number of classes."""
     count = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     names = [str(index) for index in range(count)]
     for dataset in reversed(datasets):
-        found = MetadataCatalog.get(dataset).get("thing_classes")
-        if found is None:
-            continue
+        found = MetadataCatalog.get(dataset).get("thing_classes", names)
         if len(found) != count:
             raise ConfigError(
-                f"S4M.QUALITY measures on '{dataset}', which has {len(found)} classes; "
-                f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {count}. Name data sets of the same classes in "
-                "S4M.QUALITY.DATASETS."
+                f"S4M.QUALITY: '{dataset}' has {len(found)} classes; expected {count}, "
+                "MODEL.SEM_SEG_HEAD.NUM_CLASSES. Name others in S4M.QUALITY.DATASETS."
             )
         names = list(found)
     return names

@@ -1,11 +1,13 @@
-"""How well a SAM segments labeled images: the IoU of its answers to clicks with the true masks.
+"""The run's SAM on its labeled images: how well it segments them, and its fine-tuning on them.
 
-Not part of the paper: SAM helps where it knows the images, and harms where it does not.
+Not part of the paper. Its quality is the IoU of its answers to clicks with the true masks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import logging
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
+from detectron2.utils import comm
 from torch import Tensor
 
 from s4m_d2.data.annotations import targets
@@ -21,12 +24,19 @@ from s4m_d2.data.segmentations import transform_masks
 from s4m_d2.engine.checks.findings import Finding, attempt
 from s4m_d2.engine.checks.resource_checks import sam_bytes
 from s4m_d2.engine.labeling.quality import quality_class_names, split_labeled
-from s4m_d2.engine.rng import undisturbed_generators
+from s4m_d2.engine.rng import derive_seed, undisturbed_generators
+from s4m_d2.engine.stages import STAGES, needs_sam
 from s4m_d2.engine.training.build import labeled_names
 from s4m_d2.errors import DatasetError
+from s4m_d2.files import atomic_write
+from s4m_d2.report import read_results, write_results
+from s4m_d2.report.run import CONFIG
 from s4m_d2.sam import SamBackend, build_sam_backend
-from s4m_d2.sam.adaptation import draw_clicks
-from s4m_d2.tiling import build_tiling
+from s4m_d2.sam.adaptation import View, adapt_sam, draw_clicks
+from s4m_d2.sam.point_prompts import PointPromptBackend
+from s4m_d2.tiling import Box, build_tiling, cut_record
+
+logger = logging.getLogger(__name__)
 
 ITEM = "SAM's masks"  # of the report before training, and of the page
 RESULT = "sam_quality.json"  # in the folder of stage 1
@@ -38,6 +48,10 @@ _MOST_CLASSES = 5  # that a line names
 SIDE = 256  # px that the long side of an image counts, whatever its size
 MIN_AREA = 40  # of these px
 SIZE_LIMITS = (0, 16, 32, 64, SIDE + 1)
+
+ADAPTED, WEIGHTS = "sam_adapted.json", "sam_adapted"  # in OUTPUT_DIR
+BATCH, MASKS_DRAWN = 4, 24
+WHOLE_CHANCE, MOST_TILES = 0.4, 4  # of a view
 
 
 @dataclass(frozen=True)
@@ -76,8 +90,8 @@ def measure_sam(
     """Ask for the masks of Detectron2's records of images or tiles, crowds left out.
 
     A mask is asked for as refinement asks for a teacher's that is right, and everywhere equally
-    certain: with clicks drawn uniformly inside it, without replacement. The best-rated of three
-    masks answers. Masks of less than 40 px, in an image whose long side counts 256, are left out.
+    certain: with clicks drawn uniformly inside it, without replacement. Masks of less than MIN_AREA
+    px, in an image whose long side counts SIDE, are left out.
 
     Args:
         crop: side of a window at the center, px, that stands for the image; 0: all of it.
@@ -141,13 +155,11 @@ def _ious(backend: SamBackend, logits: Tensor, truth: np.ndarray) -> Tensor:
 
 
 def labeled_quality(cfg: CfgNode) -> dict[str, Any]:
-    """Measure the SAM of S4M.SAM on 16 labeled images, or tiles, that it did not learn from.
+    """Measure the SAM of S4M.SAM on IMAGES labeled images, or tiles, that it did not learn from.
 
     Returns, for JSON, "images" measured, or tiles; "clicks" in a mask; "iou"; "groups"
-    (:meth:`SamQuality.groups`); "text".
-
-    Raises:
-        S4MError: labeled data or SAM cannot be read, or no mask is large enough.
+    (:meth:`SamQuality.groups`); "text". S4MError: data or SAM cannot be read, or no mask is large
+    enough.
     """
     classes = quality_class_names(cfg, labeled_names(cfg))
     trained, held_out = split_labeled(cfg)
@@ -162,19 +174,14 @@ def labeled_quality(cfg: CfgNode) -> dict[str, Any]:
     named = [g for g in groups[1:] if len(classes) <= _MOST_CLASSES or g["name"] not in classes]
     parts = ", ".join(f"{group['name']} {group['iou']:.2f}" for group in named)
     images, iou, masks = len(chosen), groups[0]["iou"], groups[0]["masks"]
-    text = (
-        f"IoU {iou:.2f} of {masks} masks in {images} labeled "
-        f"{'tiles' if cfg.INPUT.TILE.SIZE else 'images'}, {clicks} clicks each ({parts}); below "
-        f"{USEFUL_IOU} refinement rarely helps"
-    )
+    where = f"{images} labeled {'tiles' if cfg.INPUT.TILE.SIZE else 'images'}"
+    text = f"IoU {iou:.2f} of {masks} masks in {where}, {clicks} clicks each ({parts}); below "
+    text += f"{USEFUL_IOU} refinement rarely helps"
     return {"images": images, "clicks": clicks, "iou": iou, "groups": groups, "text": text}
 
 
 def sam_findings(cfg: CfgNode, sam: SamBackend | None) -> list[Finding]:
-    """A line of ``--check``, measured where that takes seconds.
-
-    ``sam`` has no values; None: it is not used, or cannot be built.
-    """
+    """A line of ``--check``, measured where that takes seconds; ``sam`` has no values."""
     if sam is None:
         return []
     if not cfg.MODEL.DEVICE.startswith("cuda") and sam_bytes(sam) > _QUICK_BYTES:
@@ -183,3 +190,103 @@ def sam_findings(cfg: CfgNode, sam: SamBackend | None) -> list[Finding]:
     if found is None:
         return [Finding(ITEM, "not measured", (), [str(errors[0])])]
     return [Finding(ITEM, found["text"] + "; before adaptation" * bool(cfg.S4M.SAM.ADAPT))]
+
+
+def adapted_config(cfg: CfgNode, *, resume: bool) -> CfgNode:
+    """The config of a run, with its SAM fine-tuned if S4M.SAM.ADAPT says so and that helps.
+
+    The weights are kept, as OUTPUT_DIR/sam_adapted.pth (transformers: a folder sam_adapted), if
+    they segment held-out labeled images better. A continued run takes what it had decided.
+    """
+    if not cfg.S4M.SAM.ADAPT or not any(needs_sam(cfg, stage) for stage in STAGES):
+        return cfg
+    path = os.path.join(cfg.OUTPUT_DIR, ADAPTED)
+    if comm.is_main_process() and not (resume and os.path.isfile(path)):
+        with undisturbed_generators():
+            decision = _adapt(cfg)
+        logger.info("SAM's adaptation: %s.", decision["text"])
+        write_results(decision, path)
+    comm.synchronize()
+    decision = read_results(path)
+    if not decision["kept"]:
+        return cfg
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.S4M.SAM.CHECKPOINT = os.path.join(cfg.OUTPUT_DIR, decision["weights"])
+    cfg.freeze()
+    if comm.is_main_process():
+        with atomic_write(os.path.join(cfg.OUTPUT_DIR, CONFIG), "w") as file:
+            file.write(cfg.dump())  # whoever reads it takes the same SAM
+    return cfg
+
+
+def _adapt(cfg: CfgNode) -> dict:
+    trained, held_out = split_labeled(cfg)
+    if not trained or not held_out:
+        return {"kept": False, "text": "left out: it needs two labeled images"}
+    backend = build_sam_backend(cfg)
+    if not isinstance(backend, PointPromptBackend):
+        name = type(backend).__name__
+        return {"kept": False, "text": f"left out: the backend {name} does not tell what to train"}
+    if backend.dtype == torch.float16:  # gradients would vanish
+        backend.precision = "float32"
+    rng = np.random.default_rng(derive_seed(cfg.SEED, "adaptation"))
+    clicks = cfg.S4M.REFINE.NUM_POINTS
+    tiles = build_tiling(cfg).records(held_out, filter_empty=True)
+
+    def iou() -> float:
+        return float(measure_sam(backend, tiles, clicks=clicks, seed=cfg.SEED).rated.mean())
+
+    def batches() -> Iterator[list[View]]:
+        shape = cfg.INPUT.TILE.SIZE, backend.image_side
+        while True:
+            yield [random_view(trained, *shape, rng) for _ in range(BATCH)]
+
+    before = iou()
+    adapt_sam(backend, batches(), iterations=cfg.S4M.SAM.ADAPT, clicks=clicks, rng=rng)
+    after = iou()
+    kept = after > before
+    saved = backend.save(os.path.join(cfg.OUTPUT_DIR, WEIGHTS)) if kept else ""
+    text = f"IoU {before:.3f} before and {after:.3f} after {cfg.S4M.SAM.ADAPT} iterations, on "
+    text += f"{len(held_out)} held-out labeled images; {'kept' if kept else 'not kept'}"
+    weights = os.path.basename(saved)
+    return {"kept": kept, "weights": weights, "before": before, "after": after, "text": text}
+
+
+def random_view(records: Sequence[dict], tile: int, side: int, rng: np.random.Generator) -> View:
+    """A part of a random image, turned and flipped, its longer side resized to ``side`` px, with
+    some of its masks, at least one: what :func:`adapt_sam` takes.
+
+    tile: side of the tiles that SAM will see, px of the image; 0: it will see images.
+    """
+    while True:
+        record = records[int(rng.integers(len(records)))]
+        box = _random_box((record["height"], record["width"]), tile, rng)
+        for cut in cut_record(record, [box], filter_empty=True):
+            chosen = rng.permutation(len(cut["annotations"]))[:MASKS_DRAWN]
+            cut["annotations"] = [cut["annotations"][i] for i in chosen]
+            image, masks, _ = read_window(cut, side=side)
+            masks = masks[masks.sum(axis=(1, 2)) >= MIN_AREA * (side / SIDE) ** 2]
+            if len(masks):
+                return _turned(image, masks, rng)
+
+
+def _random_box(size: tuple[int, int], tile: int, rng: np.random.Generator) -> Box:
+    """In an image of (H, W): a square with the side of 1 to 4 tiles; without tiles, all of it, or a
+    square of at least half of its shorter side."""
+    height, width = size
+    shorter = min(size)
+    low, high = min(tile, shorter), min(MOST_TILES * tile, shorter)
+    if not tile:
+        low, high = (shorter + 1) // 2, shorter
+    if tile or rng.random() > WHOLE_CHANCE:
+        height = width = round(np.exp(rng.uniform(np.log(low), np.log(high))))
+    top, left = int(rng.integers(size[0] - height + 1)), int(rng.integers(size[1] - width + 1))
+    return left, top, left + width, top + height
+
+
+def _turned(image: np.ndarray, masks: np.ndarray, rng: np.random.Generator) -> View:
+    turns, step = int(rng.integers(4)), int(rng.choice([1, -1]))
+    image = np.rot90(image, turns)[:, ::step].transpose(2, 0, 1)
+    masks = np.rot90(masks, turns, axes=(1, 2))[:, :, ::step]
+    return torch.from_numpy(image.copy()), torch.from_numpy(masks.copy())

@@ -328,9 +328,7 @@ def data_facts(
     """
     images = train.records
     if not images:
-        raise DatasetError(
-            "S4M.DATA.LABELED (--labeled) has no image to train on. Give a json with 'images'."
-        )
+        raise DatasetError("--labeled (S4M.DATA.LABELED) has no image to train on. Label some.")
     tile = suitable_tile(images)
     tiling = tiling or Tiling(tile[0])
     part = tiling.records(images)

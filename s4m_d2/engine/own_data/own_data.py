@@ -226,25 +226,17 @@ def _full(path: str) -> str:
 def _key_errors(cfg: CfgNode, overrides: Sequence[str], needs_labeled: bool) -> Iterator[S4MError]:
     data = cfg.S4M.DATA
     if needs_labeled and not data.LABELED:
-        yield ConfigError(
-            "S4M.DATA names own data, but S4M.DATA.LABELED (--labeled) is empty. Give the COCO "
-            "json of the labeled images."
-        )
+        yield ConfigError("--labeled (S4M.DATA.LABELED) is missing. Give a COCO json of instances.")
     if len(data.IMAGES) not in (0, 1, len(data.LABELED)):
         yield ConfigError(
             f"--images (S4M.DATA.IMAGES) names {len(data.IMAGES)} folders for {len(data.LABELED)} "
             "files of --labeled. Give one for all files, or one for each, in their order."
         )
     if data.EVERY < 1:
-        yield ConfigError(
-            f"--every (S4M.DATA.EVERY) is {data.EVERY}; expected at least 1: every frame."
-        )
+        yield ConfigError(f"--every (S4M.DATA.EVERY) is {data.EVERY}; expected at least 1.")
     for key in ("DATASETS.TRAIN", "DATASETS.UNLABELED", "DATASETS.TEST"):
         if key in overrides:
-            yield ConfigError(
-                f"{key} and S4M.DATA.LABELED (--labeled) are both given. Name registered data "
-                "sets, or your own files: not both."
-            )
+            yield ConfigError(f"{key} and S4M.DATA.LABELED (--labeled) are both given: give one.")
 
 
 def _stored_folder(cfg: CfgNode, resume: bool, eval_only: bool) -> str | None:
@@ -298,18 +290,13 @@ def _split(cfg: CfgNode) -> tuple[Annotations, Annotations, Annotations, list[st
     if again := copies(given - known, known):
         notes.append(
             f"{len(again):,} images of {data.VAL or 'the drawn validation set'} are copies of "
-            f"labeled ones, such as {min(again)}: AP on them says nothing about new images. Remove "
-            "one of each."
+            f"labeled ones, such as {min(again)}: they raise AP. Remove one of each."
         )
     return labeled, train, validation, notes
 
 
 def _begin(
-    cfg: CfgNode,
-    explicit: Collection[str],
-    num_processes: int,
-    eval_only: bool,
-    frames_dir: str,
+    cfg: CfgNode, explicit: Collection[str], num_processes: int, eval_only: bool, frames_dir: str
 ) -> OwnData:
     """The data of a new run; derived settings go into ``cfg``."""
     data, folder = cfg.S4M.DATA, os.path.join(cfg.OUTPUT_DIR, FOLDER)
@@ -332,25 +319,20 @@ def _begin(
     memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else 0
     settings, kept = derive(cfg, facts, Machine(memory, num_processes), explicit)
     has_val = bool(data.VAL or held_out)
-    return OwnData(
-        stored=StoredData(
-            classes=tuple(labeled.classes),
-            settings=tuple(settings),
-            unlabeled=tuple(unlabeled),
-            labeled_digest=_labeled_digest(cfg),
-            val_digest=digest(data.VAL),
-            left_out=left_out,
-            has_val=has_val,
-            image_root=labeled.image_root,
-        ),
-        labeled=train,
-        validation=validation if has_val else None,
-        ground_truth=os.path.join(folder, EVALUATED if eval_only else VAL),
-        folder=folder,
-        is_new=not eval_only,
-        notes=[*notes, *_notes(cfg, facts, labeled, validation, eval_only)],
-        kept=kept,
+    stored = StoredData(
+        classes=tuple(labeled.classes),
+        settings=tuple(settings),
+        unlabeled=tuple(unlabeled),
+        labeled_digest=_labeled_digest(cfg),
+        val_digest=digest(data.VAL),
+        left_out=left_out,
+        has_val=has_val,
+        image_root=labeled.image_root,
     )
+    truth = os.path.join(folder, EVALUATED if eval_only else VAL)
+    notes += _notes(cfg, facts, labeled, validation, eval_only)
+    evaluated = validation if has_val else None
+    return OwnData(stored, train, evaluated, truth, folder, not eval_only, notes, kept)
 
 
 def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: bool) -> OwnData:
@@ -359,9 +341,8 @@ def _continue(cfg: CfgNode, explicit: Collection[str], folder: str, eval_only: b
     if runs_stage(cfg, "student") and not (stored.unlabeled or eval_only):
         weights = os.path.join(cfg.OUTPUT_DIR, "teacher", "model_final.pth")
         raise DatasetError(
-            f"The run in '{cfg.OUTPUT_DIR}' began with stage 1 alone, without unlabeled images, so "
-            "--resume cannot go on with stage 2. Start that in another OUTPUT_DIR, without "
-            f"--resume, with S4M.STAGE student S4M.TEACHER_WEIGHTS {weights}"
+            f"The run in '{cfg.OUTPUT_DIR}' has stage 1 alone: --resume cannot go on with stage 2. "
+            f"Start that in another OUTPUT_DIR: S4M.STAGE student S4M.TEACHER_WEIGHTS {weights}"
         )
     kept = [setting.key for setting in stored.settings if setting.key in explicit]
     apply(cfg, [setting for setting in stored.settings if setting.key not in kept])
@@ -391,9 +372,8 @@ def _notes(
     absent = [labeled.classes[i] for i in sorted(labeled.indices() - validation.indices())]
     if validation.records and absent and not cfg.S4M.DATA.VAL:
         yield (
-            "The validation set drawn from the labeled images has no instance of "
-            f"{', '.join(absent)}: its AP says nothing about them. Label more such images, or give "
-            "your own set with --val."
+            f"The drawn validation set has no instance of {', '.join(absent)}: its AP says nothing "
+            "about them. Label more such images, or give your own set with --val."
         )
     queries = cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES
     if eval_only:
@@ -422,7 +402,6 @@ def _changes(cfg: CfgNode, stored: StoredData) -> Iterator[str]:
         if known and found != known:
             stored_in = os.path.join(cfg.OUTPUT_DIR, FOLDER)
             yield (
-                f"{paths} is not what it was when the run began, which goes on with the "
-                f"annotations in {stored_in}. To use the new ones, start a new run in another "
-                "OUTPUT_DIR."
+                f"{paths} is not what it was when the run began, which goes on with what it stored "
+                f"in {stored_in}. To use the new one, start a run in another OUTPUT_DIR."
             )

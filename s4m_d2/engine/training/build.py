@@ -88,11 +88,7 @@ def labeled_names(cfg: CfgNode) -> tuple[str, ...]:
 def build_labeled_loader(
     cfg: CfgNode, start_iter: int = 0, left_out: Iterable[dict] = ()
 ) -> Iterable[list[dict]]:
-    """Build the labeled stream of either stage, from iteration ``start_iter`` on.
-
-    Args:
-        left_out: records of images that are not used.
-    """
+    """Build the labeled stream of either stage, without the images of ``left_out``'s records."""
     mapper, sampler = cfg.INPUT.DATASET_MAPPER_NAME, cfg.DATALOADER.SAMPLER_TRAIN
     filter_empty = cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     out = {record["file_name"] for record in left_out}
@@ -104,15 +100,15 @@ def build_labeled_loader(
 
 
 def build_unlabeled_loader(cfg: CfgNode, start_iter: int = 0) -> Iterable[list[dict]]:
-    """Build the unlabeled stream of stage 2, from iteration ``start_iter`` on."""
+    """Build the unlabeled stream of stage 2."""
     records = get_detection_dataset_dicts(cfg.DATASETS.UNLABELED, filter_empty=False)
     records = build_tiling(cfg).records(records)
     mapper, sampler = cfg.S4M.UNLABELED_MAPPER, cfg.S4M.UNLABELED_SAMPLER
     total = cfg.S4M.UNLABELED_IMS_PER_BATCH or cfg.SOLVER.IMS_PER_BATCH
     if cfg.S4M.ARP.ENABLED and total < 2 * comm.get_world_size():
         logger.warning(
-            "S4M.ARP.ENABLED has no effect: images of the same process exchange instances, but "
-            "each process has one unlabeled image. Use fewer processes or a larger batch."
+            "S4M.ARP.ENABLED has no effect: images of one process exchange instances, but each has "
+            "one unlabeled image. Use fewer processes or a larger batch."
         )
     return _stream(cfg, "unlabeled", records, mapper, sampler, total, start_iter)
 

@@ -1,23 +1,27 @@
-"""Hooks of the teacher–student training, for any Detectron2 trainer."""
+"""Hooks of the teacher–student training, for any Detectron2 trainer; exact resuming."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from detectron2.engine import HookBase
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, SimpleTrainer
 from detectron2.engine.hooks import EvalHook
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventWriter, get_event_storage
 from torch import Tensor, nn
 
-from s4m_d2.engine.rng import derive_seed, seed_default_generators
-from s4m_d2.errors import DivergenceError, first_names
+from s4m_d2.engine import rng
+from s4m_d2.engine.checks.findings import raise_all
+from s4m_d2.errors import ConfigError, DivergenceError, first_names
 from s4m_d2.report import write_results
 from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -29,13 +33,22 @@ STREAMS = ("labeled", "unlabeled")
 MAX_RECORDS = 100  # the latest files of skipped steps, which are kept
 MAX_NAMES = 8  # file names or parameters in a message; records list all
 
+_ITERATION = re.compile(rb'"iteration": (\d+)')
+PERIOD = 20  # iterations between lines of metrics.json, and in a median of it (Detectron2)
+_TIMES = ("data_time", "eta_seconds", "rank_data_time", "time")  # not restored
+_SCHEDULE = "LRScheduler"  # Detectron2's hook
+
+MAX_ITER, BURN_IN, PROCESSES = "SOLVER.MAX_ITER", "S4M.BURN_IN", "processes"
+_BATCH, _UNLABELED_BATCH = "SOLVER.IMS_PER_BATCH", "S4M.UNLABELED_IMS_PER_BATCH"
+_OF_BOTH_STAGES = ("SEED", "DATASETS.TRAIN", "S4M.SPLIT_SEED", _BATCH, MAX_ITER)
+_OF_STAGE_2 = ("DATASETS.UNLABELED", _UNLABELED_BATCH, BURN_IN, "S4M.EMA_DECAY")
+
 
 class BadSteps(HookBase):
     """Records steps whose losses or gradients are not finite; too many in a row end the run.
 
     A skipped step does not change weights, buffers, the optimizer's state, the loss scale and the
-    EMA teacher; iteration, learning rate and data advance. The counts are part of the trainer's
-    state and are logged (``train/bad_steps``).
+    EMA teacher; iteration, learning rate and data advance.
 
     Args:
         max_in_a_row: allowed number of skipped steps in a row.
@@ -48,14 +61,7 @@ class BadSteps(HookBase):
         self.in_a_row = 0  #: skipped steps up to the current one
         self.total = 0  #: skipped steps of the run
 
-    def skipped(
-        self,
-        iteration: int,
-        losses: Mapping[str, Tensor],
-        batch: Any,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
+    def skipped(self, step: SimpleTrainer, losses: Mapping[str, Tensor], batch: Any) -> None:
         """Record a skipped step with these losses and gradients. All processes call this together.
 
         Of stage 2, ``batch`` is a pair. DivergenceError: too many steps in a row were skipped.
@@ -64,6 +70,7 @@ class BadSteps(HookBase):
         self.total += 1
         values = {name: loss.item() for name, loss in losses.items()}
         streams = zip(STREAMS, batch if isinstance(batch, tuple) else (batch,), strict=False)
+        gradients = {name: parameter.grad for name, parameter in step.model.named_parameters()}
         found = {
             "rank": comm.get_rank(),
             "files": {
@@ -71,14 +78,14 @@ class BadSteps(HookBase):
                 for stream, samples in streams
             },
             "losses": {name: v if math.isfinite(v) else str(v) for name, v in values.items()},
-            "learning_rate": max(group["lr"] for group in optimizer.param_groups),
+            "learning_rate": max(group["lr"] for group in step.optimizer.param_groups),
             "gradients": [
                 name
-                for name, parameter in model.named_parameters()
-                if parameter.grad is not None and not parameter.grad.norm().isfinite()
+                for name, gradient in gradients.items()
+                if gradient is not None and not gradient.norm().isfinite()
             ],
         }
-        self._report(iteration, comm.all_gather(found))
+        self._report(step.iter, comm.all_gather(found))
 
     def _report(self, iteration: int, processes: list[dict]) -> None:
         streams = [stream for process in processes for stream in process["files"].items()]
@@ -127,8 +134,7 @@ class EMATeacherHook(HookBase):
 
     Before iteration i, and thus before the teacher labels its batch: no update while
     i < ``burn_in``; at i == ``burn_in`` the teacher becomes a copy of the student; then each
-    iteration is an EMA step, except after a skipped step. The teacher's weights are part of the
-    trainer's state.
+    iteration is an EMA step, except after a skipped step.
 
     Args:
         student: the trained model, without a DDP wrapper.
@@ -150,7 +156,7 @@ class EMATeacherHook(HookBase):
     @property
     def phase(self) -> TeacherPhase:
         """Phase in the trainer's current iteration; after training, in the last one."""
-        last = self.trainer.max_iter - 1  # after training, trainer.iter is max_iter
+        last = self.trainer.max_iter - 1
         return teacher_phase(min(self.trainer.iter, last), self.burn_in)
 
     def before_step(self) -> None:
@@ -173,69 +179,65 @@ class EMATeacherHook(HookBase):
 class PseudoLabelCountHook(HookBase):
     """Warns if the teacher gives unusually few or many pseudo-labels.
 
-    Watches the logged ``pseudo_labels/per_image``, averaged exponentially over about SMOOTHING
-    iterations (the first ones uniformly). The main process warns when the average has been outside
-    the band for ``iterations`` in a row, and again only after it has returned.
+    The main process warns when the mean of the last SMOOTHING logged ``pseudo_labels/per_image``
+    has been outside the band for ``iterations`` in a row, and again only after it has returned.
 
     Args:
         band: smallest and largest usual number of pseudo-labels per image.
         iterations: number of iterations outside before a warning; 0: no warning.
     """
 
-    SMOOTHING = 20
-    STATE = ("average", "averaged", "outside")
+    SMOOTHING = 20  # no more than a resumed run logs again (UnwrittenMetricsHook)
 
     def __init__(self, band: Sequence[float], iterations: int) -> None:
         (self.low, self.high), self.iterations = band, iterations
-        self.average, self.averaged = 0.0, 0
         self.outside = 0  # iterations in a row
 
     def after_step(self) -> None:
-        count, iteration = get_event_storage().latest().get(COUNT, (0.0, None))
-        if iteration != self.trainer.iter:
+        storage = get_event_storage()
+        if storage.latest().get(COUNT, (0.0, None))[1] != self.trainer.iter:
             return  # nothing was labeled
-        self.averaged += 1
-        self.average += (count - self.average) / min(self.averaged, self.SMOOTHING)
-        self.outside = 0 if self.low <= self.average <= self.high else self.outside + 1
+        average = storage.history(COUNT).avg(self.SMOOTHING)
+        self.outside = 0 if self.low <= average <= self.high else self.outside + 1
         if 0 < self.outside == self.iterations and comm.is_main_process():
-            few = self.average < self.low
+            few = average < self.low
             than = f"less than {self.low:g}" if few else f"more than {self.high:g}"
             logger.warning(
                 "The teacher gives %.2f pseudo-labels per image, and for %d iterations it has been "
                 "%s (S4M.PSEUDO_LABEL.COUNT_BAND). If its results have fallen since stage 1, raise "
                 "S4M.BURN_IN or S4M.EMA_DECAY or lower SOLVER.BASE_LR; if not, %s "
                 "S4M.PSEUDO_LABEL.SCORE_THRESH.",
-                self.average, self.iterations, than, "lower" if few else "raise",
+                average, self.iterations, than, "lower" if few else "raise",
             )  # fmt: skip
 
-    def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.STATE}
+    def state_dict(self) -> dict[str, int]:
+        return {"outside": self.outside}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        self.average, self.averaged, self.outside = (state_dict[name] for name in self.STATE)
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        self.outside = state_dict["outside"]
 
 
 class SeedHook(HookBase):
     """Seeds the default generators in each iteration, on every process, for exact resuming.
 
-    Other libraries' layers (dropout) and users' components draw from those of PyTorch, NumPy and
-    Python.
+    Other libraries' layers (dropout) and users' components draw from them.
     """
 
     def __init__(self, seed: int, rank: int) -> None:
         self.seed, self.rank = seed, rank
 
     def before_step(self) -> None:
-        seed_default_generators(derive_seed(self.seed, "iteration", self.trainer.iter, self.rank))
+        rng.seed_default_generators(
+            rng.derive_seed(self.seed, "iteration", self.trainer.iter, self.rank)
+        )
 
 
 class BufferSyncHook(HookBase):
     """Broadcasts the first process' buffers to all processes after each step.
 
     Detectron2's trainers disable this in DDP. With the running averages of a plain BatchNorm, which
-    depend on the images of one process, the EMA teachers would differ between processes.
-
-    Register it before hooks that save, average or evaluate the model (without DDP wrapper).
+    depend on the images of one process, the EMA teachers would differ between processes. Register
+    it before hooks that save, average or evaluate the model (without DDP wrapper).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -260,3 +262,170 @@ class FinishedEvalHook(EvalHook):
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter:
             super().after_train()
+
+
+def run_settings(cfg: CfgNode, processes: int, *, has_teacher: bool) -> dict[str, Any]:
+    """Settings that determine a stage's training, by config key; ``processes`` share a batch."""
+    settings: dict[str, Any] = {PROCESSES: processes}
+    for name in (*_OF_BOTH_STAGES, *(_OF_STAGE_2 if has_teacher else ())):
+        value = functools.reduce(getattr, name.split("."), cfg)
+        settings[name] = tuple(value) if isinstance(value, list | tuple) else value
+    if has_teacher:
+        settings[_UNLABELED_BATCH] = settings[_UNLABELED_BATCH] or settings[_BATCH]
+    return settings
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Messages on changed settings (:func:`run_settings`)."""
+    for name, value in now.items():
+        if before.get(name, value) != value:
+            yield f"{name} was {before[name]} and is {value} now: from here on, it is another run."
+
+
+def continuation_errors(
+    finished: int, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> Iterator[ConfigError]:
+    """Errors of settings with which a run cannot be resumed after ``finished`` iterations."""
+    if now[MAX_ITER] < finished:
+        yield ConfigError(
+            "SOLVER.MAX_ITER (stage 1: S4M.TEACHER.MAX_ITER, last: S4M.FINETUNE.MAX_ITER) is "
+            f"{now[MAX_ITER]}, but the run that --resume continues has done {finished} iterations. "
+            f"Give {finished} or more, or start a new run in another OUTPUT_DIR."
+        )
+    old, new = before.get(BURN_IN), now.get(BURN_IN)
+    if old is not None and new is not None and old != new and finished > min(old, new):
+        yield ConfigError(
+            f"S4M.BURN_IN is {new} and was {old}, but the run that --resume continues has done "
+            f"{finished} iterations, more than the shorter of the two. Leave S4M.BURN_IN at {old}, "
+            "or start a new run in another OUTPUT_DIR."
+        )
+
+
+class RunStateHook(HookBase):
+    """Saves the run's settings and random states in checkpoints, and compares them on resume.
+
+    Positions in the streams of images and in the burn-in follow from the iteration and the settings
+    (:func:`run_settings`); changed settings give warnings. The default generators are seeded in
+    each iteration (:class:`SeedHook`); their states matter only before the first.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = dict(settings)
+        self._restored: Mapping[str, Any] | None = None
+
+    def check(self, finished: int) -> None:
+        """Raises: ConfigError: see :func:`continuation_errors`."""
+        before = self._restored["settings"] if self._restored else {}
+        raise_all(continuation_errors(finished, before, self.settings))
+
+    def before_train(self) -> None:
+        if self._restored is not None and comm.is_main_process():
+            rng.restore_default_generators(self._restored["random"])
+        elif self._restored is None and self.trainer.start_iter > 0:
+            logger.warning(
+                "The checkpoint does not say with which seed, batch size and burn-in it was made: "
+                "the run continues from iteration %d with those of this config.",
+                self.trainer.start_iter,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"settings": dict(self.settings), "random": rng.default_generator_states()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._restored = state_dict
+        for change in changes(state_dict["settings"], self.settings):
+            logger.warning("%s", change)
+
+
+def with_own_schedule(state: Mapping[str, Any], scheduler: Any) -> Mapping[str, Any]:
+    """Replace length and shape of a saved schedule by the config's; its position is kept."""
+    hooks = state.get("hooks", {})
+    if _SCHEDULE not in hooks:
+        return state
+    own = scheduler.state_dict()
+    shape = {k: own[k] for k in own if k not in ("base_lrs", "last_epoch") and k[0] != "_"}
+    return {**state, "hooks": {**hooks, _SCHEDULE: {**hooks[_SCHEDULE], **shape}}}
+
+
+class ForgivingWriter(EventWriter):
+    """A log writer whose write errors do not end the training; records are lost."""
+
+    def __init__(self, writer: EventWriter) -> None:
+        self._writer, self._failing = writer, False
+
+    def write(self) -> None:
+        self._try(self._writer.write)
+
+    def close(self) -> None:
+        self._try(self._writer.close)
+
+    def _try(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+            self._failing = False
+        except OSError as error:
+            if not self._failing:  # one warning per outage
+                logger.warning(
+                    "%s cannot write: %s. Training continues without these records; free space or "
+                    "correct the permissions.", type(self._writer).__name__, error,
+                )  # fmt: skip
+            self._failing = True
+
+
+class UnwrittenMetricsHook(HookBase):
+    """Makes metrics.json of a resumed run equal to that of an uninterrupted one.
+
+    Checkpoints contain the values logged since the last line, except times. A resumed run logs
+    them again, and removes the lines that contain them or were written after the checkpoint.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._restored: Mapping[str, tuple[bool, list[tuple[float, int]]]] = {}
+
+    def before_train(self) -> None:
+        if not comm.is_main_process():
+            return
+        for name, (hint, values) in self._restored.items():
+            for value, iteration in values:
+                self.trainer.storage.put_scalar(name, value, hint, iteration)
+        start = self.trainer.start_iter
+        remove_lines(self.path, _unwritten(start - 1) if self._restored else start)
+
+    def state_dict(self) -> dict[str, Any]:
+        storage = getattr(self.trainer, "storage", None)
+        if storage is None:  # no training since the state was loaded
+            return dict(self._restored)
+        state = {}
+        for name, history in storage.histories().items():
+            _, iteration = history.values()[-1]
+            if iteration >= _unwritten(self.trainer.iter) and name not in _TIMES:
+                smoothed = storage._smoothing_hints[name]
+                count = storage.count_samples(name, PERIOD) if smoothed else 1
+                state[name] = smoothed, history.values()[-count:]
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self._restored = state_dict
+
+
+def _unwritten(iteration: int) -> int:
+    """First iteration that is in no line yet when a checkpoint of ``iteration`` is saved."""
+    return iteration // PERIOD * PERIOD
+
+
+def remove_lines(path: str, first: int) -> None:
+    """Truncate a file of JSON lines before the first record of ``first`` or a later iteration.
+
+    An incomplete last line of a killed process is removed too.
+    """
+    if not os.path.isfile(path):
+        return
+    size = 0
+    with open(path, "rb+") as file:
+        for line in file:
+            found = _ITERATION.search(line)
+            if not line.endswith(b"\n") or (found and int(found[1]) >= first):
+                break
+            size += len(line)
+        file.truncate(size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,8 +32,7 @@ class TeacherStep(SimpleTrainer):
     Args:
         model, data_loader, optimizer: as of ``SimpleTrainer``.
         bad_steps: counts skipped steps, and ends a run with too many in a row.
-        precision: of autocast; None: float32. bfloat16 has float32's range: the loss is not
-            scaled, which avoids a synchronization in each step.
+        precision: of autocast; None: float32. float16 needs a scaled loss, which synchronizes.
     """
 
     def __init__(
@@ -79,32 +77,27 @@ class TeacherStep(SimpleTrainer):
     def finish(
         self, losses: Mapping[str, Tensor], scalars: Mapping[str, float | Tensor] | None = None
     ) -> None:
-        """Compute the gradients, log, and update the model, or skip the step.
+        """Compute the gradients of the losses' sum, log, and update the model, or skip the step.
 
-        Args:
-            losses: 0-dim each; their sum is minimized.
-            scalars: more to log: numbers, or tensors of one element.
+        ``scalars``, more to log, are numbers or tensors of one element.
         """
         self.optimizer.zero_grad()
         total: Any = sum(losses.values())
         self.grad_scaler.scale(total).backward()
-        scaler = self.grad_scaler  # get_scale() would synchronize
-        scale = scaler.scale(torch.ones((), device=self.device)) if scaler.is_enabled() else None
-        step = fetch_step(losses, gradient_norms(self.optimizer), scalars, scale)
-        get_event_storage().put_scalars(**step.scalars)
-        if not step.finite:
-            self._skip(losses)
+        # 1 without scaling; get_scale() would synchronize.
+        scale = self.grad_scaler.scale(torch.ones((), device=self.device))
+        values = losses, gradient_norms(self.optimizer), scalars or {}, scale
+        finite, on_host, logged = fetch_step(*values)
+        get_event_storage().put_scalars(**logged)
+        if finite:
+            self.write_metrics(on_host, self._data_time, self.iter)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+            self.bad_steps.in_a_row = 0
             return
-        self.write_metrics(step.losses, self._data_time, self.iter)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-        self.bad_steps.in_a_row = 0
-
-    @torch.no_grad()
-    def _skip(self, losses: Mapping[str, Tensor]) -> None:
         for buffer, kept in zip(self.model.buffers(), self._buffers, strict=True):
             buffer.copy_(kept)  # the forward pass has updated batch norms
-        self.bad_steps.skipped(self.iter, losses, self._batch, self.model, self.optimizer)
+        self.bad_steps.skipped(self, losses, self._batch)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "grad_scaler": self.grad_scaler.state_dict()}
@@ -120,8 +113,8 @@ class TeacherStep(SimpleTrainer):
 class StudentStep(TeacherStep):
     """The step of stage 2 (S⁴M, figure 2): the student learns from labels and pseudo-labels.
 
-    Teacher and SAM are not part of the model: they are neither trained nor saved with it. The
-    teacher is updated before the step (EMATeacherHook).
+    Teacher and SAM are not part of the model. The teacher is updated before the step
+    (EMATeacherHook).
 
     Args:
         labeling: unlabeled batch -> views (:class:`~s4m_d2.engine.PseudoLabeling`).
@@ -145,48 +138,35 @@ class StudentStep(TeacherStep):
         return {f"unsup/{name}": self.unsup_loss_weight * loss for name, loss in losses.items()}
 
 
-@dataclass(frozen=True)
-class StepValues:
-    """Values of a step on the host."""
-
-    finite: bool  #: whether all losses and gradients of all processes are finite
-    losses: dict[str, Tensor]  #: of this process; 0-dim float64 on the CPU
-    scalars: dict[str, float]  #: of this process
-
-
 def fetch_step(
     losses: Mapping[str, Tensor],
-    gradient_norms: Sequence[Tensor] = (),
-    scalars: Mapping[str, float | Tensor] | None = None,
-    loss_scale: Tensor | None = None,
-) -> StepValues:
+    gradient_norms: Sequence[Tensor],
+    scalars: Mapping[str, float | Tensor],
+    loss_scale: Tensor,
+) -> tuple[bool, dict[str, Tensor], dict[str, float]]:
     """Copy a step's values to the host. Synchronizes once. All processes call this together.
 
     Args:
         losses: tensors of one element on one device; at least one.
-        gradient_norms: 0-dim floats on that device.
+        gradient_norms: 0-dim floats on that device; at least one.
         scalars: more to log; numbers, or tensors of one element.
-        loss_scale: 0-dim. Above NEUTRAL_SCALE gradients may overflow; None: no scaling.
+        loss_scale: 0-dim. Above NEUTRAL_SCALE gradients may overflow.
+
+    Returns whether all losses and gradients of all processes are finite; losses, 0-dim float64 on
+    the CPU, and scalars, of this process.
     """
     values = _stack(losses.values())
-    bad = ~values.isfinite().all()
-    if gradient_norms:
-        overflow = ~_stack(gradient_norms).isfinite().all()
-        bad = bad | (overflow if loss_scale is None else overflow & (loss_scale <= NEUTRAL_SCALE))
-    bad = bad.float()
+    overflow = ~_stack(gradient_norms).isfinite().all() & (loss_scale <= NEUTRAL_SCALE)
+    bad = (~values.isfinite().all() | overflow).float()
     if comm.get_world_size() > 1:
         torch.distributed.all_reduce(bad, op=torch.distributed.ReduceOp.MAX)
-    scalars = dict(scalars or {})
     tensors = {
         name: v for name, v in scalars.items() if isinstance(v, Tensor) and v.device == bad.device
     }
     is_bad, found = to_host(bad, _stack([*values, *tensors.values()]))
-    scalars |= dict(zip(tensors, found[len(losses) :], strict=True))
-    return StepValues(
-        finite=not is_bad,
-        losses=dict(zip(losses, torch.tensor(found[: len(losses)]).unbind(), strict=True)),
-        scalars={name: float(value) for name, value in scalars.items()},
-    )
+    on_host = dict(zip(losses, torch.tensor(found[: len(losses)]).unbind(), strict=True))
+    scalars = {**scalars, **dict(zip(tensors, found[len(losses) :], strict=True))}
+    return not is_bad, on_host, {name: float(value) for name, value in scalars.items()}
 
 
 def gradient_norms(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -20,8 +20,7 @@ from typing import Any
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
-from s4m_d2.engine.checkpointing.checkpoint_files import numbered_name
+from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer, numbered_name
 
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
@@ -35,10 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class Stopped(SystemExit):
-    """The run was saved after a signal. Ends the process with EXIT_STOPPED.
-
-    Not an Exception, which Detectron2's loop would log as a failure.
-    """
+    """The run was saved after a signal. Not an Exception, which Detectron2's loop would log."""
 
     def __init__(self) -> None:
         super().__init__(EXIT_STOPPED)
@@ -85,8 +81,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 def listen(*, pass_on: bool = False) -> dict[int, Any]:
     """Install the handlers of the stop signals; returns the previous handlers.
 
-    For programs, not libraries. With ``pass_on`` signals are also sent to a launcher's ranks, the
-    children of this process.
+    With ``pass_on`` signals are also sent to a launcher's ranks, the children of this process.
     """
     _note.process, _note.passes_on, _note.received = os.getpid(), pass_on, None
     return {number: signal.signal(number, _on_signal) for number in STOP_SIGNALS}
@@ -96,7 +91,7 @@ class StopHook(HookBase):
     """Saves and ends the run after the iteration in which one of its processes got a stop signal.
 
     Register it after the hooks that have state and save, and before evaluation. Needs
-    :func:`listen`. Only the main process writes.
+    :func:`listen`.
     """
 
     def __init__(self, checkpointer: S4MCheckpointer) -> None:

@@ -30,14 +30,9 @@ from s4m_d2.engine.labeling import quality
 from s4m_d2.engine.labeling.gate import RESULT, Decision, apply_decision, compare_refinement
 from s4m_d2.engine.labeling.protocol import check_model
 from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
-from s4m_d2.engine.labeling.quality import (
-    PseudoLabelQualityHook,
-    QualityMeasurement,
-    held_out_records,
-)
 from s4m_d2.engine.own_data.own_data import class_lists
 from s4m_d2.engine.rng import derive_seed
-from s4m_d2.engine.training import build, continuing, hooks
+from s4m_d2.engine.training import build, hooks
 from s4m_d2.engine.training.step import PRECISIONS, StudentStep, TeacherStep
 from s4m_d2.engine.training.stop_signals import StopHook
 from s4m_d2.errors import ConfigError, WeightsError
@@ -98,11 +93,11 @@ class TeacherTrainer(DefaultTrainer):
         for hook in super().build_hooks():
             found += own if isinstance(hook, EvalHook) else [hook]
         has_teacher = self.pseudo_labeling is not None
-        settings = continuing.run_settings(self.cfg, comm.get_world_size(), has_teacher=has_teacher)
-        self._run_state = continuing.RunStateHook(settings)
+        settings = hooks.run_settings(self.cfg, comm.get_world_size(), has_teacher=has_teacher)
+        self._run_state = hooks.RunStateHook(settings)
         return [
             self._run_state,
-            continuing.UnwrittenMetricsHook(os.path.join(self.cfg.OUTPUT_DIR, stages.METRICS)),
+            hooks.UnwrittenMetricsHook(os.path.join(self.cfg.OUTPUT_DIR, stages.METRICS)),
             hooks.SeedHook(self.cfg.SEED, comm.get_rank()),
             hooks.BufferSyncHook(self.trained_model),
             self.bad_steps,
@@ -110,7 +105,7 @@ class TeacherTrainer(DefaultTrainer):
         ]
 
     def build_writers(self):
-        return [continuing.ForgivingWriter(writer) for writer in super().build_writers()]
+        return [hooks.ForgivingWriter(writer) for writer in super().build_writers()]
 
     def evaluate(self) -> Mapping[str, Any]:
         """Evaluate on DATASETS.TEST; results are nested as by Detectron2."""
@@ -136,8 +131,7 @@ class TeacherTrainer(DefaultTrainer):
         super().before_train()
         if self.start_iter == 0:
             return
-        # Hooks after saving may not have run in the checkpoint's iteration. A complete evaluation
-        # is not repeated.
+        # Hooks after saving may not have run in its iteration. A complete evaluation is kept.
         self.iter = self.storage.iter = self.start_iter - 1
         path = os.path.join(self.cfg.OUTPUT_DIR, stages.RESULTS)
         results = comm.all_gather(stored_results(path))[0]
@@ -177,7 +171,7 @@ class TeacherTrainer(DefaultTrainer):
             )
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        super().load_state_dict(continuing.with_own_schedule(state_dict, self.scheduler))
+        super().load_state_dict(hooks.with_own_schedule(state_dict, self.scheduler))
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -195,7 +189,7 @@ class TeacherTrainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0):
-        return build.build_labeled_loader(cfg, start_iter, held_out_records(cfg))
+        return build.build_labeled_loader(cfg, start_iter, quality.held_out_records(cfg))
 
     build_optimizer = staticmethod(build.build_optimizer)  # type: ignore[assignment]
     build_lr_scheduler = staticmethod(build_lr_scheduler)  # type: ignore[assignment]
@@ -278,9 +272,9 @@ class S4MTrainer(TeacherTrainer):
         found = [self._teacher_hook, counts, *super().build_hooks()]
         if period := self.cfg.S4M.QUALITY.PERIOD:
             path = os.path.join(self.cfg.OUTPUT_DIR, quality.RECORDS)
-            measurement = QualityMeasurement(self.cfg, self.pseudo_labeling)
+            measurement = quality.QualityMeasurement(self.cfg, self.pseudo_labeling)
             around = self._stop_hook.during_evaluation
-            hook = PseudoLabelQualityHook(measurement, period, path, around)
+            hook = quality.PseudoLabelQualityHook(measurement, period, path, around)
             # After the stop, before the values are written.
             found.insert(found.index(self._stop_hook) + 1, hook)
         return found
@@ -290,10 +284,8 @@ class S4MTrainer(TeacherTrainer):
         self._trainer.data_loader.unlabeled.skipped_images |= self._skipped
         if self.start_iter > self.cfg.S4M.BURN_IN and not self._teacher_hook.restored:
             raise WeightsError(
-                f"Cannot continue from '{self.checkpointer.resumed_from}': iteration "
-                f"{self.start_iter} is past the burn-in of {self.cfg.S4M.BURN_IN}, and the file "
-                "holds no EMA teacher (EMATeacherHook). Start without --resume and give the file "
-                "as MODEL.WEIGHTS."
+                f"Cannot continue from '{self.checkpointer.resumed_from}': past the burn-in it has "
+                "to hold the EMA teacher. Start without --resume; give the file as MODEL.WEIGHTS."
             )
         if self.start_iter == 0:
             self._decision = compare_refinement(self.cfg, self.pseudo_labeling)

@@ -13,6 +13,7 @@ import inspect
 import logging
 import math
 from collections.abc import Sequence
+from types import MethodType
 from typing import Any
 
 import torch
@@ -54,52 +55,38 @@ class SimpleFeaturePyramid(nn.Module):
     Args:
         in_channels: channels of the map; a multiple of 2 for each halving.
         stride: of the map, in pixels of the image; a power of two.
-        out_strides: powers of two.
         out_channels: channels of the returned maps.
     """
 
-    def __init__(
-        self, *, in_channels: int, stride: int, out_strides: Sequence[int], out_channels: int
-    ) -> None:
+    def __init__(self, *, in_channels: int, stride: int, out_channels: int) -> None:
         super().__init__()
         self.levels = nn.ModuleList(
-            nn.Sequential(
-                *_resample(in_channels, stride, out_stride),
-                *_project(_channels(in_channels, stride, out_stride), out_channels),
-            )
-            for out_stride in out_strides
+            _pyramid_level(in_channels, stride, out_stride, out_channels)
+            for out_stride in OUT_STRIDES.values()
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(B, in_channels, H, W) -> [(B, out_channels, H · stride / s, W · stride / s)], s each of
-        ``out_strides``."""
+        OUT_STRIDES."""
         return [level(x) for level in self.levels]
 
 
-def _channels(in_channels: int, stride: int, out_stride: int) -> int:
-    return in_channels * min(out_stride, stride) // stride
-
-
-def _resample(channels: int, stride: int, out_stride: int) -> list[nn.Module]:
-    if out_stride >= stride:
-        factor = out_stride // stride
-        return [nn.MaxPool2d(2) for _ in range(factor.bit_length() - 1)]
+def _pyramid_level(channels: int, stride: int, out_stride: int, out_channels: int) -> nn.Module:
     layers: list[nn.Module] = []
+    while stride < out_stride:
+        layers.append(nn.MaxPool2d(2))
+        stride *= 2
     while stride > out_stride:
         if layers:
             layers += [ChannelNorm(channels, eps=VIT_EPS), nn.GELU()]
         layers.append(nn.ConvTranspose2d(channels, channels // 2, kernel_size=2, stride=2))
         channels, stride = channels // 2, stride // 2
-    return layers
-
-
-def _project(in_channels: int, out_channels: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(in_channels, out_channels, kernel_size=1, bias=False),
-        ChannelNorm(out_channels, eps=VIT_EPS),
-        nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
-        ChannelNorm(out_channels, eps=VIT_EPS),
-    ]
+    for kernel_size in (1, 3):
+        padding = kernel_size // 2
+        conv = nn.Conv2d(channels, out_channels, kernel_size, padding=padding, bias=False)
+        layers += [conv, ChannelNorm(out_channels, eps=VIT_EPS)]
+        channels = out_channels
+    return nn.Sequential(*layers)
 
 
 def resize_to_grid(images: Tensor, *, patch: int, stride: int) -> Tensor:
@@ -157,40 +144,26 @@ class TimmBackbone(Backbone):
         self.patch = strides[-1]
         self.grid_stride = 2 ** round(math.log2(self.patch))
         self.pyramid = self.norms = None
-        if self.is_plain and out_norm:
-            raise ConfigError(
-                "MODEL.TIMM.OUT_NORM is True, but the maps of a plain ViT come from a pyramid with "
-                "norms of its own: set it to False."
-            )
         if self.is_plain:
+            expected = "False: the pyramid of a plain ViT has norms of its own"
+            require("MODEL.TIMM.OUT_NORM", out_norm, not out_norm, expected)
             self._out_channels = dict.fromkeys(OUT_STRIDES, pyramid_channels)
-            self.pyramid = SimpleFeaturePyramid(
-                in_channels=channels[indices[0]],
-                stride=self.grid_stride,
-                out_strides=tuple(OUT_STRIDES.values()),
-                out_channels=pyramid_channels,
-            )
+            sizes = {"in_channels": channels[indices[0]], "out_channels": pyramid_channels}
+            self.pyramid = SimpleFeaturePyramid(stride=self.grid_stride, **sizes)
             return
-        self._out_channels = {
-            name: channels[index] for name, index in zip(OUT_STRIDES, indices, strict=True)
-        }
+        chosen = [channels[index] for index in indices]
+        self._out_channels = dict(zip(OUT_STRIDES, chosen, strict=True))
         if out_norm:
-            self.norms = nn.ModuleDict(
-                {name: ChannelNorm(size) for name, size in self._out_channels.items()}
-            )
+            norms = {name: ChannelNorm(size) for name, size in self._out_channels.items()}
+            self.norms = nn.ModuleDict(norms)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
         options = cfg.MODEL.TIMM
         if options.PRETRAINED and cfg.MODEL.WEIGHTS:
             logger.info("MODEL.WEIGHTS is set: timm's weights of %s are not loaded.", options.NAME)
-        net = create_net(
-            options.NAME,
-            pretrained=options.PRETRAINED and not cfg.MODEL.WEIGHTS,
-            in_channels=input_shape.channels,
-            drop_path=options.DROP_PATH,
-            norm=options.NORM,
-        )
+        is_loaded = options.PRETRAINED and not cfg.MODEL.WEIGHTS
+        net = _create_net(options, pretrained=is_loaded, in_channels=input_shape.channels)
         if options.PRETRAINED:
             _warn_of_normalization(cfg, net)
         keys = ("OUT_INDICES", "OUT_NORM", "PYRAMID_CHANNELS", "FROZEN", "GRAD_CHECKPOINT")
@@ -223,10 +196,9 @@ class TimmBackbone(Backbone):
             intermediates_only=True,
         )
         maps = self.pyramid(maps[0]) if self.pyramid is not None else maps
-        features = dict(zip(OUT_STRIDES, maps, strict=True))
         if self.norms is not None:
-            features = {name: self.norms[name](value) for name, value in features.items()}
-        return features
+            maps = [self.norms[name](value) for name, value in zip(OUT_STRIDES, maps, strict=True)]
+        return dict(zip(OUT_STRIDES, maps, strict=True))
 
     def train(self, mode: bool = True) -> TimmBackbone:
         """Keep a frozen model in evaluation mode: no stochastic depth, no new statistics."""
@@ -287,45 +259,27 @@ def _warn_of_normalization(cfg, net: Any) -> None:
     """Warn if PIXEL_MEAN and PIXEL_STD differ from those of the pre-training."""
     flip = slice(None, None, 1 if cfg.INPUT.FORMAT == "RGB" else -1)
     for key, name in (("PIXEL_MEAN", "mean"), ("PIXEL_STD", "std")):
-        known = torch.tensor(net.pretrained_cfg[name]) * 255
-        given = torch.tensor(cfg.MODEL[key][flip])
-        if given.shape == known.shape and (given - known).abs().max() > _PIXEL_TOLERANCE:
-            logger.warning(
-                "MODEL.%s is %s, but %s was trained with %s (RGB).",
-                key,
-                list(cfg.MODEL[key]),
-                cfg.MODEL.TIMM.NAME,
-                [round(value, 3) for value in known.tolist()],
-            )
+        known = [round(255 * value, 3) for value in net.pretrained_cfg[name]]
+        given = cfg.MODEL[key][flip]
+        are_others = any(abs(a - b) > _PIXEL_TOLERANCE for a, b in zip(known, given, strict=False))
+        if len(given) == len(known) and are_others:
+            message = "MODEL.%s is %s, but %s was trained with %s (RGB)."
+            logger.warning(message, key, list(cfg.MODEL[key]), cfg.MODEL.TIMM.NAME, known)
 
 
-def create_net(
-    name: str, *, pretrained: bool, in_channels: int = 3, drop_path: float = 0.0, norm: str = "BN"
-) -> nn.Module:
-    """Create a timm model without its classifier.
-
-    Args:
-        name: "architecture" or "architecture.tag", the tag naming timm's weights.
-        pretrained: load timm's weights, from the network or from the cache of an earlier load.
-        in_channels: of the images.
-        drop_path: rate of stochastic depth at the last block.
-        norm: "BN": unchanged batch norms; "FrozenBN" and "SyncBN" replace them.
-
-    Raises:
-        ConfigError: timm is missing, has no such model, or the model does not take the options.
-        WeightsError: the pre-trained weights cannot be fetched.
-    """
+def _create_net(options: Any, *, pretrained: bool, in_channels: int) -> nn.Module:
+    """Create a timm model without its classifier, from ``MODEL.TIMM``."""
     timm = import_timm('MODEL.BACKBONE.NAME "build_timm_backbone"')
-    options = _options(timm, name, drop_path)
+    name, norm = options.NAME, options.NORM
+    accepted = _accepted_options(timm, name, options.DROP_PATH)
     if pretrained and not timm.is_model_pretrained(name):
         raise ConfigError(
             f"MODEL.TIMM.PRETRAINED: timm {timm.__version__} has no weights of {name!r}. Choose "
             "another MODEL.TIMM.NAME, or set MODEL.TIMM.PRETRAINED False."
         )
     try:
-        net = timm.create_model(
-            name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options
-        )
+        fixed = {"num_classes": 0, "in_chans": in_channels}
+        net = timm.create_model(name, pretrained=pretrained, **fixed, **accepted)
     except OSError as error:
         raise WeightsError(
             f"MODEL.TIMM.PRETRAINED: the weights of {name!r} cannot be fetched "
@@ -333,13 +287,32 @@ def create_net(
             "so that they are in the cache, copy that cache (HF_HOME) here, or set "
             "MODEL.TIMM.PRETRAINED False and give a file of this model's weights as MODEL.WEIGHTS."
         ) from error
-    from s4m_d2.modeling.backbones.swin_windows import pad_before_shift  # imports timm
+    for module in net.modules():
+        if type(module).__name__ in ("SwinTransformerBlock", "SwinTransformerV2Block"):
+            module._attn = MethodType(_pad_then_shift, module)
+    converters = {
+        "BN": lambda net: net,
+        "FrozenBN": timm.layers.freeze_batch_norm_2d,
+        "SyncBN": timm.layers.convert_sync_batchnorm,
+    }
+    require("MODEL.TIMM.NORM", norm, norm in converters, f"one of {', '.join(converters)}")
+    return converters[norm](net)
 
-    pad_before_shift(net)
-    return _convert_norms(net, norm)
+
+def _pad_then_shift(block: Any, x: Tensor) -> Tensor:
+    """The windowed attention of a Swin block, (B, H, W, C), on maps that windows do not divide.
+
+    timm shifts such a map before padding it, so that rows shifted from the top to the bottom share
+    windows with the bottom rows, without an attention mask between them. Here, as in the original
+    (Liu et al., ICCV 2021), the map is padded first. On other maps nothing changes.
+    """
+    height, width = x.shape[1:3]
+    window_height, window_width = block.window_size
+    padding = (0, 0, 0, -width % window_width, 0, -height % window_height)
+    return type(block)._attn(block, F.pad(x, padding))[:, :height, :width].contiguous()
 
 
-def _options(timm: Any, name: str, drop_path: float) -> dict[str, bool | float]:
+def _accepted_options(timm: Any, name: str, drop_path: float) -> dict[str, bool | float]:
     """Those of our options that the model's class accepts."""
     try:
         with torch.device("meta"):  # builds the model without memory, to learn its class
@@ -356,27 +329,10 @@ def _options(timm: Any, name: str, drop_path: float) -> dict[str, bool | float]:
             f"MODEL.TIMM.NAME is {name!r}, which takes images of one size only; choose a model "
             "that takes any, such as a ResNet, a ConvNeXt, a Swin or a vit_*."
         )
-    options: dict[str, bool | float] = {
-        key: value for key, value in _ANY_SIZE.items() if key in accepted
-    }
+    options: dict[str, Any] = {k: value for k, value in _ANY_SIZE.items() if k in accepted}
     require("MODEL.TIMM.DROP_PATH", drop_path, 0 <= drop_path < 1, "at least 0 and below 1")
     if "drop_path_rate" in accepted:
         options["drop_path_rate"] = drop_path  # 0 too: the default of some models is higher
     elif drop_path:
-        raise ConfigError(
-            f"MODEL.TIMM.DROP_PATH is {drop_path}, but {name!r} has no stochastic depth: set it "
-            "to 0."
-        )
+        raise ConfigError(f"MODEL.TIMM.DROP_PATH: {name!r} has no stochastic depth: set it to 0.")
     return options
-
-
-def _convert_norms(net: nn.Module, norm: str) -> nn.Module:
-    from timm.layers import convert_sync_batchnorm, freeze_batch_norm_2d
-
-    converters = {
-        "BN": lambda net: net,
-        "FrozenBN": freeze_batch_norm_2d,
-        "SyncBN": convert_sync_batchnorm,
-    }
-    require("MODEL.TIMM.NORM", norm, norm in converters, f"one of {', '.join(converters)}")
-    return converters[norm](net)

@@ -33,7 +33,8 @@ _TO_MASK2FORMER: Table = {
 }
 
 
-def _renamed(name: str, table: Table) -> str:
+def renamed(name: str, table: Table) -> str:
+    """Apply all replacements, one after another."""
     for pattern, replacement in table.items():
         name = re.sub(pattern, replacement, name)
     return name
@@ -49,16 +50,13 @@ def to_own_names(state: Mapping[str, Tensor], own: Collection[str]) -> dict[str,
         return dict(state)
     if f"{BACKBONE}{_ORIGINAL_SWIN}" in state or _ORIGINAL_SWIN in state:
         state = {
-            _renamed(name, _FROM_ORIGINAL_SWIN): value
+            renamed(name, _FROM_ORIGINAL_SWIN): value
             for name, value in state.items()
             if not name.endswith(_COMPUTED)
         }
-    return {_own_name(name, own): value for name, value in state.items()}
-
-
-def _own_name(name: str, own: Collection[str]) -> str:
-    inside = NET + name.removeprefix(BACKBONE)
-    return inside if name not in own and inside in own else name
+    inside = {name: NET + name.removeprefix(BACKBONE) for name in state}
+    moved = {name: new for name, new in inside.items() if name not in own and new in own}
+    return {moved.get(name, name): value for name, value in state.items()}
 
 
 def to_mask2former_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,4 +67,4 @@ def to_mask2former_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     if _TIMM_SWIN not in state:
         return dict(state)
-    return {_renamed(name, _TO_MASK2FORMER): value for name, value in state.items()}
+    return {renamed(name, _TO_MASK2FORMER): value for name, value in state.items()}

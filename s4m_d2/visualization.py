@@ -1,11 +1,14 @@
-"""Drawing on pictures: instances, heat maps, marks."""
+"""Drawing: instances, heat maps, marks; grids of pictures; files of pictures and videos."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import matplotlib
@@ -13,10 +16,11 @@ import numpy as np
 import torch
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.font_manager import findfont
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from s4m_d2.errors import printable
+from s4m_d2.errors import OutputError, printable
+from s4m_d2.files import atomic_write
 from s4m_d2.structures import RLEMasks, mask_boxes
 
 READABLE_SIDE = 320  # px; images with a shorter side are enlarged
@@ -35,6 +39,17 @@ MOST_NAMED = 60  # instances
 MARK_SHARE, FEWEST_MARK_PIXELS = 28, 4  # a mark's radius is a share of the shorter side, at least 4
 EDGE_WIDTH = 2  # px, of the white line inside the black one
 
+# Of grids, all in pixels.
+CELL = 360  # width of a column; a higher picture is drawn narrower
+GAP = 8
+LINE = 34  # height of a line of text
+TEXT = 16  # size of its letters
+LETTER = 9  # width of a letter, about; longer texts are cut, and written smaller if still too long
+SWATCH = 38, 24  # width, height
+BAR = 140, 16  # of a color bar
+CODEC = "mp4v"  # MPEG-4 part 2, which all OpenCV packages can write, unlike H.264
+
+Item = TypeVar("Item")
 # A mask inside its box: (h, w) bool, and the box (x0, y0, x1, y1) in the picture.
 Window = tuple[np.ndarray, tuple[int, int, int, int]]
 
@@ -52,14 +67,11 @@ def overlay(
     More than MOST_NAMED instances are not named; nor is the only class.
 
     Args:
-        image: (H, W, 3) uint8, RGB.
+        image: (H, W, 3) uint8, RGB; returned is (scale·H, scale·W, 3).
         masks: (N, H, W) bool, or encoded.
         labels: N indices into ``class_names``.
         scores: N numbers in [0, 1], written as percentages; None: not written.
         scale: integer factor of enlargement; None: such that names are readable.
-
-    Returns:
-        (scale·H, scale·W, 3) uint8.
     """
     masks = masks if isinstance(masks, RLEMasks) else torch.as_tensor(masks)
     scale = scale or readable_scale(image)
@@ -105,12 +117,8 @@ def deepest_point(mask: np.ndarray) -> tuple[int, int]:
 
 
 def box_colors(boxes: np.ndarray, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
-    """Choose an RGB color for each of N boxes (x0, y0, x1, y1) in an image of (H, W).
-
-    Touching boxes (with gaps up to a hundredth of the image) have different colors. The choice is
-    deterministic.
-    """
-    gap = max(image_size) / 100
+    """RGB colors of N boxes (x0, y0, x1, y1) in an image of (H, W), of touching ones different."""
+    gap = max(image_size) / 100  # up to which they touch
     starts, ends = np.split(boxes.reshape(-1, 4), 2, axis=1)
     meets = (starts[:, None] <= ends + gap) & (ends[:, None] + gap >= starts)
     touching = np.logical_and.reduce(meets, axis=2)
@@ -186,16 +194,12 @@ def heat_map(
     scale: ColorScale,
     cells: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    """Draw a grid of numbers, interpolated linearly between the cells' centers.
+    """Draw (rows, columns) numbers, interpolated linearly between the cells' centers.
 
     Args:
-        values: (rows, columns) float.
-        size: (H, W) of the picture.
-        cells: number of (rows, columns) that the picture covers, from the grid's upper left corner;
-            default: all. Beyond the grid the last ones are repeated.
-
-    Returns:
-        (H, W, 3) uint8, RGB.
+        size: (H, W) of the picture, (H, W, 3) uint8, RGB.
+        cells: (rows, columns) that the picture covers, from the upper left corner; default: all.
+            Beyond the grid the last ones are repeated.
     """
     rows, columns = cells or values.shape
     y, x = (
@@ -218,15 +222,157 @@ def mark_point(picture: np.ndarray, point: Sequence[float]) -> np.ndarray:
 
 
 def outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Copy a picture and draw a black and white line around a mask.
-
-    Args:
-        picture: (n·H, n·W, 3) uint8, RGB: as enlarged by :func:`overlay`.
-        mask: (H, W) bool.
-    """
+    """Copy an (n·H, n·W, 3) uint8 picture and draw a line around an (H, W) bool mask."""
     outlined, size = picture.copy(), picture.shape[1::-1]
     large = cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST)
     lines, _ = cv2.findContours(large, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(outlined, lines, -1, (0, 0, 0), 3 * EDGE_WIDTH)
     cv2.drawContours(outlined, lines, -1, (255, 255, 255), EDGE_WIDTH)
     return outlined
+
+
+@dataclass(frozen=True)
+class Panels:
+    """A figure of (H, W, 3) uint8 RGB pictures; columns without any are omitted."""
+
+    columns: Sequence[str]  #: their titles
+    rows: Sequence[Sequence[np.ndarray | None]]  #: None: an empty cell
+    row_titles: Sequence[str] | None = None  #: a line above each row
+    legend: Sequence[tuple[str, np.ndarray]] = ()  #: names and their swatches, below the rows
+    scale: ColorScale | None = None  #: of a color bar below the rows
+    caption: str = ""  #: a line below everything
+
+    def draw(self) -> np.ndarray:
+        """Draw the figure, (H, W, 3) uint8 RGB."""
+        return np.concatenate([np.asarray(strip) for strip in self._strips()])
+
+    def _strips(self) -> Iterator[Image.Image]:
+        """Parts of the figure, from top to bottom."""
+        used = [i for i in range(len(self.columns)) if any(row[i] is not None for row in self.rows)]
+        width = CELL * len(used)
+        titles = [(self.columns[c], (p + 0.5) * CELL, CELL, "mm") for p, c in enumerate(used)]
+        yield _line(width, *titles)
+        for number, row in enumerate(self.rows):
+            if self.row_titles is not None:
+                yield _line(width, (self.row_titles[number], GAP, width, "lm"))
+            yield _cells([row[i] for i in used])
+        if self.scale is not None:
+            yield _color_bar(width, self.scale)
+        yield from _legend_lines(width, self.legend)
+        if self.caption:
+            yield _line(width, (self.caption, GAP, width, "lm"))
+
+
+def panel_grid(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    column_titles: Sequence[str],
+    path: str | os.PathLike[str],
+    row_titles: Sequence[str] | None = None,
+    legend: Sequence[tuple[str, np.ndarray]] = (),
+) -> None:
+    """Draw :class:`Panels` and write them as a PNG, atomically."""
+    write_png(Panels(column_titles, rows, row_titles, legend).draw(), path)
+
+
+def write_png(picture: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Write an (H, W, 3) uint8 RGB picture as a PNG, atomically; OutputError: it cannot be."""
+    with atomic_write(path, "wb") as file:
+        Image.fromarray(picture).save(file, format="png")
+
+
+@contextmanager
+def write_video(path: str | os.PathLike[str], fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+    """Write an MP4 frame by frame, atomically: nothing without a frame, or if the block raises.
+
+    Yields a function that takes (H, W, 3) uint8 RGB frames of one size. The last line of an odd
+    side is repeated, as the codec needs even sides.
+
+    Raises:
+        OutputError: this OpenCV has no codec, or the disk is full or not the user's.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        temporary = tempfile.TemporaryDirectory(dir=folder, prefix=".video.")
+    except OSError as error:
+        raise OutputError(f"'{path}' cannot be written: {error.strerror or error}.") from error
+    writer, count = cv2.VideoWriter(), 0
+    with temporary as name:
+        part = os.path.join(name, "part.mp4")
+
+        def add(frame: np.ndarray) -> None:
+            nonlocal count
+            count += 1
+            bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+            odd = [side % 2 for side in bgr.shape[:2]]
+            bgr = cv2.copyMakeBorder(bgr, 0, odd[0], 0, odd[1], cv2.BORDER_REPLICATE)
+            codec = cv2.VideoWriter.fourcc(*CODEC)
+            if count == 1 and not writer.open(part, codec, fps, bgr.shape[1::-1]):
+                needed = f"OpenCV with the codec {CODEC} (pip install opencv-python-headless)"
+                raise OutputError(f"'{path}' cannot be written: it needs {needed}.")
+            writer.write(bgr)
+
+        try:
+            yield add
+        finally:
+            writer.release()
+        if count == 0:
+            return
+        capture = cv2.VideoCapture(part)  # OpenCV does not report a full disk
+        arrived = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        capture.release()
+        if arrived != count:
+            arrivals = f"{arrived} of {count} frames arrived"
+            raise OutputError(f"'{path}' cannot be written: {arrivals}. Free space on the disk.")
+        os.replace(part, path)
+
+
+def evenly_spaced(items: Sequence[Item], count: int) -> list[Item]:
+    """Choose ``count`` evenly spaced items, or all if there are fewer."""
+    count = min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def _line(width: int, *texts: tuple[str, float, float, str]) -> Image.Image:
+    """Draw a line of texts (text, x, available width, Pillow's anchor)."""
+    line = Image.new("RGB", (width, LINE), "white")
+    for text, x, room, anchor in texts:
+        text = printable(text, int(room / LETTER))
+        size = TEXT * min(1.0, (room - 2 * GAP) / max(1.0, text_font(TEXT).getlength(text)))
+        ImageDraw.Draw(line).text((x, LINE / 2), text, "black", text_font(int(size)), anchor)
+    return line
+
+
+def _cells(pictures: Sequence[np.ndarray | None]) -> Image.Image:
+    """Pictures side by side, each in the middle of its cell."""
+    size, how = (CELL - GAP, CELL - GAP), Image.Resampling.LANCZOS
+    fitted = [p if p is None else ImageOps.contain(Image.fromarray(p), size, how) for p in pictures]
+    height = GAP + max((picture.height for picture in fitted if picture), default=0)
+    row = Image.new("RGB", (CELL * len(pictures), height), "white")
+    for place, picture in enumerate(fitted):
+        if picture:
+            left, top = (CELL - picture.width) // 2, (height - picture.height) // 2
+            row.paste(picture, (place * CELL + left, top))
+    return row
+
+
+def _legend_lines(width: int, legend: Sequence[tuple[str, np.ndarray]]) -> Iterator[Image.Image]:
+    """Draw names beside their swatches, one in the width of a column."""
+    count, beside = width // CELL, SWATCH[0] + 2 * GAP
+    for start in range(0, len(legend), count):
+        part = list(enumerate(legend[start : start + count]))
+        line = _line(width, *((n, i * CELL + beside, CELL - beside, "lm") for i, (n, _) in part))
+        for i, (_, swatch) in part:
+            place = i * CELL + GAP, (LINE - SWATCH[1]) // 2
+            line.paste(Image.fromarray(swatch).resize(SWATCH), place)
+        yield line
+
+
+def _color_bar(width: int, scale: ColorScale) -> Image.Image:
+    """Draw a centered color bar between its ends' numbers, the label before."""
+    left, right = (width - BAR[0]) // 2, (width + BAR[0]) // 2
+    low, high = f"{scale.label}  {scale.low:.3g}", f"{scale.high:.3g}"
+    line = _line(width, (low, left - GAP, left, "rm"), (high, right + GAP, left, "lm"))
+    colors = scale.colors(np.linspace(scale.low, scale.high, BAR[0])[None].repeat(BAR[1], 0))
+    line.paste(Image.fromarray(colors), (left, (LINE - BAR[1]) // 2))
+    return line
