@@ -55,7 +55,7 @@ def points(bench: Bench, selected: Sequence) -> list[tuple[Tensor, ...]]:
 def refine(bench: Bench, selected: Sequence) -> list:
     """Refined pseudo-labels, with SAM's passes left out: points, best masks, image size."""
     with bench.autocast(), patch.object(bench.answers, "passes", False):
-        return bench.labeling.refine(bench.weak, selected, bench.device).labels
+        return bench.labeling.refine(bench.weak, selected).labels
 
 
 def exchange(bench: Bench, images: Sequence[Tensor], labels: Sequence):
