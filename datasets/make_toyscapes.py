@@ -20,7 +20,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import cv2
-import numpy as np
 from PIL import Image
 from toyscapes_scene import Scene, render_scene
 from tqdm import tqdm
@@ -156,16 +155,6 @@ def _write_one(root: Path, seed: int, size: tuple[int, int], job: tuple[str, int
     cv2.setNumThreads(1)
     split, index = job
     write_scene(render_scene(seed, split, index, size), root, split, image_name(split, index))
-
-
-def instance_counts(root: str | os.PathLike[str], split: str) -> dict[int, int]:
-    """Instances of a split by Cityscapes label id, counted in the written files."""
-    counts: dict[int, int] = {}
-    for path in sorted(Path(root, "gtFine", split).glob("*/*_gtFine_instanceIds.png")):
-        ids = np.unique(np.asarray(Image.open(path)))
-        for label in (ids[ids >= 1000] // 1000).tolist():
-            counts[label] = counts.get(label, 0) + 1
-    return counts
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Atomic writes, lists of names, digests of files, and errors of damaged files."""
+"""Atomic writes, lines of names and of JSON, digests of files, and errors of damaged files."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import IO
 from s4m_d2.errors import DatasetError, OutputError
 
 _TEMPORARY = re.compile(r"\..+\.\w{8}\.tmp")  # as named by atomic_write
+_ITERATION = re.compile(rb'"iteration": (\d+)')  # in a line of JSON
 _DIGEST_BYTES = 16
 # Errors of a disk that is full, read-only or broken while a file is being written.
 _DISK_ERRORS = frozenset(
@@ -94,6 +95,23 @@ def remove_temporaries(folder: str | os.PathLike[str]) -> list[str]:
     for name in names:
         os.unlink(os.path.join(folder, name))
     return names
+
+
+def remove_lines(path: str, first: int) -> None:
+    """Truncate a file of JSON lines before the first record of ``first`` or a later iteration.
+
+    An incomplete last line of a killed process is removed too.
+    """
+    if not os.path.isfile(path):
+        return
+    size = 0
+    with open(path, "rb+") as file:
+        for line in file:
+            found = _ITERATION.search(line)
+            if not line.endswith(b"\n") or (found and int(found[1]) >= first):
+                break
+            size += len(line)
+        file.truncate(size)
 
 
 def disk_error(error: BaseException | None) -> OSError | None:

@@ -44,8 +44,8 @@ from s4m_d2.engine.figures.predictor import Labeler, Predictor, class_names, loa
 from s4m_d2.engine.labeling.gate import labeling_of_run
 from s4m_d2.engine.rng import derive_seed
 from s4m_d2.engine.stages import last_weights
-from s4m_d2.engine.training.hooks import remove_lines
 from s4m_d2.errors import ConfigError, DatasetError, first_names
+from s4m_d2.files import remove_lines
 from s4m_d2.formats import FORMATS
 from s4m_d2.report import read_results, write_results
 from s4m_d2.structures import as_rles, plain_rle

@@ -26,10 +26,10 @@ from s4m_d2.engine.labeling.pseudo_labeling import PseudoLabeling
 from s4m_d2.engine.rng import sample_seeds, undisturbed_generators
 from s4m_d2.engine.stages import runs_stage
 from s4m_d2.engine.training.build import labeled_names
-from s4m_d2.engine.training.hooks import remove_lines
 from s4m_d2.engine.training.step import PRECISIONS
 from s4m_d2.errors import ConfigError, DatasetError, S4MError
 from s4m_d2.evaluation.pseudo_label_quality import PseudoLabelQuality
+from s4m_d2.files import remove_lines
 from s4m_d2.report.run import MEASURES
 from s4m_d2.semi.refinement import Refinement, TeacherMasks, logit, teacher_masks
 from s4m_d2.tiling import build_tiling
@@ -221,8 +221,7 @@ def split_labeled(cfg: CfgNode) -> tuple[list[dict], list[dict]]:
     """Records, without crowds, of labeled images with instances: those to adapt SAM on, and a fifth
     that is held out, the gate's if it has one."""
     records = labeled_records(cfg)
-    held_out = held_out_records(cfg) or _share(records)
-    names = {record["file_name"] for record in held_out}
+    names = {record["file_name"] for record in _share(records)}
     parts: tuple[list[dict], list[dict]] = ([], [])
     for record in records:
         if annotations := targets(record):

@@ -6,7 +6,6 @@ import functools
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from s4m_d2.engine import rng
 from s4m_d2.engine.checks.findings import raise_all
 from s4m_d2.errors import ConfigError, DivergenceError, first_names
+from s4m_d2.files import remove_lines
 from s4m_d2.report import write_results
 from s4m_d2.semi.burn_in import TeacherPhase, teacher_phase
 from s4m_d2.semi.ema_teacher import EMATeacher
@@ -33,7 +33,6 @@ STREAMS = ("labeled", "unlabeled")
 MAX_RECORDS = 100  # the latest files of skipped steps, which are kept
 MAX_NAMES = 8  # file names or parameters in a message; records list all
 
-_ITERATION = re.compile(rb'"iteration": (\d+)')
 PERIOD = 20  # iterations between lines of metrics.json, and in a median of it (Detectron2)
 _TIMES = ("data_time", "eta_seconds", "rank_data_time", "time")  # not restored
 _SCHEDULE = "LRScheduler"  # Detectron2's hook
@@ -412,20 +411,3 @@ class UnwrittenMetricsHook(HookBase):
 def _unwritten(iteration: int) -> int:
     """First iteration that is in no line yet when a checkpoint of ``iteration`` is saved."""
     return iteration // PERIOD * PERIOD
-
-
-def remove_lines(path: str, first: int) -> None:
-    """Truncate a file of JSON lines before the first record of ``first`` or a later iteration.
-
-    An incomplete last line of a killed process is removed too.
-    """
-    if not os.path.isfile(path):
-        return
-    size = 0
-    with open(path, "rb+") as file:
-        for line in file:
-            found = _ITERATION.search(line)
-            if not line.endswith(b"\n") or (found and int(found[1]) >= first):
-                break
-            size += len(line)
-        file.truncate(size)
