@@ -120,7 +120,7 @@ def _add_run_config(cfg: CN) -> None:
     s4m.EMA_DECAY = 0.9996  # half-life 1,730 iterations; short schedules need a smaller one
     s4m.UNSUP_LOSS_WEIGHT = 2.0  # weight of all losses on pseudo-labels
 
-    s4m.AMP_PRECISION = "float16"  # with SOLVER.AMP.ENABLED; or bfloat16, without loss scaling
+    s4m.AMP_PRECISION = "float16"  # of SOLVER.AMP, ignored on a CPU; or bfloat16: no loss scaling
     # TF32 for matrix products of float32 on a GPU: faster, with 10 instead of 23 bits. The default
     # of PyTorch before 1.12, and of Mask2Former; convolutions always use it. Not measured yet.
     s4m.TF32 = True

@@ -17,11 +17,11 @@ _LR_SHARE = 0.1  # of SOLVER.BASE_LR, in fine-tuning
 
 
 def run_config(cfg: CfgNode) -> CfgNode:
-    """Adapt the config to this machine: AMP on CUDA only; a negative SEED (Detectron2: random)
-    becomes 0, because exact resuming needs the same one."""
+    """Adapt the config to this machine: on a CPU AMP in bfloat16 only; a negative SEED (Detectron2:
+    random) becomes 0, because exact resuming needs the same one."""
     cfg = cfg.clone()
     cfg.defrost()
-    if not cfg.MODEL.DEVICE.startswith("cuda"):
+    if not cfg.MODEL.DEVICE.startswith("cuda") and cfg.S4M.AMP_PRECISION == "float16":
         cfg.SOLVER.AMP.ENABLED = False
     cfg.SEED = max(cfg.SEED, 0)
     cfg.freeze()

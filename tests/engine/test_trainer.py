@@ -89,6 +89,24 @@ def whole(configs, teacher_weights):
     return run(S4MTrainer(configs("student", "whole"), teacher_weights))
 
 
+@pytest.mark.parametrize(
+    ("precision", "computed"), [("float16", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_a_cpu_trains_in_bfloat16_where_that_is_asked_for(
+    configs, teacher_weights, precision, computed
+):
+    changes = {"SOLVER__AMP__ENABLED": True, "S4M__AMP_PRECISION": precision}
+    trainer = S4MTrainer(configs("student", precision, **changes), teacher_weights)
+    seen = []
+    predictor = trainer.trained_model.sem_seg_head.predictor
+    predictor.class_embed.register_forward_hook(
+        lambda layer, _, output: seen.append(output.dtype) if layer.training else None
+    )
+    run(trainer)
+    assert set(seen) == {computed}
+    assert all(p.dtype == torch.float32 for p in trainer.trained_model.parameters())
+
+
 @pytest.mark.parametrize(("stage", "once"), [("teacher", True), ("student", False)])
 def test_repeat_factors_are_for_the_stage_that_asks_for_them(small_config, stage, once):
     """As released: stage 2 alone, where no config says otherwise."""
