@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from ablation_study import report, runs
-from ablation_study.chart import draw_chart
+from ablation_study import runs
 from ablation_study.data_sets import RealSet, Toyscapes
+from ablation_study.report import Report
 from ablation_study.runs import PLANS, Run, all_runs
 
 from s4m_d2.engine.checks.config_checks import config_errors
@@ -105,7 +105,7 @@ def test_a_supervised_run_is_the_student_without_unlabeled_images():
 
 def test_the_report_by_hand():
     results = {run.name: result(run) for run in all_runs(PLAN)}
-    text = report.markdown(results, PLAN, SEEDS)
+    text = Report(results, PLAN, SEEDS).markdown()
     # AP is that of the method, + 1 for 10 %, + 2 a seed: a deviation of 2, and none of differences.
     [guided] = rows(text, "Guided Distillation")[:1]
     assert guided == ["18.0 ± 2.0", "36.0 ± 4.0", "18.5 ± 2.0", "3"]
@@ -120,7 +120,7 @@ def test_the_report_by_hand():
     assert "48 of 48 runs." in text and "Missing" not in text
     # Runs that were asked for by name: the other shares of labels with the other seeds.
     results = {run.name: result(run) for run in all_runs(PLAN, every_seed=True)}
-    text = report.markdown(results, PLAN, SEEDS)
+    text = Report(results, PLAN, SEEDS).markdown()
     shares = ["16.0 ± 2.0", "19.0 ± 2.0", "23.5 ± 2.0", "+4.5 ± 0.0", "+4.2", "3"]
     assert rows(text, "20 %")[0] == shares and "78 of 78 runs." in text
 
@@ -129,13 +129,13 @@ def test_what_is_missing_is_shown_as_missing_and_differences_are_paired_by_seed(
     gone = ["10pct-seed1-gd", "10pct-seed0-gd-pr", "10pct-seed1-gd-pr", "10pct-seed2-gd-pr",
             "20pct-seed0-gd"]  # fmt: skip
     results = {run.name: result(run) for run in all_runs(PLAN) if run.name not in gone}
-    text = report.markdown(results, PLAN, SEEDS)
+    text = Report(results, PLAN, SEEDS).markdown()
     assert all(name in text.partition("**Missing:**")[2] for name in gone)
     assert rows(text, "SD")[0][1:4:2] == ["+1.0, +1.0", "2"]
     assert rows(text, "PR")[0] == ["–", "–", "–", "0", "missing"]
     assert rows(text, "20 %")[0][1:4] == ["–", "21.5", "–"]
-    draw_chart(results, PLAN, SEEDS, tmp_path / "chart.png")
-    draw_chart({}, PLAN, SEEDS, tmp_path / "empty.png")
+    Report(results, PLAN, SEEDS).draw(tmp_path / "chart.png")
+    Report({}, PLAN, SEEDS).draw(tmp_path / "empty.png")
     assert (tmp_path / "chart.png").stat().st_size > (tmp_path / "empty.png").stat().st_size
 
 
