@@ -10,13 +10,13 @@ from ablation_study import runs
 from ablation_study.data_sets import RealSet, Toyscapes
 from ablation_study.report import Report
 from ablation_study.runs import PLANS, Run, all_runs
+from helpers import ROOT, key_values
 
 from s4m_d2.engine.checks.config_checks import config_errors
 from s4m_d2.engine.config_file import load_config
 from s4m_d2.engine.stages import run_config, stage_config
 from s4m_d2.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[1]
 CONFIG = str(ROOT / "configs" / "toyscapes_ablation.yaml")
 SEEDS = (0, 1, 2)
 PLAN = PLANS["toyscapes"]
@@ -46,8 +46,7 @@ def result(run) -> dict:
 def config(run: Run):
     """The config of the stage that a run trains, and that of the whole run."""
     values = Toyscapes(None, Path("output")).overrides(run) | run.overrides(Path("runs"))
-    options = [text for pair in values.items() for text in pair]
-    cfg = run_config(load_config(CONFIG, ["MODEL.DEVICE", "cpu", *options]))
+    cfg = run_config(load_config(CONFIG, key_values(values | {"MODEL.DEVICE": "cpu"})))
     return stage_config(cfg, run.stage), cfg
 
 

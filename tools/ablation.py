@@ -27,19 +27,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "datasets")]
+from ablation_study import ROOT, runs
+from ablation_study.data_sets import RealSet, Toyscapes
+from ablation_study.report import Report, Summary, minutes
+from ablation_study.runs import PLANS, REPORTED_SEEDS, Run
+from ablation_study.training import RunFailed, RunStopped, Study, read_results
 
-from ablation_study import runs  # noqa: E402
-from ablation_study.data_sets import RealSet, Toyscapes  # noqa: E402
-from ablation_study.report import Report, Summary, minutes  # noqa: E402
-from ablation_study.runs import PLANS, REPORTED_SEEDS, Run  # noqa: E402
-from ablation_study.training import RunFailed, RunStopped, Study, read_results  # noqa: E402
-
-from s4m_d2.engine.command.arguments import command_parser, natural  # noqa: E402
-from s4m_d2.engine.training.stop_signals import EXIT_STOPPED  # noqa: E402
-from s4m_d2.errors import S4MError  # noqa: E402
-from s4m_d2.files import atomic_write  # noqa: E402
+from s4m_d2.engine.command.arguments import command_parser, natural
+from s4m_d2.engine.training.stop_signals import EXIT_STOPPED
+from s4m_d2.errors import S4MError
+from s4m_d2.files import atomic_write
 
 CONFIGS = {
     "toyscapes": ROOT / "configs" / "toyscapes_ablation.yaml",

@@ -7,7 +7,7 @@ import pytest
 from ablation_study.report import Report
 from ablation_study.runs import PLANS, REPORTED_SEEDS, all_runs
 from ablation_study.training import read_results
-from markdown_docs import ROOT
+from helpers import ROOT
 
 STUDY = ROOT / "docs" / "ablation"
 

@@ -19,6 +19,7 @@ import torch
 import yaml
 from quickstart import KEEP_MEMORY
 
+from ablation_study import ROOT
 from ablation_study.data_sets import RealSet, Toyscapes
 from ablation_study.runs import EMA, TEACHER, Run
 from s4m_d2.engine.config_file import load_config
@@ -27,7 +28,6 @@ from s4m_d2.engine.training.stop_signals import EXIT_STOPPED
 from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.files import atomic_write
 
-ROOT = Path(__file__).resolve().parents[2]
 LABELING = ("pseudo_label", "refinement/")  # how the scalars on pseudo-labels begin
 END_SHARE = 0.1  # of the logged iterations, whose mean is called a value "at the end"
 OUTPUT = "output.txt"  # of a run: all that it printed
