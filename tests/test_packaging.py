@@ -6,19 +6,12 @@ from pathlib import Path
 
 import install
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 LITE = ROOT / "detectron2_lite"
 BY_HAND = {"build", "pre-commit"}  # for commits and releases: neither tests nor code need them
 
-BLOCK_ENGINE = """
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name == "detectron2":
-            raise ModuleNotFoundError("No module named 'detectron2'", name=name)
-sys.meta_path.insert(0, Blocker())
-"""
+BLOCK_ENGINE = "import sys; sys.modules['detectron2'] = None\n"
 
 
 def run(code, *paths):

@@ -7,15 +7,13 @@ Reads a JSON list of commands, each the words after `python`, from standard inpu
 import contextlib
 import io
 import json
-import logging
 import runpy
-import signal
 import sys
 import traceback
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from helpers import ROOT, signals_and_logging_kept  # noqa: E402
 
 
 def run(words: list[str]) -> int:
@@ -34,12 +32,10 @@ def run(words: list[str]) -> int:
 
 
 def output_of(words: list[str]) -> tuple[int, str]:
-    """Exit status and output; logging and signals are afterwards as they were."""
-    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "s4m_d2")]
-    handlers = [list(logger.handlers) for logger in loggers]
-    signals = [signal.getsignal(number) for number in SIGNALS]
+    """Exit status and output."""
     text, status = io.StringIO(), 0
-    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+    output = contextlib.redirect_stdout(text), contextlib.redirect_stderr(text)
+    with output[0], output[1], signals_and_logging_kept():
         try:
             status = run(words)
         except SystemExit as end:
@@ -48,10 +44,6 @@ def output_of(words: list[str]) -> tuple[int, str]:
         except BaseException:  # of the command alone; the others are run
             status = -1
             traceback.print_exc()
-    for logger, before in zip(loggers, handlers, strict=True):
-        logger.handlers[:] = before
-    for number, before in zip(SIGNALS, signals, strict=True):
-        signal.signal(number, before)
     return status, text.getvalue()
 
 

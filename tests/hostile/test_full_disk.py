@@ -7,6 +7,7 @@ import os
 
 import pytest
 import torch
+from helpers import content
 
 from s4m_d2.engine.checkpointing.checkpoint import S4MCheckpointer
 from s4m_d2.errors import OutputError
@@ -66,10 +67,6 @@ def checkpointer(folder, value):
     return S4MCheckpointer(model, str(folder))
 
 
-def content_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 @pytest.mark.parametrize("name", ["model_0000009", "model_0000004"], ids=["new", "over the old"])
 @pytest.mark.parametrize("row", FULL)
 def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(
@@ -79,17 +76,17 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_nothing_else(
     folder = tmp_path / "run"
     folder.mkdir()
     checkpointer(folder, 4.0).save("model_0000004")
-    before = content_of(folder)
+    before = content(folder)
     with monkeypatch.context() as patch:
         patch.setattr(*broken)
         with one_error(OutputError, rf"{folder}/{name}\.pth' cannot be written", says):
             checkpointer(folder, 9.0).save(name)
-    assert content_of(folder) == before
+    assert content(folder) == before
     resumed = checkpointer(folder, 0.0)
     resumed.resume_or_load("", resume=True)
     assert (resumed.model.weight == 4.0).all()
     resumed.save(name)  # as soon as there is room
-    assert set(content_of(folder)) == {"model_0000004.pth", f"{name}.pth", "last_checkpoint"}
+    assert set(content(folder)) == {"model_0000004.pth", f"{name}.pth", "last_checkpoint"}
 
 
 def test_what_is_being_written_is_what_would_be_left_and_nothing_else_is_removed(tmp_path):
