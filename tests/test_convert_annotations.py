@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import math
-import shutil
 
 import convert_annotations
 import numpy as np
@@ -206,16 +205,6 @@ def test_the_image_on_disk_may_have_another_suffix_if_it_is_the_only_one(convert
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "photos" / "1.bmp")
     status, _, said = convert(files=files)
     assert status == 1 and "1.bmp" in said and "1.png" in said
-
-
-def test_an_image_is_found_by_the_longest_end_of_its_path(convert, tmp_path):
-    """Of a file that was moved: images of one name in several folders are told apart."""
-    for place in ("one", "two/one"):
-        (tmp_path / "photos" / place).mkdir(parents=True)
-        shutil.copy(tmp_path / "photos" / "1.png", tmp_path / "photos" / place)
-    for name in ("../../far/two/one/1.png", "https://x.org/two%2Fone/1.PNG?raw=1"):
-        _, content, said = convert(files={"1.json": labelme(shape("circle"), name=name)})
-        assert (said, content["images"][0]["file_name"]) == ("", "two/one/1.png")
 
 
 PICTURE = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)

@@ -1,5 +1,6 @@
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -54,19 +55,11 @@ def requirement_names(lines):
     return {re.sub(r"[-_.]+", "-", name[0]).lower() for name in names if name}
 
 
-def setup_arguments(monkeypatch):
-    import setuptools
-
-    arguments = {}
-    monkeypatch.setattr(setuptools, "setup", lambda **kwargs: arguments.update(kwargs))
-    monkeypatch.chdir(ROOT)
-    file = ROOT / "setup.py"
-    exec(compile(file.read_text(), "setup.py", "exec"), {"__name__": "setup", "__file__": file})
-    return arguments
-
-
 def test_every_dependency_is_pinned_and_none_is_an_engine(monkeypatch):
-    arguments = setup_arguments(monkeypatch)
+    arguments = {}
+    monkeypatch.setattr("setuptools.setup", arguments.update)
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
     texts = ((ROOT / f"requirements{of}.txt").read_text() for of in ("", "-sam2"))
     pins, optional = (re.findall("^[^#\n].*", text, re.MULTILINE) for text in texts)
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in pins + optional)

@@ -99,9 +99,9 @@ def _joined(block: str) -> list[str]:
     return [line for line in re.sub(r"\\\n\s*", "", block).splitlines() if line.strip()]
 
 
-def answer_of(script: str, request: Any, folder: Path, environment: dict[str, str]) -> Any:
-    """What a script of this folder answers to a request, both JSON, in a process in ``folder``."""
-    command = [sys.executable, str(Path(__file__).with_name(script))]
+def answer_of(what: str, request: Any, folder: Path, environment: dict[str, str]) -> Any:
+    """What run_commands.py answers if it is to "parse" or "run" something, in ``folder``."""
+    command = [sys.executable, str(Path(__file__).with_name("run_commands.py")), what]
     options = {"capture_output": True, "text": True, "cwd": folder, "env": environment}
     result = subprocess.run(command, input=json.dumps(request), **options)
     assert result.returncode == 0, result.stderr

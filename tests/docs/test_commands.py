@@ -55,7 +55,7 @@ def answer(tmp_path_factory):
     """What the scripts' own parsers say, all in one process."""
     request = {"commands": list(map(script_words, PARSED)), "scripts": HELPS}
     environment = os.environ | {"DETECTRON2_DATASETS": str(tmp_path_factory.mktemp("none"))}
-    return answer_of("parse_commands.py", request, ROOT, environment)
+    return answer_of("parse", request, ROOT, environment)
 
 
 def test_options_exist_and_settings_are_right(answer):

@@ -122,7 +122,7 @@ def results(folder) -> dict[tuple[str, ...], tuple[int, str]]:
     order = [*first, *(words for words in SHORT if words not in first)]
     environment = {k: v for k, v in os.environ.items() if k != "DETECTRON2_DATASETS"}
     request = [smaller(words) for words in order]
-    answers = answer_of("run_commands.py", request, folder, environment)
+    answers = answer_of("run", request, folder, environment)
     answered = dict(zip(order, answers, strict=True))
     status, output = answered.pop(tuple(QUICKSTART))
     assert status == 0, output

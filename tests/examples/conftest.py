@@ -1,9 +1,10 @@
 """The examples' modules, imported as their scripts import them, with small settings."""
 
 import importlib
-import importlib.util
+import runpy
 import sys
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 from detectron2.config import get_cfg
@@ -25,13 +26,9 @@ def import_example():
         folder = EXAMPLES / project
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
-        if module != "train_net":
-            return importlib.import_module(module)
-        file = folder / "train_net.py"  # every project has one
-        spec = importlib.util.spec_from_file_location(f"{project}_train_net", file)
-        loaded = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(loaded)
-        return loaded
+        if module == "train_net":  # every project has one
+            return SimpleNamespace(**runpy.run_path(str(folder / "train_net.py")))
+        return importlib.import_module(module)
 
     return load
 

@@ -29,9 +29,7 @@ from s4m_d2.errors import ConfigError, S4MError
 from s4m_d2.files import atomic_write
 
 LABELING = ("pseudo_label", "refinement/")  # how the scalars on pseudo-labels begin
-END_SHARE = 0.1  # of the logged iterations, whose mean is called a value "at the end"
 OUTPUT = "output.txt"  # of a run: all that it printed
-TAIL_LINES = 12
 
 
 class RunFailed(S4MError):
@@ -114,7 +112,7 @@ class Study:
             result = self._collect(run, results, times)
         except (OSError, ValueError, LookupError, TypeError) as error:
             path = folder / OUTPUT
-            tail = path.read_text(errors="replace").splitlines()[-TAIL_LINES:]
+            tail = path.read_text(errors="replace").splitlines()[-12:]
             raise RunFailed(
                 f"no complete results: {error!r}; all of its output is in '{path}', the end:",
                 *(f"    {line}" for line in tail),
@@ -213,10 +211,10 @@ def _figures(results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _at_end(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Means of the scalars on pseudo-labels over the last lines that have them."""
+    """Means of the scalars on pseudo-labels over the last tenth of the lines that have them."""
     chosen = [{k: v for k, v in line.items() if k.startswith(LABELING)} for line in lines]
     chosen = [values for values in chosen if values]
-    last = chosen[-max(1, round(END_SHARE * len(chosen))) :]
+    last = chosen[-max(1, round(0.1 * len(chosen))) :]
     keys = dict.fromkeys(key for values in last for key in values)
     return {key: statistics.mean(v[key] for v in last if key in v) for key in keys}
 
