@@ -5,7 +5,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from helpers import QUICKSTART as TOYSCAPES  # noqa: F401
 from helpers import ROOT, key_values, signals_and_logging_kept
 
 from s4m_d2.commands import train
