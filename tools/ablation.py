@@ -34,8 +34,8 @@ from ablation_study.runs import PLANS, REPORTED_SEEDS, Run
 from ablation_study.training import RunFailed, RunStopped, Study, read_results
 
 from s4m_d2.engine.command.arguments import command_parser, natural
+from s4m_d2.engine.command.launch import exit_status
 from s4m_d2.engine.training.stop_signals import EXIT_STOPPED
-from s4m_d2.errors import S4MError
 from s4m_d2.files import atomic_write
 
 CONFIGS = {
@@ -151,15 +151,12 @@ def run(args: argparse.Namespace) -> int:
             print(f"{output}: ablation.md, ablation.png")
 
 
+@exit_status
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
     args = parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(args)
-    except S4MError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("Stopped; the same command continues.", file=sys.stderr)
         return EXIT_STOPPED
